@@ -369,18 +369,13 @@ def test_wait_has_an_upper_limit(alice: ApiClient, task: dict[str, Any]) -> None
     assert response.headers["Preference-Applied"] == "wait=60"
 
 
-def test_wait_without_a_place_is_answered_at_once_and_a_stream_is_503(
-    alice: ApiClient, task: dict[str, Any]
-) -> None:
+def test_wait_without_a_place_is_answered_at_once(alice: ApiClient, task: dict[str, Any]) -> None:
     """The app of the tests has two places."""
     path = f"/task/{task['id']}/logs"
     answers = [waiting(alice, path) for _ in range(2)]
     third = alice.get(path, headers={"Prefer": "wait=20"})
     assert "Preference-Applied" not in third.headers
     assert third.headers["Retry-After"] == "10"
-    refused = alice.get(f"/task/{task['id']}/events")
-    assert problem(refused, 503)["code"] == "overloaded"
-    assert int(refused.headers["Retry-After"]) > 0
     alice.append(task, "one")
     assert [answer().json["logs"] for answer in answers] == [["one"], ["one"]]
     # Their places are free again.
@@ -409,8 +404,9 @@ def test_user_who_holds_all_places_leaves_one_to_another(
         bob.append(his, "his")
         assert second().json["logs"] == ["hers"]
         assert expect(bobs.result(), 200)["logs"] == ["his"]
-    for answer in (first(), second(), bobs.result()):
+    for answer in (second(), bobs.result()):
         assert answer.headers["Preference-Applied"] == "wait=20"
+    assert first().headers["Retry-After"] == "10"
 
 
 def test_wait_ends_for_another_user_before_an_older_stream_does(tmp_path: Path) -> None:
@@ -429,6 +425,27 @@ def test_wait_ends_for_another_user_before_an_older_stream_does(tmp_path: Path) 
             assert wait.result().json()["status"] == "running"
         append(alice, task, "one")
         assert next(stream).data == "one"
+
+
+def test_stream_takes_the_place_of_a_wait_of_its_user_and_else_is_503(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", WAITS="2") as service, ExitStack() as stack:
+        alice = service.add_user("alice")
+        task = alice.start()
+        first = events(stack.enter_context(open_stream(alice, task)))
+        assert next(first).kind == "task"
+        with ThreadPoolExecutor(1) as pool:
+            path, prefer = f"/task/{task['id']}", {"Prefer": "wait=60"}
+            person = RemoteClient(service.url, key_of(alice))
+            wait = pool.submit(person.request, "GET", path, headers=prefer)
+            until(lambda: open_waits(service) == 2)
+            second = events(stack.enter_context(open_stream(alice, task)))
+            assert next(second).kind == "task"
+            assert wait.result().json()["status"] == "running"
+        refused = alice.request("GET", f"/task/{task['id']}/events")
+        assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+        assert int(refused.headers["Retry-After"]) > 0
+        append(alice, task, "one")
+        assert [next(first).data, next(second).data] == ["one", "one"]
 
 
 def open_waits(service: Service) -> int:

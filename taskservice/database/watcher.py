@@ -144,7 +144,7 @@ class Watcher:
 
 @dataclass(eq=False)
 class WaitSlot:
-    """A slot that a stream or wait of a user holds; when `is_over`, another user has it."""
+    """A slot that a stream or wait of a user holds; when `is_over`, another has it."""
 
     user_id: str
     is_stream: bool = False
@@ -155,8 +155,9 @@ class WaitSlots:
     """Limits the threads that streams and waits have.
 
     One user may hold all slots while no other wants one. When none is free, a user with fewer
-    slots gets the one that a wait of the user with the most has held longest, or without waits a
-    stream. That wait ends: `wake` lets it notice.
+    slots gets one of the user with the most, and a stream the slot of a wait of its own user: a
+    wait that ends early is just repeated. It is the slot that a wait has held longest, or without
+    waits a stream. `wake` lets what had it notice.
     """
 
     def __init__(self, count: int, wake: Callable[[], None]) -> None:
@@ -178,20 +179,24 @@ class WaitSlots:
 
     def _acquire(self, slot: WaitSlot) -> WaitSlot | None:
         with self._lock:
-            if len(self._held) >= self._count and not self._take_from_another(slot.user_id):
+            if len(self._held) >= self._count and not self._take_another(slot):
                 return None
             self._held.append(slot)
             return slot
 
-    def _take_from_another(self, user_id: str) -> bool:
+    def _take_another(self, wanted: WaitSlot) -> bool:
         counts = Counter(slot.user_id for slot in self._held)
-        most = max(counts.values(), default=0)
+        most = max(counts.values())
         # Otherwise two users would take the last slot from each other repeatedly.
-        if most <= counts[user_id] + 1:
+        if most > counts[wanted.user_id] + 1:
+            held = [slot for slot in self._held if counts[slot.user_id] == most]
+        else:
+            own = (slot for slot in self._held if slot.user_id == wanted.user_id)
+            held = [slot for slot in own if wanted.is_stream and not slot.is_stream]
+        if not held:
             return False
-        of_most = [slot for slot in self._held if counts[slot.user_id] == most]
-        # The first, which is the oldest. A wait that ends early is just repeated.
-        given_up = min(of_most, key=attrgetter("is_stream"))
+        # The first, which is the oldest.
+        given_up = min(held, key=attrgetter("is_stream"))
         self._held.remove(given_up)
         given_up.is_over = True
         self._wake()

@@ -33,7 +33,7 @@ T = TypeVar("T")
 MAX_SECONDS = 60
 # Later than any moment, as text.
 NEVER = "~"
-# When to repeat a wait for which no slot was free: a hundred of these take 1 % of a processor.
+# When to repeat a wait that had no slot, or lost it: a hundred of these take 1 % of a processor.
 RETRY_SECONDS = 10
 
 
@@ -51,8 +51,9 @@ def until(read: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
 def within(seconds: float, read: Callable[[], T], is_enough: Callable[[T], bool]) -> tuple[T, bool]:
     """What `read` returns as soon as it `is_enough`, or else after `seconds`; whether it waited.
 
-    It does not if this process has as many waits and streams as it may. It waits no longer when the
-    client has gone, and raises 401 when the key is no longer valid. It holds no connection.
+    It does not, or not to the end, if this process has as many waits and streams as it may. It
+    waits no longer when the client has gone, and raises 401 when the key is no longer valid. It
+    holds no connection.
     """
     if not seconds:
         return read(), False
@@ -70,7 +71,7 @@ def within(seconds: float, read: Callable[[], T], is_enough: Callable[[T], bool]
         found = watcher.wait_until(
             lambda: _read_with_valid_key(read), is_enough, seconds, is_wanted
         )
-        return found, True
+        return found, not slot.is_over
 
 
 def _key_check() -> Callable[[], bool]:

@@ -177,10 +177,12 @@ def test_200_workers_and_100_followers_leave_the_threads_to_others(tmp_path: Pat
         follow = request_of(alice, "GET", f"/task/{task['id']}/events")
         claim = request_of(alice, "POST", "/agent/idle/claim", "Prefer: wait=60")
         clients = [stack.enter_context(connect(service.port)) for _ in range(300)]
-        for client, request in zip(clients, [follow] * 100 + [claim] * 200, strict=True):
-            client.sendall(request)
+        for client in clients[100:]:
+            client.sendall(claim)
         until(lambda: metric(service, "waits") == metric(service, "waits_limit") == 200)
-        # The workers without a place are told to come back later.
+        for client in clients[:100]:
+            client.sendall(follow)
+        # The workers whose places the followers take are told to come back later.
         until(lambda: sum(is_readable(client) for client in clients[100:]) == 100)
         early = next(client for client in clients[100:] if is_readable(client)).recv(2000)
         assert early.startswith(b"HTTP/1.1 204 ")
