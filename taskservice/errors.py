@@ -31,7 +31,7 @@ UNAVAILABLE_STATES = ("08", "25", "53", "55P03", "57", "42501", "42703", "42P01"
 class Problem(Exception):
     """An error of a request: its status, and one sentence that the caller can act on.
 
-    `code` is one of error_codes, by default the first of the status. `more` has additional
+    `code` is one of `terms.CODES`, by default the first of the status. `more` has additional
     members of the JSON, `headers` additional headers.
     """
 

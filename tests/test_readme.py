@@ -14,7 +14,7 @@ from flask import Flask
 from taskservice import cli, config
 from taskservice.database import engine, postgresql
 from taskservice.schemas import strict_json
-from taskservice.webhooks.signing import JITTER, SCHEDULE
+from taskservice.webhooks.retries import JITTER, SCHEDULE
 from tests.support.api_client import RemoteClient
 from tests.support.documents import (
     DOCUMENTS,

@@ -14,7 +14,7 @@ from taskservice.services import deliveries as delivery_service
 from taskservice.services.deliveries import Leased, ReceiverSlots
 from taskservice.threads import start_thread
 from taskservice.webhooks import Interrupt
-from taskservice.webhooks.signing import CircuitBreaker
+from taskservice.webhooks.retries import CircuitBreaker
 
 logger = logging.getLogger(__name__)
 

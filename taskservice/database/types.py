@@ -275,7 +275,7 @@ class TaskRow(Protocol):
     input: str
     output: str
     labels: str
-    # The open ones as JSON; see `schemas.rows.open_questions`.
+    # The open ones as JSON; see `schemas.fields.open_questions`.
     questions: str
     callback_url: str | None
     status: str

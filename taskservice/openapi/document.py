@@ -35,7 +35,7 @@ from taskservice.terms import (
     WEBHOOK_LOG_BYTES,
 )
 from taskservice.web.request import Operation, by_media_type, is_optional
-from taskservice.webhooks.signing import MAX_RETRY_AFTER, SCHEDULE
+from taskservice.webhooks.retries import MAX_RETRY_AFTER, SCHEDULE
 
 Object: TypeAlias = dict[str, Any]
 

@@ -64,7 +64,7 @@ from taskservice.terms import (
 )
 from taskservice.threads import start_thread
 from taskservice.webhooks import Interrupt, Interrupted, Outcome, signing
-from taskservice.webhooks.signing import (
+from taskservice.webhooks.retries import (
     JITTER,
     LONGEST_DELAY_SECONDS,
     SCHEDULE,
@@ -373,9 +373,10 @@ _DELETE_OLDER_ATTEMPTS = delete(Attempt).where(Attempt.id.in_(_older))
 
 
 def enqueue(connection: Connection, task: TaskRow, now: str) -> Leased | None:
-    """Enqueue the webhook of a task that ends in this transaction, leased to the caller.
+    """Enqueue the webhook of a task that ends in this transaction.
 
-    It replaces an older delivery that is still pending. Returns None for a task without callback.
+    It is leased to this request, which posts it first, and replaces an older delivery that is still
+    pending. Returns None for a task without callback.
     """
     if task.callback_url is None:
         return None

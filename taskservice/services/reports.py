@@ -56,7 +56,7 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
     while True:
         with transaction() as connection:
             task = lock(connection, caller, task_id)
-            if output.is_quick(task.output):
+            if output.may_merge_now(task.output):
                 values = _reported(task, changes, output)
                 # A late report may end a task that the service ended by timeout.
                 is_late = task.error_type == TIMEOUT and changes.get("status") in (COMPLETE, ERROR)
@@ -64,6 +64,7 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
                     raise finished_problem(task)
                 changed, leased = _change(connection, caller, task, values)
                 break
+        # It takes long, so outside of the transaction; the next one finds it done.
         output.merged(task.output)
     return changed, delivery_service.first_attempt(leased)
 
@@ -107,8 +108,12 @@ class _Output:
         self._merges = 0
         self._stored = self._merged = ""
 
-    def is_quick(self, stored: str) -> bool:
-        """Whether `merged` is, or has been called so often that others seem to go on reporting."""
+    def may_merge_now(self, stored: str) -> bool:
+        """Whether `merged` may be called in a transaction.
+
+        It may if it is quick, if its result is known, or if MAX_MERGES merges before a transaction
+        were each overtaken by another report.
+        """
         is_small = not self._given or len(stored) + self._size <= QUICK_MERGE
         return is_small or stored == self._stored or self._merges == MAX_MERGES
 

@@ -143,7 +143,11 @@ def lock(
     statement: Statement[Any] = _SELECT_TASK,
     **values: Any,
 ) -> TaskRow:
-    """The task, locked until this transaction ends, as `statement` reads it. Raises 404."""
+    """The task, locked until this transaction ends, as `statement` reads it. Raises 404.
+
+    On SQLite the transaction itself keeps other writers out; PostgreSQL gets the lock and the read
+    in one round trip.
+    """
     here = {"task_id": task_id, **caller.scope}
     if connection.dialect.name == "postgresql":
         # A SELECT that waits for a lock reads joined rows as they were before: so lock first.

@@ -96,7 +96,7 @@ def not_modified(seen: TaskVersion, shape: Shape) -> Response | None:
 
 
 def versioned_task(row: TaskRow | TaskAndLines, shape: Shape) -> Response:
-    """A task with its ETag; if it was read without lines, `shape` has none."""
+    """A task with its ETag. A shape with logs needs a row of `logs.get_task`, others take any."""
     if shape.expand:
         return task(row, shape)
     headers = _version_headers(row, shape)

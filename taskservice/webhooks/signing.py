@@ -4,11 +4,8 @@ import base64
 import hashlib
 import hmac
 import re
-import time
 from collections.abc import Mapping, Sequence
 from secrets import token_bytes
-from threading import Lock
-from typing import NamedTuple
 
 PREFIX = "whsec_"
 SECRET_BYTES = 32  # the specification asks for 24 to 64
@@ -67,69 +64,3 @@ def _key(secret: str) -> bytes:
     if not key:
         raise ValueError("The secret of a webhook is empty.")
     return key
-
-
-# When a failed webhook is posted again.
-
-# Seconds from each failed attempt to the next one; after the last of them the delivery fails.
-SCHEDULE = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
-# The part of each delay by which it may be shorter or longer.
-JITTER = 0.2
-# The longest delay that a receiver can ask for.
-MAX_RETRY_AFTER = 86_400.0
-LONGEST_DELAY_SECONDS = max(max(SCHEDULE) * (1 + JITTER), MAX_RETRY_AFTER)
-
-
-# Remembers receivers whose last attempts failed, so that no request waits for them.
-
-MAX_FAILURES = 3
-OPEN_SECONDS = 60.0
-MAX_RECEIVERS = 1_000
-
-
-class Receiver(NamedTuple):
-    """A host as one user's callbacks have it: at the same host, another user's may do better."""
-
-    user_id: str
-    # With its port, as in the URL.
-    host: str
-
-
-class _Failures(NamedTuple):
-    in_a_row: int
-    last: float
-
-
-class CircuitBreaker:
-    """Is open for a receiver after three failures in a row, until a minute after the last one.
-
-    It remembers the 1,000 receivers that failed last.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        # In the order of their last failure.
-        self._failures: dict[Receiver, _Failures] = {}
-
-    def is_open(self, receiver: Receiver) -> bool:
-        return self._recent_failures(receiver) >= MAX_FAILURES
-
-    def open_receivers(self) -> set[Receiver]:
-        with self._lock:
-            return {receiver for receiver in self._failures if self.is_open(receiver)}
-
-    def record(self, receiver: Receiver, *, has_failed: bool) -> None:
-        """Count how an attempt ended: a success resets the count of its receiver."""
-        with self._lock:
-            count = self._recent_failures(receiver)
-            self._failures.pop(receiver, None)
-            if has_failed:
-                self._failures[receiver] = _Failures(count + 1, time.monotonic())
-                if len(self._failures) > MAX_RECEIVERS:
-                    del self._failures[next(iter(self._failures))]
-
-    def _recent_failures(self, receiver: Receiver) -> int:
-        failures = self._failures.get(receiver)
-        if failures is None or time.monotonic() - failures.last > OPEN_SECONDS:
-            return 0
-        return failures.in_a_row

@@ -28,7 +28,7 @@ from taskservice.webhooks.destinations import (
     check_url,
     read_address,
 )
-from taskservice.webhooks.signing import MAX_RETRY_AFTER
+from taskservice.webhooks.retries import MAX_RETRY_AFTER
 
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_LOOKUPS = 64

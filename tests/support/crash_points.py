@@ -21,7 +21,7 @@ from taskservice.background import timeouts, upkeep
 from taskservice.cli import main
 from taskservice.services import deliveries as delivery_service
 from taskservice.webhooks import transport
-from taskservice.webhooks.signing import SCHEDULE
+from taskservice.webhooks.retries import SCHEDULE
 
 ARMED = Path(os.environ["CRASH_ARMED"])
 AT = int(os.environ["CRASH_AT"])
