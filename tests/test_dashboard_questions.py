@@ -151,6 +151,15 @@ def test_question_whose_schema_was_never_checked_is_shown_without_a_form(
     assert "Deploy?" in text_of(window, f"/tasks/{task['id']}")
 
 
+def test_browser_counts_whole_numbers_from_a_whole_number(
+    window: Browser, alice: ApiClient, task: Json
+) -> None:
+    number = {"type": "integer", "minimum": 0.5}
+    ask(alice, task, schema={"type": "object", "properties": {"n": number}})
+    found = fields(text_of(window, f"/tasks/{task['id']}"))["n"]
+    assert (found["min"], found["step"]) == ("1", "1")
+
+
 def test_form_has_the_right_control_for_each_kind_of_value(
     window: Browser, alice: ApiClient, task: Json
 ) -> None:

@@ -446,6 +446,15 @@ def test_question_expires_in_every_read_at_once(
     assert column(app, task, "questions") == "[]"
 
 
+def test_wait_for_a_question_ends_when_it_expires(alice: ApiClient, task: Json) -> None:
+    question = ask(alice, task, timeout=1)
+    waited = expect(alice.get(path(task, question), headers={"Prefer": "wait=60"}), 200)
+    assert waited["state"] == "expired"
+    body = {"message": "Shall I?", "timeout": 1}
+    asked = expect(alice.post(path(task), json=body, headers={"Prefer": "wait=60"}), 201)
+    assert asked["state"] == "expired"
+
+
 def test_question_that_has_expired_stays_so_at_the_end_of_its_task(
     alice: ApiClient, task: Json
 ) -> None:

@@ -57,7 +57,7 @@ def ask(task_id: str) -> Response:
     fields = ask_schema.load(body)
     idempotency = Idempotency.of(idempotency_key(), body)
     question, replayed = question_service.ask(caller, task_id, fields, idempotency)
-    ended = waiting.until(lambda: question_service.get(caller, task_id, question.id), _has_ended)
+    ended = _ended(task_id, question.id)
     headers = {"Location": f"question/{question.id}", **responses.replayed_header(replayed)}
     return responses.dump(question_schema, ended, 201, headers)
 
@@ -74,12 +74,16 @@ def get(task_id: str, question_id: str) -> Response:
 
     With `Prefer: wait`, the response is held until the question is closed.
     """
-    question = waiting.until(lambda: question_service.get(caller, task_id, question_id), _has_ended)
-    return responses.dump(question_schema, question)
+    return responses.dump(question_schema, _ended(task_id, question_id))
 
 
-def _has_ended(question: Any) -> bool:
-    return bool(question.state != OPEN)
+def _ended(task_id: str, question_id: str) -> Any:
+    """The question; with `Prefer: wait` when it is no longer open. It expires by time."""
+    return waiting.until(
+        lambda: question_service.get(caller, task_id, question_id),
+        lambda question: bool(question.state != OPEN),
+        by_time=True,
+    )
 
 
 @blueprint.post("/task/<task_id>/question/<question_id>/answer")

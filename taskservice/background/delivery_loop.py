@@ -61,14 +61,14 @@ class DeliveryLoop(threading.Thread):
     def stop(self) -> None:
         """Ask the loop to end; does not wait for it."""
         self._stopping.set()
-        self._watcher.wake()
+        self._watcher.wake_slow()
 
     def run(self) -> None:
         with self._app.app_context():
             with self._watcher.watching(slow=True):
                 while not self._stopping.is_set():
-                    since = self._watcher.changes
-                    self._watcher.wait(since, self._round())
+                    since = self._watcher.slow_changes
+                    self._watcher.wait(since, self._round(), slow=True)
             self._end()
 
     def _round(self) -> float:
@@ -135,7 +135,7 @@ class DeliveryLoop(threading.Thread):
         with self._finished:
             self._running.remove(attempt)
             self._finished.notify_all()
-        self._watcher.wake()
+        self._watcher.wake_slow()
 
     def _end(self) -> None:
         for attempt in self._unfinished_after(STOP_SECONDS):

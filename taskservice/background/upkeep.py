@@ -39,7 +39,7 @@ def reschedule_far_deliveries() -> None:
         if connection.scalar(_TOO_FAR) is None:
             return
     in_batches(_reschedule_batch)
-    resources.find(Watcher).wake()
+    resources.find(Watcher).wake_slow()
 
 
 def _reschedule_batch() -> bool:

@@ -1,5 +1,6 @@
 """A form made from a JSON Schema: its fields, and what is typed in them as JSON."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -99,7 +100,11 @@ class Field:
             given |= {name: _text(self.schema[keyword])
                       for name, keyword in (("min", "minimum"), ("max", "maximum"))
                       if keyword in self.schema}  # fmt: skip
-            return given | ({"step": "1"} if self.schema["type"] == "integer" else {})
+            if self.schema["type"] == "integer":
+                given["step"] = "1"
+                if "min" in given:  # from which the browser counts the steps
+                    given["min"] = _text(math.ceil(self.schema["minimum"]))
+            return given
         if self.kind in (TEXT, LONG_TEXT):
             for keyword in ("minLength", "maxLength"):
                 given[keyword.lower()] = _whole(self.schema.get(keyword))

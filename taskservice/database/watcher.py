@@ -52,16 +52,18 @@ class Watcher:
     """Polls the database up to 20 times a second, in one thread, while any thread is `watching`.
 
     To miss no change: read `changes`, then the database, then `wait`. If all watching threads are
-    `slow`, it polls once a second.
+    `slow`, it polls once a second. These, the background loops, read `slow_changes` and wait with
+    `slow`; `wake_slow` wakes them alone.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed, self._slow_changed = threading.Condition(lock), threading.Condition(lock)
         self._watching = self._slow = 0
         self._thread: threading.Thread | None = None
-        # How many polls have found a change.
-        self.changes = 0
+        # How many polls have found a change; and with how often `wake_slow` was called.
+        self.changes = self.slow_changes = 0
         resources.on_stop(self.wake)
 
     @contextmanager
@@ -79,19 +81,26 @@ class Watcher:
                 self._watching -= 1
                 self._slow -= slow
 
-    def wait(self, since: int, seconds: float) -> None:
+    def wait(self, since: int, seconds: float, *, slow: bool = False) -> None:
         """Return when `changes` differs from `since`, after `seconds`, or at the process's stop."""
-        with self._changed:
+        condition = self._slow_changed if slow else self._changed
+
+        def is_over() -> bool:
+            changes = self.slow_changes if slow else self.changes
+            return changes != since or resources.stopping.is_set()
+
+        with condition:
             self._start_thread()
-            self._changed.wait_for(
-                lambda: self.changes != since or resources.stopping.is_set(), max(0.0, seconds)
-            )
+            condition.wait_for(is_over, max(0.0, seconds))
             if self._thread is None:
                 # Nobody polls: waiting threads read each second, as if something had changed.
                 self.changes += 1
+                self.slow_changes += 1
 
     def _start_thread(self) -> None:
-        if self._thread is None:
+        # A lack of memory may have ended the thread.
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = None
             with suppress(RuntimeError):
                 self._thread = start_thread("watcher", self._watch)
 
@@ -100,6 +109,13 @@ class Watcher:
         with self._changed:
             self.changes += 1
             self._changed.notify_all()
+            self.wake_slow()
+
+    def wake_slow(self) -> None:
+        """Wake the background loops: there is work for them."""
+        with self._slow_changed:
+            self.slow_changes += 1
+            self._slow_changed.notify_all()
 
     def _watch(self) -> None:
         while self._is_wanted():
@@ -215,18 +231,20 @@ def wait_until(
     is_enough: Callable[[T], bool],
     seconds: float,
     is_wanted: Callable[[], bool],
+    *,
+    by_time: bool = False,
 ) -> T:
     """What `read` returns, as soon as `is_enough` accepts it, or else after `seconds`.
 
-    Calls `read` again after each change of the database. Ends early when `is_wanted` returns
-    False, or when the process stops.
+    Calls `read` again after each change of the database, and where it also changes `by_time` once
+    a second. Ends early when `is_wanted` returns False, or when the process stops.
     """
     until = time.monotonic() + seconds
     watcher = resources.find(Watcher)
     since = None
     with watcher.watching():
         while True:
-            if watcher.changes != since:
+            if by_time or watcher.changes != since:
                 since = watcher.changes
                 found = read()
                 if is_enough(found):

@@ -69,7 +69,13 @@ class FileLock:
         return granted
 
     def _wait(self, file: int) -> None:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # those who wait learn it by their timeout, and the next one tries again
+            with self._changed:
+                self._is_awaited = False
+            os.close(file)
+            return
         with self._changed:
             self._is_awaited = False
             if self._is_wanted:

@@ -68,6 +68,8 @@ def draft_of(target: Path) -> Iterator[Path]:
         # While this descriptor is open, the draft is not stale.
         with suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not os.fstat(descriptor).st_nlink:
+            raise BackupError(f"Another command writes {target} at the same time")
         yield draft
     finally:
         os.close(descriptor)

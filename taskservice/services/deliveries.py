@@ -440,7 +440,7 @@ def release(leased: Collection[Leased]) -> None:
         with transaction() as connection:
             held = [{"of_delivery_id": each.id, "held_lease": each.lease} for each in leased]
             connection.execute(_RELEASE, held)
-        resources.find(Watcher).wake()
+        resources.find(Watcher).wake_slow()
 
 
 # --- attempt -----------------------------------------------------------------------------
@@ -493,7 +493,7 @@ def record(leased: Leased, started: str, outcome: Outcome) -> str:
             {"of_delivery_id": leased.id, "held_lease": leased.lease},
         )
     if state == PENDING:
-        resources.find(Watcher).wake()
+        resources.find(Watcher).wake_slow()
     return state
 
 
@@ -527,7 +527,7 @@ def redeliver(caller: Caller, task_id: str) -> str:
             detail = "The task has no delivery: it is running, or has no callback"
             raise Problem(409, detail, code=NO_DELIVERY)
         _make_due(connection, newest)
-    resources.find(Watcher).wake()
+    resources.find(Watcher).wake_slow()
     return newest
 
 
@@ -543,7 +543,7 @@ def redeliver_any(delivery_id: str) -> None:
         if newest != delivery_id:
             raise Problem(409, f"A newer delivery has replaced it: {newest}")
         _make_due(connection, delivery_id)
-    resources.find(Watcher).wake()
+    resources.find(Watcher).wake_slow()
 
 
 def _newest(connection: Connection, task_id: str) -> str | None:

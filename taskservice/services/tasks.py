@@ -269,6 +269,8 @@ def start(
     that is not registered, an unclaimed task whose input does not fit its schema, a callback that
     is not allowed, and an idempotency key that was used with another body.
     """
+    # A wrong one waits for no turn to write.
+    _check_callback(fields.get("callback"))
     given = Input(strict_json.dumps(fields.get("input") or {}).decode())
 
     def load(connection: Connection) -> tuple[dict[str, Any], str]:

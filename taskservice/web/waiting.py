@@ -37,10 +37,13 @@ NEVER = "~"
 RETRY_SECONDS = 10
 
 
-def until(read: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
-    """What `read` returns: immediately, or with `Prefer: wait` as soon as it `is_enough`."""
+def until(read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: bool = False) -> T:
+    """What `read` returns: immediately, or with `Prefer: wait` as soon as it `is_enough`.
+
+    `by_time` says that it changes without a change of the database too.
+    """
     seconds = _preferred_seconds()
-    found, has_waited = within(seconds, read, is_enough)
+    found, has_waited = within(seconds, read, is_enough, by_time=by_time)
     if has_waited:
         after_this_request(_with_header("Preference-Applied", f"wait={seconds}"))
     elif seconds and not is_enough(found):
@@ -48,7 +51,9 @@ def until(read: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
     return found
 
 
-def within(seconds: float, read: Callable[[], T], is_enough: Callable[[T], bool]) -> tuple[T, bool]:
+def within(
+    seconds: float, read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: bool = False
+) -> tuple[T, bool]:
     """What `read` returns as soon as it `is_enough`, or else after `seconds`; whether it waited.
 
     It does not, or not to the end, if this process has as many waits and streams as it may. It
@@ -57,6 +62,9 @@ def within(seconds: float, read: Callable[[], T], is_enough: Callable[[T], bool]
     """
     if not seconds:
         return read(), False
+    found = _read_with_valid_key(read)
+    if is_enough(found):
+        return found, True
     end_shared_reading()
     is_valid = _key_check()
 
@@ -67,9 +75,9 @@ def within(seconds: float, read: Callable[[], T], is_enough: Callable[[T], bool]
 
     with _slot() as slot:
         if slot is None:
-            return read(), False
+            return found, False
         found = watcher.wait_until(
-            lambda: _read_with_valid_key(read), is_enough, seconds, is_wanted
+            lambda: _read_with_valid_key(read), is_enough, seconds, is_wanted, by_time=by_time
         )
         return found, not slot.is_over
 
