@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from taskservice.threads import try_start
+
 # Finds the descendants of a process, so that they can be stopped with it.
 
 # From Linux's <sys/prctl.h>.
@@ -214,10 +216,12 @@ class Process:
     def wait(self) -> int:
         """Wait for its end; returns the exit status, or minus the signal that killed it."""
         waiter = threading.Thread(target=self._wait_for_end, name="waiter", daemon=True)
-        waiter.start()
-        while waiter.is_alive():
-            waiter.join(JOIN_SECONDS)
-            self._kill_if_due()
+        if try_start(waiter):
+            while waiter.is_alive():
+                waiter.join(JOIN_SECONDS)
+                self._kill_if_due()
+        else:
+            self._poll_for_end()
         self._wait_for_descendants()
         with self._lock:
             self._has_ended = True
@@ -229,8 +233,12 @@ class Process:
         """Wait without reaping it: its id must not be reused while we may signal it."""
         if hasattr(os, "waitid"):
             os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOWAIT)
-            return
-        while self._wait_status is None:  # macOS before Python 3.13
+        else:  # macOS before Python 3.13
+            self._poll_for_end()
+
+    def _poll_for_end(self) -> None:
+        while self._wait_status is None:
+            self._kill_if_due()
             with self._lock:
                 ended, status = os.waitpid(self.id, os.WNOHANG)
                 self._wait_status = status if ended else None
@@ -430,9 +438,10 @@ def forward_signals(forward: Callable[[int, bool], None]) -> None:
     wanted = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-        threading.Thread(target=_wait_for, args=[wanted, forward], daemon=True).start()
-        return
-    # On macOS: take each as the terminal's.
+        if try_start(threading.Thread(target=_wait_for, args=[wanted, forward], daemon=True)):
+            return
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
+    # On macOS, or without a thread: take each as the terminal's.
     for number in wanted:
         signal.signal(number, lambda received, frame: forward(received, True))
 

@@ -22,6 +22,7 @@ from taskservice.client import sender
 from taskservice.client.sender import ALWAYS_FITS, cut_line
 from taskservice.runner.process import join_thread
 from taskservice.terms import MAX_LINE, MAX_OBJECT
+from taskservice.threads import try_start
 
 # Hides the secrets of the environment in what a program prints, before it is stored or sent.
 
@@ -281,7 +282,8 @@ class Forwarder:
         """Write a block in the background, or at once to a file; never waits for a reader."""
         if self._may_block and self._thread is None:
             self._thread = threading.Thread(target=self._write_all, name="forwarder", daemon=True)
-            self._thread.start()
+            # Without a thread, a slow reader holds the program up, as with a pipe.
+            self._may_block = try_start(self._thread)
         if not self._may_block:
             self._write(block)
             return
@@ -371,16 +373,17 @@ class OutputReader:
         self._blocks: Queue[tuple[Stream, bytes, int] | None] = Queue(MAX_BLOCKS)
         self._has_ended = threading.Event()
         self._done_at: float | None = None
+        self._is_reading = False
         self._reader = threading.Thread(target=self._read_all, name="reader", daemon=True)
         self._storer = threading.Thread(target=self._store_all, name="storer", daemon=True)
 
     @property
     def stdout(self) -> int:
-        return self._streams[0].writer
+        return self._streams[0].writer if self._is_reading else 1
 
     @property
     def stderr(self) -> int:
-        return self._streams[-1].writer
+        return self._streams[-1].writer if self._is_reading else 2
 
     def resize(self) -> None:
         """Give the program's terminals the size of ours."""
@@ -391,19 +394,26 @@ class OutputReader:
         """The last line of stdout that is not blank."""
         return self._last_line.text()
 
-    def start(self) -> None:
-        """Start to read, once the program has its ends of the pipes or could not be run."""
+    def start(self) -> bool:
+        """Start to read; False if the system has no more threads: the program prints past us.
+
+        Before the program, which may leave none.
+        """
+        self._is_reading = try_start(self._reader) and try_start(self._storer)
+        return self._is_reading
+
+    def close_writers(self) -> None:
+        """Once the program has its ends of the pipes, or could not be run."""
         for stream in self._streams:
             os.close(stream.writer)
-        self._storer.start()
-        self._reader.start()
 
     def finish(self) -> None:
         """The program has ended: wait until all its output is stored."""
         self._has_ended.set()
-        join_thread(self._reader)
-        self._blocks.put(None)
-        join_thread(self._storer)
+        if self._is_reading:
+            join_thread(self._reader)
+            self._blocks.put(None)
+            join_thread(self._storer)
 
     def flush(self, is_interrupted: threading.Event, max_wait: float) -> None:
         """Wait until all is forwarded, or a reader has taken nothing for `max_wait` seconds."""

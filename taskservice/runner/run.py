@@ -42,6 +42,7 @@ from taskservice.runner.saved_run import SavedRun, leftover_runs, remove_incompl
 from taskservice.runner.spool import Spool
 from taskservice.terminal import exit_with_error, print_line, remark
 from taskservice.terms import MAX_OBJECT
+from taskservice.threads import try_start
 
 # JSON whose numbers keep their exact value between the service and a program.
 
@@ -219,7 +220,9 @@ class Run:
                 errors.append(error)
 
         starter = threading.Thread(target=start_task, name="starter", daemon=True)
-        starter.start()
+        if not try_start(starter):
+            start_task()
+            return errors[0] if errors else None
         starter.join(START_SECONDS + 0.5)
         if starter.is_alive():
             return Unreachable(f"{self._connection.url} does not answer")
@@ -257,19 +260,22 @@ class Run:
         return OutputReader(self._spool.put_text, self._masker, is_tty=False)
 
     def _run_program(self, reader: OutputReader, sender: Sender) -> tuple[int, dict[str, Any]]:
+        if not reader.start():
+            remark("no more threads can be started; what the program prints is not logged")
         try:
             self._process = self._spawn(reader)
         except OSError as error:
-            reader.start()
+            reader.close_writers()
             reader.finish()
-            sender.start()
+            try_start(sender)
             code, text = _why_not_run(self._command, error)
             remark(text)
             return code, failed(self._masker.mask_text(text))
         for number in self._received:
             self._process.send_signal(number)
-        reader.start()
-        sender.start()
+        reader.close_writers()
+        if not try_start(sender):
+            remark("no more threads can be started; the lines are sent when the program has ended")
         status = self._process.wait()
         reader.finish()
         return exit_code(status), self._report(status, reader)
@@ -403,8 +409,14 @@ def _why_not_run(command: Sequence[str], error: OSError) -> tuple[int, str]:
 
 
 def deliver(sender: Sender, report: dict[str, Any], stop_waiting: threading.Event) -> None:
-    """Let a sender send the rest and the report, while it gets answers, until `stop_waiting`."""
+    """Let a sender send the rest and the report, while it gets answers, until `stop_waiting`.
+
+    If its thread could not be started, this one sends.
+    """
     began = time.monotonic()
+    if sender.ident is None:
+        sender.send_here(report, began + MIN_SILENCE_SECONDS)
+        return
     sender.finish(report)
     while sender.is_alive() and not stop_waiting.is_set():
         until = max(began + MIN_SILENCE_SECONDS, sender.last_answer_at + SILENCE_SECONDS)
@@ -466,12 +478,15 @@ def resend(connection: Connection) -> bool:
     is_done = True
     caller = cache(lambda: connection.call("GET", "/user", USER).data)
     for folder in leftover_runs(runs):
+        run = None
         try:
             run = SavedRun.load(folder)
             spool = Spool.load(folder) if run is not None else None
         except (OSError, ValueError) as error:
             remark(f"{folder} can't be read: {error}")
             is_done = False
+            if run is not None:
+                run.release()
             continue
         if run is not None and spool is not None:
             obstacle = _reason_not_to_send(connection, run, caller)
@@ -511,7 +526,7 @@ def _send_left(connection: Connection, run: SavedRun, spool: Spool) -> bool:
     lines = line_count(spool.count())
     sender = Sender(connection, spool, WRITER, task_id, log_bytes=spool.sent_bytes)
     sender.last_answer_at = float("-inf")  # no answer came yet
-    sender.start()
+    try_start(sender)
     deliver(sender, run.report or failed(UNKNOWN_END), threading.Event())
     is_unwanted = run.is_cancelled_or_deleted(sender.stop_reason)
     if not (sender.is_delivered or is_unwanted):
