@@ -250,8 +250,14 @@ class _Adapter(HTTPAdapter):
         # A receiver may answer and close the connection before it has read everything.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.request(str(request.method), request.path_url, request.body, request.headers)
-        answer: Any = connection.getresponse()
-        return self.build_response(request, answer)
+        try:
+            answer: Any = connection.getresponse()
+            return self.build_response(request, answer)
+        except (OSError, TooLargeError, http.client.HTTPException):
+            raise
+        except Exception as error:
+            # The library reads the parameters of a media type and may raise anything for them.
+            raise http.client.HTTPException from error
 
     def close(self) -> None:
         self._connection.close()
