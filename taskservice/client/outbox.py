@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -176,6 +177,13 @@ class ProgressSender:
                 return  # the task's own methods raise it too
 
 
+def _send_progress(connection: Connection, task_id: str, progress: Mapping[str, Any]) -> None:
+    connection.once(
+        "PATCH", f"/task/{task_id}", responses.task("id"),
+        params={"fields": "id"}, json=progress, timeout=CHECK_TIMEOUT,
+    )  # fmt: skip
+
+
 # What a task of a Python program still has to send. At the end of the program, of child processes
 # too, the rest is sent.
 
@@ -214,7 +222,9 @@ class Outbox:
         self._lock = threading.Lock()
         self._queue = MemoryQueue()
         self._sender: Sender | None = None
-        self._progress = ProgressSender(self._send_progress)
+        # Without this object, which the program may have dropped before it is sent.
+        send = partial(_send_progress, self._connection, self._task_id)
+        self._progress = ProgressSender(send)
 
     @property
     def is_started(self) -> bool:
@@ -270,12 +280,6 @@ class Outbox:
         self.start()
         self.check()
         self._progress.put(progress)
-
-    def _send_progress(self, progress: Mapping[str, Any]) -> None:
-        self._connection.once(
-            "PATCH", f"/task/{self._task_id}", responses.task("id"),
-            params={"fields": "id"}, json=progress, timeout=CHECK_TIMEOUT,
-        )  # fmt: skip
 
     def take_progress(self) -> dict[str, Any]:
         """The progress that is still to be sent, for the caller to send."""
