@@ -257,9 +257,8 @@ def _our_size() -> os.terminal_size:
 
 BLOCK_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024
-# Output that is read but not stored yet, so that a burst does not wait for the disk.
-MAX_BLOCKS = 64
-# Output that its reader has not taken yet; with more, the program waits, as with a pipe.
+# Output that is not stored yet, or that its reader has not taken yet; with more, the program waits,
+# as with a pipe.
 MAX_BUFFER_BYTES = 16 * 1024 * 1024
 # A background process that the program leaves behind may hold its output open for ever.
 SECONDS_AFTER_END = 1.0
@@ -370,7 +369,9 @@ class OutputReader:
         self._last_line = LastLine()
         self._store = store
         self._streams = _streams([1] if _are_same(1, 2) else [1, 2], masker, is_tty)
-        self._blocks: Queue[tuple[Stream, bytes, int] | None] = Queue(MAX_BLOCKS)
+        self._blocks: Queue[tuple[Stream, bytes, int] | None] = Queue()
+        # How many bytes are in it: written by one thread each.
+        self._put = self._stored = 0
         self._has_ended = threading.Event()
         self._done_at: float | None = None
         self._is_reading = False
@@ -439,10 +440,12 @@ class OutputReader:
             os.close(stream.reader)
 
     def _select_streams(self, selector: selectors.BaseSelector, streams: list[Stream]) -> None:
-        """Read no stream whose reader is too slow: the program waits then, as with a pipe."""
+        """Read no stream whose reader or disk is too slow: the program waits, as with a pipe."""
         selected = selector.get_map()
+        is_disk_slow = self._put - self._stored >= MAX_BUFFER_BYTES
         for stream in streams:
-            is_wanted = self._has_ended.is_set() or not stream.forwarder.is_full()
+            is_full = is_disk_slow or stream.forwarder.is_full()
+            is_wanted = self._has_ended.is_set() or not is_full
             if is_wanted and stream.reader not in selected:
                 selector.register(stream.reader, selectors.EVENT_READ, stream)
             elif not is_wanted and stream.reader in selected:
@@ -467,11 +470,13 @@ class OutputReader:
         if b"\n" not in block and not self._blocks.unfinished_tasks:
             self._process(stream, block, read_at)
         else:
+            self._put += len(block)
             self._blocks.put((stream, block, read_at))
 
     def _store_all(self) -> None:
         while (found := self._blocks.get()) is not None:
             self._process(*found)
+            self._stored += len(found[1])
             self._blocks.task_done()
         for stream in self._streams:
             self._store(*stream.lines.close(), stream.read_at)
