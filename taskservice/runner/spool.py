@@ -270,15 +270,18 @@ class Spool:
         """The lines that are left of a process that is gone. Raises OSError."""
         position = Position.read(folder / "place")
         spool = cls(folder)
-        for path in sorted(folder.glob(f"{'[0-9]' * 8}{_SUFFIX}")):
-            segment = Segment(int(path.stem), path)
-            if position is not None and segment.number < position.first:
-                segment.remove()
-                continue
-            segment.recover()
-            spool._segments.append(segment)
-            spool._newest_number = segment.number
-        spool._resume_at(position or Position(first=0))
+        with contextlib.ExitStack() as opened:
+            for path in sorted(folder.glob(f"{'[0-9]' * 8}{_SUFFIX}")):
+                segment = Segment(int(path.stem), path)
+                opened.callback(segment.close)
+                if position is not None and segment.number < position.first:
+                    segment.remove()
+                    continue
+                segment.recover()
+                spool._segments.append(segment)
+                spool._newest_number = segment.number
+            spool._resume_at(position or Position(first=0))
+            opened.pop_all()
         return spool
 
     def _resume_at(self, position: Position) -> None:
