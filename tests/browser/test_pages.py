@@ -696,8 +696,8 @@ def test_page_without_a_place_among_the_followers_keeps_up_all_the_same(
     remote = RemoteClient(site.service.url, site.alice.key)
     path = f"/task/{task['id']}/events"
     with ExitStack() as stack:
-        # As many as there are places: half of the service's 16 threads.
-        for _ in range(8):
+        # As many as there are places.
+        for _ in range(Config.WAITS):
             stack.enter_context(remote.request("GET", path, stream=True))
         page = visitor.go(f"/tasks/{task['id']}")
         expect(page.locator("#log-state")).to_have_text("updates every second")
