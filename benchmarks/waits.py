@@ -88,7 +88,7 @@ def cpu_seconds(server: Server) -> float:
 
 
 def cpu_share(server: Server, clients: Clients) -> str:
-    """How much of a processor the service uses while nobody asks for anything else."""
+    """CPU usage of the service while no other requests come."""
     before, began, claims = cpu_seconds(server), time.monotonic(), clients.claims
     time.sleep(SECONDS)
     seconds = time.monotonic() - began
@@ -97,7 +97,7 @@ def cpu_share(server: Server, clients: Clients) -> str:
 
 
 def delays(person: Person, appends: int) -> str:
-    """How long a GET takes, ten times a second, beside so many appends to another task."""
+    """Latency of ten GETs a second, while another task gets this many appends a second."""
     path = f"/task/{person.start([])['id']}/logs"
     before, began, times, sent = cpu_seconds(person.server), time.monotonic(), [], 0
     while (passed := time.monotonic() - began) < SECONDS:
@@ -124,7 +124,7 @@ def main() -> None:
         clients.start()
         time.sleep(SETTLE_SECONDS)
         print(f"idle: {cpu_share(server, clients)}, {server.megabytes():.0f} MB", flush=True)
-        print(f"beside them: {delays(bob, 0)}", flush=True)
+        print(f"GET meanwhile: {delays(bob, 0)}", flush=True)
         print(f"with {APPENDS} appends a second: {delays(bob, APPENDS)}", flush=True)
         print(f"{clients.lost} of {FOLLOWERS} streams were lost")
         clients.done.set()
