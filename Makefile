@@ -11,9 +11,9 @@ unexport PYTHONDONTWRITEBYTECODE
 PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 3 ))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-server test-agent test-browser test-operations test-mcp \
-	test-deploy test-nodes test-crash test-api test-big test-callbacks lint bench bench-peers \
-	bench-more bench-scaling screenshots clean
+.PHONY: help install run test test-lists test-dashboard test-browser test-callbacks test-server \
+	test-agent test-operations test-mcp test-deploy test-nodes test-crash test-api test-big lint \
+	bench bench-peers bench-more bench-scaling screenshots clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
@@ -42,8 +42,20 @@ $(VENV)/installed-test: $(VENV)/installed tests/requirements.txt
 	$(BIN)/python -m pip install --quiet --constraint tests/requirements.txt --editable '.[test,lint]'
 	@touch $@
 
-test: $(VENV)/installed-test ## Install what the tests need, and test the service
+test: $(VENV)/installed-test ## Install what the tests need, and test the core of the service
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
+
+test-lists: $(VENV)/installed-test ## Test lists: filters, cursors, labels, searches by name
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/lists
+
+test-dashboard: $(VENV)/installed-test ## Test the pages of the dashboard over HTTP
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/dashboard
+
+test-browser: $(VENV)/installed-test ## Test the dashboard in a real browser
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/browser
+
+test-callbacks: $(VENV)/installed-test ## Test webhooks, also while the service is killed at critical moments
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/callbacks
 
 test-server: $(VENV)/installed-test ## Test the processes: gunicorn and its worker, `taskservice worker`
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/server
@@ -52,10 +64,7 @@ test-agent: $(VENV)/installed-test ## Test the agent's side, also while programs
 	AGENT_LINES=$${AGENT_LINES:-100000} AGENT_KILLS=$${AGENT_KILLS:-10} \
 		$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/agent_side
 
-test-browser: $(VENV)/installed-test ## Test the dashboard in a real browser
-	$(BIN)/python -m pytest -n auto --dist worksteal tests/browser
-
-test-operations: $(VENV)/installed-test ## Test the commands on the server: upgrade, restore, copy, export, import
+test-operations: $(VENV)/installed-test ## Test health, metrics, upkeep, and the commands on the server: upgrade, copy, export
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/operations
 
 test-mcp: $(VENV)/installed-test ## Test MCP, also with clients from their packages and its conformance suite
@@ -70,15 +79,12 @@ test-nodes: $(VENV)/installed-test ## 60 s of load on two nodes behind nginx, wi
 test-crash: $(VENV)/installed-test ## 30 s of load on each database, with kills; followers; an upgrade under load
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -s tests/crash
 
-test-api: $(VENV)/installed-test ## Generated requests, types and clients, suites of others, the API against a model
+test-api: $(VENV)/installed-test ## Strict and generated requests, types, clients, suites of others, a model of the API
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(BIN)/python -m pytest -n auto tests/api
 	$(BIN)/python -m pytest -n auto --dist loadfile tests/other_suites
 
 test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, much that is removed, `bench`
 	$(BIN)/python -m pytest tests/big
-
-test-callbacks: $(VENV)/installed-test ## Webhooks, while the service is killed at critical moments
-	$(BIN)/python -m pytest -n $(PROCESSES) tests/callbacks
 
 lint: $(VENV)/installed-test ## Check style and types
 	$(BIN)/ruff check .

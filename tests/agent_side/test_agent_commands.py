@@ -69,7 +69,7 @@ def test_list_says_how_the_last_tasks_went(
 def test_list_counts_and_rounds_as_the_dashboard_does(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    # One more was cancelled. The dashboard says the same of these: see test_dashboard_agents.py.
+    # One more was cancelled. The dashboard says the same of these: see tests/dashboard.
     for agent_id, complete, failed, said in (
         ("two-of-three", 2, 1, ["67", "%", "3"]),
         ("none-of-two", 0, 2, ["0", "%", "2"]),

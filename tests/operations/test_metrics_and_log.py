@@ -48,7 +48,7 @@ from tests.support.receiver import Receiver, answer
 from tests.support.service import Service
 from tests.support.waiting import until
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 REQUESTS = "taskservice_requests_total"
 DURATION = "taskservice_request_duration_seconds"
 PROMETHEUS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4"
