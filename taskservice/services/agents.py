@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from statistics import median
 from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, case, exists, func, insert, select, update
@@ -242,6 +241,9 @@ def last_claim(user_id: str, agent_id: str) -> str | None:
 
 def health_of(recent: Sequence[AnyRow]) -> dict[str, Any]:
     """The health that these tasks of one agent tell, oldest first."""
+    # Here, since few requests need it.
+    from statistics import median
+
     counted = [task for task in recent if task.error_type != CANCELLED]
     complete = [task for task in counted if task.status == COMPLETE]
     durations = [lasted for task in counted if (lasted := seconds(task)) is not None]

@@ -29,6 +29,8 @@ START_SECONDS = 100
 def environment(data: Path, **settings: str) -> dict[str, str]:
     """An environment with these settings and no other of ours."""
     clean = {name: value for name, value in os.environ.items() if "TASKSERVICE" not in name}
+    # An installed service starts from kept bytecode.
+    clean.pop("PYTHONDONTWRITEBYTECODE", None)
     defaults = {"DATA": str(data), "SECRET_KEY": "a secret key for tests, long enough"}
     return clean | {f"TASKSERVICE_{name}": text for name, text in (defaults | settings).items()}
 
