@@ -2,11 +2,11 @@
 
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import pairwise
-from threading import Lock
 from typing import Any, NamedTuple
 
 from flask import request, url_for
@@ -141,8 +141,15 @@ class Chart(NamedTuple):
         }
 
 
-_lock = Lock()
-_cache: OrderedDict[tuple[str, str | None, Selection, str], tuple[float, Chart]] = OrderedDict()
+@dataclass
+class _Cached:
+    chart: Chart | None = None
+    expires: float = 0.0
+
+
+@lru_cache(CACHE_SIZE)
+def _cached(user_id: str, agent_id: str | None, selection: Selection, name: str) -> _Cached:
+    return _Cached()
 
 
 def count(caller: Caller, selection: Selection, name: str) -> Chart:
@@ -151,20 +158,13 @@ def count(caller: Caller, selection: Selection, name: str) -> Chart:
     Cached, since counting a million tasks takes long and every open page asks each second.
     """
     selection = selection._replace(created_after=None, created_before=None)
-    cache_key = caller.user_id, caller.agent_id, selection, name
-    with _lock:
-        expires, chart = _cache.get(cache_key, (0.0, None))
+    cached = _cached(caller.user_id, caller.agent_id, selection, name)
     began = time.monotonic()
-    if chart is not None and began < expires:
-        return chart
-    chart = _count(caller, selection, PERIODS[name])
-    ended = time.monotonic()
-    with _lock:
-        _cache[cache_key] = ended + CACHE_FACTOR * (ended - began), chart
-        _cache.move_to_end(cache_key)
-        while len(_cache) > CACHE_SIZE:
-            _cache.popitem(last=False)
-    return chart
+    if cached.chart is None or began >= cached.expires:
+        cached.chart = _count(caller, selection, PERIODS[name])
+        ended = time.monotonic()
+        cached.expires = ended + CACHE_FACTOR * (ended - began)
+    return cached.chart
 
 
 def _count(caller: Caller, selection: Selection, period: Period) -> Chart:

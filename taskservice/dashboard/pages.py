@@ -1,10 +1,9 @@
 """What all pages share: sessions, the token of forms, security headers, templates and errors."""
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import lru_cache, wraps
 from inspect import getmembers, isfunction
 from threading import Lock
 from typing import Any
@@ -258,13 +257,10 @@ def _to_sign_in() -> AnyResponse:
 # The maximum age of a page in seconds, since some of it, such as the bars of the chart, depends on
 # the time.
 MAX_AGE = 2.0
+# The maximum time in seconds for which a request waits while another one makes the page, so that a
+# slow page does not hold all threads.
+MAX_WAIT = 2.0
 CACHE_SIZE = 50
-# How long a request waits while another one makes the page, so that a slow page does not hold all
-# threads. After LATE_SECONDS it gets the page as it was before, if that is younger than
-# RECENT_SECONDS; otherwise it waits for FIRST_SECONDS and then gets 503.
-LATE_SECONDS = 0.1
-FIRST_SECONDS = 2.0
-RECENT_SECONDS = 10.0
 
 View = Callable[..., AnyResponse]
 
@@ -277,16 +273,14 @@ class _Page:
     """
 
     lock: Lock = field(default_factory=Lock)
-    html: bytes | None = None
+    html: bytes = b""
     marker: Any = None
     began: float = 0.0
 
-    def is_younger(self, seconds: float) -> bool:
-        return self.html is not None and time.monotonic() - self.began < seconds
 
-
-_lock = Lock()
-_cache: OrderedDict[Hashable, _Page] = OrderedDict()
+@lru_cache(CACHE_SIZE)
+def _page(key: Hashable) -> _Page:
+    return _Page()
 
 
 def shared(view: View) -> View:
@@ -301,32 +295,19 @@ def shared(view: View) -> View:
             # This page shows a message, which must appear once.
             return view(**values)
         page = _page((request.script_root, request.full_path, session["key"], sessions.token()))
-        # Before the page is read: what is committed meanwhile must not be missed.
-        marker = change_marker()
-        wait = LATE_SECONDS if page.is_younger(RECENT_SECONDS) else FIRST_SECONDS
-        is_mine = page.lock.acquire(timeout=wait)
+        if not page.lock.acquire(timeout=MAX_WAIT):
+            raise errors.overloaded("The page takes too long")
         try:
-            if is_mine and not (page.marker == marker and page.is_younger(MAX_AGE)):
-                began = time.monotonic()
+            # Before the page is read: what is committed meanwhile must not be missed.
+            marker, began = change_marker(), time.monotonic()
+            if not page.html or page.marker != marker or began - page.began > MAX_AGE:
                 response = view(**values)
                 if response.status_code not in (200, 304):
                     return response
                 # A 304 has the page too; it is left out when the response is sent.
                 page.html, page.marker, page.began = response.get_data(), marker, began
+            return answer_with(page.html)
         finally:
-            if is_mine:
-                page.lock.release()
-        if page.html is None or not (is_mine or page.is_younger(RECENT_SECONDS)):
-            raise errors.overloaded("The page takes too long")
-        return answer_with(page.html)
+            page.lock.release()
 
     return answer
-
-
-def _page(key: Hashable) -> _Page:
-    with _lock:
-        page = _cache.setdefault(key, _Page())
-        _cache.move_to_end(key)
-        while len(_cache) > CACHE_SIZE:
-            _cache.popitem(last=False)
-        return page

@@ -2,10 +2,8 @@
 
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from functools import partial
@@ -37,7 +35,6 @@ from tests.support.concurrency import at_once
 from tests.support.deliveries import looping
 from tests.support.html_page import Page
 from tests.support.internals import (
-    before_reads,
     end_for_silence,
     expire,
     filled,
@@ -624,37 +621,6 @@ def test_tabs_share_a_page_until_something_changes(
         assert same == [first.text]
         alice.report(task, name=f"After {path}")
         assert f"After {path}" in browser.get(path).text
-
-
-def test_page_that_another_request_makes_is_waited_for(
-    app: Flask, browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After a while its tabs get what was shown just before, or else 503."""
-    monkeypatch.setattr(pages, "LATE_SECONDS", 0.01)
-    monkeypatch.setattr(pages, "FIRST_SECONDS", 0.01)
-    browser.get("/?q=shown")
-    for path, recent, status in (
-        ("/?q=shown", 10.0, 200),
-        ("/?q=shown", -1.0, 503),
-        ("/?q=not+yet", 10.0, 503),
-    ):
-        alice.start(name="shown")
-        monkeypatch.setattr(pages, "RECENT_SECONDS", recent)
-        is_reading, may_go_on = threading.Event(), threading.Event()
-
-        def hold(sql: str, _: Any) -> None:
-            if "name_folded" in sql:
-                is_reading.set()  # noqa: B023
-                assert may_go_on.wait(30)  # noqa: B023
-
-        with before_reads(app, hold), ThreadPoolExecutor(1) as threads:
-            making = threads.submit(browser.get, path)
-            assert is_reading.wait(30)
-            response = browser.tab(app).get(path)
-            may_go_on.set()
-            assert response.status_code == status
-            assert "<bdi>shown</bdi>" not in response.text
-            assert making.result().status_code == 200
 
 
 def test_chart_and_tabs_count_the_filtered_tasks(browser: Browser, alice: ApiClient) -> None:
