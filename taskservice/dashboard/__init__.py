@@ -2,7 +2,6 @@
 
 from flask import Flask
 
-from taskservice import resources
 from taskservice.dashboard import agents, keys, questions, sessions, sign_in, tasks
 from taskservice.dashboard.pages import dashboard, unknown_page
 
@@ -21,7 +20,6 @@ def init_app(app: Flask) -> None:
     sessions.init_app(app)
     # A form may contain the input of a task, which is longer than Flask's limit.
     app.config["MAX_FORM_MEMORY_SIZE"] = app.config["MAX_CONTENT_LENGTH"]
-    resources.provide(app, sign_in.Throttle())
     app.register_blueprint(dashboard)
     for status in (404, 405):
         app.register_error_handler(status, unknown_page)

@@ -9,7 +9,6 @@ from datetime import timedelta
 from functools import partial
 from html import unescape
 from importlib import import_module
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlencode
 
@@ -19,12 +18,10 @@ from flask import Flask
 from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
-from taskservice import resources
 from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.dashboard import pages, sessions
 from taskservice.dashboard.sessions import LIFETIME
-from taskservice.dashboard.sign_in import FREE_ATTEMPTS, MAX_ADDRESSES, RESET_SECONDS, Throttle
 from taskservice.database import clock as timestamps
 from taskservice.database.engine import dispose
 from taskservice.database.transactions import reading
@@ -63,15 +60,6 @@ def token(response: TestResponse) -> str:
 # The heights of the parts of the chart's bars that run or wait.
 RUNNING_BARS = r'<rect class="running"[^>]* height="([\d.]+)"'
 NO_LINES: dict[str, Any] = {"lines": [], "times": []}
-
-
-class Clock:
-    """A clock that stands still unless a test sets it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = time.monotonic()
-        clock = SimpleNamespace(monotonic=lambda: self.now)
-        monkeypatch.setattr("taskservice.dashboard.sign_in.time", clock)
 
 
 @pytest.fixture
@@ -118,7 +106,6 @@ def test_every_page_redirects_to_the_sign_in_without_a_session(
 def test_wrong_key_gets_the_sentence_of_the_api(app: Flask, alice: ApiClient) -> None:
     mistyped = alice.key[:-1] + ("y" if alice.key.endswith("x") else "x")
     for key in ("", "nonsense", mistyped, alice.key.replace("user", "agent")):
-        resources.provide(app, Throttle())
         browser = Browser(app)
         response = browser.sign_in(key)
         assert response.status_code == 401
@@ -232,62 +219,6 @@ def test_api_takes_no_session_and_the_dashboard_no_header(
 ) -> None:
     assert browser.get("/api/v1/user").status_code == 401
     assert Browser(alice.app).get("/", headers={"apikey": alice.key}).status_code == 303
-
-
-@one_database
-def test_wrong_keys_slow_down_the_next_try_from_their_address(
-    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock(monkeypatch)
-    browser = Browser(app)
-    statuses = [browser.sign_in("wrong").status_code for _ in range(FREE_ATTEMPTS + 1)]
-    assert statuses == [401] * FREE_ATTEMPTS + [429]
-    response = browser.sign_in("wrong")
-    assert response.status_code == 429
-    assert "Too many wrong keys; try again in 1 s" in response.text
-    assert response.headers["Retry-After"] == "1"
-    elsewhere = Browser(app, environ_base={"REMOTE_ADDR": "192.0.2.9"})
-    assert elsewhere.sign_in("wrong").status_code == 401
-    clock.now += 1
-    assert browser.sign_in("wrong").status_code == 401
-
-
-@one_database
-def test_correct_key_signs_in_despite_wrong_attempts(app: Flask, alice: ApiClient) -> None:
-    """All may share one address: behind a proxy that is not trusted, or in one household."""
-    for _ in range(FREE_ATTEMPTS + 5):
-        assert Browser(app).sign_in("wrong").status_code in (401, 429)
-    assert Browser(app).sign_in(alice.key).status_code == 303
-    assert Browser(app).sign_in("wrong").status_code == 429
-
-
-def test_throttle_keeps_few_addresses_and_knows_a_network_of_ipv6() -> None:
-    slow = Throttle()
-    for number in range(MAX_ADDRESSES + 100):
-        slow.seconds_too_early(f"address {number}")
-    assert len(slow._wrong) == MAX_ADDRESSES
-    for host in range(FREE_ATTEMPTS):
-        assert slow.seconds_too_early(f"2001:db8::{host}") == 0
-    assert slow.seconds_too_early("2001:db8::ffff") > 0
-    assert slow.seconds_too_early("2001:db8:0:1::1") == 0
-
-
-def test_throttle_doubles_the_wait_up_to_a_minute_and_forgets_in_an_hour(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = Clock(monkeypatch)
-    slow = Throttle()
-    waits = []
-    for _ in range(12):
-        assert slow.seconds_too_early("192.0.2.1") == 0
-        waits.append(round(slow.seconds_too_early("192.0.2.1")))
-        clock.now += waits[-1]
-        # The second try came too early, but it was counted too.
-    assert waits == [0, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
-    clock.now += RESET_SECONDS + 1
-    assert [slow.seconds_too_early("192.0.2.1") for _ in range(FREE_ATTEMPTS)] == [
-        0
-    ] * FREE_ATTEMPTS
 
 
 # --- forms -------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from jinja2 import FileSystemBytecodeCache
 from taskservice import resources
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.dashboard.sign_in import Throttle
 from taskservice.database import engine, migrations, watcher
 from taskservice.operations import health
 from taskservice.services import deliveries
@@ -94,4 +93,3 @@ def _forget(app: Flask) -> None:
     watcher.init_app(app, app.config["WAITS"])
     health.init_app(app)
     deliveries.init_app(app)
-    resources.provide(app, Throttle())
