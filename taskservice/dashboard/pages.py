@@ -1,7 +1,7 @@
 """What all pages share: sessions, the token of forms, security headers, templates and errors."""
 
 import time
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from inspect import getmembers, isfunction
@@ -29,7 +29,7 @@ from taskservice.dashboard import formatting, sessions
 from taskservice.database.watcher import change_marker
 from taskservice.errors import Problem
 from taskservice.terms import API_PREFIX, PROBLEM_TYPE
-from taskservice.web.request import is_loopback, replace_unreadable_dates, url_parts
+from taskservice.web.request import replace_unreadable_dates, url_parts
 
 dashboard = Blueprint(
     "dashboard",
@@ -43,23 +43,6 @@ STATIC = "dashboard.static"
 ICON = "dashboard.icon"
 SIGN_IN = "dashboard.sign_in"
 LIST = "dashboard.tasks.list_all"
-# The pages to which signing in may lead.
-PAGES = {
-    LIST,
-    "dashboard.tasks.show",
-    "dashboard.tasks.ask_to_cancel",
-    "dashboard.tasks.ask_to_delete",
-    "dashboard.questions.show",
-    "dashboard.reruns.ask",
-    "dashboard.agents.list_all",
-    "dashboard.agents.show",
-    "dashboard.agents.ask_to_run",
-    "dashboard.agents.ask_to_change",
-    "dashboard.keys.list_all",
-    "dashboard.keys.ask_to_revoke",
-    "dashboard.keys.ask_to_rotate",
-}
-
 # The pages that list tasks. The links to tasks have the way back to them, as `?back=`.
 LISTS = {LIST, "dashboard.agents.list_all", "dashboard.agents.show"}
 # A longer way back would make links that are too long.
@@ -122,9 +105,6 @@ def set_security_headers(response: Response) -> Response:
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "same-origin"
-    if request.is_secure or is_loopback(url_parts(f"//{request.host}").hostname):
-        # Without TLS browsers ignore it, with a warning in the console.
-        response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
     if request.endpoint not in (STATIC, ICON):
         response.headers["Cache-Control"] = "no-store"
         response.vary.add("Cookie")
@@ -204,21 +184,21 @@ def first_texts(values: MultiDict[str, str]) -> dict[str, str]:
     return {name: found[0] for name, found in texts(values).items()}
 
 
-def is_page(path: str, pages: Collection[str] = PAGES) -> bool:
-    """Whether `path`, without the prefix and with its query, is one of `pages`."""
+def endpoint_of(path: str) -> str:
+    """The endpoint of the dashboard at `path`, without the prefix and with its query, else ""."""
     # The routes match whatever slashes a path begins with; a browser takes //agents for a host.
     if not path.isprintable() or not path.startswith("/") or path.startswith("//"):
-        return False
+        return ""
     try:
         endpoint, _ = current_app.url_map.bind("").match(path.partition("?")[0], "GET")
     except HTTPException:
-        return False
-    return endpoint in pages
+        return ""
+    return str(endpoint) if endpoint.startswith("dashboard.") else ""
 
 
 def redirect_to_page(path: str, endpoint: str, **values: Any) -> AnyResponse:
-    """A redirect to `path` if it is one of PAGES, else to a page of the dashboard."""
-    if not is_page(path):
+    """A redirect to `path` if it is in the dashboard, else to this page of it."""
+    if not endpoint_of(path):
         return redirect_to(endpoint, **values)
     return redirect(f"{request.script_root}{path}", 303)
 
@@ -230,7 +210,7 @@ def way_back() -> str:
     """
     is_list = request.endpoint in LISTS
     path = request.full_path.rstrip("?") if is_list else request.args.get("back", "")
-    fits = path != "/" and len(path) <= MAX_BACK and is_page(path, LISTS)
+    fits = path != "/" and len(path) <= MAX_BACK and endpoint_of(path) in LISTS
     return path if fits else ""
 
 
@@ -249,7 +229,7 @@ def _to_sign_in() -> AnyResponse:
         referrer = url_parts(request.referrer or "")
         query = f"?{referrer.query}" if referrer.query else ""
         path = f"{referrer.path.removeprefix(request.script_root)}{query}"
-    return redirect_to("sign_in.show", next=path if is_page(path) and path != "/" else None)
+    return redirect_to("sign_in.show", next=path if endpoint_of(path) and path != "/" else None)
 
 
 # Pages that the open tabs of a session share: each tab asks for its page once a second.
