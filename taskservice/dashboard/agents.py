@@ -106,7 +106,7 @@ def change(agent_id: str) -> AnyResponse:
 def ask_to_run(agent_id: str) -> Response:
     caller.require_user_key()
     agent = agent_service.get(caller, agent_id)
-    given, source = schema_form.with_defaults(agent.input_schema), None
+    given, source = schema_form.with_defaults(agent.input_schema, "json" in request.args), None
     if not given.can_have_fields:
         newest = agent_service.newest_task(agent, MAX_EXAMPLE)
         if newest and newest.input not in (None, "{}"):
@@ -122,8 +122,6 @@ def run(agent_id: str) -> AnyResponse:
     agent = agent_service.get(caller, agent_id)
     form = _form("name", "labels")
     given = schema_form.of_request(agent.input_schema, texts(request.form), "{}")
-    if "show" in request.form:
-        return _run_page(agent, form, *given.switched())
     try:
         task = _start(agent, form, given)
     except (Problem, ValidationError) as error:

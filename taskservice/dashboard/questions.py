@@ -143,7 +143,8 @@ def _form(
 ) -> Json:
     """The form of an open question, by default with the defaults of its schema."""
     schema = question["schema"]
-    typed = schema_form.defaults(schema) if typed is None else typed
+    if typed is None:
+        typed = schema_form.texts_of(schema, schema_form.defaults(schema))
     fields = schema_form.fields(schema, typed, errors)
     return {
         **question,

@@ -1,6 +1,5 @@
 """A form made from a JSON Schema: its fields, and what is typed in them as JSON."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from marshmallow import ValidationError
 from taskservice.dashboard.formatting import pretty
 from taskservice.errors import from_exception, sentences
 from taskservice.schemas import strict_json
-from taskservice.schemas.json_schema import MAX_ERRORS, Input
+from taskservice.schemas.json_schema import Input
 
 Json: TypeAlias = dict[str, Any]
 # The name of a field in the form -> its texts: several of checkboxes, none of what is left empty.
@@ -102,8 +101,6 @@ class Field:
                       if keyword in self.schema}  # fmt: skip
             if self.schema["type"] == "integer":
                 given["step"] = "1"
-                if "min" in given:  # from which the browser counts the steps
-                    given["min"] = _text(math.ceil(self.schema["minimum"]))
             return given
         if self.kind in (TEXT, LONG_TEXT):
             for keyword in ("minLength", "maxLength"):
@@ -137,15 +134,15 @@ class Field:
     def _is_time(self) -> bool:
         return bool(self.schema.get("format") == "date-time")
 
-    def content(self, needs_all: bool = True) -> Json:
+    def content(self) -> Json:
         """The property with the value that is typed or chosen; nothing if it is left out.
 
-        With `needs_all`, what is required must not be left empty. Raises ValueError.
+        Raises ValueError.
         """
         given = [text for text in self.texts if text]
         if given:
             return {self.name: self._value(given)}
-        if not (self.is_required and needs_all):
+        if not self.is_required:
             return {}
         if self.kind == CHOICES:
             return {self.name: []}
@@ -202,17 +199,14 @@ class Field:
 
 def fields(schema: Json, texts: Texts | None = None, errors: Errors | None = None) -> list[Field]:
     """The fields of the form, in the order of the properties."""
-    properties, required = schema.get("properties"), schema.get("required")
-    # Schemas of old imports were not checked.
-    properties = properties if isinstance(properties, dict) else {}
-    required = required if isinstance(required, list) else []
     found = []
-    for name, each in properties.items():
+    for name, each in schema.get("properties", {}).items():
         own, is_nullable = _without_null(_resolved(each, schema), schema)
         if "items" in own:
             own = {**own, "items": _resolved(own["items"], schema)}
         typed, wrong = (texts or {}).get(_key(name), ()), (errors or {}).get(name, ())
-        found.append(Field(name, own, name in required, is_nullable, typed, wrong))
+        is_required = name in schema.get("required", ())
+        found.append(Field(name, own, is_required, is_nullable, typed, wrong))
     return found
 
 
@@ -225,33 +219,23 @@ def texts_of(schema: Json, content: Json) -> dict[str, list[str]]:
     }
 
 
-def defaults(schema: Json) -> dict[str, list[str]]:
-    """What the form has before anything is typed."""
+def defaults(schema: Json) -> Json:
+    """The content of the form before anything is typed."""
     return {
-        each.key: each.texts_of(each.schema["default"])
-        for each in fields(schema)
-        if "default" in each.schema
+        each.name: each.schema["default"] for each in fields(schema) if "default" in each.schema
     }
 
 
-def content_of(schema: Json, texts: Texts, needs_all: bool = True) -> tuple[Json, Errors]:
+def content_of(schema: Json, texts: Texts) -> tuple[Json, Errors]:
     """The content of a form, and what is wrong with it; what is left empty is left out."""
     content: Json = {}
     errors: Errors = {}
     for each in fields(schema, texts):
         try:
-            content |= each.content(needs_all)
+            content |= each.content()
         except ValueError as error:
             errors[each.name] = [str(error)]
     return content, errors
-
-
-def not_shown(schema: Json, content: Json) -> list[str]:
-    """The names in `content` that the form does not have, or would not send unchanged."""
-    own = {each.name: each for each in fields(schema)}
-    return [
-        name for name, value in content.items() if name not in own or not own[name].keeps(value)
-    ]
 
 
 def by_property(schema: Json, errors: Errors, prefix: str) -> tuple[Errors, Errors]:
@@ -423,20 +407,20 @@ class InputForm:
 
     def value(self) -> Any:
         """The input. Raises ValidationError, under `input` or `input.<name>`."""
-        content, errors = (
-            (self._parsed(), {}) if self.typed is None else content_of(self._schema, self.typed)
-        )
+        errors: Errors = {}
+        if self.typed is None:
+            try:
+                content = _loads(self.text)
+            except ValueError as error:
+                said = f"It is not valid JSON: {error}."
+                raise ValidationError({"input": [said]}) from error
+        else:
+            content, errors = content_of(self._schema, self.typed)
         misfits = Input(_text(content)).check(self.stored_schema)
         # What a field lacks is said once.
-        if found := misfits | _under_input(errors):
+        if found := misfits | {f"input.{name}": each for name, each in errors.items()}:
             raise ValidationError(found)
         return content
-
-    def _parsed(self) -> Any:
-        try:
-            return _loads(self.text)
-        except ValueError as error:
-            raise ValidationError({"input": [f"It is not valid JSON: {error}."]}) from error
 
     def refused(self, errors: Mapping[str, Any]) -> tuple["InputForm", str]:
         """The form with these errors beside its fields, and a sentence with the other ones."""
@@ -444,31 +428,6 @@ class InputForm:
             return self, sentence_of(errors)
         own, others = by_property(self._schema, dict(errors), "input")
         return replace(self, errors=own), sentence_of(others) or "See below."
-
-    def switched(self) -> tuple["InputForm", str]:
-        """The form with fields instead of JSON, or the other way round.
-
-        It stays as it is if that would lose something, and the sentence says what.
-        """
-        try:
-            return (self._with_fields() if self.typed is None else self._as_text()), ""
-        except ValidationError as error:
-            return self.refused(error.messages_dict)
-
-    def _with_fields(self) -> "InputForm":
-        content = self._parsed()
-        if not isinstance(content, dict):
-            raise ValidationError({"input": ["The form can show only an object."]})
-        if lost := not_shown(self._schema, content):
-            said = {name: ["The form cannot show it."] for name in lost[:MAX_ERRORS]}
-            raise ValidationError(_under_input(said))
-        return InputForm(self.stored_schema, texts_of(self._schema, content))
-
-    def _as_text(self) -> "InputForm":
-        content, errors = content_of(self._schema, self.typed or {}, needs_all=False)
-        if errors:
-            raise ValidationError(_under_input(errors))
-        return InputForm(self.stored_schema, None, pretty(_text(content)))
 
 
 def of_request(schema: str, typed: Texts, default: str = "") -> InputForm:
@@ -478,25 +437,26 @@ def of_request(schema: str, typed: Texts, default: str = "") -> InputForm:
     return InputForm(schema, typed if has_fields else None, text if text.strip() else default)
 
 
-def with_defaults(schema: str) -> InputForm:
+def with_defaults(schema: str, is_text: bool = False) -> InputForm:
     """The form of a new task."""
-    form = InputForm(schema, defaults(_loads(schema)))
-    return form if form.can_have_fields else InputForm(schema, None, "{}")
+    own = _loads(schema)
+    return _begun(schema, defaults(own), is_text or not fields(own))
 
 
-def with_input(schema: str, stored: str) -> InputForm:
+def with_input(schema: str, stored: str, is_text: bool = False) -> InputForm:
     """The form that begins with an input: as JSON if fields cannot show all of it."""
     content = _loads(stored)
-    form = InputForm(schema, None, pretty(stored))
-    if form.can_have_fields and not not_shown(_loads(schema), content):
-        return InputForm(schema, texts_of(_loads(schema), content))
-    return form
+    own = {each.name: each for each in fields(_loads(schema))}
+    is_shown = all(name in own and own[name].keeps(content[name]) for name in content)
+    return _begun(schema, content, is_text or not own or not is_shown)
+
+
+def _begun(schema: str, content: Json, is_text: bool) -> InputForm:
+    if is_text:
+        return InputForm(schema, None, pretty(_text(content)))
+    return InputForm(schema, texts_of(_loads(schema), content))
 
 
 def _loads(text: str) -> Json:
     value: Json = strict_json.loads(text.encode())
     return value
-
-
-def _under_input(errors: Errors) -> Errors:
-    return {f"input.{name}": messages for name, messages in errors.items()}

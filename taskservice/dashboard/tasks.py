@@ -318,7 +318,7 @@ rerun_schema = RerunSchema()
 @shared
 def ask(task_id: str) -> Response:
     task = _task(task_id)
-    return _page(task, schema_form.with_input(_schema(task), task.input))
+    return _page(task, schema_form.with_input(_schema(task), task.input, "json" in request.args))
 
 
 @reruns.post("/tasks/<task_id>/rerun")
@@ -326,8 +326,6 @@ def rerun(task_id: str) -> AnyResponse:
     """What the input lacks is said in the form, which keeps the text."""
     task = _task(task_id)
     given = schema_form.of_request(_schema(task), texts(request.form))
-    if "show" in request.form:
-        return _page(task, *given.switched())
     try:
         again = _rerun(task, given, request.form.get("submission_id", ""))
     except (Problem, ValidationError) as error:

@@ -138,41 +138,19 @@ def test_error_of_no_field_is_said_above_the_form(window: Browser, alice: ApiCli
     assert tasks(alice) == []
 
 
-def test_form_becomes_json_and_fields_again_without_a_loss(
-    window: Browser, alice: ApiClient
-) -> None:
+def test_input_with_fields_may_be_typed_as_json(window: Browser, alice: ApiClient) -> None:
     register(alice)
     path = "/agents/backup/run"
-    typed = {
-        "as": "fields",
-        "field.folder": "/a",
-        "field.options": '{"deep": true}',
-        "name": "Kept",
-    }
-    text = window.send(path, show="json", **typed).text
-    assert json_text(text) == {"folder": "/a", "options": {"deep": True}}
-    assert 'value="Kept"' in text
-    # Nothing is started, nor complained about.
-    assert tasks(alice) == []
-    assert 'role="alert"' not in text
+    (link,) = re.findall('href="([^"]+)">As JSON<', window.get(path).text)
+    text = window.get(unescape(link)).text
+    assert json_text(text) == {"note": None, "folder": "/srv", "days": 30, "dry": True}
+    assert f'href="{path}">As a form<' in text
     given = {"folder": "/b", "days": 3, "hosts": ["b"]}
-    text = window.send(path, show="fields", input=json.dumps(given)).text
-    values = dict(re.findall(r'name="field\.(\w+)" value="(.*?)"', text))
-    assert (values["folder"], values["days"]) == ("/b", "3")
-    for unfit, said in (
-        ('{"folder": "/b", "other": 1, "days": "3"}',
-         "Input.other: The form cannot show it. Input.days: The form cannot show it."),
-        ("[1]", "The form can show only an object."), ("{", "It is not valid JSON"),
-    ):  # fmt: skip
-        text = unescape(window.send(path, show="fields", input=unfit).text)
-        assert said in text
-        assert unfit in text
-    text = window.send(path, show="json", **{"as": "fields", "field.days": "many"}).text
-    assert errors(text) == {"days": "Not a number."}
-    assert 'value="many"' in text
-    response = window.send(path, input=json.dumps(given))
-    assert response.status_code == 303
+    assert window.send(path, input=json.dumps(given)).status_code == 303
     assert tasks(alice)[0]["input"] == given
+    again = f"/tasks/{tasks(alice)[0]['id']}/rerun"
+    assert f'href="{again}?json=1">As JSON<' in window.get(again).text
+    assert json_text(window.get(f"{again}?json=1").text) == given
 
 
 def test_json_that_does_not_fit_the_schema_is_said_above_it(
@@ -211,9 +189,6 @@ def test_task_is_run_again_with_the_form_of_its_old_input(
     refused = send(window, path, folder="old")
     assert refused.status_code == 422
     assert "Must match ^/" in refused.text
-    assert json_text(
-        window.send(path, show="json", **{"as": "fields", "field.days": "2"}).text
-    ) == {"days": 2}
     assert len(tasks(alice)) == 3
 
 
@@ -247,7 +222,6 @@ def test_hostile_schema_is_shown_as_text(window: Browser, alice: ApiClient) -> N
     text = window.get("/agents/backup/run").text
     assert "<img" not in text.partition("<main")[2]
     assert "<script>" not in text
-    assert window.send("/agents/backup/run", show="json", **{"as": "fields"}).status_code == 200
     response = send(window, choice='{"a":' + json.dumps(HOSTILE, ensure_ascii=False) + "}")
     assert response.status_code == 303
     assert tasks(alice)[0]["input"] == {"choice": {"a": HOSTILE}}
