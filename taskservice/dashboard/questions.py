@@ -19,7 +19,7 @@ from taskservice.schemas.tasks import question_schema
 from taskservice.services import questions as question_service
 from taskservice.services import tasks
 from taskservice.terminal import escaped, shortened
-from taskservice.terms import ACCEPT, ANSWERED, API_PREFIX, DECLINE, OPEN, QUESTION_CLOSED
+from taskservice.terms import ACCEPT, ANSWERED, DECLINE, OPEN, QUESTION_CLOSED
 from taskservice.web.request import require_id
 
 blueprint = Blueprint("questions", __name__)
@@ -27,17 +27,8 @@ blueprint = Blueprint("questions", __name__)
 # The list of tasks has forms of the oldest SHOWN_TASKS that ask, and counts up to MAX_TASKS.
 SHOWN_TASKS = 10
 MAX_TASKS = 100
-# A page has the forms of its first questions, up to these numbers of characters of messages and
-# schemas, of one question and of all; the other ones are links to a page of their own, and past
-# MAX_SHOWN of the list, a number.
-MAX_FORM, MAX_FORMS = 6_000, 24_000
-MAX_SHOWN = 20
-# A link has the beginning of the message.
-MAX_LINK = 200
 # The page of a task has this many questions that are no longer open.
 SHOWN_ENDED = 20
-# It shows answers of up to this many characters.
-MAX_SHOWN_ANSWER = 16 * 1024
 # A question with one choice of so few and so short options is answered by a click.
 MAX_BUTTONS, MAX_BUTTON_LABEL = 4, 40
 MAX_ANSWER = 200
@@ -135,7 +126,7 @@ def _page(
 
 
 # What the list of tasks and the page of one task show of questions, as the API answers them. An
-# open one has some members more: `taskId`, `fields`, `buttons` and `problem`.
+# open one has some members more: `taskId`, `fields` and `buttons`.
 
 
 def _form(
@@ -151,8 +142,6 @@ def _form(
         "taskId": task_id,
         "fields": fields,
         "buttons": _buttons(fields),
-        # Why it takes no answer: its schema is of an old import, which did not check it.
-        "problem": json_schema.question_keywords_problem(schema),
     }
 
 
@@ -165,42 +154,15 @@ def _buttons(fields: Sequence[Field]) -> list[Choice]:
     return choices if is_short and len(choices) <= MAX_BUTTONS else []
 
 
-@dataclass
-class _Space:
-    """What is left of a page for questions: for their forms, and how many it can show."""
-
-    characters: int = MAX_FORMS
-    questions: int = MAX_SHOWN
-
-    def form_or_link(self, question: Json, task_id: str) -> Json:
-        """The question with its form if that has a place on the page, else without fields."""
-        self.questions -= 1
-        message = question["message"]
-        size = len(message) + len(strict_json.dumps(question["schema"]))
-        if size <= min(MAX_FORM, self.characters):
-            self.characters -= size
-            return _form(question, task_id)
-        short = {"message": shortened(message, MAX_LINK), "fields": None}
-        return {**question, "taskId": task_id, **short}
-
-
 def of_task(task: Any) -> list[Json]:
     """The open questions of a task, oldest first."""
-    space = _Space()
-    return [space.form_or_link(question, task.id) for question in open_questions(task.questions)]
+    return [_form(question, task.id) for question in open_questions(task.questions)]
 
 
 def ended(task_id: str) -> list[Json]:
     """The last questions of a task that are no longer open, newest first; answers in words."""
-    rows = question_service.ended(task_id, SHOWN_ENDED, MAX_SHOWN_ANSWER)
-    return [{**each, "answer": _shown_answer(each, task_id)} for each in map(_loaded, rows)]
-
-
-def _shown_answer(question: Json, task_id: str) -> list[tuple[str, str]]:
-    if question["state"] == ANSWERED and question["answer"] is None:
-        path = f"{API_PREFIX}/task/{task_id}/question/{question['id']}"
-        return [("answer", f"too long for this page: GET {path}")]
-    return _in_words(question, question["answer"] or {})
+    found = map(_loaded, question_service.ended(task_id, SHOWN_ENDED))
+    return [{**each, "answer": _in_words(each, each["answer"] or {})} for each in found]
 
 
 @dataclass(frozen=True)
@@ -220,22 +182,16 @@ def asking(caller: Caller) -> Asking:
     if caller.agent_id is not None:
         return Asking([], 0)
     rows = question_service.asking_tasks(caller, SHOWN_TASKS + 1, MAX_INPUT + 1)
-    space = _Space()
-    tasks = [_asking(row, space) for row in rows]
-    # Upkeep has not yet seen that the questions of the others have expired.
-    tasks = [task for task in tasks if task["questions"] or task["others"]]
+    tasks = [
+        {
+            "task": row,
+            "input": "" if row.input == "{}" else escaped(shortened(row.input, MAX_INPUT)),
+            "questions": questions,
+        }
+        for row in rows
+        # Upkeep has not yet seen that the questions of the others have expired.
+        if (questions := of_task(row))
+    ]
     if len(rows) <= SHOWN_TASKS:
         return Asking(tasks, len(tasks))
     return Asking(tasks[:SHOWN_TASKS], question_service.count_asking_tasks(caller, MAX_TASKS))
-
-
-def _asking(row: AnyRow, space: _Space) -> Json:
-    questions = open_questions(row.questions)
-    shown = questions[: space.questions]
-    return {
-        "task": row,
-        "input": "" if row.input == "{}" else escaped(shortened(row.input, MAX_INPUT)),
-        "questions": [space.form_or_link(question, row.id) for question in shown],
-        # How many it has beside these.
-        "others": len(questions) - len(shown),
-    }

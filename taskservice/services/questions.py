@@ -110,14 +110,10 @@ def get(caller: Caller, task_id: str, question_id: str) -> AnyRow:
         return _get(connection, task_id, question_id)
 
 
-def ended(task_id: str, count: int, length: int) -> Sequence[AnyRow]:
-    """The newest `count` questions of a task that are no longer open, the newest first.
-
-    The answer is None if it has more than `length` characters.
-    """
-    short = case((func.length(Question.answer) <= length, Question.answer)).label("answer")
+def ended(task_id: str, count: int) -> Sequence[AnyRow]:
+    """The newest `count` questions of a task that are no longer open, the newest first."""
     newest = (
-        select(*(short if each is Question.answer else each for each in COLUMNS))
+        select(*COLUMNS)
         .where(Question.task_id == task_id, or_(Question.state != terms.OPEN, has_expired))
         .order_by(Question.asked_at.desc(), Question.id.desc())
         .limit(count)

@@ -8,12 +8,10 @@ from urllib.parse import quote
 
 import pytest
 from flask import Flask
-from sqlalchemy import update
 
 from taskservice.background.upkeep import Upkeep
 from taskservice.dashboard import questions
-from taskservice.database.models import Question, Task
-from taskservice.database.transactions import reading, transaction
+from taskservice.database.transactions import reading
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
 from tests.support.html_page import Page
@@ -121,43 +119,6 @@ def check_form(text: str) -> None:
 
 
 # --- the form ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("schema", "reason"),
-    [
-        ({"type": "object", "properties": ["a"]}, "Must have the type object"),
-        ({"type": "object", "properties": {"a": 1}, "required": 5}, "required must be a list"),
-        ({"type": "object", "properties": {"a": {"type": "any"}}}, "a: the type must be one of"),
-    ],
-)
-@one_database
-def test_question_whose_schema_was_never_checked_is_shown_without_a_form(
-    window: Browser, alice: ApiClient, task: Json, app: Flask, schema: Json, reason: str
-) -> None:
-    question = ask(alice, task)
-    with app.app_context(), transaction() as connection:
-        connection.execute(update(Question).values(schema=json.dumps(schema)))
-        stored = json.dumps([question | {"schema": schema}])
-        connection.execute(update(Task).values(questions=stored))
-    for path in ("/", f"/tasks/{task['id']}", path_of(task, question)):
-        text = text_of(window, path)
-        check_form(text)
-        assert reason in text
-        assert 'value="decline"' in text
-        assert 'value="accept"' not in text
-    assert window.send(path_of(task, question), action="decline").status_code == 303
-    assert now(alice, task, question)["state"] == "declined"
-    assert "Deploy?" in text_of(window, f"/tasks/{task['id']}")
-
-
-def test_browser_counts_whole_numbers_from_a_whole_number(
-    window: Browser, alice: ApiClient, task: Json
-) -> None:
-    number = {"type": "integer", "minimum": 0.5}
-    ask(alice, task, schema={"type": "object", "properties": {"n": number}})
-    found = fields(text_of(window, f"/tasks/{task['id']}"))["n"]
-    assert (found["min"], found["step"]) == ("1", "1")
 
 
 def test_form_has_the_right_control_for_each_kind_of_value(
@@ -405,46 +366,6 @@ def large(number: int) -> Json:
     return choice(*(f"{each:x}" for each in range(2_000)))
 
 
-@one_database
-def test_large_questions_are_links_to_pages_of_their_own(window: Browser, alice: ApiClient) -> None:
-    tasks = [alice.start(name=f"Large {number}", claim=True) for number in range(10)]
-    asked = [[ask(alice, task, "é" * 4_000, schema=large(number)) for number in range(8)]
-             for task in tasks]  # fmt: skip
-    text = text_of(window, "/")
-    assert len(text) < 150_000
-    assert text.count('<article class="question"') == questions.MAX_SHOWN
-    others = [unescape(each) for each in re.findall('id="others-[^>]+>(.+?)</a>', text)]
-    said = [re.sub("<.+?>", "", each) for each in others]
-    assert said == ["and 4 more questions of Large 2"] + [
-        f"8 questions of Large {number}" for number in range(3, 10)
-    ]
-    where = f"/tasks/{tasks[0]['id']}"
-    assert len(text_of(window, where)) < 150_000
-    links = [unescape(link) for link in re.findall('<a class="button main" href="([^"]+)"', text)]
-    assert links[0] == f"{path_of(tasks[0], asked[0][0])}?back=/"
-    data = {**hidden_fields(text_of(window, links[0])), "field.choice": '"7cf"'}
-    answered = window.post(links[0].partition("?")[0], data)
-    assert answered.headers["Location"] == "/"
-    assert now(alice, tasks[0], asked[0][0])["answer"] == {"choice": "7cf"}
-    assert len(fields(text_of(window, links[1]))) == 650
-    assert answer(window, tasks[0], asked[0][1], f7="x").status_code == 303
-
-
-@one_database
-def test_forms_of_usual_questions_stay_on_the_page_until_they_are_too_many(
-    window: Browser, alice: ApiClient, task: Json
-) -> None:
-    for _ in range(8):
-        ask(alice, task, "é" * 2_900, schema=ALL_KINDS)
-    text = text_of(window, "/")
-    assert text.count('<form class="answer"') == text_of(window, f"/tasks/{task['id']}").count(
-        '<form class="answer"'
-    )
-    assert 1 < text.count('<form class="answer"') < 8
-    assert text.count('<article class="question"') == 8
-    check_form(text)
-
-
 def hidden_fields(text: str) -> dict[str, str]:
     found = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', text)
     return {name: unescape(value) for name, value in found}
@@ -536,12 +457,6 @@ def test_page_of_a_task_shows_how_its_questions_ended(
     pairs = re.findall("<div><dt>([^<]+)</dt><dd>(.+?)</dd></div>", history)
     assert pairs == [("Branch", "main"), ("By force?", "Yes"), ("size", "Large"),
                      ("hosts", "a, c")]  # fmt: skip
-    large = ask(alice, task, "Tell me all")
-    body = {"action": "accept", "content": {"answer": "x" * 100_000}}
-    expect(alice.post(f"/task/{task['id']}/question/{large['id']}/answer", json=body), 200)
-    text = text_of(window, path)
-    assert len(text) < 100_000
-    assert f"GET /api/v1/task/{task['id']}/question/{large['id']}" in text
     alice.report(task, status="complete")
     text = text_of(window, path)
     assert "Still open?" in text.partition('id="ended"')[2]
