@@ -7,12 +7,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
-from flask import Flask
-from sqlalchemy import update
 
-from taskservice.database.models import Agent
-from taskservice.database.transactions import transaction
-from taskservice.schemas.json_schema import Input
+from taskservice.schemas.json_schema import input_problems
+from taskservice.services import tasks
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.marks import one_database
 
@@ -81,7 +78,8 @@ FIT: tuple[Json, ...] = (
     {**has(x={"$ref": "#/definitions/a"}), "definitions": {"a": {"type": "string"}}},
     doubled(7),
     nested(15) | {"type": "object"},
-    has(x={"pattern": r"^\p{L}+$"}, y={"pattern": "^.{1,500}$"}, z={"pattern": r"\d" * 200}),
+    has(x={"pattern": r"^\p{L}+$"}, y={"pattern": "^[a-z-]{1,500}$"}, z={"pattern": r"\d" * 200}),
+    has(price={"multipleOf": 0.01}),
     {"type": "object", "title": "x" * 16_356},
 )
 
@@ -120,53 +118,33 @@ UNFIT: tuple[tuple[Json, str], ...] = (
     (has(x={"pattern": r"(a)\1"}), f"properties.x.pattern: {LINEAR}"),
     (has(x={"pattern": "(a{1000}){1000}"}), f"properties.x.pattern: {LINEAR}"),
     ({"type": "object", "patternProperties": {"(?!a)": {}}}, f"patternProperties.(?!a): {LINEAR}"),
-    (has(x={"$ref": "#/nowhere"}), 'properties.x: $ref must be "#/..." and refer to a schema.'),
-    (has(x={"$ref": "http://x.example/"}), 'properties.x: $ref must be "#/..."'),
-    (has(x={"$ref": "other.json"}), 'properties.x: $ref must be "#/..."'),
-    (has(x={"$ref": 5}), 'properties.x: $ref must be "#/..."'),
+    (has(x={"$ref": "#/nowhere"}), "Not a JSON Schema: Pointer '/nowhere' does not exist."),
+    (has(x={"$ref": "http://x.example/"}), "Not a JSON Schema: Resource 'http://x.example/'"),
+    (has(x={"$ref": "https://json-schema.org/draft/2020-12/schema"}), 'x: $ref must be "#/..."'),
+    (has(x={"$ref": "other.json"}), "Not a JSON Schema: Resource 'other.json'"),
+    (has(x={"$ref": 5}), "properties.x.$ref: Must be a string."),
     # What is data is no schema.
     (has(x={"$ref": "#/properties/y/default"}, y={"default": {}}), "properties.x: $ref must be"),
-    (has(x={"$ref": "#"}), "At the top: a $ref must not lead back to itself."),
+    (has(x={"$ref": "#"}), "must not lead back to itself."),
     (has(x={"items": {"$ref": "#/properties/x"}}), "must not lead back to itself."),
     (
         {"type": "object", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
-        "$defs.a: a $ref must not lead back to itself.",
+        "must not lead back to itself.",
     ),
     (has(x={"$id": "http://x.example/"}), "properties.x: not allowed: $id."),
     (has(x={"anyOf": [{"$anchor": "a"}]}), "properties.x.anyOf.0: not allowed: $anchor."),
-    (has(x={"$dynamicRef": "#a"}), "properties.x: not allowed: $dynamicRef."),
+    (has(x={"$dynamicRef": "#"}), "properties.x: not allowed: $dynamicRef."),
     (has(x={"$schema": "http://x.example/"}), "properties.x: not allowed: $schema."),
     (has(x={"x-mcp-header": "Region"}), "properties.x: not allowed: x-mcp-header."),
     ({"type": "object", "$schema": "http://x.example/"}, "$schema, if given, must be https://json"),
-    (has(x={"multipleOf": 0.01}), "properties.x: multipleOf must be a whole number up to 2^53."),
-    (has(x={"multipleOf": 1e300}), "properties.x: multipleOf must be a whole number up to 2^53."),
     (has(x={"unevaluatedProperties": False}), "properties.x: not allowed: unevaluatedProperties."),
-    (has(x={"pattern": "^.{1,700}$"}), "at most 640 KiB when compiled (a . has about 1 KiB"),
-    (has(**{f"p{n}": {"pattern": f"a{n}"} for n in range(51)}), "More than 50 patterns"),
+    (has(x={"pattern": "^.{1,700}$"}), "at most 128 KiB when compiled (a . has about 1 KiB"),
+    (has(x={"pattern": r"\s" * 300}, y={"pattern": r"\W" * 201}), "More than 500 backslashes."),
     (
-        {
-            **has(x={"pattern": r"\s" * 150}),
-            "$defs": {"y": {"patternProperties": {r"\W" * 51: {}}}},
-        },
-        r"More than 200 of \d, \s, \w and the like in all patterns together.",
+        has(x={"anyOf": [True] * 2_000}, y={"enum": list(range(10)) * 200}),
+        "More than 4,000 values",
     ),
-    (
-        has(x={"pattern": "^.{1,300}$"}, y={"pattern": "^.{1,500}$"}, z={"pattern": "^.{2,300}$"}),
-        "All patterns together have more than 1,024 KiB when compiled.",
-    ),
-    (has(x={"anyOf": [True] * 1_001}), "More than 1,000 schemas, with each $ref followed."),
-    (
-        {
-            **has(x={"allOf": [{"$ref": "#/$defs/a"}] * 5}),
-            "$defs": {"a": {"enum": list(range(900))}},
-        },
-        "More than 4,000 values in enum, const and required, with each $ref followed.",
-    ),
-    (doubled(30), "More than 1,000 schemas, with each $ref followed."),
-    (
-        has(**{f"p{n}": {"$ref": f"#/properties/p{n + 1}"} for n in range(200)}, p200={}),
-        "Deeper than 100 levels, with each $ref followed.",
-    ),
+    (doubled(30), "More than 4,000 values, with each $ref followed;"),
 )
 
 
@@ -338,38 +316,17 @@ def test_schemas_of_two_users_are_their_own(alice: ApiClient, bob: ApiClient) ->
 # --- what it costs -----------------------------------------------------------------------
 
 
-HALVES = [n + 0.5 for n in range(1_800)]
 TOO_LONG = "Too long to be checked by the agent's inputSchema."
+DOES_NOT_FIT = "Does not fit the agent's inputSchema."
+HALVES = [n + 0.5 for n in range(1_800)]
 LONG: tuple[tuple[Json, Json, str | None], ...] = (
     (has(x={"items": {"type": "integer"}}), {"x": [1] * 300_000}, None),
-    (
-        has(x={"items": {"type": "string"}}),
-        {"x": [1] * 300_000},
-        "Does not fit the agent's inputSchema.",
-    ),
+    (has(x={"items": {"type": "string"}}), {"x": [1] * 300_000}, DOES_NOT_FIT),
     (has(x={"pattern": "^(a+)+$"}), {"x": "a" * 1_000_000}, None),
-    # More steps than a check may take.
-    (
-        has(x={"items": {"dependentRequired": {f"{n}": ["z"] for n in range(900)}}}),
-        {"x": [{"a": 1}] * 120_000},
-        TOO_LONG,
-    ),
+    # Many values, each with many schemas.
     (has(x={"items": {"allOf": [{"type": "integer"}] * 700}}), {"x": [1] * 300_000}, TOO_LONG),
-    # Each value is inside many arrays.
-    (
-        has(x={"items": {"allOf": [{"type": "array"}] * 500}}),
-        {"x": [[[[[[[[]]]]]]]] * 60_000},
-        TOO_LONG,
-    ),
     # The validator compares such numbers digit by digit.
-    (
-        has(x={"items": {"enum": [n + 0.5 for n in range(1_800)]}}),
-        {"x": [1799.5] * 3_500},
-        TOO_LONG,
-    ),
-    (has(x={"items": {"enum": [n + 0.5 for n in range(1_800)]}}), {"x": [1799] * 3_500}, TOO_LONG),
-    (has(x={"items": {"allOf": [{"minimum": -1.5}] * 300}}), {"x": [10**900] * 100}, TOO_LONG),
-    (has(x={"items": {"enum": HALVES}}), {"x": [1e-300] * 100}, TOO_LONG),
+    (has(x={"items": {"enum": HALVES}}), {"x": [1799.5] * 3_500}, TOO_LONG),
     (has(x={"items": {"allOf": [{"multipleOf": 3}] * 300}}), {"x": [3e307] * 2_000}, TOO_LONG),
     (
         has(x={"items": {"allOf": [{"uniqueItems": True}] * 90}}),
@@ -377,12 +334,7 @@ LONG: tuple[tuple[Json, Json, str | None], ...] = (
         TOO_LONG,
     ),
     # Each character may be any of 200, which the engine all keeps in mind.
-    (has(x={"pattern": "[ab]*a[ab]{2000}c"}), {"x": "ab" * 50_000}, TOO_LONG),
-    (
-        has(x={"format": "idn-hostname"}),
-        {"x": "é." * 250_000},
-        "Does not fit the agent's inputSchema.",
-    ),
+    (has(x={"pattern": "[ab]*a[ab]{500}c"}), {"x": "ab" * 50_000}, TOO_LONG),
 )
 
 
@@ -399,20 +351,6 @@ def test_long_input_is_checked_but_never_for_long(
 
 
 @one_database
-def test_schema_that_was_stored_before_a_limit_is_named(app: Flask, alice: ApiClient) -> None:
-    task = alice.start(input={"x": {}})
-    text = '{"type":"object","properties":{"x":{"unevaluatedProperties":false}}}'
-    with app.app_context(), transaction() as connection:
-        connection.execute(update(Agent).values(input_schema=text))
-    reason = "properties.x: not allowed: unevaluatedProperties."
-    message = f"The agent's inputSchema is no longer allowed: {reason}"
-    assert faults(alice, {"x": {}}) == {"input": [message]}
-    refused = problem(alice.post(f"/task/{task['id']}/rerun"), 422)
-    assert refused["errors"] == {"input": [message]}
-    alice.start(input={"x": {}}, claim=True)
-
-
-@one_database
 def test_pattern_takes_time_in_proportion_to_the_text(alice: ApiClient) -> None:
     """With an engine that goes back, this one takes longer than the universe has existed."""
     alice.register(inputSchema=has(x={"pattern": "^(a|a)*$"}))
@@ -421,23 +359,19 @@ def test_pattern_takes_time_in_proportion_to_the_text(alice: ApiClient) -> None:
     assert time.monotonic() - began < 60
 
 
-def test_long_check_is_made_by_the_schema_that_counts_in_the_end(
-    app: Flask, alice: ApiClient
-) -> None:
+def test_long_check_is_made_by_the_schema_that_counts_in_the_end(alice: ApiClient) -> None:
     """It happens outside the transaction, so the schema may change meanwhile."""
     alice.register(inputSchema=has(x={"items": {"type": "integer"}}))
     changes = [has(x={"items": {"maximum": 2}}), has(x={"items": {"maximum": 0}})]
     given = {"x": [1] * 400_000}
 
-    check = Input.check
-
-    def check_and_change(self: Input, schema: str) -> dict[str, list[str]]:
-        found = check(self, schema)
+    def check_and_change(schema: str, text: str) -> dict[str, list[str]]:
+        found = input_problems(schema, text)
         if changes:
             alice.register(inputSchema=changes.pop(0))
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Input, "check", check_and_change)
-        assert faults(alice, given) == {"input": ["Does not fit the agent's inputSchema."]}
+        patch.setattr(tasks, "input_problems", check_and_change)
+        assert faults(alice, given) == {"input": [DOES_NOT_FIT]}
     assert expect(alice.get("/task"), 200) == []

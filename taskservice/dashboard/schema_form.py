@@ -14,7 +14,7 @@ from marshmallow import ValidationError
 from taskservice.dashboard.formatting import pretty
 from taskservice.errors import from_exception, sentences
 from taskservice.schemas import strict_json
-from taskservice.schemas.json_schema import Input
+from taskservice.schemas.json_schema import input_problems
 
 Json: TypeAlias = dict[str, Any]
 # The name of a field in the form -> its texts: several of checkboxes, none of what is left empty.
@@ -416,7 +416,7 @@ class InputForm:
                 raise ValidationError({"input": [said]}) from error
         else:
             content, errors = content_of(self._schema, self.typed)
-        misfits = Input(_text(content)).check(self.stored_schema)
+        misfits = input_problems(self.stored_schema, _text(content))
         # What a field lacks is said once.
         if found := misfits | {f"input.{name}": each for name, each in errors.items()}:
             raise ValidationError(found)

@@ -15,7 +15,7 @@ from taskservice.mcp import results
 from taskservice.mcp.protocol import INVALID_PARAMS, Call, RpcError
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS, open_questions, parse_id
-from taskservice.schemas.json_schema import Input
+from taskservice.schemas.json_schema import input_problems
 from taskservice.schemas.requests import AnswerQuestionSchema, StartSchema
 from taskservice.services import agents as agent_service
 from taskservice.services import lists, reports
@@ -209,7 +209,7 @@ class FixedTool(NamedTuple):
 
     def checked(self, arguments: Arguments) -> Arguments:
         """The arguments, with numbers that Python can use; raises 422 unless they fit."""
-        errors = Input(strict_json.dumps(arguments).decode()).check(self.schema)
+        errors = input_problems(self.schema, strict_json.dumps(arguments).decode())
         if errors:
             raise invalid({name.removeprefix("input."): said for name, said in errors.items()})
         return {name: self._plain(name, value) for name, value in arguments.items()}

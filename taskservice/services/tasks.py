@@ -24,7 +24,7 @@ from sqlalchemy import delete as sql_delete
 from taskservice.auth import KEY_IS_VALID, Caller, visible_agents, visible_tasks
 from taskservice.database import clock
 from taskservice.database.connections import Statement
-from taskservice.database.models import Agent, ApiKey, Log, Task, TaskLabel
+from taskservice.database.models import INPUT_SCHEMA, Agent, ApiKey, Log, Task, TaskLabel
 from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import (
     AnyRow,
@@ -37,7 +37,7 @@ from taskservice.database.types import (
 from taskservice.errors import Problem, invalid, invalid_key, not_found
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
-from taskservice.schemas.json_schema import Input
+from taskservice.schemas.json_schema import input_problems
 from taskservice.schemas.tasks import TASK_COLUMNS, task_schema
 from taskservice.terms import IDEMPOTENCY_KEY_REUSED, RUNNING, TASK_FINISHED
 from taskservice.webhooks.destinations import check_url
@@ -271,7 +271,7 @@ def start(
     """
     # A wrong one waits for no turn to write.
     _check_callback(fields.get("callback"))
-    given = Input(strict_json.dumps(fields.get("input") or {}).decode())
+    given = strict_json.dumps(fields.get("input") or {}).decode()
 
     def load(connection: Connection) -> tuple[dict[str, Any], str]:
         agent = find_agent(connection, caller, fields["agentId"])
@@ -299,7 +299,7 @@ def rerun(
     no longer allowed, and for an idempotency key that was used with another request.
     """
     new_input = fields.get("input")
-    given = None if new_input is None else Input(strict_json.dumps(new_input).decode())
+    given = None if new_input is None else strict_json.dumps(new_input).decode()
 
     def load(connection: Connection) -> tuple[dict[str, Any], str]:
         before: Any = lock(connection, caller, task_id, _TASK_TO_RERUN)
@@ -313,7 +313,7 @@ def rerun(
 def _start(
     caller: Caller,
     load: Callable[[Connection], tuple[dict[str, Any], str]],
-    given: Input | None,
+    given: str | None,
     idempotency: Idempotency | None,
     *,
     is_claimed: bool,
@@ -322,6 +322,7 @@ def _start(
 
     `given` is another input than that of the columns.
     """
+    fitting = INPUT_SCHEMA
     while True:
         with transaction() as connection:
             # First, so that an agent key never gets a task that another agent started.
@@ -332,16 +333,16 @@ def _start(
                     return replayed, True
             _check_callback(columns.get("callback_url"))
             _lock_parent(connection, caller, columns.get("parent_id"))
-            given = given or Input(columns["input"])
+            columns["input"] = text = given or columns["input"]
             # The program of a claimed task runs already: what it does must be recorded.
-            if is_claimed or given.fits(schema):
-                columns["input"] = given.text
+            if is_claimed or schema == fitting:
                 task = _insert(connection, caller, columns, idempotency, is_claimed=is_claimed)
                 return task, False
         # It may take long, so in no transaction.
-        errors = given.check(schema)
+        errors = input_problems(schema, text)
         if errors:
             raise invalid(errors)
+        fitting = schema
 
 
 def find_agent(connection: Connection, caller: Caller, agent_id: str) -> Any:
