@@ -1,7 +1,6 @@
 """The application as people know it from Flask: its factory, its hooks and its extensions."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
@@ -28,15 +27,6 @@ def test_database_keeps_the_teardowns_of_other_extensions(config: Config) -> Non
         pass
     assert ended == [None]
     engine.dispose(app)
-
-
-def test_flask_command_finds_the_factory_and_its_settings(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "flask", "--app", "taskservice.app", "routes"]
-    environment = {**os.environ, "TASKSERVICE_DATA": str(tmp_path / "data")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "/api/v1/task/<task_id>" in done.stdout
-    assert (tmp_path / "data" / "taskservice.db").exists()
 
 
 @one_database

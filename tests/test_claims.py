@@ -1,12 +1,10 @@
 """Claims: an agent gets its oldest unclaimed task, and no task is given twice."""
 
-import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -21,9 +19,8 @@ from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import transaction
 from taskservice.database.watcher import Watcher
 from tests.support.api_client import ApiClient, expect, problem, problem_text
-from tests.support.concurrency import at_once, copies
+from tests.support.concurrency import at_once
 from tests.support.internals import column, end_for_silence, moment
-from tests.support.service import Service
 from tests.support.waiting import until
 
 Task = dict[str, Any]
@@ -211,35 +208,6 @@ def test_claim_waits_for_a_task_that_is_being_changed(
     assert nothing_waits(alice)
 
 
-def sockets(process: int) -> int:
-    """How many sockets a process has open."""
-    links = Path(f"/proc/{process}/fd").iterdir()
-    return sum(os.readlink(link).startswith("socket:") for link in links)
-
-
-def test_hundred_claimers_over_two_processes_get_a_hundred_tasks(
-    database_url: str, tmp_path: Path
-) -> None:
-    with Service(tmp_path / "data", DATABASE_URL=database_url, WORKERS="2") as service:
-        alice = service.add_user()
-        started = [alice.start()["id"]]
-        for _ in range(99):
-            response = alice.request("POST", "/task", json={"agentId": "summarizer"})
-            started.append(response.json()["id"])
-        idle = [sockets(worker) for worker in service.workers()]
-        people = copies(alice, 100)
-        # Both processes have their share of the callers.
-        busy = [sockets(worker) for worker in service.workers()]
-        assert all(now > before for before, now in zip(idle, busy, strict=True))
-        ask = ("POST", "/agent/summarizer/claim")
-        answers = at_once([partial(one.request, *ask) for one in people])
-        assert {answer.status_code for answer in answers} == {200}
-        assert sorted(answer.json()["id"] for answer in answers) == sorted(started)
-        assert alice.request(*ask).status_code == 204
-        stored = alice.request("GET", "/task?fields=claimedAt").json()
-        assert len([task for task in stored if task["claimedAt"]]) == 100
-
-
 # --- a key that is revoked ---------------------------------------------------------------
 
 
@@ -344,16 +312,3 @@ def test_key_of_a_claim_has_its_length(alice: ApiClient) -> None:
     problem(claim_by_key(alice, ""), 422)
     problem(claim_by_key(alice, "x" * 256), 422)
     expect(claim_by_key(alice, "x" * 255), 200)
-
-
-def test_same_claim_at_the_same_instant_takes_one_task(two_workers: Service) -> None:
-    alice = two_workers.add_user()
-    for _ in range(8):
-        alice.start()
-    headers = {"Idempotency-Key": "k"}
-    ask = ("POST", "/agent/summarizer/claim")
-    answers = at_once([partial(one.request, *ask, headers=headers) for one in copies(alice, 8)])
-    assert {answer.status_code for answer in answers} == {200}
-    assert len({answer.json()["id"] for answer in answers}) == 1
-    stored = alice.request("GET", "/task?fields=claimedAt").json()
-    assert len([task for task in stored if task["claimedAt"]]) == 1

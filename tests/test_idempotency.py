@@ -1,22 +1,17 @@
-"""Idempotency: a repeated request counts once, even concurrently in another process."""
+"""Idempotency: a repeated request counts once."""
 
 import threading
-from collections import Counter
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from flask import Flask
 
 from tests.support import receiver as play
-from tests.support.api_client import ApiClient, RemoteClient, expect, problem
-from tests.support.concurrency import at_once, copies
+from tests.support.api_client import ApiClient, expect, problem
 from tests.support.receiver import Receiver
-from tests.support.service import Service
 
 Task = dict[str, Any]
 
-CALLERS = 24
 WISHES = {"agentId": "summarizer", "input": {"a": 1, "b": [2, None]}}
 
 
@@ -27,9 +22,6 @@ def start(person: ApiClient, key: str, **fields: Any) -> Any:
 def is_replay(response: Any) -> bool:
     assert response.headers.get("Idempotency-Replayed") in (None, "true")
     return "Idempotency-Replayed" in response.headers
-
-
-# --- one after the other -----------------------------------------------------------------
 
 
 def test_replay_is_the_task_as_it_now_is(alice: ApiClient) -> None:
@@ -114,164 +106,6 @@ def test_agent_key_gets_no_task_of_another_agent_by_its_idempotency_key(alice: A
     problem(translator.get(f"/task/{task['id']}"), 404)
     unfit = problem(start(translator, "k"), 422)
     assert list(unfit["errors"]) == ["agentId"]
-
-
-# --- at the same instant -----------------------------------------------------------------
-
-
-def start_remotely(person: RemoteClient, key: str, **fields: Any) -> Any:
-    headers = {"Idempotency-Key": key}
-    return person.request("POST", "/task", json=WISHES | fields, headers=headers)
-
-
-def test_same_key_at_the_same_instant_starts_one_task(two_workers: Service) -> None:
-    alice = two_workers.add_user()
-    alice.request("PUT", "/agent/summarizer")
-    people = copies(alice, CALLERS)
-    for round_ in range(6):
-        key = f"key {round_}"
-        answers = at_once([partial(start_remotely, one, key) for one in people])
-        assert {answer.status_code for answer in answers} == {201}
-        assert len({answer.json()["id"] for answer in answers}) == 1
-        assert Counter(map(is_replay, answers)) == {False: 1, True: CALLERS - 1}
-    assert len(alice.request("GET", "/task").json()) == 6
-
-
-def test_two_bodies_under_one_key_at_the_same_instant_start_one_task(
-    two_workers: Service,
-) -> None:
-    alice = two_workers.add_user()
-    alice.request("PUT", "/agent/summarizer")
-    people = copies(alice, CALLERS)
-    for round_ in range(4):
-        answers = at_once(
-            [
-                partial(start_remotely, one, f"key {round_}", name=("odd", "even")[number % 2])
-                for number, one in enumerate(people)
-            ]
-        )
-        assert Counter(answer.status_code for answer in answers) == {
-            201: CALLERS // 2,
-            422: CALLERS // 2,
-        }
-        started = [answer for answer in answers if answer.status_code == 201]
-        assert len({answer.json()["id"] for answer in started}) == 1
-        assert [is_replay(answer) for answer in started].count(False) == 1
-
-
-def test_deletion_meanwhile_frees_the_key_and_fails_no_request(two_workers: Service) -> None:
-    """Each task that was ever started was answered to exactly one caller as new."""
-    times = 50
-    alice = two_workers.add_user()
-    alice.request("PUT", "/agent/summarizer")
-    answers: list[Any] = []
-    deletions: Counter[int] = Counter()
-    finished = threading.Event()
-
-    def start_often(person: RemoteClient) -> None:
-        for _ in range(times):
-            answers.append(start_remotely(person, "the one key"))
-
-    def delete_always(person: RemoteClient) -> None:
-        while not finished.is_set():
-            for task in person.request("GET", "/task?fields=id").json():
-                deletions[person.request("DELETE", f"/task/{task['id']}").status_code] += 1
-
-    starters, deleters = copies(alice, 12), copies(alice, 3)
-    threads = [threading.Thread(target=delete_always, args=(one,)) for one in deleters]
-    for thread in threads:
-        thread.start()
-    at_once([partial(start_often, one) for one in starters])
-    finished.set()
-    for thread in threads:
-        thread.join()
-    assert Counter(answer.status_code for answer in answers) == {201: 12 * times}
-    new = [answer.json()["id"] for answer in answers if not is_replay(answer)]
-    replayed = {answer.json()["id"] for answer in answers if is_replay(answer)}
-    assert len(new) == len(set(new))
-    assert replayed <= set(new)
-    assert deletions.keys() <= {200, 404}
-    assert len(alice.request("GET", "/task").json()) == len(new) - deletions[200] <= 1
-
-
-def test_same_lines_at_the_same_instant_are_stored_once(two_workers: Service) -> None:
-    alice = two_workers.add_user()
-    task = alice.start()
-    path = f"/task/{task['id']}/logs"
-    people = copies(alice, CALLERS)
-    for first in range(1, 13, 3):
-        body = {"logs": [f"line {number}" for number in range(first, first + 3)], "seq": first}
-        ask = [partial(one.request, "POST", path, json=body) for one in people]
-        answers = at_once(ask)
-        assert {answer.status_code for answer in answers} == {201}
-        assert {answer.json()["logCount"] for answer in answers} == {first + 2}
-    stored = alice.request("GET", f"/task/{task['id']}").json()
-    assert stored["logs"] == [f"line {number}" for number in range(1, 13)]
-
-
-# --- reports -----------------------------------------------------------------------------
-
-
-def callback_statuses(answers: list[Any]) -> Counter[str]:
-    return Counter(answer.headers["Callback-Status"] for answer in answers)
-
-
-def test_equal_reports_at_the_same_instant_send_one_callback(
-    two_workers: Service, receiver: Receiver
-) -> None:
-    alice = two_workers.add_user()
-    people = copies(alice, CALLERS)
-    for round_ in range(3):
-        task = alice.start(callback=f"{receiver.url}round{round_}")
-        changes = {"status": "complete", "output": {"sum": round_}}
-        path = f"/task/{task['id']}"
-        answers = at_once([partial(one.request, "PATCH", path, json=changes) for one in people])
-        assert {answer.status_code for answer in answers} == {200}
-        assert callback_statuses(answers) == {"delivered": 1, "none": CALLERS - 1}
-        assert len({answer.text for answer in answers}) == 1
-    assert [request.path for request in receiver.requests] == ["/round0", "/round1", "/round2"]
-
-
-def test_different_reports_at_the_same_instant_leave_one_and_send_it(
-    two_workers: Service, receiver: Receiver
-) -> None:
-    alice = two_workers.add_user()
-    people = copies(alice, CALLERS)
-    task = alice.start(callback=receiver.url)
-    path = f"/task/{task['id']}"
-    answers = at_once(
-        [
-            partial(one.request, "PATCH", path, json={"status": "complete", "output": {"by": n}})
-            for n, one in enumerate(people)
-        ]
-    )
-    assert Counter(answer.status_code for answer in answers) == {200: 1, 409: CALLERS - 1}
-    (kept,) = (answer.json() for answer in answers if answer.status_code == 200)
-    assert alice.request("GET", path).json() == kept
-    assert len(receiver.requests) == 1
-
-
-def test_report_and_cancel_at_the_same_instant_send_one_callback(
-    two_workers: Service, receiver: Receiver
-) -> None:
-    alice = two_workers.add_user()
-    people = copies(alice, 8)
-    for round_ in range(5):
-        task = alice.start(callback=f"{receiver.url}round{round_}")
-        path = f"/task/{task['id']}"
-        answers = at_once(
-            [
-                partial(one.request, "PATCH", path, json={"status": "complete"})
-                if number % 2
-                else partial(one.request, "POST", f"{path}/cancel")
-                for number, one in enumerate(people)
-            ]
-        )
-        # One kind comes first: its four requests are answered 200, the others 409.
-        assert Counter(answer.status_code for answer in answers) == {200: 4, 409: 4}
-        good = [answer for answer in answers if answer.status_code == 200]
-        assert callback_statuses(good) == {"delivered": 1, "none": 3}
-    assert len(receiver.requests) == 5
 
 
 def test_equal_report_while_the_callback_is_on_its_way_does_not_wait_for_it(

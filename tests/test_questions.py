@@ -8,23 +8,14 @@ from urllib.parse import urljoin
 
 import pytest
 from flask import Flask
-from sqlalchemy import update
 
 from taskservice.background.upkeep import Upkeep
-from taskservice.config import Config
-from taskservice.database.models import Question
-from taskservice.database.transactions import transaction
-from taskservice.database.types import database_now
-from taskservice.services import questions as question_service
-from tests.support.api_client import ApiClient, RemoteClient, expect, problem
-from tests.support.apps import without_routes
+from tests.support.api_client import ApiClient, expect, problem
 from tests.support.concurrency import at_once
-from tests.support.followers import Follower
 from tests.support.internals import column, rows
 from tests.support.marks import one_database
-from tests.support.service import Service
 from tests.support.upkeep import fall_silent
-from tests.support.waiting import PATIENCE_SECONDS, until
+from tests.support.waiting import until
 
 Json = dict[str, Any]
 DEPLOY = {
@@ -329,84 +320,6 @@ def test_question_is_an_event(alice: ApiClient, task: Json) -> None:
     text = alice.get(f"/task/{task['id']}/events").text
     assert question["id"] not in text
     assert '"questions":[]' in text
-
-
-def test_each_change_of_a_question_is_an_event_in_every_process(two_workers: Service) -> None:
-    person = two_workers.add_user()
-    task = person.start(claim=True)
-    followers = [Follower(person, task) for _ in range(6)]
-    for follower in followers:
-        follower.start()
-    expected: list[list[str]] = []
-
-    def seen(*questions: Json) -> None:
-        """Wait until each follower has heard that these are open."""
-        expected.append([question["id"] for question in questions])
-        until(lambda: all(opened(follower)[-1:] == expected[-1:] for follower in followers))
-
-    def change(method: str, end: str, **body: Any) -> Json:
-        """Make a request on a connection of its own, which either process may answer."""
-        other = RemoteClient(two_workers.url, str(person.session.headers["apikey"]))
-        answer = other.request(method, f"/task/{task['id']}{end}", json=body or None)
-        answer.raise_for_status()
-        return dict(answer.json())
-
-    seen()
-    for method, end, body in (
-        ("POST", "/question/{}/answer", {"action": "accept", "content": {"answer": "yes"}}),
-        ("POST", "/question/{}/answer", {"action": "decline"}),
-        ("DELETE", "/question/{}", {}),
-    ):
-        question = change("POST", "/question", message="Deploy?")
-        seen(question)
-        change(method, end.format(question["id"]), **body)
-        seen()
-    question = change("POST", "/question", message="Deploy?", timeout=60)
-    seen(question)
-    with without_routes(Config.from_environment(two_workers.environment)):
-        expire(question)
-    seen()
-    seen(change("POST", "/question", message="Deploy?"))
-    change("PATCH", "", status="complete")
-    expected.append([])
-    for follower in followers:
-        follower.join(PATIENCE_SECONDS)
-        assert follower.states[-1]["status"] == "complete"
-        assert (opened(follower), follower.connections) == (expected, 1)
-
-
-def opened(follower: Follower) -> list[list[str]]:
-    """The ids of the open questions, in each event of a task."""
-    return [[question["id"] for question in state["questions"]] for state in follower.states]
-
-
-def expire(question: Json) -> None:
-    """What the upkeep does when the time of a question has come."""
-    with transaction() as connection:
-        its = update(Question).where(Question.id == question["id"])
-        connection.execute(its.values(expires_at=database_now()))
-    question_service.expire()
-
-
-def test_waits_for_an_answer_end_in_every_process(two_workers: Service) -> None:
-    person = two_workers.add_user()
-    key = str(person.session.headers["apikey"])
-    task = person.start(claim=True)
-    body = {"message": "Deploy?"}
-    question = person.request("POST", f"/task/{task['id']}/question", json=body).json()
-
-    def wait() -> Any:
-        asker = RemoteClient(two_workers.url, key)
-        return asker.request("GET", path(task, question), headers={"Prefer": "wait=60"})
-
-    with ThreadPoolExecutor(6) as threads:
-        waits = [threads.submit(wait) for _ in range(6)]
-        answered = {"action": "accept", "content": {"answer": "yes"}}
-        person.request("POST", f"{path(task, question)}/answer", json=answered).raise_for_status()
-        for each in waits:
-            answer = each.result(PATIENCE_SECONDS)
-            assert answer.json()["answer"] == {"answer": "yes"}
-            assert answer.headers["Preference-Applied"] == "wait=60"
 
 
 def test_end_of_the_task_withdraws_its_questions(alice: ApiClient, task: Json) -> None:

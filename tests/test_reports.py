@@ -2,19 +2,16 @@
 
 import json
 import time
-from functools import partial
 from typing import Any
 
 import pytest
 from flask import Flask
 
 from taskservice.terms import MAX_MESSAGE, MAX_OBJECT
-from tests.support.api_client import ApiClient, RemoteClient, expect, problem
-from tests.support.concurrency import at_once, copies
+from tests.support.api_client import ApiClient, expect, problem
 from tests.support.internals import column, end_for_silence, moment, rows
 from tests.support.marks import one_database
 from tests.support.receiver import Receiver
-from tests.support.service import Service
 
 Task = dict[str, Any]
 
@@ -433,19 +430,3 @@ def test_cancelled_task_hears_no_late_report(
         assert problem(response, 409)["task"] == summary(cancelled)
     assert alice.task(task) == cancelled
     assert len(receiver.requests) == 1
-
-
-def test_concurrent_reports_on_a_large_output_lose_nothing(two_workers: Service) -> None:
-    alice = two_workers.add_user()
-    task = alice.start(claim=True)
-    large: Task = {"large": [{}] * 100_000}
-    alice.request("PATCH", path(task), json={"output": large}).raise_for_status()
-
-    def report(person: RemoteClient, writer: int) -> list[int]:
-        changes = [{"output": {f"{writer}": number}} for number in range(8)]
-        return [person.request("PATCH", path(task), json=each).status_code for each in changes]
-
-    reports = [partial(report, person, n) for n, person in enumerate(copies(alice, 4))]
-    assert at_once(reports) == [[200] * 8] * 4
-    found = alice.request("GET", path(task)).json()
-    assert found["output"] == large | {f"{writer}": 7 for writer in range(4)}

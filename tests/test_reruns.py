@@ -1,7 +1,6 @@
 """Parents and reruns: which task started another, and which runs another again."""
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -14,10 +13,8 @@ from taskservice.database.transactions import transaction
 from taskservice.services import tasks
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, expect, problem
-from tests.support.concurrency import at_once, copies
 from tests.support.internals import is_waiting_for_a_lock, rows
 from tests.support.marks import one_database
-from tests.support.service import Service
 from tests.support.waiting import until
 
 CALLBACK = "https://myapp.example/hook"
@@ -136,50 +133,6 @@ def test_deleted_task_is_no_parent_and_nothing_to_run_again(alice: ApiClient) ->
     after = [etag(alice, each) for each in (child, again)]
     assert all(new != old for new, old in zip(after, before, strict=True))
     assert alice.task(child)["updatedAt"] >= child["updatedAt"]
-
-
-def test_rerun_with_one_key_at_the_same_instant_starts_one_task(two_workers: Service) -> None:
-    alice = two_workers.add_user()
-    task, other = alice.start(), alice.start()
-    people = copies(alice, 16)
-    for round_ in range(3):
-        key = {"Idempotency-Key": f"key {round_}"}
-        # One of four asks for the other task with the same key.
-        asked = [(task, other)[number % 4 == 0] for number in range(len(people))]
-        answers = at_once(
-            [
-                partial(person.request, "POST", f"/task/{each['id']}/rerun", headers=key)
-                for person, each in zip(people, asked, strict=True)
-            ]
-        )
-        started = [answer for answer in answers if answer.status_code == 201]
-        assert {answer.status_code for answer in answers} == {201, 422}
-        assert len(started) in (4, 12)
-        assert len({answer.json()["id"] for answer in started}) == 1
-        is_new = ["Idempotency-Replayed" not in answer.headers for answer in started]
-        assert is_new.count(True) == 1
-    assert len(alice.request("GET", "/task").json()) == 5
-
-
-def test_parent_can_be_deleted_while_children_are_started(two_workers: Service) -> None:
-    """No child is left that names a parent which is not there."""
-    alice = two_workers.add_user()
-    people = copies(alice, 12)
-    for _ in range(4):
-        parent = alice.start()
-        child = {"agentId": "summarizer", "parentId": parent["id"]}
-        again = f"/task/{parent['id']}/rerun"
-        starts = [partial(person.request, "POST", "/task", json=child) for person in people[2:7]]
-        reruns = [partial(person.request, "POST", again) for person in people[7:]]
-        deletes = [
-            partial(person.request, "DELETE", f"/task/{parent['id']}") for person in people[:2]
-        ]
-        answers = at_once([*starts, *deletes, *reruns])
-        assert {answer.status_code for answer in answers[:5]} <= {201, 422}
-        assert sorted(answer.status_code for answer in answers[5:7]) == [200, 404]
-        assert {answer.status_code for answer in answers[7:]} <= {201, 404}
-    left = alice.request("GET", "/task").json()
-    assert {(task["parentId"], task["rerunOf"]) for task in left} <= {(None, None)}
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

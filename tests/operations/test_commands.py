@@ -227,6 +227,15 @@ def test_service_runs_on_both_databases(service: Service) -> None:
     assert alice.request("GET", path).json()["logs"] == ["one", "two"]
 
 
+def test_flask_command_finds_the_factory_and_its_settings(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flask", "--app", "taskservice.app", "routes"]
+    environment = {**os.environ, "TASKSERVICE_DATA": str(tmp_path / "data")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "/api/v1/task/<task_id>" in done.stdout
+    assert (tmp_path / "data" / "taskservice.db").exists()
+
+
 def test_gunicorn_alone_serves_the_same(tmp_path: Path) -> None:
     service = Service(tmp_path / "data")
     key = service.add_user("alice").session.headers["apikey"]

@@ -1,18 +1,22 @@
-"""Clients that openapi-generator makes of the document: each takes a task through its life."""
+"""Clients that two generators make of the document: each takes a task through its life."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from shutil import copy
+from types import ModuleType
 from typing import Any
 
 import pytest
 import requests
 
+from taskservice.terms import API_PREFIX
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Receiver
 from tests.support.service import Service
@@ -129,3 +133,82 @@ def test_client_for_typescript_takes_a_task_through_its_life(
     options = ["--strict", "--target", "es2022", "--module", "nodenext", "--outDir", "built"]
     run(folder, "node", str(node_modules / ".bin" / "tsc"), *options, "life.ts")
     life.run(folder, "node", "built/life.js")
+
+
+@pytest.fixture
+def client_package(
+    shared: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The name of a package that openapi-python-client makes of the live document."""
+    package = "generated_client"
+    (tmp_path / "settings.json").write_text('{"post_hooks": []}')
+    command = [sys.executable, "-m", "openapi_python_client", "generate", "--meta", "none"]
+    options = ["--url", f"{shared.url}/openapi.json", "--output-path", str(tmp_path / package)]
+    made = subprocess.run(
+        [*command, *options, "--config", str(tmp_path / "settings.json")],
+        env={**os.environ, "NO_PROXY": "127.0.0.1"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stdout + made.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    yield package
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        del sys.modules[name]
+
+
+def test_client_of_openapi_python_client_takes_a_task_through_its_life(
+    owner: RemoteClient, client_package: str
+) -> None:
+    def module(name: str) -> ModuleType:
+        return importlib.import_module(f"{client_package}.{name}")
+
+    def call(name: str, *path: Any, **options: Any) -> Any:
+        return module(f"api.{name}").sync_detailed(*path, client=client, **options)
+
+    models = module("models")
+    client = module("client").AuthenticatedClient(
+        base_url=owner.url,
+        token=owner.session.headers["apikey"],
+        prefix="",
+        auth_header_name="apikey",
+        raise_on_unexpected_status=True,
+        httpx_args={"trust_env": False},
+    )
+    with client:
+        call("agents.put_agent", "counter", body=models.PutAgent(name="The counter"))
+        fields = models.Start(
+            agent_id="counter", input_=models.StartInputType0.from_dict({"from": 1})
+        )
+        started = call("tasks.start_task", body=fields, idempotency_key="once")
+        task = started.parsed
+        assert (started.status_code, task.name, task.input_["from"]) == (201, "The counter", 1)
+        assert started.headers["Location"] == f"task/{task.id}"
+        assert call("tasks.start_task", body=fields, idempotency_key="once").parsed.id == task.id
+        assert call("agents.claim_task", "counter").parsed.claimed_at
+        assert call("agents.claim_task", "counter").status_code == 204
+        lines = models.Append(logs=["one", "two"], seq=1)
+        for _ in range(2):
+            assert call("logs.append_logs", task.id, body=lines).parsed.log_count == 2
+        output = models.ReportOutput.from_dict({"sum": 15})
+        report = models.Report(status=models.ReportStatus.COMPLETE, output=output)
+        reported = call("tasks.report_task", task.id, body=report)
+        assert reported.headers["Callback-Status"] == "none"
+        got = call("tasks.get_task", task.id, expand="agent").parsed
+        assert (got.status, got.output["sum"], got.logs) == ("complete", 15, ["one", "two"])
+        assert got.agent.name == "The counter"
+        # What is narrowed has a type of its own.
+        url = f"{API_PREFIX}/task/{task.id}"
+        part = client.get_httpx_client().get(url, params={"fields": "status"}).json()
+        assert models.PartialTask.from_dict(part).status == "complete"
+        (agent,) = call("agents.list_agents", expand="health").parsed
+        assert agent.health.recent[0].id == task.id
+        etag = call("tasks.get_task", task.id).headers["ETag"]
+        assert call("tasks.get_task", task.id, if_none_match=etag).status_code == 304
+        listed = call("tasks.list_tasks", status=models.ListTasksStatus.COMPLETE, limit=1)
+        assert [one.id for one in listed.parsed] == [task.id]
+        late = call("logs.append_logs", task.id, body=lines).parsed
+        assert (late.status, late.task.status) == (409, "complete")
+        assert call("agents.delete_agent", "counter").parsed.detail
+        assert call("tasks.delete_task", task.id).parsed.id == task.id
+        assert call("tasks.get_task", task.id).parsed.detail == "Task's ID is not found"
+        assert call("agents.delete_agent", "counter").status_code == 200
