@@ -6,6 +6,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,18 @@ def is_module(name: str) -> bool:
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
-def imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports(path: Path) -> list[str]:
+    return list(imported(tree(path)))
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -161,7 +172,7 @@ def test_view_that_queries_is_found(line: str, name: str) -> None:
 
 def test_every_module_docstring_is_one_line() -> None:
     for path in PACKAGE.rglob("*.py"):
-        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        docstring = ast.get_docstring(tree(path))
         assert docstring, path
         assert len(docstring.splitlines()) == 1, path
 
@@ -235,7 +246,7 @@ def is_function(value: object) -> bool:
 
 
 def test_private_parts_of_other_libraries_are_decided() -> None:
-    trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
+    trees = [tree(path) for path in PACKAGE.rglob("*.py")]
     used = (private_names(trees) | overridden_names()) - DOCUMENTED
     cells = [row[0] for row in table("docs/decisions.md", "## Private parts of other libraries")]
     assert used == {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
