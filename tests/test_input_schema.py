@@ -338,6 +338,7 @@ LONG: tuple[tuple[Json, Json, str | None], ...] = (
 )
 
 
+@one_database
 def test_long_input_is_checked_but_never_for_long(
     alice: ApiClient, subtests: pytest.Subtests
 ) -> None:
