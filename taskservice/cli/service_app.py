@@ -35,7 +35,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except DatabaseError as error:
-        exit_with_error(str(error), error.exit_code)
+        exit_with_error(str(error))
     except DBAPIError as error:
         exit_with_error(f"The database refused a statement: {error.orig}")
     except Problem as problem:

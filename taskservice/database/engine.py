@@ -41,16 +41,6 @@ POSTGRESQL_TIMEOUTS = {
 }
 
 
-class EncodingError(Exception):
-    """The encoding of a PostgreSQL database can't store every text."""
-
-    def __init__(self, encoding: str) -> None:
-        super().__init__(
-            f"its encoding is {encoding}, but only UTF8 stores every text; create another with "
-            "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
-        )
-
-
 class Database(NamedTuple):
     """Connections for reads, and for writes, and on SQLite the writers' queue and files."""
 
@@ -154,10 +144,9 @@ def engine_arguments(address: URL) -> dict[str, Any]:
     }
 
 
-def command_engine(address: URL, **options: Any) -> Engine:
+def command_engine(address: URL) -> Engine:
     """An engine that keeps no connection; one to SQLite is as the driver makes it."""
-    options |= engine_arguments(address)
-    engine = create_engine(address, poolclass=pool.NullPool, **options)
+    engine = create_engine(address, poolclass=pool.NullPool, **engine_arguments(address))
     if engine.dialect.name == "postgresql":
         event.listen(engine, "connect", _prepare_postgresql_connection, insert=True)
     return engine
@@ -189,7 +178,11 @@ def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None
     encoding = connection.info.parameter_status("server_encoding")
     if encoding not in ("UTF8", None):
         connection.close()
-        raise OperationalError("connect", None, EncodingError(encoding))
+        error = ValueError(
+            f"its encoding is {encoding}, but only UTF8 stores every text; create another with "
+            "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+        )
+        raise OperationalError("connect", None, error)
     # A pooler keeps these settings apart for each client. Moments are read as text in this form.
     connection.execute("SET DateStyle = 'ISO'; SET TIME ZONE 'UTC'")
     connection.commit()

@@ -11,12 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from taskservice.database import name_index
 from taskservice.database.address import shown
-from taskservice.database.engine import (
-    EncodingError,
-    command_engine,
-    prepare_sqlite_connection,
-    sqlite3,
-)
+from taskservice.database.engine import command_engine, prepare_sqlite_connection, sqlite3
 from taskservice.database.files import full_disk, make_folder, open_regular
 from taskservice.database.writer_queue import WriterQueue
 
@@ -31,14 +26,6 @@ COPY_PROGRESS = "copy_progress"
 
 class DatabaseError(Exception):
     """The database cannot be used; the message is one line for the operator."""
-
-    exit_code = 1
-
-
-class UnusableDatabase(DatabaseError):
-    """The settings name a database that can never be used."""
-
-    exit_code = 2
 
 
 class UnfinishedCopy(DatabaseError):
@@ -88,11 +75,8 @@ def upgrade(
                 _run(connection, target)
                 connection.commit()
     except (DBAPIError, sqlite3.Error, OSError) as error:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        kind = UnusableDatabase if isinstance(cause, EncodingError) else DatabaseError
-        raise kind(
-            f"The database {shown(address)} cannot be used: {_reason(cause, address)}"
-        ) from None
+        why = reason(error, Path(address.database or "") if is_sqlite else None)
+        raise DatabaseError(f"The database {shown(address)} cannot be used: {why}") from None
 
 
 def _turn(address: URL) -> AbstractContextManager[None]:
@@ -102,12 +86,13 @@ def _turn(address: URL) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def _reason(cause: BaseException | None, address: URL) -> str:
+def reason(error: Exception, file: Path | None = None) -> str:
+    """An error of the database in one line; on SQLite `file` tells whether its disk is full."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
     if getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
         return f"another program has kept it locked for {MIGRATION_SECONDS} s"
     text = str(cause).strip().partition("\n")[0]
-    is_sqlite = address.get_backend_name() == "sqlite"
-    return text + full_disk(Path(address.database or "")) if is_sqlite else text
+    return text + full_disk(file) if file else text
 
 
 def head() -> str:
