@@ -25,12 +25,10 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
 from taskservice.database import migrations
-from taskservice.database.address import shown
 from taskservice.database.clock import seconds_between
 from taskservice.database.engine import BUSY_SECONDS
 from taskservice.database.models import Delivery, ServiceHeartbeat
@@ -54,7 +52,6 @@ HEARTBEAT_SECONDS = 10.0
 MAX_AGE_SECONDS = 25.0
 # After a longer gap the service was away.
 MAX_GAP_SECONDS = 60.0
-POLL_SECONDS = 1.0
 
 
 def seconds_ago(parameter: str) -> database_now:
@@ -79,31 +76,17 @@ def record(max_age: float = HEARTBEAT_SECONDS) -> None:
     Nothing is written if a process has recorded it within the last `max_age` seconds.
     """
     with reading() as connection:
-        fresh = select(ServiceHeartbeat.id).where(IS_CURRENT)
-        if connection.scalar(fresh, {"max_gap": max_age}) is not None:
+        if is_served(connection, max_age):
             return
     with transaction() as connection:
         if connection.execute(_RENEW, {"max_gap": MAX_GAP_SECONDS}).rowcount == 0:
             connection.execute(_INSERT)
 
 
-def is_served(connection: Connection, address: URL, remark: Callable[[str], None]) -> bool:
-    """Wait until the heartbeat is too old to be that of a process, or changes."""
-    first = latest = _fresh_heartbeat(connection)
-    if first is None:
-        return False
-    remark(f"{shown(address)} was served a moment ago; waiting up to {MAX_AGE_SECONDS:.0f} s")
-    while latest == first:
-        time.sleep(POLL_SECONDS)
-        latest = _fresh_heartbeat(connection)
-    return latest is not None
-
-
-def _fresh_heartbeat(connection: Connection) -> str | None:
-    # Each read sees what was written since the last one.
-    connection.rollback()
-    fresh = select(ServiceHeartbeat.until).where(IS_CURRENT)
-    return connection.scalar(fresh, {"max_gap": MAX_AGE_SECONDS})
+def is_served(connection: Connection, max_age: float = MAX_AGE_SECONDS) -> bool:
+    """Whether a process has written the heartbeat within the last `max_age` seconds."""
+    fresh = select(ServiceHeartbeat.id).where(IS_CURRENT)
+    return connection.scalar(fresh, {"max_gap": max_age}) is not None
 
 
 # Checks whether the database can be used, and how much it contains, within a short time.
