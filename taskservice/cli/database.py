@@ -98,13 +98,12 @@ def restore_(file: Path, force: bool) -> None:
     config = load_config()
     database = _sqlite_file(config, "restore PostgreSQL with pg_restore")
     try:
-        restored = restore(make_url(config.DATABASE_URL), file, force)
+        replaced = restore(make_url(config.DATABASE_URL), file, force)
     except BackupError as error:
         exit_with_error(str(error))
-    size, contents = database.stat().st_size, restored.contents
-    print_line(f"{database}: {size} bytes, revision {contents.revision}, {contents.tasks} tasks")
-    if restored.replaced:
-        remark(f"the database before is {restored.replaced}")
+    print_line(f"{database}: {database.stat().st_size} bytes, revision {migrations.head()}")
+    if replaced:
+        remark(f"the database before is {replaced}")
     if not config.SECRET_KEY:
         remark(
             f"put the secret_key that was kept with the backup at {config.secret_key_file}; "
@@ -132,7 +131,7 @@ def copy_(source: URL, target: URL, as_json: bool) -> None:
     keep_owner_permissions()
     with one_line_errors():
         try:
-            copied = copy(source, target, remark)
+            copied = copy(source, target)
         except CopyError as error:
             exit_with_error(str(error))
     for each in copied:

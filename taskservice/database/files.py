@@ -101,24 +101,6 @@ def sqlite_uri(path: Path, options: str = "mode=rw") -> str:
     return f"file:{quote(os.fsencode(path.absolute()))}?{options}"
 
 
-IMMUTABLE = "mode=ro&immutable=1"
-
-
-def is_on_read_only_disk(path: Path) -> bool:
-    return bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
-
-
-def is_frozen(path: Path) -> bool:
-    """Whether a database can't change: SQLite can read it, but not make its log beside it."""
-    beside = (f"{path}-wal", f"{path}-shm")
-    return is_on_read_only_disk(path) and not any(map(os.path.exists, beside))
-
-
-def readable_uri(path: Path) -> str:
-    """SQLite's URI of an existing database, to read it without changing it."""
-    return sqlite_uri(path, IMMUTABLE) if is_frozen(path) else sqlite_uri(path)
-
-
 # Notices when SQLite's files are removed or replaced while a process has them open.
 
 # How long reads rely on a check, which takes twice as long as the read of a key.

@@ -1,29 +1,23 @@
 """Makes a verified copy of the SQLite database while the service writes to it."""
 
-import fcntl
-import glob
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import mkstemp
 from typing import Any
 
-from sqlalchemy import create_engine, pool, text
+from sqlalchemy import create_engine, pool
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from taskservice.database import clock, migrations
 from taskservice.database.engine import BUSY_SECONDS, sqlite3
 from taskservice.database.files import (
-    IMMUTABLE,
-    full_disk,
     is_open_elsewhere,
     make_folder,
     open_regular,
-    readable_uri,
     sqlite_uri,
     sync,
 )
@@ -41,59 +35,31 @@ class BackupError(Exception):
     """A backup or its return failed; the message is one line for the operator."""
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What a sound database has."""
-
-    revision: str
-    tasks: int
-
-
 @contextmanager
 def _one_line_errors(deed: str, database: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.Error, DBAPIError, DatabaseError) as error:
-        reason = database_check.reason(error) + full_disk(database)
-        raise BackupError(f"The {deed} failed: {reason}") from None
+        raise BackupError(f"The {deed} failed: {migrations.reason(error, database)}") from None
 
 
 @contextmanager
-def draft_of(target: Path) -> Iterator[Path]:
-    """An empty file beside the target, removed at the end unless it was renamed."""
-    _remove_stale_drafts(target)
-    draft = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
-    descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+def _draft_of(target: Path) -> Iterator[Path]:
+    """An empty file beside the target for its owner only, removed at the end unless renamed."""
+    descriptor, name = mkstemp(prefix=f"{target.name}.", suffix=".part", dir=target.parent)
+    os.close(descriptor)
     try:
-        # While this descriptor is open, the draft is not stale.
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if not os.fstat(descriptor).st_nlink:
-            raise BackupError(f"Another command writes {target} at the same time")
-        yield draft
+        yield Path(name)
     finally:
-        os.close(descriptor)
-        draft.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
 
 
-def _remove_stale_drafts(target: Path) -> None:
-    """Remove what killed commands left: it contains the same secrets as the database."""
-    for draft in target.parent.glob(f"{glob.escape(target.name)}.{'[0-9a-f]' * 8}.part"):
-        with suppress(OSError):  # it is in use, or belongs to another user
-            descriptor = os.open(draft, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                draft.unlink()
-            finally:
-                os.close(descriptor)
-
-
-def verified(file: Path) -> Contents:
-    """Check a file that nobody changes; raises DatabaseError if it is not sound."""
+def _verified(file: Path) -> str:
+    """The revision of a file that nobody changes; raises DatabaseError if it is not sound."""
 
     def connect() -> Any:
         # Immutable, so that SQLite creates no files beside it.
-        connection = sqlite3.connect(sqlite_uri(file, IMMUTABLE), uri=True)
+        connection = sqlite3.connect(sqlite_uri(file, "mode=ro&immutable=1"), uri=True)
         # Lets Python handle signals during the check.
         connection.set_progress_handler(lambda: 0, STEP_INSTRUCTIONS)
         return connection
@@ -106,7 +72,7 @@ def verified(file: Path) -> Contents:
         revision = migrations.revision(connection)
         if revision is None:
             raise DatabaseError("The database is empty")
-        return Contents(revision, connection.scalar(text("SELECT count(*) FROM tasks")) or 0)
+        return revision
 
 
 # Makes a verified copy of the SQLite database while the service writes to it.
@@ -129,9 +95,9 @@ def backup(database: Path, secret_key: Path, target: Path, replace: bool = False
         # Where a symbolic link leads, the file is written, and the link stays.
         target = Path(os.path.realpath(target))
         _check(database, secret_key, target, replace)
-        with draft_of(target) as draft:
+        with _draft_of(target) as draft:
             _copy(database, draft)
-            revision = verified(draft).revision
+            revision = _verified(draft)
             sync(draft)
             draft.replace(target)
             sync(target.parent)
@@ -155,7 +121,7 @@ def _check(database: Path, secret_key: Path, target: Path, replace: bool) -> Non
 
 def _copy(database: Path, draft: Path) -> None:
     with (
-        closing(sqlite3.connect(readable_uri(database), uri=True)) as source,
+        closing(sqlite3.connect(sqlite_uri(database), uri=True)) as source,
         closing(sqlite3.connect(draft)) as copy,
     ):
         source.isolation_level = None
@@ -180,18 +146,11 @@ _LOGS = ("-wal", "-journal")
 _IN_USE = "is open in another process; stop the service and every other command first"
 
 
-@dataclass(frozen=True)
-class Restored:
-    """What the restored database has, and where the replaced one is now."""
-
-    contents: Contents
-    replaced: Path | None
-
-
-def restore(address: URL, backup: Path, replace: bool = False) -> Restored:
+def restore(address: URL, backup: Path, replace: bool = False) -> Path | None:
     """Put a backup of any released revision in the place of the database, and migrate it.
 
-    At each moment the old or the new database is there, whole. Raises BackupError, with nothing
+    At each moment the old or the new database is there, whole. Returns where the old one is now,
+    None if there was none. Raises BackupError, with nothing
     changed, if the backup is not sound, the database is in use, or it exists and `replace` is
     false.
     """
@@ -200,15 +159,15 @@ def restore(address: URL, backup: Path, replace: bool = False) -> Restored:
     with _one_line_errors("restore", database):
         make_folder(database.parent)
         _check_restore(database, backup, replace)
-        with draft_of(database) as draft:
-            contents = _verified_copy(backup, draft)
+        with _draft_of(database) as draft:
+            _copy_verified(backup, draft)
             # Whoever starts waits for this turn before it opens the database.
             with WriterQueue.of(address).turn(BUSY_SECONDS), _closed(database):
                 replaced = _keep_aside(database)
                 draft.replace(database)
                 sync(database.parent)
         migrations.upgrade(address)
-    return Restored(Contents(migrations.head(), contents.tasks), replaced)
+    return replaced
 
 
 def _check_restore(database: Path, backup: Path, replace: bool) -> None:
@@ -230,7 +189,7 @@ def _there(database: Path) -> list[Path]:
     return [file for file in files if os.path.lexists(file)]
 
 
-def _verified_copy(backup: Path, draft: Path) -> Contents:
+def _copy_verified(backup: Path, draft: Path) -> None:
     for log in _there(backup)[1:]:
         if log.stat().st_size:
             raise BackupError(
@@ -239,9 +198,8 @@ def _verified_copy(backup: Path, draft: Path) -> Contents:
             )
     with open_regular(backup) as source, open(draft, "wb") as copy:
         shutil.copyfileobj(source, copy, 1024 * 1024)
-    contents = verified(draft)
+    _verified(draft)
     sync(draft)
-    return contents
 
 
 @contextmanager
