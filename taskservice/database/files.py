@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 # SQLite makes an index of this size beside a database.
 FULL_DISK_BYTES = 32 * 1024
 LOCK_SECONDS = 10.0
-LOCK_POLL_SECONDS = 0.02
+LOCK_POLL_SECONDS = 0.001
 # The bytes that each connection to a database in WAL mode keeps locked, by SQLite's file format.
 _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 
@@ -35,21 +35,34 @@ def open_regular(path: Path) -> BinaryIO:
     return open(path, "rb")
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a lock between processes on this folder; raises OSError after LOCK_SECONDS."""
-    until = time.monotonic() + LOCK_SECONDS
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def lock(path: Path | str, seconds: float, flags: int = os.O_RDONLY) -> int:
+    """A descriptor that holds a lock between processes on this file or folder until it is closed.
+
+    The kernel closes it when its process is killed. Raises OSError, after `seconds` TimeoutError.
+    """
+    until = time.monotonic() + seconds
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                return descriptor
             except BlockingIOError:
                 if time.monotonic() > until:
-                    message = f"another program keeps {folder} locked"
+                    message = f"another program keeps {path} locked"
                     raise TimeoutError(errno.ETIMEDOUT, message) from None
+                # flock itself has no timeout.
                 time.sleep(LOCK_POLL_SECONDS)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a lock between processes on this folder; raises OSError after LOCK_SECONDS."""
+    descriptor = lock(folder, LOCK_SECONDS, os.O_DIRECTORY)
+    try:
         yield
     finally:
         os.close(descriptor)

@@ -1,13 +1,11 @@
 """Lets writers of one SQLite file take turns, and those that waited share one commit."""
 
-import fcntl
 import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
@@ -15,75 +13,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError
 
 from taskservice.database.connections import KeptConnections
-from taskservice.threads import start_thread
-
-TOO_LATE = "other writers took too long"
-
-
-class FileLock:
-    """A lock between processes, which the kernel releases when its holder is killed.
-
-    Each holder opens a new descriptor and closes it to release the lock: with a shared one, a
-    waiter that timed out could release the lock of another thread. Within a process only one
-    thread at a time may call `acquire`.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._changed = threading.Condition()
-        self._is_awaited = self._is_wanted = False
-        self._granted: int | None = None
-
-    def acquire(self, seconds: float) -> int:
-        """Return the descriptor that holds the lock, within `seconds`.
-
-        Raises OSError (TimeoutError among them), and RuntimeError when no thread can be started.
-        """
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return self._await(file, seconds)
-        except OSError:
-            os.close(file)
-            raise
-        return file
-
-    def _await(self, file: int, seconds: float) -> int:
-        # flock has no timeout, so a separate thread waits; after a timeout it keeps waiting, for
-        # the next caller.
-        with self._changed:
-            if self._is_awaited:
-                os.close(file)
-            else:
-                try:
-                    start_thread("writer turn", partial(self._wait, file))
-                except RuntimeError:
-                    os.close(file)
-                    raise
-            self._is_awaited = self._is_wanted = True
-            self._changed.wait_for(lambda: self._granted is not None, seconds)
-            self._is_wanted, granted, self._granted = False, self._granted, None
-        if granted is None:
-            raise TimeoutError(TOO_LATE)
-        return granted
-
-    def _wait(self, file: int) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # those who wait learn it by their timeout, and the next one tries again
-            with self._changed:
-                self._is_awaited = False
-            os.close(file)
-            return
-        with self._changed:
-            self._is_awaited = False
-            if self._is_wanted:
-                self._granted = file
-                self._changed.notify_all()
-            else:
-                os.close(file)
-
+from taskservice.database.files import lock
 
 # The first writers of a group are answered when the last one has written.
 MAX_GROUP = 32
@@ -96,8 +26,7 @@ class WriterQueue:
     """The queue of all threads and processes that want to write to one SQLite file.
 
     With SQLite's own waiting, a writer sleeps and tries again, and others may overtake it for
-    seconds. Here threads wait for a lock and processes for a file lock, which the kernel passes
-    on immediately.
+    seconds. Here threads wait for a lock, and the process whose turn it is holds a lock on a file.
 
     Most of a write's time is spent in its commit, which waits for the disk. So a writer leaves
     its transaction open for one that waits already; the last one commits for all of them. Each
@@ -108,14 +37,15 @@ class WriterQueue:
     """
 
     def __init__(self, path: str, max_blocked: int = 8) -> None:
+        self._path = path
         self._threads = threading.Lock()
-        self._processes = FileLock(path)
         # Guards the two below.
         self._lock = threading.Lock()
         self._waiting = 0
-        self._blockage = _Blockage()
-        self._blocked = threading.Semaphore(max_blocked)
         self._left_open: _Group | None = None
+        # Since when the thread that has the turn waits for another process.
+        self._attempt_began = math.inf
+        self._blocked = threading.Semaphore(max_blocked)
 
     @classmethod
     def of(cls, address: URL, threads: int = 1) -> "WriterQueue":
@@ -130,7 +60,7 @@ class WriterQueue:
         try:
             if group:
                 group.end()
-            with self._blockage.attempt():
+            with self._attempt():
                 held = self._hold(until)
             try:
                 yield
@@ -152,7 +82,7 @@ class WriterQueue:
         group = self._acquire(seconds)
         try:
             if group is None:
-                with self._blockage.attempt():
+                with self._attempt():
                     group = _Group(connections, check, self._hold(until), until)
         except BaseException:
             self._threads.release()
@@ -173,18 +103,18 @@ class WriterQueue:
             self._waiting -= 1
             # The group may have been left open for this very thread.
             if not has_turn and not self._threads.acquire(blocking=False):
-                raise _refused(TimeoutError(TOO_LATE))
+                raise _refused(TimeoutError("other writers took too long"))
             group, self._left_open = self._left_open, None
             return group
 
     def _await_turn(self, seconds: float) -> bool:
         """Wait for the turn of this thread; gives up soon where too many wait in vain."""
-        soon = min(seconds, 2 * BLOCKED_SECONDS)
-        if not self._blockage.is_lasting():
+        if not self._is_blocked():
+            soon = min(seconds, 2 * BLOCKED_SECONDS)
             if self._threads.acquire(timeout=soon):
                 return True
             seconds -= soon
-        if not self._blockage.is_lasting():
+        if not self._is_blocked():
             return self._threads.acquire(timeout=seconds)
         if not self._blocked.acquire(blocking=False):
             return False
@@ -192,6 +122,19 @@ class WriterQueue:
             return self._threads.acquire(timeout=seconds)
         finally:
             self._blocked.release()
+
+    @contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """The wait of the thread that has the turn, until it can begin to write."""
+        self._attempt_began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._attempt_began = math.inf
+
+    def _is_blocked(self) -> bool:
+        """Whether another process has kept the database locked for a while."""
+        return time.monotonic() - self._attempt_began > BLOCKED_SECONDS
 
     def _leave(self, group: "_Group") -> None:
         with self._lock:
@@ -206,34 +149,9 @@ class WriterQueue:
 
     def _hold(self, until: float) -> int:
         try:
-            return self._processes.acquire(until - time.monotonic())
-        except (OSError, RuntimeError) as error:
+            return lock(self._path, until - time.monotonic(), os.O_RDWR | os.O_CREAT)
+        except OSError as error:
             raise _refused(error) from None
-
-
-class _Blockage:
-    """Whether another process has kept the database locked for a while."""
-
-    def __init__(self) -> None:
-        self._since, self._gave_up_at = math.inf, -math.inf
-
-    @contextmanager
-    def attempt(self) -> Iterator[None]:
-        """The wait of the thread that has the turn, until it can begin to write."""
-        if time.monotonic() - self._gave_up_at > BLOCKED_SECONDS:
-            self._since = time.monotonic()
-        # Until this attempt fails too.
-        self._gave_up_at = math.inf
-        try:
-            yield
-        except BaseException:
-            self._gave_up_at = time.monotonic()
-            raise
-        self._since, self._gave_up_at = math.inf, -math.inf
-
-    def is_lasting(self) -> bool:
-        now = time.monotonic()
-        return now - self._since > BLOCKED_SECONDS and now - self._gave_up_at < BLOCKED_SECONDS
 
 
 class _Group:
