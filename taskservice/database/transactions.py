@@ -7,7 +7,7 @@ from typing import ParamSpec, TypeVar
 
 from flask import Flask, g
 from sqlalchemy import Connection, select
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError
 
 from taskservice import resources
 from taskservice.database.engine import BUSY_SECONDS, Database
@@ -19,30 +19,20 @@ T = TypeVar("T")
 MAX_RETRIES = 10
 
 
-class LastWrite:
-    """Whether a write of this process has failed since `/readyz` last wrote."""
-
-    has_failed = False
-
-
 @contextmanager
 def transaction() -> Iterator[Connection]:
     """A connection in a write transaction, committed at the end or rolled back on an error."""
     end_shared_reading()
     database = resources.find(Database)
-    try:
-        if database.writer_queue is None:
-            with database.writes.use() as connection, connection.begin():
-                yield connection
-            return
-        queue, files = database.writer_queue, database.files
-        # If the files were replaced meanwhile, the next start would not find what was committed.
-        check = files.check if files else lambda: None
-        with queue.transaction(database.writes, check, BUSY_SECONDS) as connection:
+    if database.writer_queue is None:
+        with database.writes.use() as connection, connection.begin():
             yield connection
-    except OperationalError:
-        resources.find(LastWrite).has_failed = True
-        raise
+        return
+    queue, files = database.writer_queue, database.files
+    # If the files were replaced meanwhile, the next start would not find what was committed.
+    check = files.check if files else lambda: None
+    with queue.transaction(database.writes, check, BUSY_SECONDS) as connection:
+        yield connection
 
 
 def has_writer_queue() -> bool:
@@ -125,7 +115,6 @@ def end_shared_reading(error: BaseException | None = None) -> None:
 
 
 def init_app(app: Flask) -> None:
-    resources.provide(app, LastWrite())
     app.teardown_request(end_shared_reading)
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -18,7 +17,6 @@ from sqlalchemy import (
     Float,
     bindparam,
     case,
-    false,
     func,
     insert,
     select,
@@ -30,14 +28,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from taskservice import resources
 from taskservice.database import migrations
 from taskservice.database.clock import seconds_between
-from taskservice.database.engine import BUSY_SECONDS
 from taskservice.database.models import Delivery, ServiceHeartbeat
-from taskservice.database.transactions import (
-    LastWrite,
-    reading,
-    retry_on_conflict,
-    transaction,
-)
+from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import database_now, db
 from taskservice.errors import database_unavailable
 from taskservice.operations.metrics import Metric, Sample
@@ -102,8 +94,6 @@ NO_BACKGROUND_WORK = (
 
 READY_SECONDS = 1.0
 METRICS_SECONDS = 2.0
-# A result that took one second is reused for this many.
-CACHE_FACTOR = 20.0
 # With less free space the disk counts as full, since the next writes would fail.
 MIN_FREE_BYTES = 64 * 1024
 
@@ -111,17 +101,7 @@ MIN_FREE_BYTES = 64 * 1024
 FAILURES = (SQLAlchemyError, OSError, RuntimeError, MemoryError)
 
 _READ_ONLY = text("SELECT current_setting('transaction_read_only') = 'on'")
-# Only sessions of the same user are seen, as this service's own are.
-_COMMITS_WAIT = text("""
-    SELECT EXISTS (
-        SELECT FROM pg_stat_activity
-        WHERE datname = current_database() AND wait_event = 'SyncRep'
-            AND clock_timestamp() - query_start > make_interval(secs => :seconds)
-    )
-""").bindparams(seconds=BUSY_SECONDS)
 _REVISION = text("SELECT version_num FROM alembic_version")
-# Each fails where its table, or one of its columns, is gone or may not be read.
-_ALL_COLUMNS = [select(*table.columns).where(false()) for table in db.metadata.sorted_tables]
 # Each count reads an index, and all but two of them a small part of it: with a million tasks and
 # a million deliveries this takes 50 ms, where GROUP BY takes a second.
 _COUNTS = text("""
@@ -149,23 +129,21 @@ _SIZE = select(func.pg_database_size(func.current_database()))
 
 
 class DatabaseProbe(Generic[T]):
-    """Runs `query` in a thread, one at a time, and gives its result to all callers.
+    """Runs `query` in a thread, one at a time, and gives its result to all that wait for it.
 
-    Callers wait for a limited time even if the database never answers. A result is reused for
-    `cache_factor` times as long as the query took.
+    Callers wait for a limited time even if the database never answers.
     """
 
-    def __init__(self, app: Flask, query: Callable[[], T], cache_factor: float = 0.0) -> None:
-        self._app, self._query, self._cache_factor = app, query, cache_factor
+    def __init__(self, app: Flask, query: Callable[[], T]) -> None:
+        self._app, self._query = app, query
         self._lock = Lock()
         self._result: Future[T] | None = None
-        self._reused_until = 0.0
 
     def result(self, seconds: float) -> T:
         """Raises TimeoutError when there is no result in time, and what the query raises."""
         with self._lock:
             result = self._result
-            if result is None or (result.done() and time.monotonic() >= self._reused_until):
+            if result is None or result.done():
                 result = Future()
                 start_thread("health", partial(self._run, result))
                 self._result = result
@@ -175,16 +153,11 @@ class DatabaseProbe(Generic[T]):
             raise TimeoutError(f"no answer in {seconds:g} s") from None
 
     def _run(self, result: Future[T]) -> None:
-        began = time.monotonic()
         try:
             with self._app.app_context():
-                found = self._query()
+                result.set_result(self._query())
         except Exception as error:
             result.set_exception(error)
-        else:
-            ended = time.monotonic()
-            self._reused_until = ended + self._cache_factor * (ended - began)
-            result.set_result(found)
 
 
 class ReadinessProbe(DatabaseProbe[None]):
@@ -197,7 +170,7 @@ class MetricsProbe(DatabaseProbe[list[Metric]]):
 
 def init_app(app: Flask) -> None:
     resources.provide(app, ReadinessProbe(app, _check_usable))
-    resources.provide(app, MetricsProbe(app, _count_rows, CACHE_FACTOR))
+    resources.provide(app, MetricsProbe(app, _count_rows))
 
 
 def require_usable() -> None:
@@ -229,37 +202,16 @@ def _check_usable() -> None:
     if file is not None:
         _check_file(file)
     with transaction() as connection:
-        if file is None:
-            _check_postgresql(connection)
+        if file is None and connection.execute(_READ_ONLY).scalar_one():
+            raise PermissionError("it is read-only")
         revision = connection.execute(_REVISION).scalar_one()
         if revision != migrations.head():
             raise RuntimeError(
                 f"it is at revision {revision}, but this process works with {migrations.head()}: "
                 "restart it, with the newest version"
             )
-        for columns in _ALL_COLUMNS:
-            connection.execute(columns)
-    _prove_writable()
-
-
-def _prove_writable() -> None:
-    """Write, unless one of the serving processes has just done so and no write here has failed.
-
-    A transaction that changes nothing would also succeed on a disk on which all writes fail.
-    """
-    last = resources.find(LastWrite)
-    max_age = 0.0 if last.has_failed else HEARTBEAT_SECONDS
-    # Before the write, which may fail too.
-    last.has_failed = False
-    record(max_age)
-
-
-def _check_postgresql(connection: Connection) -> None:
-    if connection.execute(_READ_ONLY).scalar_one():
-        raise PermissionError("it is read-only")
-    # A transaction that changes nothing, as that of this check, does not wait for a standby.
-    if connection.execute(_COMMITS_WAIT).scalar_one():
-        raise RuntimeError("commits wait for a synchronous standby")
+    # A transaction that changes nothing would also succeed on a disk on which all writes fail.
+    record()
 
 
 def _file() -> Path | None:
