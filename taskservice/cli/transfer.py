@@ -75,7 +75,7 @@ def import_command(as_json: bool) -> None:
     with service_app():
         try:
             # Not `sys.stdin`, which is None if it was closed at the start.
-            with open(0, "rb", closefd=False) as stdin, _read_twice(stdin) as file:
+            with open(0, "rb", closefd=False) as stdin, _on_disk(stdin) as file:
                 imported = import_from(file)
         except (InvalidExport, OSError) as error:
             exit_with_error(f"Nothing was imported: {error}")
@@ -88,8 +88,8 @@ def import_command(as_json: bool) -> None:
 
 
 @contextmanager
-def _read_twice(file: BinaryIO) -> Iterator[BinaryIO]:
-    """The file itself, or a copy of what comes from a pipe."""
+def _on_disk(file: BinaryIO) -> Iterator[BinaryIO]:
+    """The file itself, or a copy of what comes from a pipe: writers wait while it is imported."""
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         yield file
         return
@@ -100,10 +100,7 @@ def _read_twice(file: BinaryIO) -> Iterator[BinaryIO]:
 
 
 def _sentence(imported: Imported) -> str:
-    text = (
+    return (
         f"{imported.tasks:,} tasks imported, {imported.existing_tasks:,} existed already; "
         f"{len(imported.users):,} users and {imported.agents:,} agents added"
     )
-    if imported.dropped_keys:
-        text += f"; {imported.dropped_keys:,} idempotency keys are those of other tasks here"
-    return text

@@ -1,6 +1,5 @@
 """The commands of docs/operations.md for backups and moves, run as printed."""
 
-import re
 import shlex
 import shutil
 import subprocess
@@ -9,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from taskservice.services.transfer import LINES
 from tests.support.commands import check
 from tests.support.databases import Databases
-from tests.support.documents import Terminal, blocks, install_commands, table
+from tests.support.documents import Terminal, blocks, install_commands
 from tests.support.requirements import needs
 from tests.support.service import Service, environment
 from tests.support.waiting import until
@@ -116,13 +114,3 @@ def test_litestream_copies_every_acknowledged_write_as_printed(tmp_path: Path) -
         alice.url = restored.url
         assert alice.request("GET", "/task").json() == listed
         assert check(tmp_path / "data")["revision"]["state"] == "ok"
-
-
-def test_lines_of_an_export_are_documented() -> None:
-    fields = {
-        row[0].strip("`"): re.findall(r"`(\w+)`", re.sub(r" \([^)]*\)", "", row[1]))
-        for row in table("docs/operations.md", "## Export")
-    }
-    assert {kind: set(names) for kind, names in fields.items()} == {
-        kind: set(line.fields) - {"type"} for kind, line in LINES.items()
-    }
