@@ -10,10 +10,9 @@ from sqlalchemy import delete
 
 from taskservice.database.models import Task
 from taskservice.database.transactions import transaction
-from taskservice.services import tasks
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, expect, problem
-from tests.support.internals import is_waiting_for_a_lock, rows
+from tests.support.internals import is_waiting_for_a_lock
 from tests.support.marks import one_database
 from tests.support.waiting import until
 
@@ -137,10 +136,9 @@ def test_deleted_task_is_no_parent_and_nothing_to_run_again(alice: ApiClient) ->
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_child_that_is_deleted_meanwhile_leaves_no_other_with_its_parent(
-    alice: ApiClient, app: Flask, monkeypatch: pytest.MonkeyPatch
+    alice: ApiClient, app: Flask
 ) -> None:
     """On PostgreSQL a row may go between its selection and its update."""
-    monkeypatch.setattr(tasks, "REFERENCES", 2)
     parent = alice.start()
     children = [alice.start(parentId=parent["id"]) for _ in range(4)]
     other = ApiClient(app, alice.name, alice.key)
@@ -151,15 +149,3 @@ def test_child_that_is_deleted_meanwhile_leaves_no_other_with_its_parent(
         until(lambda: is_waiting_for_a_lock(app))
     expect(deletion.result(), 200)
     assert [alice.task(child)["parentId"] for child in children[1:]] == [None] * 3
-
-
-def test_parent_of_very_many_is_deleted_in_several_transactions(
-    alice: ApiClient, app: Flask, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tasks, "REFERENCES", 1)
-    parent = alice.start()
-    children = [alice.start(parentId=parent["id"]) for _ in range(3)]
-    expect(alice.delete(f"/task/{parent['id']}"), 200)
-    assert [alice.task(child)["parentId"] for child in children] == [None] * 3
-    problem(alice.get(f"/task/{parent['id']}"), 404)
-    assert len(rows(app)["tasks"]) == 3

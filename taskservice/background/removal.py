@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,83 +15,42 @@ from sqlalchemy import (
     Connection,
     and_,
     bindparam,
-    case,
     delete,
     exists,
     func,
-    literal,
     select,
     update,
 )
 
 from taskservice import resources
 from taskservice.database import clock, name_index
-from taskservice.database.models import (
-    WITH_OLD_LOG,
-    Agent,
-    Attempt,
-    Delivery,
-    Log,
-    LogChunk,
-    LogWriter,
-    Task,
-    User,
-)
+from taskservice.database.models import WITH_OLD_LOG, Agent, Delivery, Log, LogChunk, Task, User
 from taskservice.database.transactions import has_writer_queue, reading, transaction, writer_turn
-from taskservice.database.types import (
-    AnyRow,
-    AnySelect,
-    Identifier,
-    Timestamp,
-    byte_length,
-    db,
-    moment_from_now,
-)
-from taskservice.services import users
-from taskservice.services.tasks import detach_logs, remove
+from taskservice.database.types import Identifier, Timestamp, db, moment_from_now
+from taskservice.services import tasks, users
 from taskservice.terms import PENDING
 
 # Long work in short transactions, with pauses for other writers.
 
-# The length of a transaction that removes many rows. Other writers wait for it.
-BATCH_SECONDS = 0.03
+# How many tasks or chunks of logs one transaction removes, for which other writers wait.
+TASKS_PER_BATCH = 100
+CHUNKS_PER_BATCH = 500
 # The time of one call in a round. A round of 20 s has eight calls.
 CHORE_SECONDS = 1.9
-# The pause after a batch, as a part of its time, where writers do not take turns.
-POSTGRESQL_PAUSE = 0.25
-
-
-class BatchSize:
-    """How many rows or pages a batch takes to last about BATCH_SECONDS, learnt from the last one.
-
-    A row of a large database on a slow disk takes a hundred times as long as of a small one.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.rows = 20
-        self._most = most
-
-    def adapt(self, rows: int, seconds: float) -> None:
-        """Learn from the last batch: its number of rows, and its time including the commit."""
-        if seconds > BATCH_SECONDS:
-            self.rows = max(1, int(rows * BATCH_SECONDS / seconds))
-        elif 2 * rows > self.rows and seconds < BATCH_SECONDS / 2:
-            self.rows = min(2 * rows, self._most)
 
 
 def in_batches(batch: Callable[[], bool], seconds: float = CHORE_SECONDS) -> bool:
     """Call `batch`, a short transaction, until it returns False because nothing is left.
 
     After each batch it pauses for as long as the batch took, so that writers wait for one batch
-    at most; on PostgreSQL, where they do not wait for it, for a part of that. It ends early after
-    `seconds`, or when the process begins to stop; returns whether it did, so that more may be left.
+    at most. It ends early after `seconds`, or when the process begins to stop; returns whether it
+    did, so that more may be left.
     """
     until = time.monotonic() + seconds
-    pause = 1.0 if has_writer_queue() else POSTGRESQL_PAUSE
     began = time.monotonic()
     while batch():
         took = time.monotonic() - began
-        if time.monotonic() > until or resources.stopping.wait(pause * took):
+        if time.monotonic() > until or resources.stopping.wait(took):
             return True
         began = time.monotonic()
     return False
@@ -117,35 +76,23 @@ def _index_batch() -> bool:
     return is_behind
 
 
-# Removes the lines of dropped logs, in small batches.
+# Removes the lines of dropped logs.
 
-# How many dropped logs are found at once.
-LOGS = 500
-# How many chunks one transaction removes at most.
-MAX_CHUNKS = 2_000
 # The answer to a deletion may still be streaming the log that it dropped.
 SWEEP_AFTER_SECONDS = 60
 
-_SOME_CHUNKS = (
-    select(LogChunk.last).where(LogChunk.log_id == Log.id).limit(MAX_CHUNKS + 1).correlate(Log)
-)
 _DROPPED = (
-    select(Log.id, select(func.count()).select_from(_SOME_CHUNKS.subquery()).label("chunks"))
+    select(Log.id)
     .where(Log.dropped_at < moment_from_now(-SWEEP_AFTER_SECONDS))
     .order_by(Log.dropped_at)
-    .limit(LOGS)
+    .limit(TASKS_PER_BATCH)
 )
-_LOG_IDS: BindParameter[Any] = bindparam("log_ids", expanding=True)
-_DELETE_LOGS = delete(Log).where(Log.id.in_(_LOG_IDS))
-_DELETE_CHUNKS = delete(LogChunk).where(LogChunk.log_id.in_(_LOG_IDS))
-# Both statements on a long log start after what was removed before: the databases keep deleted
-# entries for a while, and PostgreSQL reads the whole table if it expects to find many rows.
-_AFTER = (LogChunk.log_id == bindparam("log_id"), LogChunk.last > bindparam("after"))
-_NEXT_CHUNKS = (
-    select(LogChunk.last).where(*_AFTER).order_by(LogChunk.last).limit(bindparam("limit"))
+_OF_LOG = LogChunk.log_id == bindparam("log_id")
+_FIRST_CHUNKS = (
+    select(LogChunk.last).where(_OF_LOG).order_by(LogChunk.last).limit(bindparam("limit"))
 )
-_LAST_OF_NEXT = select(func.max(_NEXT_CHUNKS.subquery().c.last))
-_DELETE_NEXT = delete(LogChunk).where(*_AFTER, LogChunk.last <= bindparam("last"))
+_DELETE_CHUNKS = delete(LogChunk).where(_OF_LOG, LogChunk.last.in_(_FIRST_CHUNKS))
+_DELETE_LOG = delete(Log).where(Log.id == bindparam("log_id"))
 
 
 def sweep(seconds: float = CHORE_SECONDS) -> bool:
@@ -153,59 +100,30 @@ def sweep(seconds: float = CHORE_SECONDS) -> bool:
 
     Returns whether there may be more.
     """
-    return in_batches(_Sweep().next_batch, seconds)
+    return in_batches(_sweep_batch, seconds)
 
 
-class _Sweep:
-    """One pass over the dropped logs, the oldest first."""
-
-    def __init__(self) -> None:
-        self._size = BatchSize(most=MAX_CHUNKS)
-        self._logs: Sequence[AnyRow] = ()
-        # The last chunk that was removed of the first of these logs.
-        self._after = 0
-
-    def next_batch(self) -> bool:
-        """Remove some logs, or some chunks of a long one; returns whether there may be more."""
-        if not self._logs:
-            with reading() as connection:
-                self._logs = connection.execute(_DROPPED).all()
-        if not self._logs:
-            return False
-        with transaction() as connection:
-            began = time.monotonic()
-            is_long = self._after or self._logs[0].chunks > self._size.rows
-            rows = self._shorten_first(connection) if is_long else self._remove_some(connection)
-        self._size.adapt(rows, time.monotonic() - began)
-        return True
-
-    def _remove_some(self, connection: Connection) -> int:
-        """Remove the first logs that have few chunks together; returns how many rows those were."""
-        totals = accumulate(log.chunks + 1 for log in self._logs)
-        count = max(1, sum(total <= self._size.rows for total in totals))
-        log_ids = {"log_ids": [log.id for log in self._logs[:count]]}
-        self._logs = self._logs[count:]
-        chunks = connection.execute(_DELETE_CHUNKS, log_ids).rowcount
-        return chunks + connection.execute(_DELETE_LOGS, log_ids).rowcount
-
-    def _shorten_first(self, connection: Connection) -> int:
-        """Remove chunks of the first log, and at last the log itself; returns how many rows."""
-        log_id, limit = self._logs[0].id, self._size.rows
-        here = {"log_id": log_id, "after": self._after}
-        last = connection.scalar(_LAST_OF_NEXT, {**here, "limit": limit})
-        if last is None:
-            connection.execute(_DELETE_LOGS, {"log_ids": [log_id]})
-            self._logs, self._after = self._logs[1:], 0
-            return 1
-        self._after = last
-        return connection.execute(_DELETE_NEXT, {**here, "last": last}).rowcount
+def _sweep_batch() -> bool:
+    with reading() as connection:
+        log_ids = connection.scalars(_DROPPED).all()
+    if not log_ids:
+        return False
+    with transaction() as connection:
+        left = CHUNKS_PER_BATCH
+        for log_id in log_ids:
+            chunks = {"log_id": log_id, "limit": left}
+            left -= connection.execute(_DELETE_CHUNKS, chunks).rowcount
+            if not left:
+                break
+            connection.execute(_DELETE_LOG, {"log_id": log_id})
+    return True
 
 
 # Gives the free space of an SQLite file back to the disk, a little at a time.
 
 # Free space that stays in the file for the next writes.
 SPARE_BYTES = 1024 * 1024
-# Pages that one step gives back at most.
+# Pages that one step gives back.
 STEP_PAGES = 250
 # SQLite empties its write-ahead log by itself, but does not shorten the file.
 LARGE_LOG_BYTES = 8 * 1024 * 1024
@@ -223,7 +141,6 @@ def shrink(seconds: float = CHORE_SECONDS) -> bool:
     pooled = db.engine.raw_connection()
     connection: Any = pooled.driver_connection
     spare_pages = STEP_PAGES + SPARE_BYTES // _pragma(connection, "page_size")
-    step = BatchSize(most=STEP_PAGES)
     is_shorter = False
 
     def shorten() -> bool:
@@ -231,12 +148,9 @@ def shrink(seconds: float = CHORE_SECONDS) -> bool:
         nonlocal is_shorter
         if _pragma(connection, "freelist_count") <= spare_pages:
             return False
-        pages = step.rows
         with writer_turn():
-            began = time.monotonic()
             # `execute` would run only the first step, and give back a single page.
-            connection.executescript(f"PRAGMA incremental_vacuum({pages})")
-        step.adapt(pages, time.monotonic() - began)
+            connection.executescript(f"PRAGMA incremental_vacuum({STEP_PAGES})")
         is_shorter = True
         return True
 
@@ -260,51 +174,8 @@ def _pragma(connection: Any, name: str) -> int:
     return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
 
 
-# Estimates the bytes on disk of a task, with its log, deliveries and index entries.
+# Retention: removes old finished tasks, and logs before that.
 
-# Bytes of a row without its longer texts, in its table and all indexes; measured on SQLite, and
-# about the same on PostgreSQL.
-TASK = 760
-DELIVERY = 260
-ATTEMPT = 120
-LOG = 80
-CHUNK = 30
-WRITER = 100
-
-
-def _sum(size: Any, *of_task: ColumnElement[bool]) -> ColumnElement[int]:
-    total = select(func.coalesce(func.sum(size), 0)).where(*of_task)
-    return total.correlate(Task).scalar_subquery()
-
-
-_TEXTS = (Task.name, Task.name_folded, Task.input, Task.output)
-_DELIVERIES = _sum(
-    DELIVERY + byte_length(Delivery.callback_url) + byte_length(Delivery.host),
-    Delivery.task_id == Task.id,
-)
-_ATTEMPTS = _sum(
-    ATTEMPT + byte_length(Attempt.message),
-    Attempt.delivery_id == Delivery.id,
-    Delivery.task_id == Task.id,
-)
-_WRITERS = _sum(WRITER + byte_length(LogWriter.writer), LogWriter.task_id == Task.id)
-_CHUNKS = _sum(CHUNK, LogChunk.log_id == Log.id, Log.task_id == Task.id)
-
-OF_LOG = LOG + Task.log_bytes + _CHUNKS
-OF_TASK = (
-    TASK
-    + sum(byte_length(text) for text in _TEXTS)
-    + _WRITERS
-    + _DELIVERIES
-    + _ATTEMPTS
-    + case((Task.first_log <= Task.log_count, OF_LOG), else_=0)
-)
-
-
-# Retention: removes old finished tasks, and logs before that, in small transactions.
-
-# How many old tasks are found at once, for several batches.
-CANDIDATES = 2_000
 DAY_SECONDS = 86_400.0
 
 
@@ -326,14 +197,13 @@ class Bounds(NamedTuple):
 
 @dataclass
 class Removed:
-    """The number of removed tasks, of logs of other tasks, and about how many bytes they had."""
+    """The number of removed tasks, and of logs of other tasks."""
 
     tasks: int = 0
     logs: int = 0
-    bytes: int = 0
 
 
-RemoveRows = Callable[[Connection, Sequence[AnyRow]], bool]
+RemoveTasks = Callable[[Connection, Sequence[str]], None]
 
 _BEFORE = bindparam("before", type_=Timestamp())
 # A task with a pending webhook stays, with all that the webhook will contain.
@@ -359,15 +229,19 @@ _EMPTY_LOG = (
 
 def count_prunable(bounds: Bounds) -> Removed:
     """What `prune_now` would remove, without removing it."""
-    found = Removed()
-    others = _OLD_LOGS
+    found, others = Removed(), _OLD_LOGS
     if bounds.tasks is not None:
-        found.tasks, found.bytes = _total(OF_TASK, _OLD_TASKS, bounds.tasks)
+        found.tasks = _count(_OLD_TASKS, bounds.tasks)
         others = and_(others, Task.finished_at >= bounds.tasks)
     if bounds.logs is not None:
-        found.logs, size = _total(OF_LOG, others, bounds.logs)
-        found.bytes += size
+        found.logs = _count(others, bounds.logs)
     return found
+
+
+def _count(old: ColumnElement[bool], before: str) -> int:
+    with reading() as connection:
+        count = select(func.count()).select_from(Task).where(old)
+        return connection.scalar(count, {"before": before}) or 0
 
 
 def prune(now: str) -> bool:
@@ -376,7 +250,8 @@ def prune(now: str) -> bool:
     Returns whether more may be left. A reader of a removed log can read on until its lines are
     swept.
     """
-    return _Pruning(Bounds.of_settings(now)).run(CHORE_SECONDS)
+    _, has_more = _prune(Bounds.of_settings(now), CHORE_SECONDS)
+    return has_more
 
 
 def prune_now(bounds: Bounds) -> Removed:
@@ -384,163 +259,104 @@ def prune_now(bounds: Bounds) -> Removed:
 
     The lines of its logs may be swept immediately, even while they are being read.
     """
-    pruning = _Pruning(bounds, dropped_ago=SWEEP_AFTER_SECONDS, measures=True)
-    pruning.run(inf)
-    return pruning.removed
+    removed, _ = _prune(bounds, inf, dropped_ago=SWEEP_AFTER_SECONDS)
+    return removed
 
 
-class _Pruning:
-    """One pass over all that is too old."""
+def _prune(bounds: Bounds, seconds: float, dropped_ago: float = 0.0) -> tuple[Removed, bool]:
+    """Remove tasks, then logs, for at most `seconds` each; returns whether more may be left."""
+    removed, has_more = Removed(), False
 
-    def __init__(self, bounds: Bounds, dropped_ago: float = 0.0, measures: bool = False) -> None:
-        self._bounds, self._dropped_ago, self._measures = bounds, dropped_ago, measures
-        self.removed = Removed()
+    def remove_tasks(connection: Connection, task_ids: Sequence[str]) -> None:
+        tasks.remove(connection, task_ids, dropped_ago)
+        removed.tasks += len(task_ids)
 
-    def run(self, seconds: float) -> bool:
-        """Remove tasks, then logs, for at most `seconds` each; returns whether more may be left."""
-        has_more = False
-        if self._bounds.tasks is not None:
-            of_tasks = self._old(OF_TASK, _OLD_TASKS, self._bounds.tasks, self._remove_tasks)
-            has_more |= in_batches(of_tasks.next, seconds)
-        if self._bounds.logs is not None:
-            of_logs = self._old(OF_LOG, _OLD_LOGS, self._bounds.logs, self._drop_logs)
-            has_more |= in_batches(of_logs.next, seconds)
-        return has_more
+    def drop_logs(connection: Connection, task_ids: Sequence[str]) -> None:
+        tasks.detach_logs(connection, task_ids, dropped_ago)
+        connection.execute(_EMPTY_LOG, {"task_ids": task_ids, "now": clock.now()})
+        removed.logs += len(task_ids)
 
-    def _old(
-        self, size: Any, old: ColumnElement[bool], before: str, remove_rows: RemoveRows
-    ) -> "TaskBatches":
-        bytes_ = size if self._measures else literal(0)
-        candidates = select(Task.id, bytes_.label("bytes")).where(old)
-        return TaskBatches(candidates, _ENDED, {"before": before}, remove_rows)
-
-    def _remove_tasks(self, connection: Connection, tasks: Sequence[AnyRow]) -> bool:
-        if not remove(connection, [task.id for task in tasks], self._dropped_ago):
-            return False
-        self.removed.tasks += len(tasks)
-        self.removed.bytes += sum(task.bytes for task in tasks)
-        return True
-
-    def _drop_logs(self, connection: Connection, tasks: Sequence[AnyRow]) -> bool:
-        ids = [task.id for task in tasks]
-        detach_logs(connection, ids, self._dropped_ago)
-        connection.execute(_EMPTY_LOG, {"task_ids": ids, "now": clock.now()})
-        self.removed.logs += len(tasks)
-        self.removed.bytes += sum(task.bytes for task in tasks)
-        return True
+    if bounds.tasks is not None:
+        batch = partial(_task_batch, _OLD_TASKS, {"before": bounds.tasks}, remove_tasks)
+        has_more |= in_batches(batch, seconds)
+    if bounds.logs is not None:
+        batch = partial(_task_batch, _OLD_LOGS, {"before": bounds.logs}, drop_logs)
+        has_more |= in_batches(batch, seconds)
+    return removed, has_more
 
 
-class TaskBatches:
-    """Calls `remove_rows` with some tasks of `candidates` at a time, in one transaction each.
+def _task_batch(
+    condition: ColumnElement[bool], values: Mapping[str, Any], remove_tasks: RemoveTasks
+) -> bool:
+    """Call `remove_tasks` with some tasks that meet `condition`, unless others have locked them.
 
-    Each must still meet `condition`; `values` are the parameters of both. `remove_rows` returns
-    whether it is done with these.
+    Returns whether there may be more.
     """
-
-    def __init__(
-        self,
-        candidates: AnySelect,
-        condition: ColumnElement[bool],
-        values: Mapping[str, Any],
-        remove_rows: RemoveRows,
-    ) -> None:
-        self._candidates = candidates.limit(CANDIDATES)
-        self._still = select(Task.id).where(Task.id.in_(_IDS), condition)
-        self._values, self._remove_rows = values, remove_rows
-        self._tasks: Sequence[AnyRow] = ()
-        self._size = BatchSize(most=CANDIDATES)
-        self._has_done = True
-
-    def next(self) -> bool:
-        """Do a batch; returns whether there may be more."""
-        if not self._tasks:
-            # Tasks that are locked now are left for another call.
-            self._tasks = self._read() if self._has_done else ()
-            self._has_done = False
-        if not self._tasks:
-            return False
-        batch = self._tasks[: self._size.rows]
-        with transaction() as connection:
-            began = time.monotonic()
-            locked = self._lock(connection, batch)
-            is_done = not locked or self._remove_rows(connection, locked)
-        self._size.adapt(len(batch), time.monotonic() - began)
-        self._has_done |= bool(locked)
-        if is_done:
-            self._tasks = self._tasks[len(batch) :]
-        return True
-
-    def _read(self) -> Sequence[AnyRow]:
-        # Outside the write transaction, since measuring large tasks takes long.
-        with reading() as connection:
-            return connection.execute(self._candidates, self._values).all()
-
-    def _lock(self, connection: Connection, tasks: Sequence[AnyRow]) -> list[AnyRow]:
-        """Those of the tasks that may be removed; they are then locked."""
-        ids: Sequence[str] = [task.id for task in tasks]
+    fitting = select(Task.id).where(condition)
+    with reading() as connection:
+        found = connection.scalars(fitting.limit(TASKS_PER_BATCH), values).all()
+    if not found:
+        return False
+    with transaction() as connection:
         # On PostgreSQL the lock is a statement of its own: a statement that locks a row has read
         # the other tables before, and would miss a delivery that was just redelivered.
-        if not has_writer_queue():
-            ids = connection.scalars(_LOCK, {"task_ids": ids}).all()
-        found = set(connection.scalars(self._still, {**self._values, "task_ids": ids}))
-        return [task for task in tasks if task.id in found]
+        locked = connection.scalars(_LOCK, {"task_ids": found}).all()
+        still = fitting.where(Task.id.in_(_IDS))
+        task_ids = connection.scalars(still, {**values, "task_ids": locked}).all()
+        remove_tasks(connection, task_ids)
+    return bool(task_ids)
 
 
 def _before(now: str, days: float) -> str | None:
     return clock.moved(now, -days * DAY_SECONDS) if days else None
 
 
-def _total(size: Any, old: ColumnElement[bool], before: str) -> tuple[int, int]:
-    """The number of old tasks, and about how many bytes they have."""
-    with reading() as connection:
-        total = select(func.count(), func.coalesce(func.sum(size), 0)).where(old)
-        count, bytes_ = connection.execute(total, {"before": before}).one()
-    return count, int(bytes_)
-
-
 # Removes a user with all that belongs to the user.
 
-# How many tasks the last transaction removes at most.
-LAST_TASKS = 100
 PAUSE_SECONDS = 0.1
 
 _USER_ID = bindparam("user_id", type_=Identifier)
 _of_user = Task.user_id == _USER_ID
 # Those that are started meanwhile would keep it from ever coming to an end.
 _until_now = and_(_of_user, Task.id <= bindparam("newest", type_=Identifier))
-_TASKS = select(Task.id, literal(0).label("bytes")).where(_until_now)
 _LOCK_AGENTS = select(Agent.id).where(Agent.user_id == _USER_ID).with_for_update()
-_LAST = select(Task.id).where(_of_user).limit(LAST_TASKS + 1)
-_LOCK_LAST = _LAST.with_for_update(skip_locked=True)
+_LAST = select(Task.id).where(_of_user).limit(TASKS_PER_BATCH)
 # The agents, keys and callback secrets follow.
-_DELETE_USER = delete(User).where(User.id == bindparam("of_user_id", type_=Identifier))
+_DELETE_USER = delete(User).where(User.id == _USER_ID)
 
 
 def remove_user(name: str) -> int:
     """Remove a user with all that belongs to the user; returns the number of tasks.
 
-    The tasks come first, since an agent stops when its task is gone. Keys work until no task is
-    left, or until all are gone that were there at first and too many have been started meanwhile.
-    Interrupted and repeated, it continues. Raises 404.
+    The tasks come first, since an agent stops when its task is gone; keys work until no task is
+    left. Interrupted and repeated, it continues. Raises 404.
     """
     with reading() as connection:
         user_id = users.get_id(connection, name)
     count = 0
 
-    def remove_tasks(connection: Connection, tasks: Sequence[AnyRow]) -> bool:
+    def remove_tasks(connection: Connection, task_ids: Sequence[str]) -> None:
         nonlocal count
-        is_done = remove(connection, [task.id for task in tasks], SWEEP_AFTER_SECONDS)
-        count += len(tasks) * is_done
-        return is_done
+        tasks.remove(connection, task_ids, SWEEP_AFTER_SECONDS)
+        count += len(task_ids)
 
     is_removed = False
     while not is_removed:
         values = {"user_id": user_id, "newest": clock.new_id()}
-        in_batches(TaskBatches(_TASKS, _until_now, values, remove_tasks).next, inf)
+        in_batches(partial(_task_batch, _until_now, values, remove_tasks), inf)
         # While the user exists: a command that is killed meanwhile can be repeated.
         _sweep_all()
         with transaction() as connection:
-            is_removed = _remove_last(connection, user_id, remove_tasks)
+            # From here on no task, agent or key is added. The order is that of the foreign keys of
+            # tasks, which lock both when a task is started.
+            connection.execute(_LOCK_AGENTS, values)
+            users.lock(connection, user_id)
+            # To wait for a task with the user locked could be a deadlock.
+            unlocked = _LAST.with_for_update(skip_locked=True)
+            remove_tasks(connection, connection.scalars(unlocked, values).all())
+            is_removed = connection.scalar(_LAST, values) is None
+            if is_removed:
+                connection.execute(_DELETE_USER, values)
         if not is_removed:
             # Until other requests have released the tasks that they change.
             resources.stopping.wait(PAUSE_SECONDS)
@@ -553,23 +369,3 @@ def _sweep_all() -> None:
     """Remove the lines of the removed tasks, and their names in the index."""
     index_names(inf)
     sweep(inf)
-
-
-def _remove_last(connection: Connection, user_id: str, remove_tasks: RemoveRows) -> bool:
-    """Remove the user, with the tasks that were started meanwhile if they are few."""
-    values = {"user_id": user_id}
-    # From here on no task, agent or key is added. The order is that of the foreign keys of
-    # tasks, which lock both when a task is started.
-    connection.execute(_LOCK_AGENTS, values)
-    users.lock(connection, user_id)
-    tasks = connection.execute(_LAST, values).all()
-    # To wait for a task with the user locked could be a deadlock.
-    locked = connection.execute(_LOCK_LAST, values).all()
-    if len(tasks) > LAST_TASKS:
-        # They are started faster than they are removed.
-        users.revoke_keys_of(connection, user_id)
-        return False
-    if len(locked) < len(tasks) or (tasks and not remove_tasks(connection, tasks)):
-        return False
-    connection.execute(_DELETE_USER, {"of_user_id": user_id})
-    return True

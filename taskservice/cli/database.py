@@ -217,4 +217,4 @@ def _sentence(removed: Removed, verb: str) -> str:
     text = f"{removed.tasks} task{'' if removed.tasks == 1 else 's'}"
     if removed.logs:
         text += f" and the log{'' if removed.logs == 1 else 's'} of {removed.logs} more"
-    return f"{text} {verb}, about {removed.bytes / 1_000_000:.1f} MB"
+    return f"{text} {verb}"

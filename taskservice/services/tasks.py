@@ -131,8 +131,6 @@ def newest_rerun(caller: Caller, task_id: str) -> AnyRow | None:
 # The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this
 # machine's clock may differ.
 HEARTBEAT = {"last_heartbeat_at": database_now(), "heartbeat_deadline": database_now(Task.timeout)}
-# How many tasks lose their parent, or what they run again, in one transaction.
-REFERENCES = 500
 _LOCK = Statement[Any](select(Task.id).where(is_this_task).with_for_update())
 
 
@@ -174,31 +172,19 @@ def delete(caller: Caller, task_id: str) -> TaskRow:
     Its log is only detached: the returned row can still be read with its lines, until the
     sweep removes them.
     """
-    while True:
-        with transaction() as connection:
-            task = lock(connection, caller, task_id)
-            if remove(connection, [task.id]):
-                return task
+    with transaction() as connection:
+        task = lock(connection, caller, task_id)
+        remove(connection, [task.id])
+        return task
 
 
-def remove(connection: Connection, task_ids: Sequence[str], logs_dropped_ago: float = 0.0) -> bool:
-    """Delete tasks that this transaction has locked; their logs were dropped some seconds ago.
-
-    False if they are still there: REFERENCES tasks or more refer to them, so call it again.
-    """
+def remove(connection: Connection, task_ids: Sequence[str], logs_dropped_ago: float = 0.0) -> None:
+    """Delete tasks that this transaction has locked; their logs were dropped some seconds ago."""
     for column in (Task.parent_id, Task.rerun_of):
-        # Two statements, since a task may be deleted in between: how many were changed says
-        # nothing.
-        referring = select(Task.id).where(column.in_(task_ids)).limit(REFERENCES)
-        ids = connection.scalars(referring).all()
-        if ids:
-            changes = {column: None, Task.version: Task.version + 1, Task.updated_at: clock.now()}
-            connection.execute(update(Task).where(Task.id.in_(ids)).values(changes))
-        if len(ids) == REFERENCES:
-            return False
+        changes = {column: None, Task.version: Task.version + 1, Task.updated_at: clock.now()}
+        connection.execute(update(Task).where(column.in_(task_ids)).values(changes))
     detach_logs(connection, task_ids, logs_dropped_ago)
     connection.execute(sql_delete(Task).where(Task.id.in_(task_ids)))
-    return True
 
 
 def detach_logs(connection: Connection, task_ids: Sequence[str], seconds: float = 0.0) -> None:

@@ -157,14 +157,10 @@ def revoke_any_key(key_id: str) -> AnyRow:
 def revoke_keys(user_name: str) -> int:
     """Revoke all keys of a user; returns how many were not revoked before. Raises 404."""
     with transaction() as connection:
-        return revoke_keys_of(connection, get_id(connection, user_name))
-
-
-def revoke_keys_of(connection: Connection, user_id: str) -> int:
-    """Revoke all keys of a user; returns how many were not revoked before."""
-    # The lock waits for keys that are being added.
-    lock(connection, user_id)
-    return _revoke(connection, ApiKey.user_id == user_id)
+        user_id = get_id(connection, user_name)
+        # The lock waits for keys that are being added.
+        lock(connection, user_id)
+        return _revoke(connection, ApiKey.user_id == user_id)
 
 
 def _revoke(connection: Connection, which: ColumnElement[bool]) -> int:

@@ -9,23 +9,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask
-from sqlalchemy import create_engine, insert, literal, select, text, update
+from sqlalchemy import create_engine, text
 
 from taskservice.database import clock, migrations
-from taskservice.database.models import Attempt, Delivery, Task
-from taskservice.database.transactions import transaction
 from taskservice.operations import database_check
-from tests.support.api_client import ApiClient, RemoteClient
+from tests.support.api_client import RemoteClient
 from tests.support.commands import check, one_line, run
 from tests.support.databases import Databases
-from tests.support.deliveries import enqueue_many
 from tests.support.fork_server import ForkedPopen, run_forked
 from tests.support.mounts import fill, small_disk
 from tests.support.service import COMMAND, Service, environment
@@ -474,7 +469,6 @@ def test_prune_does_what_its_dry_run_says_while_the_service_runs(
     logs = {"LOG_RETENTION_DAYS": "7"}
     said = pruned(service, "--dry-run", **logs)
     assert (said["tasks"], said["logs"]) == (0, 2)
-    assert 60_000 <= said["bytes"] < 61_000
     assert alice.request("GET", "/task").json() == before
     assert pruned(service, **logs) == said
     lines = [len(task["logs"]) for task in alice.request("GET", "/task").json()]
@@ -484,63 +478,7 @@ def test_prune_does_what_its_dry_run_says_while_the_service_runs(
     assert (said["tasks"], said["logs"]) == (2, 0)
     assert pruned(service, **both) == said
     assert alice.request("GET", "/task").json() == before[:1]
-    assert pruned(service, **both) == {"tasks": 0, "logs": 0, "bytes": 0}
-
-
-def small_tasks(app: Flask, alice: ApiClient) -> None:
-    """Each with a delivery and an attempt."""
-    enqueue_many(app, alice, "https://hooks.example/receive", 2_000)
-    delivered = insert(Attempt).from_select(
-        ["delivery_id", "at", "duration_ms", "message"],
-        select(
-            Delivery.id, Delivery.created_at, literal(5), literal("The receiver answered 200 OK.")
-        ),
-    )
-    with app.app_context(), transaction() as connection:
-        connection.execute(delivered)
-
-
-def large_logs(app: Flask, alice: ApiClient) -> None:
-    for _ in range(3):
-        task = alice.start()
-        for _ in range(4):
-            alice.append(task, *["x" * 200] * 1_000)
-
-
-def large_inputs(app: Flask, alice: ApiClient) -> None:
-    """Of characters that are several bytes each."""
-    for _ in range(20):
-        alice.start(input={"text": "ü" * 20_000})
-
-
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("fill", [small_tasks, large_logs, large_inputs])
-def test_prune_frees_about_as_much_as_its_dry_run_says(
-    app: Flask, alice: ApiClient, fill: Callable[[Flask, ApiClient], None]
-) -> None:
-    alice.register()
-    data = Path(app.config["DATA"])
-
-    def used() -> int:
-        with closing(sqlite3.connect(data / "taskservice.db")) as connection:
-            pages, free = (
-                connection.execute(f"PRAGMA {pragma}").fetchone()[0]
-                for pragma in ("page_count", "freelist_count")
-            )
-        return int(pages - free) * 4096
-
-    empty = used()
-    fill(app, alice)
-    with app.app_context(), transaction() as connection:
-        connection.execute(update(Delivery).values(state="delivered", next_attempt_at=None))
-        ended = {"status": "complete", "finished_at": "2020-01-01T00:00:00.000Z"}
-        connection.execute(update(Task).values(ended))
-    full = used()
-    said = json.loads(run(data, "prune", "--dry-run", "--json", RETENTION_DAYS="30").stdout)
-    removed = json.loads(run(data, "prune", "--json", RETENTION_DAYS="30").stdout)
-    assert used() - empty < 100_000
-    assert removed == said
-    assert 1 / 1.5 < said["bytes"] / (full - empty) < 1.5
+    assert pruned(service, **both) == {"tasks": 0, "logs": 0}
 
 
 def test_prune_without_a_setting_removes_nothing_and_says_why(data: Path) -> None:
@@ -562,5 +500,5 @@ def test_prune_returns_the_space_immediately(data: Path) -> None:
     )
     assert database.stat().st_size > 30_000_000
     said = run(data, "prune", RETENTION_DAYS="30").stdout
-    assert said == "1 task removed, about 31.5 MB\n"
+    assert said == "1 task removed\n"
     assert database.stat().st_size < 5_000_000

@@ -14,7 +14,6 @@ from sqlalchemy import func, select, update
 
 from taskservice.app import create_app
 from taskservice.background import removal as retention
-from taskservice.background.removal import BATCH_SECONDS, BatchSize
 from taskservice.background.upkeep import Upkeep
 from taskservice.config import Config
 from taskservice.database import clock
@@ -213,7 +212,7 @@ def test_name_of_a_start_is_free_again(app: Flask, alice: ApiClient, upkeep: Upk
 def test_more_tasks_than_a_batch_go(
     app: Flask, alice: ApiClient, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "CANDIDATES", 20)
+    monkeypatch.setattr(retention, "TASKS_PER_BATCH", 20)
     task = alice.start()
     end(app, alice, task, days=31)
     copy_task(app, task, 50)
@@ -223,8 +222,7 @@ def test_more_tasks_than_a_batch_go(
 def test_short_and_long_logs_go_together(
     app: Flask, alice: ApiClient, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "LOGS", 3)
-    monkeypatch.setattr(retention, "MAX_CHUNKS", 10)
+    monkeypatch.setattr(retention, "CHUNKS_PER_BATCH", 10)
     kept = alice.start()
     alice.append(kept, "kept")
     for chunks in (1, 0, 35, 2, 10, 11, 1, 30):
@@ -237,24 +235,6 @@ def test_short_and_long_logs_go_together(
     with app.app_context(), reading() as connection:
         assert connection.scalar(select(func.count()).select_from(LogChunk)) == 1
     assert alice.task(kept)["logs"] == ["kept"]
-
-
-def test_batches_adapt_to_the_time_that_they_take() -> None:
-    size = BatchSize(most=100)
-    size.adapt(size.rows, 0.001)
-    assert size.rows == 40
-    # The last batch of some rows says nothing about larger ones.
-    size.adapt(3, 0.001)
-    assert size.rows == 40
-    # Logs of several chunks seldom add up to exactly that number.
-    size.adapt(39, 0.001)
-    assert size.rows == 78
-    size.adapt(78, 0.001)
-    assert size.rows == 100
-    size.adapt(100, 10 * BATCH_SECONDS)
-    assert size.rows == 10
-    size.adapt(10, 100 * BATCH_SECONDS)
-    assert size.rows == 1
 
 
 def files(config: Config) -> int:
@@ -306,24 +286,6 @@ def reader(config: Config) -> Iterator[None]:
     connection.execute("SELECT count(*) FROM tasks").fetchone()
     yield
     connection.close()
-
-
-def prune_now(app: Flask) -> int:
-    """What `taskservice prune` does; returns the number of removed tasks."""
-    with app.app_context():
-        return retention.prune_now(retention.Bounds.of_settings(clock.now())).tasks
-
-
-def test_old_parent_of_very_many_goes_in_one_run(
-    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(removal, "REFERENCES", 1)
-    parent = alice.start()
-    children = [alice.start(parentId=parent["id"]) for _ in range(3)]
-    end(app, alice, parent, days=30.1)
-    assert prune_now(app) == 1
-    problem(alice.get(f"/task/{parent['id']}"), 404)
-    assert [alice.task(child)["parentId"] for child in children] == [None] * 3
 
 
 @on_sqlite
