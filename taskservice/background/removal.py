@@ -34,7 +34,7 @@ from taskservice.terms import PENDING
 
 # How many tasks or chunks of logs one transaction removes, for which other writers wait.
 TASKS_PER_BATCH = 100
-CHUNKS_PER_BATCH = 500
+CHUNKS_PER_BATCH = 1_000
 # The time of one call in a round. A round of 20 s has eight calls.
 CHORE_SECONDS = 1.9
 

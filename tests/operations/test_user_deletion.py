@@ -100,7 +100,8 @@ def test_user_is_deleted_after_the_name_was_typed(
 
 def test_deletion_while_the_user_works_ends_all_of_it(service: Service, receiver: Receiver) -> None:
     alice, bob = service.add_user("alice"), service.add_user("bob")
-    receiver.answer = answer(503)
+    # No second attempt comes during the test.
+    receiver.answer = answer(503, {"Retry-After": "3600"})
     pending = alice.start(claim=True, callback=receiver.url)
     alice.request("PATCH", f"/task/{pending['id']}", json={"status": "complete"}).raise_for_status()
     running, kept = alice.start(claim=True), bob.start(claim=True)
