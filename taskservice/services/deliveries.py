@@ -159,8 +159,6 @@ def states(rows: Sequence[AnyRow]) -> dict[str, str]:
 MAX_PER_RECEIVER = 4
 # A receiver whose circuit breaker is open has one slot, and all such receivers have these together.
 MAX_TO_FAILING = 8
-# Hosts of a user that are searched when the first due deliveries are for hosts without a slot.
-MAX_HOSTS = 1_000
 
 
 class ReceiverSlots:
@@ -193,7 +191,7 @@ class ReceiverSlots:
         return not self._used[receiver] and self._left_to_failing > 0
 
 
-# Each of these statements reads a few entries of an index, however many deliveries are due.
+# These statements read few entries of an index, but for those of the hosts without a slot.
 _LEASES = (
     select(Delivery.user_id, func.count().label("count"))
     .where(Delivery.leased_until > moment_from_now())
@@ -216,47 +214,19 @@ _USERS = (
     .outerjoin(_LEASES, _LEASES.c.user_id == User.id)
     .where(database_now() >= _FIRST_MOMENT)
 )
-_OF_USER = (Delivery.user_id == bindparam("of_user_id", type_=Identifier), is_pending)
-_DUE = select(Delivery.id, Delivery.user_id, Delivery.host, Delivery.next_attempt_at).where(is_due)
-_FIRST_DUE = (
-    # PostgreSQL uses the index only when the moment is a parameter.
-    _DUE.where(*_OF_USER, Delivery.next_attempt_at <= bindparam("now", type_=Timestamp()))
+_DUE_OF_USER = (
+    select(Delivery.id, Delivery.user_id, Delivery.host, Delivery.next_attempt_at)
+    .where(
+        Delivery.user_id == bindparam("of_user_id", type_=Identifier),
+        is_due,
+        # PostgreSQL uses the index only when the moment is a parameter.
+        Delivery.next_attempt_at <= bindparam("now", type_=Timestamp()),
+        Delivery.host.not_in(bindparam("full_hosts", expanding=True)),
+    )
     .order_by(Delivery.next_attempt_at)
     .limit(bindparam("limit", type_=Integer()))
     # PostgreSQL: skip what another process is leasing, rather than wait for it.
     .with_for_update(skip_locked=True)
-)
-
-
-def _first_host(*wanted: ColumnElement[bool]) -> Any:
-    return select(func.min(Delivery.host)).where(*_OF_USER, *wanted).scalar_subquery()
-
-
-# Steps from each host to the next one, however many deliveries it has.
-_EACH_HOST = select(_first_host().label("host")).cte("each_host", recursive=True)
-_EACH_HOST = _EACH_HOST.union_all(
-    select(_first_host(Delivery.host > _EACH_HOST.c.host)).where(_EACH_HOST.c.host.is_not(None))
-)
-_HOSTS = select(_EACH_HOST.c.host).limit(MAX_HOSTS).subquery()
-_FIRST_OF_HOST = (
-    select(Delivery.id)
-    .where(
-        *_OF_USER,
-        Delivery.host == _HOSTS.c.host,
-        Delivery.next_attempt_at <= bindparam("now", type_=Timestamp()),
-        is_due,
-    )
-    .order_by(Delivery.next_attempt_at)
-    .limit(1)
-    .correlate(_HOSTS)
-    .scalar_subquery()
-)
-_FIRST_DUE_OF_HOSTS = (
-    _DUE.join(_HOSTS, Delivery.id == _FIRST_OF_HOST)
-    .where(_HOSTS.c.host.not_in(bindparam("full_hosts", expanding=True)))
-    .order_by(Delivery.next_attempt_at)
-    .limit(bindparam("limit", type_=Integer()))
-    .with_for_update(skip_locked=True, of=Delivery)
 )
 
 
@@ -267,23 +237,11 @@ def due_deliveries(connection: Connection, limit: int, slots: ReceiverSlots) -> 
     """
     ranked: list[tuple[int, str, AnyRow]] = []
     for user in connection.execute(_USERS).all():
-        due = _due_of_user(connection, user, limit, slots)
+        wanted = {"of_user_id": user.id, "now": user.now, "limit": limit}
+        full_hosts = slots.full_hosts(user.id)
+        due = connection.execute(_DUE_OF_USER, {**wanted, "full_hosts": full_hosts})
         ranked += [(user.leases + n, row.next_attempt_at, row) for n, row in enumerate(due)]
     return [row for *_, row in sorted(ranked, key=lambda entry: entry[:2])]
-
-
-def _due_of_user(
-    connection: Connection, user: AnyRow, limit: int, slots: ReceiverSlots
-) -> list[AnyRow]:
-    """Due deliveries of a user to hosts with a free slot, longest due first."""
-    wanted = {"of_user_id": user.id, "now": user.now, "limit": limit}
-    first = connection.execute(_FIRST_DUE, wanted).all()
-    sendable = [row for row in first if slots.is_free(Receiver(user.id, row.host))]
-    if sendable or len(first) < limit:
-        return sendable
-    # All of these wait for slow or failing hosts: look at the user's other hosts.
-    hosts = {**wanted, "full_hosts": slots.full_hosts(user.id)}
-    return list(connection.execute(_FIRST_DUE_OF_HOSTS, hosts))
 
 
 # Deliveries: enqueued in the transaction that ends a task, leased to be posted, recorded.
