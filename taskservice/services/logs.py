@@ -115,11 +115,7 @@ class LogGone(Problem):
 _CHUNK_COLUMNS = (LogChunk.last, LogChunk.count, LogChunk.text, LogChunk.at, LogChunk.times)
 _CHUNKS = Statement[_StoredChunk](
     select(*_CHUNK_COLUMNS)
-    .where(
-        LogChunk.log_id == bindparam("log_id"),
-        LogChunk.last > bindparam("after"),
-        LogChunk.last - LogChunk.count < bindparam("until", type_=BigInteger),
-    )
+    .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last > bindparam("after"))
     .order_by(LogChunk.last)
     .limit(bindparam("limit"))
 )
@@ -127,12 +123,6 @@ _LAST_CHUNKS = Statement[_StoredChunk](
     select(*_CHUNK_COLUMNS)
     .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last <= bindparam("until"))
     .order_by(LogChunk.last.desc())
-    .limit(bindparam("limit"))
-)
-_NEXT_CHUNKS = (
-    select(*_CHUNK_COLUMNS)
-    .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last > bindparam("after"))
-    .order_by(LogChunk.last)
     .limit(bindparam("limit"))
 )
 # How many characters of a log `ends` reads.
@@ -165,8 +155,12 @@ def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
 
     Raises LogGone if some were dropped meanwhile.
     """
-    page = _page_after(row, after, maximum)
-    return page.timed_lines() if page else []
+    found: list[TimedLine] = []
+    for page in pages(row, after, maximum):
+        found += page.timed_lines()
+        if sum(len(line.text) for line in found) >= PAGE_BYTES:
+            break
+    return found
 
 
 class Page(NamedTuple):
@@ -222,40 +216,17 @@ def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Pa
     """
     after = max(after, row.first_log - 1)
     until = row.log_count if count is None else min(row.log_count, after + count)
-    if until < row.log_count:
-        # `_CHUNKS` would read on to the end of the log to find where these lines end.
-        while page := _page_after(row, after, until - after):
-            yield page
-            after = page.end
-        return
+    # No more rows than lines are left: each has a line or more.
     limit = 4096 if row.log_bytes <= PAGE_BYTES else 16
     while after < until:
+        start = {"log_id": row.log_id, "after": after, "limit": min(limit, until - after)}
         with reading() as connection:
-            chunks = _CHUNKS.all(
-                connection, log_id=row.log_id, after=after, until=until, limit=limit
-            )
+            found = _CHUNKS.all(connection, **start)
+        chunks = [chunk for chunk in found if chunk.last - chunk.count < until]
         page = _complete(chunks, after, until)
         yield page
         after = page.end
         limit = next_limit(len(chunks), sum(len(chunk.text) for chunk in chunks), 4096)
-
-
-def _page_after(row: TaskRow, after: int, maximum: int) -> Page | None:
-    """At most `maximum` lines after number `after`, about a megabyte of them; None without any."""
-    after = max(after, row.first_log - 1)
-    until = min(after + maximum, row.log_count)
-    if after >= until:
-        return None
-    chunks, size = list[_StoredChunk](), 0
-    with reading() as connection:
-        start = {"log_id": row.log_id, "after": after, "limit": until - after}
-        found: Any = connection.execute(_NEXT_CHUNKS, start)
-        for chunk in found:
-            chunks.append(chunk)
-            size += len(chunk.text)
-            if chunk.last >= until or size >= PAGE_BYTES:
-                break
-    return _complete(chunks, after, until)
 
 
 def get_task(caller: Caller, task_id: str) -> TaskAndLines:
