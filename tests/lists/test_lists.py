@@ -109,7 +109,7 @@ def tasks(alice: ApiClient) -> list[Task]:
 
 
 # It divides no number of choices, so that each choice comes with every other one.
-STEP = 997
+STEP = 1_999
 
 
 def test_every_filter_alone_and_with_all_others_in_every_order(
@@ -690,7 +690,7 @@ def test_cursor_of_any_structure_is_taken_or_refused(alice: ApiClient, tasks: li
     dice = random.Random(3)
     for sort in SORTS:
         parts = json.loads(urlsafe_b64decode(cursor_of(alice, sort)))
-        for _ in range(150):
+        for _ in range(50):
             forged = [part if dice.random() < 0.6 else odd_value(dice, parts) for part in parts]
             altered = dice.choice([forged, forged, forged[1:], [*forged, forged[0]], forged[0]])
             cursor = as_cursor(altered)
@@ -719,8 +719,8 @@ def test_cursor_may_change_its_limit_and_its_fields(alice: ApiClient, tasks: lis
 class World:
     """Tasks that are started, finished, renamed and deleted at random."""
 
-    def __init__(self, person: ApiClient, seed: int) -> None:
-        self.person, self.random = person, random.Random(seed)
+    def __init__(self, person: ApiClient) -> None:
+        self.person, self.random = person, random.Random(1)
         self.running: list[Task] = []
         self.finished: list[Task] = []
         self.deleted: set[str] = set()
@@ -749,12 +749,9 @@ class World:
                             self.delete])()  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("sort", SORTS)
-def test_pages_neither_skip_nor_repeat_while_tasks_change(
-    alice: ApiClient, sort: str, seed: int
-) -> None:
-    world = World(alice, seed)
+def test_pages_neither_skip_nor_repeat_while_tasks_change(alice: ApiClient, sort: str) -> None:
+    world = World(alice)
     for _ in range(24):
         world.start()
     for _ in range(9):
