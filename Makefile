@@ -8,7 +8,7 @@ BIND = $(or $(TASKSERVICE_BIND),127.0.0.1:8000)
 # Kept bytecode saves seconds in each process of the tests.
 unexport PYTHONDONTWRITEBYTECODE
 # More than processors, since many tests wait for another process.
-PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 3 ))
+PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 2 ))
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-lists test-dashboard test-browser test-callbacks test-server \
@@ -84,7 +84,7 @@ test-api: $(VENV)/installed-test ## Strict and generated requests, types, client
 	$(BIN)/python -m pytest -n auto --dist loadfile tests/other_suites
 
 test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, much that is removed, `bench`
-	$(BIN)/python -m pytest tests/big
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/big
 
 lint: $(VENV)/installed-test ## Check style and types
 	$(BIN)/ruff check .
