@@ -1,7 +1,5 @@
 """Runs a program as a child process: starts it, sends it signals, waits for it."""
 
-import contextlib
-import ctypes
 import errno
 import math
 import os
@@ -17,9 +15,6 @@ from typing import Any, NamedTuple
 from taskservice.threads import try_start
 
 # Finds the descendants of a process, so that they can be stopped with it.
-
-# From Linux's <sys/prctl.h>.
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 class FoundProcess(NamedTuple):
@@ -40,9 +35,6 @@ class ProcessTree:
     def __init__(self, first: int, group: int | None) -> None:
         self._first, self._group = first, group
         self._seen: dict[int, FoundProcess] = {}
-        self._adopted: set[int] = set()
-        # While orphans come to us: our children that are none.
-        self._not_adopted: set[int] | None = None
 
     def members(self) -> list[int]:
         """The ids of the processes that run now."""
@@ -53,9 +45,6 @@ class ProcessTree:
             if pid in found and found[pid].started == before.started
         }
         self._add(found, lambda pid: pid == self._first or found[pid].group == self._group)
-        if self._not_adopted is not None:
-            self._adopted |= _our_children(found) - self._not_adopted
-            self._add(found, lambda pid: pid in self._adopted)
         while self._add(found, lambda pid: found[pid].parent in self._seen):
             pass
         return list(self._seen)
@@ -67,32 +56,6 @@ class ProcessTree:
     def outside_group(self) -> list[int]:
         """The ids of those that `members` last found outside the process group."""
         return [pid for pid, found in self._seen.items() if found.group != self._group]
-
-    def holding_back(self, number: int) -> list[int]:
-        """The ids of those that `members` last found and that block this signal, sent to them."""
-        return [pid for pid in self._seen if _holds_back(pid, number)]
-
-    @contextlib.contextmanager
-    def adopting(self) -> Iterator[None]:
-        """Meanwhile, a member whose parent ends becomes our child, so that it is found.
-
-        Only Linux can do this.
-        """
-        self._not_adopted = _our_children(processes())
-        _adopt_orphans(True)
-        try:
-            yield
-        finally:
-            _adopt_orphans(False)
-            self._not_adopted = None
-
-    def reap(self) -> None:
-        """Forget the adopted ones that have ended: the system keeps their ids until then."""
-        for pid in list(self._adopted):
-            with contextlib.suppress(ChildProcessError):
-                if os.waitpid(pid, os.WNOHANG) == (0, 0):
-                    continue
-            self._adopted.discard(pid)
 
     def _add(self, found: dict[int, FoundProcess], belongs: Callable[[int], bool]) -> bool:
         new = {pid: found[pid] for pid in found if pid not in self._seen and belongs(pid)}
@@ -128,27 +91,6 @@ def _from_ps() -> Iterator[tuple[int, FoundProcess]]:
             yield int(pid), FoundProcess(int(parent), int(group), started, state[0] in "Tt")
 
 
-def _our_children(found: dict[int, FoundProcess]) -> set[int]:
-    return {pid for pid in found if found[pid].parent == os.getpid()}
-
-
-def _adopt_orphans(adopt: bool) -> None:
-    """Become the parent of descendants whose parent ends, or leave them to the system."""
-    with contextlib.suppress(AttributeError):  # no prctl here
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
-
-
-def _holds_back(process_id: int, number: int) -> bool:
-    """Whether a process blocks a signal that was sent to it; False where /proc can't tell."""
-    try:
-        lines = Path("/proc", str(process_id), "status").read_text(errors="replace").splitlines()
-    except OSError:
-        return False
-    masks = {name: value for name, _, value in (line.partition(":") for line in lines)}
-    blocked, sent = int(masks["SigBlk"], 16), int(masks["SigPnd"], 16) | int(masks["ShdPnd"], 16)
-    return bool(blocked & sent & 1 << number - 1)
-
-
 # Runs a program as a child process: starts it, sends it signals, waits for it.
 
 # For Ctrl-C and the like, a terminal sends these to all of its foreground processes.
@@ -166,12 +108,9 @@ _NEED_CONTINUE = (signal.SIGTERM, signal.SIGHUP)
 # and one that waits in vfork for a paused child.
 _MAX_CHECKS = 50
 _CHECK_INTERVAL = 0.01
-# How long a process that blocks a signal goes on at a time, and how often.
-_RELEASE_SECONDS = 0.005
-_MAX_RELEASES = 30
 # How often signal handlers can run while a thread is waited for.
 JOIN_SECONDS = 0.2
-# How often to look for the program's end, where the system can't wait for it without reaping.
+# How often to look for the program's end.
 _POLL_SECONDS = 0.02
 # How long the kernel may take to end a process after SIGKILL.
 _KILL_SECONDS = 2.0
@@ -208,41 +147,22 @@ class Process:
         self._tree = ProcessTree(self.id, None if self.at_terminal else self.id)
         # A signal handler that interrupts `wait` may call `send_signal`.
         self._lock = threading.RLock()
-        self._wait_status: int | None = None
         self._has_ended = False
         self._is_stopped = False
         self._kill_at = self._killed_at = math.inf
 
     def wait(self) -> int:
         """Wait for its end; returns the exit status, or minus the signal that killed it."""
-        waiter = threading.Thread(target=self._wait_for_end, name="waiter", daemon=True)
-        if try_start(waiter):
-            while waiter.is_alive():
-                waiter.join(JOIN_SECONDS)
-                self._kill_if_due()
-        else:
-            self._poll_for_end()
+        ended = 0
+        while not ended:
+            self._kill_if_due()
+            time.sleep(_POLL_SECONDS)
+            with self._lock:
+                ended, status = os.waitpid(self.id, os.WNOHANG)
         self._wait_for_descendants()
         with self._lock:
             self._has_ended = True
-            if self._wait_status is None:
-                _, self._wait_status = os.waitpid(self.id, 0)
-        return os.waitstatus_to_exitcode(self._wait_status)
-
-    def _wait_for_end(self) -> None:
-        """Wait without reaping it: its id must not be reused while we may signal it."""
-        if hasattr(os, "waitid"):
-            os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOWAIT)
-        else:  # macOS before Python 3.13
-            self._poll_for_end()
-
-    def _poll_for_end(self) -> None:
-        while self._wait_status is None:
-            self._kill_if_due()
-            with self._lock:
-                ended, status = os.waitpid(self.id, os.WNOHANG)
-                self._wait_status = status if ended else None
-            time.sleep(_POLL_SECONDS)
+        return os.waitstatus_to_exitcode(status)
 
     def _wait_for_descendants(self) -> None:
         """After `stop`, wait for its descendants too."""
@@ -250,7 +170,6 @@ class Process:
             self._kill_if_due()
             with self._lock:
                 rest = self._tree.members()
-                self._tree.reap()
             if not rest or time.monotonic() > self._killed_at + _KILL_SECONDS:
                 return
             time.sleep(0.05)
@@ -295,9 +214,7 @@ class Process:
             self._pause()
             # The group in one call, which a process that is just being made can't miss.
             groups = [] if self.at_terminal else [-self.id]
-            with self._tree.adopting():
-                _kill([*groups, *self._tree.outside_group()], number)
-                self._release_blocking(number)
+            _kill([*groups, *self._tree.outside_group()], number)
             _kill([*groups, *self._tree.outside_group()], signal.SIGCONT)
 
     def _pause(self) -> None:
@@ -318,24 +235,6 @@ class Process:
             signalled |= new
             were_paused = self._tree.is_paused()
             time.sleep(_CHECK_INTERVAL)
-
-    def _release_blocking(self, number: int) -> None:
-        """Let processes that block the signal go on step by step, until it has reached them.
-
-        Most programs block all signals for the moment in which they start another: the new
-        process must get the signal too.
-        """
-        known = set(self._tree.members())
-        for _ in range(_MAX_RELEASES):
-            blocking = self._tree.holding_back(number)
-            if not blocking:
-                return
-            _kill(blocking, signal.SIGCONT)
-            time.sleep(_RELEASE_SECONDS)
-            _kill(blocking, signal.SIGSTOP)
-            new = set(self._tree.members()) - known
-            _kill(new, number)
-            known |= new
 
     def got_from_terminal(self, number: int) -> bool:
         """Whether the terminal that sent us this signal has sent it to the program too."""

@@ -66,52 +66,9 @@ def test_stop_reaches_a_child_in_another_process_group() -> None:
     assert os.read(reader, 1) == b""
     os.close(reader)
 
-    # These start children as fast as they can, and print the id of each.
 
-
+# Starts children as fast as it can, and prints the id of each.
 FORKS = "echo ready; while :; do sleep 1000 & echo $!; done"
-# As `setsid` does, but the program knows when its child has left its group.
-FORKS_LEAVERS = """
-import os, subprocess
-os.write(1, b"ready\\n")
-while True:
-    child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
-    os.write(1, b"%d\\n" % child.pid)
-"""
-
-# Popen blocks all signals while it starts a child; here that lasts long enough to be met.
-FORKS_BLOCKING = """
-import os, signal, time
-
-def spin(seconds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        pass
-
-os.write(1, b"ready\\n")
-while True:
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    spin(0.002)
-    child = os.fork()
-    if not child:
-        os.setsid()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-        os.execvp("sleep", ["sleep", "1000"])
-    os.write(1, b"%d\\n" % child)
-    spin(0.002)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-    spin(0.001)
-"""
-
-
-@pytest.fixture(params=[FORKS, FORKS_LEAVERS, FORKS_BLOCKING], ids=["group", "leavers", "blocking"])
-def forking(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A script of the shell that forks without an end."""
-    if request.param == FORKS:
-        return FORKS
-    program = tmp_path / "forks.py"
-    program.write_text(request.param)
-    return f"exec {sys.executable} {program}"
 
 
 @contextlib.contextmanager
@@ -132,9 +89,9 @@ def _alive(printed: bytearray) -> list[int]:
 
 
 @pytest.mark.parametrize("grace", [1000.0, 0.0], ids=["SIGTERM", "SIGKILL"])
-def test_child_forked_during_a_stop_is_stopped_too(forking: str, grace: float) -> None:
+def test_child_forked_during_a_stop_is_stopped_too(grace: float) -> None:
     for _ in range(3):
-        process, reader = started(forking)
+        process, reader = started(FORKS)
         printed = bytearray(os.read(reader, 100))
         with none_left(printed), open(reader, "rb", buffering=0) as rest:
             process.stop(grace)
@@ -196,9 +153,7 @@ def test_ps_finds_the_same_as_proc() -> None:
 
 
 # What Python lacks on macOS, in whole or in part.
-AS_ON_MACOS = (
-    "import os, signal; del os.waitid, signal.sigwaitinfo; from taskservice.cli import main"
-)
+AS_ON_MACOS = "import signal; del signal.sigwaitinfo; from taskservice.cli import main"
 
 
 def test_run_works_without_the_calls_that_macos_lacks(
