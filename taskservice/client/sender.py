@@ -3,12 +3,12 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from itertools import accumulate
+from itertools import accumulate, groupby
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple
 
 from taskservice.client.http import Connection, delays, pause_after
 from taskservice.client.responses import (
@@ -97,10 +97,10 @@ def line_count(lines: int) -> str:
     return f"{lines:,} {'line' if lines == 1 else 'lines'}"
 
 
-def split_lines(text: str) -> list[bytes]:
+def as_lines(text: str) -> bytes:
     """The lines of a text, each cut to the limit; an empty text is one empty line."""
     data = text.encode(errors="replace")
-    return [cut_line(line) for line in data.removesuffix(b"\n").split(b"\n")]
+    return b"".join([cut_line(line) + b"\n" for line in data.removesuffix(b"\n").split(b"\n")])
 
 
 def cut_line(line: bytes, size: int | None = None) -> bytes:
@@ -113,13 +113,8 @@ def cut_line(line: bytes, size: int | None = None) -> bytes:
     text = line.decode(errors="replace").replace("\0", "\ufffd").encode()
     if size is None and len(text) <= MAX_LINE:
         return line
-    return beginning(text, MAX_LINE - _CUT_NOTE_BYTES, size or len(line))
-
-
-def beginning(line: bytes, max_bytes: int, size: int) -> bytes:
-    """At most `max_bytes` bytes of a line, and a note that it has `size` bytes."""
-    text = f"… [taskservice: cut here, the line has {size:,} bytes]"
-    return _cut_utf8(line, max_bytes) + text.encode()
+    note_of_cut = f"… [taskservice: cut here, the line has {size or len(line):,} bytes]"
+    return _cut_utf8(text, MAX_LINE - _CUT_NOTE_BYTES) + note_of_cut.encode()
 
 
 def cut_message(text: str) -> str:
@@ -168,39 +163,71 @@ def heartbeat_for(timeout: int | None) -> float:
     return min(HEARTBEAT_SECONDS * 3, timeout) / 3 if timeout else HEARTBEAT_SECONDS
 
 
-# Where lines of one time begin in a text, and this time in milliseconds since 1970.
-Times: TypeAlias = list[tuple[int, int]]
+# Before each line that waits: its time, in milliseconds since 1970, and a space.
+_TIME_BYTES = 14
+# A line with its time and its line feed.
+LONGEST_STORED = _TIME_BYTES + MAX_LINE + 1
+
+
+def timed(text: bytes, at: int) -> bytes:
+    """Whole lines as they wait to be sent, with their time before each."""
+    time_of_line = b"%013d " % at
+    return time_of_line + text[:-1].replace(b"\n", b"\n" + time_of_line) + b"\n"
 
 
 class Batch(NamedTuple):
-    """Lines to send in one request: `data` is text in which each ends with a line feed."""
+    """Lines to send in one request: those of one time are one text."""
 
     seq: int  # the number of the first line, counted by its writer from 1
     lines: int
-    data: bytes
-    times: Times
+    stored_bytes: int  # what they take in the queue
+    texts: list[tuple[int, bytes]]
 
     @classmethod
-    def of(cls, seq: int, data: bytes, times: Times) -> "Batch":
-        """A batch of these lines; `times` may go on after them."""
-        own = [(start, at) for start, at in times if start < len(data)]
-        return cls(seq, data.count(b"\n"), data, own)
+    def of(cls, seq: int, stored: bytes) -> "Batch":
+        """A batch of lines that waited."""
+        lines = stored.split(b"\n")[:-1]
+        by_time = groupby(lines, lambda line: line[:_TIME_BYTES])
+        texts = [
+            (int(at), b"".join([line[_TIME_BYTES:] + b"\n" for line in same]))
+            for at, same in by_time
+        ]
+        return cls(seq, len(lines), len(stored), texts)
+
+    @property
+    def size(self) -> int:
+        """What the lines take in the log, in bytes."""
+        return self.stored_bytes - self.lines * _TIME_BYTES
 
     def json(self) -> dict[str, Any]:
-        """Its part of the body of an append: lines of one time are one string."""
-        ends = [start for start, _ in self.times[1:]] + [len(self.data)]
-        texts = [self.data[start:end] for (start, _), end in zip(self.times, ends, strict=True)]
+        """Its part of the body of an append."""
         # A clock that was set back must not make the times descend.
-        times = accumulate((min(at, now()) for _, at in self.times), max)
-        logs = [text.decode(errors="replace") for text in texts]
+        times = accumulate((min(at, now()) for at, _ in self.texts), max)
+        logs = [text.decode(errors="replace") for _, text in self.texts]
         return {"seq": self.seq, "logs": logs, "at": list(map(rfc3339, times))}
 
 
-class LineQueue(Protocol):
-    """A queue of lines to send."""
+class LineQueue:
+    """Lines that wait to be sent, in memory.
 
-    def put(self, lines: Sequence[bytes], at: int | None = None) -> None:
-        """Add lines, without their line feeds, of one time: milliseconds since 1970, or now."""
+    Ctrl-C may come while lines are added. It cannot come between taking this lock and entering
+    the `with`, as it can with a Condition, which would stay locked.
+    """
+
+    def __init__(self) -> None:
+        self._memory = bytearray()
+        self._seq = 1
+        self._batch: Batch | None = None
+        self._is_open = True
+        self._lock = threading.Lock()
+        self._news = Flag()
+
+    def put(self, text: bytes, at: int) -> None:
+        """Add whole lines of one time, in milliseconds since 1970, without waiting."""
+        with self._lock:
+            if self._is_open and text:
+                self._store(text, at)
+        self._news.set()
 
     def peek(self, max_bytes: int) -> Batch | None:
         """The next lines: at most `max_bytes` of them, but at least one line.
@@ -208,21 +235,67 @@ class LineQueue(Protocol):
         Until they are confirmed, each call returns the same lines, or, with a smaller
         `max_bytes`, the first of them.
         """
+        with self._lock:
+            if self._batch is None or self._batch.size > max_bytes:
+                stored = self._read(max(max_bytes, LONGEST_STORED))
+                end = stored.rfind(b"\n", 0, max(max_bytes, 0)) + 1 or stored.find(b"\n") + 1
+                self._batch = Batch.of(self._seq, stored[:end]) if end else None
+            return self._batch
 
     def confirm(self, batch: Batch) -> None:
-        """The service has these lines, which are the last peeked or the first of those."""
+        """The service has these lines, which are the last peeked."""
+        with self._lock:
+            if self._is_open:
+                self._seq += batch.lines
+                self._batch = None
+                self._remove(batch)
 
     def renumber(self, seq: int) -> None:
         """The next line has this number."""
+        with self._lock:
+            self._seq, self._batch = seq, None
 
     def discard(self) -> None:
         """Drop all lines, and those that are still to come."""
+        with self._lock:
+            self._is_open = False
+            self._batch = None
+            self._clear()
 
     def wait(self, seconds: float) -> None:
-        """Return when there are lines, when `wake` is called, or after `seconds`."""
+        """Return when there are new lines, when `wake` is called, or after `seconds`."""
+        self._news.wait(seconds)
+        self._news.clear()
 
     def wake(self) -> None:
         """Let `wait` return."""
+        self._news.set()
+
+    def count(self) -> int:
+        """The number of lines that wait."""
+        with self._lock:
+            return self._count()
+
+    def memory_bytes(self) -> int:
+        """How much memory the lines take."""
+        return len(self._memory)
+
+    # --- what another place for the lines replaces ---------------------------------------
+
+    def _store(self, text: bytes, at: int) -> None:
+        self._memory += timed(text, at)
+
+    def _read(self, max_bytes: int) -> bytes:
+        return bytes(self._memory[:max_bytes])
+
+    def _remove(self, batch: Batch) -> None:
+        del self._memory[: batch.stored_bytes]
+
+    def _clear(self) -> None:
+        self._memory.clear()
+
+    def _count(self) -> int:
+        return self._memory.count(b"\n")
 
 
 class Sender(threading.Thread):
@@ -375,8 +448,11 @@ class Sender(threading.Thread):
         if self._is_finished:
             return True
         path = f"/task/{self._task_id()}"
-        batch = self.queue.peek(self._batch_bytes)
-        if batch is not None:
+        space = MAX_LOG - _NOTE_BYTES - self._log_bytes
+        batch = self.queue.peek(min(self._batch_bytes, space))
+        if batch is not None and batch.size > space:
+            self._note_full_log(path, batch.seq)
+        elif batch is not None:
             self._send_batch(path, batch)
         elif closing:
             return self._send_report(path)
@@ -397,61 +473,35 @@ class Sender(threading.Thread):
         self.last_answer_at = time.monotonic()
 
     def _send_batch(self, path: str, batch: Batch) -> None:
-        fitting = self._fit_into_log(batch)
-        if fitting is None:
-            self._note_full_log(path, batch.seq)
-            return
         try:
-            self._append(path, fitting)
+            self._append(path, batch)
         except LinesMissing as error:
-            if error.expected >= fitting.seq:
+            if error.expected >= batch.seq:
                 raise
             self.queue.renumber(error.expected)
         except TooLarge as error:  # for the service, a proxy, or the rest of the task's log
-            if fitting.lines > 1:
-                self._batch_bytes = max(len(fitting.data) // 2, 1)
+            if batch.lines > 1:
+                self._batch_bytes = batch.size // 2
             elif error.problem.get("code") == LOG_FULL:
-                self._note_full_log(path, fitting.seq)
+                self._note_full_log(path, batch.seq)
             else:
-                self._send_beginning(path, fitting)
+                # Raises TooLarge if not even this is accepted.
+                text = note(f"a line of {batch.size:,} bytes is left out here: it is too large")
+                self._append(path, Batch.of(batch.seq, timed(text, now())))
+                self.queue.confirm(batch)
         else:
-            self._log_bytes += len(fitting.data)
-            self.queue.confirm(fitting)
+            self._log_bytes += batch.size
+            self.queue.confirm(batch)
 
     def _append(self, path: str, batch: Batch) -> None:
         lines = batch.json() | {"writer": self._writer}
         self._request("POST", f"{path}/logs", APPENDED, json=lines)
 
-    def _fit_into_log(self, batch: Batch) -> Batch | None:
-        """As many lines of the batch as the log has space for; None if not even one."""
-        space = MAX_LOG - _NOTE_BYTES - self._log_bytes
-        if len(batch.data) <= space:
-            return batch
-        data = batch.data[: batch.data.rfind(b"\n", 0, max(space, 0)) + 1]
-        return Batch.of(batch.seq, data, batch.times) if data else None
-
-    def _send_beginning(self, path: str, batch: Batch) -> None:
-        """Send as much of a line as the service accepts. Raises TooLarge if that is nothing."""
-        line = batch.data.removesuffix(b"\n")
-        size = min(len(line), self._batch_bytes * 2)
-        while True:
-            size //= 2
-            try:
-                text = beginning(line, size, len(line)) + b"\n"
-                self._append(path, Batch.of(batch.seq, text, batch.times))
-                break
-            except TooLarge:
-                if not size:
-                    raise  # not even the note that it was cut
-        # The next long line needs fewer attempts.
-        self._batch_bytes = max(size, 1)
-        self.queue.confirm(batch)
-
     def _note_full_log(self, path: str, seq: int) -> None:
         text = note("the log is full; the lines after this one are dropped")
         # Other writers may have taken the space for the note too.
         with suppress(TooLarge, LinesMissing):
-            self._append(path, Batch.of(seq, text, [(0, now())]))
+            self._append(path, Batch.of(seq, timed(text, now())))
         self.queue.discard()
 
     def _send_report(self, path: str) -> bool:
@@ -465,7 +515,7 @@ class Sender(threading.Thread):
             # The end must arrive even if its output or its long message is refused.
             message = (report.get("error") or {}).get("message", "")
             if report.pop("output", None):
-                self.queue.put([note(f"the output was refused: {error}").rstrip()])
+                self.queue.put(note(f"the output was refused: {error}"), now())
             elif isinstance(error, TooLarge) and message:
                 report["error"] = {"message": message[: len(message) // 2]}
             else:

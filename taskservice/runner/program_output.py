@@ -125,12 +125,12 @@ class LineSplitter:
         self._excess_bytes = 0  # how many bytes of it were dropped
         self._ends_in_return = False  # whether the last byte was a carriage return
 
-    def feed(self, block: bytes) -> tuple[bytes, int]:
-        """The text of the lines that end in this block, and their number."""
+    def feed(self, block: bytes) -> bytes:
+        """The text of the lines that end in this block."""
         end = block.rfind(b"\n") + 1
         if not end:
             self._extend(block)
-            return b"", 0
+            return b""
         first = 0
         text = b""
         if self._partial or self._excess_bytes or self._ends_in_return:
@@ -139,13 +139,11 @@ class LineSplitter:
             text = self._end_line() + b"\n"
         text += _clean(block[first:end], self._masker)
         self._extend(block[end:])
-        return text, block.count(b"\n")
+        return text
 
-    def close(self) -> tuple[bytes, int]:
+    def close(self) -> bytes:
         """The last line, if no line feed ended it, as `feed` returns it."""
-        if not self._partial and not self._excess_bytes:
-            return b"", 0
-        return self._end_line() + b"\n", 1
+        return self._end_line() + b"\n" if self._partial else b""
 
     def _extend(self, part: bytes) -> None:
         """Add to the line that has not ended; a carriage return discards what it overwrites."""
@@ -362,10 +360,8 @@ class OutputReader:
     One thread reads and another stores, so that the program does not wait for the disk.
     """
 
-    def __init__(
-        self, store: Callable[[bytes, int, int], None], masker: Masker, is_tty: bool
-    ) -> None:
-        """`store` is called with the text of whole lines, their number, and when they were read."""
+    def __init__(self, store: Callable[[bytes, int], None], masker: Masker, is_tty: bool) -> None:
+        """`store` is called with the text of whole lines, and when they were read."""
         self._last_line = LastLine()
         self._store = store
         self._streams = _streams([1] if _are_same(1, 2) else [1, 2], masker, is_tty)
@@ -479,15 +475,13 @@ class OutputReader:
             self._stored += len(found[1])
             self._blocks.task_done()
         for stream in self._streams:
-            self._store(*stream.lines.close(), stream.read_at)
+            self._store(stream.lines.close(), stream.read_at)
 
     def _process(self, stream: Stream, block: bytes, read_at: int) -> None:
         if block:
             stream.read_at = read_at
-        text, lines = stream.lines.feed(block)
         # First into the log: then every line seen at the terminal is in it, even after a crash.
-        if lines:
-            self._store(text, lines, read_at)
+        self._store(stream.lines.feed(block), read_at)
         stream.forwarder.forward(block)
         if stream is self._streams[0]:
             self._last_line.feed(block)

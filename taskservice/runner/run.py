@@ -33,6 +33,7 @@ from taskservice.client.sender import (
     heartbeat_for,
     line_count,
     note,
+    now,
 )
 from taskservice.client.task import Task
 from taskservice.runner.files import make_private, read_file
@@ -230,7 +231,11 @@ class Run:
 
     def execute(self) -> int:
         """Run the program and report its end; returns the exit code."""
-        self._spool = Spool(self._saved.folder, on_full=self._on_full_disk)
+        try:
+            self._spool = Spool(self._saved.folder, self._on_full_disk)
+        except OSError as error:
+            self._on_full_disk(error)
+            self._spool = Spool(None)
         sender = Sender(
             self._connection, self._spool, WRITER, self._task_id,
             heartbeat=self._heartbeat, on_stop=self._on_stop, on_outage=self._on_outage,
@@ -254,10 +259,10 @@ class Run:
         """Raises OSError; without a terminal for --tty, the program prints to a pipe."""
         if self._is_tty:
             try:
-                return OutputReader(self._spool.put_text, self._masker, is_tty=True)
+                return OutputReader(self._spool.put, self._masker, is_tty=True)
             except OSError as error:
                 remark(f"no terminal can be opened, the program prints to a pipe: {error.strerror}")
-        return OutputReader(self._spool.put_text, self._masker, is_tty=False)
+        return OutputReader(self._spool.put, self._masker, is_tty=False)
 
     def _run_program(self, reader: OutputReader, sender: Sender) -> tuple[int, dict[str, Any]]:
         if not reader.start():
@@ -356,7 +361,7 @@ class Run:
         if output is None:
             problem = f"{OUTPUT} is not a regular file with a JSON object of at most 1 MiB"
             remark(problem)
-            self._spool.put([note(problem).rstrip()])
+            self._spool.put(note(problem), now())
         return output
 
     def _finish(self, sender: Sender, report: dict[str, Any]) -> None:
@@ -364,11 +369,11 @@ class Run:
         deliver(sender, report, self._stop_waiting)
         if sender.is_delivered or self._saved.is_cancelled_or_deleted(sender.stop_reason):
             self._spool.discard()
+            self._spool.close()
             self._saved.remove()
             return
         sender.abandon()
-        lost = self._spool.close()
-        remark(_unsent_sentence(self._spool.count(), lost, is_saved))
+        remark(_unsent_sentence(*self._spool.close(), is_saved))
         self._saved.release()
 
     def _save_report(self, report: dict[str, Any]) -> bool:
@@ -481,7 +486,7 @@ def resend(connection: Connection) -> bool:
         run = None
         try:
             run = SavedRun.load(folder)
-            spool = Spool.load(folder) if run is not None else None
+            spool = Spool(folder) if run is not None else None
         except (OSError, ValueError) as error:
             remark(f"{folder} can't be read: {error}")
             is_done = False

@@ -32,10 +32,8 @@ def masked(text: str, **environment: str) -> str:
 
 def split(blocks: list[bytes], **environment: str) -> list[bytes]:
     splitter = LineSplitter(Masker(environment))
-    texts = [splitter.feed(block) for block in blocks] + [splitter.close()]
-    lines = b"".join(text for text, _ in texts).split(b"\n")[:-1]
-    assert len(lines) == sum(count for _, count in texts)
-    return lines
+    text = b"".join([splitter.feed(block) for block in blocks] + [splitter.close()])
+    return text.split(b"\n")[:-1]
 
 
 # --- what is hidden ----------------------------------------------------------------------
