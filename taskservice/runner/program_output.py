@@ -8,21 +8,18 @@ import os
 import re
 import select
 import selectors
-import stat
 import sys
 import termios
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from queue import Queue
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from taskservice.client import sender
-from taskservice.client.sender import ALWAYS_FITS, cut_line
+from taskservice.client.sender import cut_line
 from taskservice.runner.process import join_thread
 from taskservice.terms import MAX_LINE, MAX_OBJECT
-from taskservice.threads import try_start
 
 # Hides the secrets of the environment in what a program prints, before it is stored or sent.
 
@@ -32,26 +29,21 @@ _MIN_CHARACTERS = 8
 _MASK = b"***"
 _LINE_END = re.compile(r"[\r\n]+")
 
-Span = tuple[int, int]
-
 
 class Masker:
     """Hides the values of the variables whose names say that they are secret."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         values = (value for name, value in environment.items() if _NAME.search(name))
-        self._secrets = {os.fsencode(part) for value in values for part in _parts(value)}
+        secrets = {os.fsencode(part) for value in values for part in _parts(value)}
+        # The longest first: a secret may contain another one.
+        self._secrets = sorted(secrets, key=len, reverse=True)
 
     def mask(self, text: bytes) -> bytes:
         """The text with each secret replaced; its line feeds stay."""
-        found = [secret for secret in self._secrets if secret in text]
-        return _replace(text, (span for secret in found for span in _spans(text, secret)))
-
-    def mask_beginning(self, line: bytes) -> bytes:
-        """The same for a line that goes on: it may end in the middle of a secret."""
-        masked = self.mask(line)
-        cut = max((_overlap(masked, secret) for secret in self._secrets), default=0)
-        return masked[: len(masked) - cut] + _MASK if cut else masked
+        for secret in self._secrets:
+            text = text.replace(secret, _MASK)
+        return text
 
     def mask_text(self, text: str) -> str:
         return self.mask(text.encode(errors="surrogatepass")).decode(errors="surrogatepass")
@@ -86,34 +78,11 @@ def _core(secret: str) -> str:
     return core if len(core) >= _MIN_CHARACTERS else secret
 
 
-def _spans(text: bytes, secret: bytes) -> Iterator[Span]:
-    """Where the secret is, also where it overlaps itself."""
-    start = text.find(secret)
-    while start >= 0:
-        yield start, start + len(secret)
-        start = text.find(secret, start + 1)
-
-
-def _replace(text: bytes, spans: Iterable[Span]) -> bytes:
-    """Replace spans, of which those that overlap count as one."""
-    parts, end = [], 0
-    for start, until in sorted(spans):
-        if start >= end:
-            parts += [text[end:start], _MASK]
-        end = max(end, until)
-    return b"".join([*parts, text[end:]])
-
-
-def _overlap(text: bytes, secret: bytes) -> int:
-    """How many bytes at the end of the text may be the beginning of the secret."""
-    sizes = range(min(len(text), len(secret) - 1), 0, -1)
-    return next((size for size in sizes if text.endswith(secret[:size])), 0)
-
-
 # Splits a program's output, which comes in blocks of bytes, into the lines of a log.
 
 
-_MIN_BLOCK_BYTES = 16 * 1024
+# So much of a line is kept: what is cut off after it is masked may end within a secret.
+_MAX_PARTIAL = 2 * MAX_LINE
 
 
 class LineSplitter:
@@ -152,7 +121,7 @@ class LineSplitter:
             start = text.rfind(b"\r") + 1
             if self._ends_in_return or start:
                 self._partial, self._excess_bytes = b"", 0
-            space = MAX_LINE - len(self._partial)
+            space = _MAX_PARTIAL - len(self._partial)
             self._partial += text[start : start + space] if space > 0 else b""
             self._excess_bytes += max(len(text) - start - space, 0)
         self._ends_in_return = len(text) < len(part) or (self._ends_in_return and not part)
@@ -160,9 +129,7 @@ class LineSplitter:
     def _end_line(self) -> bytes:
         line, excess = self._partial, self._excess_bytes
         self._partial, self._excess_bytes, self._ends_in_return = b"", 0, False
-        if excess:
-            return cut_line(self._masker.mask_beginning(line), len(line) + excess)
-        return cut_line(self._masker.mask(line))
+        return cut_line(self._masker.mask(line), len(line) + excess if excess else None)
 
 
 def _clean(text: bytes, masker: Masker) -> bytes:
@@ -177,42 +144,23 @@ def _clean(text: bytes, masker: Masker) -> bytes:
         ])  # fmt: skip
     # Before a cut, which could leave the beginning of a secret.
     text = masker.mask(text)
-    if not _are_short(text):
-        text = b"\n".join(map(cut_line, text.split(b"\n")))
-    return text
-
-
-def _are_short(text: bytes) -> bool:
-    """Whether every line surely fits, without looking at each of them."""
-    start = 0
-    while len(text) - start > ALWAYS_FITS:
-        start = text.rfind(b"\n", start, start + ALWAYS_FITS) + 1
-        if not start:
-            return False
-    return True
+    return b"\n".join(map(cut_line, text.split(b"\n")))
 
 
 class LastLine:
     """Keeps the end of a stream, so that its last line can become the task's output."""
 
     def __init__(self) -> None:
-        self._blocks: deque[bytes] = deque()
-        self._size = 0
+        self._end = b""
 
     def feed(self, block: bytes) -> None:
-        if self._blocks and len(block) + len(self._blocks[-1]) <= _MIN_BLOCK_BYTES:
-            # Many small blocks would take much more memory than their text.
-            self._blocks[-1] += block
-        else:
-            self._blocks.append(block)
-        self._size += len(block)
-        while self._size - len(self._blocks[0]) > MAX_OBJECT:
-            self._size -= len(self._blocks.popleft())
+        text = self._end + block
+        start = text.rstrip().rfind(b"\n") + 1
+        self._end = text[max(start, len(text) - 2 * MAX_OBJECT) :]
 
     def text(self) -> bytes:
-        """The last line that is not blank, as the log has it; of one over 1 MiB only the end."""
-        line = b"".join(self._blocks).rstrip().rpartition(b"\n")[2]
-        return line.rpartition(b"\r")[2].strip()
+        """The last line that is not blank, as the log has it; of a very long one only the end."""
+        return self._end.rstrip().rpartition(b"\r")[2].strip()
 
 
 # A pseudo-terminal for what a program prints, in place of a pipe.
@@ -255,8 +203,7 @@ def _our_size() -> os.terminal_size:
 
 BLOCK_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024
-# Output that is not stored yet, or that its reader has not taken yet; with more, the program waits,
-# as with a pipe.
+# Output that its reader has not taken yet; with more, the program waits, as with a pipe.
 MAX_BUFFER_BYTES = 16 * 1024 * 1024
 # A background process that the program leaves behind may hold its output open for ever.
 SECONDS_AFTER_END = 1.0
@@ -268,7 +215,6 @@ class Forwarder:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._is_open = True
-        self._may_block = _may_block(descriptor)
         self._blocks: deque[bytes] = deque()
         self._bytes = 0
         self._changed = threading.Condition()
@@ -276,14 +222,10 @@ class Forwarder:
         self.last_taken_at = 0.0  # when its reader last took something
 
     def forward(self, block: bytes) -> None:
-        """Write a block in the background, or at once to a file; never waits for a reader."""
-        if self._may_block and self._thread is None:
+        """Write a block in the background; never waits for a reader."""
+        if self._thread is None:
             self._thread = threading.Thread(target=self._write_all, name="forwarder", daemon=True)
-            # Without a thread, a slow reader holds the program up, as with a pipe.
-            self._may_block = try_start(self._thread)
-        if not self._may_block:
-            self._write(block)
-            return
+            self._thread.start()
         with self._changed:
             self._blocks.append(block)
             self._bytes += len(block)
@@ -357,7 +299,6 @@ class OutputReader:
     pipe for both, and the log has its lines in exactly their order. Otherwise it gets two
     pipes, so that stdout and stderr stay apart; the log has the lines as they arrive.
 
-    One thread reads and another stores, so that the program does not wait for the disk.
     """
 
     def __init__(self, store: Callable[[bytes, int], None], masker: Masker, is_tty: bool) -> None:
@@ -365,22 +306,17 @@ class OutputReader:
         self._last_line = LastLine()
         self._store = store
         self._streams = _streams([1] if _are_same(1, 2) else [1, 2], masker, is_tty)
-        self._blocks: Queue[tuple[Stream, bytes, int] | None] = Queue()
-        # How many bytes are in it: written by one thread each.
-        self._put = self._stored = 0
         self._has_ended = threading.Event()
         self._done_at: float | None = None
-        self._is_reading = False
         self._reader = threading.Thread(target=self._read_all, name="reader", daemon=True)
-        self._storer = threading.Thread(target=self._store_all, name="storer", daemon=True)
 
     @property
     def stdout(self) -> int:
-        return self._streams[0].writer if self._is_reading else 1
+        return self._streams[0].writer
 
     @property
     def stderr(self) -> int:
-        return self._streams[-1].writer if self._is_reading else 2
+        return self._streams[-1].writer
 
     def resize(self) -> None:
         """Give the program's terminals the size of ours."""
@@ -391,13 +327,9 @@ class OutputReader:
         """The last line of stdout that is not blank."""
         return self._last_line.text()
 
-    def start(self) -> bool:
-        """Start to read; False if the system has no more threads: the program prints past us.
-
-        Before the program, which may leave none.
-        """
-        self._is_reading = try_start(self._reader) and try_start(self._storer)
-        return self._is_reading
+    def start(self) -> None:
+        """Start to read."""
+        self._reader.start()
 
     def close_writers(self) -> None:
         """Once the program has its ends of the pipes, or could not be run."""
@@ -407,10 +339,7 @@ class OutputReader:
     def finish(self) -> None:
         """The program has ended: wait until all its output is stored."""
         self._has_ended.set()
-        if self._is_reading:
-            join_thread(self._reader)
-            self._blocks.put(None)
-            join_thread(self._storer)
+        join_thread(self._reader)
 
     def flush(self, is_interrupted: threading.Event, max_wait: float) -> None:
         """Wait until all is forwarded, or a reader has taken nothing for `max_wait` seconds."""
@@ -428,20 +357,19 @@ class OutputReader:
                 for key, _ in selector.select(0.1):
                     stream: Stream = key.data
                     block = stream.read()
-                    self._accept(stream, block)
+                    self._process(stream, block)
                     if not block:
                         selector.unregister(stream.reader)
                         open_streams.remove(stream)
         for stream in self._streams:
             os.close(stream.reader)
+            self._store(stream.lines.close(), stream.read_at)
 
     def _select_streams(self, selector: selectors.BaseSelector, streams: list[Stream]) -> None:
-        """Read no stream whose reader or disk is too slow: the program waits, as with a pipe."""
+        """Read no stream whose reader is too slow: the program waits, as with a pipe."""
         selected = selector.get_map()
-        is_disk_slow = self._put - self._stored >= MAX_BUFFER_BYTES
         for stream in streams:
-            is_full = is_disk_slow or stream.forwarder.is_full()
-            is_wanted = self._has_ended.is_set() or not is_full
+            is_wanted = self._has_ended.is_set() or not stream.forwarder.is_full()
             if is_wanted and stream.reader not in selected:
                 selector.register(stream.reader, selectors.EVENT_READ, stream)
             elif not is_wanted and stream.reader in selected:
@@ -458,26 +386,9 @@ class OutputReader:
         is_read = all(stream.unread <= 0 for stream in self._streams)
         return is_read and time.monotonic() > self._done_at
 
-    def _accept(self, stream: Stream, block: bytes) -> None:
+    def _process(self, stream: Stream, block: bytes) -> None:
         read_at = sender.now()
         stream.unread -= len(block)
-        # A block without a line feed stores nothing yet: to process it here is faster than to wake
-        # the other thread.
-        if b"\n" not in block and not self._blocks.unfinished_tasks:
-            self._process(stream, block, read_at)
-        else:
-            self._put += len(block)
-            self._blocks.put((stream, block, read_at))
-
-    def _store_all(self) -> None:
-        while (found := self._blocks.get()) is not None:
-            self._process(*found)
-            self._stored += len(found[1])
-            self._blocks.task_done()
-        for stream in self._streams:
-            self._store(stream.lines.close(), stream.read_at)
-
-    def _process(self, stream: Stream, block: bytes, read_at: int) -> None:
         if block:
             stream.read_at = read_at
         # First into the log: then every line seen at the terminal is in it, even after a crash.
@@ -499,15 +410,6 @@ def _streams(outs: Sequence[int], masker: Masker, is_tty: bool) -> list[Stream]:
             os.close(stream.writer)
         raise
     return made
-
-
-def _may_block(descriptor: int) -> bool:
-    """Whether a write can block: it cannot for a regular file, /dev/null or a closed one."""
-    try:
-        found = os.fstat(descriptor)
-    except OSError:
-        return False
-    return not stat.S_ISREG(found.st_mode) and found.st_rdev != os.stat(os.devnull).st_rdev
 
 
 def _are_same(first: int, second: int) -> bool:

