@@ -15,12 +15,3 @@ def start_thread(name: str, run: Callable[[], object]) -> Thread:
     except MemoryError as error:
         raise RuntimeError("no memory for a thread") from error
     return thread
-
-
-def try_start(thread: Thread) -> bool:
-    """Start a thread; false if no more threads can be started."""
-    try:
-        thread.start()
-    except RuntimeError:
-        return False
-    return True

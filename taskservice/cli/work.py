@@ -18,7 +18,6 @@ from taskservice.client.task import Task
 from taskservice.runner.process import PROGRAM_ONLY, forward_signals
 from taskservice.runner.run import Run, failed
 from taskservice.terminal import open_standard_files, remark
-from taskservice.threads import try_start
 
 # How long the service may hold a claim. A signal does not interrupt that, and a task that it
 # then answers with still runs.
@@ -112,9 +111,7 @@ class Worker:
                 self._slots.release()
                 self._pause(self._client.connection.seconds_before_repeat())
             else:
-                thread = threading.Thread(target=self._run_task, args=[task], name=task.id)
-                if not try_start(thread):
-                    self._run_task(task)
+                threading.Thread(target=self._run_task, args=[task], name=task.id).start()
         for _ in range(self._parallel):
             while not self._slots.acquire(timeout=0.2):
                 pass  # signal handlers run between the attempts

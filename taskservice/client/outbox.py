@@ -15,13 +15,11 @@ from taskservice.client import responses
 from taskservice.client.http import Connection
 from taskservice.client.responses import RETRYABLE, TaskServiceError, Unreachable
 from taskservice.client.sender import (
-    CHECK_TIMEOUT,
     LineQueue,
     Sender,
     as_lines,
     line_count,
 )
-from taskservice.threads import try_start
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +31,7 @@ _SPACE_POLL_SECONDS = 0.02
 # Sends how far a task is: the newest state, at most once a second, in a thread.
 
 INTERVAL = 1.0
+PROGRESS_TIMEOUT = 2.0
 
 
 class ProgressSender:
@@ -53,10 +52,9 @@ class ProgressSender:
             self._unsent |= progress
             if self._timer is None:
                 pause = max(self._sent_at + INTERVAL - time.monotonic(), 0)
-                timer = threading.Timer(pause, self._send_unsent)
-                timer.daemon = True
-                # If no thread can be started, it is sent with the end of the task.
-                self._timer = timer if try_start(timer) else None
+                self._timer = threading.Timer(pause, self._send_unsent)
+                self._timer.daemon = True
+                self._timer.start()
 
     def take(self) -> dict[str, Any]:
         """What is still to be sent, for the caller to send."""
@@ -83,7 +81,7 @@ class ProgressSender:
 def _send_progress(connection: Connection, task_id: str, progress: Mapping[str, Any]) -> None:
     connection.once(
         "PATCH", f"/task/{task_id}", responses.task("id"),
-        params={"fields": "id"}, json=progress, timeout=CHECK_TIMEOUT,
+        params={"fields": "id"}, json=progress, timeout=PROGRESS_TIMEOUT,
     )  # fmt: skip
 
 
@@ -97,10 +95,6 @@ _POLL_SECONDS = 0.2
 # Those with lines that may not be sent yet, even if the program no longer uses them.
 _outboxes: set["Outbox"] = set()
 _registered_processes: set[int] = set()
-# Whether the program ends, and the lines that waited were sent. The exit handlers of others may
-# still log lines. These must be sent at once, and without a new thread, which Python 3.12 and later
-# refuse to start then.
-_is_over = False
 
 
 class Outbox:
@@ -134,14 +128,11 @@ class Outbox:
         return self._sender is not None
 
     def start(self) -> Sender:
-        """What sends; its thread starts with the first line or with `with`.
-
-        At the end of the program, or where no thread can be started, the program's own sends.
-        """
+        """What sends; its thread starts with the first line or with `with`."""
         with self._lock:
             sender = self._sender
             # A thread that has sent its last is of no more use.
-            if sender is not None and not (sender.is_delivered and sender.ident is not None):
+            if sender is not None and not sender.is_delivered:
                 return sender
             _outboxes.difference_update([each for each in list(_outboxes) if each.is_sent()])
             _outboxes.add(self)
@@ -157,8 +148,7 @@ class Outbox:
                 # Ends the wait of a thread that waits for space.
                 on_stop=lambda error: queue.discard(),
             )
-            if not _is_over:
-                try_start(sender)
+            sender.start()
             return sender
 
     def put_lines(self, milliseconds: int, text: str) -> None:
@@ -174,11 +164,6 @@ class Outbox:
             self._raise_if_stuck(sender, began)
         self.check()
         queue.put(as_lines(text), milliseconds)
-        if _is_over:
-            self.send_rest(time.monotonic() + EXIT_SECONDS)
-        elif sender.ident is None:
-            # If the service is away, the line waits for the next one.
-            sender.send_here(None, until=0.0)
 
     def put_progress(self, progress: Mapping[str, Any]) -> None:
         self.start()
@@ -199,8 +184,6 @@ class Outbox:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, _POLL_SECONDS))
-            if self._sender is not None:
-                self._sender.check_for_stop()
             self.check()
 
     def finish(self, report: dict[str, Any] | None) -> None:
@@ -222,22 +205,17 @@ class Outbox:
     def _send_all(self, sender: Sender, report: dict[str, Any] | None) -> None:
         """Let the sender send everything; raises what keeps it from that."""
         began = time.monotonic()
-        if sender.ident is None:
-            patience = EXIT_SECONDS if _is_over else self._connection.patience
-            sender.send_here(report, began + patience)
-        else:
-            sender.finish(report)
-            while not sender.has_ended.is_set():
-                sender.has_ended.wait(_POLL_SECONDS)
-                if not sender.has_ended.is_set():
-                    self._raise_if_stuck(sender, began)
+        sender.finish(report)
+        while not sender.has_ended.is_set():
+            sender.has_ended.wait(_POLL_SECONDS)
+            if not sender.has_ended.is_set():
+                self._raise_if_stuck(sender, began)
         if not sender.is_delivered:
             error = sender.stop_reason or sender.outage
             raise error or TaskServiceError("The end of the task could not be sent")
 
     def _raise_if_stuck(self, sender: Sender, began: float) -> None:
         """Raise the reason not to wait for the sender any longer, if there is one."""
-        sender.check_for_stop()
         if sender.stop_reason is not None:
             raise sender.stop_reason
         if time.monotonic() - max(sender.last_answer_at, began) > self._connection.patience:
@@ -262,12 +240,8 @@ class Outbox:
         sender = self._sender
         if sender is None:
             return
-        progress = self._progress.take() or None
-        if sender.ident is None:
-            sender.send_here(progress, until)
-        else:
-            sender.finish(progress)
-            sender.has_ended.wait(max(until - time.monotonic(), 0))
+        sender.finish(self._progress.take() or None)
+        sender.has_ended.wait(max(until - time.monotonic(), 0))
         if not sender.is_delivered and sender.stop_reason is None:
             lines = line_count(self._queue.count())
             logger.warning("%s of task %s could not be sent in time", lines, self._task_id)
@@ -282,16 +256,12 @@ def _register_in_child() -> None:
 
 
 def _send_all() -> None:
-    global _is_over
-    _is_over = True
     until = time.monotonic() + EXIT_SECONDS
     for outbox in list(_outboxes):
         outbox.send_rest(until)
 
 
 def _reset_after_fork() -> None:
-    global _is_over
-    _is_over = False
     for outbox in list(_outboxes):
         outbox.reset()
     _outboxes.clear()

@@ -1,6 +1,5 @@
 """A thread that sends one task's lines and then its end to the service, each once."""
 
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -149,9 +148,6 @@ REQUEST_INTERVAL = 0.2
 HEARTBEAT_SECONDS = 5.0
 # The JSON of a claimed task does not tell its timeout: less than the shortest, 1 s.
 CLAIMED_HEARTBEAT_SECONDS = 0.8
-# For a thread that checks for a cancel while the sender is busy.
-CHECK_INTERVAL = 0.5
-CHECK_TIMEOUT = 2.0
 _HEARTBEAT: dict[str, Any] = {"logs": []}
 BATCH_BYTES = 512 * 1024
 # Bytes of a log that stay free for the note that it is full.
@@ -301,8 +297,6 @@ class LineQueue:
 class Sender(threading.Thread):
     """Sends lines in batches, heartbeats while there are none, and at last the report.
 
-    If no thread can be started, `send_here` does everything except the heartbeats.
-
     `task_id` is called before each request and returns the task's id; it may have to start
     the task first. `on_stop` is called when nothing more can be sent: the task was cancelled
     or deleted, or the service refuses a request for good. `on_outage` is called with the
@@ -341,10 +335,6 @@ class Sender(threading.Thread):
         self._last_request_at = 0.0
         self._report: dict[str, Any] | None = None
         self._is_finished = False
-        self._checking = threading.Lock()
-        self._checked_at = 0.0
-        self._lock_here = threading.RLock()
-        self._is_sending_here = False
         self._closing = Flag()
         self._abandoned = Flag()
 
@@ -362,50 +352,15 @@ class Sender(threading.Thread):
         self._closing.set()
         self.queue.wake()
 
-    def check_for_stop(self) -> None:
-        """Ask the service now whether the task was cancelled or deleted; sets `stop_reason`.
-
-        For a thread that waits for this one, which may be in a long pause or a slow request.
-        Returns at once where the last response or check is recent.
-        """
-        since = max(self.last_answer_at, self._checked_at)
-        if time.monotonic() - since < CHECK_INTERVAL or self._is_finished:
-            return
-        if not self._checking.acquire(blocking=False):
-            return
-        try:
-            self._checked_at = time.monotonic()
-            path = f"/task/{self._task_id()}/logs"
-            self._connection.once("POST", path, APPENDED, json=_HEARTBEAT, timeout=CHECK_TIMEOUT)
-        except (*RETRYABLE, NotTheService):
-            return
-        except TaskServiceError as error:
-            self._handle_refusal(error)
-        finally:
-            self._checking.release()
-
-    def send_here(self, report: dict[str, Any] | None, until: float) -> None:
-        """In place of the thread and `finish`: send in this thread, and retry until this time."""
-        with self._lock_here:
-            if self._is_sending_here:
-                return  # to send a line has logged another one
-            try:
-                self._is_sending_here, self.is_delivered = True, False
-                self.finish(report)
-                self._send(until)
-            finally:
-                self._is_sending_here = False
-
     # --- the thread ----------------------------------------------------------------------
 
     def run(self) -> None:
         try:
-            self._send(math.inf)
+            self._send()
         finally:
             self.has_ended.set()
 
-    def _send(self, until: float) -> None:
-        """Send until all is done, or until a failed attempt could be repeated only later."""
+    def _send(self) -> None:
         pauses = delays()
         while not self._abandoned.is_set():
             try:
@@ -414,10 +369,7 @@ class Sender(threading.Thread):
                     return
             except (*RETRYABLE, NotTheService, LinesMissing) as error:
                 self._set_outage(error)
-                pause = pause_after(error, next(pauses))
-                if time.monotonic() + pause > until:
-                    return
-                self._abandoned.wait(pause)
+                self._abandoned.wait(pause_after(error, next(pauses)))
                 continue
             except TaskServiceError as error:
                 if self._handle_refusal(error):

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taskservice.threads import try_start
-
 # Finds the descendants of a process, so that they can be stopped with it.
 
 
@@ -337,10 +335,9 @@ def forward_signals(forward: Callable[[int, bool], None]) -> None:
     wanted = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-        if try_start(threading.Thread(target=_wait_for, args=[wanted, forward], daemon=True)):
-            return
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
-    # On macOS, or without a thread: take each as the terminal's.
+        threading.Thread(target=_wait_for, args=[wanted, forward], daemon=True).start()
+        return
+    # On macOS: take each as the terminal's.
     for number in wanted:
         signal.signal(number, lambda received, frame: forward(received, True))
 

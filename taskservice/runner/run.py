@@ -43,7 +43,6 @@ from taskservice.runner.saved_run import SavedRun, leftover_runs, remove_incompl
 from taskservice.runner.spool import Spool
 from taskservice.terminal import exit_with_error, print_line, remark
 from taskservice.terms import MAX_OBJECT
-from taskservice.threads import try_start
 
 # JSON whose numbers keep their exact value between the service and a program.
 
@@ -221,9 +220,7 @@ class Run:
                 errors.append(error)
 
         starter = threading.Thread(target=start_task, name="starter", daemon=True)
-        if not try_start(starter):
-            start_task()
-            return errors[0] if errors else None
+        starter.start()
         starter.join(START_SECONDS + 0.5)
         if starter.is_alive():
             return Unreachable(f"{self._connection.url} does not answer")
@@ -265,22 +262,20 @@ class Run:
         return OutputReader(self._spool.put, self._masker, is_tty=False)
 
     def _run_program(self, reader: OutputReader, sender: Sender) -> tuple[int, dict[str, Any]]:
-        if not reader.start():
-            remark("no more threads can be started; what the program prints is not logged")
+        reader.start()
         try:
             self._process = self._spawn(reader)
         except OSError as error:
             reader.close_writers()
             reader.finish()
-            try_start(sender)
+            sender.start()
             code, text = _why_not_run(self._command, error)
             remark(text)
             return code, failed(self._masker.mask_text(text))
         for number in self._received:
             self._process.send_signal(number)
         reader.close_writers()
-        if not try_start(sender):
-            remark("no more threads can be started; the lines are sent when the program has ended")
+        sender.start()
         status = self._process.wait()
         reader.finish()
         return exit_code(status), self._report(status, reader)
@@ -414,14 +409,8 @@ def _why_not_run(command: Sequence[str], error: OSError) -> tuple[int, str]:
 
 
 def deliver(sender: Sender, report: dict[str, Any], stop_waiting: threading.Event) -> None:
-    """Let a sender send the rest and the report, while it gets answers, until `stop_waiting`.
-
-    If its thread could not be started, this one sends.
-    """
+    """Let a sender send the rest and the report, while it gets answers, until `stop_waiting`."""
     began = time.monotonic()
-    if sender.ident is None:
-        sender.send_here(report, began + MIN_SILENCE_SECONDS)
-        return
     sender.finish(report)
     while sender.is_alive() and not stop_waiting.is_set():
         until = max(began + MIN_SILENCE_SECONDS, sender.last_answer_at + SILENCE_SECONDS)
@@ -531,7 +520,7 @@ def _send_left(connection: Connection, run: SavedRun, spool: Spool) -> bool:
     lines = line_count(spool.count())
     sender = Sender(connection, spool, WRITER, task_id, log_bytes=spool.sent_bytes)
     sender.last_answer_at = float("-inf")  # no answer came yet
-    try_start(sender)
+    sender.start()
     deliver(sender, run.report or failed(UNKNOWN_END), threading.Event())
     is_unwanted = run.is_cancelled_or_deleted(sender.stop_reason)
     if not (sender.is_delivered or is_unwanted):

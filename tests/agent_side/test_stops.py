@@ -1,54 +1,21 @@
-"""A cancelled or deleted task raises soon, whatever its sender is doing."""
+"""A task that is cancelled raises soon, whatever the program waits for."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import pytest
-
-from taskservice.client import Client, NotFound, Task, TaskCancelled
+from taskservice.client import Client, Task, TaskCancelled
 from tests.support import receiver as play
 from tests.support.api_client import RemoteClient
-from tests.support.receiver import Behaviour, Exchange, Received, Receiver
+from tests.support.receiver import Exchange, Receiver
 from tests.support.service_answers import losing
 from tests.support.waiting import PATIENCE_SECONDS, until
 
-# So many lines of 60,000 bytes are 16 MiB; the next one must wait.
-MOST_LINES = 280
 LINE = "x" * 60_000
-PAUSING = play.answer(503, {"Retry-After": "1000"})
-# What becomes of the sender's appends: it pauses after them, or waits for their answer.
-STATES = {"in a pause": PAUSING, "in a request": play.silence}
-
-# The client, and whether one of its senders is held up.
-HeldUp = tuple[Client, Callable[[], bool]]
-
-
-def has_lines(request: Received) -> bool:
-    return b'"seq"' in request.body
-
-
-@pytest.fixture(params=list(STATES.values()), ids=list(STATES))
-def held_up(request: pytest.FixtureRequest, remote_alice: RemoteClient) -> Iterator[HeldUp]:
-    """A client whose senders get no line to the service."""
-    state: Behaviour = request.param
-    passed_on = losing(remote_alice, lambda number: False)
-
-    def behave(exchange: Exchange) -> None:
-        (state if has_lines(exchange.request) else passed_on)(exchange)
-
-    with Receiver() as between:
-        between.answer = behave
-        client = Client(between.url, str(remote_alice.session.headers["apikey"]), patience=90)
-        yield client, lambda: any(map(has_lines, between.requests))
 
 
 def cancel(person: RemoteClient, task: Task) -> None:
     person.request("POST", f"/task/{task.id}/cancel").raise_for_status()
-
-
-def delete(person: RemoteClient, task: Task) -> None:
-    person.request("DELETE", f"/task/{task.id}").raise_for_status()
 
 
 @dataclass
@@ -74,69 +41,6 @@ class Program:
         self.thread.join(PATIENCE_SECONDS)
         assert not self.thread.is_alive()
         return self.error
-
-
-stops = pytest.mark.parametrize(
-    ("stop", "kind"), [(cancel, TaskCancelled), (delete, NotFound)], ids=["cancelled", "deleted"]
-)
-
-
-@stops
-def test_log_that_waits_for_room_raises_soon(
-    remote_alice: RemoteClient,
-    held_up: HeldUp,
-    stop: Callable[[RemoteClient, Task], None],
-    kind: type[Exception],
-) -> None:
-    client, is_held_up = held_up
-    task = client.start("a")
-    logged: list[int] = []
-
-    def log_on() -> None:
-        while True:
-            task.log(LINE)
-            logged.append(1)
-
-    program = Program(log_on)
-    until(lambda: len(logged) == MOST_LINES)
-    until(is_held_up)
-    stop(remote_alice, task)
-    assert isinstance(program.end(), kind)
-    assert len(logged) == MOST_LINES
-    for deed in (
-        task.check,
-        lambda: task.log("more"),
-        lambda: task.report(output={"sum": 1}),
-        task.complete,
-    ):
-        with pytest.raises(kind):
-            deed()
-
-
-ENDS: dict[str, Callable[[Task], object]] = {
-    "complete": lambda task: task.complete(),
-    "fail": lambda task: task.fail("no"),
-    "report": lambda task: task.report(status="complete"),
-    "with": lambda task: task.__exit__(None, None, None),
-}
-
-
-@stops
-@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_end_that_waits_for_its_lines_raises_soon(
-    remote_alice: RemoteClient,
-    held_up: HeldUp,
-    end: Callable[[Task], object],
-    stop: Callable[[RemoteClient, Task], None],
-    kind: type[Exception],
-) -> None:
-    client, is_held_up = held_up
-    task = client.start("a")
-    task.log("one")
-    program = Program(lambda: end(task))
-    until(is_held_up)
-    stop(remote_alice, task)
-    assert isinstance(program.end(), kind)
 
 
 def test_report_with_a_later_retry_raises_soon(remote_alice: RemoteClient) -> None:
