@@ -1,10 +1,8 @@
 """Sends every request to the service: its headers, deadlines, retries and errors."""
 
 import json
-import math
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +14,7 @@ from requests.exceptions import ChunkedEncodingError, ContentDecodingError, SSLE
 from urllib3.exceptions import ReadTimeoutError
 
 from taskservice import __version__, terms
-from taskservice.bounded_http import Adapter, Limits, Session, TooLargeError
+from taskservice.bounded_http import Adapter, Limits, Session
 from taskservice.client.responses import (
     JSON,
     OPENAPI,
@@ -28,7 +26,6 @@ from taskservice.client.responses import (
     SettingError,
     TaskServiceError,
     Unavailable,
-    UnexpectedAnswer,
     Unreachable,
     may_be_of_another_version,
     read,
@@ -43,16 +40,14 @@ READ_SECONDS = 60.0
 READ_AFTER_WAIT = 30.0
 # A response that arrives faster than this, in bytes per second, never times out.
 MIN_RATE = 16 * 1024
-# More than the framing of a response in small chunks takes.
-_MAX_FRAMING = 2
+# A page of the list may have 100 tasks, each with two objects of 1 MiB, and a page of a log a whole
+# log, in which JSON makes six bytes of some.
+MAX_BYTES = 8 * terms.MAX_LOG
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
-# How much of a response is read at once.
-_PART_BYTES = 64 * 1024
 # The longest pause, whatever `Retry-After` says.
 MAX_PAUSE = 3600.0
-# The longest wait that the service allows, and the usual one.
-MAX_WAIT = 60
+# How long the service may usually wait.
 WAIT_SECONDS = 30
 # The service may answer a waiting request at once: the next one is sent after this time.
 REPEAT_SECONDS = 1.0
@@ -71,7 +66,6 @@ class Connection:
         self.patience = patience
         self._apikey = _checked_key(apikey or os.environ.get("TASKSERVICE_APIKEY", ""))
         self._has_answered = False
-        self._longest_wait = MAX_WAIT
         # A session of `requests` must not be shared by threads.
         self._local = threading.local()
 
@@ -101,7 +95,6 @@ class Connection:
         """
         patience = self.patience if patience is None else patience
         until = time.monotonic() + patience
-        wait = min(wait, self._longest_wait)
         if wait:
             self._local.repeat_at = time.monotonic() + REPEAT_SECONDS
         for delay in delays():
@@ -112,7 +105,6 @@ class Connection:
                     raise
                 if wait:
                     # The service may be there: many proxies cut off a request that takes long.
-                    self._longest_wait = max(wait // 2, 1)
                     until, wait = time.monotonic() + patience, 0
                     continue
                 pause = pause_after(error, delay)
@@ -136,10 +128,7 @@ class Connection:
             return self.once(method, path, expected, **options)
         headers = {"Prefer": f"wait={wait}", **options.get("headers", {})}
         options = {"timeout": (CONNECT_SECONDS, wait + READ_AFTER_WAIT)} | options
-        began = time.monotonic()
         response = self.once(method, path, expected, **(options | {"headers": headers}))
-        if time.monotonic() - began >= wait:
-            self._longest_wait = min(wait * 2, MAX_WAIT)
         asked = terms.seconds(response.headers.get("Retry-After", "")) or 0
         repeat_at = time.monotonic() + min(asked, MAX_PAUSE)
         self._local.repeat_at = max(self._local.repeat_at, repeat_at)
@@ -152,11 +141,10 @@ class Connection:
 
     def once(self, method: str, path: str, expected: Expected, **options: Any) -> Response:
         """Make one attempt; `options` are those of `requests`. Raises TaskServiceError."""
-        options.setdefault("timeout", (CONNECT_SECONDS, READ_SECONDS))
         if "json" in options:
             options["data"] = _as_json(options.pop("json"))
             options["headers"] = {"Content-Type": JSON, **options.get("headers", {})}
-        received = self._receive(method, API_PREFIX + path, expected.max_bytes, options)
+        received = self._receive(method, API_PREFIX + path, options)
         try:
             response = read(received, expected)
         except TaskServiceError as error:
@@ -168,57 +156,36 @@ class Connection:
 
     def _compare_versions(self) -> None:
         """Raise OtherVersion if the service says that it has another version than this client."""
-        # On a new connection, since the response may have been the last one of the old.
-        self._session().close()
-        options = {"timeout": (CONNECT_SECONDS, READ_SECONDS)}
         try:
-            received = self._receive("GET", "/openapi.json", OPENAPI.max_bytes, options)
+            received = self._receive("GET", "/openapi.json", {})
             version = read(received, OPENAPI).data["info"]["version"]
         except TaskServiceError:
             return
         if version != __version__:
-            raise OtherVersion(version_sentence(version, __version__))
+            raise OtherVersion(
+                f"the service has the version {version}, and this client {__version__}: "
+                "upgrade the older one"
+            )
 
-    def _receive(self, method: str, path: str, max_bytes: int, options: dict[str, Any]) -> Response:
-        url = self.url + path
-        session = self._session()
-        # A session is used by one thread, for one request at a time.
-        self._local.limits.max_bytes = max_bytes * _MAX_FRAMING
+    def _receive(self, method: str, path: str, options: dict[str, Any]) -> Response:
+        options.setdefault("timeout", (CONNECT_SECONDS, READ_SECONDS))
         try:
-            with session.request(method, url, stream=True, **options) as response:
-                content = _content(response, max_bytes)
-                return Response(response.url, response.status_code, response.headers, content)
-        except TooLargeError:
-            size = f"{max_bytes // 1024**2} MiB"
-            raise UnexpectedAnswer(
-                f"{self.url} answered more than {size}: taskservice sends no such answer"
-            ) from None
+            response = self._session().request(method, self.url + path, **options)
         # For a malformed response, the libraries below raise errors of many kinds.
         except Exception as error:
             reason = without_user_info(_reason(error))
             raise Unreachable(f"{self.url} is out of reach: {reason}") from None
+        return Response(response.url, response.status_code, response.headers, response.content)
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None or self._local.process != os.getpid():
             # After a fork, the connections of the old session are the parent's.
             self._local.process = os.getpid()
-            self._local.limits = Limits(0, min_rate=MIN_RATE)
-            session = self._local.session = Session(Adapter(self._local.limits))
+            session = self._local.session = Session(Adapter(Limits(MAX_BYTES, min_rate=MIN_RATE)))
             session.headers["apikey"] = self._apikey
             session.headers["User-Agent"] = f"taskservice/{__version__}"
         return session
-
-
-def _content(response: requests.Response, max_bytes: int) -> bytes:
-    """The body of a response, decompressed. Raises TooLargeError."""
-    parts, size = [], 0
-    for part in response.iter_content(_PART_BYTES):
-        parts.append(part)
-        size += len(part)
-        if size > max_bytes:
-            raise TooLargeError
-    return b"".join(parts)
 
 
 def _as_json(value: Any) -> bytes:
@@ -244,20 +211,6 @@ def pause_after(error: TaskServiceError, delay: float) -> float:
     """Seconds until the next attempt: `delay`, or more where the service asks for more."""
     asked = error.retry_after if isinstance(error, Unavailable) else None
     return max(delay, min(asked or 0, MAX_PAUSE))
-
-
-def version_sentence(service: str, client: str) -> str:
-    """Which of two versions that do not understand each other must be upgraded."""
-    if _order(service) < _order(client):
-        return f"the service is older ({service}) than this client ({client}): upgrade it first"
-    return f"the service is newer ({service}) than this client ({client}): upgrade this client"
-
-
-def _order(version: str) -> tuple[list[int], float]:
-    """What sorts versions such as 1.2, 1.2.3.dev4 and 1.2.3, in this order."""
-    release, dev, commits = version.partition("+")[0].partition(".dev")
-    numbers = [int(part) for part in re.findall(r"[0-9]{1,9}", release)]
-    return numbers, int(commits) if commits.isdecimal() else 0 if dev else math.inf
 
 
 def checked_url(url: str) -> str:

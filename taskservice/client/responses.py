@@ -1,23 +1,12 @@
 """What the responses of the service must be; any other becomes an error with one sentence."""
 
 import json
-import re
-import sys
-from collections.abc import Callable, Mapping
-from datetime import datetime
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from taskservice import terms
 from taskservice.terminal import without_user_info
-from taskservice.terms import (
-    ANSWERED,
-    CANCELLED,
-    MAX_LOG,
-    NOT_FOUND,
-    PROBLEM_TYPE,
-    QUESTION_STATES,
-    STATUSES,
-)
+from taskservice.terms import CANCELLED, NOT_FOUND, PROBLEM_TYPE
 
 # The errors of the client: one class for each kind.
 
@@ -171,209 +160,61 @@ def _text(said: Any) -> str:
 # What the responses must be.
 
 JSON = "application/json"
-# The largest body that is read, in bytes. A task has two objects of 1 MiB, and no other single
-# thing is larger.
-MAX_BYTES = 16 * 1024 * 1024
-# The same for lists and logs: a page may have a whole log, and JSON makes six bytes of some.
-MAX_LIST_BYTES = 8 * MAX_LOG
 
-Check: TypeAlias = Callable[[Any], bool]
-
-
-def _number(low: int, high: float, *types: type) -> Check:
-    # `type`, because a bool is an int too.
-    return lambda value: type(value) in types and low <= value <= high
-
-
-def _is_time(value: Any) -> bool:
-    try:
-        moment = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        return False
-    # In the last hours of the year 9999 it may have no local time.
-    return moment.tzinfo is not None and 1970 <= moment.year < 9999
-
-
-# A shape of JSON is a type, None, a function or an expression that it must match, a set of texts, a
-# list with the shape of each member, a tuple of alternatives, or the members of an object: "name",
-# "name?" if it may be missing, "*" for each. An object may have more members.
-Shape: TypeAlias = Any
-
-
-def _check(shape: Shape) -> Check:
-    """A function that tells whether JSON has this shape."""
-    if isinstance(shape, type):
-        return lambda value: isinstance(value, shape)
-    if isinstance(shape, set):
-        return lambda value: isinstance(value, str) and value in shape
-    if isinstance(shape, re.Pattern):
-        return lambda value: isinstance(value, str) and shape.fullmatch(value) is not None
-    if isinstance(shape, tuple):
-        checks = [_check(each) for each in shape]
-        return lambda value: any(fits(value) for fits in checks)
-    if isinstance(shape, list):
-        fits = _check(shape[0])
-        return lambda value: isinstance(value, list) and all(map(fits, value))
-    if isinstance(shape, dict):
-        return _check_of_object(shape)
-    return shape or (lambda value: value is None)
-
-
-def _check_of_object(shape: dict[str, Shape]) -> Check:
-    if "*" in shape:
-        fits_each = _check(shape["*"])
-        return lambda value: isinstance(value, dict) and all(map(fits_each, value.values()))
-    members = [(key.removesuffix("?"), key[-1] == "?", _check(each)) for key, each in shape.items()]
-    return lambda value: (
-        isinstance(value, dict)
-        and all(
-            fits(value[name]) if name in value else may_be_missing
-            for name, may_be_missing, fits in members
-        )
-    )
-
-
-_COUNT = _number(0, (1 << 53) - 1, int)
-_SHARE = _number(0, 1, int, float)
-_SECONDS_OR_NULL = (_number(0, sys.float_info.max, int, float), None)
-_VERSION = re.compile("[0-9][0-9A-Za-z.+]{0,63}")
-_SECRET = re.compile(
-    "(whsec_)?([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)"
+# The fields of a task but the log, which can be long.
+SHORT_FIELDS = (
+    "id,name,agentId,userId,createdAt,updatedAt,claimedAt,finishedAt,firstLog,logCount,input,output,"
+    "status,error,progress,labels,questions,startedBy,endedBy,note,parentId,rerunOf,callback"
 )
-_STATUS = set(STATUSES)
-_TIME_OR_NULL = (_is_time, None)
-_TEXT_OR_NULL = (str, None)
-_CHOICES: Shape = {"enum?": [object], "oneOf?": [{"const": object}], "anyOf?": [{"const": object}]}
-_PROPERTY: Shape = {
-    "type": str, "title?": str, "description?": str, "items?": _CHOICES, **_CHOICES,
-}  # fmt: skip
-_QUESTION = _check({
-    "id": str,
-    "message": str,
-    "state": set(QUESTION_STATES),
-    "schema": {"properties": {"*": _PROPERTY}, "required?": [str]},
-    "askedAt": _is_time,
-    "expiresAt": _TIME_OR_NULL,
-    "answer": (dict, None),
-    "answeredBy": _TEXT_OR_NULL,
-})  # fmt: skip
 
 
-def _is_question(value: Any) -> bool:
-    return _QUESTION(value) and (value["state"] == ANSWERED) == (value["answer"] is not None)
+class Expected(NamedTuple):
+    """What a response must have: one of these statuses, and an object, or a list of objects.
+
+    Each has these members and may have more; `members` are separated by commas.
+    """
+
+    statuses: tuple[int, ...]
+    members: str
+    is_list: bool = False
+
+    def fits(self, data: Any) -> bool:
+        objects = data if self.is_list else [data]
+        return isinstance(objects, list) and all(has(self.members, each) for each in objects)
 
 
-_ERROR: Shape = ({"type": str, "message": str}, None)
-_TASK: Mapping[str, Shape] = {
-    "id": str,
-    "name": str,
-    "agentId": str,
-    "userId": str,
-    "createdAt": _is_time,
-    "updatedAt": _is_time,
-    "claimedAt": _TIME_OR_NULL,
-    "finishedAt": _TIME_OR_NULL,
-    "firstLog": _COUNT,
-    "logCount": _COUNT,
-    "input": dict,
-    "output": dict,
-    "logs": [str],
-    "status": _STATUS,
-    "error": _ERROR,
-    "progress": (_SHARE, None),
-    "labels": {"*": str},
-    "questions": [_is_question],
-    "startedBy": _TEXT_OR_NULL,
-    "endedBy": _TEXT_OR_NULL,
-    "note": _TEXT_OR_NULL,
-    "parentId": _TEXT_OR_NULL,
-    "rerunOf": _TEXT_OR_NULL,
-    "callback": _TEXT_OR_NULL,
-}
-# All fields but the log, which can be long.
-SHORT_FIELDS = ",".join(name for name in _TASK if name != "logs")
-_PAGE = _check({"logs": [str], "next": _COUNT, "status": _STATUS, "times?": [_TIME_OR_NULL]})
+def has(members: str, data: Any) -> bool:
+    """Whether this is an object with these members, which are separated by commas."""
+    return isinstance(data, dict) and data.keys() >= set(members.split(","))
 
 
-def _is_page(value: Any) -> bool:
-    if not _PAGE(value) or value["next"] < len(value["logs"]):
-        return False
-    return len(value.get("times", value["logs"])) == len(value["logs"])
-
-
-_AGENT: Shape = {"id": str, "name": str, "description": str, "userId": str, "createdAt": _is_time}
-_HEALTH: Shape = {
-    "recent": [
-        {
-            "id": str,
-            "status": _STATUS,
-            "finishedAt": _is_time,
-            "seconds": _SECONDS_OR_NULL,
-        }
-    ],
-    "successRate": (_SHARE, None),
-    "lastSuccessAt": _TIME_OR_NULL,
-    "medianSeconds": _SECONDS_OR_NULL,
-}
-
-
-class Expected:
-    """What a response must have: one of these statuses, and JSON of this shape."""
-
-    def __init__(self, statuses: tuple[int, ...], shape: Shape, max_bytes: int = MAX_BYTES) -> None:
-        self.statuses = statuses
-        self.fits = _check(shape)
-        self.max_bytes = max_bytes
-
-
-def _list_of(shape: Shape) -> Expected:
-    return Expected((200,), [shape], MAX_LIST_BYTES)
-
-
-APPENDED = Expected((201,), {"logCount": _COUNT, "status": _STATUS})
-LOG_PAGE = Expected((200,), _is_page, MAX_LIST_BYTES)
-QUESTION = Expected((200, 201), _is_question)
-QUESTIONS = _list_of(_is_question)
-AGENT = Expected((200, 201), {"id": str})
-AGENTS = _list_of({"id": str})
-FULL_AGENTS = _list_of(_AGENT)
-AGENTS_WITH_HEALTH = _list_of(_AGENT | {"health": _HEALTH})
-USER = Expected((200,), {"id": str, "key": {"agentId": _TEXT_OR_NULL}})
-OPENAPI = Expected((200,), {"info": {"version": _VERSION}})
-CALLBACK_SECRET = Expected((200,), {"secret": _SECRET})
+APPENDED = Expected((201,), "logCount,status")
+LOG_PAGE = Expected((200,), "logs,next,status")
+_QUESTION = "id,message,schema,state,askedAt,expiresAt,answer,answeredBy"
+QUESTION = Expected((200, 201), _QUESTION)
+QUESTIONS = Expected((200,), _QUESTION, is_list=True)
+AGENT = Expected((200, 201), "id")
+AGENTS = Expected((200,), "id", is_list=True)
+FULL_AGENTS = Expected((200,), "id,name,description,userId,createdAt", is_list=True)
+AGENTS_WITH_HEALTH = Expected((200,), f"{FULL_AGENTS.members},health", is_list=True)
+USER = Expected((200,), "id,key")
+OPENAPI = Expected((200,), "info")
+CALLBACK_SECRET = Expected((200,), "secret")
 
 
 def task(fields: str, *statuses: int) -> Expected:
     """A task with these fields, which are separated by commas."""
-    return Expected(statuses or (200,), _task_with(fields))
+    return Expected(statuses or (200,), fields)
 
 
 def tasks(fields: str) -> Expected:
     """A list of such tasks."""
-    return _list_of(_task_with(fields))
+    return Expected((200,), fields, is_list=True)
 
 
-def _task_with(fields: str) -> Shape:
-    return {name: _TASK.get(name, object) for name in fields.split(",")}
-
-
-# The first of these that a problem fits is raised; Refused for a status that none has. A 404 stops
-# a program, so it must be certain: for an unknown path the service has another code, and so have
-# other programs that send problems. An empty tuple stands for a member that is missing.
-_FINISHED: Shape = {"id": str, "status": str, "error": _ERROR}
-_CANCELLED: Shape = {"type": {CANCELLED}, "message": str}
-_REFUSALS: list[tuple[int, type[Refused], Check]] = [
-    (400, Unreadable, _check({})),
-    (401, InvalidKey, _check({})),
-    (403, Forbidden, _check({})),
-    (404, NotFound, _check({"code": {NOT_FOUND}})),
-    (409, LinesMissing, _check({"expected": _number(1, 1 << 53, int)})),
-    (409, TaskCancelled, _check({"task": _FINISHED | {"error": _CANCELLED}})),
-    (409, TaskFinished, _check({"task": _FINISHED})),
-    (409, Conflict, _check({"expected?": (), "task?": ()})),
-    (422, Invalid, _check({"errors?": dict})),
-]
-_PROBLEM = _check({"title": str, "status": _COUNT, "detail": str})
+_REFUSALS: dict[int, type[Refused]] = {
+    400: Unreadable, 401: InvalidKey, 403: Forbidden, 409: Conflict, 422: Invalid,
+}  # fmt: skip
 
 
 # Reads the responses; any other one becomes an error with one sentence.
@@ -425,14 +266,27 @@ def _error(received: Response) -> TaskServiceError:
         # A proxy may have a limit of its own; its response is no problem of this service.
         return TooLarge(413, problem or {})
     if problem is not None:
-        refusals = [(error, fits) for code, error, fits in _REFUSALS if code == status]
-        for error, fits in refusals or [(Refused, _PROBLEM)]:
-            if fits(problem):
-                return error(status, problem)
+        kind = _kind(status, problem)
+        if kind is not None:
+            return kind(status, problem)
     if 300 <= status < 400 and "Location" in received.headers:
         target = without_user_info(received.headers["Location"])
         return NotTheService(f"{received.url} redirects to {target}; use that URL")
     return _not_ours(received, NotTheService)
+
+
+def _kind(status: int, problem: Mapping[str, Any]) -> type[Refused] | None:
+    """The class of the error for a problem; None if it is another program's."""
+    if status == 404:
+        # It stops a program, so it must be certain: for an unknown path the service has another
+        # code, and so have other programs that send problems.
+        return NotFound if problem.get("code") == NOT_FOUND else None
+    if status == 409 and "expected" in problem:
+        return LinesMissing
+    if status == 409 and "task" in problem:
+        error = problem["task"]["error"]
+        return TaskCancelled if error and error["type"] == CANCELLED else TaskFinished
+    return _REFUSALS.get(status, Refused)
 
 
 def _problem(received: Response) -> dict[str, Any] | None:
@@ -441,7 +295,7 @@ def _problem(received: Response) -> dict[str, Any] | None:
         problem: dict[str, Any] = _json(received, PROBLEM_TYPE)
     except UnexpectedAnswer:
         return None
-    is_ours = _PROBLEM(problem) and problem["status"] == received.status_code
+    is_ours = has("title,status,detail", problem) and problem["status"] == received.status_code
     return problem if is_ours else None
 
 
@@ -450,20 +304,14 @@ def _not_ours(received: Response, kind: type[NotTheService] = UnexpectedAnswer) 
     return kind(f"{url} answered {received.status_code}, but not as taskservice does")
 
 
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-
-
 def _json(received: Response, media_type: str) -> Any:
     """The JSON of a response. Raises UnexpectedAnswer where it has none of this type."""
     if _media_type(received) != media_type:
         raise _not_ours(received)
     try:
-        value = json.loads(received.content.decode(), parse_constant=int)  # no Infinity
-        if _SURROGATE.search(received.content):
-            json.dumps(value, ensure_ascii=False).encode()  # fails where one stands alone
+        return json.loads(received.content.decode())
     except (ValueError, RecursionError):
         raise _not_ours(received) from None
-    return value
 
 
 def _media_type(received: Response) -> str:

@@ -4,7 +4,7 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import chain, count, repeat
@@ -15,14 +15,12 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from taskservice.client import responses, sender
-from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection, delays, pause_after
+from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
 from taskservice.client.outbox import Outbox
 from taskservice.client.responses import (
-    RETRYABLE,
     SHORT_FIELDS,
     Invalid,
     NoAnswer,
-    NotFound,
     QuestionDeclined,
     QuestionExpired,
     QuestionWithdrawn,
@@ -78,25 +76,6 @@ def read_task(connection: Connection, task_id: str) -> dict[str, Any]:
     path = f"/task/{path_segment(task_id)}"
     task: dict[str, Any] = connection.call("GET", path, SHORT_TASK, params=SHORT).data
     return task
-
-
-def delete(connection: Connection, path: str, expected: responses.Expected, **options: Any) -> None:
-    """Delete something; with 404 after a lost response, the first request has deleted it."""
-    until = time.monotonic() + connection.patience
-    is_retry = False
-    for delay in delays():
-        try:
-            connection.once("DELETE", path, expected, **options)
-            return
-        except NotFound:
-            if is_retry:
-                return
-            raise
-        except RETRYABLE as error:
-            if time.monotonic() + pause_after(error, delay) > until:
-                raise
-            time.sleep(pause_after(error, delay))
-            is_retry = True
 
 
 def register_agent(
@@ -248,15 +227,8 @@ class Output(dict[str, Any]):
         _check(key, value)
         super().__setitem__(key, value)
 
-    def setdefault(self, key: str, default: Any = None) -> Any:
-        if key not in self:
-            self[key] = default
-        return self[key]
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        members = dict(*args, **kwargs)
-        _check_output(members)
-        super().update(members)
+    setdefault = MutableMapping.setdefault
+    update = MutableMapping.update  # type: ignore[assignment]
 
     def __ior__(self, other: Any) -> "Output":  # type: ignore[misc, override]
         self.update(other)
@@ -655,7 +627,7 @@ class Task:
     def delete(self) -> None:
         """Delete it for good, with its log."""
         path = f"/task/{path_segment(self.id)}"
-        delete(self._connection, path, responses.task("id"), params={"fields": "id"})
+        self._connection.call("DELETE", path, responses.task("id"), params={"fields": "id"})
 
     def _update(self, method: str, path: str, **options: Any) -> "Task":
         response = self._connection.call(method, path, SHORT_TASK, params=SHORT, **options)

@@ -421,16 +421,11 @@ def deliver(sender: Sender, report: dict[str, Any], stop_waiting: threading.Even
 
 def _unsent_sentence(lines: int, lost: int, is_end_saved: bool) -> str:
     """What became of the lines and the end of a run that could not be sent."""
-    end = "the program's end"
-    if not is_end_saved and not lines + lost:
-        return f"{end} is lost: it could not be sent"
     if not is_end_saved:
-        return f"{line_count(lines + lost)} and {end} are lost: they could not be sent"
-    unsent, them = (f"{line_count(lines)} and {end}", "them") if lines else (end, "it")
-    text = f"{unsent} could not be sent yet; `taskservice run --resend` sends {them}"
-    if not lost:
-        return text
-    return f"{text}; {line_count(lost)} found no space and {'is' if lost == 1 else 'are'} lost"
+        return f"{line_count(lines + lost)} and the program's end are lost: they could not be sent"
+    text = f"{line_count(lines)} and the program's end" if lines else "the program's end"
+    text = f"{text} could not be sent yet; `taskservice run --resend` sends what is left"
+    return f"{text}; {line_count(lost)} found no space and are lost" if lost else text
 
 
 def _take_output_file(path: Path) -> bytes | None:

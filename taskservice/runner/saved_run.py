@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import NoneType
 from typing import Any
 from uuid import uuid4
 
@@ -36,11 +35,10 @@ _RESERVED_BYTES = 16 * 1024
 _MAX_BYTES = 16 * 1024 * 1024
 # A refused value of these is left out: a task without it is better than no task.
 OPTIONAL = {"callback", "input", "labels", "name", "parentId", "timeout"}
-# The members of the file: the attribute of each, and its types.
-_MEMBERS: dict[str, tuple[str, tuple[type, ...]]] = {
-    "url": ("url", (str,)), "wishes": ("fields", (dict,)), "taskId": ("task_id", (str, NoneType)),
-    "userId": ("user_id", (str, NoneType)), "agentId": ("agent_id", (str,)),
-    "key": ("idempotency_key", (str,)), "report": ("report", (dict, NoneType)),
+# The members of the file, and the attribute of each.
+_MEMBERS = {
+    "url": "url", "wishes": "fields", "taskId": "task_id", "userId": "user_id",
+    "agentId": "agent_id", "key": "idempotency_key", "report": "report",
 }  # fmt: skip
 
 
@@ -142,7 +140,7 @@ class SavedRun:
         """Write the file anew, whole or not at all. Raises OSError."""
         if self.folder is None:
             return
-        members = {name: getattr(self, attribute) for name, (attribute, _) in _MEMBERS.items()}
+        members = {name: getattr(self, attribute) for name, attribute in _MEMBERS.items()}
         data = json.dumps(members)
         with self._write_lock:
             _replace_file(self.folder / _FILE, data.encode().ljust(_RESERVED_BYTES))
@@ -172,14 +170,10 @@ class SavedRun:
         """Take over the members of a run's file. Raises ValueError."""
         try:
             data = json.loads(text)
-        except RecursionError as error:
-            raise ValueError(f"{_FILE}: {error}") from None
-        if not isinstance(data, dict):
-            raise ValueError(f"{_FILE} is not a JSON object")
-        for name, (attribute, types) in _MEMBERS.items():
-            if not isinstance(data.get(name, ...), types):
-                raise ValueError(f"{_FILE} has a wrong {name}")
-            setattr(self, attribute, data[name])
+            for name, attribute in _MEMBERS.items():
+                setattr(self, attribute, data[name])
+        except (KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{_FILE} is not the file of a run") from error
 
     def _lock_folder(self, create: int = 0) -> None:
         assert self.folder is not None

@@ -17,7 +17,6 @@ from taskservice.client import (
     Line,
     NotFound,
     TaskCancelled,
-    UnexpectedAnswer,
     outbox,
 )
 from taskservice.client.sender import duration
@@ -268,17 +267,14 @@ def test_rerun_has_the_same_input_or_another(client: Client) -> None:
     assert task.rerun({}).input == {}
 
 
-def test_lost_answers_start_one_task_and_delete_one_agent(remote_alice: RemoteClient) -> None:
+def test_lost_answer_starts_one_task(remote_alice: RemoteClient) -> None:
     key = str(remote_alice.session.headers["apikey"])
     with Receiver() as between:
-        between.answer = losing(remote_alice, lambda number: number in (2, 4))
+        between.answer = losing(remote_alice, lambda number: number == 2)
         client = Client(between.url, key, patience=20)
         task = client.task(str(remote_alice.start("one")["id"]))
         again = task.rerun()
         assert len(between.requests) == 3
-        remote_alice.request("PUT", "/agent/soon-gone").raise_for_status()
-        client.delete_agent("soon-gone")
-        assert len(between.requests) == 5
     assert {found["id"] for found in tasks(remote_alice)} == {task.id, again.id}
 
 
@@ -307,24 +303,6 @@ def test_agents_are_listed_with_their_health_and_deleted(client: Client) -> None
         client.delete_agent("idle-agent")
     with pytest.raises(Conflict):
         client.delete_agent("healthy")
-
-
-@pytest.mark.parametrize(
-    "health",
-    [
-        None,
-        {"recent": [{}], "successRate": None, "lastSuccessAt": None, "medianSeconds": None},
-        {"recent": [], "successRate": 2, "lastSuccessAt": None, "medianSeconds": None},
-        {"recent": [], "successRate": None, "lastSuccessAt": "now", "medianSeconds": None},
-    ],
-)
-def test_health_that_is_none_is_not_the_services(health: object) -> None:
-    agent = {"id": "a", "name": "a", "description": "", "userId": "u", "createdAt": played.MOMENT}
-    with Receiver() as receiver:
-        receiver.answer = played.answer(200, [agent | {"health": health}])
-        assert Client(receiver.url, "key").agents()[0]["id"] == "a"
-        with pytest.raises(UnexpectedAnswer):
-            Client(receiver.url, "key", patience=0).agents(health=True)
 
 
 # --- what a person sees ------------------------------------------------------------------

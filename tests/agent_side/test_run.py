@@ -790,7 +790,7 @@ def test_end_of_a_program_without_lines_is_all_that_waits(machine: AgentMachine)
     machine.url = f"http://127.0.0.1:{unused_port()}"
     left = run(machine, "true").stderr.splitlines()[-1]
     assert "taskservice: the program's end could not be sent yet; " in left
-    assert left.endswith("--resend` sends it")
+    assert left.endswith("--resend` sends what is left")
 
 
 def test_without_the_service_the_program_runs_and_its_task_comes_later(

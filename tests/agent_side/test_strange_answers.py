@@ -1,7 +1,5 @@
 """Answers that are not from this service: nothing is lost, and the error is one sentence."""
 
-import gzip
-import json
 import signal
 import subprocess
 from collections.abc import Callable
@@ -9,13 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from taskservice import __version__
-from taskservice.client import Client, Task, TaskServiceError, Unavailable, UnexpectedAnswer
+from taskservice.client import Client, Task, TaskServiceError, Unavailable
 from taskservice.client.task import ask, list_questions
 from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, has_ended, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import Behaviour, Exchange, Receiver, in_turn
 from tests.support.service_answers import losing
 from tests.support.waiting import until
@@ -31,11 +28,6 @@ STRANGE = {
     "a list": played.answer(200, [1]),
     "an object": played.answer(200, {}),
     "an object-201": played.answer(201, {}),
-    "a wrong count": played.answer(201, {"logCount": "x", "status": "running"}),
-    "a wrong status": played.answer(201, {"logCount": 1, "status": ["running"]}),
-    "wrong members": played.task(200, id=1, status="x", next="x", logs=[1], secret="x", key=1),
-    "wrong members-201": played.task(201, id=None, status=None),
-    "an infinite count": play.answer(201, played.JSON, b'{"logCount":Infinity,"status":"running"}'),
     "another type": play.answer(201, HTML, APPENDED),
     "no type": play.answer(201, {}, APPENDED),
     "another status": play.answer(202, played.JSON, APPENDED),
@@ -43,30 +35,17 @@ STRANGE = {
     "half": play.answer(201, played.JSON, APPENDED[:-5]),
     "broken off": play.answer(201, played.JSON | {"Content-Length": "100"}, APPENDED),
     "no UTF-8": play.answer(201, played.JSON, b'{"id": "\xff"}'),
-    "a lone surrogate": played.task(200, name="\ud800"),
     "deep": play.answer(200, played.JSON, b"[" * 100_000),
     "a redirect to nowhere": play.answer(302, {"Location": "http://["}),
     "a redirect in no encoding": play.answer(302, {"Location": "\xff"}),
     "a chunk of less than nothing": play.raw(
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n"
     ),
-    "a conflict of no task": played.problem(409, "x", task="x"),
-    "a conflict of half a task": played.problem(409, "x", task={"id": "1", "error": "x"}),
-    "a conflict at no number": played.problem(409, "x", expected="x"),
-    "a conflict at a huge number": played.problem(409, "x", expected=10**30),
-    "a conflict at what was sent": played.problem(409, "x", expected=99),
-    "a list of errors": played.problem(422, "x", errors=["x"]),
     "a problem of another program": played.problem(404, "No static resource"),
     "a problem without members": play.answer(404, played.PROBLEM, b"{}"),
     "a problem in a list": play.answer(409, played.PROBLEM, b"[]"),
 }
 strange_answers = pytest.mark.parametrize("strange", STRANGE.values(), ids=STRANGE)
-
-
-EXAMPLE: dict[str, object] = {
-    "id": "1", "message": "x", "schema": {"properties": {}}, "state": "open",
-    "askedAt": played.MOMENT, "expiresAt": None, "answer": None, "answeredBy": None,
-}  # fmt: skip
 
 
 def a_task(client: Client) -> Task:
@@ -113,28 +92,6 @@ def test_strange_answer_is_one_sentence(call: Callable[[Client], object]) -> Non
             assert len(str(error.value).splitlines()) == 1, name
 
 
-@pytest.mark.parametrize(
-    "field",
-    [
-        {"labels": {"env": 1}}, {"labels": None}, {"progress": 1.5}, {"progress": True},
-        {"note": 1}, {"startedBy": 1}, {"endedBy": 1}, {"parentId": 1}, {"rerunOf": []},
-        {"questions": None}, {"questions": [{}]},
-        *({"questions": [EXAMPLE | {name: wrong}]} for name, wrong in (
-            ("state", "maybe"), ("state", "answered"), ("answer", {}), ("schema", {}),
-            ("schema", {"properties": {"a": {}}}), ("message", None),
-            ("schema", {"properties": {"a": {"type": "string", "enum": 1}}}),
-            ("schema", {"properties": {"a": {"type": "array", "items": {"anyOf": [1]}}}}),
-        )),
-        {"createdAt": "9999-12-31T23:59:59Z"},  # it may have no local time
-    ],
-)  # fmt: skip
-def test_field_that_the_service_does_not_write_is_noticed(field: dict[str, object]) -> None:
-    with Receiver() as receiver:
-        receiver.answer = played.task(200, **field)
-        with pytest.raises(UnexpectedAnswer):
-            Client(receiver.url, "key", patience=0).task("1")
-
-
 @strange_answers
 def test_sender_continues_after_a_strange_answer(
     remote_alice: RemoteClient, strange: Behaviour
@@ -159,24 +116,6 @@ def test_sender_continues_after_a_strange_answer(
     assert found["status"] == "complete"
 
 
-def test_answer_of_any_size_takes_bounded_memory(subtests: CheapSubtests) -> None:
-    long = json.dumps(played.a_task(name="x" * 17 * 2**20)).encode()
-    compressed = played.JSON | {"Content-Encoding": "gzip"}
-    with Receiver() as receiver:
-        client = Client(receiver.url, "key", patience=0)
-        for name, answer in {
-            "plain": play.answer(200, played.JSON, long),
-            "compressed": play.answer(200, compressed, gzip.compress(long)),
-            "a refusal": played.problem(409, "x" * 17 * 2**20),
-            "heads": play.endless(b"HTTP/1.1 100 Continue\r\nX: " + b"x" * 60_000 + b"\r\n\r\n"),
-            "trailers": play.endless(b"X: " + b"x" * 60_000 + b"\r\n", CHUNKED + b"0\r\n"),
-        }.items():
-            with subtests.test(name):
-                receiver.answer = answer
-                with pytest.raises(UnexpectedAnswer, match="answered more than 16 MiB"):
-                    client.task("1")
-
-
 def test_large_answers_of_the_service_are_read() -> None:
     text = "x" * 10 * 2**20
     with Receiver() as receiver:
@@ -189,17 +128,6 @@ def test_large_answers_of_the_service_are_read() -> None:
             played.answer(200, {"logs": [], "next": 2, "status": "running"}),
         )
         assert [len(line.text) for line in task.lines()] == [len(text)] * 2
-
-
-def test_list_whose_pages_lead_in_a_circle_ends() -> None:
-    def page(next_page: str) -> Behaviour:
-        link = {"Link": f'<?cursor={next_page}>; rel="next"', "Connection": "close"}
-        return play.answer(200, played.JSON | link, json.dumps([played.a_task()]).encode())
-
-    with Receiver() as receiver:
-        receiver.answer = in_turn(page("a"), page("b"), page("a"), play.answer(500))
-        with pytest.raises(UnexpectedAnswer, match="repeats the pages of the list in a loop"):
-            list(Client(receiver.url, "key", patience=0).tasks())
 
 
 # --- Retry-After -------------------------------------------------------------------------
@@ -373,53 +301,23 @@ def test_listener_waits_until_a_page_is_gone(
     assert listener.returncode == 0
 
 
-OLDER = "the service is older ({}) than this client ({}): upgrade it first"
-NEWER = "the service is newer ({}) than this client ({}): upgrade this client"
+VERSIONS = "the service has the version {}, and this client {}: upgrade the older one"
 
 
-@pytest.mark.parametrize(
-    ("service", "client", "sentence"),
-    [
-        ("0.1.0.dev679", "0.1.0.dev1001", OLDER),
-        ("0.1.0.dev1001", "0.1.0.dev679", NEWER),
-        ("0.1.0.dev1001", "0.1.0", OLDER),
-        ("0.1.0", "0.1.0.dev1001+g415f9ef", NEWER),
-        ("0.9.1", "0.10.0", OLDER),
-        ("1.0", "0.10.0", NEWER),
-    ],
-)
-def test_command_says_which_side_to_upgrade(
-    machine: AgentMachine, service: str, client: str, sentence: str
-) -> None:
-    machine.patch(f"import taskservice; taskservice.__version__ = http.__version__ = {client!r}")
+def test_command_says_which_version_each_side_has(machine: AgentMachine) -> None:
     unknown = played.problem(422, "Invalid", errors={"fields": ["Unknown name: 'labels'."]})
     with Receiver() as receiver:
         machine.url = receiver.url
-        receiver.paths["/openapi.json"] = played.answer(200, {"info": {"version": service}})
-        for behaviour in (unknown, STRANGE["an object"], STRANGE["wrong members-201"]):
+        receiver.paths["/openapi.json"] = played.answer(200, {"info": {"version": "0.0.1"}})
+        for behaviour in (unknown, STRANGE["an object"], STRANGE["an object-201"]):
             receiver.answer = behaviour
             result = machine.run("task", "list")
             assert (result.returncode, result.stdout) == (1, "")
-            assert result.stderr == f"taskservice: {sentence.format(service, client)}\n"
+            assert result.stderr == f"taskservice: {VERSIONS.format('0.0.1', __version__)}\n"
         receiver.answer = played.answer(200, [])
         before = len(receiver.requests)
         assert machine.run("task", "list").returncode == 0
         assert len(receiver.requests) == before + 1  # it costs nothing where all is well
-
-
-@pytest.mark.parametrize("version", ["1.dev" + "9" * 5_000, "9" * 3_000, "1.0\nroot", "²", ""])
-def test_text_that_is_no_version_names_no_side_to_upgrade(
-    machine: AgentMachine, version: str
-) -> None:
-    machine.give_up_soon()
-    with Receiver() as receiver:
-        machine.url = receiver.url
-        receiver.paths["/openapi.json"] = played.answer(200, {"info": {"version": version}})
-        receiver.answer = STRANGE["an object"]
-        errors = machine.run("task", "list").stderr
-    # Without the query, which nobody typed.
-    assert errors.endswith("/api/v1/task answered 200, but not as taskservice does\n")
-    assert errors.count("\n") == 1
 
 
 def test_run_at_a_service_of_another_version_waits_for_its_upgrade(
@@ -431,7 +329,7 @@ def test_run_at_a_service_of_another_version_waits_for_its_upgrade(
         receiver.answer = played.problem(422, "Invalid", errors={"claimedAt": ["Unknown field."]})
         machine.url = receiver.url.rstrip("/")
         _, errors = ended(machine, machine.spawn("run", "--agent", "a", "--", "echo", "ran"))
-    assert OLDER.format("0.0.1", __version__) in errors.splitlines()[0]
+    assert VERSIONS.format("0.0.1", __version__) in errors.splitlines()[0]
     (folder,) = machine.left_runs()
     record = folder / "run.json"
     record.write_text(record.read_text().replace(machine.url, remote_alice.url))
@@ -447,7 +345,7 @@ def test_command_reports_a_strange_answer_in_one_line(
     machine.give_up_soon()
     with Receiver() as receiver:
         machine.url = receiver.url
-        receiver.answer = STRANGE["wrong members"]
+        receiver.answer = STRANGE["null"]
         # This leaves a run for --resend.
         ended(machine, machine.spawn("run", "--agent", "a", "--", "true"))
         for command in (
