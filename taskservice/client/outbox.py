@@ -6,14 +6,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
-from taskservice.client import responses
 from taskservice.client.http import Connection
-from taskservice.client.responses import RETRYABLE, TaskServiceError, Unreachable
+from taskservice.client.responses import TaskServiceError, Unreachable
 from taskservice.client.sender import (
     LineQueue,
     Sender,
@@ -27,63 +25,6 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 16 * 1024 * 1024
 # Between two checks for space.
 _SPACE_POLL_SECONDS = 0.02
-
-# Sends how far a task is: the newest state, at most once a second, in a thread.
-
-INTERVAL = 1.0
-PROGRESS_TIMEOUT = 2.0
-
-
-class ProgressSender:
-    """Sends the progress of one task by `send`; the program never waits for it."""
-
-    def __init__(self, send: Callable[[Mapping[str, Any]], None]) -> None:
-        self._send = send
-        self._unsent: dict[str, Any] = {}
-        self._timer: threading.Timer | None = None
-        self._sent_at = -INTERVAL
-        self._lock = threading.Lock()
-        # Held while something is sent, so that nothing older arrives later.
-        self._sending = threading.Lock()
-
-    def put(self, progress: Mapping[str, Any]) -> None:
-        """Send this soon, unless something newer comes."""
-        with self._lock:
-            self._unsent |= progress
-            if self._timer is None:
-                pause = max(self._sent_at + INTERVAL - time.monotonic(), 0)
-                self._timer = threading.Timer(pause, self._send_unsent)
-                self._timer.daemon = True
-                self._timer.start()
-
-    def take(self) -> dict[str, Any]:
-        """What is still to be sent, for the caller to send."""
-        with self._sending, self._lock:
-            taken, self._unsent = self._unsent, {}
-            return taken
-
-    def _send_unsent(self) -> None:
-        with self._sending:
-            with self._lock:
-                taken, self._unsent = self._unsent, {}
-                self._timer, self._sent_at = None, time.monotonic()
-            try:
-                if taken:
-                    self._send(taken)
-            except RETRYABLE:
-                with self._lock:
-                    self._unsent = taken | self._unsent
-                self.put({})
-            except TaskServiceError:
-                return  # the task's own methods raise it too
-
-
-def _send_progress(connection: Connection, task_id: str, progress: Mapping[str, Any]) -> None:
-    connection.once(
-        "PATCH", f"/task/{task_id}", responses.task("id"),
-        params={"fields": "id"}, json=progress, timeout=PROGRESS_TIMEOUT,
-    )  # fmt: skip
-
 
 # What a task of a Python program still has to send. At the end of the program, of child processes
 # too, the rest is sent.
@@ -119,9 +60,6 @@ class Outbox:
         self._lock = threading.Lock()
         self._queue = LineQueue()
         self._sender: Sender | None = None
-        # Without this object, which the program may have dropped before it is sent.
-        send = partial(_send_progress, self._connection, self._task_id)
-        self._progress = ProgressSender(send)
 
     @property
     def is_started(self) -> bool:
@@ -166,13 +104,13 @@ class Outbox:
         queue.put(as_lines(text), milliseconds)
 
     def put_progress(self, progress: Mapping[str, Any]) -> None:
-        self.start()
+        sender = self.start()
         self.check()
-        self._progress.put(progress)
+        sender.put_progress(progress)
 
     def take_progress(self) -> dict[str, Any]:
         """The progress that is still to be sent, for the caller to send."""
-        return self._progress.take()
+        return {} if self._sender is None else self._sender.take_progress()
 
     def check(self) -> None:
         """Raise the reason to stop, if the service has told of one."""
@@ -191,8 +129,8 @@ class Outbox:
 
         Raises the TaskServiceError that keeps them from being sent.
         """
-        report = (self._progress.take() | (report or {})) or None
         sender = self.start()
+        report = (sender.take_progress() | (report or {})) or None
         try:
             self._send_all(sender, report)
         except TaskServiceError as error:
@@ -240,7 +178,7 @@ class Outbox:
         sender = self._sender
         if sender is None:
             return
-        sender.finish(self._progress.take() or None)
+        sender.finish(sender.take_progress() or None)
         sender.has_ended.wait(max(until - time.monotonic(), 0))
         if not sender.is_delivered and sender.stop_reason is None:
             lines = line_count(self._queue.count())

@@ -1,8 +1,9 @@
 """A thread that sends one task's lines and then its end to the service, each once."""
 
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate, groupby
@@ -144,6 +145,8 @@ def _cut_utf8(text: bytes, max_bytes: int) -> bytes:
 
 # At most five requests a second, and a line is still seen within a second.
 REQUEST_INTERVAL = 0.2
+# Between two reports of the progress.
+PROGRESS_INTERVAL = 1.0
 # A silent task sends a heartbeat after this time, and so hears of a cancel.
 HEARTBEAT_SECONDS = 5.0
 # The JSON of a claimed task does not tell its timeout: less than the shortest, 1 s.
@@ -337,6 +340,12 @@ class Sender(threading.Thread):
         self._is_finished = False
         self._closing = Flag()
         self._abandoned = Flag()
+        # How far the task is, as it is still to be sent.
+        self._progress: dict[str, Any] = {}
+        self._progress_at = -math.inf  # when it was last sent
+        self._lock = threading.Lock()
+        # Held while it is sent, so that nothing older arrives later.
+        self._sending_progress = threading.Lock()
 
     # --- called by other threads ---------------------------------------------------------
 
@@ -345,6 +354,18 @@ class Sender(threading.Thread):
         self._report = report
         self._closing.set()
         self.queue.wake()
+
+    def put_progress(self, progress: Mapping[str, Any]) -> None:
+        """Send this within a second, unless something newer comes; returns at once."""
+        with self._lock:
+            self._progress |= progress
+        self.queue.wake()
+
+    def take_progress(self) -> dict[str, Any]:
+        """The progress that is still to be sent, for the caller to send."""
+        with self._sending_progress, self._lock:
+            taken, self._progress = self._progress, {}
+            return taken
 
     def abandon(self) -> None:
         """End, although not everything is sent."""
@@ -400,6 +421,10 @@ class Sender(threading.Thread):
         if self._is_finished:
             return True
         path = f"/task/{self._task_id()}"
+        next_progress = self._progress_at + PROGRESS_INTERVAL if self._progress else math.inf
+        if time.monotonic() >= next_progress and not closing:
+            self._send_progress(path)
+            return False
         space = MAX_LOG - _NOTE_BYTES - self._log_bytes
         batch = self.queue.peek(min(self._batch_bytes, space))
         if batch is not None and batch.size > space:
@@ -411,7 +436,7 @@ class Sender(threading.Thread):
         elif time.monotonic() - self._last_request_at >= self._heartbeat:
             self._request("POST", f"{path}/logs", APPENDED, json=_HEARTBEAT)
         else:
-            until = self._last_request_at + self._heartbeat
+            until = min(self._last_request_at + self._heartbeat, next_progress)
             self.queue.wait(max(until - time.monotonic(), 0))
         return False
 
@@ -423,6 +448,18 @@ class Sender(threading.Thread):
         self._last_request_at = time.monotonic()
         self._connection.once(method, path, expected, **options)
         self.last_answer_at = time.monotonic()
+
+    def _send_progress(self, path: str) -> None:
+        with self._sending_progress:
+            with self._lock:
+                taken, self._progress = self._progress, {}
+            try:
+                self._request("PATCH", path, task("id"), params={"fields": "id"}, json=taken)
+            except TaskServiceError:
+                with self._lock:
+                    self._progress = taken | self._progress
+                raise
+        self._progress_at = time.monotonic()
 
     def _send_batch(self, path: str, batch: Batch) -> None:
         try:

@@ -241,16 +241,6 @@ def _check_output(members: Mapping[str, Any]) -> None:
         _check(key, value)
 
 
-def _json_members(members: Mapping[str, Any]) -> dict[str, Any]:
-    """Only the members whose key and value JSON has."""
-    found = {}
-    for key, value in members.items():
-        with suppress(TypeError, ValueError):
-            _check(key, value)
-            found[key] = value
-    return found
-
-
 def _check(key: str, value: Any) -> None:
     if not isinstance(key, str):
         raise TypeError(f"The key {key!r} of an output must be a string")
@@ -537,7 +527,7 @@ class Task:
         try:
             self.complete()
         except (TypeError, ValueError) as error:  # a value in the output has become no JSON
-            self._output = Output(_json_members(self.output))
+            self._output = Output()
             self._fail_with(error)
             raise
 

@@ -12,8 +12,8 @@ import sys
 import termios
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from queue import SimpleQueue
 from typing import Any
 
 from taskservice.client import sender
@@ -215,41 +215,26 @@ class Forwarder:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._is_open = True
-        self._blocks: deque[bytes] = deque()
-        self._bytes = 0
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._blocks: SimpleQueue[bytes] = SimpleQueue()
+        # Bytes: each is written by one thread.
+        self._put = self._taken = 0
         self.last_taken_at = 0.0  # when its reader last took something
+        threading.Thread(target=self._write_all, name="forwarder", daemon=True).start()
 
     def forward(self, block: bytes) -> None:
-        """Write a block in the background; never waits for a reader."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._write_all, name="forwarder", daemon=True)
-            self._thread.start()
-        with self._changed:
-            self._blocks.append(block)
-            self._bytes += len(block)
-            self._changed.notify_all()
+        """Write a block in the background; never waits for a reader. An empty one is the last."""
+        self._put += len(block)
+        self._blocks.put(block)
 
-    def is_full(self) -> bool:
-        """Whether so much waits for the reader that the program should wait too."""
-        return self._bytes >= MAX_BUFFER_BYTES
-
-    def is_empty(self, seconds: float) -> bool:
-        """Wait at most `seconds` until everything is written; whether it is."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._bytes, seconds)
+    def waiting_bytes(self) -> int:
+        """What its reader has not taken yet."""
+        return self._put - self._taken
 
     def _write_all(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._blocks)
-                block = self._blocks.popleft()
+        while block := self._blocks.get():
             self._write(block)
             self.last_taken_at = time.monotonic()
-            with self._changed:
-                self._bytes -= len(block)
-                self._changed.notify_all()
+            self._taken += len(block)
 
     def _write(self, block: bytes) -> None:
         rest = memoryview(block)
@@ -305,7 +290,9 @@ class OutputReader:
         """`store` is called with the text of whole lines, and when they were read."""
         self._last_line = LastLine()
         self._store = store
-        self._streams = _streams([1] if _are_same(1, 2) else [1, 2], masker, is_tty)
+        self._streams = [
+            Stream(out, masker, is_tty) for out in ([1] if _are_same(1, 2) else [1, 2])
+        ]
         self._has_ended = threading.Event()
         self._done_at: float | None = None
         self._reader = threading.Thread(target=self._read_all, name="reader", daemon=True)
@@ -345,7 +332,7 @@ class OutputReader:
         """Wait until all is forwarded, or a reader has taken nothing for `max_wait` seconds."""
         began = time.monotonic()
         for stream in self._streams:
-            while not is_interrupted.is_set() and not stream.forwarder.is_empty(0.1):
+            while stream.forwarder.waiting_bytes() and not is_interrupted.wait(0.01):
                 if time.monotonic() - max(began, stream.forwarder.last_taken_at) > max_wait:
                     return
 
@@ -357,19 +344,23 @@ class OutputReader:
                 for key, _ in selector.select(0.1):
                     stream: Stream = key.data
                     block = stream.read()
-                    self._process(stream, block)
-                    if not block:
+                    if block:
+                        self._process(stream, block)
+                    else:
                         selector.unregister(stream.reader)
                         open_streams.remove(stream)
         for stream in self._streams:
             os.close(stream.reader)
             self._store(stream.lines.close(), stream.read_at)
+            stream.forwarder.forward(b"")
 
     def _select_streams(self, selector: selectors.BaseSelector, streams: list[Stream]) -> None:
         """Read no stream whose reader is too slow: the program waits, as with a pipe."""
         selected = selector.get_map()
         for stream in streams:
-            is_wanted = self._has_ended.is_set() or not stream.forwarder.is_full()
+            is_wanted = self._has_ended.is_set() or (
+                stream.forwarder.waiting_bytes() < MAX_BUFFER_BYTES
+            )
             if is_wanted and stream.reader not in selected:
                 selector.register(stream.reader, selectors.EVENT_READ, stream)
             elif not is_wanted and stream.reader in selected:
@@ -387,29 +378,13 @@ class OutputReader:
         return is_read and time.monotonic() > self._done_at
 
     def _process(self, stream: Stream, block: bytes) -> None:
-        read_at = sender.now()
+        stream.read_at = sender.now()
         stream.unread -= len(block)
-        if block:
-            stream.read_at = read_at
         # First into the log: then every line seen at the terminal is in it, even after a crash.
-        self._store(stream.lines.feed(block), read_at)
+        self._store(stream.lines.feed(block), stream.read_at)
         stream.forwarder.forward(block)
         if stream is self._streams[0]:
             self._last_line.feed(block)
-
-
-def _streams(outs: Sequence[int], masker: Masker, is_tty: bool) -> list[Stream]:
-    """A stream for each descriptor. Raises OSError, and leaves no pipe open then."""
-    made: list[Stream] = []
-    try:
-        for out in outs:
-            made.append(Stream(out, masker, is_tty))
-    except OSError:
-        for stream in made:
-            os.close(stream.reader)
-            os.close(stream.writer)
-        raise
-    return made
 
 
 def _are_same(first: int, second: int) -> bool:

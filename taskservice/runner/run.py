@@ -39,7 +39,7 @@ from taskservice.client.task import Task
 from taskservice.runner.files import make_private, read_file
 from taskservice.runner.process import PROGRAM_ONLY, RESET_TO_DEFAULT, Process, describe, exit_code
 from taskservice.runner.program_output import Masker, OutputReader
-from taskservice.runner.saved_run import SavedRun, leftover_runs, remove_incomplete, runs_folder
+from taskservice.runner.saved_run import SavedRun, leftover_runs, runs_folder
 from taskservice.runner.spool import Spool
 from taskservice.terminal import exit_with_error, print_line, remark
 from taskservice.terms import MAX_OBJECT
@@ -240,7 +240,7 @@ class Run:
         if self._saved.task_id is None:
             sender.last_answer_at = float("-inf")  # no answer came yet
         try:
-            reader = self._open_output()
+            reader = OutputReader(self._spool.put, self._masker, self._is_tty)
         except OSError:  # this process has too many open files
             self._saved.remove()
             raise
@@ -251,15 +251,6 @@ class Run:
         # After a signal, a reader that takes nothing does not hold up the end.
         reader.flush(self._stop_waiting, FLUSH_SECONDS if self._received else math.inf)
         return code
-
-    def _open_output(self) -> OutputReader:
-        """Raises OSError; without a terminal for --tty, the program prints to a pipe."""
-        if self._is_tty:
-            try:
-                return OutputReader(self._spool.put, self._masker, is_tty=True)
-            except OSError as error:
-                remark(f"no terminal can be opened, the program prints to a pipe: {error.strerror}")
-        return OutputReader(self._spool.put, self._masker, is_tty=False)
 
     def _run_program(self, reader: OutputReader, sender: Sender) -> tuple[int, dict[str, Any]]:
         reader.start()
@@ -463,7 +454,6 @@ def resend(connection: Connection) -> bool:
     if not runs.exists():
         return True
     make_private(runs)
-    remove_incomplete(runs)
     is_done = True
     caller = cache(lambda: connection.call("GET", "/user", USER).data)
     for folder in leftover_runs(runs):

@@ -27,8 +27,6 @@ from taskservice.runner.files import check_private, make_private, open_file, rea
 
 _FILE = "run.json"
 _LOCK = "lock"
-# A folder without a run in it is a remnant after this time: to make or remove one takes less.
-_MIN_AGE = 60.0
 # Space taken from the start, so that the end can be written when the disk has become full.
 _RESERVED_BYTES = 16 * 1024
 # More than any run needs for its file: its output with every character escaped.
@@ -48,18 +46,11 @@ def runs_folder() -> Path:
     Raises OSError if the user has no home.
     """
     state = os.environ.get("XDG_STATE_HOME", "")
-    base = Path(state) if state.startswith("/") else _home() / ".local" / "state"
-    return base / "taskservice" / "runs"
-
-
-def _home() -> Path:
-    # If it is empty, Python takes the root folder; if it is relative, `--resend` may be elsewhere.
-    if not os.environ.get("HOME", "/").startswith("/"):
-        raise OSError("HOME is not an absolute path")
     try:
-        return Path.home()
+        base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
     except RuntimeError as error:
         raise OSError(f"neither XDG_STATE_HOME nor HOME is set: {error}") from None
+    return base / "taskservice" / "runs"
 
 
 class SavedRun:
@@ -128,7 +119,7 @@ class SavedRun:
         draft.mkdir(mode=0o700)
         self.folder = draft
         try:
-            self._lock_folder(os.O_CREAT)
+            self._lock_folder()
             self.write()
             self.folder = draft.rename(runs / self.idempotency_key)
         except OSError:
@@ -156,7 +147,7 @@ class SavedRun:
         try:
             check_private(folder)
             # A copy of a run may lack its lock file.
-            run._lock_folder(os.O_CREAT)
+            run._lock_folder()
             run._read(read_file(folder / _FILE, _MAX_BYTES))
         except (BlockingIOError, FileNotFoundError):
             run.release()
@@ -175,9 +166,9 @@ class SavedRun:
         except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{_FILE} is not the file of a run") from error
 
-    def _lock_folder(self, create: int = 0) -> None:
+    def _lock_folder(self) -> None:
         assert self.folder is not None
-        self._lock_file = open_file(self.folder / _LOCK, os.O_RDWR | create)
+        self._lock_file = open_file(self.folder / _LOCK, os.O_RDWR | os.O_CREAT)
         # The kernel releases it when the process ends, also when it is killed.
         fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -203,15 +194,6 @@ def leftover_runs(runs: Path) -> list[Path]:
     """The folders, and links to folders, that may be runs, oldest first."""
     found = [path for path in runs.iterdir() if path.is_symlink() or path.is_dir()]
     return sorted((path for path in found if not path.name.startswith(".")), key=_modified_at)
-
-
-def remove_incomplete(runs: Path) -> None:
-    """Remove the folders of processes that were killed while making or removing a run."""
-    for folder in runs.glob("*"):
-        is_old = time.time() - _modified_at(folder) > _MIN_AGE
-        with contextlib.suppress(OSError):  # one that can't be read stays
-            if is_old and (folder.name.startswith(".") or _FILE not in os.listdir(folder)):
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _modified_at(folder: Path) -> float:

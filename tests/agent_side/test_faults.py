@@ -38,11 +38,10 @@ def machine(alice: RemoteClient, tmp_path: Path) -> AgentMachine:
     return machine_of(alice, tmp_path / "home")
 
 
-@pytest.mark.parametrize("home", ["/dev/null/home", "", "somewhere"])
 def test_program_is_run_where_home_is_not_there(
-    alice: RemoteClient, machine: AgentMachine, tmp_path: Path, home: str
+    alice: RemoteClient, machine: AgentMachine, tmp_path: Path
 ) -> None:
-    machine.settings = {"HOME": home, "XDG_STATE_HOME": ""}
+    machine.settings = {"HOME": "/dev/null/home", "XDG_STATE_HOME": ""}
     ran = machine.run("run", "--agent", "a", "--", "echo", "from run", cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (0, "from run\n")
     (said,) = ran.stderr.splitlines()

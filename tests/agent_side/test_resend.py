@@ -370,16 +370,6 @@ def test_folder_of_another_user_keeps_no_runs(
     assert len(machine.left_runs()) == 1
 
 
-def test_folder_of_a_killed_incomplete_run_is_removed(machine: AgentMachine) -> None:
-    runs = machine.home / "state" / "taskservice" / "runs"
-    for name in (".draft", "half-removed", ".new"):
-        (runs / name).mkdir(parents=True)
-        if name != ".new":
-            os.utime(runs / name, (1, 1))
-    assert machine.run("run", "--resend").returncode == 0
-    assert [folder.name for folder in machine.left_runs()] == [".new"]
-
-
 def test_machine_without_a_home_has_nothing_to_resend(machine: AgentMachine) -> None:
     environment = {**machine.environment, "XDG_STATE_HOME": "", "HOME": ""}
     del environment["HOME"]

@@ -69,6 +69,23 @@ def test_failure_of_one_task_does_not_end_the_worker(
     assert found[1]["error"] == {"type": "failed", "message": "Exit status 3"}
 
 
+def test_threads_of_a_program_end_with_it(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    worker = work(machine, "echo one")
+
+    def threads_after(count: int) -> int:
+        """How many there are when so many tasks are done, and the worker waits for the next."""
+        remote_alice.start("worker")
+        all_finished(remote_alice, count)
+        until(lambda: not machine.left_runs())
+        return len(list(Path(f"/proc/{worker.pid}/task").iterdir()))
+
+    first = threads_after(1)
+    assert max(threads_after(count) for count in (2, 3, 4, 5)) <= first + 1
+    stop(worker)
+
+
 def test_several_workers_do_each_task_once(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
