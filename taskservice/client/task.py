@@ -228,7 +228,7 @@ class Output(dict[str, Any]):
         super().__setitem__(key, value)
 
     setdefault = MutableMapping.setdefault
-    update = MutableMapping.update  # type: ignore[assignment]
+    update = MutableMapping.update
 
     def __ior__(self, other: Any) -> "Output":  # type: ignore[misc, override]
         self.update(other)

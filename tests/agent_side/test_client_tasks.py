@@ -17,7 +17,7 @@ from taskservice.client import (
     Line,
     NotFound,
     TaskCancelled,
-    outbox,
+    sender,
 )
 from taskservice.client.sender import duration
 from tests.support import receiver as play
@@ -123,7 +123,7 @@ def test_last_progress_is_there_at_the_end(remote_alice: RemoteClient, client: C
 
 
 def test_loop_sends_progress_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "INTERVAL", 1000)
+    monkeypatch.setattr(sender, "PROGRESS_INTERVAL", 1000)
     with Receiver() as receiver:
         receiver.answer = answering(played.task())
         task = Client(receiver.url, "key").task("1")
@@ -138,7 +138,7 @@ def test_loop_sends_progress_at_most_once_a_second(monkeypatch: pytest.MonkeyPat
 
 
 def test_progress_that_could_not_be_sent_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "INTERVAL", 0.05)
+    monkeypatch.setattr(sender, "PROGRESS_INTERVAL", 0.05)
     with Receiver() as receiver:
         receiver.answer = answering(in_turn(play.reset(), play.answer(502), played.task()))
         task = Client(receiver.url, "key").task("1")
@@ -151,8 +151,8 @@ def test_progress_of_a_program_that_just_ends_is_sent(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     program = (
-        "from taskservice.client import Client, outbox\n"
-        "outbox.INTERVAL = 1000\n"
+        "from taskservice.client import Client, sender\n"
+        "sender.PROGRESS_INTERVAL = 1000\n"
         "task = Client().start('one')\n"
         "for page in range(1, 4): task.progress(page, 4)\n"
     )
@@ -167,8 +167,8 @@ def test_program_below_run_tells_its_progress(
     remote_alice: RemoteClient, machine: AgentMachine, block: str
 ) -> None:
     program = (
-        "from taskservice.client import current, outbox\n"
-        "outbox.INTERVAL = 1000\n"
+        "from taskservice.client import current, sender\n"
+        "sender.PROGRESS_INTERVAL = 1000\n"
         "task = current()\n"
         f"{block}[task.progress(page, 4, 'pages') for page in range(1, 4)]\n"
     )
