@@ -9,9 +9,8 @@ from functools import partial
 from flask import Flask
 
 from taskservice import resources
-from taskservice.database.watcher import Watcher
 from taskservice.services import deliveries as delivery_service
-from taskservice.services.deliveries import Leased, ReceiverSlots
+from taskservice.services.deliveries import DueDeliveries, Leased, ReceiverSlots
 from taskservice.threads import start_thread
 from taskservice.webhooks import Interrupt
 from taskservice.webhooks.retries import CircuitBreaker
@@ -23,11 +22,8 @@ logger = logging.getLogger(__name__)
 MAX_RECENT = 16
 MAX_RUNNING = 64
 SLOW_SECONDS = 1.0
-# The longest sleep between two polls for due deliveries.
-ROUND_SECONDS = 20.0
-# The sleep when deliveries are due but none could be leased: their receivers have no free slot,
-# or another process was faster.
-RETRY_SECONDS = 1.0
+# The longest sleep between two polls for due deliveries, which other processes may add.
+ROUND_SECONDS = 1.0
 # The sleep after a failure of the database.
 FAILURE_SECONDS = 5.0
 # At a stop, running attempts may finish within the first time, and are then interrupted and may
@@ -53,7 +49,7 @@ class DeliveryLoop(threading.Thread):
     def __init__(self, app: Flask) -> None:
         super().__init__(name="deliveries", daemon=True)
         self._app = app
-        self._watcher = resources.find(Watcher, app)
+        self._due = resources.find(DueDeliveries, app)
         self._stopping = threading.Event()
         self._finished = threading.Condition()
         self._running: set[_RunningAttempt] = set()
@@ -61,14 +57,13 @@ class DeliveryLoop(threading.Thread):
     def stop(self) -> None:
         """Ask the loop to end; does not wait for it."""
         self._stopping.set()
-        self._watcher.wake_slow()
+        self._due.set()
 
     def run(self) -> None:
         with self._app.app_context():
-            with self._watcher.watching(slow=True):
-                while not self._stopping.is_set():
-                    since = self._watcher.slow_changes
-                    self._watcher.wait(since, self._round(), slow=True)
+            while not self._stopping.is_set():
+                self._due.clear()
+                self._due.wait(self._round())
             self._end()
 
     def _round(self) -> float:
@@ -80,7 +75,8 @@ class DeliveryLoop(threading.Thread):
                     return min(seconds or ROUND_SECONDS, ROUND_SECONDS)
                 leases = delivery_service.lease_due(count, self._receiver_slots())
                 if not leases:
-                    return RETRY_SECONDS
+                    # Their receivers have no free slot, or another process was faster.
+                    return ROUND_SECONDS
                 for leased in leases:
                     self._start_attempt(leased)
         except Exception:
@@ -135,7 +131,7 @@ class DeliveryLoop(threading.Thread):
         with self._finished:
             self._running.remove(attempt)
             self._finished.notify_all()
-        self._watcher.wake_slow()
+        self._due.set()
 
     def _end(self) -> None:
         for attempt in self._unfinished_after(STOP_SECONDS):

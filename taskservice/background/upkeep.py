@@ -15,11 +15,10 @@ from taskservice.background.removal import in_batches
 from taskservice.database.models import Delivery
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
-from taskservice.database.watcher import Watcher
 from taskservice.operations import health
 from taskservice.services import questions as question_service
 from taskservice.services import users as user_service
-from taskservice.services.deliveries import is_pending, is_too_far
+from taskservice.services.deliveries import DueDeliveries, is_pending, is_too_far
 
 # Makes deliveries due now that are too far in the future because the clock was set back.
 
@@ -39,7 +38,7 @@ def reschedule_far_deliveries() -> None:
         if connection.scalar(_TOO_FAR) is None:
             return
     in_batches(_reschedule_batch)
-    resources.find(Watcher).wake_slow()
+    resources.find(DueDeliveries).set()
 
 
 def _reschedule_batch() -> bool:

@@ -25,8 +25,6 @@ T = TypeVar("T")
 POLL_SECONDS = 0.05
 # Added for each watching thread: after a change all of them read, which takes the time of others.
 POLL_SECONDS_EACH = 0.001
-# The interval while all watchers are slow: the background loops, which also poll by themselves.
-SLOW_POLL_SECONDS = 1.0
 # The pause after a failed poll.
 PAUSE_SECONDS = 5.0
 # How often a waiting request checks that its client is still there.
@@ -51,51 +49,39 @@ def change_marker() -> Hashable:
 class Watcher:
     """Polls the database up to 20 times a second, in one thread, while any thread is `watching`.
 
-    To miss no change: read `changes`, then the database, then `wait`. If all watching threads are
-    `slow`, it polls once a second. These, the background loops, read `slow_changes` and wait with
-    `slow`; `wake_slow` wakes them alone.
+    To miss no change: read `changes`, then the database, then `wait`.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        lock = threading.RLock()
-        self._changed, self._slow_changed = threading.Condition(lock), threading.Condition(lock)
-        self._watching = self._slow = 0
+        self._changed = threading.Condition()
+        self._watching = 0
         self._thread: threading.Thread | None = None
-        # How many polls have found a change; and with how often `wake_slow` was called.
-        self.changes = self.slow_changes = 0
+        # How many polls have found a change.
+        self.changes = 0
         resources.on_stop(self.wake)
 
     @contextmanager
-    def watching(self, *, slow: bool = False) -> Iterator[None]:
+    def watching(self) -> Iterator[None]:
         with self._changed:
             self._watching += 1
-            self._slow += slow
-            # Ends the thread's long pause.
-            self._changed.notify_all()
             self._start_thread()
         try:
             yield
         finally:
             with self._changed:
                 self._watching -= 1
-                self._slow -= slow
 
-    def wait(self, since: int, seconds: float, *, slow: bool = False) -> None:
+    def wait(self, since: int, seconds: float) -> None:
         """Return when `changes` differs from `since`, after `seconds`, or at the process's stop."""
-        condition = self._slow_changed if slow else self._changed
-
-        def is_over() -> bool:
-            changes = self.slow_changes if slow else self.changes
-            return changes != since or resources.stopping.is_set()
-
-        with condition:
+        with self._changed:
             self._start_thread()
-            condition.wait_for(is_over, max(0.0, seconds))
+            self._changed.wait_for(
+                lambda: self.changes != since or resources.stopping.is_set(), max(0.0, seconds)
+            )
             if self._thread is None:
                 # Nobody polls: waiting threads read each second, as if something had changed.
                 self.changes += 1
-                self.slow_changes += 1
 
     def _start_thread(self) -> None:
         # A lack of memory may have ended the thread.
@@ -109,13 +95,6 @@ class Watcher:
         with self._changed:
             self.changes += 1
             self._changed.notify_all()
-            self.wake_slow()
-
-    def wake_slow(self) -> None:
-        """Wake the background loops: there is work for them."""
-        with self._slow_changed:
-            self.slow_changes += 1
-            self._slow_changed.notify_all()
 
     def _watch(self) -> None:
         while self._is_wanted():
@@ -139,16 +118,7 @@ class Watcher:
             if now != before:
                 before = now
                 self.wake()
-            self._pause()
-
-    def _pause(self) -> None:
-        seconds = POLL_SECONDS + self._watching * POLL_SECONDS_EACH
-        if not resources.stopping.wait(seconds):
-            with self._changed:
-                self._changed.wait_for(self._is_urgent, SLOW_POLL_SECONDS - seconds)
-
-    def _is_urgent(self) -> bool:
-        return self._watching > self._slow or resources.stopping.is_set()
+            resources.stopping.wait(POLL_SECONDS + self._watching * POLL_SECONDS_EACH)
 
     def _is_wanted(self) -> bool:
         with self._changed:

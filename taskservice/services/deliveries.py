@@ -10,6 +10,7 @@ from contextvars import copy_context
 from datetime import datetime
 from functools import partial
 from itertools import groupby, islice
+from threading import Event
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -47,7 +48,6 @@ from taskservice.database.types import (
     database_now,
     moment_from_now,
 )
-from taskservice.database.watcher import Watcher
 from taskservice.errors import Problem, not_found
 from taskservice.resources import SharedSlots
 from taskservice.schemas.tasks import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
@@ -398,7 +398,7 @@ def release(leased: Collection[Leased]) -> None:
         with transaction() as connection:
             held = [{"of_delivery_id": each.id, "held_lease": each.lease} for each in leased]
             connection.execute(_RELEASE, held)
-        resources.find(Watcher).wake_slow()
+        resources.find(DueDeliveries).set()
 
 
 # --- attempt -----------------------------------------------------------------------------
@@ -451,7 +451,7 @@ def record(leased: Leased, started: str, outcome: Outcome) -> str:
             {"of_delivery_id": leased.id, "held_lease": leased.lease},
         )
     if state == PENDING:
-        resources.find(Watcher).wake_slow()
+        resources.find(DueDeliveries).set()
     return state
 
 
@@ -485,7 +485,7 @@ def redeliver(caller: Caller, task_id: str) -> str:
             detail = "The task has no delivery: it is running, or has no callback"
             raise Problem(409, detail, code=NO_DELIVERY)
         _make_due(connection, newest)
-    resources.find(Watcher).wake_slow()
+    resources.find(DueDeliveries).set()
     return newest
 
 
@@ -501,7 +501,7 @@ def redeliver_any(delivery_id: str) -> None:
         if newest != delivery_id:
             raise Problem(409, f"A newer delivery has replaced it: {newest}")
         _make_due(connection, delivery_id)
-    resources.find(Watcher).wake_slow()
+    resources.find(DueDeliveries).set()
 
 
 def _newest(connection: Connection, task_id: str) -> str | None:
@@ -537,7 +537,12 @@ class FirstAttemptSlots(SharedSlots):
     """Limits the threads that wait for receivers, so that ordinary requests stay fast."""
 
 
+class DueDeliveries(Event):
+    """Set when the loop of this process should look for due deliveries."""
+
+
 def init_app(app: Flask) -> None:
+    resources.provide(app, DueDeliveries())
     resources.provide(app, FirstAttemptSlots(max(1, app.config["THREADS"] // 4)))
     resources.provide(app, CircuitBreaker())
 

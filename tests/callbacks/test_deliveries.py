@@ -292,7 +292,6 @@ def test_host_that_hangs_does_not_hold_up_the_others(
 def soon_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """An attempt that has taken a fifth of a second, not a whole one, leaves its place."""
     monkeypatch.setattr(delivery_loop, "SLOW_SECONDS", 0.2)
-    monkeypatch.setattr(delivery_loop, "RETRY_SECONDS", 0.2)
 
 
 def test_hosts_that_hang_on_all_senders_do_not_hold_up_the_others(

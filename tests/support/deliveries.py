@@ -12,7 +12,7 @@ from sqlalchemy import insert, select, update
 
 from taskservice.background import delivery_loop
 from taskservice.background.delivery_loop import DeliveryLoop
-from taskservice.database import clock, watcher
+from taskservice.database import clock
 from taskservice.database.models import Delivery, Task
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
@@ -67,7 +67,7 @@ def looping(app: Flask, stop_seconds: float = delivery_loop.STOP_SECONDS) -> Ite
     """
     loop = DeliveryLoop(app)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watcher, "SLOW_POLL_SECONDS", watcher.POLL_SECONDS)
+        patch.setattr(delivery_loop, "ROUND_SECONDS", 0.05)
         patch.setattr(delivery_loop, "STOP_SECONDS", stop_seconds)
         loop.start()
         try:
