@@ -1,6 +1,6 @@
 """Brings the database up to date with Alembic, one process at a time."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,10 @@ def upgrade(
     is_sqlite = address.get_backend_name() == "sqlite"
     if is_sqlite:
         _check_file(Path(address.database or ""), may_create)
-    begin = _begin_sqlite if is_sqlite else _begin_postgresql
+    # On SQLite the switch to WAL fails immediately on a locked file.
+    turn = WriterQueue.of(address).turn(MIGRATION_SECONDS) if is_sqlite else nullcontext()
     try:
-        with _turn(address), command_engine(address).connect() as connection:
+        with turn, command_engine(address).connect() as connection:
             if not is_sqlite:
                 # The wait for the lock of migrations, and for those of tables.
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MIGRATION_SECONDS * 1000}")
@@ -71,19 +72,15 @@ def upgrade(
             if found not in (None, head()) and not may_change:
                 raise DatabaseError(f"{shown(address)} has a database of revision {found}")
             if found != (head() if target == "head" else target):
-                begin(connection)
+                if is_sqlite:
+                    _begin_sqlite(connection)
+                else:
+                    connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
                 _run(connection, target)
                 connection.commit()
     except (DBAPIError, sqlite3.Error, OSError) as error:
         why = reason(error, Path(address.database or "") if is_sqlite else None)
         raise DatabaseError(f"The database {shown(address)} cannot be used: {why}") from None
-
-
-def _turn(address: URL) -> AbstractContextManager[None]:
-    """On SQLite, hold the writers' turn: the switch to WAL fails immediately on a locked file."""
-    if address.get_backend_name() == "sqlite":
-        return WriterQueue.of(address).turn(MIGRATION_SECONDS)
-    return nullcontext()
 
 
 def reason(error: Exception, file: Path | None = None) -> str:
@@ -126,10 +123,6 @@ def _begin_sqlite(connection: Connection) -> None:
     # SQLite's migrations rebuild tables, which would delete the rows that refer to them.
     driver.execute("PRAGMA foreign_keys = OFF")
     connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _begin_postgresql(connection: Connection) -> None:
-    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
 
 
 def _run(connection: Connection, target: str) -> None:
