@@ -7,12 +7,7 @@ import click
 
 from taskservice.cli.json_input import JsonInput
 from taskservice.cli.options import Text, examples, json_lines
-from taskservice.cli.service_client import (
-    WRONG_SETTING,
-    agent_ids,
-    find_agent_id,
-    service_client,
-)
+from taskservice.cli.service_client import WRONG_SETTING, agent_ids, find_agent_id, service_client
 from taskservice.cli.task_text import local_time
 from taskservice.client import Agent, SettingError
 from taskservice.client.http import checked_url

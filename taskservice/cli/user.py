@@ -12,13 +12,7 @@ from taskservice.cli.service_app import service_app
 from taskservice.database import clock
 from taskservice.schemas.users import key_schema, user_schema
 from taskservice.services import users as user_service
-from taskservice.terminal import (
-    exit_with_error,
-    has_stdout,
-    print_line,
-    print_rows,
-    put_on_stdout,
-)
+from taskservice.terminal import exit_with_error, has_stdout, print_line, print_rows, put_on_stdout
 
 
 @click.group("user")

@@ -12,14 +12,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import Caller, caller
 from taskservice.dashboard import chart, formatting, questions, schema_form, sessions
-from taskservice.dashboard.pages import (
-    page,
-    redirect_to,
-    redirect_to_page,
-    shared,
-    texts,
-    way_back,
-)
+from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, shared, texts, way_back
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
 from taskservice.database.types import AnyRow, TaskRow
@@ -27,15 +20,7 @@ from taskservice.errors import Problem
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import open_questions
 from taskservice.schemas.requests import RerunSchema
-from taskservice.services import (
-    agents,
-    counts,
-    lists,
-    logs,
-    reports,
-    task_json,
-    tasks,
-)
+from taskservice.services import agents, counts, lists, logs, reports, task_json, tasks
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.tasks import Idempotency
 from taskservice.terms import NO_DELIVERY, RUNNING
