@@ -10,17 +10,7 @@ from taskservice import __version__
 from taskservice.auth import KEY_HEADERS, caller
 from taskservice.errors import Problem
 from taskservice.mcp import protocol, results, tool_calls
-from taskservice.mcp.protocol import (
-    INVALID_PARAMS,
-    LEGACY,
-    METHOD_NOT_FOUND,
-    MISSING_CAPABILITY,
-    TASKS,
-    VERSIONS,
-    Call,
-    Message,
-    RpcError,
-)
+from taskservice.mcp.protocol import Call, RpcError
 from taskservice.operations import request_log
 from taskservice.services import reports, tasks
 from taskservice.terms import TASK_FINISHED
@@ -47,7 +37,7 @@ def initialize(call: Call) -> dict[str, Any]:
     """Open what was a session once: nothing is remembered of it."""
     wanted = call.params.get("protocolVersion")
     return {
-        "protocolVersion": wanted if wanted in LEGACY else LEGACY[0],
+        "protocolVersion": wanted if wanted in protocol.LEGACY else protocol.LEGACY[0],
         "capabilities": {"tools": {}},
         "serverInfo": SERVER,
         "instructions": INSTRUCTIONS,
@@ -57,8 +47,8 @@ def initialize(call: Call) -> dict[str, Any]:
 def discover(call: Call) -> dict[str, Any]:
     """What the service speaks and can do."""
     return {
-        "supportedVersions": VERSIONS,
-        "capabilities": {"tools": {}, "extensions": {TASKS: {}}},
+        "supportedVersions": protocol.VERSIONS,
+        "capabilities": {"tools": {}, "extensions": {protocol.TASKS: {}}},
         "instructions": INSTRUCTIONS,
         **CACHE,
     }
@@ -119,7 +109,10 @@ def answer() -> Response:
     message_id = None
     try:
         message = with_body(protocol.read_message)
-        _log(message)
+        # All requests have the same path: the log names the method and the tool.
+        name = message.params.get("name")
+        tool = {"tool": name[:MAX_LOGGED]} if isinstance(name, str) else {}
+        request_log.add_details(method=message.method[:MAX_LOGGED], **tool)
         if message.is_notification:
             # Not even `notifications/cancelled` ends a task: clients send it for answered calls.
             return Answer(status=202)
@@ -131,25 +124,20 @@ def answer() -> Response:
         return responses.json(refusal, error.status)
 
 
-def _log(message: Message) -> None:
-    """Name the method and the tool in the log: all requests have the same path."""
-    name = message.params.get("name")
-    tool = {"tool": name[:MAX_LOGGED]} if isinstance(name, str) else {}
-    request_log.add_details(method=message.method[:MAX_LOGGED], **tool)
-
-
 def _result(call: Call) -> dict[str, Any]:
     methods = MODERN_METHODS if call.is_modern else LEGACY_METHODS
     if call.method not in methods:
         status = 404 if call.is_modern else 200
-        raise RpcError(METHOD_NOT_FOUND, f"No such method: {call.method}", status=status)
+        raise RpcError(protocol.METHOD_NOT_FOUND, f"No such method: {call.method}", status=status)
     if call.method in _TASKS and not call.declares_tasks:
-        data: dict[str, Any] = {"requiredCapabilities": {"extensions": {TASKS: {}}}}
-        raise RpcError(MISSING_CAPABILITY, f"The request must declare {TASKS}", data)
+        data: dict[str, Any] = {"requiredCapabilities": {"extensions": {protocol.TASKS: {}}}}
+        raise RpcError(
+            protocol.MISSING_CAPABILITY, f"The request must declare {protocol.TASKS}", data
+        )
     try:
         result = methods[call.method](call)
     except results.REFUSED as error:
-        raise RpcError(INVALID_PARAMS, results.reason(error)) from None
+        raise RpcError(protocol.INVALID_PARAMS, results.reason(error)) from None
     if not call.is_modern:
         return result
     return {"resultType": "complete", **result, "_meta": {protocol.SERVER_KEY: SERVER}}

@@ -57,24 +57,17 @@ def read_message(data: bytes) -> Message:
         value = strict_json.loads(data)
     except (strict_json.NotJson, strict_json.UnsupportedNumber) as error:
         raise RpcError(PARSE_ERROR, f"The body cannot be read as JSON: {error}") from None
-    if not _is_request(value):
-        raise RpcError(INVALID_REQUEST, "The body must be one request of JSON-RPC 2.0")
-    return Message(value["method"], value.get("params", {}), value.get("id"), "id" not in value)
-
-
-def _is_request(value: Any) -> bool:
-    return (
+    if not (
         isinstance(value, dict)
         and value.get("jsonrpc") == "2.0"
         and isinstance(value.get("method"), str)
         and isinstance(value.get("params", {}), dict)
-        and _is_id(value.get("id", ""))
-    )
-
-
-def _is_id(value: Any) -> bool:
-    # A number that Python would round is kept as its text.
-    return isinstance(value, str | int | float | orjson.Fragment) and not isinstance(value, bool)
+        # A number that Python would round is kept as its text.
+        and isinstance(value.get("id", ""), str | int | float | orjson.Fragment)
+        and not isinstance(value.get("id"), bool)
+    ):
+        raise RpcError(INVALID_REQUEST, "The body must be one request of JSON-RPC 2.0")
+    return Message(value["method"], value.get("params", {}), value.get("id"), "id" not in value)
 
 
 # A request of a client: its era, the check of its headers, and what its client can do.
@@ -129,39 +122,26 @@ def read_call(message: Message, headers: Headers) -> Call:
     is_modern = VERSION_KEY in meta or version not in (None, *LEGACY)
     if not is_modern:
         return Call(message.method, message.params, is_modern, {})
-    _check_version(meta, version)
-    _check_capabilities(meta)
-    _check_routing(message, headers)
-    return Call(message.method, message.params, is_modern, meta[CAPABILITIES_KEY])
-
-
-def _check_version(meta: Mapping[str, Any], header: str | None) -> None:
-    version = meta.get(VERSION_KEY, header)
-    if version != header:
+    given = meta.get(VERSION_KEY, version)
+    if given != version:
         raise RpcError(HEADER_MISMATCH, f"MCP-Protocol-Version differs from {VERSION_KEY}")
-    if version != MODERN:
-        data = {"supported": VERSIONS, "requested": version}
+    if given != MODERN:
+        data = {"supported": VERSIONS, "requested": given}
         raise RpcError(UNSUPPORTED_VERSION, "Unsupported protocol version", data)
-
-
-def _check_capabilities(meta: Mapping[str, Any]) -> None:
-    missing = [key for key in (VERSION_KEY, CAPABILITIES_KEY) if key not in meta]
-    if missing:
+    if missing := [key for key in (VERSION_KEY, CAPABILITIES_KEY) if key not in meta]:
         raise RpcError(INVALID_PARAMS, f"_meta lacks {', '.join(missing)}", status=400)
     if not isinstance(meta[CAPABILITIES_KEY], dict):
         raise RpcError(INVALID_PARAMS, f"{CAPABILITIES_KEY} must be an object", status=400)
-
-
-def _check_routing(message: Message, headers: Headers) -> None:
-    """Raises -32020 unless the headers by which proxies route are those of the body."""
+    # The headers by which proxies route must be those of the body.
     if _header(headers, "Mcp-Method") != message.method:
         raise RpcError(HEADER_MISMATCH, "Mcp-Method differs from the method")
     if message.method in NAMED_BY:
-        parameter, given = NAMED_BY[message.method], _header(headers, "Mcp-Name")
+        parameter, name = NAMED_BY[message.method], _header(headers, "Mcp-Name")
         # Some clients leave it out for tasks.
-        is_needed = message.method == "tools/call" or given is not None
-        if is_needed and _decoded(given) != message.params.get(parameter):
+        is_needed = message.method == "tools/call" or name is not None
+        if is_needed and _decoded(name) != message.params.get(parameter):
             raise RpcError(HEADER_MISMATCH, f"Mcp-Name differs from {parameter}")
+    return Call(message.method, message.params, is_modern, meta[CAPABILITIES_KEY])
 
 
 def _header(headers: Headers, name: str) -> str | None:
@@ -193,8 +173,17 @@ EXPOSED = "Retry-After, WWW-Authenticate, X-Request-Id"
 
 def require_access() -> None:
     """Check a request to `/mcp` before its method and body are. Raises 401 and 403."""
-    _check_host()
-    _check_origin()
+    host, origin = request.environ.get("HTTP_HOST", ""), request.environ.get("HTTP_ORIGIN")
+    # A page of the web whose name leads to this machine (DNS rebinding) has another host.
+    if _is_local() and not is_loopback(url_parts(f"//{host}").hostname):
+        detail = (
+            "The service listens on loopback only, so the Host must be too; behind a reverse "
+            "proxy set TASKSERVICE_PROXY_HOPS"
+        )
+        raise Problem(403, detail, code=FOREIGN_ORIGIN)
+    if origin is not None and not _may_call(origin):
+        detail = "Pages of this Origin may not call; add it to TASKSERVICE_MCP_ORIGINS"
+        raise Problem(403, detail, code=FOREIGN_ORIGIN)
     if not is_preflight():
         authenticate()
         caller.require_user_key()
@@ -222,24 +211,6 @@ def headers_for_browsers() -> dict[str, str]:
         "Access-Control-Allow-Headers": wanted,
         "Access-Control-Max-Age": "7200",
     }
-
-
-def _check_host() -> None:
-    """A page of the web whose name leads to this machine (DNS rebinding) has another host."""
-    host = request.environ.get("HTTP_HOST", "")
-    if _is_local() and not is_loopback(url_parts(f"//{host}").hostname):
-        detail = (
-            "The service listens on loopback only, so the Host must be too; behind a reverse "
-            "proxy set TASKSERVICE_PROXY_HOPS"
-        )
-        raise Problem(403, detail, code=FOREIGN_ORIGIN)
-
-
-def _check_origin() -> None:
-    origin = request.environ.get("HTTP_ORIGIN")
-    if origin is not None and not _may_call(origin):
-        detail = "Pages of this Origin may not call; add it to TASKSERVICE_MCP_ORIGINS"
-        raise Problem(403, detail, code=FOREIGN_ORIGIN)
 
 
 def _may_call(origin: str) -> bool:

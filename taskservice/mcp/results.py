@@ -13,7 +13,7 @@ from taskservice.database.types import AnyRow, TaskRow
 from taskservice.errors import Problem, invalid
 from taskservice.mcp.protocol import Call
 from taskservice.schemas import strict_json
-from taskservice.schemas.fields import NO_QUESTIONS, open_questions, parse_id
+from taskservice.schemas.fields import open_questions, parse_id
 from taskservice.schemas.requests import AnswerQuestionSchema
 from taskservice.services import logs
 from taskservice.services import questions as question_service
@@ -48,19 +48,13 @@ CANCEL = "cancel"
 _answer_schema = AnswerQuestionSchema()
 
 
-def open_of(task: TaskRow) -> list[dict[str, Any]]:
-    """The open questions of a task, as the API has them."""
-    return [] if task.questions == NO_QUESTIONS else open_questions(task.questions)
-
-
 def as_forms(questions: list[dict[str, Any]]) -> dict[str, Any]:
     """Id of a question -> the form that a client shows for it."""
-    return {each["id"]: _form(each["message"], each["schema"]) for each in questions}
-
-
-def _form(message: str, schema: dict[str, Any]) -> dict[str, Any]:
-    params = {"mode": "form", "message": message, "requestedSchema": schema}
-    return {"method": "elicitation/create", "params": params}
+    forms = {
+        each["id"]: {"mode": "form", "message": each["message"], "requestedSchema": each["schema"]}
+        for each in questions
+    }
+    return {id: {"method": "elicitation/create", "params": form} for id, form in forms.items()}
 
 
 def answer_forms(task_id: str, responses: Any) -> set[str]:
@@ -78,24 +72,21 @@ def answer_forms(task_id: str, responses: Any) -> set[str]:
         if isinstance(response, dict) and response.get("action") == CANCEL:
             closed.add(question_id)
         elif response is not None:
+            fields = response if isinstance(response, dict) else {}
+            # Some clients send an empty content with every action.
+            names = ("action", "content") if fields.get("action") == ACCEPT else ("action",)
             try:
-                _answer(task_id, question_id, response)
+                answer = _answer_schema.load(
+                    {name: fields[name] for name in names if name in fields}
+                )
+                content = answer.get("content")
+                question_service.answer(caller, task_id, question_id, answer["action"], content)
             except REFUSED as error:
                 place = f"question {question_id} of task {task_id}"
                 refused[place] = [reason(error)]
     if refused:
         raise invalid(refused)
     return closed
-
-
-def _answer(task_id: str, question_id: str, response: Any) -> None:
-    given = dict(response) if isinstance(response, dict) else {}
-    fields = {name: given[name] for name in ("action", "content") if name in given}
-    if fields.get("action") != ACCEPT:
-        # Some clients send an empty one with every action.
-        fields.pop("content", None)
-    answer = _answer_schema.load(fields)
-    question_service.answer(caller, task_id, question_id, answer["action"], answer.get("content"))
 
 
 # A task as the result of a tool, and as a task of MCP.
@@ -131,10 +122,6 @@ def tool_result(
     return {**result, "isError": True} if is_error else result
 
 
-def refusal(reason: str) -> dict[str, Any]:
-    return tool_result({"error": reason}, reason, is_error=True)
-
-
 # --- a task as the result of a tool ------------------------------------------------------
 
 
@@ -152,7 +139,7 @@ def _of_running(task: TaskRow) -> dict[str, Any]:
     note = task.note or (None if task.claimed_at or task.log_count else WAITING)
     if note:
         structured["note"] = note
-    asked = open_of(task)
+    asked = open_questions(task.questions)
     if asked:
         structured["questions"] = [
             {"questionId": each["id"], "message": each["message"], "schema": each["schema"]}
@@ -172,14 +159,10 @@ def _of_complete(task: TaskRow) -> dict[str, Any]:
         }
         return tool_result({**task_header(task), **more})
     output = strict_json.fragment(task.output)
-    return tool_result({**task_header(task), "output": output}, _text_of(task.output))
-
-
-def _text_of(output: str) -> str:
-    """An output as JSON, or its text if that is all."""
-    value = strict_json.loads(output.encode())
+    value = strict_json.loads(task.output.encode())
     is_text = value.keys() == {"text"} and isinstance(value["text"], str)
-    return value["text"] if is_text else output
+    text = value["text"] if is_text else task.output
+    return tool_result({**task_header(task), "output": output}, text)
 
 
 def _of_error(task: TaskRow) -> dict[str, Any]:
@@ -224,20 +207,18 @@ def background_task(task: TaskRow) -> dict[str, Any]:
 
 def task_state(call: Call, task: TaskRow) -> dict[str, Any]:
     """What `tasks/get` returns."""
-    return {**_polling(task), **_state(call, task)}
-
-
-def _state(call: Call, task: TaskRow) -> dict[str, Any]:
+    state = _polling(task)
     if task.error_type == CANCELLED:
-        return {"status": "cancelled", "statusMessage": task.error_message}
+        return {**state, "status": "cancelled", "statusMessage": task.error_message}
     if task.status != RUNNING:
         # Also one that failed: `failed` would mean that the call could not be served.
-        return {"status": "completed", "result": {"resultType": "complete", **tool_result_of(task)}}
-    message = {"statusMessage": _status_message(task)}
-    asked = open_of(task)
+        result = {"resultType": "complete", **tool_result_of(task)}
+        return {**state, "status": "completed", "result": result}
+    state["statusMessage"] = _status_message(task)
+    asked = open_questions(task.questions)
     if asked and call.takes_forms:
-        return {"status": "input_required", **message, "inputRequests": as_forms(asked)}
-    return {"status": "working", **message}
+        return {**state, "status": "input_required", "inputRequests": as_forms(asked)}
+    return {**state, "status": "working"}
 
 
 def _polling(task: TaskRow) -> dict[str, Any]:
@@ -262,16 +243,13 @@ def _ttl(task: TaskRow) -> int | None:
 
 def _status_message(task: TaskRow) -> str:
     """How a running task stands, in words."""
-    asked = open_of(task)
+    asked = open_questions(task.questions)
     if asked:
         message = f"asks: {asked[0]['message']}"
     else:
-        message = task.note or _last_line(task) or ("is running" if task.claimed_at else WAITING)
+        last_line = logs.ends([task.id]).get(task.id, "").rstrip().rpartition("\n")[2].strip()
+        message = task.note or last_line or ("is running" if task.claimed_at else WAITING)
     return shortened(escaped(message), MAX_STATUS_MESSAGE)
-
-
-def _last_line(task: TaskRow) -> str:
-    return logs.ends([task.id]).get(task.id, "").rstrip().rpartition("\n")[2].strip()
 
 
 # --- lines -------------------------------------------------------------------------------

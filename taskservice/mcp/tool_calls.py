@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -14,7 +13,7 @@ from taskservice.errors import invalid
 from taskservice.mcp import results
 from taskservice.mcp.protocol import INVALID_PARAMS, Call, RpcError
 from taskservice.schemas import strict_json
-from taskservice.schemas.fields import NO_QUESTIONS, open_questions, parse_id
+from taskservice.schemas.fields import open_questions, parse_id
 from taskservice.schemas.json_schema import input_problems
 from taskservice.schemas.requests import AnswerQuestionSchema, StartSchema
 from taskservice.services import agents as agent_service
@@ -72,22 +71,18 @@ def definitions() -> list[dict[str, Any]]:
 
 
 def _definition(name: str, agent: AnyRow) -> dict[str, Any]:
+    hints: dict[str, Any] = strict_json.loads(agent.annotations.encode())
+    if hints.get("readOnlyHint"):
+        # Its default is meant for tools that change something.
+        hints.pop("destructiveHint", None)
     return {
         "name": name,
         "title": agent.name,
         # Some models refuse a tool without one.
         "description": agent.description or f"Starts a task of the agent {agent.id}.",
         "inputSchema": strict_json.fragment(agent.input_schema),
-        "annotations": _annotations(agent),
+        "annotations": hints,
     }
-
-
-def _annotations(agent: AnyRow) -> dict[str, Any]:
-    hints: dict[str, Any] = strict_json.loads(agent.annotations.encode())
-    if hints.get("readOnlyHint"):
-        # Its default is meant for tools that change something.
-        hints.pop("destructiveHint", None)
-    return hints
 
 
 # What `tools/call` does.
@@ -110,10 +105,14 @@ def run(call: Call) -> Result:
         raise RpcError(INVALID_PARAMS, "A call has a name, and arguments that are an object")
     try:
         if name in FIXED:
-            return FIXED[name].run(call, FIXED[name].checked(arguments))
+            tool = FIXED[name]
+            if errors := input_problems(tool.schema, strict_json.dumps(arguments).decode()):
+                raise invalid({each.removeprefix("input."): said for each, said in errors.items()})
+            return tool.run(call, arguments)
         return _run_agent(call, name, arguments)
     except results.REFUSED as error:
-        return results.refusal(results.reason(error))
+        reason = results.reason(error)
+        return results.tool_result({"error": reason}, reason, is_error=True)
 
 
 def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
@@ -151,9 +150,13 @@ def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -
     A client that shows forms gets those of all questions but the `closed` ones, which its person
     has seen and left.
     """
-    _wait(task_id, seconds, lambda seen: seen.status != RUNNING or _asks(seen))
+
+    def is_enough(seen: TaskVersion) -> bool:
+        return seen.status != RUNNING or bool(open_questions(seen.questions))
+
+    _wait(task_id, seconds, is_enough)
     task = task_service.get(caller, task_id)
-    asked = [each for each in results.open_of(task) if each["id"] not in closed]
+    asked = [each for each in open_questions(task.questions) if each["id"] not in closed]
     if asked and call.takes_forms and not call.declares_tasks:
         return results.input_required(task, asked)
     return results.tool_result_of(task)
@@ -161,10 +164,6 @@ def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -
 
 def _wait(task_id: str, seconds: float, is_enough: Callable[[TaskVersion], bool]) -> None:
     waiting.within(seconds, lambda: task_service.get_version(caller, task_id), is_enough)
-
-
-def _asks(seen: TaskVersion) -> bool:
-    return seen.questions != NO_QUESTIONS and bool(open_questions(seen.questions))
 
 
 def _answered(call: Call, task_id: str) -> Collection[str]:
@@ -194,30 +193,15 @@ MAX_TASKS = 50
 MAX_SEARCHES = 20
 
 _TASK_ID = {"type": "string", "description": "The id of the task."}
-_NUMBERS: dict[str, Callable[[float], float]] = {"integer": int, "number": float}
 
 Function = Callable[[Call, Arguments], Result]
 
 
 class FixedTool(NamedTuple):
-    """A tool, and the check of its arguments."""
-
     definition: dict[str, Any]
     # Of its arguments, as JSON.
     schema: str
     run: Function
-
-    def checked(self, arguments: Arguments) -> Arguments:
-        """The arguments, with numbers that Python can use; raises 422 unless they fit."""
-        errors = input_problems(self.schema, strict_json.dumps(arguments).decode())
-        if errors:
-            raise invalid({name.removeprefix("input."): said for name, said in errors.items()})
-        return {name: self._plain(name, value) for name, value in arguments.items()}
-
-    def _plain(self, name: str, value: Any) -> Any:
-        number = _NUMBERS.get(self.definition["inputSchema"]["properties"][name]["type"])
-        # Until then, one that Python would round is its text, and an integer may be 5.0.
-        return number(json.loads(strict_json.dumps(value))) if number else value
 
 
 FIXED: dict[str, FixedTool] = {}
@@ -291,7 +275,7 @@ def wait_task(call: Call, arguments: Arguments) -> Result:
     if "requestState" in call.params and _task_of_state(call) != task_id:
         raise _wrong_state()
     closed = _answered(call, task_id)
-    return _waited(call, task_id, arguments.get("seconds", MAX_SECONDS), closed)
+    return _waited(call, task_id, _number(arguments, "seconds", MAX_SECONDS), closed)
 
 
 @fixed_tool(
@@ -319,9 +303,9 @@ def read_log(call: Call, arguments: Arguments) -> Result:
     the `after` for the lines that follow.
     """
     task = task_service.get(caller, _task_id(arguments))
-    count = arguments.get("limit", LAST_LINES)
+    count = int(_number(arguments, "limit", LAST_LINES))
     if "after" in arguments:
-        lines, last = results.page_after(task, arguments["after"], count)
+        lines, last = results.page_after(task, int(_number(arguments, "after", 0)), count)
     else:
         lines, last = results.last_page(task, count)
     page = {"taskId": task.id, "status": task.status, "lines": lines, "next": last}
@@ -349,7 +333,7 @@ def read_log(call: Call, arguments: Arguments) -> Result:
 def list_tasks(call: Call, arguments: Arguments) -> Result:
     """Lists tasks, newest first. Look here before you start the same work again."""
     selection = Selection(agent_id=arguments.get("agentId"), status=arguments.get("status"))
-    limit = arguments.get("limit", TASKS)
+    limit = int(_number(arguments, "limit", TASKS))
     found, reached = lists.page_positions(caller, selection, None, limit)
     # A search may stop before it has found as many as there are.
     for _ in range(MAX_SEARCHES):
@@ -409,3 +393,8 @@ def cancel_task(call: Call, arguments: Arguments) -> Result:
 
 def _task_id(arguments: Arguments) -> str:
     return require_id("task", arguments["taskId"])
+
+
+def _number(arguments: Arguments, name: str, default: int) -> float:
+    # One that Python would round is still its text.
+    return float(strict_json.dumps(arguments.get(name, default)))
