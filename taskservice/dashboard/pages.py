@@ -140,21 +140,17 @@ def icon() -> Response:
 FUNCTIONS = dict(getmembers(formatting, isfunction) + getmembers(quantities, isfunction))
 
 
-def _template_context() -> dict[str, Any]:
-    """The names that every template can use."""
-    return {
+def page(template: str, status: int = 200, **values: Any) -> Response:
+    """A page with an ETag; a GET that sends the same ETag gets 304."""
+    # The names that every template can use.
+    context = {
         **FUNCTIONS,
         "signed_in": g.get("signed_in"),
         "form_token": sessions.token,
         "submission_id": sessions.submission_id,
         "way_back": way_back,
     }
-
-
-def page(template: str, status: int = 200, **values: Any) -> Response:
-    """A page with an ETag; a GET that sends the same ETag gets 304."""
-    html = render_template(f"dashboard/{template}", **_template_context(), **values)
-    return answer_with(html, status)
+    return answer_with(render_template(f"dashboard/{template}", **context, **values), status)
 
 
 def answer_with(html: str | bytes, status: int = 200) -> Response:

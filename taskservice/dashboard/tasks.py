@@ -48,20 +48,6 @@ class Bar(NamedTuple):
     width: int
 
 
-class Waterfall(NamedTuple):
-    """The first children of a task over time."""
-
-    bars: list[Bar]
-    has_more: bool
-
-
-class Waiting(NamedTuple):
-    """When the agent of a waiting task claimed the last one, and whether it needs a worker."""
-
-    last_claim: str | None
-    needs_worker: bool
-
-
 def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
     """The values of the page's template."""
     return {
@@ -76,12 +62,13 @@ def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
     }
 
 
-def _waiting(task: TaskRow) -> Waiting | None:
+def _waiting(task: TaskRow) -> dict[str, Any] | None:
+    """When the agent of a waiting task claimed the last one, and whether it needs a worker."""
     if task.status != RUNNING or task.claimed_at is not None:
         return None
     last_claim = agents.last_claim(task.user_id, task.agent_id)
     is_long = _seconds(task.created_at, clock.now()) >= LONG_WAIT_SECONDS
-    return Waiting(last_claim, needs_worker=is_long or last_claim is None)
+    return {"last_claim": last_claim, "needs_worker": is_long or last_claim is None}
 
 
 def _expected_end(caller: Caller, task: TaskRow) -> str | None:
@@ -99,7 +86,8 @@ def _expected_end(caller: Caller, task: TaskRow) -> str | None:
     return None if usual is None else clock.moved(task.claimed_at, usual)
 
 
-def _waterfall(children: Sequence[AnyRow]) -> Waterfall | None:
+def _waterfall(children: Sequence[AnyRow]) -> dict[str, Any] | None:
+    """The first children of a task over time."""
     if not children:
         return None
     shown = children[:MAX_CHILDREN]
@@ -108,7 +96,8 @@ def _waterfall(children: Sequence[AnyRow]) -> Waterfall | None:
     if any(child.finished_at is None for child in shown):
         ends.append(max(ends) // STEP_SECONDS * STEP_SECONDS + STEP_SECONDS)
     scale = WIDTH / max(*ends, 0.001)
-    return Waterfall([_bar(child, start, scale) for child in shown], len(children) > len(shown))
+    bars = [_bar(child, start, scale) for child in shown]
+    return {"bars": bars, "has_more": len(children) > len(shown)}
 
 
 def _bar(child: AnyRow, start: str, scale: float) -> Bar:
@@ -164,6 +153,7 @@ def list_all() -> AnyResponse:
         return redirect(f"{url_for('dashboard.tasks.list_all')}?{urlencode(filled)}", 303)
     query, own, selection = chart.load()
     found = responses.page(caller, selection, query)
+    agent_ids, chosen = agents.choices(caller), request.args.get("agentId")
     rows = lists.summaries(caller, found.positions)
     return page(
         "tasks.html",
@@ -172,7 +162,7 @@ def list_all() -> AnyResponse:
         found=found,
         states=delivery_service.states(rows) if caller.agent_id is None else {},
         log_ends=logs.ends([row.id for row in rows if formatting.is_generic(row)]),
-        agent_ids=_agent_choices(),
+        agent_ids=[*agent_ids, chosen] if chosen and chosen not in agent_ids else agent_ids,
         filters=chart,
         counts=counts.by_state(caller, selection, MAX_COUNT),
         max_count=MAX_COUNT,
@@ -232,7 +222,14 @@ def ask_to_cancel(task_id: str) -> AnyResponse:
 @blueprint.post("/tasks/<task_id>/cancel")
 def cancel(task_id: str) -> AnyResponse:
     caller.require_user_key()
-    flash(_cancel(task_id))
+    try:
+        _, callback_status = reports.cancel(caller, require_id("task", task_id))
+        suffix = "" if callback_status == "none" else f" Its callback: {callback_status}."
+        flash(f"The task is cancelled.{suffix}")
+    except Problem as problem:
+        if problem.status != 409:
+            raise
+        flash(TOO_LATE)
     return redirect_to_page(way_back(), "tasks.show", task_id=task_id)
 
 
@@ -265,26 +262,8 @@ def webhook(task_id: str) -> Response:
     return Response(curl(caller, _task(task_id)), mimetype=TEXT)
 
 
-def _agent_choices() -> Sequence[str]:
-    """The agents to filter by, and the one that is chosen."""
-    ids, chosen = agents.choices(caller), request.args.get("agentId")
-    return [*ids, chosen] if chosen and chosen not in ids else ids
-
-
 def _task(task_id: str) -> TaskRow:
     return tasks.get(caller, require_id("task", task_id))
-
-
-def _cancel(task_id: str) -> str:
-    """Cancel a task; returns the message for its page, also when it had already ended."""
-    try:
-        _, callback_status = reports.cancel(caller, require_id("task", task_id))
-    except Problem as problem:
-        if problem.status != 409:
-            raise
-        return TOO_LATE
-    suffix = "" if callback_status == "none" else f" Its callback: {callback_status}."
-    return f"The task is cancelled.{suffix}"
 
 
 def _deliveries(task: TaskRow) -> list[Any]:
