@@ -30,9 +30,6 @@ STATUSES = (COMPLETE, ERROR, RUNNING)
 # The height of the chart and the minimum height of a part, in pixels.
 HEIGHT = 88
 MIN_HEIGHT = 2.0
-# A bar is a spike if it is this many times as high as that of which USUAL_SHARE are lower. Where
-# there is one, the chart is half as high as that.
-SPIKE, USUAL_SHARE = 20, 0.8
 MILLISECOND = 0.001
 # A chart is cached for this many times as long as it took to count.
 CACHE_FACTOR = 20.0
@@ -93,11 +90,8 @@ class Bar(NamedTuple):
         return sum(self.counts.values())
 
     def parts(self, highest: int) -> Iterator[tuple[str, float, float]]:
-        """(status, top, height) in pixels of each part, where `highest` tasks fill the chart.
-
-        A bar with more is as high as the chart.
-        """
-        top, highest = float(HEIGHT), max(highest, self.total)
+        """(status, top, height) in pixels of each part, where `highest` tasks fill the chart."""
+        top = float(HEIGHT)
         for status, count in self.counts.items():
             if count:
                 height = round(max(MIN_HEIGHT, count / highest * (HEIGHT - 3 * MIN_HEIGHT)), 2)
@@ -123,16 +117,6 @@ class Chart(NamedTuple):
     @property
     def highest(self) -> int:
         return max(bar.total for bar in self.bars)
-
-    @property
-    def top(self) -> int:
-        """The number of tasks that fills the chart; bars with more are cut.
-
-        A few bars that are many times as high as the others would leave nothing to see of them.
-        """
-        heights = sorted(bar.total for bar in self.bars if bar.total) or [0]
-        usual = heights[int((len(heights) - 1) * USUAL_SHARE)]
-        return SPIKE // 2 * usual if self.highest > SPIKE * usual else self.highest
 
     @property
     def totals(self) -> dict[str, int]:
@@ -212,7 +196,10 @@ def of(runs: Sequence[AnyRow], usual: float | None) -> Plot | None:
     lasted = [(task, found) for task in runs if (found := seconds(task)) is not None]
     if not lasted:
         return None
-    low, high = _bounds([found for _, found in lasted])
+    durations = [found for _, found in lasted]
+    # The ticks below and above all durations.
+    low = max((tick for tick in TICKS if tick <= min(durations)), default=TICKS[0])
+    high = min((tick for tick in TICKS if tick > max(durations)), default=TICKS[-1])
     moments = [datetime.fromisoformat(task.finished_at).timestamp() for task, _ in lasted]
     points = [
         Point(task, _share(moment, moments[0], moments[-1]) * 100, _y(found, low, high),
@@ -221,13 +208,6 @@ def of(runs: Sequence[AnyRow], usual: float | None) -> Plot | None:
     ]  # fmt: skip
     ticks = [(_words(tick), _y(tick, low, high)) for tick in TICKS if low <= tick <= high]
     return Plot(points, ticks, None if usual is None else _y(usual, low, high))
-
-
-def _bounds(durations: Sequence[float]) -> tuple[float, float]:
-    """The ticks below and above all durations."""
-    low = max((tick for tick in TICKS if tick <= min(durations)), default=TICKS[0])
-    high = min((tick for tick in TICKS if tick > max(durations)), default=TICKS[-1])
-    return low, high
 
 
 def _y(duration: float, low: float, high: float) -> float:
@@ -268,17 +248,11 @@ IN_FORM = ("q", "agentId", "since", "callback", "sort")
 list_query_schema = ListQuerySchema()
 
 
-class Query(NamedTuple):
-    """What the query string asks for."""
+def load() -> tuple[dict[str, Any], dict[str, str], Selection]:
+    """The filters of the query string: those of the API's list, those of OWN_FILTERS, and both.
 
-    # As ListQuerySchema loads it.
-    loaded: dict[str, Any]
-    own: dict[str, str]
-    selection: Selection
-
-
-def load() -> Query:
-    """The filters that the API's list has too, and those of OWN_FILTERS; raises 403 and 422."""
+    Raises 403 and 422.
+    """
     values: dict[str, Any] = {"limit": str(PAGE_SIZE), **first_texts(request.args)}
     if "label" in values:
         values["label"] = labels()
@@ -292,7 +266,7 @@ def load() -> Query:
     if "since" in own:
         # A bar of the chart selects a part of the period.
         query.setdefault("createdAfter", PERIODS[own["since"]].since)
-    return Query(query, own, responses.selection(query)._replace(delivery=own.get("callback")))
+    return query, own, responses.selection(query)._replace(delivery=own.get("callback"))
 
 
 def labels() -> list[str]:
@@ -302,7 +276,8 @@ def labels() -> list[str]:
 
 def list_url(**changes: Any) -> str:
     """The first page of this list with other filters; None or an empty list removes one."""
-    wanted = {name: value for name, value in (_args() | changes).items() if value}
+    filters = request.args.to_dict(flat=False) | changes
+    wanted = {name: value for name, value in filters.items() if value}
     wanted.pop("cursor", None)
     return url_for("dashboard.tasks.list_all", **wanted)
 
@@ -329,7 +304,3 @@ def kept() -> list[tuple[str, str]]:
     """The filters that the form does not have, and keeps."""
     pairs = request.args.items(multi=True)
     return [(name, text) for name, text in pairs if name not in (*IN_FORM, "cursor")]
-
-
-def _args() -> dict[str, Any]:
-    return request.args.to_dict(flat=False)

@@ -57,8 +57,6 @@ def token(response: TestResponse) -> str:
     return hidden(response)["token"]
 
 
-# The heights of the parts of the chart's bars that run or wait.
-RUNNING_BARS = r'<rect class="running"[^>]* height="([\d.]+)"'
 NO_LINES: dict[str, Any] = {"lines": [], "times": []}
 
 
@@ -876,26 +874,6 @@ def test_chart_counts_what_was_started(browser: Browser, alice: ApiClient) -> No
     assert "<b>2 tasks</b> started in the last hour" in text
     assert "1 complete 1 running or waiting." in text
     assert "<b>2 tasks</b> started in the last 30 days" in browser.get("/?since=30d").text
-
-
-@one_database
-def test_spike_does_not_flatten_the_chart_which_says_so(
-    app: Flask, browser: Browser, alice: ApiClient
-) -> None:
-    set_columns(app, alice.start(), created_at=timestamps.now(-7_200))
-    for _ in range(12):
-        alice.start()
-    text = browser.get("/?q=summarizer").text
-    assert "Bars are cut" not in text
-    low, high = map(float, re.findall(RUNNING_BARS, text))
-    assert low == pytest.approx(high / 12, rel=0.01)
-    for _ in range(9):
-        alice.start()
-    text = browser.get("/").text
-    assert "Bars are cut at 10; the highest has 21 tasks." in text
-    assert text.count('class="cut"') == 1
-    low, high = map(float, re.findall(RUNNING_BARS, text))
-    assert low == pytest.approx(high / 10, rel=0.01)
 
 
 # --- what can be done --------------------------------------------------------------------
