@@ -24,9 +24,6 @@ _PLAIN = "\x1b[0m"
 # What stands before the host in a URL: a user's name and password.
 _USER_INFO = re.compile(r"(?<=//)[^\s/?#]*@")
 
-# False if stdout was closed at the start, before /dev/null takes its place.
-has_stdout = sys.stdout is not None
-
 
 def escaped(text: str) -> str:
     """The text as one line, escaped so that a terminal only shows it."""
@@ -122,19 +119,6 @@ def open_standard_files() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
-def put_on_stdout(line: str) -> None:
-    """Print a line unescaped. Raises OSError if it can't be written."""
-    # It is None if it was closed before the start.
-    if sys.stdout is None:
-        return
-    try:
-        _print_encoded(line)
-    except OSError:
-        # Otherwise the rest of its buffer would fail once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
-
-
 @atexit.register
 def _drop_unwritten_remarks() -> None:
     """Give up what a full disk did not take, which Python would make the exit code 120."""
@@ -162,10 +146,15 @@ def _write(line: str, *, err: bool = False) -> None:
                 sys.stderr.write(f"{line}\n")
                 sys.stderr.flush()
         return
+    # It is None if it was closed before the start.
+    if sys.stdout is None:
+        return
     try:
-        put_on_stdout(line)
-    except BrokenPipeError:
-        # The reader has closed the pipe; click ends the command quietly.
-        raise
+        _print_encoded(line)
     except OSError as error:
+        # Otherwise the rest of its buffer would fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            # The reader has closed the pipe; click ends the command quietly.
+            raise
         exit_with_error(f"stdout can't be written: {error.strerror}")

@@ -1,9 +1,5 @@
 """`taskservice user` and `taskservice key`: the users of the service, and their API keys."""
 
-import shlex
-from collections.abc import Callable
-from typing import Any
-
 import click
 
 from taskservice.background import removal
@@ -12,7 +8,7 @@ from taskservice.cli.service_app import service_app
 from taskservice.database import clock
 from taskservice.schemas.users import key_schema, user_schema
 from taskservice.services import users as user_service
-from taskservice.terminal import exit_with_error, has_stdout, print_line, print_rows, put_on_stdout
+from taskservice.terminal import exit_with_error, print_line, print_rows
 
 
 @click.group("user")
@@ -25,7 +21,7 @@ def user_command() -> None:
 def add(name: str) -> None:
     """Add a user and print the first API key; it can't be shown again."""
     with service_app(may_create=True):
-        _print_key(lambda: user_service.add(name), name)
+        print_line(user_service.add(name).text)
 
 
 @user_command.command(
@@ -87,7 +83,7 @@ def add_key(user: str, name: str, agent: str | None, expires: int | None) -> Non
     """Add a key to USER and print it; it can't be shown again."""
     expires_at = None if expires is None else clock.now(expires)
     with service_app():
-        _print_key(lambda: user_service.add_key(user, name, agent, expires_at), user)
+        print_line(user_service.add_key(user, name, agent, expires_at).text)
 
 
 @key_command.command("list", epilog=examples("taskservice key list"))
@@ -119,21 +115,3 @@ def revoke(key_id: str | None, user: str | None) -> None:
         elif user is not None:
             count = user_service.revoke_keys(user)
             print_line(f"{count} key{'' if count == 1 else 's'} revoked")
-
-
-def _print_key(add: Callable[[], Any], user: str) -> None:
-    """Add a key of this user and print it alone; if that fails, say how to get another.
-
-    If stdout is closed, no key is added.
-    """
-    if not has_stdout:
-        exit_with_error("Nothing was added: stdout is closed, and a key is shown only once")
-    key = add()
-    try:
-        put_on_stdout(key.text)
-    except OSError as error:
-        exit_with_error(
-            f"The key {key.name} of user {user} was added, but not printed: {error.strerror}; "
-            f"`taskservice key revoke {key.id}` revokes it, "
-            f"`taskservice key add {shlex.quote(user)} --name NAME` prints another"
-        )

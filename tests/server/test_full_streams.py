@@ -38,28 +38,6 @@ def keys(data: Path) -> list[str]:
     return [key["name"] for key in map(json.loads, listed.stdout.splitlines())]
 
 
-def test_key_that_cannot_be_printed_is_one_line_that_says_how_to_get_another(
-    tmp_path: Path, full: IO[str]
-) -> None:
-    line = one_line(run_with(tmp_path, "user", "add", "alice b", stdout=full), 1)
-    assert "No space left on device" in line
-    assert "`taskservice key add 'alice b' --name NAME`" in line
-    assert keys(tmp_path) == ["first"]
-    another = ("key", "add", "alice b", "--name", "laptop")
-    line = one_line(run_with(tmp_path, *another, stdout=full), 1)
-    revoke = line.partition("`taskservice ")[2].partition("`")[0]
-    assert run(tmp_path, *revoke.split()).returncode == 0
-    assert run(tmp_path, *another).stdout.startswith("tsk_user_")
-
-
-def test_nothing_is_added_where_stdout_is_closed(tmp_path: Path) -> None:
-    assert "stdout is closed" in one_line(run_with(tmp_path, "user", "add", "alice", closed=[1]), 1)
-    run(tmp_path, "user", "add", "alice")
-    added = run_with(tmp_path, "key", "add", "alice", "--name", "laptop", closed=[1])
-    assert "stdout is closed" in one_line(added, 1)
-    assert keys(tmp_path) == ["first"]
-
-
 def test_result_that_cannot_be_printed_is_one_line(
     tmp_path: Path, full: IO[str], subtests: pytest.Subtests
 ) -> None:

@@ -27,8 +27,7 @@ from typing import Any
 
 import gunicorn.config
 
-from taskservice import terminal
-from taskservice.cli import COMMANDS, user
+from taskservice.cli import COMMANDS
 from taskservice.operations import metrics
 
 IMPORTED = [
@@ -233,8 +232,6 @@ def _settle(
     os.chdir(cwd)
     # gunicorn asks where it is as it is imported.
     gunicorn.config.Chdir.default = cwd
-    # What was closed at the start is known by the import.
-    terminal.has_stdout = vars(user)["has_stdout"] = 1 not in closed
     # Its memory is shared by all forks.
     metrics.requests = metrics.RequestCounts()
     os.environ.clear()
