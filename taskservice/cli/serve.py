@@ -14,7 +14,7 @@ from taskservice.cli.service_app import load_config, one_line_errors
 from taskservice.config import documented
 from taskservice.database.engine import dispose
 from taskservice.operations.request_log import configure_logging
-from taskservice.terminal import exit_with_error, remark
+from taskservice.terminal import remark
 
 # gunicorn reads these as it is imported, and fails there if it can't use one; we have our own.
 GUNICORN_VARIABLES = ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE")
@@ -44,7 +44,6 @@ def command() -> None:
 # `taskservice worker`: the background work in a separate process.
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-CHECK_SECONDS = 1.0
 
 
 @click.command(
@@ -66,12 +65,7 @@ def worker_command() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     loops = start_loops(app, serves=False)
     remark(f"data in {config.DATA}, working")
-    has_failed = False
-    while not has_failed and signal.sigtimedwait(SIGNALS, CHECK_SECONDS) is None:
-        # A thread may die of a lack of memory.
-        has_failed = not all(loop.is_alive() for loop in loops)
+    signal.sigwait(SIGNALS)
     resources.begin_stop()
     join_loops(loops)
     dispose(app)
-    if has_failed:
-        exit_with_error("a background thread has died; restart this command")
