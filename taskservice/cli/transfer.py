@@ -1,14 +1,9 @@
 """`taskservice export`: tasks as lines of JSON."""
 
-import os
 import shutil
-import stat
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from typing import BinaryIO
 
 import click
 from marshmallow import ValidationError
@@ -75,8 +70,11 @@ def import_command(as_json: bool) -> None:
     with service_app():
         try:
             # Not `sys.stdin`, which is None if it was closed at the start.
-            with open(0, "rb", closefd=False) as stdin, _on_disk(stdin) as file:
-                imported = import_from(file)
+            with open(0, "rb", closefd=False) as stdin, tempfile.TemporaryFile() as copy:
+                # Writers wait while it is imported, and a pipe may be slow.
+                shutil.copyfileobj(stdin, copy)
+                copy.seek(0)
+                imported = import_from(copy)
         except (InvalidExport, OSError) as error:
             exit_with_error(f"Nothing was imported: {error}")
     if as_json:
@@ -85,18 +83,6 @@ def import_command(as_json: bool) -> None:
         print_line(_sentence(imported))
     for name in imported.users:
         remark(f"user {name} has no key yet; `taskservice key add` adds one")
-
-
-@contextmanager
-def _on_disk(file: BinaryIO) -> Iterator[BinaryIO]:
-    """The file itself, or a copy of what comes from a pipe: writers wait while it is imported."""
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        yield file
-        return
-    with tempfile.TemporaryFile() as copy:
-        shutil.copyfileobj(file, copy)
-        copy.seek(0)
-        yield copy
 
 
 def _sentence(imported: Imported) -> str:
