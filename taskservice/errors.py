@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 
 RETRY_SECONDS = 2
-OUT_OF_MEMORY = "The service has too little memory for this at the moment"
 OUT_OF_FILES = "The service has too few files or too little disk space for this at the moment"
 # The system refuses a file: this process, or the machine, has too many open, or a disk is full.
 NO_MORE_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
@@ -140,7 +139,7 @@ def from_exception(error: Exception) -> Problem:
         logger.error("A request failed: %s", error)
         return overloaded(OUT_OF_FILES)
     logger.error("A request failed", exc_info=error)
-    return overloaded(OUT_OF_MEMORY) if isinstance(error, MemoryError) else _failure(error)
+    return _failure(error)
 
 
 def _of_validation(error: ValidationError) -> Problem:

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 EXTENSION = "taskservice"
 # In the WSGI environ, where the server has a pool of threads: a call that starts a thread in place
-# of that of this request until its response is sent; False when none can be started.
+# of that of this request until its response is sent.
 REPLACE_THREAD = "taskservice.replace_thread"
 
 

@@ -6,7 +6,6 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from queue import SimpleQueue
 
 from taskservice.serving.request_parser import Request, RequestParser, Steps
@@ -21,17 +20,9 @@ class ThreadPool:
     def __init__(self, size: int) -> None:
         self.jobs: SimpleQueue[Callable[[], bool]] = SimpleQueue()
         for _ in range(size):
-            self._start_thread()
+            self.add_thread()
 
-    def add_thread(self) -> bool:
-        """Start one more thread; False when no thread can be started, which may be temporary."""
-        try:
-            self._start_thread()
-        except RuntimeError:
-            return False
-        return True
-
-    def _start_thread(self) -> None:
+    def add_thread(self) -> None:
         # A daemon: a request that never ends must not keep the process from ending.
         start_thread("pool", self._run)
 
@@ -41,9 +32,8 @@ class ThreadPool:
             try:
                 is_wanted = self.jobs.get()()
             except BaseException:
-                # Without memory even this may fail; the pool must lose no thread to it.
-                with suppress(BaseException):
-                    logger.exception("A job failed")
+                # The pool must lose no thread to it.
+                logger.exception("A job failed")
 
 
 NEVER = math.inf
@@ -87,10 +77,6 @@ class Connection:
         self.lingering = False
         # Whether the pool started a thread in place of the one that has this connection.
         self.has_replacement = False
-        # The bytes that the kernel has taken from us, and those that the client has acknowledged.
-        self.sent = 0
-        self.acknowledged = 0
-        self.acknowledged_at = NEVER
         self.expect_request()
 
     def expect_request(self) -> None:
@@ -98,16 +84,8 @@ class Connection:
         self.in_pool = False
         self.begun = False
 
-    def replace_thread(self) -> bool:
-        """Start a thread in place of the one that has this connection, until the response is sent.
-
-        False when no thread can be started, which may be temporary.
-        """
-        self.has_replacement = self.has_replacement or self.pool.add_thread()
-        return self.has_replacement
-
-    def worth(self, new_since: float) -> tuple[int, float]:
-        """Where the server has too many connections, the one with the least closes first."""
-        if self.owner is None:
-            return (2 if self.active_at > new_since else 0), self.active_at
-        return (3 if self.begun else 1), self.active_at
+    def replace_thread(self) -> None:
+        """Start a thread in place of the one that has this connection until it is answered."""
+        if not self.has_replacement:
+            self.has_replacement = True
+            self.pool.add_thread()

@@ -64,7 +64,6 @@ _REFUSALS: dict[type[BaseException], Refusal] = {
     errors.ExpectationFailed: Refusal(417, "The only supported expectation is 100-continue"),
     errors.LimitRequestHeaders: Refusal(431, "The headers are too many or too long"),
     errors.UnsupportedTransferCoding: Refusal(501, "The only supported transfer coding is chunked"),
-    MemoryError: Refusal(503, problems.OUT_OF_MEMORY, OVERLOADED),
     # An application's own malformed headers are not the client's fault.
     errors.InvalidResponseHeader: INTERNAL,
     errors.InvalidResponseHeaderName: INTERNAL,

@@ -2,7 +2,6 @@
 
 import io
 import re
-from collections import Counter
 from collections.abc import Generator
 from contextlib import suppress
 from enum import Enum
@@ -30,48 +29,37 @@ SMALL_BODY = 64 * 1024
 
 
 class BodyBudget:
-    """Limits the bytes that the large bodies of all requests use together.
-
-    No owner may use more than what is left free: one alone gets half, two get a third each.
-    """
+    """Limits the bytes that the large bodies of all requests use together."""
 
     def __init__(self, size: int) -> None:
         self._free = size
-        self._used: Counter[str] = Counter()
         self._lock = Lock()
 
-    def acquire(self, size: int, owner: str) -> None:
+    def acquire(self, size: int) -> None:
         with self._lock:
-            if self._used[owner] + size > self._free - size:
+            if size > self._free:
                 raise RefusedError(TOO_MUCH_AT_ONCE)
-            self._add(size, owner)
+            self._free -= size
 
-    def release(self, size: int, owner: str) -> None:
+    def release(self, size: int) -> None:
         with self._lock:
-            self._add(-size, owner)
-
-    def _add(self, size: int, owner: str) -> None:
-        self._free -= size
-        self._used[owner] += size
-        if not self._used[owner]:
-            del self._used[owner]
+            self._free += size
 
 
 class RequestBody(SpooledTemporaryFile[bytes]):
     """The body of a request: in memory while it is small, in a file above `SMALL_BODY` bytes."""
 
-    def __init__(self, budget: BodyBudget, owner: str) -> None:
+    def __init__(self, budget: BodyBudget) -> None:
         super().__init__(SMALL_BODY)
         self.size = 0
         self._budget = budget
-        self._owner = owner
         self._acquired = 0
 
     def add(self, data: bytes) -> None:
         """Append `data`; raises RefusedError when the budget or the disk is used up."""
         self.size += len(data)
         if self.size > SMALL_BODY:
-            self._budget.acquire(len(data), self._owner)
+            self._budget.acquire(len(data))
             self._acquired += len(data)
         try:
             self.write(data)
@@ -89,7 +77,7 @@ class RequestBody(SpooledTemporaryFile[bytes]):
         with suppress(OSError):
             # A full disk fails here once more: closing flushes what was buffered.
             super().close()
-        self._budget.release(self._acquired, self._owner)
+        self._budget.release(self._acquired)
         self._acquired = 0
 
 
@@ -97,8 +85,6 @@ MAX_HEAD = 64 * 1024
 MAX_CHUNK_LINE = 1024
 # A smaller chunk counts as this many bytes, since parsing it costs as much.
 MIN_CHUNK_COST = 64
-# After this many chunks, which take about 0.3 ms, other connections get their turn.
-CHUNKS_PER_TURN = 32
 # The first byte of a TLS handshake, as a browser sends it to an https:// URL.
 TLS_HANDSHAKE = b"\x16"
 
@@ -114,8 +100,6 @@ class Need(Enum):
     MORE_BYTES = 1
     # The client sends its body after `100 Continue`.
     CONTINUE = 2
-    # Other connections get their turn first.
-    TURN = 3
 
 
 class Request(http.Request):
@@ -229,7 +213,7 @@ class RequestParser:
             raise RefusedError(BODY_TOO_LARGE)
         if expects_continue and not self.received:
             yield Need.CONTINUE
-        body = RequestBody(self._budget, owner or "")
+        body = RequestBody(self._budget)
         return (yield from self._read_body(request, body, limit))
 
     def _read_body(self, request: Request, body: RequestBody, limit: int) -> Steps[RequestBody]:
@@ -266,8 +250,6 @@ class RequestParser:
                 yield Need.MORE_BYTES
             if (end := self._take(2)) != b"\r\n":
                 raise errors.ChunkMissingTerminator(end)
-            if count % CHUNKS_PER_TURN == 0:
-                yield Need.TURN
 
     def _read_trailers(self, request: Request) -> Steps[None]:
         lines: list[bytes] = []

@@ -1,10 +1,7 @@
 """What a thread of the pool does: run the application on a request and send its response."""
 
-import fcntl
 import select
 import socket
-import sys
-import termios
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -40,11 +37,9 @@ class ClientGoneError(Exception):
 class Sender:
     """Sends for all threads; at most `limit` of them wait for slow clients at a time.
 
-    The pool starts a thread in place of each that waits, if it can; at most one thread waits
-    without a replacement. Past these limits, the connection that has waited longest is shut down,
-    those without a known owner first.
-    A client has `seconds` for 64 KiB, `stop_seconds` once the process stops. One that acknowledges
-    nothing for `seconds` has vanished.
+    The pool starts a thread in place of each that waits. Past the limit, the connection that has
+    waited longest is shut down, those without a known owner first. A client has `seconds` for
+    64 KiB, `stop_seconds` once the process stops.
     """
 
     def __init__(self, limit: int, seconds: float, stop_seconds: float) -> None:
@@ -52,32 +47,16 @@ class Sender:
         self._seconds = seconds
         self._stop_seconds = stop_seconds
         self._slow: dict[Connection, None] = {}
-        # Those that were shut down, until their threads notice it.
-        self._cut_off: set[Connection] = set()
         self._lock = Lock()
 
     def send(self, connection: Connection, data: bytes) -> None:
         """Returns when the kernel has all of `data`; raises ClientGoneError."""
         try:
-            self._require_presence(connection)
             sent = _send_some(connection, data)
             for start in range(sent, len(data), PIECE_SIZE):
                 self._send_piece(connection, memoryview(data)[start : start + PIECE_SIZE])
         except OSError as error:
             raise ClientGoneError from error
-
-    def _require_presence(self, connection: Connection) -> None:
-        """Otherwise a stream to a machine that has vanished continues for a quarter of an hour.
-
-        TCP_USER_TIMEOUT would also end connections whose clients read steadily through a small
-        window.
-        """
-        now, unacknowledged = time.monotonic(), _unacknowledged(connection.sock)
-        acknowledged = connection.sent - unacknowledged
-        if not unacknowledged or acknowledged > connection.acknowledged:
-            connection.acknowledged, connection.acknowledged_at = acknowledged, now
-        elif now - connection.acknowledged_at > self._seconds:
-            raise ClientGoneError("vanished")
 
     def _send_piece(self, connection: Connection, piece: memoryview) -> None:
         began = time.monotonic()
@@ -87,60 +66,29 @@ class Sender:
                     piece = piece[_send_some(connection, piece) :]
                 else:
                     self._note_slow(connection)
-                if time.monotonic() - began > self._timeout():
+                seconds = self._stop_seconds if resources.stopping.is_set() else self._seconds
+                if time.monotonic() - began > seconds:
                     raise ClientGoneError("too slow")
         finally:
             with self._lock:
                 self._slow.pop(connection, None)
-                self._cut_off.discard(connection)
-
-    def _timeout(self) -> float:
-        return self._stop_seconds if resources.stopping.is_set() else self._seconds
 
     def _note_slow(self, connection: Connection) -> None:
         with self._lock:
-            if connection not in self._cut_off:
-                self._slow[connection] = None
+            self._slow[connection] = None
             if len(self._slow) > self._limit:
-                self._shut_down(min(self._slow, key=_has_owner))
-            if connection in self._cut_off:
-                raise ClientGoneError("others wait too")
-        if not connection.has_replacement:
-            connection.replace_thread()
-            self._keep_one_without_replacement()
-
-    def _keep_one_without_replacement(self) -> None:
-        with self._lock:
-            without = [each for each in self._slow if not each.has_replacement]
-            for connection in sorted(without, key=_has_owner)[:-1]:
-                self._shut_down(connection)
-
-    def _shut_down(self, connection: Connection) -> None:
-        del self._slow[connection]
-        self._cut_off.add(connection)
-        with suppress(OSError):
-            # Wakes the waiting thread, whose next send fails.
-            connection.sock.shutdown(socket.SHUT_RDWR)
-
-
-def _has_owner(connection: Connection) -> bool:
-    return connection.owner is not None
+                longest = min(self._slow, key=lambda each: each.owner is not None)
+                del self._slow[longest]
+                with suppress(OSError):
+                    # Wakes the waiting thread, whose next send fails.
+                    longest.sock.shutdown(socket.SHUT_RDWR)
+        connection.replace_thread()
 
 
 def _send_some(connection: Connection, data: bytes | memoryview) -> int:
     try:
-        sent = connection.sock.send(data)
+        return connection.sock.send(data)
     except BlockingIOError:
-        return 0
-    connection.sent += sent
-    return sent
-
-
-def _unacknowledged(sock: socket.socket) -> int:
-    """The bytes that the client's machine has not acknowledged; 0 where the system can't say."""
-    try:
-        return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except OSError:
         return 0
 
 
@@ -295,7 +243,7 @@ class Responder:
         metrics.requests.add(None, request.method if request else "", refusal.status, 0.0)
         request_id = _request_id(request.headers if request else ())
         of_request = request_log.of_request(request_id)
-        if refusal is INTERNAL or isinstance(error, MemoryError):
+        if refusal is INTERNAL:
             name = f"{request.method} {request.path}" if request else "a request"
             self._log.error("Could not answer %s", name, exc_info=error, extra=of_request)
         else:

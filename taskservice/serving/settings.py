@@ -23,7 +23,6 @@ from taskservice.api import require_key
 from taskservice.auth import caller
 from taskservice.background.upkeep import join_loops, start_loops
 from taskservice.config import Config
-from taskservice.database.files import locked
 from taskservice.mcp import protocol
 from taskservice.operations import metrics, request_log
 from taskservice.operations.request_log import configure_logging
@@ -146,7 +145,7 @@ def listen(arbiter: Arbiter) -> None:
         try:
             arbiter.LISTENERS = [*arbiter.LISTENERS, _socket(address, arbiter)]
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = getattr(error, "strerror", None) or error
             code = 2 if isinstance(error, socket.gaierror) else 1
             exit_with_error(f"can't listen on {_shown(address)}: {reason}", code)
 
@@ -154,23 +153,12 @@ def listen(arbiter: Arbiter) -> None:
 def _socket(address: tuple[str, int] | str, arbiter: Arbiter) -> BaseSocket:
     if isinstance(address, str):
         # gunicorn removes whatever socket it finds there.
-        with locked(Path(address).absolute().parent):
-            _require_unused(address)
-            return UnixSocket(address, arbiter.cfg, arbiter.log)
+        with socket.socket(socket.AF_UNIX) as client:
+            if client.connect_ex(address) == 0:
+                raise OSError(errno.EADDRINUSE, "another program listens there")
+        return UnixSocket(address, arbiter.cfg, arbiter.log)
     kind = TCP6Socket if is_ipv6(address[0]) else TCPSocket
     return kind(address, arbiter.cfg, arbiter.log)
-
-
-def _require_unused(path: str) -> None:
-    """Raises OSError if another program listens on this unix socket, or if that can't be told."""
-    with socket.socket(socket.AF_UNIX) as client:
-        # If its queue is full, it does not wait.
-        client.setblocking(False)
-        failure = client.connect_ex(path)
-    if failure in (0, errno.EAGAIN):
-        raise OSError(errno.EADDRINUSE, "another program listens there")
-    if failure not in (errno.ENOENT, errno.ECONNREFUSED):
-        raise OSError(failure, os.strerror(failure))
 
 
 def _shown(address: tuple[str, int] | str) -> str:
@@ -178,20 +166,6 @@ def _shown(address: tuple[str, int] | str) -> str:
 
 
 # Runs gunicorn in this process, for `taskservice serve`.
-
-
-class PatientArbiter(Arbiter):
-    """Tries again each second where the system lacks what a replacement of a worker needs."""
-
-    def spawn_worker(self) -> int | None:
-        try:
-            pid: int | None = super().spawn_worker()
-        except OSError as error:
-            if self.worker_age <= self.num_workers:
-                exit_with_error(f"can't start a worker: {error.strerror}")
-            self.log.error("Can't replace a worker yet: %s", error.strerror)
-            return None
-        return pid
 
 
 class Application(BaseApplication):
@@ -209,9 +183,6 @@ class Application(BaseApplication):
 
     def load(self) -> Any:
         return self._make_app()
-
-    def run(self) -> None:
-        PatientArbiter(self).run()
 
 
 def serve(make_app: Callable[[], Any], config: Config) -> NoReturn:

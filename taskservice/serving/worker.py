@@ -8,9 +8,7 @@ import selectors
 import signal
 import socket
 import struct
-import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -20,7 +18,6 @@ from threading import Thread
 from types import FrameType
 from typing import Any
 
-from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.base import Worker as BaseWorker
@@ -79,19 +76,10 @@ RECEIVE_SIZE = 64 * 1024
 SEND_BUFFER = 128 * 1024
 # How often a stopping loop checks whether all connections are done, in seconds.
 STOPPING_SECONDS = 0.05
-# The pause before another process is started in place of one that could not start.
-RESTART_SECONDS = 1.0
-# How long the loop works on deferred or expired connections before it polls for new events.
-BATCH_SECONDS = 0.005
 # How many clients are accepted before the loop serves those that it has.
 ACCEPTS_PER_EVENT = 16
-# For this time after it was accepted, or has sent something, a connection without a key is kept
-# rather than an idle one with a key, unless those without a key are more than half of all.
-NEW_SECONDS = 1.0
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-# Each connection may use a second one, for a large body.
-FILE_DESCRIPTORS = 4096
 # The linger option with which a close resets the connection.
 RESET = struct.pack("ii", 1, 0)
 
@@ -134,22 +122,7 @@ class Worker(BaseWorker):
             raise RuntimeError("remove certfile and keyfile: a reverse proxy does TLS")
 
     def init_process(self) -> None:
-        try:
-            self.start_process()
-        except RuntimeError as error:
-            if self.booted:
-                raise
-            # It can't start its threads. If it replaces another worker, that is tried again.
-            self.log.critical("A worker can't start: %s", error)
-            if self.age <= self.cfg.workers:
-                sys.exit(Arbiter.WORKER_BOOT_ERROR)
-            time.sleep(RESTART_SECONDS)
-            sys.exit(1)
-
-    def start_process(self) -> None:
         self.connections: set[Connection] = set()
-        # Connections that have had their turn while others waited.
-        self.deferred: deque[Connection] = deque()
         self.must_quit = False
         self.next_sweep = 0.0
         self.selector = selectors.DefaultSelector()
@@ -159,7 +132,8 @@ class Worker(BaseWorker):
         self.probe_pool = ThreadPool(self.probe_threads)
         sender = Sender(self.max_slow_clients, self.response_seconds, self.stop_seconds)
         self.responder = Responder(self.cfg, self.log, sender, lambda: not self.alive)
-        raise_file_limit()
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         super().init_process()
 
     def init_signals(self) -> None:
@@ -189,38 +163,21 @@ class Worker(BaseWorker):
 
     def run_once(self, seconds: float) -> None:
         """Handle the events that are here, or that arrive within `seconds`."""
-        is_behind = self.deferred or self.next_sweep <= time.monotonic()
-        for key, _ in self.selector.select(0 if is_behind else seconds):
+        for key, _ in self.selector.select(seconds):
             key.data(key.fileobj)
-        self.resume_deferred()
         now = time.monotonic()
         if now >= self.next_sweep:
             self.next_sweep = now + seconds
             self.notify()
             self.check_background()
-            self.sweep(now)
+            for connection in [each for each in self.connections if each.deadline <= now]:
+                self.expire(connection)
 
     def check_background(self) -> None:
         """End this process when a background thread has died, so that gunicorn starts a new one."""
         if self.alive and not all(thread.is_alive() for thread in self.background_threads):
             self.log.critical("A background thread has died: the worker restarts")
             self.alive = False
-
-    def resume_deferred(self) -> None:
-        until = time.monotonic() + BATCH_SECONDS
-        while self.deferred and time.monotonic() < until:
-            connection = self.deferred.popleft()
-            if connection in self.connections and not connection.lingering:
-                self.watch(connection)
-                self.parse(connection)
-
-    def sweep(self, now: float) -> None:
-        """Expire the connections past their deadline; what is left waits for the next round."""
-        for connection in [each for each in self.connections if each.deadline <= now]:
-            self.expire(connection)
-            if time.monotonic() - now > BATCH_SECONDS:
-                self.next_sweep = now
-                return
 
     def stop(self) -> None:
         """Answer the requests that have arrived, for at most `graceful_timeout` seconds."""
@@ -269,12 +226,10 @@ class Worker(BaseWorker):
         return True
 
     def evict(self) -> bool:
-        """Close the connection that is worth least; False if threads have all of them."""
+        """Close the one that is idle longest, those without a key first; False if there is none."""
         waiting = [each for each in self.connections if not each.in_pool]
-        is_crowd = 2 * sum(each.owner is None for each in waiting) > len(waiting)
-        new_since = time.monotonic() - (0.0 if is_crowd else NEW_SECONDS)
         if waiting:
-            self.close(min(waiting, key=lambda each: each.worth(new_since)))
+            self.close(min(waiting, key=lambda each: (each.owner is not None, each.active_at)))
         return bool(waiting)
 
     def wait_for(self, connection: Connection, seconds: float) -> None:
@@ -294,14 +249,6 @@ class Worker(BaseWorker):
             self.selector.register(
                 connection.sock, selectors.EVENT_READ, partial(self.on_readable, connection)
             )
-
-    def watch_until_writable(self, connection: Connection) -> None:
-        """Parse no further request until the client has read more of the responses before it."""
-        self.unwatch(connection)
-        connection.watched = True
-        self.selector.register(
-            connection.sock, selectors.EVENT_WRITE, partial(self.on_writable, connection)
-        )
 
     def unwatch(self, connection: Connection) -> None:
         if connection.watched:
@@ -378,17 +325,9 @@ class Worker(BaseWorker):
             connection.parser.received += data
             self.parse(connection)
 
-    def on_writable(self, connection: Connection, _sock: object) -> None:
-        self.unwatch(connection)
-        self.watch(connection)
-        self.parse(connection)
-
     def parse(self, connection: Connection, owner: str | None = None) -> None:
         """Parse what has arrived; `owner` is what `identify` found."""
         if not connection.begun:
-            if not is_ready(connection.sock, select.POLLOUT):
-                self.watch_until_writable(connection)
-                return
             connection.begun = True
             self.wait_for(connection, self.request_seconds)
             connection.request_deadline = connection.deadline
@@ -413,9 +352,6 @@ class Worker(BaseWorker):
         elif need is Need.CONTINUE:
             with suppress(OSError):
                 connection.sock.send(CONTINUE)
-        elif need is Need.TURN:
-            self.unwatch(connection)
-            self.deferred.append(connection)
 
     def submit(self, connection: Connection, job: Callable[[], bool]) -> None:
         """Leave the connection to a thread of the pool until that puts a call for it."""
@@ -449,9 +385,6 @@ class Worker(BaseWorker):
         self, connection: Connection, request: Request, application: WsgiApplication
     ) -> bool:
         """Pool job: answer a request; False if another thread has replaced this one."""
-        self.nr += 1
-        if self.nr >= self.max_requests:
-            self.alive = False
         outcome = Next.RESET
         try:
             outcome = self.responder.respond(connection, request, application)
@@ -465,11 +398,3 @@ class Worker(BaseWorker):
             }[outcome]
             self.calls.put(next_call, connection)
         return not has_replacement
-
-
-def raise_file_limit() -> None:
-    """Raise this process's limit of open files to the number that it may need, if allowed."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = FILE_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(FILE_DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,4 +1,4 @@
-"""The service recovers from a short lack of memory or threads."""
+"""The server recovers from the end of a thread."""
 
 from pathlib import Path
 
@@ -14,14 +14,6 @@ def test_failures_of_any_kind_leave_the_server_all_its_threads(tmp_path: Path) -
             with pytest.raises(ConnectionResetError):
                 server.get("/end-thread")
         assert server.get("/hello") == b"hello"
-
-
-def test_lack_of_memory_is_503(tmp_path: Path) -> None:
-    with started(tmp_path) as server:
-        answer = server.ask(b"GET /no-memory HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert answer.startswith(b"HTTP/1.1 503 ")
-        assert b"Retry-After: 2\r\n" in answer
-        assert b"too little memory" in answer
 
 
 class Code(str):

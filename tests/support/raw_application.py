@@ -49,10 +49,6 @@ def application(  # noqa: C901 - a list of behaviours
         return pieces(b"first", b"", b"last")
     if path == "/threads":
         return answer(str(threading.active_count()).encode())
-    if path == "/stack-size":
-        # A stack larger than all of the address space: the machine refuses each new thread.
-        threading.stack_size(int(argument))
-        return answer(b"set")
     if path == "/pid":
         return answer(str(os.getpid()).encode())
     if path == "/fail":
@@ -61,8 +57,6 @@ def application(  # noqa: C901 - a list of behaviours
         raise SystemExit(1)
     if path == "/end-thread":
         raise GeneratorExit
-    if path == "/no-memory":
-        raise MemoryError
     if path == "/os-error":
         Path("/nowhere/at/all").read_bytes()
     if path == "/bad-header":
