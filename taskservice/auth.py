@@ -5,13 +5,11 @@ import re
 import secrets
 import string
 import zlib
-from collections.abc import Mapping
 from threading import Lock
 from typing import NamedTuple, cast
 
 from flask import g, request
 from sqlalchemy import ColumnElement, and_, bindparam, or_, select
-from sqlalchemy.exc import IntegrityError, NoResultFound
 from sqlalchemy.types import Text
 from werkzeug.local import LocalProxy
 
@@ -134,8 +132,6 @@ KEY_HEADERS = "apikey, Authorization"
 BEARER = "bearer"
 # In the WSGI environ: the id of the user whose key the request has, for the server.
 OWNER = "taskservice.owner"
-# What a write or a read raises if the user of its request was deleted meanwhile.
-ERRORS_OF_DELETED_USER = (IntegrityError, NoResultFound)
 # The length of a moment's text up to the minute.
 MINUTE = len("2026-11-24T13:36")
 
@@ -193,30 +189,12 @@ def set_caller(key: AnyRow, now: str) -> None:
     g.caller = Caller(key.user_id, key.agent_id, key.id, key.name, key.user_name)
 
 
-def is_key_valid() -> bool:
-    """Whether the key of this request is still neither revoked nor expired."""
-    return by_id(caller.key_id, clock.now()) is not None
-
-
-def require_valid_key() -> None:
-    """Raises 401 if the key of this request has been revoked or has expired meanwhile."""
-    if not is_key_valid():
-        raise invalid_key()
-
-
 def take_last_uses() -> dict[str, str]:
     """Key id -> the minute of its last use, for keys used since the last call."""
     global _uses
     with _lock:
         taken, _uses = _uses, {}
     return {key_id: f"{minute}:00.000Z" for key_id, minute in taken.items()}
-
-
-def return_last_uses(taken: Mapping[str, str]) -> None:
-    """Keep what `take_last_uses` gave for its next call, unless the key was used since."""
-    with _lock:
-        for key_id, moment in taken.items():
-            _uses.setdefault(key_id, moment[:MINUTE])
 
 
 def _caller() -> Caller:

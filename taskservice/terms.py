@@ -159,7 +159,7 @@ CODES = {
     "internal": Code(500, "The service failed; see its log."),
     "not_implemented": Code(501, "The service does not support this transfer coding."),
     "unavailable": Code(503, "The database is busy, full or out of reach."),
-    OVERLOADED: Code(503, "The limit of large bodies, streams, files or memory is reached."),
+    OVERLOADED: Code(503, "The limit of large bodies, streams or files is reached."),
     LOG_DROPPED: Code(503, "The log was dropped while it was being read."),
     STOPPING: Code(503, "The service is stopping."),
 }

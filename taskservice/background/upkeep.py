@@ -61,12 +61,7 @@ WRITE_SECONDS = 3.0
 
 def record_key_uses() -> None:
     """Store when each key was last used in this process, to the minute."""
-    uses = auth.take_last_uses()
-    try:
-        user_service.record_uses(uses)
-    except Exception:
-        auth.return_last_uses(uses)
-        raise
+    user_service.record_uses(auth.take_last_uses())
 
 
 def expire_questions() -> None:

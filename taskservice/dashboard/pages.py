@@ -29,7 +29,7 @@ from taskservice.dashboard import formatting, sessions
 from taskservice.database.watcher import change_marker
 from taskservice.errors import Problem
 from taskservice.terms import API_PREFIX, PROBLEM_TYPE
-from taskservice.web.request import replace_unreadable_dates, url_parts
+from taskservice.web.request import url_parts
 
 dashboard = Blueprint(
     "dashboard",
@@ -73,9 +73,6 @@ POLICY = "; ".join(
         "trusted-types own-page",
     ]
 )
-
-
-dashboard.before_request(replace_unreadable_dates)
 
 
 @dashboard.before_request

@@ -15,7 +15,7 @@ from taskservice.operations import request_log
 from taskservice.services import reports, tasks
 from taskservice.terms import TASK_FINISHED
 from taskservice.web import responses
-from taskservice.web.request import require_id, with_body
+from taskservice.web.request import json_bytes, require_id
 from taskservice.web.responses import Answer
 
 MAX_LOGGED = 64
@@ -108,7 +108,7 @@ def answer() -> Response:
     """Answer a message."""
     message_id = None
     try:
-        message = with_body(protocol.read_message)
+        message = protocol.read_message(json_bytes())
         # All requests have the same path: the log names the method and the tool.
         name = message.params.get("name")
         tool = {"tool": name[:MAX_LOGGED]} if isinstance(name, str) else {}

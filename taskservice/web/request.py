@@ -2,16 +2,14 @@
 
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from flask import Response, current_app, g, request
+from flask import Response, current_app, request
 from marshmallow import Schema, fields
 from werkzeug.exceptions import RequestEntityTooLarge
-from werkzeug.http import parse_date
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from taskservice.auth import caller
@@ -143,26 +141,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 View = Callable[..., Response]
 
-# Headers that have a date or an ETag. NO_ETAG is an ETag that matches none of ours.
-DATES = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_RANGE")
-NO_ETAG = '"-"'
-
-
-def replace_unreadable_dates() -> None:
-    """Replace dates for which Werkzeug raises an error, such as one with a huge year."""
-    headers = request.environ
-    for name in DATES:
-        if name in headers:
-            try:
-                parse_date(headers[name])
-            except OverflowError:
-                headers[name] = NO_ETAG
-
-
 # The maximum number of bytes of a body, but for an operation that takes a large one: twice what the
 # input or the output of a task may have.
 MAX_SMALL_BODY = 2 * 1024 * 1024
-# A body of more bytes than this is large: parsing it may take some dozen times its size in memory.
+
+# Parsing a larger body, or one of unknown size, may take some dozen times its size in memory.
 LARGE_BODY = 1024 * 1024
 # The number of large bodies that one process parses at a time, and how long another one waits.
 large_body_slots = Slots(2)
@@ -187,11 +170,16 @@ class Endpoint:
         update_wrapper(self, view)
 
     def __call__(self, **path: str) -> Response:
-        environ = request.environ
-        if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            return self._view(**self._arguments(environ, path))
-        with ExitStack() as g.until_answered:
-            return self._view(**self._arguments(environ, path))
+        size = request.content_length
+        if not self.operation.large_body or (size is not None and size <= LARGE_BODY):
+            return self._view(**self._arguments(request.environ, path))
+        end_shared_reading()
+        with large_body_slots.acquire(LARGE_BODY_SECONDS) as is_acquired:
+            if not is_acquired:
+                headers = {"Retry-After": "2"}
+                detail = "Too many large bodies at once"
+                raise Problem(503, detail, code=OVERLOADED, headers=headers)
+            return self._view(**self._arguments(request.environ, path))
 
     def _arguments(self, environ: Mapping[str, Any], path: Mapping[str, str]) -> dict[str, Any]:
         if self.operation.user_key:
@@ -316,14 +304,10 @@ def json_body(schema: Schema) -> Any:
     return {} if body is None and is_optional(schema) else body
 
 
-def with_body(parse: Callable[[bytes], T]) -> T:
-    """What `parse` makes of the JSON body of a view without an operation.
-
-    A large body holds its slot only meanwhile, so the view may wait. Raises 413, 415 and 503.
-    """
+def json_bytes() -> bytes:
+    """The JSON body of a view without an operation, as received; raises 413 and 415."""
     _require_json()
-    with ExitStack() as g.until_answered:
-        return parse(body_bytes())
+    return body_bytes()
 
 
 def _require_json() -> None:
@@ -366,25 +350,13 @@ def _received() -> bytes:
     if request.content_length is not None:
         if request.content_length > limit:
             raise RequestEntityTooLarge
-        _acquire_slot(request.content_length)
         return request.get_data(cache=False)
     # Of a body in chunks Werkzeug silently reads as many bytes as it may have.
     request.max_content_length = limit + 1
     data = request.get_data(cache=False)
     if len(data) > limit:
         raise RequestEntityTooLarge
-    _acquire_slot(len(data))
     return data
-
-
-def _acquire_slot(size: int) -> None:
-    """Acquire a slot for a large body, and hold it until the view has answered; raises 503."""
-    if size <= LARGE_BODY:
-        return
-    end_shared_reading()
-    if not g.until_answered.enter_context(large_body_slots.acquire(LARGE_BODY_SECONDS)):
-        headers = {"Retry-After": "2"}
-        raise Problem(503, "Too many large bodies at once", code=OVERLOADED, headers=headers)
 
 
 def prefers(wanted: str, other: str) -> bool:

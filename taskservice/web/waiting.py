@@ -1,19 +1,18 @@
 """Answers that wait for a change, as `Prefer: wait=s` (RFC 7240) asks."""
 
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from itertools import takewhile
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from flask import Response, after_this_request, request, stream_with_context
-from werkzeug.http import parse_list_header
 
 from taskservice import resources
-from taskservice.auth import Caller, by_id, caller, require_valid_key
+from taskservice.auth import Caller, by_id, caller
 from taskservice.database import clock, watcher
 from taskservice.database.transactions import end_shared_reading
 from taskservice.database.types import TaskRow
@@ -31,6 +30,8 @@ from taskservice.web.request import EVENTS
 T = TypeVar("T")
 
 MAX_SECONDS = 60
+# Of several preferences with one name the first counts.
+_WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?0*([0-9]{1,9})[0-9]*"?\s*(?:[,;]|$)', re.IGNORECASE)
 # Later than any moment, as text.
 NEVER = "~"
 # When to repeat a wait that had no slot, or lost it: a hundred of these take 1 % of a processor.
@@ -62,7 +63,7 @@ def within(
     """
     if not seconds:
         return read(), False
-    found = _read_with_valid_key(read)
+    found = read()
     if is_enough(found):
         return found, True
     end_shared_reading()
@@ -76,9 +77,7 @@ def within(
     with _slot() as slot:
         if slot is None:
             return found, False
-        found = watcher.wait_until(
-            lambda: _read_with_valid_key(read), is_enough, seconds, is_wanted, by_time=by_time
-        )
+        found = watcher.wait_until(read, is_enough, seconds, is_wanted, by_time=by_time)
         return found, not slot.is_over
 
 
@@ -101,26 +100,17 @@ def _key_check() -> Callable[[], bool]:
 
 @contextmanager
 def _slot(*, is_stream: bool = False) -> Iterator[WaitSlot | None]:
-    """A slot and a thread of its own for this request; None if there is no slot or no thread."""
+    """A slot and a thread of its own for this request; None if there is no slot."""
     with resources.find(WaitSlots).acquire(caller.user_id, is_stream=is_stream) as slot:
-        replace_thread = request.environ.get(resources.REPLACE_THREAD, lambda: True)
-        if slot is None or not replace_thread():
+        if slot is None:
             yield None
             return
+        request.environ.get(resources.REPLACE_THREAD, lambda: None)()
         metrics.requests.add_wait(1)
         try:
             yield slot
         finally:
             metrics.requests.add_wait(-1)
-
-
-def _read_with_valid_key(read: Callable[[], T]) -> T:
-    """What `read` returns or raises; an agent that is gone may have taken the key with it: 401."""
-    try:
-        return read()
-    except Problem:
-        require_valid_key()
-        raise
 
 
 def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
@@ -152,17 +142,8 @@ def is_client_connected() -> bool:
 
 def _preferred_seconds() -> int:
     """The seconds that `Prefer` asks for; 0 for an invalid one (RFC 7240, section 2)."""
-    given = request.environ.get("HTTP_PREFER")
-    if given is None:
-        return 0
-    preferences = parse_list_header(given)
-    pairs = [each.partition(";")[0].partition("=") for each in preferences]
-    # The names are case-insensitive, and of several preferences with one name the first counts.
-    waits = (value.strip(' \t"') for name, _, value in pairs if name.strip().lower() == "wait")
-    text = next(waits, "")
-    is_number = text.isascii() and text.isdigit()
-    # Python refuses to read a number of thousands of digits.
-    return min(int(text.lstrip("0")[:9] or 0), MAX_SECONDS) if is_number else 0
+    wait = _WAIT.search(request.environ.get("HTTP_PREFER", ""))
+    return min(int(wait[1]), MAX_SECONDS) if wait else 0
 
 
 def _with_header(name: str, value: str) -> Callable[[Response], Response]:
@@ -194,12 +175,8 @@ class Lines(NamedTuple):
     lines: list[TimedLine]
 
 
-@dataclass(frozen=True)
-class Quiet:
-    """Nothing has changed for a second."""
-
-
-Event: TypeAlias = TaskRow | Lines | Quiet
+# None: nothing has changed for a second.
+Event: TypeAlias = TaskRow | Lines | None
 
 
 def follow(caller: Caller, task_id: str, after: int) -> Iterator[Event]:
@@ -214,7 +191,7 @@ def follow(caller: Caller, task_id: str, after: int) -> Iterator[Event]:
     with watch.watching():
         while not resources.stopping.is_set():
             if watch.changes == since:
-                yield Quiet()
+                yield None
                 watch.wait(since, watcher.CLIENT_CHECK_SECONDS)
                 continue
             since = watch.changes
@@ -243,7 +220,7 @@ def as_text(events: Iterator[Event], *, has_times: bool = False) -> Iterator[byt
     sent_at = time.monotonic()
     for event in events:
         now = time.monotonic()
-        if not isinstance(event, Quiet):
+        if event is not None:
             yield _lines(event, has_times) if isinstance(event, Lines) else _task(event)
         elif now - sent_at >= COMMENT_SECONDS:
             yield COMMENT
@@ -310,7 +287,7 @@ def respond(
 def _while_allowed(events: Iterator[Event], is_allowed: Callable[[], bool]) -> Iterator[Event]:
     is_key_valid, checked_at = _key_check(), time.monotonic()
     for event in events:
-        if isinstance(event, Quiet) and not is_client_connected():
+        if event is None and not is_client_connected():
             return
         # A stream may last for days, and the key may be revoked in that time.
         if time.monotonic() - checked_at >= watcher.CLIENT_CHECK_SECONDS:

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
-from sqlalchemy import event
 
 from taskservice import resources
 from taskservice.background import upkeep
 from taskservice.background.removal import CHORE_SECONDS
 from taskservice.background.upkeep import Upkeep
 from taskservice.database.transactions import reading_one_state
-from taskservice.database.types import db
 from taskservice.services import deliveries as delivery_service
 from tests.support.api_client import ApiClient, expect
 from tests.support.internals import reads
@@ -34,22 +32,6 @@ def test_last_use_of_a_key_is_kept_to_the_minute(app: Flask, alice: ApiClient) -
     last_used_at = str(key_of(alice)["lastUsedAt"])
     assert last_used_at.endswith(":00.000Z")
     assert last_used_at[:13] in (str(key_of(alice)["createdAt"])[:13], last_used_at[:13])
-
-
-def test_use_of_a_key_is_kept_while_the_database_takes_no_writes(
-    app: Flask, alice: ApiClient
-) -> None:
-    def refuse(*_call: object) -> None:
-        raise OSError("as if it were read-only")
-
-    with app.app_context():
-        engine = db.engine
-    key_of(alice)
-    event.listen(engine, "begin", refuse)
-    Upkeep(app).do_round()
-    event.remove(engine, "begin", refuse)
-    Upkeep(app).do_round()
-    assert key_of(alice)["lastUsedAt"] is not None
 
 
 def test_failing_chore_does_not_stop_the_others(
