@@ -3,16 +3,16 @@
 import os
 import re
 import secrets
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from sqlalchemy.engine import URL, make_url
 
 from taskservice.database import address
-from taskservice.database.address import check_host, is_port
+from taskservice.database.address import check_host
 from taskservice.database.files import locked, make_folder, open_regular, sync
 from taskservice.webhooks.destinations import Destinations
 
@@ -20,8 +20,6 @@ PREFIX = "TASKSERVICE_"
 # The key signs sessions: a key that can be guessed lets sessions be forged.
 KEY_BYTES = 32
 MAX_KEY_FILE = 64 * 1024
-# Maximum length of a unix socket's path on Linux, in bytes.
-MAX_SOCKET_PATH = 107
 # Variables of the agent's side, which the service ignores without a warning.
 AGENT_SIDE = {"URL", "APIKEY", "OUTPUT", "TASK_ID", "TASK_URL", "WRITER"}
 
@@ -59,30 +57,16 @@ def _choice(*words: str) -> Callable[[str], str]:
 
 
 def _bind(text: str) -> str:
-    if text.startswith("unix:"):
-        return _unix_socket(text)
-    host, _, port = text.rpartition(":")
-    # Port 0 means any free one.
-    if not host or not (is_port(port) or port == "0"):
-        raise ValueError("must be HOST:PORT, [IPV6]:PORT or unix:PATH, with a port up to 65535")
-    if set(host) & set("[]:") and not (host[0] + host[-1] == "[]" and _is_ipv6(host[1:-1])):
-        raise ValueError("must have an IPv6 address in brackets, as in [::1]:8000")
-    check_host(host)
-    return text
-
-
-def _is_ipv6(text: str) -> bool:
+    if text.startswith("unix:") and text.removeprefix("unix:").removeprefix("//"):
+        return text
     try:
-        socket.inet_pton(socket.AF_INET6, text)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _unix_socket(text: str) -> str:
-    size = len(os.fsencode(text.removeprefix("unix:").removeprefix("//")))
-    if not 1 <= size <= MAX_SOCKET_PATH:
-        raise ValueError(f"must have a path of 1 to {MAX_SOCKET_PATH} bytes after unix:")
+        parts = urlsplit(f"//{text}")
+        is_address = parts.netloc == text and parts.hostname and parts.port is not None
+    except ValueError:
+        is_address = False
+    if not is_address or parts.username is not None:
+        raise ValueError("must be HOST:PORT, [IPV6]:PORT or unix:PATH, with a port up to 65535")
+    check_host(parts.hostname or "")
     return text
 
 

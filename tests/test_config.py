@@ -43,7 +43,7 @@ WRONG = {
         "8000", "127.0.0.1:http", "::1:8000", "[]:8000", ":::", ":8000", "localhost:70000",
         "localhost:99999", "localhost:-1", "localhost:²", "localhost:８０００", "[::1:8000",
         "::1]:8000", "[nonsense]:8000", "a" * 64 + ":8000", "a..b:8000", ".:8000", "\udcff:8000",
-        "unix:", "unix://", "unix:/" + "a" * 107,
+        "unix:", "unix://", "me@localhost:8000", "localhost:8000/path",
     ],
     "DATABASE_URL": [
         "mysql://localhost/x", "sqlite:///relative.db", "sqlite:////a?b/taskservice.db",
