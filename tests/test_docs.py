@@ -11,7 +11,7 @@ from urllib.parse import urljoin
 import pytest
 from flask import Flask
 
-from taskservice.schemas.fields import EXAMPLE_KEY, EXAMPLE_QUESTION, EXAMPLE_TASK
+from taskservice.schemas import examples
 from tests.support.api_client import RemoteClient, expect
 from tests.support.html_page import Page
 from tests.support.requirements import needs
@@ -117,21 +117,21 @@ def shown_by(script: str, environment: dict[str, str]) -> str:
 def fitting(command: str, person: RemoteClient) -> str:
     """The command, with things that are there in place of those in the example."""
     person.request("PUT", "/agent/summarizer")
-    if EXAMPLE_TASK in command:
+    if examples.TASK in command:
         task = person.start(claim=True, callback=f"{person.url}/livez")
-        if EXAMPLE_QUESTION in command:
+        if examples.QUESTION in command:
             # What the example of an answer answers.
             schema = {"type": "object", "properties": {"deploy": {"type": "boolean"}}}
             asked = {"message": "Deploy?", "schema": schema}
             question = person.request("POST", f"/task/{task['id']}/question", json=asked).json()
-            command = command.replace(EXAMPLE_QUESTION, question["id"])
+            command = command.replace(examples.QUESTION, question["id"])
         if "/events" in command or "/deliveries" in command:
             # The stream ends with the task, and a finished task has a delivery.
             person.request("POST", f"/task/{task['id']}/cancel").raise_for_status()
-        return command.replace(EXAMPLE_TASK, task["id"])
-    if EXAMPLE_KEY in command:
+        return command.replace(examples.TASK, task["id"])
+    if examples.KEY in command:
         key = person.request("POST", "/key", json={"name": "another"}).json()
-        return command.replace(EXAMPLE_KEY, key["id"])
+        return command.replace(examples.KEY, key["id"])
     if "DELETE" in command:
         person.request("PUT", "/agent/idle")
         return command.replace("/agent/summarizer", "/agent/idle")

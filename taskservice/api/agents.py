@@ -7,7 +7,7 @@ from flask import Blueprint, Response
 
 from taskservice.auth import caller
 from taskservice.database.types import AnyRow
-from taskservice.schemas.fields import EXAMPLE_MOMENT
+from taskservice.schemas import examples
 from taskservice.schemas.requests import AgentQuerySchema, PutAgentSchema, TaskQuerySchema
 from taskservice.schemas.tasks import expanded_task_schema
 from taskservice.schemas.users import agent_schema, expanded_agent_schema
@@ -71,7 +71,7 @@ def put(agent_id: str, body: dict[str, Any]) -> Response:
     headers=["Prefer", "Idempotency-Key"],
     answers={200: expanded_task_schema, 204: None},
     answer_headers=["Preference-Applied", "Retry-After", "Idempotency-Replayed"],
-    example={"claimedAt": EXAMPLE_MOMENT},
+    example={"claimedAt": examples.MOMENT},
 )
 def claim(agent_id: str, query: dict[str, Any]) -> Response:
     """Claim a task.

@@ -6,12 +6,7 @@ from flask import Blueprint, Response, request
 
 from taskservice.auth import caller
 from taskservice.errors import invalid
-from taskservice.schemas.requests import (
-    AppendQuerySchema,
-    AppendSchema,
-    FollowQuerySchema,
-    LogQuerySchema,
-)
+from taskservice.schemas import requests
 from taskservice.schemas.tasks import appended_schema, event_schema, log_page_schema
 from taskservice.services import logs, task_json, tasks
 from taskservice.terms import DEFAULT_LINES, RUNNING, SEQ_GAP, TASK_FINISHED
@@ -20,10 +15,10 @@ from taskservice.web.request import EVENTS, JSON, TEXT, body_bytes, load_body, o
 
 blueprint = Blueprint("logs", __name__)
 
-append_query = AppendQuerySchema()
-append_schema = AppendSchema()
-log_query = LogQuerySchema()
-follow_query = FollowQuerySchema()
+append_query = requests.AppendQuerySchema()
+append_schema = requests.AppendSchema()
+log_query = requests.LogQuerySchema()
+follow_query = requests.FollowQuerySchema()
 
 # The same URL gives JSON or text.
 VARY = {"Vary": "Accept"}

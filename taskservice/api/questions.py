@@ -4,19 +4,12 @@ from typing import Any
 
 from flask import Blueprint, Response
 
+from taskservice import terms
 from taskservice.auth import caller
 from taskservice.schemas.requests import AnswerQuestionSchema, AskSchema
 from taskservice.schemas.tasks import question_schema
 from taskservice.services import questions as question_service
 from taskservice.services.tasks import Idempotency
-from taskservice.terms import (
-    ANSWERED,
-    NOT_CLAIMED,
-    OPEN,
-    QUESTION_CLOSED,
-    TASK_FINISHED,
-    TOO_MANY_QUESTIONS,
-)
 from taskservice.web import responses, waiting
 from taskservice.web.request import idempotency_key, json_body, operation
 
@@ -45,7 +38,7 @@ def list_all(task_id: str) -> Response:
     headers=["Idempotency-Key", "Prefer"],
     answers={201: question_schema},
     answer_headers=["Location", "Preference-Applied", "Retry-After", "Idempotency-Replayed"],
-    errors=[TASK_FINISHED, NOT_CLAIMED, TOO_MANY_QUESTIONS],
+    errors=[terms.TASK_FINISHED, terms.NOT_CLAIMED, terms.TOO_MANY_QUESTIONS],
 )
 def ask(task_id: str) -> Response:
     """Ask a question.
@@ -81,7 +74,7 @@ def _ended(task_id: str, question_id: str) -> Any:
     """The question; with `Prefer: wait` when it is no longer open. It expires by time."""
     return waiting.until(
         lambda: question_service.get(caller, task_id, question_id),
-        lambda question: bool(question.state != OPEN),
+        lambda question: bool(question.state != terms.OPEN),
         by_time=True,
     )
 
@@ -92,8 +85,8 @@ def _ended(task_id: str, question_id: str) -> Any:
     user_key=True,
     body=answer_schema,
     answers={200: question_schema},
-    errors=[QUESTION_CLOSED],
-    example={"state": ANSWERED, "answer": {"deploy": True}, "answeredBy": "laptop"},
+    errors=[terms.QUESTION_CLOSED],
+    example={"state": terms.ANSWERED, "answer": {"deploy": True}, "answeredBy": "laptop"},
 )
 def answer(task_id: str, question_id: str, body: dict[str, Any]) -> Response:
     """Answer a question.
@@ -108,7 +101,7 @@ def answer(task_id: str, question_id: str, body: dict[str, Any]) -> Response:
 
 
 @blueprint.delete("/task/<task_id>/question/<question_id>")
-@operation("withdrawQuestion", answers={200: question_schema}, errors=[QUESTION_CLOSED])
+@operation("withdrawQuestion", answers={200: question_schema}, errors=[terms.QUESTION_CLOSED])
 def withdraw(task_id: str, question_id: str) -> Response:
     """Withdraw a question.
 

@@ -4,41 +4,26 @@ from typing import Any
 
 from flask import Blueprint, Response
 
+from taskservice import terms
 from taskservice.auth import caller
 from taskservice.database.types import TaskRow, TaskVersion
-from taskservice.schemas.fields import EXAMPLE_LATER, EXAMPLE_MOMENT, EXAMPLE_TASK
-from taskservice.schemas.requests import (
-    ListQuerySchema,
-    ReportSchema,
-    RerunSchema,
-    StartSchema,
-    TaskQuerySchema,
-)
+from taskservice.schemas import examples, requests
 from taskservice.schemas.tasks import delivery_schema, expanded_task_schema
 from taskservice.services import deliveries as delivery_service
 from taskservice.services import lists, logs, reports, task_json
 from taskservice.services import tasks as task_service
 from taskservice.services.tasks import Idempotency
-from taskservice.terms import (
-    CANCELLED,
-    COMPLETE,
-    DELIVERY_UNDER_WAY,
-    ERROR,
-    NO_DELIVERY,
-    RUNNING,
-    TASK_FINISHED,
-)
 from taskservice.web import responses, waiting
 from taskservice.web.request import idempotency_key, json_body, operation
 
 blueprint = Blueprint("tasks", __name__)
 deliveries = Blueprint("deliveries", __name__)
 
-list_query_schema = ListQuerySchema()
-task_query = TaskQuerySchema()
-start_schema = StartSchema()
-rerun_schema = RerunSchema()
-report_schema = ReportSchema()
+list_query_schema = requests.ListQuerySchema()
+task_query = requests.TaskQuerySchema()
+start_schema = requests.StartSchema()
+rerun_schema = requests.RerunSchema()
+report_schema = requests.ReportSchema()
 
 
 @blueprint.get("/task")
@@ -118,7 +103,7 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
 
 
 def _has_ended(task: TaskRow | TaskVersion) -> bool:
-    return task.status != RUNNING
+    return task.status != terms.RUNNING
 
 
 @blueprint.patch("/task/<task_id>")
@@ -128,11 +113,11 @@ def _has_ended(task: TaskRow | TaskVersion) -> bool:
     body=report_schema,
     answers={200: expanded_task_schema},
     answer_headers=["Callback-Status"],
-    errors=[TASK_FINISHED],
+    errors=[terms.TASK_FINISHED],
     example={
-        "status": COMPLETE,
+        "status": terms.COMPLETE,
         "output": {"sum": 15},
-        "finishedAt": EXAMPLE_LATER,
+        "finishedAt": examples.LATER,
         "endedBy": "laptop",
     },
 )
@@ -160,11 +145,11 @@ def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Respons
     query=task_query,
     answers={200: expanded_task_schema},
     answer_headers=["Callback-Status"],
-    errors=[TASK_FINISHED],
+    errors=[terms.TASK_FINISHED],
     example={
-        "status": ERROR,
-        "error": {"type": CANCELLED, "message": reports.CANCELLED_MESSAGE},
-        "finishedAt": EXAMPLE_LATER,
+        "status": terms.ERROR,
+        "error": {"type": terms.CANCELLED, "message": reports.CANCELLED_MESSAGE},
+        "finishedAt": examples.LATER,
         "endedBy": "laptop",
     },
 )
@@ -187,7 +172,7 @@ def cancel(task_id: str, query: dict[str, Any]) -> Response:
     headers=["Idempotency-Key"],
     answers={201: expanded_task_schema},
     answer_headers=["Location", "Idempotency-Replayed"],
-    example={"logs": [], "logCount": 0, "rerunOf": EXAMPLE_TASK},
+    example={"logs": [], "logCount": 0, "rerunOf": examples.TASK},
 )
 def rerun(task_id: str, query: dict[str, Any]) -> Response:
     """Run a task again.
@@ -237,8 +222,8 @@ def list_deliveries(task_id: str) -> Response:
     "redeliver",
     user_key=True,
     answers={202: delivery_schema},
-    errors=[NO_DELIVERY, DELIVERY_UNDER_WAY],
-    example={"nextAttemptAt": EXAMPLE_MOMENT},
+    errors=[terms.NO_DELIVERY, terms.DELIVERY_UNDER_WAY],
+    example={"nextAttemptAt": examples.MOMENT},
 )
 def redeliver(task_id: str) -> Response:
     """Deliver again.

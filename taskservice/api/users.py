@@ -5,7 +5,7 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice.auth import caller
-from taskservice.schemas.fields import EXAMPLE_MOMENT
+from taskservice.schemas import examples
 from taskservice.schemas.requests import CreateKeySchema
 from taskservice.schemas.users import (
     callback_secret_schema,
@@ -65,7 +65,7 @@ def create(body: dict[str, Any]) -> Response:
     user_key=True,
     answers={200: key_schema},
     errors=[LAST_USER_KEY],
-    example={"revokedAt": EXAMPLE_MOMENT},
+    example={"revokedAt": examples.MOMENT},
 )
 def revoke(key_id: str) -> Response:
     """Revoke an API key.

@@ -2,8 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
@@ -12,28 +11,11 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from apispec.ext.marshmallow.openapi import OpenAPIConverter
 from flask import Flask
 from marshmallow import Schema, fields
+from werkzeug.routing import Rule
 
-from taskservice import __version__
-from taskservice.schemas.fields import (
-    EXAMPLE_DELIVERY,
-    EXAMPLE_KEY,
-    EXAMPLE_LATER,
-    EXAMPLE_MOMENT,
-    EXAMPLE_QUESTION,
-    EXAMPLE_REQUEST,
-    EXAMPLE_TASK,
-)
+from taskservice import __version__, terms
+from taskservice.schemas import examples
 from taskservice.schemas.tasks import partial_task_schema, problem_schema, task_schema
-from taskservice.terms import (
-    AGENT_ID,
-    CODES,
-    COMPLETE,
-    MAX_IDEMPOTENCY_KEY,
-    NOT_FOUND,
-    PROBLEM_TYPE,
-    WEBHOOK_LINES,
-    WEBHOOK_LOG_BYTES,
-)
 from taskservice.web.request import Operation, by_media_type, is_optional
 from taskservice.webhooks.retries import MAX_RETRY_AFTER, SCHEDULE
 
@@ -93,10 +75,12 @@ def _value(description: str, *, required: bool = False, **schema: Any) -> Object
 
 
 PATH_PARAMETERS = {
-    "task_id": _value("The task's id.", format="uuid", examples=[EXAMPLE_TASK]),
-    "agent_id": _value("The agent's id.", pattern=f"^{AGENT_ID.pattern}$", examples=["summarizer"]),
-    "question_id": _value("The question's id.", format="uuid", examples=[EXAMPLE_QUESTION]),
-    "key_id": _value("The key's id.", format="uuid", examples=[EXAMPLE_KEY]),
+    "task_id": _value("The task's id.", format="uuid", examples=[examples.TASK]),
+    "agent_id": _value(
+        "The agent's id.", pattern=f"^{terms.AGENT_ID.pattern}$", examples=["summarizer"]
+    ),
+    "question_id": _value("The question's id.", format="uuid", examples=[examples.QUESTION]),
+    "key_id": _value("The key's id.", format="uuid", examples=[examples.KEY]),
 }
 
 REQUEST_HEADERS = {
@@ -105,7 +89,7 @@ REQUEST_HEADERS = {
         "answer with the current task; the same key with another body is 422. Deleting the task "
         "frees the key.",
         minLength=1,
-        maxLength=MAX_IDEMPOTENCY_KEY,
+        maxLength=terms.MAX_IDEMPOTENCY_KEY,
         examples=["nightly 2026-11-24"],
     ),
     "Prefer": _value(
@@ -131,7 +115,7 @@ ANSWER_HEADERS = {
     "Location": _value(
         "The URL of what was created, relative to the request.",
         format="uri-reference",
-        examples=[f"task/{EXAMPLE_TASK}"],
+        examples=[f"task/{examples.TASK}"],
         required=True,
     ),
     "Link": _value(
@@ -166,7 +150,7 @@ ANSWER_HEADERS = {
     ),
     "X-Request-Id": _value(
         "The id of the request: its own, or a new one.",
-        examples=[EXAMPLE_REQUEST],
+        examples=[examples.REQUEST],
         required=True,
     ),
 }
@@ -200,7 +184,7 @@ ALWAYS_REFUSED = (400, 406, 408, 413, 414, 422, 431, 500, 503)
 # Members of the example of an error, where the meaning of its code does not say what is sent.
 EXAMPLES: dict[str, Object] = {
     "invalid_key": {"detail": "API key is invalid"},
-    NOT_FOUND: {"detail": "Task's ID is not found"},
+    terms.NOT_FOUND: {"detail": "Task's ID is not found"},
     "invalid": {"errors": {"stauts": ["Unknown field."]}},
 }
 ERROR_HEADERS = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}
@@ -213,7 +197,7 @@ _HEADERS = {
     "webhook-id": (
         "The delivery's id, the same at every attempt: a receiver that has seen it before has "
         "seen this webhook.",
-        {"type": "string", "format": "uuid", "examples": [EXAMPLE_DELIVERY]},
+        {"type": "string", "format": "uuid", "examples": [examples.DELIVERY]},
     ),
     "webhook-timestamp": (
         "When this attempt began, in seconds since 1970.",
@@ -233,8 +217,8 @@ _HEADERS = {
 _DESCRIPTION = f"""\
 Posted to the task's `callback` when the task becomes `complete` or `error`, and signed as Standard
 Webhooks 1.0 describes, with the user's callback secret. The body is the task as GET returns it at
-that moment, with the last {WEBHOOK_LINES:,} lines of its log, and at most
-{WEBHOOK_LOG_BYTES // 1024} KiB of them.
+that moment, with the last {terms.WEBHOOK_LINES:,} lines of its log, and at most
+{terms.WEBHOOK_LOG_BYTES // 1024} KiB of them.
 
 A webhook that is not answered with 2xx is posted up to {len(SCHEDULE)} more times, within about
 {round(sum(SCHEDULE) / 86_400)} days, and has then failed. A receiver can get it more than
@@ -245,10 +229,10 @@ once.
 def webhooks(example: Object) -> Object:
     """The section `webhooks`; `example` is a task that has just been started."""
     ended = {
-        "status": COMPLETE,
+        "status": terms.COMPLETE,
         "output": {"sum": 15},
-        "claimedAt": EXAMPLE_MOMENT,
-        "finishedAt": EXAMPLE_LATER,
+        "claimedAt": examples.MOMENT,
+        "finishedAt": examples.LATER,
         "endedBy": "laptop",
     }
     body = {"schema": {"$ref": "#/components/schemas/Task"}, "example": example | ended}
@@ -306,30 +290,6 @@ class Plugin(MarshmallowPlugin):
     Converter = Converter
 
 
-@dataclass(frozen=True)
-class Route:
-    """One method of one path, in OpenAPI's spelling, and its view."""
-
-    path: str
-    method: str
-    tag: str
-    arguments: tuple[str, ...]
-    needs_key: bool
-    is_first: bool
-    view: Any
-    operation: Operation
-
-    @property
-    def has_precondition(self) -> bool:
-        return "task_id" in self.arguments and self.method != "GET"
-
-    @property
-    def id(self) -> str:
-        # The name of a view with several methods belongs to the first of them.
-        name = self.operation.name
-        return name if self.is_first else f"{name}By{self.method.title()}"
-
-
 def document(app: Flask, secured: str) -> Object:
     """The OpenAPI document of what the routes of `app` declare.
 
@@ -353,8 +313,15 @@ def document(app: Flask, secured: str) -> Object:
         webhooks=webhooks(example_of(task_schema)),
     )
     _add_components(spec)
-    for route in _routes(app, secured):
-        spec.path(route.path, operations={route.method.lower(): _operation(route)})
+    for rule in _rules(app):
+        first, *others = sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
+        view: Any = app.view_functions[rule.endpoint]
+        needs_key = rule.rule.startswith(f"{secured}/")
+        operations = {first.lower(): _operation(view, rule, first, needs_key=needs_key)}
+        for method in others:
+            own = {"operationId": f"{view.operation.name}By{method.title()}"}
+            operations[method.lower()] = _operation(view, rule, method, needs_key=needs_key) | own
+        spec.path(openapi_path(rule.rule), operations=operations)
     return spec.to_dict()
 
 
@@ -367,33 +334,20 @@ def _add_components(spec: APISpec) -> None:
     for name, header in ANSWER_HEADERS.items():
         spec.components.header(name, header)
     for status, name in REFUSALS.items():
-        codes = [code for code in CODES if CODES[code].status == status]
+        codes = [code for code in terms.CODES if terms.CODES[code].status == status]
         spec.components.response(name, _problem(codes))
 
 
-def _routes(app: Flask, secured: str) -> list[Route]:
-    """The routes that declare an operation, ordered as their tags are."""
-    routes = []
-    for rule in app.url_map.iter_rules():
-        view = app.view_functions[rule.endpoint]
-        operation = getattr(view, "operation", None)
-        if operation is not None:
-            methods = sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
-            for method in methods:
-                routes.append(
-                    Route(
-                        path=openapi_path(rule.rule),
-                        method=method,
-                        tag=rule.endpoint.split(".")[-2],
-                        arguments=tuple(re.findall(_ARGUMENT, rule.rule)),
-                        needs_key=rule.rule.startswith(f"{secured}/"),
-                        is_first=method == methods[0],
-                        view=view,
-                        operation=operation,
-                    )
-                )
+def _rules(app: Flask) -> list[Rule]:
+    """The rules of the routes that declare an operation, ordered as their tags are."""
     order = list(TAGS)
-    return sorted(routes, key=lambda route: order.index(route.tag))
+    rules = app.url_map.iter_rules()
+    declared = [rule for rule in rules if hasattr(app.view_functions[rule.endpoint], "operation")]
+    return sorted(declared, key=lambda rule: order.index(_tag(rule)))
+
+
+def _tag(rule: Rule) -> str:
+    return str(rule.endpoint.split(".")[-2])
 
 
 _ARGUMENT = r"<(?:\w+:)?(\w+)>"
@@ -409,31 +363,38 @@ def _camel(name: str) -> str:
     return first + "".join(map(str.title, others))
 
 
-def _operation(route: Route) -> Object:
-    summary, _, description = (inspect.getdoc(route.view) or "").partition("\n\n")
+def _operation(view: Any, rule: Rule, method: str, *, needs_key: bool) -> Object:
+    declared: Operation = view.operation
+    arguments = re.findall(_ARGUMENT, rule.rule)
+    has_precondition = "task_id" in arguments and method != "GET"
+    headers = [*declared.headers, *(["If-Match"] if has_precondition else [])]
+    statuses = [
+        *ALWAYS_REFUSED,
+        *([401] if needs_key else []),
+        *([403] if declared.user_key else []),
+        *([404] if arguments else []),
+        *([412] if has_precondition else []),
+        *([415] if declared.request_content else []),
+    ]
+    summary, _, description = (inspect.getdoc(view) or "").partition("\n\n")
     operation = {
-        "operationId": route.id,
-        "tags": [route.tag],
+        "operationId": declared.name,
+        "tags": [_tag(rule)],
         "summary": summary.rstrip("."),
         "description": description or summary,
-        "parameters": list(_parameters(route)),
-        "responses": _answers(route.operation) | dict(_refusals(route)),
+        "parameters": [
+            *({"in": "path", "name": _camel(name), **PATH_PARAMETERS[name]} for name in arguments),
+            # The plugin turns each field of the schema into a parameter.
+            {"in": "query", "schema": declared.query},
+            *({"in": "header", "name": name, **REQUEST_HEADERS[name]} for name in headers),
+        ],
+        "responses": _answers(declared) | _refusals(statuses, declared.errors),
     }
-    content = route.operation.request_content
-    if content:
-        operation["requestBody"] = _request_body(content)
-    if not route.needs_key:
+    if declared.request_content:
+        operation["requestBody"] = _request_body(declared.request_content)
+    if not needs_key:
         operation["security"] = []
     return operation
-
-
-def _parameters(route: Route) -> Iterator[Object]:
-    for name in route.arguments:
-        yield {"in": "path", "name": _camel(name), **PATH_PARAMETERS[name]}
-    # The plugin turns each field of the schema into a parameter.
-    yield {"in": "query", "schema": route.operation.query}
-    for name in (*route.operation.headers, *(["If-Match"] if route.has_precondition else [])):
-        yield {"in": "header", "name": name, **REQUEST_HEADERS[name]}
 
 
 def _request_body(content: Mapping[str, Any]) -> Object:
@@ -456,25 +417,19 @@ def _answers(operation: Operation) -> Object:
     }
 
 
-def _refusals(route: Route) -> Iterator[tuple[str, Any]]:
-    """(status, response): the name of a shared response, or one for this operation."""
-    statuses = {
-        *ALWAYS_REFUSED,
-        *([401] if route.needs_key else []),
-        *([403] if route.operation.user_key else []),
-        *([404] if route.arguments else []),
-        *([412] if route.has_precondition else []),
-        *([415] if route.operation.request_content else []),
-    }
-    own = {CODES[code].status for code in route.operation.errors}
-    for status in sorted(statuses | own):
-        codes = [code for code in route.operation.errors if CODES[code].status == status]
-        yield str(status), _problem(codes) if codes else REFUSALS[status]
+def _refusals(statuses: Sequence[int], own: Sequence[str]) -> Object:
+    """Status -> the name of a shared response, or one with the operation's `own` error codes."""
+    responses: Object = {str(status): REFUSALS[status] for status in statuses}
+    for status in {terms.CODES[code].status for code in own}:
+        responses[str(status)] = _problem(
+            [code for code in own if terms.CODES[code].status == status]
+        )
+    return dict(sorted(responses.items()))
 
 
 def _problem(codes: Sequence[str]) -> Object:
     """The response of an error with one of these codes, which have the same status."""
-    status, meaning = CODES[codes[0]]
+    status, meaning = terms.CODES[codes[0]]
     example = example_of(problem_schema) | {
         "title": HTTPStatus(status).phrase,
         "status": status,
@@ -484,9 +439,9 @@ def _problem(codes: Sequence[str]) -> Object:
     }
     headers = [*ERROR_HEADERS.get(status, []), "X-Request-Id"]
     return {
-        "description": " ".join(f"`{code}`: {CODES[code].meaning}" for code in codes),
+        "description": " ".join(f"`{code}`: {terms.CODES[code].meaning}" for code in codes),
         "headers": {name: name for name in headers},
-        "content": {PROBLEM_TYPE: {"schema": problem_schema, "example": example}},
+        "content": {terms.PROBLEM_TYPE: {"schema": problem_schema, "example": example}},
     }
 
 

@@ -26,21 +26,6 @@ Column: TypeAlias = InstrumentedAttribute[Any]
 # Python's own UUID accepts many more spellings.
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
-# Of the examples in the documentation.
-EXAMPLE_USER = "01a20e63-9218-7bda-b91d-7397fc8ca845"
-EXAMPLE_TASK = "01a20e63-9249-713c-aada-f8fd1cd47589"
-EXAMPLE_KEY = "01a20e63-921a-7c04-8f6e-52a1d0b7c3e9"
-EXAMPLE_DELIVERY = "01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80"
-EXAMPLE_QUESTION = "01a20e63-9310-7d52-a1c7-3f0b9e8d6a42"
-EXAMPLE_REQUEST = "5d0f9a1c7be34e62b1a40c6f5e2d8a77"
-EXAMPLE_MOMENT = "2026-11-24T13:36:00.123Z"
-EXAMPLE_LATER = "2026-11-24T13:36:02.456Z"
-EXAMPLE_INPUT_SCHEMA = {
-    "type": "object",
-    "properties": {"mailbox": {"type": "string"}},
-    "required": ["mailbox"],
-}
-
 
 def doc(
     description: str, *examples: Any, column: Column | None = None, **keywords: Any
@@ -175,16 +160,9 @@ class LabelTexts(fields.List[str]):
         return tuple(value)
 
 
-class FlagText(fields.Field[bool]):
-    """`true` or `false`."""
-
-    def __init__(self, description: str) -> None:
-        super().__init__(metadata=doc(description, type="boolean"))
-
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> bool:
-        if value not in ("true", "false"):
-            raise ValidationError("Must be true or false.")
-        return bool(value == "true")
+def flag_parameter(description: str) -> fields.Boolean:
+    """`true` or `false` in a query string."""
+    return fields.Boolean(truthy={"true"}, falsy={"false"}, metadata=doc(description))
 
 
 class Times(fields.Field[Any]):

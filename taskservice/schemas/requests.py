@@ -10,12 +10,9 @@ from marshmallow import Schema, ValidationError, fields, validate, validates_sch
 
 from taskservice import terms
 from taskservice.database import clock
-from taskservice.schemas import json_schema
+from taskservice.schemas import examples, json_schema
 from taskservice.schemas.fields import (
-    EXAMPLE_INPUT_SCHEMA,
-    EXAMPLE_MOMENT,
     Flag,
-    FlagText,
     Id,
     JsonObject,
     Labels,
@@ -29,6 +26,7 @@ from taskservice.schemas.fields import (
     WholeNumber,
     bytes_at_most,
     doc,
+    flag_parameter,
     name_field,
     parse_id,
 )
@@ -227,7 +225,7 @@ class AppendSchema(Schema):
         metadata=doc(
             "When its agent printed the lines, in RFC 3339: one time for all, or an array with one "
             "for each string, ascending. Now by default.",
-            EXAMPLE_MOMENT,
+            examples.MOMENT,
         ),
     )
 
@@ -259,7 +257,7 @@ class PutAgentSchema(Schema):
             "rerun is checked: at most 16 KiB and 16 levels; at the top the type is object, "
             "without oneOf, anyOf, allOf, not, if, enum and $ref; each $ref begins with #/ and "
             "does not lead back to itself.",
-            EXAMPLE_INPUT_SCHEMA,
+            examples.INPUT_SCHEMA,
             required=["type"],
             properties={"type": {"const": "object"}},
         ),
@@ -343,7 +341,7 @@ class ListQuerySchema(TaskQuerySchema):
         validate=validate.OneOf(terms.ERROR_TYPES),
         metadata=doc("Only tasks that ended as `error` of this type."),
     )
-    claimed = FlagText("Only tasks that an agent has claimed, or that none has.")
+    claimed = flag_parameter("Only tasks that an agent has claimed, or that none has.")
     agentId = fields.String(
         validate=validate.Regexp(terms.AGENT_ID.pattern + r"\Z"),
         metadata=doc("Only tasks of this agent.", pattern=f"^{terms.AGENT_ID.pattern}$"),
@@ -387,13 +385,13 @@ class LogQuerySchema(Schema):
         terms.MAX_LINES,
         f"Maximum number of lines. Default: {terms.DEFAULT_LINES:,}; as `text/plain`, all of them.",
     )
-    times = FlagText("Whether the answer has the time of each line.")
+    times = flag_parameter("Whether the answer has the time of each line.")
 
 
 class FollowQuerySchema(Schema):
     """The form of the events."""
 
-    times = FlagText("Whether each line comes with its time.")
+    times = flag_parameter("Whether each line comes with its time.")
 
 
 class AgentQuerySchema(Schema):
@@ -413,7 +411,7 @@ class AppendQuerySchema(Schema):
     at = Times(
         metadata=doc(
             "With `text/plain`: when the agent printed the lines, one time for all.",
-            EXAMPLE_MOMENT,
+            examples.MOMENT,
             type="string",
             format="date-time",
         )

@@ -6,15 +6,8 @@ from marshmallow import INCLUDE, fields, validate
 
 from taskservice import terms
 from taskservice.database.models import Attempt, Delivery, Question, Task
-from taskservice.schemas import json_schema
+from taskservice.schemas import examples, json_schema
 from taskservice.schemas.fields import (
-    EXAMPLE_DELIVERY,
-    EXAMPLE_LATER,
-    EXAMPLE_MOMENT,
-    EXAMPLE_QUESTION,
-    EXAMPLE_REQUEST,
-    EXAMPLE_TASK,
-    EXAMPLE_USER,
     AnswerSchema,
     Lines,
     OpenQuestions,
@@ -53,7 +46,7 @@ class TaskErrorSchema(AnswerSchema):
 class QuestionSchema(RowSchema):
     """What an agent asks a person before it goes on."""
 
-    id = id_field("The question's id.", EXAMPLE_QUESTION, column=Question.id)
+    id = id_field("The question's id.", examples.QUESTION, column=Question.id)
     message = text_field(
         "What the agent wants to know.", "Deploy to production?", column=Question.message
     )
@@ -66,7 +59,7 @@ class QuestionSchema(RowSchema):
         column=Question.state,
         validate=validate.OneOf(terms.QUESTION_STATES),
     )
-    askedAt = moment_field("When it was asked.", EXAMPLE_MOMENT, Question.asked_at)
+    askedAt = moment_field("When it was asked.", examples.MOMENT, Question.asked_at)
     expiresAt = moment_field("When it expires; null: never.", None, Question.expires_at)
     answer = StoredJson(
         allow_none=True,
@@ -89,12 +82,12 @@ class TaskSchema(RowSchema):
 
     optional = TASK_EXPANSIONS
 
-    id = id_field("The task's id, which sorts by creation.", EXAMPLE_TASK, column=Task.id)
+    id = id_field("The task's id, which sorts by creation.", examples.TASK, column=Task.id)
     name = text_field("The task's name.", "nightly summary", column=Task.name)
     agentId = text_field("The agent that works on it.", "summarizer", column=Task.agent_id)
-    userId = id_field("The user that it belongs to.", EXAMPLE_USER, column=Task.user_id)
-    createdAt = moment_field("When it was started.", EXAMPLE_MOMENT, Task.created_at)
-    updatedAt = moment_field("When it was last changed.", EXAMPLE_LATER, Task.updated_at)
+    userId = id_field("The user that it belongs to.", examples.USER, column=Task.user_id)
+    createdAt = moment_field("When it was started.", examples.MOMENT, Task.created_at)
+    updatedAt = moment_field("When it was last changed.", examples.LATER, Task.updated_at)
     claimedAt = moment_field("When an agent claimed it.", None, Task.claimed_at)
     finishedAt = moment_field("When it ended.", None, Task.finished_at)
     input = StoredJson(
@@ -212,7 +205,7 @@ class LogPageSchema(AnswerSchema):
         metadata=doc(
             "With the parameter `times`: when each line was printed; null for one from before "
             "there were times.",
-            [EXAMPLE_MOMENT],
+            [examples.MOMENT],
         ),
     )
     next = fields.Integer(metadata=doc("The value of `after` for the next page.", 1, minimum=0))
@@ -245,7 +238,7 @@ class EventSchema(AnswerSchema):
 class FinishedTaskSchema(AnswerSchema):
     """A finished task: an agent stops only if it was cancelled."""
 
-    id = id_field("The task's id.", EXAMPLE_TASK)
+    id = id_field("The task's id.", examples.TASK)
     status = text_field(
         "Its status.", terms.COMPLETE, validate=validate.OneOf([terms.COMPLETE, terms.ERROR])
     )
@@ -275,7 +268,7 @@ QUESTION_COLUMNS = (*question_schema.columns.values(), Question.task_id)
 class AttemptSchema(RowSchema):
     """One attempt of a delivery."""
 
-    at = moment_field("When it began.", EXAMPLE_MOMENT, Attempt.at)
+    at = moment_field("When it began.", examples.MOMENT, Attempt.at)
     durationMs = fields.Integer(
         metadata=doc("Its duration in milliseconds.", minimum=0, column=Attempt.duration_ms)
     )
@@ -296,7 +289,7 @@ class DeliverySchema(RowSchema):
 
     id = id_field(
         "The delivery's id: the `webhook-id` of all its attempts.",
-        EXAMPLE_DELIVERY,
+        examples.DELIVERY,
         column=Delivery.id,
     )
     callback = text_field(
@@ -312,7 +305,7 @@ class DeliverySchema(RowSchema):
         column=Delivery.state,
         validate=validate.OneOf(terms.DELIVERY_STATES),
     )
-    createdAt = moment_field("When the task ended.", EXAMPLE_MOMENT, Delivery.created_at)
+    createdAt = moment_field("When the task ended.", examples.MOMENT, Delivery.created_at)
     nextAttemptAt = moment_field(
         "When it is due; null unless it is pending.", None, Delivery.next_attempt_at
     )
@@ -322,7 +315,7 @@ class DeliverySchema(RowSchema):
             f"Its newest {terms.MAX_ATTEMPTS} attempts, oldest first; older ones are deleted.",
             [
                 {
-                    "at": EXAMPLE_MOMENT,
+                    "at": examples.MOMENT,
                     "durationMs": 10_002,
                     "statusCode": None,
                     "message": "No answer within 10 s.",
@@ -381,7 +374,7 @@ class ProblemSchema(AnswerSchema):
         metadata=doc("With 409 at an append: the `seq` of the writer's next line.")
     )
     requestId = text_field(
-        "The request's id, as in the service's own log; not with 401.", EXAMPLE_REQUEST
+        "The request's id, as in the service's own log; not with 401.", examples.REQUEST
     )
 
 

@@ -3,12 +3,8 @@
 from marshmallow import fields, validate
 
 from taskservice.database.models import Agent, ApiKey, CallbackSecret, User
+from taskservice.schemas import examples
 from taskservice.schemas.fields import (
-    EXAMPLE_INPUT_SCHEMA,
-    EXAMPLE_KEY,
-    EXAMPLE_MOMENT,
-    EXAMPLE_TASK,
-    EXAMPLE_USER,
     AnswerSchema,
     RowSchema,
     StoredJson,
@@ -23,15 +19,15 @@ from taskservice.terms import COMPLETE, ERROR, ERROR_TYPES
 class UserSchema(RowSchema):
     """The person or team that owns tasks, agents and keys."""
 
-    id = id_field("The user's id.", EXAMPLE_USER, column=User.id)
+    id = id_field("The user's id.", examples.USER, column=User.id)
     name = text_field("The user's name.", "alice", column=User.name)
-    createdAt = moment_field("When the user was added.", EXAMPLE_MOMENT, User.created_at)
+    createdAt = moment_field("When the user was added.", examples.MOMENT, User.created_at)
 
 
 class KeySchema(RowSchema):
     """An API key, without its text."""
 
-    id = id_field("The key's id.", EXAMPLE_KEY, column=ApiKey.id)
+    id = id_field("The key's id.", examples.KEY, column=ApiKey.id)
     name = text_field("The key's name.", "laptop", column=ApiKey.name)
     hint = text_field(
         "The first and last characters of its text.", "tsk_agent_…Xk2P", column=ApiKey.hint
@@ -42,7 +38,7 @@ class KeySchema(RowSchema):
         column=ApiKey.agent_id,
         allow_none=True,
     )
-    createdAt = moment_field("When it was created.", EXAMPLE_MOMENT, ApiKey.created_at)
+    createdAt = moment_field("When it was created.", examples.MOMENT, ApiKey.created_at)
     expiresAt = moment_field("When it expires.", None, ApiKey.expires_at)
     lastUsedAt = moment_field("The minute in which it was last used.", None, ApiKey.last_used_at)
     revokedAt = moment_field("When it was revoked.", None, ApiKey.revoked_at)
@@ -65,7 +61,7 @@ class CallbackSecretSchema(RowSchema):
         "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
         column=CallbackSecret.secret,
     )
-    createdAt = moment_field("When it was created.", EXAMPLE_MOMENT, CallbackSecret.created_at)
+    createdAt = moment_field("When it was created.", examples.MOMENT, CallbackSecret.created_at)
 
 
 class WhoAmISchema(UserSchema):
@@ -92,7 +88,7 @@ AGENT_EXPANSIONS = ("health",)
 class RecentTaskSchema(AnswerSchema):
     """A finished task in the health of its agent."""
 
-    id = id_field("The task's id.", EXAMPLE_TASK)
+    id = id_field("The task's id.", examples.TASK)
     status = text_field("Its status.", COMPLETE, validate=validate.OneOf([COMPLETE, ERROR]))
     errorType = text_field(
         "The type of its error; null if it is complete.",
@@ -100,7 +96,7 @@ class RecentTaskSchema(AnswerSchema):
         allow_none=True,
         validate=validate.OneOf(ERROR_TYPES),
     )
-    finishedAt = text_field("When it ended.", EXAMPLE_MOMENT, format="date-time")
+    finishedAt = text_field("When it ended.", examples.MOMENT, format="date-time")
     seconds = fields.Float(
         allow_none=True,
         metadata=doc("Its duration since it was claimed; null if it never was.", 12.5, minimum=0),
@@ -124,7 +120,7 @@ class HealthOfAgentSchema(AnswerSchema):
         ),
     )
     lastSuccessAt = text_field(
-        "When the last complete one ended.", EXAMPLE_MOMENT, format="date-time", allow_none=True
+        "When the last complete one ended.", examples.MOMENT, format="date-time", allow_none=True
     )
     medianSeconds = fields.Float(
         allow_none=True,
@@ -138,8 +134,8 @@ class AgentOfTaskSchema(RowSchema):
     id = text_field("The agent's id, chosen by its user.", "summarizer", column=Agent.id)
     name = text_field("Its name.", "Nightly summarizer", column=Agent.name)
     description = text_field("What it does.", "Sums up the day's mail.", column=Agent.description)
-    userId = id_field("The user that it belongs to.", EXAMPLE_USER, column=Agent.user_id)
-    createdAt = moment_field("When it was registered.", EXAMPLE_MOMENT, Agent.created_at)
+    userId = id_field("The user that it belongs to.", examples.USER, column=Agent.user_id)
+    createdAt = moment_field("When it was registered.", examples.MOMENT, Agent.created_at)
 
 
 class AgentSchema(AgentOfTaskSchema):
@@ -150,7 +146,7 @@ class AgentSchema(AgentOfTaskSchema):
     inputSchema = StoredJson(
         metadata=doc(
             "The JSON Schema of its input, by which each unclaimed start and rerun is checked.",
-            EXAMPLE_INPUT_SCHEMA,
+            examples.INPUT_SCHEMA,
             column=Agent.input_schema,
         )
     )
