@@ -905,6 +905,7 @@ def action(name: str, page: str) -> str:
     return unescape(re.findall(f'href="([^"]+)">{name}…</a>', page)[0])
 
 
+@one_database
 def test_end_of_a_task_leads_back_to_the_list_where_one_was(
     browser: Browser, alice: ApiClient
 ) -> None:
@@ -929,6 +930,7 @@ def test_end_of_a_task_leads_back_to_the_list_where_one_was(
     assert rows == ["run 52"]
 
 
+@one_database
 def test_way_back_outlives_reruns_relatives_questions_and_redeliveries(
     browser: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
@@ -948,6 +950,7 @@ def test_way_back_outlives_reruns_relatives_questions_and_redeliveries(
     assert unquote(browser.send(path, unescape(redeliver)).location) == f"{path}#callback"
 
 
+@one_database
 def test_task_of_an_agents_page_leads_back_to_that_page(browser: Browser, alice: ApiClient) -> None:
     for where in ("/agents/summarizer", "/agents"):
         task = alice.start()

@@ -117,6 +117,11 @@ def with_line(lines: bytes, change: Callable[[Json], Any], kind: str) -> bytes:
     return b"".join(json.dumps(line).encode() + b"\n" for line in found)
 
 
+both_ways = pytest.mark.parametrize(
+    ("database_url", "there"), [("sqlite", "postgresql"), ("postgresql", "sqlite")], indirect=True
+)
+
+
 # --- and back ----------------------------------------------------------------------------
 
 
@@ -156,6 +161,7 @@ def answers(person: ApiClient) -> Any:
     return found
 
 
+@both_ways
 def test_export_of_an_import_has_the_same_bytes(
     here: Place, there: Place, receiver: Receiver, standard_config: Config, databases: Databases,
     apps: Apps, tmp_path: Path,
@@ -168,6 +174,7 @@ def test_export_of_an_import_has_the_same_bytes(
         assert third.export() == once
 
 
+@both_ways
 def test_import_again_changes_nothing(here: Place, there: Place, receiver: Receiver) -> None:
     fill(here.app, receiver, ("alice",))
     exported = here.export()
@@ -182,6 +189,7 @@ def test_import_again_changes_nothing(here: Place, there: Place, receiver: Recei
     assert f"0 tasks imported, {first['tasks']} existed already; 0 users and 0 agents" in shown
 
 
+@both_ways
 def test_import_into_other_data_adds_what_is_missing_and_changes_nothing_else(
     here: Place, there: Place, receiver: Receiver
 ) -> None:
@@ -207,6 +215,7 @@ def test_import_into_other_data_adds_what_is_missing_and_changes_nothing_else(
     assert len(listed) == imported["tasks"] + 1
 
 
+@both_ways
 def test_requests_can_be_repeated_after_an_import(here: Place, there: Place) -> None:
     alice = add_user(here.app, "alice")
     alice.register("summarizer")
@@ -223,6 +232,7 @@ def test_requests_can_be_repeated_after_an_import(here: Place, there: Place) -> 
     assert moved.report(task, status="complete")["logs"] == ["one", "two", "three"]
 
 
+@both_ways
 def test_pending_delivery_keeps_its_attempts_and_sends_nothing(
     here: Place, there: Place, receiver: Receiver
 ) -> None:
@@ -253,6 +263,7 @@ def test_keys_and_secrets_are_not_exported(here: Place, receiver: Receiver) -> N
 # --- which tasks -------------------------------------------------------------------------
 
 
+@both_ways
 def test_export_of_one_user_and_since_a_time(here: Place, there: Place) -> None:
     alice, bob = add_user(here.app, "alice"), add_user(here.app, "bob")
     old, new = alice.start(name="old"), alice.start(name="new")
@@ -279,6 +290,7 @@ def test_unknown_user_and_wrong_time_are_refused(here: Place) -> None:
     assert b"Must be a time in RFC 3339" in done.stderr
 
 
+@both_ways
 def test_exports_of_older_and_later_versions_are_imported(here: Place, there: Place) -> None:
     alice = add_user(here.app, "alice")
     task = alice.start(claim=True)
@@ -297,6 +309,7 @@ def test_exports_of_older_and_later_versions_are_imported(here: Place, there: Pl
     assert there.person("alice").task(task) == asking | {"startedBy": None}
 
 
+@both_ways
 def test_export_of_an_empty_database_is_imported(here: Place, there: Place) -> None:
     assert there.add(here.export())["tasks"] == 0
 
@@ -349,6 +362,7 @@ def test_wrong_line_is_named_and_nothing_is_imported(
             assert f"Nothing was imported: line {number}: " in line
 
 
+@both_ways
 def test_file_that_is_cut_off_is_refused(here: Place, there: Place, receiver: Receiver) -> None:
     fill(here.app, receiver, ("alice",))
     exported = here.export()
@@ -384,6 +398,7 @@ def test_export_ends_quietly_with_its_reader_and_import_needs_its_input(here: Pl
     assert "the export was cut off" in errors
 
 
+@both_ways
 def test_running_service_is_exported_and_imported_into(
     database_url: str, tmp_path: Path, there: Place
 ) -> None:
@@ -443,7 +458,7 @@ MEGABYTE = 1024 * 1024
 
 
 # Writes how much memory the command took at most, more than at its start, to a file.
-@pytest.mark.parametrize("there", ["sqlite", "postgresql"], indirect=True)
+@both_ways
 def test_many_tasks_and_a_full_log_are_exported_and_imported_in_bounded_memory(
     here: Place, there: Place, tmp_path: Path
 ) -> None:
