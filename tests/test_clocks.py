@@ -9,7 +9,6 @@ from flask import Flask
 from sqlalchemy import update
 
 from taskservice.background.upkeep import Upkeep
-from taskservice.config import Config
 from taskservice.database.models import Delivery
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import database_moment, reading, transaction
@@ -18,7 +17,6 @@ from taskservice.webhooks.retries import LONGEST_DELAY_SECONDS
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.clocks import Clocks
-from tests.support.commands import check
 from tests.support.deliveries import change, finish, looping, the_delivery
 from tests.support.internals import before_reads, moment, set_clock
 from tests.support.receiver import Receiver
@@ -103,16 +101,6 @@ def test_end_of_a_task_is_told_by_the_clock_that_retention_goes_by(
         now = moment(database_moment())
     for task in (reported, cancelled, silent):
         assert abs(now - moment(alice.task(task)["finishedAt"])).total_seconds() < 3_600
-
-
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_check_tells_of_clocks_that_differ(config: Config, clocks: Clocks) -> None:
-    found = []
-    for seconds in (0.0, -120.0):
-        clocks.set_database(seconds)
-        found.append(check(config.DATA, DATABASE_URL=str(config.DATABASE_URL))["clocks"])
-    assert [finding["state"] for finding in found] == ["ok", "warning"]
-    assert "is 120 s behind this machine's" in found[1]["message"]
 
 
 def test_gap_between_two_rounds_postpones_retention(
@@ -221,18 +209,3 @@ def test_delivery_scheduled_while_the_clock_was_ahead_is_sent(
         rounds(Upkeep(app), 30, lambda: the_delivery(alice, far)["state"] == "delivered")
     assert the_delivery(alice, far)["state"] == "delivered"
     assert the_delivery(alice, near)["state"] == "pending"
-
-
-def test_check_tells_of_deliveries_that_are_scheduled_too_far_away(
-    app: Flask, alice: ApiClient, receiver: Receiver, config: Config
-) -> None:
-    receiver.answer = play.answer(500)
-    finish(alice, alice.start(callback=receiver.url))
-    url = str(config.DATABASE_URL)
-    assert check(config.DATA, DATABASE_URL=url)["deliveries"]["state"] == "ok"
-    change(app, next_attempt_at=database_now(40 * DAY))
-    found = check(config.DATA, DATABASE_URL=url)["deliveries"]
-    assert found["state"] == "warning"
-    assert found["message"].startswith("1 scheduled further ahead")
-    Upkeep(app).do_round()
-    assert check(config.DATA, DATABASE_URL=url)["deliveries"]["state"] == "ok"
