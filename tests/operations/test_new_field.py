@@ -46,8 +46,8 @@ EDITS = {
         'metadata=doc("Its machine.", "one"))',
     ),
     "client/responses.py": (
-        '    "labels": {"*": str},',
-        '    "host": _TEXT_OR_NULL,',
+        '    "status,error,progress,',
+        '    "host,"',
     ),
 }
 PROGRAM = """
