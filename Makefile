@@ -13,7 +13,7 @@ PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 2 ))
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-lists test-dashboard test-browser test-callbacks test-server \
 	test-agent test-operations test-mcp test-deploy test-nodes test-crash test-api test-big lint \
-	bench bench-peers bench-more bench-scaling screenshots clean
+	bench bench-peers bench-more bench-scaling screenshots dist image clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
@@ -109,6 +109,16 @@ bench-scaling: $(VENV)/installed-test ## Measure both databases with up to 1,000
 
 screenshots: $(VENV)/installed-test ## Take the pictures of the dashboard in docs/
 	$(BIN)/python -m tests.screenshots docs/dashboard
+
+$(VENV)/installed-release: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[release]'
+	@touch $@
+
+dist: $(VENV)/installed-release ## Build a release in dist/, and try it alone on each Python that is here
+	.ci/dist
+
+image: ## Build the container image, with podman or docker
+	.ci/image
 
 clean: ## Remove .venv and the caches of the tools; the data stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from configparser import ConfigParser
 from functools import partial
 from pathlib import Path
 
@@ -243,6 +244,13 @@ def test_documented_depth_of_an_output_is_that_of_a_body_without_the_report() ->
 def test_readme_is_short_and_leads_to_every_document() -> None:
     assert len(DOCUMENTS[README].splitlines()) <= 200
     assert set(DOCUMENTS) - {README} <= set(links(README))
+
+
+def test_description_on_a_package_index_needs_no_other_file() -> None:
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    name = settings["metadata"]["long_description"].removeprefix("file: ")
+    assert not re.findall(r"\]\((?!https://)", (ROOT / name).read_text())
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -159,11 +159,7 @@ def has_image(engine: str, name: str) -> bool:
 @pytest.fixture
 def image(engine: str) -> Iterator[str]:
     tag = f"taskservice-test-{uuid4().hex}"
-    formatted = ["--format", "docker"] if engine.endswith("podman") else []
-    output(
-        engine, "build", *formatted, *BUILD_FLAGS.split(), "--file", str(CONTAINERFILE),
-        "--build-arg", f"VERSION={VERSION}", "--tag", tag, str(ROOT),
-    )  # fmt: skip
+    output(str(ROOT / ".ci" / "image"), TAG=tag, VERSION=VERSION)
     yield tag
     output(engine, "rmi", tag)
 

@@ -14,7 +14,10 @@ from packaging.requirements import Requirement
 from tests.support.documents import ROOT
 from tests.support.requirements import needs
 
-SOURCES = ("setup.cfg", "pyproject.toml", "requirements.txt", "Makefile", "README.md", "LICENSE")
+SOURCES = (
+    "setup.cfg", "pyproject.toml", "requirements.txt", "Makefile", "LICENSE",
+    "deploy/package-index.md",
+)  # fmt: skip
 _SETUP = ConfigParser()
 _SETUP.read(ROOT / "setup.cfg")
 EXTRAS = list(_SETUP["options.extras_require"])
@@ -70,8 +73,9 @@ def copy_sources(folder: Path) -> Path:
     """What the package is built of, as an archive of the repository has it: without git."""
     unwanted = shutil.ignore_patterns("__pycache__", "_version.py")
     shutil.copytree(ROOT / "taskservice", folder / "taskservice", ignore=unwanted)
+    (folder / "deploy").mkdir()
     for name in SOURCES:
-        shutil.copy(ROOT / name, folder)
+        shutil.copy(ROOT / name, folder / name)
     return folder
 
 
