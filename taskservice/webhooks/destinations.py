@@ -147,7 +147,6 @@ class Target(NamedTuple):
     scheme: str
     host: str  # as in the URL, lower case, IDNA encoded, without brackets
     port: int
-    path: str  # with the query
     literal: Address | None  # the address, if `host` is one in any spelling
 
 
@@ -257,17 +256,19 @@ def read_url(url: str) -> Target:
     if "#" in url:
         raise RefusedError("The URL contains a fragment (#).")
     try:
-        parts = parse_url(url)
+        scheme, _, host, port, *_ = parse_url(url)
     except LocationParseError as error:
         raise RefusedError("The URL has no valid host and port.") from error
-    if parts.port == 0:
+    if port == 0:
         raise RefusedError("The URL's port is not from 1 to 65535.")
-    scheme, host = parts.scheme or "", parts.host or ""
+    return _target(scheme or "", host or "", port)
+
+
+def _target(scheme: str, host: str, port: int | None) -> Target:
     bare = host.strip("[]").lower()
-    if not host.startswith("[") and not _NAME.fullmatch(bare):
-        raise RefusedError("The URL has no valid host.")
-    try:
-        literal = literal_address(bare)
-    except ValueError as error:
-        raise RefusedError("The URL's host is not a valid address.") from error
-    return Target(scheme, bare, parts.port or _PORTS[scheme], parts.request_uri, literal)
+    if host.startswith("[") or _NAME.fullmatch(bare):
+        try:
+            return Target(scheme, bare, port or _PORTS[scheme], literal_address(bare))
+        except ValueError as error:
+            raise RefusedError("The URL's host is not a valid address.") from error
+    raise RefusedError("The URL has no valid host.")

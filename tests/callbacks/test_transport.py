@@ -422,6 +422,8 @@ def test_answer_that_ends_in_its_head_is_no_answer(
         b"\r\n" + OK,
         b"<html>\n",
         b"HTTP/1.1 1000 High\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x; boundary*=a; boundary*0=b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x; boundary*" + b"1" * 5000 + b"=a\r\n\r\n",
     ],
 )
 def test_answer_that_is_not_http_is_explained(receiver: Receiver, data: bytes) -> None:
