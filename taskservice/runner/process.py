@@ -3,12 +3,14 @@
 import errno
 import math
 import os
+import select
 import shutil
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +110,7 @@ _MAX_CHECKS = 50
 _CHECK_INTERVAL = 0.01
 # How often signal handlers can run while a thread is waited for.
 JOIN_SECONDS = 0.2
-# How often to look for the program's end.
+# How often to look for the program's end, where nothing tells of it.
 _POLL_SECONDS = 0.02
 # How long the kernel may take to end a process after SIGKILL.
 _KILL_SECONDS = 2.0
@@ -152,11 +154,12 @@ class Process:
     def wait(self) -> int:
         """Wait for its end; returns the exit status, or minus the signal that killed it."""
         ended = 0
-        while not ended:
-            self._kill_if_due()
-            time.sleep(_POLL_SECONDS)
-            with self._lock:
-                ended, status = os.waitpid(self.id, os.WNOHANG)
+        with _readable_at_end(self.id) as files:
+            while not ended:
+                self._kill_if_due()
+                select.select(files, [], [], JOIN_SECONDS if files else _POLL_SECONDS)
+                with self._lock:
+                    ended, status = os.waitpid(self.id, os.WNOHANG)
         self._wait_for_descendants()
         with self._lock:
             self._has_ended = True
@@ -237,6 +240,20 @@ class Process:
     def got_from_terminal(self, number: int) -> bool:
         """Whether the terminal that sent us this signal has sent it to the program too."""
         return self.at_terminal and number in _TERMINAL_SIGNALS and _is_in_foreground()
+
+
+@contextmanager
+def _readable_at_end(process_id: int) -> Iterator[list[int]]:
+    """A file that becomes readable when the process ends; none if the system has no such file."""
+    try:
+        file = os.pidfd_open(process_id)
+    except (AttributeError, OSError):
+        yield []
+        return
+    try:
+        yield [file]
+    finally:
+        os.close(file)
 
 
 def _spawn(command: list[str], environment: dict[str, str], **options: Any) -> int:
