@@ -276,6 +276,7 @@ def test_agent_that_is_deleted_ends_the_claims_that_wait_for_it(alice: ApiClient
 def test_meaningless_preference_is_ignored(alice: ApiClient, task: dict[str, Any]) -> None:
     for prefer in (
         "wait", "wait=", "wait=soon", "wait=-1", "wait=0", "respond-async",
+        f"wait={'0' * 8_000}x",
     ):  # fmt: skip
         response = alice.get(f"/task/{task['id']}/logs", headers={"Prefer": prefer})
         assert response.status_code == 200
