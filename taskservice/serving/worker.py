@@ -78,6 +78,8 @@ SEND_BUFFER = 128 * 1024
 STOPPING_SECONDS = 0.05
 # How many clients are accepted before the loop serves those that it has.
 ACCEPTS_PER_EVENT = 16
+# For how long a client that is connected, and has sent no key yet, may take to send it.
+NEW_SECONDS = 1.0
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # The linger option with which a close resets the connection.
@@ -226,10 +228,19 @@ class Worker(BaseWorker):
         return True
 
     def evict(self) -> bool:
-        """Close the one that is idle longest, those without a key first; False if there is none."""
+        """Close the one that is idle longest, those without a key first; False if there is none.
+
+        One that has just been accepted counts as one with a key, unless most have none.
+        """
         waiting = [each for each in self.connections if not each.in_pool]
+        is_crowd = 2 * sum(each.owner is None for each in waiting) > len(waiting)
+        new_since = time.monotonic() - (0.0 if is_crowd else NEW_SECONDS)
+
+        def worth(each: Connection) -> tuple[bool, float]:
+            return each.owner is not None or each.active_at > new_since, each.active_at
+
         if waiting:
-            self.close(min(waiting, key=lambda each: (each.owner is not None, each.active_at)))
+            self.close(min(waiting, key=worth))
         return bool(waiting)
 
     def wait_for(self, connection: Connection, seconds: float) -> None:
