@@ -11,7 +11,7 @@ from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import document_schema, health_schema, readiness_schema
 from taskservice.terms import API_PREFIX
 from taskservice.web import responses
-from taskservice.web.request import JSON, TEXT, operation
+from taskservice.web.request import JSON, TEXT, ignore_dates, operation
 
 operators = Blueprint("operations", __name__)
 
@@ -64,6 +64,7 @@ def show_metrics() -> Response:
 # The documentation: the OpenAPI document, and a page made from it.
 
 docs = Blueprint("docs", __name__, template_folder="templates")
+docs.before_request(ignore_dates)
 
 HTML = "text/html"
 CSS = "text/css"

@@ -29,7 +29,7 @@ from taskservice.dashboard import formatting, sessions
 from taskservice.database.watcher import change_marker
 from taskservice.errors import Problem
 from taskservice.terms import API_PREFIX, PROBLEM_TYPE
-from taskservice.web.request import url_parts
+from taskservice.web.request import ignore_dates, url_parts
 
 dashboard = Blueprint(
     "dashboard",
@@ -38,6 +38,7 @@ dashboard = Blueprint(
     static_folder="static",
     static_url_path="/static",
 )
+dashboard.before_request(ignore_dates)
 
 STATIC = "dashboard.static"
 ICON = "dashboard.icon"

@@ -141,6 +141,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 View = Callable[..., Response]
 
+
+def ignore_dates() -> None:
+    """Our pages have ETags; Werkzeug raises an error for some dates, such as one with a huge year.
+
+    Without its `If-Range`, a range is not wanted either.
+    """
+    for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_RANGE", "HTTP_RANGE"):
+        request.environ.pop(name, None)
+
+
 # The maximum number of bytes of a body, but for an operation that takes a large one: twice what the
 # input or the output of a task may have.
 MAX_SMALL_BODY = 2 * 1024 * 1024

@@ -313,7 +313,10 @@ def test_pages_are_not_cached_and_run_nothing_from_elsewhere(
             response.close()
 
 
+FAR = "Thu, 01 Jan 99999999999 00:00:00 GMT"
 ODD_HEADERS: list[dict[str, str]] = [
+    {"If-Modified-Since": FAR},
+    {"If-Range": FAR, "Range": "bytes=0-1"},
     {"Referer": "http://[::1"},
     {"Referer": "http://[::1", "Sec-Fetch-Site": "cross-site"},
 ]
