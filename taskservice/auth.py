@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 
 from flask import g, request
 from sqlalchemy import ColumnElement, and_, bindparam, or_, select
+from sqlalchemy.exc import IntegrityError, NoResultFound
 from sqlalchemy.types import Text
 from werkzeug.local import LocalProxy
 
@@ -132,6 +133,8 @@ KEY_HEADERS = "apikey, Authorization"
 BEARER = "bearer"
 # In the WSGI environ: the id of the user whose key the request has, for the server.
 OWNER = "taskservice.owner"
+# What a write or a read raises if the user of its request was deleted meanwhile.
+ERRORS_OF_DELETED_USER = (IntegrityError, NoResultFound)
 # The length of a moment's text up to the minute.
 MINUTE = len("2026-11-24T13:36")
 
@@ -187,6 +190,11 @@ def set_caller(key: AnyRow, now: str) -> None:
         _uses[key.id] = now[:MINUTE]
     request.environ[OWNER] = key.user_id
     g.caller = Caller(key.user_id, key.agent_id, key.id, key.name, key.user_name)
+
+
+def is_key_valid() -> bool:
+    """Whether the key of this request is still neither revoked nor expired."""
+    return by_id(caller.key_id, clock.now()) is not None
 
 
 def take_last_uses() -> dict[str, str]:

@@ -3,7 +3,8 @@
 from flask import Blueprint, Flask, Response, request
 
 from taskservice.api import agents, logs, questions, service, tasks, users
-from taskservice.auth import KEY_HEADERS, authenticate
+from taskservice.auth import ERRORS_OF_DELETED_USER, KEY_HEADERS, authenticate, is_key_valid
+from taskservice.errors import from_exception, invalid_key, respond
 from taskservice.terms import API_PREFIX
 
 BELOW_PREFIX = f"{API_PREFIX}/"
@@ -26,6 +27,15 @@ def require_key() -> None:
     """Check the key before anything else, even if no route matches: 404 and 405 need one too."""
     if _is_below_prefix(request.path):
         authenticate()
+
+
+def refuse_deleted_user(error: Exception) -> Response:
+    """401 to a request whose user was deleted since it came; other errors are as elsewhere."""
+    return respond(from_exception(error) if is_key_valid() else invalid_key())
+
+
+for kind in ERRORS_OF_DELETED_USER:
+    api.register_error_handler(kind, refuse_deleted_user)
 
 
 @api.after_app_request

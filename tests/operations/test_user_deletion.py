@@ -1,9 +1,11 @@
 """`user delete`: nothing of a user remains, whatever happens meanwhile, and others keep theirs."""
 
+import io
 import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from flask import Flask, current_app
 from sqlalchemy import text
 
+from taskservice.background import removal
 from taskservice.config import Config
 from taskservice.database import name_index
 from taskservice.database.transactions import reading
@@ -163,3 +166,45 @@ def test_deletion_that_was_killed_continues_when_it_is_repeated(
     repeated = command("user", "delete", "alice", "--yes")
     assert repeated.stdout == f"user alice and {left} tasks deleted\n"
     assert rows(app) == before
+
+
+class _Body(io.BytesIO):
+    """The body of a request, whose user is deleted after its key was checked."""
+
+    def __init__(self, app: Flask, body: bytes) -> None:
+        super().__init__(body)
+        self._app = app
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._delete()
+        return super().read(size)
+
+    def readinto(self, buffer: Any) -> int:
+        self._delete()
+        return super().readinto(buffer)
+
+    def _delete(self) -> None:
+        def delete() -> None:
+            with self._app.app_context():
+                removal.remove_user("alice")
+
+        if self.tell() == 0:
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(delete).result()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "/agent/new", b"{}"),
+        ("POST", "/key", b'{"name": "new"}'),
+        ("POST", "/callback-secret", b"{}"),
+    ],
+)
+def test_request_whose_user_is_deleted_before_it_writes_is_401(
+    app: Flask, alice: ApiClient, method: str, path: str, body: bytes
+) -> None:
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    stream = _Body(app, body)
+    problem(alice.request(method, path, input_stream=stream, headers=headers), 401)
+    assert not any(found for name, found in rows(app).items() if name != "service_heartbeat")
