@@ -38,6 +38,7 @@ class Masker:
         secrets = {os.fsencode(part) for value in values for part in _parts(value)}
         # The longest first: a secret may contain another one.
         self._secrets = sorted(secrets, key=len, reverse=True)
+        self.longest = len(self._secrets[0]) if secrets else 0
 
     def mask(self, text: bytes) -> bytes:
         """The text with each secret replaced; its line feeds stay."""
@@ -81,7 +82,7 @@ def _core(secret: str) -> str:
 # Splits a program's output, which comes in blocks of bytes, into the lines of a log.
 
 
-# So much of a line is kept: what is cut off after it is masked may end within a secret.
+# So much of a line is kept until it is masked.
 _MAX_PARTIAL = 2 * MAX_LINE
 
 
@@ -129,7 +130,11 @@ class LineSplitter:
     def _end_line(self) -> bytes:
         line, excess = self._partial, self._excess_bytes
         self._partial, self._excess_bytes, self._ends_in_return = b"", 0, False
-        return cut_line(self._masker.mask(line), len(line) + excess if excess else None)
+        masked = self._masker.mask(line)
+        if not excess:
+            return cut_line(masked)
+        # The part that is kept may end within a secret.
+        return cut_line(masked[: max(len(masked) - self._masker.longest, 0)], len(line) + excess)
 
 
 def _clean(text: bytes, masker: Masker) -> bytes:
