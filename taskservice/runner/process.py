@@ -154,10 +154,10 @@ class Process:
     def wait(self) -> int:
         """Wait for its end; returns the exit status, or minus the signal that killed it."""
         ended = 0
-        with _readable_at_end(self.id) as files:
+        with _wait_for_end(self.id) as wait:
             while not ended:
                 self._kill_if_due()
-                select.select(files, [], [], JOIN_SECONDS if files else _POLL_SECONDS)
+                wait()
                 with self._lock:
                     ended, status = os.waitpid(self.id, os.WNOHANG)
         self._wait_for_descendants()
@@ -243,15 +243,18 @@ class Process:
 
 
 @contextmanager
-def _readable_at_end(process_id: int) -> Iterator[list[int]]:
-    """A file that becomes readable when the process ends; none if the system has no such file."""
+def _wait_for_end(process_id: int) -> Iterator[Callable[[], object]]:
+    """A function that waits for the end of the process, and returns in between."""
     try:
         file = os.pidfd_open(process_id)
-    except (AttributeError, OSError):
-        yield []
+    except (AttributeError, OSError):  # not on this system
+        yield lambda: time.sleep(_POLL_SECONDS)
         return
     try:
-        yield [file]
+        # Unlike `select`, it takes files of any number: `work --parallel` may have many open.
+        poll = select.poll()
+        poll.register(file, select.POLLIN)
+        yield lambda: poll.poll(JOIN_SECONDS * 1000)
     finally:
         os.close(file)
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import resource
 import select
 import shutil
 import signal
@@ -56,6 +57,21 @@ def test_stop_ends_when_the_program_ends_within_the_grace() -> None:
     process.stop(1000.0)
     assert process.wait() == -signal.SIGTERM
     os.close(reader)
+
+
+def test_end_is_seen_where_very_many_files_are_open() -> None:
+    """As by a worker with many programs at a time: `select` takes only the first 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2_000, hard), hard))
+    try:
+        with contextlib.ExitStack() as opened:
+            for _ in range(1_100):
+                opened.enter_context(open(os.devnull))
+            process, reader = started("echo ready; exit 7")
+            assert process.wait() == 7
+            os.close(reader)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_stop_reaches_a_child_in_another_process_group() -> None:
