@@ -1,4 +1,4 @@
-"""The examples run, and so do the blocks of docs/agent-side.md, as printed."""
+"""The examples run, and so do blocks of docs/agent-side.md and docs/approvals.md, as printed."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.support.agent_machine import AgentMachine, tasks, the_task
 from tests.support.api_client import RemoteClient
@@ -22,6 +23,7 @@ from tests.support.waiting import until
 
 EXAMPLES = ROOT / "examples"
 DOCUMENT = "docs/agent-side.md"
+APPROVALS = "docs/approvals.md"
 
 
 def python(machine: AgentMachine, *arguments: str) -> None:
@@ -255,3 +257,194 @@ def test_documented_worker_session(
         agents_terminal.run("kill $WORKER\nwait $WORKER")
     task = json.loads(webhook.body)
     assert (task["status"], task["output"]) == ("complete", {"words": 3})
+
+
+# --- approvals ---------------------------------------------------------------------------
+
+
+def of_approvals(part: str) -> str:
+    (block,) = blocks(APPROVALS, f"approvals: {part}")
+    return block
+
+
+def answered(
+    person: RemoteClient, machine: AgentMachine, terminal: Terminal, program: str, *answer: str
+) -> dict[str, Any]:
+    """The task of a program whose question is answered so."""
+    with ThreadPoolExecutor(1) as threads:
+        ended = threads.submit(terminal.run, program)
+        task = until(lambda: [each for each in tasks(person) if each["questions"]])[0]
+        done = machine.run("task", "answer", task["id"], *answer)
+        assert done.returncode == 0, done.stderr
+        ended.result()
+    return tasks(person)[0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "last"),
+    [
+        ("yes", "complete", "deploying"),
+        ("no", "complete", "not deployed"),
+        ("--decline", "error", ""),
+    ],
+)
+def test_documented_approval_in_a_script(
+    remote_alice: RemoteClient,
+    agents_terminal: Terminal,
+    machine: AgentMachine,
+    tmp_path: Path,
+    answer: str,
+    status: str,
+    last: str,
+) -> None:
+    (tmp_path / "deploy.sh").write_text(of_approvals("deploy.sh"))
+    program = of_approvals("deploy")
+    task = answered(remote_alice, machine, agents_terminal, program, answer)
+    assert task["status"] == status
+    assert task["logs"][0] == "3 changes are ready"
+    assert task["logs"][-1] == last or not last
+    # The rules of the page: nothing but yes deploys.
+    assert ("deploying" in task["logs"]) == (answer == "yes")
+
+
+def test_documented_approval_with_a_form(
+    remote_alice: RemoteClient, agents_terminal: Terminal, machine: AgentMachine, tmp_path: Path
+) -> None:
+    (tmp_path / "release.json").write_text(of_approvals("release.json"))
+    command = of_approvals("answer").split()
+    assert command[:4] == ["taskservice", "task", "answer", "ID"]
+    program = of_approvals("release")
+    task = answered(remote_alice, machine, agents_terminal, program, *command[4:])
+    assert (task["status"], task["output"]) == (
+        "complete",
+        {"regions": ["eu", "us"], "percent": 25},
+    )
+
+
+def test_documented_approval_in_python(
+    remote_alice: RemoteClient, agents_terminal: Terminal, machine: AgentMachine, tmp_path: Path
+) -> None:
+    (tmp_path / "clean.py").write_text(of_approvals("clean.py"))
+    command = "python clean.py"
+    task = answered(remote_alice, machine, agents_terminal, command, "keep")
+    assert (task["status"], task["logs"]) == ("complete", ["The answer is keep."])
+    task = answered(remote_alice, machine, agents_terminal, command, "--decline")
+    assert task["logs"] == ["Nothing was deleted. The question was declined."]
+
+
+# --- recipes -----------------------------------------------------------------------------
+
+# Recipe -> the name and the labels of the last task that it leaves.
+RECIPES: dict[str, tuple[str, dict[str, str]]] = {
+    "cron": ("nightly", {}),
+    "loop": ("two.txt", {"folder": "inbox"}),
+    "Makefile": ("test", {}),
+    "github": ("nightly", {"branch": "main", "run": "12"}),
+    "gitlab": ("evaluate", {"branch": "main", "pipeline": "34"}),
+    "slurm": ("train", {"job": "56"}),
+    "claude": ("nightly review", {"repo": "website"}),
+}
+# What each of them finds in the environment.
+AROUND = {
+    "GITHUB_WORKFLOW": "nightly", "GITHUB_REF_NAME": "main", "GITHUB_RUN_ID": "12",
+    "CI_JOB_NAME": "evaluate", "CI_COMMIT_REF_SLUG": "main", "CI_PIPELINE_ID": "34",
+    "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "56",
+}  # fmt: skip
+PROGRAMS = {
+    "backup.sh": "echo done",
+    "evaluate.sh": "echo done",
+    "claude": "echo '{\"total_cost_usd\": 0.5}'",
+}
+
+
+def of_recipes(part: str) -> str:
+    (block,) = blocks("docs/recipes.md", f"recipe: {part}")
+    return block
+
+
+def scripts_of(recipe: str) -> list[str]:
+    """What the program around a recipe lets a shell do."""
+    text = of_recipes(recipe)
+    match recipe:
+        case "cron":
+            return [line.split(maxsplit=5)[5] for line in text.splitlines()]
+        case "github":
+            steps = yaml.safe_load(text)["jobs"]["evaluate"]["steps"]
+            return [
+                step["run"] for step in steps if "pip install" not in step.get("run", "pip install")
+            ]
+        case "gitlab":
+            job = yaml.safe_load(text)["evaluate"]
+            return [*job["script"][1:], *job["after_script"]]
+        case "Makefile":
+            return ["make test"]
+    return [text]
+
+
+@pytest.fixture
+def home(machine: AgentMachine, tmp_path: Path) -> Path:
+    """A home folder with the settings, the client, and the programs of the recipes."""
+    home = tmp_path / "home of recipes"
+    for folder in ("taskservice-client/bin", "client/bin"):
+        install_commands(home / folder)
+    settings = of_recipes("settings").replace("https://tasks.example.org", machine.url)
+    (home / ".config").mkdir()
+    (home / ".config/taskservice.env").write_text(settings.replace("tsk_agent_...", machine.key))
+    for name, text in PROGRAMS.items():
+        (home / name).write_text(f"#!/bin/sh\n{text}\n")
+        (home / name).chmod(0o755)
+    (home / "train.py").write_text("print('done')\n")
+    (home / "Makefile").write_text(of_recipes("Makefile"))
+    passing = "import unittest\nclass Passing(unittest.TestCase):\n    def test(self): pass\n"
+    (home / "test_passing.py").write_text(passing)
+    (home / "inbox").mkdir()
+    for name in ("one.txt", "two.txt"):
+        (home / "inbox" / name).write_text("some words")
+    return home
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_documented_recipe(
+    remote_alice: RemoteClient, machine: AgentMachine, home: Path, recipe: str
+) -> None:
+    name, labels = RECIPES[recipe]
+    path = f"{home / 'taskservice-client/bin'}:{home}:{os.environ['PATH']}"
+    environment = machine.environment | AROUND | {
+        "HOME": str(home), "PATH": path, "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    for script in scripts_of(recipe):
+        done = subprocess.run(
+            ["sh", "-c", script], cwd=home, env=environment,
+            capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    task = tasks(remote_alice)[0]
+    assert (task["name"], task["labels"], task["status"]) == (name, labels, "complete")
+    assert task["logs"]
+    assert task["output"] == ({"total_cost_usd": 0.5} if recipe == "claude" else {})
+
+
+def test_documented_loop_around_a_model(
+    remote_alice: RemoteClient, agents_terminal: Terminal, tmp_path: Path
+) -> None:
+    (tmp_path / "agent.py").write_text(of_recipes("agent.py"))
+    agents_terminal.run("python agent.py")
+    task = the_task(remote_alice)
+    assert (task["status"], task["note"]) == ("complete", "3 of 3 questions")
+    assert len(task["output"]["notes"]) == 3
+
+
+# --- privacy -----------------------------------------------------------------------------
+
+
+def test_documented_deletion_of_all_tasks_of_a_customer(
+    remote_alice: RemoteClient, agents_terminal: Terminal
+) -> None:
+    (block,) = blocks("docs/privacy.md", "privacy: delete")
+    for customer in ("acme", "other", "acme"):
+        task = remote_alice.start("reader", claim=True, labels={"customer": customer})
+        asked = {"message": 'a "id": "of a question"'}
+        path = f"/task/{task['id']}/question"
+        remote_alice.request("POST", path, json=asked).raise_for_status()
+    agents_terminal.run(block)
+    assert [task["labels"]["customer"] for task in tasks(remote_alice)] == ["other"]
