@@ -1,15 +1,25 @@
-"""Webhooks, as the libraries of Standard Webhooks for Node.js verify them."""
+"""Webhooks, as libraries of Standard Webhooks and the documented receivers verify them."""
 
 import json
+import os
 import shutil
+import signal
+import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import requests
 
+from taskservice.webhooks.signing import new_secret, sign
 from tests.support.api_client import RemoteClient
+from tests.support.documents import blocks
 from tests.support.receiver import Received, Receiver
-from tests.support.service import Service
+from tests.support.requirements import needs
+from tests.support.service import Service, free_port
+from tests.support.waiting import until
 
 PROGRAM = Path(__file__).parent / "programs" / "verify.mjs"
 
@@ -73,3 +83,61 @@ def test_libraries_for_node_refuse_a_webhook_with_the_secret_of_another_user(
     _, received = webhook(owner, receiver)
     expected = dict.fromkeys(("standardwebhooks", "svix"), "No matching signature found")
     assert verdicts(folder, received, secret(shared.add_user())) == expected
+
+
+# --- the receivers of docs/receivers.md --------------------------------------------------
+
+# Language -> the file of the receiver, what starts it, its package in Debian.
+RECEIVERS = {
+    "python": ("receiver.py", [sys.executable, "receiver.py"], ""),
+    "node": ("receiver.mjs", ["node", "receiver.mjs"], "nodejs"),
+    "go": ("receiver.go", ["go", "run", "receiver.go"], "golang-go"),
+    "php": ("receiver.php", ["php", "-S", "127.0.0.1:9000", "receiver.php"], "php-cli"),
+}
+
+
+@pytest.mark.parametrize("language", RECEIVERS)
+def test_documented_receiver_prints_what_is_signed_and_nothing_else(
+    owner: RemoteClient, tmp_path: Path, language: str
+) -> None:
+    file, command, package = RECEIVERS[language]
+    if shutil.which(command[0]) is None:
+        needs(command[0], f"install the package {package}")
+    (block,) = blocks("docs/receivers.md", f"receiver: {language}")
+    port = free_port()
+    assert "9000" in f"{block} {command}"
+    (tmp_path / file).write_text(block.replace("9000", str(port)))
+    command = [each.replace("9000", str(port)) for each in command]
+    environment = os.environ | {"CALLBACK_SECRET": secret(owner)}
+    url = f"http://127.0.0.1:{port}/"
+    if language == "go":
+        # So that the start below compiles nothing, which takes minutes on a busy machine.
+        subprocess.run(["go", "build", "-o", os.devnull, file], cwd=tmp_path, check=True)
+    with (
+        (tmp_path / "printed").open("w") as printed,
+        subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=printed, stderr=printed,
+            start_new_session=True,
+        ) as receiving,
+    ):  # fmt: skip
+        try:
+            until(lambda: is_listening(port))
+            task = owner.start(name="sum", callback=url)
+            report = {"status": "complete", "output": {"sum": 15}}
+            ended = owner.request("PATCH", f"/task/{task['id']}", json=report)
+            assert ended.headers["Callback-Status"] == "delivered"
+            lines = (tmp_path / "printed").read_text().replace("'", '"').replace(" ", "")
+            assert 'sumcomplete{"sum":15}' in lines
+            body, now = b"{}", int(time.time())
+            stranger = sign([new_secret()], "id", now, body)
+            replayed = sign([secret(owner)], "id", now - 3600, body)
+            for headers in (stranger, replayed):
+                assert requests.post(url, body, headers=headers, timeout=60).status_code == 400
+        finally:
+            # `go run` and its child.
+            os.killpg(receiving.pid, signal.SIGTERM)
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
