@@ -1,5 +1,7 @@
 """The documents: sessions run as printed, tables say what the code says, links lead somewhere."""
 
+import ast
+import json
 import os
 import re
 import sys
@@ -7,6 +9,7 @@ from collections.abc import Iterator
 from configparser import ConfigParser
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -15,6 +18,7 @@ from flask import Flask
 from taskservice import cli, config
 from taskservice.database import engine, postgresql
 from taskservice.schemas import strict_json
+from taskservice.terms import API_PREFIX
 from taskservice.webhooks.retries import JITTER, SCHEDULE
 from tests.support.api_client import RemoteClient
 from tests.support.documents import (
@@ -36,6 +40,7 @@ from tests.support.service import Service, free_port
 from tests.support.waiting import until
 
 README = "README.md"
+TUTORIAL = "docs/tutorial.md"
 RELIABILITY = "docs/reliability.md"
 # What looks like a path and is none of ours.
 # Names of MCP look like paths too.
@@ -46,39 +51,119 @@ NAMES_OF_MCP = (
     "io.modelcontextprotocol/",
     "taskservice/idempotencyKey",
 )
-NO_PATHS = ("text/", "application/", "receiver/", ".venv/", ".vscode/", *NAMES_OF_MCP)
+NO_PATHS = ("text/", "application/", "receiver/", "vendor/", ".venv/", ".vscode/", *NAMES_OF_MCP)
 
 # --- sessions ----------------------------------------------------------------------------
 
 
+def settings_of(block: str, person: RemoteClient, folder: Path) -> str:
+    """The first lines of a session, with only what differs from machine to machine."""
+    activate, url, key = block.splitlines()
+    assert url == "export TASKSERVICE_URL=http://127.0.0.1:8000"
+    assert key == "export TASKSERVICE_APIKEY=tsk_user_..."
+    commands = folder / ".venv" / "bin"
+    if not commands.exists():
+        install_commands(commands)
+        path, state = f"export PATH={commands}:$PATH PYTHONPATH={ROOT}", f"XDG_STATE_HOME={folder}"
+        (commands / "activate").write_text(f"{path} {state}\n")
+    secret = person.session.headers["apikey"]
+    return f"{activate}\nexport TASKSERVICE_URL={person.url}\nexport TASKSERVICE_APIKEY={secret!s}"
+
+
+def newest(person: RemoteClient, name: str) -> dict[str, Any] | None:
+    """The newest task, if it has this name."""
+    (task,) = person.request("GET", "/task?limit=1").json() or [{"name": None}]
+    return task if task["name"] == name else None
+
+
+def asking(person: RemoteClient, name: str) -> dict[str, Any] | None:
+    """The newest task, if it has this name and asks something."""
+    task = newest(person, name)
+    return task if task and task["questions"] else None
+
+
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_first_session_shows_callbacks(
+def test_first_session_shows_a_live_log_and_a_question(
     service: Service, terminal: Terminal, tmp_path: Path
 ) -> None:
-    key = str(service.add_user().session.headers["apikey"])
-    (listen,) = blocks(README, "session: listen")
-    (run,) = blocks(README, "session: run")
-    (printed,) = blocks(README, "session: printed")
-    folder = install_commands(tmp_path / ".venv" / "bin")
-    path, state = f"export PATH={folder}:$PATH PYTHONPATH={ROOT}", f"XDG_STATE_HOME={tmp_path}"
-    (folder / "activate").write_text(f"{path} {state}\n")
-    # Only what differs from machine to machine: the address, the key, and the port.
-    activate, url, key_line, command = listen.splitlines()
-    assert url == "export TASKSERVICE_URL=http://127.0.0.1:8000"
-    assert key_line == "export TASKSERVICE_APIKEY=tsk_user_..."
-    first_lines = (
-        f"{activate}\nexport TASKSERVICE_URL={service.url}\nexport TASKSERVICE_APIKEY={key}"
+    alice = service.add_user()
+    settings, log, question, printed = (
+        blocks(README, f"first session: {part}")[0]
+        for part in ("settings", "log", "question", "printed")
     )
-    port = str(free_port())
-    terminal.type(f"{first_lines}\n{command} --port {port}")
-    terminal.wait_for("are verified and shown here")
+    terminal.run(settings_of(settings, alice, tmp_path))
+    terminal.type(log)
+    counting = until(lambda: newest(alice, "count"))
+    lines = until(partial(has_lines, alice, counting["id"], 1))
+    # They arrive while the program runs.
+    assert lines == [f"line {number}" for number in range(1, len(lines) + 1)]
+    assert len(lines) < 5
+    path = f"/task/{counting['id']}"
+    until(lambda: alice.request("GET", path).json()["status"] == "complete")
+    assert alice.request("GET", path).json()["output"] == {"sum": 15}
+    terminal.type(question)
+    asked = until(lambda: asking(alice, "deploy"))
+    # What the button of the dashboard sends is tested with the dashboard.
+    path = f"/task/{asked['id']}/question/{asked['questions'][0]['id']}/answer"
+    answer = {"action": "accept", "content": {"answer": "yes"}}
+    alice.request("POST", path, json=answer).raise_for_status()
+    terminal.wait_for(printed)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_tutorial_runs_as_printed(service: Service, terminal: Terminal, tmp_path: Path) -> None:
+    alice = service.add_user()
+
+    def block(part: str, mark: str = "tutorial") -> str:
+        (found,) = blocks(TUTORIAL, f"{mark}: {part}")
+        return found
+
+    first_lines = settings_of(block("settings"), alice, tmp_path)
+    (tmp_path / "report.sh").write_text(block("report.sh"))
     with Terminal(tmp_path) as third:
-        third.run(first_lines)
-        assert '1\n2\n3\n4\n5\n{"sum": 15}' in third.run(run.replace("9000", port))
-    lines = printed.splitlines()
-    terminal.wait_for(lines[-1])
-    shown = re.findall(r"^[0-9a-f-]{36} (.*)$", terminal.screen, re.MULTILINE)
-    assert shown == lines
+        for each in (terminal, third):
+            each.run(first_lines)
+        # A program as a task.
+        assert terminal.run(block("first")).splitlines()[-1] == '{"sum": 6}'
+        first = newest(alice, "first")
+        assert first is not None
+        assert first["id"][:13] in terminal.run(block("list"))
+        shown = terminal.run(block("show").replace("ID", first["id"][:13]))
+        assert re.search(r'^output +\{\s*"sum": 6\s*\}', shown, re.MULTILINE)
+        assert re.search(r"^\S+ .*line 3$", shown, re.MULTILINE)
+        # A failure.
+        assert terminal.run(block("failure")).splitlines()[-1] == "3"
+        assert "failed" in terminal.run(block("failed"))
+        # A question, answered from another terminal.
+        terminal.type(block("report"))
+        report = until(lambda: asking(alice, "weekly"))
+        assert (report["progress"], report["note"]) == (1, "4 of 4 pages")
+        answered = third.run(block("answer").replace("ID", report["id"][:13]))
+        assert "Publish the report?" in answered
+        terminal.wait_for(block("answered"))
+        # A task that is cancelled.
+        terminal.type(f"{block('long')}\necho exit $?")
+        long = until(lambda: newest(alice, "long"))
+        third.run(block("cancel").replace("ID", long["id"][:13]))
+        terminal.wait_for("the task was cancelled")
+        terminal.wait_for("exit 143")
+        # Webhooks.
+        port = str(free_port())
+        listening = f"{block('listen', 'session').strip()} --port {port} & OTHER=$!"
+        terminal.type(listening)
+        terminal.wait_for("are verified and shown here")
+        ran = third.run(block("run", "session").replace("9000", port))
+        assert '1\n2\n3\n4\n5\n{"sum": 15}' in ran
+        lines = block("printed", "session").splitlines()
+        terminal.wait_for(lines[-1])
+        printed = re.findall(r"^[0-9a-f-]{36} (.* verified)$", terminal.screen, re.MULTILINE)
+        assert printed == lines
+        # A worker.
+        terminal.run("kill $OTHER; wait $OTHER")
+        terminal.type(f"{block('worker').strip()} & OTHER=$!")
+        terminal.wait_for("waiting for tasks of agent shout")
+        assert '{"TEXT": "HELLO"}' in third.run(block("start"))
+        terminal.run("kill $OTHER; wait $OTHER")
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -164,6 +249,30 @@ def test_table_of_routes_is_the_routes(app: Flask) -> None:
     assert documented == routes
 
 
+def test_table_of_who_can_do_what_is_what_the_routes_say(app: Flask) -> None:
+    documented = {}
+    for operation, user_key, agent_key in table("docs/security-model.md", "## Who can do what"):
+        method, path = operation.split()
+        assert user_key == "yes"
+        documented[method.lower(), path.strip("`")] = agent_key == "no"
+    document = app.test_client().get("/openapi.json").json
+    assert document is not None
+    refused = {
+        (method, path): "403" in operation["responses"]
+        for path, methods in document["paths"].items()
+        if path.startswith(API_PREFIX)
+        for method, operation in methods.items()
+    }
+    assert documented == refused
+
+
+def test_documented_body_of_a_webhook_has_the_fields_of_a_task(app: Flask) -> None:
+    (body,) = blocks("docs/receivers.md", "receivers: body")
+    document = app.test_client().get("/openapi.json").json
+    assert document is not None
+    assert set(json.loads(body)) == set(document["components"]["schemas"]["Task"]["required"])
+
+
 def test_table_of_settings_is_the_settings() -> None:
     rows = [
         (name.strip("`"), default.strip("`"), help)
@@ -242,7 +351,7 @@ def test_documented_depth_of_an_output_is_that_of_a_body_without_the_report() ->
 
 
 def test_readme_is_short_and_leads_to_every_document() -> None:
-    assert len(DOCUMENTS[README].splitlines()) <= 200
+    assert len(DOCUMENTS[README].splitlines()) <= 150
     assert set(DOCUMENTS) - {README} <= set(links(README))
 
 
@@ -318,6 +427,38 @@ def test_every_promise_and_every_fault_names_its_proof() -> None:
     for fault, promised, tests in faults:
         # A row in bold letters is the heading of those below it.
         assert fault.startswith("**") or (promised and "`tests/" in tests), fault
+
+
+def messages_of_the_code() -> list[str]:
+    """Every text in the package and its pages, with … in place of each value."""
+    texts = []
+    for path in (ROOT / "taskservice").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (getattr(each, "value", None) for each in node.values)
+                texts.append("".join(each if isinstance(each, str) else "…" for each in parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return texts + [path.read_text() for path in (ROOT / "taskservice").rglob("*.html")]
+
+
+def test_every_message_that_is_explained_is_in_the_code() -> None:
+    shown = re.findall(r"^### `(.*)`$", DOCUMENTS["docs/troubleshooting.md"], re.MULTILINE)
+    # One is click's.
+    shown = [message for message in shown if "is not one of" not in message]
+    assert len(shown) > 40
+    texts = messages_of_the_code()
+    # A text with a value in its place, such as the name of a setting.
+    long = [wildcards(text) for text in texts if len(text.replace("…", "")) >= 12]
+    for message in shown:
+        pattern = wildcards(message)
+        is_there = any(pattern.search(text) for text in texts)
+        assert is_there or any(each.fullmatch(message) for each in long), message
+
+
+def wildcards(text: str) -> re.Pattern[str]:
+    """The text with anything in place of each …"""
+    return re.compile(".*".join(map(re.escape, text.split("…"))), re.DOTALL)
 
 
 def test_make_targets_that_are_named_are_there() -> None:
