@@ -4,9 +4,11 @@ import ast
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from configparser import ConfigParser
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -275,11 +277,30 @@ def test_documented_body_of_a_webhook_has_the_fields_of_a_task(app: Flask) -> No
 
 
 def test_table_of_settings_is_the_settings() -> None:
-    rows = [
-        (name.strip("`"), default.strip("`"), help)
-        for name, default, help in table("docs/operations.md", "## Settings")
-    ]
-    assert rows == config.documented()
+    rows = table("docs/configuration.md", "## Settings")
+    named = [(name.strip("`"), default.strip("`"), help) for name, default, _, help in rows]
+    assert named == config.documented()
+
+
+def test_documented_values_of_settings_are_those_of_their_checks() -> None:
+    rows = table("docs/configuration.md", "## Settings")
+    for setting, (name, _, values, _) in zip(fields(config.Config), rows, strict=True):
+        if setting.name not in ("DATA", "CALLBACK_ALLOWED"):
+            with pytest.raises(ValueError, match=f"^must be {re.escape(values)}$"):
+                setting.metadata["parse"]("\0")
+            assert name.strip("`") == config.PREFIX + setting.name
+
+
+@pytest.mark.parametrize("part", ["proxy", "receivers", "postgresql", "socket"])
+def test_documented_settings_are_accepted(part: str, tmp_path: Path) -> None:
+    (block,) = blocks("docs/configuration.md", f"configuration: {part}")
+    given = dict(line.split("=", 1) for line in shlex.split(block))
+    accepted = config.Config.from_environment({"TASKSERVICE_DATA": str(tmp_path)} | given, False)
+    assert config.unknown_names(given) == []
+    for name, text in given.items():
+        default = next(row[1] for row in config.documented() if row[0] == name)
+        assert text != default, f"{name} of the example is the default"
+    assert accepted
 
 
 def test_tables_of_commands_are_the_commands() -> None:
@@ -478,6 +499,7 @@ STILL_ODD = {
     "docs/api.md": 18,
     "docs/architecture.md": 5,
     "docs/callbacks.md": 5,
+    "docs/configuration.md": 1,
     "docs/dashboard.md": 5,
     "docs/decisions.md": 11,
     "docs/mcp.md": 6,
