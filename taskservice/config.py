@@ -206,7 +206,7 @@ def unknown_names(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def documented() -> list[tuple[str, str, str]]:
-    """(name, default, help) of each setting, for docs/configuration.md and `serve --help`."""
+    """(name, default, help) of each setting, for its page of the documents and `serve --help`."""
     rows = []
     for setting in fields(Config):
         default = setting.default

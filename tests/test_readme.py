@@ -44,7 +44,7 @@ from tests.support.waiting import until
 
 README = "README.md"
 TUTORIAL = "docs/tutorial.md"
-RELIABILITY = "docs/reliability.md"
+RELIABILITY = "docs/background/guarantees.md"
 # What looks like a path and is none of ours.
 # Names of MCP look like paths too.
 NAMES_OF_MCP = (
@@ -174,9 +174,9 @@ def test_session_with_curl_runs_as_printed(
     service: Service, terminal: Terminal, tmp_path: Path
 ) -> None:
     alice = service.add_user()
-    variables, install, register, work, delete = blocks("docs/callbacks.md", "session")
-    (receiver,) = blocks("docs/callbacks.md", "receiver.py")
-    (watch,) = blocks("docs/callbacks.md", "watch")
+    variables, install, register, work, delete = blocks("docs/guides/webhooks.md", "session")
+    (receiver,) = blocks("docs/guides/webhooks.md", "receiver.py")
+    (watch,) = blocks("docs/guides/webhooks.md", "watch")
     port = str(free_port())
     (tmp_path / "receiver.py").write_text(receiver.replace("9000", port))
     # Only what differs from machine to machine: the key, and the ports.
@@ -240,7 +240,7 @@ def test_packages_to_install_are_those_of_ci() -> None:
 
 def test_table_of_routes_is_the_routes(app: Flask) -> None:
     documented = set()
-    for row in table("docs/api.md", "## Routes"):
+    for row in table("docs/reference/http-api.md", "## Routes"):
         methods, _, path = row[0].rpartition(" ")
         documented |= {(method, path.strip("`")) for method in methods.split(", ")}
     routes = {
@@ -254,7 +254,9 @@ def test_table_of_routes_is_the_routes(app: Flask) -> None:
 
 def test_table_of_who_can_do_what_is_what_the_routes_say(app: Flask) -> None:
     documented = {}
-    for operation, user_key, agent_key in table("docs/security-model.md", "## Who can do what"):
+    for operation, user_key, agent_key in table(
+        "docs/background/security-model.md", "## Who can do what"
+    ):
         method, path = operation.split()
         assert user_key == "yes"
         documented[method.lower(), path.strip("`")] = agent_key == "no"
@@ -270,20 +272,20 @@ def test_table_of_who_can_do_what_is_what_the_routes_say(app: Flask) -> None:
 
 
 def test_documented_body_of_a_webhook_has_the_fields_of_a_task(app: Flask) -> None:
-    (body,) = blocks("docs/receivers.md", "receivers: body")
+    (body,) = blocks("docs/guides/receivers.md", "receivers: body")
     document = app.test_client().get("/openapi.json").json
     assert document is not None
     assert set(json.loads(body)) == set(document["components"]["schemas"]["Task"]["required"])
 
 
 def test_table_of_settings_is_the_settings() -> None:
-    rows = table("docs/configuration.md", "## Settings")
+    rows = table("docs/reference/configuration.md", "## Settings")
     named = [(name.strip("`"), default.strip("`"), help) for name, default, _, help in rows]
     assert named == config.documented()
 
 
 def test_documented_values_of_settings_are_those_of_their_checks() -> None:
-    rows = table("docs/configuration.md", "## Settings")
+    rows = table("docs/reference/configuration.md", "## Settings")
     for setting, (name, _, values, _) in zip(fields(config.Config), rows, strict=True):
         if setting.name not in ("DATA", "CALLBACK_ALLOWED"):
             with pytest.raises(ValueError, match=f"^must be {re.escape(values)}$"):
@@ -293,7 +295,7 @@ def test_documented_values_of_settings_are_those_of_their_checks() -> None:
 
 @pytest.mark.parametrize("part", ["proxy", "receivers", "postgresql", "socket"])
 def test_documented_settings_are_accepted(part: str, tmp_path: Path) -> None:
-    (block,) = blocks("docs/configuration.md", f"configuration: {part}")
+    (block,) = blocks("docs/reference/configuration.md", f"configuration: {part}")
     given = dict(line.split("=", 1) for line in shlex.split(block))
     accepted = config.Config.from_environment({"TASKSERVICE_DATA": str(tmp_path)} | given, False)
     assert config.unknown_names(given) == []
@@ -318,7 +320,7 @@ def test_tables_of_commands_are_the_commands() -> None:
 
     documented = [
         row[0].strip("`")
-        for name in ("docs/operations.md", "docs/agent-side.md")
+        for name in ("docs/operate/install.md", "docs/guides/run-programs.md")
         for row in table(name, "## Commands")
     ]
     assert sorted(documented) == sorted(spelled(cli.main, "taskservice"))
@@ -326,7 +328,7 @@ def test_tables_of_commands_are_the_commands() -> None:
 
 def test_every_dependency_has_its_reason() -> None:
     named = {name for extra in (None, *EXTRAS) for name in dependencies(extra)}
-    cells = [row[0] for row in table("docs/decisions.md", "## Dependencies")]
+    cells = [row[0] for row in table("docs/background/decisions.md", "## Dependencies")]
     assert named <= set(re.findall(r"[\w-]+", " ".join(cells)))
 
 
@@ -336,13 +338,13 @@ def test_documented_retry_schedule_is_the_schedule() -> None:
         return f"{seconds // size} {unit}"
 
     *others, last = map(spoken, SCHEDULE)
-    text = " ".join(section("docs/callbacks.md", "## Attempts").split())
+    text = " ".join(section("docs/guides/webhooks.md", "## Attempts").split())
     documented = f"after {', '.join(others)} and {last}, each plus or minus {JITTER * 100:g} %."
     assert documented in text
 
 
 def test_documented_time_of_a_server_that_does_not_answer_is_that_of_the_code() -> None:
-    *_, (cause, seconds) = table("docs/operations.md", "## When the database does not answer")
+    *_, (cause, seconds) = table("docs/operate/install.md", "## When the database does not answer")
     once = engine.BUSY_SECONDS * engine.STATEMENT_FACTOR + postgresql.LAST_SECONDS
     assert "does not even answer" in cause
     assert seconds == f"{once:g} s once, then {engine.BUSY_SECONDS:g} s"
@@ -352,7 +354,9 @@ def test_documented_files_are_those_of_a_service(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with Service(data, SECRET_KEY=""):
         found = {path.name for path in data.iterdir()}
-    _, _, rest = section("docs/operations.md", "## SQLite or PostgreSQL").partition("**Files.**")
+    _, _, rest = section("docs/operate/install.md", "## SQLite or PostgreSQL").partition(
+        "**Files.**"
+    )
     text, _, _ = rest.partition("\n\n")
     assert set(re.findall(r"`(taskservice\.db[\w-]*|secret_key)`", text)) == found
 
@@ -365,7 +369,7 @@ def test_commands_need_no_newer_curl_than_old_systems_have() -> None:
 
 
 def test_documented_depth_of_an_output_is_that_of_a_body_without_the_report() -> None:
-    text = " ".join(DOCUMENTS["docs/agent-side.md"].split())
+    text = " ".join(DOCUMENTS["docs/guides/run-programs.md"].split())
     assert f"if it is nested deeper than {strict_json.MAX_DEPTH - 1} levels." in text
 
 
@@ -431,7 +435,7 @@ def test_every_command_that_is_named_is_there(name: str) -> None:
                 command = inner
 
 
-@pytest.mark.parametrize("name", ["docs/callbacks.md", "docs/reliability.md"])
+@pytest.mark.parametrize("name", ["docs/guides/webhooks.md", "docs/background/guarantees.md"])
 def test_every_proof_that_is_named_is_there(name: str) -> None:
     named = re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", DOCUMENTS[name])
     assert len(named) > 10
@@ -465,7 +469,7 @@ def messages_of_the_code() -> list[str]:
 
 
 def test_every_message_that_is_explained_is_in_the_code() -> None:
-    shown = re.findall(r"^### `(.*)`$", DOCUMENTS["docs/troubleshooting.md"], re.MULTILINE)
+    shown = re.findall(r"^### `(.*)`$", DOCUMENTS["docs/guides/troubleshooting.md"], re.MULTILINE)
     # One is click's.
     shown = [message for message in shown if "is not one of" not in message]
     assert len(shown) > 40
@@ -493,20 +497,17 @@ ODD = re.compile(
 )
 # How many of them a document from before this rule has at most; a number may only shrink.
 STILL_ODD = {
-    "CONTRIBUTING.md": 9,
-    "SECURITY.md": 1,
-    "docs/agent-side.md": 21,
-    "docs/api.md": 18,
-    "docs/architecture.md": 5,
-    "docs/callbacks.md": 5,
-    "docs/configuration.md": 1,
-    "docs/dashboard.md": 5,
-    "docs/decisions.md": 11,
-    "docs/mcp.md": 6,
-    "docs/operations.md": 37,
-    "docs/performance.md": 21,
-    "docs/reliability.md": 2,
-    "docs/scaling.md": 10,
+    "docs/guides/run-programs.md": 21,
+    "docs/reference/http-api.md": 18,
+    "docs/background/architecture.md": 5,
+    "docs/guides/webhooks.md": 5,
+    "docs/reference/configuration.md": 1,
+    "docs/guides/dashboard.md": 5,
+    "docs/background/decisions.md": 11,
+    "docs/guides/mcp.md": 6,
+    "docs/operate/install.md": 37,
+    "docs/background/performance.md": 21,
+    "docs/background/scaling.md": 10,
     "examples/SKILL.md": 5,
 }
 

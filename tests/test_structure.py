@@ -28,8 +28,8 @@ ALLOWED_IN_VIEWS = {
 
 
 def order() -> list[str]:
-    """The packages and modules in the order of docs/architecture.md, top to bottom."""
-    cells = [row[0] for row in table("docs/architecture.md", "## Packages")]
+    """The packages and modules in the order of docs/background/architecture.md, top to bottom."""
+    cells = [row[0] for row in table("docs/background/architecture.md", "## Packages")]
     return [name for cell in cells for name in re.findall(r"`(\w+)(?:\.py|/)`", cell)]
 
 
@@ -248,7 +248,10 @@ def is_function(value: object) -> bool:
 def test_private_parts_of_other_libraries_are_decided() -> None:
     trees = [tree(path) for path in PACKAGE.rglob("*.py")]
     used = (private_names(trees) | overridden_names()) - DOCUMENTED
-    cells = [row[0] for row in table("docs/decisions.md", "## Private parts of other libraries")]
+    cells = [
+        row[0]
+        for row in table("docs/background/decisions.md", "## Private parts of other libraries")
+    ]
     assert used == {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
 
 

@@ -1,4 +1,4 @@
-"""The examples run, and so do blocks of docs/agent-side.md and docs/approvals.md, as printed."""
+"""The examples run, and so do blocks of the guides, as printed."""
 
 import json
 import os
@@ -22,8 +22,8 @@ from tests.support.service import free_port
 from tests.support.waiting import until
 
 EXAMPLES = ROOT / "examples"
-DOCUMENT = "docs/agent-side.md"
-APPROVALS = "docs/approvals.md"
+DOCUMENT = "docs/guides/run-programs.md"
+APPROVALS = "docs/guides/approvals.md"
 
 
 def python(machine: AgentMachine, *arguments: str) -> None:
@@ -358,7 +358,7 @@ PROGRAMS = {
 
 
 def of_recipes(part: str) -> str:
-    (block,) = blocks("docs/recipes.md", f"recipe: {part}")
+    (block,) = blocks("docs/guides/recipes.md", f"recipe: {part}")
     return block
 
 
@@ -440,7 +440,7 @@ def test_documented_loop_around_a_model(
 def test_documented_deletion_of_all_tasks_of_a_customer(
     remote_alice: RemoteClient, agents_terminal: Terminal
 ) -> None:
-    (block,) = blocks("docs/privacy.md", "privacy: delete")
+    (block,) = blocks("docs/operate/privacy.md", "privacy: delete")
     for customer in ("acme", "other", "acme"):
         task = remote_alice.start("reader", claim=True, labels={"customer": customer})
         asked = {"message": 'a "id": "of a question"'}

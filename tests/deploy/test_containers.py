@@ -190,7 +190,7 @@ def serves_as_a_user_that_is_a_number(engine: str, image: str) -> None:
     # Kubernetes must see that it is not root.
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", only("USER"))
     port = free_port()
-    # docs/operations.md says that so much memory is enough.
+    # docs/operate/install.md says that so much memory is enough.
     limited = ["--memory", "512m"]
     published = ["--publish", f"127.0.0.1:{port}:9000", "--env", "TASKSERVICE_BIND=0.0.0.0:9000"]
     with container(engine, image, *limited, *published) as name:

@@ -1,4 +1,4 @@
-"""The life of an installation, by the commands of docs/operations.md as they are printed."""
+"""The life of an installation, by the commands of docs/operate/install.md as they are printed."""
 
 import shutil
 import sqlite3
@@ -79,7 +79,7 @@ class RootShell:
 
     def types(self, mark: str, **replaced: str) -> str:
         """Type a block, with a test's names in place of those in it; returns what it printed."""
-        (block,) = blocks("docs/operations.md", mark)
+        (block,) = blocks("docs/operate/install.md", mark)
         for old, new in self.replaced.items():
             block = block.replace(old, new)
         for name, new in replaced.items():

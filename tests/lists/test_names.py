@@ -167,7 +167,7 @@ def test_index_of_a_file_with_other_row_numbers_is_made_anew_as_documented(
         connection.execute("UPDATE tasks SET rowid = rowid - 1")
     with pytest.raises(AssertionError):
         tasks.check()
-    (statements,) = blocks("docs/operations.md", "names anew")
+    (statements,) = blocks("docs/operate/install.md", "names anew")
     connection.executescript(statements)
     connection.close()
     tasks.check()

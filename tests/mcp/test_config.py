@@ -31,7 +31,7 @@ def printed(*arguments: str, url: str = URL) -> str:
 
 def test_document_has_the_lines_of_every_client() -> None:
     for name, client in CLIENTS.items():
-        assert blocks("docs/mcp.md", f"client: {name}") == [client.text(URL) + "\n"]
+        assert blocks("docs/guides/mcp.md", f"client: {name}") == [client.text(URL) + "\n"]
 
 
 def test_command_prints_the_same_without_the_key() -> None:

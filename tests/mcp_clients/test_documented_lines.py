@@ -1,4 +1,4 @@
-"""The lines of docs/mcp.md, run as they stand there, by the clients that can be had."""
+"""The lines of docs/guides/mcp.md, run as they stand there, by the clients that can be had."""
 
 import os
 import subprocess

@@ -164,7 +164,7 @@ def test_only_what_an_asynchronous_standby_had_not_received_is_lost(
     pair: Pair, nodes: list[Service], people: list[RemoteClient]
 ) -> None:
     alice = people[0]
-    (lag,) = blocks("docs/scaling.md", "lag")
+    (lag,) = blocks("docs/background/scaling.md", "lag")
     received = [start(alice, f"before {number}") for number in range(10)]
     until(lambda: pair.primary.rows(lag) == [("standby", 0)])
     pair.standby.stop()

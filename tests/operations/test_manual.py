@@ -1,4 +1,4 @@
-"""The commands of docs/operations.md for backups and moves, run as printed."""
+"""The commands of docs/operate/install.md for backups and moves, run as printed."""
 
 import shlex
 import shutil
@@ -32,7 +32,7 @@ def settings_of(data: Path, folder: Path) -> str:
 
 def documented(mark: str, **names: str) -> str:
     """A block of the manual, with the test's names in place of those in it."""
-    (block,) = blocks("docs/operations.md", mark)
+    (block,) = blocks("docs/operate/install.md", mark)
     for old, new in names.items():
         assert EXAMPLES[old] in block
         block = block.replace(EXAMPLES[old], new)

@@ -14,7 +14,7 @@ import requests
 from tests.support.api_client import RemoteClient
 
 PROGRAM = Path(__file__).parent / "programs" / "json_cases.mjs"
-# Valid JSON that docs/api.md refuses: the same key twice.
+# Valid JSON that docs/reference/http-api.md refuses: the same key twice.
 REFUSED = {"y_object_duplicated_key.json", "y_object_duplicated_key_and_value.json"}
 AS_VALUE = (b'{"agentId": "reader", "input": {"value": ', b"}}")
 AS_BODY = (b"", b"")

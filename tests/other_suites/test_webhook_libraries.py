@@ -85,7 +85,7 @@ def test_libraries_for_node_refuse_a_webhook_with_the_secret_of_another_user(
     assert verdicts(folder, received, secret(shared.add_user())) == expected
 
 
-# --- the receivers of docs/receivers.md --------------------------------------------------
+# --- the receivers of docs/guides/receivers.md --------------------------------------------------
 
 # Language -> the file of the receiver, what starts it, its package in Debian.
 RECEIVERS = {
@@ -103,7 +103,7 @@ def test_documented_receiver_prints_what_is_signed_and_nothing_else(
     file, command, package = RECEIVERS[language]
     if shutil.which(command[0]) is None:
         needs(command[0], f"install the package {package}")
-    (block,) = blocks("docs/receivers.md", f"receiver: {language}")
+    (block,) = blocks("docs/guides/receivers.md", f"receiver: {language}")
     port = free_port()
     assert "9000" in f"{block} {command}"
     (tmp_path / file).write_text(block.replace("9000", str(port)))

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent.parent
 # Every document of the repository, by its path.
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text()
-    for folder in (ROOT, ROOT / "docs", ROOT / "examples")
-    for path in sorted(folder.glob("*.md"))
+    for pattern in ("*.md", "docs/**/*.md", "examples/*.md")
+    for path in sorted(ROOT.glob(pattern))
 }
 
 _FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
@@ -52,7 +52,7 @@ def table(name: str, heading: str) -> list[list[str]]:
 
 def agent_commands() -> list[str]:
     """The commands on the agent's side, without those of their groups."""
-    rows = table("docs/agent-side.md", "## Commands")
+    rows = table("docs/guides/run-programs.md", "## Commands")
     return sorted({row[0].strip("`").split()[1] for row in rows})
 
 

@@ -39,7 +39,7 @@ class PgBouncer:
         folder.mkdir()
         parts: dict[str, Any] = conninfo_to_dict(url)
         self._log, self._port = folder / "log", free_port()
-        (recommended,) = blocks("docs/operations.md", "pgbouncer")
+        (recommended,) = blocks("docs/operate/install.md", "pgbouncer")
         values = {"server": make_conninfo(**parts), "port": self._port, "connections": connections,
                   "recommended": recommended}  # fmt: skip
         settings = folder / "pgbouncer.ini"
