@@ -45,10 +45,11 @@ def commands() -> dict[str, click.Command]:
 def test_help_has_two_groups_as_the_documents_have(tmp_path: Path) -> None:
     shown = run(tmp_path, "--help").stdout
     _, agents_side, server = re.split(r"On the (?:agent's side|server).*:\n", shown)
-    for text, name in ((agents_side, "guides/run-programs"), (server, "operate/install")):
+    for text, place in ((agents_side, "a client machine"), (server, "the server")):
         names = re.findall(r"^  ([\w-]+) ", text, re.MULTILINE)
         documented = [
-            row[0].strip("`").split()[1] for row in table(f"docs/{name}.md", "## Commands")
+            row[0].strip("`").split()[1]
+            for row in table("docs/reference/cli.md", f"## Commands on {place}")
         ]
         assert set(names) == set(documented)
         assert len(names) == len(set(names))
@@ -182,7 +183,7 @@ def test_documented_completion_completes(tmp_path: Path) -> None:
     completed = (
         'COMP_WORDS=(taskservice task {}) COMP_CWORD=2 COMPREPLY=(); {}; echo "${{COMPREPLY[@]}}"'
     )
-    (documented,) = blocks("docs/guides/run-programs.md", "completion: bash")
+    (documented,) = blocks("docs/reference/cli.md", "completion: bash")
     script = f"PATH={folder}:$PATH\n{documented}\n" + "\n".join(
         completed.format(begun, "_taskservice_completion taskservice") for begun in ("re", "li")
     )

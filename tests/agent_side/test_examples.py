@@ -15,15 +15,13 @@ import yaml
 
 from tests.support.agent_machine import AgentMachine, tasks, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.documents import ROOT, Terminal, blocks, install_commands
+from tests.support.documents import ROOT, Terminal, block_in, install_commands
 from tests.support.mcp import FORMS, TASKS, McpClient
 from tests.support.receiver import Receiver
 from tests.support.service import free_port
 from tests.support.waiting import until
 
 EXAMPLES = ROOT / "examples"
-DOCUMENT = "docs/guides/run-programs.md"
-APPROVALS = "docs/guides/approvals.md"
 
 
 def python(machine: AgentMachine, *arguments: str) -> None:
@@ -179,7 +177,7 @@ def agents_terminal(terminal: Terminal, machine: AgentMachine, tmp_path: Path) -
 
 
 def test_documented_shell_agent(remote_alice: RemoteClient, agents_terminal: Terminal) -> None:
-    (block,) = blocks(DOCUMENT, "agent: shell")
+    block = block_in("guides", "agent: shell")
     agents_terminal.run(block)
     task = the_task(remote_alice)
     assert task["logs"] == ["line 1", "line 2", "line 3", '{"sum": 6}']
@@ -189,7 +187,7 @@ def test_documented_shell_agent(remote_alice: RemoteClient, agents_terminal: Ter
 def test_documented_question(
     remote_alice: RemoteClient, agents_terminal: Terminal, machine: AgentMachine
 ) -> None:
-    (block,) = blocks(DOCUMENT, "ask: shell")
+    block = block_in("guides", "ask: shell")
     agents_terminal.run(f"cat > deploy.sh <<'END'\n{block}\nEND")
     with ThreadPoolExecutor(1) as threads:
         command = "taskservice run --agent deployer -- sh deploy.sh"
@@ -203,7 +201,7 @@ def test_documented_question(
 def test_documented_python_agent(
     remote_alice: RemoteClient, agents_terminal: Terminal, tmp_path: Path
 ) -> None:
-    (block,) = blocks(DOCUMENT, "agent.py")
+    block = block_in("guides", "agent.py")
     (tmp_path / "agent.py").write_text(block)
     agents_terminal.run("python agent.py")
     task = the_task(remote_alice)
@@ -214,7 +212,7 @@ def test_documented_python_agent(
 def test_documented_steps_in_python(
     remote_alice: RemoteClient, agents_terminal: Terminal, tmp_path: Path
 ) -> None:
-    (block,) = blocks(DOCUMENT, "steps.py")
+    block = block_in("guides", "steps.py")
     (tmp_path / "steps.py").write_text(block)
     shown = agents_terminal.run("python steps.py")
     task = the_task(remote_alice)
@@ -227,7 +225,7 @@ def test_documented_steps_in_python(
 def test_documented_program_below_run(
     remote_alice: RemoteClient, agents_terminal: Terminal, tmp_path: Path
 ) -> None:
-    (block,) = blocks(DOCUMENT, "program.py")
+    block = block_in("guides", "program.py")
     (tmp_path / "program.py").write_text(block)
     agents_terminal.run("taskservice run --agent counter -- python program.py")
     task = the_task(remote_alice)
@@ -236,7 +234,7 @@ def test_documented_program_below_run(
 
 
 def test_documented_curl_agent(remote_alice: RemoteClient, agents_terminal: Terminal) -> None:
-    (block,) = blocks(DOCUMENT, "agent: curl")
+    block = block_in("guides", "agent: curl")
     agents_terminal.run(block)
     task = the_task(remote_alice)
     assert (task["name"], task["logs"]) == ("from curl", ["line 1", "line 2", "line 3"])
@@ -246,8 +244,8 @@ def test_documented_curl_agent(remote_alice: RemoteClient, agents_terminal: Term
 def test_documented_worker_session(
     remote_alice: RemoteClient, agents_terminal: Terminal, machine: AgentMachine
 ) -> None:
-    (work,) = blocks(DOCUMENT, "worker")
-    (start,) = blocks(DOCUMENT, "worker: start")
+    work = block_in("guides", "worker")
+    start = block_in("guides", "worker: start")
     with Receiver() as receiver:
         remote_alice.request("PUT", "/agent/word-count").raise_for_status()
         agents_terminal.run(f"{work}\nWORKER=$!")
@@ -263,8 +261,7 @@ def test_documented_worker_session(
 
 
 def of_approvals(part: str) -> str:
-    (block,) = blocks(APPROVALS, f"approvals: {part}")
-    return block
+    return block_in("guides", f"approvals: {part}")
 
 
 def answered(
@@ -358,8 +355,7 @@ PROGRAMS = {
 
 
 def of_recipes(part: str) -> str:
-    (block,) = blocks("docs/guides/recipes.md", f"recipe: {part}")
-    return block
+    return block_in("guides", f"recipe: {part}")
 
 
 def scripts_of(recipe: str) -> list[str]:
@@ -440,7 +436,7 @@ def test_documented_loop_around_a_model(
 def test_documented_deletion_of_all_tasks_of_a_customer(
     remote_alice: RemoteClient, agents_terminal: Terminal
 ) -> None:
-    (block,) = blocks("docs/operate/privacy.md", "privacy: delete")
+    block = block_in("operate", "privacy: delete")
     for customer in ("acme", "other", "acme"):
         task = remote_alice.start("reader", claim=True, labels={"customer": customer})
         asked = {"message": 'a "id": "of a question"'}

@@ -1,4 +1,4 @@
-"""The life of an installation, by the commands of docs/operate/install.md as they are printed."""
+"""The life of an installation, by the commands of docs/operate as they are printed."""
 
 import shutil
 import sqlite3
@@ -17,7 +17,7 @@ from taskservice.database import migrations
 from tests.support.api_client import RemoteClient
 from tests.support.databases import Databases
 from tests.support.deployed_nginx import DeployedNginx
-from tests.support.documents import ROOT, Terminal, blocks
+from tests.support.documents import ROOT, Terminal, block_in
 from tests.support.packages import wheel
 from tests.support.service import free_port
 from tests.support.systemd import Machine
@@ -79,7 +79,7 @@ class RootShell:
 
     def types(self, mark: str, **replaced: str) -> str:
         """Type a block, with a test's names in place of those in it; returns what it printed."""
-        (block,) = blocks("docs/operate/install.md", mark)
+        block = block_in("operate", mark)
         for old, new in self.replaced.items():
             block = block.replace(old, new)
         for name, new in replaced.items():

@@ -73,7 +73,7 @@ def test_every_metric_and_label_is_exported(
             for label in {word.strip() for words in grouped for word in words.split(",")}:
                 assert any(label in labels for _, labels in samples), label
     documented = {
-        row[0].strip("`") for row in table("docs/operate/install.md", "## Health, metrics and logs")
+        row[0].strip("`") for row in table("docs/operate/monitoring.md", "## Prometheus metrics")
     }
     assert {re.sub("_bucket$", "", name) for name in used} - OTHERS == documented
 
@@ -114,7 +114,9 @@ def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
 
 
 def test_alert_names_only_commands_that_are_there(subtests: pytest.Subtests) -> None:
-    commands = [row[0].strip("`") for row in table("docs/operate/install.md", "## Commands")]
+    commands = [
+        row[0].strip("`") for row in table("docs/reference/cli.md", "## Commands on the server")
+    ]
     for rule in RULES:
         with subtests.test(rule["alert"]):
             action = rule["annotations"]["action"]

@@ -18,7 +18,7 @@ from taskservice.database.transactions import transaction
 from taskservice.services import lists
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.databases import Databases
-from tests.support.documents import blocks
+from tests.support.documents import block_in
 from tests.support.internals import reads
 from tests.support.marks import one_database
 
@@ -167,7 +167,7 @@ def test_index_of_a_file_with_other_row_numbers_is_made_anew_as_documented(
         connection.execute("UPDATE tasks SET rowid = rowid - 1")
     with pytest.raises(AssertionError):
         tasks.check()
-    (statements,) = blocks("docs/operate/install.md", "names anew")
+    statements = block_in("operate", "rebuild the names")
     connection.executescript(statements)
     connection.close()
     tasks.check()

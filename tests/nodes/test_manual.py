@@ -1,4 +1,4 @@
-"""A standby by the commands of docs/operate/install.md, until the old primary comes back."""
+"""A standby by the commands of docs/operate, until the old primary comes back."""
 
 import shlex
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.databases import Databases
-from tests.support.documents import Terminal, blocks
+from tests.support.documents import Terminal, block_in
 from tests.support.postgresql_server import PostgresqlServer, postgresql_server
 from tests.support.service import Service
 from tests.support.waiting import until
@@ -39,7 +39,7 @@ def typed(
     terminal: Terminal, server: PostgresqlServer, mark: str, **hosts: PostgresqlServer
 ) -> None:
     """Type a block with the test's folder and hosts; each line must succeed."""
-    (block,) = blocks("docs/operate/install.md", mark)
+    block = block_in("operate", mark)
     block = block.replace(DATA, str(server.data))
     for name, host in hosts.items():
         assert f"host={name}.example.org" in block
@@ -54,7 +54,7 @@ def servers(databases: Databases) -> Iterator[list[PostgresqlServer]]:
         postgresql_server(databases.programs) as primary,
         postgresql_server(databases.programs) as standby,
     ):
-        (settings,) = blocks("docs/operate/install.md", "postgresql")
+        settings = block_in("operate", "postgresql")
         primary.create(**dict(line.split(" = ") for line in settings.splitlines()))
         primary.execute("CREATE DATABASE tasks")
         yield [primary, standby]

@@ -17,7 +17,7 @@ from tests.support.api_client import RemoteClient
 from tests.support.commands import run
 from tests.support.crash_load import Client, Ledger, check_tasks
 from tests.support.databases import Databases
-from tests.support.documents import blocks
+from tests.support.documents import block_in
 from tests.support.postgresql_server import PostgresqlServer, make_standby, postgresql_server
 from tests.support.readiness import is_ready, is_unready
 from tests.support.service import Service
@@ -164,7 +164,7 @@ def test_only_what_an_asynchronous_standby_had_not_received_is_lost(
     pair: Pair, nodes: list[Service], people: list[RemoteClient]
 ) -> None:
     alice = people[0]
-    (lag,) = blocks("docs/background/scaling.md", "lag")
+    lag = block_in("operate", "lag")
     received = [start(alice, f"before {number}") for number in range(10)]
     until(lambda: pair.primary.rows(lag) == [("standby", 0)])
     pair.standby.stop()

@@ -199,7 +199,7 @@ def test_script_beside_the_clone_imports_the_package(tmp_path: Path) -> None:
     """The clone has the name of the package, and is in the folder of the script."""
     clone = copy_sources(tmp_path / "taskservice")
     run_pip(["make", "--quiet", "-C", str(clone), "install", f"PYTHON={sys.executable}"])
-    (script,) = blocks("docs/guides/run-programs.md", "agent.py")
+    (script,) = blocks("docs/guides/python.md", "agent.py")
     (tmp_path / "agent.py").write_text(script)
     clean = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
     with Service(tmp_path / "data") as service:

@@ -1,4 +1,4 @@
-"""The commands of docs/operate/install.md for backups and moves, run as printed."""
+"""The commands of docs/operate for backups and moves, run as printed."""
 
 import shlex
 import shutil
@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.commands import check
 from tests.support.databases import Databases
-from tests.support.documents import Terminal, blocks, install_commands
+from tests.support.documents import Terminal, block_in, install_commands
 from tests.support.requirements import needs
 from tests.support.service import Service, environment
 from tests.support.waiting import until
@@ -32,7 +32,7 @@ def settings_of(data: Path, folder: Path) -> str:
 
 def documented(mark: str, **names: str) -> str:
     """A block of the manual, with the test's names in place of those in it."""
-    (block,) = blocks("docs/operate/install.md", mark)
+    block = block_in("operate", mark)
     for old, new in names.items():
         assert EXAMPLES[old] in block
         block = block.replace(EXAMPLES[old], new)

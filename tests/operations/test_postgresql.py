@@ -223,7 +223,8 @@ def test_document_says_which_columns_are_in_each_unique_key(databases: Databases
     with psycopg.connect(databases.empty_postgresql()) as connection:
         keys = {name: unique_keys(connection, name) for name in tables(connection)}
     assert {
-        row[0].strip("`"): row[1:] for row in table("docs/background/scaling.md", "### Keys")
+        row[0].strip("`"): row[1:]
+        for row in table("docs/background/scaling.md", "### Unique keys and partitioning")
     } == {
         name: ["yes" if has_user else "no", ", ".join(f"`{each}`" for each in common) or "none"]
         for name, (has_user, common) in keys.items()

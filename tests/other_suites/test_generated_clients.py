@@ -33,7 +33,7 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "python": {},
     "typescript-fetch": {"additionalProperties": {"importFileExtension": ".js"}},
 }
-# Of webhooks it makes a class that is no valid Python, as docs/reference/http-api.md says.
+# Of webhooks it makes a class that is no valid Python, as docs/guides/http.md says.
 WITHOUT_WEBHOOKS = {"python"}
 
 
@@ -106,7 +106,7 @@ def test_client_for_java_takes_a_task_through_its_life(
 ) -> None:
     folder = clients / "java"
     sources = folder / "src" / "main" / "java"
-    # Debian's Jackson is too old for these, as docs/reference/http-api.md says.
+    # Debian's Jackson is too old for these, as docs/guides/http.md says.
     package = sources / "org" / "openapitools" / "client"
     for name in ("RFC3339InstantDeserializer", "RFC3339JavaTimeModule"):
         (package / f"{name}.java").unlink()

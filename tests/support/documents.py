@@ -30,6 +30,13 @@ def blocks(name: str, mark: str) -> list[str]:
     return re.findall(pattern, DOCUMENTS[name], re.DOTALL)
 
 
+def block_in(folder: str, mark: str) -> str:
+    """The one code block in the documents of a folder that follows this mark."""
+    names = [name for name in DOCUMENTS if name.startswith(f"docs/{folder}/")]
+    (block,) = [block for name in names for block in blocks(name, mark)]
+    return block
+
+
 def section(name: str, heading: str) -> str:
     """What stands below a heading, up to the next one of its level or a higher one."""
     level = len(heading) - len(heading.lstrip("#"))
@@ -52,7 +59,7 @@ def table(name: str, heading: str) -> list[list[str]]:
 
 def agent_commands() -> list[str]:
     """The commands on the agent's side, without those of their groups."""
-    rows = table("docs/guides/run-programs.md", "## Commands")
+    rows = table("docs/reference/cli.md", "## Commands on a client machine")
     return sorted({row[0].strip("`").split()[1] for row in rows})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.support.documents import blocks
+from tests.support.documents import block_in
 from tests.support.service import free_port
 
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
@@ -39,7 +39,7 @@ class PgBouncer:
         folder.mkdir()
         parts: dict[str, Any] = conninfo_to_dict(url)
         self._log, self._port = folder / "log", free_port()
-        (recommended,) = blocks("docs/operate/install.md", "pgbouncer")
+        recommended = block_in("operate", "pgbouncer")
         values = {"server": make_conninfo(**parts), "port": self._port, "connections": connections,
                   "recommended": recommended}  # fmt: skip
         settings = folder / "pgbouncer.ini"
