@@ -13,7 +13,7 @@ PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 2 ))
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-lists test-dashboard test-browser test-callbacks test-server \
 	test-agent test-operations test-mcp test-deploy test-nodes test-crash test-api test-big lint \
-	bench bench-peers bench-more bench-scaling screenshots dist image clean
+	bench bench-peers bench-more bench-scaling reference screenshots dist image clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
@@ -106,6 +106,9 @@ bench-more: $(VENV)/installed-test ## Measure webhooks, waits for upkeep, long l
 
 bench-scaling: $(VENV)/installed-test ## Measure both databases with up to 1,000,000 tasks, in about 8 minutes
 	$(BIN)/python -m benchmarks.scaling $(BENCH)
+
+reference: $(VENV)/installed-test ## Write the commands and settings into docs/reference
+	$(BIN)/python -m tests.reference_pages
 
 screenshots: $(VENV)/installed-test ## Take the pictures of the dashboard in docs/
 	$(BIN)/python -m tests.screenshots docs/dashboard

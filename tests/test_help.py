@@ -45,13 +45,10 @@ def commands() -> dict[str, click.Command]:
 def test_help_has_two_groups_as_the_documents_have(tmp_path: Path) -> None:
     shown = run(tmp_path, "--help").stdout
     _, agents_side, server = re.split(r"On the (?:agent's side|server).*:\n", shown)
-    for text, place in ((agents_side, "a client machine"), (server, "the server")):
+    for text, page in ((agents_side, "cli"), (server, "cli-server")):
         names = re.findall(r"^  ([\w-]+) ", text, re.MULTILINE)
-        documented = [
-            row[0].strip("`").split()[1]
-            for row in table("docs/reference/cli.md", f"## Commands on {place}")
-        ]
-        assert set(names) == set(documented)
+        listed = "".join(row[0] for row in table(f"docs/reference/{page}.md", "## Commands"))
+        assert set(names) == set(re.findall(r"`taskservice ([\w-]+)", listed))
         assert len(names) == len(set(names))
 
 

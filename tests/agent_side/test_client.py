@@ -43,7 +43,6 @@ from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, kill, tasks, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.documents import agent_commands
 from tests.support.fork_server import run_forked
 from tests.support.receiver import Behaviour, Exchange, Received, Receiver, in_turn, unused_port
 from tests.support.service import Service
@@ -861,7 +860,7 @@ for module in modules:
 AGENT_MODULES = [
     "taskservice.client",
     *(f"taskservice.runner.{path.stem}" for path in (PACKAGE / "runner").glob("*.py")),
-    *(ON_THE_AGENTS_SIDE[name] for name in agent_commands()),
+    *(ON_THE_AGENTS_SIDE[name] for name in ON_THE_AGENTS_SIDE),
 ]
 
 

@@ -57,12 +57,6 @@ def table(name: str, heading: str) -> list[list[str]]:
     return rows
 
 
-def agent_commands() -> list[str]:
-    """The commands on the agent's side, without those of their groups."""
-    rows = table("docs/reference/cli.md", "## Commands on a client machine")
-    return sorted({row[0].strip("`").split()[1] for row in rows})
-
-
 def code_lines(name: str) -> list[str]:
     """The lines of all code blocks of a document."""
     found = _FENCE.findall(DOCUMENTS[name])

@@ -1,0 +1,131 @@
+"""Writes the parts of the reference that the code determines: commands and settings."""
+
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import click
+
+from taskservice import cli, config
+
+ROOT = Path(__file__).parent.parent
+CLIENT = "docs/reference/cli.md"
+SERVER = "docs/reference/cli-server.md"
+SETTINGS = "docs/reference/configuration.md"
+PAGES = (CLIENT, SERVER, SETTINGS)
+START, END = "<!-- generated -->", "<!-- end of what is generated -->"
+_WIDTH = 118
+# What these settings accept is a sentence of their page, not of their check.
+_VALUES = {"DATA": "a path", "CALLBACK_ALLOWED": "a list, separated by commas"}
+
+
+def written(page: str) -> str:
+    """The page with its generated part as the code has it now."""
+    before, _, rest = (ROOT / page).read_text().partition(START)
+    _, end, after = rest.partition(END)
+    assert end, f"{page} has no generated part"
+    return f"{before}{START}\n\n{_generated(page)}\n\n{END}{after}"
+
+
+def _generated(page: str) -> str:
+    if page == SETTINGS:
+        return _settings()
+    return _commands(cli.ON_THE_AGENTS_SIDE if page == CLIENT else cli.ON_THE_SERVER)
+
+
+def _settings() -> str:
+    rows = []
+    for setting, (name, default, help) in zip(
+        fields(config.Config), config.documented(), strict=True
+    ):
+        values = _VALUES.get(setting.name) or _refusal(setting.metadata["parse"])
+        rows.append((f"`{name}`", f"`{default}`" if default else "", values, help))
+    return _table(("name", "default", "values", "meaning"), rows)
+
+
+def _refusal(parse: object) -> str:
+    """What a setting must be, in the words of its check."""
+    assert callable(parse)
+    try:
+        parse("\0")
+    except ValueError as error:
+        return str(error).removeprefix("must be ")
+    raise AssertionError("it accepts anything")
+
+
+def _commands(names: Iterable[str]) -> str:
+    top = click.Context(cli.main, info_name="taskservice")
+    found = [each for name in names for each in _leaves(cli.main, name, top)]
+    overview = [
+        (
+            f"[`{context.command_path}`](#{context.command_path.replace(' ', '-')})",
+            command.get_short_help_str(_WIDTH),
+        )
+        for command, context in found
+    ]
+    sections = [_section(command, context) for command, context in found]
+    return "\n\n".join([_table(("command", "does"), overview), *sections])
+
+
+def _leaves(
+    group: click.Group, name: str, parent: click.Context
+) -> Iterator[tuple[click.Command, click.Context]]:
+    command = group.get_command(parent, name)
+    assert command is not None
+    context = click.Context(command, info_name=name, parent=parent)
+    if isinstance(command, click.Group):
+        for inner in command.list_commands(context):
+            yield from _leaves(command, inner, context)
+    else:
+        yield command, context
+
+
+def _section(command: click.Command, context: click.Context) -> str:
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    records = [
+        each.get_help_record(context) for each in command.params if isinstance(each, click.Option)
+    ]
+    options = [
+        (f"`{names}`", _marked(" ".join(help.split()))) for names, help in filter(None, records)
+    ]
+    parts = [f"### {context.command_path}", f"```text\n{usage}\n```"]
+    parts += [
+        textwrap.fill(
+            _marked(" ".join(paragraph.split())),
+            _WIDTH,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for paragraph in (command.help or "").split("\n\n")
+    ]
+    if options:
+        parts.append(_table(("option", "meaning"), options))
+    *_, examples = re.split(r"Examples?:\n", command.epilog or "")
+    parts.append(f"```sh\n{textwrap.dedent(examples).strip()}\n```")
+    return "\n\n".join(parts)
+
+
+def _marked(text: str) -> str:
+    """The text for Markdown, with options, variables and stars as code."""
+    pieces = re.split(r"(`[^`]*`)", text)
+    code = re.compile(r"--[a-z][\w-]*|\$?\b[A-Z]+_[A-Z_]+\b|\$[A-Z_]+|\*{2,}")
+    pieces[::2] = [code.sub(lambda found: f"`{found[0]}`", piece) for piece in pieces[::2]]
+    return "".join(pieces)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(_row([cell.replace("|", r"\|") for cell in line]) for line in lines)
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |".replace("|  |", "| |")
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        (ROOT / page).write_text(written(page))
+        print(page, file=sys.stderr)
