@@ -13,7 +13,7 @@ PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 2 ))
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-lists test-dashboard test-browser test-callbacks test-server \
 	test-agent test-operations test-mcp test-deploy test-nodes test-crash test-api test-big lint \
-	bench bench-peers bench-more bench-scaling reference screenshots dist image clean
+	bench bench-peers bench-more bench-scaling docs docs-links reference screenshots dist image clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
@@ -40,6 +40,10 @@ run: install ## Install, make a first user, and serve on 127.0.0.1:8000 or TASKS
 
 $(VENV)/installed-test: $(VENV)/installed tests/requirements.txt
 	$(BIN)/python -m pip install --quiet --constraint tests/requirements.txt --editable '.[test,lint]'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed tests/requirements.txt
+	$(BIN)/python -m pip install --quiet --constraint tests/requirements.txt --editable '.[docs]'
 	@touch $@
 
 test: $(VENV)/installed-test ## Install what the tests need, and test the core of the service
@@ -106,6 +110,13 @@ bench-more: $(VENV)/installed-test ## Measure webhooks, waits for upkeep, long l
 
 bench-scaling: $(VENV)/installed-test ## Measure both databases with up to 1,000,000 tasks, in about 8 minutes
 	$(BIN)/python -m benchmarks.scaling $(BENCH)
+
+docs: $(VENV)/installed-docs ## Build the documents as a site in build/docs; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html . build/docs
+	@echo "Open build/docs/index.html"
+
+docs-links: $(VENV)/installed-docs ## Check the links of the documents that lead to other sites
+	$(BIN)/python -m sphinx -q -c docs -b linkcheck . build/docs-links
 
 reference: $(VENV)/installed-test ## Write the commands and settings into docs/reference
 	$(BIN)/python -m tests.reference_pages

@@ -15,7 +15,7 @@ import click
 import pytest
 from flask import Flask
 
-from taskservice import cli, config
+from taskservice import cli, client, config
 from taskservice.database import engine, postgresql
 from taskservice.schemas import strict_json
 from taskservice.terms import API_PREFIX
@@ -42,6 +42,7 @@ from tests.support.service import Service, free_port
 from tests.support.waiting import until
 
 README = "README.md"
+CLIENT = "docs/reference/python-client.md"
 INDEX = "docs/index.md"
 TUTORIAL = "docs/tutorial.md"
 RELIABILITY = "docs/background/guarantees.md"
@@ -342,6 +343,21 @@ def test_commands_need_no_newer_curl_than_old_systems_have() -> None:
 def test_documented_depth_of_an_output_is_that_of_a_body_without_the_report() -> None:
     text = " ".join(DOCUMENTS["docs/guides/run-programs.md"].split())
     assert f"if it is nested deeper than {strict_json.MAX_DEPTH - 1} levels." in text
+
+
+def test_reference_of_the_client_has_every_name_that_it_exports() -> None:
+    rows = table(CLIENT, "## Exceptions")
+    errors = {name for row in rows for name in re.findall(r"^`(\w+)`", row[0])}
+    shown = re.findall(
+        r"^\.\. auto\w+:: taskservice\.client\.(\w+)", DOCUMENTS[CLIENT], re.MULTILINE
+    )
+    exported = {name: getattr(client, name) for name in client.__all__}
+    assert errors | {"TaskServiceError"} == {
+        name
+        for name, each in exported.items()
+        if isinstance(each, type) and issubclass(each, Exception)
+    }
+    assert sorted(errors | {"TaskServiceError", *shown}) == sorted(exported)
 
 
 # --- names and links ---------------------------------------------------------------------

@@ -252,7 +252,9 @@ def test_requirements_of_the_tests_fit_those_of_the_server() -> None:
     assert {name: str(pins[name].specifier) for name in of_server} == {
         name: str(pin.specifier) for name, pin in of_server.items()
     }
-    for name, needed in (dependencies("test") | dependencies("lint")).items():
+    for name, needed in (
+        dependencies("test") | dependencies("lint") | dependencies("docs")
+    ).items():
         (pinned,) = pins[name].specifier
         assert pinned.operator == "=="
         assert pinned.version in needed.specifier

@@ -1,0 +1,37 @@
+"""Builds the site of the documents: `make docs`."""
+
+import re
+
+from sphinx.application import Sphinx
+
+from taskservice import __version__
+
+project = "taskservice"
+copyright = "the authors of taskservice"
+# Some pages are outside of docs/, so the sources begin at the top.
+root_doc = "docs/index"
+include_patterns = ["docs/**/*.md", "docs/*.md", "examples/*.md", "*.md"]
+exclude_patterns = [".*", "build", "taskservice", "tests", "benchmarks"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinxcontrib.mermaid"]
+# Links lead to headings as on a code host.
+myst_heading_anchors = 4
+myst_fence_as_directive = ["mermaid"]
+# Dashes and quotation marks stay as they are typed.
+smartquotes = False
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+html_theme = "furo"
+html_title = f"taskservice {__version__}"
+html_extra_path = ["site"]
+
+
+def add_navigation(app: Sphinx, name: str, source: list[str]) -> None:
+    """The lists of the index become the navigation; on a code host they are only lists."""
+    if name == root_doc:
+        for heading, links in re.findall(r"^## (.*)\n\n((?:- .*\n)+)", source[0], re.MULTILINE):
+            pages = "\n".join(re.findall(r"\]\((.*)\.md\)", links))
+            source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {heading}\n\n{pages}\n```\n"
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", add_navigation)
