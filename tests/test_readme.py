@@ -492,12 +492,9 @@ ODD = re.compile(
 )
 # How many of them a document from before this rule has at most; a number may only shrink.
 STILL_ODD = {
-    "docs/background/architecture.md": 4,
-    "docs/background/decisions.md": 11,
+    "docs/background/architecture.md": 2,
     "docs/background/performance.md": 21,
-    "docs/background/scaling.md": 1,
     "docs/reference/http-api.md": 5,
-    "examples/SKILL.md": 5,
 }
 
 
