@@ -35,9 +35,9 @@ def node_packages(versions: dict[str, str] = VERSIONS["npm"]) -> Path:
     return folder / "node_modules"
 
 
-def python_environment(name: str) -> Path:
-    """The Python of an environment with the packages of one client."""
-    versions: dict[str, str] = VERSIONS["pypi"][name]
+def python_environment(name: str, versions: dict[str, str] | None = None) -> Path:
+    """The Python of an environment with these packages; by default those of one client."""
+    versions = versions or VERSIONS["pypi"][name]
     with _folder(name, versions) as (folder, is_installed):
         python = folder / "bin" / "python"
         if not is_installed:
