@@ -25,8 +25,11 @@ html_title = f"taskservice {__version__}"
 html_extra_path = ["site"]
 
 
-def add_navigation(app: Sphinx, name: str, source: list[str]) -> None:
+def prepare(app: Sphinx, name: str, source: list[str]) -> None:
     """The lists of the index become the navigation; on a code host they are only lists."""
+    if name in ("CHANGELOG", "CONTRIBUTING"):
+        # They would have a part in the result of each search.
+        source[0] = f"---\nnosearch: true\n---\n{source[0]}"
     if name == root_doc:
         for heading, links in re.findall(r"^## (.*)\n\n((?:- .*\n)+)", source[0], re.MULTILINE):
             pages = "\n".join(re.findall(r"\]\((.*)\.md\)", links))
@@ -34,4 +37,4 @@ def add_navigation(app: Sphinx, name: str, source: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("source-read", add_navigation)
+    app.connect("source-read", prepare)
