@@ -130,7 +130,7 @@ def test_installation_lives_as_the_manual_says(
     later = alice.start()
     restored = root.types("go back", version="")
     assert "FAILED" not in restored
-    assert f"revision {migrations.head()}, 1 tasks" in restored
+    assert f"revision {migrations.head()}" in restored
     assert alice.request("GET", f"/task/{later['id']}").status_code == 404
     assert log_of(alice, task) == ["before"]
 
