@@ -318,7 +318,7 @@ def test_lines_of_an_export_are_documented(here: Place, receiver: Receiver) -> N
     fill(here.app, receiver, ("alice",))
     documented = {
         row[0].strip("`"): set(re.findall(r"`(\w+)`", re.sub(r" \([^)]*\)", "", row[1])))
-        for row in table("docs/operations.md", "## Export")
+        for row in table("docs/operate/export.md", "## Export format")
     }
     exported = {line["type"]: line.keys() - {"type"} for line in parsed(here.export())}
     assert documented == exported | {"void": {"taskId"}}
