@@ -46,7 +46,7 @@ CLIENT = "docs/reference/python-client.md"
 INDEX = "docs/index.md"
 TUTORIAL = "docs/tutorial.md"
 RELIABILITY = "docs/background/guarantees.md"
-# What looks like a path and is none of ours.
+# What looks like a path, and is built, or not ours.
 # Names of MCP look like paths too.
 NAMES_OF_MCP = (
     "tools/",
@@ -55,7 +55,17 @@ NAMES_OF_MCP = (
     "io.modelcontextprotocol/",
     "taskservice/idempotencyKey",
 )
-NO_PATHS = ("text/", "application/", "receiver/", "vendor/", ".venv/", ".vscode/", *NAMES_OF_MCP)
+NO_PATHS = (
+    "build/",
+    "dist/",
+    "text/",
+    "application/",
+    "receiver/",
+    "vendor/",
+    ".venv/",
+    ".vscode/",
+    *NAMES_OF_MCP,
+)
 
 # --- sessions ----------------------------------------------------------------------------
 
