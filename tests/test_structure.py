@@ -199,7 +199,7 @@ def test_each_folder_of_tests_has_one_target_and_ci_runs_each_target() -> None:
     for file in (".ci/run", ".github/workflows/ci.yml"):
         run = re.findall(r"\btest(?:-[a-z]+)?\b", (ROOT / file).read_text())
         assert set(rules) <= set(run), file
-        assert re.search(r"^\W*(?:run: )?make docs$", (ROOT / file).read_text(), re.MULTILINE), file
+        assert re.search(r"^.*\bdocs$", (ROOT / file).read_text(), re.MULTILINE), file
 
 
 # Documented in spite of their underscore: of marshmallow, of named tuples, of SQLAlchemy's rows.
