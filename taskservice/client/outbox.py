@@ -130,7 +130,6 @@ class Outbox:
         Raises the TaskServiceError that keeps them from being sent.
         """
         sender = self.start()
-        report = (sender.take_progress() | (report or {})) or None
         try:
             self._send_all(sender, report)
         except TaskServiceError as error:
@@ -178,7 +177,7 @@ class Outbox:
         sender = self._sender
         if sender is None:
             return
-        sender.finish(sender.take_progress() or None)
+        sender.finish(None)
         sender.has_ended.wait(max(until - time.monotonic(), 0))
         if not sender.is_delivered and sender.stop_reason is None:
             lines = line_count(self._queue.count())

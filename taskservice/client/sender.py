@@ -350,7 +350,7 @@ class Sender(threading.Thread):
     # --- called by other threads ---------------------------------------------------------
 
     def finish(self, report: dict[str, Any] | None) -> None:
-        """Send the lines that wait now, then this report if there is one, and end."""
+        """Send the lines that wait now, then the progress and this report, if any, and end."""
         self._report = report
         self._closing.set()
         self.queue.wake()
@@ -495,8 +495,10 @@ class Sender(threading.Thread):
 
     def _send_report(self, path: str) -> bool:
         """Send the report; false if it must be sent again, shortened."""
-        report = self._report
-        if report is None:
+        with self._lock:
+            report = self._report = self._progress | (self._report or {})
+            self._progress = {}
+        if not report:
             return True
         try:
             self._request("PATCH", path, task("id"), params={"fields": "id"}, json=report)

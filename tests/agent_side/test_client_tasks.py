@@ -5,6 +5,7 @@ import json
 import logging
 import pickle
 import re
+import subprocess
 import sys
 from typing import Any
 
@@ -160,6 +161,22 @@ def test_progress_of_a_program_that_just_ends_is_sent(
     _, remarks = process.communicate(timeout=60)
     assert (process.returncode, remarks) == (0, "")
     assert the_task(remote_alice)["progress"] == 0.75
+
+
+def test_program_ends_although_the_service_holds_its_progress() -> None:
+    program = (
+        "import sys\n"
+        "from taskservice.client import Client\n"
+        "Client(sys.argv[1], 'key').task('1').progress(1, 2)\n"
+        "sys.stdin.read()\n"
+    )
+    with Receiver() as receiver:
+        receiver.answer = answering(play.silence)
+        command = [sys.executable, "-c", program, receiver.url]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            until(lambda: reports(receiver))
+            process.communicate(timeout=30)  # the promise is 5 s
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("block", ["", "with task: "])
