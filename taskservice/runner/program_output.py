@@ -292,15 +292,23 @@ class OutputReader:
     """
 
     def __init__(self, store: Callable[[bytes, int], None], masker: Masker, is_tty: bool) -> None:
-        """`store` is called with the text of whole lines, and when they were read."""
+        """`store` is called with the text of whole lines, and when they were read.
+
+        Raises OSError, and leaves no file open then.
+        """
         self._last_line = LastLine()
         self._store = store
-        self._streams = [
-            Stream(out, masker, is_tty) for out in ([1] if _are_same(1, 2) else [1, 2])
-        ]
         self._has_ended = threading.Event()
         self._done_at: float | None = None
         self._reader = threading.Thread(target=self._read_all, name="reader", daemon=True)
+        self._streams: list[Stream] = []
+        try:
+            for out in [1] if _are_same(1, 2) else [1, 2]:
+                self._streams.append(Stream(out, masker, is_tty))
+        except OSError:
+            self.close_writers()
+            self._close_readers()
+            raise
 
     @property
     def stdout(self) -> int:
@@ -355,8 +363,12 @@ class OutputReader:
                         selector.unregister(stream.reader)
                         open_streams.remove(stream)
         for stream in self._streams:
-            os.close(stream.reader)
             self._store(stream.lines.close(), stream.read_at)
+        self._close_readers()
+
+    def _close_readers(self) -> None:
+        for stream in self._streams:
+            os.close(stream.reader)
             stream.forwarder.forward(b"")
 
     def _select_streams(self, selector: selectors.BaseSelector, streams: list[Stream]) -> None:

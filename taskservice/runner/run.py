@@ -242,6 +242,7 @@ class Run:
         try:
             reader = OutputReader(self._spool.put, self._masker, self._is_tty)
         except OSError:  # this process has too many open files
+            self._spool.close()
             self._saved.remove()
             raise
         self._reader = reader

@@ -1,5 +1,6 @@
 """`taskservice work`: a program runs for each task of an agent."""
 
+import os
 import resource
 import signal
 import subprocess
@@ -304,6 +305,8 @@ def test_task_that_cannot_be_run_does_not_stay_claimed(
     few_files = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))}
     worker = machine.spawn("work", "--agent", "worker", "--", "true", **few_files)
     (task,) = all_finished(remote_alice, 1)
+    # Three standard files, and at most two connections.
+    until(lambda: len(os.listdir(f"/proc/{worker.pid}/fd")) <= 5)
     stop(worker)
     assert task["error"]["message"].startswith("Its worker could not run it: [Errno 24]")
     assert machine.left_runs() == []
