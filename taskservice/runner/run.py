@@ -240,7 +240,7 @@ class Run:
         if self._saved.task_id is None:
             sender.last_answer_at = float("-inf")  # no answer came yet
         try:
-            reader = OutputReader(self._spool.put, self._masker, self._is_tty)
+            reader = self._open_output()
         except OSError:  # this process has too many open files
             self._spool.close()
             self._saved.remove()
@@ -252,6 +252,15 @@ class Run:
         # After a signal, a reader that takes nothing does not hold up the end.
         reader.flush(self._stop_waiting, FLUSH_SECONDS if self._received else math.inf)
         return code
+
+    def _open_output(self) -> OutputReader:
+        """Raises OSError; without a terminal for --tty, the program prints to a pipe."""
+        if self._is_tty:
+            try:
+                return OutputReader(self._spool.put, self._masker, is_tty=True)
+            except OSError as error:
+                remark(f"no terminal can be opened, the program prints to a pipe: {error.strerror}")
+        return OutputReader(self._spool.put, self._masker, is_tty=False)
 
     def _run_program(self, reader: OutputReader, sender: Sender) -> tuple[int, dict[str, Any]]:
         reader.start()

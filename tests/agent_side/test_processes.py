@@ -169,7 +169,9 @@ def test_ps_finds_the_same_as_proc() -> None:
 
 
 # What Python lacks on macOS, in whole or in part.
-AS_ON_MACOS = "import signal; del signal.sigwaitinfo; from taskservice.cli import main"
+AS_ON_MACOS = (
+    "import os, signal; del os.pidfd_open, signal.sigwaitinfo; from taskservice.cli import main"
+)
 
 
 def test_run_works_without_the_calls_that_macos_lacks(

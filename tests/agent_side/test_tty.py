@@ -78,6 +78,18 @@ def test_both_outputs_are_one_terminal_where_they_go_to_one_place(machine: Agent
     assert run(machine, "sh", "-c", script, **both).stdout.splitlines() == lines
 
 
+def test_program_runs_where_no_terminal_can_be_opened(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    """As in a container without /dev/pts."""
+    without = "import os; os.openpty = lambda: os.open('/no/terminal', 0)"
+    machine.command = [sys.executable, "-c", f"{without}; from taskservice.cli import main; main()"]
+    done = run(machine, "echo", "said")
+    assert (done.returncode, done.stdout) == (0, "said\n")
+    assert "no terminal can be opened, the program prints to a pipe" in done.stderr
+    assert the_task(remote_alice)["logs"] == ["said"]
+
+
 def test_program_may_read_its_input(machine: AgentMachine) -> None:
     assert run(machine, "cat", input="one\ntwo\n").stdout == "one\ntwo\n"
 
