@@ -71,10 +71,11 @@ def import_command(as_json: bool) -> None:
         try:
             # Not `sys.stdin`, which is None if it was closed at the start.
             with open(0, "rb", closefd=False) as stdin, tempfile.TemporaryFile() as copy:
-                # Writers wait while it is imported, and a pipe may be slow.
-                shutil.copyfileobj(stdin, copy)
-                copy.seek(0)
-                imported = import_from(copy)
+                if not stdin.seekable():
+                    # Writers wait while it is imported, and a pipe may be slow.
+                    shutil.copyfileobj(stdin, copy)
+                    copy.seek(0)
+                imported = import_from(stdin if stdin.seekable() else copy)
         except (InvalidExport, OSError) as error:
             exit_with_error(f"Nothing was imported: {error}")
     if as_json:

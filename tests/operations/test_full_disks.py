@@ -188,3 +188,15 @@ def test_empty_file_is_replaced_by_a_restore(source: Path, disk: Path, tmp_path:
     filler.unlink()
     assert run(disk, "db", "restore", str(backup)).returncode == 0
     assert names(disk) == ["alice"]
+
+
+def test_import_of_a_file_needs_no_space_for_a_copy(source: Path, tmp_path: Path) -> None:
+    file = tmp_path / "export"
+    file.write_bytes(b"no export" * 100_000)
+    with small_disk(tmp_path / "temporary", "64k") as temporary, file.open("rb") as stdin:
+        settings = environment(source) | {"TMPDIR": str(temporary)}
+        failed = run_forked(
+            [*COMMAND, "import"], env=settings, stdin=stdin, capture_output=True, text=True,
+            timeout=60,
+        )  # fmt: skip
+    assert "Nothing was imported: line 1: " in one_line_of(failed)
