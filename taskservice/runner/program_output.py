@@ -160,12 +160,14 @@ class LastLine:
 
     def feed(self, block: bytes) -> None:
         text = self._end + block
-        start = text.rstrip().rfind(b"\n") + 1
+        printed = text.rstrip()
+        # A progress bar that draws its line for hours would make each block slow.
+        start = max(printed.rfind(b"\n"), printed.rfind(b"\r")) + 1
         self._end = text[max(start, len(text) - 2 * MAX_OBJECT) :]
 
     def text(self) -> bytes:
         """The last line that is not blank, as the log has it; of a very long one only the end."""
-        return self._end.rstrip().rpartition(b"\r")[2].strip()
+        return self._end.strip()
 
 
 # A pseudo-terminal for what a program prints, in place of a pipe.
