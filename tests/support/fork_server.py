@@ -101,7 +101,12 @@ def _be_subreaper(value: bool) -> None:
 
 
 def startup_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    return {name: text for name, text in environ.items() if name.startswith(STARTUP_VARIABLES)}
+    # A fork has the bytecode of the server's modules in any case.
+    return {
+        name: text
+        for name, text in environ.items()
+        if name.startswith(STARTUP_VARIABLES) and name != "PYTHONDONTWRITEBYTECODE"
+    }
 
 
 class ForkedPopen(subprocess.Popen[Any]):
