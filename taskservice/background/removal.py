@@ -90,8 +90,12 @@ _DROPPED = (
 _OF_LOG = LogChunk.log_id == bindparam("log_id")
 _FIRST_CHUNKS = (
     select(LogChunk.last).where(_OF_LOG).order_by(LogChunk.last).limit(bindparam("limit"))
+).subquery()
+_RANGE = select(func.min(_FIRST_CHUNKS.c.last), func.max(_FIRST_CHUNKS.c.last))
+# PostgreSQL would read the whole table for the chunks of a subquery, or up to the last one.
+_DELETE_CHUNKS = delete(LogChunk).where(
+    _OF_LOG, LogChunk.last.between(bindparam("first"), bindparam("last"))
 )
-_DELETE_CHUNKS = delete(LogChunk).where(_OF_LOG, LogChunk.last.in_(_FIRST_CHUNKS))
 _DELETE_LOG = delete(Log).where(Log.id == bindparam("log_id"))
 
 
@@ -111,11 +115,14 @@ def _sweep_batch() -> bool:
     with transaction() as connection:
         left = CHUNKS_PER_BATCH
         for log_id in log_ids:
-            chunks = {"log_id": log_id, "limit": left}
-            left -= connection.execute(_DELETE_CHUNKS, chunks).rowcount
+            of_log = {"log_id": log_id}
+            first, last = connection.execute(_RANGE, {**of_log, "limit": left}).one()
+            if first is not None:
+                chunks = {**of_log, "first": first, "last": last}
+                left -= connection.execute(_DELETE_CHUNKS, chunks).rowcount
             if not left:
                 break
-            connection.execute(_DELETE_LOG, {"log_id": log_id})
+            connection.execute(_DELETE_LOG, of_log)
     return True
 
 
