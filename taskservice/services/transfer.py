@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, bindparam, exists, insert, select, update
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 from sqlalchemy.orm import DeclarativeBase, aliased
 
 from taskservice import __version__, terms
@@ -239,6 +239,8 @@ def import_from(file: BinaryIO) -> Imported:
         raise InvalidExport(number, f"{error} is missing") from None
     except ValueError as error:
         raise InvalidExport(number, str(error)) from None
+    except (AttributeError, TypeError, ProgrammingError):
+        raise InvalidExport(number, "a value has the wrong type") from None
     except (DataError, IntegrityError) as error:
         reason = str(error.orig).partition("\n")[0]
         raise InvalidExport(number, f"does not fit the database: {reason}") from None
