@@ -32,6 +32,10 @@ from taskservice.terms import (
     WITHDRAWN,
 )
 
+# A report merges outputs of up to QUICK_MERGE bytes together in its transaction, and larger ones
+# MAX_MERGES times before it.
+QUICK_MERGE = 16 * 1024
+MAX_MERGES = 5
 # The columns of a finished task that a report may change.
 EDITABLE = {"name", "labels"}
 # The fields of a report that are not stored as they are sent.
@@ -48,14 +52,20 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
     """
     if changes.get("error") is not None and changes.get("status") != ERROR:
         raise invalid({"error": ["Only allowed with the status error."]})
-    with transaction() as connection:
-        task = lock(connection, caller, task_id)
-        values = _reported(task, changes)
-        # A late report may end a task that the service ended by timeout.
-        is_late = task.error_type == TIMEOUT and changes.get("status") in (COMPLETE, ERROR)
-        if values.keys() - EDITABLE and task.status != RUNNING and not is_late:
-            raise finished_problem(task)
-        changed, leased = _change(connection, caller, task, values)
+    output = _Output(changes.get("output") or {})
+    while True:
+        with transaction() as connection:
+            task = lock(connection, caller, task_id)
+            if output.may_merge_now(task.output):
+                values = _reported(task, changes, output)
+                # A late report may end a task that the service ended by timeout.
+                is_late = task.error_type == TIMEOUT and changes.get("status") in (COMPLETE, ERROR)
+                if values.keys() - EDITABLE and task.status != RUNNING and not is_late:
+                    raise finished_problem(task)
+                changed, leased = _change(connection, caller, task, values)
+                break
+        # It takes long, so outside of the transaction; the next one finds it done.
+        output.merged(task.output)
     return changed, delivery_service.first_attempt(leased)
 
 
@@ -72,16 +82,47 @@ def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
     return changed, delivery_service.first_attempt(leased)
 
 
-def _reported(task: TaskRow, changes: dict[str, Any]) -> dict[str, Any]:
+def _reported(task: TaskRow, changes: dict[str, Any], output: "_Output") -> dict[str, Any]:
     """Column -> new value, for the columns that a report changes."""
     wanted = task_schema.stored({name: changes[name] for name in changes.keys() - MERGED})
     if "labels" in changes:
         wanted["labels"] = _merged_labels(task.labels, changes["labels"])
     if "output" in changes:
-        wanted["output"] = _merged_output(task.output, changes["output"])
+        wanted["output"] = output.merged(task.output)
     if "status" in changes:
         wanted |= _outcome(task, changes["status"], changes.get("error"))
     return {name: value for name, value in wanted.items() if value != getattr(task, name)}
+
+
+class _Output:
+    """The output of a report, merged into the stored one.
+
+    It takes long where they are large. Other writers would wait for that in a transaction, so a
+    report merges before its transaction, which then stores the result if the stored output is
+    still the same.
+    """
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self._given = given
+        self._size = len(strict_json.dumps(given))
+        self._merges = 0
+        self._stored = self._merged = ""
+
+    def may_merge_now(self, stored: str) -> bool:
+        """Whether `merged` may be called in a transaction.
+
+        It may if it is quick, if its result is known, or if MAX_MERGES merges before a transaction
+        were each overtaken by another report.
+        """
+        is_small = not self._given or len(stored) + self._size <= QUICK_MERGE
+        return is_small or stored == self._stored or self._merges == MAX_MERGES
+
+    def merged(self, stored: str) -> str:
+        """The stored object as JSON text, with each given key replaced whole."""
+        if stored != self._stored:
+            self._merges += 1
+            self._stored, self._merged = stored, _merged_output(stored, self._given)
+        return self._merged
 
 
 def _merged_output(stored: str, given: dict[str, Any]) -> str:
