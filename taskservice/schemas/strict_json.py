@@ -4,12 +4,18 @@ import json
 import math
 import re
 from decimal import Decimal, InvalidOperation
+from itertools import islice
 from typing import Any
 
 import orjson
 
 MAX_DEPTH = 64
 MAX_NUMBER = 1_000
+# The maximum number of objects and arrays: somewhat more than a megabyte can have.
+MAX_CONTAINERS = 600_000
+
+# A string, up to the end of the text if it has no end, or the beginning of an object or array.
+_STRING_OR_BEGINNING = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[{\[]', re.DOTALL)
 
 # The escape of NUL, but not a backslash followed by the letters u0000.
 _ESCAPED_NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
@@ -23,15 +29,16 @@ class UnsupportedNumber(ValueError):
     """A number that many programs can't read exactly; the message says why."""
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes, max_containers: int = MAX_CONTAINERS) -> Any:
     """The value of the UTF-8 text `data`.
 
     NUL in a string becomes U+FFFD. A number that Python would round is kept as it is written,
     as an `orjson.Fragment`.
 
     Raises NotJson for invalid JSON, and for NaN, Infinity, duplicate keys, lone
-    surrogates, a byte order mark, or nesting over 64; UnsupportedNumber for a number past the
-    range of a double or of more than 1,000 characters.
+    surrogates, a byte order mark, nesting over 64, or too many objects and arrays, each of which
+    takes some hundred bytes; UnsupportedNumber for a number past the range of a double or of more
+    than 1,000 characters.
     """
     if rb"\u0000" in data:
         # Only in this case, since it takes longer than everything below.
@@ -42,6 +49,7 @@ def loads(data: bytes) -> Any:
         raise NotJson(f"byte {error.start} is not UTF-8") from None
     if text.startswith("\ufeff"):
         raise NotJson("a byte order mark is not JSON")
+    _check_count(text, max_containers)
     try:
         value = _decoder.decode(text)
     except RecursionError:
@@ -71,6 +79,15 @@ def canonical(value: Any) -> bytes:
 def fragment(text: str | bytes) -> orjson.Fragment:
     """JSON text that `dumps` writes as it is."""
     return orjson.Fragment(text)
+
+
+def _check_count(text: str, maximum: int) -> None:
+    """Before the text is parsed, since that is what takes the memory."""
+    if text.count("{") + text.count("[") > maximum:
+        # Most may be inside of strings.
+        found = (each for each in _STRING_OR_BEGINNING.finditer(text) if each[0] in ("{", "["))
+        if next(islice(found, maximum, None), None):
+            raise NotJson(f"more than {maximum:,} objects and arrays")
 
 
 def depth(value: Any) -> int:

@@ -230,7 +230,8 @@ def import_from(file: BinaryIO) -> Imported:
             importer = _Importer(connection)
             for text in file:
                 number += 1
-                importer.add(strict_json.loads(text))
+                # A task has both its input and its output.
+                importer.add(strict_json.loads(text, 2 * strict_json.MAX_CONTAINERS))
             if not importer.is_complete:
                 raise InvalidExport(number + 1, "the end is missing: the export was cut off")
             for statement in _FORGET_MISSING:

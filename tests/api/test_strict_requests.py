@@ -404,6 +404,21 @@ def test_largest_body_is_fit(alice: ApiClient, config: Config) -> None:
     problem(alice.post(path, data=body + b" ", content_type=JSON), 413)
 
 
+@one_database
+def test_json_with_very_many_objects_and_arrays_is_400(alice: ApiClient) -> None:
+    task = alice.start()
+    path = f"/task/{task['id']}"
+    few = b"[]," * 299_000 + b"0"
+    expect(alice.patch(path, data=b'{"output":{"a":[' + few + b"]}}", content_type=JSON), 200)
+    refused = problem(alice.patch(path, data=b"[" * 600_001, content_type=JSON), 400)
+    assert "more than 600,000 objects and arrays" in refused["detail"]
+    # In strings they do not count, also in one without an end.
+    assert alice.append(task, *[r'{"a":[[[[[[[[[["\\"]]]]]]]]]]}'] * 60_000)["logCount"] == 60_000
+    endless = b'{"name":"' + rb"\"" * 500_000 + b"[" * 700_000
+    refused = problem(alice.patch(path, data=endless, content_type=JSON), 400)
+    assert "Unterminated string" in refused["detail"]
+
+
 # --- paths, methods, media types ---------------------------------------------------------
 
 
