@@ -17,6 +17,7 @@ from sqlalchemy import (
     Float,
     bindparam,
     case,
+    false,
     func,
     insert,
     select,
@@ -102,6 +103,8 @@ FAILURES = (SQLAlchemyError, OSError, RuntimeError, MemoryError)
 
 _READ_ONLY = text("SELECT current_setting('transaction_read_only') = 'on'")
 _REVISION = text("SELECT version_num FROM alembic_version")
+# Each fails if its table is locked, or if it or one of its columns is gone or may not be read.
+_ALL_COLUMNS = [select(*table.columns).where(false()) for table in db.metadata.sorted_tables]
 # Each count reads an index, and all but two of them a small part of it: with a million tasks and
 # a million deliveries this takes 50 ms, where GROUP BY takes a second.
 _COUNTS = text("""
@@ -210,6 +213,8 @@ def _check_usable() -> None:
                 f"it is at revision {revision}, but this process works with {migrations.head()}: "
                 "restart it, with the newest version"
             )
+        for columns in _ALL_COLUMNS:
+            connection.execute(columns)
     # A transaction that changes nothing would also succeed on a disk on which all writes fail.
     record()
 

@@ -189,7 +189,7 @@ def test_commands_that_only_read_work_at_a_standby(
         assert task_id in done.stdout or command != "export"
     checked = run(tmp_path, "db", "check", DATABASE_URL=url)
     assert "it is read-only: a standby?" in checked.stdout
-    assert "ok       schema" in checked.stdout
+    assert "ok       revision" in checked.stdout
 
 
 def test_primary_that_hangs_does_not_hold_up_the_nodes_after_the_promotion(
