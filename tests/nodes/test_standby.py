@@ -25,7 +25,7 @@ from tests.support.waiting import until
 
 CLIENTS = 4
 # All goes on by itself within this time, without a restart of a node.
-RECOVERY_SECONDS = 30.0
+RECOVERY_SECONDS = 60.0
 IS_STREAMING = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
 # Whether the standby has all that has been written.
 HAS_ALL = "SELECT bool_and(replay_lsn >= pg_current_wal_lsn()) FROM pg_stat_replication"
