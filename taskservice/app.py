@@ -6,7 +6,7 @@ from taskservice import api, dashboard, errors, mcp
 from taskservice.config import Config
 from taskservice.database import engine, migrations, transactions, watcher
 from taskservice.operations import health, request_log
-from taskservice.services import deliveries
+from taskservice.services import attempts
 from taskservice.web.request import MAX_SMALL_BODY, trust_proxies
 from taskservice.web.responses import Answer
 
@@ -31,7 +31,7 @@ def create_app(config: Config | None = None, may_create: bool = True) -> Flask:
     transactions.init_app(app)
     watcher.init_app(app, config.WAITS)
     health.init_app(app)
-    deliveries.init_app(app)
+    attempts.init_app(app)
     errors.init_app(app)
     request_log.init_app(app)
     api.init_app(app)

@@ -1,4 +1,4 @@
-"""Turns every error into an `application/problem+json` (RFC 9457)."""
+"""Turns every error into an `application/problem+json` (RFC 9457); `terms.CODES` lists them."""
 
 import errno
 import logging

@@ -9,6 +9,7 @@ from functools import partial
 from flask import Flask
 
 from taskservice import resources
+from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.deliveries import DueDeliveries, Leased, ReceiverSlots
 from taskservice.threads import start_thread
@@ -123,7 +124,7 @@ class DeliveryLoop(threading.Thread):
     def _send(self, attempt: _RunningAttempt) -> None:
         try:
             with self._app.app_context():
-                delivery_service.attempt(attempt.leased, attempt.interrupt)
+                attempts.attempt(attempt.leased, attempt.interrupt)
         finally:
             self._finish(attempt)
 

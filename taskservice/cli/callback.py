@@ -12,8 +12,8 @@ from taskservice.errors import no_such_user
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.tasks import delivery_schema
+from taskservice.services import attempts, users
 from taskservice.services import deliveries as delivery_service
-from taskservice.services import users
 from taskservice.terminal import exit_with_error, print_json, print_line, print_rows
 from taskservice.terms import DELIVERY_STATES
 from taskservice.webhooks import signing
@@ -52,8 +52,8 @@ def test(url: str, user: str | None) -> None:
         secrets = [signing.new_secret()] if user is None else _secrets_of(user)
         sample = SAMPLE | {"callback": url, "finishedAt": clock.now()}
         body = strict_json.dumps(sample)
-        headers = delivery_service.signed_headers(secrets, clock.new_id(), body)
-        outcome = delivery_service.post(url, headers, body)
+        headers = attempts.signed_headers(secrets, clock.new_id(), body)
+        outcome = attempts.post(url, headers, body)
     print_line(outcome.message)
     sys.exit(0 if outcome.delivered else 1)
 

@@ -20,7 +20,7 @@ from taskservice.errors import Problem
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import open_questions
 from taskservice.schemas.requests import RerunSchema
-from taskservice.services import agents, counts, lists, logs, reports, task_json, tasks
+from taskservice.services import agents, attempts, counts, lists, logs, reports, task_json, tasks
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.tasks import Idempotency
 from taskservice.terms import NO_DELIVERY, RUNNING
@@ -123,7 +123,7 @@ def curl(caller: Caller, task: TaskRow) -> str:
     deliveries = delivery_service.list_of_task(caller, task.id)
     if not deliveries:
         raise Problem(409, "The task has no webhook", code=NO_DELIVERY)
-    headers, body = delivery_service.webhook_of(task, deliveries[0].id)
+    headers, body = attempts.webhook_of(task, deliveries[0].id)
     options = [f"--header {shlex.quote(f'{name}: {value}')}" for name, value in headers.items()]
     url = shlex.quote(deliveries[0].callback_url)
     parts = ["curl --globoff", *options, "--data-binary @-", f"--url {url}"]

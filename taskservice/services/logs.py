@@ -44,8 +44,8 @@ from taskservice.services.tasks import (
     HEARTBEAT,
     finished_problem,
     found,
+    get_locked,
     is_this_task,
-    lock,
     select_task,
     with_log,
 )
@@ -493,7 +493,7 @@ def _not_stored(
     writer: str,
 ) -> Sequence[Chunk]:
     """The lines sent that `writer` has not sent before. Raises 404 and 409."""
-    task: Any = lock(connection, caller, task_id, _TASK_AND_SEQ, writer=writer)
+    task: Any = get_locked(connection, caller, task_id, _TASK_AND_SEQ, writer=writer)
     if not _is_open(task):
         raise finished_problem(task)
     stored = (task.seq or 0) if writer else task.default_writer_seq
@@ -527,7 +527,7 @@ def _update_task(
     else:
         updated = _HEARTBEAT.one_or_none(connection, **here)
     if updated is None:
-        task = lock(connection, caller, task_id)
+        task = get_locked(connection, caller, task_id)
         if not _is_open(task):
             raise finished_problem(task)
         detail = f"The task's log is full: the limit is {MAX_LOG} bytes"

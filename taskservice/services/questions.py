@@ -41,8 +41,8 @@ from taskservice.services.tasks import (
     Idempotency,
     finished_problem,
     found,
+    get_locked,
     is_this_task,
-    lock,
 )
 
 # Reads of questions.
@@ -165,7 +165,7 @@ def ask(
     for an idempotency key that was used with another body.
     """
     with transaction() as connection:
-        task = lock(connection, caller, task_id)
+        task = get_locked(connection, caller, task_id)
         if idempotency is not None:
             replayed = connection.execute(
                 select(*COLUMNS, Question.idempotency_digest).where(
@@ -221,7 +221,7 @@ def answer(
             if errors:
                 raise invalid(errors)
     with transaction() as connection:
-        lock(connection, caller, task_id)
+        get_locked(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
         given, by = content or {}, caller.key_name
         if action == terms.DECLINE:
@@ -237,7 +237,7 @@ def answer(
 def withdraw(caller: Caller, task_id: str, question_id: str) -> AnyRow:
     """Withdraw an open question; again changes nothing. Raises 404, and 409 if it has ended."""
     with transaction() as connection:
-        lock(connection, caller, task_id)
+        get_locked(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
         is_same = question.state == terms.WITHDRAWN
         return _close(connection, question, is_same, state=terms.WITHDRAWN)

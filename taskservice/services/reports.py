@@ -15,9 +15,10 @@ from taskservice.errors import invalid
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.schemas.tasks import task_schema
+from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.questions import has_expired
-from taskservice.services.tasks import HEARTBEAT, finished_problem, insert_labels, lock
+from taskservice.services.tasks import HEARTBEAT, finished_problem, get_locked, insert_labels
 from taskservice.terms import (
     CANCELLED,
     COMPLETE,
@@ -55,7 +56,7 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
     output = _Output(changes.get("output") or {})
     while True:
         with transaction() as connection:
-            task = lock(connection, caller, task_id)
+            task = get_locked(connection, caller, task_id)
             if output.may_merge_now(task.output):
                 values = _reported(task, changes, output)
                 # A late report may end a task that the service ended by timeout.
@@ -66,20 +67,20 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
                 break
         # It takes long, so outside of the transaction; the next one finds it done.
         output.merged(task.output)
-    return changed, delivery_service.first_attempt(leased)
+    return changed, attempts.first_attempt(leased)
 
 
 def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
     """Cancel a running task; again changes nothing. Raises 404 and 409."""
     with transaction() as connection:
-        task = lock(connection, caller, task_id)
+        task = get_locked(connection, caller, task_id)
         if task.error_type == CANCELLED:
-            return task, delivery_service.NO_WEBHOOK
+            return task, attempts.NO_WEBHOOK
         if task.status != RUNNING:
             raise finished_problem(task)
         values = {"status": ERROR, "error_type": CANCELLED, "error_message": CANCELLED_MESSAGE}
         changed, leased = _change(connection, caller, task, values)
-    return changed, delivery_service.first_attempt(leased)
+    return changed, attempts.first_attempt(leased)
 
 
 def _reported(task: TaskRow, changes: dict[str, Any], output: "_Output") -> dict[str, Any]:
@@ -90,7 +91,7 @@ def _reported(task: TaskRow, changes: dict[str, Any], output: "_Output") -> dict
     if "output" in changes:
         wanted["output"] = output.merged(task.output)
     if "status" in changes:
-        wanted |= _outcome(task, changes["status"], changes.get("error"))
+        wanted |= _columns_of_end(task, changes["status"], changes.get("error"))
     return {name: value for name, value in wanted.items() if value != getattr(task, name)}
 
 
@@ -148,7 +149,7 @@ def _merged_labels(stored: str, given: dict[str, str | None]) -> str:
     return strict_json.dumps(labels).decode()
 
 
-def _outcome(task: TaskRow, status: str, failure: dict[str, Any] | None) -> dict[str, Any]:
+def _columns_of_end(task: TaskRow, status: str, failure: dict[str, Any] | None) -> dict[str, Any]:
     if status != ERROR:
         return {"status": status, "error_type": None, "error_message": None}
     if failure is not None:
@@ -162,7 +163,7 @@ def _change(
     connection: Connection, caller: Caller, task: TaskRow, values: dict[str, Any]
 ) -> tuple[TaskRow, delivery_service.Leased | None]:
     """Write the changed columns, and enqueue the webhook if they end the task."""
-    ends = values.keys() & {"status", "error_type"} and values.get("status") != RUNNING
+    ends = bool(values.keys() & {"status", "error_type"})
     now = moment_by(connection) if ends else clock.now()
     if values:
         values = {**values, "updated_at": now, "version": task.version + 1}

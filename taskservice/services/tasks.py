@@ -134,7 +134,7 @@ HEARTBEAT = {"last_heartbeat_at": database_now(), "heartbeat_deadline": database
 _LOCK = Statement[Any](select(Task.id).where(is_this_task).with_for_update())
 
 
-def lock(
+def get_locked(
     connection: Connection,
     caller: Caller,
     task_id: str,
@@ -173,7 +173,7 @@ def delete(caller: Caller, task_id: str) -> TaskRow:
     sweep removes them.
     """
     with transaction() as connection:
-        task = lock(connection, caller, task_id)
+        task = get_locked(connection, caller, task_id)
         remove(connection, [task.id])
         return task
 
@@ -288,7 +288,7 @@ def rerun(
     given = None if new_input is None else strict_json.dumps(new_input).decode()
 
     def load(connection: Connection) -> tuple[dict[str, Any], str]:
-        before: Any = lock(connection, caller, task_id, _TASK_TO_RERUN)
+        before: Any = get_locked(connection, caller, task_id, _TASK_TO_RERUN)
         columns = {name: getattr(before, name) for name in _RERUN_COLUMNS}
         return columns | {"rerun_of": before.id}, before.input_schema
 
@@ -482,7 +482,7 @@ def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRo
         own = {"key_id": caller.key_id, "now": clock.now()}
         if connection.scalar(_LOCK_KEY, own) is None:
             raise invalid_key()
-        return lock(connection, caller, task_id), known_id is not None
+        return get_locked(connection, caller, task_id), known_id is not None
 
 
 def _claimed(connection: Connection, wanted: dict[str, Any]) -> str | None:

@@ -203,12 +203,12 @@ def send(
     body: bytes,
     *,
     allowed: Destinations,
-    deadline: float,
+    seconds: float,
     resolve: Resolver = system_addresses,
     interrupt: Interrupt | None = None,
     confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """POST `body` to `url` within `deadline` seconds; failures of the receiver are outcomes.
+    """POST `body` to `url` within `seconds`; failures of the receiver are outcomes.
 
     Status and headers are the answer; a slow or broken body only adds to the duration. `headers`
     override the default ones. Raises Interrupted when `interrupt` was set before the answer.
@@ -216,11 +216,11 @@ def send(
     `confirm` is called after the connection is made, which may take long, and before anything is
     sent. What it raises ends the attempt and is raised here.
     """
-    clock, interrupt = Deadline(deadline), interrupt or Interrupt()
+    deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
     try:
         target = check_url(url, allowed)
         kind = SecureConnection if target.scheme == "https" else Connection
-        connection = kind(target, allowed, clock, resolve, interrupt)
+        connection = kind(target, allowed, deadline, resolve, interrupt)
         request = requests.Request("POST", url, headers={**_HEADERS, **headers}, data=body)
         with contextlib.closing(_Adapter(connection, confirm)) as adapter:
             # Not by a session, which would use proxies and .netrc, and read the whole decoded body
@@ -229,10 +229,10 @@ def send(
     except RefusedError as refusal:
         outcome = Outcome(str(refusal), permanent=True)
     except (NoAnswerError, TooLargeError, OSError, http.client.HTTPException) as error:
-        outcome = Outcome(_explain(error, deadline))
+        outcome = Outcome(_explain(error, seconds))
     if outcome.status_code is None:
         interrupt.check()
-    return outcome._replace(duration_ms=round(clock.elapsed() * 1000))
+    return outcome._replace(duration_ms=round(deadline.elapsed() * 1000))
 
 
 class _Adapter(HTTPAdapter):

@@ -21,6 +21,7 @@ from taskservice.database import clock
 from taskservice.database.models import Attempt, Task
 from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now
+from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.deliveries import MAX_PER_RECEIVER
 from taskservice.terms import MAX_ATTEMPTS
@@ -436,7 +437,7 @@ def test_last_place_for_a_first_attempt_is_for_another_user(
 ) -> None:
     """Of 12 threads 3 may be held by first attempts."""
     app.config |= {"THREADS": 12, "CALLBACK_TIMEOUT": 30.0}
-    delivery_service.init_app(app)
+    attempts.init_app(app)
     urls = addresses(hanging, "", 3)
     tasks = [alice.start(callback=url) for url in urls]
     people = [ApiClient(app, alice.name, alice.key) for _ in tasks]

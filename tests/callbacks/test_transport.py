@@ -67,7 +67,7 @@ def deliver(
 ) -> Outcome:
     return send(
         url, HEADERS, body,
-        allowed=allowed, deadline=deadline, resolve=resolve, interrupt=interrupt,
+        allowed=allowed, seconds=deadline, resolve=resolve, interrupt=interrupt,
     )  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def test_webhook_arrives_as_it_was_given(receiver: Receiver) -> None:
 
 
 def test_callers_headers_go_before_our_own(receiver: Receiver) -> None:
-    send(receiver.url, {"user-agent": "mine/1"}, b"", allowed=LOOPBACK, deadline=LATE)
+    send(receiver.url, {"user-agent": "mine/1"}, b"", allowed=LOOPBACK, seconds=LATE)
 
     (request,) = receiver.wait_for(1)
     assert request.headers["user-agent"] == "mine/1"

@@ -14,7 +14,7 @@ from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.database import engine, migrations, watcher
 from taskservice.operations import health
-from taskservice.services import deliveries
+from taskservice.services import attempts
 
 
 @contextmanager
@@ -92,4 +92,4 @@ class Apps:
 def _forget(app: Flask) -> None:
     watcher.init_app(app, app.config["WAITS"])
     health.init_app(app)
-    deliveries.init_app(app)
+    attempts.init_app(app)

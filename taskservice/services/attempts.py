@@ -1,0 +1,183 @@
+"""Attempts: one signed POST of a delivery, by the request that ended its task or by the loop."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from contextvars import copy_context
+from functools import partial
+
+from flask import Flask, current_app
+from sqlalchemy.exc import SQLAlchemyError
+
+from taskservice import resources
+from taskservice.database import clock
+from taskservice.database.types import TaskRow
+from taskservice.resources import SharedSlots
+from taskservice.services import task_json, tasks, users
+from taskservice.services.deliveries import (
+    DueDeliveries,
+    Leased,
+    LeaseLost,
+    record,
+    release,
+    require_lease,
+)
+from taskservice.services.users import OVERLAP_SECONDS
+from taskservice.terms import FAILED, PENDING
+from taskservice.threads import start_thread
+from taskservice.webhooks import Interrupt, Interrupted, Outcome, signing
+from taskservice.webhooks.retries import CircuitBreaker
+
+logger = logging.getLogger(__name__)
+
+NO_WEBHOOK = "none"
+INTERNAL_ERROR_MESSAGE = "The service failed to post it; see the service's log."
+
+# A first attempt notices within STOP_CHECK_SECONDS that the process stops. Its receiver then has
+# STOP_SECONDS to answer. An attempt that is then interrupted has INTERRUPT_SECONDS to end.
+STOP_CHECK_SECONDS = 0.1
+STOP_SECONDS = 0.5
+INTERRUPT_SECONDS = 0.2
+
+
+class FirstAttemptSlots(SharedSlots):
+    """Limits the threads that wait for receivers, so that ordinary requests stay fast."""
+
+
+def init_app(app: Flask) -> None:
+    resources.provide(app, DueDeliveries())
+    resources.provide(app, FirstAttemptSlots(max(1, app.config["THREADS"] // 4)))
+    resources.provide(app, CircuitBreaker())
+
+
+def first_attempt(leased: Leased | None) -> str:
+    """Post a webhook in the request that ended its task; call it with no transaction open.
+
+    Returns the `Callback-Status`: `delivered`, `pending`, `failed` or `none`. The delivery is
+    left to the loop when no slot is free, when the last attempts at its receiver failed, and when
+    the process stops. Never raises: nothing here can undo the end of the task.
+    """
+    if leased is None:
+        return NO_WEBHOOK
+    with resources.find(FirstAttemptSlots).acquire(leased.user_id) as is_acquired:
+        if is_acquired and not resources.find(CircuitBreaker).is_open(leased.receiver):
+            state = _attempt_until_stop(leased)
+            if state is not None:
+                return state
+    return _leave_to_loop(leased)
+
+
+def _attempt_until_stop(leased: Leased) -> str | None:
+    """What `attempt` returns; None when the process stops before the receiver has answered.
+
+    After None nothing more is sent, so that another process may post it.
+    """
+    state: Future[str] = Future()
+    interrupt = Interrupt()
+    # A look-up or a connect cannot be interrupted, only abandoned: so the attempt has a thread
+    # of its own, in the context of this request.
+    work = partial(copy_context().run, lambda: state.set_result(attempt(leased, interrupt)))
+    try:
+        start_thread("first attempt", work)
+    except RuntimeError:
+        # The machine can start no more threads.
+        return attempt(leased, interrupt)
+    while not resources.stopping.is_set() and not wait([state], STOP_CHECK_SECONDS).done:
+        pass
+    if not wait([state], STOP_SECONDS).done:
+        interrupt.set()
+        wait([state], INTERRUPT_SECONDS)
+    return state.result() if state.done() else None
+
+
+def attempt(leased: Leased, interrupt: Interrupt) -> str:
+    """Post a webhook once and record the outcome; returns the delivery's state.
+
+    Nothing is sent unless the lease still holds when the receiver has accepted the connection.
+    An attempt that is interrupted does not count: its lease is released. Never raises: when the
+    database does not answer, the attempt is repeated after the lease has run out.
+    """
+    try:
+        started = clock.now()
+        outcome = _post_once(leased, interrupt)
+        logger.info("Delivery %s to %s: %s", leased.id, leased.host, outcome.message)
+        _record_receiver_health(leased, outcome)
+        return record(leased, started, outcome)
+    except Interrupted:
+        return _leave_to_loop(leased)
+    except LeaseLost as lost:
+        logger.info("Delivery %s to %s is not posted: %s", leased.id, leased.host, lost)
+        return lost.state
+    except Exception:
+        logger.exception("Delivery %s stays pending", leased.id)
+        return PENDING
+
+
+def _post_once(leased: Leased, interrupt: Interrupt) -> Outcome:
+    """The outcome of one POST; an unexpected error counts as a failed attempt.
+
+    Otherwise it would be repeated for ever, without a trace among the attempts.
+    """
+    try:
+        task = tasks.find_by_id(leased.task_id)
+        if task is None:
+            raise LeaseLost("The task was deleted.", FAILED)
+        headers, body = webhook_of(task, leased.id)
+        confirm = partial(require_lease, leased)
+        return post(leased.callback_url, headers, body, interrupt, confirm)
+    except (SQLAlchemyError, Interrupted, LeaseLost):
+        raise  # these errors say nothing about the receiver
+    except Exception:
+        logger.exception("Delivery %s to %s could not be posted", leased.id, leased.host)
+        return Outcome(INTERNAL_ERROR_MESSAGE)
+
+
+def webhook_of(task: TaskRow, webhook_id: str) -> tuple[dict[str, str], bytes]:
+    """The headers and the body of a finished task's webhook, signed now."""
+    secrets = users.callback_secrets(task.user_id, clock.now(-OVERLAP_SECONDS))
+    body = task_json.webhook_body(task)
+    return signed_headers(secrets, webhook_id, body), body
+
+
+def signed_headers(secrets: Sequence[str], webhook_id: str, body: bytes) -> dict[str, str]:
+    """The headers of a webhook that is sent now."""
+    signature = signing.sign(secrets, webhook_id, int(time.time()), body)
+    return {"content-type": "application/json", **signature}
+
+
+def post(
+    url: str,
+    headers: dict[str, str],
+    body: bytes,
+    interrupt: Interrupt | None = None,
+    confirm: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Send one webhook with the service's settings; raises what `transport.send` raises."""
+    # It loads requests, which takes a tenth of the time of a start, and only webhooks need it.
+    from taskservice.webhooks import transport
+
+    return transport.send(
+        url,
+        headers,
+        body,
+        allowed=current_app.config["CALLBACK_ALLOWED"],
+        seconds=current_app.config["CALLBACK_TIMEOUT"],
+        interrupt=interrupt,
+        confirm=confirm,
+    )
+
+
+def _record_receiver_health(leased: Leased, outcome: Outcome) -> None:
+    """Tell the circuit breaker how the receiver did; a refused URL says nothing about it."""
+    is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
+    if is_well or not outcome.permanent:
+        resources.find(CircuitBreaker).record(leased.receiver, has_failed=not is_well)
+
+
+def _leave_to_loop(leased: Leased) -> str:
+    try:
+        release([leased])
+    except Exception:
+        logger.exception("Delivery %s stays pending", leased.id)
+    return PENDING
