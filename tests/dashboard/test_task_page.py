@@ -92,7 +92,7 @@ def test_form_that_is_sent_twice_starts_one_task(browser: Browser, alice: ApiCli
     ("text", "sentence"),
     [
         ('{"a": 1', "Input: It is not valid JSON"),
-        ("[1]", "Input: Not a valid mapping type."),
+        ("[1]", "Input: Must be an object."),
         ('{"a": NaN}', "Input: It is not valid JSON"),
         ("", "Input: It is not valid JSON"),
         ('{"a": "' + "x" * 1_100_000 + '"}', "Input: Longer than"),
