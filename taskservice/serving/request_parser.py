@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 from collections.abc import Generator
 from contextlib import suppress
 from enum import Enum
@@ -29,37 +30,48 @@ SMALL_BODY = 64 * 1024
 
 
 class BodyBudget:
-    """Limits the bytes that the large bodies of all requests use together."""
+    """Limits the bytes that the large bodies of all requests use together.
+
+    No user may use more than what is left free: one alone gets half, two get a third each.
+    """
 
     def __init__(self, size: int) -> None:
         self._free = size
+        self._used: Counter[str] = Counter()
         self._lock = Lock()
 
-    def acquire(self, size: int) -> None:
+    def acquire(self, size: int, owner: str) -> None:
         with self._lock:
-            if size > self._free:
+            if self._used[owner] + size > self._free - size:
                 raise RefusedError(TOO_MUCH_AT_ONCE)
-            self._free -= size
+            self._add(size, owner)
 
-    def release(self, size: int) -> None:
+    def release(self, size: int, owner: str) -> None:
         with self._lock:
-            self._free += size
+            self._add(-size, owner)
+
+    def _add(self, size: int, owner: str) -> None:
+        self._free -= size
+        self._used[owner] += size
+        if not self._used[owner]:
+            del self._used[owner]
 
 
 class RequestBody(SpooledTemporaryFile[bytes]):
     """The body of a request: in memory while it is small, in a file above `SMALL_BODY` bytes."""
 
-    def __init__(self, budget: BodyBudget) -> None:
+    def __init__(self, budget: BodyBudget, owner: str) -> None:
         super().__init__(SMALL_BODY)
         self.size = 0
         self._budget = budget
+        self._owner = owner
         self._acquired = 0
 
     def add(self, data: bytes) -> None:
         """Append `data`; raises RefusedError when the budget or the disk is used up."""
         self.size += len(data)
         if self.size > SMALL_BODY:
-            self._budget.acquire(len(data))
+            self._budget.acquire(len(data), self._owner)
             self._acquired += len(data)
         try:
             self.write(data)
@@ -77,7 +89,7 @@ class RequestBody(SpooledTemporaryFile[bytes]):
         with suppress(OSError):
             # A full disk fails here once more: closing flushes what was buffered.
             super().close()
-        self._budget.release(self._acquired)
+        self._budget.release(self._acquired, self._owner)
         self._acquired = 0
 
 
@@ -213,7 +225,7 @@ class RequestParser:
             raise RefusedError(BODY_TOO_LARGE)
         if expects_continue and not self.received:
             yield Need.CONTINUE
-        body = RequestBody(self._budget)
+        body = RequestBody(self._budget, owner or "")
         return (yield from self._read_body(request, body, limit))
 
     def _read_body(self, request: Request, body: RequestBody, limit: int) -> Steps[RequestBody]:

@@ -339,7 +339,7 @@ def is_read(client: socket.socket) -> bool:
 
 
 def test_large_bodies_together_have_a_limit_and_small_ones_always_go(tmp_path: Path) -> None:
-    with started(tmp_path, attributes={"max_large_bodies": 1, "request_seconds": 30.0}) as server:
+    with started(tmp_path, attributes={"max_large_bodies": 2, "request_seconds": 30.0}) as server:
         with server.connect(post(bytes(2 * MIB - 10), length=2 * MIB)) as first:
             until(lambda: is_read(first))
             with server.connect(post(bytes(MIB))) as second:

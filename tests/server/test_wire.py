@@ -342,6 +342,16 @@ def test_bodies_without_a_key_take_no_room_and_are_401(crowded: Wire) -> None:
             assert answer.endswith(b'"detail":"API key is invalid","code":"invalid_key"}')
 
 
+def test_bodies_of_one_user_leave_room_for_those_of_others(crowded: Wire) -> None:
+    key = str(crowded.service.add_user("bob").session.headers["apikey"]).encode()
+    with ExitStack() as stack:
+        short = large_append(crowded, LARGEST, key=key) + bytes(LARGEST - 100)
+        clients = [stack.enter_context(connect(crowded, short)) for _ in range(30)]
+        refused, _, _ = select.select(clients, [], [], 20)
+        assert refused[0].recv(100).startswith(b"HTTP/1.1 503 ")
+        assert append_of_900_kb(crowded) == 201
+
+
 @pytest.mark.parametrize(
     "framing",
     [
