@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from taskservice.client import NoAnswer, Task, current
+from taskservice.client import QuestionNotAnswered, Task, current
 
 CHOICES = ["delete", "keep"]
 # How many file names a question lists.
@@ -35,7 +35,7 @@ def may_delete(task: Task, folder: Path, files: list[Path]) -> bool:
     message = "\n".join([f"Delete {len(files)} files of {folder}?", *names])
     try:
         return task.ask(message, choices=CHOICES, timeout=3600) == "delete"
-    except NoAnswer as reason:
+    except QuestionNotAnswered as reason:
         print(f"{reason}: nothing is deleted", flush=True)
         return False
 

@@ -19,11 +19,11 @@ from taskservice.cli.task_text import asks
 from taskservice.client import (
     Client,
     Invalid,
-    NoAnswer,
     NotFound,
     Question,
     QuestionDeclined,
     QuestionExpired,
+    QuestionNotAnswered,
     TaskFinished,
     require_task_id,
     responses,
@@ -34,7 +34,7 @@ from taskservice.terminal import exit_with_error, print_json, print_log_line, re
 from taskservice.terms import MAX_TIMEOUT, QUESTION_TIMEOUT
 
 # The exit codes; click uses 2 for wrong arguments.
-NO_ANSWER_CODES = {QuestionDeclined: 1, QuestionExpired: 3}
+EXIT_CODES = {QuestionDeclined: 1, QuestionExpired: 3}
 TASK_ENDED = 4
 UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
 INTERRUPTED = 128 + signal.SIGINT
@@ -98,8 +98,8 @@ def _answered(
         return ask(client.connection, task_id, message, schema, timeout, _waiting())
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except NoAnswer as error:
-        exit_with_error(str(error), NO_ANSWER_CODES.get(type(error), TASK_ENDED))
+    except QuestionNotAnswered as error:
+        exit_with_error(str(error), EXIT_CODES.get(type(error), TASK_ENDED))
     except (TaskFinished, NotFound) as error:
         exit_with_error(str(error), TASK_ENDED)
     except Invalid as error:

@@ -14,7 +14,7 @@ from taskservice.cli.service_client import service_client
 from taskservice.client import Client, responses
 from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
 from taskservice.client.responses import RETRYABLE, NotFound, NotTheService, TaskServiceError
-from taskservice.client.task import Task
+from taskservice.client.task import Task, claim_task
 from taskservice.runner.process import PROGRAM_ONLY, forward_signals
 from taskservice.runner.run import Run, failed
 from taskservice.terminal import open_standard_files, remark
@@ -127,7 +127,8 @@ class Worker:
 
     def _claim(self) -> Task | None:
         try:
-            task = self._client.claim_once(self._agent_id, CLAIM_SECONDS, self._claim_key)
+            connection = self._client.connection
+            task = claim_task(connection, self._agent_id, CLAIM_SECONDS, self._claim_key)
         except NotFound:  # the agent was deleted
             self._is_registered = False
             return None

@@ -14,17 +14,18 @@ from taskservice.client import responses
 from taskservice.client.http import PATIENCE_SECONDS, REPEAT_SECONDS, WAIT_SECONDS, Connection
 from taskservice.client.responses import (
     SHORT_FIELDS,
+    BadRequest,
     Conflict,
     Forbidden,
     Invalid,
     InvalidKey,
-    LinesMissing,
-    NoAnswer,
+    LineGap,
     NotFound,
     NotTheService,
     OtherVersion,
     QuestionDeclined,
     QuestionExpired,
+    QuestionNotAnswered,
     QuestionWithdrawn,
     Refused,
     SettingError,
@@ -33,16 +34,16 @@ from taskservice.client.responses import (
     TaskServiceError,
     TooLarge,
     Unavailable,
-    UnexpectedAnswer,
+    UnexpectedResponse,
     Unreachable,
-    Unreadable,
 )
-from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
+from taskservice.client.sender import Sender, heartbeat_for
 from taskservice.client.task import (
     Failure,
     Line,
     Question,
     Task,
+    claim_task,
     path_segment,
     read_task,
     register_agent,
@@ -52,26 +53,30 @@ from taskservice.terms import ErrorType, Sort, Status
 
 __all__ = [
     "Agent",
+    "Annotations",
+    "BadRequest",
     "Client",
     "Conflict",
     "ErrorType",
     "Failure",
+    "FinishedTask",
     "Forbidden",
     "Health",
     "Invalid",
     "InvalidKey",
     "Line",
-    "LinesMissing",
-    "NoAnswer",
+    "LineGap",
     "NotFound",
     "NotTheService",
     "OtherVersion",
     "Question",
     "QuestionDeclined",
     "QuestionExpired",
+    "QuestionNotAnswered",
     "QuestionWithdrawn",
     "Refused",
     "SettingError",
+    "Sort",
     "Status",
     "Task",
     "TaskCancelled",
@@ -80,9 +85,8 @@ __all__ = [
     "TaskServiceError",
     "TooLarge",
     "Unavailable",
-    "UnexpectedAnswer",
+    "UnexpectedResponse",
     "Unreachable",
-    "Unreadable",
     "current",
 ]
 
@@ -163,7 +167,6 @@ def current(connection: Connection | None = None) -> Task:
 # The client: starts, claims, reads and lists tasks.
 
 PAGE_TASKS = 100
-_CLAIMED = responses.task(SHORT_FIELDS, 200, 204)
 _NEXT = re.compile(r'<\?([^>]*)>; rel="next"')
 
 
@@ -269,29 +272,12 @@ class Client:
         until = time.monotonic() + wait
         while True:
             seconds = min(max(math.ceil(until - time.monotonic()), 0), WAIT_SECONDS)
-            task = self.claim_once(agent_id, seconds, uuid4().hex)
+            task = claim_task(self.connection, agent_id, seconds, uuid4().hex)
             if task is not None:
                 return task
             if time.monotonic() + REPEAT_SECONDS > until:
                 return None
             time.sleep(self.connection.seconds_before_repeat())
-
-    def claim_once(self, agent_id: str, seconds: int, idempotency_key: str) -> Task | None:
-        """One request for the oldest unclaimed task; repeated with the key, it takes one task.
-
-        The service may wait for one for `seconds`.
-        """
-        headers = {"Idempotency-Key": idempotency_key}
-        path = f"/agent/{path_segment(agent_id)}/claim"
-        response = self.connection.call("POST", path, _CLAIMED, headers=headers, wait=seconds)
-        if response.data is None:
-            return None
-        return Task(
-            self.connection,
-            response.data,
-            heartbeat=CLAIMED_HEARTBEAT_SECONDS,
-            json_text=response.content.decode(),
-        )
 
     def task(self, task_id: str) -> Task:
         """One task. Raises NotFound."""

@@ -108,9 +108,9 @@ class Outbox:
         self.check()
         sender.put_progress(progress)
 
-    def take_progress(self) -> dict[str, Any]:
+    def pop_progress(self) -> dict[str, Any]:
         """The progress that is still to be sent, for the caller to send."""
-        return {} if self._sender is None else self._sender.take_progress()
+        return {} if self._sender is None else self._sender.pop_progress()
 
     def check(self) -> None:
         """Raise the reason to stop, if the service has told of one."""

@@ -27,14 +27,14 @@ class NotTheService(TaskServiceError):
     """Another program than this service answers at that URL."""
 
 
-class UnexpectedAnswer(NotTheService):
+class UnexpectedResponse(NotTheService):
     """An answer that this service does not give, such as a proxy's page while it is away.
 
     What was sent does not count as stored.
     """
 
 
-class OtherVersion(UnexpectedAnswer):
+class OtherVersion(UnexpectedResponse):
     """The service is older or newer than this client, and they do not understand each other."""
 
 
@@ -52,7 +52,7 @@ class Refused(TaskServiceError):
         return type(self), (self.status, self.problem), self.__dict__ | {"args": self.args}
 
 
-class Unreadable(Refused):
+class BadRequest(Refused):
     """400: the request could not be read."""
 
 
@@ -84,7 +84,7 @@ class TaskCancelled(TaskFinished):
     """409: the task's user has cancelled it; its agent should stop."""
 
 
-class LinesMissing(Conflict):
+class LineGap(Conflict):
     """409: lines before these are missing; `expected` is the number of the next line."""
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
@@ -116,7 +116,7 @@ class Unavailable(Refused):
         self.retry_after = retry_after
 
 
-class NoAnswer(TaskServiceError):
+class QuestionNotAnswered(TaskServiceError):
     """A question that will get no answer; `question` is its JSON."""
 
     sentence = "The question got no answer"
@@ -129,26 +129,26 @@ class NoAnswer(TaskServiceError):
         return self.sentence
 
 
-class QuestionDeclined(NoAnswer):
+class QuestionDeclined(QuestionNotAnswered):
     """A person has declined the question."""
 
     sentence = "The question was declined"
 
 
-class QuestionExpired(NoAnswer):
+class QuestionExpired(QuestionNotAnswered):
     """Nobody has answered the question within its timeout."""
 
     sentence = "Nobody has answered the question in time"
 
 
-class QuestionWithdrawn(NoAnswer):
+class QuestionWithdrawn(QuestionNotAnswered):
     """The question was withdrawn by another program; the task runs on."""
 
     sentence = "The question was withdrawn"
 
 
 # Another attempt may succeed.
-RETRYABLE = (Unreachable, UnexpectedAnswer, Unavailable)
+RETRYABLE = (Unreachable, UnexpectedResponse, Unavailable)
 
 
 def _text(said: Any) -> str:
@@ -213,7 +213,7 @@ def tasks(fields: str) -> Expected:
 
 
 _REFUSALS: dict[int, type[Refused]] = {
-    400: Unreadable, 401: InvalidKey, 403: Forbidden, 409: Conflict, 422: Invalid,
+    400: BadRequest, 401: InvalidKey, 403: Forbidden, 409: Conflict, 422: Invalid,
 }  # fmt: skip
 
 
@@ -252,7 +252,7 @@ def may_be_of_another_version(received: Response, error: TaskServiceError) -> bo
     """Whether a service of another version may have sent this response, of which `error` tells."""
     if isinstance(error, Invalid):
         return "Unknown " in str(error)  # a field or a parameter
-    return isinstance(error, UnexpectedAnswer) and _media_type(received) == JSON
+    return isinstance(error, UnexpectedResponse) and _media_type(received) == JSON
 
 
 def _error(received: Response) -> TaskServiceError:
@@ -282,7 +282,7 @@ def _kind(status: int, problem: Mapping[str, Any]) -> type[Refused] | None:
         # code, and so have other programs that send problems.
         return NotFound if problem.get("code") == NOT_FOUND else None
     if status == 409 and "expected" in problem:
-        return LinesMissing
+        return LineGap
     if status == 409 and "task" in problem:
         error = problem["task"]["error"]
         return TaskCancelled if error and error["type"] == CANCELLED else TaskFinished
@@ -293,19 +293,19 @@ def _problem(received: Response) -> dict[str, Any] | None:
     """The problem in a response; None if it is not a problem of this service."""
     try:
         problem: dict[str, Any] = _json(received, PROBLEM_TYPE)
-    except UnexpectedAnswer:
+    except UnexpectedResponse:
         return None
     is_ours = has("title,status,detail", problem) and problem["status"] == received.status_code
     return problem if is_ours else None
 
 
-def _not_ours(received: Response, kind: type[NotTheService] = UnexpectedAnswer) -> NotTheService:
+def _not_ours(received: Response, kind: type[NotTheService] = UnexpectedResponse) -> NotTheService:
     url = received.url.partition("?")[0]
     return kind(f"{url} answered {received.status_code}, but not as taskservice does")
 
 
 def _json(received: Response, media_type: str) -> Any:
-    """The JSON of a response. Raises UnexpectedAnswer where it has none of this type."""
+    """The JSON of a response. Raises UnexpectedResponse where it has none of this type."""
     if _media_type(received) != media_type:
         raise _not_ours(received)
     try:

@@ -14,15 +14,15 @@ from taskservice.client.http import Connection, delays, pause_after
 from taskservice.client.responses import (
     APPENDED,
     RETRYABLE,
+    BadRequest,
     Expected,
     Invalid,
-    LinesMissing,
+    LineGap,
     NotTheService,
     TaskCancelled,
     TaskFinished,
     TaskServiceError,
     TooLarge,
-    Unreadable,
     task,
 )
 from taskservice.terms import LOG_FULL, MAX_LINE, MAX_LOG, MAX_MESSAGE, MAX_NOTE
@@ -361,7 +361,7 @@ class Sender(threading.Thread):
             self._progress |= progress
         self.queue.wake()
 
-    def take_progress(self) -> dict[str, Any]:
+    def pop_progress(self) -> dict[str, Any]:
         """The progress that is still to be sent, for the caller to send."""
         with self._sending_progress, self._lock:
             taken, self._progress = self._progress, {}
@@ -388,7 +388,7 @@ class Sender(threading.Thread):
                 if self._step():
                     self.is_delivered = True
                     return
-            except (*RETRYABLE, NotTheService, LinesMissing) as error:
+            except (*RETRYABLE, NotTheService, LineGap) as error:
                 self._set_outage(error)
                 self._abandoned.wait(pause_after(error, next(pauses)))
                 continue
@@ -464,7 +464,7 @@ class Sender(threading.Thread):
     def _send_batch(self, path: str, batch: Batch) -> None:
         try:
             self._append(path, batch)
-        except LinesMissing as error:
+        except LineGap as error:
             if error.expected >= batch.seq:
                 raise
             self.queue.renumber(error.expected)
@@ -489,7 +489,7 @@ class Sender(threading.Thread):
     def _note_full_log(self, path: str, seq: int) -> None:
         text = note("the log is full; the lines after this one are dropped")
         # Other writers may have taken the space for the note too.
-        with suppress(TooLarge, LinesMissing):
+        with suppress(TooLarge, LineGap):
             self._append(path, Batch.of(seq, timed(text, now())))
         self.queue.discard()
 
@@ -502,7 +502,7 @@ class Sender(threading.Thread):
             return True
         try:
             self._request("PATCH", path, task("id"), params={"fields": "id"}, json=report)
-        except (Unreadable, TooLarge, Invalid) as error:
+        except (BadRequest, TooLarge, Invalid) as error:
             # The end must arrive even if its output or its long message is refused.
             message = (report.get("error") or {}).get("message", "")
             if report.pop("output", None):

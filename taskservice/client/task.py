@@ -20,14 +20,13 @@ from taskservice.client.outbox import Outbox
 from taskservice.client.responses import (
     SHORT_FIELDS,
     Invalid,
-    NoAnswer,
     QuestionDeclined,
     QuestionExpired,
     QuestionWithdrawn,
     TaskFinished,
     TaskServiceError,
 )
-from taskservice.client.sender import HEARTBEAT_SECONDS
+from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, HEARTBEAT_SECONDS
 from taskservice.terms import (
     ACCEPT,
     ANSWERED,
@@ -51,6 +50,7 @@ from taskservice.terms import (
 SHORT = {"fields": SHORT_FIELDS}
 SHORT_TASK = responses.task(SHORT_FIELDS)
 STARTED = responses.task(SHORT_FIELDS, 201)
+_CLAIMED = responses.task(SHORT_FIELDS, 200, 204)
 
 
 def start_task(
@@ -78,6 +78,23 @@ def read_task(connection: Connection, task_id: str) -> dict[str, Any]:
     return task
 
 
+def claim_task(
+    connection: Connection, agent_id: str, seconds: int, idempotency_key: str
+) -> "Task | None":
+    """Claim the oldest waiting task of an agent; None if there is none within `seconds`.
+
+    Repeated with the same key, it returns the same task.
+    """
+    headers = {"Idempotency-Key": idempotency_key}
+    path = f"/agent/{path_segment(agent_id)}/claim"
+    response = connection.call("POST", path, _CLAIMED, headers=headers, wait=seconds)
+    if response.data is None:
+        return None
+    json_text = response.content.decode()
+    heartbeat = CLAIMED_HEARTBEAT_SECONDS
+    return Task(connection, response.data, heartbeat=heartbeat, json_text=json_text)
+
+
 def register_agent(
     connection: Connection, agent_id: str, fields: Mapping[str, Any], **options: Any
 ) -> None:
@@ -97,7 +114,7 @@ def path_segment(text: str) -> str:
 # How long a program that is interrupted tries to withdraw its question.
 WITHDRAW_SECONDS = 5.0
 # How often a follower of a task asks for its questions.
-LOOK_SECONDS = 2
+POLL_SECONDS = 2
 
 
 class Question(TypedDict):
@@ -172,7 +189,10 @@ def seconds_open(timeout: int | None) -> float:
 
 def _raise_reason(connection: Connection, task_id: str, question: Question) -> NoReturn:
     """Raise why a question has no answer."""
-    reasons: dict[str, type[NoAnswer]] = {DECLINED: QuestionDeclined, EXPIRED: QuestionExpired}
+    reasons = {
+        DECLINED: QuestionDeclined,
+        EXPIRED: QuestionExpired,
+    }
     if question["state"] in reasons:
         raise reasons[question["state"]](question)
     # Its task may have ended: a heartbeat is refused then.
@@ -402,9 +422,9 @@ class Task:
         """
         _check_output(changes.get("output") or {})
         if "status" in changes and self._outbox.is_started:
-            self.finish(changes)
+            self._finish(changes)
         else:
-            changes = self._outbox.take_progress() | changes
+            changes = self._outbox.pop_progress() | changes
             self._update("PATCH", f"/task/{self.id}", json=changes, rest=self._outbox.pause)
         self._has_ended = self._has_ended or "status" in changes
 
@@ -472,20 +492,20 @@ class Task:
             raise
         self.log(f"{name} took {sender.duration(time.monotonic() - began)}")
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Raise TaskCancelled, or another reason to stop, if the service has told of one."""
         self._outbox.check()
 
     def complete(self, **output: Any) -> None:
         """Report `complete` after all lines, with these keys and those in `output`."""
-        self.finish({"status": COMPLETE, "output": self.output | output})
+        self._finish({"status": COMPLETE, "output": self.output | output})
 
     def fail(self, message: object) -> None:
         """Report `error` with this message, after all lines."""
         error = {"message": sender.cut_message(str(message))}
-        self.finish({"status": ERROR, "error": error, "output": self.output})
+        self._finish({"status": ERROR, "error": error, "output": self.output})
 
-    def finish(self, report: dict[str, Any] | None) -> None:
+    def _finish(self, report: dict[str, Any] | None) -> None:
         """Send all lines, then this report if there is one.
 
         Raises the TaskServiceError that keeps them from being sent; TypeError or ValueError
@@ -514,7 +534,7 @@ class Task:
             if self._has_ended or not self._reports_end:
                 is_new = not self._has_ended and self.output != self.data["output"]
                 with quiet:
-                    self.finish({"output": self.output} if is_new else None)
+                    self._finish({"output": self.output} if is_new else None)
             elif error is None or _is_success(error):
                 self._complete_or_fail()
             else:
@@ -562,12 +582,12 @@ class Task:
         `on_question` is called with each question that opens. Afterwards `status`, `error` and
         `output` are those of the end. Raises NotFound when the task is deleted.
         """
-        wait = WAIT_SECONDS if on_question is None else LOOK_SECONDS
+        wait = WAIT_SECONDS if on_question is None else POLL_SECONDS
         told, looked_at = set[str](), -math.inf
         while True:
             page = self._page(after, times, wait)
             yield from _numbered(page)
-            is_due = page["status"] == RUNNING and time.monotonic() - looked_at >= LOOK_SECONDS
+            is_due = page["status"] == RUNNING and time.monotonic() - looked_at >= POLL_SECONDS
             if on_question is not None and is_due:
                 for question in self.refresh().questions:
                     if question["id"] not in told:

@@ -15,12 +15,12 @@ from uuid import uuid4
 
 from taskservice.client.http import Connection
 from taskservice.client.responses import (
+    BadRequest,
     Invalid,
     NotFound,
     TaskCancelled,
     TaskServiceError,
     TooLarge,
-    Unreadable,
 )
 from taskservice.client.task import start_task
 from taskservice.runner.files import check_private, make_private, open_file, read_file
@@ -101,7 +101,7 @@ class SavedRun:
             try:
                 key = self.idempotency_key
                 self._set_task(start_task(connection, self.fields, key, **options))
-            except (Invalid, Unreadable, TooLarge) as error:
+            except (Invalid, BadRequest, TooLarge) as error:
                 # Only an input may be too large, or nested too deep.
                 named = error.errors.keys() if isinstance(error, Invalid) else {"input"}
                 refused = named & self.fields.keys() & OPTIONAL

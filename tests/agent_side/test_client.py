@@ -558,7 +558,7 @@ def test_follow_and_claim_go_on_where_a_proxy_cuts_off_long_requests(
     cut_off = play.answer(504, {"Connection": "close"})
     key = str(remote_alice.session.headers["apikey"])
     with proxy(remote_alice, waits, cut_off) as between, ThreadPoolExecutor() as threads:
-        assert Client(between.url, key, patience=0).claim_once("agent", 2, "as a worker") is None
+        assert Client(between.url, key, patience=0).claim("agent", wait=1) is None
         behind = Client(between.url, key, patience=3)
         claimed = threads.submit(behind.claim, "agent", wait=60)
         until(lambda: sum(map(waits, between.requests)) > 3)

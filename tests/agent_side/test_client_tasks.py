@@ -240,7 +240,7 @@ def test_step_of_a_cancelled_task_raises_the_programs_own_error(client: Client) 
     with pytest.raises(KeyError):
         work()
     with pytest.raises(TaskCancelled):
-        task.finish(None)
+        task.complete()
 
 
 @pytest.mark.parametrize(

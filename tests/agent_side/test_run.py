@@ -296,7 +296,6 @@ def test_program_can_report_more_by_itself(
         "task = current()\n"
         "print('printed', flush=True)\n"
         "task.log('sent')\n"
-        "task.finish(None)\n"
         "task.report(output={'share': 0.5}, name='half done')\n"
     )
     assert quiet(machine.run("run", "--agent", "a", "--", sys.executable, "-c", program)) == 0

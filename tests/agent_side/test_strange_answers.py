@@ -55,7 +55,7 @@ def a_task(client: Client) -> Task:
 def append(client: Client) -> None:
     task = a_task(client)
     task.log("one")
-    task.finish(None)
+    task.complete()
 
 
 CALLS: dict[str, Callable[[Client], object]] = {
