@@ -61,7 +61,7 @@ test-browser: $(VENV)/installed-test ## Test the dashboard in a real browser
 test-callbacks: $(VENV)/installed-test ## Test webhooks, also while the service is killed at critical moments
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/callbacks
 
-test-server: $(VENV)/installed-test ## Test the processes: gunicorn and its worker, `taskservice worker`
+test-server: $(VENV)/installed-test ## Test the processes: gunicorn and its worker, `taskservice background`
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/server
 
 test-agent: $(VENV)/installed-test ## Test the agent's side, also while programs and service are killed

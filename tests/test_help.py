@@ -44,7 +44,7 @@ def commands() -> dict[str, click.Command]:
 
 def test_help_has_two_groups_as_the_documents_have(tmp_path: Path) -> None:
     shown = run(tmp_path, "--help").stdout
-    _, agents_side, server = re.split(r"On the (?:agent's side|server).*:\n", shown)
+    _, agents_side, server = re.split(r"(?:Client|Server) commands.*:\n", shown)
     for text, page in ((agents_side, "cli"), (server, "cli-server")):
         names = re.findall(r"^  ([\w-]+) ", text, re.MULTILINE)
         listed = "".join(row[0] for row in table(f"docs/reference/{page}.md", "## Commands"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from taskservice.cli import ON_THE_AGENTS_SIDE
+from taskservice.cli import CLIENT_COMMANDS
 from tests.support.documents import ROOT, table
 from tests.support.packages import dependencies
 
@@ -111,7 +111,7 @@ def test_there_are_no_circular_imports() -> None:
 def test_agents_side_reaches_only_its_own_dependencies() -> None:
     """Also by imports inside of functions."""
     files = {module_name(path): path for path in PACKAGE.rglob("*.py")}
-    waiting = ["taskservice.cli", "taskservice.client", *ON_THE_AGENTS_SIDE.values()]
+    waiting = ["taskservice.cli", "taskservice.client", *CLIENT_COMMANDS.values()]
     reached: set[str] = set()
     while waiting:
         name = waiting.pop()

@@ -9,8 +9,8 @@ import click
 from taskservice import __version__
 from taskservice.terminal import exit_with_error
 
-# Commands on the agent's side must not load Flask or SQLAlchemy.
-ON_THE_AGENTS_SIDE = {
+# Client commands must not load Flask or SQLAlchemy.
+CLIENT_COMMANDS = {
     "run": "taskservice.cli.run",
     "work": "taskservice.cli.work",
     "progress": "taskservice.cli.ask",
@@ -20,9 +20,9 @@ ON_THE_AGENTS_SIDE = {
     "listen": "taskservice.cli.listen",
     "mcp-config": "taskservice.cli.agent",
 }
-ON_THE_SERVER = {
+SERVER_COMMANDS = {
     "serve": "taskservice.cli.serve",
-    "worker": "taskservice.cli.serve",
+    "background": "taskservice.cli.serve",
     "user": "taskservice.cli.user",
     "key": "taskservice.cli.user",
     "callback": "taskservice.cli.callback",
@@ -33,10 +33,10 @@ ON_THE_SERVER = {
     "import": "taskservice.cli.transfer",
 }
 GROUPS = {
-    "On the agent's side (TASKSERVICE_URL, TASKSERVICE_APIKEY)": ON_THE_AGENTS_SIDE,
-    "On the server": ON_THE_SERVER,
+    "Client commands (they need TASKSERVICE_URL and TASKSERVICE_APIKEY)": CLIENT_COMMANDS,
+    "Server commands": SERVER_COMMANDS,
 }
-COMMANDS = ON_THE_AGENTS_SIDE | ON_THE_SERVER
+COMMANDS = CLIENT_COMMANDS | SERVER_COMMANDS
 
 
 class _CommandsOnDemand(click.Group):
@@ -58,8 +58,8 @@ class _CommandsOnDemand(click.Group):
 
 
 def quick_import(name: str) -> Any:
-    """The module of this name; for the main thread, before there are others."""
-    # What modules create is no garbage; looking for it takes a tenth of the time.
+    """Import a module quickly; call it in the main thread, before other threads start."""
+    # Objects created during an import are not garbage: no collection saves a tenth of the time.
     gc.disable()
     try:
         return import_module(name)
@@ -72,7 +72,7 @@ def _load(name: str) -> click.Command:
     try:
         module = quick_import(COMMANDS[name])
     except ModuleNotFoundError as error:
-        if name in ON_THE_AGENTS_SIDE or str(error.name).startswith("taskservice"):
+        if name in CLIENT_COMMANDS or str(error.name).startswith("taskservice"):
             raise
         return _command_without_server(name)
     # A module of several commands names each of them.
@@ -82,7 +82,7 @@ def _load(name: str) -> click.Command:
 
 
 def _command_without_server(name: str) -> click.Command:
-    """The command on the server, where only the agent's side is installed."""
+    """A stand-in for a server command where only the client is installed."""
     sentence = f"{name} needs taskservice[server]: pip install 'taskservice[server]'"
     return click.Command(
         name,
@@ -96,8 +96,8 @@ def _command_without_server(name: str) -> click.Command:
 @click.group(cls=_CommandsOnDemand)
 @click.version_option(__version__, prog_name="taskservice")
 def main() -> None:
-    """Keep the tasks of agents with their logs, and send signed callbacks.
+    """Record the runs of agents with live logs, and send a signed webhook when each one ends.
 
-    Settings come from the environment; `taskservice serve --help` lists those of the server.
-    `taskservice COMMAND --help` has examples.
+    Settings are environment variables; `taskservice serve --help` lists those of the server.
+    `taskservice COMMAND --help` shows examples.
     """

@@ -116,7 +116,7 @@ def show(delivery_id: str, as_json: bool) -> None:
 )
 @click.argument("delivery_id", metavar="ID")
 def redeliver(delivery_id: str) -> None:
-    """Make a delivery due now; `serve` or `worker` posts it within 20 seconds."""
+    """Make a delivery due now; `serve` or `background` posts it within 20 seconds."""
     with service_app():
         delivery_service.redeliver_any(_parse_id(delivery_id))
 

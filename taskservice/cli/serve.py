@@ -16,13 +16,14 @@ from taskservice.database.engine import dispose
 from taskservice.operations.request_log import configure_logging
 from taskservice.terminal import remark
 
-# gunicorn reads these as it is imported, and fails there if it can't use one; we have our own.
+# gunicorn reads these when it is imported, and fails if one is invalid; we have our own settings.
 GUNICORN_VARIABLES = ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE")
 SETTINGS = "".join(f"\n  {name}={default}\n      {text}" for name, default, text in documented())
 
 
 @click.command(
     "serve",
+    short_help="Run the service.",
     epilog=f"\b\nSettings, with their defaults:{SETTINGS}\n\n"
     + examples(
         "taskservice serve",
@@ -30,10 +31,10 @@ SETTINGS = "".join(f"\n  {name}={default}\n      {text}" for name, default, text
     ),
 )
 def command() -> None:
-    """Serve the API and the dashboard until a signal ends it."""
+    """Run the service: the API, the dashboard and the background work."""
     config = load_config(may_create=True)
     with one_line_errors():
-        # It has no connection open, so that the workers can inherit it.
+        # It has no open connection, so the server processes can inherit it.
         app = create_app(config)
     for name in GUNICORN_VARIABLES:
         os.environ.pop(name, None)
@@ -41,21 +42,21 @@ def command() -> None:
     quick_import("taskservice.serving.settings").serve(lambda: app, config)
 
 
-# `taskservice worker`: the background work in a separate process.
+# `taskservice background`: the background work in a separate process.
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @click.command(
-    "worker",
-    short_help="Post due webhooks and do the upkeep, without serving.",
-    epilog=examples("taskservice worker"),
+    "background",
+    short_help="Run only the background work.",
+    epilog=examples("taskservice background"),
 )
-def worker_command() -> None:
-    """Post due webhooks and do the upkeep, without serving, until a signal ends it.
+def background_command() -> None:
+    """Run only the background work: webhooks, timeouts, retention.
 
-    Every process of `serve` does this too; any number of both may share a database.
-    Tasks time out only while a `serve` runs, since their agents could not report otherwise.
+    Each process of `serve` does this too, and any number of processes can share a database.
+    Tasks time out only while `serve` runs, because otherwise their agents could not report.
     """
     config = load_config()
     configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
@@ -64,7 +65,7 @@ def worker_command() -> None:
     # Threads inherit this mask, so a signal waits for `sigwait` below.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     loops = start_loops(app, serves=False)
-    remark(f"data in {config.DATA}, working")
+    remark(f"background work started, data in {config.DATA}")
     signal.sigwait(SIGNALS)
     resources.begin_stop()
     join_loops(loops)

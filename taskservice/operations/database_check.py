@@ -122,7 +122,7 @@ def _deliveries(connection: Connection) -> Verdict:
     text = f"The oldest has been due for {seconds:.0f} s"
     if seconds < LATE_SECONDS:
         return OK, text
-    return WARNING, f"{text}; is `taskservice serve` or `taskservice worker` running?"
+    return WARNING, f"{text}; is `taskservice serve` or `taskservice background` running?"
 
 
 # --- SQLite ------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 
 from taskservice import client as package
 from taskservice import terms
-from taskservice.cli import ON_THE_AGENTS_SIDE
+from taskservice.cli import CLIENT_COMMANDS
 from taskservice.client import (
     Client,
     Forbidden,
@@ -860,7 +860,7 @@ for module in modules:
 AGENT_MODULES = [
     "taskservice.client",
     *(f"taskservice.runner.{path.stem}" for path in (PACKAGE / "runner").glob("*.py")),
-    *(ON_THE_AGENTS_SIDE[name] for name in ON_THE_AGENTS_SIDE),
+    *CLIENT_COMMANDS.values(),
 ]
 
 

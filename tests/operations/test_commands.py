@@ -123,7 +123,7 @@ def test_argument_that_is_not_utf_8_is_refused(tmp_path: Path, subtests: pytest.
     [
         "user list --json", "user delete alice --yes", "key add alice --name x", "key list",
         "key revoke x", "delivery list", "delivery show x", "delivery redeliver x",
-        "prune --dry-run", "callback test http://127.0.0.1:9/", "worker", "db check",
+        "prune --dry-run", "callback test http://127.0.0.1:9/", "background", "db check",
         "db backup backup.db", "export", "import",
     ],
 )  # fmt: skip
@@ -179,7 +179,7 @@ def test_db_upgrade_says_the_revision(tmp_path: Path) -> None:
 
 def test_version_and_help_need_no_database(tmp_path: Path) -> None:
     assert run(tmp_path / "none", "--version").stdout.startswith("taskservice, version ")
-    assert "On the server:" in run(tmp_path / "none", "--help").stdout
+    assert "Server commands:" in run(tmp_path / "none", "--help").stdout
     assert not (tmp_path / "none").exists()
 
 

@@ -384,7 +384,7 @@ def test_unsent_webhooks_are_a_warning(data: Path, seconds: int, state: str) -> 
     )
     found = check(data)["deliveries"]
     assert found["state"] == state
-    assert ("taskservice worker" in found["message"]) == (state != "ok")
+    assert ("taskservice background" in found["message"]) == (state != "ok")
 
 
 @pytest.mark.parametrize(

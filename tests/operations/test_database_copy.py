@@ -294,7 +294,7 @@ def test_unfinished_copy_serves_nothing(move: Move, receiver: Receiver) -> None:
     move.fill(receiver, ("alice",))
     assert copy_killed_at(move, 15) == KILLED
     settings = {"DATABASE_URL": move.target}
-    for command in (["serve"], ["user", "list"], ["db", "upgrade"], ["worker"]):
+    for command in (["serve"], ["user", "list"], ["db", "upgrade"], ["background"]):
         line = one_line(run(move.folder, *command, **settings), 1)
         assert line.endswith(
             "is an unfinished copy: run the same `taskservice db copy` again, or remove it"

@@ -83,7 +83,7 @@ def test_command_on_a_full_disk_changes_nothing(
     shutil.copy(source / "taskservice.db", disk)
     filler = fill(disk)
     for command in (
-        "serve", "worker", "user add bob", "user list", "key add alice --name laptop", "prune",
+        "serve", "background", "user add bob", "user list", "key add alice --name laptop", "prune",
         "delivery list", "export", "db upgrade",
     ):  # fmt: skip
         with subtests.test(command):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from taskservice.cli import ON_THE_AGENTS_SIDE, ON_THE_SERVER
+from taskservice.cli import CLIENT_COMMANDS, SERVER_COMMANDS
 from tests.support.documents import ROOT, blocks
 from tests.support.packages import (
     build,
@@ -46,7 +46,7 @@ def run_without(packages: str, data: Path, *arguments: str, **settings: str) -> 
 def test_command_on_the_server_says_which_extra_it_lacks(
     tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
-    cases = [[name] for name in ON_THE_SERVER]
+    cases = [[name] for name in SERVER_COMMANDS]
     cases += [["user", "add", "alice"], ["serve", "--help"], ["db", "backup", "--force", "file"]]
     for arguments in cases:
         with subtests.test(" ".join(arguments)):
@@ -119,9 +119,9 @@ def test_package_alone_is_the_whole_agents_side(tmp_path: Path) -> None:
     imported = run("python", "-c", "import taskservice.client; print(taskservice.client.__file__)")
     assert str(folder.parent) in imported.stdout
     shown = run("taskservice", "--help").stdout
-    assert all(f"\n  {name} " in shown for name in ON_THE_AGENTS_SIDE | ON_THE_SERVER)
-    assert shown.count("needs taskservice[server]") == len(ON_THE_SERVER)
-    for name in ON_THE_AGENTS_SIDE:
+    assert all(f"\n  {name} " in shown for name in CLIENT_COMMANDS | SERVER_COMMANDS)
+    assert shown.count("needs taskservice[server]") == len(SERVER_COMMANDS)
+    for name in CLIENT_COMMANDS:
         assert "Usage: taskservice" in run("taskservice", name, "--help").stdout
     refused = run("taskservice", "serve")
     assert (refused.returncode, "pip install 'taskservice[server]'" in refused.stderr) == (2, True)

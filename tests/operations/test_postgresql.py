@@ -65,7 +65,7 @@ def test_database_that_is_not_utf_8_is_refused_in_one_line(
     databases: Databases, tmp_path: Path, encoding: str
 ) -> None:
     url = databases.new_postgresql(encoding)
-    for command in (["serve"], ["worker"], ["user", "add", "alice"], ["db", "upgrade"]):
+    for command in (["serve"], ["background"], ["user", "add", "alice"], ["db", "upgrade"]):
         line = one_line(run(tmp_path, *command, DATABASE_URL=url), 1)
         assert f"its encoding is {encoding}" in line
     checked = run(tmp_path, "db", "check", DATABASE_URL=url)

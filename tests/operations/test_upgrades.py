@@ -17,7 +17,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import create_engine, inspect, make_url, pool, text
 
-from taskservice.cli import ON_THE_SERVER, main
+from taskservice.cli import SERVER_COMMANDS, main
 from taskservice.config import Config
 from taskservice.database import migrations
 from taskservice.database.address import parse
@@ -283,7 +283,7 @@ def test_running_process_is_unavailable_where_a_newer_version_renamed_a_column(
 UNKNOWN = "01a216a7-c830-724c-bcad-01ab0fc06783"
 # Each command on the server, with arguments; those of `db` that need a file come in the test.
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "serve": (), "worker": (), "user add": ("carol",), "user list": (),
+    "serve": (), "background": (), "user add": ("carol",), "user list": (),
     "user delete": ("alice", "--yes"),
     "key add": ("alice", "--name", "n"), "key list": (), "key revoke": (UNKNOWN,), "callback test": ("http://127.0.0.1:1/",),
     "delivery list": (), "delivery show": (UNKNOWN,), "delivery redeliver": (UNKNOWN,),
@@ -293,7 +293,7 @@ WITH_FILES = {"db copy", "db backup", "db restore"}
 
 
 def commands_on_the_server() -> Iterator[str]:
-    for name in ON_THE_SERVER:
+    for name in SERVER_COMMANDS:
         command = main.get_command(click.Context(main), name)
         if isinstance(command, click.Group):
             yield from (f"{name} {each}" for each in command.commands)

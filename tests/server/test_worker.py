@@ -1,4 +1,4 @@
-"""`taskservice worker` and `delivery`: deliveries in separate processes and by hand."""
+"""`taskservice background` and `delivery`: deliveries in separate processes and by hand."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""`taskservice worker` in a separate process."""
+"""`taskservice background` in a separate process."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ from tests.support.service import COMMAND, environment
 from tests.support.waiting import PATIENCE_SECONDS, until
 
 
-class Worker:
-    """`taskservice worker` on the database of an app; it has looked for work once it is made."""
+class Background:
+    """`taskservice background` on the database of an app; it has started when this returns."""
 
     def __init__(self, app: Flask, **settings: str) -> None:
         self.environment = environment(
@@ -25,8 +25,8 @@ class Worker:
         folder.mkdir(exist_ok=True)
         self.log = folder / f"worker-{uuid4().hex}.log"
         with open(self.log, "wb") as log:
-            self.process = ForkedPopen([*COMMAND, "worker"], env=self.environment, stderr=log)
-        until(lambda: "working" in self.log.read_text() or self.process.poll() is not None)
+            self.process = ForkedPopen([*COMMAND, "background"], env=self.environment, stderr=log)
+        until(lambda: "started" in self.log.read_text() or self.process.poll() is not None)
         assert self.process.poll() is None, self.log.read_text()
 
     def end(self, signum: int) -> int:
@@ -40,8 +40,8 @@ class Worker:
 
 
 @contextmanager
-def working(app: Flask, **settings: str) -> Iterator[Worker]:
-    worker = Worker(app, **settings)
+def working(app: Flask, **settings: str) -> Iterator[Background]:
+    worker = Background(app, **settings)
     try:
         yield worker
     finally:
