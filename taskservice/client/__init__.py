@@ -1,4 +1,4 @@
-"""The client for programs in Python: start, claim, report, list and follow tasks."""
+"""The Python client: starts, claims, reports, lists and follows tasks."""
 
 import logging
 import math
@@ -96,9 +96,23 @@ logger = logging.getLogger(__name__)
 
 
 class TaskHandler(logging.Handler):
-    """Sends each record as lines of a task's log.
+    """A handler for `logging` that adds each record to a task's log, with the record's time.
 
-    Logging raises no TaskServiceError: a cancel shows when the program calls the task.
+    Logging never raises TaskServiceError: a cancellation is raised by the next call of the
+    task's own methods. Like `Task.log`, it blocks only while 16 MiB of lines are waiting.
+    Records of DEBUG and INFO of the HTTP libraries that send the lines are left out.
+
+    Args:
+        task: The task, from `Client.start`, `Client.claim` or `current`.
+        level: Records below this level are ignored (default: none).
+
+    Example:
+        >>> import logging
+        >>> handler = TaskHandler(task)
+        >>> logger = logging.getLogger("reader")
+        >>> logger.addHandler(handler)
+        >>> logger.warning("page %d is empty", 3)
+        >>> logger.removeHandler(handler)
     """
 
     def __init__(self, task: Task, level: int = logging.NOTSET) -> None:
@@ -110,10 +124,10 @@ class TaskHandler(logging.Handler):
         """Like Handler.handle, without the lock: waiting for space must block no other thread."""
         if _is_of_sending(record):
             return False
-        kept: Any = self.filter(record)  # since Python 3.12 it may be another record
-        if kept:
-            self.emit(kept if isinstance(kept, logging.LogRecord) else record)
-        return bool(kept)
+        result: Any = self.filter(record)  # since Python 3.12 it can be another record
+        if result:
+            self.emit(result if isinstance(result, logging.LogRecord) else record)
+        return bool(result)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -125,7 +139,7 @@ class TaskHandler(logging.Handler):
 
 
 def _is_of_sending(record: logging.LogRecord) -> bool:
-    """Whether this is logged because lines are sent: sending a line would log the next one."""
+    """Whether sending lines caused this record: sending it would cause another one."""
     is_request = record.name.startswith(("urllib3", "requests"))
     # A sender would wait for itself when there is no space.
     return isinstance(current_thread(), Sender) or (is_request and record.levelno < logging.WARNING)
@@ -135,13 +149,13 @@ def _is_of_sending(record: logging.LogRecord) -> bool:
 
 
 def own_task_id() -> str:
-    """The id of the task that this program was started for; empty outside of a task."""
-    # Bytes that are no text make no id; the service then says so.
+    """The ID of the task that this program was started for; empty outside of a task."""
+    # Undecodable bytes give an invalid ID, which the service rejects.
     return os.environ.get("TASKSERVICE_TASK_ID", "").encode(errors="replace").decode()
 
 
 def require_task_id() -> str:
-    """The same; raises SettingError outside of a task."""
+    """Like `own_task_id`, but raises SettingError outside of a task."""
     task_id = own_task_id()
     if not task_id:
         raise SettingError(
@@ -151,10 +165,25 @@ def require_task_id() -> str:
 
 
 def current(connection: Connection | None = None) -> Task:
-    """The task of the `taskservice run` or `work` that started this program.
+    """Return the task that `taskservice run` or `taskservice work` started this program for.
 
-    Lines that the program logs to it appear beside those that it prints. They are sent
-    before the program ends, also without `with`. Raises SettingError outside of a task.
+    Logged lines appear in the task's log together with the lines that the program prints. `run`
+    or `work` reports the final status, so leaving a `with current()` block does not end the
+    task: it sends the remaining lines and the output. Blocks for one request. Each call returns
+    a new object.
+
+    Args:
+        connection: The `connection` of a Client (default: a new one from the environment).
+
+    Raises:
+        SettingError: The program was not started by `run` or `work`, or a setting is missing.
+        NotFound: The task was deleted.
+        Unreachable, Unavailable: The service did not respond within `patience` seconds.
+
+    Example:
+        >>> with current() as task:
+        ...     task.log("a line that is not printed")
+        ...     task.output["share"] = 0.5
     """
     task_id = require_task_id()
     connection = connection or Connection()
@@ -171,7 +200,7 @@ _NEXT = re.compile(r'<\?([^>]*)>; rel="next"')
 
 
 class FinishedTask(TypedDict):
-    """One of an agent's last tasks; `seconds` is null if no agent claimed it."""
+    """A finished task in `Health`; `seconds` is its duration, or None if no agent claimed it."""
 
     id: str
     status: Status
@@ -181,7 +210,12 @@ class FinishedTask(TypedDict):
 
 
 class Health(TypedDict):
-    """How an agent's last 30 tasks went, the oldest first; cancelled ones count for no rate."""
+    """Statistics on an agent's last 30 finished tasks.
+
+    `recent` lists them, oldest first. `successRate` is from 0 to 1 and `medianSeconds` is a
+    duration; both leave out cancelled tasks. `lastSuccessAt` is an RFC 3339 time. The last
+    three are None without data.
+    """
 
     recent: list[FinishedTask]
     successRate: float | None
@@ -190,7 +224,7 @@ class Health(TypedDict):
 
 
 class Annotations(TypedDict, total=False):
-    """What an agent does, in the words of MCP's tools."""
+    """MCP tool hints for an agent; every key is optional."""
 
     title: str
     readOnlyHint: bool
@@ -200,7 +234,7 @@ class Annotations(TypedDict, total=False):
 
 
 class Agent(TypedDict):
-    """An agent's JSON; `health` is there where it was asked for."""
+    """An agent as the API returns it; `health` only if it was requested."""
 
     id: str
     name: str
@@ -214,10 +248,30 @@ class Agent(TypedDict):
 
 
 class Client:
-    """The service, for programs.
+    """Connects to a taskservice server with one API key.
 
-    `url` and `apikey` are TASKSERVICE_URL and TASKSERVICE_APIKEY by default. `patience` is
-    the number of seconds for which a call is retried while the service is away or busy.
+    Threads can share a client, and forked children can use it. Creating one sends nothing.
+    Each call blocks until the service has responded, and is retried for up to `patience`
+    seconds while the service is unreachable or busy; a repeated call has no second effect.
+
+    Args:
+        url: Address of the service, such as "https://tasks.example.org"
+            (default: the environment variable TASKSERVICE_URL).
+        apikey: A user key or an agent key (default: TASKSERVICE_APIKEY).
+        patience: Seconds to keep retrying a call (default: 60).
+
+    Raises:
+        SettingError: The address or the key is missing or malformed.
+
+    All calls can also raise Unreachable or Unavailable after `patience` seconds, NotTheService
+    if something else responds at the address, and InvalidKey if the key is not valid.
+
+    Example:
+        >>> with Client().start("reader", name="nightly") as task:
+        ...     task.log("page 1 of 1")
+        ...     task.output["pages"] = 1
+        >>> task.status
+        'complete'
     """
 
     def __init__(
@@ -243,12 +297,39 @@ class Client:
         labels: Mapping[str, str] | None = None,
         parent_id: str | None = None,
     ) -> Task:
-        """Start a task; registers its agent if that is new.
+        """Start a task; register its agent first if it does not exist.
 
-        With `claim` the caller does the work, best in a `with` block; without, the task
-        waits for a worker. `timeout` is the number of seconds that it may be silent.
-        `parent_id` is the task that starts it: by default the one that this program was
-        started for, if there is one and the key may see it; "" stands for none.
+        If this program does the work, use the result in a `with` block: the block reports
+        `complete` at its end, or `error` with the traceback if an exception leaves it.
+
+        Args:
+            agent_id: The agent: 1 to 64 characters of a-z, 0-9, ".", "_" and "-", the first
+                one a letter or a digit.
+            name: Display name, up to 200 characters (default: the agent's name).
+            input: JSON object, up to 1 MiB. With `claim=False` it is validated against the
+                agent's input schema.
+            callback: http(s) URL that receives a signed webhook when the task ends, up to
+                2,000 bytes.
+            timeout: Seconds without a line or report after which the service ends the task, up
+                to 366 days; 0 for never (default: a setting of the service, 24 hours). A
+                `with` block sends heartbeats.
+            claim: True if this program does the work; False leaves the task to a worker.
+            labels: Up to 16 pairs to filter by; values of 1 to 256 characters.
+            parent_id: The parent task (default: the task that this program was started for, if
+                there is one and the key has access to it); "" for none.
+
+        Returns:
+            The new task.
+
+        Raises:
+            Invalid: A value was rejected; `errors` maps each field to messages.
+            TooLarge: The input is larger than 1 MiB.
+            NotFound: An agent key was used for another agent.
+
+        Example:
+            >>> task = client.start("reader", input={"pages": 2}, claim=False)
+            >>> task.status, task.input
+            ('running', {'pages': 2})
         """
         fields: dict[str, Any] = {"agentId": agent_id, "name": name, "input": input}
         fields |= {"callback": callback, "timeout": timeout, "claim": claim, "labels": labels}
@@ -268,7 +349,28 @@ class Client:
         return start_task(self.connection, fields, uuid4().hex)
 
     def claim(self, agent_id: str, wait: float = WAIT_SECONDS) -> Task | None:
-        """Take the oldest unclaimed task of an agent; None if none comes in `wait` seconds."""
+        """Claim the oldest waiting task of an agent, to do its work.
+
+        Blocks for up to `wait` seconds. The service gives each task to only one caller.
+
+        Args:
+            agent_id: The agent.
+            wait: Seconds to wait for a task (default: 30); 0 returns immediately.
+
+        Returns:
+            The claimed task, or None if no task became available.
+
+        Raises:
+            NotFound: The agent does not exist, or the key has no access to it.
+
+        Example:
+            >>> waiting = client.start("reader", input={"pages": 2}, claim=False)
+            >>> if task := client.claim("reader"):
+            ...     with task:
+            ...         task.output["read"] = task.input["pages"]
+            >>> waiting.refresh().data["output"]
+            {'read': 2}
+        """
         until = time.monotonic() + wait
         while True:
             seconds = min(max(math.ceil(until - time.monotonic()), 0), WAIT_SECONDS)
@@ -280,7 +382,15 @@ class Client:
             time.sleep(self.connection.seconds_before_repeat())
 
     def task(self, task_id: str) -> Task:
-        """One task. Raises NotFound."""
+        """Return one task, without its log.
+
+        Raises:
+            NotFound: The task does not exist, was deleted, or the key has no access to it.
+
+        Example:
+            >>> client.task(task.id).status
+            'running'
+        """
         return Task(self.connection, read_task(self.connection, task_id))
 
     def tasks(
@@ -300,21 +410,43 @@ class Client:
         fields: str = SHORT_FIELDS,
         page: int | None = None,
     ) -> Iterator[Task]:
-        """All tasks that the key may see, newest first, without their logs, read page by page.
+        """Iterate over the tasks that the key has access to, without their logs.
 
-        `claimed` is whether an agent has claimed it; `labels` must all fit; `q` is a part of
-        the name; moments are RFC 3339; `sort` is `-createdAt`, `createdAt` or `finishedAt`.
-        `fields` names the fields to read, separated by commas; `page` is the number of tasks
-        on a page.
+        A task must match all given filters. The iterator blocks while it requests the next
+        page. Times are RFC 3339 strings, such as "2026-11-24T13:36:00Z".
+
+        Args:
+            status: "running", "complete" or "error".
+            error_type: "failed", "cancelled" or "timeout".
+            claimed: True for claimed tasks, False for waiting tasks.
+            agent_id: The agent of the tasks.
+            parent_id: The parent of the tasks.
+            labels: Pairs that a task must have, all of them.
+            q: Text contained in the name, in any case.
+            created_after, created_before, finished_after: Exclusive bounds.
+            sort: "-createdAt" (default: newest first), "createdAt", or "finishedAt", which
+                lists finished tasks only.
+            fields: Fields to read, separated by commas, with "id" among them (default: all
+                except the log). Properties of the other fields raise KeyError.
+            page: Tasks per request, 1 to 1,000 (default: 100).
+
+        Raises:
+            Invalid: A filter is invalid; raised by the iteration.
+
+        Example:
+            >>> client.start("backup", name="nightly").fail("The disk is full")
+            >>> for task in client.tasks(error_type="failed", q="night"):
+            ...     print(task.name, task.error["message"])
+            nightly The disk is full
         """
         query: dict[str, Any] = {"status": status, "errorType": error_type, "q": q, "sort": sort}
         query |= {"agentId": agent_id, "parentId": parent_id, "createdAfter": created_after}
         query |= {"createdBefore": created_before, "finishedAfter": finished_after}
         query["claimed"] = None if claimed is None else str(claimed).lower()
         query["label"] = [f"{key}:{value}" for key, value in (labels or {}).items()]
-        given = {name: value for name, value in query.items() if value is not None}
-        given |= {"fields": fields, "limit": str(page or PAGE_TASKS)}
-        return self._pages(given, responses.tasks(fields))
+        filters = {name: value for name, value in query.items() if value is not None}
+        filters |= {"fields": fields, "limit": str(page or PAGE_TASKS)}
+        return self._pages(filters, responses.tasks(fields))
 
     def _pages(self, query: dict[str, Any] | str, expected: responses.Expected) -> Iterator[Task]:
         while True:
@@ -327,7 +459,16 @@ class Client:
             query = link[1]
 
     def agents(self, health: bool = False) -> list[Agent]:
-        """All agents that the key may see, by their ids; with `health` how their tasks went."""
+        """Return all agents that the key has access to, sorted by ID.
+
+        Args:
+            health: Include `health`, statistics on the last 30 finished tasks of each agent.
+
+        Example:
+            >>> client.register("reader", name="Reader")
+            >>> [agent["name"] for agent in client.agents() if agent["id"] == "reader"]
+            ['Reader']
+        """
         expected = responses.AGENTS_WITH_HEALTH if health else responses.FULL_AGENTS
         query = {"expand": "health"} if health else {}
         agents: list[Agent] = self.connection.call("GET", "/agent", expected, params=query).data
@@ -342,10 +483,24 @@ class Client:
         annotations: Annotations | None = None,
         tool: bool | None = None,
     ) -> None:
-        """Register an agent, or change what is not None.
+        """Register an agent, or update the fields that are not None of an existing one.
 
-        `input_schema` is the JSON Schema of its tasks' input, by which the service checks each
-        unclaimed start and each rerun.
+        Args:
+            agent_id: 1 to 64 characters of a-z, 0-9, ".", "_" and "-".
+            name: Display name, up to 200 characters (default of a new agent: its ID).
+            description: What the agent does, up to 2,000 characters.
+            input_schema: JSON Schema of the tasks' input, up to 16 KiB. The service validates
+                the input of each unclaimed start and each rerun against it.
+            annotations: MCP tool hints; they replace all earlier ones.
+            tool: Whether MCP clients get a tool for this agent (default of a new agent: True).
+
+        Raises:
+            Invalid: The ID, the schema or another value was rejected; see `errors`.
+            NotFound: An agent key was used for another agent.
+
+        Example:
+            >>> schema = {"type": "object", "properties": {"pages": {"type": "integer"}}}
+            >>> client.register("reader", description="Reads pages.", input_schema=schema)
         """
         fields = {
             "name": name,
@@ -357,5 +512,15 @@ class Client:
         register_agent(self.connection, agent_id, fields)
 
     def delete_agent(self, agent_id: str) -> None:
-        """Delete an agent and its keys. Raises Conflict while it has tasks."""
+        """Delete an agent and the agent keys that belong to it.
+
+        Raises:
+            Conflict: The agent has tasks; delete them first.
+            NotFound: The agent does not exist.
+            Forbidden: The key is an agent key.
+
+        Example:
+            >>> client.register("old-reader")
+            >>> client.delete_agent("old-reader")
+        """
         self.connection.call("DELETE", f"/agent/{path_segment(agent_id)}", responses.AGENT)

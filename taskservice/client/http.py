@@ -83,7 +83,7 @@ class Connection:
         *,
         wait: int = 0,
         patience: float | None = None,
-        rest: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = time.sleep,
         **options: Any,
     ) -> Response:
         """Make a request that may be repeated, and retry it for `patience` seconds.
@@ -110,7 +110,7 @@ class Connection:
                 pause = pause_after(error, delay)
                 if time.monotonic() + pause > until:
                     raise
-                rest(pause)
+                sleep(pause)
         raise AssertionError("delays never end")
 
     def _may_pass(self, error: TaskServiceError) -> bool:

@@ -1,4 +1,4 @@
-"""What the responses of the service must be; any other becomes an error with one sentence."""
+"""Checks the responses of the service, and turns every other one into an error of one sentence."""
 
 import json
 from collections.abc import Mapping
@@ -12,39 +12,50 @@ from taskservice.terms import CANCELLED, NOT_FOUND, PROBLEM_TYPE
 
 
 class TaskServiceError(Exception):
-    """The base class of all errors here; its text is one line for a person."""
+    """The base class of all errors of the client; its text is one line for a person.
+
+    Stop working: TaskCancelled, NotFound of the task, TaskFinished.
+    Try again later: Unreachable, Unavailable, UnexpectedResponse.
+    Fix the call or the setting: Invalid, TooLarge, BadRequest, InvalidKey, Forbidden, Conflict,
+    SettingError, NotTheService, OtherVersion.
+    Continue without an answer: QuestionDeclined, QuestionExpired, QuestionWithdrawn.
+    """
 
 
 class SettingError(TaskServiceError):
-    """TASKSERVICE_URL or TASKSERVICE_APIKEY is missing or can't be used."""
+    """TASKSERVICE_URL or TASKSERVICE_APIKEY is missing or invalid, or there is no current task."""
 
 
 class Unreachable(TaskServiceError):
-    """No complete answer came."""
+    """The service could not be reached, or its response was incomplete."""
 
 
 class NotTheService(TaskServiceError):
-    """Another program than this service answers at that URL."""
+    """The server at this URL is not taskservice."""
 
 
 class UnexpectedResponse(NotTheService):
-    """An answer that this service does not give, such as a proxy's page while it is away.
+    """The response is not from taskservice, but for example a proxy's error page.
 
-    What was sent does not count as stored.
+    The service may not have processed the request.
     """
 
 
 class OtherVersion(UnexpectedResponse):
-    """The service is older or newer than this client, and they do not understand each other."""
+    """The service and this client have versions that do not work together."""
 
 
 class Refused(TaskServiceError):
-    """The service refused: `status` is the HTTP status, `problem` the answer's JSON."""
+    """The service refused a request.
+
+    `status` is the HTTP status, `problem` the JSON of the response (RFC 9457), and `detail` its
+    sentence.
+    """
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
         self.status = status
         self.problem = problem
-        self.detail = str(problem.get("detail") or f"The service answered {status}")
+        self.detail = str(problem.get("detail") or f"The service returned status {status}")
         super().__init__(self.detail)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -53,27 +64,27 @@ class Refused(TaskServiceError):
 
 
 class BadRequest(Refused):
-    """400: the request could not be read."""
+    """HTTP 400: the service could not read the request."""
 
 
 class InvalidKey(Refused):
-    """401: the API key is unknown, revoked, expired or mistyped."""
+    """HTTP 401: the API key is unknown, revoked, expired or mistyped."""
 
 
 class Forbidden(Refused):
-    """403: the key may not do this; an agent key can neither cancel nor delete."""
+    """HTTP 403: this kind of key must not do this; an agent key can neither cancel nor delete."""
 
 
 class NotFound(Refused):
-    """404: it does not exist, was deleted, or the key may not see it."""
+    """HTTP 404: the resource does not exist, was deleted, or the key has no access to it."""
 
 
 class Conflict(Refused):
-    """409: the present state does not allow it."""
+    """HTTP 409: the current state does not allow the request, such as deleting a used agent."""
 
 
 class TaskFinished(Conflict):
-    """409: the task has ended; `task` is its id, status and error."""
+    """HTTP 409: the task has ended; `task` contains its id, status and error."""
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
         super().__init__(status, problem)
@@ -81,11 +92,11 @@ class TaskFinished(Conflict):
 
 
 class TaskCancelled(TaskFinished):
-    """409: the task's user has cancelled it; its agent should stop."""
+    """HTTP 409: the task was cancelled; its program should stop."""
 
 
 class LineGap(Conflict):
-    """409: lines before these are missing; `expected` is the number of the next line."""
+    """HTTP 409: earlier lines are missing; `expected` is the number of the next line."""
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
         super().__init__(status, problem)
@@ -93,21 +104,22 @@ class LineGap(Conflict):
 
 
 class TooLarge(Refused):
-    """413: the request, or what it would add to, is too large."""
+    """HTTP 413: the request, or the log it would add to, is too large."""
 
 
 class Invalid(Refused):
-    """422: the request is invalid; `errors` maps fields to messages."""
+    """HTTP 422: a value was rejected; `errors` maps each field to a list of messages."""
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
         super().__init__(status, problem)
         self.errors: Mapping[str, Any] = problem.get("errors") or {}
         if self.errors:
-            self.args = ("; ".join(f"{name}: {_text(said)}" for name, said in self.errors.items()),)
+            texts = [f"{name}: {_text(value)}" for name, value in self.errors.items()]
+            self.args = ("; ".join(texts),)
 
 
 class Unavailable(Refused):
-    """429 or 5xx: try again, after `retry_after` seconds if that is not None."""
+    """HTTP 429 or 5xx: try again, after `retry_after` seconds unless that is None."""
 
     def __init__(
         self, status: int, problem: Mapping[str, Any], retry_after: float | None = None
@@ -117,9 +129,9 @@ class Unavailable(Refused):
 
 
 class QuestionNotAnswered(TaskServiceError):
-    """A question that will get no answer; `question` is its JSON."""
+    """The question was not answered; `question` is the question as the API returns it."""
 
-    sentence = "The question got no answer"
+    sentence = "The question was not answered"
 
     def __init__(self, question: Mapping[str, Any]) -> None:
         super().__init__(question)
@@ -130,38 +142,38 @@ class QuestionNotAnswered(TaskServiceError):
 
 
 class QuestionDeclined(QuestionNotAnswered):
-    """A person has declined the question."""
+    """A person declined the question."""
 
     sentence = "The question was declined"
 
 
 class QuestionExpired(QuestionNotAnswered):
-    """Nobody has answered the question within its timeout."""
+    """Nobody answered the question within its timeout."""
 
-    sentence = "Nobody has answered the question in time"
+    sentence = "Nobody answered the question in time"
 
 
 class QuestionWithdrawn(QuestionNotAnswered):
-    """The question was withdrawn by another program; the task runs on."""
+    """Another program withdrew the question; the task is still running."""
 
     sentence = "The question was withdrawn"
 
 
-# Another attempt may succeed.
+# Another attempt can succeed.
 RETRYABLE = (Unreachable, UnexpectedResponse, Unavailable)
 
 
-def _text(said: Any) -> str:
-    if isinstance(said, dict):  # of a field with members
-        return ", ".join(f"{name}: {_text(each)}" for name, each in said.items())
-    return " ".join(map(str, said)) if isinstance(said, list) else str(said)
+def _text(messages: Any) -> str:
+    if isinstance(messages, dict):  # of a field with members
+        return ", ".join(f"{name}: {_text(value)}" for name, value in messages.items())
+    return " ".join(map(str, messages)) if isinstance(messages, list) else str(messages)
 
 
-# What the responses must be.
+# The expected responses.
 
 JSON = "application/json"
 
-# The fields of a task but the log, which can be long.
+# All fields of a task except the log, which can be long.
 SHORT_FIELDS = (
     "id,name,agentId,userId,createdAt,updatedAt,claimedAt,finishedAt,firstLog,logCount,input,output,"
     "status,error,progress,labels,questions,startedBy,endedBy,note,parentId,rerunOf,callback"
@@ -169,18 +181,18 @@ SHORT_FIELDS = (
 
 
 class Expected(NamedTuple):
-    """What a response must have: one of these statuses, and an object, or a list of objects.
+    """The expected response: one of these statuses, with a JSON object or a list of objects.
 
-    Each has these members and may have more; `members` are separated by commas.
+    Each object has at least these members, which are separated by commas.
     """
 
     statuses: tuple[int, ...]
     members: str
     is_list: bool = False
 
-    def fits(self, data: Any) -> bool:
+    def matches(self, data: Any) -> bool:
         objects = data if self.is_list else [data]
-        return isinstance(objects, list) and all(has(self.members, each) for each in objects)
+        return isinstance(objects, list) and all(has(self.members, item) for item in objects)
 
 
 def has(members: str, data: Any) -> bool:
@@ -208,7 +220,7 @@ def task(fields: str, *statuses: int) -> Expected:
 
 
 def tasks(fields: str) -> Expected:
-    """A list of such tasks."""
+    """A list of tasks with these fields."""
     return Expected((200,), fields, is_list=True)
 
 
@@ -217,13 +229,13 @@ _REFUSALS: dict[int, type[Refused]] = {
 }  # fmt: skip
 
 
-# Reads the responses; any other one becomes an error with one sentence.
+# Reads the responses.
 
 
 class Response(NamedTuple):
-    """What came from the URL of the service, or from another program there.
+    """A response from the URL of the service; another program may have sent it.
 
-    `data` is the JSON of a response that was read, None for a 204.
+    `data` is the parsed JSON, None for a 204.
     """
 
     url: str
@@ -234,7 +246,7 @@ class Response(NamedTuple):
 
 
 def read(received: Response, expected: Expected) -> Response:
-    """The response, if it is as expected. Raises TaskServiceError for any other."""
+    """Return the response with its data. Raises TaskServiceError unless it is as expected."""
     status = received.status_code
     if not 200 <= status < 300:
         raise _error(received)
@@ -243,13 +255,13 @@ def read(received: Response, expected: Expected) -> Response:
     if status == 204:
         return received
     data = _json(received, JSON)
-    if not expected.fits(data):
+    if not expected.matches(data):
         raise _not_ours(received)
     return received._replace(data=data)
 
 
 def may_be_of_another_version(received: Response, error: TaskServiceError) -> bool:
-    """Whether a service of another version may have sent this response, of which `error` tells."""
+    """Whether a service of another version may have sent the response that caused `error`."""
     if isinstance(error, Invalid):
         return "Unknown " in str(error)  # a field or a parameter
     return isinstance(error, UnexpectedResponse) and _media_type(received) == JSON
@@ -263,7 +275,7 @@ def _error(received: Response) -> TaskServiceError:
         retry_after = terms.seconds(received.headers.get("Retry-After", ""))
         return Unavailable(status, problem or {}, retry_after)
     if status == 413:
-        # A proxy may have a limit of its own; its response is no problem of this service.
+        # A proxy can have its own limit, and its response is not a problem of this service.
         return TooLarge(413, problem or {})
     if problem is not None:
         kind = _kind(status, problem)
@@ -278,8 +290,8 @@ def _error(received: Response) -> TaskServiceError:
 def _kind(status: int, problem: Mapping[str, Any]) -> type[Refused] | None:
     """The class of the error for a problem; None if it is another program's."""
     if status == 404:
-        # It stops a program, so it must be certain: for an unknown path the service has another
-        # code, and so have other programs that send problems.
+        # It stops a program, so it must be certain: for an unknown path the service, and other
+        # programs that send problems, use another code.
         return NotFound if problem.get("code") == NOT_FOUND else None
     if status == 409 and "expected" in problem:
         return LineGap
@@ -301,11 +313,11 @@ def _problem(received: Response) -> dict[str, Any] | None:
 
 def _not_ours(received: Response, kind: type[NotTheService] = UnexpectedResponse) -> NotTheService:
     url = received.url.partition("?")[0]
-    return kind(f"{url} answered {received.status_code}, but not as taskservice does")
+    return kind(f"{url} returned {received.status_code}, but the response is not from taskservice")
 
 
 def _json(received: Response, media_type: str) -> Any:
-    """The JSON of a response. Raises UnexpectedResponse where it has none of this type."""
+    """The JSON of a response. Raises UnexpectedResponse if it has no JSON of this type."""
     if _media_type(received) != media_type:
         raise _not_ours(received)
     try:

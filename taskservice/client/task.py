@@ -1,4 +1,4 @@
-"""A task for Python programs: do its work, or watch it."""
+"""A task for Python programs: does its work, or watches it."""
 
 import json
 import math
@@ -46,7 +46,7 @@ from taskservice.terms import (
 
 # Requests that the client and the runner both make.
 
-# A task in a response comes without its log, which can be long.
+# Responses contain tasks without their logs, which can be long.
 SHORT = {"fields": SHORT_FIELDS}
 SHORT_TASK = responses.task(SHORT_FIELDS)
 STARTED = responses.task(SHORT_FIELDS, 201)
@@ -56,7 +56,7 @@ _CLAIMED = responses.task(SHORT_FIELDS, 200, 204)
 def start_task(
     connection: Connection, fields: Mapping[str, Any], idempotency_key: str, **options: Any
 ) -> dict[str, Any]:
-    """Start a task, once for each idempotency key; register its agent if that is new."""
+    """Start a task, once for each idempotency key; register its agent if it does not exist."""
     headers = {"Idempotency-Key": idempotency_key}
     start = partial(
         connection.call, "POST", "/task", STARTED, json=fields, headers=headers, **options
@@ -98,27 +98,32 @@ def claim_task(
 def register_agent(
     connection: Connection, agent_id: str, fields: Mapping[str, Any], **options: Any
 ) -> None:
-    """Register an agent, or change those `fields` of it that are not None."""
-    given = {name: value for name, value in fields.items() if value is not None}
+    """Register an agent, or update its `fields` that are not None."""
+    body = {name: value for name, value in fields.items() if value is not None}
     path = f"/agent/{path_segment(agent_id)}"
-    connection.call("PUT", path, responses.AGENT, json=given, **options)
+    connection.call("PUT", path, responses.AGENT, json=body, **options)
 
 
 def path_segment(text: str) -> str:
-    """An id as one segment of a path; text that would lead to another path matches no id."""
+    """An ID as one segment of a path; text that would change the path becomes an unknown ID."""
     return quote(text.replace("/", "-"), safe="", errors="replace") if text.strip(".") else "-"
 
 
 # Questions of tasks: programs ask and wait for the answer, people answer.
 
-# How long a program that is interrupted tries to withdraw its question.
+# How long an interrupted program tries to withdraw its question.
 WITHDRAW_SECONDS = 5.0
-# How often a follower of a task asks for its questions.
+# How often a follower of a task requests its questions.
 POLL_SECONDS = 2
 
 
 class Question(TypedDict):
-    """A question's JSON; `answer` is the content of its answer."""
+    """A question as the API returns it.
+
+    `schema` is the JSON Schema of the answer. `state` is open, answered, declined, expired or
+    withdrawn. Times are RFC 3339; `expiresAt` is None without a limit. `answer` and
+    `answeredBy`, the name of a key, are None until the question is answered.
+    """
 
     id: str
     message: str
@@ -131,7 +136,7 @@ class Question(TypedDict):
 
 
 def schema_of_choices(choices: Sequence[str]) -> dict[str, Any]:
-    """The schema of an answer that is one of these texts."""
+    """The schema for an answer that is one of these strings."""
     choice = {"type": "string", "enum": list(dict.fromkeys(choices))}
     return {"type": "object", "properties": {"answer": choice}, "required": ["answer"]}
 
@@ -142,16 +147,16 @@ def ask(
     message: str,
     schema: Mapping[str, Any] | None = None,
     timeout: int | None = None,
-    rest: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Question:
     """Ask once, and wait for the answer; returns the answered question.
 
-    The wait goes on while the service is away, as long as the question may be open. An exception
-    that interrupts it, such as KeyboardInterrupt, withdraws the question. Raises
+    Waits while the service is unavailable too, until the question expires. An exception that
+    interrupts the wait, such as KeyboardInterrupt, withdraws the question. Raises
     QuestionDeclined, QuestionExpired or QuestionWithdrawn; TaskFinished, TaskCancelled or
     NotFound when the task has ended.
     """
-    # The name of a file may contain what no UTF-8 has.
+    # The message can contain lone surrogates, for example from the name of a file.
     text = message.encode(errors="replace").decode()
     fields = {"message": text, "schema": schema, "timeout": timeout}
     post = partial(
@@ -162,11 +167,11 @@ def ask(
     )  # fmt: skip
     until = time.monotonic() + seconds_open(timeout)
     try:
-        question: Question = post(rest=rest).data
+        question: Question = post(sleep=sleep).data
         while question["state"] == OPEN:
             question = connection.call(
                 "GET", _path(task_id, question["id"]), responses.QUESTION, wait=WAIT_SECONDS,
-                patience=max(until - time.monotonic(), PATIENCE_SECONDS), rest=rest,
+                patience=max(until - time.monotonic(), PATIENCE_SECONDS), sleep=sleep,
             ).data  # fmt: skip
             if question["state"] == OPEN:
                 time.sleep(connection.seconds_before_repeat())
@@ -183,19 +188,19 @@ def ask(
 
 
 def seconds_open(timeout: int | None) -> float:
-    """How long a question may be open."""
+    """How long a question can be open."""
     return math.inf if timeout == 0 else timeout or QUESTION_TIMEOUT
 
 
 def _raise_reason(connection: Connection, task_id: str, question: Question) -> NoReturn:
-    """Raise why a question has no answer."""
+    """Raise the reason why a question has no answer."""
     reasons = {
         DECLINED: QuestionDeclined,
         EXPIRED: QuestionExpired,
     }
     if question["state"] in reasons:
         raise reasons[question["state"]](question)
-    # Its task may have ended: a heartbeat is refused then.
+    # If its task has ended, the service refuses a heartbeat.
     path = f"/task/{path_segment(task_id)}/logs"
     task = connection.call("POST", path, responses.APPENDED, json={"logs": []}).data
     if task["status"] != RUNNING:
@@ -214,17 +219,17 @@ def withdraw(
 
 def list_questions(connection: Connection, task_id: str) -> list[Question]:
     """All questions of a task, oldest first."""
-    found: list[Question] = connection.call("GET", _path(task_id), responses.QUESTIONS).data
-    return found
+    questions: list[Question] = connection.call("GET", _path(task_id), responses.QUESTIONS).data
+    return questions
 
 
 def answer(
     connection: Connection, task_id: str, question_id: str, content: Mapping[str, Any] | None
 ) -> Question:
-    """Answer a question, or decline it with None; the same again changes nothing.
+    """Answer a question, or decline it with None; repeating the same answer changes nothing.
 
-    Raises Invalid for an answer that does not fit its schema, and Conflict if it is no longer
-    open.
+    Raises Invalid if the answer does not match the schema, and Conflict if the question is no
+    longer open.
     """
     body = {"action": DECLINE} if content is None else {"action": ACCEPT, "content": content}
     path = f"{_path(task_id, question_id)}/answer"
@@ -237,11 +242,11 @@ def _path(task_id: str, question_id: str | None = None) -> str:
     return f"/task/{path_segment(task_id)}/question{end}"
 
 
-# A task's output: a value that JSON lacks is refused where the program sets it.
+# A task's output: a value that is not JSON is refused where the program sets it.
 
 
 class Output(dict[str, Any]):
-    """A task's output. Setting a key to a value that JSON lacks raises TypeError or ValueError."""
+    """A task's output. Setting a value that is not JSON raises TypeError or ValueError."""
 
     def __setitem__(self, key: str, value: Any) -> None:
         _check(key, value)
@@ -256,7 +261,7 @@ class Output(dict[str, Any]):
 
 
 def _check_output(members: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError for a key or value that JSON lacks."""
+    """Raise TypeError or ValueError for a key or value that is not JSON."""
     for key, value in members.items():
         _check(key, value)
 
@@ -272,13 +277,14 @@ def _check(key: str, value: Any) -> None:
         raise ValueError(f"output[{key!r}] is not JSON: {error}") from None
 
 
-# A task for Python programs: do its work, or watch it.
+# A task for Python programs: does its work, or watches it.
 
 
 class Line(NamedTuple):
-    """A line of a log, and its number, counted from 1; `str` gives its text.
+    """A line of a log; `str(line)` is its text.
 
-    `at` is when its agent printed it, where times were asked for; None if that is unknown.
+    `number` counts from 1. `at` is the RFC 3339 time at which the agent printed the line; None
+    if times were not requested, or the time is unknown.
     """
 
     number: int
@@ -290,18 +296,39 @@ class Line(NamedTuple):
 
 
 class Failure(TypedDict):
-    """Why a task ended as `error`."""
+    """The reason why a task ended with the status `error`."""
 
     type: ErrorType
     message: str
 
 
 class Task:
-    """A task as it was when last read: `data` is its JSON, without the log.
+    """A task, with the state of its last read; `refresh` reads it again.
 
-    A Client makes it. The program that does the work uses it in a `with` block, which
-    reports the end. Other processes may get it by a fork or by pickle and log to it too; a
+    `Client.start`, `Client.claim`, `Client.task`, `Client.tasks` and `current` return tasks.
+    As a context manager, a task sends heartbeats, and at the end of the block it sends the
+    remaining lines and reports the final status: `complete`, or `error` if an exception leaves
+    the block. The exception is raised again. Without a `with` block, the remaining lines are
+    sent when the program exits, for up to 5 seconds.
+
+    Calls that block are retried like those of a Client, and can raise the same errors. Threads
+    can share a task. Forked children and processes that unpickle a task can log to it too; a
     pickle contains the API key.
+
+    Attributes:
+        id: The ID, a UUID.
+        data: The task as the API returns it, without its log.
+
+    Example:
+        >>> with client.start("reader", labels={"env": "test"}) as task:
+        ...     for page in range(1, 4):
+        ...         task.log("page", page)
+        ...         task.progress(page, 3, "pages")
+        ...     task.output["pages"] = page
+        >>> print(task.status, task.output, task.labels, task.data["note"])
+        complete {'pages': 3} {'env': 'test'} 3 of 3 pages
+        >>> [line.text for line in task.lines()]
+        ['page 1', 'page 2', 'page 3']
     """
 
     def __init__(
@@ -314,15 +341,15 @@ class Task:
         json_text: str = "",
     ) -> None:
         self.data = dict(data)
-        self.json_text = json_text  # of a claimed task: `data` as the service wrote it
+        self.json_text = json_text  # of a claimed task: the service's response, unparsed
         self.id = str(data["id"])
         self._output = Output(data.get("output") or {})
         self._connection = connection
         self._outbox = Outbox(connection, self.id, writer, heartbeat)
-        # Whether the `with` block reports the end: inside `taskservice run` that does it.
+        # Whether the `with` block reports the final status, as `taskservice run` does otherwise.
         self._reports_end = reports_end
         self._has_ended = False
-        self._copy_id = uuid4().hex  # the same in every process that has this task
+        self._copy_id = uuid4().hex  # the same in all processes with a copy of this task
 
     def __reduce__(self) -> tuple[Any, ...]:
         _copies[self._copy_id] = self
@@ -338,9 +365,9 @@ class Task:
 
     @property
     def output(self) -> dict[str, Any]:
-        """The result, which the `with` block reports when it ends.
+        """The result, a dictionary of up to 1 MiB of JSON, which the `with` block reports.
 
-        Setting a key to a value that JSON lacks raises TypeError or ValueError.
+        Setting a value that cannot be represented in JSON raises TypeError or ValueError.
         """
         return self._output
 
@@ -351,19 +378,22 @@ class Task:
 
     @property
     def url(self) -> str:
+        """The address of the task in the API."""
         return f"{self._connection.url}{API_PREFIX}/task/{self.id}"
 
     @property
     def page_url(self) -> str:
-        """The address of its page in the dashboard."""
+        """The address of the task's page in the dashboard."""
         return f"{self._connection.url}/tasks/{self.id}"
 
     @property
     def name(self) -> str:
+        """The display name."""
         return str(self.data["name"])
 
     @property
     def agent_id(self) -> str:
+        """The ID of the agent."""
         return str(self.data["agentId"])
 
     @property
@@ -374,68 +404,112 @@ class Task:
 
     @property
     def error(self) -> Failure | None:
-        """`{"type": ..., "message": ...}` if the status is `error`, else None."""
+        """`{"type": ..., "message": ...}` if the status is `error`, otherwise None."""
         error: Failure | None = self.data["error"]
         return error
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """The pairs by which it is found; `report(labels=...)` changes them."""
+        """The pairs to filter by; `report(labels=...)` changes them."""
         labels: Mapping[str, str] = self.data["labels"]
         return labels
 
     @property
     def questions(self) -> list[Question]:
-        """The questions of its agent that are open, oldest first."""
-        found: list[Question] = self.data["questions"]
-        return found
+        """The open questions of the task, oldest first."""
+        questions: list[Question] = self.data["questions"]
+        return questions
 
     @property
     def input(self) -> Mapping[str, Any]:
-        given: Mapping[str, Any] = self.data["input"]
-        return given
+        """The input that the task was started with."""
+        members: Mapping[str, Any] = self.data["input"]
+        return members
 
     # --- doing the work ------------------------------------------------------------------
 
     def log(self, *values: object) -> None:
-        """Add a line: the texts of the values with spaces between, as `print` writes them.
+        """Add a line to the log: the values as text, separated by spaces, as `print` does.
 
-        A line feed in it begins another line. A thread sends all lines in order, each once.
+        A line feed starts another line. A line over 64 KiB is truncated, and lines over 100 MiB
+        in all are dropped; a marker in the log says so. Returns immediately: a background
+        thread sends the lines in order, each exactly once. Blocks only while 16 MiB of lines
+        are waiting to be sent.
 
-        Waits only while 16 MiB of lines are still to be sent. Raises TaskCancelled when the
-        user has cancelled the task and NotFound when it was deleted: the program should stop
-        then. Raises Unreachable when 16 MiB wait and the service has given no answer for
-        `patience` seconds; those lines are still sent later.
+        Raises:
+            TaskCancelled: The task was cancelled. Stop working.
+            NotFound: The task was deleted. Stop working.
+            Unreachable: 16 MiB are waiting, and the service has not responded for `patience`
+                seconds. The waiting lines are kept and sent later.
+
+        Example:
+            >>> task.log("read", 3, "pages")
         """
         self.log_at(sender.now(), " ".join(map(str, values)))
 
     def log_at(self, milliseconds: int, text: str) -> None:
-        """Add the lines of a text like `log`, with this time in milliseconds since 1970."""
+        """Add the lines of a text, like `log`, with a time of your own.
+
+        Args:
+            milliseconds: When the text was printed, since 1970-01-01 UTC. The service replaces
+                a future time by the current time.
+            text: One or more lines.
+
+        Raises:
+            TaskCancelled, NotFound, Unreachable: As `log` does.
+
+        Example:
+            >>> task.log_at(1_795_000_000_000, "read from a file")
+        """
         self._outbox.put_lines(milliseconds, text)
 
     def report(self, **changes: Any) -> None:
-        """Change it now; with `status`, after all lines.
+        """Update the task. Blocks until the service has stored the changes.
 
-        `changes` are those of a report: `output`, `name`, `labels`, `progress`, `note`,
-        `status`, `error`. Raises TaskCancelled and the other refusals of the service; TypeError
-        or ValueError for an output that JSON lacks.
+        Args:
+            output: Dictionary; each key replaces the stored value of that key.
+            labels: Dictionary; a value of None removes the label.
+            name, note: Up to 200 characters.
+            progress: Number from 0 to 1.
+            status: "complete" or "error", which ends the task. The waiting lines are sent first.
+            error: `{"message": ...}`, up to 64 KiB, with the status "error".
+
+        Raises:
+            TaskCancelled, TaskFinished: The task has already ended.
+            NotFound: The task was deleted.
+            Invalid: A value was rejected; `errors` maps each field to messages.
+            TypeError, ValueError: The output cannot be represented in JSON.
+
+        Example:
+            >>> task.report(output={"pages": 3}, labels={"env": None})
         """
         _check_output(changes.get("output") or {})
         if "status" in changes and self._outbox.is_started:
             self._finish(changes)
         else:
             changes = self._outbox.pop_progress() | changes
-            self._update("PATCH", f"/task/{self.id}", json=changes, rest=self._outbox.pause)
+            self._update("PATCH", f"/task/{self.id}", json=changes, sleep=self._outbox.pause)
         self._has_ended = self._has_ended or "status" in changes
 
     def progress(
         self, done: float, total: float = 1, unit: str = "", *, note: str | None = None
     ) -> None:
-        """Tell how far it is: `progress(34, 68, "pages")` is 0.5 and "34 of 68 pages".
+        """Report the progress. Returns immediately, so a loop can call it in each pass.
 
-        The newest state is sent at most once a second, by a thread, so that a loop may call
-        this each time around. Raises what `log` raises when the program should stop; ValueError for
-        numbers that are no part of a whole.
+        A background thread sends the latest value, at most once a second.
+
+        Args:
+            done, total: The progress is `done / total`; without a total, `done` is from 0 to 1.
+            unit: Part of the note: `progress(34, 68, "pages")` sets "34 of 68 pages".
+            note: Another note, truncated to 200 characters.
+
+        Raises:
+            ValueError: Unless 0 <= done <= total and 0 < total < infinity.
+            TaskCancelled, NotFound: The task was cancelled or deleted. Stop working.
+
+        Example:
+            >>> task.progress(34, 68, "pages")
+            >>> task.progress(0.75, note="the last chapter")
         """
         if not 0 <= done <= total or not 0 < total < math.inf:
             raise ValueError(f"progress must be from 0 to its total, not {done} of {total}")
@@ -462,23 +536,51 @@ class Task:
         *,
         choices: Sequence[str] | None = None,
     ) -> str | dict[str, Any]:
-        """Ask a person, and wait for the answer: a text, with `choices` one of them.
+        """Ask a person a question, and wait for the answer.
 
-        With a `schema`, a JSON Schema object with a few simple properties, it is an object that
-        fits it. The wait goes on while the service is away. `timeout` is in seconds: a day by
-        default, 0 for no limit. Raises QuestionDeclined or QuestionExpired, and what `log` raises
-        when the program should stop; what interrupts the wait withdraws the question.
+        Blocks until there is one, even if the service is unavailable in between. An exception
+        that interrupts the wait, such as KeyboardInterrupt, withdraws the question. A task can
+        have up to 8 open questions.
+
+        Args:
+            message: The question, 1 to 4,000 characters.
+            schema: JSON Schema of an object with simple properties, for an answer with several
+                fields. Cannot be combined with `choices`.
+            timeout: Seconds until the question expires, up to 366 days (default: one day); 0
+                for never.
+            choices: The allowed answers.
+
+        Returns:
+            The answer: a string, or a dictionary if `schema` is given.
+
+        Raises:
+            QuestionDeclined, QuestionExpired, QuestionWithdrawn: There is no answer.
+            TaskCancelled, TaskFinished, NotFound: The task ended or was deleted.
+            Invalid: The question or its schema was rejected.
+            Conflict: The task already has 8 open questions.
+
+        Example:
+            >>> task.ask("Delete 34 files?", choices=["yes", "no"], timeout=3600)
+            'yes'
         """
         if schema is not None and choices is not None:
             raise ValueError("a question has either a schema or choices")
         wanted = schema_of_choices(choices) if choices is not None else schema
-        asked = ask(self._connection, self.id, message, wanted, timeout, self._outbox.pause)
-        answer = asked["answer"] or {}
+        question = ask(self._connection, self.id, message, wanted, timeout, self._outbox.pause)
+        answer = question["answer"] or {}
         return answer if schema is not None else str(answer["answer"])
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """A step of the work: a line says at its end how long it took, or that it failed."""
+        """A context manager that logs how long its block took, or that it failed.
+
+        The line is "NAME took 2.13 s", or "NAME failed after 2.13 s: ERROR"; an exception is
+        raised again. Can raise the errors of `log`.
+
+        Example:
+            >>> with task.step("download"):
+            ...     pass
+        """
         began = time.monotonic()
         try:
             yield
@@ -493,24 +595,58 @@ class Task:
         self.log(f"{name} took {sender.duration(time.monotonic() - began)}")
 
     def raise_if_cancelled(self) -> None:
-        """Raise TaskCancelled, or another reason to stop, if the service has told of one."""
+        """Raise an error if the task was cancelled or deleted. Sends nothing.
+
+        The last line, report or heartbeat decides: in a `with` block, the background thread
+        sends heartbeats.
+
+        Raises:
+            TaskCancelled: The task was cancelled. Stop working.
+            NotFound: The task was deleted. Stop working.
+
+        Example:
+            >>> for page in range(3):
+            ...     task.raise_if_cancelled()
+        """
         self._outbox.check()
 
     def complete(self, **output: Any) -> None:
-        """Report `complete` after all lines, with these keys and those in `output`."""
+        """Send the waiting lines, then end the task with the status `complete`. Blocks.
+
+        Args:
+            output: Keys to store in addition to those of the `output` property.
+
+        Raises:
+            TaskCancelled, TaskFinished, NotFound: The task has already ended, or was deleted.
+            Unreachable, Unavailable: Not everything was sent within `patience` seconds.
+            TypeError, ValueError: The output cannot be represented in JSON.
+
+        Example:
+            >>> task.complete(pages=3)
+            >>> task.status, task.data["output"]
+            ('complete', {'pages': 3})
+        """
         self._finish({"status": COMPLETE, "output": self.output | output})
 
     def fail(self, message: object) -> None:
-        """Report `error` with this message, after all lines."""
+        """Send the waiting lines and the output, then end the task with the status `error`. Blocks.
+
+        Args:
+            message: The reason, converted with `str`; truncated to 64 KiB.
+
+        Raises:
+            TaskCancelled, TaskFinished, NotFound: The task has already ended, or was deleted.
+            Unreachable, Unavailable: Not everything was sent within `patience` seconds.
+
+        Example:
+            >>> task.fail("The disk is full")
+            >>> task.error
+            {'type': 'failed', 'message': 'The disk is full'}
+        """
         error = {"message": sender.cut_message(str(message))}
         self._finish({"status": ERROR, "error": error, "output": self.output})
 
     def _finish(self, report: dict[str, Any] | None) -> None:
-        """Send all lines, then this report if there is one.
-
-        Raises the TaskServiceError that keeps them from being sent; TypeError or ValueError
-        for a report that JSON lacks.
-        """
         # Checked here: in the sender's thread the program would not see the error.
         _check_output((report or {}).get("output") or {})
         json.dumps(report, allow_nan=False)
@@ -528,7 +664,7 @@ class Task:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # The program's own exception counts for more than one of ours.
+        # Our own errors must not hide the program's exception.
         quiet = nullcontext() if error is None else suppress(TaskServiceError)
         try:
             if self._has_ended or not self._reports_end:
@@ -546,7 +682,7 @@ class Task:
     def _complete_or_fail(self) -> None:
         try:
             self.complete()
-        except (TypeError, ValueError) as error:  # a value in the output has become no JSON
+        except (TypeError, ValueError) as error:  # a value has changed since
             self._output = Output()
             self._fail_with(error)
             raise
@@ -558,11 +694,31 @@ class Task:
     # --- watching ------------------------------------------------------------------------
 
     def refresh(self) -> "Task":
-        """Read it again, without its log."""
+        """Read the task again, without its log; returns the same object. Blocks.
+
+        Raises:
+            NotFound: The task was deleted.
+
+        Example:
+            >>> task.refresh().status
+            'running'
+        """
         return self._update("GET", f"/task/{self.id}")
 
     def lines(self, after: int = 0, times: bool = False) -> Iterator[Line]:
-        """The lines that the log has now, from number `after` + 1 on, with their `times`."""
+        """Iterate over the lines that the log contains now. Blocks for each page of 10,000 lines.
+
+        Args:
+            after: Start after the line with this number (0: at the first line).
+            times: Read the time of each line too.
+
+        Raises:
+            NotFound: The task was deleted.
+
+        Example:
+            >>> for line in task.lines(times=True):
+            ...     print(line.at, line)
+        """
         while True:
             page = self._page(after, times)
             yield from _numbered(page)
@@ -576,26 +732,44 @@ class Task:
         times: bool = False,
         on_question: Callable[[Question], None] | None = None,
     ) -> Iterator[Line]:
-        """The lines from number `after` + 1 on, each as it arrives, until the task ends.
+        """Iterate over the lines as they arrive, until the task ends. Blocks between the lines.
 
-        Resumes after a broken connection or a restart of the service; each line comes once.
-        `on_question` is called with each question that opens. Afterwards `status`, `error` and
-        `output` are those of the end. Raises NotFound when the task is deleted.
+        Resumes after a lost connection or a restart of the service that lasts for up to
+        `patience` seconds; no line is skipped or repeated. Afterwards `status`, `error` and
+        `output` are final.
+
+        Args:
+            after: Start after the line with this number (0: at the first line).
+            times: Read the time of each line too.
+            on_question: Called once with each question that opens.
+
+        Raises:
+            NotFound: The task was deleted.
+
+        Example:
+            >>> watched = client.task(task.id)
+            >>> task.log("page 1")
+            >>> task.complete(pages=1)
+            >>> for line in watched.follow():
+            ...     print(line.number, line.text)
+            1 page 1
+            >>> watched.output
+            {'pages': 1}
         """
         wait = WAIT_SECONDS if on_question is None else POLL_SECONDS
-        told, looked_at = set[str](), -math.inf
+        seen, polled_at = set[str](), -math.inf
         while True:
             page = self._page(after, times, wait)
             yield from _numbered(page)
-            is_due = page["status"] == RUNNING and time.monotonic() - looked_at >= POLL_SECONDS
+            is_due = page["status"] == RUNNING and time.monotonic() - polled_at >= POLL_SECONDS
             if on_question is not None and is_due:
                 for question in self.refresh().questions:
-                    if question["id"] not in told:
-                        told.add(question["id"])
+                    if question["id"] not in seen:
+                        seen.add(question["id"])
                         on_question(question)
-                looked_at = time.monotonic()
+                polled_at = time.monotonic()
             if not page["logs"] and page["status"] != RUNNING:
-                self.refresh()
+                self._output = Output(self.refresh().data["output"])
                 return
             if page["next"] <= after:
                 time.sleep(self._connection.seconds_before_repeat())
@@ -610,23 +784,72 @@ class Task:
         return page
 
     def answer(self, question_id: str, content: Mapping[str, Any]) -> Question:
-        """Answer an open question of its agent, with an object that fits its schema.
+        """Answer an open question of the task; only user keys can. Blocks.
 
-        The first answer counts: raises Conflict after another one. Raises Invalid for one that
-        does not fit.
+        Args:
+            question_id: The `id` of a question in `questions`.
+            content: An object that matches the question's schema; without a schema or with
+                choices its key is "answer".
+
+        Returns:
+            The answered question.
+
+        Raises:
+            Conflict: The question is no longer open, or was answered differently.
+            Invalid: The content does not match the schema.
+            Forbidden: The key is an agent key.
+
+        Example:
+            >>> for question in task.refresh().questions:
+            ...     task.answer(question["id"], {"answer": "yes"})
         """
         return answer(self._connection, self.id, question_id, content)
 
     def decline(self, question_id: str) -> Question:
-        """Decline an open question of its agent. Raises Conflict if it is no longer open."""
+        """Decline an open question of the task; only user keys can. Blocks.
+
+        Raises:
+            Conflict: The question is no longer open.
+            Forbidden: The key is an agent key.
+
+        Example:
+            >>> for question in task.refresh().questions:
+            ...     task.decline(question["id"])
+        """
         return answer(self._connection, self.id, question_id, None)
 
     def cancel(self) -> "Task":
-        """Cancel it: it becomes an `error` of type `cancelled`, and its agent is told."""
+        """End the task with an error of type `cancelled`; its program stops. Blocks.
+
+        Returns:
+            The same object, with the new state.
+
+        Raises:
+            TaskFinished: The task has already ended in another way.
+            Forbidden: The key is an agent key.
+
+        Example:
+            >>> task.cancel().error["type"]
+            'cancelled'
+        """
         return self._update("POST", f"/task/{self.id}/cancel")
 
     def rerun(self, input: Mapping[str, Any] | None = None) -> "Task":
-        """Start it again, for a worker to claim: with the same input, or with this one."""
+        """Start a copy of the task, for a worker to claim. Blocks.
+
+        Args:
+            input: Another input (default: the same input).
+
+        Returns:
+            The new task; `data["rerunOf"]` is the ID of this task.
+
+        Raises:
+            Invalid: The agent's input schema rejected the input.
+
+        Example:
+            >>> task.rerun(input={"pages": 3}).data["rerunOf"] == task.id
+            True
+        """
         data = self._connection.call(
             "POST", f"/task/{path_segment(self.id)}/rerun", STARTED,
             json={} if input is None else {"input": input},
@@ -635,7 +858,14 @@ class Task:
         return Task(self._connection, data)
 
     def delete(self) -> None:
-        """Delete it for good, with its log."""
+        """Delete the task permanently, with its log and its deliveries. Blocks.
+
+        Raises:
+            Forbidden: The key is an agent key.
+
+        Example:
+            >>> task.delete()
+        """
         path = f"/task/{path_segment(self.id)}"
         self._connection.call("DELETE", path, responses.task("id"), params={"fields": "id"})
 
@@ -645,12 +875,12 @@ class Task:
         return self
 
 
-# Tasks that other processes have too.
+# Tasks with copies in other processes.
 _copies: WeakValueDictionary[str, Task] = WeakValueDictionary()
 
 
 def _unpickle(kind: type[Task], state: dict[str, Any]) -> Task:
-    """A task from another process: one object and one sender here, however often it comes."""
+    """A task from another process: one object and one sender here for all of its copies."""
     task = kind.__new__(kind)
     task.__dict__ |= state
     return _copies.setdefault(state["_copy_id"], task)

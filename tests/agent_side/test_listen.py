@@ -162,7 +162,7 @@ def test_listener_survives_the_page_of_a_proxy(
         with listening(machine, local.url) as process:
             proxy.answer = play.answer(404, {"Content-Type": "text/plain"}, b"404 page not found")
             assert process.stdout is not None
-            assert "answered 404, but not as taskservice does" in process.stdout.readline()
+            assert "returned 404, but the response is not from" in process.stdout.readline()
             proxy.answer = passed_on
             task = remote_alice.start()
             finish(remote_alice, task)
@@ -323,8 +323,8 @@ def test_callback_waits_while_the_listener_cannot_ask_for_the_secret(
             assert process.stderr is not None
             for failure, message in (
                 (play.reset(), "is out of reach"),
-                (play.answer(503), "answered 503"),
-                (play.answer(404, {"Content-Type": "text/plain"}, b"page"), "answered 404"),
+                (play.answer(503), "returned status 503"),
+                (play.answer(404, {"Content-Type": "text/plain"}, b"page"), "returned 404"),
             ):
                 proxy.answer = failure
                 assert requests.post(url, data=b"{}", timeout=60).status_code == 503

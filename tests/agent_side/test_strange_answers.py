@@ -195,7 +195,7 @@ def test_run_that_starts_under_a_page_loses_nothing(
         process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo one; exit 7")
         printed, remarks = ended(machine, process)
         assert (process.returncode, printed) == (7, "one\n")
-        assert "not as taskservice does; the program runs" in remarks
+        assert "not from taskservice; the program runs" in remarks
         assert "1 line and the program's end could not be sent yet" in remarks
         assert machine.run("run", "--resend").returncode != 0
         assert len(machine.left_runs()) == 1
@@ -271,7 +271,7 @@ def test_worker_waits_until_a_page_is_gone(
         worker.send_signal(signal.SIGTERM)
         _, remarks = worker.communicate(timeout=40)
     assert worker.returncode == 0
-    assert "not as taskservice does; trying again until it is back" in remarks
+    assert "not from taskservice; trying again until it is back" in remarks
     assert the_task(remote_alice)["logs"] == ["done"]
 
 
@@ -290,7 +290,7 @@ def test_listener_waits_until_a_page_is_gone(
         for page in PAGES.values():
             between.answer = page
             between.wait_for(len(between.requests) + 2, 60)
-            assert "not as taskservice does" in listener.stdout.readline()
+            assert "not from taskservice" in listener.stdout.readline()
         between.answer = passed_on
         task = remote_alice.start("a", claim=True)
         path = f"/task/{task['id']}"
@@ -358,4 +358,4 @@ def test_command_reports_a_strange_answer_in_one_line(
                 result = machine.run(*command.split())
                 assert (result.returncode, result.stdout) == (2, "")
                 (line,) = result.stderr.splitlines()
-                assert "not as taskservice does" in line
+                assert "not from taskservice" in line

@@ -186,7 +186,7 @@ def test_worker_continues_after_another_programs_page(
         assert "waiting for tasks" in worker.stderr.readline()
         assert "trying again" in worker.stderr.readline()
         # On a busy machine another connection may break first.
-        while "not as taskservice does; trying again" not in (line := worker.stderr.readline()):
+        while "not from taskservice; trying again" not in (line := worker.stderr.readline()):
             assert "trying again" in line
         stop(worker)
     assert worker.returncode == 0

@@ -1,0 +1,74 @@
+"""The examples in the docstrings of `taskservice.client` run against the service."""
+
+import doctest
+import inspect
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from taskservice import client as package
+from taskservice.client import Client, Question, Task, TaskServiceError
+from tests.support.service import Service
+
+
+def public() -> Iterator[tuple[str, object]]:
+    """Everything that the package exports, with the methods and properties of its classes."""
+    for name in package.__all__:
+        exported = getattr(package, name)
+        yield name, exported
+        if name in ("Client", "Task", "TaskHandler"):
+            members = {key: each for key, each in vars(exported).items() if key[0] != "_"}
+            yield from ((f"{name}.{key}", each) for key, each in members.items())
+
+
+CALLS = {
+    name: inspect.getdoc(thing) or ""
+    for name, thing in public()
+    if inspect.isfunction(thing) or name in ("Client", "Task", "TaskHandler")
+}
+# They are those of a logging handler.
+del CALLS["TaskHandler.handle"], CALLS["TaskHandler.emit"]
+
+
+def test_everything_public_has_a_docstring() -> None:
+    for name, thing in public():
+        if isinstance(thing, type | property) or inspect.isfunction(thing):
+            assert name == "TaskHandler.emit" or thing.__doc__, name
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_example_does_what_it_shows(
+    name: str, shared_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = shared_service.add_user()
+    monkeypatch.setenv("TASKSERVICE_URL", owner.url)
+    monkeypatch.setenv("TASKSERVICE_APIKEY", str(owner.session.headers["apikey"]))
+    client = Client()
+    task = client.start("agent")
+    if name == "current":
+        monkeypatch.setenv("TASKSERVICE_TASK_ID", task.id)
+    given = {**vars(package), "client": client, "task": task}
+    example = doctest.DocTestParser().get_doctest(CALLS[name], given, name, None, None)
+    assert example.examples, name
+    person = threading.Thread(target=answer_questions, args=[client.task(task.id)])
+    person.start()
+    printed: list[str] = []
+    result = doctest.DocTestRunner().run(example, out=printed.append)
+    with suppress(TaskServiceError):
+        task.complete()
+    person.join()
+    assert not result.failed, "".join(printed)
+
+
+def answer_questions(task: Task) -> None:
+    """A person who takes the first choice of each question, until the task ends."""
+
+    def answer(question: Question) -> None:
+        choice = question["schema"]["properties"]["answer"]["enum"][0]
+        task.answer(question["id"], {"answer": choice})
+
+    with suppress(TaskServiceError):
+        for _ in task.follow(on_question=answer):
+            pass
