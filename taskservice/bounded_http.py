@@ -1,4 +1,4 @@
-"""What `requests` lacks: a limit on the time and the size of a whole response, and no redirects."""
+"""Limits the time and the size of a whole response of `requests`, and follows no redirects."""
 
 import http.client
 import io
@@ -15,14 +15,14 @@ from urllib3.connection import HTTPConnection
 
 
 class TooLargeError(Exception):
-    """The response, with its head and framing, has more bytes than allowed."""
+    """The response, with its headers and framing, has more bytes than allowed."""
 
 
 class Deadline:
     """The time at which something ends, `seconds` after this object is created."""
 
     def __init__(self, seconds: float, min_rate: float = math.inf) -> None:
-        """What is received faster than `min_rate` bytes a second extends the deadline."""
+        """Data that arrives faster than `min_rate` bytes a second extends the deadline."""
         self.seconds = seconds
         self._min_rate = min_rate
         self._started = time.monotonic()
@@ -33,7 +33,7 @@ class Deadline:
         return time.monotonic() - self._started
 
     def remaining(self) -> float:
-        """Seconds left, more than 0; raises TimeoutError when there are none."""
+        """Seconds left, more than 0; raises TimeoutError if there are none."""
         left = self._until - time.monotonic()
         if left <= 0:
             raise TimeoutError
@@ -45,9 +45,9 @@ class Deadline:
 
 
 class Limits:
-    """How much the responses of a connection may take, each with its head and framing.
+    """The maximum size and time of each response of a connection, with its headers and framing.
 
-    A response has the time that is left of `deadline`, or else the timeout of its socket in all.
+    A response must arrive before `deadline`, or else within the timeout of its socket in all.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Limits:
         self._min_rate = min_rate
 
     def apply(self, connection: http.client.HTTPConnection) -> None:
-        """Let all responses of this connection keep to the limits as they are then."""
+        """Apply the current limits to all responses of this connection."""
         connection.response_class = cast(type[HTTPResponse], partial(_Response, self))
 
     def deadline(self, sock: socket.socket) -> Deadline:
-        """When a response that starts now must have arrived."""
+        """The deadline of a response that starts now."""
         return self._deadline or Deadline(cast(float, sock.gettimeout()), self._min_rate)
 
 
@@ -73,12 +73,12 @@ class _Response(HTTPResponse):
         self.fp = io.BufferedReader(self._limited)
 
     def begin(self) -> None:
-        """Read the head after all interim responses; the base class skips only status 100."""
+        """Read the headers after all interim responses; the base class skips only status 100."""
         super().begin()
         while 101 < self.status < 200:
-            self.headers = cast(HTTPMessage, None)  # as before the first head
+            self.headers = cast(HTTPMessage, None)  # as before the first headers
             super().begin()
-        self._limited.in_head = False
+        self._limited.in_headers = False
 
 
 class _LimitedStream(io.RawIOBase):
@@ -86,7 +86,7 @@ class _LimitedStream(io.RawIOBase):
         self._stream, self._sock = stream, sock
         self._deadline = limits.deadline(sock)
         self._bytes_left = limits.max_bytes
-        self.in_head = True
+        self.in_headers = True
 
     def readable(self) -> bool:
         return True
@@ -96,7 +96,7 @@ class _LimitedStream(io.RawIOBase):
             raise TooLargeError
         self._sock.settimeout(self._deadline.remaining())
         count = self._stream.readinto(memoryview(buffer)[: self._bytes_left]) or 0
-        if not count and self.in_head:  # the base class would accept half a head
+        if not count and self.in_headers:  # the base class would accept half of the headers
             raise RemoteDisconnected("Remote end closed connection without response")
         self._bytes_left -= count
         self._deadline.extend(count)
@@ -108,7 +108,7 @@ class _LimitedStream(io.RawIOBase):
 
 
 class Session(requests.Session):
-    """Sends by this adapter, and follows no redirect, which may lead anywhere with the headers."""
+    """Uses this adapter, and follows no redirect, which would send the headers to any address."""
 
     def __init__(self, adapter: HTTPAdapter) -> None:
         super().__init__()
@@ -116,12 +116,12 @@ class Session(requests.Session):
             self.mount(scheme, adapter)
 
     def get_redirect_target(self, response: requests.Response) -> None:
-        # A redirect that must not be followed would still be read whole.
+        # Otherwise the body of a redirect would be read, even if it must not be followed.
         return None
 
 
 class Adapter(HTTPAdapter):
-    """Applies limits to all connections, through a proxy of the environment too."""
+    """Applies limits to all connections, including those through a proxy of the environment."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Prints the text of commands, with control characters escaped as in JSON."""
+"""Prints the output of commands, with control characters escaped as in JSON."""
 
 import atexit
 import json
@@ -21,27 +21,27 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 _COLOUR = re.compile(r"(\x1b\[[0-9;:]*m)")
 _PLAIN = "\x1b[0m"
 
-# What stands before the host in a URL: a user's name and password.
+# A user name and password before the host of a URL.
 _USER_INFO = re.compile(r"(?<=//)[^\s/?#]*@")
 
 
 def escaped(text: str) -> str:
-    """The text as one line, escaped so that a terminal only shows it."""
+    """The text as one line, without characters that control a terminal."""
     return _UNSAFE.sub(_escape, text)
 
 
 def escaped_lines(text: str) -> str:
-    """The same, but tabs and line feeds stay."""
+    """Like `escaped`, but tabs and line feeds stay."""
     return _UNSAFE_IN_LINES.sub(_escape, text)
 
 
 def shortened(text: str, length: int) -> str:
-    """The text, or its beginning with an ellipsis, of at most `length` characters."""
+    """The text, truncated with an ellipsis to at most `length` characters."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def coloured(text: str) -> str:
-    """A line of a log for a terminal: its colours stay, and end with the line."""
+    """A line of a log for a terminal: its colours stay, and are reset at its end."""
     pieces = _COLOUR.split(text)
     shown = "".join(piece if _COLOUR.fullmatch(piece) else escaped_lines(piece) for piece in pieces)
     return shown + _PLAIN if len(pieces) > 1 and not shown.endswith(_PLAIN) else shown
@@ -52,28 +52,28 @@ def _escape(character: re.Match[str]) -> str:
 
 
 def without_user_info(text: str) -> str:
-    """The text, with no user's name and password in the URLs that it contains."""
+    """The text, without user names and passwords in its URLs."""
     return _USER_INFO.sub("", text)
 
 
 def print_line(text: str = "", *, err: bool = False) -> None:
-    """A line on stdout or stderr."""
+    """Print a line on stdout or stderr."""
     _write(escaped(text), err=err)
 
 
-def remark(text: str) -> None:
-    """Print a remark of the command itself: a line on stderr."""
+def notice(text: str) -> None:
+    """Print a message of the command itself: a line on stderr."""
     print_line(f"taskservice: {without_user_info(text)}", err=True)
 
 
 def exit_with_error(message: str, code: int = 1) -> NoReturn:
     """Print the message as one line on stderr, and exit."""
-    remark(" ".join(map(str.strip, message.split("\n"))))
+    notice(" ".join(map(str.strip, message.split("\n"))))
     sys.exit(code)
 
 
 def print_log_line(text: str) -> None:
-    """Print a line of a log: with its colours on a terminal, unchanged to a file or a pipe."""
+    """Print a line of a log: with its colours on a terminal, otherwise unchanged."""
     _write(coloured(text) if sys.stdout.isatty() else text)
 
 
@@ -83,7 +83,7 @@ def print_json(value: Any) -> None:
 
 
 def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
-    """Rows on stdout: one JSON object a line, or a table with aligned columns."""
+    """Print rows on stdout: one JSON object per line, or a table with aligned columns."""
     if as_json:
         for row in rows:
             print_json(row)
@@ -92,7 +92,7 @@ def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: 
 
 
 def print_table(rows: Sequence[Sequence[str]], *, is_cut: bool = False) -> None:
-    """Rows with aligned columns; with `is_cut`, a terminal shows as much of each as fits."""
+    """Print rows with aligned columns; with `is_cut`, truncated to the width of a terminal."""
     table = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
@@ -106,13 +106,13 @@ def print_table(rows: Sequence[Sequence[str]], *, is_cut: bool = False) -> None:
 def open_standard_files() -> None:
     """Open /dev/null in place of each of stdin, stdout and stderr that is closed.
 
-    Otherwise the next file or socket gets its number, and the program prints into that.
+    Otherwise the next file or socket would get its number, and the program would print into it.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            # It gets the lowest free number, which is this one; child processes inherit it.
+            # `open` returns the lowest free number, which is this one; child processes inherit it.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     # Python sets these to None for a descriptor that was closed when it started.
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
@@ -120,8 +120,8 @@ def open_standard_files() -> None:
 
 
 @atexit.register
-def _drop_unwritten_remarks() -> None:
-    """Give up what a full disk did not take, which Python would make the exit code 120."""
+def _discard_unwritten_notices() -> None:
+    """Discard unwritten output; otherwise Python would exit with 120 on a full disk."""
     try:
         if sys.stderr is not None and not sys.stderr.closed:
             sys.stderr.flush()
@@ -133,26 +133,26 @@ def _print_encoded(line: str) -> None:
     try:
         print(line, flush=True)
     except UnicodeEncodeError:
-        # The encoding of the locale lacks some of the characters.
+        # The encoding of the locale does not contain some of the characters.
         print(_NOT_ASCII.sub(_escape, line), flush=True)
 
 
 def _write(line: str, *, err: bool = False) -> None:
     if err:
-        # If it is closed or on a full disk, the command continues without its remarks.
+        # If stderr is closed or on a full disk, the command continues without its messages.
         with suppress(OSError):
             if sys.stderr is not None:
-                # In one write, unlike `print`: a program that runs may write to it too.
+                # In one write, unlike `print`: a running program may write to it too.
                 sys.stderr.write(f"{line}\n")
                 sys.stderr.flush()
         return
-    # It is None if it was closed before the start.
+    # None if it was closed before the start.
     if sys.stdout is None:
         return
     try:
         _print_encoded(line)
     except OSError as error:
-        # Otherwise the rest of its buffer would fail once more at exit.
+        # Otherwise the rest of its buffer would fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             # The reader has closed the pipe; click ends the command quietly.

@@ -30,7 +30,7 @@ from taskservice.client import (
 )
 from taskservice.client.task import ask, path_segment, schema_of_choices, seconds_open
 from taskservice.runner.program_output import Masker
-from taskservice.terminal import exit_with_error, print_json, print_log_line, remark
+from taskservice.terminal import exit_with_error, notice, print_json, print_log_line
 from taskservice.terms import MAX_TIMEOUT, QUESTION_TIMEOUT
 
 # The exit codes; click uses 2 for wrong arguments.
@@ -93,7 +93,7 @@ def _answered(
 ) -> Question:
     """The answered question; without an answer the command exits."""
     task_id = require_task_id()
-    remark(f"{asks(message)} (answer at {client.connection.url}/tasks/{task_id})")
+    notice(f"{asks(message)} (answer at {client.connection.url}/tasks/{task_id})")
     try:
         return ask(client.connection, task_id, message, schema, timeout, _waiting())
     except KeyboardInterrupt:
@@ -108,7 +108,7 @@ def _answered(
 
 def _waiting() -> Callable[[float], None]:
     """Waits between attempts, and says once that the service is away."""
-    say_once = cache(remark)
+    say_once = cache(notice)
 
     def wait(seconds: float) -> None:
         say_once("the service does not answer; trying again until it is back")

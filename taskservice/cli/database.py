@@ -22,10 +22,10 @@ from taskservice.operations.backup import BackupError, backup, restore
 from taskservice.operations.database_copy import CopyError, copy
 from taskservice.terminal import (
     exit_with_error,
+    notice,
     open_standard_files,
     print_json,
     print_line,
-    remark,
 )
 
 
@@ -103,9 +103,9 @@ def restore_(file: Path, force: bool) -> None:
         exit_with_error(str(error))
     print_line(f"{database}: {database.stat().st_size} bytes, revision {migrations.head()}")
     if replaced:
-        remark(f"the database before is {replaced}")
+        notice(f"the database before is {replaced}")
     if not config.SECRET_KEY:
-        remark(
+        notice(
             f"put the secret_key that was kept with the backup at {config.secret_key_file}; "
             "with a new key, everyone signs in to the dashboard again"
         )
@@ -170,7 +170,7 @@ def _sqlite_file(config: Config, instead: str) -> Path:
 def _remark_on_secret_key(config: Config) -> None:
     key = config.secret_key_file
     if key.is_file() and key.read_bytes().strip() == config.SECRET_KEY.encode():
-        remark(f"keep {key} with it")
+        notice(f"keep {key} with it")
 
 
 # `taskservice prune`: apply retention now.
@@ -196,7 +196,7 @@ def prune_command(dry_run: bool, as_json: bool) -> None:
     with service_app():
         bounds = Bounds.of_settings(database_moment())
         if bounds == Bounds(None, None):
-            remark(
+            notice(
                 "Retention is off: set TASKSERVICE_RETENTION_DAYS or TASKSERVICE_LOG_RETENTION_DAYS"
             )
         if dry_run:

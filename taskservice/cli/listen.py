@@ -22,7 +22,7 @@ from taskservice.cli.options import Text, examples
 from taskservice.cli.service_client import service_client
 from taskservice.client import Client, NotFound
 from taskservice.client.responses import CALLBACK_SECRET, RETRYABLE, USER, NotTheService
-from taskservice.terminal import exit_with_error, print_line, remark
+from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.webhooks import signing
 
 HOST = "127.0.0.1"
@@ -111,7 +111,7 @@ def _receive(client: Client, port: int, show: Callable[[bytes], str]) -> NoRetur
         )
     with receiver:
         receiver.client, receiver.received = client, []
-        remark(f"webhooks to http://{HOST}:{port}/ are verified and shown here")
+        notice(f"webhooks to http://{HOST}:{port}/ are verified and shown here")
         while True:
             receiver.handle_request()
             while receiver.received:
@@ -147,11 +147,11 @@ class _Request(BaseHTTPRequestHandler):
             # Read each time, because it may have been rotated.
             secret = _secret(self.server.client)
         except _SERVICE_IS_AWAY as error:
-            remark(str(error))
+            notice(str(error))
             return HTTPStatus.SERVICE_UNAVAILABLE
         headers = {name.lower(): value for name, value in self.headers.items()}
         if not signing.is_signed([secret], headers, body, time.time()):
-            remark("refused a request that is not signed with your callback secret")
+            notice("refused a request that is not signed with your callback secret")
             return HTTPStatus.BAD_REQUEST
         self.server.received.append(body)
         return HTTPStatus.NO_CONTENT
@@ -190,7 +190,7 @@ class Forwarder:
 
     def forward(self) -> NoReturn:
         """Post the webhooks of tasks as they finish; retry while the service is away."""
-        remark(f"tasks that finish now go to {self._url}")
+        notice(f"tasks that finish now go to {self._url}")
         while True:
             try:
                 for webhook_id, task_id in self._finished():

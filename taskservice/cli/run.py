@@ -15,7 +15,7 @@ from taskservice.client import own_task_id
 from taskservice.runner.process import forward_signals
 from taskservice.runner.program_output import Masker
 from taskservice.runner.run import Run, become_program, resend
-from taskservice.terminal import exit_with_error, open_standard_files, remark
+from taskservice.terminal import exit_with_error, notice, open_standard_files
 from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
 
 
@@ -100,7 +100,7 @@ def command(
         problem = f"agentId: {agent} must match {AGENT_ID.pattern}"
         if is_strict:
             exit_with_error(problem)
-        remark(f"{problem}; the program runs without a task, and nothing of it is kept")
+        notice(f"{problem}; the program runs without a task, and nothing of it is kept")
         become_program(command_line)
     masker = Masker(os.environ)
     valid = _valid_labels(masker.mask_json(dict(labels)), is_strict)
@@ -129,7 +129,7 @@ def _valid_labels(labels: Mapping[str, str], is_strict: bool) -> dict[str, str]:
         elif is_strict:
             exit_with_error(f"labels: {key}: {problem}")
         else:
-            remark(f"labels: {key}: {problem} The task is started without this label")
+            notice(f"labels: {key}: {problem} The task is started without this label")
     return valid
 
 

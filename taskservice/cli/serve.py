@@ -14,7 +14,7 @@ from taskservice.cli.service_app import load_config, one_line_errors
 from taskservice.config import documented
 from taskservice.database.engine import dispose
 from taskservice.operations.request_log import configure_logging
-from taskservice.terminal import remark
+from taskservice.terminal import notice
 
 # gunicorn reads these when it is imported, and fails if one is invalid; we have our own settings.
 GUNICORN_VARIABLES = ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE")
@@ -38,7 +38,7 @@ def command() -> None:
         app = create_app(config)
     for name in GUNICORN_VARIABLES:
         os.environ.pop(name, None)
-    remark(f"data in {config.DATA}, listening on {config.BIND}")
+    notice(f"data in {config.DATA}, listening on {config.BIND}")
     quick_import("taskservice.serving.settings").serve(lambda: app, config)
 
 
@@ -65,7 +65,7 @@ def background_command() -> None:
     # Threads inherit this mask, so a signal waits for `sigwait` below.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     loops = start_loops(app, serves=False)
-    remark(f"background work started, data in {config.DATA}")
+    notice(f"background work started, data in {config.DATA}")
     signal.sigwait(SIGNALS)
     resources.begin_stop()
     join_loops(loops)

@@ -11,7 +11,7 @@ from taskservice.database.engine import dispose
 from taskservice.database.files import keep_owner_permissions
 from taskservice.database.migrations import DatabaseError
 from taskservice.errors import Problem
-from taskservice.terminal import exit_with_error, open_standard_files, remark
+from taskservice.terminal import exit_with_error, notice, open_standard_files
 
 
 def load_config(may_create: bool = False) -> Config:
@@ -22,7 +22,7 @@ def load_config(may_create: bool = False) -> Config:
     open_standard_files()
     keep_owner_permissions()
     for name in unknown_names():
-        remark(f"{name} is not a setting; is it misspelt?")
+        notice(f"{name} is not a setting; is it misspelt?")
     try:
         return Config.from_environment(may_create=may_create)
     except ConfigError as error:

@@ -19,11 +19,11 @@ from taskservice.client.responses import SHORT_FIELDS
 from taskservice.client.task import Line
 from taskservice.terminal import (
     exit_with_error,
+    notice,
     print_json,
     print_line,
     print_log_line,
     print_table,
-    remark,
 )
 from taskservice.terms import CANCELLED, FAILED, MAX_TIMEOUT, RUNNING, STATUSES, TIMEOUT
 
@@ -105,7 +105,7 @@ def start(
         if agent_id not in known:
             similar = get_close_matches(agent_id, known)
             question = f"; did you mean {' or '.join(similar)}?" if similar else ""
-            remark(f"agent {agent_id} is new and was registered just now{question}")
+            notice(f"agent {agent_id} is new and was registered just now{question}")
         _announce(task, is_followed, as_json)
 
 
@@ -187,7 +187,7 @@ def _print_table(client: Client, filters: dict[str, Any], limit: int) -> None:
     tasks = list(islice(found, limit + 1))
     print_table(task_text.table(tasks[:limit]), is_cut=True)
     if len(tasks) > limit:
-        remark(f"there are more than these {limit}; --limit N lists more, --json all")
+        notice(f"there are more than these {limit}; --limit N lists more, --json all")
 
 
 @command.command("show", epilog=examples("taskservice task show 01a20e63-9249-713c"))
@@ -287,11 +287,11 @@ def delete(task_id: str, as_json: bool) -> None:
 def _announce(task: Task, is_followed: bool, as_json: bool) -> None:
     """Print the id of a task that was started, or follow it."""
     if is_followed:
-        remark(f"task {task.id}: {task.page_url}")
+        notice(f"task {task.id}: {task.page_url}")
         _follow(task.id, False, as_json)
     data = {name: task.data[name] for name in SHORT_FIELDS.split(",")}
     print_json(data) if as_json else print_line(task.id)
-    remark(f"it waits for a worker of agent {task.agent_id}: {task.page_url}")
+    notice(f"it waits for a worker of agent {task.agent_id}: {task.page_url}")
 
 
 def _follow(task_id: str, times: bool, as_json: bool) -> NoReturn:

@@ -13,7 +13,7 @@ from taskservice.cli.service_app import service_app
 from taskservice.schemas.fields import Moment
 from taskservice.services import transfer
 from taskservice.services.transfer import Imported, InvalidExport, import_from
-from taskservice.terminal import exit_with_error, print_json, print_line, remark
+from taskservice.terminal import exit_with_error, notice, print_json, print_line
 
 
 class MomentText(click.ParamType[str]):
@@ -83,7 +83,7 @@ def import_command(as_json: bool) -> None:
     else:
         print_line(_sentence(imported))
     for name in imported.users:
-        remark(f"user {name} has no key yet; `taskservice key add` adds one")
+        notice(f"user {name} has no key yet; `taskservice key add` adds one")
 
 
 def _sentence(imported: Imported) -> str:

@@ -17,7 +17,7 @@ from taskservice.client.responses import RETRYABLE, NotFound, NotTheService, Tas
 from taskservice.client.task import Task, claim_task
 from taskservice.runner.process import PROGRAM_ONLY, forward_signals
 from taskservice.runner.run import Run, failed
-from taskservice.terminal import open_standard_files, remark
+from taskservice.terminal import notice, open_standard_files
 
 # How long the service may hold a claim. A signal does not interrupt that, and a task that it
 # then answers with still runs.
@@ -102,7 +102,7 @@ class Worker:
                 if not (self._has_begun or isinstance(error, RETRYABLE)):
                     raise
                 if type(error) is not told:
-                    remark(f"{error}; trying again until it is back")
+                    notice(f"{error}; trying again until it is back")
                 told = type(error)
                 self._pause(pause_after(error, next(pauses)))
                 continue
@@ -146,8 +146,8 @@ class Worker:
             self._client.register(self._agent_id)
             similar = get_close_matches(self._agent_id, known)
             question = f"; did you mean {' or '.join(similar)}?" if similar else ""
-            remark(f"agent {self._agent_id} is new and was registered just now{question}")
-        remark(f"waiting for tasks of agent {self._agent_id}")
+            notice(f"agent {self._agent_id} is new and was registered just now{question}")
+        notice(f"waiting for tasks of agent {self._agent_id}")
         self._is_registered = self._has_begun = True
 
     def _pause(self, seconds: float) -> None:
@@ -157,12 +157,12 @@ class Worker:
 
     def _run_task(self, task: Task) -> None:
         try:
-            remark(f"task {task.id} {task.name}")
+            notice(f"task {task.id} {task.name}")
             run = self._runs[task.id] = Run(self._client.connection, self._command, task=task)
             run.start()
             run.execute()
         except TaskServiceError as error:
-            remark(f"task {task.id}: {error}")
+            notice(f"task {task.id}: {error}")
         except (OSError, RuntimeError) as error:
             self._fail(task, error)
         finally:
@@ -172,7 +172,7 @@ class Worker:
     def _fail(self, task: Task, error: Exception) -> None:
         """Report that a claimed task can't be run: no other worker would take it."""
         text = f"Its worker could not run it: {error}"
-        remark(f"task {task.id}: {text}")
+        notice(f"task {task.id}: {text}")
         with contextlib.suppress(TaskServiceError):
             self._client.connection.call(
                 "PATCH", f"/task/{task.id}", responses.task("id"), params={"fields": "id"},

@@ -34,22 +34,22 @@ from taskservice.terminal import without_user_info
 from taskservice.terms import API_PREFIX
 
 CONNECT_SECONDS = 5.0
-# The service answers sooner.
+# The service responds sooner.
 READ_SECONDS = 60.0
-# The same for a request that waits, besides its wait.
+# The same for a request that waits, in addition to its wait.
 READ_AFTER_WAIT = 30.0
 # A response that arrives faster than this, in bytes per second, never times out.
 MIN_RATE = 16 * 1024
-# A page of the list may have 100 tasks, each with two objects of 1 MiB, and a page of a log a whole
-# log, in which JSON makes six bytes of some.
+# A page of the list can contain 100 tasks with two objects of 1 MiB each. A page of a log can
+# contain a whole log, in which JSON turns some bytes into six.
 MAX_BYTES = 8 * terms.MAX_LOG
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
 # The longest pause, whatever `Retry-After` says.
 MAX_PAUSE = 3600.0
-# How long the service may usually wait.
+# How long the service usually waits for a change, in seconds.
 WAIT_SECONDS = 30
-# The service may answer a waiting request at once: the next one is sent after this time.
+# The service may respond to a waiting request immediately: the next one is sent after this time.
 REPEAT_SECONDS = 1.0
 # How many seconds a call is retried before it fails, by default.
 PATIENCE_SECONDS = 60.0
@@ -61,11 +61,11 @@ class Connection:
     def __init__(
         self, url: str | None = None, apikey: str | None = None, patience: float = PATIENCE_SECONDS
     ) -> None:
-        """`url` and `apikey` come from the environment by default. Raises SettingError."""
+        """The default of `url` and `apikey` is the environment. Raises SettingError."""
         self.url = checked_url(url or os.environ.get("TASKSERVICE_URL", ""))
         self.patience = patience
         self._apikey = _checked_key(apikey or os.environ.get("TASKSERVICE_APIKEY", ""))
-        self._has_answered = False
+        self._has_responded = False
         # A session of `requests` must not be shared by threads.
         self._local = threading.local()
 
@@ -88,9 +88,9 @@ class Connection:
     ) -> Response:
         """Make a request that may be repeated, and retry it for `patience` seconds.
 
-        `path` is the path below /api/v1, `expected` what the response must be; `wait` is how many
-        seconds the service may wait before it answers; `rest` is called to wait before the next
-        attempt; `options` are those of `once`. Raises TaskServiceError: one that may pass only
+        `path` is the path below /api/v1, and `expected` describes the response. `wait` is how many
+        seconds the service may wait before it responds. `sleep` is called to wait before the next
+        attempt. `options` are those of `once`. Raises TaskServiceError; a temporary one only
         after `patience`.
         """
         patience = self.patience if patience is None else patience
@@ -101,10 +101,10 @@ class Connection:
             try:
                 return self._once_with_wait(method, path, expected, wait, options)
             except TaskServiceError as error:
-                if not self._may_pass(error):
+                if not self._is_temporary(error):
                     raise
                 if wait:
-                    # The service may be there: many proxies cut off a request that takes long.
+                    # The service may be reachable: many proxies cut off a request that takes long.
                     until, wait = time.monotonic() + patience, 0
                     continue
                 pause = pause_after(error, delay)
@@ -113,12 +113,12 @@ class Connection:
                 sleep(pause)
         raise AssertionError("delays never end")
 
-    def _may_pass(self, error: TaskServiceError) -> bool:
+    def _is_temporary(self, error: TaskServiceError) -> bool:
         if isinstance(error, OtherVersion):
             return False
-        # At first the response of another program means a wrong URL; once the service has
-        # answered, it comes from a proxy whose service is away.
-        is_known = self._has_answered and isinstance(error, NotTheService)
+        # At first the response of another program means a wrong URL. Once the service has
+        # responded, it comes from a proxy whose service is unavailable.
+        is_known = self._has_responded and isinstance(error, NotTheService)
         return is_known or isinstance(error, RETRYABLE)
 
     def _once_with_wait(
@@ -129,13 +129,13 @@ class Connection:
         headers = {"Prefer": f"wait={wait}", **options.get("headers", {})}
         options = {"timeout": (CONNECT_SECONDS, wait + READ_AFTER_WAIT)} | options
         response = self.once(method, path, expected, **(options | {"headers": headers}))
-        asked = terms.seconds(response.headers.get("Retry-After", "")) or 0
-        repeat_at = time.monotonic() + min(asked, MAX_PAUSE)
+        retry_after = terms.seconds(response.headers.get("Retry-After", "")) or 0
+        repeat_at = time.monotonic() + min(retry_after, MAX_PAUSE)
         self._local.repeat_at = max(self._local.repeat_at, repeat_at)
         return response
 
     def seconds_before_repeat(self) -> float:
-        """How long not to repeat the last request of this thread that had a `wait`."""
+        """How long to wait before this thread repeats its last request that had a `wait`."""
         repeat_at: float = getattr(self._local, "repeat_at", 0.0)
         return max(repeat_at - time.monotonic(), 0)
 
@@ -151,11 +151,11 @@ class Connection:
             if may_be_of_another_version(received, error):
                 self._compare_versions()
             raise
-        self._has_answered = True
+        self._has_responded = True
         return response
 
     def _compare_versions(self) -> None:
-        """Raise OtherVersion if the service says that it has another version than this client."""
+        """Raise OtherVersion if the service has another version than this client."""
         try:
             received = self._receive("GET", "/openapi.json", {})
             version = read(received, OPENAPI).data["info"]["version"]
@@ -174,7 +174,7 @@ class Connection:
         # For a malformed response, the libraries below raise errors of many kinds.
         except Exception as error:
             reason = without_user_info(_reason(error))
-            raise Unreachable(f"{self.url} is out of reach: {reason}") from None
+            raise Unreachable(f"cannot reach {self.url}: {reason}") from None
         return Response(response.url, response.status_code, response.headers, response.content)
 
     def _session(self) -> requests.Session:
@@ -191,8 +191,8 @@ class Connection:
 def _as_json(value: Any) -> bytes:
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-        # In UTF-8 the largest output fits in a body, with escapes it may not. The service refuses a
-        # lone surrogate.
+        # The largest output fits into a body as UTF-8, but not always with escapes. The service
+        # refuses a lone surrogate.
         return text.encode(errors="surrogatepass")
     except (TypeError, ValueError) as error:
         raise TaskServiceError(f"This is not JSON: {error}") from None
@@ -202,27 +202,28 @@ def delays() -> Any:
     """Seconds to wait after each failure: from 0.25 s up to 5 s, less up to half."""
     delay = FIRST_DELAY
     while True:
-        # Random, so that not all clients come at once when the service is back.
+        # Jitter, so that clients do not all retry at the same time.
         yield delay * random.uniform(0.5, 1)
         delay = min(delay * 2, LONGEST_DELAY)
 
 
 def pause_after(error: TaskServiceError, delay: float) -> float:
-    """Seconds until the next attempt: `delay`, or more where the service asks for more."""
-    asked = error.retry_after if isinstance(error, Unavailable) else None
-    return max(delay, min(asked or 0, MAX_PAUSE))
+    """Seconds until the next attempt: `delay`, or more if the service requests more."""
+    retry_after = error.retry_after if isinstance(error, Unavailable) else None
+    return max(delay, min(retry_after or 0, MAX_PAUSE))
 
 
 def checked_url(url: str) -> str:
-    """The URL without a slash or /api/v1 at its end."""
+    """The URL without a trailing slash or /api/v1. Raises SettingError."""
     if not url:
         raise SettingError(
-            "TASKSERVICE_URL is not set: the address of the service, such as http://127.0.0.1:8000"
+            "TASKSERVICE_URL is not set; set it to the address of the service, "
+            "for example http://127.0.0.1:8000"
         )
     url = url.rstrip("/").removesuffix(API_PREFIX)
     if not _is_usable(url):
-        # What stands before an @ may be a password.
-        shown = "it, which contains an @," if "@" in url else repr(url)
+        # The text before an @ may be a password.
+        shown = "the value (hidden, because it contains an @)" if "@" in url else repr(url)
         raise SettingError(f"TASKSERVICE_URL: {shown} must be a URL such as http://127.0.0.1:8000")
     return url
 
@@ -239,29 +240,29 @@ def _is_usable(url: str) -> bool:
 
 def _checked_key(key: str) -> str:
     if not key:
-        raise SettingError("TASKSERVICE_APIKEY is not set: the service requires an API key")
+        raise SettingError("TASKSERVICE_APIKEY is not set; set it to an API key")
     if not key.isascii() or not key.isprintable() or " " in key:
         raise SettingError(
-            "TASKSERVICE_APIKEY: contains characters that no API key has, such as spaces"
+            "TASKSERVICE_APIKEY contains characters that are not allowed, such as spaces"
         )
     return key
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in a few words without the URL."""
+    """The cause, in a few words without the URL."""
     if isinstance(error, requests.ConnectTimeout):
         return "no connection in time"
     inner = _innermost(error)
     if isinstance(error, requests.Timeout) or isinstance(inner, ReadTimeoutError):
-        return "no answer in time"
+        return "no response in time"
     if isinstance(error, SSLError):
         return f"TLS failed: {inner}"
     if isinstance(error, requests.ConnectionError):
-        text = str(inner).rpartition("] ")[2] or "the connection broke"
+        text = str(inner).rpartition("] ")[2] or "the connection was lost"
         return text if "(" in text else text.removesuffix(")")
     if isinstance(error, ChunkedEncodingError | ContentDecodingError):
-        return "the answer broke off"
-    # The name of a host, the address of a proxy or a file of certificates can't be used.
+        return "the response was cut off"
+    # A host name, a proxy's address or a file of certificates is invalid.
     return str(inner) or type(inner).__name__
 
 

@@ -1,4 +1,4 @@
-"""What a task still has to send: its lines, its progress and its end, in this order."""
+"""Sends the lines, the progress and the final report of a Python program's task, in this order."""
 
 import atexit
 import logging
@@ -21,28 +21,25 @@ from taskservice.client.sender import (
 
 logger = logging.getLogger(__name__)
 
-# When this much waits in memory, the program waits too.
+# While this much is waiting in memory, the program waits too.
 MAX_BYTES = 16 * 1024 * 1024
 # Between two checks for space.
 _SPACE_POLL_SECONDS = 0.02
 
-# What a task of a Python program still has to send. At the end of the program, of child processes
-# too, the rest is sent.
-
-# How long a program that ends waits for its last lines to be sent.
+# How long a program waits at its exit for the last lines to be sent; child processes too.
 EXIT_SECONDS = 5.0
 # How often a program that waits for its sender checks whether to keep waiting.
 _POLL_SECONDS = 0.2
-# Those with lines that may not be sent yet, even if the program no longer uses them.
+# Outboxes with lines that may be unsent, even if the program no longer uses them.
 _outboxes: set["Outbox"] = set()
 _registered_processes: set[int] = set()
 
 
 class Outbox:
-    """Sends for one task, by a thread that starts with the first line.
+    """Sends for one task, in a thread that starts with the first line.
 
-    A copy in another process, by a fork or by pickle, begins empty: lines and thread belong to
-    the process that made them.
+    A copy in another process, by a fork or by pickle, starts empty: lines and thread belong to
+    the process that created them.
     """
 
     def __init__(self, connection: Connection, task_id: str, writer: str, heartbeat: float) -> None:
@@ -56,7 +53,7 @@ class Outbox:
         return Outbox, (self._connection, self._task_id, self._writer, self._heartbeat)
 
     def reset(self) -> None:
-        """Forget the lines and the thread: after a fork they are the parent's."""
+        """Forget the lines and the thread: after a fork they belong to the parent."""
         self._lock = threading.Lock()
         self._queue = LineQueue()
         self._sender: Sender | None = None
@@ -66,24 +63,24 @@ class Outbox:
         return self._sender is not None
 
     def start(self) -> Sender:
-        """What sends; its thread starts with the first line or with `with`."""
+        """The sender; its thread starts with the first line or with `with`."""
         with self._lock:
             sender = self._sender
-            # A thread that has sent its last is of no more use.
+            # A thread that has finished cannot be reused.
             if sender is not None and not sender.is_delivered:
                 return sender
-            _outboxes.difference_update([each for each in list(_outboxes) if each.is_sent()])
+            _outboxes.difference_update([box for box in list(_outboxes) if box.is_sent()])
             _outboxes.add(self)
             _register_in_child()
             queue = self._queue = LineQueue()
             sender = self._sender = Sender(
                 self._connection,
                 queue,
-                # Unique, because the service counts lines by their writer.
+                # Unique, because the service numbers the lines of each writer.
                 f"{self._writer}-{uuid4().hex[:12]}",
                 lambda: self._task_id,
                 heartbeat=self._heartbeat,
-                # Ends the wait of a thread that waits for space.
+                # A thread that waits for space must not wait any longer.
                 on_stop=lambda error: queue.discard(),
             )
             sender.start()
@@ -92,8 +89,8 @@ class Outbox:
     def put_lines(self, milliseconds: int, text: str) -> None:
         """Add the lines of this text, with their time in milliseconds since 1970.
 
-        Waits while the queue is full. Raises the reason to stop, and Unreachable when the service
-        has not answered for the connection's `patience`.
+        Waits while the queue is full. Raises the reason to stop, and Unreachable if the service
+        has not responded for the connection's `patience`.
         """
         sender, queue = self.start(), self._queue
         began = time.monotonic()
@@ -109,16 +106,16 @@ class Outbox:
         sender.put_progress(progress)
 
     def pop_progress(self) -> dict[str, Any]:
-        """The progress that is still to be sent, for the caller to send."""
+        """Remove and return the unsent progress, for the caller to send."""
         return {} if self._sender is None else self._sender.pop_progress()
 
     def check(self) -> None:
-        """Raise the reason to stop, if the service has told of one."""
+        """Raise the reason to stop, if there is one."""
         if self._sender is not None and self._sender.stop_reason is not None:
             raise self._sender.stop_reason
 
     def pause(self, seconds: float) -> None:
-        """Wait before the next attempt, unless there is a reason to stop meanwhile."""
+        """Wait before the next attempt; raise the reason to stop as soon as there is one."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, _POLL_SECONDS))
@@ -127,7 +124,7 @@ class Outbox:
     def finish(self, report: dict[str, Any] | None) -> None:
         """Send all lines, then this report if there is one.
 
-        Raises the TaskServiceError that keeps them from being sent.
+        Raises the TaskServiceError that prevents it.
         """
         sender = self.start()
         try:
@@ -140,7 +137,7 @@ class Outbox:
         self.drop()
 
     def _send_all(self, sender: Sender, report: dict[str, Any] | None) -> None:
-        """Let the sender send everything; raises what keeps it from that."""
+        """Let the sender send everything; raises the TaskServiceError that prevents it."""
         began = time.monotonic()
         sender.finish(report)
         while not sender.has_ended.is_set():
@@ -149,17 +146,17 @@ class Outbox:
                 self._raise_if_stuck(sender, began)
         if not sender.is_delivered:
             error = sender.stop_reason or sender.outage
-            raise error or TaskServiceError("The end of the task could not be sent")
+            raise error or TaskServiceError("The final status could not be sent")
 
     def _raise_if_stuck(self, sender: Sender, began: float) -> None:
-        """Raise the reason not to wait for the sender any longer, if there is one."""
+        """Raise the reason to stop waiting for the sender, if there is one."""
         if sender.stop_reason is not None:
             raise sender.stop_reason
-        if time.monotonic() - max(sender.last_answer_at, began) > self._connection.patience:
-            raise sender.outage or Unreachable(f"{self._connection.url} does not answer")
+        if time.monotonic() - max(sender.last_response_at, began) > self._connection.patience:
+            raise sender.outage or Unreachable(f"{self._connection.url} does not respond")
 
     def drop(self) -> None:
-        """Stop sending; what is not sent is lost."""
+        """Stop sending; unsent lines are lost."""
         with self._lock:
             if self._sender is not None:
                 self._sender.abandon()
@@ -168,12 +165,12 @@ class Outbox:
                 _outboxes.discard(self)
 
     def is_sent(self) -> bool:
-        """Whether none of its lines is still to be sent."""
+        """Whether no line is waiting to be sent."""
         sender = self._sender
         return sender is not None and (sender.is_delivered or sender.stop_reason is not None)
 
     def send_rest(self, until: float) -> None:
-        """Send the lines that wait, at most until this time of the monotonic clock."""
+        """Send the waiting lines, at most until this time of the monotonic clock."""
         sender = self._sender
         if sender is None:
             return
@@ -185,7 +182,7 @@ class Outbox:
 
 
 def _register_in_child() -> None:
-    """Children of multiprocessing run its own exit handlers only, not those of atexit."""
+    """Children of multiprocessing run its own exit handlers, but not those of atexit."""
     util = sys.modules.get("multiprocessing.util")
     if util is not None and os.getpid() not in _registered_processes:
         _registered_processes.add(os.getpid())

@@ -1,4 +1,4 @@
-"""A thread that sends one task's lines and then its end to the service, each once."""
+"""A thread that sends one task's lines and then its final report to the service, each once."""
 
 import math
 import threading
@@ -34,7 +34,7 @@ class Flag:
     """Like threading.Event, but safe with Ctrl-C.
 
     Event takes its lock in Python code, where a KeyboardInterrupt can leave the lock held, so that
-    waiting threads wait for ever. `put` and `get` of a SimpleQueue can't be interrupted halfway.
+    waiting threads wait forever. `put` and `get` of a SimpleQueue can't be interrupted halfway.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Flag:
                 self._calls.get_nowait()
 
     def wait(self, seconds: float) -> None:
-        """Return when it is set, now and then before, or after this many seconds."""
+        """Return when it is set, sometimes earlier, or after this many seconds."""
         if not self._is_set:
             with suppress(Empty):
                 self._calls.get(timeout=seconds)
@@ -74,17 +74,17 @@ def now() -> int:
 
 
 def rfc3339(milliseconds: int) -> str:
-    moment = _EPOCH + timedelta(milliseconds=milliseconds)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    time_of_line = _EPOCH + timedelta(milliseconds=milliseconds)
+    return time_of_line.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-# Text as a log takes it: lines of valid UTF-8, none longer than the limit.
+# Text as a log stores it: lines of valid UTF-8, none longer than the limit.
 
-# Any line of at most this many bytes fits: a byte that is NUL or invalid UTF-8 becomes a
+# Lines of up to this many bytes always fit: a byte that is NUL or invalid UTF-8 becomes a
 # character of three bytes.
 ALWAYS_FITS = MAX_LINE // 3
-# Bytes that a cut line keeps free for the note that says so.
-_CUT_NOTE_BYTES = 100
+# Bytes of a truncated line that stay free for the marker.
+_MARKER_BYTES = 100
 
 
 def note(text: str) -> bytes:
@@ -98,32 +98,32 @@ def line_count(lines: int) -> str:
 
 
 def as_lines(text: str) -> bytes:
-    """The lines of a text, each cut to the limit; an empty text is one empty line."""
+    """The lines of a text, each truncated to the limit; an empty text is one empty line."""
     data = text.encode(errors="replace")
     return b"".join([cut_line(line) + b"\n" for line in data.removesuffix(b"\n").split(b"\n")])
 
 
 def cut_line(line: bytes, size: int | None = None) -> bytes:
-    """The line, or, if it is too long, its beginning and a note with its size.
+    """The line; if it is too long, its beginning and a marker with its size.
 
-    `size` is the line's full size in bytes where `line` is only its beginning.
+    `size` is the line's full size in bytes if `line` is only its beginning.
     """
     if size is None and len(line) <= ALWAYS_FITS:
         return line
     text = line.decode(errors="replace").replace("\0", "\ufffd").encode()
     if size is None and len(text) <= MAX_LINE:
         return line
-    note_of_cut = f"… [taskservice: cut here, the line has {size or len(line):,} bytes]"
-    return _cut_utf8(text, MAX_LINE - _CUT_NOTE_BYTES) + note_of_cut.encode()
+    marker = f"… [taskservice: truncated here, the line has {size or len(line):,} bytes]"
+    return _cut_utf8(text, MAX_LINE - _MARKER_BYTES) + marker.encode()
 
 
 def cut_message(text: str) -> str:
-    """The text, cut to the limit for the message of an error."""
+    """The text, truncated to the limit for the message of an error."""
     return _cut_utf8(text.encode(errors="replace"), MAX_MESSAGE).decode().replace("\0", "\ufffd")
 
 
 def cut_note(text: str) -> str:
-    """The text, cut to the limit for the note of a task."""
+    """The text, truncated to the limit for the note of a task."""
     return text.encode(errors="replace").decode().replace("\0", "\ufffd")[:MAX_NOTE]
 
 
@@ -137,23 +137,23 @@ def duration(seconds: float) -> str:
 
 
 def _cut_utf8(text: bytes, max_bytes: int) -> bytes:
-    """The longest beginning of at most `max_bytes` that splits no character."""
+    """The longest prefix of at most `max_bytes` that does not split a character."""
     return text[:max_bytes].decode(errors="ignore").encode()
 
 
-# A thread that sends one task's lines and then its end to the service, each once.
+# A thread that sends one task's lines and then its final report to the service, each once.
 
 # At most five requests a second, and a line is still seen within a second.
 REQUEST_INTERVAL = 0.2
-# Between two reports of the progress.
+# Seconds between two reports of the progress.
 PROGRESS_INTERVAL = 1.0
-# A silent task sends a heartbeat after this time, and so hears of a cancel.
+# After this time without a request a task sends a heartbeat, whose response shows a cancellation.
 HEARTBEAT_SECONDS = 5.0
-# The JSON of a claimed task does not tell its timeout: less than the shortest, 1 s.
+# The JSON of a claimed task does not contain its timeout: less than the shortest, 1 s.
 CLAIMED_HEARTBEAT_SECONDS = 0.8
 _HEARTBEAT: dict[str, Any] = {"logs": []}
 BATCH_BYTES = 512 * 1024
-# Bytes of a log that stay free for the note that it is full.
+# Bytes of a log that stay free for the marker that the log is full.
 _NOTE_BYTES = 200
 
 
@@ -162,29 +162,29 @@ def heartbeat_for(timeout: int | None) -> float:
     return min(HEARTBEAT_SECONDS * 3, timeout) / 3 if timeout else HEARTBEAT_SECONDS
 
 
-# Before each line that waits: its time, in milliseconds since 1970, and a space.
+# A waiting line begins with its time, in milliseconds since 1970, and a space.
 _TIME_BYTES = 14
 # A line with its time and its line feed.
 LONGEST_STORED = _TIME_BYTES + MAX_LINE + 1
 
 
 def timed(text: bytes, at: int) -> bytes:
-    """Whole lines as they wait to be sent, with their time before each."""
+    """Whole lines as they wait to be sent, each with the time before it."""
     time_of_line = b"%013d " % at
     return time_of_line + text[:-1].replace(b"\n", b"\n" + time_of_line) + b"\n"
 
 
 class Batch(NamedTuple):
-    """Lines to send in one request: those of one time are one text."""
+    """Lines to send in one request; lines with the same time are one text."""
 
     seq: int  # the number of the first line, counted by its writer from 1
     lines: int
-    stored_bytes: int  # what they take in the queue
+    stored_bytes: int  # their size in the queue
     texts: list[tuple[int, bytes]]
 
     @classmethod
     def of(cls, seq: int, stored: bytes) -> "Batch":
-        """A batch of lines that waited."""
+        """Create a batch of lines from the queue."""
         lines = stored.split(b"\n")[:-1]
         by_time = groupby(lines, lambda line: line[:_TIME_BYTES])
         texts = [
@@ -195,11 +195,11 @@ class Batch(NamedTuple):
 
     @property
     def size(self) -> int:
-        """What the lines take in the log, in bytes."""
+        """The size of the lines in the log, in bytes."""
         return self.stored_bytes - self.lines * _TIME_BYTES
 
     def json(self) -> dict[str, Any]:
-        """Its part of the body of an append."""
+        """The part of the batch in the body of an append."""
         # A clock that was set back must not make the times descend.
         times = accumulate((min(at, now()) for at, _ in self.texts), max)
         logs = [text.decode(errors="replace") for _, text in self.texts]
@@ -209,8 +209,8 @@ class Batch(NamedTuple):
 class LineQueue:
     """Lines that wait to be sent, in memory.
 
-    Ctrl-C may come while lines are added. It cannot come between taking this lock and entering
-    the `with`, as it can with a Condition, which would stay locked.
+    Ctrl-C can interrupt a thread that adds lines. It cannot interrupt it between taking this
+    lock and entering the `with`, as it can with a Condition, which would stay locked.
     """
 
     def __init__(self) -> None:
@@ -229,10 +229,10 @@ class LineQueue:
         self._news.set()
 
     def peek(self, max_bytes: int) -> Batch | None:
-        """The next lines: at most `max_bytes` of them, but at least one line.
+        """The next lines: at most `max_bytes`, but at least one line.
 
-        Until they are confirmed, each call returns the same lines, or, with a smaller
-        `max_bytes`, the first of them.
+        Until they are confirmed, each call returns the same lines; with a smaller `max_bytes`,
+        the first of them.
         """
         with self._lock:
             if self._batch is None or self._batch.size > max_bytes:
@@ -242,7 +242,7 @@ class LineQueue:
             return self._batch
 
     def confirm(self, batch: Batch) -> None:
-        """The service has these lines, which are the last peeked."""
+        """Remove these lines, which were the last ones peeked: the service has stored them."""
         with self._lock:
             if self._is_open:
                 self._seq += batch.lines
@@ -250,12 +250,12 @@ class LineQueue:
                 self._remove(batch)
 
     def renumber(self, seq: int) -> None:
-        """The next line has this number."""
+        """Give this number to the next line."""
         with self._lock:
             self._seq, self._batch = seq, None
 
     def discard(self) -> None:
-        """Drop all lines, and those that are still to come."""
+        """Drop all lines, and all lines added later."""
         with self._lock:
             self._is_open = False
             self._batch = None
@@ -271,15 +271,15 @@ class LineQueue:
         self._news.set()
 
     def count(self) -> int:
-        """The number of lines that wait."""
+        """The number of waiting lines."""
         with self._lock:
             return self._count()
 
     def memory_bytes(self) -> int:
-        """How much memory the lines take."""
+        """The size of the lines in memory."""
         return len(self._memory)
 
-    # --- what another place for the lines replaces ---------------------------------------
+    # --- replaced by a subclass that stores the lines elsewhere --------------------------
 
     def _store(self, text: bytes, at: int) -> None:
         self._memory += timed(text, at)
@@ -298,13 +298,13 @@ class LineQueue:
 
 
 class Sender(threading.Thread):
-    """Sends lines in batches, heartbeats while there are none, and at last the report.
+    """Sends lines in batches, heartbeats while there are none, and finally the report.
 
-    `task_id` is called before each request and returns the task's id; it may have to start
+    `task_id` is called before each request and returns the task's ID; it may have to start
     the task first. `on_stop` is called when nothing more can be sent: the task was cancelled
-    or deleted, or the service refuses a request for good. `on_outage` is called with the
-    error when the service is away, and with None when it is back. The sender's own thread
-    makes these calls.
+    or deleted, or the service refuses a request permanently. `on_outage` is called with the
+    error when the service becomes unavailable, and with None when it is reachable again. The
+    sender's own thread makes these calls.
     """
 
     def __init__(
@@ -323,12 +323,12 @@ class Sender(threading.Thread):
         self.queue = queue
         # Why nothing more will be sent.
         self.stop_reason: TaskServiceError | None = None
-        # Why the last request failed, while the service is away.
+        # Why the last request failed, while the service is unavailable.
         self.outage: TaskServiceError | None = None
-        self.last_answer_at = time.monotonic()
+        self.last_response_at = time.monotonic()
         self.is_delivered = False
-        # Set at the end of the thread. `is_alive` is no use: before Python 3.13 it is false when
-        # Ctrl-C has interrupted a `join`.
+        # Set at the end of the thread. `is_alive` is unreliable: before Python 3.13 it is false
+        # after Ctrl-C has interrupted a `join`.
         self.has_ended = Flag()
         self._connection, self._writer, self._task_id = connection, writer, task_id
         self._heartbeat = heartbeat
@@ -340,35 +340,35 @@ class Sender(threading.Thread):
         self._is_finished = False
         self._closing = Flag()
         self._abandoned = Flag()
-        # How far the task is, as it is still to be sent.
+        # The unsent progress.
         self._progress: dict[str, Any] = {}
         self._progress_at = -math.inf  # when it was last sent
         self._lock = threading.Lock()
-        # Held while it is sent, so that nothing older arrives later.
+        # Held while the progress is sent, so that no older value arrives later.
         self._sending_progress = threading.Lock()
 
     # --- called by other threads ---------------------------------------------------------
 
     def finish(self, report: dict[str, Any] | None) -> None:
-        """Send the lines that wait now, then the progress and this report, if any, and end."""
+        """Send the waiting lines, then the progress and this report, if any, and end."""
         self._report = report
         self._closing.set()
         self.queue.wake()
 
     def put_progress(self, progress: Mapping[str, Any]) -> None:
-        """Send this within a second, unless something newer comes; returns at once."""
+        """Send this within a second, unless a newer value replaces it; returns immediately."""
         with self._lock:
             self._progress |= progress
         self.queue.wake()
 
     def pop_progress(self) -> dict[str, Any]:
-        """The progress that is still to be sent, for the caller to send."""
+        """Remove and return the unsent progress, for the caller to send."""
         with self._sending_progress, self._lock:
-            taken, self._progress = self._progress, {}
-            return taken
+            unsent, self._progress = self._progress, {}
+            return unsent
 
     def abandon(self) -> None:
-        """End, although not everything is sent."""
+        """End without sending the rest."""
         self._abandoned.set()
         self._closing.set()
         self.queue.wake()
@@ -399,9 +399,9 @@ class Sender(threading.Thread):
             pauses = delays()
 
     def _handle_refusal(self, error: TaskServiceError) -> bool:
-        """Stop, unless the task has only finished; whether nothing more can be sent."""
+        """Stop, unless the task has only finished. Return whether nothing more can be sent."""
         if isinstance(error, TaskFinished) and not isinstance(error, TaskCancelled):
-            # Another program has ended it. This one goes on, but its lines are dropped.
+            # Another program has ended the task. This one continues, but its lines are dropped.
             self._is_finished = True
             self.queue.discard()
             return False
@@ -416,7 +416,7 @@ class Sender(threading.Thread):
         self.outage = error
 
     def _step(self) -> bool:
-        """Make one request, or wait for a reason to make one; true when all is done."""
+        """Make one request, or wait for a reason to make one. Return whether everything is sent."""
         closing = self._closing.is_set()
         if self._is_finished:
             return True
@@ -443,21 +443,21 @@ class Sender(threading.Thread):
     def _request(self, method: str, path: str, expected: Expected, **options: Any) -> None:
         pause = self._last_request_at + REQUEST_INTERVAL - time.monotonic()
         if pause > 0:
-            # `finish` ends the pause: larger batches gain nothing then.
+            # `finish` ends the pause, because larger batches are no longer useful.
             self._closing.wait(pause)
         self._last_request_at = time.monotonic()
         self._connection.once(method, path, expected, **options)
-        self.last_answer_at = time.monotonic()
+        self.last_response_at = time.monotonic()
 
     def _send_progress(self, path: str) -> None:
         with self._sending_progress:
             with self._lock:
-                taken, self._progress = self._progress, {}
+                unsent, self._progress = self._progress, {}
             try:
-                self._request("PATCH", path, task("id"), params={"fields": "id"}, json=taken)
+                self._request("PATCH", path, task("id"), params={"fields": "id"}, json=unsent)
             except TaskServiceError:
                 with self._lock:
-                    self._progress = taken | self._progress
+                    self._progress = unsent | self._progress
                 raise
         self._progress_at = time.monotonic()
 
@@ -468,13 +468,13 @@ class Sender(threading.Thread):
             if error.expected >= batch.seq:
                 raise
             self.queue.renumber(error.expected)
-        except TooLarge as error:  # for the service, a proxy, or the rest of the task's log
+        except TooLarge as error:  # for the service, for a proxy, or for the rest of the log
             if batch.lines > 1:
                 self._batch_bytes = batch.size // 2
             elif error.problem.get("code") == LOG_FULL:
                 self._note_full_log(path, batch.seq)
             else:
-                # Raises TooLarge if not even this is accepted.
+                # Raises TooLarge if even this is refused.
                 text = note(f"a line of {batch.size:,} bytes is left out here: it is too large")
                 self._append(path, Batch.of(batch.seq, timed(text, now())))
                 self.queue.confirm(batch)
@@ -487,14 +487,14 @@ class Sender(threading.Thread):
         self._request("POST", f"{path}/logs", APPENDED, json=lines)
 
     def _note_full_log(self, path: str, seq: int) -> None:
-        text = note("the log is full; the lines after this one are dropped")
-        # Other writers may have taken the space for the note too.
+        text = note("the log is full; later lines are dropped")
+        # Other writers may have used the space for the marker too.
         with suppress(TooLarge, LineGap):
             self._append(path, Batch.of(seq, timed(text, now())))
         self.queue.discard()
 
     def _send_report(self, path: str) -> bool:
-        """Send the report; false if it must be sent again, shortened."""
+        """Send the report; false if a shortened one must be sent."""
         with self._lock:
             report = self._report = self._progress | (self._report or {})
             self._progress = {}
@@ -503,7 +503,7 @@ class Sender(threading.Thread):
         try:
             self._request("PATCH", path, task("id"), params={"fields": "id"}, json=report)
         except (BadRequest, TooLarge, Invalid) as error:
-            # The end must arrive even if its output or its long message is refused.
+            # The final status must arrive even if the output or a long message is refused.
             message = (report.get("error") or {}).get("message", "")
             if report.pop("output", None):
                 self.queue.put(note(f"the output was refused: {error}"), now())

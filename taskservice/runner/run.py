@@ -41,7 +41,7 @@ from taskservice.runner.process import PROGRAM_ONLY, RESET_TO_DEFAULT, Process, 
 from taskservice.runner.program_output import Masker, OutputReader
 from taskservice.runner.saved_run import SavedRun, leftover_runs, runs_folder
 from taskservice.runner.spool import Spool
-from taskservice.terminal import exit_with_error, print_line, remark
+from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import MAX_OBJECT
 
 # JSON whose numbers keep their exact value between the service and a program.
@@ -189,10 +189,10 @@ class Run:
         try:
             self._saved.create_folder(runs_folder())
         except OSError as error:
-            remark(f"can't write to the disk, lines wait in memory: {error}")
+            notice(f"can't write to the disk, lines wait in memory: {error}")
         if self._saved.task_id is not None:
             return
-        failure = self._start_in_time(None if is_strict else remark)
+        failure = self._start_in_time(None if is_strict else notice)
         if failure is None:
             return
         if is_strict:
@@ -203,7 +203,7 @@ class Run:
         else:
             self._start_refusal = str(failure)
             text = "its lines wait until the service accepts the key and the settings"
-        remark(f"{failure}; the program runs, {text}")
+        notice(f"{failure}; the program runs, {text}")
 
     def _start_in_time(self, warn: Callable[[str], None] | None) -> TaskServiceError | None:
         """Why the task could not be started within START_SECONDS.
@@ -238,7 +238,7 @@ class Run:
             heartbeat=self._heartbeat, on_stop=self._on_stop, on_outage=self._on_outage,
         )  # fmt: skip
         if self._saved.task_id is None:
-            sender.last_answer_at = float("-inf")  # no answer came yet
+            sender.last_response_at = float("-inf")  # no answer came yet
         try:
             reader = self._open_output()
         except OSError:  # this process has too many open files
@@ -271,7 +271,7 @@ class Run:
             reader.finish()
             sender.start()
             code, text = _why_not_run(self._command, error)
-            remark(text)
+            notice(text)
             return code, failed(self._masker.mask_text(text))
         for number in self._received:
             self._process.send_signal(number)
@@ -306,7 +306,7 @@ class Run:
 
     def _task_id(self) -> str:
         """The task's id; starts the task now if that failed before."""
-        return self._saved.task_id or self._start_task(remark, patience=0)
+        return self._saved.task_id or self._start_task(notice, patience=0)
 
     def _start_task(self, warn: Callable[[str], None] | None, **options: Any) -> str:
         task_id = self._saved.ensure_task(self._connection, warn, **options)
@@ -315,7 +315,7 @@ class Run:
         except OSError as error:
             self._on_full_disk(error)
         if sys.stderr is not None and sys.stderr.isatty():
-            remark(f"{self._connection.url}/tasks/{task_id}")
+            notice(f"{self._connection.url}/tasks/{task_id}")
         return task_id
 
     # --- events during the run -----------------------------------------------------------
@@ -324,21 +324,21 @@ class Run:
         if self._saved.is_cancelled_or_deleted(error):
             what = "cancelled" if isinstance(error, TaskCancelled) else "deleted"
             if self._process is not None and not self._has_program_ended:
-                remark(f"the task was {what}; the program is told to stop")
+                notice(f"the task was {what}; the program is told to stop")
                 self._process.stop(GRACE_SECONDS)
         elif str(error) != self._start_refusal:
-            remark(f"the service refuses: {error}; the program continues")
+            notice(f"the service refuses: {error}; the program continues")
 
     def _on_outage(self, error: TaskServiceError | None) -> None:
         if error is None:
-            remark(f"{self._connection.url} is back")
+            notice(f"{self._connection.url} is back")
         elif self._saved.task_id is not None:
-            remark(f"{error}; lines wait for it")
+            notice(f"{error}; lines wait for it")
 
     def _on_full_disk(self, error: OSError) -> None:
         if not self._has_warned_full:
             self._has_warned_full = True
-            remark(f"the lines can't be written to the disk: {error.strerror or error}")
+            notice(f"the lines can't be written to the disk: {error.strerror or error}")
 
     # --- the end -------------------------------------------------------------------------
 
@@ -356,7 +356,7 @@ class Run:
         output = parse_object(text)
         if output is None:
             problem = f"{OUTPUT} is not a regular file with a JSON object of at most 1 MiB"
-            remark(problem)
+            notice(problem)
             self._spool.put(note(problem), now())
         return output
 
@@ -369,7 +369,7 @@ class Run:
             self._saved.remove()
             return
         sender.abandon()
-        remark(_unsent_sentence(*self._spool.close(), is_saved))
+        notice(_unsent_sentence(*self._spool.close(), is_saved))
         self._saved.release()
 
     def _save_report(self, report: dict[str, Any]) -> bool:
@@ -414,7 +414,7 @@ def deliver(sender: Sender, report: dict[str, Any], stop_waiting: threading.Even
     began = time.monotonic()
     sender.finish(report)
     while sender.is_alive() and not stop_waiting.is_set():
-        until = max(began + MIN_SILENCE_SECONDS, sender.last_answer_at + SILENCE_SECONDS)
+        until = max(began + MIN_SILENCE_SECONDS, sender.last_response_at + SILENCE_SECONDS)
         if time.monotonic() > until:
             return
         sender.join(0.05)
@@ -472,7 +472,7 @@ def resend(connection: Connection) -> bool:
             run = SavedRun.load(folder)
             spool = Spool(folder) if run is not None else None
         except (OSError, ValueError) as error:
-            remark(f"{folder} can't be read: {error}")
+            notice(f"{folder} can't be read: {error}")
             is_done = False
             if run is not None:
                 run.release()
@@ -480,7 +480,7 @@ def resend(connection: Connection) -> bool:
         if run is not None and spool is not None:
             obstacle = _reason_not_to_send(connection, run, caller)
             if obstacle is not None:
-                remark(f"{obstacle}; it stays in {folder}")
+                notice(f"{obstacle}; it stays in {folder}")
             is_sent = obstacle is None and _send_left(connection, run, spool)
             is_done = is_done and is_sent
             spool.close()
@@ -507,20 +507,20 @@ def _send_left(connection: Connection, run: SavedRun, spool: Spool) -> bool:
     def task_id() -> str:
         if run.task_id is not None:
             return run.task_id
-        started = run.ensure_task(connection, remark, patience=0)
+        started = run.ensure_task(connection, notice, patience=0)
         with contextlib.suppress(OSError):  # a repeated start makes no second task
             run.write()
         return started
 
     lines = line_count(spool.count())
     sender = Sender(connection, spool, WRITER, task_id, log_bytes=spool.sent_bytes)
-    sender.last_answer_at = float("-inf")  # no answer came yet
+    sender.last_response_at = float("-inf")  # no answer came yet
     sender.start()
     deliver(sender, run.report or failed(UNKNOWN_END), threading.Event())
     is_unwanted = run.is_cancelled_or_deleted(sender.stop_reason)
     if not (sender.is_delivered or is_unwanted):
         sender.abandon()
-        remark(
+        notice(
             f"{run.task_id or 'a task'}: {sender.stop_reason or sender.outage}; "
             f"it stays in {run.folder}; remove that folder to discard it"
         )

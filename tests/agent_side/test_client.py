@@ -394,7 +394,7 @@ def test_long_and_invalid_lines_are_made_to_fit(remote_alice: RemoteClient, clie
         task.log("a\0b")
         task.log("lone \ud800 surrogate")
     long, nul, lone = the_task(remote_alice)["logs"]
-    assert long.endswith("[taskservice: cut here, the line has 100,000 bytes]")
+    assert long.endswith("[taskservice: truncated here, the line has 100,000 bytes]")
     assert (nul, lone) == ("a\ufffdb", "lone ? surrogate")
 
 
@@ -747,7 +747,7 @@ def test_answer_that_drips_has_no_more_time_than_one_that_does_not_come(drip: Be
         answer = threads.submit(once, "GET", "/user", responses.USER, timeout=1)
         error = answer.exception(timeout=60)
         assert isinstance(error, Unreachable)
-        assert "no answer in time" in str(error)
+        assert "no response in time" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -769,7 +769,7 @@ def test_error_says_why_a_request_cannot_be_made(
 
 
 def test_unknown_host_name_is_a_plain_sentence() -> None:
-    with pytest.raises(Unreachable, match=r"out of reach: [^()]*$"):
+    with pytest.raises(Unreachable, match=r"cannot reach [^()]*$"):
         Client("http://no-such-name.invalid", "key", patience=0).task("1")
 
 

@@ -322,7 +322,7 @@ def test_callback_waits_while_the_listener_cannot_ask_for_the_secret(
         with receiving(machine) as (process, url):
             assert process.stderr is not None
             for failure, message in (
-                (play.reset(), "is out of reach"),
+                (play.reset(), "cannot reach"),
                 (play.answer(503), "returned status 503"),
                 (play.answer(404, {"Content-Type": "text/plain"}, b"page"), "returned 404"),
             ):

@@ -65,12 +65,12 @@ def test_line_without_an_end_takes_little_memory() -> None:
         splitter.feed(b"x" * 1_000_000)
     line = splitter.close()
     assert line.count(b"\n") == 1
-    assert line.endswith(b"[taskservice: cut here, the line has 200,000,000 bytes]\n")
+    assert line.endswith(b"[taskservice: truncated here, the line has 200,000,000 bytes]\n")
 
 
 def test_cut_line_ends_between_characters() -> None:
     (line,) = split("ü".encode() * 100_000)
-    assert "ü… [taskservice: cut here" in line.decode()
+    assert "ü… [taskservice: truncated here" in line.decode()
     assert len(line) <= 65_536
 
 
