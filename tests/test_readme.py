@@ -165,7 +165,7 @@ def test_tutorial_runs_as_printed(service: Service, terminal: Terminal, tmp_path
         port = str(free_port())
         listening = f"{block('listen', 'session').strip()} --port {port} & OTHER=$!"
         terminal.type(listening)
-        terminal.wait_for("are verified and shown here")
+        terminal.wait_for("listening on")
         ran = third.run(block("run", "session").replace("9000", port))
         assert '1\n2\n3\n4\n5\n{"sum": 15}' in ran
         lines = block("printed", "session").splitlines()

@@ -1,4 +1,4 @@
-"""`taskservice agent` and `mcp-config`: agents, and what connects a client of MCP to them."""
+"""`taskservice agent` and `mcp-config`: agents, and the configuration of MCP clients."""
 
 import os
 from typing import Any
@@ -20,9 +20,9 @@ HEADER = ("ID", "NAME", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY")
 
 @click.group("agent")
 def agent_command() -> None:
-    """The agents: the programs that work on tasks.
+    """Manage agents: the programs that work on tasks.
 
-    AGENT_ID may be the beginning of an agent's id, if no other agent begins so.
+    AGENT_ID can be any unambiguous prefix of an agent's id.
     """
 
 
@@ -51,30 +51,30 @@ def list_all(as_json: bool) -> None:
     ),
 )
 @click.argument("agent_id", metavar="ID", type=Text())
-@click.option("--name", type=Text(), help="Its name; its id by default.")
-@click.option("--description", type=Text(), help="What it does.")
+@click.option("--name", type=Text(), help="Display name (default: the id).")
+@click.option("--description", type=Text(), help="Description for people and for MCP clients.")
 @click.option(
     "--input-schema",
     type=JsonInput(),
     metavar="JSON",
-    help="The JSON Schema of its tasks' input: an object, or @FILE with one; @- reads stdin.",
+    help="JSON Schema of the tasks' input: an object, or @FILE with one; @- reads stdin.",
 )
 @click.option(
     "--annotations",
     type=JsonInput(),
     metavar="JSON",
-    help='What it does, for MCP clients, such as {"readOnlyHint": true}, or @FILE.',
+    help='MCP tool hints, such as {"readOnlyHint": true}, or @FILE.',
 )
 @click.option(
     "--tool/--no-tool",
     default=None,
-    help="Whether MCP clients see it as a tool of its own; they do by default.",
+    help="Whether the agent gets its own MCP tool (default: yes).",
 )
 def add(agent_id: str, **fields: Any) -> None:
-    """Register an agent, or change what is given of one.
+    """Register an agent, or update the given fields of an existing one.
 
-    By the schema of its input the service checks each unclaimed start and each rerun, and the
-    dashboard and MCP clients know what to ask for.
+    The input schema is used to validate each unclaimed start and each rerun, and to build forms
+    in the dashboard and in MCP clients.
     """
     with service_client() as client:
         client.register(agent_id, **fields)
@@ -105,7 +105,7 @@ def _row(agent: Agent) -> tuple[str, ...]:
     )
 
 
-# `taskservice mcp-config`: what tells a client of MCP of the service.
+# `taskservice mcp-config`: prints the configuration of MCP clients.
 
 INTRODUCTION = f"""\
 # Each client reads a user key from {KEY_VARIABLE}, except VS Code, which asks for it."""
@@ -113,7 +113,7 @@ INTRODUCTION = f"""\
 
 @click.command(
     "mcp-config",
-    short_help="Print what connects a client of MCP.",
+    short_help="Print the configuration of MCP clients.",
     epilog=examples(
         "taskservice mcp-config",
         "taskservice mcp-config --client claude-code | sh",
@@ -121,10 +121,13 @@ INTRODUCTION = f"""\
     ),
 )
 @click.option(
-    "--client", "name", type=click.Choice(list(CLIENTS)), help="Only the lines of this one."
+    "--client",
+    "name",
+    type=click.Choice(list(CLIENTS)),
+    help="Print the configuration of this client only.",
 )
 def mcp_config_command(name: str | None) -> None:
-    """Print what tells a client of MCP of the service, so that it has each agent as a tool.
+    """Print the configuration with which an MCP client can call each agent as a tool.
 
     The address is TASKSERVICE_URL. The key itself is not printed.
     """

@@ -1,4 +1,4 @@
-"""`taskservice ask`: a program asks a person, and waits for the answer."""
+"""`taskservice ask` and `progress`: a program asks a person, or reports its progress."""
 
 import json
 import os
@@ -51,35 +51,40 @@ INTERRUPTED = 128 + signal.SIGINT
 )
 @click.argument("message", type=Text())
 @click.option(
-    "--choice", "choices", type=Text(), metavar="TEXT", multiple=True, help="An answer; repeatable."
+    "--choice",
+    "choices",
+    type=Text(),
+    metavar="TEXT",
+    multiple=True,
+    help="Allowed answer. Repeatable.",
 )
 @click.option(
     "--schema",
     type=JsonFile(),
     metavar="FILE",
-    help="A JSON Schema object that the answer must fit; - reads stdin.",
+    help="File with a JSON Schema for the answer; - reads stdin.",
 )
 @click.option(
     "--timeout",
     type=Duration(maximum=MAX_TIMEOUT),
     metavar="TIME",
-    help=f"How long to wait, by default {QUESTION_TIMEOUT // 3600}h; 0 for no limit.",
+    help=f"Time until the question expires (default: {QUESTION_TIMEOUT // 3600}h); 0 for never.",
 )
 def command(
     message: str, choices: tuple[str, ...], schema: dict[str, Any] | None, timeout: int | None
 ) -> None:
     """Ask a person, in a program that `run` or `work` started, and print the answer.
 
-    An answer with one field is printed as it is, another one as JSON. The exit code tells the
-    outcome: 0 answered, 1 declined, 3 no answer in time, 4 the task has ended or the question was
-    withdrawn; 69 if the service does not answer. The command waits while the service is away. A
-    signal withdraws the question.
+    If the answer has one field, its value is printed, otherwise the answer as JSON. Exit codes:
+    0 answered, 1 declined, 3 no answer in time, 4 the task has ended or the question was
+    withdrawn, 69 the service is unavailable. The command also waits while the service is
+    unavailable. A signal withdraws the question.
     """
     if choices and schema is not None:
         raise click.UsageError("--choice can't be used with --schema.")
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    # What is asked is stored, as the lines of the log are.
+    # The question is stored, like the lines of the log.
     masker = Masker(os.environ)
     message = masker.mask_text(message)
     wanted = masker.mask_json(schema_of_choices(choices) if choices else schema)
@@ -107,11 +112,11 @@ def _answered(
 
 
 def _waiting() -> Callable[[float], None]:
-    """Waits between attempts, and says once that the service is away."""
-    say_once = cache(notice)
+    """A function that waits between attempts, and prints once that the service is unavailable."""
+    print_once = cache(notice)
 
     def wait(seconds: float) -> None:
-        say_once("the service does not answer; trying again until it is back")
+        print_once("the service does not respond; retrying")
         time.sleep(seconds)
 
     return wait
@@ -122,11 +127,11 @@ def _print_answer(properties: dict[str, Any], answer: dict[str, Any]) -> None:
         print_json(answer)
         return
     value = next(iter(answer.values()), "")
-    # To a program, a text is printed unchanged.
+    # A string is printed unchanged to a file or a pipe.
     print_log_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
-# `taskservice progress`: a program says how far its task is.
+# `taskservice progress`: a program reports its progress.
 
 _NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"
 _SHARE = re.compile(rf"({_NUMBER})(?:/({_NUMBER})|(%))?")
@@ -142,16 +147,16 @@ class Share(click.ParamType[float]):
     ) -> float:
         match = _SHARE.fullmatch(value)
         if match is None:
-            self.fail("must be such as 34/68, 50% or 0.5", param, ctx)
+            self.fail("must look like 34/68, 50% or 0.5", param, ctx)
         whole = float(match[2] or (100 if match[3] else 1))
         if not whole or float(match[1]) > whole:
-            self.fail("must be from 0 to 1, such as 34/68, 50% or 0.5", param, ctx)
+            self.fail("must be from 0 to 1, like 34/68, 50% or 0.5", param, ctx)
         return float(match[1]) / whole
 
 
 @click.command(
     "progress",
-    short_help="Say how far the task of this program is.",
+    short_help="Report the progress of the current task.",
     epilog=examples(
         'taskservice progress 34/68 "34 of 68 pages"',
         "taskservice progress 50%",
@@ -160,10 +165,10 @@ class Share(click.ParamType[float]):
 @click.argument("share", metavar="DONE", type=Share())
 @click.argument("note", type=Text(), required=False)
 def progress_command(share: float, note: str | None) -> None:
-    """Say how far the task is, in a program that `run` or `work` started.
+    """Report the progress of the current task, in a program that `run` or `work` started.
 
-    DONE is such as 34/68, 50% or 0.5. NOTE says the same in words, in at most 200 characters;
-    without it, the note stays as it is.
+    DONE is a fraction (34/68), a percentage (50%) or a number from 0 to 1 (0.5). NOTE describes
+    it in up to 200 characters; without NOTE, the old note stays.
     """
     changes: dict[str, Any] = {"progress": share}
     if note is not None:

@@ -1,4 +1,4 @@
-"""`taskservice callback`: test the address of a callback."""
+"""`taskservice callback` and `delivery`: test, list and repeat webhooks."""
 
 import sys
 from typing import Any, NoReturn
@@ -29,7 +29,7 @@ SAMPLE = {
 
 @click.group("callback")
 def command() -> None:
-    """Callbacks: the addresses that webhooks are sent to."""
+    """Test the delivery of webhooks."""
 
 
 @command.command(
@@ -41,12 +41,12 @@ def command() -> None:
 )
 @click.argument("url", type=Text())
 @click.option(
-    "--user", type=Text(), help="Sign with this user's secret instead of a throw-away one."
+    "--user", type=Text(), help="Sign with this user's secret instead of a temporary one."
 )
 def test(url: str, user: str | None) -> None:
     """Send a sample webhook to URL and print the result in one sentence.
 
-    The exit code is 0 if the receiver answered 2xx, else 1.
+    The exit code is 0 if the receiver returned 2xx, otherwise 1.
     """
     with service_app():
         secrets = [signing.new_secret()] if user is None else _secrets_of(user)
@@ -73,7 +73,7 @@ ATTEMPT_COLUMNS = ("at", "durationMs", "statusCode", "message")
 
 @click.group("delivery")
 def delivery_command() -> None:
-    """Deliveries: the webhooks of finished tasks."""
+    """List, show and repeat the deliveries of webhooks."""
 
 
 @delivery_command.command("list", epilog=examples("taskservice delivery list --state failed"))

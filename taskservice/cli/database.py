@@ -45,12 +45,12 @@ class DatabaseAddress(click.ParamType[URL]):
 
 @click.group("db")
 def db_command() -> None:
-    """The database: upgrade, check, back up, restore and copy it."""
+    """Upgrade, check, back up, restore and copy the database."""
 
 
 @db_command.command("upgrade", epilog=examples("taskservice db upgrade"))
 def upgrade() -> None:
-    """Migrate the database to the newest revision, and print that."""
+    """Migrate the database to the newest revision, and print the revision."""
     with service_app(may_create=True):
         print_line(migrations.head())
 
@@ -60,7 +60,7 @@ def upgrade() -> None:
 def check(as_json: bool) -> None:
     """Check the database without changing it.
 
-    The exit code is 1 if there is an error; a warning does not change it.
+    The exit code is 1 if there is an error; warnings do not change it.
     """
     states = set()
     for finding in database_check.findings(load_config()):
@@ -76,38 +76,40 @@ def check(as_json: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 def back_up(file: Path, force: bool) -> None:
-    """Copy the SQLite database to FILE, also while the service runs, and verify the copy."""
+    """Copy the SQLite database to FILE, and verify the copy. The service can be running."""
     config = load_config()
-    database = _sqlite_file(config, "back up PostgreSQL with pg_dump")
+    database = _sqlite_file(config, "use pg_dump for PostgreSQL")
     try:
         revision = backup(database, config.secret_key_file, file, force)
     except BackupError as error:
         exit_with_error(str(error))
     print_line(f"{file}: {file.stat().st_size} bytes, revision {revision}, verified")
-    _remark_on_secret_key(config)
+    _print_secret_key(config)
 
 
 @db_command.command("restore", epilog=examples("taskservice db restore /backup/taskservice.db"))
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--force", is_flag=True, help="Replace the database, and keep the old one aside.")
+@click.option(
+    "--force", is_flag=True, help="Replace an existing database; it is kept as a file next to it."
+)
 def restore_(file: Path, force: bool) -> None:
-    """Put the backup FILE in the place of the SQLite database, while nothing uses it.
+    """Replace the SQLite database by the backup FILE. Stop the service first.
 
-    FILE is verified first, and migrated to the newest revision afterwards.
+    FILE is verified before, and migrated to the newest revision afterwards.
     """
     config = load_config()
-    database = _sqlite_file(config, "restore PostgreSQL with pg_restore")
+    database = _sqlite_file(config, "use pg_restore for PostgreSQL")
     try:
         replaced = restore(make_url(config.DATABASE_URL), file, force)
     except BackupError as error:
         exit_with_error(str(error))
     print_line(f"{database}: {database.stat().st_size} bytes, revision {migrations.head()}")
     if replaced:
-        notice(f"the database before is {replaced}")
+        notice(f"the previous database was kept as {replaced}")
     if not config.SECRET_KEY:
         notice(
-            f"put the secret_key that was kept with the backup at {config.secret_key_file}; "
-            "with a new key, everyone signs in to the dashboard again"
+            f"copy the secret_key of the backup to {config.secret_key_file}; "
+            "with a new key, everyone must sign in to the dashboard again"
         )
 
 
@@ -122,10 +124,10 @@ def restore_(file: Path, force: bool) -> None:
 @click.argument("target", metavar="TO", type=DatabaseAddress())
 @json_lines
 def copy_(source: URL, target: URL, as_json: bool) -> None:
-    """Copy all of the database FROM into the empty database TO, and compare both.
+    """Copy the whole database FROM into the empty database TO, and compare both.
 
-    Each is an SQLite file or a postgresql:// URL. Nothing may use either meanwhile. If the copy
-    is broken off, the same command goes on.
+    Each is an SQLite file or a postgresql:// URL. Neither may be in use. If the copy is
+    interrupted, run the same command again to resume it.
     """
     open_standard_files()
     keep_owner_permissions()
@@ -134,43 +136,43 @@ def copy_(source: URL, target: URL, as_json: bool) -> None:
             copied = copy(source, target)
         except CopyError as error:
             exit_with_error(str(error))
-    for each in copied:
+    for table in copied:
         if as_json:
-            print_json(vars(each))
+            print_json(vars(table))
         else:
-            print_line(f"{each.table} {each.rows:,} rows, sha256 {each.sha256}")
-    _remark_on_next_steps(target)
+            print_line(f"{table.table} {table.rows:,} rows, sha256 {table.sha256}")
+    _print_next_steps(target)
 
 
-def _remark_on_next_steps(target: URL) -> None:
+def _print_next_steps(target: URL) -> None:
     is_file = target.get_backend_name() == "sqlite"
     url = f"sqlite:///{Path(target.database or '').resolve()}" if is_file else shown(target)
     unseen = "" if is_file else " with the password and parameters of TO"
-    # A remark would be without the user.
+    # `notice` would remove the user from the URL.
     print_line(
         f"taskservice: to serve it, set TASKSERVICE_DATABASE_URL={url}{unseen}, and "
-        "TASKSERVICE_SECRET_KEY to the same key as before, or everyone signs in to the dashboard "
-        "again",
+        "TASKSERVICE_SECRET_KEY to the same key as before, or everyone must sign in to the "
+        "dashboard again",
         err=True,
     )
 
 
 def _sqlite_file(config: Config, instead: str) -> Path:
-    """The file of the database; exits where it is another one, with what to do instead.
+    """The file of the database; exits for PostgreSQL and prints what to do `instead`.
 
     From now on SIGTERM stops the command as Ctrl-C does: an unfinished copy is removed.
     """
     address = make_url(config.DATABASE_URL)
     signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
     if address.get_backend_name() != "sqlite":
-        exit_with_error(f"this is for SQLite; {instead}", 2)
+        exit_with_error(f"this command works only with SQLite; {instead}", 2)
     return Path(address.database or "")
 
 
-def _remark_on_secret_key(config: Config) -> None:
+def _print_secret_key(config: Config) -> None:
     key = config.secret_key_file
     if key.is_file() and key.read_bytes().strip() == config.SECRET_KEY.encode():
-        notice(f"keep {key} with it")
+        notice(f"also back up {key}")
 
 
 # `taskservice prune`: apply retention now.
@@ -178,20 +180,20 @@ def _remark_on_secret_key(config: Config) -> None:
 
 @click.command(
     "prune",
-    short_help="Remove what is past its retention.",
+    short_help="Delete tasks and logs older than the retention time.",
     epilog=examples(
         "TASKSERVICE_RETENTION_DAYS=30 taskservice prune --dry-run",
         "TASKSERVICE_RETENTION_DAYS=30 taskservice prune",
     ),
 )
-@click.option("--dry-run", is_flag=True, help="Remove nothing; print what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
 @json_object
 def prune_command(dry_run: bool, as_json: bool) -> None:
-    """Remove finished tasks and logs that are past their retention, and free disk space.
+    """Delete finished tasks and logs older than the retention time, and free disk space.
 
     TASKSERVICE_RETENTION_DAYS and TASKSERVICE_LOG_RETENTION_DAYS set the number of days.
-    The service may run meanwhile. Unlike the service, this command does not require the
-    clock to have been steady for five minutes.
+    The service can be running. Unlike the service, this command does not require that the
+    clock has been steady for five minutes.
     """
     with service_app():
         bounds = Bounds.of_settings(database_moment())
@@ -208,7 +210,7 @@ def prune_command(dry_run: bool, as_json: bool) -> None:
     if as_json:
         print_json(vars(removed))
     else:
-        print_line(_sentence(removed, "would be removed" if dry_run else "removed"))
+        print_line(_sentence(removed, "would be deleted" if dry_run else "deleted"))
 
 
 def _sentence(removed: Removed, verb: str) -> str:

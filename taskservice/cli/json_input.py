@@ -1,4 +1,4 @@
-"""The option that takes the input of a task: JSON, or a file with JSON."""
+"""Options whose value is JSON, or a file with JSON, such as the input of a task."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from taskservice.terms import MAX_OBJECT
 
 
 class JsonInput(click.ParamType[dict[str, Any]]):
-    """A JSON object, or @FILE that has one; @- reads stdin. Its numbers stay exact."""
+    """A JSON object, or @FILE with one; @- reads stdin. Its numbers stay exact."""
 
     name = "json"
 
@@ -25,14 +25,14 @@ class JsonInput(click.ParamType[dict[str, Any]]):
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             self.fail(f"{value[1:]} can't be read: {reason}", param, ctx)
-        given = parse_object(text)
-        if given is None:
+        parsed = parse_object(text)
+        if parsed is None:
             self.fail(_reason(text), param, ctx)
-        return given
+        return parsed
 
 
 class JsonFile(JsonInput):
-    """A file that has a JSON object; - reads stdin."""
+    """A file with a JSON object; - reads stdin."""
 
     name = "file"
 
@@ -43,7 +43,7 @@ class JsonFile(JsonInput):
 
 
 def _read(path: str) -> bytes:
-    """What a file has, but no more than tells that it is too long."""
+    """Read at most MAX_OBJECT + 1 bytes, enough to detect a file that is too large."""
     if path == "-":
         return sys.stdin.buffer.read(MAX_OBJECT + 1)
     with open(path, "rb") as file:
@@ -52,20 +52,20 @@ def _read(path: str) -> bytes:
 
 def _reason(text: bytes) -> str:
     if len(text) > MAX_OBJECT:
-        return "has more than 1 MiB"
+        return "is larger than 1 MiB"
     try:
         value = json.loads(text)
     except RecursionError:
-        return "is nested too deep"
+        return "is nested too deeply"
     except ValueError as error:
         return f"is not JSON: {error}; an example is '{{\"day\": 1}}', or @FILE"
     if not isinstance(value, dict):
         return 'must be a JSON object, such as {"day": 1}'
-    return "has a key twice, a number that can't be kept exactly, or too many levels"
+    return "contains a key twice, a number that can't be stored exactly, or too many levels"
 
 
 class TaskInput(JsonInput):
-    """As JsonInput, or one member of the object as KEY=VALUE, whose value is a text."""
+    """Like JsonInput, or one member of the object as KEY=VALUE, whose value is a string."""
 
     name = "input"
 
@@ -81,8 +81,8 @@ class TaskInput(JsonInput):
 def _merged(
     ctx: click.Context, param: click.Parameter, objects: Sequence[dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """All members; None where the option is not given."""
-    return {key: value for each in objects for key, value in each.items()} if objects else None
+    """All members; None if the option is not given."""
+    return {key: value for part in objects for key, value in part.items()} if objects else None
 
 
 task_input = click.option(
@@ -92,6 +92,6 @@ task_input = click.option(
     multiple=True,
     callback=_merged,
     metavar="JSON",
-    help="Its input: a JSON object, @FILE with one (@- reads stdin), or KEY=VALUE with a text; "
-    "may be given several times.",
+    help="Input of the task: a JSON object, @FILE with one (@- reads stdin), or KEY=VALUE for a "
+    "string. Repeatable.",
 )

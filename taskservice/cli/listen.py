@@ -30,13 +30,13 @@ DEFAULT_PORT = 9000
 # Of a webhook in bytes.
 _LENGTH = re.compile("[0-9]{1,7}")
 POLL_SECONDS = 1.0
-# A task that ended a little before another may become visible after it.
+# A task that ended shortly before another one can become visible after it.
 OVERLAP = timedelta(seconds=60)
 # Seconds after each failure until the same webhook is posted again.
 RETRY_DELAYS = (1, 2, 5, 10, 30, 60)
 ATTEMPT_SECONDS = 10.0
-# The page of another program comes from a proxy: at its start the command reached the service.
-_SERVICE_IS_AWAY = (*RETRYABLE, NotTheService)
+# The command reached the service at its start, so other programs' responses come from a proxy.
+_UNAVAILABLE = (*RETRYABLE, NotTheService)
 _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
 
 
@@ -51,23 +51,23 @@ _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
     "--forward",
     type=Text(),
     metavar="URL",
-    help="Post the webhook of every task that finishes to this address.",
+    help="Post the webhook of each task that finishes to this address.",
 )
 @click.option(
-    "--port", type=click.IntRange(1, 65535), help=f"Where to listen; {DEFAULT_PORT} by default."
+    "--port", type=click.IntRange(1, 65535), help=f"Port to listen on (default: {DEFAULT_PORT})."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print each webhook as JSON on one line.")
 def command(forward: str | None, port: int | None, as_json: bool) -> None:
     """Receive webhooks on this machine, verify their signatures and print each.
 
-    Start a task with the callback http://127.0.0.1:9000/ and wait for its end. The service
+    Start a task with the callback http://127.0.0.1:9000/ and wait until it ends. The service
     must be able to reach that address, and TASKSERVICE_CALLBACK_ALLOWED must contain `loopback`,
-    as it has with `make run`.
+    as it does with `make run`.
 
-    With --forward the service need not reach this machine: the command asks for finished
-    tasks, whatever their callback is, and posts them to the address as the service would,
-    signed with your callback secret. A receiver that does not answer 2xx gets the same
-    webhook again, with the same webhook-id, up to six times.
+    With --forward the service does not need to reach this machine: the command requests
+    finished tasks, with any callback, and posts them to the address as the service would,
+    signed with your callback secret. If the receiver does not return 2xx, the same webhook is
+    sent again, with the same webhook-id, up to six times.
     """
     if forward is not None and (port or as_json):
         raise click.UsageError("--forward can't be used with --port or --json.")
@@ -95,11 +95,11 @@ def _is_url(text: str) -> bool:
 
 
 def _secret(client: Client) -> str:
-    answer = client.connection.call("GET", "/callback-secret", CALLBACK_SECRET)
-    return str(answer.data["secret"])
+    response = client.connection.call("GET", "/callback-secret", CALLBACK_SECRET)
+    return str(response.data["secret"])
 
 
-# Receives webhooks, one at a time, and prints those that are signed with the user's secret.
+# Receives webhooks, one at a time, and prints each one with a valid signature.
 
 
 def _receive(client: Client, port: int, show: Callable[[bytes], str]) -> NoReturn:
@@ -107,11 +107,11 @@ def _receive(client: Client, port: int, show: Callable[[bytes], str]) -> NoRetur
         receiver = Receiver((HOST, port), _Request)
     except OSError as error:
         exit_with_error(
-            f"can't listen on {HOST}:{port}: {error.strerror}; --port names another port"
+            f"can't listen on {HOST}:{port}: {error.strerror}; choose another port with --port"
         )
     with receiver:
         receiver.client, receiver.received = client, []
-        notice(f"webhooks to http://{HOST}:{port}/ are verified and shown here")
+        notice(f"listening on http://{HOST}:{port}/")
         while True:
             receiver.handle_request()
             while receiver.received:
@@ -138,30 +138,30 @@ class _Request(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _receive(self) -> HTTPStatus:
-        """Keep a webhook that is signed; returns what to answer."""
+        """Store a webhook with a valid signature; returns the status of the response."""
         length = self.headers.get("content-length", "")
         if not _LENGTH.fullmatch(length):
             return HTTPStatus.BAD_REQUEST
         body = self.rfile.read(int(length))
         try:
-            # Read each time, because it may have been rotated.
+            # Read each time, because it can have been rotated.
             secret = _secret(self.server.client)
-        except _SERVICE_IS_AWAY as error:
+        except _UNAVAILABLE as error:
             notice(str(error))
             return HTTPStatus.SERVICE_UNAVAILABLE
         headers = {name.lower(): value for name, value in self.headers.items()}
         if not signing.is_signed([secret], headers, body, time.time()):
-            notice("refused a request that is not signed with your callback secret")
+            notice("refused a request without a valid signature of your callback secret")
             return HTTPStatus.BAD_REQUEST
         self.server.received.append(body)
         return HTTPStatus.NO_CONTENT
 
     def log_message(self, *_: Any) -> None:
-        """Only what was received is shown."""
+        """Print no access log."""
 
 
 def _described(webhook: bytes) -> str:
-    """A task in one line: its id and name, its outcome, and that its signature is valid."""
+    """A task in one line: its id and name, and its outcome."""
     task: dict[str, Any] = json.loads(webhook)
     error = task.get("error")
     result = (
@@ -172,7 +172,7 @@ def _described(webhook: bytes) -> str:
     return f"{task['id']} {task['name']}: {task['status']} {result}, signature verified"
 
 
-# With --forward: asks for finished tasks, and posts them as the service would.
+# With --forward: requests finished tasks, and posts them as the service would.
 
 
 class Forwarder:
@@ -181,16 +181,16 @@ class Forwarder:
     def __init__(self, client: Client, url: str) -> None:
         """Raises TaskServiceError."""
         self._client, self._url = client, url
-        answer = client.connection.call("GET", "/user", USER)
-        # The clock of this machine may differ, and a proxy may have removed or damaged the header.
-        self._since = terms.moment(answer.headers.get("Date", "")) or datetime.now(UTC)
+        response = client.connection.call("GET", "/user", USER)
+        # The clock of this machine can differ, and a proxy can have removed or damaged the header.
+        self._since = terms.moment(response.headers.get("Date", "")) or datetime.now(UTC)
         self._seen: dict[str, datetime] = {}
-        # By webhook-id: when to post it, how often that has failed, and the task's id.
+        # By webhook-id: the time of the next attempt, the number of failures, and the task's id.
         self._due: dict[str, tuple[float, int, str]] = {}
 
     def forward(self) -> NoReturn:
-        """Post the webhooks of tasks as they finish; retry while the service is away."""
-        notice(f"tasks that finish now go to {self._url}")
+        """Post the webhooks of tasks as they finish; retry while the service is unavailable."""
+        notice(f"forwarding finished tasks to {self._url}")
         while True:
             try:
                 for webhook_id, task_id in self._finished():
@@ -199,12 +199,12 @@ class Forwarder:
                 for webhook_id, (due_at, failures, task_id) in list(self._due.items()):
                     if due_at <= now:
                         self._post(webhook_id, task_id, failures)
-            except _SERVICE_IS_AWAY as error:
+            except _UNAVAILABLE as error:
                 print_line(str(error))
             time.sleep(POLL_SECONDS)
 
     def _finished(self) -> Iterator[tuple[str, str]]:
-        """The webhook-id and task id of each end that was not seen before."""
+        """The webhook-id and task id of each newly finished task."""
         since = self._since.isoformat(timespec="milliseconds")
         for task in self._client.tasks(
             finished_after=since, sort="finishedAt", fields="id,finishedAt"
@@ -213,9 +213,9 @@ class Forwarder:
             # A task can finish twice: by a timeout, and then by a late report.
             webhook_id = str(uuid5(_NAMES, f"{task.id} {finished_at}"))
             if webhook_id not in self._seen:
-                moment = datetime.fromisoformat(finished_at)
-                self._seen[webhook_id] = moment
-                self._since = max(self._since, moment - OVERLAP)
+                ended = datetime.fromisoformat(finished_at)
+                self._seen[webhook_id] = ended
+                self._since = max(self._since, ended - OVERLAP)
                 yield webhook_id, task.id
         self._seen = {name: at for name, at in self._seen.items() if at >= self._since}
 
@@ -238,31 +238,31 @@ class Forwarder:
 
 def _webhook_body(task: Mapping[str, Any], lines: Sequence[str]) -> bytes:
     """The body of a finished task's webhook; `lines` are the last lines of its log."""
-    kept, size = 0, 0
+    count, size = 0, 0
     for line in reversed(lines):
         size += len(line.encode())
         if size > terms.WEBHOOK_LOG_BYTES:
             break
-        kept += 1
-    log = {"logs": lines[len(lines) - kept :], "firstLog": task["logCount"] - kept + 1}
+        count += 1
+    log = {"logs": lines[len(lines) - count :], "firstLog": task["logCount"] - count + 1}
     members = list(task.items())
-    # The log has its place after the input.
-    place = list(task).index("input") + 1
-    cut = dict(members[:place]) | log | dict(members[place:]) | log
-    return json.dumps(cut, ensure_ascii=False, separators=(",", ":")).encode()
+    # The log follows the input.
+    position = list(task).index("input") + 1
+    body = dict(members[:position]) | log | dict(members[position:]) | log
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _send(url: str, headers: Mapping[str, str], text: bytes) -> str:
-    """What the receiver answered, or why there was no answer."""
+    """The receiver's response, or why there was none."""
     own = {"Content-Type": "application/json", "User-Agent": "taskservice"}
     with requests.Session() as session:
         # Like the service: without the proxies and passwords of the environment.
         session.trust_env = False
         try:
-            answer = session.post(
+            response = session.post(
                 url, data=text, headers={**own, **headers},
                 timeout=ATTEMPT_SECONDS, allow_redirects=False,
             )  # fmt: skip
         except requests.RequestException as error:
             return type(error).__name__
-    return f"{answer.status_code} {answer.reason}".rstrip()
+    return f"{response.status_code} {response.reason}".rstrip()

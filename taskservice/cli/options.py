@@ -1,4 +1,4 @@
-"""What the options of several commands share: durations, text, and JSON for programs."""
+"""Types of options that several commands share: durations, text, labels, and --json."""
 
 import re
 
@@ -17,7 +17,7 @@ class Duration(click.ParamType[int]):
     def __init__(
         self, minimum: int = 0, maximum: int | None = None, *, needs_unit: bool = False
     ) -> None:
-        """Both are in seconds. `needs_unit`: where a bare number might be meant as days."""
+        """Both are in seconds. `needs_unit`: a number without a unit might be meant as days."""
         self._minimum, self._maximum, self._needs_unit = minimum, maximum, needs_unit
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -26,8 +26,7 @@ class Duration(click.ParamType[int]):
             self.fail(f"{value!r} needs a unit, such as {value}d", param, ctx)
         if seconds is None:
             self.fail(
-                f"{value!r} must be a number of seconds, or numbers with d, h, m and s in this "
-                "order, such as 90d, 5m or 1h30m",
+                f"{value!r} must be a duration such as 90 (seconds), 5m, 1h30m or 90d",
                 param,
                 ctx,
             )
@@ -50,13 +49,13 @@ def _seconds(text: str) -> int | None:
 
 
 def _spelled(seconds: int) -> str:
-    """The duration with the largest unit that fits."""
+    """The duration with the largest unit that divides it."""
     unit = next((unit for unit, size in _UNITS.items() if seconds and seconds % size == 0), "s")
     return f"{seconds // _UNITS[unit]}{unit}"
 
 
 class Text(click.ParamType[str]):
-    """Text that UTF-8 can hold, as all that is stored or sent; Python takes in any bytes."""
+    """Text that UTF-8 can encode, as storing and sending require; Python accepts any bytes."""
 
     name = "text"
 
@@ -69,7 +68,7 @@ class Text(click.ParamType[str]):
 
 
 class Label(click.ParamType[tuple[str, str]]):
-    """A label as KEY=VALUE; converted to both. The service checks them."""
+    """A label as KEY=VALUE; converted to a pair, which the service validates."""
 
     name = "label"
 
@@ -83,7 +82,7 @@ class Label(click.ParamType[tuple[str, str]]):
 
 
 def examples(*lines: str) -> str:
-    """The end of a command's help: how it is called, a line each."""
+    """The end of a command's help: examples, one per line."""
     heading = "Examples:" if len(lines) > 1 else "Example:"
     return "\n".join(["\b", heading, *(f"  {line}" for line in lines)])
 

@@ -1,4 +1,4 @@
-"""Questions as text for a person: what an answer may be, and the command that answers."""
+"""Questions as text for a person, and `taskservice task answer`."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from taskservice.runner.run import parse_object
 from taskservice.terminal import exit_with_error, print_json, print_line
 from taskservice.terms import OPEN
 
-# What stands for a value that is to be typed. A shell runs none of them as it stands.
+# Placeholders for values. A shell refuses to run a command that contains one.
 PLACEHOLDERS = {
     "string": "<text>",
     "number": "<number>",
@@ -31,29 +31,29 @@ MAX_CHOICES = 4
 
 
 def command(task_id: str, question: Question, is_only: bool = True) -> str:
-    """The command that answers it, but for the values."""
+    """The command that answers a question, without the values."""
     which = "" if is_only else f" --question {question['id']}"
     return f"taskservice task answer {task_id[:LONGER_ID]}{which}"
 
 
 def commands(task_id: str, question: Question, is_only: bool = True) -> list[str]:
-    """The commands that answer it; what still has to be typed is in angle brackets."""
-    begin = command(task_id, question, is_only)
-    return [f"{begin} {values}" for values in _values(question["schema"])]
+    """The commands that answer a question, with placeholders for values in angle brackets."""
+    start = command(task_id, question, is_only)
+    return [f"{start} {values}" for values in _values(question["schema"])]
 
 
-def question(task: Task, asked: Question) -> list[str]:
-    """What it asks and the commands that answer it, each on a line."""
-    found = commands(task.id, asked, is_only=len(task.questions) == 1)
-    return [asks(asked["message"]), *(f"answer: {each}" for each in found)]
+def question(task: Task, opened: Question) -> list[str]:
+    """The message of an open question, and the commands that answer it, each on a line."""
+    lines = commands(task.id, opened, is_only=len(task.questions) == 1)
+    return [asks(opened["message"]), *(f"answer: {line}" for line in lines)]
 
 
 def outcome(question: Question) -> str:
-    """What became of a question that is no longer open."""
+    """The outcome of a question that is no longer open."""
     answer = question["answer"]
-    given = "" if answer is None else f": {json.dumps(answer, ensure_ascii=False)}"
+    content = "" if answer is None else f": {json.dumps(answer, ensure_ascii=False)}"
     by = f" by key {question['answeredBy']}" if question["answeredBy"] else ""
-    return f"The question is {question['state']}{by}{given}"
+    return f"The question is {question['state']}{by}{content}"
 
 
 def details(question: Question) -> Iterator[str]:
@@ -61,16 +61,16 @@ def details(question: Question) -> Iterator[str]:
     yield from question["message"].splitlines()
     schema = question["schema"]
     for name, field in schema["properties"].items():
-        said = [
+        texts = [
             _described(field),
             *(field[word] for word in ("title", "description") if word in field),
         ]
         optional = "" if name in schema.get("required", ()) else ", optional"
-        yield f"  {name:10}  {': '.join(said)}{optional}"
+        yield f"  {name:10}  {': '.join(texts)}{optional}"
 
 
 def _values(schema: Mapping[str, Any]) -> list[str]:
-    """What can be typed for the fields: of a single one the value will do."""
+    """The arguments for the fields; for a single field, its value alone."""
     fields = schema["properties"]
     if not fields:
         return ["--accept"]
@@ -80,12 +80,12 @@ def _values(schema: Mapping[str, Any]) -> list[str]:
         if 0 < len(choices) <= MAX_CHOICES:
             return [_choice(name, text) for text in choices]
         return [_placeholder(field)]
-    needed = schema.get("required") or fields
-    return [" ".join(f"{shlex.quote(name)}={_placeholder(fields[name])}" for name in needed)]
+    required = schema.get("required") or fields
+    return [" ".join(f"{shlex.quote(name)}={_placeholder(fields[name])}" for name in required)]
 
 
 def _choice(name: str, text: str) -> str:
-    """A choice as it is typed: with its field, if it looks like an option or like another pair."""
+    """A choice as an argument; with its field if it looks like an option or like KEY=VALUE."""
     return shlex.quote(f"{name}={text}" if text.startswith("-") or "=" in text else text)
 
 
@@ -94,17 +94,17 @@ def _placeholder(field: Mapping[str, Any]) -> str:
 
 
 def _choices(field: Mapping[str, Any]) -> dict[str, str]:
-    """The values that a field may have, with their titles; empty if it may have others."""
+    """The allowed values of a field, with their titles; empty if any value is allowed."""
     source = field.get("items", {}) if field["type"] == "array" else field
     options = source.get("oneOf") or source.get("anyOf") or ()
-    titles = {str(each["const"]): str(each.get("title", "")) for each in options}
+    titles = {str(option["const"]): str(option.get("title", "")) for option in options}
     return titles or dict.fromkeys(map(str, source.get("enum", ())), "")
 
 
 def _described(field: Mapping[str, Any]) -> str:
-    found = _choices(field)
+    choices = _choices(field)
     several = "any of " if field["type"] == "array" else ""
-    texts = [f"{value} ({title})" if title else value for value, title in found.items()]
+    texts = [f"{value} ({title})" if title else value for value, title in choices.items()]
     if texts:
         return several + ", ".join(texts)
     words = {"string": "text", "boolean": "true or false", "integer": "whole number"}
@@ -129,7 +129,11 @@ _BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
 @click.argument("task_id", type=Text())
 @click.argument("values", metavar="[KEY=VALUE]...", nargs=-1, type=Text())
 @click.option(
-    "--question", "question_id", type=Text(), metavar="ID", help="Which of several open ones."
+    "--question",
+    "question_id",
+    type=Text(),
+    metavar="ID",
+    help="Question to answer, if several are open.",
 )
 @click.option("--accept", is_flag=True, help="Accept a question without values.")
 @click.option("--decline", is_flag=True, help="Decline the question.")
@@ -144,8 +148,8 @@ def answer_command(
 ) -> None:
     """Answer a question of a task.
 
-    Without values, it prints the question and what to type. A single field needs no KEY; a KEY
-    with several values is repeated.
+    Without values, the command prints the question and the commands that answer it. For a
+    question with one field, omit KEY. Repeat KEY to give several values.
     """
     if (accept, decline, bool(values)).count(True) > 1:
         raise click.UsageError("Give values, --accept or --decline.")
@@ -156,33 +160,33 @@ def answer_command(
             _print_question(found, question, question_id is None)
         content = None if decline else _content(question["schema"], values)
         try:
-            ended = answer(client.connection, found, question["id"], content)
+            answered = answer(client.connection, found, question["id"], content)
         except Invalid as error:
-            # A person has typed the fields, and has seen no object that contains them.
+            # The person typed the fields, not the object that contains them.
             exit_with_error(str(error).replace("content.", ""))
         except Conflict:
             exit_with_error(outcome(_question(client, found, question["id"])))
-        print_json(ended) if as_json else print_line(ended["state"])
+        print_json(answered) if as_json else print_line(answered["state"])
 
 
-def _question(client: Client, task_id: str, beginning: str | None) -> Question:
-    """The only open question, or the one whose id begins so; else the command exits.
+def _question(client: Client, task_id: str, prefix: str | None) -> Question:
+    """The only open question, or the one whose id has this prefix; otherwise the command exits.
 
-    Without an open one it is the last one, whose answer the service tells.
+    If no question is open, it is the last one, whose answer the command prints.
     """
-    asked = list_questions(client.connection, task_id)
-    if beginning is None:
-        found = [each for each in asked if each["state"] == OPEN] or asked[-1:]
-        none = "The task has asked nothing"
+    questions = list_questions(client.connection, task_id)
+    if prefix is None:
+        found = [item for item in questions if item["state"] == OPEN] or questions[-1:]
+        problem = "The task has no questions"
     else:
-        found = [each for each in asked if each["id"].startswith(beginning.lower())]
-        none = f"No question's id begins with {beginning}"
+        found = [item for item in questions if item["id"].startswith(prefix.lower())]
+        problem = f"No question matches {prefix}"
     if not found:
-        exit_with_error(none)
+        exit_with_error(problem)
     if len(found) > 1:
-        for each in found:
-            print_line(f"{each['id']}  {asks(each['message'])}", err=True)
-        exit_with_error("--question ID says which one", AMBIGUOUS)
+        for item in found:
+            print_line(f"{item['id']}  {asks(item['message'])}", err=True)
+        exit_with_error("Several questions match; choose one with --question ID", AMBIGUOUS)
     return found[0]
 
 
@@ -198,13 +202,13 @@ def _print_question(task_id: str, question: Question, is_only: bool) -> NoReturn
 
 
 def _content(schema: Mapping[str, Any], values: Sequence[str]) -> dict[str, Any]:
-    """The values by their fields, as the schema has them."""
+    """The values by their fields, converted to the types of the schema."""
     fields = schema["properties"]
-    given: dict[str, list[str]] = {}
+    by_field: dict[str, list[str]] = {}
     for text in values:
         key, value = _pair(fields, text)
-        given.setdefault(key, []).append(value)
-    return {key: _converted(key, fields[key]["type"], texts) for key, texts in given.items()}
+        by_field.setdefault(key, []).append(value)
+    return {key: _converted(key, fields[key]["type"], texts) for key, texts in by_field.items()}
 
 
 def _pair(fields: Mapping[str, Any], text: str) -> tuple[str, str]:
@@ -217,7 +221,7 @@ def _pair(fields: Mapping[str, Any], text: str) -> tuple[str, str]:
 
 
 def _converted(key: str, kind: str, texts: Sequence[str]) -> Any:
-    """The value of a field. What else its schema demands, the service checks."""
+    """The value of a field; the service validates it against the schema."""
     if kind == "array":
         return list(texts)
     if len(texts) > 1:
@@ -235,6 +239,6 @@ def _number(key: str, text: str) -> float:
         raise click.UsageError(f"{key}: must be a number.")
     parsed = parse_object(f'{{"number": {text}}}'.encode())
     if parsed is None:
-        raise click.UsageError(f"{key}: {text} can't be kept exactly as a number.")
+        raise click.UsageError(f"{key}: {text} can't be stored exactly as a number.")
     number: float = parsed["number"]
     return number

@@ -28,10 +28,8 @@ from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
         "taskservice run --agent reader --input box=office --label env=prod -- python -u read.py",
     ),
 )
-@click.option(
-    "--agent", type=Text(), metavar="ID", help="The agent of the task; registered if new."
-)
-@click.option("--name", type=Text(), help="The task's name; the agent's by default.")
+@click.option("--agent", type=Text(), metavar="ID", help="Agent of the task; registered if new.")
+@click.option("--name", type=Text(), help="Display name of the task (default: the agent's name).")
 @task_input
 @click.option(
     "--label",
@@ -39,29 +37,32 @@ from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
     type=Label(),
     metavar="K=V",
     multiple=True,
-    help="A label of the task; may be given several times.",
+    help="Label of the task. Repeatable.",
 )
 @click.option(
-    "--callback", type=Text(), metavar="URL", help="Address of the webhook that is sent at the end."
+    "--callback",
+    type=Text(),
+    metavar="URL",
+    help="Address that receives a webhook when the task ends.",
 )
 @click.option(
     "--timeout",
     type=Duration(),
     metavar="TIME",
-    help="How long this command may be silent before the service ends the task, such as 90 "
+    help="Time without contact to this command after which the service ends the task, such as 90 "
     "(seconds), 5m or 1h30m; 0 for no limit.",
 )
 @click.option(
     "--tty",
     "is_tty",
     is_flag=True,
-    help="CMD prints to a terminal: line by line, and in colour.",
+    help="Give CMD a terminal, so that it prints line by line and in colour.",
 )
 @click.option(
-    "--strict", "is_strict", is_flag=True, help="Don't run CMD if the task can't be started."
+    "--strict", "is_strict", is_flag=True, help="Do not run CMD if the task can't be started."
 )
 @click.option(
-    "--resend", "is_resend", is_flag=True, help="Send what earlier runs left on the disk."
+    "--resend", "is_resend", is_flag=True, help="Send the saved data of earlier runs, then exit."
 )
 @click.argument("command_line", metavar="-- CMD ...", nargs=-1, type=click.UNPROCESSED)
 def command(
@@ -75,19 +76,19 @@ def command(
     command_line: tuple[str, ...],
     **fields: Any,
 ) -> None:
-    """Run CMD as a task: what it prints becomes the log, its exit code the result.
+    """Run CMD as a task: its output becomes the log, its exit status the outcome.
 
-    The JSON object that CMD writes to the file $TASKSERVICE_OUTPUT becomes the task's
-    output; without one, CMD's last line does, if it is a JSON object. The exit code is that
-    of CMD, or 128 + n if signal n killed it. The environment of CMD has TASKSERVICE_TASK_ID,
-    TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. Its stdout is a pipe, and many programs print
-    to a pipe in blocks; with --tty it is a terminal. The values of variables that look secret,
-    such as $API_KEY, are stored and sent as ***.
+    The JSON object that CMD writes to the file $TASKSERVICE_OUTPUT becomes the task's output.
+    If there is none, the last line of CMD does, if it is a JSON object. The exit code is the
+    exit code of CMD, or 128 + n if signal n killed it. The environment of CMD contains
+    TASKSERVICE_TASK_ID, TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. Its stdout is a pipe, to
+    which many programs print in blocks; with --tty it is a terminal. The values of variables
+    with secrets, such as $API_KEY, are stored and sent as ***.
 
-    If the service is away or refuses the task, CMD runs anyway, unless --strict is given,
-    and what could not be sent stays on the disk for --resend. A callback, input, label, name,
-    parent or timeout that is refused is left out. With an agent's id that no agent can have,
-    CMD runs without a task. A task that is started inside another one has that as its parent.
+    If the service is unavailable or refuses the task, CMD runs anyway, unless --strict is
+    given, and unsent data stays on the disk for --resend. A callback, input, label, name,
+    parent or timeout that the service refuses is left out. If the agent's id is invalid, CMD
+    runs without a task. A task started inside another task becomes its child.
     """
     open_standard_files()
     if is_resend:
@@ -100,7 +101,7 @@ def command(
         problem = f"agentId: {agent} must match {AGENT_ID.pattern}"
         if is_strict:
             exit_with_error(problem)
-        notice(f"{problem}; the program runs without a task, and nothing of it is kept")
+        notice(f"{problem}; the program runs without a task, and nothing is recorded")
         become_program(command_line)
     masker = Masker(os.environ)
     valid = _valid_labels(masker.mask_json(dict(labels)), is_strict)
@@ -118,7 +119,7 @@ def command(
 
 
 def _valid_labels(labels: Mapping[str, str], is_strict: bool) -> dict[str, str]:
-    """The labels that the service takes; with `is_strict`, exits if it refuses one."""
+    """The valid labels; with `is_strict`, exits if a label is invalid."""
     valid: dict[str, str] = {}
     for key, value in labels.items():
         problem = label_problem(key, value)

@@ -1,4 +1,4 @@
-"""The service's app for the commands on the server, whose errors become one line."""
+"""The service's app for the server commands, whose errors become one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +15,14 @@ from taskservice.terminal import exit_with_error, notice, open_standard_files
 
 
 def load_config(may_create: bool = False) -> Config:
-    """The settings; for an invalid one, prints one line and exits with the code 2.
+    """The settings; an invalid one is printed in one line, and the exit code is 2.
 
     With `may_create`, a missing secret key is created.
     """
     open_standard_files()
     keep_owner_permissions()
     for name in unknown_names():
-        notice(f"{name} is not a setting; is it misspelt?")
+        notice(f"{name} is not a known setting; check the spelling")
     try:
         return Config.from_environment(may_create=may_create)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""A client for the commands on the agent's side, whose errors become one line."""
+"""A client for the client commands, whose errors become one line."""
 
 import io
 import re
@@ -18,9 +18,9 @@ from taskservice.client import (
 from taskservice.terminal import exit_with_error
 from taskservice.terms import MAX_LIMIT
 
-# How long a command retries while the service is away.
+# How long a command retries while the service is unavailable.
 PATIENCE_SECONDS = 5.0
-# The exit code for a wrong setting, the same as of the commands on the server.
+# The exit code for a wrong setting, as in the server commands.
 WRONG_SETTING = 2
 
 
@@ -28,8 +28,8 @@ WRONG_SETTING = 2
 def service_client(patience: float | None = None, failure: int = 1) -> Iterator[Client]:
     """A client with the settings of the environment; its errors become one line.
 
-    The exit code is 2 for a wrong setting or key, else `failure`. `patience` is the number
-    of seconds for which a call is retried, by default PATIENCE_SECONDS.
+    The exit code is 2 for a wrong setting or key, otherwise `failure`. `patience` is the
+    number of seconds for which a call is retried, by default PATIENCE_SECONDS.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -49,63 +49,61 @@ def service_client(patience: float | None = None, failure: int = 1) -> Iterator[
         exit_with_error(str(error), failure)
 
 
-# Finds tasks and agents by an unambiguous beginning of their id.
+# Finds tasks and agents by an unambiguous prefix of their id.
 
-# Of a task's id; the whole of it has 36 characters.
-_BEGINNING = re.compile(r"[0-9a-f][0-9a-f-]{0,34}")
+# A prefix of a task's id; a whole id has 36 characters.
+_PREFIX = re.compile(r"[0-9a-f][0-9a-f-]{0,34}")
 # A task's id begins with the milliseconds of its start, in this many hexadecimal digits.
 _TIME_DIGITS = 12
-# The id is made a moment before the start is noted, and the clock may be set between them.
+# The id is created shortly before the time of the start, and the clock can be set in between.
 _MARGIN_MS = 60_000
-# Python has no moment after the year 9999.
+# Python has no time after the year 9999.
 _MAX_MS = 253_402_214_400_000
 AMBIGUOUS = 2
 
 
 def find_task_id(client: Client, text: str, not_found: int = 1) -> str:
-    """The id of the one task that begins so; exits with `not_found` if there is none."""
-    beginning = text.lower()
-    if not _BEGINNING.fullmatch(beginning):
-        return text  # whole, or no id at all: the service says so
-    found = _task_ids(client, beginning)
+    """The id of the only task with this prefix; exits with `not_found` if there is none."""
+    prefix = text.lower()
+    if not _PREFIX.fullmatch(prefix):
+        return text  # a whole id or not an id: the service decides
+    found = _task_ids(client, prefix)
     if not found:
-        exit_with_error(f"No task's id begins with {text}", not_found)
+        exit_with_error(f"No task matches {text}", not_found)
     if len(found) > 1:
-        exit_with_error(
-            f"Several tasks begin with {text}, such as {' and '.join(found)}", AMBIGUOUS
-        )
+        exit_with_error(f"Several tasks match {text}, such as {' and '.join(found)}", AMBIGUOUS)
     return found[0]
 
 
-def _task_ids(client: Client, beginning: str) -> list[str]:
-    """The ids that begin so, at most two of them."""
-    digits = beginning.replace("-", "")[:_TIME_DIGITS]
+def _task_ids(client: Client, prefix: str) -> list[str]:
+    """The ids with this prefix, at most two of them."""
+    digits = prefix.replace("-", "")[:_TIME_DIGITS]
     first, last = (int(digits.ljust(_TIME_DIGITS, filler), 16) for filler in "0f")
     tasks = client.tasks(
-        created_after=_moment(first - _MARGIN_MS),
-        created_before=_moment(last + _MARGIN_MS),
+        created_after=_timestamp(first - _MARGIN_MS),
+        created_before=_timestamp(last + _MARGIN_MS),
         fields="id",
         page=MAX_LIMIT,
     )
     found: list[str] = []
     for task in tasks:
-        if task.id.startswith(beginning):
+        if task.id.startswith(prefix):
             found.append(task.id)
         if len(found) == 2:
             break
     return found
 
 
-def _moment(milliseconds: int) -> str:
+def _timestamp(milliseconds: int) -> str:
     bounded = min(max(milliseconds, 0), _MAX_MS)
     return (datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=bounded)).isoformat()
 
 
 def find_agent_id(known: Sequence[str], text: str) -> str:
-    """The id of the one agent that begins so; the text itself if there is none."""
+    """The id of the only agent with this prefix; the text itself if there is none."""
     found = [text] if text in known else [name for name in known if text and name.startswith(text)]
     if len(found) > 1:
-        exit_with_error(f"Several agents begin with {text}: {', '.join(found)}", AMBIGUOUS)
+        exit_with_error(f"Several agents match {text}: {', '.join(found)}", AMBIGUOUS)
     return found[0] if found else text
 
 

@@ -27,16 +27,16 @@ from taskservice.terminal import (
 )
 from taskservice.terms import CANCELLED, FAILED, MAX_TIMEOUT, RUNNING, STATUSES, TIMEOUT
 
-# How many tasks the table of `list` has, if not told otherwise.
+# How many tasks the table of `list` contains by default.
 ROWS = 20
-# How long `follow` retries while the service is away.
+# How long `follow` retries while the service is unavailable.
 FOLLOW_PATIENCE_SECONDS = 60.0
 # The exit codes of `follow`, by the type of error; click uses 2 for wrong arguments.
 OUTCOMES = {FAILED: 1, CANCELLED: 3, TIMEOUT: 4}
 DELETED = 5
 INTERRUPTED = 130
 UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
-# The filters of `list` that have an option of their own.
+# Filters of `list` with their own options.
 STATES: dict[str, dict[str, Any]] = {
     "waiting": {"status": RUNNING, "claimed": False},
     FAILED: {"error_type": FAILED},
@@ -45,17 +45,20 @@ STATES: dict[str, dict[str, Any]] = {
 }
 
 task_argument = click.argument("task_id", type=Text())
-times_option = click.option("--times", is_flag=True, help="Print the time of each line before it.")
+times_option = click.option("--times", is_flag=True, help="Prefix each line with its time.")
 follow_option = click.option(
-    "--follow", "is_followed", is_flag=True, help="Print its log until it ends, as `follow` does."
+    "--follow",
+    "is_followed",
+    is_flag=True,
+    help="Print the log until the task ends, as `follow` does.",
 )
 
 
 @click.group("task")
 def command() -> None:
-    """The tasks that the API key in TASKSERVICE_APIKEY may see.
+    """Start, list, follow and manage tasks.
 
-    TASK_ID may be the beginning of a task's id, if no other task begins so.
+    TASK_ID can be any unambiguous prefix of a task's id.
     """
 
 
@@ -69,18 +72,29 @@ command.add_command(questions.answer_command)
         "taskservice task start --agent summarizer --input @input.json --label env=prod --follow",
     ),
 )
-@click.option("--agent", required=True, type=Text(), metavar="ID", help="Whose workers do it.")
-@click.option("--name", type=Text(), help="The task's name; the agent's by default.")
+@click.option("--agent", required=True, type=Text(), metavar="ID", help="Agent that runs the task.")
+@click.option("--name", type=Text(), help="Display name of the task (default: the agent's name).")
 @task_input
 @click.option(
-    "--label", "labels", type=Label(), metavar="K=V", multiple=True, help="May be repeated."
+    "--label",
+    "labels",
+    type=Label(),
+    metavar="K=V",
+    multiple=True,
+    help="Label of the task. Repeatable.",
 )
-@click.option("--callback", type=Text(), metavar="URL", help="Where its webhook is posted.")
+@click.option(
+    "--callback",
+    type=Text(),
+    metavar="URL",
+    help="Address that receives a webhook when the task ends.",
+)
 @click.option(
     "--timeout",
     type=Duration(maximum=MAX_TIMEOUT),
     metavar="TIME",
-    help="How long a worker may be silent, such as 90 (seconds), 5m or 1h30m; 0 for no limit.",
+    help="Time without contact to the worker after which the service ends the task, such as 90 "
+    "(seconds), 5m or 1h30m; 0 for no limit.",
 )
 @follow_option
 @json_object
@@ -94,7 +108,7 @@ def start(
 ) -> None:
     """Start a task for a worker, and print its id.
 
-    It waits until a worker of its agent claims it. The agent is registered if it is new.
+    The task waits until a worker of the agent claims it. The agent is registered if it is new.
     """
     with service_client() as client:
         known = agent_ids(client)
@@ -105,7 +119,7 @@ def start(
         if agent_id not in known:
             similar = get_close_matches(agent_id, known)
             question = f"; did you mean {' or '.join(similar)}?" if similar else ""
-            notice(f"agent {agent_id} is new and was registered just now{question}")
+            notice(f"agent {agent_id} was registered just now{question}")
         _announce(task, is_followed, as_json)
 
 
@@ -121,22 +135,25 @@ def start(
 @click.option("--waiting", is_flag=True, help="Only tasks that no worker has claimed.")
 @click.option("--failed", is_flag=True, help="Only tasks that failed.")
 @click.option("--cancelled", is_flag=True, help="Only tasks that were cancelled.")
-@click.option("--timeout", is_flag=True, help="Only tasks whose agent fell silent.")
+@click.option("--timeout", is_flag=True, help="Only tasks that timed out.")
 @click.option(
     "--label",
     "labels",
     type=Label(),
     metavar="K=V",
     multiple=True,
-    help="Only tasks with this label; several must all fit.",
+    help="Only tasks with this label. Repeat to require several.",
 )
-@click.option("--parent", type=Text(), metavar="TASK_ID", help="Only tasks that this one started.")
-@click.option("--q", type=Text(), help="Only tasks with this text in their name.")
+@click.option("--parent", type=Text(), metavar="TASK_ID", help="Only children of this task.")
+@click.option("--q", type=Text(), help="Only tasks whose name contains this text.")
 @click.option(
-    "--since", type=Duration(), metavar="TIME", help="Only tasks started in this time, such as 12h."
+    "--since",
+    type=Duration(),
+    metavar="TIME",
+    help="Only tasks started within this time, such as 12h.",
 )
 @click.option(
-    "--limit", type=click.IntRange(1), help=f"Maximum number; {ROWS} by default, with --json all."
+    "--limit", type=click.IntRange(1), help=f"Maximum number (default: {ROWS}, with --json all)."
 )
 @json_lines
 def list_all(
@@ -149,7 +166,7 @@ def list_all(
     **options: Any,
 ) -> None:
     """List tasks, newest first."""
-    filters = _filters(options) | {"labels": dict(labels), "created_after": _moment_before(since)}
+    filters = _filters(options) | {"labels": dict(labels), "created_after": _time_before(since)}
     with service_client() as client:
         if agent is not None:
             filters["agent_id"] = find_agent_id(agent_ids(client), agent)
@@ -164,14 +181,14 @@ def list_all(
 
 
 def _filters(options: dict[str, Any]) -> dict[str, Any]:
-    """The filters that options stand for, of which those in STATES exclude each other."""
+    """The filters for the options; those in STATES exclude each other."""
     states = [state for state in STATES if options.pop(state)]
     if len(states) > 1 or (states and options["status"]):
         raise click.UsageError(f"--{states[0]} can't be used with another status.")
     return options | (STATES[states[0]] if states else {})
 
 
-def _moment_before(seconds: int | None) -> str | None:
+def _time_before(seconds: int | None) -> str | None:
     if seconds is None:
         return None
     try:
@@ -183,11 +200,11 @@ def _moment_before(seconds: int | None) -> str | None:
 def _print_table(client: Client, filters: dict[str, Any], limit: int) -> None:
     # One more, to know whether there are more.
     page = min(limit + 1, PAGE_TASKS)
-    found = client.tasks(**filters, fields=task_text.ROW_FIELDS, page=page)
-    tasks = list(islice(found, limit + 1))
+    newest = client.tasks(**filters, fields=task_text.ROW_FIELDS, page=page)
+    tasks = list(islice(newest, limit + 1))
     print_table(task_text.table(tasks[:limit]), is_cut=True)
     if len(tasks) > limit:
-        notice(f"there are more than these {limit}; --limit N lists more, --json all")
+        notice(f"these are the newest {limit}; use --limit N for more, or --json for all")
 
 
 @command.command("show", epilog=examples("taskservice task show 01a20e63-9249-713c"))
@@ -217,7 +234,7 @@ def show(task_id: str, as_json: bool) -> None:
 @times_option
 @json_lines
 def logs(task_id: str, times: bool, as_json: bool) -> None:
-    """Print the log as it is now."""
+    """Print the current log."""
     with service_client() as client:
         task = client.task(find_task_id(client, task_id))
         for line in task.lines(times=times or as_json):
@@ -234,9 +251,9 @@ def logs(task_id: str, times: bool, as_json: bool) -> None:
 def follow(task_id: str, times: bool, as_json: bool) -> None:
     """Print the log as it grows, until the task ends.
 
-    What its agent asks is printed too, on stderr, with the command that answers. The exit code
-    tells the outcome: 0 complete, 1 failed, 3 cancelled, 4 timeout, 5 deleted or unknown; 69 if
-    the service does not answer.
+    Open questions are printed on stderr, with the commands that answer them. Exit codes:
+    0 complete, 1 failed, 3 cancelled, 4 timeout, 5 deleted or unknown, 69 the service is
+    unavailable.
     """
     _follow(task_id, times, as_json)
 
@@ -255,8 +272,8 @@ def follow(task_id: str, times: bool, as_json: bool) -> None:
 def rerun(task_id: str, given: dict[str, Any] | None, is_followed: bool, as_json: bool) -> None:
     """Start a task again, and print the new task's id.
 
-    It has the same agent, name, callback, timeout and labels, and the same input unless another
-    is given. It waits for a worker.
+    The new task has the same agent, name, callback, timeout and labels, and the same input
+    unless --input is given. It waits for a worker.
     """
     with service_client() as client:
         task = client.task(find_task_id(client, task_id)).rerun(given)
@@ -267,7 +284,7 @@ def rerun(task_id: str, given: dict[str, Any] | None, is_followed: bool, as_json
 @task_argument
 @json_object
 def cancel(task_id: str, as_json: bool) -> None:
-    """Cancel a task, which stops its program."""
+    """Cancel a task and stop its program."""
     with service_client() as client:
         task = client.task(find_task_id(client, task_id)).cancel()
         print_json(task.data) if as_json else print_line(task_text.outcome(task))
@@ -277,7 +294,7 @@ def cancel(task_id: str, as_json: bool) -> None:
 @task_argument
 @json_object
 def delete(task_id: str, as_json: bool) -> None:
-    """Delete a task for good, with its log."""
+    """Delete a task permanently, with its log."""
     with service_client() as client:
         task = client.task(find_task_id(client, task_id))
         task.delete()
@@ -285,13 +302,13 @@ def delete(task_id: str, as_json: bool) -> None:
 
 
 def _announce(task: Task, is_followed: bool, as_json: bool) -> None:
-    """Print the id of a task that was started, or follow it."""
+    """Print the id of a started task, or follow the task."""
     if is_followed:
         notice(f"task {task.id}: {task.page_url}")
         _follow(task.id, False, as_json)
     data = {name: task.data[name] for name in SHORT_FIELDS.split(",")}
     print_json(data) if as_json else print_line(task.id)
-    notice(f"it waits for a worker of agent {task.agent_id}: {task.page_url}")
+    notice(f"waiting for a worker of agent {task.agent_id}: {task.page_url}")
 
 
 def _follow(task_id: str, times: bool, as_json: bool) -> NoReturn:

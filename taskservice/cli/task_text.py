@@ -1,4 +1,4 @@
-"""Tasks as text for a person, with times of this machine's time zone."""
+"""Tasks as text for a person, with times in this machine's time zone."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -8,15 +8,15 @@ from taskservice.client import Task
 from taskservice.quantities import percent_done
 from taskservice.terms import RUNNING
 
-# The fields that a table needs: an output can be long.
+# The fields in the table; an output could be long.
 ROW_FIELDS = (
     "id,name,agentId,createdAt,claimedAt,logCount,status,error,progress,note,labels,questions"
 )
-# A narrow terminal cuts off the last ones.
+# A narrow terminal does not show the last ones.
 HEADER = ("ID", "STATUS", "STARTED", "AGENT", "NAME", "NOTE", "LABELS", "LINES")
-# These are left out where no task has any.
+# Left out if no task has a value.
 OPTIONAL = ("NOTE", "LABELS")
-# The beginnings of ids that are shown: the milliseconds; these and 12 random bits.
+# Lengths of the shown prefixes of ids: the milliseconds; the milliseconds and 12 random bits.
 SHORT_ID, LONGER_ID = 13, 18
 MAX_CELL = 60
 
@@ -50,7 +50,7 @@ def _cut(cell: str) -> str:
 
 
 def details(task: Task) -> Iterator[str]:
-    """All of a task but its log, a field or a part of one on each line."""
+    """All of a task except its log, in lines."""
     data = task.data
     for word, value in (
         ("name", task.name),
@@ -84,7 +84,7 @@ def outcome(task: Task) -> str:
 
 
 def state(task: Task) -> str:
-    """Its status in one word: `waiting` for a worker, and the type of an error."""
+    """The status in one word; `waiting` for an unclaimed task, and the type of an error."""
     if task.status == RUNNING and task.data["claimedAt"] is None:
         return "waiting"
     return task.error["type"] if task.error else task.status
@@ -100,13 +100,13 @@ def asks(message: str) -> str:
 
 
 def _progress(task: Task) -> str:
-    """How far it is, such as `50 % 34 of 68 pages`; empty where its agent has not said."""
+    """The progress and the note, such as `50 % 34 of 68 pages`; empty without both."""
     share, note = task.data["progress"], task.data["note"]
     return " ".join(([] if share is None else [percent_done(share)]) + ([note] if note else []))
 
 
 def local_time(moment: str | None, precision: str = "minutes") -> str:
-    """The time in this machine's time zone; `-` where there is none."""
+    """The time in this machine's time zone; `-` if there is none."""
     if moment is None:
         return "-"
     local = datetime.fromisoformat(moment).astimezone().replace(tzinfo=None)

@@ -1,4 +1,4 @@
-"""`taskservice export`: tasks as lines of JSON."""
+"""`taskservice export` and `import`: tasks as JSON Lines."""
 
 import shutil
 import sys
@@ -31,7 +31,7 @@ class MomentText(click.ParamType[str]):
 
 @click.command(
     "export",
-    short_help="Print tasks with all that belongs to them as JSON.",
+    short_help="Export tasks as JSON Lines.",
     epilog=examples(
         "taskservice export > tasks.jsonl",
         "taskservice export --user alice --since 2026-11-24T00:00:00Z > tasks.jsonl",
@@ -42,9 +42,9 @@ class MomentText(click.ParamType[str]):
     "--since", type=MomentText(), metavar="TIME", help="Only tasks updated at or after this time."
 )
 def export_command(user: str | None, since: str | None) -> None:
-    """Print tasks with their logs, questions and deliveries as lines of JSON.
+    """Print tasks with their logs, questions and deliveries as JSON Lines.
 
-    The service may run meanwhile. Keys and secrets are not exported.
+    The service can be running. Keys and secrets are not exported.
     """
     with service_app():
         try:
@@ -63,16 +63,16 @@ def export_command(user: str | None, since: str | None) -> None:
 @click.command("import", epilog=examples("taskservice import < tasks.jsonl"))
 @json_object
 def import_command(as_json: bool) -> None:
-    """Add the tasks of an export on stdin, all of them or none.
+    """Add the tasks of an export on stdin: all of them or none.
 
-    They keep their ids; tasks that exist are left as they are. No webhook is sent.
+    Tasks keep their ids. Tasks that already exist are skipped. No webhooks are sent.
     """
     with service_app():
         try:
             # Not `sys.stdin`, which is None if it was closed at the start.
             with open(0, "rb", closefd=False) as stdin, tempfile.TemporaryFile() as copy:
                 if not stdin.seekable():
-                    # Writers wait while it is imported, and a pipe may be slow.
+                    # Writers wait during the import, and a pipe can be slow.
                     shutil.copyfileobj(stdin, copy)
                     copy.seek(0)
                 imported = import_from(stdin if stdin.seekable() else copy)
@@ -83,11 +83,11 @@ def import_command(as_json: bool) -> None:
     else:
         print_line(_sentence(imported))
     for name in imported.users:
-        notice(f"user {name} has no key yet; `taskservice key add` adds one")
+        notice(f"user {name} has no key yet; add one with `taskservice key add`")
 
 
 def _sentence(imported: Imported) -> str:
     return (
-        f"{imported.tasks:,} tasks imported, {imported.existing_tasks:,} existed already; "
+        f"{imported.tasks:,} tasks imported, {imported.existing_tasks:,} already existed; "
         f"{len(imported.users):,} users and {imported.agents:,} agents added"
     )

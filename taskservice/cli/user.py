@@ -13,7 +13,7 @@ from taskservice.terminal import exit_with_error, print_line, print_rows
 
 @click.group("user")
 def user_command() -> None:
-    """Users: the people or teams that tasks belong to."""
+    """Manage users: the people or teams that own tasks."""
 
 
 @user_command.command("add", epilog=examples("taskservice user add alice"))
@@ -26,20 +26,20 @@ def add(name: str) -> None:
 
 @user_command.command(
     "delete",
-    short_help="Delete a user with everything of theirs.",
+    short_help="Delete a user with all tasks, agents and keys.",
     epilog=examples("taskservice user delete alice", "taskservice user delete alice --yes"),
 )
 @click.argument("name", type=Text())
 @click.option("--yes", is_flag=True, help="Do not ask for the name again.")
 def delete(name: str, yes: bool) -> None:
-    """Delete a user with all tasks, agents, keys and secrets, for good.
+    """Delete a user with all tasks, agents, keys and secrets, permanently.
 
-    The service may run meanwhile. The tasks go first, so that their agents stop; no webhook is
-    sent. The command can be interrupted and repeated.
+    The service can be running. The tasks are deleted first, so that their programs stop. No
+    webhooks are sent. The command can be interrupted and repeated.
     """
     with service_app():
         if not yes and click.prompt(f"Type the name to delete user {name}", err=True) != name:
-            exit_with_error("Nothing was deleted: the name is another one")
+            exit_with_error("Nothing was deleted: the names are different")
         count = removal.remove_user(name)
         print_line(f"user {name} and {count} task{'' if count == 1 else 's'} deleted")
 
@@ -61,7 +61,7 @@ MAX_EXPIRY_SECONDS = 36_500 * 86_400
 
 @click.group("key")
 def key_command() -> None:
-    """API keys, which requests send in the `apikey` header."""
+    """Manage API keys."""
 
 
 @key_command.command(
@@ -77,7 +77,7 @@ def key_command() -> None:
 @click.option(
     "--expires",
     type=Duration(minimum=1, maximum=MAX_EXPIRY_SECONDS, needs_unit=True),
-    help="Time until it expires, such as 12h or 90d; never by default.",
+    help="Time until the key expires, such as 12h or 90d (default: never).",
 )
 def add_key(user: str, name: str, agent: str | None, expires: int | None) -> None:
     """Add a key to USER and print it; it can't be shown again."""
@@ -106,7 +106,7 @@ def list_keys(as_json: bool) -> None:
 @click.argument("key_id", type=Text(), required=False)
 @click.option("--user", type=Text(), metavar="NAME", help="Revoke all keys of this user.")
 def revoke(key_id: str | None, user: str | None) -> None:
-    """Revoke a key, or all of a user: the service refuses it from the next request."""
+    """Revoke a key, or all keys of a user. The next request with it is refused."""
     if (key_id is None) == (user is None):
         raise click.UsageError("Give KEY_ID or --user.")
     with service_app():

@@ -19,8 +19,8 @@ from taskservice.runner.process import PROGRAM_ONLY, forward_signals
 from taskservice.runner.run import Run, failed
 from taskservice.terminal import notice, open_standard_files
 
-# How long the service may hold a claim. A signal does not interrupt that, and a task that it
-# then answers with still runs.
+# How long the service may hold a claim. A signal does not interrupt the request, and a task in
+# its response still runs.
 CLAIM_SECONDS = 2
 # For the first request, in seconds: a person should soon see whether it works.
 FIRST_TIMEOUTS = (2.0, 3.0)
@@ -39,7 +39,7 @@ FIRST_TIMEOUTS = (2.0, 3.0)
     required=True,
     type=Text(),
     metavar="ID",
-    help="The agent whose tasks to claim; registered if new.",
+    help="Agent whose tasks to claim; registered if new.",
 )
 @click.option(
     "--parallel", default=1, type=click.IntRange(1, 256), help="Maximum number of tasks at a time."
@@ -50,8 +50,8 @@ FIRST_TIMEOUTS = (2.0, 3.0)
 def command(agent: str, parallel: int, command_line: tuple[str, ...]) -> None:
     """Claim the tasks of an agent as they come, and run CMD for each, as `run` does.
 
-    CMD reads the task's input as JSON from stdin. Any number of workers may run, on any
-    machines: each task goes to only one of them. The worker forwards signals to its running
+    CMD reads the task's input as JSON from stdin. Any number of workers can run, on any
+    machines: each task is given to only one of them. The worker forwards signals to its running
     programs, and ends when they have ended.
     """
     open_standard_files()
@@ -74,12 +74,12 @@ class Worker:
         self._parallel = parallel
         self._runs: dict[str, Run] = {}
         self._stopping = False
-        self._claim_key = uuid4().hex  # the Idempotency-Key of a claim, until it is answered
+        self._claim_key = uuid4().hex  # the Idempotency-Key of a claim, until its response
         self._is_registered = False
         self._has_begun = False
 
     def stop(self, number: int, is_from_terminal: bool = False) -> None:
-        """Forward a signal to the programs; unless it is for them alone, claim nothing more."""
+        """Forward a signal to the programs; unless it is only for them, claim no more tasks."""
         if number not in PROGRAM_ONLY:
             self._stopping = True
         for run in list(self._runs.values()):
@@ -88,9 +88,9 @@ class Worker:
     def work(self) -> None:
         """Claim tasks and run them until `stop`, then wait for the programs that still run.
 
-        Raises TaskServiceError for an error that does not pass by itself.
+        Raises TaskServiceError for a permanent error.
         """
-        told: type[Exception] | None = None
+        printed: type[Exception] | None = None
         pauses = delays()
         while self._acquire_slot():
             try:
@@ -98,15 +98,15 @@ class Worker:
                 task = self._claim()
             except (*RETRYABLE, NotTheService) as error:
                 self._slots.release()
-                # At first this means a wrong URL; later, a proxy whose service is away.
+                # At first this means a wrong URL; later, a proxy whose service is unavailable.
                 if not (self._has_begun or isinstance(error, RETRYABLE)):
                     raise
-                if type(error) is not told:
-                    notice(f"{error}; trying again until it is back")
-                told = type(error)
+                if type(error) is not printed:
+                    notice(f"{error}; retrying")
+                printed = type(error)
                 self._pause(pause_after(error, next(pauses)))
                 continue
-            pauses, told = delays(), None
+            pauses, printed = delays(), None
             if task is None:
                 self._slots.release()
                 self._pause(self._client.connection.seconds_before_repeat())
@@ -136,7 +136,7 @@ class Worker:
         return task
 
     def _register(self) -> None:
-        """Print the agent that it waits for; register a new one and name similar ones."""
+        """Print the agent whose tasks it claims; register a new agent and print similar ids."""
         if self._is_registered:
             return
         connection = self._client.connection
@@ -146,7 +146,7 @@ class Worker:
             self._client.register(self._agent_id)
             similar = get_close_matches(self._agent_id, known)
             question = f"; did you mean {' or '.join(similar)}?" if similar else ""
-            notice(f"agent {self._agent_id} is new and was registered just now{question}")
+            notice(f"agent {self._agent_id} was registered just now{question}")
         notice(f"waiting for tasks of agent {self._agent_id}")
         self._is_registered = self._has_begun = True
 
@@ -171,7 +171,7 @@ class Worker:
 
     def _fail(self, task: Task, error: Exception) -> None:
         """Report that a claimed task can't be run: no other worker would take it."""
-        text = f"Its worker could not run it: {error}"
+        text = f"The worker could not start the program: {error}"
         notice(f"task {task.id}: {text}")
         with contextlib.suppress(TaskServiceError):
             self._client.connection.call(

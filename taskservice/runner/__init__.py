@@ -1,1 +1,1 @@
-"""Makes any program a task: runs it, records what it prints, and reports how it ended."""
+"""Runs any program as a task: records its output, and reports its exit status."""

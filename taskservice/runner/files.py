@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def open_file(path: Path, flags: int) -> int:
-    """A descriptor of a regular file, made with mode 0600 where `flags` have O_CREAT.
+    """A descriptor of a regular file, created with mode 0600 if `flags` contain O_CREAT.
 
     Raises OSError, also for a symbolic link, a FIFO, a device or a folder, without waiting.
     """
@@ -26,9 +26,9 @@ def read_file(path: Path, max_bytes: int) -> bytes:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder with its parents, or take this user's own; no other user may enter it then.
+    """Create a folder with its parents, or use an existing one, and close it to other users.
 
-    Raises OSError if it belongs to another user or is no folder.
+    Raises OSError if it belongs to another user or is not a folder.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     opened = _open_folder(folder)
@@ -40,7 +40,7 @@ def make_private(folder: Path) -> None:
 
 
 def check_private(folder: Path) -> None:
-    """Raise OSError unless the folder is this user's and no other user may enter it."""
+    """Raise OSError unless the folder belongs to this user and is closed to other users."""
     opened = _open_folder(folder)
     mode = os.fstat(opened).st_mode
     os.close(opened)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 
 class FoundProcess(NamedTuple):
-    """A running process; `started` tells it from a later one with the same id."""
+    """A running process; `started` distinguishes it from a later one with the same id."""
 
     parent: int
     group: int
@@ -29,7 +29,7 @@ class FoundProcess(NamedTuple):
 class ProcessTree:
     """A process and its descendants; with `group`, the members of that process group too.
 
-    A process seen once stays a member, even if the parent between has ended.
+    A process found once stays a member, even if the parent in between has ended.
     """
 
     def __init__(self, first: int, group: int | None) -> None:
@@ -37,7 +37,7 @@ class ProcessTree:
         self._seen: dict[int, FoundProcess] = {}
 
     def members(self) -> list[int]:
-        """The ids of the processes that run now."""
+        """The ids of the running processes."""
         found = processes()
         self._seen = {
             pid: found[pid]
@@ -50,11 +50,11 @@ class ProcessTree:
         return list(self._seen)
 
     def is_paused(self) -> bool:
-        """Whether all that `members` last found are paused."""
+        """Whether all processes that `members` last found are paused."""
         return all(found.is_paused for found in self._seen.values())
 
     def outside_group(self) -> list[int]:
-        """The ids of those that `members` last found outside the process group."""
+        """The ids of the processes that `members` last found outside the process group."""
         return [pid for pid, found in self._seen.items() if found.group != self._group]
 
     def _add(self, found: dict[int, FoundProcess], belongs: Callable[[int], bool]) -> bool:
@@ -95,10 +95,10 @@ def _from_ps() -> Iterator[tuple[int, FoundProcess]]:
 
 # For Ctrl-C and the like, a terminal sends these to all of its foreground processes.
 _TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
-# Signals whose meaning is the program's own; macOS has none.
+# Signals whose meaning each program defines; macOS has none.
 _FIRST_REAL_TIME = getattr(signal, "SIGRTMIN", 0)
 REAL_TIME = range(_FIRST_REAL_TIME, getattr(signal, "SIGRTMAX", -1) + 1)
-# Sent to the program alone: they kill a process that does not handle them.
+# Sent only to the program: they kill a process that does not handle them.
 PROGRAM_ONLY = (signal.SIGUSR1, signal.SIGUSR2, *REAL_TIME)
 # Python ignores these, and a child inherits that.
 RESET_TO_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -110,9 +110,9 @@ _MAX_CHECKS = 50
 _CHECK_INTERVAL = 0.01
 # How often signal handlers can run while a thread is waited for.
 JOIN_SECONDS = 0.2
-# How often to look for the program's end, where nothing tells of it.
+# How often to check for the program's end, if the system does not signal it.
 _POLL_SECONDS = 0.02
-# How long the kernel may take to end a process after SIGKILL.
+# How long the kernel can take to end a process after SIGKILL.
 _KILL_SECONDS = 2.0
 
 
@@ -120,8 +120,8 @@ class Process:
     """A running program.
 
     At a terminal it stays in our process group, so that it can read from the terminal and
-    gets Ctrl-C and Ctrl-Z as usual. Without a terminal, or with a `stdin` given here, it
-    gets a group of its own. Signals go to its descendants too.
+    receives Ctrl-C and Ctrl-Z as usual. Without a terminal, or with `stdin`, it gets its own
+    group. Signals go to its descendants too.
     """
 
     def __init__(
@@ -139,20 +139,20 @@ class Process:
         # We block signals and wait for them; the program must not inherit that.
         options: dict[str, Any] = {"setsigmask": (), "setsigdef": RESET_TO_DEFAULT}
         if stdin is not None:
-            # In the background of our terminal it would be stopped when it reads from there.
+            # In the background of our terminal it would be stopped when it reads from the terminal.
             options["setsid"] = True
         else:
             options["setpgroup"] = os.getpgrp() if self.at_terminal else 0
         self.id = _spawn(list(command), dict(environment), file_actions=moves, **options)
         self._tree = ProcessTree(self.id, None if self.at_terminal else self.id)
-        # A signal handler that interrupts `wait` may call `send_signal`.
+        # A signal handler that interrupts `wait` can call `send_signal`.
         self._lock = threading.RLock()
         self._has_ended = False
         self._is_stopped = False
         self._kill_at = self._killed_at = math.inf
 
     def wait(self) -> int:
-        """Wait for its end; returns the exit status, or minus the signal that killed it."""
+        """Wait until it ends; returns the exit status, or minus the signal that killed it."""
         ended = 0
         with _wait_for_end(self.id) as wait:
             while not ended:
@@ -190,7 +190,7 @@ class Process:
                     _kill([-self.id], signal.SIGCONT)
 
     def resize(self) -> None:
-        """Tell its processes that the size of their terminal has changed."""
+        """Signal its processes that the size of their terminal has changed."""
         with self._lock:
             if not self._has_ended:
                 _kill(self._tree.members(), signal.SIGWINCH)
@@ -208,23 +208,23 @@ class Process:
             self._killed_at = time.monotonic()
 
     def _signal_all(self, number: int) -> None:
-        """Send a signal to each process of the program, and to none that it starts later."""
+        """Send a signal to each process of the program, and to none that starts later."""
         with self._lock:
             if self._has_ended:
                 return
             self._pause()
-            # The group in one call, which a process that is just being made can't miss.
+            # The group in one call, which a process that is just being created can't miss.
             groups = [] if self.at_terminal else [-self.id]
             _kill([*groups, *self._tree.outside_group()], number)
             _kill([*groups, *self._tree.outside_group()], signal.SIGCONT)
 
     def _pause(self) -> None:
-        """Pause all processes of the program, so that none starts another meanwhile.
+        """Pause all processes of the program, so that none starts another one.
 
-        Otherwise a process could start another and end between the listing and the signal:
-        the new one would miss the signal and have no parent by which it can be found. A
-        process may still finish making another before it is paused, so list again until
-        there is no new one.
+        Otherwise a process could start another one and end between the listing and the signal.
+        The new one would miss the signal and would have no parent that leads to it. A process
+        can still finish creating another one before it is paused, so list again until there
+        is no new one.
         """
         signalled: set[int] = set()
         were_paused = False
@@ -237,8 +237,8 @@ class Process:
             were_paused = self._tree.is_paused()
             time.sleep(_CHECK_INTERVAL)
 
-    def got_from_terminal(self, number: int) -> bool:
-        """Whether the terminal that sent us this signal has sent it to the program too."""
+    def received_from_terminal(self, number: int) -> bool:
+        """Whether the terminal that sent us this signal also sent it to the program."""
         return self.at_terminal and number in _TERMINAL_SIGNALS and _is_in_foreground()
 
 
@@ -251,7 +251,7 @@ def _wait_for_end(process_id: int) -> Iterator[Callable[[], object]]:
         yield lambda: time.sleep(_POLL_SECONDS)
         return
     try:
-        # Unlike `select`, it takes files of any number: `work --parallel` may have many open.
+        # Unlike `select`, it accepts any file number: `work --parallel` can have many files open.
         poll = select.poll()
         poll.register(file, select.POLLIN)
         yield lambda: poll.poll(JOIN_SECONDS * 1000)
@@ -305,8 +305,8 @@ def _is_in_foreground() -> bool:
 def join_thread(thread: threading.Thread) -> None:
     """Wait for a thread, while signal handlers can run.
 
-    A signal can come to any thread, but Python runs its handler in the main one, which
-    a signal to another does not wake.
+    A signal can reach any thread, but Python runs its handler in the main thread, which a
+    signal to another thread does not wake.
     """
     while thread.is_alive():
         thread.join(JOIN_SECONDS)
@@ -318,7 +318,7 @@ def exit_code(status: int) -> int:
 
 
 def describe(status: int, received: Sequence[int]) -> str:
-    """How a failed program ended, in one sentence."""
+    """The exit of a failed program, in one sentence."""
     if status < 0:
         text = f"Killed by signal {-status} ({signal_name(-status)})"
     else:
@@ -347,23 +347,23 @@ FORWARDED = (*(getattr(signal, name) for name in _ENDING if hasattr(signal, name
 def forward_signals(forward: Callable[[int, bool], None]) -> None:
     """Call `forward` with the number of each signal, and whether it came from the terminal.
 
-    A signal that was ignored when we started stays ignored, as with nohup. Call it in the
-    main thread, before there are others.
+    A signal that was ignored when we started stays ignored, as with nohup. Call this in the
+    main thread, before other threads start.
     """
-    # If our parent ignores it, so do we, and then the kernel keeps no exit status for us.
+    # If our parent ignores SIGCHLD, so do we, and then the kernel discards exit statuses.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    wanted = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+    numbers = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
     if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-        threading.Thread(target=_wait_for, args=[wanted, forward], daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        threading.Thread(target=_wait_for, args=[numbers, forward], daemon=True).start()
         return
-    # On macOS: take each as the terminal's.
-    for number in wanted:
+    # On macOS: treat each signal as the terminal's.
+    for number in numbers:
         signal.signal(number, lambda received, frame: forward(received, True))
 
 
-def _wait_for(wanted: Sequence[int], forward: Callable[[int, bool], None]) -> None:
+def _wait_for(numbers: Sequence[int], forward: Callable[[int, bool], None]) -> None:
     while True:
-        received = signal.sigwaitinfo(wanted)
-        # The kernel sends it for Ctrl-C and the like.
+        received = signal.sigwaitinfo(numbers)
+        # The code is positive if the kernel sent it, as for Ctrl-C.
         forward(received.si_signo, received.si_code > 0)

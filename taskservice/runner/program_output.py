@@ -1,4 +1,4 @@
-"""Reads what a program prints, stores it in the log, and forwards it to our stdout and stderr."""
+"""Reads the output of a program, stores it in the log, and forwards it to stdout and stderr."""
 
 import contextlib
 import errno
@@ -21,22 +21,22 @@ from taskservice.client.sender import cut_line
 from taskservice.runner.process import join_thread
 from taskservice.terms import MAX_LINE, MAX_OBJECT
 
-# Hides the secrets of the environment in what a program prints, before it is stored or sent.
+# Masks the secrets of the environment in the output of a program, before it is stored or sent.
 
 _NAME = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
-# A shorter value, such as `true`, is no secret, and to hide it would hide much else.
+# A shorter value, such as `true`, is not a secret, and masking it would mask other text too.
 _MIN_CHARACTERS = 8
 _MASK = b"***"
 _LINE_END = re.compile(r"[\r\n]+")
 
 
 class Masker:
-    """Hides the values of the variables whose names say that they are secret."""
+    """Masks the values of the variables whose names indicate a secret."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         values = (value for name, value in environment.items() if _NAME.search(name))
         secrets = {os.fsencode(part) for value in values for part in _parts(value)}
-        # The longest first: a secret may contain another one.
+        # The longest first: a secret can contain another one.
         self._secrets = sorted(secrets, key=len, reverse=True)
         self.longest = len(self._secrets[0]) if secrets else 0
 
@@ -50,11 +50,11 @@ class Masker:
         return self.mask(text.encode(errors="surrogatepass")).decode(errors="surrogatepass")
 
     def mask_json(self, value: Any) -> Any:
-        """A value of JSON with the secrets replaced in its strings, keys and numbers."""
+        """A JSON value with the secrets replaced in its strings, keys and numbers."""
         if isinstance(value, dict):
-            return {self.mask_text(key): self.mask_json(each) for key, each in value.items()}
+            return {self.mask_text(key): self.mask_json(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [self.mask_json(each) for each in value]
+            return [self.mask_json(item) for item in value]
         if isinstance(value, str):
             return self.mask_text(value)
         written = json.dumps(value)
@@ -63,9 +63,9 @@ class Masker:
 
 
 def _parts(value: str) -> list[str]:
-    """What to look for: the value, or, since a log has lines, each of its lines that is long.
+    """The texts to mask: the value or, since a log consists of lines, each of its long lines.
 
-    A line of punctuation alone would hide much else.
+    Masking a line of punctuation would mask other text too.
     """
     lines = [line for line in _LINE_END.split(value) if line.strip()]
     if len(lines) > 1:
@@ -74,15 +74,15 @@ def _parts(value: str) -> list[str]:
 
 
 def _core(secret: str) -> str:
-    """The secret without the blanks around it, which programs often cut off, if enough is left."""
+    """The secret without the spaces around it, which programs often strip, if enough is left."""
     core = secret.strip()
     return core if len(core) >= _MIN_CHARACTERS else secret
 
 
-# Splits a program's output, which comes in blocks of bytes, into the lines of a log.
+# Splits a program's output, which arrives in blocks of bytes, into the lines of a log.
 
 
-# So much of a line is kept until it is masked.
+# Maximum size of the stored part of a line, until it is masked.
 _MAX_PARTIAL = 2 * MAX_LINE
 
 
@@ -91,8 +91,8 @@ class LineSplitter:
 
     def __init__(self, masker: Masker) -> None:
         self._masker = masker
-        self._partial = b""  # the line that has not ended yet, or its first bytes
-        self._excess_bytes = 0  # how many bytes of it were dropped
+        self._partial = b""  # the unfinished line, or its first bytes
+        self._excess_bytes = 0  # how many bytes of the line were dropped
         self._ends_in_return = False  # whether the last byte was a carriage return
 
     def feed(self, block: bytes) -> bytes:
@@ -116,7 +116,7 @@ class LineSplitter:
         return self._end_line() + b"\n" if self._partial else b""
 
     def _extend(self, part: bytes) -> None:
-        """Add to the line that has not ended; a carriage return discards what it overwrites."""
+        """Extend the unfinished line; a carriage return discards the text that it overwrites."""
         text = part.rstrip(b"\r")
         if text:
             start = text.rfind(b"\r") + 1
@@ -138,22 +138,22 @@ class LineSplitter:
 
 
 def _clean(text: bytes, masker: Masker) -> bytes:
-    """Whole lines as the log takes them; for most text nothing needs to change."""
+    """Whole lines as the log stores them; most text needs no change."""
     if text.endswith(b"\r\n"):
-        text = text.replace(b"\r\n", b"\n")  # a fast way where all lines end so
+        text = text.replace(b"\r\n", b"\n")  # fast if all lines end like this
     if b"\r" in text:
-        # A progress bar draws its line again and again: keep what it drew last.
+        # A progress bar draws its line repeatedly: store the last one.
         text = b"\n".join([
             line.rpartition(b"\r")[2] or line.rstrip(b"\r").rpartition(b"\r")[2]
             for line in text.split(b"\n")
         ])  # fmt: skip
-    # Before a cut, which could leave the beginning of a secret.
+    # Before truncation, which could leave the first part of a secret.
     text = masker.mask(text)
     return b"\n".join(map(cut_line, text.split(b"\n")))
 
 
 class LastLine:
-    """Keeps the end of a stream, so that its last line can become the task's output."""
+    """Stores the end of a stream, so that its last line can become the task's output."""
 
     def __init__(self) -> None:
         self._end = b""
@@ -166,23 +166,23 @@ class LastLine:
         self._end = text[max(start, len(text) - 2 * MAX_OBJECT) :]
 
     def text(self) -> bytes:
-        """The last line that is not blank, as the log has it; of a very long one only the end."""
+        """The last line that is not empty, as in the log; of a very long one only the end."""
         return self._end.strip()
 
 
-# A pseudo-terminal for what a program prints, in place of a pipe.
+# A pseudo-terminal for the output of a program, in place of a pipe.
 
 _DEFAULT_SIZE = os.terminal_size((80, 24))
-_OUTPUT_FLAGS = 1  # their place in what `tcgetattr` returns
+_OUTPUT_FLAGS = 1  # their index in the result of `tcgetattr`
 
 
 def open_terminal() -> tuple[int, int]:
-    """The descriptors to read and to write, as of a pipe; as wide as our terminal.
+    """The descriptors to read from and to write to, as for a pipe; as wide as our terminal.
 
     Raises OSError.
     """
     reader, writer = os.openpty()
-    # The text comes out as it was printed: our own terminal makes its line ends.
+    # The text stays as it was printed: our own terminal converts the line ends.
     attributes = termios.tcgetattr(writer)
     attributes[_OUTPUT_FLAGS] &= ~termios.OPOST
     termios.tcsetattr(writer, termios.TCSANOW, attributes)
@@ -191,9 +191,9 @@ def open_terminal() -> tuple[int, int]:
 
 
 def copy_size(terminal: int) -> None:
-    """Give a terminal the size of ours, or a usual one if we have none."""
+    """Give a terminal the size of ours, or 80 by 24 without one."""
     columns, lines = _our_size()
-    with contextlib.suppress(OSError, termios.error):  # it may have just been closed
+    with contextlib.suppress(OSError, termios.error):  # it may have been closed
         termios.tcsetwinsize(terminal, (lines, columns))
 
 
@@ -206,42 +206,42 @@ def _our_size() -> os.terminal_size:
     return _DEFAULT_SIZE
 
 
-# Reads what a program prints, stores it in the log, and forwards it to our stdout and stderr.
+# Reads the output of a program, stores it in the log, and forwards it to stdout and stderr.
 
 BLOCK_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024
-# Output that its reader has not taken yet; with more, the program waits, as with a pipe.
+# Unread output; with more, the program waits, as with a pipe.
 MAX_BUFFER_BYTES = 16 * 1024 * 1024
-# A background process that the program leaves behind may hold its output open for ever.
+# A background process of the program may keep its output open forever.
 SECONDS_AFTER_END = 1.0
 
 
 class Forwarder:
-    """Writes output to our stdout or stderr, whose reader may be slow or close it."""
+    """Writes output to our stdout or stderr, whose reader may be slow, or may close it."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._is_open = True
         self._blocks: SimpleQueue[bytes] = SimpleQueue()
-        # Bytes: each is written by one thread.
-        self._put = self._taken = 0
-        self.last_taken_at = 0.0  # when its reader last took something
+        # Byte counts; only one thread writes each of them.
+        self._queued = self._written = 0
+        self.last_read_at = 0.0  # the time at which the reader last read something
         threading.Thread(target=self._write_all, name="forwarder", daemon=True).start()
 
     def forward(self, block: bytes) -> None:
-        """Write a block in the background; never waits for a reader. An empty one is the last."""
-        self._put += len(block)
+        """Write a block in the background without waiting; the last block is empty."""
+        self._queued += len(block)
         self._blocks.put(block)
 
     def waiting_bytes(self) -> int:
-        """What its reader has not taken yet."""
-        return self._put - self._taken
+        """The number of unread bytes."""
+        return self._queued - self._written
 
     def _write_all(self) -> None:
         while block := self._blocks.get():
             self._write(block)
-            self.last_taken_at = time.monotonic()
-            self._taken += len(block)
+            self.last_read_at = time.monotonic()
+            self._written += len(block)
 
     def _write(self, block: bytes) -> None:
         rest = memoryview(block)
@@ -255,22 +255,22 @@ class Forwarder:
 
 
 class Stream:
-    """One of a program's outputs: the pipe that it writes to, and where its text goes on to.
+    """One of a program's outputs: the pipe that it writes to, and the forwarder of its text.
 
-    With `is_tty`, a pseudo-terminal is in place of the pipe.
+    With `is_tty`, a pseudo-terminal replaces the pipe.
     """
 
     def __init__(self, out: int, masker: Masker, is_tty: bool) -> None:
         self.reader, self.writer = open_terminal() if is_tty else os.pipe()
         self.lines = LineSplitter(masker)
         self.forwarder = Forwarder(out)
-        self.read_at = 0  # when its last block was read
-        self.unread = 0  # bytes in the pipe when the program ended, not read yet
-        with contextlib.suppress(AttributeError, OSError):  # only Linux has it, up to a limit
+        self.read_at = 0  # the time at which its last block was read
+        self.unread = 0  # bytes that were unread when the program ended
+        with contextlib.suppress(AttributeError, OSError):  # only on Linux, up to a limit
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def read(self) -> bytes:
-        """The next bytes; none at the end."""
+        """The next bytes; empty at the end."""
         try:
             return os.read(self.reader, BLOCK_BYTES)
         except OSError as error:
@@ -280,23 +280,22 @@ class Stream:
 
     def available(self) -> int:
         """The number of bytes in the pipe."""
-        answer = fcntl.ioctl(self.reader, termios.FIONREAD, bytes(4))
-        return int.from_bytes(answer, sys.byteorder)
+        count = fcntl.ioctl(self.reader, termios.FIONREAD, bytes(4))
+        return int.from_bytes(count, sys.byteorder)
 
 
 class OutputReader:
     """Reads a program's output until it ends, in bounded memory and without delay.
 
-    Where our stdout and stderr are the same file, as at a terminal, the program gets one
-    pipe for both, and the log has its lines in exactly their order. Otherwise it gets two
-    pipes, so that stdout and stderr stay apart; the log has the lines as they arrive.
-
+    If our stdout and stderr are the same file, as at a terminal, the program gets one pipe for
+    both, and the log contains its lines in exactly their order. Otherwise it gets two pipes, so
+    that stdout and stderr stay separate; the log contains the lines as they arrive.
     """
 
     def __init__(self, store: Callable[[bytes, int], None], masker: Masker, is_tty: bool) -> None:
-        """`store` is called with the text of whole lines, and when they were read.
+        """`store` is called with the text of whole lines, and the time at which they were read.
 
-        Raises OSError, and leaves no file open then.
+        Raises OSError, and then leaves no file open.
         """
         self._last_line = LastLine()
         self._store = store
@@ -326,29 +325,29 @@ class OutputReader:
             copy_size(stream.reader)
 
     def last_line(self) -> bytes:
-        """The last line of stdout that is not blank."""
+        """The last line of stdout that is not empty."""
         return self._last_line.text()
 
     def start(self) -> None:
-        """Start to read."""
+        """Start reading."""
         self._reader.start()
 
     def close_writers(self) -> None:
-        """Once the program has its ends of the pipes, or could not be run."""
+        """Close our ends of the pipes; call this when the program has them, or did not start."""
         for stream in self._streams:
             os.close(stream.writer)
 
     def finish(self) -> None:
-        """The program has ended: wait until all its output is stored."""
+        """Wait until all output of the program, which has ended, is stored."""
         self._has_ended.set()
         join_thread(self._reader)
 
     def flush(self, is_interrupted: threading.Event, max_wait: float) -> None:
-        """Wait until all is forwarded, or a reader has taken nothing for `max_wait` seconds."""
+        """Wait until all is forwarded, or a reader has read nothing for `max_wait` seconds."""
         began = time.monotonic()
         for stream in self._streams:
             while stream.forwarder.waiting_bytes() and not is_interrupted.wait(0.01):
-                if time.monotonic() - max(began, stream.forwarder.last_taken_at) > max_wait:
+                if time.monotonic() - max(began, stream.forwarder.last_read_at) > max_wait:
                     return
 
     def _read_all(self) -> None:
@@ -374,7 +373,7 @@ class OutputReader:
             stream.forwarder.forward(b"")
 
     def _select_streams(self, selector: selectors.BaseSelector, streams: list[Stream]) -> None:
-        """Read no stream whose reader is too slow: the program waits, as with a pipe."""
+        """Select the streams to read: a slow reader lets the program wait, as with a pipe."""
         selected = selector.get_map()
         for stream in streams:
             is_wanted = self._has_ended.is_set() or (
@@ -386,7 +385,7 @@ class OutputReader:
                 selector.unregister(stream.reader)
 
     def _is_done(self) -> bool:
-        """Whether the program has ended, and what still comes is from another process."""
+        """Whether the program has ended, so that more output comes from another process."""
         if not self._has_ended.is_set():
             return False
         if self._done_at is None:
@@ -399,7 +398,7 @@ class OutputReader:
     def _process(self, stream: Stream, block: bytes) -> None:
         stream.read_at = sender.now()
         stream.unread -= len(block)
-        # First into the log: then every line seen at the terminal is in it, even after a crash.
+        # The log first, so that it contains each line shown at the terminal, even after a crash.
         self._store(stream.lines.feed(block), stream.read_at)
         stream.forwarder.forward(block)
         if stream is self._streams[0]:

@@ -1,4 +1,4 @@
-"""Runs one program as a task, and sends later what could not be sent."""
+"""Runs a program as a task, and sends the unsent data of earlier runs."""
 
 import contextlib
 import json
@@ -44,13 +44,13 @@ from taskservice.runner.spool import Spool
 from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import MAX_OBJECT
 
-# JSON whose numbers keep their exact value between the service and a program.
+# JSON whose numbers stay exact between the service and a program.
 
-# Deeper than the service takes; Python's JSON calls itself for each level, and the object is
+# Deeper than the service accepts; Python's JSON recurses for each level, and the object is
 # written later with less of the stack left.
 _MAX_DEPTH = 200
-# As deep as the service takes an output, whose report is one level more. A deeper line stays in
-# the log; of a deeper input or file the service says what is wrong.
+# As deep as the service accepts an output; the report adds one level. A deeper line stays in the
+# log, and the service explains what is wrong with a deeper input or file.
 _MAX_LINE_DEPTH = 63
 _MARKED = re.compile(r'"\\u0000([^"\\]*)\\u0000"')
 
@@ -82,12 +82,12 @@ def task_input(task: str) -> bytes:
 def _exact_number(text: str) -> float:
     number = float(text)
     if not math.isfinite(number) or Decimal(repr(number)) != Decimal(text):
-        raise ValueError(f"{text} can't be kept exactly as a number")
+        raise ValueError(f"{text} can't be stored exactly as a number")
     return number
 
 
 def _depth(value: Any) -> int:
-    """How deep it is nested; a RecursionError means very deep."""
+    """The depth of nesting; a RecursionError means very deep."""
     children = value.values() if isinstance(value, dict) else value
     return 1 + max(map(_depth, children), default=0) if isinstance(value, dict | list) else 0
 
@@ -95,41 +95,41 @@ def _depth(value: Any) -> int:
 def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        raise ValueError("Of two values with the same key one would be lost")
+        raise ValueError("One of two values with the same key would be lost")
     return members
 
 
-# Runs one program as a task: sends its lines, stops it on a cancel, reports its end.
+# Runs a program as a task: sends its lines, stops it on a cancellation, reports its exit.
 
 # The service counts lines by writer: one for this process, one for the program itself.
 WRITER = "run"
 PROGRAMS_WRITER = "program"
 
-# How long the start of the task may delay the program.
+# How long the start of the task can delay the program.
 START_SECONDS = 3.0
 START_TIMEOUTS = (2.0, 3.0)
-# After a cancel, a program that has not ended in this time is killed.
+# After a cancellation, a program that has not ended in this time is killed.
 GRACE_SECONDS = 10.0
-# After the program's end, the run gives up when the service gives no answer for this time;
-# the lines stay on the disk.
+# After the program's end, the run gives up if the service does not respond for this time; the
+# lines stay on the disk.
 SILENCE_SECONDS = 30.0
-# It waits at least this long, even if the service was away before.
+# It waits at least this long, even if the service was unavailable before.
 MIN_SILENCE_SECONDS = 5.0
-# After a signal, the run waits this long for a reader of its stdout and stderr.
+# After a signal, the run waits this long for the readers of its stdout and stderr.
 FLUSH_SECONDS = 1.0
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
 
 OUTPUT = "TASKSERVICE_OUTPUT"
 _OUTPUT_FILE = "output.json"
-# What nearly every terminal is, and programs take for one with colours.
+# The type of nearly every terminal, which programs treat as one with colours.
 _TERMINAL_TYPE = "xterm-256color"
 
 
 class Run:
     """A program that runs as a task: call `start`, then `execute`, in any thread.
 
-    Give either `fields`, which start the task, or `task`, which is already claimed. With
+    Pass either `fields`, which start the task, or `task`, which is already claimed. With
     `is_tty`, the program prints to a pseudo-terminal.
     """
 
@@ -169,11 +169,11 @@ class Run:
         if self._has_program_ended:
             if number not in PROGRAM_ONLY:
                 self._stop_waiting.set()
-        elif not (is_from_terminal and self._process.got_from_terminal(number)):
+        elif not (is_from_terminal and self._process.received_from_terminal(number)):
             self._process.send_signal(number)
 
     def resize(self) -> None:
-        """Our terminal has another size: give it to that of the program."""
+        """Give the program's terminal the new size of ours."""
         if self._reader is not None and self._process is not None and not self._has_program_ended:
             self._reader.resize()
             self._process.resize()
@@ -181,7 +181,7 @@ class Run:
     # --- the run -------------------------------------------------------------------------
 
     def start(self, is_strict: bool = False) -> None:
-        """Start the task; if that fails, say so on stderr: the program runs anyway.
+        """Start the task. If that fails, print a message on stderr; the program runs anyway.
 
         With `is_strict`, raises TaskServiceError instead, also for a callback, label, name,
         parent or timeout that would otherwise be left out.
@@ -189,7 +189,7 @@ class Run:
         try:
             self._saved.create_folder(runs_folder())
         except OSError as error:
-            notice(f"can't write to the disk, lines wait in memory: {error}")
+            notice(f"can't write to the disk, log lines are queued in memory: {error}")
         if self._saved.task_id is not None:
             return
         failure = self._start_in_time(None if is_strict else notice)
@@ -199,17 +199,17 @@ class Run:
             self._saved.remove()
             raise failure
         if isinstance(failure, (*RETRYABLE, NotTheService)):
-            text = "its task is started when the service is back"
+            text = "the task will be started when the service is reachable"
         else:
             self._start_refusal = str(failure)
-            text = "its lines wait until the service accepts the key and the settings"
+            text = "its log lines are queued until the service accepts the key and settings"
         notice(f"{failure}; the program runs, {text}")
 
     def _start_in_time(self, warn: Callable[[str], None] | None) -> TaskServiceError | None:
-        """Why the task could not be started within START_SECONDS.
+        """Return the reason why the task was not started within START_SECONDS.
 
-        In a thread, because neither a name server nor an answer that comes byte by byte has
-        a time limit that can be set. If the answer comes later, it still counts.
+        In a thread, because there is no time limit for a name server, or for a response that
+        arrives byte by byte. A later response still counts.
         """
         errors: list[TaskServiceError] = []
 
@@ -223,11 +223,11 @@ class Run:
         starter.start()
         starter.join(START_SECONDS + 0.5)
         if starter.is_alive():
-            return Unreachable(f"{self._connection.url} does not answer")
+            return Unreachable(f"{self._connection.url} does not respond")
         return errors[0] if errors else None
 
     def execute(self) -> int:
-        """Run the program and report its end; returns the exit code."""
+        """Run the program and report its exit; returns the exit code."""
         try:
             self._spool = Spool(self._saved.folder, self._on_full_disk)
         except OSError as error:
@@ -238,7 +238,7 @@ class Run:
             heartbeat=self._heartbeat, on_stop=self._on_stop, on_outage=self._on_outage,
         )  # fmt: skip
         if self._saved.task_id is None:
-            sender.last_response_at = float("-inf")  # no answer came yet
+            sender.last_response_at = float("-inf")  # no response yet
         try:
             reader = self._open_output()
         except OSError:  # this process has too many open files
@@ -249,7 +249,7 @@ class Run:
         code, report = self._run_program(reader, sender)
         self._has_program_ended = True
         self._finish(sender, report)
-        # After a signal, a reader that takes nothing does not hold up the end.
+        # After a signal, a reader that reads nothing does not delay the exit.
         reader.flush(self._stop_waiting, FLUSH_SECONDS if self._received else math.inf)
         return code
 
@@ -285,7 +285,7 @@ class Run:
         with contextlib.ExitStack() as files:
             stdin = None
             if self._stdin_text is not None:
-                # A file, because a pipe would need a thread that fills it.
+                # A file, because a pipe would need a thread that writes to it.
                 file = files.enter_context(tempfile.TemporaryFile())
                 file.write(self._stdin_text)
                 file.seek(0)
@@ -305,7 +305,7 @@ class Run:
         return _without_task(os.environ) | own
 
     def _task_id(self) -> str:
-        """The task's id; starts the task now if that failed before."""
+        """The task's id; starts the task if that failed before."""
         return self._saved.task_id or self._start_task(notice, patience=0)
 
     def _start_task(self, warn: Callable[[str], None] | None, **options: Any) -> str:
@@ -324,21 +324,21 @@ class Run:
         if self._saved.is_cancelled_or_deleted(error):
             what = "cancelled" if isinstance(error, TaskCancelled) else "deleted"
             if self._process is not None and not self._has_program_ended:
-                notice(f"the task was {what}; the program is told to stop")
+                notice(f"the task was {what}; stopping the program")
                 self._process.stop(GRACE_SECONDS)
         elif str(error) != self._start_refusal:
-            notice(f"the service refuses: {error}; the program continues")
+            notice(f"the service refused a request: {error}; the program continues")
 
     def _on_outage(self, error: TaskServiceError | None) -> None:
         if error is None:
-            notice(f"{self._connection.url} is back")
+            notice(f"{self._connection.url} is reachable again")
         elif self._saved.task_id is not None:
-            notice(f"{error}; lines wait for it")
+            notice(f"{error}; log lines are queued")
 
     def _on_full_disk(self, error: OSError) -> None:
         if not self._has_warned_full:
             self._has_warned_full = True
-            notice(f"the lines can't be written to the disk: {error.strerror or error}")
+            notice(f"log lines can't be written to the disk: {error.strerror or error}")
 
     # --- the end -------------------------------------------------------------------------
 
@@ -348,7 +348,7 @@ class Run:
         return report | {"output": self._masker.mask_json(output)} if output else report
 
     def _output(self, reader: OutputReader) -> dict[str, Any] | None:
-        """The program's output: the JSON object in its output file, or else its last line."""
+        """The program's output: the JSON object in its output file, or in its last line."""
         folder = self._saved.folder
         text = None if folder is None else _take_output_file(folder / _OUTPUT_FILE)
         if text is None:
@@ -373,7 +373,7 @@ class Run:
         self._saved.release()
 
     def _save_report(self, report: dict[str, Any]) -> bool:
-        """Write the report to the disk, if need be without its output; whether that worked."""
+        """Write the report to the disk, if necessary without the output; false if that failed."""
         if self._saved.folder is None:
             return False
         for saved in (report, {name: report[name] for name in report if name != "output"}):
@@ -398,19 +398,19 @@ def become_program(command: Sequence[str]) -> NoReturn:
 
 
 def _without_task(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what an outer run has put there."""
+    """The environment without the variables of an outer run."""
     of_outer_run = ("TASKSERVICE_TASK_ID", "TASKSERVICE_TASK_URL", OUTPUT)
     return {name: text for name, text in environment.items() if name not in of_outer_run}
 
 
 def _why_not_run(command: Sequence[str], error: OSError) -> tuple[int, str]:
-    """The exit code for a program that can't be run, and a sentence."""
+    """The exit code for a program that can't be run, and the reason."""
     code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
     return code, f"{command[0]} can't be run: {error.strerror}"
 
 
 def deliver(sender: Sender, report: dict[str, Any], stop_waiting: threading.Event) -> None:
-    """Let a sender send the rest and the report, while it gets answers, until `stop_waiting`."""
+    """Let a sender send the rest and the report, while it receives responses."""
     began = time.monotonic()
     sender.finish(report)
     while sender.is_alive() and not stop_waiting.is_set():
@@ -420,19 +420,20 @@ def deliver(sender: Sender, report: dict[str, Any], stop_waiting: threading.Even
         sender.join(0.05)
 
 
-def _unsent_sentence(lines: int, lost: int, is_end_saved: bool) -> str:
-    """What became of the lines and the end of a run that could not be sent."""
-    if not is_end_saved:
-        return f"{line_count(lines + lost)} and the program's end are lost: they could not be sent"
-    text = f"{line_count(lines)} and the program's end" if lines else "the program's end"
-    text = f"{text} could not be sent yet; `taskservice run --resend` sends what is left"
-    return f"{text}; {line_count(lost)} found no space and are lost" if lost else text
+def _unsent_sentence(lines: int, lost: int, is_saved: bool) -> str:
+    """A sentence about the unsent lines and the unsent final status of a run."""
+    if not is_saved:
+        return f"{line_count(lines + lost)} and the exit status could not be sent and are lost"
+    text = f"{line_count(lines)} and the exit status" if lines else "the exit status"
+    text = f"{text} could not be sent yet; send the rest with `taskservice run --resend`"
+    return f"{text}; {line_count(lost)} were lost because the disk is full" if lost else text
 
 
 def _take_output_file(path: Path) -> bytes | None:
-    """Remove the file, which may have secrets; its text, or its first MiB and a byte, or None.
+    """Remove the file, which may contain secrets; returns its text, at most MAX_OBJECT + 1 bytes.
 
-    Empty if it is not a regular file: to read a FIFO could take for ever.
+    None if there is no file or no text. Empty if it is not a regular file: a FIFO could block
+    forever.
     """
     try:
         text = read_file(path, MAX_OBJECT + 1)
@@ -450,13 +451,13 @@ def failed(text: str) -> dict[str, Any]:
     return {"status": terms.ERROR, "error": {"message": cut_message(text)}}
 
 
-# Sends the runs that are left on the disk, unsent or killed.
+# Sends the saved runs on the disk, which were unsent or killed.
 
-UNKNOWN_END = "How the program ended is unknown: `taskservice run` was killed while it ran"
+UNKNOWN_EXIT = "The exit status is unknown: `taskservice run` was killed"
 
 
 def resend(connection: Connection) -> bool:
-    """Send all runs that can be sent, oldest first, with a line for each; whether none is left.
+    """Send all saved runs, oldest first, and print a line for each. Return whether none is left.
 
     Raises OSError if the user has no home or the folder of the runs belongs to another user.
     """
@@ -480,7 +481,7 @@ def resend(connection: Connection) -> bool:
         if run is not None and spool is not None:
             obstacle = _reason_not_to_send(connection, run, caller)
             if obstacle is not None:
-                notice(f"{obstacle}; it stays in {folder}")
+                notice(f"{obstacle}; the run stays in {folder}")
             is_sent = obstacle is None and _send_left(connection, run, spool)
             is_done = is_done and is_sent
             spool.close()
@@ -491,41 +492,41 @@ def resend(connection: Connection) -> bool:
 def _reason_not_to_send(
     connection: Connection, run: SavedRun, caller: Callable[[], dict[str, Any]]
 ) -> str | None:
-    """Why this service or this key can't take a run; checked before anything is sent."""
+    """The reason not to send a run to this service with this key; checked before sending."""
     if run.url != connection.url:
-        return f"a run for {run.url} is left; TASKSERVICE_URL is {connection.url}"
+        return f"a saved run belongs to {run.url}, but TASKSERVICE_URL is {connection.url}"
     user = caller()
     is_own = run.user_id in (None, user["id"])
     if not is_own or user["key"]["agentId"] not in (None, run.agent_id):
-        return f"a run of agent {run.agent_id} is left; the key belongs to another user or agent"
+        return f"a saved run belongs to agent {run.agent_id}, but the key to another user or agent"
     return None
 
 
 def _send_left(connection: Connection, run: SavedRun, spool: Spool) -> bool:
-    """Send a run and remove it from the disk, and print what became of it; whether it is sent."""
+    """Send a run, remove it from the disk, and print the result. Return whether it was sent."""
 
     def task_id() -> str:
         if run.task_id is not None:
             return run.task_id
         started = run.ensure_task(connection, notice, patience=0)
-        with contextlib.suppress(OSError):  # a repeated start makes no second task
+        with contextlib.suppress(OSError):  # a repeated start creates no second task
             run.write()
         return started
 
     lines = line_count(spool.count())
     sender = Sender(connection, spool, WRITER, task_id, log_bytes=spool.sent_bytes)
-    sender.last_response_at = float("-inf")  # no answer came yet
+    sender.last_response_at = float("-inf")  # no response yet
     sender.start()
-    deliver(sender, run.report or failed(UNKNOWN_END), threading.Event())
+    deliver(sender, run.report or failed(UNKNOWN_EXIT), threading.Event())
     is_unwanted = run.is_cancelled_or_deleted(sender.stop_reason)
     if not (sender.is_delivered or is_unwanted):
         sender.abandon()
         notice(
             f"{run.task_id or 'a task'}: {sender.stop_reason or sender.outage}; "
-            f"it stays in {run.folder}; remove that folder to discard it"
+            f"the run stays in {run.folder}; remove that folder to discard it"
         )
         return False
-    result = "was cancelled or deleted" if is_unwanted else f"got {lines} and its end"
+    result = "was cancelled or deleted" if is_unwanted else f"sent: {lines} and the exit status"
     print_line(f"{run.task_id} {result}")
     spool.discard()
     run.remove()

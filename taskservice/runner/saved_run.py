@@ -1,4 +1,4 @@
-"""A run in a folder on the disk, so that its end can be sent after its process has ended."""
+"""A run in a folder on the disk, so that its report can be sent after its process has ended."""
 
 import contextlib
 import errno
@@ -27,15 +27,15 @@ from taskservice.runner.files import check_private, make_private, open_file, rea
 
 _FILE = "run.json"
 _LOCK = "lock"
-# Space taken from the start, so that the end can be written when the disk has become full.
+# Space reserved at the start, so that the report can be written when the disk is full.
 _RESERVED_BYTES = 16 * 1024
-# More than any run needs for its file: its output with every character escaped.
+# More than any run's file needs, even with every character of the output escaped.
 _MAX_BYTES = 16 * 1024 * 1024
-# A refused value of these is left out: a task without it is better than no task.
+# Optional fields: if the service refuses one, the task is started without it.
 OPTIONAL = {"callback", "input", "labels", "name", "parentId", "timeout"}
 # The members of the file, and the attribute of each.
 _MEMBERS = {
-    "url": "url", "wishes": "fields", "taskId": "task_id", "userId": "user_id",
+    "url": "url", "startFields": "fields", "taskId": "task_id", "userId": "user_id",
     "agentId": "agent_id", "key": "idempotency_key", "report": "report",
 }  # fmt: skip
 
@@ -54,22 +54,22 @@ def runs_folder() -> Path:
 
 
 class SavedRun:
-    """One run: its task, or the fields to start that with, and how the program ended.
+    """One run: its task, or the fields to start it with, and the final report.
 
     `folder` is None if nothing can be written to the disk. The folder stays locked until
-    this process ends, however it ends. The API key is not written down.
+    this process ends, even if it is killed. The API key is not stored.
     """
 
     def __init__(
         self, url: str, fields: Mapping[str, Any], task: Mapping[str, Any] | None = None
     ) -> None:
-        """`task` is the JSON of a task that exists; without it, `fields` will start one."""
+        """`task` is the JSON of an existing task; without it, `fields` start one."""
         self.url = url
         self.fields = dict(fields)
         self.task_id: str | None = None
-        self.user_id: str | None = None  # the owner; known once there is a task
+        self.user_id: str | None = None  # the owner; None until there is a task
         self.agent_id = str(self.fields.get("agentId", ""))
-        self.idempotency_key = uuid4().hex  # a repeated start makes one task
+        self.idempotency_key = uuid4().hex  # a repeated start creates one task
         self.report: dict[str, Any] | None = None
         self.folder: Path | None = None
         self._lock_file = -1
@@ -84,7 +84,7 @@ class SavedRun:
     def is_cancelled_or_deleted(self, error: TaskServiceError | None) -> bool:
         """Whether this error means that the task was cancelled or deleted.
 
-        A 404 while there is no task yet means something else: the key may not start it.
+        A 404 before there is a task means something else: the key must not start it.
         """
         is_deleted = isinstance(error, NotFound) and self.task_id is not None
         return is_deleted or isinstance(error, TaskCancelled)
@@ -94,15 +94,15 @@ class SavedRun:
     ) -> str:
         """Start the task unless there is one; returns its id. Raises TaskServiceError.
 
-        What the service refuses of OPTIONAL is left out, and `warn` is called with a sentence
-        about it. If `warn` is None, the refusal is raised instead.
+        A field of OPTIONAL that the service refuses is left out, and `warn` is called with a
+        sentence about it. If `warn` is None, the refusal is raised instead.
         """
         while self.task_id is None:
             try:
                 key = self.idempotency_key
                 self._set_task(start_task(connection, self.fields, key, **options))
             except (Invalid, BadRequest, TooLarge) as error:
-                # Only an input may be too large, or nested too deep.
+                # Only an input can be too large, or nested too deeply.
                 named = error.errors.keys() if isinstance(error, Invalid) else {"input"}
                 refused = named & self.fields.keys() & OPTIONAL
                 if warn is None or not refused:
@@ -113,7 +113,7 @@ class SavedRun:
         return self.task_id
 
     def create_folder(self, runs: Path) -> None:
-        """Make a folder in `runs`, locked before another process can see it. Raises OSError."""
+        """Create a folder in `runs`, locked before another process can see it. Raises OSError."""
         make_private(runs)
         draft = runs / f".{self.idempotency_key}"
         draft.mkdir(mode=0o700)
@@ -128,7 +128,7 @@ class SavedRun:
             raise
 
     def write(self) -> None:
-        """Write the file anew, whole or not at all. Raises OSError."""
+        """Replace the file, completely or not at all. Raises OSError."""
         if self.folder is None:
             return
         members = {name: getattr(self, attribute) for name, attribute in _MEMBERS.items()}
@@ -138,7 +138,7 @@ class SavedRun:
 
     @classmethod
     def load(cls, folder: Path) -> "SavedRun | None":
-        """Lock and read a run whose process is gone; None if it still runs or was just sent.
+        """Lock and read a run whose process has ended; None if it is running or was just sent.
 
         Raises OSError, and ValueError for a file that is not a run.
         """
@@ -146,7 +146,7 @@ class SavedRun:
         run.folder = folder
         try:
             check_private(folder)
-            # A copy of a run may lack its lock file.
+            # A copy of a run can lack its lock file.
             run._lock_folder()
             run._read(read_file(folder / _FILE, _MAX_BYTES))
         except (BlockingIOError, FileNotFoundError):
@@ -158,7 +158,7 @@ class SavedRun:
         return run
 
     def _read(self, text: bytes) -> None:
-        """Take over the members of a run's file. Raises ValueError."""
+        """Set the attributes from a run's file. Raises ValueError."""
         try:
             data = json.loads(text)
             for name, attribute in _MEMBERS.items():
@@ -169,7 +169,7 @@ class SavedRun:
     def _lock_folder(self) -> None:
         assert self.folder is not None
         self._lock_file = open_file(self.folder / _LOCK, os.O_RDWR | os.O_CREAT)
-        # The kernel releases it when the process ends, also when it is killed.
+        # The kernel releases it when the process ends, even if it is killed.
         fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def release(self) -> None:
@@ -181,9 +181,9 @@ class SavedRun:
         """Remove the run from the disk."""
         if self.folder is not None:
             with contextlib.suppress(OSError):
-                # The file first: without it, the rest of the folder is not sent as a run.
+                # The file first: without it, the rest of the folder is not a run.
                 (self.folder / _FILE).unlink(missing_ok=True)
-                # Hidden, because a process that looks for runs would make its lock file again.
+                # Hidden, because a process that searches for runs would create the lock file again.
                 self.folder = self.folder.rename(self.folder.with_name(f".{self.folder.name}"))
             self.release()
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -191,7 +191,7 @@ class SavedRun:
 
 
 def leftover_runs(runs: Path) -> list[Path]:
-    """The folders, and links to folders, that may be runs, oldest first."""
+    """The folders, and links to folders, that can be runs, oldest first."""
     found = [path for path in runs.iterdir() if path.is_symlink() or path.is_dir()]
     return sorted((path for path in found if not path.name.startswith(".")), key=_modified_at)
 
@@ -204,7 +204,7 @@ def _modified_at(folder: Path) -> float:
 
 
 def _replace_file(path: Path, text: bytes) -> None:
-    """Replace a file; on a full disk, overwrite it in its own blocks. Raises OSError."""
+    """Replace a file; on a full disk, overwrite its blocks. Raises OSError."""
     draft = path.with_suffix(".new")
     try:
         _write_file(draft, text)

@@ -1,4 +1,4 @@
-"""Lines that wait on the disk to be sent, so that they survive the process that wrote them."""
+"""Stores waiting lines on the disk, so that they survive the process that wrote them."""
 
 import contextlib
 import errno
@@ -11,15 +11,15 @@ from taskservice.client.sender import LONGEST_STORED, Batch, LineQueue, line_cou
 from taskservice.runner.files import open_file
 from taskservice.terms import MAX_LOG
 
-# A log holds no more than this.
+# A log cannot contain more.
 MAX_BYTES = MAX_LOG
-# The limit of lines in memory, if nothing can be written to the disk.
+# Maximum size of the lines in memory, if nothing can be written to the disk.
 MAX_MEMORY_BYTES = 4 * 1024 * 1024
 _BLOCK_BYTES = 1024 * 1024
-# In the file `place`: how many bytes of `lines` are confirmed, the number of the next line, the
-# bytes that were sent, and how many lines were lost after those on the disk.
-_PLACE = struct.Struct("<4Q")
-# For an unknown place: the service refuses this number and answers with the right one.
+# In the file `position`: the confirmed bytes of `lines`, the number of the next line, the sent
+# bytes, and the number of lines that were lost after the lines on the disk.
+_POSITION = struct.Struct("<4Q")
+# For an unknown position: the service refuses this number and returns the right one.
 _UNKNOWN_SEQ = 1 << 52
 
 
@@ -27,40 +27,41 @@ class Spool(LineQueue):
     """A LineQueue in a file, which is emptied when all of its lines are confirmed.
 
     Each line is in the file before `put` returns, so it survives the end of this process. The
-    file is not synced for each line, so a power failure can take the lines of the last seconds.
-    Over MAX_BYTES, or on a full disk, lines wait in memory. Those that find no space there either
-    are dropped, and a note in the log says how many. Without a folder all lines are in memory.
+    file is not synced for each line, so a power failure can lose the lines of the last seconds.
+    Over MAX_BYTES, or on a full disk, lines wait in memory. If memory is full too, lines are
+    dropped, and a marker in the log contains their number. Without a folder all lines are in
+    memory.
     """
 
     def __init__(
         self, folder: Path | None, on_full: Callable[[OSError], None] = lambda error: None
     ) -> None:
-        """Take over the lines that another process left in the folder. Raises OSError."""
+        """Resume with the lines of another process in the folder. Raises OSError."""
         super().__init__()
         self._on_full = on_full
-        self._file = self._place = -1
-        # Where the lines in the file that are not confirmed begin and end.
+        self._file = self._position = -1
+        # The start and the end of the unconfirmed lines in the file.
         self._start = self._end = 0
         self.sent_bytes = 0
-        self._lost = 0  # lines that found no space; the log has no note of them yet
+        self._lost = 0  # lines without space, of which the log contains no marker yet
         if folder is None:
             return
         with contextlib.ExitStack() as on_error:
             on_error.callback(self._close_files)
-            self._place = open_file(folder / "place", os.O_RDWR | os.O_CREAT)
+            self._position = open_file(folder / "position", os.O_RDWR | os.O_CREAT)
             self._file = open_file(folder / "lines", os.O_RDWR | os.O_CREAT)
             self._resume()
-            # While there is space: without it a later process could not resume.
-            self._write_place()
+            # Now, while there is space: without it a later process could not resume.
+            self._write_position()
             on_error.pop_all()
 
     def _resume(self) -> None:
         last = max(os.fstat(self._file).st_size - LONGEST_STORED, 0)
-        # A line that its process could not finish is dropped.
+        # An unfinished line is dropped.
         self._end = last + os.pread(self._file, LONGEST_STORED, last).rfind(b"\n") + 1
-        place = os.pread(self._place, _PLACE.size, 0)
-        if len(place) == _PLACE.size:
-            self._start, self._seq, self.sent_bytes, self._lost = _PLACE.unpack(place)
+        position = os.pread(self._position, _POSITION.size, 0)
+        if len(position) == _POSITION.size:
+            self._start, self._seq, self.sent_bytes, self._lost = _POSITION.unpack(position)
         elif self._end:
             self._seq = _UNKNOWN_SEQ
         self._start = min(self._start, self._end)
@@ -78,9 +79,9 @@ class Spool(LineQueue):
             self._lost += text.count(b"\n")
 
     def _store_on_disk(self, stored: bytes) -> bool:
-        """Write whole lines behind the others; whether there was space."""
+        """Append whole lines; returns whether there was space."""
         is_full = self._end - self._start + len(stored) > MAX_BYTES
-        # Lines in memory are sent first, to keep the order.
+        # Lines in memory are sent first, so the order stays.
         if self._file < 0 or self._memory or is_full:
             return False
         try:
@@ -107,13 +108,13 @@ class Spool(LineQueue):
         del self._memory[: batch.stored_bytes - from_disk]
         self.sent_bytes += batch.size
         self._note_lost()
-        # If it can't be written, lines are sent again later, and the service skips them.
+        # If the position can't be written, lines are sent again later, and the service skips them.
         with contextlib.suppress(OSError):
-            self._write_place()
+            self._write_position()
             if self._end and self._start == self._end:
-                # After the place: of an empty file nothing counts as confirmed.
+                # After the position: of an empty file nothing counts as confirmed.
                 self._empty_file()
-                self._write_place()
+                self._write_position()
 
     def _clear(self) -> None:
         super()._clear()
@@ -125,11 +126,11 @@ class Spool(LineQueue):
         os.ftruncate(self._file, 0)
         self._start = self._end = 0
 
-    def _write_place(self) -> None:
-        """Raises OSError. Always of the same size, so that overwriting it needs no free space."""
-        if self._place >= 0:
-            place = _PLACE.pack(self._start, self._seq, self.sent_bytes, self._lost)
-            _write(self._place, 0, place)
+    def _write_position(self) -> None:
+        """Raises OSError. The size is always the same, so overwriting needs no free space."""
+        if self._position >= 0:
+            position = _POSITION.pack(self._start, self._seq, self.sent_bytes, self._lost)
+            _write(self._position, 0, position)
 
     def _count(self) -> int:
         lines = super()._count()
@@ -139,33 +140,33 @@ class Spool(LineQueue):
         return lines
 
     def close(self) -> tuple[int, int]:
-        """Sync what waits to the disk and close the files.
+        """Sync the waiting lines to the disk and close the files.
 
-        Returns how many lines wait there, and how many are lost.
+        Returns the number of lines on the disk, and of lost lines.
         """
         with self._lock:
             self._is_open = False
             in_memory = bytes(self._memory)
             self._memory.clear()
-            # In case the disk has space again; if not, `place` says how many are lost.
+            # The disk may have space again; if not, `position` contains how many are lost.
             if not self._store_on_disk(in_memory):
                 self._lost += in_memory.count(b"\n")
             lines = self._count()
-            with contextlib.suppress(OSError):  # the lines are written, only not synced
-                self._write_place()
+            with contextlib.suppress(OSError):  # the lines are written, but not synced
+                self._write_position()
                 if lines:
                     os.fsync(self._file)
             self._close_files()
             return lines, self._lost
 
     def _close_files(self) -> None:
-        for file in {self._file, self._place} - {-1}:
+        for file in {self._file, self._position} - {-1}:
             os.close(file)
-        self._file = self._place = -1
+        self._file = self._position = -1
         self._start = self._end = 0
 
 
 def _write(file: int, start: int, text: bytes) -> None:
-    """Write all of the text at this place. Raises OSError, also where a part found space."""
+    """Write all of the text at this position. Raises OSError, also if only a part had space."""
     if os.pwrite(file, text, start) != len(text):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

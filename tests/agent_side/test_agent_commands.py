@@ -92,7 +92,7 @@ def test_delete_takes_the_beginning_of_an_id(
         remote_alice.request("PUT", f"/agent/{agent_id}").raise_for_status()
     several = machine.run("agent", "delete", "twin-")
     assert (several.returncode, several.stdout) == (2, "")
-    assert several.stderr == "taskservice: Several agents begin with twin-: twin-one, twin-two\n"
+    assert several.stderr == "taskservice: Several agents match twin-: twin-one, twin-two\n"
     assert machine.run("agent", "delete", "twin").stdout == "twin is deleted\n"
     assert machine.run("agent", "delete", "twin-o").stdout == "twin-one is deleted\n"
     unknown = machine.run("agent", "delete", "nobody")
@@ -112,7 +112,7 @@ def test_tasks_are_started_and_listed_by_the_beginning_of_an_agents_id(
     assert task["agentId"] == "mail-reader"
     several = machine.run("task", "start", "--agent", "mail")
     assert several.returncode == 2
-    assert "Several agents begin with mail: mail-reader, mail-sorter" in several.stderr
+    assert "Several agents match mail: mail-reader, mail-sorter" in several.stderr
     listed = objects(machine.run("task", "list", "--agent", "mail-r", "--json").stdout)
     assert [found["id"] for found in listed] == [task["id"]]
     assert objects(machine.run("task", "list", "--agent", "mail-s", "--json").stdout) == []

@@ -107,7 +107,9 @@ def test_run_survives_a_service_that_is_killed_again_and_again(tmp_path: Path) -
         process = machine_of(alice, tmp_path / "home").spawn("run", "--agent", "a", "--", *program)
         printed, remarks = under_kills(service, process)
         task = the_task(alice)
-    print(f"\n{KILLS} kills, {remarks.count('is back')} times back, {task['logCount']} lines")
+    print(
+        f"\n{KILLS} kills, {remarks.count('reachable again')} times back, {task['logCount']} lines"
+    )
     assert printed.splitlines() == numbered(LINES)
     assert task["logs"] == numbered(LINES)
     assert process.returncode == 3

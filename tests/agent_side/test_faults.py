@@ -45,13 +45,13 @@ def test_program_is_run_where_home_is_not_there(
     ran = machine.run("run", "--agent", "a", "--", "echo", "from run", cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (0, "from run\n")
     (said,) = ran.stderr.splitlines()
-    assert "can't write to the disk, lines wait in memory" in said
+    assert "can't write to the disk, log lines are queued in memory" in said
     alice.start("w")
     worker = machine.spawn("work", "--agent", "w", "--", "echo", "from work", cwd=tmp_path)
     until(lambda: {task["status"] for task in tasks(alice)} == {"complete"})
     worker.send_signal(signal.SIGTERM)
     _, remarks = worker.communicate(timeout=60)
-    assert "lines wait in memory" in remarks
+    assert "log lines are queued in memory" in remarks
     assert [task["logs"] for task in tasks(alice)] == [["from work"], ["from run"]]
     assert not list(tmp_path.glob("**/taskservice/runs"))
 

@@ -244,7 +244,7 @@ def test_ask_is_one_question_though_answers_are_lost(
         end(remote_alice, task, asked(remote_alice, task), answer="yes")
         printed, remarks = process.communicate(timeout=60)
     assert (process.returncode, printed) == (0, "yes\n")
-    assert "the service does not answer; trying again until it is back" in remarks
+    assert "the service does not respond; retrying" in remarks
     assert len(questions(remote_alice, task)) == 1
 
 
@@ -259,7 +259,7 @@ def test_ask_waits_through_restarts_of_the_service(tmp_path: Path) -> None:
         kill(service)
         assert process.stderr is not None
         process.stderr.readline()
-        assert "the service does not answer" in process.stderr.readline()
+        assert "the service does not respond" in process.stderr.readline()
         service.start()
         question = asked(alice, task)
         service.stop()
@@ -326,7 +326,7 @@ def test_answer_that_does_not_fit_says_why(
         (["size=s", "size=s"], 2, "size: was given more than once"),
         (["share=half"], 2, "share: must be a number"),
         (["share=nan"], 2, "share: must be a number"),
-        (["share=0.12345678901234567890"], 2, "can't be kept exactly"),
+        (["share=0.12345678901234567890"], 2, "can't be stored exactly"),
         (["deploy=true"], 1, "where"),
         (["deploy=true", "where=asia"], 1, "where.0: "),
         (["deploy=true", "--decline"], 2, "Give values, --accept or --decline"),
@@ -385,7 +385,7 @@ def test_one_of_several_questions_is_chosen_by_its_id(
     assert several.stderr.splitlines() == [
         f"{first['id']}  asks: One?",
         f"{second['id']}  asks: Two?",
-        "taskservice: --question ID says which one",
+        "taskservice: Several questions match; choose one with --question ID",
     ]
     shown = machine.run("task", "answer", task["id"], "--question", second["id"].upper())
     assert f"--question {second['id']} <text>" in shown.stdout
@@ -397,7 +397,7 @@ def test_one_of_several_questions_is_chosen_by_its_id(
     assert (again.returncode, again.stderr) == (1, f"taskservice: {was_yes}\n")
     unknown = machine.run("task", "answer", task["id"], "--question", "fff", "no")
     assert (unknown.returncode, unknown.stderr) == (
-        1, "taskservice: No question's id begins with fff\n",
+        1, "taskservice: No question matches fff\n",
     )  # fmt: skip
 
 
@@ -405,8 +405,8 @@ def test_task_that_asks_nothing_cannot_be_answered(
     remote_alice: RemoteClient, machine: AgentMachine, task: Json
 ) -> None:
     for task_id, sentence in (
-        (task["id"], "The task has asked nothing"),
-        ("ffff", "No task's id begins with ffff"),
+        (task["id"], "The task has no questions"),
+        ("ffff", "No task matches ffff"),
         ("nonsense", "Task's ID is not found"),
     ):
         refused = machine.run("task", "answer", task_id, "yes")

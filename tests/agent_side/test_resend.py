@@ -64,7 +64,7 @@ def test_run_of_another_user_is_kept(
     )
     foreign = machine.run("run", "--resend")
     assert (foreign.returncode, foreign.stdout) == (1, "")
-    assert f"the key belongs to another user or agent; it stays in {folder}" in foreign.stderr
+    assert f"but the key to another user or agent; the run stays in {folder}" in foreign.stderr
     assert machine.left_runs() == [folder]
     machine.key = own_key
     assert machine.run("run", "--resend").returncode == 0
@@ -87,7 +87,7 @@ def test_run_of_another_agent_is_kept(remote_alice: RemoteClient, machine: Agent
     machine.key = agent_key(remote_alice, "other")
     foreign = machine.run("run", "--resend")
     assert (foreign.returncode, foreign.stdout) == (1, "")
-    assert "the key belongs to another user or agent" in foreign.stderr
+    assert "but the key to another user or agent" in foreign.stderr
     assert machine.left_runs() == [folder]
     machine.key = agent_key(remote_alice, "a")
     assert machine.run("run", "--resend").returncode == 0
@@ -160,7 +160,7 @@ def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
         receiver.answer = played.problem(404, "No such agent", code="not_found")
         printed, remarks = process.communicate("go on\n", timeout=30)
     assert (process.returncode, printed) == (7, "done\n")
-    assert "the service refuses: No such agent; the program continues" in remarks
+    assert "the service refused a request: No such agent; the program continues" in remarks
     assert len(machine.left_runs()) == 1
 
 
@@ -173,7 +173,7 @@ def test_lines_come_once_where_their_number_was_lost(
     remote_alice.request("POST", f"/task/{task['id']}/logs", json=lines).raise_for_status()
     record = folder / "run.json"
     record.write_text(record.read_text().replace('"taskId": null', f'"taskId": "{task["id"]}"'))
-    (folder / "place").write_bytes(b"")
+    (folder / "position").write_bytes(b"")
     resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stderr) == (0, "")
     assert the_task(remote_alice)["logs"] == ["one", "two", "from afar"]
@@ -199,7 +199,7 @@ def test_disk_that_fills_up_is_reported_and_keeps_the_end(
     result = machine.run("run", "--agent", "a", "--", "sh", "-c", script)
     assert result.returncode == 3
     assert "No space left on device" in result.stderr
-    said = re.search(r"([0-9,]+) lines found no space and are lost", result.stderr)
+    said = re.search(r"([0-9,]+) lines were lost because the disk is full", result.stderr)
     assert said is not None
     (tiny_disk / "filler").unlink()
     (folder,) = machine.left_runs()
@@ -238,7 +238,7 @@ def test_concurrent_resends_send_each_run_once(
     processes = [machine.spawn("run", "--resend") for _ in range(4)]
     said = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, said
-    assert sum(printed.count("got 1 line and its end") for printed, _ in said) == 20
+    assert sum(printed.count("sent: 1 line and the exit status") for printed, _ in said) == 20
     assert [task["logs"] for task in tasks(remote_alice)] == [["from afar"]] * 20
     assert machine.left_runs() == []
 
@@ -288,12 +288,12 @@ SPOILS: dict[str, Callable[[Path, Path], object]] = {
     "no fields": lambda folder, _: (folder / "run.json").write_text("{}"),
     "a FIFO as record": lambda folder, _: _replace_with_fifo(folder / "run.json"),
     "a FIFO as lock": lambda folder, _: _replace_with_fifo(folder / "lock"),
-    "a FIFO as place": lambda folder, _: _replace_with_fifo(folder / "place"),
+    "a FIFO as position": lambda folder, _: _replace_with_fifo(folder / "position"),
     "a FIFO as lines": lambda folder, _: _replace_with_fifo(folder / LINES),
-    "a folder as place": lambda folder, _: _replace_with_folder(folder / "place"),
+    "a folder as position": lambda folder, _: _replace_with_folder(folder / "position"),
     "a folder as lines": lambda folder, _: _replace_with_folder(folder / LINES),
     "a link as record": lambda folder, file: _replace_with_link(folder / "run.json", file),
-    "a link as place": lambda folder, file: _replace_with_link(folder / "place", file),
+    "a link as position": lambda folder, file: _replace_with_link(folder / "position", file),
     "a link as lines": lambda folder, file: _replace_with_link(folder / LINES, file),
     "others may write": lambda folder, _: folder.chmod(0o777),
     "another's": lambda folder, _: _give_away(folder),

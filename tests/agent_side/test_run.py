@@ -640,7 +640,7 @@ def test_program_runs_whatever_the_service_says(
     assert (result.returncode, result.stdout) == (7, "ran\n")
     warning, left = result.stderr.splitlines()
     assert "; the program runs, " in warning
-    assert "1 line and the program's end could not be sent yet" in left
+    assert "1 line and the exit status could not be sent yet" in left
     record = folder / "run.json"
     record.write_text(record.read_text().replace(machine.url, remote_alice.url))
     machine.url = remote_alice.url
@@ -661,7 +661,7 @@ def test_program_of_an_agent_id_that_none_can_have_runs_without_a_task(
     warning, told = result.stderr.splitlines()
     assert warning == (
         "taskservice: agentId: A b must match [a-z0-9][a-z0-9._-]{0,63}; "
-        "the program runs without a task, and nothing of it is kept"
+        "the program runs without a task, and nothing is recorded"
     )
     assert told == "told"
     killed = machine.run("run", "--agent", "A b", "--", "sh", "-c", "yes | head -1; kill -9 $$")
@@ -788,8 +788,8 @@ def test_end_of_a_program_without_lines_is_all_that_waits(machine: AgentMachine)
     machine.give_up_soon()
     machine.url = f"http://127.0.0.1:{unused_port()}"
     left = run(machine, "true").stderr.splitlines()[-1]
-    assert "taskservice: the program's end could not be sent yet; " in left
-    assert left.endswith("--resend` sends what is left")
+    assert "taskservice: the exit status could not be sent yet; " in left
+    assert left.endswith("send the rest with `taskservice run --resend`")
 
 
 def test_without_the_service_the_program_runs_and_its_task_comes_later(
@@ -801,7 +801,7 @@ def test_without_the_service_the_program_runs_and_its_task_comes_later(
     result = run(machine, "echo hello; exit 3", "--name", "away")
     assert (result.returncode, result.stdout) == (3, "hello\n")
     assert f"cannot reach {away}: Connection refused; the program runs" in result.stderr
-    assert "1 line and the program's end could not be sent yet" in result.stderr
+    assert "1 line and the exit status could not be sent yet" in result.stderr
     assert remote_alice.request("GET", "/task").json() == []
     (folder,) = machine.left_runs()
     assert not [path for path in folder.rglob("*") if machine.key.encode() in path.read_bytes()]
@@ -812,14 +812,14 @@ def test_without_the_service_the_program_runs_and_its_task_comes_later(
     machine.wait_as_usual()
     foreign = machine.run("run", "--resend")
     assert foreign.returncode == 1
-    assert f"a run for {away} is left" in foreign.stderr
+    assert f"a saved run belongs to {away}" in foreign.stderr
     # The same service, at another place.
     record = folder / "run.json"
     record.write_text(record.read_text().replace(away, remote_alice.url))
     resent = machine.run("run", "--resend")
     task = the_task(remote_alice)
     assert (resent.returncode, resent.stderr) == (0, "")
-    assert resent.stdout == f"{task['id']} got 1 line and its end\n"
+    assert resent.stdout == f"{task['id']} sent: 1 line and the exit status\n"
     assert (task["name"], task["logs"]) == ("away", ["hello"])
     assert task["error"]["message"] == "Exit status 3"
     assert machine.left_runs() == []
@@ -871,9 +871,9 @@ def test_service_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
             "run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE
         )
         assert process.stderr is not None
-        assert "its task is started when the service is back" in process.stderr.readline()
+        assert "the task will be started when the service is reachable" in process.stderr.readline()
         service.start()
-        assert process.stderr.readline() == f"taskservice: {service.url} is back\n"
+        assert process.stderr.readline() == f"taskservice: {service.url} is reachable again\n"
         _, remarks = process.communicate("go on\n", timeout=60)
         task = the_task(alice)
     assert (process.returncode, remarks) == (2, "")

@@ -236,7 +236,7 @@ def test_memory_goes_to_the_disk_when_there_is_room_again(tmp_path: Path) -> Non
 def test_place_that_cannot_be_read_loses_no_line(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     put(spool, 1, 10)
-    (tmp_path / "place").write_bytes(b"")
+    (tmp_path / "position").write_bytes(b"")
     batch = Spool(tmp_path).peek(1_000)
     assert batch is not None
     # The number is higher than any that the service has, so it answers with the one it expects.

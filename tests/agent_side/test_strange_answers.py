@@ -196,7 +196,7 @@ def test_run_that_starts_under_a_page_loses_nothing(
         printed, remarks = ended(machine, process)
         assert (process.returncode, printed) == (7, "one\n")
         assert "not from taskservice; the program runs" in remarks
-        assert "1 line and the program's end could not be sent yet" in remarks
+        assert "1 line and the exit status could not be sent yet" in remarks
         assert machine.run("run", "--resend").returncode != 0
         assert len(machine.left_runs()) == 1
         between.answer = losing(remote_alice, lambda number: False)
@@ -221,7 +221,7 @@ def test_run_behind_a_proxy_that_refuses_each_body_loses_nothing(
         machine.url = between.url
         ended = machine.run("run", "--agent", "a", "--", "sh", "-c", "echo one; exit 7")
         assert (ended.returncode, ended.stdout) == (7, "one\n")
-        assert "1 line and the program's end could not be sent yet" in ended.stderr
+        assert "1 line and the exit status could not be sent yet" in ended.stderr
         between.answer = pass_on
         assert machine.run("run", "--resend").returncode == 0
     assert the_task(remote_alice)["logs"] == ["one"]
@@ -247,7 +247,7 @@ def test_run_that_a_page_comes_over_loses_nothing(
         process.stdin.flush()
         printed, remarks = ended(machine, process)
         assert (process.returncode, printed) == (7, "one\ntwo\n")
-        assert "1 line and the program's end could not be sent yet" in remarks
+        assert "1 line and the exit status could not be sent yet" in remarks
         between.answer = passed_on
         resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stderr) == (0, "")
@@ -271,7 +271,7 @@ def test_worker_waits_until_a_page_is_gone(
         worker.send_signal(signal.SIGTERM)
         _, remarks = worker.communicate(timeout=40)
     assert worker.returncode == 0
-    assert "not from taskservice; trying again until it is back" in remarks
+    assert "not from taskservice; retrying" in remarks
     assert the_task(remote_alice)["logs"] == ["done"]
 
 

@@ -223,7 +223,7 @@ def test_start_prints_the_id_of_a_task_that_waits(
     task = the_task(remote_alice)
     assert started.stdout == f"{task['id']}\n"
     assert started.stderr == (
-        f"taskservice: it waits for a worker of agent one: {remote_alice.url}/tasks/{task['id']}\n"
+        f"taskservice: waiting for a worker of agent one: {remote_alice.url}/tasks/{task['id']}\n"
     )
     assert (task["name"], task["input"], task["claimedAt"]) == ("by hand", {"day": 1}, None)
     assert task["labels"] == {"env": "prod", "odd": "a=b:c"}
@@ -256,10 +256,10 @@ def test_input_that_is_none_says_why_and_starts_nothing(
         ("\udcff", "is not JSON"),
         ("[1]", "must be a JSON object"),
         ('{"a": 1, "a": 2}', "a key twice"),
-        ('{"a": 0.12345678901234567890}', "can't be kept exactly"),
+        ('{"a": 0.12345678901234567890}', "can't be stored exactly"),
         (f"@{tmp_path / 'none'}", "No such file or directory"),
         (f"@{tmp_path}", "Is a directory"),
-        ("@/dev/zero", "more than 1 MiB"),
+        ("@/dev/zero", "larger than 1 MiB"),
     ):
         for command in (["start", "--agent", "one"], ["rerun", str(task["id"])]):
             refused = machine.run("task", *command, "--input", text)
@@ -272,7 +272,7 @@ def test_start_says_that_an_agent_is_new(remote_alice: RemoteClient, machine: Ag
     remote_alice.request("PUT", "/agent/word-count").raise_for_status()
     started = machine.run("task", "start", "--agent", "word-cuont")
     first, _ = started.stderr.splitlines()
-    assert "agent word-cuont is new and was registered just now; did you mean word-count" in first
+    assert "agent word-cuont was registered just now; did you mean word-count" in first
     assert the_task(remote_alice)["agentId"] == "word-cuont"
 
 
@@ -371,7 +371,7 @@ def test_list_says_that_there_are_more(remote_alice: RemoteClient, machine: Agen
         remote_alice.start("one", name=f"number {number}")
     listed = machine.run("task", "list")
     assert len(listed.stdout.splitlines()) == 21
-    assert "there are more than these 20" in listed.stderr
+    assert "these are the newest 20" in listed.stderr
     assert len(shown_ids(machine)) == 21
     all_of_them = machine.run("task", "list", "--limit", "21")
     assert (len(all_of_them.stdout.splitlines()), all_of_them.stderr) == (22, "")
@@ -467,11 +467,11 @@ def test_beginning_that_fits_several_tasks_or_none_says_so(
         several = machine.run("task", command, ids[0][:6])
         assert (several.returncode, several.stdout) == (2, "")
         assert several.stderr == (
-            f"taskservice: Several tasks begin with {ids[0][:6]}, such as {ids[2]} and {ids[1]}\n"
+            f"taskservice: Several tasks match {ids[0][:6]}, such as {ids[2]} and {ids[1]}\n"
         )
         none = machine.run("task", command, "ffff")
         assert (none.returncode, none.stdout) == (5 if command == "follow" else 1, "")
-        assert none.stderr == "taskservice: No task's id begins with ffff\n"
+        assert none.stderr == "taskservice: No task matches ffff\n"
     assert len(shown_ids(machine)) == 3
 
 

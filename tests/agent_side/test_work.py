@@ -144,7 +144,7 @@ def test_worker_waits_for_a_service_that_is_away(tmp_path: Path) -> None:
         (task,) = all_finished(alice, 1)
         ((_, remarks),) = stop(worker)
     assert task["logs"] == ["done"]
-    assert "trying again until it is back" in remarks
+    assert "retrying" in remarks
 
 
 def test_worker_says_for_which_agent_it_waits(
@@ -160,8 +160,7 @@ def test_worker_says_for_which_agent_it_waits(
         ((_, rest),) = stop(worker)
         assert rest == ""
     assert said == [
-        "taskservice: agent word-cuont is new and was registered just now; "
-        "did you mean word-count?\n",
+        "taskservice: agent word-cuont was registered just now; did you mean word-count?\n",
         "taskservice: waiting for tasks of agent word-cuont\n",
         "taskservice: waiting for tasks of agent word-cuont\n",
     ]
@@ -184,10 +183,10 @@ def test_worker_continues_after_another_programs_page(
         worker = work(machine, "true")
         assert worker.stderr is not None
         assert "waiting for tasks" in worker.stderr.readline()
-        assert "trying again" in worker.stderr.readline()
+        assert "retrying" in worker.stderr.readline()
         # On a busy machine another connection may break first.
-        while "not from taskservice; trying again" not in (line := worker.stderr.readline()):
-            assert "trying again" in line
+        while "not from taskservice; retrying" not in (line := worker.stderr.readline()):
+            assert "retrying" in line
         stop(worker)
     assert worker.returncode == 0
 
@@ -308,5 +307,5 @@ def test_task_that_cannot_be_run_does_not_stay_claimed(
     # Three standard files, and at most two connections.
     until(lambda: len(os.listdir(f"/proc/{worker.pid}/fd")) <= 5)
     stop(worker)
-    assert task["error"]["message"].startswith("Its worker could not run it: [Errno 24]")
+    assert task["error"]["message"].startswith("The worker could not start the program: [Errno 24]")
     assert machine.left_runs() == []

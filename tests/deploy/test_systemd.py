@@ -110,7 +110,7 @@ def test_service_says_when_it_is_ready_and_ends_in_time(machine: Machine) -> Non
             process.kill()
             process.wait()
     assert (machine.root / "var/lib/taskservice/taskservice.db").exists()
-    assert "is not a setting" not in (machine.root / "log").read_text()
+    assert "is not a known setting" not in (machine.root / "log").read_text()
 
 
 def is_ready(url: str) -> bool:

@@ -156,7 +156,7 @@ def test_wrong_setting_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
 def test_unknown_setting_is_a_warning(tmp_path: Path) -> None:
     result = run(tmp_path, "db", "upgrade", THREDS="16")
     assert result.returncode == 0
-    assert "TASKSERVICE_THREDS is not a setting" in result.stderr
+    assert "TASKSERVICE_THREDS is not a known setting" in result.stderr
 
 
 def test_serve_on_a_broken_database_is_one_line(tmp_path: Path) -> None:

@@ -484,7 +484,7 @@ def test_prune_without_a_setting_removes_nothing_and_says_why(data: Path) -> Non
     result = run(data, "prune")
     assert result.returncode == 0
     assert "Retention is off: set " in result.stderr
-    assert result.stdout == "Nothing removed\n"
+    assert result.stdout == "Nothing deleted\n"
 
 
 def test_prune_returns_the_space_immediately(data: Path) -> None:

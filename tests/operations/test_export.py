@@ -186,7 +186,7 @@ def test_import_again_changes_nothing(here: Place, there: Place, receiver: Recei
     }  # fmt: skip
     assert rows(there.app) == before
     shown = there.run("import", stdin=exported).stdout.decode()
-    assert f"0 tasks imported, {first['tasks']} existed already; 0 users and 0 agents" in shown
+    assert f"0 tasks imported, {first['tasks']} already existed; 0 users and 0 agents" in shown
 
 
 @both_ways

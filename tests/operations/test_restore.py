@@ -99,7 +99,7 @@ def test_restore_replaces_a_database_only_with_force_and_keeps_it_aside(
     assert restored.returncode == 0, restored
     assert users(data / "taskservice.db") == ["alice"]
     aside = replaced(data)
-    assert f"the database before is {aside}" in restored.stderr
+    assert f"the previous database was kept as {aside}" in restored.stderr
     assert users(aside) == ["bob", "carol"]
     assert check(data)["integrity"]["state"] == "ok"
     # Nothing else is left, and it can be restored in turn.
