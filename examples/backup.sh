@@ -3,8 +3,8 @@
 #
 #   taskservice run --agent backup -- examples/backup.sh FOLDER ARCHIVE
 #
-# The script knows nothing of the service: what it prints becomes the log, its exit code the
-# outcome, and its last line, a JSON object, the output.
+# The script does not use the service: its output becomes the log, its exit status the outcome,
+# and its last line, a JSON object, the task's output.
 set -eu
 
 echo "Packing $1"

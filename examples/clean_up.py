@@ -1,4 +1,4 @@
-"""A tool for a chat: deletes the old files of a folder, and asks a person before it does.
+"""An MCP tool that deletes old files in a folder, after asking a person for approval.
 
     taskservice agent add clean-up --input-schema @examples/clean_up.json \
         --description "Deletes old files of a folder. It asks before it deletes."
@@ -22,13 +22,13 @@ SHOWN = 20
 
 
 def old_files(folder: Path, days: float) -> list[Path]:
-    """The files of a folder that are older than this, without links and folders."""
+    """The files of a folder that are older than `days`, without links and folders."""
     limit = time.time() - days * 86_400
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.is_symlink())
     return [path for path in files if path.lstat().st_mtime <= limit]
 
 
-def may_delete(task: Task, folder: Path, files: list[Path]) -> bool:
+def is_approved(task: Task, folder: Path, files: list[Path]) -> bool:
     names = [path.name for path in files[:SHOWN]]
     if len(files) > SHOWN:
         names.append(f"and {len(files) - SHOWN} more")
@@ -49,7 +49,7 @@ def main() -> None:
     print(f"{folder} has {len(files)} old files", flush=True)
     with current() as task:
         task.output["deleted"] = 0
-        if files and may_delete(task, folder, files):
+        if files and is_approved(task, folder, files):
             for number, path in enumerate(files, 1):
                 path.unlink(missing_ok=True)
                 task.output["deleted"] = number

@@ -1,9 +1,9 @@
-"""A receiver of callbacks in Flask, which accepts only webhooks that the service has signed.
+"""A receiver of webhooks in Flask, which accepts only requests that the service has signed.
 
     pip install flask standardwebhooks
     CALLBACK_SECRET=whsec_... python examples/receiver.py 9000
 
-`GET /api/v1/callback-secret` shows the secret. A webhook can come more than once, with the
+`GET /api/v1/callback-secret` returns the secret. A webhook can arrive more than once, with the
 same webhook-id.
 """
 
@@ -21,7 +21,7 @@ seen: set[str] = set()  # a real receiver keeps it in its database
 @app.post("/")
 def receive() -> tuple[str, int]:
     try:
-        # The signature covers the exact bytes of the body; parsed and dumped JSON may differ.
+        # The signature covers the exact bytes of the body; serialized JSON can differ.
         task = webhook.verify(request.get_data(), dict(request.headers))
     except WebhookVerificationError:
         abort(400)

@@ -1,9 +1,9 @@
-"""Counts the words of text files, and reports it as a task.
+"""Counts the words of text files, and reports the result as a task.
 
     TASKSERVICE_URL=... TASKSERVICE_APIKEY=... python examples/summary.py FILE ...
 
-An exception that it raises becomes the task's error, with its traceback in the log. A cancel raises
-TaskCancelled at the next line.
+An exception becomes the task's error, with the traceback in the log. After a cancellation, the
+next line raises TaskCancelled.
 """
 
 import sys

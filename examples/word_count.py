@@ -1,4 +1,4 @@
-"""A program for a worker: the task's input is JSON on stdin, the output is the last line.
+"""A program for a worker: reads the input as JSON from stdin, and prints the output last.
 
     taskservice work --agent word-count -- python examples/word_count.py
 

@@ -3,7 +3,7 @@
     TASKSERVICE_URL=... TASKSERVICE_APIKEY=... python examples/workflow.py "a topic"
 
 Each step appears in the log as it happens, and in the output when it is done, so that a
-person can watch the progress. `Model` is a fake: replace it with your own.
+person can watch the progress. `Model` is a fake: replace it with a real one.
 """
 
 import logging
