@@ -41,11 +41,11 @@ def is_approved(task: Task, folder: Path, files: list[Path]) -> bool:
 
 
 def main() -> None:
-    given = json.load(sys.stdin)
-    folder = Path(given["folder"])
+    task_input = json.load(sys.stdin)
+    folder = Path(task_input["folder"])
     if not folder.is_dir():
         sys.exit(f"{folder} is not a folder")
-    files = old_files(folder, given.get("days", 30))
+    files = old_files(folder, task_input.get("days", 30))
     print(f"{folder} has {len(files)} old files", flush=True)
     with current() as task:
         task.output["deleted"] = 0

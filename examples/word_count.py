@@ -10,8 +10,8 @@ Start tasks for it from anywhere:
 import json
 import sys
 
-given = json.load(sys.stdin)
-if "text" not in given:
+task_input = json.load(sys.stdin)
+if "text" not in task_input:
     sys.exit("The input has no text")
-print(f"Counting {len(given['text'])} characters", flush=True)
-print(json.dumps({"words": len(given["text"].split())}))
+print(f"Counting {len(task_input['text'])} characters", flush=True)
+print(json.dumps({"words": len(task_input["text"].split())}))

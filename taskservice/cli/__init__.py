@@ -98,6 +98,6 @@ def _command_without_server(name: str) -> click.Command:
 def main() -> None:
     """Record the runs of agents with live logs, and send a signed webhook when each one ends.
 
-    Settings are environment variables; `taskservice serve --help` lists those of the server.
+    Settings are environment variables; `taskservice serve --help` lists the settings of the server.
     `taskservice COMMAND --help` shows examples.
     """

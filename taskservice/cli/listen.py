@@ -77,7 +77,7 @@ def command(forward: str | None, port: int | None, as_json: bool) -> None:
         signal.signal(number, signal.default_int_handler)
     try:
         with service_client() as client:
-            _secret(client)  # fail now if the key may not read it
+            _secret(client)  # fail now if the key cannot read it
             if forward is None:
                 _receive(client, port or DEFAULT_PORT, bytes.decode if as_json else _described)
             else:

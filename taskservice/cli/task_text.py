@@ -59,9 +59,9 @@ def details(task: Task) -> Iterator[str]:
         ("id", task.id),
         ("agent", task.agent_id),
         ("labels", labels_text(task)),
-        ("created", _moment(data["createdAt"])),
-        ("claimed", _moment(data["claimedAt"])),
-        ("finished", _moment(data["finishedAt"])),
+        ("created", _with_offset(data["createdAt"])),
+        ("claimed", _with_offset(data["claimedAt"])),
+        ("finished", _with_offset(data["finishedAt"])),
         ("started by", data["startedBy"]),
         ("ended by", data["endedBy"]),
         ("parent", data["parentId"]),
@@ -105,15 +105,15 @@ def _progress(task: Task) -> str:
     return " ".join(([] if share is None else [percent_done(share)]) + ([note] if note else []))
 
 
-def local_time(moment: str | None, precision: str = "minutes") -> str:
+def local_time(timestamp: str | None, precision: str = "minutes") -> str:
     """The time in this machine's time zone; `-` if there is none."""
-    if moment is None:
+    if timestamp is None:
         return "-"
-    local = datetime.fromisoformat(moment).astimezone().replace(tzinfo=None)
+    local = datetime.fromisoformat(timestamp).astimezone().replace(tzinfo=None)
     return local.isoformat(" ", timespec=precision)
 
 
-def _moment(moment: str | None) -> str | None:
-    if moment is None:
+def _with_offset(timestamp: str | None) -> str | None:
+    if timestamp is None:
         return None
-    return datetime.fromisoformat(moment).astimezone().isoformat(" ", timespec="seconds")
+    return datetime.fromisoformat(timestamp).astimezone().isoformat(" ", timespec="seconds")

@@ -16,17 +16,17 @@ from taskservice.services.transfer import Imported, InvalidExport, import_from
 from taskservice.terminal import exit_with_error, notice, print_json, print_line
 
 
-class MomentText(click.ParamType[str]):
-    """A moment in RFC 3339."""
+class TimeText(click.ParamType[str]):
+    """A time in RFC 3339."""
 
     name = "time"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            moment: str = Moment("").deserialize(value)
+            timestamp: str = Moment("").deserialize(value)
         except ValidationError as error:
             self.fail(str(error.messages[0]), param, ctx)
-        return moment
+        return timestamp
 
 
 @click.command(
@@ -39,7 +39,7 @@ class MomentText(click.ParamType[str]):
 )
 @click.option("--user", type=Text(), metavar="NAME", help="Only the tasks of this user.")
 @click.option(
-    "--since", type=MomentText(), metavar="TIME", help="Only tasks updated at or after this time."
+    "--since", type=TimeText(), metavar="TIME", help="Only tasks updated at or after this time."
 )
 def export_command(user: str | None, since: str | None) -> None:
     """Print tasks with their logs, questions and deliveries as JSON Lines.

@@ -141,7 +141,7 @@ class TaskHandler(logging.Handler):
 def _is_of_sending(record: logging.LogRecord) -> bool:
     """Whether sending lines caused this record: sending it would cause another one."""
     is_request = record.name.startswith(("urllib3", "requests"))
-    # A sender would wait for itself when there is no space.
+    # A sender would wait for itself if there is no space.
     return isinstance(current_thread(), Sender) or (is_request and record.levelno < logging.WARNING)
 
 
@@ -345,7 +345,7 @@ class Client:
         except Invalid as error:
             if not is_own or "parentId" not in error.errors:
                 raise
-        logger.warning("Started without a parent, since this key may not see task %s", parent)
+        logger.warning("Started without a parent: the key has no access to task %s", parent)
         return start_task(self.connection, fields, uuid4().hex)
 
     def claim(self, agent_id: str, wait: float = WAIT_SECONDS) -> Task | None:

@@ -267,7 +267,7 @@ def _reason(error: Exception) -> str:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """The original error, inside those of requests and urllib3."""
+    """The original error, inside the errors of requests and urllib3."""
     while True:
         inner = getattr(error, "reason", None) or next(
             (argument for argument in error.args if isinstance(argument, BaseException)), None

@@ -182,7 +182,7 @@ class Outbox:
 
 
 def _register_in_child() -> None:
-    """Children of multiprocessing run its own exit handlers, but not those of atexit."""
+    """Register an exit handler in a child of multiprocessing, which does not run atexit's."""
     util = sys.modules.get("multiprocessing.util")
     if util is not None and os.getpid() not in _registered_processes:
         _registered_processes.add(os.getpid())

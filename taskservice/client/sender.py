@@ -30,7 +30,7 @@ from taskservice.terms import LOG_FULL, MAX_LINE, MAX_LOG, MAX_MESSAGE, MAX_NOTE
 # An event that one thread waits for, and that Ctrl-C cannot leave locked.
 
 
-class Flag:
+class InterruptSafeEvent:
     """Like threading.Event, but safe with Ctrl-C.
 
     Event takes its lock in Python code, where a KeyboardInterrupt can leave the lock held, so that
@@ -219,7 +219,7 @@ class LineQueue:
         self._batch: Batch | None = None
         self._is_open = True
         self._lock = threading.Lock()
-        self._news = Flag()
+        self._news = InterruptSafeEvent()
 
     def put(self, text: bytes, at: int) -> None:
         """Add whole lines of one time, in milliseconds since 1970, without waiting."""
@@ -329,7 +329,7 @@ class Sender(threading.Thread):
         self.is_delivered = False
         # Set at the end of the thread. `is_alive` is unreliable: before Python 3.13 it is false
         # after Ctrl-C has interrupted a `join`.
-        self.has_ended = Flag()
+        self.has_ended = InterruptSafeEvent()
         self._connection, self._writer, self._task_id = connection, writer, task_id
         self._heartbeat = heartbeat
         self._log_bytes = log_bytes
@@ -338,8 +338,8 @@ class Sender(threading.Thread):
         self._last_request_at = 0.0
         self._report: dict[str, Any] | None = None
         self._is_finished = False
-        self._closing = Flag()
-        self._abandoned = Flag()
+        self._closing = InterruptSafeEvent()
+        self._abandoned = InterruptSafeEvent()
         # The unsent progress.
         self._progress: dict[str, Any] = {}
         self._progress_at = -math.inf  # when it was last sent

@@ -432,7 +432,7 @@ class Task:
         """Add a line to the log: the values as text, separated by spaces, as `print` does.
 
         A line feed starts another line. A line over 64 KiB is truncated, and lines over 100 MiB
-        in all are dropped; a marker in the log says so. Returns immediately: a background
+        in all are dropped; a marker in the log shows it. Returns immediately: a background
         thread sends the lines in order, each exactly once. Blocks only while 16 MiB of lines
         are waiting to be sent.
 

@@ -104,7 +104,7 @@ PROGRAM_ONLY = (signal.SIGUSR1, signal.SIGUSR2, *REAL_TIME)
 RESET_TO_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
 # A paused program gets these only when it continues.
 _NEED_CONTINUE = (signal.SIGTERM, signal.SIGHUP)
-# How often to check whether all processes are paused. Some never are: those of another user,
+# How often to check whether all processes are paused. Some never are: processes of another user,
 # and one that waits in vfork for a paused child.
 _MAX_CHECKS = 50
 _CHECK_INTERVAL = 0.01
