@@ -12,7 +12,7 @@ copyright = "the authors of taskservice"
 root_doc = "docs/index"
 include_patterns = ["docs/**/*.md", "docs/*.md", "examples/*.md", "*.md"]
 exclude_patterns = [".*", "build", "taskservice", "tests", "benchmarks"]
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinxcontrib.mermaid"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxcontrib.mermaid"]
 # Links lead to headings as on a code host.
 myst_heading_anchors = 4
 myst_fence_as_directive = ["mermaid"]

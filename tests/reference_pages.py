@@ -33,7 +33,7 @@ def written(page: str) -> str:
 def _generated(page: str) -> str:
     if page == SETTINGS:
         return _settings()
-    return _commands(cli.ON_THE_AGENTS_SIDE if page == CLIENT else cli.ON_THE_SERVER)
+    return _commands(cli.CLIENT_COMMANDS if page == CLIENT else cli.SERVER_COMMANDS)
 
 
 def _settings() -> str:

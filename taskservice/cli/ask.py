@@ -77,8 +77,8 @@ def command(
 
     If the answer has one field, its value is printed, otherwise the answer as JSON. Exit codes:
     0 answered, 1 declined, 3 no answer in time, 4 the task has ended or the question was
-    withdrawn, 69 the service is unavailable. The command also waits while the service is
-    unavailable. A signal withdraws the question.
+    withdrawn, 69 the service stayed unavailable or refused the question. The command keeps
+    waiting during an outage. A signal withdraws the question.
     """
     if choices and schema is not None:
         raise click.UsageError("--choice can't be used with --schema.")

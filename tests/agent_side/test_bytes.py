@@ -2,7 +2,7 @@
 
 import click
 
-from taskservice.cli import ON_THE_AGENTS_SIDE, main
+from taskservice.cli import CLIENT_COMMANDS, main
 from tests.support.agent_machine import AgentMachine, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.cheap_subtests import CheapSubtests
@@ -32,7 +32,7 @@ def test_argument_that_is_no_text_is_refused_before_anything_starts(
 
 def test_each_text_of_a_command_is_checked() -> None:
     context = click.Context(main)
-    for name in ON_THE_AGENTS_SIDE:
+    for name in CLIENT_COMMANDS:
         command = main.get_command(context, name)
         assert command is not None
         for part in getattr(command, "commands", {name: command}).values():

@@ -92,7 +92,7 @@ def test_task_of_the_program_that_the_key_may_not_see_is_no_parent(
     monkeypatch.setenv("TASKSERVICE_TASK_ID", unseen)
     with caplog.at_level(logging.WARNING):
         assert client.start("new agent".replace(" ", "-")).data["parentId"] is None
-    assert f"may not see task {unseen}" in caplog.text
+    assert f"has no access to task {unseen}" in caplog.text
 
 
 def test_filters_find_what_they_name(client: Client) -> None:

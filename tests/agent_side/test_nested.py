@@ -145,7 +145,7 @@ def test_parent_that_the_key_may_not_see_is_left_out(
         program = machine.python(STARTS_A_TASK)
         _, warning = program.communicate(timeout=60)
         assert program.returncode == 0
-    assert f"may not see task {parent['id']}" in warning or "without parentId" in warning
+    assert f"has no access to task {parent['id']}" in warning or "without parentId" in warning
     child, _ = tasks(remote_alice)
     assert (child["agentId"], child["parentId"]) == ("inner", None)
 
