@@ -14,11 +14,11 @@ from taskservice.terms import CANCELLED, NOT_FOUND, PROBLEM_TYPE
 class TaskServiceError(Exception):
     """The base class of all errors of the client; its text is one line for a person.
 
-    Stop working: TaskCancelled, NotFound of the task, TaskFinished.
-    Try again later: Unreachable, Unavailable, UnexpectedResponse.
-    Fix the call or the setting: Invalid, TooLarge, BadRequest, InvalidKey, Forbidden, Conflict,
-    SettingError, NotTheService, OtherVersion.
-    Continue without an answer: QuestionDeclined, QuestionExpired, QuestionWithdrawn.
+    - Stop working: TaskCancelled, TaskFinished, and NotFound if the task was deleted.
+    - Try again later: Unreachable, Unavailable, UnexpectedResponse.
+    - Fix the call or the setting: Invalid, TooLarge, BadRequest, InvalidKey, Forbidden, Conflict,
+      SettingError, NotTheService, OtherVersion.
+    - Continue without an answer: QuestionDeclined, QuestionExpired, QuestionWithdrawn.
     """
 
 

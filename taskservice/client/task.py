@@ -551,7 +551,7 @@ class Task:
             choices: The allowed answers.
 
         Returns:
-            The answer: a string, or a dictionary if `schema` is given.
+            The answer as a string, or as a dictionary if `schema` is given.
 
         Raises:
             QuestionDeclined, QuestionExpired, QuestionWithdrawn: There is no answer.
