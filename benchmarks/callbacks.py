@@ -15,8 +15,8 @@ from taskservice.database.engine import dispose
 from taskservice.webhooks.destinations import Destinations
 from tests.support import receiver as play
 from tests.support.api_client import RemoteClient, add_user
+from tests.support.background_process import working
 from tests.support.deliveries import enqueue_many
-from tests.support.delivery_worker import working
 from tests.support.receiver import Receiver
 from tests.support.service import Service
 
@@ -25,14 +25,14 @@ HANGING = 64
 GETS = 500
 
 
-def seconds_to_post(folder: Path, workers: int) -> float:
-    """How long this many worker processes take for DUE deliveries to one fast receiver."""
+def seconds_to_post(folder: Path, processes: int) -> float:
+    """How long this many background processes take for DUE deliveries to one fast receiver."""
     url = f"sqlite:///{folder / 'taskservice.db'}"
     allowed = Destinations.parse("loopback")
     app = create_app(Config(DATA=folder, DATABASE_URL=url, CALLBACK_ALLOWED=allowed).completed())
     with Receiver() as receiver, ExitStack() as stack:
         enqueue_many(app, add_user(app, "alice"), receiver.url, DUE)
-        for _ in range(workers):
+        for _ in range(processes):
             stack.enter_context(working(app))
         # From the first to the last: without the start of the processes.
         times = [request.at for request in receiver.wait_for(DUE, timeout=DUE)]
@@ -76,9 +76,11 @@ def quiet_and_beside_hanging(folder: Path) -> tuple[float, float]:
 
 def main() -> None:
     folder = Path(tempfile.mkdtemp())
-    for workers in (1, 3):
-        rate = DUE / seconds_to_post(folder / str(workers), workers)
-        print(f"{'webhooks':14} {rate:8.0f} a second, by {workers} worker process(es) on SQLite")
+    for processes in (1, 3):
+        rate = DUE / seconds_to_post(folder / str(processes), processes)
+        print(
+            f"{'webhooks':14} {rate:8.0f} a second, by {processes} background process(es) on SQLite"
+        )
     quiet, beside = quiet_and_beside_hanging(folder)
     print(f"{'get one, p95':14} {quiet:8.1f} ms quiet, {beside:.1f} ms beside {HANGING} reports "
           "whose receivers hang")  # fmt: skip

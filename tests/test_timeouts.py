@@ -319,35 +319,37 @@ def test_absence_of_the_service_is_not_silence_of_a_task(
     assert alice.task(late)["error"]["type"] == "timeout"
 
 
-def test_worker_alone_ends_nothing(app: Flask, alice: ApiClient, no_grace: None) -> None:
+def test_background_process_alone_ends_nothing(
+    app: Flask, alice: ApiClient, no_grace: None
+) -> None:
     """While no process serves, agents cannot report."""
     task = alice.start(claim=True)
     fall_silent(app, task, 1000 * DAY)
-    worker = Upkeep(app, serves=False)
-    rounds(worker, 0.2)
+    background = Upkeep(app, serves=False)
+    rounds(background, 0.2)
     assert alice.task(task)["status"] == "running"
     Upkeep(app).do_round()
     assert alice.task(task)["status"] == "error"
 
 
-def test_worker_ends_no_task_while_no_process_serves(
+def test_background_process_ends_no_task_while_no_process_serves(
     app: Flask, alice: ApiClient, clocks: Clocks
 ) -> None:
-    serve, worker = Upkeep(app), Upkeep(app, serves=False)
+    serve, background = Upkeep(app), Upkeep(app, serves=False)
     early, late = alice.start(claim=True), alice.start(claim=True)
     fall_silent(app, early, 2 * DAY)
-    for loop in (serve, worker):
+    for loop in (serve, background):
         loop.do_round()
-    clocks.go_on_with(serve, worker, seconds=310)
+    clocks.go_on_with(serve, background, seconds=310)
     assert alice.task(early)["error"]["type"] == "timeout"
-    # The worker goes on, and a serving process is back after more than a minute.
-    clocks.go_on_with(worker, seconds=70)
+    # The background process continues, and a serving process is back after more than a minute.
+    clocks.go_on_with(background, seconds=70)
     fall_silent(app, late, 2 * DAY)
     serve = Upkeep(app)
     serve.do_round()
-    clocks.go_on_with(serve, worker, seconds=290)
+    clocks.go_on_with(serve, background, seconds=290)
     assert alice.task(late)["status"] == "running"
-    clocks.go_on_with(serve, worker, seconds=20)
+    clocks.go_on_with(serve, background, seconds=20)
     assert alice.task(late)["error"]["type"] == "timeout"
 
 

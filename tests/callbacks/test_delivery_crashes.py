@@ -20,8 +20,8 @@ from flask import Flask
 
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, RemoteClient, expect
+from tests.support.background_process import working
 from tests.support.deliveries import addresses, columns, deliveries_of, enqueue_each, enqueue_many
-from tests.support.delivery_worker import working
 from tests.support.receiver import Exchange, Receiver
 from tests.support.service import Service
 from tests.support.waiting import until
@@ -326,7 +326,7 @@ def test_every_task_that_finishes_while_the_service_is_killed_is_posted(
 
 
 @pytest.mark.timeout(600)
-def test_each_of_many_due_deliveries_is_posted_by_one_of_three_workers(
+def test_each_of_many_due_deliveries_is_posted_by_one_of_three_background_processes(
     app: Flask, alice: ApiClient, receiver: Receiver
 ) -> None:
     enqueue_many(app, alice, receiver.url, DUE)

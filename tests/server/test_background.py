@@ -16,9 +16,9 @@ from flask import Flask
 from taskservice.database.types import database_now
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, RemoteClient
+from tests.support.background_process import working
 from tests.support.commands import one_line, run
 from tests.support.deliveries import change, columns, deliveries_of, finish, make_due, the_delivery
-from tests.support.delivery_worker import working
 from tests.support.internals import end_for_silence
 from tests.support.receiver import Exchange, Receiver
 from tests.support.service import Service
@@ -39,7 +39,9 @@ def leave_due(alice: ApiClient, app: Flask, receiver: Receiver, count: int = 1) 
     return tasks
 
 
-def test_worker_posts_what_is_due(alice: ApiClient, app: Flask, receiver: Receiver) -> None:
+def test_background_process_posts_what_is_due(
+    alice: ApiClient, app: Flask, receiver: Receiver
+) -> None:
     (task,) = leave_due(alice, app, receiver)
     with working(app):
         receiver.wait_for(1)
@@ -47,23 +49,23 @@ def test_worker_posts_what_is_due(alice: ApiClient, app: Flask, receiver: Receiv
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_idle_worker_ends_immediately(app: Flask, signum: int) -> None:
-    with working(app) as worker:
+def test_idle_background_process_ends_immediately(app: Flask, signum: int) -> None:
+    with working(app) as process:
         began = time.monotonic()
-        assert worker.end(signum) == 0
+        assert process.end(signum) == 0
         # Within a second; but a machine may be busy. A round would be 20 s.
         assert time.monotonic() - began < 15
 
 
-def test_stopping_worker_releases_its_leases(
+def test_stopping_background_process_releases_its_leases(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     leave_due(alice, app, receiver)
     receiver.answer = play.silence
-    with working(app, CALLBACK_TIMEOUT="30") as worker:
+    with working(app, CALLBACK_TIMEOUT="30") as process:
         receiver.wait_for(1)
         assert columns(app, "lease") != [(None,)]
-        assert worker.end(signal.SIGTERM) == 0
+        assert process.end(signal.SIGTERM) == 0
     # Only the request's own attempt was recorded.
     assert columns(app, "state", "lease", "attempt_count") == [("pending", None, 1)]
     receiver.answer = play.answer(204)
@@ -71,7 +73,7 @@ def test_stopping_worker_releases_its_leases(
         receiver.wait_for(2)
 
 
-def test_worker_that_is_killed_leaves_it_to_the_next_one_when_the_lease_has_run_out(
+def test_process_that_is_killed_leaves_it_to_the_next_one_when_the_lease_has_run_out(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     (task,) = leave_due(alice, app, receiver)
@@ -87,7 +89,7 @@ def test_worker_that_is_killed_leaves_it_to_the_next_one_when_the_lease_has_run_
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
 
 
-def test_several_workers_post_each_delivery_once(
+def test_several_processes_post_each_delivery_once(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     leave_due(alice, app, receiver, DELIVERIES)
@@ -100,7 +102,7 @@ def test_several_workers_post_each_delivery_once(
     assert len(ids) == len(set(ids)) == DELIVERIES
 
 
-def test_worker_processes_of_the_service_post_what_is_due(
+def test_server_processes_post_what_is_due(
     alice: ApiClient, app: Flask, receiver: Receiver, tmp_path: Path
 ) -> None:
     (task,) = leave_due(alice, app, receiver)

@@ -23,7 +23,7 @@ class Background:
         # A file, since a pipe without a reader would fill up.
         folder = Path(app.config["DATA"])
         folder.mkdir(exist_ok=True)
-        self.log = folder / f"worker-{uuid4().hex}.log"
+        self.log = folder / f"background-{uuid4().hex}.log"
         with open(self.log, "wb") as log:
             self.process = ForkedPopen([*COMMAND, "background"], env=self.environment, stderr=log)
         until(lambda: "started" in self.log.read_text() or self.process.poll() is not None)
@@ -41,8 +41,8 @@ class Background:
 
 @contextmanager
 def working(app: Flask, **settings: str) -> Iterator[Background]:
-    worker = Background(app, **settings)
+    process = Background(app, **settings)
     try:
-        yield worker
+        yield process
     finally:
-        worker.kill()
+        process.kill()
