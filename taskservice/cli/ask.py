@@ -87,9 +87,9 @@ def command(
     # The question is stored, like the lines of the log.
     masker = Masker(os.environ)
     message = masker.mask_text(message)
-    wanted = masker.mask_json(schema_of_choices(choices) if choices else schema)
+    answer_schema = masker.mask_json(schema_of_choices(choices) if choices else schema)
     with service_client(seconds_open(timeout), failure=UNAVAILABLE) as client:
-        question = _answered(client, message, wanted, timeout)
+        question = _answered(client, message, answer_schema, timeout)
     _print_answer(question["schema"]["properties"], question["answer"] or {})
 
 

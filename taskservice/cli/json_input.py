@@ -87,7 +87,7 @@ def _merged(
 
 task_input = click.option(
     "--input",
-    "given",
+    "input_object",
     type=TaskInput(),
     multiple=True,
     callback=_merged,

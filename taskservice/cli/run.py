@@ -70,7 +70,7 @@ def command(
     is_tty: bool,
     is_strict: bool,
     is_resend: bool,
-    given: dict[str, Any] | None,
+    input_object: dict[str, Any] | None,
     name: str | None,
     labels: tuple[tuple[str, str], ...],
     command_line: tuple[str, ...],
@@ -105,7 +105,7 @@ def command(
         become_program(command_line)
     masker = Masker(os.environ)
     valid = _valid_labels(masker.mask_json(dict(labels)), is_strict)
-    fields |= {"name": masker.mask_json(name), "input": masker.mask_json(given)}
+    fields |= {"name": masker.mask_json(name), "input": masker.mask_json(input_object)}
     fields |= {"labels": valid or None, "parentId": own_task_id() or None}
     fields = {name: value for name, value in fields.items() if value is not None}
     with service_client() as client:

@@ -100,7 +100,7 @@ command.add_command(questions.answer_command)
 @json_object
 def start(
     agent: str,
-    given: dict[str, Any] | None,
+    input_object: dict[str, Any] | None,
     labels: Sequence[tuple[str, str]],
     is_followed: bool,
     as_json: bool,
@@ -114,7 +114,7 @@ def start(
         known = agent_ids(client)
         agent_id = find_agent_id(known, agent)
         task = client.start(
-            agent_id, input=given, labels=dict(labels) or None, claim=False, **fields
+            agent_id, input=input_object, labels=dict(labels) or None, claim=False, **fields
         )
         if agent_id not in known:
             similar = get_close_matches(agent_id, known)
@@ -269,14 +269,16 @@ def follow(task_id: str, times: bool, as_json: bool) -> None:
 @task_input
 @follow_option
 @json_object
-def rerun(task_id: str, given: dict[str, Any] | None, is_followed: bool, as_json: bool) -> None:
+def rerun(
+    task_id: str, input_object: dict[str, Any] | None, is_followed: bool, as_json: bool
+) -> None:
     """Start a task again, and print the new task's id.
 
     The new task has the same agent, name, callback, timeout and labels, and the same input
     unless --input is given. It waits for a worker.
     """
     with service_client() as client:
-        task = client.task(find_task_id(client, task_id)).rerun(given)
+        task = client.task(find_task_id(client, task_id)).rerun(input_object)
         _announce(task, is_followed, as_json)
 
 

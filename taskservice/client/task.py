@@ -179,8 +179,8 @@ def ask(
         raise
     except BaseException:
         with suppress(TaskServiceError):
-            asked = post(patience=WITHDRAW_SECONDS).data
-            withdraw(connection, task_id, asked["id"], patience=WITHDRAW_SECONDS)
+            opened = post(patience=WITHDRAW_SECONDS).data
+            withdraw(connection, task_id, opened["id"], patience=WITHDRAW_SECONDS)
         raise
     if question["state"] != ANSWERED:
         _raise_reason(connection, task_id, question)
@@ -565,8 +565,10 @@ class Task:
         """
         if schema is not None and choices is not None:
             raise ValueError("a question has either a schema or choices")
-        wanted = schema_of_choices(choices) if choices is not None else schema
-        question = ask(self._connection, self.id, message, wanted, timeout, self._outbox.pause)
+        answer_schema = schema_of_choices(choices) if choices is not None else schema
+        question = ask(
+            self._connection, self.id, message, answer_schema, timeout, self._outbox.pause
+        )
         answer = question["answer"] or {}
         return answer if schema is not None else str(answer["answer"])
 
