@@ -166,7 +166,7 @@ def test_key_expires_after_a_duration(tmp_path: Path) -> None:
     assert (bare.returncode, "needs a unit, such as 90d" in bare.stderr) == (2, True)
     refused = run(tmp_path, "key", "add", "alice", "--name", "x", "--expires", "tomorrow")
     assert refused.returncode == 2
-    assert "'tomorrow' must be a number of seconds" in refused.stderr
+    assert "'tomorrow' must be a duration such as" in refused.stderr
 
 
 # --- completion --------------------------------------------------------------------------

@@ -25,11 +25,9 @@ class Duration(click.ParamType[int]):
         if self._needs_unit and value.isdigit():
             self.fail(f"{value!r} needs a unit, such as {value}d", param, ctx)
         if seconds is None:
-            self.fail(
-                f"{value!r} must be a duration such as 90 (seconds), 5m, 1h30m or 90d",
-                param,
-                ctx,
-            )
+            seconds_example = "" if self._needs_unit else "90 (seconds), "
+            problem = f"{value!r} must be a duration such as {seconds_example}5m, 1h30m or 90d"
+            self.fail(problem, param, ctx)
         if seconds < self._minimum:
             self.fail(f"must be at least {_spelled(self._minimum)}", param, ctx)
         if self._maximum is not None and seconds > self._maximum:

@@ -259,7 +259,7 @@ class Run:
             try:
                 return OutputReader(self._spool.put, self._masker, is_tty=True)
             except OSError as error:
-                remark(f"no terminal can be opened, the program prints to a pipe: {error.strerror}")
+                notice(f"no terminal can be opened, the program prints to a pipe: {error.strerror}")
         return OutputReader(self._spool.put, self._masker, is_tty=False)
 
     def _run_program(self, reader: OutputReader, sender: Sender) -> tuple[int, dict[str, Any]]:

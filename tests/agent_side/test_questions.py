@@ -187,7 +187,7 @@ def test_question_that_cannot_be_asked_is_refused(
         (["x", "--schema", str(wrong)], "schema: a: the type must be one of"),
         (["x", "--schema", str(tmp_path / "none.json")], "none.json can't be read"),
         ([""], "message: "),
-        (["x", "--timeout", "soon"], "'soon' must be a number of seconds"),
+        (["x", "--timeout", "soon"], "'soon' must be a duration such as"),
     ):
         refused = machine.run("ask", *arguments)
         assert (refused.returncode, refused.stdout) == (2, "")
