@@ -100,7 +100,7 @@ def test_run_that_is_refused_says_how_to_forget_it(
     folder = run_without_a_task(machine, "A b")
     refused = machine.run("run", "--resend")
     assert refused.returncode == 1
-    assert f"it stays in {folder}; remove that folder to discard it" in refused.stderr
+    assert f"the run stays in {folder}; remove that folder to discard it" in refused.stderr
     assert machine.left_runs() == [folder]
 
 
