@@ -499,5 +499,5 @@ def test_prune_returns_the_space_immediately(data: Path) -> None:
     )
     assert database.stat().st_size > 30_000_000
     said = run(data, "prune", RETENTION_DAYS="30").stdout
-    assert said == "1 task removed\n"
+    assert said == "1 task deleted\n"
     assert database.stat().st_size < 5_000_000
