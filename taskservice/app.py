@@ -8,7 +8,7 @@ from taskservice.database import engine, migrations, transactions, watcher
 from taskservice.operations import health, request_log
 from taskservice.services import attempts
 from taskservice.web.request import MAX_SMALL_BODY, trust_proxies
-from taskservice.web.responses import Answer
+from taskservice.web.responses import FastResponse
 
 
 def create_app(config: Config | None = None, may_create: bool = True) -> Flask:
@@ -21,7 +21,7 @@ def create_app(config: Config | None = None, may_create: bool = True) -> Flask:
     config = config or Config.from_environment(may_create=may_create)
     # Flask's default instance folder can lie inside the virtual environment.
     app = Flask(__name__, instance_path=str(config.DATA), static_folder=None)
-    app.response_class = Answer
+    app.response_class = FastResponse
     app.config.from_object(config)
     # Otherwise Flask answers `//` in a path with a redirect in HTML.
     app.url_map.merge_slashes = False

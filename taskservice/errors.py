@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 RETRY_SECONDS = 2
-OUT_OF_FILES = "The service has too few files or too little disk space for this at the moment"
-# The system refuses a file: this process, or the machine, has too many open, or a disk is full.
+OUT_OF_FILES = "The service is out of open files or disk space; try again later"
+# No file can be opened: this process, or the machine, has too many open, or a disk is full.
 NO_MORE_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
-# PostgreSQL's error codes for what the operator can mend: no connection, read-only, no disk or
-# memory, a lock timeout, an intervention; a missing right, column or table.
+# PostgreSQL error codes for problems that the operator can fix: no connection, read-only, no disk
+# or memory, a lock timeout, an intervention; a missing right, column or table.
 UNAVAILABLE_STATES = ("08", "25", "53", "55P03", "57", "42501", "42703", "42P01")
 
 
@@ -52,7 +52,7 @@ class Problem(Exception):
 
 
 def not_found(thing: str) -> Problem:
-    """404: the key may see no such task, agent or key."""
+    """404: no such task, agent or key, or the key has no access to it."""
     # The API's specification fixes the text for a task.
     detail = "Task's ID is not found" if thing == "task" else f"No such {thing}"
     return Problem(404, detail)
@@ -65,7 +65,7 @@ def no_such_user(name: str) -> Problem:
 
 def invalid_key() -> Problem:
     """401, with the same text whatever is wrong with the key."""
-    # No `resource_metadata`: with it, clients of MCP ignore the header that they are given.
+    # No `resource_metadata`: with it, MCP clients ignore the header that they are configured with.
     headers = {"WWW-Authenticate": 'Bearer realm="taskservice"'}
     return Problem(401, "API key is invalid", headers=headers)
 
@@ -79,13 +79,13 @@ def invalid(errors: Mapping[str, Any], code: str | None = None) -> Problem:
     return Problem(422, detail, code=code, more={"errors": dict(errors)})
 
 
-def database_unavailable(detail: str = "The database is busy, full or out of reach") -> Problem:
-    """503: the database cannot answer now; the caller should try again."""
+def database_unavailable(detail: str = "The database is busy, full or unavailable") -> Problem:
+    """503: the database is unavailable now; the caller should try again."""
     return Problem(503, detail, headers={"Retry-After": str(RETRY_SECONDS)})
 
 
 def overloaded(detail: str) -> Problem:
-    """503: the request may succeed when others have ended."""
+    """503: the request can succeed when others have ended."""
     headers = {"Retry-After": str(RETRY_SECONDS)}
     return Problem(503, detail, code=terms.OVERLOADED, headers=headers)
 
@@ -127,22 +127,22 @@ def from_exception(error: Exception) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, ValidationError):
-        return _of_validation(error)
+        return _from_validation_error(error)
     if isinstance(error, HTTPException):
-        return _of_http(error)
+        return _from_http_exception(error)
     if isinstance(error, DBAPIError):
-        return _of_database(error)
+        return _from_database_error(error)
     if isinstance(error, TimeoutError):
         logger.error("No connection to the database in time: %s", error)
         return database_unavailable()
     if isinstance(error, OSError) and error.errno in NO_MORE_FILES:
-        logger.error("A request failed: %s", error)
+        logger.error("Unhandled error in a request: %s", error)
         return overloaded(OUT_OF_FILES)
-    logger.error("A request failed", exc_info=error)
+    logger.error("Unhandled error in a request", exc_info=error)
     return _failure(error)
 
 
-def _of_validation(error: ValidationError) -> Problem:
+def _from_validation_error(error: ValidationError) -> Problem:
     messages = error.messages
     return invalid(_named(messages if isinstance(messages, dict) else {"_schema": messages}))
 
@@ -154,7 +154,7 @@ def _named(messages: Any) -> Any:
     return {str(name): _named(inner) for name, inner in messages.items()}
 
 
-def _of_http(error: HTTPException) -> Problem:
+def _from_http_exception(error: HTTPException) -> Problem:
     """The problem for an error of Flask or Werkzeug, such as 404, 405 and 413."""
     status, code = error.code or 500, None
     if isinstance(error, RequestEntityTooLarge):
@@ -168,8 +168,8 @@ def _of_http(error: HTTPException) -> Problem:
     return Problem(status, detail, code=code, headers=headers)
 
 
-def _of_database(error: DBAPIError) -> Problem:
-    logger.error("The database refused a statement: %s", error.orig)
+def _from_database_error(error: DBAPIError) -> Problem:
+    logger.error("The database rejected a statement: %s", error.orig)
     state = str(getattr(error.orig, "sqlstate", None) or "")
     # SQLite raises OperationalError for all of these.
     if isinstance(error, OperationalError) or state.startswith(UNAVAILABLE_STATES):
@@ -178,10 +178,10 @@ def _of_database(error: DBAPIError) -> Problem:
 
 
 def _failure(bug: Exception) -> Problem:
-    """500; raises `bug` instead where Flask shows it to a debugger or a test."""
+    """500; raises `bug` instead if Flask shows it to a debugger or a test."""
     propagates = current_app.config["PROPAGATE_EXCEPTIONS"]
     if propagates is None:
         propagates = current_app.testing or current_app.debug
     if propagates:
         raise bug
-    return Problem(500, "The service failed; its log says more")
+    return Problem(500, "Internal error; see the service's log")

@@ -37,7 +37,7 @@ DECLINED = "declined"
 EXPIRED = "expired"
 WITHDRAWN = "withdrawn"
 QUESTION_STATES = (OPEN, ANSWERED, DECLINED, EXPIRED, WITHDRAWN)
-# What a person does with a question.
+# The actions of a person who is asked.
 ACCEPT = "accept"
 DECLINE = "decline"
 
@@ -71,7 +71,7 @@ MAX_OBJECT = 1024 * 1024
 MAX_WRITERS = 1_000
 # Maximum number of open questions of a task.
 MAX_OPEN_QUESTIONS = 8
-# How many attempts of a delivery are kept: its newest ones.
+# Maximum number of attempts that are stored for a delivery: the newest ones.
 MAX_ATTEMPTS = 50
 # Maximum number of labels of a task.
 MAX_LABELS = 16
@@ -83,13 +83,13 @@ MAX_LIMIT = 1_000
 # Maximum and default number of lines on one page of a log.
 MAX_LINES = 10_000
 DEFAULT_LINES = 1_000
-# A webhook carries the last lines of the log: at most this many, and this many bytes of them.
+# A webhook contains the last lines of the log: maximum number, and maximum bytes.
 WEBHOOK_LINES = 1_000
 WEBHOOK_LOG_BYTES = 256 * 1024
 
 
 def label_problem(key: str, value: object) -> str | None:
-    """What is wrong with a label; None for a valid one."""
+    """The error message for a label; None if it is valid."""
     if not LABEL_KEY.fullmatch(key):
         return f"The key must match {LABEL_KEY.pattern}."
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_LABEL_VALUE:
@@ -129,38 +129,38 @@ class Code(NamedTuple):
 CODES = {
     "unreadable": Code(400, "The request is not valid HTTP, UTF-8 or JSON."),
     "invalid_key": Code(401, "The API key is missing, malformed, unknown, revoked or expired."),
-    "user_key_required": Code(403, "An agent key may not do this."),
-    FOREIGN_ORIGIN: Code(403, "Pages from this `Host` or `Origin` may not call `/mcp`."),
-    NOT_FOUND: Code(404, "It does not exist, or the key may not see it."),
+    "user_key_required": Code(403, "This operation needs a user key."),
+    FOREIGN_ORIGIN: Code(403, "This `Host` or `Origin` is not allowed to call `/mcp`."),
+    NOT_FOUND: Code(404, "No such resource, or the key has no access to it."),
     NO_SUCH_PATH: Code(404, "The service has no such path."),
-    "method_not_allowed": Code(405, "The path lacks this method; `Allow` lists those it has."),
-    "not_acceptable": Code(406, "The answer has none of the types in `Accept`."),
-    "too_slow": Code(408, "Head and body did not arrive within 30 s."),
-    "conflict": Code(409, "The present state does not allow the request."),
-    TASK_FINISHED: Code(409, "The task has ended; `task` tells how."),
-    SEQ_GAP: Code(409, "Lines before these are missing; `expected` is the next `seq`."),
+    "method_not_allowed": Code(405, "The path does not support this method; see `Allow`."),
+    "not_acceptable": Code(406, "None of the media types in `Accept` is available."),
+    "too_slow": Code(408, "The request did not arrive within 30 s."),
+    "conflict": Code(409, "The request conflicts with the current state."),
+    TASK_FINISHED: Code(409, "The task has already ended; see `task`."),
+    SEQ_GAP: Code(409, "Earlier lines are missing; `expected` is the next `seq`."),
     AGENT_HAS_TASKS: Code(409, "An agent that has tasks can't be deleted."),
     LAST_USER_KEY: Code(409, "The last user key can only be revoked on the server."),
     NO_DELIVERY: Code(409, "The task has no delivery: it is running, or has no callback."),
-    DELIVERY_UNDER_WAY: Code(409, "The delivery is being posted at this moment."),
-    NOT_CLAIMED: Code(409, "No agent has claimed the task, so none can ask."),
+    DELIVERY_UNDER_WAY: Code(409, "The delivery is being sent right now."),
+    NOT_CLAIMED: Code(409, "The task is not claimed, so it can't ask questions."),
     TOO_MANY_QUESTIONS: Code(409, "The task has too many open questions."),
-    QUESTION_CLOSED: Code(409, "The question is no longer open; `question` tells how it ended."),
-    PRECONDITION_FAILED: Code(412, "The task has none of the versions in `If-Match`."),
+    QUESTION_CLOSED: Code(409, "The question is no longer open; see `question`."),
+    PRECONDITION_FAILED: Code(412, "`If-Match` does not match the task."),
     "too_large": Code(413, "The body is too large."),
     LOG_FULL: Code(413, "The task's log is full."),
     "url_too_long": Code(414, "The URL is too long."),
-    "unsupported_media_type": Code(415, "Bodies of this type or coding are not accepted."),
+    "unsupported_media_type": Code(415, "Unsupported content type or encoding."),
     "expectation_failed": Code(417, "The only supported expectation is `100-continue`."),
-    "invalid": Code(422, "The request is invalid; `errors` says where."),
+    "invalid": Code(422, "The request is invalid; see `errors`."),
     IDEMPOTENCY_KEY_REUSED: Code(422, "The `Idempotency-Key` was used with another body."),
-    TOO_MANY_REQUESTS: Code(429, "Too many requests; wait the seconds in `Retry-After`."),
+    TOO_MANY_REQUESTS: Code(429, "Too many requests; see `Retry-After`."),
     "headers_too_large": Code(431, "There are too many headers, or they are too long."),
-    "internal": Code(500, "The service failed; see its log."),
-    "not_implemented": Code(501, "The service does not support this transfer coding."),
-    "unavailable": Code(503, "The database is busy, full or out of reach."),
-    OVERLOADED: Code(503, "The limit of large bodies, streams or files is reached."),
-    LOG_DROPPED: Code(503, "The log was dropped while it was being read."),
+    "internal": Code(500, "Internal error; see the service's log."),
+    "not_implemented": Code(501, "The service does not support this transfer encoding."),
+    "unavailable": Code(503, "The database is busy, full or unavailable."),
+    OVERLOADED: Code(503, "A limit on large bodies, streams or open files has been reached."),
+    LOG_DROPPED: Code(503, "The log was deleted while it was being read."),
     STOPPING: Code(503, "The service is stopping."),
 }
 
@@ -171,20 +171,20 @@ def default(status: int) -> str:
     return next((code for code in CODES if CODES[code].status == status), fallback)
 
 
-# Reads HTTP headers from other programs, which may contain anything.
+# Reads HTTP headers from other programs, which can contain anything.
 
 
-def moment(text: str) -> datetime | None:
-    """The moment that an HTTP date names, in UTC; None if it names none."""
+def http_date(text: str) -> datetime | None:
+    """The time of an HTTP date, in UTC; None if it is invalid."""
     try:
-        found = parsedate_to_datetime(text)
-        return found.replace(tzinfo=found.tzinfo or UTC).astimezone(UTC)
+        time = parsedate_to_datetime(text)
+        return time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC)
     except (ValueError, OverflowError):  # the second for a year of many digits
         return None
 
 
 def seconds(retry_after: str) -> float | None:
-    """The seconds that a Retry-After header asks for, as a number or a date, from 0 on.
+    """The seconds of a Retry-After header, from its number or its date; at least 0.
 
     None if the header is invalid. There is no upper bound: a number with too many digits for a
     float is infinite.
@@ -192,11 +192,11 @@ def seconds(retry_after: str) -> float | None:
     text = retry_after.strip()
     if text.isascii() and text.isdigit():
         return float(text)
-    until = moment(text)
+    until = http_date(text)
     return None if until is None else max((until - datetime.now(UTC)).total_seconds(), 0)
 
 
-# How each client of MCP is told of the service: for the documents, the command and the page.
+# How to add the service to each MCP client: for the documents, the command and the page.
 
 MCP_PATH = "/mcp"
 # The environment variable from which a client reads the key, so that no file contains it.
@@ -205,11 +205,11 @@ _SERVER = "taskservice"
 
 
 class McpClient(NamedTuple):
-    """A client, and where the lines belong that tell it of the service."""
+    """An MCP client, and the lines that add the service to it."""
 
     name: str
     title: str
-    # The file that contains them; None: they are a command.
+    # The configuration file that contains the lines; None if they are a command.
     file: str | None
     # Address of `/mcp` -> the lines.
     lines: Callable[[str], str]
@@ -219,7 +219,7 @@ class McpClient(NamedTuple):
         return "run this" if self.file is None else f"in {self.file}"
 
     def text(self, service_url: str) -> str:
-        """What to run, or the file's content, for the service at this address."""
+        """The command, or the content of the file, for the service at this address."""
         return self.lines(service_url.rstrip("/") + MCP_PATH)
 
 
@@ -246,10 +246,10 @@ def _opencode(url: str) -> str:
 
 
 def _vs_code(url: str) -> str:
-    asked = {"type": "promptString", "id": "taskservice-key", "password": True}
+    prompt = {"type": "promptString", "id": "taskservice-key", "password": True}
     return _json(
         {
-            "inputs": [asked | {"description": "Key of taskservice"}],
+            "inputs": [prompt | {"description": "taskservice API key"}],
             "servers": {
                 _SERVER: {
                     "type": "http",

@@ -24,26 +24,26 @@ put_schema = PutAgentSchema()
 
 
 @blueprint.get("/agent")
-@operation("listAgents", query=agent_query, answers={200: [expanded_agent_schema]})
+@operation("listAgents", query=agent_query, responses={200: [expanded_agent_schema]})
 def list_all(query: dict[str, Any]) -> Response:
     """List agents.
 
-    All agents that the key may see, streamed: a failure midway breaks the connection. An agent key
-    sees only its own agent.
+    All agents that the key has access to; an agent key is limited to its own agent. The list is
+    streamed: if the server fails midway, the connection breaks.
     """
     pages = agent_service.list_all(caller)
     return responses.array(_expanded(page, query) for page in pages)
 
 
 @blueprint.get("/agent/<agent_id>")
-@operation("getAgent", query=agent_query, answers={200: expanded_agent_schema})
+@operation("getAgent", query=agent_query, responses={200: expanded_agent_schema})
 def get(agent_id: str, query: dict[str, Any]) -> Response:
     """Get an agent."""
     return responses.json(_expanded([agent_service.get(caller, agent_id)], query)[0])
 
 
 def _expanded(agents: Sequence[AnyRow], query: dict[str, Any]) -> list[dict[str, Any]]:
-    """The agents, with what `expand` asks for."""
+    """The agents as JSON, with the objects that `expand` names."""
     dumped: list[dict[str, Any]] = agent_schema.dump(agents, many=True)
     if "expand" not in query:
         return dumped
@@ -53,12 +53,13 @@ def _expanded(agents: Sequence[AnyRow], query: dict[str, Any]) -> list[dict[str,
 
 @blueprint.put("/agent/<agent_id>")
 @operation(
-    "putAgent", body=put_schema, answers={200: expanded_agent_schema, 201: expanded_agent_schema}
+    "putAgent", body=put_schema, responses={200: expanded_agent_schema, 201: expanded_agent_schema}
 )
 def put(agent_id: str, body: dict[str, Any]) -> Response:
     """Register or change an agent.
 
-    The answer is 201 when the agent is new. By default its name is its id.
+    Fields that are null or left out keep their values. A new agent gets 201; by default, its name
+    is its ID.
     """
     agent, is_new = agent_service.put(caller, agent_id, body)
     return responses.dump(agent_schema, agent, 201 if is_new else 200)
@@ -69,21 +70,21 @@ def put(agent_id: str, body: dict[str, Any]) -> Response:
     "claimTask",
     query=task_query,
     headers=["Prefer", "Idempotency-Key"],
-    answers={200: expanded_task_schema, 204: None},
-    answer_headers=["Preference-Applied", "Retry-After", "Idempotency-Replayed"],
-    example={"claimedAt": examples.MOMENT},
+    responses={200: expanded_task_schema, 204: None},
+    response_headers=["Preference-Applied", "Retry-After", "Idempotency-Replayed"],
+    example={"claimedAt": examples.TIME},
 )
 def claim(agent_id: str, query: dict[str, Any]) -> Response:
     """Claim a task.
 
-    Claims the oldest unclaimed running task of the agent; the answer is 204 when there is none.
-    No task is given to two callers. A claimed task ends when its agent is silent for longer than
-    the task's `timeout`. With `Prefer: wait`, the request waits for a task. With an
-    `Idempotency-Key`, a claim whose answer was lost can be repeated and gives the same task.
+    Claims the oldest unclaimed running task of the agent; 204 if there is none. Each task is given
+    to one caller only. A claimed task times out if its agent sends nothing for the task's
+    `timeout`. With `Prefer: wait`, the request waits for a task. With an `Idempotency-Key`, a claim
+    whose response was lost can be repeated and returns the same task.
     """
     task, replayed = waiting.for_claim(agent_id, idempotency_key())
     if task is None:
-        return responses.Answer(status=204)
+        return responses.FastResponse(status=204)
     return responses.task(task, responses.shape(query), headers=responses.replayed_header(replayed))
 
 
@@ -91,13 +92,13 @@ def claim(agent_id: str, query: dict[str, Any]) -> Response:
 @operation(
     "deleteAgent",
     user_key=True,
-    answers={200: expanded_agent_schema},
+    responses={200: expanded_agent_schema},
     errors=[AGENT_HAS_TASKS],
 )
 def delete(agent_id: str) -> Response:
     """Delete an agent.
 
-    Its keys are deleted with it.
+    The keys of the agent are deleted too.
     """
     agent = agent_service.delete(caller, agent_id)
     return responses.dump(agent_schema, agent)

@@ -30,23 +30,23 @@ VARY = {"Vary": "Accept"}
     query=append_query,
     reads=(append_schema, TEXT),
     large_body=True,
-    answers={201: appended_schema},
+    responses={201: appended_schema},
     errors=[TASK_FINISHED, SEQ_GAP],
 )
 def append(task_id: str, query: dict[str, Any]) -> Response:
     """Append lines to a log.
 
     The body is JSON or plain text; a PUT without a content type is plain text. A line ends at a
-    line feed, one carriage return before it is dropped, and NUL becomes U+FFFD. Every append is
-    a heartbeat, even one without lines.
+    line feed; one carriage return before it is removed. NUL becomes U+FFFD. Every append is a
+    heartbeat, even without lines.
 
-    With `at`, the lines have the time at which their agent printed them, but none before the start
-    of the task, and none after now.
+    `at` is the time at which the agent printed the lines. A time before the start of the task
+    becomes its start, and a time in the future becomes now.
 
     With `seq`, an append is safe to repeat: `seq` is the number of the first line sent, counted
-    by `writer` from 1. Lines that are stored already are skipped. A gap is 409, and `expected` is
-    the next number. A finished task is 409, with its state in `task`. Only an `error` of type
-    `cancelled`, and 404, tell the agent to stop.
+    from 1 for each `writer`. Lines that are stored already are skipped. A gap is 409, and
+    `expected` is the next number. A finished task is 409, with its state in `task`. An agent must
+    stop on 404, or if the `error` in `task` has the type `cancelled`; not on any other error.
     """
     fields = _text_append(query) if _is_text() else _json_append(query)
     count, status = logs.append(
@@ -64,20 +64,20 @@ def append(task_id: str, query: dict[str, Any]) -> Response:
     "readLogs",
     query=log_query,
     headers=["Prefer"],
-    answers={200: (log_page_schema, TEXT)},
-    answer_headers=["Preference-Applied", "Retry-After"],
+    responses={200: (log_page_schema, TEXT)},
+    response_headers=["Preference-Applied", "Retry-After"],
 )
 def read(task_id: str, query: dict[str, Any]) -> Response:
     """Read lines of a log.
 
-    As JSON, one page of the lines after number `after`; `next` is the `after` of the next page.
-    Lines that retention has dropped are left out. As `text/plain`, the lines as they are, all of
-    them unless there is a `limit`: the download. With `times`, the page has the time of each line;
-    as text, each line has its time and a blank before it. A line from before there were times has
-    null, as text `-`.
+    As JSON, one page of the lines after number `after`; pass `next` as `after` to get the next
+    page. Lines that retention has deleted are left out. As `text/plain`, the unchanged lines, all
+    of them unless `limit` is given. With `times`, the page contains the time of each line; as text,
+    each line begins with its time and a space. A line whose time was not stored has null, as text
+    `-`.
 
-    With `Prefer: wait`, an answer without lines waits until there are some or the task ends. See
-    also the events of a task.
+    With `Prefer: wait`, a request that finds no lines waits until there are some or the task ends.
+    To follow a log live, see the events of a task.
     """
     after = query.get("after", 0)
     task = waiting.until(
@@ -98,20 +98,20 @@ def read(task_id: str, query: dict[str, Any]) -> Response:
     "followTask",
     query=follow_query,
     headers=["Last-Event-ID"],
-    # OpenAPI 3.1 has no schema of the items of a stream: this is that of each event.
-    answers={200: {EVENTS: event_schema}},
-    answer_headers=["X-Accel-Buffering"],
+    # OpenAPI 3.1 has no schema for the items of a stream: this is the schema of each event.
+    responses={200: {EVENTS: event_schema}},
+    response_headers=["X-Accel-Buffering"],
 )
 def follow(task_id: str, query: dict[str, Any]) -> Response:
     """Follow a task.
 
-    Server-Sent Events. The first event is `task`: the task without its log. Each line is an event
-    `log`, a JSON string whose `id` is the line's number: first the lines that are stored, then new
-    ones as they arrive. With `times` it is an object with `at` and `line`. Each other change of the
-    task is another `task`. The stream ends after the last line and a last `task` when the task has
-    ended, and when it is deleted.
+    Server-Sent Events. The first event is `task`: the task without its log. Each line is a `log`
+    event, a JSON string whose `id` is the line's number: stored lines first, then new ones as they
+    arrive. With `times`, it is an object with `at` and `line`. Each other change of the task sends
+    another `task`. When the task has ended, the stream ends after the last line and a last `task`.
+    It also ends when the task is deleted.
 
-    A client that reconnects with `Last-Event-ID`, as browsers do by themselves, misses nothing.
+    A client that reconnects with `Last-Event-ID`, as browsers do, misses nothing.
     """
     task = tasks.get(caller, task_id)
     events = waiting.follow(caller, task.id, _last_event_id())

@@ -20,12 +20,12 @@ answer_schema = AnswerQuestionSchema()
 
 
 @blueprint.get("/task/<task_id>/question")
-@operation("listQuestions", answers={200: [question_schema]})
+@operation("listQuestions", responses={200: [question_schema]})
 def list_all(task_id: str) -> Response:
     """List a task's questions.
 
-    All of them, oldest first, streamed: a failure midway breaks the connection. The open ones are
-    also in the task.
+    All questions of the task, oldest first; the task itself contains the open ones. The list is
+    streamed: if the server fails midway, the connection breaks.
     """
     pages = question_service.list_of_task(caller, task_id)
     return responses.array(question_schema.dump(page, many=True) for page in pages)
@@ -36,15 +36,15 @@ def list_all(task_id: str) -> Response:
     "askQuestion",
     reads=ask_schema,
     headers=["Idempotency-Key", "Prefer"],
-    answers={201: question_schema},
-    answer_headers=["Location", "Preference-Applied", "Retry-After", "Idempotency-Replayed"],
+    responses={201: question_schema},
+    response_headers=["Location", "Preference-Applied", "Retry-After", "Idempotency-Replayed"],
     errors=[terms.TASK_FINISHED, terms.NOT_CLAIMED, terms.TOO_MANY_QUESTIONS],
 )
 def ask(task_id: str) -> Response:
     """Ask a question.
 
-    A running task that an agent has claimed may ask a person. While a question is open, the task
-    does not time out. With `Prefer: wait`, the response is held until the question is closed.
+    A question to a person, from a running task that an agent has claimed. While a question is open,
+    the task does not time out. With `Prefer: wait`, the request waits until the question is closed.
     """
     body = json_body(ask_schema)
     fields = ask_schema.load(body)
@@ -59,19 +59,19 @@ def ask(task_id: str) -> Response:
 @operation(
     "getQuestion",
     headers=["Prefer"],
-    answers={200: question_schema},
-    answer_headers=["Preference-Applied", "Retry-After"],
+    responses={200: question_schema},
+    response_headers=["Preference-Applied", "Retry-After"],
 )
 def get(task_id: str, question_id: str) -> Response:
     """Get a question.
 
-    With `Prefer: wait`, the response is held until the question is closed.
+    With `Prefer: wait`, the request waits until the question is closed.
     """
     return responses.dump(question_schema, _ended(task_id, question_id))
 
 
 def _ended(task_id: str, question_id: str) -> Any:
-    """The question; with `Prefer: wait` when it is no longer open. It expires by time."""
+    """The question; with `Prefer: wait` as soon as it is closed, even if only time closes it."""
     return waiting.until(
         lambda: question_service.get(caller, task_id, question_id),
         lambda question: bool(question.state != terms.OPEN),
@@ -84,15 +84,14 @@ def _ended(task_id: str, question_id: str) -> Any:
     "answerQuestion",
     user_key=True,
     body=answer_schema,
-    answers={200: question_schema},
+    responses={200: question_schema},
     errors=[terms.QUESTION_CLOSED],
     example={"state": terms.ANSWERED, "answer": {"deploy": True}, "answeredBy": "laptop"},
 )
 def answer(task_id: str, question_id: str, body: dict[str, Any]) -> Response:
     """Answer a question.
 
-    The first answer counts; the same again changes nothing. `answeredBy` becomes the name of the
-    key.
+    The first answer counts; repeating it changes nothing. `answeredBy` becomes the name of the key.
     """
     question = question_service.answer(
         caller, task_id, question_id, body["action"], body.get("content")
@@ -101,11 +100,11 @@ def answer(task_id: str, question_id: str, body: dict[str, Any]) -> Response:
 
 
 @blueprint.delete("/task/<task_id>/question/<question_id>")
-@operation("withdrawQuestion", answers={200: question_schema}, errors=[terms.QUESTION_CLOSED])
+@operation("withdrawQuestion", responses={200: question_schema}, errors=[terms.QUESTION_CLOSED])
 def withdraw(task_id: str, question_id: str) -> Response:
     """Withdraw a question.
 
-    Its agent no longer wants an answer.
+    The agent no longer needs an answer. An answered question can't be withdrawn.
     """
     question = question_service.withdraw(caller, task_id, question_id)
     return responses.dump(question_schema, question)

@@ -15,7 +15,7 @@ from taskservice.web.request import JSON, TEXT, ignore_dates, operation
 
 operators = Blueprint("operations", __name__)
 
-# Prometheus asks for this version of plain text, a person for any.
+# Prometheus requests this version of plain text, other clients any.
 METRICS_TYPES = (TEXT, f"{TEXT}; version=0.0.4")
 METRICS_EXAMPLE = """\
 # HELP taskservice_tasks Tasks by status.
@@ -25,22 +25,22 @@ taskservice_tasks{status="running"} 3
 
 
 @operators.get("/livez")
-@operation("isLive", answers={200: health_schema})
+@operation("isLive", responses={200: health_schema})
 def live() -> Response:
     """Liveness.
 
-    200 while the process runs, whatever the state of the database.
+    200 while the process runs, regardless of the database.
     """
     return responses.json({"status": "ok"})
 
 
 @operators.get("/readyz")
-@operation("isReady", answers={200: readiness_schema})
+@operation("isReady", responses={200: readiness_schema})
 def ready() -> Response:
     """Readiness.
 
-    200 when the database can be read and written; 503 when it cannot, or does not answer within
-    one second. `notice` is there when the server does no background work.
+    200 if the database can be read and written; 503 if it can't, or does not respond within one
+    second. `notice` is present if the server does no background work.
     """
     health.require_usable()
     notice = current_app.config.get("NOTICE")
@@ -48,12 +48,12 @@ def ready() -> Response:
 
 
 @operators.get("/metrics")
-@operation("getMetrics", answers={200: METRICS_TYPES}, example=METRICS_EXAMPLE)
+@operation("getMetrics", responses={200: METRICS_TYPES}, example=METRICS_EXAMPLE)
 def show_metrics() -> Response:
     """Metrics.
 
-    All worker processes together, in the Prometheus text format. Without an answer from the
-    database, only the metrics that do not need it.
+    The metrics of all server processes together, in the Prometheus text format. If the database
+    does not respond, only the metrics that do not need it.
     """
     limit = current_app.config["WAITS"] * current_app.config["WORKERS"]
     counts = [*metrics.requests.metrics(), *metrics.requests.waits(limit)]
@@ -78,13 +78,13 @@ POLICY = (
     "form-action 'none'; frame-ancestors 'none'"
 )
 
-conditional = partial(operation, headers=["If-None-Match"], answer_headers=["ETag"])
+conditional = partial(operation, headers=["If-None-Match"], response_headers=["ETag"])
 
 
 @docs.get("/openapi.json")
-@conditional("getOpenapi", answers={200: document_schema, 304: None})
+@conditional("getOpenapi", responses={200: document_schema, 304: None})
 def show_document() -> Response:
-    """This document.
+    """Get the OpenAPI document.
 
     OpenAPI 3.1. Clients in many languages can be generated from it.
     """
@@ -92,11 +92,11 @@ def show_document() -> Response:
 
 
 @docs.get("/docs")
-@conditional("getDocs", answers={200: HTML, 304: None}, example="<!doctype html>...")
+@conditional("getDocs", responses={200: HTML, 304: None}, example="<!doctype html>...")
 def show_page() -> Response:
-    """This document as a web page.
+    """Get the documentation as a web page.
 
-    It loads nothing from other hosts, and needs no script but for its copy buttons.
+    The page loads nothing from other hosts, and needs JavaScript only for its copy buttons.
     """
     response = _with_etag(_page(), HTML)
     response.headers["Content-Security-Policy"] = POLICY
@@ -105,21 +105,21 @@ def show_page() -> Response:
 
 @docs.get("/docs.css")
 @conditional(
-    "getDocsStyle", answers={200: CSS, 304: None}, example=":root { color-scheme: light dark }"
+    "getDocsStyle", responses={200: CSS, 304: None}, example=":root { color-scheme: light dark }"
 )
 def show_style() -> Response:
-    """The style sheet of that page."""
+    """Get the style sheet of the documentation."""
     return _with_etag((STATIC / "docs.css").read_bytes(), CSS)
 
 
 @docs.get("/docs.js")
-@conditional("getDocsScript", answers={200: SCRIPT, 304: None}, example="// Copy buttons")
+@conditional("getDocsScript", responses={200: SCRIPT, 304: None}, example="// Copy buttons")
 def show_script() -> Response:
-    """The script of that page."""
+    """Get the script of the documentation."""
     return _with_etag((STATIC / "docs.js").read_bytes(), SCRIPT)
 
 
-# Each is made at the first request, since it imports apispec, which nothing else needs.
+# Each is created at the first request, since it imports apispec, which nothing else needs.
 
 
 @cache

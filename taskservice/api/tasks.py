@@ -30,17 +30,17 @@ report_schema = requests.ReportSchema()
 @operation(
     "listTasks",
     query=list_query_schema,
-    answers={200: [expanded_task_schema]},
-    answer_headers=["Link"],
+    responses={200: [expanded_task_schema]},
+    response_headers=["Link"],
 )
 def list_all(query: dict[str, Any]) -> Response:
     """List tasks.
 
-    All tasks that the key may see and that match the filters, newest first. The bounds of
-    filters are exclusive. Without `limit`, all tasks are streamed, and a failure midway breaks
-    the connection. With `limit`, the answer is one page, and `Link` leads to the next one; a task
-    that existed at the first page is neither left out nor repeated. Where filters leave out very
-    many tasks in a row, a page with a `Link` has fewer tasks than `limit`, or none.
+    All tasks that the key has access to and that match the filters, newest first. Time bounds are
+    exclusive. Without `limit`, all tasks are streamed: if the server fails midway, the connection
+    breaks. With `limit`, the response is one page, and `Link` is the URL of the next page; a task
+    that existed at the first page is neither left out nor repeated. If filters exclude very many
+    tasks in a row, a page with a `Link` can have fewer tasks than `limit`, or none.
     """
     selection, shape = responses.selection(query), responses.shape(query)
     if "limit" not in query:
@@ -58,15 +58,15 @@ def list_all(query: dict[str, Any]) -> Response:
     query=task_query,
     reads=start_schema,
     headers=["Idempotency-Key"],
-    answers={201: expanded_task_schema},
-    answer_headers=["Location", "Idempotency-Replayed"],
+    responses={201: expanded_task_schema},
+    response_headers=["Location", "Idempotency-Replayed"],
     example={"logs": [], "logCount": 0},
 )
 def start(query: dict[str, Any]) -> Response:
     """Start a task.
 
-    The task waits until an agent claims it, without a time limit. With `claim`, or with an
-    agent key, the caller claims it at the start and does the work.
+    The task waits, without a time limit, until an agent claims it. With `claim`, or with an agent
+    key, the caller claims the task at its start and does the work.
     """
     body = json_body(start_schema)
     fields = start_schema.load(body)
@@ -81,15 +81,15 @@ def start(query: dict[str, Any]) -> Response:
     "getTask",
     query=task_query,
     headers=["If-None-Match", "Prefer"],
-    answers={200: expanded_task_schema, 304: None},
-    answer_headers=["ETag", "Preference-Applied", "Retry-After"],
+    responses={200: expanded_task_schema, 304: None},
+    response_headers=["ETag", "Preference-Applied", "Retry-After"],
 )
 def get(task_id: str, query: dict[str, Any]) -> Response:
     """Get a task.
 
-    With `Prefer: wait`, the response is held until the task has ended, or for that time.
+    With `Prefer: wait`, the request waits until the task has ended, at most for the given time.
 
-    With `If-None-Match`, the answer is 304 without a body when the task has not changed. With
+    With `If-None-Match`, the response is 304 without a body if the task has not changed. With
     `expand` there is no ETag, since embedded objects have no version.
     """
     shape = responses.shape(query)
@@ -111,8 +111,8 @@ def _has_ended(task: TaskRow | TaskVersion) -> bool:
     "reportTask",
     query=task_query,
     body=report_schema,
-    answers={200: expanded_task_schema},
-    answer_headers=["Callback-Status"],
+    responses={200: expanded_task_schema},
+    response_headers=["Callback-Status"],
     errors=[terms.TASK_FINISHED],
     example={
         "status": terms.COMPLETE,
@@ -124,14 +124,14 @@ def _has_ended(task: TaskRow | TaskVersion) -> bool:
 def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Response:
     """Report on a task.
 
-    Changes its status, output, error, name, progress, note or labels. Every report is a heartbeat,
-    even one that changes nothing. `complete` and `error` end the task, and its callback gets a
-    signed webhook before the answer. The answer is 200 whatever the receiver does;
+    Changes the status, output, error, name, progress, note or labels of a task. Every report is a
+    heartbeat, even if it changes nothing. `complete` and `error` end the task; a signed webhook is
+    sent to its callback before the response. The response is 200 whatever the receiver responds;
     `Callback-Status` is the outcome.
 
-    A finished task keeps its result: a report that changes more than its name and labels is 409,
-    and one that changes nothing is 200 and sends no webhook. The exception is the late report: an
-    agent may still finish a task that ended by `timeout`.
+    A finished task keeps its result: a report that changes more than the name and the labels is
+    409; a report that changes nothing is 200 and sends no webhook. The exception is the late
+    report: after a `timeout`, the agent can still report the outcome.
     """
     task, callback_status = reports.report(caller, task_id, body)
     headers = {"Callback-Status": callback_status}
@@ -143,8 +143,8 @@ def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Respons
     "cancelTask",
     user_key=True,
     query=task_query,
-    answers={200: expanded_task_schema},
-    answer_headers=["Callback-Status"],
+    responses={200: expanded_task_schema},
+    response_headers=["Callback-Status"],
     errors=[terms.TASK_FINISHED],
     example={
         "status": terms.ERROR,
@@ -156,7 +156,7 @@ def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Respons
 def cancel(task_id: str, query: dict[str, Any]) -> Response:
     """Cancel a task.
 
-    A running task becomes an `error` of type `cancelled`, and its callback gets a webhook.
+    A running task ends with an `error` of type `cancelled`, and a webhook is sent to its callback.
     Cancelling it again is 200 and changes nothing.
     """
     task, callback_status = reports.cancel(caller, task_id)
@@ -170,15 +170,15 @@ def cancel(task_id: str, query: dict[str, Any]) -> Response:
     query=task_query,
     reads=rerun_schema,
     headers=["Idempotency-Key"],
-    answers={201: expanded_task_schema},
-    answer_headers=["Location", "Idempotency-Replayed"],
+    responses={201: expanded_task_schema},
+    response_headers=["Location", "Idempotency-Replayed"],
     example={"logs": [], "logCount": 0, "rerunOf": examples.TASK},
 )
 def rerun(task_id: str, query: dict[str, Any]) -> Response:
     """Run a task again.
 
     Starts a new task with the same agent, name, callback, timeout and labels, and with the same
-    input unless another one is given. It waits to be claimed, also if an agent asks.
+    input unless `input` is given. The new task waits to be claimed, even with an agent key.
     """
     body = json_body(rerun_schema)
     fields = rerun_schema.load(body)
@@ -190,12 +190,12 @@ def rerun(task_id: str, query: dict[str, Any]) -> Response:
 
 
 @blueprint.delete("/task/<task_id>")
-@operation("deleteTask", user_key=True, query=task_query, answers={200: expanded_task_schema})
+@operation("deleteTask", user_key=True, query=task_query, responses={200: expanded_task_schema})
 def delete(task_id: str, query: dict[str, Any]) -> Response:
     """Delete a task for good.
 
-    Its log and its deliveries are deleted with it, and no webhook is sent. The answer is the task
-    as it was.
+    Its log and its deliveries are deleted too, and no webhook is sent. The response is the deleted
+    task.
     """
     task = task_service.delete(caller, task_id)
     return responses.task(task, responses.shape(query))
@@ -205,12 +205,12 @@ def delete(task_id: str, query: dict[str, Any]) -> Response:
 
 
 @deliveries.get("/task/<task_id>/deliveries")
-@operation("listDeliveries", user_key=True, answers={200: [delivery_schema]})
+@operation("listDeliveries", user_key=True, responses={200: [delivery_schema]})
 def list_deliveries(task_id: str) -> Response:
     """List a task's deliveries.
 
-    Newest first, each with the newest attempts to post it. The list is empty while the task runs,
-    and if it has no callback. Only a late report gives a task a second delivery.
+    Newest first, each with its newest attempts. The list is empty while the task runs, and if the
+    task has no callback. Only a late report creates a second delivery.
     """
     task_service.get(caller, task_id)
     rows = delivery_service.list_of_task(caller, task_id)
@@ -221,15 +221,15 @@ def list_deliveries(task_id: str) -> Response:
 @operation(
     "redeliver",
     user_key=True,
-    answers={202: delivery_schema},
+    responses={202: delivery_schema},
     errors=[terms.NO_DELIVERY, terms.DELIVERY_UNDER_WAY],
-    example={"nextAttemptAt": examples.MOMENT},
+    example={"nextAttemptAt": examples.TIME},
 )
 def redeliver(task_id: str) -> Response:
     """Deliver again.
 
-    Makes the newest delivery due now, whatever its state, and begins its retry schedule anew. It
-    is posted soon after this answer, with the same `webhook-id` and the task as it is then.
+    Makes the newest delivery due now, whatever its state, and restarts its retry schedule. It is
+    sent soon after this response, with the same `webhook-id` and the current task.
     """
     delivery = delivery_service.get(caller, delivery_service.redeliver(caller, task_id))
     return responses.dump(delivery_schema, delivery, 202)

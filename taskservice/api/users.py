@@ -1,4 +1,4 @@
-"""Routes of a user: who am I, and the user's own API keys and callback secret."""
+"""Routes of a user: the current user, and the user's own API keys and callback secret."""
 
 from typing import Any
 
@@ -26,9 +26,9 @@ create_schema = CreateKeySchema()
 
 
 @blueprint.get("/user")
-@operation("getUser", answers={200: who_am_i_schema})
+@operation("getUser", responses={200: who_am_i_schema})
 def get() -> Response:
-    """Who am I.
+    """Get the current user and key.
 
     The user that the key belongs to, and the key without its text.
     """
@@ -37,24 +37,24 @@ def get() -> Response:
 
 
 @keys.get("/key")
-@operation("listKeys", user_key=True, answers={200: [key_schema]})
+@operation("listKeys", user_key=True, responses={200: [key_schema]})
 def list_all() -> Response:
     """List API keys.
 
-    All keys of the user, including those that are revoked or expired, streamed: a failure midway
-    breaks the connection.
+    All keys of the user, including revoked and expired ones. The list is streamed: if the server
+    fails midway, the connection breaks.
     """
     pages = users.keys_of_user(caller)
     return responses.array(key_schema.dump(page, many=True) for page in pages)
 
 
 @keys.post("/key")
-@operation("createKey", user_key=True, body=create_schema, answers={201: key_with_secret_schema})
+@operation("createKey", user_key=True, body=create_schema, responses={201: key_with_secret_schema})
 def create(body: dict[str, Any]) -> Response:
     """Create an API key.
 
-    With `agentId` it is an agent key, otherwise a user key. Only this answer contains the key
-    itself.
+    With `agentId` it is an agent key, otherwise a user key. Only this response contains the text of
+    the key.
     """
     return responses.dump(key_with_secret_schema, users.create_key(caller, body), 201)
 
@@ -63,24 +63,24 @@ def create(body: dict[str, Any]) -> Response:
 @operation(
     "revokeKey",
     user_key=True,
-    answers={200: key_schema},
+    responses={200: key_schema},
     errors=[LAST_USER_KEY],
-    example={"revokedAt": examples.MOMENT},
+    example={"revokedAt": examples.TIME},
 )
 def revoke(key_id: str) -> Response:
     """Revoke an API key.
 
-    The next request with it is refused. The last user key can only be revoked on the server.
+    From now on, requests with it are rejected. The last user key can only be revoked on the server.
     """
     return responses.dump(key_schema, users.revoke_key(caller, key_id))
 
 
 @keys.get("/callback-secret")
-@operation("getCallbackSecret", user_key=True, answers={200: callback_secret_schema})
+@operation("getCallbackSecret", user_key=True, responses={200: callback_secret_schema})
 def show_secret() -> Response:
     """Get the callback secret.
 
-    Any library for Standard Webhooks accepts it as it is.
+    Every Standard Webhooks library accepts it unchanged.
     """
     secret = users.current_callback_secret(caller.user_id)
     return responses.dump(callback_secret_schema, secret)
@@ -90,12 +90,12 @@ def show_secret() -> Response:
 @operation(
     "rotateCallbackSecret",
     user_key=True,
-    answers={201: callback_secret_schema},
+    responses={201: callback_secret_schema},
     errors=[TOO_MANY_REQUESTS],
 )
 def rotate_secret() -> Response:
     """Rotate the callback secret.
 
-    The replaced secret also signs for 24 hours more. At most 10 secrets sign at once.
+    The replaced secret also signs for another 24 hours. At most 10 secrets are valid at a time.
     """
     return responses.dump(callback_secret_schema, users.rotate(caller), 201)

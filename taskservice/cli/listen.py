@@ -183,7 +183,7 @@ class Forwarder:
         self._client, self._url = client, url
         response = client.connection.call("GET", "/user", USER)
         # The clock of this machine can differ, and a proxy can have removed or damaged the header.
-        self._since = terms.moment(response.headers.get("Date", "")) or datetime.now(UTC)
+        self._since = terms.http_date(response.headers.get("Date", "")) or datetime.now(UTC)
         self._seen: dict[str, datetime] = {}
         # By webhook-id: the time of the next attempt, the number of failures, and the task's id.
         self._due: dict[str, tuple[float, int, str]] = {}

@@ -10,7 +10,7 @@ from marshmallow import ValidationError
 
 from taskservice.cli.options import Text, examples, json_object
 from taskservice.cli.service_app import service_app
-from taskservice.schemas.fields import Moment
+from taskservice.schemas.fields import Timestamp
 from taskservice.services import transfer
 from taskservice.services.transfer import Imported, InvalidExport, import_from
 from taskservice.terminal import exit_with_error, notice, print_json, print_line
@@ -23,7 +23,7 @@ class TimeText(click.ParamType[str]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            timestamp: str = Moment("").deserialize(value)
+            timestamp: str = Timestamp("").deserialize(value)
         except ValidationError as error:
             self.fail(str(error.messages[0]), param, ctx)
         return timestamp

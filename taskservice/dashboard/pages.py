@@ -148,10 +148,10 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
         "submission_id": sessions.submission_id,
         "way_back": way_back,
     }
-    return answer_with(render_template(f"dashboard/{template}", **context, **values), status)
+    return html_response(render_template(f"dashboard/{template}", **context, **values), status)
 
 
-def answer_with(html: str | bytes, status: int = 200) -> Response:
+def html_response(html: str | bytes, status: int = 200) -> Response:
     """HTML as `page` answers it."""
     response = Response(html, status)
     if request.method == "GET" and status == 200:
@@ -280,7 +280,7 @@ def shared(view: View) -> View:
                     return response
                 # A 304 has the page too; it is left out when the response is sent.
                 page.html, page.marker, page.began = response.get_data(), marker, began
-            return answer_with(page.html)
+            return html_response(page.html)
         finally:
             page.lock.release()
 

@@ -54,7 +54,7 @@ def answer(task_id: str, question_id: str) -> AnyResponse:
     content, errors = schema_form.content_of(schema, typed)
     declines = request.form.get("action") == DECLINE
     if not declines and question["state"] == OPEN:
-        misfits = json_schema.problems_of_answer(schema, content)
+        misfits = json_schema.answer_problems(schema, content)
         errors = schema_form.by_property(schema, misfits, "content")[0] | errors
         if errors:
             return _page(task_id, question, typed, errors)

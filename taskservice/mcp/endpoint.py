@@ -16,7 +16,7 @@ from taskservice.services import reports, tasks
 from taskservice.terms import TASK_FINISHED
 from taskservice.web import responses
 from taskservice.web.request import json_bytes, require_id
-from taskservice.web.responses import Answer
+from taskservice.web.responses import FastResponse
 
 MAX_LOGGED = 64
 OTHER_METHODS = ("GET", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -114,8 +114,8 @@ def answer() -> Response:
         tool = {"tool": name[:MAX_LOGGED]} if isinstance(name, str) else {}
         request_log.add_details(method=message.method[:MAX_LOGGED], **tool)
         if message.is_notification:
-            # Not even `notifications/cancelled` ends a task: clients send it for answered calls.
-            return Answer(status=202)
+            # Not even `notifications/cancelled` ends a task: clients send it for finished calls.
+            return FastResponse(status=202)
         message_id = message.id
         call = protocol.read_call(message, request.headers)
         return responses.json({"jsonrpc": "2.0", "id": message_id, "result": _result(call)})
@@ -147,7 +147,7 @@ def _result(call: Call) -> dict[str, Any]:
 def refuse() -> Response:
     """Refuse other methods, after the same checks; answer what browsers ask before."""
     if protocol.is_preflight():
-        return Answer(status=204)
+        return FastResponse(status=204)
     raise MethodNotAllowed(["POST"])
 
 

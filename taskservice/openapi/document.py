@@ -24,48 +24,48 @@ Object: TypeAlias = dict[str, Any]
 # What operations share: introduction, parameters, headers, errors.
 
 DESCRIPTION = """\
-taskservice keeps the tasks of agents, with logs that grow while they run, and sends a signed
-callback when a task ends.
+taskservice stores the tasks of agents, with logs that grow while they run, and sends a signed
+webhook when a task ends.
 
-Every request below `/api/v1` carries an API key, in the header `apikey: <key>` or in
-`Authorization: Bearer <key>`; in both, it must be the same. A *user key* may do everything with the
-things of its user. An *agent key* sees and reports the tasks of one agent; an operation that needs
-a user key answers it with 403. What a key may not see does not exist for it: 404.
+Every request to a path below `/api/v1` needs an API key, in the header `apikey: <key>` or
+`Authorization: Bearer <key>`; if both are sent, the keys must be equal. A *user key* has full
+access to its user's data. An *agent key* is limited to one agent and its tasks; an operation that
+needs a user key returns 403. A resource that the key has no access to is 404, as if it did not
+exist.
 
-Bodies are JSON in UTF-8, read strictly: no unknown fields, no duplicate keys, no NaN, nothing
-nested deeper than 64. NUL in a string, `\\u0000` in JSON, becomes U+FFFD. An operation that takes
-no body accepts `{}` and `null` too, and refuses any other body. An unknown query parameter is
-refused, so that a misspelt filter does not return everything. Times are RFC 3339 in UTC with
-milliseconds. `Location` and `Link` are relative to the request's own URL.
+Bodies are JSON in UTF-8, read strictly: unknown fields, duplicate keys, NaN, and nesting deeper
+than 64 levels are rejected. NUL in a string, `\\u0000` in JSON, becomes U+FFFD. An operation
+without a body accepts `{}` and `null` too, and rejects any other body. An unknown query parameter
+is rejected, so that a misspelt filter does not return everything. Times are RFC 3339 in UTC with
+milliseconds. `Location` and `Link` are relative to the URL of the request.
 
-Every error is `application/problem+json` (RFC 9457); its `detail` is a sentence for a
-person, its `code` a word for a program.
-Beside the listed errors, a method that a path does not have is 405 with `Allow`, and the server
-answers an unsupported expectation with 417 and an unsupported transfer coding with 501. Every path
-with GET has HEAD too, and every path has OPTIONS.
+Every error is `application/problem+json` (RFC 9457); `detail` is a sentence for people, `code` is
+for programs. In addition to the listed errors, a method that the path does not support is 405 with
+`Allow`, an unsupported expectation is 417, and an unsupported transfer encoding is 501. Every path
+with GET supports HEAD, and every path supports OPTIONS.
 
-Every answer has an `X-Request-Id`: the one that the request sent, if it has at most 128 visible
-ASCII characters, else a new one. Problems and the log of the service contain it too.
+Every response has an `X-Request-Id`: the value that the request sent, if it has at most 128 visible
+ASCII characters, else a new one. Errors and the service's log contain it too.
 """
 
 TAGS = {
     "tasks": "A task is one execution of an agent: its input, log, status and output.",
-    "logs": "The lines of a task, which grow while it runs.",
-    "questions": "What agents ask people before they go on.",
-    "deliveries": "The webhooks of tasks that have ended, and each attempt to send them.",
+    "logs": "The lines of a task's log, which grows while the task runs.",
+    "questions": "Questions that agents ask people before they continue.",
+    "deliveries": "The webhooks of finished tasks, and the attempts to send them.",
     "agents": "The programs that do the work.",
     "users": "The person or team that owns tasks, agents and keys.",
-    "keys": "The API keys of a user, and the secret that signs the webhooks.",
+    "keys": "The API keys of a user, and the secret that signs webhooks.",
     "operations": "Health and metrics, for operators. No key is needed.",
     "docs": "This documentation. No key is needed.",
-    "webhooks": "Requests that the service makes itself, to the receivers of its users.",
+    "webhooks": "Requests that the service sends to the receivers of its users.",
 }
 
 
 def _value(description: str, *, required: bool = False, **schema: Any) -> Object:
-    """A parameter or header with its JSON Schema, by default a text.
+    """A parameter or header with its JSON Schema, by default a string.
 
-    A header of an answer is required if every successful answer has it.
+    A response header is required if every successful response has it.
     """
     return {
         "description": description,
@@ -75,25 +75,25 @@ def _value(description: str, *, required: bool = False, **schema: Any) -> Object
 
 
 PATH_PARAMETERS = {
-    "task_id": _value("The task's id.", format="uuid", examples=[examples.TASK]),
+    "task_id": _value("The task's ID.", format="uuid", examples=[examples.TASK]),
     "agent_id": _value(
-        "The agent's id.", pattern=f"^{terms.AGENT_ID.pattern}$", examples=["summarizer"]
+        "The agent's ID.", pattern=f"^{terms.AGENT_ID.pattern}$", examples=["summarizer"]
     ),
-    "question_id": _value("The question's id.", format="uuid", examples=[examples.QUESTION]),
-    "key_id": _value("The key's id.", format="uuid", examples=[examples.KEY]),
+    "question_id": _value("The question's ID.", format="uuid", examples=[examples.QUESTION]),
+    "key_id": _value("The key's ID.", format="uuid", examples=[examples.KEY]),
 }
 
 REQUEST_HEADERS = {
     "Idempotency-Key": _value(
-        "Makes the request safe to repeat: the same key and body start or claim nothing again and "
-        "answer with the current task; the same key with another body is 422. Deleting the task "
-        "frees the key.",
+        "Makes the request safe to repeat: a repetition with the same key and body creates and "
+        "claims nothing, and returns the current state of the first result. The same key with "
+        "another body is 422. Deleting the task frees the key.",
         minLength=1,
         maxLength=terms.MAX_IDEMPOTENCY_KEY,
         examples=["nightly 2026-11-24"],
     ),
     "Prefer": _value(
-        "`wait=s`: the maximum number of seconds, up to 60, to wait for news.",
+        "`wait=s`: wait up to `s` seconds for a change, at most 60.",
         examples=["wait=1"],
     ),
     "Last-Event-ID": _value(
@@ -102,54 +102,54 @@ REQUEST_HEADERS = {
         examples=["42"],
     ),
     "If-Match": _value(
-        "`*`: change the task only if it exists. Its ETag is weak and never matches here.",
+        "`*`: change the task only if it exists. Its ETag is weak and never matches.",
         examples=["*"],
     ),
     "If-None-Match": _value(
-        "ETags of earlier answers: the answer is 304 if one is still current.",
+        "ETags of earlier responses: the response is 304 if one is still current.",
         examples=['W/"3-0"'],
     ),
 }
 
-ANSWER_HEADERS = {
+RESPONSE_HEADERS = {
     "Location": _value(
-        "The URL of what was created, relative to the request.",
+        "The URL of the new resource, relative to the request.",
         format="uri-reference",
         examples=[f"task/{examples.TASK}"],
         required=True,
     ),
     "Link": _value(
-        'The next page, as `<?...>; rel="next"`, relative to the request; none on the last page.',
+        'The next page, as `<?...>; rel="next"`, relative to the request; absent on the last page.',
         examples=['<?limit=50&cursor=WyI...>; rel="next"'],
     ),
-    "ETag": _value("The version of the answer.", examples=['W/"3-0"']),
+    "ETag": _value("The version of the response.", examples=['W/"3-0"']),
     "Idempotency-Replayed": _value(
-        "`true` if an earlier request with the same Idempotency-Key started or claimed the task.",
+        "`true` if an earlier request with the same Idempotency-Key has done the work.",
         enum=["true"],
     ),
     "Callback-Status": _value(
-        "The state of the callback: `delivered`; `pending`: it will be tried again; `failed`: it "
-        "will not be tried again; `none`: there was nothing to send.",
+        "The state of the webhook: `delivered`; `pending`: it will be retried; `failed`: it will "
+        "not be retried; `none`: there was nothing to send.",
         enum=["delivered", "pending", "failed", "none"],
         required=True,
     ),
     "Preference-Applied": _value(
-        "The granted wait, as `wait=s`; absent, with `Retry-After` in its place, when too many "
-        "requests wait already.",
+        "The granted wait, as `wait=s`; replaced by `Retry-After` if too many requests are waiting "
+        "already.",
         examples=["wait=1"],
     ),
-    "X-Accel-Buffering": _value("Tells nginx not to buffer events.", enum=["no"], required=True),
+    "X-Accel-Buffering": _value("Turns off the buffering of nginx.", enum=["no"], required=True),
     "Retry-After": _value(
-        "Seconds after which to try again.",
+        "Seconds to wait before trying again.",
         type="integer",
         minimum=0,
         examples=[2],
     ),
     "WWW-Authenticate": _value(
-        "How a key is sent.", enum=['Bearer realm="taskservice"'], required=True
+        "The authentication scheme.", enum=['Bearer realm="taskservice"'], required=True
     ),
     "X-Request-Id": _value(
-        "The id of the request: its own, or a new one.",
+        "The ID of the request: the value that it sent, or a new one.",
         examples=[examples.REQUEST],
         required=True,
     ),
@@ -158,9 +158,9 @@ ANSWER_HEADERS = {
 SUCCESSES = {
     200: "Success.",
     201: "Created.",
-    202: "Accepted; it will be done.",
-    204: "There is none.",
-    304: "Not changed.",
+    202: "Accepted.",
+    204: "No content.",
+    304: "Not modified.",
 }
 # The errors that several operations share: the names of their components.
 REFUSALS = {
@@ -181,7 +181,7 @@ REFUSALS = {
 }
 # Any request can get these.
 ALWAYS_REFUSED = (400, 406, 408, 413, 414, 422, 431, 500, 503)
-# Members of the example of an error, where the meaning of its code does not say what is sent.
+# Members of an error's example that differ from the meaning of its code.
 EXAMPLES: dict[str, Object] = {
     "invalid_key": {"detail": "API key is invalid"},
     terms.NOT_FOUND: {"detail": "Task's ID is not found"},
@@ -191,21 +191,21 @@ ERROR_HEADERS = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-A
 
 TEXT_EXAMPLE = "Synopsis: Running\n15 mails\n"
 
-# The webhooks: what the service posts, and what an answer to it means.
+# The webhooks: the requests that the service sends, and the meaning of each response.
 
 _HEADERS = {
     "webhook-id": (
-        "The delivery's id, the same at every attempt: a receiver that has seen it before has "
-        "seen this webhook.",
+        "The delivery's ID, the same in every attempt. A receiver that has seen it before has "
+        "already received this webhook.",
         {"type": "string", "format": "uuid", "examples": [examples.DELIVERY]},
     ),
     "webhook-timestamp": (
-        "When this attempt began, in seconds since 1970.",
+        "The time of this attempt, in seconds since 1970.",
         {"type": "integer", "minimum": 0, "examples": [1_795_527_360]},
     ),
     "webhook-signature": (
-        "One signature for each secret that is still valid, separated by blanks: `v1,` and the "
-        "HMAC-SHA256, in base64, of id, timestamp and body with full stops between them.",
+        "One signature for each valid secret, separated by spaces: `v1,` and the HMAC-SHA256, in "
+        "base64, of `ID.timestamp.body`.",
         {
             "type": "string",
             "pattern": "^v1,[A-Za-z0-9+/]{43}=( v1,[A-Za-z0-9+/]{43}=)*$",
@@ -215,13 +215,13 @@ _HEADERS = {
 }
 
 _DESCRIPTION = f"""\
-Posted to the task's `callback` when the task becomes `complete` or `error`, and signed as Standard
-Webhooks 1.0 describes, with the user's callback secret. The body is the task as GET returns it at
-that moment, with the last {terms.WEBHOOK_LINES:,} lines of its log, and at most
+Sent as a POST to the task's `callback` when the task becomes `complete` or `error`. It is signed
+with the user's callback secret, as Standard Webhooks 1.0 describes. The body is the task as GET
+returns it at that time, with the last {terms.WEBHOOK_LINES:,} lines of its log, and at most
 {terms.WEBHOOK_LOG_BYTES // 1024} KiB of them.
 
-A webhook that is not answered with 2xx is posted up to {len(SCHEDULE)} more times, within about
-{round(sum(SCHEDULE) / 86_400)} days, and has then failed. A receiver can get it more than
+If the response is not 2xx, the webhook is sent up to {len(SCHEDULE)} more times within about
+{round(sum(SCHEDULE) / 86_400)} days; then it has failed. A receiver can get a webhook more than
 once.
 """
 
@@ -231,15 +231,15 @@ def webhooks(example: Object) -> Object:
     ended = {
         "status": terms.COMPLETE,
         "output": {"sum": 15},
-        "claimedAt": examples.MOMENT,
+        "claimedAt": examples.TIME,
         "finishedAt": examples.LATER,
         "endedBy": "laptop",
     }
     body = {"schema": {"$ref": "#/components/schemas/Task"}, "example": example | ended}
-    again = "Any other answer, a redirect too, and no answer in time: it is posted again later."
+    again = "Any other response, even a redirect, or no response in time: it is sent again later."
     hours = MAX_RETRY_AFTER / 3600
     retry_after = {
-        "description": f"Seconds, or a date, to wait before the next attempt: at most {hours:g} h.",
+        "description": f"Seconds to wait before the next attempt, or a date: at most {hours:g} h.",
         "schema": {"type": "string", "examples": ["120"]},
     }
     operation = {
@@ -255,7 +255,7 @@ def webhooks(example: Object) -> Object:
         "requestBody": {"required": True, "content": {"application/json": body}},
         "responses": {
             "2XX": {"description": "The webhook is delivered."},
-            "410": {"description": "The webhook has failed, and is not posted again."},
+            "410": {"description": "The webhook has failed and is not sent again."},
             "default": {"description": again, "headers": {"Retry-After": retry_after}},
         },
     }
@@ -293,7 +293,7 @@ class Plugin(MarshmallowPlugin):
 def document(app: Flask, secured: str) -> Object:
     """The OpenAPI document of what the routes of `app` declare.
 
-    Those below the path `secured` want an API key.
+    Routes below the path `secured` need an API key.
     """
     spec = APISpec(
         "taskservice",
@@ -326,12 +326,12 @@ def document(app: Flask, secured: str) -> Object:
 
 
 def _add_components(spec: APISpec) -> None:
-    # No operation refers to it: what `fields` does to an answer cannot be said of an operation.
+    # No operation refers to it: OpenAPI can't express the effect of `fields` on a response.
     spec.components.schema("PartialTask", schema=partial_task_schema)
     key = {"type": "apiKey", "in": "header", "name": "apikey"}
     spec.components.security_scheme("apikey", key)
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer"})
-    for name, header in ANSWER_HEADERS.items():
+    for name, header in RESPONSE_HEADERS.items():
         spec.components.header(name, header)
     for status, name in REFUSALS.items():
         codes = [code for code in terms.CODES if terms.CODES[code].status == status]
@@ -388,7 +388,7 @@ def _operation(view: Any, rule: Rule, method: str, *, needs_key: bool) -> Object
             {"in": "query", "schema": declared.query},
             *({"in": "header", "name": name, **REQUEST_HEADERS[name]} for name in headers),
         ],
-        "responses": _answers(declared) | _refusals(statuses, declared.errors),
+        "responses": _responses(declared) | _refusals(statuses, declared.errors),
     }
     if declared.request_content:
         operation["requestBody"] = _request_body(declared.request_content)
@@ -405,15 +405,15 @@ def _request_body(content: Mapping[str, Any]) -> Object:
     return {"required": required, **_content(content)}
 
 
-def _answers(operation: Operation) -> Object:
-    names = (*operation.answer_headers, "X-Request-Id")
+def _responses(operation: Operation) -> Object:
+    names = (*operation.response_headers, "X-Request-Id")
     return {
         str(status): {
             "description": SUCCESSES[status],
             "headers": {name: name for name in names},
-            **_content(by_media_type(answer), operation.example),
+            **_content(by_media_type(content), operation.example),
         }
-        for status, answer in operation.answers.items()
+        for status, content in operation.responses.items()
     }
 
 

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from taskservice.openapi.document import ALWAYS_REFUSED, REFUSALS, Object
 
-# A longer pattern says no more than the description.
+# A longer pattern is left out: the description says the same.
 MAX_PATTERN = 40
 
 _MARK = re.compile(r"`(.+?)`|\*(.+?)\*")
@@ -79,7 +79,7 @@ def _between(low: int | None, high: int | None, unit: str) -> str:
 
 
 def resolved(document: Object, node: Object) -> Object:
-    """The node, or what its `$ref` names."""
+    """The node, or the target of its `$ref`."""
     if "$ref" not in node:
         return node
     _, *path = node["$ref"].split("/")
@@ -88,22 +88,22 @@ def resolved(document: Object, node: Object) -> Object:
     return document
 
 
-def answer_headers(document: Object, operation: Object) -> dict[str, Object]:
-    """The headers of an operation's successful answers, without X-Request-Id, which all have."""
+def response_headers(document: Object, operation: Object) -> dict[str, Object]:
+    """The headers of an operation's successful responses, except X-Request-Id, which all have."""
     return {
         name: resolved(document, header)
-        for status, answer in operation["responses"].items()
+        for status, response in operation["responses"].items()
         if status < "400"
-        for name, header in answer["headers"].items()
+        for name, header in response["headers"].items()
         if name != "X-Request-Id"
     }
 
 
 def own_errors(document: Object, operation: Object) -> Iterator[tuple[str, Object]]:
     """(status, response) of an operation's errors, without those that any request can get."""
-    for status, answer in operation["responses"].items():
+    for status, response in operation["responses"].items():
         if status >= "400" and int(status) not in ALWAYS_REFUSED:
-            yield status, resolved(document, answer)
+            yield status, resolved(document, response)
 
 
 def common_errors(document: Object) -> Iterator[tuple[int, Object]]:

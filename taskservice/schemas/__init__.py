@@ -1,1 +1,1 @@
-"""JSON in and out: strict JSON, fields, requests and answers."""
+"""JSON in and out: strict JSON, fields, requests and responses."""

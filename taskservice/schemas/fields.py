@@ -30,21 +30,21 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 def doc(
     description: str, *examples: Any, column: Column | None = None, **keywords: Any
 ) -> dict[str, Any]:
-    """The documentation of a field; `keywords` are those of JSON Schema.
+    """The documentation of a field; `keywords` are keywords of JSON Schema.
 
     The first example becomes part of the schema's example. A RowSchema reads the field from
     `column`.
     """
-    found = {"description": description, **keywords}
+    metadata = {"description": description, **keywords}
     if examples:
-        found["examples"] = list(examples)
+        metadata["examples"] = list(examples)
     if column is not None:
-        found["column"] = column
-    return found
+        metadata["column"] = column
+    return metadata
 
 
-class Flag(fields.Boolean):
-    """true or false; no other value counts as one."""
+class StrictBoolean(fields.Boolean):
+    """true or false; all other values are invalid."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(value, bool):
@@ -73,7 +73,7 @@ class Share(fields.Float):
 
 
 class Labels(fields.Dict):
-    """An object of up to 16 labels; with `may_remove`, null stands for no label of that key."""
+    """An object of up to 16 labels; with `may_remove`, null removes a label."""
 
     def __init__(self, description: str, *, may_remove: bool = False) -> None:
         value = {"type": "string", "minLength": 1, "maxLength": MAX_LABEL_VALUE}
@@ -114,8 +114,8 @@ class Id(fields.String):
         return parsed
 
 
-class Moment(fields.Field[str]):
-    """A moment in RFC 3339 with an offset; loaded as UTC with milliseconds and `Z`."""
+class Timestamp(fields.Field[str]):
+    """A time in RFC 3339 with an offset; loaded as UTC with milliseconds and `Z`."""
 
     _SHAPE = re.compile(
         r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
@@ -126,7 +126,7 @@ class Moment(fields.Field[str]):
     ) -> None:
         metadata = doc(description, *examples, type="string", format="date-time")
         super().__init__(metadata=metadata, **options)
-        # Times have milliseconds: an upper bound is rounded up, all else is cut.
+        # Stored times have milliseconds: upper bounds are rounded up, other times are truncated.
         self._more = timedelta(microseconds=999 if round_up else 0)
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
@@ -134,10 +134,10 @@ class Moment(fields.Field[str]):
             if not isinstance(value, str) or not self._SHAPE.fullmatch(value):
                 raise ValueError
             # RFC 3339 allows `t` and `z`, which Python does not accept.
-            moment = datetime.fromisoformat(value.upper())
-            # Python has no moment after the year 9999.
-            latest = datetime.max.replace(tzinfo=moment.tzinfo) - self._more
-            return clock.rfc3339(min(moment, latest) + self._more)
+            time = datetime.fromisoformat(value.upper())
+            # Python has no time after the year 9999.
+            latest = datetime.max.replace(tzinfo=time.tzinfo) - self._more
+            return clock.rfc3339(min(time, latest) + self._more)
         except (ValueError, OverflowError):
             example = "2026-11-24T13:36:00Z"
             raise ValidationError(f"Must be a time in RFC 3339, such as {example}.") from None
@@ -160,15 +160,15 @@ class LabelTexts(fields.List[str]):
         return tuple(value)
 
 
-def flag_parameter(description: str) -> fields.Boolean:
+def boolean_parameter(description: str) -> fields.Boolean:
     """`true` or `false` in a query string."""
     return fields.Boolean(truthy={"true"}, falsy={"false"}, metadata=doc(description))
 
 
 class Times(fields.Field[Any]):
-    """A moment, or a list of ascending ones; loaded as milliseconds since 1970."""
+    """A time, or an ascending list of times; loaded as milliseconds since 1970."""
 
-    _moment = Moment("")
+    _time = Timestamp("")
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(value, list):
@@ -179,8 +179,8 @@ class Times(fields.Field[Any]):
         return times
 
     def _milliseconds(self, value: Any) -> int:
-        moment: str = self._moment.deserialize(value)
-        return clock.milliseconds(moment)
+        time: str = self._time.deserialize(value)
+        return clock.milliseconds(time)
 
 
 class JsonObject(fields.Dict):
@@ -260,10 +260,10 @@ def id_field(description: str, example: str | None, column: Column | None = None
     return text_field(description, example, column=column, format="uuid", allow_none=is_null)
 
 
-def moment_field(
+def time_field(
     description: str, example: str | None, column: Column | None = None
 ) -> fields.String:
-    """A moment of a row, which is stored in the form of the API."""
+    """A time in a row, which is stored in the form of the API."""
     is_null = example is None
     return text_field(description, example, column=column, format="date-time", allow_none=is_null)
 
@@ -285,20 +285,20 @@ def parse_id(text: str) -> str | None:
 
 
 class StoredJson(fields.Dict):
-    """A JSON object that is stored as text and answered as that text, or null."""
+    """A JSON object that is stored as text and sent unchanged, or null."""
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return None if value is None else strict_json.fragment(value)
 
 
 class StoredNumber(fields.Float):
-    """A number that is stored as text and answered as that text, or null."""
+    """A number that is stored as text and sent unchanged, or null."""
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return None if value is None else strict_json.fragment(value)
 
 
-# What `Task.questions` is without an open one.
+# `Task.questions` without an open question.
 NO_QUESTIONS = "[]"
 
 # The placeholder of a log's lines in a dumped task. JSON contains NUL nowhere else.
@@ -325,28 +325,28 @@ class OpenQuestions(fields.List[Any]):
 
 
 def open_questions(stored: str) -> list[dict[str, Any]]:
-    """The questions that are open now, of those that `Task.questions` has."""
+    """The questions in `Task.questions` that are still open."""
     now = clock.now()
     questions: list[dict[str, Any]] = strict_json.loads(stored.encode())
     return [each for each in questions if each["expiresAt"] is None or each["expiresAt"] > now]
 
 
-class AnswerSchema(Schema):
-    """The schema of an answer, which has all fields that are not `optional`."""
+class ResponseSchema(Schema):
+    """The schema of a response, which has all fields that are not `optional`."""
 
     class Meta:
         # Later versions may add fields, which clients must ignore.
         unknown = EXCLUDE
 
-    # Fields that an answer has only in some cases, or if `expand` asks for them.
+    # Fields that are present only in some cases, or if `expand` names them.
     optional: ClassVar[tuple[str, ...]] = ()
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        # For the documentation: an answer is dumped, not loaded.
+        # For the documentation only: responses are dumped, not loaded.
         field_obj.required = field_name not in self.optional
 
 
-class RowSchema(AnswerSchema):
+class RowSchema(ResponseSchema):
     """A schema that serializes rows with functions built once from its fields, which is faster.
 
     The result equals that of marshmallow's own `dump`; a test compares the two.
@@ -363,22 +363,22 @@ class RowSchema(AnswerSchema):
         self._serialized = [
             (key, attributes[key], field._serialize)
             for key, field in read.items()
-            # Of other fields the row contains the value for the JSON.
+            # For other fields, the row contains the JSON value.
             if type(field) not in (fields.String, fields.Integer)
         ]
 
     @property
     def columns(self) -> dict[str, Column]:
-        """Field -> its column: what a read of such rows selects."""
+        """Field -> its column, which reads of such rows select."""
         documented = {name: field.metadata for name, field in self.dump_fields.items()}
         return {name: doc["column"] for name, doc in documented.items() if "column" in doc}
 
-    def stored(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Column -> what it stores, for the fields that are given."""
+    def stored(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Column -> its stored value, for the fields in `changes`."""
         values = {}
         for name, column in self.columns.items():
-            if name in given:
-                value = values[column.key] = given[name]
+            if name in changes:
+                value = values[column.key] = changes[name]
                 if value is not None and isinstance(self.fields[name], StoredJson | StoredNumber):
                     values[column.key] = strict_json.dumps(value).decode()
         return values
@@ -400,7 +400,7 @@ class RowSchema(AnswerSchema):
 
 
 def _getter(attributes: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
-    """What reads all these attributes of a row at once."""
+    """A function that reads all these attributes of a row."""
     if len(attributes) > 1:
         return attrgetter(*attributes)
     return lambda row: tuple(getattr(row, name) for name in attributes)

@@ -1,4 +1,4 @@
-"""The JSON Schemas of inputs and answers: what is allowed in one, and whether a value fits it."""
+"""The JSON Schemas of inputs and answers: which ones are allowed, and whether a value matches."""
 
 import json
 import math
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from jsonschema_rs import Draft202012Validator, ValidationError
 
 
-# What a value lacks by its JSON Schema, in plain sentences.
+# The errors of a value by its JSON Schema, in plain sentences.
 
-# Maximum number of errors that an answer names.
+# Maximum number of errors in a response.
 MAX_ERRORS = 10
 
 TYPES = {
@@ -34,23 +34,23 @@ TYPES = {
 
 
 def named(place: str, instance: Any, errors: "Iterator[ValidationError]") -> dict[str, list[str]]:
-    """`place.<name>` -> what is wrong there with this value."""
-    found: dict[str, list[str]] = {}
+    """`place.<name>` -> the errors of the value there."""
+    errors_by_path: dict[str, list[str]] = {}
     for error in islice(errors, MAX_ERRORS):
-        for name, said in islice(_faults(instance, error), MAX_ERRORS):
+        for name, message in islice(_faults(instance, error), MAX_ERRORS):
             path = ".".join(map(str, [place, *error.instance_path, *name]))
-            messages = found.setdefault(path, [])
-            if said not in messages:
-                messages.append(said)
-    return found
+            messages = errors_by_path.setdefault(path, [])
+            if message not in messages:
+                messages.append(message)
+    return errors_by_path
 
 
 def _faults(instance: Any, error: "ValidationError") -> Iterator[tuple[list[str], str]]:
-    """(the name of a property, or nothing for the value itself; what is wrong)."""
+    """(the name of a property, or nothing for the value itself; the message)."""
     kind: Any = error.kind
     unknown = kind.value if kind.name == "additionalProperties" else ()
     if kind.name == "falseSchema" and error.schema_path[-1] == "additionalProperties":
-        # So the validator says it of an object that may have no property at all.
+        # The validator's error for an object that must have no properties at all.
         unknown = reduce(getitem, error.instance_path, instance)
     if kind.name == "required":
         yield [kind.value], "Missing."
@@ -62,7 +62,7 @@ def _faults(instance: Any, error: "ValidationError") -> Iterator[tuple[list[str]
 
 
 def sentence(error: "ValidationError") -> str:
-    """What is wrong with a value."""
+    """The message for an error."""
     kind: Any = error.kind
     match kind.name:
         case "type":
@@ -76,13 +76,13 @@ def sentence(error: "ValidationError") -> str:
         case "pattern":
             return f"Must match {kind.value}"
         case "anyOf" | "oneOf":
-            return "Must fit " + ("one" if kind.name == "anyOf" else "exactly one") + " of several."
+            return f"Must match {'one' if kind.name == 'anyOf' else 'exactly one'} of several."
         case "not" | "falseSchema":
             return "Not allowed."
         case "contains":
-            return "Lacks an item that it must contain."
+            return "Must contain at least one matching item."
         case "propertyNames":
-            return "Has a name that is not allowed."
+            return "Contains a property name that is not allowed."
     return f"{error.message}."
 
 
@@ -90,12 +90,12 @@ def _listed(values: list[Any]) -> str:
     return ", ".join(json.dumps(value, ensure_ascii=False, default=str) for value in values)
 
 
-# The JSON Schema of an agent's input: what is allowed in it.
+# The JSON Schema of an agent's input: which schemas are allowed.
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_SCHEMA = 16 * 1024
 MAX_DEPTH = 16
-# Maximum number of values in a schema, with each `$ref` replaced by what it refers to.
+# Maximum number of values in a schema, with each `$ref` replaced by its target.
 MAX_VALUES = 4_000
 # A compiled pattern takes memory, and for each byte of a text time, in proportion to its size in
 # bytes. It is known only to be one of these, which are tried.
@@ -106,9 +106,9 @@ _PATTERN_CACHE = 64 << 10
 # Such as those in `\d`. The validator replaces these one by one, in quadratic time.
 MAX_BACKSLASHES = 500
 
-# A client of MCP drops a tool that has one of these at the root.
+# MCP clients drop a tool that has one of these at the root.
 _NOT_AT_ROOT = ("oneOf", "anyOf", "allOf", "not", "if", "enum", "$ref")
-# They would change what a `$ref` refers to, are of other drafts, or let a client of MCP repeat a
+# They would change the target of a `$ref`, belong to other drafts, or let an MCP client repeat a
 # value in a header, which the service would have to compare.
 _NOWHERE = {
     "$id",
@@ -141,12 +141,12 @@ _LISTS = {"allOf", "anyOf", "oneOf", "prefixItems"}
 _OBJECTS = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
 
 
-class Unfit(ValueError):
-    """The schema is not allowed; the message says why."""
+class InvalidSchema(ValueError):
+    """The schema is not allowed; the message is the reason."""
 
 
 def input_schema_problem(schema: dict[str, Any]) -> str | None:
-    """Why this is no schema of an input; None if it is one."""
+    """Why this schema is not allowed for an input; None if it is."""
     text = strict_json.dumps(schema)
     if len(text) > MAX_SCHEMA:
         return f"Longer than {MAX_SCHEMA} bytes."
@@ -164,17 +164,17 @@ def input_schema_problem(schema: dict[str, Any]) -> str | None:
 
 def _check_root(schema: dict[str, Any]) -> None:
     if schema.get("type") != "object":
-        raise Unfit('Must have "type": "object".')
+        raise InvalidSchema('Must have "type": "object".')
     unwanted = [keyword for keyword in _NOT_AT_ROOT if keyword in schema]
     if unwanted:
-        raise Unfit(f"Not allowed at the top: {', '.join(unwanted)}.")
+        raise InvalidSchema(f"Not allowed at the top level: {', '.join(unwanted)}.")
     if schema.get("$schema", DIALECT) not in (DIALECT, f"{DIALECT}#"):
-        raise Unfit(f"$schema, if given, must be {DIALECT}.")
+        raise InvalidSchema(f"$schema, if given, must be {DIALECT}.")
 
 
 def _reason(error: ValueError) -> str:
     """Why a schema is not allowed."""
-    if isinstance(error, Unfit):
+    if isinstance(error, InvalidSchema):
         return str(error)
     path: list[str | int] = getattr(error, "instance_path", [])
     place = ".".join(map(str, path))
@@ -185,14 +185,14 @@ def _reason(error: ValueError) -> str:
     kind: Any = getattr(error, "kind", None)
     if kind.name == "format" and kind.value == "regex":
         return (
-            f"{place}: not a pattern that is checked in linear time, which has no look-around and "
-            f"no backreference, and at most {MAX_PATTERN_SIZE >> 10} KiB when compiled (a . has "
-            "about 1 KiB for each repetition)."
+            f"{place}: unsupported pattern. Look-around and backreferences are not allowed, and a "
+            f"pattern can have at most {MAX_PATTERN_SIZE >> 10} KiB when compiled (a . has about "
+            "1 KiB for each repetition)."
         )
     return f"{place}: {sentence(error)}"  # type: ignore[arg-type]
 
 
-# Whether a value fits a schema.
+# Whether a value matches a schema.
 
 # The validator keeps the interpreter's lock, so its time is estimated in steps of about 20 ns: one
 # for each value of the input and each value of the schema, and more for these.
@@ -213,9 +213,9 @@ _SMALLEST = 1e-20
 
 
 def input_problems(schema: str, text: str) -> dict[str, list[str]]:
-    """`input.<name>` -> what is wrong there; empty if the input fits the agent's schema.
+    """`input.<name>` -> the errors there; empty if the input matches the agent's schema.
 
-    It may take long, so it is not called inside a transaction.
+    This can take long: do not call it inside a transaction.
     """
     return _problems("input", schema, text, "the agent's inputSchema")
 
@@ -225,12 +225,12 @@ def _problems(place: str, schema: str, text: str, name: str) -> dict[str, list[s
     size = len(text.encode())
     values = sum(map(text.count, ",:[{")) + 1
     if values * cost.of_value + size * cost.of_byte > MAX_STEPS:
-        return {place: [f"Too long to be checked by {name}."]}
+        return {place: [f"Too large to be checked against {name}."]}
     instance = _loads(text)
     if validator.is_valid(instance):
         return {}
     if (values + size // BYTES_COPIED_IN_STEP) * cost.of_value > MAX_NAMED:
-        return {place: [f"Does not fit {name}."]}
+        return {place: [f"Does not match {name}."]}
     return named(place, instance, validator.iter_errors(instance))
 
 
@@ -246,12 +246,12 @@ class Cost(NamedTuple):
 def _compiled(schema: str) -> "tuple[Draft202012Validator, Cost]":
     """Raises ValueError if it is no JSON Schema, or one that is not allowed."""
     parsed = _loads(schema)
-    # First, since it says which value is none that a keyword may have.
+    # First, since its errors name the values that a keyword can't have.
     return _validator(parsed), _cost(parsed)
 
 
 def _cost(root: dict[str, Any]) -> Cost:
-    """With each `$ref` followed. Raises Unfit for what is not allowed, and if it is too large."""
+    """With each `$ref` followed. Raises InvalidSchema if it is not allowed or too large."""
     schemas = dict(_schemas("#", root))
     count = of_value = of_byte = 0
     waiting = ["#"]
@@ -273,7 +273,7 @@ def _cost(root: dict[str, Any]) -> Cost:
         count += len(values)
         of_value += sum(map(_steps, values))
         if count > MAX_VALUES:
-            raise Unfit(
+            raise InvalidSchema(
                 f"More than {MAX_VALUES:,} values, with each $ref followed; a $ref must not lead "
                 "back to itself."
             )
@@ -288,7 +288,7 @@ def _schemas(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _inner(schema: Any) -> Iterator[tuple[str, Any]]:
-    """What a schema has where schemas are."""
+    """The schemas directly inside a schema, with their paths."""
     for keyword, value in schema.items() if isinstance(schema, dict) else ():
         if keyword in _ONE:
             yield keyword, value
@@ -300,16 +300,16 @@ def _inner(schema: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _reference(pointer: str, schema: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
-    """The JSON pointer that the schema refers to, if any. Raises Unfit for what is not allowed."""
+    """The JSON pointer that the schema refers to, if any. Raises InvalidSchema."""
     place = pointer.removeprefix("#/").replace("/", ".")
     unwanted = _NOWHERE & schema.keys() - ({"$schema"} if pointer == "#" else set())
     if unwanted:
-        raise Unfit(f"{place}: not allowed: {', '.join(sorted(unwanted))}.")
+        raise InvalidSchema(f"{place}: not allowed: {', '.join(sorted(unwanted))}.")
     if "$ref" not in schema:
         return []
     target = unquote(schema["$ref"])
     if target not in schemas:
-        raise Unfit(f'{place}: $ref must be "#/..." and refer to a schema.')
+        raise InvalidSchema(f'{place}: $ref must be "#/..." and refer to a schema.')
     return [target]
 
 
@@ -367,9 +367,9 @@ def _number(text: str) -> int | float:
     return int(value) if size <= _MAX_WHOLE and value.is_integer() else math.copysign(size, value)
 
 
-# The schema of a question: what MCP's elicitation allows, and whether an answer fits it.
+# The schema of a question: as MCP elicitation allows it, and whether an answer matches it.
 
-# Without a schema, a question wants one text.
+# The schema of a question without one: a single text.
 DEFAULT: dict[str, Any] = {
     "type": "object",
     "properties": {"answer": {"type": "string"}},
@@ -390,23 +390,23 @@ _FORMATS = {"email", "uri", "date", "date-time"}
 
 
 def question_schema_problem(schema: dict[str, Any]) -> str | None:
-    """Why this is no schema for a question; None if it is one."""
+    """Why this schema is not allowed for a question; None if it is."""
     unknown = schema.keys() - _ROOT
     if unknown:
         return f"Not allowed here: {', '.join(sorted(unknown))}."
     properties = schema.get("properties")
     if schema.get("type") != "object" or not isinstance(properties, dict):
-        return "Must have the type object, and properties."
+        return "Must have the type object and properties."
     required = schema.get("required", [])
     if not isinstance(required, list) or not set(map(str, required)) <= properties.keys():
         return "required must be a list of names of properties."
     if not isinstance(schema.get("$schema", ""), str):
         return "$schema must be a string."
-    found = (_problem_of_property(name, each) for name, each in properties.items())
-    return next(filter(None, found), None) or input_schema_problem(_closed(schema))
+    problems = (_property_problem(name, each) for name, each in properties.items())
+    return next(filter(None, problems), None) or input_schema_problem(_closed(schema))
 
 
-def _problem_of_property(name: str, schema: Any) -> str | None:
+def _property_problem(name: str, schema: Any) -> str | None:
     kind = schema.get("type") if isinstance(schema, dict) else None
     if not isinstance(kind, str) or kind not in _KEYWORDS:
         return f"{name}: the type must be one of {', '.join(_KEYWORDS)}."
@@ -437,16 +437,16 @@ def _are_options(options: Any) -> bool:
     )
 
 
-def problems_of_answer(schema: dict[str, Any], content: dict[str, Any]) -> dict[str, list[str]]:
-    """`content.<name>` -> why this value does not fit; empty if the answer does.
+def answer_problems(schema: dict[str, Any], content: dict[str, Any]) -> dict[str, list[str]]:
+    """`content.<name>` -> the errors there; empty if the answer matches.
 
-    It may take long, so it is not called inside a transaction.
+    This can take long: do not call it inside a transaction.
     """
     closed, text = (strict_json.dumps(each).decode() for each in (_closed(schema), content))
     return _problems("content", closed, text, "the question's schema")
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """Without other properties; and without its dialect, since it means the same in each."""
+    """The schema without other properties, and without its dialect, which makes no difference."""
     own = {name: each for name, each in schema.items() if name != "$schema"}
     return {**own, "additionalProperties": False}

@@ -12,21 +12,21 @@ from taskservice import terms
 from taskservice.database import clock
 from taskservice.schemas import examples, json_schema
 from taskservice.schemas.fields import (
-    Flag,
     Id,
     JsonObject,
     Labels,
     LabelTexts,
-    Moment,
     Names,
     NumberText,
     Share,
+    StrictBoolean,
     Strings,
     Times,
+    Timestamp,
     WholeNumber,
+    boolean_parameter,
     bytes_at_most,
     doc,
-    flag_parameter,
     name_field,
     parse_id,
 )
@@ -52,19 +52,19 @@ class StartSchema(Schema):
 
     agentId = fields.String(
         required=True,
-        metadata=doc("The agent that works on it; it must be registered.", "summarizer"),
+        metadata=doc("The agent that does the work; it must be registered.", "summarizer"),
     )
-    name = name_field("Its name; the agent's by default.", "nightly summary", allow_none=True)
+    name = name_field("The name; the agent's by default.", "nightly summary", allow_none=True)
     input = JsonObject(
         allow_none=True,
-        metadata=doc("What its agent works on; at most 1 MiB.", {"mailbox": "office"}),
+        metadata=doc("The task's input; at most 1 MiB.", {"mailbox": "office"}),
     )
     callback = fields.String(
         allow_none=True,
         validate=bytes_at_most(terms.MAX_CALLBACK),
         metadata=doc(
-            "The URL that gets a signed webhook when the task ends: http or https, a host, no "
-            "user info and no fragment.",
+            "The URL that receives a signed webhook when the task ends: http or https, without "
+            "user info and fragment.",
             "https://myapp.example/api/v1/callback/2100aaa",
             format="uri",
             maxLength=terms.MAX_CALLBACK,
@@ -74,14 +74,14 @@ class StartSchema(Schema):
         allow_none=True,
         validate=validate.Range(0, terms.MAX_TIMEOUT),
         metadata=doc(
-            "Seconds that a claimed task may be silent before it times out; 0: no limit.", 3600
+            "Seconds without an append or report until a claimed task times out; 0: no limit.", 3600
         ),
     )
-    claim = Flag(allow_none=True, metadata=doc("Whether the caller claims it at the start.", False))
-    labels = Labels("Pairs by which it is found.")
+    claim = StrictBoolean(allow_none=True, metadata=doc("Whether the caller claims it.", False))
+    labels = Labels("Key–value pairs to filter by.")
     parentId = Id(
         allow_none=True,
-        metadata=doc("The task that starts it; the key must see it.", None, format="uuid"),
+        metadata=doc("The parent task; the key must have access to it.", None, format="uuid"),
     )
 
 
@@ -91,20 +91,20 @@ class RerunSchema(Schema):
     input = JsonObject(
         allow_none=True,
         metadata=doc(
-            "What its agent works on, if not the same as before; at most 1 MiB.",
+            "The input of the new task, if it is not the same; at most 1 MiB.",
             {"mailbox": "office"},
         ),
     )
 
 
 class FailureSchema(Schema):
-    """Why a task failed. The service's own types can't be reported."""
+    """Why a task failed. Other types of errors can't be reported."""
 
     type = fields.String(validate=validate.Equal(terms.FAILED), metadata=doc("`failed`, if given."))
     message = fields.String(
         required=True,
         validate=bytes_at_most(terms.MAX_MESSAGE),
-        metadata=doc("What went wrong, for a person.", maxLength=terms.MAX_MESSAGE),
+        metadata=doc("The reason, for people.", maxLength=terms.MAX_MESSAGE),
     )
 
 
@@ -122,17 +122,17 @@ class ReportSchema(Schema):
         metadata=doc("`complete` or `error` end the task.", terms.COMPLETE),
     )
     output = JsonObject(
-        metadata=doc("Each key given replaces that key whole; at most 1 MiB.", {"sum": 15})
+        metadata=doc("Each key replaces the stored key; at most 1 MiB in total.", {"sum": 15})
     )
     error = fields.Nested(FailureSchema(), allow_none=True)
-    name = name_field("Another name.")
-    progress = Share(allow_none=True, metadata=doc("How far it is.", 0.5, minimum=0, maximum=1))
+    name = name_field("A new name.")
+    progress = Share(allow_none=True, metadata=doc("The progress.", 0.5, minimum=0, maximum=1))
     note = fields.String(
         allow_none=True,
         validate=validate.Length(max=terms.MAX_NOTE),
-        metadata=doc("The same in words.", "34 of 68 pages"),
+        metadata=doc("The progress in words.", "34 of 68 pages"),
     )
-    labels = Labels("Labels to set; null removes one.", may_remove=True)
+    labels = Labels("Labels to set; null removes a label.", may_remove=True)
 
 
 class AskSchema(Schema):
@@ -141,14 +141,14 @@ class AskSchema(Schema):
     message = fields.String(
         required=True,
         validate=validate.Length(1, terms.MAX_QUESTION),
-        metadata=doc("What the agent wants to know.", "Deploy to production?"),
+        metadata=doc("The question.", "Deploy to production?"),
     )
     schema = fields.Dict(
         allow_none=True,
         validate=_allowed_by(json_schema.question_schema_problem),
         metadata=doc(
-            "A flat JSON Schema of the answer, as MCP's elicitation has it; by default one "
-            "required string `answer`.",
+            "A flat JSON Schema of the answer, as in MCP elicitation; by default one required "
+            "string `answer`.",
             {
                 "type": "object",
                 "properties": {"deploy": {"type": "boolean"}},
@@ -161,12 +161,12 @@ class AskSchema(Schema):
     timeout = WholeNumber(
         allow_none=True,
         validate=validate.Range(0, terms.MAX_TIMEOUT),
-        metadata=doc("Seconds until it expires; a day by default, 0: never.", 3600),
+        metadata=doc("Seconds until the question expires; by default a day, 0: never.", 3600),
     )
 
 
 class AnswerQuestionSchema(Schema):
-    """What a person answers."""
+    """The answer of a person."""
 
     # `check_content` in JSON Schema.
     rule: ClassVar = {
@@ -181,7 +181,7 @@ class AnswerQuestionSchema(Schema):
     )
     content = JsonObject(
         allow_none=True,
-        metadata=doc("The answer, which fits the question's schema.", {"deploy": True}),
+        metadata=doc("The answer, which must match the question's schema.", {"deploy": True}),
     )
 
     @validates_schema
@@ -197,7 +197,7 @@ class AppendSchema(Schema):
         fields.String(),
         required=True,
         metadata=doc(
-            "Lines of at most 64 KiB; a string with line feeds counts as several.",
+            "Lines of at most 64 KiB; a string with line feeds becomes several.",
             ["Synopsis: Running", "15 mails"],
         ),
     )
@@ -205,7 +205,7 @@ class AppendSchema(Schema):
         allow_none=True,
         validate=validate.Range(1, 1 << 53),
         metadata=doc(
-            "The number of the first line sent, counted from 1 by its writer: lines already "
+            "The number of the first line sent, counted from 1 for each writer: lines already "
             "stored are skipped.",
             1,
         ),
@@ -214,70 +214,70 @@ class AppendSchema(Schema):
         allow_none=True,
         validate=validate.Length(max=terms.MAX_WRITER),
         metadata=doc(
-            f"The name of the writer, if there are several; empty by default. A task has at "
-            f"most {terms.MAX_WRITERS:,} of them.",
+            f"The name of the writer, if there are several; empty by default. A task can have at "
+            f"most {terms.MAX_WRITERS:,} writers.",
             "worker-1",
         ),
     )
-    # Without a type, since of `anyOf` with an array generators for Java make a broken class.
+    # Without a type, since Java generators create a broken class for `anyOf` with an array.
     at = Times(
         allow_none=True,
         metadata=doc(
-            "When its agent printed the lines, in RFC 3339: one time for all, or an array with one "
-            "for each string, ascending. Now by default.",
-            examples.MOMENT,
+            "When the agent printed the lines, in RFC 3339: one time for all, or an ascending "
+            "array with one time for each string. Now by default.",
+            examples.TIME,
         ),
     )
 
 
 class AnnotationsSchema(Schema):
-    """What an agent does, in the words of MCP's tools; clients only hint at it to people."""
+    """The MCP tool annotations of an agent; clients treat them as hints."""
 
-    title = name_field("Its name in a list of tools.", "Sum up the mail")
-    readOnlyHint = Flag(metadata=doc("Whether it changes nothing.", False))
-    destructiveHint = Flag(metadata=doc("Whether it may delete or overwrite.", True))
-    idempotentHint = Flag(metadata=doc("Whether the same input again changes nothing more.", False))
-    openWorldHint = Flag(metadata=doc("Whether it deals with things outside.", True))
+    title = name_field("The name in a list of tools.", "Sum up the mail")
+    readOnlyHint = StrictBoolean(metadata=doc("Whether the agent changes nothing.", False))
+    destructiveHint = StrictBoolean(metadata=doc("Whether it can delete or overwrite data.", True))
+    idempotentHint = StrictBoolean(metadata=doc("Whether a repetition changes nothing.", False))
+    openWorldHint = StrictBoolean(metadata=doc("Whether it uses external systems.", True))
 
 
 class PutAgentSchema(Schema):
     """An agent to register, or changes to it."""
 
-    name = name_field("Its name; at first its id.", "Nightly summarizer", allow_none=True)
+    name = name_field("The name; by default the agent's ID.", "Nightly summarizer", allow_none=True)
     description = fields.String(
         allow_none=True,
         validate=validate.Length(max=terms.MAX_DESCRIPTION),
-        metadata=doc("What it does.", "Sums up the day's mail."),
+        metadata=doc("What the agent does.", "Sums up the day's mail."),
     )
     inputSchema = fields.Dict(
         allow_none=True,
         validate=_allowed_by(json_schema.input_schema_problem),
         metadata=doc(
-            "A JSON Schema (draft 2020-12) of its input, by which each unclaimed start and each "
-            "rerun is checked: at most 16 KiB and 16 levels; at the top the type is object, "
-            "without oneOf, anyOf, allOf, not, if, enum and $ref; each $ref begins with #/ and "
-            "does not lead back to itself.",
+            "JSON Schema (draft 2020-12) that the input of each unclaimed start and each rerun "
+            "must match: at most 16 KiB and 16 levels; at the top level the type object, and no "
+            "oneOf, anyOf, allOf, not, if, enum or $ref; each $ref begins with #/ and does not "
+            "lead back to itself.",
             examples.INPUT_SCHEMA,
             required=["type"],
             properties={"type": {"const": "object"}},
         ),
     )
     annotations = fields.Nested(AnnotationsSchema(), allow_none=True)
-    tool = Flag(
-        allow_none=True, metadata=doc("Whether MCP clients see it as a tool of its own.", True)
+    tool = StrictBoolean(
+        allow_none=True, metadata=doc("Whether MCP clients get a tool for this agent.", True)
     )
 
 
 class CreateKeySchema(Schema):
     """A key to create."""
 
-    name = name_field("Its name.", "laptop", required=True)
+    name = name_field("The key's name.", "laptop", required=True)
     agentId = fields.String(
         allow_none=True,
-        metadata=doc("The agent that the key is for, which must be registered.", "summarizer"),
+        metadata=doc("The agent that the key is limited to; it must be registered.", "summarizer"),
     )
-    expiresAt = Moment(
-        "When it expires; never by default.",
+    expiresAt = Timestamp(
+        "When the key expires; never by default.",
         "2126-11-24T13:36:00Z",
         allow_none=True,
     )
@@ -291,43 +291,43 @@ def _in_words(names: Sequence[str]) -> str:
 
 
 class TaskQuerySchema(Schema):
-    """The parts of a task in the answer."""
+    """The parts of a task in the response."""
 
     fields_ = Names(
         TASK_FIELDS,
         f"The fields to return, separated by commas: {_in_words(TASK_FIELDS)}. All by "
-        "default. The answer is then a `PartialTask`.",
+        "default. With `fields`, the response is a `PartialTask`.",
         data_key="fields",
         attribute="fields",
     )
     expand = Names(
-        TASK_EXPANSIONS, f"What to embed, separated by commas: {_in_words(TASK_EXPANSIONS)}."
+        TASK_EXPANSIONS, f"Objects to embed, separated by commas: {_in_words(TASK_EXPANSIONS)}."
     )
 
 
 class CursorField(fields.Field[tuple[str, str, str]]):
-    """The end of a page, opaque to callers: the sort, a moment and a task's id."""
+    """The end of a page, opaque to callers: the sort, a time and a task's id."""
 
     def __init__(self) -> None:
-        description = "Where the page before ended: it is in that page's `Link`. Goes with `limit`."
+        description = "Opaque position from the previous page's `Link`. Requires `limit`."
         super().__init__(metadata=doc(description, type="string"))
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> tuple[str, str, str]:
         try:
-            sort, moment, task_id = orjson.loads(urlsafe_b64decode(value))
-            # The type first: a forged cursor may hold any JSON.
+            sort, time, task_id = orjson.loads(urlsafe_b64decode(value))
+            # The type first: a forged cursor can contain any JSON.
             if type(task_id) is not str or sort not in terms.SORTS or parse_id(task_id) != task_id:
                 raise ValueError
-            if clock.rfc3339(datetime.fromisoformat(moment)) != moment:
+            if clock.rfc3339(datetime.fromisoformat(time)) != time:
                 raise ValueError
         except (ValueError, TypeError, OverflowError):
-            raise ValidationError("Is not a cursor of this list.") from None
-        return sort, moment, task_id
+            raise ValidationError("Not a cursor of this list.") from None
+        return sort, time, task_id
 
 
-def dump_cursor(sort: str, moment: str, task_id: str) -> str:
+def dump_cursor(sort: str, time: str, task_id: str) -> str:
     """The cursor that CursorField loads."""
-    return urlsafe_b64encode(orjson.dumps((sort, moment, task_id))).decode()
+    return urlsafe_b64encode(orjson.dumps((sort, time, task_id))).decode()
 
 
 class ListQuerySchema(TaskQuerySchema):
@@ -341,29 +341,29 @@ class ListQuerySchema(TaskQuerySchema):
         validate=validate.OneOf(terms.ERROR_TYPES),
         metadata=doc("Only tasks that ended as `error` of this type."),
     )
-    claimed = flag_parameter("Only tasks that an agent has claimed, or that none has.")
+    claimed = boolean_parameter("`true`: only claimed tasks; `false`: only unclaimed tasks.")
     agentId = fields.String(
         validate=validate.Regexp(terms.AGENT_ID.pattern + r"\Z"),
         metadata=doc("Only tasks of this agent.", pattern=f"^{terms.AGENT_ID.pattern}$"),
     )
-    parentId = Id(metadata=doc("Only tasks that this one started.", format="uuid"))
-    label = LabelTexts("Only tasks with this label, `key:value`; several must all fit.")
+    parentId = Id(metadata=doc("Only child tasks of this task.", format="uuid"))
+    label = LabelTexts("Only tasks with this label, `key:value`; if repeated, with all of them.")
     q = fields.String(
         validate=validate.Length(1, terms.MAX_NAME),
-        metadata=doc("Only tasks with this text in their name, in upper or lower case."),
+        metadata=doc("Only tasks whose name contains this text, in upper or lower case."),
     )
-    createdAfter = Moment("Only tasks started after this moment.")
-    createdBefore = Moment("Only tasks started before this moment.", round_up=True)
-    finishedAfter = Moment("Only tasks that ended after this moment.")
+    createdAfter = Timestamp("Only tasks started after this time.")
+    createdBefore = Timestamp("Only tasks started before this time.", round_up=True)
+    finishedAfter = Timestamp("Only tasks that ended after this time.")
     sort = fields.String(
         validate=validate.OneOf(terms.SORTS),
         metadata=doc(
             "`-createdAt`: newest first; `createdAt`: oldest first; `finishedAt`: finished tasks "
-            "only, the first to end first.",
+            "only, earliest end first.",
             default=terms.SORTS[0],
         ),
     )
-    limit = NumberText(1, terms.MAX_LIMIT, "Tasks on a page; without it all are streamed.")
+    limit = NumberText(1, terms.MAX_LIMIT, "Maximum tasks on a page; all are streamed without it.")
     cursor = CursorField()
 
     @validates_schema
@@ -377,7 +377,7 @@ class ListQuerySchema(TaskQuerySchema):
 
 
 class LogQuerySchema(Schema):
-    """The lines of a log in the answer."""
+    """The lines of a log in the response."""
 
     after = NumberText(0, (1 << 63) - 1, "Only lines after this number; from the first by default.")
     limit = NumberText(
@@ -385,33 +385,33 @@ class LogQuerySchema(Schema):
         terms.MAX_LINES,
         f"Maximum number of lines. Default: {terms.DEFAULT_LINES:,}; as `text/plain`, all of them.",
     )
-    times = flag_parameter("Whether the answer has the time of each line.")
+    times = boolean_parameter("Whether to return the time of each line.")
 
 
 class FollowQuerySchema(Schema):
     """The form of the events."""
 
-    times = flag_parameter("Whether each line comes with its time.")
+    times = boolean_parameter("Whether to send the time of each line.")
 
 
 class AgentQuerySchema(Schema):
-    """The parts of an agent in the answer."""
+    """The parts of an agent in the response."""
 
-    expand = Names(AGENT_EXPANSIONS, f"What to embed: {_in_words(AGENT_EXPANSIONS)}.")
+    expand = Names(AGENT_EXPANSIONS, f"Objects to embed: {_in_words(AGENT_EXPANSIONS)}.")
 
 
 class AppendQuerySchema(Schema):
     """The fields of a JSON body, for a text body."""
 
-    seq = NumberText(1, 1 << 53, "With `text/plain`: as `seq` in the JSON body.")
+    seq = NumberText(1, 1 << 53, "With `text/plain`: the same as `seq` in the JSON body.")
     writer = fields.String(
         validate=validate.Length(max=terms.MAX_WRITER),
-        metadata=doc("With `text/plain`: as `writer` in the JSON body."),
+        metadata=doc("With `text/plain`: the same as `writer` in the JSON body."),
     )
     at = Times(
         metadata=doc(
             "With `text/plain`: when the agent printed the lines, one time for all.",
-            examples.MOMENT,
+            examples.TIME,
             type="string",
             format="date-time",
         )

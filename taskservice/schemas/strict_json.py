@@ -22,11 +22,11 @@ _ESCAPED_NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 class NotJson(ValueError):
-    """The text is not valid JSON; the message says why."""
+    """The text is not valid JSON; the message is the reason."""
 
 
 class UnsupportedNumber(ValueError):
-    """A number that many programs can't read exactly; the message says why."""
+    """A number that many programs can't read exactly; the message is the reason."""
 
 
 def loads(data: bytes, max_containers: int = MAX_CONTAINERS) -> Any:
@@ -91,17 +91,17 @@ def _check_count(text: str, maximum: int) -> None:
 
 
 def depth(value: Any) -> int:
-    """How many objects and arrays contain each other, up to one more than MAX_DEPTH."""
+    """How deep objects and arrays are nested, at most MAX_DEPTH + 1."""
     level = _children([value])
-    for found in range(MAX_DEPTH + 1):
+    for levels in range(MAX_DEPTH + 1):
         if not level:
-            return found
+            return levels
         level = [child for parent in level for child in _children(parent)]
     return MAX_DEPTH + 1
 
 
 def _children(value: Any) -> list[Any]:
-    """The objects and arrays right inside `value`; of a scalar, none."""
+    """The objects and arrays directly inside `value`; none for a scalar."""
     inside = value.values() if isinstance(value, dict) else value
     if not isinstance(value, dict | list):
         return []
@@ -122,7 +122,7 @@ def _no_constant(name: str) -> Any:
 def _integer(text: str) -> Any:
     if len(text) <= 19 and -(1 << 63) <= int(text) < 1 << 63:
         return int(text)
-    return _kept(text)
+    return _as_written(text)
 
 
 def _float(text: str) -> Any:
@@ -136,10 +136,10 @@ def _float(text: str) -> Any:
         exact = len(text) <= MAX_NUMBER and Decimal(text) == Decimal(repr(value))
     except InvalidOperation:
         raise UnsupportedNumber("a number's exponent is out of range") from None
-    return value if exact else _kept(text)
+    return value if exact else _as_written(text)
 
 
-def _kept(text: str) -> orjson.Fragment:
+def _as_written(text: str) -> orjson.Fragment:
     if len(text) > MAX_NUMBER:
         raise UnsupportedNumber(f"a number has more than {MAX_NUMBER} characters")
     return fragment(text)

@@ -1,4 +1,4 @@
-"""A task as it is answered, its log and its questions."""
+"""Responses about tasks, their logs, questions and deliveries; and problems."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from taskservice import terms
 from taskservice.database.models import Attempt, Delivery, Question, Task
 from taskservice.schemas import examples, json_schema
 from taskservice.schemas.fields import (
-    AnswerSchema,
     Lines,
     OpenQuestions,
+    ResponseSchema,
     RowSchema,
     StoredJson,
     StoredNumber,
     doc,
     id_field,
-    moment_field,
     text_field,
+    time_field,
 )
 from taskservice.schemas.users import AgentOfTaskSchema, UserSchema
 
@@ -31,42 +31,40 @@ class TaskError(fields.Field[Any]):
         return None if value is None else {"type": value, "message": obj.error_message}
 
 
-class TaskErrorSchema(AnswerSchema):
+class TaskErrorSchema(ResponseSchema):
     """Why a task ended as `error`."""
 
     type = text_field(
-        "`failed`: its agent reported it; `cancelled`: its user cancelled it; `timeout`: its "
-        "agent was silent for too long.",
+        "`failed`: the agent reported it; `cancelled`: the user cancelled the task; `timeout`: the "
+        "agent sent nothing for too long.",
         terms.FAILED,
         validate=validate.OneOf(terms.ERROR_TYPES),
     )
-    message = text_field("What went wrong, for a person.", "The mailbox is locked")
+    message = text_field("The reason, for people.", "The mailbox is locked")
 
 
 class QuestionSchema(RowSchema):
-    """What an agent asks a person before it goes on."""
+    """A question that an agent asks a person before it continues."""
 
-    id = id_field("The question's id.", examples.QUESTION, column=Question.id)
-    message = text_field(
-        "What the agent wants to know.", "Deploy to production?", column=Question.message
-    )
+    id = id_field("The question's ID.", examples.QUESTION, column=Question.id)
+    message = text_field("The question.", "Deploy to production?", column=Question.message)
     schema = StoredJson(
         metadata=doc("The JSON Schema of the answer.", json_schema.DEFAULT, column=Question.schema)
     )
     state = text_field(
-        "Only an open one can be answered.",
+        "Only an open question can be answered.",
         terms.OPEN,
         column=Question.state,
         validate=validate.OneOf(terms.QUESTION_STATES),
     )
-    askedAt = moment_field("When it was asked.", examples.MOMENT, Question.asked_at)
-    expiresAt = moment_field("When it expires; null: never.", None, Question.expires_at)
+    askedAt = time_field("When the question was asked.", examples.TIME, Question.asked_at)
+    expiresAt = time_field("When the question expires; null: never.", None, Question.expires_at)
     answer = StoredJson(
         allow_none=True,
         metadata=doc("The answer; null unless there is one.", None, column=Question.answer),
     )
     answeredBy = text_field(
-        "The name of the key that answered or declined it; else null.",
+        "The name of the key that answered or declined the question; else null.",
         None,
         column=Question.answered_by,
         maxLength=terms.MAX_NAME,
@@ -77,59 +75,59 @@ class QuestionSchema(RowSchema):
 class TaskSchema(RowSchema):
     """One execution of an agent: its input, log, output and status.
 
-    `agent` and `user` only if `expand` asks for them.
+    `agent` and `user` are present only if `expand` names them.
     """
 
     optional = TASK_EXPANSIONS
 
-    id = id_field("The task's id, which sorts by creation.", examples.TASK, column=Task.id)
+    id = id_field("The task's ID; IDs sort by creation time.", examples.TASK, column=Task.id)
     name = text_field("The task's name.", "nightly summary", column=Task.name)
-    agentId = text_field("The agent that works on it.", "summarizer", column=Task.agent_id)
-    userId = id_field("The user that it belongs to.", examples.USER, column=Task.user_id)
-    createdAt = moment_field("When it was started.", examples.MOMENT, Task.created_at)
-    updatedAt = moment_field("When it was last changed.", examples.LATER, Task.updated_at)
-    claimedAt = moment_field("When an agent claimed it.", None, Task.claimed_at)
-    finishedAt = moment_field("When it ended.", None, Task.finished_at)
-    input = StoredJson(
-        metadata=doc("What its agent works on.", {"mailbox": "office"}, column=Task.input)
-    )
+    agentId = text_field("The agent that does the work.", "summarizer", column=Task.agent_id)
+    userId = id_field("The user that owns the task.", examples.USER, column=Task.user_id)
+    createdAt = time_field("When the task was started.", examples.TIME, Task.created_at)
+    updatedAt = time_field("When the task last changed.", examples.LATER, Task.updated_at)
+    claimedAt = time_field("When an agent claimed the task.", None, Task.claimed_at)
+    finishedAt = time_field("When the task ended.", None, Task.finished_at)
+    input = StoredJson(metadata=doc("The task's input.", {"mailbox": "office"}, column=Task.input))
     logs = Lines(
-        fields.String(), metadata=doc("Its lines, in order of arrival.", ["Synopsis: Running"])
+        fields.String(),
+        metadata=doc("The lines of the log, in order of arrival.", ["Synopsis: Running"]),
     )
     firstLog = fields.Integer(
         metadata=doc(
-            "The number of the first stored line; `logCount` + 1 when none is left.",
+            "The number of the first stored line; `logCount` + 1 if none is left.",
             1,
             minimum=1,
             column=Task.first_log,
         )
     )
     logCount = fields.Integer(
-        metadata=doc(
-            "The number of lines that were ever appended.", 1, minimum=0, column=Task.log_count
-        )
+        metadata=doc("The number of lines appended so far.", 1, minimum=0, column=Task.log_count)
     )
-    output = StoredJson(metadata=doc("What its agent reported.", {}, column=Task.output))
+    output = StoredJson(metadata=doc("The task's output.", {}, column=Task.output))
     status = text_field(
-        "Its status.", terms.RUNNING, column=Task.status, validate=validate.OneOf(terms.STATUSES)
+        "The task's status.",
+        terms.RUNNING,
+        column=Task.status,
+        validate=validate.OneOf(terms.STATUSES),
     )
     error = TaskError(
         metadata=doc(
-            "Why it ended as `error`; null for any other status.",
+            "Why the task ended as `error`; null for any other status.",
             None,
             anyOf=[{"$ref": "#/components/schemas/TaskError"}, {"type": "null"}],
             column=Task.error_type,
         ),
     )
     startedBy = text_field(
-        "The name of the key that started it; null for a task from before there were such names.",
+        "The name of the key that started the task; null if it was not stored.",
         "laptop",
         column=Task.started_by,
         maxLength=terms.MAX_NAME,
         allow_none=True,
     )
     endedBy = text_field(
-        f"The name of the key that ended it; `{terms.SERVICE}` for a timeout, null while it runs.",
+        f"The name of the key that ended the task; `{terms.SERVICE}` for a timeout.",
         None,
         column=Task.ended_by,
         maxLength=terms.MAX_NAME,
@@ -138,11 +136,11 @@ class TaskSchema(RowSchema):
     progress = StoredNumber(
         allow_none=True,
         metadata=doc(
-            "How far it is, as its agent reported.", 0.5, minimum=0, maximum=1, column=Task.progress
+            "Progress from 0 to 1, as reported.", 0.5, minimum=0, maximum=1, column=Task.progress
         ),
     )
     note = text_field(
-        "The same in words.",
+        "The progress in words.",
         "34 of 68 pages",
         column=Task.note,
         maxLength=terms.MAX_NOTE,
@@ -150,20 +148,20 @@ class TaskSchema(RowSchema):
     )
     labels = StoredJson(
         metadata=doc(
-            "Pairs by which it is found.",
+            "Key–value pairs to filter by.",
             {"env": "prod"},
             additionalProperties={"type": "string"},
             column=Task.labels,
         )
     )
-    parentId = id_field("The task that started it, if there is one.", None, column=Task.parent_id)
-    rerunOf = id_field("The task that it runs again.", None, column=Task.rerun_of)
+    parentId = id_field("The parent task, if there is one.", None, column=Task.parent_id)
+    rerunOf = id_field("The task that this task runs again.", None, column=Task.rerun_of)
     questions = OpenQuestions(
         fields.Nested(QuestionSchema()),
-        metadata=doc("Its open questions, oldest first.", [], column=Task.questions),
+        metadata=doc("The open questions, oldest first.", [], column=Task.questions),
     )
     callback = text_field(
-        "The URL that gets a webhook when it ends.",
+        "The URL that receives a webhook when the task ends.",
         "https://myapp.example/api/v1/callback/2100aaa",
         format="uri",
         column=Task.callback_url,
@@ -174,24 +172,22 @@ class TaskSchema(RowSchema):
 
 
 class PartialTaskSchema(TaskSchema):
-    """A task as it is answered to a request with `fields`: it has only the fields named there."""
+    """A task in the response to a request with `fields`: only the fields named there."""
 
 
 TASK_FIELDS = tuple(name for name in TaskSchema().fields if name not in TASK_EXPANSIONS)
 
 
-class AppendedSchema(AnswerSchema):
+class AppendedSchema(ResponseSchema):
     """A task's log after an append."""
 
-    logCount = fields.Integer(
-        metadata=doc("The number of lines that were ever appended.", 3, minimum=0)
-    )
+    logCount = fields.Integer(metadata=doc("The number of lines appended so far.", 3, minimum=0))
     status = text_field(
         "The task's status.", terms.RUNNING, validate=validate.OneOf(terms.STATUSES)
     )
 
 
-class LogPageSchema(AnswerSchema):
+class LogPageSchema(ResponseSchema):
     """Lines of a log, and the cursor of the next ones."""
 
     optional = ("times",)
@@ -203,9 +199,8 @@ class LogPageSchema(AnswerSchema):
     times = fields.List(
         fields.String(allow_none=True, metadata={"format": "date-time"}),
         metadata=doc(
-            "With the parameter `times`: when each line was printed; null for one from before "
-            "there were times.",
-            [examples.MOMENT],
+            "With the parameter `times`: when each line was printed; null if it was not stored.",
+            [examples.TIME],
         ),
     )
     next = fields.Integer(metadata=doc("The value of `after` for the next page.", 1, minimum=0))
@@ -216,13 +211,13 @@ class LogPageSchema(AnswerSchema):
     )
 
 
-class EventSchema(AnswerSchema):
+class EventSchema(ResponseSchema):
     """One of the Server-Sent Events of a stream."""
 
     optional = ("id",)
 
     event = text_field(
-        "`task`: the task has changed; `log`: it has another line.",
+        "`task`: the task has changed; `log`: its log has another line.",
         "log",
         validate=validate.OneOf(["task", "log"]),
     )
@@ -235,12 +230,12 @@ class EventSchema(AnswerSchema):
     )
 
 
-class FinishedTaskSchema(AnswerSchema):
-    """A finished task: an agent stops only if it was cancelled."""
+class FinishedTaskSchema(ResponseSchema):
+    """A finished task. An agent must stop only if it was cancelled."""
 
-    id = id_field("The task's id.", examples.TASK)
+    id = id_field("The task's ID.", examples.TASK)
     status = text_field(
-        "Its status.", terms.COMPLETE, validate=validate.OneOf([terms.COMPLETE, terms.ERROR])
+        "The task's status.", terms.COMPLETE, validate=validate.OneOf([terms.COMPLETE, terms.ERROR])
     )
     error = fields.Nested(TaskErrorSchema(), allow_none=True)
 
@@ -252,7 +247,7 @@ partial_task_schema = PartialTaskSchema(partial=True)
 appended_schema = AppendedSchema()
 log_page_schema = LogPageSchema()
 event_schema = EventSchema()
-# The columns that reads select: those of the answers, and those that code needs.
+# The columns that reads select: those of the responses, and those that code needs.
 TASK_COLUMNS = (
     *task_schema.columns.values(),
     Task.error_message,
@@ -262,60 +257,60 @@ TASK_COLUMNS = (
 QUESTION_COLUMNS = (*question_schema.columns.values(), Question.task_id)
 
 
-# A delivery as it is answered, with its attempts.
+# Deliveries and their attempts.
 
 
 class AttemptSchema(RowSchema):
     """One attempt of a delivery."""
 
-    at = moment_field("When it began.", examples.MOMENT, Attempt.at)
+    at = time_field("When the attempt began.", examples.TIME, Attempt.at)
     durationMs = fields.Integer(
-        metadata=doc("Its duration in milliseconds.", minimum=0, column=Attempt.duration_ms)
+        metadata=doc("Duration in milliseconds.", minimum=0, column=Attempt.duration_ms)
     )
     statusCode = fields.Integer(
         allow_none=True,
         metadata=doc(
-            "The receiver's HTTP status; null without an answer.",
+            "The receiver's HTTP status; null without a response.",
             minimum=0,
             maximum=999,
             column=Attempt.status_code,
         ),
     )
-    message = text_field("Its outcome in one sentence.", column=Attempt.message)
+    message = text_field("The outcome in one sentence.", column=Attempt.message)
 
 
 class DeliverySchema(RowSchema):
-    """One webhook for one callback."""
+    """A webhook for the callback of a task."""
 
     id = id_field(
-        "The delivery's id: the `webhook-id` of all its attempts.",
+        "The delivery's ID: the `webhook-id` of all its attempts.",
         examples.DELIVERY,
         column=Delivery.id,
     )
     callback = text_field(
-        "The URL that it is posted to.",
+        "The URL that the webhook is sent to.",
         "https://myapp.example/api/v1/callback/2100aaa",
         format="uri",
         column=Delivery.callback_url,
     )
     state = text_field(
-        "`pending`: it will be posted; `delivered`: the receiver answered 2xx; "
-        "`failed`: it will not be posted again; `cancelled`: a newer delivery replaced it.",
+        "`pending`: will be sent; `delivered`: the receiver responded with 2xx; `failed`: will "
+        "not be sent again; `cancelled`: replaced by a newer delivery.",
         terms.PENDING,
         column=Delivery.state,
         validate=validate.OneOf(terms.DELIVERY_STATES),
     )
-    createdAt = moment_field("When the task ended.", examples.MOMENT, Delivery.created_at)
-    nextAttemptAt = moment_field(
-        "When it is due; null unless it is pending.", None, Delivery.next_attempt_at
+    createdAt = time_field("When the task ended.", examples.TIME, Delivery.created_at)
+    nextAttemptAt = time_field(
+        "When the next attempt is due; null unless `pending`.", None, Delivery.next_attempt_at
     )
     attempts = fields.List(
         fields.Nested(AttemptSchema()),
         metadata=doc(
-            f"Its newest {terms.MAX_ATTEMPTS} attempts, oldest first; older ones are deleted.",
+            f"The newest {terms.MAX_ATTEMPTS} attempts, oldest first; older ones are deleted.",
             [
                 {
-                    "at": examples.MOMENT,
+                    "at": examples.TIME,
                     "durationMs": 10_002,
                     "statusCode": None,
                     "message": "No answer within 10 s.",
@@ -334,7 +329,7 @@ ATTEMPT_COLUMNS = (*attempt_schema.columns.values(), Attempt.delivery_id, Attemp
 # Problems, the health of the service and its OpenAPI document.
 
 
-class HealthSchema(AnswerSchema):
+class HealthSchema(ResponseSchema):
     """The service is healthy."""
 
     status = text_field("ok.", "ok", validate=validate.Equal("ok"))
@@ -345,15 +340,15 @@ class ReadinessSchema(HealthSchema):
 
     optional = ("notice",)
 
-    notice = text_field("What to change.", "No webhooks are retried.")
+    notice = text_field("A problem of the setup.", "No webhooks are retried.")
 
 
-class ProblemSchema(AnswerSchema):
+class ProblemSchema(ResponseSchema):
     """An error, in the format of RFC 9457."""
 
     optional = ("errors", "task", "question", "expected", "requestId")
 
-    type = text_field("The type of problem, a URI.", "about:blank")
+    type = text_field("The type of the problem, a URI.", "about:blank")
     title = text_field("The status in words.", "Not Found")
     status = fields.Integer(metadata=doc("The HTTP status.", 404))
     detail = text_field("What is wrong, in one sentence.", "Task's ID is not found")
@@ -374,18 +369,18 @@ class ProblemSchema(AnswerSchema):
         metadata=doc("With 409 at an append: the `seq` of the writer's next line.")
     )
     requestId = text_field(
-        "The request's id, as in the service's own log; not with 401.", examples.REQUEST
+        "The request's ID, as in the service's log; absent with 401.", examples.REQUEST
     )
 
 
-class DocumentSchema(AnswerSchema):
+class DocumentSchema(ResponseSchema):
     """An OpenAPI document."""
 
     class Meta:
         unknown = INCLUDE
 
     openapi = text_field("The version of OpenAPI.", "3.1.0")
-    info = fields.Dict(metadata=doc("What it is.", {"title": "taskservice"}))
+    info = fields.Dict(metadata=doc("The title and version of the API.", {"title": "taskservice"}))
     paths = fields.Dict(metadata=doc("The operations.", {}))
 
 

@@ -217,7 +217,7 @@ def answer(
         question = get(caller, task_id, question_id)
         if question.state == terms.OPEN:
             schema = strict_json.loads(question.schema.encode())
-            errors = json_schema.problems_of_answer(schema, content or {})
+            errors = json_schema.answer_problems(schema, content or {})
             if errors:
                 raise invalid(errors)
     with transaction() as connection:

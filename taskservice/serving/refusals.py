@@ -39,7 +39,7 @@ class RefusedByApplicationError(Exception):
         self.response = response
 
 
-INTERNAL = Refusal(500, "The service failed; its log says more")
+INTERNAL = Refusal(500, "Internal error; see the service's log")
 BODY_TOO_LARGE = Refusal(413, "The request's body is too large")
 TOO_MANY_CHUNKS = Refusal(413, "The request's body has too many chunks")
 REQUEST_TOO_SLOW = Refusal(408, "The request did not arrive in time")

@@ -71,7 +71,7 @@ def _prefix(header: str, hops: int) -> str | None:
     return outermost.rstrip("/") if is_path else None
 
 
-# What a route declares: its endpoint checks requests by it, and OpenAPI documents it.
+# The declaration of a route: its endpoint validates requests by it, and OpenAPI documents it.
 
 JSON = "application/json"
 TEXT = "text/plain"
@@ -87,7 +87,7 @@ Content: TypeAlias = Body | tuple[Body, ...] | Mapping[str, Schema] | None
 class Operation:
     """One operation of the API; `name` is its name in generated clients.
 
-    `taskservice.openapi.document` has what all operations have in common.
+    `taskservice.openapi.document` contains the parts that all operations share.
     """
 
     name: str
@@ -95,18 +95,18 @@ class Operation:
     # `body` is loaded and passed to the view; `reads` is what the view reads by itself.
     body: Schema | None = None
     reads: Content = None
-    # Names of request headers that are read, and of headers of successful answers.
+    # Names of request headers that are read, and of headers of successful responses.
     headers: Sequence[str] = ()
-    answer_headers: Sequence[str] = ()
-    # The content of successful answers, by status.
-    answers: Mapping[int, Content] = field(default_factory=dict)
+    response_headers: Sequence[str] = ()
+    # The content of successful responses, by status.
+    responses: Mapping[int, Content] = field(default_factory=dict)
     # The error codes that only some operations have.
     errors: Sequence[str] = ()
-    # Whether its body may be as large as the settings say, in place of MAX_SMALL_BODY.
+    # Whether the setting MAX_BODY limits its body, instead of MAX_SMALL_BODY.
     large_body: bool = False
-    # Whether agent keys are refused.
+    # Whether agent keys are rejected.
     user_key: bool = False
-    # Members that replace those of the schema's example in the example of an answer.
+    # Members that replace those of the schema's example in the example of a response.
     example: Mapping[str, Any] | str = field(default_factory=dict)
 
     @property
@@ -115,8 +115,8 @@ class Operation:
 
     @property
     def media_types(self) -> tuple[str, ...]:
-        """The media types of successful answers."""
-        contents = map(by_media_type, self.answers.values())
+        """The media types of successful responses."""
+        contents = map(by_media_type, self.responses.values())
         return tuple(dict.fromkeys(kind for content in contents for kind in content))
 
 
@@ -151,13 +151,13 @@ def ignore_dates() -> None:
         request.environ.pop(name, None)
 
 
-# The maximum number of bytes of a body, but for an operation that takes a large one: twice what the
-# input or the output of a task may have.
+# Maximum size of a body in bytes, unless its operation takes a large one: twice the maximum size of
+# the input or the output of a task.
 MAX_SMALL_BODY = 2 * 1024 * 1024
 
-# Parsing a larger body, or one of unknown size, may take some dozen times its size in memory.
+# Parsing a larger body, or one of unknown size, can take a dozen times its size in memory.
 LARGE_BODY = 1024 * 1024
-# The number of large bodies that one process parses at a time, and how long another one waits.
+# Maximum number of large bodies that one process parses at a time, and how long another waits.
 large_body_slots = Slots(2)
 LARGE_BODY_SECONDS = 3.0
 
@@ -165,7 +165,7 @@ empty_schema = EmptySchema()
 
 
 class Endpoint:
-    """A view that is called with what its operation declares, loaded from the request.
+    """A view that is called with the arguments that its operation declares, from the request.
 
     The view gets the ids of its path, and `query` and `body` where its operation has schemas
     for them. Raises 400, 403, 404, 406, 412, 413, 415, 422 and 503.
@@ -187,7 +187,7 @@ class Endpoint:
         with large_body_slots.acquire(LARGE_BODY_SECONDS) as is_acquired:
             if not is_acquired:
                 headers = {"Retry-After": "2"}
-                detail = "Too many large bodies at once"
+                detail = "Too many large requests at once; try again later"
                 raise Problem(503, detail, code=OVERLOADED, headers=headers)
             return self._view(**self._arguments(request.environ, path))
 
@@ -216,7 +216,7 @@ def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None
     """Raises 412 for a change of a task whose `If-Match` is not `*`, 404 for an unknown task.
 
     Tasks have weak ETags, of which none matches under the strong comparison of RFC 9110. It wants
-    this check before the body is processed, and after all that would be refused without it.
+    this check before the body is processed, but after the checks that don't need the body.
     """
     if "task_id" not in path or environ["REQUEST_METHOD"] in ("GET", "HEAD"):
         return
@@ -225,7 +225,7 @@ def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None
     if "question_id" in path:
         questions.get(caller, task_id, require_id("question", path["question_id"]))
     if environ["HTTP_IF_MATCH"].strip() != "*":
-        detail = "The task has no version that If-Match names; its ETag is weak"
+        detail = "If-Match does not match: ETags of tasks are weak, so only `*` can"
         raise Problem(412, detail)
 
 
@@ -236,12 +236,12 @@ def _decorator(declare: Callable[P, Operation]) -> Callable[P, Callable[[View], 
     return operation
 
 
-# `@operation(...)` takes what Operation takes, and makes an Endpoint of a view.
+# `@operation(...)` takes the arguments of Operation, and makes a view an Endpoint.
 operation = _decorator(Operation)
 
 
 def require_id(thing: str, text: str) -> str:
-    """The id in its canonical spelling; raises 404 for text that is not a UUID."""
+    """The id in its canonical form; raises 404 for text that is not a UUID."""
     parsed = parse_id(text)
     if parsed is None:
         raise not_found(thing)
@@ -268,7 +268,7 @@ def checked_idempotency_key(key: str) -> str:
 
 
 def _without_nul(text: str) -> str:
-    # PostgreSQL cannot store it.
+    # PostgreSQL cannot store NUL.
     return text.replace("\0", "\ufffd")
 
 
@@ -302,7 +302,7 @@ def load_body(schema: Schema) -> dict[str, Any]:
 def json_body(schema: Schema) -> Any:
     """The body as strict JSON, for `schema`; raises 400, 415 and 422.
 
-    No body counts as `{}`. Some clients send none as an empty one of type JSON, or as null.
+    No body counts as `{}`. Some clients send an empty body of type JSON, or null, instead.
     """
     data, content_type = body_bytes(), request.content_type
     if not data and not content_type:
@@ -361,7 +361,7 @@ def _received() -> bytes:
         if request.content_length > limit:
             raise RequestEntityTooLarge
         return request.get_data(cache=False)
-    # Of a body in chunks Werkzeug silently reads as many bytes as it may have.
+    # Werkzeug silently truncates a chunked body to this limit.
     request.max_content_length = limit + 1
     data = request.get_data(cache=False)
     if len(data) > limit:
@@ -369,20 +369,20 @@ def _received() -> bytes:
     return data
 
 
-def prefers(wanted: str, other: str) -> bool:
-    """Whether `Accept` ranks `wanted` above `other`, the default."""
-    return _quality(wanted) > _quality(other)
+def prefers(media_type: str, other: str) -> bool:
+    """Whether `Accept` ranks `media_type` above `other`, the default."""
+    return _quality(media_type) > _quality(other)
 
 
 def _check_accept(accepted: str | None, media_types: tuple[str, ...]) -> None:
     if not accepted or accepted == "*/*" or accepted in media_types:
         return
     if not any(map(_quality, media_types)):
-        raise Problem(406, f"The answer can be {' or '.join(media_types)} only")
+        raise Problem(406, f"The response can only be {' or '.join(media_types)}; change Accept")
 
 
 def _quality(media_type: str) -> float:
     """The weight that `Accept` gives to a media type, from 0 to 1."""
-    # Every answer is in UTF-8, so a request for that charset matches too.
+    # Every response is in UTF-8, so a request for that charset matches too.
     spellings = (media_type, f"{media_type}; charset=utf-8")
     return max(map(request.accept_mimetypes.quality, spellings))

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 
-class Answer(Response):
+class FastResponse(Response):
     """A response whose headers are not copied if they are complete, or if it is a 304.
 
-    Werkzeug would copy them to add a length, to remove what describes a body from a 304, and to
+    Werkzeug would copy them to add a length, to remove the headers of a body from a 304, and to
     quote a `Location`.
     """
 
@@ -57,11 +57,11 @@ def dump(
 
 
 def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Answer(strict_json.dumps(value), status, headers, content_type=JSON)
+    return FastResponse(strict_json.dumps(value), status, headers, content_type=JSON)
 
 
 def array(pages: Iterable[Sequence[Any]]) -> Response:
-    """The items of all pages as one JSON array; streamed where it is large."""
+    """The items of all pages as one JSON array; streamed if it is large."""
     return stream(task_json.array(pages))
 
 
@@ -71,17 +71,17 @@ def task(
     status: int = 200,
     headers: Mapping[str, str] | Headers | None = None,
 ) -> Response:
-    """A task; streamed when its log is large."""
+    """A task; streamed if its log is large."""
     return stream(task_json.task(row, shape), status, headers)
 
 
 def replayed_header(replayed: bool) -> dict[str, str]:
-    """The header of an answer that repeats an earlier one for its `Idempotency-Key`."""
+    """The header of a response to a repetition with the same `Idempotency-Key`."""
     return {"Idempotency-Replayed": "true"} if replayed else {}
 
 
 def is_conditional(shape: Shape) -> bool:
-    """Whether the caller has some version already, which `If-None-Match` names."""
+    """Whether `If-None-Match` contains a version that the caller has."""
     # Embedded objects have no version.
     return "HTTP_IF_NONE_MATCH" in request.environ and not shape.expand
 
@@ -91,7 +91,7 @@ def not_modified(seen: TaskVersion, shape: Shape) -> Response | None:
     headers = _version_headers(seen, shape)
     known = request.environ["HTTP_IF_NONE_MATCH"]
     if known == headers["ETag"] or request.if_none_match.contains_weak(_etag(seen, shape)):
-        return Answer(status=304, headers=headers)
+        return FastResponse(status=304, headers=headers)
     return None
 
 
@@ -103,7 +103,7 @@ def versioned_task(row: TaskRow | TaskAndLines, shape: Shape) -> Response:
     lines = logs.lines_in(cast(TaskAndLines, row)) if shape.has_logs else None
     if lines is None:
         return task(row, shape, headers=headers)
-    return Answer(task_json.with_lines(row, shape, lines), 200, headers, content_type=JSON)
+    return FastResponse(task_json.with_lines(row, shape, lines), 200, headers, content_type=JSON)
 
 
 def _version_headers(seen: TaskVersion, shape: Shape) -> Headers:
@@ -133,16 +133,16 @@ def stream(
     """
     first, second = next(pieces), next(pieces, None)
     if second is None:
-        return Answer(first, status, headers, mimetype=media_type)
+        return FastResponse(first, status, headers, mimetype=media_type)
     rest = stream_with_context(chain((first, second), pieces))
     return Response(rest, status, headers, mimetype=media_type)
 
 
-# Reads the query string of a list: which tasks, in which shape, and which page.
+# Reads the query string of a list: the tasks, their fields, and the page.
 
 
 class Page(NamedTuple):
-    """The positions of a page, and the query string of the next one, if there is one.
+    """The positions of a page, and the query string of the next page, if there is one.
 
     `stopped` is where the search stopped before the page was full.
     """
@@ -174,14 +174,14 @@ def selection(query: dict[str, Any]) -> Selection:
     )
 
 
-def page(caller: Caller, wanted: Selection, query: dict[str, Any]) -> Page:
+def page(caller: Caller, tasks: Selection, query: dict[str, Any]) -> Page:
     """The positions of the page of `limit` tasks after `cursor`."""
     limit = query["limit"]
-    positions, reached = lists.page_positions(caller, wanted, after(query), limit)
+    positions, reached = lists.page_positions(caller, tasks, after(query), limit)
     if reached is None:
         return Page(positions, None)
-    is_cut = len(positions) < limit
-    return Page(positions, _next(wanted, reached), reached if is_cut else None)
+    is_partial = len(positions) < limit
+    return Page(positions, _next(tasks, reached), reached if is_partial else None)
 
 
 def after(query: dict[str, Any]) -> Position | None:
@@ -189,12 +189,12 @@ def after(query: dict[str, Any]) -> Position | None:
     return Position(*query["cursor"][1:]) if "cursor" in query else None
 
 
-def link(wanted: Selection, end: Position | None) -> dict[str, str]:
-    """The `Link` header to the next page, which begins after `end`; none if that is None."""
+def link(tasks: Selection, end: Position | None) -> dict[str, str]:
+    """The `Link` header to the next page, which begins after `end`; empty if `end` is None."""
     # Relative to the path of the request, so that it works behind any proxy and prefix.
-    return {"Link": f'<?{_next(wanted, end)}>; rel="next"'} if end else {}
+    return {"Link": f'<?{_next(tasks, end)}>; rel="next"'} if end else {}
 
 
-def _next(wanted: Selection, end: Position) -> str:
-    given = [pair for pair in request.args.items(multi=True) if pair[0] != "cursor"]
-    return urlencode([*given, ("cursor", dump_cursor(wanted.sort, *end))])
+def _next(tasks: Selection, end: Position) -> str:
+    pairs = [pair for pair in request.args.items(multi=True) if pair[0] != "cursor"]
+    return urlencode([*pairs, ("cursor", dump_cursor(tasks.sort, *end))])

@@ -1,4 +1,4 @@
-"""Answers that wait for a change, as `Prefer: wait=s` (RFC 7240) asks."""
+"""Responses that wait for a change, for `Prefer: wait=s` (RFC 7240), and event streams."""
 
 import re
 import socket
@@ -30,42 +30,42 @@ from taskservice.web.request import EVENTS
 T = TypeVar("T")
 
 MAX_SECONDS = 60
-# Of several preferences with one name the first counts.
+# Of several preferences with the same name, the first counts.
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?([0-9]+)"?\s*(?:[,;]|$)', re.IGNORECASE)
-# Later than any moment, as text.
+# Later than any timestamp, as text.
 NEVER = "~"
-# When to repeat a wait that had no slot, or lost it: a hundred of these take 1 % of a processor.
+# Seconds before a wait without a slot is repeated: a hundred clients take 1 % of a processor.
 RETRY_SECONDS = 10
 
 
 def until(read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: bool = False) -> T:
-    """What `read` returns: immediately, or with `Prefer: wait` as soon as it `is_enough`.
+    """The result of `read`: immediately, or with `Prefer: wait` as soon as it `is_enough`.
 
-    `by_time` says that it changes without a change of the database too.
+    With `by_time`, the result can also change without a change of the database.
     """
     seconds = _preferred_seconds()
-    found, has_waited = within(seconds, read, is_enough, by_time=by_time)
+    result, has_waited = within(seconds, read, is_enough, by_time=by_time)
     if has_waited:
         after_this_request(_with_header("Preference-Applied", f"wait={seconds}"))
-    elif seconds and not is_enough(found):
+    elif seconds and not is_enough(result):
         after_this_request(_with_header("Retry-After", str(RETRY_SECONDS)))
-    return found
+    return result
 
 
 def within(
     seconds: float, read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: bool = False
 ) -> tuple[T, bool]:
-    """What `read` returns as soon as it `is_enough`, or else after `seconds`; whether it waited.
+    """The result of `read` as soon as it `is_enough`, or after `seconds`; whether it waited.
 
-    It does not, or not to the end, if this process has as many waits and streams as it may. It
-    waits no longer when the client has gone, and raises 401 when the key is no longer valid. It
-    holds no connection.
+    Without a free slot it does not wait, and it can lose its slot before the end. The wait ends
+    when the client disconnects. Raises 401 when the key is no longer valid. Holds no connection to
+    the database.
     """
     if not seconds:
         return read(), False
-    found = read()
-    if is_enough(found):
-        return found, True
+    result = read()
+    if is_enough(result):
+        return result, True
     end_shared_reading()
     is_valid = _key_check()
 
@@ -76,13 +76,13 @@ def within(
 
     with _slot() as slot:
         if slot is None:
-            return found, False
-        found = watcher.wait_until(read, is_enough, seconds, is_wanted, by_time=by_time)
-        return found, not slot.is_over
+            return result, False
+        result = watcher.wait_until(read, is_enough, seconds, is_wanted, by_time=by_time)
+        return result, not slot.is_over
 
 
 def _key_check() -> Callable[[], bool]:
-    """Tells whether the key of this request is valid; reads it after a change of the database."""
+    """A check whether this request's key is still valid; reads it after changes of the database."""
     watch = resources.find(Watcher)
     since, expires_at = None, ""
 
@@ -117,14 +117,14 @@ def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
     """The task that the caller claims now, or None, and whether an earlier claim is repeated."""
 
     def claim_if_any() -> tuple[TaskRow | None, bool]:
-        # Reading is cheap; a claim waits for its turn to write. An earlier claim with the same
-        # key, whose answer was lost, may still wait, and be the one that gets the task.
+        # Reading is cheap; a claim waits for the write lock. An earlier claim with the same key,
+        # whose response was lost, can still be waiting, and then gets the task.
         has_task = tasks.has_task_for_claim(caller, agent_id, key)
         return tasks.claim(caller, agent_id, key) if has_task else (None, False)
 
     # The first claim also raises 404 for an unknown agent.
-    found = tasks.claim(caller, agent_id, key)
-    return found if found[0] else until(claim_if_any, lambda found: found[0] is not None)
+    claim = tasks.claim(caller, agent_id, key)
+    return claim if claim[0] else until(claim_if_any, lambda claim: claim[0] is not None)
 
 
 def is_client_connected() -> bool:
@@ -141,7 +141,7 @@ def is_client_connected() -> bool:
 
 
 def _preferred_seconds() -> int:
-    """The seconds that `Prefer` asks for; 0 for an invalid one (RFC 7240, section 2)."""
+    """The seconds that `Prefer` requests; 0 if it is invalid (RFC 7240, section 2)."""
     wait = _WAIT.search(request.environ.get("HTTP_PREFER", ""))
     # Python refuses to read a number of thousands of digits.
     return min(int(wait[1].lstrip("0")[:9] or 0), MAX_SECONDS) if wait else 0
@@ -162,7 +162,7 @@ def _with_header(name: str, value: str) -> Callable[[Response], Response]:
 COMMENT_SECONDS = 15.0
 COMMENT = b":\n\n"
 
-# Columns that an append changes, or nothing: a follower gets no `task` for them.
+# Columns that never change, or with an append: a follower gets no `task` for them.
 _UNNOTICED = {"input", "first_log", "log_count", "log_bytes", "updated_at", "version"}
 _state = attrgetter(*(it.key for it in TASK_COLUMNS if it.key not in _UNNOTICED))
 
@@ -234,7 +234,7 @@ def _present_lines(row: TaskRow, after: int) -> Iterator[list[TimedLine]]:
     try:
         yield from (page.timed_lines() for page in logs.pages(row, after))
     except LogGone:
-        # Retention or a deletion removed it: the next read of the task shows which.
+        # Retention or a deletion removed the log: the next read of the task shows which.
         return
 
 
@@ -253,7 +253,7 @@ def _data(line: TimedLine, has_time: bool) -> Any:
     return {"at": line.at, "line": line.text} if has_time else line.text
 
 
-# Streams of events; their number is limited, since each one has a thread.
+# Event streams; their number is limited, since each one has a thread.
 
 STREAM_RETRY_SECONDS = 5
 
@@ -273,15 +273,15 @@ def respond(
     if request.method == "HEAD":
         # An iterator, since an empty string would set Content-Length.
         return Response(iter(()), headers=HEADERS, content_type=EVENTS)
-    held = ExitStack()
-    slot = held.enter_context(_slot(is_stream=True))
+    stack = ExitStack()
+    slot = stack.enter_context(_slot(is_stream=True))
     if slot is None:
         headers = {"Retry-After": str(STREAM_RETRY_SECONDS)}
         raise Problem(503, "Too many streams and waits are open", code=OVERLOADED, headers=headers)
     own = takewhile(lambda _event: not slot.is_over, _while_allowed(events, is_allowed))
     text = stream_with_context(as_text(own, has_times=has_times))
     response = Response(text, headers=HEADERS, content_type=EVENTS)
-    response.call_on_close(held.close)
+    response.call_on_close(stack.close)
     return response
 
 

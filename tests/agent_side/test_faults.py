@@ -72,7 +72,7 @@ def test_command_that_meets_a_full_disk_of_the_service_is_one_line(
             failed = machine.run(*command.split(), *more)
             assert (failed.returncode, failed.stdout) == (1, "")
             (said,) = failed.stderr.splitlines()
-            assert said.endswith("The database is busy, full or out of reach")
+            assert said.endswith("The database is busy, full or unavailable")
     assert [each["status"] for each in tasks(alice)] == ["running"]
 
 

@@ -680,9 +680,9 @@ def test_exception_forges_no_line_of_the_log(capsys: pytest.CaptureFixture[str])
     try:
         raise ValueError(f"no\n{forged}")
     except ValueError:
-        logging.getLogger("taskservice").exception("A request failed")
+        logging.getLogger("taskservice").exception("Unhandled error in a request")
     first, *more = capsys.readouterr().err.splitlines()
-    assert "ERROR   A request failed" in first
+    assert "ERROR   Unhandled error in a request" in first
     assert [line for line in more if forged in line]
     assert [line for line in more if not line.startswith(" ")] == []
 
