@@ -1,4 +1,4 @@
-"""`POST /mcp`: one JSON-RPC message in, one answer out, without a stream or a session."""
+"""`POST /mcp`: one JSON-RPC message in, one response out, without a stream or a session."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,21 +23,21 @@ OTHER_METHODS = ("GET", "PUT", "PATCH", "DELETE", "OPTIONS")
 CACHE = {"ttlMs": 60_000, "cacheScope": "private"}
 SERVER = {"name": "taskservice", "title": "taskservice", "version": __version__}
 INSTRUCTIONS = (
-    "Each tool that is named after an agent starts a task, which a worker somewhere runs. The "
-    "task goes on whatever happens to this conversation. If a result says that it is running, "
-    "call wait_task with its taskId until it has ended; read_log shows what it printed. If it "
-    "has questions, ask your user, and call answer_task. Before you call a tool again because "
-    "its answer was lost, look at list_tasks: the task may be running already."
+    "Each tool named after an agent starts a task, which a worker runs. The task keeps running "
+    "even if this conversation ends. If the status in a result is running, call wait_task with "
+    "its taskId until the task has ended; read_log returns its log. If a result contains "
+    "questions, ask your user, then call answer_task. If the result of a call was lost, call "
+    "list_tasks before you repeat the call: the task can already be running."
 )
 
 blueprint = Blueprint("mcp", __name__)
 
 
 def initialize(call: Call) -> dict[str, Any]:
-    """Open what was a session once: nothing is remembered of it."""
-    wanted = call.params.get("protocolVersion")
+    """The result of `initialize`. The service is stateless: no session is created."""
+    version = call.params.get("protocolVersion")
     return {
-        "protocolVersion": wanted if wanted in protocol.LEGACY else protocol.LEGACY[0],
+        "protocolVersion": version if version in protocol.LEGACY else protocol.LEGACY[0],
         "capabilities": {"tools": {}},
         "serverInfo": SERVER,
         "instructions": INSTRUCTIONS,
@@ -45,7 +45,7 @@ def initialize(call: Call) -> dict[str, Any]:
 
 
 def discover(call: Call) -> dict[str, Any]:
-    """What the service speaks and can do."""
+    """The supported protocol versions and capabilities."""
     return {
         "supportedVersions": protocol.VERSIONS,
         "capabilities": {"tools": {}, "extensions": {protocol.TASKS: {}}},
@@ -60,20 +60,20 @@ def list_tools(call: Call) -> dict[str, Any]:
 
 
 def ping(call: Call) -> dict[str, Any]:
-    """Nothing but an answer."""
+    """An empty result."""
     return {}
 
 
-# The methods of the extension for tasks.
+# The methods of the tasks extension.
 
 
 def get_task(call: Call) -> dict[str, Any]:
-    """The state of a task, with its result or with what it asks."""
+    """The state of a task, with its result or its open questions."""
     return results.task_state(call, tasks.get(caller, _task_id(call)))
 
 
 def update_task(call: Call) -> dict[str, Any]:
-    """Answer what a task asks."""
+    """Answer the questions of a task."""
     results.answer_forms(_task_id(call), call.params.get("inputResponses"))
     return {}
 
@@ -104,8 +104,8 @@ LEGACY_METHODS = {**_BOTH, "initialize": initialize, "ping": ping}
 
 
 @blueprint.post(protocol.PATH, provide_automatic_options=False)
-def answer() -> Response:
-    """Answer a message."""
+def handle() -> Response:
+    """Respond to a message."""
     message_id = None
     try:
         message = protocol.read_message(json_bytes())
@@ -145,7 +145,7 @@ def _result(call: Call) -> dict[str, Any]:
 
 @blueprint.route(protocol.PATH, methods=OTHER_METHODS, provide_automatic_options=False)
 def refuse() -> Response:
-    """Refuse other methods, after the same checks; answer what browsers ask before."""
+    """Reject other methods, after the same checks; respond to CORS preflight requests."""
     if protocol.is_preflight():
         return FastResponse(status=204)
     raise MethodNotAllowed(["POST"])
@@ -156,7 +156,7 @@ blueprint.before_request(protocol.require_access)
 
 @blueprint.after_request
 def add_headers(response: Response) -> Response:
-    """Say that an answer is for its caller alone, and let pages of allowed origins read it."""
+    """Vary responses by key and origin, and let pages of allowed origins read them."""
     response.headers.add("Vary", f"{KEY_HEADERS}, Origin")
     response.headers.update(protocol.headers_for_browsers())
     return response

@@ -1,4 +1,4 @@
-"""JSON-RPC 2.0: the message of a request, and the errors that answer one."""
+"""JSON-RPC 2.0 and MCP: the message of a request, its errors, its headers, and access."""
 
 import base64
 import binascii
@@ -23,14 +23,14 @@ HEADER_MISMATCH = -32020
 MISSING_CAPABILITY = -32021
 UNSUPPORTED_VERSION = -32022
 
-# Those of the request itself; the others are 200, unless the error says otherwise.
+# Errors of the request itself; others are 200, unless they have a status of their own.
 _STATUSES = dict.fromkeys(
     (PARSE_ERROR, INVALID_REQUEST, HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION), 400
 )
 
 
 class RpcError(Exception):
-    """An error of JSON-RPC, with the status of its HTTP answer."""
+    """A JSON-RPC error, with the status of its HTTP response."""
 
     def __init__(
         self, code: int, message: str, data: Any = None, *, status: int | None = None
@@ -43,7 +43,7 @@ class RpcError(Exception):
 
 
 class Message(NamedTuple):
-    """A request, or without an id a notification, which has no answer."""
+    """A request, or without an id a notification, which gets no response."""
 
     method: str
     params: dict[str, Any]
@@ -66,14 +66,14 @@ def read_message(data: bytes) -> Message:
         and isinstance(value.get("id", ""), str | int | float | orjson.Fragment)
         and not isinstance(value.get("id"), bool)
     ):
-        raise RpcError(INVALID_REQUEST, "The body must be one request of JSON-RPC 2.0")
+        raise RpcError(INVALID_REQUEST, "The body must be one JSON-RPC 2.0 request")
     return Message(value["method"], value.get("params", {}), value.get("id"), "id" not in value)
 
 
-# A request of a client: its era, the check of its headers, and what its client can do.
+# A client's request: its era, the check of its headers, and the client's capabilities.
 
 MODERN = "2026-07-28"
-# Those that open with `initialize`, the newest first.
+# The versions that begin with `initialize`, newest first.
 LEGACY = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 VERSIONS = (MODERN, *LEGACY)
 
@@ -93,7 +93,7 @@ _BASE64 = ("=?base64?", "?=")
 
 
 class Call(NamedTuple):
-    """A request whose headers fit it; `capabilities` are what its client declares with it."""
+    """A request whose headers match its body; `capabilities` are those of its client."""
 
     method: str
     params: dict[str, Any]
@@ -110,34 +110,34 @@ class Call(NamedTuple):
 
     @property
     def takes_forms(self) -> bool:
-        """Whether its client shows forms to a person; without modes, forms are meant."""
+        """Whether the client shows forms to a person; without modes, it means forms."""
         modes = self.capabilities.get("elicitation")
         return isinstance(modes, dict) and (not modes or "form" in modes)
 
 
 def read_call(message: Message, headers: Headers) -> Call:
-    """The call of a message, if its headers fit. Raises RpcError."""
+    """The call of a message, if its headers match. Raises RpcError."""
     meta = _object(message.params.get("_meta"))
     version = _header(headers, "MCP-Protocol-Version")
     is_modern = VERSION_KEY in meta or version not in (None, *LEGACY)
     if not is_modern:
         return Call(message.method, message.params, is_modern, {})
-    given = meta.get(VERSION_KEY, version)
-    if given != version:
+    requested = meta.get(VERSION_KEY, version)
+    if requested != version:
         raise RpcError(HEADER_MISMATCH, f"MCP-Protocol-Version differs from {VERSION_KEY}")
-    if given != MODERN:
-        data = {"supported": VERSIONS, "requested": given}
+    if requested != MODERN:
+        data = {"supported": VERSIONS, "requested": requested}
         raise RpcError(UNSUPPORTED_VERSION, "Unsupported protocol version", data)
     if missing := [key for key in (VERSION_KEY, CAPABILITIES_KEY) if key not in meta]:
-        raise RpcError(INVALID_PARAMS, f"_meta lacks {', '.join(missing)}", status=400)
+        raise RpcError(INVALID_PARAMS, f"_meta must contain {', '.join(missing)}", status=400)
     if not isinstance(meta[CAPABILITIES_KEY], dict):
         raise RpcError(INVALID_PARAMS, f"{CAPABILITIES_KEY} must be an object", status=400)
-    # The headers by which proxies route must be those of the body.
+    # Proxies route by these headers, so they must match the body.
     if _header(headers, "Mcp-Method") != message.method:
         raise RpcError(HEADER_MISMATCH, "Mcp-Method differs from the method")
     if message.method in NAMED_BY:
         parameter, name = NAMED_BY[message.method], _header(headers, "Mcp-Name")
-        # Some clients leave it out for tasks.
+        # Some clients leave the header out for tasks.
         is_needed = message.method == "tools/call" or name is not None
         if is_needed and _decoded(name) != message.params.get(parameter):
             raise RpcError(HEADER_MISMATCH, f"Mcp-Name differs from {parameter}")
@@ -150,14 +150,14 @@ def _header(headers: Headers, name: str) -> str | None:
 
 
 def _decoded(value: str | None) -> str | None:
-    """A header's value; of the form for what a header cannot contain, the text inside."""
+    """The value of a header, decoded if it is in the base64 form for non-ASCII text."""
     before, after = _BASE64
     if value is None or not (value.startswith(before) and value.endswith(after)):
         return value
     try:
         return base64.b64decode(value[len(before) : -len(after)], validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
-        # No name: it contains what is no character of one.
+        # Not a valid name: no name contains NUL.
         return "\0"
 
 
@@ -165,24 +165,24 @@ def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-# Who may call `/mcp`: the host and the origin of a request, and its key.
+# Access to `/mcp`: the host and the origin of a request, and its key.
 
 PATH = "/mcp"
 EXPOSED = "Retry-After, WWW-Authenticate, X-Request-Id"
 
 
 def require_access() -> None:
-    """Check a request to `/mcp` before its method and body are. Raises 401 and 403."""
+    """Check the access of a request, before its method and body. Raises 401 and 403."""
     host, origin = request.environ.get("HTTP_HOST", ""), request.environ.get("HTTP_ORIGIN")
-    # A page of the web whose name leads to this machine (DNS rebinding) has another host.
+    # A web page whose name resolves to this machine (DNS rebinding) has another host.
     if _is_local() and not is_loopback(url_parts(f"//{host}").hostname):
         detail = (
-            "The service listens on loopback only, so the Host must be too; behind a reverse "
-            "proxy set TASKSERVICE_PROXY_HOPS"
+            "The service listens on loopback only, so the Host must be a loopback name; behind a "
+            "reverse proxy, set TASKSERVICE_PROXY_HOPS"
         )
         raise Problem(403, detail, code=FOREIGN_ORIGIN)
-    if origin is not None and not _may_call(origin):
-        detail = "Pages of this Origin may not call; add it to TASKSERVICE_MCP_ORIGINS"
+    if origin is not None and not _is_allowed(origin):
+        detail = "Pages of this Origin are not allowed; add it to TASKSERVICE_MCP_ORIGINS"
         raise Problem(403, detail, code=FOREIGN_ORIGIN)
     if not is_preflight():
         authenticate()
@@ -190,35 +190,35 @@ def require_access() -> None:
 
 
 def is_preflight() -> bool:
-    """Whether a browser asks if a page may send a request (CORS), which it does without a key."""
-    asked = request.headers
-    is_asked = "Origin" in asked and "Access-Control-Request-Method" in asked
-    return request.method == "OPTIONS" and is_asked
+    """Whether this is a CORS preflight request, which browsers send without a key."""
+    headers = request.headers
+    has_headers = "Origin" in headers and "Access-Control-Request-Method" in headers
+    return request.method == "OPTIONS" and has_headers
 
 
 def headers_for_browsers() -> dict[str, str]:
-    """The headers with which a browser lets a page of an allowed origin read the answer."""
+    """The CORS headers that let a page of an allowed origin read the response."""
     origin = request.environ.get("HTTP_ORIGIN")
-    if origin is None or not _may_call(origin):
+    if origin is None or not _is_allowed(origin):
         return {}
     allowed = {"Access-Control-Allow-Origin": origin}
     if not is_preflight():
         return {**allowed, "Access-Control-Expose-Headers": EXPOSED}
-    wanted = request.headers.get("Access-Control-Request-Headers", "")
+    requested = request.headers.get("Access-Control-Request-Headers", "")
     return {
         **allowed,
         "Access-Control-Allow-Methods": "POST",
-        "Access-Control-Allow-Headers": wanted,
+        "Access-Control-Allow-Headers": requested,
         "Access-Control-Max-Age": "7200",
     }
 
 
-def _may_call(origin: str) -> bool:
+def _is_allowed(origin: str) -> bool:
     is_own = _is_local() and is_loopback(url_parts(origin).hostname)
     return is_own or origin in current_app.config["MCP_ORIGINS"]
 
 
 def _is_local() -> bool:
-    """Whether programs on this machine alone can connect, without a proxy in front."""
+    """Whether only programs on this machine can connect, without a proxy."""
     config = current_app.config
     return not config["PROXY_HOPS"] and is_loopback(url_parts(f"//{config['BIND']}").hostname)

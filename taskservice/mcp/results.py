@@ -1,4 +1,4 @@
-"""A task as the result of a tool, and as a task of MCP."""
+"""A task as the result of a tool, and as an MCP task."""
 
 from itertools import accumulate
 from typing import Any
@@ -20,15 +20,15 @@ from taskservice.services import questions as question_service
 from taskservice.terminal import escaped, shortened
 from taskservice.terms import ACCEPT, API_PREFIX, CANCELLED, COMPLETE, ERROR, MAX_LINE, RUNNING
 
-# Tells a model in plain words why a call was refused, where it can correct that.
+# The reason for a rejected call, for a model that can correct it.
 
-# What is not there, not possible at present, or invalid.
+# Not found, not possible in the current state, invalid.
 CORRECTABLE = (404, 409, 422)
 REFUSED = (Problem, ValidationError)
 
 
 def reason(error: Exception) -> str:
-    """Why it was refused. Raises the error itself if another call would not help."""
+    """The reason for an error. Raises the error itself if a corrected call would not help."""
     problem = problems.from_exception(error)
     if problem.status not in CORRECTABLE:
         raise error
@@ -36,11 +36,11 @@ def reason(error: Exception) -> str:
     if errors:
         return " ".join(problems.sentences(errors))
     answer = problem.more.get("question", {}).get("answer")
-    given = "" if answer is None else f": {strict_json.dumps(answer).decode()}"
-    return f"{problem.detail}{given}."
+    text = "" if answer is None else f": {strict_json.dumps(answer).decode()}"
+    return f"{problem.detail}{text}."
 
 
-# Questions as the forms of MCP (elicitation), and the answers that a client sends to them.
+# Questions as MCP forms (elicitation), and the answers of clients.
 
 # The person closed the form and may answer later.
 CANCEL = "cancel"
@@ -58,17 +58,17 @@ def as_forms(questions: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def answer_forms(task_id: str, responses: Any) -> set[str]:
-    """Answer the questions of a task by id; returns those whose form was only closed.
+    """Answer the questions of a task by id; returns those whose form was closed unanswered.
 
-    Ids that the task does not have are ignored. Raises 404, and 422 if some responses are refused:
-    then the others have been accepted all the same.
+    Ids that the task does not have are ignored. Raises 404, and 422 if some answers are rejected:
+    the others are accepted nevertheless.
     """
     if not isinstance(responses, dict):
         raise invalid({"inputResponses": ["Must be an object."]})
     closed, refused = set[str](), dict[str, list[str]]()
-    given = {key: each for key, each in responses.items() if parse_id(key) == key}
-    for question_id in question_service.ids_among(caller, task_id, given):
-        response = given[question_id]
+    by_id = {key: each for key, each in responses.items() if parse_id(key) == key}
+    for question_id in question_service.ids_among(caller, task_id, by_id):
+        response = by_id[question_id]
         if isinstance(response, dict) and response.get("action") == CANCEL:
             closed.add(question_id)
         elif response is not None:
@@ -89,11 +89,11 @@ def answer_forms(task_id: str, responses: Any) -> set[str]:
     return closed
 
 
-# A task as the result of a tool, and as a task of MCP.
+# A task as the result of a tool, and as an MCP task.
 
 # In bytes: of an output, and of a page of a log.
 MAX_TEXT = 32 * 1024
-# In characters: of a line and of an error in a result, and of a message of a status.
+# In characters: of a line and of an error in a result, and of a status message.
 MAX_SHOWN_LINE = 1_000
 MAX_SHOWN_ERROR = 8_000
 MAX_STATUS_MESSAGE = 200
@@ -108,8 +108,8 @@ DAY_SECONDS = 86_400.0
 WAITING = "waits for a worker"
 WAIT_NEXT = "Call wait_task with this taskId."
 ASK_NEXT = (
-    "Ask your user, then call answer_task with this taskId and the questionId. To wait for "
-    "another's answer, call wait_task."
+    "Ask your user, then call answer_task with this taskId and the questionId. If somebody else "
+    "will answer, call wait_task."
 )
 
 
@@ -134,7 +134,7 @@ def task_header(task: TaskRow | AnyRow) -> dict[str, Any]:
     return {"taskId": task.id, "agentId": task.agent_id, "status": task.status}
 
 
-def _of_running(task: TaskRow) -> dict[str, Any]:
+def _running_result(task: TaskRow) -> dict[str, Any]:
     structured = {**task_header(task), "log": _last_lines(task, LINES_WHILE_RUNNING)}
     note = task.note or (None if task.claimed_at or task.log_count else WAITING)
     if note:
@@ -148,14 +148,14 @@ def _of_running(task: TaskRow) -> dict[str, Any]:
     return tool_result({**structured, "next": ASK_NEXT if asked else WAIT_NEXT})
 
 
-def _of_complete(task: TaskRow) -> dict[str, Any]:
+def _complete_result(task: TaskRow) -> dict[str, Any]:
     size = len(task.output.encode())
     if size > MAX_TEXT:
         path = f"{API_PREFIX}/task/{task.id}?fields=output"
         more = {
-            "outputStart": cut(task.output, MAX_TEXT),
+            "outputStart": truncated(task.output, MAX_TEXT),
             "outputBytes": size,
-            "next": f"The output is too long for one answer; GET {path} has all of it.",
+            "next": f"The output is too long for one result; GET {path} returns all of it.",
         }
         return tool_result({**task_header(task), **more})
     output = strict_json.fragment(task.output)
@@ -165,7 +165,7 @@ def _of_complete(task: TaskRow) -> dict[str, Any]:
     return tool_result({**task_header(task), "output": output}, text)
 
 
-def _of_error(task: TaskRow) -> dict[str, Any]:
+def _error_result(task: TaskRow) -> dict[str, Any]:
     lines = _last_lines(task, LINES_OF_ERROR)
     return tool_result({**task_header(task), "error": error_of(task), "log": lines}, is_error=True)
 
@@ -177,11 +177,11 @@ def error_of(task: TaskRow | AnyRow, length: int = MAX_SHOWN_ERROR) -> dict[str,
     return {"type": task.error_type, "message": message}
 
 
-_RESULTS = {RUNNING: _of_running, COMPLETE: _of_complete, ERROR: _of_error}
+_RESULTS = {RUNNING: _running_result, COMPLETE: _complete_result, ERROR: _error_result}
 
 
 def input_required(task: TaskRow, asked: list[dict[str, Any]]) -> dict[str, Any]:
-    """What lets a client show forms, and call again with the answers and the state."""
+    """The result that makes a client show forms, and call again with the answers."""
     return {
         "resultType": "input_required",
         "inputRequests": as_forms(asked),
@@ -196,22 +196,22 @@ def summary(task: AnyRow) -> dict[str, Any]:
     return {**task_header(task), **more, **{name: each for name, each in optional.items() if each}}
 
 
-# --- a task of MCP -----------------------------------------------------------------------
+# --- an MCP task -------------------------------------------------------------------------
 
 
 def background_task(task: TaskRow) -> dict[str, Any]:
-    """What a call returns whose task goes on in the background."""
+    """The result of a call whose task continues in the background."""
     message = _status_message(task)
     return {"resultType": "task", "status": "working", **_polling(task), "statusMessage": message}
 
 
 def task_state(call: Call, task: TaskRow) -> dict[str, Any]:
-    """What `tasks/get` returns."""
+    """The result of `tasks/get`."""
     state = _polling(task)
     if task.error_type == CANCELLED:
         return {**state, "status": "cancelled", "statusMessage": task.error_message}
     if task.status != RUNNING:
-        # Also one that failed: `failed` would mean that the call could not be served.
+        # Even if the task failed: `failed` would mean that the call itself failed.
         result = {"resultType": "complete", **tool_result_of(task)}
         return {**state, "status": "completed", "result": result}
     state["statusMessage"] = _status_message(task)
@@ -242,7 +242,7 @@ def _ttl(task: TaskRow) -> int | None:
 
 
 def _status_message(task: TaskRow) -> str:
-    """How a running task stands, in words."""
+    """The state of a running task in words."""
     asked = open_questions(task.questions)
     if asked:
         message = f"asks: {asked[0]['message']}"
@@ -270,18 +270,18 @@ def last_page(task: TaskRow, count: int) -> tuple[list[str], int]:
 
 def page_after(task: TaskRow, after: int, count: int) -> tuple[list[str], int]:
     """Lines after number `after`, at most 32 KiB of them, and the number of the last one."""
-    found = [line.text for line in logs.lines_after(task, after, count)]
-    lines = _fitting(found)
+    texts = [line.text for line in logs.lines_after(task, after, count)]
+    lines = _fitting(texts)
     return lines, max(after, task.first_log - 1) + len(lines)
 
 
 def _fitting(lines: list[str]) -> list[str]:
-    """The first lines that fit on a page; one that does not fit alone is cut."""
+    """The first lines that fit on a page; a first line that does not fit is truncated."""
     sizes = accumulate(len(line.encode()) + 1 for line in lines)
     count = sum(size <= MAX_TEXT for size in sizes)
-    return lines[:count] or [cut(line, MAX_TEXT) for line in lines[:1]]
+    return lines[:count] or [truncated(line, MAX_TEXT) for line in lines[:1]]
 
 
-def cut(text: str, size: int) -> str:
-    """The beginning of a text, at most `size` bytes of it."""
+def truncated(text: str, size: int) -> str:
+    """The first `size` bytes of a text, as whole characters."""
     return text.encode()[:size].decode(errors="ignore")

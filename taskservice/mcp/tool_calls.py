@@ -1,4 +1,4 @@
-"""What `tools/list` and `tools/call` do: each agent is a tool, beside some fixed ones."""
+"""`tools/list` and `tools/call`: each agent is a tool, in addition to some fixed tools."""
 
 import hashlib
 import inspect
@@ -31,24 +31,24 @@ Result = dict[str, Any]
 
 # Agents as tools: their names and definitions.
 
-# Clients send all tools to their model with each request; the other agents are for `start_task`.
+# Clients send all tools to their model with each request; `start_task` starts the other agents.
 MAX_AGENTS = 64
-# How many of them are told by their ids.
+# Maximum number of other agents whose ids are listed.
 MAX_OTHERS = 64
 MAX_NAME = 40
 # The characters of an id that a name can't have.
-_UNFIT = re.compile("[^a-z0-9_]")
+_INVALID = re.compile("[^a-z0-9_]")
 
 
 def _agents_by_name() -> dict[str, str]:
     """Name of a tool -> the id of its agent, for all agents of the caller.
 
-    Those that are no tools have names too. Otherwise a name could pass to another agent, and a
-    client that has kept its tools, or a prompt, would start that one. An id that is a name is
-    always the name of its agent; of others with the same name none has it. Two agents with the
-    same digest have no name.
+    Agents that are not listed have names too. Otherwise a name could pass to another agent, and a
+    client with cached tools, or a prompt, would start that agent. An id that is a valid name is
+    always the name of its agent; if other ids become the same name, none of them has it. Two
+    agents with the same digest have no name.
     """
-    names = {agent_id: _UNFIT.sub("_", agent_id) for agent_id in agent_service.ids(caller)}
+    names = {agent_id: _INVALID.sub("_", agent_id) for agent_id in agent_service.ids(caller)}
     claims = Counter(names.values())
     for agent_id, name in names.items():
         is_taken = agent_id != name and claims[name] > 1
@@ -60,7 +60,7 @@ def _agents_by_name() -> dict[str, str]:
 
 
 def definitions() -> list[dict[str, Any]]:
-    """What `tools/list` has of each tool."""
+    """The definitions of all tools, for `tools/list`."""
     names = {agent_id: name for name, agent_id in _agents_by_name().items()}
     agents = agent_service.list_tools(caller, MAX_AGENTS + MAX_OTHERS)
     tools = [agent for agent in agents[:MAX_AGENTS] if agent.id in names]
@@ -73,22 +73,22 @@ def definitions() -> list[dict[str, Any]]:
 def _definition(name: str, agent: AnyRow) -> dict[str, Any]:
     hints: dict[str, Any] = strict_json.loads(agent.annotations.encode())
     if hints.get("readOnlyHint"):
-        # Its default is meant for tools that change something.
+        # The default of this hint is meant for tools that change something.
         hints.pop("destructiveHint", None)
     return {
         "name": name,
         "title": agent.name,
-        # Some models refuse a tool without one.
+        # Some models reject a tool without one.
         "description": agent.description or f"Starts a task of the agent {agent.id}.",
         "inputSchema": strict_json.fragment(agent.input_schema),
         "annotations": hints,
     }
 
 
-# What `tools/call` does.
+# The calls of tools.
 
 MAX_SECONDS = 45
-# How long a client that can follow a task waits for one that ends at once.
+# How long a client that can follow tasks waits for one that ends immediately.
 SHORT_SECONDS = 0.5
 LABELS = {"via": "mcp"}
 IDEMPOTENCY_KEY = "taskservice/idempotencyKey"
@@ -99,15 +99,15 @@ _answer_schema = AnswerQuestionSchema()
 
 def run(call: Call) -> Result:
     """The result of a tool. Raises RpcError if there is no such tool."""
-    name, given = call.params.get("name"), call.params.get("arguments")
-    arguments = {} if given is None else given
+    name, arguments = call.params.get("name"), call.params.get("arguments")
+    arguments = {} if arguments is None else arguments
     if not isinstance(name, str) or not isinstance(arguments, dict):
-        raise RpcError(INVALID_PARAMS, "A call has a name, and arguments that are an object")
+        raise RpcError(INVALID_PARAMS, "A call must have a name, and arguments must be an object")
     try:
         if name in FIXED:
             tool = FIXED[name]
             if errors := input_problems(tool.schema, strict_json.dumps(arguments).decode()):
-                raise invalid({each.removeprefix("input."): said for each, said in errors.items()})
+                raise invalid({path.removeprefix("input."): each for path, each in errors.items()})
             return tool.run(call, arguments)
         return _run_agent(call, name, arguments)
     except results.REFUSED as error:
@@ -116,7 +116,7 @@ def run(call: Call) -> Result:
 
 
 def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
-    """Start a task, or go on with the one that the state of the call names, and wait for it."""
+    """Start a task, or continue with the task in the call's `requestState`, and wait for it."""
     agent_id = _agents_by_name().get(name)
     if agent_id is None or agent_id not in agent_service.tool_ids(caller, MAX_AGENTS):
         raise RpcError(INVALID_PARAMS, f"Unknown tool: {name}")
@@ -126,7 +126,7 @@ def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
             raise _wrong_state()
     else:
         task_id = _start(call, agent_id, arguments)
-    # They may be a megabyte, and the wait long.
+    # The arguments can have a megabyte, and the wait can be long.
     arguments.clear()
     closed = _answered(call, task_id)
     if not call.declares_tasks:
@@ -138,17 +138,17 @@ def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
 
 def _start(call: Call, agent_id: str, arguments: Arguments) -> str:
     body = {"agentId": agent_id, "input": arguments, "labels": LABELS}
-    given = call.meta.get(IDEMPOTENCY_KEY)
-    key = checked_idempotency_key(given) if isinstance(given, str) else idempotency_key()
+    key = call.meta.get(IDEMPOTENCY_KEY)
+    key = checked_idempotency_key(key) if isinstance(key, str) else idempotency_key()
     task, _ = task_service.start(caller, _start_schema.load(body), Idempotency.of(key, body))
     return task.id
 
 
 def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -> Result:
-    """The task when it has ended or asks something, at the latest after these seconds.
+    """The task as soon as it has ended or asks a question, at the latest after `seconds`.
 
-    A client that shows forms gets those of all questions but the `closed` ones, which its person
-    has seen and left.
+    A client that shows forms gets the forms of all questions except the `closed` ones, which its
+    user has left unanswered.
     """
 
     def is_enough(seen: TaskVersion) -> bool:
@@ -167,7 +167,7 @@ def _wait(task_id: str, seconds: float, is_enough: Callable[[TaskVersion], bool]
 
 
 def _answered(call: Call, task_id: str) -> Collection[str]:
-    """Answer the forms that the call brings back; the questions whose form was only closed."""
+    """Answer the forms in the call; returns the questions whose form was closed unanswered."""
     responses = call.params.get("inputResponses")
     return () if responses is None else results.answer_forms(task_id, responses)
 
@@ -180,10 +180,10 @@ def _task_of_state(call: Call) -> str:
 
 
 def _wrong_state() -> RpcError:
-    return RpcError(INVALID_PARAMS, "The requestState is not one of this tool")
+    return RpcError(INVALID_PARAMS, "The requestState does not belong to this tool")
 
 
-# The tools that every user has, for tasks of all agents. A model reads their docstrings.
+# The tools that every user has, for tasks of all agents. Models read their docstrings.
 
 LAST_LINES = 100
 MAX_LINES = 1_000
@@ -192,7 +192,7 @@ MAX_TASKS = 50
 # Each reads a bounded number of tasks.
 MAX_SEARCHES = 20
 
-_TASK_ID = {"type": "string", "description": "The id of the task."}
+_TASK_ID = {"type": "string", "description": "The task's ID."}
 
 Function = Callable[[Call, Arguments], Result]
 
@@ -213,7 +213,7 @@ def fixed_tool(
     required: Sequence[str] = (),
     **annotations: bool,
 ) -> Callable[[Function], Function]:
-    """Make a tool of a function, under its name; by default it only reads."""
+    """Make a function a tool, under its name; by default a read-only tool."""
 
     def add(function: Function) -> Function:
         schema = {
@@ -239,8 +239,8 @@ def fixed_tool(
 @fixed_tool(
     "Start a task",
     {
-        "agentId": {"type": "string", "description": "The agent that works on it."},
-        "input": {"type": "object", "description": "What the agent works on."},
+        "agentId": {"type": "string", "description": "The ID of the agent."},
+        "input": {"type": "object", "description": "The input of the task."},
     },
     ["agentId"],
     readOnlyHint=False,
@@ -248,7 +248,7 @@ def fixed_tool(
     openWorldHint=True,
 )
 def start_task(call: Call, arguments: Arguments) -> Result:
-    """Starts a task of any agent and returns at once, with its taskId."""
+    """Starts a task of any agent and returns immediately, with its taskId."""
     task_id = _start(call, arguments["agentId"], arguments.get("input", {}))
     return results.tool_result_of(task_service.get(caller, task_id))
 
@@ -262,14 +262,14 @@ def start_task(call: Call, arguments: Arguments) -> Result:
             "minimum": 0,
             "maximum": MAX_SECONDS,
             "default": MAX_SECONDS,
-            "description": "How long to wait; 0 only looks.",
+            "description": "How long to wait, in seconds; 0 returns immediately.",
         },
     },
     ["taskId"],
 )
 def wait_task(call: Call, arguments: Arguments) -> Result:
-    """Returns when the task has ended or asks a question, at the latest after `seconds`.
-    Call it again while the status is running.
+    """Waits until the task has ended or asks a question, at most `seconds`. Call it again
+    while the status is running.
     """
     task_id = _task_id(arguments)
     if "requestState" in call.params and _task_of_state(call) != task_id:
@@ -286,21 +286,21 @@ def wait_task(call: Call, arguments: Arguments) -> Result:
             "type": "integer",
             "minimum": 0,
             "maximum": 1 << 53,
-            "description": "The number of a line; 0 for the beginning.",
+            "description": "Return the lines after this line number; 0 for the beginning.",
         },
         "limit": {
             "type": "integer",
             "minimum": 1,
             "maximum": MAX_LINES,
             "default": LAST_LINES,
-            "description": "Maximum number of lines; a page has at most 32 KiB of them.",
+            "description": "Maximum number of lines; a result has at most 32 KiB of them.",
         },
     },
     ["taskId"],
 )
 def read_log(call: Call, arguments: Arguments) -> Result:
-    """Reads lines of a task's log: the last ones, or those after a line's number. `next` is
-    the `after` for the lines that follow.
+    """Reads lines of a task's log: the last lines, or the lines after number `after`. To read
+    on, pass `next` as `after`.
     """
     task = task_service.get(caller, _task_id(arguments))
     count = int(_number(arguments, "limit", LAST_LINES))
@@ -331,11 +331,11 @@ def read_log(call: Call, arguments: Arguments) -> Result:
     },
 )
 def list_tasks(call: Call, arguments: Arguments) -> Result:
-    """Lists tasks, newest first. Look here before you start the same work again."""
+    """Lists tasks, newest first. Call this before you start the same work again."""
     selection = Selection(agent_id=arguments.get("agentId"), status=arguments.get("status"))
     limit = int(_number(arguments, "limit", TASKS))
     found, reached = lists.page_positions(caller, selection, None, limit)
-    # A search may stop before it has found as many as there are.
+    # A search can stop before it has found all tasks.
     for _ in range(MAX_SEARCHES):
         if reached is None or len(found) == limit:
             break
@@ -349,15 +349,15 @@ def list_tasks(call: Call, arguments: Arguments) -> Result:
     "Answer a question",
     {
         "taskId": _TASK_ID,
-        "questionId": {"type": "string", "description": "The id of the question."},
+        "questionId": {"type": "string", "description": "The question's ID."},
         "content": {
             "type": "object",
-            "description": "The answer, which fits the schema of the question.",
+            "description": "The answer; it must match the question's schema.",
         },
         "decline": {
             "type": "boolean",
             "default": False,
-            "description": "true if the person refuses to answer; then without content.",
+            "description": "Set to true, without content, if the person refuses to answer.",
         },
     },
     ["taskId", "questionId"],
@@ -386,7 +386,7 @@ def answer_task(call: Call, arguments: Arguments) -> Result:
     openWorldHint=False,
 )
 def cancel_task(call: Call, arguments: Arguments) -> Result:
-    """Ends a running task."""
+    """Cancels a running task: its program is told to stop."""
     task, _ = reports.cancel(caller, _task_id(arguments))
     return results.tool_result(results.task_header(task) | {"error": results.error_of(task)})
 
@@ -396,5 +396,5 @@ def _task_id(arguments: Arguments) -> str:
 
 
 def _number(arguments: Arguments, name: str, default: int) -> float:
-    # One that Python would round is still its text.
+    # A number that Python would round is kept as its text.
     return float(strict_json.dumps(arguments.get(name, default)))
