@@ -51,8 +51,8 @@ def pages(visitor: Visitor, key: str) -> list[tuple[str, str]]:
         link = page.get_by_role("link", name=name).first
         return str(link.get_attribute("href"))
 
-    running, done = path_of("Invoices of November"), path_of("Morning synopsis")
-    failed, parent = path_of("Synopsis of the support mailbox"), path_of("Check of all our sites")
+    running, done = path_of("November invoices"), path_of("Morning synopsis")
+    failed, parent = path_of("Support mailbox digest"), path_of("Check of all our sites")
     return [
         ("tasks", "/"),
         ("running", running),

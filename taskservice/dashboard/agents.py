@@ -46,8 +46,8 @@ MAX_WAITING = 1_000
 @shared
 def list_all() -> Response:
     number = min(max(request.args.get("page", 1, int), 1), MAX_PAGE)
-    found = agent_service.list_by_use(caller, (number - 1) * PAGE_SIZE, PAGE_SIZE + 1)
-    shown = found[:PAGE_SIZE]
+    agents = agent_service.list_by_use(caller, (number - 1) * PAGE_SIZE, PAGE_SIZE + 1)
+    shown = agents[:PAGE_SIZE]
     used = [agent for agent in shown if agent.last_used_at]
     return page(
         "agents.html",
@@ -59,7 +59,7 @@ def list_all() -> Response:
         max_waiting=MAX_WAITING,
         unused=[agent for agent in shown if not agent.last_used_at],
         is_first=number == 1,
-        next=number + 1 if len(found) > PAGE_SIZE else None,
+        next=number + 1 if len(agents) > PAGE_SIZE else None,
     )
 
 
@@ -76,13 +76,13 @@ def show(agent_id: str) -> Response:
         loads=agent_service.loads([agent], MAX_WAITING),
         max_waiting=MAX_WAITING,
         last_tasks=_last_tasks(agent.id, LISTED_TASKS),
-        plot=chart.of(runs, facts["health"]["medianSeconds"]),
+        plot=chart.plot(runs, facts["health"]["medianSeconds"]),
         plot_height=chart.PLOT_HEIGHT,
     )
 
 
 @blueprint.get("/agents/<agent_id>/edit")
-def ask_to_change(agent_id: str) -> Response:
+def edit_form(agent_id: str) -> Response:
     caller.require_user_key()
     agent = agent_service.get(caller, agent_id)
     return _edit_page(agent, {"name": agent.name, "description": agent.description})
@@ -103,42 +103,42 @@ def change(agent_id: str) -> AnyResponse:
 
 
 @blueprint.get("/agents/<agent_id>/run")
-def ask_to_run(agent_id: str) -> Response:
+def run_form(agent_id: str) -> Response:
     caller.require_user_key()
     agent = agent_service.get(caller, agent_id)
-    given, source = schema_form.with_defaults(agent.input_schema, "json" in request.args), None
-    if not given.can_have_fields:
+    input_form, source = schema_form.with_defaults(agent.input_schema, "json" in request.args), None
+    if not input_form.can_have_fields:
         newest = agent_service.newest_task(agent, MAX_EXAMPLE)
         if newest and newest.input not in (None, "{}"):
             source = newest
-            given = schema_form.with_input(agent.input_schema, newest.input)
-    return _run_page(agent, {"name": "", "labels": ""}, given, source=source)
+            input_form = schema_form.with_input(agent.input_schema, newest.input)
+    return _run_page(agent, {"name": "", "labels": ""}, input_form, source=source)
 
 
 @blueprint.post("/agents/<agent_id>/run")
 def run(agent_id: str) -> AnyResponse:
-    """What the fields lack is said in the form, which keeps its text."""
+    """Errors are shown in the form, which keeps the user's input."""
     caller.require_user_key()
     agent = agent_service.get(caller, agent_id)
     form = _form("name", "labels")
-    given = schema_form.of_request(agent.input_schema, texts(request.form), "{}")
+    input_form = schema_form.from_request(agent.input_schema, texts(request.form), "{}")
     try:
-        task = _start(agent, form, given)
+        task = _start(agent, form, input_form)
     except (Problem, ValidationError) as error:
-        given, fault = given.refused(schema_form.errors_of(error))
-        return _run_page(agent, form, given, f"Nothing was started. {fault}", 422)
+        input_form, fault = input_form.with_errors(schema_form.errors_of(error))
+        return _run_page(agent, form, input_form, f"Nothing was started. {fault}", 422)
     flash(f"Started “{task.name}”.")
     return redirect_to("tasks.show", task_id=task.id)
 
 
-def _start(agent: AnyRow, form: dict[str, str], given: InputForm) -> TaskRow:
+def _start(agent: AnyRow, form: dict[str, str], input_form: InputForm) -> TaskRow:
     """Start a task; a form that is sent twice starts one.
 
-    Raises 422 and ValidationError, with what is wrong in all fields.
+    Raises 422 and ValidationError, with the errors of all fields.
     """
     body: dict[str, Any] = {"agentId": agent.id, "name": form["name"] or None}
     errors: dict[str, Any] = {}
-    for field, parse in (("input", given.value), ("labels", lambda: _labels(form["labels"]))):
+    for field, parse in (("input", input_form.value), ("labels", lambda: _labels(form["labels"]))):
         try:
             body[field] = parse()
         except ValidationError as error:
@@ -151,11 +151,11 @@ def _start(agent: AnyRow, form: dict[str, str], given: InputForm) -> TaskRow:
 
 
 def _labels(text: str) -> dict[str, str]:
-    """The labels of a form: one `key=value` a line. Raises ValidationError."""
+    """The labels of a form: one `key=value` per line. Raises ValidationError."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if wrong := [line for line in lines if "=" not in line]:
-        said = [f"“{line[:80]}” is not of the form key=value." for line in wrong[:3]]
-        raise ValidationError({"labels": said})
+        messages = [f"“{line[:80]}” is not of the form key=value." for line in wrong[:3]]
+        raise ValidationError({"labels": messages})
     pairs = [line.partition("=") for line in lines]
     return {key.strip(): value.strip() for key, _, value in pairs}
 
@@ -168,14 +168,14 @@ def _form(*names: str) -> dict[str, str]:
 def _run_page(
     agent: AnyRow,
     form: dict[str, str],
-    given: InputForm,
+    input_form: InputForm,
     fault: str = "",
     status: int = 200,
     source: AnyRow | None = None,
 ) -> Response:
     """The form; `source` is the task whose input it shows."""
-    values = {"agent": agent, "form": form, "given": given, "fault": fault, "source": source}
-    return page("run.html", status, **values, new_id=clock.new_id())
+    values = {"agent": agent, "form": form, "fault": fault, "source": source}
+    return page("run.html", status, **values, input_form=input_form, new_id=clock.new_id())
 
 
 def _edit_page(agent: AnyRow, form: dict[str, str], fault: str = "") -> Response:
@@ -183,7 +183,7 @@ def _edit_page(agent: AnyRow, form: dict[str, str], fault: str = "") -> Response
 
 
 def _facts(agent: AnyRow, recent: list[AnyRow]) -> dict[str, Any]:
-    """What a page says of an agent, by its last runs."""
+    """The facts about an agent on a page, from its last runs."""
     health = agent_service.health_of(recent)
     outcomes = Counter(outcome_of(task) for task in recent)
     counted = outcomes.total() - outcomes[CANCELLED]

@@ -100,7 +100,7 @@ class Bar(NamedTuple):
 
 
 def bar_start(created_after: str) -> str:
-    """The start of the bar with this bound, which is itself that if there is no later moment."""
+    """The start of the bar with this bound: the bound itself if there is no later time."""
     try:
         return clock.moved(created_after, MILLISECOND)
     except OverflowError:
@@ -139,7 +139,7 @@ def _cached(user_id: str, agent_id: str | None, selection: Selection, name: str)
 def count(caller: Caller, selection: Selection, name: str) -> Chart:
     """The chart of a list in the period `name`, a key of PERIODS; the list's own period is ignored.
 
-    Cached, since counting a million tasks takes long and every open page asks each second.
+    Cached, since counting a million tasks takes long and every open page requests it each second.
     """
     selection = selection._replace(created_after=None, created_before=None)
     cached = _cached(caller.user_id, caller.agent_id, selection, name)
@@ -191,7 +191,7 @@ class Plot(NamedTuple):
     usual: float | None
 
 
-def of(runs: Sequence[AnyRow], usual: float | None) -> Plot | None:
+def plot(runs: Sequence[AnyRow], usual: float | None) -> Plot | None:
     """The plot of finished tasks, oldest first; None if no agent claimed any of them."""
     lasted = [(task, found) for task in runs if (found := seconds(task)) is not None]
     if not lasted:
@@ -200,11 +200,11 @@ def of(runs: Sequence[AnyRow], usual: float | None) -> Plot | None:
     # The ticks below and above all durations.
     low = max((tick for tick in TICKS if tick <= min(durations)), default=TICKS[0])
     high = min((tick for tick in TICKS if tick > max(durations)), default=TICKS[-1])
-    moments = [datetime.fromisoformat(task.finished_at).timestamp() for task, _ in lasted]
+    ends = [datetime.fromisoformat(task.finished_at).timestamp() for task, _ in lasted]
     points = [
-        Point(task, _share(moment, moments[0], moments[-1]) * 100, _y(found, low, high),
+        Point(task, _share(end, ends[0], ends[-1]) * 100, _y(found, low, high),
               formatting.outcome_of(task), found)
-        for (task, found), moment in zip(lasted, moments, strict=True)
+        for (task, found), end in zip(lasted, ends, strict=True)
     ]  # fmt: skip
     ticks = [(_words(tick), _y(tick, low, high)) for tick in TICKS if low <= tick <= high]
     return Plot(points, ticks, None if usual is None else _y(usual, low, high))
@@ -225,7 +225,7 @@ def _words(duration: float) -> str:
     return quantities.duration(int(duration)).removesuffix(" 0 s")
 
 
-# The filters of the list: what the query string selects, and links that change it.
+# The filters of the list: the selection of the query string, and links that change it.
 
 # The filters that the API's list does not have, and their values.
 OWN_FILTERS = {"since": tuple(PERIODS), "callback": (PENDING, FAILED)}
@@ -276,10 +276,10 @@ def labels() -> list[str]:
 
 def list_url(**changes: Any) -> str:
     """The first page of this list with other filters; None or an empty list removes one."""
-    filters = request.args.to_dict(flat=False) | changes
-    wanted = {name: value for name, value in filters.items() if value}
-    wanted.pop("cursor", None)
-    return url_for("dashboard.tasks.list_all", **wanted)
+    changed = request.args.to_dict(flat=False) | changes
+    filters = {name: value for name, value in changed.items() if value}
+    filters.pop("cursor", None)
+    return url_for("dashboard.tasks.list_all", **filters)
 
 
 def tab_url(tab: str) -> str:
@@ -287,7 +287,7 @@ def tab_url(tab: str) -> str:
 
 
 def is_tab(tab: str) -> bool:
-    """Whether the list is that of this tab."""
+    """Whether this tab is open."""
     return {name: request.args[name] for name in OF_TABS if name in request.args} == TABS[tab]
 
 
@@ -300,7 +300,7 @@ def url_without_label(label: str) -> str:
     return list_url(label=[other for other in labels() if other != label])
 
 
-def kept() -> list[tuple[str, str]]:
-    """The filters that the form does not have, and keeps."""
+def hidden_filters() -> list[tuple[str, str]]:
+    """The filters that the form keeps without showing them."""
     pairs = request.args.items(multi=True)
     return [(name, text) for name, text in pairs if name not in (*IN_FORM, "cursor")]

@@ -14,9 +14,9 @@ from taskservice.services.lists import WAITING
 from taskservice.terminal import escaped_lines
 from taskservice.terms import FAILED, RUNNING
 
-# Escape sequences of terminals, such as those of colours.
+# Terminal escape sequences, such as colours.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[^\[\]])")
-# Messages that do not say why.
+# Messages without a reason.
 _GENERIC = re.compile(
     r"(?:the agent reported an error|killed by signal .*|(?:failed|error)?:?\s*"
     r"(?:exit|exited|exited with)?\s*(?:status|code)?:?\s*\d*)\.?",
@@ -40,7 +40,7 @@ def is_blank(text: str) -> bool:
 
 
 def error_reason(message: str) -> str:
-    """The line of an error's message that says most: its first, or the last of a traceback."""
+    """The most useful line of an error message: the first, or the last of a traceback."""
     lines = [line.strip() for line in message.split("\n") if line.strip()]
     if not lines:
         return ""
@@ -48,13 +48,13 @@ def error_reason(message: str) -> str:
 
 
 def is_generic(row: Any) -> bool:
-    """Whether a task failed with a message that does not say why."""
+    """Whether a task failed with a message that contains no reason."""
     is_short = row.error_type == FAILED and len(row.error_message) < 100
     return is_short and bool(_GENERIC.fullmatch(error_reason(row.error_message)))
 
 
 def last_line(text: str) -> str:
-    """The last line that is not blank, as a terminal without colours would leave it."""
+    """The last line with visible text, as a terminal without colours would leave it."""
     lines = [line.split("\r")[-1].strip() for line in _ESCAPES.sub("", text).split("\n")]
     return next((line[:MAX_LINE] for line in reversed(lines) if line), "")
 
@@ -68,7 +68,7 @@ def plural(count: int, noun: str, plural_noun: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural_noun or noun + 's'}"
 
 
-def moment(text: str) -> str:
+def utc_text(text: str) -> str:
     """24 Nov 2026, 13:36:05 UTC; page.js shows it in local time."""
     return datetime.fromisoformat(text).astimezone(UTC).strftime("%-d %b %Y, %H:%M:%S UTC")
 
@@ -76,8 +76,9 @@ def moment(text: str) -> str:
 def period_text(since: str, until: str) -> str:
     """`on 24 Nov 2026 (UTC)`, or `from ... to ...`; page.js shows it in local time."""
     start, end = (datetime.fromisoformat(text).astimezone(UTC) for text in (since, until))
-    is_day = end - start == timedelta(days=1) and start.time() == time()
-    return f"on {start:%-d %b %Y} (UTC)" if is_day else f"from {moment(since)} to {moment(until)}"
+    if end - start == timedelta(days=1) and start.time() == time():
+        return f"on {start:%-d %b %Y} (UTC)"
+    return f"from {utc_text(since)} to {utc_text(until)}"
 
 
 def duration_between(since: str, until: str) -> str:
@@ -97,7 +98,7 @@ def outcome_of(row: Any) -> str:
 
 
 def reason(row: Any) -> str:
-    """One line for a table: why a task failed, or the note of one that runs; else empty."""
+    """One line for a table: why a task failed, or the note of a running task; else empty."""
     if row.status == RUNNING:
         return row.note or ""
     return error_reason(row.error_message or "")[:MAX_LINE]

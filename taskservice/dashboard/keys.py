@@ -23,7 +23,7 @@ create_schema = CreateKeySchema()
 # Choice in the form -> days.
 EXPIRIES = {"": 0, "7 days": 7, "30 days": 30, "90 days": 90, "1 year": 365}
 DEFAULT_EXPIRY = "90 days"
-# How many keys the page shows that are valid, and how many that are not.
+# Maximum number of valid keys, and of invalid keys, on the page.
 MAX_KEYS = 500
 
 
@@ -51,7 +51,7 @@ def create() -> AnyResponse:
 
 
 @blueprint.get("/keys/<key_id>/revoke")
-def ask_to_revoke(key_id: str) -> Response:
+def confirm_revoke(key_id: str) -> Response:
     return page("revoke.html", key=users.get_key(caller, require_id("key", key_id)))
 
 
@@ -63,14 +63,14 @@ def revoke(key_id: str) -> AnyResponse:
 
 
 @blueprint.get("/callback-secret/rotate")
-def ask_to_rotate() -> Response:
+def confirm_rotate() -> Response:
     return page("rotate.html")
 
 
 @blueprint.post("/callback-secret/rotate")
 def rotate() -> AnyResponse:
     users.rotate(caller)
-    flash("The callback secret was rotated. For one day the old one signs too.")
+    flash("The callback secret was rotated. The old secret stays valid for one day.")
     return redirect_to("keys.list_all", _anchor="secret")
 
 

@@ -44,19 +44,19 @@ STATIC = "dashboard.static"
 ICON = "dashboard.icon"
 SIGN_IN = "dashboard.sign_in"
 LIST = "dashboard.tasks.list_all"
-# The pages that list tasks. The links to tasks have the way back to them, as `?back=`.
+# The pages that list tasks. Links to tasks contain the way back to the list, as `?back=`.
 LISTS = {LIST, "dashboard.agents.list_all", "dashboard.agents.show"}
 # A longer way back would make links that are too long.
 MAX_BACK = 2_000
 KEEP_BACK = {
     "dashboard.tasks.show",
-    "dashboard.tasks.ask_to_cancel",
-    "dashboard.tasks.ask_to_delete",
+    "dashboard.tasks.confirm_cancel",
+    "dashboard.tasks.confirm_delete",
     "dashboard.tasks.redeliver",
-    "dashboard.reruns.ask",
+    "dashboard.reruns.form",
 }
 
-# The header tells page.js a deletion from a 404 of a proxy.
+# The header lets page.js distinguish a deleted task from a proxy's 404.
 GONE = Problem(404, "This task was deleted or never existed", headers={"Task-Gone": "true"})
 
 POLICY = "; ".join(
@@ -111,7 +111,7 @@ def set_security_headers(response: Response) -> Response:
 
 @dashboard.errorhandler(Exception)
 def error_page(error: Exception) -> Response:
-    """The page for an error that the API would answer as a problem."""
+    """The page for an error that the API would return as a problem."""
     problem = errors.from_exception(error)
     if problem.status == 404 and "task_id" in (request.view_args or {}):
         problem = GONE
@@ -122,8 +122,8 @@ def error_page(error: Exception) -> Response:
 
 def unknown_page(error: HTTPException) -> Response:
     """For a URL without a route: a page for a browser, a problem for other clients."""
-    wanted = request.accept_mimetypes.best_match([PROBLEM_TYPE, "text/html"])
-    if wanted != "text/html" or request.path.startswith(API_PREFIX):
+    media_type = request.accept_mimetypes.best_match([PROBLEM_TYPE, "text/html"])
+    if media_type != "text/html" or request.path.startswith(API_PREFIX):
         return errors.respond(errors.from_exception(error))
     _is_signed_in()
     return set_security_headers(error_page(error))
@@ -152,7 +152,7 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
 
 
 def html_response(html: str | bytes, status: int = 200) -> Response:
-    """HTML as `page` answers it."""
+    """HTML with an ETag, as `page` returns it."""
     response = Response(html, status)
     if request.method == "GET" and status == 200:
         response.add_etag(weak=True)
@@ -166,16 +166,16 @@ def redirect_to(endpoint: str, **values: Any) -> AnyResponse:
 
 
 def texts(values: MultiDict[str, str]) -> dict[str, list[str]]:
-    """A form or query string as the API would have it: without NUL, lines ending at LF."""
+    """A form or query string as the API expects it: without NUL, with LF line ends."""
     return {
-        name: [text.replace("\0", "\ufffd").replace("\r\n", "\n") for text in found]
-        for name, found in values.lists()
+        name: [text.replace("\0", "\ufffd").replace("\r\n", "\n") for text in texts]
+        for name, texts in values.lists()
     }
 
 
 def first_texts(values: MultiDict[str, str]) -> dict[str, str]:
-    """The same, with the first text of each name."""
-    return {name: found[0] for name, found in texts(values).items()}
+    """Like `texts`, but only the first text of each name."""
+    return {name: each[0] for name, each in texts(values).items()}
 
 
 def endpoint_of(path: str) -> str:
@@ -200,12 +200,12 @@ def redirect_to_page(path: str, endpoint: str, **values: Any) -> AnyResponse:
 def way_back() -> str:
     """The list from which the reader came, with its query; empty for all tasks.
 
-    On a list it is that list.
+    On a list, this is the list itself.
     """
     is_list = request.endpoint in LISTS
     path = request.full_path.rstrip("?") if is_list else request.args.get("back", "")
-    fits = path != "/" and len(path) <= MAX_BACK and endpoint_of(path) in LISTS
-    return path if fits else ""
+    is_valid = path != "/" and len(path) <= MAX_BACK and endpoint_of(path) in LISTS
+    return path if is_valid else ""
 
 
 @dashboard.url_defaults
@@ -226,7 +226,7 @@ def _to_sign_in() -> AnyResponse:
     return redirect_to("sign_in.show", next=path if endpoint_of(path) and path != "/" else None)
 
 
-# Pages that the open tabs of a session share: each tab asks for its page once a second.
+# Pages that the open tabs of a session share: each tab requests its page once a second.
 
 # The maximum age of a page in seconds, since some of it, such as the bars of the chart, depends on
 # the time.
@@ -260,19 +260,19 @@ def _page(key: Hashable) -> _Page:
 def shared(view: View) -> View:
     """Let the view make its page once for all tabs of a session that show it.
 
-    It makes the page again when anything was committed to the database meanwhile. Raises 503.
+    The page is made again after any commit to the database. Raises 503.
     """
 
     @wraps(view)
-    def answer(**values: Any) -> AnyResponse:
+    def respond(**values: Any) -> AnyResponse:
         if "_flashes" in session:
             # This page shows a message, which must appear once.
             return view(**values)
         page = _page((request.script_root, request.full_path, session["key"], sessions.token()))
         if not page.lock.acquire(timeout=MAX_WAIT):
-            raise errors.overloaded("The page takes too long")
+            raise errors.overloaded("The page takes too long; try again later")
         try:
-            # Before the page is read: what is committed meanwhile must not be missed.
+            # Before the page is read, so that no later commit is missed.
             marker, began = change_marker(), time.monotonic()
             if not page.html or page.marker != marker or began - page.began > MAX_AGE:
                 response = view(**values)
@@ -284,4 +284,4 @@ def shared(view: View) -> View:
         finally:
             page.lock.release()
 
-    return answer
+    return respond

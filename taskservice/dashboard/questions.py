@@ -24,15 +24,15 @@ from taskservice.web.request import require_id
 
 blueprint = Blueprint("questions", __name__)
 
-# The list of tasks has forms of the oldest SHOWN_TASKS that ask, and counts up to MAX_TASKS.
+# The list of tasks shows the forms of the oldest SHOWN_TASKS, and counts up to MAX_TASKS.
 SHOWN_TASKS = 10
 MAX_TASKS = 100
 # The page of a task has this many questions that are no longer open.
 SHOWN_ENDED = 20
-# A question with one choice of so few and so short options is answered by a click.
+# Maximum number and length of options that are shown as buttons.
 MAX_BUTTONS, MAX_BUTTON_LABEL = 4, 40
 MAX_ANSWER = 200
-# The list shows this many characters of a task's input, with an ellipsis.
+# Maximum number of characters of a task's input in the list, with an ellipsis.
 MAX_INPUT = 81
 
 
@@ -47,19 +47,19 @@ def show(task_id: str, question_id: str) -> AnyResponse:
 
 @blueprint.post("/tasks/<task_id>/questions/<question_id>")
 def answer(task_id: str, question_id: str) -> AnyResponse:
-    """What does not fit is said beside its field, which keeps its text."""
+    """Errors are shown next to their fields, which keep the user's input."""
     caller.require_user_key()
     question = _question(task_id, question_id)
     schema, typed = question["schema"], texts(request.form)
     content, errors = schema_form.content_of(schema, typed)
     declines = request.form.get("action") == DECLINE
     if not declines and question["state"] == OPEN:
-        misfits = json_schema.answer_problems(schema, content)
-        errors = schema_form.by_property(schema, misfits, "content")[0] | errors
+        problems = json_schema.answer_problems(schema, content)
+        errors = schema_form.by_property(schema, problems, "content")[0] | errors
         if errors:
             return _page(task_id, question, typed, errors)
     flash(_answer(task_id, question, None if declines else content))
-    # The page that had the form: the list, or by default that of the task.
+    # The page with the form: the list, or by default the task's page.
     return redirect_to_page(request.form.get("back", ""), "tasks.show", task_id=task_id)
 
 
@@ -76,7 +76,7 @@ def _answer(task_id: str, question: Json, content: Json | None) -> str:
 
 
 def _closed_sentence(question: Json) -> str:
-    """Why a question takes no answer any more, with the one that it has."""
+    """The message for a question that is no longer open, with its answer."""
     name = question["answeredBy"]
     by = f" by key “{name}”" if name else ""
     if question["state"] != ANSWERED:
@@ -103,7 +103,7 @@ def _in_words(question: Json, content: Json) -> list[tuple[str, str]]:
 
 
 def _question(task_id: str, question_id: str) -> Json:
-    """The question as the API answers it. Raises 404."""
+    """The question as the API returns it. Raises 404."""
     task_id, question_id = require_id("task", task_id), require_id("question", question_id)
     return _loaded(question_service.get(caller, task_id, question_id))
 
@@ -125,8 +125,8 @@ def _page(
     )
 
 
-# What the list of tasks and the page of one task show of questions, as the API answers them. An
-# open one has some members more: `taskId`, `fields` and `buttons`.
+# Questions as the API returns them, for the list of tasks and the page of a task. An open question
+# has additional members: `taskId`, `fields` and `buttons`.
 
 
 def _form(
@@ -154,20 +154,20 @@ def _buttons(fields: Sequence[Field]) -> list[Choice]:
     return choices if is_short and len(choices) <= MAX_BUTTONS else []
 
 
-def of_task(task: Any) -> list[Json]:
+def forms(task: Any) -> list[Json]:
     """The open questions of a task, oldest first."""
     return [_form(question, task.id) for question in open_questions(task.questions)]
 
 
 def ended(task_id: str) -> list[Json]:
     """The last questions of a task that are no longer open, newest first; answers in words."""
-    found = map(_loaded, question_service.ended(task_id, SHOWN_ENDED))
-    return [{**each, "answer": _in_words(each, each["answer"] or {})} for each in found]
+    questions = map(_loaded, question_service.ended(task_id, SHOWN_ENDED))
+    return [{**each, "answer": _in_words(each, each["answer"] or {})} for each in questions]
 
 
 @dataclass(frozen=True)
 class Asking:
-    """The tasks that ask something: the first ones, and how many there are."""
+    """The tasks with open questions: the first ones, and the number of all."""
 
     tasks: list[Json]
     count: int
@@ -178,7 +178,7 @@ class Asking:
 
 
 def asking(caller: Caller) -> Asking:
-    """The caller's tasks that ask something; an agent key may not answer, and sees none."""
+    """The caller's tasks with open questions; none for an agent key, which can't answer."""
     if caller.agent_id is not None:
         return Asking([], 0)
     rows = question_service.asking_tasks(caller, SHOWN_TASKS + 1, MAX_INPUT + 1)
@@ -189,8 +189,8 @@ def asking(caller: Caller) -> Asking:
             "questions": questions,
         }
         for row in rows
-        # Upkeep has not yet seen that the questions of the others have expired.
-        if (questions := of_task(row))
+        # The other questions have expired, but maintenance has not marked them yet.
+        if (questions := forms(row))
     ]
     if len(rows) <= SHOWN_TASKS:
         return Asking(tasks, len(tasks))

@@ -1,4 +1,4 @@
-"""A form made from a JSON Schema: its fields, and what is typed in them as JSON."""
+"""A form made from a JSON Schema: its fields, and their values as JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,12 +17,12 @@ from taskservice.schemas import strict_json
 from taskservice.schemas.json_schema import input_problems
 
 Json: TypeAlias = dict[str, Any]
-# The name of a field in the form -> its texts: several of checkboxes, none of what is left empty.
+# The name of a field in the form -> its texts: several for checkboxes, none if left empty.
 Texts: TypeAlias = Mapping[str, Sequence[str]]
-# The name of a property -> why its value does not fit.
+# The name of a property -> the errors of its value.
 Errors: TypeAlias = dict[str, list[str]]
 
-# The kinds of fields. A text may be long; what no other kind can show is typed as JSON.
+# The kinds of fields. Values that no other kind can show are typed as JSON.
 TEXT, LONG_TEXT, NUMBER, CHOICE, CHOICES, JSON = (
     "text",
     "long",
@@ -31,9 +31,9 @@ TEXT, LONG_TEXT, NUMBER, CHOICE, CHOICES, JSON = (
     "choices",
     "json",
 )
-# A text that may have more characters than this has several lines.
+# A text that can have more characters than this gets several lines.
 LONG = 200
-# Of a chain of references.
+# Maximum length of a chain of references.
 MAX_REFERENCES = 8
 
 _INPUT_TYPES = {"email": "email", "uri": "url", "date": "date", "date-time": "datetime-local"}
@@ -56,13 +56,13 @@ class Field:
     schema: Json
     is_required: bool
     is_nullable: bool
-    # What is typed or chosen, and why it does not fit.
+    # The typed or chosen values, and their errors.
     texts: Sequence[str]
     errors: Sequence[str]
 
     @property
     def key(self) -> str:
-        """Its name in the form, which an id of HTML has too."""
+        """Its name in the form, which is also used in HTML ids."""
         return _key(self.name)
 
     @property
@@ -92,23 +92,23 @@ class Field:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """Of an `input`, `select` or `textarea` of HTML; it has none that are None."""
-        given: dict[str, Any] = {"required": "required" if self.is_required else None}
+        """Attributes of the `input`, `select` or `textarea`; those that are None are left out."""
+        found: dict[str, Any] = {"required": "required" if self.is_required else None}
         if self.kind == NUMBER:
-            given |= {"type": "number", "step": "any"}
-            given |= {name: _text(self.schema[keyword])
+            found |= {"type": "number", "step": "any"}
+            found |= {name: _text(self.schema[keyword])
                       for name, keyword in (("min", "minimum"), ("max", "maximum"))
                       if keyword in self.schema}  # fmt: skip
             if self.schema["type"] == "integer":
-                given["step"] = "1"
-            return given
+                found["step"] = "1"
+            return found
         if self.kind in (TEXT, LONG_TEXT):
             for keyword in ("minLength", "maxLength"):
-                given[keyword.lower()] = _whole(self.schema.get(keyword))
+                found[keyword.lower()] = _whole(self.schema.get(keyword))
         if self.kind == TEXT:
-            given["type"] = _INPUT_TYPES.get(str(self.schema.get("format")), "text")
-            given["step"] = "1" if self._is_time else None
-        return given
+            found["type"] = _INPUT_TYPES.get(str(self.schema.get("format")), "text")
+            found["step"] = "1" if self._is_time else None
+        return found
 
     @property
     def choices(self) -> list[Choice]:
@@ -135,13 +135,13 @@ class Field:
         return bool(self.schema.get("format") == "date-time")
 
     def content(self) -> Json:
-        """The property with the value that is typed or chosen; nothing if it is left out.
+        """The property with its typed or chosen value; empty if it is left out.
 
         Raises ValueError.
         """
-        given = [text for text in self.texts if text]
-        if given:
-            return {self.name: self._value(given)}
+        texts = [text for text in self.texts if text]
+        if texts:
+            return {self.name: self._value(texts)}
         if not self.is_required:
             return {}
         if self.kind == CHOICES:
@@ -167,7 +167,7 @@ class Field:
         return _with_zone(texts[0]) if self._is_time else texts[0]
 
     def texts_of(self, value: Any) -> list[str]:
-        """What the form has for a value."""
+        """The texts in the form for a value."""
         if value is None and self.is_nullable:
             return []
         if self.kind in (TEXT, LONG_TEXT) and isinstance(value, str):
@@ -179,9 +179,9 @@ class Field:
         return [_text(value)]
 
     def keeps(self, value: Any) -> bool:
-        """Whether the form shows this value, and sends it unchanged."""
+        """Whether the form can show this value and send it unchanged."""
         texts = self.texts_of(value)
-        # Browsers send each line end as CR LF, and a field of one line has none.
+        # Browsers send each line end as CR LF; a field of one line has no line ends.
         lost = "\r\n" if self.kind == TEXT else "\r"
         if any(character in text for text in texts for character in lost):
             return False
@@ -211,7 +211,7 @@ def fields(schema: Json, texts: Texts | None = None, errors: Errors | None = Non
 
 
 def texts_of(schema: Json, content: Json) -> dict[str, list[str]]:
-    """What the form has for `content`."""
+    """The texts in the form for `content`."""
     return {
         each.key: each.texts_of(content[each.name])
         for each in fields(schema)
@@ -227,7 +227,7 @@ def defaults(schema: Json) -> Json:
 
 
 def content_of(schema: Json, texts: Texts) -> tuple[Json, Errors]:
-    """The content of a form, and what is wrong with it; what is left empty is left out."""
+    """The content of a form, and its errors; fields that are left empty are left out."""
     content: Json = {}
     errors: Errors = {}
     for each in fields(schema, texts):
@@ -239,8 +239,8 @@ def content_of(schema: Json, texts: Texts) -> tuple[Json, Errors]:
 
 
 def by_property(schema: Json, errors: Errors, prefix: str) -> tuple[Errors, Errors]:
-    """Errors by the path of a value, as `content.name`: those by property, and the other ones."""
-    # Longer names first, for a name that has a point in it.
+    """Splits errors by path, such as `content.name`, into errors by property and others."""
+    # Longer names first, since a name can contain a point.
     names = sorted((each.name for each in fields(schema)), key=len, reverse=True)
     own: Errors = {}
     others: Errors = {}
@@ -263,15 +263,15 @@ def _key(name: str) -> str:
 
 
 def _resolved(schema: Any, root: Json) -> Json:
-    """The schema, after its reference to a part of `root`; {} if it says nothing that helps."""
+    """The schema with its reference to a part of `root` resolved; {} if it can't be."""
     for _ in range(MAX_REFERENCES):
         if not isinstance(schema, dict):
             return {}
         if "$ref" not in schema:
             return schema
-        beside = {name: value for name, value in schema.items() if name != "$ref"}
+        siblings = {name: value for name, value in schema.items() if name != "$ref"}
         target = _target(str(schema["$ref"]), root)
-        schema = {**target, **beside} if isinstance(target, dict) else beside
+        schema = {**target, **siblings} if isinstance(target, dict) else siblings
     return {}
 
 
@@ -292,8 +292,8 @@ def _without_null(schema: Json, root: Json) -> tuple[Json, bool]:
     options = schema.get("anyOf")
     others = [each for each in options or () if each != {"type": "null"}]
     if isinstance(options, list) and len(others) == 1 and len(options) == 2:
-        beside = {name: value for name, value in schema.items() if name != "anyOf"}
-        return {**_resolved(others[0], root), **beside}, True
+        siblings = {name: value for name, value in schema.items() if name != "anyOf"}
+        return {**_resolved(others[0], root), **siblings}, True
     return schema, False
 
 
@@ -328,7 +328,7 @@ def _plain(value: Any) -> str:
 
 
 def _number(text: str) -> Any:
-    """A number of a form, which JSON may write otherwise: 07 and .5 are 7 and 0.5."""
+    """A number of a form, which JSON can write differently: 07 and .5 are 7 and 0.5."""
     try:
         number = Decimal(text)
     except InvalidOperation:
@@ -340,7 +340,7 @@ def _number(text: str) -> Any:
 
 
 def _in_utc(text: str) -> str:
-    """A moment as the field of a date and time has it."""
+    """A time as a field for a date and time shows it."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
     except (ValueError, OverflowError):
@@ -348,19 +348,19 @@ def _in_utc(text: str) -> str:
 
 
 def _with_zone(text: str) -> str:
-    """A moment of RFC 3339: a date and time without a zone is in UTC."""
+    """A time in RFC 3339: a date and time without a zone is in UTC."""
     try:
-        moment = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError:
         return text
-    return text if moment.tzinfo else f"{moment.isoformat()}Z"
+    return text if time.tzinfo else f"{time.isoformat()}Z"
 
 
-# --- what is wrong with a form -------------------------------------------------------------
+# --- the errors of a form ------------------------------------------------------------------
 
 
 def errors_of(error: Exception) -> dict[str, Any]:
-    """Field -> what is wrong with it. Raises an error that is not about the form's fields."""
+    """Field -> its errors. Raises an error that is not about the form's fields."""
     errors = from_exception(error).more.get("errors")
     if not errors:
         raise error
@@ -368,7 +368,7 @@ def errors_of(error: Exception) -> dict[str, Any]:
 
 
 def sentence_of(errors: Mapping[str, Any]) -> str:
-    """What is wrong, for a person."""
+    """Errors as sentences for a person."""
     return " ".join(f"{each[:1].upper()}{each[1:]}" for each in sentences(errors))
 
 
@@ -380,11 +380,11 @@ FIELDS = "fields"
 
 @dataclass(frozen=True)
 class InputForm:
-    """What is typed, and what is wrong with it."""
+    """The typed input, and its errors."""
 
-    # The agent's, as it is stored.
+    # The agent's schema, as it is stored.
     stored_schema: str
-    # None while the input is one JSON text.
+    # None if the input is one JSON text.
     typed: Texts | None
     text: str = ""
     errors: Errors = field(default_factory=dict)
@@ -398,8 +398,8 @@ class InputForm:
         """The fields, those that are required first; none for one JSON text."""
         if self.typed is None:
             return []
-        found = fields(self._schema, self.typed, self.errors)
-        return sorted(found, key=lambda each: not each.is_required)
+        own = fields(self._schema, self.typed, self.errors)
+        return sorted(own, key=lambda each: not each.is_required)
 
     @property
     def can_have_fields(self) -> bool:
@@ -412,26 +412,26 @@ class InputForm:
             try:
                 content = _loads(self.text)
             except ValueError as error:
-                said = f"It is not valid JSON: {error}."
-                raise ValidationError({"input": [said]}) from error
+                message = f"Not valid JSON: {error}."
+                raise ValidationError({"input": [message]}) from error
         else:
             content, errors = content_of(self._schema, self.typed)
-        misfits = input_problems(self.stored_schema, _text(content))
-        # What a field lacks is said once.
-        if found := misfits | {f"input.{name}": each for name, each in errors.items()}:
-            raise ValidationError(found)
+        problems = input_problems(self.stored_schema, _text(content))
+        # The error of a field replaces those of its value.
+        if problems := problems | {f"input.{name}": each for name, each in errors.items()}:
+            raise ValidationError(problems)
         return content
 
-    def refused(self, errors: Mapping[str, Any]) -> tuple["InputForm", str]:
-        """The form with these errors beside its fields, and a sentence with the other ones."""
+    def with_errors(self, errors: Mapping[str, Any]) -> tuple["InputForm", str]:
+        """The form with these errors next to its fields, and a sentence with the others."""
         if self.typed is None:
             return self, sentence_of(errors)
         own, others = by_property(self._schema, dict(errors), "input")
-        return replace(self, errors=own), sentence_of(others) or "See below."
+        return replace(self, errors=own), sentence_of(others) or "Fix the errors below."
 
 
-def of_request(schema: str, typed: Texts, default: str = "") -> InputForm:
-    """What a form has sent; `default` stands for an empty JSON text."""
+def from_request(schema: str, typed: Texts, default: str = "") -> InputForm:
+    """The input in a submitted form; `default` replaces an empty JSON text."""
     has_fields = FIELDS in typed.get("as", ())
     text = "".join(typed.get("input", ()))
     return InputForm(schema, typed if has_fields else None, text if text.strip() else default)
@@ -444,7 +444,7 @@ def with_defaults(schema: str, is_text: bool = False) -> InputForm:
 
 
 def with_input(schema: str, stored: str, is_text: bool = False) -> InputForm:
-    """The form that begins with an input: as JSON if fields cannot show all of it."""
+    """The form that starts with this input: as JSON if the fields can't show all of it."""
     content = _loads(stored)
     own = {each.name: each for each in fields(_loads(schema))}
     is_shown = all(name in own and own[name].keeps(content[name]) for name in content)

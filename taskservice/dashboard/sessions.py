@@ -12,7 +12,7 @@ from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
 from taskservice.web.session_cookie import Sessions
 
-# Checked in the session too: a copied cookie must not outlive it.
+# Checked in the session too: a copied cookie must not be valid longer.
 LIFETIME = timedelta(days=7)
 
 
@@ -53,7 +53,7 @@ def resume() -> AnyRow:
 
 
 def is_unexpired() -> bool:
-    """Whether the session of this request has not ended by itself."""
+    """Whether the session of this request has not expired."""
     return "key" in session and clock.now() < session.get("until", "")
 
 
@@ -67,8 +67,7 @@ def token() -> str:
 def submission_id() -> str:
     """The id in a form that may be sent only once; it changes after each submission.
 
-    What the form creates gets this id, so the database lets only one of two submissions that
-    arrive at once create it.
+    The new row gets this id, so the database accepts only one of two concurrent submissions.
     """
     if "submission_id" not in session:
         session["submission_id"] = clock.new_id()
@@ -77,8 +76,8 @@ def submission_id() -> str:
 
 def is_first_submission() -> bool:
     """Whether the form of this request has not been sent before."""
-    given = request.form.get("submission_id", "").encode()
-    return secrets.compare_digest(given, submission_id().encode())
+    submitted = request.form.get("submission_id", "").encode()
+    return secrets.compare_digest(submitted, submission_id().encode())
 
 
 def note_submission() -> None:
@@ -87,9 +86,9 @@ def note_submission() -> None:
 
 def check_form() -> None:
     """Raises Problem 403 unless this form comes from a page of this session."""
-    given = request.form.get("token", "").encode()
+    submitted = request.form.get("token", "").encode()
     is_foreign = request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
-    if is_foreign or not secrets.compare_digest(given, token().encode()):
+    if is_foreign or not secrets.compare_digest(submitted, token().encode()):
         raise Problem(
             403, "This form is out of date, or cookies are disabled: go back, reload and try again"
         )

@@ -27,16 +27,16 @@ from taskservice.terms import NO_DELIVERY, RUNNING
 from taskservice.web import responses, waiting
 from taskservice.web.request import TEXT, require_id
 
-# What the page of a task shows beside it: questions, relatives, and when it should end.
+# Other data on the page of a task: its questions, its relatives, and its expected end.
 
 MAX_CHILDREN = 50
 # The width of the waterfall, in units of its own.
 WIDTH = 1_000
 # A running bar grows in steps, so that the page of a long task seldom changes.
 STEP_SECONDS = 10
-# After this time without a worker the page says how to start one.
+# After this time without a worker, the page shows how to start one.
 LONG_WAIT_SECONDS = 30
-# What would take longer than this many seconds has no expected end: a year.
+# A task that would take longer, in seconds, has no expected end: a year.
 LONGEST = 366 * 86_400
 
 
@@ -55,7 +55,7 @@ def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
         "original": tasks.find(caller, task.rerun_of) if task.rerun_of else None,
         "again": tasks.newest_rerun(caller, task.id),
         "children": _waterfall(tasks.children(caller, task.id, MAX_CHILDREN + 1)),
-        "questions": questions.of_task(task),
+        "questions": questions.forms(task),
         "ended_questions": questions.ended(task.id),
         "waiting": _waiting(task),
         "expected": _expected_end(caller, task),
@@ -63,7 +63,7 @@ def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
 
 
 def _waiting(task: TaskRow) -> dict[str, Any] | None:
-    """When the agent of a waiting task claimed the last one, and whether it needs a worker."""
+    """The last claim of a waiting task's agent, and whether the task needs a worker."""
     if task.status != RUNNING or task.claimed_at is not None:
         return None
     last_claim = agents.last_claim(task.user_id, task.agent_id)
@@ -72,9 +72,9 @@ def _waiting(task: TaskRow) -> dict[str, Any] | None:
 
 
 def _expected_end(caller: Caller, task: TaskRow) -> str | None:
-    """When a running task should end: by its progress, or as its agent's tasks usually do."""
+    """The expected end of a running task: from its progress, or its agent's usual duration."""
     if task.status != RUNNING or task.claimed_at is None or open_questions(task.questions):
-        # The time until an answer is a person's.
+        # Nobody knows how long a person takes to answer.
         return None
     progress = float(task.progress or 0)
     if progress > 0:
@@ -102,9 +102,9 @@ def _waterfall(children: Sequence[AnyRow]) -> dict[str, Any] | None:
 
 def _bar(child: AnyRow, start: str, scale: float) -> Bar:
     x = round(_seconds(start, child.claimed_at or child.created_at) * scale)
-    # What runs reaches to the right end, which is now.
+    # Running tasks extend to the right edge, which is now.
     end = WIDTH if child.finished_at is None else round(_seconds(start, child.finished_at) * scale)
-    # A short one can be seen too.
+    # Short tasks stay visible.
     return Bar(child, min(x, WIDTH - 4), max(4, end - x))
 
 
@@ -132,7 +132,7 @@ def curl(caller: Caller, task: TaskRow) -> str:
 
 # The pages.
 
-TOO_LATE = "The task had already ended."
+TOO_LATE = "The task has already ended."
 
 blueprint = Blueprint("tasks", __name__)
 
@@ -140,7 +140,7 @@ blueprint = Blueprint("tasks", __name__)
 MAX_COUNT = 1_000
 # Maximum number of log lines in one response.
 MAX_LINES = 1_000
-# Longer lines are cut on the screen; the download has them whole.
+# Longer lines are truncated on the screen; the download contains all of them.
 MAX_LINE_LENGTH = 5_000
 
 
@@ -187,9 +187,9 @@ def show(task_id: str) -> Response:
 def lines(task_id: str) -> Response:
     """At most `limit` lines of the log after line number `after`, with their times, as JSON."""
     after, limit = (request.args.get(name, 0, type=int) for name in ("after", "limit"))
-    found = logs.lines_after(_task(task_id), max(after, 0), min(max(limit, 0), MAX_LINES))
-    texts = [line.text[: MAX_LINE_LENGTH + 1] for line in found]
-    return responses.json({"lines": texts, "times": [line.at for line in found]})
+    lines = logs.lines_after(_task(task_id), max(after, 0), min(max(limit, 0), MAX_LINES))
+    texts = [line.text[: MAX_LINE_LENGTH + 1] for line in lines]
+    return responses.json({"lines": texts, "times": [line.at for line in lines]})
 
 
 @blueprint.get("/tasks/<task_id>/events")
@@ -210,7 +210,7 @@ def download(task_id: str) -> Response:
 
 
 @blueprint.get("/tasks/<task_id>/cancel")
-def ask_to_cancel(task_id: str) -> AnyResponse:
+def confirm_cancel(task_id: str) -> AnyResponse:
     caller.require_user_key()
     task = _task(task_id)
     if task.status == RUNNING:
@@ -224,8 +224,8 @@ def cancel(task_id: str) -> AnyResponse:
     caller.require_user_key()
     try:
         _, callback_status = reports.cancel(caller, require_id("task", task_id))
-        suffix = "" if callback_status == "none" else f" Its callback: {callback_status}."
-        flash(f"The task is cancelled.{suffix}")
+        suffix = "" if callback_status == "none" else f" Webhook: {callback_status}."
+        flash(f"The task was cancelled.{suffix}")
     except Problem as problem:
         if problem.status != 409:
             raise
@@ -234,7 +234,7 @@ def cancel(task_id: str) -> AnyResponse:
 
 
 @blueprint.get("/tasks/<task_id>/delete")
-def ask_to_delete(task_id: str) -> Response:
+def confirm_delete(task_id: str) -> Response:
     caller.require_user_key()
     task = _task(task_id)
     return page("delete.html", task=task, deliveries=_deliveries(task))
@@ -252,7 +252,7 @@ def delete(task_id: str) -> AnyResponse:
 def redeliver(task_id: str) -> AnyResponse:
     caller.require_user_key()
     delivery_service.redeliver(caller, require_id("task", task_id))
-    flash("The webhook is being sent again, with the same id.")
+    flash("The webhook is being sent again, with the same ID.")
     return redirect_to("tasks.show", task_id=task_id, _anchor="callback")
 
 
@@ -280,28 +280,28 @@ rerun_schema = RerunSchema()
 
 @reruns.get("/tasks/<task_id>/rerun")
 @shared
-def ask(task_id: str) -> Response:
+def form(task_id: str) -> Response:
     task = _task(task_id)
     return _page(task, schema_form.with_input(_schema(task), task.input, "json" in request.args))
 
 
 @reruns.post("/tasks/<task_id>/rerun")
 def rerun(task_id: str) -> AnyResponse:
-    """What the input lacks is said in the form, which keeps the text."""
+    """Errors are shown in the form, which keeps the user's input."""
     task = _task(task_id)
-    given = schema_form.of_request(_schema(task), texts(request.form))
+    input_form = schema_form.from_request(_schema(task), texts(request.form))
     try:
-        again = _rerun(task, given, request.form.get("submission_id", ""))
+        again = _rerun(task, input_form, request.form.get("submission_id", ""))
     except (Problem, ValidationError) as error:
-        given, fault = given.refused(schema_form.errors_of(error))
-        return _page(task, given, f"Nothing was started. {fault}", 422)
-    flash(f"Runs again: “{again.name}”. This is the new task.")
+        input_form, fault = input_form.with_errors(schema_form.errors_of(error))
+        return _page(task, input_form, f"Nothing was started. {fault}", 422)
+    flash(f"Started a rerun of “{again.name}”.")
     return redirect_to("tasks.show", task_id=again.id)
 
 
-def _rerun(task: TaskRow, given: InputForm, submission_id: str) -> TaskRow:
+def _rerun(task: TaskRow, input_form: InputForm, submission_id: str) -> TaskRow:
     """Start it; a form that is sent twice with the same input starts one task. Raises 422."""
-    value, before = given.value(), strict_json.loads(task.input.encode())
+    value, before = input_form.value(), strict_json.loads(task.input.encode())
     is_same = strict_json.canonical(value) == strict_json.canonical(before)
     body = {} if is_same else {"input": value}
     fields = rerun_schema.load(body)
@@ -311,13 +311,12 @@ def _rerun(task: TaskRow, given: InputForm, submission_id: str) -> TaskRow:
     return again
 
 
-def _page(task: TaskRow, given: InputForm, fault: str = "", status: int = 200) -> Response:
-    new_id = clock.new_id()
+def _page(task: TaskRow, input_form: InputForm, fault: str = "", status: int = 200) -> Response:
     again = tasks.newest_rerun(caller, task.id)
-    values = {"task": task, "given": given, "fault": fault, "new_id": new_id, "again": again}
-    return page("rerun.html", status, **values)
+    values = {"task": task, "input_form": input_form, "fault": fault, "again": again}
+    return page("rerun.html", status, **values, new_id=clock.new_id())
 
 
 def _schema(task: TaskRow) -> str:
-    """The schema of its agent's input, as it is stored."""
+    """The stored schema of its agent's input."""
     return str(agents.get(caller, task.agent_id).input_schema)

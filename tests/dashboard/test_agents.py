@@ -96,7 +96,7 @@ def test_agent_that_fails_often_is_marked_in_words(window: Browser, alice: ApiCl
     assert [name for name, card in cards if "fails often" in card] == ["bad"]
     assert "fails often" in text_of(window, "/agents/bad")
     assert "fails often" not in text_of(window, "/agents/good")
-    assert "the newest at the right" in text
+    assert "the newest on the right" in text
 
 
 def test_plot_has_a_point_and_a_row_of_its_table_for_each_run(
@@ -149,7 +149,7 @@ def test_form_has_the_input_of_the_newest_task(window: Browser, alice: ApiClient
     text = text_of(window, "/agents/backup/run")
     field = unescape(text[text.index('id="run-input"') :].partition("</textarea>")[0])
     assert strict_json.loads(field.partition(">\n")[2].encode()) == newest["input"]
-    assert "The input of its newest task" in text
+    assert "The input of the newest task" in text
     assert f'href="/tasks/{newest["id"]}"' in text
     # One that is long or empty says little of what the agent expects.
     for unfit in ({"path": "p" * 8_000}, {}):
@@ -171,15 +171,15 @@ def test_form_that_is_sent_twice_starts_one_task(window: Browser, alice: ApiClie
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"input": "{"}, "Input: It is not valid JSON: "),
+        ({"input": "{"}, "Input: Not valid JSON: "),
         ({"input": "[1]"}, "Input: "),
-        ({"input": '{"a": 1e999}'}, "Input: It is not valid JSON: "),
+        ({"input": '{"a": 1e999}'}, "Input: Not valid JSON: "),
         ({"labels": "no sign"}, "Labels: “no sign” is not of the form key=value."),
         ({"labels": "Upper=1"}, "Labels: Upper: "),
         ({"name": "n" * 201}, "Name: "),
         ({"name": "n" * 201, "input": "{", "labels": "no sign"}, "is not of the form key=value."),
         ({"name": "n" * 201, "input": "{", "labels": "no sign"}, "Name: "),
-        ({"name": "n" * 201, "input": "{", "labels": "no sign"}, "Input: It is not valid JSON"),
+        ({"name": "n" * 201, "input": "{", "labels": "no sign"}, "Input: Not valid JSON"),
     ],
 )
 def test_form_that_does_not_fit_says_why_and_keeps_its_text(

@@ -475,7 +475,7 @@ def test_cancel_of_a_finished_task_says_so(
     asked = hidden(browser.get(f"{path}/cancel"))
     alice.report(task, status="complete")
     assert browser.post(f"{path}/cancel", asked).location == path
-    assert "The task had already ended." in browser.get(path).text
+    assert "The task has already ended." in browser.get(path).text
     assert browser.get(f"{path}/cancel").location == path
     assert alice.task(task)["status"] == "complete"
 
@@ -629,11 +629,11 @@ def test_search_among_many_tasks_says_how_far_it_came(
     for name in ("Oldest", "Second", "Third", "Last"):
         alice.start(name=name)
     text = browser.get("/?q=oldest").text
-    assert "No task of this page matches the filters." in text
+    assert "No task on this page matches the filters." in text
     assert "Searched until" in text
     assert "At least <b>0 tasks</b> started" in text
     assert set(tabs(text).values()) == {"0+"}
-    (further,) = re.findall(r'href="\?([^"]+)" rel="next">Search further', text)
+    (further,) = re.findall(r'href="\?([^"]+)" rel="next">Continue searching', text)
     text = browser.get(f"/?{unescape(further)}").text
     assert "<bdi>Oldest</bdi>" in text
 
@@ -752,7 +752,7 @@ def test_wrong_filter_is_said_in_a_sentence(browser: Browser) -> None:
     for path in ("/?status=done", "/?errorType=x", "/?unknown=1"):
         response = browser.get(path)
         assert response.status_code == 422
-        assert "does not fit</h1>" in response.text
+        assert "contains an invalid value</h1>" in response.text
         assert "see `errors`" not in response.text
     assert "<b>status</b>: Must be one of: " in browser.get("/?status=done").text
 
@@ -832,13 +832,13 @@ def test_page_of_keys_shows_the_newest_ones(
     browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(import_module("taskservice.dashboard.keys"), "MAX_KEYS", 2)
-    assert "only the newest" not in browser.get("/keys").text
+    assert "Only the newest" not in browser.get("/keys").text
     for name in ("key 1", "key 2", "key 3", "gone 1", "gone 2", "gone 3"):
         key = alice.post("/key", json={"name": name}).json
         if key is not None and name.startswith("gone"):
             alice.delete(f"/key/{key['id']}")
     text = browser.get("/keys").text
-    assert "only the newest 2 keys" in text
+    assert "Only the newest 2 keys of each kind" in text
     shown = set(re.findall(r"(?:key|gone) \d", text[: text.index('id="create-title"')]))
     assert shown == {"key 2", "key 3", "gone 2", "gone 3"}
 
@@ -888,7 +888,7 @@ def test_cancel_and_delete_ask_first_and_say_what_will_be_gone(
     assert receiver.url in browser.get(f"{path}/cancel").text
     assert alice.task(task)["status"] == "running"
     assert browser.send(f"{path}/cancel").location == path
-    assert "The task is cancelled. Its callback: delivered." in browser.get(path).text
+    assert "The task was cancelled. Webhook: delivered." in browser.get(path).text
     assert alice.task(task)["error"]["type"] == "cancelled"
     question = browser.get(f"{path}/delete").text
     assert "its log: 2 lines" in question
@@ -917,7 +917,7 @@ def test_end_of_a_task_leads_back_to_the_list_where_one_was(
     (following,) = re.findall(r'href="(\?[^"]+)" rel="next"', browser.get(where).text)
     where = f"/{unescape(following)}"
     for task, word, said in (
-        (tasks[50], "Cancel", "The task is cancelled."),
+        (tasks[50], "Cancel", "The task was cancelled."),
         (tasks[50], "Delete", "Deleted “run 50”."),
         (tasks[51], "Delete", "Deleted “run 51”."),
     ):

@@ -382,7 +382,7 @@ def test_list_has_the_forms_of_some_tasks_and_the_number_of_all(
         count = "4+" if number >= 4 else str(number)
         assert title_of(text) == f"({count}) Tasks · taskservice"
         assert text.count('<article class="question"') == min(number, 2)
-        assert ("The others appear here" in text) == (number > 2)
+        assert ("The other tasks appear here" in text) == (number > 2)
         assert "Question 1?" in text
 
 
@@ -403,7 +403,7 @@ def test_list_shows_only_questions_of_the_user_to_whoever_may_answer(
     # It sees what its task asks, without a form.
     text = text_of(window, f"/tasks/{task['id']}")
     assert "A secret?" in text
-    assert "A user’s key can answer." in text
+    assert "Sign in with a user key to answer." in text
     assert "Decline" not in text
 
 

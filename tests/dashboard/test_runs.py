@@ -86,7 +86,7 @@ def test_form_has_the_fields_of_the_schema_with_those_first_that_are_required(
         ("level", ""), ("dry", "true")
     ]  # fmt: skip
     assert "newest task" not in text
-    assert text.count("leave out") == 2
+    assert text.count("(not set)") == 2
 
 
 def test_form_starts_a_task_with_what_is_filled_in(window: Browser, alice: ApiClient) -> None:
@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_said_beside_its_field_and_starts_nothing(
         " at line 1, column 2.",
         "note": "The value is longer than 20 characters.",
     }
-    assert "Nothing was started. See below." in response.text
+    assert "Nothing was started. Fix the errors below." in response.text
     assert 'value="srv"' in response.text
     response = send(window, folder="", days="7", options="[1]")
     assert errors(response.text) == {"folder": "Fill this in.", "options": "Must be an object."}
@@ -282,4 +282,4 @@ def test_agent_says_what_it_takes(window: Browser, alice: ApiClient) -> None:
     assert cells[15:17] == ["true or false", "true"]
     text = window.get("/agents/plain").text
     assert 'id="inputs"' not in text
-    assert "not a tool" in text
+    assert "not available as an MCP tool" in text

@@ -19,16 +19,16 @@ from tests.support.internals import end_for_silence, set_columns
 AGENTS = {
     "summarizer": ("Summarizer", "Reads the day's mail and writes a synopsis of it."),
     "invoice-reader": ("Invoice reader", "Takes amounts and due dates out of scanned invoices."),
-    "link-checker": ("Link checker", "Looks every night whether our links still lead somewhere."),
+    "link-checker": ("Link checker", "Checks every night that our links still work."),
     "translator": ("Translator", "Translates release notes into German, French and Greek."),
     "backup": ("backup", ""),
 }
 NAMES = {
-    "summarizer": ["Morning synopsis", "Synopsis of the support mailbox", "Weekly digest"],
-    "invoice-reader": ["Invoices of November", "Scan batch 0412", "Late invoices"],
-    "link-checker": ["Nightly check of docs", "Check of the shop", "Check of the blog"],
+    "summarizer": ["Morning synopsis", "Support mailbox digest", "Weekly digest"],
+    "invoice-reader": ["November invoices", "Scan batch 0412", "Late invoices"],
+    "link-checker": ["Nightly check of docs", "Shop check", "Blog check"],
     "translator": ["Release notes 4.2 to German", "Release notes 4.2 to Greek"],
-    "backup": ["Nightly backup", "Backup of the wiki"],
+    "backup": ["Nightly backup", "Wiki backup"],
 }
 INPUT = {"mailbox": "support@example.org", "since": "2026-11-23", "languages": ["en", "de", "el"]}
 SYNOPSIS = """\
@@ -188,7 +188,7 @@ def _run(
 
 
 def _special(app: Flask, person: ApiClient, good_url: str, bad_url: str) -> None:
-    silent = person.start("backup", name="Backup of the wiki", claim=True, callback=bad_url)
+    silent = person.start("backup", name="Wiki backup", claim=True, callback=bad_url)
     start = shift(app, silent, 1_300)
     append_over(person, silent, ["Waiting for the lock of /srv/wiki …"], start, [0.3])
     end_for_silence(app, silent)
@@ -199,7 +199,7 @@ def _special(app: Flask, person: ApiClient, good_url: str, bad_url: str) -> None
     person.report(lost, status="error", error={"message": "exit status 255"}, output={"files": 0})
     end(app, lost, start + timedelta(seconds=41))
     failed = person.start(
-        name="Synopsis of the support mailbox", claim=True, callback=bad_url, input=INPUT,
+        name="Support mailbox digest", claim=True, callback=bad_url, input=INPUT,
         labels={"env": "prod", "mailbox": "support@example.org"},
     )  # fmt: skip
     start = shift(app, failed, 340)
@@ -219,7 +219,7 @@ def _special(app: Flask, person: ApiClient, good_url: str, bad_url: str) -> None
     end(app, done, start + timedelta(seconds=75))
     _family(app, person)
     person.start("translator", name="Release notes 4.3 to Greek", callback=good_url)
-    running = person.start("invoice-reader", name="Invoices of November", input={"folder": "inbox"},
+    running = person.start("invoice-reader", name="November invoices", input={"folder": "inbox"},
                            claim=True, callback=good_url)  # fmt: skip
     append_over(person, running, list(lines(318)), shift(app, running, 95), [0.25] * 318)
     person.report(running, progress=0.62, note="318 of 512 mails")

@@ -1,4 +1,4 @@
-// The level of a line of a log, by the words that programs print.
+// The level of a log line, from the words that programs print.
 
 export const LEVELS = ["error", "warning", "info", "debug"];
 
@@ -33,7 +33,7 @@ const FAULT = new RegExp(
     "\\bcore dumped\\b",
   ].join("|"),
 );
-// What programs print without a word for the level.
+// Errors that programs print without a word for the level.
 const REASON = new RegExp(
   [
     "\\b(?:timed[ -]out|refused|denied|aborted|aborting|fatal (?:error|exception|signal))\\b",
@@ -60,7 +60,7 @@ export function levelOf(line) {
   return FAULT.test(text) || hasReason(text) ? "error" : null;
 }
 
-// Reads lines in their order: what follows the head of a traceback is part of the error.
+// Reads lines in order: the lines after the start of a traceback are part of the error.
 export function levelReader() {
   let inTraceback = false;
   return (line) => {

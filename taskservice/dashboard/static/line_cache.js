@@ -4,7 +4,7 @@ export const BLOCK = 200;
 // The server's maximum for one response.
 export const MAX_LINES = 1_000;
 const MAX_BLOCKS = 40;
-// The server cuts longer lines; the download has them whole.
+// The server truncates longer lines; the download contains all of them.
 const MAX_LENGTH = 5_000;
 
 const here = location.pathname;
@@ -37,7 +37,7 @@ export function store(number, text, time) {
   const index = blockOf(number);
   let block = blocks.get(index);
   if (!block) blocks.set(index, (block = new Array(BLOCK)));
-  const shown = text.length > MAX_LENGTH ? `${text.slice(0, MAX_LENGTH)} … cut here` : text;
+  const shown = text.length > MAX_LENGTH ? `${text.slice(0, MAX_LENGTH)} … truncated` : text;
   block[(number - 1) % BLOCK] = { text: shown, at: time ? Date.parse(time) : null };
 }
 

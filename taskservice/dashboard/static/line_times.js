@@ -1,4 +1,4 @@
-// The time of a line, as the reader wants to see it; and a mark where nothing came for a while.
+// The time of a line, in the chosen format; and marks for pauses.
 
 import { timeOf } from "./line_cache.js";
 
@@ -48,13 +48,13 @@ export function timeText(kind, number, start) {
   return typeof at === "number" && FORMATS[kind] ? FORMATS[kind](number, at, start) : "";
 }
 
-// The time between two moments, if it is worth a mark; else empty.
+// The text of a pause that is marked; else empty.
 export function pauseBetween(before, at) {
   if (typeof at !== "number" || typeof before !== "number" || at - before < PAUSE_MS) return "";
   return spanText(at - before);
 }
 
-// How long nothing came before a line.
+// The pause before a line.
 export function pauseText(number) {
   return pauseBetween(timeOf(number - 1), timeOf(number));
 }

@@ -1,4 +1,4 @@
-// Text from elsewhere as nodes: text stays text, and only http and https links become links.
+// Foreign text as nodes: text stays text, and only http and https links become links.
 
 const LINK = /\bhttps?:\/\/[^\s<>"'`\\^{|}\u0000-\u001f\u202a-\u202e\u2066-\u2069]{1,2000}/g;
 // The end of a sentence is not part of the link in it.

@@ -18,7 +18,7 @@ const MAX_HEIGHT = 8_000_000;
 const MAX_COPIED = 20_000;
 const RECONNECT_MS = 500;
 const MAX_RECONNECT_MS = 2_000;
-// After a 503, when all streams are in use. The page updates every second meanwhile.
+// After a 503, when all streams are in use. Until then the page updates every second.
 const REFUSED_MS = 5_000;
 const MAX_REFUSED_MS = 30_000;
 // A window without focus gives its stream to others after this time.
@@ -422,7 +422,7 @@ function showTimes() {
   draw();
 }
 
-// Of a failed task the reader wants to know when.
+// For a failed task, the reader wants to know when it failed.
 times.value = stored("times") ?? (box.dataset.status === "error" ? "clock" : "");
 times.addEventListener("change", () => {
   keep("times", times.value);
@@ -434,7 +434,7 @@ times.addEventListener("change", () => {
 const silence = get("log-silence");
 const ENDS = { failed: "failed", timeout: "timed out", cancelled: "cancelled", complete: "complete" };
 
-// After the last line: how long nothing more came. Its time is known when it is in view.
+// After the last line: the time without output, which is known when the line is in view.
 function showSilence() {
   const text = count < first ? "" : silenceText(timeOf(count));
   if (silence.textContent === text) return;
@@ -448,7 +448,7 @@ function silenceText(last) {
   const { end, outcome } = box.dataset;
   const pause = pauseBetween(last, end ? Date.parse(end) : Date.now());
   if (!pause || !(end || running)) return "";
-  return end ? `nothing more for ${pause}, then ${ENDS[outcome]}` : `nothing for ${pause}`;
+  return end ? `no output for ${pause}, then ${ENDS[outcome]}` : `no output for ${pause}`;
 }
 
 setInterval(showSilence, 1_000);
@@ -576,7 +576,7 @@ function finish() {
   draw();
 }
 
-// The stream does not say why it broke; the page does: still there, deleted or unreachable.
+// The stream does not show why it broke; the page does: available, deleted or unreachable.
 async function reconnect(hasOpened) {
   disconnect();
   const found = await refresh();
@@ -641,7 +641,7 @@ initSearch({
 if (!running) finish();
 fit();
 if (prefersWrap()) wrap(true);
-// The last lines of a failed task say why it failed.
+// The last lines of a failed task show why it failed.
 if (box.dataset.status === "error") scrollToEnd();
 showTimes();
 drawNow();

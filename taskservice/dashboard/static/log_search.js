@@ -14,7 +14,7 @@ const noLines = get("log-no-lines");
 const steps = { [-1]: get("log-previous"), 1: get("log-next") };
 const ends = { 1: get("log-first-error"), [-1]: get("log-last-error") };
 
-// The search at this moment: of one text, in the lines of some levels.
+// The current search: for one text, in the lines of some levels.
 let needle = "";
 let levels = new Set();
 // The numbers of the lines that have the text, and of those of the levels.
@@ -28,7 +28,7 @@ let readLevel = levelReader();
 // A step that waits until the scan has reached its match.
 let pending = null;
 let timer = null;
-// What log.js can do.
+// The functions of log.js.
 let log = null;
 
 function set(element, text) {
@@ -123,13 +123,13 @@ function step(direction) {
 }
 
 function restartKeepingStep() {
-  const kept = pending;
+  const step = pending;
   restart();
-  pending = kept;
+  pending = step;
   takeStep();
 }
 
-// Whether the text in the field is another one than before.
+// Whether the text in the field has changed.
 function read() {
   const text = field.value.toLowerCase();
   const isNew = text !== needle;
@@ -213,7 +213,7 @@ export function highlight(rows) {
 function rangesIn(element) {
   const text = element.textContent.toLowerCase();
   const ranges = [];
-  // A few letters get longer in lower case, which moves what follows.
+  // A few letters get longer in lower case, which moves the text after them.
   if (text.length !== element.textContent.length) return ranges;
   for (let at = text.indexOf(needle); at >= 0; at = text.indexOf(needle, at + needle.length)) {
     const range = new Range();
@@ -253,8 +253,8 @@ export function showAllLevels() {
   restart();
 }
 
-export function init(given) {
-  log = given;
+export function init(functions) {
+  log = functions;
   field.addEventListener("keydown", (event) => {
     if (event.key === "Enter") step(event.shiftKey ? -1 : 1);
     else if (event.key === "Escape" && field.value) {

@@ -165,6 +165,6 @@ function styled([whole, code, bold, star, underscore, label, address]) {
   if (bold !== undefined) return element("strong", ...linked(bold));
   if (label === undefined) return element("em", ...linked(star ?? underscore));
   const anchor = link(address, element("span", ...linked(label).map((node) => node.textContent)));
-  // What is no link is shown as it was written.
+  // Anything but a link is shown as it was written.
   return anchor.localName === "a" ? anchor : element("span", ...linked(whole));
 }

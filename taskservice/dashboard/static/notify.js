@@ -1,5 +1,5 @@
-// A notification of the browser when the task of this page asks something, and when it ends, for
-// a reader who asked for it.
+// A browser notification when the task of this page asks a question, and when it ends, for readers
+// who turned it on.
 
 const button = document.getElementById("watch");
 let shown = document.getElementById("icon").dataset.state;
@@ -13,7 +13,7 @@ async function toggle() {
   if (button.getAttribute("aria-pressed") === "true") {
     show(false, "Notify me");
   } else if ((await Notification.requestPermission()) === "granted") {
-    show(true, "Notifies");
+    show(true, "Notifications on");
   } else {
     show(false, "Blocked by the browser");
   }

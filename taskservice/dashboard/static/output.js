@@ -4,15 +4,15 @@
 import { linked, shown } from "./links.js";
 import { isMarkdown, markdown } from "./markdown.js";
 
-// What is drawn at once; a button draws as much again.
+// The parts that are drawn first; a button draws as much again.
 const TEXT_PART = 20_000;
 const CELL_PART = 300;
 const ROWS = 50;
 const ITEMS = 50;
 const MAX_COLUMNS = 30;
-// What lies deeper is folded.
+// Deeper values are folded.
 const OPEN_DEPTH = 2;
-// The beginning by which a text is judged.
+// The characters from which a text is judged.
 const SAMPLE = 20_000;
 const SEARCH_MS = 250;
 // In a long text, a search shows AROUND characters on both sides of the first MAX_PASSAGES matches.
@@ -125,7 +125,7 @@ function fields(value, depth) {
   });
 }
 
-// Whether a value fits beside its name.
+// Whether a value fits next to its name.
 function isShort(value) {
   return typeof value === "string" ? value.length < 80 && !value.includes("\n") : !isNested(value);
 }
@@ -160,7 +160,7 @@ function textView(text, size) {
   return box;
 }
 
-// Columns that are aligned by blanks need letters of one width.
+// Columns that are aligned by spaces need letters of one width.
 function isPreformatted(text) {
   return /\n/.test(text) && /^\t|^ {4}|\S {3,}\S/m.test(text);
 }
@@ -341,7 +341,7 @@ function highlight() {
   CSS.highlights.set("current-in-output", marked);
 }
 
-// Goes to the next match, or to the one before; after the last comes the first.
+// Goes to the next or the previous match; after the last comes the first.
 function step(direction) {
   if (!ranges.length) return;
   const from = current < 0 && direction < 0 ? 0 : current;

@@ -1,8 +1,8 @@
-// What every page does: shows local times, copies, and keeps itself up to date.
+// Shared by all pages: local times, copying, and refreshing.
 
 const DAY = 86_400_000;
 const REFRESH_MS = 1_000;
-// Of a page in the background, whose title shows the state all the same.
+// For a page in the background, whose title still shows the state.
 const HIDDEN_MS = 10_000;
 
 // The only way from text to HTML: for our own pages, which the server has escaped.
@@ -12,7 +12,7 @@ const htmlPolicy = globalThis.trustedTypes
 
 // --- times -----------------------------------------------------------------------------
 
-// With 24 hours, as the times of log lines have.
+// With 24 hours, like the times of log lines.
 const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium", hourCycle: "h23" });
 const full = new Intl.DateTimeFormat(undefined, {
   dateStyle: "medium", timeStyle: "medium", hourCycle: "h23",
@@ -35,44 +35,44 @@ function durationText(seconds) {
     .map(([count, unit]) => `${count} ${unit}`).join(" ");
 }
 
-function age(moment) {
-  const seconds = (Date.now() - moment) / 1000;
+function age(time) {
+  const seconds = (Date.now() - time) / 1000;
   if (Math.abs(seconds) < 5) return "now";
   return seconds < 0 ? `in ${largestUnit(nearest(-seconds))}` : `${largestUnit(seconds)} ago`;
 }
 
 const largestUnit = (seconds) => durationText(seconds).replace(/^(\d+ (?:d|h|min)) .*/, "$1");
 
-// To the nearest number of its largest unit: what was made for 90 d expires in 90 d.
+// To the nearest number of its largest unit: a key for 90 d expires in 90 d.
 function nearest(seconds) {
   const unit = [86_400, 3_600, 60].find((each) => each <= seconds) ?? 1;
   return Math.round(seconds / unit) * unit;
 }
 
-function both(moment) {
-  const whole = Math.abs(Date.now() - moment) < DAY / 2 ? clock : full;
-  return `${whole.format(moment)} (${age(moment)})`;
+function both(time) {
+  const whole = Math.abs(Date.now() - time) < DAY / 2 ? clock : full;
+  return `${whole.format(time)} (${age(time)})`;
 }
 
-// When something should end, as time that is left.
-function left(moment) {
-  const seconds = Math.round((moment - Date.now()) / 1000);
-  return seconds > 0 ? `about ${durationText(seconds)} left` : "takes longer than expected";
+// The time that is left until an expected end.
+function left(time) {
+  const seconds = Math.round((time - Date.now()) / 1000);
+  return seconds > 0 ? `about ${durationText(seconds)} left` : "taking longer than expected";
 }
 
 // A whole day, or from when to when.
 function period(from, until) {
   const next = new Date(from.getFullYear(), from.getMonth(), from.getDate() + 1);
   const isDay = from.getHours() + from.getMinutes() === 0 && next.getTime() === until.getTime();
-  const format = [from, until].every((moment) => moment % 60_000 === 0) ? minutes : full;
+  const format = [from, until].every((time) => time % 60_000 === 0) ? minutes : full;
   return isDay ? `on ${day.format(from)}` : `from ${format.format(from)} to ${format.format(until)}`;
 }
 
-function ago(moment) {
-  return age(moment).replace(/^now$/, "just now");
+function ago(time) {
+  return age(time).replace(/^now$/, "just now");
 }
 
-const FORMATS = { age, ago, both, left, due: (moment) => (moment < Date.now() ? "now" : age(moment)) };
+const FORMATS = { age, ago, both, left, due: (time) => (time < Date.now() ? "now" : age(time)) };
 
 function set(element, text) {
   if (element.textContent !== text) element.textContent = text;
@@ -80,13 +80,13 @@ function set(element, text) {
 
 function showTimes() {
   for (const element of document.querySelectorAll("time[data-show]")) {
-    const moment = new Date(element.dateTime);
-    if (!element.title) element.title = full.format(moment);
-    set(element, FORMATS[element.dataset.show](moment));
+    const time = new Date(element.dateTime);
+    if (!element.title) element.title = full.format(time);
+    set(element, FORMATS[element.dataset.show](time));
   }
-  for (const element of document.querySelectorAll("title[data-moment]")) {
-    const moment = new Date(element.dataset.moment);
-    set(element, `${full.format(moment)}: ${element.dataset.count}`);
+  for (const element of document.querySelectorAll("title[data-time]")) {
+    const time = new Date(element.dataset.time);
+    set(element, `${full.format(time)}: ${element.dataset.count}`);
   }
   for (const element of document.querySelectorAll("[data-until]")) {
     set(element, period(new Date(element.dataset.from), new Date(element.dataset.until)));
@@ -116,7 +116,7 @@ export async function copyText(text) {
   }
 }
 
-// Copies the text of an element, or what another address answers.
+// Copies the text of an element, or the response of another address.
 async function copy(button) {
   const source = button.dataset.copy;
   await copyText(source.startsWith("#") ? document.querySelector(source).textContent : await textOf(source));
@@ -163,7 +163,7 @@ addEventListener("submit", (event) => {
 });
 addEventListener("pageshow", () => sentForms.clear());
 
-// Filters apply at once and keep the focus.
+// Filters apply immediately and keep the focus.
 const search = document.getElementById("search");
 
 function applyFilters() {
@@ -203,7 +203,7 @@ function rememberOriginals() {
   }
 }
 
-// Whether somebody is filling in a form of this part, which must not be taken away.
+// Whether the reader is filling in a form of this part, which must then stay.
 const isInUse = (part) =>
   part.querySelector("form.answer:is([data-typed], :focus-within)") !== null;
 
@@ -295,7 +295,7 @@ export async function refresh() {
     return "unreachable";
   }
   const text = htmlPolicy.createHTML(await response.text());
-  // The reader has changed the filters meanwhile.
+  // The reader has changed the filters since.
   if (address !== location.href) return "same";
   etag = response.headers.get("ETag");
   const fresh = new DOMParser().parseFromString(text, "text/html");

@@ -1,5 +1,5 @@
-// Forms that answer questions: what somebody types is kept, and a question that has ended meanwhile
-// says so in its form.
+// Answer forms: typed text is kept, and a question that is no longer open shows a message in its
+// form.
 
 addEventListener("input", ({ target }) => {
   const form = target.closest?.("form.answer");
@@ -18,7 +18,7 @@ document.addEventListener("refreshed", ({ detail: page }) => {
   }
 });
 
-// What the page says of the question now; the list of tasks says nothing.
+// How the question ended, from the page of its task; the list of tasks does not contain it.
 function endText(ended) {
   if (!ended) return "This question is no longer open.";
   const answers = [...ended.querySelectorAll("dd")].map(({ textContent }) => textContent);
