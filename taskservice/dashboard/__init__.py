@@ -18,7 +18,7 @@ for blueprint in (
 
 def init_app(app: Flask) -> None:
     sessions.init_app(app)
-    # A form may contain the input of a task, which is longer than Flask's limit.
+    # A form can contain the input of a task, which can be longer than Flask's limit.
     app.config["MAX_FORM_MEMORY_SIZE"] = app.config["MAX_CONTENT_LENGTH"]
     app.register_blueprint(dashboard)
     for status in (404, 405):

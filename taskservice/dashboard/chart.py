@@ -59,7 +59,7 @@ class Period(NamedTuple):
 
     @property
     def since(self) -> str:
-        """The filter, exclusive like that of the API, that lists the tasks of all bars."""
+        """The filter, exclusive as in the API, that lists the tasks of all bars."""
         return clock.moved(self.boundaries[0], -MILLISECOND)
 
 
@@ -81,7 +81,7 @@ class Bar(NamedTuple):
 
     @property
     def bounds(self) -> dict[str, str]:
-        """The filters, exclusive like those of the API, that list exactly these tasks."""
+        """The filters, exclusive as in the API, that list exactly these tasks."""
         before = clock.moved(self.since, -MILLISECOND)
         return {"createdAfter": before, "createdBefore": self.until}
 
@@ -230,7 +230,7 @@ def _words(duration: float) -> str:
 # The filters that the API's list does not have, and their values.
 OWN_FILTERS = {"since": tuple(PERIODS), "callback": (PENDING, FAILED)}
 PAGE_SIZE = 50
-# Tab -> the filters that it sets; it removes those of the other tabs.
+# Tab -> the filters that it sets; it removes the filters of other tabs.
 TABS: dict[str, dict[str, str]] = {
     "all": {},
     RUNNING: {"status": RUNNING, "claimed": "true"},
@@ -249,7 +249,7 @@ list_query_schema = ListQuerySchema()
 
 
 def load() -> tuple[dict[str, Any], dict[str, str], Selection]:
-    """The filters of the query string: those of the API's list, those of OWN_FILTERS, and both.
+    """The filters of the query string: for the API's list, from OWN_FILTERS, and as a selection.
 
     Raises 403 and 422.
     """

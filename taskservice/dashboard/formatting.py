@@ -28,7 +28,7 @@ MAX_LINE = 300
 
 
 def pretty(text: str) -> str:
-    """Indented JSON; numbers keep their spelling."""
+    """Indented JSON; numbers are unchanged."""
     value = strict_json.loads(text.encode())
     return escaped_lines(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
 

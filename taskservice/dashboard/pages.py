@@ -1,4 +1,4 @@
-"""What all pages share: sessions, the token of forms, security headers, templates and errors."""
+"""Shared by all pages: sessions, the token of forms, security headers, templates and errors."""
 
 import time
 from collections.abc import Callable, Hashable
@@ -69,7 +69,7 @@ POLICY = "; ".join(
         "form-action 'self'",
         "base-uri 'none'",
         "frame-ancestors 'none'",
-        # Only the policy in page.js, which reads our own pages, may turn text into HTML.
+        # Only the policy in page.js, which reads our own pages, can turn text into HTML.
         "require-trusted-types-for 'script'",
         "trusted-types own-page",
     ]

@@ -120,7 +120,7 @@ class Field:
 
     @cached_property
     def _options(self) -> list[tuple[Any, str]]:
-        """The values to choose from, each with its label; empty if it is no choice."""
+        """The values to choose from, each with its label; empty if it is not a choice."""
         kind = self.schema.get("type")
         if kind == "boolean":
             return _BOOLEAN
@@ -417,7 +417,7 @@ class InputForm:
         else:
             content, errors = content_of(self._schema, self.typed)
         problems = input_problems(self.stored_schema, _text(content))
-        # The error of a field replaces those of its value.
+        # The error of a field replaces the errors of its value.
         if problems := problems | {f"input.{name}": each for name, each in errors.items()}:
             raise ValidationError(problems)
         return content

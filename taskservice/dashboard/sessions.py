@@ -65,7 +65,7 @@ def token() -> str:
 
 
 def submission_id() -> str:
-    """The id in a form that may be sent only once; it changes after each submission.
+    """The id in a form that can be sent only once; it changes after each submission.
 
     The new row gets this id, so the database accepts only one of two concurrent submissions.
     """

@@ -93,7 +93,7 @@ _BASE64 = ("=?base64?", "?=")
 
 
 class Call(NamedTuple):
-    """A request whose headers match its body; `capabilities` are those of its client."""
+    """A request whose headers match its body, and the `capabilities` of its client."""
 
     method: str
     params: dict[str, Any]

@@ -42,7 +42,7 @@ def reason(error: Exception) -> str:
 
 # Questions as MCP forms (elicitation), and the answers of clients.
 
-# The person closed the form and may answer later.
+# The person closed the form and can answer later.
 CANCEL = "cancel"
 
 _answer_schema = AnswerQuestionSchema()
@@ -139,13 +139,13 @@ def _running_result(task: TaskRow) -> dict[str, Any]:
     note = task.note or (None if task.claimed_at or task.log_count else WAITING)
     if note:
         structured["note"] = note
-    asked = open_questions(task.questions)
-    if asked:
+    questions = open_questions(task.questions)
+    if questions:
         structured["questions"] = [
             {"questionId": each["id"], "message": each["message"], "schema": each["schema"]}
-            for each in asked
+            for each in questions
         ]
-    return tool_result({**structured, "next": ASK_NEXT if asked else WAIT_NEXT})
+    return tool_result({**structured, "next": ASK_NEXT if questions else WAIT_NEXT})
 
 
 def _complete_result(task: TaskRow) -> dict[str, Any]:
@@ -180,11 +180,11 @@ def error_of(task: TaskRow | AnyRow, length: int = MAX_SHOWN_ERROR) -> dict[str,
 _RESULTS = {RUNNING: _running_result, COMPLETE: _complete_result, ERROR: _error_result}
 
 
-def input_required(task: TaskRow, asked: list[dict[str, Any]]) -> dict[str, Any]:
+def input_required(task: TaskRow, questions: list[dict[str, Any]]) -> dict[str, Any]:
     """The result that makes a client show forms, and call again with the answers."""
     return {
         "resultType": "input_required",
-        "inputRequests": as_forms(asked),
+        "inputRequests": as_forms(questions),
         "requestState": task.id,
     }
 
@@ -215,9 +215,9 @@ def task_state(call: Call, task: TaskRow) -> dict[str, Any]:
         result = {"resultType": "complete", **tool_result_of(task)}
         return {**state, "status": "completed", "result": result}
     state["statusMessage"] = _status_message(task)
-    asked = open_questions(task.questions)
-    if asked and call.takes_forms:
-        return {**state, "status": "input_required", "inputRequests": as_forms(asked)}
+    questions = open_questions(task.questions)
+    if questions and call.takes_forms:
+        return {**state, "status": "input_required", "inputRequests": as_forms(questions)}
     return {**state, "status": "working"}
 
 
@@ -243,9 +243,9 @@ def _ttl(task: TaskRow) -> int | None:
 
 def _status_message(task: TaskRow) -> str:
     """The state of a running task in words."""
-    asked = open_questions(task.questions)
-    if asked:
-        message = f"asks: {asked[0]['message']}"
+    questions = open_questions(task.questions)
+    if questions:
+        message = f"asks: {questions[0]['message']}"
     else:
         last_line = logs.ends([task.id]).get(task.id, "").rstrip().rpartition("\n")[2].strip()
         message = task.note or last_line or ("is running" if task.claimed_at else WAITING)
@@ -263,7 +263,7 @@ def _last_lines(task: TaskRow, count: int) -> list[str]:
 def last_page(task: TaskRow, count: int) -> tuple[list[str], int]:
     """The end of a log, at most 32 KiB of it, and the number of its last line."""
     lines = logs.last_lines(task, count, MAX_TEXT)
-    # The last line alone may be longer.
+    # The last line alone can be longer.
     lines = lines or _fitting(logs.last_lines(task, 1, MAX_LINE))
     return lines, task.log_count
 

@@ -156,9 +156,9 @@ def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -
 
     _wait(task_id, seconds, is_enough)
     task = task_service.get(caller, task_id)
-    asked = [each for each in open_questions(task.questions) if each["id"] not in closed]
-    if asked and call.takes_forms and not call.declares_tasks:
-        return results.input_required(task, asked)
+    questions = [each for each in open_questions(task.questions) if each["id"] not in closed]
+    if questions and call.takes_forms and not call.declares_tasks:
+        return results.input_required(task, questions)
     return results.tool_result_of(task)
 
 
@@ -372,8 +372,8 @@ def answer_task(call: Call, arguments: Arguments) -> Result:
     given = {name: arguments[name] for name in ("content",) if name in arguments}
     answer = _answer_schema.load({"action": action, **given})
     question = question_service.answer(caller, task_id, question_id, action, answer.get("content"))
-    answered = {"taskId": task_id, "questionId": question.id, "state": question.state}
-    return results.tool_result({**answered, "next": results.WAIT_NEXT})
+    result = {"taskId": task_id, "questionId": question.id, "state": question.state}
+    return results.tool_result({**result, "next": results.WAIT_NEXT})
 
 
 @fixed_tool(

@@ -21,7 +21,7 @@ from taskservice.webhooks.retries import MAX_RETRY_AFTER, SCHEDULE
 
 Object: TypeAlias = dict[str, Any]
 
-# What operations share: introduction, parameters, headers, errors.
+# Shared by all operations: introduction, parameters, headers, errors.
 
 DESCRIPTION = """\
 taskservice stores the tasks of agents, with logs that grow while they run, and sends a signed
@@ -398,7 +398,7 @@ def _operation(view: Any, rule: Rule, method: str, *, needs_key: bool) -> Object
 
 
 def _request_body(content: Mapping[str, Any]) -> Object:
-    # A text body may be empty, so it is not required.
+    # A text body can be empty, so it is not required.
     required = all(
         isinstance(schema, Schema) and not is_optional(schema) for schema in content.values()
     )

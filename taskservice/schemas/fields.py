@@ -23,7 +23,7 @@ from taskservice.terms import (
 
 Column: TypeAlias = InstrumentedAttribute[Any]
 
-# Python's own UUID accepts many more spellings.
+# Python's own UUID accepts many more notations.
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -144,7 +144,7 @@ class Timestamp(fields.Field[str]):
 
 
 class LabelTexts(fields.List[str]):
-    """Labels as `key:value`, from a parameter that may be given several times."""
+    """Labels as `key:value`, from a parameter that can be repeated."""
 
     def __init__(self, description: str) -> None:
         label = fields.String(metadata={"pattern": f"^{LABEL_KEY.pattern}:."})
@@ -335,7 +335,7 @@ class ResponseSchema(Schema):
     """The schema of a response, which has all fields that are not `optional`."""
 
     class Meta:
-        # Later versions may add fields, which clients must ignore.
+        # Later versions can add fields, which clients must ignore.
         unknown = EXCLUDE
 
     # Fields that are present only in some cases, or if `expand` names them.
@@ -349,7 +349,7 @@ class ResponseSchema(Schema):
 class RowSchema(ResponseSchema):
     """A schema that serializes rows with functions built once from its fields, which is faster.
 
-    The result equals that of marshmallow's own `dump`; a test compares the two.
+    The result equals marshmallow's own `dump`; a test compares the two.
     """
 
     def __init__(self, **options: Any) -> None:

@@ -244,7 +244,7 @@ class Cost(NamedTuple):
 # The patterns of each take up to some MiB.
 @lru_cache(maxsize=32)
 def _compiled(schema: str) -> "tuple[Draft202012Validator, Cost]":
-    """Raises ValueError if it is no JSON Schema, or one that is not allowed."""
+    """Raises ValueError if it is not a JSON Schema, or not an allowed one."""
     parsed = _loads(schema)
     # First, since its errors name the values that a keyword can't have.
     return _validator(parsed), _cost(parsed)
@@ -378,7 +378,7 @@ DEFAULT: dict[str, Any] = {
 
 _ROOT = {"$schema", "type", "properties", "required"}
 _EVERY = {"type", "title", "description", "default"}
-# Type of a property -> the other keywords that it may have.
+# Type of a property -> the other allowed keywords.
 _KEYWORDS = {
     "string": {"minLength", "maxLength", "format", "enum", "enumNames", "oneOf"},
     "number": {"minimum", "maximum"},

@@ -111,7 +111,7 @@ class FailureSchema(Schema):
 class ReportSchema(Schema):
     """Changes to a task."""
 
-    # What a report may combine, in JSON Schema.
+    # The fields that a report can combine, in JSON Schema.
     rule: ClassVar = {
         "if": {"properties": {"error": {"type": "object"}}, "required": ["error"]},
         "then": {"properties": {"status": {"const": terms.ERROR}}, "required": ["status"]},
@@ -247,7 +247,7 @@ class PutAgentSchema(Schema):
     description = fields.String(
         allow_none=True,
         validate=validate.Length(max=terms.MAX_DESCRIPTION),
-        metadata=doc("What the agent does.", "Sums up the day's mail."),
+        metadata=doc("The agent's purpose, for people and models.", "Sums up the day's mail."),
     )
     inputSchema = fields.Dict(
         allow_none=True,

@@ -32,7 +32,7 @@ class UnsupportedNumber(ValueError):
 def loads(data: bytes, max_containers: int = MAX_CONTAINERS) -> Any:
     """The value of the UTF-8 text `data`.
 
-    NUL in a string becomes U+FFFD. A number that Python would round is kept as it is written,
+    NUL in a string becomes U+FFFD. A number that Python would round is kept as text,
     as an `orjson.Fragment`.
 
     Raises NotJson for invalid JSON, and for NaN, Infinity, duplicate keys, lone
@@ -129,7 +129,7 @@ def _float(text: str) -> Any:
     value = float(text)
     if math.isinf(value):
         raise UnsupportedNumber("a number is too large for a double")
-    # A double keeps 15 significant digits; with more, the number may change.
+    # A double keeps 15 significant digits; with more, the number can change.
     if len(text) <= 16 and "e" not in text.lower():
         return value
     try:

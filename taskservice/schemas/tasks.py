@@ -247,7 +247,7 @@ partial_task_schema = PartialTaskSchema(partial=True)
 appended_schema = AppendedSchema()
 log_page_schema = LogPageSchema()
 event_schema = EventSchema()
-# The columns that reads select: those of the responses, and those that code needs.
+# The columns that reads select: for responses, and for the code.
 TASK_COLUMNS = (
     *task_schema.columns.values(),
     Task.error_message,
@@ -351,7 +351,7 @@ class ProblemSchema(ResponseSchema):
     type = text_field("The type of the problem, a URI.", "about:blank")
     title = text_field("The status in words.", "Not Found")
     status = fields.Integer(metadata=doc("The HTTP status.", 404))
-    detail = text_field("What is wrong, in one sentence.", "Task's ID is not found")
+    detail = text_field("The problem, in one sentence.", "Task's ID is not found")
     code = text_field(
         "The kind of error, for programs. "
         + " ".join(

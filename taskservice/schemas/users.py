@@ -133,7 +133,7 @@ class AgentOfTaskSchema(RowSchema):
 
     id = text_field("The agent's ID, chosen by its user.", "summarizer", column=Agent.id)
     name = text_field("The agent's name.", "Nightly summarizer", column=Agent.name)
-    description = text_field("What it does.", "Sums up the day's mail.", column=Agent.description)
+    description = text_field("The purpose.", "Sums up the day's mail.", column=Agent.description)
     userId = id_field("The user that owns the agent.", examples.USER, column=Agent.user_id)
     createdAt = time_field("When the agent was registered.", examples.TIME, Agent.created_at)
 

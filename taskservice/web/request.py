@@ -22,7 +22,7 @@ from taskservice.schemas.requests import EmptySchema
 from taskservice.services import questions, tasks
 from taskservice.terms import MAX_IDEMPOTENCY_KEY, OVERLOADED
 
-# Reads URLs and hosts that clients send, which may contain anything.
+# Reads URLs and hosts that clients send, which can contain anything.
 
 
 def url_parts(url: str) -> SplitResult:
@@ -106,7 +106,7 @@ class Operation:
     large_body: bool = False
     # Whether agent keys are rejected.
     user_key: bool = False
-    # Members that replace those of the schema's example in the example of a response.
+    # Members that replace members of the schema's example in the example of a response.
     example: Mapping[str, Any] | str = field(default_factory=dict)
 
     @property
@@ -121,7 +121,7 @@ class Operation:
 
 
 def is_optional(body: Schema) -> bool:
-    """Whether a request may leave this body out: then none of its fields is required."""
+    """Whether a request can leave this body out, since none of its fields is required."""
     return not any(field.required for field in body.fields.values())
 
 
@@ -384,5 +384,5 @@ def _check_accept(accepted: str | None, media_types: tuple[str, ...]) -> None:
 def _quality(media_type: str) -> float:
     """The weight that `Accept` gives to a media type, from 0 to 1."""
     # Every response is in UTF-8, so a request for that charset matches too.
-    spellings = (media_type, f"{media_type}; charset=utf-8")
-    return max(map(request.accept_mimetypes.quality, spellings))
+    variants = (media_type, f"{media_type}; charset=utf-8")
+    return max(map(request.accept_mimetypes.quality, variants))

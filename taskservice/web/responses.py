@@ -1,4 +1,4 @@
-"""Responses: rows dumped by their schema, and tasks, which may be streamed."""
+"""Responses: rows dumped by their schema, and tasks, which can be streamed."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain

@@ -290,7 +290,7 @@ def _while_allowed(events: Iterator[Event], is_allowed: Callable[[], bool]) -> I
     for event in events:
         if event is None and not is_client_connected():
             return
-        # A stream may last for days, and the key may be revoked in that time.
+        # A stream can last for days, and the key can be revoked in that time.
         if time.monotonic() - checked_at >= watcher.CLIENT_CHECK_SECONDS:
             if not (is_allowed() and is_key_valid()):
                 return

@@ -1,4 +1,4 @@
-// Keyboard shortcuts; ? shows those of the page.
+// Keyboard shortcuts; ? lists the shortcuts of the page.
 
 const ROWS = "#rows th > a:first-child, .agents h2 a";
 // In this tab: the task or agent that was opened from a list.

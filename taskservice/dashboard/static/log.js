@@ -160,7 +160,7 @@ function row(number) {
   return element;
 }
 
-// The line before may have come later than the row.
+// The previous line can be loaded after this row.
 function showTime(element) {
   set(element.children[1], timeText(times.value, element.number, start));
   const pause = pauseText(element.number);

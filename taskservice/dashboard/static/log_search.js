@@ -17,7 +17,7 @@ const ends = { 1: get("log-first-error"), [-1]: get("log-last-error") };
 // The current search: for one text, in the lines of some levels.
 let needle = "";
 let levels = new Set();
-// The numbers of the lines that have the text, and of those of the levels.
+// The numbers of the lines that contain the text, and of the lines of the levels.
 let matches = [];
 let shown = [];
 let current = null;
@@ -202,7 +202,7 @@ async function errorIn(after, count, direction) {
 
 // --- highlights --------------------------------------------------------------------------
 
-// Marks the text in the rows; it may reach over several colours.
+// Marks the text in the rows; it can span several colours.
 export function highlight(rows) {
   if (!globalThis.CSS?.highlights) return;
   const ranges = needle ? [...rows].flatMap((row) => rangesIn(row.lastElementChild)) : [];

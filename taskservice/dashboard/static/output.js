@@ -313,7 +313,7 @@ function matchingFields(value, isRow) {
   return count ? { part, count } : undefined;
 }
 
-// The matches that are drawn, and the one to which the reader has gone.
+// The matches that are drawn, and the current one.
 let ranges = [];
 let current = -1;
 
