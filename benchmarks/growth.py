@@ -203,7 +203,7 @@ def grow(small: Path, folder: Path, size: int) -> Path:
 
 
 def index_names(database: Path) -> None:
-    """What upkeep does in rounds."""
+    """What maintenance does in rounds."""
     with create_engine(f"sqlite:///{database}").begin() as connection:
         while name_index.is_behind(connection):
             name_index.update(connection)

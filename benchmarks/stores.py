@@ -67,7 +67,7 @@ class Store:
         return self.number(of_task, task_id=self._stored(task_id))
 
     def is_gone(self, log_id: int) -> bool:
-        """Whether a log is off the disk: SQLite's file is then as short as upkeep leaves it."""
+        """Whether a log is off the disk, and SQLite's file as short as maintenance leaves it."""
         # The sweep removes the last line last.
         last = "SELECT last FROM log_chunks WHERE log_id = :log_id ORDER BY last DESC LIMIT 1"
         if self.number(last, log_id=log_id):

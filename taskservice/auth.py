@@ -55,7 +55,7 @@ visible_agents: ColumnElement[bool] = and_(
 )
 visible_keys: ColumnElement[bool] = ApiKey.user_id == _user_id
 # The same as two filters for lists: the `OR` above would keep SQLite from using an index.
-of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
+tasks_of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
 
 
 # The text of an API key: how it is made, and checked without a look-up.
@@ -138,7 +138,7 @@ ERRORS_OF_DELETED_USER = (IntegrityError, NoResultFound)
 # The length of a moment's text up to the minute.
 MINUTE = len("2026-11-24T13:36")
 
-# Key id -> the minute of its last use; upkeep stores it, so that no GET writes.
+# Key id -> the minute of its last use; maintenance stores it, so that no GET writes.
 _uses: dict[str, str] = {}
 _lock = Lock()
 

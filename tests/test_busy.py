@@ -167,7 +167,7 @@ def test_connections_that_the_server_has_ended_are_replaced(
 def test_file_that_was_removed_before_its_first_use_is_named_as_other_failures(
     app: Flask, config: Config
 ) -> None:
-    """Also for the driver's own connections: otherwise upkeep would log a traceback."""
+    """Also for the driver's own connections: otherwise maintenance would log a traceback."""
     (config.DATA / "taskservice.db").unlink()
     with app.app_context(), pytest.raises(OperationalError):
         db.engine.raw_connection()

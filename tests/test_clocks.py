@@ -8,10 +8,10 @@ import pytest
 from flask import Flask
 from sqlalchemy import update
 
-from taskservice.background.upkeep import Upkeep
+from taskservice.background.maintenance import Maintenance
 from taskservice.database.models import Delivery
 from taskservice.database.models import Task as TaskModel
-from taskservice.database.transactions import database_moment, reading, transaction
+from taskservice.database.transactions import database_time, reading, transaction
 from taskservice.database.types import database_now
 from taskservice.webhooks.retries import LONGEST_DELAY_SECONDS
 from tests.support import receiver as play
@@ -19,8 +19,8 @@ from tests.support.api_client import ApiClient, expect, problem
 from tests.support.clocks import Clocks
 from tests.support.deliveries import change, finish, looping, the_delivery
 from tests.support.internals import before_reads, moment, set_clock
+from tests.support.maintenance import end, fall_silent, rounds
 from tests.support.receiver import Receiver
-from tests.support.upkeep import end, fall_silent, rounds
 
 DAY = 86_400.0
 
@@ -40,14 +40,14 @@ def test_clock_that_jumps_removes_and_ends_nothing(
 ) -> None:
     for whose, days in product(("machine", "database", "both"), (40, -40)):
         with subtests.test(f"{whose} by {days} days"):
-            upkeep = Upkeep(app)
+            maintenance = Maintenance(app)
             old, young, claimed = alice.start(), alice.start(), alice.start(claim=True)
             alice.append(young, "one")
             end(app, alice, old, days=31)
             end(app, alice, young, days=1)
             # The retention of the old one goes by the monotonic clock.
-            upkeep.do_round()
-            clocks.go_on_with(upkeep, seconds=310)
+            maintenance.do_round()
+            clocks.go_on_with(maintenance, seconds=310)
             problem(alice.get(f"/task/{old['id']}"), 404)
             before = alice.task(young), alice.task(claimed)
             for ahead in (days * DAY, 0.0):
@@ -55,7 +55,7 @@ def test_clock_that_jumps_removes_and_ends_nothing(
                     clocks.set_machine(ahead)
                 if whose != "machine":
                     clocks.set_database(ahead)
-                upkeep.do_round()
+                maintenance.do_round()
             assert (alice.task(young), alice.task(claimed)) == before
 
 
@@ -66,11 +66,11 @@ def test_nothing_is_removed_in_the_first_five_minutes(
     alice.append(task, "one")
     end(app, alice, task, days=1000)
     before = alice.task(task)
-    upkeep = Upkeep(app)
-    upkeep.do_round()
-    clocks.go_on_with(upkeep, seconds=290)
+    maintenance = Maintenance(app)
+    maintenance.do_round()
+    clocks.go_on_with(maintenance, seconds=290)
     assert alice.task(task) == before
-    clocks.go_on_with(upkeep, seconds=20)
+    clocks.go_on_with(maintenance, seconds=20)
     assert not exists(alice, task)
 
 
@@ -81,7 +81,7 @@ def test_retention_goes_by_the_clock_of_the_database(
     task = alice.start()
     end(app, alice, task, days=1)
     set_clock(monkeypatch, 40 * DAY)
-    Upkeep(app).do_round()
+    Maintenance(app).do_round()
     assert alice.task(task)["status"] == "complete"
 
 
@@ -96,9 +96,9 @@ def test_end_of_a_task_is_told_by_the_clock_that_retention_goes_by(
     expect(alice.post(f"/task/{cancelled['id']}/cancel"), 200)
     fall_silent(app, silent, 61)
     for _ in range(2):
-        Upkeep(app).do_round()
+        Maintenance(app).do_round()
     with app.app_context():
-        now = moment(database_moment())
+        now = moment(database_time())
     for task in (reported, cancelled, silent):
         assert abs(now - moment(alice.task(task)["finishedAt"])).total_seconds() < 3_600
 
@@ -108,12 +108,12 @@ def test_gap_between_two_rounds_postpones_retention(
 ) -> None:
     task = alice.start()
     end(app, alice, task, days=31)
-    upkeep = Upkeep(app)
-    upkeep.do_round()
-    clocks.go_on_with(upkeep, seconds=290)
+    maintenance = Maintenance(app)
+    maintenance.do_round()
+    clocks.go_on_with(maintenance, seconds=290)
     clocks.go_on(61)
-    upkeep.do_round()
-    clocks.go_on_with(upkeep, seconds=290)
+    maintenance.do_round()
+    clocks.go_on_with(maintenance, seconds=290)
     assert exists(alice, task)
 
 
@@ -122,16 +122,16 @@ def test_failed_clock_reading_postpones_the_chores_that_need_it(
 ) -> None:
     task = alice.start()
     end(app, alice, task, days=31)
-    upkeep = Upkeep(app)
+    maintenance = Maintenance(app)
     with app.app_context():
-        upkeep._clock.read_clocks()
+        maintenance._clock.read_clocks()
 
     def refuse(*_call: Any) -> None:
         raise sqlite3.OperationalError("as if the database were away")
 
     with before_reads(app, refuse):
-        upkeep.do_round()
-    assert upkeep._clock.now is None
+        maintenance.do_round()
+    assert maintenance._clock.now is None
     assert exists(alice, task)
 
 
@@ -142,22 +142,22 @@ def test_silence_counts_anew_where_its_beginning_lies_ahead(
     tasks = [alice.start(claim=True), alice.start(claim=True, timeout=60)]
     for task in tasks:
         fall_silent(app, task, -40 * DAY)
-    upkeep = Upkeep(app)
-    upkeep.do_round()
+    maintenance = Maintenance(app)
+    maintenance.do_round()
     with app.app_context(), reading() as connection:
         ahead = TaskModel.last_heartbeat_at > database_now(60)
         assert connection.execute(TaskModel.__table__.select().where(ahead)).all() == []
     assert [alice.task(task)["status"] for task in tasks] == ["running", "running"]
     fall_silent(app, tasks[1], 61)
-    upkeep.do_round()
+    maintenance.do_round()
     assert alice.task(tasks[1])["status"] == "error"
 
 
 def test_clocks_that_are_set_back_a_day_spoil_no_order(
     app: Flask, alice: ApiClient, receiver: Receiver, clocks: Clocks, no_grace: None
 ) -> None:
-    upkeep = Upkeep(app)
-    upkeep.do_round()
+    maintenance = Maintenance(app)
+    maintenance.do_round()
     before = [alice.start(name=f"before {number}", claim=True) for number in range(6)]
     alice.append(before[0], "one")
     first = expect_page(alice, "?limit=4")
@@ -165,7 +165,7 @@ def test_clocks_that_are_set_back_a_day_spoil_no_order(
     clocks.set_database(-DAY)
     after = [alice.start(name=f"after {number}", claim=True) for number in range(2)]
     alice.append(before[0], "two")
-    upkeep.do_round()
+    maintenance.do_round()
     # A page goes on where it was: nothing is left out, and nothing comes twice.
     second = expect_page(alice, first.headers["Link"].partition(">")[0].lstrip("<"))
     listed = [task["id"] for task in [*first.json, *second.json]]
@@ -205,7 +205,7 @@ def test_delivery_scheduled_while_the_clock_was_ahead_is_sent(
         later = update(Delivery).where(Delivery.task_id == far["id"])
         connection.execute(later.values(next_attempt_at=database_now(40 * DAY)))
     with looping(app):
-        Upkeep(app).do_round()
-        rounds(Upkeep(app), 30, lambda: the_delivery(alice, far)["state"] == "delivered")
+        Maintenance(app).do_round()
+        rounds(Maintenance(app), 30, lambda: the_delivery(alice, far)["state"] == "delivered")
     assert the_delivery(alice, far)["state"] == "delivered"
     assert the_delivery(alice, near)["state"] == "pending"

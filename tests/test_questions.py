@@ -9,12 +9,12 @@ from urllib.parse import urljoin
 import pytest
 from flask import Flask
 
-from taskservice.background.upkeep import Upkeep
+from taskservice.background.maintenance import Maintenance
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.concurrency import at_once
 from tests.support.internals import column, rows
+from tests.support.maintenance import fall_silent
 from tests.support.marks import one_database
-from tests.support.upkeep import fall_silent
 from tests.support.waiting import until
 
 Json = dict[str, Any]
@@ -36,8 +36,8 @@ def task(alice: ApiClient) -> Json:
 
 
 @pytest.fixture
-def upkeep(app: Flask, no_grace: None) -> Upkeep:
-    return Upkeep(app)
+def maintenance(app: Flask, no_grace: None) -> Maintenance:
+    return Maintenance(app)
 
 
 def path(task: Json, question: Json | None = None) -> str:
@@ -339,7 +339,7 @@ def test_deleted_task_has_no_questions(alice: ApiClient, task: Json, app: Flask)
 
 
 def test_question_expires_in_every_read_at_once(
-    alice: ApiClient, task: Json, app: Flask, upkeep: Upkeep
+    alice: ApiClient, task: Json, app: Flask, maintenance: Maintenance
 ) -> None:
     question = ask(alice, task, timeout=1)
     etag = alice.get(f"/task/{task['id']}").headers["ETag"]
@@ -355,7 +355,7 @@ def test_question_expires_in_every_read_at_once(
     expect(alice.get(f"/task/{task['id']}", headers=headers), 200)
     problem(answer(alice, task, question, answer="late"), 409)
     version = column(app, task, "version")
-    upkeep.do_round()
+    maintenance.do_round()
     assert column(app, task, "version") == version + 1
     assert column(app, task, "questions") == "[]"
 
@@ -382,17 +382,17 @@ def test_question_that_has_expired_stays_so_at_the_end_of_its_task(
 
 @pytest.mark.parametrize("timeout", [None, 60])
 def test_task_does_not_time_out_while_its_question_is_open(
-    alice: ApiClient, app: Flask, upkeep: Upkeep, timeout: int | None
+    alice: ApiClient, app: Flask, maintenance: Maintenance, timeout: int | None
 ) -> None:
     task = alice.start(claim=True, timeout=timeout)
     question = ask(alice, task)
     fall_silent(app, task, 10 * 86_400)
-    upkeep.do_round()
+    maintenance.do_round()
     assert alice.task(task)["status"] == "running"
     # Afterwards the silence is counted anew.
     expect(answer(alice, task, question, answer="yes"), 200)
-    upkeep.do_round()
+    maintenance.do_round()
     assert alice.task(task)["status"] == "running"
     fall_silent(app, task, 10 * 86_400)
-    upkeep.do_round()
+    maintenance.do_round()
     assert alice.task(task)["status"] == "error"

@@ -8,7 +8,7 @@ from flask import Flask
 from sqlalchemy import select
 
 from taskservice.app import create_app
-from taskservice.background.upkeep import Upkeep
+from taskservice.background.maintenance import Maintenance
 from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.database.models import Delivery, ServiceHeartbeat
@@ -17,15 +17,15 @@ from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.clocks import Clocks
 from tests.support.concurrency import at_once
 from tests.support.internals import Statement, before_writes, column, copy_task, moment, set_clock
+from tests.support.maintenance import fall_silent, rounds
 from tests.support.receiver import Receiver
-from tests.support.upkeep import fall_silent, rounds
 
 DAY = 86_400.0
 
 
 @pytest.fixture
-def upkeep(app: Flask, no_grace: None) -> Upkeep:
-    return Upkeep(app)
+def maintenance(app: Flask, no_grace: None) -> Maintenance:
+    return Maintenance(app)
 
 
 def deliveries(app: Flask, task: dict[str, Any]) -> list[Any]:
@@ -36,13 +36,13 @@ def deliveries(app: Flask, task: dict[str, Any]) -> list[Any]:
 
 
 def test_silent_task_is_ended_with_a_plain_message(
-    app: Flask, alice: ApiClient, upkeep: Upkeep
+    app: Flask, alice: ApiClient, maintenance: Maintenance
 ) -> None:
     task = alice.start(claim=True)
     alice.append(task, "one")
     before = alice.task(task)
     fall_silent(app, task, DAY + 1)
-    upkeep.do_round()
+    maintenance.do_round()
     ended = alice.task(task)
     message = "Nothing was heard from its agent for 24 hours"
     assert ended["error"] == {"type": "timeout", "message": message}
@@ -52,31 +52,33 @@ def test_silent_task_is_ended_with_a_plain_message(
     assert column(app, task, "version") == 3
 
 
-def test_etag_changes_when_a_task_is_ended(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
+def test_etag_changes_when_a_task_is_ended(
+    app: Flask, alice: ApiClient, maintenance: Maintenance
+) -> None:
     task = alice.start(claim=True)
     etag = alice.get(f"/task/{task['id']}").headers["ETag"]
     fall_silent(app, task, DAY + 1)
-    upkeep.do_round()
+    maintenance.do_round()
     answer = alice.get(f"/task/{task['id']}", headers={"If-None-Match": etag})
     assert answer.status_code == 200
 
 
 def test_timeout_of_its_own_counts_before_the_default(
-    app: Flask, alice: ApiClient, upkeep: Upkeep
+    app: Flask, alice: ApiClient, maintenance: Maintenance
 ) -> None:
     short, long = (alice.start(claim=True, timeout=timeout) for timeout in (60, 172_800))
     endless = alice.start(claim=True, timeout=0)
     for task in (short, long, endless):
         fall_silent(app, task, 61)
-    upkeep.do_round()
+    maintenance.do_round()
     message = "Nothing was heard from its agent for 1 minute"
     assert alice.task(short)["error"] == {"type": "timeout", "message": message}
     fall_silent(app, long, DAY + 1)
     fall_silent(app, endless, 1000 * DAY)
-    upkeep.do_round()
+    maintenance.do_round()
     assert {alice.task(task)["status"] for task in (long, endless)} == {"running"}
     fall_silent(app, long, 2 * DAY + 1)
-    upkeep.do_round()
+    maintenance.do_round()
     assert alice.task(long)["error"]["message"].endswith("48 hours")
 
 
@@ -88,7 +90,7 @@ def test_default_of_zero_ends_only_tasks_with_a_timeout_of_their_own(
     own, default = alice.start(claim=True, timeout=90), alice.start(claim=True)
     for task in (own, default):
         fall_silent(app, task, 1000 * DAY)
-    Upkeep(app).do_round()
+    Maintenance(app).do_round()
     assert alice.task(own)["error"]["message"].endswith("90 seconds")
     assert alice.task(default)["status"] == "running"
     dispose(app)
@@ -99,31 +101,31 @@ def test_new_default_counts_for_tasks_that_run_already(config: Config, no_grace:
     alice = add_user(app, "alice")
     task = alice.start(claim=True)
     fall_silent(app, task, 100)
-    Upkeep(app).do_round()
+    Maintenance(app).do_round()
     assert alice.task(task)["status"] == "running"
     dispose(app)
     again = create_app(Config(**{**config.__dict__, "TASK_TIMEOUT": 60.0}))
-    Upkeep(again).do_round()
+    Maintenance(again).do_round()
     assert ApiClient(again, "alice", alice.key).task(task)["error"]["type"] == "timeout"
     dispose(again)
 
 
 def test_task_that_waits_for_an_agent_is_never_ended(
-    app: Flask, alice: ApiClient, upkeep: Upkeep
+    app: Flask, alice: ApiClient, maintenance: Maintenance
 ) -> None:
     waiting = [alice.start(), alice.start(timeout=1)]
     for task in waiting:
         fall_silent(app, task, 1000 * DAY)
-    upkeep.do_round()
+    maintenance.do_round()
     assert {alice.task(task)["status"] for task in waiting} == {"running"}
     # The clock of its silence starts when it is claimed.
     for _ in waiting:
         assert alice.post("/agent/summarizer/claim").status_code == 200
     fall_silent(app, waiting[0], 10)
-    upkeep.do_round()
+    maintenance.do_round()
     assert {alice.task(task)["status"] for task in waiting} == {"running"}
     fall_silent(app, waiting[1], 10)
-    upkeep.do_round()
+    maintenance.do_round()
     assert alice.task(waiting[1])["error"]["type"] == "timeout"
 
 
@@ -141,50 +143,52 @@ def show_life(alice: ApiClient, task: dict[str, Any], sign: str) -> None:
     assert alice.request(fields["method"], path, json=fields["json"]).status_code < 300
 
 
-def test_sign_of_life_keeps_a_task(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
+def test_sign_of_life_keeps_a_task(app: Flask, alice: ApiClient, maintenance: Maintenance) -> None:
     tasks = {}
     for sign, timeout in product(SIGNS_OF_LIFE, (None, 60)):
         task = tasks[sign, timeout] = alice.start(claim=True, timeout=timeout)
         fall_silent(app, task, 2 * DAY)
         show_life(alice, task, sign)
-    upkeep.do_round()
+    maintenance.do_round()
     assert {each: alice.task(task)["status"] for each, task in tasks.items()} == dict.fromkeys(
         tasks, "running"
     )
 
 
 def test_silence_is_judged_by_one_clock_wherever_the_sign_of_life_was_taken(
-    app: Flask, alice: ApiClient, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+    app: Flask, alice: ApiClient, maintenance: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node whose own clock is two days behind the database's takes it."""
     set_clock(monkeypatch, -2 * DAY)
     started, task = alice.start(claim=True), alice.start()
     assert expect(alice.post("/agent/summarizer/claim"), 200)["id"] == task["id"]
-    upkeep.do_round()
+    maintenance.do_round()
     assert [alice.task(each)["status"] for each in (started, task)] == ["running"] * 2
     for sign in SIGNS_OF_LIFE:
         fall_silent(app, task, 2 * DAY)
         show_life(alice, task, sign)
-        upkeep.do_round()
+        maintenance.do_round()
         assert alice.task(task)["status"] == "running", sign
 
 
-def test_finished_task_keeps_its_end(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
+def test_finished_task_keeps_its_end(
+    app: Flask, alice: ApiClient, maintenance: Maintenance
+) -> None:
     task = alice.start(claim=True)
     done = alice.report(task, status="complete")
     fall_silent(app, task, 2 * DAY)
-    upkeep.do_round()
+    maintenance.do_round()
     assert alice.task(task) == done
 
 
 def test_very_many_silent_tasks_are_all_ended_in_one_round(
-    app: Flask, alice: ApiClient, upkeep: Upkeep
+    app: Flask, alice: ApiClient, maintenance: Maintenance
 ) -> None:
     for timeout in (None, 60):
         task = alice.start(claim=True, timeout=timeout)
         fall_silent(app, task, 2 * DAY)
         copy_task(app, task, 64)
-    upkeep.do_round()
+    maintenance.do_round()
     listed = expect(alice.get("/task?fields=error"), 200)
     assert [task["error"]["type"] for task in listed] == ["timeout"] * 130
 
@@ -193,11 +197,11 @@ def test_very_many_silent_tasks_are_all_ended_in_one_round(
 
 
 def test_webhook_of_a_timeout_is_due_without_a_lease(
-    app: Flask, alice: ApiClient, upkeep: Upkeep, receiver: Receiver
+    app: Flask, alice: ApiClient, maintenance: Maintenance, receiver: Receiver
 ) -> None:
     task = alice.start(claim=True, callback=receiver.url)
     fall_silent(app, task, 2 * DAY)
-    upkeep.do_round()
+    maintenance.do_round()
     (owed,) = deliveries(app, task)
     assert (owed.state, owed.lease, owed.leased_until) == ("pending", None, None)
     assert owed.attempt_count == 0
@@ -212,7 +216,7 @@ def test_several_loops_end_a_task_once_and_enqueue_one_webhook(
     for task in tasks:
         fall_silent(app, task, 2 * DAY)
     apps = [app, *(create_app(config) for _ in range(3))]
-    at_once([Upkeep(each).do_round for each in apps])
+    at_once([Maintenance(each).do_round for each in apps])
     assert [column(app, task, "version") for task in tasks] == [2] * len(tasks)
     assert [len(deliveries(app, task)) for task in tasks] == [1] * len(tasks)
     for each in apps[1:]:
@@ -238,7 +242,7 @@ def test_task_is_either_kept_by_its_heartbeat_or_ended(
         return [live(task) for task in reversed(tasks)]
 
     def end() -> list[str]:
-        Upkeep(other).do_round()
+        Maintenance(other).do_round()
         return []
 
     said, _ = at_once([live_all, end])
@@ -252,11 +256,11 @@ def test_task_is_either_kept_by_its_heartbeat_or_ended(
 
 
 def test_late_report_replaces_the_webhook_that_is_still_owed(
-    app: Flask, alice: ApiClient, upkeep: Upkeep, receiver: Receiver
+    app: Flask, alice: ApiClient, maintenance: Maintenance, receiver: Receiver
 ) -> None:
     task = alice.start(claim=True, callback=receiver.url)
     fall_silent(app, task, 2 * DAY)
-    upkeep.do_round()
+    maintenance.do_round()
     alice.append(task, "I was only slow")
     answer = alice.patch(f"/task/{task['id']}", json={"status": "complete", "output": {"sum": 15}})
     assert answer.headers["Callback-Status"] == "delivered"
@@ -269,18 +273,20 @@ def test_late_report_replaces_the_webhook_that_is_still_owed(
     assert done["logs"] == ["I was only slow"]
     # A second late report is refused.
     problem(alice.patch(f"/task/{task['id']}", json={"status": "error"}), 409)
-    upkeep.do_round()
+    maintenance.do_round()
     assert alice.task(task) == done
 
 
-def test_late_line_does_not_bring_a_task_back(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
+def test_late_line_does_not_bring_a_task_back(
+    app: Flask, alice: ApiClient, maintenance: Maintenance
+) -> None:
     task = alice.start(claim=True)
     fall_silent(app, task, 2 * DAY)
-    upkeep.do_round()
+    maintenance.do_round()
     ended = alice.task(task)
     assert alice.append(task, "late")["status"] == "error"
     fall_silent(app, task, 2 * DAY)
-    upkeep.do_round()
+    maintenance.do_round()
     assert alice.task(task)["finishedAt"] == ended["finishedAt"]
 
 
@@ -292,30 +298,30 @@ def test_nothing_is_ended_in_the_first_five_minutes(
 ) -> None:
     task = alice.start(claim=True)
     fall_silent(app, task, 1000 * DAY)
-    upkeep = Upkeep(app)
-    upkeep.do_round()
-    clocks.go_on_with(upkeep, seconds=290)
+    maintenance = Maintenance(app)
+    maintenance.do_round()
+    clocks.go_on_with(maintenance, seconds=290)
     assert alice.task(task)["status"] == "running"
-    clocks.go_on_with(upkeep, seconds=20)
+    clocks.go_on_with(maintenance, seconds=20)
     assert alice.task(task)["error"]["type"] == "timeout"
 
 
 def test_absence_of_the_service_is_not_silence_of_a_task(
     app: Flask, alice: ApiClient, clocks: Clocks
 ) -> None:
-    upkeep = Upkeep(app)
+    maintenance = Maintenance(app)
     early, late = alice.start(claim=True), alice.start(claim=True)
     fall_silent(app, early, 2 * DAY)
-    upkeep.do_round()
-    clocks.go_on_with(upkeep, seconds=310)
+    maintenance.do_round()
+    clocks.go_on_with(maintenance, seconds=310)
     assert alice.task(early)["error"]["type"] == "timeout"
     # The machine sleeps.
     clocks.go_on(61)
     fall_silent(app, late, 2 * DAY)
-    upkeep.do_round()
-    clocks.go_on_with(upkeep, seconds=290)
+    maintenance.do_round()
+    clocks.go_on_with(maintenance, seconds=290)
     assert alice.task(late)["status"] == "running"
-    clocks.go_on_with(upkeep, seconds=20)
+    clocks.go_on_with(maintenance, seconds=20)
     assert alice.task(late)["error"]["type"] == "timeout"
 
 
@@ -325,17 +331,17 @@ def test_background_process_alone_ends_nothing(
     """While no process serves, agents cannot report."""
     task = alice.start(claim=True)
     fall_silent(app, task, 1000 * DAY)
-    background = Upkeep(app, serves=False)
+    background = Maintenance(app, serves=False)
     rounds(background, 0.2)
     assert alice.task(task)["status"] == "running"
-    Upkeep(app).do_round()
+    Maintenance(app).do_round()
     assert alice.task(task)["status"] == "error"
 
 
 def test_background_process_ends_no_task_while_no_process_serves(
     app: Flask, alice: ApiClient, clocks: Clocks
 ) -> None:
-    serve, background = Upkeep(app), Upkeep(app, serves=False)
+    serve, background = Maintenance(app), Maintenance(app, serves=False)
     early, late = alice.start(claim=True), alice.start(claim=True)
     fall_silent(app, early, 2 * DAY)
     for loop in (serve, background):
@@ -345,7 +351,7 @@ def test_background_process_ends_no_task_while_no_process_serves(
     # The background process continues, and a serving process is back after more than a minute.
     clocks.go_on_with(background, seconds=70)
     fall_silent(app, late, 2 * DAY)
-    serve = Upkeep(app)
+    serve = Maintenance(app)
     serve.do_round()
     clocks.go_on_with(serve, background, seconds=290)
     assert alice.task(late)["status"] == "running"
@@ -358,9 +364,9 @@ def test_heartbeat_is_written_by_one_of_many(app: Flask, alice: ApiClient) -> No
         with app.app_context(), reading() as connection:
             return connection.scalar(select(ServiceHeartbeat.until))
 
-    Upkeep(app).do_round()
+    Maintenance(app).do_round()
     first = until()
-    Upkeep(app).do_round()
+    Maintenance(app).do_round()
     assert first == until() is not None
 
 
@@ -368,11 +374,13 @@ def test_heartbeat_is_written_by_one_of_many(app: Flask, alice: ApiClient) -> No
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_silent_tasks_are_found_by_index(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
+def test_silent_tasks_are_found_by_index(
+    app: Flask, alice: ApiClient, maintenance: Maintenance
+) -> None:
     """However many are claimed: only those that are silent are looked at."""
     statements: list[Statement] = []
     with before_writes(app, lambda *statement: statements.append(statement)):
-        upkeep.do_round()
+        maintenance.do_round()
     with app.app_context(), reading() as connection:
         plans = [
             connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values).scalars(3).all()

@@ -131,11 +131,11 @@ def _is_text() -> bool:
 
 
 def _text_append(query: dict[str, Any]) -> dict[str, Any]:
-    return query | {"chunks": logs.of_text(body_bytes(), query.get("at"))}
+    return query | {"chunks": logs.from_text(body_bytes(), query.get("at"))}
 
 
 def _json_append(query: dict[str, Any]) -> dict[str, Any]:
     if query:
         raise invalid({name: ["Belongs in the JSON body."] for name in query})
     body = load_body(append_schema)
-    return body | {"chunks": logs.of_strings(body["logs"], body.get("at"))}
+    return body | {"chunks": logs.from_strings(body["logs"], body.get("at"))}

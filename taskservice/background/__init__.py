@@ -1,1 +1,1 @@
-"""Work outside of requests: due deliveries, timeouts, retention and disk space."""
+"""Background work of a process: due deliveries, timeouts, retention and disk space."""

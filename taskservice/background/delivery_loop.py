@@ -18,17 +18,17 @@ from taskservice.webhooks.retries import CircuitBreaker
 
 logger = logging.getLogger(__name__)
 
-# The numbers of attempts at a time. An attempt that waits for its receiver for longer than
+# Limits of concurrent attempts. An attempt that waits for its receiver for longer than
 # SLOW_SECONDS does not count towards MAX_RECENT, so that slow receivers do not delay the others.
 MAX_RECENT = 16
 MAX_RUNNING = 64
 SLOW_SECONDS = 1.0
-# The longest sleep between two polls for due deliveries, which other processes may add.
+# The maximum sleep between two polls for due deliveries, which other processes can add.
 ROUND_SECONDS = 1.0
 # The sleep after a failure of the database.
 FAILURE_SECONDS = 5.0
-# At a stop, running attempts may finish within the first time, and are then interrupted and may
-# release their leases within the second.
+# At a stop, running attempts have the first time to finish. Then they are interrupted, and have
+# the second time to release their leases.
 STOP_SECONDS = 1.0
 INTERRUPT_SECONDS = 0.3
 
@@ -117,7 +117,7 @@ class DeliveryLoop(threading.Thread):
         try:
             start_thread("sender", partial(self._send, attempt))
         except RuntimeError:
-            # No thread can be started: the delivery is due again when its lease runs out.
+            # No thread could be started: the delivery is due again when its lease runs out.
             self._finish(attempt)
             raise
 
@@ -142,7 +142,7 @@ class DeliveryLoop(threading.Thread):
         try:
             delivery_service.release(leases)
         except Exception:
-            logger.exception("%d deliveries wait until their leases run out", len(leases))
+            logger.exception("Could not release %d leases; they will run out", len(leases))
 
     def _unfinished_after(self, seconds: float) -> list[_RunningAttempt]:
         with self._finished:

@@ -1,4 +1,4 @@
-"""Removes what is too old, or of a deleted user, in short transactions between other writes."""
+"""Removes old tasks and logs, and users, in short transactions between other writes."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +25,8 @@ from sqlalchemy import (
 from taskservice import resources
 from taskservice.database import clock, name_index
 from taskservice.database.models import WITH_OLD_LOG, Agent, Delivery, Log, LogChunk, Task, User
-from taskservice.database.transactions import has_writer_queue, reading, transaction, writer_turn
-from taskservice.database.types import Identifier, Timestamp, db, moment_from_now
+from taskservice.database.transactions import has_writer_queue, reading, transaction, write_lock
+from taskservice.database.types import Identifier, Timestamp, db, time_from_now
 from taskservice.services import tasks, users
 from taskservice.terms import PENDING
 
@@ -36,15 +36,15 @@ from taskservice.terms import PENDING
 TASKS_PER_BATCH = 100
 CHUNKS_PER_BATCH = 1_000
 # The time of one call in a round. A round of 20 s has eight calls.
-CHORE_SECONDS = 1.9
+JOB_SECONDS = 1.9
 
 
-def in_batches(batch: Callable[[], bool], seconds: float = CHORE_SECONDS) -> bool:
+def in_batches(batch: Callable[[], bool], seconds: float = JOB_SECONDS) -> bool:
     """Call `batch`, a short transaction, until it returns False because nothing is left.
 
     After each batch it pauses for as long as the batch took, so that writers wait for one batch
     at most. It ends early after `seconds`, or when the process begins to stop; returns whether it
-    did, so that more may be left.
+    ended early, so that more may be left.
     """
     until = time.monotonic() + seconds
     began = time.monotonic()
@@ -59,7 +59,7 @@ def in_batches(batch: Callable[[], bool], seconds: float = CHORE_SECONDS) -> boo
 # Brings the index for parts of names up to date.
 
 
-def index_names(seconds: float = CHORE_SECONDS) -> bool:
+def index_names(seconds: float = JOB_SECONDS) -> bool:
     """Add the names of new tasks, and remove those of deleted ones, for at most `seconds`.
 
     Returns whether more may be left.
@@ -78,12 +78,12 @@ def _index_batch() -> bool:
 
 # Removes the lines of dropped logs.
 
-# The answer to a deletion may still be streaming the log that it dropped.
+# The response to a deletion may still be streaming the log that was dropped.
 SWEEP_AFTER_SECONDS = 60
 
 _DROPPED = (
     select(Log.id)
-    .where(Log.dropped_at < moment_from_now(-SWEEP_AFTER_SECONDS))
+    .where(Log.dropped_at < time_from_now(-SWEEP_AFTER_SECONDS))
     .order_by(Log.dropped_at)
     .limit(TASKS_PER_BATCH)
 )
@@ -99,7 +99,7 @@ _DELETE_CHUNKS = delete(LogChunk).where(
 _DELETE_LOG = delete(Log).where(Log.id == bindparam("log_id"))
 
 
-def sweep(seconds: float = CHORE_SECONDS) -> bool:
+def sweep(seconds: float = JOB_SECONDS) -> bool:
     """Remove the lines of logs that were dropped a minute ago, for at most `seconds`.
 
     Returns whether there may be more.
@@ -138,7 +138,7 @@ LARGE_LOG_BYTES = 8 * 1024 * 1024
 CHECKPOINT_MILLISECONDS = 50
 
 
-def shrink(seconds: float = CHORE_SECONDS) -> bool:
+def shrink(seconds: float = JOB_SECONDS) -> bool:
     """Shorten SQLite's files by their free space, for at most `seconds`; none on PostgreSQL.
 
     Returns whether more may be left.
@@ -155,7 +155,7 @@ def shrink(seconds: float = CHORE_SECONDS) -> bool:
         nonlocal is_shorter
         if _pragma(connection, "freelist_count") <= spare_pages:
             return False
-        with writer_turn():
+        with write_lock():
             # `execute` would run only the first step, and give back a single page.
             connection.executescript(f"PRAGMA incremental_vacuum({STEP_PAGES})")
         is_shorter = True
@@ -166,13 +166,13 @@ def shrink(seconds: float = CHORE_SECONDS) -> bool:
         log = Path(f"{db.engine.url.database}-wal")
         if is_shorter or (log.exists() and log.stat().st_size > LARGE_LOG_BYTES):
             connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_MILLISECONDS}")
-            # Moves the log into the database, and truncates it if no reader uses it. With the
-            # writer turn: SQLite before 3.51.3 can corrupt a database when another connection
-            # writes at the very end of a checkpoint.
-            with writer_turn():
+            # Moves the log into the database, and truncates it if no reader uses it. Locked,
+            # because SQLite before 3.51.3 can corrupt a database when another connection writes
+            # at the very end of a checkpoint.
+            with write_lock():
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     finally:
-        # Its busy timeout was changed, so it must not return to the pool.
+        # The busy timeout was changed, so the connection must not return to the pool.
         pooled.invalidate()
     return has_more
 
@@ -181,7 +181,7 @@ def _pragma(connection: Any, name: str) -> int:
     return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
 
 
-# Retention: removes old finished tasks, and logs before that.
+# Retention: removes old finished tasks, and logs earlier.
 
 DAY_SECONDS = 86_400.0
 
@@ -189,21 +189,21 @@ DAY_SECONDS = 86_400.0
 class Bounds(NamedTuple):
     """Tasks that ended before `tasks` are removed, and logs of tasks that ended before `logs`.
 
-    None removes none.
+    None removes nothing.
     """
 
     tasks: str | None
     logs: str | None
 
     @classmethod
-    def of_settings(cls, now: str) -> "Bounds":
-        """The bounds that the settings give at the moment `now`."""
+    def from_settings(cls, now: str) -> "Bounds":
+        """The bounds that the settings give at the time `now`."""
         return cls(_before(now, current_app.config["RETENTION_DAYS"]),
                    _before(now, current_app.config["LOG_RETENTION_DAYS"]))  # fmt: skip
 
 
 @dataclass
-class Removed:
+class PruneResult:
     """The number of removed tasks, and of logs of other tasks."""
 
     tasks: int = 0
@@ -213,7 +213,7 @@ class Removed:
 RemoveTasks = Callable[[Connection, Sequence[str]], None]
 
 _BEFORE = bindparam("before", type_=Timestamp())
-# A task with a pending webhook stays, with all that the webhook will contain.
+# A task with a pending webhook is kept, with everything that the webhook will contain.
 _ENDED = and_(
     Task.finished_at < _BEFORE,
     ~exists().where(Delivery.task_id == Task.id, Delivery.state == PENDING),
@@ -234,9 +234,9 @@ _EMPTY_LOG = (
 )
 
 
-def count_prunable(bounds: Bounds) -> Removed:
-    """What `prune_now` would remove, without removing it."""
-    found, others = Removed(), _OLD_LOGS
+def count_prunable(bounds: Bounds) -> PruneResult:
+    """Count what `prune_now` would remove."""
+    found, others = PruneResult(), _OLD_LOGS
     if bounds.tasks is not None:
         found.tasks = _count(_OLD_TASKS, bounds.tasks)
         others = and_(others, Task.finished_at >= bounds.tasks)
@@ -252,27 +252,27 @@ def _count(old: ColumnElement[bool], before: str) -> int:
 
 
 def prune(now: str) -> bool:
-    """Remove what is too old at `now` by the settings, for a few seconds at most.
+    """Remove what the settings make too old at `now`, for a few seconds at most.
 
-    Returns whether more may be left. A reader of a removed log can read on until its lines are
+    Returns whether more may be left. A reader of a removed log can continue until its lines are
     swept.
     """
-    _, has_more = _prune(Bounds.of_settings(now), CHORE_SECONDS)
+    _, has_more = _prune(Bounds.from_settings(now), JOB_SECONDS)
     return has_more
 
 
-def prune_now(bounds: Bounds) -> Removed:
+def prune_now(bounds: Bounds) -> PruneResult:
     """Remove all that is too old, however long that takes; returns what was removed.
 
-    The lines of its logs may be swept immediately, even while they are being read.
+    The lines of the logs may be swept immediately, even while they are being read.
     """
     removed, _ = _prune(bounds, inf, dropped_ago=SWEEP_AFTER_SECONDS)
     return removed
 
 
-def _prune(bounds: Bounds, seconds: float, dropped_ago: float = 0.0) -> tuple[Removed, bool]:
+def _prune(bounds: Bounds, seconds: float, dropped_ago: float = 0.0) -> tuple[PruneResult, bool]:
     """Remove tasks, then logs, for at most `seconds` each; returns whether more may be left."""
-    removed, has_more = Removed(), False
+    removed, has_more = PruneResult(), False
 
     def remove_tasks(connection: Connection, task_ids: Sequence[str]) -> None:
         tasks.remove(connection, task_ids, dropped_ago)
@@ -318,25 +318,25 @@ def _before(now: str, days: float) -> str | None:
     return clock.moved(now, -days * DAY_SECONDS) if days else None
 
 
-# Removes a user with all that belongs to the user.
+# Removes a user with all of the user's data.
 
 PAUSE_SECONDS = 0.1
 
 _USER_ID = bindparam("user_id", type_=Identifier)
-_of_user = Task.user_id == _USER_ID
-# Those that are started meanwhile would keep it from ever coming to an end.
-_until_now = and_(_of_user, Task.id <= bindparam("newest", type_=Identifier))
+_is_of_user = Task.user_id == _USER_ID
+# Without this limit, tasks that keep being started would keep the removal from ever ending.
+_until_now = and_(_is_of_user, Task.id <= bindparam("newest", type_=Identifier))
 _LOCK_AGENTS = select(Agent.id).where(Agent.user_id == _USER_ID).with_for_update()
-_LAST = select(Task.id).where(_of_user).limit(TASKS_PER_BATCH)
+_LAST = select(Task.id).where(_is_of_user).limit(TASKS_PER_BATCH)
 # The agents, keys and callback secrets follow.
 _DELETE_USER = delete(User).where(User.id == _USER_ID)
 
 
 def remove_user(name: str) -> int:
-    """Remove a user with all that belongs to the user; returns the number of tasks.
+    """Remove a user with all of the user's data; returns the number of tasks.
 
-    The tasks come first, since an agent stops when its task is gone; keys work until no task is
-    left. Interrupted and repeated, it continues. Raises 404.
+    The tasks come first, since an agent stops when its task is deleted; keys work until no task is
+    left. Called again after an interruption, it continues. Raises 404.
     """
     with reading() as connection:
         user_id = users.get_id(connection, name)
@@ -351,14 +351,14 @@ def remove_user(name: str) -> int:
     while not is_removed:
         values = {"user_id": user_id, "newest": clock.new_id()}
         in_batches(partial(_task_batch, _until_now, values, remove_tasks), inf)
-        # While the user exists: a command that is killed meanwhile can be repeated.
+        # While the user exists, so that a command that is killed here can be repeated.
         _sweep_all()
         with transaction() as connection:
-            # From here on no task, agent or key is added. The order is that of the foreign keys of
-            # tasks, which lock both when a task is started.
+            # From here on no task, agent or key is added. Locked in the order in which a new task's
+            # foreign keys lock both.
             connection.execute(_LOCK_AGENTS, values)
             users.lock(connection, user_id)
-            # To wait for a task with the user locked could be a deadlock.
+            # Waiting for a task while the user is locked could be a deadlock.
             unlocked = _LAST.with_for_update(skip_locked=True)
             remove_tasks(connection, connection.scalars(unlocked, values).all())
             is_removed = connection.scalar(_LAST, values) is None

@@ -11,8 +11,8 @@ from taskservice.background.removal import in_batches
 from taskservice.database import clock
 from taskservice.database.models import CLAIMED, CLAIMED_WITH_TIMEOUT, Log, ServiceHeartbeat, Task
 from taskservice.database.transactions import (
-    database_moment,
-    moment_by,
+    current_time,
+    database_time,
     reading,
     transaction,
 )
@@ -26,9 +26,9 @@ from taskservice.terms import ERROR, SERVICE, TIMEOUT
 logger = logging.getLogger(__name__)
 
 # An agent that could not reach the service is not timed out: after a gap of MAX_GAP_SECONDS
-# without a round of upkeep or without a serving process, no task ends for this long.
+# without a round of maintenance or without a serving process, no task ends for this long.
 GRACE_SECONDS = 300.0
-# A clock that gains or loses more seconds between two readings was set. A reading takes less time.
+# A clock that gains or loses more seconds between two readings was set: a reading takes less time.
 MAX_DRIFT_SECONDS = 2.0
 BATCH = 50
 
@@ -37,8 +37,8 @@ _WAS_SERVING = exists().where(IS_CURRENT, ServiceHeartbeat.since <= seconds_ago(
 # An agent that waits for a person is not silent.
 _ASKS_NOTHING = Task.questions == NO_QUESTIONS
 _COLUMNS = (Task.id, Task.user_id, Task.callback_url, Task.timeout)
-# One statement for each index, the longest silent first. A task that is locked is being written
-# to, so it is not silent.
+# One statement for each index, the longest silence first. A locked task is being written to, so it
+# is not silent.
 _SILENT_BY_DEFAULT: AnySelect = (
     select(*_COLUMNS)
     .where(
@@ -71,7 +71,7 @@ _END = (
 
 
 class _ClockReading(NamedTuple):
-    """The database's clock, this machine's, and the monotonic one, read at one moment."""
+    """The database's clock, this machine's, and the monotonic one, read together."""
 
     database: str
     machine: str
@@ -94,7 +94,7 @@ class _ClockReading(NamedTuple):
 class ClockMonitor:
     """Measures how long the clocks have been steady, so that old tasks may be ended or removed.
 
-    A suspended machine, a clock that was set, and a database that was away show as a gap or a jump
+    A suspended machine, a clock that was set, and an unavailable database show as a gap or a jump
     between two readings.
     """
 
@@ -109,7 +109,7 @@ class ClockMonitor:
     def read_clocks(self) -> None:
         """Read the clocks; call it once in each round, before `now` is used."""
         was_steady, self.now = self.now is not None, None
-        database = database_moment()
+        database = database_time()
         current = _ClockReading(database, clock.now(), time.monotonic())
         if self._last is None or not current.follows(self._last):
             self._restart(current)
@@ -123,16 +123,16 @@ class ClockMonitor:
         if self._last is not None:
             jumps = current.jumps(self._last)
             logger.warning(
-                "After a gap of %.0f s, in which the database's clock was set by %+.0f s and this "
-                "machine's by %+.0f s, no task is timed out or pruned for %.0f s",
+                "A pause of %.0f s, a clock jump of %+.0f s on the database or of %+.0f s on this "
+                "machine: no task is timed out or pruned for %.0f s",
                 current.monotonic - self._last.monotonic, *jumps, GRACE_SECONDS,
             )  # fmt: skip
 
 
-def correct_future_moments(now: str) -> None:
-    """Set the moments of heartbeats and dropped logs in the future, from a fast clock, to now.
+def correct_future_times(now: str) -> None:
+    """Set the times of heartbeats and dropped logs in the future, from a fast clock, to now.
 
-    Otherwise a silent task would not end, and a log would not be swept, until that moment.
+    Otherwise a silent task would not end, and a log would not be swept, until that time.
     """
     ahead = clock.moved(now, MAX_DRIFT_SECONDS)
     with transaction() as connection:
@@ -144,26 +144,26 @@ def correct_future_moments(now: str) -> None:
         connection.execute(dropped.values(dropped_at=database_now()))
 
 
-def end_silent_tasks(now: str) -> None:
-    """End the tasks that are silent for too long at `now`, if a process has served meanwhile."""
+def time_out_tasks(now: str) -> None:
+    """End the tasks that are silent for too long at `now`, if agents could reach the service."""
     default: float = current_app.config["TASK_TIMEOUT"]
     with reading() as connection:
         seconds = {"max_gap": MAX_GAP_SECONDS, "grace": GRACE_SECONDS}
         if not connection.execute(select(_WAS_SERVING), seconds).scalar_one():
             return
-    moments = {"now": now, "long_ago": clock.moved(now, -default)}
-    in_batches(lambda: _end_batch(_SILENT_BY_TIMEOUT, moments))
+    times = {"now": now, "long_ago": clock.moved(now, -default)}
+    in_batches(lambda: _end_batch(_SILENT_BY_TIMEOUT, times))
     if default > 0:
-        in_batches(lambda: _end_batch(_SILENT_BY_DEFAULT, moments))
+        in_batches(lambda: _end_batch(_SILENT_BY_DEFAULT, times))
 
 
-def _end_batch(silent: AnySelect, moments: dict[str, str]) -> bool:
+def _end_batch(silent: AnySelect, times: dict[str, str]) -> bool:
     """End some of the silent tasks; returns whether there may be more."""
     default: float = current_app.config["TASK_TIMEOUT"]
     with transaction() as connection:
         locked = silent.limit(BATCH).with_for_update(skip_locked=True)
-        tasks = connection.execute(locked, moments).all()
-        now = moment_by(connection)
+        tasks = connection.execute(locked, times).all()
+        now = current_time(connection)
         for task in tasks:
             timeout = task.timeout if task.timeout is not None else default
             values = {"of_task_id": task.id, "message": _message(timeout), "at": now}

@@ -9,14 +9,14 @@ import click
 from sqlalchemy.engine import URL, make_url
 
 from taskservice.background import removal
-from taskservice.background.removal import Bounds, Removed
+from taskservice.background.removal import Bounds, PruneResult
 from taskservice.cli.options import examples, json_lines, json_object
 from taskservice.cli.service_app import load_config, one_line_errors, service_app
 from taskservice.config import Config
 from taskservice.database import migrations
 from taskservice.database.address import parse, shown
 from taskservice.database.files import keep_owner_permissions
-from taskservice.database.transactions import database_moment
+from taskservice.database.transactions import database_time
 from taskservice.operations import database_check
 from taskservice.operations.backup import BackupError, backup, restore
 from taskservice.operations.database_copy import CopyError, copy
@@ -196,7 +196,7 @@ def prune_command(dry_run: bool, as_json: bool) -> None:
     clock has been steady for five minutes.
     """
     with service_app():
-        bounds = Bounds.of_settings(database_moment())
+        bounds = Bounds.from_settings(database_time())
         if bounds == Bounds(None, None):
             notice(
                 "Retention is off: set TASKSERVICE_RETENTION_DAYS or TASKSERVICE_LOG_RETENTION_DAYS"
@@ -213,7 +213,7 @@ def prune_command(dry_run: bool, as_json: bool) -> None:
         print_line(_sentence(removed, "would be deleted" if dry_run else "deleted"))
 
 
-def _sentence(removed: Removed, verb: str) -> str:
+def _sentence(removed: PruneResult, verb: str) -> str:
     if not removed.tasks and not removed.logs:
         return f"Nothing {verb}"
     text = f"{removed.tasks} task{'' if removed.tasks == 1 else 's'}"

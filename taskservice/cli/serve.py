@@ -7,7 +7,7 @@ import click
 
 from taskservice import resources
 from taskservice.app import create_app
-from taskservice.background.upkeep import join_loops, start_loops
+from taskservice.background.maintenance import join_loops, start_loops
 from taskservice.cli import quick_import
 from taskservice.cli.options import examples
 from taskservice.cli.service_app import load_config, one_line_errors

@@ -12,7 +12,7 @@ from taskservice.cli.options import Text, examples, json_object
 from taskservice.cli.service_app import service_app
 from taskservice.schemas.fields import Timestamp
 from taskservice.services import transfer
-from taskservice.services.transfer import Imported, InvalidExport, import_from
+from taskservice.services.transfer import ImportResult, InvalidExport, import_from
 from taskservice.terminal import exit_with_error, notice, print_json, print_line
 
 
@@ -86,7 +86,7 @@ def import_command(as_json: bool) -> None:
         notice(f"user {name} has no key yet; add one with `taskservice key add`")
 
 
-def _sentence(imported: Imported) -> str:
+def _sentence(imported: ImportResult) -> str:
     return (
         f"{imported.tasks:,} tasks imported, {imported.existing_tasks:,} already existed; "
         f"{len(imported.users):,} users and {imported.agents:,} agents added"

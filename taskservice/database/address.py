@@ -40,7 +40,7 @@ def _sqlite(path: str) -> URL:
         raise ValueError("must have %3F for a ? in its path, and nothing after the path")
     name = os.fsdecode(unquote_to_bytes(os.fsencode(path)))
     if "\0" in name:
-        raise ValueError("must have no %00 in its path")
+        raise ValueError("must not have %00 in its path")
     # Built from parts: in a URL's text, ? and % of the path would need escapes.
     return URL.create("sqlite", database=name)
 
@@ -68,7 +68,7 @@ def _postgresql(text: str) -> URL:
 
 
 def _read_by_libpq(text: str) -> dict[str, str]:
-    """The parts of a URL, under libpq's names for them."""
+    """The parts of a URL, named as in libpq."""
     try:
         conninfo, errors = import_module("psycopg.conninfo"), import_module("psycopg.errors")
     except ImportError as error:

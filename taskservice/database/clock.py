@@ -1,4 +1,4 @@
-"""Moments as the API writes them, and ids that sort by the moment they were made."""
+"""Times as the API writes them, and ids that sort by the time of their creation."""
 
 import secrets
 import threading
@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
-# Before all others, in any order of times and ids.
+# Before all others in any order of times and ids.
 EARLIEST = "0001-01-01T00:00:00.000Z"
 LOWEST_ID = "00000000-0000-0000-0000-000000000000"
 
@@ -17,22 +17,22 @@ _last_id = 0
 
 
 def now(offset: float = 0.0) -> str:
-    """The moment `offset` seconds from now: RFC 3339, UTC, milliseconds, `Z`."""
-    return of_milliseconds(time.time_ns() // 1_000_000 + round(offset * 1000))
+    """The time `offset` seconds from now: RFC 3339, UTC, milliseconds, `Z`."""
+    return from_milliseconds(time.time_ns() // 1_000_000 + round(offset * 1000))
 
 
-def moved(moment: str, seconds: float) -> str:
-    """`moment` plus `seconds`, as text."""
-    return rfc3339(datetime.fromisoformat(moment) + timedelta(seconds=seconds))
+def moved(text: str, seconds: float) -> str:
+    """The time `text` plus `seconds`, as text."""
+    return rfc3339(datetime.fromisoformat(text) + timedelta(seconds=seconds))
 
 
-def milliseconds(moment: str) -> int:
-    """The milliseconds from 1970 to `moment`."""
-    return round(datetime.fromisoformat(moment).timestamp() * 1000)
+def milliseconds(text: str) -> int:
+    """The milliseconds from 1970 to the time `text`."""
+    return round(datetime.fromisoformat(text).timestamp() * 1000)
 
 
-def of_milliseconds(since_1970: int) -> str:
-    """The moment that `milliseconds` was called with."""
+def from_milliseconds(since_1970: int) -> str:
+    """The time as text: the inverse of `milliseconds`."""
     seconds, rest = divmod(since_1970, 1000)
     return f"{_second(seconds)}.{rest:03}Z"
 
@@ -46,13 +46,13 @@ def seconds_between(since: str, until: str) -> float:
     return (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()
 
 
-def rfc3339(moment: datetime) -> str:
-    """An aware datetime as RFC 3339 in UTC, cut to milliseconds."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds")[: -len("+00:00")] + "Z"
+def rfc3339(aware: datetime) -> str:
+    """An aware datetime as RFC 3339 in UTC, truncated to milliseconds."""
+    return aware.astimezone(UTC).isoformat(timespec="milliseconds")[: -len("+00:00")] + "Z"
 
 
 def new_id() -> str:
-    """A new UUID of version 7 (RFC 9562); ids made by one process strictly ascend.
+    """A new UUID of version 7 (RFC 9562); ids created by one process strictly ascend.
 
     The 74 bits behind the milliseconds are random; within one millisecond the
     next id is the last one plus a random step (RFC 9562, section 6.2, method 2).
@@ -71,15 +71,15 @@ def new_id() -> str:
 
 # The times of a chunk's lines as two columns: a few bytes for each append, not for each line.
 
-# The index of a line, and the time in milliseconds since 1970 that lines from there on have.
+# The index of a line, and the time in milliseconds since 1970 of this line and later ones.
 Times: TypeAlias = Sequence[tuple[int, int]]
 
 
 class Columns(NamedTuple):
     """The time of the first line in milliseconds since 1970, and how the others differ from it.
 
-    `times` has `line:milliseconds` for each line whose time differs from that of the line before:
-    its index, and the difference to the first line. It is None if all have one time.
+    `times` has `line:milliseconds` for each line whose time differs from the line before: its
+    index, and the difference to the first line. It is None if all lines have the same time.
     """
 
     at: int
@@ -87,7 +87,7 @@ class Columns(NamedTuple):
 
 
 def encode(of_lines: Times) -> Columns:
-    """The columns of lines with these times, of which the first is that of line 0."""
+    """The columns of lines with these times; the first entry is for line 0."""
     first = before = of_lines[0][1]
     changes = []
     for line, value in of_lines:

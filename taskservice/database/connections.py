@@ -1,4 +1,4 @@
-"""Connections that stay checked out of their pool between two uses, which is faster."""
+"""Connections that stay checked out of their pool between two uses, and compiled statements."""
 
 from collections import deque, namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,8 +15,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 class KeptConnections:
     """Connections of an engine, of which up to `max_kept` are kept for the next uses.
 
-    The engine's pool takes 40 us to check a connection out and in, more than a read of a task.
-    `is_usable` is called before a kept one is used again; `acquire` raises what it raises.
+    The engine's pool takes 40 µs to check a connection out and in, more than a read of a task.
+    `is_usable` is called before a kept one is used again; `acquire` passes on its errors.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class KeptConnections:
             self._kept.append(connection)
 
     def discard(self, connection: Connection) -> None:
-        """Close a connection; if it was lost, so were probably all that are kept."""
+        """Close a connection; if it was lost, close all kept ones, which are probably lost too."""
         if connection.invalidated:
             self.forget()
         connection.close()
 
     def forget(self) -> None:
-        """Close all that are kept, since their server is probably lost."""
+        """Close all kept connections, since their server is probably lost."""
         for kept in self._all_kept():
             kept.invalidate()
             kept.close()
@@ -97,13 +97,13 @@ Converter = Callable[[Any], Any]
 
 
 class Statement(Generic[R]):
-    """A statement of SQLAlchemy for the hot paths; `values` are those of its bind parameters.
+    """An SQLAlchemy statement for the hot paths; `values` are its bind parameters.
 
-    `Connection.execute` takes 25 us more: it looks up the compiled statement by a key that it
-    makes anew, and makes a context, a result and its rows. Here rows are named tuples. Errors are
-    those of SQLAlchemy, and listeners of its event `before_cursor_execute` are called.
+    `Connection.execute` takes 25 µs more: each time it computes the key of the compiled statement,
+    and creates a context, a result and its rows. Here rows are named tuples. Errors are SQLAlchemy
+    errors, and listeners of the event `before_cursor_execute` are called.
 
-    An INSERT sets `columns`, with parameters of the same names, beside those of its clause.
+    An INSERT sets `columns`, with parameters of the same names, in addition to its clause.
     """
 
     def __init__(self, clause: Any, columns: Iterable[str] | None = None) -> None:
@@ -140,7 +140,7 @@ class Statement(Generic[R]):
 
 
 class _Plan:
-    """How one kind of database runs a statement: its SQL, what it binds, and its rows."""
+    """How one kind of database runs a statement: its SQL, its parameters, and its rows."""
 
     def __init__(self, clause: Any, inserted: list[str] | None, dialect: Dialect) -> None:
         compiled: SQLCompiler = clause.compile(dialect=dialect, column_keys=inserted)
@@ -153,7 +153,7 @@ class _Plan:
         )
         columns = clause.exported_columns
         row_type: Any = namedtuple("Row", columns.keys(), rename=True)  # type: ignore[misc]
-        # What `_make` of the named tuple does, without a call of Python for each row.
+        # The same as the named tuple's `_make`, without a Python call for each row.
         self._make = partial(tuple.__new__, row_type)
         self._from_database = _converters(
             (place, column.type.dialect_impl(dialect).result_processor(dialect, None))
@@ -186,7 +186,7 @@ def _converters(found: Any) -> list[tuple[Any, Converter]]:
 def execute(
     connection: Connection, sql: str, arguments: Any = (), *, has_rows: bool = True
 ) -> list[tuple[Any, ...]]:
-    """Execute SQL as the driver understands it; returns all rows."""
+    """Execute SQL in the driver's form; returns all rows."""
     driver_connection: Any = connection.connection.dbapi_connection
     for listener in connection.engine.dispatch.before_cursor_execute:
         listener(connection, None, sql, arguments, None, False)
@@ -202,7 +202,7 @@ def execute(
 
 
 def _failure(connection: Connection, sql: str, error: Any) -> BaseException:
-    """The error of SQLAlchemy for this one of the driver; a lost connection is not used again."""
+    """The SQLAlchemy error for a driver's error; a lost connection is not used again."""
     dialect = connection.dialect
     is_lost = dialect.is_disconnect(error, connection.connection.dbapi_connection, None)
     failure: BaseException = DBAPIError.instance(

@@ -18,8 +18,8 @@ from taskservice.database.types import db
 from taskservice.database.writer_queue import WriterQueue
 
 try:
-    # The extra `sqlite` is a newer SQLite than Python's own. One process must not open a file
-    # with both: closing it in one drops the locks that the other holds.
+    # The extra `sqlite` is a newer SQLite than Python's own. A process must not open a file with
+    # both: closing it in one drops the locks of the other.
     import pysqlite3 as _sqlite3
 except ModuleNotFoundError:
     import sqlite3 as _sqlite3
@@ -27,11 +27,11 @@ except ModuleNotFoundError:
 # All other modules import the driver from here.
 sqlite3 = _sqlite3
 
-# A request whose write waits longer than this for its turn is answered 503.
+# A request whose write waits longer than this for the write lock gets 503.
 BUSY_SECONDS = 5.0
-# The limit of a statement on PostgreSQL, as a multiple of BUSY_SECONDS; ours take far less.
+# The time limit of a statement on PostgreSQL, as a multiple of BUSY_SECONDS; ours are much faster.
 STATEMENT_FACTOR = 2
-# The connection to a server that does not answer is closed after this time.
+# The connection to a server that does not respond is closed after this time.
 POSTGRESQL_TIMEOUTS = {
     "connect_timeout": int(BUSY_SECONDS),
     "keepalives_idle": 15,
@@ -56,7 +56,7 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
     is_sqlite = address.get_backend_name() == "sqlite"
     options: dict[str, Any] = {
         **engine_arguments(address),
-        # The log of a failed statement must not show what it would have written.
+        # The log of a failed statement must not contain the values that it would have written.
         "hide_parameters": True,
         "pool_size": threads + 8,
         "max_overflow": 8,
@@ -109,7 +109,7 @@ def _watched_files(*engines: Engine) -> DatabaseFiles:
     path = engines[0].url.database or ""
 
     def connect() -> Any:
-        # Where the file is gone, nothing may take its place before it is back.
+        # If the file is missing, no new one may be created before the old one is restored.
         uri = sqlite_uri(Path(path))
         try:
             connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
@@ -145,7 +145,7 @@ def engine_arguments(address: URL) -> dict[str, Any]:
 
 
 def command_engine(address: URL) -> Engine:
-    """An engine that keeps no connection; one to SQLite is as the driver makes it."""
+    """An engine that keeps no connection; one to SQLite has the driver's defaults."""
     engine = create_engine(address, poolclass=pool.NullPool, **engine_arguments(address))
     if engine.dialect.name == "postgresql":
         event.listen(engine, "connect", _prepare_postgresql_connection, insert=True)
@@ -163,7 +163,7 @@ def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
     if cursor.execute("PRAGMA page_count").fetchone() == (0,):
         cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
     cursor.execute("PRAGMA journal_mode = WAL")
-    # An answered write must survive a power failure, so a commit waits for the disk.
+    # An acknowledged write must survive a power failure, so a commit waits for the disk.
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.execute("PRAGMA journal_size_limit = 67108864")
@@ -172,7 +172,7 @@ def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
 
 def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None:
     """Set up a session; raises OperationalError if the database's encoding is not UTF-8."""
-    # Not at the top, here and below: psycopg is an extra.
+    # Imported here, since psycopg is an extra.
     from taskservice.database.postgresql import read_as_text
 
     encoding = connection.info.parameter_status("server_encoding")
@@ -183,7 +183,7 @@ def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None
             "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
         )
         raise OperationalError("connect", None, error)
-    # A pooler keeps these settings apart for each client. Moments are read as text in this form.
+    # A pooler keeps these settings separate for each client. Times are read as text in this form.
     connection.execute("SET DateStyle = 'ISO'; SET TIME ZONE 'UTC'")
     connection.commit()
     read_as_text(connection)
@@ -203,7 +203,7 @@ def _connect_batching(
 
 
 def _begin_immediate(connection: Connection) -> None:
-    # A transaction that reads first and then writes fails as busy, at once and whatever the
+    # A transaction that reads first and then writes fails as busy, immediately and with any
     # timeout, if another has written in between.
     statements.execute(connection, "BEGIN IMMEDIATE", has_rows=False)
 
@@ -215,7 +215,7 @@ def _prepare_postgresql(engine: Engine) -> None:
         limit(connection, STATEMENT_FACTOR * BUSY_SECONDS)
         _prepare_postgresql_connection(connection)
 
-    # Inserted first, since SQLAlchemy runs queries of its own when it connects.
+    # First, since SQLAlchemy runs queries of its own when it connects.
     event.listen(engine, "connect", prepare, insert=True)
     event.listen(engine, "checkout", _check_open)
     event.listen(engine, "handle_error", _redact_details)
@@ -247,9 +247,9 @@ def _has_server(connection: Any) -> bool:
 
 
 def _share_losses(database: Database) -> None:
-    """Let reads and writes lose their connections together, since they have the same server.
+    """Discard the connections for reads and for writes together, since they have the same server.
 
-    Otherwise requests wait for a server that hangs twice: first to read, then to write.
+    Otherwise a request waits twice for a server that hangs: first to read, then to write.
     """
 
     def forget_all(context: ExceptionContext) -> None:
@@ -268,8 +268,8 @@ def _redact_details(context: ExceptionContext) -> None:
 
 def _begin_postgresql(connection: Connection) -> None:
     # SERIALIZABLE, which may be the database's default, would make most concurrent writes fail.
-    # A commit waits for the disk, even if the database's default is not to. All settings end
-    # with the transaction: behind a pooler, the connection's next one may be another client's.
+    # A commit waits for the disk, even if the database's default is not to. All settings end with
+    # the transaction: behind a pooler, the next one on the connection may be another client's.
     statements.execute(
         connection,
         "BEGIN ISOLATION LEVEL READ COMMITTED; "

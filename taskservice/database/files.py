@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from sqlalchemy.exc import OperationalError
 
-# SQLite makes an index of this size beside a database.
+# SQLite creates an index of this size next to a database.
 FULL_DISK_BYTES = 32 * 1024
 LOCK_SECONDS = 10.0
 LOCK_POLL_SECONDS = 0.001
@@ -24,7 +24,7 @@ _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 
 
 def keep_owner_permissions() -> None:
-    """Let the owner use all files that this process makes, whatever the umask was."""
+    """Let the owner use all files that this process creates, with any umask."""
     os.umask(os.umask(0) & 0o077)
 
 
@@ -78,7 +78,7 @@ def make_folder(path: Path) -> None:
 
 
 def full_disk(path: Path) -> str:
-    """What to add to an error of SQLite, which calls a full disk an I/O error; else empty."""
+    """What to add to an SQLite error, which can call a full disk an I/O error; else empty."""
     with suppress(OSError):
         if shutil.disk_usage(path.parent).free < FULL_DISK_BYTES:
             return "; its disk is full"
@@ -86,7 +86,7 @@ def full_disk(path: Path) -> str:
 
 
 def is_open_elsewhere(database: Path) -> bool:
-    """Whether another process uses this SQLite database; also tells of a damaged one.
+    """Whether another process uses this SQLite database, which may be damaged.
 
     This process must not have it open: closing the file drops its locks.
     """
@@ -101,7 +101,7 @@ def is_open_elsewhere(database: Path) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -116,7 +116,7 @@ def sqlite_uri(path: Path, options: str = "mode=rw") -> str:
 
 # Notices when SQLite's files are removed or replaced while a process has them open.
 
-# How long reads rely on a check, which takes twice as long as the read of a key.
+# How long reads rely on a check, which takes twice as long as reading a key.
 RECENT_SECONDS = 0.02
 
 
@@ -127,10 +127,10 @@ class FileReplacedError(Exception):
 class DatabaseFiles:
     """The database, its write-ahead log and the log's index, as this process has them open.
 
-    A connection keeps writing to the files that it has open, even when their names now belong to
+    A connection keeps writing to the files that it has open, even if their names now belong to
     others: its writes are then lost at the next start. SQLite removes the log when the last
-    connection closes, so one is kept open from the first use on; while it is, the kernel gives
-    the inode numbers to no other file.
+    connection closes, so one is kept open from the first use on; meanwhile the kernel does not
+    reuse the inode numbers.
     """
 
     def __init__(self, path: str, connect: Callable[[], Any]) -> None:
@@ -143,11 +143,11 @@ class DatabaseFiles:
         self._recent_until = 0.0
 
     def keep_open(self) -> None:
-        """To be called before anything else opens the database; raises as `check` does."""
+        """Call it before anything else opens the database; raises the same errors as `check`."""
         with self._lock:
             if self._kept is None:
                 self._kept = self._connect()
-                # The first query opens, or makes, the two other files.
+                # The first query opens or creates the other two files.
                 self._kept.execute("SELECT count(*) FROM sqlite_master").fetchone()
                 self._opened = self._named()
         self.check()
@@ -170,12 +170,12 @@ class DatabaseFiles:
         raise OperationalError("stat", None, error)
 
     def passes_check(self, _connection: object) -> bool:
-        """True; raises as `check` does."""
+        """True; raises the same errors as `check`."""
         self.check()
         return True
 
     def passes_recent_check(self, _connection: object) -> bool:
-        """The same for reads, which lose nothing if the last check was up to 20 ms ago."""
+        """The same for reads, for which a check of up to 20 ms ago is enough."""
         now = time.monotonic()
         if now >= self._recent_until:
             self.check()
@@ -192,7 +192,7 @@ class DatabaseFiles:
             return version
 
     def close(self) -> None:
-        """To be called when all other connections of this process are closed."""
+        """Call it when all other connections of this process are closed."""
         with self._lock:
             if self._kept is not None:
                 self._kept.close()
@@ -202,9 +202,9 @@ class DatabaseFiles:
         return [_identity(path) for path in self._paths]
 
     def _save(self, named: list[tuple[int, int] | None]) -> None:
-        """Save answered writes that are only in a removed log, by moving them into the database.
+        """Save acknowledged writes that are only in a removed log: move them into the database.
 
-        Only if both log files are gone: otherwise another program may have begun a new log.
+        Only if both log files are missing: otherwise another program may have started a new log.
         """
         with self._lock:
             if self._is_saved or named != [self._opened[0], None, None] or self._kept is None:

@@ -27,7 +27,7 @@ from taskservice.terms import (
     STATUSES,
 )
 
-# An agent's schema of its input and what its tool does, unless it says something else.
+# The default input schema and tool annotations of an agent.
 INPUT_SCHEMA = '{"type":"object"}'
 ANNOTATIONS = '{"readOnlyHint":false,"destructiveHint":true,"openWorldHint":true}'
 
@@ -36,7 +36,7 @@ RowNumber = BigInteger().with_variant(Integer(), "sqlite")
 
 
 def partial_index(name: str, *columns: str, where: TextClause, unique: bool = False) -> Index:
-    """An index of the rows `where`; the migrations, which create it, limit it on PostgreSQL too."""
+    """An index of the rows `where` on SQLite; migrations create it with this limit on both."""
     # `postgresql_where` would load PostgreSQL's dialect on SQLite too, a tenth of the time of a
     # start.
     return Index(name, *columns, unique=unique, sqlite_where=where)
@@ -69,7 +69,7 @@ class CallbackSecret(db.Model):
 
 
 class Agent(db.Model):
-    """A program that does tasks; its user chose its id."""
+    """A program that runs tasks; its user chose its id."""
 
     __tablename__ = "agents"
 
@@ -78,10 +78,10 @@ class Agent(db.Model):
     name: Mapped[str]
     description: Mapped[str]
     created_at: Mapped[str] = mapped_column(Timestamp)
-    # JSON text, answered as it was stored.
+    # JSON text, returned as it was stored.
     input_schema: Mapped[str] = mapped_column(server_default=INPUT_SCHEMA)
     annotations: Mapped[str] = mapped_column(server_default=ANNOTATIONS)
-    # Whether MCP clients see it as a tool of its own.
+    # Whether the agent is an MCP tool.
     tool: Mapped[bool] = mapped_column(server_default=true())
 
 
@@ -119,7 +119,7 @@ def _json_object(column: str) -> tuple[CheckConstraint, CheckConstraint]:
 
 
 _UNCLAIMED = text("status = 'running' AND claimed_at IS NULL")
-# Tasks whose agent may fall silent: by the default timeout, or by a timeout of their own.
+# Tasks that can time out: after the default timeout, or after a timeout of their own.
 CLAIMED = text("status = 'running' AND claimed_at IS NOT NULL AND timeout IS NULL")
 CLAIMED_WITH_TIMEOUT = text("status = 'running' AND claimed_at IS NOT NULL AND timeout > 0")
 WITH_OLD_LOG = text("finished_at IS NOT NULL AND first_log <= log_count")
@@ -133,7 +133,7 @@ IS_ASKING = text("questions <> '[]'")
 
 
 class Task(db.Model):
-    """One execution of an agent, and what it left behind; its lines are in LogChunk."""
+    """One execution of an agent, and its results; its lines are in LogChunk."""
 
     __tablename__ = "tasks"
     __table_args__ = (
@@ -171,7 +171,7 @@ class Task(db.Model):
         partial_index(
             "tasks_unclaimed", "user_id", "agent_id", "created_at", "id", where=_UNCLAIMED
         ),
-        # For the dashboard: the tasks that ask something.
+        # For the dashboard: the tasks with open questions.
         partial_index("tasks_asking", "user_id", "created_at", "id", where=IS_ASKING),
         # For timeouts: the longest silence, or the next deadline, first.
         partial_index("tasks_claimed", "last_heartbeat_at", where=CLAIMED),
@@ -194,17 +194,17 @@ class Task(db.Model):
     # The names of the keys that started and ended it.
     started_by: Mapped[str | None]
     ended_by: Mapped[str | None]
-    # JSON text, answered as it was stored.
+    # JSON text, returned as it was stored.
     input: Mapped[str]
     output: Mapped[str]
     labels: Mapped[str] = mapped_column(server_default="{}")
-    # A JSON number as text, so that both databases answer it as it was sent.
+    # A JSON number as text, so that both databases return it as it was sent.
     progress: Mapped[str | None]
     note: Mapped[str | None]
     # Its open questions as a JSON array, oldest first, so that a read needs no other table.
     questions: Mapped[str] = mapped_column(server_default="[]")
-    # No foreign keys: SQLite adds none to a table without rebuilding it. The deletion of a task
-    # sets them to null where they name it.
+    # Not foreign keys, which SQLite cannot add to a table without rebuilding it. Deleting a task
+    # sets references to it to null.
     parent_id: Mapped[str | None] = mapped_column(Identifier)
     rerun_of: Mapped[str | None] = mapped_column(Identifier)
     callback_url: Mapped[str | None]
@@ -213,20 +213,20 @@ class Task(db.Model):
     updated_at: Mapped[str] = mapped_column(Timestamp)
     claimed_at: Mapped[str | None] = mapped_column(Timestamp)
     last_heartbeat_at: Mapped[str] = mapped_column(Timestamp)
-    # When the task times out unless its agent reports, by the task's own timeout.
+    # When the task's own timeout expires, unless its agent reports.
     heartbeat_deadline: Mapped[str | None] = mapped_column(Timestamp)
     finished_at: Mapped[str | None] = mapped_column(Timestamp)
     first_log: Mapped[int] = mapped_column(BigInteger)
     log_count: Mapped[int] = mapped_column(BigInteger)
-    # Bytes of UTF-8 ever appended, including one for each line's end.
+    # Bytes of UTF-8 ever appended, including one line feed for each line.
     log_bytes: Mapped[int] = mapped_column(BigInteger)
-    # How many lines the writer without a name has sent; LogWriter counts those of others.
+    # How many lines the default writer has sent; LogWriter counts the lines of other writers.
     default_writer_seq: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    # Raised by every change that a reader can see.
+    # Incremented by every change that a reader can see.
     version: Mapped[int] = mapped_column(BigInteger)
     idempotency_key: Mapped[str | None]
     idempotency_digest: Mapped[str | None] = mapped_column(String(64))
-    # The idempotency key of its claim: a repeated claim with it gets this task again.
+    # The idempotency key of the claim: a repeated claim with this key gets this task again.
     claim_key: Mapped[str | None]
 
 
@@ -250,7 +250,7 @@ _EXPIRING = text("state = 'open' AND expires_at IS NOT NULL")
 
 
 class Question(db.Model):
-    """What an agent asks a person before it goes on; `Task.questions` has the open ones too."""
+    """A question of an agent to a person; open ones are also in `Task.questions`."""
 
     __tablename__ = "questions"
     __table_args__ = (
@@ -271,7 +271,7 @@ class Question(db.Model):
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)
     task_id: Mapped[str] = mapped_column(Identifier, ForeignKey(Task.id, ondelete="CASCADE"))
     message: Mapped[str]
-    # JSON text, answered as it was stored, and so is the answer.
+    # JSON text, returned as it was stored; so is the answer.
     schema: Mapped[str]
     answer: Mapped[str | None]
     # The name of the key that answered or declined it.
@@ -284,13 +284,13 @@ class Question(db.Model):
 
 
 class Log(db.Model):
-    """A task's log; the sweep deletes the lines of one without a task in small batches."""
+    """A task's log; the sweep deletes the lines of logs without a task in small batches."""
 
     __tablename__ = "logs"
 
     id: Mapped[int] = mapped_column(RowNumber, Identity(), primary_key=True)
-    # Deleting a task sets this to NULL, which is quick even for a million lines; the sweep
-    # removes them later.
+    # Deleting a task sets this to NULL, which is fast even for a million lines; the sweep
+    # removes the lines later.
     task_id: Mapped[str | None] = mapped_column(
         Identifier, ForeignKey(Task.id, ondelete="SET NULL"), unique=True
     )
@@ -300,9 +300,9 @@ class Log(db.Model):
 class LogChunk(db.Model):
     """Lines of a log that arrived together: `count` of them, ending with number `last`.
 
-    `text` joins them with line feeds, which no line contains. `at` is the time of the first line
-    in milliseconds since 1970, and `times` has the later ones, as `line_times` writes them; a line
-    from before there were times has none.
+    `text` joins them with line feeds, which no line contains. `at` is the time of the first line in
+    milliseconds since 1970; `times` has the later ones, in the form of `clock.Columns`. Both are
+    NULL for lines that were stored without times.
     """
 
     __tablename__ = "log_chunks"
@@ -317,7 +317,7 @@ class LogChunk(db.Model):
 
 
 class LogWriter(db.Model):
-    """How many lines of a task's log one writer with a name has sent."""
+    """How many lines of a task's log a writer with a name has sent."""
 
     __tablename__ = "log_writers"
 
@@ -337,7 +337,7 @@ _FAILED = text("state = 'failed'")
 class Delivery(db.Model):
     """One webhook for one callback; its id is the `webhook-id` of every attempt.
 
-    While `leased_until` lies ahead, only the holder of `lease` may post it.
+    Until `leased_until`, only the holder of `lease` may post it.
     """
 
     __tablename__ = "deliveries"
@@ -354,7 +354,7 @@ class Delivery(db.Model):
         ),
         partial_index("deliveries_leased", "leased_until", where=_LEASED),
         partial_index("deliveries_in_vain", "state", where=_IN_VAIN),
-        # For the list of tasks whose callback has failed.
+        # For the list of tasks whose webhook failed.
         partial_index("deliveries_failed", "user_id", "task_id", where=_FAILED),
     )
 
@@ -388,12 +388,12 @@ class Attempt(db.Model):
     duration_ms: Mapped[int] = mapped_column(Integer)
     status_code: Mapped[int | None] = mapped_column(Integer)
     message: Mapped[str]
-    # The beginning of what the receiver answered.
+    # The start of the body of the receiver's answer.
     answer: Mapped[str | None]
 
 
 class ServiceHeartbeat(db.Model):
-    """The latest period without a gap in which agents could reach a process: at most one row."""
+    """The latest period in which agents could reach a process without a gap: at most one row."""
 
     __tablename__ = "service_heartbeat"
     __table_args__ = (CheckConstraint("id = 1", "id"),)

@@ -3,10 +3,10 @@
 # On PostgreSQL it needs the extension pg_trgm, and names have a table of their own: in an index of
 # `tasks`, each append would add all trigrams of the name again, as it writes a new row version.
 #
-# On SQLite upkeep fills it in batches: adding one name alone takes a third of the time of a request
-# that starts a task, and in a batch a hundredth of that. It has the tasks up to the row number in
-# `task_names_indexed`. Those after that, and those in `task_names_outdated`, are always candidates.
-# A list checks all candidates: there may be too many, but not too few.
+# On SQLite maintenance fills it in batches: alone, adding one name takes a third of the time of a
+# request that starts a task; in a batch, a hundredth of that. It covers the tasks up to the row
+# number in `task_names_indexed`. Later tasks, and tasks in `task_names_outdated`, are always
+# candidates. A list checks all candidates: there may be too many, but not too few.
 
 # ruff: noqa: S608 - all parts of these statements are constants
 
@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from taskservice.database.types import Identifier
 
 TRIGRAM_LENGTH = 3
-# How many trigrams of a longer part are searched for.
+# How many trigrams of a longer part are used.
 MAX_TRIGRAMS = 32
 # How many names one transaction adds or removes; this takes about 5 ms.
 BATCH = 2_000
@@ -28,7 +28,7 @@ _OUTDATE = """
 """
 _LAST = "(SELECT coalesce(max(rowid), 0) FROM tasks)"
 _DEFINITIONS = (
-    # Without the names themselves, and without the places of the trigrams in them.
+    # Without the names themselves, and without the positions of the trigrams in them.
     "CREATE VIRTUAL TABLE task_names USING fts5(name, content='', columnsize=0, detail=none, "
     "tokenize='trigram case_sensitive 1')",
     "CREATE TABLE task_names_indexed (last INTEGER NOT NULL)",
@@ -36,7 +36,7 @@ _DEFINITIONS = (
     "CREATE TABLE task_names_outdated (id INTEGER PRIMARY KEY, name VARCHAR NOT NULL)",
     "CREATE TRIGGER task_names_rename AFTER UPDATE OF name_folded ON tasks "
     f"WHEN old.name_folded <> new.name_folded BEGIN {_OUTDATE} END",
-    # SQLite gives the number of a deleted row again if it was the last one.
+    # SQLite reuses the number of a deleted row if it was the last one.
     f"CREATE TRIGGER task_names_delete AFTER DELETE ON tasks BEGIN {_OUTDATE} "
     f"UPDATE task_names_indexed SET last = {_LAST} WHERE last > {_LAST}; END",
 )
@@ -44,7 +44,7 @@ _POSTGRESQL = (
     "CREATE EXTENSION IF NOT EXISTS pg_trgm",
     "CREATE TABLE task_names (task_id uuid PRIMARY KEY, name_folded varchar NOT NULL)",
     "INSERT INTO task_names SELECT id, name_folded FROM tasks",
-    # New entries wait in a list. It is short, in KiB, since the task that fills it sorts them in.
+    # New entries wait in a short list, of a few KiB, since the request that fills it sorts them in.
     "CREATE INDEX task_names_parts ON task_names USING gin (name_folded gin_trgm_ops) "
     "WITH (gin_pending_list_limit = 256)",
     "CREATE FUNCTION task_names_follow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
@@ -56,8 +56,8 @@ _POSTGRESQL = (
     "FOR EACH ROW EXECUTE FUNCTION task_names_follow()",
     "ANALYZE task_names",
 )
-# The SQLSTATEs without the extension: no such file, not supported, not allowed, and no such class
-# of operators in the schemas that are searched.
+# The SQLSTATEs of a missing extension: no such file, not supported, not allowed, and no such
+# operator class in the search path.
 _NOT_AVAILABLE = ("58P01", "0A000", "42501", "42704")
 _EXISTS = text(
     "SELECT count(*) = 2 FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'tasks' "
@@ -73,7 +73,7 @@ CANDIDATES = text(
 POSTGRESQL_CANDIDATES = text(
     "SELECT task_id AS id FROM task_names WHERE name_folded LIKE :name_pattern ESCAPE '/'"
 ).columns(id=Identifier)
-# pg_trgm leaves out what is neither a letter nor a digit by the locale of the database.
+# pg_trgm ignores characters that are neither letters nor digits in the locale of the database.
 _SERVES = text(
     "SELECT to_regclass('task_names') IS NOT NULL AND CAST(:part AS text) ~ '[[:alnum:]]{3}'"
 )
@@ -97,9 +97,9 @@ _UPDATE = (
 
 
 def is_usable(connection: Connection, part: str = "any") -> bool:
-    """Whether the index exists and serves `part`, which has three or more letters.
+    """Whether the index exists and can search for `part`, which has three or more letters.
 
-    The default is such a part.
+    The default only shows whether the index exists.
     """
     if connection.dialect.name == "postgresql":
         return bool(connection.scalar(_SERVES, {"part": part}))
@@ -109,7 +109,7 @@ def is_usable(connection: Connection, part: str = "any") -> bool:
 def ensure(connection: Connection) -> None:
     """Create the index if it is missing, or if a migration rebuilt `tasks` without its triggers.
 
-    Without FTS5 or pg_trgm there is none, and each search for a part of a name reads tasks.
+    Without FTS5 or pg_trgm there is no index, and each search for a part of a name reads tasks.
     """
     if connection.dialect.name == "postgresql":
         _ensure_on_postgresql(connection)
@@ -161,7 +161,7 @@ def update(connection: Connection) -> None:
 
 
 def trigram_query(part: str) -> str | None:
-    """The query of FTS5 for names with all trigrams of a case-folded part; None if it has none."""
+    """The FTS5 query for names with all trigrams of a case-folded part; None if it has none."""
     starts = range(len(part) - TRIGRAM_LENGTH + 1)
     trigrams = dict.fromkeys(part[start : start + TRIGRAM_LENGTH] for start in starts)
     quoted = [trigram.replace('"', '""') for trigram in list(trigrams)[:MAX_TRIGRAMS]]
@@ -169,7 +169,7 @@ def trigram_query(part: str) -> str | None:
 
 
 def like_pattern(part: str) -> str:
-    """The pattern of LIKE for names with a case-folded part."""
+    """The LIKE pattern for names with a case-folded part."""
     escaped = re.sub("[%_/]", r"/\g<0>", part)
     return f"%{escaped}%"
 

@@ -10,24 +10,24 @@ from psycopg import ClientCursor, Connection, Error, InternalError, OperationalE
 from psycopg.adapt import Loader
 from psycopg.types.string import TextLoader
 
-# The time that a server has to confirm that it cancelled a statement.
+# The seconds that a server has to confirm that it cancelled a statement.
 LAST_SECONDS = 1.0
 
 
 def limit(connection: Any, seconds: float) -> None:
     """Cancel each statement on this psycopg connection that takes longer than `seconds`.
 
-    It then fails with QueryCanceled. If the server does not answer the cancel
-    either (its process is stopped, or its machine gone), the connection is closed, and the
-    statement fails with OperationalError. So does one whose connection the server ends.
+    It then fails with QueryCanceled. If the server does not respond to the cancel request either
+    (its process or machine is stopped), the connection is closed, and the statement fails with
+    OperationalError. So does one whose connection the server ends.
 
-    A commit is not cancelled, but its connection closed. While a commit waits for a standby, a
-    cancel would make it succeed without the standby, and others would see what it wrote.
-    PostgreSQL keeps waiting for the standby after its client has gone.
+    A commit is not cancelled; its connection is closed instead. While a commit waits for a
+    standby, a cancel would make it succeed without the standby, and others would see its writes.
+    PostgreSQL keeps waiting for the standby after the client has disconnected.
 
     The client measures the time: behind a pooler in transaction mode, `SET statement_timeout`
-    would apply to other clients' transactions, and a transaction for each read would make it
-    half as slow again.
+    would apply to other clients' transactions, and a transaction for each read would take half as
+    long again.
     """
     connection.wait = partial(_wait, connection, seconds, connection.wait)
 
@@ -38,7 +38,7 @@ def _wait(
     try:
         return wait(_bounded(connection, seconds, steps), *options, **more)
     except InternalError as error:
-        # psycopg counts the results of a BEGIN or COMMIT: the server's last words are one more.
+        # psycopg counts the results of a BEGIN or COMMIT: the server's last message is one more.
         if not connection.broken:
             raise
         raise OperationalError("the server has ended the connection") from error
@@ -55,7 +55,7 @@ def _bounded(connection: Any, seconds: float, steps: Any) -> Generator[Any, Any,
             if time.monotonic() >= until:
                 if is_cancelled or getattr(connection, "is_committing", False):
                     connection.close()
-                    raise OperationalError("the server does not answer")
+                    raise OperationalError("the server does not respond")
                 # If this fails, the connection is closed LAST_SECONDS later.
                 with suppress(Error):
                     connection.cancel_safe(timeout=LAST_SECONDS)
@@ -66,9 +66,9 @@ def _bounded(connection: Any, seconds: float, steps: Any) -> Generator[Any, Any,
 
 
 def read_as_text(connection: Any) -> None:
-    """Let this psycopg connection read times and ids as the API writes them, as texts.
+    """Let this psycopg connection read times and ids as texts in the form of the API.
 
-    It is in UTC and ISO dates. An object of Python for each value would take longer.
+    The connection uses UTC and ISO dates. A Python object for each value would take longer.
     """
     connection.adapters.register_loader("timestamptz", _MomentLoader)
     connection.adapters.register_loader("uuid", TextLoader)
@@ -83,14 +83,14 @@ class _MomentLoader(Loader):
 
 # Sends several statements at once, since each round trip takes time.
 
-# From this number of characters on, what waits is sent at once: more would only take memory.
+# From this number of characters on, waiting statements are sent: more would only take memory.
 MAX_WAITING = 64 * 1024
 
 
 class BatchingConnection(Connection[Any]):
-    """A connection with `execute_later`, for statements whose rows nobody reads.
+    """A connection with `execute_later`, for statements whose rows are not read.
 
-    They are sent in front of the next statement, or of the commit, which fails as they would.
+    They are sent before the next statement, or the commit, which raises their errors.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -112,7 +112,7 @@ class BatchingConnection(Connection[Any]):
         return self._send(self._text(query, values))
 
     def cursor(self, *arguments: Any, **options: Any) -> Any:
-        # What is executed on it comes after what waits.
+        # The waiting statements come first.
         if self._waiting:
             self._send()
         return super().cursor(*arguments, **options)
@@ -132,11 +132,11 @@ class BatchingConnection(Connection[Any]):
         super().rollback()
 
     def _text(self, query: str, values: Any) -> str:
-        """The statement with its values in it: PostgreSQL takes several only as one text."""
+        """The statement with its values: PostgreSQL accepts several statements only as one text."""
         return ClientCursor(self).mogrify(query, values) if values is not None else query
 
     def _send(self, *last: str) -> ClientCursor[Any]:
-        """Send what waits and `last`; the cursor has the rows of the last one."""
+        """Send the waiting statements and `last`; the cursor has the rows of the last one."""
         together = "; ".join([*self._waiting, *last])
         self._forget()
         cursor = ClientCursor(self)

@@ -29,7 +29,7 @@ def transaction() -> Iterator[Connection]:
             yield connection
         return
     queue, files = database.writer_queue, database.files
-    # If the files were replaced meanwhile, the next start would not find what was committed.
+    # If the files were replaced in between, the next start would not find the committed data.
     check = files.check if files else lambda: None
     with queue.transaction(database.writes, check, BUSY_SECONDS) as connection:
         yield connection
@@ -40,8 +40,8 @@ def has_writer_queue() -> bool:
     return resources.find(Database).writer_queue is not None
 
 
-def writer_turn() -> AbstractContextManager[None]:
-    """The turn to write to SQLite; PostgreSQL needs none.
+def write_lock() -> AbstractContextManager[None]:
+    """The right to write to SQLite; PostgreSQL needs no lock.
 
     Raises OperationalError after BUSY_SECONDS.
     """
@@ -50,7 +50,7 @@ def writer_turn() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def reading_one_state() -> Iterator[Connection]:
+def read_snapshot() -> Iterator[Connection]:
     """A connection for several short reads that all see the same state of the database."""
     with reading() as connection:
         level = "ISOLATION LEVEL REPEATABLE READ" if connection.dialect.name == "postgresql" else ""
@@ -60,7 +60,7 @@ def reading_one_state() -> Iterator[Connection]:
 
 
 class _Reading:
-    """A connection for the reads of a block, acquired at the first one.
+    """A connection for the reads of a block, acquired at the first read.
 
     If it is shared, it is kept for the next block of the request.
     """
@@ -80,7 +80,7 @@ class _Reading:
             self.end(error)
 
     def end(self, error: object = None) -> None:
-        """Release the connection; after an error close it, since it may not be usable."""
+        """Release the connection; after an error close it, since it may be unusable."""
         if self.connection is None:
             return
         if error is None:
@@ -93,8 +93,8 @@ class _Reading:
 def reading() -> AbstractContextManager[Connection]:
     """A connection for reads, without a transaction.
 
-    All reads of a request to the API share one, from `share_reading` to `end_shared_reading`, at
-    the latest until its answer is sent. Each read for a page has its own.
+    All reads of an API request share one, from `share_reading` to `end_shared_reading`, at the
+    latest until the response is sent. Each read for a dashboard page has its own.
     """
     return g.get("reading") or _Reading()
 
@@ -118,27 +118,27 @@ def init_app(app: Flask) -> None:
     app.teardown_request(end_shared_reading)
 
 
-def database_moment() -> str:
-    """The present moment by the database's clock."""
+def database_time() -> str:
+    """The current time by the database's clock."""
     with reading() as connection:
-        return moment_by(connection)
+        return current_time(connection)
 
 
-def moment_by(connection: Connection) -> str:
-    """The present moment by the clock of this connection's database, read inside its transaction.
+def current_time(connection: Connection) -> str:
+    """The current time by the clock of this connection's database, read inside its transaction.
 
-    The end of a task is stored by this clock. So `sort=finishedAt` is correct across machines, and
-    a machine with a wrong clock cannot make a task appear old enough to be removed.
+    `finishedAt` is stored by this clock. So `sort=finishedAt` is correct across machines, and a
+    machine with a wrong clock cannot make a task appear old enough to be removed.
     """
     moment: str = connection.execute(select(database_now())).scalar_one()
     return moment
 
 
 def retry_on_conflict(function: Callable[P, T]) -> Callable[P, T]:
-    """Run a transaction again, up to 10 times, when a constraint stopped it.
+    """Retry a transaction, up to 10 times, if it violated a constraint.
 
     On PostgreSQL another transaction may add or remove a row between our SELECT and our INSERT.
-    The next run sees what it did.
+    The next run sees this change.
     """
 
     @wraps(function)

@@ -15,9 +15,9 @@ from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 
 class Timestamp(TypeDecorator[str]):
-    """A moment as RFC 3339 text in UTC with milliseconds, which sorts as it reads.
+    """A time as RFC 3339 text in UTC with milliseconds, which sorts by time.
 
-    SQLite stores the text itself, so that nothing is converted between the disk and the answer.
+    SQLite stores the text itself, so that nothing is converted between the disk and the response.
     PostgreSQL stores a `timestamptz(3)`, which its connections read as this text.
     """
 
@@ -26,7 +26,7 @@ class Timestamp(TypeDecorator[str]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "postgresql":
-            # Here, since SQLite does not need this dialect, and it slows a start to load it.
+            # Imported here: SQLite does not need this dialect, and loading it slows the start.
             from sqlalchemy.dialects.postgresql import TIMESTAMP
 
             return dialect.type_descriptor(TIMESTAMP(timezone=True, precision=3))
@@ -50,11 +50,11 @@ def _with_hyphens(digits: str | None) -> str | None:
 
 
 Identifier = _Identifier()
-# The parts of a UUID between its hyphens: the place of the first digit, and the number of digits.
+# The parts of a UUID between its hyphens: position of the first digit, number of digits.
 _UUID_PARTS = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
 
 
-class Several(TypeDecorator[Sequence[Any]]):
+class ListParameter(TypeDecorator[Sequence[Any]]):
     """A list of values of one type as one parameter, so that its length does not change the SQL."""
 
     impl = Text
@@ -77,9 +77,9 @@ class Several(TypeDecorator[Sequence[Any]]):
 
 
 class _Function(FunctionElement[Any]):
-    """SQL that each database writes in its own way; `{0}` is the first argument, `{all}` are all.
+    """SQL that differs between the databases; `{0}` is the first argument, `{all}` are all.
 
-    `inherit_cache` says that the class and the arguments are all that distinguishes two of them.
+    `inherit_cache`: two of them differ only by their class and their arguments.
     """
 
     inherit_cache = True
@@ -104,21 +104,21 @@ def _filled(
     return template.format(*arguments, all=", ".join(arguments))
 
 
-class is_among(_Function):
-    """SQL for whether a column's value is among those of a parameter of the type `Several`."""
+class in_list(_Function):
+    """SQL for whether the list in a parameter of the type `ListParameter` contains a value."""
 
     inherit_cache = True
     type = Boolean()
     sqlite = "{0} IN (SELECT value FROM json_each({1}))"
     postgresql = "{0} = ANY ({1})"
 
-    def self_group(self, against: Any = None) -> "is_among":
-        # Otherwise it would be compared to 1 on SQLite, which then uses no index.
+    def self_group(self, against: Any = None) -> "in_list":
+        # Otherwise it would be compared to 1 on SQLite, which then does not use an index.
         return self
 
 
 class Base(DeclarativeBase):
-    """What every table shares: the names of its constraints."""
+    """The base of all tables, which names their constraints."""
 
     metadata = MetaData(
         naming_convention={
@@ -135,7 +135,7 @@ db = SQLAlchemy(model_class=Base, disable_autonaming=True)
 
 
 class database_now(_Function):
-    """SQL for the moment `seconds` from now, by the database's clock, which all nodes share."""
+    """SQL for the time `seconds` from now, by the database's clock, which all nodes share."""
 
     inherit_cache = True
     type = Timestamp()
@@ -146,10 +146,10 @@ class database_now(_Function):
         super().__init__(seconds)
 
 
-def moment_from_now(seconds: Any = 0.0) -> Any:
+def time_from_now(seconds: Any = 0.0) -> Any:
     """The same as `database_now`, computed once for all rows of a read.
 
-    So PostgreSQL can compare it by an index: its clock may show another moment for each row.
+    So PostgreSQL can use an index for the comparison: its clock may differ from row to row.
     """
     return select(database_now(seconds)).scalar_subquery()
 
@@ -163,10 +163,10 @@ class byte_length(_Function):
     postgresql = "octet_length({0})"
 
 
-class place_in_text(_Function):
-    """SQL for the place of a part in a text, from 1; 0 if it is not in there.
+class position_in_text(_Function):
+    """SQL for the position of a part in a text, from 1; 0 if the text does not contain it.
 
-    LIKE of SQLite takes several characters, such as U+FFFE and U+FFFF, for U+FFFD.
+    SQLite's LIKE treats several characters, such as U+FFFE and U+FFFF, as U+FFFD.
     """
 
     inherit_cache = True
@@ -194,7 +194,7 @@ class formatted(_Function):
 
 
 class api_text(FunctionElement[str]):
-    """SQL for an id or a moment as the API writes it."""
+    """SQL for an id or a time as the API writes it."""
 
     inherit_cache = True
     type = Text()
@@ -235,12 +235,12 @@ def _encoded(text: str | None) -> bytes | None:
 
 
 class utf8(_Function):
-    """SQL for a text in UTF-8: as text, Python would need four times its size for some letters."""
+    """SQL for a text as UTF-8: a string in Python can take four times its size."""
 
     inherit_cache = True
     type = _Utf8()
     sqlite = "CAST({0} AS BLOB)"
-    # Its driver reads bytes slower than text.
+    # The driver reads bytes slower than text.
     postgresql = "{0}"
 
 
@@ -260,9 +260,9 @@ AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 
 
 class TaskRow(Protocol):
-    """What code reads of a task's row; TaskSchema writes its answer from all its columns.
+    """The columns of a task that code reads; TaskSchema dumps all its columns.
 
-    It is a row of the database, or a namespace of the same names.
+    It is a row of the database, or a namespace with the same names.
     """
 
     id: str
@@ -287,8 +287,8 @@ class TaskRow(Protocol):
     rerun_of: str | None
     updated_at: str
     version: int
-    # Of its log: its id, None before the first line; the numbers of the first and the last line;
-    # and the bytes that were ever appended.
+    # The log: its id, None before the first line; the numbers of the first and the last line; and
+    # the bytes that were ever appended.
     log_id: int | None
     first_log: int
     log_count: int
@@ -296,7 +296,7 @@ class TaskRow(Protocol):
 
 
 class TaskVersion(Protocol):
-    """What tells whether a task has changed, or ended."""
+    """The columns that show whether a task has changed or ended."""
 
     version: int
     status: str
@@ -310,7 +310,7 @@ class TaskAndLines(TaskRow, Protocol):
 
 
 class ListedTask(TaskRow, Protocol):
-    """A task of a list: its `json` as the database has written it, or else None and its row."""
+    """A task of a list: its `json` as the database wrote it, or else None and the task's row."""
 
     json: bytes | None
 

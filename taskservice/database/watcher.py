@@ -1,4 +1,4 @@
-"""Notices what any process writes to the database, and wakes the threads that wait for it."""
+"""Notices writes of any process to the database, and wakes the threads that wait for changes."""
 
 import logging
 import threading
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 POLL_SECONDS = 0.05
-# Added for each watching thread: after a change all of them read, which takes the time of others.
+# Added for each watching thread: after a change all of them read, which delays others.
 POLL_SECONDS_EACH = 0.001
 # The pause after a failed poll.
 PAUSE_SECONDS = 5.0
 # How often a waiting request checks that its client is still there.
 CLIENT_CHECK_SECONDS = 1.0
 
-# A cheap query whose answer changes exactly when something is committed.
+# A cheap query whose result changes exactly when something is committed.
 CHANGE_QUERIES = {
     "sqlite": "PRAGMA data_version",
     "postgresql": "SELECT pg_current_snapshot()::text",
@@ -49,7 +49,7 @@ def change_marker() -> Hashable:
 class Watcher:
     """Polls the database up to 20 times a second, in one thread, while any thread is `watching`.
 
-    To miss no change: read `changes`, then the database, then `wait`.
+    So as not to miss a change: read `changes`, then the database, then `wait`.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -80,7 +80,7 @@ class Watcher:
                 lambda: self.changes != since or resources.stopping.is_set(), max(0.0, seconds)
             )
             if self._thread is None:
-                # Nobody polls: waiting threads read each second, as if something had changed.
+                # No thread polls: waiting threads read each second, as if something had changed.
                 self.changes += 1
 
     def _start_thread(self) -> None:
@@ -100,7 +100,7 @@ class Watcher:
         while self._is_wanted():
             try:
                 with self._engine.connect() as connection:
-                    # The connection is held for long, so it must not take one of the pool's.
+                    # It is held for long, so it must not use up a connection of the pool.
                     connection.detach()
                     self._poll(connection)
             except Exception as error:
@@ -130,7 +130,7 @@ class Watcher:
 
 @dataclass(eq=False)
 class WaitSlot:
-    """A slot that a stream or wait of a user holds; when `is_over`, another has it."""
+    """A slot that a user's stream or wait holds; once `is_over`, another one has it."""
 
     user_id: str
     is_stream: bool = False
@@ -138,12 +138,12 @@ class WaitSlot:
 
 
 class WaitSlots:
-    """Limits the threads that streams and waits have.
+    """Limits the number of threads that streams and waits use.
 
-    One user may hold all slots while no other wants one. When none is free, a user with fewer
-    slots gets one of the user with the most, and a stream the slot of a wait of its own user: a
-    wait that ends early is just repeated. It is the slot that a wait has held longest, or without
-    waits a stream. `wake` lets what had it notice.
+    One user may hold all slots while no other user wants one. If none is free, a user with fewer
+    slots gets one from the user with the most, and a stream gets one from a wait of its own user:
+    a wait that ends early is just repeated. The oldest wait loses its slot, or the oldest stream
+    if there is no wait. `wake` makes the loser notice.
     """
 
     def __init__(self, count: int, wake: Callable[[], None]) -> None:
@@ -173,7 +173,7 @@ class WaitSlots:
     def _take_another(self, wanted: WaitSlot) -> bool:
         counts = Counter(slot.user_id for slot in self._held)
         most = max(counts.values())
-        # Otherwise two users would take the last slot from each other repeatedly.
+        # Otherwise two users would keep taking the last slot from each other.
         if most > counts[wanted.user_id] + 1:
             held = [slot for slot in self._held if counts[slot.user_id] == most]
         else:
@@ -204,10 +204,10 @@ def wait_until(
     *,
     by_time: bool = False,
 ) -> T:
-    """What `read` returns, as soon as `is_enough` accepts it, or else after `seconds`.
+    """The result of `read` as soon as `is_enough` accepts it, or else after `seconds`.
 
-    Calls `read` again after each change of the database, and where it also changes `by_time` once
-    a second. Ends early when `is_wanted` returns False, or when the process stops.
+    Calls `read` again after each change of the database, and with `by_time` also every second.
+    Ends early when `is_wanted` returns False, or when the process stops.
     """
     until = time.monotonic() + seconds
     watcher = resources.find(Watcher)

@@ -1,4 +1,4 @@
-"""Lets writers of one SQLite file take turns, and those that waited share one commit."""
+"""Lets writers of one SQLite file take turns, and waiting writers share one commit."""
 
 import math
 import os
@@ -15,22 +15,22 @@ from sqlalchemy.exc import OperationalError
 from taskservice.database.connections import KeptConnections
 from taskservice.database.files import lock
 
-# The first writers of a group are answered when the last one has written.
+# The first writers of a group wait until the last one has written.
 MAX_GROUP = 32
 MAX_GROUP_SECONDS = 0.02
-# Past this time the database counts as locked by another process, and few may wait for it.
+# After this time the database counts as locked by another process, and only a few threads may wait.
 BLOCKED_SECONDS = 0.5
 
 
 class WriterQueue:
     """The queue of all threads and processes that want to write to one SQLite file.
 
-    With SQLite's own waiting, a writer sleeps and tries again, and others may overtake it for
-    seconds. Here threads wait for a lock, and the process whose turn it is holds a lock on a file.
+    With SQLite's own waiting, a writer sleeps and retries, and others can overtake it for seconds.
+    Here threads wait for a lock, and the process whose turn it is holds a lock on a file.
 
-    Most of a write's time is spent in its commit, which waits for the disk. So a writer leaves
-    its transaction open for one that waits already; the last one commits for all of them. Each
-    learns the outcome of this commit, and a writer that waits for no other has its own.
+    Most of a write's time is spent in its commit, which waits for the disk. So a writer leaves its
+    transaction open for the next writer that is already waiting; the last one commits for all of
+    them. Each gets the outcome of this commit. A writer that is alone commits alone.
 
     While another process keeps the database locked, at most `max_blocked` threads wait for it, so
     that the others can read.
@@ -43,7 +43,7 @@ class WriterQueue:
         self._lock = threading.Lock()
         self._waiting = 0
         self._left_open: _Group | None = None
-        # Since when the thread that has the turn waits for another process.
+        # The time since which the thread that has the turn waits for another process.
         self._attempt_began = math.inf
         self._blocked = threading.Semaphore(max_blocked)
 
@@ -95,7 +95,7 @@ class WriterQueue:
             group.wait()
 
     def _acquire(self, seconds: float) -> "_Group | None":
-        """Wait for the turn of this thread; returns what the one before has left open."""
+        """Wait for the turn of this thread; returns the group that the previous one left open."""
         with self._lock:
             self._waiting += 1
         has_turn = self._await_turn(seconds)
@@ -108,7 +108,7 @@ class WriterQueue:
             return group
 
     def _await_turn(self, seconds: float) -> bool:
-        """Wait for the turn of this thread; gives up soon where too many wait in vain."""
+        """Wait for the turn of this thread; gives up early if too many threads wait in vain."""
         if not self._is_blocked():
             soon = min(seconds, 2 * BLOCKED_SECONDS)
             if self._threads.acquire(timeout=soon):
@@ -125,7 +125,7 @@ class WriterQueue:
 
     @contextmanager
     def _attempt(self) -> Iterator[None]:
-        """The wait of the thread that has the turn, until it can begin to write."""
+        """Measures how long the thread that has the turn waits until it can write."""
         self._attempt_began = time.monotonic()
         try:
             yield
@@ -178,7 +178,7 @@ class _Group:
             raise
 
     def _begin(self, until: float) -> None:
-        # The wait for the turn and for SQLite's own lock end together.
+        # The waits for the turn and for SQLite's own lock have the same deadline.
         milliseconds = max(0, int((until - time.monotonic()) * 1000))
         self._driver_connection().execute(f"PRAGMA busy_timeout = {milliseconds}")
         self._connection.begin()
@@ -190,7 +190,7 @@ class _Group:
 
     @contextmanager
     def part(self) -> Iterator[Connection]:
-        """The connection for one writer, whose error undoes what it wrote and nothing else."""
+        """The connection for one writer, whose error undoes its own writes only."""
         self._parts += 1
         if self._parts > 1:
             with self._connection.begin_nested():
@@ -203,7 +203,7 @@ class _Group:
             raise
 
     def end(self) -> None:
-        """Commit, and let all writers know."""
+        """Commit, and tell all writers the outcome."""
         try:
             try:
                 if self._is_sound:
@@ -224,7 +224,7 @@ class _Group:
         try:
             connection.commit()
         except BaseException:
-            # It may still be in the transaction.
+            # The connection may still be in the transaction.
             connection.invalidate()
             raise
 
@@ -237,10 +237,10 @@ class _Group:
         return self._connection.connection.driver_connection
 
     def wait(self) -> None:
-        """Return when all is committed; raises OperationalError when it was not."""
+        """Return when everything is committed; raises OperationalError if the commit failed."""
         self._ended.wait()
         if self._error is not None:
-            # Each writer gets an error of its own: several threads raise it.
+            # Each writer gets an error of its own, since several threads raise it.
             raise OperationalError("COMMIT", None, _cause(self._error)) from self._error
 
 

@@ -41,7 +41,7 @@ from taskservice.threads import start_thread
 
 # How often one of the serving processes writes the heartbeat.
 HEARTBEAT_SECONDS = 10.0
-# Each round of upkeep may write it, so that it is younger than this while a process serves.
+# Each round of maintenance may write it, so that it is younger than this while a process serves.
 MAX_AGE_SECONDS = 25.0
 # After a longer gap the service was away.
 MAX_GAP_SECONDS = 60.0

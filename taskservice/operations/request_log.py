@@ -108,7 +108,7 @@ def request_id(given: str) -> str:
     return given if is_valid else f"{random.getrandbits(128):032x}"
 
 
-def of_request(request_id: str) -> dict[str, Any]:
+def log_extra(request_id: str) -> dict[str, Any]:
     """The `extra` for a log line that belongs to this request but is written after it."""
     return {"details": {"requestId": request_id}}
 

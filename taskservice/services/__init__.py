@@ -1,1 +1,1 @@
-"""What the service can do, by noun: the only place where a write transaction begins and ends."""
+"""The operations of the service, one module for each noun: requests write to the database here."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam, case, exists, func, insert, select, update
 from sqlalchemy import delete as delete_from
 
-from taskservice.auth import Caller, of_user, visible_agents
+from taskservice.auth import Caller, tasks_of_user, visible_agents
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import ANNOTATIONS, Agent, Task
@@ -19,7 +19,7 @@ from taskservice.schemas.users import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS, agen
 from taskservice.services.tasks import is_unclaimed
 from taskservice.terms import AGENT_HAS_TASKS, AGENT_ID, CANCELLED, COMPLETE, RUNNING
 
-# What the caller may see of the agents, or of one.
+# The agents that the caller may see, and one of them.
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
 _PAGE = _AGENTS.where(Agent.id > bindparam("after")).limit(bindparam("count"))
 _TOOLS = _AGENTS.where(Agent.tool).limit(bindparam("count"))
@@ -41,7 +41,7 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
     # Null leaves a field as it is.
     given = {name: value for name, value in fields.items() if value is not None}
     if "annotations" in given:
-        # Hints that are left out have their defaults, whatever the agent had before.
+        # An omitted hint gets its default, even if the agent had another value.
         given["annotations"] = strict_json.loads(ANNOTATIONS.encode()) | given["annotations"]
     values = agent_schema.stored(given)
     here = {"agent_id": agent_id, **caller.scope}
@@ -74,17 +74,17 @@ def delete(caller: Caller, agent_id: str) -> Any:
 
 # Reads of agents.
 
-# How many agents of a list one read takes: each has up to 20 KB.
+# Agents per read of a list: each has up to 20 KB.
 AGENTS_PER_READ = 50
-# How many of them a page offers to choose from.
+# Maximum number of agents that a page offers as choices.
 MAX_CHOICES = 1_000
-# How many finished tasks tell the health of an agent.
+# The number of finished tasks from which an agent's health is computed.
 RECENT = 30
-# How many running tasks of a user are counted by agent.
+# Maximum number of a user's running tasks that are counted by agent.
 MAX_RUNNING = 2_000
 _RUNS = Statement[AnyRow](
     select(Task.id, Task.name, Task.status, Task.error_type, Task.claimed_at, Task.finished_at)
-    .where(of_user, Task.agent_id == bindparam("agent_id"), Task.finished_at.is_not(None))
+    .where(tasks_of_user, Task.agent_id == bindparam("agent_id"), Task.finished_at.is_not(None))
     .order_by(Task.finished_at.desc())
     .limit(bindparam("count"))
 )
@@ -95,11 +95,11 @@ _NEWEST_TASK = Statement[AnyRow](
         Task.created_at,
         case((func.length(Task.input) <= bindparam("max_input"), Task.input)).label("input"),
     )
-    .where(of_user, Task.agent_id == bindparam("agent_id"))
+    .where(tasks_of_user, Task.agent_id == bindparam("agent_id"))
     .order_by(Task.created_at.desc(), Task.id.desc())
     .limit(1)
 )
-_IS_WAITING = (of_user, Task.agent_id == bindparam("agent_id"), is_unclaimed)
+_IS_WAITING = (tasks_of_user, Task.agent_id == bindparam("agent_id"), is_unclaimed)
 _WAITING = Statement[AnyRow](
     select(func.count()).select_from(
         select(Task.id)
@@ -109,11 +109,11 @@ _WAITING = Statement[AnyRow](
         .subquery()
     )
 )
-# Claims take the oldest waiting task, so the last ones that were claimed stand right before it.
+# Claims take the oldest waiting task, so the last claimed tasks come right before it.
 _BEFORE_WAITING = (
     select(Task.claimed_at)
     .where(
-        of_user,
+        tasks_of_user,
         Task.agent_id == bindparam("agent_id"),
         Task.created_at <= select(func.min(Task.created_at)).where(*_IS_WAITING).scalar_subquery(),
     )
@@ -125,16 +125,16 @@ _LAST_CLAIM = Statement[AnyRow](select(func.max(_BEFORE_WAITING.c.claimed_at)))
 # The oldest, since claims take the oldest first.
 _RUNNING = Statement[AnyRow](
     select(Task.agent_id, Task.claimed_at)
-    .where(of_user, Task.status == RUNNING)
+    .where(tasks_of_user, Task.status == RUNNING)
     .order_by(Task.created_at, Task.id)
     .limit(MAX_RUNNING + 1)
 )
 
 
 class Load(NamedTuple):
-    """How many tasks of an agent wait, at most as many as were asked for, and how many run.
+    """The numbers of an agent's waiting tasks, up to a maximum, and of its running tasks.
 
-    Unless `is_complete`, more may run.
+    Unless `is_complete`, more may be running.
     """
 
     waiting: int
@@ -166,7 +166,7 @@ def choices(caller: Caller) -> Sequence[str]:
 
 
 def list_tools(caller: Caller, count: int) -> Sequence[AnyRow]:
-    """At most `count` of the agents that are tools of MCP, ordered by id."""
+    """The first `count` agents that are MCP tools, ordered by id."""
     with reading() as connection:
         return connection.execute(_TOOLS, {"count": count, **caller.scope}).all()
 
@@ -191,7 +191,7 @@ def _found(agent: AnyRow | None) -> AnyRow:
 
 
 def health(agents: Sequence[AnyRow]) -> dict[str, dict[str, Any]]:
-    """Agent -> its health as HealthOfAgentSchema describes it; the agents are of one user."""
+    """Agent id -> health, as in HealthOfAgentSchema; all agents belong to one user."""
     return {agent.id: health_of(found) for agent, found in runs(agents, RECENT)}
 
 
@@ -208,14 +208,14 @@ def runs(agents: Sequence[AnyRow], count: int) -> list[tuple[AnyRow, list[AnyRow
 
 
 def newest_task(agent: AnyRow, max_input: int) -> AnyRow | None:
-    """The task of the agent that was started last; its `input` is None if it is longer."""
+    """The newest task of an agent; its `input` is None if it is longer than `max_input`."""
     values = {"user_id": agent.user_id, "agent_id": agent.id, "max_input": max_input}
     with reading() as connection:
         return _NEWEST_TASK.one_or_none(connection, **values)
 
 
 def loads(agents: Sequence[AnyRow], maximum: int) -> dict[str, Load]:
-    """Agent -> its load; the agents are of one user."""
+    """Agent id -> load; all agents belong to one user."""
     if not agents:
         return {}
     user_id = agents[0].user_id
@@ -233,15 +233,15 @@ def loads(agents: Sequence[AnyRow], maximum: int) -> dict[str, Load]:
 
 
 def last_claim(user_id: str, agent_id: str) -> str | None:
-    """When a worker last claimed a task of an agent that has one waiting, as far as is known."""
+    """The time of the last known claim, for an agent that has a waiting task."""
     wanted = {"user_id": user_id, "agent_id": agent_id, "count": RECENT}
     with reading() as connection:
         return _LAST_CLAIM.scalar(connection, **wanted)  # type: ignore[no-any-return]
 
 
 def health_of(recent: Sequence[AnyRow]) -> dict[str, Any]:
-    """The health that these tasks of one agent tell, oldest first."""
-    # Here, since few requests need it.
+    """The health of an agent, computed from these tasks of it, oldest first."""
+    # Imported here, since few requests need it.
     from statistics import median
 
     counted = [task for task in recent if task.error_type != CANCELLED]

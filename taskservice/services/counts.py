@@ -8,7 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, and_, bindparam, func, select
 
-from taskservice.auth import Caller, of_user
+from taskservice.auth import Caller, tasks_of_user
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Task
@@ -28,11 +28,11 @@ from taskservice.services.lists import (
 from taskservice.terms import ERROR_TYPES, RUNNING, STATUSES
 
 T = TypeVar("T")
-# How many of the newest tasks are searched for those that fit: for the tabs, which are counted for
+# How many of the newest tasks are checked against the filters: for the tabs, which are counted for
 # each page, and for the chart, which is cached.
 MAX_SEARCHED = 5_000
 MAX_SEARCHED_FOR_CHART = 10_000
-# The filters that the index by status has too.
+# The filters that the index by status also covers.
 CREATION = frozenset({"created_after", "created_before"})
 MILLISECOND = 0.001
 CLAIMED = "claimed"
@@ -45,19 +45,19 @@ STATES: dict[str, ColumnElement[bool]] = {
 }
 
 
-class Counted(NamedTuple, Generic[T]):
-    """Counts; unless they are complete, the search stopped early, and there may be more."""
+class Counts(NamedTuple, Generic[T]):
+    """Counts; unless they are complete, the search stopped early and there may be more tasks."""
 
     counts: T
     are_complete: bool = True
 
 
-def by_state(caller: Caller, selection: Selection, maximum: int) -> Counted[dict[str, int]]:
-    """State -> how many tasks of the selection are in it; its own state is ignored.
+def by_state(caller: Caller, selection: Selection, maximum: int) -> Counts[dict[str, int]]:
+    """State -> the number of tasks in it; the selection's own filter by state is ignored.
 
-    A count stops at `maximum` where an index has all tasks of one state that fit; that of CLAIMED
-    looks at `maximum` running tasks. Other filters are applied to the newest MAX_SEARCHED tasks, or
-    to a set of candidates.
+    If an index covers the filters, a count stops at `maximum`; claimed tasks are counted among
+    `maximum` running ones. Other filters are applied to the newest MAX_SEARCHED tasks, or to a set
+    of candidates.
     """
     selection = selection._replace(status=None, error_type=None, is_claimed=None, sort=NEWEST_FIRST)
     values = lists.parameters(caller, selection)
@@ -66,21 +66,21 @@ def by_state(caller: Caller, selection: Selection, maximum: int) -> Counted[dict
         if filters <= CREATION:
             statement = _limited_counts_statement(filters)
             row: Any = statement.all(connection, **values, maximum=maximum)[0]
-            return Counted(dict(zip(STATES, row, strict=True)))
+            return Counts(dict(zip(STATES, row, strict=True)))
         tasks = OrderedTasks(connection, caller, selection)
         candidate_set = tasks.smallest_set()
         end = None if candidate_set else tasks.position(None, MAX_SEARCHED)
         row = tasks.run(_count_statement, None, end, candidate_set)[0]
-        return Counted(dict(zip(STATES, row, strict=True)), end is None)
+        return Counts(dict(zip(STATES, row, strict=True)), end is None)
 
 
 @lru_cache
 def _limited_counts_statement(filters: Filters) -> Statement[AnyRow]:
     counts = []
     for state, is_in_state in STATES.items():
-        # The index of those that wait has no order by creation over all agents.
+        # The index of waiting tasks is not ordered by creation over all agents.
         by_index = frozenset() if state == WAITING else filters
-        # Nor has an index those that are claimed: they are counted among those that run.
+        # No index contains claimed tasks only: they are counted among the running ones.
         counted, is_found = (
             (Task.claimed_at, STATES[RUNNING]) if state == CLAIMED else (Task.id, is_in_state)
         )
@@ -98,38 +98,38 @@ def _count_statement(scan: Scan) -> Statement[AnyRow]:
 
 
 def by_start(
-    caller: Caller, selection: Selection, moments: Sequence[str], statuses: tuple[str, ...]
-) -> Counted[list[list[int]]]:
-    """For each of `statuses`: how many tasks were started in each interval between `moments`."""
+    caller: Caller, selection: Selection, times: Sequence[str], statuses: tuple[str, ...]
+) -> Counts[list[list[int]]]:
+    """For each of `statuses`: how many tasks were started in each interval between `times`."""
     with reading() as connection:
         wanted = selection._replace(created_after=None, created_before=None, sort=NEWEST_FIRST)
         values = lists.parameters(caller, wanted)
         if values.keys() <= {"user_id", "status"}:
-            bounds = {f"moment{number}": moment for number, moment in enumerate(moments)}
-            statement = _interval_counts_statement(statuses, len(moments))
+            bounds = {f"time{number}": time for number, time in enumerate(times)}
+            statement = _interval_counts_statement(statuses, len(times))
             row: Any = statement.all(connection, **values, **bounds)[0]
-            intervals = len(moments) - 1
+            intervals = len(times) - 1
             parts = range(0, len(row), intervals)
-            return Counted([list(row[start : start + intervals]) for start in parts])
+            return Counts([list(row[start : start + intervals]) for start in parts])
         # The bounds of a selection are exclusive.
-        since = clock.moved(moments[0], -MILLISECOND)
-        wanted = wanted._replace(created_after=since, created_before=moments[-1])
+        since = clock.moved(times[0], -MILLISECOND)
+        wanted = wanted._replace(created_after=since, created_before=times[-1])
         tasks = OrderedTasks(connection, caller, wanted)
         candidate_set = tasks.smallest_set()
         end = None if candidate_set else tasks.position(None, MAX_SEARCHED_FOR_CHART)
-        counts = {status: [0] * (len(moments) - 1) for status in statuses}
+        counts = {status: [0] * (len(times) - 1) for status in statuses}
         for row in tasks.run(_starts_statement, None, end, candidate_set):
-            counts[row.status][bisect_right(moments, row.created_at) - 1] += 1
-        return Counted(list(counts.values()), end is None)
+            counts[row.status][bisect_right(times, row.created_at) - 1] += 1
+        return Counts(list(counts.values()), end is None)
 
 
 @lru_cache
-def _interval_counts_statement(statuses: tuple[str, ...], moments: int) -> Statement[AnyRow]:
-    bounds = [bindparam(f"moment{number}", type_=Timestamp()) for number in range(moments)]
+def _interval_counts_statement(statuses: tuple[str, ...], times: int) -> Statement[AnyRow]:
+    bounds = [bindparam(f"time{number}", type_=Timestamp()) for number in range(times)]
     # Each count reads a part of one index.
     counts = [
         select(func.count())
-        .where(of_user, Task.status == status)
+        .where(tasks_of_user, Task.status == status)
         .where(Task.created_at >= since, Task.created_at < until)
         .scalar_subquery()
         for status in statuses

@@ -40,7 +40,7 @@ from taskservice.database.types import (
     TaskRow,
     Timestamp,
     database_now,
-    moment_from_now,
+    time_from_now,
 )
 from taskservice.errors import Problem, not_found
 from taskservice.schemas.tasks import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
@@ -65,7 +65,7 @@ logger = logging.getLogger(__name__)
 
 # Reads of deliveries, with their attempts.
 
-# A literal, as in the indexes of these rows, so that they are used.
+# A literal, as in the conditions of the indexes, so that the database uses them.
 is_pending: ColumnElement[bool] = Delivery.state == literal_column(f"'{PENDING}'")
 # While a lease lasts, only its holder may post; an attempt is much shorter.
 LEASE_SECONDS = 60.0
@@ -82,7 +82,7 @@ is_due: ColumnElement[bool] = and_(
 # An attempt that is due later than any delay, plus a minute, was scheduled before the clock was
 # set back.
 is_too_far: ColumnElement[bool] = and_(
-    is_pending, Delivery.next_attempt_at > moment_from_now(LONGEST_DELAY_SECONDS + 60)
+    is_pending, Delivery.next_attempt_at > time_from_now(LONGEST_DELAY_SECONDS + 60)
 )
 _DELIVERIES: AnySelect = (
     select(*DELIVERY_COLUMNS, User.name.label("user_name"))
@@ -117,7 +117,7 @@ def find(delivery_id: str) -> Any | None:
 
 
 def list_all(state: str | None, limit: int) -> list[Any]:
-    """The newest deliveries of all users, as `find` has them, with their `user_name`."""
+    """The newest deliveries of all users, as `find` returns them, with their `user_name`."""
     of_state = _DELIVERIES if state is None else _DELIVERIES.where(Delivery.state == state)
     return _read(of_state.limit(limit))
 
@@ -131,7 +131,7 @@ def _read(deliveries: AnySelect, values: Mapping[str, Any] | None = None) -> lis
 
 
 def states(rows: Sequence[AnyRow]) -> dict[str, str]:
-    """Task id -> the state of its newest delivery, for those of `rows` that have one."""
+    """Task id -> the state of its newest delivery, for the tasks of `rows` that have one."""
     of_these = (
         select(Delivery.task_id, Delivery.state)
         .where(Delivery.task_id.in_([row.id for row in rows]))
@@ -143,15 +143,15 @@ def states(rows: Sequence[AnyRow]) -> dict[str, str]:
 
 # Chooses the deliveries to send next: users take turns, and each receiver has a few slots.
 
-# Maximum attempts of one user at one host at a time in a process, so that a slow host leaves most
-# to others.
+# Maximum concurrent attempts of one user at one host in a process, so that a slow host leaves most
+# of them to others.
 MAX_PER_RECEIVER = 4
-# A receiver whose circuit breaker is open has one slot, and all such receivers have these together.
+# A receiver whose circuit breaker is open has one slot; all such receivers share this number.
 MAX_TO_FAILING = 8
 
 
 class ReceiverSlots:
-    """The attempts that may still start at each receiver, beside those that run in this process."""
+    """How many attempts may start at each receiver while others run in this process."""
 
     def __init__(self, running: Iterable[Receiver], failing: Set[Receiver]) -> None:
         self._used = Counter(running)
@@ -180,10 +180,10 @@ class ReceiverSlots:
         return not self._used[receiver] and self._left_to_failing > 0
 
 
-# These statements read few entries of an index, but for those of the hosts without a slot.
+# These statements read few index entries, except entries of hosts without a free slot.
 _LEASES = (
     select(Delivery.user_id, func.count().label("count"))
-    .where(Delivery.leased_until > moment_from_now())
+    .where(Delivery.leased_until > time_from_now())
     .group_by(Delivery.user_id)
     .subquery()
 )
@@ -208,7 +208,7 @@ _DUE_OF_USER = (
     .where(
         Delivery.user_id == bindparam("of_user_id", type_=Identifier),
         is_due,
-        # PostgreSQL uses the index only when the moment is a parameter.
+        # PostgreSQL uses the index only if the time is a parameter.
         Delivery.next_attempt_at <= bindparam("now", type_=Timestamp()),
         Delivery.host.not_in(bindparam("full_hosts", expanding=True)),
     )
@@ -248,7 +248,7 @@ class Leased(NamedTuple):
     task_id: str
     user_id: str
     callback_url: str
-    # With its port, as in the URL.
+    # With the port, as in the URL.
     host: str
     attempt_count: int
 
@@ -276,15 +276,15 @@ _REPLACE = (
     .values(state=CANCELLED, next_attempt_at=None, **_NO_LEASE)
 )
 _UNLEASED = (
-    select(Delivery.next_attempt_at.label("moment"))
+    select(Delivery.next_attempt_at.label("time"))
     .where(is_pending, is_unleased)
     .order_by(Delivery.next_attempt_at)
     .limit(1)
 )
-# The lease of a process that died runs out.
-_LEASED = select(func.min(Delivery.leased_until)).where(Delivery.leased_until > moment_from_now())
-_MOMENTS = union_all(select(_UNLEASED.subquery()), _LEASED).subquery()
-_NEXT = select(func.min(_MOMENTS.c.moment).label("next"), database_now().label("now"))
+# When the next lease runs out: its process may have died.
+_LEASED = select(func.min(Delivery.leased_until)).where(Delivery.leased_until > time_from_now())
+_TIMES = union_all(select(_UNLEASED.subquery()), _LEASED).subquery()
+_NEXT = select(func.min(_TIMES.c.time).label("next"), database_now().label("now"))
 _CLAIM = (
     update(Delivery)
     .where(Delivery.id.in_(bindparam("ids", expanding=True)), is_due)
@@ -372,9 +372,9 @@ def seconds_until_due() -> float | None:
 def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
     """Lease at most `limit` deliveries that are due, for each user the longest due first.
 
-    Users take turns: the next delivery is of the user who then holds the fewest leases in all
-    processes. A receiver gets no more than its free slots, so that fewer than `limit` may be
-    leased although more are due: call it again.
+    Users take turns: the next delivery belongs to the user with the fewest leases in all
+    processes. A receiver gets at most its free slots, so fewer than `limit` may be leased while
+    more are due: call it again.
     """
     with transaction() as connection:
         due = due_deliveries(connection, limit, slots)
@@ -467,7 +467,7 @@ def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None
 def redeliver(caller: Caller, task_id: str) -> str:
     """Make the newest delivery of a task due now, with a new retry schedule; returns its id.
 
-    Raises 404, and 409 when there is no delivery or it is being posted at this moment.
+    Raises 404, and 409 when there is no delivery or it is being posted.
     """
     visible = select(Task.id).where(Task.id == task_id, visible_tasks).with_for_update()
     with transaction() as connection:
@@ -510,5 +510,5 @@ def _make_due(connection: Connection, delivery_id: str) -> None:
         .values(state=PENDING, attempt_count=0, next_attempt_at=database_now(), **_NO_LEASE)
     )
     if connection.execute(due).rowcount == 0:
-        detail = "The delivery is being posted at this moment; wait for the outcome"
+        detail = "The delivery is being posted; wait for the outcome"
         raise Problem(409, detail, code=DELIVERY_UNDER_WAY)

@@ -28,7 +28,7 @@ from sqlalchemy import (
     type_coerce,
 )
 
-from taskservice.auth import Caller, of_user, visible_tasks
+from taskservice.auth import Caller, tasks_of_user, visible_tasks
 from taskservice.database import name_index
 from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.connections import Statement
@@ -39,15 +39,15 @@ from taskservice.database.types import (
     AnySelect,
     Identifier,
     ListedTask,
-    Several,
+    ListParameter,
     Timestamp,
     api_text,
     formatted,
-    is_among,
+    in_list,
     joined_by_line_feed,
     json_string,
     next_limit,
-    place_in_text,
+    position_in_text,
     utf8,
 )
 from taskservice.schemas.fields import NO_QUESTIONS, Lines, OpenQuestions, StoredJson, StoredNumber
@@ -56,15 +56,15 @@ from taskservice.services.task_json import Shape
 from taskservice.services.tasks import with_log
 from taskservice.terms import FAILED, MAX_LABELS, PENDING, RUNNING, SORTS
 
-# Which tasks a list has, as SQL, and which of its filters an index in its order serves.
+# The conditions of a list as SQL, and which of its filters an index in its order covers.
 
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
-# Each label of a selection is a filter of its own, and all must fit.
+# Each label of a selection is a filter of its own, and all must match.
 LABELS = tuple(f"label{number}" for number in range(MAX_LABELS))
 # Filter, under the name of its parameter -> its condition; the bounds are exclusive.
 CONDITIONS: dict[str, ColumnElement[bool]] = {
-    # With `of_user` the same as `visible_tasks`, whose OR would keep SQLite from using the index
-    # of an agent.
+    # Together with `tasks_of_user` the same as `visible_tasks`, whose OR would keep SQLite from
+    # using the index of an agent.
     "own_agent_id": Task.agent_id == bindparam("own_agent_id"),
     "agent_id": Task.agent_id == bindparam("agent_id"),
     "error_type": Task.error_type == bindparam("error_type"),
@@ -75,7 +75,7 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     "claimed": Task.claimed_at.is_not(None),
     "unclaimed": Task.claimed_at.is_(None),
     "parent_id": Task.parent_id == bindparam("parent_id", type_=Identifier),
-    "name_part": place_in_text(Task.name_folded, bindparam("name_part", type_=Text())) > 0,
+    "name_part": position_in_text(Task.name_folded, bindparam("name_part", type_=Text())) > 0,
     "delivery": exists(
         select(1).where(Delivery.task_id == Task.id, Delivery.state == bindparam("delivery"))
     ),
@@ -83,14 +83,14 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     name: exists(select(1).where(TaskLabel.task_id == Task.id, TaskLabel.label == bindparam(name)))
     for name in LABELS
 }
-# The names of the filters that are given; a statement is compiled once for each set of them.
+# The names of the given filters; a statement is compiled once for each set of them.
 Filters: TypeAlias = frozenset[str]
-# The filters that have an index in the order of creation, each alone; the most selective first.
+# The filters with an index of their own in the order of creation; the most selective first.
 _IN_AN_INDEX = ("own_agent_id", "agent_id", "error_type", "status")
 
 
 class Selection(NamedTuple):
-    """Which tasks a list has, and in which order; the bounds are exclusive."""
+    """The filters and the order of a list; the bounds are exclusive."""
 
     status: str | None = None
     error_type: str | None = None
@@ -109,14 +109,14 @@ class Selection(NamedTuple):
 
 
 def parameters(caller: Caller, selection: Selection) -> dict[str, Any]:
-    """The values of the user and of the filters that are given, under their parameters' names."""
+    """Parameter -> value, for the user and the given filters."""
     values = selection._asdict() | {"user_id": caller.user_id, "own_agent_id": caller.agent_id}
     sort, labels, is_claimed = (values.pop(name) for name in ("sort", "labels", "is_claimed"))
     values |= dict(zip(LABELS, dict.fromkeys(labels), strict=False))
     if is_claimed is not None:
         values["claimed" if is_claimed else "unclaimed"] = True
     if sort == BY_END and selection.finished_after is None:
-        # Such a list has finished tasks only.
+        # This list contains finished tasks only.
         values["finished_after"] = EARLIEST
     if selection.name_part:
         values["name_part"] = selection.name_part.casefold()
@@ -124,10 +124,10 @@ def parameters(caller: Caller, selection: Selection) -> dict[str, Any]:
 
 
 def indexed_filters(filters: Filters, sort: str) -> Filters:
-    """The filters that one index in this order serves: it skips the tasks that they leave out."""
+    """The filters that one index in this order covers: it skips the tasks that do not match."""
     if sort == BY_END:
         return filters & {"finished_after"}
-    # There is an index for each of these alone.
+    # Each of these has an index of its own.
     first = next((name for name in _IN_AN_INDEX if name in filters), "")
     return filters & {first, "created_after", "created_before"}
 
@@ -135,13 +135,13 @@ def indexed_filters(filters: Filters, sort: str) -> Filters:
 def conditions(filters: Filters, by_index: Filters | None = None) -> list[ColumnElement[bool]]:
     """The conditions of these filters; SQLite may use an index only for those in `by_index`.
 
-    By default that is all. Without statistics, SQLite would often prefer another index to the one
-    in the list's order.
+    The default is all filters. Without statistics, SQLite would often prefer another index to the
+    one in the list's order.
     """
     by_index = filters if by_index is None else by_index
     searched = [CONDITIONS[name] for name in CONDITIONS if name in by_index]
     checked = [CONDITIONS[name] for name in CONDITIONS if name in filters - by_index]
-    return [of_user, *searched, *([unindexed(checked)] if checked else [])]
+    return [tasks_of_user, *searched, *([unindexed(checked)] if checked else [])]
 
 
 def unindexed(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
@@ -149,18 +149,18 @@ def unindexed(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
     return and_(*conditions).is_(true())
 
 
-# Candidates: the tasks that one filter leaves, if they are few enough to be read and sorted.
+# Candidates: the tasks that match one filter, if they are few enough to be read and sorted.
 
 # The maximum number of tasks that are read by their ids, and sorted, for one page.
 MAX_CANDIDATES = 5_000
-# Written as in the indexes of these rows, so that they are used.
+# Written as in the conditions of the indexes, so that the database uses them.
 _DELIVERY_STATES = {
     PENDING: text("deliveries.state = 'pending'"),
     FAILED: text("deliveries.state = 'failed'"),
 }
-# The sets that the index of names finds: on SQLite, by row numbers, and on PostgreSQL, by ids.
+# The sets that the index of names finds: on SQLite by row number, on PostgreSQL by id.
 ROWS_BY_NAME, BY_NAME = "rows by name", "name"
-# A set of candidates -> the filters that its index has. One of them is enough to select it.
+# A set of candidates -> the filters of its index. One of these filters selects the set.
 _SETS = {
     "agent": frozenset({"agent_id"}),
     "own agent": frozenset({"own_agent_id"}),
@@ -181,7 +181,7 @@ IS_WAITING: Any = text(
 def smallest_set(connection: Connection, filters: Filters, values: dict[str, Any]) -> str | None:
     """The name of the smallest set of candidates for these filters; None if all are too large.
 
-    Puts what the index of names has found into `values`, since searching it again would take long.
+    Stores the result of the name search in `values`, since searching again is slow.
     """
     sizes = _sizes(connection, filters, values)
     if "trigrams" in values and name_index.is_usable(connection, values["name_part"]):
@@ -193,7 +193,7 @@ def smallest_set(connection: Connection, filters: Filters, values: dict[str, Any
 
 
 def _sizes(connection: Connection, filters: Filters, values: Mapping[str, Any]) -> dict[str, int]:
-    """The size of each set that an index of tasks or deliveries has, counted up to a limit."""
+    """The size of each set that an index of tasks or deliveries gives, counted up to a limit."""
     names = tuple(name for name, of_index in _SETS.items() if of_index & filters)
     names += tuple(name for name in LABELS if name in filters)
     if "delivery" in filters:
@@ -229,7 +229,7 @@ _BY_NAME = {
 
 
 def implied(name: str) -> Filters:
-    """The filters that all candidates of this set fit: they need not be checked again."""
+    """The filters that all candidates of this set match, so that they need no second check."""
     if name in _DELIVERY_STATES:
         return frozenset({"delivery"})
     if name == WAITING:
@@ -240,9 +240,9 @@ def implied(name: str) -> Filters:
 def are_among(name: str, filters: Filters) -> ColumnElement[bool]:
     """The condition that a task is one of the candidates of this set."""
     if name == ROWS_BY_NAME:
-        return is_among(literal_column("tasks.rowid"), bindparam("candidates", type_=Text()))
+        return in_list(literal_column("tasks.rowid"), bindparam("candidates", type_=Text()))
     if name == BY_NAME:
-        return is_among(Task.id, bindparam("candidates", type_=Several(Identifier)))
+        return in_list(Task.id, bindparam("candidates", type_=ListParameter(Identifier)))
     return Task.id.in_(_ids(name, filters))
 
 
@@ -254,22 +254,24 @@ def _ids(name: str, filters: Filters) -> AnySelect:
         of_same_user = TaskLabel.user_id == bindparam("user_id", type_=Identifier)
         return select(TaskLabel.task_id).where(of_same_user, TaskLabel.label == bindparam(name))
     if name == WAITING:
-        return select(Task.id).where(of_user, IS_WAITING)
-    return select(Task.id).where(of_user, *(CONDITIONS[each] for each in _SETS[name] & filters))
+        return select(Task.id).where(tasks_of_user, IS_WAITING)
+    return select(Task.id).where(
+        tasks_of_user, *(CONDITIONS[each] for each in _SETS[name] & filters)
+    )
 
 
-# The tasks of a list in its order: their positions, and the search for those that fit.
+# The tasks of a list in its order: their positions, and the search for matching tasks.
 
-# How many tasks are searched for those that fit: a few first, which is enough where many fit. If
-# MAX_SEARCHED more are not enough either, the page ends, and the next one goes on from there.
+# How many tasks are checked against the filters: first a few, which is enough if many match. If
+# MAX_SEARCHED more are not enough either, the page ends, and the next page continues from there.
 FIRST_SEARCHED = 500
 MAX_SEARCHED = 20_000
-# The number of different statements that are kept of each kind.
+# The number of compiled statements that are kept of each kind.
 STATEMENTS = 256
 
-# The names of the parameters of the bounds that are given: of `after_...`, `end_...`, or both.
+# The parameters of the given bounds: `after_...`, `end_...`, or both.
 Bounds: TypeAlias = frozenset[str]
-# Bound -> the filter that it supersedes, since it is narrower: SQLite must search the index by it.
+# Bound -> the filter that it replaces: it is narrower, and SQLite must search the index by it.
 _SUPERSEDED = {
     NEWEST_FIRST: {"after_id": "created_before", "end_id": "created_after"},
     OLDEST_FIRST: {"after_id": "created_after", "end_id": "created_before"},
@@ -280,8 +282,8 @@ _SUPERSEDED = {
 class Position(NamedTuple):
     """The position of one task in a list; a cursor is the position of a page's last task."""
 
-    # Its `created_at` or, by end, its `finished_at`.
-    moment: str
+    # The task's `created_at`; `finished_at` if the list is sorted by it.
+    time: str
     id: str
 
 
@@ -291,17 +293,17 @@ _LAST = Position("9999-12-31T23:59:59.999Z", "ffffffff-ffff-ffff-ffff-ffffffffff
 START = {NEWEST_FIRST: _LAST, OLDEST_FIRST: _FIRST, BY_END: _FIRST}
 
 
-class Found(NamedTuple):
-    """Positions in a list; `reached` is where a search stopped before the end of the list."""
+class SearchResult(NamedTuple):
+    """Positions in a list; `reached` is set if the search stopped before the end of the list."""
 
     positions: list[Position]
     reached: Position | None = None
 
 
 class Scan(NamedTuple):
-    """What the SQL of a statement on a list depends on; each is compiled once.
+    """All that the SQL of a list depends on: the key under which a compiled statement is kept.
 
-    With a `candidate_set`, its tasks are read and sorted, in place of the index of the order.
+    With a `candidate_set`, its tasks are read and sorted; else an index in this order is read.
     """
 
     filters: Filters
@@ -322,29 +324,29 @@ class OrderedTasks:
         if trigrams is not None:
             self._values["trigrams"] = trigrams
             self._values["name_pattern"] = name_index.like_pattern(name_part)
-        # Whether the index of the order has all filters, and no task is read in vain.
+        # Whether the index in this order covers all filters, so that each task read is listed.
         self.are_indexed = self._filters == indexed_filters(self._filters, self._sort)
 
-    def search(self, after: Position | None, count: int) -> Found:
+    def search(self, after: Position | None, count: int) -> SearchResult:
         """The next `count` positions among a limited number of tasks, or among few candidates."""
         found: list[Position] = []
         for number in (FIRST_SEARCHED, MAX_SEARCHED):
             end = self.position(after, number)
             found += self.positions(after, end, count - len(found))
             if end is None or len(found) == count:
-                return Found(found)
+                return SearchResult(found)
             after = end
             candidate_set = self.smallest_set() if number == FIRST_SEARCHED else None
             if candidate_set is not None:
                 rest = self.positions(after, None, count - len(found), candidate_set)
-                return Found(found + rest)
-        return Found(found, after)
+                return SearchResult(found + rest)
+        return SearchResult(found, after)
 
     def position(self, after: Position | None, number: int) -> Position | None:
-        """The position that comes `number` tasks later in the index of the order, if there is one.
+        """The position `number` tasks later in the index in this order, if there is one.
 
-        A search finds where it will stop before it starts: if a task were deleted in between, it
-        would otherwise stop too late, and leave one out.
+        A search finds its end before it starts: if a task were deleted in between, it would
+        otherwise stop too late, and skip a task.
         """
         bounds = _bounds(after, None)
         statement = _nth_position_statement(Scan(self._filters, frozenset(bounds), self._sort))
@@ -371,7 +373,7 @@ class OrderedTasks:
         candidate_set: str | None = None,
         **values: Any,
     ) -> list[AnyRow]:
-        """The rows of the statement that is made for these filters, bounds and candidates."""
+        """The rows of the statement for these filters, bounds and candidates."""
         bounds = _bounds(after, end)
         scan = Scan(self._filters, frozenset(bounds), self._sort, candidate_set)
         return make_statement(scan).all(self._connection, **self._values, **bounds, **values)
@@ -382,12 +384,12 @@ class OrderedTasks:
 
 
 def _bounds(after: Position | None, end: Position | None) -> dict[str, str]:
-    """The values of the bounds that are given, under their parameters' names."""
+    """Parameter -> value, for the given bounds."""
     bounds: dict[str, str] = {}
     if after is not None:
-        bounds |= {"after_moment": after.moment, "after_id": after.id}
+        bounds |= {"after_time": after.time, "after_id": after.id}
     if end is not None:
-        bounds |= {"end_moment": end.moment, "end_id": end.id}
+        bounds |= {"end_time": end.time, "end_id": end.id}
     return bounds
 
 
@@ -417,7 +419,7 @@ def conditions_of(scan: Scan) -> list[ColumnElement[bool]]:
 
 
 def in_order(conditions: Sequence[ColumnElement[bool]], sort: str) -> Any:
-    """SELECT the positions of the tasks that fit, in their order."""
+    """SELECT the positions of matching tasks, in this order."""
     column = sort_column(sort)
     order = (column.desc(), Task.id.desc()) if sort == NEWEST_FIRST else (column, Task.id)
     return select(column, Task.id).where(*conditions).order_by(*order)
@@ -432,8 +434,8 @@ def _between(bounds: Bounds, sort: str) -> Iterator[ColumnElement[bool]]:
     key = tuple_(sort_column(sort), Task.id)
     for name in ("after", "end"):
         if f"{name}_id" in bounds:
-            moment = bindparam(f"{name}_moment", type_=Timestamp())
-            bound = tuple_(moment, bindparam(f"{name}_id", type_=Identifier))
+            time = bindparam(f"{name}_time", type_=Timestamp())
+            bound = tuple_(time, bindparam(f"{name}_id", type_=Identifier))
             is_newest_first = sort == NEWEST_FIRST
             if name == "after":
                 yield key < bound if is_newest_first else key > bound
@@ -441,16 +443,16 @@ def _between(bounds: Bounds, sort: str) -> Iterator[ColumnElement[bool]]:
                 yield key >= bound if is_newest_first else key <= bound
 
 
-# Tasks as JSON that the database writes: for lists, which Python would make much slower.
+# Tasks as JSON that the database writes: Python would make lists much slower.
 
-# A task that exceeds one of these is not read together with others: the size of its log in bytes;
-# the length of its input, its output and the message of its error in characters.
+# A task above one of these limits is read alone: the size of its log in bytes; the length of its
+# input, output or error message in characters.
 MAX_LOG_BYTES = 8 * 1024
 MAX_TEXT_LENGTH = 4 * 1024
 
 
-def of_task(schema: TaskSchema) -> ColumnElement[bytes | None]:
-    """SQL for the JSON that `schema` would dump of a task; NULL if one of its fields is large."""
+def task_as_json(schema: TaskSchema) -> ColumnElement[bytes | None]:
+    """SQL for a task as the JSON that `schema` would dump; NULL if a field is large."""
     values = {name: _value(name, field, schema) for name, field in schema.dump_fields.items()}
     return case((_is_small(schema), utf8(_object(values))))
 
@@ -461,7 +463,7 @@ def _is_small(schema: TaskSchema) -> ColumnElement[bool]:
         if isinstance(field, StoredJson):
             small.append(func.length(schema.columns[name]) <= MAX_TEXT_LENGTH)
         elif isinstance(field, OpenQuestions):
-            # Whether they are still open is said in Python.
+            # Python decides whether they are still open.
             small.append(Task.questions == NO_QUESTIONS)
         elif isinstance(field, Lines):
             small.append(Task.log_bytes <= MAX_LOG_BYTES)
@@ -471,13 +473,13 @@ def _is_small(schema: TaskSchema) -> ColumnElement[bool]:
 
 
 def _object(values: dict[str, tuple[str, Any]]) -> ColumnElement[str]:
-    """SQL for a JSON object. Field -> its JSON, with one `%s`, and the SQL that replaces this."""
+    """SQL for a JSON object. Field -> its JSON with one `%s`, and the SQL that replaces `%s`."""
     template = ",".join(f'"{name}":{text}' for name, (text, _) in values.items())
     return formatted("{" + template + "}", *(value for _, value in values.values()))
 
 
 def _value(name: str, field: fields.Field[Any], schema: TaskSchema) -> tuple[str, Any]:
-    """The JSON of a field, with one `%s`, and the SQL that replaces this."""
+    """The JSON of a field with one `%s`, and the SQL that replaces the `%s`."""
     if isinstance(field, Lines):
         return "[%s]", case((Task.first_log <= Task.log_count, _LINES))
     if isinstance(field, TaskError):
@@ -492,7 +494,7 @@ def _value(name: str, field: fields.Field[Any], schema: TaskSchema) -> tuple[str
     # All tasks of a list have the same user, so this id is formatted once, as a constant.
     is_user = column is Task.user_id
     text = api_text(bindparam("user_id", type_=Identifier) if is_user else column)
-    # An id or a moment has no characters that JSON escapes.
+    # An id or a time has no characters that JSON escapes.
     if not column.nullable:
         return '"%s"', text
     return "%s", case((column.is_(None), "null"), else_=json_string(text))
@@ -512,8 +514,8 @@ _CHUNKS = (
     .correlate(Task)
     .subquery()
 )
-# All lines become one JSON string, and then each `\n` in it the border between two strings. In the
-# meantime `\1`, which JSON does not contain, stands for `\\`: in `\\n` there is no line feed.
+# All lines become one JSON string, in which the border between two strings then replaces each `\n`.
+# Before that, `\1`, which JSON does not contain, replaces `\\`: `\\n` is not a line feed.
 _STRING = json_string(joined_by_line_feed(_CHUNKS.c.text))
 _STRINGS = func.replace(func.replace(func.replace(_STRING, r"\\", "\1"), r"\n", '","'), "\1", r"\\")
 _LINES = select(_STRINGS).scalar_subquery()
@@ -523,10 +525,10 @@ _LINES = select(_STRINGS).scalar_subquery()
 
 # How many positions of a whole list one search finds.
 POSITIONS_PER_READ = 1_000
-# How many tasks one read finds at most, where those before were small; and the first read.
+# Maximum number of tasks of one read, if the tasks before were small; and of the first read.
 TASKS_PER_READ = 400
 TASKS_OF_FIRST_READ = 100
-# How many characters of an error's message a table gets.
+# How many characters of an error message a table shows.
 MAX_REASON = 4_000
 
 
@@ -570,7 +572,7 @@ def _next_tasks(
     caller: Caller, selection: Selection, after: Position | None, count: int, shape: Shape
 ) -> list[Any] | None:
     """The next `count` tasks, by one statement; None if they must be searched for."""
-    # The first part needs no statement of its own, which would have to be compiled too.
+    # With a bound, the first page runs the same compiled statement as the others.
     after = after or START[selection.sort]
     with reading() as connection:
         tasks = OrderedTasks(connection, caller, selection)
@@ -581,37 +583,39 @@ def _next_tasks(
 
 @lru_cache(maxsize=STATEMENTS)
 def _listed_statement(shape: Shape, scan: Scan) -> Statement[AnyRow]:
-    # The id is as the database stores it: only that of the last task is used, in its position.
-    moment = api_text(sort_column(scan.sort)).label("moment")
-    columns = (moment, type_coerce(Task.id, Text), *_listed_columns(shape))
+    # The id is as the database stores it: only the last task's is used, in its position.
+    time = api_text(sort_column(scan.sort)).label("time")
+    columns = (time, type_coerce(Task.id, Text), *_listed_columns(shape))
     found = in_order(conditions_of(scan), scan.sort).with_only_columns(*columns)
     return Statement(found.limit(bindparam("count")))
 
 
 def _position_of(row: Any) -> Position:
     """The position of a row of `_listed_statement`."""
-    return Position(row.moment, str(UUID(row.id)))
+    return Position(row.time, str(UUID(row.id)))
 
 
 def page_positions(
     caller: Caller, selection: Selection, after: Position | None, limit: int
-) -> Found:
+) -> SearchResult:
     """The next `limit` positions; `reached` is the end of the page, if there is a next one."""
     wanted, reached = positions(caller, selection, after, limit + 1)
     if len(wanted) > limit:
-        return Found(wanted[:limit], wanted[limit - 1])
-    return Found(wanted, reached)
+        return SearchResult(wanted[:limit], wanted[limit - 1])
+    return SearchResult(wanted, reached)
 
 
-def positions(caller: Caller, selection: Selection, after: Position | None, count: int) -> Found:
-    """The next `count` positions of the list; fewer at its end, or where the search stopped."""
+def positions(
+    caller: Caller, selection: Selection, after: Position | None, count: int
+) -> SearchResult:
+    """The next `count` positions of the list; fewer at its end, or if the search stopped."""
     if selection.sort == BY_END and selection.status == RUNNING:
         # A search for the next one would read all finished tasks.
-        return Found([])
+        return SearchResult([])
     with reading() as connection:
         tasks = OrderedTasks(connection, caller, selection)
         if tasks.are_indexed:
-            return Found(tasks.positions(after, None, count))
+            return SearchResult(tasks.positions(after, None, count))
         return tasks.search(after, count)
 
 
@@ -621,7 +625,7 @@ def tasks_at(
     """The tasks at these positions, in their order, in parts of bounded size.
 
     Each part is a read of its own, so that a slow reader holds no transaction.
-    A task that was deleted meanwhile, or that the selection no longer has, is left out.
+    A task that was deleted or no longer matches the selection is left out.
     """
     start, count = 0, min(TASKS_OF_FIRST_READ, TASKS_PER_READ)
     while start < len(wanted):
@@ -635,7 +639,7 @@ def tasks_at(
 
 
 def _size(rows: Sequence[ListedTask]) -> int:
-    """The bytes of JSON that were read of these tasks."""
+    """The size of these tasks' JSON in bytes."""
     return sum([len(row.json or b"") for row in rows])
 
 
@@ -646,8 +650,8 @@ def _tasks_at_statement(shape: Shape, filters: Filters) -> Statement[ListedTask]
 
 
 def _listed_columns(shape: Shape) -> list[Any]:
-    """What a list selects of each task: its JSON, and the ids of what `shape` embeds."""
-    text = of_task(shape.schema).label("json")
+    """The columns of a list: a task's JSON, and the ids of the objects that `shape` embeds."""
+    text = task_as_json(shape.schema).label("json")
     return [Task.user_id, Task.agent_id, text] if shape.expand else [text]
 
 
@@ -669,7 +673,7 @@ def _read(
     task_ids: Sequence[str],
     make_statement: Callable[[Filters], Statement[ListedTask]],
 ) -> Sequence[ListedTask]:
-    """Those of the tasks that the selection still has, by the statement for its filters."""
+    """The tasks that still match the selection, read by the statement for its filters."""
     values = parameters(caller, selection)
     statement = make_statement(frozenset(values) - {"user_id"})
     with reading() as connection:
@@ -685,7 +689,7 @@ def _large_task_statement(shape: Shape, filters: Filters) -> Statement[ListedTas
     return Statement(with_log([*columns, null().label("json")]).where(_IS_WANTED, fits))
 
 
-_IS_WANTED: Any = is_among(Task.id, bindparam("task_ids", type_=Several(Identifier)))
+_IS_WANTED: Any = in_list(Task.id, bindparam("task_ids", type_=ListParameter(Identifier)))
 _SUMMARIES = Statement[AnyRow](
     select(
         Task.id,

@@ -31,10 +31,10 @@ from taskservice.database.types import (
     PAGE_BYTES,
     AnyRow,
     Identifier,
-    Several,
+    ListParameter,
     TaskAndLines,
     TaskRow,
-    is_among,
+    in_list,
     joined_by_line_feed,
     next_limit,
 )
@@ -84,7 +84,7 @@ _TASK_AND_LINES = Statement[TaskAndLines](
 
 
 class _StoredChunk(Protocol):
-    """What reads select of a LogChunk."""
+    """The columns of a LogChunk that reads select."""
 
     last: int
     count: int
@@ -94,14 +94,14 @@ class _StoredChunk(Protocol):
 
 
 class TimedLine(NamedTuple):
-    """A line, and when its agent printed it; None for one from before there were times."""
+    """A line, and the time at which its agent printed it; None if that is unknown."""
 
     text: str
     at: str | None
 
 
-class LogGone(Problem):
-    """Lines that a row counted were dropped while they were read."""
+class LogDropped(Problem):
+    """Lines of a log were dropped while it was read."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -138,12 +138,12 @@ _ENDS = Statement[AnyRow](
     )
     .join(Log, Log.task_id == Task.id)
     .join(LogChunk, (LogChunk.log_id == Log.id) & (LogChunk.last == Task.log_count))
-    .where(is_among(Task.id, bindparam("task_ids", type_=Several(Identifier))))
+    .where(in_list(Task.id, bindparam("task_ids", type_=ListParameter(Identifier))))
 )
 
 
 def timed_chunks(row: TaskRow) -> Iterator[tuple[int, list[TimedLine]]]:
-    """All lines of a task as they arrived together, with the number of the first one of each."""
+    """The lines of a task in the chunks in which they arrived, with each first line's number."""
     for page in pages(row):
         for chunk in page.chunks:
             one = Page([chunk], max(page.after, chunk.last - chunk.count), page.until)
@@ -151,9 +151,9 @@ def timed_chunks(row: TaskRow) -> Iterator[tuple[int, list[TimedLine]]]:
 
 
 def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
-    """At most `maximum` lines after number `after`, and about a megabyte of them.
+    """At most `maximum` lines after number `after`, and at most about a megabyte.
 
-    Raises LogGone if some were dropped meanwhile.
+    Raises LogDropped if some are dropped while they are read.
     """
     found: list[TimedLine] = []
     for page in pages(row, after, maximum):
@@ -189,34 +189,34 @@ class Page(NamedTuple):
 
 def _times(chunk: _StoredChunk) -> list[str | None]:
     if chunk.at is None or chunk.times is None:
-        time = None if chunk.at is None else clock.of_milliseconds(chunk.at)
+        time = None if chunk.at is None else clock.from_milliseconds(chunk.at)
         return [time for _ in range(chunk.count)]
     return [
-        clock.of_milliseconds(time) for time in clock.decode(chunk.at, chunk.times, chunk.count)
+        clock.from_milliseconds(time) for time in clock.decode(chunk.at, chunk.times, chunk.count)
     ]
 
 
 def _complete(chunks: Sequence[_StoredChunk], after: int, until: int) -> Page:
-    """Raises LogGone if a line between the chunks, or before them, is missing."""
+    """Raises LogDropped if a line between the chunks, or before them, is missing."""
     before = chunks[0].last - chunks[0].count if chunks else until
     if before > after or not chunks:
-        raise LogGone()
+        raise LogDropped()
     for chunk in chunks:
         if chunk.last - chunk.count != before:
-            raise LogGone()
+            raise LogDropped()
         before = chunk.last
     return Page(chunks, after, until)
 
 
 def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Page]:
-    """The lines of a task, in pages of about a megabyte, each a read of its own.
+    """At most `count` lines of a task after number `after`, in pages of about a megabyte.
 
-    Those after number `after`, and at most `count` of them; none that came after `row` was
-    read. Raises LogGone if some were dropped meanwhile.
+    Each page is a read of its own. Lines that arrived after `row` was read are left out. Raises
+    LogDropped if some are dropped while they are read.
     """
     after = max(after, row.first_log - 1)
     until = row.log_count if count is None else min(row.log_count, after + count)
-    # No more rows than lines are left: each has a line or more.
+    # At most one row for each line that is left, since each row has a line or more.
     limit = 4096 if row.log_bytes <= PAGE_BYTES else 16
     while after < until:
         start = {"log_id": row.log_id, "after": after, "limit": min(limit, until - after)}
@@ -236,7 +236,7 @@ def get_task(caller: Caller, task_id: str) -> TaskAndLines:
 
 
 def lines_in(row: TaskAndLines) -> list[str] | None:
-    """The lines that were read with a task; None if its log is large and must be read apart."""
+    """The lines that were read with a task; None if its log is large and was not read."""
     count = row.log_count - row.first_log + 1
     if not count:
         return []
@@ -252,7 +252,7 @@ def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
         with reading() as connection:
             chunks = _LAST_CHUNKS.all(connection, log_id=row.log_id, until=until, limit=limit)
         if not chunks:
-            raise LogGone()
+            raise LogDropped()
         before = [line for chunk in reversed(chunks) for line in chunk.text.split("\n")]
         lines = before + lines
         until -= len(before)
@@ -264,7 +264,7 @@ def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
 
 
 def ends(task_ids: Collection[str]) -> dict[str, str]:
-    """Task -> the end of what was last appended to its log; tasks without lines are left out."""
+    """Task id -> the end of the last chunk of its log; tasks without lines are left out."""
     if not task_ids:
         return {}
     with reading() as connection:
@@ -282,7 +282,7 @@ def _cut(lines: list[str], max_bytes: int) -> list[str]:
     return lines[len(lines) - kept :]
 
 
-# Cuts new lines into chunks of bounded size, without an object for each line.
+# Splits new lines into chunks of bounded size, without an object for each line.
 
 # Small, since a chunk is read whole, even for one of its lines.
 CHUNK_BYTES = 64 * 1024
@@ -302,7 +302,7 @@ class Chunk:
     times: Times = ()
 
 
-def of_text(data: bytes, at: int | None = None) -> list[Chunk]:
+def from_text(data: bytes, at: int | None = None) -> list[Chunk]:
     """The lines of a text: each ends at a line feed, which the last one may lack.
 
     One carriage return before a line feed is dropped; NUL and invalid UTF-8 become U+FFFD. `at` is
@@ -314,10 +314,10 @@ def of_text(data: bytes, at: int | None = None) -> list[Chunk]:
     return _checked(chunks, [] if at is None else [(0, at)])
 
 
-def of_strings(strings: Sequence[str], at: int | Sequence[int] | None = None) -> list[Chunk]:
+def from_strings(strings: Sequence[str], at: int | Sequence[int] | None = None) -> list[Chunk]:
     """The lines of strings without NUL; an empty string is an empty line.
 
-    `at` is the time of all lines, or has one for the lines of each string. Raises 422.
+    `at` is the time of all lines, or a list with one time for each string. Raises 422.
     """
     times: Times = [(0, at)] if isinstance(at, int) else []
     if isinstance(at, Sequence):
@@ -356,7 +356,7 @@ def without_first(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:
-    """Pieces of whole lines, as large as a chunk may be, or of one longer line."""
+    """Pieces of whole lines: each has at most the size of a chunk, or is one longer line."""
     start = 0
     while start < len(data):
         end = _end_of_piece(data, start)
@@ -425,7 +425,7 @@ _LOG_ID = (
     .scalar_subquery()
     .label("log_id")
 )
-# Its agent may still append: it is running, or the service ended it by timeout.
+# Tasks whose agent may still append: they are running, or ended by timeout.
 _accepts_lines = or_(Task.status == RUNNING, Task.error_type == TIMEOUT)
 _UPDATE = (
     update(Task)
@@ -469,8 +469,8 @@ def append(
 ) -> tuple[int, str]:
     """Append lines to a task's log; returns its line count and the task's status.
 
-    `seq` is the number of the first line sent, counted by `writer` from 1, which is empty for the
-    writer without a name: lines already stored are skipped. An append without lines is a heartbeat.
+    `seq` is the number of the first line sent, which each `writer` counts from 1; lines already
+    stored are skipped. The default writer's name is empty. An append without lines is a heartbeat.
     Raises 404, 409 for a gap or a finished task, 413 for a full log, 422 for too many writers.
     """
     with transaction() as connection:
@@ -500,7 +500,7 @@ def _not_stored(
     if seq > stored + 1:
         raise Problem(
             409,
-            f"Lines are missing: the next one of this writer is number {stored + 1}",
+            f"Lines are missing: this writer's next line is number {stored + 1}",
             code=SEQ_GAP,
             more={"expected": stored + 1},
         )
@@ -536,7 +536,7 @@ def _update_task(
 
 
 def _is_open(task: TaskRow) -> bool:
-    """Whether `_accepts_lines` holds for this task."""
+    """Whether `_accepts_lines` is true for this task."""
     return task.status == RUNNING or task.error_type == TIMEOUT
 
 
@@ -545,7 +545,7 @@ def _line_count(chunks: Sequence[Chunk]) -> int:
 
 
 def _add_to_writer(connection: Connection, task: _UpdatedTask, writer: str, lines: int) -> None:
-    """Add to the number of lines that a writer with a name has sent. Raises 422 for too many."""
+    """Add to the line count of a writer with a name. Raises 422 for too many writers."""
     of_writer = {"of_task_id": task.id, "of_writer": writer}
     if _ADD_TO_WRITER.one_or_none(connection, lines=lines, **of_writer) is None:
         if _WRITER_COUNT.scalar(connection, task_id=task.id) >= MAX_WRITERS:
@@ -554,10 +554,10 @@ def _add_to_writer(connection: Connection, task: _UpdatedTask, writer: str, line
 
 
 def _store(connection: Connection, task: _UpdatedTask, chunks: Sequence[Chunk]) -> None:
-    """Add chunks, whose lines the task already counts, to its log, which the first ones create."""
+    """Store chunks, whose lines the task already counts, in its log; create the log if needed."""
     last = task.log_count - _line_count(chunks)
-    # On PostgreSQL RETURNING reads the other tables as they were before it waited for the task:
-    # meanwhile retention may have dropped the log, or another request made the first.
+    # On PostgreSQL RETURNING reads the other tables as they were before it waited for the task.
+    # Since then, retention may have dropped the log, or another request may have created it.
     log_id = (
         (task.log_id if task.first_log <= last else None)
         or _LOG.scalar(connection, task_id=task.id)

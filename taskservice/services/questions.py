@@ -1,4 +1,4 @@
-"""Questions: asked by agents, answered by people, withdrawn, and expired by upkeep."""
+"""Questions: asked by agents, answered by people, withdrawn, and expired by maintenance."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -22,16 +22,16 @@ from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.models import IS_ASKING, Question, Task
-from taskservice.database.transactions import moment_by, reading, retry_on_conflict, transaction
+from taskservice.database.transactions import current_time, reading, retry_on_conflict, transaction
 from taskservice.database.types import (
     AnyRow,
     AnySelect,
     Identifier,
-    Several,
+    ListParameter,
     TaskRow,
+    in_list,
     in_pages,
-    is_among,
-    moment_from_now,
+    time_from_now,
 )
 from taskservice.errors import Problem, invalid, not_found
 from taskservice.schemas import json_schema, strict_json
@@ -47,12 +47,12 @@ from taskservice.services.tasks import (
 
 # Reads of questions.
 
-# How many questions of a list one read takes: each answer may have a megabyte.
+# Questions per read of a list: each answer may have a megabyte.
 QUESTIONS_PER_READ = 4
-# A literal, as in the indexes of open questions, so that they are used.
+# A literal, as in the conditions of the indexes, so that the database uses them.
 _is_open = Question.state == literal_column(f"'{terms.OPEN}'")
-has_expired = and_(_is_open, Question.expires_at <= moment_from_now())
-# An open question whose time has come is expired in every read; upkeep stores that later.
+has_expired = and_(_is_open, Question.expires_at <= time_from_now())
+# Reads show an open question past its expiry as expired; maintenance stores that later.
 _STATE = case((has_expired, terms.EXPIRED), else_=Question.state).label("state")
 COLUMNS = tuple(_STATE if each is Question.state else each for each in QUESTION_COLUMNS)
 OF_TASK = (
@@ -61,7 +61,7 @@ OF_TASK = (
     .order_by(Question.asked_at, Question.id)
 )
 _OPEN = OF_TASK.where(
-    _is_open, or_(Question.expires_at.is_(None), Question.expires_at > moment_from_now())
+    _is_open, or_(Question.expires_at.is_(None), Question.expires_at > time_from_now())
 )
 _TASK = select(Task.id).where(is_this_task)
 _ONE = OF_TASK.where(Question.id == bindparam("question_id", type_=Identifier))
@@ -87,10 +87,10 @@ def pages(questions: AnySelect, task_id: str) -> Iterator[Sequence[AnyRow]]:
 
 
 def ids_among(caller: Caller, task_id: str, question_ids: Collection[str]) -> Sequence[str]:
-    """Those of the ids that are questions of a task, oldest first. Raises 404."""
+    """The ids of this task's questions among `question_ids`, oldest first. Raises 404."""
     _require_task(caller, task_id)
     among = OF_TASK.with_only_columns(Question.id).where(
-        is_among(Question.id, bindparam("question_ids", type_=Several(Identifier)))
+        in_list(Question.id, bindparam("question_ids", type_=ListParameter(Identifier)))
     )
     here = {"task_id": task_id, "question_ids": list(question_ids)}
     with reading() as connection:
@@ -123,9 +123,9 @@ def ended(task_id: str, count: int) -> Sequence[AnyRow]:
 
 
 def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[AnyRow]:
-    """The oldest `count` of the caller's tasks that ask something, with their questions.
+    """The oldest `count` of the caller's tasks with open questions, and these questions.
 
-    Of the input, they have the first `length` characters.
+    The input is truncated to `length` characters.
     """
     start = func.substr(Task.input, 1, length).label("input")
     oldest = (
@@ -139,15 +139,15 @@ def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[AnyRow]:
 
 
 def count_asking_tasks(caller: Caller, maximum: int) -> int:
-    """How many of the caller's tasks ask something, up to `maximum`."""
+    """The number of the caller's tasks with open questions, up to `maximum`."""
     asking = select(Task.id).where(Task.user_id == caller.user_id, IS_ASKING).limit(maximum)
     with reading() as connection:
         return connection.scalar(select(func.count()).select_from(asking.subquery())) or 0
 
 
-# Questions: asked by agents, answered by people, withdrawn, and expired by upkeep.
+# Questions: asked by agents, answered by people, withdrawn, and expired by maintenance.
 
-# How many questions one transaction of upkeep ends.
+# How many questions one transaction expires.
 BATCH = 50
 
 _CLOSE = update(Question).where(
@@ -159,7 +159,7 @@ _CLOSE = update(Question).where(
 def ask(
     caller: Caller, task_id: str, fields: dict[str, Any], idempotency: Idempotency | None
 ) -> tuple[AnyRow, bool]:
-    """Ask what AskSchema loaded; returns the question, and whether it existed already.
+    """Ask a question that AskSchema loaded; returns it, and whether it existed already.
 
     Raises 404, 409 unless the task runs and is claimed, or with too many open questions, and 422
     for an idempotency key that was used with another body.
@@ -176,7 +176,7 @@ def ask(
                 idempotency.check(replayed.idempotency_digest)
                 return replayed, True
         _check_may_ask(connection, task)
-        now = moment_by(connection)
+        now = current_time(connection)
         seconds = fields.get("timeout")
         timeout = terms.QUESTION_TIMEOUT if seconds is None else seconds
         question = {
@@ -208,12 +208,12 @@ def _check_may_ask(connection: Connection, task: TaskRow) -> None:
 def answer(
     caller: Caller, task_id: str, question_id: str, action: str, content: dict[str, Any] | None
 ) -> AnyRow:
-    """Answer or decline a question; the same again changes nothing.
+    """Answer or decline a question; repeating the same answer changes nothing.
 
-    Raises 404, 409 if it is no longer open, and 422 for an answer that does not fit its schema.
+    Raises 404, 409 if it is no longer open, and 422 for an answer that does not match its schema.
     """
     if action != terms.DECLINE:
-        # It may take long, so in no transaction.
+        # Not in a transaction, since validation may take long.
         question = get(caller, task_id, question_id)
         if question.state == terms.OPEN:
             schema = strict_json.loads(question.schema.encode())
@@ -235,7 +235,7 @@ def answer(
 
 
 def withdraw(caller: Caller, task_id: str, question_id: str) -> AnyRow:
-    """Withdraw an open question; again changes nothing. Raises 404, and 409 if it has ended."""
+    """Withdraw an open question; repeating it changes nothing. Raises 404, and 409 if it ended."""
     with transaction() as connection:
         get_locked(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
@@ -244,7 +244,7 @@ def withdraw(caller: Caller, task_id: str, question_id: str) -> AnyRow:
 
 
 def _close(connection: Connection, question: AnyRow, is_same: bool, **values: Any) -> AnyRow:
-    """End an open question of a task that this transaction has locked, unless it ended so."""
+    """Close a question of a locked task; `is_same`: it was already closed in this way."""
     if is_same:
         return question
     if question.state != terms.OPEN:
@@ -277,7 +277,7 @@ def _open(connection: Connection, task_id: str) -> Sequence[AnyRow]:
 
 
 def _store_open(connection: Connection, task_id: str) -> None:
-    """Write the open questions into the task, and begin its silence clock anew."""
+    """Store the open questions in the task, and restart its inactivity timeout."""
     values = {
         "questions": open_json(connection, task_id),
         "updated_at": clock.now(),
@@ -288,13 +288,13 @@ def _store_open(connection: Connection, task_id: str) -> None:
 
 
 def open_json(connection: Connection, task_id: str) -> str:
-    """The open questions of a task as `Task.questions` has them."""
+    """The open questions of a task in the form of `Task.questions`."""
     questions = question_schema.dump(_open(connection, task_id), many=True)
     return strict_json.dumps(questions).decode()
 
 
 def expire() -> bool:
-    """End some questions whose time has come; returns whether there may be more."""
+    """Store that some questions have expired; returns whether there may be more."""
     expired = select(Question.id, Question.task_id).where(has_expired)
     with reading() as connection:
         due = connection.execute(expired.order_by(Question.expires_at).limit(BATCH)).all()

@@ -9,7 +9,7 @@ from sqlalchemy import delete as delete_from
 from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.models import Question, Task, TaskLabel
-from taskservice.database.transactions import moment_by, transaction
+from taskservice.database.transactions import current_time, transaction
 from taskservice.database.types import AnyRow, TaskRow
 from taskservice.errors import invalid
 from taskservice.schemas import strict_json
@@ -47,7 +47,7 @@ _CHANGE = update(Task).where(Task.id == bindparam("of_task_id"))
 
 
 def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskRow, str]:
-    """Change a task by what ReportSchema loaded; returns it and its `Callback-Status`.
+    """Apply a report that ReportSchema loaded; returns the task and its `Callback-Status`.
 
     Raises 404, 422, and 409 if the task is finished and the report would change it.
     """
@@ -71,7 +71,7 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
 
 
 def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
-    """Cancel a running task; again changes nothing. Raises 404 and 409."""
+    """Cancel a running task; repeating it changes nothing. Raises 404 and 409."""
     with transaction() as connection:
         task = get_locked(connection, caller, task_id)
         if task.error_type == CANCELLED:
@@ -164,7 +164,7 @@ def _change(
 ) -> tuple[TaskRow, delivery_service.Leased | None]:
     """Write the changed columns, and enqueue the webhook if they end the task."""
     ends = bool(values.keys() & {"status", "error_type"})
-    now = moment_by(connection) if ends else clock.now()
+    now = current_time(connection) if ends else clock.now()
     if values:
         values = {**values, "updated_at": now, "version": task.version + 1}
     if ends:
@@ -180,7 +180,7 @@ def _change(
     columns = cast(AnyRow, task)._asdict() | values
     changed = cast(TaskRow, SimpleNamespace(**columns))
     if ends and task.questions != NO_QUESTIONS:
-        # One that has expired was read so already, though upkeep has not stored it yet.
+        # Reads already show an expired question as expired, even if that is not stored yet.
         state = case((has_expired, EXPIRED), else_=WITHDRAWN)
         are_open = (Question.task_id == task.id, Question.state == OPEN)
         connection.execute(update(Question).where(*are_open).values(state=state))

@@ -18,15 +18,15 @@ from taskservice.services import logs, users
 from taskservice.services.logs import TimedLine
 from taskservice.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
 
-# Minimum number of bytes in a piece of text that is sent.
+# Minimum size of a piece of text that is sent.
 PIECE_BYTES = 64 * 1024
-# How many tasks of a list, as the database has written them, are joined at once.
+# How many tasks, which the database wrote as JSON, are joined in one step.
 TASKS_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The parts of a task that an answer has; empty `fields` means all."""
+    """The parts of a task that a response contains; empty `fields` means all."""
 
     fields: tuple[str, ...] = ()
     expand: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class Shape:
 
     @cached_property
     def version(self) -> str:
-        """The part of an ETag that differs between shapes."""
+        """The part of an ETag that depends on the shape."""
         return f"{zlib.crc32(','.join(sorted(self.fields)).encode()):x}"
 
     @cached_property
@@ -60,7 +60,7 @@ def _schema(fields: tuple[str, ...]) -> TaskSchema:
 def task(row: TaskRow, shape: Shape = WHOLE) -> Iterator[bytes]:
     """One task as JSON, in pieces.
 
-    Raises LogGone if lines are dropped while they are read, and 404 if the task was deleted and
+    Raises LogDropped if lines are dropped while they are read, and 404 if the task was deleted and
     then the agent to embed.
     """
     embedded = _embedded([row], shape)
@@ -96,7 +96,7 @@ def log_text(
 ) -> Iterator[bytes]:
     """Lines after number `after`, at most `count` or all, as UTF-8 text, each with a line feed.
 
-    With times, each line has its time and a blank before it.
+    With times, each line begins with its time and a space.
     """
 
     def text(page: logs.Page) -> str:
@@ -185,7 +185,7 @@ def _joined(pages: Iterable[Sequence[Any]]) -> Iterator[bytes]:
 
 
 def _embedded(rows: Sequence[TaskRow], shape: Shape) -> dict[str, dict[str, Any]]:
-    """Agent -> what `shape` embeds in its tasks; without agents that were deleted meanwhile."""
+    """Agent id -> the objects that `shape` embeds in its tasks; deleted agents are left out."""
     agent_ids = {row.agent_id for row in rows}
     if not shape.expand:
         return {key: {} for key in agent_ids}

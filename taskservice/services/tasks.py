@@ -1,4 +1,4 @@
-"""Tasks: read, started, also again, claimed, locked to be changed, and deleted."""
+"""Tasks: read, started, rerun, claimed, locked for a change, and deleted."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -116,7 +116,7 @@ def get_version(caller: Caller, task_id: str) -> TaskVersion:
 
 
 def children(caller: Caller, task_id: str, count: int) -> Sequence[AnyRow]:
-    """At most `count` of the tasks that a task has started, the oldest first."""
+    """The oldest `count` tasks that a task has started, in this order."""
     with reading() as connection:
         return _CHILDREN.all(connection, parent_id=task_id, count=count, **caller.scope)
 
@@ -126,7 +126,7 @@ def newest_rerun(caller: Caller, task_id: str) -> AnyRow | None:
         return _NEWEST_RERUN.one_or_none(connection, rerun_of=task_id, **caller.scope)
 
 
-# Locks a task that is to be changed, and deletes it.
+# Locks a task for a change, and deletes it.
 
 # The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this
 # machine's clock may differ.
@@ -154,7 +154,7 @@ def get_locked(
 
 
 def finished_problem(task: TaskRow) -> Problem:
-    """409 with the task's end: an agent stops only if the task was cancelled."""
+    """409 with the task's final status: an agent stops only if the task was cancelled."""
     error = None
     if task.error_type is not None:
         error = {"type": task.error_type, "message": task.error_message}
@@ -169,8 +169,8 @@ def finished_problem(task: TaskRow) -> Problem:
 def delete(caller: Caller, task_id: str) -> TaskRow:
     """Delete a task with its log and deliveries; returns it as it was. Raises 404.
 
-    Its log is only detached: the returned row can still be read with its lines, until the
-    sweep removes them.
+    Its log is only detached: the lines of the returned row can be read until the sweep removes
+    them.
     """
     with transaction() as connection:
         task = get_locked(connection, caller, task_id)
@@ -188,23 +188,23 @@ def remove(connection: Connection, task_ids: Sequence[str], logs_dropped_ago: fl
 
 
 def detach_logs(connection: Connection, task_ids: Sequence[str], seconds: float = 0.0) -> None:
-    """Detach the lines of tasks' logs; the sweep takes them for dropped `seconds` ago."""
+    """Detach the logs of tasks; for the sweep they were dropped `seconds` ago."""
     dropped = {"task_id": None, "dropped_at": database_now(-seconds)}
     connection.execute(update(Log).where(Log.task_id.in_(task_ids)).values(dropped))
 
 
-# Starts tasks, also again.
+# Starts and reruns tasks.
 
 
 class Idempotency(NamedTuple):
-    """The key by which a request can be repeated, and the digest of what was asked."""
+    """The key with which a request can be repeated, and the digest of the request."""
 
     key: str
     digest: str
 
     @classmethod
     def of(cls, key: str | None, body: Any, rerun_of: str | None = None) -> "Idempotency | None":
-        """Of a start, or of a rerun: the same key for both is another request; None without one."""
+        """None without a key. The digest of a rerun differs from the digest of any start."""
         if key is None:
             return None
         asked = body if rerun_of is None else {"rerunOf": rerun_of, "body": body}
@@ -217,9 +217,9 @@ class Idempotency(NamedTuple):
             raise invalid(errors, IDEMPOTENCY_KEY_REUSED)
 
 
-# The columns that an INSERT of a task sets beside those of TASK_COLUMNS and of NEW_TASK.
+# The columns that an INSERT of a task sets in addition to TASK_COLUMNS and NEW_TASK.
 MORE_COLUMNS = {"name_folded", "timeout", "idempotency_key", "idempotency_digest"}
-# Its silence clock begins.
+# The inactivity timeout starts.
 NEW_TASK = insert(Task).values(
     last_heartbeat_at=database_now(),
     heartbeat_deadline=database_now(bindparam("own_timeout", type_=Integer())),
@@ -242,20 +242,20 @@ _INPUT_SCHEMA = (
     .label("input_schema")
 )
 _TASK_TO_RERUN = Statement[Any](select_task.add_columns(Task.timeout, _INPUT_SCHEMA))
-# What a rerun takes over.
+# The columns that a rerun copies.
 _RERUN_COLUMNS = ("agent_id", "name", "input", "callback_url", "timeout", "labels")
 
 
 def start(
     caller: Caller, fields: dict[str, Any], idempotency: Idempotency | None
 ) -> tuple[TaskRow, bool]:
-    """Start a task from what StartSchema loaded; returns it, and whether it existed already.
+    """Start a task that StartSchema loaded; returns it, and whether it existed already.
 
-    It does if the same user started it with the same idempotency key. Raises 422 for an agent
-    that is not registered, an unclaimed task whose input does not fit its schema, a callback that
-    is not allowed, and an idempotency key that was used with another body.
+    It exists if the same user started it with the same idempotency key. Raises 422 for an agent
+    that is not registered, an unclaimed task whose input does not match the schema, a callback
+    that is not allowed, and an idempotency key that was used with another body.
     """
-    # A wrong one waits for no turn to write.
+    # An invalid callback is rejected before the wait for the write lock.
     _check_callback(fields.get("callback"))
     given = strict_json.dumps(fields.get("input") or {}).decode()
 
@@ -279,9 +279,9 @@ def start(
 def rerun(
     caller: Caller, task_id: str, fields: dict[str, Any], idempotency: Idempotency | None
 ) -> tuple[TaskRow, bool]:
-    """Start a task again, unclaimed, from what RerunSchema loaded; returns as `start` does.
+    """Rerun a task, unclaimed, with fields that RerunSchema loaded; returns the same as `start`.
 
-    Raises 404, and 422 for an input that does not fit the agent's schema, for a callback that is
+    Raises 404, and 422 for an input that does not match the agent's schema, for a callback that is
     no longer allowed, and for an idempotency key that was used with another request.
     """
     new_input = fields.get("input")
@@ -304,9 +304,9 @@ def _start(
     *,
     is_claimed: bool,
 ) -> tuple[TaskRow, bool]:
-    """Start a task with the columns that `load` returns, with the schema of its input.
+    """Start a task with the columns and the input schema that `load` returns.
 
-    `given` is another input than that of the columns.
+    `given` replaces the input of the columns.
     """
     fitting = INPUT_SCHEMA
     while True:
@@ -320,11 +320,11 @@ def _start(
             _check_callback(columns.get("callback_url"))
             _lock_parent(connection, caller, columns.get("parent_id"))
             columns["input"] = text = given or columns["input"]
-            # The program of a claimed task runs already: what it does must be recorded.
+            # The program of a claimed task already runs: its work must be recorded.
             if is_claimed or schema == fitting:
                 task = _insert(connection, caller, columns, idempotency, is_claimed=is_claimed)
                 return task, False
-        # It may take long, so in no transaction.
+        # Not in a transaction, since validation may take long.
         errors = input_problems(schema, text)
         if errors:
             raise invalid(errors)
@@ -405,7 +405,7 @@ def insert_labels(connection: Connection, task: TaskRow) -> None:
 
 # Gives a waiting task to one agent, once.
 
-# The status is a literal, as in the index of these tasks, so that it is used.
+# The status is a literal, as in the condition of the index, so that the database uses it.
 is_unclaimed: ColumnElement[bool] = and_(
     Task.status == literal_column(f"'{RUNNING}'"), Task.claimed_at.is_(None)
 )
@@ -439,7 +439,7 @@ def _claim_of(oldest: Any) -> Any:
     )
 
 
-# On PostgreSQL, claims at the same moment take the next task instead of waiting.
+# On PostgreSQL, concurrent claims take the next task instead of waiting.
 _CLAIM = _claim_of(_OLDEST_UNCLAIMED.with_for_update(skip_locked=True))
 # Another change than a claim may lock a task: if no other task is left, wait for the lock.
 _CLAIM_LOCKED = _claim_of(_OLDEST_UNCLAIMED.with_for_update())

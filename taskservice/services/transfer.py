@@ -1,4 +1,4 @@
-"""Tasks as lines of JSON, with all that belongs to them: exported, and imported."""
+"""Exports and imports tasks, with their logs, questions and deliveries, as lines of JSON."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from taskservice.database.models import (
     Task,
     User,
 )
-from taskservice.database.transactions import reading, reading_one_state, transaction
+from taskservice.database.transactions import read_snapshot, reading, transaction
 from taskservice.database.types import AnyRow, AnySelect, Identifier, TaskRow, in_pages
 from taskservice.errors import invalid
 from taskservice.schemas import strict_json
@@ -45,7 +45,7 @@ from taskservice.services.users import insert_secret
 # An import ignores unknown fields, and gives missing ones their default: only a change that this
 # does not cover raises the format.
 FORMAT = 1
-# What the API says in one response; logs, questions and attempts are dumped apart.
+# The fields of one API response; logs, questions and attempts are dumped separately.
 _task_schema = TaskSchema(exclude=(*TASK_EXPANSIONS, "logs", "questions"))
 _delivery_schema = DeliverySchema(exclude=("attempts",))
 
@@ -81,11 +81,11 @@ _QUESTIONS: AnySelect = questions.OF_TASK.add_columns(
 
 
 def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
-    """All tasks, those of one user, or those updated at or after a moment, as lines of JSON.
+    """All tasks, one user's tasks, or tasks updated at or after a time, as lines of JSON.
 
-    Tasks come in the order of their ids, each with all that belongs to it. It is no snapshot: what
-    changes meanwhile may be in it or not, but each task is as it was at one moment, and its
-    questions as they were a little later. Raises 422 for an unknown user.
+    Tasks come in the order of their ids, each with its questions, deliveries and log. This is not
+    a snapshot: changes made during the export may be missing. But each task is consistent; its
+    questions are read a little later. Raises 422 for an unknown user.
     """
     with reading() as connection:
         users = connection.execute(select(*USER_COLUMNS).order_by(User.id)).all()
@@ -128,11 +128,11 @@ def _new_agents(agents: AnySelect, written: set[tuple[str, str]]) -> Iterator[by
 
 
 def _task_lines(task_id: str) -> Generator[bytes, None, int]:
-    """The lines of a task; if its log is dropped meanwhile, again as it is then.
+    """The lines of a task; if its log is dropped while it is read, the task is exported again.
 
-    Returns 1, or 0 if it was deleted meanwhile.
+    Returns 1, or 0 if the task was deleted.
     """
-    with reading_one_state() as connection:
+    with read_snapshot() as connection:
         row = _TASK.one_or_none(connection, task_id=task_id)
         writers = _WRITERS.all(connection, task_id=task_id)
         deliveries = _DELIVERIES.all(connection, task_id=task_id)
@@ -158,14 +158,14 @@ def _task_lines(task_id: str) -> Generator[bytes, None, int]:
             at = times[0] if len(set(times)) == 1 else times
             texts = [line.text for line in timed]
             yield _line("log", of_task | {"first": first, "lines": texts, "at": at})
-    except logs.LogGone:
+    except logs.LogDropped:
         yield _line("void", of_task)
         return (yield from _task_lines(task_id))
     return 1
 
 
 def _task_json(row: Any, writers: Sequence[AnyRow]) -> dict[str, Any]:
-    # The empty name is the writer without one.
+    # The empty name stands for the default writer.
     own = {"": row.default_writer_seq} if row.default_writer_seq else {}
     return {
         **_task_schema.dump(row),
@@ -187,14 +187,14 @@ def _line(kind: str, content: Mapping[str, Any]) -> bytes:
     return strict_json.dumps({"type": kind, **content}) + b"\n"
 
 
-# Imports an export: all that is not there yet, in one transaction. What only an export can have
-# written is not checked further than by the constraints of the tables.
+# Imports all of an export that does not exist yet, in one transaction. Fields that only exports
+# have are checked by the constraints of the tables alone.
 
 LINE_TYPES = ("export", "user", "agent", "task", "question", "delivery", "log", "void", "end")
 _TASK_ID = Statement[Any](select(Task.id).where(Task.id == _of_task))
 _parent = aliased(Task)
-# For each column that refers to tasks: forget those that are not here.
-_FORGET_MISSING = tuple(
+# For each column that refers to tasks: clear references to tasks that do not exist.
+_CLEAR_MISSING = tuple(
     update(Task)
     .where(column.is_not(None), ~exists().where(_parent.id == column).correlate(Task))
     .values({column: None})
@@ -203,15 +203,15 @@ _FORGET_MISSING = tuple(
 
 
 class InvalidExport(Exception):
-    """A line that no export has; the message names it."""
+    """An invalid line; the message contains its number."""
 
     def __init__(self, number: int, reason: str) -> None:
         super().__init__(f"line {number}: {reason}")
 
 
 @dataclass
-class Imported:
-    """What an import has added, and what it has left as it was."""
+class ImportResult:
+    """What an import has added, and how many tasks it has skipped."""
 
     tasks: int = 0
     existing_tasks: int = 0
@@ -219,8 +219,8 @@ class Imported:
     agents: int = 0
 
 
-def import_from(file: BinaryIO) -> Imported:
-    """Add what an export has and the database has not; tasks that exist are left as they are.
+def import_from(file: BinaryIO) -> ImportResult:
+    """Import the tasks that do not exist in the database yet; existing tasks are left unchanged.
 
     Raises InvalidExport, with nothing changed.
     """
@@ -234,7 +234,7 @@ def import_from(file: BinaryIO) -> Imported:
                 importer.add(strict_json.loads(text, 2 * strict_json.MAX_CONTAINERS))
             if not importer.is_complete:
                 raise InvalidExport(number + 1, "the end is missing: the export was cut off")
-            for statement in _FORGET_MISSING:
+            for statement in _CLEAR_MISSING:
                 connection.execute(statement)
     except KeyError as error:
         raise InvalidExport(number, f"{error} is missing") from None
@@ -253,7 +253,7 @@ class _Importer:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self.imported = Imported()
+        self.imported = ImportResult()
         # Whether the last line was the end.
         self.is_complete = False
         # Ids of users in the file -> in the database.
@@ -315,7 +315,7 @@ class _Importer:
         }
         key = _key(line)
         of_key = Task.idempotency_key == key.get("idempotency_key")
-        # One that another task has here is left out.
+        # A key that another task already uses is left out.
         if not self._connection.scalar(select(exists().where(Task.user_id == user_id, of_key))):
             values |= key
         self._insert(Task, values, own_timeout=line["timeout"])
@@ -333,7 +333,7 @@ class _Importer:
         self._connection.execute(of_task.values(questions=open_json))
 
     def _add_delivery(self, line: dict[str, Any]) -> None:
-        """A pending one becomes cancelled: an import sends no webhook."""
+        """A pending delivery becomes cancelled: an import sends no webhook."""
         of_task = select(Task.user_id).where(Task.id == line["taskId"])
         delivery = _delivery_schema.stored(line) | {
             "task_id": line["taskId"],
@@ -354,8 +354,8 @@ class _Importer:
             self._log_id = logs.NEW_LOG.scalar(self._connection, task_id=line["taskId"])
         count, at, times = len(line["lines"]), line["at"], None
         if at is not None:
-            moments = at if isinstance(at, list) else [at]
-            at, times = clock.encode(list(enumerate(map(clock.milliseconds, moments))))
+            all_times = at if isinstance(at, list) else [at]
+            at, times = clock.encode(list(enumerate(map(clock.milliseconds, all_times))))
         chunk = {
             "log_id": self._log_id,
             "last": line["first"] + count - 1,
@@ -367,7 +367,7 @@ class _Importer:
         self._insert(LogChunk, chunk)
 
     def _add_void(self, line: dict[str, Any]) -> None:
-        """Its task was deleted, or its log dropped, while it was exported."""
+        """Remove the task of the lines before: it was deleted or its log dropped, or it follows."""
         self._count -= 1
         if self._is_new:
             tasks.remove(self._connection, [line["taskId"]])
@@ -384,7 +384,7 @@ class _Importer:
 
 
 def _key(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of the key by which a request can be repeated, if it had one."""
+    """The columns of the idempotency key, if there is one."""
     given = line["idempotency"]
     return {f"idempotency_{name}": given[name] for name in ("key", "digest")} if given else {}
 

@@ -79,10 +79,10 @@ def lock(connection: Connection, user_id: str) -> None:
 
 
 def _lock_user_of(connection: Connection, caller: Caller) -> None:
-    """The same for the caller's user.
+    """Lock the caller's user, as `lock` does.
 
-    Raises 401 if the caller's key was revoked since its request was authenticated: what it creates
-    now would outlive the revocation.
+    Raises 401 if the caller's key was revoked since its request was authenticated: a key that it
+    creates now would survive the revocation.
     """
     lock(connection, caller.user_id)
     is_valid = select(ApiKey.id).where(ApiKey.id == caller.key_id, *KEY_IS_VALID)
@@ -97,7 +97,7 @@ def _check_name(name: str) -> None:
 
 # API keys.
 
-# How many keys of a list one read takes.
+# Keys per read of a list.
 KEYS_PER_READ = 1_000
 _KEYS = select(*KEY_COLUMNS)
 _ANY_KEY = _KEYS.where(ApiKey.id == bindparam("key_id"))
@@ -169,7 +169,7 @@ def _revoke(connection: Connection, which: ColumnElement[bool]) -> int:
 
 
 def record_uses(uses: dict[str, str]) -> None:
-    """Store when keys were last used: key id -> moment."""
+    """Store when keys were last used: key id -> time."""
     # Another process may have stored a later use.
     is_later = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < bindparam("at"))
     use = update(ApiKey).where(ApiKey.id == bindparam("of_key_id"), is_later)
@@ -177,7 +177,7 @@ def record_uses(uses: dict[str, str]) -> None:
         with transaction() as connection:
             connection.execute(
                 use.values(last_used_at=bindparam("at")),
-                [{"of_key_id": key, "at": moment} for key, moment in uses.items()],
+                [{"of_key_id": key, "at": time} for key, time in uses.items()],
             )
 
 
@@ -195,7 +195,7 @@ def list_keys() -> Sequence[AnyRow]:
 
 
 def keys_of_user(caller: Caller) -> Iterator[Sequence[AnyRow]]:
-    """All keys of the caller's user, also those that are revoked or expired, some at a time."""
+    """All keys of the caller's user, including revoked and expired ones, some at a time."""
     order = (ApiKey.created_at, ApiKey.id)
     keys = _KEYS.where(visible_keys).order_by(*order)
 
@@ -233,7 +233,7 @@ def _key(connection: Connection, key_id: str, caller: Caller | None = None) -> A
 
 
 def _has_other_user_key(connection: Connection, caller: Caller, key_id: str) -> bool:
-    """Whether another key of the user can still do what a user key can."""
+    """Whether the user has another valid user key."""
     others = select(func.count()).where(
         ApiKey.user_id == caller.user_id,
         ApiKey.id != key_id,
@@ -276,7 +276,7 @@ def _insert_key(
 
 # A replaced secret also signs for a day, so that receivers can change to the new one.
 OVERLAP_SECONDS = 86_400.0
-# Each secret that signs adds 48 bytes to a header, of which receivers accept a few KiB.
+# Each secret that signs adds 48 bytes to a header; receivers accept headers of a few KiB.
 MAX_SIGNING = 10
 
 
@@ -289,21 +289,21 @@ def rotate(caller: Caller) -> Any:
     with transaction() as connection:
         _lock_user_of(connection, caller)
         since = clock.now(-OVERLAP_SECONDS)
-        moment = CallbackSecret.replaced_at
+        replaced_at = CallbackSecret.replaced_at
         replaced = connection.scalars(
-            select(moment).where(own, moment > since).order_by(moment)
+            select(replaced_at).where(own, replaced_at > since).order_by(replaced_at)
         ).all()
         if len(replaced) >= MAX_SIGNING - 1:
             wait = math.ceil(clock.seconds_between(since, str(replaced[0])))
             raise Problem(
                 429,
-                f"{len(replaced)} replaced secrets still sign for what is left of their 24 hours; "
+                f"{len(replaced)} replaced secrets are still within their 24-hour overlap; "
                 f"the next rotation is possible in {wait} s",
                 headers={"Retry-After": str(wait)},
             )
         now = clock.now()
         connection.execute(
-            update(CallbackSecret).where(own, moment.is_(None)).values(replaced_at=now)
+            update(CallbackSecret).where(own, replaced_at.is_(None)).values(replaced_at=now)
         )
         return insert_secret(connection, caller.user_id, now)
 

@@ -242,13 +242,13 @@ class Responder:
         # The application counts all other requests; this one it did not see or did not answer.
         metrics.requests.add(None, request.method if request else "", refusal.status, 0.0)
         request_id = _request_id(request.headers if request else ())
-        of_request = request_log.of_request(request_id)
+        extra = request_log.log_extra(request_id)
         if refusal is INTERNAL:
             name = f"{request.method} {request.path}" if request else "a request"
-            self._log.error("Could not answer %s", name, exc_info=error, extra=of_request)
+            self._log.error("Could not answer %s", name, exc_info=error, extra=extra)
         else:
             host = _host(connection.client)
-            self._log.info("Refused a request from %s: %s %s", host, *refusal[:2], extra=of_request)
+            self._log.info("Refused a request from %s: %s %s", host, *refusal[:2], extra=extra)
         with suppress(OSError):
             method = request.method if request else None
             connection.sock.send(as_response(refusal, method, request_id))
@@ -256,9 +256,9 @@ class Responder:
     def _log_failure(
         self, message: str, response: Response, error: BaseException | None = None
     ) -> None:
-        of_request = request_log.of_request(_request_id(response.headers))
+        extra = request_log.log_extra(_request_id(response.headers))
         request = response.req
-        self._log.error(message, request.method, request.path, exc_info=error, extra=of_request)
+        self._log.error(message, request.method, request.path, exc_info=error, extra=extra)
 
 
 def _request_id(headers: Iterable[tuple[str, str]]) -> str:

@@ -21,7 +21,7 @@ from gunicorn.util import is_ipv6
 from taskservice import resources
 from taskservice.api import require_key
 from taskservice.auth import caller
-from taskservice.background.upkeep import join_loops, start_loops
+from taskservice.background.maintenance import join_loops, start_loops
 from taskservice.config import Config
 from taskservice.mcp import protocol
 from taskservice.operations import metrics, request_log

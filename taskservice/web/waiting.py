@@ -22,7 +22,7 @@ from taskservice.operations import metrics
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import TASK_COLUMNS, TASK_FIELDS
 from taskservice.services import logs, task_json, tasks
-from taskservice.services.logs import LogGone, TimedLine
+from taskservice.services.logs import LogDropped, TimedLine
 from taskservice.services.task_json import Shape
 from taskservice.terms import OVERLOADED, RUNNING
 from taskservice.web.request import EVENTS
@@ -233,7 +233,7 @@ def as_text(events: Iterator[Event], *, has_times: bool = False) -> Iterator[byt
 def _present_lines(row: TaskRow, after: int) -> Iterator[list[TimedLine]]:
     try:
         yield from (page.timed_lines() for page in logs.pages(row, after))
-    except LogGone:
+    except LogDropped:
         # Retention or a deletion removed the log: the next read of the task shows which.
         return
 

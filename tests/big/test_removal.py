@@ -5,12 +5,12 @@ import threading
 import pytest
 from flask import Flask
 
-from taskservice.background.upkeep import Upkeep
+from taskservice.background.maintenance import Maintenance
 from taskservice.database.models import Log
 from taskservice.database.models import Task as TaskModel
 from tests.support.api_client import ApiClient
 from tests.support.internals import copy_task
-from tests.support.upkeep import end, fill, set_back_drops, until_gone
+from tests.support.maintenance import end, fill, set_back_drops, until_gone
 from tests.support.waiting import until
 
 
@@ -21,8 +21,8 @@ def app(app: Flask) -> Flask:
 
 
 @pytest.fixture
-def upkeep(app: Flask, no_grace: None) -> Upkeep:
-    return Upkeep(app)
+def maintenance(app: Flask, no_grace: None) -> Maintenance:
+    return Maintenance(app)
 
 
 class Writer(threading.Thread):
@@ -50,7 +50,7 @@ class Writer(threading.Thread):
 
 @pytest.mark.parametrize(("tasks", "lines"), [(100, 10_000), (2_000, 50_000)])
 def test_no_writer_is_refused_while_much_is_removed(
-    app: Flask, alice: ApiClient, upkeep: Upkeep, tasks: int, lines: int
+    app: Flask, alice: ApiClient, maintenance: Maintenance, tasks: int, lines: int
 ) -> None:
     logged, done = alice.start(), alice.start()
     fill(alice, logged, lines)
@@ -59,7 +59,7 @@ def test_no_writer_is_refused_while_much_is_removed(
     copy_task(app, done, tasks)
     with Writer(alice) as writer:
         until(lambda: writer.written)
-        until_gone(app, upkeep, TaskModel, 1)
+        until_gone(app, maintenance, TaskModel, 1)
         set_back_drops(app)
-        until_gone(app, upkeep, Log, 1)
+        until_gone(app, maintenance, Log, 1)
     assert writer.written > 5

@@ -176,7 +176,7 @@ def test_failure_in_the_service_itself_counts_as_an_attempt(
         connection.execute(update(CallbackSecret).values(secret="whsec_"))
     assert finish(alice, task) == "pending"
     (attempt,) = attempts(app)
-    assert attempt.message == "The service failed to post it; see the service's log."
+    assert attempt.message == "The service could not post the webhook; see the service's log."
     (delivery,) = deliveries(app)
     assert (delivery.attempt_count, delivery.lease) == (1, None)
     assert receiver.requests == []

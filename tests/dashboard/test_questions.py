@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 from flask import Flask
 
-from taskservice.background.upkeep import Upkeep
+from taskservice.background.maintenance import Maintenance
 from taskservice.dashboard import questions
 from taskservice.database.transactions import reading
 from tests.support.api_client import ApiClient, expect
@@ -474,7 +474,7 @@ def test_history_has_the_newest_questions(
     assert re.findall(r"Question (\d)\?", text) == ["3", "2"]
 
 
-def test_expired_question_has_no_form_before_upkeep_either(
+def test_expired_question_has_no_form_before_maintenance_either(
     app: Flask, window: Browser, alice: ApiClient, task: Json, clocks: Clocks
 ) -> None:
     question = ask(alice, task, timeout=60)
@@ -485,7 +485,7 @@ def test_expired_question_has_no_form_before_upkeep_either(
     assert 'class="state expired"' in text
     assert 'class="question"' not in text
     assert window.get(path_of(task, question)).status_code == 303
-    Upkeep(app).do_round()
+    Maintenance(app).do_round()
     assert 'class="state expired"' in text_of(window, f"/tasks/{task['id']}")
 
 

@@ -1,4 +1,4 @@
-"""Searches for parts of names by the index that upkeep fills."""
+"""Searches for parts of names by the index that maintenance fills."""
 
 import random
 import sqlite3

@@ -22,9 +22,9 @@ from tests.support.commands import one_line, run
 from tests.support.databases import Databases
 from tests.support.documents import table
 from tests.support.fork_server import run_forked
+from tests.support.maintenance import DAY
 from tests.support.postgresql_settings import SETTINGS, app_at, driven, work_at_once
 from tests.support.service import Service, environment
-from tests.support.upkeep import DAY
 from tests.support.waiting import until
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import func, select, update
 
 from taskservice.app import create_app
 from taskservice.background import removal as retention
-from taskservice.background.upkeep import Upkeep
+from taskservice.background.maintenance import Maintenance
 from taskservice.config import Config
 from taskservice.database import clock
 from taskservice.database.engine import dispose
@@ -31,8 +31,8 @@ from tests.support.internals import (
     end_for_silence,
     reads,
 )
+from tests.support.maintenance import DAY, count, end, fill, set_back_drops, until_gone
 from tests.support.receiver import Receiver
-from tests.support.upkeep import DAY, count, end, fill, set_back_drops, until_gone
 from tests.support.waiting import until
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -45,26 +45,26 @@ def app(app: Flask) -> Flask:
 
 
 @pytest.fixture
-def upkeep(app: Flask, no_grace: None) -> Upkeep:
-    return Upkeep(app)
+def maintenance(app: Flask, no_grace: None) -> Maintenance:
+    return Maintenance(app)
 
 
 def test_old_finished_task_goes_with_all_that_belongs_to_it(
-    app: Flask, alice: ApiClient, upkeep: Upkeep, receiver: Receiver
+    app: Flask, alice: ApiClient, maintenance: Maintenance, receiver: Receiver
 ) -> None:
     task = alice.start(callback=receiver.url)
     alice.append(task, "one", writer="w")
     end(app, alice, task, days=30.1)
-    upkeep.do_round()
+    maintenance.do_round()
     problem(alice.get(f"/task/{task['id']}"), 404)
     set_back_drops(app)
-    upkeep.do_round()
+    maintenance.do_round()
     for model in (TaskModel, Log, LogChunk, LogWriter, Delivery, Attempt):
         assert count(app, model) == 0
 
 
 def test_retention_counts_from_the_end_and_keeps_running_tasks(
-    app: Flask, alice: ApiClient, bob: ApiClient, upkeep: Upkeep
+    app: Flask, alice: ApiClient, bob: ApiClient, maintenance: Maintenance
 ) -> None:
     young, old, running = alice.start(), alice.start(), alice.start()
     his = bob.start()
@@ -72,7 +72,7 @@ def test_retention_counts_from_the_end_and_keeps_running_tasks(
         connection.execute(update(TaskModel).values(created_at=database_now(-1000 * DAY)))
     for person, task, days in ((alice, young, 29.9), (alice, old, 30.1), (bob, his, 31)):
         end(app, person, task, days)
-    upkeep.do_round()
+    maintenance.do_round()
     listed = alice.get("/task?fields=id").json
     assert listed is not None
     assert {task["id"] for task in listed} == {young["id"], running["id"]}
@@ -101,40 +101,42 @@ def test_late_line_that_waits_while_its_log_is_dropped_begins_a_new_log(
     assert expect(alice.get("/task"), 200) == [after]
 
 
-def test_log_goes_first_and_the_result_stays(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
+def test_log_goes_first_and_the_result_stays(
+    app: Flask, alice: ApiClient, maintenance: Maintenance
+) -> None:
     task = alice.start(input={"mailbox": "office"})
     alice.append(task, "one", "two")
     end(app, alice, task, days=7.1)
     before = alice.task(task)
     etag = alice.get(f"/task/{task['id']}").headers["ETag"]
-    upkeep.do_round()
+    maintenance.do_round()
     answer = alice.get(f"/task/{task['id']}", headers={"If-None-Match": etag})
     assert answer.status_code == 200
     after = alice.task(task)
     dropped = {"logs": [], "firstLog": 3, "logCount": 2, "updatedAt": after["updatedAt"]}
     assert after == before | dropped
     set_back_drops(app)
-    upkeep.do_round()
+    maintenance.do_round()
     assert (count(app, Log), count(app, LogChunk)) == (0, 0)
     # Nothing is left to do, so nothing changes again.
     etag = alice.get(f"/task/{task['id']}").headers["ETag"]
-    upkeep.do_round()
+    maintenance.do_round()
     assert alice.get(f"/task/{task['id']}").headers["ETag"] == etag
     listed = alice.get("/task").json
     assert listed == [after]
 
 
-def test_young_or_running_log_stays(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
+def test_young_or_running_log_stays(app: Flask, alice: ApiClient, maintenance: Maintenance) -> None:
     young, running = alice.start(), alice.start()
     for task in (young, running):
         alice.append(task, "one")
     end(app, alice, young, days=6.9)
-    upkeep.do_round()
+    maintenance.do_round()
     assert [alice.task(task)["logs"] for task in (young, running)] == [["one"], ["one"]]
 
 
 def test_task_whose_webhook_is_still_owed_is_left_alone(
-    app: Flask, alice: ApiClient, upkeep: Upkeep, receiver: Receiver
+    app: Flask, alice: ApiClient, maintenance: Maintenance, receiver: Receiver
 ) -> None:
     receiver.answer = play.answer(500)
     for days in (30.1, 7.1):
@@ -142,19 +144,19 @@ def test_task_whose_webhook_is_still_owed_is_left_alone(
         alice.append(task, "one")
         end(app, alice, task, days)
     before = alice.get("/task").json
-    upkeep.do_round()
+    maintenance.do_round()
     assert alice.get("/task").json == before
     with app.app_context(), transaction() as connection:
         failed = {"state": "failed", "next_attempt_at": None, "lease": None, "leased_until": None}
         connection.execute(update(Delivery).values(failed))
-    upkeep.do_round()
+    maintenance.do_round()
     (left,) = alice.get("/task").json or []
     assert (left["id"], left["logs"]) == (task["id"], [])
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_task_is_locked_before_it_is_asked_whether_its_webhook_is_owed(
-    app: Flask, alice: ApiClient, upkeep: Upkeep, receiver: Receiver
+    app: Flask, alice: ApiClient, maintenance: Maintenance, receiver: Receiver
 ) -> None:
     """Or a redelivery between the question and the lock would be deleted."""
     task = alice.start(callback=receiver.url)
@@ -170,7 +172,7 @@ def test_task_is_locked_before_it_is_asked_whether_its_webhook_is_owed(
 
     questions: list[str] = []
     with before_writes(app, note):
-        upkeep.do_round()
+        maintenance.do_round()
     assert (len(questions), free) == (1, [])
     problem(alice.get(f"/task/{task['id']}"), 404)
 
@@ -188,18 +190,20 @@ def test_retention_is_off_by_default(database_url: str, tmp_path: Path) -> None:
     alice.append(task, "one")
     end(app, alice, task, days=10_000)
     before = alice.task(task)
-    Upkeep(app).do_round()
+    Maintenance(app).do_round()
     assert alice.task(task) == before
     dispose(app)
 
 
-def test_name_of_a_start_is_free_again(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
+def test_name_of_a_start_is_free_again(
+    app: Flask, alice: ApiClient, maintenance: Maintenance
+) -> None:
     alice.register()
     start = {"json": {"agentId": "summarizer"}, "headers": {"Idempotency-Key": "one"}}
     first = alice.post("/task", **start).json
     assert first is not None
     end(app, alice, first, days=31)
-    upkeep.do_round()
+    maintenance.do_round()
     second = alice.post("/task", **start)
     assert "Idempotency-Replayed" not in second.headers
     assert second.json is not None
@@ -210,17 +214,17 @@ def test_name_of_a_start_is_free_again(app: Flask, alice: ApiClient, upkeep: Upk
 
 
 def test_more_tasks_than_a_batch_go(
-    app: Flask, alice: ApiClient, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+    app: Flask, alice: ApiClient, maintenance: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "TASKS_PER_BATCH", 20)
     task = alice.start()
     end(app, alice, task, days=31)
     copy_task(app, task, 50)
-    until_gone(app, upkeep, TaskModel, 0)
+    until_gone(app, maintenance, TaskModel, 0)
 
 
 def test_short_and_long_logs_go_together(
-    app: Flask, alice: ApiClient, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+    app: Flask, alice: ApiClient, maintenance: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "CHUNKS_PER_BATCH", 10)
     kept = alice.start()
@@ -231,7 +235,7 @@ def test_short_and_long_logs_go_together(
             alice.append(task, f"line {number}")
         expect(alice.delete(f"/task/{task['id']}"), 200)
     set_back_drops(app)
-    until_gone(app, upkeep, Log, 1)
+    until_gone(app, maintenance, Log, 1)
     with app.app_context(), reading() as connection:
         assert connection.scalar(select(func.count()).select_from(LogChunk)) == 1
     assert alice.task(kept)["logs"] == ["kept"]
@@ -244,21 +248,21 @@ def files(config: Config) -> int:
 
 @on_sqlite
 def test_space_comes_back_to_the_disk(
-    app: Flask, alice: ApiClient, upkeep: Upkeep, config: Config
+    app: Flask, alice: ApiClient, maintenance: Maintenance, config: Config
 ) -> None:
-    upkeep.do_round()
+    maintenance.do_round()
     empty = files(config)
     task = alice.start()
     fill(alice, task, 100_000, length=300)
     end(app, alice, task, days=8)
     full = files(config)
     assert full > empty + 30_000_000
-    upkeep.do_round()
+    maintenance.do_round()
     set_back_drops(app)
     kept = retention.SPARE_BYTES + retention.STEP_PAGES * 4_096 + 500_000
 
     def is_short_after_a_round() -> bool:
-        upkeep.do_round()
+        maintenance.do_round()
         return files(config) < empty + kept
 
     until(is_short_after_a_round)
@@ -267,14 +271,14 @@ def test_space_comes_back_to_the_disk(
 
 @on_sqlite
 def test_large_write_ahead_log_is_emptied_after_its_last_reader(
-    app: Flask, alice: ApiClient, upkeep: Upkeep, config: Config
+    app: Flask, alice: ApiClient, maintenance: Maintenance, config: Config
 ) -> None:
     log = config.DATA / "taskservice.db-wal"
     with reader(config):
         fill(alice, alice.start(), 50_000, length=300)
-        upkeep.do_round()
+        maintenance.do_round()
         assert log.stat().st_size > retention.LARGE_LOG_BYTES
-    upkeep.do_round()
+    maintenance.do_round()
     assert log.stat().st_size == 0
 
 
@@ -289,8 +293,10 @@ def reader(config: Config) -> Iterator[None]:
 
 
 @on_sqlite
-def test_old_tasks_are_found_by_index(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
-    statements = reads(app, upkeep.do_round)
+def test_old_tasks_are_found_by_index(
+    app: Flask, alice: ApiClient, maintenance: Maintenance
+) -> None:
+    statements = reads(app, maintenance.do_round)
     with app.app_context(), reading() as connection:
         plans = [
             connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values).scalars(3).all()

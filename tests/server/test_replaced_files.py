@@ -121,7 +121,7 @@ def test_writes_are_refused_until_a_restart(
         assert requests.get(f"{stopped_service.url}/livez", timeout=10).status_code == 200
         stopped_service.stop()
         log = stopped_service.log.read_text()
-        assert "ERROR   Upkeep failed at " in log
+        assert "ERROR   Maintenance failed: " in log
         assert "Traceback" not in log
 
 

@@ -386,7 +386,7 @@ def opened(follower: Follower) -> list[list[str]]:
 
 
 def expire(question: Json) -> None:
-    """What the upkeep does when the time of a question has come."""
+    """What maintenance does when the time of a question has come."""
     with transaction() as connection:
         its = update(Question).where(Question.id == question["id"])
         connection.execute(its.values(expires_at=database_now()))

@@ -136,7 +136,7 @@ def the_log(person: RemoteClient) -> list[str]:
 
 
 def end_for_silence(service: Service) -> None:
-    """What the upkeep does to running tasks whose machine sleeps, without the wait for it."""
+    """What maintenance does to running tasks whose machine sleeps, without the wait for it."""
     path = Path(service.environment["TASKSERVICE_DATA"]) / "taskservice.db"
     connection = sqlite3.connect(path, timeout=20)
     connection.execute(

@@ -13,7 +13,7 @@ from sqlalchemy import event
 
 from taskservice import resources
 from taskservice.background import timeouts
-from taskservice.background.upkeep import Upkeep
+from taskservice.background.maintenance import Maintenance
 from taskservice.database.engine import Database, dispose
 from taskservice.database.transactions import transaction
 from taskservice.database.types import db
@@ -58,7 +58,7 @@ class Clocks:
         self.set_machine(self._machine + seconds)
         self.set_database(self._database + seconds)
 
-    def go_on_with(self, *loops: Upkeep, seconds: float) -> None:
+    def go_on_with(self, *loops: Maintenance, seconds: float) -> None:
         """Let this time pass, with a round of each loop at least once a minute."""
         while seconds > 0:
             self.go_on(min(seconds, STEP_SECONDS))

@@ -4,7 +4,7 @@
 
 Such moments are before and after each commit and each send, of any process; they are counted
 while the file is there. At the n-th all processes of the group get SIGKILL, as if the power
-were cut. Leases are short, and so are the waits for the second attempt and for the upkeep.
+were cut. Leases are short, and so are the waits for the second attempt and for maintenance.
 """
 
 import functools
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy.engine.default import DefaultDialect
 
-from taskservice.background import timeouts, upkeep
+from taskservice.background import maintenance, timeouts
 from taskservice.cli import main
 from taskservice.services import deliveries as delivery_service
 from taskservice.webhooks import transport
@@ -51,7 +51,7 @@ for place, name, value in (
     (delivery_service, "LEASE_SECONDS", float(os.environ["CRASH_LEASE"])),
     (delivery_service, "SCHEDULE", (0.3,) * len(SCHEDULE)),
     (timeouts, "GRACE_SECONDS", 0.0),
-    (upkeep, "ROUND_SECONDS", 0.3),
+    (maintenance, "ROUND_SECONDS", 0.3),
     (DefaultDialect, "do_commit", between_moments(DefaultDialect.do_commit)),
     (transport, "send", between_moments(transport.send)),
 ):

@@ -144,7 +144,7 @@ def copy_task(app: Flask, task: dict[str, Any], count: int) -> list[str]:
 
 
 def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
-    """What the upkeep does to a task whose agent has fallen silent, without its callback."""
+    """What maintenance does to a task whose agent has fallen silent, without its callback."""
     now = clock.now()
     values = {
         "status": ERROR,

@@ -1,4 +1,4 @@
-"""Makes tasks old, and runs rounds of the upkeep."""
+"""Makes tasks old, and runs rounds of maintenance."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 from flask import Flask
 from sqlalchemy import func, select, update
 
-from taskservice.background.upkeep import Upkeep
+from taskservice.background.maintenance import Maintenance
 from taskservice.database.models import Log
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
@@ -37,11 +37,13 @@ def fall_silent(app: Flask, task: dict[str, Any], seconds: float) -> None:
         connection.execute(here.where(of_its_own).values(heartbeat_deadline=heartbeat_deadline))
 
 
-def rounds(upkeep: Upkeep, seconds: float, done: Callable[[], bool] = lambda: False) -> None:
+def rounds(
+    maintenance: Maintenance, seconds: float, done: Callable[[], bool] = lambda: False
+) -> None:
     """Do rounds until `done` returns true, or for at most `seconds`."""
     until = time.monotonic() + seconds
     while not done() and time.monotonic() < until:
-        upkeep.do_round()
+        maintenance.do_round()
         time.sleep(0.02)
 
 
@@ -64,11 +66,11 @@ def fill(person: ApiClient, task: dict[str, Any], lines: int, length: int = 200)
         assert answer.status_code == 201
 
 
-def until_gone(app: Flask, upkeep: Upkeep, model: Any, left: int) -> None:
+def until_gone(app: Flask, maintenance: Maintenance, model: Any, left: int) -> None:
     """Round after round, since each has its time, until this many rows are left."""
 
     def round_and_look() -> bool:
-        upkeep.do_round()
+        maintenance.do_round()
         return count(app, model) == left
 
     until(round_and_look)

@@ -1,4 +1,4 @@
-"""Upkeep: the chores of the background loop."""
+"""Maintenance: the jobs of the background loop."""
 
 import sqlite3
 import threading
@@ -10,10 +10,10 @@ import pytest
 from flask import Flask
 
 from taskservice import resources
-from taskservice.background import upkeep
-from taskservice.background.removal import CHORE_SECONDS
-from taskservice.background.upkeep import Upkeep
-from taskservice.database.transactions import reading_one_state
+from taskservice.background import maintenance
+from taskservice.background.maintenance import Maintenance
+from taskservice.background.removal import JOB_SECONDS
+from taskservice.database.transactions import read_snapshot
 from taskservice.services import deliveries as delivery_service
 from tests.support.api_client import ApiClient, expect
 from tests.support.internals import reads
@@ -28,7 +28,7 @@ def key_of(person: ApiClient) -> dict[str, object]:
 
 def test_last_use_of_a_key_is_kept_to_the_minute(app: Flask, alice: ApiClient) -> None:
     assert key_of(alice)["lastUsedAt"] is None
-    Upkeep(app).do_round()
+    Maintenance(app).do_round()
     last_used_at = str(key_of(alice)["lastUsedAt"])
     assert last_used_at.endswith(":00.000Z")
     assert last_used_at[:13] in (str(key_of(alice)["createdAt"])[:13], last_used_at[:13])
@@ -40,9 +40,9 @@ def test_failing_chore_does_not_stop_the_others(
     def fail() -> None:
         raise OSError("as if the disk were gone")
 
-    monkeypatch.setattr(upkeep, "CHORES", (fail, *upkeep.CHORES))
+    monkeypatch.setattr(maintenance, "JOBS", (fail, *maintenance.JOBS))
     key_of(alice)
-    Upkeep(app).do_round()
+    Maintenance(app).do_round()
     assert key_of(alice)["lastUsedAt"] is not None
 
 
@@ -52,14 +52,14 @@ def test_next_round_comes_in_time_however_long_the_chores_take(
 ) -> None:
     stop, begun = threading.Event(), []
 
-    def chore() -> None:
+    def job() -> None:
         begun.append(time.monotonic())
         time.sleep(0.4)
 
     monkeypatch.setattr(resources, "stopping", stop)
-    monkeypatch.setattr(upkeep, "CHORES", (chore,))
-    monkeypatch.setattr(upkeep, "ROUND_SECONDS", 0.5)
-    loop = Upkeep(app)
+    monkeypatch.setattr(maintenance, "JOBS", (job,))
+    monkeypatch.setattr(maintenance, "ROUND_SECONDS", 0.5)
+    loop = Maintenance(app)
     loop.start()
     until(lambda: len(begun) == 5)
     stop.set()
@@ -74,27 +74,27 @@ def test_chore_with_more_to_do_goes_on_immediately(
 ) -> None:
     stop, begun = threading.Event(), []
 
-    def chore() -> bool:
+    def job() -> bool:
         # The round after the last of these would come in an hour.
-        monkeypatch.setattr(upkeep, "ROUND_SECONDS", 3_600.0)
+        monkeypatch.setattr(maintenance, "ROUND_SECONDS", 3_600.0)
         begun.append(time.monotonic())
         return len(begun) < 5
 
     monkeypatch.setattr(resources, "stopping", stop)
-    monkeypatch.setattr(upkeep, "CHORES", (chore,))
-    monkeypatch.setattr(upkeep, "ROUND_SECONDS", 0.0)
-    loop = Upkeep(app)
+    monkeypatch.setattr(maintenance, "JOBS", (job,))
+    monkeypatch.setattr(maintenance, "ROUND_SECONDS", 0.0)
+    loop = Maintenance(app)
     loop.start()
     until(lambda: len(begun) == 5)
     stop.set()
     loop.join()
-    # At the stop, each chore is done once more.
+    # At the stop, each job is done once more.
     assert len(begun) == 6
 
 
 def test_chores_with_a_backlog_are_done_before_the_next_round() -> None:
     """All calls of `in_batches` in a round."""
-    assert 8 * CHORE_SECONDS < 0.8 * upkeep.ROUND_SECONDS
+    assert 8 * JOB_SECONDS < 0.8 * maintenance.ROUND_SECONDS
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -110,10 +110,10 @@ def test_uses_are_written_down_when_the_service_stops(service: Service, data_fol
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_what_is_due_is_found_by_index_on_postgresql(app: Flask) -> None:
     """A scan of all rows would take a second of each round where there are a million."""
-    statements = reads(app, Upkeep(app).do_round)
+    statements = reads(app, Maintenance(app).do_round)
     with app.app_context():
         statements += reads(app, delivery_service.seconds_until_due)
-        with reading_one_state() as connection:
+        with read_snapshot() as connection:
             # Otherwise it scans a table that has only a few rows.
             connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
             plans = [

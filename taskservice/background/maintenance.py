@@ -1,4 +1,4 @@
-"""The loop of a worker process that does its chores, such as timeouts and retention."""
+"""The loop of a process that runs maintenance jobs, such as timeouts and retention."""
 
 import logging
 import threading
@@ -20,7 +20,7 @@ from taskservice.services import questions as question_service
 from taskservice.services import users as user_service
 from taskservice.services.deliveries import DueDeliveries, is_pending, is_too_far
 
-# Makes deliveries due now that are too far in the future because the clock was set back.
+# Makes deliveries due that are too far in the future because the clock was set back.
 
 # Deliveries in one transaction.
 BATCH = 200
@@ -48,14 +48,14 @@ def _reschedule_batch() -> bool:
     return len(ids) == BATCH
 
 
-# The loop of a worker process that does its chores, such as timeouts and retention.
+# The loop of a process that runs maintenance jobs, such as timeouts and retention.
 
 logger = logging.getLogger(__name__)
 
-# From the start of a round to the start of the next one, however long its chores take. A round
-# whose chores have more to do is followed by the next one immediately.
+# From the start of a round to the start of the next one, however long its jobs take. If a job is
+# not finished, the next round starts immediately.
 ROUND_SECONDS = 20.0
-# At a stop, the time in which the loops may finish their writes.
+# At a stop, the time that the loops have to finish their writes.
 WRITE_SECONDS = 3.0
 
 
@@ -68,8 +68,8 @@ def expire_questions() -> None:
     in_batches(question_service.expire)
 
 
-# A chore that returns true has more to do than it had time for.
-CHORES: tuple[Callable[[], bool | None], ...] = (
+# A job that returns true is not finished.
+JOBS: tuple[Callable[[], bool | None], ...] = (
     reschedule_far_deliveries,
     record_key_uses,
     removal.index_names,
@@ -78,19 +78,19 @@ CHORES: tuple[Callable[[], bool | None], ...] = (
 )
 
 
-class Upkeep(threading.Thread):
-    """Does all chores at least every 20 seconds until the process stops, and then once more.
+class Maintenance(threading.Thread):
+    """Runs all jobs at least every 20 seconds until the process stops, and then once more.
 
     `serves`: whether agents can reach this process.
     """
 
     def __init__(self, app: Flask, *, serves: bool = True) -> None:
-        super().__init__(name="upkeep", daemon=True)
+        super().__init__(name="maintenance", daemon=True)
         self._app = app
         heartbeats = [health.record] if serves else []
         self._clock = timeouts.ClockMonitor()
-        # Before the timeouts: a question that has expired no longer holds them up.
-        self._first_chores = (
+        # Before the timeouts: an expired question no longer delays them.
+        self._first_jobs = (
             *heartbeats,
             expire_questions,
             self._clock.read_clocks,
@@ -107,24 +107,24 @@ class Upkeep(threading.Thread):
         self.do_round()
 
     def do_round(self) -> bool:
-        """Do each chore; returns whether one has more to do than it had time for.
+        """Run each job; returns whether one is not finished.
 
-        A chore that fails is logged and tried again in the next round.
+        A job that fails is logged and tried again in the next round.
         """
         has_more = False
         with self._app.app_context():
-            for chore in (*self._first_chores, *CHORES):
+            for job in (*self._first_jobs, *JOBS):
                 try:
-                    has_more |= bool(chore())
+                    has_more |= bool(job())
                 except Exception:
-                    logger.exception("Upkeep failed at %s", chore.__name__)
+                    logger.exception("Maintenance failed: %s", job.__name__)
         return has_more
 
     def _end_silent(self) -> None:
         if self._clock.now is not None:
             if self._clock.is_first:
-                timeouts.correct_future_moments(self._clock.now)
-            timeouts.end_silent_tasks(self._clock.now)
+                timeouts.correct_future_times(self._clock.now)
+            timeouts.time_out_tasks(self._clock.now)
 
     def _prune(self) -> bool:
         return self._clock.now is not None and removal.prune(self._clock.now)
@@ -134,7 +134,7 @@ def start_loops(app: Flask, *, serves: bool) -> list[threading.Thread]:
     """Start the background threads of a process, which end when it begins to stop."""
     delivery_loop = DeliveryLoop(app)
     resources.on_stop(delivery_loop.stop)
-    loops = [Upkeep(app, serves=serves), delivery_loop]
+    loops = [Maintenance(app, serves=serves), delivery_loop]
     for loop in loops:
         loop.start()
     return loops
