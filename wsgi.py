@@ -13,7 +13,7 @@ try:
 except (ConfigError, DatabaseError) as error:
     print(f"taskservice: {error}", file=sys.stderr)
     sys.exit(2)
-# Any WSGI server answers requests, but only these settings of gunicorn start the background work.
+# Any WSGI server can serve requests, but only these gunicorn settings start the background work.
 if "taskservice.serving.gunicorn_config" not in sys.modules:
     app.config["NOTICE"] = NO_BACKGROUND_WORK
     logging.getLogger("taskservice").warning(NO_BACKGROUND_WORK)

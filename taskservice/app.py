@@ -12,7 +12,7 @@ from taskservice.web.responses import FastResponse
 
 
 def create_app(config: Config | None = None, may_create: bool = True) -> Flask:
-    """The service with these settings, or those of the environment, after its database is upgraded.
+    """Create the service, by default with the environment's settings, and upgrade the database.
 
     Raises `config.ConfigError` when a setting of the environment is invalid, and
     `migrations.DatabaseError` when the database cannot be used, or does not exist and `may_create`

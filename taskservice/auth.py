@@ -22,7 +22,7 @@ from taskservice.database.types import AnyRow, Identifier, Timestamp
 from taskservice.errors import Problem, invalid_key
 from taskservice.schemas.users import KEY_COLUMNS
 
-# The caller, and what the caller may see: one SQL predicate for each kind of thing.
+# The caller, and what the caller may see: one SQL predicate for each kind of resource.
 
 
 class Caller(NamedTuple):
@@ -41,7 +41,7 @@ class Caller(NamedTuple):
 
     def require_user_key(self) -> None:
         if self.agent_id is not None:
-            raise Problem(403, "An agent key may not do this; use a user key")
+            raise Problem(403, "An agent key can't do this; use a user key")
 
 
 _user_id = bindparam("caller_user_id", type_=Identifier)
@@ -54,11 +54,11 @@ visible_agents: ColumnElement[bool] = and_(
     Agent.user_id == _user_id, or_(_agent_id.is_(None), Agent.id == _agent_id)
 )
 visible_keys: ColumnElement[bool] = ApiKey.user_id == _user_id
-# The same as two filters for lists: the `OR` above would keep SQLite from using an index.
+# For lists, together with a filter by agent: the `OR` above would keep SQLite from using an index.
 tasks_of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
 
 
-# The text of an API key: how it is made, and checked without a look-up.
+# The text of an API key: how it is created, and checked without a look-up.
 
 USER_PREFIX = "tsk_user_"
 AGENT_PREFIX = "tsk_agent_"
@@ -81,18 +81,18 @@ def new(*, for_agent: bool) -> str:
 
 
 def is_well_formed(text: str) -> bool:
-    """Whether `text` has the shape and the checksum of a key; a mistyped key has not."""
+    """Whether `text` has the form and the checksum of a key; a mistyped key does not."""
     shaped = _SHAPE.fullmatch(text) is not None
     return shaped and _checksum(text[:-_CHECKSUM_LENGTH]) == text[-_CHECKSUM_LENGTH:]
 
 
 def digest(text: str) -> str:
-    """SHA-256 in hexadecimal: all that is stored. 238 random bits need no slow hash."""
+    """SHA-256 in hexadecimal; only this is stored. 238 random bits need no slow hash."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hint(text: str) -> str:
-    """The beginning and end of a key, by which its owner recognises it in a list."""
+    """The start and end of a key, so that its owner recognises it in a list."""
     return f"{text[: text.rindex('_') + 1]}…{text[-4:]}"
 
 
@@ -131,14 +131,14 @@ def by_id(key_id: str, now: str) -> AnyRow | None:
 # The headers that carry a key; the value of `Vary`.
 KEY_HEADERS = "apikey, Authorization"
 BEARER = "bearer"
-# In the WSGI environ: the id of the user whose key the request has, for the server.
+# In the WSGI environ: the id of the user whose key is in the request, for the server.
 OWNER = "taskservice.owner"
-# What a write or a read raises if the user of its request was deleted meanwhile.
+# The errors of a read or a write if the user of the request was deleted in between.
 ERRORS_OF_DELETED_USER = (IntegrityError, NoResultFound)
-# The length of a moment's text up to the minute.
+# The length of a time as text up to the minute.
 MINUTE = len("2026-11-24T13:36")
 
-# Key id -> the minute of its last use; maintenance stores it, so that no GET writes.
+# Key id -> the minute of its last use. Maintenance stores it, so that no GET writes.
 _uses: dict[str, str] = {}
 _lock = Lock()
 

@@ -17,11 +17,11 @@ from taskservice.database.files import locked, make_folder, open_regular, sync
 from taskservice.webhooks.destinations import Destinations
 
 PREFIX = "TASKSERVICE_"
-# The key signs sessions: a key that can be guessed lets sessions be forged.
+# The key signs sessions: with a guessed key, sessions can be forged.
 KEY_BYTES = 32
 MAX_KEY_FILE = 64 * 1024
-# Variables of the agent's side, which the service ignores without a warning.
-AGENT_SIDE = {"URL", "APIKEY", "OUTPUT", "TASK_ID", "TASK_URL", "WRITER"}
+# Variables of the client, which the service ignores without a warning.
+CLIENT_NAMES = {"URL", "APIKEY", "OUTPUT", "TASK_ID", "TASK_URL", "WRITER"}
 
 
 class ConfigError(Exception):
@@ -39,7 +39,7 @@ def _whole_number(low: int, high: int) -> Callable[[str], int]:
 
 def _number(low: float, high: float, unit: str) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        # float() would also read 1e9, 1_000, blanks, and the digits of other scripts.
+        # float() would also read 1e9, 1_000, spaces, and the digits of other scripts.
         if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,15})?", text) or not low <= float(text) <= high:
             raise ValueError(f"must be a number of {unit} from {low:g} to {high:.10g}")
         return float(text)
@@ -194,14 +194,14 @@ class Config:
 
     @property
     def secret_key_file(self) -> Path:
-        """Where the secret key is kept when it is not set."""
+        """The file with the secret key, used when the setting is unset."""
         return self.DATA / "secret_key"
 
 
 def unknown_names(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Names in the environment with our prefix that are not settings, probably misspelt."""
     known = {PREFIX + setting.name for setting in fields(Config)}
-    known |= {PREFIX + name for name in AGENT_SIDE}
+    known |= {PREFIX + name for name in CLIENT_NAMES}
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
 
 
@@ -246,8 +246,8 @@ def _create_secret_key(path: Path) -> None:
     with locked(path.parent):
         if path.exists():
             return
-        # It gets its name when it is whole and on the disk. What a killed process left under the
-        # other name is replaced.
+        # It gets its name when it is complete and on the disk. A draft that a killed process has
+        # left is replaced.
         draft = path.with_name(f"{path.name}.new")
         draft.unlink(missing_ok=True)
         try:

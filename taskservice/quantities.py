@@ -1,4 +1,4 @@
-"""Shares and durations in words, which the dashboard and the commands say alike."""
+"""Shares and durations as text, the same in the dashboard and in the commands."""
 
 from decimal import Decimal
 from math import floor
@@ -10,7 +10,7 @@ def percent(share: float) -> str:
 
 
 def percent_done(progress: str | float) -> str:
-    """How far a task is, a number from 0 to 1 or its text: never `100 %` before the end."""
+    """A task's progress, a number from 0 to 1 or its text, rounded down: `100 %` only for 1."""
     return f"{int(Decimal(str(progress)) * 100)} %"
 
 

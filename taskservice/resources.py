@@ -1,4 +1,4 @@
-"""What the threads of a process share: objects by their class, slots, and the signal to stop."""
+"""Shared by the threads of a process: objects by their class, slots, and the signal to stop."""
 
 import threading
 from collections import Counter
@@ -12,18 +12,18 @@ from flask import Flask, current_app
 T = TypeVar("T")
 
 EXTENSION = "taskservice"
-# In the WSGI environ, where the server has a pool of threads: a call that starts a thread in place
-# of that of this request until its response is sent.
+# In the WSGI environ, if the server has a thread pool: a function that starts a thread in place of
+# this request's thread until its response is sent.
 REPLACE_THREAD = "taskservice.replace_thread"
 
 
 def provide(app: Flask, resource: object) -> None:
-    """Make `resource` the one of its class that `find` returns for `app`."""
+    """Let `find` return `resource` for its class in `app`."""
     app.extensions.setdefault(EXTENSION, {})[type(resource)] = resource
 
 
 def find(kind: type[T], app: Flask | None = None) -> T:
-    """The resource of exactly this class that `app`, by default the current one, was provided."""
+    """The resource of exactly this class in `app`, by default the current app."""
     resource: T = (app or current_app).extensions[EXTENSION][kind]
     return resource
 
@@ -79,7 +79,7 @@ _callbacks: list[Callable[[], None]] = []
 def on_stop(callback: Callable[[], None]) -> None:
     """Call `callback` when the process begins to stop, or now if it already has.
 
-    It delays the stop, so it must be quick: notify, don't work.
+    It delays the stop, so it must be quick.
     """
     _callbacks.append(callback)
     if stopping.is_set():

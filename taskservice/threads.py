@@ -7,7 +7,7 @@ from threading import Thread
 def start_thread(name: str, run: Callable[[], object]) -> Thread:
     """Call `run` in a new daemon thread; raises RuntimeError when no thread can be started.
 
-    A lack of memory can also end a thread later, at any moment: check `is_alive`.
+    A lack of memory can also end a thread later, at any time: check `is_alive`.
     """
     try:
         thread = Thread(target=run, name=name, daemon=True)

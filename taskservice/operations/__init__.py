@@ -1,1 +1,1 @@
-"""For operators: health, metrics, the request log, the database check, backups."""
+"""Operators' tools: health, metrics, request log, database check, backup, restore and copy."""

@@ -1,4 +1,4 @@
-"""Makes a verified copy of the SQLite database while the service writes to it."""
+"""Makes verified backups of the SQLite database, and restores them."""
 
 import os
 import shutil
@@ -25,14 +25,14 @@ from taskservice.database.migrations import DatabaseError
 from taskservice.database.writer_queue import WriterQueue
 from taskservice.operations import database_check
 
-# Files of SQLite that get their name only when they are complete, checked, and on the disk.
+# SQLite files that get their name only when they are complete, checked, and on the disk.
 
 # The size of the steps between which a check can be interrupted.
 STEP_INSTRUCTIONS = 100_000
 
 
 class BackupError(Exception):
-    """A backup or its return failed; the message is one line for the operator."""
+    """A backup or restore failed; the message is one line for the operator."""
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def _one_line_errors(deed: str, database: Path) -> Iterator[None]:
 
 @contextmanager
 def _draft_of(target: Path) -> Iterator[Path]:
-    """An empty file beside the target for its owner only, removed at the end unless renamed."""
+    """An empty file next to the target, for its owner only; removed at the end unless renamed."""
     descriptor, name = mkstemp(prefix=f"{target.name}.", suffix=".part", dir=target.parent)
     os.close(descriptor)
     try:
@@ -55,12 +55,12 @@ def _draft_of(target: Path) -> Iterator[Path]:
 
 
 def _verified(file: Path) -> str:
-    """The revision of a file that nobody changes; raises DatabaseError if it is not sound."""
+    """The revision of a file that nobody changes; raises DatabaseError if it is damaged."""
 
     def connect() -> Any:
-        # Immutable, so that SQLite creates no files beside it.
+        # Immutable, so that SQLite creates no other files.
         connection = sqlite3.connect(sqlite_uri(file, "mode=ro&immutable=1"), uri=True)
-        # Lets Python handle signals during the check.
+        # So that Python handles signals during the check.
         connection.set_progress_handler(lambda: 0, STEP_INSTRUCTIONS)
         return connection
 
@@ -75,12 +75,12 @@ def _verified(file: Path) -> str:
         return revision
 
 
-# Makes a verified copy of the SQLite database while the service writes to it.
+# Backup: makes a verified copy of the SQLite database while the service writes to it.
 
 # The size of the steps between which a backup can be interrupted.
 STEP_PAGES = 1_000
 
-# The database, what SQLite and the writers' queue have beside it, and what SQLite had before.
+# The database, the other files of SQLite and of the writers' queue, and files of older versions.
 OWN_SUFFIXES = ("", "-wal", "-shm", "-journal", "-writers")
 
 
@@ -92,7 +92,7 @@ def backup(database: Path, secret_key: Path, target: Path, replace: bool = False
     BackupError, with nothing changed.
     """
     with _one_line_errors("backup", database):
-        # Where a symbolic link leads, the file is written, and the link stays.
+        # A symbolic link is kept, and the file that it points to is written.
         target = Path(os.path.realpath(target))
         _check(database, secret_key, target, replace)
         with _draft_of(target) as draft:
@@ -139,29 +139,28 @@ def _after_step(status: int, remaining: int, total: int) -> None:
     """Called between two steps, because Python handles signals then."""
 
 
-# Puts a verified backup in the place of the SQLite database, while nothing uses it.
+# Restore: replaces the SQLite database with a verified backup, while nothing uses it.
 
-# What SQLite may need beside a database to read it, unlike its index of the log.
+# The other files that SQLite needs to read a database, unlike its index of the log.
 _LOGS = ("-wal", "-journal")
 _IN_USE = "is open in another process; stop the service and every other command first"
 
 
 def restore(address: URL, backup: Path, replace: bool = False) -> Path | None:
-    """Put a backup of any released revision in the place of the database, and migrate it.
+    """Replace the database with a backup of any released revision, and migrate it.
 
-    At each moment the old or the new database is there, whole. Returns where the old one is now,
-    None if there was none. Raises BackupError, with nothing
-    changed, if the backup is not sound, the database is in use, or it exists and `replace` is
-    false.
+    Whenever this is interrupted, the old or the new database is complete. Returns the path of the
+    old one, None if there was none. Raises BackupError, with nothing changed, if the backup is
+    damaged, the database is in use, or it exists and `replace` is false.
     """
-    # Where a symbolic link leads, the database is, and the link stays.
+    # A symbolic link is kept, and the file that it points to is replaced.
     database = Path(os.path.realpath(address.database or ""))
     with _one_line_errors("restore", database):
         make_folder(database.parent)
         _check_restore(database, backup, replace)
         with _draft_of(database) as draft:
             _copy_verified(backup, draft)
-            # Whoever starts waits for this turn before it opens the database.
+            # A process that starts waits for this lock before it opens the database.
             with WriterQueue.of(address).turn(BUSY_SECONDS), _closed(database):
                 replaced = _keep_aside(database)
                 draft.replace(database)
@@ -180,7 +179,7 @@ def _check_restore(database: Path, backup: Path, replace: bool) -> None:
             raise BackupError(f"{file} is not a regular file")
         # On a full disk a command leaves an empty file.
         if not replace and file.stat().st_size:
-            raise BackupError(f"{file} exists; --force replaces it and keeps it aside")
+            raise BackupError(f"{file} exists; --force replaces it and keeps the old one")
 
 
 def _there(database: Path) -> list[Path]:
@@ -193,7 +192,7 @@ def _copy_verified(backup: Path, draft: Path) -> None:
     for log in _there(backup)[1:]:
         if log.stat().st_size:
             raise BackupError(
-                f"{log} belongs to {backup}, which is no backup but a database; "
+                f"{log} belongs to {backup}, which is a live database, not a backup; "
                 "`taskservice db backup` makes a backup of it"
             )
     with open_regular(backup) as source, open(draft, "wb") as copy:
@@ -204,11 +203,11 @@ def _copy_verified(backup: Path, draft: Path) -> None:
 
 @contextmanager
 def _closed(database: Path) -> Iterator[None]:
-    """Hold the lock that keeps others out of the database; raises BackupError if it is in use."""
+    """Lock the database for all other processes; raises BackupError if it is in use."""
     if not database.exists():
         yield
         return
-    # Also of a damaged file, which SQLite cannot lock.
+    # This also works for a damaged file, which SQLite cannot lock.
     if is_open_elsewhere(database):
         raise BackupError(f"{database} {_IN_USE}")
     with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
@@ -222,15 +221,15 @@ def _closed(database: Path) -> Iterator[None]:
                 raise
             raise BackupError(f"{database} {_IN_USE}") from None
         except sqlite3.DatabaseError:
-            pass  # It is damaged: it is kept as it is, with its log.
+            pass  # A damaged database is kept unchanged, with its log.
         yield
 
 
 def _keep_aside(database: Path) -> Path | None:
-    """Give the files of the old database a second name, and take the log's own names away.
+    """Give the files of the old database a second name, and remove the log's original names.
 
-    The database itself keeps its name until the new one takes it. A log beside the new database
-    would be taken for its own.
+    The database itself keeps its name until the new one replaces it. SQLite would apply an old log
+    to the new database.
     """
     aside = Path(f"{database}.replaced-{clock.now().replace(':', '')}")
     there = _there(database)

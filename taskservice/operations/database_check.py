@@ -22,7 +22,7 @@ OK, WARNING, ERROR = "ok", "warning", "error"
 MEGABYTE = 1024 * 1024
 # With less free space there is a warning.
 LOW_DISK_BYTES = 1024 * MEGABYTE
-# Normally a process posts a due delivery within moments: after this time there is a warning.
+# Normally a due delivery is posted within a second: after this time there is a warning.
 LATE_SECONDS = 300.0
 # The releases of SQLite without its rare corruption of databases with several writers.
 FIXED_VERSIONS = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
@@ -67,13 +67,13 @@ def sqlite_version(version: tuple[int, int, int]) -> Verdict:
     if is_fixed:
         return OK, shown
     return WARNING, (
-        f"{shown} has a rare bug that the writers of taskservice avoid: let no other program write "
-        "to the file; pip install 'taskservice[sqlite]' installs a newer one"
+        f"{shown} has a rare bug that taskservice avoids: do not let other programs write to the "
+        "file; pip install 'taskservice[sqlite]' installs a newer one"
     )
 
 
 def integrity_problems(connection: Connection) -> list[str]:
-    """What is wrong with the pages and references of an SQLite database; empty when sound."""
+    """Describe the damaged pages and broken references of an SQLite database; empty if intact."""
     pages = connection.exec_driver_sql("PRAGMA integrity_check(10)").scalars().all()
     problems = [] if list(pages) == ["ok"] else [str(line) for line in pages]
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
@@ -117,9 +117,9 @@ def _revision(connection: Connection) -> Verdict:
 def _deliveries(connection: Connection) -> Verdict:
     oldest = connection.execute(OLDEST_DUE).one_or_none()
     if oldest is None:
-        return OK, "None is due"
+        return OK, "No webhooks are due"
     seconds = clock.seconds_between(oldest.next_attempt_at, oldest.now)
-    text = f"The oldest has been due for {seconds:.0f} s"
+    text = f"The oldest webhook has been due for {seconds:.0f} s"
     if seconds < LATE_SECONDS:
         return OK, text
     return WARNING, f"{text}; is `taskservice serve` or `taskservice background` running?"
@@ -171,8 +171,8 @@ def _durability(connection: Connection) -> Verdict:
         if connection.exec_driver_sql(f"SHOW {name}").scalar_one() == "off"
     ]
     if off:
-        return WARNING, f"{', '.join(off)} is off: answered writes may be lost in a power failure"
-    return OK, "An answered write is on the disk"
+        return WARNING, f"{', '.join(off)} is off: a power failure can lose acknowledged writes"
+    return OK, "Acknowledged writes are on the disk"
 
 
 _POSTGRESQL_CHECKS = {

@@ -1,4 +1,4 @@
-"""Copies all of a database into an empty one, SQLite or PostgreSQL, while nobody serves it."""
+"""Copies a database into an empty one, SQLite or PostgreSQL, while no process serves it."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -42,11 +42,11 @@ from taskservice.operations.health import MAX_AGE_SECONDS, is_served
 READ_ROWS = 8
 # Reads that one transaction copies.
 BATCH_READS = 125
-# Limits the wait for those that write to the copied tables.
+# Limits the wait for other transactions that write to the copied tables.
 LOCK_SECONDS = 60
 
 TABLES: list[Table] = db.metadata.sorted_tables
-# How far the copy is. Only this table tells an unfinished copy from a database.
+# The progress of the copy. Only this table distinguishes an unfinished copy from a database.
 _PROGRESS = Table(
     COPY_PROGRESS,
     MetaData(),
@@ -59,7 +59,7 @@ _PROGRESS = Table(
 
 
 class CopyError(Exception):
-    """The copy cannot go on; the message is one line for the operator."""
+    """The copy cannot continue; the message is one line for the operator."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class CopiedTable:
 
 
 def copy(source: URL, target: URL) -> list[CopiedTable]:
-    """Copy all rows, compare both databases, and return what they have, table by table.
+    """Copy all rows, compare both databases, and return a summary of each table.
 
-    Each batch of rows is one transaction with the progress, so that the same call goes on where
-    another was broken off. Raises CopyError, and DatabaseError for a database that cannot be used.
+    Each batch of rows is one transaction with the progress, so that the same call resumes an
+    interrupted copy. Raises CopyError, and DatabaseError for a database that cannot be used.
     """
     _check_addresses(source, target)
     with _one_line_errors(target), _reading(source) as reads:
@@ -108,7 +108,7 @@ def _check_addresses(source: URL, target: URL) -> None:
 
 
 def _in_use(address: URL) -> CopyError:
-    # PostgreSQL does not tell whether a process serves it, but when one last did.
+    # On PostgreSQL it is known when a process last served the database, not whether one does now.
     wait = "" if _is_sqlite(address) else f", and wait for {MAX_AGE_SECONDS:.0f} s"
     return CopyError(
         f"{shown(address)} is in use: stop the service, and every other command, first{wait}"
@@ -125,12 +125,12 @@ def _one_line_errors(target: URL) -> Iterator[None]:
         yield
     except (DBAPIError, sqlite3.Error, OSError) as error:
         why = migrations.reason(error, Path(target.database or "") if _is_sqlite(target) else None)
-        raise CopyError(f"The copy stopped: {why}; the same command goes on") from None
+        raise CopyError(f"The copy stopped: {why}; run the same command again to resume") from None
 
 
 @contextmanager
 def _reading(address: URL) -> Iterator[Connection]:
-    """A transaction that reads one state of the database, and lets no one write to it."""
+    """A transaction that reads a snapshot of the database and keeps others from writing to it."""
     with _engine(address).connect() as connection:
         found = migrations.revision(connection)
         if found is None:
@@ -149,7 +149,7 @@ def _reading(address: URL) -> Iterator[Connection]:
 
 
 def _engine(address: URL) -> Engine:
-    """On SQLite each transaction lets no one else write from its beginning."""
+    """On SQLite each transaction locks out other writers from its start."""
     engine = command_engine(address)
     if _is_sqlite(address):
         event.listen(engine, "connect", prepare_sqlite_connection)
@@ -158,7 +158,7 @@ def _engine(address: URL) -> Engine:
 
 
 def _lock_tables(connection: Connection) -> None:
-    """Let no one write, before the transaction's first read decides what it sees."""
+    """Lock out writers before the transaction's first read, which takes the snapshot."""
     names = ", ".join(table.name for table in TABLES)
     for statement in (
         f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000}",
@@ -173,11 +173,11 @@ def _lock_tables(connection: Connection) -> None:
 
 
 def _begin(engine: Engine, address: URL, source: str) -> tuple[int, Sequence[Any]]:
-    """Make the target, unless it was begun before; returns the progress of the copy.
+    """Create the target, unless an earlier copy created it; returns the progress of the copy.
 
-    Raises DatabaseError for a database of an older revision, which stays as it is, and
-    CopyError for one that is served, has any row but the heartbeat of a service
-    that was stopped, or was begun by another copy.
+    Raises DatabaseError for a database of an older revision, which is left unchanged, and
+    CopyError for one that is served, has any row except the heartbeat of a stopped service, or
+    contains another copy.
     """
     try:
         migrations.upgrade(address, may_change=False)
@@ -203,18 +203,18 @@ def _progress(connection: Connection, address: URL, source: str) -> tuple[int, S
     found = connection.scalar(text("SELECT version_num FROM alembic_version"))
     if found != migrations.head():
         raise CopyError(
-            f"{shown(address)} was begun by another version of taskservice; remove it first"
+            f"{shown(address)} has a copy from another version of taskservice; remove it first"
         )
     progress = connection.execute(select(_PROGRESS)).one()
     if progress.source != source:
         raise CopyError(
-            f"{shown(address)} has a part of {progress.source}; copy from there, or remove it"
+            f"{shown(address)} has an unfinished copy of {progress.source}; finish or remove it"
         )
     return progress.table_index, orjson.loads(progress.last_key)
 
 
 def _copy_table(reads: Connection, engine: Engine, index: int, last_key: Sequence[Any]) -> None:
-    """Copy the rows after this key, which is empty where none was copied."""
+    """Copy the rows after this key, which is empty if none was copied."""
     table, key = TABLES[index], [*TABLES[index].primary_key]
     rows = select(table).order_by(*key).execution_options(yield_per=READ_ROWS)
     if last_key:
@@ -243,8 +243,7 @@ def _compared(reads: Connection, engine: Engine, table: Table) -> CopiedTable:
         copied = _checksum(connection, table)
     if _checksum(reads, table) != copied:
         raise CopyError(
-            f"{table.name} has changed in FROM or TO since the copy was begun; remove TO and copy "
-            "again"
+            f"{table.name} has changed in FROM or TO during the copy; remove TO and copy again"
         )
     return copied
 
@@ -258,7 +257,7 @@ def _checksum(connection: Connection, table: Table) -> CopiedTable:
 
 
 def _finish(engine: Engine) -> None:
-    """Make a database of the copy: from here on it can be served."""
+    """Turn the copy into a database that can be served."""
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
@@ -269,7 +268,7 @@ def _finish(engine: Engine) -> None:
 
 
 def _set_sequence(connection: Connection, table: Table) -> None:
-    """Let the next row get a number above those that were copied."""
+    """Let the next row get a number above the copied ones."""
     for column in table.columns:
         if column.identity is not None:
             sequence = func.pg_get_serial_sequence(table.name, column.name)

@@ -1,4 +1,4 @@
-"""Checks whether the database can be used, and how much it contains, within a short time."""
+"""Checks within a short time whether the database can be used, and counts its contents."""
 
 import logging
 import os
@@ -37,22 +37,22 @@ from taskservice.operations.metrics import Metric, Sample
 from taskservice.services.deliveries import is_due
 from taskservice.threads import start_thread
 
-# The heartbeat of the serving processes: written, and read where a database may be served.
+# The heartbeat of the serving processes, which shows that a database is in use.
 
 # How often one of the serving processes writes the heartbeat.
 HEARTBEAT_SECONDS = 10.0
-# Each round of maintenance may write it, so that it is younger than this while a process serves.
+# Maintenance also writes it, so that it is younger than this while a process serves.
 MAX_AGE_SECONDS = 25.0
-# After a longer gap the service was away.
+# A longer gap is an outage of the service.
 MAX_GAP_SECONDS = 60.0
 
 
 def seconds_ago(parameter: str) -> database_now:
-    """The moment that is this many seconds ago, as a parameter says."""
+    """SQL for the time that is as many seconds ago as the parameter has."""
     return database_now(-bindparam(parameter, type_=Float()))
 
 
-# A heartbeat in the future does not count: the clock was set.
+# A heartbeat in the future is ignored: the clock was set.
 IS_CURRENT: ColumnElement[bool] = ServiceHeartbeat.until.between(
     seconds_ago("max_gap"), database_now()
 )
@@ -82,7 +82,7 @@ def is_served(connection: Connection, max_age: float = MAX_AGE_SECONDS) -> bool:
     return connection.scalar(fresh, {"max_gap": max_age}) is not None
 
 
-# Checks whether the database can be used, and how much it contains, within a short time.
+# Checks within a short time whether the database can be used, and counts its contents.
 
 T = TypeVar("T")
 
@@ -132,9 +132,9 @@ _SIZE = select(func.pg_database_size(func.current_database()))
 
 
 class DatabaseProbe(Generic[T]):
-    """Runs `query` in a thread, one at a time, and gives its result to all that wait for it.
+    """Runs `query` in a thread, one at a time, and gives its result to all waiting callers.
 
-    Callers wait for a limited time even if the database never answers.
+    Callers wait for a limited time even if the database never responds.
     """
 
     def __init__(self, app: Flask, query: Callable[[], T]) -> None:
@@ -153,7 +153,7 @@ class DatabaseProbe(Generic[T]):
         try:
             return result.result(seconds)
         except TimeoutError:
-            raise TimeoutError(f"no answer in {seconds:g} s") from None
+            raise TimeoutError(f"no response in {seconds:g} s") from None
 
     def _run(self, result: Future[T]) -> None:
         try:
@@ -186,21 +186,21 @@ def require_usable() -> None:
 
 
 def database_metrics() -> list[Metric]:
-    """Metrics of the database's contents; without an answer, only the metric that it is down."""
+    """Metrics of the database's contents; if it does not respond, only `database_up` with 0."""
     try:
         found = resources.find(MetricsProbe).result(METRICS_SECONDS)
     except FAILURES as error:
-        logger.error("The metrics of the database can't be read: %s", getattr(error, "orig", error))
+        logger.error("The database metrics can't be read: %s", getattr(error, "orig", error))
         return [_is_up(False)]
     return [_is_up(True), *found]
 
 
 def _is_up(up: bool) -> Metric:
-    return _gauge("database_up", "Whether the database answered.", Sample({}, int(up)))
+    return _gauge("database_up", "Whether the database responded.", Sample({}, int(up)))
 
 
 def _check_usable() -> None:
-    """Raises what prevents a read or a write, or would prevent one of a request."""
+    """Raises an error if reads or writes of requests would fail."""
     file = _file()
     if file is not None:
         _check_file(file)

@@ -19,7 +19,7 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 # Unknown methods and paths are counted together, since clients can invent any number of them.
 OTHER = "other"
 
-# Processes that can count at once: WORKERS is at most 64, and a reload doubles them.
+# Processes that can count at the same time: WORKERS is at most 64, and a reload doubles them.
 SLOTS = 128
 # Combinations of route, method and status that each process can count.
 RECORDS = 1024
@@ -28,14 +28,14 @@ _WORD = 8
 _LABELS = 16
 _BUCKETS = len(BOUNDS) + 1
 _RECORD = _LABELS + _BUCKETS + 1
-# Of a slot: how many records it has, and how many streams and waits are open.
+# The start of a slot: how many records it has, and how many streams and waits are open.
 _HEAD = 2
 # The extra record is never read: it takes the counts when no record is free.
 _SLOT = _HEAD + (RECORDS + 1) * _RECORD
 
 
 class Labels(NamedTuple):
-    """What a request is counted under; `route` is the rule that it matched, not its path."""
+    """The labels of a request; `route` is the rule that it matched, not its path."""
 
     route: str
     method: str
@@ -75,7 +75,7 @@ class RequestCounts:
         self.use_free_slot(())
 
     def use_free_slot(self, taken: Collection[int]) -> int:
-        """Write to a free slot from now on; `taken` are those of living processes. Returns it."""
+        """Use a free slot from now on, and return it; living processes have the slots `taken`."""
         slot = next(slot for slot in range(SLOTS + 1) if slot not in taken or slot == SLOTS)
         self._start = slot * _SLOT
         self._offsets: dict[tuple[str, str, int], int] = dict(self._records(self._start))
@@ -84,7 +84,7 @@ class RequestCounts:
         return slot
 
     def add(self, route: str | None, method: str, status: int, seconds: float) -> None:
-        """Count a request whose answer began after `seconds`."""
+        """Count a request whose response began after `seconds`."""
         labels = (route or OTHER, method if method in METHODS else OTHER, status)
         with self._lock:
             offset = self._offsets.get(labels) or self._add_record(Labels(*labels))
@@ -97,9 +97,9 @@ class RequestCounts:
             self._words[self._start + 1] += change
 
     def waits(self, limit: int) -> list[Metric]:
-        """How many streams and waits all processes have, and may have."""
+        """The number of open streams and waits in all processes, and its maximum."""
         number = sum(self._words[slot * _SLOT + 1] for slot in range(SLOTS))
-        name, help = "taskservice_waits", "Streams and waits that are open."
+        name, help = "taskservice_waits", "Number of open streams and waits."
         most = "Maximum number of streams and waits."
         return [
             Metric(name, "gauge", help, [Sample({}, number)]),
@@ -114,7 +114,7 @@ class RequestCounts:
             requests[labels] += sum(numbers[:_BUCKETS])
             before = durations.get(labels.route, [0] * len(numbers))
             durations[labels.route] = [a + b for a, b in zip(before, numbers, strict=True)]
-        # The duration of requests that match no route means nothing.
+        # The duration of requests without a route means nothing.
         durations.pop(OTHER, None)
         return [
             Metric(
@@ -126,7 +126,7 @@ class RequestCounts:
             Metric(
                 "taskservice_request_duration_seconds",
                 "histogram",
-                "Seconds until the first byte of the answer, by route.",
+                "Seconds until the first byte of the response, by route.",
                 [each for item in sorted(durations.items()) for each in _histogram(*item)],
             ),
         ]
@@ -151,7 +151,7 @@ class RequestCounts:
             text = f"{labels.status} {labels.method} {labels.route}".encode()
             text = text[: _LABELS * _WORD].ljust(_LABELS * _WORD, b"\0")
             self._bytes[offset * _WORD : (offset + _LABELS) * _WORD] = text
-            # Last, so that the record is complete whenever this process may die.
+            # Last, so that the record is complete even if this process dies.
             self._words[self._start] = number + 1
             self._offsets[labels] = offset + _LABELS
         return offset + _LABELS

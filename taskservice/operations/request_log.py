@@ -27,11 +27,11 @@ _LOGGERS = ("taskservice", "gunicorn.error")
 
 
 class _TextFormatter(logging.Formatter):
-    """A line is a moment, a level, a message, and then each detail as `name=value`.
+    """A line is a time, a level, a message, and then each detail as `name=value`.
 
-    A client chooses the path and some values. So that they forge neither a line nor a detail, an
-    ambiguous value, and a message with `=`, are in quotes and escaped as in JSON, and the lines of
-    a traceback are indented.
+    Clients choose the path and some values. So that they can forge neither lines nor details,
+    ambiguous values and messages with `=` are quoted and escaped as in JSON, and the lines of a
+    traceback are indented.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -75,7 +75,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _database_failure(record: logging.LogRecord) -> str:
-    """Why the database gave no answer, if that is what is logged: no traceback tells more."""
+    """The reason, if the record is a database failure: this needs no traceback."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, OperationalError | TimeoutError):
         return str(getattr(error, "orig", error))
@@ -83,7 +83,7 @@ def _database_failure(record: logging.LogRecord) -> str:
 
 
 def _details(record: logging.LogRecord) -> dict[str, Any]:
-    """What a line contains beside its message: `details` and the id of its request."""
+    """The contents of a line in addition to its message: `details` and the request id."""
     details: dict[str, Any] = getattr(record, "details", {})
     if has_request_context() and "request_id" in g:
         return {**details, "requestId": g.request_id}
@@ -103,7 +103,7 @@ def configure_logging(level: str, form: str) -> None:
 
 def request_id(given: str) -> str:
     """The id of a request: its `X-Request-Id` if that is valid, else a random one."""
-    # Anyone may guess it, so it needs no secure random bits, which take 5 us to read.
+    # It is no secret, so it needs no secure random bits, which take 5 µs to read.
     is_valid = given and _REQUEST_ID.fullmatch(given)
     return given if is_valid else f"{random.getrandbits(128):032x}"
 
@@ -126,7 +126,7 @@ def begin() -> None:
 
 
 def add_details(**details: str) -> None:
-    """Write these too into the line of this request."""
+    """Add these to the log line of this request."""
     g.more_details = details
 
 
@@ -135,7 +135,7 @@ def _end(response: Response) -> Response:
     seconds = time.perf_counter() - g.started
     rule = request.url_rule
     metrics.requests.add(rule.rule if rule else None, request.method, response.status_code, seconds)
-    # An open page asks every few seconds, and is mostly told that nothing is new.
+    # An open page polls every few seconds, and mostly gets 304.
     level = logging.DEBUG if response.status_code == 304 else logging.INFO
     if logger.isEnabledFor(level):
         details = {
@@ -144,7 +144,7 @@ def _end(response: Response) -> Response:
             **_caller_details(g.get("caller")),
             **g.get("more_details", {}),
         }
-        # The path only: a query may contain a secret that does not belong there.
+        # The path only: a query can contain a misplaced secret.
         logger.log(level, "%s %s", request.method, request.path, extra={"details": details})
     return response
 

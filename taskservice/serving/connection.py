@@ -32,8 +32,8 @@ class ThreadPool:
             try:
                 is_wanted = self.jobs.get()()
             except BaseException:
-                # The pool must lose no thread to it.
-                logger.exception("A job failed")
+                # The error must not end the thread.
+                logger.exception("Unhandled error in a thread of the pool")
 
 
 NEVER = math.inf
@@ -53,7 +53,7 @@ class Connection:
     until the client closes it. Otherwise it receives a request; `begun` means that the first bytes
     have arrived. At its `deadline` (monotonic) the worker stops waiting for the client; the whole
     request, refused or not, must arrive before the `request_deadline`. The `owner` is the user
-    whose key the latest request had, as far as that is known.
+    whose key was in the latest request, if known.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Connection:
         self.begun = False
 
     def replace_thread(self) -> None:
-        """Start a thread in place of the one that has this connection until it is answered."""
+        """Start a thread in place of the one that has this connection until it has responded."""
         if not self.has_replacement:
             self.has_replacement = True
             self.pool.add_thread()

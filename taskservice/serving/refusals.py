@@ -1,4 +1,4 @@
-"""The requests that the server itself refuses, and the problem+json that says why."""
+"""Requests that the server itself refuses, and the problem+json that it sends for them."""
 
 from http import HTTPStatus
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class RefusedError(Exception):
 
 
 class RefusedByApplicationError(Exception):
-    """The application refuses the request by its head, with `response`."""
+    """The application refuses the request because of its headers, with `response`."""
 
     def __init__(self, response: Response) -> None:
         super().__init__(response.status)
@@ -43,7 +43,7 @@ INTERNAL = Refusal(500, "Internal error; see the service's log")
 BODY_TOO_LARGE = Refusal(413, "The request's body is too large")
 TOO_MANY_CHUNKS = Refusal(413, "The request's body has too many chunks")
 REQUEST_TOO_SLOW = Refusal(408, "The request did not arrive in time")
-TOO_MUCH_AT_ONCE = Refusal(503, "Too much is being sent at once", OVERLOADED)
+TOO_MUCH_AT_ONCE = Refusal(503, "Too many large requests at once; try again later", OVERLOADED)
 SERVICE_STOPS = Refusal(503, "The service is stopping", STOPPING)
 _UNREADABLE = Refusal(400, "The request is not valid HTTP")
 _BAD_HEADER = Refusal(400, "A header is malformed, missing, duplicated or contradictory")
@@ -72,7 +72,7 @@ _REFUSALS: dict[type[BaseException], Refusal] = {
 
 
 def refusal_for(error: BaseException) -> Refusal:
-    """What to tell the client; `INTERNAL` where `error` is not the client's fault."""
+    """The refusal for the client; `INTERNAL` if `error` is not the client's fault."""
     if isinstance(error, RefusedError):
         return error.refusal
     for kind in type(error).__mro__:

@@ -23,9 +23,9 @@ from taskservice.serving.refusals import (
     RefusedError,
 )
 
-# The body of a request while it arrives, and how much memory all bodies may use.
+# The body of a request while it arrives, and the limit of all bodies together.
 
-# A body of up to this many bytes stays in memory and uses nothing of the budget.
+# A body of up to this many bytes stays in memory and does not count towards the budget.
 SMALL_BODY = 64 * 1024
 
 
@@ -68,7 +68,7 @@ class RequestBody(SpooledTemporaryFile[bytes]):
         self._acquired = 0
 
     def add(self, data: bytes) -> None:
-        """Append `data`; raises RefusedError when the budget or the disk is used up."""
+        """Append `data`; raises RefusedError when the budget is used up or the disk is full."""
         self.size += len(data)
         if self.size > SMALL_BODY:
             self._budget.acquire(len(data), self._owner)
@@ -87,7 +87,7 @@ class RequestBody(SpooledTemporaryFile[bytes]):
 
     def close(self) -> None:
         with suppress(OSError):
-            # A full disk fails here once more: closing flushes what was buffered.
+            # On a full disk this fails too, since closing flushes the buffer.
             super().close()
         self._budget.release(self._acquired, self._owner)
         self._acquired = 0
@@ -107,7 +107,7 @@ Result = TypeVar("Result")
 
 
 class Need(Enum):
-    """What the parser waits for."""
+    """The event that the parser waits for."""
 
     MORE_BYTES = 1
     # The client sends its body after `100 Continue`.
@@ -134,7 +134,7 @@ class Request(http.Request):
         self._check_host()
 
     def _check_codings(self) -> None:
-        # gunicorn accepts codings that it does not decode.
+        # gunicorn accepts transfer codings that it does not decode.
         for name, value in self.headers:
             codings = {coding.strip(" \t").lower() for coding in value.split(",")}
             if name == "TRANSFER-ENCODING" and codings - {"chunked", "identity"}:
@@ -148,7 +148,7 @@ class Request(http.Request):
             raise errors.InvalidHeader("HOST", req=self)
 
     def take_expect_continue(self) -> bool:
-        """Whether the client waits for `100 Continue`; cleared, or gunicorn would send it too."""
+        """Whether the client waits for `100 Continue`. Clears it, or gunicorn would send it too."""
         waits, self._expected_100_continue = self._expected_100_continue, False
         return waits
 

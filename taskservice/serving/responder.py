@@ -1,4 +1,4 @@
-"""What a thread of the pool does: run the application on a request and send its response."""
+"""Runs the application on a request and sends its response, in a thread of the pool."""
 
 import select
 import socket
@@ -37,9 +37,9 @@ class ClientGoneError(Exception):
 class Sender:
     """Sends for all threads; at most `limit` of them wait for slow clients at a time.
 
-    The pool starts a thread in place of each that waits. Past the limit, the connection that has
-    waited longest is shut down, those without a known owner first. A client has `seconds` for
-    64 KiB, `stop_seconds` once the process stops.
+    The pool starts a thread in place of each waiting one. Above the limit, the connection that has
+    waited longest is shut down; connections without a known owner come first. A client has
+    `seconds` for 64 KiB, `stop_seconds` once the process stops.
     """
 
     def __init__(self, limit: int, seconds: float, stop_seconds: float) -> None:
@@ -94,15 +94,15 @@ def _send_some(connection: Connection, data: bytes | memoryview) -> int:
 
 # A response that is sent by our own function instead of gunicorn's.
 
-# With a larger piece the head is not joined, since that would copy the piece.
+# A larger piece of the body is sent apart from the headers: joining them would copy the piece.
 MAX_JOINED = 256 * 1024
 
 
 class Output:
-    """What gunicorn's response has in place of a socket.
+    """Stands in for the socket of gunicorn's response.
 
-    It keeps the head, which is written first, until there is a piece of the body: both are sent in
-    one packet, and before that another response can replace it.
+    It keeps the headers, which are written first, until there is a piece of the body: both are
+    sent in one packet, and until then another response can replace them.
     """
 
     def __init__(self, send: Callable[[bytes], None]) -> None:
@@ -123,14 +123,14 @@ class Output:
             self._send(self._head + data)
 
     def flush(self) -> None:
-        """Send the head now, if it is not sent."""
+        """Send the headers now, unless they were sent."""
         if self._head is not None and not self.has_begun:
             self.has_begun = True
             self._send(self._head)
 
 
 class Response(wsgi.Response):
-    """gunicorn's response; an empty piece of the body sends the head alone."""
+    """gunicorn's response; an empty piece of the body sends the headers alone."""
 
     def __init__(self, request: Request, output: Output, cfg: Config) -> None:
         super().__init__(request, output, cfg)
@@ -139,7 +139,7 @@ class Response(wsgi.Response):
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of it was sent, and as much as its Content-Length promised."""
+        """Whether everything was sent, and as much as its Content-Length promised."""
         has_no_body = self.req.method == "HEAD" or self.status_code == 304
         return self._is_finished and (has_no_body or self.response_length in (None, self.sent))
 
@@ -166,7 +166,7 @@ class Next(Enum):
 class Responder:
     """Responds to requests; its methods may run in any thread.
 
-    `is_stopping` says whether the worker accepts no further request on a connection.
+    `is_stopping` returns whether the worker no longer accepts requests on open connections.
     """
 
     def __init__(
@@ -237,15 +237,15 @@ class Responder:
     def refuse(
         self, connection: Connection, error: BaseException, request: Request | None = None
     ) -> None:
-        """Send what `error` says to the client, or a plain 500, without the application."""
+        """Send the refusal for `error`, or a plain 500, without the application."""
         refusal = refusal_for(error)
-        # The application counts all other requests; this one it did not see or did not answer.
+        # The application counts all other requests; it did not see this one, or did not respond.
         metrics.requests.add(None, request.method if request else "", refusal.status, 0.0)
         request_id = _request_id(request.headers if request else ())
         extra = request_log.log_extra(request_id)
         if refusal is INTERNAL:
             name = f"{request.method} {request.path}" if request else "a request"
-            self._log.error("Could not answer %s", name, exc_info=error, extra=extra)
+            self._log.error("Could not respond to %s", name, exc_info=error, extra=extra)
         else:
             host = _host(connection.client)
             self._log.info("Refused a request from %s: %s %s", host, *refusal[:2], extra=extra)
@@ -268,5 +268,5 @@ def _request_id(headers: Iterable[tuple[str, str]]) -> str:
 
 
 def _host(client: Any) -> str:
-    """The address of a client; that of a unix socket has none."""
+    """The address of a client; the client of a unix socket has none."""
     return str(client[0]) if client else "a local socket"

@@ -43,7 +43,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         worker.early_signals = arbiter.SIG_QUEUE
 
     def pre_fork(arbiter: Arbiter, worker: Worker) -> None:
-        # Otherwise looking for garbage would write to the memory that the processes share.
+        # Otherwise garbage collection would write to the memory that the processes share.
         gc.freeze()
         # Before the fork, so that the worker inherits the slot. A dead worker's slot is free again.
         taken = {each.slot for each in arbiter.WORKERS.values()}
@@ -51,7 +51,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
 
     return {
         "bind": config.BIND,
-        # Of a Unix socket: a proxy needs the service's group to connect.
+        # For a Unix socket: a proxy needs the service's group to connect.
         "umask": 0o007,
         "workers": config.WORKERS,
         "threads": config.THREADS,
@@ -63,8 +63,8 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "post_worker_init": connect_application,
         "worker_exit": await_background,
         "on_starting": listen,
-        # `serve` makes the application before, and its workers inherit it. Under gunicorn itself
-        # each worker makes its own, so that it can be loaded anew by a reload.
+        # `serve` creates the application first, and its workers inherit it. Under gunicorn itself
+        # each worker creates its own, so that a reload loads it again.
         "preload_app": False,
         # Longer than nginx keeps idle connections (60 s), so that it never uses a closing one.
         "keepalive": 75,
@@ -100,7 +100,7 @@ def connect_application(worker: Worker) -> None:
 
 
 def find_owner(app: Flask, environ: dict[str, Any]) -> str | None:
-    """The id of the user whose key is in the head of a request, before a large body arrives.
+    """The id of the user whose key is in the headers of a request, before a large body arrives.
 
     None for a route that needs no key. Raises RefusedByApplicationError.
     """
@@ -132,14 +132,13 @@ def logger_class(config: Config) -> type[Logger]:
 
 
 def listen(arbiter: Arbiter) -> None:
-    """Open the listening sockets, or print one line that says why not and exit.
+    """Open the listening sockets, or print one line with the reason and exit.
 
-    The code is 2 for a host that has no address, else 1.
-
-    gunicorn itself would try five times, a second apart.
+    The exit code is 2 for a host without an address, else 1. gunicorn itself would try five times,
+    a second apart.
     """
     if arbiter.master_pid or "LISTEN_FDS" in os.environ:
-        # The process that this one replaces, or systemd, passes its sockets on.
+        # systemd, or the process that this one replaces, passes its sockets on.
         return
     for address in arbiter.cfg.address:
         try:
@@ -152,7 +151,7 @@ def listen(arbiter: Arbiter) -> None:
 
 def _socket(address: tuple[str, int] | str, arbiter: Arbiter) -> BaseSocket:
     if isinstance(address, str):
-        # gunicorn removes whatever socket it finds there.
+        # gunicorn removes any socket that it finds there.
         with socket.socket(socket.AF_UNIX) as client:
             if client.connect_ex(address) == 0:
                 raise OSError(errno.EADDRINUSE, "another program listens there")

@@ -1,4 +1,4 @@
-"""The gunicorn worker: one loop receives whole requests, and a pool of threads answers them."""
+"""The gunicorn worker: one loop receives whole requests, and a thread pool responds to them."""
 
 import errno
 import os
@@ -70,15 +70,15 @@ class CallQueue:
 
 
 RECEIVE_SIZE = 64 * 1024
-# What the kernel keeps of a response; Linux doubles it. On loopback it would let this grow to
-# 2.6 MB, and say only when a third is free that more can be sent: a steady reader of 10 KB/s would
-# seem to stand still for more than a minute.
+# The kernel's buffer for a response; Linux doubles this number. On loopback it would grow to 2.6 MB,
+# and accept more only when a third is free: a steady reader of 10 KB/s would seem to be stuck for
+# more than a minute.
 SEND_BUFFER = 128 * 1024
 # How often a stopping loop checks whether all connections are done, in seconds.
 STOPPING_SECONDS = 0.05
-# How many clients are accepted before the loop serves those that it has.
+# How many clients are accepted before the loop serves the others again.
 ACCEPTS_PER_EVENT = 16
-# For how long a client that is connected, and has sent no key yet, may take to send it.
+# The seconds that a new client has to send its key.
 NEW_SECONDS = 1.0
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -89,13 +89,13 @@ RESET = struct.pack("ii", 1, 0)
 class Worker(BaseWorker):
     """Serves as gthread does, but a slow client holds neither a thread nor the loop.
 
-    `max_body` in bytes comes from the settings; the other attributes are fixed but for tests.
+    `max_body` in bytes comes from the settings; the other attributes are fixed, except in tests.
     All methods run in the loop's thread, except `identify` and `respond`.
     """
 
     max_body = 10 * 1024 * 1024
-    # Those that arrive before this process has its own handlers: the handlers of its parent, which
-    # it inherits, leave them here for the parent's loop.
+    # Signals that arrive before this process has its own handlers: the inherited handlers of its
+    # parent put them here, for the parent's loop.
     early_signals: SimpleQueue[int] = SimpleQueue()
     # Where the metrics of this process are stored; no two living workers share one.
     slot = 0
@@ -103,8 +103,8 @@ class Worker(BaseWorker):
     # WSGI environ without the body -> the id of the request's owner; a request without an owner
     # may only have a small body. Raises RefusedByApplicationError.
     find_owner: Callable[[dict[str, Any]], str | None] = staticmethod(lambda _environ: "")
-    # Requests for these have threads of their own: a probe must not wait until others stop waiting
-    # for the database.
+    # These requests have threads of their own: a probe must not wait for requests that wait for the
+    # database.
     probe_paths = frozenset({"/livez", "/readyz", "/metrics"})
     probe_threads = 2
     # The budget for the large bodies of all requests together, in bodies of `max_body`.
@@ -164,7 +164,7 @@ class Worker(BaseWorker):
         self.stop()
 
     def run_once(self, seconds: float) -> None:
-        """Handle the events that are here, or that arrive within `seconds`."""
+        """Handle the events that have arrived, or that arrive within `seconds`."""
         for key, _ in self.selector.select(seconds):
             key.data(key.fileobj)
         now = time.monotonic()
@@ -182,10 +182,10 @@ class Worker(BaseWorker):
             self.alive = False
 
     def stop(self) -> None:
-        """Answer the requests that have arrived, for at most `graceful_timeout` seconds."""
+        """Respond to the requests that have arrived, for at most `graceful_timeout` seconds."""
         resources.begin_stop()
         for listener in self.sockets:
-            # The kernel has already accepted these, and would reset them.
+            # The kernel has already accepted these connections, and would reset them.
             while self.accept(listener):
                 pass
             self.selector.unregister(listener)
@@ -195,7 +195,7 @@ class Worker(BaseWorker):
             if not connection.in_pool:
                 connection.deadline = min(connection.deadline, began + self.stop_seconds)
         while self.connections:
-            # A second signal may ask for a quick end meanwhile.
+            # In the meantime a second signal can ask for a quick stop.
             seconds = 2 * self.stop_seconds if self.must_quit else self.cfg.graceful_timeout
             if time.monotonic() - began >= seconds:
                 return
@@ -213,7 +213,7 @@ class Worker(BaseWorker):
         try:
             sock, client = listener.accept()
         except OSError as error:
-            # Without a free descriptor the kernel fails also where no client waits.
+            # Without a free descriptor the kernel fails even if no client is waiting.
             if error.errno in (errno.EMFILE, errno.ENFILE) and is_ready(listener, select.POLLIN):
                 return self.evict()
             return False
@@ -228,9 +228,9 @@ class Worker(BaseWorker):
         return True
 
     def evict(self) -> bool:
-        """Close the one that is idle longest, those without a key first; False if there is none.
+        """Close the longest idle connection, those without a key first; False if there is none.
 
-        One that has just been accepted counts as one with a key, unless most have none.
+        A connection that was just accepted counts as one with a key, unless most have none.
         """
         waiting = [each for each in self.connections if not each.in_pool]
         is_crowd = 2 * sum(each.owner is None for each in waiting) > len(waiting)
@@ -287,7 +287,7 @@ class Worker(BaseWorker):
         """Send no more, and let the client read to the end: an immediate close could reset it."""
         connection.in_pool = False
         connection.lingering = True
-        # Releases at once what its body has used of the budget.
+        # Releases its body's share of the budget immediately.
         connection.steps.close()
         self.wait_for(connection, self.linger_seconds)
         try:
@@ -302,7 +302,7 @@ class Worker(BaseWorker):
             connection.deadline = max(connection.deadline, until)
 
     def reset(self, connection: Connection) -> None:
-        """Reset the connection, so that no client takes a part of a response for the whole."""
+        """Reset the connection, so that no client mistakes a part of a response for the whole."""
         with suppress(OSError):
             connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self.close(connection)
@@ -318,7 +318,7 @@ class Worker(BaseWorker):
 
     def on_readable(self, connection: Connection, _sock: object) -> None:
         if connection.in_pool:
-            # The next request, or the end of the connection: the kernel keeps it until then.
+            # The next request or the end of the connection; the kernel keeps it for later.
             self.unwatch(connection)
             return
         try:
@@ -365,7 +365,7 @@ class Worker(BaseWorker):
                 connection.sock.send(CONTINUE)
 
     def submit(self, connection: Connection, job: Callable[[], bool]) -> None:
-        """Leave the connection to a thread of the pool until that puts a call for it."""
+        """Hand the connection to a thread of the pool, until the thread puts a call for it."""
         connection.in_pool = True
         connection.deadline = NEVER
         connection.pool.jobs.put(job)
@@ -377,7 +377,7 @@ class Worker(BaseWorker):
         self.parse(connection, owner)
 
     def identify(self, connection: Connection, request: Request) -> bool:
-        """Pool job: ask the application who sends a request whose head has arrived."""
+        """Pool job: ask the application for the owner of a request whose headers have arrived."""
         try:
             _, environ = self.responder.prepare(connection, request)
             owner = self.find_owner(environ)
@@ -395,7 +395,7 @@ class Worker(BaseWorker):
     def respond(
         self, connection: Connection, request: Request, application: WsgiApplication
     ) -> bool:
-        """Pool job: answer a request; False if another thread has replaced this one."""
+        """Pool job: respond to a request; False if another thread has replaced this one."""
         outcome = Next.RESET
         try:
             outcome = self.responder.respond(connection, request, application)

@@ -19,7 +19,7 @@ class Interrupt:
         self._socket: socket.socket | None = None
 
     def set(self) -> None:
-        """Let nothing more be sent; does not wait for the attempt to end."""
+        """Stop sending; does not wait for the attempt to end."""
         with self._lock:
             self._is_set = True
             if self._socket is not None:
@@ -51,4 +51,4 @@ class Outcome(NamedTuple):
     status_code: int | None = None  # None if there was no answer
     retry_after: float | None = None  # seconds that the receiver asks for, at most a day
     duration_ms: int = 0
-    answer: str | None = None  # the beginning of the receiver's answer, of at most 1 KiB
+    answer: str | None = None  # the first KiB of the receiver's answer

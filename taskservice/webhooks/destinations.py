@@ -1,4 +1,4 @@
-"""Where a webhook may go: which URLs are valid, and which addresses are allowed."""
+"""The allowed destinations of webhooks: which URLs are valid, and which addresses are allowed."""
 
 import re
 import socket
@@ -14,7 +14,7 @@ from ipaddress import (
 )
 from typing import NamedTuple
 
-# Classifies IP addresses, and reads the address that the host of a URL spells.
+# Classifies IP addresses, and reads the address in a URL's host in any notation.
 
 # Python's own tables differ between versions and miss some networks. Sources: the
 # special-purpose registries of IANA for IPv4 and IPv6
@@ -45,7 +45,7 @@ _KINDS: tuple[tuple[str, tuple[Network, ...]], ...] = (
         ),
     ),
     ("loopback", _networks("127.0.0.0/8", "::1")),
-    # 100.64.0.0/10 is shared by the customers of a provider; Tailscale lives there too.
+    # 100.64.0.0/10 is shared by the customers of a provider; Tailscale uses it too.
     (
         "private",
         _networks("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"),
@@ -59,7 +59,7 @@ _KINDS: tuple[tuple[str, tuple[Network, ...]], ...] = (
         ),
     ),
     ("benchmarking", _networks("198.18.0.0/15", "2001:2::/48")),
-    # These contain an IPv4 address that some gateway translates; where that leads is unknown.
+    # A gateway translates these to an IPv4 address; which machine that is is unknown.
     ("NAT64", _networks("64:ff9b::/96", "64:ff9b:1::/48")),
     ("6to4", _networks("2002::/16", "192.88.99.0/24")),
     ("Teredo", _networks("2001::/32")),
@@ -68,7 +68,7 @@ _KINDS: tuple[tuple[str, tuple[Network, ...]], ...] = (
         _networks(
             "0.0.0.0/8",  # this host: Linux connects 0.0.0.0 to loopback
             "192.0.0.0/24",  # protocol assignments
-            "192.31.196.0/24",  # AS112, a sink for stray queries, as 192.175.48.0/24
+            "192.31.196.0/24",  # AS112, a sink for stray queries, like 192.175.48.0/24
             "192.52.193.0/24",  # automatic multicast tunneling
             "192.175.48.0/24",
             "240.0.0.0/4",  # future use, and the broadcast address
@@ -91,7 +91,7 @@ def kind_of(address: Address) -> str:
 
 
 def read_address(text: str) -> Address:
-    """The address that `text` spells canonically; an IPv4-mapped one is the IPv4 address.
+    """The address in canonical notation; an IPv4-mapped one is read as the IPv4 address.
 
     The operating system connects `::ffff:127.0.0.1` to 127.0.0.1. Raises ValueError.
     """
@@ -103,11 +103,11 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
 
 
 def literal_address(host: str) -> Address | None:
-    """The address that a URL's host, without brackets, spells; None if it is a name.
+    """The address in a URL's host, without brackets; None if the host is a name.
 
-    Accepts every spelling that getaddrinfo accepts: `2130706433`, `0177.0.0.1`, `0x7f.1` and
+    Accepts every notation that getaddrinfo accepts: `2130706433`, `0177.0.0.1`, `0x7f.1` and
     `127.1` are 127.0.0.1. As in browsers, a host that ends in a number is an address. Raises
-    ValueError if it is not a valid one, and for an IPv6 address with a scope.
+    ValueError if this is not valid, and for an IPv6 address with a scope.
     """
     if ":" in host:
         if "%" in host:
@@ -122,7 +122,7 @@ def literal_address(host: str) -> Address | None:
         raise ValueError("no address") from error
 
 
-# Where a webhook may go: which URLs are valid, and which addresses are allowed.
+# The allowed destinations of webhooks: which URLs are valid, and which addresses are allowed.
 
 SETTING = "TASKSERVICE_CALLBACK_ALLOWED"
 KINDS = ("external", "private", "loopback")
@@ -132,7 +132,7 @@ _PORTS = {"http": 80, "https": 443}
 _AUTHORITY = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 _LABEL = r"[a-z0-9_-]{1,63}"
 _NAME = re.compile(rf"(?=.{{1,254}}$){_LABEL}(\.{_LABEL})*\.?", re.IGNORECASE)
-# The last label has a letter: `*`, `hooks.*` and `10.0.0.*` would allow more than is meant.
+# The last label has a letter: `*`, `hooks.*` and `10.0.0.*` would allow more than intended.
 _PATTERN = re.compile(r"([a-z0-9_*-]+\.)*[0-9_*-]*[a-z][a-z0-9_*-]*")
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
@@ -147,7 +147,7 @@ class Target(NamedTuple):
     scheme: str
     host: str  # as in the URL, lower case, IDNA encoded, without brackets
     port: int
-    literal: Address | None  # the address, if `host` is one in any spelling
+    literal: Address | None  # the address, if `host` is one in any notation
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,9 @@ class Destinations:
     def refusal(self, host: str, address: Address) -> str | None:
         """Why no webhook may go to `host` at `address`; None if it is allowed.
 
-        An address is allowed by the word for its kind, or by a network that contains it; other
-        kinds than external, private and loopback need a network. A host pattern allows a name
-        whatever its address.
+        An address is allowed by the name of its kind, or by a network that contains it; kinds other
+        than external, private and loopback need a network. A host pattern allows a name with any
+        address.
         """
         literal = literal_address(host)
         if literal is None and self._matches(host):
@@ -211,7 +211,7 @@ class Destinations:
 
 
 def _network(entry: str) -> Network | None:
-    """The network that an entry spells; an IPv4-mapped one as IPv4, as addresses are read."""
+    """The network in an entry; an IPv4-mapped one as IPv4, as addresses are read."""
     if "%" in entry:  # Python would accept a scope and ignore it
         return None
     try:
@@ -227,7 +227,7 @@ def _network(entry: str) -> Network | None:
 def check_url(url: str, allowed: Destinations) -> Target:
     """Where `url` points, if a webhook may go there; raises RefusedError.
 
-    A host that is an address, in any spelling, is checked here. The transport checks a name at
+    A host that is an address, in any notation, is checked here. The transport checks a name at
     each attempt, when it is resolved.
     """
     target = read_url(url)
@@ -237,7 +237,7 @@ def check_url(url: str, allowed: Destinations) -> Target:
 
 
 def read_url(url: str) -> Target:
-    """Split a URL with the parser of requests; refuse what others could read differently.
+    """Split a URL with the parser of requests; refuse URLs that others could read differently.
 
     Raises RefusedError.
     """

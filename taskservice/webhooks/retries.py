@@ -1,4 +1,4 @@
-"""When a failed webhook is posted again, and which receivers no request waits for."""
+"""The retry schedule of failed webhooks, and the circuit breaker for their receivers."""
 
 import time
 from threading import Lock
@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 # Seconds from each failed attempt to the next one; after the last of them the delivery fails.
 SCHEDULE = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
-# The part of each delay by which it may be shorter or longer.
+# The fraction by which each delay can be shorter or longer.
 JITTER = 0.2
-# The longest delay that a receiver can ask for.
+# The maximum delay that a receiver can ask for.
 MAX_RETRY_AFTER = 86_400.0
 LONGEST_DELAY_SECONDS = max(max(SCHEDULE) * (1 + JITTER), MAX_RETRY_AFTER)
 
@@ -18,10 +18,10 @@ MAX_RECEIVERS = 1_000
 
 
 class Receiver(NamedTuple):
-    """A host as one user's callbacks have it: at the same host, another user's may do better."""
+    """A host in one user's callbacks: at the same host, another user's callbacks may work."""
 
     user_id: str
-    # With its port, as in the URL.
+    # With the port, as in the URL.
     host: str
 
 
@@ -33,7 +33,7 @@ class _Failures(NamedTuple):
 class CircuitBreaker:
     """Is open for a receiver after three failures in a row, until a minute after the last one.
 
-    It remembers the 1,000 receivers that failed last.
+    It remembers the last 1,000 receivers that failed.
     """
 
     def __init__(self) -> None:

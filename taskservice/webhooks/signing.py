@@ -22,7 +22,7 @@ def new_secret() -> str:
 def sign(secrets: Sequence[str], webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
     """The three headers of a webhook, signed by each of `secrets`, newest first.
 
-    `timestamp` is the moment of this attempt in seconds since 1970; `webhook_id` is the same at
+    `timestamp` is the time of this attempt in seconds since 1970; `webhook_id` is the same at
     every attempt. Send exactly the bytes of `body`. Raises ValueError without a secret, for an
     invalid secret, and for an id with a full stop, which would let one signature match two
     messages.
@@ -41,7 +41,7 @@ def sign(secrets: Sequence[str], webhook_id: str, timestamp: int, body: bytes) -
 
 
 def is_signed(secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now: float) -> bool:
-    """Whether `headers` sign `body` by one of `secrets`, at most five minutes from `now`.
+    """Whether `headers` sign `body` with one of `secrets`, at most five minutes from `now`.
 
     `now` is in seconds since 1970.
     """

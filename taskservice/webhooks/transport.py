@@ -32,7 +32,7 @@ from taskservice.webhooks.retries import MAX_RETRY_AFTER
 
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_LOOKUPS = 64
-# How much of an answer is kept, and the bytes that its last character may have in all.
+# How many bytes of an answer are stored, and the maximum number of bytes of a character.
 KEPT_BYTES = 1024
 LONGEST_CHARACTER = 4
 
@@ -53,7 +53,7 @@ class NoAnswerError(Exception):
     """The receiver did not answer; the text is one sentence with the reason."""
 
 
-# One connection to a checked address, under one deadline whatever the receiver does.
+# One connection to a checked address, with one deadline for all that the receiver does.
 
 
 class Connection(http.client.HTTPConnection):
@@ -289,7 +289,7 @@ def _beginning(body: Any) -> str | None:
     with contextlib.suppress(Exception), body:
         while part := body.read1(MAX_ANSWER_BYTES):
             kept += part[: KEPT_BYTES + LONGEST_CHARACTER - len(kept)]
-    # NUL too, which PostgreSQL cannot store; at the end no half of a character.
+    # Also without NUL, which PostgreSQL cannot store, and without a partial last character.
     text = kept.decode(errors="replace").replace("\0", "\ufffd")
     return text.encode()[:KEPT_BYTES].decode(errors="ignore") or None
 

@@ -317,7 +317,7 @@ def test_target_that_was_begun_from_another_source_is_refused(
     assert copy_killed_at(move, 15) == KILLED
     databases.copy_sqlite(move.folder / "other")
     other = replace(move, source=f"sqlite:///{move.folder / 'other' / 'taskservice.db'}")
-    assert "has a part of " in one_line(other.copy(), 1)
+    assert "has an unfinished copy of " in one_line(other.copy(), 1)
     assert move.copy().returncode == 0
 
 

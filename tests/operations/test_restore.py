@@ -94,7 +94,7 @@ def test_restore_replaces_a_database_only_with_force_and_keeps_it_aside(
 ) -> None:
     leave_log(data / "taskservice.db", "carol")
     line = one_line(run(data, "db", "restore", str(backup)), 1)
-    assert line.endswith("taskservice.db exists; --force replaces it and keeps it aside")
+    assert line.endswith("taskservice.db exists; --force replaces it and keeps the old one")
     restored = run(data, "db", "restore", str(backup), "--force")
     assert restored.returncode == 0, restored
     assert users(data / "taskservice.db") == ["alice"]
@@ -189,7 +189,7 @@ def test_what_is_no_sound_backup_is_refused_and_changes_nothing(
     cases = [
         (cut, "malformed"), (text, "not a database"), (newer, "newer than the code"),
         (other, "of another program"), (tmp_path / "pipe.db", "not a regular file"),
-        (tmp_path / "none.db", "There is no backup"), (open_one, "no backup but a database"),
+        (tmp_path / "none.db", "There is no backup"), (open_one, "a live database, not a backup"),
         (tmp_path, "not a regular file"), (data / "taskservice.db", "belongs to the database"),
     ]  # fmt: skip
     for file, reason in cases:

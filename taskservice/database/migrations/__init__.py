@@ -17,7 +17,7 @@ from taskservice.database.writer_queue import WriterQueue
 
 FOLDER = Path(__file__).parent
 MIGRATION_SECONDS = 60
-# The advisory lock of PostgreSQL that lets one process at a time migrate; any number will do.
+# The PostgreSQL advisory lock that lets one process at a time migrate; the number is arbitrary.
 _ADVISORY_LOCK = 0x7461736B
 _LOCK_NOT_AVAILABLE = "55P03"
 # The table that a database has until `db copy` has filled it.
@@ -29,7 +29,7 @@ class DatabaseError(Exception):
 
 
 class UnfinishedCopy(DatabaseError):
-    """`db copy` was broken off, so that rows are missing."""
+    """`db copy` was interrupted, so that rows are missing."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -42,7 +42,7 @@ class NoDatabase(DatabaseError):
     """There is no database, and this command must not create one."""
 
     def __init__(self, where: Path | str) -> None:
-        super().__init__(f"There is no database at {where}; `taskservice serve` makes one")
+        super().__init__(f"There is no database at {where}; `taskservice serve` creates one")
 
 
 def upgrade(
@@ -63,14 +63,17 @@ def upgrade(
     try:
         with turn, command_engine(address).connect() as connection:
             if not is_sqlite:
-                # The wait for the lock of migrations, and for those of tables.
+                # Limits the wait for the advisory lock and for table locks.
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MIGRATION_SECONDS * 1000}")
             # Before anything is written: the file may belong to another program.
             found = revision(connection)
             if found is None and not may_create:
                 raise NoDatabase(shown(address))
             if found not in (None, head()) and not may_change:
-                raise DatabaseError(f"{shown(address)} has a database of revision {found}")
+                raise DatabaseError(
+                    f"{shown(address)} has a database of revision {found}, which is older than "
+                    "this version; upgrade or remove it first"
+                )
             if found != (head() if target == "head" else target):
                 if is_sqlite:
                     _begin_sqlite(connection)
@@ -84,7 +87,7 @@ def upgrade(
 
 
 def reason(error: Exception, file: Path | None = None) -> str:
-    """An error of the database in one line; on SQLite `file` tells whether its disk is full."""
+    """A database error in one line; with SQLite's `file`, it also mentions a full disk."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     if getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
         return f"another program has kept it locked for {MIGRATION_SECONDS} s"
@@ -98,14 +101,14 @@ def head() -> str:
 
 
 def revision(connection: Connection) -> str | None:
-    """The revision the database is at, None for an empty one; raises DatabaseError."""
+    """The revision of the database, None if it is empty; raises DatabaseError."""
     tables = inspect(connection).get_table_names()
     if not tables:
         return None
     if COPY_PROGRESS in tables:
         raise UnfinishedCopy
     if "alembic_version" not in tables:
-        raise DatabaseError("The database holds the tables of another program")
+        raise DatabaseError("The database contains tables of another program")
     revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
     if revision is not None and revision not in _revisions():
         raise DatabaseError(
@@ -126,12 +129,12 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _run(connection: Connection, target: str) -> None:
-    # Most databases are up to date at a start, and Alembic takes a fifth of its time to load.
+    # Imported here: most databases are up to date, and Alembic takes a fifth of a start to load.
     from alembic import command
     from alembic.config import Config
 
     config = Config()
-    # Alembic takes a single % as a reference to another option.
+    # Alembic treats a single % as a reference to another option.
     config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
     # In the transaction that is already open: all migrations take effect, or none.
     config.attributes["connection"] = connection
@@ -151,12 +154,12 @@ def _revisions() -> list[str]:
 
 
 def _check_file(path: Path, may_create: bool) -> None:
-    """Make the SQLite file, or check that it is one, before anything is written to it."""
+    """Create the SQLite file, or check that it is one, before anything is written to it."""
     try:
         if not may_create and not path.exists():
             raise NoDatabase(path)
         make_folder(path.parent)
-        # It holds secrets; SQLite gives its other files the same mode.
+        # It contains secrets; SQLite gives its other files the same mode.
         path.touch(mode=0o600)
         with open_regular(path) as file:
             magic = file.read(16)
