@@ -19,18 +19,18 @@ help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
 		printf '  make %-16s %s\n' "$$name" "$$text"; done
 
-install: $(VENV)/installed ## Make .venv with taskservice and what running it needs
+install: $(VENV)/installed ## Create .venv with taskservice and its dependencies
 
 $(VENV)/installed: requirements.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable '.[server]'
 	@touch $@
 
-run: install ## Install, make a first user, and serve on 127.0.0.1:8000 or TASKSERVICE_BIND
+run: install ## Install, create a first user, and serve on 127.0.0.1:8000 or TASKSERVICE_BIND
 	@$(BIN)/taskservice user list --json 2>/dev/null | grep -q . && \
 		echo "The dashboard is at http://$(BIND)" || { \
 		key=$$($(BIN)/taskservice user add $(USER_NAME)) && \
-		echo "Open http://$(BIND) and sign in with this key, which is shown this once:" && \
+		echo "Open http://$(BIND) and sign in with this key, which is shown only once:" && \
 		echo "  $$key" && \
 		echo "Or try, while this runs:" && \
 		echo "  curl -H 'apikey: $$key' http://$(BIND)/api/v1/user"; }
@@ -46,7 +46,7 @@ $(VENV)/installed-docs: $(VENV)/installed tests/requirements.txt
 	$(BIN)/python -m pip install --quiet --constraint tests/requirements.txt --editable '.[docs]'
 	@touch $@
 
-test: $(VENV)/installed-test ## Install what the tests need, and test the core of the service
+test: $(VENV)/installed-test ## Install the tests' dependencies, and test the core of the service
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
 test-lists: $(VENV)/installed-test ## Test lists: filters, cursors, labels, searches by name
@@ -58,23 +58,23 @@ test-dashboard: $(VENV)/installed-test ## Test the pages of the dashboard over H
 test-browser: $(VENV)/installed-test ## Test the dashboard in a real browser
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/browser
 
-test-callbacks: $(VENV)/installed-test ## Test webhooks, also while the service is killed at critical moments
+test-callbacks: $(VENV)/installed-test ## Test webhooks, also while the service is killed at critical points
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/callbacks
 
 test-server: $(VENV)/installed-test ## Test the processes: gunicorn and its worker, `taskservice background`
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/server
 
-test-agent: $(VENV)/installed-test ## Test the agent's side, also while programs and service are killed
+test-agent: $(VENV)/installed-test ## Test the client and the runner, also while programs and the service are killed
 	AGENT_LINES=$${AGENT_LINES:-100000} AGENT_KILLS=$${AGENT_KILLS:-10} \
 		$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/agent_side
 
-test-operations: $(VENV)/installed-test ## Test health, metrics, upkeep, and the commands on the server: upgrade, copy, export
+test-operations: $(VENV)/installed-test ## Test health, metrics, maintenance, and the commands on the server: upgrade, copy, export
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/operations
 
 test-mcp: $(VENV)/installed-test ## Test MCP, also with clients from their packages and its conformance suite
 	$(BIN)/python -m pytest -n 4 --dist worksteal tests/mcp tests/mcp_clients
 
-test-deploy: $(VENV)/installed-test ## Use each file of deploy/ with the program that it is for
+test-deploy: $(VENV)/installed-test ## Test each file of deploy/ with its program
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/deploy
 
 test-nodes: $(VENV)/installed-test ## 60 s of load on two nodes behind nginx, with each fault; a standby promoted
@@ -95,13 +95,13 @@ lint: $(VENV)/installed-test ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed-test ## Measure beside what could be written instead, in ten minutes
+bench: $(VENV)/installed-test ## Compare with simpler programs that could be written instead, in ten minutes
 	$(BIN)/python -m benchmarks $(BENCH)
 
-bench-peers: $(VENV)/installed-test ## The same beside other programs, which it installs
+bench-peers: $(VENV)/installed-test ## Compare with other services, which it installs
 	$(BIN)/python -m benchmarks.peers $(BENCH)
 
-bench-more: $(VENV)/installed-test ## Measure webhooks, waits for upkeep, long logs in a browser, `run`
+bench-more: $(VENV)/installed-test ## Measure webhooks, waits for maintenance, long logs in a browser, `run`
 	$(BIN)/python -m benchmarks.callbacks
 	$(BIN)/python -m benchmarks.waits
 	$(BIN)/python -m benchmarks.writer_waits
@@ -128,7 +128,7 @@ $(VENV)/installed-release: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[release]'
 	@touch $@
 
-dist: $(VENV)/installed-release ## Build a release in dist/, and try it alone on each Python that is here
+dist: $(VENV)/installed-release ## Build a release in dist/, and try it on each installed Python
 	.ci/dist
 
 image: ## Build the container image, with podman or docker

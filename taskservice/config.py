@@ -109,16 +109,16 @@ class Config:
     SECRET_KEY: str = _setting(
         "",
         _secret_key,
-        "Signs the dashboard's sessions, 32 bytes or more; unset: made and kept in `DATA`; "
+        "Key that signs dashboard sessions, 32 bytes or more; unset: created in `DATA`; "
         "required with PostgreSQL.",
     )
-    BIND: str = _setting("127.0.0.1:8000", _bind, "Where to listen: `HOST:PORT` or `unix:PATH`.")
-    WORKERS: int = _setting(1, _whole_number(1, 64), "Worker processes; one serves SQLite best.")
-    THREADS: int = _setting(16, _whole_number(4, 256), "Threads of each worker process.")
+    BIND: str = _setting("127.0.0.1:8000", _bind, "Listen address: `HOST:PORT` or `unix:PATH`.")
+    WORKERS: int = _setting(1, _whole_number(1, 64), "Server processes; one is best with SQLite.")
+    THREADS: int = _setting(16, _whole_number(4, 256), "Threads of each server process.")
     WAITS: int = _setting(
         200,
         _whole_number(1, 1000),
-        "Streams and waits of each worker process, which have threads of their own.",
+        "Streams and waits of each server process, in addition to `THREADS`.",
     )
     PROXY_HOPS: int = _setting(
         0, _whole_number(0, 10), "Trusted reverse proxies in front; 0 ignores `X-Forwarded-*`."
@@ -126,34 +126,34 @@ class Config:
     CALLBACK_ALLOWED: Destinations = _setting(
         Destinations.parse("external"),
         Destinations.parse,
-        "Where callbacks may go: `external`, `private`, `loopback`, CIDRs, host globs.",
+        "Allowed callback destinations: `external`, `private`, `loopback`, CIDRs, host globs.",
     )
     CALLBACK_TIMEOUT: float = _setting(
-        10.0, _number(0.1, 30, "seconds"), "Maximum seconds of one attempt of a callback, in all."
+        10.0, _number(0.1, 30, "seconds"), "Time limit of one webhook attempt in seconds."
     )
     TASK_TIMEOUT: float = _setting(
         86_400.0,
         _number(0, 31_536_000, "seconds"),
-        "Seconds that a claimed task may be silent; 0: no limit.",
+        "Seconds of silence after which a claimed task times out; 0: never.",
     )
     RETENTION_DAYS: float = _setting(
-        0.0, _number(0, 36_500, "days"), "Days that a finished task is kept; 0: for ever."
+        0.0, _number(0, 36_500, "days"), "Days to keep finished tasks; 0: forever."
     )
     LOG_RETENTION_DAYS: float = _setting(
         0.0,
         _number(0, 36_500, "days"),
-        "Days that a finished task's log is kept; 0: as long as the task.",
+        "Days to keep the logs of finished tasks; 0: as long as the tasks.",
     )
     MAX_BODY: int = _setting(
         10 * 1024 * 1024,
         _whole_number(1024, 1024 * 1024 * 1024),
-        "Maximum number of bytes of a body; 2 MiB at most but for logs.",
+        "Maximum size of a request body in bytes; except for logs at most 2 MiB.",
     )
     MCP_ORIGINS: tuple[str, ...] = _setting(
-        (), _origins, "Origins whose pages may call `/mcp`, separated by commas."
+        (), _origins, "Web origins whose pages can call `/mcp`, separated by commas."
     )
     LOG_LEVEL: str = _setting(
-        "info", _choice("debug", "info", "warning", "error"), "Lowest level that is logged."
+        "info", _choice("debug", "info", "warning", "error"), "Lowest level to log."
     )
     LOG_FORMAT: str = _setting(
         "text", _choice("text", "json"), "Format of the service's own log: `text` or `json`."

@@ -60,7 +60,7 @@ def in_batches(batch: Callable[[], bool], seconds: float = JOB_SECONDS) -> bool:
 
 
 def index_names(seconds: float = JOB_SECONDS) -> bool:
-    """Add the names of new tasks, and remove those of deleted ones, for at most `seconds`.
+    """Add the names of new tasks, and remove the names of deleted ones, for at most `seconds`.
 
     Returns whether more may be left.
     """

@@ -83,7 +83,7 @@ class _ClockReading(NamedTuple):
         return passed <= MAX_GAP_SECONDS and max(map(abs, self.jumps(before))) <= MAX_DRIFT_SECONDS
 
     def jumps(self, before: "_ClockReading") -> tuple[float, float]:
-        """The seconds by which the database's clock and this machine's were set since `before`."""
+        """How many seconds the database's clock and this machine's were set since `before`."""
         passed = self.monotonic - before.monotonic
         return (
             clock.seconds_between(before.database, self.database) - passed,

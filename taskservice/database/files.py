@@ -129,8 +129,8 @@ class DatabaseFiles:
 
     A connection keeps writing to the files that it has open, even if their names now belong to
     others: its writes are then lost at the next start. SQLite removes the log when the last
-    connection closes, so one is kept open from the first use on; meanwhile the kernel does not
-    reuse the inode numbers.
+    connection closes, so one is kept open from the first use on: while it is open, the kernel does
+    not reuse the inode numbers.
     """
 
     def __init__(self, path: str, connect: Callable[[], Any]) -> None:

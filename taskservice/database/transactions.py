@@ -130,8 +130,8 @@ def current_time(connection: Connection) -> str:
     `finishedAt` is stored by this clock. So `sort=finishedAt` is correct across machines, and a
     machine with a wrong clock cannot make a task appear old enough to be removed.
     """
-    moment: str = connection.execute(select(database_now())).scalar_one()
-    return moment
+    now: str = connection.execute(select(database_now())).scalar_one()
+    return now
 
 
 def retry_on_conflict(function: Callable[P, T]) -> Callable[P, T]:

@@ -30,7 +30,7 @@ from taskservice.serving.refusals import RefusedByApplicationError
 from taskservice.serving.worker import Worker
 from taskservice.terminal import exit_with_error
 
-# Connections of a worker process, in addition to those of streams and waits.
+# Connections of a server process, in addition to streams and waits.
 MAX_CONNECTIONS = 500
 MEMORY_FOLDER = Path("/dev", "shm")
 

@@ -70,7 +70,7 @@ class CallQueue:
 
 
 RECEIVE_SIZE = 64 * 1024
-# The kernel's buffer for a response; Linux doubles this number. On loopback it would grow to 2.6 MB,
+# The kernel's buffer for a response; Linux doubles the number. On loopback it would grow to 2.6 MB,
 # and accept more only when a third is free: a steady reader of 10 KB/s would seem to be stuck for
 # more than a minute.
 SEND_BUFFER = 128 * 1024

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 # Seconds from each failed attempt to the next one; after the last of them the delivery fails.
 SCHEDULE = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
-# The fraction by which each delay can be shorter or longer.
+# The random part of each delay, which makes it shorter or longer.
 JITTER = 0.2
 # The maximum delay that a receiver can ask for.
 MAX_RETRY_AFTER = 86_400.0
