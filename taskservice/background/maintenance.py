@@ -48,8 +48,6 @@ def _reschedule_batch() -> bool:
     return len(ids) == BATCH
 
 
-# The loop of a process that runs maintenance jobs, such as timeouts and retention.
-
 logger = logging.getLogger(__name__)
 
 # From the start of a round to the start of the next one, however long its jobs take. If a job is

@@ -248,16 +248,15 @@ def are_among(name: str, filters: Filters) -> ColumnElement[bool]:
 
 def _ids(name: str, filters: Filters) -> AnySelect:
     if name in _DELIVERY_STATES:
-        of_same_user = Delivery.user_id == bindparam("user_id", type_=Identifier)
-        return select(Delivery.task_id).where(of_same_user, _DELIVERY_STATES[name])
+        has_same_user = Delivery.user_id == bindparam("user_id", type_=Identifier)
+        return select(Delivery.task_id).where(has_same_user, _DELIVERY_STATES[name])
     if name in LABELS:
-        of_same_user = TaskLabel.user_id == bindparam("user_id", type_=Identifier)
-        return select(TaskLabel.task_id).where(of_same_user, TaskLabel.label == bindparam(name))
+        has_same_user = TaskLabel.user_id == bindparam("user_id", type_=Identifier)
+        return select(TaskLabel.task_id).where(has_same_user, TaskLabel.label == bindparam(name))
     if name == WAITING:
         return select(Task.id).where(tasks_of_user, IS_WAITING)
-    return select(Task.id).where(
-        tasks_of_user, *(CONDITIONS[each] for each in _SETS[name] & filters)
-    )
+    matching = (CONDITIONS[each] for each in _SETS[name] & filters)
+    return select(Task.id).where(tasks_of_user, *matching)
 
 
 # The tasks of a list in its order: their positions, and the search for matching tasks.

@@ -71,8 +71,7 @@ def upgrade(
                 raise NoDatabase(shown(address))
             if found not in (None, head()) and not may_change:
                 raise DatabaseError(
-                    f"{shown(address)} has a database of revision {found}, which is older than "
-                    "this version; upgrade or remove it first"
+                    f"{shown(address)} has a database of revision {found}; upgrade or remove it"
                 )
             if found != (head() if target == "head" else target):
                 if is_sqlite:
