@@ -322,7 +322,7 @@ GONE = {
 }  # fmt: skip
 
 
-def test_table_column_schema_or_right_that_is_gone_is_503(
+def test_missing_table_column_schema_or_right_is_503(
     app: Flask, alice: ApiClient, database_url: str, subtests: pytest.Subtests
 ) -> None:
     task = alice.start()
@@ -364,7 +364,7 @@ def change_database(app: Flask, url: str, change: str) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_file_that_is_away_at_the_first_use_is_not_created(
+def test_missing_file_at_the_first_use_is_not_created(
     app: Flask, alice: ApiClient, data_folder: Path
 ) -> None:
     task = alice.start()

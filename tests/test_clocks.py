@@ -135,7 +135,7 @@ def test_failed_clock_reading_postpones_the_chores_that_need_it(
     assert exists(alice, task)
 
 
-def test_silence_counts_anew_where_its_beginning_lies_ahead(
+def test_timeout_restarts_if_its_start_is_in_the_future(
     app: Flask, alice: ApiClient, no_grace: None
 ) -> None:
     """A heartbeat received while the clock was ahead must not extend the wait."""

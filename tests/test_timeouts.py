@@ -143,7 +143,7 @@ def show_life(alice: ApiClient, task: dict[str, Any], sign: str) -> None:
     assert alice.request(fields["method"], path, json=fields["json"]).status_code < 300
 
 
-def test_sign_of_life_keeps_a_task(app: Flask, alice: ApiClient, maintenance: Maintenance) -> None:
+def test_heartbeat_keeps_a_task(app: Flask, alice: ApiClient, maintenance: Maintenance) -> None:
     tasks = {}
     for sign, timeout in product(SIGNS_OF_LIFE, (None, 60)):
         task = tasks[sign, timeout] = alice.start(claim=True, timeout=timeout)
@@ -171,7 +171,7 @@ def test_silence_is_judged_by_one_clock_wherever_the_sign_of_life_was_taken(
         assert alice.task(task)["status"] == "running", sign
 
 
-def test_finished_task_keeps_its_end(
+def test_finished_task_keeps_its_final_status(
     app: Flask, alice: ApiClient, maintenance: Maintenance
 ) -> None:
     task = alice.start(claim=True)

@@ -189,7 +189,7 @@ def test_several_options_can_be_chosen(window: Browser, alice: ApiClient, task: 
         assert now(alice, task, question)["answer"] == {"hosts": chosen}
 
 
-def test_what_does_not_fit_is_said_beside_its_field_which_keeps_its_text(
+def test_error_is_shown_next_to_its_field_which_keeps_its_text(
     window: Browser, alice: ApiClient, task: Json
 ) -> None:
     question = ask(alice, task, schema=ALL_KINDS)
@@ -306,7 +306,7 @@ def test_hostile_names_and_texts_are_shown_as_text(
 # --- on the list --------------------------------------------------------------------------
 
 
-def test_list_says_which_tasks_ask_and_its_title_counts_them(
+def test_list_shows_which_tasks_ask_and_its_title_counts_them(
     window: Browser, alice: ApiClient, task: Json
 ) -> None:
     text = text_of(window, "/")
@@ -327,7 +327,7 @@ def test_list_says_which_tasks_ask_and_its_title_counts_them(
     assert text.count("expires <time") == 1
 
 
-def test_list_tells_tasks_of_one_name_apart(window: Browser, alice: ApiClient) -> None:
+def test_list_distinguishes_tasks_with_the_same_name(window: Browser, alice: ApiClient) -> None:
     inputs: list[Json] = [{}, {"env": "prod <1>"}, {"text": "\u202e" + "é" * 80}]
     for given in inputs:
         ask(alice, alice.start("deploy", name="deploy", input=given, claim=True))
@@ -386,7 +386,7 @@ def test_list_has_the_forms_of_some_tasks_and_the_number_of_all(
         assert "Question 1?" in text
 
 
-def test_list_shows_only_questions_of_the_user_to_whoever_may_answer(
+def test_list_shows_only_the_users_questions_to_keys_that_can_answer(
     app: Flask, alice: ApiClient, bob: ApiClient, task: Json
 ) -> None:
     question = ask(alice, task, "A secret?")
@@ -489,7 +489,7 @@ def test_expired_question_has_no_form_before_maintenance_either(
     assert 'class="state expired"' in text_of(window, f"/tasks/{task['id']}")
 
 
-def test_question_that_somebody_else_has_answered_is_told_with_the_answer(
+def test_question_that_another_person_answered_is_shown_with_the_answer(
     app: Flask, window: Browser, alice: ApiClient, task: Json, subtests: pytest.Subtests
 ) -> None:
     other = signed_in(app, alice.with_key("a colleague").key)
@@ -519,7 +519,9 @@ def test_question_that_somebody_else_has_answered_is_told_with_the_answer(
     )
 
 
-def test_question_of_a_deleted_task_is_gone(window: Browser, alice: ApiClient, task: Json) -> None:
+def test_question_of_a_deleted_task_does_not_exist(
+    window: Browser, alice: ApiClient, task: Json
+) -> None:
     question = ask(alice, task)
     token = re.findall('name="token" value="(.+?)"', text_of(window, "/"))[0]
     alice.delete(f"/task/{task['id']}")

@@ -154,7 +154,7 @@ def test_vacuum_keeps_the_index_correct(app: Flask, alice: ApiClient, config: Co
 
 
 @one_database
-def test_index_of_a_file_with_other_row_numbers_is_made_anew_as_documented(
+def test_index_of_a_file_with_other_row_numbers_is_rebuilt_as_documented(
     app: Flask, alice: ApiClient, config: Config
 ) -> None:
     tasks, gone = Tasks(alice, 5), alice.start()
@@ -176,7 +176,7 @@ def test_index_of_a_file_with_other_row_numbers_is_made_anew_as_documented(
 
 
 @one_database
-def test_index_of_a_table_that_was_made_anew_is_made_anew(app: Flask, alice: ApiClient) -> None:
+def test_index_of_a_rebuilt_table_is_rebuilt(app: Flask, alice: ApiClient) -> None:
     """As by a migration: triggers go with their table, and its rows get other numbers."""
     tasks = Tasks(alice, 4)
     for _ in range(20):

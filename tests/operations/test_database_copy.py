@@ -127,7 +127,7 @@ from_postgresql = pytest.mark.parametrize("move", ["postgresql to sqlite"], indi
 # --- all of it ---------------------------------------------------------------------------
 
 
-def test_copy_has_all_that_the_api_says(move: Move, receiver: Receiver) -> None:
+def test_copy_has_everything_that_the_api_returns(move: Move, receiver: Receiver) -> None:
     people = move.fill(receiver)
     before, answers = move.rows(move.source), move.seen(move.source, people)
     assert all(before.values()), [name for name, found in before.items() if not found]
@@ -154,7 +154,7 @@ def sorted_rows(tables: dict[str, list[tuple[Any, ...]]]) -> dict[str, list[tupl
 
 
 @both_ways
-def test_copy_goes_on_as_any_other_database(move: Move, receiver: Receiver) -> None:
+def test_copy_works_like_any_other_database(move: Move, receiver: Receiver) -> None:
     (person,) = move.fill(receiver, ("alice",))
     assert move.copy().returncode == 0
     with move.app(move.target) as app:
@@ -230,7 +230,7 @@ def copy_killed_at(move: Move, moment: int) -> int:
 
 
 @both_ways
-def test_copy_that_is_killed_goes_on(move: Move, receiver: Receiver) -> None:
+def test_killed_copy_resumes(move: Move, receiver: Receiver) -> None:
     move.fill(receiver)
     before = move.rows(move.source)
     kills = 0
@@ -242,7 +242,7 @@ def test_copy_that_is_killed_goes_on(move: Move, receiver: Receiver) -> None:
 
 
 @both_ways
-def test_copy_killed_at_many_moments_goes_on(
+def test_copy_killed_at_many_points_resumes(
     move: Move, receiver: Receiver, databases: Databases
 ) -> None:
     move.fill(receiver, ("alice",))
@@ -444,7 +444,7 @@ def test_copy_replaces_what_a_service_has_made_before_its_first_user(
 
 
 @from_postgresql
-def test_no_one_writes_to_postgresql_meanwhile(
+def test_no_one_writes_to_postgresql_during_the_copy(
     move: Move, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     move.fill(receiver, ("alice",))
@@ -467,7 +467,7 @@ def test_no_one_writes_to_postgresql_meanwhile(
 
 
 @to_postgresql
-def test_server_that_is_away_is_one_line(move: Move, receiver: Receiver) -> None:
+def test_unavailable_server_is_one_line(move: Move, receiver: Receiver) -> None:
     move.target = "postgresql://alice:hidden@127.0.0.1:9/tasks?connect_timeout=2"
     line = one_line(move.copy(), 1)
     assert "hidden" not in line

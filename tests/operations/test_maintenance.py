@@ -69,9 +69,7 @@ def test_next_round_comes_in_time_however_long_the_chores_take(
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_chore_with_more_to_do_goes_on_immediately(
-    app: Flask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unfinished_job_continues_immediately(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     stop, begun = threading.Event(), []
 
     def job() -> bool:

@@ -218,7 +218,7 @@ def test_lines_may_be_in_partitions(databases: Databases, tmp_path: Path) -> Non
         assert connection.execute("SELECT * FROM log_chunks_1").fetchone() is None
 
 
-def test_document_says_which_columns_are_in_each_unique_key(databases: Databases) -> None:
+def test_document_lists_the_columns_of_each_unique_key(databases: Databases) -> None:
     """Partitions and Citus need one."""
     with psycopg.connect(databases.empty_postgresql()) as connection:
         keys = {name: unique_keys(connection, name) for name in tables(connection)}

@@ -83,7 +83,7 @@ def test_backup_is_restored_where_there_is_no_database(backup: Path, tmp_path: P
     assert users(backup) == ["alice"]
 
 
-def test_restore_says_what_to_do_about_the_secret_key(backup: Path, tmp_path: Path) -> None:
+def test_restore_prints_what_to_do_about_the_secret_key(backup: Path, tmp_path: Path) -> None:
     restored = run(tmp_path / "new", "db", "restore", str(backup), SECRET_KEY="")
     assert str(tmp_path / "new" / "secret_key") in restored.stderr
     assert not (tmp_path / "new" / "secret_key").exists()
@@ -230,7 +230,7 @@ main(prog_name="taskservice")
 
 
 @pytest.mark.parametrize("has_log", [False, True])
-def test_restore_killed_at_any_moment_leaves_the_old_or_the_new_database_whole(
+def test_restore_killed_at_any_point_leaves_the_old_or_the_new_database_complete(
     data: Path, backup: Path, tmp_path: Path, has_log: bool
 ) -> None:
     outcomes = []
