@@ -103,7 +103,7 @@ def configure_logging(level: str, form: str) -> None:
 
 def request_id(given: str) -> str:
     """The id of a request: its `X-Request-Id` if that is valid, else a random one."""
-    # It is no secret, so it needs no secure random bits, which take 5 µs to read.
+    # It is not secret, so it needs no secure random bits, which take 5 µs to read.
     is_valid = given and _REQUEST_ID.fullmatch(given)
     return given if is_valid else f"{random.getrandbits(128):032x}"
 

@@ -1,0 +1,108 @@
+"""The words of messages, help texts, docstrings and comments: each is plain English."""
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from flask import Flask
+
+from taskservice import cli
+from tests.support.documents import ROOT
+from tests.support.marks import one_database
+
+PACKAGE = ROOT / "taskservice"
+# Phrases that a reader has to read twice, or that have a common word.
+ODD = re.compile(
+    r"\b(?:will do|go(?:es)? on|anew|for ever|shall|whoever|meanwhile|beside|remarks?|blanks?|"
+    r"moments?|upkeep|outlives?|(?:is|are) (?:away|back)|out of reach|(?:that|those) of|"
+    r"also (?:if|when|as)|by which|is such as|may not|(?<!there )(?:is|are|was) no (?!longer|more)\w+|"
+    r"(?:clients?|tools?|errors?) of (?:MCP|JSON-RPC)|says? so|answered? (?:200|4\d\d|5\d\d))\b",
+    re.IGNORECASE,
+)
+# A help text or a description begins with a noun or a verb.
+ODD_START = re.compile(r"(?:Its|It|Which of|Whose|What)\b")
+# How many odd phrases a file has, and how many odd starts; a number can only shrink.
+STILL_ODD: dict[str, int] = {}
+ODD_STARTS = {"--help": 0, "/openapi.json": 0}
+
+
+def prose(path: Path) -> Iterator[str]:
+    """The comments, docstrings and messages of a file, without the code that they quote."""
+    source = path.read_text()
+    if path.suffix == ".py":
+        yield from comments(source)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+    elif path.suffix == ".html":
+        yield re.sub(r"\{%.*?%\}|\{\{.*?\}\}|<[^>]*>", " ", source, flags=re.DOTALL)
+    else:
+        yield from re.findall(r"/\*.*?\*/", source, re.DOTALL)
+        for block in re.findall(r"(?:^[ \t]*//.*\n)+", source, re.MULTILINE):
+            yield block.replace("//", "")
+
+
+def comments(source: str) -> Iterator[str]:
+    """The comments of Python code; those on consecutive lines are one text."""
+    lines: list[str] = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            lines.append(token.string.lstrip("# "))
+        elif token.type != tokenize.NL and lines:
+            yield " ".join(lines)
+            lines = []
+
+
+def odd_phrases(path: Path) -> list[str]:
+    texts = (re.sub(r"\s+", " ", re.sub(r"`[^`]*`", "", text)) for text in prose(path))
+    return [found[0] for text in texts for found in ODD.finditer(text)]
+
+
+def test_code_has_plain_words() -> None:
+    files = [path for path in sorted(PACKAGE.rglob("*")) if path.suffix in {".py", ".html", ".js"}]
+    found = {
+        str(path.relative_to(PACKAGE)): phrases
+        for path in files
+        if path.parent.name != "versions" and (phrases := odd_phrases(path))
+    }
+    # One more is odd; one less must be one less here too.
+    assert {name: len(phrases) for name, phrases in found.items()} == STILL_ODD, found
+
+
+def helps(command: click.Command) -> Iterator[str]:
+    """The texts of a command, its options and the commands below it."""
+    yield from filter(None, (command.help, command.short_help))
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.help:
+            yield parameter.help
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from helps(inner)
+
+
+def descriptions(value: object) -> Iterator[str]:
+    """The descriptions and summaries in an OpenAPI document."""
+    if isinstance(value, dict):
+        yield from (value[key] for key in ("description", "summary") if key in value)
+        for inner in value.values():
+            yield from descriptions(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from descriptions(inner)
+
+
+@one_database
+def test_help_begins_with_a_noun_or_a_verb(app: Flask) -> None:
+    texts = {
+        "--help": helps(cli.main),
+        "/openapi.json": descriptions(app.test_client().get("/openapi.json").json),
+    }
+    found = {name: sorted(set(filter(ODD_START.match, each))) for name, each in texts.items()}
+    assert {name: len(each) for name, each in found.items()} == ODD_STARTS, found
