@@ -282,7 +282,7 @@ class Position(NamedTuple):
     """The position of one task in a list; a cursor is the position of a page's last task."""
 
     # The task's `created_at`; `finished_at` if the list is sorted by it.
-    time: str
+    moment: str
     id: str
 
 
@@ -386,9 +386,9 @@ def _bounds(after: Position | None, end: Position | None) -> dict[str, str]:
     """Parameter -> value, for the given bounds."""
     bounds: dict[str, str] = {}
     if after is not None:
-        bounds |= {"after_time": after.time, "after_id": after.id}
+        bounds |= {"after_time": after.moment, "after_id": after.id}
     if end is not None:
-        bounds |= {"end_time": end.time, "end_id": end.id}
+        bounds |= {"end_time": end.moment, "end_id": end.id}
     return bounds
 
 
