@@ -40,6 +40,7 @@ from tests.support.internals import is_page
 from tests.support.packages import EXTRAS, dependencies
 from tests.support.service import Service, free_port
 from tests.support.waiting import until
+from tests.support.words import ODD
 
 README = "README.md"
 CLIENT = "docs/reference/python-client.md"
@@ -492,14 +493,6 @@ def wildcards(text: str) -> re.Pattern[str]:
     return re.compile(".*".join(map(re.escape, text.split("…"))), re.DOTALL)
 
 
-# Phrases that a reader has to read twice, or that have a common word.
-ODD = re.compile(
-    r"\b(?:will do|go(?:es)? on|anew|for ever|shall|whoever|meanwhile|beside|remarks?|blanks?|"
-    r"moments?|upkeep|outlives?|is (?:away|back)|out of reach|(?:that|those) of|"
-    r"also (?:if|when|as)|by which|is such as|may not|(?:is|are|was) no (?!longer|more)\w|"
-    r"(?:clients?|tools?|errors?) of (?:MCP|JSON-RPC)|says? so|answered? (?:200|4\d\d|5\d\d))\b",
-    re.IGNORECASE,
-)
 # How many of them a document from before this rule has at most; a number may only shrink.
 STILL_ODD = {
     "docs/background/architecture.md": 2,

@@ -13,16 +13,9 @@ from flask import Flask
 from taskservice import cli
 from tests.support.documents import ROOT
 from tests.support.marks import one_database
+from tests.support.words import ODD
 
 PACKAGE = ROOT / "taskservice"
-# Phrases that a reader has to read twice, or that have a common word.
-ODD = re.compile(
-    r"\b(?:will do|go(?:es)? on|anew|for ever|shall|whoever|meanwhile|beside|remarks?|blanks?|"
-    r"moments?|upkeep|outlives?|(?:is|are) (?:away|back)|out of reach|(?:that|those) of|"
-    r"also (?:if|when|as)|by which|is such as|may not|(?<!there )(?:is|are|was) no (?!longer|more)\w+|"
-    r"(?:clients?|tools?|errors?) of (?:MCP|JSON-RPC)|says? so|answered? (?:200|4\d\d|5\d\d))\b",
-    re.IGNORECASE,
-)
 # A help text or a description begins with a noun or a verb.
 ODD_START = re.compile(r"(?:Its|It|Which of|Whose|What)\b")
 # How many odd phrases a file has, and how many odd starts; a number can only shrink.
