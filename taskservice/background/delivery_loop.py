@@ -136,7 +136,7 @@ class DeliveryLoop(threading.Thread):
 
     def _end(self) -> None:
         for attempt in self._unfinished_after(STOP_SECONDS):
-            # Before its lease is released: otherwise two processes could post it at once.
+            # Before its lease is released: otherwise two processes could post it concurrently.
             attempt.interrupt.set()
         leases = [attempt.leased for attempt in self._unfinished_after(INTERRUPT_SECONDS)]
         try:

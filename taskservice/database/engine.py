@@ -153,7 +153,7 @@ def command_engine(address: URL) -> Engine:
 
 
 def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
-    """Set the pragmas of a connection; their order matters, as the comments say."""
+    """Set the pragmas of a connection; their order matters, see the comments."""
     # Keeps pysqlite from beginning transactions itself.
     connection.isolation_level = None
     cursor = connection.cursor()

@@ -388,7 +388,7 @@ class Attempt(db.Model):
     duration_ms: Mapped[int] = mapped_column(Integer)
     status_code: Mapped[int | None] = mapped_column(Integer)
     message: Mapped[str]
-    # The start of the body of the receiver's answer.
+    # The start of the body of the receiver's response.
     answer: Mapped[str | None]
 
 

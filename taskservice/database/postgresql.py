@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: how long they wait, what they send at once, how they read values."""
+"""Connections to PostgreSQL: their time limits, batches of statements, and types of values."""
 
 import time
 from collections.abc import Generator
@@ -81,7 +81,7 @@ class _MomentLoader(Loader):
         return f"{seconds.replace(' ', 'T')}.{fraction:0<3.3}Z"
 
 
-# Sends several statements at once, since each round trip takes time.
+# Sends several statements together, since each round trip takes time.
 
 # From this number of characters on, waiting statements are sent: more would only take memory.
 MAX_WAITING = 64 * 1024

@@ -26,8 +26,7 @@ LOW_DISK_BYTES = 1024 * MEGABYTE
 LATE_SECONDS = 300.0
 # The releases of SQLite without its rare corruption of databases with several writers.
 FIXED_VERSIONS = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
-# The settings of PostgreSQL that durability needs. The service itself makes a commit wait for the
-# disk.
+# The PostgreSQL settings that durability needs. The service itself makes commits wait for the disk.
 DURABILITY_SETTINGS = ("fsync", "full_page_writes")
 
 Verdict: TypeAlias = tuple[str, str]

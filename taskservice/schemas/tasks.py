@@ -313,7 +313,7 @@ class DeliverySchema(RowSchema):
                     "at": examples.TIME,
                     "durationMs": 10_002,
                     "statusCode": None,
-                    "message": "No answer within 10 s.",
+                    "message": "No response within 10 s.",
                 }
             ],
         ),

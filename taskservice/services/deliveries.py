@@ -456,8 +456,8 @@ def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None
         return FAILED, None
     # Spread out, so that a receiver that was down is not flooded.
     delay = SCHEDULE[attempt_count] * random.uniform(1 - JITTER, 1 + JITTER)
-    # Neither before `Retry-After` nor before the schedule: a receiver that always says "in a
-    # second" must not use up all attempts within seconds.
+    # Neither before `Retry-After` nor before the schedule: a receiver that always asks for a second
+    # must not use up all attempts within seconds.
     return PENDING, max(delay, outcome.retry_after or 0)
 
 

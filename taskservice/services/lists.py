@@ -171,7 +171,7 @@ _SETS = {
     "end": frozenset({"finished_after"}),
 }
 # Tasks that no agent has claimed. The text repeats the WHERE of the index `tasks_unclaimed`.
-# `agent_id > ''` is always true; it makes SQLite prefer that index to the one of the status.
+# `agent_id > ''` is always true; it makes SQLite prefer that index to the index by status.
 WAITING = "waiting"
 IS_WAITING: Any = text(
     "tasks.status = 'running' AND tasks.claimed_at IS NULL AND tasks.agent_id > ''"

@@ -150,7 +150,7 @@ def _array_text(parts: Iterable[Sequence[ListedTask]], shape: Shape) -> Iterator
 
 
 def _texts(rows: Sequence[ListedTask], shape: Shape) -> Iterator[Iterable[bytes]]:
-    """The tasks as JSON: several at once, with commas between them, or each in pieces."""
+    """The tasks as JSON: several together, with commas between them, or each in pieces."""
     texts = [row.json for row in rows if row.json]
     if len(texts) == len(rows) and not shape.expand:
         for start in range(0, len(texts), TASKS_AT_ONCE):

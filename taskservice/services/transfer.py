@@ -84,7 +84,7 @@ def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
     """All tasks, one user's tasks, or tasks updated at or after a time, as lines of JSON.
 
     Tasks come in the order of their ids, each with its questions, deliveries and log. This is not
-    a snapshot: changes made during the export may be missing. But each task is consistent; its
+    a snapshot: changes during the export may be missing. But each task is consistent; its
     questions are read a little later. Raises 422 for an unknown user.
     """
     with reading() as connection:
@@ -211,7 +211,7 @@ class InvalidExport(Exception):
 
 @dataclass
 class ImportResult:
-    """What an import has added, and how many tasks it has skipped."""
+    """The users, agents and tasks that an import added, and the number of skipped tasks."""
 
     tasks: int = 0
     existing_tasks: int = 0

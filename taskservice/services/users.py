@@ -209,7 +209,7 @@ def keys_of_user(caller: Caller) -> Iterator[Sequence[AnyRow]]:
 
 
 def newest_keys(caller: Caller, count: int, *, are_valid: bool) -> Sequence[AnyRow]:
-    """The newest keys of the caller's user among those that are valid, or among all others."""
+    """The newest valid keys of the caller's user, or the newest other keys."""
     is_valid = and_(*KEY_IS_VALID)
     keys = (
         _KEYS.where(visible_keys, is_valid if are_valid else not_(is_valid))
@@ -338,6 +338,6 @@ _SIGNING = (
 
 
 def callback_secrets(user_id: str, since: str) -> Sequence[str]:
-    """The secrets that sign now, newest first: the current one and those replaced after `since`."""
+    """The secrets that sign now, newest first: the current one, and any replaced after `since`."""
     with reading() as connection:
         return connection.scalars(_SIGNING, {"user_id": user_id, "since": since}).all()

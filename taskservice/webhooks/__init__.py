@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Interrupted(Exception):
-    """Another thread ended the attempt before the receiver had answered."""
+    """Another thread ended the attempt before the receiver responded."""
 
 
 class Interrupt:
@@ -46,9 +46,9 @@ class Outcome(NamedTuple):
     """How one attempt ended."""
 
     message: str  # one sentence for a person, without secrets and without path or query
-    delivered: bool = False  # the receiver answered 2xx
-    permanent: bool = False  # do not try again: the URL is refused, or the answer was 410
-    status_code: int | None = None  # None if there was no answer
+    delivered: bool = False  # the response was 2xx
+    permanent: bool = False  # do not try again: the URL is refused, or the response was 410
+    status_code: int | None = None  # None without a response
     retry_after: float | None = None  # seconds that the receiver asks for, at most a day
     duration_ms: int = 0
-    answer: str | None = None  # the first KiB of the receiver's answer
+    answer: str | None = None  # the first KiB of the response's body

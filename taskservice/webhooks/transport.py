@@ -30,9 +30,9 @@ from taskservice.webhooks.destinations import (
 )
 from taskservice.webhooks.retries import MAX_RETRY_AFTER
 
-MAX_ANSWER_BYTES = 64 * 1024
+MAX_RESPONSE_BYTES = 64 * 1024
 MAX_LOOKUPS = 64
-# How many bytes of an answer are stored, and the maximum number of bytes of a character.
+# How many bytes of a response are stored, and the maximum number of bytes of a character.
 KEPT_BYTES = 1024
 LONGEST_CHARACTER = 4
 
@@ -49,8 +49,8 @@ Resolver = Callable[[str], list[str]]
 _lookups = threading.BoundedSemaphore(MAX_LOOKUPS)
 
 
-class NoAnswerError(Exception):
-    """The receiver did not answer; the text is one sentence with the reason."""
+class NoResponseError(Exception):
+    """The receiver did not respond; the text is one sentence with the reason."""
 
 
 # One connection to a checked address, with one deadline for all that the receiver does.
@@ -68,7 +68,7 @@ class Connection(http.client.HTTPConnection):
         interrupt: Interrupt,
     ) -> None:
         super().__init__(target.host.removesuffix("."), target.port)
-        Limits(MAX_ANSWER_BYTES, deadline).apply(self)
+        Limits(MAX_RESPONSE_BYTES, deadline).apply(self)
         self._target = target
         self._allowed = allowed
         self._deadline = deadline
@@ -78,7 +78,7 @@ class Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         """Connect to the first allowed address that accepts.
 
-        Raises RefusedError if no address is allowed, NoAnswerError if none accepts, and
+        Raises RefusedError if no address is allowed, NoResponseError if none accepts, and
         Interrupted.
         """
         addresses = self._allowed_addresses()
@@ -94,7 +94,7 @@ class Connection(http.client.HTTPConnection):
                 self._interrupt.watch(self.sock)
                 self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return
-        raise NoAnswerError(self._connect_failure(failures[0])) from failures[0]
+        raise NoResponseError(self._connect_failure(failures[0])) from failures[0]
 
     def send(self, data: Any) -> None:
         """Send bytes; raises TimeoutError at the deadline, however slowly the receiver reads."""
@@ -126,7 +126,7 @@ class SecureConnection(Connection):
     default_port = http.client.HTTPS_PORT
 
     def connect(self) -> None:
-        """Raises what Connection raises, TimeoutError, and NoAnswerError if the handshake fails."""
+        """Raises what Connection raises, TimeoutError, and NoResponseError if the handshake fails."""
         super().connect()
         self.sock.settimeout(self._deadline.remaining())
         try:
@@ -140,10 +140,10 @@ class SecureConnection(Connection):
         except ssl.SSLCertVerificationError as error:
             reason = error.verify_message.removesuffix(".")
             sentence = f"The certificate of {self.host} is refused: {reason}."
-            raise NoAnswerError(sentence) from error
+            raise NoResponseError(sentence) from error
         except OSError as error:
             sentence = f"{self.host} does not speak TLS on port {self.port}."
-            raise NoAnswerError(sentence) from error
+            raise NoResponseError(sentence) from error
 
 
 @functools.cache
@@ -165,7 +165,7 @@ def system_addresses(host: str) -> list[str]:
 
 
 def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[Address]:
-    """The addresses that `resolve` finds; raises NoAnswerError when there are none in time."""
+    """The addresses that `resolve` finds; raises NoResponseError when there are none in time."""
     found: Future[list[str]] = Future()
 
     def run() -> None:
@@ -186,11 +186,11 @@ def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[Address]:
             raise OSError(errno.EAGAIN, "the machine has no more threads") from error
         addresses = [read_address(text) for text in found.result(deadline.remaining())]
     except TimeoutError as error:
-        raise NoAnswerError(f"{host} was not resolved within {deadline.seconds:g} s.") from error
+        raise NoResponseError(f"{host} was not resolved within {deadline.seconds:g} s.") from error
     except OSError as error:
-        raise NoAnswerError(f"{host} can't be resolved: {error.strerror}.") from error
+        raise NoResponseError(f"{host} can't be resolved: {error.strerror}.") from error
     if not addresses:
-        raise NoAnswerError(f"{host} can't be resolved: it has no address.")
+        raise NoResponseError(f"{host} can't be resolved: it has no address.")
     return addresses
 
 
@@ -210,11 +210,11 @@ def send(
 ) -> Outcome:
     """POST `body` to `url` within `seconds`; failures of the receiver are outcomes.
 
-    Status and headers are the answer; a slow or broken body only adds to the duration. `headers`
-    override the default ones. Raises Interrupted when `interrupt` was set before the answer.
+    Status and headers decide; a slow or broken body only adds to the duration. `headers` override
+    the default ones. Raises Interrupted when `interrupt` was set before the response.
 
     `confirm` is called after the connection is made, which may take long, and before anything is
-    sent. What it raises ends the attempt and is raised here.
+    sent. Its errors end the attempt and are raised here.
     """
     deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
     try:
@@ -228,7 +228,7 @@ def send(
             outcome = _outcome_of(adapter.send(request.prepare()))
     except RefusedError as refusal:
         outcome = Outcome(str(refusal), permanent=True)
-    except (NoAnswerError, TooLargeError, OSError, http.client.HTTPException) as error:
+    except (NoResponseError, TooLargeError, OSError, http.client.HTTPException) as error:
         outcome = Outcome(_explain(error, seconds))
     if outcome.status_code is None:
         interrupt.check()
@@ -247,12 +247,12 @@ class _Adapter(HTTPAdapter):
         connection = self._connection
         connection.connect()
         self._confirm()
-        # A receiver may answer and close the connection before it has read everything.
+        # A receiver may respond and close the connection before it has read everything.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.request(str(request.method), request.path_url, request.body, request.headers)
         try:
-            answer: Any = connection.getresponse()
-            return self.build_response(request, answer)
+            response: Any = connection.getresponse()
+            return self.build_response(request, response)
         except (OSError, TooLargeError, http.client.HTTPException):
             raise
         except Exception as error:
@@ -267,7 +267,7 @@ class _Adapter(HTTPAdapter):
 def _outcome_of(response: requests.Response) -> Outcome:
     status = response.status_code
     phrase = http.client.responses.get(status, "")  # the receiver's own phrase is not trusted
-    sentence = f"The receiver answered {status} {phrase}".rstrip()
+    sentence = f"The receiver responded with {status} {phrase}".rstrip()
     if 300 <= status < 400:
         sentence += "; redirects are not followed"
     delivered = 200 <= status < 300
@@ -283,11 +283,11 @@ def _outcome_of(response: requests.Response) -> Outcome:
 
 
 def _beginning(body: Any) -> str | None:
-    """Read a body up to the limits; returns at most KEPT_BYTES of text, None for nothing."""
+    """Read a body up to the limits; returns at most KEPT_BYTES of text, None if it is empty."""
     kept = b""
-    # A broken body, such as a chunk of -5 bytes, does not change the answer.
+    # A broken body, such as a chunk of -5 bytes, does not change the outcome.
     with contextlib.suppress(Exception), body:
-        while part := body.read1(MAX_ANSWER_BYTES):
+        while part := body.read1(MAX_RESPONSE_BYTES):
             kept += part[: KEPT_BYTES + LONGEST_CHARACTER - len(kept)]
     # Also without NUL, which PostgreSQL cannot store, and without a partial last character.
     text = kept.decode(errors="replace").replace("\0", "\ufffd")
@@ -295,12 +295,12 @@ def _beginning(body: Any) -> str | None:
 
 
 def _explain(error: Exception, deadline: float) -> str:
-    if isinstance(error, NoAnswerError):
+    if isinstance(error, NoResponseError):
         return str(error)
     if isinstance(error, TooLargeError):
-        return f"The receiver sent {MAX_ANSWER_BYTES:,} bytes and no end of its answer."
+        return f"The receiver sent {MAX_RESPONSE_BYTES:,} bytes without the end of its response."
     if isinstance(error, TimeoutError):
-        return f"No answer within {deadline:g} s."
+        return f"No response within {deadline:g} s."
     if isinstance(error, OSError):
-        return "The receiver closed the connection before it answered."
-    return "The receiver's answer is not HTTP."
+        return "The receiver closed the connection before it responded."
+    return "The receiver's response is not HTTP."

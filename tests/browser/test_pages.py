@@ -530,7 +530,7 @@ def test_webhook_is_delivered_again(visitor: Visitor, site: Site) -> None:
     site.alice.report(task, status="complete")
     page = visitor.go(f"/tasks/{task['id']}")
     callback = page.locator("#callback")
-    expect(callback).to_contain_text("The receiver answered 503")
+    expect(callback).to_contain_text("The receiver responded with 503")
     site.bad.paths["/hook"] = answer(204)
     callback.get_by_role("button", name="Redeliver").click()
     expect(page.locator("#callback .delivery-state")).to_have_text("delivered")

@@ -728,7 +728,7 @@ def test_delivery_is_shown_with_its_attempts(alice: ApiClient, receiver: Receive
     assert delivery["id"] == receiver.requests[0].headers["webhook-id"]
     assert delivery["createdAt"] == alice.task(task)["finishedAt"]
     assert attempt["statusCode"] == 503
-    assert attempt["message"] == "The receiver answered 503 Service Unavailable."
+    assert attempt["message"] == "The receiver responded with 503 Service Unavailable."
     assert attempt["durationMs"] < 10_000
     assert delivery["createdAt"] <= attempt["at"] < delivery["nextAttemptAt"]
 

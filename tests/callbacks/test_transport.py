@@ -127,7 +127,7 @@ def test_webhook_arrives_as_it_was_given(receiver: Receiver) -> None:
     assert outcome.delivered
     assert not outcome.permanent
     assert outcome.status_code == 204
-    assert outcome.message == "The receiver answered 204 No Content."
+    assert outcome.message == "The receiver responded with 204 No Content."
     assert 0 <= outcome.duration_ms < 5000
 
 
@@ -256,7 +256,13 @@ def test_only_2xx_is_success_and_only_410_is_final(
 
     outcome = deliver(receiver.url)
 
-    assert outcome[:5] == (f"The receiver answered {message}.", delivered, permanent, status, None)
+    assert outcome[:5] == (
+        f"The receiver responded with {message}.",
+        delivered,
+        permanent,
+        status,
+        None,
+    )
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -406,7 +412,7 @@ def test_answer_that_ends_in_its_head_is_no_answer(
     assert not outcome.delivered
     assert not outcome.permanent
     assert outcome.status_code is None
-    assert outcome.message == "The receiver closed the connection before it answered."
+    assert outcome.message == "The receiver closed the connection before it responded."
 
 
 @pytest.mark.parametrize(
@@ -431,7 +437,7 @@ def test_answer_that_is_not_http_is_explained(receiver: Receiver, data: bytes) -
 
     outcome = deliver(receiver.url)
 
-    assert outcome[:4] == ("The receiver's answer is not HTTP.", False, False, None)
+    assert outcome[:4] == ("The receiver's response is not HTTP.", False, False, None)
 
 
 # How much is read.
@@ -464,7 +470,7 @@ def test_endless_interim_answers_are_left_soon(receiver: Receiver, status: bytes
 
     outcome = deliver(receiver.url, deadline=120)
 
-    assert outcome.message == "The receiver sent 65,536 bytes and no end of its answer."
+    assert outcome.message == "The receiver sent 65,536 bytes without the end of its response."
     assert not outcome.delivered
     assert not outcome.permanent
     assert outcome.duration_ms < LATE * 1000
@@ -513,7 +519,7 @@ def test_no_whole_head_by_the_deadline_is_no_answer(
 
     outcome = deliver(receiver.url, deadline=SOON)
 
-    assert outcome[:4] == ("No answer within 0.4 s.", False, False, None)
+    assert outcome[:4] == ("No response within 0.4 s.", False, False, None)
     assert SOON * 1000 <= outcome.duration_ms < OVERDUE_MS
 
 
@@ -543,7 +549,7 @@ def test_receiver_that_does_not_take_the_body_is_left_at_the_deadline(
 
     outcome = deliver(receiver.url, deadline=SOON, body=b"x" * 30_000_000)
 
-    assert outcome.message == "No answer within 0.4 s."
+    assert outcome.message == "No response within 0.4 s."
     assert outcome.duration_ms < OVERDUE_MS
 
 
@@ -551,7 +557,7 @@ def test_stalled_handshake_ends_at_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts, and says nothing
         outcome = deliver(f"https://127.0.0.1:{listener.getsockname()[1]}/", deadline=SOON)
 
-    assert outcome.message == "No answer within 0.4 s."
+    assert outcome.message == "No response within 0.4 s."
     assert outcome.duration_ms < OVERDUE_MS
 
 
@@ -945,7 +951,7 @@ def test_dripping_answer_over_tls_ends_at_the_deadline(authority: Authority, tru
 
         outcome = deliver(receiver.url, deadline=SOON)
 
-    assert outcome.message == "No answer within 0.4 s."
+    assert outcome.message == "No response within 0.4 s."
     assert outcome.duration_ms < OVERDUE_MS
 
 
@@ -957,7 +963,7 @@ def test_body_that_is_not_taken_over_tls_ends_at_the_deadline(
     with Receiver(tls=context, reads_body=False, answer=behaviour) as receiver:
         outcome = deliver(receiver.url, deadline=SOON, body=b"x" * 30_000_000)
 
-    assert outcome.message == "No answer within 0.4 s."
+    assert outcome.message == "No response within 0.4 s."
     assert outcome.duration_ms < OVERDUE_MS
 
 
@@ -1010,7 +1016,7 @@ def test_path_and_query_reach_neither_log_nor_message(
 def test_text_of_the_receiver_does_not_reach_the_message(receiver: Receiver) -> None:
     receiver.answer = raw(b"HTTP/1.1 500 <script>alert(1)</script>\x1b[31m\r\n\r\n")
 
-    assert deliver(receiver.url).message == "The receiver answered 500 Internal Server Error."
+    assert deliver(receiver.url).message == "The receiver responded with 500 Internal Server Error."
 
 
 # Interrupted from outside.

@@ -1012,7 +1012,7 @@ def test_each_attempt_is_shown_and_a_webhook_delivered_again(
     task = alice.start(claim=True, callback=receiver.url)
     alice.report(task, status="complete")
     path = f"/tasks/{task['id']}"
-    assert "The receiver answered 503" in browser.get(path).text
+    assert "The receiver responded with 503" in browser.get(path).text
     receiver.answer = answer(204)
     assert browser.send(path, f"{path}/redeliver").location == f"{path}#callback"
     with looping(app):

@@ -211,7 +211,7 @@ def test_delivery_list_show_and_redeliver(
     assert len(run(data, "delivery", "list", "--limit", "1", "--json").stdout.splitlines()) == 1
 
     shown = run(data, "delivery", "show", oldest["id"])
-    assert "The receiver answered 410 Gone." in shown.stdout
+    assert "The receiver responded with 410 Gone." in shown.stdout
     assert receiver.url in shown.stdout
     assert json.loads(run(data, "delivery", "show", oldest["id"], "--json").stdout) == oldest
 
