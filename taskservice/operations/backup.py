@@ -172,7 +172,7 @@ def restore(address: URL, backup: Path, replace: bool = False) -> Path | None:
 def _check_restore(database: Path, backup: Path, replace: bool) -> None:
     if not backup.exists():
         raise BackupError(f"There is no backup at {backup}")
-    for file in _there(database):
+    for file in _existing_files(database):
         if file.exists() and backup.samefile(file):
             raise BackupError(f"{backup} belongs to the database itself")
         if not file.is_file():
@@ -182,14 +182,14 @@ def _check_restore(database: Path, backup: Path, replace: bool) -> None:
             raise BackupError(f"{file} exists; --force replaces it and keeps the old one")
 
 
-def _there(database: Path) -> list[Path]:
+def _existing_files(database: Path) -> list[Path]:
     """The files of the database that exist, with the logs that SQLite would read."""
     files = [Path(f"{database}{suffix}") for suffix in ("", *_LOGS)]
     return [file for file in files if os.path.lexists(file)]
 
 
 def _copy_verified(backup: Path, draft: Path) -> None:
-    for log in _there(backup)[1:]:
+    for log in _existing_files(backup)[1:]:
         if log.stat().st_size:
             raise BackupError(
                 f"{log} belongs to {backup}, which is a live database, not a backup; "
@@ -232,11 +232,11 @@ def _keep_aside(database: Path) -> Path | None:
     to the new database.
     """
     aside = Path(f"{database}.replaced-{clock.now().replace(':', '')}")
-    there = _there(database)
-    for file in there:
+    existing = _existing_files(database)
+    for file in existing:
         os.link(file, f"{aside}{str(file).removeprefix(str(database))}")
     sync(database.parent)
     for suffix in (*_LOGS, "-shm"):
         Path(f"{database}{suffix}").unlink(missing_ok=True)
     sync(database.parent)
-    return aside if there else None
+    return aside if existing else None

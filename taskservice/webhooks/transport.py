@@ -126,7 +126,7 @@ class SecureConnection(Connection):
     default_port = http.client.HTTPS_PORT
 
     def connect(self) -> None:
-        """Raises what Connection raises, TimeoutError, and NoResponseError if the handshake fails."""
+        """Connect and verify the certificate; also raises TimeoutError and NoResponseError."""
         super().connect()
         self.sock.settimeout(self._deadline.remaining())
         try:
