@@ -39,11 +39,11 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
     if caller.agent_id not in (None, agent_id):
         raise not_found("agent")
     # Null leaves a field as it is.
-    given = {name: value for name, value in fields.items() if value is not None}
-    if "annotations" in given:
+    changes = {name: value for name, value in fields.items() if value is not None}
+    if "annotations" in changes:
         # An omitted hint gets its default, even if the agent had another value.
-        given["annotations"] = strict_json.loads(ANNOTATIONS.encode()) | given["annotations"]
-    values = agent_schema.stored(given)
+        changes["annotations"] = strict_json.loads(ANNOTATIONS.encode()) | changes["annotations"]
+    values = agent_schema.stored(changes)
     here = {"agent_id": agent_id, **caller.scope}
     with transaction() as connection:
         change = update(Agent).where(*_THIS).values(values).returning(*AGENT_COLUMNS)
@@ -240,7 +240,7 @@ def last_claim(user_id: str, agent_id: str) -> str | None:
 
 
 def health_of(recent: Sequence[AnyRow]) -> dict[str, Any]:
-    """The health of an agent, computed from these tasks of it, oldest first."""
+    """The health of an agent, computed from its tasks `recent`, oldest first."""
     # Imported here, since few requests need it.
     from statistics import median
 

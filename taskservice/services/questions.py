@@ -223,12 +223,12 @@ def answer(
     with transaction() as connection:
         get_locked(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
-        given, by = content or {}, caller.key_name
+        answer_content, by = content or {}, caller.key_name
         if action == terms.DECLINE:
             is_same = question.state == terms.DECLINED
             return _close(connection, question, is_same, state=terms.DECLINED, answered_by=by)
-        is_same = question.state == terms.ANSWERED and _is_same(question.answer, given)
-        text = strict_json.dumps(given).decode()
+        is_same = question.state == terms.ANSWERED and _is_same(question.answer, answer_content)
+        text = strict_json.dumps(answer_content).decode()
         return _close(
             connection, question, is_same, state=terms.ANSWERED, answered_by=by, answer=text
         )
@@ -259,9 +259,9 @@ def _close(connection: Connection, question: AnyRow, is_same: bool, **values: An
     return _get(connection, question.task_id, question.id)
 
 
-def _is_same(stored: str, given: dict[str, Any]) -> bool:
+def _is_same(stored: str, answer_content: dict[str, Any]) -> bool:
     before = strict_json.loads(stored.encode())
-    return strict_json.canonical(before) == strict_json.canonical(given)
+    return strict_json.canonical(before) == strict_json.canonical(answer_content)
 
 
 def _get(connection: Connection, task_id: str, question_id: str) -> AnyRow:

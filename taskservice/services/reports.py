@@ -128,10 +128,10 @@ class _Output:
 
 def _merged_output(stored: str, given: dict[str, Any]) -> str:
     """The stored object as JSON text, with each given key replaced whole."""
-    if not given:
+    if not changes:
         return stored
     before = strict_json.loads(stored.encode())
-    merged = before | given
+    merged = before | changes
     if strict_json.canonical(merged) == strict_json.canonical(before):
         return stored
     text = strict_json.dumps(merged)
@@ -140,9 +140,9 @@ def _merged_output(stored: str, given: dict[str, Any]) -> str:
     return text.decode()
 
 
-def _merged_labels(stored: str, given: dict[str, str | None]) -> str:
+def _merged_labels(stored: str, changes: dict[str, str | None]) -> str:
     """The stored labels as JSON text, with each given key replaced, or removed by null."""
-    merged = strict_json.loads(stored.encode()) | given
+    merged = strict_json.loads(stored.encode()) | changes
     labels = {key: value for key, value in merged.items() if value is not None}
     if len(labels) > MAX_LABELS:
         raise invalid({"labels": [f"More than {MAX_LABELS} labels."]})

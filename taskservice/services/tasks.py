@@ -257,7 +257,7 @@ def start(
     """
     # An invalid callback is rejected before the wait for the write lock.
     _check_callback(fields.get("callback"))
-    given = strict_json.dumps(fields.get("input") or {}).decode()
+    input_text = strict_json.dumps(fields.get("input") or {}).decode()
 
     def load(connection: Connection) -> tuple[dict[str, Any], str]:
         agent = find_agent(connection, caller, fields["agentId"])
@@ -273,7 +273,7 @@ def start(
 
     # An agent that starts a task has claimed it.
     is_claimed = fields.get("claim") or caller.agent_id is not None
-    return _start(caller, load, given, idempotency, is_claimed=is_claimed)
+    return _start(caller, load, input_text, idempotency, is_claimed=is_claimed)
 
 
 def rerun(
@@ -285,30 +285,30 @@ def rerun(
     no longer allowed, and for an idempotency key that was used with another request.
     """
     new_input = fields.get("input")
-    given = None if new_input is None else strict_json.dumps(new_input).decode()
+    input_text = None if new_input is None else strict_json.dumps(new_input).decode()
 
     def load(connection: Connection) -> tuple[dict[str, Any], str]:
         before: Any = get_locked(connection, caller, task_id, _TASK_TO_RERUN)
         columns = {name: getattr(before, name) for name in _RERUN_COLUMNS}
         return columns | {"rerun_of": before.id}, before.input_schema
 
-    return _start(caller, load, given, idempotency, is_claimed=False)
+    return _start(caller, load, input_text, idempotency, is_claimed=False)
 
 
 @retry_on_conflict
 def _start(
     caller: Caller,
     load: Callable[[Connection], tuple[dict[str, Any], str]],
-    given: str | None,
+    new_input: str | None,
     idempotency: Idempotency | None,
     *,
     is_claimed: bool,
 ) -> tuple[TaskRow, bool]:
     """Start a task with the columns and the input schema that `load` returns.
 
-    `given` replaces the input of the columns.
+    `new_input` replaces the input of the columns.
     """
-    fitting = INPUT_SCHEMA
+    valid_for = INPUT_SCHEMA
     while True:
         with transaction() as connection:
             # First, so that an agent key never gets a task that another agent started.
@@ -319,16 +319,16 @@ def _start(
                     return replayed, True
             _check_callback(columns.get("callback_url"))
             _lock_parent(connection, caller, columns.get("parent_id"))
-            columns["input"] = text = given or columns["input"]
+            columns["input"] = text = new_input or columns["input"]
             # The program of a claimed task already runs: its work must be recorded.
-            if is_claimed or schema == fitting:
+            if is_claimed or schema == valid_for:
                 task = _insert(connection, caller, columns, idempotency, is_claimed=is_claimed)
                 return task, False
         # Not in a transaction, since validation may take long.
         errors = input_problems(schema, text)
         if errors:
             raise invalid(errors)
-        fitting = schema
+        valid_for = schema
 
 
 def find_agent(connection: Connection, caller: Caller, agent_id: str) -> Any:

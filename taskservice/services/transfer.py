@@ -367,7 +367,7 @@ class _Importer:
         self._insert(LogChunk, chunk)
 
     def _add_void(self, line: dict[str, Any]) -> None:
-        """Remove the task of the lines before: it was deleted or its log dropped, or it follows."""
+        """Remove the task of the lines before: it was deleted, or is exported again below."""
         self._count -= 1
         if self._is_new:
             tasks.remove(self._connection, [line["taskId"]])
@@ -385,8 +385,8 @@ class _Importer:
 
 def _key(line: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of the idempotency key, if there is one."""
-    given = line["idempotency"]
-    return {f"idempotency_{name}": given[name] for name in ("key", "digest")} if given else {}
+    key = line["idempotency"]
+    return {f"idempotency_{name}": key[name] for name in ("key", "digest")} if key else {}
 
 
 @cache

@@ -50,8 +50,8 @@ def is_signed(secrets: Sequence[str], headers: Mapping[str, str], body: bytes, n
         return False
     content = f"{headers.get('webhook-id')}.{timestamp}.".encode() + body
     expected = [_signature(secret, content).encode() for secret in secrets]
-    given = (headers.get("webhook-signature") or "").encode().split(b" ")
-    return any(hmac.compare_digest(one, other) for one in expected for other in given)
+    signatures = (headers.get("webhook-signature") or "").encode().split(b" ")
+    return any(hmac.compare_digest(one, other) for one in expected for other in signatures)
 
 
 def _signature(secret: str, content: bytes) -> str:
