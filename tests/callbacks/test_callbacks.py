@@ -138,7 +138,7 @@ OUTCOMES: tuple[tuple[play.Behaviour, str, int | None, str], ...] = (
     (play.reset(), "pending", None, "closed the connection"),
     (play.reset(b"HTTP/1.1 200 OK\r\nContent-Le"), "pending", None, "closed the connection"),
     (play.raw(b"no HTTP at all\r\n\r\n"), "pending", None, "not HTTP"),
-    (play.endless(b"HTTP/1.1 102 Processing\r\n\r\n"), "pending", None, "no end"),
+    (play.endless(b"HTTP/1.1 102 Processing\r\n\r\n"), "pending", None, "without the end"),
 )
 HANGING = (
     (play.drip(b"x" * 99, every=0.05, first=head_of(99)), "delivered", 200, "200"),

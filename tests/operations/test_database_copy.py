@@ -367,8 +367,8 @@ def test_files_and_tables_of_others_are_left_alone(
         server.execute(text("CREATE TABLE precious (id int)"))
     cases = [
         (str(tmp_path / "text"), "is not an SQLite database"),
-        (str(tmp_path / "other.db"), "the tables of another program"),
-        (url, "the tables of another program"),
+        (str(tmp_path / "other.db"), "tables of another program"),
+        (url, "tables of another program"),
         (source, "FROM and TO are the same"),
         (str(tmp_path / "source" / ".." / "source" / "taskservice.db"), "FROM and TO are the same"),
         (str(tmp_path), "cannot be opened"),
