@@ -103,7 +103,7 @@ FAILURES = (SQLAlchemyError, OSError, RuntimeError, MemoryError)
 
 _READ_ONLY = text("SELECT current_setting('transaction_read_only') = 'on'")
 _REVISION = text("SELECT version_num FROM alembic_version")
-# Each fails if its table is locked, or if it or one of its columns is gone or may not be read.
+# Each fails if its table is locked, or if the table or a column is missing or can't be read.
 _ALL_COLUMNS = [select(*table.columns).where(false()) for table in db.metadata.sorted_tables]
 # Each count reads an index, and all but two of them a small part of it: with a million tasks and
 # a million deliveries this takes 50 ms, where GROUP BY takes a second.

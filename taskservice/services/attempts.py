@@ -32,10 +32,10 @@ from taskservice.webhooks.retries import CircuitBreaker
 logger = logging.getLogger(__name__)
 
 NO_WEBHOOK = "none"
-INTERNAL_ERROR_MESSAGE = "The service failed to post it; see the service's log."
+INTERNAL_ERROR_MESSAGE = "The service could not post the webhook; see the service's log."
 
 # A first attempt notices within STOP_CHECK_SECONDS that the process stops. Its receiver then has
-# STOP_SECONDS to answer. An attempt that is then interrupted has INTERRUPT_SECONDS to end.
+# STOP_SECONDS to respond. Then the attempt is interrupted, and has INTERRUPT_SECONDS to end.
 STOP_CHECK_SECONDS = 0.1
 STOP_SECONDS = 0.5
 INTERRUPT_SECONDS = 0.2
@@ -69,7 +69,7 @@ def first_attempt(leased: Leased | None) -> str:
 
 
 def _attempt_until_stop(leased: Leased) -> str | None:
-    """What `attempt` returns; None when the process stops before the receiver has answered.
+    """Call `attempt` and return its result; None if the process stops before there is a response.
 
     After None nothing more is sent, so that another process may post it.
     """
@@ -81,7 +81,7 @@ def _attempt_until_stop(leased: Leased) -> str | None:
     try:
         start_thread("first attempt", work)
     except RuntimeError:
-        # The machine can start no more threads.
+        # The machine has no more threads.
         return attempt(leased, interrupt)
     while not resources.stopping.is_set() and not wait([state], STOP_CHECK_SECONDS).done:
         pass
@@ -95,8 +95,8 @@ def attempt(leased: Leased, interrupt: Interrupt) -> str:
     """Post a webhook once and record the outcome; returns the delivery's state.
 
     Nothing is sent unless the lease still holds when the receiver has accepted the connection.
-    An attempt that is interrupted does not count: its lease is released. Never raises: when the
-    database does not answer, the attempt is repeated after the lease has run out.
+    An interrupted attempt does not count: its lease is released. Never raises: if the database is
+    unavailable, the attempt is repeated when the lease has run out.
     """
     try:
         started = clock.now()
@@ -117,7 +117,7 @@ def attempt(leased: Leased, interrupt: Interrupt) -> str:
 def _post_once(leased: Leased, interrupt: Interrupt) -> Outcome:
     """The outcome of one POST; an unexpected error counts as a failed attempt.
 
-    Otherwise it would be repeated for ever, without a trace among the attempts.
+    Otherwise the attempt would be repeated forever, and no attempt would be recorded.
     """
     try:
         task = tasks.find_by_id(leased.task_id)
@@ -127,7 +127,7 @@ def _post_once(leased: Leased, interrupt: Interrupt) -> Outcome:
         confirm = partial(require_lease, leased)
         return post(leased.callback_url, headers, body, interrupt, confirm)
     except (SQLAlchemyError, Interrupted, LeaseLost):
-        raise  # these errors say nothing about the receiver
+        raise  # these errors are not the receiver's
     except Exception:
         logger.exception("Delivery %s to %s could not be posted", leased.id, leased.host)
         return Outcome(INTERNAL_ERROR_MESSAGE)
@@ -154,7 +154,7 @@ def post(
     confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Send one webhook with the service's settings; raises what `transport.send` raises."""
-    # It loads requests, which takes a tenth of the time of a start, and only webhooks need it.
+    # Imported here: it loads `requests`, a tenth of the time of a start, for webhooks only.
     from taskservice.webhooks import transport
 
     return transport.send(
@@ -169,7 +169,7 @@ def post(
 
 
 def _record_receiver_health(leased: Leased, outcome: Outcome) -> None:
-    """Tell the circuit breaker how the receiver did; a refused URL says nothing about it."""
+    """Record the outcome in the circuit breaker, unless the destination was refused."""
     is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
     if is_well or not outcome.permanent:
         resources.find(CircuitBreaker).record(leased.receiver, has_failed=not is_well)

@@ -98,35 +98,35 @@ def _reported(task: TaskRow, changes: dict[str, Any], output: "_Output") -> dict
 class _Output:
     """The output of a report, merged into the stored one.
 
-    It takes long where they are large. Other writers would wait for that in a transaction, so a
+    Merging large outputs takes long, and in a transaction other writers would wait for it. So a
     report merges before its transaction, which then stores the result if the stored output is
     still the same.
     """
 
-    def __init__(self, given: dict[str, Any]) -> None:
-        self._given = given
-        self._size = len(strict_json.dumps(given))
+    def __init__(self, changes: dict[str, Any]) -> None:
+        self._changes = changes
+        self._size = len(strict_json.dumps(changes))
         self._merges = 0
         self._stored = self._merged = ""
 
     def may_merge_now(self, stored: str) -> bool:
         """Whether `merged` may be called in a transaction.
 
-        It may if it is quick, if its result is known, or if MAX_MERGES merges before a transaction
-        were each overtaken by another report.
+        It may if it is quick, if its result is known, or if other reports have overtaken MAX_MERGES
+        merges before a transaction.
         """
-        is_small = not self._given or len(stored) + self._size <= QUICK_MERGE
+        is_small = not self._changes or len(stored) + self._size <= QUICK_MERGE
         return is_small or stored == self._stored or self._merges == MAX_MERGES
 
     def merged(self, stored: str) -> str:
         """The stored object as JSON text, with each given key replaced whole."""
         if stored != self._stored:
             self._merges += 1
-            self._stored, self._merged = stored, _merged_output(stored, self._given)
+            self._stored, self._merged = stored, _merged_output(stored, self._changes)
         return self._merged
 
 
-def _merged_output(stored: str, given: dict[str, Any]) -> str:
+def _merged_output(stored: str, changes: dict[str, Any]) -> str:
     """The stored object as JSON text, with each given key replaced whole."""
     if not changes:
         return stored
