@@ -194,7 +194,7 @@ def rerun(task_id: str, query: dict[str, Any]) -> Response:
 def delete(task_id: str, query: dict[str, Any]) -> Response:
     """Delete a task for good.
 
-    Its log and its deliveries are deleted too, and no webhook is sent. The response is the deleted
+    Deletes its log and its deliveries too, and sends no webhook. The response is the deleted
     task.
     """
     task = task_service.delete(caller, task_id)

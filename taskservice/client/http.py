@@ -90,7 +90,7 @@ class Connection:
 
         `path` is the path below /api/v1, and `expected` describes the response. `wait` is how many
         seconds the service may wait before it responds. `sleep` is called to wait before the next
-        attempt. `options` are those of `once`. Raises TaskServiceError; a temporary one only
+        attempt. `options` are passed to `once`. Raises TaskServiceError; a temporary one only
         after `patience`.
         """
         patience = self.patience if patience is None else patience
@@ -140,7 +140,7 @@ class Connection:
         return max(repeat_at - time.monotonic(), 0)
 
     def once(self, method: str, path: str, expected: Expected, **options: Any) -> Response:
-        """Make one attempt; `options` are those of `requests`. Raises TaskServiceError."""
+        """Make one attempt; `options` are passed to `requests`. Raises TaskServiceError."""
         if "json" in options:
             options["data"] = _as_json(options.pop("json"))
             options["headers"] = {"Content-Type": JSON, **options.get("headers", {})}

@@ -37,7 +37,7 @@ class NotTheService(TaskServiceError):
 class UnexpectedResponse(NotTheService):
     """The response is not from taskservice, but for example a proxy's error page.
 
-    The service may not have processed the request.
+    The service has possibly not processed the request.
     """
 
 

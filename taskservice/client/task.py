@@ -311,7 +311,7 @@ class Task:
     the block. The exception is raised again. Without a `with` block, the remaining lines are
     sent when the program exits, for up to 5 seconds.
 
-    Calls that block are retried like those of a Client, and can raise the same errors. Threads
+    Calls that block are retried like the calls of a Client, and can raise the same errors. Threads
     can share a task. Forked children and processes that unpickle a task can log to it too; a
     pickle contains the API key.
 
@@ -616,7 +616,7 @@ class Task:
         """Send the waiting lines, then end the task with the status `complete`. Blocks.
 
         Args:
-            output: Keys to store in addition to those of the `output` property.
+            output: Keys to store in addition to the `output` property.
 
         Raises:
             TaskCancelled, TaskFinished, NotFound: The task has already ended, or was deleted.

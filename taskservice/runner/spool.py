@@ -167,6 +167,6 @@ class Spool(LineQueue):
 
 
 def _write(file: int, start: int, text: bytes) -> None:
-    """Write all of the text at this position. Raises OSError, also if only a part had space."""
+    """Write all of the text at this position. Raises OSError, even if a part was written."""
     if os.pwrite(file, text, start) != len(text):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
