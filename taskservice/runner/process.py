@@ -147,7 +147,7 @@ class Process:
         self._tree = ProcessTree(self.id, None if self.at_terminal else self.id)
         # A signal handler that interrupts `wait` can call `send_signal`.
         self._lock = threading.RLock()
-        self._has_ended = False
+        self.has_ended = False
         self._is_stopped = False
         self._kill_at = self._killed_at = math.inf
 
@@ -160,9 +160,11 @@ class Process:
                 wait()
                 with self._lock:
                     ended, status = os.waitpid(self.id, os.WNOHANG)
+                    # Its descendants still get the signals of `stop`.
+                    self.has_ended = bool(ended) and not self._is_stopped
         self._wait_for_descendants()
         with self._lock:
-            self._has_ended = True
+            self.has_ended = True
         return os.waitstatus_to_exitcode(status)
 
     def _wait_for_descendants(self) -> None:
@@ -178,7 +180,7 @@ class Process:
     def send_signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
         with self._lock:
-            if self._has_ended:
+            if self.has_ended:
                 return
             if number in PROGRAM_ONLY:
                 _kill([self.id], number)
@@ -192,7 +194,7 @@ class Process:
     def resize(self) -> None:
         """Signal its processes that the size of their terminal has changed."""
         with self._lock:
-            if not self._has_ended:
+            if not self.has_ended:
                 _kill(self._tree.members(), signal.SIGWINCH)
 
     def stop(self, grace: float) -> None:
@@ -210,7 +212,7 @@ class Process:
     def _signal_all(self, number: int) -> None:
         """Send a signal to each process of the program, and to none that starts later."""
         with self._lock:
-            if self._has_ended:
+            if self.has_ended:
                 return
             self._pause()
             # The group in one call, which a process that is just being created can't miss.

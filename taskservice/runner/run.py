@@ -156,7 +156,6 @@ class Run:
         self._stop_waiting = threading.Event()
         self._has_warned_full = False
         self._start_refusal = ""  # the error of a refused start
-        self._has_program_ended = False
 
     # --- called by other threads ---------------------------------------------------------
 
@@ -166,7 +165,7 @@ class Run:
             self._received.append(number)
         if self._process is None:
             return
-        if self._has_program_ended:
+        if self._process.has_ended:
             if number not in PROGRAM_ONLY:
                 self._stop_waiting.set()
         elif not (is_from_terminal and self._process.received_from_terminal(number)):
@@ -174,7 +173,7 @@ class Run:
 
     def resize(self) -> None:
         """Give the program's terminal the new size of ours."""
-        if self._reader is not None and self._process is not None and not self._has_program_ended:
+        if self._reader is not None and self._process is not None and not self._process.has_ended:
             self._reader.resize()
             self._process.resize()
 
@@ -247,7 +246,6 @@ class Run:
             raise
         self._reader = reader
         code, report = self._run_program(reader, sender)
-        self._has_program_ended = True
         self._finish(sender, report)
         # After a signal, a reader that reads nothing does not delay the exit.
         reader.flush(self._stop_waiting, FLUSH_SECONDS if self._received else math.inf)
@@ -323,7 +321,7 @@ class Run:
     def _on_stop(self, error: TaskServiceError) -> None:
         if self._saved.is_cancelled_or_deleted(error):
             what = "cancelled" if isinstance(error, TaskCancelled) else "deleted"
-            if self._process is not None and not self._has_program_ended:
+            if self._process is not None and not self._process.has_ended:
                 notice(f"the task was {what}; stopping the program")
                 self._process.stop(GRACE_SECONDS)
         elif str(error) != self._start_refusal:

@@ -26,7 +26,7 @@ from tests.support.api_client import RemoteClient
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import Receiver, unused_port
 from tests.support.service import Service
-from tests.support.waiting import PATIENCE_SECONDS, until
+from tests.support.waiting import PATIENCE_SECONDS, child_ids, until
 
 PRINTS = """
 import os, sys
@@ -839,6 +839,8 @@ def test_service_that_hangs_does_not_hold_the_program(
         assert process.stdout.readline() == "hello\n"
         # The run waits 0.3 s for the service; the client's own time limit is 60 s.
         assert time.monotonic() - began < 30
+        # The first signal after the program's end.
+        until(lambda: child_ids(process.pid) == [])
         process.send_signal(signal.SIGTERM)
         _, remarks = process.communicate(timeout=20)
     assert process.returncode == 0

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from tests.support.service import free_port
-from tests.support.waiting import until
+from tests.support.waiting import child_ids, until
 
 # What every server has; `synchronous_commit` would lose answered writes if the service let it.
 SETTINGS = {
@@ -92,10 +92,9 @@ class PostgresqlServer:
         """The server and its children; none if it does not run."""
         try:
             pid = int((self.data / "postmaster.pid").read_text().split()[0])
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+            return [pid, *child_ids(pid)]
         except FileNotFoundError:
             return []
-        return [pid, *map(int, children.split())]
 
     def signal(self, with_signal: int) -> list[int]:
         """Send it to all processes; returns them."""

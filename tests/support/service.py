@@ -20,7 +20,7 @@ from taskservice.services import users as user_service
 from tests.support.api_client import RemoteClient
 from tests.support.apps import without_routes
 from tests.support.fork_server import ForkedPopen, run_forked
-from tests.support.waiting import PATIENCE_SECONDS, until
+from tests.support.waiting import PATIENCE_SECONDS, child_ids, until
 
 COMMAND = [sys.executable, "-m", "taskservice"]
 START_SECONDS = 100
@@ -120,8 +120,7 @@ class Service:
     def workers(self) -> list[int]:
         """The process ids of the workers."""
         assert self.process is not None
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in path.read_text().split()]
+        return child_ids(self.process.pid)
 
     def run(self, *arguments: str, timeout: float = 100) -> subprocess.CompletedProcess[str]:
         """Run another command of the service with the same settings."""

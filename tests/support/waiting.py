@@ -1,7 +1,8 @@
-"""Waits for an event, however busy the machine is."""
+"""Waits for an event, however busy the machine is, and shows what processes run."""
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, TypeVar
 
 # Only a test that fails waits this long.
@@ -17,3 +18,9 @@ def until(happened: Callable[[], Result | Literal[False] | None]) -> Result:
         assert time.monotonic() < deadline, f"It did not happen within {PATIENCE_SECONDS:.0f} s"
         time.sleep(0.02)
     return result
+
+
+def child_ids(process_id: int) -> list[int]:
+    """The ids of the processes that the main thread of this process has started."""
+    children = Path(f"/proc/{process_id}/task/{process_id}/children").read_text()
+    return [int(child) for child in children.split()]
