@@ -309,7 +309,7 @@ def test_wait_without_a_place_is_answered_at_once(alice: ApiClient, task: dict[s
     answers = [waiting(alice, path) for _ in range(2)]
     third = alice.get(path, headers={"Prefer": "wait=20"})
     assert "Preference-Applied" not in third.headers
-    assert third.headers["Retry-After"] == "10"
+    assert third.headers["Retry-After"] == "15"
     alice.append(task, "one")
     assert [answer().json["logs"] for answer in answers] == [["one"], ["one"]]
     # Their places are free again.
@@ -340,7 +340,7 @@ def test_user_who_holds_all_places_leaves_one_to_another(
         assert expect(bobs.result(), 200)["logs"] == ["his"]
     for answer in (second(), bobs.result()):
         assert answer.headers["Preference-Applied"] == "wait=20"
-    assert first().headers["Retry-After"] == "10"
+    assert first().headers["Retry-After"] == "15"
 
 
 # --- following ---------------------------------------------------------------------------

@@ -28,7 +28,7 @@ POLL_SECONDS_EACH = 0.001
 # The pause after a failed poll.
 PAUSE_SECONDS = 5.0
 # How often a waiting request checks that its client is still there.
-CLIENT_CHECK_SECONDS = 1.0
+CLIENT_CHECK_SECONDS = 2.0
 
 # A cheap query whose result changes exactly when something is committed.
 CHANGE_QUERIES = {

@@ -35,7 +35,7 @@ _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?([0-9]+)"?\s*(?:[,;]|$)', re.IGNOREC
 # Later than any timestamp, as text.
 NEVER = "~"
 # Seconds before a wait without a slot is repeated: a hundred clients take 1 % of a processor.
-RETRY_SECONDS = 10
+RETRY_SECONDS = 15
 
 
 def until(read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: bool = False) -> T:
@@ -114,7 +114,10 @@ def _slot(*, is_stream: bool = False) -> Iterator[WaitSlot | None]:
 
 
 def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
-    """The task that the caller claims now, or None, and whether an earlier claim is repeated."""
+    """The task that the caller claims now, or None, and whether an earlier claim is repeated.
+
+    Raises 404 for an unknown agent.
+    """
 
     def claim_if_any() -> tuple[TaskRow | None, bool]:
         # Reading is cheap; a claim waits for the write lock. An earlier claim with the same key,
@@ -122,9 +125,7 @@ def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
         has_task = tasks.has_task_for_claim(caller, agent_id, key)
         return tasks.claim(caller, agent_id, key) if has_task else (None, False)
 
-    # The first claim also raises 404 for an unknown agent.
-    claim = tasks.claim(caller, agent_id, key)
-    return claim if claim[0] else until(claim_if_any, lambda claim: claim[0] is not None)
+    return until(claim_if_any, lambda claim: claim[0] is not None)
 
 
 def is_client_connected() -> bool:
