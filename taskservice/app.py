@@ -1,5 +1,8 @@
 """The application factory."""
 
+from collections.abc import Callable
+from typing import Any
+
 from flask import Flask
 
 from taskservice import api, dashboard, errors, mcp
@@ -11,6 +14,14 @@ from taskservice.web.request import MAX_SMALL_BODY, trust_proxies
 from taskservice.web.responses import FastResponse
 
 
+class Service(Flask):
+    """Flask without asynchronous views."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        # Flask asks seven times per request whether a function is asynchronous.
+        return func
+
+
 def create_app(config: Config | None = None, may_create: bool = True) -> Flask:
     """Create the service, by default with the environment's settings, and upgrade the database.
 
@@ -20,7 +31,7 @@ def create_app(config: Config | None = None, may_create: bool = True) -> Flask:
     """
     config = config or Config.from_environment(may_create=may_create)
     # Flask's default instance folder can lie inside the virtual environment.
-    app = Flask(__name__, instance_path=str(config.DATA), static_folder=None)
+    app = Service(__name__, instance_path=str(config.DATA), static_folder=None)
     app.response_class = FastResponse
     app.config.from_object(config)
     # Otherwise Flask answers `//` in a path with a redirect in HTML.

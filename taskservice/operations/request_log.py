@@ -131,10 +131,11 @@ def add_details(**details: str) -> None:
 
 
 def _end(response: Response) -> Response:
+    environ, rule = request.environ, request.url_rule
     response.headers.add("X-Request-Id", g.request_id)
     seconds = time.perf_counter() - g.started
-    rule = request.url_rule
-    metrics.requests.add(rule.rule if rule else None, request.method, response.status_code, seconds)
+    method = environ["REQUEST_METHOD"]
+    metrics.requests.add(rule.rule if rule else None, method, response.status_code, seconds)
     # An open page polls every few seconds, and mostly gets 304.
     level = logging.DEBUG if response.status_code == 304 else logging.INFO
     if logger.isEnabledFor(level):
@@ -145,7 +146,7 @@ def _end(response: Response) -> Response:
             **g.get("more_details", {}),
         }
         # The path only: a query can contain a misplaced secret.
-        logger.log(level, "%s %s", request.method, request.path, extra={"details": details})
+        logger.log(level, "%s %s", method, request.path, extra={"details": details})
     return response
 
 

@@ -180,8 +180,7 @@ class Endpoint:
         update_wrapper(self, view)
 
     def __call__(self, **path: str) -> Response:
-        size = request.content_length
-        if not self.operation.large_body or (size is not None and size <= LARGE_BODY):
+        if not (self.operation.large_body and _has_large_body()):
             return self._view(**self._arguments(request.environ, path))
         end_shared_reading()
         with large_body_slots.acquire(LARGE_BODY_SECONDS) as is_acquired:
@@ -210,6 +209,11 @@ class Endpoint:
         for name, text in path.items():
             arguments[name] = _path_id(name, text)
         return arguments
+
+
+def _has_large_body() -> bool:
+    size = request.content_length
+    return size is None or size > LARGE_BODY
 
 
 def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None:
