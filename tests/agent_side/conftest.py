@@ -40,5 +40,7 @@ def remote_alice(owner: RemoteClient) -> RemoteClient:
 
 
 @pytest.fixture
-def machine(remote_alice: RemoteClient, tmp_path: Path) -> AgentMachine:
-    return machine_of(remote_alice, tmp_path / "home")
+def machine(remote_alice: RemoteClient, tmp_path: Path) -> Iterator[AgentMachine]:
+    machine = machine_of(remote_alice, tmp_path / "home")
+    yield machine
+    machine.kill_left()

@@ -41,6 +41,7 @@ class AgentMachine:
         home.mkdir(exist_ok=True)
         self.home, self.url, self.key = home, url, key
         self.settings: dict[str, str] = {}
+        self._spawned: list[subprocess.Popen[str]] = []
         self.patch("")
 
     def patch(self, statements: str) -> None:
@@ -73,7 +74,18 @@ class AgentMachine:
 
     def spawn(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-        return ForkedPopen([*self.command, *arguments], env=self.environment, **options)
+        self._spawned.append(
+            ForkedPopen([*self.command, *arguments], env=self.environment, **options)
+        )
+        return self._spawned[-1]
+
+    def kill_left(self) -> None:
+        """Kill what a failed test has left, which would disturb the next one."""
+        for process in self._spawned:
+            if process.poll() is None:
+                process.kill()
+                with process:
+                    pass
 
     def python(self, program: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """A program in Python that uses the client."""
