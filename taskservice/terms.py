@@ -11,6 +11,16 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 API_PREFIX = "/api/v1"
 PROBLEM_TYPE = "application/problem+json"
 
+# The address of the built documents, with a slash at the end; empty while they have none. See
+# docs/releasing.md.
+DOCUMENTATION_URL = ""
+
+
+def documentation(page: str) -> str:
+    """The address of a page such as `docs/tutorial.md#let-it-fail`, or its path without one."""
+    return DOCUMENTATION_URL + page.replace(".md", ".html") if DOCUMENTATION_URL else page
+
+
 # A task's status.
 Status = Literal["running", "complete", "error"]
 RUNNING: Final = "running"

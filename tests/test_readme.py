@@ -406,6 +406,18 @@ def test_every_link_leads_somewhere(name: str) -> None:
             assert anchor in anchors(str(target.resolve().relative_to(ROOT))), link
 
 
+def test_every_document_that_the_code_names_is_there() -> None:
+    files = (path for kind in ("*.py", "*.html") for path in (ROOT / "taskservice").rglob(kind))
+    pattern = re.compile(r"docs/[\w/-]+\.md(?:#[\w-]+)?")
+    named = {name for path in files for name in pattern.findall(path.read_text())}
+    assert len(named) >= 7
+    for name in named:
+        path, _, anchor = name.partition("#")
+        assert path in DOCUMENTS, name
+        # Of letters and hyphens alone, Sphinx makes the same anchor as a code host.
+        assert not anchor or (anchor in anchors(path) and re.fullmatch("[a-z-]+", anchor)), name
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_file_that_is_named_is_there(name: str) -> None:
     """In the architecture, paths begin inside the package."""

@@ -28,7 +28,7 @@ from taskservice import errors, quantities
 from taskservice.dashboard import formatting, sessions
 from taskservice.database.watcher import change_marker
 from taskservice.errors import Problem
-from taskservice.terms import API_PREFIX, PROBLEM_TYPE
+from taskservice.terms import API_PREFIX, PROBLEM_TYPE, documentation
 from taskservice.web.request import ignore_dates, url_parts
 
 dashboard = Blueprint(
@@ -147,6 +147,7 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
         "form_token": sessions.token,
         "submission_id": sessions.submission_id,
         "way_back": way_back,
+        "documentation": documentation,
     }
     return html_response(render_template(f"dashboard/{template}", **context, **values), status)
 

@@ -16,6 +16,7 @@ from taskservice.database import clock, migrations
 from taskservice.database.engine import command_engine, sqlite3
 from taskservice.database.migrations import DatabaseError, reason
 from taskservice.operations.health import OLDEST_DUE
+from taskservice.terms import documentation
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 
@@ -67,7 +68,8 @@ def sqlite_version(version: tuple[int, int, int]) -> Verdict:
         return OK, shown
     return WARNING, (
         f"{shown} has a rare bug that taskservice avoids: do not let other programs write to the "
-        "file; pip install 'taskservice[sqlite]' installs a newer one"
+        "file; pip install 'taskservice[sqlite]' installs a newer one; see "
+        + documentation("docs/operate/postgresql.md#sqlite-files-and-versions")
     )
 
 

@@ -117,6 +117,7 @@ SILENCE_SECONDS = 30.0
 MIN_SILENCE_SECONDS = 5.0
 # After a signal, the run waits this long for the readers of its stdout and stderr.
 FLUSH_SECONDS = 1.0
+_OUTAGE_PAGE = terms.documentation("docs/guides/run-programs.md#when-the-service-is-unreachable")
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
 
@@ -198,7 +199,7 @@ class Run:
             self._saved.remove()
             raise failure
         if isinstance(failure, (*RETRYABLE, NotTheService)):
-            text = "the task will be started when the service is reachable"
+            text = f"the task will be started when the service is reachable; see {_OUTAGE_PAGE}"
         else:
             self._start_refusal = str(failure)
             text = "its log lines are queued until the service accepts the key and settings"

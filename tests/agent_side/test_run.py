@@ -873,7 +873,9 @@ def test_service_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
             "run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE
         )
         assert process.stderr is not None
-        assert "the task will be started when the service is reachable" in process.stderr.readline()
+        warning = process.stderr.readline()
+        assert "the task will be started when the service is reachable" in warning
+        assert warning.endswith("docs/guides/run-programs.md#when-the-service-is-unreachable\n")
         service.start()
         assert process.stderr.readline() == f"taskservice: {service.url} is reachable again\n"
         _, remarks = process.communicate("go on\n", timeout=60)

@@ -18,6 +18,7 @@ from flask import Flask
 from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
+from taskservice import terms
 from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.dashboard import pages, sessions
@@ -27,6 +28,7 @@ from taskservice.database.engine import dispose
 from taskservice.database.transactions import reading
 from taskservice.services import agents, counts, lists
 from taskservice.web.session_cookie import Sessions
+from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.concurrency import at_once
 from tests.support.deliveries import looping
@@ -795,6 +797,45 @@ def test_list_is_narrowed_to_callbacks_that_did_not_arrive(
     guest = Browser(app)
     guest.sign_in(alice.agent_key().key)
     assert guest.get("/?callback=failed").status_code == 403
+
+
+def documents(browser: Browser, path: str) -> list[str]:
+    """The pages of the documents that a page names."""
+    return re.findall("<code>(docs/[^<]+)</code>", browser.get(path).text)
+
+
+@one_database
+def test_pages_name_the_document_that_a_reader_needs_there(
+    app: Flask, browser: Browser, alice: ApiClient, receiver: Receiver
+) -> None:
+    assert documents(Browser(app), "/sign-in") == ["docs/guides/troubleshooting.md#i-lost-the-key"]
+    assert documents(browser, "/") == ["docs/tutorial.md#run-a-program-as-a-task"]
+    waiting = f"/tasks/{alice.start()['id']}"
+    assert documents(browser, waiting) == ["docs/guides/workers.md#run-a-worker"]
+    assert documents(browser, "/") == []
+    redeliver = "docs/guides/webhooks.md#inspect-and-redeliver-webhooks"
+    receiver.answer = answer(410)
+    for allowed, named in (
+        ("loopback", [redeliver]),
+        ("external", ["docs/guides/webhooks.md#allowed-destinations", redeliver]),
+    ):
+        app.config["CALLBACK_ALLOWED"] = Destinations.parse("loopback")
+        task = alice.start(claim=True, callback=receiver.url)
+        assert documents(browser, f"/tasks/{task['id']}") == []
+        app.config["CALLBACK_ALLOWED"] = Destinations.parse(allowed)
+        alice.report(task, status="complete")
+        assert documents(browser, f"/tasks/{task['id']}") == named
+
+
+@one_database
+def test_document_is_a_link_when_the_documents_have_an_address(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terms, "DOCUMENTATION_URL", "https://docs.example.org/")
+    page = Browser(app).get("/sign-in").text
+    address = "https://docs.example.org/docs/guides/troubleshooting.html#i-lost-the-key"
+    assert f'<a href="{address}">I lost the key</a>' in page
+    assert "docs/guides/troubleshooting.md" not in page
 
 
 def test_agents_are_sorted_by_their_last_tasks(browser: Browser, alice: ApiClient) -> None:
