@@ -404,7 +404,7 @@ class Task:
 
     @property
     def error(self) -> Failure | None:
-        """`{"type": ..., "message": ...}` if the status is `error`, otherwise None."""
+        """The `type` and `message` of the error if the status is `error`, otherwise None."""
         error: Failure | None = self.data["error"]
         return error
 
