@@ -1,6 +1,8 @@
 """Builds the site of the documents: `make docs`."""
 
 import re
+import shlex
+import sys
 
 from sphinx.application import Sphinx
 
@@ -16,6 +18,9 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 # Links lead to headings as on a code host.
 myst_heading_anchors = 4
 myst_fence_as_directive = ["mermaid"]
+# Drawn while the site is built: its pages load nothing from other sites.
+mermaid_cmd = shlex.join([sys.executable, "-m", "mermaidx"])
+mermaid_output_format = "svg"
 # Dashes and quotation marks stay as they are typed.
 smartquotes = False
 autodoc_member_order = "bysource"
