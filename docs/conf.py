@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from pathlib import Path
 
 from sphinx.application import Sphinx
 
@@ -28,6 +29,7 @@ autodoc_typehints_format = "short"
 html_theme = "furo"
 html_title = f"taskservice {__version__}"
 html_extra_path = ["site"]
+html_search_scorer = str(Path(__file__).with_name("search_scorer.js"))
 
 
 def prepare(app: Sphinx, name: str, source: list[str]) -> None:

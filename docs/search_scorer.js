@@ -1,0 +1,26 @@
+// Sphinx scores a page by the best of its words, so that most pages tie. Here each word of the query
+// that is in the title counts, and guides come before reference pages, and these before reasons.
+const wordsOf = (text) => text.toLowerCase().match(/\w{3,}/g) ?? [];
+const queried = wordsOf(new URLSearchParams(location.search).get("q") ?? "");
+const rank = (page) => {
+  if (/^docs\/(guides|operate)/.test(page)) return 5;
+  return page.startsWith("docs/background") ? -5 : 0;
+};
+
+var Scorer = {
+  score: ([page, title, anchor, , score]) => {
+    const named = wordsOf(title).filter((word) =>
+      queried.some((other) => word.startsWith(other) || other.startsWith(word)),
+    );
+    return score + 10 * named.length + rank(page) + (anchor ? 10 : 0);
+  },
+  // These are Sphinx's own.
+  objNameMatch: 11,
+  objPartialMatch: 6,
+  objPrio: { 0: 15, 1: 5, 2: -5 },
+  objPrioDefault: 0,
+  title: 15,
+  partialTitle: 7,
+  term: 5,
+  partialTerm: 2,
+};
