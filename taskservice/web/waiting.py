@@ -177,7 +177,7 @@ class Lines(NamedTuple):
     lines: list[TimedLine]
 
 
-# None: nothing has changed for a second.
+# None: nothing has changed since the last check of the client.
 Event: TypeAlias = TaskRow | Lines | None
 
 
