@@ -80,7 +80,7 @@ class Watcher:
                 lambda: self.changes != since or resources.stopping.is_set(), max(0.0, seconds)
             )
             if self._thread is None:
-                # No thread polls: waiting threads read each second, as if something had changed.
+                # No thread polls: waiting threads read every 2 s, as if something had changed.
                 self.changes += 1
 
     def _start_thread(self) -> None:

@@ -191,7 +191,7 @@ class SavedRun:
 
 
 def leftover_runs(runs: Path) -> list[Path]:
-    """The folders, and links to folders, that can be runs, oldest first."""
+    """The folders that can contain a saved run, and links to such folders, oldest first."""
     found = [path for path in runs.iterdir() if path.is_symlink() or path.is_dir()]
     return sorted((path for path in found if not path.name.startswith(".")), key=_modified_at)
 

@@ -272,7 +272,7 @@ def ends(task_ids: Collection[str]) -> dict[str, str]:
 
 
 def _cut(lines: list[str], max_bytes: int) -> list[str]:
-    """The longest end of `lines` that has at most `max_bytes` bytes."""
+    """As many of the last `lines` as have at most `max_bytes` bytes."""
     kept, size = 0, 0
     for line in reversed(lines):
         size += len(line.encode())
