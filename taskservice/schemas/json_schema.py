@@ -418,7 +418,8 @@ def _property_problem(name: str, schema: Any) -> str | None:
         return f"{name}: the format must be one of {', '.join(sorted(_FORMATS))}."
     if kind == "array":
         return None if _is_choice(schema.get("items")) else f"{name}: items must be an enum."
-    return None if _are_options(schema.get("oneOf")) else f"{name}: oneOf must list objects with const and title."
+    is_valid = _are_options(schema.get("oneOf"))
+    return None if is_valid else f"{name}: oneOf must be objects with const and title."
 
 
 def _is_choice(items: Any) -> bool:
