@@ -1,4 +1,4 @@
-"""taskservice keeps the results of agents: tasks, their logs, and signed callbacks."""
+"""taskservice records the runs of programs as tasks with logs, and sends signed webhooks."""
 
 try:
     from taskservice._version import __version__ as __version__

@@ -84,7 +84,7 @@ class SavedRun:
     def is_cancelled_or_deleted(self, error: TaskServiceError | None) -> bool:
         """Whether this error means that the task was cancelled or deleted.
 
-        A 404 before there is a task means something else: the key must not start it.
+        A 404 before there is a task means something else: the key is not allowed to start it.
         """
         is_deleted = isinstance(error, NotFound) and self.task_id is not None
         return is_deleted or isinstance(error, TaskCancelled)
