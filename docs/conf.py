@@ -29,6 +29,8 @@ autodoc_typehints_format = "short"
 html_theme = "furo"
 html_title = f"taskservice {__version__}"
 html_extra_path = ["site"]
+# Addresses of the examples.
+linkcheck_ignore = [r"http://127\.0\.0\.1:", r"https://[a-z]+\.example\.org"]
 html_search_scorer = str(Path(__file__).with_name("search_scorer.js"))
 
 
