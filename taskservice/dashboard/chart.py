@@ -139,7 +139,7 @@ def _cached(user_id: str, agent_id: str | None, selection: Selection, name: str)
 def count(caller: Caller, selection: Selection, name: str) -> Chart:
     """The chart of a list in the period `name`, a key of PERIODS; the list's own period is ignored.
 
-    Cached, since counting a million tasks takes long and every open page requests it each second.
+    Cached, since counting a million tasks takes long and every open page requests it once a second.
     """
     selection = selection._replace(created_after=None, created_before=None)
     cached = _cached(caller.user_id, caller.agent_id, selection, name)

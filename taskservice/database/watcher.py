@@ -206,7 +206,7 @@ def wait_until(
 ) -> T:
     """The result of `read` as soon as `is_enough` accepts it, or else after `seconds`.
 
-    Calls `read` again after each change of the database, and with `by_time` also every second.
+    Calls `read` again after each change of the database, and with `by_time` also every 2 s.
     Ends early when `is_wanted` returns False, or when the process stops.
     """
     until = time.monotonic() + seconds
