@@ -113,6 +113,7 @@ bench-scaling: $(VENV)/installed-test ## Measure both databases with up to 1,000
 
 docs: $(VENV)/installed-docs ## Build the documents as a site in build/docs; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html . build/docs
+	@! grep -rE 'https?://[^" ]+\.(m?js|css)\b' build/docs --include='*.html' # loads nothing from other sites
 	@echo "Open build/docs/index.html"
 
 docs-links: $(VENV)/installed-docs ## Check the links of the documents that lead to other sites
