@@ -655,8 +655,9 @@ class Api(RuleBasedStateMachine):
         if key.agent_id is not None:
             problem(response, 403)
             return
-        self.rotations[user] += 1
-        if self.rotations[user] >= MAX_SIGNING:
+        owner = self.users.index(key.user)
+        self.rotations[owner] += 1
+        if self.rotations[owner] >= MAX_SIGNING:
             problem(response, 429)
             return
         made = expect(response, 201)
