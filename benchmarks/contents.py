@@ -3,7 +3,6 @@
 import hashlib
 import sqlite3
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,8 @@ class Person:
 
 
 def add_person(server: Server, name: str) -> Person:
-    command = [sys.executable, "-m", "taskservice", "user", "add", name]
+    # Of the version that serves.
+    command = [server.command[0], "-m", "taskservice", "user", "add", name]
     added = subprocess.run(
         command, env=server.environment, capture_output=True, text=True, check=True
     )

@@ -53,7 +53,7 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         # What it must answer before it counts as started.
         self.first = first
-        self._command = command
+        self.command = command
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the server is used
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -73,7 +73,7 @@ class Server:
         """Start it; returns the seconds until its first answer."""
         began = time.perf_counter()
         self.process = subprocess.Popen(
-            self._command, env=self.environment, stdout=self._log, stderr=self._log,
+            self.command, env=self.environment, stdout=self._log, stderr=self._log,
             start_new_session=True, preexec_fn=prepare_server,
         )  # fmt: skip
         while not self._answers():
