@@ -173,10 +173,10 @@ def _change(
         values["ended_by"] = caller.key_name
     if "name" in values:
         values["name_folded"] = values["name"].casefold()
-    if task.status == RUNNING:
-        values |= HEARTBEAT
-    if values:
-        connection.execute(_CHANGE.values(values), {"of_task_id": task.id})
+    # SQL, so it does not belong into the row that is returned.
+    heartbeat = HEARTBEAT if task.status == RUNNING else {}
+    if values or heartbeat:
+        connection.execute(_CHANGE.values(values | heartbeat), {"of_task_id": task.id})
     columns = cast(AnyRow, task)._asdict() | values
     changed = cast(TaskRow, SimpleNamespace(**columns))
     if ends and task.questions != NO_QUESTIONS:
