@@ -79,6 +79,22 @@ class Label(click.ParamType[tuple[str, str]]):
         return key, text
 
 
+task_labels = click.option(
+    "--label",
+    "labels",
+    type=Label(),
+    metavar="K=V",
+    multiple=True,
+    help="Label of the task. Repeatable.",
+)
+task_callback = click.option(
+    "--callback",
+    type=Text(),
+    metavar="URL",
+    help="Address that receives a webhook when the task ends.",
+)
+
+
 def examples(*lines: str) -> str:
     """The end of a command's help: examples, one per line."""
     heading = "Examples:" if len(lines) > 1 else "Example:"

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from taskservice.cli.json_input import task_input
-from taskservice.cli.options import Duration, Label, Text, examples
+from taskservice.cli.options import Duration, Text, examples, task_callback, task_labels
 from taskservice.cli.service_client import service_client
 from taskservice.client import own_task_id
 from taskservice.runner.process import forward_signals
@@ -31,20 +31,8 @@ from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
 @click.option("--agent", type=Text(), metavar="ID", help="Agent of the task; registered if new.")
 @click.option("--name", type=Text(), help="Display name of the task (default: the agent's name).")
 @task_input
-@click.option(
-    "--label",
-    "labels",
-    type=Label(),
-    metavar="K=V",
-    multiple=True,
-    help="Label of the task. Repeatable.",
-)
-@click.option(
-    "--callback",
-    type=Text(),
-    metavar="URL",
-    help="Address that receives a webhook when the task ends.",
-)
+@task_labels
+@task_callback
 @click.option(
     "--timeout",
     type=Duration(),

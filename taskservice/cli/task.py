@@ -12,7 +12,16 @@ import click
 
 from taskservice.cli import questions, task_text
 from taskservice.cli.json_input import task_input
-from taskservice.cli.options import Duration, Label, Text, examples, json_lines, json_object
+from taskservice.cli.options import (
+    Duration,
+    Label,
+    Text,
+    examples,
+    json_lines,
+    json_object,
+    task_callback,
+    task_labels,
+)
 from taskservice.cli.service_client import agent_ids, find_agent_id, find_task_id, service_client
 from taskservice.client import PAGE_TASKS, Client, NotFound, Question, Task
 from taskservice.client.responses import SHORT_FIELDS
@@ -75,20 +84,8 @@ command.add_command(questions.answer_command)
 @click.option("--agent", required=True, type=Text(), metavar="ID", help="Agent that runs the task.")
 @click.option("--name", type=Text(), help="Display name of the task (default: the agent's name).")
 @task_input
-@click.option(
-    "--label",
-    "labels",
-    type=Label(),
-    metavar="K=V",
-    multiple=True,
-    help="Label of the task. Repeatable.",
-)
-@click.option(
-    "--callback",
-    type=Text(),
-    metavar="URL",
-    help="Address that receives a webhook when the task ends.",
-)
+@task_labels
+@task_callback
 @click.option(
     "--timeout",
     type=Duration(maximum=MAX_TIMEOUT),
