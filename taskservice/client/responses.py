@@ -148,9 +148,9 @@ class QuestionDeclined(QuestionNotAnswered):
 
 
 class QuestionExpired(QuestionNotAnswered):
-    """Nobody answered the question within its timeout."""
+    """The question expired before a person answered it."""
 
-    sentence = "Nobody answered the question in time"
+    sentence = "The question expired without an answer"
 
 
 class QuestionWithdrawn(QuestionNotAnswered):

@@ -159,7 +159,7 @@ def test_ask_exits_by_the_outcome(remote_alice: RemoteClient, machine: AgentMach
 
     declined = outcome(method="POST", end="/question/{}/answer", action="decline")
     assert declined == (1, "The question was declined")
-    assert outcome("--timeout", "1s") == (3, "Nobody answered the question in time")
+    assert outcome("--timeout", "1s") == (3, "The question expired without an answer")
     finished = (4, "The task is finished")
     assert outcome(method="PATCH", status="complete") == finished
     assert outcome(method="POST", end="/cancel") == finished
