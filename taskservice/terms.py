@@ -51,6 +51,31 @@ QUESTION_STATES = (OPEN, ANSWERED, DECLINED, EXPIRED, WITHDRAWN)
 ACCEPT = "accept"
 DECLINE = "decline"
 
+# A hook's state, and its formats: the last three are messages for people.
+ACTIVE = "active"
+OFF = "off"
+HOOK_STATES = (ACTIVE, OFF)
+STANDARD = "standard"
+NTFY = "ntfy"
+SLACK = "slack"
+MAIL = "mail"
+HOOK_FORMATS = (STANDARD, NTFY, SLACK, MAIL)
+
+# The events that a hook can be told of.
+TASK_ENDED = "task.ended"
+TASK_FAILED = "task.failed"
+TASK_ASKS = "task.asks"
+AGENT_BROKEN = "agent.broken"
+AGENT_FIXED = "agent.fixed"
+AGENT_LATE = "agent.late"
+AGENT_BACK = "agent.back"
+EVENTS = (TASK_ENDED, TASK_FAILED, TASK_ASKS, AGENT_BROKEN, AGENT_FIXED, AGENT_LATE, AGENT_BACK)
+DEFAULT_EVENTS = (AGENT_BROKEN, AGENT_FIXED, TASK_ASKS, AGENT_LATE, AGENT_BACK)
+# An agent's state, by its last task that ended.
+OK = "ok"
+BROKEN = "broken"
+AGENT_STATES = (OK, BROKEN)
+
 # The orders of a list of tasks, the default first.
 Sort = Literal["-createdAt", "createdAt", "finishedAt"]
 SORTS: tuple[str, ...] = get_args(Sort)
@@ -83,6 +108,8 @@ MAX_WRITERS = 1_000
 MAX_OPEN_QUESTIONS = 8
 # Maximum number of attempts that are stored for a delivery: the newest ones.
 MAX_ATTEMPTS = 50
+# Maximum number of hooks of a user.
+MAX_HOOKS = 50
 # Maximum number of labels of a task.
 MAX_LABELS = 16
 # Maximum timeout of a task and of a question, and the default one of a question, in seconds.
@@ -121,6 +148,7 @@ NO_DELIVERY = "no_delivery"
 NOT_CLAIMED = "not_claimed"
 TOO_MANY_QUESTIONS = "too_many_questions"
 QUESTION_CLOSED = "question_closed"
+TOO_MANY_HOOKS = "too_many_hooks"
 DELIVERY_UNDER_WAY = "delivery_under_way"
 LOG_FULL = "log_full"
 IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
@@ -156,6 +184,7 @@ CODES = {
     NOT_CLAIMED: Code(409, "The task is not claimed, so it can't ask questions."),
     TOO_MANY_QUESTIONS: Code(409, "The task has too many open questions."),
     QUESTION_CLOSED: Code(409, "The question is no longer open; see `question`."),
+    TOO_MANY_HOOKS: Code(409, "The user has too many hooks."),
     PRECONDITION_FAILED: Code(412, "`If-Match` does not match the task."),
     "too_large": Code(413, "The body is too large."),
     LOG_FULL: Code(413, "The task's log is full."),

@@ -11,6 +11,7 @@ from sqlalchemy import (
     String,
     Text,
     TextClause,
+    UniqueConstraint,
     text,
     true,
 )
@@ -18,10 +19,12 @@ from sqlalchemy.orm import Mapped, configure_mappers, mapped_column
 
 from taskservice.database.types import Identifier, Timestamp, db
 from taskservice.terms import (
+    ACTIVE,
     CANCELLED,
     DELIVERED,
     ERROR_TYPES,
     FAILED,
+    OFF,
     PENDING,
     QUESTION_STATES,
     STATUSES,
@@ -68,10 +71,19 @@ class CallbackSecret(db.Model):
     replaced_at: Mapped[str | None] = mapped_column(Timestamp)
 
 
+_DUE = text("late_at IS NOT NULL AND late_since IS NULL")
+IN_TROUBLE = text("state = 'broken' OR late_since IS NOT NULL")
+
+
 class Agent(db.Model):
     """A program that runs tasks; its user chose its id."""
 
     __tablename__ = "agents"
+    __table_args__ = (
+        # For the agents that become late, and for those that need attention.
+        partial_index("agents_due", "late_at", where=_DUE),
+        partial_index("agents_in_trouble", "user_id", where=IN_TROUBLE),
+    )
 
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -83,6 +95,18 @@ class Agent(db.Model):
     annotations: Mapped[str] = mapped_column(server_default=ANNOTATIONS)
     # Whether the agent is an MCP tool.
     tool: Mapped[bool] = mapped_column(server_default=true())
+    # `ok` or `broken` by its last task that ended, since when, and how many failed in a row.
+    state: Mapped[str | None]
+    state_since: Mapped[str | None] = mapped_column(Timestamp)
+    failures: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    # The last claim by a worker, to the minute.
+    worker_seen_at: Mapped[str | None] = mapped_column(Timestamp)
+    # JSON text of the expected runs; when the next one is due, when the agent is late without it,
+    # and since when it is late.
+    expect: Mapped[str | None]
+    due_at: Mapped[str | None] = mapped_column(Timestamp)
+    late_at: Mapped[str | None] = mapped_column(Timestamp)
+    late_since: Mapped[str | None] = mapped_column(Timestamp)
 
 
 class ApiKey(db.Model):
@@ -328,14 +352,91 @@ class LogWriter(db.Model):
     seq: Mapped[int] = mapped_column(BigInteger)
 
 
+class EventStream(db.Model):
+    """The position of a user's last event, and when an MCP client last asked for events.
+
+    The row is locked by each transaction that makes an event, so that the order of positions is
+    the order of commits.
+    """
+
+    __tablename__ = "event_streams"
+
+    user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(BigInteger)
+    polled_at: Mapped[str | None] = mapped_column(Timestamp)
+
+
+class Event(db.Model):
+    """Something that a hook or an MCP client is told; kept for some days."""
+
+    __tablename__ = "events"
+    __table_args__ = (UniqueConstraint("user_id", "position"),)
+
+    id: Mapped[str] = mapped_column(Identifier, primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
+    position: Mapped[int] = mapped_column(BigInteger)
+    name: Mapped[str]
+    at: Mapped[str] = mapped_column(Timestamp, index=True)
+    agent_id: Mapped[str]
+    task_id: Mapped[str | None] = mapped_column(
+        Identifier, ForeignKey(Task.id, ondelete="CASCADE"), index=True
+    )
+    # Not a foreign key: questions are deleted with their task only.
+    question_id: Mapped[str | None] = mapped_column(Identifier)
+    # A JSON object: what is known only when the event is made.
+    details: Mapped[str] = mapped_column(server_default="{}")
+
+
+class Hook(db.Model):
+    """An address that is told about a user's agents; a subscription of an MCP client too."""
+
+    __tablename__ = "hooks"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", ACTIVE, OFF), "state"),
+        Index(None, "user_id", "created_at", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(Identifier, primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
+    name: Mapped[str]
+    target: Mapped[str]
+    format: Mapped[str]
+    # The names of the events as a JSON array.
+    events: Mapped[str]
+    agent_id: Mapped[str | None]
+    # As `key:value`.
+    label: Mapped[str | None]
+    token: Mapped[str | None]
+    answer_links: Mapped[bool]
+    created_at: Mapped[str] = mapped_column(Timestamp)
+    state: Mapped[str]
+    # Why it is off, as one sentence.
+    reason: Mapped[str | None]
+    # How many deliveries in a row have failed for good.
+    failures: Mapped[int] = mapped_column(Integer, server_default="0")
+    last_delivered_at: Mapped[str | None] = mapped_column(Timestamp)
+    # Before this time, a hook for people gets no other message.
+    quiet_until: Mapped[str | None] = mapped_column(Timestamp)
+    # A subscription of an MCP client: its id there, the key that made it, the task that it is
+    # limited to, its secrets and its end.
+    subscription: Mapped[str | None] = mapped_column(unique=True)
+    key_id: Mapped[str | None] = mapped_column(Identifier)
+    task_id: Mapped[str | None] = mapped_column(Identifier)
+    secret: Mapped[str | None]
+    replaced_secret: Mapped[str | None]
+    replaced_at: Mapped[str | None] = mapped_column(Timestamp)
+    expires_at: Mapped[str | None] = mapped_column(Timestamp)
+
+
 _PENDING = text("state = 'pending'")
+_OF_HOOK = text("hook_id IS NOT NULL")
 _LEASED = text("leased_until IS NOT NULL")
 _IN_VAIN = text("state IN ('failed', 'cancelled')")
 _FAILED = text("state = 'failed'")
 
 
 class Delivery(db.Model):
-    """One webhook for one callback; its id is the `webhook-id` of every attempt.
+    """One webhook for a callback or a hook; its id is the `webhook-id` of every attempt.
 
     Until `leased_until`, only the holder of `lease` may post it.
     """
@@ -345,13 +446,17 @@ class Delivery(db.Model):
         CheckConstraint(_one_of("state", PENDING, DELIVERED, FAILED, CANCELLED), "state"),
         CheckConstraint("(state = 'pending') = (next_attempt_at IS NOT NULL)", "next_attempt"),
         CheckConstraint("(lease IS NULL) = (leased_until IS NULL)", "lease"),
-        Index(None, "task_id", "created_at"),
-        partial_index("deliveries_due", "next_attempt_at", where=_PENDING),
-        # The same for one user, since users take turns, and for one host of a user.
-        partial_index("deliveries_due_of_user", "user_id", "next_attempt_at", where=_PENDING),
-        partial_index(
-            "deliveries_due_of_host", "user_id", "host", "next_attempt_at", where=_PENDING
+        CheckConstraint(
+            "(hook_id IS NULL) = (event_id IS NULL)"
+            " AND (hook_id IS NOT NULL OR task_id IS NOT NULL)",
+            "hook",
         ),
+        Index(None, "task_id", "created_at"),
+        partial_index("deliveries_of_hook", "hook_id", "created_at", "id", where=_OF_HOOK),
+        partial_index("deliveries_of_event", "event_id", where=_OF_HOOK),
+        partial_index("deliveries_due", "next_attempt_at", where=_PENDING),
+        # The same for one user, since users take turns.
+        partial_index("deliveries_due_of_user", "user_id", "next_attempt_at", where=_PENDING),
         partial_index("deliveries_leased", "leased_until", where=_LEASED),
         partial_index("deliveries_in_vain", "state", where=_IN_VAIN),
         # For the list of tasks whose webhook failed.
@@ -359,7 +464,13 @@ class Delivery(db.Model):
     )
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)
-    task_id: Mapped[str] = mapped_column(Identifier, ForeignKey(Task.id, ondelete="CASCADE"))
+    # Null for the event of a late agent, which has no task.
+    task_id: Mapped[str | None] = mapped_column(Identifier, ForeignKey(Task.id, ondelete="CASCADE"))
+    # The hook that is told, and of which event; both are null for a callback.
+    hook_id: Mapped[str | None] = mapped_column(Identifier, ForeignKey(Hook.id, ondelete="CASCADE"))
+    event_id: Mapped[str | None] = mapped_column(
+        Identifier, ForeignKey(Event.id, ondelete="CASCADE")
+    )
     # The task's user, copied here for the index.
     user_id: Mapped[str] = mapped_column(Identifier)
     callback_url: Mapped[str]
