@@ -2,6 +2,7 @@
 
 import logging
 import time
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from flask import current_app
@@ -20,6 +21,7 @@ from taskservice.database.types import AnySelect, Identifier, Timestamp, databas
 from taskservice.operations.health import IS_CURRENT, MAX_GAP_SECONDS, seconds_ago
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.services import deliveries as delivery_service
+from taskservice.services import events
 from taskservice.services.tasks import HEARTBEAT
 from taskservice.terms import ERROR, SERVICE, TIMEOUT
 
@@ -36,7 +38,9 @@ BATCH = 50
 _WAS_SERVING = exists().where(IS_CURRENT, ServiceHeartbeat.since <= seconds_ago("grace"))
 # An agent that waits for a person is not silent.
 _ASKS_NOTHING = Task.questions == NO_QUESTIONS
-_COLUMNS = (Task.id, Task.user_id, Task.callback_url, Task.timeout)
+_COLUMNS = (
+    Task.id, Task.user_id, Task.agent_id, Task.labels, Task.callback_url, Task.timeout,
+)  # fmt: skip
 # One statement for each index, the longest silence first. A locked task is being written to, so it
 # is not silent.
 _SILENT_BY_DEFAULT: AnySelect = (
@@ -169,6 +173,10 @@ def _end_batch(silent: AnySelect, times: dict[str, str]) -> bool:
             values = {"of_task_id": task.id, "message": _message(timeout), "at": now}
             connection.execute(_END, values)
             delivery_service.enqueue_for_loop(connection, task, now)
+        outcome = {"status": ERROR, "error_type": TIMEOUT, "finished_at": now}
+        events.tasks_ended(
+            connection, [SimpleNamespace(**task._asdict(), **outcome) for task in tasks]
+        )
     return len(tasks) == BATCH
 
 

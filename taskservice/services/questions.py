@@ -36,6 +36,7 @@ from taskservice.database.types import (
 from taskservice.errors import Problem, invalid, not_found
 from taskservice.schemas import json_schema, strict_json
 from taskservice.schemas.tasks import QUESTION_COLUMNS, question_schema
+from taskservice.services import events
 from taskservice.services.tasks import (
     HEARTBEAT,
     Idempotency,
@@ -192,6 +193,7 @@ def ask(
         }
         connection.execute(insert(Question), question)
         _store_open(connection, task.id)
+        events.task_asks(connection, task, question)
         return _get(connection, task.id, question["id"]), False
 
 

@@ -15,7 +15,7 @@ from taskservice.errors import invalid
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.schemas.tasks import task_schema
-from taskservice.services import attempts
+from taskservice.services import attempts, events
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.questions import has_expired
 from taskservice.services.tasks import HEARTBEAT, finished_problem, get_locked, insert_labels
@@ -63,7 +63,7 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
                 is_late = task.error_type == TIMEOUT and changes.get("status") in (COMPLETE, ERROR)
                 if values.keys() - EDITABLE and task.status != RUNNING and not is_late:
                     raise finished_problem(task)
-                changed, leased = _change(connection, caller, task, values)
+                changed, leased = _change(connection, caller, task, values, is_late=is_late)
                 break
         # It takes long, so outside of the transaction; the next one finds it done.
         output.merged(task.output)
@@ -160,9 +160,14 @@ def _columns_of_end(task: TaskRow, status: str, failure: dict[str, Any] | None) 
 
 
 def _change(
-    connection: Connection, caller: Caller, task: TaskRow, values: dict[str, Any]
+    connection: Connection,
+    caller: Caller,
+    task: TaskRow,
+    values: dict[str, Any],
+    *,
+    is_late: bool = False,
 ) -> tuple[TaskRow, delivery_service.Leased | None]:
-    """Write the changed columns, and enqueue the webhook if they end the task."""
+    """Write the changed columns; if they end the task, record it and enqueue the webhook."""
     ends = bool(values.keys() & {"status", "error_type"})
     now = current_time(connection) if ends else clock.now()
     if values:
@@ -187,4 +192,7 @@ def _change(
     if "labels" in values:
         connection.execute(delete_from(TaskLabel).where(TaskLabel.task_id == task.id))
         insert_labels(connection, changed)
-    return changed, delivery_service.enqueue(connection, changed, now) if ends else None
+    if not ends:
+        return changed, None
+    events.tasks_ended(connection, [changed], is_late)
+    return changed, delivery_service.enqueue(connection, changed, now)
