@@ -59,7 +59,8 @@ STANDARD = "standard"
 NTFY = "ntfy"
 SLACK = "slack"
 MAIL = "mail"
-HOOK_FORMATS = (STANDARD, NTFY, SLACK, MAIL)
+PEOPLE_FORMATS = (NTFY, SLACK, MAIL)
+HOOK_FORMATS = (STANDARD, *PEOPLE_FORMATS)
 
 # The events that a hook can be told of.
 TASK_ENDED = "task.ended"

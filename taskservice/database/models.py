@@ -430,6 +430,7 @@ class Hook(db.Model):
 
 _PENDING = text("state = 'pending'")
 _OF_HOOK = text("hook_id IS NOT NULL")
+_PENDING_OF_HOOK = text("state = 'pending' AND hook_id IS NOT NULL")
 _LEASED = text("leased_until IS NOT NULL")
 _IN_VAIN = text("state IN ('failed', 'cancelled')")
 _FAILED = text("state = 'failed'")
@@ -453,6 +454,9 @@ class Delivery(db.Model):
         ),
         Index(None, "task_id", "created_at"),
         partial_index("deliveries_of_hook", "hook_id", "created_at", "id", where=_OF_HOOK),
+        partial_index(
+            "deliveries_due_of_hook", "hook_id", "next_attempt_at", where=_PENDING_OF_HOOK
+        ),
         partial_index("deliveries_of_event", "event_id", where=_OF_HOOK),
         partial_index("deliveries_due", "next_attempt_at", where=_PENDING),
         # The same for one user, since users take turns.

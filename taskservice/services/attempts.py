@@ -120,11 +120,13 @@ def _post_once(leased: Leased, interrupt: Interrupt) -> Outcome:
     Otherwise the attempt would be repeated forever, and no attempt would be recorded.
     """
     try:
-        task = tasks.find_by_id(leased.task_id)
+        confirm = partial(require_lease, leased)
+        if leased.hook_id is not None:
+            return send(hook_messages.of_delivery(leased), interrupt, confirm)
+        task = tasks.find_by_id(leased.task_id or "")
         if task is None:
             raise LeaseLost("The task was deleted.", FAILED)
         headers, body = webhook_of(task, leased.id)
-        confirm = partial(require_lease, leased)
         return post(leased.callback_url, headers, body, interrupt, confirm)
     except (SQLAlchemyError, Interrupted, LeaseLost):
         raise  # these errors are not the receiver's

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from itertools import groupby, islice
+from operator import attrgetter
 from threading import Event
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ from sqlalchemy import (
 from taskservice import resources
 from taskservice.auth import Caller, visible_tasks
 from taskservice.database import clock
-from taskservice.database.models import Attempt, Delivery, Task, User
+from taskservice.database.models import Attempt, Delivery, Hook, Task, User
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import (
     AnyRow,
@@ -45,13 +46,16 @@ from taskservice.database.types import (
 from taskservice.errors import Problem, not_found
 from taskservice.schemas.tasks import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 from taskservice.terms import (
+    ACTIVE,
     CANCELLED,
     DELIVERED,
     DELIVERY_UNDER_WAY,
     FAILED,
     MAX_ATTEMPTS,
     NO_DELIVERY,
+    OFF,
     PENDING,
+    PEOPLE_FORMATS,
 )
 from taskservice.webhooks import Outcome
 from taskservice.webhooks.retries import (
@@ -84,10 +88,12 @@ is_due: ColumnElement[bool] = and_(
 is_too_far: ColumnElement[bool] = and_(
     is_pending, Delivery.next_attempt_at > time_from_now(LONGEST_DELAY_SECONDS + 60)
 )
+is_of_callback: ColumnElement[bool] = Delivery.hook_id.is_(None)
 _DELIVERIES: AnySelect = (
     select(*DELIVERY_COLUMNS, User.name.label("user_name"))
     .join(Task, Task.id == Delivery.task_id)
     .join(User, User.id == Task.user_id)
+    .where(is_of_callback)
     .order_by(Delivery.created_at.desc(), Delivery.id.desc())
 )
 _OF_TASK = _DELIVERIES.where(Task.id == bindparam("task_id"), visible_tasks)
@@ -100,12 +106,14 @@ _ATTEMPTS = (
 
 def list_of_task(caller: Caller, task_id: str) -> list[Any]:
     """A task's deliveries, newest first, each with its `attempts`, oldest first."""
-    return _read(_OF_TASK, {"task_id": task_id, **caller.scope})
+    return with_attempts(_OF_TASK, {"task_id": task_id, **caller.scope})
 
 
 def get(caller: Caller, delivery_id: str) -> Any:
     """A delivery of a task that the caller may see, with its `attempts`. Raises 404."""
-    found = _read(_DELIVERIES.where(Delivery.id == delivery_id, visible_tasks), caller.scope)
+    found = with_attempts(
+        _DELIVERIES.where(Delivery.id == delivery_id, visible_tasks), caller.scope
+    )
     if not found:
         raise not_found("delivery")
     return found[0]
@@ -113,16 +121,17 @@ def get(caller: Caller, delivery_id: str) -> Any:
 
 def find(delivery_id: str) -> Any | None:
     """A delivery of any user, with its `attempts`, oldest first."""
-    return next(iter(_read(_DELIVERIES.where(Delivery.id == delivery_id))), None)
+    return next(iter(with_attempts(_DELIVERIES.where(Delivery.id == delivery_id))), None)
 
 
 def list_all(state: str | None, limit: int) -> list[Any]:
     """The newest deliveries of all users, as `find` returns them, with their `user_name`."""
     of_state = _DELIVERIES if state is None else _DELIVERIES.where(Delivery.state == state)
-    return _read(of_state.limit(limit))
+    return with_attempts(of_state.limit(limit))
 
 
-def _read(deliveries: AnySelect, values: Mapping[str, Any] | None = None) -> list[Any]:
+def with_attempts(deliveries: AnySelect, values: Mapping[str, Any] | None = None) -> list[Any]:
+    """The deliveries that a statement selects, each with its `attempts`, oldest first."""
     with reading() as connection:
         rows = connection.execute(deliveries, values).all()
         found = connection.execute(_ATTEMPTS, {"delivery_ids": [row.id for row in rows]}).all()
@@ -134,7 +143,7 @@ def states(rows: Sequence[AnyRow]) -> dict[str, str]:
     """Task id -> the state of its newest delivery, for the tasks of `rows` that have one."""
     of_these = (
         select(Delivery.task_id, Delivery.state)
-        .where(Delivery.task_id.in_([row.id for row in rows]))
+        .where(Delivery.task_id.in_([row.id for row in rows]), is_of_callback)
         .order_by(Delivery.created_at, Delivery.id)
     )
     with reading() as connection:
@@ -203,32 +212,67 @@ _USERS = (
     .outerjoin(_LEASES, _LEASES.c.user_id == User.id)
     .where(database_now() >= _FIRST_MOMENT)
 )
-_DUE_OF_USER = (
-    select(Delivery.id, Delivery.user_id, Delivery.host, Delivery.next_attempt_at)
+_DUE_OF_USER: AnySelect = (
+    select(
+        Delivery.id,
+        Delivery.user_id,
+        Delivery.host,
+        Delivery.next_attempt_at,
+        literal_column("NULL").label("hook_id"),
+    )
+    .outerjoin(Hook, Hook.id == Delivery.hook_id)
     .where(
         Delivery.user_id == bindparam("of_user_id", type_=Identifier),
         is_due,
         # PostgreSQL uses the index only if the time is a parameter.
         Delivery.next_attempt_at <= bindparam("now", type_=Timestamp()),
         Delivery.host.not_in(bindparam("full_hosts", expanding=True)),
+        or_(Hook.id.is_(None), and_(Hook.state == ACTIVE, Hook.format.not_in(PEOPLE_FORMATS))),
     )
     .order_by(Delivery.next_attempt_at)
     .limit(bindparam("limit", type_=Integer()))
     # PostgreSQL: skip what another process is leasing, rather than wait for it.
-    .with_for_update(skip_locked=True)
+    .with_for_update(skip_locked=True, of=Delivery)
+)
+# All that is due for a hook for people is one message, with the host and time of the first one.
+_first_due = (
+    select(Delivery.id)
+    .where(Delivery.hook_id == Hook.id, is_due)
+    .order_by(Delivery.next_attempt_at)
+    .limit(1)
+    .correlate(Hook)
+    .scalar_subquery()
+)
+is_not_quiet: ColumnElement[bool] = or_(
+    Hook.quiet_until.is_(None), Hook.quiet_until <= database_now()
+)
+_DUE_HOOKS_OF_USER: AnySelect = (
+    select(Delivery.id, Delivery.user_id, Delivery.host, Delivery.next_attempt_at, Delivery.hook_id)
+    .join(Hook, Delivery.id == _first_due)
+    .where(
+        Hook.user_id == bindparam("of_user_id", type_=Identifier),
+        Hook.format.in_(PEOPLE_FORMATS),
+        Hook.state == ACTIVE,
+        is_not_quiet,
+        Delivery.host.not_in(bindparam("full_hosts", expanding=True)),
+    )
 )
 
 
 def due_deliveries(connection: Connection, limit: int, slots: ReceiverSlots) -> list[AnyRow]:
     """Due deliveries, at most `limit` of each user, in the order in which to send them.
 
+    A row with a `hook_id` stands for all that is due for this hook, which is for people.
+
     Users with the fewest leases in all processes come first, then the longest due deliveries.
     """
     ranked: list[tuple[int, str, AnyRow]] = []
     for user in connection.execute(_USERS).all():
         wanted = {"of_user_id": user.id, "now": user.now, "limit": limit}
-        full_hosts = slots.full_hosts(user.id)
-        due = connection.execute(_DUE_OF_USER, {**wanted, "full_hosts": full_hosts})
+        wanted["full_hosts"] = slots.full_hosts(user.id)
+        found = connection.execute(_DUE_OF_USER, wanted).all()
+        of_people = connection.execute(_DUE_HOOKS_OF_USER, wanted).all()
+        due = sorted((*found, *of_people), key=attrgetter("next_attempt_at"))
         ranked += [(user.leases + n, row.next_attempt_at, row) for n, row in enumerate(due)]
     return [row for *_, row in sorted(ranked, key=lambda entry: entry[:2])]
 
@@ -245,12 +289,18 @@ class Leased(NamedTuple):
 
     id: str
     lease: str
-    task_id: str
+    # None for the event of a late agent.
+    task_id: str | None
     user_id: str
     callback_url: str
     # With the port, as in the URL.
     host: str
     attempt_count: int
+    # The hook that is told of an event; both are None for a callback.
+    hook_id: str | None = None
+    event_id: str | None = None
+    # The hook is for people: all its deliveries with this lease are one message.
+    is_shared: bool = False
 
     @property
     def receiver(self) -> Receiver:
@@ -272,7 +322,11 @@ _INSERT = insert(Delivery).values(
 )
 _REPLACE = (
     update(Delivery)
-    .where(Delivery.task_id == bindparam("of_task_id", type_=Identifier), Delivery.state == PENDING)
+    .where(
+        Delivery.task_id == bindparam("of_task_id", type_=Identifier),
+        Delivery.state == PENDING,
+        is_of_callback,
+    )
     .values(state=CANCELLED, next_attempt_at=None, **_NO_LEASE)
 )
 _UNLEASED = (
@@ -289,16 +343,45 @@ _CLAIM = (
     update(Delivery)
     .where(Delivery.id.in_(bindparam("ids", expanding=True)), is_due)
     .values(lease=bindparam("new_lease"), leased_until=database_now(bindparam("seconds")))
-    .returning(*(getattr(Delivery, name) for name in Leased._fields))
+    .returning(*(getattr(Delivery, name) for name in Leased._fields[:-1]))
 )
-_LEASE_IS_HELD = (
-    Delivery.id == bindparam("of_delivery_id", type_=Identifier),
-    Delivery.lease == bindparam("held_lease", type_=Identifier),
+# A hook for people gets one message in PAUSE_SECONDS, and nothing that is older than a day. What is
+# pending waits for a day, too, for a hook that is off.
+PAUSE_SECONDS = 30.0
+DAY_SECONDS = 86_400.0
+_of_this_hook = Delivery.hook_id == bindparam("of_hook_id", type_=Identifier)
+# A hook is turned off after as many deliveries in a row that failed for good, or after a 410.
+MAX_LOST = 3
+GONE = 410
+_THIS_HOOK = Hook.id == bindparam("of_hook_id", type_=Identifier)
+_LOCK_HOOK = (
+    select(Hook.id)
+    .where(_THIS_HOOK, is_not_quiet)
+    .with_for_update(skip_locked=True, key_share=True)
 )
-_RELEASE = update(Delivery).where(*_LEASE_IS_HELD).values(**_NO_LEASE)
-_RECORD = update(Delivery).where(*_LEASE_IS_HELD)
-_INSERT_ATTEMPT = insert(Attempt).from_select(
-    ["delivery_id", "at", "duration_ms", "status_code", "message", "answer"],
+_CANCELLED = {"state": CANCELLED, "next_attempt_at": None, **_NO_LEASE}
+_CANCEL_OLD = (
+    update(Delivery)
+    .where(_of_this_hook, is_due, Delivery.created_at < database_now(-DAY_SECONDS))
+    .values(_CANCELLED)
+)
+_CLAIM_MESSAGE = (
+    update(Delivery)
+    .where(_of_this_hook, is_due)
+    .values(lease=bindparam("new_lease"), leased_until=database_now(bindparam("seconds")))
+)
+_FIRST_OF_MESSAGE = (
+    select(*(getattr(Delivery, name) for name in Leased._fields[:-1]))
+    .where(_of_this_hook, is_pending, Delivery.lease == bindparam("new_lease", type_=Identifier))
+    .order_by(Delivery.attempt_count, Delivery.next_attempt_at)
+    .limit(1)
+)
+_START_PAUSE = update(Hook).where(_THIS_HOOK).values(quiet_until=database_now(bindparam("seconds")))
+_of_this_delivery = Delivery.id == bindparam("of_delivery_id", type_=Identifier)
+_has_this_lease = Delivery.lease == bindparam("held_lease", type_=Identifier)
+_RELEASE = update(Delivery).where(_of_this_delivery, _has_this_lease).values(**_NO_LEASE)
+_RELEASE_MESSAGE = update(Delivery).where(_of_this_hook, _has_this_lease).values(**_NO_LEASE)
+_ATTEMPT_OF = (
     # The attempt of a deleted delivery is not stored; PostgreSQL waits for a deletion in progress.
     select(
         Delivery.id,
@@ -307,9 +390,14 @@ _INSERT_ATTEMPT = insert(Attempt).from_select(
         bindparam("status_code", type_=Integer()),
         bindparam("message", type_=Text()),
         bindparam("answer", type_=Text()),
-    )
-    .where(Delivery.id == bindparam("delivery_id", type_=Identifier))
-    .with_for_update(),
+    ).with_for_update()
+)
+_ATTEMPT_COLUMNS = ["delivery_id", "at", "duration_ms", "status_code", "message", "answer"]
+_INSERT_ATTEMPT = insert(Attempt).from_select(
+    _ATTEMPT_COLUMNS, _ATTEMPT_OF.where(_of_this_delivery)
+)
+_INSERT_ATTEMPTS = insert(Attempt).from_select(
+    _ATTEMPT_COLUMNS, _ATTEMPT_OF.where(_of_this_hook, _has_this_lease)
 )
 _older = (
     select(Attempt.id)
@@ -341,7 +429,8 @@ def enqueue(connection: Connection, task: TaskRow, now: str) -> Leased | None:
         attempt_count=0,
     )
     connection.execute(_REPLACE, {"of_task_id": task.id})
-    inserted = {**leased._asdict(), "created_at": now, "seconds": LEASE_SECONDS}
+    columns = {name: getattr(leased, name) for name in Leased._fields[:-1]}
+    inserted = {**columns, "created_at": now, "seconds": LEASE_SECONDS}
     connection.execute(_INSERT, inserted)
     return leased
 
@@ -353,7 +442,7 @@ def enqueue_for_loop(connection: Connection, task: TaskRow, now: str) -> None:
     """
     leased = enqueue(connection, task, now)
     if leased is not None:
-        connection.execute(_RELEASE, {"of_delivery_id": leased.id, "held_lease": leased.lease})
+        connection.execute(_RELEASE, _held(leased))
 
 
 def seconds_until_due() -> float | None:
@@ -378,20 +467,47 @@ def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
     """
     with transaction() as connection:
         due = due_deliveries(connection, limit, slots)
-        acquired = (row.id for row in due if slots.acquire(Receiver(row.user_id, row.host)))
-        ids = list(islice(acquired, limit))
+        acquired = (row for row in due if slots.acquire(Receiver(row.user_id, row.host)))
+        chosen = list(islice(acquired, limit))
+        ids = [row.id for row in chosen if row.hook_id is None]
         lease = {"new_lease": clock.new_id(), "seconds": LEASE_SECONDS}
         claimed = connection.execute(_CLAIM, {"ids": ids, **lease})
-        return [Leased(**row._asdict()) for row in claimed]
+        leased = [Leased(**row._asdict()) for row in claimed]
+        of_people = (_lease_message(connection, row.hook_id) for row in chosen if row.hook_id)
+        return leased + list(filter(None, of_people))
+
+
+def _lease_message(connection: Connection, hook_id: str) -> Leased | None:
+    """Lease all that is due for a hook for people, and start its pause.
+
+    Returns None if another process does so.
+    """
+    here = {"of_hook_id": hook_id}
+    if connection.scalar(_LOCK_HOOK, here) is None:
+        return None
+    connection.execute(_CANCEL_OLD, here)
+    lease = here | {"new_lease": clock.new_id(), "seconds": LEASE_SECONDS}
+    connection.execute(_CLAIM_MESSAGE, lease)
+    first = connection.execute(_FIRST_OF_MESSAGE, lease).one_or_none()
+    if first is None:
+        return None
+    connection.execute(_START_PAUSE, here | {"seconds": PAUSE_SECONDS})
+    return Leased(**first._asdict(), is_shared=True)
 
 
 def release(leased: Collection[Leased]) -> None:
     """End leases early, with no attempt counted, so that another process may post."""
     if leased:
         with transaction() as connection:
-            held = [{"of_delivery_id": each.id, "held_lease": each.lease} for each in leased]
-            connection.execute(_RELEASE, held)
+            for each in leased:
+                connection.execute(_RELEASE_MESSAGE if each.is_shared else _RELEASE, _held(each))
         resources.find(DueDeliveries).set()
+
+
+def _held(leased: Leased) -> dict[str, Any]:
+    if leased.is_shared:
+        return {"of_hook_id": leased.hook_id, "held_lease": leased.lease}
+    return {"of_delivery_id": leased.id, "held_lease": leased.lease}
 
 
 # --- attempt -----------------------------------------------------------------------------
@@ -416,36 +532,66 @@ def require_lease(leased: Leased) -> None:
 
 
 def record(leased: Leased, started: str, outcome: Outcome) -> str:
-    """Store an attempt, and update its delivery unless the lease has passed to another holder.
+    """Store an attempt, and update its deliveries unless the lease has passed to another holder.
 
-    Returns the delivery's state after this outcome.
+    Returns their state after this outcome.
     """
     state, delay = _next_state(outcome, leased.attempt_count)
+    where = (_of_this_hook if leased.is_shared else _of_this_delivery, _has_this_lease)
+    attempt = {
+        "at": started,
+        "duration_ms": outcome.duration_ms,
+        "status_code": outcome.status_code,
+        "message": outcome.message,
+        "answer": outcome.answer,
+    }
     with transaction() as connection:
-        connection.execute(
-            _INSERT_ATTEMPT,
-            {
-                "delivery_id": leased.id,
-                "at": started,
-                "duration_ms": outcome.duration_ms,
-                "status_code": outcome.status_code,
-                "message": outcome.message,
-                "answer": outcome.answer,
-            },
-        )
+        inserts = _INSERT_ATTEMPTS if leased.is_shared else _INSERT_ATTEMPT
+        connection.execute(inserts, attempt | _held(leased))
         connection.execute(_DELETE_OLDER_ATTEMPTS, {"of_delivery_id": leased.id})
-        connection.execute(
-            _RECORD.values(
+        changed = connection.execute(
+            update(Delivery)
+            .where(*where)
+            .values(
                 state=state,
                 next_attempt_at=None if delay is None else database_now(delay),
                 attempt_count=leased.attempt_count + 1,
                 **_NO_LEASE,
             ),
-            {"of_delivery_id": leased.id, "held_lease": leased.lease},
+            _held(leased),
         )
+        if leased.hook_id and changed.rowcount:
+            record_outcome_of_hook(connection, leased.hook_id, state, outcome)
     if state == PENDING:
         resources.find(DueDeliveries).set()
     return state
+
+
+def record_outcome_of_hook(
+    connection: Connection, hook_id: str, state: str, outcome: Outcome
+) -> None:
+    """Turn off a hook whose address is gone, or at which MAX_LOST deliveries in a row failed."""
+    here = {"of_hook_id": hook_id}
+    if state == DELIVERED:
+        values = {"failures": 0, "last_delivered_at": database_now()}
+        connection.execute(update(Hook).where(_THIS_HOOK).values(values), here)
+    elif state == FAILED:
+        lost = update(Hook).where(_THIS_HOOK).values(failures=Hook.failures + 1)
+        count = connection.scalar(lost.returning(Hook.failures), here)
+        if count is not None and (count >= MAX_LOST or outcome.status_code == GONE):
+            set_hook_state(connection, hook_id, OFF, outcome.message)
+
+
+def set_hook_state(
+    connection: Connection, hook_id: str, state: str, reason: str | None = None
+) -> None:
+    """Turn a hook on or off; what is pending is due now, or waits for a day."""
+    here = {"of_hook_id": hook_id}
+    values = {"state": state, "reason": reason, "failures": 0}
+    connection.execute(update(Hook).where(_THIS_HOOK).values(values), here)
+    due = database_now(DAY_SECONDS if state == OFF else 0.0)
+    waiting = update(Delivery).where(_of_this_hook, is_pending)
+    connection.execute(waiting.values(next_attempt_at=due), here)
 
 
 def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None]:
@@ -477,7 +623,7 @@ def redeliver(caller: Caller, task_id: str) -> str:
         if newest is None:
             detail = "The task has no delivery: it is running, or has no callback"
             raise Problem(409, detail, code=NO_DELIVERY)
-        _make_due(connection, newest)
+        make_due(connection, newest)
     resources.find(DueDeliveries).set()
     return newest
 
@@ -485,7 +631,8 @@ def redeliver(caller: Caller, task_id: str) -> str:
 def redeliver_any(delivery_id: str) -> None:
     """Redeliver a delivery of any user by its own id. Raises 404 and 409."""
     with transaction() as connection:
-        task_id = connection.scalar(select(Delivery.task_id).where(Delivery.id == delivery_id))
+        of_delivery = select(Delivery.task_id).where(Delivery.id == delivery_id, is_of_callback)
+        task_id = connection.scalar(of_delivery)
         if task_id is None:
             raise Problem(404, f"No such delivery: {delivery_id}")
         # A late report waits for this lock, or has replaced this delivery already.
@@ -493,17 +640,18 @@ def redeliver_any(delivery_id: str) -> None:
         newest = _newest(connection, task_id)
         if newest != delivery_id:
             raise Problem(409, f"A newer delivery has replaced it: {newest}")
-        _make_due(connection, delivery_id)
+        make_due(connection, delivery_id)
     resources.find(DueDeliveries).set()
 
 
 def _newest(connection: Connection, task_id: str) -> str | None:
-    of_task = select(Delivery.id).where(Delivery.task_id == task_id)
+    of_task = select(Delivery.id).where(Delivery.task_id == task_id, is_of_callback)
     newest_first = of_task.order_by(Delivery.created_at.desc(), Delivery.id.desc())
     return connection.scalar(newest_first.limit(1))
 
 
-def _make_due(connection: Connection, delivery_id: str) -> None:
+def make_due(connection: Connection, delivery_id: str) -> None:
+    """Deliver again now. Raises 409 while the delivery is being posted."""
     due = (
         update(Delivery)
         .where(Delivery.id == delivery_id, is_unleased)

@@ -77,7 +77,11 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     "parent_id": Task.parent_id == bindparam("parent_id", type_=Identifier),
     "name_part": position_in_text(Task.name_folded, bindparam("name_part", type_=Text())) > 0,
     "delivery": exists(
-        select(1).where(Delivery.task_id == Task.id, Delivery.state == bindparam("delivery"))
+        select(1).where(
+            Delivery.task_id == Task.id,
+            Delivery.state == bindparam("delivery"),
+            Delivery.hook_id.is_(None),
+        )
     ),
 } | {
     name: exists(select(1).where(TaskLabel.task_id == Task.id, TaskLabel.label == bindparam(name)))
@@ -249,7 +253,8 @@ def are_among(name: str, filters: Filters) -> ColumnElement[bool]:
 def _ids(name: str, filters: Filters) -> AnySelect:
     if name in _DELIVERY_STATES:
         has_same_user = Delivery.user_id == bindparam("user_id", type_=Identifier)
-        return select(Delivery.task_id).where(has_same_user, _DELIVERY_STATES[name])
+        of_callbacks = (has_same_user, Delivery.hook_id.is_(None))
+        return select(Delivery.task_id).where(*of_callbacks, _DELIVERY_STATES[name])
     if name in LABELS:
         has_same_user = TaskLabel.user_id == bindparam("user_id", type_=Identifier)
         return select(TaskLabel.task_id).where(has_same_user, TaskLabel.label == bindparam(name))

@@ -66,13 +66,13 @@ _WRITERS = Statement[AnyRow](
 )
 _DELIVERIES = Statement[AnyRow](
     select(*DELIVERY_COLUMNS)
-    .where(Delivery.task_id == _of_task)
+    .where(Delivery.task_id == _of_task, Delivery.hook_id.is_(None))
     .order_by(Delivery.created_at, Delivery.id)
 )
 _ATTEMPTS = Statement[AnyRow](
     select(*ATTEMPT_COLUMNS)
     .join(Delivery, Delivery.id == Attempt.delivery_id)
-    .where(Delivery.task_id == _of_task)
+    .where(Delivery.task_id == _of_task, Delivery.hook_id.is_(None))
     .order_by(Attempt.id)
 )
 _QUESTIONS: AnySelect = questions.OF_TASK.add_columns(

@@ -129,12 +129,17 @@ def _add_hooks_to_deliveries() -> None:
             "deliveries_event_id_fkey", "events", ["event_id"], ["id"], ondelete="CASCADE"
         )
         batch.create_check_constraint("deliveries_hook_check", CHECKS[3].sqltext)
-    of_hook = sa.text("hook_id IS NOT NULL")
-    for name, columns in {
-        "deliveries_of_hook": ["hook_id", "created_at", "id"],
-        "deliveries_of_event": ["event_id"],
-    }.items():
-        op.create_index(name, "deliveries", columns, sqlite_where=of_hook, postgresql_where=of_hook)
+    for name, columns, where in (
+        ("deliveries_of_hook", ["hook_id", "created_at", "id"], "hook_id IS NOT NULL"),
+        (
+            "deliveries_due_of_hook",
+            ["hook_id", "next_attempt_at"],
+            "state = 'pending' AND hook_id IS NOT NULL",
+        ),
+        ("deliveries_of_event", ["event_id"], "hook_id IS NOT NULL"),
+    ):
+        rows = sa.text(where)
+        op.create_index(name, "deliveries", columns, sqlite_where=rows, postgresql_where=rows)
 
 
 def _add_states_to_agents() -> None:
