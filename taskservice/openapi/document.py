@@ -54,6 +54,7 @@ TAGS = {
     "questions": "Questions that agents ask people before they continue.",
     "deliveries": "The webhooks of finished tasks, and the attempts to send them.",
     "agents": "The programs that do the work.",
+    "hooks": "Addresses that are told about what happens to agents.",
     "users": "The person or team that owns tasks, agents and keys.",
     "keys": "The API keys of a user, and the secret that signs webhooks.",
     "operations": "Health and metrics, for operators. No key is needed.",
@@ -79,6 +80,8 @@ PATH_PARAMETERS = {
     "agent_id": _value(
         "The agent's ID.", pattern=f"^{terms.AGENT_ID.pattern}$", examples=["summarizer"]
     ),
+    "hook_id": _value("The hook's ID.", format="uuid", examples=[examples.HOOK]),
+    "delivery_id": _value("The delivery's ID.", format="uuid", examples=[examples.DELIVERY]),
     "question_id": _value("The question's ID.", format="uuid", examples=[examples.QUESTION]),
     "key_id": _value("The key's ID.", format="uuid", examples=[examples.KEY]),
 }

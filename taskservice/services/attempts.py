@@ -14,7 +14,7 @@ from taskservice import resources
 from taskservice.database import clock
 from taskservice.database.types import TaskRow
 from taskservice.resources import SharedSlots
-from taskservice.services import task_json, tasks, users
+from taskservice.services import hook_messages, task_json, tasks, users
 from taskservice.services.deliveries import (
     DueDeliveries,
     Leased,
@@ -23,10 +23,11 @@ from taskservice.services.deliveries import (
     release,
     require_lease,
 )
+from taskservice.services.hook_messages import Message
 from taskservice.services.users import OVERLAP_SECONDS
-from taskservice.terms import FAILED, PENDING
+from taskservice.terms import FAILED, MAIL, PENDING, STANDARD
 from taskservice.threads import start_thread
-from taskservice.webhooks import Interrupt, Interrupted, Outcome, signing
+from taskservice.webhooks import Interrupt, Interrupted, Outcome, mail, signing
 from taskservice.webhooks.retries import CircuitBreaker
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,32 @@ def _post_once(leased: Leased, interrupt: Interrupt) -> Outcome:
     except Exception:
         logger.exception("Delivery %s to %s could not be posted", leased.id, leased.host)
         return Outcome(INTERNAL_ERROR_MESSAGE)
+
+
+def send(
+    message: Message,
+    interrupt: Interrupt | None = None,
+    confirm: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Send a message to the target of its hook, once."""
+    hook, config = message.hook, current_app.config
+    if hook.format == MAIL:
+        return mail.send(
+            config["SMTP_URL"],
+            config["MAIL_FROM"],
+            mail.address(hook.target),
+            message.subject,
+            message.body.decode(),
+            message_id=message.id,
+            seconds=config["CALLBACK_TIMEOUT"],
+            interrupt=interrupt,
+            confirm=confirm,
+        )
+    headers = {"content-type": "application/json", **message.headers}
+    if hook.format == STANDARD:
+        secrets = users.callback_secrets(hook.user_id, clock.now(-OVERLAP_SECONDS))
+        headers = signed_headers(secrets, message.id, message.body)
+    return post(message.url, headers, message.body, interrupt, confirm)
 
 
 def webhook_of(task: TaskRow, webhook_id: str) -> tuple[dict[str, str], bytes]:

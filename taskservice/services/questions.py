@@ -111,6 +111,13 @@ def get(caller: Caller, task_id: str, question_id: str) -> AnyRow:
         return _get(connection, task_id, question_id)
 
 
+def find_by_id(question_id: str) -> AnyRow | None:
+    """A question of any user: for the service itself, never for a caller."""
+    with reading() as connection:
+        this = select(*COLUMNS).where(Question.id == question_id)
+        return connection.execute(this).one_or_none()
+
+
 def ended(task_id: str, count: int) -> Sequence[AnyRow]:
     """The newest `count` questions of a task that are no longer open, the newest first."""
     newest = (

@@ -1,0 +1,118 @@
+"""Routes of hooks: list, create, get, change, delete, test; and of their deliveries."""
+
+from typing import Any
+
+from flask import Blueprint, Response
+
+from taskservice.auth import caller
+from taskservice.schemas import hooks as schemas
+from taskservice.schemas.hooks import hook_delivery_schema, hook_schema, tested_hook_schema
+from taskservice.services import hooks
+from taskservice.terms import DELIVERY_UNDER_WAY, TOO_MANY_HOOKS
+from taskservice.web import responses
+from taskservice.web.request import operation
+
+blueprint = Blueprint("hooks", __name__)
+
+create_schema = schemas.HookFieldsSchema()
+change_schema = schemas.ChangeHookSchema()
+
+
+@blueprint.get("/hook")
+@operation("listHooks", user_key=True, responses={200: [hook_schema]})
+def list_all() -> Response:
+    """List hooks.
+
+    All hooks of the user, oldest first; the subscriptions of MCP clients too.
+    """
+    return responses.dump(hook_schema, hooks.list_all(caller), many=True)
+
+
+@blueprint.post("/hook")
+@operation(
+    "createHook",
+    user_key=True,
+    body=create_schema,
+    responses={201: hook_schema},
+    response_headers=["Location"],
+    errors=[TOO_MANY_HOOKS],
+)
+def create(body: dict[str, Any]) -> Response:
+    """Create a hook.
+
+    It is told of the events from now on: as a signed webhook, or in a format for people. People
+    get one message for all that happened at one time, and at most one in 30 s.
+    """
+    hook = hooks.create(caller, body)
+    return responses.dump(hook_schema, hook, 201, headers={"Location": f"hook/{hook.id}"})
+
+
+@blueprint.get("/hook/<hook_id>")
+@operation("getHook", user_key=True, responses={200: hook_schema})
+def get(hook_id: str) -> Response:
+    """Get a hook."""
+    return responses.dump(hook_schema, hooks.get(caller, hook_id))
+
+
+@blueprint.patch("/hook/<hook_id>")
+@operation("changeHook", user_key=True, body=change_schema, responses={200: hook_schema})
+def change(hook_id: str, body: dict[str, Any]) -> Response:
+    """Change a hook.
+
+    Changes the given fields. The state `active` turns a hook on that was turned off.
+    """
+    return responses.dump(hook_schema, hooks.change(caller, hook_id, body))
+
+
+@blueprint.delete("/hook/<hook_id>")
+@operation("deleteHook", user_key=True, responses={200: hook_schema})
+def delete(hook_id: str) -> Response:
+    """Delete a hook.
+
+    What is pending for it is not sent. The response is the deleted hook.
+    """
+    return responses.dump(hook_schema, hooks.delete(caller, hook_id))
+
+
+@blueprint.post("/hook/<hook_id>/test")
+@operation("testHook", user_key=True, responses={200: tested_hook_schema})
+def test(hook_id: str) -> Response:
+    """Test a hook.
+
+    Sends a sample and waits for the outcome.
+    """
+    outcome = hooks.test(caller, hook_id)
+    return responses.json(
+        {
+            "delivered": outcome.delivered,
+            "statusCode": outcome.status_code,
+            "message": outcome.message,
+        }
+    )
+
+
+@blueprint.get("/hook/<hook_id>/deliveries")
+@operation("listHookDeliveries", user_key=True, responses={200: [hook_delivery_schema]})
+def list_deliveries(hook_id: str) -> Response:
+    """List the deliveries of a hook.
+
+    The newest 100, newest first; those older than 7 days are deleted.
+    """
+    rows = hooks.list_deliveries(caller, hook_id)
+    return responses.dump(hook_delivery_schema, rows, many=True)
+
+
+@blueprint.post("/hook/<hook_id>/deliveries/<delivery_id>")
+@operation(
+    "redeliverToHook",
+    user_key=True,
+    responses={202: hook_delivery_schema},
+    errors=[DELIVERY_UNDER_WAY],
+)
+def redeliver(hook_id: str, delivery_id: str) -> Response:
+    """Deliver to a hook again.
+
+    Makes this delivery due now, whatever its state, and restarts its retry schedule.
+    """
+    delivery = hooks.redeliver(caller, hook_id, delivery_id)
+    return responses.dump(hook_delivery_schema, delivery, 202)

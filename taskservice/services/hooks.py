@@ -1,0 +1,204 @@
+"""Hooks: created, changed, tested and deleted by their user, and the log of what they were told."""
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from flask import current_app
+from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import delete as delete_from
+
+from taskservice import resources, terms
+from taskservice.auth import Caller
+from taskservice.database import clock
+from taskservice.database.models import Delivery, Event, EventStream, Hook
+from taskservice.database.transactions import reading, retry_on_conflict, transaction
+from taskservice.database.types import AnyRow, AnySelect, Identifier
+from taskservice.errors import Problem, invalid, not_found, overloaded
+from taskservice.schemas import strict_json
+from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS
+from taskservice.services import attempts, deliveries, events, hook_messages
+from taskservice.services.attempts import FirstAttemptSlots
+from taskservice.services.deliveries import DueDeliveries
+from taskservice.webhooks import Outcome, mail
+from taskservice.webhooks.destinations import check_url
+
+# The newest deliveries that a list of them has.
+MAX_LISTED = 100
+_OWN = Hook.user_id == bindparam("user_id", type_=Identifier)
+_HOOKS: AnySelect = select(Hook.__table__).where(_OWN).order_by(Hook.created_at, Hook.id)
+_THIS = Hook.id == bindparam("hook_id", type_=Identifier)
+_DELIVERIES: AnySelect = (
+    select(*HOOK_DELIVERY_COLUMNS)
+    .join(Event, Event.id == Delivery.event_id)
+    .where(Delivery.hook_id == bindparam("hook_id", type_=Identifier))
+    .order_by(Delivery.created_at.desc(), Delivery.id.desc())
+)
+# Field -> column, for those that are stored as they are sent.
+_COLUMNS = {
+    "name": "name",
+    "target": "target",
+    "format": "format",
+    "agentId": "agent_id",
+    "label": "label",
+    "token": "token",
+    "answerLinks": "answer_links",
+}
+
+
+def list_all(caller: Caller) -> Sequence[AnyRow]:
+    """All hooks of the user, oldest first."""
+    with reading() as connection:
+        return connection.execute(_HOOKS, {"user_id": caller.user_id}).all()
+
+
+def get(caller: Caller, hook_id: str) -> AnyRow:
+    """A hook of the user. Raises 404."""
+    with reading() as connection:
+        return _get(connection, caller, hook_id)
+
+
+def _get(connection: Connection, caller: Caller, hook_id: str) -> AnyRow:
+    here = {"user_id": caller.user_id, "hook_id": hook_id}
+    found = connection.execute(_HOOKS.where(_THIS).with_for_update(), here).one_or_none()
+    if found is None:
+        raise not_found("hook")
+    return found
+
+
+@retry_on_conflict
+def create(caller: Caller, fields: dict[str, Any]) -> AnyRow:
+    """Create a hook from fields that HookFieldsSchema loaded. Raises 409 and 422."""
+    values = {
+        "agent_id": None,
+        "label": None,
+        "token": None,
+        "answer_links": False,
+        "format": default_format(fields["target"]),
+        "name": default_name(fields["target"]),
+        "events": strict_json.dumps(fields.get("events") or terms.DEFAULT_EVENTS).decode(),
+        **_stored(fields),
+    }
+    _check(values)
+    new = {"id": clock.new_id(), "user_id": caller.user_id, "created_at": clock.now()}
+    with transaction() as connection:
+        events.open_stream(connection, caller.user_id)
+        _check_number(connection, caller.user_id)
+        connection.execute(insert(Hook), new | values | {"state": terms.ACTIVE})
+        return _get(connection, caller, new["id"])
+
+
+def _check_number(connection: Connection, user_id: str) -> None:
+    """Raises 409 if the user has as many hooks as are allowed, apart from subscriptions."""
+    # Locked, so that no other transaction creates one at the same time.
+    stream = select(EventStream.position).where(EventStream.user_id == user_id)
+    connection.execute(stream.with_for_update())
+    count = select(func.count()).where(Hook.user_id == user_id, Hook.subscription.is_(None))
+    if (connection.scalar(count) or 0) >= terms.MAX_HOOKS:
+        detail = f"The user has {terms.MAX_HOOKS} hooks already"
+        raise Problem(409, detail, code=terms.TOO_MANY_HOOKS)
+
+
+def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> AnyRow:
+    """Change the given fields of a hook; raises 404, and 422.
+
+    The format stays as it is unless the fields name one.
+    """
+    values = _stored(fields)
+    with transaction() as connection:
+        before = _get(connection, caller, hook_id)
+        _check(before._asdict() | values)
+        if values:
+            here = {"hook_id": hook_id}
+            connection.execute(update(Hook).where(_THIS).values(values), here)
+        if fields.get("state", before.state) != before.state:
+            deliveries.set_hook_state(connection, hook_id, fields["state"])
+        changed = _get(connection, caller, hook_id)
+    resources.find(DueDeliveries).set()
+    return changed
+
+
+def _stored(fields: dict[str, Any]) -> dict[str, Any]:
+    values = {_COLUMNS[name]: fields[name] for name in fields.keys() & _COLUMNS.keys()}
+    if "events" in fields:
+        values["events"] = strict_json.dumps(fields["events"]).decode()
+    return values
+
+
+def default_format(target: str) -> str:
+    """The format that follows from a target."""
+    url = _split(target)
+    if url.scheme.lower() == "mailto":
+        return terms.MAIL
+    if url.hostname == "hooks.slack.com" or url.path.endswith("/slack"):
+        return terms.SLACK
+    return terms.NTFY if url.hostname == "ntfy.sh" else terms.STANDARD
+
+
+def default_name(target: str) -> str:
+    """The host of a target, or its mail address."""
+    url = _split(target)
+    return (url.hostname or url.path or target)[: terms.MAX_NAME]
+
+
+def _split(target: str) -> SplitResult:
+    try:
+        return urlsplit(target)
+    except ValueError:
+        raise invalid({"target": ["Not a valid URL."]}) from None
+
+
+def _check(hook: dict[str, Any]) -> None:
+    """Raises 422 for a target that does not fit the format or the settings."""
+    config = current_app.config
+    is_mail = hook["format"] == terms.MAIL
+    try:
+        if is_mail:
+            mail.address(hook["target"])
+        else:
+            check_url(hook["target"], config["CALLBACK_ALLOWED"])
+    except ValueError as error:
+        raise invalid({"target": [str(error)]}) from None
+    if is_mail and not (config.get("SMTP_URL") and config.get("MAIL_FROM")):
+        detail = "This service sends no mail: its SMTP_URL and MAIL_FROM are not set."
+        raise invalid({"target": [detail]})
+    if hook["format"] == terms.NTFY and not urlsplit(hook["target"]).path.strip("/"):
+        raise invalid({"target": ["The last part of its path must be the topic."]})
+    if hook["answer_links"] and not config.get("PUBLIC_URL"):
+        raise invalid({"answerLinks": ["This service does not know its own PUBLIC_URL."]})
+
+
+def delete(caller: Caller, hook_id: str) -> AnyRow:
+    """Delete a hook with its deliveries; returns it. Raises 404."""
+    with transaction() as connection:
+        hook = _get(connection, caller, hook_id)
+        connection.execute(delete_from(Hook).where(_THIS), {"hook_id": hook_id})
+    return hook
+
+
+def test(caller: Caller, hook_id: str) -> Outcome:
+    """Send a sample to a hook, whatever its state. Raises 404, and 503 if too many are sent."""
+    hook = get(caller, hook_id)
+    with resources.find(FirstAttemptSlots).acquire(caller.user_id) as is_acquired:
+        if not is_acquired:
+            raise overloaded("Too many webhooks are being sent")
+        return attempts.send(hook_messages.sample(hook))
+
+
+def list_deliveries(caller: Caller, hook_id: str) -> list[Any]:
+    """The newest MAX_LISTED deliveries of a hook, each with its `attempts`. Raises 404."""
+    hook = get(caller, hook_id)
+    return deliveries.with_attempts(_DELIVERIES.limit(MAX_LISTED), {"hook_id": hook.id})
+
+
+def redeliver(caller: Caller, hook_id: str, delivery_id: str) -> Any:
+    """Deliver again now, with a new retry schedule. Raises 404, and 409 while it is being sent."""
+    this = _DELIVERIES.where(Delivery.id == delivery_id)
+    with transaction() as connection:
+        _get(connection, caller, hook_id)
+        if connection.execute(this, {"hook_id": hook_id}).one_or_none() is None:
+            raise not_found("delivery")
+        deliveries.make_due(connection, delivery_id)
+    resources.find(DueDeliveries).set()
+    [delivery] = deliveries.with_attempts(this, {"hook_id": hook_id})
+    return delivery
