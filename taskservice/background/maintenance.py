@@ -16,6 +16,7 @@ from taskservice.database.models import Delivery
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
 from taskservice.operations import health
+from taskservice.services import deliveries, events
 from taskservice.services import questions as question_service
 from taskservice.services import users as user_service
 from taskservice.services.deliveries import DueDeliveries, is_pending, is_too_far
@@ -70,6 +71,7 @@ def expire_questions() -> None:
 JOBS: tuple[Callable[[], bool | None], ...] = (
     reschedule_far_deliveries,
     record_key_uses,
+    deliveries.cancel_waiting,
     removal.index_names,
     removal.sweep,
     removal.shrink,
@@ -125,7 +127,11 @@ class Maintenance(threading.Thread):
             timeouts.time_out_tasks(self._clock.now)
 
     def _prune(self) -> bool:
-        return self._clock.now is not None and removal.prune(self._clock.now)
+        now = self._clock.now
+        if now is None:
+            return False
+        has_more = in_batches(lambda: events.prune(now))
+        return removal.prune(now) or has_more
 
 
 def start_loops(app: Flask, *, serves: bool) -> list[threading.Thread]:

@@ -607,6 +607,17 @@ def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None
     return PENDING, max(delay, outcome.retry_after or 0)
 
 
+def cancel_waiting() -> None:
+    """Cancel what has waited for a day for a hook that is off."""
+    off = select(Hook.id).where(Hook.state == OFF)
+    with reading() as connection:
+        hook_ids = connection.scalars(off).all()
+    for hook_id in hook_ids:
+        with transaction() as connection:
+            waited = update(Delivery).where(_of_this_hook, is_due).values(_CANCELLED)
+            connection.execute(waited, {"of_hook_id": hook_id})
+
+
 # --- redeliver ---------------------------------------------------------------------------
 
 

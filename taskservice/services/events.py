@@ -9,11 +9,12 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, Integer, bindparam, case, insert, select, update
+from sqlalchemy import Connection, Integer, bindparam, case, delete, insert, select, update
 
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Delivery, Event, EventStream, Hook
+from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import AnyRow, Identifier, Timestamp, database_now
 from taskservice.schemas import strict_json
 from taskservice.terms import (
@@ -30,8 +31,11 @@ from taskservice.terms import (
     TASK_FAILED,
 )
 
-# MCP clients can poll for events from their first request on, and until this long after the last.
-POLL_SECONDS = 7 * 86_400.0
+# Events are kept for so many seconds. For so long after the last poll of an MCP client, all events
+# of its user are recorded.
+KEPT_SECONDS = 7 * 86_400.0
+# Events that one transaction deletes.
+BATCH = 200
 
 _OF_AGENT = (
     Agent.user_id == bindparam("of_user_id", type_=Identifier),
@@ -162,7 +166,7 @@ def record(connection: Connection, user_id: str, events: Sequence[NewEvent]) -> 
         for hook in _HOOKS.all(connection, user_id=user_id)
         if hook.expires_at is None or hook.expires_at > now
     ]
-    is_polled = (stream.polled_at or "") > clock.moved(now, -POLL_SECONDS)
+    is_polled = (stream.polled_at or "") > clock.moved(now, -KEPT_SECONDS)
     concerned = [(event, [hook for hook in hooks if _concerns(hook, event)]) for event in events]
     told = [(event, hooks) for event, hooks in concerned if hooks or is_polled]
     if not told:
@@ -209,3 +213,14 @@ def has_label(labels: str, label: str) -> bool:
     """Whether a task with these stored labels has `label`, which is `key:value`."""
     key, _, value = label.partition(":")
     return bool(strict_json.loads(labels.encode()).get(key) == value)
+
+
+def prune(now: str) -> bool:
+    """Delete some old events with their deliveries; returns whether there may be more."""
+    old = select(Event.id).where(Event.at < clock.moved(now, -KEPT_SECONDS)).limit(BATCH)
+    with reading() as connection:
+        ids = connection.scalars(old).all()
+    if ids:
+        with transaction() as connection:
+            connection.execute(delete(Event).where(Event.id.in_(ids)))
+    return len(ids) == BATCH

@@ -1,0 +1,398 @@
+"""Hooks: which events are told to whom, when, and how often."""
+
+import json
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import update
+from standardwebhooks import Webhook
+
+from taskservice.background.maintenance import Maintenance
+from taskservice.config import Config
+from taskservice.database.models import Delivery, Event, Hook
+from taskservice.database.transactions import transaction
+from taskservice.database.types import database_now
+from taskservice.terms import DEFAULT_EVENTS, EVENTS
+from tests.support.api_client import ApiClient, expect, problem
+from tests.support.deliveries import looping, make_due
+from tests.support.internals import column
+from tests.support.maintenance import DAY, count, fall_silent
+from tests.support.receiver import Receiver, answer, silence
+from tests.support.waiting import until
+
+
+def add_hook(person: ApiClient, target: str, **fields: Any) -> dict[str, Any]:
+    hook: dict[str, Any] = expect(person.post("/hook", json={"target": target, **fields}), 201)
+    return hook
+
+
+def told(person: ApiClient, hook: dict[str, Any]) -> list[str]:
+    """The events that a hook is told of, oldest first."""
+    rows = expect(person.get(f"/hook/{hook['id']}/deliveries"), 200)
+    return [row["event"] for row in reversed(rows)]
+
+
+def the_hook(person: ApiClient, hook: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = expect(person.get(f"/hook/{hook['id']}"), 200)
+    return found
+
+
+def run(person: ApiClient, status: str = "complete", **fields: Any) -> dict[str, Any]:
+    """A task that ended with this status."""
+    task = person.start(claim=True, **fields)
+    return person.report(task, status=status)
+
+
+def time_out(app: Flask, person: ApiClient) -> dict[str, Any]:
+    """A task that the service has ended."""
+    task = person.start(claim=True)
+    fall_silent(app, task, DAY + 1)
+    Maintenance(app).do_round()
+    assert person.task(task)["error"]["type"] == "timeout"
+    return task
+
+
+def ask(person: ApiClient, message: str = "Deploy?") -> dict[str, Any]:
+    task = person.start(claim=True)
+    asked = person.post(f"/task/{task['id']}/question", json={"message": message})
+    question: dict[str, Any] = expect(asked, 201)
+    return task | {"question": question}
+
+
+def test_defaults_follow_from_the_target(alice: ApiClient, receiver: Receiver) -> None:
+    hook = add_hook(alice, f"{receiver.url}some/path")
+    assert hook["format"] == "standard"
+    assert hook["name"] == "127.0.0.1"
+    assert hook["events"] == list(DEFAULT_EVENTS)
+    assert (hook["state"], hook["answerLinks"], hook["expiresAt"]) == ("active", False, None)
+    assert add_hook(alice, f"{receiver.url}abc/slack")["format"] == "slack"
+    assert add_hook(alice, "https://ntfy.sh/alerts")["format"] == "ntfy"
+    assert add_hook(alice, "https://hooks.slack.com/services/T/B/x")["format"] == "slack"
+    assert expect(alice.get("/hook"), 200)[0]["id"] == hook["id"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"target": "http://169.254.169.254/"}, "target"),
+        ({"target": "http://[::1"}, "target"),
+        ({"target": "mailto:ann@example.org"}, "target"),
+        ({"target": "mailto:ann@example.org", "format": "standard"}, "target"),
+        ({"target": "https://ntfy.sh/"}, "target"),
+        ({"target": "https://ntfy.sh/a", "events": []}, "events"),
+        ({"target": "https://ntfy.sh/a", "events": ["task.started"]}, "events"),
+        ({"target": "https://ntfy.sh/a", "label": "env"}, "label"),
+        ({"target": "https://ntfy.sh/a", "agentId": "No"}, "agentId"),
+        ({"target": "https://ntfy.sh/a", "token": "a\r\nb"}, "token"),
+        ({"target": "https://ntfy.sh/a", "format": "sms"}, "format"),
+        ({"target": "https://ntfy.sh/a", "answerLinks": True}, "answerLinks"),
+        ({"target": "https://ntfy.sh/a", "state": "off"}, "state"),
+        ({}, "target"),
+    ],
+)
+def test_invalid_hook_is_422(alice: ApiClient, fields: dict[str, Any], name: str) -> None:
+    assert name in problem(alice.post("/hook", json=fields), 422)["errors"]
+    assert expect(alice.get("/hook"), 200) == []
+
+
+def test_hook_is_changed_and_deleted(alice: ApiClient, receiver: Receiver) -> None:
+    hook = add_hook(alice, receiver.url, token="secret")
+    assert "token" not in hook
+    path = f"/hook/{hook['id']}"
+    changes = {"name": "Phone", "events": ["task.ended"], "agentId": "later", "label": "env:prod"}
+    changed = expect(alice.patch(path, json=changes), 200)
+    assert changed == hook | changes == the_hook(alice, hook)
+    assert "target" in problem(alice.patch(path, json={"target": "http://10.0.0.1"}), 422)["errors"]
+    assert expect(alice.delete(path), 200) == changed
+    problem(alice.get(path), 404)
+
+
+def test_hooks_of_others_do_not_exist(alice: ApiClient, bob: ApiClient, receiver: Receiver) -> None:
+    hook = add_hook(alice, receiver.url, events=["task.ended"])
+    run(alice)
+    [delivery] = expect(alice.get(f"/hook/{hook['id']}/deliveries"), 200)
+    path = f"/hook/{hook['id']}"
+    for method, rest in [
+        ("GET", ""),
+        ("DELETE", ""),
+        ("POST", "/test"),
+        ("GET", "/deliveries"),
+        ("POST", f"/deliveries/{delivery['id']}"),
+    ]:
+        problem(bob.request(method, path + rest), 404)
+    problem(bob.patch(path, json={"name": "mine"}), 404)
+    run(bob)
+    assert told(alice, hook) == ["task.ended"]
+    problem(alice.agent_key().get("/hook"), 403)
+
+
+def test_user_has_at_most_50_hooks(alice: ApiClient, receiver: Receiver) -> None:
+    for _ in range(50):
+        add_hook(alice, receiver.url)
+    refused = problem(alice.post("/hook", json={"target": receiver.url}), 409)
+    assert refused["code"] == "too_many_hooks"
+
+
+def test_agent_breaks_once_and_is_fixed_once(alice: ApiClient, receiver: Receiver) -> None:
+    hook = add_hook(alice, receiver.url, events=list(EVENTS))
+    run(alice)
+    assert told(alice, hook) == ["task.ended"]
+    first = run(alice, "error")
+    second = run(alice, "error")
+    assert told(alice, hook)[1:] == [
+        "task.ended", "task.failed", "agent.broken", "task.ended", "task.failed",
+    ]  # fmt: skip
+    cancelled = alice.start(claim=True)
+    expect(alice.post(f"/task/{cancelled['id']}/cancel"), 200)
+    fixed = run(alice)
+    assert told(alice, hook)[6:] == ["task.ended", "task.ended", "agent.fixed"]
+    with looping(alice.app):
+        receiver.wait_for(9)
+    sent = {json.loads(each.body)["type"]: json.loads(each.body) for each in receiver.requests}
+    assert sent["agent.broken"]["data"]["task"]["id"] == first["id"]
+    assert sent["agent.fixed"]["data"]["task"]["id"] == fixed["id"]
+    assert sent["agent.fixed"]["data"]["brokenSince"] == first["finishedAt"]
+    assert sent["agent.fixed"]["timestamp"] == fixed["finishedAt"]
+    assert second["finishedAt"] > first["finishedAt"]
+
+
+def test_first_task_of_an_agent_can_break_it(alice: ApiClient, receiver: Receiver) -> None:
+    hook = add_hook(alice, receiver.url)
+    run(alice, "error")
+    assert told(alice, hook) == ["agent.broken"]
+
+
+def test_late_report_fixes_or_fails_again_without_breaking_twice(
+    app: Flask, alice: ApiClient, receiver: Receiver, no_grace: None
+) -> None:
+    hook = add_hook(alice, receiver.url, events=list(EVENTS))
+    task = time_out(app, alice)
+    assert told(alice, hook) == ["task.ended", "task.failed", "agent.broken"]
+    alice.report(task, status="error", error={"message": "Out of memory"})
+    assert told(alice, hook)[3:] == ["task.ended", "task.failed"]
+    other = time_out(app, alice)
+    alice.report(other, status="complete")
+    assert told(alice, hook)[5:] == ["task.ended", "task.failed", "task.ended", "agent.fixed"]
+
+
+def test_webhook_is_signed_and_has_the_task_as_a_callback_has_it(
+    alice: ApiClient, receiver: Receiver
+) -> None:
+    add_hook(alice, receiver.url, events=["task.ended", "task.asks"])
+    asked = ask(alice)
+    alice.append(asked, "one", "two")
+    with looping(alice.app):
+        receiver.wait_for(1)
+        ended = alice.report(asked, status="complete", output={"sum": 3})
+        receiver.wait_for(2)
+    secret = expect(alice.get("/callback-secret"), 200)["secret"]
+    asks, end = (Webhook(secret).verify(each.body, each.headers) for each in receiver.requests)
+    assert asks["type"] == "task.asks"
+    assert asks["data"]["question"] == asked["question"]
+    assert end == {
+        "type": "task.ended",
+        "timestamp": ended["finishedAt"],
+        "data": {"task": alice.task(asked), "url": None},
+    }
+
+
+def test_filters_of_a_hook_leave_other_events_out(alice: ApiClient, receiver: Receiver) -> None:
+    by_agent = add_hook(alice, receiver.url, events=["task.ended"], agentId="other")
+    by_label = add_hook(alice, receiver.url, events=["task.ended"], label="env:prod")
+    alice.register("other")
+    run(alice)
+    run(alice, labels={"env": "test"})
+    run(alice, labels={"env": "prod"})
+    run(alice, agent_id="other")
+    assert told(alice, by_agent) == ["task.ended"]
+    assert told(alice, by_label) == ["task.ended"]
+
+
+def test_hook_is_told_of_nothing_before_it_was_created(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    run(alice, "error")
+    assert count(app, Event) == 0
+    hook = add_hook(alice, receiver.url)
+    run(alice, "error")
+    assert told(alice, hook) == []
+    run(alice)
+    assert told(alice, hook) == ["agent.fixed"]
+
+
+def test_event_is_sent_with_the_same_id_until_it_is_delivered(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    receiver.answer = answer(503)
+    hook = add_hook(alice, receiver.url)
+    run(alice, "error")
+    with looping(app):
+        receiver.wait_for(1)
+        receiver.answer = answer()
+        until(lambda: deliveries_of(alice, hook)[0]["attempts"])
+        make_due(app)
+        receiver.wait_for(2)
+        until(lambda: deliveries_of(alice, hook)[0]["state"] == "delivered")
+    first, second = receiver.requests
+    [delivery] = deliveries_of(alice, hook)
+    assert first.headers["webhook-id"] == second.headers["webhook-id"] == delivery["id"]
+    assert [each["statusCode"] for each in delivery["attempts"]] == [503, 200]
+    assert the_hook(alice, hook)["lastDeliveredAt"]
+
+
+def deliveries_of(person: ApiClient, hook: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = expect(person.get(f"/hook/{hook['id']}/deliveries"), 200)
+    return found
+
+
+def test_report_does_not_wait_for_a_hook(alice: ApiClient, receiver: Receiver) -> None:
+    receiver.answer = silence
+    add_hook(alice, receiver.url, events=["task.ended"])
+    task = alice.start(claim=True)
+    response = alice.patch(f"/task/{task['id']}", json={"status": "complete"})
+    assert expect(response, 200)
+    assert response.headers["Callback-Status"] == "none"
+    assert receiver.requests == []
+
+
+def test_410_turns_a_hook_off_and_on_again_it_is_told_of_what_waited(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, receiver.url, events=["task.ended"])
+    receiver.answer = answer(410)
+    first, second = run(alice), run(alice)
+    with looping(app):
+        until(lambda: the_hook(alice, hook)["state"] == "off")
+    assert "410" in the_hook(alice, hook)["reason"]
+    run(alice)
+    states = [each["state"] for each in deliveries_of(alice, hook)]
+    assert len(states) == 2
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Delivery).values(state="pending", next_attempt_at=database_now()))
+    receiver.answer = answer()
+    expect(alice.patch(f"/hook/{hook['id']}", json={"state": "active"}), 200)
+    sent = len(receiver.requests)
+    with looping(app):
+        receiver.wait_for(sent + 2)
+    ids = {json.loads(each.body)["data"]["task"]["id"] for each in receiver.requests[sent:]}
+    assert ids == {first["id"], second["id"]}
+    assert the_hook(alice, hook)["reason"] is None
+
+
+def test_three_lost_deliveries_in_a_row_turn_a_hook_off(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    receiver.answer = answer(500)
+    hook = add_hook(alice, receiver.url, events=["task.ended"])
+    for _ in range(3):
+        run(alice)
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Delivery).values(attempt_count=9))
+    with looping(app):
+        until(lambda: the_hook(alice, hook)["state"] == "off")
+    assert "500" in the_hook(alice, hook)["reason"]
+    assert {each["state"] for each in deliveries_of(alice, hook)} == {"failed"}
+
+
+def test_deletion_cancels_what_is_pending(app: Flask, alice: ApiClient, receiver: Receiver) -> None:
+    hook = add_hook(alice, receiver.url, events=["task.ended"])
+    task = run(alice)
+    expect(alice.delete(f"/task/{task['id']}"), 200)
+    assert told(alice, hook) == []
+    assert count(app, Event) == 0
+    run(alice)
+    expect(alice.delete(f"/hook/{hook['id']}"), 200)
+    assert count(app, Delivery) == 0
+
+
+def test_delivery_is_repeated_on_request(app: Flask, alice: ApiClient, receiver: Receiver) -> None:
+    hook = add_hook(alice, receiver.url, events=["task.ended"])
+    run(alice)
+    with looping(app):
+        until(lambda: deliveries_of(alice, hook)[0]["state"] == "delivered")
+        [delivery] = deliveries_of(alice, hook)
+        again = alice.post(f"/hook/{hook['id']}/deliveries/{delivery['id']}")
+        assert expect(again, 202)["id"] == delivery["id"]
+        receiver.wait_for(2)
+    assert len({each.headers["webhook-id"] for each in receiver.requests}) == 1
+
+
+def test_test_message_is_sent_and_its_outcome_told(alice: ApiClient, receiver: Receiver) -> None:
+    hook = add_hook(alice, receiver.url)
+    path = f"/hook/{hook['id']}/test"
+    assert expect(alice.post(path), 200)["delivered"] is True
+    receiver.answer = answer(404)
+    failed = expect(alice.post(path), 200)
+    assert (failed["delivered"], failed["statusCode"]) == (False, 404)
+    assert told(alice, hook) == []
+
+
+def test_people_get_one_message_and_then_a_pause(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, f"{receiver.url}slack", events=["agent.broken"])
+    for number in range(40):
+        alice.register(f"agent-{number}")
+        run(alice, "error", agent_id=f"agent-{number}")
+    with looping(app):
+        receiver.wait_for(1)
+        until(lambda: {each["state"] for each in deliveries_of(alice, hook)} == {"delivered"})
+        run(alice, "error")
+        until(lambda: len(deliveries_of(alice, hook)) == 41)
+        newest = deliveries_of(alice, hook)[0]
+        assert newest["state"] == "pending"
+        assert newest["nextAttemptAt"] > newest["createdAt"]
+        assert len(receiver.requests) == 1
+        with app.app_context(), transaction() as connection:
+            connection.execute(update(Hook).values(quiet_until=None))
+        make_due(app)
+        receiver.wait_for(2)
+    assert "40 agents" in receiver.requests[0].body.decode()
+
+
+def test_people_are_not_told_what_is_older_than_a_day(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, f"{receiver.url}slack", events=["task.failed"])
+    old = run(alice, "error")
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Delivery).values(created_at=database_now(-DAY - 1)))
+    new = run(alice, "error")
+    with looping(app):
+        receiver.wait_for(1)
+        until(lambda: deliveries_of(alice, hook)[0]["state"] == "delivered")
+    assert deliveries_of(alice, hook)[1]["state"] == "cancelled"
+    assert old["id"] != new["id"]
+
+
+def test_events_are_kept_for_seven_days(
+    app: Flask, alice: ApiClient, receiver: Receiver, no_grace: None
+) -> None:
+    hook = add_hook(alice, receiver.url, events=["task.ended"])
+    run(alice)
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Event).values(at=database_now(-7 * DAY - 1)))
+    run(alice)
+    Maintenance(app).do_round()
+    assert told(alice, hook) == ["task.ended"]
+    assert count(app, Event) == 1
+
+
+def test_delivery_of_a_hook_is_not_a_delivery_of_the_task(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    add_hook(alice, receiver.url, events=["task.ended"])
+    task = run(alice)
+    assert expect(alice.get(f"/task/{task['id']}/deliveries"), 200) == []
+    refused = problem(alice.post(f"/task/{task['id']}/deliveries"), 409)
+    assert refused["code"] == "no_delivery"
+    assert column(app, task, "status") == "complete"
+
+
+def test_hook_at_a_private_address_is_refused_at_the_connect(
+    config: Config, alice: ApiClient, app: Flask
+) -> None:
+    hook = add_hook(alice, "http://hooks.internal.invalid/")
+    tested = expect(alice.post(f"/hook/{hook['id']}/test"), 200)
+    assert (tested["delivered"], tested["statusCode"]) == (False, None)
