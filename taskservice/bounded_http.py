@@ -69,7 +69,7 @@ class Limits:
 class _Response(HTTPResponse):
     def __init__(self, limits: Limits, sock: socket.socket, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
-        self._limited = _LimitedStream(self.fp.detach(), sock, limits)
+        self._limited = LimitedStream(self.fp.detach(), sock, limits)
         self.fp = io.BufferedReader(self._limited)
 
     def begin(self) -> None:
@@ -81,7 +81,9 @@ class _Response(HTTPResponse):
         self._limited.in_headers = False
 
 
-class _LimitedStream(io.RawIOBase):
+class LimitedStream(io.RawIOBase):
+    """Reads what arrives at a socket, within these limits."""
+
     def __init__(self, stream: io.RawIOBase, sock: socket.socket, limits: Limits) -> None:
         self._stream, self._sock = stream, sock
         self._deadline = limits.deadline(sock)

@@ -14,7 +14,8 @@ from sqlalchemy.engine import URL, make_url
 from taskservice.database import address
 from taskservice.database.address import check_host
 from taskservice.database.files import locked, make_folder, open_regular, sync
-from taskservice.webhooks.destinations import Destinations
+from taskservice.webhooks import mail
+from taskservice.webhooks.destinations import Destinations, RefusedError, read_url
 
 PREFIX = "TASKSERVICE_"
 # The key signs sessions: with a guessed key, sessions can be forged.
@@ -78,6 +79,16 @@ def _origins(text: str) -> tuple[str, ...]:
     ):
         raise ValueError("must be origins such as https://app.example, separated by commas")
     return origins
+
+
+def _public_url(text: str) -> str:
+    try:
+        read_url(text)
+    except RefusedError:
+        text = "?"
+    if "?" in text:
+        raise ValueError("must be a URL such as https://tasks.example.org, without query")
+    return text.rstrip("/")
 
 
 def _secret_key(text: str) -> str:
@@ -152,6 +163,18 @@ class Config:
     MCP_ORIGINS: tuple[str, ...] = _setting(
         (), _origins, "Web origins whose pages can call `/mcp`, separated by commas."
     )
+    PUBLIC_URL: str = _setting(
+        "",
+        _public_url,
+        "URL of the service for links in messages; unset: `http://` and `BIND` if that is a "
+        "loopback address, else no links.",
+    )
+    SMTP_URL: mail.Server | None = _setting(
+        None,
+        mail.Server.parse,
+        "Mail server for hooks: `smtp://` with STARTTLS (port 587), or `smtps://` (port 465).",
+    )
+    MAIL_FROM: str = _setting("", mail.sender, "Sender of mail; required with `SMTP_URL`.")
     LOG_LEVEL: str = _setting(
         "info", _choice("debug", "info", "warning", "error"), "Lowest level to log."
     )
@@ -177,7 +200,7 @@ class Config:
         return cls(**values).completed(may_create)
 
     def completed(self, may_create: bool = True) -> "Config":
-        """These settings with the database's URL and the secret key filled in.
+        """These settings with the URLs of database and service, and the secret key filled in.
 
         A missing key is created, or with `may_create` false left empty.
         """
@@ -189,8 +212,12 @@ class Config:
                 f"{PREFIX}SECRET_KEY: is required with PostgreSQL, "
                 "so that all machines sign with the same key"
             )
+        if self.SMTP_URL and not self.MAIL_FROM:
+            raise ConfigError(f"{PREFIX}MAIL_FROM: is required with {PREFIX}SMTP_URL")
+        public_url = self.PUBLIC_URL or _loopback_url(self.BIND)
         key = self.SECRET_KEY or _stored_secret_key(self.secret_key_file, may_create)
-        return Config(**{**self.__dict__, "DATABASE_URL": url, "SECRET_KEY": key})
+        made = {"DATABASE_URL": url, "PUBLIC_URL": public_url, "SECRET_KEY": key}
+        return Config(**{**self.__dict__, **made})
 
     @property
     def secret_key_file(self) -> Path:
@@ -211,9 +238,16 @@ def documented() -> list[tuple[str, str, str]]:
     for setting in fields(Config):
         default = setting.default
         default = ",".join(default) if isinstance(default, tuple) else default
+        default = "" if default is None else default
         shown = f"{default:g}" if isinstance(default, float) else str(default)
         rows.append((PREFIX + setting.name, shown, setting.metadata["help"]))
     return rows
+
+
+def _loopback_url(bind: str) -> str:
+    """The URL of a service on loopback; empty for another, which people reach by another name."""
+    host = urlsplit(f"//{bind}").hostname or ""
+    return f"http://{bind}" if re.fullmatch(r"localhost|127\..*|::1", host) else ""
 
 
 def _parsed(name: str, parse: Callable[[str], Any], text: str) -> Any:

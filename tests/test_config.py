@@ -60,6 +60,22 @@ WRONG = {
     "LOG_LEVEL": ["loud", "\udcff"],
     "LOG_FORMAT": ["xml"],
     "SECRET_KEY": ["short", "k" * 31, "\udcff" * 40],
+    "PUBLIC_URL": [
+        "tasks.example.org", "ftp://tasks.example.org", "https://", "https://hidden@tasks.example",
+        "https://tasks.example/?hidden", "https://tasks.example/#hidden", "https://a b", "\udcff",
+    ],
+    "SMTP_URL": [
+        "mail.example", "http://mail.example", "smtp://", "smtp://:25", "smtp://mail.example/hidden",
+        "smtp://mail.example?hidden", "smtp://ann@mail.example", "smtp://ann:@mail.example",
+        "smtp://:hidden@mail.example", "smtp://ann:hid@den@mail.example", "smtp://mail.example:0",
+        "smtp://ann:hid/den@mail.example", "smtp://ann:hidden%0D@mail.example", "smtp://[::1",
+        "smtp://ann:hidden%C3%BC@mail.example", "smtp://ann:hidden@mail.example:70000", "\udcff",
+        "smtp://ann:hidden\udcff@mail.example", "smtp://a b", "smtp://mail.example\n",
+    ],
+    "MAIL_FROM": [
+        "tasks", "tasks@", "@example.org", "a@example.org, b@example.org", "tasks@example.org\n",
+        "Tasks <tasks@example.org>", "tasks@bücher.example", "\udcff@example.org",
+    ],
 }  # fmt: skip
 TOO_SMALL_OR_LARGE = {
     "WORKERS": ["0", "65"], "THREADS": ["3", "257"], "PROXY_HOPS": ["11"], "MAX_BODY": ["1"],
@@ -193,6 +209,25 @@ def test_kept_secret_key_that_cannot_protect_is_one_line(tmp_path: Path, content
 def test_misspelt_names_are_noticed() -> None:
     environ = {"TASKSERVICE_BINDD": "x", "TASKSERVICE_APIKEY": "x", "TASKSERVICE_DATA": "x"}
     assert unknown_names({**environ, "PATH": "x"}) == ["TASKSERVICE_BINDD"]
+
+
+@pytest.mark.parametrize(
+    ("bind", "public_url", "known"),
+    [
+        ("127.0.0.1:8000", "", "http://127.0.0.1:8000"),
+        ("localhost:80", "", "http://localhost:80"),
+        ("[::1]:8000", "", "http://[::1]:8000"),
+        ("0.0.0.0:8000", "", ""),
+        ("unix:/run/taskservice/socket", "", ""),
+        ("10.1.2.3:8000", "https://tasks.example.org/jobs/", "https://tasks.example.org/jobs"),
+    ],
+)
+def test_public_url_is_known_on_loopback(
+    tmp_path: Path, bind: str, public_url: str, known: str
+) -> None:
+    settings = {"DATA": str(tmp_path), "BIND": bind, "PUBLIC_URL": public_url}
+    environ = {f"TASKSERVICE_{name}": text for name, text in settings.items()}
+    assert known == Config.from_environment(environ).PUBLIC_URL
 
 
 def test_setting_of_origins_is_checked() -> None:

@@ -19,6 +19,8 @@ from tests.support.service import Service
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
+HOOK = {"target": "https://hooks.invalid/", "events": ["task.ended"]}
+
 
 @pytest.fixture
 def html(app: Flask) -> str:
@@ -129,6 +131,13 @@ def fitting(command: str, person: RemoteClient) -> str:
             # The stream ends with the task, and a finished task has a delivery.
             person.request("POST", f"/task/{task['id']}/cancel").raise_for_status()
         return command.replace(examples.TASK, task["id"])
+    if examples.HOOK in command:
+        hook = person.request("POST", "/hook", json=HOOK).json()
+        command = command.replace(examples.HOOK, hook["id"])
+        task = person.start(claim=True)
+        person.request("PATCH", f"/task/{task['id']}", json={"status": "complete"})
+        [delivery] = person.request("GET", f"/hook/{hook['id']}/deliveries").json()
+        return command.replace(examples.DELIVERY, delivery["id"])
     if examples.KEY in command:
         key = person.request("POST", "/key", json={"name": "another"}).json()
         return command.replace(examples.KEY, key["id"])

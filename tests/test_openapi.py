@@ -188,6 +188,13 @@ def path_for(person: ApiClient, path: str) -> str:
             values["questionId"] = expect(asked, 201)["id"]
         if path.endswith("/deliveries"):
             person.report(task, status="complete")
+    if "{hookId}" in path:
+        new_hook = {"target": f"http://127.0.0.1:{unused_port()}/", "events": ["task.ended"]}
+        hook = expect(person.post("/hook", json=new_hook), 201)
+        values["hookId"] = hook["id"]
+        person.report(person.start(claim=True), status="complete")
+        [delivery] = expect(person.get(f"/hook/{hook['id']}/deliveries"), 200)
+        values["deliveryId"] = delivery["id"]
     if "{keyId}" in path:
         values["keyId"] = expect(person.post("/key", json={"name": "another"}), 201)["id"]
     return path.removeprefix(API_PREFIX).format(**values)

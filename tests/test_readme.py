@@ -295,7 +295,7 @@ def test_generated_part_of_the_reference_is_up_to_date(page: str) -> None:
     assert DOCUMENTS[page] == reference_pages.written(page), "make reference"
 
 
-@pytest.mark.parametrize("part", ["proxy", "receivers", "postgresql", "socket"])
+@pytest.mark.parametrize("part", ["proxy", "receivers", "postgresql", "socket", "mail"])
 def test_documented_settings_are_accepted(part: str, tmp_path: Path) -> None:
     (block,) = blocks("docs/reference/configuration.md", f"configuration: {part}")
     given = dict(line.split("=", 1) for line in shlex.split(block))

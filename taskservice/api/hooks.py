@@ -40,8 +40,8 @@ def list_all() -> Response:
 def create(body: dict[str, Any]) -> Response:
     """Create a hook.
 
-    It is told of the events from now on: as a signed webhook, or in a format for people. People
-    get one message for all that happened at one time, and at most one in 30 s.
+    The target gets a signed webhook for each event from now on, or messages in a format for
+    people: one message for all that happened at one time, and at most one in 30 s.
     """
     hook = hooks.create(caller, body)
     return responses.dump(hook_schema, hook, 201, headers={"Location": f"hook/{hook.id}"})
@@ -69,7 +69,7 @@ def change(hook_id: str, body: dict[str, Any]) -> Response:
 def delete(hook_id: str) -> Response:
     """Delete a hook.
 
-    What is pending for it is not sent. The response is the deleted hook.
+    Cancels its pending deliveries. The response is the deleted hook.
     """
     return responses.dump(hook_schema, hooks.delete(caller, hook_id))
 

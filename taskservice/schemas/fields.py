@@ -291,6 +291,13 @@ class StoredJson(fields.Dict):
         return None if value is None else strict_json.fragment(value)
 
 
+class StoredNames(fields.List[str]):
+    """A JSON array of strings that is stored as text and sent unchanged."""
+
+    def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return strict_json.fragment(value)
+
+
 class StoredNumber(fields.Float):
     """A number that is stored as text and sent unchanged, or null."""
 

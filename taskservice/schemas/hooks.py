@@ -1,15 +1,14 @@
 """The schemas of hooks: what is told to whom, and the log of their deliveries."""
 
-from typing import Any
-
 from marshmallow import Schema, fields, validate
 
 from taskservice import terms
 from taskservice.database.models import Delivery, Event, Hook
-from taskservice.schemas import examples, strict_json
+from taskservice.schemas import examples
 from taskservice.schemas.fields import (
     ResponseSchema,
     RowSchema,
+    StoredNames,
     StrictBoolean,
     bytes_at_most,
     doc,
@@ -58,23 +57,29 @@ class HookFieldsSchema(Schema):
     agentId = fields.String(
         allow_none=True,
         validate=validate.Regexp(f"(?:{terms.AGENT_ID.pattern})\\Z"),
-        metadata=doc("Only events of this agent.", None),
+        metadata=doc("Only events of this agent.", pattern=f"^{terms.AGENT_ID.pattern}$"),
     )
     label = fields.String(
         allow_none=True,
         validate=validate.Regexp(
             f"(?s){terms.LABEL_KEY.pattern}:.{{1,{terms.MAX_LABEL_VALUE}}}\\Z"
         ),
-        metadata=doc("Only events of tasks with this label, as `key:value`.", None),
+        metadata=doc(
+            "Only events of tasks with this label, as `key:value`.",
+            pattern=f"^{terms.LABEL_KEY.pattern}:.",
+        ),
     )
     token = fields.String(
         allow_none=True,
         validate=validate.Regexp(r"[!-~]{1,500}\Z"),
-        metadata=doc("The access token of an ntfy server. No response contains it.", None),
+        metadata=doc(
+            "The access token of an ntfy server. No response contains it.",
+            pattern="^[!-~]{1,500}$",
+        ),
     )
     answerLinks = StrictBoolean(
         metadata=doc(
-            "Whether whoever gets the message of a question can answer it with a link.", False
+            "Whether the message of a question has a link that answers it without a key.", False
         )
     )
 
@@ -92,13 +97,6 @@ class ChangeHookSchema(HookFieldsSchema):
             "`active` also sends what has been pending for less than a day.", terms.ACTIVE
         ),
     )
-
-
-class StoredNames(fields.List[str]):
-    """A JSON array that is stored as text and sent unchanged."""
-
-    def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        return strict_json.fragment(value)
 
 
 class HookSchema(RowSchema):

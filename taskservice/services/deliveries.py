@@ -354,6 +354,7 @@ _of_this_hook = Delivery.hook_id == bindparam("of_hook_id", type_=Identifier)
 MAX_LOST = 3
 GONE = 410
 _THIS_HOOK = Hook.id == bindparam("of_hook_id", type_=Identifier)
+_WAIT_FOR_HOOK = select(Hook.id).where(_THIS_HOOK).with_for_update(key_share=True)
 _LOCK_HOOK = (
     select(Hook.id)
     .where(_THIS_HOOK, is_not_quiet)
@@ -546,6 +547,9 @@ def record(leased: Leased, started: str, outcome: Outcome) -> str:
         "answer": outcome.answer,
     }
     with transaction() as connection:
+        if leased.hook_id:
+            # Before its deliveries, as in every transaction that changes both.
+            connection.execute(_WAIT_FOR_HOOK, {"of_hook_id": leased.hook_id})
         inserts = _INSERT_ATTEMPTS if leased.is_shared else _INSERT_ATTEMPT
         connection.execute(inserts, attempt | _held(leased))
         connection.execute(_DELETE_OLDER_ATTEMPTS, {"of_delivery_id": leased.id})

@@ -1,8 +1,7 @@
-"""Events: made in the transaction of what happened, with the deliveries of the hooks they concern.
+"""Events: recorded in the transaction that makes them, with the deliveries of their hooks."""
 
-A transaction that concerns several agents changes all of their rows before it records events, so
-that two transactions cannot wait for each other.
-"""
+# A transaction that concerns several agents changes all their rows before it records events, so
+# that two transactions cannot wait for each other.
 
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter

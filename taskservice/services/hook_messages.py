@@ -90,7 +90,7 @@ def sample(hook: AnyRow) -> Message:
 
 def page(path: str) -> str | None:
     """The address of a page of the dashboard; None if the service does not know its own."""
-    public_url: str = current_app.config.get("PUBLIC_URL", "")
+    public_url: str = current_app.config["PUBLIC_URL"]
     return f"{public_url.rstrip('/')}/{path}" if public_url else None
 
 
@@ -137,12 +137,11 @@ def _notice(hook: AnyRow, event: AnyRow) -> Notice:
         since=details.get("brokenSince") or details.get("dueAt"),
         on_time=details.get("onTime"),
         url=_url(event),
+        task_id=event.task_id,
     )
 
 
 def _for_people(hook: AnyRow, message_id: str, notices: Sequence[Notice], count: int) -> Message:
     made = messages.FORMATS[hook.format](hook.target, notices, count)
-    headers = dict(made.headers)
-    if hook.token:
-        headers["authorization"] = f"Bearer {hook.token}"
+    headers = {"authorization": f"Bearer {hook.token}"} if hook.token else {}
     return Message(hook, message_id, made.url, made.body, headers, made.subject)

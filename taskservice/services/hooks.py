@@ -55,12 +55,16 @@ def list_all(caller: Caller) -> Sequence[AnyRow]:
 def get(caller: Caller, hook_id: str) -> AnyRow:
     """A hook of the user. Raises 404."""
     with reading() as connection:
-        return _get(connection, caller, hook_id)
+        return _found(connection, caller, hook_id, _HOOKS)
 
 
-def _get(connection: Connection, caller: Caller, hook_id: str) -> AnyRow:
+def _locked(connection: Connection, caller: Caller, hook_id: str) -> AnyRow:
+    return _found(connection, caller, hook_id, _HOOKS.with_for_update(key_share=True))
+
+
+def _found(connection: Connection, caller: Caller, hook_id: str, hooks: AnySelect) -> AnyRow:
     here = {"user_id": caller.user_id, "hook_id": hook_id}
-    found = connection.execute(_HOOKS.where(_THIS).with_for_update(), here).one_or_none()
+    found = connection.execute(hooks.where(_THIS), here).one_or_none()
     if found is None:
         raise not_found("hook")
     return found
@@ -85,7 +89,7 @@ def create(caller: Caller, fields: dict[str, Any]) -> AnyRow:
         events.open_stream(connection, caller.user_id)
         _check_number(connection, caller.user_id)
         connection.execute(insert(Hook), new | values | {"state": terms.ACTIVE})
-        return _get(connection, caller, new["id"])
+        return _locked(connection, caller, new["id"])
 
 
 def _check_number(connection: Connection, user_id: str) -> None:
@@ -106,14 +110,14 @@ def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> AnyRow:
     """
     values = _stored(fields)
     with transaction() as connection:
-        before = _get(connection, caller, hook_id)
+        before = _locked(connection, caller, hook_id)
         _check(before._asdict() | values)
         if values:
             here = {"hook_id": hook_id}
             connection.execute(update(Hook).where(_THIS).values(values), here)
         if fields.get("state", before.state) != before.state:
             deliveries.set_hook_state(connection, hook_id, fields["state"])
-        changed = _get(connection, caller, hook_id)
+        changed = _locked(connection, caller, hook_id)
     resources.find(DueDeliveries).set()
     return changed
 
@@ -159,19 +163,19 @@ def _check(hook: dict[str, Any]) -> None:
             check_url(hook["target"], config["CALLBACK_ALLOWED"])
     except ValueError as error:
         raise invalid({"target": [str(error)]}) from None
-    if is_mail and not (config.get("SMTP_URL") and config.get("MAIL_FROM")):
+    if is_mail and not (config["SMTP_URL"] and config["MAIL_FROM"]):
         detail = "This service sends no mail: its SMTP_URL and MAIL_FROM are not set."
         raise invalid({"target": [detail]})
     if hook["format"] == terms.NTFY and not urlsplit(hook["target"]).path.strip("/"):
         raise invalid({"target": ["The last part of its path must be the topic."]})
-    if hook["answer_links"] and not config.get("PUBLIC_URL"):
+    if hook["answer_links"] and not config["PUBLIC_URL"]:
         raise invalid({"answerLinks": ["This service does not know its own PUBLIC_URL."]})
 
 
 def delete(caller: Caller, hook_id: str) -> AnyRow:
     """Delete a hook with its deliveries; returns it. Raises 404."""
     with transaction() as connection:
-        hook = _get(connection, caller, hook_id)
+        hook = _locked(connection, caller, hook_id)
         connection.execute(delete_from(Hook).where(_THIS), {"hook_id": hook_id})
     return hook
 
@@ -195,7 +199,7 @@ def redeliver(caller: Caller, hook_id: str, delivery_id: str) -> Any:
     """Deliver again now, with a new retry schedule. Raises 404, and 409 while it is being sent."""
     this = _DELIVERIES.where(Delivery.id == delivery_id)
     with transaction() as connection:
-        _get(connection, caller, hook_id)
+        _locked(connection, caller, hook_id)
         if connection.execute(this, {"hook_id": hook_id}).one_or_none() is None:
             raise not_found("delivery")
         deliveries.make_due(connection, delivery_id)

@@ -1,34 +1,253 @@
-"""T."""
+"""Formats events for people: as a message of ntfy, of Slack and compatible services, or as mail."""
 
 import json
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+from taskservice import quantities, terms
+from taskservice.terminal import escaped, shortened
+
+# Maximum lengths in characters. A message that is still too long gets the shorter reasons.
+NAME_LENGTH = 80
+TITLE_LENGTH = 150
+REASON_LENGTHS = (500, 120, 40)
+LINE_REASON_LENGTH = 120
+LABEL_LENGTH = 40
+# ntfy makes an attachment of a message above 4,096 bytes, refuses a body above twice that, and
+# passes 4,000 bytes on to phones. This limits the whole body, of which its buttons get a part.
+NTFY_BYTES = 4_000
+NTFY_BUTTONS_BYTES = 1_500
+NTFY_BUTTONS = 3
+# The maximum of Discord; Mattermost and Slack accept more.
+SLACK_LENGTH = 2_000
+
+_NTFY_TOPIC = re.compile("[-_A-Za-z0-9]{1,64}")
+
+
+class _Kind(NamedTuple):
+    one: str  # the title of one event
+    several: str
+    tag: str  # of ntfy, which shows it as an emoji
+    priority: int  # of ntfy: 3 is the default, 4 is high
+
+
+# The most important first.
+_KINDS = {
+    terms.TASK_ASKS: _Kind("{} asks", "{} questions", "question", 4),
+    terms.AGENT_BROKEN: _Kind("{} failed", "{} agents broke", "warning", 4),
+    terms.TASK_FAILED: _Kind("{} failed", "{} tasks failed", "warning", 4),
+    terms.AGENT_LATE: _Kind("{} is late", "{} agents are late", "hourglass", 4),
+    terms.AGENT_FIXED: _Kind("{} works again", "{} agents work again", "white_check_mark", 3),
+    terms.AGENT_BACK: _Kind("{} ran again", "{} agents ran again", "white_check_mark", 3),
+    terms.TASK_ENDED: _Kind("{} ended", "{} tasks ended", "checkered_flag", 3),
+}
+_IMPORTANCE = list(_KINDS)
+
+# Slack escapes three characters as HTML does. Discord and Mattermost undo this, and then read
+# Markdown and mentions, so an invisible space breaks what begins or joins one: `@here`, `<#1>`,
+# `[text](url)`, `~channel`. A code block would hide the links behind it.
+_SPACE = "\u200b"
+_SLACK_ESCAPES = str.maketrans(
+    {
+        "&": "&amp;",
+        "<": f"&lt;{_SPACE}",
+        ">": "&gt;",
+        "@": f"@{_SPACE}",
+        "]": f"]{_SPACE}",
+        "~": f"~{_SPACE}",
+        "`": "'",
+    }
+)
 
 
 class Notice(NamedTuple):
-    event: str
-    at: str
-    agent: str
-    task: str | None = None
-    reason: str | None = None
-    seconds: float | None = None
-    since: str | None = None
-    on_time: bool | None = None
-    url: str | None = None
+    """One event, as a person is told of it."""
+
+    event: str  # a name of terms.EVENTS
+    at: str  # RFC 3339
+    agent: str  # its name, or else its id
+    task: str | None = None  # the name of the task
+    reason: str | None = None  # the whole text of the error or of the question
+    seconds: float | None = None  # how long the task ran
+    since: str | None = None  # fixed: broken since; late, back: when the run was due
+    on_time: bool | None = None  # back: the run was not late, only its report
+    url: str | None = None  # the page of the task or agent
     answer_url: str | None = None
-    choices: Any = ()
+    # Label, and form-encoded body of its POST to `answer_url`, of each button.
+    choices: Sequence[tuple[str, str]] = ()
+    # Of the events of one task at one time, only the most important is told.
+    task_id: str | None = None
 
 
-class Made(NamedTuple):
+class Message(NamedTuple):
+    """What is sent for people: JSON to a URL, or a mail."""
+
     url: str
     body: bytes
-    headers: dict
-    subject: str = ""
+    subject: str = ""  # of a mail
 
 
-def _any(target, notices, count):
-    return Made(
-        target, json.dumps({"text": [n._asdict() for n in notices], "count": count}).encode(), {}
-    )
+def ntfy_address(target: str) -> tuple[str, str]:
+    """The URL to post to, and the topic, of the URL of a topic; raises ValueError."""
+    parts = urlsplit(target)
+    root, _, topic = parts.path.rstrip("/").rpartition("/")
+    if not _NTFY_TOPIC.fullmatch(topic):
+        raise ValueError("The URL does not end with a topic of 1 to 64 letters, digits, - and _.")
+    return urlunsplit(parts._replace(path=f"{root}/")), topic
 
 
-FORMATS = {"ntfy": _any, "slack": _any, "mail": _any}
+def ntfy(target: str, notices: Sequence[Notice], count: int) -> Message:
+    """A message to a topic. `notices` are the first of `count` events; so in `slack` and `mail`."""
+    notices, more = _distinct(notices), count - len(notices)
+    first, is_alone = notices[0], len(notices) + more == 1
+    url, topic = ntfy_address(target)
+    fields: dict[str, object] = {
+        "topic": topic,
+        "title": _title(notices, more),
+        "tags": [_KINDS[first.event].tag],
+        "priority": _KINDS[first.event].priority,
+    }
+    if is_alone and (click := first.answer_url or first.url):
+        fields["click"] = click
+    if is_alone and (buttons := _buttons(first)):
+        fields["actions"] = buttons
+    for text in _texts(notices, more, has_links=not is_alone):
+        body = json.dumps(fields | {"message": text}, ensure_ascii=False).encode()
+        if len(body) <= NTFY_BYTES:
+            break
+    return Message(url, body)
+
+
+def slack(target: str, notices: Sequence[Notice], count: int) -> Message:
+    """A message for Slack, Mattermost, or Discord's `/slack`."""
+    notices, more = _distinct(notices), count - len(notices)
+    title = _slack_escaped(_title(notices, more))
+    for text in _texts(notices, more, _slack_escaped):
+        if len(title) + 1 + len(text) <= SLACK_LENGTH:
+            break
+    return Message(target, json.dumps({"text": f"{title}\n{text}"}).encode())
+
+
+def mail(target: str, notices: Sequence[Notice], count: int) -> Message:
+    """A mail of plain text."""
+    notices, more = _distinct(notices), count - len(notices)
+    title, text = _title(notices, more), next(_texts(notices, more))
+    reason = notices[0].reason if len(notices) + more == 1 else None
+    subject = f"{title}: {_line(reason, TITLE_LENGTH)}" if reason else title
+    return Message(target, f"{title}\n\n{text}\n".encode(), shortened(subject, TITLE_LENGTH))
+
+
+FORMATS = {terms.NTFY: ntfy, terms.SLACK: slack, terms.MAIL: mail}
+
+
+def _slack_escaped(text: str) -> str:
+    return text.translate(_SLACK_ESCAPES)
+
+
+def _buttons(notice: Notice) -> list[dict[str, object]]:
+    """A button for each choice; none if ntfy would refuse them."""
+    buttons: list[dict[str, object]] = [
+        {
+            "action": "http",
+            "label": _line(label, LABEL_LENGTH),
+            "url": notice.answer_url,
+            "method": "POST",
+            "headers": {"Content-Type": "application/x-www-form-urlencoded"},
+            "body": body,
+            "clear": True,
+        }
+        for label, body in notice.choices
+    ]
+    size = len(json.dumps(buttons, ensure_ascii=False).encode())
+    is_valid = len(buttons) <= NTFY_BUTTONS and all(button["label"] for button in buttons)
+    return buttons if is_valid and size <= NTFY_BUTTONS_BYTES else []
+
+
+def _distinct(notices: Sequence[Notice]) -> list[Notice]:
+    """The notices to tell, the most important first, with names that fit into a line."""
+    distinct: dict[object, Notice] = {}
+    ordered = sorted(notices, key=lambda notice: _IMPORTANCE.index(notice.event))
+    for index, notice in enumerate(ordered):
+        end = (notice.task_id, notice.at) if notice.task_id else index
+        distinct.setdefault(end, notice)
+    return [
+        notice._replace(
+            agent=_line(notice.agent, NAME_LENGTH),
+            task=notice.task and _line(notice.task, NAME_LENGTH),
+        )
+        for notice in distinct.values()
+    ]
+
+
+def _title(notices: Sequence[Notice], more: int) -> str:
+    """Such as `nightly failed`, or `2 agents broke: nightly, weekly; backup is late; 5 more`."""
+    agents: dict[str, list[str]] = {}
+    for notice in notices:
+        agents.setdefault(notice.event, []).append(notice.agent)
+    parts = []
+    for event, names in agents.items():
+        different = list(dict.fromkeys(names))
+        number = len(different if event.startswith("agent.") else names)
+        if number == 1:
+            parts.append(_KINDS[event].one.format(names[0]))
+        else:
+            parts.append(f"{_KINDS[event].several.format(number)}: {', '.join(different)}")
+    if more:
+        parts.append(f"{more} more")
+    return shortened("; ".join(parts), TITLE_LENGTH)
+
+
+def _texts(
+    notices: Sequence[Notice],
+    more: int,
+    escape: Callable[[str], str] = str,
+    has_links: bool = True,
+) -> Iterator[str]:
+    """The text below the title, then shorter versions of it; the links are not escaped."""
+    links = [(notice.answer_url or notice.url) if has_links else None for notice in notices]
+    if len(notices) + more == 1:
+        for length in REASON_LENGTHS:
+            reason = _line(notices[0].reason or "", length)
+            text = "\n".join(filter(None, [reason, *_details(notices[0])]))
+            yield "\n".join(filter(None, [escape(text), links[0]]))
+        return
+    lines = []
+    for notice, link in zip(notices, links, strict=True):
+        reason = _line(notice.reason or "", LINE_REASON_LENGTH)
+        what = ": ".join(filter(None, [_KINDS[notice.event].one.format(notice.agent), reason]))
+        details = escape(f"- {what} ({'; '.join(_details(notice))})")
+        lines.append(f"{details} {link}" if link else details)
+    for end in range(len(lines), 0, -1):
+        rest = more + len(lines) - end
+        yield "\n".join([*lines[:end], *([f"- and {rest} more"] if rest else [])])
+
+
+def _details(notice: Notice) -> Iterator[str]:
+    """Since when and for how long; then the task, its time and its duration."""
+    if notice.since:
+        since = _time(notice.since)
+        passed = datetime.fromisoformat(notice.at) - datetime.fromisoformat(notice.since)
+        length = quantities.seconds_text(passed.total_seconds())
+        if notice.event == terms.AGENT_FIXED:
+            yield f"Broken since {since}, for {length}"
+        elif notice.on_time:
+            yield f"Due {since}; it ran on time, and reported late"
+        else:
+            yield f"Due {since}, {length} late"
+    if notice.event != terms.AGENT_LATE:
+        task = f"Task {notice.task}" if notice.task and notice.task != notice.agent else None
+        ran = None if notice.seconds is None else f"after {quantities.seconds_text(notice.seconds)}"
+        yield ", ".join(filter(None, [task, _time(notice.at), ran]))
+
+
+def _time(text: str) -> str:
+    time = datetime.fromisoformat(text)
+    return f"{time.day} {time:%b %H:%M} UTC"
+
+
+def _line(text: str, length: int) -> str:
+    """The text as one line without control characters, so that it stays where it is put."""
+    return shortened(escaped(" ".join(text.split())), length)

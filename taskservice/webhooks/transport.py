@@ -101,6 +101,28 @@ class Connection(http.client.HTTPConnection):
         self.sock.settimeout(self._deadline.remaining())
         super().send(data)
 
+    def start_tls(self) -> None:
+        """Encrypt the connection and verify the certificate.
+
+        Raises NoResponseError, and TimeoutError.
+        """
+        self.sock.settimeout(self._deadline.remaining())
+        try:
+            self.sock = tls_context().wrap_socket(
+                self.sock, server_hostname=self.host, do_handshake_on_connect=False
+            )
+            self._interrupt.watch(self.sock)
+            self.sock.do_handshake()
+        except TimeoutError:
+            raise
+        except ssl.SSLCertVerificationError as error:
+            reason = error.verify_message.removesuffix(".")
+            sentence = f"The certificate of {self.host} is refused: {reason}."
+            raise NoResponseError(sentence) from error
+        except OSError as error:
+            sentence = f"{self.host} does not speak TLS on port {self.port}."
+            raise NoResponseError(sentence) from error
+
     def _allowed_addresses(self) -> list[Address]:
         """The allowed addresses of the host; raises RefusedError when there are none."""
         host, literal = self._target.host, self._target.literal
@@ -128,22 +150,7 @@ class SecureConnection(Connection):
     def connect(self) -> None:
         """Connect and verify the certificate; also raises TimeoutError and NoResponseError."""
         super().connect()
-        self.sock.settimeout(self._deadline.remaining())
-        try:
-            self.sock = tls_context().wrap_socket(
-                self.sock, server_hostname=self.host, do_handshake_on_connect=False
-            )
-            self._interrupt.watch(self.sock)
-            self.sock.do_handshake()
-        except TimeoutError:
-            raise
-        except ssl.SSLCertVerificationError as error:
-            reason = error.verify_message.removesuffix(".")
-            sentence = f"The certificate of {self.host} is refused: {reason}."
-            raise NoResponseError(sentence) from error
-        except OSError as error:
-            sentence = f"{self.host} does not speak TLS on port {self.port}."
-            raise NoResponseError(sentence) from error
+        self.start_tls()
 
 
 @functools.cache

@@ -30,11 +30,17 @@ def ids(alice: ApiClient) -> dict[str, str]:
     key = expect(alice.post("/key", json={"name": "another"}), 201)
     task = alice.start(claim=True)
     question = expect(alice.post(f"/task/{task['id']}/question", json={"message": "?"}), 201)
+    new_hook = {"target": "https://hooks.invalid/", "events": ["task.ended"]}
+    hook = expect(alice.post("/hook", json=new_hook), 201)
+    alice.report(alice.start(claim=True), status="complete")
+    [delivery] = expect(alice.get(f"/hook/{hook['id']}/deliveries"), 200)
     return {
         "task_id": task["id"],
         "question_id": question["id"],
         "agent_id": "summarizer",
         "key_id": key["id"],
+        "hook_id": hook["id"],
+        "delivery_id": delivery["id"],
     }
 
 

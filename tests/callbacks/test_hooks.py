@@ -86,7 +86,6 @@ def test_defaults_follow_from_the_target(alice: ApiClient, receiver: Receiver) -
         ({"target": "https://ntfy.sh/a", "agentId": "No"}, "agentId"),
         ({"target": "https://ntfy.sh/a", "token": "a\r\nb"}, "token"),
         ({"target": "https://ntfy.sh/a", "format": "sms"}, "format"),
-        ({"target": "https://ntfy.sh/a", "answerLinks": True}, "answerLinks"),
         ({"target": "https://ntfy.sh/a", "state": "off"}, "state"),
         ({}, "target"),
     ],
@@ -193,7 +192,7 @@ def test_webhook_is_signed_and_has_the_task_as_a_callback_has_it(
     assert end == {
         "type": "task.ended",
         "timestamp": ended["finishedAt"],
-        "data": {"task": alice.task(asked), "url": None},
+        "data": {"task": alice.task(asked), "url": f"http://127.0.0.1:8000/tasks/{asked['id']}"},
     }
 
 
@@ -348,7 +347,8 @@ def test_people_get_one_message_and_then_a_pause(
             connection.execute(update(Hook).values(quiet_until=None))
         make_due(app)
         receiver.wait_for(2)
-    assert "40 agents" in receiver.requests[0].body.decode()
+    message = receiver.requests[0].body.decode()
+    assert "20 agents broke: agent-0, agent-1" in message
 
 
 def test_people_are_not_told_what_is_older_than_a_day(

@@ -49,11 +49,18 @@ def _fill_for(app: Flask, person: ApiClient, receiver: Receiver) -> None:
     set_columns(app, again, created_at="1999-12-31T23:59:59.000Z")
     expect(person.post(f"/task/{claimed_task['id']}/cancel"), 200)
     person.agent_key("idle")
+    _tell(person)
     expired = expect(person.post("/key", json={"name": "expired"}), 201)
     expire(app, expired)
     revoked = expect(person.post("/key", json={"name": "revoked"}), 201)
     expect(person.delete(f"/key/{revoked['id']}"), 200)
     expect(person.post("/callback-secret"), 201)
+
+
+def _tell(person: ApiClient) -> None:
+    hook = {"target": "https://hooks.invalid/?a=b", "token": "secret", "events": ["task.failed"]}
+    expect(person.post("/hook", json=hook | {"name": ODD_TEXTS[1], "agentId": "idle"}), 201)
+    person.report(person.start("idle", claim=True), status="error")
 
 
 def _append(person: ApiClient, task: dict[str, Any]) -> None:
@@ -91,6 +98,10 @@ def seen(person: ApiClient) -> dict[str, Any]:
     tasks = expect(person.get("/task?expand=agent,user"), 200)
     found = {path: expect(person.get(path), 200) for path in ("/agent?expand=health", "/key")}
     found |= {path: expect(person.get(path), 200) for path in ("/user", "/callback-secret")}
+    found["/hook"] = hooks = expect(person.get("/hook"), 200)
+    for hook in hooks:
+        path = f"/hook/{hook['id']}/deliveries"
+        found[path] = expect(person.get(path), 200)
     for task in tasks:
         for end in ("", "/deliveries", "/question", "/logs?times=true&limit=10000"):
             path = f"/task/{task['id']}{end}"

@@ -20,6 +20,7 @@ from taskservice.database.engine import Database, dispose
 from taskservice.database.models import ApiKey, Task
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import db
+from taskservice.services import events
 from taskservice.terms import ERROR, SERVICE, TIMEOUT
 
 PREFIX = "/api/v1"
@@ -156,7 +157,8 @@ def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
         "version": Task.version + 1,
     }
     with app.app_context(), transaction() as connection:
-        connection.execute(update(Task).where(Task.id == task["id"]).values(values))
+        ended = update(Task).where(Task.id == task["id"]).values(values)
+        events.tasks_ended(connection, connection.execute(ended.returning(Task.__table__)).all())
 
 
 def expire(app: Flask, key: dict[str, Any]) -> None:

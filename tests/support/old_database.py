@@ -28,6 +28,12 @@ NOT_KEPT_BEFORE = {
         f"UPDATE agents SET input_schema = '{INPUT_SCHEMA}', annotations = '{ANNOTATIONS}', "
         "tool = true"
     ],
+    "0014": [
+        "DELETE FROM deliveries WHERE hook_id IS NOT NULL",
+        "DELETE FROM events",
+        "DELETE FROM event_streams",
+        "DELETE FROM hooks",
+    ],
     "0012": ["UPDATE tasks SET started_by = NULL", "UPDATE questions SET answered_by = NULL"],
 }
 TABLES_BEFORE = {"0005": {"service_heartbeat": "presence"}}
@@ -77,6 +83,12 @@ def _add(
     }
     target = table(old, *(column(name, each.type) for name, each in kept.items()))
     added = [{name: row[each.name] for name, each in kept.items()} for row in rows]
+    # Before there were hooks, all deliveries were of callbacks.
+    added = [
+        row
+        for row, of_today in zip(added, rows, strict=True)
+        if "hook_id" in row or not of_today.get("hook_id")
+    ]
     connection.execute(target.insert(), added)
     if connection.dialect.name == "postgresql":
         for each in kept.values():

@@ -1,0 +1,147 @@
+"""Sends one mail once, and describes the outcome in one sentence."""
+
+import io
+import smtplib
+from collections.abc import Callable
+from contextlib import closing, suppress
+from typing import Any
+
+from taskservice.bounded_http import Deadline, LimitedStream, Limits, TooLargeError
+from taskservice.webhooks import Interrupt, Outcome, mail, transport
+from taskservice.webhooks.destinations import Destinations
+from taskservice.webhooks.transport import NoResponseError
+
+SETTING = "TASKSERVICE_SMTP_URL"
+MAX_REPLY_BYTES = 64 * 1024
+KEPT_CHARACTERS = 500
+
+# The server is the operator's choice: the allowed destinations of callbacks do not concern it.
+_ANYWHERE = Destinations.parse("0.0.0.0/0,::/0")
+
+
+def send(
+    server: mail.Server,
+    sender: str,
+    recipient: str,
+    subject: str,
+    text: str,
+    *,
+    message_id: str,
+    seconds: float,
+    interrupt: Interrupt | None = None,
+    confirm: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Send a mail of plain text within `seconds`; failures of the server are outcomes.
+
+    Raises Interrupted when `interrupt` was set before the server had decided. `confirm` is called
+    once, before the mail itself is sent. Its errors end the attempt and are raised here.
+    """
+    deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
+    kind = transport.SecureConnection if server.at.scheme == "smtps" else transport.Connection
+    connection = kind(server.at, _ANYWHERE, deadline, transport.system_addresses, interrupt)
+    content = mail.message(sender, recipient, subject, text, message_id)
+    try:
+        with closing(connection):
+            connection.connect()
+            with closing(_Session(connection, deadline, sender.rpartition("@")[2])) as session:
+                _open(session, server)
+                outcome = _deliver(session, server, sender, recipient, content, confirm)
+    except NoResponseError as error:
+        outcome = Outcome(str(error))
+    except smtplib.SMTPResponseException as error:
+        outcome = _refusal(server, "the mail", error.smtp_code, error.smtp_error)
+    except (TooLargeError, smtplib.SMTPException, OSError) as error:
+        is_late = TimeoutError in (type(error), type(error.__context__))
+        how = f"did not accept the mail within {seconds:g} s" if is_late else "ended the connection"
+        outcome = Outcome(f"{server.at.host} {how}.")
+    if outcome.status_code is None:
+        interrupt.check()
+    return outcome._replace(duration_ms=round(deadline.elapsed() * 1000))
+
+
+class _Session(smtplib.SMTP):
+    """SMTP on an open connection, with one deadline for all replies."""
+
+    def __init__(self, connection: transport.Connection, deadline: Deadline, domain: str) -> None:
+        # The domain is what we call ourselves; the default is looked up, without a deadline.
+        super().__init__(local_hostname=domain)
+        self._connection, self._deadline = connection, deadline
+        self.sock = connection.sock
+
+    def send(self, s: Any) -> None:
+        self._connection.sock.settimeout(self._deadline.remaining())
+        super().send(s)
+
+    def getreply(self) -> tuple[int, bytes]:
+        if self.file is None:
+            sock = self._connection.sock
+            limits = Limits(MAX_REPLY_BYTES, self._deadline)
+            stream = LimitedStream(sock.makefile("rb", buffering=0), sock, limits)
+            self.file = io.BufferedReader(stream)
+        return super().getreply()
+
+    def encrypt(self) -> None:
+        """Like `starttls`, with the connection's own check of the certificate."""
+        code, reply = self.docmd("STARTTLS")
+        if code != 220 or self.file is None:
+            raise smtplib.SMTPResponseException(code, reply)
+        # What has already arrived was not encrypted, so it does not count.
+        self.file.close()
+        self.file = None
+        self._connection.start_tls()
+        self.sock = self._connection.sock
+        self.ehlo()
+
+
+def _open(session: _Session, server: mail.Server) -> None:
+    """Encrypt and log in as the server asks for it; raises NoResponseError."""
+    place = f"{server.at.host} on port {server.at.port}"
+    if session.getreply()[0] != 220:
+        raise NoResponseError(f"{place} accepts no mail now.")
+    session.ehlo_or_helo_if_needed()
+    if server.at.scheme == "smtp":
+        if session.has_extn("starttls"):
+            session.encrypt()
+        elif server.password:
+            sentence = f"{place} offers no encryption, so the password in {SETTING} was not sent."
+            raise NoResponseError(sentence)
+    if server.user:
+        try:
+            session.login(server.user, server.password)
+        except smtplib.SMTPServerDisconnected:
+            raise
+        except smtplib.SMTPException as error:
+            raise NoResponseError(f"{place} refused the login in {SETTING}.") from error
+
+
+def _deliver(
+    session: _Session,
+    server: mail.Server,
+    sender: str,
+    recipient: str,
+    content: bytes,
+    confirm: Callable[[], None],
+) -> Outcome:
+    code, reply = session.mail(sender)
+    if code != 250:
+        return _refusal(server, "the sender in TASKSERVICE_MAIL_FROM", code, reply)
+    code, reply = session.rcpt(recipient)
+    if code not in (250, 251):
+        return _refusal(server, "the recipient", code, reply)._replace(permanent=code >= 500)
+    confirm()
+    code, reply = session.data(content)
+    if code != 250:
+        return _refusal(server, "the mail", code, reply)
+    with suppress(smtplib.SMTPException, OSError):
+        session.putcmd("quit")
+    return Outcome(f"{server.at.host} accepted the mail.", delivered=True, status_code=code)
+
+
+def _refusal(server: mail.Server, what: str, code: int, reply: bytes | str) -> Outcome:
+    text = reply.decode(errors="replace") if isinstance(reply, bytes) else reply
+    later = " for now" if 400 <= code < 500 else ""
+    return Outcome(
+        f"{server.at.host} refused {what}{later} with {code}.",
+        status_code=code,
+        answer=text.replace("\0", "\ufffd")[:KEPT_CHARACTERS] or None,
+    )
