@@ -27,7 +27,7 @@ from taskservice.services.hook_messages import Message
 from taskservice.services.users import OVERLAP_SECONDS
 from taskservice.terms import FAILED, MAIL, PENDING, STANDARD
 from taskservice.threads import start_thread
-from taskservice.webhooks import Interrupt, Interrupted, Outcome, mail, signing, smtp
+from taskservice.webhooks import Interrupt, Interrupted, Outcome, mail, signing
 from taskservice.webhooks.retries import CircuitBreaker
 
 logger = logging.getLogger(__name__)
@@ -144,6 +144,9 @@ def send(
     """Send a message to the target of its hook, once."""
     hook, config = message.hook, current_app.config
     if hook.format == MAIL:
+        # Imported here as in `post`.
+        from taskservice.webhooks import smtp
+
         return smtp.send(
             config["SMTP_URL"],
             config["MAIL_FROM"],

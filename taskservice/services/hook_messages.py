@@ -19,8 +19,8 @@ from taskservice.terms import AGENT_BROKEN, FAILED, PENDING, STANDARD
 from taskservice.webhooks import messages
 from taskservice.webhooks.messages import Notice
 
-# Events that one message describes; of the others it tells the number.
-MAX_DESCRIBED = 20
+# Events whose agents one message counts; of the others it tells the number.
+MAX_DESCRIBED = 200
 _EVENTS: AnySelect = (
     select(
         *Event.__table__.columns,

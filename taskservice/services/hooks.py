@@ -20,7 +20,7 @@ from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS
 from taskservice.services import attempts, deliveries, events, hook_messages
 from taskservice.services.attempts import FirstAttemptSlots
 from taskservice.services.deliveries import DueDeliveries
-from taskservice.webhooks import Outcome, mail
+from taskservice.webhooks import Outcome, mail, messages
 from taskservice.webhooks.destinations import check_url
 
 # The newest deliveries that a list of them has.
@@ -161,13 +161,13 @@ def _check(hook: dict[str, Any]) -> None:
             mail.address(hook["target"])
         else:
             check_url(hook["target"], config["CALLBACK_ALLOWED"])
+        if hook["format"] == terms.NTFY:
+            messages.ntfy_address(hook["target"])
     except ValueError as error:
         raise invalid({"target": [str(error)]}) from None
     if is_mail and not (config["SMTP_URL"] and config["MAIL_FROM"]):
         detail = "This service sends no mail: its SMTP_URL and MAIL_FROM are not set."
         raise invalid({"target": [detail]})
-    if hook["format"] == terms.NTFY and not urlsplit(hook["target"]).path.strip("/"):
-        raise invalid({"target": ["The last part of its path must be the topic."]})
     if hook["answer_links"] and not config["PUBLIC_URL"]:
         raise invalid({"answerLinks": ["This service does not know its own PUBLIC_URL."]})
 

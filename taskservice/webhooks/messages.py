@@ -15,6 +15,8 @@ NAME_LENGTH = 80
 TITLE_LENGTH = 150
 REASON_LENGTHS = (500, 120, 40)
 LINE_REASON_LENGTH = 120
+# Maximum number of events that a message lists.
+MAX_LINES = 20
 LABEL_LENGTH = 40
 # ntfy makes an attachment of a message above 4,096 bytes, refuses a body above twice that, and
 # passes 4,000 bytes on to phones. This limits the whole body, of which its buttons get a part.
@@ -220,7 +222,7 @@ def _texts(
         what = ": ".join(filter(None, [_KINDS[notice.event].one.format(notice.agent), reason]))
         details = escape(f"- {what} ({'; '.join(_details(notice))})")
         lines.append(f"{details} {link}" if link else details)
-    for end in range(len(lines), 0, -1):
+    for end in range(min(len(lines), MAX_LINES), 0, -1):
         rest = more + len(lines) - end
         yield "\n".join([*lines[:end], *([f"- and {rest} more"] if rest else [])])
 

@@ -348,7 +348,7 @@ def test_people_get_one_message_and_then_a_pause(
         make_due(app)
         receiver.wait_for(2)
     message = receiver.requests[0].body.decode()
-    assert "20 agents broke: agent-0, agent-1" in message
+    assert "40 agents broke: agent-0, agent-1" in message
 
 
 def test_people_are_not_told_what_is_older_than_a_day(

@@ -5,16 +5,21 @@ import email.policy
 import logging
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from flask import Flask
 
 from taskservice.config import Config, ConfigError
 from taskservice.webhooks import Interrupt, Interrupted, Outcome, mail, smtp
+from tests.support.api_client import ApiClient, expect
 from tests.support.certificates import Authority
+from tests.support.deliveries import looping
 from tests.support.mail_server import MailServer
+from tests.support.marks import one_database
 from tests.support.receiver import Receiver, drip, unused_port
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -345,6 +350,38 @@ def test_interrupt_before_the_attempt_sends_nothing() -> None:
     with MailServer() as server, pytest.raises(Interrupted):
         deliver(server.url, interrupt=interrupt)
     assert "MAIL" not in server.commands
+
+
+# A hook.
+
+
+@pytest.fixture
+def mail_server() -> Iterator[MailServer]:
+    with MailServer() as server:
+        yield server
+
+
+@pytest.fixture
+def config(standard_config: Config, mail_server: MailServer) -> Config:
+    return replace(standard_config, SMTP_URL=mail.Server.parse(mail_server.url), MAIL_FROM=SENDER)
+
+
+@one_database
+def test_hook_sends_mail(app: Flask, alice: ApiClient, mail_server: MailServer) -> None:
+    hook = expect(alice.post("/hook", json={"target": f"mailto:{RECIPIENT}"}), 201)
+    task = alice.start(claim=True)
+    alice.report(task, error={"message": "exit code 1"}, status="error")
+    with looping(app):
+        [got] = mail_server.wait_for(1)
+    assert (got.sender, got.recipients) == (SENDER, [RECIPIENT])
+    assert got.message["Subject"] == "summarizer failed: exit code 1"
+    assert f"http://127.0.0.1:8000/tasks/{task['id']}\n" in got.text
+    mail_server.replies["RCPT"] = "550 No such user"
+    assert expect(alice.post(f"/hook/{hook['id']}/test"), 200) == {
+        "delivered": False,
+        "statusCode": 550,
+        "message": "127.0.0.1 refused the recipient with 550.",
+    }
 
 
 # Addresses and settings.

@@ -11,6 +11,9 @@ import pytest
 from taskservice import terms
 from taskservice.webhooks import messages
 from taskservice.webhooks.messages import Notice
+from tests.support.api_client import ApiClient, expect
+from tests.support.marks import one_database
+from tests.support.receiver import Receiver
 
 AT = "2026-11-28T13:36:05.123Z"
 EARLIER = "2026-11-28T10:16:00.000Z"
@@ -173,6 +176,14 @@ def test_different_events_go_by_importance_and_the_rest_is_counted() -> None:
     assert fields["message"].split("\n")[-1] == "- and 21 more"
 
 
+def test_many_events_are_counted_and_twenty_are_listed() -> None:
+    many = [FAILED._replace(agent=f"agent-{number}", url=None) for number in range(40)]
+    subject, text = mail(*many, count=50)
+    assert subject.startswith("40 agents broke: agent-0, agent-1, ")
+    assert text.count("\n- agent-") == 20
+    assert text.endswith("\n- and 30 more\n")
+
+
 def test_one_agent_that_broke_twice_is_one_agent() -> None:
     assert ntfy(FAILED, FAILED._replace(at=EARLIER))["title"] == "nightly failed"
 
@@ -261,7 +272,19 @@ def test_ordinary_text_stays_readable() -> None:
     )
 
 
-# The topic of ntfy.
+# ntfy.
+
+
+@one_database
+def test_message_for_a_topic_is_posted_to_the_root(alice: ApiClient, receiver: Receiver) -> None:
+    fields = {"target": f"{receiver.url}alerts", "format": "ntfy", "token": "tk_secret"}
+    hook = expect(alice.post("/hook", json=fields), 201)
+    assert expect(alice.post(f"/hook/{hook['id']}/test"), 200)["delivered"]
+    [request] = receiver.wait_for(1)
+    assert request.path == "/"
+    assert request.headers["authorization"] == "Bearer tk_secret"
+    assert request.headers["content-type"] == "application/json"
+    assert json.loads(request.body)["topic"] == "alerts"
 
 
 @pytest.mark.parametrize(
