@@ -83,7 +83,7 @@ def test_help_has_examples_that_the_command_takes(
     words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("input.json", "schema.json"):
+    for name in ("input.json", "schema.json", "token.txt"):
         Path(name).write_text("{}")
     command = commands()[words]
     context = click.Context(command, info_name=f"taskservice {words}")
@@ -96,7 +96,7 @@ def test_help_has_examples_that_the_command_takes(
         while SETTING.match(given[0]):
             del given[0]
         assert given[: 1 + len(words.split())] == ["taskservice", *words.split()]
-        command.make_context(words, given[1 + len(words.split()) :])
+        command.make_context(words, given[1 + len(words.split()) :]).close()
 
 
 def test_skill_has_commands_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

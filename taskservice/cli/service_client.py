@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 
 from taskservice.client import (
     Client,
@@ -109,3 +110,9 @@ def find_agent_id(known: Sequence[str], text: str) -> str:
 
 def agent_ids(client: Client) -> list[str]:
     return [agent["id"] for agent in client.agents()]
+
+
+def did_you_mean(known: Sequence[str], agent_id: str) -> str:
+    """The agents with a similar id, as the end of a sentence; empty without any."""
+    similar = get_close_matches(agent_id, known)
+    return f"; did you mean {' or '.join(similar)}?" if similar else ""

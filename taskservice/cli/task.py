@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from difflib import get_close_matches
 from functools import partial
 from itertools import islice
 from typing import Any, NoReturn
@@ -22,7 +21,13 @@ from taskservice.cli.options import (
     task_callback,
     task_labels,
 )
-from taskservice.cli.service_client import agent_ids, find_agent_id, find_task_id, service_client
+from taskservice.cli.service_client import (
+    agent_ids,
+    did_you_mean,
+    find_agent_id,
+    find_task_id,
+    service_client,
+)
 from taskservice.client import PAGE_TASKS, Client, NotFound, Question, Task
 from taskservice.client.responses import SHORT_FIELDS
 from taskservice.client.task import Line
@@ -114,8 +119,7 @@ def start(
             agent_id, input=input_object, labels=dict(labels) or None, claim=False, **fields
         )
         if agent_id not in known:
-            similar = get_close_matches(agent_id, known)
-            question = f"; did you mean {' or '.join(similar)}?" if similar else ""
+            question = did_you_mean(known, agent_id)
             notice(f"agent {agent_id} was registered just now{question}")
         _announce(task, is_followed, as_json)
 

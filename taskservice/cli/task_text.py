@@ -23,11 +23,16 @@ MAX_CELL = 60
 
 def table(tasks: Sequence[Task]) -> list[list[str]]:
     """A header, and a row for each task."""
-    is_short_unique = len({task.id[:SHORT_ID] for task in tasks}) == len(tasks)
-    length = SHORT_ID if is_short_unique else LONGER_ID
+    length = id_length([task.id for task in tasks])
     rows = [dict(zip(HEADER, _row(task, length), strict=True)) for task in tasks]
     columns = [name for name in HEADER if name not in OPTIONAL or any(row[name] for row in rows)]
     return [columns, *([_cut(row[name]) for name in columns] for row in rows)]
+
+
+def id_length(ids: Sequence[str]) -> int:
+    """How many characters of each id a table shows."""
+    is_short_unique = len({each[:SHORT_ID] for each in ids}) == len(ids)
+    return SHORT_ID if is_short_unique else LONGER_ID
 
 
 def _row(task: Task, length: int) -> tuple[str, ...]:
@@ -59,9 +64,9 @@ def details(task: Task) -> Iterator[str]:
         ("id", task.id),
         ("agent", task.agent_id),
         ("labels", labels_text(task)),
-        ("created", _with_offset(data["createdAt"])),
-        ("claimed", _with_offset(data["claimedAt"])),
-        ("finished", _with_offset(data["finishedAt"])),
+        ("created", with_offset(data["createdAt"])),
+        ("claimed", with_offset(data["claimedAt"])),
+        ("finished", with_offset(data["finishedAt"])),
         ("started by", data["startedBy"]),
         ("ended by", data["endedBy"]),
         ("parent", data["parentId"]),
@@ -113,7 +118,7 @@ def local_time(timestamp: str | None, precision: str = "minutes") -> str:
     return local.isoformat(" ", timespec=precision)
 
 
-def _with_offset(timestamp: str | None) -> str | None:
+def with_offset(timestamp: str | None) -> str | None:
     if timestamp is None:
         return None
     return datetime.fromisoformat(timestamp).astimezone().isoformat(" ", timespec="seconds")

@@ -4,13 +4,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Sequence
-from difflib import get_close_matches
 from uuid import uuid4
 
 import click
 
 from taskservice.cli.options import Text, examples
-from taskservice.cli.service_client import service_client
+from taskservice.cli.service_client import did_you_mean, service_client
 from taskservice.client import Client, responses
 from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
 from taskservice.client.responses import RETRYABLE, NotFound, NotTheService, TaskServiceError
@@ -144,8 +143,7 @@ class Worker:
         known = [agent["id"] for agent in agents]
         if self._agent_id not in known:
             self._client.register(self._agent_id)
-            similar = get_close_matches(self._agent_id, known)
-            question = f"; did you mean {' or '.join(similar)}?" if similar else ""
+            question = did_you_mean(known, self._agent_id)
             notice(f"agent {self._agent_id} was registered just now{question}")
         notice(f"waiting for tasks of agent {self._agent_id}")
         self._is_registered = self._has_begun = True

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from threading import current_thread
 from typing import Any, NotRequired, TypedDict
 from uuid import uuid4
@@ -62,6 +62,7 @@ __all__ = [
     "FinishedTask",
     "Forbidden",
     "Health",
+    "Hook",
     "Invalid",
     "InvalidKey",
     "Line",
@@ -245,6 +246,24 @@ class Agent(TypedDict):
     annotations: Annotations
     tool: bool
     health: NotRequired[Health]
+
+
+class Hook(TypedDict):
+    """An address that is told about agents, as the API returns it; times are RFC 3339."""
+
+    id: str
+    name: str
+    target: str
+    format: str
+    events: list[str]
+    agentId: str | None
+    label: str | None
+    answerLinks: bool
+    createdAt: str
+    expiresAt: str | None
+    state: str
+    reason: str | None
+    lastDeliveredAt: str | None
 
 
 class Client:
@@ -524,3 +543,111 @@ class Client:
             >>> client.delete_agent("old-reader")
         """
         self.connection.call("DELETE", f"/agent/{path_segment(agent_id)}", responses.AGENT)
+
+    def hooks(self) -> list[Hook]:
+        """Return all hooks of the user, oldest first; only user keys can.
+
+        Example:
+            >>> [hook["name"] for hook in client.hooks() if hook["state"] == "off"]
+            []
+        """
+        hooks: list[Hook] = self.connection.call("GET", "/hook", responses.HOOKS).data
+        return hooks
+
+    def add_hook(
+        self,
+        target: str,
+        *,
+        name: str | None = None,
+        format: str | None = None,
+        events: Sequence[str] | None = None,
+        agent_id: str | None = None,
+        label: str | None = None,
+        token: str | None = None,
+        answer_links: bool = False,
+    ) -> Hook:
+        """Create a hook: an address that is told of events of agents from now on.
+
+        This is the only call that is not retried: a second one would create a second hook.
+
+        Args:
+            target: http(s) URL, or "mailto:ADDRESS".
+            name: Display name (default: the host, or the mail address).
+            format: "standard", "ntfy", "slack" or "mail" (default: it follows from the target).
+            events: Names such as "agent.broken" (default: "agent.broken", "agent.fixed",
+                "task.asks", "agent.late" and "agent.back").
+            agent_id: Only events of this agent.
+            label: Only events of tasks with this label, as "key:value".
+            token: The access token of an ntfy server.
+            answer_links: Whether the message of a question has a link that answers it.
+
+        Raises:
+            Invalid: A value was rejected; `errors` maps each field to messages.
+            Conflict: The user has 50 hooks already.
+
+        Example:
+            >>> hook = client.add_hook("http://127.0.0.1:2586/alerts", format="ntfy")
+            >>> hook["state"]
+            'active'
+        """
+        fields: dict[str, Any] = {"target": target, "name": name, "format": format}
+        fields |= {"events": events, "agentId": agent_id, "label": label, "token": token}
+        fields |= {"answerLinks": answer_links}
+        given = {name: value for name, value in fields.items() if value is not None}
+        hook: Hook = self.connection.once("POST", "/hook", responses.HOOK, json=given).data
+        return hook
+
+    def change_hook(self, hook_id: str, **changes: Any) -> Hook:
+        """Change fields of a hook, by their names in the API; `state="active"` turns it on.
+
+        Example:
+            >>> hook = client.add_hook("http://127.0.0.1:2586/alerts", format="ntfy")
+            >>> client.change_hook(hook["id"], agentId="reader", state="active")["agentId"]
+            'reader'
+        """
+        hook: Hook = self._call_hook("PATCH", hook_id, "", responses.HOOK, json=changes)
+        return hook
+
+    def delete_hook(self, hook_id: str) -> None:
+        """Delete a hook, and send nothing more to it.
+
+        Example:
+            >>> for hook in client.hooks():
+            ...     client.delete_hook(hook["id"])
+        """
+        self._call_hook("DELETE", hook_id, "", responses.HOOK)
+
+    def test_hook(self, hook_id: str) -> dict[str, Any]:
+        """Send a sample to a hook.
+
+        Returns:
+            The outcome: `delivered`, `statusCode` (None without a response) and `message`.
+
+        Example:
+            >>> hook = client.add_hook("http://127.0.0.1:9/alerts")
+            >>> client.test_hook(hook["id"])["delivered"]
+            False
+        """
+        outcome: dict[str, Any] = self._call_hook("POST", hook_id, "/test", responses.HOOK_TEST)
+        return outcome
+
+    def hook_deliveries(self, hook_id: str) -> list[dict[str, Any]]:
+        """Return the events that a hook is told of, the newest 100, newest first.
+
+        Each has `event`, `agentId`, `taskId`, `createdAt`, `state`, `nextAttemptAt`, and
+        `attempts`, oldest first, each with `at`, `durationMs`, `statusCode` and `message`.
+
+        Example:
+            >>> hook = client.add_hook("http://127.0.0.1:2586/alerts", format="ntfy")
+            >>> client.hook_deliveries(hook["id"])
+            []
+        """
+        expected, path = responses.HOOK_DELIVERIES, "/deliveries"
+        deliveries: list[dict[str, Any]] = self._call_hook("GET", hook_id, path, expected)
+        return deliveries
+
+    def _call_hook(
+        self, method: str, hook_id: str, rest: str, expected: responses.Expected, **options: Any
+    ) -> Any:
+        path = f"/hook/{path_segment(hook_id)}{rest}"
+        return self.connection.call(method, path, expected, **options).data

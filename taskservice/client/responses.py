@@ -212,6 +212,16 @@ AGENTS_WITH_HEALTH = Expected((200,), f"{FULL_AGENTS.members},health", is_list=T
 USER = Expected((200,), "id,key")
 OPENAPI = Expected((200,), "info")
 CALLBACK_SECRET = Expected((200,), "secret")
+HOOK = Expected(
+    (200, 201),
+    "id,name,target,format,events,agentId,label,answerLinks,createdAt,expiresAt,state,reason,"
+    "lastDeliveredAt",
+)
+HOOKS = Expected((200,), HOOK.members, is_list=True)
+HOOK_TEST = Expected((200,), "delivered,statusCode,message")
+HOOK_DELIVERIES = Expected(
+    (200,), "id,event,agentId,taskId,state,createdAt,nextAttemptAt,attempts", is_list=True
+)
 
 
 def task(fields: str, *statuses: int) -> Expected:

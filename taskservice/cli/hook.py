@@ -1,0 +1,217 @@
+"""`taskservice hook`: the addresses that are told about agents: add, list, show, test, delete."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+import click
+
+from taskservice.cli.options import Label, Text, examples, json_lines, json_object
+from taskservice.cli.service_client import (
+    AMBIGUOUS,
+    agent_ids,
+    did_you_mean,
+    find_agent_id,
+    service_client,
+)
+from taskservice.cli.task_text import SHORT_ID, id_length, local_time, with_offset
+from taskservice.client import Client, Hook
+from taskservice.terminal import exit_with_error, notice, print_json, print_line, print_table
+from taskservice.terms import ACTIVE, DEFAULT_EVENTS, EVENTS, HOOK_FORMATS
+
+HEADER = ("ID", "STATE", "FORMAT", "NAME", "EVENTS", "AGENT", "LABEL", "LAST DELIVERED", "REASON")
+DELIVERY_HEADER = ("HAPPENED", "EVENT", "AGENT", "TASK", "STATE", "NEXT ATTEMPT", "LAST OUTCOME")
+# How many deliveries `show` prints.
+SHOWN_DELIVERIES = 10
+
+hook_argument = click.argument("hook_id", type=Text())
+
+
+@click.group("hook")
+def command() -> None:
+    """Manage hooks: phones, chats, mailboxes and programs that are told about agents.
+
+    HOOK_ID can be any unambiguous prefix of a hook's id.
+    """
+
+
+@command.command(
+    "add",
+    epilog=examples(
+        "taskservice hook add https://ntfy.sh/my-secret-topic",
+        "taskservice hook add https://ntfy.example.org/alerts --format ntfy --token-file token.txt",
+        "taskservice hook add mailto:ann@example.org --event agent.broken --label env=prod",
+    ),
+)
+@click.argument("target", type=Text())
+@click.option("--name", type=Text(), help="Display name (default: the host, or the mail address).")
+@click.option(
+    "--format",
+    type=click.Choice(HOOK_FORMATS),
+    help="Form of the messages (default: `mail` for mailto:, `slack` for hooks.slack.com and "
+    "paths that end in /slack, `ntfy` for ntfy.sh, otherwise `standard`, a signed webhook).",
+)
+@click.option(
+    "--event",
+    "events",
+    type=click.Choice(EVENTS),
+    multiple=True,
+    help="Event to tell. Repeatable. By default agent.broken, agent.fixed, task.asks, agent.late "
+    "and agent.back.",
+)
+@click.option("--agent", "agent_id", type=Text(), metavar="ID", help="Only events of this agent.")
+@click.option("--label", type=Label(), metavar="K=V", help="Only events of tasks with this label.")
+@click.option(
+    "--token-file",
+    type=click.File(errors="replace"),
+    metavar="FILE",
+    help="File with the access token of an ntfy server; - reads stdin.",
+)
+@click.option(
+    "--answer-links",
+    is_flag=True,
+    help="Add a link to the message of a question, with which anyone who has it can answer.",
+)
+@json_object
+def add(
+    target: str,
+    events: Sequence[str],
+    agent_id: str | None,
+    label: tuple[str, str] | None,
+    token_file: TextIO | None,
+    as_json: bool,
+    **fields: Any,
+) -> None:
+    """Add a hook, and print its id.
+
+    TARGET is the URL of an ntfy topic, of an incoming webhook of Slack, Mattermost or Discord,
+    or of a program; or mailto:ADDRESS.
+    """
+    token = token_file.read().strip() if token_file else None
+    with service_client() as client:
+        if agent_id is not None:
+            known = agent_ids(client)
+            agent_id = find_agent_id(known, agent_id)
+            if agent_id not in known:
+                notice(f"no agent {agent_id} is registered yet{did_you_mean(known, agent_id)}")
+        hook = client.add_hook(
+            target,
+            events=events or None,
+            agent_id=agent_id,
+            label=label and ":".join(label),
+            token=token,
+            **fields,
+        )
+    print_json(hook) if as_json else print_line(hook["id"])
+    notice(f"send a test with: taskservice hook test {hook['id']}")
+
+
+@command.command("list", epilog=examples("taskservice hook list"))
+@json_lines
+def list_all(as_json: bool) -> None:
+    """List hooks, oldest first, with the reason why a hook was turned off."""
+    with service_client() as client:
+        hooks = client.hooks()
+    if as_json:
+        for hook in hooks:
+            print_json(hook)
+    else:
+        length = id_length([hook["id"] for hook in hooks])
+        print_table([HEADER, *(_row(hook, length) for hook in hooks)])
+
+
+@command.command("show", epilog=examples("taskservice hook show 01a20e63-9249-713c"))
+@hook_argument
+@json_object
+def show(hook_id: str, as_json: bool) -> None:
+    """Show a hook, with its last deliveries and why they failed."""
+    with service_client() as client:
+        hook = _find(client, hook_id)
+        deliveries = client.hook_deliveries(hook["id"])
+    if as_json:
+        print_json({**hook, "deliveries": deliveries})
+        return
+    for name, value in hook.items():
+        print_line(f"{name + ':':17}{_text(name, value)}")
+    print_line()
+    print_table([DELIVERY_HEADER, *map(_delivery_row, deliveries[:SHOWN_DELIVERIES])])
+
+
+@command.command("test", epilog=examples("taskservice hook test 01a20e63-9249-713c"))
+@hook_argument
+@json_object
+def test(hook_id: str, as_json: bool) -> None:
+    """Send a sample to a hook, and print the outcome in one sentence.
+
+    The exit code is 1 if it was not delivered.
+    """
+    with service_client() as client:
+        outcome = client.test_hook(_find(client, hook_id)["id"])
+    print_json(outcome) if as_json else print_line(outcome["message"])
+    sys.exit(0 if outcome["delivered"] else 1)
+
+
+@command.command("on", epilog=examples("taskservice hook on 01a20e63-9249-713c"))
+@hook_argument
+@json_object
+def turn_on(hook_id: str, as_json: bool) -> None:
+    """Turn on a hook that was turned off; it also gets what has been pending for up to a day."""
+    with service_client() as client:
+        hook = client.change_hook(_find(client, hook_id)["id"], state=ACTIVE)
+    print_json(hook) if as_json else print_line(f"{hook['id']} is on")
+
+
+@command.command("delete", epilog=examples("taskservice hook delete 01a20e63-9249-713c"))
+@hook_argument
+@json_object
+def delete(hook_id: str, as_json: bool) -> None:
+    """Delete a hook, and send nothing more to it."""
+    with service_client() as client:
+        hook = _find(client, hook_id)
+        client.delete_hook(hook["id"])
+    print_json(hook) if as_json else print_line(f"{hook['id']} is deleted")
+
+
+def _find(client: Client, text: str) -> Hook:
+    """The only hook whose id has this prefix."""
+    found = [hook for hook in client.hooks() if text and hook["id"].startswith(text.lower())]
+    if not found:
+        exit_with_error(f"No hook matches {text}")
+    if len(found) > 1:
+        ids = " and ".join(hook["id"] for hook in found[:2])
+        exit_with_error(f"Several hooks match {text}, such as {ids}", AMBIGUOUS)
+    return found[0]
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(value)
+    return str((with_offset(value) if name.endswith("At") else value) or "-")
+
+
+def _row(hook: Hook, length: int) -> tuple[str, ...]:
+    is_default = set(hook["events"]) == set(DEFAULT_EVENTS)
+    return (
+        hook["id"][:length],
+        hook["state"],
+        hook["format"],
+        hook["name"],
+        "default" if is_default else " ".join(hook["events"]),
+        hook["agentId"] or "-",
+        hook["label"] or "-",
+        local_time(hook["lastDeliveredAt"]),
+        hook["reason"] or "-",
+    )
+
+
+def _delivery_row(delivery: dict[str, Any]) -> tuple[str, ...]:
+    attempts = delivery["attempts"]
+    return (
+        local_time(delivery["createdAt"], "seconds"),
+        delivery["event"],
+        delivery["agentId"],
+        (delivery["taskId"] or "-")[:SHORT_ID],
+        delivery["state"],
+        local_time(delivery["nextAttemptAt"], "seconds"),
+        attempts[-1]["message"] if attempts else "-",
+    )

@@ -1,0 +1,181 @@
+"""`taskservice hook`: hooks added, listed, shown, tested, turned on and deleted."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from standardwebhooks import Webhook
+
+from taskservice.terms import DEFAULT_EVENTS
+from tests.support.agent_machine import AgentMachine, objects
+from tests.support.api_client import RemoteClient
+from tests.support.receiver import Receiver, answer, in_turn
+from tests.support.waiting import until
+
+
+@pytest.fixture(autouse=True)
+def no_hooks(remote_alice: RemoteClient) -> None:
+    for hook in remote_alice.request("GET", "/hook").json():
+        remote_alice.request("DELETE", f"/hook/{hook['id']}").raise_for_status()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver
+
+
+def add(machine: AgentMachine, *arguments: str, **options: str) -> str:
+    """The id of a new hook."""
+    added = machine.run("hook", "add", *arguments, **options)
+    assert added.returncode == 0, added.stderr
+    return added.stdout.strip()
+
+
+def fail(machine: AgentMachine, agent: str) -> None:
+    assert machine.run("run", "--agent", agent, "--", "false").returncode == 1
+
+
+def test_added_hook_is_told_when_an_agent_breaks(
+    remote_alice: RemoteClient, machine: AgentMachine, receiver: Receiver
+) -> None:
+    added = machine.run("hook", "add", f"{receiver.url}hook")
+    hook_id = added.stdout.strip()
+    assert added.stderr == f"taskservice: send a test with: taskservice hook test {hook_id}\n"
+    hook = remote_alice.request("GET", f"/hook/{hook_id}").json()
+    assert (hook["format"], hook["events"]) == ("standard", list(DEFAULT_EVENTS))
+    fail(machine, "nightly")
+    (webhook,) = receiver.wait_for(1)
+    secret = remote_alice.request("GET", "/callback-secret").json()["secret"]
+    event = Webhook(secret).verify(webhook.body, webhook.headers)
+    assert (event["type"], event["data"]["agent"]["id"]) == ("agent.broken", "nightly")
+    until(lambda: "delivered" in machine.run("hook", "show", hook_id).stdout.splitlines()[-1])
+    header, row = machine.run("hook", "list").stdout.splitlines()
+    assert header.split("  ")[0] == "ID"
+    assert row.split()[:5] == [hook_id[:13], "active", "standard", "127.0.0.1", "default"]
+    (listed,) = objects(machine.run("hook", "list", "--json").stdout)
+    assert listed["lastDeliveredAt"] is not None
+
+
+def test_options_say_what_is_told_and_how(
+    remote_alice: RemoteClient, machine: AgentMachine, receiver: Receiver
+) -> None:
+    for agent_id in ("reader", "reviewer"):
+        remote_alice.request("PUT", f"/agent/{agent_id}").raise_for_status()
+    options = ["--name", "Phone", "--format", "ntfy", "--event", "task.ended", "--event"]
+    options += ["task.asks", "--agent", "read", "--label", "env=prod", "--answer-links", "--json"]
+    target = f"{receiver.url}alerts"
+    (hook,) = objects(add(machine, target, *options, "--token-file", "-", input="tk_from_stdin\n"))
+    (shown,) = objects(machine.run("hook", "show", hook["id"], "--json").stdout)
+    assert shown == hook | {"deliveries": []}
+    wanted = {
+        "name": "Phone", "target": target, "format": "ntfy", "events": ["task.ended", "task.asks"],
+        "agentId": "reader", "label": "env:prod", "answerLinks": True,
+    }  # fmt: skip
+    assert hook | wanted == hook
+    file = machine.home / "token.txt"
+    file.write_text("tk_from_file\n")
+    other = add(machine, target, "--format", "ntfy", "--token-file", str(file))
+    for hook_id, token in ((hook["id"], "tk_from_stdin"), (other, "tk_from_file")):
+        assert machine.run("hook", "test", hook_id).returncode == 0
+        *_, request = receiver.requests
+        assert request.headers["authorization"] == f"Bearer {token}"
+        assert json.loads(request.body)["topic"] == "alerts"
+
+
+def test_agent_that_does_not_exist_is_named_with_similar_ones(
+    remote_alice: RemoteClient, machine: AgentMachine, receiver: Receiver
+) -> None:
+    remote_alice.request("PUT", "/agent/summarizer").raise_for_status()
+    added = machine.run("hook", "add", receiver.url, "--agent", "sumarizer")
+    first = "no agent sumarizer is registered yet; did you mean summarizer?"
+    assert added.stderr.splitlines()[0] == f"taskservice: {first}"
+    hook = remote_alice.request("GET", f"/hook/{added.stdout.strip()}").json()
+    assert hook["agentId"] == "sumarizer"
+
+
+def test_wrong_hook_is_refused_in_one_line(machine: AgentMachine, receiver: Receiver) -> None:
+    for arguments, reason in (
+        (["http://169.254.169.254/"], "target: "),
+        (["mailto:ann@example.org"], "SMTP_URL"),
+        ([receiver.url, "--format", "ntfy"], "topic"),
+    ):
+        refused = machine.run("hook", "add", *arguments)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        (line,) = refused.stderr.splitlines()
+        assert reason in line
+    assert machine.run("hook", "add", receiver.url, "--event", "task.started").returncode == 2
+    assert machine.run("hook", "add", receiver.url, "--token-file", "/nowhere").returncode == 2
+    assert objects(machine.run("hook", "list", "--json").stdout) == []
+
+
+def test_agent_key_is_told_that_hooks_need_a_user_key(
+    remote_alice: RemoteClient, machine: AgentMachine, receiver: Receiver
+) -> None:
+    remote_alice.request("PUT", "/agent/reader").raise_for_status()
+    fields = {"name": "machine", "agentId": "reader"}
+    machine.key = remote_alice.request("POST", "/key", json=fields).json()["key"]
+    for arguments in (["add", receiver.url], ["list"], ["show", "01"]):
+        refused = machine.run("hook", *arguments)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "user key" in refused.stderr
+
+
+def test_test_says_what_happened(machine: AgentMachine, receiver: Receiver) -> None:
+    receiver.answer = in_turn(answer(204), answer(500), answer(500))
+    hook_id = add(machine, f"{receiver.url}hook")
+    done = machine.run("hook", "test", hook_id)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "204" in done.stdout
+    failed = machine.run("hook", "test", hook_id)
+    assert (failed.returncode, failed.stderr) == (1, "")
+    assert "500" in failed.stdout
+    failed = machine.run("hook", "test", hook_id, "--json")
+    assert failed.returncode == 1
+    (outcome,) = objects(failed.stdout)
+    assert (outcome["delivered"], outcome["statusCode"]) == (False, 500)
+
+
+def test_hook_that_was_turned_off_says_why_and_is_turned_on(
+    machine: AgentMachine, receiver: Receiver
+) -> None:
+    receiver.answer = in_turn(answer(410), answer(204))
+    hook_id = add(machine, f"{receiver.url}hook", "--event", "task.failed")
+    fail(machine, "gone")
+    until(lambda: " off " in machine.run("hook", "list").stdout)
+    _, row = machine.run("hook", "list").stdout.splitlines()
+    assert "410" in row
+    shown = machine.run("hook", "show", hook_id).stdout.splitlines()
+    assert "state:           off" in shown
+    (reason,) = (line for line in shown if line.startswith("reason:"))
+    assert "410" in reason
+    assert " task.failed " in shown[-1]
+    assert " failed " in shown[-1]
+    assert "410" in shown[-1]
+    # Nothing is told while it is off.
+    fail(machine, "gone")
+    assert machine.run("hook", "on", hook_id).stdout == f"{hook_id} is on\n"
+    fail(machine, "gone")
+    receiver.wait_for(2)
+    states = machine.run("hook", "show", hook_id, "--json").stdout
+    (hook,) = objects(states)
+    assert (hook["state"], hook["reason"], len(hook["deliveries"])) == ("active", None, 2)
+
+
+def test_hook_is_found_by_the_beginning_of_its_id(
+    machine: AgentMachine, receiver: Receiver
+) -> None:
+    first, second = (add(machine, f"{receiver.url}{name}") for name in ("one", "two"))
+    # The first digits are those of the time.
+    several = machine.run("hook", "delete", first[:4])
+    assert (several.returncode, several.stdout) == (2, "")
+    assert f"Several hooks match {first[:4]}, such as {first} and {second}" in several.stderr
+    for unknown in ("ffff", "no-id", ""):
+        result = machine.run("hook", "show", unknown)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr == f"taskservice: No hook matches {unknown}".rstrip() + "\n"
+    assert machine.run("hook", "delete", first[:18].upper()).stdout == f"{first} is deleted\n"
+    (left,) = objects(machine.run("hook", "list", "--json").stdout)
+    assert left["id"] == second
+    (deleted,) = objects(machine.run("hook", "delete", second, "--json").stdout)
+    assert deleted == left
