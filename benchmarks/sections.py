@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.command import UNMEASURABLE, reason
 from benchmarks.contents import LINES, Contents, add_person, fill, multiply
 from benchmarks.growth import GROWTH, growth
-from benchmarks.load import load
+from benchmarks.load import load, load_once
 from benchmarks.servers import Server, on_both, ours, running
 from benchmarks.stores import durable_postgresql
 from benchmarks.table import GTHREAD, Goal, Row, Run, interleaved, row
@@ -176,6 +176,37 @@ def slow_sync(folder: Path) -> Path:
     return library
 
 
+# --- hooks --------------------------------------------------------------------------------
+
+MANY_HOOKS = 50
+REPORTS = 100
+HOOKS = (
+    Goal("report, with 50 hooks that it does not concern: more than without", "", "ms",
+         0.5, 0.2, True, True),
+)  # fmt: skip
+
+
+def hooks(run: Run) -> list[Row]:
+    """The median of one client's reports that end a task, with hooks less without."""
+    with ours(run.subfolder("hooks") / "ours") as service:
+        people = {name: add_person(service, name) for name in ("none", "hooks")}
+        for number in range(MANY_HOOKS):
+            hook = {"target": f"https://hooks{number}.invalid/"}
+            people["hooks"].call("POST", "/hook", json=hook)
+
+        def reported(name: str) -> float:
+            person = people[name]
+            start, end = {"agentId": "bench", "claim": True}, b'{"status":"complete"}'
+            count = max(10, round(REPORTS * run.scale))
+            ids = [person.call("POST", "/task", json=start).json()["id"] for _ in range(count)]
+            reports = [person.request("PATCH", f"/task/{task_id}", end) for task_id in ids]
+            return load_once(service.port, reports).p50
+
+        p50 = interleaved(run.rounds * 2, {name: partial(reported, name) for name in people})
+    more = [own - other for own, other in zip(p50["hooks"], p50["none"], strict=True)]
+    return [row(HOOKS[0], more, {})]
+
+
 # --- the whole list -----------------------------------------------------------------------
 
 LISTS = (
@@ -296,6 +327,7 @@ SECTIONS: dict[str, Section] = {
     "writes": Section(WRITES, writes),
     "four": Section(WRITES_OF_FOUR, writes_of_four),
     "slow-disk": Section(WRITES_TO_SLOW_DISK, writes_to_slow_disk),
+    "hooks": Section(HOOKS, hooks),
     "list": Section(LISTS, whole_list),
     "growth": Section(GROWTH, growth),
     "start": Section(START, start),

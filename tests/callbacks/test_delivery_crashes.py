@@ -108,6 +108,7 @@ class Client:
     def __init__(self, service: Service, key: str, receiver: Receiver) -> None:
         self.service, self.receiver = service, receiver
         self.person = RemoteClient(service.url, key)
+        self.first = len(receiver.requests)
 
     def call(self, method: str, path: str, **options: Any) -> Any:
         answer = self.person.request(method, path, **options)

@@ -49,6 +49,7 @@ def between_moments(function: Callable[..., T]) -> Callable[..., T]:
 
 for place, name, value in (
     (delivery_service, "LEASE_SECONDS", float(os.environ["CRASH_LEASE"])),
+    (delivery_service, "PAUSE_SECONDS", 0.3),
     (delivery_service, "SCHEDULE", (0.3,) * len(SCHEDULE)),
     (timeouts, "GRACE_SECONDS", 0.0),
     (maintenance, "ROUND_SECONDS", 0.3),
