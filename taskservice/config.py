@@ -167,7 +167,7 @@ class Config:
         "",
         _public_url,
         "URL of the service for links in messages; unset: `http://` and `BIND` if that is a "
-        "loopback address, else no links.",
+        "loopback address and `PROXY_HOPS` is 0, else no links.",
     )
     SMTP_URL: mail.Server | None = _setting(
         None,
@@ -214,7 +214,9 @@ class Config:
             )
         if self.SMTP_URL and not self.MAIL_FROM:
             raise ConfigError(f"{PREFIX}MAIL_FROM: is required with {PREFIX}SMTP_URL")
-        public_url = self.PUBLIC_URL or _loopback_url(self.BIND)
+        # Behind a proxy, people reach the service at an address that only they know.
+        own_url = "" if self.PROXY_HOPS else _loopback_url(self.BIND)
+        public_url = self.PUBLIC_URL or own_url
         key = self.SECRET_KEY or _stored_secret_key(self.secret_key_file, may_create)
         made = {"DATABASE_URL": url, "PUBLIC_URL": public_url, "SECRET_KEY": key}
         return Config(**{**self.__dict__, **made})
