@@ -229,7 +229,7 @@ def test_public_url_is_known_on_loopback(
     environ = {f"TASKSERVICE_{name}": text for name, text in settings.items()}
     assert known == Config.from_environment(environ).PUBLIC_URL
     behind_proxy = Config.from_environment(environ | {"TASKSERVICE_PROXY_HOPS": "1"})
-    assert behind_proxy.PUBLIC_URL == (known if public_url else "")
+    assert (known if public_url else "") == behind_proxy.PUBLIC_URL
 
 
 def test_setting_of_origins_is_checked() -> None:

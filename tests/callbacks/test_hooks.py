@@ -1,6 +1,8 @@
 """Hooks: which events are told to whom, when, and how often."""
 
 import json
+import os
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -20,6 +22,9 @@ from tests.support.internals import column
 from tests.support.maintenance import DAY, count, fall_silent
 from tests.support.receiver import Receiver, answer, silence
 from tests.support.waiting import until
+
+# In one message; `HOOK_FAILURES=10000` is what a broken release makes in a minute.
+FAILURES = int(os.environ.get("HOOK_FAILURES", "150"))
 
 
 def add_hook(person: ApiClient, target: str, **fields: Any) -> dict[str, Any]:
@@ -349,6 +354,27 @@ def test_people_get_one_message_and_then_a_pause(
         receiver.wait_for(2)
     message = receiver.requests[0].body.decode()
     assert "40 agents broke: agent-0, agent-1" in message
+
+
+def test_many_failures_are_one_message_for_people_and_delay_no_other_user(
+    app: Flask, alice: ApiClient, bob: ApiClient, receiver: Receiver
+) -> None:
+    add_hook(alice, f"{receiver.url}program", events=["task.failed"])
+    with Receiver() as phone, Receiver() as of_bob:
+        add_hook(alice, f"{phone.url}slack", events=["task.failed"])
+        failed = {run(alice, "error")["id"] for _ in range(FAILURES)}
+        add_hook(bob, of_bob.url, events=["task.ended"])
+        run(bob)
+        with looping(app):
+            of_bob.wait_for(1)
+            # Users take turns, so few of the others were sent before.
+            assert len(receiver.requests) < 64 < FAILURES
+            receiver.wait_for(FAILURES)
+        told_ids = Counter(
+            json.loads(each.body)["data"]["task"]["id"] for each in receiver.requests
+        )
+        assert told_ids == dict.fromkeys(failed, 1)
+        assert len(phone.requests) == 1
 
 
 def test_people_are_not_told_what_is_older_than_a_day(
