@@ -161,8 +161,12 @@ class _Request(BaseHTTPRequestHandler):
 
 
 def _described(webhook: bytes) -> str:
-    """A task in one line: its id and name, and its outcome."""
+    """A task in one line: its id and name, and its outcome; or the event of a hook."""
     task: dict[str, Any] = json.loads(webhook)
+    if "type" in task:
+        return (
+            f"{task['timestamp']} {task['type']} {task['data']['url'] or '-'}, signature verified"
+        )
     error = task.get("error")
     result = (
         f"{error['type']}: {error['message']}"

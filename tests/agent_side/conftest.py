@@ -8,6 +8,7 @@ import pytest
 from taskservice.client import http, outbox
 from tests.support.agent_machine import AgentMachine, machine_of
 from tests.support.api_client import RemoteClient
+from tests.support.documents import ROOT, Terminal, install_commands
 from tests.support.service import Service
 
 
@@ -44,3 +45,14 @@ def machine(remote_alice: RemoteClient, tmp_path: Path) -> Iterator[AgentMachine
     machine = machine_of(remote_alice, tmp_path / "home")
     yield machine
     machine.kill_left()
+
+
+@pytest.fixture
+def agents_terminal(terminal: Terminal, machine: AgentMachine, tmp_path: Path) -> Terminal:
+    """A terminal on the agent's machine, where `taskservice` and `python` are installed."""
+    folder = install_commands(tmp_path / "bin")
+    terminal.run(
+        f"export PATH={folder}:$PATH PYTHONPATH={ROOT} XDG_STATE_HOME={tmp_path}\n"
+        f"export TASKSERVICE_URL={machine.url} TASKSERVICE_APIKEY={machine.key}"
+    )
+    return terminal

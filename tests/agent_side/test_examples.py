@@ -165,17 +165,6 @@ def test_receiver_takes_only_what_is_signed(
 # --- the document ------------------------------------------------------------------------
 
 
-@pytest.fixture
-def agents_terminal(terminal: Terminal, machine: AgentMachine, tmp_path: Path) -> Terminal:
-    """A terminal on the agent's machine, where `taskservice` and `python` are installed."""
-    folder = install_commands(tmp_path / "bin")
-    terminal.run(
-        f"export PATH={folder}:$PATH PYTHONPATH={ROOT} XDG_STATE_HOME={tmp_path}\n"
-        f"export TASKSERVICE_URL={machine.url} TASKSERVICE_APIKEY={machine.key}"
-    )
-    return terminal
-
-
 def test_documented_shell_agent(remote_alice: RemoteClient, agents_terminal: Terminal) -> None:
     block = block_in("guides", "agent: shell")
     agents_terminal.run(block)

@@ -10,13 +10,14 @@ from taskservice.terms import DEFAULT_EVENTS
 from tests.support.agent_machine import AgentMachine, objects
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Receiver, answer, in_turn
+from tests.support.service import Service
 from tests.support.waiting import until
 
 
-@pytest.fixture(autouse=True)
-def no_hooks(remote_alice: RemoteClient) -> None:
-    for hook in remote_alice.request("GET", "/hook").json():
-        remote_alice.request("DELETE", f"/hook/{hook['id']}").raise_for_status()
+@pytest.fixture
+def remote_alice(shared_service: Service) -> RemoteClient:
+    """A user without any hooks, whose agents have never failed."""
+    return shared_service.add_user()
 
 
 @pytest.fixture

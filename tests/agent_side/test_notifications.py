@@ -1,0 +1,172 @@
+"""The guide "Be told": each of its recipes tells a stand-in for a phone, a chat or a mailbox."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from taskservice.terms import DEFAULT_EVENTS, EVENTS
+from tests.support.agent_machine import AgentMachine, machine_of, objects, the_task
+from tests.support.api_client import RemoteClient
+from tests.support.documents import Terminal, blocks, table
+from tests.support.mail_server import MailServer
+from tests.support.receiver import Receiver
+from tests.support.service import Service, free_port
+
+GUIDE = "docs/guides/notifications.md"
+
+
+def block(part: str) -> str:
+    (found,) = blocks(GUIDE, f"notifications: {part}")
+    return found
+
+
+@pytest.fixture
+def remote_alice(shared_service: Service) -> RemoteClient:
+    """A user without any hooks, whose agents have never failed."""
+    return shared_service.add_user()
+
+
+@pytest.fixture
+def stand_in() -> Iterator[Receiver]:
+    """In place of the servers of ntfy and of the chats; their formats have their own tests."""
+    with Receiver() as receiver:
+        yield receiver
+
+
+def test_phone_is_told_of_a_failure(
+    remote_alice: RemoteClient, agents_terminal: Terminal, stand_in: Receiver
+) -> None:
+    command = block("phone")
+    topic = "https://ntfy.sh/backups-7Kq2vX9mTz"
+    assert topic in command
+    # The format follows from the public server only.
+    target = f"{stand_in.url}backups-7Kq2vX9mTz --format ntfy"
+    assert "204" in agents_terminal.run(command.replace(topic, target))
+    agents_terminal.run(block("failure"))
+    _, request = stand_in.wait_for(2)
+    message = json.loads(request.body)
+    assert message["topic"] == "backups-7Kq2vX9mTz"
+    assert message["title"] == "backup failed"
+    assert "Exit status 3" in message["message"]
+    assert message["click"] == f"{remote_alice.url}/tasks/{the_task(remote_alice)['id']}"
+    shown = agents_terminal.run(block("look"))
+    (hook,) = remote_alice.request("GET", "/hook").json()
+    assert hook["id"][:13] in shown
+    assert "agent.broken" in shown.splitlines()[-1]
+
+
+def test_own_server_gets_the_token(
+    agents_terminal: Terminal, machine: AgentMachine, stand_in: Receiver, tmp_path: Path
+) -> None:
+    (tmp_path / "token.txt").write_text("tk_secret\n")
+    command = block("own server").replace("https://ntfy.example.org/", stand_in.url)
+    hook_id = agents_terminal.run(command).splitlines()[0]
+    assert machine.run("hook", "test", hook_id).returncode == 0
+    assert stand_in.requests[0].headers["authorization"] == "Bearer tk_secret"
+
+
+def test_chats_get_a_text(
+    remote_alice: RemoteClient, agents_terminal: Terminal, machine: AgentMachine, stand_in: Receiver
+) -> None:
+    # As printed they are not sent to, since only this machine may be.
+    agents_terminal.run(block("chats"))
+    added = remote_alice.request("GET", "/hook").json()
+    assert [hook["format"] for hook in added] == ["slack", "slack", "slack"]
+    for hook in added:
+        path = f"/hook/{hook['id']}"
+        changes = {"target": f"{stand_in.url}hook"}
+        remote_alice.request("PATCH", path, json=changes).raise_for_status()
+        assert machine.run("hook", "test", hook["id"]).returncode == 0
+    for request in stand_in.requests:
+        assert list(json.loads(request.body)) == ["text"]
+
+
+def test_mailbox_is_told_of_a_failure(tmp_path: Path) -> None:
+    settings = dict(
+        line.removeprefix("TASKSERVICE_").split("=", 1) for line in block("settings").splitlines()
+    )
+    with MailServer() as server:
+        settings["SMTP_URL"] = server.url
+        with Service(tmp_path / "data", **settings) as service:
+            machine = machine_of(service.add_user(), tmp_path / "home")
+            words = block("mail").split()
+            assert words[0] == "taskservice"
+            assert machine.run(*words[1:]).returncode == 0
+            assert machine.run("run", "--agent", "backup", "--", "false").returncode == 1
+            (mail,) = server.wait_for(1)
+    assert (mail.sender, mail.recipients) == ("tasks@example.org", ["ann@example.org"])
+    assert mail.message["Subject"] == "backup failed: Exit status 1"
+    assert "https://tasks.example.org/tasks/" in mail.text
+
+
+def test_program_is_told_as_the_guide_shows(
+    remote_alice: RemoteClient, machine: AgentMachine, agents_terminal: Terminal, tmp_path: Path
+) -> None:
+    port = free_port()
+    listener = machine.spawn("listen", "--port", str(port))
+    assert listener.stderr is not None
+    assert listener.stdout is not None
+    assert "listening on" in listener.stderr.readline()
+    agents_terminal.run(block("program").replace("9000", str(port)))
+    run = ["run", "--agent", "backup", "--label", "env=prod"]
+    machine.run(*run, "--", "false")
+    page = f"{remote_alice.url}/tasks/{the_task(remote_alice)['id']}"
+    lines = [listener.stdout.readline().split(maxsplit=1)[1] for _ in range(2)]
+    assert sorted(lines) == [
+        f"agent.broken {page}, signature verified\n",
+        f"task.ended {page}, signature verified\n",
+    ]
+    machine.run("run", "--agent", "other", "--", "false")
+    (hook,) = objects(machine.run("hook", "list", "--json").stdout)
+    (shown,) = objects(machine.run("hook", "show", hook["id"], "--json").stdout)
+    assert len(shown["deliveries"]) == 2
+
+
+def test_receiver_of_webhooks_receives_events_too(
+    remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path
+) -> None:
+    (receiver,) = blocks("docs/guides/receivers.md", "receiver: python")
+    lines, port = receiver.splitlines(), str(free_port())
+    for name, line in zip(("verify(", "print("), block("receiver").splitlines(), strict=True):
+        (place,) = (number for number, each in enumerate(lines) if name in each)
+        indent = lines[place][: len(lines[place]) - len(lines[place].lstrip())]
+        lines[place] = indent + line.strip()
+    program = "\n".join(lines).replace("9000", port)
+    secret = remote_alice.request("GET", "/callback-secret").json()["secret"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**machine.environment, "CALLBACK_SECRET": secret},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        machine.run("hook", "add", f"http://127.0.0.1:{port}/", "--event", "task.failed")
+        machine.run("run", "--agent", "backup", "--", "false")
+        page = f"{remote_alice.url}/tasks/{the_task(remote_alice)['id']}"
+        assert process.stdout.readline() == f"task.failed {page}\n"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_documented_body_of_an_event_is_what_is_sent(
+    remote_alice: RemoteClient, machine: AgentMachine, stand_in: Receiver
+) -> None:
+    machine.run("hook", "add", f"{stand_in.url}hook", "--event", "agent.broken")
+    machine.run("run", "--agent", "backup", "--", "false")
+    (request,) = stand_in.wait_for(1)
+    sent, documented = json.loads(request.body), json.loads(block("body"))
+    assert sent.keys() == documented.keys()
+    assert list(sent["data"]) == list(documented["data"])
+    assert sent["data"]["agent"].keys() == documented["data"]["agent"].keys()
+    assert sent["data"]["task"]["id"] == the_task(remote_alice)["id"]
+
+
+def test_table_has_every_event_those_told_by_default_first() -> None:
+    documented = [row[0].strip("`") for row in table(GUIDE, "## What is told, and when")]
+    assert set(documented) == set(EVENTS)
+    assert set(documented[: len(DEFAULT_EVENTS)]) == set(DEFAULT_EVENTS)
