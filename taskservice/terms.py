@@ -81,8 +81,9 @@ AGENT_STATES = (OK, BROKEN)
 Sort = Literal["-createdAt", "createdAt", "finishedAt"]
 SORTS: tuple[str, ...] = get_args(Sort)
 
-# The name that `endedBy` has for the service itself.
+# The name that `endedBy` has for the service itself, and `answeredBy` for an answer link.
 SERVICE = "service"
+LINK = "link"
 
 LABEL_KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 AGENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

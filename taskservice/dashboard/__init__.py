@@ -2,7 +2,7 @@
 
 from flask import Flask
 
-from taskservice.dashboard import agents, keys, questions, sessions, sign_in, tasks
+from taskservice.dashboard import agents, answer_links, keys, questions, sessions, sign_in, tasks
 from taskservice.dashboard.pages import dashboard, unknown_page
 
 for blueprint in (
@@ -12,6 +12,7 @@ for blueprint in (
     tasks.reruns,
     agents.blueprint,
     keys.blueprint,
+    answer_links.blueprint,
 ):
     dashboard.register_blueprint(blueprint)
 

@@ -43,6 +43,7 @@ dashboard.before_request(ignore_dates)
 STATIC = "dashboard.static"
 ICON = "dashboard.icon"
 SIGN_IN = "dashboard.sign_in"
+ANSWER_LINKS = "dashboard.answer_links"
 LIST = "dashboard.tasks.list_all"
 # The pages that list tasks. Links to tasks contain the way back to the list, as `?back=`.
 LISTS = {LIST, "dashboard.agents.list_all", "dashboard.agents.show"}
@@ -79,7 +80,7 @@ POLICY = "; ".join(
 @dashboard.before_request
 def require_session() -> AnyResponse | None:
     """Send visitors who are not signed in to the sign-in page, and check the token of forms."""
-    if request.endpoint in (STATIC, ICON):
+    if request.endpoint in (STATIC, ICON) or request.blueprint == ANSWER_LINKS:
         return None
     if not _is_signed_in():
         signs_in = (request.endpoint or "").startswith(f"{SIGN_IN}.")
@@ -102,7 +103,7 @@ def set_security_headers(response: Response) -> Response:
     """Keep pages from being cached, and from running or being framed by foreign code."""
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "same-origin"
+    response.headers.setdefault("Referrer-Policy", "same-origin")
     if request.endpoint not in (STATIC, ICON):
         response.headers["Cache-Control"] = "no-store"
         response.vary.add("Cookie")

@@ -19,7 +19,7 @@ from taskservice.schemas.tasks import question_schema
 from taskservice.services import questions as question_service
 from taskservice.services import tasks
 from taskservice.terminal import escaped, shortened
-from taskservice.terms import ACCEPT, ANSWERED, DECLINE, OPEN, QUESTION_CLOSED
+from taskservice.terms import ACCEPT, ANSWERED, DECLINE, LINK, OPEN, QUESTION_CLOSED
 from taskservice.web.request import require_id
 
 blueprint = Blueprint("questions", __name__)
@@ -50,17 +50,22 @@ def answer(task_id: str, question_id: str) -> AnyResponse:
     """Errors are shown next to their fields, which keep the user's input."""
     caller.require_user_key()
     question = _question(task_id, question_id)
-    schema, typed = question["schema"], texts(request.form)
-    content, errors = schema_form.content_of(schema, typed)
-    declines = request.form.get("action") == DECLINE
-    if not declines and question["state"] == OPEN:
-        problems = json_schema.answer_problems(schema, content)
-        errors = schema_form.by_property(schema, problems, "content")[0] | errors
-        if errors:
-            return _page(task_id, question, typed, errors)
-    flash(_answer(task_id, question, None if declines else content))
+    content, errors = submitted(question)
+    if errors and question["state"] == OPEN:
+        return _page(task_id, question, texts(request.form), errors)
+    flash(_answer(task_id, question, content))
     # The page with the form: the list, or by default the task's page.
     return redirect_to_page(request.form.get("back", ""), "tasks.show", task_id=task_id)
+
+
+def submitted(question: Json) -> tuple[Json | None, Errors]:
+    """The answer in the submitted form, or None if it declines; and the errors of its fields."""
+    if request.form.get("action") == DECLINE:
+        return None, {}
+    schema = question["schema"]
+    content, errors = schema_form.content_of(schema, texts(request.form))
+    problems = json_schema.answer_problems(schema, content)
+    return content, schema_form.by_property(schema, problems, "content")[0] | errors
 
 
 def _answer(task_id: str, question: Json, content: Json | None) -> str:
@@ -72,13 +77,18 @@ def _answer(task_id: str, question: Json, content: Json | None) -> str:
         if problem.code != QUESTION_CLOSED:
             raise
         return _closed_sentence(_question(task_id, question["id"]))
+    return outcome_text(question, content)
+
+
+def outcome_text(question: Json, content: Json | None) -> str:
+    """The message after an answer, or after declining with None."""
     return "Declined." if content is None else f"Answered: {_answer_text(question, content)}"
 
 
 def _closed_sentence(question: Json) -> str:
     """The message for a question that is no longer open, with its answer."""
     name = question["answeredBy"]
-    by = f" by key “{name}”" if name else ""
+    by = f" by {'an answer link' if name == LINK else f'key “{name}”'}" if name else ""
     if question["state"] != ANSWERED:
         return f"Nothing was sent. The question is {question['state']}{by}."
     answer = _answer_text(question, question["answer"])
@@ -105,10 +115,11 @@ def _in_words(question: Json, content: Json) -> list[tuple[str, str]]:
 def _question(task_id: str, question_id: str) -> Json:
     """The question as the API returns it. Raises 404."""
     task_id, question_id = require_id("task", task_id), require_id("question", question_id)
-    return _loaded(question_service.get(caller, task_id, question_id))
+    return loaded(question_service.get(caller, task_id, question_id))
 
 
-def _loaded(row: AnyRow) -> Json:
+def loaded(row: AnyRow) -> Json:
+    """The question of a row as the API returns it."""
     question: Json = strict_json.loads(strict_json.dumps(question_schema.dump(row)))
     return question
 
@@ -120,7 +131,7 @@ def _page(
         "question.html",
         422 if errors else 200,
         task=tasks.get(caller, task_id),
-        question=_form(question, task_id, typed, errors),
+        question=form(question, task_id, typed, errors),
         back=request.values.get("back", ""),
     )
 
@@ -129,10 +140,13 @@ def _page(
 # has additional members: `taskId`, `fields` and `buttons`.
 
 
-def _form(
-    question: Json, task_id: str, typed: Texts | None = None, errors: Errors | None = None
+def form(
+    question: Json, task_id: str | None, typed: Texts | None = None, errors: Errors | None = None
 ) -> Json:
-    """The form of an open question, by default with the defaults of its schema."""
+    """The form of an open question, by default with the defaults of its schema.
+
+    Without `task_id`, it is the form of an answer link, which is sent to the link itself.
+    """
     schema = question["schema"]
     if typed is None:
         typed = schema_form.texts_of(schema, schema_form.defaults(schema))
@@ -156,12 +170,12 @@ def _buttons(fields: Sequence[Field]) -> list[Choice]:
 
 def forms(task: Any) -> list[Json]:
     """The open questions of a task, oldest first."""
-    return [_form(question, task.id) for question in open_questions(task.questions)]
+    return [form(question, task.id) for question in open_questions(task.questions)]
 
 
 def ended(task_id: str) -> list[Json]:
     """The last questions of a task that are no longer open, newest first; answers in words."""
-    questions = map(_loaded, question_service.ended(task_id, SHOWN_ENDED))
+    questions = map(loaded, question_service.ended(task_id, SHOWN_ENDED))
     return [{**each, "answer": _in_words(each, each["answer"] or {})} for each in questions]
 
 

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
-from urllib.parse import quote
 
 import orjson
 from marshmallow import ValidationError
@@ -14,7 +13,7 @@ from marshmallow import ValidationError
 from taskservice.dashboard.formatting import pretty
 from taskservice.errors import from_exception, sentences
 from taskservice.schemas import strict_json
-from taskservice.schemas.json_schema import input_problems
+from taskservice.schemas.json_schema import field_name, input_problems, options, plain
 
 Json: TypeAlias = dict[str, Any]
 # The name of a field in the form -> its texts: several for checkboxes, none if left empty.
@@ -37,7 +36,6 @@ LONG = 200
 MAX_REFERENCES = 8
 
 _INPUT_TYPES = {"email": "email", "uri": "url", "date": "date", "date-time": "datetime-local"}
-_BOOLEAN = [(True, "Yes"), (False, "No")]
 
 
 class Choice(NamedTuple):
@@ -63,7 +61,7 @@ class Field:
     @property
     def key(self) -> str:
         """Its name in the form, which is also used in HTML ids."""
-        return _key(self.name)
+        return field_name(self.name)
 
     @property
     def label(self) -> str:
@@ -121,10 +119,7 @@ class Field:
     @cached_property
     def _options(self) -> list[tuple[Any, str]]:
         """The values to choose from, each with its label; empty if it is not a choice."""
-        kind = self.schema.get("type")
-        if kind == "boolean":
-            return _BOOLEAN
-        return _options(self.schema.get("items", {}) if kind == "array" else self.schema)
+        return options(self.schema)
 
     @property
     def _labels(self) -> dict[str, str]:
@@ -194,7 +189,7 @@ class Field:
     def in_words(self, value: Any) -> str:
         """A value for a person."""
         values = value if self.kind == CHOICES and isinstance(value, list) else [value]
-        return ", ".join(self._labels.get(_text(each), _plain(each)) for each in values)
+        return ", ".join(self._labels.get(_text(each), plain(each)) for each in values)
 
 
 def fields(schema: Json, texts: Texts | None = None, errors: Errors | None = None) -> list[Field]:
@@ -204,7 +199,7 @@ def fields(schema: Json, texts: Texts | None = None, errors: Errors | None = Non
         own, is_nullable = _without_null(_resolved(each, schema), schema)
         if "items" in own:
             own = {**own, "items": _resolved(own["items"], schema)}
-        typed, wrong = (texts or {}).get(_key(name), ()), (errors or {}).get(name, ())
+        typed, wrong = (texts or {}).get(field_name(name), ()), (errors or {}).get(name, ())
         is_required = name in schema.get("required", ())
         found.append(Field(name, own, is_required, is_nullable, typed, wrong))
     return found
@@ -257,11 +252,6 @@ def by_property(schema: Json, errors: Errors, prefix: str) -> tuple[Errors, Erro
 # --- the schema ----------------------------------------------------------------------------
 
 
-def _key(name: str) -> str:
-    # Browsers change some characters of names, such as line ends.
-    return f"field.{quote(name, safe='')}"
-
-
 def _resolved(schema: Any, root: Json) -> Json:
     """The schema with its reference to a part of `root` resolved; {} if it can't be."""
     for _ in range(MAX_REFERENCES):
@@ -289,27 +279,12 @@ def _without_null(schema: Json, root: Json) -> tuple[Json, bool]:
     if isinstance(kinds, list) and "null" in kinds and len(kinds) == 2:
         (kind,) = (each for each in kinds if each != "null")
         return {**schema, "type": kind}, True
-    options = schema.get("anyOf")
-    others = [each for each in options or () if each != {"type": "null"}]
-    if isinstance(options, list) and len(others) == 1 and len(options) == 2:
+    variants = schema.get("anyOf")
+    others = [each for each in variants or () if each != {"type": "null"}]
+    if isinstance(variants, list) and len(others) == 1 and len(variants) == 2:
         siblings = {name: value for name, value in schema.items() if name != "anyOf"}
         return {**_resolved(others[0], root), **siblings}, True
     return schema, False
-
-
-def _options(schema: Json) -> list[tuple[Any, str]]:
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if isinstance(values, list):
-        names = schema.get("enumNames")
-        names = names if isinstance(names, list) else []
-        titles = [*map(str, names), *map(_plain, values[len(names) :])]
-        return [(value, title or "“”") for value, title in zip(values, titles, strict=False)]
-    options = schema.get("oneOf", schema.get("anyOf"))
-    if not isinstance(options, list):
-        return []
-    if not all(isinstance(each, dict) and "const" in each for each in options):
-        return []
-    return [(each["const"], str(each.get("title") or _plain(each["const"]))) for each in options]
 
 
 def _whole(bound: Any) -> int | None:
@@ -321,10 +296,6 @@ def _whole(bound: Any) -> int | None:
 
 def _text(value: Any) -> str:
     return strict_json.dumps(value).decode()
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else _text(value)
 
 
 def _number(text: str) -> Any:

@@ -9,7 +9,7 @@ from functools import lru_cache, reduce
 from itertools import islice
 from operator import getitem
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from taskservice.schemas import strict_json
 
@@ -451,3 +451,39 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema without other properties, and without its dialect, which makes no difference."""
     own = {name: each for name, each in schema.items() if name != "$schema"}
     return {**own, "additionalProperties": False}
+
+
+# A schema as a form: the names of its fields, and the values to choose from.
+
+
+def field_name(name: str) -> str:
+    """The name of a property in a form."""
+    # Browsers change some characters of names, such as line ends.
+    return f"field.{quote(name, safe='')}"
+
+
+def options(schema: dict[str, Any]) -> list[tuple[Any, str]]:
+    """The values to choose from, each with its label; empty if it is not a choice."""
+    if schema.get("type") == "boolean":
+        return [(True, "Yes"), (False, "No")]
+    if schema.get("type") == "array":
+        schema = schema.get("items", {})
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if isinstance(values, list):
+        names = schema.get("enumNames")
+        names = names if isinstance(names, list) else []
+        titles = [*map(str, names), *map(plain, values[len(names) :])]
+        return list(zip(values, (title or "“”" for title in titles), strict=False))
+    found = schema.get("oneOf", schema.get("anyOf"))
+    if not isinstance(found, list):
+        return []
+    if not all(isinstance(each, dict) and "const" in each for each in found):
+        return []
+    return [
+        (each["const"], str(each.get("title") or plain(each["const"]) or "“”")) for each in found
+    ]
+
+
+def plain(value: Any) -> str:
+    """A value for a person: a text itself, or else JSON."""
+    return value if isinstance(value, str) else strict_json.dumps(value).decode()

@@ -162,7 +162,9 @@ def send(
     if hook.format == STANDARD:
         secrets = users.callback_secrets(hook.user_id, clock.now(-OVERLAP_SECONDS))
         headers = signed_headers(secrets, message.id, message.body)
-    return post(message.url, headers, message.body, interrupt, confirm)
+    outcome = post(message.url, headers, message.body, interrupt, confirm)
+    # The response of ntfy repeats the message, and an answer link must not be stored.
+    return outcome._replace(answer=None) if hook.answer_links else outcome
 
 
 def webhook_of(task: TaskRow, webhook_id: str) -> tuple[dict[str, str], bytes]:

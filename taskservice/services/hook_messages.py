@@ -13,9 +13,9 @@ from taskservice.database.types import AnyRow, AnySelect
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import question_schema
 from taskservice.schemas.users import agent_of_task_schema
-from taskservice.services import agents, questions, task_json, tasks
+from taskservice.services import agents, answer_links, questions, task_json, tasks
 from taskservice.services.deliveries import Leased, LeaseLost
-from taskservice.terms import AGENT_BROKEN, FAILED, PENDING, STANDARD
+from taskservice.terms import AGENT_BROKEN, FAILED, OPEN, PENDING, STANDARD
 from taskservice.webhooks import messages
 from taskservice.webhooks.messages import Notice
 
@@ -30,6 +30,8 @@ _EVENTS: AnySelect = (
         Task.finished_at,
         Task.error_message,
         Question.message.label("question"),
+        Question.schema.label("question_schema"),
+        Question.state.label("question_state"),
     )
     .outerjoin(Agent, and_(Agent.user_id == Event.user_id, Agent.id == Event.agent_id))
     .outerjoin(Task, Task.id == Event.task_id)
@@ -113,6 +115,8 @@ def _data(hook: AnyRow, event: AnyRow) -> dict[str, Any]:
     if event.question_id is not None:
         question = questions.find_by_id(event.question_id)
         data["question"] = question_schema.dump(question)
+        if hook.answer_links:
+            data["answerUrl"] = _answer_url(event)
     details: dict[str, Any] = strict_json.loads(event.details.encode())
     return data | details | {"url": _url(event)}
 
@@ -121,12 +125,19 @@ def _url(event: AnyRow) -> str | None:
     return page(f"tasks/{event.task_id}" if event.task_id else f"agents/{event.agent_id}")
 
 
+def _answer_url(event: AnyRow) -> str | None:
+    return page(f"answer/{answer_links.token_of(event.question_id)}")
+
+
 def _notice(hook: AnyRow, event: AnyRow) -> Notice:
     """The event as a person is told of it."""
     details = strict_json.loads(event.details.encode())
     seconds = None
     if event.claimed_at and event.finished_at:
         seconds = max(0.0, clock.seconds_between(event.claimed_at, event.finished_at))
+    answer_url, choices = None, []
+    if hook.answer_links and event.question_state == OPEN and (answer_url := _answer_url(event)):
+        choices = answer_links.choices(strict_json.loads(event.question_schema.encode()))
     return Notice(
         event.name,
         event.at,
@@ -137,6 +148,8 @@ def _notice(hook: AnyRow, event: AnyRow) -> Notice:
         since=details.get("brokenSince") or details.get("dueAt"),
         on_time=details.get("onTime"),
         url=_url(event),
+        answer_url=answer_url,
+        choices=choices,
         task_id=event.task_id,
     )
 

@@ -215,9 +215,14 @@ def _check_may_ask(connection: Connection, task: TaskRow) -> None:
 
 
 def answer(
-    caller: Caller, task_id: str, question_id: str, action: str, content: dict[str, Any] | None
+    caller: Caller,
+    task_id: str,
+    question_id: str,
+    action: str,
+    content: dict[str, Any] | None,
+    is_repeatable: bool = True,
 ) -> AnyRow:
-    """Answer or decline a question; repeating the same answer changes nothing.
+    """Answer or decline a question; repeating the same answer changes nothing if `is_repeatable`.
 
     Raises 404, 409 if it is no longer open, and 422 for an answer that does not match its schema.
     """
@@ -234,9 +239,10 @@ def answer(
         question = _get(connection, task_id, question_id)
         answer_content, by = content or {}, caller.key_name
         if action == terms.DECLINE:
-            is_same = question.state == terms.DECLINED
+            is_same = is_repeatable and question.state == terms.DECLINED
             return _close(connection, question, is_same, state=terms.DECLINED, answered_by=by)
-        is_same = question.state == terms.ANSWERED and _is_same(question.answer, answer_content)
+        is_answered = is_repeatable and question.state == terms.ANSWERED
+        is_same = is_answered and _is_same(question.answer, answer_content)
         text = strict_json.dumps(answer_content).decode()
         return _close(
             connection, question, is_same, state=terms.ANSWERED, answered_by=by, answer=text

@@ -229,13 +229,15 @@ def refusal(path: str) -> tuple[int, str | None]:
 
 
 def is_open(rule: Rule) -> bool:
-    """Whether a rule needs no session."""
-    return rule.endpoint in ("dashboard.static", "dashboard.icon")
+    """Whether a rule needs no session: the files of pages, and answer links."""
+    return (
+        rule.endpoint in ("dashboard.static", "dashboard.icon") or "answer_links" in rule.endpoint
+    )
 
 
 def forms(app: Flask, task: dict[str, Any]) -> Iterator[str]:
     for rule in app.url_map.iter_rules():
-        if is_page(rule) and "POST" in (rule.methods or ()):
+        if is_page(rule) and "POST" in (rule.methods or ()) and not is_open(rule):
             yield filled(rule.rule, task_id=task["id"])
 
 
