@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from taskservice.terms import DEFAULT_EVENTS, EVENTS
 from tests.support.agent_machine import AgentMachine, machine_of, objects, the_task
@@ -57,6 +58,24 @@ def test_phone_is_told_of_a_failure(
     (hook,) = remote_alice.request("GET", "/hook").json()
     assert hook["id"][:13] in shown
     assert "agent.broken" in shown.splitlines()[-1]
+
+
+def test_button_of_a_message_answers(agents_terminal: Terminal, stand_in: Receiver) -> None:
+    topic = "https://ntfy.sh/deploy-Xq81LmPzR4"
+    target = f"{stand_in.url}deploy-Xq81LmPzR4 --format ntfy"
+    agents_terminal.type(block("answer").replace(topic, target))
+    (request,) = stand_in.wait_for(1)
+    message = json.loads(request.body)
+    assert (message["title"], message["message"].split("\n")[0]) == (
+        "deploy asks",
+        "Deploy to production?",
+    )
+    yes, no = message["actions"]
+    assert (yes["label"], no["label"]) == ("yes", "no")
+    # As the app does it.
+    tapped = requests.request(yes["method"], yes["url"], headers=yes["headers"], data=yes["body"])
+    assert tapped.status_code == 200
+    agents_terminal.wait_for("\nyes\n")
 
 
 def test_own_server_gets_the_token(
