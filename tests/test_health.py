@@ -14,6 +14,8 @@ NOTHING: dict[str, Any] = {
     "successRate": None,
     "lastSuccessAt": None,
     "medianSeconds": None,
+    "dueAt": None,
+    "lateSince": None,
 }
 
 

@@ -58,8 +58,9 @@ def _expanded(agents: Sequence[AnyRow], query: dict[str, Any]) -> list[dict[str,
 def put(agent_id: str, body: dict[str, Any]) -> Response:
     """Register or change an agent.
 
-    Fields that are null or left out keep their values. A new agent gets 201; by default, its name
-    is its ID.
+    Fields that are null or left out keep their values, but `"expect": null` ends the expectation
+    of runs. Setting `expect` counts from now and ends lateness. A new agent gets 201; by default,
+    its name is its ID.
     """
     agent, is_new = agent_service.put(caller, agent_id, body)
     return responses.dump(agent_schema, agent, 201 if is_new else 200)

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from flask import Flask
 from sqlalchemy import bindparam, select, update
@@ -16,7 +17,7 @@ from taskservice.database.models import Delivery
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
 from taskservice.operations import health
-from taskservice.services import deliveries, events
+from taskservice.services import deliveries, events, expected_runs
 from taskservice.services import questions as question_service
 from taskservice.services import users as user_service
 from taskservice.services.deliveries import DueDeliveries, is_pending, is_too_far
@@ -95,6 +96,7 @@ class Maintenance(threading.Thread):
             expire_questions,
             self._clock.read_clocks,
             self._end_silent,
+            self._find_late,
             self._prune,
         )
 
@@ -124,7 +126,12 @@ class Maintenance(threading.Thread):
         if self._clock.now is not None:
             if self._clock.is_first:
                 timeouts.correct_future_times(self._clock.now)
-            timeouts.time_out_tasks(self._clock.now)
+            if timeouts.was_serving():
+                timeouts.time_out_tasks(self._clock.now)
+
+    def _find_late(self) -> None:
+        if self._clock.now is not None and timeouts.was_serving():
+            in_batches(partial(expected_runs.find_late, self._clock.now))
 
     def _prune(self) -> bool:
         now = self._clock.now

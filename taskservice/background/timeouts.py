@@ -148,13 +148,16 @@ def correct_future_times(now: str) -> None:
         connection.execute(dropped.values(dropped_at=database_now()))
 
 
-def time_out_tasks(now: str) -> None:
-    """End the tasks that are silent for too long at `now`, if agents could reach the service."""
-    default: float = current_app.config["TASK_TIMEOUT"]
+def was_serving() -> bool:
+    """Whether agents could reach the service for as long as GRACE_SECONDS."""
     with reading() as connection:
         seconds = {"max_gap": MAX_GAP_SECONDS, "grace": GRACE_SECONDS}
-        if not connection.execute(select(_WAS_SERVING), seconds).scalar_one():
-            return
+        return bool(connection.execute(select(_WAS_SERVING), seconds).scalar_one())
+
+
+def time_out_tasks(now: str) -> None:
+    """End the tasks that are silent for too long at `now`."""
+    default: float = current_app.config["TASK_TIMEOUT"]
     times = {"now": now, "long_ago": clock.moved(now, -default)}
     in_batches(lambda: _end_batch(_SILENT_BY_TIMEOUT, times))
     if default > 0:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 import orjson
-from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 
 from taskservice import terms
 from taskservice.database import clock
@@ -78,6 +78,10 @@ class StartSchema(Schema):
         ),
     )
     claim = StrictBoolean(allow_none=True, metadata=doc("Whether the caller claims it.", False))
+    claimedAt = Timestamp(
+        "When the work of a claimed task began, if its start is sent later: up to 30 days ago.",
+        allow_none=True,
+    )
     labels = Labels("Key–value pairs to filter by.")
     parentId = Id(
         allow_none=True,
@@ -240,6 +244,45 @@ class AnnotationsSchema(Schema):
     openWorldHint = StrictBoolean(metadata=doc("Whether it uses external systems.", True))
 
 
+class ExpectSchema(Schema):
+    """When a task of an agent is expected to start: regularly, or by a cron expression."""
+
+    # `check_kind` in JSON Schema.
+    rule: ClassVar = {
+        "if": {"required": ["cron"]},
+        "then": {"not": {"required": ["every"]}},
+        "else": {"required": ["every"], "not": {"required": ["timeZone"]}},
+    }
+
+    every = WholeNumber(
+        validate=validate.Range(60, terms.MAX_TIMEOUT),
+        metadata=doc("The maximum number of seconds from one start to the next.", 90_000),
+    )
+    cron = fields.String(
+        validate=validate.Length(1, terms.MAX_NAME),
+        metadata=doc("A cron expression of five fields: each time is a run.", "0 2 * * 1-5"),
+    )
+    timeZone = fields.String(
+        metadata=doc("The time zone of `cron`; UTC by default.", "Europe/Berlin")
+    )
+    grace = WholeNumber(
+        load_default=3_600,
+        validate=validate.Range(0, 30 * 86_400),
+        metadata=doc("Seconds until an agent without a run is late.", 3_600),
+    )
+
+    @validates_schema
+    def check_kind(self, data: dict[str, Any], **kwargs: Any) -> None:
+        if ("every" in data) == ("cron" in data):
+            raise ValidationError("Either every or cron is required.", "every")
+        if "timeZone" in data and "every" in data:
+            raise ValidationError("Only allowed with cron.", "timeZone")
+
+    @post_load
+    def add_time_zone(self, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return {"timeZone": "UTC", **data} if "cron" in data else data
+
+
 class PutAgentSchema(Schema):
     """An agent to register, or changes to it."""
 
@@ -266,6 +309,7 @@ class PutAgentSchema(Schema):
     tool = StrictBoolean(
         allow_none=True, metadata=doc("Whether MCP clients get a tool for this agent.", True)
     )
+    expect = fields.Nested(ExpectSchema(), allow_none=True)
 
 
 class CreateKeySchema(Schema):

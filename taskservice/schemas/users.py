@@ -104,7 +104,7 @@ class RecentTaskSchema(ResponseSchema):
 
 
 class HealthOfAgentSchema(ResponseSchema):
-    """The health of an agent, from its last 30 finished tasks."""
+    """The health of an agent, from its last 30 finished tasks and its expected runs."""
 
     recent = fields.List(
         fields.Nested(RecentTaskSchema()),
@@ -126,6 +126,8 @@ class HealthOfAgentSchema(ResponseSchema):
         allow_none=True,
         metadata=doc("Median duration in seconds, not counting cancelled tasks.", 12.5, minimum=0),
     )
+    dueAt = time_field("When the next run is expected; while late, the missed one.", None)
+    lateSince = time_field("Since when the agent is late.", None)
 
 
 class AgentOfTaskSchema(RowSchema):
@@ -160,12 +162,22 @@ class AgentSchema(AgentOfTaskSchema):
     tool = fields.Boolean(
         metadata=doc("Whether MCP clients get a tool for this agent.", True, column=Agent.tool)
     )
+    expect = StoredJson(
+        allow_none=True,
+        metadata=doc(
+            "When a task is expected to start; null if none is.",
+            None,
+            anyOf=[{"$ref": "#/components/schemas/Expect"}, {"type": "null"}],
+            column=Agent.expect,
+        ),
+    )
     health = fields.Nested(HealthOfAgentSchema())
 
 
 agent_schema = AgentSchema(exclude=AGENT_EXPANSIONS)
 agent_of_task_schema = AgentOfTaskSchema()
-AGENT_COLUMNS = tuple(agent_schema.columns.values())
+# The columns that reads select: for responses, and for the code.
+AGENT_COLUMNS = (*agent_schema.columns.values(), Agent.due_at, Agent.late_since)
 AGENT_OF_TASK_COLUMNS = tuple(agent_of_task_schema.columns.values())
 # For the documentation only.
 expanded_agent_schema = AgentSchema()

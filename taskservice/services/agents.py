@@ -16,6 +16,7 @@ from taskservice.database.types import AnyRow, in_pages
 from taskservice.errors import Problem, invalid, not_found
 from taskservice.schemas import strict_json
 from taskservice.schemas.users import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS, agent_schema
+from taskservice.services import expected_runs
 from taskservice.services.tasks import is_unclaimed
 from taskservice.terms import AGENT_HAS_TASKS, AGENT_ID, CANCELLED, COMPLETE, RUNNING
 
@@ -32,18 +33,23 @@ _AGENT = select(*AGENT_COLUMNS).where(*_THIS)
 def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, bool]:
     """Register an agent, or change its `fields`; returns it, and whether it is new.
 
-    Raises 422 for an invalid id, and 404 when an agent key names another agent.
+    Raises 422 for an invalid id and for wrong expected runs, and 404 when an agent key names
+    another agent.
     """
     if not AGENT_ID.fullmatch(agent_id):
         raise invalid({"agentId": [f"Must match {AGENT_ID.pattern}"]})
     if caller.agent_id not in (None, agent_id):
         raise not_found("agent")
-    # Null leaves a field as it is.
-    changes = {name: value for name, value in fields.items() if value is not None}
+    # Null leaves a field as it is, but ends the expectation of runs.
+    changes = {
+        name: value for name, value in fields.items() if value is not None or name == "expect"
+    }
     if "annotations" in changes:
         # An omitted hint gets its default, even if the agent had another value.
         changes["annotations"] = strict_json.loads(ANNOTATIONS.encode()) | changes["annotations"]
     values = agent_schema.stored(changes)
+    if "expect" in changes:
+        values |= expected_runs.columns(changes["expect"], clock.now())
     here = {"agent_id": agent_id, **caller.scope}
     with transaction() as connection:
         change = update(Agent).where(*_THIS).values(values).returning(*AGENT_COLUMNS)
@@ -192,7 +198,10 @@ def _found(agent: AnyRow | None) -> AnyRow:
 
 def health(agents: Sequence[AnyRow]) -> dict[str, dict[str, Any]]:
     """Agent id -> health, as in HealthOfAgentSchema; all agents belong to one user."""
-    return {agent.id: health_of(found) for agent, found in runs(agents, RECENT)}
+    return {
+        agent.id: health_of(found) | {"dueAt": agent.due_at, "lateSince": agent.late_since}
+        for agent, found in runs(agents, RECENT)
+    }
 
 
 def runs(agents: Sequence[AnyRow], count: int) -> list[tuple[AnyRow, list[AnyRow]]]:

@@ -407,6 +407,7 @@ class _UpdatedTask(Protocol):
     id: str
     status: str
     created_at: str
+    claimed_at: str | None
     log_count: int
     first_log: int
     log_id: int | None
@@ -430,7 +431,9 @@ _accepts_lines = or_(Task.status == RUNNING, Task.error_type == TIMEOUT)
 _UPDATE = (
     update(Task)
     .where(is_this_task, _accepts_lines)
-    .returning(Task.id, Task.status, Task.created_at, Task.log_count, Task.first_log)
+    .returning(
+        Task.id, Task.status, Task.created_at, Task.claimed_at, Task.log_count, Task.first_log
+    )
 )
 _HEARTBEAT = Statement[_UpdatedTask](_UPDATE.values(HEARTBEAT))
 _ADD_LINES = Statement[_UpdatedTask](
@@ -571,8 +574,8 @@ def _store(connection: Connection, task: _UpdatedTask, chunks: Sequence[Chunk]) 
 
 
 def _bounded_times(task: _UpdatedTask, chunk: Chunk) -> clock.Columns:
-    """The times of a chunk's lines: not before the task's start, and not after now."""
-    earliest = clock.milliseconds(task.created_at)
+    """The times of a chunk's lines: not before the task's start or claim, and not after now."""
+    earliest = clock.milliseconds(min(task.created_at, task.claimed_at or task.created_at))
     # The clock may have been set back since the start.
     latest = max(earliest, clock.milliseconds(clock.now()))
     if not chunk.times:

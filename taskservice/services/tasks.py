@@ -39,6 +39,7 @@ from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.schemas.json_schema import input_problems
 from taskservice.schemas.tasks import TASK_COLUMNS, task_schema
+from taskservice.services import expected_runs
 from taskservice.terms import IDEMPOTENCY_KEY_REUSED, RUNNING, TASK_FINISHED
 from taskservice.webhooks.destinations import check_url
 
@@ -227,7 +228,9 @@ NEW_TASK = insert(Task).values(
 _START = Statement[None](NEW_TASK, {column.key for column in TASK_COLUMNS} | MORE_COLUMNS)
 _NEW_LABEL = Statement[None](insert(TaskLabel), ("task_id", "label", "user_id"))
 _AGENT = Statement[Any](
-    select(Agent.name, Agent.input_schema).where(visible_agents, Agent.id == bindparam("agent_id"))
+    select(Agent.name, Agent.input_schema, Agent.expect).where(
+        visible_agents, Agent.id == bindparam("agent_id")
+    )
 )
 _REPLAYED = tasks_with_log.add_columns(Task.idempotency_digest).where(
     Task.user_id == bindparam("user_id"), Task.idempotency_key == bindparam("idempotency_key")
@@ -235,13 +238,13 @@ _REPLAYED = tasks_with_log.add_columns(Task.idempotency_digest).where(
 _PARENT = Statement[Any](
     select(Task.id).where(is_this_task).with_for_update(read=True, key_share=True)
 )
-_INPUT_SCHEMA = (
-    select(Agent.input_schema)
-    .where(Agent.user_id == Task.user_id, Agent.id == Task.agent_id)
-    .scalar_subquery()
-    .label("input_schema")
+_TASK_TO_RERUN = Statement[Any](
+    select_task.add_columns(Task.timeout, Agent.input_schema, Agent.expect).join(
+        Agent, and_(Agent.user_id == Task.user_id, Agent.id == Task.agent_id)
+    )
 )
-_TASK_TO_RERUN = Statement[Any](select_task.add_columns(Task.timeout, _INPUT_SCHEMA))
+# How many seconds ago the work on a task that is started only now can have begun.
+MAX_CLAIMED_AGO = 30 * 86_400.0
 # The columns that a rerun copies.
 _RERUN_COLUMNS = ("agent_id", "name", "input", "callback_url", "timeout", "labels")
 
@@ -253,13 +256,17 @@ def start(
 
     It exists if the same user started it with the same idempotency key. Raises 422 for an agent
     that is not registered, an unclaimed task whose input does not match the schema, a callback
-    that is not allowed, and an idempotency key that was used with another body.
+    that is not allowed, a wrong `claimedAt`, and an idempotency key that was used with another
+    body.
     """
+    # An agent that starts a task has claimed it.
+    is_claimed = bool(fields.get("claim")) or caller.agent_id is not None
+    _check_claimed_at(fields.get("claimedAt"), is_claimed=is_claimed)
     # An invalid callback is rejected before the wait for the write lock.
     _check_callback(fields.get("callback"))
     input_text = strict_json.dumps(fields.get("input") or {}).decode()
 
-    def load(connection: Connection) -> tuple[dict[str, Any], str]:
+    def load(connection: Connection) -> tuple[dict[str, Any], Any]:
         agent = find_agent(connection, caller, fields["agentId"])
         if agent is None:
             raise invalid({"agentId": ["No such agent; register it first."]})
@@ -269,10 +276,8 @@ def start(
             "labels": strict_json.dumps(fields.get("labels") or {}).decode(),
         }
         rest = {name: fields[name] for name in fields.keys() - own - {"input"}}
-        return task_schema.stored(rest) | own, agent.input_schema
+        return task_schema.stored(rest) | own, agent
 
-    # An agent that starts a task has claimed it.
-    is_claimed = fields.get("claim") or caller.agent_id is not None
     return _start(caller, load, input_text, idempotency, is_claimed=is_claimed)
 
 
@@ -287,10 +292,10 @@ def rerun(
     new_input = fields.get("input")
     input_text = None if new_input is None else strict_json.dumps(new_input).decode()
 
-    def load(connection: Connection) -> tuple[dict[str, Any], str]:
+    def load(connection: Connection) -> tuple[dict[str, Any], Any]:
         before: Any = get_locked(connection, caller, task_id, _TASK_TO_RERUN)
         columns = {name: getattr(before, name) for name in _RERUN_COLUMNS}
-        return columns | {"rerun_of": before.id}, before.input_schema
+        return columns | {"rerun_of": before.id}, before
 
     return _start(caller, load, input_text, idempotency, is_claimed=False)
 
@@ -298,13 +303,13 @@ def rerun(
 @retry_on_conflict
 def _start(
     caller: Caller,
-    load: Callable[[Connection], tuple[dict[str, Any], str]],
+    load: Callable[[Connection], tuple[dict[str, Any], Any]],
     new_input: str | None,
     idempotency: Idempotency | None,
     *,
     is_claimed: bool,
 ) -> tuple[TaskRow, bool]:
-    """Start a task with the columns and the input schema that `load` returns.
+    """Start a task with the columns that `load` returns, and a row with its agent's columns.
 
     `new_input` replaces the input of the columns.
     """
@@ -312,7 +317,7 @@ def _start(
     while True:
         with transaction() as connection:
             # First, so that an agent key never gets a task that another agent started.
-            columns, schema = load(connection)
+            columns, agent = load(connection)
             if idempotency is not None:
                 replayed = _replayed(connection, caller, idempotency)
                 if replayed is not None:
@@ -321,18 +326,20 @@ def _start(
             _lock_parent(connection, caller, columns.get("parent_id"))
             columns["input"] = text = new_input or columns["input"]
             # The program of a claimed task already runs: its work must be recorded.
-            if is_claimed or schema == valid_for:
+            if is_claimed or agent.input_schema == valid_for:
                 task = _insert(connection, caller, columns, idempotency, is_claimed=is_claimed)
+                if agent.expect is not None:
+                    expected_runs.run_started(connection, task)
                 return task, False
         # Not in a transaction, since validation may take long.
-        errors = input_problems(schema, text)
+        errors = input_problems(agent.input_schema, text)
         if errors:
             raise invalid(errors)
-        valid_for = schema
+        valid_for = agent.input_schema
 
 
 def find_agent(connection: Connection, caller: Caller, agent_id: str) -> Any:
-    """The name and input schema of an agent that the caller may use; None if there is none."""
+    """Some columns of an agent that the caller may use; None if there is none."""
     return _AGENT.one_or_none(connection, agent_id=agent_id, **caller.scope)
 
 
@@ -351,6 +358,15 @@ def _check_callback(url: str | None) -> None:
             check_url(url, current_app.config["CALLBACK_ALLOWED"])
         except ValueError as error:
             raise invalid({"callback": [str(error)]}) from None
+
+
+def _check_claimed_at(claimed_at: str | None, *, is_claimed: bool) -> None:
+    if claimed_at is None:
+        return
+    if not is_claimed:
+        raise invalid({"claimedAt": ["Only allowed with claim."]})
+    if not clock.now(-MAX_CLAIMED_AGO) <= claimed_at <= clock.now():
+        raise invalid({"claimedAt": ["Must not be in the future, nor more than 30 days ago."]})
 
 
 def _lock_parent(connection: Connection, caller: Caller, parent_id: str | None) -> None:
@@ -382,7 +398,7 @@ def _insert(
         "started_by": caller.key_name,
         "created_at": now,
         "updated_at": now,
-        "claimed_at": now if is_claimed else None,
+        "claimed_at": (columns.get("claimed_at") or now) if is_claimed else None,
         "first_log": 1,
         "log_count": 0,
         "log_bytes": 0,

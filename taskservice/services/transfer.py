@@ -26,7 +26,7 @@ from taskservice.database.models import (
 )
 from taskservice.database.transactions import read_snapshot, reading, transaction
 from taskservice.database.types import AnyRow, AnySelect, Identifier, TaskRow, in_pages
-from taskservice.errors import invalid
+from taskservice.errors import Problem, invalid, sentences
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.schemas.tasks import (
@@ -39,7 +39,7 @@ from taskservice.schemas.tasks import (
     question_schema,
 )
 from taskservice.schemas.users import AGENT_COLUMNS, USER_COLUMNS, agent_schema, user_schema
-from taskservice.services import logs, questions, tasks
+from taskservice.services import expected_runs, logs, questions, tasks
 from taskservice.services.users import insert_secret
 
 # An import ignores unknown fields, and gives missing ones their default: only a change that this
@@ -236,6 +236,8 @@ def import_from(file: BinaryIO) -> ImportResult:
                 raise InvalidExport(number + 1, "the end is missing: the export was cut off")
             for statement in _CLEAR_MISSING:
                 connection.execute(statement)
+    except Problem as problem:
+        raise InvalidExport(number, " ".join(sentences(problem.more["errors"]))) from None
     except KeyError as error:
         raise InvalidExport(number, f"{error} is missing") from None
     except ValueError as error:
@@ -291,7 +293,7 @@ class _Importer:
         values = agent_schema.stored(line) | {"user_id": self._users[line["userId"]]}
         there = exists().where(Agent.user_id == values["user_id"], Agent.id == values["id"])
         if not self._connection.scalar(select(there)):
-            self._insert(Agent, values)
+            self._insert(Agent, values | expected_runs.columns(line.get("expect"), clock.now()))
             self.imported.agents += 1
 
     def _add_task(self, line: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from flask import Flask
 from sqlalchemy import delete, select, update
 
 from taskservice.config import Config
-from taskservice.database import migrations
+from taskservice.database import clock, migrations
 from taskservice.database.address import parse
 from taskservice.database.engine import dispose
 from taskservice.database.models import Log, LogChunk, Task
@@ -310,6 +310,22 @@ def test_exports_of_older_and_later_versions_are_imported(here: Place, there: Pl
 
 
 @both_ways
+def test_expected_runs_count_from_the_import(here: Place, there: Place) -> None:
+    alice = add_user(here.app, "alice")
+    cron = {"cron": "0 2 * * *", "timeZone": "Europe/Berlin", "grace": 60}
+    alice.register("nightly", expect=cron)
+    alice.register("hourly", expect={"every": 3_600})
+    exported, before = here.export(), clock.now()
+    there.add(exported)
+    assert there.export() == exported
+    nightly = expect(there.person("alice").get("/agent/nightly?expand=health"), 200)
+    assert nightly["expect"] == cron
+    assert nightly["health"]["dueAt"] > before
+    hourly = expect(there.person("alice").get("/agent/hourly?expand=health"), 200)
+    assert hourly["health"]["dueAt"] >= clock.moved(before, 3_600)
+
+
+@both_ways
 def test_export_of_an_empty_database_is_imported(here: Place, there: Place) -> None:
     assert there.add(here.export())["tasks"] == 0
 
@@ -343,6 +359,11 @@ WRONG: dict[str, tuple[str, Callable[[Json], Any], str]] = {
     "other type": ("agent", lambda line: line.update(type="x"), "its type must be one of"),
     "wrong time": ("log", lambda line: line.update(at="then"), "Invalid isoformat string"),
     "wrong count": ("end", lambda line: line.update(tasks=1), "tasks: there are"),
+    "wrong cron": (
+        "agent",
+        lambda line: line.update(expect={"cron": "x", "timeZone": "UTC", "grace": 0}),
+        "expect: cron: Not a cron expression",
+    ),
     "unanswered": (
         "question", lambda line: line.update(answer=None), UNFIT
     ),

@@ -1,0 +1,135 @@
+"""Expected runs: when the next task of an agent is due, and whether the agent is late."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from importlib import resources
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, exists, literal_column, select, update
+
+from taskservice.database import clock
+from taskservice.database.connections import Statement
+from taskservice.database.models import Agent, Task
+from taskservice.database.transactions import transaction
+from taskservice.database.types import AnyRow, Identifier, TaskRow, Timestamp
+from taskservice.errors import invalid
+from taskservice.schemas import strict_json
+from taskservice.services import events
+from taskservice.services.events import NewEvent
+from taskservice.terms import AGENT_BACK, AGENT_LATE, RUNNING
+
+# Maximum number of agents in one transaction.
+BATCH = 50
+
+_OF_AGENT = (
+    Agent.user_id == bindparam("of_user_id", type_=Identifier),
+    Agent.id == bindparam("of_agent_id"),
+)
+# Locked, so that only one of several starts at once ends the lateness.
+_EXPECTED = Statement[AnyRow](
+    select(Agent.expect, Agent.due_at, Agent.late_at, Agent.late_since)
+    .where(*_OF_AGENT, Agent.expect.is_not(None))
+    .with_for_update(key_share=True)
+)
+_SET = update(Agent).where(*_OF_AGENT)
+_HAS_CLAIMED_TASK = exists().where(
+    Task.user_id == Agent.user_id,
+    Task.agent_id == Agent.id,
+    Task.status == literal_column(f"'{RUNNING}'"),
+    Task.claimed_at.is_not(None),
+)
+# A locked agent is being changed: it is found in the next round.
+_LATE = (
+    select(Agent.user_id, Agent.id, Agent.due_at)
+    .where(
+        Agent.late_at <= bindparam("now", type_=Timestamp()),
+        Agent.late_since.is_(None),
+        ~_HAS_CLAIMED_TASK,
+    )
+    .limit(BATCH)
+    .with_for_update(key_share=True, skip_locked=True)
+)
+
+
+def columns(expect: Mapping[str, Any] | None, since: str) -> dict[str, str | None]:
+    """The columns of an agent that is not late, and whose runs are expected after a time.
+
+    `expect` is as ExpectSchema loads it. Raises 422 as `due_times` does.
+    """
+    due_at = late_at = None
+    if expect is not None:
+        due_at = due_times(expect, since, 1)[0]
+        late_at = clock.moved(due_at, expect["grace"])
+    return {"due_at": due_at, "late_at": late_at, "late_since": None}
+
+
+def due_times(expect: Mapping[str, Any], since: str, count: int) -> list[str]:
+    """When the next runs after a time are due.
+
+    Raises 422 for an unknown time zone, and for a cron expression that is invalid or never comes.
+    """
+    if "every" in expect:
+        return [clock.moved(since, expect["every"] * number) for number in range(1, count + 1)]
+    # Imported here, since few agents need them.
+    from zoneinfo import ZoneInfo
+
+    from cronsim import CronSim, CronSimError
+
+    if expect["timeZone"] not in _time_zones():
+        raise invalid({"expect": {"timeZone": ["No such time zone; one is Europe/Berlin."]}})
+    start = datetime.fromisoformat(since)
+    try:
+        # It would take a sixth field for seconds.
+        if len(expect["cron"].split()) != 5:
+            raise CronSimError("Wrong number of fields")
+        ticks = CronSim(expect["cron"], start.astimezone(ZoneInfo(expect["timeZone"])))
+    except CronSimError as error:
+        reason = f"Not a cron expression of five fields: {error}."
+        raise invalid({"expect": {"cron": [reason]}}) from None
+    # In the hour that a clock repeats in autumn, it starts with times of the first pass.
+    later = (tick for tick in ticks if tick.astimezone(UTC) > start)
+    found = [clock.rfc3339(tick) for tick in islice(later, count)]
+    if not found:
+        raise invalid({"expect": {"cron": ["Never comes."]}})
+    return found
+
+
+@cache
+def _time_zones() -> frozenset[str]:
+    """The names of all time zones, the same on each machine."""
+    return frozenset(resources.files("tzdata").joinpath("zones").read_text().split())
+
+
+def run_started(connection: Connection, task: TaskRow) -> None:
+    """Count a start as the run that was expected of the task's agent, which ends its lateness."""
+    here = {"of_user_id": task.user_id, "of_agent_id": task.agent_id}
+    agent = _EXPECTED.one_or_none(connection, **here)
+    if agent is None:
+        return
+    expect = strict_json.loads(agent.expect.encode())
+    connection.execute(_SET, here | columns(expect, task.created_at))
+    if agent.late_since is not None:
+        on_time = task.claimed_at is not None and task.claimed_at < agent.late_at
+        details = {"dueAt": agent.due_at, "onTime": on_time}
+        back = NewEvent(AGENT_BACK, task.created_at, task.agent_id, task.id, task.labels)
+        events.record(connection, task.user_id, [back._replace(details=details)])
+
+
+def find_late(now: str) -> bool:
+    """Record which agents are late at a time, a batch of them; returns whether there may be more.
+
+    An agent that works on a claimed task is not late.
+    """
+    made: dict[str, list[NewEvent]] = {}
+    with transaction() as connection:
+        found = connection.execute(_LATE, {"now": now}).all()
+        for agent in sorted(found):
+            here = {"of_user_id": agent.user_id, "of_agent_id": agent.id}
+            connection.execute(_SET, here | {"late_since": now})
+            late = NewEvent(AGENT_LATE, now, agent.id, details={"dueAt": agent.due_at})
+            made.setdefault(agent.user_id, []).append(late)
+        for user_id, of_user in made.items():
+            events.record(connection, user_id, of_user)
+    return len(found) == BATCH
