@@ -68,7 +68,7 @@ def test_help_of_run_names_all_that_a_refused_start_leaves_out() -> None:
     text = " ".join((commands()["run"].help or "").split())
     _, _, rest = text.partition("stays on the disk for --resend. A ")
     named, _, _ = rest.partition(" that the service refuses")
-    words = {"parentId": "parent", "labels": "label"}
+    words = {"parentId": "parent", "labels": "label", "claimedAt": "time of its start"}
     left_out = {words.get(name, name) for name in saved_run.OPTIONAL}
     assert set(re.split(", | or ", named)) == left_out
 

@@ -12,6 +12,7 @@ from taskservice.cli.json_input import task_input
 from taskservice.cli.options import Duration, Text, examples, task_callback, task_labels
 from taskservice.cli.service_client import service_client
 from taskservice.client import own_task_id
+from taskservice.client.sender import now, rfc3339
 from taskservice.runner.process import forward_signals
 from taskservice.runner.program_output import Masker
 from taskservice.runner.run import Run, become_program, resend
@@ -75,8 +76,8 @@ def command(
 
     If the service is unavailable or refuses the task, CMD runs anyway, unless --strict is
     given, and unsent data stays on the disk for --resend. A callback, input, label, name,
-    parent or timeout that the service refuses is left out. If the agent's id is invalid, CMD
-    runs without a task. A task started inside another task becomes its child.
+    parent, timeout or time of its start that the service refuses is left out. If the agent's id
+    is invalid, CMD runs without a task. A task started inside another task becomes its child.
     """
     open_standard_files()
     if is_resend:
@@ -97,7 +98,7 @@ def command(
     fields |= {"labels": valid or None, "parentId": own_task_id() or None}
     fields = {name: value for name, value in fields.items() if value is not None}
     with service_client() as client:
-        fields = {"agentId": agent, **fields, "claim": True}
+        fields = {"agentId": agent, **fields, "claim": True, "claimedAt": rfc3339(now())}
         run = Run(client.connection, command_line, fields, is_tty=is_tty)
         forward_signals(run.forward)
         if is_tty:

@@ -91,7 +91,7 @@ def _waterfall(children: Sequence[AnyRow]) -> dict[str, Any] | None:
     if not children:
         return None
     shown = children[:MAX_CHILDREN]
-    start = min(child.created_at for child in shown)
+    start = min(at for child in shown for at in (child.created_at, child.claimed_at) if at)
     ends = [_seconds(start, child.finished_at or clock.now()) for child in shown]
     if any(child.finished_at is None for child in shown):
         ends.append(max(ends) // STEP_SECONDS * STEP_SECONDS + STEP_SECONDS)

@@ -215,7 +215,8 @@ class Run:
 
         def start_task() -> None:
             try:
-                self._start_task(warn, patience=START_SECONDS, timeout=START_TIMEOUTS)
+                limits = {"patience": START_SECONDS, "timeout": START_TIMEOUTS}
+                self._start_task(warn, is_late=False, **limits)
             except TaskServiceError as error:
                 errors.append(error)
 

@@ -32,7 +32,7 @@ _RESERVED_BYTES = 16 * 1024
 # More than any run's file needs, even with every character of the output escaped.
 _MAX_BYTES = 16 * 1024 * 1024
 # Optional fields: if the service refuses one, the task is started without it.
-OPTIONAL = {"callback", "input", "labels", "name", "parentId", "timeout"}
+OPTIONAL = {"callback", "claimedAt", "input", "labels", "name", "parentId", "timeout"}
 # The members of the file, and the attribute of each.
 _MEMBERS = {
     "url": "url", "startFields": "fields", "taskId": "task_id", "userId": "user_id",
@@ -90,18 +90,28 @@ class SavedRun:
         return is_deleted or isinstance(error, TaskCancelled)
 
     def ensure_task(
-        self, connection: Connection, warn: Callable[[str], None] | None, **options: Any
+        self,
+        connection: Connection,
+        warn: Callable[[str], None] | None,
+        *,
+        is_late: bool = True,
+        **options: Any,
     ) -> str:
         """Start the task unless there is one; returns its id. Raises TaskServiceError.
 
         A field of OPTIONAL that the service refuses is left out, and `warn` is called with a
-        sentence about it. If `warn` is None, the refusal is raised instead.
+        sentence about it. If `warn` is None, the refusal is raised instead. Only a start that
+        `is_late` contains `claimedAt`: it is refused if this machine's clock is ahead.
         """
         while self.task_id is None:
+            fields = {n: value for n, value in self.fields.items() if is_late or n != "claimedAt"}
             try:
-                key = self.idempotency_key
-                self._set_task(start_task(connection, self.fields, key, **options))
+                self._set_task(start_task(connection, fields, self.idempotency_key, **options))
             except (Invalid, BadRequest, TooLarge) as error:
+                if "claimedAt" in fields and "Idempotency-Key" in getattr(error, "errors", ()):
+                    # The task was started in time, but the response was lost.
+                    is_late = False
+                    continue
                 # Only an input can be too large, or nested too deeply.
                 named = error.errors.keys() if isinstance(error, Invalid) else {"input"}
                 refused = named & self.fields.keys() & OPTIONAL

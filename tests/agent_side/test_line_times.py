@@ -2,6 +2,7 @@
 
 import logging
 import subprocess
+import threading
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,8 @@ from taskservice.runner.saved_run import SavedRun
 from taskservice.runner.spool import Spool
 from tests.support.agent_machine import AgentMachine, the_task
 from tests.support.api_client import RemoteClient
+from tests.support.receiver import Receiver, unused_port
+from tests.support.service_answers import losing
 from tests.support.waiting import until
 
 BEGAN = 1_795_000_000_000
@@ -127,6 +130,73 @@ def test_resent_lines_have_the_time_at_which_they_were_printed(
     run.release()
     assert machine.run("run", "--resend").returncode == 0
     assert read(remote_alice) == (["one", "two", "three"], [began + 3, began + 3, began + 9])
+
+
+def test_run_during_an_outage_keeps_its_times(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    away = machine.url = f"http://127.0.0.1:{unused_port()}"
+    machine.give_up_soon()
+    before = sender.now()
+    machine.run("run", "--agent", "a", "--", "echo", "one")
+    ended_by = sender.now()
+    (folder,) = machine.left_runs()
+    record = folder / "run.json"
+    record.write_text(record.read_text().replace(away, remote_alice.url))
+    machine.url = remote_alice.url
+    machine.wait_as_usual()
+    resent = machine.run("run", "--resend")
+    assert (resent.returncode, resent.stderr) == (0, "")
+    lines, (at,) = read(remote_alice)
+    task = the_task(remote_alice)
+    assert lines == ["one"]
+    claimed_at = milliseconds(task["claimedAt"])
+    assert before <= claimed_at <= at <= ended_by <= milliseconds(task["createdAt"])
+
+
+def test_start_whose_response_was_lost_is_not_late(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    """The service has the task already, without a time of its claim."""
+    answers_come = threading.Event()
+    machine.give_up_soon()
+    with Receiver() as receiver:
+        receiver.answer = losing(remote_alice, lambda _: not answers_come.is_set())
+        machine.url = receiver.url.rstrip("/")
+        script = "echo ready; read go; echo done"
+        process = machine.spawn(
+            "run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        answers_come.set()
+        _, remarks = process.communicate("go\n", timeout=60)
+    assert "claimedAt" not in remarks
+    task = the_task(remote_alice)
+    assert (task["status"], task["claimedAt"]) == ("complete", task["createdAt"])
+
+
+def test_start_that_a_clock_ahead_makes_impossible_loses_its_time(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    fields = {"agentId": "a", "claim": True, "claimedAt": sender.rfc3339(sender.now() + 3_600_000)}
+    run = SavedRun(machine.url, fields)
+    run.report = {"status": "complete"}
+    run.create_folder(machine.home / "state" / "taskservice" / "runs")
+    run.release()
+    resent = machine.run("run", "--resend")
+    assert resent.returncode == 0
+    assert "the task is started without claimedAt" in resent.stderr
+    task = the_task(remote_alice)
+    assert task["claimedAt"] == task["createdAt"]
+
+
+def test_python_program_says_when_its_work_began(remote_alice: RemoteClient) -> None:
+    client = Client(remote_alice.url, str(remote_alice.session.headers["apikey"]))
+    began = sender.rfc3339(sender.now() - 3_600_000)
+    with client.start("a", claimed_at=began):
+        pass
+    assert the_task(remote_alice)["claimedAt"] == began
 
 
 def test_lines_of_a_python_program_have_the_time_of_their_call(remote_alice: RemoteClient) -> None:
