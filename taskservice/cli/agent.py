@@ -6,16 +6,16 @@ from typing import Any
 import click
 
 from taskservice.cli.json_input import JsonInput
-from taskservice.cli.options import Text, examples, json_lines
+from taskservice.cli.options import Duration, Text, examples, json_lines
 from taskservice.cli.service_client import WRONG_SETTING, agent_ids, find_agent_id, service_client
 from taskservice.cli.task_text import local_time
 from taskservice.client import Agent, SettingError
 from taskservice.client.http import checked_url
 from taskservice.quantities import percent, seconds_text
 from taskservice.terminal import exit_with_error, print_json, print_line, print_table
-from taskservice.terms import CANCELLED, CLIENTS, KEY_VARIABLE
+from taskservice.terms import CANCELLED, CLIENTS, KEY_VARIABLE, MAX_TIMEOUT
 
-HEADER = ("ID", "NAME", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY")
+HEADER = ("ID", "NAME", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY", "NEXT RUN")
 
 
 @click.group("agent")
@@ -31,7 +31,7 @@ def agent_command() -> None:
 def list_all(as_json: bool) -> None:
     """List agents, with the success rate and the usual duration of their last 30 tasks.
 
-    Cancelled tasks do not count.
+    Cancelled tasks do not count. The last column is the time of the next expected run.
     """
     with service_client() as client:
         agents = client.agents(health=True)
@@ -48,6 +48,8 @@ def list_all(as_json: bool) -> None:
         "taskservice agent add summarizer",
         'taskservice agent add summarizer --name Summarizer --description "Sums up the mail."',
         "taskservice agent add summarizer --input-schema @input.json",
+        "taskservice agent add backup --every 25h",
+        'taskservice agent add backup --cron "0 2 * * 1-5" --time-zone Europe/Berlin --grace 30m',
     ),
 )
 @click.argument("agent_id", metavar="ID", type=Text())
@@ -70,12 +72,39 @@ def list_all(as_json: bool) -> None:
     default=None,
     help="Whether the agent gets its own MCP tool (default: yes).",
 )
-def add(agent_id: str, **fields: Any) -> None:
+@click.option(
+    "--every",
+    type=Duration(maximum=MAX_TIMEOUT),
+    metavar="TIME",
+    help="Maximum time from one start of a task to the next, such as 25h; 0 expects none.",
+)
+@click.option("--cron", type=Text(), help="When tasks are expected, in the five fields of cron.")
+@click.option("--time-zone", type=Text(), help="Time zone of --cron (default: UTC).")
+@click.option(
+    "--grace",
+    type=Duration(),
+    metavar="TIME",
+    help="Time until the agent is late without the expected task (default: 1h).",
+)
+def add(
+    agent_id: str,
+    every: int | None,
+    cron: str | None,
+    time_zone: str | None,
+    grace: int | None,
+    **fields: Any,
+) -> None:
     """Register an agent, or update the given fields of an existing one.
 
     The input schema is used to validate each unclaimed start and each rerun, and to build forms
     in the dashboard and in MCP clients.
+
+    An agent that is expected by --every or --cron, and starts no task in time, is late.
     """
+    expect = {"every": every, "cron": cron, "timeZone": time_zone, "grace": grace}
+    expect = {name: value for name, value in expect.items() if value is not None}
+    if expect:
+        fields["expect"] = {} if expect == {"every": 0} else expect
     with service_client() as client:
         client.register(agent_id, **fields)
     print_line(f"{agent_id} is registered")
@@ -102,6 +131,7 @@ def _row(agent: Agent) -> tuple[str, ...]:
         str(len(counted)),
         local_time(last),
         "-" if usual is None else seconds_text(usual),
+        local_time(health.get("dueAt")) + (" late" if health.get("lateSince") else ""),
     )
 
 

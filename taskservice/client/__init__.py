@@ -58,6 +58,7 @@ __all__ = [
     "Client",
     "Conflict",
     "ErrorType",
+    "Expect",
     "Failure",
     "FinishedTask",
     "Forbidden",
@@ -215,13 +216,30 @@ class Health(TypedDict):
 
     `recent` lists them, oldest first. `successRate` is from 0 to 1 and `medianSeconds` is a
     duration; both leave out cancelled tasks. `lastSuccessAt` is an RFC 3339 time. The last
-    three are None without data.
+    three are None without data. `dueAt` is when the next run is expected, and `lateSince` since
+    when the agent is late; see `Expect`.
     """
 
     recent: list[FinishedTask]
     successRate: float | None
     lastSuccessAt: str | None
     medianSeconds: float | None
+    dueAt: NotRequired[str | None]
+    lateSince: NotRequired[str | None]
+
+
+class Expect(TypedDict, total=False):
+    """When an agent's tasks are expected to start: either `every` or `cron`.
+
+    `every` is the maximum number of seconds from one start to the next. `cron` has five fields;
+    `timeZone` is the name of its time zone (default: UTC). An agent is late `grace` seconds after
+    the expected time (default: 3600).
+    """
+
+    every: int
+    cron: str
+    timeZone: str
+    grace: int
 
 
 class Annotations(TypedDict, total=False):
@@ -245,6 +263,7 @@ class Agent(TypedDict):
     inputSchema: dict[str, Any]
     annotations: Annotations
     tool: bool
+    expect: NotRequired[Expect | None]
     health: NotRequired[Health]
 
 
@@ -315,6 +334,7 @@ class Client:
         claim: bool = True,
         labels: Mapping[str, str] | None = None,
         parent_id: str | None = None,
+        claimed_at: str | None = None,
     ) -> Task:
         """Start a task; register its agent first if it does not exist.
 
@@ -336,6 +356,8 @@ class Client:
             labels: Up to 16 pairs to filter by; values of 1 to 256 characters.
             parent_id: The parent task (default: the task that this program was started for, if
                 there is one and the key has access to it); "" for none.
+            claimed_at: RFC 3339 time at which the work began, for a task that is started
+                afterwards: at most 30 days ago. Its lines can be as old.
 
         Returns:
             The new task.
@@ -352,6 +374,7 @@ class Client:
         """
         fields: dict[str, Any] = {"agentId": agent_id, "name": name, "input": input}
         fields |= {"callback": callback, "timeout": timeout, "claim": claim, "labels": labels}
+        fields |= {"claimedAt": claimed_at}
         fields = {name: value for name, value in fields.items() if value is not None}
         parent = own_task_id() if parent_id is None else parent_id
         data = self._start(fields, parent, is_own=parent_id is None)
@@ -501,6 +524,7 @@ class Client:
         input_schema: dict[str, Any] | None = None,
         annotations: Annotations | None = None,
         tool: bool | None = None,
+        expect: Expect | None = None,
     ) -> None:
         """Register an agent, or update the fields that are not None of an existing one.
 
@@ -512,6 +536,8 @@ class Client:
                 the input of each unclaimed start and each rerun against it.
             annotations: MCP tool hints; they replace all earlier ones.
             tool: Whether MCP clients get a tool for this agent (default of a new agent: True).
+            expect: When its tasks are expected to start, such as `{"every": 90_000}` or
+                `{"cron": "0 2 * * *", "timeZone": "Europe/Berlin"}`; `{}` for no expectation.
 
         Raises:
             Invalid: The ID, the schema or another value was rejected; see `errors`.
@@ -527,6 +553,7 @@ class Client:
             "inputSchema": input_schema,
             "annotations": annotations,
             "tool": tool,
+            "expect": expect,
         }
         register_agent(self.connection, agent_id, fields)
 

@@ -100,6 +100,8 @@ def register_agent(
 ) -> None:
     """Register an agent, or update its `fields` that are not None."""
     body = {name: value for name, value in fields.items() if value is not None}
+    if body.get("expect") == {}:
+        body["expect"] = None
     path = f"/agent/{path_segment(agent_id)}"
     connection.call("PUT", path, responses.AGENT, json=body, **options)
 

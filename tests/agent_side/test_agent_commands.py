@@ -2,6 +2,7 @@
 
 import json
 
+from taskservice.cli.task_text import local_time
 from tests.support.agent_machine import AgentMachine, objects
 from tests.support.api_client import RemoteClient
 from tests.support.pseudo_terminal import NASTY, SHOWN, obeyed, on_terminal
@@ -44,6 +45,37 @@ def test_add_takes_the_schema_of_the_input_and_the_hints_of_a_tool(
     assert 'Must have "type": "object".' in refused.stderr
 
 
+def test_add_takes_when_runs_are_expected(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    def expected() -> object:
+        return remote_alice.request("GET", "/agent/expected").json()["expect"]
+
+    machine.run("agent", "add", "expected", "--every", "25h")
+    assert expected() == {"every": 90_000, "grace": 3_600}
+    (row,) = (
+        line
+        for line in machine.run("agent", "list").stdout.splitlines()
+        if line.startswith("expected ")
+    )
+    agent = remote_alice.request("GET", "/agent/expected?expand=health").json()
+    assert row.endswith(f"  {local_time(agent['health']['dueAt'])}")
+    machine.run("agent", "add", "expected", "--name", "Still expected")
+    assert expected() is not None
+    cron = ("--cron", "0 2 * * 1-5", "--time-zone", "Europe/Berlin", "--grace", "30m")
+    machine.run("agent", "add", "expected", *cron)
+    assert expected() == {"cron": "0 2 * * 1-5", "timeZone": "Europe/Berlin", "grace": 1_800}
+    for wrong, said in (
+        ("--cron", "expect: cron: Not a cron expression of five fields: Wrong number of fields."),
+        ("--time-zone", "expect: every: Either every or cron is required."),
+    ):
+        refused = machine.run("agent", "add", "expected", wrong, "daily")
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert refused.stderr == f"taskservice: {said}\n"
+    machine.run("agent", "add", "expected", "--every", "0")
+    assert expected() is None
+
+
 def test_list_says_how_the_last_tasks_went(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -56,8 +88,8 @@ def test_list_says_how_the_last_tasks_went(
     assert header.split("  ")[0] == "ID"
     shown = {row.split()[0]: row for row in rows}
     assert shown["listed-agent"].split()[2:5] == ["50", "%", "2"]
-    assert shown["listed-agent"].endswith(" s")
-    assert shown["unused-agent"].split()[-4:] == ["-", "0", "-", "-"]
+    assert shown["listed-agent"].split()[-2:] == ["s", "-"]
+    assert shown["unused-agent"].split()[-5:] == ["-", "0", "-", "-", "-"]
     found = objects(machine.run("agent", "list", "--json").stdout)
     agents = {agent["id"]: agent for agent in found}
     assert agents["listed-agent"]["health"]["successRate"] == 0.5
