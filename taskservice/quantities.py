@@ -1,7 +1,13 @@
 """Shares and durations as text, the same in the dashboard and in the commands."""
 
+import re
 from decimal import Decimal
 from math import floor
+
+# The units of a typed duration, and their seconds.
+_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+_NUMBER = r"[0-9]{1,1000}"
+_DURATION = re.compile("".join(f"(?:({_NUMBER}){unit})?" for unit in _UNITS))
 
 
 def percent(share: float) -> str:
@@ -33,3 +39,20 @@ def duration(seconds: int) -> str:
     while len(parts) > 1 and parts[0][0] == 0:
         parts.pop(0)
     return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count or unit == "s")
+
+
+def typed_seconds(text: str) -> int | None:
+    """The seconds of a typed duration, such as `1h30m` or `90`; None for any other text."""
+    if re.fullmatch(_NUMBER, text):
+        return int(text)
+    match = _DURATION.fullmatch(text)
+    if not text or match is None:
+        return None
+    numbers = zip(match.groups("0"), _UNITS.values(), strict=True)
+    return sum(int(number) * size for number, size in numbers)
+
+
+def typed(seconds: int) -> str:
+    """A duration as it can be typed, with the largest unit that divides it."""
+    unit = next((unit for unit, size in _UNITS.items() if seconds and seconds % size == 0), "s")
+    return f"{seconds // _UNITS[unit]}{unit}"

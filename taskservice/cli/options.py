@@ -1,12 +1,8 @@
 """Types of options that several commands share: durations, text, labels, and --json."""
 
-import re
-
 import click
 
-_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
-_NUMBER = r"[0-9]{1,1000}"
-_DURATION = re.compile("".join(f"(?:({_NUMBER}){unit})?" for unit in _UNITS))
+from taskservice.quantities import typed, typed_seconds
 
 
 class Duration(click.ParamType[int]):
@@ -21,7 +17,7 @@ class Duration(click.ParamType[int]):
         self._minimum, self._maximum, self._needs_unit = minimum, maximum, needs_unit
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        seconds = _seconds(value)
+        seconds = typed_seconds(value)
         if self._needs_unit and value.isdigit():
             self.fail(f"{value!r} needs a unit, such as {value}d", param, ctx)
         if seconds is None:
@@ -29,27 +25,10 @@ class Duration(click.ParamType[int]):
             problem = f"{value!r} must be a duration such as {seconds_example}5m, 1h30m or 90d"
             self.fail(problem, param, ctx)
         if seconds < self._minimum:
-            self.fail(f"must be at least {_spelled(self._minimum)}", param, ctx)
+            self.fail(f"must be at least {typed(self._minimum)}", param, ctx)
         if self._maximum is not None and seconds > self._maximum:
-            self.fail(f"must be at most {_spelled(self._maximum)}", param, ctx)
+            self.fail(f"must be at most {typed(self._maximum)}", param, ctx)
         return seconds
-
-
-def _seconds(text: str) -> int | None:
-    """The seconds of a duration; None for any other text."""
-    if re.fullmatch(_NUMBER, text):
-        return int(text)
-    match = _DURATION.fullmatch(text)
-    if not text or match is None:
-        return None
-    numbers = zip(match.groups("0"), _UNITS.values(), strict=True)
-    return sum(int(number) * size for number, size in numbers)
-
-
-def _spelled(seconds: int) -> str:
-    """The duration with the largest unit that divides it."""
-    unit = next((unit for unit, size in _UNITS.items() if seconds and seconds % size == 0), "s")
-    return f"{seconds // _UNITS[unit]}{unit}"
 
 
 class Text(click.ParamType[str]):

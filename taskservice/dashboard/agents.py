@@ -15,10 +15,13 @@ from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
 from taskservice.database.types import AnyRow, TaskRow
 from taskservice.errors import Problem
+from taskservice.quantities import typed, typed_seconds
+from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import PutAgentSchema, StartSchema
 from taskservice.services import agents as agent_service
 from taskservice.services import lists, tasks
+from taskservice.services.expected_runs import due_times
 from taskservice.services.lists import Selection
 from taskservice.services.tasks import Idempotency
 from taskservice.terms import CANCELLED
@@ -67,6 +70,7 @@ def list_all() -> Response:
 @shared
 def show(agent_id: str) -> Response:
     agent = agent_service.get(caller, agent_id)
+    expect = None if agent.expect is None else strict_json.loads(agent.expect.encode())
     ((_, runs),) = agent_service.runs([agent], PLOTTED_RUNS)
     facts = _facts(agent, runs[-agent_service.RECENT :])
     return page(
@@ -78,6 +82,8 @@ def show(agent_id: str) -> Response:
         last_tasks=_last_tasks(agent.id, LISTED_TASKS),
         plot=chart.plot(runs, facts["health"]["medianSeconds"]),
         plot_height=chart.PLOT_HEIGHT,
+        expected=_expect_form(expect or {}),
+        due_times=[agent.due_at, *due_times(expect, agent.due_at, 2)] if expect else [],
     )
 
 
@@ -98,6 +104,21 @@ def change(agent_id: str) -> AnyResponse:
     except (Problem, ValidationError) as error:
         fault = schema_form.sentence_of(schema_form.errors_of(error))
         return _edit_page(agent, form, f"Nothing was changed. {fault}")
+    flash("Saved.")
+    return redirect_to("agents.show", agent_id=agent.id)
+
+
+@blueprint.post("/agents/<agent_id>/expect")
+def change_expect(agent_id: str) -> AnyResponse:
+    caller.require_user_key()
+    agent = agent_service.get(caller, agent_id)
+    form = {name: text.strip() for name, text in _form("every", "cron", "zone", "grace").items()}
+    try:
+        agent_service.put(caller, agent.id, put_schema.load({"expect": _expect(form)}))
+    except (Problem, ValidationError) as error:
+        fault = schema_form.sentence_of(schema_form.errors_of(error)["expect"])
+        values = {"agent": agent, "expected": form, "fault": f"Nothing was changed. {fault}"}
+        return page("expect.html", 422, **values)
     flash("Saved.")
     return redirect_to("agents.show", agent_id=agent.id)
 
@@ -148,6 +169,28 @@ def _start(agent: AnyRow, form: dict[str, str], input_form: InputForm) -> TaskRo
     key = parse_id(request.form.get("submission_id", "")) or clock.new_id()
     task, _ = tasks.start(caller, start_schema.load(body), Idempotency.of(key, body))
     return task
+
+
+def _expect(form: dict[str, str]) -> dict[str, Any] | None:
+    """The expected runs in a form, or None. Raises ValidationError."""
+    if not form["every"] and not form["cron"]:
+        return None
+    # The browser fills in a time zone without a cron expression too.
+    texts = {"cron": form["cron"], "timeZone": form["zone"] if form["cron"] else ""}
+    expect: dict[str, Any] = {name: text for name, text in texts.items() if text}
+    for name in ("every", "grace"):
+        if form[name]:
+            expect[name] = typed_seconds(form[name])
+            if expect[name] is None:
+                message = f"“{form[name][:80]}” is not a duration such as 25h."
+                raise ValidationError({"expect": {name: [message]}})
+    return expect
+
+
+def _expect_form(expect: dict[str, Any]) -> dict[str, str]:
+    """The texts of the form for these expected runs."""
+    durations = {name: typed(expect[name]) for name in ("every", "grace") if name in expect}
+    return {"cron": expect.get("cron", ""), "zone": expect.get("timeZone", "")} | durations
 
 
 def _labels(text: str) -> dict[str, str]:

@@ -193,6 +193,32 @@ def test_time_until_an_end_is_rounded_and_not_cut(visitor: Visitor, alice: Remot
     expect(page.locator(".question")).to_contain_text("expires in 5 h")
 
 
+def test_expected_runs_are_in_the_zone_of_the_person(
+    chromium: Browser, service: Service, alice: RemoteClient
+) -> None:
+    alice.request("PUT", "/agent/backup").raise_for_status()
+    visitor = Visitor(chromium, service.url, timezone_id="Asia/Kolkata", locale="en-GB")
+    visitor.sign_in(str(alice.session.headers["apikey"]))
+    page = visitor.go("/agents/backup")
+    expect(page.get_by_label("in the time zone")).to_have_value("Asia/Calcutta")
+    check_both_ways(page)
+    page.get_by_label("times of cron").fill("30 4 * * *")
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#notice")).to_have_text("Saved.")
+    agent = alice.request("GET", "/agent/backup").json()
+    assert agent["expect"] == {"cron": "30 4 * * *", "timeZone": "Asia/Calcutta", "grace": 3600}
+    times = page.locator("#due-times time")
+    expect(times).to_have_text([re.compile("04:30:00 .in ")] * 3)
+    # The form stays while the page is refreshed.
+    page.get_by_label("late after").fill("2h")
+    alice.start("backup", name="Another")
+    expect(page.locator("#last-tasks")).to_contain_text("Another")
+    expect(page.get_by_label("late after")).to_have_value("2h")
+    check_both_ways(page)
+    visitor.check()
+    visitor.close()
+
+
 def test_title_and_icon_of_an_open_page_have_the_state(
     visitor: Visitor, alice: RemoteClient
 ) -> None:

@@ -6,10 +6,15 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from werkzeug.test import TestResponse
 
+from taskservice.background.maintenance import Maintenance
+from taskservice.database import clock
 from taskservice.database.transactions import reading
 from taskservice.schemas import strict_json
+from taskservice.services.expected_runs import due_times
 from tests.support.api_client import ApiClient, expect
+from tests.support.clocks import Clocks
 from tests.support.internals import end_for_silence, reads
 from tests.support.marks import one_database
 from tests.support.plain_browser import Browser, hidden
@@ -253,3 +258,96 @@ def test_pages_of_agents_read_few_tasks_by_their_indexes(
         indexes = ("tasks_unclaimed", "tasks_by_agent_end", "tasks_by_agent")
         for index in indexes[2 if path.endswith("/run") else 0 :]:
             assert any(f"{index} (user_id=? AND agent_id=?" in step for step in searched), index
+
+
+# --- expected runs -------------------------------------------------------------------------
+
+EMPTY = {"every": "", "cron": "", "zone": "", "grace": ""}
+
+
+def times_due(text: str) -> list[str]:
+    """The next times that the page of an agent shows."""
+    shown = text[text.index('id="due-times"') :].partition("</p>")[0]
+    return re.findall('datetime="(.+?)" data-show="both"', shown)
+
+
+def send_expected(window: Browser, form: dict[str, str]) -> TestResponse:
+    return window.send("/agents/backup", "/agents/backup/expect", **form)
+
+
+def test_expected_runs_are_set_on_the_page_of_the_agent(window: Browser, alice: ApiClient) -> None:
+    alice.register("backup")
+    text = text_of(window, "/agents/backup")
+    assert times_due(text) == []
+    assert "Next run" not in facts(text)
+    every = EMPTY | {"every": " 25h ", "zone": "Europe/Berlin", "grace": "0"}
+    assert send_expected(window, every).status_code == 303
+    agent = expect(alice.get("/agent/backup?expand=health"), 200)
+    assert agent["expect"] == {"every": 90_000, "grace": 0}
+    text = text_of(window, "/agents/backup")
+    first, *_ = due = times_due(text)
+    assert first == agent["health"]["dueAt"]
+    assert due == due_times(agent["expect"], clock.moved(first, -90_000), 3)
+    assert [field(text, name) for name in EMPTY] == ["25h", "", "", "0s"]
+    assert facts(text)["Next run"].startswith("due ")
+
+
+def test_expected_runs_by_cron_are_in_the_zone_of_the_form(
+    window: Browser, alice: ApiClient
+) -> None:
+    alice.register("backup")
+    cron = EMPTY | {"cron": "0 2 * * *", "zone": "Asia/Kolkata"}
+    assert send_expected(window, cron).status_code == 303
+    text = text_of(window, "/agents/backup")
+    assert [field(text, name) for name in EMPTY] == ["", "0 2 * * *", "Asia/Kolkata", "1h"]
+    assert [time[10:] for time in times_due(text)] == ["T20:30:00.000Z"] * 3
+    assert send_expected(window, cron | {"cron": ""}).status_code == 303
+    assert expect(alice.get("/agent/backup"), 200)["expect"] is None
+
+
+def test_wrong_expectation_keeps_what_was_typed(window: Browser, alice: ApiClient) -> None:
+    alice.register("backup")
+    for typed, fault in (
+        ({"cron": "0 0 30 2 *"}, "Cron: Not a cron expression of five fields: Bad day-of-month."),
+        ({"every": "daily"}, "Every: “daily” is not a duration such as 25h."),
+        ({"every": "1h", "cron": "0 2 * * *"}, "Every: Either every or cron is required."),
+        (
+            {"cron": "0 2 * * *", "zone": "<b>"},
+            "TimeZone: No such time zone; one is Europe/Berlin.",
+        ),
+    ):
+        response = send_expected(window, EMPTY | typed)
+        assert response.status_code == 422
+        assert f"Nothing was changed. {fault}" in unescape(response.text)
+        assert {name: field(response.text, name) for name in EMPTY} == EMPTY | typed
+    assert expect(alice.get("/agent/backup"), 200)["expect"] is None
+
+
+def field(text: str, name: str) -> str:
+    """The value of an input of a page."""
+    (value,) = re.findall(f'<input name="{name}" value="(.*?)"', text)
+    return unescape(value)
+
+
+def test_late_agent_is_marked(
+    app: Flask, window: Browser, alice: ApiClient, no_grace: None, clocks: Clocks
+) -> None:
+    alice.start("backup")
+    alice.register("backup", expect={"every": 60, "grace": 0})
+    clocks.go_on_with(Maintenance(app), seconds=100)
+    due_at = expect(alice.get("/agent/backup?expand=health"), 200)["health"]["dueAt"]
+    for path in ("/agents", "/agents/backup"):
+        said = facts(text_of(window, path))["Next run"]
+        assert said.startswith("was due ")
+        assert said.endswith(" late")
+    assert times_due(text_of(window, "/agents/backup")) == [due_at]
+
+
+def test_agent_key_sees_when_runs_are_due_but_no_form(app: Flask, alice: ApiClient) -> None:
+    alice.register("backup", expect={"every": 60})
+    window = signed_in(app, alice.agent_key("backup").key)
+    text = text_of(window, "/agents/backup")
+    assert len(times_due(text)) == 3
+    assert "/agents/backup/expect" not in text
+    token = hidden(window.get("/"))
+    assert window.post("/agents/backup/expect", EMPTY | token).status_code == 403

@@ -163,6 +163,11 @@ addEventListener("submit", (event) => {
 });
 addEventListener("pageshow", () => sentForms.clear());
 
+// Times that a person enters are in the person's time zone.
+for (const field of document.querySelectorAll("[data-zone]")) {
+  field.value ||= Intl.DateTimeFormat().resolvedOptions().timeZone;
+}
+
 // Filters apply immediately and keep the focus.
 const search = document.getElementById("search");
 
