@@ -122,6 +122,18 @@ def test_mailbox_is_told_of_a_failure(tmp_path: Path) -> None:
     assert "https://tasks.example.org/tasks/" in mail.text
 
 
+def test_documented_runs_are_expected(
+    remote_alice: RemoteClient, agents_terminal: Terminal
+) -> None:
+    agents_terminal.run(block("late"))
+    backup, report = remote_alice.request("GET", "/agent?expand=health").json()
+    assert backup["expect"] == {"every": 90_000, "grace": 3_600}
+    cron = {"cron": "0 2 * * 1-5", "timeZone": "Europe/Berlin", "grace": 1_800}
+    assert report["expect"] == cron
+    assert backup["health"]["dueAt"] is not None
+    assert report["health"]["dueAt"][14:16] == "00"
+
+
 def test_program_is_told_as_the_guide_shows(
     remote_alice: RemoteClient, machine: AgentMachine, agents_terminal: Terminal, tmp_path: Path
 ) -> None:
