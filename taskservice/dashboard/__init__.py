@@ -2,7 +2,16 @@
 
 from flask import Flask
 
-from taskservice.dashboard import agents, answer_links, keys, questions, sessions, sign_in, tasks
+from taskservice.dashboard import (
+    agents,
+    answer_links,
+    hooks,
+    keys,
+    questions,
+    sessions,
+    sign_in,
+    tasks,
+)
 from taskservice.dashboard.pages import dashboard, unknown_page
 
 for blueprint in (
@@ -11,6 +20,7 @@ for blueprint in (
     questions.blueprint,
     tasks.reruns,
     agents.blueprint,
+    hooks.blueprint,
     keys.blueprint,
     answer_links.blueprint,
 ):

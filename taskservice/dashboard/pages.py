@@ -1,7 +1,7 @@
 """Shared by all pages: sessions, the token of forms, security headers, templates and errors."""
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from inspect import getmembers, isfunction
@@ -25,9 +25,12 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import errors, quantities
+from taskservice.auth import caller
 from taskservice.dashboard import formatting, sessions
+from taskservice.database.types import AnyRow
 from taskservice.database.watcher import change_marker
 from taskservice.errors import Problem
+from taskservice.services import hooks
 from taskservice.terms import API_PREFIX, PROBLEM_TYPE, documentation
 from taskservice.web.request import ignore_dates, url_parts
 
@@ -145,12 +148,19 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
     context = {
         **FUNCTIONS,
         "signed_in": g.get("signed_in"),
+        "hooks_off": _hooks_off(status),
         "form_token": sessions.token,
         "submission_id": sessions.submission_id,
         "way_back": way_back,
         "documentation": documentation,
     }
     return html_response(render_template(f"dashboard/{template}", **context, **values), status)
+
+
+def _hooks_off(status: int) -> Sequence[AnyRow]:
+    """The hooks that a page says are off; none while the database may be unavailable."""
+    is_told = "signed_in" in g and g.signed_in.agent_id is None and status < 500
+    return hooks.turned_off(caller) if is_told else ()
 
 
 def html_response(html: str | bytes, status: int = 200) -> Response:

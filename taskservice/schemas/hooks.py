@@ -47,7 +47,7 @@ class HookFieldsSchema(Schema):
     )
     events = fields.List(
         _EVENT,
-        validate=validate.Length(min=1),
+        validate=validate.Length(min=1, error="Must have at least one event."),
         metadata=doc(
             "The events to tell; by default broken, fixed, asks, late and back.",
             list(terms.DEFAULT_EVENTS),
@@ -62,7 +62,8 @@ class HookFieldsSchema(Schema):
     label = fields.String(
         allow_none=True,
         validate=validate.Regexp(
-            f"(?s){terms.LABEL_KEY.pattern}:.{{1,{terms.MAX_LABEL_VALUE}}}\\Z"
+            f"(?s){terms.LABEL_KEY.pattern}:.{{1,{terms.MAX_LABEL_VALUE}}}\\Z",
+            error="Must be key:value.",
         ),
         metadata=doc(
             "Only events of tasks with this label, as `key:value`.",
@@ -71,7 +72,9 @@ class HookFieldsSchema(Schema):
     )
     token = fields.String(
         allow_none=True,
-        validate=validate.Regexp(r"[!-~]{1,500}\Z"),
+        validate=validate.Regexp(
+            r"[!-~]{1,500}\Z", error="Must have 1 to 500 printable ASCII characters, no spaces."
+        ),
         metadata=doc(
             "The access token of an ntfy server. No response contains it.",
             pattern="^[!-~]{1,500}$",

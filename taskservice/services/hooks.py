@@ -11,6 +11,7 @@ from sqlalchemy import delete as delete_from
 from taskservice import resources, terms
 from taskservice.auth import Caller
 from taskservice.database import clock
+from taskservice.database.connections import Statement
 from taskservice.database.models import Delivery, Event, EventStream, Hook
 from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import AnyRow, AnySelect, Identifier
@@ -28,6 +29,12 @@ MAX_LISTED = 100
 _OWN = Hook.user_id == bindparam("user_id", type_=Identifier)
 _HOOKS: AnySelect = select(Hook.__table__).where(_OWN).order_by(Hook.created_at, Hook.id)
 _THIS = Hook.id == bindparam("hook_id", type_=Identifier)
+# Subscriptions have an expiry. For a condition on `subscription`, SQLite would use its index.
+_TURNED_OFF = Statement[AnyRow](
+    select(Hook.id, Hook.name, Hook.reason)
+    .where(_OWN, Hook.state == terms.OFF, Hook.reason.is_not(None), Hook.expires_at.is_(None))
+    .order_by(Hook.created_at, Hook.id)
+)
 _DELIVERIES: AnySelect = (
     select(*HOOK_DELIVERY_COLUMNS)
     .join(Event, Event.id == Delivery.event_id)
@@ -44,6 +51,12 @@ _COLUMNS = {
     "token": "token",
     "answerLinks": "answer_links",
 }
+
+
+def turned_off(caller: Caller) -> list[AnyRow]:
+    """The hooks of the user that the service has turned off, apart from subscriptions."""
+    with reading() as connection:
+        return _TURNED_OFF.all(connection, user_id=caller.user_id)
 
 
 def list_all(caller: Caller) -> Sequence[AnyRow]:

@@ -37,6 +37,7 @@ PAGES = (
     "/?status=wrong",
     "/agents",
     "/keys",
+    "/notifications",
     "/callback-secret/rotate",
     "/tasks/nothing",
 )
@@ -622,6 +623,13 @@ def test_every_page_keeps_the_rules_of_accessibility(visitor: Visitor, site: Sit
     page.get_by_label("Name").fill("to be seen")
     page.get_by_role("button", name="Create").click()
     check_both_ways(page, "a new key")
+    page = visitor.go("/notifications")
+    page.get_by_label("Program").check()
+    page.get_by_label("Address").fill(f"{site.bad.url}hook")
+    page.get_by_role("button", name="Add").click()
+    page.get_by_role("button", name="Send a test").click()
+    expect(page.locator("#notice")).to_contain_text("The receiver responded with 503")
+    check_both_ways(page, "a hook")
     sign_out(page)
     check_both_ways(page, "signed out")
     visitor.sign_in(site.alice.agent_key().key)

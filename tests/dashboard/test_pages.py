@@ -350,7 +350,7 @@ def test_pages_have_no_inline_code_and_ids_once(
 ) -> None:
     for path in ("/", f"/tasks/{task['id']}", f"/tasks/{task['id']}/cancel",
                  f"/tasks/{task['id']}/delete", "/agents", "/keys", "/callback-secret/rotate",
-                 "/sign-in"):  # fmt: skip
+                 "/notifications", "/sign-in"):  # fmt: skip
         page = Page(browser.get(path).text)
         assert page.values("style") == []
         names = [name for _, attributes in page.elements for name in attributes]
@@ -454,7 +454,7 @@ def test_unknown_paths_are_pages_for_a_browser(
     assert response.content_type == "application/problem+json"
     for path in ("/tasks", "/tasks/"):
         assert browser.get(path).location == "/"
-    for path in ("/agents/", "/keys/"):
+    for path in ("/agents/", "/keys/", "/notifications/"):
         assert browser.get(path).status_code == 200
 
 
@@ -1039,7 +1039,7 @@ def test_every_form_has_a_button_that_sends_it(
     path = f"/tasks/{task['id']}"
     for page in ("/", path, f"{path}/cancel", f"{path}/delete", f"{path}/rerun", "/agents",
                  "/agents/summarizer", "/agents/summarizer/edit", "/agents/summarizer/run",
-                 "/keys", "/callback-secret/rotate"):  # fmt: skip
+                 "/keys", "/callback-secret/rotate", "/notifications"):  # fmt: skip
         # A browser with scripts takes no elements from `noscript`.
         text = re.sub("<noscript>.*?</noscript>", "", browser.get(page).text, flags=re.DOTALL)
         forms = re.findall("<form.*?</form>", text, re.DOTALL)
@@ -1226,7 +1226,7 @@ def test_everything_stays_below_a_prefix(config: Config) -> None:
     done = entered.post("/sign-in", data=data, headers=headers | {"Cookie": jar})
     assert done.location == f"/agents/one/tasks/{task['id']}"
     jar = done.headers["Set-Cookie"].partition(";")[0]
-    for path in ("/", f"/tasks/{task['id']}", "/agents", "/keys"):
+    for path in ("/", f"/tasks/{task['id']}", "/agents", "/keys", "/notifications"):
         found = Page(entered.get(path, headers=headers | {"Cookie": jar}).text)
         for name in ("href", "src", "action"):
             for link in found.values(name):

@@ -26,6 +26,7 @@ STARTS = ("/", "/sign-in", "/docs", "/tasks/nowhere")
 ROUTES = {
     "/", "/docs", "/sign-in", "/agents", "/agents/<agent_id>", "/agents/<agent_id>/edit",
     "/agents/<agent_id>/run", "/callback-secret/rotate", "/keys", "/keys/<key_id>/revoke",
+    "/notifications", "/notifications/<hook_id>", "/notifications/<hook_id>/delete",
     "/tasks/<task_id>", "/tasks/<task_id>/cancel", "/tasks/<task_id>/delete",
     "/tasks/<task_id>/questions/<question_id>", "/tasks/<task_id>/rerun",
 }  # fmt: skip
@@ -80,6 +81,9 @@ def test_pages_have_no_error_and_no_warning(
             sample_data.make(app, "carol", receiver.url, failing.url, 40),
             sample_data.make_asking(app, "dave"),
         ]
+        for person in people:
+            person.post("/hook", json={"target": receiver.url, "events": ["task.ended"]})
+            person.report(person.start(claim=True), status="complete")
         paths: dict[str, str] = {}
         for person in people:
             for path, html in pages(app, person):

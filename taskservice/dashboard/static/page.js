@@ -330,7 +330,8 @@ function showState(fresh) {
 let nextRefresh = null;
 
 async function keepFresh() {
-  const state = document.querySelector("[data-live]") ? await refresh() : "same";
+  // Each page shows which hooks are off. Only for this, a page does not ask once a second.
+  const state = document.querySelector("[data-live]:not(#hooks-off)") ? await refresh() : "same";
   const pause = document.hidden ? HIDDEN_MS : REFRESH_MS;
   clearTimeout(nextRefresh);
   if (state !== "gone") nextRefresh = setTimeout(keepFresh, state === "unreachable" ? 2 * pause : pause);

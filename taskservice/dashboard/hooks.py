@@ -1,0 +1,199 @@
+"""The page Notifications: hooks, a form that adds one, and what each was told."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Blueprint, Response, current_app, flash, request
+from marshmallow import ValidationError
+from werkzeug.wrappers import Response as AnyResponse
+
+from taskservice import terms
+from taskservice.auth import caller
+from taskservice.dashboard import schema_form
+from taskservice.dashboard.pages import page, redirect_to, shared, texts
+from taskservice.dashboard.schema_form import Errors, Json, Texts
+from taskservice.database.types import AnyRow
+from taskservice.errors import Problem
+from taskservice.schemas import strict_json
+from taskservice.schemas.hooks import ChangeHookSchema, HookFieldsSchema
+from taskservice.services import agents, hooks
+from taskservice.web.request import require_id
+
+blueprint = Blueprint("hooks", __name__)
+
+create_schema = HookFieldsSchema()
+change_schema = ChangeHookSchema()
+
+# What a hook with this format is, in one word and in more, and its address.
+KINDS = {
+    terms.NTFY: (
+        "Phone",
+        "ntfy",
+        "the URL of an ntfy topic, such as https://ntfy.sh/a-name-that-nobody-guesses",
+    ),
+    terms.SLACK: (
+        "Chat",
+        "Slack, Mattermost or Discord",
+        "the URL of an incoming webhook there, for Discord with /slack at its end",
+    ),
+    terms.MAIL: ("Mail", "", "the mail address"),
+    terms.STANDARD: ("Program", "signed webhooks", "its URL"),
+}
+# What an event is called, and when it happens.
+EVENTS = {
+    terms.AGENT_BROKEN: ("agent breaks", "it fails, and the time before it did not"),
+    terms.AGENT_FIXED: ("agent works again", "it was broken"),
+    terms.TASK_ASKS: ("task asks", "a question waits for an answer"),
+    terms.AGENT_LATE: ("agent is late", "an expected run did not come"),
+    terms.AGENT_BACK: ("late agent runs", "its run came after all"),
+    terms.TASK_FAILED: ("task fails", "each of them"),
+    terms.TASK_ENDED: ("task ends", "each of them"),
+}
+
+
+@blueprint.before_request
+def require_user_key() -> None:
+    caller.require_user_key()
+
+
+@blueprint.get("/notifications", strict_slashes=False)
+@shared
+def list_all() -> Response:
+    schema = _form_schema()
+    return _page(200, schema, schema_form.texts_of(schema, schema_form.defaults(schema)))
+
+
+@blueprint.post("/notifications")
+def create() -> AnyResponse:
+    """Errors are shown next to their fields, which keep the user's input."""
+    schema, typed = _form_schema(), texts(request.form)
+    content, errors = schema_form.content_of(schema, typed)
+    if errors:
+        return _page(422, schema, typed, errors)
+    try:
+        hook = hooks.create(caller, create_schema.load(_fields(content)))
+    except (Problem, ValidationError) as error:
+        return _page(422, schema, typed, schema_form.errors_of(error))
+    flash("Added. Send a test to see whether it arrives.")
+    return redirect_to("hooks.show", hook_id=hook.id)
+
+
+@blueprint.get("/notifications/<hook_id>")
+@shared
+def show(hook_id: str) -> Response:
+    hook = hooks.get(caller, require_id("hook", hook_id))
+    deliveries = hooks.list_deliveries(caller, hook.id)
+    return page(
+        "hook.html",
+        hook=_shown(hook),
+        events=EVENTS,
+        deliveries=deliveries,
+        is_truncated=len(deliveries) == hooks.MAX_LISTED,
+    )
+
+
+@blueprint.post("/notifications/<hook_id>/test")
+def test(hook_id: str) -> AnyResponse:
+    outcome = hooks.test(caller, require_id("hook", hook_id))
+    arrived = "The test was delivered." if outcome.delivered else "The test was not delivered."
+    flash(f"{arrived} {outcome.message}")
+    return redirect_to("hooks.show", hook_id=hook_id)
+
+
+@blueprint.post("/notifications/<hook_id>/state")
+def change_state(hook_id: str) -> AnyResponse:
+    fields = change_schema.load({"state": request.form.get("state")})
+    hook = hooks.change(caller, require_id("hook", hook_id), fields)
+    flash(f"“{hook.name}” is {'on' if hook.state == terms.ACTIVE else 'off'}.")
+    return redirect_to("hooks.show", hook_id=hook_id)
+
+
+@blueprint.get("/notifications/<hook_id>/delete")
+def confirm_delete(hook_id: str) -> Response:
+    return page("delete_hook.html", hook=_shown(hooks.get(caller, require_id("hook", hook_id))))
+
+
+@blueprint.post("/notifications/<hook_id>/delete")
+def delete(hook_id: str) -> AnyResponse:
+    hook = hooks.delete(caller, require_id("hook", hook_id))
+    flash(f"Deleted “{hook.name}”.")
+    return redirect_to("hooks.list_all")
+
+
+@blueprint.post("/notifications/<hook_id>/deliveries/<delivery_id>")
+def redeliver(hook_id: str, delivery_id: str) -> AnyResponse:
+    hook_id, delivery_id = require_id("hook", hook_id), require_id("delivery", delivery_id)
+    hooks.redeliver(caller, hook_id, delivery_id)
+    flash("It is being delivered again.")
+    return redirect_to("hooks.show", hook_id=hook_id, _anchor="deliveries")
+
+
+def _page(status: int, schema: Json, typed: Texts, errors: Errors | None = None) -> Response:
+    return page(
+        "hooks.html",
+        status,
+        hooks=[_shown(hook) for hook in hooks.list_all(caller)],
+        fields=schema_form.fields(schema, typed, errors),
+        events=EVENTS,
+        has_errors=bool(errors),
+    )
+
+
+def _shown(hook: AnyRow) -> dict[str, Any]:
+    """A hook for the templates; the URL of an MCP client is shown without its query."""
+    target = hook.target.partition("?")[0] if hook.subscription else hook.target
+    kind = "MCP client" if hook.subscription else KINDS[hook.format][0]
+    events = strict_json.loads(hook.events.encode())
+    return {
+        **hook._asdict(),
+        "target": target.removeprefix("mailto:"),
+        "kind": kind,
+        "events": events,
+    }
+
+
+def _form_schema() -> Json:
+    """The form of a new hook, as a JSON Schema; its properties are named as in the API."""
+    config = current_app.config
+    kinds = {name: kind for name, kind in KINDS.items() if name != terms.MAIL or config["SMTP_URL"]}
+    events = {name: f"{title} ({when})" for name, (title, when) in EVENTS.items()}
+    addresses = " ".join(f"{title}: {address}." for title, _, address in kinds.values())
+    formats = {name: f"{title} ({of})" if of else title for name, (title, of, _) in kinds.items()}
+    answers = "Everyone who gets a message can answer its question with a link, without a key."
+    properties: Json = {
+        "format": _choice("Send to", formats, default=terms.NTFY),
+        "target": _text("Address", addresses),
+        "events": {
+            "type": "array",
+            "title": "When",
+            "items": _choice("", events),
+            "default": list(terms.DEFAULT_EVENTS),
+        },
+        "name": _text("Name", "By default the host, or the mail address."),
+        "agentId": _text("Only of the agent", enum=list(agents.choices(caller))),
+        "label": _text("Only of tasks with the label", "Such as env:prod."),
+        "token": _text("Access token", "For an ntfy server that requires one."),
+    }
+    required = ["format", "target", "events"]
+    if config["PUBLIC_URL"]:
+        answer_links = {"type": "boolean", "title": "Answer links", "description": answers}
+        properties["answerLinks"] = {**answer_links, "default": False}
+        required.append("answerLinks")
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _text(title: str, description: str = "", **more: Any) -> Json:
+    return {"type": "string", "title": title, "description": description, **more}
+
+
+def _choice(title: str, titles: Mapping[str, str], **more: Any) -> Json:
+    options = [{"const": value, "title": each} for value, each in titles.items()]
+    return _text(title, oneOf=options, **more)
+
+
+def _fields(content: Json) -> Json:
+    """The form as the JSON body of the API."""
+    target = content["target"].strip()
+    if content["format"] == terms.MAIL and ":" not in target:
+        target = f"mailto:{target}"
+    return {**content, "target": target}
