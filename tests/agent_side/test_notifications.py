@@ -1,9 +1,11 @@
 """The guide "Be told": each of its recipes tells a stand-in for a phone, a chat or a mailbox."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tests.support.agent_machine import AgentMachine, machine_of, objects, the_t
 from tests.support.api_client import RemoteClient
 from tests.support.documents import Terminal, blocks, table
 from tests.support.mail_server import MailServer
+from tests.support.plain_browser import hidden_text
 from tests.support.receiver import Receiver
 from tests.support.service import Service, free_port
 
@@ -58,6 +61,24 @@ def test_phone_is_told_of_a_failure(
     (hook,) = remote_alice.request("GET", "/hook").json()
     assert hook["id"][:13] in shown
     assert "agent.broken" in shown.splitlines()[-1]
+
+
+def test_page_needs_the_address_of_a_phone_only(
+    remote_alice: RemoteClient, stand_in: Receiver
+) -> None:
+    window = requests.Session()
+    sign_in, page = f"{remote_alice.url}/sign-in", f"{remote_alice.url}/notifications"
+    key = str(remote_alice.session.headers["apikey"])
+    window.post(sign_in, {**hidden_text(window.get(sign_in).text), "key": key})
+    form = window.get(page).text
+    fields = re.findall(r'name="(field\.\w+)" value="([^"]+)" checked', form)
+    fields += [*hidden_text(form).items(), ("field.target", f"{stand_in.url}backups")]
+    added = window.post(page, [(name, unescape(value)) for name, value in fields])
+    assert ">Add<" in form
+    assert ">Send a test<" in added.text
+    tested = window.post(f"{added.url}/test", hidden_text(added.text))
+    assert "The test was delivered." in tested.text
+    assert json.loads(stand_in.requests[0].body)["topic"] == "backups"
 
 
 def test_button_of_a_message_answers(agents_terminal: Terminal, stand_in: Receiver) -> None:
