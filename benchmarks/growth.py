@@ -32,6 +32,7 @@ SAMPLE = 200
 
 GET = "GET one task"
 PAGE = "page of 50 tasks"
+ATTENTION = "what needs attention"
 FINISHED = "page of 50, finishedAfter"
 ENDED = "page of 50, q in the order of their end"
 RARE = "page of 50, q with one match"
@@ -47,7 +48,7 @@ APPEND = "append a line to a long log"
 TAIL = "last 100 lines of a long log"
 FOUND = (FINISHED, ENDED, RARE, LIST_PAGE, FAILED_PAGE, AGENTS_PAGE, TASK_PAGE)
 NOT_FOUND = (SEARCH, AGENT_SEARCH, SHORT_SEARCH, SEARCH_PAGE)
-OF_TASKS = (GET, PAGE, *FOUND, *NOT_FOUND)
+OF_TASKS = (GET, PAGE, ATTENTION, *FOUND, *NOT_FOUND)
 # The plot shows fewer lines.
 PLOTTED = (GET, PAGE, FINISHED, SEARCH, LIST_PAGE, SEARCH_PAGE, AGENTS_PAGE)
 TABS_OF = (LIST_PAGE, FAILED_PAGE, SEARCH_PAGE, AGENTS_PAGE, TASK_PAGE)
@@ -64,6 +65,7 @@ def _within(path: str, milliseconds: float) -> Goal:
 
 GROWTH = (
     *(_at_most(path, 1.15, 1.05) for path in (GET, PAGE)),
+    _within(ATTENTION, 20),
     *(_within(path, 50) for path in (*FOUND, *OF_LINES)),
     *(_within(path, 100) for path in NOT_FOUND),
     *(
@@ -250,6 +252,7 @@ def requests_of(
     return {
         GET: [one("GET", f"/task/{task_id}") for task_id in ids],
         PAGE: [one("GET", "/task?limit=50")],
+        ATTENTION: [one("GET", "/attention")],
         FINISHED: [one("GET", f"/task?limit=50&finishedAfter={quote(after)}")],
         ENDED: [one("GET", "/task?limit=50&sort=finishedAt&q=synopsis+19")],
         RARE: [one("GET", f"/task?limit=50&q=+{size // 2}")],

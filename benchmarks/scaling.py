@@ -19,6 +19,7 @@ from benchmarks.growth import (
     AGENTS,
     AGENTS_PAGE,
     APPEND,
+    ATTENTION,
     GET,
     LIST_PAGE,
     PAGE,
@@ -69,7 +70,7 @@ CLAIM = "claim a task"
 REPORT = "report an end; its webhook is stored, and posted at once"
 GROW = "append a line to one of 64 logs"
 LIST = "whole list of 100,000 tasks"
-WAITS = (GET, PAGE, START, CLAIM, APPEND, REPORT, TAIL, LIST_PAGE, AGENTS_PAGE, LIST)
+WAITS = (GET, PAGE, START, CLAIM, APPEND, REPORT, TAIL, ATTENTION, LIST_PAGE, AGENTS_PAGE, LIST)
 
 TASK_BYTES = "a task with its 5 lines, on disk"
 JOINED_BYTES = "a line that was sent with thousands of others, on disk"

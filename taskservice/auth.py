@@ -6,7 +6,7 @@ import secrets
 import string
 import zlib
 from threading import Lock
-from typing import NamedTuple, cast
+from typing import Generic, NamedTuple, TypeVar, cast
 
 from flask import g, request
 from sqlalchemy import ColumnElement, and_, bindparam, or_, select
@@ -137,10 +137,29 @@ OWNER = "taskservice.owner"
 ERRORS_OF_DELETED_USER = (IntegrityError, NoResultFound)
 # The length of a time as text up to the minute.
 MINUTE = len("2026-11-24T13:36")
+T = TypeVar("T")
 
-# Key id -> the minute of its last use. Maintenance stores it, so that no GET writes.
-_uses: dict[str, str] = {}
-_lock = Lock()
+
+class LastUses(Generic[T]):
+    """The minute of the last use of each thing. Maintenance stores it, so that no GET writes."""
+
+    def __init__(self) -> None:
+        self._minutes: dict[T, str] = {}
+        self._lock = Lock()
+
+    def record(self, used: T, now: str) -> None:
+        with self._lock:
+            self._minutes[used] = now[:MINUTE]
+
+    def take(self) -> dict[T, str]:
+        """The minutes of what was used since the last call."""
+        with self._lock:
+            taken, self._minutes = self._minutes, {}
+        return {used: f"{minute}:00.000Z" for used, minute in taken.items()}
+
+
+# By the id of the key.
+key_uses = LastUses[str]()
 
 
 def authenticate() -> None:
@@ -186,8 +205,7 @@ def valid_key(text: str, now: str) -> AnyRow:
 
 def set_caller(key: AnyRow, now: str) -> None:
     """Let this request act as the caller of `key`, and record the key's use."""
-    with _lock:
-        _uses[key.id] = now[:MINUTE]
+    key_uses.record(key.id, now)
     request.environ[OWNER] = key.user_id
     g.caller = Caller(key.user_id, key.agent_id, key.id, key.name, key.user_name)
 
@@ -195,14 +213,6 @@ def set_caller(key: AnyRow, now: str) -> None:
 def is_key_valid() -> bool:
     """Whether the key of this request is still neither revoked nor expired."""
     return by_id(caller.key_id, clock.now()) is not None
-
-
-def take_last_uses() -> dict[str, str]:
-    """Key id -> the minute of its last use, for keys used since the last call."""
-    global _uses
-    with _lock:
-        taken, _uses = _uses, {}
-    return {key_id: f"{minute}:00.000Z" for key_id, minute in taken.items()}
 
 
 def _caller() -> Caller:

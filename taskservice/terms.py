@@ -77,6 +77,15 @@ OK = "ok"
 BROKEN = "broken"
 AGENT_STATES = (OK, BROKEN)
 
+# What needs attention, the most urgent first.
+QUESTION = "question"
+LATE = "late"
+HANGING = "hanging"
+NO_WORKER = "no_worker"
+CALLBACK_FAILED = "callback_failed"
+HOOK_OFF = "hook_off"
+ATTENTION = (QUESTION, BROKEN, LATE, HANGING, NO_WORKER, CALLBACK_FAILED, HOOK_OFF)
+
 # The orders of a list of tasks, the default first.
 Sort = Literal["-createdAt", "createdAt", "finishedAt"]
 SORTS: tuple[str, ...] = get_args(Sort)

@@ -5,6 +5,8 @@ from typing import Any
 
 from flask import Flask
 
+from taskservice.background.maintenance import Maintenance
+from taskservice.database import clock
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.internals import end_for_silence
 from tests.support.marks import one_database
@@ -16,6 +18,9 @@ NOTHING: dict[str, Any] = {
     "medianSeconds": None,
     "dueAt": None,
     "lateSince": None,
+    "state": None,
+    "stateSince": None,
+    "workerSeenAt": None,
 }
 
 
@@ -74,6 +79,42 @@ def test_health_has_the_last_30(alice: ApiClient) -> None:
     found = health(alice)
     assert [each["id"] for each in found["recent"]] == [task["id"] for task in tasks[2:]]
     assert found["successRate"] == 1
+
+
+def test_state_goes_by_the_last_task_that_was_not_cancelled(alice: ApiClient) -> None:
+    def end(status: str) -> dict[str, Any]:
+        return alice.report(alice.start(claim=True), status=status)
+
+    def state() -> tuple[str, str]:
+        found = health(alice)
+        return found["state"], found["stateSince"]
+
+    first = end("complete")
+    end("complete")
+    assert state() == ("ok", first["finishedAt"])
+    first = end("error")
+    end("error")
+    expect(alice.post(f"/task/{alice.start()['id']}/cancel"), 200)
+    assert state() == ("broken", first["finishedAt"])
+    fixed = end("complete")
+    assert state() == ("ok", fixed["finishedAt"])
+
+
+def test_worker_is_seen_when_it_asks_even_in_vain(alice: ApiClient, app: Flask) -> None:
+    alice.start(claim=True)
+    alice.register("translator")
+    Maintenance(app).do_round()
+    # A start of one's own is no claim.
+    assert health(alice)["workerSeenAt"] is None
+    before = clock.now()
+    expect(alice.post("/agent/summarizer/claim"), 204)
+    Maintenance(app).do_round()
+    seen_at = health(alice)["workerSeenAt"]
+    assert seen_at in {f"{time[:16]}:00.000Z" for time in (before, clock.now())}
+    assert health(alice, "translator")["workerSeenAt"] is None
+    problem(alice.post("/agent/nobody/claim"), 404)
+    Maintenance(app).do_round()
+    assert health(alice)["workerSeenAt"] == seen_at
 
 
 @one_database

@@ -17,6 +17,7 @@ from taskservice.database.models import Delivery
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
 from taskservice.operations import health
+from taskservice.services import agents as agent_service
 from taskservice.services import deliveries, events, expected_runs
 from taskservice.services import questions as question_service
 from taskservice.services import users as user_service
@@ -61,7 +62,12 @@ WRITE_SECONDS = 3.0
 
 def record_key_uses() -> None:
     """Store when each key was last used in this process, to the minute."""
-    user_service.record_uses(auth.take_last_uses())
+    user_service.record_uses(auth.key_uses.take())
+
+
+def record_workers() -> None:
+    """Store when a worker last asked this process for a task of each agent, to the minute."""
+    agent_service.record_workers(agent_service.worker_claims.take())
 
 
 def expire_questions() -> None:
@@ -73,6 +79,7 @@ JOBS: tuple[Callable[[], bool | None], ...] = (
     reschedule_far_deliveries,
     record_key_uses,
     deliveries.cancel_waiting,
+    record_workers,
     removal.index_names,
     removal.sweep,
     removal.shrink,

@@ -17,6 +17,7 @@ CLIENT_COMMANDS = {
     "ask": "taskservice.cli.ask",
     "task": "taskservice.cli.task",
     "agent": "taskservice.cli.agent",
+    "status": "taskservice.cli.status",
     "hook": "taskservice.cli.hook",
     "listen": "taskservice.cli.listen",
     "mcp-config": "taskservice.cli.agent",

@@ -14,7 +14,7 @@ import click
 
 from taskservice.cli.json_input import JsonFile
 from taskservice.cli.options import Duration, Text, examples
-from taskservice.cli.service_client import WRONG_SETTING, service_client
+from taskservice.cli.service_client import UNAVAILABLE, WRONG_SETTING, service_client
 from taskservice.cli.task_text import asks
 from taskservice.client import (
     Client,
@@ -36,7 +36,6 @@ from taskservice.terms import MAX_TIMEOUT, QUESTION_TIMEOUT
 # The exit codes; click uses 2 for wrong arguments.
 EXIT_CODES = {QuestionDeclined: 1, QuestionExpired: 3}
 TASK_ENDED = 4
-UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
 INTERRUPTED = 128 + signal.SIGINT
 
 

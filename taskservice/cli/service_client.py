@@ -23,6 +23,8 @@ from taskservice.terms import MAX_LIMIT
 PATIENCE_SECONDS = 5.0
 # The exit code for a wrong setting, as in the server commands.
 WRONG_SETTING = 2
+# The exit code of commands whose other codes have a meaning.
+UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
 
 
 @contextmanager

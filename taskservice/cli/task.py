@@ -22,6 +22,7 @@ from taskservice.cli.options import (
     task_labels,
 )
 from taskservice.cli.service_client import (
+    UNAVAILABLE,
     agent_ids,
     did_you_mean,
     find_agent_id,
@@ -49,9 +50,9 @@ FOLLOW_PATIENCE_SECONDS = 60.0
 OUTCOMES = {FAILED: 1, CANCELLED: 3, TIMEOUT: 4}
 DELETED = 5
 INTERRUPTED = 130
-UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
 # Filters of `list` with their own options.
 STATES: dict[str, dict[str, Any]] = {
+    "asking": {"asking": True},
     "waiting": {"status": RUNNING, "claimed": False},
     FAILED: {"error_type": FAILED},
     CANCELLED: {"error_type": CANCELLED},
@@ -134,6 +135,7 @@ def start(
 @click.option("--agent", type=Text(), metavar="ID", help="Only tasks of this agent.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only tasks with this status.")
 @click.option("--waiting", is_flag=True, help="Only tasks that no worker has claimed.")
+@click.option("--asking", is_flag=True, help="Only tasks that ask a person something.")
 @click.option("--failed", is_flag=True, help="Only tasks that failed.")
 @click.option("--cancelled", is_flag=True, help="Only tasks that were cancelled.")
 @click.option("--timeout", is_flag=True, help="Only tasks that timed out.")

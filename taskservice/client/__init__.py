@@ -54,6 +54,7 @@ from taskservice.terms import ErrorType, Sort, Status
 __all__ = [
     "Agent",
     "Annotations",
+    "Attention",
     "BadRequest",
     "Client",
     "Conflict",
@@ -215,17 +216,37 @@ class Health(TypedDict):
     """Statistics on an agent's last 30 finished tasks.
 
     `recent` lists them, oldest first. `successRate` is from 0 to 1 and `medianSeconds` is a
-    duration; both leave out cancelled tasks. `lastSuccessAt` is an RFC 3339 time. The last
-    three are None without data. `dueAt` is when the next run is expected, and `lateSince` since
-    when the agent is late; see `Expect`.
+    duration; both leave out cancelled tasks. `state` is "broken" if the last task failed or
+    timed out, else "ok", and `stateSince` is when the first task of this state ended. A worker
+    last asked for a task at `workerSeenAt`. `dueAt` is when the next run is expected, and
+    `lateSince` since when the agent is late; see `Expect`. Times are RFC 3339. All but `recent`
+    can be None.
     """
 
     recent: list[FinishedTask]
     successRate: float | None
     lastSuccessAt: str | None
     medianSeconds: float | None
+    state: str | None
+    stateSince: str | None
+    workerSeenAt: str | None
     dueAt: NotRequired[str | None]
     lateSince: NotRequired[str | None]
+
+
+class Attention(TypedDict):
+    """Something that a person should look at now; `text` is one line.
+
+    `kind` is "question", "broken", "late", "hanging", "no_worker", "callback_failed" or
+    "hook_off". `agentId` and `taskId` are None if it is not about one. `since` is an RFC 3339
+    time.
+    """
+
+    kind: str
+    agentId: str | None
+    taskId: str | None
+    since: str
+    text: str
 
 
 class Expect(TypedDict, total=False):
@@ -441,6 +462,7 @@ class Client:
         status: Status | None = None,
         error_type: ErrorType | None = None,
         claimed: bool | None = None,
+        asking: bool | None = None,
         agent_id: str | None = None,
         parent_id: str | None = None,
         labels: Mapping[str, str] | None = None,
@@ -461,6 +483,7 @@ class Client:
             status: "running", "complete" or "error".
             error_type: "failed", "cancelled" or "timeout".
             claimed: True for claimed tasks, False for waiting tasks.
+            asking: True for tasks with open questions, False for all others.
             agent_id: The agent of the tasks.
             parent_id: The parent of the tasks.
             labels: Pairs that a task must have, all of them.
@@ -484,7 +507,8 @@ class Client:
         query: dict[str, Any] = {"status": status, "errorType": error_type, "q": q, "sort": sort}
         query |= {"agentId": agent_id, "parentId": parent_id, "createdAfter": created_after}
         query |= {"createdBefore": created_before, "finishedAfter": finished_after}
-        query["claimed"] = None if claimed is None else str(claimed).lower()
+        for name, value in {"claimed": claimed, "asking": asking}.items():
+            query[name] = None if value is None else str(value).lower()
         query["label"] = [f"{key}:{value}" for key, value in (labels or {}).items()]
         filters = {name: value for name, value in query.items() if value is not None}
         filters |= {"fields": fields, "limit": str(page or PAGE_TASKS)}
@@ -515,6 +539,18 @@ class Client:
         query = {"expand": "health"} if health else {}
         agents: list[Agent] = self.connection.call("GET", "/agent", expected, params=query).data
         return agents
+
+    def attention(self) -> list[Attention]:
+        """Return what a person should look at now, the most urgent first, at most 100.
+
+        Example:
+            >>> with client.start("reader", name="nightly") as task:
+            ...     task.fail("The disk is full")
+            >>> [(each["kind"], each["text"]) for each in client.attention()]
+            [('broken', 'The last task failed')]
+        """
+        items: list[Attention] = self.connection.call("GET", "/attention", responses.ATTENTION).data
+        return items
 
     def register(
         self,

@@ -20,11 +20,11 @@ from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import PutAgentSchema, StartSchema
 from taskservice.services import agents as agent_service
-from taskservice.services import lists, tasks
+from taskservice.services import attention, lists, tasks
 from taskservice.services.expected_runs import due_times
 from taskservice.services.lists import Selection
 from taskservice.services.tasks import Idempotency
-from taskservice.terms import CANCELLED
+from taskservice.terms import BROKEN, CANCELLED, FAILED, TIMEOUT
 
 blueprint = Blueprint("agents", __name__)
 
@@ -51,16 +51,17 @@ def list_all() -> Response:
     number = min(max(request.args.get("page", 1, int), 1), MAX_PAGE)
     agents = agent_service.list_by_use(caller, (number - 1) * PAGE_SIZE, PAGE_SIZE + 1)
     shown = agents[:PAGE_SIZE]
-    used = [agent for agent in shown if agent.last_used_at]
+    used = [agent for agent in shown if agent.last_used_at or agent.late_since]
     return page(
         "agents.html",
         agents=[
             {**_facts(agent, runs), "recent_tasks": _last_tasks(agent.id, RECENT_TASKS)}
             for agent, runs in agent_service.runs(used, agent_service.RECENT)
         ],
+        attention=attention.list_all(caller),
         loads=agent_service.loads(used, MAX_WAITING),
         max_waiting=MAX_WAITING,
-        unused=[agent for agent in shown if not agent.last_used_at],
+        unused=[agent for agent in shown if agent not in used],
         is_first=number == 1,
         next=number + 1 if len(agents) > PAGE_SIZE else None,
     )
@@ -80,6 +81,7 @@ def show(agent_id: str) -> Response:
         loads=agent_service.loads([agent], MAX_WAITING),
         max_waiting=MAX_WAITING,
         last_tasks=_last_tasks(agent.id, LISTED_TASKS),
+        attention=attention.list_all(caller),
         plot=chart.plot(runs, facts["health"]["medianSeconds"]),
         plot_height=chart.PLOT_HEIGHT,
         expected=_expect_form(expect or {}),
@@ -218,6 +220,7 @@ def _run_page(
 ) -> Response:
     """The form; `source` is the task whose input it shows."""
     values = {"agent": agent, "form": form, "fault": fault, "source": source}
+    values["no_worker"] = attention.missing_worker(agent)
     return page("run.html", status, **values, input_form=input_form, new_id=clock.new_id())
 
 
@@ -227,7 +230,7 @@ def _edit_page(agent: AnyRow, form: dict[str, str], fault: str = "") -> Response
 
 def _facts(agent: AnyRow, recent: list[AnyRow]) -> dict[str, Any]:
     """The facts about an agent on a page, from its last runs."""
-    health = agent_service.health_of(recent)
+    health = agent_service.health_of(agent, recent)
     outcomes = Counter(outcome_of(task) for task in recent)
     counted = outcomes.total() - outcomes[CANCELLED]
     return {
@@ -236,6 +239,10 @@ def _facts(agent: AnyRow, recent: list[AnyRow]) -> dict[str, Any]:
         "strip": [(task, outcome_of(task)) for task in recent],
         "outcomes": outcomes,
         "counted": counted,
+        "failures": attention.failures_text(agent.failures) if agent.state == BROKEN else None,
+        "newest_failure": next(
+            (task for task in reversed(recent) if outcome_of(task) in (FAILED, TIMEOUT)), None
+        ),
         "fails_often": counted >= ENOUGH_RUNS and health["successRate"] < LOW_SUCCESS,
     }
 

@@ -20,7 +20,17 @@ from taskservice.errors import Problem
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import open_questions
 from taskservice.schemas.requests import RerunSchema
-from taskservice.services import agents, attempts, counts, lists, logs, reports, task_json, tasks
+from taskservice.services import (
+    agents,
+    attempts,
+    attention,
+    counts,
+    lists,
+    logs,
+    reports,
+    task_json,
+    tasks,
+)
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.tasks import Idempotency
 from taskservice.terms import NO_DELIVERY, RUNNING
@@ -158,6 +168,7 @@ def list_all() -> AnyResponse:
     return page(
         "tasks.html",
         rows=rows,
+        attention=attention.list_all(caller),
         asking=questions.asking(caller),
         found=found,
         states=delivery_service.states(rows) if caller.agent_id is None else {},
@@ -314,7 +325,8 @@ def _rerun(task: TaskRow, input_form: InputForm, submission_id: str) -> TaskRow:
 def _page(task: TaskRow, input_form: InputForm, fault: str = "", status: int = 200) -> Response:
     again = tasks.newest_rerun(caller, task.id)
     values = {"task": task, "input_form": input_form, "fault": fault, "again": again}
-    return page("rerun.html", status, **values, new_id=clock.new_id())
+    no_worker = attention.missing_worker(agents.get(caller, task.agent_id))
+    return page("rerun.html", status, **values, no_worker=no_worker, new_id=clock.new_id())
 
 
 def _schema(task: TaskRow) -> str:

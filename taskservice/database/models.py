@@ -143,6 +143,7 @@ def _json_object(column: str) -> tuple[CheckConstraint, CheckConstraint]:
 
 
 _UNCLAIMED = text("status = 'running' AND claimed_at IS NULL")
+_AT_WORK = text("status = 'running' AND claimed_at IS NOT NULL")
 # Tasks that can time out: after the default timeout, or after a timeout of their own.
 CLAIMED = text("status = 'running' AND claimed_at IS NOT NULL AND timeout IS NULL")
 CLAIMED_WITH_TIMEOUT = text("status = 'running' AND claimed_at IS NOT NULL AND timeout > 0")
@@ -195,7 +196,11 @@ class Task(db.Model):
         partial_index(
             "tasks_unclaimed", "user_id", "agent_id", "created_at", "id", where=_UNCLAIMED
         ),
-        # For the dashboard: the tasks with open questions.
+        # For the tasks that hang, and the agents without a worker.
+        partial_index(
+            "tasks_claimed_by_agent", "user_id", "agent_id", "claimed_at", where=_AT_WORK
+        ),
+        # For the tasks with open questions.
         partial_index("tasks_asking", "user_id", "created_at", "id", where=IS_ASKING),
         # For timeouts: the longest silence, or the next deadline, first.
         partial_index("tasks_claimed", "last_heartbeat_at", where=CLAIMED),
@@ -463,8 +468,8 @@ class Delivery(db.Model):
         partial_index("deliveries_due_of_user", "user_id", "next_attempt_at", where=_PENDING),
         partial_index("deliveries_leased", "leased_until", where=_LEASED),
         partial_index("deliveries_in_vain", "state", where=_IN_VAIN),
-        # For the list of tasks whose webhook failed.
-        partial_index("deliveries_failed", "user_id", "task_id", where=_FAILED),
+        # For the tasks whose webhook failed: their list, and the last ones.
+        partial_index("deliveries_failed", "user_id", "created_at", "task_id", where=_FAILED),
     )
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)

@@ -54,6 +54,7 @@ TAGS = {
     "questions": "Questions that agents ask people before they continue.",
     "deliveries": "The webhooks of finished tasks, and the attempts to send them.",
     "agents": "The programs that do the work.",
+    "attention": "Questions, and trouble with agents, tasks, callbacks and hooks.",
     "hooks": "Addresses that are told about what happens to agents.",
     "users": "The person or team that owns tasks, agents and keys.",
     "keys": "The API keys of a user, and the secret that signs webhooks.",

@@ -29,12 +29,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from taskservice import resources
 from taskservice.database import migrations
 from taskservice.database.clock import seconds_between
-from taskservice.database.models import Delivery, ServiceHeartbeat
+from taskservice.database.models import Agent, Delivery, ServiceHeartbeat
 from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import database_now, db
 from taskservice.errors import database_unavailable
 from taskservice.operations.metrics import Metric, Sample
 from taskservice.services.deliveries import is_due
+from taskservice.terms import BROKEN, LATE, OK
 from taskservice.threads import start_thread
 
 # The heartbeat of the serving processes, which shows that a database is in use.
@@ -122,6 +123,12 @@ _COUNTS = text("""
         (SELECT count(*) FROM deliveries
             WHERE state IN ('failed', 'cancelled') AND state = 'cancelled') AS cancelled
 """)
+# Agents are few, compared to tasks.
+_AGENTS = select(
+    func.count().filter(Agent.state == OK).label(OK),
+    func.count().filter(Agent.state == BROKEN).label(BROKEN),
+    func.count(Agent.late_since).label(LATE),
+)
 OLDEST_DUE = (
     select(Delivery.next_attempt_at, database_now().label("now"))
     .where(is_due)
@@ -236,6 +243,7 @@ def _check_file(file: Path) -> None:
 def _count_rows() -> list[Metric]:
     with reading() as connection:
         counts = connection.execute(_COUNTS).one()
+        agents = connection.execute(_AGENTS).one()._asdict()
         oldest = connection.execute(OLDEST_DUE).one_or_none()
         file = _file()
         sizes = _sizes(file) if file else {"database": connection.execute(_SIZE).scalar_one()}
@@ -251,6 +259,11 @@ def _count_rows() -> list[Metric]:
     age = seconds_between(oldest.next_attempt_at, oldest.now) if oldest else 0.0
     return [
         _gauge("tasks", "Tasks by status.", *_samples("status", tasks)),
+        _gauge(
+            "agents",
+            "Agents by the outcome of their last task, and agents that are late.",
+            *_samples("state", agents),
+        ),
         _gauge("deliveries", "Deliveries by state.", *_samples("state", deliveries)),
         _gauge(
             "oldest_due_delivery_age_seconds",

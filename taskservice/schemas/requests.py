@@ -386,6 +386,7 @@ class ListQuerySchema(TaskQuerySchema):
         metadata=doc("Only tasks that ended as `error` of this type."),
     )
     claimed = boolean_parameter("`true`: only claimed tasks; `false`: only unclaimed tasks.")
+    asking = boolean_parameter("`true`: only tasks with open questions; `false`: only others.")
     agentId = fields.String(
         validate=validate.Regexp(terms.AGENT_ID.pattern + r"\Z"),
         metadata=doc("Only tasks of this agent.", pattern=f"^{terms.AGENT_ID.pattern}$"),

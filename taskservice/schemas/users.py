@@ -13,7 +13,7 @@ from taskservice.schemas.fields import (
     text_field,
     time_field,
 )
-from taskservice.terms import COMPLETE, ERROR, ERROR_TYPES
+from taskservice.terms import AGENT_STATES, ATTENTION, BROKEN, COMPLETE, ERROR, ERROR_TYPES
 
 
 class UserSchema(RowSchema):
@@ -104,7 +104,7 @@ class RecentTaskSchema(ResponseSchema):
 
 
 class HealthOfAgentSchema(ResponseSchema):
-    """The health of an agent, from its last 30 finished tasks and its expected runs."""
+    """The health of an agent, mostly from its last 30 finished tasks."""
 
     recent = fields.List(
         fields.Nested(RecentTaskSchema()),
@@ -128,6 +128,25 @@ class HealthOfAgentSchema(ResponseSchema):
     )
     dueAt = time_field("When the next run is expected; while late, the missed one.", None)
     lateSince = time_field("Since when the agent is late.", None)
+    state = text_field(
+        "`broken` if the last task failed or timed out, `ok` if it completed, not counting "
+        "cancelled tasks.",
+        BROKEN,
+        allow_none=True,
+        validate=validate.OneOf(AGENT_STATES),
+    )
+    stateSince = text_field(
+        "When the first task of this state ended.",
+        examples.TIME,
+        format="date-time",
+        allow_none=True,
+    )
+    workerSeenAt = text_field(
+        "The minute in which a worker last asked for a task.",
+        examples.TIME,
+        format="date-time",
+        allow_none=True,
+    )
 
 
 class AgentOfTaskSchema(RowSchema):
@@ -174,10 +193,29 @@ class AgentSchema(AgentOfTaskSchema):
     health = fields.Nested(HealthOfAgentSchema())
 
 
+class AttentionSchema(ResponseSchema):
+    """One thing that needs a person's attention."""
+
+    kind = text_field("The kind.", BROKEN, validate=validate.OneOf(ATTENTION))
+    agentId = text_field("The agent; null for a hook of all agents.", "summarizer", allow_none=True)
+    taskId = text_field("The task.", examples.TASK, format="uuid", allow_none=True)
+    since = text_field("The start of the trouble.", examples.TIME, format="date-time")
+    text = text_field("One line for a person.", "Failed 5 times in a row")
+
+
 agent_schema = AgentSchema(exclude=AGENT_EXPANSIONS)
 agent_of_task_schema = AgentOfTaskSchema()
-# The columns that reads select: for responses, and for the code.
-AGENT_COLUMNS = (*agent_schema.columns.values(), Agent.due_at, Agent.late_since)
+attention_schema = AttentionSchema()
+# The columns that reads select: for responses, and for the health.
+AGENT_COLUMNS = (
+    *agent_schema.columns.values(),
+    Agent.state,
+    Agent.state_since,
+    Agent.failures,
+    Agent.due_at,
+    Agent.late_since,
+    Agent.worker_seen_at,
+)
 AGENT_OF_TASK_COLUMNS = tuple(agent_of_task_schema.columns.values())
 # For the documentation only.
 expanded_agent_schema = AgentSchema()

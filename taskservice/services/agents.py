@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, case, exists, func, insert, select, update
+from sqlalchemy import Connection, bindparam, case, exists, func, insert, or_, select, update
 from sqlalchemy import delete as delete_from
 
-from taskservice.auth import Caller, tasks_of_user, visible_agents
+from taskservice.auth import Caller, LastUses, tasks_of_user, visible_agents
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import ANNOTATIONS, Agent, Task
@@ -18,7 +18,7 @@ from taskservice.schemas import strict_json
 from taskservice.schemas.users import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS, agent_schema
 from taskservice.services import expected_runs
 from taskservice.services.tasks import is_unclaimed
-from taskservice.terms import AGENT_HAS_TASKS, AGENT_ID, CANCELLED, COMPLETE, RUNNING
+from taskservice.terms import AGENT_HAS_TASKS, AGENT_ID, BROKEN, CANCELLED, COMPLETE, RUNNING
 
 # The agents that the caller may see, and one of them.
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
@@ -76,6 +76,29 @@ def delete(caller: Caller, agent_id: str) -> Any:
         if connection.execute(delete_from(Agent).where(*_THIS, ~has_tasks), here).rowcount == 0:
             raise Problem(409, "The agent has tasks; delete them first", code=AGENT_HAS_TASKS)
     return agent
+
+
+# The claims of workers, by user and agent.
+worker_claims = LastUses[tuple[str, str]]()
+
+
+def record_workers(seen: dict[tuple[str, str], str]) -> None:
+    """Store when workers last asked for a task: user and agent -> time."""
+    # Another process may have stored a later claim.
+    is_later = or_(Agent.worker_seen_at.is_(None), Agent.worker_seen_at < bindparam("at"))
+    claim = update(Agent).where(
+        Agent.user_id == bindparam("of_user_id"), Agent.id == bindparam("of_agent_id"), is_later
+    )
+    if seen:
+        with transaction() as connection:
+            connection.execute(
+                claim.values(worker_seen_at=bindparam("at")),
+                # In the order in which other transactions lock agents.
+                [
+                    {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
+                    for (user_id, agent_id), time in sorted(seen.items())
+                ],
+            )
 
 
 # Reads of agents.
@@ -198,10 +221,7 @@ def _found(agent: AnyRow | None) -> AnyRow:
 
 def health(agents: Sequence[AnyRow]) -> dict[str, dict[str, Any]]:
     """Agent id -> health, as in HealthOfAgentSchema; all agents belong to one user."""
-    return {
-        agent.id: health_of(found) | {"dueAt": agent.due_at, "lateSince": agent.late_since}
-        for agent, found in runs(agents, RECENT)
-    }
+    return {agent.id: health_of(agent, found) for agent, found in runs(agents, RECENT)}
 
 
 def runs(agents: Sequence[AnyRow], count: int) -> list[tuple[AnyRow, list[AnyRow]]]:
@@ -248,14 +268,10 @@ def last_claim(user_id: str, agent_id: str) -> str | None:
         return _LAST_CLAIM.scalar(connection, **wanted)  # type: ignore[no-any-return]
 
 
-def health_of(recent: Sequence[AnyRow]) -> dict[str, Any]:
+def health_of(agent: AnyRow, recent: Sequence[AnyRow]) -> dict[str, Any]:
     """The health of an agent, computed from its tasks `recent`, oldest first."""
-    # Imported here, since few requests need it.
-    from statistics import median
-
     counted = [task for task in recent if task.error_type != CANCELLED]
     complete = [task for task in counted if task.status == COMPLETE]
-    durations = [lasted for task in counted if (lasted := seconds(task)) is not None]
     return {
         "recent": [
             {
@@ -269,8 +285,27 @@ def health_of(recent: Sequence[AnyRow]) -> dict[str, Any]:
         ],
         "successRate": len(complete) / len(counted) if counted else None,
         "lastSuccessAt": complete[-1].finished_at if complete else None,
-        "medianSeconds": round(median(durations), 3) if durations else None,
+        "medianSeconds": _median_seconds(counted),
+        "state": agent.state,
+        "stateSince": agent.state_since,
+        "workerSeenAt": agent.worker_seen_at,
+        "dueAt": agent.due_at,
+        "lateSince": agent.late_since,
     }
+
+
+def usual_seconds(connection: Connection, user_id: str, agent_id: str) -> float | None:
+    """The usual duration of an agent's tasks, `medianSeconds` of its health."""
+    recent = _RUNS.all(connection, user_id=user_id, agent_id=agent_id, count=RECENT)
+    return _median_seconds([task for task in recent if task.error_type != CANCELLED])
+
+
+def _median_seconds(counted: Sequence[AnyRow]) -> float | None:
+    # Imported here, since few requests need it.
+    from statistics import median
+
+    durations = [lasted for task in counted if (lasted := seconds(task)) is not None]
+    return round(median(durations), 3) if durations else None
 
 
 def seconds(task: AnyRow) -> float | None:
@@ -281,7 +316,10 @@ def seconds(task: AnyRow) -> float | None:
 
 
 def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AnyRow]:
-    """Agents with the start of their last task, `last_used_at`: newest first, unused ones last."""
+    """Agents with the start of their last task, `last_used_at`.
+
+    Broken ones come first, then late ones, then those that were used last; unused ones come last.
+    """
     last_used_at = (
         select(func.max(Task.created_at))
         .where(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
@@ -291,7 +329,11 @@ def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AnyRow]:
     agents = (
         select(*AGENT_COLUMNS, last_used_at)
         .where(visible_agents)
-        .order_by(last_used_at.desc().nulls_last(), Agent.id)
+        .order_by(
+            case((Agent.state == BROKEN, 0), (Agent.late_since.is_not(None), 1), else_=2),
+            last_used_at.desc().nulls_last(),
+            Agent.id,
+        )
     )
     with reading() as connection:
         return connection.execute(agents.offset(start).limit(count), caller.scope).all()

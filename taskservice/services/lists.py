@@ -20,6 +20,7 @@ from sqlalchemy import (
     exists,
     func,
     literal_column,
+    not_,
     null,
     select,
     text,
@@ -32,7 +33,7 @@ from taskservice.auth import Caller, tasks_of_user, visible_tasks
 from taskservice.database import name_index
 from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.connections import Statement
-from taskservice.database.models import Delivery, Log, LogChunk, Task, TaskLabel
+from taskservice.database.models import Delivery, Log, LogChunk, Question, Task, TaskLabel
 from taskservice.database.transactions import reading
 from taskservice.database.types import (
     AnyRow,
@@ -52,6 +53,7 @@ from taskservice.database.types import (
 )
 from taskservice.schemas.fields import NO_QUESTIONS, Lines, OpenQuestions, StoredJson, StoredNumber
 from taskservice.schemas.tasks import TASK_COLUMNS, TaskError, TaskSchema
+from taskservice.services.questions import can_be_answered
 from taskservice.services.task_json import Shape
 from taskservice.services.tasks import with_log
 from taskservice.terms import FAILED, MAX_LABELS, PENDING, RUNNING, SORTS
@@ -61,6 +63,11 @@ from taskservice.terms import FAILED, MAX_LABELS, PENDING, RUNNING, SORTS
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
 # Each label of a selection is a filter of its own, and all must match.
 LABELS = tuple(f"label{number}" for number in range(MAX_LABELS))
+# The text repeats the WHERE of the index `tasks_asking`.
+_is_asking = and_(
+    text("tasks.questions <> '[]'"),
+    exists(select(1).where(Question.task_id == Task.id, can_be_answered)),
+)
 # Filter, under the name of its parameter -> its condition; the bounds are exclusive.
 CONDITIONS: dict[str, ColumnElement[bool]] = {
     # Together with `tasks_of_user` the same as `visible_tasks`, whose OR would keep SQLite from
@@ -74,6 +81,8 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     "finished_after": Task.finished_at > bindparam("finished_after", type_=Timestamp()),
     "claimed": Task.claimed_at.is_not(None),
     "unclaimed": Task.claimed_at.is_(None),
+    "asking": _is_asking,
+    "not_asking": not_(_is_asking),
     "parent_id": Task.parent_id == bindparam("parent_id", type_=Identifier),
     "name_part": position_in_text(Task.name_folded, bindparam("name_part", type_=Text())) > 0,
     "delivery": exists(
@@ -90,7 +99,7 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
 # The names of the given filters; a statement is compiled once for each set of them.
 Filters: TypeAlias = frozenset[str]
 # The filters with an index of their own in the order of creation; the most selective first.
-_IN_AN_INDEX = ("own_agent_id", "agent_id", "error_type", "status")
+_IN_AN_INDEX = ("asking", "own_agent_id", "agent_id", "error_type", "status")
 
 
 class Selection(NamedTuple):
@@ -99,6 +108,7 @@ class Selection(NamedTuple):
     status: str | None = None
     error_type: str | None = None
     is_claimed: bool | None = None
+    is_asking: bool | None = None
     agent_id: str | None = None
     parent_id: str | None = None
     # Each as `key:value`.
@@ -115,10 +125,14 @@ class Selection(NamedTuple):
 def parameters(caller: Caller, selection: Selection) -> dict[str, Any]:
     """Parameter -> value, for the user and the given filters."""
     values = selection._asdict() | {"user_id": caller.user_id, "own_agent_id": caller.agent_id}
-    sort, labels, is_claimed = (values.pop(name) for name in ("sort", "labels", "is_claimed"))
+    sort, labels, is_claimed, is_asking = (
+        values.pop(name) for name in ("sort", "labels", "is_claimed", "is_asking")
+    )
     values |= dict(zip(LABELS, dict.fromkeys(labels), strict=False))
     if is_claimed is not None:
         values["claimed" if is_claimed else "unclaimed"] = True
+    if is_asking is not None:
+        values["asking" if is_asking else "not_asking"] = True
     if sort == BY_END and selection.finished_after is None:
         # This list contains finished tasks only.
         values["finished_after"] = EARLIEST
@@ -166,6 +180,7 @@ _DELIVERY_STATES = {
 ROWS_BY_NAME, BY_NAME = "rows by name", "name"
 # A set of candidates -> the filters of its index. One of these filters selects the set.
 _SETS = {
+    "asking": frozenset({"asking"}),
     "agent": frozenset({"agent_id"}),
     "own agent": frozenset({"own_agent_id"}),
     "status": frozenset({"status"}),

@@ -61,9 +61,11 @@ OF_TASK = (
     .where(Question.task_id == bindparam("task_id", type_=Identifier))
     .order_by(Question.asked_at, Question.id)
 )
-_OPEN = OF_TASK.where(
+# Open, and not expired.
+can_be_answered = and_(
     _is_open, or_(Question.expires_at.is_(None), Question.expires_at > time_from_now())
 )
+_OPEN = OF_TASK.where(can_be_answered)
 _TASK = select(Task.id).where(is_this_task)
 _ONE = OF_TASK.where(Question.id == bindparam("question_id", type_=Identifier))
 

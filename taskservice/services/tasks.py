@@ -421,10 +421,10 @@ def insert_labels(connection: Connection, task: TaskRow) -> None:
 
 # Gives a waiting task to one agent, once.
 
-# The status is a literal, as in the condition of the index, so that the database uses it.
-is_unclaimed: ColumnElement[bool] = and_(
-    Task.status == literal_column(f"'{RUNNING}'"), Task.claimed_at.is_(None)
-)
+# The status is a literal, as in the conditions of the indexes, so that the database uses them.
+_is_running = Task.status == literal_column(f"'{RUNNING}'")
+is_unclaimed: ColumnElement[bool] = and_(_is_running, Task.claimed_at.is_(None))
+is_claimed: ColumnElement[bool] = and_(_is_running, Task.claimed_at.is_not(None))
 _OF_AGENT = and_(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
 _AGENT_HAS_TASK = select(
     or_(

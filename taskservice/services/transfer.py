@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, bindparam, exists, insert, select, update
+from sqlalchemy import Connection, bindparam, exists, insert, select, text, update
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 from sqlalchemy.orm import DeclarativeBase, aliased
 
@@ -200,6 +200,25 @@ _CLEAR_MISSING = tuple(
     .values({column: None})
     for column in (Task.parent_id, Task.rerun_of)
 )
+# The state of an agent follows from its finished tasks, of which cancelled ones do not count.
+_SET_STATE = text("""
+    WITH ended AS (
+        SELECT id, finished_at, CASE WHEN error_type IS NULL THEN 'ok' ELSE 'broken' END AS state
+        FROM tasks WHERE user_id = :user_id AND agent_id = :agent_id
+            AND finished_at IS NOT NULL AND coalesce(error_type, '') <> 'cancelled'
+    ), last AS (
+        SELECT state FROM ended ORDER BY finished_at DESC, id DESC LIMIT 1
+    ), before AS (
+        SELECT max(finished_at) AS at FROM ended WHERE state <> (SELECT state FROM last)
+    ), current AS (
+        SELECT last.state, min(finished_at) AS since, count(*) AS count
+        FROM ended JOIN last ON last.state = ended.state CROSS JOIN before
+        WHERE before.at IS NULL OR finished_at >= before.at GROUP BY last.state
+    )
+    UPDATE agents SET (state, state_since, failures) = (
+        SELECT state, since, CASE state WHEN 'broken' THEN count ELSE 0 END FROM current
+    ) WHERE user_id = :user_id AND id = :agent_id AND EXISTS (SELECT 1 FROM current)
+""").bindparams(bindparam("user_id", type_=Identifier))
 
 
 class InvalidExport(Exception):
@@ -228,14 +247,16 @@ def import_from(file: BinaryIO) -> ImportResult:
     try:
         with transaction() as connection:
             importer = _Importer(connection)
-            for text in file:
+            for line in file:
                 number += 1
                 # A task has both its input and its output.
-                importer.add(strict_json.loads(text, 2 * strict_json.MAX_CONTAINERS))
+                importer.add(strict_json.loads(line, 2 * strict_json.MAX_CONTAINERS))
             if not importer.is_complete:
                 raise InvalidExport(number + 1, "the end is missing: the export was cut off")
             for statement in _CLEAR_MISSING:
                 connection.execute(statement)
+            for user_id, agent_id in sorted(importer.changed_agents):
+                connection.execute(_SET_STATE, {"user_id": user_id, "agent_id": agent_id})
     except Problem as problem:
         raise InvalidExport(number, " ".join(sentences(problem.more["errors"]))) from None
     except KeyError as error:
@@ -256,6 +277,8 @@ class _Importer:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.imported = ImportResult()
+        # The user and id of each agent with new tasks.
+        self.changed_agents: set[tuple[str, str]] = set()
         # Whether the last line was the end.
         self.is_complete = False
         # Ids of users in the file -> in the database.
@@ -326,6 +349,7 @@ class _Importer:
             if writer:
                 self._insert(LogWriter, {"task_id": line["id"], "writer": writer, "seq": seq})
         self.imported.tasks += 1
+        self.changed_agents.add((user_id, line["agentId"]))
 
     def _add_question(self, line: dict[str, Any]) -> None:
         task_id = line["taskId"]

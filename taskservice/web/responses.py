@@ -163,6 +163,7 @@ def selection(query: dict[str, Any]) -> Selection:
         status=query.get("status"),
         error_type=query.get("errorType"),
         is_claimed=query.get("claimed"),
+        is_asking=query.get("asking"),
         agent_id=query.get("agentId"),
         parent_id=query.get("parentId"),
         labels=query.get("label", ()),

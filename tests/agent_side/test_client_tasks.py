@@ -103,6 +103,8 @@ def test_filters_find_what_they_name(client: Client) -> None:
     assert [task.id for task in found(error_type="failed")] == [failed.id]
     assert [task.id for task in found(status="error", claimed=True)] == [cancelled.id, failed.id]
     assert [task.id for task in found(claimed=False)] == [waiting.id]
+    assert [task.id for task in found(asking=True)] == []
+    assert len(list(found(asking=False))) == 3
 
 
 # --- progress and steps ------------------------------------------------------------------

@@ -328,10 +328,13 @@ def test_list_has_filters_for_what_a_person_looks_for(
     remote_alice.request("POST", f"/task/{cancelled['id']}/cancel").raise_for_status()
     waiting = remote_alice.start("one", labels={"env": "prod", "team": "a=b"})
     child = str(remote_alice.start("two", parentId=waiting["id"], claim=True)["id"])
+    body = {"message": "Go on?"}
+    remote_alice.request("POST", f"/task/{child}/question", json=body).raise_for_status()
     assert shown_ids(machine, "--failed") == [failed["id"]]
     assert shown_ids(machine, "--cancelled") == [cancelled["id"]]
     assert shown_ids(machine, "--timeout") == [silent]
     assert shown_ids(machine, "--waiting") == [waiting["id"]]
+    assert shown_ids(machine, "--asking") == [child]
     assert shown_ids(machine, "--label", "env=prod", "--label", "team=a=b") == [waiting["id"]]
     assert shown_ids(machine, "--label", "env=prod", "--failed") == [failed["id"]]
     assert shown_ids(machine, "--parent", str(waiting["id"])) == [child]

@@ -416,7 +416,7 @@ def test_tasks_that_ask_are_found_by_their_index(
         ask(alice, each)
     statements = reads(app, lambda: text_of(window, "/"))
     found = [each for each in statements if "questions <> '[]'" in each[0]]
-    assert len(found) == 2
+    assert len(found) == 3
     with app.app_context():
         for sql, parameters in found:
             plan = plan_of(sql, parameters)

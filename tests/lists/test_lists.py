@@ -65,6 +65,7 @@ FILTERS: dict[str, Callable[[Task, str], bool]] = {
     "finishedAfter": lambda task, value: (task["finishedAt"] or "") > value,
     "errorType": lambda task, value: (task["error"] or {}).get("type") == value,
     "claimed": lambda task, value: (task["claimedAt"] is not None) == (value == "true"),
+    "asking": lambda task, value: bool(task["questions"]) == (value == "true"),
     "parentId": lambda task, value: task["parentId"] == value,
     "label": lambda task, value: value in map(":".join, task["labels"].items()),
 }
@@ -99,6 +100,8 @@ def tasks(alice: ApiClient) -> list[Task]:
         alice.report(started[number], status="error", error={"message": "no"})
     expect(alice.post(f"/task/{started[0]['id']}/cancel"), 200)
     alice.append(started[5], "one", "two")
+    for number in (5, 9):
+        expect(alice.post(f"/task/{started[number]['id']}/question", json={"message": "?"}), 201)
     # test_tasks.py compares the tasks of the list with each task read alone.
     tasks = listed(alice, sort="createdAt")
     assert ids(tasks) == ids(started)
@@ -125,6 +128,7 @@ def test_every_filter_alone_and_with_all_others_in_every_order(
         "finishedAfter": [None, tasks[1]["finishedAt"]],
         "errorType": [None, None, None, "failed"],
         "claimed": [None, None, None, "true", "false"],
+        "asking": [None, None, None, "true", "false"],
         "parentId": [None, None, None, tasks[0]["id"]],
         "label": [None, None, None, "env:prod", "n:1"],
         "sort": [None, "createdAt", "finishedAt"],
@@ -556,6 +560,7 @@ UNFIT = (
     ("agentId", ""), ("agentId", "No Agent"), ("agentId", "x" * 65), ("agentId", "a\n"),
     ("q", ""), ("q", "x" * 201),
     ("errorType", "error"), ("errorType", ""), ("claimed", "yes"), ("claimed", "True"),
+    ("asking", "yes"), ("asking", ""),
     ("parentId", ""), ("parentId", "no-uuid"), ("label", "env"), ("label", ":prod"),
     ("label", "env:"), ("label", "Env:prod"), ("label", f"env:{'x' * 257}"),
     ("sort", "name"), ("sort", ""), ("sort", "-finishedAt"), ("sort", "createdat"),
@@ -823,6 +828,7 @@ LISTS: tuple[dict[str, str], ...] = (
     *({"sort": sort, "errorType": "failed"} for sort in SORTS),
     *({"sort": sort, "errorType": "cancelled"} for sort in SORTS[:2]),
     *({"sort": sort, "errorType": "failed", "agentId": "translator"} for sort in SORTS),
+    *({"sort": sort, "asking": "true"} for sort in SORTS[:2]),
     {"createdAfter": "2020-01-01T00:00:00Z"},
     {"createdBefore": "2120-01-01T00:00:00Z", "sort": "createdAt"},
     {"finishedAfter": "2020-01-01T00:00:00Z", "sort": "finishedAt"},
@@ -836,6 +842,7 @@ SELECTIVE: dict[str, dict[str, str]] = {
     "task_labels_by_label": {"label": "n:1"},
     "tasks_unclaimed": {"status": "running", "claimed": "false"},
     "tasks_by_error": {"errorType": "cancelled"},
+    "tasks_asking": {"asking": "true"},
 }
 
 

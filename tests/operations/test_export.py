@@ -162,6 +162,29 @@ def answers(person: ApiClient) -> Any:
 
 
 @both_ways
+def test_state_of_an_agent_follows_from_its_imported_tasks(here: Place, there: Place) -> None:
+    alice = add_user(here.app, "alice")
+    for agent_id, outcomes in {"broken": "+-+--x-", "ok": "--+-+x+", "new": "x"}.items():
+        for outcome in outcomes:
+            task = alice.start(agent_id, claim=True)
+            if outcome == "x":
+                expect(alice.post(f"/task/{task['id']}/cancel"), 200)
+            else:
+                alice.report(task, status="complete" if outcome == "+" else "error")
+    exported = here.export()
+    there.add(exported)
+    imported = there.person("alice")
+    assert answers(imported) == answers(alice)
+    attention = expect(imported.get("/attention"), 200)
+    assert [each["text"] for each in attention] == ["Failed 3 times in a row"]
+    assert attention == expect(alice.get("/attention"), 200)
+    # Tasks that exist already change nothing.
+    imported.report(imported.start("broken", claim=True), status="complete")
+    there.add(exported)
+    assert expect(imported.get("/attention"), 200) == []
+
+
+@both_ways
 def test_export_of_an_import_has_the_same_bytes(
     here: Place, there: Place, receiver: Receiver, standard_config: Config, databases: Databases,
     apps: Apps, tmp_path: Path,
@@ -205,7 +228,9 @@ def test_import_into_other_data_adds_what_is_missing_and_changes_nothing_else(
     # The agent `idle` is new.
     assert imported["agents"] == 1
     after = rows(there.app)
-    assert all(set(before[name]) <= set(after[name]) for name in before)
+    # The state of an agent follows from all of its tasks.
+    unchanged = before.keys() - {"agents"}
+    assert all(set(before[name]) <= set(after[name]) for name in unchanged)
     assert alice.task(own) == own
     assert expect(alice.get("/agent/summarizer"), 200)["name"] == "Mine"
     again = expect(alice.post("/task", json={"agentId": "summarizer"}, headers=headers), 201)

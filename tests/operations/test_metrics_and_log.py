@@ -168,6 +168,15 @@ def test_tasks_and_deliveries_are_counted(app: Flask, alice: ApiClient, receiver
     assert states == {"pending": 0, "delivered": 2, "failed": 1, "cancelled": 0}
 
 
+def test_agents_are_counted_by_state(app: Flask, alice: ApiClient) -> None:
+    for agent_id, status in {"good": "complete", "bad": "error", "worse": "error"}.items():
+        alice.report(alice.start(agent_id, claim=True), status=status)
+    alice.register("new")
+    run_sql(app, "UPDATE agents SET late_since = '2026-11-24T13:36:00Z' WHERE id = 'bad'")
+    until(lambda: scrape(app).by("state", "taskservice_agents")
+          == {"ok": 1, "broken": 2, "late": 1})  # fmt: skip
+
+
 def set_state(app: Flask, state: str, count: int) -> None:
     with app.app_context(), transaction() as connection:
         ids = connection.execute(text("SELECT id FROM deliveries ORDER BY id")).scalars().all()

@@ -1,0 +1,233 @@
+"""What needs attention, read from indexes and from what is stored when it happens."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, case, exists, or_, select, text, tuple_
+from sqlalchemy.orm import aliased
+
+from taskservice import terms
+from taskservice.auth import Caller, tasks_of_user, visible_agents, visible_tasks
+from taskservice.database import clock
+from taskservice.database.connections import Statement
+from taskservice.database.models import IN_TROUBLE, IS_ASKING, Agent, Attempt, Delivery, Hook, Task
+from taskservice.database.transactions import current_time, reading
+from taskservice.database.types import AnyRow, Identifier, Timestamp
+from taskservice.quantities import seconds_text
+from taskservice.schemas.fields import NO_QUESTIONS, open_questions
+from taskservice.services.agents import usual_seconds
+from taskservice.services.tasks import is_claimed, is_unclaimed
+from taskservice.terminal import shortened
+
+MAX_ITEMS = 100
+# Maximum number of characters of a text.
+MAX_TEXT = 200
+# For this time in seconds, a task may be silent, or wait while no worker is seen.
+QUIET_SECONDS = 600.0
+# A silent task hangs if it runs this many times as long as usual.
+TIMES_USUAL = 3
+# At least this many such tasks of an agent are listed.
+MIN_HANGING = 10
+# For this time in seconds, a callback that failed is shown.
+CALLBACK_SECONDS = 7 * 86_400.0
+# The newest failure of an agent is looked for among this many of its last finished tasks.
+MAX_FINISHED = 1_000
+
+_of_this_agent = (tasks_of_user, Task.agent_id == bindparam("agent_id"))
+_quiet_since = bindparam("quiet_since", type_=Timestamp())
+_ASKING = Statement[AnyRow](
+    select(Task.id, Task.agent_id, Task.questions)
+    .where(visible_tasks, IS_ASKING)
+    .order_by(Task.created_at, Task.id)
+    .limit(MAX_ITEMS)
+)
+_IN_TROUBLE = Statement[AnyRow](
+    select(Agent.id, Agent.state, Agent.state_since, Agent.failures, Agent.late_since)
+    # As in the condition of the index, so that the database uses it.
+    .where(visible_agents, text(f"({IN_TROUBLE.text})"))
+    .order_by(case((Agent.state == terms.BROKEN, 0), else_=1), Agent.state_since, Agent.late_since)
+    .limit(MAX_ITEMS)
+)
+_finished = (
+    select(Task.id, Task.error_type)
+    .where(*_of_this_agent, Task.finished_at.is_not(None))
+    .order_by(Task.finished_at.desc())
+    .limit(MAX_FINISHED)
+    .subquery()
+)
+# Both databases read the subquery in its order, and stop at the first failure.
+_NEWEST_FAILURE = Statement[AnyRow](
+    select(_finished.c.id).where(_finished.c.error_type != terms.CANCELLED).limit(1)
+)
+_is_silent = and_(
+    is_claimed,
+    Task.claimed_at < bindparam("claimed_before", type_=Timestamp()),
+    Task.last_heartbeat_at < _quiet_since,
+    Task.questions == NO_QUESTIONS,
+)
+_SILENT = Statement[AnyRow](
+    select(Task.id, Task.last_heartbeat_at)
+    .where(*_of_this_agent, _is_silent)
+    .order_by(Task.claimed_at)
+    .limit(bindparam("count"))
+)
+_IS_WORKING = Statement[AnyRow](select(Task.id).where(*_of_this_agent, is_claimed).limit(1))
+
+
+def _first_task(condition: Any) -> Any:
+    """The oldest such task of an agent; to look for any, PostgreSQL would read all tasks."""
+    found = select(Task.id).where(
+        Task.user_id == Agent.user_id, Task.agent_id == Agent.id, condition
+    )
+    order = (Task.created_at, Task.id) if condition is is_unclaimed else (Task.claimed_at,)
+    return found.order_by(*order).limit(1).correlate(Agent).scalar_subquery()
+
+
+_WITH_SILENT_TASK = Statement[AnyRow](
+    select(Agent.id).where(visible_agents, _first_task(_is_silent).is_not(None)).limit(MAX_ITEMS)
+)
+_waiting = aliased(Task)
+_WITHOUT_WORKER = Statement[AnyRow](
+    select(Agent.id, Agent.worker_seen_at, _waiting.id.label("task_id"), _waiting.created_at)
+    .join(_waiting, _waiting.id == _first_task(is_unclaimed))
+    .where(
+        visible_agents,
+        or_(Agent.worker_seen_at.is_(None), Agent.worker_seen_at < _quiet_since),
+        _waiting.created_at < _quiet_since,
+        _first_task(is_claimed).is_(None),
+    )
+    .order_by(_waiting.created_at)
+    .limit(MAX_ITEMS)
+)
+_later = aliased(Delivery)
+_last_message = (
+    select(Attempt.message)
+    .where(Attempt.delivery_id == Delivery.id)
+    .order_by(Attempt.id.desc())
+    .limit(1)
+    .scalar_subquery()
+)
+_FAILED_CALLBACKS = Statement[AnyRow](
+    select(Delivery.task_id, Task.agent_id, Delivery.created_at, _last_message.label("message"))
+    .join(Task, Task.id == Delivery.task_id)
+    .where(
+        Delivery.user_id == bindparam("user_id", type_=Identifier),
+        text("deliveries.state = 'failed'"),
+        Delivery.hook_id.is_(None),
+        Delivery.created_at > bindparam("failed_after", type_=Timestamp()),
+        ~exists().where(
+            _later.task_id == Delivery.task_id,
+            _later.hook_id.is_(None),
+            tuple_(_later.created_at, _later.id) > tuple_(Delivery.created_at, Delivery.id),
+        ),
+    )
+    .order_by(Delivery.created_at)
+    .limit(MAX_ITEMS)
+)
+_HOOKS_OFF = Statement[AnyRow](
+    select(Hook.agent_id, Hook.name, Hook.reason, Hook.created_at, Hook.last_delivered_at).where(
+        Hook.user_id == bindparam("user_id", type_=Identifier), Hook.state == terms.OFF
+    )
+)
+
+
+def list_all(caller: Caller) -> list[dict[str, Any]]:
+    """Items as in AttentionSchema: in the order of ATTENTION, the oldest of a kind first.
+
+    An agent key gets no callbacks and hooks, which it has no access to.
+    """
+    for_user_key = (_failed_callbacks, _hooks_off) if caller.agent_id is None else ()
+    with reading() as connection:
+        now = current_time(connection)
+        here = {**caller.scope, "user_id": caller.user_id, "now": now}
+        here["quiet_since"] = clock.moved(now, -QUIET_SECONDS)
+        finders = (_questions, _in_trouble, _hanging, _without_worker, *for_user_key)
+        found = [item for find in finders for item in find(connection, here)]
+    found.sort(key=lambda item: (terms.ATTENTION.index(item[0]), item[3]))
+    names = ("kind", "agentId", "taskId", "since", "text")
+    return [dict(zip(names, item, strict=True)) for item in found[:MAX_ITEMS]]
+
+
+def missing_worker(agent: AnyRow) -> str | None:
+    """One sentence if a task that is started for this agent would only wait."""
+    with reading() as connection:
+        now = current_time(connection)
+        is_seen = (agent.worker_seen_at or "") >= clock.moved(now, -QUIET_SECONDS)
+        here = {"user_id": agent.user_id, "agent_id": agent.id}
+        if is_seen or _IS_WORKING.one_or_none(connection, **here):
+            return None
+    return _no_worker(agent.worker_seen_at, now)
+
+
+def failures_text(failures: int) -> str:
+    return "The last task failed" if failures == 1 else f"Failed {failures:,} times in a row"
+
+
+# What needs attention: the kind, the agent, the task, since when, and why.
+
+Items = Iterator[tuple[str, str | None, str | None, str, str]]
+
+
+def _questions(connection: Connection, here: dict[str, Any]) -> Items:
+    for task in _ASKING.all(connection, **here):
+        for question in open_questions(task.questions):
+            message = _line(question["message"])
+            yield terms.QUESTION, task.agent_id, task.id, question["askedAt"], message
+
+
+def _in_trouble(connection: Connection, here: dict[str, Any]) -> Items:
+    for agent in _IN_TROUBLE.all(connection, **here):
+        if agent.state == terms.BROKEN:
+            task_id = _NEWEST_FAILURE.scalar(connection, **here, agent_id=agent.id)
+            yield terms.BROKEN, agent.id, task_id, agent.state_since, failures_text(agent.failures)
+        if agent.late_since is not None:
+            yield terms.LATE, agent.id, None, agent.late_since, "The expected run did not come"
+
+
+def _hanging(connection: Connection, here: dict[str, Any]) -> Items:
+    agents = _WITH_SILENT_TASK.all(connection, **here, claimed_before=here["quiet_since"])
+    # An agent of many has a share of the list, so that few of their tasks are read.
+    count = max(MIN_HANGING, MAX_ITEMS // max(len(agents), 1))
+    for agent in agents:
+        usual = usual_seconds(connection, here["user_id"], agent.id)
+        if usual is not None:
+            reason = f"Silent, and runs over three times as long as usual ({seconds_text(usual)})"
+            before = clock.moved(here["now"], -max(QUIET_SECONDS, TIMES_USUAL * usual))
+            of_agent = {"agent_id": agent.id, "claimed_before": before, "count": count}
+            for task in _SILENT.all(connection, **here, **of_agent):
+                yield terms.HANGING, agent.id, task.id, task.last_heartbeat_at, reason
+
+
+def _without_worker(connection: Connection, here: dict[str, Any]) -> Items:
+    for agent in _WITHOUT_WORKER.all(connection, **here):
+        reason = _no_worker(agent.worker_seen_at, here["now"])
+        yield terms.NO_WORKER, agent.id, agent.task_id, agent.created_at, reason
+
+
+def _no_worker(seen_at: str | None, now: str) -> str:
+    sentence = "No worker has asked for work of this agent"
+    if seen_at is None:
+        return f"{sentence} yet"
+    minutes = max(int(clock.seconds_between(seen_at, now)) // 60, 1)
+    sizes = ((1_440, "day"), (60, "hour"), (1, "minute"))
+    size, unit = next(each for each in sizes if minutes >= each[0])
+    count = minutes // size
+    return f"{sentence} in {count} {unit}{'s' if count > 1 else ''}"
+
+
+def _failed_callbacks(connection: Connection, here: dict[str, Any]) -> Items:
+    failed_after = clock.moved(here["now"], -CALLBACK_SECONDS)
+    for row in _FAILED_CALLBACKS.all(connection, **here, failed_after=failed_after):
+        reason = _line(f"The callback was not delivered: {row.message}")
+        yield terms.CALLBACK_FAILED, row.agent_id, row.task_id, row.created_at, reason
+
+
+def _hooks_off(connection: Connection, here: dict[str, Any]) -> Items:
+    for hook in _HOOKS_OFF.all(connection, **here):
+        reason = _line(f"The hook {hook.name} is off{f': {hook.reason}' if hook.reason else ''}")
+        since = hook.last_delivered_at or hook.created_at
+        yield terms.HOOK_OFF, hook.agent_id, None, since, reason
+
+
+def _line(words: str) -> str:
+    return shortened(" ".join(words.split()), MAX_TEXT)

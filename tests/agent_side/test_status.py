@@ -1,0 +1,59 @@
+"""`taskservice status`: what needs attention, and the exit codes for it."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.agent_machine import AgentMachine, machine_of, objects
+from tests.support.api_client import RemoteClient
+from tests.support.pseudo_terminal import NASTY
+from tests.support.service import Service, free_port
+
+
+@pytest.fixture
+def newcomer(shared_service: Service) -> RemoteClient:
+    """A user without agents."""
+    return shared_service.add_user()
+
+
+@pytest.fixture
+def machine(newcomer: RemoteClient, tmp_path: Path) -> AgentMachine:
+    return machine_of(newcomer, tmp_path / "home")
+
+
+def test_status_prints_what_needs_attention(newcomer: RemoteClient, machine: AgentMachine) -> None:
+    task = newcomer.start("backup", claim=True)
+    path = f"/task/{task['id']}"
+    newcomer.request("POST", f"{path}/question", json={"message": NASTY}).raise_for_status()
+    failed = newcomer.start("report", claim=True)
+    report = {"status": "error", "error": {"message": "no"}}
+    newcomer.request("PATCH", f"/task/{failed['id']}", json=report).raise_for_status()
+    shown = machine.run("status")
+    assert (shown.returncode, shown.stderr) == (1, "")
+    header, asks, broken = shown.stdout.splitlines()
+    assert header.split() == ["kind", "since", "agentId", "taskId", "text"]
+    assert asks.split()[0] == "question"
+    assert broken.split()[0] == "broken"
+    assert broken.endswith(f"  report   {failed['id']}  The last task failed")
+    as_json = machine.run("status", "--json")
+    assert as_json.returncode == 1
+    assert objects(as_json.stdout) == newcomer.request("GET", "/attention").json()
+    assert [each["taskId"] for each in objects(as_json.stdout)] == [task["id"], failed["id"]]
+
+
+def test_status_exits_with_0_when_nothing_needs_attention(machine: AgentMachine) -> None:
+    shown = machine.run("status")
+    assert (shown.returncode, shown.stdout) == (0, "")
+    as_json = machine.run("status", "--json")
+    assert (as_json.returncode, as_json.stdout) == (0, "")
+
+
+def test_status_that_is_unknown_has_other_exit_codes(machine: AgentMachine) -> None:
+    assert machine.run("status", "now").returncode == 2
+    machine.key += "x"
+    assert machine.run("status").returncode == 2
+    machine.give_up_soon()
+    machine.url = f"http://127.0.0.1:{free_port()}"
+    shown = machine.run("status")
+    assert (shown.returncode, shown.stdout) == (69, "")
+    assert len(shown.stderr.splitlines()) == 1

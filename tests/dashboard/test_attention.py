@@ -1,0 +1,122 @@
+"""What the dashboard says needs attention: lines above the list, marks, and missing workers."""
+
+import re
+from html import unescape
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from taskservice.background.maintenance import Maintenance
+from tests.support.api_client import ApiClient, expect
+from tests.support.clocks import Clocks
+from tests.support.internals import run_sql
+from tests.support.plain_browser import Browser
+
+MINUTE = 60.0
+
+
+@pytest.fixture
+def window(app: Flask, alice: ApiClient) -> Browser:
+    """Alice's, signed in."""
+    window = Browser(app)
+    assert window.sign_in(alice.key).status_code == 303
+    return window
+
+
+def lines(text: str) -> list[str]:
+    """The lines above the list, without their markup."""
+    items = re.findall('<li class="(?:[a-z_]+)">(.+?) <small>', text, re.DOTALL)
+    return [unescape(re.sub("<.+?>", "", item)) for item in items]
+
+
+def rows(text: str) -> list[str]:
+    return text.partition('<tbody id="rows"')[2].split("</tr>")[:-1]
+
+
+def run(person: ApiClient, agent_id: str, status: str) -> dict[str, Any]:
+    return person.report(person.start(agent_id, claim=True), status=status)
+
+
+def cards(text: str) -> dict[str, str]:
+    """The card of each agent, in the order of the page."""
+    found = re.findall(r'<section class="card" id="of-([\w-]+)"(.+?)</section>', text, re.DOTALL)
+    return dict(found)
+
+
+def test_lines_above_the_list_lead_to_what_needs_attention(
+    window: Browser, alice: ApiClient, app: Flask
+) -> None:
+    assert lines(window.get("/").text) == []
+    failed = run(alice, "backup", "error")
+    alice.register("nightly")
+    run_sql(app, "UPDATE agents SET late_since = '2026-11-24T13:36:00Z' WHERE id = 'nightly'")
+    text = window.get("/").text
+    assert lines(text) == [
+        "backup The last task failed",
+        "nightly The expected run did not come",
+    ]
+    above = text.partition('class="attention"')[2].partition("</ul>")[0]
+    assert re.findall('href="([^"]+)"', above) == [f"/tasks/{failed['id']}", "/agents/nightly"]
+
+
+def test_question_is_a_form_above_the_list_and_no_line(window: Browser, alice: ApiClient) -> None:
+    task = alice.start("backup", claim=True)
+    expect(alice.post(f"/task/{task['id']}/question", json={"message": "Deploy?"}), 201)
+    text = window.get("/").text
+    assert text.count("Deploy?") == 1
+    assert lines(text) == []
+
+
+def test_agents_in_trouble_come_first_and_say_so(
+    window: Browser, alice: ApiClient, app: Flask
+) -> None:
+    for _ in range(5):
+        newest = run(alice, "broken", "error")
+    run(alice, "good", "complete")
+    alice.register("late")
+    run_sql(app, "UPDATE agents SET late_since = '2026-11-24T13:36:00Z' WHERE id = 'late'")
+    found = cards(window.get("/agents").text)
+    assert list(found) == ["broken", "late", "good"]
+    assert "Failed 5 times in a row, " in found["broken"]
+    assert f'<a href="/tasks/{newest["id"]}?back=/agents">since ' in found["broken"]
+    assert "Late: the expected run did not come" in found["late"]
+    assert 'class="trouble"' not in found["good"]
+    assert "Failed 5 times in a row" in window.get("/agents/broken").text
+    run(alice, "broken", "complete")
+    assert list(cards(window.get("/agents").text)) == ["late", "broken", "good"]
+
+
+def test_hanging_task_is_marked_in_lists(window: Browser, alice: ApiClient, clocks: Clocks) -> None:
+    run(alice, "backup", "complete")
+    hanging = alice.start("backup", claim=True)
+    clocks.go_on(11 * MINUTE)
+    alice.start("backup", claim=True)
+    for path in ("/agents", "/agents/backup"):
+        assert window.get(path).text.count(">hangs<") == 1
+    marked = [row for row in rows(window.get("/").text) if ">hangs<" in row]
+    assert [hanging["id"] in row for row in marked] == [True]
+
+
+def test_start_that_would_only_wait_is_warned_of(
+    window: Browser, alice: ApiClient, app: Flask, clocks: Clocks
+) -> None:
+    task = run(alice, "backup", "complete")
+    forms = ("/agents/backup/run", f"/tasks/{task['id']}/rerun")
+
+    def warnings() -> set[str | None]:
+        trouble = re.compile(r'class="trouble"[^>]*>(.+?)\.</p>')
+        texts = [trouble.search(window.get(form).text) for form in forms]
+        return {found and found[1] for found in texts}
+
+    assert warnings() == {"No worker has asked for work of this agent yet"}
+    expect(alice.post("/agent/backup/claim"), 204)
+    Maintenance(app).do_round()
+    assert warnings() == {None}
+    clocks.go_on(3 * 1440 * MINUTE)
+    # Tabs share a page until something changes.
+    alice.register("other")
+    assert warnings() == {"No worker has asked for work of this agent in 3 days"}
+    # It works on a task.
+    alice.start("backup", claim=True)
+    assert warnings() == {None}

@@ -1,0 +1,318 @@
+"""What a person should look at now: each kind, its order, and what ends it."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import update
+
+from taskservice.background.maintenance import Maintenance
+from taskservice.database import clock
+from taskservice.database.models import Agent
+from taskservice.database.transactions import reading, transaction
+from taskservice.terms import ATTENTION
+from tests.support.api_client import ApiClient, expect
+from tests.support.clocks import Clocks
+from tests.support.deliveries import finish, looping
+from tests.support.internals import copy_task, reads
+from tests.support.marks import one_database
+from tests.support.receiver import Receiver, answer
+from tests.support.waiting import until
+
+MINUTE, DAY = 60.0, 86_400.0
+Item = dict[str, Any]
+
+
+def items(person: ApiClient, kind: str | None = None) -> list[Item]:
+    """What needs attention, or that of one kind."""
+    found: list[Item] = expect(person.get("/attention"), 200)
+    return [each for each in found if kind in (None, each["kind"])]
+
+
+def kinds(person: ApiClient) -> list[str]:
+    return [each["kind"] for each in items(person)]
+
+
+def task_ids(person: ApiClient, kind: str) -> list[str]:
+    return [each["taskId"] for each in items(person, kind)]
+
+
+def ids(*tasks: Item) -> list[str]:
+    return [task["id"] for task in tasks]
+
+
+def ask(person: ApiClient, task: Item, message: str = "Deploy?", **more: Any) -> Item:
+    path = f"/task/{task['id']}/question"
+    return dict(expect(person.post(path, json={"message": message, **more}), 201))
+
+
+def run(person: ApiClient, agent_id: str = "summarizer", status: str = "complete") -> Item:
+    return person.report(person.start(agent_id, claim=True), status=status)
+
+
+def claim(person: ApiClient, agent_id: str = "summarizer") -> Item | None:
+    response = person.post(f"/agent/{agent_id}/claim")
+    return dict(expect(response, 200)) if response.status_code == 200 else None
+
+
+def set_agent(app: Flask, agent_id: str, **values: Any) -> None:
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Agent).where(Agent.id == agent_id).values(values))
+
+
+def add_hook(person: ApiClient, **fields: Any) -> Item:
+    target = {"target": "https://ntfy.example/tasks", "name": "phone"}
+    return dict(expect(person.post("/hook", json=target | fields), 201))
+
+
+def set_hook(person: ApiClient, hook: Item, state: str) -> None:
+    expect(person.patch(f"/hook/{hook['id']}", json={"state": state}), 200)
+
+
+def test_nothing_needs_attention_at_first(alice: ApiClient) -> None:
+    assert items(alice) == []
+    run(alice)
+    alice.start()
+    assert items(alice) == []
+
+
+# --- each kind ---------------------------------------------------------------------------
+
+
+def test_question_is_listed_until_it_is_closed(alice: ApiClient, clocks: Clocks) -> None:
+    first, second = alice.start(claim=True), alice.start(claim=True)
+    later = ask(alice, second, "Which\nbranch?")
+    asked = [ask(alice, first, "x" * 300), ask(alice, first, timeout=60)]
+    assert [each["taskId"] for each in items(alice)] == ids(second, first, first)
+    found = items(alice)[0]
+    assert found == {
+        "kind": "question", "agentId": "summarizer", "taskId": second["id"],
+        "since": later["askedAt"], "text": "Which branch?",
+    }  # fmt: skip
+    assert items(alice)[1]["text"] == "x" * 199 + "…"
+    path = f"/task/{second['id']}/question/{later['id']}/answer"
+    expect(alice.post(path, json={"action": "decline"}), 200)
+    assert [each["since"] for each in items(alice)] == [each["askedAt"] for each in asked]
+    # Before maintenance stores it.
+    clocks.go_on(61)
+    assert [each["since"] for each in items(alice)] == [asked[0]["askedAt"]]
+
+
+def test_agent_is_broken_from_its_first_failure_to_its_next_success(alice: ApiClient) -> None:
+    run(alice)
+    first = run(alice, status="error")
+    (found,) = items(alice)
+    assert found == {
+        "kind": "broken", "agentId": "summarizer", "taskId": first["id"],
+        "since": first["finishedAt"], "text": "The last task failed",
+    }  # fmt: skip
+    for _ in range(3):
+        last = run(alice, status="error")
+    expect(alice.post(f"/task/{alice.start()['id']}/cancel"), 200)
+    (found,) = items(alice)
+    assert (found["taskId"], found["since"]) == (last["id"], first["finishedAt"])
+    assert found["text"] == "Failed 4 times in a row"
+    run(alice)
+    assert items(alice) == []
+
+
+def test_late_agent_is_listed(alice: ApiClient, app: Flask) -> None:
+    alice.register()
+    since = clock.now()
+    set_agent(app, "summarizer", late_since=since)
+    (found,) = items(alice)
+    assert (found["kind"], found["agentId"], found["taskId"]) == ("late", "summarizer", None)
+    assert found["since"] == since
+
+
+def test_silent_task_that_runs_much_longer_than_usual_hangs(
+    alice: ApiClient, clocks: Clocks
+) -> None:
+    task = alice.start(claim=True)
+    clocks.go_on(5 * MINUTE)
+    usual = alice.report(task, status="complete")
+    assert usual["status"] == "complete"
+    hanging, lively, asking = (alice.start(claim=True) for _ in range(3))
+    unknown = alice.start("translator", claim=True)
+    clocks.go_on(14 * MINUTE)
+    # Silent, but not yet three times as long as usual.
+    assert items(alice, "hanging") == []
+    ask(alice, asking)
+    clocks.go_on(2 * MINUTE)
+    alice.append(lively, "still here")
+    (found,) = items(alice, "hanging")
+    assert (found["taskId"], found["agentId"]) == (hanging["id"], "summarizer")
+    assert found["since"].startswith(hanging["createdAt"][:16])
+    assert found["text"].endswith("as usual (5 min 0 s)")
+    assert unknown["id"] not in task_ids(alice, "hanging")
+    alice.append(hanging, "on we go")
+    assert items(alice, "hanging") == []
+
+
+def test_waiting_task_needs_a_worker_until_one_asks(
+    alice: ApiClient, app: Flask, clocks: Clocks
+) -> None:
+    oldest, *_ = (alice.start() for _ in range(2))
+    other = alice.start("translator")
+    clocks.go_on(9 * MINUTE)
+    assert items(alice) == []
+    clocks.go_on(2 * MINUTE)
+    assert task_ids(alice, "no_worker") == ids(oldest, other)
+    (found, _) = items(alice)
+    assert found["since"] == oldest["createdAt"]
+    assert found["text"] == "No worker has asked for work of this agent yet"
+    task = claim(alice, "translator")
+    assert task
+    Maintenance(app).do_round()
+    assert task_ids(alice, "no_worker") == ids(oldest)
+    alice.report(task, status="complete")
+    waiting = alice.start("translator")
+    clocks.go_on(3 * DAY)
+    assert [each["text"] for each in items(alice, "no_worker")] == [
+        "No worker has asked for work of this agent yet",
+        "No worker has asked for work of this agent in 3 days",
+    ]
+    # An empty claim shows that there is a worker.
+    for _ in range(3):
+        claim(alice)
+    Maintenance(app).do_round()
+    assert task_ids(alice, "no_worker") == ids(waiting)
+
+
+def test_worker_that_is_busy_is_not_missed(alice: ApiClient, clocks: Clocks) -> None:
+    alice.start()
+    alice.start()
+    task = claim(alice)
+    assert task
+    clocks.go_on(20 * MINUTE)
+    assert items(alice, "no_worker") == []
+    alice.report(task, status="complete")
+    assert len(items(alice, "no_worker")) == 1
+
+
+def test_failed_callback_is_listed_for_a_week_unless_it_is_delivered(
+    alice: ApiClient, clocks: Clocks, receiver: Receiver
+) -> None:
+    receiver.answer = answer(410)
+    tasks = [alice.start(callback=receiver.url, claim=True) for _ in range(2)]
+    assert [finish(alice, task) for task in tasks] == ["failed"] * 2
+    assert task_ids(alice, "callback_failed") == ids(*tasks)
+    found = items(alice)[0]
+    assert found["since"] == alice.task(tasks[0])["finishedAt"]
+    assert found["text"].startswith("The callback was not delivered: ")
+    assert "410" in found["text"]
+    expect(alice.post(f"/task/{tasks[0]['id']}/deliveries"), 202)
+    assert task_ids(alice, "callback_failed") == ids(tasks[1])
+    clocks.go_on(8 * DAY)
+    assert items(alice) == []
+
+
+def test_hook_that_is_off_is_listed(alice: ApiClient, app: Flask, receiver: Receiver) -> None:
+    receiver.answer = answer(410)
+    hook = add_hook(alice, target=receiver.url, events=["task.ended"])
+    run(alice)
+    with looping(app):
+        (found,) = until(lambda: items(alice))
+    assert (found["kind"], found["agentId"], found["taskId"]) == ("hook_off", None, None)
+    assert found["since"] == hook["createdAt"]
+    assert found["text"].startswith("The hook phone is off: ")
+    # Its deliveries are no callbacks.
+    set_hook(alice, hook, "active")
+    assert items(alice) == []
+    set_hook(alice, hook, "off")
+    assert [each["text"] for each in items(alice)] == ["The hook phone is off"]
+
+
+# --- all of them -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def troubled(
+    alice: ApiClient, app: Flask, clocks: Clocks, receiver: Receiver
+) -> Callable[[ApiClient], None]:
+    """Make one item of each kind for a user."""
+
+    def trouble(person: ApiClient) -> None:
+        receiver.answer = answer(410)
+        finish(person, person.start("calls", callback=receiver.url, claim=True))
+        run(person, "hangs")
+        person.start("hangs", claim=True)
+        person.start("waits")
+        clocks.go_on(11 * MINUTE)
+        run(person, "breaks", status="error")
+        ask(person, person.start("asks", claim=True))
+        user_id = expect(person.get("/user"), 200)["id"]
+        person.register("is-late")
+        with app.app_context(), transaction() as connection:
+            late = update(Agent).where(Agent.user_id == user_id, Agent.id == "is-late")
+            connection.execute(late.values(late_since=clock.now()))
+        set_hook(person, add_hook(person, agentId="waits"), "off")
+
+    return trouble
+
+
+def test_kinds_come_in_the_order_of_their_urgency(
+    alice: ApiClient, bob: ApiClient, troubled: Callable[[ApiClient], None]
+) -> None:
+    troubled(alice)
+    assert kinds(alice) == list(ATTENTION)
+    assert items(bob) == []
+
+
+def test_agent_key_gets_what_concerns_its_agent(
+    alice: ApiClient, troubled: Callable[[ApiClient], None]
+) -> None:
+    troubled(alice)
+    for found in items(alice):
+        agent_id = found["agentId"]
+        own = items(alice.agent_key(agent_id))
+        # It may read neither deliveries nor hooks.
+        hidden = found["kind"] in ("callback_failed", "hook_off")
+        assert (found in own) != hidden
+        assert {each["agentId"] for each in own} <= {agent_id}
+
+
+@one_database
+def test_at_most_100_are_listed_oldest_first(alice: ApiClient, app: Flask, clocks: Clocks) -> None:
+    run(alice)
+    copy_task(app, alice.start(claim=True), 60)
+    clocks.go_on(11 * MINUTE)
+    for _ in range(8):
+        task = alice.start(claim=True)
+        for _ in range(8):
+            ask(alice, task)
+    found = items(alice)
+    assert [each["kind"] for each in found] == ["question"] * 64 + ["hanging"] * 36
+    for before, after in pairwise(found):
+        assert before["since"] <= after["since"] or before["kind"] != after["kind"]
+
+
+@one_database
+def test_reading_attention_writes_nothing(alice: ApiClient, app: Flask) -> None:
+    alice.start()
+    assert all(text.startswith("SELECT") for text, _ in reads(app, lambda: items(alice)))
+
+
+@one_database
+def test_each_kind_is_read_from_an_index(
+    alice: ApiClient, app: Flask, troubled: Callable[[ApiClient], None]
+) -> None:
+    troubled(alice)
+    plans = []
+    for statement, parameters in reads(app, lambda: items(alice)):
+        with app.app_context(), reading() as connection:
+            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans += [row.detail for row in rows]
+    # A subquery that is read row by row.
+    assert {step for step in plans if step.startswith("SCAN")} <= {
+        "SCAN CONSTANT ROW",
+        "SCAN anon_1",
+    }
+    assert "CO-ROUTINE anon_1" in plans
+    for index in (
+        "tasks_asking", "agents_in_trouble", "tasks_claimed_by_agent", "tasks_unclaimed",
+        "deliveries_failed", "hooks_user_id_created_at_id",
+    ):  # fmt: skip
+        assert any(f" {index} " in step for step in plans), (index, plans)
