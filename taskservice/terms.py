@@ -61,6 +61,8 @@ SLACK = "slack"
 MAIL = "mail"
 PEOPLE_FORMATS = (NTFY, SLACK, MAIL)
 HOOK_FORMATS = (STANDARD, *PEOPLE_FORMATS)
+# The format of the subscriptions of MCP clients, which only these create.
+MCP = "mcp"
 
 # The events that a hook can be told of.
 TASK_ENDED = "task.ended"

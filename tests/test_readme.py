@@ -52,6 +52,8 @@ RELIABILITY = "docs/background/guarantees.md"
 NAMES_OF_MCP = (
     "tools/",
     "tasks/",
+    "events/",
+    "server/",
     "notifications/",
     "io.modelcontextprotocol/",
     "taskservice/idempotencyKey",

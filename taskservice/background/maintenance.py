@@ -18,7 +18,7 @@ from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
 from taskservice.operations import health
 from taskservice.services import agents as agent_service
-from taskservice.services import deliveries, events, expected_runs
+from taskservice.services import deliveries, events, expected_runs, subscriptions
 from taskservice.services import questions as question_service
 from taskservice.services import users as user_service
 from taskservice.services.deliveries import DueDeliveries, is_pending, is_too_far
@@ -80,6 +80,7 @@ JOBS: tuple[Callable[[], bool | None], ...] = (
     record_key_uses,
     deliveries.cancel_waiting,
     record_workers,
+    subscriptions.maintain,
     removal.index_names,
     removal.sweep,
     removal.shrink,

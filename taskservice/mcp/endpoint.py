@@ -6,10 +6,10 @@ from typing import Any
 from flask import Blueprint, Flask, Response, request
 from werkzeug.exceptions import MethodNotAllowed
 
-from taskservice import __version__
+from taskservice import __version__, resources
 from taskservice.auth import KEY_HEADERS, caller
 from taskservice.errors import Problem
-from taskservice.mcp import protocol, results, tool_calls
+from taskservice.mcp import events, protocol, results, tool_calls
 from taskservice.mcp.protocol import Call, RpcError
 from taskservice.operations import request_log
 from taskservice.services import reports, tasks
@@ -22,6 +22,8 @@ MAX_LOGGED = 64
 OTHER_METHODS = ("GET", "PUT", "PATCH", "DELETE", "OPTIONS")
 CACHE = {"ttlMs": 60_000, "cacheScope": "private"}
 SERVER = {"name": "taskservice", "title": "taskservice", "version": __version__}
+# Some clients look for events here, others among the extensions.
+CAPABILITIES: dict[str, Any] = {"tools": {}, "events": {}}
 INSTRUCTIONS = (
     "Each tool named after an agent starts a task, which a worker runs. The task keeps running "
     "even if this conversation ends. If the status in a result is running, call wait_task with "
@@ -38,7 +40,7 @@ def initialize(call: Call) -> dict[str, Any]:
     version = call.params.get("protocolVersion")
     return {
         "protocolVersion": version if version in protocol.LEGACY else protocol.LEGACY[0],
-        "capabilities": {"tools": {}},
+        "capabilities": {**CAPABILITIES, "extensions": {protocol.EVENTS: {}}},
         "serverInfo": SERVER,
         "instructions": INSTRUCTIONS,
     }
@@ -48,7 +50,7 @@ def discover(call: Call) -> dict[str, Any]:
     """The supported protocol versions and capabilities."""
     return {
         "supportedVersions": protocol.VERSIONS,
-        "capabilities": {"tools": {}, "extensions": {protocol.TASKS: {}}},
+        "capabilities": {**CAPABILITIES, "extensions": {protocol.TASKS: {}, protocol.EVENTS: {}}},
         "instructions": INSTRUCTIONS,
         **CACHE,
     }
@@ -57,6 +59,11 @@ def discover(call: Call) -> dict[str, Any]:
 def list_tools(call: Call) -> dict[str, Any]:
     """All tools, on one page."""
     return {"tools": tool_calls.definitions(), **(CACHE if call.is_modern else {})}
+
+
+def list_events(call: Call) -> dict[str, Any]:
+    """All events, on one page."""
+    return {"events": events.DEFINITIONS, **(CACHE if call.is_modern else {})}
 
 
 def ping(call: Call) -> dict[str, Any]:
@@ -98,9 +105,11 @@ _TASKS: dict[str, Method] = {
     "tasks/update": update_task,
     "tasks/cancel": cancel_task,
 }
-_BOTH: dict[str, Method] = {"tools/list": list_tools, "tools/call": tool_calls.run}
+_EVENTS: dict[str, Method] = {"events/list": list_events, **events.METHODS}
+_BOTH: dict[str, Method] = {"tools/list": list_tools, "tools/call": tool_calls.run, **_EVENTS}
 MODERN_METHODS = {**_BOTH, "server/discover": discover, **_TASKS}
 LEGACY_METHODS = {**_BOTH, "initialize": initialize, "ping": ping}
+OF_AGENT_KEYS = {*_EVENTS, "server/discover", "initialize"}
 
 
 @blueprint.post(protocol.PATH, provide_automatic_options=False)
@@ -116,6 +125,8 @@ def handle() -> Response:
         if message.is_notification:
             # Not even `notifications/cancelled` ends a task: clients send it for finished calls.
             return FastResponse(status=202)
+        if message.method not in OF_AGENT_KEYS:
+            caller.require_user_key()
         message_id = message.id
         call = protocol.read_call(message, request.headers)
         return responses.json({"jsonrpc": "2.0", "id": message_id, "result": _result(call)})
@@ -163,4 +174,5 @@ def add_headers(response: Response) -> Response:
 
 
 def init_app(app: Flask) -> None:
+    resources.provide(app, events.FailedChallenges())
     app.register_blueprint(blueprint)

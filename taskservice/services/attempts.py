@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextvars import copy_context
 from functools import partial
+from typing import TypeVar
 
 from flask import Flask, current_app
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,14 +26,18 @@ from taskservice.services.deliveries import (
 )
 from taskservice.services.hook_messages import Message
 from taskservice.services.users import OVERLAP_SECONDS
-from taskservice.terms import FAILED, MAIL, PENDING, STANDARD
+from taskservice.terms import FAILED, MAIL, MCP, PENDING, STANDARD
 from taskservice.threads import start_thread
 from taskservice.webhooks import Interrupt, Interrupted, Outcome, mail, signing
 from taskservice.webhooks.retries import CircuitBreaker
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 NO_WEBHOOK = "none"
+# An MCP client refuses an event for good.
+TOO_LARGE = 413
 INTERNAL_ERROR_MESSAGE = "The service could not post the webhook; see the service's log."
 
 # A first attempt notices within STOP_CHECK_SECONDS that the process stops. Its receiver then has
@@ -63,33 +68,40 @@ def first_attempt(leased: Leased | None) -> str:
         return NO_WEBHOOK
     with resources.find(FirstAttemptSlots).acquire(leased.user_id) as is_acquired:
         if is_acquired and not resources.find(CircuitBreaker).is_open(leased.receiver):
-            state = _attempt_until_stop(leased)
+            state = until_stop(partial(attempt, leased))
             if state is not None:
                 return state
     return _leave_to_loop(leased)
 
 
-def _attempt_until_stop(leased: Leased) -> str | None:
-    """Call `attempt` and return its result; None if the process stops before there is a response.
+def until_stop(send: Callable[[Interrupt], T]) -> T | None:
+    """The result of `send`; None if the process stops before there is a response.
 
     After None nothing more is sent, so that another process may post it.
     """
-    state: Future[str] = Future()
+    result: Future[T] = Future()
     interrupt = Interrupt()
+
+    def run() -> None:
+        try:
+            result.set_result(send(interrupt))
+        except Exception as error:
+            result.set_exception(error)
+
     # A look-up or a connect cannot be interrupted, only abandoned: so the attempt has a thread
     # of its own, in the context of this request.
-    work = partial(copy_context().run, lambda: state.set_result(attempt(leased, interrupt)))
     try:
-        start_thread("first attempt", work)
+        start_thread("first attempt", partial(copy_context().run, run))
     except RuntimeError:
         # The machine has no more threads.
-        return attempt(leased, interrupt)
-    while not resources.stopping.is_set() and not wait([state], STOP_CHECK_SECONDS).done:
+        return send(interrupt)
+    while not resources.stopping.is_set() and not wait([result], STOP_CHECK_SECONDS).done:
         pass
-    if not wait([state], STOP_SECONDS).done:
+    if not wait([result], STOP_SECONDS).done:
         interrupt.set()
-        wait([state], INTERRUPT_SECONDS)
-    return state.result() if state.done() else None
+        wait([result], INTERRUPT_SECONDS)
+    is_over = result.done() and not isinstance(result.exception(), Interrupted)
+    return result.result() if is_over else None
 
 
 def attempt(leased: Leased, interrupt: Interrupt) -> str:
@@ -159,10 +171,16 @@ def send(
             confirm=confirm,
         )
     headers = {"content-type": "application/json", **message.headers}
+    since = clock.now(-OVERLAP_SECONDS)
     if hook.format == STANDARD:
-        secrets = users.callback_secrets(hook.user_id, clock.now(-OVERLAP_SECONDS))
-        headers = signed_headers(secrets, message.id, message.body)
+        secrets = users.callback_secrets(hook.user_id, since)
+        headers |= signed_headers(secrets, message.id, message.body)
+    if hook.format == MCP:
+        replaced = [hook.replaced_secret] if (hook.replaced_at or "") > since else []
+        headers |= signed_headers([hook.secret, *replaced], message.id, message.body)
     outcome = post(message.url, headers, message.body, interrupt, confirm)
+    if message.is_last_attempt or (hook.format == MCP and outcome.status_code == TOO_LARGE):
+        outcome = outcome._replace(permanent=True)
     # The response of ntfy repeats the message, and an answer link must not be stored.
     return outcome._replace(answer=None) if hook.answer_links else outcome
 

@@ -52,6 +52,7 @@ from taskservice.terms import (
     DELIVERY_UNDER_WAY,
     FAILED,
     MAX_ATTEMPTS,
+    MCP,
     NO_DELIVERY,
     OFF,
     PENDING,
@@ -581,8 +582,10 @@ def record_outcome_of_hook(
         connection.execute(update(Hook).where(_THIS_HOOK).values(values), here)
     elif state == FAILED:
         lost = update(Hook).where(_THIS_HOOK).values(failures=Hook.failures + 1)
-        count = connection.scalar(lost.returning(Hook.failures), here)
-        if count is not None and (count >= MAX_LOST or outcome.status_code == GONE):
+        hook = connection.execute(lost.returning(Hook.failures, Hook.format), here).one_or_none()
+        # An MCP client means only this event.
+        is_gone = outcome.status_code == GONE and hook is not None and hook.format != MCP
+        if hook is not None and (hook.failures >= MAX_LOST or is_gone):
             set_hook_state(connection, hook_id, OFF, outcome.message)
 
 

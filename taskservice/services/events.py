@@ -8,13 +8,13 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, Integer, bindparam, case, delete, insert, select, update
+from sqlalchemy import Connection, Integer, and_, bindparam, case, delete, insert, select, update
 
 from taskservice.database import clock
 from taskservice.database.connections import Statement
-from taskservice.database.models import Agent, Delivery, Event, EventStream, Hook
+from taskservice.database.models import Agent, Delivery, Event, EventStream, Hook, Question, Task
 from taskservice.database.transactions import reading, transaction
-from taskservice.database.types import AnyRow, Identifier, Timestamp, database_now
+from taskservice.database.types import AnyRow, AnySelect, Identifier, Timestamp, database_now
 from taskservice.schemas import strict_json
 from taskservice.terms import (
     ACTIVE,
@@ -61,9 +61,10 @@ _FIX = (
     .values(state=OK, state_since=bindparam("at", type_=Timestamp()), failures=0)
 )
 _STREAM = Statement[AnyRow](
-    select(EventStream.polled_at).where(
-        EventStream.user_id == bindparam("user_id", type_=Identifier)
-    )
+    # Locked, since a subscription that begins now must not miss an event.
+    select(EventStream.polled_at)
+    .where(EventStream.user_id == bindparam("user_id", type_=Identifier))
+    .with_for_update()
 )
 _HOOKS = Statement[AnyRow](
     select(
@@ -97,6 +98,32 @@ _ENQUEUE = Statement[None](
         next_attempt_at=case((_quiet_until > database_now(), _quiet_until), else_=database_now()),
     ),
     ["id", "task_id", "hook_id", "event_id", "user_id", "callback_url", "host", "created_at"],
+)
+
+
+# Events with what their messages tell of the agent, the task and the question.
+WITH_TASKS: AnySelect = (
+    select(
+        *Event.__table__.columns,
+        Agent.name.label("agent_name"),
+        Task.name.label("task_name"),
+        Task.status,
+        Task.labels,
+        Task.created_at,
+        Task.claimed_at,
+        Task.finished_at,
+        Task.ended_by,
+        Task.error_type,
+        Task.error_message,
+        Question.message.label("question"),
+        Question.schema.label("question_schema"),
+        Question.state.label("question_state"),
+        Question.expires_at.label("question_expires_at"),
+    )
+    .outerjoin(Agent, and_(Agent.user_id == Event.user_id, Agent.id == Event.agent_id))
+    .outerjoin(Task, Task.id == Event.task_id)
+    .outerjoin(Question, Question.id == Event.question_id)
+    .order_by(Event.position)
 )
 
 
@@ -168,8 +195,14 @@ def record(connection: Connection, user_id: str, events: Sequence[NewEvent]) -> 
     is_polled = (stream.polled_at or "") > clock.moved(now, -KEPT_SECONDS)
     concerned = [(event, [hook for hook in hooks if _concerns(hook, event)]) for event in events]
     told = [(event, hooks) for event, hooks in concerned if hooks or is_polled]
-    if not told:
-        return
+    if told:
+        store(connection, user_id, told)
+
+
+def store(
+    connection: Connection, user_id: str, told: Sequence[tuple[NewEvent, Sequence[AnyRow]]]
+) -> None:
+    """Store events, each with the hooks that are told of it."""
     wanted = {"of_user_id": user_id, "count": len(told)}
     last = connection.execute(_NEXT_POSITION, wanted).scalar_one()
     for position, (event, hooks) in enumerate(told, last - len(told) + 1):
@@ -178,18 +211,23 @@ def record(connection: Connection, user_id: str, events: Sequence[NewEvent]) -> 
         columns = {**event._asdict(), "id": event_id, "user_id": user_id, "details": details}
         _INSERT.run(connection, **columns, position=position)
         for hook in hooks:
-            _ENQUEUE.run(
-                connection,
-                id=clock.new_id(),
-                task_id=event.task_id,
-                hook_id=hook.id,
-                event_id=event_id,
-                user_id=user_id,
-                callback_url=hook.target,
-                host=urlsplit(hook.target).netloc.lower(),
-                created_at=event.at,
-                quiet_until=hook.quiet_until,
-            )
+            enqueue(connection, user_id, hook, event_id, event)
+
+
+def enqueue(connection: Connection, user_id: str, hook: AnyRow, event_id: str, event: Any) -> None:
+    """Let the loop tell a hook of a stored event."""
+    _ENQUEUE.run(
+        connection,
+        id=clock.new_id(),
+        task_id=event.task_id,
+        hook_id=hook.id,
+        event_id=event_id,
+        user_id=user_id,
+        callback_url=hook.target,
+        host=urlsplit(hook.target).netloc.lower(),
+        created_at=event.at,
+        quiet_until=hook.quiet_until,
+    )
 
 
 def open_stream(connection: Connection, user_id: str) -> None:

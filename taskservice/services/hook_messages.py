@@ -1,43 +1,28 @@
 """What a hook is told of events: a signed webhook for a program, or one message for people."""
 
 from collections.abc import Mapping, Sequence
+from secrets import token_urlsafe
 from typing import Any, NamedTuple
 
 from flask import current_app
-from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy import ColumnElement, func, select
 
 from taskservice.database import clock
-from taskservice.database.models import Agent, Delivery, Event, Hook, Question, Task
+from taskservice.database.models import Delivery, Event, Hook
 from taskservice.database.transactions import reading
-from taskservice.database.types import AnyRow, AnySelect
+from taskservice.database.types import AnyRow
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import question_schema
 from taskservice.schemas.users import agent_of_task_schema
-from taskservice.services import agents, answer_links, questions, task_json, tasks
+from taskservice.services import agents, answer_links, questions, subscriptions, task_json, tasks
 from taskservice.services.deliveries import Leased, LeaseLost
-from taskservice.terms import AGENT_BROKEN, FAILED, OPEN, PENDING, STANDARD
+from taskservice.services.events import WITH_TASKS
+from taskservice.terms import AGENT_BROKEN, FAILED, MCP, OPEN, PENDING, STANDARD
 from taskservice.webhooks import messages
 from taskservice.webhooks.messages import Notice
 
 # Events whose agents one message counts; of the others it tells the number.
 MAX_DESCRIBED = 200
-_EVENTS: AnySelect = (
-    select(
-        *Event.__table__.columns,
-        Agent.name.label("agent_name"),
-        Task.name.label("task_name"),
-        Task.claimed_at,
-        Task.finished_at,
-        Task.error_message,
-        Question.message.label("question"),
-        Question.schema.label("question_schema"),
-        Question.state.label("question_state"),
-    )
-    .outerjoin(Agent, and_(Agent.user_id == Event.user_id, Agent.id == Event.agent_id))
-    .outerjoin(Task, Task.id == Event.task_id)
-    .outerjoin(Question, Question.id == Event.question_id)
-    .order_by(Event.position)
-)
 
 
 class Message(NamedTuple):
@@ -50,6 +35,7 @@ class Message(NamedTuple):
     headers: Mapping[str, str]
     # Of a mail, of which the body is the text.
     subject: str = ""
+    is_last_attempt: bool = False
 
 
 def of_delivery(leased: Leased) -> Message:
@@ -64,10 +50,17 @@ def of_delivery(leased: Leased) -> Message:
         is_told = Event.id.in_(of_message)
     with reading() as connection:
         hook = connection.execute(select(Hook.__table__).where(Hook.id == leased.hook_id)).first()
-        events = connection.execute(_EVENTS.where(is_told).limit(MAX_DESCRIBED)).all()
+        events = connection.execute(WITH_TASKS.where(is_told).limit(MAX_DESCRIBED)).all()
         count = connection.scalar(select(func.count()).select_from(Event).where(is_told)) or 0
     if hook is None or not events:
         raise LeaseLost("The hook or the task was deleted.", FAILED)
+    if hook.format == MCP:
+        [event] = events
+        is_last = (
+            event.name == subscriptions.TERMINATED
+            and leased.attempt_count + 1 >= subscriptions.MAX_TERMINATIONS
+        )
+        return _for_mcp(hook, *subscriptions.message(hook, event), is_last)
     if hook.format == STANDARD:
         [event] = events
         return _webhook(hook, leased.id, event.name, event.at, _data(hook, event))
@@ -77,6 +70,8 @@ def of_delivery(leased: Leased) -> Message:
 def sample(hook: AnyRow) -> Message:
     """A message that shows how this hook is told of a broken agent."""
     now = clock.now()
+    if hook.format == MCP:
+        return _for_mcp(hook, *subscriptions.challenge(token_urlsafe(32)))
     if hook.format == STANDARD:
         data = {"agent": {"id": "sample", "name": "Sample"}, "url": page("")}
         return _webhook(hook, clock.new_id(), AGENT_BROKEN, now, data)
@@ -99,6 +94,11 @@ def page(path: str) -> str | None:
 def _webhook(hook: AnyRow, webhook_id: str, name: str, at: str, data: dict[str, Any]) -> Message:
     body = strict_json.dumps({"type": name, "timestamp": at, "data": data})
     return Message(hook, webhook_id, hook.target, body, {})
+
+
+def _for_mcp(hook: AnyRow, webhook_id: str, body: bytes, is_last: bool = False) -> Message:
+    headers = {subscriptions.SUBSCRIPTION_HEADER: hook.subscription}
+    return Message(hook, webhook_id, hook.target, body, headers, is_last_attempt=is_last)
 
 
 def _data(hook: AnyRow, event: AnyRow) -> dict[str, Any]:

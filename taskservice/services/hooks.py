@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from flask import current_app
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 from sqlalchemy import delete as delete_from
 
 from taskservice import resources, terms
@@ -13,12 +13,17 @@ from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Delivery, Event, EventStream, Hook
-from taskservice.database.transactions import reading, retry_on_conflict, transaction
-from taskservice.database.types import AnyRow, AnySelect, Identifier
+from taskservice.database.transactions import (
+    end_shared_reading,
+    reading,
+    retry_on_conflict,
+    transaction,
+)
+from taskservice.database.types import AnyRow, AnySelect, Identifier, time_from_now
 from taskservice.errors import Problem, invalid, not_found, overloaded
 from taskservice.schemas import strict_json
 from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS
-from taskservice.services import attempts, deliveries, events, hook_messages
+from taskservice.services import attempts, deliveries, events, hook_messages, subscriptions
 from taskservice.services.attempts import FirstAttemptSlots
 from taskservice.services.deliveries import DueDeliveries
 from taskservice.webhooks import Outcome, mail, messages
@@ -27,7 +32,9 @@ from taskservice.webhooks.destinations import check_url
 # The newest deliveries that a list of them has.
 MAX_LISTED = 100
 _OWN = Hook.user_id == bindparam("user_id", type_=Identifier)
-_HOOKS: AnySelect = select(Hook.__table__).where(_OWN).order_by(Hook.created_at, Hook.id)
+# The subscription of an MCP client ends when it expires.
+_IS_LIVE = or_(Hook.expires_at.is_(None), Hook.expires_at > time_from_now())
+_HOOKS: AnySelect = select(Hook.__table__).where(_OWN, _IS_LIVE).order_by(Hook.created_at, Hook.id)
 _THIS = Hook.id == bindparam("hook_id", type_=Identifier)
 # Subscriptions have an expiry. For a condition on `subscription`, SQLite would use its index.
 _TURNED_OFF = Statement[AnyRow](
@@ -124,6 +131,9 @@ def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> AnyRow:
     values = _stored(fields)
     with transaction() as connection:
         before = _locked(connection, caller, hook_id)
+        if before.subscription and (refused := fields.keys() - {"name", "state"}):
+            reason = "Only its MCP client can change this of a subscription."
+            raise invalid({name: [reason] for name in refused})
         _check(before._asdict() | values)
         if values:
             here = {"hook_id": hook_id}
@@ -186,16 +196,23 @@ def _check(hook: dict[str, Any]) -> None:
 
 
 def delete(caller: Caller, hook_id: str) -> AnyRow:
-    """Delete a hook with its deliveries; returns it. Raises 404."""
+    """Delete a hook with its deliveries; returns it. Raises 404.
+
+    If it is the subscription of an MCP client, the client is told.
+    """
     with transaction() as connection:
         hook = _locked(connection, caller, hook_id)
-        connection.execute(delete_from(Hook).where(_THIS), {"hook_id": hook_id})
+        if hook.subscription:
+            subscriptions.terminate(connection, hook)
+        else:
+            connection.execute(delete_from(Hook).where(_THIS), {"hook_id": hook_id})
     return hook
 
 
 def test(caller: Caller, hook_id: str) -> Outcome:
     """Send a sample to a hook, whatever its state. Raises 404, and 503 if too many are sent."""
     hook = get(caller, hook_id)
+    end_shared_reading()
     with resources.find(FirstAttemptSlots).acquire(caller.user_id) as is_acquired:
         if not is_acquired:
             raise overloaded("Too many webhooks are being sent")
