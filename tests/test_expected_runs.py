@@ -523,7 +523,8 @@ def test_late_agents_are_found_by_index(app: Flask, alice: ApiClient, no_grace: 
     assert list(plan) == [
         "SEARCH agents USING INDEX agents_due (late_at<?)",
         "CORRELATED SCALAR SUBQUERY 1",
-        "SEARCH tasks USING INDEX tasks_by_status (user_id=? AND status=?)",
+        "SEARCH tasks USING INDEX tasks_claimed_by_agent "
+        "(user_id=? AND agent_id=? AND claimed_at>?)",
     ]
 
 

@@ -12,7 +12,9 @@ from sqlalchemy import select
 
 from taskservice.database.models import Event, Question, Task
 from taskservice.database.transactions import reading
-from tests.callbacks.test_delivery_crashes import (
+from tests.support import receiver as play
+from tests.support.api_client import ApiClient, expect
+from tests.support.crashing_service import (
     MOMENTS,
     Client,
     CrashingService,
@@ -20,8 +22,6 @@ from tests.callbacks.test_delivery_crashes import (
     survives,
     wait_until_all_is_delivered,
 )
-from tests.support import receiver as play
-from tests.support.api_client import ApiClient, expect
 from tests.support.receiver import Exchange, Receiver
 
 EVENTS = ["task.ended", "task.failed", "task.asks", "agent.broken", "agent.fixed"]

@@ -1,0 +1,127 @@
+"""A service that is killed at a critical point, and a client that survives this."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import requests
+from flask import Flask
+
+from tests.support import receiver as play
+from tests.support.api_client import RemoteClient
+from tests.support.deliveries import columns
+from tests.support.receiver import Exchange, Receiver
+from tests.support.service import Service
+from tests.support.waiting import until
+
+# There are fewer moments; a test ends at the first that does not come.
+MOMENTS = 100
+
+
+class CrashingService(Service):
+    """The service with short leases, which dies with all its processes at once."""
+
+    command = (sys.executable, "-m", "tests.support.crash_points", "serve")
+
+    def __init__(self, app: Flask, folder: Path, lease: float) -> None:
+        super().__init__(
+            folder / "data", DATABASE_URL=app.config["DATABASE_URL"], LOG_LEVEL="warning"
+        )
+        self.armed = folder / "armed"
+        self.environment |= {"CRASH_ARMED": str(self.armed), "CRASH_LEASE": str(lease)}
+        self.crash_at(0)
+
+    def crash_at(self, moment: int) -> None:
+        """Count from 1 while `armed` is there; 0 never comes."""
+        self.environment["CRASH_AT"] = str(moment)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        # Its workers, which nobody here can wait for, hold the port until they are gone too.
+        until(self._is_closed)
+
+    def _is_closed(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) != 0
+
+
+def failing_at_first() -> play.Behaviour:
+    """Each webhook is answered 500 once, and 204 from then on."""
+    known = set()
+
+    def behave(exchange: Exchange) -> None:
+        webhook_id = exchange.request.headers["webhook-id"]
+        play.answer(204 if webhook_id in known else 500)(exchange)
+        known.add(webhook_id)
+
+    return behave
+
+
+def wait_until_all_is_delivered(app: Flask, seconds: float = 60) -> None:
+    """And until no lease is left; a late report cancels what it replaces."""
+    end = time.monotonic() + seconds
+    while set(columns(app, "state", "lease")) - {("delivered", None), ("cancelled", None)}:
+        assert time.monotonic() < end, columns(app, "state", "lease", "next_attempt_at")
+        time.sleep(0.1)
+
+
+class Client:
+    """Calls a service that may die at any moment: ConnectionError then."""
+
+    def __init__(self, service: Service, key: str, receiver: Receiver) -> None:
+        self.service, self.receiver = service, receiver
+        self.person = RemoteClient(service.url, key)
+        self.first = len(receiver.requests)
+
+    def call(self, method: str, path: str, **options: Any) -> Any:
+        answer = self.person.request(method, path, **options)
+        answer.raise_for_status()
+        return answer.json()
+
+    def start(self, **fields: Any) -> str:
+        """The path of a new task."""
+        body = {"agentId": "worker", "callback": self.receiver.url, **fields}
+        return f"/task/{self.call('POST', '/task', json=body)['id']}"
+
+    def until(self, happened: Callable[[], Any]) -> None:
+        while not happened():
+            assert self.service.process is not None
+            if self.service.process.poll() is not None:
+                raise ConnectionError
+            time.sleep(0.02)
+
+    def until_posted(self, path: str, count: int) -> None:
+        task_id = path.removeprefix("/task/")
+        self.until(lambda: posts(self.receiver).count(task_id) >= count)
+
+    def until_delivered(self, path: str) -> None:
+        self.until(lambda: self.call("GET", f"{path}/deliveries")[0]["state"] == "delivered")
+
+
+def posts(receiver: Receiver) -> list[str]:
+    """The ids of the tasks in all that came."""
+    return [json.loads(each.body)["id"] for each in list(receiver.requests)]
+
+
+Scenario: TypeAlias = Callable[[Client], None]
+
+
+def survives(scenario: Scenario, client: Client) -> bool:
+    """Whether the service is alive at the end of it."""
+    try:
+        scenario(client)
+    except (requests.ConnectionError, ConnectionError):
+        return False
+    # The service may have died with the last answer.
+    process = client.service.process
+    return process is not None and process.poll() is None
