@@ -246,16 +246,16 @@ def _add_wait(place: Place, path: str, milliseconds: float) -> None:
 
 
 def _claims(place: Place) -> float:
-    writer = place.writer
+    writer, count = place.writer, scaled(SAMPLE, place.run)
     port = writer.server.port
-    load_once(port, [writer.request("POST", "/task", START_BODY)] * SAMPLE)
-    return load_once(port, [writer.request("POST", "/agent/bench/claim")] * SAMPLE).p50
+    load_once(port, [writer.request("POST", "/task", START_BODY)] * count)
+    return load_once(port, [writer.request("POST", "/agent/bench/claim")] * count).p50
 
 
 def _reports(place: Place) -> float:
     writer = place.writer
     with Receiver() as receiver:
-        tasks = [writer.start([], callback=receiver.url) for _ in range(SAMPLE)]
+        tasks = [writer.start([], callback=receiver.url) for _ in range(scaled(SAMPLE, place.run))]
         body = b'{"status":"complete","output":{"pages":34}}'
         reports = [writer.request("PATCH", f"/task/{task['id']}", body) for task in tasks]
         return load_once(writer.server.port, reports).p50
@@ -283,7 +283,7 @@ def _measure_rates(place: Place, databases: Databases) -> None:
             count = int(APPENDED * place.run.seconds)
             rate = appends_alone(pgbench, store.url, agents, clients, count)
             place.add(f"{ALONE}, {_clients(clients)}", rate, "commits/s")
-        first, later = store.wal_of_appends(min(SAMPLE, agents))
+        first, later = store.wal_of_appends(min(scaled(SAMPLE, place.run), agents))
         place.add(WAL, later, "bytes")
         place.add(FIRST_WAL, first, "bytes")
 

@@ -117,8 +117,10 @@ class Store:
         return first, min(self._wal_of_appends(count) for _ in range(3))
 
     def _wal_of_appends(self, count: int) -> float:
-        explained = f"EXPLAIN (ANALYZE, WAL, FORMAT JSON) {APPEND_ALONE}"
-        plans = [self.rows(explained, log=number)[0][0] for number in range(1, count + 1)]
+        explained = text(f"EXPLAIN (ANALYZE, WAL, FORMAT JSON) {APPEND_ALONE}")
+        with self._engine.connect() as connection:
+            logs = range(1, count + 1)
+            plans = [connection.scalar(explained, {"log": number}) for number in logs]
         return float(sum(plan[0]["Plan"]["WAL Bytes"] for plan in plans) / count)
 
     def _stored(self, task_id: str) -> str:

@@ -8,13 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-import venv
 from pathlib import Path
 
 import pytest
 
 from tests.support.agent_machine import kill, machine_of, tasks, the_task
 from tests.support.documents import ROOT
+from tests.support.packages import new_environment, pip_command
 from tests.support.receiver import Receiver
 from tests.support.requirements import needs
 from tests.support.service import Service
@@ -161,10 +161,10 @@ def test_run_that_is_killed_leaves_everything_to_resend(tmp_path: Path, is_away:
 
 def test_plain_installation_in_an_empty_environment_is_enough(tmp_path: Path) -> None:
     folder = tmp_path / "venv"
-    venv.create(folder, with_pip=True)
+    python = new_environment(folder)
     # An installation builds in the folder that it is given.
     source = shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".*"))
-    install = [str(folder / "bin" / "pip"), "install", "--quiet", str(source)]
+    install = pip_command(python, "install", "--quiet", str(source))
     installed = subprocess.run(install, capture_output=True, text=True, check=False)
     if installed.returncode:
         needs("package index", installed.stderr[-500:])
@@ -183,8 +183,8 @@ def test_plain_installation_in_an_empty_environment_is_enough(tmp_path: Path) ->
             worker = machine.spawn("work", "--agent", "w", "--", "cat", cwd=tmp_path)
             assert listener.stderr is not None
             listener.stderr.readline()
-            python = [str(folder / "bin" / "python"), str(program)]
-            subprocess.run(python, cwd=tmp_path, env=machine.environment, check=True, timeout=60)
+            command = [str(python), str(program)]
+            subprocess.run(command, cwd=tmp_path, env=machine.environment, check=True, timeout=60)
             receiver.wait_for(2, 60)
         done = tasks(alice)
         for process in (listener, worker):
@@ -199,7 +199,7 @@ def test_plain_installation_in_an_empty_environment_is_enough(tmp_path: Path) ->
     assert (by_agent["c"]["logs"], by_agent["c"]["output"]) == (["one"], {"sum": 15})
     assert by_agent["w"]["output"] == {"n": 1}
     assert resent.returncode == 0, resent.stderr
-    strict = [sys.executable, "-m", "mypy", "--strict", "--python-executable", *python]
+    strict = [sys.executable, "-m", "mypy", "--strict", "--python-executable", *command]
     checked = subprocess.run(strict, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "no issues found" in checked.stdout, checked.stdout + checked.stderr
     assert (result.returncode, result.stdout, result.stderr) == (0, "from afar\n", "")

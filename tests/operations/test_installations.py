@@ -15,6 +15,7 @@ from tests.support.packages import (
     build,
     copy_sources,
     dependencies,
+    new_environment,
     normalized,
     pip,
     run_pip,
@@ -102,12 +103,12 @@ def test_error_in_a_module_of_our_own_is_no_missing_extra(tmp_path: Path) -> Non
 
 
 def test_package_alone_is_the_whole_agents_side(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    folder = tmp_path / "venv" / "bin"
-    pip(folder / "python", "install", str(wheel(tmp_path)))
-    listed = pip(folder / "python", "list", "--format", "freeze").split()
+    python = new_environment(tmp_path / "venv")
+    folder = python.parent
+    pip(python, "install", str(wheel(tmp_path)))
+    listed = pip(python, "list", "--format", "freeze").split()
     installed = {normalized(line.partition("==")[0]) for line in listed}
-    assert installed - {"pip", "setuptools"} == with_their_own(dependencies()) | {"taskservice"}
+    assert installed == with_their_own(dependencies()) | {"taskservice"}
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         clean = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
@@ -169,8 +170,7 @@ def test_newer_commit_of_a_clone_replaces_the_older(tmp_path: Path) -> None:
     # Between both, setuptools keeps what it built in the clone.
     newer = build(clone, tmp_path / "wheels")
 
-    python = tmp_path / "venv/bin/python"
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = new_environment(tmp_path / "venv")
     pip(python, "install", str(older))
     assert version_and_removed_module(python) == "0.1.0.dev1 True"
     pip(python, "install", "--upgrade", str(newer))

@@ -67,6 +67,14 @@ def class_path() -> str:
     return os.pathsep.join(str(JAR_FOLDER / jar) for jar in JARS)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def pure_go() -> Iterator[None]:
+    """All programs in Go share one build of the standard library, which takes a minute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CGO_ENABLED", "0")
+        yield
+
+
 @pytest.fixture(scope="session")
 def go() -> str:
     """The command `go`."""

@@ -95,8 +95,8 @@ def test_client_for_go_takes_a_task_through_its_life(clients: Path, go: str, lif
     folder = clients / "go"
     (folder / "life").mkdir()
     copy(PROGRAMS / "life.go", folder / "life")
-    # It needs no module of others, and no compiler of C.
-    alone = {"GOFLAGS": "-mod=mod", "GOPROXY": "off", "CGO_ENABLED": "0"}
+    # It needs no module of others.
+    alone = {"GOFLAGS": "-mod=mod", "GOPROXY": "off"}
     run(folder, go, "vet", ".", "./life", **alone)
     life.run(folder, go, "run", "./life", **alone)
 

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 from collections.abc import Iterator, Mapping
 from configparser import ConfigParser
 from importlib.metadata import requires
@@ -56,8 +57,19 @@ def _needed_by(requirement: Requirement) -> Iterator[Requirement]:
             yield each
 
 
+def new_environment(folder: Path) -> Path:
+    """The Python of a new environment, without a pip of its own, which would take seconds."""
+    venv.create(folder, symlinks=True)
+    return folder / "bin" / "python"
+
+
+def pip_command(python: Path | str, *arguments: str) -> list[str]:
+    """The command by which our pip works on an environment."""
+    return [sys.executable, "-m", "pip", "--python", str(python), *arguments]
+
+
 def pip(python: Path | str, *arguments: str) -> str:
-    return run_pip([str(python), "-m", "pip", "--disable-pip-version-check", *arguments])
+    return run_pip(pip_command(python, "--disable-pip-version-check", *arguments))
 
 
 def run_pip(command: list[str], env: Mapping[str, str] | None = None) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.packages import new_environment, pip_command
 from tests.support.requirements import needs
 
 TESTS = Path(__file__).parents[2] / "mcp_clients"
@@ -41,9 +42,9 @@ def python_environment(name: str, versions: dict[str, str] | None = None) -> Pat
     with _folder(name, versions) as (folder, is_installed):
         python = folder / "bin" / "python"
         if not is_installed:
-            _install("venv", folder, sys.executable, "-m", "venv", str(folder))
-            pip = [str(python), "-m", "pip", "install", "--quiet", *_pinned(versions, "==")]
-            _install("PyPI", folder, *pip)
+            new_environment(folder)
+            options = ("install", "--quiet", "--no-compile")
+            _install("PyPI", folder, *pip_command(python, *options, *_pinned(versions, "==")))
     return python
 
 
