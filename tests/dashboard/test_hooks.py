@@ -287,8 +287,10 @@ def test_hook_is_turned_off_and_on(window: Browser, alice: ApiClient, receiver: 
         assert f"is {word}." in text
         assert button in text
         assert hooks_of(alice)[0]["state"] == state
-        # A person who turned it off knows it.
+        # A person who turned it off knows it: only the list of tasks has a line, with others.
         assert 'class="failure"' not in text
+        link = f'<a href="{PAGE}">Notifications</a> <bdi>The hook'
+        assert (link in text_of(window, "/")) == (state == "off")
     assert window.send(path, f"{path}/state", state="asleep").status_code == 422
     assert window.send(path, f"{path}/state").status_code == 422
 
@@ -367,6 +369,7 @@ def test_every_page_says_which_hooks_the_service_turned_off(
     for path in pages:
         text = window.get(path).text
         assert f'href="{PAGE}/{first["id"]}"' in text, path
+        assert "The hook phone 1" not in text
         assert "<bdi>phone 1</bdi></a> is off and is told of nothing: <bdi>The rec" in text, path
     turn_off(app, second)
     for path in pages:
