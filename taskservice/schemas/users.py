@@ -135,18 +135,8 @@ class HealthOfAgentSchema(ResponseSchema):
         allow_none=True,
         validate=validate.OneOf(AGENT_STATES),
     )
-    stateSince = text_field(
-        "When the first task of this state ended.",
-        examples.TIME,
-        format="date-time",
-        allow_none=True,
-    )
-    workerSeenAt = text_field(
-        "The minute in which a worker last asked for a task.",
-        examples.TIME,
-        format="date-time",
-        allow_none=True,
-    )
+    stateSince = time_field("When the first task of this state ended.", None)
+    workerSeenAt = time_field("The minute in which a worker last asked for a task.", None)
 
 
 class AgentOfTaskSchema(RowSchema):

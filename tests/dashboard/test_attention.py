@@ -75,12 +75,13 @@ def test_agents_in_trouble_come_first_and_say_so(
         newest = run(alice, "broken", "error")
     run(alice, "good", "complete")
     alice.register("late")
-    run_sql(app, "UPDATE agents SET late_since = '2026-11-24T13:36:00Z' WHERE id = 'late'")
+    late = "late_since = '2026-11-24T13:36:00Z', due_at = '2026-11-24T12:36:00Z'"
+    run_sql(app, f"UPDATE agents SET {late} WHERE id = 'late'")
     found = cards(window.get("/agents").text)
     assert list(found) == ["broken", "late", "good"]
     assert "Failed 5 times in a row, " in found["broken"]
     assert f'<a href="/tasks/{newest["id"]}?back=/agents">since ' in found["broken"]
-    assert "Late: the expected run did not come" in found["late"]
+    assert '<span class="low">late</span>' in found["late"]
     assert 'class="trouble"' not in found["good"]
     assert "Failed 5 times in a row" in window.get("/agents/broken").text
     run(alice, "broken", "complete")
