@@ -16,12 +16,12 @@ from standardwebhooks import Webhook
 
 from taskservice.background.maintenance import Maintenance
 from taskservice.database import clock
-from taskservice.database.models import Delivery, Event, Hook
+from taskservice.database.models import Agent, ApiKey, Delivery, Event, Hook
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
 from taskservice.services import events as event_service
 from taskservice.services.events import NewEvent
-from taskservice.terms import AGENT_BACK, AGENT_LATE, EVENTS
+from taskservice.terms import EVENTS
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.certificates import Authority
 from tests.support.deliveries import looping, make_due
@@ -85,21 +85,22 @@ def test_list_has_all_events_with_their_schemas(mcp: McpClient) -> None:
             assert event[name]["type"] == "object"
 
 
-def test_data_of_each_event_fits_its_schema(app: Flask, alice: ApiClient, mcp: McpClient) -> None:
+def test_data_of_each_event_fits_its_schema(
+    app: Flask, alice: ApiClient, mcp: McpClient, no_grace: None
+) -> None:
     cursor = poll(mcp, "task.ended")["cursor"]
     alice.register("summarizer", name="Summarizer")
     failed = alice.start(claim=True, labels={"env": "prod"}, name="nightly")
     question = ask(alice, failed)
     message = "x" * 2_000
     alice.report(failed, status="error", error={"type": "failed", "message": message})
-    completed = run(alice)
+    run(alice)
+    alice.register("summarizer", expect={"every": 60, "grace": 0})
     with app.app_context(), transaction() as connection:
-        user_id = completed["userId"]
-        due = {"dueAt": clock.now()}
-        late = NewEvent(AGENT_LATE, clock.now(), "summarizer", details=due)
-        back = NewEvent(AGENT_BACK, clock.now(), "summarizer", completed["id"])
-        told = [late, back._replace(details={**due, "onTime": True})]
-        event_service.record(connection, user_id, told)
+        overdue = {"due_at": clock.now(-HOUR), "late_at": clock.now(-HOUR)}
+        connection.execute(update(Agent).values(overdue))
+    Maintenance(app).do_round()
+    run(alice)
     data = {}
     for event in mcp.modern("events/list").result["events"]:
         [*_, last] = poll(mcp, event["name"], cursor=cursor)["events"]
@@ -118,6 +119,7 @@ def test_data_of_each_event_fits_its_schema(app: Flask, alice: ApiClient, mcp: M
     }
     assert data["agent.broken"]["agent"] == {"id": "summarizer", "name": "Summarizer"}
     assert data["agent.fixed"]["brokenSince"] == ended["finishedAt"]
+    assert data["agent.back"]["dueAt"] == data["agent.late"]["dueAt"]
 
 
 # --- polls -------------------------------------------------------------------------------
@@ -948,8 +950,6 @@ def test_subscription_that_expires_with_its_key_is_told(
         connection.execute(update(Hook).values(expires_at=clock.now(-1)))
     expire(app, key_of(user))
     with app.app_context(), transaction() as connection:
-        from taskservice.database.models import ApiKey
-
         expires_at = connection.scalar(select(ApiKey.expires_at).where(ApiKey.name == "chat"))
         connection.execute(update(Hook).values(expires_at=expires_at))
     with looping(app):
