@@ -126,7 +126,10 @@ _FAILED_CALLBACKS = Statement[AnyRow](
 )
 _HOOKS_OFF = Statement[AnyRow](
     select(Hook.agent_id, Hook.name, Hook.reason, Hook.created_at, Hook.last_delivered_at).where(
-        Hook.user_id == bindparam("user_id", type_=Identifier), Hook.state == terms.OFF
+        Hook.user_id == bindparam("user_id", type_=Identifier),
+        Hook.state == terms.OFF,
+        # The service turned it off, not its user.
+        Hook.reason.is_not(None),
     )
 )
 
@@ -224,7 +227,7 @@ def _failed_callbacks(connection: Connection, here: dict[str, Any]) -> Items:
 
 def _hooks_off(connection: Connection, here: dict[str, Any]) -> Items:
     for hook in _HOOKS_OFF.all(connection, **here):
-        reason = _line(f"The hook {hook.name} is off{f': {hook.reason}' if hook.reason else ''}")
+        reason = _line(f"The hook {hook.name} is off: {hook.reason}")
         since = hook.last_delivered_at or hook.created_at
         yield terms.HOOK_OFF, hook.agent_id, None, since, reason
 

@@ -117,7 +117,8 @@ def _check_number(connection: Connection, user_id: str) -> None:
     # Locked, so that no other transaction creates one at the same time.
     stream = select(EventStream.position).where(EventStream.user_id == user_id)
     connection.execute(stream.with_for_update())
-    count = select(func.count()).where(Hook.user_id == user_id, Hook.subscription.is_(None))
+    # Subscriptions expire. SQLite would search for the condition in the index of their ids.
+    count = select(func.count()).where(Hook.user_id == user_id, Hook.expires_at.is_(None))
     if (connection.scalar(count) or 0) >= terms.MAX_HOOKS:
         detail = f"The user has {terms.MAX_HOOKS} hooks already"
         raise Problem(409, detail, code=terms.TOO_MANY_HOOKS)
