@@ -246,10 +246,10 @@ def troubled(
         ask(person, person.start("asks", claim=True))
         user_id = expect(person.get("/user"), 200)["id"]
         person.register("is-late")
+        hook = add_hook(person, agentId="waits")
         with app.app_context(), transaction() as connection:
             late = update(Agent).where(Agent.user_id == user_id, Agent.id == "is-late")
             connection.execute(late.values(late_since=clock.now()))
-            hook = add_hook(person, agentId="waits")
             set_hook_state(connection, hook["id"], "off", "The receiver is gone.")
 
     return trouble
