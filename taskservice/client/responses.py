@@ -1,4 +1,4 @@
-"""Checks the responses of the service, and turns every other one into an error of one sentence."""
+"""Checks the responses of the service, and names the fields of a task that the client reads."""
 
 import json
 from collections.abc import Mapping

@@ -7,23 +7,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
-
-from flask import request, url_for
+from typing import NamedTuple
 
 from taskservice import quantities
-from taskservice.auth import Caller, caller
+from taskservice.auth import Caller
 from taskservice.dashboard import formatting
-from taskservice.dashboard.pages import first_texts, texts
 from taskservice.database import clock
 from taskservice.database.types import AnyRow
-from taskservice.errors import invalid
-from taskservice.schemas.requests import ListQuerySchema
 from taskservice.services import counts
 from taskservice.services.agents import seconds
-from taskservice.services.lists import WAITING, Selection
-from taskservice.terms import CANCELLED, COMPLETE, ERROR, FAILED, PENDING, RUNNING, TIMEOUT
-from taskservice.web import responses
+from taskservice.services.lists import Selection
+from taskservice.terms import COMPLETE, ERROR, RUNNING
 
 # From the bottom of a bar to its top.
 STATUSES = (COMPLETE, ERROR, RUNNING)
@@ -223,84 +217,3 @@ def _words(duration: float) -> str:
     if duration < 1:
         return f"{duration:g} s"
     return quantities.duration(int(duration)).removesuffix(" 0 s")
-
-
-# The filters of the list: the selection of the query string, and links that change it.
-
-# The filters that the API's list does not have, and their values.
-OWN_FILTERS = {"since": tuple(PERIODS), "callback": (PENDING, FAILED)}
-PAGE_SIZE = 50
-# Tab -> the filters that it sets; it removes the filters of other tabs.
-TABS: dict[str, dict[str, str]] = {
-    "all": {},
-    RUNNING: {"status": RUNNING, "claimed": "true"},
-    WAITING: {"status": RUNNING, "claimed": "false"},
-    COMPLETE: {"status": COMPLETE},
-    ERROR: {"status": ERROR},
-    FAILED: {"errorType": FAILED},
-    CANCELLED: {"errorType": CANCELLED},
-    TIMEOUT: {"errorType": TIMEOUT},
-}
-OF_TABS = ("status", "errorType", "claimed")
-# The fields of the filter's form; it keeps the other filters as they are.
-IN_FORM = ("q", "agentId", "since", "callback", "sort")
-
-list_query_schema = ListQuerySchema()
-
-
-def load() -> tuple[dict[str, Any], dict[str, str], Selection]:
-    """The filters of the query string: for the API's list, from OWN_FILTERS, and as a selection.
-
-    Raises 403 and 422.
-    """
-    values: dict[str, Any] = {"limit": str(PAGE_SIZE), **first_texts(request.args)}
-    if "label" in values:
-        values["label"] = labels()
-    own = {name: values.pop(name) for name in OWN_FILTERS if name in values}
-    query: dict[str, Any] = list_query_schema.load(values)
-    for name, text in own.items():
-        if text not in OWN_FILTERS[name]:
-            raise invalid({name: ["Must be one of: " + ", ".join(OWN_FILTERS[name]) + "."]})
-    if "callback" in own:
-        caller.require_user_key()
-    if "since" in own:
-        # A bar of the chart selects a part of the period.
-        query.setdefault("createdAfter", PERIODS[own["since"]].since)
-    return query, own, responses.selection(query)._replace(delivery=own.get("callback"))
-
-
-def labels() -> list[str]:
-    """The labels that the query string names, each once."""
-    return list(dict.fromkeys(texts(request.args).get("label", ())))
-
-
-def list_url(**changes: Any) -> str:
-    """The first page of this list with other filters; None or an empty list removes one."""
-    changed = request.args.to_dict(flat=False) | changes
-    filters = {name: value for name, value in changed.items() if value}
-    filters.pop("cursor", None)
-    return url_for("dashboard.tasks.list_all", **filters)
-
-
-def tab_url(tab: str) -> str:
-    return list_url(**{**dict.fromkeys(OF_TABS), **TABS[tab]})
-
-
-def is_tab(tab: str) -> bool:
-    """Whether this tab is open."""
-    return {name: request.args[name] for name in OF_TABS if name in request.args} == TABS[tab]
-
-
-def label_url(label: str) -> str:
-    """This list with one more label."""
-    return list_url(label=list(dict.fromkeys([*labels(), label])))
-
-
-def url_without_label(label: str) -> str:
-    return list_url(label=[other for other in labels() if other != label])
-
-
-def hidden_filters() -> list[tuple[str, str]]:
-    """The filters that the form keeps without showing them."""
-    pairs = request.args.items(multi=True)
-    return [(name, text) for name, text in pairs if name not in (*IN_FORM, "cursor")]

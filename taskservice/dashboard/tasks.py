@@ -11,7 +11,7 @@ from marshmallow import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import Caller, caller
-from taskservice.dashboard import chart, formatting, questions, schema_form, sessions
+from taskservice.dashboard import chart, filters, formatting, questions, schema_form, sessions
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, shared, texts, way_back
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
@@ -161,7 +161,7 @@ def list_all() -> AnyResponse:
         # A form sends its empty fields too; they make the URL longer.
         filled = [pair for pair in request.args.items(multi=True) if pair[1]]
         return redirect(f"{url_for('dashboard.tasks.list_all')}?{urlencode(filled)}", 303)
-    query, own, selection = chart.load()
+    query, own, selection = filters.load()
     found = responses.page(caller, selection, query)
     agent_ids, chosen = agents.choices(caller), request.args.get("agentId")
     rows = lists.summaries(caller, found.positions)
@@ -174,7 +174,9 @@ def list_all() -> AnyResponse:
         states=delivery_service.states(rows) if caller.agent_id is None else {},
         log_ends=logs.ends([row.id for row in rows if formatting.is_generic(row)]),
         agent_ids=[*agent_ids, chosen] if chosen and chosen not in agent_ids else agent_ids,
-        filters=chart,
+        filters=filters,
+        chart_height=chart.HEIGHT,
+        bar_start=chart.bar_start,
         counts=counts.by_state(caller, selection, MAX_COUNT),
         max_count=MAX_COUNT,
         chart=chart.count(caller, selection, own.get("since", chart.DEFAULT)),

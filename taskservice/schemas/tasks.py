@@ -1,4 +1,4 @@
-"""Responses about tasks, their logs, questions and deliveries; and problems."""
+"""Tasks, from whose fields reads, lists, webhooks and exports follow; questions; deliveries."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Responses: rows dumped by their schema, and tasks, which can be streamed."""
+"""Responses, which can be streamed; and the filters of a list, from the query string."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
