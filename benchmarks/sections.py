@@ -203,7 +203,9 @@ def hooks(run: Run) -> list[Row]:
             return load_once(service.port, reports).p50
 
         p50 = interleaved(run.rounds * 2, {name: partial(reported, name) for name in people})
-    more = [own - other for own, other in zip(p50["hooks"], p50["none"], strict=True)]
+    # Where the difference is noise it can be negative, but no figure of the table can.
+    pairs = zip(p50["hooks"], p50["none"], strict=True)
+    more = [max(own - other, 0.001) for own, other in pairs]
     return [row(HOOKS[0], more, {})]
 
 
