@@ -72,7 +72,7 @@ test-operations: $(VENV)/installed-test ## Test health, metrics, maintenance, an
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/operations
 
 test-mcp: $(VENV)/installed-test ## Test MCP, also with clients from their packages and its conformance suite
-	$(BIN)/python -m pytest -n 4 --dist worksteal tests/mcp tests/mcp_clients
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/mcp tests/mcp_clients
 
 test-deploy: $(VENV)/installed-test ## Test each file of deploy/ with its program
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/deploy

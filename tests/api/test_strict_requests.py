@@ -55,6 +55,7 @@ def doors(alice: ApiClient) -> list[tuple[str, str]]:
         ("PUT", "/agent/summarizer"),
         ("PUT", "/agent/new"),
         ("POST", "/key"),
+        ("POST", "/hook"),
     ]
 
 
@@ -600,6 +601,7 @@ def test_body_that_is_coded_is_415(alice: ApiClient, app: Flask, subtests: pytes
 def routes_without_a_body(app: Flask) -> list[tuple[str, str]]:
     taken = {("PUT", "/agent/<agent_id>"), ("PATCH", "/task/<task_id>"), *FITTING_BODIES}
     taken |= {("POST", "/task"), ("POST", "/task/<task_id>/rerun"), ("POST", "/key")}
+    taken |= {("POST", "/hook"), ("PATCH", "/hook/<hook_id>")}
     return [
         (method, rule)
         for method, rule in rules(app)
@@ -612,7 +614,7 @@ def test_body_where_none_is_taken_is_refused(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     things, routes = ids(alice), routes_without_a_body(app)
-    assert len(routes) == 8
+    assert len(routes) == 11
     before = rows(app)
     for method, rule in routes:
         path = filled(rule, **things)
