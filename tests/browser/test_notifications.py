@@ -1,0 +1,109 @@
+"""From the dashboard to a phone and back: a real ntfy, and a script that asks."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from playwright.sync_api import Browser, expect
+
+from tests.support.agent_machine import AgentMachine, machine_of
+from tests.support.api_client import RemoteClient
+from tests.support.browser import Visitor
+from tests.support.requirements import needs
+from tests.support.service import Service, free_port
+from tests.support.waiting import PATIENCE_SECONDS, until
+
+
+@pytest.fixture(scope="module")
+def ntfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server of ntfy."""
+    program = shutil.which("ntfy") or needs("ntfy", "install the package ntfy")
+    url = f"http://127.0.0.1:{free_port()}"
+    folder = tmp_path_factory.mktemp("ntfy")
+    (folder / "server.yml").touch()
+    options = ["--config", "server.yml", "--cache-file", "cache.db", "--base-url", url]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [program, "serve", *options, "--listen-http", url.removeprefix("http://")],
+            cwd=folder, stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        until(lambda: is_up(url))
+        yield url
+    finally:
+        server.kill()
+        server.wait(PATIENCE_SECONDS)
+
+
+def is_up(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/v1/health", timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+@pytest.fixture
+def machine(alice: RemoteClient, tmp_path: Path) -> Iterator[AgentMachine]:
+    machine = machine_of(alice, tmp_path / "home")
+    yield machine
+    machine.kill_left()
+
+
+def message(topic: str, number: int) -> dict[str, Any]:
+    """A message of a topic, as the phone has it; the first is 1."""
+
+    def find() -> dict[str, Any] | None:
+        lines = requests.get(f"{topic}/json?poll=1&since=all", timeout=30).text.splitlines()
+        return dict(json.loads(lines[number - 1])) if len(lines) >= number else None
+
+    return until(find)
+
+
+def add(visitor: Visitor, topic: str) -> None:
+    """Add a notification of a phone, as a newcomer does: with an address and no documents."""
+    page = visitor.page
+    page.get_by_role("link", name="Notifications").click()
+    page.get_by_label("Address").fill(topic)
+    page.get_by_text("More:").click()
+    page.get_by_role("group", name="Answer links").get_by_label("Yes").check()
+    page.get_by_role("button", name="Add").click()
+    page.get_by_role("button", name="Send a test").click()
+    expect(page.get_by_text("The test was delivered.")).to_be_visible()
+
+
+def test_phone_is_told_of_a_failure_and_answers_a_script(
+    chromium: Browser, service: Service, alice: RemoteClient, machine: AgentMachine, ntfy: str
+) -> None:
+    visitor = Visitor(chromium, service.url)
+    visitor.sign_in(str(alice.session.headers["apikey"]))
+    add(visitor, f"{ntfy}/nights")
+    assert message(f"{ntfy}/nights", 1)["title"]
+    assert machine.run("run", "--agent", "backup", "--", "sh", "-c", "exit 3").returncode == 3
+    failure = message(f"{ntfy}/nights", 2)
+    assert failure["title"] == "backup failed"
+    assert "Exit status 3" in failure["message"]
+    visitor.page.goto(failure["click"])
+    expect(visitor.page.get_by_role("heading", name="backup")).to_be_visible()
+
+    # For the same topic, this one would wait until half a minute has passed.
+    add(visitor, f"{ntfy}/questions")
+    ask = [sys.executable, "-m", "taskservice", "ask", "Deploy?", "--choice=yes", "--choice=no"]
+    script = machine.spawn("run", "--agent", "deploy", "--", *ask)
+    question = message(f"{ntfy}/questions", 2)
+    assert "Deploy?" in question["message"]
+    (yes,) = (action for action in question["actions"] if action["label"] == "yes")
+    assert yes["action"] == "http"
+    pressed = requests.request(
+        yes["method"], yes["url"], headers=yes.get("headers"), data=yes.get("body"), timeout=30
+    )
+    assert pressed.ok, pressed.text
+    printed, _ = script.communicate(timeout=PATIENCE_SECONDS)
+    assert script.returncode == 0
+    assert printed.splitlines()[-1] == "yes"
+    visitor.close()
