@@ -124,7 +124,7 @@ class DeliveryLoop(threading.Thread):
     def _send(self, attempt: _RunningAttempt) -> None:
         try:
             with self._app.app_context():
-                attempts.attempt(attempt.leased, attempt.interrupt)
+                attempts.attempt_delivery(attempt.leased, attempt.interrupt)
         finally:
             self._finish(attempt)
 

@@ -53,7 +53,7 @@ def test(url: str, user: str | None) -> None:
         sample = SAMPLE | {"callback": url, "finishedAt": clock.now()}
         body = strict_json.dumps(sample)
         headers = attempts.signed_headers(secrets, clock.new_id(), body)
-        outcome = attempts.post(url, headers, body)
+        outcome = attempts.post_webhook(url, headers, body)
     print_line(outcome.message)
     sys.exit(0 if outcome.delivered else 1)
 

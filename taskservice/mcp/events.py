@@ -250,7 +250,7 @@ def _verify(wanted: Wanted) -> None:
     with resources.find(FirstAttemptSlots).acquire(caller.user_id) as is_acquired:
         if not is_acquired or time.monotonic() - times[0] < FAILURES_SECONDS:
             raise error("ResourceExhausted", limit="verifications")
-        outcome = attempts.until_stop(partial(attempts.post, wanted.url, headers, body))
+        outcome = attempts.until_stop(partial(attempts.post_webhook, wanted.url, headers, body))
     if outcome is None:
         raise Problem(503, "The service is stopping", code=terms.STOPPING)
     logger.info("Challenge of %s: %s", headers[SUBSCRIPTION_HEADER], outcome.message)

@@ -17,6 +17,7 @@ from taskservice.errors import Problem, invalid, not_found
 from taskservice.schemas import strict_json
 from taskservice.schemas.users import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS, agent_schema
 from taskservice.services import expected_runs
+from taskservice.services.events import this_agent
 from taskservice.services.tasks import is_unclaimed
 from taskservice.terms import AGENT_HAS_TASKS, AGENT_ID, BROKEN, CANCELLED, COMPLETE, RUNNING
 
@@ -86,19 +87,15 @@ def record_workers(seen: dict[tuple[str, str], str]) -> None:
     """Store when workers last asked for a task: user and agent -> time."""
     # Another process may have stored a later claim.
     is_later = or_(Agent.worker_seen_at.is_(None), Agent.worker_seen_at < bindparam("at"))
-    claim = update(Agent).where(
-        Agent.user_id == bindparam("of_user_id"), Agent.id == bindparam("of_agent_id"), is_later
-    )
-    if seen:
+    claim = update(Agent).where(*this_agent, is_later).values(worker_seen_at=bindparam("at"))
+    # In the order in which other transactions lock agents.
+    claims = [
+        {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
+        for (user_id, agent_id), time in sorted(seen.items())
+    ]
+    if claims:
         with transaction() as connection:
-            connection.execute(
-                claim.values(worker_seen_at=bindparam("at")),
-                # In the order in which other transactions lock agents.
-                [
-                    {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
-                    for (user_id, agent_id), time in sorted(seen.items())
-                ],
-            )
+            connection.execute(claim, claims)
 
 
 # Reads of agents.

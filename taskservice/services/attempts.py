@@ -20,7 +20,7 @@ from taskservice.services.deliveries import (
     DueDeliveries,
     Leased,
     LeaseLost,
-    record,
+    record_attempt,
     release,
     require_lease,
 )
@@ -68,7 +68,7 @@ def first_attempt(leased: Leased | None) -> str:
         return NO_WEBHOOK
     with resources.find(FirstAttemptSlots).acquire(leased.user_id) as is_acquired:
         if is_acquired and not resources.find(CircuitBreaker).is_open(leased.receiver):
-            state = until_stop(partial(attempt, leased))
+            state = until_stop(partial(attempt_delivery, leased))
             if state is not None:
                 return state
     return _leave_to_loop(leased)
@@ -104,7 +104,7 @@ def until_stop(send: Callable[[Interrupt], T]) -> T | None:
     return result.result() if is_over else None
 
 
-def attempt(leased: Leased, interrupt: Interrupt) -> str:
+def attempt_delivery(leased: Leased, interrupt: Interrupt) -> str:
     """Post a webhook once and record the outcome; returns the delivery's state.
 
     Nothing is sent unless the lease still holds when the receiver has accepted the connection.
@@ -116,7 +116,7 @@ def attempt(leased: Leased, interrupt: Interrupt) -> str:
         outcome = _post_once(leased, interrupt)
         logger.info("Delivery %s to %s: %s", leased.id, leased.host, outcome.message)
         _record_receiver_health(leased, outcome)
-        return record(leased, started, outcome)
+        return record_attempt(leased, started, outcome)
     except Interrupted:
         return _leave_to_loop(leased)
     except LeaseLost as lost:
@@ -135,12 +135,12 @@ def _post_once(leased: Leased, interrupt: Interrupt) -> Outcome:
     try:
         confirm = partial(require_lease, leased)
         if leased.hook_id is not None:
-            return send(hook_messages.of_delivery(leased), interrupt, confirm)
+            return send_to_hook(hook_messages.of_delivery(leased), interrupt, confirm)
         task = tasks.find_by_id(leased.task_id or "")
         if task is None:
             raise LeaseLost("The task was deleted.", FAILED)
         headers, body = webhook_of(task, leased.id)
-        return post(leased.callback_url, headers, body, interrupt, confirm)
+        return post_webhook(leased.callback_url, headers, body, interrupt, confirm)
     except (SQLAlchemyError, Interrupted, LeaseLost):
         raise  # these errors are not the receiver's
     except Exception:
@@ -148,7 +148,7 @@ def _post_once(leased: Leased, interrupt: Interrupt) -> Outcome:
         return Outcome(INTERNAL_ERROR_MESSAGE)
 
 
-def send(
+def send_to_hook(
     message: Message,
     interrupt: Interrupt | None = None,
     confirm: Callable[[], None] = lambda: None,
@@ -156,10 +156,10 @@ def send(
     """Send a message to the target of its hook, once."""
     hook, config = message.hook, current_app.config
     if hook.format == MAIL:
-        # Imported here as in `post`.
+        # Imported here as in `post_webhook`.
         from taskservice.webhooks import smtp
 
-        return smtp.send(
+        return smtp.send_mail(
             config["SMTP_URL"],
             config["MAIL_FROM"],
             mail.address(hook.target),
@@ -178,7 +178,7 @@ def send(
     if hook.format == MCP:
         replaced = [hook.replaced_secret] if (hook.replaced_at or "") > since else []
         headers |= signed_headers([hook.secret, *replaced], message.id, message.body)
-    outcome = post(message.url, headers, message.body, interrupt, confirm)
+    outcome = post_webhook(message.url, headers, message.body, interrupt, confirm)
     if message.is_last_attempt or (hook.format == MCP and outcome.status_code == TOO_LARGE):
         outcome = outcome._replace(permanent=True)
     # The response of ntfy repeats the message, and an answer link must not be stored.
@@ -198,18 +198,18 @@ def signed_headers(secrets: Sequence[str], webhook_id: str, body: bytes) -> dict
     return {"content-type": "application/json", **signature}
 
 
-def post(
+def post_webhook(
     url: str,
     headers: dict[str, str],
     body: bytes,
     interrupt: Interrupt | None = None,
     confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Send one webhook with the service's settings; raises what `transport.send` raises."""
+    """Send one webhook with the service's settings; raises what `transport.post_once` raises."""
     # Imported here: it loads `requests`, a tenth of the time of a start, for webhooks only.
     from taskservice.webhooks import transport
 
-    return transport.send(
+    return transport.post_once(
         url,
         headers,
         body,

@@ -413,7 +413,7 @@ _DELETE_OLDER_ATTEMPTS = delete(Attempt).where(Attempt.id.in_(_older))
 # --- enqueue and lease -------------------------------------------------------------------
 
 
-def enqueue(connection: Connection, task: TaskRow, now: str) -> Leased | None:
+def enqueue_webhook(connection: Connection, task: TaskRow, now: str) -> Leased | None:
     """Enqueue the webhook of a task that ends in this transaction.
 
     It is leased to this request, which posts it first, and replaces an older delivery that is still
@@ -437,12 +437,12 @@ def enqueue(connection: Connection, task: TaskRow, now: str) -> Leased | None:
     return leased
 
 
-def enqueue_for_loop(connection: Connection, task: TaskRow, now: str) -> None:
+def enqueue_webhook_for_loop(connection: Connection, task: TaskRow, now: str) -> None:
     """Enqueue the webhook of a task that ends in this transaction, due now and without a lease.
 
     The delivery loop notices it within a second.
     """
-    leased = enqueue(connection, task, now)
+    leased = enqueue_webhook(connection, task, now)
     if leased is not None:
         connection.execute(_RELEASE, _held(leased))
 
@@ -533,7 +533,7 @@ def require_lease(leased: Leased) -> None:
         raise LeaseLost("Its lease has run out.", now.state)
 
 
-def record(leased: Leased, started: str, outcome: Outcome) -> str:
+def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
     """Store an attempt, and update its deliveries unless the lease has passed to another holder.
 
     Returns their state after this outcome.

@@ -4,31 +4,21 @@
 # that two transactions cannot wait for each other.
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, Integer, and_, bindparam, case, delete, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, case, delete, insert, select, update
 
+from taskservice import terms
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Delivery, Event, EventStream, Hook, Question, Task
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import AnyRow, AnySelect, Identifier, Timestamp, database_now
 from taskservice.schemas import strict_json
-from taskservice.terms import (
-    ACTIVE,
-    AGENT_BROKEN,
-    AGENT_FIXED,
-    BROKEN,
-    CANCELLED,
-    COMPLETE,
-    OK,
-    PENDING,
-    TASK_ASKS,
-    TASK_ENDED,
-    TASK_FAILED,
-)
 
 # Events are kept for so many seconds. For so long after the last poll of an MCP client, all events
 # of its user are recorded.
@@ -36,18 +26,18 @@ KEPT_SECONDS = 7 * 86_400.0
 # Events that one transaction deletes.
 BATCH = 200
 
-_OF_AGENT = (
+this_agent = (
     Agent.user_id == bindparam("of_user_id", type_=Identifier),
     Agent.id == bindparam("of_agent_id"),
 )
-_STATE = Statement[AnyRow](select(Agent.state, Agent.state_since).where(*_OF_AGENT))
-_was_broken = Agent.state == BROKEN
+_STATE = Statement[AnyRow](select(Agent.state, Agent.state_since).where(*this_agent))
+_was_broken = Agent.state == terms.BROKEN
 # One more failure, or the first of a row.
 _BREAK = (
     update(Agent)
-    .where(*_OF_AGENT)
+    .where(*this_agent)
     .values(
-        state=BROKEN,
+        state=terms.BROKEN,
         state_since=case(
             (_was_broken, Agent.state_since), else_=bindparam("at", type_=Timestamp())
         ),
@@ -57,8 +47,8 @@ _BREAK = (
 )
 _FIX = (
     update(Agent)
-    .where(*_OF_AGENT, Agent.state.is_distinct_from(OK))
-    .values(state=OK, state_since=bindparam("at", type_=Timestamp()), failures=0)
+    .where(*this_agent, Agent.state.is_distinct_from(terms.OK))
+    .values(state=terms.OK, state_since=bindparam("at", type_=Timestamp()), failures=0)
 )
 _STREAM = Statement[AnyRow](
     # Locked, since a subscription that begins now must not miss an event.
@@ -69,37 +59,36 @@ _STREAM = Statement[AnyRow](
 _HOOKS = Statement[AnyRow](
     select(
         Hook.id,
+        Hook.user_id,
         Hook.target,
-        Hook.format,
         Hook.events,
         Hook.agent_id,
         Hook.task_id,
         Hook.label,
         Hook.quiet_until,
-        Hook.expires_at,
-    ).where(Hook.user_id == bindparam("user_id", type_=Identifier), Hook.state == ACTIVE)
+    ).where(
+        Hook.user_id == bindparam("user_id", type_=Identifier),
+        Hook.state == terms.ACTIVE,
+        Hook.expires_at.is_(None) | (Hook.expires_at > bindparam("now", type_=Timestamp())),
+    )
 )
 _NEXT_POSITION = (
     update(EventStream)
     .where(EventStream.user_id == bindparam("of_user_id", type_=Identifier))
-    .values(position=EventStream.position + bindparam("count", type_=Integer()))
+    .values(position=EventStream.position + bindparam("count"))
     .returning(EventStream.position)
 )
-_INSERT = Statement[None](
-    insert(Event),
-    [column.key for column in Event.__table__.columns],
-)
+_INSERT = Statement[None](insert(Event), [column.key for column in Event.__table__.columns])
 _quiet_until = bindparam("quiet_until", type_=Timestamp())
 _ENQUEUE = Statement[None](
     insert(Delivery).values(
-        state=PENDING,
+        state=terms.PENDING,
         attempt_count=0,
         # Until then, a hook for people gets no other message.
         next_attempt_at=case((_quiet_until > database_now(), _quiet_until), else_=database_now()),
     ),
     ["id", "task_id", "hook_id", "event_id", "user_id", "callback_url", "host", "created_at"],
 )
-
 
 # Events with what their messages tell of the agent, the task and the question.
 WITH_TASKS: AnySelect = (
@@ -132,89 +121,87 @@ class NewEvent(NamedTuple):
 
     name: str
     at: str
+    user_id: str
     agent_id: str
     task_id: str | None = None
     labels: str = "{}"
     question_id: str | None = None
     details: Mapping[str, Any] = {}
 
+    @classmethod
+    def of_task(cls, task: Any, at: str, name: str, **details: Any) -> "NewEvent":
+        """An event of a task, which has its columns."""
+        of_task = (task.user_id, task.agent_id, task.id, task.labels)
+        return cls(name, at, *of_task, details=details)
 
-def tasks_ended(connection: Connection, tasks: Iterable[Any], is_late: bool = False) -> None:
+
+def record_ends(connection: Connection, tasks: Iterable[Any], is_late: bool = False) -> None:
     """Record that tasks ended, and the changed states of their agents.
 
     Each has the columns of a task after its end. `is_late`: this end is a late report.
     """
-    made: dict[str, list[NewEvent]] = {}
-    for task in sorted(tasks, key=attrgetter("user_id", "agent_id")):
-        made.setdefault(task.user_id, []).extend(_events_of_end(connection, task, is_late))
-    for user_id, events in made.items():
-        record(connection, user_id, events)
+    ordered = sorted(tasks, key=attrgetter("user_id", "agent_id"))
+    record_events(
+        connection, [event for task in ordered for event in _ends(connection, task, is_late)]
+    )
 
 
-def _events_of_end(connection: Connection, task: Any, is_late: bool) -> list[NewEvent]:
-    def event(name: str, **details: Any) -> NewEvent:
-        of_task = (task.agent_id, task.id, task.labels)
-        return NewEvent(name, task.finished_at, *of_task, details=details)
-
-    ended = event(TASK_ENDED)
-    if task.error_type == CANCELLED:
+def _ends(connection: Connection, task: Any, is_late: bool) -> list[NewEvent]:
+    event = partial(NewEvent.of_task, task, task.finished_at)
+    ended = event(terms.TASK_ENDED)
+    if task.error_type == terms.CANCELLED:
         return [ended]
     here = {"of_user_id": task.user_id, "of_agent_id": task.agent_id}
     at = {"at": task.finished_at}
-    if task.status == COMPLETE:
+    if task.status == terms.COMPLETE:
         [before] = _STATE.all(connection, **here)
-        is_changed = before.state != OK and connection.execute(_FIX, here | at).rowcount
+        is_changed = before.state != terms.OK and connection.execute(_FIX, here | at).rowcount
         if not is_changed or before.state is None:
             return [ended]
-        return [ended, event(AGENT_FIXED, brokenSince=before.state_since)]
-    failed = [ended, event(TASK_FAILED)]
-    if is_late and _STATE.scalar(connection, **here) == BROKEN:
+        return [ended, event(terms.AGENT_FIXED, brokenSince=before.state_since)]
+    failed = [ended, event(terms.TASK_FAILED)]
+    if is_late and _STATE.scalar(connection, **here) == terms.BROKEN:
         # This failure was counted when the task timed out.
         return failed
     is_first = connection.scalar(_BREAK, here | at) == 1
-    return [*failed, event(AGENT_BROKEN)] if is_first else failed
+    return [*failed, event(terms.AGENT_BROKEN)] if is_first else failed
 
 
-def task_asks(connection: Connection, task: Any, question: Mapping[str, Any]) -> None:
+def record_question(connection: Connection, task: Any, question: Mapping[str, Any]) -> None:
     """Record that a task opened a question."""
-    asks = NewEvent(TASK_ASKS, question["asked_at"], task.agent_id, task.id, task.labels)
-    record(connection, task.user_id, [asks._replace(question_id=question["id"])])
+    asks = NewEvent.of_task(task, question["asked_at"], terms.TASK_ASKS)
+    record_events(connection, [asks._replace(question_id=question["id"])])
 
 
-def record(connection: Connection, user_id: str, events: Sequence[NewEvent]) -> None:
-    """Record the events that a hook of the user or an MCP client is told of."""
-    stream = _STREAM.one_or_none(connection, user_id=user_id)
-    if stream is None:
+def record_events(connection: Connection, events: Iterable[NewEvent]) -> None:
+    """Record the events that a hook of their user or an MCP client is told of."""
+    of_user = attrgetter("user_id")
+    for user_id, found in groupby(sorted(events, key=of_user), of_user):
+        stream = _STREAM.one_or_none(connection, user_id=user_id)
+        if stream is None:
+            continue
+        now = clock.now()
+        hooks = _HOOKS.all(connection, user_id=user_id, now=now)
+        is_polled = (stream.polled_at or "") > clock.moved(now, -KEPT_SECONDS)
+        told = [(event, [hook for hook in hooks if _concerns(hook, event)]) for event in found]
+        store_events(connection, [(event, of) for event, of in told if of or is_polled])
+
+
+def store_events(connection: Connection, told: Sequence[tuple[NewEvent, Sequence[AnyRow]]]) -> None:
+    """Store events of one user, each with a delivery for each hook that is told of it."""
+    if not told:
         return
-    now = clock.now()
-    hooks = [
-        hook
-        for hook in _HOOKS.all(connection, user_id=user_id)
-        if hook.expires_at is None or hook.expires_at > now
-    ]
-    is_polled = (stream.polled_at or "") > clock.moved(now, -KEPT_SECONDS)
-    concerned = [(event, [hook for hook in hooks if _concerns(hook, event)]) for event in events]
-    told = [(event, hooks) for event, hooks in concerned if hooks or is_polled]
-    if told:
-        store(connection, user_id, told)
-
-
-def store(
-    connection: Connection, user_id: str, told: Sequence[tuple[NewEvent, Sequence[AnyRow]]]
-) -> None:
-    """Store events, each with the hooks that are told of it."""
-    wanted = {"of_user_id": user_id, "count": len(told)}
+    wanted = {"of_user_id": told[0][0].user_id, "count": len(told)}
     last = connection.execute(_NEXT_POSITION, wanted).scalar_one()
     for position, (event, hooks) in enumerate(told, last - len(told) + 1):
-        event_id = clock.new_id()
-        details = strict_json.dumps(event.details).decode()
-        columns = {**event._asdict(), "id": event_id, "user_id": user_id, "details": details}
-        _INSERT.run(connection, **columns, position=position)
+        columns = event._asdict() | {"id": clock.new_id(), "position": position}
+        columns["details"] = strict_json.dumps(event.details).decode()
+        _INSERT.run(connection, **columns)
         for hook in hooks:
-            enqueue(connection, user_id, hook, event_id, event)
+            enqueue_for_hook(connection, hook, columns["id"], event)
 
 
-def enqueue(connection: Connection, user_id: str, hook: AnyRow, event_id: str, event: Any) -> None:
+def enqueue_for_hook(connection: Connection, hook: AnyRow, event_id: str, event: Any) -> None:
     """Let the loop tell a hook of a stored event."""
     _ENQUEUE.run(
         connection,
@@ -222,7 +209,7 @@ def enqueue(connection: Connection, user_id: str, hook: AnyRow, event_id: str, e
         task_id=event.task_id,
         hook_id=hook.id,
         event_id=event_id,
-        user_id=user_id,
+        user_id=hook.user_id,
         callback_url=hook.target,
         host=urlsplit(hook.target).netloc.lower(),
         created_at=event.at,
@@ -238,18 +225,13 @@ def open_stream(connection: Connection, user_id: str) -> None:
 
 def _concerns(hook: AnyRow, event: NewEvent) -> bool:
     """Whether the hook is told of the event."""
+    key, _, value = (hook.label or "").partition(":")
     return (
         f'"{event.name}"' in hook.events
         and hook.agent_id in (None, event.agent_id)
         and hook.task_id in (None, event.task_id)
-        and (hook.label is None or has_label(event.labels, hook.label))
+        and (not key or strict_json.loads(event.labels.encode()).get(key) == value)
     )
-
-
-def has_label(labels: str, label: str) -> bool:
-    """Whether a task with these stored labels has `label`, which is `key:value`."""
-    key, _, value = label.partition(":")
-    return bool(strict_json.loads(labels.encode()).get(key) == value)
 
 
 def prune(now: str) -> bool:

@@ -13,27 +13,23 @@ from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Task
 from taskservice.database.transactions import transaction
-from taskservice.database.types import AnyRow, Identifier, TaskRow, Timestamp
+from taskservice.database.types import AnyRow, TaskRow, Timestamp
 from taskservice.errors import invalid
 from taskservice.schemas import strict_json
 from taskservice.services import events
-from taskservice.services.events import NewEvent
+from taskservice.services.events import NewEvent, this_agent
 from taskservice.terms import AGENT_BACK, AGENT_LATE, RUNNING
 
 # Maximum number of agents in one transaction.
 BATCH = 50
 
-_OF_AGENT = (
-    Agent.user_id == bindparam("of_user_id", type_=Identifier),
-    Agent.id == bindparam("of_agent_id"),
-)
 # Locked, so that only one of several starts at once ends the lateness.
 _EXPECTED = Statement[AnyRow](
     select(Agent.expect, Agent.due_at, Agent.late_at, Agent.late_since)
-    .where(*_OF_AGENT, Agent.expect.is_not(None))
+    .where(*this_agent, Agent.expect.is_not(None))
     .with_for_update(key_share=True)
 )
-_SET = update(Agent).where(*_OF_AGENT)
+_SET = update(Agent).where(*this_agent)
 _HAS_CLAIMED_TASK = exists().where(
     Task.user_id == Agent.user_id,
     Task.agent_id == Agent.id,
@@ -111,10 +107,12 @@ def run_started(connection: Connection, task: TaskRow) -> None:
     expect = strict_json.loads(agent.expect.encode())
     connection.execute(_SET, here | columns(expect, task.created_at))
     if agent.late_since is not None:
-        on_time = task.claimed_at is not None and task.claimed_at < agent.late_at
-        details = {"dueAt": agent.due_at, "onTime": on_time}
-        back = NewEvent(AGENT_BACK, task.created_at, task.agent_id, task.id, task.labels)
-        events.record(connection, task.user_id, [back._replace(details=details)])
+        details = {
+            "dueAt": agent.due_at,
+            "onTime": task.claimed_at is not None and task.claimed_at < agent.late_at,
+        }
+        back = NewEvent.of_task(task, task.created_at, AGENT_BACK, **details)
+        events.record_events(connection, [back])
 
 
 def find_late(now: str) -> bool:
@@ -122,14 +120,14 @@ def find_late(now: str) -> bool:
 
     An agent that works on a claimed task is not late.
     """
-    made: dict[str, list[NewEvent]] = {}
     with transaction() as connection:
-        found = connection.execute(_LATE, {"now": now}).all()
-        for agent in sorted(found):
+        found = sorted(connection.execute(_LATE, {"now": now}).all())
+        for agent in found:
             here = {"of_user_id": agent.user_id, "of_agent_id": agent.id}
             connection.execute(_SET, here | {"late_since": now})
-            late = NewEvent(AGENT_LATE, now, agent.id, details={"dueAt": agent.due_at})
-            made.setdefault(agent.user_id, []).append(late)
-        for user_id, of_user in made.items():
-            events.record(connection, user_id, of_user)
+        late = [
+            NewEvent(AGENT_LATE, now, agent.user_id, agent.id, details={"dueAt": agent.due_at})
+            for agent in found
+        ]
+        events.record_events(connection, late)
     return len(found) == BATCH

@@ -202,7 +202,7 @@ def ask(
         }
         connection.execute(insert(Question), question)
         _store_open(connection, task.id)
-        events.task_asks(connection, task, question)
+        events.record_question(connection, task, question)
         return _get(connection, task.id, question["id"]), False
 
 

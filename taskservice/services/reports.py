@@ -194,5 +194,5 @@ def _change(
         insert_labels(connection, changed)
     if not ends:
         return changed, None
-    events.tasks_ended(connection, [changed], is_late)
-    return changed, delivery_service.enqueue(connection, changed, now)
+    events.record_ends(connection, [changed], is_late)
+    return changed, delivery_service.enqueue_webhook(connection, changed, now)

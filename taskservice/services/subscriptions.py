@@ -305,7 +305,7 @@ def _replay(connection: Connection, hook: AnyRow, conditions: Conditions) -> boo
     )
     found = connection.execute(newest_first.limit(MAX_WAITING + 1)).all()
     for event in reversed(found[:MAX_WAITING]):
-        events.enqueue(connection, hook.user_id, hook, event.id, event)
+        events.enqueue_for_hook(connection, hook, event.id, event)
     return len(found) > MAX_WAITING
 
 
@@ -389,8 +389,8 @@ def terminate(connection: Connection, hook: AnyRow) -> None:
 
 
 def _tell(connection: Connection, hook: AnyRow, name: str) -> None:
-    event = NewEvent(name, clock.now(), hook.agent_id or "")
-    events.store(connection, hook.user_id, [(event, [hook])])
+    event = NewEvent(name, clock.now(), hook.user_id, hook.agent_id or "")
+    events.store_events(connection, [(event, [hook])])
 
 
 # Maintenance.

@@ -19,7 +19,7 @@ KEPT_CHARACTERS = 500
 _ANYWHERE = Destinations.parse("0.0.0.0/0,::/0")
 
 
-def send(
+def send_mail(
     server: mail.Server,
     sender: str,
     recipient: str,

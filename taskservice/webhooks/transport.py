@@ -204,7 +204,7 @@ def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[Address]:
 # The attempt and its outcome.
 
 
-def send(
+def post_once(
     url: str,
     headers: Mapping[str, str],
     body: bytes,

@@ -39,7 +39,7 @@ def deliver(
     interrupt: Interrupt | None = None,
     confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    return smtp.send(
+    return smtp.send_mail(
         mail.Server.parse(url), SENDER, RECIPIENT, subject, text,
         message_id="0193", seconds=seconds, interrupt=interrupt, confirm=confirm,
     )  # fmt: skip

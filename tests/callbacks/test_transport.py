@@ -26,7 +26,7 @@ from taskservice.webhooks.transport import (
     Connection,
     Resolver,
     SecureConnection,
-    send,
+    post_once,
     system_addresses,
 )
 from tests.support.certificates import Authority
@@ -65,7 +65,7 @@ def deliver(
     resolve: Resolver = system_addresses,
     interrupt: Interrupt | None = None,
 ) -> Outcome:
-    return send(
+    return post_once(
         url, HEADERS, body,
         allowed=allowed, seconds=deadline, resolve=resolve, interrupt=interrupt,
     )  # fmt: skip
@@ -132,7 +132,7 @@ def test_webhook_arrives_as_it_was_given(receiver: Receiver) -> None:
 
 
 def test_callers_headers_go_before_our_own(receiver: Receiver) -> None:
-    send(receiver.url, {"user-agent": "mine/1"}, b"", allowed=LOOPBACK, seconds=LATE)
+    post_once(receiver.url, {"user-agent": "mine/1"}, b"", allowed=LOOPBACK, seconds=LATE)
 
     (request,) = receiver.wait_for(1)
     assert request.headers["user-agent"] == "mine/1"

@@ -188,9 +188,9 @@ def test_poll_is_cut_to_200_events(app: Flask, alice: ApiClient, mcp: McpClient)
 
 def record_many(app: Flask, task: Json, count: int) -> None:
     """As if the task had ended this many times."""
-    ended = NewEvent("task.ended", clock.now(), task["agentId"], task["id"])
+    ended = NewEvent("task.ended", clock.now(), task["userId"], task["agentId"], task["id"])
     with app.app_context(), transaction() as connection:
-        event_service.record(connection, task["userId"], [ended] * count)
+        event_service.record_events(connection, [ended] * count)
 
 
 def test_arguments_select_events(alice: ApiClient, mcp: McpClient) -> None:

@@ -54,7 +54,7 @@ for place, name, value in (
     (timeouts, "GRACE_SECONDS", 0.0),
     (maintenance, "ROUND_SECONDS", 0.3),
     (DefaultDialect, "do_commit", between_moments(DefaultDialect.do_commit)),
-    (transport, "send", between_moments(transport.send)),
+    (transport, "post_once", between_moments(transport.post_once)),
 ):
     setattr(place, name, value)
 

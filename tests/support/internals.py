@@ -158,7 +158,7 @@ def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
     }
     with app.app_context(), transaction() as connection:
         ended = update(Task).where(Task.id == task["id"]).values(values)
-        events.tasks_ended(connection, connection.execute(ended.returning(Task.__table__)).all())
+        events.record_ends(connection, connection.execute(ended.returning(Task.__table__)).all())
 
 
 def expire(app: Flask, key: dict[str, Any]) -> None:
