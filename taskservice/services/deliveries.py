@@ -16,7 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Integer,
-    Text,
+    Update,
     and_,
     bindparam,
     delete,
@@ -317,18 +317,24 @@ class LeaseLost(Exception):
         self.state = state
 
 
-_NO_LEASE = {"lease": None, "leased_until": None}
+# A hook for people gets one message in PAUSE_SECONDS, and nothing that is older than a day. What is
+# pending waits for a day, too, for a hook that is off.
+PAUSE_SECONDS = 30.0
+DAY_SECONDS = 86_400.0
+# A hook is turned off after as many deliveries in a row that failed for good, or after a 410.
+MAX_LOST = 3
+GONE = 410
+NO_LEASE = {"lease": None, "leased_until": None}
+CANCEL = {"state": CANCELLED, "next_attempt_at": None, **NO_LEASE}
 _INSERT = insert(Delivery).values(
     state=PENDING, next_attempt_at=database_now(), leased_until=database_now(bindparam("seconds"))
 )
 _REPLACE = (
     update(Delivery)
     .where(
-        Delivery.task_id == bindparam("of_task_id", type_=Identifier),
-        Delivery.state == PENDING,
-        is_of_callback,
+        Delivery.task_id == bindparam("of_task_id", type_=Identifier), is_pending, is_of_callback
     )
-    .values(state=CANCELLED, next_attempt_at=None, **_NO_LEASE)
+    .values(CANCEL)
 )
 _UNLEASED = (
     select(Delivery.next_attempt_at.label("time"))
@@ -342,75 +348,10 @@ _TIMES = union_all(select(_UNLEASED.subquery()), _LEASED).subquery()
 _NEXT = select(func.min(_TIMES.c.time).label("next"), database_now().label("now"))
 _CLAIM = (
     update(Delivery)
-    .where(Delivery.id.in_(bindparam("ids", expanding=True)), is_due)
+    .where(is_due)
     .values(lease=bindparam("new_lease"), leased_until=database_now(bindparam("seconds")))
     .returning(*(getattr(Delivery, name) for name in Leased._fields[:-1]))
 )
-# A hook for people gets one message in PAUSE_SECONDS, and nothing that is older than a day. What is
-# pending waits for a day, too, for a hook that is off.
-PAUSE_SECONDS = 30.0
-DAY_SECONDS = 86_400.0
-_of_this_hook = Delivery.hook_id == bindparam("of_hook_id", type_=Identifier)
-# A hook is turned off after as many deliveries in a row that failed for good, or after a 410.
-MAX_LOST = 3
-GONE = 410
-_THIS_HOOK = Hook.id == bindparam("of_hook_id", type_=Identifier)
-_WAIT_FOR_HOOK = select(Hook.id).where(_THIS_HOOK).with_for_update(key_share=True)
-_LOCK_HOOK = (
-    select(Hook.id)
-    .where(_THIS_HOOK, is_not_quiet)
-    .with_for_update(skip_locked=True, key_share=True)
-)
-_CANCELLED = {"state": CANCELLED, "next_attempt_at": None, **_NO_LEASE}
-_CANCEL_OLD = (
-    update(Delivery)
-    .where(_of_this_hook, is_due, Delivery.created_at < database_now(-DAY_SECONDS))
-    .values(_CANCELLED)
-)
-_CLAIM_MESSAGE = (
-    update(Delivery)
-    .where(_of_this_hook, is_due)
-    .values(lease=bindparam("new_lease"), leased_until=database_now(bindparam("seconds")))
-)
-_FIRST_OF_MESSAGE = (
-    select(*(getattr(Delivery, name) for name in Leased._fields[:-1]))
-    .where(_of_this_hook, is_pending, Delivery.lease == bindparam("new_lease", type_=Identifier))
-    .order_by(Delivery.attempt_count, Delivery.next_attempt_at)
-    .limit(1)
-)
-_START_PAUSE = update(Hook).where(_THIS_HOOK).values(quiet_until=database_now(bindparam("seconds")))
-_of_this_delivery = Delivery.id == bindparam("of_delivery_id", type_=Identifier)
-_has_this_lease = Delivery.lease == bindparam("held_lease", type_=Identifier)
-_RELEASE = update(Delivery).where(_of_this_delivery, _has_this_lease).values(**_NO_LEASE)
-_RELEASE_MESSAGE = update(Delivery).where(_of_this_hook, _has_this_lease).values(**_NO_LEASE)
-_ATTEMPT_OF = (
-    # The attempt of a deleted delivery is not stored; PostgreSQL waits for a deletion in progress.
-    select(
-        Delivery.id,
-        bindparam("at", type_=Timestamp()),
-        bindparam("duration_ms", type_=Integer()),
-        bindparam("status_code", type_=Integer()),
-        bindparam("message", type_=Text()),
-        bindparam("answer", type_=Text()),
-    ).with_for_update()
-)
-_ATTEMPT_COLUMNS = ["delivery_id", "at", "duration_ms", "status_code", "message", "answer"]
-_INSERT_ATTEMPT = insert(Attempt).from_select(
-    _ATTEMPT_COLUMNS, _ATTEMPT_OF.where(_of_this_delivery)
-)
-_INSERT_ATTEMPTS = insert(Attempt).from_select(
-    _ATTEMPT_COLUMNS, _ATTEMPT_OF.where(_of_this_hook, _has_this_lease)
-)
-_older = (
-    select(Attempt.id)
-    .where(Attempt.delivery_id == bindparam("of_delivery_id", type_=Identifier))
-    .order_by(Attempt.id.desc())
-    .offset(MAX_ATTEMPTS)
-)
-_DELETE_OLDER_ATTEMPTS = delete(Attempt).where(Attempt.id.in_(_older))
-
-
-# --- enqueue and lease -------------------------------------------------------------------
 
 
 def enqueue_webhook(connection: Connection, task: TaskRow, now: str) -> Leased | None:
@@ -432,8 +373,7 @@ def enqueue_webhook(connection: Connection, task: TaskRow, now: str) -> Leased |
     )
     connection.execute(_REPLACE, {"of_task_id": task.id})
     columns = {name: getattr(leased, name) for name in Leased._fields[:-1]}
-    inserted = {**columns, "created_at": now, "seconds": LEASE_SECONDS}
-    connection.execute(_INSERT, inserted)
+    connection.execute(_INSERT, {**columns, "created_at": now, "seconds": LEASE_SECONDS})
     return leased
 
 
@@ -444,7 +384,7 @@ def enqueue_webhook_for_loop(connection: Connection, task: TaskRow, now: str) ->
     """
     leased = enqueue_webhook(connection, task, now)
     if leased is not None:
-        connection.execute(_RELEASE, _held(leased))
+        connection.execute(_release(leased))
 
 
 def seconds_until_due() -> float | None:
@@ -472,11 +412,14 @@ def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
         acquired = (row for row in due if slots.acquire(Receiver(row.user_id, row.host)))
         chosen = list(islice(acquired, limit))
         ids = [row.id for row in chosen if row.hook_id is None]
-        lease = {"new_lease": clock.new_id(), "seconds": LEASE_SECONDS}
-        claimed = connection.execute(_CLAIM, {"ids": ids, **lease})
-        leased = [Leased(**row._asdict()) for row in claimed]
+        leased = [Leased(**row._asdict()) for row in _claim(connection, Delivery.id.in_(ids))]
         of_people = (_lease_message(connection, row.hook_id) for row in chosen if row.hook_id)
         return leased + list(filter(None, of_people))
+
+
+def _claim(connection: Connection, which: ColumnElement[bool]) -> Sequence[AnyRow]:
+    lease = {"new_lease": clock.new_id(), "seconds": LEASE_SECONDS}
+    return connection.execute(_CLAIM.where(which), lease).all()
 
 
 def _lease_message(connection: Connection, hook_id: str) -> Leased | None:
@@ -484,16 +427,19 @@ def _lease_message(connection: Connection, hook_id: str) -> Leased | None:
 
     Returns None if another process does so.
     """
-    here = {"of_hook_id": hook_id}
-    if connection.scalar(_LOCK_HOOK, here) is None:
+    this = (Hook.id == hook_id, is_not_quiet)
+    hook = select(Hook.id).where(*this).with_for_update(skip_locked=True, key_share=True)
+    if connection.scalar(hook) is None:
         return None
-    connection.execute(_CANCEL_OLD, here)
-    lease = here | {"new_lease": clock.new_id(), "seconds": LEASE_SECONDS}
-    connection.execute(_CLAIM_MESSAGE, lease)
-    first = connection.execute(_FIRST_OF_MESSAGE, lease).one_or_none()
-    if first is None:
+    of_hook = Delivery.hook_id == hook_id
+    is_old = Delivery.created_at < database_now(-DAY_SECONDS)
+    connection.execute(update(Delivery).where(of_hook, is_due, is_old).values(CANCEL))
+    claimed = _claim(connection, of_hook)
+    if not claimed:
         return None
-    connection.execute(_START_PAUSE, here | {"seconds": PAUSE_SECONDS})
+    pause = update(Hook).where(Hook.id == hook_id)
+    connection.execute(pause.values(quiet_until=database_now(PAUSE_SECONDS)))
+    first = min(claimed, key=attrgetter("attempt_count", "id"))
     return Leased(**first._asdict(), is_shared=True)
 
 
@@ -502,17 +448,18 @@ def release(leased: Collection[Leased]) -> None:
     if leased:
         with transaction() as connection:
             for each in leased:
-                connection.execute(_RELEASE_MESSAGE if each.is_shared else _RELEASE, _held(each))
+                connection.execute(_release(each))
         resources.find(DueDeliveries).set()
 
 
-def _held(leased: Leased) -> dict[str, Any]:
-    if leased.is_shared:
-        return {"of_hook_id": leased.hook_id, "held_lease": leased.lease}
-    return {"of_delivery_id": leased.id, "held_lease": leased.lease}
+def _release(leased: Leased) -> Update:
+    return update(Delivery).where(*_held(leased)).values(NO_LEASE)
 
 
-# --- attempt -----------------------------------------------------------------------------
+def _held(leased: Leased) -> tuple[ColumnElement[bool], ...]:
+    """The deliveries posted with this lease: one, or all that are one message for people."""
+    which = Delivery.hook_id == leased.hook_id if leased.is_shared else Delivery.id == leased.id
+    return which, Delivery.lease == leased.lease
 
 
 def require_lease(leased: Leased) -> None:
@@ -539,7 +486,7 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
     Returns their state after this outcome.
     """
     state, delay = _next_state(outcome, leased.attempt_count)
-    where = (_of_this_hook if leased.is_shared else _of_this_delivery, _has_this_lease)
+    held = _held(leased)
     attempt = {
         "at": started,
         "duration_ms": outcome.duration_ms,
@@ -547,45 +494,47 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
         "message": outcome.message,
         "answer": outcome.answer,
     }
+    values = {
+        "state": state,
+        "next_attempt_at": None if delay is None else database_now(delay),
+        "attempt_count": leased.attempt_count + 1,
+        **NO_LEASE,
+    }
     with transaction() as connection:
         if leased.hook_id:
             # Before its deliveries, as in every transaction that changes both.
-            connection.execute(_WAIT_FOR_HOOK, {"of_hook_id": leased.hook_id})
-        inserts = _INSERT_ATTEMPTS if leased.is_shared else _INSERT_ATTEMPT
-        connection.execute(inserts, attempt | _held(leased))
-        connection.execute(_DELETE_OLDER_ATTEMPTS, {"of_delivery_id": leased.id})
-        changed = connection.execute(
-            update(Delivery)
-            .where(*where)
-            .values(
-                state=state,
-                next_attempt_at=None if delay is None else database_now(delay),
-                attempt_count=leased.attempt_count + 1,
-                **_NO_LEASE,
-            ),
-            _held(leased),
-        )
+            hook = select(Hook.id).where(Hook.id == leased.hook_id)
+            connection.execute(hook.with_for_update(key_share=True))
+        # The attempt of a deleted delivery is not stored; PostgreSQL waits for its deletion.
+        # A single delivery keeps an attempt even if its lease has passed to another holder.
+        attempted = select(Delivery.id).where(*held if leased.is_shared else held[:1])
+        ids = connection.scalars(attempted.with_for_update()).all()
+        if ids:
+            connection.execute(insert(Attempt), [{**attempt, "delivery_id": each} for each in ids])
+        newest_first = select(Attempt.id).where(Attempt.delivery_id == leased.id)
+        older = newest_first.order_by(Attempt.id.desc()).offset(MAX_ATTEMPTS)
+        connection.execute(delete(Attempt).where(Attempt.id.in_(older)))
+        changed = connection.execute(update(Delivery).where(*held).values(values))
         if leased.hook_id and changed.rowcount:
-            record_outcome_of_hook(connection, leased.hook_id, state, outcome)
+            _record_outcome_of_hook(connection, leased.hook_id, state, outcome)
     if state == PENDING:
         resources.find(DueDeliveries).set()
     return state
 
 
-def record_outcome_of_hook(
+def _record_outcome_of_hook(
     connection: Connection, hook_id: str, state: str, outcome: Outcome
 ) -> None:
     """Turn off a hook whose address is gone, or at which MAX_LOST deliveries in a row failed."""
-    here = {"of_hook_id": hook_id}
+    this = update(Hook).where(Hook.id == hook_id)
     if state == DELIVERED:
-        values = {"failures": 0, "last_delivered_at": database_now()}
-        connection.execute(update(Hook).where(_THIS_HOOK).values(values), here)
+        connection.execute(this.values(failures=0, last_delivered_at=database_now()))
     elif state == FAILED:
-        lost = update(Hook).where(_THIS_HOOK).values(failures=Hook.failures + 1)
-        hook = connection.execute(lost.returning(Hook.failures, Hook.format), here).one_or_none()
+        lost = this.values(failures=Hook.failures + 1).returning(Hook.failures, Hook.format)
+        hook = connection.execute(lost).one()
         # An MCP client means only this event.
-        is_gone = outcome.status_code == GONE and hook is not None and hook.format != MCP
-        if hook is not None and (hook.failures >= MAX_LOST or is_gone):
+        is_gone = outcome.status_code == GONE and hook.format != MCP
+        if hook.failures >= MAX_LOST or is_gone:
             set_hook_state(connection, hook_id, OFF, outcome.message)
 
 
@@ -593,12 +542,11 @@ def set_hook_state(
     connection: Connection, hook_id: str, state: str, reason: str | None = None
 ) -> None:
     """Turn a hook on or off; what is pending is due now, or waits for a day."""
-    here = {"of_hook_id": hook_id}
     values = {"state": state, "reason": reason, "failures": 0}
-    connection.execute(update(Hook).where(_THIS_HOOK).values(values), here)
+    connection.execute(update(Hook).where(Hook.id == hook_id).values(values))
+    waiting = update(Delivery).where(Delivery.hook_id == hook_id, is_pending)
     due = database_now(DAY_SECONDS if state == OFF else 0.0)
-    waiting = update(Delivery).where(_of_this_hook, is_pending)
-    connection.execute(waiting.values(next_attempt_at=due), here)
+    connection.execute(waiting.values(next_attempt_at=due))
 
 
 def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None]:
@@ -616,16 +564,12 @@ def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None
 
 def cancel_waiting() -> None:
     """Cancel what has waited for a day for a hook that is off."""
-    off = select(Hook.id).where(Hook.state == OFF)
     with reading() as connection:
-        hook_ids = connection.scalars(off).all()
+        hook_ids = connection.scalars(select(Hook.id).where(Hook.state == OFF)).all()
     for hook_id in hook_ids:
         with transaction() as connection:
-            waited = update(Delivery).where(_of_this_hook, is_due).values(_CANCELLED)
-            connection.execute(waited, {"of_hook_id": hook_id})
-
-
-# --- redeliver ---------------------------------------------------------------------------
+            of_hook = update(Delivery).where(Delivery.hook_id == hook_id, is_due)
+            connection.execute(of_hook.values(CANCEL))
 
 
 def redeliver(caller: Caller, task_id: str) -> str:
@@ -673,7 +617,7 @@ def make_due(connection: Connection, delivery_id: str) -> None:
     due = (
         update(Delivery)
         .where(Delivery.id == delivery_id, is_unleased)
-        .values(state=PENDING, attempt_count=0, next_attempt_at=database_now(), **_NO_LEASE)
+        .values(state=PENDING, attempt_count=0, next_attempt_at=database_now(), **NO_LEASE)
     )
     if connection.execute(due).rowcount == 0:
         detail = "The delivery is being posted; wait for the outcome"
