@@ -9,7 +9,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import terms
 from taskservice.auth import caller
-from taskservice.dashboard import schema_form
+from taskservice.dashboard import schema_form, sessions
 from taskservice.dashboard.pages import page, redirect_to, shared, texts
 from taskservice.dashboard.schema_form import Errors, Json, Texts
 from taskservice.database.types import AnyRow
@@ -70,10 +70,17 @@ def create() -> AnyResponse:
     content, errors = schema_form.content_of(schema, typed)
     if errors:
         return _page(422, schema, typed, errors)
+    hook = None
     try:
-        hook = hooks.create(caller, create_schema.load(_fields(content)))
+        if sessions.is_first_submission():
+            fields = create_schema.load(_fields(content))
+            hook = hooks.create(caller, fields, sessions.submission_id())
     except (Problem, ValidationError) as error:
         return _page(422, schema, typed, schema_form.errors_of(error))
+    if hook is None:
+        flash("This form was already sent.")
+        return redirect_to("hooks.list_all")
+    sessions.note_submission()
     flash("Added. Send a test to see whether it arrives.")
     return redirect_to("hooks.show", hook_id=hook.id)
 

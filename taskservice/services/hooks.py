@@ -91,8 +91,11 @@ def _found(connection: Connection, caller: Caller, hook_id: str, hooks: AnySelec
 
 
 @retry_on_conflict
-def create(caller: Caller, fields: dict[str, Any]) -> AnyRow:
-    """Create a hook from fields that HookFieldsSchema loaded. Raises 409 and 422."""
+def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -> Any:
+    """Create a hook from fields that HookFieldsSchema loaded. Raises 409 and 422.
+
+    Returns None if there is a hook with the id `hook_id`.
+    """
     values = {
         "agent_id": None,
         "label": None,
@@ -104,24 +107,22 @@ def create(caller: Caller, fields: dict[str, Any]) -> AnyRow:
         **_stored(fields),
     }
     _check(values)
-    new = {"id": clock.new_id(), "user_id": caller.user_id, "created_at": clock.now()}
+    new_id = hook_id or clock.new_id()
+    new = {"id": new_id, "user_id": caller.user_id, "created_at": clock.now()}
     with transaction() as connection:
         events.open_stream(connection, caller.user_id)
-        _check_number(connection, caller.user_id)
+        # Locked, so that no other transaction creates one at the same time.
+        stream = select(EventStream.position).where(EventStream.user_id == caller.user_id)
+        connection.execute(stream.with_for_update())
+        if connection.scalar(select(Hook.id).where(_THIS), {"hook_id": new_id}):
+            return None
+        # Subscriptions expire. SQLite would search for the condition in the index of their ids.
+        count = select(func.count()).where(_OWN, Hook.expires_at.is_(None))
+        if (connection.scalar(count, {"user_id": caller.user_id}) or 0) >= terms.MAX_HOOKS:
+            detail = f"The user has {terms.MAX_HOOKS} hooks already"
+            raise Problem(409, detail, code=terms.TOO_MANY_HOOKS)
         connection.execute(insert(Hook), new | values | {"state": terms.ACTIVE})
-        return _locked(connection, caller, new["id"])
-
-
-def _check_number(connection: Connection, user_id: str) -> None:
-    """Raises 409 if the user has as many hooks as are allowed, apart from subscriptions."""
-    # Locked, so that no other transaction creates one at the same time.
-    stream = select(EventStream.position).where(EventStream.user_id == user_id)
-    connection.execute(stream.with_for_update())
-    # Subscriptions expire. SQLite would search for the condition in the index of their ids.
-    count = select(func.count()).where(Hook.user_id == user_id, Hook.expires_at.is_(None))
-    if (connection.scalar(count) or 0) >= terms.MAX_HOOKS:
-        detail = f"The user has {terms.MAX_HOOKS} hooks already"
-        raise Problem(409, detail, code=terms.TOO_MANY_HOOKS)
+        return _locked(connection, caller, new_id)
 
 
 def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> AnyRow:

@@ -21,7 +21,7 @@ from tests.support.deliveries import looping
 from tests.support.html_page import Page
 from tests.support.internals import reads
 from tests.support.marks import one_database
-from tests.support.plain_browser import Browser
+from tests.support.plain_browser import Browser, hidden
 from tests.support.receiver import Receiver, answer, unused_port
 from tests.support.sample_data import HOSTILE
 from tests.support.waiting import until
@@ -115,6 +115,19 @@ def test_hook_is_added_with_all_that_the_form_has(
         assert shown in page
     assert "tk_1" not in page + text_of(window)
     assert "Ann&#39;s phone" in text_of(window)
+
+
+@one_database
+def test_form_that_is_sent_twice_adds_one_hook(
+    window: Browser, alice: ApiClient, receiver: Receiver
+) -> None:
+    form = {"field.target": receiver.url, "field.format": '"standard"',
+            "field.events": '"task.ended"', "field.answerLinks": "false",
+            **hidden(window.get(PAGE))}  # fmt: skip
+    assert window.post(PAGE, form).location == f"{PAGE}/{hooks_of(alice)[0]['id']}"
+    assert window.post(PAGE, form).location == PAGE
+    assert "This form was already sent." in text_of(window)
+    assert len(hooks_of(alice)) == 1
 
 
 def test_only_the_address_is_needed(
