@@ -22,7 +22,7 @@ PREFIX = "TASKSERVICE_"
 KEY_BYTES = 32
 MAX_KEY_FILE = 64 * 1024
 # Variables of the client, which the service ignores without a warning.
-CLIENT_NAMES = {"URL", "APIKEY", "OUTPUT", "TASK_ID", "TASK_URL", "WRITER"}
+CLIENT_NAMES = {"URL", "APIKEY", "OUTPUT", "PROFILE", "TASK_ID", "TASK_URL", "WRITER"}
 
 
 class ConfigError(Exception):

@@ -253,6 +253,8 @@ def seconds(retry_after: str) -> float | None:
 MCP_PATH = "/mcp"
 # The environment variable from which a client reads the key, so that no file contains it.
 KEY_VARIABLE = "TASKSERVICE_APIKEY"
+# The one that names what `taskservice login` kept.
+PROFILE_VARIABLE = "TASKSERVICE_PROFILE"
 _SERVER = "taskservice"
 
 

@@ -75,16 +75,16 @@ NO_PATHS = (
 
 def settings_of(block: str, person: RemoteClient, folder: Path) -> str:
     """The first lines of a session, with only what differs from machine to machine."""
-    activate, url, key = block.splitlines()
-    assert url == "export TASKSERVICE_URL=http://127.0.0.1:8000"
-    assert key == "export TASKSERVICE_APIKEY=tsk_user_..."
+    activate, login = block.splitlines()
+    assert login == "taskservice login http://127.0.0.1:8000"
     commands = folder / ".venv" / "bin"
     if not commands.exists():
         install_commands(commands)
-        path, state = f"export PATH={commands}:$PATH PYTHONPATH={ROOT}", f"XDG_STATE_HOME={folder}"
-        (commands / "activate").write_text(f"{path} {state}\n")
+        path = f"export PATH={commands}:$PATH PYTHONPATH={ROOT}"
+        homes = f"XDG_CONFIG_HOME={folder} XDG_STATE_HOME={folder}"
+        (commands / "activate").write_text(f"{path} {homes}\n")
     secret = person.session.headers["apikey"]
-    return f"{activate}\nexport TASKSERVICE_URL={person.url}\nexport TASKSERVICE_APIKEY={secret!s}"
+    return f"{activate}\necho {secret!s} | taskservice login {person.url}"
 
 
 def newest(person: RemoteClient, name: str) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """The commands of `taskservice`; a command's module is imported when the command is called."""
 
 import gc
+import os
 from importlib import import_module
 from typing import Any
 
@@ -8,9 +9,12 @@ import click
 
 from taskservice import __version__
 from taskservice.terminal import exit_with_error
+from taskservice.terms import PROFILE_VARIABLE
 
 # Client commands must not load Flask or SQLAlchemy.
 CLIENT_COMMANDS = {
+    "login": "taskservice.cli.login",
+    "logout": "taskservice.cli.login",
     "run": "taskservice.cli.run",
     "work": "taskservice.cli.work",
     "progress": "taskservice.cli.ask",
@@ -35,7 +39,7 @@ SERVER_COMMANDS = {
     "import": "taskservice.cli.transfer",
 }
 GROUPS = {
-    "Client commands (they need TASKSERVICE_URL and TASKSERVICE_APIKEY)": CLIENT_COMMANDS,
+    "Client commands (they need `taskservice login`)": CLIENT_COMMANDS,
     "Server commands": SERVER_COMMANDS,
 }
 COMMANDS = CLIENT_COMMANDS | SERVER_COMMANDS
@@ -49,6 +53,15 @@ class _CommandsOnDemand(click.Group):
         if cmd_name not in COMMANDS:
             return None
         return _load(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As a group does, but with the similar names of commands that are not loaded."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as error:
+            raise click.NoSuchCommand(error.command_name, possibilities=COMMANDS) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for heading, names in GROUPS.items():
@@ -95,8 +108,21 @@ def _command_without_server(name: str) -> click.Command:
     )
 
 
-@click.group(cls=_CommandsOnDemand)
+def _choose_profile(ctx: click.Context, param: click.Parameter, name: str | None) -> None:
+    # Programs that the command starts use it too.
+    if name is not None:
+        os.environ[PROFILE_VARIABLE] = name
+
+
+@click.group(cls=_CommandsOnDemand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="taskservice")
+@click.option(
+    "--profile",
+    metavar="NAME",
+    expose_value=False,
+    callback=_choose_profile,
+    help=f"Use what `login --profile NAME` kept (default: {PROFILE_VARIABLE}).",
+)
 def main() -> None:
     """Record the runs of agents with live logs, and send a signed webhook when each one ends.
 

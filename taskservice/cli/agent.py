@@ -1,6 +1,5 @@
 """`taskservice agent` and `mcp-config`: agents, and the configuration of MCP clients."""
 
-import os
 from typing import Any
 
 import click
@@ -9,7 +8,7 @@ from taskservice.cli.json_input import JsonInput
 from taskservice.cli.options import Duration, Text, examples, json_lines
 from taskservice.cli.service_client import WRONG_SETTING, agent_ids, find_agent_id, service_client
 from taskservice.cli.task_text import local_time
-from taskservice.client import Agent, SettingError
+from taskservice.client import Agent, SettingError, profiles
 from taskservice.client.http import checked_url
 from taskservice.quantities import percent, seconds_text
 from taskservice.terminal import exit_with_error, print_json, print_line, print_table
@@ -159,10 +158,11 @@ INTRODUCTION = f"""\
 def mcp_config_command(name: str | None) -> None:
     """Print the configuration with which an MCP client can call each agent as a tool.
 
-    The address is TASKSERVICE_URL. The key itself is not printed.
+    The address is TASKSERVICE_URL, or was kept by `taskservice login`. The key itself is not
+    printed.
     """
     try:
-        url = checked_url(os.environ.get("TASKSERVICE_URL", ""))
+        url = checked_url(profiles.settings()[0])
     except SettingError as error:
         exit_with_error(str(error), WRONG_SETTING)
     text = INTRODUCTION if name is None else CLIENTS[name].text(url)

@@ -1,6 +1,7 @@
 """A client for the client commands, whose errors become one line."""
 
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from taskservice.client import (
     TaskServiceError,
 )
 from taskservice.terminal import exit_with_error
-from taskservice.terms import MAX_LIMIT
+from taskservice.terms import KEY_VARIABLE, MAX_LIMIT
 
 # How long a command retries while the service is unavailable.
 PATIENCE_SECONDS = 5.0
@@ -29,27 +30,39 @@ UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
 
 @contextmanager
 def service_client(patience: float | None = None, failure: int = 1) -> Iterator[Client]:
-    """A client with the settings of the environment; its errors become one line.
+    """A client with the settings of the environment or of `login`; its errors become one line.
 
     The exit code is 2 for a wrong setting or key, otherwise `failure`. `patience` is the
     number of seconds for which a call is retried, by default PATIENCE_SECONDS.
     """
+    with one_line_errors(failure):
+        yield Client(patience=PATIENCE_SECONDS if patience is None else patience)
+
+
+@contextmanager
+def one_line_errors(failure: int = 1) -> Iterator[None]:
+    """Turn an error of the client into one line and an exit code, as `service_client` does."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A character that the terminal cannot encode must not end the command.
             stream.reconfigure(errors="replace")
     try:
-        yield Client(patience=PATIENCE_SECONDS if patience is None else patience)
+        yield
     except SettingError as error:
         exit_with_error(str(error), WRONG_SETTING)
     except InvalidKey as error:
-        exit_with_error(f"TASKSERVICE_APIKEY: {error}", WRONG_SETTING)
+        exit_with_error(f"{_source(KEY_VARIABLE)}: {error}", WRONG_SETTING)
     except OtherVersion as error:
         exit_with_error(str(error), failure)
     except NotTheService as error:
-        exit_with_error(f"TASKSERVICE_URL: {error}", WRONG_SETTING)
+        exit_with_error(f"{_source('TASKSERVICE_URL')}: {error}", WRONG_SETTING)
     except TaskServiceError as error:
         exit_with_error(str(error), failure)
+
+
+def _source(variable: str) -> str:
+    """Where a wrong setting came from."""
+    return variable if variable in os.environ else "taskservice login"
 
 
 # Finds tasks and agents by an unambiguous prefix of their id.

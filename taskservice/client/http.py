@@ -15,6 +15,7 @@ from urllib3.exceptions import ReadTimeoutError
 
 from taskservice import __version__, terms
 from taskservice.bounded_http import Adapter, Limits, Session
+from taskservice.client import profiles
 from taskservice.client.responses import (
     JSON,
     OPENAPI,
@@ -61,10 +62,11 @@ class Connection:
     def __init__(
         self, url: str | None = None, apikey: str | None = None, patience: float = PATIENCE_SECONDS
     ) -> None:
-        """The default of `url` and `apikey` is the environment. Raises SettingError."""
-        self.url = checked_url(url or os.environ.get("TASKSERVICE_URL", ""))
+        """The default is the environment, or what `taskservice login` kept. Raises SettingError."""
+        default_url, default_key = ("", "") if url and apikey else profiles.settings(url)
+        self.url = checked_url(url or default_url)
         self.patience = patience
-        self._apikey = _checked_key(apikey or os.environ.get("TASKSERVICE_APIKEY", ""))
+        self._apikey = _checked_key(apikey or default_key)
         self._has_responded = False
         # A session of `requests` must not be shared by threads.
         self._local = threading.local()
@@ -218,7 +220,7 @@ def checked_url(url: str) -> str:
     if not url:
         raise SettingError(
             "TASKSERVICE_URL is not set; set it to the address of the service, "
-            "for example http://127.0.0.1:8000"
+            "for example http://127.0.0.1:8000, or run `taskservice login`"
         )
     url = url.rstrip("/").removesuffix(API_PREFIX)
     if not _is_usable(url):
@@ -240,7 +242,9 @@ def _is_usable(url: str) -> bool:
 
 def _checked_key(key: str) -> str:
     if not key:
-        raise SettingError("TASKSERVICE_APIKEY is not set; set it to an API key")
+        raise SettingError(
+            "TASKSERVICE_APIKEY is not set; set it to an API key, or run `taskservice login`"
+        )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise SettingError(
             "TASKSERVICE_APIKEY contains characters that are not allowed, such as spaces"

@@ -241,7 +241,7 @@ def test_first_agent_and_first_task_appear_by_themselves(chromium: Browser, site
     page = guest.sign_in(newcomer.key)
     assert violations(page) == []
     expect(page.get_by_role("heading", name="No tasks yet")).to_be_visible()
-    assert f"TASKSERVICE_URL={site.url}\n" in str(page.locator("#start-where").text_content())
+    assert f"TASKSERVICE_URL={site.url}\n" in str(page.locator("#start-curl").text_content())
     agents, other = guest.context.new_page(), guest.context.new_page()
     agents.goto(f"{site.url}/agents")
     assert violations(agents) == []

@@ -356,6 +356,7 @@ def test_people_get_one_message_and_then_a_pause(
     assert "40 agents broke: agent-0, agent-1" in message
 
 
+@pytest.mark.timeout(300 + FAILURES // 10)
 def test_many_failures_are_one_message_for_people_and_delay_no_other_user(
     app: Flask, alice: ApiClient, bob: ApiClient, receiver: Receiver
 ) -> None:

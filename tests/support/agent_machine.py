@@ -65,7 +65,10 @@ class AgentMachine:
         clean = {name: text for name, text in os.environ.items() if "TASKSERVICE" not in name}
         own = {"TASKSERVICE_URL": self.url, "TASKSERVICE_APIKEY": self.key}
         given = {name: text for name, text in own.items() if text}
-        places = {"XDG_STATE_HOME": str(self.home / "state"), "HOME": str(self.home)}
+        places = {"HOME": str(self.home)}
+        places |= {
+            f"XDG_{kind}_HOME": str(self.home / kind.lower()) for kind in ("CONFIG", "STATE")
+        }
         return clean | given | places | self.settings
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -14,12 +14,21 @@ SHOWN = (
 )
 
 
-def on_terminal(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """All that a command writes to the terminal where it runs, to its end."""
+def on_terminal(
+    command: Sequence[str], environment: Mapping[str, str], typed: Mapping[str, str] | None = None
+) -> str:
+    """All that a command writes to the terminal where it runs, to its end.
+
+    `typed` is what is typed at its prompts, by the end of each prompt.
+    """
     ours, its = pty.openpty()
+    waiting, written = dict(typed or {}), b""
     with ForkedPopen(command, env=environment, stdin=its, stdout=its, stderr=its):
         os.close(its)
-        written = b"".join(iter(lambda: _read(ours), b""))
+        while part := _read(ours):
+            written += part
+            for prompt in [each for each in waiting if written.endswith(each.encode())]:
+                os.write(ours, f"{waiting.pop(prompt)}\n".encode())
     os.close(ours)
     return written.decode().replace("\r\n", "\n")
 

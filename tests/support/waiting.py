@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 # Only a test that fails waits this long.
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 
 Result = TypeVar("Result")
 
 
 def until(happened: Callable[[], Result | Literal[False] | None]) -> Result:
-    """What `happened` gives as soon as that is true; AssertionError after a minute."""
+    """What `happened` gives as soon as that is true; AssertionError after PATIENCE_SECONDS."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (result := happened()):
         assert time.monotonic() < deadline, f"It did not happen within {PATIENCE_SECONDS:.0f} s"

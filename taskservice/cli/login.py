@@ -1,0 +1,73 @@
+"""`taskservice login` and `logout`: keep the address and the key, so that no terminal sets them."""
+
+import sys
+
+import click
+
+from taskservice.cli.options import Text, examples
+from taskservice.cli.service_client import PATIENCE_SECONDS, one_line_errors
+from taskservice.client import profiles
+from taskservice.client.http import Connection
+from taskservice.client.responses import USER
+from taskservice.terminal import exit_with_error, print_line
+from taskservice.terms import PROFILE_VARIABLE
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+profile_option = click.option(
+    "--profile",
+    type=Text(),
+    metavar="NAME",
+    help=f"Profile to keep (default: {PROFILE_VARIABLE}, else {profiles.DEFAULT_PROFILE}).",
+)
+
+
+@click.command(
+    "login",
+    epilog=examples(
+        "taskservice login https://tasks.example.org",
+        "taskservice login --profile team https://tasks.example.org < key.txt",
+    ),
+)
+@click.argument("url", type=Text(), default="")
+@profile_option
+def login_command(url: str, profile: str | None) -> None:
+    """Keep the address URL and an API key.
+
+    The command asks for the key, without showing it, and tries it. Without a terminal, it reads
+    the key from stdin. The default address is the one that was kept before, or else
+    http://127.0.0.1:8000.
+
+    Both are kept in a file that only its owner can read, and used by the client commands and the
+    Python client. If TASKSERVICE_URL or TASKSERVICE_APIKEY is set, nothing that was kept is used.
+    """
+    name = profile or profiles.chosen()
+    with one_line_errors():
+        kept = profiles.load()
+        url = url or kept.get(name, {}).get("url", DEFAULT_URL)
+        key = _typed_key(url)
+        connection = Connection(url, key, PATIENCE_SECONDS)
+        user = connection.call("GET", "/user", USER).data
+        profiles.save({**kept, name: {"url": connection.url, "apikey": key}})
+    print_line(f"{user['name']} is logged in to {connection.url} (key {user['key']['name']})")
+
+
+def _typed_key(url: str) -> str:
+    if sys.stdin.isatty():
+        key: str = click.prompt(f"API key for {url}", hide_input=True, err=True)
+        return key.strip()
+    return sys.stdin.readline().strip()
+
+
+@click.command("logout", epilog=examples("taskservice logout", "taskservice logout --profile team"))
+@profile_option
+def logout_command(profile: str | None) -> None:
+    """Remove the kept address and key. The key itself stays valid until it is revoked."""
+    name = profile or profiles.chosen()
+    with one_line_errors():
+        kept = profiles.load()
+        if name not in kept:
+            exit_with_error(f"There is no kept profile {name}")
+        url = kept.pop(name)["url"]
+        profiles.save(kept)
+    print_line(f"Logged out of {url}")
