@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -91,8 +91,14 @@ def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: 
     print_table([list(columns), *([str(row[name] or "-") for name in columns] for row in rows)])
 
 
-def print_table(rows: Sequence[Sequence[str]], *, is_cut: bool = False) -> None:
-    """Print rows with aligned columns; with `is_cut`, truncated to the width of a terminal."""
+def print_table(
+    rows: Sequence[Sequence[str]], *, is_cut: bool = False, colours: Mapping[str, str] | None = None
+) -> None:
+    """Print rows with aligned columns.
+
+    With `is_cut`, they are truncated to the width of a terminal. There, the first cell of a row
+    that is a key of `colours` has this colour (the number of an escape sequence).
+    """
     table = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
@@ -100,7 +106,19 @@ def print_table(rows: Sequence[Sequence[str]], *, is_cut: bool = False) -> None:
         line = "  ".join(padded).rstrip()
         if is_cut and sys.stdout.isatty():
             line = shortened(line, shutil.get_terminal_size().columns)
-        print_line(line)
+            if "NO_COLOR" not in os.environ:
+                line = _with_colour(line, padded, colours or {})
+        _write(line)
+
+
+def _with_colour(line: str, cells: Sequence[str], colours: Mapping[str, str]) -> str:
+    start = 0
+    for cell in cells:
+        text = cell.rstrip()
+        if text in colours and line.startswith(text, start):
+            return f"{line[:start]}\x1b[{colours[text]}m{text}{_PLAIN}{line[start + len(text) :]}"
+        start += len(cell) + 2
+    return line
 
 
 def open_standard_files() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from taskservice.cli.json_input import JsonInput
-from taskservice.cli.options import Duration, Text, examples, json_lines
+from taskservice.cli.options import Duration, Text, examples, json_lines, known_agent
 from taskservice.cli.service_client import WRONG_SETTING, agent_ids, find_agent_id, service_client
 from taskservice.cli.task_text import local_time
 from taskservice.client import Agent, SettingError, profiles
@@ -110,7 +110,7 @@ def add(
 
 
 @agent_command.command("delete", epilog=examples("taskservice agent delete summarizer"))
-@click.argument("agent_id", type=Text())
+@click.argument("agent_id", type=known_agent)
 def delete(agent_id: str) -> None:
     """Delete an agent that has no tasks, and its keys."""
     with service_client() as client:

@@ -6,7 +6,7 @@ from typing import Any, TextIO
 
 import click
 
-from taskservice.cli.options import Label, Text, examples, json_lines, json_object
+from taskservice.cli.options import Label, Text, examples, json_lines, json_object, known_agent
 from taskservice.cli.service_client import (
     AMBIGUOUS,
     agent_ids,
@@ -59,7 +59,9 @@ def command() -> None:
     help="Event to tell. Repeatable. By default agent.broken, agent.fixed, task.asks, agent.late "
     "and agent.back.",
 )
-@click.option("--agent", "agent_id", type=Text(), metavar="ID", help="Only events of this agent.")
+@click.option(
+    "--agent", "agent_id", type=known_agent, metavar="ID", help="Only events of this agent."
+)
 @click.option("--label", type=Label(), metavar="K=V", help="Only events of tasks with this label.")
 @click.option(
     "--token-file",

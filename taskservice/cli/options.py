@@ -1,8 +1,16 @@
-"""Types of options that several commands share: durations, text, labels, and --json."""
+"""Types of options that several commands share: durations, text, ids, labels, and --json."""
+
+from collections.abc import Callable, Iterable
+from itertools import islice
 
 import click
+from click.shell_completion import CompletionItem
 
+from taskservice.client import Client, Task, TaskServiceError
 from taskservice.quantities import typed, typed_seconds
+
+# How many of the newest tasks a shell knows.
+COMPLETED_TASKS = 100
 
 
 class Duration(click.ParamType[int]):
@@ -44,6 +52,53 @@ class Text(click.ParamType[str]):
         return value
 
 
+Values = Callable[[Client], Iterable[tuple[str, str]]]
+
+
+def _completions(values: Values, incomplete: str) -> list[CompletionItem]:
+    """What a shell can complete, with a word about each; nothing if the service is unavailable."""
+    try:
+        found = list(values(Client(patience=0)))
+    except TaskServiceError:
+        return []
+    return [
+        CompletionItem(value, help=word) for value, word in found if value.startswith(incomplete)
+    ]
+
+
+def _newest_tasks(client: Client) -> Iterable[Task]:
+    fields = "id,name,status,error,labels"
+    return islice(client.tasks(fields=fields, page=COMPLETED_TASKS), COMPLETED_TASKS)
+
+
+def _agents(client: Client) -> Iterable[tuple[str, str]]:
+    return ((agent["id"], agent["name"]) for agent in client.agents())
+
+
+def _tasks(client: Client) -> Iterable[tuple[str, str]]:
+    return ((task.id, f"{task.name}: {task.status}") for task in _newest_tasks(client))
+
+
+def _labels(client: Client) -> Iterable[tuple[str, str]]:
+    pairs = {pair for task in _newest_tasks(client) for pair in task.labels.items()}
+    return ((f"{key}={text}", "") for key, text in sorted(pairs))
+
+
+class Known(Text):
+    """Text that a shell completes with what the service knows."""
+
+    def __init__(self, values: Values) -> None:
+        self._values = values
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return _completions(self._values, incomplete)
+
+
+known_agent, known_task = Known(_agents), Known(_tasks)
+
+
 class Label(click.ParamType[tuple[str, str]]):
     """A label as KEY=VALUE; converted to a pair, which the service validates."""
 
@@ -56,6 +111,11 @@ class Label(click.ParamType[tuple[str, str]]):
         if not key or not equals:
             self.fail("must be KEY=VALUE", param, ctx)
         return key, text
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return _completions(_labels, incomplete)
 
 
 task_labels = click.option(

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from taskservice.cli.options import Text, examples, json_object
+from taskservice.cli.options import Text, examples, json_object, known_task
 from taskservice.cli.service_client import AMBIGUOUS, find_task_id, service_client
 from taskservice.cli.task_text import LONGER_ID, asks
 from taskservice.client import Client, Conflict, Invalid, Question, Task
@@ -126,7 +126,7 @@ _BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
         "taskservice task answer 01a20e63-9249-713c --decline",
     ),
 )
-@click.argument("task_id", type=Text())
+@click.argument("task_id", type=known_task)
 @click.argument("values", metavar="[KEY=VALUE]...", nargs=-1, type=Text())
 @click.option(
     "--question",

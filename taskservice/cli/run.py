@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from taskservice.cli.json_input import task_input
-from taskservice.cli.options import Duration, Text, examples, task_callback, task_labels
+from taskservice.cli.options import (
+    Duration,
+    Text,
+    examples,
+    known_agent,
+    task_callback,
+    task_labels,
+)
 from taskservice.cli.service_client import service_client
 from taskservice.client import own_task_id
 from taskservice.client.sender import now, rfc3339
@@ -29,7 +36,9 @@ from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
         "taskservice run --agent reader --input box=office --label env=prod -- python -u read.py",
     ),
 )
-@click.option("--agent", type=Text(), metavar="ID", help="Agent of the task; registered if new.")
+@click.option(
+    "--agent", type=known_agent, metavar="ID", help="Agent of the task; registered if new."
+)
 @click.option("--name", type=Text(), help="Display name of the task (default: the agent's name).")
 @task_input
 @task_labels

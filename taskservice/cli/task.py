@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import click
 
@@ -18,6 +18,8 @@ from taskservice.cli.options import (
     examples,
     json_lines,
     json_object,
+    known_agent,
+    known_task,
     task_callback,
     task_labels,
 )
@@ -59,7 +61,7 @@ STATES: dict[str, dict[str, Any]] = {
     TIMEOUT: {"error_type": TIMEOUT},
 }
 
-task_argument = click.argument("task_id", type=Text())
+task_argument = click.argument("task_id", type=known_task)
 times_option = click.option("--times", is_flag=True, help="Prefix each line with its time.")
 follow_option = click.option(
     "--follow",
@@ -87,7 +89,9 @@ command.add_command(questions.answer_command)
         "taskservice task start --agent summarizer --input @input.json --label env=prod --follow",
     ),
 )
-@click.option("--agent", required=True, type=Text(), metavar="ID", help="Agent that runs the task.")
+@click.option(
+    "--agent", required=True, type=known_agent, metavar="ID", help="Agent that runs the task."
+)
 @click.option("--name", type=Text(), help="Display name of the task (default: the agent's name).")
 @task_input
 @task_labels
@@ -132,8 +136,13 @@ def start(
         "taskservice task list --agent summarizer --label env=prod --json",
     ),
 )
-@click.option("--agent", type=Text(), metavar="ID", help="Only tasks of this agent.")
-@click.option("--status", type=click.Choice(STATUSES), help="Only tasks with this status.")
+@click.option("--agent", type=known_agent, metavar="ID", help="Only tasks of this agent.")
+@click.option(
+    "--status",
+    type=click.Choice([*STATUSES, *STATES]),
+    metavar="STATUS",
+    help=f"Only tasks with this status: {', '.join(STATUSES)}, or one of the following options.",
+)
 @click.option("--waiting", is_flag=True, help="Only tasks that no worker has claimed.")
 @click.option("--asking", is_flag=True, help="Only tasks that ask a person something.")
 @click.option("--failed", is_flag=True, help="Only tasks that failed.")
@@ -147,7 +156,7 @@ def start(
     multiple=True,
     help="Only tasks with this label. Repeat to require several.",
 )
-@click.option("--parent", type=Text(), metavar="TASK_ID", help="Only children of this task.")
+@click.option("--parent", type=known_task, metavar="TASK_ID", help="Only children of this task.")
 @click.option("--q", type=Text(), help="Only tasks whose name contains this text.")
 @click.option(
     "--since",
@@ -186,9 +195,10 @@ def list_all(
 def _filters(options: dict[str, Any]) -> dict[str, Any]:
     """The filters for the options; those in STATES exclude each other."""
     states = [state for state in STATES if options.pop(state)]
-    if len(states) > 1 or (states and options["status"]):
+    states += [status] if (status := options.pop("status")) else []
+    if len(states) > 1:
         raise click.UsageError(f"--{states[0]} can't be used with another status.")
-    return options | (STATES[states[0]] if states else {})
+    return options | (STATES.get(states[0], {"status": states[0]}) if states else {})
 
 
 def _time_before(seconds: int | None) -> str | None:
@@ -205,7 +215,7 @@ def _print_table(client: Client, filters: dict[str, Any], limit: int) -> None:
     page = min(limit + 1, PAGE_TASKS)
     newest = client.tasks(**filters, fields=task_text.ROW_FIELDS, page=page)
     tasks = list(islice(newest, limit + 1))
-    print_table(task_text.table(tasks[:limit]), is_cut=True)
+    print_table(task_text.table(tasks[:limit]), is_cut=True, colours=task_text.COLOURS)
     if len(tasks) > limit:
         notice(f"these are the newest {limit}; use --limit N for more, or --json for all")
 
@@ -230,18 +240,27 @@ def show(task_id: str, as_json: bool) -> None:
     "logs",
     epilog=examples(
         "taskservice task logs 01a20e63-9249-713c --times",
-        "taskservice task logs 01a20e63-9249-713c | tail -20",
+        "taskservice task logs 01a20e63-9249-713c --tail 100 --grep error -f",
     ),
 )
 @task_argument
+@click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
+@click.option(
+    "--since", type=Duration(), metavar="TIME", help="Only lines of this time, such as 10m."
+)
+@click.option("--grep", "text", type=Text(), help="Only lines with this text, in any case.")
 @times_option
+@click.option("-f", "--follow", "is_followed", is_flag=True, help="Continue as `follow` does.")
 @json_lines
-def logs(task_id: str, times: bool, as_json: bool) -> None:
+def logs(task_id: str, is_followed: bool, since: int | None, **options: Any) -> None:
     """Print the current log."""
+    shown = _Lines(since=_time_before(since), **options)
+    if is_followed:
+        _follow(task_id, shown)
     with service_client() as client:
         task = client.task(find_task_id(client, task_id))
-        for line in task.lines(times=times or as_json):
-            _print_log_line(line, times, as_json)
+        for line in task.lines(shown.after(task), shown.has_times):
+            shown.print(line)
 
 
 @command.command(
@@ -258,7 +277,7 @@ def follow(task_id: str, times: bool, as_json: bool) -> None:
     0 complete, 1 failed, 3 cancelled, 4 timeout, 5 deleted or unknown, 69 the service is
     unavailable.
     """
-    _follow(task_id, times, as_json)
+    _follow(task_id, _Lines(times, as_json))
 
 
 @command.command(
@@ -310,13 +329,42 @@ def _announce(task: Task, is_followed: bool, as_json: bool) -> None:
     """Print the id of a started task, or follow the task."""
     if is_followed:
         notice(f"task {task.id}: {task.page_url}")
-        _follow(task.id, False, as_json)
+        _follow(task.id, _Lines(times=False, as_json=as_json))
     data = {name: task.data[name] for name in SHORT_FIELDS.split(",")}
     print_json(data) if as_json else print_line(task.id)
     notice(f"waiting for a worker of agent {task.agent_id}: {task.page_url}")
 
 
-def _follow(task_id: str, times: bool, as_json: bool) -> NoReturn:
+class _Lines(NamedTuple):
+    """Which lines of a log are printed, and how."""
+
+    times: bool
+    as_json: bool
+    tail: int | None = None
+    since: str | None = None
+    text: str | None = None
+
+    @property
+    def has_times(self) -> bool:
+        return self.times or self.as_json or self.since is not None
+
+    def after(self, task: Task) -> int:
+        """The number of the last line before the ones that are printed."""
+        return 0 if self.tail is None else max(task.data["logCount"] - self.tail, 0)
+
+    def print(self, line: Line) -> None:
+        if self.since is not None and (line.at or "") < self.since:
+            return
+        if self.text is not None and self.text.lower() not in line.text.lower():
+            return
+        if self.as_json:
+            print_json(line._asdict())
+        else:
+            time = f"{task_text.local_time(line.at, 'milliseconds')} " if self.times else ""
+            print_log_line(time + line.text)
+
+
+def _follow(task_id: str, shown: _Lines) -> NoReturn:
     # The service restarts in less time.
     with service_client(FOLLOW_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
         try:
@@ -325,25 +373,16 @@ def _follow(task_id: str, times: bool, as_json: bool) -> NoReturn:
             exit_with_error(str(error), DELETED)
         try:
             on_question = partial(_print_question, task, err=True)
-            lines = task.follow(times=times or as_json, on_question=on_question)
-            for line in lines:
-                _print_log_line(line, times, as_json)
+            for line in task.follow(shown.after(task), shown.has_times, on_question):
+                shown.print(line)
         except NotFound:
             exit_with_error("The task was deleted", DELETED)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
-    print_json(task.data) if as_json else print_line(task_text.outcome(task), err=True)
+    print_json(task.data) if shown.as_json else print_line(task_text.outcome(task), err=True)
     sys.exit(OUTCOMES.get(task.error["type"], 1) if task.error else 0)
 
 
 def _print_question(task: Task, question: Question, err: bool = False) -> None:
     for line in questions.question(task, question):
         print_line(line, err=err)
-
-
-def _print_log_line(line: Line, times: bool, as_json: bool) -> None:
-    if as_json:
-        print_json(line._asdict())
-    else:
-        time = f"{task_text.local_time(line.at, 'milliseconds')} " if times else ""
-        print_log_line(time + line.text)

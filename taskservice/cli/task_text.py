@@ -2,20 +2,27 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from taskservice.client import Task
-from taskservice.quantities import percent_done
-from taskservice.terms import RUNNING
+from taskservice.quantities import percent_done, seconds_text
+from taskservice.terms import CANCELLED, COMPLETE, FAILED, RUNNING, TIMEOUT
+
+WAITING = "waiting"
 
 # The fields in the table; an output could be long.
 ROW_FIELDS = (
-    "id,name,agentId,createdAt,claimedAt,logCount,status,error,progress,note,labels,questions"
+    "id,name,agentId,createdAt,claimedAt,finishedAt,logCount,status,error,progress,note,labels,"
+    "questions"
 )
 # A narrow terminal does not show the last ones.
-HEADER = ("ID", "STATUS", "STARTED", "AGENT", "NAME", "NOTE", "LABELS", "LINES")
-# Left out if no task has a value.
-OPTIONAL = ("NOTE", "LABELS")
+HEADER = ("ID", "STATUS", "STARTED", "TOOK", "LINES", "AGENT", "NAME", "NOTE", "LABELS")
+# Left out if no task has a value, or has only its agent's id as its name.
+OPTIONAL = ("NAME", "NOTE", "LABELS")
+# On a terminal: green, blue, yellow, red and grey.
+COLOURS = {
+    COMPLETE: "32", RUNNING: "34", WAITING: "33", FAILED: "31", TIMEOUT: "31", CANCELLED: "90"
+}  # fmt: skip
 # Lengths of the shown prefixes of ids: the milliseconds; the milliseconds and 12 random bits.
 SHORT_ID, LONGER_ID = 13, 18
 MAX_CELL = 60
@@ -45,9 +52,9 @@ def _row(task: Task, length: int) -> tuple[str, ...]:
         note = _progress(task)
     lines = f"{data['logCount']:>{len('LINES')}}"
     started = local_time(data["createdAt"])
-    labels = labels_text(task)
-    shown_id = task.id[:length]
-    return (shown_id, state(task), started, task.agent_id, task.name, note, labels, lines)
+    name = "" if task.name == task.agent_id else task.name
+    took, labels = duration(task), labels_text(task)
+    return (task.id[:length], state(task), started, took, lines, task.agent_id, name, note, labels)
 
 
 def _cut(cell: str) -> str:
@@ -67,6 +74,7 @@ def details(task: Task) -> Iterator[str]:
         ("created", with_offset(data["createdAt"])),
         ("claimed", with_offset(data["claimedAt"])),
         ("finished", with_offset(data["finishedAt"])),
+        ("took", duration(task)),
         ("started by", data["startedBy"]),
         ("ended by", data["endedBy"]),
         ("parent", data["parentId"]),
@@ -91,8 +99,19 @@ def outcome(task: Task) -> str:
 def state(task: Task) -> str:
     """The status in one word; `waiting` for an unclaimed task, and the type of an error."""
     if task.status == RUNNING and task.data["claimedAt"] is None:
-        return "waiting"
+        return WAITING
     return task.error["type"] if task.error else task.status
+
+
+def duration(task: Task) -> str:
+    """The time from the claim to the end, or until now; `-` for an unclaimed task."""
+    if task.data["claimedAt"] is None:
+        return "-"
+    begin, end = (
+        datetime.fromisoformat(time) if time else datetime.now(UTC)
+        for time in (task.data["claimedAt"], task.data["finishedAt"])
+    )
+    return seconds_text(max((end - begin).total_seconds(), 0))
 
 
 def labels_text(task: Task) -> str:

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import click
 
-from taskservice.cli.options import Text, examples
+from taskservice.cli.options import examples, known_agent
 from taskservice.cli.service_client import did_you_mean, service_client
 from taskservice.client import Client, responses
 from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
@@ -36,7 +36,7 @@ FIRST_TIMEOUTS = (2.0, 3.0)
 @click.option(
     "--agent",
     required=True,
-    type=Text(),
+    type=known_agent,
     metavar="ID",
     help="Agent whose tasks to claim; registered if new.",
 )

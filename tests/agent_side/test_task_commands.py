@@ -1,9 +1,10 @@
 """`taskservice task`: tasks started, listed, shown, followed, rerun, cancelled and deleted."""
 
+import re
 import signal
 import subprocess
 import threading
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo
@@ -31,11 +32,11 @@ def test_list_has_a_line_for_each_task(remote_alice: RemoteClient, machine: Agen
     second = remote_alice.start("two", name="bad \x1b[2J\nname")
     report(remote_alice, first, status="error", error={"message": "no"})
     header, newest, oldest = machine.run("task", "list").stdout.splitlines()
-    assert header.split() == ["ID", "STATUS", "STARTED", "AGENT", "NAME", "NOTE", "LINES"]
+    assert header.split() == ["ID", "STATUS", "STARTED", "TOOK", "LINES", "AGENT", "NAME", "NOTE"]
     assert newest.startswith(str(second["id"])[:13])
-    assert r"two    bad \u001b[2J\nname  " in newest
+    assert newest.endswith(r"two    bad \u001b[2J\nname")
     assert oldest.split()[:2] == [str(first["id"])[:13], "failed"]
-    assert oldest.split()[-4:] == ["one", "first", "no", "0"]
+    assert oldest.split()[-5:] == ["-", "0", "one", "first", "no"]
     only = machine.run("task", "list", "--agent", "one", "--status", "error", "--q", "FIRST")
     assert [line.split()[0] for line in only.stdout.splitlines()] == ["ID", oldest.split()[0]]
     limited = machine.run("task", "list", "--limit", "1", "--json")
@@ -95,7 +96,7 @@ def test_terminal_that_lacks_a_character_is_no_failure(
     command = [*machine.command, "task", "list"]
     environment = {**machine.environment, "PYTHONIOENCODING": "latin-1"}
     listed = subprocess.run(command, env=environment, capture_output=True, check=True)
-    assert "nächtlich ? " in listed.stdout.decode("latin-1")
+    assert "nächtlich ?" in listed.stdout.decode("latin-1")
 
 
 def test_short_list_asks_for_no_more_than_it_shows(machine: AgentMachine) -> None:
@@ -357,12 +358,14 @@ def test_list_shows_labels_and_how_far_a_task_is(
     machine.settings["TZ"] = "Asia/Kolkata"
     header, *rows = machine.run("task", "list").stdout.splitlines()
     columns = header.split()
-    assert columns == ["ID", "STATUS", "STARTED", "AGENT", "NAME", "NOTE", "LABELS", "LINES"]
+    assert columns == [
+        "ID", "STATUS", "STARTED", "TOOK", "LINES", "AGENT", "NAME", "NOTE", "LABELS"
+    ]  # fmt: skip
     words = {line.split()[1]: line for line in rows}
     assert words.keys() == {"failed", "running", "waiting"}
     assert "x" * 59 + "…  first line" in words["failed"]
     assert "second" not in words["failed"]
-    assert "  50 % 34 of 68 pages  env=prod  " in words["running"]
+    assert words["running"].endswith("  50 % 34 of 68 pages  env=prod")
     started = datetime.fromisoformat(str(waiting["createdAt"])).astimezone(ZoneInfo("Asia/Kolkata"))
     assert started.strftime("%Y-%m-%d %H:%M") in words["waiting"]
     # Each column begins at the same place.
@@ -384,11 +387,52 @@ def test_terminal_shows_as_much_of_a_row_as_fits(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     remote_alice.start("one", name="x" * 50)
-    environment = machine.environment | {"COLUMNS": "80"}
+    environment = machine.environment | {"COLUMNS": "80", "NO_COLOR": "1"}
     header, row = on_terminal([*machine.command, "task", "list"], environment).splitlines()
     assert header.startswith("ID ")
     assert len(row) == 80
     assert row.endswith("x…")
+
+
+def test_terminal_shows_each_status_in_its_colour(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    task = remote_alice.start("one", name="failed")
+    report(remote_alice, task, status="error", error={"message": "no"})
+    shown = on_terminal([*machine.command, "task", "list"], machine.environment)
+    assert shown.splitlines()[1].startswith(f"{str(task['id'])[:13]}  \x1b[31mfailed\x1b[0m  ")
+    assert shown.count("\x1b") == 2
+    without = machine.environment | {"NO_COLOR": "1"}
+    assert "\x1b" not in on_terminal([*machine.command, "task", "list"], without)
+    assert "\x1b" not in machine.run("task", "list").stdout
+
+
+def test_duration_is_shown_for_what_ran(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    began = (datetime.now(UTC) - timedelta(minutes=90)).isoformat()
+    task = remote_alice.start("one", name="one", claim=True, claimedAt=began)
+    report(remote_alice, task, status="complete")
+    (header, row) = machine.run("task", "list").stdout.splitlines()
+    # Its name, which is that of its agent, needs no column.
+    assert header.split() == ["ID", "STATUS", "STARTED", "TOOK", "LINES", "AGENT"]
+    assert "1 h 30 min" in row
+    assert re.search(
+        "^took +1 h 30 min$", machine.run("task", "show", str(task["id"])).stdout, re.M
+    )
+
+
+def test_status_is_any_word_of_the_table(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    failed = remote_alice.start("one")
+    report(remote_alice, failed, status="error", error={"message": "no"})
+    remote_alice.start("one")
+    for word, count in (
+        ("failed", 1),
+        ("waiting", 1),
+        ("running", 1),
+        ("error", 1),
+        ("timeout", 0),
+    ):
+        listed = machine.run("task", "list", "--status", word, "--json")
+        assert (word, len(objects(listed.stdout))) == (word, count)
 
 
 def test_list_shows_ids_that_tell_its_tasks_apart(
@@ -442,6 +486,53 @@ def test_logs_prints_the_lines_with_their_times(
     report(remote_alice, task, status="complete")
     followed = machine.run("task", "follow", str(task["id"]), "--times")
     assert followed.stdout.splitlines() == timed
+
+
+def test_logs_prints_a_part(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    began = datetime.now(UTC) - timedelta(hours=2)
+    task = remote_alice.start("one", claim=True, claimedAt=began.isoformat())
+    body = {"logs": ["old one", "old Error"], "at": began.isoformat()}
+    remote_alice.request("POST", f"/task/{task['id']}/logs", json=body).raise_for_status()
+    append(remote_alice, task, "new one", "new error", "end")
+
+    def logs(*options: str) -> list[str]:
+        return machine.run("task", "logs", str(task["id"]), *options).stdout.splitlines()
+
+    assert logs("--tail", "2") == ["new error", "end"]
+    assert logs("--tail", "0") == []
+    assert len(logs("--tail", "9")) == 5
+    assert logs("--since", "1h") == ["new one", "new error", "end"]
+    assert logs("--grep", "eRROR") == ["old Error", "new error"]
+    assert logs("--grep", "error", "--since", "1h") == ["new error"]
+    following = machine.spawn("task", "logs", str(task["id"]), "--tail", "2", "--grep", "e", "-f")
+    assert following.stdout is not None
+    assert [following.stdout.readline() for _ in range(2)] == ["new error\n", "end\n"]
+    append(remote_alice, task, "not", "later")
+    report(remote_alice, task, status="complete")
+    assert following.communicate()[0] == "later\n"
+    assert following.returncode == 0
+
+
+# --- completion --------------------------------------------------------------------------
+
+
+def test_shell_completes_ids_and_labels(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    task = remote_alice.start("nightly-import", name="first", labels={"env": "prod"})
+
+    def completed(*words: str) -> list[str]:
+        machine.settings = {
+            "_TASKSERVICE_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(("taskservice", *words)),
+            "COMP_CWORD": str(len(words)),
+        }
+        return machine.run().stdout.splitlines()
+
+    assert completed("task", "show", str(task["id"])[:4]) == [f"plain,{task['id']}"]
+    assert completed("task", "list", "--agent", "nigh") == ["plain,nightly-import"]
+    assert completed("agent", "delete", "nigh") == ["plain,nightly-import"]
+    assert completed("task", "list", "--label", "en") == ["plain,env=prod"]
+    machine.key = "wrong"
+    assert completed("task", "show", "0") in ([], [""])
 
 
 # --- beginnings of ids -------------------------------------------------------------------
