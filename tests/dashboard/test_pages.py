@@ -114,6 +114,13 @@ def test_wrong_key_gets_the_sentence_of_the_api(app: Flask, alice: ApiClient) ->
 
 
 @one_database
+def test_sign_in_is_what_a_password_manager_fills(app: Flask) -> None:
+    form = Browser(app).get("/sign-in").text
+    kinds = re.findall(r'<input [^>]*name="(\w+)"[^>]*autocomplete="([^"]+)"', form)
+    assert kinds == [("username", "username"), ("key", "current-password")]
+
+
+@one_database
 def test_sign_in_leads_back_to_the_page_that_was_asked_for(
     app: Flask, alice: ApiClient, task: dict[str, Any]
 ) -> None:
