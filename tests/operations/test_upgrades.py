@@ -112,7 +112,8 @@ def new_url(kind: str, databases: Databases, folder: Path) -> str:
     return f"sqlite:///{folder / 'upgraded' / 'taskservice.db'}"
 
 
-@pytest.mark.parametrize("older", REVISIONS)
+# From the newest backwards; CI leaves some out.
+@pytest.mark.parametrize("older", REVISIONS[:: -int(os.environ.get("UPGRADE_REVISIONS", "1"))])
 def test_upgraded_database_has_its_data_and_the_schema_of_a_new_one(
     url: str,
     older: str,
