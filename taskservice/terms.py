@@ -96,6 +96,13 @@ SORTS: tuple[str, ...] = get_args(Sort)
 SERVICE = "service"
 LINK = "link"
 
+# What can be done with many tasks at once.
+CANCEL: Final = "cancel"
+DELETE: Final = "delete"
+RERUN: Final = "rerun"
+BulkAction = Literal["cancel", "delete", "rerun"]
+BULK_ACTIONS: tuple[BulkAction, ...] = (CANCEL, DELETE, RERUN)
+
 LABEL_KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 AGENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -128,7 +135,7 @@ MAX_LABELS = 16
 # Maximum timeout of a task and of a question, and the default one of a question, in seconds.
 MAX_TIMEOUT = 366 * 86_400
 QUESTION_TIMEOUT = 86_400
-# Maximum number of tasks on one page of the list.
+# Maximum number of tasks on one page of the list, and of one request that changes many.
 MAX_LIMIT = 1_000
 # Maximum and default number of lines on one page of a log.
 MAX_LINES = 10_000

@@ -8,9 +8,9 @@ from taskservice import terms
 from taskservice.auth import caller
 from taskservice.database.types import TaskRow, TaskVersion
 from taskservice.schemas import examples, requests
-from taskservice.schemas.tasks import delivery_schema, expanded_task_schema
+from taskservice.schemas.tasks import bulk_result_schema, delivery_schema, expanded_task_schema
+from taskservice.services import bulk, lists, logs, reports, task_json
 from taskservice.services import deliveries as delivery_service
-from taskservice.services import lists, logs, reports, task_json
 from taskservice.services import tasks as task_service
 from taskservice.services.tasks import Idempotency
 from taskservice.web import responses, waiting
@@ -23,6 +23,7 @@ list_query_schema = requests.ListQuerySchema()
 task_query = requests.TaskQuerySchema()
 start_schema = requests.StartSchema()
 rerun_schema = requests.RerunSchema()
+bulk_schema = requests.BulkSchema()
 report_schema = requests.ReportSchema()
 
 
@@ -187,6 +188,24 @@ def rerun(task_id: str, query: dict[str, Any]) -> Response:
     # Relative to the path of the request.
     headers = {"Location": f"../{task.id}", **responses.replayed_header(replayed)}
     return responses.task(task, responses.shape(query), 201, headers)
+
+
+@blueprint.post("/task/bulk")
+@operation(
+    "changeTasks",
+    user_key=True,
+    body=bulk_schema,
+    headers=["Idempotency-Key"],
+    responses={200: bulk_result_schema},
+)
+def change_many(body: dict[str, Any]) -> Response:
+    """Cancel, delete or rerun many tasks.
+
+    Does with each task what its own route does, one after the other: if one is refused, the others
+    are changed. Webhooks are sent after the response. An `Idempotency-Key` makes reruns safe to
+    repeat; the other actions are safe without one.
+    """
+    return responses.json(bulk.run(caller, body["action"], body["taskIds"], idempotency_key()))
 
 
 @blueprint.delete("/task/<task_id>")

@@ -1,6 +1,7 @@
 """Types of options that several commands share: durations, text, ids, labels, and --json."""
 
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 import click
@@ -37,6 +38,16 @@ class Duration(click.ParamType[int]):
         if self._maximum is not None and seconds > self._maximum:
             self.fail(f"must be at most {typed(self._maximum)}", param, ctx)
         return seconds
+
+
+def time_before(seconds: int | None) -> str | None:
+    """The time that was `seconds` ago; None for None, and before the first year."""
+    if seconds is None:
+        return None
+    try:
+        return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
+    except OverflowError:
+        return None
 
 
 class Text(click.ParamType[str]):

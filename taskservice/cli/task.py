@@ -2,14 +2,13 @@
 
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, NoReturn
 
 import click
 
-from taskservice.cli import questions, task_text
+from taskservice.cli import bulk, questions, task_text
 from taskservice.cli.json_input import task_input
 from taskservice.cli.options import (
     Duration,
@@ -22,6 +21,7 @@ from taskservice.cli.options import (
     known_task,
     task_callback,
     task_labels,
+    time_before,
 )
 from taskservice.cli.service_client import (
     UNAVAILABLE,
@@ -42,7 +42,17 @@ from taskservice.terminal import (
     print_log_line,
     print_table,
 )
-from taskservice.terms import CANCELLED, FAILED, MAX_TIMEOUT, RUNNING, STATUSES, TIMEOUT
+from taskservice.terms import (
+    CANCEL,
+    CANCELLED,
+    DELETE,
+    FAILED,
+    MAX_TIMEOUT,
+    RERUN,
+    RUNNING,
+    STATUSES,
+    TIMEOUT,
+)
 
 # How many tasks the table of `list` contains by default.
 ROWS = 20
@@ -178,7 +188,7 @@ def list_all(
     **options: Any,
 ) -> None:
     """List tasks, newest first."""
-    filters = _filters(options) | {"labels": dict(labels), "created_after": _time_before(since)}
+    filters = _filters(options) | {"labels": dict(labels), "created_after": time_before(since)}
     with service_client() as client:
         if agent is not None:
             filters["agent_id"] = find_agent_id(agent_ids(client), agent)
@@ -199,15 +209,6 @@ def _filters(options: dict[str, Any]) -> dict[str, Any]:
     if len(states) > 1:
         raise click.UsageError(f"--{states[0]} can't be used with another status.")
     return options | (STATES.get(states[0], {"status": states[0]}) if states else {})
-
-
-def _time_before(seconds: int | None) -> str | None:
-    if seconds is None:
-        return None
-    try:
-        return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
-    except OverflowError:
-        return None
 
 
 def _print_table(client: Client, filters: dict[str, Any], limit: int) -> None:
@@ -254,7 +255,7 @@ def show(task_id: str, as_json: bool) -> None:
 @json_lines
 def logs(task_id: str, is_followed: bool, since: int | None, **options: Any) -> None:
     """Print the current log."""
-    shown = _Lines(since=_time_before(since), **options)
+    shown = _Lines(since=time_before(since), **options)
     if is_followed:
         _follow(task_id, shown)
     with service_client() as client:
@@ -285,44 +286,72 @@ def follow(task_id: str, times: bool, as_json: bool) -> None:
     epilog=examples(
         "taskservice task rerun 01a20e63-9249-713c --follow",
         'taskservice task rerun 01a20e63-9249-713c --input \'{"mailbox": "sales"}\'',
+        "taskservice task rerun --agent summarizer --failed",
     ),
 )
-@task_argument
+@bulk.choice_of_tasks
 @task_input
 @follow_option
 @json_object
 def rerun(
-    task_id: str, input_object: dict[str, Any] | None, is_followed: bool, as_json: bool
+    choice: bulk.Choice, input_object: dict[str, Any] | None, is_followed: bool, as_json: bool
 ) -> None:
-    """Start a task again, and print the new task's id.
+    """Start tasks again, and print the ids of the new tasks.
 
-    The new task has the same agent, name, callback, timeout and labels, and the same input
-    unless --input is given. It waits for a worker.
+    A new task has the same agent, name, callback, timeout and labels, and the same input unless
+    --input is given. It waits for a worker. --input and --follow are for one TASK_ID.
+    """
+    if choice.one_id is None and (is_followed or input_object is not None):
+        raise click.UsageError("--input and --follow need exactly one TASK_ID.")
+    with service_client() as client:
+        if choice.one_id is None:
+            bulk.change(client, RERUN, choice, as_json)
+        else:
+            task = client.task(find_task_id(client, choice.one_id)).rerun(input_object)
+            _announce(task, is_followed, as_json)
+
+
+@command.command(
+    "cancel",
+    epilog=examples(
+        "taskservice task cancel 01a20e63-9249-713c",
+        "taskservice task cancel --agent summarizer --label env=test",
+    ),
+)
+@bulk.choice_of_tasks
+@json_object
+def cancel(choice: bulk.Choice, as_json: bool) -> None:
+    """Cancel tasks and stop their programs.
+
+    Options in place of TASK_ID choose among the running tasks.
     """
     with service_client() as client:
-        task = client.task(find_task_id(client, task_id)).rerun(input_object)
-        _announce(task, is_followed, as_json)
+        if choice.one_id is None:
+            choice.filters.setdefault("status", RUNNING)
+            bulk.change(client, CANCEL, choice, as_json)
+        else:
+            task = client.task(find_task_id(client, choice.one_id)).cancel()
+            print_json(task.data) if as_json else print_line(task_text.outcome(task))
 
 
-@command.command("cancel", epilog=examples("taskservice task cancel 01a20e63-9249-713c"))
-@task_argument
+@command.command(
+    "delete",
+    epilog=examples(
+        "taskservice task delete 01a20e63-9249-713c",
+        "taskservice task delete --agent summarizer --failed --before 30d --yes",
+    ),
+)
+@bulk.choice_of_tasks
 @json_object
-def cancel(task_id: str, as_json: bool) -> None:
-    """Cancel a task and stop its program."""
+def delete(choice: bulk.Choice, as_json: bool) -> None:
+    """Delete tasks permanently, with their logs."""
     with service_client() as client:
-        task = client.task(find_task_id(client, task_id)).cancel()
-        print_json(task.data) if as_json else print_line(task_text.outcome(task))
-
-
-@command.command("delete", epilog=examples("taskservice task delete 01a20e63-9249-713c"))
-@task_argument
-@json_object
-def delete(task_id: str, as_json: bool) -> None:
-    """Delete a task permanently, with its log."""
-    with service_client() as client:
-        task = client.task(find_task_id(client, task_id))
-        task.delete()
-        print_json(task.data) if as_json else print_line(f"{task.id} is deleted")
+        if choice.one_id is None:
+            bulk.change(client, DELETE, choice, as_json)
+        else:
+            task = client.task(find_task_id(client, choice.one_id))
+            task.delete()
+            print_json(task.data) if as_json else print_line(f"{task.id} is deleted")
 
 
 def _announce(task: Task, is_followed: bool, as_json: bool) -> None:

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from threading import current_thread
 from typing import Any, NotRequired, TypedDict
 from uuid import uuid4
@@ -49,13 +49,14 @@ from taskservice.client.task import (
     register_agent,
     start_task,
 )
-from taskservice.terms import ErrorType, Sort, Status
+from taskservice.terms import BulkAction, ErrorType, Sort, Status
 
 __all__ = [
     "Agent",
     "Annotations",
     "Attention",
     "BadRequest",
+    "BulkAction",
     "Client",
     "Conflict",
     "ErrorType",
@@ -551,6 +552,37 @@ class Client:
         """
         items: list[Attention] = self.connection.call("GET", "/attention", responses.ATTENTION).data
         return items
+
+    def bulk(self, action: BulkAction, task_ids: Iterable[str]) -> dict[str, Any]:
+        """Cancel, delete or rerun many tasks; only user keys can.
+
+        Blocks for one request for each 100 tasks. If a request is repeated because its response
+        was lost, tasks that it had deleted count as refused, as "not_found".
+
+        Args:
+            action: "cancel", "delete" or "rerun".
+            task_ids: The IDs; one that is given twice counts once.
+
+        Returns:
+            `done`, the number of changed tasks; `refused`, each with its `id` and an error `code`;
+            and `tasks`, the IDs of the new tasks of reruns.
+
+        Example:
+            >>> waiting = [client.start("reader", claim=False).id for _ in range(3)]
+            >>> client.bulk("delete", waiting)["done"]
+            3
+        """
+        ids = list(dict.fromkeys(task_ids))
+        total: dict[str, Any] = {"done": 0, "refused": [], "tasks": []}
+        for start in range(0, len(ids), PAGE_TASKS):
+            body = {"action": action, "taskIds": ids[start : start + PAGE_TASKS]}
+            headers = {"Idempotency-Key": uuid4().hex}
+            path, expected = "/task/bulk", responses.BULK
+            part = self.connection.call("POST", path, expected, json=body, headers=headers).data
+            total["done"] += part["done"]
+            total["refused"] += part["refused"]
+            total["tasks"] += part.get("tasks", [])
+        return total
 
     def register(
         self,

@@ -101,6 +101,22 @@ class RerunSchema(Schema):
     )
 
 
+class BulkSchema(Schema):
+    """An action on many tasks."""
+
+    action = fields.String(
+        required=True,
+        validate=validate.OneOf(terms.BULK_ACTIONS),
+        metadata=doc("The change of each task.", terms.CANCEL),
+    )
+    taskIds = Strings(
+        fields.String(),
+        required=True,
+        validate=validate.Length(1, terms.MAX_LIMIT),
+        metadata=doc("The tasks; one that is named twice counts once.", [examples.TASK]),
+    )
+
+
 class FailureSchema(Schema):
     """Why a task failed. Other types of errors can't be reported."""
 

@@ -171,6 +171,32 @@ class TaskSchema(RowSchema):
     user = fields.Nested(UserSchema())
 
 
+class RefusedSchema(ResponseSchema):
+    """A task on which the action was not possible."""
+
+    id = text_field("The task's ID, as it was sent.", examples.TASK)
+    code = text_field("The error code of the refusal.", terms.TASK_FINISHED)
+
+
+class BulkResultSchema(ResponseSchema):
+    """The outcome of an action on many tasks."""
+
+    optional = ("tasks",)
+
+    done = fields.Integer(metadata=doc("The number of tasks that were changed.", 28, minimum=0))
+    refused = fields.List(
+        fields.Nested(RefusedSchema()),
+        metadata=doc(
+            "The tasks that were left as they are.",
+            [{"id": examples.TASK, "code": terms.TASK_FINISHED}],
+        ),
+    )
+    tasks = fields.List(
+        id_field("The new task's ID.", examples.TASK),
+        metadata=doc("The new tasks of reruns; absent for other actions."),
+    )
+
+
 class PartialTaskSchema(TaskSchema):
     """A task in the response to a request with `fields`: only the fields named there."""
 
@@ -243,6 +269,7 @@ class FinishedTaskSchema(ResponseSchema):
 question_schema = QuestionSchema()
 task_schema = TaskSchema(exclude=TASK_EXPANSIONS)
 expanded_task_schema = TaskSchema()
+bulk_result_schema = BulkResultSchema()
 partial_task_schema = PartialTaskSchema(partial=True)
 appended_schema = AppendedSchema()
 log_page_schema = LogPageSchema()

@@ -72,15 +72,20 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
 
 def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
     """Cancel a running task; repeating it changes nothing. Raises 404 and 409."""
+    changed, leased = end_by_cancel(caller, task_id)
+    return changed, attempts.first_attempt(leased)
+
+
+def end_by_cancel(caller: Caller, task_id: str) -> tuple[TaskRow, delivery_service.Leased | None]:
+    """Cancel a running task; returns it, and its webhook, which the caller sends or releases."""
     with transaction() as connection:
         task = get_locked(connection, caller, task_id)
         if task.error_type == CANCELLED:
-            return task, attempts.NO_WEBHOOK
+            return task, None
         if task.status != RUNNING:
             raise finished_problem(task)
         values = {"status": ERROR, "error_type": CANCELLED, "error_message": CANCELLED_MESSAGE}
-        changed, leased = _change(connection, caller, task, values)
-    return changed, attempts.first_attempt(leased)
+        return _change(connection, caller, task, values)
 
 
 def _reported(task: TaskRow, changes: dict[str, Any], output: "_Output") -> dict[str, Any]:
