@@ -5,17 +5,19 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice.auth import caller
-from taskservice.schemas import hooks as schemas
-from taskservice.schemas.hooks import hook_delivery_schema, hook_schema, tested_hook_schema
+from taskservice.schemas.hooks import (
+    change_hook_schema,
+    create_hook_schema,
+    hook_delivery_schema,
+    hook_schema,
+    tested_hook_schema,
+)
 from taskservice.services import hooks
 from taskservice.terms import DELIVERY_UNDER_WAY, TOO_MANY_HOOKS
 from taskservice.web import responses
 from taskservice.web.request import operation
 
 blueprint = Blueprint("hooks", __name__)
-
-create_schema = schemas.HookFieldsSchema()
-change_schema = schemas.ChangeHookSchema()
 
 
 @blueprint.get("/hook")
@@ -32,7 +34,7 @@ def list_all() -> Response:
 @operation(
     "createHook",
     user_key=True,
-    body=create_schema,
+    body=create_hook_schema,
     responses={201: hook_schema},
     response_headers=["Location"],
     errors=[TOO_MANY_HOOKS],
@@ -55,7 +57,7 @@ def get(hook_id: str) -> Response:
 
 
 @blueprint.patch("/hook/<hook_id>")
-@operation("changeHook", user_key=True, body=change_schema, responses={200: hook_schema})
+@operation("changeHook", user_key=True, body=change_hook_schema, responses={200: hook_schema})
 def change(hook_id: str, body: dict[str, Any]) -> Response:
     """Change a hook.
 
@@ -81,14 +83,7 @@ def test(hook_id: str) -> Response:
 
     Sends a sample and waits for the outcome.
     """
-    outcome = hooks.test(caller, hook_id)
-    return responses.json(
-        {
-            "delivered": outcome.delivered,
-            "statusCode": outcome.status_code,
-            "message": outcome.message,
-        }
-    )
+    return responses.dump(tested_hook_schema, hooks.test(caller, hook_id))
 
 
 @blueprint.get("/hook/<hook_id>/deliveries")

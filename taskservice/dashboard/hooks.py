@@ -15,14 +15,11 @@ from taskservice.dashboard.schema_form import Errors, Json, Texts
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
 from taskservice.schemas import strict_json
-from taskservice.schemas.hooks import ChangeHookSchema, HookFieldsSchema
+from taskservice.schemas.hooks import change_hook_schema, create_hook_schema
 from taskservice.services import agents, hooks
 from taskservice.web.request import require_id
 
 blueprint = Blueprint("hooks", __name__)
-
-create_schema = HookFieldsSchema()
-change_schema = ChangeHookSchema()
 
 # What a hook with this format is, in one word and in more, and its address.
 KINDS = {
@@ -73,7 +70,7 @@ def create() -> AnyResponse:
     hook = None
     try:
         if sessions.is_first_submission():
-            fields = create_schema.load(_fields(content))
+            fields = create_hook_schema.load(_fields(content))
             hook = hooks.create(caller, fields, sessions.submission_id())
     except (Problem, ValidationError) as error:
         return _page(422, schema, typed, schema_form.errors_of(error))
@@ -109,7 +106,7 @@ def test(hook_id: str) -> AnyResponse:
 
 @blueprint.post("/notifications/<hook_id>/state")
 def change_state(hook_id: str) -> AnyResponse:
-    fields = change_schema.load({"state": request.form.get("state")})
+    fields = change_hook_schema.load({"state": request.form.get("state")})
     hook = hooks.change(caller, require_id("hook", hook_id), fields)
     flash(f"“{hook.name}” is {'on' if hook.state == terms.ACTIVE else 'off'}.")
     return redirect_to("hooks.show", hook_id=hook_id)

@@ -250,8 +250,10 @@ def text_field(
     return fields.String(allow_none=allow_none, validate=validate, metadata=metadata)
 
 
-def name_field(description: str, *examples: str, **options: Any) -> fields.String:
-    metadata = doc(description, *examples)
+def name_field(
+    description: str, *examples: str, column: Column | None = None, **options: Any
+) -> fields.String:
+    metadata = doc(description, *examples, column=column)
     return fields.String(validate=validate.Length(1, MAX_NAME), metadata=metadata, **options)
 
 
@@ -305,6 +307,8 @@ class StoredNumber(fields.Float):
         return None if value is None else strict_json.fragment(value)
 
 
+# What is stored as text in JSON.
+STORED = (StoredJson, StoredNames, StoredNumber)
 # `Task.questions` without an open question.
 NO_QUESTIONS = "[]"
 
@@ -386,7 +390,7 @@ class RowSchema(ResponseSchema):
         for name, column in self.columns.items():
             if name in changes:
                 value = values[column.key] = changes[name]
-                if value is not None and isinstance(self.fields[name], StoredJson | StoredNumber):
+                if value is not None and isinstance(self.fields[name], STORED):
                     values[column.key] = strict_json.dumps(value).decode()
         return values
 

@@ -10,7 +10,17 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, and_, bindparam, case, delete, insert, select, update
+from sqlalchemy import (
+    Connection,
+    and_,
+    bindparam,
+    case,
+    delete,
+    insert,
+    literal,
+    select,
+    update,
+)
 
 from taskservice import terms
 from taskservice.database import clock
@@ -217,10 +227,18 @@ def enqueue_for_hook(connection: Connection, hook: AnyRow, event_id: str, event:
     )
 
 
-def open_stream(connection: Connection, user_id: str) -> None:
-    """From now on, record this user's events; call it before the first hook or poll."""
-    if _STREAM.one_or_none(connection, user_id=user_id) is None:
+def lock_stream(connection: Connection, user_id: str, until: str = clock.EARLIEST) -> int:
+    """Keep other transactions from recording events of the user; returns the last position.
+
+    From the first call on, events are recorded for hooks; until KEPT_SECONDS after `until`, all.
+    """
+    stream = select(EventStream.position).where(EventStream.user_id == user_id)
+    if connection.scalar(stream) is None:
         connection.execute(insert(EventStream), {"user_id": user_id, "position": 0})
+    is_later = EventStream.polled_at > until
+    polled_at = case((is_later, EventStream.polled_at), else_=literal(until, Timestamp()))
+    locked = update(EventStream).where(EventStream.user_id == user_id).values(polled_at=polled_at)
+    return connection.execute(locked.returning(EventStream.position)).scalar_one()
 
 
 def _concerns(hook: AnyRow, event: NewEvent) -> bool:

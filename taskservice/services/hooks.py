@@ -12,7 +12,7 @@ from taskservice import resources, terms
 from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.connections import Statement
-from taskservice.database.models import Delivery, Event, EventStream, Hook
+from taskservice.database.models import Delivery, Event, Hook
 from taskservice.database.transactions import (
     end_shared_reading,
     reading,
@@ -21,8 +21,7 @@ from taskservice.database.transactions import (
 )
 from taskservice.database.types import AnyRow, AnySelect, Identifier, time_from_now
 from taskservice.errors import Problem, invalid, not_found, overloaded
-from taskservice.schemas import strict_json
-from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS
+from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS, hook_schema
 from taskservice.services import attempts, deliveries, events, hook_messages, subscriptions
 from taskservice.services.attempts import FirstAttemptSlots
 from taskservice.services.deliveries import DueDeliveries
@@ -48,16 +47,6 @@ _DELIVERIES: AnySelect = (
     .where(Delivery.hook_id == bindparam("hook_id", type_=Identifier))
     .order_by(Delivery.created_at.desc(), Delivery.id.desc())
 )
-# Field -> column, for those that are stored as they are sent.
-_COLUMNS = {
-    "name": "name",
-    "target": "target",
-    "format": "format",
-    "agentId": "agent_id",
-    "label": "label",
-    "token": "token",
-    "answerLinks": "answer_links",
-}
 
 
 def turned_off(caller: Caller) -> list[AnyRow]:
@@ -96,24 +85,20 @@ def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -
 
     Returns None if there is a hook with the id `hook_id`.
     """
-    values = {
-        "agent_id": None,
-        "label": None,
-        "token": None,
-        "answer_links": False,
-        "format": default_format(fields["target"]),
-        "name": default_name(fields["target"]),
-        "events": strict_json.dumps(fields.get("events") or terms.DEFAULT_EVENTS).decode(),
-        **_stored(fields),
+    target = fields["target"]
+    defaults = {
+        "name": default_name(target),
+        "format": default_format(target),
+        "events": terms.DEFAULT_EVENTS,
+        "answerLinks": False,
     }
-    _check(values)
     new_id = hook_id or clock.new_id()
     new = {"id": new_id, "user_id": caller.user_id, "created_at": clock.now()}
+    new |= _stored({**defaults, **fields, "state": terms.ACTIVE})
+    _check(new)
     with transaction() as connection:
-        events.open_stream(connection, caller.user_id)
-        # Locked, so that no other transaction creates one at the same time.
-        stream = select(EventStream.position).where(EventStream.user_id == caller.user_id)
-        connection.execute(stream.with_for_update())
+        # No other transaction creates one at the same time.
+        events.lock_stream(connection, caller.user_id)
         if connection.scalar(select(Hook.id).where(_THIS), {"hook_id": new_id}):
             return None
         # Subscriptions expire. SQLite would search for the condition in the index of their ids.
@@ -121,7 +106,7 @@ def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -
         if (connection.scalar(count, {"user_id": caller.user_id}) or 0) >= terms.MAX_HOOKS:
             detail = f"The user has {terms.MAX_HOOKS} hooks already"
             raise Problem(409, detail, code=terms.TOO_MANY_HOOKS)
-        connection.execute(insert(Hook), new | values | {"state": terms.ACTIVE})
+        connection.execute(insert(Hook), new)
         return _locked(connection, caller, new_id)
 
 
@@ -148,10 +133,9 @@ def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> AnyRow:
 
 
 def _stored(fields: dict[str, Any]) -> dict[str, Any]:
-    values = {_COLUMNS[name]: fields[name] for name in fields.keys() & _COLUMNS.keys()}
-    if "events" in fields:
-        values["events"] = strict_json.dumps(fields["events"]).decode()
-    return values
+    # No response has the token.
+    token = {"token": fields["token"]} if "token" in fields else {}
+    return hook_schema.stored(fields) | token
 
 
 def default_format(target: str) -> str:

@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    case,
     delete,
     exists,
     func,
     insert,
-    literal,
     null,
     or_,
     select,
@@ -40,11 +38,17 @@ from taskservice.database.transactions import (
     retry_on_conflict,
     transaction,
 )
-from taskservice.database.types import AnyRow, AnySelect, Timestamp, database_now
+from taskservice.database.types import AnyRow, AnySelect, database_now
 from taskservice.errors import invalid_key
 from taskservice.schemas import strict_json
 from taskservice.services import events
-from taskservice.services.deliveries import DueDeliveries, LeaseLost, is_pending, is_unleased
+from taskservice.services.deliveries import (
+    CANCEL,
+    DueDeliveries,
+    LeaseLost,
+    is_pending,
+    is_unleased,
+)
 from taskservice.services.events import KEPT_SECONDS, NewEvent
 from taskservice.terminal import shortened
 from taskservice.terms import ACTIVE, CANCELLED, EVENTS, MAX_HOOKS, MCP, TASK_ASKS
@@ -114,7 +118,7 @@ def poll(caller: Caller, wanted: Wanted, limit: int) -> dict[str, Any]:
         last = found.position
     else:
         with transaction() as connection:
-            last = _lock_stream(connection, caller.user_id, now)
+            last = events.lock_stream(connection, caller.user_id, now)
     with reading() as connection:
         conditions, is_truncated = _start(connection, caller, wanted, last)
         of_page = events.WITH_TASKS.where(*conditions).limit(limit + 1)
@@ -127,18 +131,6 @@ def poll(caller: Caller, wanted: Wanted, limit: int) -> dict[str, Any]:
         "truncated": is_truncated,
         "hasMore": has_more,
     }
-
-
-def _lock_stream(connection: Connection, user_id: str, until: str) -> int:
-    """Keep other transactions from recording events of the user; returns the last position.
-
-    All events are recorded until KEPT_SECONDS after `until`.
-    """
-    events.open_stream(connection, user_id)
-    is_earlier = or_(EventStream.polled_at.is_(None), EventStream.polled_at < until)
-    polled_at = case((is_earlier, literal(until, Timestamp())), else_=EventStream.polled_at)
-    locked = update(EventStream).where(EventStream.user_id == user_id).values(polled_at=polled_at)
-    return connection.execute(locked.returning(EventStream.position)).scalar_one()
 
 
 def _start(
@@ -240,7 +232,7 @@ def subscribe(caller: Caller, wanted: Wanted) -> dict[str, Any]:
         if key is None:
             raise invalid_key()
         until = min(filter(None, (clock.now(wanted.seconds), key.expires_at)))
-        last = _lock_stream(connection, caller.user_id, until)
+        last = events.lock_stream(connection, caller.user_id, until)
         hook = connection.execute(_HOOKS.where(own, Hook.expires_at > now)).first()
         more = {}
         if hook is None:
@@ -380,7 +372,7 @@ def _reached(
 
 def terminate(connection: Connection, hook: AnyRow) -> None:
     """End a subscription and tell its client, unless it was changed since it was read."""
-    _lock_stream(connection, hook.user_id, EARLIEST)
+    events.lock_stream(connection, hook.user_id)
     unchanged = (Hook.id == hook.id, Hook.expires_at == hook.expires_at)
     # Active, so that the client of one that was off is told, too.
     ended = update(Hook).where(*unchanged).values(expires_at=clock.now(), state=ACTIVE)
@@ -427,7 +419,7 @@ def maintain() -> None:
 
 def _give_up(connection: Connection, hook: AnyRow) -> None:
     """Cancel the oldest pending events of a subscription, and let its client know."""
-    _lock_stream(connection, hook.user_id, EARLIEST)
+    events.lock_stream(connection, hook.user_id)
     waiting = (
         select(Delivery.id)
         .join(Event, Event.id == Delivery.event_id)
@@ -440,5 +432,4 @@ def _give_up(connection: Connection, hook: AnyRow) -> None:
 
 
 def _cancel(connection: Connection, *which: ColumnElement[bool]) -> int:
-    cancelled = {"state": CANCELLED, "next_attempt_at": None, "lease": None, "leased_until": None}
-    return connection.execute(update(Delivery).where(is_pending, *which).values(cancelled)).rowcount
+    return connection.execute(update(Delivery).where(is_pending, *which).values(CANCEL)).rowcount
