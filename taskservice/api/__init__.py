@@ -2,7 +2,7 @@
 
 from flask import Blueprint, Flask, Response, request
 
-from taskservice.api import agents, attention, hooks, logs, questions, service, tasks, users
+from taskservice.api import agents, hooks, logs, questions, service, tasks, users
 from taskservice.auth import ERRORS_OF_DELETED_USER, KEY_HEADERS, authenticate, is_key_valid
 from taskservice.errors import from_exception, invalid_key, respond
 from taskservice.terms import API_PREFIX
@@ -16,7 +16,7 @@ for blueprint in (
     questions.blueprint,
     logs.blueprint,
     agents.blueprint,
-    attention.blueprint,
+    agents.attention,
     hooks.blueprint,
     users.blueprint,
     users.keys,

@@ -1,4 +1,4 @@
-"""Routes of agents: list, get, put, claim a task, delete."""
+"""Routes of agents: list, get, put, claim a task, delete; and what needs attention."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +10,15 @@ from taskservice.database.types import AnyRow
 from taskservice.schemas import examples
 from taskservice.schemas.requests import AgentQuerySchema, PutAgentSchema, TaskQuerySchema
 from taskservice.schemas.tasks import expanded_task_schema
-from taskservice.schemas.users import agent_schema, expanded_agent_schema
+from taskservice.schemas.users import agent_schema, attention_schema, expanded_agent_schema
 from taskservice.services import agents as agent_service
+from taskservice.services import attention as attention_service
 from taskservice.terms import AGENT_HAS_TASKS
 from taskservice.web import responses, waiting
 from taskservice.web.request import idempotency_key, operation
 
 blueprint = Blueprint("agents", __name__)
+attention = Blueprint("attention", __name__)
 
 agent_query = AgentQuerySchema()
 task_query = TaskQuerySchema()
@@ -103,3 +105,14 @@ def delete(agent_id: str) -> Response:
     """
     agent = agent_service.delete(caller, agent_id)
     return responses.dump(agent_schema, agent)
+
+
+@attention.get("/attention")
+@operation("listAttention", responses={200: [attention_schema]})
+def list_attention() -> Response:
+    """List what needs attention.
+
+    At most 100 things for a person to look at: the most urgent kind first, the oldest of each kind
+    first. An agent key gets what concerns its agent, without callbacks and hooks.
+    """
+    return responses.json(attention_service.list_all(caller))
