@@ -71,7 +71,7 @@ def list_all() -> Response:
 @shared
 def show(agent_id: str) -> Response:
     agent = agent_service.get(caller, agent_id)
-    expect = None if agent.expect is None else strict_json.loads(agent.expect.encode())
+    expect = _stored_expect(agent)
     ((_, runs),) = agent_service.runs([agent], PLOTTED_RUNS)
     facts = _facts(agent, runs[-agent_service.RECENT :])
     return page(
@@ -84,7 +84,7 @@ def show(agent_id: str) -> Response:
         attention=attention.list_all(caller),
         plot=chart.plot(runs, facts["health"]["medianSeconds"]),
         plot_height=chart.PLOT_HEIGHT,
-        expected=_expect_form(expect or {}),
+        is_by_cron="cron" in (expect or {}),
         due_times=[agent.due_at, *due_times(expect, agent.due_at, 2)] if expect else [],
     )
 
@@ -93,34 +93,29 @@ def show(agent_id: str) -> Response:
 def edit_form(agent_id: str) -> Response:
     caller.require_user_key()
     agent = agent_service.get(caller, agent_id)
-    return _edit_page(agent, {"name": agent.name, "description": agent.description})
+    expect = _stored_expect(agent) or {}
+    form = {"name": agent.name, "description": agent.description}
+    form |= {"cron": expect.get("cron", ""), "zone": expect.get("timeZone", "")}
+    form |= {name: typed(expect[name]) for name in ("every", "grace") if name in expect}
+    return _edit_page(agent, form)
 
 
 @blueprint.post("/agents/<agent_id>/edit")
 def change(agent_id: str) -> AnyResponse:
     caller.require_user_key()
     agent = agent_service.get(caller, agent_id)
-    form = _form("name", "description")
+    form = _form("name", "description", "every", "cron", "zone", "grace")
     try:
-        agent_service.put(caller, agent.id, put_schema.load(form))
+        names = {name: form[name] for name in ("name", "description")}
+        fields = put_schema.load({**names, "expect": _expect(form)})
+        if fields["expect"] == _stored_expect(agent):
+            # Setting it again would end the lateness of the agent.
+            del fields["expect"]
+        agent_service.put(caller, agent.id, fields)
     except (Problem, ValidationError) as error:
-        fault = schema_form.sentence_of(schema_form.errors_of(error))
+        errors = schema_form.errors_of(error)
+        fault = schema_form.sentence_of(errors | errors.pop("expect", {}))
         return _edit_page(agent, form, f"Nothing was changed. {fault}")
-    flash("Saved.")
-    return redirect_to("agents.show", agent_id=agent.id)
-
-
-@blueprint.post("/agents/<agent_id>/expect")
-def change_expect(agent_id: str) -> AnyResponse:
-    caller.require_user_key()
-    agent = agent_service.get(caller, agent_id)
-    form = {name: text.strip() for name, text in _form("every", "cron", "zone", "grace").items()}
-    try:
-        agent_service.put(caller, agent.id, put_schema.load({"expect": _expect(form)}))
-    except (Problem, ValidationError) as error:
-        fault = schema_form.sentence_of(schema_form.errors_of(error)["expect"])
-        values = {"agent": agent, "expected": form, "fault": f"Nothing was changed. {fault}"}
-        return page("expect.html", 422, **values)
     flash("Saved.")
     return redirect_to("agents.show", agent_id=agent.id)
 
@@ -173,26 +168,25 @@ def _start(agent: AnyRow, form: dict[str, str], input_form: InputForm) -> TaskRo
     return task
 
 
+def _stored_expect(agent: AnyRow) -> Any:
+    return agent.expect and strict_json.loads(agent.expect.encode())
+
+
 def _expect(form: dict[str, str]) -> dict[str, Any] | None:
     """The expected runs in a form, or None. Raises ValidationError."""
-    if not form["every"] and not form["cron"]:
+    every, cron, zone, grace = (form[name].strip() for name in ("every", "cron", "zone", "grace"))
+    if not every and not cron:
         return None
     # The browser fills in a time zone without a cron expression too.
-    texts = {"cron": form["cron"], "timeZone": form["zone"] if form["cron"] else ""}
+    texts = {"cron": cron, "timeZone": zone if cron else ""}
     expect: dict[str, Any] = {name: text for name, text in texts.items() if text}
-    for name in ("every", "grace"):
-        if form[name]:
-            expect[name] = typed_seconds(form[name])
+    for name, text in (("every", every), ("grace", grace)):
+        if text:
+            expect[name] = typed_seconds(text)
             if expect[name] is None:
-                message = f"“{form[name][:80]}” is not a duration such as 25h."
+                message = f"“{text[:80]}” is not a duration such as 25h."
                 raise ValidationError({"expect": {name: [message]}})
     return expect
-
-
-def _expect_form(expect: dict[str, Any]) -> dict[str, str]:
-    """The texts of the form for these expected runs."""
-    durations = {name: typed(expect[name]) for name in ("every", "grace") if name in expect}
-    return {"cron": expect.get("cron", ""), "zone": expect.get("timeZone", "")} | durations
 
 
 def _labels(text: str) -> dict[str, str]:

@@ -274,10 +274,16 @@ def times_due(text: str) -> list[str]:
 
 
 def send_expected(window: Browser, form: dict[str, str]) -> TestResponse:
-    return window.send("/agents/backup", "/agents/backup/expect", **form)
+    return window.send("/agents/backup/edit", name="Backup", description="", **form)
 
 
-def test_expected_runs_are_set_on_the_page_of_the_agent(window: Browser, alice: ApiClient) -> None:
+def typed(window: Browser) -> list[str]:
+    """The expected runs in the form."""
+    text = text_of(window, "/agents/backup/edit")
+    return [field(text, name) for name in EMPTY]
+
+
+def test_expected_runs_are_set_in_the_form_of_the_agent(window: Browser, alice: ApiClient) -> None:
     alice.register("backup")
     text = text_of(window, "/agents/backup")
     assert times_due(text) == []
@@ -290,8 +296,8 @@ def test_expected_runs_are_set_on_the_page_of_the_agent(window: Browser, alice: 
     first, *_ = due = times_due(text)
     assert first == agent["health"]["dueAt"]
     assert due == due_times(agent["expect"], clock.moved(first, -90_000), 3)
-    assert [field(text, name) for name in EMPTY] == ["25h", "", "", "0s"]
     assert facts(text)["Next run"].startswith("due ")
+    assert typed(window) == ["25h", "", "", "0s"]
 
 
 def test_expected_runs_by_cron_are_in_the_zone_of_the_form(
@@ -301,7 +307,7 @@ def test_expected_runs_by_cron_are_in_the_zone_of_the_form(
     cron = EMPTY | {"cron": "0 2 * * *", "zone": "Asia/Kolkata"}
     assert send_expected(window, cron).status_code == 303
     text = text_of(window, "/agents/backup")
-    assert [field(text, name) for name in EMPTY] == ["", "0 2 * * *", "Asia/Kolkata", "1h"]
+    assert typed(window) == ["", "0 2 * * *", "Asia/Kolkata", "1h"]
     assert [time[10:] for time in times_due(text)] == ["T20:30:00.000Z"] * 3
     assert send_expected(window, cron | {"cron": ""}).status_code == 303
     assert expect(alice.get("/agent/backup"), 200)["expect"] is None
@@ -343,6 +349,12 @@ def test_late_agent_is_marked(
         assert said.startswith("was due ")
         assert said.endswith(" late")
     assert times_due(text_of(window, "/agents/backup")) == [due_at]
+    # A new name does not end its lateness, as a new expectation does.
+    form = EMPTY | {"every": "60", "grace": "0"}
+    assert send_expected(window, form).status_code == 303
+    assert facts(text_of(window, "/agents/backup"))["Next run"].endswith(" late")
+    assert send_expected(window, form | {"every": "25h"}).status_code == 303
+    assert not facts(text_of(window, "/agents/backup"))["Next run"].endswith(" late")
 
 
 def test_agent_key_sees_when_runs_are_due_but_no_form(app: Flask, alice: ApiClient) -> None:
@@ -350,6 +362,5 @@ def test_agent_key_sees_when_runs_are_due_but_no_form(app: Flask, alice: ApiClie
     window = signed_in(app, alice.agent_key("backup").key)
     text = text_of(window, "/agents/backup")
     assert len(times_due(text)) == 3
-    assert "/agents/backup/expect" not in text
     token = hidden(window.get("/"))
-    assert window.post("/agents/backup/expect", EMPTY | token).status_code == 403
+    assert window.post("/agents/backup/edit", EMPTY | token).status_code == 403
