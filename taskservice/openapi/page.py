@@ -89,12 +89,12 @@ def resolved(document: Object, node: Object) -> Object:
 
 
 def response_headers(document: Object, operation: Object) -> dict[str, Object]:
-    """The headers of an operation's successful responses, except X-Request-Id, which all have."""
+    """The headers of successful responses, and of a webhook's, without X-Request-Id."""
     return {
         name: resolved(document, header)
         for status, response in operation["responses"].items()
-        if status < "400"
-        for name, header in response["headers"].items()
+        if status < "400" or status == "default"
+        for name, header in response.get("headers", {}).items()
         if name != "X-Request-Id"
     }
 
