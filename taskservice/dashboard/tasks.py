@@ -44,8 +44,6 @@ MAX_CHILDREN = 50
 WIDTH = 1_000
 # A running bar grows in steps, so that the page of a long task seldom changes.
 STEP_SECONDS = 10
-# After this time without a worker, the page shows how to start one.
-LONG_WAIT_SECONDS = 30
 # A task that would take longer, in seconds, has no expected end: a year.
 LONGEST = 366 * 86_400
 
@@ -60,6 +58,8 @@ class Bar(NamedTuple):
 
 def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
     """The values of the page's template."""
+    is_waiting = task.status == RUNNING and task.claimed_at is None
+    agent = agents.get(caller, task.agent_id)
     return {
         "parent": tasks.find(caller, task.parent_id) if task.parent_id else None,
         "original": tasks.find(caller, task.rerun_of) if task.rerun_of else None,
@@ -67,21 +67,13 @@ def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
         "children": _waterfall(tasks.children(caller, task.id, MAX_CHILDREN + 1)),
         "questions": questions.forms(task),
         "ended_questions": questions.ended(task.id),
-        "waiting": _waiting(task),
-        "expected": _expected_end(caller, task),
+        "is_waiting": is_waiting,
+        "no_worker": attention.missing_worker(agent) if is_waiting else None,
+        "expected": _expected_end(agent, task),
     }
 
 
-def _waiting(task: TaskRow) -> dict[str, Any] | None:
-    """The last claim of a waiting task's agent, and whether the task needs a worker."""
-    if task.status != RUNNING or task.claimed_at is not None:
-        return None
-    last_claim = agents.last_claim(task.user_id, task.agent_id)
-    is_long = _seconds(task.created_at, clock.now()) >= LONG_WAIT_SECONDS
-    return {"last_claim": last_claim, "needs_worker": is_long or last_claim is None}
-
-
-def _expected_end(caller: Caller, task: TaskRow) -> str | None:
+def _expected_end(agent: AnyRow, task: TaskRow) -> str | None:
     """The expected end of a running task: from its progress, or its agent's usual duration."""
     if task.status != RUNNING or task.claimed_at is None or open_questions(task.questions):
         # Nobody knows how long a person takes to answer.
@@ -91,7 +83,6 @@ def _expected_end(caller: Caller, task: TaskRow) -> str | None:
         spent = clock.seconds_between(task.claimed_at, task.updated_at)
         seconds = max(0.0, spent) / progress
         return clock.moved(task.claimed_at, seconds) if seconds < LONGEST else None
-    agent = agents.get(caller, task.agent_id)
     usual = agents.health([agent])[agent.id]["medianSeconds"]
     return None if usual is None else clock.moved(task.claimed_at, usual)
 

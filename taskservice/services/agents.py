@@ -125,29 +125,15 @@ _NEWEST_TASK = Statement[AnyRow](
     .order_by(Task.created_at.desc(), Task.id.desc())
     .limit(1)
 )
-_IS_WAITING = (tasks_of_user, Task.agent_id == bindparam("agent_id"), is_unclaimed)
 _WAITING = Statement[AnyRow](
     select(func.count()).select_from(
         select(Task.id)
-        .where(*_IS_WAITING)
+        .where(tasks_of_user, Task.agent_id == bindparam("agent_id"), is_unclaimed)
         .order_by(Task.created_at, Task.id)
         .limit(bindparam("maximum"))
         .subquery()
     )
 )
-# Claims take the oldest waiting task, so the last claimed tasks come right before it.
-_BEFORE_WAITING = (
-    select(Task.claimed_at)
-    .where(
-        tasks_of_user,
-        Task.agent_id == bindparam("agent_id"),
-        Task.created_at <= select(func.min(Task.created_at)).where(*_IS_WAITING).scalar_subquery(),
-    )
-    .order_by(Task.created_at.desc(), Task.id.desc())
-    .limit(bindparam("count"))
-    .subquery()
-)
-_LAST_CLAIM = Statement[AnyRow](select(func.max(_BEFORE_WAITING.c.claimed_at)))
 # The oldest, since claims take the oldest first.
 _RUNNING = Statement[AnyRow](
     select(Task.agent_id, Task.claimed_at)
@@ -256,13 +242,6 @@ def loads(agents: Sequence[AnyRow], maximum: int) -> dict[str, Load]:
             )
             for agent in agents
         }
-
-
-def last_claim(user_id: str, agent_id: str) -> str | None:
-    """The time of the last known claim, for an agent that has a waiting task."""
-    wanted = {"user_id": user_id, "agent_id": agent_id, "count": RECENT}
-    with reading() as connection:
-        return _LAST_CLAIM.scalar(connection, **wanted)  # type: ignore[no-any-return]
 
 
 def health_of(agent: AnyRow, recent: Sequence[AnyRow]) -> dict[str, Any]:
