@@ -173,7 +173,7 @@ def test_waiting_task_needs_a_worker_until_one_asks(
     clocks.go_on(3 * DAY)
     assert [each["text"] for each in items(alice, "no_worker")] == [
         "No worker has asked for work of this agent yet",
-        "No worker has asked for work of this agent in 3 days",
+        "No worker has asked for work of this agent for 3 d",
     ]
     # An empty claim shows that there is a worker.
     for _ in range(3):

@@ -250,5 +250,5 @@ def redeliver(task_id: str) -> Response:
     Makes the newest delivery due now, whatever its state, and restarts its retry schedule. It is
     sent soon after this response, with the same `webhook-id` and the current task.
     """
-    delivery = delivery_service.get(caller, delivery_service.redeliver(caller, task_id))
+    delivery = delivery_service.redeliver(caller, task_id)
     return responses.dump(delivery_schema, delivery, 202)

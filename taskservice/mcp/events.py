@@ -4,6 +4,7 @@ import base64
 import logging
 import time
 from collections import defaultdict, deque
+from contextlib import suppress
 from functools import partial
 from secrets import token_urlsafe
 from typing import Any
@@ -263,8 +264,6 @@ def _verify(wanted: Wanted) -> None:
 
 
 def _has_answered(answer: str, text: str) -> bool:
-    try:
-        value = strict_json.loads(answer.encode())
-    except ValueError:
-        return False
-    return isinstance(value, dict) and value.get("challenge") == text
+    with suppress(ValueError, TypeError, KeyError):
+        return bool(strict_json.loads(answer.encode())["challenge"] == text)
+    return False

@@ -211,11 +211,9 @@ def _no_worker(seen_at: str | None, now: str) -> str:
     sentence = "No worker has asked for work of this agent"
     if seen_at is None:
         return f"{sentence} yet"
-    minutes = max(int(clock.seconds_between(seen_at, now)) // 60, 1)
-    sizes = ((1_440, "day"), (60, "hour"), (1, "minute"))
-    size, unit = next(each for each in sizes if minutes >= each[0])
-    count = minutes // size
-    return f"{sentence} in {count} {unit}{'s' if count > 1 else ''}"
+    # To the minute, as it is stored.
+    seconds = clock.seconds_between(seen_at, now) // 60 * 60
+    return f"{sentence} for {seconds_text(max(seconds, 60))}"
 
 
 def _failed_callbacks(connection: Connection, here: dict[str, Any]) -> Items:

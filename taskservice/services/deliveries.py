@@ -110,16 +110,6 @@ def list_of_task(caller: Caller, task_id: str) -> list[Any]:
     return with_attempts(_OF_TASK, {"task_id": task_id, **caller.scope})
 
 
-def get(caller: Caller, delivery_id: str) -> Any:
-    """A delivery of a task that the caller may see, with its `attempts`. Raises 404."""
-    found = with_attempts(
-        _DELIVERIES.where(Delivery.id == delivery_id, visible_tasks), caller.scope
-    )
-    if not found:
-        raise not_found("delivery")
-    return found[0]
-
-
 def find(delivery_id: str) -> Any | None:
     """A delivery of any user, with its `attempts`, oldest first."""
     return next(iter(with_attempts(_DELIVERIES.where(Delivery.id == delivery_id))), None)
@@ -572,8 +562,8 @@ def cancel_waiting() -> None:
             connection.execute(of_hook.values(CANCEL))
 
 
-def redeliver(caller: Caller, task_id: str) -> str:
-    """Make the newest delivery of a task due now, with a new retry schedule; returns its id.
+def redeliver(caller: Caller, task_id: str) -> Any:
+    """Make the newest delivery of a task due now, with a new retry schedule; returns it.
 
     Raises 404, and 409 when there is no delivery or it is being posted.
     """
@@ -587,7 +577,11 @@ def redeliver(caller: Caller, task_id: str) -> str:
             raise Problem(409, detail, code=NO_DELIVERY)
         make_due(connection, newest)
     resources.find(DueDeliveries).set()
-    return newest
+    delivery = find(newest)
+    if delivery is None:
+        # The task was deleted in the meantime.
+        raise not_found("task")
+    return delivery
 
 
 def redeliver_any(delivery_id: str) -> None:

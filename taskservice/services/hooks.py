@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from flask import current_app
 from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
@@ -85,13 +85,8 @@ def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -
 
     Returns None if there is a hook with the id `hook_id`.
     """
-    target = fields["target"]
-    defaults = {
-        "name": default_name(target),
-        "format": default_format(target),
-        "events": terms.DEFAULT_EVENTS,
-        "answerLinks": False,
-    }
+    defaults = {"events": terms.DEFAULT_EVENTS, "answerLinks": False}
+    defaults |= _defaults(fields["target"])
     new_id = hook_id or clock.new_id()
     new = {"id": new_id, "user_id": caller.user_id, "created_at": clock.now()}
     new |= _stored({**defaults, **fields, "state": terms.ACTIVE})
@@ -138,27 +133,20 @@ def _stored(fields: dict[str, Any]) -> dict[str, Any]:
     return hook_schema.stored(fields) | token
 
 
-def default_format(target: str) -> str:
-    """The format that follows from a target."""
-    url = _split(target)
-    if url.scheme.lower() == "mailto":
-        return terms.MAIL
-    if url.hostname == "hooks.slack.com" or url.path.endswith("/slack"):
-        return terms.SLACK
-    return terms.NTFY if url.hostname == "ntfy.sh" else terms.STANDARD
-
-
-def default_name(target: str) -> str:
-    """The host of a target, or its mail address."""
-    url = _split(target)
-    return (url.hostname or url.path or target)[: terms.MAX_NAME]
-
-
-def _split(target: str) -> SplitResult:
+def _defaults(target: str) -> dict[str, Any]:
+    """The fields that follow from a target. Raises 422 if it is not a URL."""
     try:
-        return urlsplit(target)
+        url = urlsplit(target)
     except ValueError:
         raise invalid({"target": ["Not a valid URL."]}) from None
+    kind = terms.NTFY if url.hostname == "ntfy.sh" else terms.STANDARD
+    if url.scheme.lower() == "mailto":
+        kind = terms.MAIL
+    elif url.hostname == "hooks.slack.com" or url.path.endswith("/slack"):
+        kind = terms.SLACK
+    # The host, or the mail address.
+    name = (url.hostname or url.path or target)[: terms.MAX_NAME]
+    return {"format": kind, "name": name}
 
 
 def _check(hook: dict[str, Any]) -> None:

@@ -111,12 +111,11 @@ class Wanted(NamedTuple):
 def poll(caller: Caller, wanted: Wanted, limit: int) -> dict[str, Any]:
     """At most `limit` events, and the cursor after them, as MCP clients get them."""
     now = clock.now()
-    stream = select(EventStream.position, EventStream.polled_at)
+    is_recent = EventStream.polled_at > clock.moved(now, -POLLED_SECONDS)
+    stream = select(EventStream.position).where(EventStream.user_id == caller.user_id, is_recent)
     with reading() as connection:
-        found = connection.execute(stream.where(EventStream.user_id == caller.user_id)).first()
-    if found is not None and (found.polled_at or "") > clock.moved(now, -POLLED_SECONDS):
-        last = found.position
-    else:
+        last = connection.scalar(stream)
+    if last is None:
         with transaction() as connection:
             last = events.lock_stream(connection, caller.user_id, now)
     with reading() as connection:

@@ -117,7 +117,7 @@ def test_start_that_would_only_wait_is_warned_of(
     clocks.go_on(3 * 1440 * MINUTE)
     # Tabs share a page until something changes.
     alice.register("other")
-    assert warnings() == {"No worker has asked for work of this agent in 3 days"}
+    assert warnings() == {"No worker has asked for work of this agent for 3 d"}
     # It works on a task.
     alice.start("backup", claim=True)
     assert warnings() == {None}
