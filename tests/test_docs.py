@@ -65,18 +65,18 @@ def test_page_loads_its_own_style_and_script_and_nothing_else(app: Flask, html: 
     page = Page(html)
     assert not {tag for tag, _ in page.elements} & {"style", "iframe", "form"}
     assert page.values("style") == []
-    assert sorted(page.values("src")) == ["docs.js", "favicon.ico"]
+    assert sorted(page.values("src")) == ["docs/docs.js", "favicon.ico"]
     assert not [name for _, attributes in page.elements for name in attributes if name[:2] == "on"]
     assert [attributes["href"] for tag, attributes in page.elements if tag == "link"] == [
         "favicon.ico",
-        "docs.css",
+        "docs/docs.css",
     ]
-    style = app.test_client().get("/docs.css")
-    assert style.content_type == "text/css; charset=utf-8"
-    assert not re.search(r"url\(|@import", style.text)
-    script = app.test_client().get("/docs.js")
-    assert script.content_type == "text/javascript; charset=utf-8"
-    assert not re.search(r"\bimport\b|fetch\(", script.text)
+    with app.test_client().get("/docs/docs.css") as style:
+        assert style.content_type == "text/css; charset=utf-8"
+        assert not re.search(r"url\(|@import", style.get_data(as_text=True))
+    with app.test_client().get("/docs/docs.js") as script:
+        assert script.content_type == "text/javascript; charset=utf-8"
+        assert not re.search(r"\bimport\b|fetch\(", script.get_data(as_text=True))
     policy = app.test_client().get("/docs").headers["Content-Security-Policy"]
     assert {"default-src 'none'", "style-src 'self'"} <= set(policy.split("; "))
 

@@ -2,7 +2,6 @@
 
 from functools import cache, partial
 from inspect import getmembers, isfunction
-from pathlib import Path
 
 from flask import Blueprint, Response, current_app, render_template, request
 
@@ -63,14 +62,12 @@ def show_metrics() -> Response:
 
 # The documentation: the OpenAPI document, and a page made from it.
 
-docs = Blueprint("docs", __name__, template_folder="templates")
+docs = Blueprint(
+    "docs", __name__, template_folder="templates", static_folder="static", static_url_path="/docs"
+)
 docs.before_request(ignore_dates)
 
 HTML = "text/html"
-CSS = "text/css"
-SCRIPT = "text/javascript"
-
-STATIC = Path(__file__).with_name("static")
 
 # The page loads its own style, script and icon, and nothing else.
 POLICY = (
@@ -103,22 +100,6 @@ def show_page() -> Response:
     return response
 
 
-@docs.get("/docs.css")
-@conditional(
-    "getDocsStyle", responses={200: CSS, 304: None}, example=":root { color-scheme: light dark }"
-)
-def show_style() -> Response:
-    """Get the style sheet of the documentation."""
-    return _with_etag((STATIC / "docs.css").read_bytes(), CSS)
-
-
-@docs.get("/docs.js")
-@conditional("getDocsScript", responses={200: SCRIPT, 304: None}, example="// Copy buttons")
-def show_script() -> Response:
-    """Get the script of the documentation."""
-    return _with_etag((STATIC / "docs.js").read_bytes(), SCRIPT)
-
-
 # Each is created at the first request, since it imports apispec, which nothing else needs.
 
 
@@ -142,6 +123,11 @@ def _with_etag(text: bytes, media_type: str) -> Response:
     response = Response(text, mimetype=media_type)
     response.add_etag()
     response.headers["Cache-Control"] = "no-cache"
-    response.headers["X-Content-Type-Options"] = "nosniff"
     response.make_conditional(request)
+    return response
+
+
+@docs.after_request
+def trust_media_type(response: Response) -> Response:
+    response.headers["X-Content-Type-Options"] = "nosniff"
     return response

@@ -46,8 +46,8 @@ def rules(app: Flask) -> Iterator[tuple[str, str]]:
 
 
 def is_page(rule: Rule) -> bool:
-    """Whether a rule is the dashboard's: pages for a person, not for a program."""
-    return str(rule.endpoint).startswith("dashboard.")
+    """Whether a rule is for a person's browser, not for a program."""
+    return str(rule.endpoint).startswith(("dashboard.", "docs.static"))
 
 
 def filled(rule: str, **values: str) -> str:
