@@ -6,7 +6,7 @@ import click
 
 from taskservice.cli.json_input import JsonInput
 from taskservice.cli.options import Duration, Text, examples, json_lines, known_agent
-from taskservice.cli.service_client import WRONG_SETTING, agent_ids, find_agent_id, service_client
+from taskservice.cli.service_client import WRONG_SETTING, registered_agent_id, service_client
 from taskservice.cli.task_text import local_time
 from taskservice.client import Agent, SettingError, profiles
 from taskservice.client.http import checked_url
@@ -114,7 +114,7 @@ def add(
 def delete(agent_id: str) -> None:
     """Delete an agent that has no tasks, and its keys."""
     with service_client() as client:
-        found = find_agent_id(agent_ids(client), agent_id)
+        found = registered_agent_id(client, agent_id)
         client.delete_agent(found)
     print_line(f"{found} is deleted")
 

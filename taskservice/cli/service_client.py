@@ -123,6 +123,15 @@ def find_agent_id(known: Sequence[str], text: str) -> str:
     return found[0] if found else text
 
 
+def registered_agent_id(client: Client, text: str) -> str:
+    """The id of the only agent with this prefix; exits with 1 if there is none."""
+    known = agent_ids(client)
+    agent_id = find_agent_id(known, text)
+    if agent_id not in known:
+        exit_with_error(f"There is no agent {agent_id}{did_you_mean(known, agent_id)}")
+    return agent_id
+
+
 def agent_ids(client: Client) -> list[str]:
     return [agent["id"] for agent in client.agents()]
 

@@ -25,10 +25,8 @@ from taskservice.cli.options import (
 )
 from taskservice.cli.service_client import (
     UNAVAILABLE,
-    agent_ids,
-    did_you_mean,
-    find_agent_id,
     find_task_id,
+    registered_agent_id,
     service_client,
 )
 from taskservice.client import PAGE_TASKS, Client, NotFound, Question, Task
@@ -125,17 +123,13 @@ def start(
 ) -> None:
     """Start a task for a worker, and print its id.
 
-    The task waits until a worker of the agent claims it. The agent is registered if it is new.
+    The task waits until a worker of the agent claims it.
     """
     with service_client() as client:
-        known = agent_ids(client)
-        agent_id = find_agent_id(known, agent)
+        agent_id = registered_agent_id(client, agent)
         task = client.start(
             agent_id, input=input_object, labels=dict(labels) or None, claim=False, **fields
         )
-        if agent_id not in known:
-            question = did_you_mean(known, agent_id)
-            notice(f"agent {agent_id} was registered just now{question}")
         _announce(task, is_followed, as_json)
 
 
@@ -191,7 +185,7 @@ def list_all(
     filters = _filters(options) | {"labels": dict(labels), "created_after": time_before(since)}
     with service_client() as client:
         if agent is not None:
-            filters["agent_id"] = find_agent_id(agent_ids(client), agent)
+            filters["agent_id"] = registered_agent_id(client, agent)
         if parent is not None:
             filters["parent_id"] = find_task_id(client, parent)
         if as_json:

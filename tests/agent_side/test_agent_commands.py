@@ -128,7 +128,7 @@ def test_delete_takes_the_beginning_of_an_id(
     assert machine.run("agent", "delete", "twin").stdout == "twin is deleted\n"
     assert machine.run("agent", "delete", "twin-o").stdout == "twin-one is deleted\n"
     unknown = machine.run("agent", "delete", "nobody")
-    assert (unknown.returncode, unknown.stderr) == (1, "taskservice: No such agent\n")
+    assert (unknown.returncode, unknown.stderr) == (1, "taskservice: There is no agent nobody\n")
     remote_alice.start("busy")
     busy = machine.run("agent", "delete", "busy")
     assert busy.returncode == 1

@@ -176,8 +176,8 @@ def test_refusals_are_one_line(remote_alice: RemoteClient, machine: AgentMachine
         (["cancel", str(done["id"])], "The task is finished"),
         (["show", "nonsense"], "Task's ID is not found"),
         (["show", "../user"], "Task's ID is not found"),
-        (["list", "--agent", "B@D"], "agentId: "),
-        (["start", "--agent", "B@D"], "agentId: "),
+        (["list", "--agent", "B@D"], "There is no agent B@D"),
+        (["start", "--agent", "B@D"], "There is no agent B@D"),
         (["start", "--agent", "one", "--label", "B@D=1"], "labels: "),
         (["rerun", "nonsense"], "Task's ID is not found"),
         (["logs", "nonsense"], "Task's ID is not found"),
@@ -269,12 +269,16 @@ def test_input_that_is_none_says_why_and_starts_nothing(
     assert the_task(remote_alice)["id"] == task["id"]
 
 
-def test_start_says_that_an_agent_is_new(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_unknown_agent_is_refused_with_similar_names(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     remote_alice.request("PUT", "/agent/word-count").raise_for_status()
-    started = machine.run("task", "start", "--agent", "word-cuont")
-    first, _ = started.stderr.splitlines()
-    assert "agent word-cuont was registered just now; did you mean word-count" in first
-    assert the_task(remote_alice)["agentId"] == "word-cuont"
+    for command in (["task", "start", "--agent"], ["task", "list", "--agent"], ["agent", "delete"]):
+        refused = machine.run(*command, "word-cuont")
+        assert (refused.returncode, refused.stdout) == (1, "")
+        line = "taskservice: There is no agent word-cuont; did you mean word-count?\n"
+        assert refused.stderr == line
+    assert remote_alice.request("GET", "/agent/word-cuont").status_code == 404
 
 
 def test_started_task_is_followed_until_a_worker_has_done_it(
