@@ -1,4 +1,4 @@
-"""Limits the time and the size of a whole response."""
+"""Limits the time and the size of a whole response of `requests`, and follows no redirects."""
 
 import http.client
 import io
@@ -8,6 +8,10 @@ import time
 from functools import partial
 from http.client import HTTPMessage, HTTPResponse, RemoteDisconnected
 from typing import Any, cast
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection
 
 
 class TooLargeError(Exception):
@@ -103,3 +107,34 @@ class LimitedStream(io.RawIOBase):
     def close(self) -> None:
         self._stream.close()
         super().close()
+
+
+class Session(requests.Session):
+    """Uses this adapter, and follows no redirect, which would send the headers to any address."""
+
+    def __init__(self, adapter: HTTPAdapter) -> None:
+        super().__init__()
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, adapter)
+
+    def get_redirect_target(self, response: requests.Response) -> None:
+        # Otherwise the body of a redirect would be read, even if it must not be followed.
+        return None
+
+
+class Adapter(HTTPAdapter):
+    """Applies limits to all connections, including those through a proxy of the environment."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__()
+        self._limits = limits
+
+    def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
+        pool: Any = super().get_connection_with_tls_context(*args, **options)
+        pool.ConnectionCls = partial(self._connection, type(pool).ConnectionCls)
+        return pool
+
+    def _connection(self, kind: type[HTTPConnection], **options: Any) -> HTTPConnection:
+        connection = kind(**options)
+        self._limits.apply(connection)
+        return connection

@@ -6,18 +6,15 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
 from requests.exceptions import ChunkedEncodingError, ContentDecodingError, SSLError
-from urllib3.connection import HTTPConnection
 from urllib3.exceptions import ReadTimeoutError
 
 from taskservice import __version__, terms
-from taskservice.bounded_http import Limits
+from taskservice.bounded_http import Adapter, Limits, Session
 from taskservice.client import profiles
 from taskservice.client.responses import (
     JSON,
@@ -282,37 +279,3 @@ def _innermost(error: BaseException) -> BaseException:
         if not isinstance(inner, BaseException):
             return error
         error = inner
-
-
-# Limits for the responses that `requests` receives.
-
-
-class Session(requests.Session):
-    """Uses this adapter, and follows no redirect, which would send the headers to any address."""
-
-    def __init__(self, adapter: HTTPAdapter) -> None:
-        super().__init__()
-        for scheme in ("http://", "https://"):
-            self.mount(scheme, adapter)
-
-    def get_redirect_target(self, response: requests.Response) -> None:
-        # Otherwise the body of a redirect would be read, even if it must not be followed.
-        return None
-
-
-class Adapter(HTTPAdapter):
-    """Applies limits to all connections, including those through a proxy of the environment."""
-
-    def __init__(self, limits: Limits) -> None:
-        super().__init__()
-        self._limits = limits
-
-    def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
-        pool: Any = super().get_connection_with_tls_context(*args, **options)
-        pool.ConnectionCls = partial(self._connection, type(pool).ConnectionCls)
-        return pool
-
-    def _connection(self, kind: type[HTTPConnection], **options: Any) -> HTTPConnection:
-        connection = kind(**options)
-        self._limits.apply(connection)
-        return connection

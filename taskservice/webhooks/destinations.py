@@ -148,7 +148,6 @@ class Target(NamedTuple):
     host: str  # as in the URL, lower case, IDNA encoded, without brackets
     port: int
     literal: Address | None  # the address, if `host` is one in any notation
-    path: str  # with the query, percent-encoded
 
 
 @dataclass(frozen=True)
@@ -238,7 +237,7 @@ def check_url(url: str, allowed: Destinations) -> Target:
 
 
 def read_url(url: str) -> Target:
-    """Split a URL with the parser of urllib3; refuse URLs that others could read differently.
+    """Split a URL with the parser of requests; refuse URLs that others could read differently.
 
     Raises RefusedError.
     """
@@ -257,17 +256,19 @@ def read_url(url: str) -> Target:
     if "#" in url:
         raise RefusedError("The URL contains a fragment (#).")
     try:
-        parts = parse_url(url)
+        scheme, _, host, port, *_ = parse_url(url)
     except LocationParseError as error:
         raise RefusedError("The URL has no valid host and port.") from error
-    if parts.port == 0:
+    if port == 0:
         raise RefusedError("The URL's port is not from 1 to 65535.")
-    scheme, host = parts.scheme or "", parts.host or ""
+    return _target(scheme or "", host or "", port)
+
+
+def _target(scheme: str, host: str, port: int | None) -> Target:
     bare = host.strip("[]").lower()
-    if not host.startswith("[") and not _NAME.fullmatch(bare):
-        raise RefusedError("The URL has no valid host.")
-    try:
-        literal = literal_address(bare)
-    except ValueError as error:
-        raise RefusedError("The URL's host is not a valid address.") from error
-    return Target(scheme, bare, parts.port or _PORTS[scheme], literal, parts.request_uri)
+    if host.startswith("[") or _NAME.fullmatch(bare):
+        try:
+            return Target(scheme, bare, port or _PORTS[scheme], literal_address(bare))
+        except ValueError as error:
+            raise RefusedError("The URL's host is not a valid address.") from error
+    raise RefusedError("The URL has no valid host.")

@@ -13,6 +13,8 @@ from http import HTTPStatus
 from typing import Any
 
 import certifi
+import requests
+from requests.adapters import HTTPAdapter
 
 from taskservice import terms
 from taskservice.bounded_http import Deadline, Limits, TooLargeError
@@ -35,10 +37,10 @@ KEPT_BYTES = 1024
 LONGEST_CHARACTER = 4
 
 _HEADERS = {
-    "user-agent": "taskservice",
-    "accept": "*/*",
-    "accept-encoding": "identity",
-    "connection": "close",
+    "User-Agent": "taskservice",
+    "Accept": "*/*",
+    "Accept-Encoding": "identity",
+    "Connection": "close",
 }
 
 Resolver = Callable[[str], list[str]]
@@ -226,14 +228,11 @@ def post_once(
         target = check_url(url, allowed)
         kind = SecureConnection if target.scheme == "https" else Connection
         connection = kind(target, allowed, deadline, resolve, interrupt)
-        own = {name.lower(): value for name, value in headers.items()}
-        with contextlib.closing(connection):
-            connection.connect()
-            confirm()
-            # A receiver may respond and close the connection before it has read everything.
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.request("POST", target.path, body, _HEADERS | own)
-            outcome = _outcome_of(_response_of(connection))
+        request = requests.Request("POST", url, headers={**_HEADERS, **headers}, data=body)
+        with contextlib.closing(_Adapter(connection, confirm)) as adapter:
+            # Not by a session, which would use proxies and .netrc, and read the whole decoded body
+            # of a redirect.
+            outcome = _outcome_of(adapter.send(request.prepare()))
     except RefusedError as refusal:
         outcome = Outcome(str(refusal), permanent=True)
     except (NoResponseError, TooLargeError, OSError, http.client.HTTPException) as error:
@@ -243,18 +242,37 @@ def post_once(
     return outcome._replace(duration_ms=round(deadline.elapsed() * 1000))
 
 
-def _response_of(connection: Connection) -> http.client.HTTPResponse:
-    try:
-        return connection.getresponse()
-    except (OSError, TooLargeError, http.client.HTTPException):
-        raise
-    except Exception as error:
-        # The library reads the parameters of a media type and may raise anything for them.
-        raise http.client.HTTPException from error
+class _Adapter(HTTPAdapter):
+    """Sends one request over this connection."""
+
+    def __init__(self, connection: Connection, confirm: Callable[[], None]) -> None:
+        super().__init__()
+        self._connection = connection
+        self._confirm = confirm
+
+    def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
+        connection = self._connection
+        connection.connect()
+        self._confirm()
+        # A receiver may respond and close the connection before it has read everything.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.request(str(request.method), request.path_url, request.body, request.headers)
+        try:
+            response: Any = connection.getresponse()
+            return self.build_response(request, response)
+        except (OSError, TooLargeError, http.client.HTTPException):
+            raise
+        except Exception as error:
+            # The library reads the parameters of a media type and may raise anything for them.
+            raise http.client.HTTPException from error
+
+    def close(self) -> None:
+        self._connection.close()
+        super().close()
 
 
-def _outcome_of(response: http.client.HTTPResponse) -> Outcome:
-    status = response.status
+def _outcome_of(response: requests.Response) -> Outcome:
+    status = response.status_code
     phrase = http.client.responses.get(status, "")  # the receiver's own phrase is not trusted
     sentence = f"The receiver responded with {status} {phrase}".rstrip()
     if 300 <= status < 400:
@@ -267,11 +285,11 @@ def _outcome_of(response: http.client.HTTPResponse) -> Outcome:
         permanent=status == HTTPStatus.GONE,
         status_code=status,
         retry_after=min(retry_after, MAX_RETRY_AFTER) if retry_after and not delivered else None,
-        answer=_beginning(response),
+        answer=_beginning(response.raw),
     )
 
 
-def _beginning(body: http.client.HTTPResponse) -> str | None:
+def _beginning(body: Any) -> str | None:
     """Read a body up to the limits; returns at most KEPT_BYTES of text, None if it is empty."""
     kept = b""
     # A broken body, such as a chunk of -5 bytes, does not change the outcome.
