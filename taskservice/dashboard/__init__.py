@@ -5,6 +5,7 @@ from flask import Flask
 from taskservice.dashboard import (
     agents,
     answer_links,
+    bulk,
     hooks,
     keys,
     questions,
@@ -17,6 +18,7 @@ from taskservice.dashboard.pages import dashboard, unknown_page
 for blueprint in (
     sign_in.blueprint,
     tasks.blueprint,
+    bulk.blueprint,
     questions.blueprint,
     tasks.reruns,
     agents.blueprint,

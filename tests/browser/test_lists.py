@@ -433,3 +433,28 @@ def test_tab_in_the_background_asks_every_ten_seconds(
     with page.expect_response(lambda response: response.request.resource_type == "fetch"):
         page.evaluate("isHidden = false; document.dispatchEvent(new Event('visibilitychange'))")
     expect(page.locator("html")).to_have_attribute("data-waits", "1000,10000,1000")
+
+
+def test_selected_tasks_stay_selected_while_they_change(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    one, _, other = (alice.start(name=name, claim=True) for name in ("One", "Two", "Other"))
+    page = visitor.go("/?status=running&claimed=true")
+    for name in ("One", "Two"):
+        page.get_by_role("checkbox", name=f"Select {name}").check()
+    report(alice, one, note="half")
+    expect(page.locator(f"#task-{one['id']} .reason")).to_have_text("half")
+    expect(page.get_by_role("checkbox", name="Select One")).to_be_checked()
+    expect(page.get_by_role("checkbox", name="Select Other")).not_to_be_checked()
+    check_both_ways(page)
+    page.get_by_role("button", name="Delete…").click()
+    expect(page.get_by_role("heading")).to_have_text("Delete 2 tasks?")
+    check_both_ways(page)
+    page.get_by_role("button", name="Delete for good").click()
+    expect(page.locator("#rows tr")).to_have_count(1)
+    assert page.url.endswith("/?status=running&claimed=true")
+    assert [task["id"] for task in alice.request("GET", "/task").json()] == [other["id"]]
+    page.get_by_role("checkbox", name="all 1 that match").check()
+    page.get_by_role("button", name="Cancel…").click()
+    page.get_by_role("button", name="Cancel them").click()
+    expect(page.locator("#no-match")).to_be_visible()

@@ -218,7 +218,9 @@ function replace(part, fresh) {
   const node = document.importNode(fresh, true);
   original.set(node, fresh.outerHTML);
   const open = [...part.querySelectorAll("details[open]")].map(({ id }) => id);
+  const selected = [...part.querySelectorAll("[form=selected]:checked")].map(({ value }) => value);
   part.replaceWith(node);
+  for (const box of node.querySelectorAll("[form=selected]")) box.checked = selected.includes(box.value);
   for (const fold of node.querySelectorAll("details")) fold.open ||= open.includes(fold.id);
   if (focused) counterpart(node, focused)?.focus();
   return node;
