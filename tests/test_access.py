@@ -36,7 +36,7 @@ MAY_DO = {
     ("GET", "/task/<task_id>/question/<question_id>"),
     ("DELETE", "/task/<task_id>/question/<question_id>"),
     ("GET", "/agent"), ("GET", "/agent/<agent_id>"), ("PUT", "/agent/<agent_id>"),
-    ("POST", "/agent/<agent_id>/claim"),
+    ("POST", "/agent/<agent_id>/claim"), ("GET", "/agent/<agent_id>/numbers"),
     ("GET", "/attention"), ("GET", "/user"),
 }  # fmt: skip
 

@@ -8,11 +8,23 @@ from flask import Blueprint, Response
 from taskservice.auth import caller
 from taskservice.database.types import AnyRow
 from taskservice.schemas import examples
-from taskservice.schemas.requests import AgentQuerySchema, PutAgentSchema, TaskQuerySchema
+from taskservice.schemas.requests import (
+    AgentQuerySchema,
+    NumbersQuerySchema,
+    PutAgentSchema,
+    TaskQuerySchema,
+)
 from taskservice.schemas.tasks import expanded_task_schema
-from taskservice.schemas.users import agent_schema, attention_schema, expanded_agent_schema
+from taskservice.schemas.users import (
+    agent_schema,
+    attention_schema,
+    expanded_agent_schema,
+    number_paths_schema,
+    output_number_schema,
+)
 from taskservice.services import agents as agent_service
 from taskservice.services import attention as attention_service
+from taskservice.services import numbers
 from taskservice.terms import AGENT_HAS_TASKS
 from taskservice.web import responses, waiting
 from taskservice.web.request import idempotency_key, operation
@@ -22,7 +34,10 @@ attention = Blueprint("attention", __name__)
 
 agent_query = AgentQuerySchema()
 task_query = TaskQuerySchema()
+numbers_query = NumbersQuerySchema()
 put_schema = PutAgentSchema()
+# Numbers at a path without `limit`.
+DEFAULT_NUMBERS = 100
 
 
 @blueprint.get("/agent")
@@ -89,6 +104,26 @@ def claim(agent_id: str, query: dict[str, Any]) -> Response:
     if task is None:
         return responses.FastResponse(status=204)
     return responses.task(task, responses.shape(query), headers=responses.replayed_header(replayed))
+
+
+@blueprint.get("/agent/<agent_id>/numbers")
+@operation(
+    "listNumbers",
+    query=numbers_query,
+    responses={200: (number_paths_schema, [output_number_schema])},
+)
+def list_numbers(agent_id: str, query: dict[str, Any]) -> Response:
+    """List the numbers in an agent's outputs.
+
+    Without `path`, `{"paths": [{path, last, count}]}`: where the outputs of the last 100 ended
+    tasks have numbers, two levels deep; at most 50 paths, the most frequent first. With `path`, the
+    newest numbers there, oldest first: `[{taskId, finishedAt, value}]`. A path is a key, or two
+    keys with a dot between them.
+    """
+    if "path" not in query:
+        return responses.json({"paths": numbers.list_paths(caller, agent_id)})
+    limit = query.get("limit", DEFAULT_NUMBERS)
+    return responses.json(numbers.at_path(caller, agent_id, query["path"], limit))
 
 
 @blueprint.delete("/agent/<agent_id>")

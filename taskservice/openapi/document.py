@@ -457,6 +457,9 @@ def _content(content: Mapping[str, Any], example: Any = None) -> Object:
 def _media(schema: Any, example: Any) -> Object:
     if schema is None:
         return {"schema": {"type": "string"}, "example": example or TEXT_EXAMPLE}
+    if isinstance(schema, tuple):
+        # Java generators create a broken class for `anyOf` with an array.
+        return _media(schema[0], example) | {"schema": {"description": "One of two forms."}}
     if isinstance(schema, list):
         one = example_of(schema[0]) | (example or {})
         return {"schema": {"type": "array", "items": schema[0]}, "example": [one]}

@@ -461,6 +461,22 @@ class AgentQuerySchema(Schema):
     expand = Names(AGENT_EXPANSIONS, f"Objects to embed: {_in_words(AGENT_EXPANSIONS)}.")
 
 
+class NumbersQuerySchema(Schema):
+    """The numbers in the response."""
+
+    path = fields.String(
+        metadata=doc("Only numbers at this path; without it, all paths.", "usage.output_tokens")
+    )
+    limit = NumberText(
+        1, terms.MAX_LIMIT, "Maximum numbers at `path`: the newest ones. Default: 100."
+    )
+
+    @validates_schema
+    def check_limit(self, data: dict[str, Any], **kwargs: Any) -> None:
+        if "limit" in data and "path" not in data:
+            raise ValidationError("Only allowed with path.", "limit")
+
+
 class AppendQuerySchema(Schema):
     """The fields of a JSON body, for a text body."""
 

@@ -8,6 +8,7 @@ from taskservice.schemas.fields import (
     ResponseSchema,
     RowSchema,
     StoredJson,
+    StoredNumber,
     doc,
     id_field,
     text_field,
@@ -183,6 +184,34 @@ class AgentSchema(AgentOfTaskSchema):
     health = fields.Nested(HealthOfAgentSchema())
 
 
+class NumberPathSchema(ResponseSchema):
+    """A place in the outputs of an agent that has numbers."""
+
+    path = text_field("The key, or two keys with a dot between them.", "usage.output_tokens")
+    last = StoredNumber(metadata=doc("The newest number.", 1843))
+    count = fields.Integer(metadata=doc("The number of outputs that have it.", 100, minimum=1))
+
+
+class NumberPathsSchema(ResponseSchema):
+    """The paths of the numbers in the outputs of an agent."""
+
+    paths = fields.List(
+        fields.Nested(NumberPathSchema()),
+        metadata=doc(
+            "The most frequent first, at most 50.",
+            [{"path": "usage.output_tokens", "last": 1843, "count": 100}],
+        ),
+    )
+
+
+class OutputNumberSchema(ResponseSchema):
+    """A number in the output of a task."""
+
+    taskId = id_field("The task.", examples.TASK)
+    finishedAt = text_field("When the task ended.", examples.LATER, format="date-time")
+    value = StoredNumber(metadata=doc("The number, exactly as in the output.", 1843))
+
+
 class AttentionSchema(ResponseSchema):
     """One thing that needs a person's attention."""
 
@@ -196,6 +225,9 @@ class AttentionSchema(ResponseSchema):
 agent_schema = AgentSchema(exclude=AGENT_EXPANSIONS)
 agent_of_task_schema = AgentOfTaskSchema()
 attention_schema = AttentionSchema()
+# For the documentation only.
+number_paths_schema = NumberPathsSchema()
+output_number_schema = OutputNumberSchema()
 # The columns that reads select: for responses, and for the health.
 AGENT_COLUMNS = (
     *agent_schema.columns.values(),

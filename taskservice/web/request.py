@@ -126,13 +126,17 @@ def is_optional(body: Schema) -> bool:
 
 
 def by_media_type(content: Content) -> dict[str, Any]:
-    """Media type -> the schema, a list of the one schema, or None for text."""
+    """Media type -> the schema, a list of the one schema, a pair of these, or None for text."""
     if content is None:
         return {}
     if isinstance(content, Mapping):
         return dict(content)
     bodies = content if isinstance(content, tuple) else (content,)
-    return dict((body, None) if isinstance(body, str) else (JSON, body) for body in bodies)
+    found: dict[str, Any] = {}
+    for body in bodies:
+        kind, schema = (body, None) if isinstance(body, str) else (JSON, body)
+        found[kind] = (found[kind], schema) if kind in found else schema
+    return found
 
 
 # Reads requests strictly, as their operations declare them, before a view is called.

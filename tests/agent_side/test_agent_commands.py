@@ -152,3 +152,14 @@ def test_tasks_are_started_and_listed_by_the_beginning_of_an_agents_id(
     machine.run("run", "--agent", "mail-r", "--", "true")
     registered = [agent["id"] for agent in remote_alice.request("GET", "/agent").json()]
     assert {"mail-r", "mail-reader", "mail-sorter"} <= set(registered)
+
+
+def test_list_as_json_has_the_numbers_of_the_outputs(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    task = remote_alice.start("counted", claim=True)
+    report = {"status": "complete", "output": {"usage": {"tokens": 1_843}}}
+    remote_alice.request("PATCH", f"/task/{task['id']}", json=report).raise_for_status()
+    agents = objects(machine.run("agent", "list", "--json").stdout)
+    numbers = {agent["id"]: agent["numbers"] for agent in agents}
+    assert numbers["counted"] == [{"path": "usage.tokens", "last": 1_843, "count": 1}]
