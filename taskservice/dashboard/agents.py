@@ -20,7 +20,7 @@ from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import PutAgentSchema, StartSchema
 from taskservice.services import agents as agent_service
-from taskservice.services import attention, lists, tasks
+from taskservice.services import attention, lists, numbers, tasks
 from taskservice.services.expected_runs import due_times
 from taskservice.services.lists import Selection
 from taskservice.services.tasks import Idempotency
@@ -84,6 +84,11 @@ def show(agent_id: str) -> Response:
         attention=attention.list_all(caller),
         plot=chart.plot(runs, facts["health"]["medianSeconds"]),
         plot_height=chart.PLOT_HEIGHT,
+        series=[
+            chart.series(path, found)
+            for path, found in numbers.by_path(caller, agent.id).items()
+            if len(found) >= chart.MIN_NUMBERS
+        ],
         is_by_cron="cron" in (expect or {}),
         due_times=[agent.due_at, *due_times(expect, agent.due_at, 2)] if expect else [],
     )

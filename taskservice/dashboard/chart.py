@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from taskservice.database.types import AnyRow
 from taskservice.services import counts
 from taskservice.services.agents import seconds
 from taskservice.services.lists import Selection
+from taskservice.services.numbers import Number
 from taskservice.terms import COMPLETE, ERROR, RUNNING
 
 # From the bottom of a bar to its top.
@@ -217,3 +219,46 @@ def _words(duration: float) -> str:
     if duration < 1:
         return f"{duration:g} s"
     return quantities.duration(int(duration)).removesuffix(" 0 s")
+
+
+# The charts of the numbers in an agent's outputs.
+
+# A path with fewer numbers has no chart.
+MIN_NUMBERS = 3
+# The size of a chart, in units of its own, and the space for half a dot.
+SERIES_WIDTH, SERIES_HEIGHT, DOT = 300, 60, 5
+
+
+class Series(NamedTuple):
+    """The numbers at one path, oldest first, each with its x and y; and texts about all of them."""
+
+    path: str
+    points: list[tuple[Number, float, float]]
+    last: str
+    median: str
+    total: str
+
+
+def series(path: str, numbers: Sequence[Number]) -> Series:
+    """The chart of at least MIN_NUMBERS numbers."""
+    # Imported here, since few requests need it.
+    from statistics import median
+
+    # Not as floats: an integer may be larger than these.
+    values = [Decimal(number.text) for number in numbers]
+    low, high = min(values), max(values)
+    step = (SERIES_WIDTH - 2 * DOT) / (len(values) - 1)
+    points = []
+    for index, (number, value) in enumerate(zip(numbers, values, strict=True)):
+        share = 0.5 if low == high else float((value - low) / (high - low))
+        y = DOT + (SERIES_HEIGHT - 2 * DOT) * (1 - share)
+        points.append((number, round(DOT + index * step, 1), round(y, 1)))
+    texts = map(_amount, (values[-1], median(values), Decimal(sum(values))))
+    return Series(path, points, *texts)
+
+
+def _amount(value: Decimal) -> str:
+    """A number for people: 1,843 or 0.0413; a very large or small one as 1.2e+30."""
+    if value and not Decimal("0.0001") <= abs(value) < Decimal("1e15"):
+        return f"{value:.4g}"
+    return f"{value:,.4f}".rstrip("0").rstrip(".")
