@@ -392,6 +392,24 @@ def test_tables_answers_and_code_keep_the_rules_of_accessibility(
     assert "webhook-signature: v1," in page.evaluate("navigator.clipboard.readText()")
 
 
+# A GIF of one pixel, and a PNG that is none.
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+BROKEN = "data:image/png;base64,AAAA"
+SVG = "data:image/svg+xml;base64,PHN2ZyB4bWxucz0iaHR0cDovL3d3dy53My5vcmcvMjAwMC9zdmciLz4="
+
+
+def test_images_of_an_output_are_shown(visitor: Visitor, site: Site) -> None:
+    output = {"plot": PIXEL, "pages": [{"page": 1, "shot": PIXEL}], "broken": BROKEN, "svg": SVG}
+    task = complete(site, output)
+    page = visitor.go(f"/tasks/{task['id']}")
+    images = page.locator("#output-view img")
+    expect(images).to_have_count(2)
+    assert images.evaluate_all("images => images.every((image) => image.naturalWidth === 1)")
+    for text in (BROKEN, SVG):
+        expect(page.locator("#output-view")).to_contain_text(text)
+    assert violations(page) == []
+
+
 def test_table_of_an_output_sorts_by_its_columns(visitor: Visitor, site: Site) -> None:
     rows = [{"name": f"row {n}", "size": (n * 7_919) % 10_007} for n in range(10_000)]
     rows[3]["size"], rows[4] = 12345678901234567890, {"name": "row 4"}

@@ -20,6 +20,9 @@ const AROUND = 200;
 const MAX_PASSAGES = 100;
 const MAX_HIGHLIGHTS = 1_000;
 
+// SVG is left out: it is a document, with links and styles of its own. No output is larger than 1 MiB.
+const IMAGE = /^data:image\/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}$/;
+
 const numbers = new Intl.NumberFormat("en");
 const collator = new Intl.Collator(undefined, { numeric: true });
 
@@ -68,12 +71,21 @@ function plural(count, noun) {
 // --- values ------------------------------------------------------------------------------
 
 function view(value, depth) {
-  if (typeof value === "string") return textView(value, TEXT_PART);
+  if (typeof value === "string") return stringView(value, TEXT_PART);
   if (!isNested(value)) return element("span", "scalar", String(value));
   const size = isArray(value) ? value.length : Object.keys(value).length;
   if (!size) return element("span", "faint", isArray(value) ? "empty list" : "empty");
   if (depth >= OPEN_DEPTH) return fold(summary(value, size), () => nested(value, depth + 1));
   return nested(value, depth + 1);
+}
+
+function stringView(text, size) {
+  if (!IMAGE.test(text)) return textView(text, size);
+  const image = element("img");
+  image.addEventListener("error", () => image.replaceWith(textView(text, size)));
+  image.alt = "Image in the output";
+  image.src = text;
+  return image;
 }
 
 function summary(value, size) {
@@ -241,7 +253,7 @@ function tableRow(row, columns, numeric, depth) {
 function tableCell(row, column, isEnd, depth) {
   if (!Object.hasOwn(row, column)) return element("td");
   const value = row[column];
-  if (typeof value === "string") return element("td", "", textView(value, CELL_PART));
+  if (typeof value === "string") return element("td", "", stringView(value, CELL_PART));
   const className = isNumber(value) || (isEnd && value === null) ? "end" : "";
   return element("td", className, view(value, Math.max(depth, OPEN_DEPTH)));
 }
