@@ -9,9 +9,9 @@ import click
 
 from taskservice.cli.options import Duration, Label, known_agent, known_task, time_before
 from taskservice.cli.service_client import find_task_id
-from taskservice.client import BulkAction, Client
+from taskservice.client import Client
 from taskservice.terminal import notice, print_json, print_line
-from taskservice.terms import CANCEL, DELETE, FAILED, MAX_LIMIT, RERUN, STATUSES
+from taskservice.terms import CANCEL, DELETE, FAILED, MAX_LIMIT, RERUN, STATUSES, BulkAction
 
 # A century, in seconds.
 MAX_AGE = 100 * 366 * 86_400

@@ -56,7 +56,6 @@ __all__ = [
     "Annotations",
     "Attention",
     "BadRequest",
-    "BulkAction",
     "Client",
     "Conflict",
     "ErrorType",
