@@ -24,7 +24,7 @@ from taskservice.terms import COMPLETE, ERROR, RUNNING
 # From the bottom of a bar to its top.
 STATUSES = (COMPLETE, ERROR, RUNNING)
 # The height of the chart and the minimum height of a part, in pixels.
-HEIGHT = 88
+HEIGHT = 56
 MIN_HEIGHT = 2.0
 MILLISECOND = 0.001
 # A chart is cached for this many times as long as it took to count.

@@ -10,7 +10,7 @@ from taskservice.dashboard.pages import first_texts, texts
 from taskservice.errors import invalid
 from taskservice.schemas.requests import ListQuerySchema
 from taskservice.services.lists import WAITING, Selection
-from taskservice.terms import CANCELLED, COMPLETE, ERROR, FAILED, PENDING, RUNNING, TIMEOUT
+from taskservice.terms import CANCELLED, COMPLETE, FAILED, PENDING, RUNNING, TIMEOUT
 from taskservice.web import responses
 
 # The filters that the API's list does not have, and their values.
@@ -22,7 +22,6 @@ TABS: dict[str, dict[str, str]] = {
     RUNNING: {"status": RUNNING, "claimed": "true"},
     WAITING: {"status": RUNNING, "claimed": "false"},
     COMPLETE: {"status": COMPLETE},
-    ERROR: {"status": ERROR},
     FAILED: {"errorType": FAILED},
     CANCELLED: {"errorType": CANCELLED},
     TIMEOUT: {"errorType": TIMEOUT},
