@@ -112,6 +112,7 @@ MAX_DESCRIPTION = 2_000
 MAX_WRITER = 64
 MAX_QUESTION = 4_000
 MAX_NOTE = 200
+MAX_SEARCHED_TEXT = 200
 MAX_LABEL_VALUE = 256
 MAX_IDEMPOTENCY_KEY = 255
 
@@ -140,6 +141,8 @@ MAX_LIMIT = 1_000
 # Maximum and default number of lines on one page of a log.
 MAX_LINES = 10_000
 DEFAULT_LINES = 1_000
+# Default number of lines that one search finds.
+DEFAULT_HITS = 100
 # A webhook contains the last lines of the log: maximum number, and maximum bytes.
 WEBHOOK_LINES = 1_000
 WEBHOOK_LOG_BYTES = 256 * 1024
@@ -165,6 +168,7 @@ PRECONDITION_FAILED = "precondition_failed"
 AGENT_HAS_TASKS = "agent_has_tasks"
 LAST_USER_KEY = "last_user_key"
 NO_DELIVERY = "no_delivery"
+NO_GOOD_RUN = "no_good_run"
 NOT_CLAIMED = "not_claimed"
 TOO_MANY_QUESTIONS = "too_many_questions"
 QUESTION_CLOSED = "question_closed"
@@ -190,6 +194,7 @@ CODES = {
     "user_key_required": Code(403, "This operation needs a user key."),
     FOREIGN_ORIGIN: Code(403, "This `Host` or `Origin` is not allowed to call `/mcp`."),
     NOT_FOUND: Code(404, "No such resource, or the key has no access to it."),
+    NO_GOOD_RUN: Code(404, "The agent has no complete task that ended before this one started."),
     NO_SUCH_PATH: Code(404, "The service has no such path."),
     "method_not_allowed": Code(405, "The path does not support this method; see `Allow`."),
     "not_acceptable": Code(406, "None of the media types in `Accept` is available."),
@@ -218,7 +223,9 @@ CODES = {
     "internal": Code(500, "Internal error; see the service's log."),
     "not_implemented": Code(501, "The service does not support this transfer encoding."),
     "unavailable": Code(503, "The database is busy, full or unavailable."),
-    OVERLOADED: Code(503, "A limit on large bodies, streams or open files has been reached."),
+    OVERLOADED: Code(
+        503, "A limit on large bodies, streams, searches or open files has been reached."
+    ),
     LOG_DROPPED: Code(503, "The log was deleted while it was being read."),
     STOPPING: Code(503, "The service is stopping."),
 }

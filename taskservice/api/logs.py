@@ -1,4 +1,4 @@
-"""Routes of a task's log: append, read, follow."""
+"""Routes of logs: append to one, read and follow it; search in all."""
 
 from typing import Any
 
@@ -7,9 +7,14 @@ from flask import Blueprint, Response, request
 from taskservice.auth import caller
 from taskservice.errors import invalid
 from taskservice.schemas import requests
-from taskservice.schemas.tasks import appended_schema, event_schema, log_page_schema
-from taskservice.services import logs, task_json, tasks
-from taskservice.terms import DEFAULT_LINES, RUNNING, SEQ_GAP, TASK_FINISHED
+from taskservice.schemas.tasks import (
+    appended_schema,
+    event_schema,
+    found_schema,
+    log_page_schema,
+)
+from taskservice.services import logs, search, task_json, tasks
+from taskservice.terms import DEFAULT_HITS, DEFAULT_LINES, RUNNING, SEQ_GAP, TASK_FINISHED
 from taskservice.web import responses, waiting
 from taskservice.web.request import EVENTS, JSON, TEXT, body_bytes, load_body, operation, prefers
 
@@ -18,6 +23,7 @@ blueprint = Blueprint("logs", __name__)
 append_query = requests.AppendQuerySchema()
 append_schema = requests.AppendSchema()
 log_query = requests.LogQuerySchema()
+search_query = requests.SearchQuerySchema()
 follow_query = requests.FollowQuerySchema()
 
 # The same URL gives JSON or text.
@@ -116,6 +122,35 @@ def follow(task_id: str, query: dict[str, Any]) -> Response:
     task = tasks.get(caller, task_id)
     events = waiting.follow(caller, task.id, _last_event_id())
     return waiting.respond(events, has_times=query.get("times", False))
+
+
+@blueprint.get("/search")
+@operation(
+    "searchLogs",
+    query=search_query,
+    responses={200: found_schema},
+    response_headers=["Link"],
+)
+def search_all(query: dict[str, Any]) -> Response:
+    """Search in logs.
+
+    The lines that contain `text`, in the logs of all tasks that match the filters. The newest task
+    comes first; the lines of one task are in their order. ASCII letters match in any case unless
+    `case` is true. One request reads at most 64 MiB of logs, for about 1 s. While there is more,
+    `Link` is the URL that continues, even if there are no hits yet. A process runs two searches at
+    a time; a third one is 503, with `Retry-After`.
+    """
+    selection = responses.selection(query)
+    found = search.search(
+        caller,
+        selection,
+        query["text"],
+        is_exact=query.get("case", False),
+        limit=query.get("limit", DEFAULT_HITS),
+        start=query["cursor"][1:] if "cursor" in query else None,
+    )
+    headers = responses.link(selection, found.end)
+    return responses.json(found.as_json(), headers=headers)
 
 
 def _last_event_id() -> int:

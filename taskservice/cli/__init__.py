@@ -21,6 +21,7 @@ CLIENT_COMMANDS = {
     "ask": "taskservice.cli.ask",
     "task": "taskservice.cli.task",
     "agent": "taskservice.cli.agent",
+    "grep": "taskservice.cli.grep",
     "status": "taskservice.cli.status",
     "hook": "taskservice.cli.hook",
     "listen": "taskservice.cli.listen",

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from threading import current_thread
@@ -44,6 +43,7 @@ from taskservice.client.task import (
     Question,
     Task,
     claim_task,
+    pages,
     path_segment,
     read_task,
     register_agent,
@@ -199,7 +199,6 @@ def current(connection: Connection | None = None) -> Task:
 # The client: starts, claims, reads and lists tasks.
 
 PAGE_TASKS = 100
-_NEXT = re.compile(r'<\?([^>]*)>; rel="next"')
 
 
 class FinishedTask(TypedDict):
@@ -512,17 +511,8 @@ class Client:
         query["label"] = [f"{key}:{value}" for key, value in (labels or {}).items()]
         filters = {name: value for name, value in query.items() if value is not None}
         filters |= {"fields": fields, "limit": str(page or PAGE_TASKS)}
-        return self._pages(filters, responses.tasks(fields))
-
-    def _pages(self, query: dict[str, Any] | str, expected: responses.Expected) -> Iterator[Task]:
-        while True:
-            response = self.connection.call("GET", "/task", expected, params=query)
-            for data in response.data:
-                yield Task(self.connection, data)
-            link = _NEXT.search(response.headers.get("Link", ""))
-            if link is None:
-                return
-            query = link[1]
+        found = pages(self.connection, "/task", filters, responses.tasks(fields))
+        return (Task(self.connection, data) for response in found for data in response.data)
 
     def agents(self, health: bool = False) -> list[Agent]:
         """Return all agents that the key has access to, sorted by ID.

@@ -212,6 +212,8 @@ AGENTS_WITH_HEALTH = Expected((200,), f"{FULL_AGENTS.members},health", is_list=T
 ATTENTION = Expected((200,), "kind,agentId,taskId,since,text", is_list=True)
 BULK = Expected((200,), "done,refused")
 NUMBERS = Expected((200,), "paths")
+FOUND = Expected((200,), "hits,searched")
+NEW_LINES = Expected((200,), "against,lines,cut")
 USER = Expected((200,), "id,key")
 OPENAPI = Expected((200,), "info")
 CALLBACK_SECRET = Expected((200,), "secret")

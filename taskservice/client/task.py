@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -50,6 +51,7 @@ from taskservice.terms import (
 SHORT = {"fields": SHORT_FIELDS}
 SHORT_TASK = responses.task(SHORT_FIELDS)
 STARTED = responses.task(SHORT_FIELDS, 201)
+_NEXT = re.compile(r'<\?([^>]*)>; rel="next"')
 _CLAIMED = responses.task(SHORT_FIELDS, 200, 204)
 
 
@@ -93,6 +95,19 @@ def claim_task(
     json_text = response.content.decode()
     heartbeat = CLAIMED_HEARTBEAT_SECONDS
     return Task(connection, response.data, heartbeat=heartbeat, json_text=json_text)
+
+
+def pages(
+    connection: Connection, path: str, query: dict[str, Any] | str, expected: responses.Expected
+) -> Iterator[responses.Response]:
+    """The pages of a list or a search, each by the `Link` of the one before."""
+    while True:
+        response = connection.call("GET", path, expected, params=query)
+        yield response
+        link = _NEXT.search(response.headers.get("Link", ""))
+        if link is None:
+            return
+        query = link[1]
 
 
 def register_agent(

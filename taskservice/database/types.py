@@ -175,6 +175,15 @@ class position_in_text(_Function):
     postgresql = "strpos({all})"
 
 
+class ascii_lower(_Function):
+    """SQL for a text in which the ASCII letters are lower case, and no others changed."""
+
+    inherit_cache = True
+    type = Text()
+    sqlite = "lower({0})"
+    postgresql = 'lower({0} COLLATE "C")'
+
+
 class joined_by_line_feed(_Function):
     """SQL for the texts of several rows in one, with line feeds between them, in their order."""
 

@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 from markupsafe import Markup, escape
 
@@ -130,9 +131,12 @@ def curl(path: str, method: str, operation: Object) -> str:
 
 
 def _filled(path: str, operation: Object) -> str:
-    values = {
-        parameter["name"]: parameter["schema"]["examples"][0]
-        for parameter in operation["parameters"]
-        if parameter["in"] == "path"
-    }
-    return path.format(**values)
+    path_values, query = (
+        {
+            parameter["name"]: parameter["schema"]["examples"][0]
+            for parameter in operation["parameters"]
+            if parameter["in"] == place and parameter["required"]
+        }
+        for place in ("path", "query")
+    )
+    return path.format(**path_values) + (f"?{urlencode(query)}" if query else "")

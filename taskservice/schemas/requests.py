@@ -6,7 +6,15 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 import orjson
-from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
+from marshmallow import (
+    Schema,
+    ValidationError,
+    fields,
+    post_load,
+    validate,
+    validates,
+    validates_schema,
+)
 
 from taskservice import terms
 from taskservice.database import clock
@@ -365,33 +373,45 @@ class TaskQuerySchema(Schema):
     )
 
 
-class CursorField(fields.Field[tuple[str, str, str]]):
-    """The end of a page, opaque to callers: the sort, a time and a task's id."""
+class CursorField(fields.Field[tuple[Any, ...]]):
+    """The end of a page, opaque to callers: the sort, a time and a task's id.
 
-    def __init__(self) -> None:
-        description = "Opaque position from the previous page's `Link`. Requires `limit`."
-        super().__init__(metadata=doc(description, type="string"))
+    The end of a page of a search can also have the number of the last line searched in this task.
+    """
 
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> tuple[str, str, str]:
+    def __init__(self, description: str, max_parts: int) -> None:
+        super().__init__(
+            metadata=doc(
+                f"Opaque position from the previous page's `Link`{description}", type="string"
+            )
+        )
+        self._max_parts = max_parts
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         try:
-            sort, time, task_id = orjson.loads(urlsafe_b64decode(value))
+            parts = orjson.loads(urlsafe_b64decode(value))
+            sort, time, task_id, *line = parts
             # The type first: a forged cursor can contain any JSON.
             if type(task_id) is not str or sort not in terms.SORTS or parse_id(task_id) != task_id:
+                raise ValueError
+            if len(parts) > self._max_parts or not all(
+                type(each) is int and 0 <= each < 1 << 63 for each in line
+            ):
                 raise ValueError
             if clock.rfc3339(datetime.fromisoformat(time)) != time:
                 raise ValueError
         except (ValueError, TypeError, OverflowError):
             raise ValidationError("Not a cursor of this list.") from None
-        return sort, time, task_id
+        return sort, time, task_id, *line
 
 
-def dump_cursor(sort: str, time: str, task_id: str) -> str:
+def dump_cursor(sort: str, *position: str | int) -> str:
     """The cursor that CursorField loads."""
-    return urlsafe_b64encode(orjson.dumps((sort, time, task_id))).decode()
+    return urlsafe_b64encode(orjson.dumps((sort, *position))).decode()
 
 
-class ListQuerySchema(TaskQuerySchema):
-    """The tasks in a list, and their order."""
+class FilterQuerySchema(Schema):
+    """The filters of a list."""
 
     status = fields.String(
         validate=validate.OneOf(terms.STATUSES),
@@ -416,6 +436,11 @@ class ListQuerySchema(TaskQuerySchema):
     createdAfter = Timestamp("Only tasks started after this time.")
     createdBefore = Timestamp("Only tasks started before this time.", round_up=True)
     finishedAfter = Timestamp("Only tasks that ended after this time.")
+
+
+class ListQuerySchema(TaskQuerySchema, FilterQuerySchema):
+    """The tasks in a list, and their order."""
+
     sort = fields.String(
         validate=validate.OneOf(terms.SORTS),
         metadata=doc(
@@ -425,7 +450,7 @@ class ListQuerySchema(TaskQuerySchema):
         ),
     )
     limit = NumberText(1, terms.MAX_LIMIT, "Maximum tasks on a page; all are streamed without it.")
-    cursor = CursorField()
+    cursor = CursorField(". Requires `limit`.", 3)
 
     @validates_schema
     def check_cursor(self, data: dict[str, Any], **kwargs: Any) -> None:
@@ -435,6 +460,38 @@ class ListQuerySchema(TaskQuerySchema):
             raise ValidationError("Only allowed with limit.", "cursor")
         if data["cursor"][0] != data.get("sort", terms.SORTS[0]):
             raise ValidationError("Belongs to a list in another order.", "cursor")
+
+
+class SearchQuerySchema(FilterQuerySchema):
+    """The text to search for, and the tasks in whose logs."""
+
+    text = fields.String(
+        required=True,
+        validate=validate.Length(1, terms.MAX_SEARCHED_TEXT),
+        metadata=doc("The text that a line must contain, character for character.", "full"),
+    )
+    case = boolean_parameter("`true`: ASCII letters must have the same case; any case by default.")
+    limit = NumberText(
+        1, terms.MAX_LIMIT, f"Maximum number of lines. Default: {terms.DEFAULT_HITS}."
+    )
+    cursor = CursorField(".", 4)
+
+    @validates("cursor")
+    def check_cursor(self, cursor: tuple[Any, ...], **kwargs: Any) -> None:
+        if cursor[0] != terms.SORTS[0]:
+            raise ValidationError("Not a cursor of this list.")
+
+
+class NewLinesQuerySchema(Schema):
+    """The task to compare with."""
+
+    against = Id(
+        metadata=doc(
+            "The task to compare with; by default the agent's latest complete task that ended "
+            "before this one started.",
+            format="uuid",
+        )
+    )
 
 
 class LogQuerySchema(Schema):

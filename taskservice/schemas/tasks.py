@@ -237,6 +237,49 @@ class LogPageSchema(ResponseSchema):
     )
 
 
+class HitSchema(ResponseSchema):
+    """A line that contains the text."""
+
+    taskId = id_field("The task.", examples.TASK)
+    name = text_field("The task's name.")
+    agentId = text_field("The task's agent.")
+    status = text_field("The task's status.", validate=validate.OneOf(terms.STATUSES))
+    line = fields.Integer(metadata=doc("The number of the line.", minimum=1))
+    at = time_field("When the line was printed; null if that was not stored.", None)
+    text = text_field("At most 400 characters of the line, with the text.")
+
+
+class SearchedSchema(ResponseSchema):
+    """The logs that a search has read."""
+
+    tasks = fields.Integer(metadata=doc("The number of tasks.", 62, minimum=0))
+    bytes = fields.Integer(metadata=doc("The size of their logs.", 4_800_000, minimum=0))
+    until = time_field("The `createdAt` of the last task; null: there are no more.", None)
+
+
+class FoundSchema(ResponseSchema):
+    """The lines that a search has found."""
+
+    hits = fields.List(
+        fields.Nested(HitSchema()),
+        metadata=doc(
+            "The newest task first; the lines of one task in their order.",
+            [
+                {
+                    "taskId": examples.TASK,
+                    "name": "nightly summary",
+                    "agentId": "summarizer",
+                    "status": terms.ERROR,
+                    "line": 812,
+                    "at": examples.TIME,
+                    "text": "write failed: disk full",
+                }
+            ],
+        ),
+    )
+    searched = fields.Nested(SearchedSchema())
+
+
 class EventSchema(ResponseSchema):
     """One of the Server-Sent Events of a stream."""
 
@@ -273,6 +316,7 @@ bulk_result_schema = BulkResultSchema()
 partial_task_schema = PartialTaskSchema(partial=True)
 appended_schema = AppendedSchema()
 log_page_schema = LogPageSchema()
+found_schema = FoundSchema()
 event_schema = EventSchema()
 # The columns that reads select: for responses, and for the code.
 TASK_COLUMNS = (

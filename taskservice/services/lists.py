@@ -649,7 +649,7 @@ def tasks_at(
     start, count = 0, min(TASKS_OF_FIRST_READ, TASKS_PER_READ)
     while start < len(wanted):
         ids = [position.id for position in wanted[start : start + count]]
-        found = _read(caller, selection, ids, partial(_tasks_at_statement, shape))
+        found = read(caller, selection, ids, partial(_tasks_at_statement, shape))
         rows = {row.id: row for row in found}
         left = [rows[task_id] for task_id in ids if task_id in rows]
         yield from _parts(caller, selection, left, shape)
@@ -664,8 +664,7 @@ def _size(rows: Sequence[ListedTask]) -> int:
 
 @lru_cache(maxsize=STATEMENTS)
 def _tasks_at_statement(shape: Shape, filters: Filters) -> Statement[ListedTask]:
-    fits = unindexed(conditions(filters))
-    return Statement(select(Task.id, *_listed_columns(shape)).where(_IS_WANTED, fits))
+    return Statement(select(Task.id, *_listed_columns(shape)).where(*still_matches(filters)))
 
 
 def _listed_columns(shape: Shape) -> list[Any]:
@@ -683,10 +682,10 @@ def _parts(
             yield list(group)
         else:
             statement = partial(_large_task_statement, shape)
-            yield from (_read(caller, selection, [row.id], statement) for row in group)
+            yield from (read(caller, selection, [row.id], statement) for row in group)
 
 
-def _read(
+def read(
     caller: Caller,
     selection: Selection,
     task_ids: Sequence[str],
@@ -699,13 +698,17 @@ def _read(
         return statement.all(connection, **values, task_ids=task_ids)
 
 
+def still_matches(filters: Filters) -> tuple[ColumnElement[bool], ...]:
+    """The conditions that `read` needs: it has found a task before, and its filters match still."""
+    return _IS_WANTED, unindexed(conditions(filters))
+
+
 @lru_cache(maxsize=STATEMENTS)
 def _large_task_statement(shape: Shape, filters: Filters) -> Statement[ListedTask]:
     # Without the texts, of up to a megabyte, that this shape leaves out.
     left_out = {"input", "output"} - shape.schema.columns.keys()
     columns = [column for column in TASK_COLUMNS if column.key not in left_out]
-    fits = unindexed(conditions(filters))
-    return Statement(with_log([*columns, null().label("json")]).where(_IS_WANTED, fits))
+    return Statement(with_log([*columns, null().label("json")]).where(*still_matches(filters)))
 
 
 _IS_WANTED: Any = in_list(Task.id, bindparam("task_ids", type_=ListParameter(Identifier)))

@@ -120,9 +120,9 @@ class Operation:
         return tuple(dict.fromkeys(kind for content in contents for kind in content))
 
 
-def is_optional(body: Schema) -> bool:
-    """Whether a request can leave this body out, since none of its fields is required."""
-    return not any(field.required for field in body.fields.values())
+def is_optional(schema: Schema) -> bool:
+    """Whether a request can leave this body or query out: none of its fields is required."""
+    return not any(field.required for field in schema.fields.values())
 
 
 def by_media_type(content: Content) -> dict[str, Any]:
@@ -180,6 +180,7 @@ class Endpoint:
         self._media_types = operation.media_types
         self._reads_body = bool(operation.request_content)
         self._has_query = not isinstance(operation.query, EmptySchema)
+        self._needs_query = not is_optional(operation.query)
         self._view = view
         update_wrapper(self, view)
 
@@ -199,7 +200,8 @@ class Endpoint:
             caller.require_user_key()
         _check_accept(environ.get("HTTP_ACCEPT"), self._media_types)
         arguments: dict[str, Any] = {}
-        query = load_query(self.operation.query) if environ.get("QUERY_STRING") else {}
+        is_given = self._needs_query or environ.get("QUERY_STRING")
+        query = load_query(self.operation.query) if is_given else {}
         if self._has_query:
             arguments["query"] = query
         if "HTTP_IF_MATCH" in environ:

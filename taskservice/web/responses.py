@@ -187,15 +187,15 @@ def page(caller: Caller, tasks: Selection, query: dict[str, Any]) -> Page:
 
 def after(query: dict[str, Any]) -> Position | None:
     """The position that the cursor names; None for the first page."""
-    return Position(*query["cursor"][1:]) if "cursor" in query else None
+    return Position(*query["cursor"][1:3]) if "cursor" in query else None
 
 
-def link(tasks: Selection, end: Position | None) -> dict[str, str]:
+def link(tasks: Selection, end: Sequence[Any] | None) -> dict[str, str]:
     """The `Link` header to the next page, which begins after `end`; empty if `end` is None."""
     # Relative to the path of the request, so that it works behind any proxy and prefix.
     return {"Link": f'<?{_next(tasks, end)}>; rel="next"'} if end else {}
 
 
-def _next(tasks: Selection, end: Position) -> str:
+def _next(tasks: Selection, end: Sequence[Any]) -> str:
     pairs = [pair for pair in request.args.items(multi=True) if pair[0] != "cursor"]
     return urlencode([*pairs, ("cursor", dump_cursor(tasks.sort, *end))])

@@ -1,0 +1,72 @@
+"""`taskservice grep` and `taskservice task new-lines`: what they print, and their exit codes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.agent_machine import AgentMachine, machine_of, objects
+from tests.support.api_client import RemoteClient
+from tests.support.service import Service, free_port
+
+
+@pytest.fixture
+def newcomer(shared_service: Service) -> RemoteClient:
+    """A user without agents."""
+    return shared_service.add_user()
+
+
+@pytest.fixture
+def machine(newcomer: RemoteClient, tmp_path: Path) -> AgentMachine:
+    return machine_of(newcomer, tmp_path / "home")
+
+
+def with_log(person: RemoteClient, *lines: str, agent_id: str = "backup", **report: Any) -> str:
+    task = person.start(agent_id, claim=True, labels={"env": agent_id})
+    path = f"/task/{task['id']}"
+    person.request("POST", f"{path}/logs", json={"logs": list(lines)}).raise_for_status()
+    person.request("PATCH", path, json=report).raise_for_status()
+    return str(task["id"])
+
+
+FAILED: dict[str, Any] = {"status": "error", "error": {"message": "no"}}
+
+
+def test_grep_prints_each_line_with_its_task(newcomer: RemoteClient, machine: AgentMachine) -> None:
+    first = with_log(newcomer, "one", "Disk full: 50%", "disk again", **FAILED)
+    second = with_log(newcomer, "no\tdisk é", agent_id="report")
+    shown = machine.run("grep", "disk")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.splitlines() == [
+        f"{second}:1: no\tdisk é",
+        f"{first}:2: Disk full: 50%",
+        f"{first}:3: disk again",
+    ]
+    as_json = objects(machine.run("grep", "disk", "--json").stdout)
+    path = "/search?text=disk&limit=1000"
+    assert as_json == newcomer.request("GET", path).json()["hits"]
+    for options in (["--agent", "bac"], ["--label", "env=backup"], ["--failed"]):
+        assert machine.run("grep", "disk", *options).stdout.splitlines() == [
+            f"{first}:2: Disk full: 50%",
+            f"{first}:3: disk again",
+        ]
+    # It continues by itself.
+    limited = machine.run("grep", "i", "--limit", "2", "--since", "1h")
+    assert (limited.returncode, len(limited.stdout.splitlines())) == (0, 2)
+
+
+def test_grep_has_exit_codes(newcomer: RemoteClient, machine: AgentMachine) -> None:
+    with_log(newcomer, "one")
+    nothing = machine.run("grep", "two")
+    assert (nothing.returncode, nothing.stdout, nothing.stderr) == (1, "", "")
+    for arguments in (["x" * 201], [""], ["one", "--agent", "NOT one"], ["one", "--limit", "0"]):
+        wrong = machine.run("grep", *arguments)
+        assert (wrong.returncode, wrong.stdout) == (2, "")
+    machine.key += "x"
+    assert machine.run("grep", "one").returncode == 2
+
+
+def test_grep_without_a_service_has_an_exit_code(machine: AgentMachine) -> None:
+    machine.give_up_soon()
+    machine.url = f"http://127.0.0.1:{free_port()}"
+    assert machine.run("grep", "one").returncode == 69
