@@ -194,7 +194,7 @@ CODES = {
     "user_key_required": Code(403, "This operation needs a user key."),
     FOREIGN_ORIGIN: Code(403, "This `Host` or `Origin` is not allowed to call `/mcp`."),
     NOT_FOUND: Code(404, "No such resource, or the key has no access to it."),
-    NO_GOOD_RUN: Code(404, "The agent has no complete task that ended before this one started."),
+    NO_GOOD_RUN: Code(404, "No complete task of the agent ended before this one started."),
     NO_SUCH_PATH: Code(404, "The service has no such path."),
     "method_not_allowed": Code(405, "The path does not support this method; see `Allow`."),
     "not_acceptable": Code(406, "None of the media types in `Accept` is available."),
