@@ -15,6 +15,8 @@ from taskservice.web import responses
 
 # The filters that the API's list does not have, and their values.
 OWN_FILTERS = {"since": tuple(PERIODS), "callback": (PENDING, FAILED)}
+# An order that the API's list does not have.
+LONGEST_FIRST = "duration"
 PAGE_SIZE = 50
 # Tab -> the filters that it sets; it removes the filters of other tabs.
 TABS: dict[str, dict[str, str]] = {
@@ -42,6 +44,8 @@ def load() -> tuple[dict[str, Any], dict[str, str], Selection]:
     if "label" in values:
         values["label"] = labels()
     own = {name: values.pop(name) for name in OWN_FILTERS if name in values}
+    if values.get("sort") == LONGEST_FIRST:
+        del values["sort"]
     query: dict[str, Any] = list_query_schema.load(values)
     for name, text in own.items():
         if text not in OWN_FILTERS[name]:

@@ -153,7 +153,7 @@ def list_all() -> AnyResponse:
         filled = [pair for pair in request.args.items(multi=True) if pair[1]]
         return redirect(f"{url_for('dashboard.tasks.list_all')}?{urlencode(filled)}", 303)
     query, own, selection = filters.load()
-    found = responses.page(caller, selection, query)
+    found = _found(selection, query)
     agent_ids, chosen = agents.choices(caller), request.args.get("agentId")
     rows = lists.summaries(caller, found.positions)
     return page(
@@ -172,6 +172,13 @@ def list_all() -> AnyResponse:
         max_count=MAX_COUNT,
         chart=chart.count(caller, selection, own.get("since", chart.DEFAULT)),
     )
+
+
+def _found(selection: lists.Selection, query: dict[str, Any]) -> responses.Page:
+    if request.args.get("sort") != filters.LONGEST_FIRST:
+        return responses.page(caller, selection, query)
+    positions, reached = lists.longest(caller, selection, query["limit"])
+    return responses.Page(positions, None, reached)
 
 
 @blueprint.get("/tasks", strict_slashes=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from heapq import nlargest
 from itertools import groupby
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
@@ -30,11 +31,11 @@ from sqlalchemy import (
 )
 
 from taskservice.auth import Caller, tasks_of_user, visible_tasks
-from taskservice.database import name_index
+from taskservice.database import clock, name_index
 from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.connections import Statement
 from taskservice.database.models import Delivery, Log, LogChunk, Question, Task, TaskLabel
-from taskservice.database.transactions import reading
+from taskservice.database.transactions import current_time, reading
 from taskservice.database.types import (
     AnyRow,
     AnySelect,
@@ -636,6 +637,33 @@ def positions(
         if tasks.are_indexed:
             return SearchResult(tasks.positions(after, None, count))
         return tasks.search(after, count)
+
+
+def longest(caller: Caller, selection: Selection, count: int) -> SearchResult:
+    """The positions of the tasks that ran longest, the longest first; no page follows.
+
+    They are chosen among the newest MAX_SEARCHED tasks, of which `reached` is the oldest, or among
+    few candidates.
+    """
+    with reading() as connection:
+        tasks = OrderedTasks(connection, caller, selection)
+        candidate_set = tasks.smallest_set()
+        end = None if candidate_set else tasks.position(None, MAX_SEARCHED)
+        rows = tasks.run(_runs_statement, None, end, candidate_set)
+        now = current_time(connection)
+    rows = nlargest(
+        count, rows, key=lambda row: clock.seconds_between(row.claimed_at, row.finished_at or now)
+    )
+    return SearchResult([Position(row.time, row.id) for row in rows], end)
+
+
+@lru_cache(maxsize=STATEMENTS)
+def _runs_statement(scan: Scan) -> Statement[AnyRow]:
+    time = api_text(sort_column(scan.sort)).label("time")
+    ran = Task.claimed_at.is_not(None)
+    return Statement(
+        select(time, Task.id, Task.claimed_at, Task.finished_at).where(*conditions_of(scan), ran)
+    )
 
 
 def tasks_at(

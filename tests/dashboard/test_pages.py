@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from html import unescape
 from importlib import import_module
@@ -720,6 +720,23 @@ def test_task_without_an_agent_is_waiting(browser: Browser, alice: ApiClient) ->
     assert '<span class="pill waiting">waiting</span>' in browser.get("/").text
     alice.post(f"/agent/{task['agentId']}/claim")
     assert '<span class="pill running">running</span>' in browser.get("/").text
+
+
+def test_longest_tasks_of_the_filters_come_first(browser: Browser, alice: ApiClient) -> None:
+    for name, minutes in (("short", 5), ("long", 90), ("middle", 30), ("other", 200)):
+        began = (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
+        task = alice.start(
+            "sender" if name == "other" else "summarizer",
+            name=f"Run {name}", claim=True, claimedAt=began,
+        )  # fmt: skip
+        if name != "middle":
+            alice.report(task, status="complete")
+    alice.start(name="Run waiting")
+    text = browser.get("/?sort=duration&agentId=summarizer").text
+    # A running one counts until now; a waiting one has no duration.
+    assert re.findall(r"<bdi>Run (\w+)</bdi>", text) == ["long", "middle", "short"]
+    assert '<option value="duration" selected>' in text
+    assert re.findall(r"<bdi>Run (\w+)</bdi>", browser.get("/?sort=duration").text)[0] == "other"
 
 
 def test_tabs_filter_by_state_and_keep_the_other_filters(
