@@ -27,12 +27,12 @@ PARTICIPLES = {CANCEL: "cancelled", DELETE: "deleted", RERUN: "started again"}
 def change() -> AnyResponse:
     """Without `ids`, the page that says what is selected; its form has the ids of these tasks."""
     caller.require_user_key()
-    back = f"/?{request.query_string.decode()}"
+    back = "/?" + request.query_string.decode(errors="replace")
     if "ids" not in request.form:
         return _confirm(back)
     fields = {"action": request.form.get("action"), "taskIds": request.form["ids"].split()}
     wanted = bulk_schema.load(fields)
-    key = request.form.get("submission_id")
+    key = request.form.get("submission_id") or None
     result = bulk.run(caller, wanted["action"], wanted["taskIds"], key)
     flash(f"{plural(result['done'], 'task')} {PARTICIPLES[wanted['action']]}.")
     for code, count in Counter(refused["code"] for refused in result["refused"]).items():
