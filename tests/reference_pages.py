@@ -12,10 +12,14 @@ import click
 from taskservice import cli, config
 
 ROOT = Path(__file__).parent.parent
-CLIENT = "docs/reference/cli.md"
-SERVER = "docs/reference/cli-server.md"
+# Page -> the commands that it describes.
+COMMANDS = {
+    "docs/reference/cli.md": [name for name in cli.CLIENT_COMMANDS if name != "task"],
+    "docs/reference/cli-task.md": ["task"],
+    "docs/reference/cli-server.md": list(cli.SERVER_COMMANDS),
+}
 SETTINGS = "docs/reference/configuration.md"
-PAGES = (CLIENT, SERVER, SETTINGS)
+PAGES = (*COMMANDS, SETTINGS)
 START, END = "<!-- generated -->", "<!-- end of what is generated -->"
 _WIDTH = 118
 # What these settings accept is a sentence of their page, not of their check.
@@ -33,7 +37,7 @@ def written(page: str) -> str:
 def _generated(page: str) -> str:
     if page == SETTINGS:
         return _settings()
-    return _commands(cli.CLIENT_COMMANDS if page == CLIENT else cli.SERVER_COMMANDS)
+    return _commands(COMMANDS[page])
 
 
 def _settings() -> str:
