@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
 
-from taskservice.client import Client, Task, TaskServiceError
+if TYPE_CHECKING:
+    from taskservice.client import Client, Task
 from taskservice.quantities import typed, typed_seconds
 
 # How many of the newest tasks a shell knows.
@@ -63,11 +65,14 @@ class Text(click.ParamType[str]):
         return value
 
 
-Values = Callable[[Client], Iterable[tuple[str, str]]]
+Values = Callable[["Client"], Iterable[tuple[str, str]]]
 
 
 def _completions(values: Values, incomplete: str) -> list[CompletionItem]:
     """What a shell can complete, with a word about each; nothing if the service is unavailable."""
+    # Imported here, since the server commands need no client.
+    from taskservice.client import Client, TaskServiceError
+
     try:
         found = list(values(Client(patience=0)))
     except TaskServiceError:
@@ -77,20 +82,20 @@ def _completions(values: Values, incomplete: str) -> list[CompletionItem]:
     ]
 
 
-def _newest_tasks(client: Client) -> Iterable[Task]:
+def _newest_tasks(client: "Client") -> Iterable["Task"]:
     fields = "id,name,status,error,labels"
     return islice(client.tasks(fields=fields, page=COMPLETED_TASKS), COMPLETED_TASKS)
 
 
-def _agents(client: Client) -> Iterable[tuple[str, str]]:
+def _agents(client: "Client") -> Iterable[tuple[str, str]]:
     return ((agent["id"], agent["name"]) for agent in client.agents())
 
 
-def _tasks(client: Client) -> Iterable[tuple[str, str]]:
+def _tasks(client: "Client") -> Iterable[tuple[str, str]]:
     return ((task.id, f"{task.name}: {task.status}") for task in _newest_tasks(client))
 
 
-def _labels(client: Client) -> Iterable[tuple[str, str]]:
+def _labels(client: "Client") -> Iterable[tuple[str, str]]:
     pairs = {pair for task in _newest_tasks(client) for pair in task.labels.items()}
     return ((f"{key}={text}", "") for key, text in sorted(pairs))
 
