@@ -37,7 +37,8 @@ MAY_DO = {
     ("DELETE", "/task/<task_id>/question/<question_id>"),
     ("GET", "/agent"), ("GET", "/agent/<agent_id>"), ("PUT", "/agent/<agent_id>"),
     ("POST", "/agent/<agent_id>/claim"), ("GET", "/agent/<agent_id>/numbers"),
-    ("GET", "/attention"), ("GET", "/search"), ("GET", "/user"),
+    ("GET", "/attention"), ("GET", "/search"),
+    ("GET", "/task/<task_id>/new-lines"), ("GET", "/user"),
 }  # fmt: skip
 
 

@@ -120,6 +120,9 @@ def fitting(command: str, person: RemoteClient) -> str:
     """The command, with things that are there in place of those in the example."""
     person.request("PUT", "/agent/summarizer")
     if examples.TASK in command:
+        if "/new-lines" in command:
+            good = person.start(claim=True)
+            person.request("PATCH", f"/task/{good['id']}", json={"status": "complete"})
         task = person.start(claim=True, callback=f"{person.url}/livez")
         if examples.QUESTION in command:
             # What the example of an answer answers.

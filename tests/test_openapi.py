@@ -197,6 +197,8 @@ def path_for(person: ApiClient, path: str) -> str:
         values["deliveryId"] = delivery["id"]
     if "{keyId}" in path:
         values["keyId"] = expect(person.post("/key", json={"name": "another"}), 201)["id"]
+    if path.endswith("/new-lines"):
+        path += "?against={taskId}"
     if path.endswith("/search"):
         path += "?text=full"
     return path.removeprefix(API_PREFIX).format(**values)

@@ -12,8 +12,9 @@ from taskservice.schemas.tasks import (
     event_schema,
     found_schema,
     log_page_schema,
+    new_lines_schema,
 )
-from taskservice.services import logs, search, task_json, tasks
+from taskservice.services import logs, new_lines, search, task_json, tasks
 from taskservice.terms import DEFAULT_HITS, DEFAULT_LINES, RUNNING, SEQ_GAP, TASK_FINISHED
 from taskservice.web import responses, waiting
 from taskservice.web.request import EVENTS, JSON, TEXT, body_bytes, load_body, operation, prefers
@@ -23,6 +24,7 @@ blueprint = Blueprint("logs", __name__)
 append_query = requests.AppendQuerySchema()
 append_schema = requests.AppendSchema()
 log_query = requests.LogQuerySchema()
+new_lines_query = requests.NewLinesQuerySchema()
 search_query = requests.SearchQuerySchema()
 follow_query = requests.FollowQuerySchema()
 
@@ -122,6 +124,23 @@ def follow(task_id: str, query: dict[str, Any]) -> Response:
     task = tasks.get(caller, task_id)
     events = waiting.follow(caller, task.id, _last_event_id())
     return waiting.respond(events, has_times=query.get("times", False))
+
+
+@blueprint.get("/task/<task_id>/new-lines")
+@operation(
+    "readNewLines",
+    query=new_lines_query,
+    responses={200: new_lines_schema},
+)
+def read_new_lines(task_id: str, query: dict[str, Any]) -> Response:
+    """Read what is new in a log.
+
+    The lines of the task that another task does not have: `against`, by default the agent's latest
+    complete task that ended before this one started. Numbers, UUIDs, `0x...`, 16 or more
+    hexadecimal digits, dates, clock times and paths in /tmp are taken as equal. Only the first and
+    last 8 MiB of a log are compared, for at most 2 s; `cut` says that something was left out.
+    """
+    return responses.json(new_lines.compare(caller, task_id, query.get("against")))
 
 
 @blueprint.get("/search")

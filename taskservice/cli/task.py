@@ -30,8 +30,8 @@ from taskservice.cli.service_client import (
     service_client,
 )
 from taskservice.client import PAGE_TASKS, Client, NotFound, Question, Task
-from taskservice.client.responses import SHORT_FIELDS
-from taskservice.client.task import Line
+from taskservice.client.responses import NEW_LINES, SHORT_FIELDS
+from taskservice.client.task import Line, path_segment
 from taskservice.terminal import (
     exit_with_error,
     notice,
@@ -256,6 +256,36 @@ def logs(task_id: str, is_followed: bool, since: int | None, **options: Any) -> 
         task = client.task(find_task_id(client, task_id))
         for line in task.lines(shown.after(task), shown.has_times):
             shown.print(line)
+
+
+@command.command(
+    "new-lines",
+    epilog=examples("taskservice task new-lines 01a20e63-9249-713c"),
+)
+@task_argument
+@click.option(
+    "--against",
+    type=known_task,
+    metavar="TASK_ID",
+    help="Task to compare with (default: the agent's last complete task before this one).",
+)
+@json_object
+def new_lines(task_id: str, against: str | None, as_json: bool) -> None:
+    """Print the lines that the last good run did not have.
+
+    Numbers, times, IDs and temporary paths are taken as equal.
+    """
+    with service_client() as client:
+        path = f"/task/{path_segment(find_task_id(client, task_id))}/new-lines"
+        query = {"against": against and find_task_id(client, against)}
+        found = client.connection.call("GET", path, NEW_LINES, params=query).data
+        if as_json:
+            print_json(found)
+            return
+        for line in found["lines"]:
+            print_log_line(f"{line['line']}: {line['text']}")
+        cut = "; some lines were left out" if found["cut"] else ""
+        notice(f"compared with task {found['against']['id']}{cut}")
 
 
 @command.command(

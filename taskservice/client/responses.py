@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from taskservice import terms
 from taskservice.terminal import without_user_info
-from taskservice.terms import CANCELLED, NOT_FOUND, PROBLEM_TYPE
+from taskservice.terms import CANCELLED, NO_GOOD_RUN, NOT_FOUND, PROBLEM_TYPE
 
 # The errors of the client: one class for each kind.
 
@@ -304,7 +304,7 @@ def _error(received: Response) -> TaskServiceError:
 
 def _kind(status: int, problem: Mapping[str, Any]) -> type[Refused] | None:
     """The class of the error for a problem; None if it is another program's."""
-    if status == 404:
+    if status == 404 and problem.get("code") != NO_GOOD_RUN:
         # It stops a program, so it must be certain: for an unknown path the service, and other
         # programs that send problems, use another code.
         return NotFound if problem.get("code") == NOT_FOUND else None

@@ -280,6 +280,37 @@ class FoundSchema(ResponseSchema):
     searched = fields.Nested(SearchedSchema())
 
 
+class AgainstSchema(ResponseSchema):
+    """The task that a log was compared with."""
+
+    id = id_field("The task's ID.", examples.TASK)
+    finishedAt = text_field(
+        "When the task ended.", examples.LATER, format="date-time", allow_none=True
+    )
+
+
+class NewLineSchema(ResponseSchema):
+    """A line that the other log does not have."""
+
+    line = fields.Integer(metadata=doc("The number of the line.", minimum=1))
+    at = time_field("When the line was printed; null if that was not stored.", None)
+    text = text_field("At most 400 characters of the line.")
+
+
+class NewLinesSchema(ResponseSchema):
+    """The lines of a log that another one does not have."""
+
+    against = fields.Nested(AgainstSchema())
+    lines = fields.List(
+        fields.Nested(NewLineSchema()),
+        metadata=doc(
+            "At most 200 lines.",
+            [{"line": 812, "at": examples.TIME, "text": "write failed: disk full"}],
+        ),
+    )
+    cut = fields.Boolean(metadata=doc("Whether lines were left out.", False))
+
+
 class EventSchema(ResponseSchema):
     """One of the Server-Sent Events of a stream."""
 
@@ -317,6 +348,7 @@ partial_task_schema = PartialTaskSchema(partial=True)
 appended_schema = AppendedSchema()
 log_page_schema = LogPageSchema()
 found_schema = FoundSchema()
+new_lines_schema = NewLinesSchema()
 event_schema = EventSchema()
 # The columns that reads select: for responses, and for the code.
 TASK_COLUMNS = (

@@ -179,7 +179,7 @@ class Page(NamedTuple):
         return self._cut([line for chunk in self.chunks for line in chunk.text.split("\n")])
 
     def timed_lines(self) -> list[TimedLine]:
-        times = self._cut(list(chain.from_iterable(map(_times, self.chunks))))
+        times = self._cut(list(chain.from_iterable(map(times_of, self.chunks))))
         return list(map(TimedLine, self.lines(), times))
 
     def _cut(self, of_lines: list[T]) -> list[T]:
@@ -187,7 +187,8 @@ class Page(NamedTuple):
         return of_lines[self.after + 1 - first : self.until + 1 - first]
 
 
-def _times(chunk: _StoredChunk) -> list[str | None]:
+def times_of(chunk: _StoredChunk) -> list[str | None]:
+    """The time of each line of a chunk."""
     if chunk.at is None or chunk.times is None:
         time = None if chunk.at is None else clock.from_milliseconds(chunk.at)
         return [time for _ in range(chunk.count)]
@@ -261,6 +262,30 @@ def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
             break
         limit = next_limit(len(chunks), size, max_lines)
     return _cut(lines[-max_lines:], max_bytes)
+
+
+def ends_of(row: TaskRow, size: int) -> Iterator[_StoredChunk]:
+    """The chunks at the end of a log, then those at its start, each of about `size` bytes.
+
+    Raises LogDropped if some are dropped while they are read.
+    """
+    until, left, limit = row.log_count, size, 8
+    while until >= row.first_log and left > 0:
+        with reading() as connection:
+            chunks = _LAST_CHUNKS.all(connection, log_id=row.log_id, until=until, limit=limit)
+        if not chunks:
+            raise LogDropped()
+        yield from chunks
+        read = sum(len(chunk.text) for chunk in chunks)
+        until, left = chunks[-1].last - chunks[-1].count, left - read
+        limit = next_limit(len(chunks), read, 4096)
+    left = size
+    for page in pages(row, count=until):
+        for chunk in page.chunks:
+            if left <= 0:
+                return
+            yield chunk
+            left -= len(chunk.text)
 
 
 def ends(task_ids: Collection[str]) -> dict[str, str]:

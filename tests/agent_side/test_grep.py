@@ -70,3 +70,16 @@ def test_grep_without_a_service_has_an_exit_code(machine: AgentMachine) -> None:
     machine.give_up_soon()
     machine.url = f"http://127.0.0.1:{free_port()}"
     assert machine.run("grep", "one").returncode == 69
+
+
+def test_new_lines_are_printed(newcomer: RemoteClient, machine: AgentMachine) -> None:
+    first = with_log(newcomer, "page 1", "boom", **FAILED)
+    nothing = machine.run("task", "new-lines", first)
+    assert (nothing.returncode, nothing.stdout) == (1, "")
+    good = with_log(newcomer, "page 1", status="complete")
+    failed = with_log(newcomer, "page 2", "boom", **FAILED)
+    shown = machine.run("task", "new-lines", failed)
+    assert (shown.returncode, shown.stdout) == (0, "2: boom\n")
+    assert good in shown.stderr
+    as_json = objects(machine.run("task", "new-lines", failed, "--against", first, "--json").stdout)
+    assert as_json == [newcomer.request("GET", f"/task/{failed}/new-lines?against={first}").json()]

@@ -1,0 +1,135 @@
+"""The lines of a task that another does not have, and what counts as equal."""
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from taskservice.services import new_lines, search
+from tests.support.api_client import ApiClient, expect, problem
+from tests.support.marks import one_database
+
+GOOD = """\
+2026-11-27T02:00:01.250Z start
+Fri Nov 27 02:00:01 UTC 2026 host
+27/Nov/2026:02:00:01 GET
+request 5e0a9c57-0a9e-4f0c-9a52-3f8e1c2d4b6a took 9 ms
+commit 0123456789abcdef0123 at 0x7ffe12
+wrote /tmp/a1b2/out.txt
+ 12 of 100 pages, 1.5 MB
+two
+done: café"""
+EQUAL = """\
+2026-11-28T12:34:56Z start
+Sat Dec  5 13:14:15 UTC 2026 host
+05/Dec/2026:13:14:15 GET
+request A1B2C3D4-0a9e-4f0c-9a52-3f8e1c2d4bff took 1,234 ms
+commit fedcba98765432100000 at 0xAB
+wrote /tmp/zz-9/out.txt
+ 7 of 2000 pages, 20 MB
+two
+done: café"""
+
+
+def run(person: ApiClient, text: str, status: str = "complete", **fields: Any) -> dict[str, Any]:
+    task = person.start(claim=True, **fields)
+    if text:
+        person.append(task, *text.split("\n"))
+    return person.report(task, status=status)
+
+
+def compared(person: ApiClient, task: dict[str, Any], query: str = "") -> dict[str, Any]:
+    return dict(expect(person.get(f"/task/{task['id']}/new-lines{query}"), 200))
+
+
+def numbers(found: dict[str, Any]) -> list[int]:
+    return [line["line"] for line in found["lines"]]
+
+
+def test_lines_of_a_failure_are_compared_with_the_last_good_run(alice: ApiClient) -> None:
+    run(alice, EQUAL + "\nboom")
+    good = run(alice, GOOD)
+    run(alice, "boom", agent_id="other")
+    run(alice, "boom", "error")
+    failed = run(alice, EQUAL + "\nboom\ntwo\nboom 2\n" + "x" * 500, "error")
+    run(alice, "boom")
+    found = compared(alice, failed)
+    assert found["against"] == {"id": good["id"], "finishedAt": good["finishedAt"]}
+    assert [line["text"] for line in found["lines"]] == ["boom", "boom 2", "x" * 400]
+    assert numbers(found) == [10, 12, 13]
+    times = expect(alice.get(f"/task/{failed['id']}/logs?times=true"), 200)["times"]
+    assert [line["at"] for line in found["lines"]] == [times[9], times[11], times[12]]
+    assert found["cut"] is False
+    assert numbers(compared(alice, failed, f"?against={failed['id']}")) == []
+    assert numbers(compared(alice, good, f"?against={failed['id']}")) == []
+
+
+def test_words_are_not_equal(alice: ApiClient, subtests: pytest.Subtests) -> None:
+    good = run(alice, "read page 5 of a book\nabcdef\n/var/tmp1/x\nMonday\n")
+    for line in (
+        "read page 5 of b book",
+        "abcdee",
+        "/var/tmp1/y",
+        "Sunday",
+        "é",
+        "",
+        "%",
+        "\ufffd",
+    ):
+        with subtests.test(line):
+            task = run(alice, f"read page 6 of a book\n{line}\nend", "error")
+            expected = [3] if line == "" else [2, 3]
+            assert numbers(compared(alice, task, f"?against={good['id']}")) == expected
+
+
+def test_run_without_a_good_one_has_no_new_lines(alice: ApiClient, bob: ApiClient) -> None:
+    failed = run(alice, "boom", "error")
+    of_bob = run(bob, "boom")
+    path = f"/task/{failed['id']}/new-lines"
+    assert problem(alice.get(path), 404)["code"] == "no_good_run"
+    for unknown in (of_bob["id"], str(uuid4())):
+        assert problem(alice.get(f"{path}?against={unknown}"), 404)["code"] == "not_found"
+    problem(bob.get(path), 404)
+    problem(alice.get(f"{path}?against=x"), 422)
+    other = run(alice, "boom", agent_id="other")
+    agent_key = alice.agent_key()
+    assert numbers(compared(agent_key, failed, f"?against={failed['id']}")) == []
+    problem(agent_key.get(f"{path}?against={other['id']}"), 404)
+    # Empty logs.
+    empty = run(alice, "")
+    assert compared(alice, empty, f"?against={failed['id']}")["lines"] == []
+    assert numbers(compared(alice, failed, f"?against={empty['id']}")) == [1]
+
+
+def test_long_log_is_compared_at_both_ends(
+    alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(new_lines, "COMPARED_BYTES", 100)
+    good = run(alice, "one")
+    task = alice.start(claim=True)
+    for part in range(30):
+        alice.append(task, *(f"line {'a' * part}" for _ in range(20)))
+    found = compared(alice, task, f"?against={good['id']}")
+    assert (numbers(found)[0], found["cut"]) == (1, True)
+    assert {1, 600} <= set(numbers(found)) or len(numbers(found)) == 200
+    assert 300 not in numbers(found)
+    monkeypatch.setattr(new_lines, "COMPARED_SECONDS", -1.0)
+    assert compared(alice, task, f"?against={good['id']}")["cut"] is True
+
+
+@one_database
+def test_at_most_200_new_lines_are_listed(alice: ApiClient) -> None:
+    good = run(alice, "one")
+    for count, is_cut in ((200, False), (201, True)):
+        task = run(alice, "\n".join(["a", "one"] * count))
+        found = compared(alice, task, f"?against={good['id']}")
+        assert (len(found["lines"]), found["cut"]) == (200, is_cut)
+        assert numbers(found)[:2] == [1, 3]
+
+
+@one_database
+def test_comparison_needs_one_of_the_places_for_searches(alice: ApiClient) -> None:
+    task = run(alice, "one")
+    with search.slot(), search.slot():
+        response = alice.get(f"/task/{task['id']}/new-lines?against={task['id']}")
+        assert problem(response, 503)["code"] == "overloaded"
