@@ -15,6 +15,7 @@ from urllib.parse import quote
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
+from taskservice import terms
 from taskservice.client import responses, sender
 from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
 from taskservice.client.outbox import Outbox
@@ -28,22 +29,7 @@ from taskservice.client.responses import (
     TaskServiceError,
 )
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, HEARTBEAT_SECONDS
-from taskservice.terms import (
-    ACCEPT,
-    ANSWERED,
-    API_PREFIX,
-    COMPLETE,
-    DECLINE,
-    DECLINED,
-    ERROR,
-    EXPIRED,
-    MAX_LINES,
-    OPEN,
-    QUESTION_TIMEOUT,
-    RUNNING,
-    ErrorType,
-    Status,
-)
+from taskservice.terms import ErrorType, Status
 
 # Requests that the client and the runner both make.
 
@@ -185,12 +171,12 @@ def ask(
     until = time.monotonic() + seconds_open(timeout)
     try:
         question: Question = post(sleep=sleep).data
-        while question["state"] == OPEN:
+        while question["state"] == terms.OPEN:
             question = connection.call(
                 "GET", _path(task_id, question["id"]), responses.QUESTION, wait=WAIT_SECONDS,
                 patience=max(until - time.monotonic(), PATIENCE_SECONDS), sleep=sleep,
             ).data  # fmt: skip
-            if question["state"] == OPEN:
+            if question["state"] == terms.OPEN:
                 time.sleep(connection.seconds_before_repeat())
     except TaskServiceError:
         raise
@@ -199,28 +185,28 @@ def ask(
             opened = post(patience=WITHDRAW_SECONDS).data
             withdraw(connection, task_id, opened["id"], patience=WITHDRAW_SECONDS)
         raise
-    if question["state"] != ANSWERED:
+    if question["state"] != terms.ANSWERED:
         _raise_reason(connection, task_id, question)
     return question
 
 
 def seconds_open(timeout: int | None) -> float:
     """How long a question can be open."""
-    return math.inf if timeout == 0 else timeout or QUESTION_TIMEOUT
+    return math.inf if timeout == 0 else timeout or terms.QUESTION_TIMEOUT
 
 
 def _raise_reason(connection: Connection, task_id: str, question: Question) -> NoReturn:
     """Raise the reason why a question has no answer."""
     reasons = {
-        DECLINED: QuestionDeclined,
-        EXPIRED: QuestionExpired,
+        terms.DECLINED: QuestionDeclined,
+        terms.EXPIRED: QuestionExpired,
     }
     if question["state"] in reasons:
         raise reasons[question["state"]](question)
     # If its task has ended, the service refuses a heartbeat.
     path = f"/task/{path_segment(task_id)}/logs"
     task = connection.call("POST", path, responses.APPENDED, json={"logs": []}).data
-    if task["status"] != RUNNING:
+    if task["status"] != terms.RUNNING:
         ended = {"id": task_id, "status": task["status"], "error": None}
         raise TaskFinished(409, {"detail": "The task is finished", "task": ended})
     raise QuestionWithdrawn(question)
@@ -248,7 +234,11 @@ def answer(
     Raises Invalid if the answer does not match the schema, and Conflict if the question is no
     longer open.
     """
-    body = {"action": DECLINE} if content is None else {"action": ACCEPT, "content": content}
+    body = (
+        {"action": terms.DECLINE}
+        if content is None
+        else {"action": terms.ACCEPT, "content": content}
+    )
     path = f"{_path(task_id, question_id)}/answer"
     question: Question = connection.call("POST", path, responses.QUESTION, json=body).data
     return question
@@ -375,7 +365,7 @@ class Task:
     def __repr__(self) -> str:
         data = {"name": "?", "agentId": "?", "status": "?"} | self.data
         progress = data.get("progress")
-        share = "" if progress is None or data["status"] != RUNNING else f" {progress:.0%}"
+        share = "" if progress is None or data["status"] != terms.RUNNING else f" {progress:.0%}"
         error = f" ({data['error']['type']})" if data.get("error") else ""
         name, agent = data["name"], data["agentId"]
         return f"<Task {self.id} {name!r} of {agent}: {data['status']}{share}{error}>"
@@ -396,7 +386,7 @@ class Task:
     @property
     def url(self) -> str:
         """The address of the task in the API."""
-        return f"{self._connection.url}{API_PREFIX}/task/{self.id}"
+        return f"{self._connection.url}{terms.API_PREFIX}/task/{self.id}"
 
     @property
     def page_url(self) -> str:
@@ -645,7 +635,7 @@ class Task:
             >>> task.status, task.data["output"]
             ('complete', {'pages': 3})
         """
-        self._finish({"status": COMPLETE, "output": self.output | output})
+        self._finish({"status": terms.COMPLETE, "output": self.output | output})
 
     def fail(self, message: object) -> None:
         """Send the waiting lines and the output, then end the task with the status `error`. Blocks.
@@ -663,7 +653,7 @@ class Task:
             {'type': 'failed', 'message': 'The disk is full'}
         """
         error = {"message": sender.cut_message(str(message))}
-        self._finish({"status": ERROR, "error": error, "output": self.output})
+        self._finish({"status": terms.ERROR, "error": error, "output": self.output})
 
     def _finish(self, report: dict[str, Any] | None) -> None:
         # Checked here: in the sender's thread the program would not see the error.
@@ -780,14 +770,16 @@ class Task:
         while True:
             page = self._page(after, times, wait)
             yield from _numbered(page)
-            is_due = page["status"] == RUNNING and time.monotonic() - polled_at >= POLL_SECONDS
+            is_due = (
+                page["status"] == terms.RUNNING and time.monotonic() - polled_at >= POLL_SECONDS
+            )
             if on_question is not None and is_due:
                 for question in self.refresh().questions:
                     if question["id"] not in seen:
                         seen.add(question["id"])
                         on_question(question)
                 polled_at = time.monotonic()
-            if not page["logs"] and page["status"] != RUNNING:
+            if not page["logs"] and page["status"] != terms.RUNNING:
                 self._output = Output(self.refresh().data["output"])
                 return
             if page["next"] <= after:
@@ -795,7 +787,7 @@ class Task:
             after = page["next"]
 
     def _page(self, after: int, times: bool, wait: int = 0) -> dict[str, Any]:
-        query = {"limit": str(MAX_LINES), "after": str(after)}
+        query = {"limit": str(terms.MAX_LINES), "after": str(after)}
         query |= {"times": "true"} if times else {}
         page: dict[str, Any] = self._connection.call(
             "GET", f"/task/{self.id}/logs", responses.LOG_PAGE, params=query, wait=wait

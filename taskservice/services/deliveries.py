@@ -29,7 +29,7 @@ from sqlalchemy import (
     update,
 )
 
-from taskservice import resources
+from taskservice import resources, terms
 from taskservice.auth import Caller, visible_tasks
 from taskservice.database import clock
 from taskservice.database.models import Attempt, Delivery, Hook, Task, User
@@ -45,19 +45,6 @@ from taskservice.database.types import (
 )
 from taskservice.errors import Problem, not_found
 from taskservice.schemas.tasks import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
-from taskservice.terms import (
-    ACTIVE,
-    CANCELLED,
-    DELIVERED,
-    DELIVERY_UNDER_WAY,
-    FAILED,
-    MAX_ATTEMPTS,
-    MCP,
-    NO_DELIVERY,
-    OFF,
-    PENDING,
-    PEOPLE_FORMATS,
-)
 from taskservice.webhooks import Outcome
 from taskservice.webhooks.retries import (
     JITTER,
@@ -71,7 +58,7 @@ logger = logging.getLogger(__name__)
 # Reads of deliveries, with their attempts.
 
 # A literal, as in the conditions of the indexes, so that the database uses them.
-is_pending: ColumnElement[bool] = Delivery.state == literal_column(f"'{PENDING}'")
+is_pending: ColumnElement[bool] = Delivery.state == literal_column(f"'{terms.PENDING}'")
 # While a lease lasts, only its holder may post; an attempt is much shorter.
 LEASE_SECONDS = 60.0
 # A lease that ends later than a new one would (plus a second, since PostgreSQL rounds) was taken
@@ -218,7 +205,10 @@ _DUE_OF_USER: AnySelect = (
         # PostgreSQL uses the index only if the time is a parameter.
         Delivery.next_attempt_at <= bindparam("now", type_=Timestamp()),
         Delivery.host.not_in(bindparam("full_hosts", expanding=True)),
-        or_(Hook.id.is_(None), and_(Hook.state == ACTIVE, Hook.format.not_in(PEOPLE_FORMATS))),
+        or_(
+            Hook.id.is_(None),
+            and_(Hook.state == terms.ACTIVE, Hook.format.not_in(terms.PEOPLE_FORMATS)),
+        ),
     )
     .order_by(Delivery.next_attempt_at)
     .limit(bindparam("limit", type_=Integer()))
@@ -242,8 +232,8 @@ _DUE_HOOKS_OF_USER: AnySelect = (
     .join(Hook, Delivery.id == _first_due)
     .where(
         Hook.user_id == bindparam("of_user_id", type_=Identifier),
-        Hook.format.in_(PEOPLE_FORMATS),
-        Hook.state == ACTIVE,
+        Hook.format.in_(terms.PEOPLE_FORMATS),
+        Hook.state == terms.ACTIVE,
         is_not_quiet,
         Delivery.host.not_in(bindparam("full_hosts", expanding=True)),
     )
@@ -315,9 +305,11 @@ DAY_SECONDS = 86_400.0
 MAX_LOST = 3
 GONE = 410
 NO_LEASE = {"lease": None, "leased_until": None}
-CANCEL = {"state": CANCELLED, "next_attempt_at": None, **NO_LEASE}
+CANCEL = {"state": terms.CANCELLED, "next_attempt_at": None, **NO_LEASE}
 _INSERT = insert(Delivery).values(
-    state=PENDING, next_attempt_at=database_now(), leased_until=database_now(bindparam("seconds"))
+    state=terms.PENDING,
+    next_attempt_at=database_now(),
+    leased_until=database_now(bindparam("seconds")),
 )
 _REPLACE = (
     update(Delivery)
@@ -463,9 +455,9 @@ def require_lease(leased: Leased) -> None:
     with reading() as connection:
         now = connection.execute(delivery).one_or_none()
     if now is None:
-        raise LeaseLost("The task was deleted.", FAILED)
-    if now.state == CANCELLED:
-        raise LeaseLost("A newer delivery has replaced it.", FAILED)
+        raise LeaseLost("The task was deleted.", terms.FAILED)
+    if now.state == terms.CANCELLED:
+        raise LeaseLost("A newer delivery has replaced it.", terms.FAILED)
     if not now.holds:
         raise LeaseLost("Its lease has run out.", now.state)
 
@@ -502,12 +494,12 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
         if ids:
             connection.execute(insert(Attempt), [{**attempt, "delivery_id": each} for each in ids])
         newest_first = select(Attempt.id).where(Attempt.delivery_id == leased.id)
-        older = newest_first.order_by(Attempt.id.desc()).offset(MAX_ATTEMPTS)
+        older = newest_first.order_by(Attempt.id.desc()).offset(terms.MAX_ATTEMPTS)
         connection.execute(delete(Attempt).where(Attempt.id.in_(older)))
         changed = connection.execute(update(Delivery).where(*held).values(values))
         if leased.hook_id and changed.rowcount:
             _record_outcome_of_hook(connection, leased.hook_id, state, outcome)
-    if state == PENDING:
+    if state == terms.PENDING:
         resources.find(DueDeliveries).set()
     return state
 
@@ -517,15 +509,15 @@ def _record_outcome_of_hook(
 ) -> None:
     """Turn off a hook whose address is gone, or at which MAX_LOST deliveries in a row failed."""
     this = update(Hook).where(Hook.id == hook_id)
-    if state == DELIVERED:
+    if state == terms.DELIVERED:
         connection.execute(this.values(failures=0, last_delivered_at=database_now()))
-    elif state == FAILED:
+    elif state == terms.FAILED:
         lost = this.values(failures=Hook.failures + 1).returning(Hook.failures, Hook.format)
         hook = connection.execute(lost).one()
         # An MCP client means only this event.
-        is_gone = outcome.status_code == GONE and hook.format != MCP
+        is_gone = outcome.status_code == GONE and hook.format != terms.MCP
         if hook.failures >= MAX_LOST or is_gone:
-            set_hook_state(connection, hook_id, OFF, outcome.message)
+            set_hook_state(connection, hook_id, terms.OFF, outcome.message)
 
 
 def set_hook_state(
@@ -535,27 +527,27 @@ def set_hook_state(
     values = {"state": state, "reason": reason, "failures": 0}
     connection.execute(update(Hook).where(Hook.id == hook_id).values(values))
     waiting = update(Delivery).where(Delivery.hook_id == hook_id, is_pending)
-    due = database_now(DAY_SECONDS if state == OFF else 0.0)
+    due = database_now(DAY_SECONDS if state == terms.OFF else 0.0)
     connection.execute(waiting.values(next_attempt_at=due))
 
 
 def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None]:
     """The delivery's next state, and the seconds until its next attempt if there is one."""
     if outcome.delivered:
-        return DELIVERED, None
+        return terms.DELIVERED, None
     if outcome.permanent or attempt_count >= len(SCHEDULE):
-        return FAILED, None
+        return terms.FAILED, None
     # Spread out, so that a receiver that was down is not flooded.
     delay = SCHEDULE[attempt_count] * random.uniform(1 - JITTER, 1 + JITTER)
     # Neither before `Retry-After` nor before the schedule: a receiver that always asks for a second
     # must not use up all attempts within seconds.
-    return PENDING, max(delay, outcome.retry_after or 0)
+    return terms.PENDING, max(delay, outcome.retry_after or 0)
 
 
 def cancel_waiting() -> None:
     """Cancel what has waited for a day for a hook that is off."""
     with reading() as connection:
-        hook_ids = connection.scalars(select(Hook.id).where(Hook.state == OFF)).all()
+        hook_ids = connection.scalars(select(Hook.id).where(Hook.state == terms.OFF)).all()
     for hook_id in hook_ids:
         with transaction() as connection:
             of_hook = update(Delivery).where(Delivery.hook_id == hook_id, is_due)
@@ -574,7 +566,7 @@ def redeliver(caller: Caller, task_id: str) -> Any:
         newest = _newest(connection, task_id)
         if newest is None:
             detail = "The task has no delivery: it is running, or has no callback"
-            raise Problem(409, detail, code=NO_DELIVERY)
+            raise Problem(409, detail, code=terms.NO_DELIVERY)
         make_due(connection, newest)
     resources.find(DueDeliveries).set()
     delivery = find(newest)
@@ -611,8 +603,8 @@ def make_due(connection: Connection, delivery_id: str) -> None:
     due = (
         update(Delivery)
         .where(Delivery.id == delivery_id, is_unleased)
-        .values(state=PENDING, attempt_count=0, next_attempt_at=database_now(), **NO_LEASE)
+        .values(state=terms.PENDING, attempt_count=0, next_attempt_at=database_now(), **NO_LEASE)
     )
     if connection.execute(due).rowcount == 0:
         detail = "The delivery is being posted; wait for the outcome"
-        raise Problem(409, detail, code=DELIVERY_UNDER_WAY)
+        raise Problem(409, detail, code=terms.DELIVERY_UNDER_WAY)
