@@ -69,6 +69,7 @@ def test_page_loads_its_own_style_and_script_and_nothing_else(app: Flask, html: 
     assert not [name for _, attributes in page.elements for name in attributes if name[:2] == "on"]
     assert [attributes["href"] for tag, attributes in page.elements if tag == "link"] == [
         "favicon.ico",
+        "static/dashboard.css",
         "docs/docs.css",
     ]
     with app.test_client().get("/docs/docs.css") as style:

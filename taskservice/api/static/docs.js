@@ -6,7 +6,7 @@ async function copyText(text) {
   } catch {
     // Without TLS browsers have no clipboard API, but they copy a selection.
     const field = document.createElement("textarea");
-    field.className = "hidden";
+    field.className = "visually-hidden";
     field.value = text;
     document.body.append(field);
     field.select();
@@ -18,6 +18,7 @@ async function copyText(text) {
 function addButton(figure) {
   const button = document.createElement("button");
   button.type = "button";
+  button.className = "quiet";
   button.textContent = "Copy";
   button.setAttribute("aria-label", `Copy: ${figure.dataset.name}`);
   button.addEventListener("click", async () => {
