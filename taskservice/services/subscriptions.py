@@ -274,15 +274,14 @@ def _insert(connection: Connection, caller: Caller, wanted: Wanted, until: str) 
 
 
 def _refresh(connection: Connection, hook: AnyRow, wanted: Wanted, until: str) -> None:
-    # The deliveries before the hook, as when an attempt is recorded.
-    waiting = update(Delivery).where(Delivery.hook_id == hook.id, is_pending, is_unleased)
-    connection.execute(waiting.values(next_attempt_at=database_now()))
     values: dict[str, Any] = {"expires_at": until, "secret": wanted.secret}
     if hook.secret != wanted.secret:
         values |= {"replaced_secret": hook.secret, "replaced_at": clock.now()}
     if hook.state != ACTIVE:
         values |= {"state": ACTIVE, "reason": None, "failures": 0}
     connection.execute(update(Hook).where(Hook.id == hook.id).values(values))
+    waiting = update(Delivery).where(Delivery.hook_id == hook.id, is_pending, is_unleased)
+    connection.execute(waiting.values(next_attempt_at=database_now()))
 
 
 def _replay(connection: Connection, hook: AnyRow, conditions: Conditions) -> bool:
