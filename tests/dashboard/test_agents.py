@@ -1,6 +1,7 @@
 """The dashboard's pages of agents: their health and runs, and the forms that run and edit them."""
 
 import re
+from datetime import UTC, datetime, timedelta
 from html import unescape
 from typing import Any
 
@@ -76,6 +77,19 @@ def test_agent_shows_its_health_in_the_list_and_on_its_page(
         for link, name in zip(links, ("waiting", "running"), strict=True):
             rows = text_of(window, link).partition('<tbody id="rows"')[2]
             assert re.findall("<bdi>(.+?)</bdi>", rows) == [name]
+
+
+def test_last_tasks_say_how_long_they_took_and_why_they_failed(
+    window: Browser, alice: ApiClient
+) -> None:
+    began = (datetime.now(UTC) - timedelta(minutes=90)).isoformat()
+    task = alice.start("backup", claim=True, claimedAt=began)
+    alice.report(task, status="error", error={"message": "Disk <full>\nmore"})
+    for path in ("/agents", "/agents/backup"):
+        row = text_of(window, path).partition('<ul class="recent-tasks">')[2].partition("</ul>")[0]
+        assert "<bdi>Disk &lt;full&gt;</bdi>" in row
+        assert "1 h 30 min ·" in row
+        assert "more" not in row
 
 
 def test_success_rate_is_rounded_to_the_nearest_percent(window: Browser, alice: ApiClient) -> None:
