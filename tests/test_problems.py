@@ -133,4 +133,4 @@ def test_document_lists_every_code(app: Flask) -> None:
 
 def test_table_of_codes_is_the_codes() -> None:
     codes = [[f"`{name}`", str(status), meaning] for name, (status, meaning) in CODES.items()]
-    assert table("docs/reference/http-api.md", "## Error codes") == codes
+    assert table("docs/reference/errors.md", "## Error codes") == codes
