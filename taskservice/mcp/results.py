@@ -17,6 +17,7 @@ from taskservice.schemas.fields import open_questions, parse_id
 from taskservice.schemas.requests import AnswerQuestionSchema
 from taskservice.services import logs
 from taskservice.services import questions as question_service
+from taskservice.services.search import Found
 from taskservice.terminal import escaped, shortened
 from taskservice.terms import ACCEPT, API_PREFIX, CANCELLED, COMPLETE, ERROR, MAX_LINE, RUNNING
 
@@ -194,6 +195,20 @@ def summary(task: AnyRow) -> dict[str, Any]:
     more = {"name": task.name, "createdAt": task.created_at, "finishedAt": task.finished_at}
     optional = {"note": task.note, "error": error_of(task, MAX_SHOWN_LINE)}
     return {**task_header(task), **more, **{name: each for name, each in optional.items() if each}}
+
+
+def search_result(found: Found, following: str | None) -> dict[str, Any]:
+    """The lines that a search found; `following` is the cursor that continues it."""
+    structured = found.as_json()
+    lines = [f"{hit['taskId']}:{hit['line']}: {hit['text']}" for hit in found.hits]
+    if following is not None:
+        structured["next"] = following
+        until = structured["searched"]["until"]
+        lines.append(
+            f"There are more tasks or lines: this search stopped at a task of {until}. "
+            f"To continue, call search_logs with the same arguments and the cursor {following}"
+        )
+    return tool_result(structured, "\n".join(lines) or "No line contains this text.")
 
 
 # --- an MCP task -------------------------------------------------------------------------

@@ -15,15 +15,20 @@ from taskservice.mcp.protocol import INVALID_PARAMS, Call, RpcError
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import open_questions, parse_id
 from taskservice.schemas.json_schema import input_problems
-from taskservice.schemas.requests import AnswerQuestionSchema, StartSchema
+from taskservice.schemas.requests import (
+    AnswerQuestionSchema,
+    SearchQuerySchema,
+    StartSchema,
+    dump_cursor,
+)
 from taskservice.services import agents as agent_service
-from taskservice.services import lists, reports
+from taskservice.services import lists, reports, search
 from taskservice.services import questions as question_service
 from taskservice.services import tasks as task_service
 from taskservice.services.lists import Selection
 from taskservice.services.tasks import Idempotency
-from taskservice.terms import ACCEPT, DECLINE, RUNNING, STATUSES
-from taskservice.web import waiting
+from taskservice.terms import ACCEPT, DECLINE, MAX_SEARCHED_TEXT, RUNNING, SORTS, STATUSES
+from taskservice.web import responses, waiting
 from taskservice.web.request import checked_idempotency_key, idempotency_key, require_id
 
 Arguments = dict[str, Any]
@@ -95,6 +100,7 @@ IDEMPOTENCY_KEY = "taskservice/idempotencyKey"
 
 _start_schema = StartSchema()
 _answer_schema = AnswerQuestionSchema()
+_search_query = SearchQuerySchema()
 
 
 def run(call: Call) -> Result:
@@ -189,10 +195,20 @@ LAST_LINES = 100
 MAX_LINES = 1_000
 TASKS = 20
 MAX_TASKS = 50
+HITS = 20
+MAX_HITS = 50
 # Each reads a bounded number of tasks.
 MAX_SEARCHES = 20
 
 _TASK_ID = {"type": "string", "description": "The task's ID."}
+_FILTERS = {
+    "agentId": {"type": "string", "description": "Only tasks of this agent."},
+    "status": {
+        "type": "string",
+        "enum": list(STATUSES),
+        "description": "Only tasks with this status.",
+    },
+}
 
 Function = Callable[[Call, Arguments], Result]
 
@@ -315,12 +331,7 @@ def read_log(call: Call, arguments: Arguments) -> Result:
 @fixed_tool(
     "List tasks",
     {
-        "agentId": {"type": "string", "description": "Only tasks of this agent."},
-        "status": {
-            "type": "string",
-            "enum": list(STATUSES),
-            "description": "Only tasks with this status.",
-        },
+        **_FILTERS,
         "limit": {
             "type": "integer",
             "minimum": 1,
@@ -343,6 +354,41 @@ def list_tasks(call: Call, arguments: Arguments) -> Result:
         found += more
     tasks = [results.summary(task) for task in lists.summaries(caller, found)]
     return results.tool_result({"tasks": tasks})
+
+
+@fixed_tool(
+    "Search in logs",
+    {
+        "text": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": MAX_SEARCHED_TEXT,
+            "description": "What a line must contain, literally; ASCII letters match in any case.",
+        },
+        **_FILTERS,
+        "limit": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": MAX_HITS,
+            "default": HITS,
+            "description": "Maximum number of lines.",
+        },
+        "cursor": {"type": "string", "description": "`next` of the result to continue."},
+    },
+    ["text"],
+)
+def search_logs(call: Call, arguments: Arguments) -> Result:
+    """Finds the lines that contain a text, in the logs of all tasks, newest task first. A result
+    with `next` stopped before the end, even if it has no lines: pass `next` as `cursor`. Read the
+    lines around one with read_log.
+    """
+    limit = int(_number(arguments, "limit", HITS))
+    query = _search_query.load({**arguments, "limit": str(limit)})
+    selection = responses.selection(query)
+    start = query["cursor"][1:] if "cursor" in query else None
+    found = search.search(caller, selection, query["text"], start=start, limit=limit)
+    following = dump_cursor(SORTS[0], *found.end) if found.end else None
+    return results.search_result(found, following)
 
 
 @fixed_tool(

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from taskservice.services import lists
+from taskservice.services import lists, search
 from tests.support.api_client import ApiClient, expect
 from tests.support.marks import one_database
 from tests.support.mcp import TASKS, Json, McpClient, structured
 
-FIXED = ["start_task", "wait_task", "read_log", "list_tasks", "answer_task", "cancel_task"]
+READING = ["wait_task", "read_log", "list_tasks", "search_logs"]
+FIXED = ["start_task", *READING, "answer_task", "cancel_task"]
 # What every client takes as a name.
 NAME = re.compile("[a-z0-9_]{1,40}")
 
@@ -86,7 +87,7 @@ def test_fixed_tools_say_what_they_do_and_take(mcp: McpClient) -> None:
         for field in tool["inputSchema"]["properties"].values():
             assert field["description"]
     reads = [name for name, tool in tools.items() if tool["annotations"]["readOnlyHint"]]
-    assert reads == ["wait_task", "read_log", "list_tasks"]
+    assert reads == READING
 
 
 def test_agent_of_another_user_is_no_tool(alice: ApiClient, bob: ApiClient, mcp: McpClient) -> None:
@@ -488,6 +489,50 @@ def test_list_tasks_goes_on_where_a_search_stops(
         arguments = {"agentId": "summarizer", "status": "complete", "limit": limit}
         found = structured(mcp.call("list_tasks", arguments))["tasks"]
         assert [task["taskId"] for task in found] == [tasks[number]["id"] for number in wanted]
+
+
+def test_search_logs_finds_lines_and_says_how_to_continue(
+    alice: ApiClient, bob: ApiClient, mcp: McpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = alice.start(), alice.start("other")
+    alice.append(first, "ok", "Disk full", "disk again")
+    alice.append(second, "disk <b>")
+    bob.append(bob.start(), "disk of bob")
+    newest = [(second, 1, "disk <b>"), (first, 2, "Disk full"), (first, 3, "disk again")]
+    texts = [f"{task['id']}:{line}: {text}" for task, line, text in newest]
+    whole = mcp.call("search_logs", {"text": "disk"})
+    assert whole["content"][0]["text"].splitlines() == texts
+    found = whole["structuredContent"]
+    assert [hit["agentId"] for hit in found["hits"]] == ["other", "summarizer", "summarizer"]
+    assert found["searched"]["until"] is None
+    assert "next" not in found
+    page = mcp.call("search_logs", {"text": "disk", "limit": 2})
+    *lines, more = page["content"][0]["text"].splitlines()
+    assert lines == texts[:2]
+    cursor = page["structuredContent"]["next"]
+    assert first["createdAt"] in more
+    assert cursor in more
+    rest = mcp.call("search_logs", {"text": "disk", "cursor": cursor})
+    assert rest["content"][0]["text"] == texts[2]
+    agent = {"text": "DISK", "agentId": "other", "status": "running"}
+    assert mcp.call("search_logs", agent)["content"][0]["text"] == texts[0]
+    nothing = mcp.call("search_logs", {"text": "absent"})
+    assert nothing["content"][0]["text"] == "No line contains this text."
+    for wrong in ({"text": ""}, {"text": "a\nb"}, {"text": "a", "cursor": "x"}, {"limit": 1}):
+        assert mcp.call("search_logs", wrong)["isError"] is True
+    # The search stops before it has found a line.
+    monkeypatch.setattr(search, "SEARCH_BYTES", 1)
+    monkeypatch.setattr(search, "TASKS_PER_READ", 1)
+    assert "next" in mcp.call("search_logs", {"text": "full"})["structuredContent"]
+
+
+@one_database
+def test_search_logs_takes_one_of_the_places_for_searches(alice: ApiClient, mcp: McpClient) -> None:
+    arguments = {"text": "hit"}
+    with search.slot(), search.slot():
+        response = mcp.modern("tools/call", {"name": "search_logs", "arguments": arguments})
+    assert response.status == 503
+    assert mcp.call("search_logs", arguments)["structuredContent"]["hits"] == []
 
 
 def test_cancel_task_ends_a_running_task_alone(alice: ApiClient, mcp: McpClient) -> None:
