@@ -423,7 +423,9 @@ function showTimes() {
 }
 
 // For a failed task, the reader wants to know when it failed.
-times.value = stored("times") ?? (box.dataset.status === "error" ? "clock" : "");
+// On a phone, times would take a third of the width.
+const hasSpace = matchMedia("(min-width: 500px)").matches;
+times.value = stored("times") ?? (box.dataset.status === "error" && hasSpace ? "clock" : "");
 times.addEventListener("change", () => {
   keep("times", times.value);
   showTimes();

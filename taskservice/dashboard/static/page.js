@@ -21,6 +21,9 @@ const full = new Intl.DateTimeFormat(undefined, {
 const minutes = new Intl.DateTimeFormat(undefined, {
   dateStyle: "medium", timeStyle: "short", hourCycle: "h23",
 });
+const date = new Intl.DateTimeFormat(undefined, {
+  day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23",
+});
 const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 
 function durationText(seconds) {
@@ -35,7 +38,12 @@ function durationText(seconds) {
     .map(([count, unit]) => `${count} ${unit}`).join(" ");
 }
 
+// Tasks of one day would have the same age after a while, and a phone shows no titles.
 function age(time) {
+  return Date.now() - time > 2 * DAY ? date.format(time) : relative(time);
+}
+
+function relative(time) {
   const seconds = (Date.now() - time) / 1000;
   if (Math.abs(seconds) < 5) return "now";
   return seconds < 0 ? `in ${largestUnit(nearest(-seconds))}` : `${largestUnit(seconds)} ago`;
@@ -51,7 +59,7 @@ function nearest(seconds) {
 
 function both(time) {
   const whole = Math.abs(Date.now() - time) < DAY / 2 ? clock : full;
-  return `${whole.format(time)} (${age(time)})`;
+  return `${whole.format(time)} (${relative(time)})`;
 }
 
 // The time that is left until an expected end.
@@ -69,7 +77,7 @@ function period(from, until) {
 }
 
 function ago(time) {
-  return age(time).replace(/^now$/, "just now");
+  return relative(time).replace(/^now$/, "just now");
 }
 
 const FORMATS = { age, ago, both, left, due: (time) => (time < Date.now() ? "now" : age(time)) };
