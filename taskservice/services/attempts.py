@@ -1,4 +1,4 @@
-"""Attempts: one signed POST of a delivery, by the request that ended its task or by the loop."""
+"""Attempts: one POST or mail, by the request that ended the task (callbacks) or by the loop."""
 
 import logging
 import time
@@ -24,7 +24,7 @@ from taskservice.services.deliveries import (
     release,
     require_lease,
 )
-from taskservice.services.hook_messages import Message
+from taskservice.services.hook_messages import HookMessage
 from taskservice.services.users import OVERLAP_SECONDS
 from taskservice.terms import FAILED, MAIL, MCP, PENDING, STANDARD
 from taskservice.threads import start_thread
@@ -113,7 +113,7 @@ def attempt_delivery(leased: Leased, interrupt: Interrupt) -> str:
     """
     try:
         started = clock.now()
-        outcome = _post_once(leased, interrupt)
+        outcome = _send(leased, interrupt)
         logger.info("Delivery %s to %s: %s", leased.id, leased.host, outcome.message)
         _record_receiver_health(leased, outcome)
         return record_attempt(leased, started, outcome)
@@ -127,7 +127,7 @@ def attempt_delivery(leased: Leased, interrupt: Interrupt) -> str:
         return PENDING
 
 
-def _post_once(leased: Leased, interrupt: Interrupt) -> Outcome:
+def _send(leased: Leased, interrupt: Interrupt) -> Outcome:
     """The outcome of one POST; an unexpected error counts as a failed attempt.
 
     Otherwise the attempt would be repeated forever, and no attempt would be recorded.
@@ -149,7 +149,7 @@ def _post_once(leased: Leased, interrupt: Interrupt) -> Outcome:
 
 
 def send_to_hook(
-    message: Message,
+    message: HookMessage,
     interrupt: Interrupt | None = None,
     confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:

@@ -1,4 +1,4 @@
-"""Deliveries: enqueued in the transaction that ends a task, leased to be posted, recorded."""
+"""Deliveries: enqueued for callbacks, as `events` does for hooks; leased to be sent; recorded."""
 
 import logging
 import random

@@ -25,7 +25,7 @@ from taskservice.webhooks.messages import Notice
 MAX_DESCRIBED = 200
 
 
-class Message(NamedTuple):
+class HookMessage(NamedTuple):
     """What is sent to the target of a hook; a webhook for a program is signed later."""
 
     hook: AnyRow
@@ -38,7 +38,7 @@ class Message(NamedTuple):
     is_last_attempt: bool = False
 
 
-def of_delivery(leased: Leased) -> Message:
+def of_delivery(leased: Leased) -> HookMessage:
     """The message of a delivery that is sent now. Raises LeaseLost if it was deleted."""
     is_told: ColumnElement[bool] = Event.id == leased.event_id
     if leased.is_shared:
@@ -67,7 +67,7 @@ def of_delivery(leased: Leased) -> Message:
     return _for_people(hook, leased.id, [_notice(hook, event) for event in events], count)
 
 
-def sample(hook: AnyRow) -> Message:
+def sample(hook: AnyRow) -> HookMessage:
     """A message that shows how this hook is told of a broken agent."""
     now = clock.now()
     if hook.format == MCP:
@@ -91,14 +91,16 @@ def page(path: str) -> str | None:
     return f"{public_url.rstrip('/')}/{path}" if public_url else None
 
 
-def _webhook(hook: AnyRow, webhook_id: str, name: str, at: str, data: dict[str, Any]) -> Message:
+def _webhook(
+    hook: AnyRow, webhook_id: str, name: str, at: str, data: dict[str, Any]
+) -> HookMessage:
     body = strict_json.dumps({"type": name, "timestamp": at, "data": data})
-    return Message(hook, webhook_id, hook.target, body, {})
+    return HookMessage(hook, webhook_id, hook.target, body, {})
 
 
-def _for_mcp(hook: AnyRow, webhook_id: str, body: bytes, is_last: bool = False) -> Message:
+def _for_mcp(hook: AnyRow, webhook_id: str, body: bytes, is_last: bool = False) -> HookMessage:
     headers = {subscriptions.SUBSCRIPTION_HEADER: hook.subscription}
-    return Message(hook, webhook_id, hook.target, body, headers, is_last_attempt=is_last)
+    return HookMessage(hook, webhook_id, hook.target, body, headers, is_last_attempt=is_last)
 
 
 def _data(hook: AnyRow, event: AnyRow) -> dict[str, Any]:
@@ -154,7 +156,9 @@ def _notice(hook: AnyRow, event: AnyRow) -> Notice:
     )
 
 
-def _for_people(hook: AnyRow, message_id: str, notices: Sequence[Notice], count: int) -> Message:
+def _for_people(
+    hook: AnyRow, message_id: str, notices: Sequence[Notice], count: int
+) -> HookMessage:
     made = messages.FORMATS[hook.format](hook.target, notices, count)
     headers = {"authorization": f"Bearer {hook.token}"} if hook.token else {}
-    return Message(hook, message_id, made.url, made.body, headers, made.subject)
+    return HookMessage(hook, message_id, made.url, made.body, headers, made.subject)
