@@ -16,23 +16,35 @@ from werkzeug.local import LocalProxy
 
 from taskservice.database import clock
 from taskservice.database.connections import Statement
-from taskservice.database.models import Agent, ApiKey, Task, User
+from taskservice.database.models import Agent, ApiKey, Link, Task, User
 from taskservice.database.transactions import reading, share_reading
 from taskservice.database.types import AnyRow, Identifier, Timestamp
-from taskservice.errors import Problem, invalid_key
+from taskservice.errors import Problem, invalid_key, not_found
 from taskservice.schemas.users import KEY_COLUMNS
+from taskservice.terms import FULL, LINK, READ, READ_ONLY
 
 # The caller, and what the caller may see: one SQL predicate for each kind of resource.
 
 
 class Caller(NamedTuple):
-    """The user whom an API key belongs to; an agent key narrows it to one agent."""
+    """The user whom an API key belongs to; an agent key narrows it to one agent.
+
+    A link makes the caller too, whose `key_id` is the link's.
+    """
 
     user_id: str
     agent_id: str | None
     key_id: str
     key_name: str
     user_name: str
+    access: str = FULL
+    # The one task that a link shows; empty for a key.
+    task_id: str = ""
+
+    @property
+    def can_manage(self) -> bool:
+        """Whether this is a user key that may change things."""
+        return self.agent_id is None and self.access == FULL
 
     @property
     def scope(self) -> dict[str, str | None]:
@@ -42,6 +54,14 @@ class Caller(NamedTuple):
     def require_user_key(self) -> None:
         if self.agent_id is not None:
             raise Problem(403, "An agent key can't do this; use a user key")
+
+    def require_full_access(self) -> None:
+        if self.access != FULL:
+            raise Problem(403, "A read key can't do this; use another key", code=READ_ONLY)
+
+    def require_full_user_key(self) -> None:
+        self.require_full_access()
+        self.require_user_key()
 
 
 _user_id = bindparam("caller_user_id", type_=Identifier)
@@ -62,21 +82,21 @@ tasks_of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=
 
 USER_PREFIX = "tsk_user_"
 AGENT_PREFIX = "tsk_agent_"
+READ_PREFIX = "tsk_read_"
 
 _ALPHABET = string.digits + string.ascii_letters
 _RANDOM_LENGTH = 40  # of 62 letters each: 238 bits
 # A checksum of 6 letters is made of three pairs, which is faster than letter by letter.
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _CHECKSUM_LENGTH = 6
-_SHAPE = re.compile(
-    rf"(?:{USER_PREFIX}|{AGENT_PREFIX})[0-9A-Za-z]{{{_RANDOM_LENGTH + _CHECKSUM_LENGTH}}}"
-)
+_SHAPE = re.compile(rf"tsk_(?:user|agent|read)_[0-9A-Za-z]{{{_RANDOM_LENGTH + _CHECKSUM_LENGTH}}}")
 
 
-def new(*, for_agent: bool) -> str:
+def new(*, for_agent: bool, access: str = FULL) -> str:
     """A fresh key: a prefix, 238 random bits, and a checksum over both."""
     body = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_LENGTH))
-    unchecked = (AGENT_PREFIX if for_agent else USER_PREFIX) + body
+    prefix = AGENT_PREFIX if for_agent else USER_PREFIX
+    unchecked = (READ_PREFIX if access == READ else prefix) + body
     return unchecked + _checksum(unchecked)
 
 
@@ -108,16 +128,22 @@ KEY_IS_VALID = (
     ApiKey.revoked_at.is_(None),
     or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > bindparam("now", type_=Timestamp())),
 )
-_KEY = Statement[AnyRow](
-    select(ApiKey.id, ApiKey.user_id, ApiKey.agent_id, ApiKey.name, User.name.label("user_name"))
-    .join(User, User.id == ApiKey.user_id)
-    .where(ApiKey.digest == bindparam("digest"), *KEY_IS_VALID)
-)
-_KEY_OF_SESSION = Statement[AnyRow](
+_KEYS = (
     select(*KEY_COLUMNS, User.name.label("user_name"))
     .join(User, User.id == ApiKey.user_id)
-    .where(ApiKey.id == bindparam("key_id"), *KEY_IS_VALID)
+    .where(*KEY_IS_VALID)
 )
+_KEY = Statement[AnyRow](_KEYS.where(ApiKey.digest == bindparam("digest")))
+_KEY_OF_SESSION = Statement[AnyRow](_KEYS.where(ApiKey.id == bindparam("key_id")))
+_KEY_OF_LOGIN = Statement[AnyRow](_KEYS.where(ApiKey.login, ApiKey.name == bindparam("login_name")))
+_LINKS = (
+    select(Link.id, Link.task_id, Link.expires_at, Task.user_id, User.name.label("user_name"))
+    .join(Task, Task.id == Link.task_id)
+    .join(User, User.id == Task.user_id)
+    .where(Link.expires_at > bindparam("now", type_=Timestamp()))
+)
+_LINK = Statement[AnyRow](_LINKS.where(Link.digest == bindparam("digest")))
+_LINK_BY_ID = Statement[AnyRow](_LINKS.where(Link.id == bindparam("link_id", type_=Identifier)))
 
 
 def by_id(key_id: str, now: str) -> AnyRow | None:
@@ -160,6 +186,12 @@ class LastUses(Generic[T]):
 
 # By the id of the key.
 key_uses = LastUses[str]()
+
+
+def of_login(name: str, now: str) -> AnyRow | None:
+    """The valid key of the person whom a proxy calls by this name, as `by_id` returns it."""
+    with reading() as connection:
+        return _KEY_OF_LOGIN.one_or_none(connection, login_name=name, now=now)
 
 
 def authenticate() -> None:
@@ -207,12 +239,30 @@ def set_caller(key: AnyRow, now: str) -> None:
     """Let this request act as the caller of `key`, and record the key's use."""
     key_uses.record(key.id, now)
     request.environ[OWNER] = key.user_id
-    g.caller = Caller(key.user_id, key.agent_id, key.id, key.name, key.user_name)
+    g.caller = Caller(key.user_id, key.agent_id, key.id, key.name, key.user_name, key.access)
+
+
+def authenticate_link(token: str) -> None:
+    """Set `caller` from the token of a link; raises 404, always the same, unless it is valid."""
+    share_reading()
+    with reading() as connection:
+        link = _LINK.one_or_none(connection, digest=digest(token), now=clock.now())
+    if link is None:
+        raise not_found("link")
+    g.caller = Caller(link.user_id, None, link.id, LINK, link.user_name, READ, link.task_id)
+
+
+def still_valid(now: str) -> AnyRow | None:
+    """The key or link of this request; None if it was revoked or has expired."""
+    if not caller.task_id:
+        return by_id(caller.key_id, now)
+    with reading() as connection:
+        return _LINK_BY_ID.one_or_none(connection, link_id=caller.key_id, now=now)
 
 
 def is_key_valid() -> bool:
     """Whether the key of this request is still neither revoked nor expired."""
-    return by_id(caller.key_id, clock.now()) is not None
+    return still_valid(clock.now()) is not None
 
 
 def _caller() -> Caller:

@@ -91,6 +91,13 @@ def _public_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _header(text: str) -> str:
+    # gunicorn drops headers with an underscore, which could pass for others.
+    if not re.fullmatch("[A-Za-z0-9-]+", text):
+        raise ValueError("must be the name of a header, such as X-Remote-User")
+    return text
+
+
 def _secret_key(text: str) -> str:
     try:
         size = len(text.encode())
@@ -133,6 +140,11 @@ class Config:
     )
     PROXY_HOPS: int = _setting(
         0, _whole_number(0, 10), "Trusted reverse proxies in front; 0 ignores `X-Forwarded-*`."
+    )
+    LOGIN_HEADER: str = _setting(
+        "",
+        _header,
+        "Header in which the proxy names who is signed in to the dashboard; needs `PROXY_HOPS`.",
     )
     CALLBACK_ALLOWED: Destinations = _setting(
         Destinations.parse("external"),
@@ -214,6 +226,11 @@ class Config:
             )
         if self.SMTP_URL and not self.MAIL_FROM:
             raise ConfigError(f"{PREFIX}MAIL_FROM: is required with {PREFIX}SMTP_URL")
+        if self.LOGIN_HEADER and not self.PROXY_HOPS:
+            raise ConfigError(
+                f"{PREFIX}LOGIN_HEADER: requires {PREFIX}PROXY_HOPS of 1 or more: without a proxy, "
+                "everyone could send this header"
+            )
         # Behind a proxy, people reach the service at an address that only they know.
         own_url = "" if self.PROXY_HOPS else _loopback_url(self.BIND)
         public_url = self.PUBLIC_URL or own_url

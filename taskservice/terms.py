@@ -92,7 +92,13 @@ ATTENTION = (QUESTION, BROKEN, LATE, HANGING, NO_WORKER, CALLBACK_FAILED, HOOK_O
 Sort = Literal["-createdAt", "createdAt", "finishedAt"]
 SORTS: tuple[str, ...] = get_args(Sort)
 
+# What an API key may do.
+FULL = "full"
+READ = "read"
+ACCESSES = (FULL, READ)
+
 # The name that `endedBy` has for the service itself, and `answeredBy` for an answer link.
+# In the log, a link to a task has it too.
 SERVICE = "service"
 LINK = "link"
 
@@ -131,6 +137,10 @@ MAX_OPEN_QUESTIONS = 8
 MAX_ATTEMPTS = 50
 # Maximum number of hooks of a user.
 MAX_HOOKS = 50
+# Maximum number of links to a task, and for how many days they are valid.
+MAX_LINKS = 50
+LINK_DAYS = 7
+MAX_LINK_DAYS = 90
 # Maximum number of labels of a task.
 MAX_LABELS = 16
 # Maximum timeout of a task and of a question, and the default one of a question, in seconds.
@@ -159,6 +169,7 @@ def label_problem(key: str, value: object) -> str | None:
 
 # The error codes for programs, each with its status and its meaning.
 
+READ_ONLY = "read_only"
 FOREIGN_ORIGIN = "foreign_origin"
 NOT_FOUND = "not_found"
 NO_SUCH_PATH = "no_such_path"
@@ -173,6 +184,7 @@ NOT_CLAIMED = "not_claimed"
 TOO_MANY_QUESTIONS = "too_many_questions"
 QUESTION_CLOSED = "question_closed"
 TOO_MANY_HOOKS = "too_many_hooks"
+TOO_MANY_LINKS = "too_many_links"
 DELIVERY_UNDER_WAY = "delivery_under_way"
 LOG_FULL = "log_full"
 IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
@@ -192,6 +204,7 @@ CODES = {
     "unreadable": Code(400, "The request is not valid HTTP, UTF-8 or JSON."),
     "invalid_key": Code(401, "The API key is missing, malformed, unknown, revoked or expired."),
     "user_key_required": Code(403, "This operation needs a user key."),
+    READ_ONLY: Code(403, "A read key can't do this."),
     FOREIGN_ORIGIN: Code(403, "This `Host` or `Origin` is not allowed to call `/mcp`."),
     NOT_FOUND: Code(404, "No such resource, or the key has no access to it."),
     NO_GOOD_RUN: Code(404, "No complete task of the agent ended before this one started."),
@@ -210,6 +223,7 @@ CODES = {
     TOO_MANY_QUESTIONS: Code(409, "The task has too many open questions."),
     QUESTION_CLOSED: Code(409, "The question is no longer open; see `question`."),
     TOO_MANY_HOOKS: Code(409, "The user has too many hooks."),
+    TOO_MANY_LINKS: Code(409, "The task has too many links."),
     PRECONDITION_FAILED: Code(412, "`If-Match` does not match the task."),
     "too_large": Code(413, "The body is too large."),
     LOG_FULL: Code(413, "The task's log is full."),

@@ -1,4 +1,4 @@
-"""Writes the parts of the reference that the code determines: commands and settings."""
+"""Writes the parts of documents that the code determines: commands, settings, who can do what."""
 
 import re
 import sys
@@ -6,10 +6,15 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import click
+from flask import Flask
 
-from taskservice import cli, config
+from taskservice import api, cli, config
+from taskservice.openapi.document import openapi_path
+from taskservice.terms import API_PREFIX
+from taskservice.web.request import Operation
 
 ROOT = Path(__file__).parent.parent
 # Page -> the commands that it describes.
@@ -19,7 +24,8 @@ COMMANDS = {
     "docs/reference/cli-server.md": list(cli.SERVER_COMMANDS),
 }
 SETTINGS = "docs/reference/configuration.md"
-PAGES = (*COMMANDS, SETTINGS)
+ACCESS = "docs/background/security-model.md"
+PAGES = (*COMMANDS, SETTINGS, ACCESS)
 START, END = "<!-- generated -->", "<!-- end of what is generated -->"
 _WIDTH = 118
 # What these settings accept is a sentence of their page, not of their check.
@@ -37,6 +43,8 @@ def written(page: str) -> str:
 def _generated(page: str) -> str:
     if page == SETTINGS:
         return _settings()
+    if page == ACCESS:
+        return _access()
     return _commands(COMMANDS[page])
 
 
@@ -48,6 +56,36 @@ def _settings() -> str:
         values = _VALUES.get(setting.name) or _refusal(setting.metadata["parse"])
         rows.append((f"`{name}`", f"`{default}`" if default else "", values, help))
     return _table(("name", "default", "values", "meaning"), rows)
+
+
+# The kinds of keys, and whether the declaration of a route lets them call a method of it.
+KINDS = ("user key", "agent key", "read key", "read key of an agent")
+
+
+def allowed(operation: Operation, method: str) -> tuple[bool, ...]:
+    """Whether each of KINDS can call an operation."""
+    is_for_agents = not operation.user_key
+    can_read = method == "GET" and not operation.full_access
+    return True, is_for_agents, can_read, is_for_agents and can_read
+
+
+def operations() -> Iterator[tuple[str, str, tuple[bool, ...]]]:
+    """(method, rule, `allowed`) of each operation that needs a key."""
+    app = Flask(__name__, static_folder=None)
+    api.init_app(app)
+    for rule in app.url_map.iter_rules():
+        if rule.rule.startswith(API_PREFIX):
+            view: Any = app.view_functions[rule.endpoint]
+            for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+                yield method, rule.rule, allowed(view.operation, method)
+
+
+def _access() -> str:
+    rows = [
+        (f"{method} `{openapi_path(rule)}`", *("yes" if each else "no" for each in kinds))
+        for method, rule, kinds in operations()
+    ]
+    return _table(("operation", *KINDS), rows)
 
 
 def _refusal(parse: object) -> str:

@@ -131,6 +131,9 @@ def fitting(command: str, person: RemoteClient) -> str:
             asked = {"message": "Deploy?", "schema": schema}
             question = person.request("POST", f"/task/{task['id']}/question", json=asked).json()
             command = command.replace(examples.QUESTION, question["id"])
+        if examples.LINK in command:
+            link = person.request("POST", f"/task/{task['id']}/link").json()
+            command = command.replace(examples.LINK, link["id"])
         if "/events" in command or "/deliveries" in command:
             # The stream ends with the task, and a finished task has a delivery.
             person.request("POST", f"/task/{task['id']}/cancel").raise_for_status()

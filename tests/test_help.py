@@ -183,7 +183,7 @@ def test_documented_completion_completes(tmp_path: Path) -> None:
     )
     (documented,) = blocks("docs/reference/cli.md", "completion: bash")
     script = f"PATH={folder}:$PATH\n{documented}\n" + "\n".join(
-        completed.format(begun, "_taskservice_completion taskservice") for begun in ("re", "li")
+        completed.format(begun, "_taskservice_completion taskservice") for begun in ("re", "lis")
     )
     shown = subprocess.run(
         [bash, "-c", script], capture_output=True, text=True, timeout=60, check=True

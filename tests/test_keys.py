@@ -27,7 +27,8 @@ from tests.support.receiver import Receiver
 
 Key = dict[str, Any]
 
-SHOWN = {"id", "name", "hint", "agentId", "createdAt", "expiresAt", "lastUsedAt", "revokedAt"}
+SHOWN = {"id", "name", "hint", "agentId", "access", "login"}
+SHOWN |= {"createdAt", "expiresAt", "lastUsedAt", "revokedAt"}
 
 
 def create(person: ApiClient, name: str = "machine", **fields: Any) -> Key:
@@ -122,6 +123,8 @@ UNFIT_KEYS: tuple[tuple[Key, str], ...] = (
     ({"name": "k", "id": str(uuid4())}, "id"),
     ({"name": "k", "userId": str(uuid4())}, "userId"),
     ({"name": "k", "revokedAt": None}, "revokedAt"),
+    ({"name": "k", "access": "write"}, "access"),
+    ({"name": "k", "login": True}, "login"),
     ({"name": "k", "expires": "2099-01-01T00:00:00Z"}, "expires"),
 )
 

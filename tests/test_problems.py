@@ -89,6 +89,7 @@ REFUSED: dict[str, tuple[int, Callable[[ApiClient], Any]]] = {
     "unreadable": (400, lambda alice: alice.post("/task", data=b"{", content_type="a/b+json")),
     "invalid_key": (401, lambda alice: alice.get("/user", headers={"apikey": "wrong"})),
     "user_key_required": (403, deleted_by_an_agent),
+    "read_only": (403, lambda alice: alice.read_key().post("/task")),
     "not_found": (404, lambda alice: alice.get("/task/nothing")),
     "no_such_path": (404, lambda alice: alice.get("/nothing")),
     "method_not_allowed": (405, lambda alice: alice.put("/user")),

@@ -17,8 +17,8 @@ from flask import Flask
 
 from taskservice import cli, client, config
 from taskservice.database import engine, postgresql
+from taskservice.openapi.document import openapi_path
 from taskservice.schemas import strict_json
-from taskservice.terms import API_PREFIX
 from taskservice.webhooks.retries import JITTER, SCHEDULE
 from tests import reference_pages
 from tests.support.api_client import RemoteClient
@@ -258,31 +258,12 @@ def test_table_of_routes_is_the_routes(app: Flask) -> None:
         methods, _, path = row[0].rpartition(" ")
         documented |= {(method, path.strip("`")) for method in methods.split(", ")}
     routes = {
-        (method, re.sub(r"<(?:\w+:)?(\w+)_id>", r"{\1Id}", rule.rule))
+        (method, openapi_path(rule.rule))
         for rule in app.url_map.iter_rules()
         if not is_page(rule) and rule.endpoint != "mcp.refuse"
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
     assert documented == routes
-
-
-def test_table_of_who_can_do_what_is_what_the_routes_say(app: Flask) -> None:
-    documented = {}
-    for operation, user_key, agent_key in table(
-        "docs/background/security-model.md", "## Who can do what"
-    ):
-        method, path = operation.split()
-        assert user_key == "yes"
-        documented[method.lower(), path.strip("`")] = agent_key == "no"
-    document = app.test_client().get("/openapi.json").json
-    assert document is not None
-    refused = {
-        (method, path): "403" in operation["responses"]
-        for path, methods in document["paths"].items()
-        if path.startswith(API_PREFIX)
-        for method, operation in methods.items()
-    }
-    assert documented == refused
 
 
 def test_documented_body_of_a_webhook_has_the_fields_of_a_task(app: Flask) -> None:

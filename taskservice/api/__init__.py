@@ -2,8 +2,8 @@
 
 from flask import Blueprint, Flask, Response, request
 
-from taskservice.api import agents, hooks, logs, questions, service, tasks, users
-from taskservice.auth import ERRORS_OF_DELETED_USER, KEY_HEADERS, authenticate, is_key_valid
+from taskservice.api import agents, hooks, links, logs, questions, service, tasks, users
+from taskservice.auth import ERRORS_OF_DELETED_USER, KEY_HEADERS, authenticate, caller, is_key_valid
 from taskservice.errors import from_exception, invalid_key, respond
 from taskservice.terms import API_PREFIX
 
@@ -15,6 +15,7 @@ for blueprint in (
     tasks.deliveries,
     questions.blueprint,
     logs.blueprint,
+    links.blueprint,
     agents.blueprint,
     agents.attention,
     hooks.blueprint,
@@ -29,6 +30,8 @@ def require_key() -> None:
     """Check the key before anything else, even if no route matches: 404 and 405 need one too."""
     if _is_below_prefix(request.path):
         authenticate()
+        if request.method not in ("GET", "HEAD"):
+            caller.require_full_access()
 
 
 def refuse_deleted_user(error: Exception) -> Response:
@@ -57,5 +60,6 @@ def _is_below_prefix(path: str) -> bool:
 
 def init_app(app: Flask) -> None:
     app.register_blueprint(api)
+    app.register_blueprint(links.shared)
     app.register_blueprint(service.operators)
     app.register_blueprint(service.docs)

@@ -53,8 +53,8 @@ def list_all() -> Response:
 def create(body: dict[str, Any]) -> Response:
     """Create an API key.
 
-    With `agentId` it is an agent key, otherwise a user key. Only this response contains the text of
-    the key.
+    With `agentId` it is an agent key, otherwise a user key. With `access` read it can only read, of
+    this agent or of everything. Only this response contains the text of the key.
     """
     return responses.dump(key_with_secret_schema, users.create_key(caller, body), 201)
 
@@ -76,7 +76,12 @@ def revoke(key_id: str) -> Response:
 
 
 @keys.get("/callback-secret")
-@operation("getCallbackSecret", user_key=True, responses={200: callback_secret_schema})
+@operation(
+    "getCallbackSecret",
+    user_key=True,
+    full_access=True,
+    responses={200: callback_secret_schema},
+)
 def show_secret() -> Response:
     """Get the callback secret.
 

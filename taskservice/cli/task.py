@@ -1,4 +1,4 @@
-"""`taskservice task`: start, list, show, follow, rerun, cancel and delete tasks."""
+"""`taskservice task`: start, list, show, follow, rerun, cancel, share and delete tasks."""
 
 import sys
 from collections.abc import Sequence
@@ -45,6 +45,8 @@ from taskservice.terms import (
     CANCELLED,
     DELETE,
     FAILED,
+    LINK_DAYS,
+    MAX_LINK_DAYS,
     MAX_TIMEOUT,
     RERUN,
     RUNNING,
@@ -376,6 +378,24 @@ def delete(choice: bulk.Choice, as_json: bool) -> None:
             task = client.task(find_task_id(client, choice.one_id))
             task.delete()
             print_json(task.data) if as_json else print_line(f"{task.id} is deleted")
+
+
+@command.command("link", epilog=examples("taskservice task link 01a20e63-9249-713c --expires 30d"))
+@task_argument
+@click.option(
+    "--expires",
+    type=Duration(minimum=1, maximum=MAX_LINK_DAYS * 86_400, needs_unit=True),
+    help=f"Time until the link expires, up to {MAX_LINK_DAYS}d (default: {LINK_DAYS}d).",
+)
+@json_object
+def link(task_id: str, expires: int | None, as_json: bool) -> None:
+    """Print a link with which everyone can look at a task, without a key.
+
+    The task's page in the dashboard lists and revokes its links.
+    """
+    with service_client() as client:
+        created = client.task(find_task_id(client, task_id)).link(expires)
+        print_json(created) if as_json else print_line(created["url"])
 
 
 def _announce(task: Task, is_followed: bool, as_json: bool) -> None:

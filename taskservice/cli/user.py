@@ -9,6 +9,7 @@ from taskservice.database import clock
 from taskservice.schemas.users import key_schema, user_schema
 from taskservice.services import users as user_service
 from taskservice.terminal import exit_with_error, print_line, print_rows
+from taskservice.terms import FULL, READ
 
 
 @click.group("user")
@@ -69,21 +70,34 @@ def key_command() -> None:
     epilog=examples(
         "taskservice key add alice --name laptop --expires 90d",
         "taskservice key add alice --name machine --agent summarizer",
+        "taskservice key add alice --name wall-screen --read",
+        "taskservice key add alice --name ann@example.org --login",
     ),
 )
 @click.argument("user", type=Text())
 @click.option("--name", type=Text(), required=True, help="The person or program that uses the key.")
 @click.option("--agent", type=Text(), help="Limit the key to the tasks of this agent.")
+@click.option("--read", is_flag=True, help="The key can only read.")
+@click.option(
+    "--login",
+    is_flag=True,
+    help="No key to send, but the right to sign in for the person whom the proxy calls by this "
+    "name: see TASKSERVICE_LOGIN_HEADER.",
+)
 @click.option(
     "--expires",
     type=Duration(minimum=1, maximum=MAX_EXPIRY_SECONDS, needs_unit=True),
     help="Time until the key expires, such as 12h or 90d (default: never).",
 )
-def add_key(user: str, name: str, agent: str | None, expires: int | None) -> None:
+def add_key(
+    user: str, name: str, agent: str | None, read: bool, login: bool, expires: int | None
+) -> None:
     """Add a key to USER and print it; it can't be shown again."""
     expires_at = None if expires is None else clock.now(expires)
+    access = READ if read else FULL
     with service_app():
-        print_line(user_service.add_key(user, name, agent, expires_at).text)
+        key = user_service.add_key(user, name, agent, expires_at, access, login=login)
+        print_line(f"{name} can sign in as {user}" if login else key.text)
 
 
 @key_command.command("list", epilog=examples("taskservice key list"))
@@ -92,7 +106,17 @@ def list_keys(as_json: bool) -> None:
     """List the keys of all users, without their secrets."""
     with service_app():
         rows = [key_schema.dump(row) | {"user": row.user_name} for row in user_service.list_keys()]
-        columns = ["user", "name", "hint", "agentId", "id", "createdAt", "expiresAt"]
+        columns = [
+            "user",
+            "name",
+            "hint",
+            "agentId",
+            "access",
+            "login",
+            "id",
+            "createdAt",
+            "expiresAt",
+        ]
         print_rows(rows, [*columns, "lastUsedAt", "revokedAt"], as_json)
 
 

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain, count, repeat
 from types import TracebackType
@@ -20,6 +21,7 @@ from taskservice.client import responses, sender
 from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
 from taskservice.client.outbox import Outbox
 from taskservice.client.responses import (
+    LINK,
     SHORT_FIELDS,
     Invalid,
     QuestionDeclined,
@@ -867,6 +869,28 @@ class Task:
             headers={"Idempotency-Key": uuid4().hex},
         ).data  # fmt: skip
         return Task(self._connection, data)
+
+    def link(self, seconds: float | None = None) -> dict[str, Any]:
+        """Create a link with which everyone can look at the task, without a key. Blocks.
+
+        Args:
+            seconds: How long the link is valid, up to 90 days (default: 7 days).
+
+        Returns:
+            The link: `id`, `url`, `createdAt` and `expiresAt`.
+
+        Raises:
+            Forbidden: The key is an agent key or a read key.
+
+        Example:
+            >>> "/shared/" in task.link()["url"]
+            True
+        """
+        until = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+        body = {"expiresAt": until and until.isoformat()}
+        path = f"/task/{path_segment(self.id)}/link"
+        link: dict[str, Any] = self._connection.call("POST", path, LINK, json=body).data
+        return link
 
     def delete(self) -> None:
         """Delete the task permanently, with its log and its deliveries. Blocks.

@@ -8,6 +8,7 @@ from taskservice.dashboard import (
     bulk,
     hooks,
     keys,
+    links,
     questions,
     sessions,
     sign_in,
@@ -24,6 +25,8 @@ for blueprint in (
     agents.blueprint,
     hooks.blueprint,
     keys.blueprint,
+    links.blueprint,
+    links.public,
     answer_links.blueprint,
 ):
     dashboard.register_blueprint(blueprint)

@@ -96,7 +96,7 @@ def show(agent_id: str) -> Response:
 
 @blueprint.get("/agents/<agent_id>/edit")
 def edit_form(agent_id: str) -> Response:
-    caller.require_user_key()
+    caller.require_full_user_key()
     agent = agent_service.get(caller, agent_id)
     expect = _stored_expect(agent) or {}
     form = {"name": agent.name, "description": agent.description}
@@ -107,7 +107,7 @@ def edit_form(agent_id: str) -> Response:
 
 @blueprint.post("/agents/<agent_id>/edit")
 def change(agent_id: str) -> AnyResponse:
-    caller.require_user_key()
+    caller.require_full_user_key()
     agent = agent_service.get(caller, agent_id)
     form = _form("name", "description", "every", "cron", "zone", "grace")
     try:
@@ -127,7 +127,7 @@ def change(agent_id: str) -> AnyResponse:
 
 @blueprint.get("/agents/<agent_id>/run")
 def run_form(agent_id: str) -> Response:
-    caller.require_user_key()
+    caller.require_full_user_key()
     agent = agent_service.get(caller, agent_id)
     input_form, source = schema_form.with_defaults(agent.input_schema, "json" in request.args), None
     if not input_form.can_have_fields:
@@ -141,7 +141,7 @@ def run_form(agent_id: str) -> Response:
 @blueprint.post("/agents/<agent_id>/run")
 def run(agent_id: str) -> AnyResponse:
     """Errors are shown in the form, which keeps the user's input."""
-    caller.require_user_key()
+    caller.require_full_user_key()
     agent = agent_service.get(caller, agent_id)
     form = _form("name", "labels")
     input_form = schema_form.from_request(agent.input_schema, texts(request.form), "{}")

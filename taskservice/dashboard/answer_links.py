@@ -10,15 +10,14 @@ from taskservice.errors import Problem
 from taskservice.operations import request_log
 from taskservice.services import answer_links
 from taskservice.terms import ACCEPT, DECLINE, LINK
+from taskservice.web.responses import PRIVATE
 
 blueprint = Blueprint("answer_links", __name__)
 
 
 @blueprint.after_request
 def keep_private(response: Response) -> Response:
-    """The path is a secret: no other site, and no search engine, gets it from this page."""
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers["X-Robots-Tag"] = "noindex"
+    response.headers.update(PRIVATE)
     return response
 
 

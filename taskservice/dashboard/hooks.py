@@ -49,8 +49,8 @@ EVENTS = {
 
 
 @blueprint.before_request
-def require_user_key() -> None:
-    caller.require_user_key()
+def require_full_user_key() -> None:
+    caller.require_full_user_key()
 
 
 @blueprint.get("/notifications", strict_slashes=False)

@@ -28,8 +28,8 @@ MAX_KEYS = 500
 
 
 @blueprint.before_request
-def require_user_key() -> None:
-    caller.require_user_key()
+def require_full_user_key() -> None:
+    caller.require_full_user_key()
 
 
 @blueprint.get("/keys", strict_slashes=False)
@@ -106,5 +106,6 @@ def _fields() -> dict[str, Any]:
     return {
         "name": form.get("name", "").strip(),
         "agentId": form.get("agent") or None,
+        "access": form.get("access"),
         "expiresAt": clock.now(days * 86_400) if days else None,
     }

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from inspect import getmembers, isfunction
@@ -47,6 +48,7 @@ STATIC = "dashboard.static"
 ICON = "dashboard.icon"
 SIGN_IN = "dashboard.sign_in"
 ANSWER_LINKS = "dashboard.answer_links"
+SHARED = "dashboard.shared"
 LIST = "dashboard.tasks.list_all"
 # The pages that list tasks. Links to tasks contain the way back to the list, as `?back=`.
 LISTS = {LIST, "dashboard.agents.list_all", "dashboard.agents.show"}
@@ -84,13 +86,15 @@ POLICY = "; ".join(
 @dashboard.before_request
 def require_session() -> AnyResponse | None:
     """Send visitors who are not signed in to the sign-in page, and check the token of forms."""
-    if request.endpoint in (STATIC, ICON) or request.blueprint == ANSWER_LINKS:
+    if request.endpoint in (STATIC, ICON) or request.blueprint in (ANSWER_LINKS, SHARED):
         return None
     if not _is_signed_in():
         signs_in = (request.endpoint or "").startswith(f"{SIGN_IN}.")
         return None if signs_in else _to_sign_in()
     if request.method == "POST" and request.endpoint != f"{SIGN_IN}.enter":
         sessions.check_form()
+        if request.endpoint != f"{SIGN_IN}.leave":
+            caller.require_full_access()
     return None
 
 
@@ -130,7 +134,9 @@ def unknown_page(error: HTTPException) -> Response:
     media_type = request.accept_mimetypes.best_match([PROBLEM_TYPE, "text/html"])
     if media_type != "text/html" or request.path.startswith(API_PREFIX):
         return errors.respond(errors.from_exception(error))
-    _is_signed_in()
+    # Someone whom the proxy names without a key is not signed in either.
+    with suppress(Problem):
+        _is_signed_in()
     return set_security_headers(error_page(error))
 
 
@@ -149,6 +155,8 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
     context = {
         **FUNCTIONS,
         "signed_in": g.get("signed_in"),
+        # Whether the key of this session may cancel, delete and answer.
+        "can_manage": "signed_in" in g and caller.can_manage,
         "hooks_off": _hooks_off(status),
         "form_token": sessions.token,
         "submission_id": sessions.submission_id,
@@ -160,7 +168,7 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
 
 def _hooks_off(status: int) -> Sequence[AnyRow]:
     """The hooks that a page says are off; none while the database may be unavailable."""
-    is_told = "signed_in" in g and g.signed_in.agent_id is None and status < 500
+    is_told = "signed_in" in g and caller.can_manage and status < 500
     return hooks.turned_off(caller) if is_told else ()
 
 
@@ -271,17 +279,18 @@ def _page(key: Hashable) -> _Page:
 
 
 def shared(view: View) -> View:
-    """Let the view make its page once for all tabs of a session that show it.
+    """Let the view make its page once for all tabs of a session, or viewers of a link.
 
     The page is made again after any commit to the database. Raises 503.
     """
 
     @wraps(view)
     def respond(**values: Any) -> AnyResponse:
-        if "_flashes" in session:
+        if "signed_in" in g and "_flashes" in session:
             # This page shows a message, which must appear once.
             return view(**values)
-        page = _page((request.script_root, request.full_path, session["key"], sessions.token()))
+        token = sessions.token() if "signed_in" in g else ""
+        page = _page((request.script_root, request.full_path, caller.key_id, token))
         if not page.lock.acquire(timeout=MAX_WAIT):
             raise errors.overloaded("The page takes too long; try again later")
         try:

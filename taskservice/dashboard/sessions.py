@@ -3,7 +3,7 @@
 import secrets
 from datetime import timedelta
 
-from flask import Flask, request, session
+from flask import Flask, current_app, request, session
 
 from taskservice import auth
 from taskservice.auth import set_caller
@@ -41,10 +41,13 @@ def begin(key: AnyRow) -> None:
 def resume() -> AnyRow:
     """Set the caller of this request; returns its key, with `user_name`.
 
-    Raises SessionEndedError.
+    Raises SessionEndedError, and 403 for someone whom the proxy names but who has no key.
     """
     now = clock.now()
-    key = auth.by_id(session["key"], now) if is_unexpired() else None
+    if current_app.config["LOGIN_HEADER"]:
+        key = _of_proxy(now)
+    else:
+        key = auth.by_id(session["key"], now) if is_unexpired() else None
     if key is None:
         session.pop("key", None)
         raise SessionEndedError
@@ -52,8 +55,25 @@ def resume() -> AnyRow:
     return key
 
 
+def _of_proxy(now: str) -> AnyRow | None:
+    """The key of the person whom the proxy names; None if it names nobody. Raises 403."""
+    # WSGI gives the bytes of a header as Latin-1. One that is sent twice is joined by a comma.
+    sent = request.headers.get(current_app.config["LOGIN_HEADER"], "").strip()
+    name = sent.encode("latin-1").decode(errors="replace")
+    key = auth.of_login(name, now) if name and "," not in name else None
+    if name and key is None:
+        raise Problem(
+            403,
+            f"{name} can't sign in here: ask the people who run this service to add this name with "
+            "taskservice key add --login",
+        )
+    return key
+
+
 def is_unexpired() -> bool:
-    """Whether the session of this request has not expired."""
+    """Whether the session of this request has not expired; a proxy has its own sessions."""
+    if current_app.config["LOGIN_HEADER"]:
+        return True
     return "key" in session and clock.now() < session.get("until", "")
 
 

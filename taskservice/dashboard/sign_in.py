@@ -1,6 +1,6 @@
 """Signing in and out."""
 
-from flask import Blueprint, flash, g, request, session
+from flask import Blueprint, current_app, flash, g, request, session
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import valid_key
@@ -23,6 +23,8 @@ def show() -> AnyResponse:
 def enter() -> AnyResponse:
     try:
         sessions.check_form()
+        if current_app.config["LOGIN_HEADER"]:
+            raise Problem(403, "Sign in at the proxy: this service accepts no keys here")
         key = valid_key(request.form.get("key", "").strip(), clock.now())
     except Problem as problem:
         if problem.status != 401 and "signed_in" in g:

@@ -209,7 +209,9 @@ def events(task_id: str) -> Response:
     # A browser that reconnects sends the number of its last line.
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
     events = waiting.follow(caller, _task(task_id).id, max(after, 0))
-    return waiting.respond(events, sessions.is_unexpired, has_times=True)
+    # A link needs no session.
+    is_allowed = (lambda: True) if caller.task_id else sessions.is_unexpired
+    return waiting.respond(events, is_allowed, has_times=True)
 
 
 @blueprint.get("/tasks/<task_id>/log.txt")
@@ -222,7 +224,7 @@ def download(task_id: str) -> Response:
 
 @blueprint.get("/tasks/<task_id>/cancel")
 def confirm_cancel(task_id: str) -> AnyResponse:
-    caller.require_user_key()
+    caller.require_full_user_key()
     task = _task(task_id)
     if task.status == RUNNING:
         return page("cancel.html", task=task)
@@ -232,7 +234,7 @@ def confirm_cancel(task_id: str) -> AnyResponse:
 
 @blueprint.post("/tasks/<task_id>/cancel")
 def cancel(task_id: str) -> AnyResponse:
-    caller.require_user_key()
+    caller.require_full_user_key()
     try:
         _, callback_status = reports.cancel(caller, require_id("task", task_id))
         suffix = "" if callback_status == "none" else f" Webhook: {callback_status}."
@@ -246,14 +248,14 @@ def cancel(task_id: str) -> AnyResponse:
 
 @blueprint.get("/tasks/<task_id>/delete")
 def confirm_delete(task_id: str) -> Response:
-    caller.require_user_key()
+    caller.require_full_user_key()
     task = _task(task_id)
     return page("delete.html", task=task, deliveries=_deliveries(task))
 
 
 @blueprint.post("/tasks/<task_id>/delete")
 def delete(task_id: str) -> AnyResponse:
-    caller.require_user_key()
+    caller.require_full_user_key()
     task = tasks.delete(caller, require_id("task", task_id))
     flash(f"Deleted “{task.name}”.")
     return redirect_to_page(way_back(), "tasks.list_all")
@@ -261,7 +263,7 @@ def delete(task_id: str) -> AnyResponse:
 
 @blueprint.post("/tasks/<task_id>/redeliver")
 def redeliver(task_id: str) -> AnyResponse:
-    caller.require_user_key()
+    caller.require_full_user_key()
     delivery_service.redeliver(caller, require_id("task", task_id))
     flash("The webhook is being sent again, with the same ID.")
     return redirect_to("tasks.show", task_id=task_id, _anchor="callback")
@@ -269,7 +271,7 @@ def redeliver(task_id: str) -> AnyResponse:
 
 @blueprint.get("/tasks/<task_id>/webhook.sh")
 def webhook(task_id: str) -> Response:
-    caller.require_user_key()
+    caller.require_full_user_key()
     return Response(curl(caller, _task(task_id)), mimetype=TEXT)
 
 
@@ -292,6 +294,7 @@ rerun_schema = RerunSchema()
 @reruns.get("/tasks/<task_id>/rerun")
 @shared
 def form(task_id: str) -> Response:
+    caller.require_full_access()
     task = _task(task_id)
     return _page(task, schema_form.with_input(_schema(task), task.input, "json" in request.args))
 

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Text,
     TextClause,
     UniqueConstraint,
+    false,
     text,
     true,
 )
@@ -24,6 +25,7 @@ from taskservice.terms import (
     DELIVERED,
     ERROR_TYPES,
     FAILED,
+    FULL,
     OFF,
     PENDING,
     QUESTION_STATES,
@@ -109,6 +111,9 @@ class Agent(db.Model):
     late_since: Mapped[str | None] = mapped_column(Timestamp)
 
 
+_IS_LOGIN = text("login AND revoked_at IS NULL")
+
+
 class ApiKey(db.Model):
     """The digest of an API key, which belongs to a user or to one of the user's agents."""
 
@@ -119,11 +124,15 @@ class ApiKey(db.Model):
             ["user_id", "agent_id"], [Agent.user_id, Agent.id], ondelete="CASCADE"
         ),
         Index(None, "user_id", "agent_id"),
+        partial_index("api_keys_login", "name", where=_IS_LOGIN, unique=True),
     )
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
     agent_id: Mapped[str | None]
+    access: Mapped[str] = mapped_column(server_default=FULL)
+    # Whether it has no text, and signs in the person whom a proxy calls by its name.
+    login: Mapped[bool] = mapped_column(server_default=false())
     name: Mapped[str]
     digest: Mapped[str] = mapped_column(String(64), unique=True)
     hint: Mapped[str]
@@ -271,6 +280,20 @@ class TaskLabel(db.Model):
     label: Mapped[str] = mapped_column(primary_key=True)
     # The task's user, copied here for the index.
     user_id: Mapped[str] = mapped_column(Identifier)
+
+
+class Link(db.Model):
+    """The digest of a link with which everyone can look at one task."""
+
+    __tablename__ = "links"
+
+    id: Mapped[str] = mapped_column(Identifier, primary_key=True)
+    task_id: Mapped[str] = mapped_column(
+        Identifier, ForeignKey(Task.id, ondelete="CASCADE"), index=True
+    )
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[str] = mapped_column(Timestamp)
+    expires_at: Mapped[str] = mapped_column(Timestamp)
 
 
 _KEYED_QUESTION = text("idempotency_key IS NOT NULL")

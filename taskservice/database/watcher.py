@@ -134,6 +134,8 @@ class WaitSlot:
 
     user_id: str
     is_stream: bool = False
+    # Whether a link shows the user's task.
+    is_viewer: bool = False
     is_over: bool = False
 
 
@@ -143,7 +145,8 @@ class WaitSlots:
     One user may hold all slots while no other user wants one. If none is free, a user with fewer
     slots gets one from the user with the most, and a stream gets one from a wait of its own user:
     a wait that ends early is just repeated. The oldest wait loses its slot, or the oldest stream
-    if there is no wait. `wake` makes the loser notice.
+    if there is no wait. `wake` makes the loser notice. Viewers of links hold at most a quarter of
+    the slots, at least one, and take none from others.
     """
 
     def __init__(self, count: int, wake: Callable[[], None]) -> None:
@@ -153,9 +156,9 @@ class WaitSlots:
         self._held: list[WaitSlot] = []
 
     @contextmanager
-    def acquire(self, user_id: str, *, is_stream: bool = False) -> Iterator[WaitSlot | None]:
-        """Hold a slot for this user during the block; None when there is none."""
-        slot = self._acquire(WaitSlot(user_id, is_stream))
+    def acquire(self, wanted: WaitSlot) -> Iterator[WaitSlot | None]:
+        """Hold this slot during the block; None when there is none."""
+        slot = self._acquire(wanted)
         try:
             yield slot
         finally:
@@ -165,7 +168,11 @@ class WaitSlots:
 
     def _acquire(self, slot: WaitSlot) -> WaitSlot | None:
         with self._lock:
-            if len(self._held) >= self._count and not self._take_another(slot):
+            viewers = sum(held.is_viewer for held in self._held)
+            if slot.is_viewer and viewers >= max(1, self._count // 4):
+                return None
+            is_full = len(self._held) >= self._count
+            if is_full and (slot.is_viewer or not self._take_another(slot)):
                 return None
             self._held.append(slot)
             return slot

@@ -13,7 +13,7 @@ from taskservice.mcp import events, protocol, results, tool_calls
 from taskservice.mcp.protocol import Call, RpcError
 from taskservice.operations import request_log
 from taskservice.services import reports, tasks
-from taskservice.terms import TASK_FINISHED
+from taskservice.terms import READ, TASK_FINISHED
 from taskservice.web import responses
 from taskservice.web.request import json_bytes, require_id
 from taskservice.web.responses import FastResponse
@@ -110,6 +110,8 @@ _BOTH: dict[str, Method] = {"tools/list": list_tools, "tools/call": tool_calls.r
 MODERN_METHODS = {**_BOTH, "server/discover": discover, **_TASKS}
 LEGACY_METHODS = {**_BOTH, "initialize": initialize, "ping": ping}
 OF_AGENT_KEYS = {*_EVENTS, "server/discover", "initialize"}
+# The other events create something, or make the service record them.
+OF_READ_KEYS = {"initialize", "ping", "server/discover", "tools/list", "tools/call", "tasks/get"}
 
 
 @blueprint.post(protocol.PATH, provide_automatic_options=False)
@@ -125,10 +127,15 @@ def handle() -> Response:
         if message.is_notification:
             # Not even `notifications/cancelled` ends a task: clients send it for finished calls.
             return FastResponse(status=202)
+        if caller.agent_id is not None or message.method not in OF_READ_KEYS:
+            caller.require_full_access()
         if message.method not in OF_AGENT_KEYS:
             caller.require_user_key()
         message_id = message.id
         call = protocol.read_call(message, request.headers)
+        if caller.access == READ:
+            # It can't answer questions, so it gets no forms.
+            call = call._replace(capabilities={**call.capabilities, "elicitation": None})
         return responses.json({"jsonrpc": "2.0", "id": message_id, "result": _result(call)})
     except RpcError as error:
         refusal = {"jsonrpc": "2.0", "id": message_id, "error": error.json}

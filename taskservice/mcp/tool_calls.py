@@ -27,7 +27,7 @@ from taskservice.services import questions as question_service
 from taskservice.services import tasks as task_service
 from taskservice.services.lists import Selection
 from taskservice.services.tasks import Idempotency
-from taskservice.terms import ACCEPT, DECLINE, MAX_SEARCHED_TEXT, RUNNING, SORTS, STATUSES
+from taskservice.terms import ACCEPT, DECLINE, MAX_SEARCHED_TEXT, READ, RUNNING, SORTS, STATUSES
 from taskservice.web import responses, waiting
 from taskservice.web.request import checked_idempotency_key, idempotency_key, require_id
 
@@ -66,6 +66,8 @@ def _agents_by_name() -> dict[str, str]:
 
 def definitions() -> list[dict[str, Any]]:
     """The definitions of all tools, for `tools/list`."""
+    if caller.access == READ:
+        return [tool.definition for tool in FIXED.values() if tool.is_read_only]
     names = {agent_id: name for name, agent_id in _agents_by_name().items()}
     agents = agent_service.list_tools(caller, MAX_AGENTS + MAX_OTHERS)
     tools = [agent for agent in agents[:MAX_AGENTS] if agent.id in names]
@@ -109,6 +111,8 @@ def run(call: Call) -> Result:
     arguments = {} if arguments is None else arguments
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise RpcError(INVALID_PARAMS, "A call must have a name, and arguments must be an object")
+    if name not in FIXED or not FIXED[name].is_read_only or "inputResponses" in call.params:
+        caller.require_full_access()
     try:
         if name in FIXED:
             tool = FIXED[name]
@@ -218,6 +222,10 @@ class FixedTool(NamedTuple):
     # Of its arguments, as JSON.
     schema: str
     run: Function
+
+    @property
+    def is_read_only(self) -> bool:
+        return bool(self.definition["annotations"].get("readOnlyHint"))
 
 
 FIXED: dict[str, FixedTool] = {}

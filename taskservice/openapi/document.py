@@ -30,8 +30,9 @@ webhook when a task ends.
 Every request to a path below `/api/v1` needs an API key, in the header `apikey: <key>` or
 `Authorization: Bearer <key>`; if both are sent, the keys must be equal. A *user key* has full
 access to its user's data. An *agent key* is limited to one agent and its tasks; an operation that
-needs a user key returns 403. A resource that the key has no access to is 404, as if it did not
-exist.
+needs a user key returns 403. A *read key* can only read: GET and HEAD, except of the callback
+secret; all other methods return 403. A resource that the key has no access to is 404, as if it did
+not exist.
 
 Bodies are JSON in UTF-8, read strictly: unknown fields, duplicate keys, NaN, and nesting deeper
 than 64 levels are rejected. NUL in a string, `\\u0000` in JSON, becomes U+FFFD. An operation
@@ -53,6 +54,7 @@ TAGS = {
     "logs": "The lines of a task's log, which grows while the task runs.",
     "questions": "Questions that agents ask people before they continue.",
     "deliveries": "The webhooks of finished tasks, and the attempts to send them.",
+    "links": "Links with which everyone can look at one task.",
     "agents": "The programs that do the work.",
     "attention": "Questions, and trouble with agents, tasks, callbacks and hooks.",
     "hooks": "Addresses that are told about what happens to agents.",
@@ -84,6 +86,7 @@ PATH_PARAMETERS = {
     "hook_id": _value("The hook's ID.", format="uuid", examples=[examples.HOOK]),
     "delivery_id": _value("The delivery's ID.", format="uuid", examples=[examples.DELIVERY]),
     "question_id": _value("The question's ID.", format="uuid", examples=[examples.QUESTION]),
+    "link_id": _value("The link's ID.", format="uuid", examples=[examples.LINK]),
     "key_id": _value("The key's ID.", format="uuid", examples=[examples.KEY]),
 }
 
@@ -170,7 +173,7 @@ SUCCESSES = {
 REFUSALS = {
     400: "Unreadable",
     401: "InvalidKey",
-    403: "NotForAgents",
+    403: "NotAllowed",
     404: "NotFound",
     406: "NotAcceptable",
     408: "TooSlow",
@@ -345,7 +348,8 @@ def _add_components(spec: APISpec) -> None:
 def _rules(app: Flask) -> list[Rule]:
     """The rules of the routes that declare an operation, ordered as their tags are."""
     order = list(TAGS)
-    rules = app.url_map.iter_rules()
+    # The routes of a link answer as the routes with a key do.
+    rules = (rule for rule in app.url_map.iter_rules() if "token" not in rule.arguments)
     declared = [rule for rule in rules if hasattr(app.view_functions[rule.endpoint], "operation")]
     return sorted(declared, key=lambda rule: order.index(_tag(rule)))
 
@@ -375,7 +379,7 @@ def _operation(view: Any, rule: Rule, method: str, *, needs_key: bool) -> Object
     statuses = [
         *ALWAYS_REFUSED,
         *([401] if needs_key else []),
-        *([403] if declared.user_key else []),
+        *([403] if needs_key and (declared.user_key or method != "GET") else []),
         *([404] if arguments else []),
         *([412] if has_precondition else []),
         *([415] if declared.request_content else []),

@@ -122,7 +122,7 @@ class Timestamp(fields.Field[str]):
     )
 
     def __init__(
-        self, description: str, *examples: str, round_up: bool = False, **options: Any
+        self, description: str, *examples: str | None, round_up: bool = False, **options: Any
     ) -> None:
         metadata = doc(description, *examples, type="string", format="date-time")
         super().__init__(metadata=metadata, **options)

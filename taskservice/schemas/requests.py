@@ -344,9 +344,25 @@ class CreateKeySchema(Schema):
         allow_none=True,
         metadata=doc("The agent that the key is limited to; it must be registered.", "summarizer"),
     )
+    access = fields.String(
+        validate=validate.OneOf(terms.ACCESSES),
+        allow_none=True,
+        metadata=doc("`read`: the key can only read; by default `full`.", terms.FULL),
+    )
     expiresAt = Timestamp(
         "When the key expires; never by default.",
         "2126-11-24T13:36:00Z",
+        allow_none=True,
+    )
+
+
+class CreateLinkSchema(Schema):
+    """A link to create."""
+
+    expiresAt = Timestamp(
+        f"When the link expires: in {terms.LINK_DAYS} days by default, in {terms.MAX_LINK_DAYS} "
+        "at the latest.",
+        None,
         allow_none=True,
     )
 

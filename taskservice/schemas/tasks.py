@@ -5,7 +5,7 @@ from typing import Any
 from marshmallow import INCLUDE, fields, validate
 
 from taskservice import terms
-from taskservice.database.models import Attempt, Delivery, Question, Task
+from taskservice.database.models import Attempt, Delivery, Link, Question, Task
 from taskservice.schemas import examples, json_schema
 from taskservice.schemas.fields import (
     Lines,
@@ -202,6 +202,25 @@ class PartialTaskSchema(TaskSchema):
 
 
 TASK_FIELDS = tuple(name for name in TaskSchema().fields if name not in TASK_EXPANSIONS)
+# What a link does not show.
+_NOT_SHARED = ("userId", "input", "callback", "startedBy", "endedBy", "parentId", "rerunOf")
+SHARED_FIELDS = tuple(name for name in TASK_FIELDS if name not in _NOT_SHARED)
+
+
+class LinkSchema(RowSchema):
+    """A link to a task, without its URL."""
+
+    id = id_field("The link's ID.", examples.LINK, column=Link.id)
+    createdAt = time_field("When the link was created.", examples.TIME, Link.created_at)
+    expiresAt = text_field(
+        "When the link expires.", examples.LATER, column=Link.expires_at, format="date-time"
+    )
+
+
+class LinkWithUrlSchema(LinkSchema):
+    """A new link with its URL, which no other response contains."""
+
+    url = text_field("The URL.", "https://tasks.example.org/shared/q3Yz0Jt8sVn5bL", format="uri")
 
 
 class AppendedSchema(ResponseSchema):
@@ -345,6 +364,8 @@ task_schema = TaskSchema(exclude=TASK_EXPANSIONS)
 expanded_task_schema = TaskSchema()
 bulk_result_schema = BulkResultSchema()
 partial_task_schema = PartialTaskSchema(partial=True)
+link_schema = LinkSchema()
+link_with_url_schema = LinkWithUrlSchema()
 appended_schema = AppendedSchema()
 log_page_schema = LogPageSchema()
 found_schema = FoundSchema()
@@ -357,6 +378,7 @@ TASK_COLUMNS = (
     Task.log_bytes,
     Task.version,
 )
+LINK_COLUMNS = tuple(link_schema.columns.values())
 QUESTION_COLUMNS = (*question_schema.columns.values(), Question.task_id)
 
 

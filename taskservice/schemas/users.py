@@ -2,6 +2,7 @@
 
 from marshmallow import fields, validate
 
+from taskservice import terms
 from taskservice.database.models import Agent, ApiKey, CallbackSecret, User
 from taskservice.schemas import examples
 from taskservice.schemas.fields import (
@@ -38,6 +39,19 @@ class KeySchema(RowSchema):
         "summarizer",
         column=ApiKey.agent_id,
         allow_none=True,
+    )
+    access = text_field(
+        "`full`, or `read` if the key can only read.",
+        terms.FULL,
+        column=ApiKey.access,
+        validate=validate.OneOf(terms.ACCESSES),
+    )
+    login = fields.Boolean(
+        metadata=doc(
+            "Whether the key has no text, but signs in the person whom a proxy calls by its name.",
+            False,
+            column=ApiKey.login,
+        )
     )
     createdAt = time_field("When the key was created.", examples.TIME, ApiKey.created_at)
     expiresAt = time_field("When the key expires.", None, ApiKey.expires_at)

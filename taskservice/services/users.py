@@ -29,7 +29,7 @@ from taskservice.database.transactions import reading, retry_on_conflict, transa
 from taskservice.database.types import AnyRow, in_pages
 from taskservice.errors import Problem, invalid, invalid_key, no_such_user, not_found
 from taskservice.schemas.users import KEY_COLUMNS, USER_COLUMNS
-from taskservice.terms import LAST_USER_KEY, MAX_NAME
+from taskservice.terms import FULL, LAST_USER_KEY, MAX_NAME
 from taskservice.webhooks import signing
 
 # Users.
@@ -104,14 +104,29 @@ _ANY_KEY = _KEYS.where(ApiKey.id == bindparam("key_id"))
 _OWN_KEY = _ANY_KEY.where(visible_keys)
 
 
-def add_key(user_name: str, name: str, agent_id: str | None, expires_at: str | None) -> Any:
-    """Create a key for any user; with `agent_id` it is an agent key.
+def add_key(
+    user_name: str,
+    name: str,
+    agent_id: str | None,
+    expires_at: str | None,
+    access: str = FULL,
+    *,
+    login: bool = False,
+) -> Any:
+    """Create a key for any user; with `agent_id` it is limited to this agent.
 
-    Returns the key with its `text`, which is not stored. Raises 404 and 422.
+    Returns the key with its `text`, which is not stored. With `login` nobody can use the text: the
+    key signs in the person whom a proxy calls by its name. Raises 404, 409 and 422.
     """
     _check_name(name)
-    with transaction() as connection:
-        return _insert_key(connection, get_id(connection, user_name), name, agent_id, expires_at)
+    if login and (name != name.strip() or "," in name):
+        raise invalid({"name": ["A proxy can't send it: no comma, and no space at either end."]})
+    try:
+        with transaction() as connection:
+            user_id = get_id(connection, user_name)
+            return _insert_key(connection, user_id, name, agent_id, expires_at, access, login=login)
+    except IntegrityError:
+        raise Problem(409, f"Another key already signs in {name}") from None
 
 
 @retry_on_conflict
@@ -129,7 +144,13 @@ def create_key(caller: Caller, fields: dict[str, Any], key_id: str | None = None
         if key_id and connection.scalar(select(ApiKey.id).where(ApiKey.id == key_id)):
             return None
         return _insert_key(
-            connection, caller.user_id, fields["name"], fields.get("agentId"), expires_at, key_id
+            connection,
+            caller.user_id,
+            fields["name"],
+            fields.get("agentId"),
+            expires_at,
+            fields.get("access") or FULL,
+            key_id=key_id,
         )
 
 
@@ -139,7 +160,8 @@ def revoke_key(caller: Caller, key_id: str) -> AnyRow:
         # The lock keeps two requests from revoking the last two user keys.
         _lock_user_of(connection, caller)
         key = _key(connection, key_id, caller)
-        if key.agent_id is None and not _has_other_user_key(connection, caller, key_id):
+        is_user_key = key.agent_id is None and key.access == FULL and not key.login
+        if is_user_key and not _has_other_user_key(connection, caller, key_id):
             raise Problem(
                 409, "The last user key can only be revoked on the server", code=LAST_USER_KEY
             )
@@ -238,6 +260,8 @@ def _has_other_user_key(connection: Connection, caller: Caller, key_id: str) -> 
         ApiKey.user_id == caller.user_id,
         ApiKey.id != key_id,
         ApiKey.agent_id.is_(None),
+        ApiKey.access == FULL,
+        ~ApiKey.login,
         *KEY_IS_VALID,
     )
     return bool(connection.scalar(others, {"now": clock.now()}))
@@ -249,20 +273,25 @@ def _insert_key(
     name: str,
     agent_id: str | None = None,
     expires_at: str | None = None,
+    access: str = FULL,
+    *,
+    login: bool = False,
     key_id: str | None = None,
 ) -> Any:
     """Insert a key; returns it with its `text`. Raises 422 for an unknown agent."""
     agent = select(Agent.id).where(Agent.user_id == user_id, Agent.id == agent_id)
     if agent_id is not None and connection.scalar(agent) is None:
         raise invalid({"agentId": ["No such agent; register it first."]})
-    text = auth.new(for_agent=agent_id is not None)
+    text = auth.new(for_agent=agent_id is not None, access=access)
     key = {
         "id": key_id or clock.new_id(),
         "user_id": user_id,
         "agent_id": agent_id,
+        "access": access,
+        "login": login,
         "name": name,
         "digest": auth.digest(text),
-        "hint": auth.hint(text),
+        "hint": "" if login else auth.hint(text),
         "created_at": clock.now(),
         "expires_at": expires_at,
         "last_used_at": None,

@@ -106,6 +106,8 @@ class Operation:
     large_body: bool = False
     # Whether agent keys are rejected.
     user_key: bool = False
+    # Whether read keys are rejected although the method only reads.
+    full_access: bool = False
     # Members that replace members of the schema's example in the example of a response.
     example: Mapping[str, Any] | str = field(default_factory=dict)
 
@@ -196,6 +198,8 @@ class Endpoint:
             return self._view(**self._arguments(request.environ, path))
 
     def _arguments(self, environ: Mapping[str, Any], path: Mapping[str, str]) -> dict[str, Any]:
+        if self.operation.full_access:
+            caller.require_full_access()
         if self.operation.user_key:
             caller.require_user_key()
         _check_accept(environ.get("HTTP_ACCEPT"), self._media_types)

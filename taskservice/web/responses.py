@@ -5,21 +5,26 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import urlencode
 
-from flask import Response, request, stream_with_context
+from flask import Response, current_app, request, stream_with_context
 from marshmallow import Schema
 from werkzeug.datastructures import Headers
 from werkzeug.http import quote_etag, remove_entity_headers
 
-from taskservice.auth import Caller
+from taskservice.auth import Caller, caller
 from taskservice.database.types import TaskAndLines, TaskRow, TaskVersion
+from taskservice.errors import invalid
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS, open_questions
 from taskservice.schemas.requests import dump_cursor
+from taskservice.schemas.tasks import SHARED_FIELDS
 from taskservice.services import lists, logs, task_json
 from taskservice.services.lists import Position, Selection
 from taskservice.services.task_json import WHOLE, Shape
 from taskservice.terms import SORTS
 from taskservice.web.request import JSON
+
+# The headers of a response whose path is a secret: no other site and no search engine gets it.
+PRIVATE = {"Referrer-Policy": "no-referrer", "X-Robots-Tag": "noindex"}
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -73,6 +78,12 @@ def task(
 ) -> Response:
     """A task; streamed if its log is large."""
     return stream(task_json.task(row, shape), status, headers)
+
+
+def shared_url(token: str) -> str:
+    """The URL of a link with this token."""
+    base = current_app.config["PUBLIC_URL"] or request.url_root.rstrip("/")
+    return f"{base}/shared/{token}"
 
 
 def replayed_header(replayed: bool) -> dict[str, str]:
@@ -153,6 +164,12 @@ class Page(NamedTuple):
 
 
 def shape(query: dict[str, Any]) -> Shape:
+    """The shape that a request asks for. Raises 422 for what a link does not show."""
+    if caller.task_id:
+        wanted = query.get("fields", SHARED_FIELDS)
+        if "expand" in query or not set(wanted) <= set(SHARED_FIELDS):
+            raise invalid({"fields": [f"A link shows only {', '.join(SHARED_FIELDS)}."]})
+        return Shape(fields=wanted)
     if not query:
         return WHOLE
     return Shape(fields=query.get("fields", ()), expand=query.get("expand", ()))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from flask import Response, after_this_request, request, stream_with_context
 
 from taskservice import resources
-from taskservice.auth import Caller, by_id, caller
+from taskservice.auth import Caller, caller, still_valid
 from taskservice.database import clock, watcher
 from taskservice.database.transactions import end_shared_reading
 from taskservice.database.types import TaskRow
@@ -20,7 +20,7 @@ from taskservice.database.watcher import WaitSlot, WaitSlots, Watcher
 from taskservice.errors import Problem, invalid_key
 from taskservice.operations import metrics
 from taskservice.schemas import strict_json
-from taskservice.schemas.tasks import TASK_COLUMNS, TASK_FIELDS
+from taskservice.schemas.tasks import SHARED_FIELDS, TASK_COLUMNS, TASK_FIELDS
 from taskservice.services import agents, logs, task_json, tasks
 from taskservice.services.logs import LogDropped, TimedLine
 from taskservice.services.task_json import Shape
@@ -91,7 +91,7 @@ def _key_check() -> Callable[[], bool]:
         now = clock.now()
         if watch.changes != since:
             since = watch.changes
-            key = by_id(caller.key_id, now)
+            key = still_valid(now)
             expires_at = "" if key is None else key.expires_at or NEVER
         return now < expires_at
 
@@ -101,7 +101,8 @@ def _key_check() -> Callable[[], bool]:
 @contextmanager
 def _slot(*, is_stream: bool = False) -> Iterator[WaitSlot | None]:
     """A slot and a thread of its own for this request; None if there is no slot."""
-    with resources.find(WaitSlots).acquire(caller.user_id, is_stream=is_stream) as slot:
+    wanted = WaitSlot(caller.user_id, is_stream, is_viewer=bool(caller.task_id))
+    with resources.find(WaitSlots).acquire(wanted) as slot:
         if slot is None:
             yield None
             return
@@ -169,6 +170,8 @@ _UNNOTICED = {"input", "first_log", "log_count", "log_bytes", "updated_at", "ver
 _state = attrgetter(*(it.key for it in TASK_COLUMNS if it.key not in _UNNOTICED))
 
 WITHOUT_LOGS = Shape(fields=tuple(name for name in TASK_FIELDS if name != "logs"))
+# What the viewers of a link get.
+SHARED = Shape(fields=tuple(name for name in SHARED_FIELDS if name != "logs"))
 
 
 class Lines(NamedTuple):
@@ -241,7 +244,8 @@ def _present_lines(row: TaskRow, after: int) -> Iterator[list[TimedLine]]:
 
 
 def _task(row: TaskRow) -> bytes:
-    return b"event: task\ndata: " + b"".join(task_json.task(row, WITHOUT_LOGS)) + b"\n\n"
+    shape = SHARED if caller.task_id else WITHOUT_LOGS
+    return b"event: task\ndata: " + b"".join(task_json.task(row, shape)) + b"\n\n"
 
 
 def _lines(event: Lines, has_times: bool) -> bytes:

@@ -9,6 +9,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo
 
+import requests
+
 from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, end_for_silence, objects, the_task
@@ -584,3 +586,18 @@ def test_beginning_is_looked_for_among_the_tasks_of_its_time(machine: AgentMachi
     spread = datetime.fromisoformat(last) - datetime.fromisoformat(first)
     assert timedelta(minutes=2) < spread < timedelta(minutes=4)
     assert {query["fields"][0] for query in asked} == {"id"}
+
+
+def test_link_shows_the_task_to_everyone(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    task = remote_alice.start("one", name="first")
+    append(remote_alice, task, "two")
+    printed = machine.run("task", "link", str(task["id"])[:20]).stdout.strip()
+    url = remote_alice.url + urlsplit(printed).path
+    assert "first" in requests.get(url, timeout=30).text
+    assert requests.get(f"{url}/logs", timeout=30).json()["logs"] == ["two"]
+    as_json = machine.run("task", "link", str(task["id"]), "--expires", "90d", "--json")
+    (link,) = objects(as_json.stdout)
+    assert link.keys() == {"id", "url", "createdAt", "expiresAt"}
+    created, expires = (datetime.fromisoformat(link[at]) for at in ("createdAt", "expiresAt"))
+    assert timedelta(days=89) < expires - created <= timedelta(days=90)
+    assert machine.run("task", "link", str(task["id"]), "--expires", "91d").returncode == 2

@@ -37,6 +37,7 @@ def _fill_for(app: Flask, person: ApiClient, receiver: Receiver) -> None:
         "input": {"numbers": [1e300, 0.1, -0.0, 2**53, None], ODD_TEXTS[0]: ODD_TEXTS},
     }  # fmt: skip
     parent = expect(person.post("/task", json=started, headers={"Idempotency-Key": "once"}), 201)
+    expect(person.post(f"/task/{parent['id']}/link"), 201)
     person.report(parent, progress=0.50, note=ODD_TEXTS[3])
     _append(person, parent)
     _ask(app, person, parent)
@@ -49,6 +50,7 @@ def _fill_for(app: Flask, person: ApiClient, receiver: Receiver) -> None:
     set_columns(app, again, created_at="1999-12-31T23:59:59.000Z")
     expect(person.post(f"/task/{claimed_task['id']}/cancel"), 200)
     person.agent_key("idle")
+    person.read_key("idle")
     _tell(person)
     expired = expect(person.post("/key", json={"name": "expired"}), 201)
     expire(app, expired)
@@ -103,7 +105,7 @@ def seen(person: ApiClient) -> dict[str, Any]:
         path = f"/hook/{hook['id']}/deliveries"
         found[path] = expect(person.get(path), 200)
     for task in tasks:
-        for end in ("", "/deliveries", "/question", "/logs?times=true&limit=10000"):
+        for end in ("", "/deliveries", "/question", "/link", "/logs?times=true&limit=10000"):
             path = f"/task/{task['id']}{end}"
             found[path] = expect(person.get(path), 200)
     for query in ("sort=finishedAt", "label=env:prod", "q=%C4%B0", "status=error", "limit=3"):

@@ -79,6 +79,11 @@ class ApiClient:
         key = expect(self.post("/key", json={"name": name}), 201)
         return ApiClient(self.app, self.name, key["key"])
 
+    def read_key(self, agent_id: str | None = None) -> "ApiClient":
+        """The same user with a key that can only read, everything or of one agent."""
+        body = {"name": "screen", "access": "read", "agentId": agent_id}
+        return ApiClient(self.app, self.name, expect(self.post("/key", json=body), 201)["key"])
+
     def agent_key(self, agent_id: str = "summarizer") -> "ApiClient":
         """The same user with a key that is narrowed to one agent."""
         self.register(agent_id)

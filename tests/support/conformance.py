@@ -29,7 +29,7 @@ UNTOLD = {
     "transfer-encoding", "vary", "x-content-type-options",
 }  # fmt: skip
 # What may be answered where the document has no operation.
-NOWHERE = {200, 401, 404, 405, *ALWAYS_REFUSED}
+NOWHERE = {200, 401, 403, 404, 405, *ALWAYS_REFUSED}
 # What `expand` adds to, and what a task is with `fields`.
 EXPANDABLE = {"#/components/schemas/Task", "#/components/schemas/Agent"}
 PARTIAL_TASK = "#/components/schemas/PartialTask"

@@ -34,6 +34,7 @@ NOT_KEPT_BEFORE = {
         "DELETE FROM event_streams",
         "DELETE FROM hooks",
     ],
+    "0016": ["UPDATE api_keys SET access = 'full', login = false", "DELETE FROM links"],
     "0012": ["UPDATE tasks SET started_by = NULL", "UPDATE questions SET answered_by = NULL"],
 }
 TABLES_BEFORE = {"0005": {"service_heartbeat": "presence"}}

@@ -537,7 +537,7 @@ function showState(text) {
 
 function connect() {
   if (stream || !running || isBlurred || document.hidden) return;
-  stream = new EventSource(`${location.pathname}/events?after=${count}`);
+  stream = new EventSource(`${box.dataset.events ?? `${location.pathname}/events`}?after=${count}`);
   let hasOpened = false;
   stream.addEventListener("open", () => {
     hasOpened = true;

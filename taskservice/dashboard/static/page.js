@@ -301,6 +301,8 @@ export async function refresh() {
   }
   if (response.type === "opaqueredirect") return endPage("You are signed out.", "sign-in");
   if (response.headers.has("Task-Gone")) return endPage("This task was deleted.");
+  // Of a link, whose page has no header: this shows that it is no longer valid.
+  if (response.status === 404 && !document.querySelector("header")) location.reload();
   if (response.status === 304 || response.ok) {
     if (document.getElementById("notice").dataset.message) showNotice("");
   }

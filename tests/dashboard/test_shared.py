@@ -1,0 +1,344 @@
+"""Links to one task: everyone who has one can look at it, live, and at nothing else."""
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from taskservice import resources
+from taskservice.app import create_app
+from taskservice.config import Config
+from taskservice.database.engine import dispose
+from taskservice.database.watcher import WaitSlots
+from taskservice.operations.request_log import configure_logging
+from taskservice.schemas.tasks import SHARED_FIELDS, TASK_FIELDS
+from tests.support.api_client import ApiClient, add_user, expect, problem
+from tests.support.clocks import Clocks
+from tests.support.html_page import Page
+from tests.support.internals import rows
+from tests.support.maintenance import DAY
+from tests.support.marks import one_database
+from tests.support.plain_browser import Browser
+from tests.support.waiting import until
+
+Json = dict[str, Any]
+BASE = "http://127.0.0.1:8000"
+NOT_SHOWN = {"userId", "input", "callback", "startedBy", "endedBy", "parentId", "rerunOf"}
+PARTS = ("", "/task", "/logs", "/events", "/lines?limit=5", "/log.txt", "/live?after=1")
+
+
+@pytest.fixture
+def task(alice: ApiClient) -> Json:
+    """A running task with all that a link must not show."""
+    parent = alice.start(name="secret parent")
+    person = alice.with_key("secret key")
+    task = person.start(
+        name="nightly", claim=True, parentId=parent["id"], input={"secret": "secret input"},
+        callback="http://127.0.0.1:1/secret",
+    )  # fmt: skip
+    person.report(task, labels={"env": "prod"}, note="34 of 68")
+    alice.append(task, "one", "two")
+    return task
+
+
+@pytest.fixture
+def stranger(app: Flask) -> Browser:
+    """A browser in which nobody has signed in."""
+    return Browser(app)
+
+
+def link_to(person: ApiClient, task: Json, **fields: Any) -> tuple[Json, str]:
+    """A new link, and its path."""
+    link = expect(person.post(f"/task/{task['id']}/link", json=fields), 201)
+    return link, link["url"].removeprefix(BASE)
+
+
+def check_invalid(browser: Browser, path: str) -> None:
+    """Each link that is not valid has the same page, and the same problem."""
+    shown = browser.get(path)
+    assert (shown.status_code, "This link is not valid" in shown.text) == (404, True)
+    assert shown.text == browser.get("/shared/x").text
+    for part in ("/task", "/logs", "/events"):
+        refused = problem(browser.get(path + part), 404)
+        assert (refused["code"], refused["detail"]) == ("not_found", "No such link")
+
+
+def test_link_is_made_listed_without_its_url_and_revoked(
+    alice: ApiClient, bob: ApiClient, task: Json, stranger: Browser
+) -> None:
+    link, path = link_to(alice, task)
+    assert re.fullmatch(r"/shared/[\w-]{32}", path)
+    shown = {name: value for name, value in link.items() if name != "url"}
+    assert shown.keys() == {"id", "createdAt", "expiresAt"}
+    assert path.removeprefix("/shared/") not in str(rows(alice.app))
+    here = f"/task/{task['id']}/link"
+    assert expect(alice.get(here), 200) == [shown]
+    other = alice.start()
+    for person, code in ((bob, 404), (alice.agent_key(), 403), (alice.read_key(), 403)):
+        problem(person.post(here), code)
+        problem(person.delete(f"{here}/{link['id']}"), code)
+    problem(bob.get(here), 404)
+    problem(alice.delete(f"/task/{other['id']}/link/{link['id']}"), 404)
+    assert stranger.get(path).status_code == 200
+    assert expect(alice.delete(f"{here}/{link['id']}"), 200) == shown
+    check_invalid(stranger, path)
+    problem(alice.delete(f"{here}/{link['id']}"), 404)
+    assert expect(alice.get(here), 200) == []
+
+
+def test_link_expires(alice: ApiClient, task: Json, stranger: Browser, clocks: Clocks) -> None:
+    here = f"/task/{task['id']}/link"
+    _, path = link_to(alice, task)
+    for wrong in (task["createdAt"], "2020-01-01T00:00:00Z", "9999-01-01T00:00:00Z", "soon"):
+        refused = problem(alice.post(here, json={"expiresAt": wrong}), 422)
+        assert list(refused["errors"]) == ["expiresAt"]
+    clocks.go_on(7 * DAY - 60)
+    assert stranger.get(path).status_code == 200
+    clocks.go_on(61)
+    check_invalid(stranger, path)
+    assert expect(alice.get(here), 200) == []
+    # Expired links do not count.
+    for _ in range(50):
+        link_to(alice, task)
+    assert problem(alice.post(here), 409)["code"] == "too_many_links"
+    assert len(rows(alice.app)["links"]) == 50
+
+
+def test_link_shows_its_task_alone(
+    alice: ApiClient, task: Json, stranger: Browser, subtests: pytest.Subtests
+) -> None:
+    _, path = link_to(alice, task)
+    asked = alice.post(f"/task/{task['id']}/question", json={"message": "Deploy?"})
+    expect(asked, 201)
+    again = expect(alice.post(f"/task/{task['id']}/rerun"), 201)
+    page = stranger.get(path)
+    for text in ("nightly", "34 of 68", "prod", "Deploy?"):
+        assert text in page.text
+    shown = expect(stranger.get(f"{path}/task"), 200)
+    assert shown == {name: value for name, value in alice.task(task).items()
+                     if name not in NOT_SHOWN}  # fmt: skip
+    assert {*TASK_FIELDS} - NOT_SHOWN == {*SHARED_FIELDS} == shown.keys()
+    alice.report(task, status="complete", output={"sum": 15})
+    events = stranger.read(f"{path}/events")
+    assert set(json.loads(re.findall("^data: (.*)$", events, re.M)[0])) == set(shown) - {"logs"}
+    for part in PARTS:
+        with subtests.test(part):
+            text = stranger.read(path + part)
+            assert "secret" not in text
+            assert "alice" not in text
+            for each in (again["id"], task["parentId"], task["userId"]):
+                assert each not in text
+    # Nothing leads to what needs a key.
+    elements = Page(stranger.get(path).text).elements
+    hrefs = [each["href"] or "" for _, each in elements if "href" in each]
+    assert {href for href in hrefs if not href.startswith(("/static/", "#"))} == {f"{path}/log.txt"}
+    assert [name for name, _ in elements if name == "form"] == []
+
+
+def test_data_of_a_link_is_what_the_api_answers(
+    app: Flask, alice: ApiClient, task: Json, stranger: Browser
+) -> None:
+    _, path = link_to(alice, task)
+    for query in ("", "?after=1&times=true", "?limit=1"):
+        logs = expect(alice.get(f"/task/{task['id']}/logs{query}"), 200)
+        assert expect(stranger.get(f"{path}/logs{query}"), 200) == logs
+    text = stranger.get(f"{path}/logs", headers={"Accept": "text/plain"})
+    assert text.text == "one\ntwo\n"
+    assert expect(stranger.get(f"{path}/task?fields=status,note"), 200) == {
+        "status": "running", "note": "34 of 68",
+    }  # fmt: skip
+    for query in ("fields=input", "expand=user", "fields=startedBy", "stauts=1"):
+        problem(stranger.get(f"{path}/task?{query}"), 422)
+    etag = stranger.get(f"{path}/task").headers["ETag"]
+    unchanged = stranger.get(f"{path}/task", headers={"If-None-Match": etag})
+    assert unchanged.status_code == 304
+    asked = {"Origin": "https://blog.example", "Access-Control-Request-Method": "GET",
+             "Access-Control-Request-Headers": "prefer"}  # fmt: skip
+    preflight = stranger.client.options(f"{path}/logs", headers=asked)
+    assert "Prefer" in preflight.headers["Access-Control-Allow-Headers"]
+    for response in (preflight, unchanged, text, stranger.get("/shared/x/task")):
+        assert response.headers["Access-Control-Allow-Origin"] == "*"
+        assert "Access-Control-Allow-Credentials" not in response.headers
+    alice.report(task, status="complete")
+    events = stranger.read(f"{path}/events", headers={"Last-Event-ID": "1"})
+    assert events.count("event: log") == 1
+
+
+def test_nothing_can_be_changed_by_a_link(
+    app: Flask, alice: ApiClient, task: Json, stranger: Browser
+) -> None:
+    _, path = link_to(alice, task)
+    token = path.removeprefix("/shared/")
+    before = rows(app)
+    for part in PARTS:
+        for method in ("POST", "PUT", "PATCH", "DELETE"):
+            assert stranger.client.open(path + part, method=method).status_code == 405
+    for headers in ({"apikey": token}, {"Authorization": f"Bearer {token}"}):
+        for method in ("GET", "PATCH", "DELETE"):
+            called = app.test_client().open(
+                f"/api/v1/task/{task['id']}", method=method, headers=headers
+            )
+            problem(called, 401)
+    assert rows(app) == before
+
+
+@one_database
+def test_page_of_a_link_is_private(
+    alice: ApiClient, task: Json, stranger: Browser, subtests: pytest.Subtests
+) -> None:
+    _, path = link_to(alice, task)
+    alice.report(task, status="complete")
+    for part in (*PARTS, "x"):
+        with subtests.test(part):
+            response = stranger.get(path + part)
+            response.get_data()
+            assert response.headers["Referrer-Policy"] == "no-referrer"
+            assert response.headers["X-Robots-Tag"] == "noindex"
+            assert response.headers["Cache-Control"] == "no-store"
+            assert "Set-Cookie" not in response.headers
+
+
+@one_database
+def test_wrong_links_get_the_same_page(alice: ApiClient, task: Json, stranger: Browser) -> None:
+    link, path = link_to(alice, task)
+    token = path.removeprefix("/shared/")
+    flipped = "A" if token[-1] != "A" else "B"
+    wrong = ["é", "%00", "%FF", "A" * 32, "A" * 5_000, f"{token}/", f"{token}A", token[:-1],
+             f"{token[:-1]}{flipped}", token.swapcase(), f"{token}/x", link["id"]]  # fmt: skip
+    for each in wrong:
+        shown = stranger.get(f"/shared/{each}")
+        assert (shown.status_code, "This link is not valid" in shown.text) == (404, True), each
+    assert stranger.get(path).status_code == 200
+    expect(alice.delete(f"/task/{task['id']}"), 200)
+    check_invalid(stranger, path)
+    assert rows(alice.app)["links"] == []
+
+
+@contextmanager
+def viewer(app: Flask, path: str) -> Iterator[Future[str]]:
+    """Someone who reads the events of a link until they end."""
+    held = resources.find(WaitSlots, app)._held
+    count = len(held)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(Browser(app).read, f"{path}/events")
+        until(lambda: len(held) > count)
+        yield reading
+
+
+def test_stream_ends_when_its_link_is_revoked(app: Flask, alice: ApiClient, task: Json) -> None:
+    link, path = link_to(alice, task)
+    _, kept = link_to(alice, task)
+    with viewer(app, path) as events:
+        expect(alice.delete(f"/task/{task['id']}/link/{link['id']}"), 200)
+        # Only the end of the stream ends this.
+        assert events.result().count("event: log") == 2
+    assert Browser(app).get(kept).status_code == 200
+    assert alice.task(task)["status"] == "running"
+
+
+def test_stream_ends_when_its_link_expires(app: Flask, alice: ApiClient, task: Json) -> None:
+    ahead = datetime.now(UTC) + timedelta(seconds=2)
+    _, path = link_to(alice, task, expiresAt=ahead.isoformat())
+    with viewer(app, path) as events:
+        assert events.result().startswith("event: task")
+    check_invalid(Browser(app), path)
+
+
+def test_viewers_take_no_place_from_their_user(app: Flask, alice: ApiClient, task: Json) -> None:
+    """The app of the tests has two places, of which viewers get one."""
+    _, path = link_to(alice, task)
+    with viewer(app, path) as events:
+        full = Browser(app).get(f"{path}/events")
+        assert problem(full, 503)["code"] == "overloaded"
+        assert "Retry-After" in full.headers
+        waited = Browser(app).get(f"{path}/task", headers={"Prefer": "wait=20"})
+        assert "Preference-Applied" not in waited.headers
+        # The user has the other place.
+        own = alice.get(f"/task/{task['id']}/logs?after=2", headers={"Prefer": "wait=1"})
+        assert "Preference-Applied" in own.headers
+        alice.report(task, status="complete")
+        assert events.result().count("event: task") == 2
+
+
+@one_database
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_token_of_a_link_reaches_the_log(
+    alice: ApiClient, task: Json, stranger: Browser, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    configure_logging("debug", form)
+    _, path = link_to(alice, task)
+    token = path.removeprefix("/shared/")
+    alice.report(task, status="complete")
+    for part in (*PARTS, "/x y", "x"):
+        for method in ("GET", "HEAD", "POST"):
+            response = stranger.client.open(path + part, method=method)
+            response.get_data()
+    logging.getLogger("gunicorn.error").error("Could not respond to GET /shared/%%41%s", token[1:])
+    log = capsys.readouterr().err
+    assert "GET /shared/…" in log or "GET /shared/\\u2026" in log
+    assert token[1:] not in log
+
+
+@one_database
+def test_link_works_below_a_prefix(config: Config) -> None:
+    app = create_app(replace(config, PROXY_HOPS=1, PUBLIC_URL=""))
+    alice = add_user(app, "alice")
+    task = alice.start(claim=True)
+    forwarded = {"X-Forwarded-Prefix": "/agents/one", "X-Forwarded-Host": "public.example",
+                 "X-Forwarded-Proto": "https"}  # fmt: skip
+    made = expect(alice.post(f"/task/{task['id']}/link", headers=forwarded), 201)
+    url = "https://public.example/agents/one"
+    assert made["url"].startswith(f"{url}/shared/")
+    # As the proxy passes it on.
+    path = made["url"].removeprefix(url)
+    page = Page(Browser(app, headers=forwarded).get(path).text)
+    links = [link for link in page.values("href") if not link.startswith("#")]
+    assert all(link.startswith("/agents/one/") for link in links)
+    dispose(app)
+
+
+# --- the page that makes links ---------------------------------------------------------------
+
+
+@one_database
+def test_links_are_made_and_revoked_in_the_dashboard(
+    app: Flask, alice: ApiClient, task: Json, stranger: Browser
+) -> None:
+    browser = Browser(app)
+    browser.sign_in(alice.key)
+    here = f"/tasks/{task['id']}/links"
+    assert f'href="{here}"' in browser.get(f"/tasks/{task['id']}").text
+    made = browser.send(here, days="30")
+    assert made.status_code == 201
+    (path,) = re.findall(rf"{BASE}(/shared/[\w-]+)", made.text)
+    assert stranger.get(path).status_code == 200
+    page = browser.get(here).text
+    assert path not in page
+    (link,) = expect(alice.get(f"/task/{task['id']}/link"), 200)
+    assert link["expiresAt"] in page
+    assert browser.send(here, days="0").status_code == 422
+    assert browser.send(here, f"{here}/{link['id']}/revoke").status_code == 303
+    assert "Revoked" in browser.get(here).text
+    check_invalid(stranger, path)
+    # Signed in too, a link shows what it shows to everyone.
+    _, path = link_to(alice, task)
+    assert browser.get(path).text == stranger.get(path).text
+
+
+@one_database
+def test_other_keys_cannot_share_in_the_dashboard(
+    app: Flask, alice: ApiClient, bob: ApiClient, task: Json
+) -> None:
+    for person, status in ((alice.read_key(), 403), (alice.agent_key(), 403), (bob, 404)):
+        browser = Browser(app)
+        browser.sign_in(person.key)
+        assert browser.get(f"/tasks/{task['id']}/links").status_code == status
+        assert "Share…" not in browser.get(f"/tasks/{task['id']}").text
