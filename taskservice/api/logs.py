@@ -166,7 +166,7 @@ def search_all(query: dict[str, Any]) -> Response:
         query["text"],
         is_exact=query.get("case", False),
         limit=query.get("limit", DEFAULT_HITS),
-        start=query["cursor"][1:] if "cursor" in query else None,
+        start=responses.end_of(query),
     )
     headers = responses.link(selection, found.end)
     return responses.json(found.as_json(), headers=headers)

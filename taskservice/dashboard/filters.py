@@ -1,8 +1,12 @@
 """The filters of the list of tasks: the selection of the query string, and links that change it."""
 
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlencode
 
-from flask import request, url_for
+from flask import redirect, request, url_for
+from marshmallow import Schema
+from werkzeug.wrappers import Response
 
 from taskservice.auth import caller
 from taskservice.dashboard.chart import PERIODS
@@ -35,18 +39,21 @@ IN_FORM = ("q", "agentId", "since", "callback", "sort")
 list_query_schema = ListQuerySchema()
 
 
-def load() -> tuple[dict[str, Any], dict[str, str], Selection]:
+def load(
+    given: Mapping[str, str] | None = None, schema: Schema = list_query_schema
+) -> tuple[dict[str, Any], dict[str, str], Selection]:
     """The filters of the query string: for the API's list, from OWN_FILTERS, and as a selection.
 
-    Raises 403 and 422.
+    `given` replaces the query string, `schema` the schema of the list. Raises 403 and 422.
     """
-    values: dict[str, Any] = {"limit": str(PAGE_SIZE), **first_texts(request.args)}
+    given = first_texts(request.args) if given is None else given
+    values: dict[str, Any] = {"limit": str(PAGE_SIZE), **given}
     if "label" in values:
         values["label"] = labels()
     own = {name: values.pop(name) for name in OWN_FILTERS if name in values}
     if values.get("sort") == LONGEST_FIRST:
         del values["sort"]
-    query: dict[str, Any] = list_query_schema.load(values)
+    query: dict[str, Any] = schema.load(values)
     for name, text in own.items():
         if text not in OWN_FILTERS[name]:
             raise invalid({name: ["Must be one of: " + ", ".join(OWN_FILTERS[name]) + "."]})
@@ -65,10 +72,21 @@ def labels() -> list[str]:
 
 def list_url(**changes: Any) -> str:
     """The first page of this list with other filters; None or an empty list removes one."""
+    return url_for("dashboard.tasks.list_all", **arguments(**changes, cursor=None))
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    """The query string with these changes; None or an empty list removes an argument."""
     changed = request.args.to_dict(flat=False) | changes
-    filters = {name: value for name, value in changed.items() if value}
-    filters.pop("cursor", None)
-    return url_for("dashboard.tasks.list_all", **filters)
+    return {name: value for name, value in changed.items() if value}
+
+
+def without_empty_fields() -> Response | None:
+    """A redirect to this page without the empty fields that its form has sent; None without any."""
+    filled = [pair for pair in request.args.items(multi=True) if pair[1]]
+    if len(filled) == len(list(request.args.items(multi=True))):
+        return None
+    return redirect(f"{request.script_root}{request.path}?{urlencode(filled)}", 303)
 
 
 def tab_url(tab: str) -> str:
@@ -80,9 +98,9 @@ def is_tab(tab: str) -> bool:
     return {name: request.args[name] for name in OF_TABS if name in request.args} == TABS[tab]
 
 
-def label_url(label: str) -> str:
-    """This list with one more label."""
-    return list_url(label=list(dict.fromkeys([*labels(), label])))
+def label_url(label: str, **changes: Any) -> str:
+    """This list with one more label, and with these changes."""
+    return list_url(**changes, label=list(dict.fromkeys([*labels(), label])))
 
 
 def url_without_label(label: str) -> str:

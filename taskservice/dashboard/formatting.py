@@ -53,9 +53,14 @@ def is_generic(row: Any) -> bool:
     return is_short and bool(_GENERIC.fullmatch(error_reason(row.error_message)))
 
 
+def without_escapes(text: str) -> str:
+    """The text without terminal escape sequences."""
+    return _ESCAPES.sub("", text)
+
+
 def last_line(text: str) -> str:
     """The last line with visible text, as a terminal without colours would leave it."""
-    lines = [line.split("\r")[-1].strip() for line in _ESCAPES.sub("", text).split("\n")]
+    lines = [line.split("\r")[-1].strip() for line in without_escapes(text).split("\n")]
     return next((line[:MAX_LINE] for line in reversed(lines) if line), "")
 
 

@@ -51,7 +51,7 @@ ANSWER_LINKS = "dashboard.answer_links"
 SHARED = "dashboard.shared"
 LIST = "dashboard.tasks.list_all"
 # The pages that list tasks. Links to tasks contain the way back to the list, as `?back=`.
-LISTS = {LIST, "dashboard.agents.list_all", "dashboard.agents.show"}
+LISTS = {LIST, "dashboard.search.show", "dashboard.agents.list_all", "dashboard.agents.show"}
 # A longer way back would make links that are too long.
 MAX_BACK = 2_000
 KEEP_BACK = {

@@ -4,14 +4,21 @@ import hashlib
 import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
 
-from flask import Blueprint, Response, flash, redirect, request, url_for
+from flask import Blueprint, Response, flash, redirect, request
 from marshmallow import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import Caller, caller
-from taskservice.dashboard import chart, filters, formatting, questions, schema_form, sessions
+from taskservice.dashboard import (
+    chart,
+    filters,
+    formatting,
+    questions,
+    schema_form,
+    search,
+    sessions,
+)
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, shared, texts, way_back
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
@@ -148,11 +155,11 @@ MAX_LINE_LENGTH = 5_000
 @blueprint.get("/")
 @shared
 def list_all() -> AnyResponse:
-    if not all(text for _, text in request.args.items(multi=True)):
-        # A form sends its empty fields too; they make the URL longer.
-        filled = [pair for pair in request.args.items(multi=True) if pair[1]]
-        return redirect(f"{url_for('dashboard.tasks.list_all')}?{urlencode(filled)}", 303)
+    if complete := filters.without_empty_fields():
+        return complete
     query, own, selection = filters.load()
+    if url := search.destination():
+        return redirect(url, 303)
     found = _found(selection, query)
     agent_ids, chosen = agents.choices(caller), request.args.get("agentId")
     rows = lists.summaries(caller, found.positions)

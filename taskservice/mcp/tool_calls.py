@@ -393,7 +393,7 @@ def search_logs(call: Call, arguments: Arguments) -> Result:
     limit = int(_number(arguments, "limit", HITS))
     query = _search_query.load({**arguments, "limit": str(limit)})
     selection = responses.selection(query)
-    start = query["cursor"][1:] if "cursor" in query else None
+    start = responses.end_of(query)
     found = search.search(caller, selection, query["text"], start=start, limit=limit)
     following = dump_cursor(SORTS[0], *found.end) if found.end else None
     return results.search_result(found, following)

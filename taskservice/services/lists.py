@@ -639,6 +639,15 @@ def positions(
         return tasks.search(after, count)
 
 
+def ids_with_prefix(caller: Caller, digits: str) -> list[str]:
+    """The ids, at most two, of tasks that begin with these hexadecimal digits (without hyphens)."""
+    first, last = digits.ljust(32, "0"), digits.ljust(32, "f")
+    with reading() as connection:
+        return [
+            row.id for row in _WITH_PREFIX.all(connection, first=first, last=last, **caller.scope)
+        ]
+
+
 def longest(caller: Caller, selection: Selection, count: int) -> SearchResult:
     """The positions of the tasks that ran longest, the longest first; no page follows.
 
@@ -740,6 +749,15 @@ def _large_task_statement(shape: Shape, filters: Filters) -> Statement[ListedTas
 
 
 _IS_WANTED: Any = in_list(Task.id, bindparam("task_ids", type_=ListParameter(Identifier)))
+_WITH_PREFIX = Statement[AnyRow](
+    select(Task.id)
+    .where(
+        Task.id >= bindparam("first", type_=Identifier),
+        Task.id <= bindparam("last", type_=Identifier),
+        unindexed([visible_tasks]),
+    )
+    .limit(2)
+)
 _SUMMARIES = Statement[AnyRow](
     select(
         Task.id,

@@ -1,4 +1,4 @@
-"""Searches in logs without an index: each reads a limited part, and the next continues there."""
+"""Searches without an index: each reads a limited part, and the next continues there."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -29,6 +29,7 @@ from taskservice.resources import Slots
 from taskservice.services import lists
 from taskservice.services.lists import Filters, Position, Selection
 from taskservice.services.tasks import with_log
+from taskservice.terms import ERROR
 
 # How many searches of a process run at a time.
 search_slots = Slots(2)
@@ -38,6 +39,8 @@ SEARCH_BYTES = 62 * PAGE_BYTES
 # How many tasks, and chunks of a large log, one statement reads at most.
 TASKS_PER_READ = 400
 CHUNKS_PER_READ = 1_024
+# How many tasks a search in error messages reads at most.
+MAX_ERRORS = 5_000
 # A longer line is cut, around the text that was found.
 MAX_SHOWN_LINE = 400
 # No line has a higher number.
@@ -141,20 +144,48 @@ def search(
     if "\n" in text:
         raise invalid({"text": ["Must be one line."]})
     text = text.replace("\0", "\ufffd")
-    pattern = re.compile(re.escape(text), re.ASCII | (0 if is_exact else re.IGNORECASE))
+    found_part = pattern(text, is_exact=is_exact)
     hits: list[Hit] = []
     searched, size, deadline = set[str](), 0, monotonic() + SEARCH_SECONDS
     with slot():
         for part in _parts(caller, selection, start):
             searched.update(row.id for _, row in part.tasks)
             size += part.size
-            for position, hit in _hits(part, _CHUNKS[is_exact], text, pattern):
+            for position, hit in _hits(part, _CHUNKS[is_exact], text, found_part):
                 hits.append(hit)
                 if len(hits) == limit:
                     return Found(hits, len(searched), size, (*position, hit["line"]))
             if size >= SEARCH_BYTES or monotonic() >= deadline:
                 return Found(hits, len(searched), size, part.end)
     return Found(hits, len(searched), size, None)
+
+
+def pattern(text: str, *, is_exact: bool = False) -> re.Pattern[str]:
+    """What the database finds, in Python."""
+    return re.compile(re.escape(text), re.ASCII | (0 if is_exact else re.IGNORECASE))
+
+
+def in_errors(
+    caller: Caller, selection: Selection, text: str, after: Position | None, limit: int
+) -> lists.SearchResult:
+    """The next tasks whose error message contains `text`, at most `limit`, newest first.
+
+    One search reads at most MAX_ERRORS tasks. ASCII letters match in any case. Raises 503.
+    """
+    selection = selection._replace(status=ERROR)
+    with slot(), reading() as connection:
+        tasks = lists.OrderedTasks(connection, caller, selection)
+        end = tasks.position(after, MAX_ERRORS)
+        rows = tasks.run(_errors_statement, after, end, part=text, count=limit)
+    found = [Position(*row) for row in rows]
+    return lists.SearchResult(found, found[-1] if len(found) == limit else end)
+
+
+@lru_cache(maxsize=lists.STATEMENTS)
+def _errors_statement(scan: lists.Scan) -> Statement[AnyRow]:
+    contains = position_in_text(ascii_lower(Task.error_message), ascii_lower(_part)) > 0
+    conditions = [*lists.conditions_of(scan), contains]
+    return Statement(lists.in_order(conditions, scan.sort).limit(bindparam("count")))
 
 
 def _parts(caller: Caller, selection: Selection, start: End | None) -> Iterator[_Part]:

@@ -199,7 +199,7 @@ def page(caller: Caller, tasks: Selection, query: dict[str, Any]) -> Page:
     if reached is None:
         return Page(positions, None)
     is_partial = len(positions) < limit
-    return Page(positions, _next(tasks, reached), reached if is_partial else None)
+    return Page(positions, next_query(tasks, reached), reached if is_partial else None)
 
 
 def after(query: dict[str, Any]) -> Position | None:
@@ -207,12 +207,18 @@ def after(query: dict[str, Any]) -> Position | None:
     return Position(*query["cursor"][1:3]) if "cursor" in query else None
 
 
+def end_of(query: dict[str, Any]) -> Sequence[Any] | None:
+    """Where the previous page of a search stopped; None for the first page."""
+    return query["cursor"][1:] if "cursor" in query else None
+
+
 def link(tasks: Selection, end: Sequence[Any] | None) -> dict[str, str]:
     """The `Link` header to the next page, which begins after `end`; empty if `end` is None."""
     # Relative to the path of the request, so that it works behind any proxy and prefix.
-    return {"Link": f'<?{_next(tasks, end)}>; rel="next"'} if end else {}
+    return {"Link": f'<?{next_query(tasks, end)}>; rel="next"'} if end else {}
 
 
-def _next(tasks: Selection, end: Sequence[Any]) -> str:
+def next_query(tasks: Selection, end: Sequence[Any]) -> str:
+    """The query string of the page that begins after `end`."""
     pairs = [pair for pair in request.args.items(multi=True) if pair[0] != "cursor"]
     return urlencode([*pairs, ("cursor", dump_cursor(tasks.sort, *end))])

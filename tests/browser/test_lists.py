@@ -180,6 +180,28 @@ def test_filters_apply_by_their_button(visitor: Visitor, alice: RemoteClient) ->
     check_both_ways(page)
 
 
+def test_search_box_leads_to_a_task_and_to_lines_of_logs(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    task = alice.start(name="Invoices")
+    body = {"logs": ["ok", f"disk full {HOSTILE}"]}
+    alice.request("POST", f"/task/{task['id']}/logs", json=body).raise_for_status()
+    page = visitor.go("/?status=running")
+    page.get_by_label("Name").fill(task["id"])
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Invoices").wait_for()
+    page.go_back()
+    page.get_by_label("Name").fill("DISK")
+    page.get_by_role("button", name="In logs").click()
+    page.get_by_role("heading", name="Search in logs").wait_for()
+    expect(page.locator("mark")).to_have_text("disk")
+    check_both_ways(page)
+    page.get_by_role("link", name="disk full").click()
+    page.wait_for_url(re.compile(f"/tasks/{task['id']}.*#L2$"))
+    page.keyboard.press("u")
+    page.get_by_role("heading", name="Search in logs").wait_for()
+
+
 def test_time_until_an_end_is_rounded_and_not_cut(visitor: Visitor, alice: RemoteClient) -> None:
     page = visitor.go("/keys")
     page.get_by_label("Name").fill("machine")

@@ -191,6 +191,7 @@ function applyFilters() {
 
 search?.addEventListener("change", applyFilters);
 search?.addEventListener("submit", (event) => {
+  if (event.submitter?.hasAttribute("formaction")) return;
   event.preventDefault();
   applyFilters();
 });
@@ -298,6 +299,11 @@ export async function refresh() {
   } catch {
     showNotice("The service can’t be reached. Trying again…");
     return "unreachable";
+  }
+  if (response.type === "opaqueredirect" && search && new URLSearchParams(location.search).has("q")) {
+    // The text is the ID of a task, or a label: it leads to another page.
+    location.reload();
+    return "gone";
   }
   if (response.type === "opaqueredirect") return endPage("You are signed out.", "sign-in");
   if (response.headers.has("Task-Gone")) return endPage("This task was deleted.");
