@@ -236,11 +236,9 @@ def refusal(path: str) -> tuple[int, str | None]:
 
 
 def is_open(rule: Rule) -> bool:
-    """Whether a rule needs no session: the files of pages, and answer links."""
-    return (
-        rule.endpoint in ("dashboard.static", "dashboard.icon", "docs.static")
-        or "answer_links" in rule.endpoint
-    )
+    """Whether a rule needs no session: the files of pages, answer links and links to a task."""
+    files = ("dashboard.static", "dashboard.icon", "docs.static")
+    return rule.endpoint in files or rule.rule.startswith(("/answer/", "/shared/"))
 
 
 def forms(app: Flask, task: dict[str, Any]) -> Iterator[str]:
