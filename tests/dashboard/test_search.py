@@ -96,7 +96,7 @@ def test_logs_are_searched_with_the_filters_of_the_list(
     assert "<bdi><mark>disk</mark> again</bdi>" in html
     assert "nightly" in html
     assert "bob" not in html
-    assert "Searched all tasks of these filters." in html
+    assert "Searched all tasks that match." in html
     assert "Nothing was found." in browser.read("/search?q=absent")
     assert "Nothing was found" not in browser.read("/search")
     # An empty list leads here.
