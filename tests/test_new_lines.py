@@ -4,9 +4,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from flask import Flask
 
+from taskservice.database.transactions import reading
 from taskservice.services import new_lines, search
 from tests.support.api_client import ApiClient, expect, problem
+from tests.support.internals import Statement, before_reads
 from tests.support.marks import one_database
 
 GOOD = """\
@@ -99,6 +102,29 @@ def test_run_without_a_good_one_has_no_new_lines(alice: ApiClient, bob: ApiClien
     empty = run(alice, "")
     assert compared(alice, empty, f"?against={failed['id']}")["lines"] == []
     assert numbers(compared(alice, failed, f"?against={empty['id']}")) == [1]
+
+
+def test_good_run_is_looked_for_in_the_last_tasks(
+    alice: ApiClient, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(new_lines, "MAX_EARLIER", 3)
+    good = run(alice, "one")
+    for _ in range(2):
+        run(alice, "two", "error")
+    failed = run(alice, "two", "error")
+    statements: list[Statement] = []
+    with before_reads(app, lambda *statement: statements.append(statement)):
+        assert compared(alice, failed)["against"]["id"] == good["id"]
+    (statement,) = [each for each in statements if "coalesce" in each[0]]
+    with app.app_context(), reading() as connection:
+        if connection.dialect.name == "sqlite":
+            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement[0]}", statement[1])
+            plan = [row.detail for row in rows]
+            assert len([each for each in plan if "INDEX tasks_by_agent_end" in each]) == 2, plan
+            assert not any("TEMP B-TREE" in each for each in plan), plan
+    latest = run(alice, "two", "error")
+    path = f"/task/{latest['id']}/new-lines"
+    assert problem(alice.get(path), 404)["code"] == "no_good_run"
 
 
 def test_long_log_is_compared_at_both_ends(

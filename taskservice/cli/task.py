@@ -29,7 +29,7 @@ from taskservice.cli.service_client import (
     registered_agent_id,
     service_client,
 )
-from taskservice.client import PAGE_TASKS, Client, NotFound, Question, Task
+from taskservice.client import PAGE_TASKS, Client, NotFound, Question, Refused, Task
 from taskservice.client.responses import NEW_LINES, SHORT_FIELDS
 from taskservice.client.task import Line, path_segment
 from taskservice.terminal import (
@@ -275,12 +275,18 @@ def logs(task_id: str, is_followed: bool, since: int | None, **options: Any) -> 
 def new_lines(task_id: str, against: str | None, as_json: bool) -> None:
     """Print the lines that the last good run did not have.
 
-    Numbers, times, IDs and temporary paths are taken as equal.
+    Numbers, times, IDs and temporary paths are taken as equal. Exit codes: 0 compared, 1 no such
+    task or no good run, 2 wrong use or key, 69 the service is unavailable.
     """
-    with service_client() as client:
+    with service_client(failure=UNAVAILABLE) as client:
         path = f"/task/{path_segment(find_task_id(client, task_id))}/new-lines"
         query = {"against": against and find_task_id(client, against)}
-        found = client.connection.call("GET", path, NEW_LINES, params=query).data
+        try:
+            found = client.connection.call("GET", path, NEW_LINES, params=query).data
+        except Refused as error:
+            if error.status not in (404, 422):
+                raise
+            exit_with_error(str(error))
         if as_json:
             print_json(found)
             return

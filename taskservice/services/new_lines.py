@@ -6,15 +6,17 @@ from operator import itemgetter
 from time import monotonic, sleep
 from typing import Any
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, func, literal, select
 
 from taskservice.auth import Caller, visible_tasks
+from taskservice.database.clock import EARLIEST
 from taskservice.database.connections import Statement
 from taskservice.database.models import Task
 from taskservice.database.transactions import reading
 from taskservice.database.types import TaskRow, Timestamp
 from taskservice.errors import Problem
 from taskservice.services import logs, tasks
+from taskservice.services.lists import unindexed
 from taskservice.services.search import MAX_SHOWN_LINE, slot
 from taskservice.terms import COMPLETE, NO_GOOD_RUN
 
@@ -24,17 +26,29 @@ COMPARED_BYTES = 8 * 1024 * 1024
 COMPARED_SECONDS = 1.8
 # After each chunk other threads get their turn.
 PAUSE_SECONDS = 0.0001
+# A good run is looked for among this many tasks of the agent, those that ended last.
+MAX_EARLIER = 5_000
 
+_earlier = (
+    visible_tasks,
+    Task.user_id == bindparam("user_id"),
+    Task.agent_id == bindparam("agent_id"),
+    Task.finished_at < bindparam("before", type_=Timestamp()),
+)
+# Where the search ends, from the index alone.
+_end = select(Task.finished_at).where(*_earlier).order_by(Task.finished_at.desc()).limit(1)
 _LAST_GOOD = Statement[Any](
     select(Task.id)
     .where(
-        visible_tasks,
-        Task.user_id == bindparam("user_id"),
-        Task.agent_id == bindparam("agent_id"),
-        Task.status == COMPLETE,
-        Task.finished_at < bindparam("before", type_=Timestamp()),
+        *_earlier,
+        Task.finished_at
+        >= func.coalesce(
+            _end.offset(bindparam("skipped")).scalar_subquery(),
+            literal(EARLIEST, Timestamp()),
+        ),
+        unindexed([Task.status == COMPLETE]),
     )
-    .order_by(Task.finished_at.desc(), Task.id.desc())
+    .order_by(Task.finished_at.desc())
     .limit(1)
 )
 
@@ -54,9 +68,10 @@ _WEEKDAY = re.compile(rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*,? +(?=0)")
 
 def last_good_run(caller: Caller, task: TaskRow) -> TaskRow | None:
     """The agent's latest complete task that had ended when this task started."""
-    values = {"user_id": task.user_id, "agent_id": task.agent_id, "before": task.created_at}
+    values: dict[str, Any] = {"user_id": task.user_id, "agent_id": task.agent_id}
+    values |= {"before": task.created_at, "skipped": MAX_EARLIER - 1, **caller.scope}
     with reading() as connection:
-        found = _LAST_GOOD.one_or_none(connection, **values, **caller.scope)
+        found = _LAST_GOOD.one_or_none(connection, **values)
     return None if found is None else tasks.find(caller, found.id)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -66,10 +67,11 @@ def test_grep_has_exit_codes(newcomer: RemoteClient, machine: AgentMachine) -> N
     assert machine.run("grep", "one").returncode == 2
 
 
-def test_grep_without_a_service_has_an_exit_code(machine: AgentMachine) -> None:
+def test_both_have_an_exit_code_without_a_service(machine: AgentMachine) -> None:
     machine.give_up_soon()
     machine.url = f"http://127.0.0.1:{free_port()}"
     assert machine.run("grep", "one").returncode == 69
+    assert machine.run("task", "new-lines", str(uuid4())).returncode == 69
 
 
 def test_new_lines_are_printed(newcomer: RemoteClient, machine: AgentMachine) -> None:
