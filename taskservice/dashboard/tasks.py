@@ -3,6 +3,7 @@
 import hashlib
 import shlex
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from flask import Blueprint, Response, flash, redirect, request
@@ -34,13 +35,14 @@ from taskservice.services import (
     counts,
     lists,
     logs,
+    new_lines,
     reports,
     task_json,
     tasks,
 )
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.tasks import Idempotency
-from taskservice.terms import NO_DELIVERY, RUNNING
+from taskservice.terms import FAILED, NO_DELIVERY, RUNNING, TIMEOUT
 from taskservice.web import responses, waiting
 from taskservice.web.request import TEXT, require_id
 
@@ -51,6 +53,11 @@ MAX_CHILDREN = 50
 WIDTH = 1_000
 # A running bar grows in steps, so that the page of a long task seldom changes.
 STEP_SECONDS = 10
+# The differences of two tasks that are shown, and the characters of a value.
+MAX_DIFFERENCES = 50
+MAX_VALUE = 200
+# The new lines that are shown at once; more are in a fold.
+SHOWN_LINES = 20
 # A task that would take longer, in seconds, has no expected end: a year.
 LONGEST = 366 * 86_400
 
@@ -67,10 +74,15 @@ def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
     """The values of the page's template."""
     is_waiting = task.status == RUNNING and task.claimed_at is None
     agent = agents.get(caller, task.agent_id)
+    previous, following = tasks.runs_beside(task)
+    has_failed = task.error_type in (FAILED, TIMEOUT)
     return {
         "parent": tasks.find(caller, task.parent_id) if task.parent_id else None,
         "original": tasks.find(caller, task.rerun_of) if task.rerun_of else None,
         "again": tasks.newest_rerun(caller, task.id),
+        "previous": previous,
+        "following": following,
+        "good": new_lines.last_good_run(caller, task) if has_failed else None,
         "children": _waterfall(tasks.children(caller, task.id, MAX_CHILDREN + 1)),
         "questions": questions.forms(task),
         "ended_questions": questions.ended(task.id),
@@ -118,6 +130,48 @@ def _bar(child: AnyRow, start: str, scale: float) -> Bar:
 
 def _seconds(since: str, until: str) -> float:
     return max(0.0, clock.seconds_between(since, until))
+
+
+class Difference(NamedTuple):
+    """A key of an input, labels or output, and its value as JSON in two tasks; "" for none."""
+
+    part: str
+    key: str
+    value: str
+    good_value: str
+
+
+def _differences(task: TaskRow, good: TaskRow) -> list[Difference]:
+    """The keys in which a task differs from the last good run."""
+    parts = (
+        ("Input", task.input, good.input),
+        ("Labels", task.labels, good.labels),
+        ("Output", task.output, good.output),
+    )
+    found = []
+    for part, text, good_text in parts:
+        here, there = _values(text), _values(good_text)
+        for key in here | there:
+            pair = here.get(key, ""), there.get(key, "")
+            if pair[0] != pair[1]:
+                equal = takewhile(lambda chars: chars[0] == chars[1], zip(*pair, strict=False))
+                start = max(0, sum(1 for _ in equal) - MAX_VALUE // 2)
+                found.append(Difference(part, key, *(_shortened(text, start) for text in pair)))
+    return found
+
+
+def _shortened(text: str, start: int) -> str:
+    """A text, or the part of a long one that begins at `start`."""
+    if len(text) <= MAX_VALUE:
+        return text
+    part = text[start : start + MAX_VALUE]
+    return f"{'…' if start else ''}{part}{'…' if start + MAX_VALUE < len(text) else ''}"
+
+
+def _values(text: str) -> dict[str, str]:
+    """The keys of a JSON object, and their values as JSON."""
+    found = strict_json.loads(text.encode())
+    return {key: strict_json.canonical(value).decode() for key, value in found.items()}
 
 
 # The webhook of a task as a command for a shell.
@@ -208,6 +262,25 @@ def lines(task_id: str) -> Response:
     lines = logs.lines_after(_task(task_id), max(after, 0), min(max(limit, 0), MAX_LINES))
     texts = [line.text[: MAX_LINE_LENGTH + 1] for line in lines]
     return responses.json({"lines": texts, "times": [line.at for line in lines]})
+
+
+@blueprint.get("/tasks/<task_id>/new-lines")
+def show_new_lines(task_id: str) -> AnyResponse:
+    """What is new in a failure; page.js puts it into the page of the task."""
+    task = _task(task_id)
+    good = new_lines.last_good_run(caller, task)
+    if good is None:
+        return redirect_to("tasks.show", task_id=task.id)
+    try:
+        found, status = new_lines.between(task, good), 200
+    except Problem as problem:
+        if problem.status != 503:
+            raise
+        found, status = None, 503
+    differences = _differences(task, good)
+    sizes = {"shown": SHOWN_LINES, "max_differences": MAX_DIFFERENCES}
+    values = {"task": task, "good": good, "found": found, "differences": differences}
+    return page("new_lines.html", status, **values, **sizes)
 
 
 @blueprint.get("/tasks/<task_id>/events")

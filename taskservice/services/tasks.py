@@ -17,11 +17,12 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    tuple_,
     update,
 )
 from sqlalchemy import delete as sql_delete
 
-from taskservice.auth import KEY_IS_VALID, Caller, visible_agents, visible_tasks
+from taskservice.auth import KEY_IS_VALID, Caller, tasks_of_user, visible_agents, visible_tasks
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import INPUT_SCHEMA, Agent, ApiKey, Log, Task, TaskLabel
@@ -32,6 +33,7 @@ from taskservice.database.types import (
     Identifier,
     TaskRow,
     TaskVersion,
+    Timestamp,
     database_now,
 )
 from taskservice.errors import Problem, invalid, invalid_key, not_found
@@ -84,6 +86,16 @@ _NEWEST_RERUN = Statement[AnyRow](
     .order_by(Task.created_at.desc(), Task.id.desc())
     .limit(1)
 )
+# The tasks of an agent that were started before and after another one.
+_created = tuple_(Task.created_at, Task.id)
+_position = tuple_(
+    bindparam("created_at", type_=Timestamp()), bindparam("task_id", type_=Identifier)
+)
+_of_agent = _relatives.where(tasks_of_user, Task.agent_id == bindparam("agent_id")).limit(1)
+_PREVIOUS = Statement[AnyRow](
+    _of_agent.where(_created < _position).order_by(Task.created_at.desc(), Task.id.desc())
+)
+_NEXT = Statement[AnyRow](_of_agent.where(_created > _position).order_by(Task.created_at, Task.id))
 
 
 def get(caller: Caller, task_id: str) -> TaskRow:
@@ -125,6 +137,14 @@ def children(caller: Caller, task_id: str, count: int) -> Sequence[AnyRow]:
 def newest_rerun(caller: Caller, task_id: str) -> AnyRow | None:
     with reading() as connection:
         return _NEWEST_RERUN.one_or_none(connection, rerun_of=task_id, **caller.scope)
+
+
+def runs_beside(task: TaskRow) -> tuple[AnyRow | None, AnyRow | None]:
+    """The previous and the next task of the agent of a task that the caller may see."""
+    values = {"user_id": task.user_id, "agent_id": task.agent_id}
+    values |= {"created_at": task.created_at, "task_id": task.id}
+    with reading() as connection:
+        return _PREVIOUS.one_or_none(connection, **values), _NEXT.one_or_none(connection, **values)
 
 
 # Locks a task for a change, and deletes it.

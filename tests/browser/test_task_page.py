@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from taskservice.app import create_app
 from taskservice.config import Config
@@ -596,3 +596,41 @@ def test_progress_and_output_come_live(visitor: Visitor, site: Site) -> None:
     site.alice.report(task, status="complete")
     expect(page.locator("#results #output-view")).to_contain_text("two")
     expect(page.locator("#output-view")).to_have_count(1)
+
+
+# --- what is new in a failure ------------------------------------------------------------
+
+
+def test_new_lines_come_after_the_page_and_lead_into_the_log(visitor: Visitor, site: Site) -> None:
+    good = start(site, agent_id="nightly")
+    site.alice.append(good, "page 1")
+    site.alice.report(good, status="complete")
+    failed = start(site, agent_id="nightly", input={"day": 2})
+    site.alice.append(failed, *(f"page {n}" for n in range(300)), "<b>boom</b>")
+    page = open_task(visitor, failed)
+    expect(page.locator("#new")).to_have_count(0)
+    again = f'<a href="/tasks/{failed["id"]}/new-lines" data-again="new-lines">Try again</a>'
+    busy = f'<div id="new-lines">{again}</div>'
+    answers = iter([busy])
+
+    def answer_once(route: Route) -> None:
+        body = next(answers, None)
+        route.fulfill(body=body, content_type="text/html") if body else route.continue_()
+
+    page.route("**/new-lines", answer_once)
+    # It appears when the task fails.
+    site.alice.report(failed, status="error")
+    page.get_by_role("link", name="Try again").click()
+    line = page.get_by_role("link", name="Line 301")
+    expect(page.locator("#new-lines li")).to_contain_text("<b>boom</b>")
+    expect(page.locator("#new-lines")).to_contain_text("What differs from the last good run")
+    check_accessible(page)
+    line.click()
+    expect(page).to_have_url(re.compile("#L301$"))
+    expect(page.locator(".line.marked")).to_contain_text("boom")
+    page.locator("h1").click()
+    page.keyboard.press("p")
+    expect(page).to_have_url(re.compile("(?<!#L301)$"))
+    expect(page.get_by_role("link", name="Next run")).to_be_visible()
+    page.keyboard.press("n")
+    expect(page).to_have_url(re.compile(failed["id"]))

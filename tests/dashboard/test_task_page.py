@@ -13,6 +13,7 @@ from flask import Flask
 from standardwebhooks import Webhook
 
 from taskservice.database.transactions import reading
+from taskservice.services import search
 from taskservice.webhooks.destinations import Destinations
 from tests.support import sample_data
 from tests.support.api_client import ApiClient, expect
@@ -152,7 +153,7 @@ def test_page_and_form_of_a_task_say_that_it_was_run_again(
     for page in pages:
         assert f'<a href="/tasks/{newest["id"]}">Run again <time' in page
         assert '<span class="pill waiting">waiting' in page
-        assert first["id"] not in page
+        assert f'{first["id"]}">Run again' not in page
         assert not main_button.search(page)
 
 
@@ -227,6 +228,11 @@ def test_page_of_a_task_finds_other_tasks_by_their_indexes(
     app: Flask, browser: Browser, alice: ApiClient
 ) -> None:
     path = f"/tasks/{alice.start()['id']}"
+    for sign in ("<", ">"):
+        # Another path, since the page is kept for a while.
+        condition = f"(tasks.created_at, tasks.id) {sign}"
+        (plan,) = plan_of(app, browser, f"{path}?{sign}", condition)
+        assert "INDEX tasks_by_agent (user_id=? AND agent_id=? AND (created_at,id)" in plan
     assert plan_of(app, browser, path, "tasks.rerun_of = ") == [
         "SEARCH tasks USING INDEX tasks_by_rerun (rerun_of=?)"
     ]
@@ -407,3 +413,86 @@ def test_webhook_as_a_command_sends_the_same_once_more(
     secret = (alice.get("/callback-secret").json or {})["secret"]
     Webhook(secret).verify(second.body, second.headers)
     assert browser.get(f"/tasks/{alice.start()['id']}/webhook.sh").status_code == 409
+
+
+# --- what is new in a failure ------------------------------------------------------------
+
+
+def ended(person: ApiClient, status: str, *lines: str, **fields: Any) -> dict[str, Any]:
+    task = person.start(claim=True, **fields)
+    person.append(task, *lines)
+    return person.report(task, status=status, output={"n": 1 if status == "complete" else 2})
+
+
+def test_failure_is_compared_with_the_last_good_run(
+    app: Flask, browser: Browser, alice: ApiClient, bob: ApiClient
+) -> None:
+    good = ended(alice, "complete", "page 1", input={"a": 1, "same": 5, "old": "x"})
+    hostile = "<script>alert(1)</script>"
+    changed = {"a": hostile, "same": 5, "new": "y" * 300}
+    lines = [f"line {'a' * n}" for n in range(1, 23)]
+    failed = ended(
+        alice, "error", "page 2", f"\x1b[31m{hostile}\x1b[0m", *lines,
+        input=changed, labels={"env": "prod"},
+    )  # fmt: skip
+    path = f"/tasks/{failed['id']}/new-lines"
+    page = browser.get(f"/tasks/{failed['id']}").text
+    assert "New in this failure" in page
+    assert f'<a href="{path}">Compare the runs</a>' in page
+    assert f'href="/tasks/{good["id"]}">last good run</a>' in page
+    compared = browser.get(path).text
+    assert "<script>alert" not in compared
+    assert f'{failed["id"]}#L2" aria-label="Line 2">2</a> <bdi>&lt;script&gt;' in compared
+    assert '#L1"' not in compared
+    first, _, rest = compared.partition("<summary>3 more lines</summary>")
+    assert ('#L21"' in first, '#L21"' in rest, '#L24"' in rest) == (True, False, True)
+    cells = re.findall(r"<tr><th.*?</tr>", compared, re.S)
+    rows = [unescape(re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", cell))).strip() for cell in cells]
+    assert sorted(rows) == sorted([
+        f'Input a "{hostile}" 1', f'Input new "{"y" * 199}… –', 'Input old – "x"',
+        'Labels env "prod" –', "Output n 2 1",
+    ])  # fmt: skip
+    of_bob = Browser(app)
+    of_bob.sign_in(bob.key)
+    assert of_bob.get(path).status_code == 404
+    of_agent = Browser(app)
+    of_agent.sign_in(alice.agent_key().key)
+    assert '#L2"' in of_agent.get(path).text
+    # The same as the last good run, and while all places are taken.
+    equal = {"input": good["input"], "labels": {}}
+    again = alice.report(alice.start(claim=True, **equal), status="error", output={"n": 1})
+    path = f"/tasks/{again['id']}/new-lines"
+    assert "No line of the log is new" in browser.get(path).text
+    assert "<table" not in browser.get(path).text
+    with search.slot(), search.slot():
+        response = browser.get(path)
+    assert (response.status_code, "Try again" in response.text) == (503, True)
+
+
+def test_nothing_is_compared_without_a_failure_or_a_good_run(
+    browser: Browser, alice: ApiClient
+) -> None:
+    first = ended(alice, "error", "one")
+    complete = ended(alice, "complete", "one")
+    cancelled = alice.start(claim=True)
+    expect(alice.post(f"/task/{cancelled['id']}/cancel"), 200)
+    for task in (first, complete, cancelled):
+        assert "New in this failure" not in browser.get(f"/tasks/{task['id']}").text
+    response = browser.get(f"/tasks/{first['id']}/new-lines")
+    assert response.location == f"/tasks/{first['id']}"
+
+
+def test_runs_before_and_after_are_linked(
+    app: Flask, browser: Browser, alice: ApiClient, bob: ApiClient
+) -> None:
+    bob.start()
+    first, other, second, third = (
+        alice.start(agent_id=agent)["id"] for agent in ("a", "b", "a", "a")
+    )
+    for task_id, previous, following in (
+        (first, None, second), (second, first, third), (third, second, None), (other, None, None),
+    ):  # fmt: skip
+        page = browser.get(f"/tasks/{task_id}").text
+        found = re.findall(r'id="(previous|next)-run" href="/tasks/([^"]+)"', page)
+        wanted = {"previous": previous, "next": following}
+        assert dict(found) == {name: run for name, run in wanted.items() if run}

@@ -36,6 +36,8 @@ const ACTIONS = {
   j: () => move(1),
   k: () => move(-1),
   r: () => document.querySelector(".actions a[href*='/rerun']")?.click(),
+  p: () => document.getElementById("previous-run")?.click(),
+  n: () => document.getElementById("next-run")?.click(),
   u: toList,
   "/": search,
   "?": () => help.showModal(),

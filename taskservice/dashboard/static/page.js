@@ -330,11 +330,37 @@ export async function refresh() {
     else replace(part, other);
   }
   showState(fresh);
+  loadParts();
   showCopyButtons();
   showTimes();
   document.dispatchEvent(new CustomEvent("refreshed", { detail: fresh }));
   return "changed";
 }
+
+// Loads the parts that a page leaves out since they take long: each has a link to a page with it.
+function loadParts() {
+  for (const part of document.querySelectorAll("[data-load]")) {
+    part.removeAttribute("data-load");
+    load(part, part.querySelector("a").href);
+  }
+}
+
+async function load(part, address) {
+  const response = await fetch(address, { redirect: "manual" }).catch(() => null);
+  const text = htmlPolicy.createHTML((await response?.text()) ?? "");
+  const fresh = new DOMParser().parseFromString(text, "text/html").getElementById(part.id);
+  // The link stays if there is no such part.
+  if (!fresh) return;
+  for (const link of fresh.querySelectorAll("a[href*='#']")) link.setAttribute("href", link.hash);
+  part.replaceChildren(...fresh.childNodes);
+}
+
+addEventListener("click", (event) => {
+  const link = event.target.closest?.("[data-again]");
+  if (!link) return;
+  event.preventDefault();
+  load(document.getElementById(link.dataset.again), link.href);
+});
 
 // The title and the icon of the tab.
 function showState(fresh) {
@@ -362,6 +388,7 @@ document.addEventListener("visibilitychange", () => {
 });
 
 rememberOriginals();
+loadParts();
 showCopyButtons();
 showTimes();
 setInterval(showTimes, 1_000);
