@@ -10,7 +10,7 @@ from sqlalchemy import update
 
 from taskservice.background.maintenance import Maintenance
 from taskservice.database import clock
-from taskservice.database.models import Agent
+from taskservice.database.models import Agent, Hook
 from taskservice.database.transactions import reading, transaction
 from taskservice.services.deliveries import set_hook_state
 from taskservice.terms import ATTENTION
@@ -226,6 +226,21 @@ def test_hook_that_is_off_is_listed(alice: ApiClient, app: Flask, receiver: Rece
     assert items(alice) == []
 
 
+def test_subscription_that_has_ended_is_no_longer_listed(
+    alice: ApiClient, app: Flask, receiver: Receiver
+) -> None:
+    hook = dict(expect(alice.post("/hook", json={"target": receiver.url}), 201))
+    with app.app_context(), transaction() as connection:
+        set_hook_state(connection, hook["id"], "off", "The receiver is gone.")
+        # As of a subscription of MCP; a hook of a person has no end.
+        end = update(Hook).values(expires_at=clock.now(MINUTE))
+        connection.execute(end)
+    assert kinds(alice) == ["hook_off"]
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Hook).values(expires_at=clock.now(-MINUTE)))
+    assert items(alice) == []
+
+
 # --- all of them -------------------------------------------------------------------------
 
 
@@ -289,6 +304,23 @@ def test_at_most_100_are_listed_oldest_first(alice: ApiClient, app: Flask, clock
     assert [each["kind"] for each in found] == ["question"] * 64 + ["hanging"] * 36
     for before, after in pairwise(found):
         assert before["since"] <= after["since"] or before["kind"] != after["kind"]
+
+
+def test_of_many_late_agents_the_oldest_are_listed(alice: ApiClient, app: Flask) -> None:
+    now = clock.now()
+    for number in range(101):
+        alice.register(f"agent-{number}")
+    with app.app_context(), transaction() as connection:
+        for number in range(101):
+            times = {
+                "late_since": clock.moved(now, -MINUTE * (number + 1)),
+                # They became well in another order than they became late.
+                "state_since": clock.moved(now, -DAY - MINUTE * (101 - number)),
+            }
+            late = update(Agent).where(Agent.id == f"agent-{number}")
+            connection.execute(late.values(state="ok", **times))
+    found = [each["agentId"] for each in items(alice, "late")]
+    assert found == [f"agent-{number}" for number in range(100, 0, -1)]
 
 
 @one_database

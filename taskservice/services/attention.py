@@ -41,11 +41,14 @@ _ASKING = Statement[AnyRow](
     .order_by(Task.created_at, Task.id)
     .limit(MAX_ITEMS)
 )
+_is_late_alone = case((Agent.state == terms.BROKEN, 0), else_=1)
 _IN_TROUBLE = Statement[AnyRow](
     select(Agent.id, Agent.state, Agent.state_since, Agent.failures, Agent.late_since)
     # As in the condition of the index, so that the database uses it.
     .where(visible_agents, text(f"({IN_TROUBLE.text})"))
-    .order_by(case((Agent.state == terms.BROKEN, 0), else_=1), Agent.state_since, Agent.late_since)
+    .order_by(
+        _is_late_alone, case((_is_late_alone == 1, Agent.late_since), else_=Agent.state_since)
+    )
     .limit(MAX_ITEMS)
 )
 _finished = (
@@ -128,6 +131,8 @@ _HOOKS_OFF = Statement[AnyRow](
     select(Hook.agent_id, Hook.name, Hook.reason, Hook.created_at, Hook.last_delivered_at).where(
         Hook.user_id == bindparam("user_id", type_=Identifier),
         Hook.state == terms.OFF,
+        # A subscription that has ended is no longer listed.
+        or_(Hook.expires_at.is_(None), Hook.expires_at > bindparam("now", type_=Timestamp())),
         # The service turned it off, not its user.
         Hook.reason.is_not(None),
     )

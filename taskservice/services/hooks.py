@@ -200,12 +200,21 @@ def list_deliveries(caller: Caller, hook_id: str) -> list[Any]:
 
 
 def redeliver(caller: Caller, hook_id: str, delivery_id: str) -> Any:
-    """Deliver again now, with a new retry schedule. Raises 404, and 409 while it is being sent."""
+    """Deliver again now, with a new retry schedule.
+
+    Raises 404, and 409 while it is being sent, or if it would not be sent.
+    """
     this = _DELIVERIES.where(Delivery.id == delivery_id)
     with transaction() as connection:
-        _locked(connection, caller, hook_id)
-        if connection.execute(this, {"hook_id": hook_id}).one_or_none() is None:
+        hook = _locked(connection, caller, hook_id)
+        delivery = connection.execute(this, {"hook_id": hook_id}).one_or_none()
+        if delivery is None:
             raise not_found("delivery")
+        if hook.state == terms.OFF:
+            raise Problem(409, "The hook is off; turn it on first")
+        is_old = delivery.created_at < clock.now(-deliveries.DAY_SECONDS)
+        if is_old and hook.format in terms.PEOPLE_FORMATS:
+            raise Problem(409, "People are not told what is older than a day")
         deliveries.make_due(connection, delivery_id)
     resources.find(DueDeliveries).set()
     [delivery] = deliveries.with_attempts(this, {"hook_id": hook_id})

@@ -17,7 +17,7 @@ from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now
 from taskservice.terms import DEFAULT_EVENTS, EVENTS
 from tests.support.api_client import ApiClient, expect, problem
-from tests.support.deliveries import looping, make_due
+from tests.support.deliveries import change, looping, make_due
 from tests.support.internals import column
 from tests.support.maintenance import DAY, count, fall_silent
 from tests.support.receiver import Receiver, answer, silence
@@ -297,6 +297,76 @@ def test_three_lost_deliveries_in_a_row_turn_a_hook_off(
         until(lambda: the_hook(alice, hook)["state"] == "off")
     assert "500" in the_hook(alice, hook)["reason"]
     assert {each["state"] for each in deliveries_of(alice, hook)} == {"failed"}
+
+
+def test_delivery_that_arrives_begins_the_count_of_lost_ones_anew(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, receiver.url, events=["task.ended"])
+    for number, status in enumerate((500, 500, 204, 500, 500), 1):
+        receiver.answer = answer(status)
+        run(alice)
+        change(app, attempt_count=9)
+        with looping(app):
+            receiver.wait_for(number)
+            until(lambda: deliveries_of(alice, hook)[0]["state"] != "pending")
+    assert the_hook(alice, hook)["state"] == "active"
+
+
+@pytest.mark.parametrize("path", ["", "slack"])
+def test_what_is_pending_waits_while_the_hook_is_off_but_at_most_a_day(
+    app: Flask, alice: ApiClient, receiver: Receiver, path: str
+) -> None:
+    hook = add_hook(alice, receiver.url + path, events=["task.ended"])
+    receiver.answer = silence
+    run(alice)
+    with looping(app, stop_seconds=0):
+        receiver.wait_for(1)
+        # Turned off by its user, while an attempt is under way; another event waits.
+        run(alice)
+        expect(alice.patch(f"/hook/{hook['id']}", json={"state": "off"}), 200)
+    states = [row["state"] for row in deliveries_of(alice, hook)]
+    assert states == ["pending", "pending"]
+    receiver.answer = answer()
+    with looping(app):
+        Maintenance(app).do_round()
+        run(alice)
+        assert deliveries_of(alice, hook)[0]["state"] == "pending"
+        assert len(receiver.requests) == 1
+        expect(alice.patch(f"/hook/{hook['id']}", json={"state": "active"}), 200)
+        with app.app_context(), transaction() as connection:
+            connection.execute(update(Hook).values(quiet_until=None))
+        receiver.wait_for(2)
+        until(lambda: {row["state"] for row in deliveries_of(alice, hook)} == {"delivered"})
+    expect(alice.patch(f"/hook/{hook['id']}", json={"state": "off"}), 200)
+    delivery = deliveries_of(alice, hook)[0]
+    again = f"/hook/{hook['id']}/deliveries/{delivery['id']}"
+    assert "turn it on first" in problem(alice.post(again), 409)["detail"]
+    change(app, state="delivered")
+    expect(alice.patch(f"/hook/{hook['id']}", json={"state": "active"}), 200)
+    run(alice)
+    expect(alice.patch(f"/hook/{hook['id']}", json={"state": "off"}), 200)
+    Maintenance(app).do_round()
+    assert deliveries_of(alice, hook)[0]["state"] == "pending"
+    make_due(app)
+    Maintenance(app).do_round()
+    assert deliveries_of(alice, hook)[0]["state"] == "cancelled"
+
+
+def test_failed_attempt_begins_the_pause_of_people_too(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, f"{receiver.url}slack", events=["task.ended"])
+    receiver.answer = answer(503)
+    run(alice)
+    with looping(app):
+        receiver.wait_for(1)
+        until(lambda: deliveries_of(alice, hook)[0]["attempts"])
+        make_due(app)
+        run(alice)
+        newest = deliveries_of(alice, hook)[0]
+        assert newest["nextAttemptAt"] > newest["createdAt"]
+        assert len(receiver.requests) == 1
 
 
 def test_deletion_cancels_what_is_pending(app: Flask, alice: ApiClient, receiver: Receiver) -> None:
