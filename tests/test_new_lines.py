@@ -68,12 +68,14 @@ def test_lines_of_a_failure_are_compared_with_the_last_good_run(alice: ApiClient
 
 
 def test_words_are_not_equal(alice: ApiClient, subtests: pytest.Subtests) -> None:
-    good = run(alice, "read page 5 of a book\nabcdef\n/var/tmp1/x\nMonday\n")
+    good = run(alice, "read page 5 of a book\nabcdef\n/var/tmp1/x\nMonday\nMarker 5 failed\n")
     for line in (
         "read page 5 of b book",
         "abcdee",
         "/var/tmp1/y",
         "Sunday",
+        "Decoder 3 failed",
+        "5 failed",
         "é",
         "",
         "%",

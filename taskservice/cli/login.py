@@ -1,5 +1,6 @@
 """`taskservice login` and `logout`: keep the address and the key, so that no terminal sets them."""
 
+import os
 import sys
 
 import click
@@ -9,8 +10,8 @@ from taskservice.cli.service_client import PATIENCE_SECONDS, one_line_errors
 from taskservice.client import profiles
 from taskservice.client.http import Connection
 from taskservice.client.responses import USER
-from taskservice.terminal import exit_with_error, print_line
-from taskservice.terms import PROFILE_VARIABLE
+from taskservice.terminal import exit_with_error, notice, print_line
+from taskservice.terms import KEY_VARIABLE, PROFILE_VARIABLE
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -35,8 +36,8 @@ def login_command(url: str, profile: str | None) -> None:
     """Keep the address URL and an API key.
 
     The command asks for the key, without showing it, and tries it. Without a terminal, it reads
-    the key from stdin. The default address is the one that was kept before, or else
-    http://127.0.0.1:8000.
+    the key from stdin. The default address is TASKSERVICE_URL, or the one that was kept
+    before, or else http://127.0.0.1:8000.
 
     Both are kept in a file that only its owner can read, and used by the client commands and the
     Python client. If TASKSERVICE_URL or TASKSERVICE_APIKEY is set, nothing that was kept is used.
@@ -44,12 +45,21 @@ def login_command(url: str, profile: str | None) -> None:
     name = profile or profiles.chosen()
     with one_line_errors():
         kept = profiles.load()
-        url = url or kept.get(name, {}).get("url", DEFAULT_URL)
+        url = url or os.environ.get("TASKSERVICE_URL") or kept.get(name, {}).get("url", DEFAULT_URL)
         key = _typed_key(url)
         connection = Connection(url, key, PATIENCE_SECONDS)
         user = connection.call("GET", "/user", USER).data
-        profiles.save({**kept, name: {"url": connection.url, "apikey": key}})
+        _save({**kept, name: {"url": connection.url, "apikey": key}})
     print_line(f"{user['name']} is logged in to {connection.url} (key {user['key']['name']})")
+
+
+def _save(kept: profiles.Profiles) -> None:
+    try:
+        profiles.save(kept)
+    except OSError as error:
+        exit_with_error(f"{profiles.file_path()} can't be written: {error.strerror}")
+    if set_variables := [name for name in ("TASKSERVICE_URL", KEY_VARIABLE) if name in os.environ]:
+        notice(f"as long as {set_variables[0]} is set, nothing that was kept is used")
 
 
 def _typed_key(url: str) -> str:
@@ -69,5 +79,5 @@ def logout_command(profile: str | None) -> None:
         if name not in kept:
             exit_with_error(f"There is no kept profile {name}")
         url = kept.pop(name)["url"]
-        profiles.save(kept)
+        _save(kept)
     print_line(f"Logged out of {url}")

@@ -40,10 +40,12 @@ def load() -> dict[str, Mapping[str, str]]:
     """The kept profiles by name, each with `url` and `apikey`. Raises SettingError."""
     path = file_path()
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["profiles"])
+        profiles = json.loads(path.read_text(encoding="utf-8"))["profiles"]
+        names = ("url", "apikey")
+        return {key: {name: str(kept[name]) for name in names} for key, kept in profiles.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingError(f"{path} can't be read ({error}); remove it and log in again") from None
 
 

@@ -250,7 +250,7 @@ def series(path: str, numbers: Sequence[Number]) -> Series:
     step = (SERIES_WIDTH - 2 * DOT) / (len(values) - 1)
     points = []
     for index, (number, value) in enumerate(zip(numbers, values, strict=True)):
-        share = 0.5 if low == high else float((value - low) / (high - low))
+        share = float((value - low) / (high - low)) if high - low else 0.5
         y = DOT + (SERIES_HEIGHT - 2 * DOT) * (1 - share)
         points.append((number, round(DOT + index * step, 1), round(y, 1)))
     texts = map(_amount, (values[-1], median(values), Decimal(sum(values))))

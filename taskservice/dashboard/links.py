@@ -31,7 +31,7 @@ def list_all(task_id: str) -> Response:
 @blueprint.post("/tasks/<task_id>/links")
 def create(task_id: str) -> Response:
     """No redirect: only this response shows the link."""
-    days = min(request.form.get("days", LINK_DAYS, int), MAX_LINK_DAYS)
+    days = min(max(request.form.get("days", LINK_DAYS, int), 0), MAX_LINK_DAYS)
     link = links.create(caller, require_id("task", task_id), clock.now(days * 86_400))
     return _page(task_id, 201, url=responses.shared_url(link.token))
 

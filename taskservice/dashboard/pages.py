@@ -134,9 +134,11 @@ def unknown_page(error: HTTPException) -> Response:
     media_type = request.accept_mimetypes.best_match([PROBLEM_TYPE, "text/html"])
     if media_type != "text/html" or request.path.startswith(API_PREFIX):
         return errors.respond(errors.from_exception(error))
-    # Someone whom the proxy names without a key is not signed in either.
-    with suppress(Problem):
-        _is_signed_in()
+    # Paths of links need no session, so that a proxy may leave them out of its sign-in.
+    if not request.path.startswith(("/shared/", "/answer/")):
+        # Someone whom the proxy names without a key is not signed in either.
+        with suppress(Problem):
+            _is_signed_in()
     return set_security_headers(error_page(error))
 
 

@@ -488,7 +488,7 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
             hook = select(Hook.state).where(Hook.id == leased.hook_id)
             hook_state = connection.scalar(hook.with_for_update(key_share=True))
             if state == terms.PENDING and hook_state == terms.OFF:
-                # It was turned off meanwhile: this waits like all else that is pending for it.
+                # It was turned off during the attempt: this waits like all that is pending for it.
                 values["next_attempt_at"] = database_now(DAY_SECONDS)
         # The attempt of a deleted delivery is not stored; PostgreSQL waits for its deletion.
         # A single delivery keeps an attempt even if its lease has passed to another holder.

@@ -62,8 +62,18 @@ _LONG_HEX = re.compile(
 )
 _SHORT_HEX = re.compile(rb"0[xX][0a-fA-F]+")
 _TEMPORARY = re.compile(rb"/tmp/[^\s'\":,)]*")
-_MONTH = re.compile(rb"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*[ /-]+(?=0)")
-_WEEKDAY = re.compile(rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*,? +(?=0)")
+# After its first three letters, a name must not have begun before them, and may be abbreviated.
+_IS_WHOLE = rb"(?<!\w.{3})"
+_MONTH = re.compile(
+    rb"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+    + _IS_WHOLE
+    + rb"(?:uary|ruary|ch|il|e|y|ust|t|tember|ober|ember)?\.?[ /-]+(?=0)"
+)
+_WEEKDAY = re.compile(
+    rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)" + _IS_WHOLE + rb"(?:day|sday|nesday|rsday|urday)?,? +(?=0)"
+)
+# Spaces that align numbers; each series of spaces is looked at once.
+_SPACES = re.compile(rb"  (?<! {3}) *+(?=0)")
 
 
 def last_good_run(caller: Caller, task: TaskRow) -> TaskRow | None:
@@ -139,7 +149,7 @@ def _without_values(text: str) -> bytes:
         data = _MONTH.sub(b"0", data)
         data = _WEEKDAY.sub(b"0", data)
     data = data.replace(b"0000", b"0")
-    for digits in (b"00", b"0.0", b"0:0", b"0,0", b"  0"):
+    for digits in (b"00", b"0.0", b"0:0", b"0,0"):
         while digits in data:
-            data = data.replace(digits, digits[-2:] if digits == b"  0" else b"0")
-    return data
+            data = data.replace(digits, b"0")
+    return _SPACES.sub(b" ", data)

@@ -17,7 +17,7 @@ from taskservice.database import clock, watcher
 from taskservice.database.transactions import end_shared_reading
 from taskservice.database.types import TaskRow
 from taskservice.database.watcher import WaitSlot, WaitSlots, Watcher
-from taskservice.errors import Problem, invalid_key
+from taskservice.errors import Problem, invalid_key, not_found
 from taskservice.operations import metrics
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import SHARED_FIELDS, TASK_COLUMNS, TASK_FIELDS
@@ -71,7 +71,7 @@ def within(
 
     def is_wanted() -> bool:
         if not is_valid():
-            raise invalid_key()
+            raise not_found("link") if caller.task_id else invalid_key()
         return slot is not None and not slot.is_over and is_client_connected()
 
     with _slot() as slot:

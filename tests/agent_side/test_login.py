@@ -2,6 +2,7 @@
 
 import json
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,35 @@ def test_what_does_not_work_is_not_kept(remote_alice: RemoteClient, laptop: Agen
     assert not kept_file(laptop).exists()
 
 
+def test_address_of_the_environment_is_the_default(
+    remote_alice: RemoteClient, laptop: AgentMachine
+) -> None:
+    laptop.url = remote_alice.url
+    kept = laptop.run("login", input=f"{key_of(remote_alice)}\n")
+    assert f"is logged in to {remote_alice.url}" in kept.stdout
+    assert "as long as TASKSERVICE_URL is set, nothing that was kept is used" in kept.stderr
+
+
+def test_file_that_cannot_be_written_is_one_line(
+    remote_alice: RemoteClient, laptop: AgentMachine
+) -> None:
+    laptop.settings["XDG_CONFIG_HOME"] = "/proc"
+    refused = log_in(laptop, remote_alice)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_address_in_python_gets_no_kept_key(
+    remote_alice: RemoteClient, laptop: AgentMachine
+) -> None:
+    log_in(laptop, remote_alice)
+    with Receiver() as stranger:
+        program = f"from taskservice.client import Client\nClient({stranger.url!r}).agents()"
+        with laptop.python(program, stderr=subprocess.PIPE) as process:
+            assert "TASKSERVICE_APIKEY is not set" in str(process.communicate()[1])
+        assert stranger.requests == []
+
+
 def test_environment_wins_and_a_kept_key_goes_nowhere_else(
     remote_alice: RemoteClient, laptop: AgentMachine, shared_service: Service
 ) -> None:
@@ -132,7 +162,7 @@ def test_each_profile_has_its_own_key(
 
 def test_damaged_file_is_named(remote_alice: RemoteClient, laptop: AgentMachine) -> None:
     log_in(laptop, remote_alice)
-    for text in ("{", "[]", json.dumps({"profiles": 1})):
+    for text in ("{", "[]", json.dumps({"profiles": 1}), '{"profiles": {"default": {}}}'):
         kept_file(laptop).write_text(text)
         refused = laptop.run("task", "list")
         assert refused.returncode == 2

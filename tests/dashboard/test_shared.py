@@ -244,6 +244,17 @@ def test_stream_ends_when_its_link_is_revoked(app: Flask, alice: ApiClient, task
     assert alice.task(task)["status"] == "running"
 
 
+def test_wait_ends_when_its_link_is_revoked(app: Flask, alice: ApiClient, task: Json) -> None:
+    link, path = link_to(alice, task)
+    held = resources.find(WaitSlots, app)._held
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(Browser(app).get, f"{path}/task", headers={"Prefer": "wait=30"})
+        until(lambda: held)
+        expect(alice.delete(f"/task/{task['id']}/link/{link['id']}"), 200)
+        refused = problem(waiting.result(), 404)
+    assert refused["detail"] == problem(Browser(app).get("/shared/x/task"), 404)["detail"]
+
+
 def test_stream_ends_when_its_link_expires(app: Flask, alice: ApiClient, task: Json) -> None:
     ahead = datetime.now(UTC) + timedelta(seconds=2)
     _, path = link_to(alice, task, expiresAt=ahead.isoformat())
