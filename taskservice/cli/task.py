@@ -257,7 +257,7 @@ def logs(task_id: str, is_followed: bool, since: int | None, **options: Any) -> 
     with service_client() as client:
         task = client.task(find_task_id(client, task_id))
         for line in task.lines(shown.after(task), shown.has_times):
-            shown.print(line)
+            shown.show(line)
 
 
 @command.command(
@@ -431,7 +431,7 @@ class _Lines(NamedTuple):
         """The number of the last line before the ones that are printed."""
         return 0 if self.tail is None else max(task.data["logCount"] - self.tail, 0)
 
-    def print(self, line: Line) -> None:
+    def show(self, line: Line) -> None:
         if self.since is not None and (line.at or "") < self.since:
             return
         if self.text is not None and self.text.lower() not in line.text.lower():
@@ -453,7 +453,7 @@ def _follow(task_id: str, shown: _Lines) -> NoReturn:
         try:
             on_question = partial(_print_question, task, err=True)
             for line in task.follow(shown.after(task), shown.has_times, on_question):
-                shown.print(line)
+                shown.show(line)
         except NotFound:
             exit_with_error("The task was deleted", DELETED)
         except KeyboardInterrupt:

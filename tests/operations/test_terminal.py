@@ -146,7 +146,7 @@ except ValueError:
 def test_tasks_are_listed_and_shown_escaped(nasty: RemoteClient, machine: AgentMachine) -> None:
     task_id = start(nasty, input={NASTY: [NASTY]})
     change(nasty, task_id, status="error", output={"a": NASTY}, error={"message": NASTY})
-    wide = machine.environment | {"COLUMNS": "400"}
+    wide = machine.environment | {"COLUMNS": "400", "NO_COLOR": "1"}
     for arguments in (["list"], ["show", task_id], ["follow", task_id]):
         shown = on_terminal([*COMMAND, "task", *arguments], wide)
         assert obeyed(shown) == []
