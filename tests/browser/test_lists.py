@@ -124,7 +124,7 @@ def test_keys_go_on_where_the_reader_was(visitor: Visitor, alice: RemoteClient) 
     expect(page.get_by_role("heading", name="Middle")).to_be_visible()
     page.keyboard.press("?")
     dialog = page.get_by_role("dialog", name="Keyboard shortcuts")
-    assert dialog.locator("kbd").all_text_contents() == ["u", "r", "/", "?"]
+    assert dialog.locator("kbd").all_text_contents() == ["u", "r", "p", "n", "/", "?"]
     assert violations(page) == []
     page.keyboard.press("Escape")
     for back in (page.go_back, lambda: page.keyboard.press("u")):

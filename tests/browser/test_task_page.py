@@ -632,5 +632,7 @@ def test_new_lines_come_after_the_page_and_lead_into_the_log(visitor: Visitor, s
     page.keyboard.press("p")
     expect(page).to_have_url(re.compile("(?<!#L301)$"))
     expect(page.get_by_role("link", name="Next run")).to_be_visible()
+    # Its script runs before the page has loaded.
+    page.wait_for_load_state()
     page.keyboard.press("n")
     expect(page).to_have_url(re.compile(failed["id"]))

@@ -73,6 +73,7 @@ class Visitor:
         page.get_by_label("API key").fill(key)
         page.get_by_role("button", name="Sign in").click()
         page.get_by_role("heading", name="Tasks", exact=True).wait_for()
+        page.wait_for_load_state()
         return page
 
     def check(self) -> None:
