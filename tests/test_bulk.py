@@ -8,7 +8,6 @@ from flask import Flask
 
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.deliveries import deliveries_of, finish, looping
-from tests.support.internals import copy_task
 from tests.support.marks import one_database
 from tests.support.receiver import Receiver
 from tests.support.waiting import until
@@ -127,17 +126,3 @@ def test_loop_posts_the_webhooks(alice: ApiClient, app: Flask, receiver: Receive
     assert {json.loads(each.body)["id"] for each in receiver.requests} == {
         task["id"] for task in tasks
     }
-
-
-def test_others_tasks_are_left_out_of_a_thousand(
-    alice: ApiClient, bob: ApiClient, app: Flask
-) -> None:
-    people = (alice, bob)
-    tasks = [person.start(callback="https://myapp.example/hook") for person in people]
-    own, others = (copy_task(app, task, 500) for task in tasks)
-    for action in ("cancel", "delete"):
-        result = act(alice, action, *own, *others)
-        assert result["done"] == 500
-        assert refusals(result) == dict.fromkeys(others, "not_found")
-    assert [each["id"] for each in expect(alice.get("/task"), 200)] == [tasks[0]["id"]]
-    assert len(expect(bob.get("/task?status=running&fields=id"), 200)) == 501

@@ -1,0 +1,21 @@
+"""One action on a thousand tasks."""
+
+from flask import Flask
+
+from tests.support.api_client import ApiClient, expect
+from tests.support.internals import copy_task
+from tests.test_bulk import act, refusals
+
+
+def test_others_tasks_are_left_out_of_a_thousand(
+    alice: ApiClient, bob: ApiClient, app: Flask
+) -> None:
+    people = (alice, bob)
+    tasks = [person.start(callback="https://myapp.example/hook") for person in people]
+    own, others = (copy_task(app, task, 500) for task in tasks)
+    for action in ("cancel", "delete"):
+        result = act(alice, action, *own, *others)
+        assert result["done"] == 500
+        assert refusals(result) == dict.fromkeys(others, "not_found")
+    assert [each["id"] for each in expect(alice.get("/task"), 200)] == [tasks[0]["id"]]
+    assert len(expect(bob.get("/task?status=running&fields=id"), 200)) == 501
