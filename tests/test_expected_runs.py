@@ -294,6 +294,17 @@ def test_agent_without_a_run_is_late_after_its_grace(
     assert (data["agent"]["id"], data["dueAt"], "task" in data) == ("summarizer", due_at, False)
 
 
+def test_hook_with_a_label_is_told_of_no_late_agent(
+    alice: ApiClient, clocks: Clocks, maintenance: Maintenance, receiver: Receiver
+) -> None:
+    fields = {"target": receiver.url, "events": ["agent.late"], "label": "env:prod"}
+    labelled = expect(alice.post("/hook", json=fields), 201)
+    alice.register(expect=EVERY)
+    clocks.go_on_with(maintenance, seconds=100)
+    assert health(alice)["lateSince"] is not None
+    assert expect(alice.get(f"/hook/{labelled['id']}/deliveries"), 200) == []
+
+
 def test_next_start_ends_lateness(
     app: Flask,
     alice: ApiClient,

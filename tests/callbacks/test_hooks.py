@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now
 from taskservice.terms import DEFAULT_EVENTS, EVENTS
 from tests.support.api_client import ApiClient, expect, problem
+from tests.support.concurrency import at_once
 from tests.support.deliveries import change, looping, make_due
 from tests.support.internals import column
 from tests.support.maintenance import DAY, count, fall_silent
@@ -138,6 +140,48 @@ def test_user_has_at_most_50_hooks(alice: ApiClient, receiver: Receiver) -> None
     assert refused["code"] == "too_many_hooks"
 
 
+def test_hooks_that_are_added_at_once_are_at_most_50(alice: ApiClient, receiver: Receiver) -> None:
+    for _ in range(49):
+        add_hook(alice, receiver.url)
+    adding = partial(alice.post, "/hook", json={"target": receiver.url})
+    responses = at_once([adding] * 4)
+    assert sorted(each.status_code for each in responses) == [201, 409, 409, 409]
+
+
+def test_every_field_of_a_hook_can_be_changed(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, f"{receiver.url}first", events=["task.ended"])
+    fields = {
+        "name": "phone", "target": f"{receiver.url}topic", "format": "ntfy", "answerLinks": True,
+        "events": ["task.failed"], "agentId": "summarizer", "label": "env:prod",
+    }  # fmt: skip
+    here = f"/hook/{hook['id']}"
+    changed = expect(alice.patch(here, json={**fields, "token": "tk_secret"}), 200)
+    assert changed == hook | fields
+    with looping(app):
+        run(alice, "error", labels={"env": "prod"})
+        [request] = receiver.wait_for(1)
+        assert request.headers["authorization"] == "Bearer tk_secret"
+        assert json.loads(request.body)["topic"] == "topic"
+        until(lambda: the_hook(alice, hook)["lastDeliveredAt"])
+        expect(alice.patch(here, json={"token": None}), 200)
+        with app.app_context(), transaction() as connection:
+            connection.execute(update(Hook).values(quiet_until=None))
+        run(alice, "error", labels={"env": "prod"})
+        assert "authorization" not in receiver.wait_for(2)[1].headers
+
+
+def test_tasks_that_end_at_once_break_and_fix_an_agent_once(
+    alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, receiver.url, events=["agent.broken", "agent.fixed"])
+    for status in ("error", "complete"):
+        tasks = [alice.start(claim=True) for _ in range(4)]
+        at_once([partial(alice.report, task, status=status) for task in tasks])
+    assert told(alice, hook) == ["agent.broken", "agent.fixed"]
+
+
 def test_agent_breaks_once_and_is_fixed_once(alice: ApiClient, receiver: Receiver) -> None:
     hook = add_hook(alice, receiver.url, events=list(EVENTS))
     run(alice)
@@ -243,6 +287,23 @@ def test_event_is_sent_with_the_same_id_until_it_is_delivered(
     assert first.headers["webhook-id"] == second.headers["webhook-id"] == delivery["id"]
     assert [each["statusCode"] for each in delivery["attempts"]] == [503, 200]
     assert the_hook(alice, hook)["lastDeliveredAt"]
+
+
+def test_message_has_the_task_as_it_is_when_it_is_sent(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    receiver.answer = answer(503)
+    hook = add_hook(alice, receiver.url, events=["task.ended"])
+    task = run(alice, name="before")
+    with looping(app):
+        receiver.wait_for(1)
+        until(lambda: deliveries_of(alice, hook)[0]["attempts"])
+        alice.report(task, name="after")
+        receiver.answer = answer()
+        make_due(app)
+        receiver.wait_for(2)
+    names = [json.loads(each.body)["data"]["task"]["name"] for each in receiver.requests]
+    assert names == ["before", "after"]
 
 
 def deliveries_of(person: ApiClient, hook: dict[str, Any]) -> list[dict[str, Any]]:
@@ -424,6 +485,18 @@ def test_people_get_one_message_and_then_a_pause(
         receiver.wait_for(2)
     message = receiver.requests[0].body.decode()
     assert "40 agents broke: agent-0, agent-1" in message
+
+
+def test_two_processes_send_people_one_message(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, f"{receiver.url}slack", events=["task.ended"])
+    for _ in range(20):
+        run(alice)
+    with looping(app), looping(app):
+        receiver.wait_for(1)
+        until(lambda: {each["state"] for each in deliveries_of(alice, hook)} == {"delivered"})
+    assert len(receiver.requests) == 1
 
 
 @pytest.mark.timeout(300 + FAILURES // 2)
