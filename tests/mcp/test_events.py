@@ -15,7 +15,9 @@ from sqlalchemy import insert, select, update
 from standardwebhooks import Webhook
 
 from taskservice.background.maintenance import Maintenance
+from taskservice.config import Config
 from taskservice.database import clock
+from taskservice.database.engine import dispose
 from taskservice.database.models import Agent, ApiKey, Delivery, Event, Hook
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
@@ -23,6 +25,7 @@ from taskservice.services import events as event_service
 from taskservice.services.events import NewEvent
 from taskservice.terms import EVENTS
 from tests.support.api_client import ApiClient, expect, problem
+from tests.support.apps import Apps
 from tests.support.certificates import Authority
 from tests.support.deliveries import looping, make_due
 from tests.support.internals import expire
@@ -157,6 +160,22 @@ def test_poll_returns_each_event_once_in_the_order_of_their_commits(
         assert poll(mcp, "task.ended", cursor=first["cursor"])["events"] == second["events"]
     assert poll(mcp, "task.ended", cursor=second["cursor"])["events"] == []
     assert poll(mcp, "task.ended", cursor=None)["events"] == []
+
+
+def test_cursor_is_good_after_a_restart_and_in_another_process(
+    app: Flask, alice: ApiClient, mcp: McpClient, apps: Apps, config: Config
+) -> None:
+    cursor = poll(mcp, "task.ended")["cursor"]
+    first = run(alice)
+    other = apps.new(config)
+    there = McpClient(ApiClient(other, "alice", alice.key))
+    second = run(alice)
+    page = poll(there, "task.ended", cursor=cursor)
+    assert tasks_of(page) == [first["id"], second["id"]]
+    third = run(alice)
+    for client in (mcp, there):
+        assert tasks_of(poll(client, "task.ended", cursor=page["cursor"])) == [third["id"]]
+    dispose(other)
 
 
 def test_poll_of_the_modern_era_may_name_the_event_in_a_header(mcp: McpClient) -> None:
