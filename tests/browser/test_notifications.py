@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def ntfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("ntfy")
     (folder / "server.yml").touch()
     options = ["--config", "server.yml", "--cache-file", "cache.db", "--base-url", url]
+    # Otherwise it refuses requests of this machine after the first sixty.
+    options += ["--visitor-request-limit-exempt-hosts", "127.0.0.1"]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
             [program, "serve", *options, "--listen-http", url.removeprefix("http://")],
@@ -56,13 +59,12 @@ def machine(alice: RemoteClient, tmp_path: Path) -> Iterator[AgentMachine]:
 
 
 def message(topic: str, number: int) -> dict[str, Any]:
-    """A message of a topic, as the phone has it; the first is 1."""
-
-    def find() -> dict[str, Any] | None:
-        lines = requests.get(f"{topic}/json?poll=1&since=all", timeout=30).text.splitlines()
-        return dict(json.loads(lines[number - 1])) if len(lines) >= number else None
-
-    return until(find)
+    """A message of a topic, as the phone has it, as soon as it is there; the first is 1."""
+    stream = requests.get(f"{topic}/json?since=all", stream=True, timeout=PATIENCE_SECONDS)
+    with stream as response:
+        told = (json.loads(line) for line in response.iter_lines(chunk_size=1))
+        messages = (each for each in told if each["event"] == "message")
+        return dict(next(islice(messages, number - 1, None)))
 
 
 def add(visitor: Visitor, topic: str) -> None:
