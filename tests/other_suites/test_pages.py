@@ -28,6 +28,7 @@ ROUTES = {
     "/agents/<agent_id>/run", "/callback-secret/rotate", "/keys", "/keys/<key_id>/revoke",
     "/notifications", "/notifications/<hook_id>", "/notifications/<hook_id>/delete",
     "/tasks/<task_id>", "/tasks/<task_id>/cancel", "/tasks/<task_id>/delete",
+    "/tasks/<task_id>/links", "/tasks/<task_id>/new-lines",
     "/tasks/<task_id>/questions/<question_id>", "/tasks/<task_id>/rerun",
 }  # fmt: skip
 # Beginning of a message -> why it is no defect.
