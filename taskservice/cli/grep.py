@@ -10,11 +10,11 @@ import click
 
 from taskservice.cli.options import (
     Duration,
-    Label,
     Text,
     examples,
     json_lines,
     known_agent,
+    label_filter,
     time_before,
 )
 from taskservice.cli.service_client import (
@@ -43,14 +43,7 @@ PATIENCE_SECONDS = 60.0
 )
 @click.argument("text", type=Text())
 @click.option("--agent", type=known_agent, metavar="ID", help="Only tasks of this agent.")
-@click.option(
-    "--label",
-    "labels",
-    type=Label(),
-    metavar="K=V",
-    multiple=True,
-    help="Only tasks with this label. Repeat to require several.",
-)
+@label_filter
 @click.option("--failed", is_flag=True, help="Only tasks that failed or timed out.")
 @click.option(
     "--since",

@@ -142,6 +142,14 @@ task_labels = click.option(
     multiple=True,
     help="Label of the task. Repeatable.",
 )
+label_filter = click.option(
+    "--label",
+    "labels",
+    type=Label(),
+    metavar="K=V",
+    multiple=True,
+    help="Only tasks with this label. Repeat to require several.",
+)
 task_callback = click.option(
     "--callback",
     type=Text(),

@@ -12,13 +12,13 @@ from taskservice.cli import bulk, questions, task_text
 from taskservice.cli.json_input import task_input
 from taskservice.cli.options import (
     Duration,
-    Label,
     Text,
     examples,
     json_lines,
     json_object,
     known_agent,
     known_task,
+    label_filter,
     task_callback,
     task_labels,
     time_before,
@@ -154,14 +154,7 @@ def start(
 @click.option("--failed", is_flag=True, help="Only tasks that failed.")
 @click.option("--cancelled", is_flag=True, help="Only tasks that were cancelled.")
 @click.option("--timeout", is_flag=True, help="Only tasks that timed out.")
-@click.option(
-    "--label",
-    "labels",
-    type=Label(),
-    metavar="K=V",
-    multiple=True,
-    help="Only tasks with this label. Repeat to require several.",
-)
+@label_filter
 @click.option("--parent", type=known_task, metavar="TASK_ID", help="Only children of this task.")
 @click.option("--q", type=Text(), help="Only tasks whose name contains this text.")
 @click.option(

@@ -56,7 +56,7 @@ def resume() -> AnyRow:
 
 
 def _of_proxy(now: str) -> AnyRow | None:
-    """The key of the person whom the proxy names; None if it names nobody. Raises 403."""
+    """The key of the person in the proxy's header; None if the header is empty. Raises 403."""
     # WSGI gives the bytes of a header as Latin-1. One that is sent twice is joined by a comma.
     sent = request.headers.get(current_app.config["LOGIN_HEADER"], "").strip()
     name = sent.encode("latin-1").decode(errors="replace")

@@ -115,7 +115,7 @@ def add_key(
 ) -> Any:
     """Create a key for any user; with `agent_id` it is limited to this agent.
 
-    Returns the key with its `text`, which is not stored. With `login` nobody can use the text: the
+    Returns the key with its `text`, which is not stored. With `login` the text is of no use: the
     key signs in the person whom a proxy calls by its name. Raises 404, 409 and 422.
     """
     _check_name(name)

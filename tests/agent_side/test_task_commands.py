@@ -418,7 +418,7 @@ def test_duration_is_shown_for_what_ran(remote_alice: RemoteClient, machine: Age
     task = remote_alice.start("one", name="one", claim=True, claimedAt=began)
     report(remote_alice, task, status="complete")
     (header, row) = machine.run("task", "list").stdout.splitlines()
-    # Its name, which is that of its agent, needs no column.
+    # The task has the name of its agent, so there is no column NAME.
     assert header.split() == ["ID", "STATUS", "STARTED", "TOOK", "LINES", "AGENT"]
     assert "1 h 30 min" in row
     assert re.search(

@@ -268,7 +268,7 @@ def test_running_task_is_followed_live(visitor: Visitor, site: Site) -> None:
     expect(page.locator("#log .fg-1")).to_have_text("red")
     site.alice.report(task, output={"sum": 15}, status="complete")
     expect(page.locator("#log-state")).to_have_text("ended")
-    # Those of the runs before and after follow.
+    # The second status is of the previous run.
     expect(page.locator("#summary .pill").first).to_have_text("complete")
     expect(page.locator("#output-json")).to_contain_text('"sum": 15')
 

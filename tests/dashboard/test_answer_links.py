@@ -48,7 +48,7 @@ def hook(alice: ApiClient, receiver: Receiver) -> Json:
 
 @pytest.fixture
 def stranger(app: Flask) -> Browser:
-    """A browser in which nobody has signed in."""
+    """A browser without a session."""
     return Browser(app)
 
 

@@ -51,7 +51,7 @@ def task(alice: ApiClient) -> Json:
 
 @pytest.fixture
 def stranger(app: Flask) -> Browser:
-    """A browser in which nobody has signed in."""
+    """A browser without a session."""
     return Browser(app)
 
 
