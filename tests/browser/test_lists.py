@@ -7,7 +7,7 @@ from functools import partial
 from itertools import pairwise
 
 import pytest
-from playwright.sync_api import Browser, Page, Response, expect
+from playwright.sync_api import Browser, Page, Response, Route, expect
 
 from tests.support.api_client import RemoteClient
 from tests.support.browser import Visitor, violations
@@ -57,6 +57,27 @@ def test_row_says_what_its_task_does_and_then_why_it_failed(
     expect(row.locator(".reason")).to_have_text(HOSTILE)
     expect(row.get_by_role("progressbar")).to_have_count(0)
     check_both_ways(page)
+
+
+def test_first_task_does_not_take_back_a_reader_on_the_way_to_another_page(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    page = visitor.go()
+    here = page.url
+    refreshes: list[Route] = []
+    next_pages: list[Route] = []
+    page.route("**/agents", lambda route: next_pages.append(route))
+    page.route(here, lambda route: refreshes.append(route))
+    # The empty list reloads itself once there is a task.
+    alice.start(name="First")
+    with page.expect_request(here):
+        pass
+    with page.expect_request("**/agents"):
+        page.get_by_role("link", name="Agents", exact=True).click(no_wait_after=True)
+    with page.expect_event("requestfinished", lambda request: request.url == here):
+        refreshes[0].continue_()
+    next_pages[0].continue_()
+    expect(page).to_have_url(re.compile("/agents$"))
 
 
 def test_labels_and_tabs_filter_and_the_form_keeps_them(

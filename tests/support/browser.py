@@ -80,7 +80,7 @@ class Visitor:
         """No request left the host, and the console has nothing to complain about."""
         host = urlsplit(self.url).netloc
         assert {urlsplit(request.url).netloc for request in self.requests} <= {host}
-        assert self.complaints == []
+        assert self.complaints == [], self.complaints
 
     def close(self) -> None:
         self.context.close()

@@ -4,6 +4,8 @@ const DAY = 86_400_000;
 const REFRESH_MS = 1_000;
 // For a page in the background, whose title still shows the state.
 const HIDDEN_MS = 10_000;
+// As long as the next page may take to come.
+const LEAVING_MS = 10_000;
 
 // The only way from text to HTML: for our own pages, which the server has escaped.
 const htmlPolicy = globalThis.trustedTypes
@@ -288,18 +290,28 @@ function endPage(text, path) {
   return "gone";
 }
 
+// A page that somebody is leaving must not reload: that would end the way to the next one.
+let leftAt = -Infinity;
+addEventListener("beforeunload", () => {
+  leftAt = performance.now();
+});
+const isLeaving = () => performance.now() - leftAt < LEAVING_MS;
+
 // Fetches this page again; returns "same", "changed", "unreachable" or "gone".
 export async function refresh() {
   if (isGone) return "gone";
   const headers = etag ? { "If-None-Match": etag } : {};
   const address = location.href;
-  let response;
+  let response, body;
   try {
     response = await fetch(address, { headers, redirect: "manual", cache: "no-store" });
+    body = await response.text();
   } catch {
+    if (isLeaving()) return "same";
     showNotice("The service can’t be reached. Trying again…");
     return "unreachable";
   }
+  if (isLeaving()) return "same";
   if (response.type === "opaqueredirect" && search && new URLSearchParams(location.search).has("q")) {
     // The text is the ID of a task, or a label: it leads to another page.
     location.reload();
@@ -317,11 +329,10 @@ export async function refresh() {
     showNotice("The service is not available. Trying again…");
     return "unreachable";
   }
-  const text = htmlPolicy.createHTML(await response.text());
   // The reader has changed the filters since.
   if (address !== location.href) return "same";
   etag = response.headers.get("ETag");
-  const fresh = new DOMParser().parseFromString(text, "text/html");
+  const fresh = new DOMParser().parseFromString(htmlPolicy.createHTML(body), "text/html");
   for (const part of document.querySelectorAll("[data-live]")) {
     const other = fresh.getElementById(part.id);
     if (!other && part.dataset.live === "page") location.reload();
@@ -346,8 +357,8 @@ function loadParts() {
 }
 
 async function load(part, address) {
-  const response = await fetch(address, { redirect: "manual" }).catch(() => null);
-  const text = htmlPolicy.createHTML((await response?.text()) ?? "");
+  const answer = fetch(address, { redirect: "manual" }).then((response) => response.text());
+  const text = htmlPolicy.createHTML(await answer.catch(() => ""));
   const fresh = new DOMParser().parseFromString(text, "text/html").getElementById(part.id);
   // The link stays if there is no such part.
   if (!fresh) return;
