@@ -170,6 +170,7 @@ def _end_batch(silent: AnySelect, times: dict[str, str]) -> bool:
     with transaction() as connection:
         locked = silent.limit(BATCH).with_for_update(skip_locked=True)
         tasks = connection.execute(locked, times).all()
+        events.lock_ends(connection, tasks, ERROR)
         now = current_time(connection)
         for task in tasks:
             timeout = task.timeout if task.timeout is not None else default

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from flask import Flask, g
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from taskservice import resources
+from taskservice.database.connections import Statement
 from taskservice.database.engine import BUSY_SECONDS, Database
 from taskservice.database.types import database_now
 
@@ -17,6 +18,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # Maximum number of repetitions of a transaction that conflicts with another.
 MAX_RETRIES = 10
+_NOW = Statement[Any](select(database_now()))
 
 
 @contextmanager
@@ -130,7 +132,7 @@ def current_time(connection: Connection) -> str:
     `finishedAt` is stored by this clock. So `sort=finishedAt` is correct across machines, and a
     machine with a wrong clock cannot make a task appear old enough to be removed.
     """
-    now: str = connection.execute(select(database_now())).scalar_one()
+    now: str = _NOW.scalar(connection)
     return now
 
 

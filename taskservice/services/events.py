@@ -16,6 +16,7 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
+    func,
     insert,
     literal,
     select,
@@ -41,6 +42,15 @@ this_agent = (
     Agent.id == bindparam("of_agent_id"),
 )
 _STATE = Statement[AnyRow](select(Agent.state, Agent.state_since).where(*this_agent))
+# On PostgreSQL, completions of an agent share a lock, which a failure has alone: otherwise a
+# completion would not see a failure that is not committed yet.
+_END_LOCKS = {
+    status: Statement[Any](select(lock(func.hashtextextended(bindparam("agent"), 0))))
+    for status, lock in (
+        (terms.COMPLETE, func.pg_advisory_xact_lock_shared),
+        (terms.ERROR, func.pg_advisory_xact_lock),
+    )
+}
 _was_broken = Agent.state == terms.BROKEN
 # One more failure, or the first of a row.
 _BREAK = (
@@ -143,6 +153,16 @@ class NewEvent(NamedTuple):
         """An event of a task, which has its columns."""
         of_task = (task.user_id, task.agent_id, task.id, task.labels)
         return cls(name, at, *of_task, details=details)
+
+
+def lock_ends(connection: Connection, tasks: Iterable[Any], status: str) -> None:
+    """Let the ends of tasks with this status change their agents in the order of `finishedAt`.
+
+    Called before that time is read.
+    """
+    if connection.dialect.name == "postgresql":
+        for agent in sorted({f"{task.user_id} {task.agent_id}" for task in tasks}):
+            _END_LOCKS[status].run(connection, agent=agent)
 
 
 def record_ends(connection: Connection, tasks: Iterable[Any], is_late: bool = False) -> None:

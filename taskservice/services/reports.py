@@ -174,6 +174,8 @@ def _change(
 ) -> tuple[TaskRow, delivery_service.Leased | None]:
     """Write the changed columns; if they end the task, record it and enqueue the webhook."""
     ends = bool(values.keys() & {"status", "error_type"})
+    if ends:
+        events.lock_ends(connection, [task], values.get("status", task.status))
     now = current_time(connection) if ends else clock.now()
     if values:
         values = {**values, "updated_at": now, "version": task.version + 1}

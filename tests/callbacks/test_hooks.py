@@ -2,7 +2,9 @@
 
 import json
 import os
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -20,8 +22,9 @@ from taskservice.terms import DEFAULT_EVENTS, EVENTS
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.concurrency import at_once
 from tests.support.deliveries import change, looping, make_due
-from tests.support.internals import column
+from tests.support.internals import before_writes, column, is_waiting_for_a_lock
 from tests.support.maintenance import DAY, count, fall_silent
+from tests.support.marks import only_postgresql
 from tests.support.receiver import Receiver, answer, silence
 from tests.support.waiting import PATIENCE_SECONDS, until
 
@@ -180,6 +183,30 @@ def test_tasks_that_end_at_once_break_and_fix_an_agent_once(
         tasks = [alice.start(claim=True) for _ in range(4)]
         at_once([partial(alice.report, task, status=status) for task in tasks])
     assert told(alice, hook) == ["agent.broken", "agent.fixed"]
+
+
+@only_postgresql
+def test_completion_beside_a_failure_that_is_not_committed_yet_fixes_the_agent(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, receiver.url, events=["agent.broken", "agent.fixed"])
+    failing, completing = (alice.start(claim=True) for _ in range(2))
+    has_broken, may_commit = threading.Event(), threading.Event()
+
+    def pause(sql: str, _parameters: Any) -> None:
+        if sql.startswith("INSERT INTO events") and not has_broken.is_set():
+            has_broken.set()
+            assert may_commit.wait(PATIENCE_SECONDS)
+
+    with before_writes(app, pause), ThreadPoolExecutor(2) as threads:
+        failure = threads.submit(alice.report, failing, status="error")
+        assert has_broken.wait(PATIENCE_SECONDS)
+        completion = threads.submit(alice.report, completing, status="complete")
+        until(lambda: is_waiting_for_a_lock(app))
+        may_commit.set()
+        assert failure.result()["finishedAt"] <= completion.result()["finishedAt"]
+    assert told(alice, hook) == ["agent.broken", "agent.fixed"]
+    assert expect(alice.get("/attention"), 200) == []
 
 
 def test_agent_breaks_once_and_is_fixed_once(alice: ApiClient, receiver: Receiver) -> None:
