@@ -101,12 +101,13 @@ bench: $(VENV)/installed-test ## Compare with simpler programs that could be wri
 bench-peers: $(VENV)/installed-test ## Compare with other services, which it installs
 	$(BIN)/python -m benchmarks.peers $(BENCH)
 
-bench-more: $(VENV)/installed-test ## Measure webhooks, waits for maintenance, long logs in a browser, `run`
+bench-more: $(VENV)/installed-test ## Measure webhooks, waits for maintenance, long logs in a browser, `run`, searches
 	$(BIN)/python -m benchmarks.callbacks
 	$(BIN)/python -m benchmarks.waits
 	$(BIN)/python -m benchmarks.writer_waits
 	$(BIN)/python -m benchmarks.long_log
 	$(BIN)/python -m benchmarks.run_overhead
+	$(BIN)/python -m benchmarks.search
 
 bench-scaling: $(VENV)/installed-test ## Measure both databases with up to 1,000,000 tasks, in about 8 minutes
 	$(BIN)/python -m benchmarks.scaling $(BENCH)

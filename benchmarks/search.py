@@ -1,0 +1,126 @@
+"""What a search in logs of 300 MB costs, and other requests beside it; and a comparison of logs.
+
+LINES lines of about 30 bytes are searched for a text that none has, so each request reads as much
+as it may. Then two searches run without a pause beside a client that gets one task. Two full logs
+of 100 MiB are compared in the end.
+"""
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.support.api_client import RemoteClient
+from tests.support.service import Service
+
+LINES = int(os.environ.get("LINES", "10000000"))
+LINES_PER_TASK = 1_000_000
+LINES_PER_BODY = 100_000
+GETS = 1_000
+
+
+class Searcher(threading.Thread):
+    """Searches all logs again and again, until it is stopped."""
+
+    def __init__(self, person: RemoteClient) -> None:
+        super().__init__()
+        self._person = person
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        while not self.done.is_set():
+            search_all(self._person, self.done)
+
+
+def search_all(person: RemoteClient, done: threading.Event) -> list[float]:
+    """The seconds of each request, as long as there is a next one."""
+    seconds = []
+    path = "/search?text=nowhere"
+    while path and not done.is_set():
+        began = time.perf_counter()
+        answer = person.request("GET", path)
+        seconds.append(time.perf_counter() - began)
+        answer.raise_for_status()
+        assert not answer.json()["hits"]
+        link = answer.links.get("next", {}).get("url", "")
+        path = link and f"/search?{urlsplit(link).query}"
+    return seconds
+
+
+def fill(person: RemoteClient, count: int, text: Callable[[int], str]) -> dict[str, Any]:
+    """A failed task with so many lines."""
+    task = person.start("logs", claim=True)
+    path = f"/task/{task['id']}"
+    for first in range(0, count, LINES_PER_BODY):
+        numbers = range(first, min(first + LINES_PER_BODY, count))
+        body = "".join(map(text, numbers)).encode()
+        person.request("PUT", f"{path}/logs", data=body).raise_for_status()
+    person.request("PATCH", path, json={"status": "error"}).raise_for_status()
+    return task
+
+
+def p95_of_gets(person: RemoteClient, task: dict[str, Any]) -> float:
+    """Milliseconds."""
+    seconds = []
+    for _ in range(GETS):
+        began = time.perf_counter()
+        person.request("GET", f"/task/{task['id']}").raise_for_status()
+        seconds.append(time.perf_counter() - began)
+    return 1_000 * sorted(seconds)[GETS * 95 // 100]
+
+
+def memory(service: Service, which: str) -> int:
+    """Megabytes of the worker: `VmRSS` now, `VmHWM` the most since `forget_peak`."""
+    (worker,) = service.workers()
+    status = Path(f"/proc/{worker}/status").read_text()
+    return int(status.partition(f"{which}:")[2].split()[0]) // 1024
+
+
+def forget_peak(service: Service) -> int:
+    (worker,) = service.workers()
+    Path(f"/proc/{worker}/clear_refs").write_text("5")
+    return memory(service, "VmRSS")
+
+
+def main() -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Service(Path(folder, "data"), LOG_LEVEL="warning") as service,
+    ):
+        alice = service.add_user()
+        for _ in range(LINES // LINES_PER_TASK):
+            fill(alice, LINES_PER_TASK, lambda number: f"order {number:08} is on its way\n")
+        small = alice.start("small")
+        before = forget_peak(service)
+        seconds = search_all(alice, threading.Event())
+        cost = memory(service, "VmHWM") - before
+        print(f"{LINES:,} lines searched in {sum(seconds):.1f} s by {len(seconds)} requests, "
+              f"{max(seconds):.2f} s at most; {cost} MB more memory")  # fmt: skip
+        alone = p95_of_gets(alice, small)
+        searchers = [Searcher(alice.copy()) for _ in range(2)]
+        for searcher in searchers:
+            searcher.start()
+        beside = p95_of_gets(alice, small)
+        for searcher in searchers:
+            searcher.done.set()
+            searcher.join()
+        print(f"p95 of a GET: {alone:.2f} ms alone, {beside:.2f} ms beside two searches, "
+              f"a ratio of {beside / alone:.2f}")  # fmt: skip
+        good = fill(alice, 1_000_000, lambda number: f"page {number} " + "x" * 88 + "\n")
+        failed = fill(alice, 1_000_000, lambda number: f"page {number} " + "y" * 88 + "\n")
+        before = forget_peak(service)
+        began = time.perf_counter()
+        path = f"/task/{failed['id']}/new-lines?against={good['id']}"
+        found = alice.request("GET", path).json()
+        took = time.perf_counter() - began
+        cost = memory(service, "VmHWM") - before
+        print(f"two logs of 100 MB compared in {took:.2f} s: {len(found['lines'])} lines, "
+              f"cut: {found['cut']}; {cost} MB more memory")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
