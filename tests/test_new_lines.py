@@ -87,6 +87,15 @@ def test_words_are_not_equal(alice: ApiClient, subtests: pytest.Subtests) -> Non
             assert numbers(compared(alice, task, f"?against={good['id']}")) == expected
 
 
+def test_signs_and_exponents_are_part_of_numbers(alice: ApiClient) -> None:
+    good = run(alice, "-7\nmoved by 3\n[1,-2,3] x=5 y=-5\nloss 1e-05, 2E+10 of 1e4\nleft-5 3 - 5")
+    equal = "0.5\nmoved by -12\n[-1,2,+3] x=-5 y=5\nloss 12, 1e400 of 3e-7\nleft-7 1 - 2\n-1e-5"
+    found = compared(alice, run(alice, equal), f"?against={good['id']}")
+    assert [line["text"] for line in found["lines"]] == []
+    others = "left 5 3 - 5\nleft-5 3 5\nleft-5 3 -5\nmoved by e3\nmoved by --3\nmoved by 3e"
+    assert numbers(compared(alice, run(alice, others), f"?against={good['id']}")) == [*range(1, 7)]
+
+
 def test_run_without_a_good_one_has_no_new_lines(alice: ApiClient, bob: ApiClient) -> None:
     failed = run(alice, "boom", "error")
     of_bob = run(bob, "boom")

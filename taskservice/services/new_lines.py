@@ -72,6 +72,9 @@ _MONTH = re.compile(
 _WEEKDAY = re.compile(
     rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)" + _IS_WHOLE + rb"(?:day|sday|nesday|rsday|urday)?,? +(?=0)"
 )
+# What comes before a sign, and which parts of numbers become one zero.
+_SIGNS = [f"{before}{sign}0".encode() for before in "\n\t =:,([" for sign in "-+"]
+_NUMBERS = (b"00", b"0.0", b"0:0", b"0,0", b"0e0", b"0e-0", b"0e+0", b"0E0", b"0E-0", b"0E+0")
 # Spaces that align numbers; each series of spaces is looked at once.
 _SPACES = re.compile(rb"  (?<! {3}) *+(?=0)")
 
@@ -139,7 +142,7 @@ def _without_values(text: str) -> bytes:
     """
     # Other threads get their turn.
     sleep(PAUSE_SECONDS)
-    data = text.encode().translate(_DIGITS)
+    data = f"\n{text}".encode().translate(_DIGITS)
     if b"h" * 12 in data.translate(_HEX):
         data = _LONG_HEX.sub(b"0", data)
     for mark, pattern in ((b"0x", _SHORT_HEX), (b"0X", _SHORT_HEX), (b"/tmp/", _TEMPORARY)):
@@ -149,7 +152,9 @@ def _without_values(text: str) -> bytes:
         data = _MONTH.sub(b"0", data)
         data = _WEEKDAY.sub(b"0", data)
     data = data.replace(b"0000", b"0")
-    for digits in (b"00", b"0.0", b"0:0", b"0,0"):
+    for signed in _SIGNS:
+        data = data.replace(signed, signed[:1] + b"0")
+    for digits in _NUMBERS:
         while digits in data:
             data = data.replace(digits, b"0")
-    return _SPACES.sub(b" ", data)
+    return _SPACES.sub(b" ", data[1:])
