@@ -56,7 +56,7 @@ STEP_SECONDS = 10
 # The differences of two tasks that are shown, and the characters of a value.
 MAX_DIFFERENCES = 50
 MAX_VALUE = 200
-# The new lines that are shown at once; more are in a fold.
+# The last new lines are shown at once; earlier ones are in a fold.
 SHOWN_LINES = 20
 # A task that would take longer, in seconds, has no expected end: a year.
 LONGEST = 366 * 86_400

@@ -323,7 +323,7 @@ class NewLinesSchema(ResponseSchema):
     lines = fields.List(
         fields.Nested(NewLineSchema()),
         metadata=doc(
-            "At most 200 lines.",
+            "At most 200 lines, the last ones.",
             [{"line": 812, "at": examples.TIME, "text": "write failed: disk full"}],
         ),
     )

@@ -117,17 +117,18 @@ def between(task: TaskRow, good: TaskRow) -> dict[str, Any]:
                 is_cut |= is_late
                 break
     lines.sort(key=itemgetter("line"))
-    shown, is_cut = lines[:MAX_NEW_LINES], is_cut or len(lines) > MAX_NEW_LINES
+    # The error is at the end.
+    shown, is_cut = lines[-MAX_NEW_LINES:], is_cut or len(lines) > MAX_NEW_LINES
     against = {"id": good.id, "finishedAt": good.finished_at}
     return {"against": against, "lines": shown, "cut": is_cut}
 
 
 def _unknown(chunk: Any, known: set[bytes], first_log: int) -> Iterator[dict[str, Any]]:
-    """The first lines of a chunk that are not known."""
+    """The last lines of a chunk that are not known."""
     found = _without_values(chunk.text).split(b"\n")
     places = [place for place, line in enumerate(found) if line not in known]
     first = chunk.last - chunk.count + 1
-    places = [place for place in places if first + place >= first_log][: MAX_NEW_LINES + 1]
+    places = [place for place in places if first + place >= first_log][-MAX_NEW_LINES - 1 :]
     if places:
         texts, times = chunk.text.split("\n"), logs.times_of(chunk)
         for place in places:

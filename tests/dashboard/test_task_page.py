@@ -444,8 +444,11 @@ def test_failure_is_compared_with_the_last_good_run(
     assert "<script>alert" not in compared
     assert f'{failed["id"]}#L2" aria-label="Line 2">2</a> <bdi>&lt;script&gt;' in compared
     assert '#L1"' not in compared
-    first, _, rest = compared.partition("<summary>3 more lines</summary>")
-    assert ('#L21"' in first, '#L21"' in rest, '#L24"' in rest) == (True, False, True)
+    fold, _, shown = compared.partition('id="more-new-lines"')[2].partition("</details>")
+    assert "<summary>3 earlier lines</summary>" in fold
+    assert ('#L4"' in fold, '#L5"' in fold, '#L5"' in shown, '#L24"' in shown) == (
+        True, False, True, True,
+    )  # fmt: skip
     cells = re.findall(r"<tr><th.*?</tr>", compared, re.S)
     rows = [unescape(re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", cell))).strip() for cell in cells]
     assert sorted(rows) == sorted([
