@@ -227,7 +227,7 @@ def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Pa
         page = _complete(chunks, after, until)
         yield page
         after = page.end
-        limit = next_limit(len(chunks), sum(len(chunk.text) for chunk in chunks), 4096)
+        limit = next_limit(len(chunks), sum(len(chunk.text) for chunk in chunks), CHUNKS_PER_READ)
 
 
 def get_task(caller: Caller, task_id: str) -> TaskAndLines:
@@ -278,7 +278,7 @@ def ends_of(row: TaskRow, size: int) -> Iterator[_StoredChunk]:
         yield from chunks
         read = sum(len(chunk.text) for chunk in chunks)
         until, left = chunks[-1].last - chunks[-1].count, left - read
-        limit = next_limit(len(chunks), read, 4096)
+        limit = next_limit(len(chunks), read, CHUNKS_PER_READ)
     left = size
     for page in pages(row, count=until):
         for chunk in page.chunks:
@@ -312,6 +312,8 @@ def _cut(lines: list[str], max_bytes: int) -> list[str]:
 # Small, since a chunk is read whole, even for one of its lines.
 CHUNK_BYTES = 64 * 1024
 CHUNK_LINES = 4_096
+# After many small chunks, this many may be large: 16 MiB.
+CHUNKS_PER_READ = 256
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,17 +28,18 @@ from taskservice.errors import invalid, overloaded
 from taskservice.resources import Slots
 from taskservice.services import lists
 from taskservice.services.lists import Filters, Position, Selection
+from taskservice.services.logs import CHUNKS_PER_READ
 from taskservice.services.tasks import with_log
 from taskservice.terms import ERROR
 
 # How many searches of a process run at a time.
 search_slots = Slots(2)
-# A search ends after this time, and after about as many bytes of logs: at most 64 MiB.
+# A search ends after this time, and after this many bytes of logs. At most 64 MiB are read, since
+# the sizes of the next chunks of a large log, CHUNKS_PER_READ of them, may have been read too.
 SEARCH_SECONDS = 1.0
-SEARCH_BYTES = 62 * PAGE_BYTES
-# How many tasks, and chunks of a large log, one statement reads at most.
+SEARCH_BYTES = 48 * PAGE_BYTES
+# How many tasks one statement reads at most.
 TASKS_PER_READ = 400
-CHUNKS_PER_READ = 1_024
 # How many tasks a search in error messages reads at most.
 MAX_ERRORS = 5_000
 # A longer line is cut, around the text that was found.

@@ -14,6 +14,7 @@ from tests.support.api_client import ApiClient, expect, problem
 from tests.support.internals import reads
 from tests.support.marks import one_database
 from tests.support.paging import ROOT, next_url
+from tests.support.waiting import PATIENCE_SECONDS
 
 Page = dict[str, Any]
 PARTS = (
@@ -237,3 +238,26 @@ def test_large_log_is_read_in_parts(alice: ApiClient, app: Flask) -> None:
     statements = reads(app, lambda: found.extend(lines(alice, "hit")))
     assert found == [(task["id"], 121)]
     assert len([sql for sql, _ in statements if "instr(lower(" in sql]) > 3
+
+
+@one_database
+def test_search_reads_at_most_64_mib_of_uneven_logs(
+    alice: ApiClient, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All sizes in bytes are a 1,024th of what they are; each line is a chunk of its own."""
+    assert (types.PAGE_BYTES, logs.CHUNK_BYTES) == (1024 * 1024, 64 * 1024)
+    monkeypatch.setattr(search, "SEARCH_BYTES", search.SEARCH_BYTES // 1024)
+    monkeypatch.setattr(search, "SEARCH_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr(logs, "CHUNK_LINES", 1)
+    for module in (search, types):
+        monkeypatch.setattr(module, "PAGE_BYTES", 1024)
+    large, small = ["x" * 63], ["x"]
+    strings = [*large * 700, *small * 500, *large * 1_200]
+    with_log(alice, *strings)
+    found: list[Page] = []
+    statements = reads(app, lambda: found.append(expect(alice.get("/search?text=a"), 200)))
+    parts = [(values[1], values[2]) for sql, values in statements if "AS BLOB" in sql]
+    last = max(after + count for after, count in parts)
+    assert sum(len(text) + 1 for text in strings[:last]) <= 64 * 1024
+    assert 40 * 1024 < found[0]["searched"]["bytes"] <= 64 * 1024
+    assert found[0]["searched"]["until"]
