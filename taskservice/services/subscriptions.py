@@ -315,10 +315,11 @@ def _delivery_status(connection: Connection, hook: AnyRow) -> dict[str, Any]:
 
 def unsubscribe(caller: Caller, wanted: Wanted) -> None:
     """End a subscription, if there is one; maintenance cancels what is pending."""
-    now = clock.now()
-    live = update(Hook).where(Hook.subscription == id_of(caller, wanted), Hook.expires_at > now)
+    live = _HOOKS.where(Hook.subscription == id_of(caller, wanted), Hook.expires_at > clock.now())
     with transaction() as connection:
-        connection.execute(live.values(expires_at=now))
+        hook = connection.execute(live).first()
+        if hook is not None:
+            _end(connection, hook)
 
 
 # The messages of a subscription.
@@ -370,12 +371,23 @@ def _reached(
 
 def terminate(connection: Connection, hook: AnyRow) -> None:
     """End a subscription and tell its client, unless it was changed since it was read."""
+    if _end(connection, hook):
+        _tell(connection, hook, TERMINATED)
+
+
+def _end(connection: Connection, hook: AnyRow) -> int:
+    """End a subscription, unless it was changed since it was read; returns how many ended."""
     events.lock_stream(connection, hook.user_id)
     unchanged = (Hook.id == hook.id, Hook.expires_at == hook.expires_at)
     # Active, so that the client of one that was off is told, too.
     ended = update(Hook).where(*unchanged).values(expires_at=clock.now(), state=ACTIVE)
-    if connection.execute(ended).rowcount:
-        _tell(connection, hook, TERMINATED)
+    count = connection.execute(ended).rowcount
+    # Events were to be recorded for it until later.
+    of_user = EventStream.user_id == hook.user_id
+    last = select(func.max(Hook.expires_at)).where(Hook.user_id == hook.user_id).scalar_subquery()
+    later = update(EventStream).where(of_user, EventStream.polled_at > last)
+    connection.execute(later.values(polled_at=last))
+    return count
 
 
 def _tell(connection: Connection, hook: AnyRow, name: str) -> None:

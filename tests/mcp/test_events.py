@@ -918,7 +918,8 @@ def test_hooks_list_a_subscription_without_its_secrets(
 
 
 def end_by_delete(app: Flask, owner: ApiClient, user: ApiClient) -> None:
-    expect(owner.delete(f"/hook/{the_hook(owner)['id']}"), 200)
+    first = expect(owner.get("/hook"), 200)[0]
+    expect(owner.delete(f"/hook/{first['id']}"), 200)
 
 
 def key_of(user: ApiClient) -> Json:
@@ -958,6 +959,28 @@ def test_client_is_told_that_its_subscription_was_ended(
     ids = {each.headers["webhook-id"] for each in messages(client, 3)}
     assert len(ids) == 1
     assert re.fullmatch("msg_terminated_[0-9a-f]{32}", ids.pop())
+
+
+def end_by_client(app: Flask, owner: ApiClient, user: ApiClient) -> None:
+    [hook, _] = expect(owner.get("/hook"), 200)
+    endpoint = {"name": "task.ended", "delivery": {"url": hook["target"]}}
+    assert McpClient(user).legacy("events/unsubscribe", endpoint).result == {}
+
+
+@pytest.mark.parametrize("end", [end_by_client, end_by_delete])
+def test_events_are_recorded_until_seven_days_after_the_last_subscription(
+    app: Flask, alice: ApiClient, client: Receiver, end: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mcp = McpClient(alice)
+    subscribe(mcp, client, ttlMs=None)
+    subscribe(mcp, client, name="agent.broken", ttlMs=8 * DAY * 1000)
+    end(app, alice, alice)
+    now = clock.now
+    for days, recorded in ((14.9, 1), (15.1, 0)):
+        before = count_events(app)
+        monkeypatch.setattr(clock, "now", lambda offset=0.0, days=days: now(offset + days * DAY))
+        run(alice)
+        assert count_events(app) - before == recorded
 
 
 def test_subscription_that_expires_with_its_key_is_told(
