@@ -306,6 +306,15 @@ def test_at_most_100_are_listed_oldest_first(alice: ApiClient, app: Flask, clock
         assert before["since"] <= after["since"] or before["kind"] != after["kind"]
 
 
+def test_of_many_questions_the_oldest_are_listed(alice: ApiClient, app: Flask) -> None:
+    oldest_task = alice.start(claim=True)
+    younger = [{"id": each} for each in copy_task(app, oldest_task, 100)]
+    for task in younger:
+        ask(alice, task)
+    ask(alice, oldest_task)
+    assert sorted(task_ids(alice, "question")) == sorted(ids(*younger))
+
+
 def test_of_many_late_agents_the_oldest_are_listed(alice: ApiClient, app: Flask) -> None:
     now = clock.now()
     for number in range(101):

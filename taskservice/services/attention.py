@@ -3,14 +3,23 @@
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, case, exists, or_, select, text, tuple_
+from sqlalchemy import Connection, and_, bindparam, case, exists, func, or_, select, text, tuple_
 from sqlalchemy.orm import aliased
 
 from taskservice import terms
 from taskservice.auth import Caller, tasks_of_user, visible_agents, visible_tasks
 from taskservice.database import clock
 from taskservice.database.connections import Statement
-from taskservice.database.models import IN_TROUBLE, IS_ASKING, Agent, Attempt, Delivery, Hook, Task
+from taskservice.database.models import (
+    IN_TROUBLE,
+    IS_ASKING,
+    Agent,
+    Attempt,
+    Delivery,
+    Hook,
+    Question,
+    Task,
+)
 from taskservice.database.transactions import current_time, reading
 from taskservice.database.types import AnyRow, Identifier, Timestamp
 from taskservice.quantities import seconds_text
@@ -35,10 +44,16 @@ MAX_FINISHED = 1_000
 
 _of_this_agent = (tasks_of_user, Task.agent_id == bindparam("agent_id"))
 _quiet_since = bindparam("quiet_since", type_=Timestamp())
+_oldest_question = (
+    select(func.min(Question.asked_at))
+    # As in the condition of the index.
+    .where(Question.task_id == Task.id, text("questions.state = 'open'"))
+    .scalar_subquery()
+)
 _ASKING = Statement[AnyRow](
     select(Task.id, Task.agent_id, Task.questions)
     .where(visible_tasks, IS_ASKING)
-    .order_by(Task.created_at, Task.id)
+    .order_by(_oldest_question)
     .limit(MAX_ITEMS)
 )
 _is_late_alone = case((Agent.state == terms.BROKEN, 0), else_=1)
