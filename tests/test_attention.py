@@ -17,8 +17,8 @@ from taskservice.terms import ATTENTION
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
 from tests.support.deliveries import finish, looping
-from tests.support.internals import copy_task, reads
-from tests.support.marks import one_database
+from tests.support.internals import copy_task, reads, run_sql
+from tests.support.marks import one_database, only_postgresql
 from tests.support.receiver import Receiver, answer
 from tests.support.waiting import until
 
@@ -359,3 +359,21 @@ def test_each_kind_is_read_from_an_index(
         "deliveries_failed", "hooks_user_id_created_at_id",
     ):  # fmt: skip
         assert any(f" {index} " in step for step in plans), (index, plans)
+
+
+@only_postgresql
+def test_no_kind_reads_all_tasks_on_postgresql(
+    alice: ApiClient, app: Flask, troubled: Callable[[ApiClient], None]
+) -> None:
+    troubled(alice)
+    copy_task(app, run(alice), 5_000)
+    run_sql(app, "ANALYZE")
+    plans = []
+    for statement, parameters in reads(app, lambda: items(alice)):
+        with app.app_context(), reading() as connection:
+            rows = connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
+            plans.append("\n".join(rows.scalars()))
+    assert len(plans) > len(ATTENTION)
+    assert not [plan for plan in plans if "Seq Scan on tasks" in plan]
+    for index in ("tasks_asking", "tasks_claimed_by_agent", "tasks_unclaimed"):
+        assert any(f" {index} " in plan for plan in plans), (index, plans)
