@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
 from operator import attrgetter
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 
 from taskservice.database import clock
 from taskservice.schemas import strict_json
@@ -22,28 +22,49 @@ from taskservice.terms import (
 )
 
 Column: TypeAlias = InstrumentedAttribute[Any]
+F = TypeVar("F", bound=fields.Field[Any])
+# The options of marshmallow's fields; what else describes a field is only documented.
+_OPTIONS = {"allow_none", "attribute", "data_key", "load_default", "required", "validate"}
 
 # Python's own UUID accepts many more notations.
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
-def doc(
-    description: str, *examples: Any, column: Column | None = None, **keywords: Any
+def _documented(
+    description: str = "", *examples: Any, items: Any = None, **options: Any
 ) -> dict[str, Any]:
-    """The documentation of a field; `keywords` are keywords of JSON Schema.
+    """What a field of marshmallow takes; `items` is the field of each item of a list.
 
-    The first example becomes part of the schema's example. A RowSchema reads the field from
-    `column`.
+    Options that marshmallow does not know document the field: they are keywords of JSON Schema.
+    The first example becomes part of the schema's example.
     """
-    metadata = {"description": description, **keywords}
-    if examples:
-        metadata["examples"] = list(examples)
-    if column is not None:
-        metadata["column"] = column
-    return metadata
+    own = {name: options.pop(name) for name in _OPTIONS & options.keys()}
+    own |= {} if items is None else {"cls_or_instance": items}
+    more = {"examples": list(examples)} if examples else {}
+    return own | {"metadata": {"description": description, **options, **more}}
 
 
-class StrictBoolean(fields.Boolean):
+class Documented(fields.Field[Any]):
+    """A field that is created with the arguments of `_documented`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(**_documented(*arguments, **options))
+
+
+def _field(kind: Callable[..., F]) -> Callable[..., F]:
+    """Create a field of marshmallow's own with the arguments of `_documented`."""
+    return lambda *arguments, **options: kind(**_documented(*arguments, **options))
+
+
+text_field = _field(fields.String)
+integer_field = _field(fields.Integer)
+float_field = _field(fields.Float)
+boolean_field = _field(fields.Boolean)
+list_field = _field(fields.List[Any])
+object_field = _field(fields.Dict)
+
+
+class StrictBoolean(Documented, fields.Boolean):
     """true or false; all other values are invalid."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -52,7 +73,7 @@ class StrictBoolean(fields.Boolean):
         return value
 
 
-class WholeNumber(fields.Integer):
+class WholeNumber(Documented, fields.Integer):
     """A JSON number without a fraction; neither a string nor a boolean."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -61,7 +82,7 @@ class WholeNumber(fields.Integer):
         return value
 
 
-class Share(fields.Float):
+class Share(Documented, fields.Float):
     """A JSON number from 0 to 1; neither a string nor a boolean."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -72,20 +93,18 @@ class Share(fields.Float):
         return value
 
 
-class Labels(fields.Dict):
+class Labels(Documented, fields.Dict):
     """An object of up to 16 labels; with `may_remove`, null removes a label."""
 
     def __init__(self, description: str, *, may_remove: bool = False) -> None:
         value = {"type": "string", "minLength": 1, "maxLength": MAX_LABEL_VALUE}
         super().__init__(
+            description,
+            {"env": "prod"},
             allow_none=not may_remove,
-            metadata=doc(
-                description,
-                {"env": "prod"},
-                maxProperties=MAX_LABELS,
-                propertyNames={"pattern": f"^{LABEL_KEY.pattern}$"},
-                additionalProperties={**value, "type": ["string", "null"]} if may_remove else value,
-            ),
+            maxProperties=MAX_LABELS,
+            propertyNames={"pattern": f"^{LABEL_KEY.pattern}$"},
+            additionalProperties={**value, "type": ["string", "null"]} if may_remove else value,
         )
         self._may_remove = may_remove
 
@@ -103,7 +122,7 @@ class Labels(fields.Dict):
         return label_problem(key, "-" if value is None and self._may_remove else value)
 
 
-class Id(fields.String):
+class Id(Documented, fields.String):
     """A UUID, loaded in lower case."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
@@ -114,7 +133,7 @@ class Id(fields.String):
         return parsed
 
 
-class Timestamp(fields.Field[str]):
+class Timestamp(Documented):
     """A time in RFC 3339 with an offset; loaded as UTC with milliseconds and `Z`."""
 
     _SHAPE = re.compile(
@@ -124,8 +143,7 @@ class Timestamp(fields.Field[str]):
     def __init__(
         self, description: str, *examples: str | None, round_up: bool = False, **options: Any
     ) -> None:
-        metadata = doc(description, *examples, type="string", format="date-time")
-        super().__init__(metadata=metadata, **options)
+        super().__init__(description, *examples, type="string", format="date-time", **options)
         # Stored times have milliseconds: upper bounds are rounded up, other times are truncated.
         self._more = timedelta(microseconds=999 if round_up else 0)
 
@@ -143,12 +161,12 @@ class Timestamp(fields.Field[str]):
             raise ValidationError(f"Must be a time in RFC 3339, such as {example}.") from None
 
 
-class LabelTexts(fields.List[str]):
+class LabelTexts(Documented, fields.List[str]):
     """Labels as `key:value`, from a parameter that can be repeated."""
 
     def __init__(self, description: str) -> None:
         label = fields.String(metadata={"pattern": f"^{LABEL_KEY.pattern}:."})
-        super().__init__(label, metadata=doc(description, maxItems=MAX_LABELS))
+        super().__init__(description, items=label, maxItems=MAX_LABELS)
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         for text in value:
@@ -162,10 +180,11 @@ class LabelTexts(fields.List[str]):
 
 def boolean_parameter(description: str) -> fields.Boolean:
     """`true` or `false` in a query string."""
-    return fields.Boolean(truthy={"true"}, falsy={"false"}, metadata=doc(description))
+    own = _documented(description)
+    return fields.Boolean(truthy={"true"}, falsy={"false"}, **own)
 
 
-class Times(fields.Field[Any]):
+class Times(Documented):
     """A time, or an ascending list of times; loaded as milliseconds since 1970."""
 
     _time = Timestamp("")
@@ -183,7 +202,7 @@ class Times(fields.Field[Any]):
         return clock.milliseconds(time)
 
 
-class JsonObject(fields.Dict):
+class JsonObject(Documented, fields.Dict):
     """A JSON object of at most 1 MiB when written compactly."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -194,7 +213,7 @@ class JsonObject(fields.Dict):
         return value
 
 
-class Strings(fields.List[str]):
+class Strings(Documented, fields.List[str]):
     """A list of up to millions of strings: too many to load each through a field."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -206,14 +225,14 @@ class Strings(fields.List[str]):
         return value
 
 
-class Names(fields.Field[Sequence[str]]):
+class Names(Documented):
     """Names separated by commas, each one of `known`."""
 
     def __init__(self, known: Sequence[str], description: str, **options: Any) -> None:
         # Documented as text, since some clients can't join an array with commas.
         name = f"(?:{'|'.join(known)})"
-        metadata = doc(description, type="string", pattern=f"^{name}(?:,{name})*$")
-        super().__init__(metadata=metadata, **options)
+        pattern = f"^{name}(?:,{name})*$"
+        super().__init__(description, type="string", pattern=pattern, **options)
         self.known = known
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> tuple[str, ...]:
@@ -224,11 +243,11 @@ class Names(fields.Field[Sequence[str]]):
         return names
 
 
-class NumberText(fields.Field[int]):
+class NumberText(Documented):
     """A whole number in the digits 0 to 9, from `low` to `high`."""
 
     def __init__(self, low: int, high: int, description: str) -> None:
-        super().__init__(metadata=doc(description, type="integer", minimum=low, maximum=high))
+        super().__init__(description, type="integer", minimum=low, maximum=high)
         self.low, self.high = low, high
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> int:
@@ -238,36 +257,19 @@ class NumberText(fields.Field[int]):
         return int(value)
 
 
-def text_field(
-    description: str,
-    *examples: Any,
-    allow_none: bool = False,
-    validate: Any = None,
-    **documented: Any,
-) -> fields.String:
-    """A text of a response; `documented` is as in `doc`."""
-    metadata = doc(description, *examples, **documented)
-    return fields.String(allow_none=allow_none, validate=validate, metadata=metadata)
+def name_field(description: str, *examples: str, **options: Any) -> fields.String:
+    return text_field(description, *examples, validate=validate.Length(1, MAX_NAME), **options)
 
 
-def name_field(
-    description: str, *examples: str, column: Column | None = None, **options: Any
-) -> fields.String:
-    metadata = doc(description, *examples, column=column)
-    return fields.String(validate=validate.Length(1, MAX_NAME), metadata=metadata, **options)
-
-
-def id_field(description: str, example: str | None, column: Column | None = None) -> fields.String:
+def id_field(description: str, example: str | None, **options: Any) -> fields.String:
     is_null = example is None
-    return text_field(description, example, column=column, format="uuid", allow_none=is_null)
+    return text_field(description, example, format="uuid", allow_none=is_null, **options)
 
 
-def time_field(
-    description: str, example: str | None, column: Column | None = None
-) -> fields.String:
+def time_field(description: str, example: str | None) -> fields.String:
     """A time in a row, which is stored in the form of the API."""
     is_null = example is None
-    return text_field(description, example, column=column, format="date-time", allow_none=is_null)
+    return text_field(description, example, format="date-time", allow_none=is_null)
 
 
 def bytes_at_most(limit: int) -> Callable[[str], None]:
@@ -286,21 +288,21 @@ def parse_id(text: str) -> str | None:
 # How rows become JSON: schemas that serialize them, and the fields of stored JSON.
 
 
-class StoredJson(fields.Dict):
+class StoredJson(Documented, fields.Dict):
     """A JSON object that is stored as text and sent unchanged, or null."""
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return None if value is None else strict_json.fragment(value)
 
 
-class StoredNames(fields.List[str]):
+class StoredNames(Documented, fields.List[str]):
     """A JSON array of strings that is stored as text and sent unchanged."""
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return strict_json.fragment(value)
 
 
-class StoredNumber(fields.Float):
+class StoredNumber(Documented, fields.Float):
     """A number that is stored as text and sent unchanged, or null."""
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -318,7 +320,7 @@ _SLOT = b"\0"
 LINES = strict_json.fragment(_SLOT)
 
 
-class Lines(fields.List[str]):
+class Lines(Documented, fields.List[str]):
     """The lines of a log. A row does not contain them: they replace `LINES`.
 
     See `split_at_lines`.
@@ -328,7 +330,7 @@ class Lines(fields.List[str]):
         return LINES
 
 
-class OpenQuestions(fields.List[Any]):
+class OpenQuestions(Documented, fields.List[Any]):
     """The open questions of a task, which are stored as JSON, without those that have expired."""
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -360,8 +362,12 @@ class ResponseSchema(Schema):
 class RowSchema(ResponseSchema):
     """A schema that serializes rows with functions built once from its fields, which is faster.
 
-    The result equals marshmallow's own `dump`; a test compares the two.
+    A field has the value of the column with its name in the `model`, such as `created_at` for
+    `createdAt`, or of its `column`. The result equals marshmallow's own `dump`; a test compares
+    the two.
     """
+
+    model: ClassVar[type[DeclarativeBase]]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -381,8 +387,13 @@ class RowSchema(ResponseSchema):
     @property
     def columns(self) -> dict[str, Column]:
         """Field -> its column, which reads of such rows select."""
-        documented = {name: field.metadata for name, field in self.dump_fields.items()}
-        return {name: doc["column"] for name, doc in documented.items() if "column" in doc}
+        found = {name: self._column(name, field) for name, field in self.dump_fields.items()}
+        return {name: column for name, column in found.items() if column is not None}
+
+    def _column(self, name: str, field: fields.Field[Any]) -> Column | None:
+        of_name = getattr(self.model, re.sub("(?=[A-Z])", "_", name).lower(), None)
+        column: Column | None = field.metadata.get("column", of_name)
+        return column
 
     def stored(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Column -> its stored value, for the fields in `changes`."""
@@ -396,8 +407,9 @@ class RowSchema(ResponseSchema):
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
         super().on_bind_field(field_name, field_obj)
-        if "column" in field_obj.metadata:
-            field_obj.attribute = field_obj.metadata["column"].key
+        column = self._column(field_name, field_obj)
+        if column is not None:
+            field_obj.attribute, field_obj.allow_none = column.key, bool(column.nullable)
 
     def dump(self, obj: Any, *, many: bool | None = None) -> Any:
         if self.many if many is None else many:

@@ -5,16 +5,18 @@ from typing import Any
 from marshmallow import Schema, fields, validate
 
 from taskservice import terms
-from taskservice.database.models import Delivery, Event, Hook
+from taskservice.database.models import Event, Hook
 from taskservice.schemas import examples
 from taskservice.schemas.fields import (
+    Documented,
     ResponseSchema,
     RowSchema,
     StoredNames,
     StrictBoolean,
+    boolean_field,
     bytes_at_most,
-    doc,
     id_field,
+    integer_field,
     name_field,
     text_field,
     time_field,
@@ -22,7 +24,7 @@ from taskservice.schemas.fields import (
 from taskservice.schemas.tasks import DeliverySchema
 
 
-class Target(fields.String):
+class Target(Documented, fields.String):
     """A target, for MCP clients without its query, which can contain their secrets."""
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> Any:
@@ -32,18 +34,13 @@ class Target(fields.String):
 class HookFieldsSchema(Schema):
     """A hook to create."""
 
-    name = name_field(
-        "The name; by default the host or the mail address.", "Phone", column=Hook.name
-    )
+    name = name_field("The name; by default the host or the mail address.", "Phone")
     target = Target(
+        "A URL, which must be allowed as a callback's, or `mailto:ADDRESS`.",
+        "https://ntfy.example/alerts",
         required=True,
         validate=bytes_at_most(terms.MAX_CALLBACK),
-        metadata=doc(
-            "A URL, which must be allowed as a callback's, or `mailto:ADDRESS`.",
-            "https://ntfy.example/alerts",
-            maxLength=terms.MAX_CALLBACK,
-            column=Hook.target,
-        ),
+        maxLength=terms.MAX_CALLBACK,
     )
     format = text_field(
         "The form of the messages. By default it follows from the target: `mail` for `mailto:`, "
@@ -53,14 +50,11 @@ class HookFieldsSchema(Schema):
         validate=validate.OneOf(terms.HOOK_FORMATS),
     )
     events = StoredNames(
-        fields.String(validate=validate.OneOf(terms.EVENTS)),
+        "The events to tell; by default broken, fixed, asks, late and back.",
+        list(terms.DEFAULT_EVENTS),
+        items=fields.String(validate=validate.OneOf(terms.EVENTS)),
         validate=validate.Length(min=1, error="Must have at least one event."),
-        metadata=doc(
-            "The events to tell; by default broken, fixed, asks, late and back.",
-            list(terms.DEFAULT_EVENTS),
-            minItems=1,
-            column=Hook.events,
-        ),
+        minItems=1,
     )
     agentId = text_field(
         "Only events of this agent.",
@@ -68,7 +62,6 @@ class HookFieldsSchema(Schema):
         allow_none=True,
         validate=validate.Regexp(f"(?:{terms.AGENT_ID.pattern})\\Z"),
         pattern=f"^{terms.AGENT_ID.pattern}$",
-        column=Hook.agent_id,
     )
     label = text_field(
         "Only events of tasks with this label, as `key:value`.",
@@ -79,7 +72,6 @@ class HookFieldsSchema(Schema):
             error="Must be key:value.",
         ),
         pattern=f"^{terms.LABEL_KEY.pattern}:.",
-        column=Hook.label,
     )
     token = text_field(
         "The access token of an ntfy server. No response contains it.",
@@ -90,11 +82,7 @@ class HookFieldsSchema(Schema):
         pattern="^[!-~]{1,500}$",
     )
     answerLinks = StrictBoolean(
-        metadata=doc(
-            "Whether the message of a question has a link that answers it without a key.",
-            False,
-            column=Hook.answer_links,
-        )
+        "Whether the message of a question has a link that answers it without a key.", False
     )
 
 
@@ -111,6 +99,8 @@ class ChangeHookSchema(HookFieldsSchema):
 class HookSchema(HookFieldsSchema, RowSchema):
     """An address that is told about a user's agents."""
 
+    model = Hook
+
     class Meta(RowSchema.Meta):
         # All but the token.
         fields = (
@@ -118,28 +108,18 @@ class HookSchema(HookFieldsSchema, RowSchema):
             "createdAt", "expiresAt", "state", "reason", "lastDeliveredAt",
         )  # fmt: skip
 
-    id = id_field("The hook's ID.", examples.HOOK, column=Hook.id)
-    format = text_field("The form; `mcp` is an MCP client.", terms.NTFY, column=Hook.format)
-    createdAt = time_field("When it was created.", examples.TIME, Hook.created_at)
-    expiresAt = time_field(
-        "When the subscription of an MCP client expires; else null.", None, Hook.expires_at
-    )
+    id = id_field("The hook's ID.", examples.HOOK)
+    format = text_field("The form; `mcp` is an MCP client.", terms.NTFY)
+    createdAt = time_field("When it was created.", examples.TIME)
+    expiresAt = time_field("When the subscription of an MCP client expires; else null.", None)
     state = text_field(
         "While it is `off`, it is told of nothing. Three deliveries in a row that failed for good "
         "turn it off, and a response of 410.",
         terms.ACTIVE,
-        column=Hook.state,
         validate=validate.OneOf(terms.HOOK_STATES),
     )
-    reason = text_field(
-        "Why the service turned it off, in one sentence.",
-        None,
-        column=Hook.reason,
-        allow_none=True,
-    )
-    lastDeliveredAt = time_field(
-        "When it was last told of something.", None, Hook.last_delivered_at
-    )
+    reason = text_field("Why the service turned it off, in one sentence.", None)
+    lastDeliveredAt = time_field("When it was last told of something.", None)
 
 
 class HookDeliverySchema(DeliverySchema):
@@ -148,17 +128,18 @@ class HookDeliverySchema(DeliverySchema):
     event = text_field("The event.", terms.AGENT_BROKEN, column=Event.name)
     agentId = text_field("The agent's ID.", "summarizer", column=Event.agent_id)
     taskId = id_field("The task's ID; null for a late agent.", None, column=Event.task_id)
-    createdAt = time_field("When it happened.", examples.TIME, Delivery.created_at)
+    createdAt = time_field("When it happened.", examples.TIME)
 
 
 class TestedHookSchema(ResponseSchema):
     """The outcome of a test message."""
 
-    delivered = fields.Boolean(metadata=doc("Whether the receiver accepted it.", True))
-    statusCode = fields.Integer(
+    delivered = boolean_field("Whether the receiver accepted it.", True)
+    statusCode = integer_field(
+        "The receiver's HTTP status; null without one.",
+        200,
         attribute="status_code",
         allow_none=True,
-        metadata=doc("The receiver's HTTP status; null without one.", 200),
     )
     message = text_field("The outcome in one sentence.", "The receiver responded with 200 OK.")
 

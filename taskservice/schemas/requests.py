@@ -20,6 +20,7 @@ from taskservice import terms
 from taskservice.database import clock
 from taskservice.schemas import examples, json_schema
 from taskservice.schemas.fields import (
+    Documented,
     Id,
     JsonObject,
     Labels,
@@ -34,21 +35,27 @@ from taskservice.schemas.fields import (
     WholeNumber,
     boolean_parameter,
     bytes_at_most,
-    doc,
     name_field,
     parse_id,
+    text_field,
 )
 from taskservice.schemas.tasks import TASK_EXPANSIONS, TASK_FIELDS
 from taskservice.schemas.users import AGENT_EXPANSIONS
 
 
-def _allowed_by(problem_of: Callable[[Any], str | None]) -> Callable[[Any], None]:
+def _schema_field(
+    description: str, example: Any, problem_of: Callable[[Any], str | None], **properties: Any
+) -> fields.Dict:
+    """A JSON Schema with these `properties`, or null; `problem_of` says why it is not allowed."""
+
     def check(value: Any) -> None:
         problem = problem_of(value)
         if problem:
             raise ValidationError(problem)
 
-    return check
+    rules = {"required": list(properties), "properties": properties}
+    metadata = {"description": description, "examples": [example], **rules}
+    return fields.Dict(allow_none=True, validate=check, metadata=metadata)
 
 
 class EmptySchema(Schema):
@@ -58,42 +65,34 @@ class EmptySchema(Schema):
 class StartSchema(Schema):
     """A task to start."""
 
-    agentId = fields.String(
-        required=True,
-        metadata=doc("The agent that does the work; it must be registered.", "summarizer"),
+    agentId = text_field(
+        "The agent that does the work; it must be registered.", "summarizer", required=True
     )
     name = name_field("The name; the agent's by default.", "nightly summary", allow_none=True)
-    input = JsonObject(
-        allow_none=True,
-        metadata=doc("The task's input; at most 1 MiB.", {"mailbox": "office"}),
-    )
-    callback = fields.String(
+    input = JsonObject("The task's input; at most 1 MiB.", {"mailbox": "office"}, allow_none=True)
+    callback = text_field(
+        "The URL that receives a signed webhook when the task ends: http or https, without "
+        "user info and fragment.",
+        "https://myapp.example/api/v1/callback/2100aaa",
         allow_none=True,
         validate=bytes_at_most(terms.MAX_CALLBACK),
-        metadata=doc(
-            "The URL that receives a signed webhook when the task ends: http or https, without "
-            "user info and fragment.",
-            "https://myapp.example/api/v1/callback/2100aaa",
-            format="uri",
-            maxLength=terms.MAX_CALLBACK,
-        ),
+        format="uri",
+        maxLength=terms.MAX_CALLBACK,
     )
     timeout = WholeNumber(
+        "Seconds without an append or report until a claimed task times out; 0: no limit.",
+        3600,
         allow_none=True,
         validate=validate.Range(0, terms.MAX_TIMEOUT),
-        metadata=doc(
-            "Seconds without an append or report until a claimed task times out; 0: no limit.", 3600
-        ),
     )
-    claim = StrictBoolean(allow_none=True, metadata=doc("Whether the caller claims it.", False))
+    claim = StrictBoolean("Whether the caller claims it.", False, allow_none=True)
     claimedAt = Timestamp(
         "When the work of a claimed task began, if its start is sent later: up to 30 days ago.",
         allow_none=True,
     )
     labels = Labels("Key–value pairs to filter by.")
     parentId = Id(
-        allow_none=True,
-        metadata=doc("The parent task; the key must have access to it.", None, format="uuid"),
+        "The parent task; the key must have access to it.", None, allow_none=True, format="uuid"
     )
 
 
@@ -101,38 +100,39 @@ class RerunSchema(Schema):
     """A task to run again."""
 
     input = JsonObject(
+        "The input of the new task, if it is not the same; at most 1 MiB.",
+        {"mailbox": "office"},
         allow_none=True,
-        metadata=doc(
-            "The input of the new task, if it is not the same; at most 1 MiB.",
-            {"mailbox": "office"},
-        ),
     )
 
 
 class BulkSchema(Schema):
     """An action on many tasks."""
 
-    action = fields.String(
+    action = text_field(
+        "The change of each task.",
+        terms.CANCEL,
         required=True,
         validate=validate.OneOf(terms.BULK_ACTIONS),
-        metadata=doc("The change of each task.", terms.CANCEL),
     )
     taskIds = Strings(
-        fields.String(),
+        "The tasks; one that is named twice counts once.",
+        [examples.TASK],
+        items=fields.String(),
         required=True,
         validate=validate.Length(1, terms.MAX_LIMIT),
-        metadata=doc("The tasks; one that is named twice counts once.", [examples.TASK]),
     )
 
 
 class FailureSchema(Schema):
     """Why a task failed. Other types of errors can't be reported."""
 
-    type = fields.String(validate=validate.Equal(terms.FAILED), metadata=doc("`failed`, if given."))
-    message = fields.String(
+    type = text_field("`failed`, if given.", validate=validate.Equal(terms.FAILED))
+    message = text_field(
+        "The reason, for people.",
         required=True,
         validate=bytes_at_most(terms.MAX_MESSAGE),
-        metadata=doc("The reason, for people.", maxLength=terms.MAX_MESSAGE),
+        maxLength=terms.MAX_MESSAGE,
     )
 
 
@@ -145,20 +145,20 @@ class ReportSchema(Schema):
         "then": {"properties": {"status": {"const": terms.ERROR}}, "required": ["status"]},
     }
 
-    status = fields.String(
+    status = text_field(
+        "`complete` or `error` end the task.",
+        terms.COMPLETE,
         validate=validate.OneOf(terms.STATUSES),
-        metadata=doc("`complete` or `error` end the task.", terms.COMPLETE),
     )
-    output = JsonObject(
-        metadata=doc("Each key replaces the stored key; at most 1 MiB in total.", {"sum": 15})
-    )
+    output = JsonObject("Each key replaces the stored key; at most 1 MiB in total.", {"sum": 15})
     error = fields.Nested(FailureSchema(), allow_none=True)
     name = name_field("A new name.")
-    progress = Share(allow_none=True, metadata=doc("The progress.", 0.5, minimum=0, maximum=1))
-    note = fields.String(
+    progress = Share("The progress.", 0.5, allow_none=True, minimum=0, maximum=1)
+    note = text_field(
+        "The progress in words.",
+        "34 of 68 pages",
         allow_none=True,
         validate=validate.Length(max=terms.MAX_NOTE),
-        metadata=doc("The progress in words.", "34 of 68 pages"),
     )
     labels = Labels("Labels to set; null removes a label.", may_remove=True)
 
@@ -166,30 +166,29 @@ class ReportSchema(Schema):
 class AskSchema(Schema):
     """A question to ask."""
 
-    message = fields.String(
+    message = text_field(
+        "The question.",
+        "Deploy to production?",
         required=True,
         validate=validate.Length(1, terms.MAX_QUESTION),
-        metadata=doc("The question.", "Deploy to production?"),
     )
-    schema = fields.Dict(
-        allow_none=True,
-        validate=_allowed_by(json_schema.question_schema_problem),
-        metadata=doc(
-            "A flat JSON Schema of the answer, as in MCP elicitation; by default one required "
-            "string `answer`.",
-            {
-                "type": "object",
-                "properties": {"deploy": {"type": "boolean"}},
-                "required": ["deploy"],
-            },
-            required=["type", "properties"],
-            properties={"type": {"const": "object"}, "properties": {"type": "object"}},
-        ),
+    schema = _schema_field(
+        "A flat JSON Schema of the answer, as in MCP elicitation; by default one required "
+        "string `answer`.",
+        {
+            "type": "object",
+            "properties": {"deploy": {"type": "boolean"}},
+            "required": ["deploy"],
+        },
+        json_schema.question_schema_problem,
+        type={"const": "object"},
+        properties={"type": "object"},
     )
     timeout = WholeNumber(
+        "Seconds until the question expires; by default a day, 0: never.",
+        3600,
         allow_none=True,
         validate=validate.Range(0, terms.MAX_TIMEOUT),
-        metadata=doc("Seconds until the question expires; by default a day, 0: never.", 3600),
     )
 
 
@@ -202,14 +201,14 @@ class AnswerQuestionSchema(Schema):
         "then": {"properties": {"content": {"type": "null"}}},
     }
 
-    action = fields.String(
+    action = text_field(
+        "Whether the question is answered or declined.",
+        terms.ACCEPT,
         required=True,
         validate=validate.OneOf([terms.ACCEPT, terms.DECLINE]),
-        metadata=doc("Whether the question is answered or declined.", terms.ACCEPT),
     )
     content = JsonObject(
-        allow_none=True,
-        metadata=doc("The answer, which must match the question's schema.", {"deploy": True}),
+        "The answer, which must match the question's schema.", {"deploy": True}, allow_none=True
     )
 
     @validates_schema
@@ -222,39 +221,31 @@ class AppendSchema(Schema):
     """Lines to add to a log."""
 
     logs = Strings(
-        fields.String(),
+        "Lines of at most 64 KiB; a string with line feeds becomes several.",
+        ["Synopsis: Running", "15 mails"],
+        items=fields.String(),
         required=True,
-        metadata=doc(
-            "Lines of at most 64 KiB; a string with line feeds becomes several.",
-            ["Synopsis: Running", "15 mails"],
-        ),
     )
     seq = WholeNumber(
+        "The number of the first line sent, counted from 1 for each writer: lines already "
+        "stored are skipped.",
+        1,
         allow_none=True,
         validate=validate.Range(1, 1 << 53),
-        metadata=doc(
-            "The number of the first line sent, counted from 1 for each writer: lines already "
-            "stored are skipped.",
-            1,
-        ),
     )
-    writer = fields.String(
+    writer = text_field(
+        f"The name of the writer, if there are several; empty by default. A task can have at "
+        f"most {terms.MAX_WRITERS:,} writers.",
+        "worker-1",
         allow_none=True,
         validate=validate.Length(max=terms.MAX_WRITER),
-        metadata=doc(
-            f"The name of the writer, if there are several; empty by default. A task can have at "
-            f"most {terms.MAX_WRITERS:,} writers.",
-            "worker-1",
-        ),
     )
     # Without a type, since Java generators create a broken class for `anyOf` with an array.
     at = Times(
+        "When the agent printed the lines, in RFC 3339: one time for all, or an ascending "
+        "array with one time for each string. Now by default.",
+        examples.TIME,
         allow_none=True,
-        metadata=doc(
-            "When the agent printed the lines, in RFC 3339: one time for all, or an ascending "
-            "array with one time for each string. Now by default.",
-            examples.TIME,
-        ),
     )
 
 
@@ -262,10 +253,10 @@ class AnnotationsSchema(Schema):
     """The MCP tool annotations of an agent; clients treat them as hints."""
 
     title = name_field("The name in a list of tools.", "Sum up the mail")
-    readOnlyHint = StrictBoolean(metadata=doc("Whether the agent changes nothing.", False))
-    destructiveHint = StrictBoolean(metadata=doc("Whether it can delete or overwrite data.", True))
-    idempotentHint = StrictBoolean(metadata=doc("Whether a repetition changes nothing.", False))
-    openWorldHint = StrictBoolean(metadata=doc("Whether it uses external systems.", True))
+    readOnlyHint = StrictBoolean("Whether the agent changes nothing.", False)
+    destructiveHint = StrictBoolean("Whether it can delete or overwrite data.", True)
+    idempotentHint = StrictBoolean("Whether a repetition changes nothing.", False)
+    openWorldHint = StrictBoolean("Whether it uses external systems.", True)
 
 
 class ExpectSchema(Schema):
@@ -279,20 +270,21 @@ class ExpectSchema(Schema):
     }
 
     every = WholeNumber(
+        "The maximum number of seconds from one start to the next.",
+        90_000,
         validate=validate.Range(60, terms.MAX_TIMEOUT),
-        metadata=doc("The maximum number of seconds from one start to the next.", 90_000),
     )
-    cron = fields.String(
+    cron = text_field(
+        "A cron expression of five fields: each time is a run.",
+        "0 2 * * 1-5",
         validate=validate.Length(1, terms.MAX_NAME),
-        metadata=doc("A cron expression of five fields: each time is a run.", "0 2 * * 1-5"),
     )
-    timeZone = fields.String(
-        metadata=doc("The time zone of `cron`; UTC by default.", "Europe/Berlin")
-    )
+    timeZone = text_field("The time zone of `cron`; UTC by default.", "Europe/Berlin")
     grace = WholeNumber(
+        "Seconds until an agent without a run is late.",
+        3_600,
         load_default=3_600,
         validate=validate.Range(0, 30 * 86_400),
-        metadata=doc("Seconds until an agent without a run is late.", 3_600),
     )
 
     @validates_schema
@@ -311,28 +303,23 @@ class PutAgentSchema(Schema):
     """An agent to register, or changes to it."""
 
     name = name_field("The name; by default the agent's ID.", "Nightly summarizer", allow_none=True)
-    description = fields.String(
+    description = text_field(
+        "The agent's purpose, for people and models.",
+        "Sums up the day's mail.",
         allow_none=True,
         validate=validate.Length(max=terms.MAX_DESCRIPTION),
-        metadata=doc("The agent's purpose, for people and models.", "Sums up the day's mail."),
     )
-    inputSchema = fields.Dict(
-        allow_none=True,
-        validate=_allowed_by(json_schema.input_schema_problem),
-        metadata=doc(
-            "JSON Schema (draft 2020-12) that the input of each unclaimed start and each rerun "
-            "must match: at most 16 KiB and 16 levels; at the top level the type object, and no "
-            "oneOf, anyOf, allOf, not, if, enum or $ref; each $ref begins with #/ and does not "
-            "lead back to itself.",
-            examples.INPUT_SCHEMA,
-            required=["type"],
-            properties={"type": {"const": "object"}},
-        ),
+    inputSchema = _schema_field(
+        "JSON Schema (draft 2020-12) that the input of each unclaimed start and each rerun "
+        "must match: at most 16 KiB and 16 levels; at the top level the type object, and no "
+        "oneOf, anyOf, allOf, not, if, enum or $ref; each $ref begins with #/ and does not "
+        "lead back to itself.",
+        examples.INPUT_SCHEMA,
+        json_schema.input_schema_problem,
+        type={"const": "object"},
     )
     annotations = fields.Nested(AnnotationsSchema(), allow_none=True)
-    tool = StrictBoolean(
-        allow_none=True, metadata=doc("Whether MCP clients get a tool for this agent.", True)
-    )
+    tool = StrictBoolean("Whether MCP clients get a tool for this agent.", True, allow_none=True)
     expect = fields.Nested(ExpectSchema(), allow_none=True)
 
 
@@ -340,19 +327,19 @@ class CreateKeySchema(Schema):
     """A key to create."""
 
     name = name_field("The key's name.", "laptop", required=True)
-    agentId = fields.String(
+    agentId = text_field(
+        "The agent that the key is limited to; it must be registered.",
+        "summarizer",
         allow_none=True,
-        metadata=doc("The agent that the key is limited to; it must be registered.", "summarizer"),
     )
-    access = fields.String(
+    access = text_field(
+        "`read`: the key can only read; by default `full`.",
+        terms.FULL,
         validate=validate.OneOf(terms.ACCESSES),
         allow_none=True,
-        metadata=doc("`read`: the key can only read; by default `full`.", terms.FULL),
     )
     expiresAt = Timestamp(
-        "When the key expires; never by default.",
-        "2126-11-24T13:36:00Z",
-        allow_none=True,
+        "When the key expires; never by default.", "2126-11-24T13:36:00Z", allow_none=True
     )
 
 
@@ -389,7 +376,7 @@ class TaskQuerySchema(Schema):
     )
 
 
-class CursorField(fields.Field[tuple[Any, ...]]):
+class CursorField(Documented):
     """The end of a page, opaque to callers: the sort, a time and a task's id.
 
     The end of a page of a search can also have the number of the last line searched in this task.
@@ -397,9 +384,7 @@ class CursorField(fields.Field[tuple[Any, ...]]):
 
     def __init__(self, description: str, max_parts: int) -> None:
         super().__init__(
-            metadata=doc(
-                f"Opaque position from the previous page's `Link`{description}", type="string"
-            )
+            f"Opaque position from the previous page's `Link`{description}", type="string"
         )
         self._max_parts = max_parts
 
@@ -429,25 +414,22 @@ def dump_cursor(sort: str, *position: str | int) -> str:
 class FilterQuerySchema(Schema):
     """The filters of a list."""
 
-    status = fields.String(
-        validate=validate.OneOf(terms.STATUSES),
-        metadata=doc("Only tasks with this status."),
-    )
-    errorType = fields.String(
-        validate=validate.OneOf(terms.ERROR_TYPES),
-        metadata=doc("Only tasks that ended as `error` of this type."),
+    status = text_field("Only tasks with this status.", validate=validate.OneOf(terms.STATUSES))
+    errorType = text_field(
+        "Only tasks that ended as `error` of this type.", validate=validate.OneOf(terms.ERROR_TYPES)
     )
     claimed = boolean_parameter("`true`: only claimed tasks; `false`: only unclaimed tasks.")
     asking = boolean_parameter("`true`: only tasks with open questions; `false`: only others.")
-    agentId = fields.String(
+    agentId = text_field(
+        "Only tasks of this agent.",
         validate=validate.Regexp(terms.AGENT_ID.pattern + r"\Z"),
-        metadata=doc("Only tasks of this agent.", pattern=f"^{terms.AGENT_ID.pattern}$"),
+        pattern=f"^{terms.AGENT_ID.pattern}$",
     )
-    parentId = Id(metadata=doc("Only child tasks of this task.", format="uuid"))
+    parentId = Id("Only child tasks of this task.", format="uuid")
     label = LabelTexts("Only tasks with this label, `key:value`; if repeated, with all of them.")
-    q = fields.String(
+    q = text_field(
+        "Only tasks whose name contains this text, in upper or lower case.",
         validate=validate.Length(1, terms.MAX_NAME),
-        metadata=doc("Only tasks whose name contains this text, in upper or lower case."),
     )
     createdAfter = Timestamp("Only tasks started after this time.")
     createdBefore = Timestamp("Only tasks started before this time.", round_up=True)
@@ -457,13 +439,11 @@ class FilterQuerySchema(Schema):
 class ListQuerySchema(TaskQuerySchema, FilterQuerySchema):
     """The tasks in a list, and their order."""
 
-    sort = fields.String(
+    sort = text_field(
+        "`-createdAt`: newest first; `createdAt`: oldest first; `finishedAt`: finished tasks "
+        "only, earliest end first.",
         validate=validate.OneOf(terms.SORTS),
-        metadata=doc(
-            "`-createdAt`: newest first; `createdAt`: oldest first; `finishedAt`: finished tasks "
-            "only, earliest end first.",
-            default=terms.SORTS[0],
-        ),
+        default=terms.SORTS[0],
     )
     limit = NumberText(1, terms.MAX_LIMIT, "Maximum tasks on a page; all are streamed without it.")
     cursor = CursorField(". Requires `limit`.", 3)
@@ -481,10 +461,11 @@ class ListQuerySchema(TaskQuerySchema, FilterQuerySchema):
 class SearchQuerySchema(FilterQuerySchema):
     """The text to search for, and the tasks in whose logs."""
 
-    text = fields.String(
+    text = text_field(
+        "The text that a line must contain, character for character.",
+        "full",
         required=True,
         validate=validate.Length(1, terms.MAX_SEARCHED_TEXT),
-        metadata=doc("The text that a line must contain, character for character.", "full"),
     )
     case = boolean_parameter("`true`: ASCII letters must have the same case; any case by default.")
     limit = NumberText(
@@ -502,11 +483,9 @@ class NewLinesQuerySchema(Schema):
     """The task to compare with."""
 
     against = Id(
-        metadata=doc(
-            "The task to compare with; by default the agent's latest complete task that ended "
-            "before this one started.",
-            format="uuid",
-        )
+        "The task to compare with; by default the agent's latest complete task that ended "
+        "before this one started.",
+        format="uuid",
     )
 
 
@@ -537,9 +516,7 @@ class AgentQuerySchema(Schema):
 class NumbersQuerySchema(Schema):
     """The numbers in the response."""
 
-    path = fields.String(
-        metadata=doc("Only numbers at this path; without it, all paths.", "usage.output_tokens")
-    )
+    path = text_field("Only numbers at this path; without it, all paths.", "usage.output_tokens")
     limit = NumberText(
         1, terms.MAX_LIMIT, "Maximum numbers at `path`: the newest ones. Default: 100."
     )
@@ -554,15 +531,13 @@ class AppendQuerySchema(Schema):
     """The fields of a JSON body, for a text body."""
 
     seq = NumberText(1, 1 << 53, "With `text/plain`: the same as `seq` in the JSON body.")
-    writer = fields.String(
+    writer = text_field(
+        "With `text/plain`: the same as `writer` in the JSON body.",
         validate=validate.Length(max=terms.MAX_WRITER),
-        metadata=doc("With `text/plain`: the same as `writer` in the JSON body."),
     )
     at = Times(
-        metadata=doc(
-            "With `text/plain`: when the agent printed the lines, one time for all.",
-            examples.TIME,
-            type="string",
-            format="date-time",
-        )
+        "With `text/plain`: when the agent printed the lines, one time for all.",
+        examples.TIME,
+        type="string",
+        format="date-time",
     )

@@ -8,14 +8,18 @@ from taskservice import terms
 from taskservice.database.models import Attempt, Delivery, Link, Question, Task
 from taskservice.schemas import examples, json_schema
 from taskservice.schemas.fields import (
+    Documented,
     Lines,
     OpenQuestions,
     ResponseSchema,
     RowSchema,
     StoredJson,
     StoredNumber,
-    doc,
+    boolean_field,
     id_field,
+    integer_field,
+    list_field,
+    object_field,
     text_field,
     time_field,
 )
@@ -24,7 +28,7 @@ from taskservice.schemas.users import AgentOfTaskSchema, UserSchema
 TASK_EXPANSIONS = ("agent", "user")
 
 
-class TaskError(fields.Field[Any]):
+class TaskError(Documented):
     """Why a task ended as error: by TaskErrorSchema, or null."""
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> Any:
@@ -46,29 +50,22 @@ class TaskErrorSchema(ResponseSchema):
 class QuestionSchema(RowSchema):
     """A question that an agent asks a person before it continues."""
 
-    id = id_field("The question's ID.", examples.QUESTION, column=Question.id)
-    message = text_field("The question.", "Deploy to production?", column=Question.message)
-    schema = StoredJson(
-        metadata=doc("The JSON Schema of the answer.", json_schema.DEFAULT, column=Question.schema)
-    )
+    model = Question
+    id = id_field("The question's ID.", examples.QUESTION)
+    message = text_field("The question.", "Deploy to production?")
+    schema = StoredJson("The JSON Schema of the answer.", json_schema.DEFAULT)
     state = text_field(
         "Only an open question can be answered.",
         terms.OPEN,
-        column=Question.state,
         validate=validate.OneOf(terms.QUESTION_STATES),
     )
-    askedAt = time_field("When the question was asked.", examples.TIME, Question.asked_at)
-    expiresAt = time_field("When the question expires; null: never.", None, Question.expires_at)
-    answer = StoredJson(
-        allow_none=True,
-        metadata=doc("The answer; null unless there is one.", None, column=Question.answer),
-    )
+    askedAt = time_field("When the question was asked.", examples.TIME)
+    expiresAt = time_field("When the question expires; null: never.", None)
+    answer = StoredJson("The answer; null unless there is one.", None)
     answeredBy = text_field(
         "The name of the key that answered or declined the question; else null.",
         None,
-        column=Question.answered_by,
         maxLength=terms.MAX_NAME,
-        allow_none=True,
     )
 
 
@@ -78,87 +75,54 @@ class TaskSchema(RowSchema):
     `agent` and `user` are present only if `expand` names them.
     """
 
+    model = Task
     optional = TASK_EXPANSIONS
 
-    id = id_field("The task's ID; IDs sort by creation time.", examples.TASK, column=Task.id)
-    name = text_field("The task's name.", "nightly summary", column=Task.name)
-    agentId = text_field("The agent that does the work.", "summarizer", column=Task.agent_id)
-    userId = id_field("The user that owns the task.", examples.USER, column=Task.user_id)
-    createdAt = time_field("When the task was started.", examples.TIME, Task.created_at)
-    updatedAt = time_field("When the task last changed.", examples.LATER, Task.updated_at)
-    claimedAt = time_field("When an agent claimed the task.", None, Task.claimed_at)
-    finishedAt = time_field("When the task ended.", None, Task.finished_at)
-    input = StoredJson(metadata=doc("The task's input.", {"mailbox": "office"}, column=Task.input))
+    id = id_field("The task's ID; IDs sort by creation time.", examples.TASK)
+    name = text_field("The task's name.", "nightly summary")
+    agentId = text_field("The agent that does the work.", "summarizer")
+    userId = id_field("The user that owns the task.", examples.USER)
+    createdAt = time_field("When the task was started.", examples.TIME)
+    updatedAt = time_field("When the task last changed.", examples.LATER)
+    claimedAt = time_field("When an agent claimed the task.", None)
+    finishedAt = time_field("When the task ended.", None)
+    input = StoredJson("The task's input.", {"mailbox": "office"})
     logs = Lines(
-        fields.String(),
-        metadata=doc("The lines of the log, in order of arrival.", ["Synopsis: Running"]),
+        "The lines of the log, in order of arrival.", ["Synopsis: Running"], items=fields.String()
     )
-    firstLog = fields.Integer(
-        metadata=doc(
-            "The number of the first stored line; `logCount` + 1 if none is left.",
-            1,
-            minimum=1,
-            column=Task.first_log,
-        )
+    firstLog = integer_field(
+        "The number of the first stored line; `logCount` + 1 if none is left.", 1, minimum=1
     )
-    logCount = fields.Integer(
-        metadata=doc("The number of lines appended so far.", 1, minimum=0, column=Task.log_count)
-    )
-    output = StoredJson(metadata=doc("The task's output.", {}, column=Task.output))
+    logCount = integer_field("The number of lines appended so far.", 1, minimum=0)
+    output = StoredJson("The task's output.", {})
     status = text_field(
-        "The task's status.",
-        terms.RUNNING,
-        column=Task.status,
-        validate=validate.OneOf(terms.STATUSES),
+        "The task's status.", terms.RUNNING, validate=validate.OneOf(terms.STATUSES)
     )
     error = TaskError(
-        metadata=doc(
-            "Why the task ended as `error`; null for any other status.",
-            None,
-            anyOf=[{"$ref": "#/components/schemas/TaskError"}, {"type": "null"}],
-            column=Task.error_type,
-        ),
+        "Why the task ended as `error`; null for any other status.",
+        None,
+        anyOf=[{"$ref": "#/components/schemas/TaskError"}, {"type": "null"}],
+        column=Task.error_type,
     )
     startedBy = text_field(
         "The name of the key that started the task; null if it was not stored.",
         "laptop",
-        column=Task.started_by,
         maxLength=terms.MAX_NAME,
-        allow_none=True,
     )
     endedBy = text_field(
         f"The name of the key that ended the task; `{terms.SERVICE}` for a timeout.",
         None,
-        column=Task.ended_by,
         maxLength=terms.MAX_NAME,
-        allow_none=True,
     )
-    progress = StoredNumber(
-        allow_none=True,
-        metadata=doc(
-            "Progress from 0 to 1, as reported.", 0.5, minimum=0, maximum=1, column=Task.progress
-        ),
-    )
-    note = text_field(
-        "The progress in words.",
-        "34 of 68 pages",
-        column=Task.note,
-        maxLength=terms.MAX_NOTE,
-        allow_none=True,
-    )
+    progress = StoredNumber("Progress from 0 to 1, as reported.", 0.5, minimum=0, maximum=1)
+    note = text_field("The progress in words.", "34 of 68 pages", maxLength=terms.MAX_NOTE)
     labels = StoredJson(
-        metadata=doc(
-            "Key–value pairs to filter by.",
-            {"env": "prod"},
-            additionalProperties={"type": "string"},
-            column=Task.labels,
-        )
+        "Key–value pairs to filter by.", {"env": "prod"}, additionalProperties={"type": "string"}
     )
-    parentId = id_field("The parent task, if there is one.", None, column=Task.parent_id)
-    rerunOf = id_field("The task that this task runs again.", None, column=Task.rerun_of)
+    parentId = id_field("The parent task, if there is one.", None)
+    rerunOf = id_field("The task that this task runs again.", None)
     questions = OpenQuestions(
-        fields.Nested(QuestionSchema()),
-        metadata=doc("The open questions, oldest first.", [], column=Task.questions),
+        "The open questions, oldest first.", [], items=fields.Nested(QuestionSchema())
     )
     callback = text_field(
         "The URL that receives a webhook when the task ends.",
@@ -183,17 +147,15 @@ class BulkResultSchema(ResponseSchema):
 
     optional = ("tasks",)
 
-    done = fields.Integer(metadata=doc("The number of tasks that were changed.", 28, minimum=0))
-    refused = fields.List(
-        fields.Nested(RefusedSchema()),
-        metadata=doc(
-            "The tasks that were left as they are.",
-            [{"id": examples.TASK, "code": terms.TASK_FINISHED}],
-        ),
+    done = integer_field("The number of tasks that were changed.", 28, minimum=0)
+    refused = list_field(
+        "The tasks that were left as they are.",
+        [{"id": examples.TASK, "code": terms.TASK_FINISHED}],
+        items=fields.Nested(RefusedSchema()),
     )
-    tasks = fields.List(
-        id_field("The new task's ID.", examples.TASK),
-        metadata=doc("The new tasks of reruns; absent for other actions."),
+    tasks = list_field(
+        "The new tasks of reruns; absent for other actions.",
+        items=id_field("The new task's ID.", examples.TASK),
     )
 
 
@@ -210,11 +172,10 @@ SHARED_FIELDS = tuple(name for name in TASK_FIELDS if name not in _NOT_SHARED)
 class LinkSchema(RowSchema):
     """A link to a task, without its URL."""
 
-    id = id_field("The link's ID.", examples.LINK, column=Link.id)
-    createdAt = time_field("When the link was created.", examples.TIME, Link.created_at)
-    expiresAt = text_field(
-        "When the link expires.", examples.LATER, column=Link.expires_at, format="date-time"
-    )
+    model = Link
+    id = id_field("The link's ID.", examples.LINK)
+    createdAt = time_field("When the link was created.", examples.TIME)
+    expiresAt = text_field("When the link expires.", examples.LATER, format="date-time")
 
 
 class LinkWithUrlSchema(LinkSchema):
@@ -226,7 +187,7 @@ class LinkWithUrlSchema(LinkSchema):
 class AppendedSchema(ResponseSchema):
     """A task's log after an append."""
 
-    logCount = fields.Integer(metadata=doc("The number of lines appended so far.", 3, minimum=0))
+    logCount = integer_field("The number of lines appended so far.", 3, minimum=0)
     status = text_field(
         "The task's status.", terms.RUNNING, validate=validate.OneOf(terms.STATUSES)
     )
@@ -237,18 +198,13 @@ class LogPageSchema(ResponseSchema):
 
     optional = ("times",)
 
-    logs = fields.List(
-        fields.String(),
-        metadata=doc("Lines, in order of arrival.", ["Synopsis: Running"]),
+    logs = list_field("Lines, in order of arrival.", ["Synopsis: Running"], items=fields.String())
+    times = list_field(
+        "With the parameter `times`: when each line was printed; null if it was not stored.",
+        [examples.TIME],
+        items=fields.String(allow_none=True, metadata={"format": "date-time"}),
     )
-    times = fields.List(
-        fields.String(allow_none=True, metadata={"format": "date-time"}),
-        metadata=doc(
-            "With the parameter `times`: when each line was printed; null if it was not stored.",
-            [examples.TIME],
-        ),
-    )
-    next = fields.Integer(metadata=doc("The value of `after` for the next page.", 1, minimum=0))
+    next = integer_field("The value of `after` for the next page.", 1, minimum=0)
     status = text_field(
         "The task's status; only a running task gets more lines.",
         terms.RUNNING,
@@ -263,7 +219,7 @@ class HitSchema(ResponseSchema):
     name = text_field("The task's name.")
     agentId = text_field("The task's agent.")
     status = text_field("The task's status.", validate=validate.OneOf(terms.STATUSES))
-    line = fields.Integer(metadata=doc("The number of the line.", minimum=1))
+    line = integer_field("The number of the line.", minimum=1)
     at = time_field("When the line was printed; null if that was not stored.", None)
     text = text_field("At most 400 characters of the line, with the text.")
 
@@ -271,30 +227,28 @@ class HitSchema(ResponseSchema):
 class SearchedSchema(ResponseSchema):
     """The logs that a search has read."""
 
-    tasks = fields.Integer(metadata=doc("The number of tasks.", 62, minimum=0))
-    bytes = fields.Integer(metadata=doc("The size of their logs.", 4_800_000, minimum=0))
+    tasks = integer_field("The number of tasks.", 62, minimum=0)
+    bytes = integer_field("The size of their logs.", 4_800_000, minimum=0)
     until = time_field("The `createdAt` of the last task; null: there are no more.", None)
 
 
 class FoundSchema(ResponseSchema):
     """The lines that a search has found."""
 
-    hits = fields.List(
-        fields.Nested(HitSchema()),
-        metadata=doc(
-            "The newest task first; the lines of one task in their order.",
-            [
-                {
-                    "taskId": examples.TASK,
-                    "name": "nightly summary",
-                    "agentId": "summarizer",
-                    "status": terms.ERROR,
-                    "line": 812,
-                    "at": examples.TIME,
-                    "text": "write failed: disk full",
-                }
-            ],
-        ),
+    hits = list_field(
+        "The newest task first; the lines of one task in their order.",
+        [
+            {
+                "taskId": examples.TASK,
+                "name": "nightly summary",
+                "agentId": "summarizer",
+                "status": terms.ERROR,
+                "line": 812,
+                "at": examples.TIME,
+                "text": "write failed: disk full",
+            }
+        ],
+        items=fields.Nested(HitSchema()),
     )
     searched = fields.Nested(SearchedSchema())
 
@@ -311,7 +265,7 @@ class AgainstSchema(ResponseSchema):
 class NewLineSchema(ResponseSchema):
     """A line that the other log does not have."""
 
-    line = fields.Integer(metadata=doc("The number of the line.", minimum=1))
+    line = integer_field("The number of the line.", minimum=1)
     at = time_field("When the line was printed; null if that was not stored.", None)
     text = text_field("At most 400 characters of the line.")
 
@@ -320,14 +274,12 @@ class NewLinesSchema(ResponseSchema):
     """The lines of a log that another one does not have."""
 
     against = fields.Nested(AgainstSchema())
-    lines = fields.List(
-        fields.Nested(NewLineSchema()),
-        metadata=doc(
-            "At most 200 lines, the last ones.",
-            [{"line": 812, "at": examples.TIME, "text": "write failed: disk full"}],
-        ),
+    lines = list_field(
+        "At most 200 lines, the last ones.",
+        [{"line": 812, "at": examples.TIME, "text": "write failed: disk full"}],
+        items=fields.Nested(NewLineSchema()),
     )
-    cut = fields.Boolean(metadata=doc("Whether lines were left out.", False))
+    cut = boolean_field("Whether lines were left out.", False)
 
 
 class EventSchema(ResponseSchema):
@@ -388,30 +340,20 @@ QUESTION_COLUMNS = (*question_schema.columns.values(), Question.task_id)
 class AttemptSchema(RowSchema):
     """One attempt of a delivery."""
 
-    at = time_field("When the attempt began.", examples.TIME, Attempt.at)
-    durationMs = fields.Integer(
-        metadata=doc("Duration in milliseconds.", minimum=0, column=Attempt.duration_ms)
+    model = Attempt
+    at = time_field("When the attempt began.", examples.TIME)
+    durationMs = integer_field("Duration in milliseconds.", minimum=0)
+    statusCode = integer_field(
+        "The receiver's HTTP status; null without a response.", minimum=0, maximum=999
     )
-    statusCode = fields.Integer(
-        allow_none=True,
-        metadata=doc(
-            "The receiver's HTTP status; null without a response.",
-            minimum=0,
-            maximum=999,
-            column=Attempt.status_code,
-        ),
-    )
-    message = text_field("The outcome in one sentence.", column=Attempt.message)
+    message = text_field("The outcome in one sentence.")
 
 
 class DeliverySchema(RowSchema):
     """A webhook for the callback of a task."""
 
-    id = id_field(
-        "The delivery's ID: the `webhook-id` of all its attempts.",
-        examples.DELIVERY,
-        column=Delivery.id,
-    )
+    model = Delivery
+    id = id_field("The delivery's ID: the `webhook-id` of all its attempts.", examples.DELIVERY)
     callback = text_field(
         "The URL that the webhook is sent to.",
         "https://myapp.example/api/v1/callback/2100aaa",
@@ -422,26 +364,21 @@ class DeliverySchema(RowSchema):
         "`pending`: will be sent; `delivered`: the receiver responded with 2xx; `failed`: will "
         "not be sent again; `cancelled`: replaced by a newer delivery.",
         terms.PENDING,
-        column=Delivery.state,
         validate=validate.OneOf(terms.DELIVERY_STATES),
     )
-    createdAt = time_field("When the task ended.", examples.TIME, Delivery.created_at)
-    nextAttemptAt = time_field(
-        "When the next attempt is due; null unless `pending`.", None, Delivery.next_attempt_at
-    )
-    attempts = fields.List(
-        fields.Nested(AttemptSchema()),
-        metadata=doc(
-            f"The newest {terms.MAX_ATTEMPTS} attempts, oldest first; older ones are deleted.",
-            [
-                {
-                    "at": examples.TIME,
-                    "durationMs": 10_002,
-                    "statusCode": None,
-                    "message": "No response within 10 s.",
-                }
-            ],
-        ),
+    createdAt = time_field("When the task ended.", examples.TIME)
+    nextAttemptAt = time_field("When the next attempt is due; null unless `pending`.", None)
+    attempts = list_field(
+        f"The newest {terms.MAX_ATTEMPTS} attempts, oldest first; older ones are deleted.",
+        [
+            {
+                "at": examples.TIME,
+                "durationMs": 10_002,
+                "statusCode": None,
+                "message": "No response within 10 s.",
+            }
+        ],
+        items=fields.Nested(AttemptSchema()),
     )
 
 
@@ -475,7 +412,7 @@ class ProblemSchema(ResponseSchema):
 
     type = text_field("The type of the problem, a URI.", "about:blank")
     title = text_field("The status in words.", "Not Found")
-    status = fields.Integer(metadata=doc("The HTTP status.", 404))
+    status = integer_field("The HTTP status.", 404)
     detail = text_field("The problem, in one sentence.", "Task's ID is not found")
     code = text_field(
         "The kind of error, for programs. "
@@ -485,14 +422,12 @@ class ProblemSchema(ResponseSchema):
         "not_found",
         validate=validate.OneOf(terms.CODES),
     )
-    errors = fields.Dict(
-        metadata=doc("With 422: field, parameter or header -> messages, nested like the request.")
+    errors = object_field(
+        "With 422: field, parameter or header -> messages, nested like the request."
     )
     task = fields.Nested(FinishedTaskSchema())
     question = fields.Nested(QuestionSchema())
-    expected = fields.Integer(
-        metadata=doc("With 409 at an append: the `seq` of the writer's next line.")
-    )
+    expected = integer_field("With 409 at an append: the `seq` of the writer's next line.")
     requestId = text_field(
         "The request's ID, as in the service's log; absent with 401.", examples.REQUEST
     )
@@ -505,8 +440,8 @@ class DocumentSchema(ResponseSchema):
         unknown = INCLUDE
 
     openapi = text_field("The version of OpenAPI.", "3.1.0")
-    info = fields.Dict(metadata=doc("The title and version of the API.", {"title": "taskservice"}))
-    paths = fields.Dict(metadata=doc("The operations.", {}))
+    info = object_field("The title and version of the API.", {"title": "taskservice"})
+    paths = object_field("The operations.", {})
 
 
 problem_schema = ProblemSchema()

@@ -10,8 +10,11 @@ from taskservice.schemas.fields import (
     RowSchema,
     StoredJson,
     StoredNumber,
-    doc,
+    boolean_field,
+    float_field,
     id_field,
+    integer_field,
+    list_field,
     text_field,
     time_field,
 )
@@ -21,62 +24,51 @@ from taskservice.terms import AGENT_STATES, ATTENTION, BROKEN, COMPLETE, ERROR, 
 class UserSchema(RowSchema):
     """The person or team that owns tasks, agents and keys."""
 
-    id = id_field("The user's ID.", examples.USER, column=User.id)
-    name = text_field("The user's name.", "alice", column=User.name)
-    createdAt = time_field("When the user was added.", examples.TIME, User.created_at)
+    model = User
+    id = id_field("The user's ID.", examples.USER)
+    name = text_field("The user's name.", "alice")
+    createdAt = time_field("When the user was added.", examples.TIME)
 
 
 class KeySchema(RowSchema):
     """An API key, without its text."""
 
-    id = id_field("The key's ID.", examples.KEY, column=ApiKey.id)
-    name = text_field("The key's name.", "laptop", column=ApiKey.name)
-    hint = text_field(
-        "The first and last characters of the key.", "tsk_agent_…Xk2P", column=ApiKey.hint
-    )
-    agentId = text_field(
-        "The agent that the key is limited to; null for a user key.",
-        "summarizer",
-        column=ApiKey.agent_id,
-        allow_none=True,
-    )
+    model = ApiKey
+    id = id_field("The key's ID.", examples.KEY)
+    name = text_field("The key's name.", "laptop")
+    hint = text_field("The first and last characters of the key.", "tsk_agent_…Xk2P")
+    agentId = text_field("The agent that the key is limited to; null for a user key.", "summarizer")
     access = text_field(
         "`full`, or `read` if the key can only read.",
         terms.FULL,
-        column=ApiKey.access,
         validate=validate.OneOf(terms.ACCESSES),
     )
-    login = fields.Boolean(
-        metadata=doc(
-            "Whether the key has no text, but signs in the person whom a proxy calls by its name.",
-            False,
-            column=ApiKey.login,
-        )
+    login = boolean_field(
+        "Whether the key has no text, but signs in the person whom a proxy calls by its name.",
+        False,
     )
-    createdAt = time_field("When the key was created.", examples.TIME, ApiKey.created_at)
-    expiresAt = time_field("When the key expires.", None, ApiKey.expires_at)
-    lastUsedAt = time_field("The minute of the last use.", None, ApiKey.last_used_at)
-    revokedAt = time_field("When the key was revoked.", None, ApiKey.revoked_at)
+    createdAt = time_field("When the key was created.", examples.TIME)
+    expiresAt = time_field("When the key expires.", None)
+    lastUsedAt = time_field("The minute of the last use.", None)
+    revokedAt = time_field("When the key was revoked.", None)
 
 
 class KeyWithSecretSchema(KeySchema):
     """A new key with its text, which no other response contains."""
 
-    key = fields.String(
-        attribute="text",
-        metadata=doc("The text of the key, for the header `apikey`.", "tsk_agent_..."),
+    key = text_field(
+        "The text of the key, for the header `apikey`.", "tsk_agent_...", attribute="text"
     )
 
 
 class CallbackSecretSchema(RowSchema):
     """The secret that signs a user's webhooks."""
 
+    model = CallbackSecret
     secret = text_field(
-        "The secret, in the format of Standard Webhooks.",
-        "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
-        column=CallbackSecret.secret,
+        "The secret, in the format of Standard Webhooks.", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
     )
-    createdAt = time_field("When it was created.", examples.TIME, CallbackSecret.created_at)
+    createdAt = time_field("When it was created.", examples.TIME)
 
 
 class WhoAmISchema(UserSchema):
@@ -112,34 +104,30 @@ class RecentTaskSchema(ResponseSchema):
         validate=validate.OneOf(ERROR_TYPES),
     )
     finishedAt = text_field("When the task ended.", examples.TIME, format="date-time")
-    seconds = fields.Float(
-        allow_none=True,
-        metadata=doc("Seconds from claim to end; null if never claimed.", 12.5, minimum=0),
+    seconds = float_field(
+        "Seconds from claim to end; null if never claimed.", 12.5, allow_none=True, minimum=0
     )
 
 
 class HealthOfAgentSchema(ResponseSchema):
     """The health of an agent, mostly from its last 30 finished tasks."""
 
-    recent = fields.List(
-        fields.Nested(RecentTaskSchema()),
-        metadata=doc("These tasks, earliest end first."),
-    )
-    successRate = fields.Float(
+    recent = list_field("These tasks, earliest end first.", items=fields.Nested(RecentTaskSchema()))
+    successRate = float_field(
+        "The share of complete tasks, not counting cancelled ones.",
+        0.97,
         allow_none=True,
-        metadata=doc(
-            "The share of complete tasks, not counting cancelled ones.",
-            0.97,
-            minimum=0,
-            maximum=1,
-        ),
+        minimum=0,
+        maximum=1,
     )
     lastSuccessAt = text_field(
         "When the last complete task ended.", examples.TIME, format="date-time", allow_none=True
     )
-    medianSeconds = fields.Float(
+    medianSeconds = float_field(
+        "Median duration in seconds, not counting cancelled tasks.",
+        12.5,
         allow_none=True,
-        metadata=doc("Median duration in seconds, not counting cancelled tasks.", 12.5, minimum=0),
+        minimum=0,
     )
     dueAt = time_field("When the next run is expected; while late, the missed one.", None)
     lateSince = time_field("Since when the agent is late.", None)
@@ -157,11 +145,12 @@ class HealthOfAgentSchema(ResponseSchema):
 class AgentOfTaskSchema(RowSchema):
     """The agent of a task."""
 
-    id = text_field("The agent's ID, chosen by its user.", "summarizer", column=Agent.id)
-    name = text_field("The agent's name.", "Nightly summarizer", column=Agent.name)
-    description = text_field("The purpose.", "Sums up the day's mail.", column=Agent.description)
-    userId = id_field("The user that owns the agent.", examples.USER, column=Agent.user_id)
-    createdAt = time_field("When the agent was registered.", examples.TIME, Agent.created_at)
+    model = Agent
+    id = text_field("The agent's ID, chosen by its user.", "summarizer")
+    name = text_field("The agent's name.", "Nightly summarizer")
+    description = text_field("The purpose.", "Sums up the day's mail.")
+    userId = id_field("The user that owns the agent.", examples.USER)
+    createdAt = time_field("When the agent was registered.", examples.TIME)
 
 
 class AgentSchema(AgentOfTaskSchema):
@@ -170,30 +159,18 @@ class AgentSchema(AgentOfTaskSchema):
     optional = AGENT_EXPANSIONS
 
     inputSchema = StoredJson(
-        metadata=doc(
-            "JSON Schema that the input of each unclaimed start and each rerun must match.",
-            examples.INPUT_SCHEMA,
-            column=Agent.input_schema,
-        )
+        "JSON Schema that the input of each unclaimed start and each rerun must match.",
+        examples.INPUT_SCHEMA,
     )
     annotations = StoredJson(
-        metadata=doc(
-            "The MCP tool annotations.",
-            {"readOnlyHint": False, "destructiveHint": True, "openWorldHint": True},
-            column=Agent.annotations,
-        )
+        "The MCP tool annotations.",
+        {"readOnlyHint": False, "destructiveHint": True, "openWorldHint": True},
     )
-    tool = fields.Boolean(
-        metadata=doc("Whether MCP clients get a tool for this agent.", True, column=Agent.tool)
-    )
+    tool = boolean_field("Whether MCP clients get a tool for this agent.", True)
     expect = StoredJson(
-        allow_none=True,
-        metadata=doc(
-            "When a task is expected to start; null if none is.",
-            None,
-            anyOf=[{"$ref": "#/components/schemas/Expect"}, {"type": "null"}],
-            column=Agent.expect,
-        ),
+        "When a task is expected to start; null if none is.",
+        None,
+        anyOf=[{"$ref": "#/components/schemas/Expect"}, {"type": "null"}],
     )
     health = fields.Nested(HealthOfAgentSchema())
 
@@ -202,19 +179,17 @@ class NumberPathSchema(ResponseSchema):
     """A place in the outputs of an agent that has numbers."""
 
     path = text_field("The key, or two keys with a dot between them.", "usage.output_tokens")
-    last = StoredNumber(metadata=doc("The newest number.", 1843))
-    count = fields.Integer(metadata=doc("The number of outputs that have it.", 100, minimum=1))
+    last = StoredNumber("The newest number.", 1843)
+    count = integer_field("The number of outputs that have it.", 100, minimum=1)
 
 
 class NumberPathsSchema(ResponseSchema):
     """The paths of the numbers in the outputs of an agent."""
 
-    paths = fields.List(
-        fields.Nested(NumberPathSchema()),
-        metadata=doc(
-            "The most frequent first, at most 50.",
-            [{"path": "usage.output_tokens", "last": 1843, "count": 100}],
-        ),
+    paths = list_field(
+        "The most frequent first, at most 50.",
+        [{"path": "usage.output_tokens", "last": 1843, "count": 100}],
+        items=fields.Nested(NumberPathSchema()),
     )
 
 
@@ -223,7 +198,7 @@ class OutputNumberSchema(ResponseSchema):
 
     taskId = id_field("The task.", examples.TASK)
     finishedAt = text_field("When the task ended.", examples.LATER, format="date-time")
-    value = StoredNumber(metadata=doc("The number, exactly as in the output.", 1843))
+    value = StoredNumber("The number, exactly as in the output.", 1843)
 
 
 class AttentionSchema(ResponseSchema):

@@ -37,13 +37,12 @@ EDITS = {
     ),
     "schemas/tasks.py": (
         "    labels = StoredJson(",
-        "    host = fields.String(allow_none=True, "
-        'metadata=doc("Its machine.", None, column=Task.host))',
+        '    host = text_field("Its machine.", None)',
     ),
     "schemas/requests.py": (
         '    labels = Labels("Labels to set;',
-        "    host = fields.String(allow_none=True, validate=validate.Length(max=9), "
-        'metadata=doc("Its machine.", "one"))',
+        '    host = text_field("Its machine.", "one", allow_none=True, '
+        "validate=validate.Length(max=9))",
     ),
     "client/responses.py": (
         '    "status,error,progress,',
