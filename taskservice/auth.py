@@ -19,7 +19,7 @@ from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, ApiKey, Link, Task, User
 from taskservice.database.transactions import reading, share_reading
 from taskservice.database.types import AnyRow, Identifier, Timestamp
-from taskservice.errors import Problem, invalid_key, not_found
+from taskservice.errors import Problem, invalid_key, require
 from taskservice.schemas.users import KEY_COLUMNS
 from taskservice.terms import FULL, LINK, READ, READ_ONLY
 
@@ -211,17 +211,13 @@ def key_in_headers(apikey: str | None, authorization: str | None) -> str:
     if authorization is None:
         return apikey or ""
     credentials = authorization.split(",")
-    if not any(map(_is_bearer, credentials)):
+    if not any(each.lower().split()[:1] == [BEARER] for each in credentials):
         # Another scheme, such as Basic, is meant for a proxy.
         return apikey or ""
     if len(credentials) > 1:
         return ""
     key = credentials[0].strip(" ")[len(BEARER) :].strip(" ")
     return key if apikey in (None, key) else ""
-
-
-def _is_bearer(credentials: str) -> bool:
-    return credentials.lower().split()[:1] == [BEARER]
 
 
 def valid_key(text: str, now: str) -> AnyRow:
@@ -246,9 +242,8 @@ def authenticate_link(token: str) -> None:
     """Set `caller` from the token of a link; raises 404, always the same, unless it is valid."""
     share_reading()
     with reading() as connection:
-        link = _LINK.one_or_none(connection, digest=digest(token), now=clock.now())
-    if link is None:
-        raise not_found("link")
+        row = _LINK.one_or_none(connection, digest=digest(token), now=clock.now())
+    link = require(row, "link")
     g.caller = Caller(link.user_id, None, link.id, LINK, link.user_name, READ, link.task_id)
 
 
@@ -265,9 +260,4 @@ def is_key_valid() -> bool:
     return still_valid(clock.now()) is not None
 
 
-def _caller() -> Caller:
-    found: Caller = g.caller
-    return found
-
-
-caller = cast(Caller, LocalProxy(_caller))
+caller = cast(Caller, LocalProxy(lambda: g.caller))

@@ -4,7 +4,7 @@ import errno
 import logging
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from flask import Flask, Response, current_app, g, request
 from marshmallow import ValidationError
@@ -17,6 +17,7 @@ from taskservice.terms import PROBLEM_TYPE
 
 logger = logging.getLogger(__name__)
 
+R = TypeVar("R")
 
 RETRY_SECONDS = 2
 OUT_OF_FILES = "The service is out of open files or disk space; try again later"
@@ -56,6 +57,13 @@ def not_found(thing: str) -> Problem:
     # The API's specification fixes the text for a task.
     detail = "Task's ID is not found" if thing == "task" else f"No such {thing}"
     return Problem(404, detail)
+
+
+def require(row: R | None, thing: str) -> R:
+    """The row of a task, agent or key; raises 404 without one."""
+    if row is None:
+        raise not_found(thing)
+    return row
 
 
 def no_such_user(name: str) -> Problem:

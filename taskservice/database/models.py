@@ -18,19 +18,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, configure_mappers, mapped_column
 
+from taskservice import terms
 from taskservice.database.types import Identifier, Timestamp, db
-from taskservice.terms import (
-    ACTIVE,
-    CANCELLED,
-    DELIVERED,
-    ERROR_TYPES,
-    FAILED,
-    FULL,
-    OFF,
-    PENDING,
-    QUESTION_STATES,
-    STATUSES,
-)
 
 # The default input schema and tool annotations of an agent.
 INPUT_SCHEMA = '{"type":"object"}'
@@ -40,11 +29,11 @@ ANNOTATIONS = '{"readOnlyHint":false,"destructiveHint":true,"openWorldHint":true
 RowNumber = BigInteger().with_variant(Integer(), "sqlite")
 
 
-def partial_index(name: str, *columns: str, where: TextClause, unique: bool = False) -> Index:
+def partial_index(name: str, columns: str, where: str | TextClause, unique: bool = False) -> Index:
     """An index of the rows `where` on SQLite; migrations create it with this limit on both."""
     # `postgresql_where` would load PostgreSQL's dialect on SQLite too, a tenth of the time of a
     # start.
-    return Index(name, *columns, unique=unique, sqlite_where=where)
+    return Index(name, *columns.split(", "), unique=unique, sqlite_where=text(str(where)))
 
 
 def _one_of(column: str, *words: str) -> str:
@@ -73,7 +62,6 @@ class CallbackSecret(db.Model):
     replaced_at: Mapped[str | None] = mapped_column(Timestamp)
 
 
-_DUE = text("late_at IS NOT NULL AND late_since IS NULL")
 IN_TROUBLE = text("state = 'broken' OR late_since IS NOT NULL")
 
 
@@ -83,8 +71,8 @@ class Agent(db.Model):
     __tablename__ = "agents"
     __table_args__ = (
         # For the agents that become late, and for those that need attention.
-        partial_index("agents_due", "late_at", where=_DUE),
-        partial_index("agents_in_trouble", "user_id", where=IN_TROUBLE),
+        partial_index("agents_due", "late_at", "late_at IS NOT NULL AND late_since IS NULL"),
+        partial_index("agents_in_trouble", "user_id", IN_TROUBLE),
     )
 
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
@@ -111,9 +99,6 @@ class Agent(db.Model):
     late_since: Mapped[str | None] = mapped_column(Timestamp)
 
 
-_IS_LOGIN = text("login AND revoked_at IS NULL")
-
-
 class ApiKey(db.Model):
     """The digest of an API key, which belongs to a user or to one of the user's agents."""
 
@@ -124,13 +109,13 @@ class ApiKey(db.Model):
             ["user_id", "agent_id"], [Agent.user_id, Agent.id], ondelete="CASCADE"
         ),
         Index(None, "user_id", "agent_id"),
-        partial_index("api_keys_login", "name", where=_IS_LOGIN, unique=True),
+        partial_index("api_keys_login", "name", "login AND revoked_at IS NULL", unique=True),
     )
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
     agent_id: Mapped[str | None]
-    access: Mapped[str] = mapped_column(server_default=FULL)
+    access: Mapped[str] = mapped_column(server_default=terms.FULL)
     # Whether it has no text, and signs in the person whom a proxy calls by its name.
     login: Mapped[bool] = mapped_column(server_default=false())
     name: Mapped[str]
@@ -151,18 +136,10 @@ def _json_object(column: str) -> tuple[CheckConstraint, CheckConstraint]:
     return sqlite.ddl_if(dialect="sqlite"), postgresql.ddl_if(dialect="postgresql")
 
 
-_UNCLAIMED = text("status = 'running' AND claimed_at IS NULL")
-_AT_WORK = text("status = 'running' AND claimed_at IS NOT NULL")
 # Tasks that can time out: after the default timeout, or after a timeout of their own.
 CLAIMED = text("status = 'running' AND claimed_at IS NOT NULL AND timeout IS NULL")
 CLAIMED_WITH_TIMEOUT = text("status = 'running' AND claimed_at IS NOT NULL AND timeout > 0")
 WITH_OLD_LOG = text("finished_at IS NOT NULL AND first_log <= log_count")
-_FINISHED = text("finished_at IS NOT NULL")
-_IN_ERROR = text("error_type IS NOT NULL")
-_CHILD = text("parent_id IS NOT NULL")
-_RERUN = text("rerun_of IS NOT NULL")
-_KEYED = text("idempotency_key IS NOT NULL")
-_CLAIM_KEYED = text("claim_key IS NOT NULL")
 IS_ASKING = text("questions <> '[]'")
 
 
@@ -172,8 +149,8 @@ class Task(db.Model):
     __tablename__ = "tasks"
     __table_args__ = (
         ForeignKeyConstraint(["user_id", "agent_id"], [Agent.user_id, Agent.id]),
-        CheckConstraint(_one_of("status", *STATUSES), "status"),
-        CheckConstraint(_one_of("error_type", *ERROR_TYPES), "error_type"),
+        CheckConstraint(_one_of("status", *terms.STATUSES), "status"),
+        CheckConstraint(_one_of("error_type", *terms.ERROR_TYPES), "error_type"),
         CheckConstraint("(status = 'error') = (error_type IS NOT NULL)", "error"),
         CheckConstraint("(error_type IS NULL) = (error_message IS NULL)", "error_message"),
         CheckConstraint("(status = 'running') = (finished_at IS NULL)", "finished"),
@@ -183,10 +160,13 @@ class Task(db.Model):
         CheckConstraint("first_log BETWEEN 1 AND log_count + 1", "first_log"),
         CheckConstraint("(idempotency_key IS NULL) = (idempotency_digest IS NULL)", "idempotency"),
         partial_index(
-            "tasks_idempotency_key", "user_id", "idempotency_key", unique=True, where=_KEYED
+            "tasks_idempotency_key",
+            "user_id, idempotency_key",
+            "idempotency_key IS NOT NULL",
+            unique=True,
         ),
         partial_index(
-            "tasks_claim_key", "user_id", "agent_id", "claim_key", unique=True, where=_CLAIM_KEYED
+            "tasks_claim_key", "user_id, agent_id, claim_key", "claim_key IS NOT NULL", unique=True
         ),
         # The list and its filters, newest first (read backwards) or oldest first.
         Index("tasks_by_creation", "user_id", "created_at", "id"),
@@ -194,30 +174,34 @@ class Task(db.Model):
         Index("tasks_by_status", "user_id", "status", "created_at", "id"),
         Index("tasks_by_end", "user_id", "finished_at", "id"),
         partial_index(
-            "tasks_by_error", "user_id", "error_type", "created_at", "id", where=_IN_ERROR
+            "tasks_by_error", "user_id, error_type, created_at, id", "error_type IS NOT NULL"
         ),
         # For the list of a task's children, its newest rerun, and its deletion.
-        partial_index("tasks_by_parent", "parent_id", "created_at", "id", where=_CHILD),
-        partial_index("tasks_by_rerun", "rerun_of", "created_at", "id", where=_RERUN),
+        partial_index("tasks_by_parent", "parent_id, created_at, id", "parent_id IS NOT NULL"),
+        partial_index("tasks_by_rerun", "rerun_of, created_at, id", "rerun_of IS NOT NULL"),
         # For the health of an agent.
-        partial_index("tasks_by_agent_end", "user_id", "agent_id", "finished_at", where=_FINISHED),
+        partial_index(
+            "tasks_by_agent_end", "user_id, agent_id, finished_at", "finished_at IS NOT NULL"
+        ),
         # For claims.
         partial_index(
-            "tasks_unclaimed", "user_id", "agent_id", "created_at", "id", where=_UNCLAIMED
+            "tasks_unclaimed",
+            "user_id, agent_id, created_at, id",
+            "status = 'running' AND claimed_at IS NULL",
         ),
         # For the tasks that hang, and the agents without a worker.
         partial_index(
-            "tasks_claimed_by_agent", "user_id", "agent_id", "claimed_at", where=_AT_WORK
+            "tasks_claimed_by_agent",
+            "user_id, agent_id, claimed_at",
+            "status = 'running' AND claimed_at IS NOT NULL",
         ),
         # For the tasks with open questions.
-        partial_index("tasks_asking", "user_id", "created_at", "id", where=IS_ASKING),
+        partial_index("tasks_asking", "user_id, created_at, id", IS_ASKING),
         # For timeouts: the longest silence, or the next deadline, first.
-        partial_index("tasks_claimed", "last_heartbeat_at", where=CLAIMED),
-        partial_index(
-            "tasks_claimed_with_timeout", "heartbeat_deadline", where=CLAIMED_WITH_TIMEOUT
-        ),
+        partial_index("tasks_claimed", "last_heartbeat_at", CLAIMED),
+        partial_index("tasks_claimed_with_timeout", "heartbeat_deadline", CLAIMED_WITH_TIMEOUT),
         # For log retention: the task that ended first among those with lines.
-        partial_index("tasks_with_old_log", "finished_at", where=WITH_OLD_LOG),
+        partial_index("tasks_with_old_log", "finished_at", WITH_OLD_LOG),
     )
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)
@@ -296,27 +280,23 @@ class Link(db.Model):
     expires_at: Mapped[str] = mapped_column(Timestamp)
 
 
-_KEYED_QUESTION = text("idempotency_key IS NOT NULL")
-_OPEN = text("state = 'open'")
-_EXPIRING = text("state = 'open' AND expires_at IS NOT NULL")
-
-
 class Question(db.Model):
     """A question of an agent to a person; open ones are also in `Task.questions`."""
 
     __tablename__ = "questions"
     __table_args__ = (
-        CheckConstraint(_one_of("state", *QUESTION_STATES), "state"),
+        CheckConstraint(_one_of("state", *terms.QUESTION_STATES), "state"),
         CheckConstraint("(state = 'answered') = (answer IS NOT NULL)", "answer"),
         Index(None, "task_id", "asked_at", "id"),
-        partial_index("questions_open", "task_id", "asked_at", "id", where=_OPEN),
-        partial_index("questions_expiring", "expires_at", where=_EXPIRING),
+        partial_index("questions_open", "task_id, asked_at, id", "state = 'open'"),
+        partial_index(
+            "questions_expiring", "expires_at", "state = 'open' AND expires_at IS NOT NULL"
+        ),
         partial_index(
             "questions_idempotency_key",
-            "task_id",
-            "idempotency_key",
+            "task_id, idempotency_key",
+            "idempotency_key IS NOT NULL",
             unique=True,
-            where=_KEYED_QUESTION,
         ),
     )
 
@@ -420,7 +400,7 @@ class Hook(db.Model):
 
     __tablename__ = "hooks"
     __table_args__ = (
-        CheckConstraint(_one_of("state", ACTIVE, OFF), "state"),
+        CheckConstraint(_one_of("state", *terms.HOOK_STATES), "state"),
         Index(None, "user_id", "created_at", "id"),
     )
 
@@ -458,10 +438,6 @@ class Hook(db.Model):
 
 _PENDING = text("state = 'pending'")
 _OF_HOOK = text("hook_id IS NOT NULL")
-_PENDING_OF_HOOK = text("state = 'pending' AND hook_id IS NOT NULL")
-_LEASED = text("leased_until IS NOT NULL")
-_IN_VAIN = text("state IN ('failed', 'cancelled')")
-_FAILED = text("state = 'failed'")
 
 
 class Delivery(db.Model):
@@ -472,7 +448,7 @@ class Delivery(db.Model):
 
     __tablename__ = "deliveries"
     __table_args__ = (
-        CheckConstraint(_one_of("state", PENDING, DELIVERED, FAILED, CANCELLED), "state"),
+        CheckConstraint(_one_of("state", *terms.DELIVERY_STATES), "state"),
         CheckConstraint("(state = 'pending') = (next_attempt_at IS NOT NULL)", "next_attempt"),
         CheckConstraint("(lease IS NULL) = (leased_until IS NULL)", "lease"),
         CheckConstraint(
@@ -481,18 +457,20 @@ class Delivery(db.Model):
             "hook",
         ),
         Index(None, "task_id", "created_at"),
-        partial_index("deliveries_of_hook", "hook_id", "created_at", "id", where=_OF_HOOK),
+        partial_index("deliveries_of_hook", "hook_id, created_at, id", _OF_HOOK),
         partial_index(
-            "deliveries_due_of_hook", "hook_id", "next_attempt_at", where=_PENDING_OF_HOOK
+            "deliveries_due_of_hook",
+            "hook_id, next_attempt_at",
+            "state = 'pending' AND hook_id IS NOT NULL",
         ),
-        partial_index("deliveries_of_event", "event_id", where=_OF_HOOK),
-        partial_index("deliveries_due", "next_attempt_at", where=_PENDING),
+        partial_index("deliveries_of_event", "event_id", _OF_HOOK),
+        partial_index("deliveries_due", "next_attempt_at", _PENDING),
         # The same for one user, since users take turns.
-        partial_index("deliveries_due_of_user", "user_id", "next_attempt_at", where=_PENDING),
-        partial_index("deliveries_leased", "leased_until", where=_LEASED),
-        partial_index("deliveries_in_vain", "state", where=_IN_VAIN),
+        partial_index("deliveries_due_of_user", "user_id, next_attempt_at", _PENDING),
+        partial_index("deliveries_leased", "leased_until", "leased_until IS NOT NULL"),
+        partial_index("deliveries_in_vain", "state", "state IN ('failed', 'cancelled')"),
         # For the tasks whose webhook failed: their list, and the last ones.
-        partial_index("deliveries_failed", "user_id", "created_at", "task_id", where=_FAILED),
+        partial_index("deliveries_failed", "user_id, created_at, task_id", "state = 'failed'"),
     )
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)

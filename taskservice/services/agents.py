@@ -13,7 +13,7 @@ from taskservice.database.connections import Statement
 from taskservice.database.models import ANNOTATIONS, Agent, Task
 from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import AnyRow, in_pages
-from taskservice.errors import Problem, invalid, not_found
+from taskservice.errors import Problem, invalid, not_found, require
 from taskservice.schemas import strict_json
 from taskservice.schemas.users import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS, agent_schema
 from taskservice.services import expected_runs
@@ -73,7 +73,7 @@ def delete(caller: Caller, agent_id: str) -> Any:
     here = {"agent_id": agent_id, **caller.scope}
     has_tasks = exists().where(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
     with transaction() as connection:
-        agent = _found(connection.execute(_AGENT.with_for_update(), here).one_or_none())
+        agent = require(connection.execute(_AGENT.with_for_update(), here).one_or_none(), "agent")
         if connection.execute(delete_from(Agent).where(*_THIS, ~has_tasks), here).rowcount == 0:
             raise Problem(409, "The agent has tasks; delete them first", code=AGENT_HAS_TASKS)
     return agent
@@ -168,8 +168,8 @@ def list_all(caller: Caller) -> Iterator[Sequence[AnyRow]]:
 def ids(caller: Caller, count: int | None = None) -> Sequence[str]:
     """The ids of the first `count` agents that the caller may see, or of all, in order."""
     with reading() as connection:
-        found = _AGENTS.with_only_columns(Agent.id).limit(count)
-        return connection.scalars(found, caller.scope).all()
+        first = _AGENTS.with_only_columns(Agent.id).limit(count)
+        return connection.scalars(first, caller.scope).all()
 
 
 def choices(caller: Caller) -> Sequence[str]:
@@ -193,18 +193,12 @@ def get(caller: Caller, agent_id: str) -> AnyRow:
     """An agent that the caller may see. Raises 404."""
     here = {"agent_id": agent_id, **caller.scope}
     with reading() as connection:
-        return _found(connection.execute(_AGENT, here).one_or_none())
-
-
-def _found(agent: AnyRow | None) -> AnyRow:
-    if agent is None:
-        raise not_found("agent")
-    return agent
+        return require(connection.execute(_AGENT, here).one_or_none(), "agent")
 
 
 def health(agents: Sequence[AnyRow]) -> dict[str, dict[str, Any]]:
     """Agent id -> health, as in HealthOfAgentSchema; all agents belong to one user."""
-    return {agent.id: health_of(agent, found) for agent, found in runs(agents, RECENT)}
+    return {agent.id: health_of(agent, recent) for agent, recent in runs(agents, RECENT)}
 
 
 def runs(agents: Sequence[AnyRow], count: int) -> list[tuple[AnyRow, list[AnyRow]]]:
@@ -232,13 +226,13 @@ def loads(agents: Sequence[AnyRow], maximum: int) -> dict[str, Load]:
         return {}
     user_id = agents[0].user_id
     with reading() as connection:
-        found = _RUNNING.all(connection, user_id=user_id)
-        running = Counter(task.agent_id for task in found if task.claimed_at)
+        tasks = _RUNNING.all(connection, user_id=user_id)
+        running = Counter(task.agent_id for task in tasks if task.claimed_at)
         return {
             agent.id: Load(
                 _WAITING.scalar(connection, user_id=user_id, agent_id=agent.id, maximum=maximum),
                 running[agent.id],
-                len(found) <= MAX_RUNNING,
+                len(tasks) <= MAX_RUNNING,
             )
             for agent in agents
         }

@@ -6,7 +6,7 @@ from typing import Any
 
 from taskservice import resources
 from taskservice.auth import Caller
-from taskservice.errors import Problem, not_found
+from taskservice.errors import Problem, require
 from taskservice.schemas.fields import parse_id
 from taskservice.services import deliveries, reports, tasks
 from taskservice.services.tasks import Idempotency
@@ -30,8 +30,7 @@ def run(
     refused, started, webhooks = [], [], []
     for number, (task_id, text) in enumerate(named.items(), 1):
         try:
-            if parse_id(task_id) is None:
-                raise not_found("task")
+            require(parse_id(task_id), "task")
             if action == CANCEL:
                 webhooks.append(reports.end_by_cancel(caller, task_id)[1])
             elif action == DELETE:

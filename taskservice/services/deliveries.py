@@ -43,7 +43,7 @@ from taskservice.database.types import (
     database_now,
     time_from_now,
 )
-from taskservice.errors import Problem, not_found
+from taskservice.errors import Problem, require
 from taskservice.schemas.tasks import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 from taskservice.webhooks import Outcome
 from taskservice.webhooks.retries import (
@@ -564,19 +564,15 @@ def redeliver(caller: Caller, task_id: str) -> Any:
     """
     visible = select(Task.id).where(Task.id == task_id, visible_tasks).with_for_update()
     with transaction() as connection:
-        if connection.scalar(visible, caller.scope) is None:
-            raise not_found("task")
+        require(connection.scalar(visible, caller.scope), "task")
         newest = _newest(connection, task_id)
         if newest is None:
             detail = "The task has no delivery: it is running, or has no callback"
             raise Problem(409, detail, code=terms.NO_DELIVERY)
         make_due(connection, newest)
     resources.find(DueDeliveries).set()
-    delivery = find(newest)
-    if delivery is None:
-        # The task was deleted in the meantime.
-        raise not_found("task")
-    return delivery
+    # The task may have been deleted in the meantime.
+    return require(find(newest), "task")
 
 
 def redeliver_any(delivery_id: str) -> None:

@@ -20,7 +20,7 @@ from taskservice.database.transactions import (
     transaction,
 )
 from taskservice.database.types import AnyRow, AnySelect, Identifier, time_from_now
-from taskservice.errors import Problem, invalid, not_found, overloaded
+from taskservice.errors import Problem, invalid, overloaded, require
 from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS, hook_schema
 from taskservice.services import attempts, deliveries, events, hook_messages, subscriptions
 from taskservice.services.attempts import FirstAttemptSlots
@@ -64,19 +64,16 @@ def list_all(caller: Caller) -> Sequence[AnyRow]:
 def get(caller: Caller, hook_id: str) -> AnyRow:
     """A hook of the user. Raises 404."""
     with reading() as connection:
-        return _found(connection, caller, hook_id, _HOOKS)
+        return _get(connection, caller, hook_id, _HOOKS)
 
 
 def _locked(connection: Connection, caller: Caller, hook_id: str) -> AnyRow:
-    return _found(connection, caller, hook_id, _HOOKS.with_for_update(key_share=True))
+    return _get(connection, caller, hook_id, _HOOKS.with_for_update(key_share=True))
 
 
-def _found(connection: Connection, caller: Caller, hook_id: str, hooks: AnySelect) -> AnyRow:
+def _get(connection: Connection, caller: Caller, hook_id: str, hooks: AnySelect) -> AnyRow:
     here = {"user_id": caller.user_id, "hook_id": hook_id}
-    found = connection.execute(hooks.where(_THIS), here).one_or_none()
-    if found is None:
-        raise not_found("hook")
-    return found
+    return require(connection.execute(hooks.where(_THIS), here).one_or_none(), "hook")
 
 
 @retry_on_conflict
@@ -207,9 +204,7 @@ def redeliver(caller: Caller, hook_id: str, delivery_id: str) -> Any:
     this = _DELIVERIES.where(Delivery.id == delivery_id)
     with transaction() as connection:
         hook = _locked(connection, caller, hook_id)
-        delivery = connection.execute(this, {"hook_id": hook_id}).one_or_none()
-        if delivery is None:
-            raise not_found("delivery")
+        delivery = require(connection.execute(this, {"hook_id": hook_id}).one_or_none(), "delivery")
         if hook.state == terms.OFF:
             raise Problem(409, "The hook is off; turn it on first")
         is_old = delivery.created_at < clock.now(-deliveries.DAY_SECONDS)

@@ -13,7 +13,7 @@ from taskservice.database import clock
 from taskservice.database.models import Link
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import AnyRow, AnySelect, Identifier, Timestamp
-from taskservice.errors import Problem, invalid, not_found
+from taskservice.errors import Problem, invalid, require
 from taskservice.schemas.tasks import LINK_COLUMNS
 from taskservice.services import tasks
 from taskservice.terms import LINK_DAYS, MAX_LINK_DAYS, MAX_LINKS, TOO_MANY_LINKS
@@ -67,6 +67,4 @@ def revoke(caller: Caller, task_id: str, link_id: str) -> AnyRow:
         tasks.get_locked(connection, caller, task_id)
         here = (Link.task_id == task_id, Link.id == link_id)
         link = connection.execute(delete(Link).where(*here).returning(*LINK_COLUMNS)).one_or_none()
-    if link is None:
-        raise not_found("link")
-    return link
+    return require(link, "link")

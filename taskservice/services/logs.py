@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from operator import itemgetter
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -21,6 +21,7 @@ from sqlalchemy import (
     update,
 )
 
+from taskservice import terms
 from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.clock import Times
@@ -38,26 +39,15 @@ from taskservice.database.types import (
     joined_by_line_feed,
     next_limit,
 )
-from taskservice.errors import Problem, invalid
+from taskservice.errors import Problem, invalid, require
 from taskservice.schemas.tasks import TASK_COLUMNS
 from taskservice.services.tasks import (
     HEARTBEAT,
     finished_problem,
-    found,
     get_locked,
     is_this_task,
     select_task,
     with_log,
-)
-from taskservice.terms import (
-    LOG_DROPPED,
-    LOG_FULL,
-    MAX_LINE,
-    MAX_LOG,
-    MAX_WRITERS,
-    RUNNING,
-    SEQ_GAP,
-    TIMEOUT,
 )
 
 T = TypeVar("T")
@@ -83,16 +73,6 @@ _TASK_AND_LINES = Statement[TaskAndLines](
 )
 
 
-class _StoredChunk(Protocol):
-    """The columns of a LogChunk that reads select."""
-
-    last: int
-    count: int
-    text: str
-    at: int | None
-    times: str | None
-
-
 class TimedLine(NamedTuple):
     """A line, and the time at which its agent printed it; None if that is unknown."""
 
@@ -107,19 +87,19 @@ class LogDropped(Problem):
         super().__init__(
             503,
             "The log was dropped while it was read",
-            code=LOG_DROPPED,
+            code=terms.LOG_DROPPED,
             headers={"Retry-After": "1"},
         )
 
 
 _CHUNK_COLUMNS = (LogChunk.last, LogChunk.count, LogChunk.text, LogChunk.at, LogChunk.times)
-_CHUNKS = Statement[_StoredChunk](
+_CHUNKS = Statement[Any](
     select(*_CHUNK_COLUMNS)
     .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last > bindparam("after"))
     .order_by(LogChunk.last)
     .limit(bindparam("limit"))
 )
-_LAST_CHUNKS = Statement[_StoredChunk](
+_LAST_CHUNKS = Statement[Any](
     select(*_CHUNK_COLUMNS)
     .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last <= bindparam("until"))
     .order_by(LogChunk.last.desc())
@@ -166,14 +146,14 @@ def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
 class Page(NamedTuple):
     """Lines `after + 1` to at most `until` out of consecutive chunks."""
 
-    chunks: Sequence[_StoredChunk]
+    chunks: Sequence[Any]
     after: int
     until: int
 
     @property
     def end(self) -> int:
         """The number of the last line."""
-        return min(self.until, self.chunks[-1].last)
+        return min(self.until, int(self.chunks[-1].last))
 
     def lines(self) -> list[str]:
         return self._cut([line for chunk in self.chunks for line in chunk.text.split("\n")])
@@ -187,7 +167,7 @@ class Page(NamedTuple):
         return of_lines[self.after + 1 - first : self.until + 1 - first]
 
 
-def times_of(chunk: _StoredChunk) -> list[str | None]:
+def times_of(chunk: Any) -> list[str | None]:
     """The time of each line of a chunk."""
     if chunk.at is None or chunk.times is None:
         time = None if chunk.at is None else clock.from_milliseconds(chunk.at)
@@ -197,7 +177,7 @@ def times_of(chunk: _StoredChunk) -> list[str | None]:
     ]
 
 
-def _complete(chunks: Sequence[_StoredChunk], after: int, until: int) -> Page:
+def _complete(chunks: Sequence[Any], after: int, until: int) -> Page:
     """Raises LogDropped if a line between the chunks, or before them, is missing."""
     before = chunks[0].last - chunks[0].count if chunks else until
     if before > after or not chunks:
@@ -233,7 +213,8 @@ def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Pa
 def get_task(caller: Caller, task_id: str) -> TaskAndLines:
     """A task that the caller may see, with the lines of a small log. Raises 404."""
     with reading() as connection:
-        return found(_TASK_AND_LINES.one_or_none(connection, task_id=task_id, **caller.scope))
+        task = _TASK_AND_LINES.one_or_none(connection, task_id=task_id, **caller.scope)
+        return require(task, "task")
 
 
 def lines_in(row: TaskAndLines) -> list[str] | None:
@@ -264,7 +245,7 @@ def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
     return _cut(lines[-max_lines:], max_bytes)
 
 
-def ends_of(row: TaskRow, size: int) -> Iterator[_StoredChunk]:
+def ends_of(row: TaskRow, size: int) -> Iterator[Any]:
     """The chunks at the end of a log, then those at its start, each of about `size` bytes.
 
     Raises LogDropped if some are dropped while they are read.
@@ -412,32 +393,24 @@ def _checked(chunks: list[Chunk], times: Times) -> list[Chunk]:
     checked, first, too_long = [], 0, list[int]()
     for chunk in chunks:
         # No line is longer than its chunk.
-        lines = chunk.text.split("\n") if chunk.size > MAX_LINE else []
+        lines = chunk.text.split("\n") if chunk.size > terms.MAX_LINE else []
         too_long += [
-            number for number, line in enumerate(lines, first) if len(line.encode()) > MAX_LINE
+            number
+            for number, line in enumerate(lines, first)
+            if len(line.encode()) > terms.MAX_LINE
         ]
         own = _part(times, first, chunk.count)
         checked.append(replace(chunk, times=own) if own else chunk)
         first += chunk.count
     if too_long:
-        messages = {str(number): [f"Longer than {MAX_LINE} bytes."] for number in too_long[:10]}
+        messages = {
+            str(number): [f"Longer than {terms.MAX_LINE} bytes."] for number in too_long[:10]
+        }
         raise invalid({"logs": messages})
     return checked
 
 
 # Appends lines, once and in order.
-
-
-class _UpdatedTask(Protocol):
-    """A task after an append has updated it; `log_id` is None if it had no log."""
-
-    id: str
-    status: str
-    created_at: str
-    claimed_at: str | None
-    log_count: int
-    first_log: int
-    log_id: int | None
 
 
 # `seq` is null if the given writer has sent no lines.
@@ -454,7 +427,7 @@ _LOG_ID = (
     .label("log_id")
 )
 # Tasks whose agent may still append: they are running, or ended by timeout.
-_accepts_lines = or_(Task.status == RUNNING, Task.error_type == TIMEOUT)
+_accepts_lines = or_(Task.status == terms.RUNNING, Task.error_type == terms.TIMEOUT)
 _UPDATE = (
     update(Task)
     .where(is_this_task, _accepts_lines)
@@ -462,9 +435,9 @@ _UPDATE = (
         Task.id, Task.status, Task.created_at, Task.claimed_at, Task.log_count, Task.first_log
     )
 )
-_HEARTBEAT = Statement[_UpdatedTask](_UPDATE.values(HEARTBEAT))
-_ADD_LINES = Statement[_UpdatedTask](
-    _UPDATE.where(Task.log_bytes <= MAX_LOG - bindparam("bytes", type_=BigInteger()))
+_HEARTBEAT = Statement[AnyRow](_UPDATE.values(HEARTBEAT))
+_ADD_LINES = Statement[AnyRow](
+    _UPDATE.where(Task.log_bytes <= terms.MAX_LOG - bindparam("bytes", type_=BigInteger()))
     .values(
         log_count=Task.log_count + bindparam("lines", type_=BigInteger()),
         log_bytes=Task.log_bytes + bindparam("bytes", type_=BigInteger()),
@@ -531,7 +504,7 @@ def _not_stored(
         raise Problem(
             409,
             f"Lines are missing: this writer's next line is number {stored + 1}",
-            code=SEQ_GAP,
+            code=terms.SEQ_GAP,
             more={"expected": stored + 1},
         )
     return without_first(sent, stored + 1 - seq)
@@ -539,7 +512,7 @@ def _not_stored(
 
 def _update_task(
     connection: Connection, caller: Caller, task_id: str, sent: Sequence[Chunk], writer: str
-) -> _UpdatedTask:
+) -> AnyRow:
     """Record a heartbeat and add the lines to the counters, which locks the task.
 
     Raises 404, 409 for a finished task and 413 for a full log.
@@ -560,30 +533,30 @@ def _update_task(
         task = get_locked(connection, caller, task_id)
         if not _is_open(task):
             raise finished_problem(task)
-        detail = f"The task's log is full: the limit is {MAX_LOG} bytes"
-        raise Problem(413, detail, code=LOG_FULL)
+        detail = f"The task's log is full: the limit is {terms.MAX_LOG} bytes"
+        raise Problem(413, detail, code=terms.LOG_FULL)
     return updated
 
 
 def _is_open(task: TaskRow) -> bool:
     """Whether `_accepts_lines` is true for this task."""
-    return task.status == RUNNING or task.error_type == TIMEOUT
+    return task.status == terms.RUNNING or task.error_type == terms.TIMEOUT
 
 
 def _line_count(chunks: Sequence[Chunk]) -> int:
     return sum(chunk.count for chunk in chunks)
 
 
-def _add_to_writer(connection: Connection, task: _UpdatedTask, writer: str, lines: int) -> None:
+def _add_to_writer(connection: Connection, task: AnyRow, writer: str, lines: int) -> None:
     """Add to the line count of a writer with a name. Raises 422 for too many writers."""
     of_writer = {"of_task_id": task.id, "of_writer": writer}
     if _ADD_TO_WRITER.one_or_none(connection, lines=lines, **of_writer) is None:
-        if _WRITER_COUNT.scalar(connection, task_id=task.id) >= MAX_WRITERS:
-            raise invalid({"writer": [f"The task has {MAX_WRITERS:,} writers already."]})
+        if _WRITER_COUNT.scalar(connection, task_id=task.id) >= terms.MAX_WRITERS:
+            raise invalid({"writer": [f"The task has {terms.MAX_WRITERS:,} writers already."]})
         _NEW_WRITER.run(connection, task_id=task.id, writer=writer, seq=lines)
 
 
-def _store(connection: Connection, task: _UpdatedTask, chunks: Sequence[Chunk]) -> None:
+def _store(connection: Connection, task: AnyRow, chunks: Sequence[Chunk]) -> None:
     """Store chunks, whose lines the task already counts, in its log; create the log if needed."""
     last = task.log_count - _line_count(chunks)
     # On PostgreSQL RETURNING reads the other tables as they were before it waited for the task.
@@ -600,7 +573,7 @@ def _store(connection: Connection, task: _UpdatedTask, chunks: Sequence[Chunk]) 
         _NEW_CHUNK.run(connection, log_id=log_id, last=last, **new)
 
 
-def _bounded_times(task: _UpdatedTask, chunk: Chunk) -> clock.Columns:
+def _bounded_times(task: AnyRow, chunk: Chunk) -> clock.Columns:
     """The times of a chunk's lines: not before the task's start or claim, and not after now."""
     earliest = clock.milliseconds(min(task.created_at, task.claimed_at or task.created_at))
     # The clock may have been set back since the start.

@@ -33,7 +33,7 @@ from taskservice.database.types import (
     in_pages,
     time_from_now,
 )
-from taskservice.errors import Problem, invalid, not_found
+from taskservice.errors import Problem, invalid, require
 from taskservice.schemas import json_schema, strict_json
 from taskservice.schemas.tasks import QUESTION_COLUMNS, question_schema
 from taskservice.services import events
@@ -41,7 +41,6 @@ from taskservice.services.tasks import (
     HEARTBEAT,
     Idempotency,
     finished_problem,
-    found,
     get_locked,
     is_this_task,
 )
@@ -103,7 +102,7 @@ def ids_among(caller: Caller, task_id: str, question_ids: Collection[str]) -> Se
 def _require_task(caller: Caller, task_id: str) -> None:
     here = {"task_id": task_id, **caller.scope}
     with reading() as connection:
-        found(connection.scalar(_TASK, here))
+        require(connection.scalar(_TASK, here), "task")
 
 
 def get(caller: Caller, task_id: str, question_id: str) -> AnyRow:
@@ -283,10 +282,7 @@ def _is_same(stored: str, answer_content: dict[str, Any]) -> bool:
 
 def _get(connection: Connection, task_id: str, question_id: str) -> AnyRow:
     here = {"task_id": task_id, "question_id": question_id}
-    question = connection.execute(_ONE, here).one_or_none()
-    if question is None:
-        raise not_found("question")
-    return question
+    return require(connection.execute(_ONE, here).one_or_none(), "question")
 
 
 def _open(connection: Connection, task_id: str) -> Sequence[AnyRow]:

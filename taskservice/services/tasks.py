@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 from flask import current_app
 from sqlalchemy import (
@@ -36,7 +36,7 @@ from taskservice.database.types import (
     Timestamp,
     database_now,
 )
-from taskservice.errors import Problem, invalid, invalid_key, not_found
+from taskservice.errors import Problem, invalid, invalid_key, require
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.schemas.json_schema import input_problems
@@ -46,8 +46,6 @@ from taskservice.terms import IDEMPOTENCY_KEY_REUSED, RUNNING, TASK_FINISHED
 from taskservice.webhooks.destinations import check_url
 
 # Reads of single tasks.
-
-R = TypeVar("R")
 
 
 def with_log(columns: Iterable[Any]) -> AnySelect:
@@ -100,14 +98,7 @@ _NEXT = Statement[AnyRow](_of_agent.where(_created > _position).order_by(Task.cr
 
 def get(caller: Caller, task_id: str) -> TaskRow:
     """A task that the caller may see. Raises 404."""
-    return found(find(caller, task_id))
-
-
-def found(row: R | None) -> R:
-    """The row of a task; raises 404 without one."""
-    if row is None:
-        raise not_found("task")
-    return row
+    return require(find(caller, task_id), "task")
 
 
 def find(caller: Caller, task_id: str) -> TaskRow | None:
@@ -125,7 +116,8 @@ def find_by_id(task_id: str) -> TaskRow | None:
 def get_version(caller: Caller, task_id: str) -> TaskVersion:
     """The version of a task that the caller may see. Raises 404."""
     with reading() as connection:
-        return found(_VERSION.one_or_none(connection, task_id=task_id, **caller.scope))
+        version = _VERSION.one_or_none(connection, task_id=task_id, **caller.scope)
+        return require(version, "task")
 
 
 def children(caller: Caller, task_id: str, count: int) -> Sequence[AnyRow]:
@@ -171,7 +163,8 @@ def get_locked(
     if connection.dialect.name == "postgresql":
         # A SELECT that waits for a lock reads joined rows as they were before: so lock first.
         _LOCK.run(connection, **here)
-    return cast(TaskRow, found(statement.one_or_none(connection, **here, **values)))
+    task: TaskRow | None = statement.one_or_none(connection, **here, **values)
+    return require(task, "task")
 
 
 def finished_problem(task: TaskRow) -> Problem:
@@ -339,8 +332,10 @@ def _start(
             # First, so that an agent key never gets a task that another agent started.
             columns, agent = load(connection)
             if idempotency is not None:
-                replayed = _replayed(connection, caller, idempotency)
+                key = {"user_id": caller.user_id, "idempotency_key": idempotency.key}
+                replayed: Any = connection.execute(_REPLAYED, key).one_or_none()
                 if replayed is not None:
+                    idempotency.check(replayed.idempotency_digest)
                     return replayed, True
             _check_callback(columns.get("callback_url"))
             _lock_parent(connection, caller, columns.get("parent_id"))
@@ -361,15 +356,6 @@ def _start(
 def find_agent(connection: Connection, caller: Caller, agent_id: str) -> Any:
     """Some columns of an agent that the caller may use; None if there is none."""
     return _AGENT.one_or_none(connection, agent_id=agent_id, **caller.scope)
-
-
-def _replayed(connection: Connection, caller: Caller, idempotency: Idempotency) -> TaskRow | None:
-    row = connection.execute(
-        _REPLAYED, {"user_id": caller.user_id, "idempotency_key": idempotency.key}
-    ).one_or_none()
-    if row is not None:
-        idempotency.check(row.idempotency_digest)
-    return cast(TaskRow | None, row)
 
 
 def _check_callback(url: str | None) -> None:
@@ -491,10 +477,7 @@ def has_task_for_claim(caller: Caller, agent_id: str, key: str | None) -> bool:
     """
     wanted = {"agent_id": agent_id, "claim_key": key, **caller.scope}
     with reading() as connection:
-        has_task = connection.scalar(_AGENT_HAS_TASK, wanted)
-    if has_task is None:
-        raise not_found("agent")
-    return has_task
+        return require(connection.scalar(_AGENT_HAS_TASK, wanted), "agent")
 
 
 @retry_on_conflict
@@ -507,10 +490,12 @@ def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRo
     """
     wanted = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "key": key}
     with transaction() as connection:
-        if find_agent(connection, caller, agent_id) is None:
-            raise not_found("agent")
+        require(find_agent(connection, caller, agent_id), "agent")
         known_id = None if key is None else connection.scalar(_CLAIMED, wanted)
-        task_id = known_id or _claimed(connection, wanted | {"now": clock.now()})
+        wanted["now"] = clock.now()
+        task_id = known_id or connection.scalar(_CLAIM, wanted)
+        if task_id is None and connection.dialect.name == "postgresql":
+            task_id = connection.scalar(_CLAIM_LOCKED, wanted)
         if task_id is None:
             return None, False
         # The request may have waited for a task, and for its turn to write. A revocation waits
@@ -519,11 +504,3 @@ def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRo
         if connection.scalar(_LOCK_KEY, own) is None:
             raise invalid_key()
         return get_locked(connection, caller, task_id), known_id is not None
-
-
-def _claimed(connection: Connection, wanted: dict[str, Any]) -> str | None:
-    """Claim a task; returns its id, or None if none waits."""
-    task_id: str | None = connection.scalar(_CLAIM, wanted)
-    if task_id is None and connection.dialect.name == "postgresql":
-        task_id = connection.scalar(_CLAIM_LOCKED, wanted)
-    return task_id

@@ -27,7 +27,7 @@ from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.models import Agent, ApiKey, CallbackSecret, User
 from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import AnyRow, in_pages
-from taskservice.errors import Problem, invalid, invalid_key, no_such_user, not_found
+from taskservice.errors import Problem, invalid, invalid_key, no_such_user, require
 from taskservice.schemas.users import KEY_COLUMNS, USER_COLUMNS
 from taskservice.terms import FULL, LAST_USER_KEY, MAX_NAME
 from taskservice.webhooks import signing
@@ -124,7 +124,13 @@ def add_key(
     try:
         with transaction() as connection:
             user_id = get_id(connection, user_name)
-            return _insert_key(connection, user_id, name, agent_id, expires_at, access, login=login)
+            more = {
+                "agent_id": agent_id,
+                "expires_at": expires_at,
+                "access": access,
+                "login": login,
+            }
+            return _insert_key(connection, user_id, name, **more)
     except IntegrityError:
         raise Problem(409, f"Another key already signs in {name}") from None
 
@@ -147,10 +153,10 @@ def create_key(caller: Caller, fields: dict[str, Any], key_id: str | None = None
             connection,
             caller.user_id,
             fields["name"],
-            fields.get("agentId"),
-            expires_at,
-            fields.get("access") or FULL,
-            key_id=key_id,
+            agent_id=fields.get("agentId"),
+            expires_at=expires_at,
+            access=fields.get("access") or FULL,
+            id=key_id or clock.new_id(),
         )
 
 
@@ -249,9 +255,7 @@ def _key(connection: Connection, key_id: str, caller: Caller | None = None) -> A
         key = connection.execute(_ANY_KEY, one).one_or_none()
     else:
         key = connection.execute(_OWN_KEY, one | caller.scope).one_or_none()
-    if key is None:
-        raise not_found("key")
-    return key
+    return require(key, "key")
 
 
 def _has_other_user_key(connection: Connection, caller: Caller, key_id: str) -> bool:
@@ -267,36 +271,26 @@ def _has_other_user_key(connection: Connection, caller: Caller, key_id: str) -> 
     return bool(connection.scalar(others, {"now": clock.now()}))
 
 
-def _insert_key(
-    connection: Connection,
-    user_id: str,
-    name: str,
-    agent_id: str | None = None,
-    expires_at: str | None = None,
-    access: str = FULL,
-    *,
-    login: bool = False,
-    key_id: str | None = None,
-) -> Any:
+def _insert_key(connection: Connection, user_id: str, name: str, **columns: Any) -> Any:
     """Insert a key; returns it with its `text`. Raises 422 for an unknown agent."""
-    agent = select(Agent.id).where(Agent.user_id == user_id, Agent.id == agent_id)
-    if agent_id is not None and connection.scalar(agent) is None:
-        raise invalid({"agentId": ["No such agent; register it first."]})
-    text = auth.new(for_agent=agent_id is not None, access=access)
     key = {
-        "id": key_id or clock.new_id(),
+        "id": clock.new_id(),
         "user_id": user_id,
-        "agent_id": agent_id,
-        "access": access,
-        "login": login,
+        "agent_id": None,
+        "access": FULL,
+        "login": False,
         "name": name,
-        "digest": auth.digest(text),
-        "hint": "" if login else auth.hint(text),
         "created_at": clock.now(),
-        "expires_at": expires_at,
+        "expires_at": None,
         "last_used_at": None,
         "revoked_at": None,
+        **columns,
     }
+    agent = select(Agent.id).where(Agent.user_id == user_id, Agent.id == key["agent_id"])
+    if key["agent_id"] is not None and connection.scalar(agent) is None:
+        raise invalid({"agentId": ["No such agent; register it first."]})
+    text = auth.new(for_agent=key["agent_id"] is not None, access=key["access"])
+    key |= {"digest": auth.digest(text), "hint": "" if key["login"] else auth.hint(text)}
     connection.execute(insert(ApiKey), key)
     return SimpleNamespace(**key, text=text)
 

@@ -14,7 +14,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from taskservice.auth import caller
 from taskservice.database.transactions import end_shared_reading
-from taskservice.errors import Problem, invalid, not_found
+from taskservice.errors import Problem, invalid, require
 from taskservice.resources import Slots
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
@@ -256,10 +256,7 @@ operation = _decorator(Operation)
 
 def require_id(thing: str, text: str) -> str:
     """The id in its canonical form; raises 404 for text that is not a UUID."""
-    parsed = parse_id(text)
-    if parsed is None:
-        raise not_found(thing)
-    return parsed
+    return require(parse_id(text), thing)
 
 
 def _path_id(name: str, text: str) -> str:
