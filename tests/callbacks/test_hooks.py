@@ -5,6 +5,7 @@ import os
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -22,10 +23,10 @@ from taskservice.terms import DEFAULT_EVENTS, EVENTS
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.concurrency import at_once
 from tests.support.deliveries import change, looping, make_due
-from tests.support.internals import before_writes, column, is_waiting_for_a_lock
+from tests.support.internals import before_writes, column, is_waiting_for_a_lock, moment
 from tests.support.maintenance import DAY, count, fall_silent
 from tests.support.marks import only_postgresql
-from tests.support.receiver import Receiver, answer, silence
+from tests.support.receiver import Exchange, Receiver, answer, silence
 from tests.support.waiting import PATIENCE_SECONDS, until
 
 # In one message; `HOOK_FAILURES=10000` is what a broken release makes in a minute.
@@ -439,6 +440,41 @@ def test_what_is_pending_waits_while_the_hook_is_off_but_at_most_a_day(
     make_due(app)
     Maintenance(app).do_round()
     assert deliveries_of(alice, hook)[0]["state"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "is_gone"), [(200, "delivered", True), (503, "pending", False)]
+)
+def test_attempt_that_is_under_way_when_its_hook_is_turned_off_counts(
+    app: Flask, alice: ApiClient, receiver: Receiver, status: int, state: str, is_gone: bool
+) -> None:
+    hook = add_hook(alice, receiver.url, events=["task.ended"])
+    is_off = threading.Event()
+
+    def answer_when_it_is_off(exchange: Exchange) -> None:
+        is_off.wait(PATIENCE_SECONDS)
+        answer(status)(exchange)
+
+    receiver.answer = answer_when_it_is_off
+    run(alice)
+    with looping(app):
+        receiver.wait_for(1)
+        if is_gone:
+            receiver.answer = answer(410)
+            run(alice)
+            until(lambda: the_hook(alice, hook)["state"] == "off")
+        else:
+            expect(alice.patch(f"/hook/{hook['id']}", json={"state": "off"}), 200)
+        is_off.set()
+        until(lambda: deliveries_of(alice, hook)[-1]["attempts"])
+        attempted = deliveries_of(alice, hook)[-1]
+        assert attempted["state"] == state
+        if state == "pending":
+            waits = moment(attempted["nextAttemptAt"]) - moment(attempted["attempts"][0]["at"])
+            assert waits > timedelta(hours=23)
+    found = the_hook(alice, hook)
+    assert (found["state"], bool(found["reason"])) == ("off", is_gone)
+    assert bool(found["lastDeliveredAt"]) == (state == "delivered")
 
 
 def test_failed_attempt_begins_the_pause_of_people_too(

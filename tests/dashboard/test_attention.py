@@ -10,8 +10,10 @@ from flask import Flask
 from taskservice.background.maintenance import Maintenance
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
+from tests.support.deliveries import finish
 from tests.support.internals import run_sql
 from tests.support.plain_browser import Browser
+from tests.support.receiver import Receiver, answer
 
 MINUTE = 60.0
 
@@ -27,7 +29,7 @@ def window(app: Flask, alice: ApiClient) -> Browser:
 def lines(text: str) -> list[str]:
     """The lines above the list, without their markup."""
     items = re.findall('<li class="(?:[a-z_]+)">(.+?) <small>', text, re.DOTALL)
-    return [unescape(re.sub("<.+?>", "", item)) for item in items]
+    return [unescape(re.sub("<.+?>", "", item)).strip() for item in items]
 
 
 def rows(text: str) -> list[str]:
@@ -58,6 +60,38 @@ def test_lines_above_the_list_lead_to_what_needs_attention(
     ]
     above = text.partition('class="attention"')[2].partition("</ul>")[0]
     assert re.findall('href="([^"]+)"', above) == [f"/tasks/{failed['id']}", "/agents/nightly"]
+
+
+def test_each_kind_is_a_line_above_the_list(
+    window: Browser, alice: ApiClient, app: Flask, clocks: Clocks, receiver: Receiver
+) -> None:
+    receiver.answer = answer(410)
+    assert finish(alice, alice.start("calls", callback=receiver.url, claim=True)) == "failed"
+    run(alice, "hangs", "complete")
+    tasks = [alice.start("hangs", claim=True), alice.start("waits")]
+    clocks.go_on(11 * MINUTE)
+    run(alice, "nightly", "error")
+    run_sql(app, "UPDATE agents SET late_since = '2026-11-24T13:36:00Z' WHERE id = 'nightly'")
+    hook = {"target": receiver.url, "name": "phone"}
+    expect(alice.post("/hook", json=hook), 201)
+    run_sql(app, "UPDATE hooks SET state = 'off', reason = 'The receiver is gone.'")
+    text = window.get("/").text
+    found = lines(text)
+    beginnings = (
+        "nightly The last task failed",
+        "nightly The expected run did not come",
+        "hangs Silent, and runs over three times as long as usual",
+        "waits No worker has asked for work of this agent yet",
+        "calls The callback was not delivered: ",
+    )
+    assert len(found) == len(beginnings)
+    assert all(map(str.startswith, found, beginnings))
+    above = text.partition('class="attention"')[2].partition("</ul>")[0]
+    assert all(f'href="/tasks/{task["id"]}"' in above for task in tasks)
+    # The top of the page says that of the hook, but not to a key that can change nothing.
+    screen = Browser(app)
+    screen.sign_in(alice.read_key().key)
+    assert lines(screen.get("/").text) == [*found, "The hook phone is off: The receiver is gone."]
 
 
 def test_question_is_a_form_above_the_list_and_no_line(window: Browser, alice: ApiClient) -> None:

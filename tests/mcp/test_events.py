@@ -21,9 +21,18 @@ from taskservice.database.engine import dispose
 from taskservice.database.models import Agent, ApiKey, Delivery, Event, Hook
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
+from taskservice.schemas.json_schema import MAX_SCHEMA
 from taskservice.services import events as event_service
 from taskservice.services.events import NewEvent
-from taskservice.terms import EVENTS
+from taskservice.terms import (
+    EVENTS,
+    MAX_LABEL_VALUE,
+    MAX_LABELS,
+    MAX_MESSAGE,
+    MAX_NAME,
+    MAX_QUESTION,
+)
+from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.apps import Apps
 from tests.support.certificates import Authority
@@ -103,15 +112,16 @@ def test_data_of_each_event_fits_its_schema(
         overdue = {"due_at": clock.now(-HOUR), "late_at": clock.now(-HOUR)}
         connection.execute(update(Agent).values(overdue))
     Maintenance(app).do_round()
-    run(alice)
-    data = {}
+    late_since = expect(alice.get("/agent/summarizer?expand=health"), 200)["health"]["lateSince"]
+    last_run = run(alice)
+    data, times = {}, {}
     for event in mcp.modern("events/list").result["events"]:
         [*_, last] = poll(mcp, event["name"], cursor=cursor)["events"]
         assert last["name"] == event["name"]
         jsonschema_rs.validate(event["payloadSchema"], last["data"])
         assert event["payloadSchema"]["required"] == list(event["payloadSchema"]["properties"])
         assert last["data"].keys() == event["payloadSchema"]["properties"].keys()
-        data[last["name"]] = last["data"]
+        data[last["name"]], times[last["name"]] = last["data"], last["timestamp"]
     names = ("id", "name", "agentId", "endedBy", "labels", "createdAt", "finishedAt")
     ended = alice.task(failed)
     error = {"type": "failed", "message": "x" * 999 + "…"}
@@ -123,6 +133,10 @@ def test_data_of_each_event_fits_its_schema(
     assert data["agent.broken"]["agent"] == {"id": "summarizer", "name": "Summarizer"}
     assert data["agent.fixed"]["brokenSince"] == ended["finishedAt"]
     assert data["agent.back"]["dueAt"] == data["agent.late"]["dueAt"]
+    assert times["task.asks"] == question["askedAt"]
+    assert times["agent.broken"] == ended["finishedAt"]
+    assert times["agent.late"] == late_since
+    assert times["agent.back"] == last_run["createdAt"]
 
 
 # --- polls -------------------------------------------------------------------------------
@@ -534,6 +548,17 @@ def test_failed_challenge_says_why_and_stores_nothing(
 
 
 @one_database
+@pytest.mark.parametrize("host", ["nobody.invalid", "localhost"])
+def test_host_without_an_allowed_address_is_an_error_of_the_connection(
+    app: Flask, mcp: McpClient, host: str
+) -> None:
+    app.config["CALLBACK_ALLOWED"] = Destinations.parse("external")
+    params = subscription(f"https://{host}/")
+    reason = {"reason": "connection_refused"}
+    assert error_of(mcp.legacy("events/subscribe", params)) == (-32015, reason)
+
+
+@one_database
 def test_wrong_certificate_is_an_error_of_tls(mcp: McpClient, authority: Authority) -> None:
     with Receiver(tls=authority.server("127.0.0.1")) as receiver:
         receiver.answer = answer_challenge
@@ -606,6 +631,26 @@ def test_event_is_delivered_as_a_poll_returns_it(
     assert message.headers["content-type"] == "application/json"
     later = run(alice)
     assert tasks_of(poll(mcp, "task.ended", cursor=cursor)) == [later["id"]]
+
+
+@one_database
+def test_largest_event_has_at_most_256_kib(
+    app: Flask, alice: ApiClient, mcp: McpClient, client: Receiver
+) -> None:
+    # In JSON, this character takes six bytes.
+    wide = "\x01"
+    labels = {f"{number:x}".rjust(64, "k"): wide * MAX_LABEL_VALUE for number in range(MAX_LABELS)}
+    task = alice.start(claim=True, name=wide * MAX_NAME, labels=labels)
+    field = {"type": "string", "description": "x" * (MAX_SCHEMA - 1_000)}
+    schema = {"type": "object", "properties": {"why": field}}
+    for name in ("task.asks", "task.failed"):
+        subscribe(mcp, client, name=name)
+    asked = {"message": wide * MAX_QUESTION, "schema": schema}
+    expect(alice.post(f"/task/{task['id']}/question", json=asked), 201)
+    alice.report(task, status="error", error={"message": wide * (MAX_MESSAGE // 2)})
+    with looping(app):
+        sizes = [len(message.body) for message in messages(client, 2)]
+    assert 64 * 1024 < max(sizes) <= 256 * 1024
 
 
 def test_subscription_gets_what_its_arguments_select(

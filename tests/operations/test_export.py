@@ -22,6 +22,7 @@ from taskservice.database.models import Log, LogChunk, Task
 from taskservice.database.transactions import transaction
 from taskservice.services import transfer
 from taskservice.services import users as user_service
+from taskservice.terms import EVENTS
 from tests.support.all_tables import ODD_TEXTS, fill
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.apps import Apps
@@ -31,6 +32,7 @@ from tests.support.deliveries import the_delivery
 from tests.support.documents import table
 from tests.support.fork_server import ForkedPopen, run_forked
 from tests.support.internals import before_reads, copy_task, rows, set_columns
+from tests.support.mcp import McpClient
 from tests.support.receiver import Receiver, answer
 from tests.support.service import COMMAND, Service, environment
 
@@ -182,6 +184,29 @@ def test_state_of_an_agent_follows_from_its_imported_tasks(here: Place, there: P
     imported.report(imported.start("broken", claim=True), status="complete")
     there.add(exported)
     assert expect(imported.get("/attention"), 200) == []
+
+
+@both_ways
+def test_import_tells_neither_hooks_nor_mcp_clients(
+    here: Place, there: Place, receiver: Receiver
+) -> None:
+    alice = add_user(here.app, "alice")
+    alice.report(alice.start("backup", claim=True), status="complete")
+    there.add(here.export())
+    imported = there.person("alice")
+    hook = expect(imported.post("/hook", json={"target": receiver.url, "events": EVENTS}), 201)
+    client, params = McpClient(imported), {"name": "task.ended"}
+    cursor = client.legacy("events/poll", params).result["cursor"]
+    task = alice.start("backup", claim=True)
+    expect(alice.post(f"/task/{task['id']}/question", json={"message": "Go?"}), 201)
+    alice.report(task, status="error")
+    there.add(here.export())
+    assert imported.task(task)["status"] == "error"
+    assert client.legacy("events/poll", params | {"cursor": cursor}).result["events"] == []
+    # What happens next is told as if the imported tasks had ended here.
+    imported.report(imported.start("backup", claim=True), status="complete")
+    told = expect(imported.get(f"/hook/{hook['id']}/deliveries"), 200)
+    assert [each["event"] for each in told] == ["agent.fixed", "task.ended"]
 
 
 @both_ways
