@@ -3,16 +3,23 @@
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from flask import Flask
-from sqlalchemy import select
+from sqlalchemy import select, update
 
-from taskservice.database.models import Event, Question, Task
-from taskservice.database.transactions import reading
+from taskservice.config import Config
+from taskservice.database import clock
+from taskservice.database.models import Agent, Event, Question, Task
+from taskservice.database.transactions import reading, transaction
+from taskservice.terms import EVENTS
+from taskservice.webhooks import mail
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect
 from tests.support.crashing_service import (
@@ -23,23 +30,62 @@ from tests.support.crashing_service import (
     survives,
     wait_until_all_is_delivered,
 )
+from tests.support.mail_server import MailServer
+from tests.support.maintenance import DAY, fall_silent
 from tests.support.receiver import Exchange, Receiver
+from tests.support.waiting import until
 
 # The moments from one kill to the next.
 STEP = int(os.environ.get("CALLBACK_STEP", "1"))
-EVENTS = ["task.ended", "task.failed", "task.asks", "agent.broken", "agent.fixed"]
+LATENESS = ("agent.late", "agent.back")
 
 
-def fail_and_complete(client: Client) -> None:
-    """One task fails, the next one asks a question and completes; both are told."""
+@pytest.fixture
+def mail_server() -> Iterator[MailServer]:
+    with MailServer() as server:
+        yield server
+
+
+@pytest.fixture
+def config(standard_config: Config, mail_server: MailServer) -> Config:
+    url = mail.Server.parse(mail_server.url)
+    return replace(standard_config, SMTP_URL=url, MAIL_FROM="tasks@example.org")
+
+
+def live(app: Flask, client: Client) -> None:
+    """Tasks fail and time out, an agent is late and comes back, one task asks and completes."""
     task = client.start(claim=True, callback=None)
     error = {"message": f"Error {uuid4()}"}
     client.call("PATCH", task, json={"status": "error", "error": error})
+    silent = client.start(claim=True, callback=None)
+    fall_silent(app, {"id": silent.removeprefix("/task/")}, DAY + 1)
+    with app.app_context(), transaction() as connection:
+        in_time = update(Agent).where(Agent.id == "nightly", Agent.late_since.is_(None))
+        connection.execute(in_time.values(due_at=clock.now(-60), late_at=clock.now(-60)))
+    client.until(lambda: client.call("GET", silent)["status"] == "error")
+    nightly = "/agent/nightly?expand=health"
+    client.until(lambda: client.call("GET", nightly)["health"]["lateSince"])
+    client.start(agentId="nightly", callback=None)
     task = client.start(claim=True, callback=None)
     client.call("POST", f"{task}/question", json={"message": f"Question {uuid4()}"})
     client.call("PATCH", task, json={"status": "complete"})
     client.until(lambda: client.call("GET", "/hook")[0]["lastDeliveredAt"])
-    client.until(lambda: len(client.receiver.requests) > client.first + 6)
+    client.until(lambda: len(client.receiver.requests) > client.first + 10)
+
+
+def settle(app: Flask) -> None:
+    """Wait until maintenance finds nothing that is silent or late, and all is delivered."""
+    silent = select(Task.id).where(
+        Task.status == "running", Task.last_heartbeat_at < clock.now(-DAY)
+    )
+    late = select(Agent.id).where(Agent.late_at < clock.now(), Agent.late_since.is_(None))
+
+    def is_over() -> bool:
+        with app.app_context(), reading() as connection:
+            return not any(connection.execute(each).first() for each in (silent, late))
+
+    until(is_over)
+    wait_until_all_is_delivered(app)
 
 
 def made(app: Flask) -> list[Any]:
@@ -67,51 +113,63 @@ def expected(app: Flask) -> Counter[tuple[str, str]]:
     return counted
 
 
-def check(app: Flask, program: Receiver, people: Receiver, hook: dict[str, Any]) -> None:
+def check(app: Flask, program: Receiver, people: Receiver, mail_server: MailServer) -> None:
     """All that happened was told, to the program under one id each; nothing else was."""
     events = made(app)
-    assert Counter((each.name, each.task_id) for each in events) == expected(app)
+    of_tasks = [each for each in events if each.name not in LATENESS]
+    assert Counter((each.name, each.task_id) for each in of_tasks) == expected(app)
+    lateness = [each.name for each in events if each.name in LATENESS]
+    with app.app_context(), reading() as connection:
+        late_since = connection.scalar(select(Agent.late_since).where(Agent.id == "nightly"))
+    assert lateness == [LATENESS[number % 2] for number in range(len(lateness))]
+    assert len(lateness) % 2 == (late_since is not None)
     assert [each.position for each in events] == list(range(1, len(events) + 1))
     sent: dict[str, set[str]] = {}
     for request in list(program.requests):
         body = json.loads(request.body)
-        key = f"{body['type']} {body['data']['task']['id']}"
+        task_id = body["data"].get("task", {}).get("id")
+        key = f"{body['type']} {body['timestamp']} {task_id}"
         sent.setdefault(key, set()).add(request.headers["webhook-id"])
-    assert sent.keys() == {f"{each.name} {each.task_id}" for each in events}
+    assert sent.keys() == {f"{each.name} {each.at} {each.task_id}" for each in events}
     assert {len(ids) for ids in sent.values()} <= {1}
     assert len(set().union(*sent.values())) == len(sent)
     messages = b"\n".join(each.body for each in list(people.requests)).decode()
+    mails = "\n".join(each.text for each in list(mail_server.mails))
     with app.app_context(), reading() as connection:
-        reasons = [
-            *connection.scalars(select(Task.error_message).where(Task.error_type.is_not(None)))
-        ]
-        reasons += connection.scalars(select(Question.message))
-    for reason in reasons:
-        assert str(reason) in messages
+        failed = connection.scalars(select(Task.error_message).where(Task.error_type.is_not(None)))
+        failures = set(map(str, failed))
+        questions = set(connection.scalars(select(Question.message)))
+    assert not [each for each in failures | questions if each not in messages]
+    assert not [each for each in failures if each not in mails]
 
 
 @pytest.mark.timeout(600)
 def test_killed_at_any_moment_each_event_is_told_under_one_id(
-    app: Flask, alice: ApiClient, receiver: Receiver, tmp_path: Path
+    app: Flask, alice: ApiClient, receiver: Receiver, mail_server: MailServer, tmp_path: Path
 ) -> None:
     alice.register("worker")
+    alice.register("nightly", expect={"every": 86_400, "grace": 0})
     receiver.answer = failing_at_first()
     with Receiver() as people:
         people.answer = failing_each_second_time()
-        hook = {"target": receiver.url, "events": EVENTS}
-        hook = expect(alice.post("/hook", json=hook), 201)
-        of_people = {"target": f"{people.url}slack", "events": ["task.failed", "task.asks"]}
-        expect(alice.post("/hook", json=of_people), 201)
+        for target, events in (
+            (receiver.url, EVENTS),
+            (f"{people.url}slack", ["task.failed", "task.asks"]),
+            ("mailto:ann@example.org", ["task.failed"]),
+        ):
+            expect(alice.post("/hook", json={"target": target, "events": events}), 201)
         service = CrashingService(app, tmp_path, lease=1.0)
+        mail_settings = {"SMTP_URL": mail_server.url, "MAIL_FROM": "tasks@example.org"}
+        service.environment |= {f"TASKSERVICE_{name}": each for name, each in mail_settings.items()}
         crashes = 0
         for moment in range(1, MOMENTS, STEP):
             service.crash_at(moment)
             service.start()
             try:
-                wait_until_all_is_delivered(app)
-                check(app, receiver, people, hook)
+                settle(app)
+                check(app, receiver, people, mail_server)
                 service.armed.touch()
-                if survives(fail_and_complete, Client(service, alice.key, receiver)):
+                if survives(partial(live, app), Client(service, alice.key, receiver)):
                     break
             finally:
                 service.armed.unlink(missing_ok=True)
@@ -121,9 +179,9 @@ def test_killed_at_any_moment_each_event_is_told_under_one_id(
         assert moment > 20
         service.crash_at(0)
         service.start()
-        wait_until_all_is_delivered(app)
+        settle(app)
         service.kill()
-        check(app, receiver, people, hook)
+        check(app, receiver, people, mail_server)
     print(f"\n{crashes} crashes, {len(made(app))} events, {len(receiver.requests)} posts")
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from taskservice.background import maintenance, timeouts
 from taskservice.cli import main
 from taskservice.services import deliveries as delivery_service
-from taskservice.webhooks import transport
+from taskservice.webhooks import smtp, transport
 from taskservice.webhooks.retries import SCHEDULE
 
 ARMED = Path(os.environ["CRASH_ARMED"])
@@ -55,6 +55,7 @@ for place, name, value in (
     (maintenance, "ROUND_SECONDS", 0.3),
     (DefaultDialect, "do_commit", between_moments(DefaultDialect.do_commit)),
     (transport, "post_once", between_moments(transport.post_once)),
+    (smtp, "send_mail", between_moments(smtp.send_mail)),
 ):
     setattr(place, name, value)
 
