@@ -15,17 +15,17 @@ from sqlalchemy import update
 from standardwebhooks import Webhook
 
 from taskservice.background.maintenance import Maintenance
-from taskservice.config import Config
 from taskservice.database.models import Delivery, Event, Hook
 from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now
 from taskservice.terms import DEFAULT_EVENTS, EVENTS
+from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.concurrency import at_once
 from tests.support.deliveries import change, looping, make_due
 from tests.support.internals import before_writes, column, is_waiting_for_a_lock, moment
 from tests.support.maintenance import DAY, count, fall_silent
-from tests.support.marks import only_postgresql
+from tests.support.marks import one_database, only_postgresql
 from tests.support.receiver import Exchange, Receiver, answer, silence
 from tests.support.waiting import PATIENCE_SECONDS, until
 
@@ -233,6 +233,16 @@ def test_agent_breaks_once_and_is_fixed_once(alice: ApiClient, receiver: Receive
     assert second["finishedAt"] > first["finishedAt"]
 
 
+def test_cancelled_task_neither_breaks_nor_fixes(alice: ApiClient, receiver: Receiver) -> None:
+    hook = add_hook(alice, receiver.url, events=["agent.broken", "agent.fixed"])
+    for status in ("complete", "error", "error", "complete"):
+        run(alice, status)
+        before = told(alice, hook)
+        expect(alice.post(f"/task/{alice.start(claim=True)['id']}/cancel"), 200)
+        assert told(alice, hook) == before
+    assert told(alice, hook) == ["agent.broken", "agent.fixed"]
+
+
 def test_first_task_of_an_agent_can_break_it(alice: ApiClient, receiver: Receiver) -> None:
     hook = add_hook(alice, receiver.url)
     run(alice, "error")
@@ -266,6 +276,7 @@ def test_webhook_is_signed_and_has_the_task_as_a_callback_has_it(
     asks, end = (Webhook(secret).verify(each.body, each.headers) for each in receiver.requests)
     assert asks["type"] == "task.asks"
     assert asks["data"]["question"] == asked["question"]
+    assert asks["data"]["task"]["id"] == asked["id"]
     assert end == {
         "type": "task.ended",
         "timestamp": ended["finishedAt"],
@@ -540,7 +551,9 @@ def test_people_get_one_message_and_then_a_pause(
         until(lambda: len(deliveries_of(alice, hook)) == 41)
         newest = deliveries_of(alice, hook)[0]
         assert newest["state"] == "pending"
+        sent = moment(the_hook(alice, hook)["lastDeliveredAt"])
         assert newest["nextAttemptAt"] > newest["createdAt"]
+        assert moment(newest["nextAttemptAt"]) <= sent + timedelta(seconds=30)
         assert len(receiver.requests) == 1
         with app.app_context(), transaction() as connection:
             connection.execute(update(Hook).values(quiet_until=None))
@@ -623,9 +636,26 @@ def test_delivery_of_a_hook_is_not_a_delivery_of_the_task(
     assert column(app, task, "status") == "complete"
 
 
+@one_database
 def test_hook_at_a_private_address_is_refused_at_the_connect(
-    config: Config, alice: ApiClient, app: Flask
+    app: Flask, alice: ApiClient, receiver: Receiver
 ) -> None:
-    hook = add_hook(alice, "http://hooks.internal.invalid/")
+    app.config["CALLBACK_ALLOWED"] = Destinations.parse("external")
+    hook = add_hook(alice, f"http://localhost:{receiver.port}/")
     tested = expect(alice.post(f"/hook/{hook['id']}/test"), 200)
     assert (tested["delivered"], tested["statusCode"]) == (False, None)
+    assert "loopback" in tested["message"]
+    assert receiver.requests == []
+
+
+@one_database
+def test_attempt_at_a_hook_ends_at_the_deadline_of_callbacks(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    app.config["CALLBACK_TIMEOUT"] = 0.5
+    receiver.answer = silence
+    hook = add_hook(alice, receiver.url, events=["task.ended"])
+    run(alice)
+    with looping(app):
+        [attempt] = until(lambda: deliveries_of(alice, hook)[0]["attempts"])
+    assert "within 0.5 s" in attempt["message"]

@@ -114,7 +114,7 @@ def test_data_of_each_event_fits_its_schema(
     Maintenance(app).do_round()
     late_since = expect(alice.get("/agent/summarizer?expand=health"), 200)["health"]["lateSince"]
     last_run = run(alice)
-    data, times = {}, {}
+    data, times, ids = {}, {}, set()
     for event in mcp.modern("events/list").result["events"]:
         [*_, last] = poll(mcp, event["name"], cursor=cursor)["events"]
         assert last["name"] == event["name"]
@@ -122,6 +122,8 @@ def test_data_of_each_event_fits_its_schema(
         assert event["payloadSchema"]["required"] == list(event["payloadSchema"]["properties"])
         assert last["data"].keys() == event["payloadSchema"]["properties"].keys()
         data[last["name"]], times[last["name"]] = last["data"], last["timestamp"]
+        ids.add(last["eventId"])
+    assert len(ids) == len(EVENTS)
     names = ("id", "name", "agentId", "endedBy", "labels", "createdAt", "finishedAt")
     ended = alice.task(failed)
     error = {"type": "failed", "message": "x" * 999 + "…"}
@@ -493,7 +495,7 @@ def verify(request: Received, secret: str = SECRET) -> None:
 def test_new_url_must_answer_a_signed_challenge(
     alice: ApiClient, mcp: McpClient, client: Receiver
 ) -> None:
-    result = subscribe(mcp, client)
+    result = subscribe(mcp, client, unknown=1)
     assert re.fullmatch("sub_[0-9a-f]{32}", result["id"])
     assert result.keys() == {"id", "refreshBefore", "cursor", "truncated"}
     assert result["truncated"] is False
@@ -556,6 +558,8 @@ def test_host_without_an_allowed_address_is_an_error_of_the_connection(
     params = subscription(f"https://{host}/")
     reason = {"reason": "connection_refused"}
     assert error_of(mcp.legacy("events/subscribe", params)) == (-32015, reason)
+    params = subscription("http://127.0.0.1/")
+    assert error_of(mcp.legacy("events/subscribe", params))[0] == -32602
 
 
 @one_database
@@ -631,6 +635,21 @@ def test_event_is_delivered_as_a_poll_returns_it(
     assert message.headers["content-type"] == "application/json"
     later = run(alice)
     assert tasks_of(poll(mcp, "task.ended", cursor=cursor)) == [later["id"]]
+
+
+def test_restart_changes_nothing_of_a_subscription(
+    app: Flask, alice: ApiClient, mcp: McpClient, client: Receiver, apps: Apps, config: Config
+) -> None:
+    first = subscribe(mcp, client)
+    other = apps.new(config)
+    there = ApiClient(other, "alice", alice.key)
+    with looping(other):
+        task = run(there)
+        [message] = messages(client, 1)
+        assert body_of(message)["data"]["task"]["id"] == task["id"]
+        again = subscribe(McpClient(there), client)
+    assert (again["id"], again["deliveryStatus"]["active"]) == (first["id"], True)
+    dispose(other)
 
 
 @one_database
