@@ -91,6 +91,7 @@ def tasks(alice: ApiClient) -> list[Task]:
         if number % 5:
             more |= {"parentId": started[0]["id"], "labels": {"env": "prod", "n": str(number % 2)}}
         started.append(alice.start(("summarizer", "translator")[number % 2], name=name, **more))
+        alice.append(started[-1], "the start")
         # Apart by a millisecond, so that bounds lie between tasks.
         time.sleep(0.002)
     for number in (7, 1, 4, 10):
@@ -142,6 +143,23 @@ def test_every_filter_alone_and_with_all_others_in_every_order(
         sizes.add(len(fitting))
     # The filters have found none, some and all of the tasks.
     assert {0, 1, 2, 3, 12} <= sizes
+
+
+def test_search_in_logs_has_the_filters_of_the_list(alice: ApiClient, tasks: list[Task]) -> None:
+    values = {
+        "status": "error", "agentId": "translator", "q": "NIGHTLY",
+        "createdAfter": tasks[2]["createdAt"], "createdBefore": tasks[9]["createdAt"],
+        "finishedAfter": tasks[1]["finishedAt"],
+        "errorType": "cancelled", "claimed": "false", "asking": "true", "parentId": tasks[0]["id"],
+        "label": "n:1",
+    }  # fmt: skip
+    assert values.keys() == FILTERS.keys()
+    for fields in ({}, values, *({name: value} for name, value in values.items())):
+        found = expect(alice.get("/search", query_string={"text": "the start", **fields}), 200)
+        fitting = ids(expected(tasks, fields))
+        assert [hit["taskId"] for hit in found["hits"]] == fitting, fields
+        assert fitting == ids(listed(alice, **fields))
+        assert bool(fitting) == (fields != values), fields
 
 
 @pytest.mark.parametrize("few", [0, 4, 100])
@@ -916,7 +934,8 @@ class Crowd:
         chosen = {"running": tasks[6], "complete": tasks[7], "error": tasks[8]}
         with app.app_context(), reading() as connection:
             rows = connection.execute(select(TaskModel.__table__)).mappings()
-            by_id = {row["id"]: dict(row) for row in rows}
+            # The copies have no logs.
+            by_id = {row["id"]: {**row, "log_count": 0, "log_bytes": 0} for row in rows}
         self.templates = {status: by_id[task["id"]] for status, task in chosen.items()}
 
     def grow(self, count: int) -> None:
