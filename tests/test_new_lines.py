@@ -141,6 +141,8 @@ def test_good_run_is_looked_for_in_the_last_tasks(
 def test_long_log_is_compared_at_both_ends(
     alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert new_lines.COMPARED_BYTES == 8 * 1024 * 1024
+    assert new_lines.COMPARED_SECONDS < 2
     monkeypatch.setattr(new_lines, "COMPARED_BYTES", 100)
     good = run(alice, "one")
     task = alice.start(claim=True)

@@ -146,6 +146,7 @@ def test_search_that_took_its_time_continues(
     alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = [with_log(alice, "hit", status) for status in "ab"]
+    assert search.SEARCH_SECONDS == 1.0
     monkeypatch.setattr(search, "SEARCH_SECONDS", 0.0)
     monkeypatch.setattr(search, "TASKS_PER_READ", 1)
     found = pages(alice, "hit")
@@ -226,6 +227,13 @@ def test_third_search_at_a_time_is_refused(alice: ApiClient) -> None:
         assert problem(response, 503)["code"] == "overloaded"
         assert response.headers["Retry-After"].isdigit()
     assert len(hits(alice, "hit")) == 1
+
+
+@one_database
+def test_page_has_100_lines_by_default(alice: ApiClient) -> None:
+    with_log(alice, *["hit"] * 101)
+    assert [len(page["hits"]) for page in pages(alice, "hit")] == [100, 1]
+    assert [len(page["hits"]) for page in pages(alice, "hit", limit=1_000)] == [101]
 
 
 @one_database

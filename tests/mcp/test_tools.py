@@ -506,6 +506,7 @@ def test_search_logs_finds_lines_and_says_how_to_continue(
     assert [hit["agentId"] for hit in found["hits"]] == ["other", "summarizer", "summarizer"]
     assert found["searched"]["until"] is None
     assert "next" not in found
+    assert mcp.call("search_logs", {"text": "disk", "limit": 50}) == whole
     page = mcp.call("search_logs", {"text": "disk", "limit": 2})
     *lines, more = page["content"][0]["text"].splitlines()
     assert lines == texts[:2]
@@ -518,7 +519,8 @@ def test_search_logs_finds_lines_and_says_how_to_continue(
     assert mcp.call("search_logs", agent)["content"][0]["text"] == texts[0]
     nothing = mcp.call("search_logs", {"text": "absent"})
     assert nothing["content"][0]["text"] == "No line contains this text."
-    for wrong in ({"text": ""}, {"text": "a\nb"}, {"text": "a", "cursor": "x"}, {"limit": 1}):
+    for wrong in ({"text": ""}, {"text": "a\nb"}, {"text": "a", "cursor": "x"}, {"limit": 1},
+                  {"text": "a", "limit": 51}):  # fmt: skip
         assert mcp.call("search_logs", wrong)["isError"] is True
     # The search stops before it has found a line.
     monkeypatch.setattr(search, "SEARCH_BYTES", 1)
