@@ -6,9 +6,12 @@ from uuid import uuid4
 
 import pytest
 
-from tests.support.agent_machine import AgentMachine, machine_of, objects
+from tests.support import receiver as play
+from tests.support.agent_machine import AgentMachine, end_for_silence, machine_of, objects
 from tests.support.api_client import RemoteClient
+from tests.support.receiver import Exchange, Receiver
 from tests.support.service import Service, free_port
+from tests.support.service_answers import PROBLEM
 
 
 @pytest.fixture
@@ -54,6 +57,42 @@ def test_grep_prints_each_line_with_its_task(newcomer: RemoteClient, machine: Ag
     # It continues by itself.
     limited = machine.run("grep", "i", "--limit", "2", "--since", "1h")
     assert (limited.returncode, len(limited.stdout.splitlines())) == (0, 2)
+
+
+def test_grep_continues_and_waits_while_too_many_search(
+    newcomer: RemoteClient, machine: AgentMachine, receiver: Receiver
+) -> None:
+    task = with_log(newcomer, *(f"hit {number}" for number in range(1, 1_102)))
+    full = play.answer(503, {**PROBLEM, "Retry-After": "1"}, b"{}")
+
+    def pass_on(exchange: Exchange) -> None:
+        if len(receiver.requests) == 2:
+            full(exchange)
+            return
+        answer = newcomer.request("GET", exchange.request.path.removeprefix("/api/v1"))
+        names = ("Content-Type", "Link")
+        headers = {name: answer.headers[name] for name in names if name in answer.headers}
+        play.answer(answer.status_code, headers, answer.content)(exchange)
+
+    receiver.answer = pass_on
+    machine.url = receiver.url
+    shown = machine.run("grep", "hit")
+    assert (shown.returncode, len(receiver.requests)) == (0, 3)
+    expected = [f"{task}:{number}: hit {number}" for number in range(1, 1_102)]
+    assert shown.stdout.splitlines() == expected
+
+
+def test_failed_are_those_that_timed_out_too(
+    newcomer: RemoteClient, machine: AgentMachine, shared_service: Service
+) -> None:
+    silent = with_log(newcomer, "disk")
+    end_for_silence(shared_service)
+    failed = with_log(newcomer, "disk", **FAILED)
+    with_log(newcomer, "disk", status="complete")
+    cancelled = with_log(newcomer, "disk")
+    newcomer.request("POST", f"/task/{cancelled}/cancel").raise_for_status()
+    shown = machine.run("grep", "disk", "--failed")
+    assert shown.stdout.splitlines() == [f"{failed}:1: disk", f"{silent}:1: disk"]
 
 
 def test_grep_has_exit_codes(newcomer: RemoteClient, machine: AgentMachine) -> None:
