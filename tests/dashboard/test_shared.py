@@ -100,6 +100,11 @@ def test_link_expires(alice: ApiClient, task: Json, stranger: Browser, clocks: C
     for wrong in (task["createdAt"], "2020-01-01T00:00:00Z", "9999-01-01T00:00:00Z", "soon"):
         refused = problem(alice.post(here, json={"expiresAt": wrong}), 422)
         assert list(refused["errors"]) == ["expiresAt"]
+    for days, status in ((90, 201), (91, 422)):
+        at = datetime.now(UTC) + timedelta(days=days, minutes=-1)
+        made = alice.post(here, json={"expiresAt": at.isoformat()})
+        assert made.status_code == status
+    expect(alice.delete(f"{here}/{expect(alice.get(here), 200)[-1]['id']}"), 200)
     clocks.go_on(7 * DAY - 60)
     assert stranger.get(path).status_code == 200
     clocks.go_on(61)
@@ -244,6 +249,14 @@ def test_stream_ends_when_its_link_is_revoked(app: Flask, alice: ApiClient, task
     assert alice.task(task)["status"] == "running"
 
 
+def test_stream_ends_when_its_task_is_deleted(app: Flask, alice: ApiClient, task: Json) -> None:
+    _, path = link_to(alice, task)
+    with viewer(app, path) as events:
+        expect(alice.delete(f"/task/{task['id']}"), 200)
+        assert events.result().count("event: log") == 2
+    check_invalid(Browser(app), path)
+
+
 def test_wait_ends_when_its_link_is_revoked(app: Flask, alice: ApiClient, task: Json) -> None:
     link, path = link_to(alice, task)
     held = resources.find(WaitSlots, app)._held
@@ -277,6 +290,21 @@ def test_viewers_take_no_place_from_their_user(app: Flask, alice: ApiClient, tas
         assert "Preference-Applied" in own.headers
         alice.report(task, status="complete")
         assert events.result().count("event: task") == 2
+
+
+@one_database
+def test_viewers_hold_at_most_a_quarter_of_the_waits(config: Config) -> None:
+    app = create_app(replace(config, WAITS=8))
+    alice = add_user(app, "alice")
+    task = alice.start(claim=True)
+    paths = [link_to(alice, task)[1] for _ in range(2)]
+    with viewer(app, paths[0]) as first, viewer(app, paths[1]) as second:
+        for path in paths:
+            assert problem(Browser(app).get(f"{path}/events"), 503)["code"] == "overloaded"
+        expect(alice.delete(f"/task/{task['id']}"), 200)
+        assert first.result()
+        assert second.result()
+    dispose(app)
 
 
 @one_database
