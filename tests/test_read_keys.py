@@ -71,6 +71,7 @@ def test_read_key_changes_nothing_by_any_method_on_any_path(alice: ApiClient) ->
 def test_read_key_reads_all_of_its_user_or_of_one_agent(alice: ApiClient, bob: ApiClient) -> None:
     mine, other = alice.start(claim=True), alice.start("translator")
     alice.append(mine, "one", "two")
+    alice.append(other, "one")
     alice.report(mine, **ENDED)
     foreign = bob.start()
     screen, narrow = alice.read_key(), alice.read_key("summarizer")
@@ -87,8 +88,17 @@ def test_read_key_reads_all_of_its_user_or_of_one_agent(alice: ApiClient, bob: A
         assert "event: log" in key.get(f"{path}/events").text
         assert expect(key.get(f"{path}/logs", headers={"Prefer": "wait=1"}), 200)["next"] == 2
         problem(key.get(f"/task/{foreign['id']}"), 404)
+        new = expect(key.get(f"{path}/new-lines?against={mine['id']}"), 200)
+        assert new["against"]["id"] == mine["id"]
+    for key, found in ((screen, [other, mine]), (narrow, [mine])):
+        hits = expect(key.get("/search?text=one"), 200)["hits"]
+        assert [hit["taskId"] for hit in hits] == [task["id"] for task in found]
     problem(narrow.get(f"/task/{other['id']}"), 404)
+    problem(narrow.get(f"/task/{mine['id']}/new-lines?against={other['id']}"), 404)
     assert expect(screen.get("/hook"), 200) == []
+    assert problem(narrow.get("/hook"), 403)["code"] == "user_key_required"
+    target = {"target": "https://hooks.invalid/"}
+    assert problem(screen.post("/hook", json=target), 403)["code"] == "read_only"
     assert problem(screen.get("/callback-secret"), 403)["code"] == "read_only"
     assert screen.request("HEAD", "/callback-secret").status_code == 403
     assert problem(narrow.get("/key"), 403)["code"] == "user_key_required"
@@ -114,12 +124,13 @@ def refused(answer: Any) -> bool:
 def test_read_key_has_the_tools_of_mcp_that_only_read(alice: ApiClient) -> None:
     alice.register("reader", annotations={"readOnlyHint": True})
     task = alice.start(claim=True)
+    alice.append(task, "a line")
     asked = alice.post(f"/task/{task['id']}/question", json={"message": "Deploy?"})
     question = expect(asked, 201)
     screen = McpClient(alice.read_key(), FORMS, TASKS)
     tools = screen.modern("tools/list").result["tools"]
     names = {tool["name"] for tool in tools}
-    assert {"wait_task", "read_log", "list_tasks"} <= names
+    assert {"wait_task", "read_log", "list_tasks", "search_logs"} <= names
     assert not names & {"reader", "summarizer", "start_task", "answer_task", "cancel_task"}
     assert all(tool["annotations"]["readOnlyHint"] for tool in tools)
     before = rows(alice.app)
@@ -129,7 +140,9 @@ def test_read_key_has_the_tools_of_mcp_that_only_read(alice: ApiClient) -> None:
 
     here = {"taskId": task["id"]}
     assert call("list_tasks").result["structuredContent"]["tasks"][0]["taskId"] == task["id"]
-    assert call("read_log", **here).result["structuredContent"]["lines"] == []
+    assert call("read_log", **here).result["structuredContent"]["lines"] == ["a line"]
+    (hit,) = call("search_logs", text="LINE").result["structuredContent"]["hits"]
+    assert (hit["taskId"], hit["text"]) == (task["id"], "a line")
     # It gets the question as text, not as a form, whose answer would be refused.
     waited = call("wait_task", **here).result
     assert waited["structuredContent"]["questions"][0]["questionId"] == question["id"]
