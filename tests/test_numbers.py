@@ -3,7 +3,10 @@
 import json
 from typing import Any
 
+from flask import Flask
+
 from tests.support.api_client import ApiClient, expect, problem
+from tests.support.internals import copy_task
 from tests.support.marks import one_database
 
 NUMBERS = "/agent/summarizer/numbers"
@@ -119,6 +122,22 @@ def test_outputs_with_very_many_numbers_count_with_their_first_ones(alice: ApiCl
     end(alice, {"nested": {f"{number:x}": number for number in range(60_000)}, "rows": 4})
     found = paths(alice)
     assert (len(found), found["rows"]) == (50, (4, 2))
+
+
+@one_database
+def test_outputs_of_4_mib_are_read(alice: ApiClient) -> None:
+    for number in range(5):
+        end(alice, {"rows": number, "text": "x" * 1_000_000})
+    assert values(alice, "rows") == [1, 2, 3, 4]
+    assert paths(alice) == {"rows": (4, 4)}
+
+
+@one_database
+def test_paths_are_of_the_last_100_tasks_and_numbers_of_1000(alice: ApiClient, app: Flask) -> None:
+    copy_task(app, end(alice, {"rows": 1}), 1_000)
+    assert paths(alice) == {"rows": (1, 100)}
+    assert len(values(alice, "rows")) == 100
+    assert len(values(alice, "rows", limit=1_000)) == 1_000
 
 
 def test_numbers_are_of_this_user_and_agent(alice: ApiClient, bob: ApiClient) -> None:
