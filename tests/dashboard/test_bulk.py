@@ -8,6 +8,7 @@ import pytest
 from flask import Flask
 
 from tests.support.api_client import ApiClient, expect
+from tests.support.internals import copy_task
 from tests.support.marks import one_database
 from tests.support.plain_browser import Browser, hidden
 
@@ -79,6 +80,21 @@ def test_all_that_match_are_deleted_and_the_filters_stay(window: Browser, alice:
     alice.start(name="Test later", labels={"env": "test"})
     assert confirm(window, target, page) == f"/{late}"
     assert left(alice) == {"Other", "Test later"}
+
+
+@one_database
+def test_more_than_a_thousand_that_match_are_said(
+    window: Browser, alice: ApiClient, app: Flask
+) -> None:
+    ids = [alice.start()["id"]]
+    ids += copy_task(app, {"id": ids[0]}, 1_000)
+    target, page = ask(window, "/", "delete", all="all")
+    assert "Delete 1,000 tasks?" in said(page)
+    assert "There are more: these are the first 1,000 tasks of the list." in said(page)
+    confirm(window, target, page)
+    assert [task["id"] for task in expect(alice.get("/task"), 200)] == ids[:1]
+    _, page = ask(window, "/", "delete", all="all")
+    assert "There are more" not in page
 
 
 def test_page_of_the_list_is_kept(window: Browser, alice: ApiClient) -> None:
