@@ -16,7 +16,7 @@ from taskservice.services.deliveries import set_hook_state
 from taskservice.terms import ATTENTION
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
-from tests.support.deliveries import finish, looping
+from tests.support.deliveries import finish, looping, the_delivery
 from tests.support.internals import copy_task, reads, run_sql
 from tests.support.marks import one_database, only_postgresql
 from tests.support.receiver import Receiver, answer
@@ -194,7 +194,7 @@ def test_worker_that_is_busy_is_not_missed(alice: ApiClient, clocks: Clocks) -> 
 
 
 def test_failed_callback_is_listed_for_a_week_unless_it_is_delivered(
-    alice: ApiClient, clocks: Clocks, receiver: Receiver
+    app: Flask, alice: ApiClient, clocks: Clocks, receiver: Receiver
 ) -> None:
     receiver.answer = answer(410)
     tasks = [alice.start(callback=receiver.url, claim=True) for _ in range(2)]
@@ -205,6 +205,10 @@ def test_failed_callback_is_listed_for_a_week_unless_it_is_delivered(
     assert found["text"].startswith("The callback was not delivered: ")
     assert "410" in found["text"]
     expect(alice.post(f"/task/{tasks[0]['id']}/deliveries"), 202)
+    assert task_ids(alice, "callback_failed") == ids(tasks[1])
+    receiver.answer = answer(200)
+    with looping(app):
+        until(lambda: the_delivery(alice, tasks[0])["state"] == "delivered")
     assert task_ids(alice, "callback_failed") == ids(tasks[1])
     clocks.go_on(8 * DAY)
     assert items(alice) == []

@@ -13,14 +13,14 @@ from taskservice.background.maintenance import Maintenance
 from taskservice.config import Config
 from taskservice.database import clock
 from taskservice.database.engine import dispose
-from taskservice.database.transactions import reading
+from taskservice.database.transactions import reading, transaction
 from taskservice.services.expected_runs import due_times
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.clocks import Clocks
 from tests.support.concurrency import at_once
 from tests.support.deliveries import looping
 from tests.support.internals import before_writes, moment
-from tests.support.marks import one_database
+from tests.support.marks import one_database, only_postgresql
 from tests.support.receiver import Receiver
 
 HOUR, DAY = 3_600.0, 86_400.0
@@ -537,6 +537,22 @@ def test_late_agents_are_found_by_index(app: Flask, alice: ApiClient, no_grace: 
         "SEARCH tasks USING INDEX tasks_claimed_by_agent "
         "(user_id=? AND agent_id=? AND claimed_at>?)",
     ]
+
+
+@only_postgresql
+def test_late_agents_are_found_by_index_on_postgresql(
+    app: Flask, alice: ApiClient, no_grace: None
+) -> None:
+    statements: list[tuple[str, Any]] = []
+    with before_writes(app, lambda *statement: statements.append(statement)):
+        Maintenance(app).do_round()
+    ((text, values),) = [each for each in statements if "late_at" in each[0]]
+    with app.app_context(), transaction() as connection:
+        # Otherwise it scans a table that has only a few rows.
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {text}", values).scalars())
+    assert "Index Scan using agents_due on agents" in plan
+    assert "using tasks_claimed_by_agent on tasks" in plan
 
 
 # --- a start that is reported late ---------------------------------------------------------

@@ -175,6 +175,8 @@ def test_killed_at_any_moment_each_event_is_told_under_one_id(
                 service.armed.unlink(missing_ok=True)
                 service.kill()
             crashes += 1
+        else:
+            pytest.fail("There are more moments.")
         # For example before and after each commit and each send.
         assert moment > 20
         service.crash_at(0)

@@ -187,23 +187,24 @@ def test_tasks_that_end_at_once_break_and_fix_an_agent_once(
 
 
 @only_postgresql
+@pytest.mark.parametrize("paused", ["UPDATE agents", "INSERT INTO events"])
 def test_completion_beside_a_failure_that_is_not_committed_yet_fixes_the_agent(
-    app: Flask, alice: ApiClient, receiver: Receiver
+    app: Flask, alice: ApiClient, receiver: Receiver, paused: str
 ) -> None:
     hook = add_hook(alice, receiver.url, events=["agent.broken", "agent.fixed"])
     failing, completing = (alice.start(claim=True) for _ in range(2))
-    has_broken, may_commit = threading.Event(), threading.Event()
+    has_failed, may_commit = threading.Event(), threading.Event()
 
     def pause(sql: str, _parameters: Any) -> None:
-        if sql.startswith("INSERT INTO events") and not has_broken.is_set():
-            has_broken.set()
+        if sql.startswith(paused) and not has_failed.is_set():
+            has_failed.set()
             assert may_commit.wait(PATIENCE_SECONDS)
 
     with before_writes(app, pause), ThreadPoolExecutor(2) as threads:
         failure = threads.submit(alice.report, failing, status="error")
-        assert has_broken.wait(PATIENCE_SECONDS)
+        assert has_failed.wait(PATIENCE_SECONDS)
         completion = threads.submit(alice.report, completing, status="complete")
-        until(lambda: is_waiting_for_a_lock(app))
+        until(lambda: completion.done() or is_waiting_for_a_lock(app))
         may_commit.set()
         assert failure.result()["finishedAt"] <= completion.result()["finishedAt"]
     assert told(alice, hook) == ["agent.broken", "agent.fixed"]

@@ -601,6 +601,8 @@ def test_lifetime_is_brought_into_its_limits(mcp: McpClient, client: Receiver) -
         ({"ttlMs": 2**60}, 30 * DAY),
         ({"ttlMs": 0}, MINUTE),
         ({"ttlMs": 7_200_000}, 2 * HOUR),
+        # With the shortest secret.
+        ({"delivery": {"secret": "whsec_" + base64.b64encode(bytes(24)).decode()}}, DAY),
     ]
     for params, seconds in lifetimes:
         refresh_before = subscribe(mcp, client, **params)["refreshBefore"]

@@ -37,7 +37,7 @@ from taskservice.operations.health import _COUNTS, NO_BACKGROUND_WORK, DatabaseP
 from taskservice.operations.metrics import RECORDS, SLOTS, RequestCounts
 from taskservice.operations.request_log import configure_logging
 from taskservice.serving.settings import gunicorn_settings
-from tests.support.api_client import ApiClient, RemoteClient, problem
+from tests.support.api_client import ApiClient, RemoteClient, expect, problem
 from tests.support.databases import Databases
 from tests.support.internals import run_sql, set_for_database
 from tests.support.marks import only_postgresql
@@ -166,6 +166,13 @@ def test_tasks_and_deliveries_are_counted(app: Flask, alice: ApiClient, receiver
           == {"running": 2, "complete": 2, "error": 1})  # fmt: skip
     states = scrape(app).by("state", "taskservice_deliveries")
     assert states == {"pending": 0, "delivered": 2, "failed": 1, "cancelled": 0}
+
+
+def test_deliveries_of_hooks_are_counted(app: Flask, alice: ApiClient, receiver: Receiver) -> None:
+    hook = {"target": receiver.url, "events": ["task.ended", "task.failed"]}
+    expect(alice.post("/hook", json=hook), 201)
+    alice.report(alice.start(claim=True), status="error")
+    until(lambda: scrape(app).by("state", "taskservice_deliveries")["pending"] == 2)
 
 
 def test_agents_are_counted_by_state(app: Flask, alice: ApiClient) -> None:

@@ -22,7 +22,7 @@ from tests.support.service import Service
 from tests.support.waiting import until
 
 # There are fewer moments; a test ends at the first that does not come.
-MOMENTS = 100
+MOMENTS = 300
 
 
 class CrashingService(Service):
