@@ -75,6 +75,7 @@ def test_read_key_reads_all_of_its_user_or_of_one_agent(alice: ApiClient, bob: A
     alice.report(mine, **ENDED)
     foreign = bob.start()
     screen, narrow = alice.read_key(), alice.read_key("summarizer")
+    assert expect(alice.with_key("full").get("/user"), 200)["key"]["access"] == "full"
     own = expect(screen.get("/user"), 200)["key"]
     assert (own["access"], own["agentId"], own["login"]) == ("read", None, False)
     assert own["hint"].startswith("tsk_read_")

@@ -437,7 +437,7 @@ def test_failure_is_compared_with_the_last_good_run(
     )  # fmt: skip
     path = f"/tasks/{failed['id']}/new-lines"
     page = browser.get(f"/tasks/{failed['id']}").text
-    assert "New in this failure" in page
+    assert page.index("New in this failure") < page.index('<div id="log"')
     assert f'<a href="{path}">Compare the runs</a>' in page
     assert f'href="/tasks/{good["id"]}">last good run</a>' in page
     compared = browser.get(path).text

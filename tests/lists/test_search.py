@@ -6,9 +6,11 @@ from urllib.parse import unquote
 
 import pytest
 from flask import Flask
+from sqlalchemy import inspect
 
 from taskservice.background import removal
 from taskservice.database import types
+from taskservice.database.transactions import reading
 from taskservice.services import lists, logs, search
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.internals import reads
@@ -152,6 +154,9 @@ def test_search_that_took_its_time_continues(
     found = pages(alice, "hit")
     assert [len(page["hits"]) for page in found] == [1, 1, 0]
     assert [page["searched"]["tasks"] for page in found] == [1, 1, 0]
+    assert [page["searched"]["until"] for page in found] == [
+        tasks[1]["createdAt"], tasks[0]["createdAt"], None,
+    ]  # fmt: skip
     monkeypatch.setattr(lists, "FIRST_SEARCHED", 1)
     monkeypatch.setattr(lists, "MAX_SEARCHED", 1)
     with_log(alice, "hit", labels={"env": "test"})
@@ -227,6 +232,11 @@ def test_third_search_at_a_time_is_refused(alice: ApiClient) -> None:
         assert problem(response, 503)["code"] == "overloaded"
         assert response.headers["Retry-After"].isdigit()
     assert len(hits(alice, "hit")) == 1
+
+
+def test_append_has_no_index_to_keep(app: Flask) -> None:
+    with app.app_context(), reading() as connection:
+        assert inspect(connection).get_indexes("log_chunks") == []
 
 
 @one_database
