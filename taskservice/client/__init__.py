@@ -98,9 +98,14 @@ logger = logging.getLogger(__name__)
 # A handler for Python's logging: each record becomes lines of a task's log.
 
 
+# Without the time, which each line of a log has anyway.
+_FORMATTER = logging.Formatter("%(levelname)s %(name)s: %(message)s")
+
+
 class TaskHandler(logging.Handler):
     """A handler for `logging` that adds each record to a task's log, with the record's time.
 
+    Without a formatter, a line has the level, the logger and the message.
     Logging never raises TaskServiceError: a cancellation is raised by the next call of the
     task's own methods. Like `Task.log`, it blocks only while 16 MiB of lines are waiting.
     Records of DEBUG and INFO of the HTTP libraries that send the lines are left out.
@@ -121,7 +126,6 @@ class TaskHandler(logging.Handler):
     def __init__(self, task: Task, level: int = logging.NOTSET) -> None:
         super().__init__(level)
         self._task = task
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Like Handler.handle, without the lock: waiting for space must block no other thread."""
@@ -134,7 +138,8 @@ class TaskHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._task.log_at(int(record.created * 1000), self.format(record))
+            text = (self.formatter or _FORMATTER).format(record)
+            self._task.log_at(int(record.created * 1000), text)
         except TaskServiceError:
             return  # the task's own methods raise it too
         except Exception:
