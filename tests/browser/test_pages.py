@@ -338,7 +338,7 @@ def test_reader_pauses_and_resumes_at_new_lines(visitor: Visitor, site: Site) ->
     # The log is one stop for the keyboard, and keeps the focus that a row takes with it.
     assert page.locator("#log a:not([tabindex='-1'])").count() == 0
     page.evaluate("getSelection().removeAllRanges()")
-    page.locator("#log .line a").nth(20).focus()
+    page.locator("#log .line > a").nth(20).focus()
     page.keyboard.press("End")
     expect(last).to_have_text("338line 338")
     expect(page.locator("#log")).to_be_focused()
@@ -366,7 +366,7 @@ def test_long_lines_can_be_wrapped_and_are_wrapped_on_a_phone(
     page.get_by_role("button", name="Start").click()
     page.locator("#log").hover()
     for _ in range(60):
-        seen |= {int(number) for number in page.locator("#log .line a").all_text_contents()}
+        seen |= {int(number) for number in page.locator("#log .line > a").all_text_contents()}
         page.mouse.wheel(0, 400)
         page.wait_for_timeout(20)
     assert sorted(seen) == list(range(1, max(seen) + 1))

@@ -191,6 +191,38 @@ def test_level_of_a_line_follows_from_its_words(visitor: Visitor, site: Site) ->
     assert list(zip(lines, found, strict=True)) == list(zip(lines, levels, strict=True))
 
 
+def test_lines_have_links_and_the_colours_of_their_levels(visitor: Visitor, site: Site) -> None:
+    task = start(site)
+    address = "https://a.example/run?id=1"
+    lines = [
+        f"WARNING see {address}, then (http://b.example/x).",
+        "ERROR <a href='https://c.example'>no</a> javascript:alert(1) https://d.example/\u202egnp",
+        f"\x1b[32minfo {address}\x1b[0m",
+        "done",
+    ]
+    site.alice.append(task, *lines)
+    page = open_task(visitor, task)
+    line = page.locator("#log .line > span")
+    second = lines[1].replace("\u202e", "\\u202e")
+    expect(line).to_have_text([lines[0], second, f"info {address}", "done"])
+    links = page.locator("#log .line > span a")
+    assert [link.get_attribute("href") for link in links.all()] == [
+        address, "http://b.example/x", "https://c.example/", "https://d.example/", address,
+    ]  # fmt: skip
+    for link in links.all():
+        assert link.get_attribute("rel") == "noopener noreferrer"
+        assert link.get_attribute("target") == "_blank"
+    colours = line.evaluate_all("all => all.map((each) => getComputedStyle(each).color)")
+    assert len(set(colours[:2] + colours[3:])) == 3
+    assert colours[2] == colours[3]
+    # The numbers are the links that select lines.
+    page.locator("#log .line > a").first.click()
+    page.locator("#log .line > a").nth(1).click(modifiers=["Shift"])
+    expect(page.locator(".line.marked")).to_have_count(2)
+    check_accessible(page)
+    site.alice.report(task, status="complete")
+
+
 def test_search_counts_and_marks_its_matches(visitor: Visitor, site: Site) -> None:
     task = start(site, name="Searched")
     noisy_log(site, task)
@@ -628,6 +660,7 @@ def test_new_lines_come_after_the_page_and_lead_into_the_log(visitor: Visitor, s
     line.click()
     expect(page).to_have_url(re.compile("#L301$"))
     expect(page.locator(".line.marked")).to_contain_text("boom")
+    expect(page.locator(".line.marked")).to_be_in_viewport(ratio=0.9)
     page.locator("h1").click()
     page.keyboard.press("p")
     expect(page).to_have_url(re.compile("(?<!#L301)$"))

@@ -1,19 +1,18 @@
 // Turns a line of a log into nodes: colours become classes, other escape sequences are dropped.
 
+import { linked } from "./links.js";
+
 const SEQUENCE = new RegExp(
   [
     "\\x1b\\[([0-9;:]*)m", // colours and styles
     "\\x1b\\[[0-?]*[ -/]*[@-~]?", // other control sequences
-    "\\x1b\\][^\\x07\\x1b]*(?:\\x07|\\x1b\\\\)?", // titles, lforegrounds
+    "\\x1b\\][^\\x07\\x1b]*(?:\\x07|\\x1b\\\\)?", // titles, links
     "\\x1b[PX^_][^\\x1b]*(?:\\x1b\\\\)?", // strings to a device
     "\\x1b[ -/]*[0-~]?",
     "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]",
   ].join("|"),
   "g",
 );
-
-// These change the direction of text and so can disguise a line.
-const DIRECTION_MARKS = /[\u202a-\u202e\u2066-\u2069]/g;
 
 const PALETTE = [
   [0, 0, 0], [205, 0, 0], [0, 205, 0], [205, 205, 0],
@@ -81,14 +80,13 @@ function classes({ styles, foreground, background }) {
   return [...names].join(" ");
 }
 
-function textNode(text, state) {
-  const shown = text.replace(DIRECTION_MARKS, (sign) => `\\u${sign.codePointAt(0).toString(16)}`);
+function textNodes(text, state) {
   const names = classes(state);
-  if (!names) return document.createTextNode(shown);
+  if (!names) return linked(text);
   const span = document.createElement("span");
   span.className = names;
-  span.textContent = shown;
-  return span;
+  span.append(...linked(text));
+  return [span];
 }
 
 // A progress bar overwrites itself; a terminal shows what it wrote last.
@@ -108,10 +106,10 @@ export function painted(line) {
   const nodes = [];
   let start = 0;
   for (const found of last.matchAll(SEQUENCE)) {
-    if (found.index > start) nodes.push(textNode(last.slice(start, found.index), state));
+    if (found.index > start) nodes.push(...textNodes(last.slice(start, found.index), state));
     if (found[1] !== undefined) applyCodes(state, found[1]);
     start = found.index + found[0].length;
   }
-  if (start < last.length) nodes.push(textNode(last.slice(start), state));
+  if (start < last.length) nodes.push(...textNodes(last.slice(start), state));
   return nodes;
 }

@@ -1,6 +1,7 @@
 // The log of a task. Only the lines in view are in the page, however long the log grows.
 
 import { painted, plain } from "./ansi.js";
+import { levelOf } from "./levels.js";
 import {
   MAX_LINES, dropDistant, fetchLines, isBlockLoaded, line, loadAround, store, timeOf,
 } from "./line_cache.js";
@@ -155,7 +156,11 @@ function row(number) {
   link.tabIndex = -1;
   const time = document.createElement("time");
   const content = document.createElement("span");
-  if (text !== undefined) content.append(...painted(text));
+  if (text !== undefined) {
+    content.append(...painted(text));
+    // A program with colours has coloured its levels itself.
+    if (!text.includes("\x1b")) content.className = `level-${levelOf(plain(text))}`;
+  }
   element.append(link, time, content);
   return element;
 }
@@ -312,7 +317,10 @@ function show(from, to) {
   const clamp = (number) => Math.min(Math.max(number, first), count);
   marked = { from: clamp(from), to: clamp(to) };
   if (filtered && numberAt(placeOf(marked.from)) !== marked.from) showAllLevels();
+  // Its button can move the lines.
+  updateControls();
   if (isInView(marked.from) || isInView(marked.to)) return;
+  card.scrollIntoView({ block: "nearest" });
   // The second pass knows the heights of the rows above.
   for (let pass = 0; pass < 2; pass++) {
     drawNow();
@@ -324,7 +332,7 @@ function isInView(number) {
   if (!rows.has(number)) return false;
   const outer = box.getBoundingClientRect();
   const inner = rows.get(number).getBoundingClientRect();
-  return inner.top >= outer.top && inner.bottom <= outer.bottom;
+  return inner.top >= Math.max(outer.top, 0) && inner.bottom <= Math.min(outer.bottom, innerHeight);
 }
 
 function showHash() {
@@ -372,7 +380,7 @@ document.addEventListener("selectionchange", () => {
 // --- several lines -----------------------------------------------------------------------
 
 list.addEventListener("click", (event) => {
-  const link = event.target.closest("a");
+  const link = event.target.closest(".line > a");
   if (!link || !event.shiftKey || !marked) return;
   event.preventDefault();
   const number = link.parentElement.number;
