@@ -31,8 +31,9 @@ def destination() -> str | None:
         ids = lists.ids_with_prefix(caller, digits)
         if len(ids) == 1:
             return url_for("dashboard.tasks.show", task_id=ids[0])
-    key, has_sign, value = text.partition("=")
-    if has_sign and label_problem(key, value) is None:
+    # The list shows labels with a colon.
+    key, value = [*re.split("[=:]", text, maxsplit=1), ""][:2]
+    if label_problem(key, value) is None:
         label = f"{key}:{value}"
         if lists.positions(caller, Selection(labels=(label,)), None, 1).positions:
             return filters.label_url(label, q=None)

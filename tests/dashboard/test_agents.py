@@ -73,7 +73,8 @@ def test_agent_shows_its_health_in_the_list_and_on_its_page(
             assert f"1 {outcome}" in text
             assert f'<rect class="{outcome}"' in text
         # The numbers lead to the tasks that they count.
-        links = [unescape(link) for link in re.findall('<dd><a href="([^"]+)"', text)]
+        good, *links = [unescape(link) for link in re.findall('<dd><a href="([^"]+)"', text)]
+        assert good.startswith(f"/tasks/{used['complete']['id']}")
         for link, name in zip(links, ("waiting", "running"), strict=True):
             rows = text_of(window, link).partition('<tbody id="rows"')[2]
             assert re.findall("<bdi>(.+?)</bdi>", rows) == [name]

@@ -74,6 +74,7 @@ def test_label_becomes_a_filter_if_a_task_has_it(
     response = browser.get("/?status=running&q=env%3Da%3Db+c&label=env:none")
     assert response.status_code == 303
     assert response.location == "/?status=running&label=env:none&label=env:a%3Db+c"
+    assert browser.get("/?q=env:a%3Db+c").location == "/?label=env:a%3Db+c"
     assert named["id"] in browser.read("/?q=team%3Dx")
     for text in ("=", "env=", "=a", "ENV=a=b c", "env=\0", f"env={'x' * 190}"):
         assert browser.get("/", query_string={"q": text}).status_code == 200
