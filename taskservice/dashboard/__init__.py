@@ -4,23 +4,20 @@ from flask import Flask
 
 from taskservice.dashboard import (
     agents,
-    answer_links,
-    bulk,
     hooks,
     keys,
     links,
     questions,
     search,
     sessions,
-    sign_in,
     tasks,
 )
-from taskservice.dashboard.pages import dashboard, unknown_page
+from taskservice.dashboard.pages import dashboard, sign_in, unknown_page
 
 for blueprint in (
-    sign_in.blueprint,
+    sign_in,
     tasks.blueprint,
-    bulk.blueprint,
+    tasks.selected,
     search.blueprint,
     questions.blueprint,
     tasks.reruns,
@@ -29,7 +26,7 @@ for blueprint in (
     keys.blueprint,
     links.blueprint,
     links.public,
-    answer_links.blueprint,
+    links.answers,
 ):
     dashboard.register_blueprint(blueprint)
 

@@ -26,8 +26,9 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import errors, quantities
-from taskservice.auth import caller
+from taskservice.auth import caller, valid_key
 from taskservice.dashboard import formatting, sessions
+from taskservice.database import clock
 from taskservice.database.types import AnyRow
 from taskservice.database.watcher import change_marker
 from taskservice.errors import Problem
@@ -247,6 +248,45 @@ def _to_sign_in() -> AnyResponse:
         query = f"?{referrer.query}" if referrer.query else ""
         path = f"{referrer.path.removeprefix(request.script_root)}{query}"
     return redirect_to("sign_in.show", next=path if endpoint_of(path) and path != "/" else None)
+
+
+# Signing in and out.
+
+sign_in = Blueprint("sign_in", __name__)
+
+
+@sign_in.get("/sign-in")
+def show() -> AnyResponse:
+    if "signed_in" in g:
+        return redirect_to_page(request.args.get("next", ""), "tasks.list_all")
+    return page("sign_in.html", next=request.args.get("next", ""))
+
+
+@sign_in.post("/sign-in")
+def enter() -> AnyResponse:
+    try:
+        sessions.check_form()
+        if current_app.config["LOGIN_HEADER"]:
+            raise Problem(403, "Sign in at the proxy: this service accepts no keys here")
+        key = valid_key(request.form.get("key", "").strip(), clock.now())
+    except Problem as problem:
+        if problem.status != 401 and "signed_in" in g:
+            # The visitor has signed in in another window: this form is no longer needed.
+            return redirect_to("tasks.list_all")
+        response = page(
+            "sign_in.html", problem.status, next=request.form.get("next", ""), problem=problem
+        )
+        response.headers.update(problem.headers)
+        return response
+    sessions.begin(key)
+    return redirect_to_page(request.form.get("next", ""), "tasks.list_all")
+
+
+@sign_in.post("/sign-out")
+def leave() -> AnyResponse:
+    session.clear()
+    flash("You are signed out.")
+    return redirect_to("sign_in.show")
 
 
 # Pages that the open tabs of a session share: each tab requests its page once a second.

@@ -2,6 +2,7 @@
 
 import hashlib
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from flask import Blueprint, Response, flash, redirect, request
 from marshmallow import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
+from taskservice import terms
 from taskservice.auth import Caller, caller
 from taskservice.dashboard import (
     chart,
@@ -26,12 +28,13 @@ from taskservice.database import clock
 from taskservice.database.types import AnyRow, TaskRow
 from taskservice.errors import Problem
 from taskservice.schemas import strict_json
-from taskservice.schemas.fields import open_questions
-from taskservice.schemas.requests import RerunSchema
+from taskservice.schemas.fields import open_questions, parse_id
+from taskservice.schemas.requests import BulkSchema, RerunSchema
 from taskservice.services import (
     agents,
     attempts,
     attention,
+    bulk,
     counts,
     lists,
     logs,
@@ -41,8 +44,8 @@ from taskservice.services import (
     tasks,
 )
 from taskservice.services import deliveries as delivery_service
+from taskservice.services.lists import Position, Selection
 from taskservice.services.tasks import Idempotency
-from taskservice.terms import FAILED, NO_DELIVERY, RUNNING, TIMEOUT
 from taskservice.web import responses, waiting
 from taskservice.web.request import TEXT, require_id
 
@@ -72,10 +75,10 @@ class Bar(NamedTuple):
 
 def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
     """The values of the page's template."""
-    is_waiting = task.status == RUNNING and task.claimed_at is None
+    is_waiting = task.status == terms.RUNNING and task.claimed_at is None
     agent = agents.get(caller, task.agent_id)
     previous, following = tasks.runs_beside(task)
-    has_failed = task.error_type in (FAILED, TIMEOUT)
+    has_failed = task.error_type in (terms.FAILED, terms.TIMEOUT)
     return {
         "parent": tasks.find(caller, task.parent_id) if task.parent_id else None,
         "original": tasks.find(caller, task.rerun_of) if task.rerun_of else None,
@@ -94,7 +97,7 @@ def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
 
 def _expected_end(agent: AnyRow, task: TaskRow) -> str | None:
     """The expected end of a running task: from its progress, or its agent's usual duration."""
-    if task.status != RUNNING or task.claimed_at is None or open_questions(task.questions):
+    if task.status != terms.RUNNING or task.claimed_at is None or open_questions(task.questions):
         # Nobody knows how long a person takes to answer.
         return None
     progress = float(task.progress or 0)
@@ -184,7 +187,7 @@ def curl(caller: Caller, task: TaskRow) -> str:
     """
     deliveries = delivery_service.list_of_task(caller, task.id)
     if not deliveries:
-        raise Problem(409, "The task has no webhook", code=NO_DELIVERY)
+        raise Problem(409, "The task has no webhook", code=terms.NO_DELIVERY)
     headers, body = attempts.webhook_of(task, deliveries[0].id)
     options = [f"--header {shlex.quote(f'{name}: {value}')}" for name, value in headers.items()]
     url = shlex.quote(deliveries[0].callback_url)
@@ -235,7 +238,7 @@ def list_all() -> AnyResponse:
     )
 
 
-def _found(selection: lists.Selection, query: dict[str, Any]) -> responses.Page:
+def _found(selection: Selection, query: dict[str, Any]) -> responses.Page:
     if request.args.get("sort") != filters.LONGEST_FIRST:
         return responses.page(caller, selection, query)
     positions, reached = lists.longest(caller, selection, query["limit"])
@@ -306,7 +309,7 @@ def download(task_id: str) -> Response:
 def confirm_cancel(task_id: str) -> AnyResponse:
     caller.require_full_user_key()
     task = _task(task_id)
-    if task.status == RUNNING:
+    if task.status == terms.RUNNING:
         return page("cancel.html", task=task)
     flash(TOO_LATE)
     return redirect_to("tasks.show", task_id=task_id)
@@ -415,3 +418,63 @@ def _page(task: TaskRow, input_form: InputForm, fault: str = "", status: int = 2
 def _schema(task: TaskRow) -> str:
     """The stored schema of its agent's input."""
     return str(agents.get(caller, task.agent_id).input_schema)
+
+
+# The page that says which tasks of a list are cancelled, deleted or run again, and does it.
+
+selected = Blueprint("bulk", __name__)
+
+bulk_schema = BulkSchema()
+PARTICIPLES = {terms.CANCEL: "cancelled", terms.DELETE: "deleted", terms.RERUN: "started again"}
+
+
+@selected.post("/tasks/selected")
+def change() -> AnyResponse:
+    """Without `ids`, the page that says what is selected; its form has the ids of these tasks."""
+    caller.require_user_key()
+    back = "/?" + request.query_string.decode(errors="replace")
+    if "ids" not in request.form:
+        return _confirm(back)
+    fields = {"action": request.form.get("action"), "taskIds": request.form["ids"].split()}
+    wanted = bulk_schema.load(fields)
+    key = request.form.get("submission_id") or None
+    result = bulk.run(caller, wanted["action"], wanted["taskIds"], key)
+    flash(f"{formatting.plural(result['done'], 'task')} {PARTICIPLES[wanted['action']]}.")
+    for code, count in Counter(refused["code"] for refused in result["refused"]).items():
+        flash(f"{formatting.plural(count, 'task')} left as before: {terms.CODES[code].meaning}")
+    return redirect_to_page(back, "tasks.list_all")
+
+
+def _confirm(back: str) -> AnyResponse:
+    _, _, selection = filters.load()
+    action, has_more = request.form.get("action", ""), False
+    if "all" in request.form:
+        wanted, has_more = _first(selection, action)
+    else:
+        ids = map(parse_id, request.form.getlist("taskId")[: terms.MAX_LIMIT])
+        wanted = [Position("", task_id) for task_id in ids if task_id]
+    rows = lists.summaries(caller, wanted)
+    if action == terms.CANCEL:
+        rows = [row for row in rows if row.status == terms.RUNNING]
+    if not rows or action not in PARTICIPLES:
+        flash("Nothing is selected." if not wanted else "No selected task is running.")
+        return redirect_to_page(back, "tasks.list_all")
+    return page(
+        "bulk.html",
+        action=action,
+        rows=rows,
+        agents=Counter(row.agent_id for row in rows).most_common(),
+        since=min(row.created_at for row in rows),
+        until=max(row.created_at for row in rows),
+        has_more=has_more,
+        back=back,
+        new_id=clock.new_id(),
+    )
+
+
+def _first(selection: Selection, action: str) -> tuple[list[Position], bool]:
+    """The first tasks of a list that the action can change, and whether there may be more."""
+    if action == terms.CANCEL and selection.status is None:
+        selection = selection._replace(status=terms.RUNNING)
+    found = responses.page(caller, selection, {"limit": terms.MAX_LIMIT})
+    return found.positions, found.next is not None
