@@ -1,19 +1,50 @@
 """Sessions: a signed cookie with the id of the key that signed in, never the key itself."""
 
+import hmac
 import secrets
 from datetime import timedelta
 
-from flask import Flask, current_app, request, session
+from flask import Flask, Request, current_app, request, session
+from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface
 
 from taskservice import auth
 from taskservice.auth import set_caller
 from taskservice.database import clock
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
-from taskservice.web.session_cookie import Sessions
+from taskservice.terms import API_PREFIX
 
 # Checked in the session too: a copied cookie must not be valid longer.
 LIFETIME = timedelta(days=7)
+
+
+_NO_SESSION = NullSession()
+
+
+class Sessions(SecureCookieSessionInterface):
+    """Flask's sessions, in a cookie for this service alone; requests to the API have none.
+
+    Its path is the prefix of the service behind a proxy. Its name differs between services
+    on one host, since browsers share cookies between ports.
+    """
+
+    def __init__(self, secret_key: str) -> None:
+        digest = hmac.digest(secret_key.encode(), b"cookie name", "sha256")
+        self._cookie_name = f"taskservice-{digest.hex()[:8]}"
+
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
+        # The API should not pay for what only pages use.
+        is_api = request.path.startswith(f"{API_PREFIX}/")
+        return _NO_SESSION if is_api else super().open_session(app, request)
+
+    def get_cookie_name(self, app: Flask) -> str:
+        return self._cookie_name
+
+    def get_cookie_path(self, app: Flask) -> str:
+        return f"{request.script_root}/"
+
+    def get_cookie_secure(self, app: Flask) -> bool:
+        return request.is_secure
 
 
 class SessionEndedError(Exception):

@@ -36,10 +36,15 @@ from taskservice.client.sender import (
     now,
 )
 from taskservice.client.task import Task
-from taskservice.runner.files import make_private, read_file
 from taskservice.runner.process import PROGRAM_ONLY, RESET_TO_DEFAULT, Process, describe, exit_code
 from taskservice.runner.program_output import Masker, OutputReader
-from taskservice.runner.saved_run import SavedRun, leftover_runs, runs_folder
+from taskservice.runner.saved_run import (
+    SavedRun,
+    leftover_runs,
+    make_private,
+    read_file,
+    runs_folder,
+)
 from taskservice.runner.spool import Spool
 from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import MAX_OBJECT

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from taskservice.client.sender import LONGEST_STORED, Batch, LineQueue, line_count, note, now, timed
-from taskservice.runner.files import open_file
+from taskservice.runner.saved_run import open_file
 from taskservice.terms import MAX_LOG
 
 # A log cannot contain more.

@@ -23,7 +23,6 @@ from gunicorn.http.errors import ParseException
 from gunicorn.workers.base import Worker as BaseWorker
 
 from taskservice import resources
-from taskservice.serving.connection import NEVER, Connection, ThreadPool, is_ready
 from taskservice.serving.refusals import (
     REQUEST_TOO_SLOW,
     SERVICE_STOPS,
@@ -32,7 +31,15 @@ from taskservice.serving.refusals import (
     RefusedError,
 )
 from taskservice.serving.request_parser import BodyBudget, Need, Request, RequestParser
-from taskservice.serving.responder import Next, Responder, Sender
+from taskservice.serving.responder import (
+    NEVER,
+    Connection,
+    Next,
+    Responder,
+    Sender,
+    ThreadPool,
+    is_ready,
+)
 from taskservice.web.request import WsgiApplication
 
 # Calls that other threads and signal handlers pass to the worker's loop.
