@@ -22,7 +22,7 @@ CLIENT_COMMANDS = {
     "task": "taskservice.cli.task",
     "agent": "taskservice.cli.agent",
     "grep": "taskservice.cli.grep",
-    "status": "taskservice.cli.status",
+    "status": "taskservice.cli.agent",
     "hook": "taskservice.cli.hook",
     "listen": "taskservice.cli.listen",
     "mcp-config": "taskservice.cli.agent",
@@ -36,8 +36,8 @@ SERVER_COMMANDS = {
     "delivery": "taskservice.cli.callback",
     "db": "taskservice.cli.database",
     "prune": "taskservice.cli.database",
-    "export": "taskservice.cli.transfer",
-    "import": "taskservice.cli.transfer",
+    "export": "taskservice.cli.database",
+    "import": "taskservice.cli.database",
 }
 GROUPS = {
     "Client commands (they need `taskservice login`)": CLIENT_COMMANDS,

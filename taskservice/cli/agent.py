@@ -1,18 +1,24 @@
-"""`taskservice agent` and `mcp-config`: agents, and the configuration of MCP clients."""
+"""`taskservice agent`, `status` and `mcp-config`: agents, what needs attention, MCP clients."""
 
+import sys
 from typing import Any
 
 import click
 
 from taskservice.cli.json_input import JsonInput
 from taskservice.cli.options import Duration, Text, examples, json_lines, known_agent
-from taskservice.cli.service_client import WRONG_SETTING, registered_agent_id, service_client
+from taskservice.cli.service_client import (
+    UNAVAILABLE,
+    WRONG_SETTING,
+    registered_agent_id,
+    service_client,
+)
 from taskservice.cli.task_text import local_time
 from taskservice.client import Agent, SettingError, profiles
 from taskservice.client.http import checked_url
 from taskservice.client.responses import NUMBERS
 from taskservice.quantities import percent, seconds_text
-from taskservice.terminal import exit_with_error, print_json, print_line, print_table
+from taskservice.terminal import exit_with_error, print_json, print_line, print_rows, print_table
 from taskservice.terms import CANCELLED, CLIENTS, KEY_VARIABLE, MAX_TIMEOUT
 
 HEADER = ("ID", "NAME", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY", "NEXT RUN")
@@ -136,6 +142,30 @@ def _row(agent: Agent) -> tuple[str, ...]:
         "-" if usual is None else seconds_text(usual),
         local_time(health.get("dueAt")) + (" late" if health.get("lateSince") else ""),
     )
+
+
+# `taskservice status`: what needs attention.
+
+
+@click.command(
+    "status",
+    epilog=examples("taskservice status", "taskservice status --json | jq -r .agentId"),
+)
+@json_lines
+def status_command(as_json: bool) -> None:
+    """Print what needs attention.
+
+    These are open questions, agents whose last task failed, agents that are late, tasks that hang,
+    tasks that no worker claims, callbacks that failed in the last 7 days, and hooks that are off.
+    Exit codes: 0 nothing, 1 something, 2 wrong use or key, 69 the service is unavailable.
+    """
+    with service_client(failure=UNAVAILABLE) as client:
+        items: list[dict[str, Any]] = [{**item} for item in client.attention()]
+    for item in items if not as_json else ():
+        item["since"] = local_time(item["since"])
+    if items:
+        print_rows(items, ["kind", "since", "agentId", "taskId", "text"], as_json)
+    sys.exit(1 if items else 0)
 
 
 # `taskservice mcp-config`: prints the configuration of MCP clients.

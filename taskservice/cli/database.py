@@ -1,16 +1,20 @@
-"""`taskservice db` and `prune`: upgrade, check, back up, restore, copy and prune the database."""
+"""`taskservice db`, `prune`, `export` and `import`: the database, and its tasks as JSON Lines."""
 
+import shutil
 import signal
 import sys
+import tempfile
+from dataclasses import asdict
 from math import inf
 from pathlib import Path
 
 import click
+from marshmallow import ValidationError
 from sqlalchemy.engine import URL, make_url
 
 from taskservice.background import removal
 from taskservice.background.removal import Bounds, PruneResult
-from taskservice.cli.options import examples, json_lines, json_object
+from taskservice.cli.options import Text, examples, json_lines, json_object
 from taskservice.cli.service_app import load_config, one_line_errors, service_app
 from taskservice.config import Config
 from taskservice.database import migrations
@@ -20,6 +24,9 @@ from taskservice.database.transactions import database_time
 from taskservice.operations import database_check
 from taskservice.operations.backup import BackupError, backup, restore
 from taskservice.operations.database_copy import CopyError, copy
+from taskservice.schemas.fields import Timestamp
+from taskservice.services import transfer
+from taskservice.services.transfer import ImportResult, InvalidExport, import_from
 from taskservice.terminal import (
     exit_with_error,
     notice,
@@ -210,13 +217,93 @@ def prune_command(dry_run: bool, as_json: bool) -> None:
     if as_json:
         print_json(vars(removed))
     else:
-        print_line(_sentence(removed, "would be deleted" if dry_run else "deleted"))
+        print_line(_prune_sentence(removed, "would be deleted" if dry_run else "deleted"))
 
 
-def _sentence(removed: PruneResult, verb: str) -> str:
+def _prune_sentence(removed: PruneResult, verb: str) -> str:
     if not removed.tasks and not removed.logs:
         return f"Nothing {verb}"
     text = f"{removed.tasks} task{'' if removed.tasks == 1 else 's'}"
     if removed.logs:
         text += f" and the log{'' if removed.logs == 1 else 's'} of {removed.logs} more"
     return f"{text} {verb}"
+
+
+# `taskservice export`: tasks as JSON Lines.
+
+
+class TimeText(click.ParamType[str]):
+    """A time in RFC 3339."""
+
+    name = "time"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            timestamp: str = Timestamp("").deserialize(value)
+        except ValidationError as error:
+            self.fail(str(error.messages[0]), param, ctx)
+        return timestamp
+
+
+@click.command(
+    "export",
+    short_help="Export tasks as JSON Lines.",
+    epilog=examples(
+        "taskservice export > tasks.jsonl",
+        "taskservice export --user alice --since 2026-11-24T00:00:00Z > tasks.jsonl",
+    ),
+)
+@click.option("--user", type=Text(), metavar="NAME", help="Only the tasks of this user.")
+@click.option(
+    "--since", type=TimeText(), metavar="TIME", help="Only tasks updated at or after this time."
+)
+def export_command(user: str | None, since: str | None) -> None:
+    """Print tasks with their logs, questions and deliveries as JSON Lines.
+
+    The service can be running. Keys and secrets are not exported.
+    """
+    with service_app():
+        try:
+            for line in transfer.lines(user, since):
+                sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            exit_with_error(f"stdout can't be written: {error.strerror}")
+
+
+# `taskservice import`: adds the tasks of an export.
+
+
+@click.command("import", epilog=examples("taskservice import < tasks.jsonl"))
+@json_object
+def import_command(as_json: bool) -> None:
+    """Add the tasks of an export on stdin: all of them or none.
+
+    Tasks keep their ids. Tasks that already exist are skipped. No webhooks are sent.
+    """
+    with service_app():
+        try:
+            # Not `sys.stdin`, which is None if it was closed at the start.
+            with open(0, "rb", closefd=False) as stdin, tempfile.TemporaryFile() as copy:
+                if not stdin.seekable():
+                    # Writers wait during the import, and a pipe can be slow.
+                    shutil.copyfileobj(stdin, copy)
+                    copy.seek(0)
+                imported = import_from(stdin if stdin.seekable() else copy)
+        except (InvalidExport, OSError) as error:
+            exit_with_error(f"Nothing was imported: {error}")
+    if as_json:
+        print_json(asdict(imported))
+    else:
+        print_line(_import_sentence(imported))
+    for name in imported.users:
+        notice(f"user {name} has no key yet; add one with `taskservice key add`")
+
+
+def _import_sentence(imported: ImportResult) -> str:
+    return (
+        f"{imported.tasks:,} tasks imported, {imported.existing_tasks:,} already existed; "
+        f"{len(imported.users):,} users and {imported.agents:,} agents added"
+    )

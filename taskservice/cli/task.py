@@ -1,17 +1,19 @@
 """`taskservice task`: start, list, show, follow, rerun, cancel, share and delete tasks."""
 
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from itertools import islice
 from typing import Any, NamedTuple, NoReturn
 
 import click
 
-from taskservice.cli import bulk, questions, task_text
+from taskservice import terms
+from taskservice.cli import questions, task_text
 from taskservice.cli.json_input import task_input
 from taskservice.cli.options import (
     Duration,
+    Label,
     Text,
     examples,
     json_lines,
@@ -40,35 +42,22 @@ from taskservice.terminal import (
     print_log_line,
     print_table,
 )
-from taskservice.terms import (
-    CANCEL,
-    CANCELLED,
-    DELETE,
-    FAILED,
-    LINK_DAYS,
-    MAX_LINK_DAYS,
-    MAX_TIMEOUT,
-    RERUN,
-    RUNNING,
-    STATUSES,
-    TIMEOUT,
-)
 
 # How many tasks the table of `list` contains by default.
 ROWS = 20
 # How long `follow` retries while the service is unavailable.
 FOLLOW_PATIENCE_SECONDS = 60.0
 # The exit codes of `follow`, by the type of error; click uses 2 for wrong arguments.
-OUTCOMES = {FAILED: 1, CANCELLED: 3, TIMEOUT: 4}
+OUTCOMES = {terms.FAILED: 1, terms.CANCELLED: 3, terms.TIMEOUT: 4}
 DELETED = 5
 INTERRUPTED = 130
 # Filters of `list` with their own options.
 STATES: dict[str, dict[str, Any]] = {
     "asking": {"asking": True},
-    "waiting": {"status": RUNNING, "claimed": False},
-    FAILED: {"error_type": FAILED},
-    CANCELLED: {"error_type": CANCELLED},
-    TIMEOUT: {"error_type": TIMEOUT},
+    "waiting": {"status": terms.RUNNING, "claimed": False},
+    terms.FAILED: {"error_type": terms.FAILED},
+    terms.CANCELLED: {"error_type": terms.CANCELLED},
+    terms.TIMEOUT: {"error_type": terms.TIMEOUT},
 }
 
 task_argument = click.argument("task_id", type=known_task)
@@ -108,7 +97,7 @@ command.add_command(questions.answer_command)
 @task_callback
 @click.option(
     "--timeout",
-    type=Duration(maximum=MAX_TIMEOUT),
+    type=Duration(maximum=terms.MAX_TIMEOUT),
     metavar="TIME",
     help="Time without contact to the worker after which the service ends the task, such as 90 "
     "(seconds), 5m or 1h30m; 0 for no limit.",
@@ -145,9 +134,10 @@ def start(
 @click.option("--agent", type=known_agent, metavar="ID", help="Only tasks of this agent.")
 @click.option(
     "--status",
-    type=click.Choice([*STATUSES, *STATES]),
+    type=click.Choice([*terms.STATUSES, *STATES]),
     metavar="STATUS",
-    help=f"Only tasks with this status: {', '.join(STATUSES)}, or one of the following options.",
+    help=f"Only tasks with this status: {', '.join(terms.STATUSES)}, or one of the following "
+    "options.",
 )
 @click.option("--waiting", is_flag=True, help="Only tasks that no worker has claimed.")
 @click.option("--asking", is_flag=True, help="Only tasks that ask a person something.")
@@ -306,6 +296,106 @@ def follow(task_id: str, times: bool, as_json: bool) -> None:
     _follow(task_id, _Lines(times, as_json))
 
 
+# Commands for one or several tasks.
+
+# A century, in seconds.
+MAX_AGE = 100 * 366 * 86_400
+PARTICIPLES = {terms.CANCEL: "cancelled", terms.DELETE: "deleted", terms.RERUN: "started again"}
+
+_OPTIONS = (
+    click.argument("task_ids", metavar="[TASK_ID]...", type=known_task, nargs=-1),
+    click.option(
+        "--agent", type=known_agent, metavar="ID", help="All tasks of this agent (its whole id)."
+    ),
+    click.option("--status", type=click.Choice(terms.STATUSES), help="All tasks with this status."),
+    click.option("--failed", is_flag=True, help="All tasks that failed."),
+    click.option(
+        "--label",
+        "labels",
+        type=Label(),
+        metavar="K=V",
+        multiple=True,
+        help="All tasks with this label. Repeat to require several.",
+    ),
+    click.option(
+        "--before",
+        type=Duration(maximum=MAX_AGE, needs_unit=True),
+        metavar="TIME",
+        help="All tasks started longer ago than this, such as 30d.",
+    ),
+    click.option("--yes", is_flag=True, help="Do not ask before several tasks are changed."),
+)
+
+
+class _Choice(NamedTuple):
+    """The ids that a command names, or the filters of the tasks that it means."""
+
+    task_ids: tuple[str, ...]
+    filters: dict[str, Any]
+    yes: bool
+
+    @property
+    def one_id(self) -> str | None:
+        return self.task_ids[0] if len(self.task_ids) == 1 else None
+
+
+def _choice_of_tasks(function: Callable[..., None]) -> Callable[..., None]:
+    """The arguments and options that choose tasks; the command gets a _Choice of them."""
+
+    @wraps(function)
+    def command(
+        task_ids: tuple[str, ...],
+        agent: str | None,
+        status: str | None,
+        failed: bool,
+        labels: tuple[tuple[str, str], ...],
+        before: int | None,
+        yes: bool,
+        **options: Any,
+    ) -> None:
+        filters = {
+            "agent_id": agent,
+            "status": status,
+            "error_type": terms.FAILED if failed else None,
+            "labels": dict(labels),
+            "created_before": time_before(before),
+        }
+        # An empty text is a filter too, which no task matches.
+        given = {name: value for name, value in filters.items() if value not in (None, {})}
+        if bool(task_ids) == bool(given):
+            raise click.UsageError("Name tasks by TASK_ID, or choose them by options.")
+        if failed and status:
+            raise click.UsageError("--failed can't be used with another status.")
+        function(_Choice(task_ids, given, yes), **options)
+
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def _change(client: Client, action: terms.BulkAction, choice: _Choice, as_json: bool) -> None:
+    """Change the chosen tasks after a question, and exit with 1 if any of them is refused."""
+    if choice.task_ids:
+        ids = [find_task_id(client, text) for text in choice.task_ids]
+    else:
+        found = client.tasks(**choice.filters, fields="id", page=terms.MAX_LIMIT)
+        ids = [task.id for task in found]
+    count = f"{len(ids)} task{'' if len(ids) == 1 else 's'}"
+    if ids and not choice.yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError(f"{count}: --yes is needed without a terminal.")
+        click.confirm(f"{action.capitalize()} {count}?", abort=True, err=True)
+    result = client.bulk(action, ids)
+    if as_json:
+        print_json(result)
+    for task_id in () if as_json else result["tasks"]:
+        print_line(task_id)
+    notice(f"{result['done']} of {count} {PARTICIPLES[action]}")
+    for refused in result["refused"]:
+        notice(f"{refused['id']}: {refused['code']}")
+    sys.exit(1 if result["refused"] else 0)
+
+
 @command.command(
     "rerun",
     epilog=examples(
@@ -314,12 +404,12 @@ def follow(task_id: str, times: bool, as_json: bool) -> None:
         "taskservice task rerun --agent summarizer --failed",
     ),
 )
-@bulk.choice_of_tasks
+@_choice_of_tasks
 @task_input
 @follow_option
 @json_object
 def rerun(
-    choice: bulk.Choice, input_object: dict[str, Any] | None, is_followed: bool, as_json: bool
+    choice: _Choice, input_object: dict[str, Any] | None, is_followed: bool, as_json: bool
 ) -> None:
     """Start tasks again, and print the ids of the new tasks.
 
@@ -330,7 +420,7 @@ def rerun(
         raise click.UsageError("--input and --follow need exactly one TASK_ID.")
     with service_client() as client:
         if choice.one_id is None:
-            bulk.change(client, RERUN, choice, as_json)
+            _change(client, terms.RERUN, choice, as_json)
         else:
             task = client.task(find_task_id(client, choice.one_id)).rerun(input_object)
             _announce(task, is_followed, as_json)
@@ -343,17 +433,17 @@ def rerun(
         "taskservice task cancel --agent summarizer --label env=test",
     ),
 )
-@bulk.choice_of_tasks
+@_choice_of_tasks
 @json_object
-def cancel(choice: bulk.Choice, as_json: bool) -> None:
+def cancel(choice: _Choice, as_json: bool) -> None:
     """Cancel tasks and stop their programs.
 
     Options in place of TASK_ID choose among the running tasks.
     """
     with service_client() as client:
         if choice.one_id is None:
-            choice.filters.setdefault("status", RUNNING)
-            bulk.change(client, CANCEL, choice, as_json)
+            choice.filters.setdefault("status", terms.RUNNING)
+            _change(client, terms.CANCEL, choice, as_json)
         else:
             task = client.task(find_task_id(client, choice.one_id)).cancel()
             print_json(task.data) if as_json else print_line(task_text.outcome(task))
@@ -366,13 +456,13 @@ def cancel(choice: bulk.Choice, as_json: bool) -> None:
         "taskservice task delete --agent summarizer --failed --before 30d --yes",
     ),
 )
-@bulk.choice_of_tasks
+@_choice_of_tasks
 @json_object
-def delete(choice: bulk.Choice, as_json: bool) -> None:
+def delete(choice: _Choice, as_json: bool) -> None:
     """Delete tasks permanently, with their logs."""
     with service_client() as client:
         if choice.one_id is None:
-            bulk.change(client, DELETE, choice, as_json)
+            _change(client, terms.DELETE, choice, as_json)
         else:
             task = client.task(find_task_id(client, choice.one_id))
             task.delete()
@@ -383,8 +473,9 @@ def delete(choice: bulk.Choice, as_json: bool) -> None:
 @task_argument
 @click.option(
     "--expires",
-    type=Duration(minimum=1, maximum=MAX_LINK_DAYS * 86_400, needs_unit=True),
-    help=f"Time until the link expires, up to {MAX_LINK_DAYS}d (default: {LINK_DAYS}d).",
+    type=Duration(minimum=1, maximum=terms.MAX_LINK_DAYS * 86_400, needs_unit=True),
+    help=f"Time until the link expires, up to {terms.MAX_LINK_DAYS}d "
+    f"(default: {terms.LINK_DAYS}d).",
 )
 @json_object
 def link(task_id: str, expires: int | None, as_json: bool) -> None:
