@@ -3,10 +3,9 @@
 import json
 import re
 import shlex
-from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 API_PREFIX = "/api/v1"
 PROBLEM_TYPE = "application/problem+json"
@@ -283,7 +282,6 @@ MCP_PATH = "/mcp"
 KEY_VARIABLE = "TASKSERVICE_APIKEY"
 # The one that names what `taskservice login` kept.
 PROFILE_VARIABLE = "TASKSERVICE_PROFILE"
-_SERVER = "taskservice"
 
 
 class McpClient(NamedTuple):
@@ -293,8 +291,8 @@ class McpClient(NamedTuple):
     title: str
     # The configuration file that contains the lines; None if they are a command.
     file: str | None
-    # Address of `/mcp` -> the lines.
-    lines: Callable[[str], str]
+    # With URL for the address of `/mcp`, and KEY for the name of the variable.
+    lines: str
 
     @property
     def where(self) -> str:
@@ -302,74 +300,67 @@ class McpClient(NamedTuple):
 
     def text(self, service_url: str) -> str:
         """The command, or the content of the file, for the service at this address."""
-        return self.lines(service_url.rstrip("/") + MCP_PATH)
+        quote = shlex.quote if self.file is None else json.dumps
+        url = quote(service_url.rstrip("/") + MCP_PATH)
+        return self.lines.replace("KEY", KEY_VARIABLE).replace("URL", url)
 
 
-def _claude_code(url: str) -> str:
-    header = shlex.quote(f"Authorization: Bearer ${{{KEY_VARIABLE}}}")
-    server = f"--scope user --transport http {_SERVER} {shlex.quote(url)}"
-    return f"claude mcp add {server} \\\n  --header {header}"
-
-
-def _codex(url: str) -> str:
-    key = f"--bearer-token-env-var {KEY_VARIABLE}"
-    return f"codex mcp add {_SERVER} --url {shlex.quote(url)} \\\n  {key}"
-
-
-def _gemini(url: str) -> str:
-    header = shlex.quote(f"Authorization: Bearer ${KEY_VARIABLE}")
-    server = f"--scope user --transport http {_SERVER} {shlex.quote(url)}"
-    return f"gemini mcp add {server} \\\n  --header {header}"
-
-
-def _opencode(url: str) -> str:
-    header = shlex.quote(f"Authorization=Bearer {{env:{KEY_VARIABLE}}}")
-    return f"opencode mcp add {_SERVER} --url {shlex.quote(url)} \\\n  --header {header}"
-
-
-def _vs_code(url: str) -> str:
-    prompt = {"type": "promptString", "id": "taskservice-key", "password": True}
-    return _json(
-        {
-            "inputs": [prompt | {"description": "taskservice API key"}],
-            "servers": {
-                _SERVER: {
-                    "type": "http",
-                    "url": url,
-                    "headers": {"Authorization": "Bearer ${input:taskservice-key}"},
-                }
-            },
-        }
-    )
-
-
-def _cursor(url: str) -> str:
-    headers = {"Authorization": f"Bearer ${{env:{KEY_VARIABLE}}}"}
-    return _json({"mcpServers": {_SERVER: {"url": url, "headers": headers}}})
-
-
-def _inspector(url: str) -> str:
-    header = f'"Authorization: Bearer ${KEY_VARIABLE}"'
-    server = f"{shlex.quote(url)} --transport http"
-    return (
-        f"npx @modelcontextprotocol/inspector --cli {server} \\\n"
-        f"  --header {header} --method tools/list"
-    )
-
-
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=2)
-
+_CLAUDE_CODE = """\
+claude mcp add --scope user --transport http taskservice URL \\
+  --header 'Authorization: Bearer ${KEY}'"""
+_CODEX = """\
+codex mcp add taskservice --url URL \\
+  --bearer-token-env-var KEY"""
+_GEMINI = """\
+gemini mcp add --scope user --transport http taskservice URL \\
+  --header 'Authorization: Bearer $KEY'"""
+_OPENCODE = """\
+opencode mcp add taskservice --url URL \\
+  --header 'Authorization=Bearer {env:KEY}'"""
+_VS_CODE = """\
+{
+  "inputs": [
+    {
+      "type": "promptString",
+      "id": "taskservice-key",
+      "password": true,
+      "description": "taskservice API key"
+    }
+  ],
+  "servers": {
+    "taskservice": {
+      "type": "http",
+      "url": URL,
+      "headers": {
+        "Authorization": "Bearer ${input:taskservice-key}"
+      }
+    }
+  }
+}"""
+_CURSOR = """\
+{
+  "mcpServers": {
+    "taskservice": {
+      "url": URL,
+      "headers": {
+        "Authorization": "Bearer ${env:KEY}"
+      }
+    }
+  }
+}"""
+_INSPECTOR = """\
+npx @modelcontextprotocol/inspector --cli URL --transport http \\
+  --header "Authorization: Bearer $KEY" --method tools/list"""
 
 CLIENTS = {
     client.name: client
     for client in (
-        McpClient("claude-code", "Claude Code", None, _claude_code),
-        McpClient("codex", "Codex", None, _codex),
-        McpClient("gemini", "Gemini CLI", None, _gemini),
-        McpClient("opencode", "opencode", None, _opencode),
-        McpClient("vscode", "VS Code", ".vscode/mcp.json", _vs_code),
-        McpClient("cursor", "Cursor", "~/.cursor/mcp.json", _cursor),
-        McpClient("inspector", "MCP Inspector", None, _inspector),
+        McpClient("claude-code", "Claude Code", None, _CLAUDE_CODE),
+        McpClient("codex", "Codex", None, _CODEX),
+        McpClient("gemini", "Gemini CLI", None, _GEMINI),
+        McpClient("opencode", "opencode", None, _OPENCODE),
+        McpClient("vscode", "VS Code", ".vscode/mcp.json", _VS_CODE),
+        McpClient("cursor", "Cursor", "~/.cursor/mcp.json", _CURSOR),
+        McpClient("inspector", "MCP Inspector", None, _INSPECTOR),
     )
 }
