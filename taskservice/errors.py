@@ -135,7 +135,8 @@ def from_exception(error: Exception) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, ValidationError):
-        return _from_validation_error(error)
+        messages = error.messages
+        return invalid(_named(messages if isinstance(messages, dict) else {"_schema": messages}))
     if isinstance(error, HTTPException):
         return _from_http_exception(error)
     if isinstance(error, DBAPIError):
@@ -148,11 +149,6 @@ def from_exception(error: Exception) -> Problem:
         return overloaded(OUT_OF_FILES)
     logger.error("Unhandled error in a request", exc_info=error)
     return _failure(error)
-
-
-def _from_validation_error(error: ValidationError) -> Problem:
-    messages = error.messages
-    return invalid(_named(messages if isinstance(messages, dict) else {"_schema": messages}))
 
 
 def _named(messages: Any) -> Any:

@@ -147,14 +147,6 @@ def _discard_unwritten_notices() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def _print_encoded(line: str) -> None:
-    try:
-        print(line, flush=True)
-    except UnicodeEncodeError:
-        # The encoding of the locale does not contain some of the characters.
-        print(_NOT_ASCII.sub(_escape, line), flush=True)
-
-
 def _write(line: str, *, err: bool = False) -> None:
     if err:
         # If stderr is closed or on a full disk, the command continues without its messages.
@@ -168,7 +160,11 @@ def _write(line: str, *, err: bool = False) -> None:
     if sys.stdout is None:
         return
     try:
-        _print_encoded(line)
+        try:
+            print(line, flush=True)
+        except UnicodeEncodeError:
+            # The encoding of the locale does not contain some of the characters.
+            print(_NOT_ASCII.sub(_escape, line), flush=True)
     except OSError as error:
         # Otherwise the rest of its buffer would fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -56,7 +56,7 @@ def append(task_id: str, query: dict[str, Any]) -> Response:
     `expected` is the next number. A finished task is 409, with its state in `task`. An agent must
     stop on 404, or if the `error` in `task` has the type `cancelled`; not on any other error.
     """
-    fields = _text_append(query) if _is_text() else _json_append(query)
+    fields = _append_fields(query)
     count, status = logs.append(
         caller,
         task_id,
@@ -179,16 +179,11 @@ def _last_event_id() -> int:
     return int(text)
 
 
-def _is_text() -> bool:
+def _append_fields(query: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an append, from its text and query or from its JSON, and `chunks` of lines."""
     # `curl -T log.txt` sends PUT and names no type.
-    return request.mimetype == TEXT or (request.method == "PUT" and not request.content_type)
-
-
-def _text_append(query: dict[str, Any]) -> dict[str, Any]:
-    return query | {"chunks": logs.from_text(body_bytes(), query.get("at"))}
-
-
-def _json_append(query: dict[str, Any]) -> dict[str, Any]:
+    if request.mimetype == TEXT or (request.method == "PUT" and not request.content_type):
+        return query | {"chunks": logs.from_text(body_bytes(), query.get("at"))}
     if query:
         raise invalid({name: ["Belongs in the JSON body."] for name in query})
     body = load_body(append_schema)

@@ -89,7 +89,13 @@ def command(
     answer_schema = masker.mask_json(schema_of_choices(choices) if choices else schema)
     with service_client(seconds_open(timeout), failure=UNAVAILABLE) as client:
         question = _answered(client, message, answer_schema, timeout)
-    _print_answer(question["schema"]["properties"], question["answer"] or {})
+    answer = question["answer"] or {}
+    if len(question["schema"]["properties"]) != 1:
+        print_json(answer)
+        return
+    value = next(iter(answer.values()), "")
+    # A string is printed unchanged to a file or a pipe.
+    print_log_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _answered(
@@ -119,15 +125,6 @@ def _waiting() -> Callable[[float], None]:
         time.sleep(seconds)
 
     return wait
-
-
-def _print_answer(properties: dict[str, Any], answer: dict[str, Any]) -> None:
-    if len(properties) != 1:
-        print_json(answer)
-        return
-    value = next(iter(answer.values()), "")
-    # A string is printed unchanged to a file or a pipe.
-    print_log_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 # `taskservice progress`: a program reports its progress.

@@ -91,7 +91,9 @@ def back_up(file: Path, force: bool) -> None:
     except BackupError as error:
         exit_with_error(str(error))
     print_line(f"{file}: {file.stat().st_size} bytes, revision {revision}, verified")
-    _print_secret_key(config)
+    key = config.secret_key_file
+    if key.is_file() and key.read_bytes().strip() == config.SECRET_KEY.encode():
+        notice(f"also back up {key}")
 
 
 @db_command.command("restore", epilog=examples("taskservice db restore /backup/taskservice.db"))
@@ -174,12 +176,6 @@ def _sqlite_file(config: Config, instead: str) -> Path:
     if address.get_backend_name() != "sqlite":
         exit_with_error(f"this command works only with SQLite; {instead}", 2)
     return Path(address.database or "")
-
-
-def _print_secret_key(config: Config) -> None:
-    key = config.secret_key_file
-    if key.is_file() and key.read_bytes().strip() == config.SECRET_KEY.encode():
-        notice(f"also back up {key}")
 
 
 # `taskservice prune`: apply retention now.

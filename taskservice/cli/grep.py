@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from heapq import merge
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import click
@@ -88,13 +89,10 @@ def _hits(client: Client, query: dict[str, Any], failed: bool) -> Iterator[dict[
     """The hits, newest task first; with `failed`, of two searches, since each has one type."""
     queries = [query | {"errorType": kind} for kind in (FAILED, TIMEOUT)] if failed else [query]
     # The ids of tasks sort by their start.
-    return merge(*(_found(client, each) for each in queries), key=_task_id, reverse=True)
+    found = (_found(client, each) for each in queries)
+    return merge(*found, key=itemgetter("taskId"), reverse=True)
 
 
 def _found(client: Client, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for response in pages(client.connection, "/search", query, FOUND):
         yield from response.data["hits"]
-
-
-def _task_id(hit: dict[str, Any]) -> str:
-    return str(hit["taskId"])

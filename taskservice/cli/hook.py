@@ -8,15 +8,15 @@ import click
 
 from taskservice.cli.options import Label, Text, examples, json_lines, json_object, known_agent
 from taskservice.cli.service_client import (
-    AMBIGUOUS,
     agent_ids,
     did_you_mean,
     find_agent_id,
+    only_match,
     service_client,
 )
 from taskservice.cli.task_text import SHORT_ID, id_length, local_time, with_offset
 from taskservice.client import Client, Hook
-from taskservice.terminal import exit_with_error, notice, print_json, print_line, print_table
+from taskservice.terminal import notice, print_json, print_line, print_table
 from taskservice.terms import ACTIVE, DEFAULT_EVENTS, EVENTS, HOOK_FORMATS
 
 HEADER = ("ID", "STATE", "FORMAT", "NAME", "EVENTS", "AGENT", "LABEL", "LAST DELIVERED", "REASON")
@@ -176,13 +176,9 @@ def delete(hook_id: str, as_json: bool) -> None:
 
 def _find(client: Client, text: str) -> Hook:
     """The only hook whose id has this prefix."""
-    found = [hook for hook in client.hooks() if text and hook["id"].startswith(text.lower())]
-    if not found:
-        exit_with_error(f"No hook matches {text}")
-    if len(found) > 1:
-        ids = " and ".join(hook["id"] for hook in found[:2])
-        exit_with_error(f"Several hooks match {text}, such as {ids}", AMBIGUOUS)
-    return found[0]
+    hooks = {hook["id"]: hook for hook in client.hooks()}
+    found = [hook_id for hook_id in hooks if text and hook_id.startswith(text.lower())]
+    return hooks[only_match(found, "hook", text)]
 
 
 def _text(name: str, value: Any) -> str:

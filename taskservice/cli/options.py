@@ -87,10 +87,6 @@ def _newest_tasks(client: "Client") -> Iterable["Task"]:
     return islice(client.tasks(fields=fields, page=COMPLETED_TASKS), COMPLETED_TASKS)
 
 
-def _agents(client: "Client") -> Iterable[tuple[str, str]]:
-    return ((agent["id"], agent["name"]) for agent in client.agents())
-
-
 def _tasks(client: "Client") -> Iterable[tuple[str, str]]:
     return ((task.id, f"{task.name}: {task.status}") for task in _newest_tasks(client))
 
@@ -112,7 +108,8 @@ class Known(Text):
         return _completions(self._values, incomplete)
 
 
-known_agent, known_task = Known(_agents), Known(_tasks)
+known_agent = Known(lambda client: ((agent["id"], agent["name"]) for agent in client.agents()))
+known_task = Known(_tasks)
 
 
 class Label(click.ParamType[tuple[str, str]]):

@@ -83,12 +83,16 @@ def find_task_id(client: Client, text: str, not_found: int = 1) -> str:
     prefix = text.lower()
     if not _PREFIX.fullmatch(prefix):
         return text  # a whole id or not an id: the service decides
-    found = _task_ids(client, prefix)
-    if not found:
-        exit_with_error(f"No task matches {text}", not_found)
-    if len(found) > 1:
-        exit_with_error(f"Several tasks match {text}, such as {' and '.join(found)}", AMBIGUOUS)
-    return found[0]
+    return only_match(_task_ids(client, prefix), "task", text, not_found)
+
+
+def only_match(ids: Sequence[str], noun: str, text: str, not_found: int = 1) -> str:
+    """The only one of the ids that a prefix matches; exits if there is none, or more than one."""
+    if not ids:
+        exit_with_error(f"No {noun} matches {text}", not_found)
+    if len(ids) > 1:
+        exit_with_error(f"Several {noun}s match {text}, such as {' and '.join(ids[:2])}", AMBIGUOUS)
+    return ids[0]
 
 
 def _task_ids(client: Client, prefix: str) -> list[str]:

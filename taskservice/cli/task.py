@@ -178,7 +178,15 @@ def list_all(
             for task in islice(client.tasks(**filters, fields=SHORT_FIELDS, page=page), limit):
                 print_json(task.data)
         else:
-            _print_table(client, filters, limit or ROWS)
+            # One more row than the table has, to know whether there are more.
+            rows = limit or ROWS
+            newest = client.tasks(
+                **filters, fields=task_text.ROW_FIELDS, page=min(rows + 1, PAGE_TASKS)
+            )
+            tasks = list(islice(newest, rows + 1))
+            print_table(task_text.table(tasks[:rows]), is_cut=True, colours=task_text.COLOURS)
+            if len(tasks) > rows:
+                notice(f"these are the newest {rows}; use --limit N for more, or --json for all")
 
 
 def _filters(options: dict[str, Any]) -> dict[str, Any]:
@@ -188,16 +196,6 @@ def _filters(options: dict[str, Any]) -> dict[str, Any]:
     if len(states) > 1:
         raise click.UsageError(f"--{states[0]} can't be used with another status.")
     return options | (STATES.get(states[0], {"status": states[0]}) if states else {})
-
-
-def _print_table(client: Client, filters: dict[str, Any], limit: int) -> None:
-    # One more, to know whether there are more.
-    page = min(limit + 1, PAGE_TASKS)
-    newest = client.tasks(**filters, fields=task_text.ROW_FIELDS, page=page)
-    tasks = list(islice(newest, limit + 1))
-    print_table(task_text.table(tasks[:limit]), is_cut=True, colours=task_text.COLOURS)
-    if len(tasks) > limit:
-        notice(f"these are the newest {limit}; use --limit N for more, or --json for all")
 
 
 @command.command("show", epilog=examples("taskservice task show 01a20e63-9249-713c"))

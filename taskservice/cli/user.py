@@ -56,6 +56,10 @@ def list_all(as_json: bool) -> None:
 
 # `taskservice key`: the API keys of all users.
 
+KEY_COLUMNS = (
+    "user", "name", "hint", "agentId", "access", "login", "id", "createdAt", "expiresAt",
+    "lastUsedAt", "revokedAt",
+)  # fmt: skip
 # A hundred years.
 MAX_EXPIRY_SECONDS = 36_500 * 86_400
 
@@ -106,18 +110,7 @@ def list_keys(as_json: bool) -> None:
     """List the keys of all users, without their secrets."""
     with service_app():
         rows = [key_schema.dump(row) | {"user": row.user_name} for row in user_service.list_keys()]
-        columns = [
-            "user",
-            "name",
-            "hint",
-            "agentId",
-            "access",
-            "login",
-            "id",
-            "createdAt",
-            "expiresAt",
-        ]
-        print_rows(rows, [*columns, "lastUsedAt", "revokedAt"], as_json)
+        print_rows(rows, KEY_COLUMNS, as_json)
 
 
 @key_command.command(

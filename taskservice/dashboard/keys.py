@@ -9,7 +9,6 @@ from taskservice.auth import caller
 from taskservice.dashboard import sessions
 from taskservice.dashboard.pages import first_texts, page, redirect_to
 from taskservice.database import clock
-from taskservice.database.types import AnyRow
 from taskservice.errors import invalid
 from taskservice.schemas.requests import CreateKeySchema
 from taskservice.services import agents, users
@@ -79,7 +78,7 @@ def _page(status: int = 200, new: Any = None) -> Response:
     return page(
         "keys.html",
         status,
-        valid=sorted(valid, key=_is_of_this_session, reverse=True),
+        valid=sorted(valid, key=lambda key: bool(key.id == caller.key_id), reverse=True),
         invalid=users.newest_keys(caller, MAX_KEYS, are_valid=False),
         max_keys=MAX_KEYS,
         agent_ids=agents.choices(caller),
@@ -90,10 +89,6 @@ def _page(status: int = 200, new: Any = None) -> Response:
         mcp_clients=CLIENTS.values(),
         mcp_key_variable=KEY_VARIABLE,
     )
-
-
-def _is_of_this_session(key: AnyRow) -> bool:
-    return bool(key.id == caller.key_id)
 
 
 def _fields() -> dict[str, Any]:

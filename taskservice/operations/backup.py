@@ -132,11 +132,8 @@ def _copy(database: Path, draft: Path) -> None:
         # The file is not used before it is complete.
         copy.execute("PRAGMA journal_mode = OFF")
         copy.execute("PRAGMA synchronous = OFF")
-        source.backup(copy, pages=STEP_PAGES, progress=_after_step)
-
-
-def _after_step(status: int, remaining: int, total: int) -> None:
-    """Called between two steps, because Python handles signals then."""
+        # Between two steps it calls this function, so that Python handles signals.
+        source.backup(copy, pages=STEP_PAGES, progress=lambda *_: None)
 
 
 # Restore: replaces the SQLite database with a verified backup, while nothing uses it.

@@ -110,7 +110,9 @@ class RequestCounts:
         """The counts of all processes since the service started."""
         requests: Counter[Labels] = Counter()
         durations: dict[str, list[int]] = {}
-        for labels, numbers in self._counted():
+        records = (each for slot in range(SLOTS) for each in self._records(slot * _SLOT))
+        for labels, offset in records:
+            numbers = self._words[offset : offset + _BUCKETS + 1].tolist()
             requests[labels] += sum(numbers[:_BUCKETS])
             before = durations.get(labels.route, [0] * len(numbers))
             durations[labels.route] = [a + b for a, b in zip(before, numbers, strict=True)]
@@ -130,11 +132,6 @@ class RequestCounts:
                 [each for item in sorted(durations.items()) for each in _histogram(*item)],
             ),
         ]
-
-    def _counted(self) -> Iterator[tuple[Labels, list[int]]]:
-        for slot in range(SLOTS):
-            for labels, offset in self._records(slot * _SLOT):
-                yield labels, self._words[offset : offset + _BUCKETS + 1].tolist()
 
     def _records(self, start: int) -> Iterator[tuple[Labels, int]]:
         """The labels of each record of the slot at `start`, and the offset of its counts."""

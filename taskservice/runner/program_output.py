@@ -70,13 +70,9 @@ def _parts(value: str) -> list[str]:
     lines = [line for line in _LINE_END.split(value) if line.strip()]
     if len(lines) > 1:
         lines = [line.strip() for line in lines if any(map(str.isalnum, line))]
-    return [_core(line) for line in lines if len(line) >= _MIN_CHARACTERS]
-
-
-def _core(secret: str) -> str:
-    """The secret without the spaces around it, which programs often strip, if enough is left."""
-    core = secret.strip()
-    return core if len(core) >= _MIN_CHARACTERS else secret
+    secrets = [line for line in lines if len(line) >= _MIN_CHARACTERS]
+    # Programs often strip the spaces around a secret.
+    return [core if len(core := line.strip()) >= _MIN_CHARACTERS else line for line in secrets]
 
 
 # Splits a program's output, which arrives in blocks of bytes, into the lines of a log.
@@ -304,7 +300,7 @@ class OutputReader:
         self._reader = threading.Thread(target=self._read_all, name="reader", daemon=True)
         self._streams: list[Stream] = []
         try:
-            for out in [1] if _are_same(1, 2) else [1, 2]:
+            for out in [1] if _is_stderr_stdout() else [1, 2]:
                 self._streams.append(Stream(out, masker, is_tty))
         except OSError:
             self.close_writers()
@@ -405,10 +401,9 @@ class OutputReader:
             self._last_line.feed(block)
 
 
-def _are_same(first: int, second: int) -> bool:
-    """Whether two descriptors are open on the same file."""
+def _is_stderr_stdout() -> bool:
+    """Whether our stdout and stderr are the same file, such as a terminal."""
     try:
-        one, other = os.fstat(first), os.fstat(second)
+        return os.path.sameopenfile(1, 2)
     except OSError:
         return False
-    return (one.st_dev, one.st_ino, one.st_rdev) == (other.st_dev, other.st_ino, other.st_rdev)

@@ -332,7 +332,9 @@ class Responder:
             name = f"{request.method} {request.path}" if request else "a request"
             self._log.error("Could not respond to %s", name, exc_info=error, extra=extra)
         else:
-            host = _host(connection.client)
+            # The client of a unix socket has no address.
+            client: Any = connection.client
+            host = client[0] if client else "a local socket"
             self._log.info("Refused a request from %s: %s %s", host, *refusal[:2], extra=extra)
         with suppress(OSError):
             method = request.method if request else None
@@ -350,8 +352,3 @@ def _request_id(headers: Iterable[tuple[str, str]]) -> str:
     """The request id in the headers of a request or response, or a new one."""
     named = (value for name, value in headers if name.lower() == "x-request-id")
     return request_log.request_id(next(named, ""))
-
-
-def _host(client: Any) -> str:
-    """The address of a client; the client of a unix socket has none."""
-    return str(client[0]) if client else "a local socket"

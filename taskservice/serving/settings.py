@@ -61,7 +61,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "pre_fork": pre_fork,
         "post_fork": post_fork,
         "post_worker_init": connect_application,
-        "worker_exit": await_background,
+        "worker_exit": lambda _arbiter, worker: join_loops(worker.background_threads),
         "on_starting": listen,
         # `serve` creates the application first, and its workers inherit it. Under gunicorn itself
         # each worker creates its own, so that a reload loads it again.
@@ -116,10 +116,6 @@ def find_owner(app: Flask, environ: dict[str, Any]) -> str | None:
         return caller.user_id if "caller" in g else None
 
 
-def await_background(_arbiter: Arbiter, worker: Worker) -> None:
-    join_loops(worker.background_threads)
-
-
 def logger_class(config: Config) -> type[Logger]:
     """gunicorn's logger, in the format of our own log."""
 
@@ -146,7 +142,8 @@ def listen(arbiter: Arbiter) -> None:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             code = 2 if isinstance(error, socket.gaierror) else 1
-            exit_with_error(f"can't listen on {_shown(address)}: {reason}", code)
+            shown = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+            exit_with_error(f"can't listen on {shown}: {reason}", code)
 
 
 def _socket(address: tuple[str, int] | str, arbiter: Arbiter) -> BaseSocket:
@@ -158,10 +155,6 @@ def _socket(address: tuple[str, int] | str, arbiter: Arbiter) -> BaseSocket:
         return UnixSocket(address, arbiter.cfg, arbiter.log)
     kind = TCP6Socket if is_ipv6(address[0]) else TCPSocket
     return kind(address, arbiter.cfg, arbiter.log)
-
-
-def _shown(address: tuple[str, int] | str) -> str:
-    return address if isinstance(address, str) else f"{address[0]}:{address[1]}"
 
 
 # Runs gunicorn in this process, for `taskservice serve`.

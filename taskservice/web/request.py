@@ -14,13 +14,13 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from taskservice.auth import caller
 from taskservice.database.transactions import end_shared_reading
-from taskservice.errors import Problem, invalid, require
+from taskservice.errors import Problem, invalid, overloaded, require
 from taskservice.resources import Slots
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import EmptySchema
 from taskservice.services import questions, tasks
-from taskservice.terms import MAX_IDEMPOTENCY_KEY, OVERLOADED
+from taskservice.terms import MAX_IDEMPOTENCY_KEY
 
 # Reads URLs and hosts that clients send, which can contain anything.
 
@@ -187,14 +187,13 @@ class Endpoint:
         update_wrapper(self, view)
 
     def __call__(self, **path: str) -> Response:
-        if not (self.operation.large_body and _has_large_body()):
+        size = request.content_length
+        if not self.operation.large_body or (size is not None and size <= LARGE_BODY):
             return self._view(**self._arguments(request.environ, path))
         end_shared_reading()
         with large_body_slots.acquire(LARGE_BODY_SECONDS) as is_acquired:
             if not is_acquired:
-                headers = {"Retry-After": "2"}
-                detail = "Too many large requests at once; try again later"
-                raise Problem(503, detail, code=OVERLOADED, headers=headers)
+                raise overloaded("Too many large requests at once; try again later")
             return self._view(**self._arguments(request.environ, path))
 
     def _arguments(self, environ: Mapping[str, Any], path: Mapping[str, str]) -> dict[str, Any]:
@@ -217,13 +216,10 @@ class Endpoint:
         elif not self._reads_body and environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             _check_no_body()
         for name, text in path.items():
-            arguments[name] = _path_id(name, text)
+            thing = name.removesuffix("_id")
+            # An agent's id is chosen by its user.
+            arguments[name] = _without_nul(text) if thing == "agent" else require_id(thing, text)
         return arguments
-
-
-def _has_large_body() -> bool:
-    size = request.content_length
-    return size is None or size > LARGE_BODY
 
 
 def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None:
@@ -259,12 +255,6 @@ def require_id(thing: str, text: str) -> str:
     return require(parse_id(text), thing)
 
 
-def _path_id(name: str, text: str) -> str:
-    thing = name.removesuffix("_id")
-    # An agent's id is chosen by its user.
-    return _without_nul(text) if thing == "agent" else require_id(thing, text)
-
-
 def idempotency_key() -> str | None:
     """The `Idempotency-Key`, under which the request can be repeated; raises 422."""
     key = request.headers.get("Idempotency-Key")
@@ -285,8 +275,13 @@ def _without_nul(text: str) -> str:
 
 def load_query(schema: Schema) -> dict[str, Any]:
     """The query string, loaded by `schema`; raises 422 for an unknown or repeated parameter."""
+    try:
+        query = request.query_string.decode()
+        pairs = parse_qsl(query, keep_blank_values=True, errors="strict")
+    except ValueError:
+        raise Problem(400, "The query string is not UTF-8") from None
     values: dict[str, Any] = {}
-    for name, text in _pairs(request.query_string):
+    for name, text in pairs:
         if isinstance(schema.load_fields.get(name), fields.List):
             values.setdefault(name, []).append(_without_nul(text))
         elif name in values:
@@ -295,13 +290,6 @@ def load_query(schema: Schema) -> dict[str, Any]:
             values[name] = _without_nul(text)
     loaded: dict[str, Any] = schema.load(values)
     return loaded
-
-
-def _pairs(query: bytes) -> list[tuple[str, str]]:
-    try:
-        return parse_qsl(query.decode(), keep_blank_values=True, errors="strict")
-    except ValueError:
-        raise Problem(400, "The query string is not UTF-8") from None
 
 
 def load_body(schema: Schema) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from operator import attrgetter
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from flask import Response, after_this_request, request, stream_with_context
 
@@ -249,14 +249,11 @@ def _task(row: TaskRow) -> bytes:
 
 
 def _lines(event: Lines, has_times: bool) -> bytes:
+    data = [{"at": at, "line": text} if has_times else text for text, at in event.lines]
     return b"".join(
-        b"id: %d\nevent: log\ndata: %b\n\n" % (number, strict_json.dumps(_data(line, has_times)))
-        for number, line in enumerate(event.lines, event.first)
+        b"id: %d\nevent: log\ndata: %b\n\n" % (number, strict_json.dumps(each))
+        for number, each in enumerate(data, event.first)
     )
-
-
-def _data(line: TimedLine, has_time: bool) -> Any:
-    return {"at": line.at, "line": line.text} if has_time else line.text
 
 
 # Event streams; their number is limited, since each one has a thread.
