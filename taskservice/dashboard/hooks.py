@@ -67,17 +67,14 @@ def create() -> AnyResponse:
     content, errors = schema_form.content_of(schema, typed)
     if errors:
         return _page(422, schema, typed, errors)
-    hook = None
     try:
-        if sessions.is_first_submission():
-            fields = create_hook_schema.load(_fields(content))
-            hook = hooks.create(caller, fields, sessions.submission_id())
+        hook = sessions.create_once(
+            lambda form_id: hooks.create(caller, create_hook_schema.load(_fields(content)), form_id)
+        )
     except (Problem, ValidationError) as error:
         return _page(422, schema, typed, schema_form.errors_of(error))
     if hook is None:
-        flash("This form was already sent.")
         return redirect_to("hooks.list_all")
-    sessions.note_submission()
     flash("Added. Send a test to see whether it arrives.")
     return redirect_to("hooks.show", hook_id=hook.id)
 

@@ -39,14 +39,10 @@ def list_all() -> Response:
 @blueprint.post("/keys")
 def create() -> AnyResponse:
     """No redirect: only this response shows the key."""
-    new = None
-    if sessions.is_first_submission():
-        new = users.create_key(caller, create_schema.load(_fields()), sessions.submission_id())
-    if new is None:
-        flash("This form was already sent.")
-        return redirect_to("keys.list_all")
-    sessions.note_submission()
-    return _page(201, new=new)
+    new = sessions.create_once(
+        lambda form_id: users.create_key(caller, create_schema.load(_fields()), form_id)
+    )
+    return redirect_to("keys.list_all") if new is None else _page(201, new=new)
 
 
 @blueprint.get("/keys/<key_id>/revoke")

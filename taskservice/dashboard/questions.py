@@ -1,7 +1,6 @@
 """Questions as the pages show them: a form while one is open, then how it ended."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from flask import Blueprint, Response, flash, request
@@ -179,22 +178,13 @@ def ended(task_id: str) -> list[Json]:
     return [{**each, "answer": _in_words(each, each["answer"] or {})} for each in questions]
 
 
-@dataclass(frozen=True)
-class Asking:
-    """The tasks with open questions: the first ones, and the number of all."""
+def asking(caller: Caller) -> Json:
+    """The caller's first tasks with open questions, and the number of all.
 
-    tasks: list[Json]
-    count: int
-
-    @property
-    def is_more(self) -> bool:
-        return self.count >= MAX_TASKS
-
-
-def asking(caller: Caller) -> Asking:
-    """The caller's tasks with open questions; none for an agent key, which can't answer."""
+    None for an agent key, which can't answer.
+    """
     if caller.agent_id is not None:
-        return Asking([], 0)
+        return {"tasks": [], "count": 0}
     rows = question_service.asking_tasks(caller, SHOWN_TASKS + 1, MAX_INPUT + 1)
     tasks = [
         {
@@ -206,6 +196,7 @@ def asking(caller: Caller) -> Asking:
         # The other questions have expired, but maintenance has not marked them yet.
         if (questions := forms(row))
     ]
-    if len(rows) <= SHOWN_TASKS:
-        return Asking(tasks, len(tasks))
-    return Asking(tasks[:SHOWN_TASKS], question_service.count_asking_tasks(caller, MAX_TASKS))
+    count = len(tasks)
+    if len(rows) > SHOWN_TASKS:
+        count = question_service.count_asking_tasks(caller, MAX_TASKS)
+    return {"tasks": tasks[:SHOWN_TASKS], "count": count, "is_more": count >= MAX_TASKS}

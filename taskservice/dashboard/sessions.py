@@ -2,9 +2,11 @@
 
 import hmac
 import secrets
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
-from flask import Flask, Request, current_app, request, session
+from flask import Flask, Request, current_app, flash, request, session
 from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface
 
 from taskservice import auth
@@ -116,23 +118,26 @@ def token() -> str:
 
 
 def submission_id() -> str:
-    """The id in a form that can be sent only once; it changes after each submission.
-
-    The new row gets this id, so the database accepts only one of two concurrent submissions.
-    """
+    """The id in a form that can be sent only once; it changes after each submission."""
     if "submission_id" not in session:
         session["submission_id"] = clock.new_id()
     return str(session["submission_id"])
 
 
-def is_first_submission() -> bool:
-    """Whether the form of this request has not been sent before."""
+def create_once(create: Callable[[str], Any]) -> Any:
+    """What `create` makes of the form and its id; None, with a message, if it was sent before.
+
+    The new row gets this id, so the database accepts only one of two concurrent submissions, and
+    `create` returns None for the other one.
+    """
     submitted = request.form.get("submission_id", "").encode()
-    return secrets.compare_digest(submitted, submission_id().encode())
-
-
-def note_submission() -> None:
-    session.pop("submission_id", None)
+    is_first = secrets.compare_digest(submitted, submission_id().encode())
+    created = create(submission_id()) if is_first else None
+    if created is None:
+        flash("This form was already sent.")
+    else:
+        session.pop("submission_id", None)
+    return created
 
 
 def check_form() -> None:
