@@ -300,30 +300,6 @@ def follow(task_id: str, times: bool, as_json: bool) -> None:
 MAX_AGE = 100 * 366 * 86_400
 PARTICIPLES = {terms.CANCEL: "cancelled", terms.DELETE: "deleted", terms.RERUN: "started again"}
 
-_OPTIONS = (
-    click.argument("task_ids", metavar="[TASK_ID]...", type=known_task, nargs=-1),
-    click.option(
-        "--agent", type=known_agent, metavar="ID", help="All tasks of this agent (its whole id)."
-    ),
-    click.option("--status", type=click.Choice(terms.STATUSES), help="All tasks with this status."),
-    click.option("--failed", is_flag=True, help="All tasks that failed."),
-    click.option(
-        "--label",
-        "labels",
-        type=Label(),
-        metavar="K=V",
-        multiple=True,
-        help="All tasks with this label. Repeat to require several.",
-    ),
-    click.option(
-        "--before",
-        type=Duration(maximum=MAX_AGE, needs_unit=True),
-        metavar="TIME",
-        help="All tasks started longer ago than this, such as 30d.",
-    ),
-    click.option("--yes", is_flag=True, help="Do not ask before several tasks are changed."),
-)
-
 
 class _Choice(NamedTuple):
     """The ids that a command names, or the filters of the tasks that it means."""
@@ -340,6 +316,27 @@ class _Choice(NamedTuple):
 def _choice_of_tasks(function: Callable[..., None]) -> Callable[..., None]:
     """The arguments and options that choose tasks; the command gets a _Choice of them."""
 
+    @click.argument("task_ids", metavar="[TASK_ID]...", type=known_task, nargs=-1)
+    @click.option(
+        "--agent", type=known_agent, metavar="ID", help="All tasks of this agent (its whole id)."
+    )
+    @click.option("--status", type=click.Choice(terms.STATUSES), help="All tasks with this status.")
+    @click.option("--failed", is_flag=True, help="All tasks that failed.")
+    @click.option(
+        "--label",
+        "labels",
+        type=Label(),
+        metavar="K=V",
+        multiple=True,
+        help="All tasks with this label. Repeat to require several.",
+    )
+    @click.option(
+        "--before",
+        type=Duration(maximum=MAX_AGE, needs_unit=True),
+        metavar="TIME",
+        help="All tasks started longer ago than this, such as 30d.",
+    )
+    @click.option("--yes", is_flag=True, help="Do not ask before several tasks are changed.")
     @wraps(function)
     def command(
         task_ids: tuple[str, ...],
@@ -366,8 +363,6 @@ def _choice_of_tasks(function: Callable[..., None]) -> Callable[..., None]:
             raise click.UsageError("--failed can't be used with another status.")
         function(_Choice(task_ids, given, yes), **options)
 
-    for option in reversed(_OPTIONS):
-        command = option(command)
     return command
 
 

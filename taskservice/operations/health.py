@@ -210,7 +210,11 @@ def _check_usable() -> None:
     """Raises an error if reads or writes of requests would fail."""
     file = _file()
     if file is not None:
-        _check_file(file)
+        # An open connection does not notice that its file was removed.
+        if not os.access(file, os.R_OK | os.W_OK):
+            raise PermissionError(f"{file} is missing or read-only")
+        with TemporaryFile(dir=file.parent) as file_of_zeros:
+            file_of_zeros.write(bytes(MIN_FREE_BYTES))
     with transaction() as connection:
         if file is None and connection.execute(_READ_ONLY).scalar_one():
             raise PermissionError("it is read-only")
@@ -230,14 +234,6 @@ def _file() -> Path | None:
     """The file of SQLite; None with PostgreSQL."""
     url = db.engine.url
     return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
-
-
-def _check_file(file: Path) -> None:
-    # An open connection does not notice that its file was removed.
-    if not os.access(file, os.R_OK | os.W_OK):
-        raise PermissionError(f"{file} is missing or read-only")
-    with TemporaryFile(dir=file.parent) as file_of_zeros:
-        file_of_zeros.write(bytes(MIN_FREE_BYTES))
 
 
 def _count_rows() -> list[Metric]:

@@ -302,12 +302,6 @@ class Worker(BaseWorker):
         except OSError:
             self.close(connection)
 
-    def extend_linger(self, connection: Connection) -> None:
-        """Keep waiting while the client still sends a request that was refused."""
-        if self.alive:
-            until = min(connection.request_deadline, time.monotonic() + self.linger_seconds)
-            connection.deadline = max(connection.deadline, until)
-
     def reset(self, connection: Connection) -> None:
         """Reset the connection, so that no client mistakes a part of a response for the whole."""
         with suppress(OSError):
@@ -337,7 +331,10 @@ class Worker(BaseWorker):
         if not data:
             self.close(connection)
         elif connection.lingering:
-            self.extend_linger(connection)
+            if self.alive:
+                # The client still sends a request that was refused.
+                until = min(connection.request_deadline, time.monotonic() + self.linger_seconds)
+                connection.deadline = max(connection.deadline, until)
         else:
             connection.active_at = time.monotonic()
             connection.parser.received += data
