@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from taskservice.cli.json_input import JsonInput
+from taskservice.cli.json_input import json_input
 from taskservice.cli.options import Duration, Text, examples, json_lines, known_agent
 from taskservice.cli.service_client import (
     UNAVAILABLE,
@@ -66,13 +66,13 @@ def list_all(as_json: bool) -> None:
 @click.option("--description", type=Text(), help="Description for people and for MCP clients.")
 @click.option(
     "--input-schema",
-    type=JsonInput(),
+    type=json_input,
     metavar="JSON",
     help="JSON Schema of the tasks' input: an object, or @FILE with one; @- reads stdin.",
 )
 @click.option(
     "--annotations",
-    type=JsonInput(),
+    type=json_input,
     metavar="JSON",
     help='MCP tool hints, such as {"readOnlyHint": true}, or @FILE.',
 )
@@ -84,7 +84,6 @@ def list_all(as_json: bool) -> None:
 @click.option(
     "--every",
     type=Duration(maximum=MAX_TIMEOUT),
-    metavar="TIME",
     help="Maximum time from one start of a task to the next, such as 25h; 0 expects none.",
 )
 @click.option("--cron", type=Text(), help="When tasks are expected, in the five fields of cron.")
@@ -92,7 +91,6 @@ def list_all(as_json: bool) -> None:
 @click.option(
     "--grace",
     type=Duration(),
-    metavar="TIME",
     help="Time until the agent is late without the expected task (default: 1h).",
 )
 def add(

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from taskservice.cli.json_input import JsonFile
+from taskservice.cli.json_input import json_file
 from taskservice.cli.options import Duration, Text, examples
 from taskservice.cli.service_client import UNAVAILABLE, WRONG_SETTING, service_client
 from taskservice.cli.task_text import asks
@@ -49,24 +49,16 @@ INTERRUPTED = 128 + signal.SIGINT
     ),
 )
 @click.argument("message", type=Text())
-@click.option(
-    "--choice",
-    "choices",
-    type=Text(),
-    metavar="TEXT",
-    multiple=True,
-    help="Allowed answer. Repeatable.",
-)
+@click.option("--choice", "choices", type=Text(), multiple=True, help="Allowed answer. Repeatable.")
 @click.option(
     "--schema",
-    type=JsonFile(),
+    type=json_file,
     metavar="FILE",
     help="File with a JSON Schema for the answer; - reads stdin.",
 )
 @click.option(
     "--timeout",
     type=Duration(maximum=MAX_TIMEOUT),
-    metavar="TIME",
     help=f"Time until the question expires (default: {QUESTION_TIMEOUT // 3600}h); 0 for never.",
 )
 def command(
@@ -133,21 +125,15 @@ _NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"
 _SHARE = re.compile(rf"({_NUMBER})(?:/({_NUMBER})|(%))?")
 
 
-class Share(click.ParamType[float]):
-    """`34/68`, `50%` or `0.5`; converted to a number from 0 to 1."""
-
-    name = "share"
-
-    def convert(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        match = _SHARE.fullmatch(value)
-        if match is None:
-            self.fail("must look like 34/68, 50% or 0.5", param, ctx)
-        whole = float(match[2] or (100 if match[3] else 1))
-        if not whole or float(match[1]) > whole:
-            self.fail("must be from 0 to 1, like 34/68, 50% or 0.5", param, ctx)
-        return float(match[1]) / whole
+def _share(value: str) -> float:
+    """A number from 0 to 1, given as `34/68`, `50%` or `0.5`."""
+    match = _SHARE.fullmatch(value)
+    if match is None:
+        raise click.BadParameter("must look like 34/68, 50% or 0.5")
+    whole = float(match[2] or (100 if match[3] else 1))
+    if not whole or float(match[1]) > whole:
+        raise click.BadParameter("must be from 0 to 1, like 34/68, 50% or 0.5")
+    return float(match[1]) / whole
 
 
 @click.command(
@@ -158,7 +144,7 @@ class Share(click.ParamType[float]):
         "taskservice progress 50%",
     ),
 )
-@click.argument("share", metavar="DONE", type=Share())
+@click.argument("share", metavar="DONE", type=_share)
 @click.argument("note", type=Text(), required=False)
 def progress_command(share: float, note: str | None) -> None:
     """Report the progress of the current task, in a program that `run` or `work` started.

@@ -36,18 +36,14 @@ from taskservice.terminal import (
 )
 
 
-class DatabaseAddress(click.ParamType[URL]):
+def _address(value: str) -> URL:
     """A database's URL, or the path of an SQLite file."""
-
-    name = "database"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> URL:
-        if "://" not in value:
-            return URL.create("sqlite", database=str(Path(value).absolute()))
-        try:
-            return parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+    if "://" not in value:
+        return URL.create("sqlite", database=str(Path(value).absolute()))
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.group("db")
@@ -129,8 +125,8 @@ def restore_(file: Path, force: bool) -> None:
         "taskservice db copy postgresql://tasks@db.example.org/tasks instance/taskservice.db",
     ),
 )
-@click.argument("source", metavar="FROM", type=DatabaseAddress())
-@click.argument("target", metavar="TO", type=DatabaseAddress())
+@click.argument("source", metavar="FROM", type=_address)
+@click.argument("target", metavar="TO", type=_address)
 @json_lines
 def copy_(source: URL, target: URL, as_json: bool) -> None:
     """Copy the whole database FROM into the empty database TO, and compare both.
@@ -228,17 +224,13 @@ def _prune_sentence(removed: PruneResult, verb: str) -> str:
 # `taskservice export`: tasks as JSON Lines.
 
 
-class TimeText(click.ParamType[str]):
+def _time(value: str) -> str:
     """A time in RFC 3339."""
-
-    name = "time"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            timestamp: str = Timestamp("").deserialize(value)
-        except ValidationError as error:
-            self.fail(str(error.messages[0]), param, ctx)
-        return timestamp
+    try:
+        timestamp: str = Timestamp("").deserialize(value)
+    except ValidationError as error:
+        raise click.BadParameter(str(error.messages[0])) from None
+    return timestamp
 
 
 @click.command(
@@ -251,7 +243,7 @@ class TimeText(click.ParamType[str]):
 )
 @click.option("--user", type=Text(), metavar="NAME", help="Only the tasks of this user.")
 @click.option(
-    "--since", type=TimeText(), metavar="TIME", help="Only tasks updated at or after this time."
+    "--since", type=_time, metavar="TIME", help="Only tasks updated at or after this time."
 )
 def export_command(user: str | None, since: str | None) -> None:
     """Print tasks with their logs, questions and deliveries as JSON Lines.

@@ -43,15 +43,10 @@ PATIENCE_SECONDS = 60.0
     ),
 )
 @click.argument("text", type=Text())
-@click.option("--agent", type=known_agent, metavar="ID", help="Only tasks of this agent.")
+@click.option("--agent", type=known_agent, help="Only tasks of this agent.")
 @label_filter
 @click.option("--failed", is_flag=True, help="Only tasks that failed or timed out.")
-@click.option(
-    "--since",
-    type=Duration(),
-    metavar="TIME",
-    help="Only tasks started within this time, such as 7d.",
-)
+@click.option("--since", type=Duration(), help="Only tasks started within this time, such as 7d.")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of lines (default: all).")
 @json_lines
 def command(

@@ -59,10 +59,8 @@ def command() -> None:
     help="Event to tell. Repeatable. By default agent.broken, agent.fixed, task.asks, agent.late "
     "and agent.back.",
 )
-@click.option(
-    "--agent", "agent_id", type=known_agent, metavar="ID", help="Only events of this agent."
-)
-@click.option("--label", type=Label(), metavar="K=V", help="Only events of tasks with this label.")
+@click.option("--agent", "agent_id", type=known_agent, help="Only events of this agent.")
+@click.option("--label", type=Label(), help="Only events of tasks with this label.")
 @click.option(
     "--token-file",
     type=click.File(errors="replace"),

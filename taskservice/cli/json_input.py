@@ -12,34 +12,22 @@ from taskservice.runner.run import parse_object
 from taskservice.terms import MAX_OBJECT
 
 
-class JsonInput(click.ParamType[dict[str, Any]]):
+def json_input(value: str) -> dict[str, Any]:
     """A JSON object, or @FILE with one; @- reads stdin. Its numbers stay exact."""
-
-    name = "json"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dict[str, Any]:
-        try:
-            text = _read(value[1:]) if value.startswith("@") else value.encode(errors="replace")
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            self.fail(f"{value[1:]} can't be read: {reason}", param, ctx)
-        parsed = parse_object(text)
-        if parsed is None:
-            self.fail(_reason(text), param, ctx)
-        return parsed
+    try:
+        text = _read(value[1:]) if value.startswith("@") else value.encode(errors="replace")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise click.BadParameter(f"{value[1:]} can't be read: {reason}") from None
+    parsed = parse_object(text)
+    if parsed is None:
+        raise click.BadParameter(_reason(text))
+    return parsed
 
 
-class JsonFile(JsonInput):
+def json_file(path: str) -> dict[str, Any]:
     """A file with a JSON object; - reads stdin."""
-
-    name = "file"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dict[str, Any]:
-        return super().convert(f"@{value}", param, ctx)
+    return json_input(f"@{path}")
 
 
 def _read(path: str) -> bytes:
@@ -64,18 +52,12 @@ def _reason(text: bytes) -> str:
     return "contains a key twice, a number that can't be stored exactly, or too many levels"
 
 
-class TaskInput(JsonInput):
-    """Like JsonInput, or one member of the object as KEY=VALUE, whose value is a string."""
-
-    name = "input"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dict[str, Any]:
-        key, equals, text = value.partition("=")
-        if equals and key and not key.lstrip().startswith(("@", "{", "[", '"')):
-            return {Text().convert(key, param, ctx): Text().convert(text, param, ctx)}
-        return super().convert(value, param, ctx)
+def _json_or_member(value: str) -> dict[str, Any]:
+    """Like `json_input`, or one member of the object as KEY=VALUE, whose value is a string."""
+    key, equals, text = value.partition("=")
+    if equals and key and not key.lstrip().startswith(("@", "{", "[", '"')):
+        return {Text()(key): Text()(text)}
+    return json_input(value)
 
 
 def _merged(
@@ -88,7 +70,7 @@ def _merged(
 task_input = click.option(
     "--input",
     "input_object",
-    type=TaskInput(),
+    type=_json_or_member,
     multiple=True,
     callback=_merged,
     metavar="JSON",

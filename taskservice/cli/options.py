@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ COMPLETED_TASKS = 100
 class Duration(click.ParamType[int]):
     """A number of seconds, or numbers with units, such as 90d or 1h30m; converted to seconds."""
 
-    name = "duration"
+    name = "time"
 
     def __init__(
         self, minimum: int = 0, maximum: int | None = None, *, needs_unit: bool = False
@@ -99,8 +100,8 @@ def _labels(client: "Client") -> Iterable[tuple[str, str]]:
 class Known(Text):
     """Text that a shell completes with what the service knows."""
 
-    def __init__(self, values: Values) -> None:
-        self._values = values
+    def __init__(self, name: str, values: Values) -> None:
+        self.name, self._values = name, values
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -108,14 +109,14 @@ class Known(Text):
         return _completions(self._values, incomplete)
 
 
-known_agent = Known(lambda client: ((agent["id"], agent["name"]) for agent in client.agents()))
-known_task = Known(_tasks)
+known_agent = Known("id", lambda client: ((each["id"], each["name"]) for each in client.agents()))
+known_task = Known("task_id", _tasks)
 
 
 class Label(click.ParamType[tuple[str, str]]):
     """A label as KEY=VALUE; converted to a pair, which the service validates."""
 
-    name = "label"
+    name = "K=V"
 
     def convert(
         self, value: str, param: click.Parameter | None, ctx: click.Context | None
@@ -131,22 +132,9 @@ class Label(click.ParamType[tuple[str, str]]):
         return _completions(_labels, incomplete)
 
 
-task_labels = click.option(
-    "--label",
-    "labels",
-    type=Label(),
-    metavar="K=V",
-    multiple=True,
-    help="Label of the task. Repeatable.",
-)
-label_filter = click.option(
-    "--label",
-    "labels",
-    type=Label(),
-    metavar="K=V",
-    multiple=True,
-    help="Only tasks with this label. Repeat to require several.",
-)
+labels_option = partial(click.option, "--label", "labels", type=Label(), multiple=True)
+task_labels = labels_option(help="Label of the task. Repeatable.")
+label_filter = labels_option(help="Only tasks with this label. Repeat to require several.")
 task_callback = click.option(
     "--callback",
     type=Text(),

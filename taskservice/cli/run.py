@@ -36,9 +36,7 @@ from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
         "taskservice run --agent reader --input box=office --label env=prod -- python -u read.py",
     ),
 )
-@click.option(
-    "--agent", type=known_agent, metavar="ID", help="Agent of the task; registered if new."
-)
+@click.option("--agent", type=known_agent, help="Agent of the task; registered if new.")
 @click.option("--name", type=Text(), help="Display name of the task (default: the agent's name).")
 @task_input
 @task_labels
@@ -46,7 +44,6 @@ from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
 @click.option(
     "--timeout",
     type=Duration(),
-    metavar="TIME",
     help="Time without contact to this command after which the service ends the task, such as 90 "
     "(seconds), 5m or 1h30m; 0 for no limit.",
 )

@@ -13,7 +13,6 @@ from taskservice.cli import questions, task_text
 from taskservice.cli.json_input import task_input
 from taskservice.cli.options import (
     Duration,
-    Label,
     Text,
     examples,
     json_lines,
@@ -21,6 +20,7 @@ from taskservice.cli.options import (
     known_agent,
     known_task,
     label_filter,
+    labels_option,
     task_callback,
     task_labels,
     time_before,
@@ -88,9 +88,7 @@ command.add_command(questions.answer_command)
         "taskservice task start --agent summarizer --input @input.json --label env=prod --follow",
     ),
 )
-@click.option(
-    "--agent", required=True, type=known_agent, metavar="ID", help="Agent that runs the task."
-)
+@click.option("--agent", required=True, type=known_agent, help="Agent that runs the task.")
 @click.option("--name", type=Text(), help="Display name of the task (default: the agent's name).")
 @task_input
 @task_labels
@@ -98,7 +96,6 @@ command.add_command(questions.answer_command)
 @click.option(
     "--timeout",
     type=Duration(maximum=terms.MAX_TIMEOUT),
-    metavar="TIME",
     help="Time without contact to the worker after which the service ends the task, such as 90 "
     "(seconds), 5m or 1h30m; 0 for no limit.",
 )
@@ -131,7 +128,7 @@ def start(
         "taskservice task list --agent summarizer --label env=prod --json",
     ),
 )
-@click.option("--agent", type=known_agent, metavar="ID", help="Only tasks of this agent.")
+@click.option("--agent", type=known_agent, help="Only tasks of this agent.")
 @click.option(
     "--status",
     type=click.Choice([*terms.STATUSES, *STATES]),
@@ -145,14 +142,9 @@ def start(
 @click.option("--cancelled", is_flag=True, help="Only tasks that were cancelled.")
 @click.option("--timeout", is_flag=True, help="Only tasks that timed out.")
 @label_filter
-@click.option("--parent", type=known_task, metavar="TASK_ID", help="Only children of this task.")
+@click.option("--parent", type=known_task, help="Only children of this task.")
 @click.option("--q", type=Text(), help="Only tasks whose name contains this text.")
-@click.option(
-    "--since",
-    type=Duration(),
-    metavar="TIME",
-    help="Only tasks started within this time, such as 12h.",
-)
+@click.option("--since", type=Duration(), help="Only tasks started within this time, such as 12h.")
 @click.option(
     "--limit", type=click.IntRange(1), help=f"Maximum number (default: {ROWS}, with --json all)."
 )
@@ -223,9 +215,7 @@ def show(task_id: str, as_json: bool) -> None:
 )
 @task_argument
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
-@click.option(
-    "--since", type=Duration(), metavar="TIME", help="Only lines of this time, such as 10m."
-)
+@click.option("--since", type=Duration(), help="Only lines of this time, such as 10m.")
 @click.option("--grep", "text", type=Text(), help="Only lines with this text, in any case.")
 @times_option
 @click.option("-f", "--follow", "is_followed", is_flag=True, help="Continue as `follow` does.")
@@ -249,7 +239,6 @@ def logs(task_id: str, is_followed: bool, since: int | None, **options: Any) -> 
 @click.option(
     "--against",
     type=known_task,
-    metavar="TASK_ID",
     help="Task to compare with (default: the agent's last complete task before this one).",
 )
 @json_object
@@ -317,23 +306,13 @@ def _choice_of_tasks(function: Callable[..., None]) -> Callable[..., None]:
     """The arguments and options that choose tasks; the command gets a _Choice of them."""
 
     @click.argument("task_ids", metavar="[TASK_ID]...", type=known_task, nargs=-1)
-    @click.option(
-        "--agent", type=known_agent, metavar="ID", help="All tasks of this agent (its whole id)."
-    )
+    @click.option("--agent", type=known_agent, help="All tasks of this agent (its whole id).")
     @click.option("--status", type=click.Choice(terms.STATUSES), help="All tasks with this status.")
     @click.option("--failed", is_flag=True, help="All tasks that failed.")
-    @click.option(
-        "--label",
-        "labels",
-        type=Label(),
-        metavar="K=V",
-        multiple=True,
-        help="All tasks with this label. Repeat to require several.",
-    )
+    @labels_option(help="All tasks with this label. Repeat to require several.")
     @click.option(
         "--before",
         type=Duration(maximum=MAX_AGE, needs_unit=True),
-        metavar="TIME",
         help="All tasks started longer ago than this, such as 30d.",
     )
     @click.option("--yes", is_flag=True, help="Do not ask before several tasks are changed.")

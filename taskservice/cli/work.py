@@ -37,7 +37,6 @@ FIRST_TIMEOUTS = (2.0, 3.0)
     "--agent",
     required=True,
     type=known_agent,
-    metavar="ID",
     help="Agent whose tasks to claim; registered if new.",
 )
 @click.option(
