@@ -10,7 +10,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from taskservice import terms
 from taskservice.auth import caller
 from taskservice.dashboard import schema_form, sessions
-from taskservice.dashboard.pages import page, redirect_to, shared, texts
+from taskservice.dashboard.pages import page, redirect_to, require_full_user_key, shared, texts
 from taskservice.dashboard.schema_form import Errors, Json, Texts
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
@@ -20,6 +20,7 @@ from taskservice.services import agents, hooks
 from taskservice.web.request import require_id
 
 blueprint = Blueprint("hooks", __name__)
+blueprint.before_request(require_full_user_key)
 
 # What a hook with this format is, in one word and in more, and its address.
 KINDS = {
@@ -46,11 +47,6 @@ EVENTS = {
     terms.TASK_FAILED: ("task fails", "each of them"),
     terms.TASK_ENDED: ("task ends", "each of them"),
 }
-
-
-@blueprint.before_request
-def require_full_user_key() -> None:
-    caller.require_full_user_key()
 
 
 @blueprint.get("/notifications", strict_slashes=False)

@@ -7,7 +7,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import caller
 from taskservice.dashboard import sessions
-from taskservice.dashboard.pages import first_texts, page, redirect_to
+from taskservice.dashboard.pages import first_texts, page, redirect_to, require_full_user_key
 from taskservice.database import clock
 from taskservice.errors import invalid
 from taskservice.schemas.requests import CreateKeySchema
@@ -16,6 +16,7 @@ from taskservice.terms import CLIENTS, KEY_VARIABLE
 from taskservice.web.request import require_id
 
 blueprint = Blueprint("keys", __name__)
+blueprint.before_request(require_full_user_key)
 
 create_schema = CreateKeySchema()
 
@@ -24,11 +25,6 @@ EXPIRIES = {"": 0, "7 days": 7, "30 days": 30, "90 days": 90, "1 year": 365}
 DEFAULT_EXPIRY = "90 days"
 # Maximum number of valid keys, and of invalid keys, on the page.
 MAX_KEYS = 500
-
-
-@blueprint.before_request
-def require_full_user_key() -> None:
-    caller.require_full_user_key()
 
 
 @blueprint.get("/keys", strict_slashes=False)

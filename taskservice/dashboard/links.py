@@ -6,7 +6,14 @@ from werkzeug.wrappers import Response as AnyResponse
 from taskservice.auth import authenticate_link, caller
 from taskservice.dashboard import questions
 from taskservice.dashboard import tasks as task_pages
-from taskservice.dashboard.pages import error_page, page, redirect_to, shared, texts
+from taskservice.dashboard.pages import (
+    error_page,
+    page,
+    redirect_to,
+    require_full_user_key,
+    shared,
+    texts,
+)
 from taskservice.dashboard.schema_form import Errors, Texts
 from taskservice.database import clock
 from taskservice.database.types import AnyRow
@@ -20,11 +27,7 @@ from taskservice.web.request import require_id
 # The page that creates and revokes links to a task.
 
 blueprint = Blueprint("links", __name__)
-
-
-@blueprint.before_request
-def require_full_user_key() -> None:
-    caller.require_full_user_key()
+blueprint.before_request(require_full_user_key)
 
 
 @blueprint.get("/tasks/<task_id>/links")

@@ -99,6 +99,11 @@ def require_session() -> AnyResponse | None:
     return None
 
 
+def require_full_user_key() -> None:
+    """For the `before_request` of a blueprint. Raises 403."""
+    caller.require_full_user_key()
+
+
 def _is_signed_in() -> bool:
     try:
         g.signed_in = sessions.resume()

@@ -26,21 +26,13 @@ _NO_SESSION = NullSession()
 class Sessions(SecureCookieSessionInterface):
     """Flask's sessions, in a cookie for this service alone; requests to the API have none.
 
-    Its path is the prefix of the service behind a proxy. Its name differs between services
-    on one host, since browsers share cookies between ports.
+    Its path is the prefix of the service behind a proxy.
     """
-
-    def __init__(self, secret_key: str) -> None:
-        digest = hmac.digest(secret_key.encode(), b"cookie name", "sha256")
-        self._cookie_name = f"taskservice-{digest.hex()[:8]}"
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         # The API should not pay for what only pages use.
         is_api = request.path.startswith(f"{API_PREFIX}/")
         return _NO_SESSION if is_api else super().open_session(app, request)
-
-    def get_cookie_name(self, app: Flask) -> str:
-        return self._cookie_name
 
     def get_cookie_path(self, app: Flask) -> str:
         return f"{request.script_root}/"
@@ -54,12 +46,15 @@ class SessionEndedError(Exception):
 
 
 def init_app(app: Flask) -> None:
+    # The name differs between services on one host, since browsers share cookies between ports.
+    digest = hmac.digest(str(app.config["SECRET_KEY"]).encode(), b"cookie name", "sha256")
     app.config.update(
+        SESSION_COOKIE_NAME=f"taskservice-{digest.hex()[:8]}",
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Lax",
         PERMANENT_SESSION_LIFETIME=LIFETIME,
     )
-    app.session_interface = Sessions(str(app.config["SECRET_KEY"]))
+    app.session_interface = Sessions()
 
 
 def begin(key: AnyRow) -> None:

@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from flask import Response, current_app, request
@@ -143,8 +143,6 @@ def by_media_type(content: Content) -> dict[str, Any]:
 
 # Reads requests strictly, as their operations declare them, before a view is called.
 
-P = ParamSpec("P")
-T = TypeVar("T")
 View = Callable[..., Response]
 
 
@@ -239,15 +237,9 @@ def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None
         raise Problem(412, detail)
 
 
-def _decorator(declare: Callable[P, Operation]) -> Callable[P, Callable[[View], Endpoint]]:
-    def operation(*args: P.args, **fields: P.kwargs) -> Callable[[View], Endpoint]:
-        return partial(Endpoint, declare(*args, **fields))
-
-    return operation
-
-
-# `@operation(...)` takes the arguments of Operation, and makes a view an Endpoint.
-operation = _decorator(Operation)
+def operation(name: str, **fields: Any) -> Callable[[View], Endpoint]:
+    """A decorator that makes a view an Endpoint; it takes the arguments of Operation."""
+    return partial(Endpoint, Operation(name, **fields))
 
 
 def require_id(thing: str, text: str) -> str:

@@ -153,7 +153,7 @@ def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: ApiClient) 
     assert set(attributes) == {"HttpOnly", "Path=/", "SameSite=Lax"}
     session = browser.client.get_cookie(cookie.partition("=")[0])
     assert session is not None
-    serializer = Sessions("of the name only").get_signing_serializer(app)
+    serializer = Sessions().get_signing_serializer(app)
     assert serializer is not None
     said = serializer.loads(session.value)
     assert set(said) == {"key", "until"}
