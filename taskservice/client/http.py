@@ -15,22 +15,8 @@ from urllib3.exceptions import ReadTimeoutError
 
 from taskservice import __version__, terms
 from taskservice.bounded_http import Adapter, Limits, Session
-from taskservice.client import profiles
-from taskservice.client.responses import (
-    JSON,
-    OPENAPI,
-    RETRYABLE,
-    Expected,
-    NotTheService,
-    OtherVersion,
-    Response,
-    SettingError,
-    TaskServiceError,
-    Unavailable,
-    Unreachable,
-    may_be_of_another_version,
-    read,
-)
+from taskservice.client import profiles, responses
+from taskservice.client.responses import Expected, Response, SettingError, TaskServiceError
 from taskservice.terminal import without_user_info
 from taskservice.terms import API_PREFIX
 
@@ -116,12 +102,12 @@ class Connection:
         raise AssertionError("delays never end")
 
     def _is_temporary(self, error: TaskServiceError) -> bool:
-        if isinstance(error, OtherVersion):
+        if isinstance(error, responses.OtherVersion):
             return False
         # At first the response of another program means a wrong URL. Once the service has
         # responded, it comes from a proxy whose service is unavailable.
-        is_known = self._has_responded and isinstance(error, NotTheService)
-        return is_known or isinstance(error, RETRYABLE)
+        is_known = self._has_responded and isinstance(error, responses.NotTheService)
+        return is_known or isinstance(error, responses.RETRYABLE)
 
     def _once_with_wait(
         self, method: str, path: str, expected: Expected, wait: int, options: dict[str, Any]
@@ -145,12 +131,12 @@ class Connection:
         """Make one attempt; `options` are passed to `requests`. Raises TaskServiceError."""
         if "json" in options:
             options["data"] = _as_json(options.pop("json"))
-            options["headers"] = {"Content-Type": JSON, **options.get("headers", {})}
+            options["headers"] = {"Content-Type": responses.JSON, **options.get("headers", {})}
         received = self._receive(method, API_PREFIX + path, options)
         try:
-            response = read(received, expected)
+            response = responses.read(received, expected)
         except TaskServiceError as error:
-            if may_be_of_another_version(received, error):
+            if responses.may_be_of_another_version(received, error):
                 self._compare_versions()
             raise
         self._has_responded = True
@@ -160,11 +146,11 @@ class Connection:
         """Raise OtherVersion if the service has another version than this client."""
         try:
             received = self._receive("GET", "/openapi.json", {})
-            version = read(received, OPENAPI).data["info"]["version"]
+            version = responses.read(received, responses.OPENAPI).data["info"]["version"]
         except TaskServiceError:
             return
         if version != __version__:
-            raise OtherVersion(
+            raise responses.OtherVersion(
                 f"the service has the version {version}, and this client {__version__}: "
                 "upgrade the older one"
             )
@@ -176,7 +162,7 @@ class Connection:
         # For a malformed response, the libraries below raise errors of many kinds.
         except Exception as error:
             reason = without_user_info(_reason(error))
-            raise Unreachable(f"cannot reach {self.url}: {reason}") from None
+            raise responses.Unreachable(f"cannot reach {self.url}: {reason}") from None
         return Response(response.url, response.status_code, response.headers, response.content)
 
     def _session(self) -> requests.Session:
@@ -211,7 +197,7 @@ def delays() -> Any:
 
 def pause_after(error: TaskServiceError, delay: float) -> float:
     """Seconds until the next attempt: `delay`, or more if the service requests more."""
-    retry_after = error.retry_after if isinstance(error, Unavailable) else None
+    retry_after = error.retry_after if isinstance(error, responses.Unavailable) else None
     return max(delay, min(retry_after or 0, MAX_PAUSE))
 
 

@@ -10,21 +10,9 @@ from itertools import accumulate, groupby
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
+from taskservice.client import responses
 from taskservice.client.http import Connection, delays, pause_after
-from taskservice.client.responses import (
-    APPENDED,
-    RETRYABLE,
-    BadRequest,
-    Expected,
-    Invalid,
-    LineGap,
-    NotTheService,
-    TaskCancelled,
-    TaskFinished,
-    TaskServiceError,
-    TooLarge,
-    task,
-)
+from taskservice.client.responses import Expected, TaskCancelled, TaskFinished, TaskServiceError
 from taskservice.terms import LOG_FULL, MAX_LINE, MAX_LOG, MAX_MESSAGE, MAX_NOTE
 
 # An event that one thread waits for, and that Ctrl-C cannot leave locked.
@@ -388,7 +376,7 @@ class Sender(threading.Thread):
                 if self._step():
                     self.is_delivered = True
                     return
-            except (*RETRYABLE, NotTheService, LineGap) as error:
+            except (*responses.RETRYABLE, responses.NotTheService, responses.LineGap) as error:
                 self._set_outage(error)
                 self._abandoned.wait(pause_after(error, next(pauses)))
                 continue
@@ -434,11 +422,15 @@ class Sender(threading.Thread):
         elif closing:
             return self._send_report(path)
         elif time.monotonic() - self._last_request_at >= self._heartbeat:
-            self._request("POST", f"{path}/logs", APPENDED, json=_HEARTBEAT)
+            self._request("POST", f"{path}/logs", responses.APPENDED, json=_HEARTBEAT)
         else:
             until = min(self._last_request_at + self._heartbeat, next_progress)
             self.queue.wait(max(until - time.monotonic(), 0))
         return False
+
+    def _patch(self, path: str, changes: dict[str, Any]) -> None:
+        expected = responses.task("id")
+        self._request("PATCH", path, expected, params={"fields": "id"}, json=changes)
 
     def _request(self, method: str, path: str, expected: Expected, **options: Any) -> None:
         pause = self._last_request_at + REQUEST_INTERVAL - time.monotonic()
@@ -454,7 +446,7 @@ class Sender(threading.Thread):
             with self._lock:
                 unsent, self._progress = self._progress, {}
             try:
-                self._request("PATCH", path, task("id"), params={"fields": "id"}, json=unsent)
+                self._patch(path, unsent)
             except TaskServiceError:
                 with self._lock:
                     self._progress = unsent | self._progress
@@ -464,11 +456,12 @@ class Sender(threading.Thread):
     def _send_batch(self, path: str, batch: Batch) -> None:
         try:
             self._append(path, batch)
-        except LineGap as error:
+        except responses.LineGap as error:
             if error.expected >= batch.seq:
                 raise
             self.queue.renumber(error.expected)
-        except TooLarge as error:  # for the service, for a proxy, or for the rest of the log
+        except responses.TooLarge as error:
+            # For the service, for a proxy, or for the rest of the log.
             if batch.lines > 1:
                 self._batch_bytes = batch.size // 2
             elif error.problem.get("code") == LOG_FULL:
@@ -484,12 +477,12 @@ class Sender(threading.Thread):
 
     def _append(self, path: str, batch: Batch) -> None:
         lines = batch.json() | {"writer": self._writer}
-        self._request("POST", f"{path}/logs", APPENDED, json=lines)
+        self._request("POST", f"{path}/logs", responses.APPENDED, json=lines)
 
     def _note_full_log(self, path: str, seq: int) -> None:
         text = note("the log is full; later lines are dropped")
         # Other writers may have used the space for the marker too.
-        with suppress(TooLarge, LineGap):
+        with suppress(responses.TooLarge, responses.LineGap):
             self._append(path, Batch.of(seq, timed(text, now())))
         self.queue.discard()
 
@@ -501,13 +494,13 @@ class Sender(threading.Thread):
         if not report:
             return True
         try:
-            self._request("PATCH", path, task("id"), params={"fields": "id"}, json=report)
-        except (BadRequest, TooLarge, Invalid) as error:
+            self._patch(path, report)
+        except (responses.BadRequest, responses.TooLarge, responses.Invalid) as error:
             # The final status must arrive even if the output or a long message is refused.
             message = (report.get("error") or {}).get("message", "")
             if report.pop("output", None):
                 self.queue.put(note(f"the output was refused: {error}"), now())
-            elif isinstance(error, TooLarge) and message:
+            elif isinstance(error, responses.TooLarge) and message:
                 report["error"] = {"message": message[: len(message) // 2]}
             else:
                 raise

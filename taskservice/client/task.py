@@ -20,16 +20,7 @@ from taskservice import terms
 from taskservice.client import responses, sender
 from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
 from taskservice.client.outbox import Outbox
-from taskservice.client.responses import (
-    LINK,
-    SHORT_FIELDS,
-    Invalid,
-    QuestionDeclined,
-    QuestionExpired,
-    QuestionWithdrawn,
-    TaskFinished,
-    TaskServiceError,
-)
+from taskservice.client.responses import SHORT_FIELDS, Invalid, TaskFinished, TaskServiceError
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, HEARTBEAT_SECONDS
 from taskservice.terms import ErrorType, Status
 
@@ -200,8 +191,8 @@ def seconds_open(timeout: int | None) -> float:
 def _raise_reason(connection: Connection, task_id: str, question: Question) -> NoReturn:
     """Raise the reason why a question has no answer."""
     reasons = {
-        terms.DECLINED: QuestionDeclined,
-        terms.EXPIRED: QuestionExpired,
+        terms.DECLINED: responses.QuestionDeclined,
+        terms.EXPIRED: responses.QuestionExpired,
     }
     if question["state"] in reasons:
         raise reasons[question["state"]](question)
@@ -211,7 +202,7 @@ def _raise_reason(connection: Connection, task_id: str, question: Question) -> N
     if task["status"] != terms.RUNNING:
         ended = {"id": task_id, "status": task["status"], "error": None}
         raise TaskFinished(409, {"detail": "The task is finished", "task": ended})
-    raise QuestionWithdrawn(question)
+    raise responses.QuestionWithdrawn(question)
 
 
 def withdraw(
@@ -889,7 +880,7 @@ class Task:
         until = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
         body = {"expiresAt": until and until.isoformat()}
         path = f"/task/{path_segment(self.id)}/link"
-        link: dict[str, Any] = self._connection.call("POST", path, LINK, json=body).data
+        link: dict[str, Any] = self._connection.call("POST", path, responses.LINK, json=body).data
         return link
 
     def delete(self) -> None:

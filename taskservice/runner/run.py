@@ -17,15 +17,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from taskservice import terms
+from taskservice.client import responses
 from taskservice.client.http import Connection
-from taskservice.client.responses import (
-    RETRYABLE,
-    USER,
-    NotTheService,
-    TaskCancelled,
-    TaskServiceError,
-    Unreachable,
-)
+from taskservice.client.responses import RETRYABLE, NotTheService, TaskCancelled, TaskServiceError
 from taskservice.client.sender import (
     CLAIMED_HEARTBEAT_SECONDS,
     Sender,
@@ -229,7 +223,7 @@ class Run:
         starter.start()
         starter.join(START_SECONDS + 0.5)
         if starter.is_alive():
-            return Unreachable(f"{self._connection.url} does not respond")
+            return responses.Unreachable(f"{self._connection.url} does not respond")
         return errors[0] if errors else None
 
     def execute(self) -> int:
@@ -471,7 +465,7 @@ def resend(connection: Connection) -> bool:
         return True
     make_private(runs)
     is_done = True
-    caller = cache(lambda: connection.call("GET", "/user", USER).data)
+    caller = cache(lambda: connection.call("GET", "/user", responses.USER).data)
     for folder in leftover_runs(runs):
         run = None
         try:

@@ -14,15 +14,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from taskservice.client import responses
 from taskservice.client.http import Connection
-from taskservice.client.responses import (
-    BadRequest,
-    Invalid,
-    NotFound,
-    TaskCancelled,
-    TaskServiceError,
-    TooLarge,
-)
+from taskservice.client.responses import Invalid, NotFound, TaskCancelled, TaskServiceError
 from taskservice.client.task import start_task
 
 _FILE = "run.json"
@@ -107,7 +101,7 @@ class SavedRun:
             fields = {n: value for n, value in self.fields.items() if is_late or n != "claimedAt"}
             try:
                 self._set_task(start_task(connection, fields, self.idempotency_key, **options))
-            except (Invalid, BadRequest, TooLarge) as error:
+            except (Invalid, responses.BadRequest, responses.TooLarge) as error:
                 if "claimedAt" in fields and "Idempotency-Key" in getattr(error, "errors", ()):
                     # The task was started in time, but the response was lost.
                     is_late = False
