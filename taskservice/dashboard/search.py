@@ -15,6 +15,7 @@ from taskservice.database.types import AnyRow
 from taskservice.schemas.requests import SearchQuerySchema
 from taskservice.services import lists
 from taskservice.services import search as search_service
+from taskservice.services import tasks as task_service
 from taskservice.services.lists import Position, Selection
 from taskservice.terms import label_problem
 from taskservice.web import responses
@@ -100,15 +101,19 @@ def _in_errors(selection: Selection, query: dict[str, Any]) -> Found:
     text, after = query["text"], responses.after(query)
     found = search_service.in_errors(caller, selection, text, after, query["limit"])
     rows = _tasks(position.id for position in found.positions)
-    tasks = [(row, _lines_of_error(row.error_message, text)) for row in rows]
+    tasks = [(row, _lines_of_error(row, text)) for row in rows]
     return Found(tasks, *_rest(selection, found.reached))
 
 
-def _lines_of_error(message: str, text: str) -> list[Line]:
-    """The first lines that contain the text; if it comes late in a long message, the first line."""
-    lines = message.split("\n")
-    found = [line for line in lines if search_service.pattern(text).search(line)]
-    return [Line(_pieces(line, text)) for line in (found or lines[:1])[:MAX_LINES]]
+def _lines_of_error(row: AnyRow, text: str) -> list[Line]:
+    """The first lines of an error message that contain the text."""
+    message, pattern = row.error_message, search_service.pattern(text)
+    # A summary has the start of a long message.
+    if not pattern.search(message) and (task := task_service.find(caller, row.id)):
+        message = task.error_message or ""
+    found = ((line, pattern.search(line)) for line in message.split("\n"))
+    lines = [search_service.excerpt(line, *match.span()) for line, match in found if match]
+    return [Line(_pieces(line, text)) for line in lines[:MAX_LINES]]
 
 
 def _tasks(ids: Iterable[str]) -> list[AnyRow]:

@@ -288,11 +288,11 @@ def _hits_in(chunk: Any, pattern: re.Pattern[str], row: AnyRow, after: int) -> I
                 "status": row.status,
                 "line": number,
                 "at": at,
-                "text": _shown(line, match.start() - start, len(match[0])),
+                "text": excerpt(line, match.start() - start, match.end() - start),
             }
 
 
-def _shown(line: str, start: int, length: int) -> str:
+def excerpt(line: str, start: int, end: int) -> str:
     """A line, or the part of a long one that has its characters from `start` in the middle."""
-    begin = max(0, min(start - (MAX_SHOWN_LINE - length) // 2, len(line) - MAX_SHOWN_LINE))
+    begin = max(0, min((start + end - MAX_SHOWN_LINE) // 2, len(line) - MAX_SHOWN_LINE))
     return line[begin : begin + MAX_SHOWN_LINE]
