@@ -93,14 +93,7 @@ def list_all(as_json: bool) -> None:
     type=Duration(),
     help="Time until the agent is late without the expected task (default: 1h).",
 )
-def add(
-    agent_id: str,
-    every: int | None,
-    cron: str | None,
-    time_zone: str | None,
-    grace: int | None,
-    **fields: Any,
-) -> None:
+def add(agent_id: str, **fields: Any) -> None:
     """Register an agent, or update the given fields of an existing one.
 
     The input schema is used to validate each unclaimed start and each rerun, and to build forms
@@ -108,9 +101,9 @@ def add(
 
     An agent that is expected by --every or --cron, and starts no task in time, is late.
     """
-    expect = {"every": every, "cron": cron, "timeZone": time_zone, "grace": grace}
-    expect = {name: value for name, value in expect.items() if value is not None}
-    if expect:
+    names = {"every": "every", "cron": "cron", "time_zone": "timeZone", "grace": "grace"}
+    values = {name: fields.pop(option) for option, name in names.items()}
+    if expect := {name: value for name, value in values.items() if value is not None}:
         fields["expect"] = {} if expect == {"every": 0} else expect
     with service_client() as client:
         client.register(agent_id, **fields)

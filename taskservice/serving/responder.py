@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from functools import partial
@@ -63,6 +64,7 @@ def is_ready(sock: socket.socket, event: int, milliseconds: int = 0) -> bool:
     return bool(poll.poll(milliseconds))
 
 
+@dataclass(eq=False)
 class Connection:
     """A client's socket and the request that arrives on it.
 
@@ -73,27 +75,21 @@ class Connection:
     whose key was in the latest request, if known.
     """
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        client: object,
-        server: object,
-        parser: RequestParser,
-        pool: ThreadPool,
-    ) -> None:
-        self.sock = sock
-        self.client = client
-        self.server = server
-        self.parser = parser
-        self.pool = pool
-        self.owner: str | None = None
-        self.active_at = time.monotonic()
-        self.deadline = NEVER
-        self.request_deadline = NEVER
-        self.watched = False
-        self.lingering = False
-        # Whether the pool started a thread in place of the one that has this connection.
-        self.has_replacement = False
+    sock: socket.socket
+    client: object
+    server: object
+    parser: RequestParser
+    pool: ThreadPool
+    owner: str | None = None
+    active_at: float = field(default_factory=time.monotonic)
+    deadline: float = NEVER
+    request_deadline: float = NEVER
+    watched: bool = False
+    lingering: bool = False
+    # Whether the pool started a thread in place of the one that has this connection.
+    has_replacement: bool = False
+
+    def __post_init__(self) -> None:
         self.expect_request()
 
     def expect_request(self) -> None:
@@ -248,19 +244,17 @@ class Next(Enum):
     RESET = 3
 
 
+@dataclass
 class Responder:
     """Responds to requests; its methods may run in any thread.
 
     `is_stopping` returns whether the worker no longer accepts requests on open connections.
     """
 
-    def __init__(
-        self, cfg: Config, log: Logger, sender: Sender, is_stopping: Callable[[], bool]
-    ) -> None:
-        self._cfg = cfg
-        self._log = log
-        self._sender = sender
-        self._is_stopping = is_stopping
+    cfg: Config
+    log: Logger
+    sender: Sender
+    is_stopping: Callable[[], bool]
 
     def respond(
         self, connection: Connection, request: Request, application: WsgiApplication
@@ -270,7 +264,7 @@ class Responder:
             response, environ = self.prepare(connection, request)
             self._run(application, connection, response, environ)
         except ClientGoneError as error:
-            self._log.debug("A client did not read its response to the end: %s", error)
+            self.log.debug("A client did not read its response to the end: %s", error)
             return Next.RESET
         except (Exception, SystemExit) as error:
             if response is None or not response.output.has_begun:
@@ -284,19 +278,19 @@ class Responder:
 
     def prepare(self, connection: Connection, request: Request) -> tuple[Response, dict[str, Any]]:
         """The response to fill, and the WSGI environ of the request."""
-        output = Output(partial(self._sender.send, connection))
+        output = Output(partial(self.sender.send, connection))
         response, environ = wsgi.create(
             request,
             connection.sock,
             connection.client,
             connection.server,
-            self._cfg,
+            self.cfg,
             response_class=lambda request, _socket, cfg: Response(request, output, cfg),
         )
         environ["wsgi.input"] = request.content
         environ["wsgi.multithread"] = True
         environ[resources.REPLACE_THREAD] = connection.replace_thread
-        if self._is_stopping() or not request.is_complete:
+        if self.is_stopping() or not request.is_complete:
             response.force_close()
         return response, environ
 
@@ -317,7 +311,7 @@ class Responder:
         finally:
             if hasattr(body, "close"):
                 body.close()
-            self._log.access(response, response.req, environ, datetime.now() - began)
+            self.log.access(response, response.req, environ, datetime.now() - began)
 
     def refuse(
         self, connection: Connection, error: BaseException, request: Request | None = None
@@ -330,12 +324,12 @@ class Responder:
         extra = request_log.log_extra(request_id)
         if refusal is INTERNAL:
             name = f"{request.method} {request.path}" if request else "a request"
-            self._log.error("Could not respond to %s", name, exc_info=error, extra=extra)
+            self.log.error("Could not respond to %s", name, exc_info=error, extra=extra)
         else:
             # The client of a unix socket has no address.
             client: Any = connection.client
             host = client[0] if client else "a local socket"
-            self._log.info("Refused a request from %s: %s %s", host, *refusal[:2], extra=extra)
+            self.log.info("Refused a request from %s: %s %s", host, *refusal[:2], extra=extra)
         with suppress(OSError):
             method = request.method if request else None
             connection.sock.send(as_response(refusal, method, request_id))
@@ -345,7 +339,7 @@ class Responder:
     ) -> None:
         extra = request_log.log_extra(_request_id(response.headers))
         request = response.req
-        self._log.error(message, request.method, request.path, exc_info=error, extra=extra)
+        self.log.error(message, request.method, request.path, exc_info=error, extra=extra)
 
 
 def _request_id(headers: Iterable[tuple[str, str]]) -> str:
