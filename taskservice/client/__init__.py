@@ -609,14 +609,8 @@ class Client:
             >>> schema = {"type": "object", "properties": {"pages": {"type": "integer"}}}
             >>> client.register("reader", description="Reads pages.", input_schema=schema)
         """
-        fields = {
-            "name": name,
-            "description": description,
-            "inputSchema": input_schema,
-            "annotations": annotations,
-            "tool": tool,
-            "expect": expect,
-        }
+        fields: dict[str, Any] = {"name": name, "description": description, "tool": tool}
+        fields |= {"inputSchema": input_schema, "annotations": annotations, "expect": expect}
         register_agent(self.connection, agent_id, fields)
 
     def delete_agent(self, agent_id: str) -> None:

@@ -8,24 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from sqlalchemy import (
-    Column,
-    Connection,
-    Engine,
-    Integer,
-    MetaData,
-    Table,
-    Text,
-    delete,
-    event,
-    func,
-    insert,
-    literal,
-    select,
-    text,
-    tuple_,
-    update,
-)
+import sqlalchemy as sa
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
@@ -45,16 +28,16 @@ BATCH_READS = 125
 # Limits the wait for other transactions that write to the copied tables.
 LOCK_SECONDS = 60
 
-TABLES: list[Table] = db.metadata.sorted_tables
+TABLES: list[sa.Table] = db.metadata.sorted_tables
 # The progress of the copy. Only this table distinguishes an unfinished copy from a database.
-_PROGRESS = Table(
+_PROGRESS = sa.Table(
     COPY_PROGRESS,
-    MetaData(),
-    Column("source", Text, nullable=False),
+    sa.MetaData(),
+    sa.Column("source", sa.Text, nullable=False),
     # The index in TABLES of the table that is being copied.
-    Column("table_index", Integer, nullable=False),
+    sa.Column("table_index", sa.Integer, nullable=False),
     # The primary key of its last row that was copied, as a JSON array.
-    Column("last_key", Text, nullable=False),
+    sa.Column("last_key", sa.Text, nullable=False),
 )
 
 
@@ -129,7 +112,7 @@ def _one_line_errors(target: URL) -> Iterator[None]:
 
 
 @contextmanager
-def _reading(address: URL) -> Iterator[Connection]:
+def _reading(address: URL) -> Iterator[sa.Connection]:
     """A transaction that reads a snapshot of the database and keeps others from writing to it."""
     with _engine(address).connect() as connection:
         found = migrations.revision(connection)
@@ -148,16 +131,16 @@ def _reading(address: URL) -> Iterator[Connection]:
         yield connection
 
 
-def _engine(address: URL) -> Engine:
+def _engine(address: URL) -> sa.Engine:
     """On SQLite each transaction locks out other writers from its start."""
     engine = command_engine(address)
     if _is_sqlite(address):
-        event.listen(engine, "connect", prepare_sqlite_connection)
-        event.listen(engine, "begin", lambda one: one.exec_driver_sql("BEGIN IMMEDIATE"))
+        sa.event.listen(engine, "connect", prepare_sqlite_connection)
+        sa.event.listen(engine, "begin", lambda one: one.exec_driver_sql("BEGIN IMMEDIATE"))
     return engine
 
 
-def _lock_tables(connection: Connection) -> None:
+def _lock_tables(connection: sa.Connection) -> None:
     """Lock out writers before the transaction's first read, which takes the snapshot."""
     names = ", ".join(table.name for table in TABLES)
     for statement in (
@@ -172,7 +155,7 @@ def _lock_tables(connection: Connection) -> None:
 # --- the target --------------------------------------------------------------------------
 
 
-def _begin(engine: Engine, address: URL, source: str) -> tuple[int, Sequence[Any]]:
+def _begin(engine: sa.Engine, address: URL, source: str) -> tuple[int, Sequence[Any]]:
     """Create the target, unless an earlier copy created it; returns the progress of the copy.
 
     Raises DatabaseError for a database of an older revision, which is left unchanged, and
@@ -189,23 +172,24 @@ def _begin(engine: Engine, address: URL, source: str) -> tuple[int, Sequence[Any
     with engine.begin() as connection:
         if not _is_sqlite(address) and is_served(connection):
             raise _in_use(address)
-        connection.execute(delete(ServiceHeartbeat))
+        connection.execute(sa.delete(ServiceHeartbeat))
         for table in TABLES:
-            if connection.execute(select(literal(1)).select_from(table).limit(1)).one_or_none():
+            any_row = sa.select(sa.literal(1)).select_from(table).limit(1)
+            if connection.execute(any_row).one_or_none():
                 raise CopyError(f"{shown(address)} is not empty: its table {table.name} has rows")
         _PROGRESS.create(connection)
         begun = {"source": source, "table_index": 0, "last_key": "[]"}
-        connection.execute(insert(_PROGRESS), begun)
+        connection.execute(sa.insert(_PROGRESS), begun)
     return 0, []
 
 
-def _progress(connection: Connection, address: URL, source: str) -> tuple[int, Sequence[Any]]:
-    found = connection.scalar(text("SELECT version_num FROM alembic_version"))
+def _progress(connection: sa.Connection, address: URL, source: str) -> tuple[int, Sequence[Any]]:
+    found = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
     if found != migrations.head():
         raise CopyError(
             f"{shown(address)} has a copy from another version of taskservice; remove it first"
         )
-    progress = connection.execute(select(_PROGRESS)).one()
+    progress = connection.execute(sa.select(_PROGRESS)).one()
     if progress.source != source:
         raise CopyError(
             f"{shown(address)} has an unfinished copy of {progress.source}; finish or remove it"
@@ -213,31 +197,33 @@ def _progress(connection: Connection, address: URL, source: str) -> tuple[int, S
     return progress.table_index, orjson.loads(progress.last_key)
 
 
-def _copy_table(reads: Connection, engine: Engine, index: int, last_key: Sequence[Any]) -> None:
+def _copy_table(
+    reads: sa.Connection, engine: sa.Engine, index: int, last_key: Sequence[Any]
+) -> None:
     """Copy the rows after this key, which is empty if none was copied."""
     table, key = TABLES[index], [*TABLES[index].primary_key]
-    rows = select(table).order_by(*key).execution_options(yield_per=READ_ROWS)
+    rows = sa.select(table).order_by(*key).execution_options(yield_per=READ_ROWS)
     if last_key:
-        values = [literal(each, column.type) for each, column in zip(last_key, key, strict=True)]
-        rows = rows.where(tuple_(*key) > tuple_(*values))
+        values = [sa.literal(each, column.type) for each, column in zip(last_key, key, strict=True)]
+        rows = rows.where(sa.tuple_(*key) > sa.tuple_(*values))
     with engine.connect() as connection, reads.execute(rows) as result:
         for number, read in enumerate(result.mappings().partitions(), 1):
-            connection.execute(insert(table), [dict(row) for row in read])
+            connection.execute(sa.insert(table), [dict(row) for row in read])
             if number % BATCH_READS == 0:
                 _advance(connection, index, [read[-1][column] for column in key])
         _advance(connection, index + 1, [])
 
 
-def _advance(connection: Connection, index: int, last_key: Sequence[Any]) -> None:
+def _advance(connection: sa.Connection, index: int, last_key: Sequence[Any]) -> None:
     progress = {"table_index": index, "last_key": orjson.dumps(last_key).decode()}
-    connection.execute(update(_PROGRESS), progress)
+    connection.execute(sa.update(_PROGRESS), progress)
     connection.commit()
 
 
 # --- the end -----------------------------------------------------------------------------
 
 
-def _compared(reads: Connection, engine: Engine, table: Table) -> CopiedTable:
+def _compared(reads: sa.Connection, engine: sa.Engine, table: sa.Table) -> CopiedTable:
     """Read the table on both sides; raises CopyError if they differ."""
     with engine.connect() as connection:
         copied = _checksum(connection, table)
@@ -248,15 +234,15 @@ def _compared(reads: Connection, engine: Engine, table: Table) -> CopiedTable:
     return copied
 
 
-def _checksum(connection: Connection, table: Table) -> CopiedTable:
+def _checksum(connection: sa.Connection, table: sa.Table) -> CopiedTable:
     count = total = 0
-    for row in connection.execute(select(table).execution_options(yield_per=READ_ROWS)):
+    for row in connection.execute(sa.select(table).execution_options(yield_per=READ_ROWS)):
         digest = hashlib.sha256(orjson.dumps(tuple(row))).digest()
         count, total = count + 1, total + int.from_bytes(digest, "big")
     return CopiedTable(table.name, count, f"{total % 2**256:064x}")
 
 
-def _finish(engine: Engine) -> None:
+def _finish(engine: sa.Engine) -> None:
     """Turn the copy into a database that can be served."""
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
@@ -267,10 +253,10 @@ def _finish(engine: Engine) -> None:
         _PROGRESS.drop(connection)
 
 
-def _set_sequence(connection: Connection, table: Table) -> None:
+def _set_sequence(connection: sa.Connection, table: sa.Table) -> None:
     """Let the next row get a number above the copied ones."""
     for column in table.columns:
         if column.identity is not None:
-            sequence = func.pg_get_serial_sequence(table.name, column.name)
-            highest = select(func.max(column)).scalar_subquery()
-            connection.execute(select(func.setval(sequence, highest)))
+            sequence = sa.func.pg_get_serial_sequence(table.name, column.name)
+            highest = sa.select(sa.func.max(column)).scalar_subquery()
+            connection.execute(sa.select(sa.func.setval(sequence, highest)))

@@ -10,20 +10,8 @@ from tempfile import TemporaryFile
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
+import sqlalchemy as sa
 from flask import Flask
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Float,
-    bindparam,
-    case,
-    false,
-    func,
-    insert,
-    select,
-    text,
-    update,
-)
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
@@ -50,17 +38,17 @@ MAX_GAP_SECONDS = 60.0
 
 def seconds_ago(parameter: str) -> database_now:
     """SQL for the time that is as many seconds ago as the parameter has."""
-    return database_now(-bindparam(parameter, type_=Float()))
+    return database_now(-sa.bindparam(parameter, type_=sa.Float()))
 
 
 # A heartbeat in the future is ignored: the clock was set.
-IS_CURRENT: ColumnElement[bool] = ServiceHeartbeat.until.between(
+IS_CURRENT: sa.ColumnElement[bool] = ServiceHeartbeat.until.between(
     seconds_ago("max_gap"), database_now()
 )
-_RENEW = update(ServiceHeartbeat).values(
-    since=case((IS_CURRENT, ServiceHeartbeat.since), else_=database_now()), until=database_now()
+_RENEW = sa.update(ServiceHeartbeat).values(
+    since=sa.case((IS_CURRENT, ServiceHeartbeat.since), else_=database_now()), until=database_now()
 )
-_INSERT = insert(ServiceHeartbeat).values(id=1, since=database_now(), until=database_now())
+_INSERT = sa.insert(ServiceHeartbeat).values(id=1, since=database_now(), until=database_now())
 
 
 @retry_on_conflict
@@ -77,9 +65,9 @@ def record(max_age: float = HEARTBEAT_SECONDS) -> None:
             connection.execute(_INSERT)
 
 
-def is_served(connection: Connection, max_age: float = MAX_AGE_SECONDS) -> bool:
+def is_served(connection: sa.Connection, max_age: float = MAX_AGE_SECONDS) -> bool:
     """Whether a process has written the heartbeat within the last `max_age` seconds."""
-    fresh = select(ServiceHeartbeat.id).where(IS_CURRENT)
+    fresh = sa.select(ServiceHeartbeat.id).where(IS_CURRENT)
     return connection.scalar(fresh, {"max_gap": max_age}) is not None
 
 
@@ -102,13 +90,13 @@ MIN_FREE_BYTES = 64 * 1024
 # Without memory or a thread it is unknown whether the database can be used.
 FAILURES = (SQLAlchemyError, OSError, RuntimeError, MemoryError)
 
-_READ_ONLY = text("SELECT current_setting('transaction_read_only') = 'on'")
-_REVISION = text("SELECT version_num FROM alembic_version")
+_READ_ONLY = sa.text("SELECT current_setting('transaction_read_only') = 'on'")
+_REVISION = sa.text("SELECT version_num FROM alembic_version")
 # Each fails if its table is locked, or if the table or a column is missing or can't be read.
-_ALL_COLUMNS = [select(*table.columns).where(false()) for table in db.metadata.sorted_tables]
+_ALL_COLUMNS = [sa.select(*table.columns).where(sa.false()) for table in db.metadata.sorted_tables]
 # Each count reads an index, and all but two of them a small part of it: with a million tasks and
 # a million deliveries this takes 50 ms, where GROUP BY takes a second.
-_COUNTS = text("""
+_COUNTS = sa.text("""
     SELECT (SELECT count(*) FROM tasks) AS tasks,
         (SELECT coalesce(sum((
             SELECT count(*) FROM tasks WHERE user_id = users.id AND status = 'running'
@@ -124,18 +112,18 @@ _COUNTS = text("""
             WHERE state IN ('failed', 'cancelled') AND state = 'cancelled') AS cancelled
 """)
 # Agents are few, compared to tasks.
-_AGENTS = select(
-    func.count().filter(Agent.state == OK).label(OK),
-    func.count().filter(Agent.state == BROKEN).label(BROKEN),
-    func.count(Agent.late_since).label(LATE),
+_AGENTS = sa.select(
+    sa.func.count().filter(Agent.state == OK).label(OK),
+    sa.func.count().filter(Agent.state == BROKEN).label(BROKEN),
+    sa.func.count(Agent.late_since).label(LATE),
 )
 OLDEST_DUE = (
-    select(Delivery.next_attempt_at, database_now().label("now"))
+    sa.select(Delivery.next_attempt_at, database_now().label("now"))
     .where(is_due)
     .order_by(Delivery.next_attempt_at)
     .limit(1)
 )
-_SIZE = select(func.pg_database_size(func.current_database()))
+_SIZE = sa.select(sa.func.pg_database_size(sa.func.current_database()))
 
 
 class DatabaseProbe(Generic[T]):
