@@ -12,12 +12,7 @@ from uuid import uuid4
 
 from taskservice.client.http import Connection
 from taskservice.client.responses import TaskServiceError, Unreachable
-from taskservice.client.sender import (
-    LineQueue,
-    Sender,
-    as_lines,
-    line_count,
-)
+from taskservice.client.sender import LineQueue, Sender, as_lines, line_count
 
 logger = logging.getLogger(__name__)
 

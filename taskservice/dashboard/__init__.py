@@ -2,16 +2,7 @@
 
 from flask import Flask
 
-from taskservice.dashboard import (
-    agents,
-    hooks,
-    keys,
-    links,
-    questions,
-    search,
-    sessions,
-    tasks,
-)
+from taskservice.dashboard import agents, hooks, keys, links, questions, search, sessions, tasks
 from taskservice.dashboard.pages import dashboard, sign_in, unknown_page
 
 for blueprint in (

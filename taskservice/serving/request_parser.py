@@ -16,12 +16,8 @@ from gunicorn.http import errors
 from gunicorn.http.body import CHUNK_EXT_RE, Body, LengthReader
 from gunicorn.http.unreader import IterUnreader
 
-from taskservice.serving.refusals import (
-    BODY_TOO_LARGE,
-    TOO_MANY_CHUNKS,
-    TOO_MUCH_AT_ONCE,
-    RefusedError,
-)
+from taskservice.serving import refusals
+from taskservice.serving.refusals import RefusedError
 
 # The body of a request while it arrives, and the limit of all bodies together.
 
@@ -43,7 +39,7 @@ class BodyBudget:
     def acquire(self, size: int, owner: str) -> None:
         with self._lock:
             if self._used[owner] + size > self._free - size:
-                raise RefusedError(TOO_MUCH_AT_ONCE)
+                raise RefusedError(refusals.TOO_MUCH_AT_ONCE)
             self._add(size, owner)
 
     def release(self, size: int, owner: str) -> None:
@@ -76,14 +72,14 @@ class RequestBody(SpooledTemporaryFile[bytes]):
         try:
             self.write(data)
         except OSError as error:
-            raise RefusedError(TOO_MUCH_AT_ONCE) from error
+            raise RefusedError(refusals.TOO_MUCH_AT_ONCE) from error
 
     def rewind(self) -> None:
         """Make it ready to be read; raises RefusedError when the disk is full."""
         try:
             self.seek(0)
         except OSError as error:
-            raise RefusedError(TOO_MUCH_AT_ONCE) from error
+            raise RefusedError(refusals.TOO_MUCH_AT_ONCE) from error
 
     def close(self) -> None:
         with suppress(OSError):
@@ -222,7 +218,7 @@ class RequestParser:
             owner = yield request
         limit = min(SMALL_BODY, self._max_body) if owner is None else self._max_body
         if request.length is not None and request.length > limit:
-            raise RefusedError(BODY_TOO_LARGE)
+            raise RefusedError(refusals.BODY_TOO_LARGE)
         if expects_continue and not self.received:
             yield Need.CONTINUE
         body = RequestBody(self._budget, owner or "")
@@ -254,9 +250,9 @@ class RequestParser:
         while size := _chunk_size((yield from self._read_line())):
             count += 1
             if body.size + size > limit:
-                raise RefusedError(BODY_TOO_LARGE)
+                raise RefusedError(refusals.BODY_TOO_LARGE)
             if count * MIN_CHUNK_COST > limit:
-                raise RefusedError(TOO_MANY_CHUNKS)
+                raise RefusedError(refusals.TOO_MANY_CHUNKS)
             yield from self._read_bytes(body, size)
             while len(self.received) < 2:
                 yield Need.MORE_BYTES

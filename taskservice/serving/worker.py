@@ -23,13 +23,8 @@ from gunicorn.http.errors import ParseException
 from gunicorn.workers.base import Worker as BaseWorker
 
 from taskservice import resources
-from taskservice.serving.refusals import (
-    REQUEST_TOO_SLOW,
-    SERVICE_STOPS,
-    TOO_MUCH_AT_ONCE,
-    RefusedByApplicationError,
-    RefusedError,
-)
+from taskservice.serving import refusals
+from taskservice.serving.refusals import RefusedByApplicationError, RefusedError
 from taskservice.serving.request_parser import BodyBudget, Need, Request, RequestParser
 from taskservice.serving.responder import (
     NEVER,
@@ -231,7 +226,7 @@ class Worker(BaseWorker):
         self.connections.add(connection)
         self.wait_for(connection, self.request_seconds)
         if is_full:
-            self.refuse(connection, RefusedError(TOO_MUCH_AT_ONCE))
+            self.refuse(connection, RefusedError(refusals.TOO_MUCH_AT_ONCE))
         return True
 
     def evict(self) -> bool:
@@ -275,7 +270,7 @@ class Worker(BaseWorker):
 
     def expire(self, connection: Connection) -> None:
         if connection.begun and not connection.lingering:
-            refusal = REQUEST_TOO_SLOW if self.alive else SERVICE_STOPS
+            refusal = refusals.REQUEST_TOO_SLOW if self.alive else refusals.SERVICE_STOPS
             self.refuse(connection, RefusedError(refusal))
         else:
             self.close(connection)
