@@ -384,9 +384,6 @@ class Client:
             claimed_at: RFC 3339 time at which the work began, for a task that is started
                 afterwards: at most 30 days ago. Its lines can be as old.
 
-        Returns:
-            The new task.
-
         Raises:
             Invalid: A value was rejected; `errors` maps each field to messages.
             TooLarge: The input is larger than 1 MiB.
@@ -416,16 +413,13 @@ class Client:
         return start_task(self.connection, fields, uuid4().hex)
 
     def claim(self, agent_id: str, wait: float = WAIT_SECONDS) -> Task | None:
-        """Claim the oldest waiting task of an agent, to do its work.
+        """Claim the oldest waiting task of an agent, to do its work; None if there is none.
 
         Blocks for up to `wait` seconds. The service gives each task to only one caller.
 
         Args:
             agent_id: The agent.
             wait: Seconds to wait for a task (default: 30); 0 returns immediately.
-
-        Returns:
-            The claimed task, or None if no task became available.
 
         Raises:
             NotFound: The agent does not exist, or the key has no access to it.
@@ -703,8 +697,7 @@ class Client:
     def test_hook(self, hook_id: str) -> dict[str, Any]:
         """Send a sample to a hook.
 
-        Returns:
-            The outcome: `delivered`, `statusCode` (None without a response) and `message`.
+        The outcome has `delivered`, `statusCode` (None without a response) and `message`.
 
         Example:
             >>> hook = client.add_hook("http://127.0.0.1:9/alerts")

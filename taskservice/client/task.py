@@ -788,15 +788,12 @@ class Task:
         return page
 
     def answer(self, question_id: str, content: Mapping[str, Any]) -> Question:
-        """Answer an open question of the task; only user keys can. Blocks.
+        """Answer an open question of the task, and return it; only user keys can. Blocks.
 
         Args:
             question_id: The `id` of a question in `questions`.
             content: An object that matches the question's schema; without a schema or with
                 choices its key is "answer".
-
-        Returns:
-            The answered question.
 
         Raises:
             Conflict: The question is no longer open, or was answered differently.
@@ -825,8 +822,7 @@ class Task:
     def cancel(self) -> "Task":
         """End the task with an error of type `cancelled`; its program stops. Blocks.
 
-        Returns:
-            The same object, with the new state.
+        Returns the same object, with the new state.
 
         Raises:
             TaskFinished: The task has already ended in another way.
@@ -841,11 +837,10 @@ class Task:
     def rerun(self, input: Mapping[str, Any] | None = None) -> "Task":
         """Start a copy of the task, for a worker to claim. Blocks.
 
+        Returns the new task, whose `data["rerunOf"]` is the ID of this one.
+
         Args:
             input: Another input (default: the same input).
-
-        Returns:
-            The new task; `data["rerunOf"]` is the ID of this task.
 
         Raises:
             Invalid: The agent's input schema rejected the input.
