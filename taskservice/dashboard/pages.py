@@ -1,7 +1,7 @@
 """Shared by all pages: sessions, the token of forms, security headers, templates and errors."""
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
@@ -29,7 +29,6 @@ from taskservice import errors, quantities
 from taskservice.auth import caller, valid_key
 from taskservice.dashboard import formatting, sessions
 from taskservice.database import clock
-from taskservice.database.types import AnyRow
 from taskservice.database.watcher import change_marker
 from taskservice.errors import Problem
 from taskservice.services import hooks
@@ -105,11 +104,9 @@ def require_full_user_key() -> None:
 
 
 def _is_signed_in() -> bool:
-    try:
-        g.signed_in = sessions.resume()
-    except sessions.SessionEndedError:
-        return False
-    return True
+    if key := sessions.resume():
+        g.signed_in = key
+    return key is not None
 
 
 @dashboard.after_request
@@ -159,25 +156,21 @@ FUNCTIONS = dict(getmembers(formatting, isfunction) + getmembers(quantities, isf
 
 def page(template: str, status: int = 200, **values: Any) -> Response:
     """A page with an ETag; a GET that sends the same ETag gets 304."""
+    can_manage = "signed_in" in g and caller.can_manage
     # The names that every template can use.
     context = {
         **FUNCTIONS,
         "signed_in": g.get("signed_in"),
         # Whether the key of this session may cancel, delete and answer.
-        "can_manage": "signed_in" in g and caller.can_manage,
-        "hooks_off": _hooks_off(status),
+        "can_manage": can_manage,
+        # Hooks that are off; an error may mean that the database is unavailable.
+        "hooks_off": hooks.turned_off(caller) if can_manage and status < 500 else (),
         "form_token": sessions.token,
         "submission_id": sessions.submission_id,
         "way_back": way_back,
         "documentation": documentation,
     }
     return html_response(render_template(f"dashboard/{template}", **context, **values), status)
-
-
-def _hooks_off(status: int) -> Sequence[AnyRow]:
-    """The hooks that a page says are off; none while the database may be unavailable."""
-    is_told = "signed_in" in g and caller.can_manage and status < 500
-    return hooks.turned_off(caller) if is_told else ()
 
 
 def html_response(html: str | bytes, status: int = 200) -> Response:

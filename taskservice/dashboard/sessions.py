@@ -41,10 +41,6 @@ class Sessions(SecureCookieSessionInterface):
         return request.is_secure
 
 
-class SessionEndedError(Exception):
-    """There is no session, or its key is no longer valid."""
-
-
 def init_app(app: Flask) -> None:
     # The name differs between services on one host, since browsers share cookies between ports.
     digest = hmac.digest(str(app.config["SECRET_KEY"]).encode(), b"cookie name", "sha256")
@@ -66,10 +62,11 @@ def begin(key: AnyRow) -> None:
     session["until"] = clock.now(LIFETIME.total_seconds())
 
 
-def resume() -> AnyRow:
-    """Set the caller of this request; returns its key, with `user_name`.
+def resume() -> AnyRow | None:
+    """Set the caller of this request, and return its key, with `user_name`.
 
-    Raises SessionEndedError, and 403 for someone whom the proxy names but who has no key.
+    None if there is no session, or its key is no longer valid. Raises 403 for someone whom the
+    proxy names but who has no key.
     """
     now = clock.now()
     if current_app.config["LOGIN_HEADER"]:
@@ -78,8 +75,8 @@ def resume() -> AnyRow:
         key = auth.by_id(session["key"], now) if is_unexpired() else None
     if key is None:
         session.pop("key", None)
-        raise SessionEndedError
-    set_caller(key, now)
+    else:
+        set_caller(key, now)
     return key
 
 
