@@ -26,9 +26,8 @@ from taskservice.client import (
     QuestionNotAnswered,
     TaskFinished,
     require_task_id,
-    responses,
 )
-from taskservice.client.task import ask, path_segment, schema_of_choices, seconds_open
+from taskservice.client.task import ask, change_task, schema_of_choices, seconds_open
 from taskservice.runner.program_output import Masker
 from taskservice.terminal import exit_with_error, notice, print_json, print_log_line
 from taskservice.terms import MAX_TIMEOUT, QUESTION_TIMEOUT
@@ -156,7 +155,4 @@ def progress_command(share: float, note: str | None) -> None:
     if note is not None:
         changes["note"] = Masker(os.environ).mask_text(note)
     with service_client() as client:
-        path = f"/task/{path_segment(require_task_id())}"
-        client.connection.call(
-            "PATCH", path, responses.task("id"), params={"fields": "id"}, json=changes
-        )
+        change_task(client.connection, require_task_id(), changes)

@@ -13,7 +13,7 @@ from taskservice.cli.service_client import did_you_mean, service_client
 from taskservice.client import Client, responses
 from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
 from taskservice.client.responses import RETRYABLE, NotFound, NotTheService, TaskServiceError
-from taskservice.client.task import Task, claim_task
+from taskservice.client.task import Task, change_task, claim_task
 from taskservice.runner.process import PROGRAM_ONLY, forward_signals
 from taskservice.runner.run import Run, failed
 from taskservice.terminal import notice, open_standard_files
@@ -171,7 +171,5 @@ class Worker:
         text = f"The worker could not start the program: {error}"
         notice(f"task {task.id}: {text}")
         with contextlib.suppress(TaskServiceError):
-            self._client.connection.call(
-                "PATCH", f"/task/{task.id}", responses.task("id"), params={"fields": "id"},
-                json=failed(text), patience=PATIENCE_SECONDS,
-            )  # fmt: skip
+            connection = self._client.connection
+            change_task(connection, task.id, failed(text), patience=PATIENCE_SECONDS)

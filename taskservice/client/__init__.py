@@ -510,7 +510,7 @@ class Client:
         query["label"] = [f"{key}:{value}" for key, value in (labels or {}).items()]
         filters = {name: value for name, value in query.items() if value is not None}
         filters |= {"fields": fields, "limit": str(page or PAGE_TASKS)}
-        found = pages(self.connection, "/task", filters, responses.tasks(fields))
+        found = pages(self.connection, "/task", filters, responses.Expected(fields, is_list=True))
         return (Task(self.connection, data) for response in found for data in response.data)
 
     def agents(self, health: bool = False) -> list[Agent]:

@@ -186,8 +186,8 @@ class Expected(NamedTuple):
     Each object has at least these members, which are separated by commas.
     """
 
-    statuses: tuple[int, ...]
     members: str
+    statuses: tuple[int, ...] = (200,)
     is_list: bool = False
 
     def matches(self, data: Any) -> bool:
@@ -200,45 +200,34 @@ def has(members: str, data: Any) -> bool:
     return isinstance(data, dict) and data.keys() >= set(members.split(","))
 
 
-APPENDED = Expected((201,), "logCount,status")
-LOG_PAGE = Expected((200,), "logs,next,status")
+APPENDED = Expected("logCount,status", (201,))
+LOG_PAGE = Expected("logs,next,status")
 _QUESTION = "id,message,schema,state,askedAt,expiresAt,answer,answeredBy"
-QUESTION = Expected((200, 201), _QUESTION)
-QUESTIONS = Expected((200,), _QUESTION, is_list=True)
-AGENT = Expected((200, 201), "id")
-AGENTS = Expected((200,), "id", is_list=True)
-FULL_AGENTS = Expected((200,), "id,name,description,userId,createdAt", is_list=True)
-AGENTS_WITH_HEALTH = Expected((200,), f"{FULL_AGENTS.members},health", is_list=True)
-ATTENTION = Expected((200,), "kind,agentId,taskId,since,text", is_list=True)
-BULK = Expected((200,), "done,refused")
-NUMBERS = Expected((200,), "paths")
-FOUND = Expected((200,), "hits,searched")
-NEW_LINES = Expected((200,), "against,lines,cut")
-LINK = Expected((201,), "id,url,createdAt,expiresAt")
-USER = Expected((200,), "id,key")
-OPENAPI = Expected((200,), "info")
-CALLBACK_SECRET = Expected((200,), "secret")
+QUESTION = Expected(_QUESTION, (200, 201))
+QUESTIONS = Expected(_QUESTION, is_list=True)
+AGENT = Expected("id", (200, 201))
+AGENTS = Expected("id", is_list=True)
+FULL_AGENTS = Expected("id,name,description,userId,createdAt", is_list=True)
+AGENTS_WITH_HEALTH = Expected(f"{FULL_AGENTS.members},health", is_list=True)
+ATTENTION = Expected("kind,agentId,taskId,since,text", is_list=True)
+BULK = Expected("done,refused")
+NUMBERS = Expected("paths")
+FOUND = Expected("hits,searched")
+NEW_LINES = Expected("against,lines,cut")
+LINK = Expected("id,url,createdAt,expiresAt", (201,))
+USER = Expected("id,key")
+OPENAPI = Expected("info")
+CALLBACK_SECRET = Expected("secret")
 HOOK = Expected(
-    (200, 201),
     "id,name,target,format,events,agentId,label,answerLinks,createdAt,expiresAt,state,reason,"
     "lastDeliveredAt",
+    (200, 201),
 )
-HOOKS = Expected((200,), HOOK.members, is_list=True)
-HOOK_TEST = Expected((200,), "delivered,statusCode,message")
+HOOKS = Expected(HOOK.members, is_list=True)
+HOOK_TEST = Expected("delivered,statusCode,message")
 HOOK_DELIVERIES = Expected(
-    (200,), "id,event,agentId,taskId,state,createdAt,nextAttemptAt,attempts", is_list=True
+    "id,event,agentId,taskId,state,createdAt,nextAttemptAt,attempts", is_list=True
 )
-
-
-def task(fields: str, *statuses: int) -> Expected:
-    """A task with these fields, which are separated by commas."""
-    return Expected(statuses or (200,), fields)
-
-
-def tasks(fields: str) -> Expected:
-    """A list of tasks with these fields."""
-    return Expected((200,), fields, is_list=True)
-
 
 _REFUSALS: dict[int, type[Refused]] = {
     400: BadRequest, 401: InvalidKey, 403: Forbidden, 409: Conflict, 422: Invalid,

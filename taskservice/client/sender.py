@@ -429,7 +429,7 @@ class Sender(threading.Thread):
         return False
 
     def _patch(self, path: str, changes: dict[str, Any]) -> None:
-        expected = responses.task("id")
+        expected = Expected("id")
         self._request("PATCH", path, expected, params={"fields": "id"}, json=changes)
 
     def _request(self, method: str, path: str, expected: Expected, **options: Any) -> None:

@@ -20,7 +20,13 @@ from taskservice import terms
 from taskservice.client import responses, sender
 from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
 from taskservice.client.outbox import Outbox
-from taskservice.client.responses import SHORT_FIELDS, Invalid, TaskFinished, TaskServiceError
+from taskservice.client.responses import (
+    SHORT_FIELDS,
+    Expected,
+    Invalid,
+    TaskFinished,
+    TaskServiceError,
+)
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, HEARTBEAT_SECONDS
 from taskservice.terms import ErrorType, Status
 
@@ -28,10 +34,10 @@ from taskservice.terms import ErrorType, Status
 
 # Responses contain tasks without their logs, which can be long.
 SHORT = {"fields": SHORT_FIELDS}
-SHORT_TASK = responses.task(SHORT_FIELDS)
-STARTED = responses.task(SHORT_FIELDS, 201)
+SHORT_TASK = Expected(SHORT_FIELDS)
+STARTED = Expected(SHORT_FIELDS, (201,))
 _NEXT = re.compile(r'<\?([^>]*)>; rel="next"')
-_CLAIMED = responses.task(SHORT_FIELDS, 200, 204)
+_CLAIMED = Expected(SHORT_FIELDS, (200, 204))
 
 
 def start_task(
@@ -59,6 +65,14 @@ def read_task(connection: Connection, task_id: str) -> dict[str, Any]:
     return task
 
 
+def change_task(
+    connection: Connection, task_id: str, changes: Mapping[str, Any], **options: Any
+) -> None:
+    """Report changes, without reading the task."""
+    options |= {"params": {"fields": "id"}, "json": changes}
+    connection.call("PATCH", f"/task/{path_segment(task_id)}", Expected("id"), **options)
+
+
 def claim_task(
     connection: Connection, agent_id: str, seconds: int, idempotency_key: str
 ) -> "Task | None":
@@ -77,7 +91,7 @@ def claim_task(
 
 
 def pages(
-    connection: Connection, path: str, query: dict[str, Any] | str, expected: responses.Expected
+    connection: Connection, path: str, query: dict[str, Any] | str, expected: Expected
 ) -> Iterator[responses.Response]:
     """The pages of a list or a search, each by the `Link` of the one before."""
     while True:
@@ -888,7 +902,7 @@ class Task:
             >>> task.delete()
         """
         path = f"/task/{path_segment(self.id)}"
-        self._connection.call("DELETE", path, responses.task("id"), params={"fields": "id"})
+        self._connection.call("DELETE", path, Expected("id"), params={"fields": "id"})
 
     def _update(self, method: str, path: str, **options: Any) -> "Task":
         response = self._connection.call(method, path, SHORT_TASK, params=SHORT, **options)
