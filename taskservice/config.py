@@ -198,10 +198,7 @@ class Config:
     def from_environment(
         cls, environ: Mapping[str, str] = os.environ, may_create: bool = True
     ) -> "Config":
-        """The settings from `TASKSERVICE_...` variables; an empty value counts as unset.
-
-        Raises ConfigError for a value that cannot be used.
-        """
+        """The settings from `TASKSERVICE_...` variables; empty means unset. Raises ConfigError."""
         values: dict[str, Any] = {}
         for setting in fields(cls):
             text = environ.get(PREFIX + setting.name, "")
@@ -212,10 +209,7 @@ class Config:
         return cls(**values).completed(may_create)
 
     def completed(self, may_create: bool = True) -> "Config":
-        """These settings with the URLs of database and service, and the secret key filled in.
-
-        A missing key is created, or with `may_create` false left empty.
-        """
+        """These settings with the URLs and the secret key, which is created if `may_create`."""
         # Built from parts: in a URL's text, ? and % of the path would need escapes.
         file = URL.create("sqlite", database=str(self.DATA / "taskservice.db"))
         url = self.DATABASE_URL or file

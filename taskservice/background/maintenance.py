@@ -88,10 +88,7 @@ JOBS: tuple[Callable[[], bool | None], ...] = (
 
 
 class Maintenance(threading.Thread):
-    """Runs all jobs at least every 20 seconds until the process stops, and then once more.
-
-    `serves`: whether agents can reach this process.
-    """
+    """Runs all jobs at least every 20 s until the process stops, and then once more."""
 
     def __init__(self, app: Flask, *, serves: bool = True) -> None:
         super().__init__(name="maintenance", daemon=True)
@@ -117,10 +114,7 @@ class Maintenance(threading.Thread):
         self.do_round()
 
     def do_round(self) -> bool:
-        """Run each job; returns whether one is not finished.
-
-        A job that fails is logged and tried again in the next round.
-        """
+        """Run each job, a failed one again next time; returns whether one is not finished."""
         has_more = False
         with self._app.app_context():
             for job in (*self._first_jobs, *JOBS):

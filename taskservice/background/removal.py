@@ -60,10 +60,7 @@ def in_batches(batch: Callable[[], bool], seconds: float = JOB_SECONDS) -> bool:
 
 
 def index_names(seconds: float = JOB_SECONDS) -> bool:
-    """Add the names of new tasks, and remove the names of deleted ones, for at most `seconds`.
-
-    Returns whether more may be left.
-    """
+    """Bring the index of names up to date; returns whether more may be left."""
     return in_batches(_index_batch, seconds)
 
 
@@ -100,10 +97,7 @@ _DELETE_LOG = delete(Log).where(Log.id == bindparam("log_id"))
 
 
 def sweep(seconds: float = JOB_SECONDS) -> bool:
-    """Remove the lines of logs that were dropped a minute ago, for at most `seconds`.
-
-    Returns whether there may be more.
-    """
+    """Remove the lines of logs dropped a minute ago; returns whether more may be left."""
     return in_batches(_sweep_batch, seconds)
 
 
@@ -139,10 +133,7 @@ CHECKPOINT_MILLISECONDS = 50
 
 
 def shrink(seconds: float = JOB_SECONDS) -> bool:
-    """Shorten SQLite's files by their free space, for at most `seconds`; none on PostgreSQL.
-
-    Returns whether more may be left.
-    """
+    """Shorten SQLite's files by their free space; returns whether more may be left."""
     if not has_writer_queue():
         return False
     pooled = db.engine.raw_connection()
@@ -187,10 +178,7 @@ DAY_SECONDS = 86_400.0
 
 
 class Bounds(NamedTuple):
-    """Tasks that ended before `tasks` are removed, and logs of tasks that ended before `logs`.
-
-    None removes nothing.
-    """
+    """Tasks that ended before `tasks` are removed, and logs of those before `logs`; None: none."""
 
     tasks: str | None
     logs: str | None
@@ -295,10 +283,7 @@ def _prune(bounds: Bounds, seconds: float, dropped_ago: float = 0.0) -> tuple[Pr
 def _task_batch(
     condition: ColumnElement[bool], values: Mapping[str, Any], remove_tasks: RemoveTasks
 ) -> bool:
-    """Call `remove_tasks` with some tasks that meet `condition`, unless others have locked them.
-
-    Returns whether there may be more.
-    """
+    """Remove some tasks that meet `condition`; returns whether there may be more."""
     fitting = select(Task.id).where(condition)
     with reading() as connection:
         found = connection.scalars(fitting.limit(TASKS_PER_BATCH), values).all()

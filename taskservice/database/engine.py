@@ -247,10 +247,7 @@ def _has_server(connection: Any) -> bool:
 
 
 def _share_losses(database: Database) -> None:
-    """Discard the connections for reads and for writes together, since they have the same server.
-
-    Otherwise a request waits twice for a server that hangs: first to read, then to write.
-    """
+    """Discard all connections together: otherwise a request waits twice for a server that hangs."""
 
     def forget_all(context: ExceptionContext) -> None:
         if context.is_disconnect:

@@ -202,10 +202,7 @@ class DatabaseFiles:
         return [_identity(path) for path in self._paths]
 
     def _save(self, named: list[tuple[int, int] | None]) -> None:
-        """Save acknowledged writes that are only in a removed log: move them into the database.
-
-        Only if both log files are missing: otherwise another program may have started a new log.
-        """
+        """Save the writes of a removed log, unless another program may have started a new one."""
         with self._lock:
             if self._is_saved or named != [self._opened[0], None, None] or self._kept is None:
                 return

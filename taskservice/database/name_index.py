@@ -97,10 +97,7 @@ _UPDATE = (
 
 
 def is_usable(connection: Connection, part: str = "any") -> bool:
-    """Whether the index exists and can search for `part`, which has three or more letters.
-
-    The default only shows whether the index exists.
-    """
+    """Whether the index exists and can search for `part`; by default, whether it exists."""
     if connection.dialect.name == "postgresql":
         return bool(connection.scalar(_SERVES, {"part": part}))
     return bool(connection.scalar(_EXISTS)) and bool(connection.scalar(_HAS_FTS5))

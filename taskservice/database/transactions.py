@@ -43,10 +43,7 @@ def has_writer_queue() -> bool:
 
 
 def write_lock() -> AbstractContextManager[None]:
-    """The right to write to SQLite; PostgreSQL needs no lock.
-
-    Raises OperationalError after BUSY_SECONDS.
-    """
+    """The right to write to SQLite; raises OperationalError after BUSY_SECONDS."""
     queue = resources.find(Database).writer_queue
     return queue.turn(BUSY_SECONDS) if queue else nullcontext()
 
@@ -107,10 +104,7 @@ def share_reading() -> None:
 
 
 def end_shared_reading(error: BaseException | None = None) -> None:
-    """Release the shared connection, before anything that may take long.
-
-    Each later read of this request acquires a connection of its own.
-    """
+    """Release the shared connection, before anything that may take long."""
     shared: _Reading | None = g.pop("reading", None)
     if shared is not None:
         shared.end(error)

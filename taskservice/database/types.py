@@ -50,8 +50,6 @@ def _with_hyphens(digits: str | None) -> str | None:
 
 
 Identifier = _Identifier()
-# The parts of a UUID between its hyphens: position of the first digit, number of digits.
-_UUID_PARTS = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
 
 
 class ListParameter(TypeDecorator[Sequence[Any]]):
@@ -154,80 +152,47 @@ def time_from_now(seconds: Any = 0.0) -> Any:
     return select(database_now(seconds)).scalar_subquery()
 
 
-class byte_length(_Function):
-    """SQL for the length of a text in bytes, where `length` counts characters."""
-
-    inherit_cache = True
-    type = Integer()
-    sqlite = "length(CAST({0} AS BLOB))"
-    postgresql = "octet_length({0})"
+def _function(name: str, kind: TypeEngine[Any], sqlite: str, postgresql: str) -> type[_Function]:
+    """A class of its own: SQLAlchemy keeps compiled statements by the classes of their parts."""
+    own = {"inherit_cache": True, "type": kind, "sqlite": sqlite, "postgresql": postgresql}
+    return type(name, (_Function,), own)
 
 
-class position_in_text(_Function):
-    """SQL for the position of a part in a text, from 1; 0 if the text does not contain it.
-
-    SQLite's LIKE treats several characters, such as U+FFFE and U+FFFF, as U+FFFD.
-    """
-
-    inherit_cache = True
-    type = Integer()
-    sqlite = "instr({all})"
-    postgresql = "strpos({all})"
-
-
-class ascii_lower(_Function):
-    """SQL for a text in which the ASCII letters are lower case, and no others changed."""
-
-    inherit_cache = True
-    type = Text()
-    sqlite = "lower({0})"
-    postgresql = 'lower({0} COLLATE "C")'
-
-
-class joined_by_line_feed(_Function):
-    """SQL for the texts of several rows in one, with line feeds between them, in their order."""
-
-    inherit_cache = True
-    type = Text()
-    sqlite = "group_concat({all}, char(10))"
-    postgresql = "string_agg({all}, chr(10))"
-
-
-class formatted(_Function):
-    """SQL for a text in which each `%s` is replaced by the next value."""
-
-    inherit_cache = True
-    type = Text()
-    sqlite = "printf({all})"
-    postgresql = "format({all})"
+# The length of a text in bytes, where `length` counts characters.
+byte_length = _function("byte_length", Integer(), "length(CAST({0} AS BLOB))", "octet_length({0})")
+# The position of a part in a text, from 1; 0 if the text does not contain it. SQLite's LIKE treats
+# several characters, such as U+FFFE and U+FFFF, as U+FFFD.
+position_in_text = _function("position_in_text", Integer(), "instr({all})", "strpos({all})")
+# A text in which the ASCII letters are lower case, and no others changed.
+ascii_lower = _function("ascii_lower", Text(), "lower({0})", 'lower({0} COLLATE "C")')
+# The texts of several rows in one, with line feeds between them, in their order.
+joined_by_line_feed = _function(
+    "joined_by_line_feed",
+    Text(),
+    "group_concat({all}, char(10))",
+    "string_agg({all}, chr(10))",
+)
+# A text in which each `%s` is replaced by the next value.
+formatted = _function("formatted", Text(), "printf({all})", "format({all})")
+# A text as a JSON string, as orjson writes it, or `null`.
+json_string = _function(
+    "json_string", Text(), "json_quote({0})", "coalesce(to_json({0})::text, 'null')"
+)
+_id_text = _function(
+    "id_text",
+    Text(),
+    "printf('%s-%s-%s-%s-%s', substr({0}, 1, 8), substr({0}, 9, 4), substr({0}, 13, 4), "
+    "substr({0}, 17, 4), substr({0}, 21, 12))",
+    "{0}",
+)
+_time_text = _function(
+    "time_text", Text(), "{0}", """to_char({0}, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+)
 
 
-class api_text(FunctionElement[str]):
+def api_text(column: Any) -> _Function:
     """SQL for an id or a time as the API writes it."""
-
-    inherit_cache = True
-    type = Text()
-
-    def __init__(self, column: Any) -> None:
-        super().__init__(column)
-        self.of_type = column.type
-
-
-@compiles(api_text, "sqlite")
-def _sqlite_api_text(element: api_text, compiler: SQLCompiler, **options: Any) -> str:
-    value = compiler.process(element.clauses, **options)
-    if not isinstance(element.of_type, _Identifier):
-        return value
-    parts = [f"substr({value}, {start}, {length})" for start, length in _UUID_PARTS]
-    return f"printf('%s-%s-%s-%s-%s', {', '.join(parts)})"
-
-
-@compiles(api_text, "postgresql")
-def _postgresql_api_text(element: api_text, compiler: SQLCompiler, **options: Any) -> str:
-    value = compiler.process(element.clauses, **options)
-    if not isinstance(element.of_type, Timestamp):
-        return value
-    return f"""to_char({value}, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+    return _id_text(column) if isinstance(column.type, _Identifier) else _time_text(column)
 
 
 class _Utf8(UserDefinedType[bytes]):
@@ -236,30 +201,14 @@ class _Utf8(UserDefinedType[bytes]):
     cache_ok = True
 
     def result_processor(self, dialect: Dialect, coltype: Any) -> Callable[[Any], Any] | None:
-        return None if dialect.name == "sqlite" else _encoded
+        if dialect.name == "sqlite":
+            return None
+        return lambda text: None if text is None else text.encode()
 
 
-def _encoded(text: str | None) -> bytes | None:
-    return None if text is None else text.encode()
-
-
-class utf8(_Function):
-    """SQL for a text as UTF-8: a string in Python can take four times its size."""
-
-    inherit_cache = True
-    type = _Utf8()
-    sqlite = "CAST({0} AS BLOB)"
-    # The driver reads bytes slower than text.
-    postgresql = "{0}"
-
-
-class json_string(_Function):
-    """SQL for a text as a JSON string, as orjson writes it, or `null`."""
-
-    inherit_cache = True
-    type = Text()
-    sqlite = "json_quote({0})"
-    postgresql = "coalesce(to_json({0})::text, 'null')"
+# A text as UTF-8: a string in Python can take four times its size. PostgreSQL's driver reads bytes
+# slower than text.
+utf8 = _function("utf8", _Utf8(), "CAST({0} AS BLOB)", "{0}")
 
 
 # The types of rows, and how many rows one read takes.

@@ -214,6 +214,12 @@ _FILTERS = {
     },
 }
 
+
+def _limit(maximum: int, default: int, description: str) -> dict[str, Any]:
+    number = {"type": "integer", "minimum": 1, "maximum": maximum, "default": default}
+    return number | {"description": description}
+
+
 Function = Callable[[Call, Arguments], Result]
 
 
@@ -312,13 +318,9 @@ def wait_task(call: Call, arguments: Arguments) -> Result:
             "maximum": 1 << 53,
             "description": "Return the lines after this line number; 0 for the beginning.",
         },
-        "limit": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": MAX_LINES,
-            "default": LAST_LINES,
-            "description": "Maximum number of lines; a result has at most 32 KiB of them.",
-        },
+        "limit": _limit(
+            MAX_LINES, LAST_LINES, "Maximum number of lines; a result has at most 32 KiB of them."
+        ),
     },
     ["taskId"],
 )
@@ -340,13 +342,7 @@ def read_log(call: Call, arguments: Arguments) -> Result:
     "List tasks",
     {
         **_FILTERS,
-        "limit": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": MAX_TASKS,
-            "default": TASKS,
-            "description": "Maximum number of tasks.",
-        },
+        "limit": _limit(MAX_TASKS, TASKS, "Maximum number of tasks."),
     },
 )
 def list_tasks(call: Call, arguments: Arguments) -> Result:
@@ -374,13 +370,7 @@ def list_tasks(call: Call, arguments: Arguments) -> Result:
             "description": "What a line must contain, literally; ASCII letters match in any case.",
         },
         **_FILTERS,
-        "limit": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": MAX_HITS,
-            "default": HITS,
-            "description": "Maximum number of lines.",
-        },
+        "limit": _limit(MAX_HITS, HITS, "Maximum number of lines."),
         "cursor": {"type": "string", "description": "`next` of the result to continue."},
     },
     ["text"],

@@ -67,10 +67,7 @@ TAGS = {
 
 
 def _value(description: str, *, required: bool = False, **schema: Any) -> Object:
-    """A parameter or header with its JSON Schema, by default a string.
-
-    A response header is required if every successful response has it.
-    """
+    """A parameter or header with its JSON Schema; `required` if each success has it."""
     return {
         "description": description,
         "required": required,
@@ -298,10 +295,7 @@ class Plugin(MarshmallowPlugin):
 
 
 def document(app: Flask, secured: str) -> Object:
-    """The OpenAPI document of what the routes of `app` declare.
-
-    Routes below the path `secured` need an API key.
-    """
+    """The document of what the routes declare; those below `secured` need an API key."""
     spec = APISpec(
         "taskservice",
         __version__,

@@ -321,10 +321,7 @@ LINES = strict_json.fragment(_SLOT)
 
 
 class Lines(Documented, fields.List[str]):
-    """The lines of a log. A row does not contain them: they replace `LINES`.
-
-    See `split_at_lines`.
-    """
+    """The lines of a log, which replace `LINES` in a dumped row; see `split_at_lines`."""
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return LINES
@@ -430,10 +427,7 @@ def _getter(attributes: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
 
 
 def split_at_lines(dumped: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    """A dumped task as JSON in two parts; the lines of its log belong between them.
-
-    Without `logs` among its fields the second part is empty.
-    """
+    """A dumped task as JSON in two parts, with the lines between them; the second may be empty."""
     head, _, tail = strict_json.dumps(dumped).partition(_SLOT)
     return (head + b"[", b"]" + tail) if tail else (head, b"")
 

@@ -213,10 +213,7 @@ _SMALLEST = 1e-20
 
 
 def input_problems(schema: str, text: str) -> dict[str, list[str]]:
-    """`input.<name>` -> the errors there; empty if the input matches the agent's schema.
-
-    This can take long: do not call it inside a transaction.
-    """
+    """`input.<name>` -> the errors there, if any; this takes too long for a transaction."""
     return _problems("input", schema, text, "the agent's inputSchema")
 
 
@@ -439,10 +436,7 @@ def _are_options(options: Any) -> bool:
 
 
 def answer_problems(schema: dict[str, Any], content: dict[str, Any]) -> dict[str, list[str]]:
-    """`content.<name>` -> the errors there; empty if the answer matches.
-
-    This can take long: do not call it inside a transaction.
-    """
+    """`content.<name>` -> the errors there, if any; this takes too long for a transaction."""
     closed, text = (strict_json.dumps(each).decode() for each in (_closed(schema), content))
     return _problems("content", closed, text, "the question's schema")
 

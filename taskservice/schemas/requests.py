@@ -377,10 +377,7 @@ class TaskQuerySchema(Schema):
 
 
 class CursorField(Documented):
-    """The end of a page, opaque to callers: the sort, a time and a task's id.
-
-    The end of a page of a search can also have the number of the last line searched in this task.
-    """
+    """The end of a page: the sort, a time, a task's id, and in a search the last line's number."""
 
     def __init__(self, description: str, max_parts: int) -> None:
         super().__init__(

@@ -32,11 +32,7 @@ _AGENT = select(*AGENT_COLUMNS).where(*_THIS)
 
 @retry_on_conflict
 def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, bool]:
-    """Register an agent, or change its `fields`; returns it, and whether it is new.
-
-    Raises 422 for an invalid id and for wrong expected runs, and 404 when an agent key names
-    another agent.
-    """
+    """Register or change an agent; returns it, and whether it is new. Raises 404 and 422."""
     if not AGENT_ID.fullmatch(agent_id):
         raise invalid({"agentId": [f"Must match {AGENT_ID.pattern}"]})
     if caller.agent_id not in (None, agent_id):
@@ -144,10 +140,7 @@ _RUNNING = Statement[AnyRow](
 
 
 class Load(NamedTuple):
-    """The numbers of an agent's waiting tasks, up to a maximum, and of its running tasks.
-
-    Unless `is_complete`, more may be running.
-    """
+    """An agent's waiting tasks, up to a maximum, and running ones; more unless `is_complete`."""
 
     waiting: int
     running: int
@@ -286,10 +279,7 @@ def seconds(task: AnyRow) -> float | None:
 
 
 def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AnyRow]:
-    """Agents with the start of their last task, `last_used_at`.
-
-    Broken ones come first, then late ones, then those that were used last; unused ones come last.
-    """
+    """Agents with `last_used_at`: broken ones first, then late ones, then the last used."""
     last_used_at = (
         select(func.max(Task.created_at))
         .where(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)

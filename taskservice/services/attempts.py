@@ -75,10 +75,7 @@ def first_attempt(leased: Leased | None) -> str:
 
 
 def until_stop(send: Callable[[Interrupt], T]) -> T | None:
-    """The result of `send`; None if the process stops before there is a response.
-
-    After None nothing more is sent, so that another process may post it.
-    """
+    """The result of `send`; None if the process stops first: then nothing more is sent."""
     result: Future[T] = Future()
     interrupt = Interrupt()
 
@@ -128,10 +125,7 @@ def attempt_delivery(leased: Leased, interrupt: Interrupt) -> str:
 
 
 def _send(leased: Leased, interrupt: Interrupt) -> Outcome:
-    """The outcome of one POST; an unexpected error counts as a failed attempt.
-
-    Otherwise the attempt would be repeated forever, and no attempt would be recorded.
-    """
+    """The outcome of one POST; an unexpected error counts, or it would be repeated forever."""
     try:
         confirm = partial(require_lease, leased)
         if leased.hook_id is not None:

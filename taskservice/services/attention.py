@@ -155,10 +155,7 @@ _HOOKS_OFF = Statement[AnyRow](
 
 
 def list_all(caller: Caller) -> list[dict[str, Any]]:
-    """Items as in AttentionSchema: in the order of ATTENTION, the oldest of a kind first.
-
-    An agent key gets no callbacks and hooks, which it has no access to.
-    """
+    """Items as in AttentionSchema: in the order of ATTENTION, the oldest of a kind first."""
     for_user_key = (_failed_callbacks, _hooks_off) if caller.agent_id is None else ()
     with reading() as connection:
         now = current_time(connection)

@@ -360,20 +360,14 @@ def enqueue_webhook(connection: Connection, task: TaskRow, now: str) -> Leased |
 
 
 def enqueue_webhook_for_loop(connection: Connection, task: TaskRow, now: str) -> None:
-    """Enqueue the webhook of a task that ends in this transaction, due now and without a lease.
-
-    The delivery loop notices it within a second.
-    """
+    """Enqueue the webhook of a task that ends in this transaction, due now, for the loop."""
     leased = enqueue_webhook(connection, task, now)
     if leased is not None:
         connection.execute(_release(leased))
 
 
 def seconds_until_due() -> float | None:
-    """Seconds until a delivery is due or a lease runs out; 0 or less when one is due already.
-
-    None when no delivery is pending.
-    """
+    """Seconds until a delivery is due or a lease runs out; None when no delivery is pending."""
     with reading() as connection:
         row = connection.execute(_NEXT).one()
     if row.next is None:
@@ -405,10 +399,7 @@ def _claim(connection: Connection, which: ColumnElement[bool]) -> Sequence[AnyRo
 
 
 def _lease_message(connection: Connection, hook_id: str) -> Leased | None:
-    """Lease all that is due for a hook for people, and start its pause.
-
-    Returns None if another process does so.
-    """
+    """Lease all that is due for a hook for people, and start its pause; None if another did."""
     this = (Hook.id == hook_id, is_not_quiet)
     hook = select(Hook.id).where(*this).with_for_update(skip_locked=True, key_share=True)
     if connection.scalar(hook) is None:
@@ -558,10 +549,7 @@ def cancel_waiting() -> None:
 
 
 def redeliver(caller: Caller, task_id: str) -> Any:
-    """Make the newest delivery of a task due now, with a new retry schedule; returns it.
-
-    Raises 404, and 409 when there is no delivery or it is being posted.
-    """
+    """Make a task's newest delivery due now, with a new schedule. Raises 404 and 409."""
     visible = select(Task.id).where(Task.id == task_id, visible_tasks).with_for_update()
     with transaction() as connection:
         require(connection.scalar(visible, caller.scope), "task")

@@ -50,10 +50,7 @@ _LATE = (
 
 
 def columns(expect: Mapping[str, Any] | None, since: str) -> dict[str, str | None]:
-    """The columns of an agent that is not late, and whose runs are expected after a time.
-
-    `expect` is as ExpectSchema loads it. Raises 422 as `due_times` does.
-    """
+    """The columns of an agent whose runs are expected after a time, and not late. Raises 422."""
     due_at = late_at = None
     if expect is not None:
         due_at = due_times(expect, since, 1)[0]
@@ -62,10 +59,7 @@ def columns(expect: Mapping[str, Any] | None, since: str) -> dict[str, str | Non
 
 
 def due_times(expect: Mapping[str, Any], since: str, count: int) -> list[str]:
-    """When the next runs after a time are due.
-
-    Raises 422 for an unknown time zone, and for a cron expression that is invalid or never comes.
-    """
+    """When the next runs after a time are due. Raises 422 for what is invalid or never comes."""
     if "every" in expect:
         return [clock.moved(since, expect["every"] * number) for number in range(1, count + 1)]
     # Imported here, since few agents need them.
@@ -116,10 +110,7 @@ def run_started(connection: Connection, task: TaskRow) -> None:
 
 
 def find_late(now: str) -> bool:
-    """Record which agents are late at a time, a batch of them; returns whether there may be more.
-
-    An agent that works on a claimed task is not late.
-    """
+    """Record some agents as late that work on no task; returns whether there may be more."""
     with transaction() as connection:
         found = sorted(connection.execute(_LATE, {"now": now}).all())
         for agent in found:

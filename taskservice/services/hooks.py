@@ -78,10 +78,7 @@ def _get(connection: Connection, caller: Caller, hook_id: str, hooks: AnySelect)
 
 @retry_on_conflict
 def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -> Any:
-    """Create a hook from fields that HookFieldsSchema loaded. Raises 409 and 422.
-
-    Returns None if there is a hook with the id `hook_id`.
-    """
+    """Create a hook; None if there is one with the id `hook_id`. Raises 409 and 422."""
     defaults = {"events": terms.DEFAULT_EVENTS, "answerLinks": False}
     defaults |= _defaults(fields["target"])
     new_id = hook_id or clock.new_id()
@@ -103,10 +100,7 @@ def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -
 
 
 def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> AnyRow:
-    """Change the given fields of a hook; raises 404, and 422.
-
-    The format stays as it is unless the fields name one.
-    """
+    """Change fields of a hook; its format stays unless it is named. Raises 404 and 422."""
     values = _stored(fields)
     with transaction() as connection:
         before = _locked(connection, caller, hook_id)
@@ -167,10 +161,7 @@ def _check(hook: dict[str, Any]) -> None:
 
 
 def delete(caller: Caller, hook_id: str) -> AnyRow:
-    """Delete a hook with its deliveries; returns it. Raises 404.
-
-    If it is the subscription of an MCP client, the client is told.
-    """
+    """Delete a hook with its deliveries, and tell an MCP client; returns it. Raises 404."""
     with transaction() as connection:
         hook = _locked(connection, caller, hook_id)
         if hook.subscription:
@@ -197,10 +188,7 @@ def list_deliveries(caller: Caller, hook_id: str) -> list[Any]:
 
 
 def redeliver(caller: Caller, hook_id: str, delivery_id: str) -> Any:
-    """Deliver again now, with a new retry schedule.
-
-    Raises 404, and 409 while it is being sent, or if it would not be sent.
-    """
+    """Deliver again now, with a new retry schedule. Raises 404 and 409."""
     this = _DELIVERIES.where(Delivery.id == delivery_id)
     with transaction() as connection:
         hook = _locked(connection, caller, hook_id)

@@ -29,10 +29,7 @@ _LIVE: AnySelect = (
 
 
 def create(caller: Caller, task_id: str, expires_at: str | None) -> Any:
-    """Create a link to a task of the caller, by default for LINK_DAYS.
-
-    Returns it with its `token`, which is not stored. Raises 404, 409 and 422.
-    """
+    """Create a link to a task; returns it with its `token`. Raises 404, 409 and 422."""
     now = clock.now()
     expires_at = expires_at or clock.now(LINK_DAYS * _DAY_SECONDS)
     if not now < expires_at <= clock.now(MAX_LINK_DAYS * _DAY_SECONDS):

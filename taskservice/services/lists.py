@@ -573,10 +573,7 @@ def all_tasks(caller: Caller, selection: Selection, shape: Shape) -> Iterator[Se
 def page(
     caller: Caller, selection: Selection, after: Position | None, limit: int, shape: Shape
 ) -> tuple[Iterator[Sequence[ListedTask]], Position | None]:
-    """The next `limit` tasks, in parts as `tasks_at` yields them; and the end of the page.
-
-    The end is None if there is no next page.
-    """
+    """The next `limit` tasks, as `tasks_at` yields them, and the end of the page if more follow."""
     # One task more than fits shows whether there is a next page.
     count = limit + 1
     is_small = count <= TASKS_OF_FIRST_READ + 1

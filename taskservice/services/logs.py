@@ -131,10 +131,7 @@ def timed_chunks(row: TaskRow) -> Iterator[tuple[int, list[TimedLine]]]:
 
 
 def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
-    """At most `maximum` lines after number `after`, and at most about a megabyte.
-
-    Raises LogDropped if some are dropped while they are read.
-    """
+    """At most `maximum` lines after number `after`, or a megabyte. Raises LogDropped."""
     found: list[TimedLine] = []
     for page in pages(row, after, maximum):
         found += page.timed_lines()
@@ -246,10 +243,7 @@ def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
 
 
 def ends_of(row: TaskRow, size: int) -> Iterator[Any]:
-    """The chunks at the end of a log, then those at its start, each of about `size` bytes.
-
-    Raises LogDropped if some are dropped while they are read.
-    """
+    """The chunks of a log's end, then of its start, of about `size` bytes. Raises LogDropped."""
     until, left, limit = row.log_count, size, 8
     while until >= row.first_log and left > 0:
         with reading() as connection:
@@ -299,10 +293,7 @@ CHUNKS_PER_READ = 256
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`count` lines, joined by line feeds; `size` is in bytes of UTF-8, with one for each line.
-
-    Without `times`, their time is now.
-    """
+    """`count` lines of `size` bytes with their line feeds; without `times`, their time is now."""
 
     text: str
     count: int
@@ -323,10 +314,7 @@ def from_text(data: bytes, at: int | None = None) -> list[Chunk]:
 
 
 def from_strings(strings: Sequence[str], at: int | Sequence[int] | None = None) -> list[Chunk]:
-    """The lines of strings without NUL; an empty string is an empty line.
-
-    `at` is the time of all lines, or a list with one time for each string. Raises 422.
-    """
+    """The lines of strings without NUL; `at` is one time, or one for each. Raises 422."""
     times: Times = [(0, at)] if isinstance(at, int) else []
     if isinstance(at, Sequence):
         if len(at) != len(strings):
@@ -513,10 +501,7 @@ def _not_stored(
 def _update_task(
     connection: Connection, caller: Caller, task_id: str, sent: Sequence[Chunk], writer: str
 ) -> AnyRow:
-    """Record a heartbeat and add the lines to the counters, which locks the task.
-
-    Raises 404, 409 for a finished task and 413 for a full log.
-    """
+    """Record a heartbeat and count the lines, which locks the task. Raises 404, 409 and 413."""
     here = {"task_id": task_id, **caller.scope}
     if sent:
         lines = _line_count(sent)

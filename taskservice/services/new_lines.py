@@ -89,10 +89,7 @@ def last_good_run(caller: Caller, task: TaskRow) -> TaskRow | None:
 
 
 def compare(caller: Caller, task_id: str, against_id: str | None) -> dict[str, Any]:
-    """The new lines of a task, as JSON; by default compared with the last good run.
-
-    Raises 404 for an unknown task or no good run, and 503 if too many searches run.
-    """
+    """The new lines of a task, by default since the last good run. Raises 404 and 503."""
     task = tasks.get(caller, task_id)
     good = last_good_run(caller, task) if against_id is None else tasks.get(caller, against_id)
     if good is None:

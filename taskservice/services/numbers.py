@@ -81,10 +81,7 @@ def list_paths(caller: Caller, agent_id: str) -> list[dict[str, Any]]:
 
 
 def at_path(caller: Caller, agent_id: str, path: str, limit: int) -> list[dict[str, Any]]:
-    """The newest numbers at a path among the last 1,000 ended tasks, oldest first.
-
-    As in OutputNumberSchema. Raises 404.
-    """
+    """The newest numbers at a path, oldest first, as in OutputNumberSchema. Raises 404."""
     found = (
         {"taskId": task.id, "finishedAt": task.finished_at, "value": fragment(numbers[path])}
         for task, numbers in _outputs(caller, agent_id, MAX_LIMIT)
@@ -96,10 +93,7 @@ def at_path(caller: Caller, agent_id: str, path: str, limit: int) -> list[dict[s
 def _outputs(
     caller: Caller, agent_id: str, count: int
 ) -> Iterator[tuple[AnyRow, Mapping[str, str]]]:
-    """The last ended tasks, newest first, each with the numbers of its output, by path.
-
-    It ends early after MAX_BYTES of outputs, since parsing them takes long.
-    """
+    """The last ended tasks with their numbers by path, newest first, up to MAX_BYTES."""
     agent = agents.get(caller, agent_id)
     with reading() as connection:
         ended = _ENDED.all(connection, user_id=agent.user_id, agent_id=agent.id, count=count)

@@ -132,10 +132,7 @@ def ended(task_id: str, count: int) -> Sequence[AnyRow]:
 
 
 def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[AnyRow]:
-    """The oldest `count` of the caller's tasks with open questions, and these questions.
-
-    The input is truncated to `length` characters.
-    """
+    """The oldest `count` tasks with open questions, with `length` characters of their input."""
     start = func.substr(Task.input, 1, length).label("input")
     oldest = (
         select(Task.id, Task.name, Task.agent_id, Task.created_at, start, Task.questions)
@@ -168,11 +165,7 @@ _CLOSE = update(Question).where(
 def ask(
     caller: Caller, task_id: str, fields: dict[str, Any], idempotency: Idempotency | None
 ) -> tuple[AnyRow, bool]:
-    """Ask a question that AskSchema loaded; returns it, and whether it existed already.
-
-    Raises 404, 409 unless the task runs and is claimed, or with too many open questions, and 422
-    for an idempotency key that was used with another body.
-    """
+    """Ask a question; returns it, and whether it existed already. Raises 404, 409 and 422."""
     with transaction() as connection:
         task = get_locked(connection, caller, task_id)
         if idempotency is not None:
@@ -223,10 +216,7 @@ def answer(
     content: dict[str, Any] | None,
     is_repeatable: bool = True,
 ) -> AnyRow:
-    """Answer or decline a question; repeating the same answer changes nothing if `is_repeatable`.
-
-    Raises 404, 409 if it is no longer open, and 422 for an answer that does not match its schema.
-    """
+    """Answer or decline a question. Raises 404, 409 if it is no longer open, and 422."""
     if action != terms.DECLINE:
         # Not in a transaction, since validation may take long.
         question = get(caller, task_id, question_id)

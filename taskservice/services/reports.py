@@ -47,10 +47,7 @@ _CHANGE = update(Task).where(Task.id == bindparam("of_task_id"))
 
 
 def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskRow, str]:
-    """Apply a report that ReportSchema loaded; returns the task and its `Callback-Status`.
-
-    Raises 404, 422, and 409 if the task is finished and the report would change it.
-    """
+    """Apply a report; returns the task and its `Callback-Status`. Raises 404, 409 and 422."""
     if changes.get("error") is not None and changes.get("status") != ERROR:
         raise invalid({"error": ["Only allowed with the status error."]})
     output = _Output(changes.get("output") or {})

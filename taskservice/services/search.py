@@ -108,10 +108,7 @@ class Found(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """The chunks of some logs after one line to another, of `size` bytes.
-
-    A search that has read this part, and all before it, has reached `end`.
-    """
+    """Chunks of some logs from one line to another; a search that has read it has reached `end`."""
 
     tasks: Sequence[tuple[Position, AnyRow]]
     after: int
@@ -138,10 +135,7 @@ def search(
     start: End | None = None,
     limit: int,
 ) -> Found:
-    """The next lines that contain `text`, at most `limit`, in the tasks of a selection.
-
-    Letters of ASCII match in any case unless `is_exact`. Raises 422 for several lines, and 503.
-    """
+    """The next lines with `text`; ASCII in any case unless `is_exact`. Raises 422 and 503."""
     if "\n" in text:
         raise invalid({"text": ["Must be one line."]})
     text = text.replace("\0", "\ufffd")
@@ -169,10 +163,7 @@ def pattern(text: str, *, is_exact: bool = False) -> re.Pattern[str]:
 def in_errors(
     caller: Caller, selection: Selection, text: str, after: Position | None, limit: int
 ) -> lists.SearchResult:
-    """The next tasks whose error message contains `text`, at most `limit`, newest first.
-
-    One search reads at most MAX_ERRORS tasks. ASCII letters match in any case. Raises 503.
-    """
+    """The next tasks whose error contains `text`, among MAX_ERRORS. Raises 503."""
     selection = selection._replace(status=ERROR)
     with slot(), reading() as connection:
         tasks = lists.OrderedTasks(connection, caller, selection)

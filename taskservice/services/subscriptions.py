@@ -135,10 +135,7 @@ def poll(caller: Caller, wanted: Wanted, limit: int) -> dict[str, Any]:
 def _start(
     connection: Connection, caller: Caller, wanted: Wanted, last: int
 ) -> tuple[Conditions, bool]:
-    """The conditions of the events after the cursor, and whether earlier ones are missing.
-
-    Without a known cursor they begin after the position `last`.
-    """
+    """The conditions of the events after the cursor, or `last`, and whether any are missing."""
     conditions = [*wanted.conditions(caller), Event.position <= last]
     parts = _CURSOR.fullmatch(wanted.cursor or "")
     is_known = parts and _checked(caller.user_id, parts[1]) == wanted.cursor
@@ -219,10 +216,7 @@ def _check_count(connection: Connection, caller: Caller, subscription: str) -> N
 
 @retry_on_conflict
 def subscribe(caller: Caller, wanted: Wanted) -> dict[str, Any]:
-    """Create or refresh a subscription, and return it as MCP clients get it.
-
-    Raises TooMany, and 401 if the key was revoked.
-    """
+    """Create or refresh a subscription. Raises TooMany, and 401 if the key was revoked."""
     now, subscription = clock.now(), id_of(caller, wanted)
     own, own_key = Hook.subscription == subscription, ApiKey.id == caller.key_id
     valid_key = select(ApiKey.expires_at).where(own_key, *KEY_IS_VALID)

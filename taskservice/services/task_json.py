@@ -58,11 +58,7 @@ def _schema(fields: tuple[str, ...]) -> TaskSchema:
 
 
 def task(row: TaskRow, shape: Shape = WHOLE) -> Iterator[bytes]:
-    """One task as JSON, in pieces.
-
-    Raises LogDropped if lines are dropped while they are read, and 404 if the task was deleted and
-    then the agent to embed.
-    """
+    """One task as JSON, in pieces. Raises LogDropped, and 404 if task and agent were deleted."""
     embedded = _embedded([row], shape)
     if row.agent_id not in embedded:
         raise not_found("task")
@@ -94,10 +90,7 @@ def log_page(row: TaskRow, after: int, count: int, *, has_times: bool = False) -
 def log_text(
     row: TaskRow, after: int, count: int | None, *, has_times: bool = False
 ) -> Iterator[bytes]:
-    """Lines after number `after`, at most `count` or all, as UTF-8 text, each with a line feed.
-
-    With times, each line begins with its time and a space.
-    """
+    """Lines after number `after` as UTF-8 with a line feed each, and their times if wanted."""
 
     def text(page: logs.Page) -> str:
         if has_times:

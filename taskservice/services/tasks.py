@@ -471,10 +471,7 @@ _LOCK_KEY = _VALID_KEY.with_for_update(read=True)
 
 
 def has_task_for_claim(caller: Caller, agent_id: str, key: str | None) -> bool:
-    """Whether a claim with this idempotency key would return a task, an earlier one included.
-
-    Raises 404 for an unknown agent.
-    """
+    """Whether a claim with this key would return a task, maybe an earlier one. Raises 404."""
     wanted = {"agent_id": agent_id, "claim_key": key, **caller.scope}
     with reading() as connection:
         return require(connection.scalar(_AGENT_HAS_TASK, wanted), "agent")

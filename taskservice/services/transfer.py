@@ -128,10 +128,7 @@ def _new_agents(agents: AnySelect, written: set[tuple[str, str]]) -> Iterator[by
 
 
 def _task_lines(task_id: str) -> Generator[bytes, None, int]:
-    """The lines of a task; if its log is dropped while it is read, the task is exported again.
-
-    Returns 1, or 0 if the task was deleted.
-    """
+    """The lines of a task, again if its log is dropped meanwhile; returns 0 if it was deleted."""
     with read_snapshot() as connection:
         row = _TASK.one_or_none(connection, task_id=task_id)
         writers = _WRITERS.all(connection, task_id=task_id)
@@ -239,10 +236,7 @@ class ImportResult:
 
 
 def import_from(file: BinaryIO) -> ImportResult:
-    """Import the tasks that do not exist in the database yet; existing tasks are left unchanged.
-
-    Raises InvalidExport, with nothing changed.
-    """
+    """Import the tasks that are not there yet. Raises InvalidExport, with nothing changed."""
     number = 0
     try:
         with transaction() as connection:

@@ -40,10 +40,7 @@ _USER = _USERS.where(User.id == bindparam("user_id"))
 
 
 def add(name: str) -> Any:
-    """Add a user with a callback secret and a first user key.
-
-    Returns that key with its `text`, which is not stored. Raises 409 and 422.
-    """
+    """Add a user with a secret and a key; returns the key with its `text`. Raises 409 and 422."""
     _check_name(name)
     user = {"id": clock.new_id(), "name": name, "created_at": clock.now()}
     try:
@@ -137,11 +134,7 @@ def add_key(
 
 @retry_on_conflict
 def create_key(caller: Caller, fields: dict[str, Any], key_id: str | None = None) -> Any:
-    """Create a key for the caller's user from what CreateKeySchema loaded.
-
-    Returns the key with its `text`, which is not stored; None if there is a key with the id
-    `key_id`. Raises 401 and 422.
-    """
+    """Create a key; returns it with its `text`, or None if `key_id` exists. Raises 401 and 422."""
     expires_at = fields.get("expiresAt")
     if expires_at is not None and expires_at <= clock.now():
         raise invalid({"expiresAt": ["Must be in the future."]})
@@ -304,10 +297,7 @@ MAX_SIGNING = 10
 
 
 def rotate(caller: Caller) -> Any:
-    """Create a callback secret for the caller's user; the replaced one signs for 24 h more.
-
-    Raises 401, and 429 when MAX_SIGNING secrets sign already.
-    """
+    """Create a callback secret; the replaced one signs for 24 h more. Raises 401 and 429."""
     own = CallbackSecret.user_id == caller.user_id
     with transaction() as connection:
         _lock_user_of(connection, caller)

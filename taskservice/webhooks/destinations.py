@@ -237,10 +237,7 @@ def check_url(url: str, allowed: Destinations) -> Target:
 
 
 def read_url(url: str) -> Target:
-    """Split a URL with the parser of requests; refuse URLs that others could read differently.
-
-    Raises RefusedError.
-    """
+    """Split a URL as requests does; raises RefusedError for what others could read differently."""
     # The settings need this module, but only tasks with a callback need urllib3.
     from urllib3.exceptions import LocationParseError
     from urllib3.util import parse_url

@@ -31,10 +31,7 @@ class _Failures(NamedTuple):
 
 
 class CircuitBreaker:
-    """Is open for a receiver after three failures in a row, until a minute after the last one.
-
-    It remembers the last 1,000 receivers that failed.
-    """
+    """Opens for a receiver after three failures in a row, until a minute after the last."""
 
     def __init__(self) -> None:
         self._lock = Lock()

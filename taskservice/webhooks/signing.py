@@ -41,10 +41,7 @@ def sign(secrets: Sequence[str], webhook_id: str, timestamp: int, body: bytes) -
 
 
 def is_signed(secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now: float) -> bool:
-    """Whether `headers` sign `body` with one of `secrets`, at most five minutes from `now`.
-
-    `now` is in seconds since 1970.
-    """
+    """Whether `headers` sign `body` with one of `secrets`, at most five minutes from `now`."""
     timestamp = headers.get("webhook-timestamp") or ""
     if not _TIMESTAMP.fullmatch(timestamp) or abs(now - int(timestamp)) > TOLERANCE_SECONDS:
         return False

@@ -102,10 +102,7 @@ class Connection(http.client.HTTPConnection):
         super().send(data)
 
     def start_tls(self) -> None:
-        """Encrypt the connection and verify the certificate.
-
-        Raises NoResponseError, and TimeoutError.
-        """
+        """Encrypt and verify the certificate; raises NoResponseError and TimeoutError."""
         self.sock.settimeout(self._deadline.remaining())
         try:
             self.sock = tls_context().wrap_socket(
