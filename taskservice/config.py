@@ -205,7 +205,10 @@ class Config:
             if setting.name == "DATA":
                 text = text or str(setting.default)
             if text:
-                values[setting.name] = _parsed(setting.name, setting.metadata["parse"], text)
+                try:
+                    values[setting.name] = setting.metadata["parse"](text)
+                except ValueError as error:
+                    raise ConfigError(f"{PREFIX}{setting.name}: {error}") from None
         return cls(**values).completed(may_create)
 
     def completed(self, may_create: bool = True) -> "Config":
@@ -261,13 +264,6 @@ def _loopback_url(bind: str) -> str:
     """The URL of a service on loopback; empty for another, which people reach by another name."""
     host = urlsplit(f"//{bind}").hostname or ""
     return f"http://{bind}" if re.fullmatch(r"localhost|127\..*|::1", host) else ""
-
-
-def _parsed(name: str, parse: Callable[[str], Any], text: str) -> Any:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise ConfigError(f"{PREFIX}{name}: {error}") from None
 
 
 def _stored_secret_key(path: Path, may_create: bool) -> str:

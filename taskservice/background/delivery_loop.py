@@ -88,7 +88,6 @@ class DeliveryLoop(threading.Thread):
         return self._seconds_until_slow()
 
     def _free_count(self) -> int:
-        """The number of attempts that may start now."""
         with self._finished:
             recent = len(self._recent_starts())
             return max(0, min(MAX_RECENT - recent, MAX_RUNNING - len(self._running)))

@@ -48,8 +48,12 @@ def _sqlite(path: str) -> URL:
 def _postgresql(text: str) -> URL:
     parts = _read_by_libpq(text)
     hosts, ports = parts.get("host", "").split(","), parts.pop("port", "").split(",")
-    _check_hosts(hosts)
-    _check_ports(ports)
+    if any("@" in host for host in hosts):
+        raise ValueError("must have %40 for an @ in its password")
+    for host in hosts:
+        check_host(host)
+    if not all(port == "" or is_port(port) for port in ports):
+        raise ValueError("must have ports from 1 to 65535, and %2F for a / in its password")
     if any(ports):
         # libpq takes one port for all hosts; SQLAlchemy wants one for each.
         parts["port"] = ",".join(ports * len(hosts) if len(ports) == 1 else ports)
@@ -68,7 +72,6 @@ def _postgresql(text: str) -> URL:
 
 
 def _read_by_libpq(text: str) -> dict[str, str]:
-    """The parts of a URL, named as in libpq."""
     try:
         conninfo, errors = import_module("psycopg.conninfo"), import_module("psycopg.errors")
     except ImportError as error:
@@ -87,24 +90,12 @@ def _read_by_libpq(text: str) -> dict[str, str]:
         raise ValueError(f"can't be read: {reason}") from None
 
 
-def _check_hosts(hosts: list[str]) -> None:
-    if any("@" in host for host in hosts):
-        raise ValueError("must have %40 for an @ in its password")
-    for host in hosts:
-        check_host(host)
-
-
 def check_host(name: str) -> None:
     """Raises ValueError for a host name that can't be resolved: not encodable, or too long."""
     try:
         name.encode("idna")
     except UnicodeError:
         raise ValueError("must have a valid host name") from None
-
-
-def _check_ports(ports: list[str]) -> None:
-    if not all(port == "" or is_port(port) for port in ports):
-        raise ValueError("must have ports from 1 to 65535, and %2F for a / in its password")
 
 
 def _shown_hosts(address: URL) -> str:

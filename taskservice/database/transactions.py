@@ -1,18 +1,18 @@
 """Connections for reads and writes, and how writers take turns."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from flask import Flask, g
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, tuple_
 from sqlalchemy.exc import IntegrityError
 
 from taskservice import resources
 from taskservice.database.connections import Statement
 from taskservice.database.engine import BUSY_SECONDS, Database
-from taskservice.database.types import database_now
+from taskservice.database.types import AnyRow, AnySelect, database_now
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -98,6 +98,23 @@ def reading() -> AbstractContextManager[Connection]:
     return g.get("reading") or _Reading()
 
 
+def in_pages(
+    rows: AnySelect, order: Sequence[Any], count: int, values: Mapping[str, Any] | None = None
+) -> Iterator[Sequence[AnyRow]]:
+    """All rows in the order of these columns, which they have; `count` at a time, each a read."""
+    page = rows.order_by(None).order_by(*order).limit(count)
+    after = page
+    while True:
+        with reading() as connection:
+            found = connection.execute(after, values).all()
+        if found:
+            yield found
+        if len(found) < count:
+            return
+        last = [getattr(found[-1], column.key) for column in order]
+        after = page.where(tuple_(*order) > tuple_(*last, types=[each.type for each in order]))
+
+
 def share_reading() -> None:
     """Let the reads of this request share a connection, which the first one acquires."""
     g.reading = _Reading(is_shared=True)
@@ -115,7 +132,6 @@ def init_app(app: Flask) -> None:
 
 
 def database_time() -> str:
-    """The current time by the database's clock."""
     with reading() as connection:
         return current_time(connection)
 

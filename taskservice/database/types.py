@@ -1,6 +1,6 @@
 """The base of all tables, and our own column types and SQL functions."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import orjson
@@ -283,13 +283,3 @@ def next_limit(count: int, size: int, maximum: int) -> int:
     At least 1, and at most `maximum` and four times `count`.
     """
     return max(1, min(maximum, 4 * count, count * PAGE_BYTES // max(size, 1)))
-
-
-def in_pages(
-    read: Callable[[AnyRow | None, int], Sequence[AnyRow]], count: int
-) -> Iterator[Sequence[AnyRow]]:
-    """All rows of a list, `count` at a time: `read` returns the next ones after a row."""
-    rows = read(None, count)
-    while rows:
-        yield rows
-        rows = read(rows[-1], count) if len(rows) == count else []

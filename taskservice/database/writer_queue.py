@@ -241,11 +241,8 @@ class _Group:
         self._ended.wait()
         if self._error is not None:
             # Each writer gets an error of its own, since several threads raise it.
-            raise OperationalError("COMMIT", None, _cause(self._error)) from self._error
-
-
-def _cause(error: BaseException) -> BaseException:
-    return getattr(error, "orig", None) or error
+            cause = getattr(self._error, "orig", None) or self._error
+            raise OperationalError("COMMIT", None, cause) from self._error
 
 
 def _refused(error: Exception) -> OperationalError:

@@ -47,7 +47,6 @@ def initialize(call: Call) -> dict[str, Any]:
 
 
 def discover(call: Call) -> dict[str, Any]:
-    """The supported protocol versions and capabilities."""
     return {
         "supportedVersions": protocol.VERSIONS,
         "capabilities": {**CAPABILITIES, "extensions": {protocol.TASKS: {}, protocol.EVENTS: {}}},
@@ -57,17 +56,14 @@ def discover(call: Call) -> dict[str, Any]:
 
 
 def list_tools(call: Call) -> dict[str, Any]:
-    """All tools, on one page."""
     return {"tools": tool_calls.definitions(), **(CACHE if call.is_modern else {})}
 
 
 def list_events(call: Call) -> dict[str, Any]:
-    """All events, on one page."""
     return {"events": events.DEFINITIONS, **(CACHE if call.is_modern else {})}
 
 
 def ping(call: Call) -> dict[str, Any]:
-    """An empty result."""
     return {}
 
 
@@ -75,12 +71,10 @@ def ping(call: Call) -> dict[str, Any]:
 
 
 def get_task(call: Call) -> dict[str, Any]:
-    """The state of a task, with its result or its open questions."""
     return results.task_state(call, tasks.get(caller, _task_id(call)))
 
 
 def update_task(call: Call) -> dict[str, Any]:
-    """Answer the questions of a task."""
     results.answer_forms(_task_id(call), call.params.get("inputResponses"))
     return {}
 
@@ -116,7 +110,6 @@ OF_READ_KEYS = {"initialize", "ping", "server/discover", "tools/list", "tools/ca
 
 @blueprint.post(protocol.PATH, provide_automatic_options=False)
 def handle() -> Response:
-    """Respond to a message."""
     message_id = None
     try:
         message = protocol.read_message(json_bytes())

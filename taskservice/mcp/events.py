@@ -194,7 +194,6 @@ def _require_visible(wanted: Wanted) -> None:
 
 
 def poll(call: Call) -> dict[str, Any]:
-    """The next events after a cursor."""
     params = _poll_schema.load(call.params)
     wanted = _wanted(params)
     _require_visible(wanted)
@@ -203,7 +202,6 @@ def poll(call: Call) -> dict[str, Any]:
 
 
 def subscribe(call: Call) -> dict[str, Any]:
-    """Create or refresh a subscription."""
     params = _subscribe_schema.load(call.params)
     wanted, mode = _wanted(params), params["delivery"].get("mode")
     if mode != "webhook":
@@ -222,7 +220,6 @@ def subscribe(call: Call) -> dict[str, Any]:
 
 
 def unsubscribe(call: Call) -> dict[str, Any]:
-    """End a subscription, if there is one."""
     params = _unsubscribe_schema.load(call.params)
     url = _url_schema.load(params["delivery"])["url"]
     subscriptions.unsubscribe(caller, _wanted(params)._replace(url=url))

@@ -191,7 +191,6 @@ def input_required(task: TaskRow, questions: list[dict[str, Any]]) -> dict[str, 
 
 
 def summary(task: AnyRow) -> dict[str, Any]:
-    """A task in a list."""
     more = {"name": task.name, "createdAt": task.created_at, "finishedAt": task.finished_at}
     optional = {"note": task.note, "error": error_of(task, MAX_SHOWN_LINE)}
     return {**task_header(task), **more, **{name: each for name, each in optional.items() if each}}

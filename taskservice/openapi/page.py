@@ -49,8 +49,8 @@ def kind(schema: Object) -> Markup:
 def limits(schema: Object) -> Iterator[Markup]:
     """The constraints of a value."""
     if "enum" in schema:
-        words = [Markup("<code>{}</code>").format(_word(value)) for value in schema["enum"]]
-        yield Markup(", ").join(words)
+        words = [each if isinstance(each, str) else json.dumps(each) for each in schema["enum"]]
+        yield Markup(", ").join(map(Markup("<code>{}</code>").format, words))
     if "items" in schema:
         yield from limits(schema["items"])
     if "format" in schema:
@@ -65,10 +65,6 @@ def limits(schema: Object) -> Iterator[Markup]:
             yield escape(_between(schema.get(low), schema.get(high), unit))
     if "default" in schema:
         yield Markup("default <code>{}</code>").format(schema["default"])
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _between(low: int | None, high: int | None, unit: str) -> str:

@@ -11,8 +11,8 @@ from taskservice.auth import Caller, LastUses, tasks_of_user, visible_agents
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import ANNOTATIONS, Agent, Task
-from taskservice.database.transactions import reading, retry_on_conflict, transaction
-from taskservice.database.types import AnyRow, in_pages
+from taskservice.database.transactions import in_pages, reading, retry_on_conflict, transaction
+from taskservice.database.types import AnyRow
 from taskservice.errors import Problem, invalid, not_found, require
 from taskservice.schemas import strict_json
 from taskservice.schemas.users import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS, agent_schema
@@ -23,7 +23,6 @@ from taskservice.terms import AGENT_HAS_TASKS, AGENT_ID, BROKEN, CANCELLED, COMP
 
 # The agents that the caller may see, and one of them.
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
-_PAGE = _AGENTS.where(Agent.id > bindparam("after")).limit(bindparam("count"))
 _TOOLS = _AGENTS.where(Agent.tool).limit(bindparam("count"))
 _TOOL_IDS = _TOOLS.with_only_columns(Agent.id)
 _THIS = (visible_agents, Agent.id == bindparam("agent_id"))
@@ -149,13 +148,7 @@ class Load(NamedTuple):
 
 def list_all(caller: Caller) -> Iterator[Sequence[AnyRow]]:
     """All agents that the caller may see, ordered by id, some at a time."""
-
-    def read(last: AnyRow | None, count: int) -> Sequence[AnyRow]:
-        wanted = {"after": last.id if last else "", "count": count, **caller.scope}
-        with reading() as connection:
-            return connection.execute(_PAGE, wanted).all()
-
-    return in_pages(read, AGENTS_PER_READ)
+    return in_pages(_AGENTS, (Agent.id,), AGENTS_PER_READ, caller.scope)
 
 
 def ids(caller: Caller, count: int | None = None) -> Sequence[str]:

@@ -692,7 +692,6 @@ def tasks_at(
 
 
 def _size(rows: Sequence[ListedTask]) -> int:
-    """The size of these tasks' JSON in bytes."""
     return sum([len(row.json or b"") for row in rows])
 
 

@@ -165,7 +165,6 @@ class Page(NamedTuple):
 
 
 def times_of(chunk: Any) -> list[str | None]:
-    """The time of each line of a chunk."""
     if chunk.at is None or chunk.times is None:
         time = None if chunk.at is None else clock.from_milliseconds(chunk.at)
         return [time for _ in range(chunk.count)]

@@ -13,16 +13,20 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
-    tuple_,
     update,
 )
 
 from taskservice import terms
 from taskservice.auth import Caller
 from taskservice.database import clock
-from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.models import IS_ASKING, Question, Task
-from taskservice.database.transactions import current_time, reading, retry_on_conflict, transaction
+from taskservice.database.transactions import (
+    current_time,
+    in_pages,
+    reading,
+    retry_on_conflict,
+    transaction,
+)
 from taskservice.database.types import (
     AnyRow,
     AnySelect,
@@ -30,7 +34,6 @@ from taskservice.database.types import (
     ListParameter,
     TaskRow,
     in_list,
-    in_pages,
     time_from_now,
 )
 from taskservice.errors import Problem, invalid, require
@@ -77,15 +80,8 @@ def list_of_task(caller: Caller, task_id: str) -> Iterator[Sequence[AnyRow]]:
 
 def pages(questions: AnySelect, task_id: str) -> Iterator[Sequence[AnyRow]]:
     """The questions of a task that `questions` selects, oldest first, a few at a time."""
-    position = tuple_(Question.asked_at, Question.id)
-
-    def read(last: AnyRow | None, count: int) -> Sequence[AnyRow]:
-        after = (last.asked_at, last.id) if last else (EARLIEST, LOWEST_ID)
-        page = questions.where(position > after).limit(count)
-        with reading() as connection:
-            return connection.execute(page, {"task_id": task_id}).all()
-
-    return in_pages(read, QUESTIONS_PER_READ)
+    of_task = {"task_id": task_id}
+    return in_pages(questions, (Question.asked_at, Question.id), QUESTIONS_PER_READ, of_task)
 
 
 def ids_among(caller: Caller, task_id: str, question_ids: Collection[str]) -> Sequence[str]:
@@ -233,7 +229,8 @@ def answer(
             is_same = is_repeatable and question.state == terms.DECLINED
             return _close(connection, question, is_same, state=terms.DECLINED, answered_by=by)
         is_answered = is_repeatable and question.state == terms.ANSWERED
-        is_same = is_answered and _is_same(question.answer, answer_content)
+        before = strict_json.loads(question.answer.encode()) if is_answered else None
+        is_same = strict_json.canonical(before) == strict_json.canonical(answer_content)
         text = strict_json.dumps(answer_content).decode()
         return _close(
             connection, question, is_same, state=terms.ANSWERED, answered_by=by, answer=text
@@ -263,11 +260,6 @@ def _close(connection: Connection, question: AnyRow, is_same: bool, **values: An
     connection.execute(_CLOSE.values(values), {"of_question_id": question.id})
     _store_open(connection, question.task_id)
     return _get(connection, question.task_id, question.id)
-
-
-def _is_same(stored: str, answer_content: dict[str, Any]) -> bool:
-    before = strict_json.loads(stored.encode())
-    return strict_json.canonical(before) == strict_json.canonical(answer_content)
 
 
 def _get(connection: Connection, task_id: str, question_id: str) -> AnyRow:

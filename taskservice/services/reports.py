@@ -129,7 +129,6 @@ class _Output:
 
 
 def _merged_output(stored: str, changes: dict[str, Any]) -> str:
-    """The stored object as JSON text, with each given key replaced whole."""
     if not changes:
         return stored
     before = strict_json.loads(stored.encode())

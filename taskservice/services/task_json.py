@@ -42,7 +42,6 @@ class Shape:
 
     @cached_property
     def schema(self) -> TaskSchema:
-        """The schema of its fields."""
         return _schema(self.fields)
 
 

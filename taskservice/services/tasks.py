@@ -390,7 +390,6 @@ def _insert(
     *,
     is_claimed: bool,
 ) -> TaskRow:
-    """Insert a running task with these columns."""
     now = clock.now()
     nulls = dict.fromkeys(column.key for column in TASK_COLUMNS)
     task = nulls | {

@@ -24,8 +24,8 @@ from taskservice.database.models import (
     Task,
     User,
 )
-from taskservice.database.transactions import read_snapshot, reading, transaction
-from taskservice.database.types import AnyRow, AnySelect, Identifier, TaskRow, in_pages
+from taskservice.database.transactions import in_pages, read_snapshot, reading, transaction
+from taskservice.database.types import AnyRow, AnySelect, Identifier, TaskRow
 from taskservice.errors import Problem, invalid, sentences
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
@@ -102,14 +102,8 @@ def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
     found = select(Task.id, Task.user_id, Task.agent_id).where(Task.user_id.in_(user_ids))
     if since is not None:
         found = found.where(Task.updated_at >= since)
-
-    def read(last: AnyRow | None, count: int) -> Sequence[AnyRow]:
-        rest = found if last is None else found.where(Task.id > last.id)
-        with reading() as connection:
-            return connection.execute(rest.order_by(Task.id).limit(count)).all()
-
     number = 0
-    for page in in_pages(read, TASKS_PER_READ):
+    for page in in_pages(found, (Task.id,), TASKS_PER_READ):
         for task in page:
             if (task.user_id, task.agent_id) not in written:
                 yield from _new_agents(agents, written)
@@ -128,7 +122,7 @@ def _new_agents(agents: AnySelect, written: set[tuple[str, str]]) -> Iterator[by
 
 
 def _task_lines(task_id: str) -> Generator[bytes, None, int]:
-    """The lines of a task, again if its log is dropped meanwhile; returns 0 if it was deleted."""
+    """The lines of a task, repeated if its log was dropped; returns 0 if the task was deleted."""
     with read_snapshot() as connection:
         row = _TASK.one_or_none(connection, task_id=task_id)
         writers = _WRITERS.all(connection, task_id=task_id)
@@ -404,7 +398,6 @@ class _Importer:
 
 
 def _key(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of the idempotency key, if there is one."""
     key = line["idempotency"]
     return {f"idempotency_{name}": key[name] for name in ("key", "digest")} if key else {}
 

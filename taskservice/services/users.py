@@ -15,7 +15,6 @@ from sqlalchemy import (
     not_,
     or_,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -23,10 +22,9 @@ from sqlalchemy.exc import IntegrityError
 from taskservice import auth
 from taskservice.auth import KEY_IS_VALID, Caller, visible_keys
 from taskservice.database import clock
-from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.models import Agent, ApiKey, CallbackSecret, User
-from taskservice.database.transactions import reading, retry_on_conflict, transaction
-from taskservice.database.types import AnyRow, in_pages
+from taskservice.database.transactions import in_pages, reading, retry_on_conflict, transaction
+from taskservice.database.types import AnyRow
 from taskservice.errors import Problem, invalid, invalid_key, no_such_user, require
 from taskservice.schemas.users import KEY_COLUMNS, USER_COLUMNS
 from taskservice.terms import FULL, LAST_USER_KEY, MAX_NAME
@@ -217,16 +215,8 @@ def list_keys() -> Sequence[AnyRow]:
 
 def keys_of_user(caller: Caller) -> Iterator[Sequence[AnyRow]]:
     """All keys of the caller's user, including revoked and expired ones, some at a time."""
-    order = (ApiKey.created_at, ApiKey.id)
-    keys = _KEYS.where(visible_keys).order_by(*order)
-
-    def read(last: AnyRow | None, count: int) -> Sequence[AnyRow]:
-        after = (last.created_at, last.id) if last else (EARLIEST, LOWEST_ID)
-        with reading() as connection:
-            page = keys.where(tuple_(*order) > after).limit(count)
-            return connection.execute(page, caller.scope).all()
-
-    return in_pages(read, KEYS_PER_READ)
+    keys = _KEYS.where(visible_keys)
+    return in_pages(keys, (ApiKey.created_at, ApiKey.id), KEYS_PER_READ, caller.scope)
 
 
 def newest_keys(caller: Caller, count: int, *, are_valid: bool) -> Sequence[AnyRow]:
@@ -252,7 +242,6 @@ def _key(connection: Connection, key_id: str, caller: Caller | None = None) -> A
 
 
 def _has_other_user_key(connection: Connection, caller: Caller, key_id: str) -> bool:
-    """Whether the user has another valid user key."""
     others = select(func.count()).where(
         ApiKey.user_id == caller.user_id,
         ApiKey.id != key_id,

@@ -190,8 +190,8 @@ class Destinations:
         than external, private and loopback need a network. A host pattern allows a name with any
         address.
         """
-        literal = literal_address(host)
-        if literal is None and self._matches(host):
+        literal, name = literal_address(host), host.lower().removesuffix(".")
+        if literal is None and any(fnmatchcase(name, pattern) for pattern in self.hosts):
             return None
         kind = kind_of(address)
         if kind in self.kinds or any(address in network for network in self.networks):
@@ -204,10 +204,6 @@ class Destinations:
         else:
             sentence = f"{host} is {address}, {what}"
         return f"{sentence}; add it to {SETTING}"
-
-    def _matches(self, host: str) -> bool:
-        name = host.lower().removesuffix(".")
-        return any(fnmatchcase(name, pattern) for pattern in self.hosts)
 
 
 def _network(entry: str) -> Network | None:

@@ -134,7 +134,6 @@ def slack(target: str, notices: Sequence[Notice], count: int) -> Message:
 
 
 def mail(target: str, notices: Sequence[Notice], count: int) -> Message:
-    """A mail of plain text."""
     notices, more = _distinct(notices), count - len(notices)
     title, text = _title(notices, more), next(_texts(notices, more))
     reason = notices[0].reason if len(notices) + more == 1 else None

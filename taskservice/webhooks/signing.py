@@ -52,12 +52,7 @@ def is_signed(secrets: Sequence[str], headers: Mapping[str, str], body: bytes, n
 
 
 def _signature(secret: str, content: bytes) -> str:
-    digest = hmac.digest(_key(secret), content, hashlib.sha256)
-    return "v1," + base64.b64encode(digest).decode()
-
-
-def _key(secret: str) -> bytes:
     key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
     if not key:
         raise ValueError("The secret of a webhook is empty.")
-    return key
+    return "v1," + base64.b64encode(hmac.digest(key, content, hashlib.sha256)).decode()
