@@ -122,8 +122,6 @@ def _checksum(text: str) -> str:
     return _PAIRS[first] + _PAIRS[second] + _PAIRS[third]
 
 
-# Finds an API key that is neither revoked nor expired.
-
 KEY_IS_VALID = (
     ApiKey.revoked_at.is_(None),
     or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > bindparam("now", type_=Timestamp())),
@@ -151,8 +149,6 @@ def by_id(key_id: str, now: str) -> AnyRow | None:
     with reading() as connection:
         return _KEY_OF_SESSION.one_or_none(connection, key_id=key_id, now=now)
 
-
-# Turns the API key of a request's headers, or of a session, into the caller.
 
 # The headers that carry a key; the value of `Vary`.
 KEY_HEADERS = "apikey, Authorization"

@@ -263,11 +263,7 @@ def http_date(text: str) -> datetime | None:
 
 
 def seconds(retry_after: str) -> float | None:
-    """The seconds of a Retry-After header, from its number or its date; at least 0.
-
-    None if the header is invalid. There is no upper bound: a number with too many digits for a
-    float is infinite.
-    """
+    """The seconds of a Retry-After header, at least 0, maybe infinite; None if it is invalid."""
     text = retry_after.strip()
     if text.isascii() and text.isdigit():
         return float(text)

@@ -23,8 +23,6 @@ from taskservice.services import questions as question_service
 from taskservice.services import users as user_service
 from taskservice.services.deliveries import DueDeliveries, is_pending, is_too_far
 
-# Makes deliveries due that are too far in the future because the clock was set back.
-
 # Deliveries in one transaction.
 BATCH = 200
 _TOO_FAR = select(Delivery.id).where(is_too_far)

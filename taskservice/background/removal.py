@@ -56,9 +56,6 @@ def in_batches(batch: Callable[[], bool], seconds: float = JOB_SECONDS) -> bool:
     return False
 
 
-# Brings the index for parts of names up to date.
-
-
 def index_names(seconds: float = JOB_SECONDS) -> bool:
     """Bring the index of names up to date; returns whether more may be left."""
     return in_batches(_index_batch, seconds)
@@ -72,8 +69,6 @@ def _index_batch() -> bool:
             name_index.update(connection)
     return is_behind
 
-
-# Removes the lines of dropped logs.
 
 # The response to a deletion may still be streaming the log that was dropped.
 SWEEP_AFTER_SECONDS = 60
@@ -119,8 +114,6 @@ def _sweep_batch() -> bool:
             connection.execute(_DELETE_LOG, of_log)
     return True
 
-
-# Gives the free space of an SQLite file back to the disk, a little at a time.
 
 # Free space that stays in the file for the next writes.
 SPARE_BYTES = 1024 * 1024
@@ -240,20 +233,13 @@ def _count(old: ColumnElement[bool], before: str) -> int:
 
 
 def prune(now: str) -> bool:
-    """Remove what the settings make too old at `now`, for a few seconds at most.
-
-    Returns whether more may be left. A reader of a removed log can continue until its lines are
-    swept.
-    """
+    """Remove what the settings make too old at `now`; returns whether more may be left."""
     _, has_more = _prune(Bounds.from_settings(now), JOB_SECONDS)
     return has_more
 
 
 def prune_now(bounds: Bounds) -> PruneResult:
-    """Remove all that is too old, however long that takes; returns what was removed.
-
-    The lines of the logs may be swept immediately, even while they are being read.
-    """
+    """Remove all that is too old, and its lines at once; returns what was removed."""
     removed, _ = _prune(bounds, inf, dropped_ago=SWEEP_AFTER_SECONDS)
     return removed
 
@@ -302,8 +288,6 @@ def _task_batch(
 def _before(now: str, days: float) -> str | None:
     return clock.moved(now, -days * DAY_SECONDS) if days else None
 
-
-# Removes a user with all of the user's data.
 
 PAUSE_SECONDS = 0.1
 

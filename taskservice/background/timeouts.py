@@ -134,10 +134,7 @@ class ClockMonitor:
 
 
 def correct_future_times(now: str) -> None:
-    """Set the times of heartbeats and dropped logs in the future, from a fast clock, to now.
-
-    Otherwise a silent task would not end, and a log would not be swept, until that time.
-    """
+    """Set heartbeats and drops in the future to now: else nothing would end until then."""
     ahead = clock.moved(now, MAX_DRIFT_SECONDS)
     with transaction() as connection:
         for claimed in (CLAIMED, CLAIMED_WITH_TIMEOUT):

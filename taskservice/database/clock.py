@@ -52,11 +52,7 @@ def rfc3339(aware: datetime) -> str:
 
 
 def new_id() -> str:
-    """A new UUID of version 7 (RFC 9562); ids created by one process strictly ascend.
-
-    The 74 bits behind the milliseconds are random; within one millisecond the
-    next id is the last one plus a random step (RFC 9562, section 6.2, method 2).
-    """
+    """A new UUID of version 7 (RFC 9562, 6.2, method 2); ids of one process strictly ascend."""
     global _last_id
     fresh = time.time_ns() // 1_000_000 << 74 | secrets.randbits(74)
     with _lock:

@@ -36,10 +36,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def lock(path: Path | str, seconds: float, flags: int = os.O_RDONLY) -> int:
-    """A descriptor that holds a lock between processes on this file or folder until it is closed.
-
-    The kernel closes it when its process is killed. Raises OSError, after `seconds` TimeoutError.
-    """
+    """A descriptor that locks a file between processes. Raises OSError, or TimeoutError."""
     until = time.monotonic() + seconds
     descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:

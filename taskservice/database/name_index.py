@@ -104,10 +104,7 @@ def is_usable(connection: Connection, part: str = "any") -> bool:
 
 
 def ensure(connection: Connection) -> None:
-    """Create the index if it is missing, or if a migration rebuilt `tasks` without its triggers.
-
-    Without FTS5 or pg_trgm there is no index, and each search for a part of a name reads tasks.
-    """
+    """Create the index if it is missing; without FTS5 or pg_trgm there is none."""
     if connection.dialect.name == "postgresql":
         _ensure_on_postgresql(connection)
     else:

@@ -66,10 +66,7 @@ def _bounded(connection: Any, seconds: float, steps: Any) -> Generator[Any, Any,
 
 
 def read_as_text(connection: Any) -> None:
-    """Let this psycopg connection read times and ids as texts in the form of the API.
-
-    The connection uses UTC and ISO dates. A Python object for each value would take longer.
-    """
+    """Let this connection read times and ids as texts of the API, which is faster."""
     connection.adapters.register_loader("timestamptz", _MomentLoader)
     connection.adapters.register_loader("uuid", TextLoader)
 

@@ -147,11 +147,7 @@ def current_time(connection: Connection) -> str:
 
 
 def retry_on_conflict(function: Callable[P, T]) -> Callable[P, T]:
-    """Retry a transaction, up to 10 times, if it violated a constraint.
-
-    On PostgreSQL another transaction may add or remove a row between our SELECT and our INSERT.
-    The next run sees this change.
-    """
+    """Retry a transaction that violated a constraint, since rows changed after its SELECT."""
 
     @wraps(function)
     def again(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -75,10 +75,7 @@ class ListParameter(TypeDecorator[Sequence[Any]]):
 
 
 class _Function(FunctionElement[Any]):
-    """SQL that differs between the databases; `{0}` is the first argument, `{all}` are all.
-
-    `inherit_cache`: two of them differ only by their class and their arguments.
-    """
+    """SQL that differs between the databases; `{0}` is the first argument, `{all}` are all."""
 
     inherit_cache = True
     sqlite: str
@@ -145,10 +142,7 @@ class database_now(_Function):
 
 
 def time_from_now(seconds: Any = 0.0) -> Any:
-    """The same as `database_now`, computed once for all rows of a read.
-
-    So PostgreSQL can use an index for the comparison: its clock may differ from row to row.
-    """
+    """The same for comparisons, computed once, so that PostgreSQL can use an index."""
     return select(database_now(seconds)).scalar_subquery()
 
 
@@ -278,8 +272,5 @@ PAGE_BYTES = 1024 * 1024
 
 
 def next_limit(count: int, size: int, maximum: int) -> int:
-    """How many rows to read next, so that they have about PAGE_BYTES; `count` rows had `size`.
-
-    At least 1, and at most `maximum` and four times `count`.
-    """
+    """How many rows to read next for about PAGE_BYTES, if `count` had `size`: 1 to `maximum`."""
     return max(1, min(maximum, 4 * count, count * PAGE_BYTES // max(size, 1)))

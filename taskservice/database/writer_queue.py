@@ -73,11 +73,7 @@ class WriterQueue:
     def transaction(
         self, connections: KeptConnections, check: Callable[[], None], seconds: float
     ) -> Iterator[Connection]:
-        """A connection in a write transaction, committed at the end or rolled back on an error.
-
-        `check` is called after the commit. Raises OperationalError if the turn does not come
-        within `seconds`, or the commit fails.
-        """
+        """A connection in a write transaction, then `check`. Raises OperationalError if late."""
         until = time.monotonic() + seconds
         group = self._acquire(seconds)
         try:

@@ -67,9 +67,6 @@ def ping(call: Call) -> dict[str, Any]:
     return {}
 
 
-# The methods of the tasks extension.
-
-
 def get_task(call: Call) -> dict[str, Any]:
     return results.task_state(call, tasks.get(caller, _task_id(call)))
 

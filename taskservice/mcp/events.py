@@ -47,8 +47,6 @@ def error(name: str, **data: Any) -> RpcError:
     return RpcError(CODES[name], name, data)
 
 
-# The definitions of the events.
-
 _TEXT, _TEXT_OR_NULL = {"type": "string"}, {"type": ["string", "null"]}
 _ARGUMENTS = {
     "agentId": _TEXT | {"description": "Only events of the agent with this ID."},
@@ -188,9 +186,6 @@ def _require_visible(wanted: Wanted) -> None:
         agents.get(caller, wanted.arguments["agentId"])
     if "taskId" in wanted.arguments:
         tasks.get(caller, wanted.arguments["taskId"])
-
-
-# The methods.
 
 
 def poll(call: Call) -> dict[str, Any]:

@@ -123,9 +123,6 @@ def tool_result(
     return {**result, "isError": True} if is_error else result
 
 
-# --- a task as the result of a tool ------------------------------------------------------
-
-
 def tool_result_of(task: TaskRow) -> dict[str, Any]:
     """The result of the tool that started a task, or that waited for it."""
     return _RESULTS[task.status](task)
@@ -210,9 +207,6 @@ def search_result(found: Found, following: str | None) -> dict[str, Any]:
     return tool_result(structured, "\n".join(lines) or "No line contains this text.")
 
 
-# --- an MCP task -------------------------------------------------------------------------
-
-
 def background_task(task: TaskRow) -> dict[str, Any]:
     """The result of a call whose task continues in the background."""
     message = _status_message(task)
@@ -264,9 +258,6 @@ def _status_message(task: TaskRow) -> str:
         last_line = logs.ends([task.id]).get(task.id, "").rstrip().rpartition("\n")[2].strip()
         message = task.note or last_line or ("is running" if task.claimed_at else WAITING)
     return shortened(escaped(message), MAX_STATUS_MESSAGE)
-
-
-# --- lines -------------------------------------------------------------------------------
 
 
 def _last_lines(task: TaskRow, count: int) -> list[str]:

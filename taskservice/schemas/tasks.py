@@ -334,9 +334,6 @@ LINK_COLUMNS = tuple(link_schema.columns.values())
 QUESTION_COLUMNS = (*question_schema.columns.values(), Question.task_id)
 
 
-# Deliveries and their attempts.
-
-
 class AttemptSchema(RowSchema):
     """One attempt of a delivery."""
 

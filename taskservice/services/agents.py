@@ -93,8 +93,6 @@ def record_workers(seen: dict[tuple[str, str], str]) -> None:
             connection.execute(claim, claims)
 
 
-# Reads of agents.
-
 # Agents per read of a list: each has up to 20 KB.
 AGENTS_PER_READ = 50
 # Maximum number of agents that a page offers as choices.

@@ -55,8 +55,6 @@ from taskservice.webhooks.retries import (
 
 logger = logging.getLogger(__name__)
 
-# Reads of deliveries, with their attempts.
-
 # A literal, as in the conditions of the indexes, so that the database uses them.
 is_pending: ColumnElement[bool] = Delivery.state == literal_column(f"'{terms.PENDING}'")
 # While a lease lasts, only its holder may post; an attempt is much shorter.
@@ -256,9 +254,6 @@ def due_deliveries(connection: Connection, limit: int, slots: ReceiverSlots) -> 
         due = sorted((*found, *of_people), key=attrgetter("next_attempt_at"))
         ranked += [(user.leases + n, row.next_attempt_at, row) for n, row in enumerate(due)]
     return [row for *_, row in sorted(ranked, key=lambda entry: entry[:2])]
-
-
-# Deliveries: enqueued in the transaction that ends a task, leased to be posted, recorded.
 
 
 class DueDeliveries(Event):

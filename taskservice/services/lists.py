@@ -541,8 +541,6 @@ _STRINGS = func.replace(func.replace(func.replace(_STRING, r"\\", "\1"), r"\n", 
 _LINES = select(_STRINGS).scalar_subquery()
 
 
-# Reads of many tasks: whole lists, pages, and the rows of a table.
-
 # How many positions of a whole list one search finds.
 POSITIONS_PER_READ = 1_000
 # Maximum number of tasks of one read, if the tasks before were small; and of the first read.

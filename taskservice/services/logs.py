@@ -397,9 +397,6 @@ def _checked(chunks: list[Chunk], times: Times) -> list[Chunk]:
     return checked
 
 
-# Appends lines, once and in order.
-
-
 # `seq` is null if the given writer has sent no lines.
 _TASK_AND_SEQ = Statement[Any](
     select_task.add_columns(Task.default_writer_seq, LogWriter.seq).outerjoin(

@@ -60,10 +60,7 @@ class Number(NamedTuple):
 
 
 def by_path(caller: Caller, agent_id: str) -> dict[str, list[Number]]:
-    """Path -> its numbers in the outputs of the last RECENT ended tasks, oldest first.
-
-    At most MAX_PATHS, the most frequent ones, in the order of their frequency. Raises 404.
-    """
+    """Path -> its RECENT numbers, oldest first; the MAX_PATHS most frequent. Raises 404."""
     found: dict[str, list[Number]] = {}
     for task, numbers in reversed([*_outputs(caller, agent_id, RECENT)]):
         for path, text in numbers.items():

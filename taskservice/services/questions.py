@@ -48,8 +48,6 @@ from taskservice.services.tasks import (
     is_this_task,
 )
 
-# Reads of questions.
-
 # Questions per read of a list: each answer may have a megabyte.
 QUESTIONS_PER_READ = 4
 # A literal, as in the conditions of the indexes, so that the database uses them.
@@ -146,8 +144,6 @@ def count_asking_tasks(caller: Caller, maximum: int) -> int:
     with reading() as connection:
         return connection.scalar(select(func.count()).select_from(asking.subquery())) or 0
 
-
-# Questions: asked by agents, answered by people, withdrawn, and expired by maintenance.
 
 # How many questions one transaction expires.
 BATCH = 50

@@ -187,9 +187,6 @@ def _as_json(event: AnyRow) -> dict[str, Any]:
     return {"eventId": event.id, "name": event.name, "timestamp": event.at, "data": data}
 
 
-# Subscriptions.
-
-
 def id_of(caller: Caller, wanted: Wanted) -> str:
     """The ID of a subscription, the same whenever a key subscribes to the same."""
     text = strict_json.canonical([caller.key_id, wanted.url, wanted.name, wanted.arguments])
@@ -387,9 +384,6 @@ def _end(connection: Connection, hook: AnyRow) -> int:
 def _tell(connection: Connection, hook: AnyRow, name: str) -> None:
     event = NewEvent(name, clock.now(), hook.user_id, hook.agent_id or "")
     events.store_events(connection, [(event, [hook])])
-
-
-# Maintenance.
 
 
 def maintain() -> None:

@@ -45,8 +45,6 @@ from taskservice.services import expected_runs
 from taskservice.terms import IDEMPOTENCY_KEY_REUSED, RUNNING, TASK_FINISHED
 from taskservice.webhooks.destinations import check_url
 
-# Reads of single tasks.
-
 
 def with_log(columns: Iterable[Any]) -> AnySelect:
     statement: AnySelect = select(*columns, Log.id.label("log_id"))
@@ -139,8 +137,6 @@ def runs_beside(task: TaskRow) -> tuple[AnyRow | None, AnyRow | None]:
         return _PREVIOUS.one_or_none(connection, **values), _NEXT.one_or_none(connection, **values)
 
 
-# Locks a task for a change, and deletes it.
-
 # The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this
 # machine's clock may differ.
 HEARTBEAT = {"last_heartbeat_at": database_now(), "heartbeat_deadline": database_now(Task.timeout)}
@@ -181,11 +177,7 @@ def finished_problem(task: TaskRow) -> Problem:
 
 
 def delete(caller: Caller, task_id: str) -> TaskRow:
-    """Delete a task with its log and deliveries; returns it as it was. Raises 404.
-
-    Its log is only detached: the lines of the returned row can be read until the sweep removes
-    them.
-    """
+    """Delete a task; returns it, and its log can be read until the sweep. Raises 404."""
     with transaction() as connection:
         task = get_locked(connection, caller, task_id)
         remove(connection, [task.id])

@@ -50,8 +50,6 @@ _task_schema = TaskSchema(exclude=(*TASK_EXPANSIONS, "logs", "questions"))
 _delivery_schema = DeliverySchema(exclude=("attempts",))
 
 
-# Exports tasks with their logs, questions and deliveries, while the service runs.
-
 # How many tasks one read finds; each is then read alone.
 TASKS_PER_READ = 1_000
 _of_task = bindparam("task_id", type_=Identifier)

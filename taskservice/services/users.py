@@ -30,8 +30,6 @@ from taskservice.schemas.users import KEY_COLUMNS, USER_COLUMNS
 from taskservice.terms import FULL, LAST_USER_KEY, MAX_NAME
 from taskservice.webhooks import signing
 
-# Users.
-
 FIRST_KEY_NAME = "first"
 _USERS = select(*USER_COLUMNS)
 _USER = _USERS.where(User.id == bindparam("user_id"))

@@ -39,9 +39,6 @@ class Interrupt:
             self._socket = connection
 
 
-# The outcome of an attempt to send a webhook.
-
-
 class Outcome(NamedTuple):
     """How one attempt ended."""
 

@@ -14,8 +14,6 @@ from ipaddress import (
 )
 from typing import NamedTuple
 
-# Classifies IP addresses, and reads the address in a URL's host in any notation.
-
 # Python's own tables differ between versions and miss some networks. Sources: the
 # special-purpose registries of IANA for IPv4 and IPv6
 # (https://www.iana.org/assignments/iana-ipv4-special-registry and -ipv6-), and the

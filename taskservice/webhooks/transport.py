@@ -198,9 +198,6 @@ def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[Address]:
     return addresses
 
 
-# The attempt and its outcome.
-
-
 def post_once(
     url: str,
     headers: Mapping[str, str],
