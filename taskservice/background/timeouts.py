@@ -11,12 +11,7 @@ from sqlalchemy import bindparam, exists, select, update
 from taskservice.background.removal import in_batches
 from taskservice.database import clock
 from taskservice.database.models import CLAIMED, CLAIMED_WITH_TIMEOUT, Log, ServiceHeartbeat, Task
-from taskservice.database.transactions import (
-    current_time,
-    database_time,
-    reading,
-    transaction,
-)
+from taskservice.database.transactions import current_time, database_time, reading, transaction
 from taskservice.database.types import AnySelect, Identifier, Timestamp, database_now
 from taskservice.operations.health import IS_CURRENT, MAX_GAP_SECONDS, seconds_ago
 from taskservice.schemas.fields import NO_QUESTIONS

@@ -161,10 +161,7 @@ position_in_text = _function("position_in_text", Integer(), "instr({all})", "str
 ascii_lower = _function("ascii_lower", Text(), "lower({0})", 'lower({0} COLLATE "C")')
 # The texts of several rows in one, with line feeds between them, in their order.
 joined_by_line_feed = _function(
-    "joined_by_line_feed",
-    Text(),
-    "group_concat({all}, char(10))",
-    "string_agg({all}, chr(10))",
+    "joined_by_line_feed", Text(), "group_concat({all}, char(10))", "string_agg({all}, chr(10))"
 )
 # A text in which each `%s` is replaced by the next value.
 formatted = _function("formatted", Text(), "printf({all})", "format({all})")

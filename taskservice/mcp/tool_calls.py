@@ -238,10 +238,7 @@ FIXED: dict[str, FixedTool] = {}
 
 
 def fixed_tool(
-    title: str,
-    properties: dict[str, Any],
-    required: Sequence[str] = (),
-    **annotations: bool,
+    title: str, properties: dict[str, Any], required: Sequence[str] = (), **annotations: bool
 ) -> Callable[[Function], Function]:
     """Make a function a tool, under its name; by default a read-only tool."""
 
@@ -339,11 +336,7 @@ def read_log(call: Call, arguments: Arguments) -> Result:
 
 
 @fixed_tool(
-    "List tasks",
-    {
-        **_FILTERS,
-        "limit": _limit(MAX_TASKS, TASKS, "Maximum number of tasks."),
-    },
+    "List tasks", {**_FILTERS, "limit": _limit(MAX_TASKS, TASKS, "Maximum number of tasks.")}
 )
 def list_tasks(call: Call, arguments: Arguments) -> Result:
     """Lists tasks, newest first. Call this before you start the same work again."""

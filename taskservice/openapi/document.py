@@ -97,8 +97,7 @@ REQUEST_HEADERS = {
         examples=["nightly 2026-11-24"],
     ),
     "Prefer": _value(
-        "`wait=s`: wait up to `s` seconds for a change, at most 60.",
-        examples=["wait=1"],
+        "`wait=s`: wait up to `s` seconds for a change, at most 60.", examples=["wait=1"]
     ),
     "Last-Event-ID": _value(
         "Resumes after the line with this number: the `id` of the last event received.",
@@ -144,10 +143,7 @@ RESPONSE_HEADERS = {
     ),
     "X-Accel-Buffering": _value("Turns off the buffering of nginx.", enum=["no"], required=True),
     "Retry-After": _value(
-        "Seconds to wait before trying again.",
-        type="integer",
-        minimum=0,
-        examples=[2],
+        "Seconds to wait before trying again.", type="integer", minimum=0, examples=[2]
     ),
     "WWW-Authenticate": _value(
         "The authentication scheme.", enum=['Bearer realm="taskservice"'], required=True

@@ -57,10 +57,7 @@ def limits(schema: Object) -> Iterator[Markup]:
         yield escape(schema["format"])
     if len(schema.get("pattern", "")) in range(1, MAX_PATTERN):
         yield Markup("<code>{}</code>").format(schema["pattern"])
-    for low, high, unit in (
-        ("minimum", "maximum", ""),
-        ("minLength", "maxLength", "characters"),
-    ):
+    for low, high, unit in (("minimum", "maximum", ""), ("minLength", "maxLength", "characters")):
         if low in schema or high in schema:
             yield escape(_between(schema.get(low), schema.get(high), unit))
     if "default" in schema:

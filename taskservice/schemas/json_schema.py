@@ -342,11 +342,7 @@ def _validator(
 
     options = jsonschema_rs.RegexOptions(size_limit=pattern_size, dfa_size_limit=_PATTERN_CACHE)
     return jsonschema_rs.Draft202012Validator(
-        schema,
-        validate_formats=True,
-        mask="The value",
-        pattern_options=options,
-        offline=True,
+        schema, validate_formats=True, mask="The value", pattern_options=options, offline=True
     )
 
 

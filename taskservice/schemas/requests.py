@@ -175,11 +175,7 @@ class AskSchema(Schema):
     schema = _schema_field(
         "A flat JSON Schema of the answer, as in MCP elicitation; by default one required "
         "string `answer`.",
-        {
-            "type": "object",
-            "properties": {"deploy": {"type": "boolean"}},
-            "required": ["deploy"],
-        },
+        {"type": "object", "properties": {"deploy": {"type": "boolean"}}, "required": ["deploy"]},
         json_schema.question_schema_problem,
         type={"const": "object"},
         properties={"type": "object"},

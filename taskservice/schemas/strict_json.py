@@ -146,8 +146,5 @@ def _as_written(text: str) -> orjson.Fragment:
 
 
 _decoder = json.JSONDecoder(
-    object_pairs_hook=_unique,
-    parse_int=_integer,
-    parse_float=_float,
-    parse_constant=_no_constant,
+    object_pairs_hook=_unique, parse_int=_integer, parse_float=_float, parse_constant=_no_constant
 )

@@ -324,12 +324,7 @@ found_schema = FoundSchema()
 new_lines_schema = NewLinesSchema()
 event_schema = EventSchema()
 # The columns that reads select: for responses, and for the code.
-TASK_COLUMNS = (
-    *task_schema.columns.values(),
-    Task.error_message,
-    Task.log_bytes,
-    Task.version,
-)
+TASK_COLUMNS = (*task_schema.columns.values(), Task.error_message, Task.log_bytes, Task.version)
 LINK_COLUMNS = tuple(link_schema.columns.values())
 QUESTION_COLUMNS = (*question_schema.columns.values(), Question.task_id)
 

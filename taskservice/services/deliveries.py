@@ -46,12 +46,7 @@ from taskservice.database.types import (
 from taskservice.errors import Problem, require
 from taskservice.schemas.tasks import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 from taskservice.webhooks import Outcome
-from taskservice.webhooks.retries import (
-    JITTER,
-    LONGEST_DELAY_SECONDS,
-    SCHEDULE,
-    Receiver,
-)
+from taskservice.webhooks.retries import JITTER, LONGEST_DELAY_SECONDS, SCHEDULE, Receiver
 
 logger = logging.getLogger(__name__)
 
@@ -180,11 +175,7 @@ _FIRST_MOMENT = (
     .scalar_subquery()
 )
 _USERS = (
-    select(
-        User.id,
-        func.coalesce(_LEASES.c.count, 0).label("leases"),
-        database_now().label("now"),
-    )
+    select(User.id, func.coalesce(_LEASES.c.count, 0).label("leases"), database_now().label("now"))
     .outerjoin(_LEASES, _LEASES.c.user_id == User.id)
     .where(database_now() >= _FIRST_MOMENT)
 )

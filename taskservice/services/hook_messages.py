@@ -76,11 +76,7 @@ def sample(hook: AnyRow) -> HookMessage:
         data = {"agent": {"id": "sample", "name": "Sample"}, "url": page("")}
         return _webhook(hook, clock.new_id(), AGENT_BROKEN, now, data)
     notice = Notice(
-        AGENT_BROKEN,
-        now,
-        "Sample",
-        reason="This is a test: no agent broke.",
-        url=page(""),
+        AGENT_BROKEN, now, "Sample", reason="This is a test: no agent broke.", url=page("")
     )
     return _for_people(hook, clock.new_id(), [notice], 1)
 

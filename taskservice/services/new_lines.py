@@ -43,8 +43,7 @@ _LAST_GOOD = Statement[Any](
         *_earlier,
         Task.finished_at
         >= func.coalesce(
-            _end.offset(bindparam("skipped")).scalar_subquery(),
-            literal(EARLIEST, Timestamp()),
+            _end.offset(bindparam("skipped")).scalar_subquery(), literal(EARLIEST, Timestamp())
         ),
         unindexed([Task.status == COMPLETE]),
     )

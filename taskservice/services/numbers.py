@@ -29,11 +29,7 @@ CACHE_SIZE = 1_000
 
 _ENDED = Statement[AnyRow](
     select(Task.id, Task.version, Task.finished_at)
-    .where(
-        tasks_of_user,
-        Task.agent_id == bindparam("agent_id"),
-        Task.finished_at.is_not(None),
-    )
+    .where(tasks_of_user, Task.agent_id == bindparam("agent_id"), Task.finished_at.is_not(None))
     .order_by(Task.finished_at.desc())
     .limit(bindparam("count"))
 )

@@ -4,14 +4,7 @@ import re
 import socket
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from ipaddress import (
-    IPv4Address,
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
-    ip_address,
-    ip_network,
-)
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
 # Python's own tables differ between versions and miss some networks. Sources: the

@@ -202,10 +202,7 @@ def _title(notices: Sequence[Notice], more: int) -> str:
 
 
 def _texts(
-    notices: Sequence[Notice],
-    more: int,
-    escape: Callable[[str], str] = str,
-    has_links: bool = True,
+    notices: Sequence[Notice], more: int, escape: Callable[[str], str] = str, has_links: bool = True
 ) -> Iterator[str]:
     """The text below the title, then shorter versions of it; the links are not escaped."""
     links = [(notice.answer_url or notice.url) if has_links else None for notice in notices]
