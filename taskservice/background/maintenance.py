@@ -9,7 +9,7 @@ from functools import partial
 from flask import Flask
 from sqlalchemy import bindparam, select, update
 
-from taskservice import auth, resources
+from taskservice import resources
 from taskservice.background import removal, timeouts
 from taskservice.background.delivery_loop import STOP_SECONDS, DeliveryLoop
 from taskservice.background.removal import in_batches
@@ -17,10 +17,15 @@ from taskservice.database.models import Delivery
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
 from taskservice.operations import health
-from taskservice.services import agents as agent_service
-from taskservice.services import deliveries, events, expected_runs, subscriptions
-from taskservice.services import questions as question_service
-from taskservice.services import users as user_service
+from taskservice.services import (
+    agents,
+    deliveries,
+    events,
+    expected_runs,
+    questions,
+    subscriptions,
+    users,
+)
 from taskservice.services.deliveries import DueDeliveries, is_pending, is_too_far
 
 # Deliveries in one transaction.
@@ -58,26 +63,16 @@ ROUND_SECONDS = 20.0
 WRITE_SECONDS = 3.0
 
 
-def record_key_uses() -> None:
-    """Store when each key was last used in this process, to the minute."""
-    user_service.record_uses(auth.key_uses.take())
-
-
-def record_workers() -> None:
-    """Store when a worker last asked this process for a task of each agent, to the minute."""
-    agent_service.record_workers(agent_service.worker_claims.take())
-
-
 def expire_questions() -> None:
-    in_batches(question_service.expire)
+    in_batches(questions.expire)
 
 
 # A job that returns true is not finished.
 JOBS: tuple[Callable[[], bool | None], ...] = (
     reschedule_far_deliveries,
-    record_key_uses,
+    users.record_uses,
     deliveries.cancel_waiting,
-    record_workers,
+    agents.record_workers,
     subscriptions.maintain,
     removal.index_names,
     removal.sweep,

@@ -78,15 +78,15 @@ def delete(caller: Caller, agent_id: str) -> Any:
 worker_claims = LastUses[tuple[str, str]]()
 
 
-def record_workers(seen: dict[tuple[str, str], str]) -> None:
-    """Store when workers last asked for a task: user and agent -> time."""
+def record_workers() -> None:
+    """Store when a worker last asked this process for a task of each agent, to the minute."""
     # Another process may have stored a later claim.
     is_later = or_(Agent.worker_seen_at.is_(None), Agent.worker_seen_at < bindparam("at"))
     claim = update(Agent).where(*this_agent, is_later).values(worker_seen_at=bindparam("at"))
     # In the order in which other transactions lock agents.
     claims = [
         {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
-        for (user_id, agent_id), time in sorted(seen.items())
+        for (user_id, agent_id), time in sorted(worker_claims.take().items())
     ]
     if claims:
         with transaction() as connection:

@@ -198,20 +198,6 @@ IS_WAITING: Any = text(
 )
 
 
-def smallest_set(connection: Connection, filters: Filters, values: dict[str, Any]) -> str | None:
-    """The name of the smallest set of candidates for these filters; None if all are too large.
-
-    Stores the result of the name search in `values`, since searching again is slow.
-    """
-    sizes = _sizes(connection, filters, values)
-    if "trigrams" in values and name_index.is_usable(connection, values["name_part"]):
-        name = ROWS_BY_NAME if connection.dialect.name == "sqlite" else BY_NAME
-        row: Any = _BY_NAME[name].all(connection, **values, maximum=MAX_CANDIDATES + 1)[0]
-        sizes[name], values["candidates"] = row.size, row.ids or []
-    smallest = min(sizes, key=sizes.__getitem__, default=None)
-    return smallest if smallest is not None and sizes[smallest] <= MAX_CANDIDATES else None
-
-
 def _sizes(connection: Connection, filters: Filters, values: Mapping[str, Any]) -> dict[str, int]:
     """The size of each set that an index of tasks or deliveries gives, counted up to a limit."""
     names = tuple(name for name, of_index in _SETS.items() if of_index & filters)
@@ -399,8 +385,18 @@ class OrderedTasks:
         return make_statement(scan).all(self._connection, **self._values, **bounds, **values)
 
     def smallest_set(self) -> str | None:
-        """The name of the smallest set of candidates; None if all sets are too large."""
-        return smallest_set(self._connection, self._filters, self._values)
+        """The name of the smallest set of candidates; None if all sets are too large.
+
+        Stores the result of the name search in the values, since searching again is slow.
+        """
+        connection, values = self._connection, self._values
+        sizes = _sizes(connection, self._filters, values)
+        if "trigrams" in values and name_index.is_usable(connection, values["name_part"]):
+            name = ROWS_BY_NAME if connection.dialect.name == "sqlite" else BY_NAME
+            row: Any = _BY_NAME[name].all(connection, **values, maximum=MAX_CANDIDATES + 1)[0]
+            sizes[name], values["candidates"] = row.size, row.ids or []
+        smallest = min(sizes, key=sizes.__getitem__, default=None)
+        return smallest if smallest is not None and sizes[smallest] <= MAX_CANDIDATES else None
 
 
 def _bounds(after: Position | None, end: Position | None) -> dict[str, str]:

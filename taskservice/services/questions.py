@@ -161,13 +161,10 @@ def ask(
     with transaction() as connection:
         task = get_locked(connection, caller, task_id)
         if idempotency is not None:
-            replayed = connection.execute(
-                select(*COLUMNS, Question.idempotency_digest).where(
-                    Question.task_id == task.id, Question.idempotency_key == idempotency.key
-                )
-            ).one_or_none()
-            if replayed is not None:
-                idempotency.check(replayed.idempotency_digest)
+            of_task = select(*COLUMNS, Question.idempotency_digest).where(
+                Question.task_id == task.id, Question.idempotency_key == idempotency.key
+            )
+            if (replayed := idempotency.replayed(connection, of_task)) is not None:
                 return replayed, True
         _check_may_ask(connection, task)
         now = current_time(connection)

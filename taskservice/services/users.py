@@ -185,8 +185,9 @@ def _revoke(connection: Connection, which: ColumnElement[bool]) -> int:
     return connection.execute(valid.values(revoked_at=clock.now())).rowcount
 
 
-def record_uses(uses: dict[str, str]) -> None:
-    """Store when keys were last used: key id -> time."""
+def record_uses() -> None:
+    """Store when each key was last used in this process, to the minute."""
+    uses = auth.key_uses.take()
     # Another process may have stored a later use.
     is_later = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < bindparam("at"))
     use = update(ApiKey).where(ApiKey.id == bindparam("of_key_id"), is_later)
