@@ -470,6 +470,9 @@ def example_of(schema: Schema) -> Object:
 
 
 def _examples(field: fields.Field[Any]) -> list[Any]:
-    if "examples" not in field.metadata and isinstance(field, fields.Nested) and field.required:
-        return [example_of(field.schema)]
+    if "examples" not in field.metadata and field.required:
+        if isinstance(field, fields.Nested):
+            return [example_of(field.schema)]
+        if isinstance(field, fields.List) and isinstance(field.inner, fields.Nested):
+            return [[example_of(field.inner.schema)]]
     return list(field.metadata.get("examples", ()))

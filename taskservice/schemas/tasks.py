@@ -149,9 +149,7 @@ class BulkResultSchema(ResponseSchema):
 
     done = integer_field("The number of tasks that were changed.", 28, minimum=0)
     refused = list_field(
-        "The tasks that were left as they are.",
-        [{"id": examples.TASK, "code": terms.TASK_FINISHED}],
-        items=fields.Nested(RefusedSchema()),
+        "The tasks that were left as they are.", items=fields.Nested(RefusedSchema())
     )
     tasks = list_field(
         "The new tasks of reruns; absent for other actions.",
@@ -216,12 +214,19 @@ class HitSchema(ResponseSchema):
     """A line that contains the text."""
 
     taskId = id_field("The task.", examples.TASK)
-    name = text_field("The task's name.")
-    agentId = text_field("The task's agent.")
-    status = text_field("The task's status.", validate=validate.OneOf(terms.STATUSES))
-    line = integer_field("The number of the line.", minimum=1)
-    at = time_field("When the line was printed; null if that was not stored.", None)
-    text = text_field("At most 400 characters of the line, with the text.")
+    name = text_field("The task's name.", "nightly summary")
+    agentId = text_field("The task's agent.", "summarizer")
+    status = text_field("The task's status.", terms.ERROR, validate=validate.OneOf(terms.STATUSES))
+    line = integer_field("The number of the line.", 812, minimum=1)
+    at = text_field(
+        "When the line was printed; null if that was not stored.",
+        examples.TIME,
+        format="date-time",
+        allow_none=True,
+    )
+    text = text_field(
+        "At most 400 characters of the line, with the text.", "write failed: disk full"
+    )
 
 
 class SearchedSchema(ResponseSchema):
@@ -237,17 +242,6 @@ class FoundSchema(ResponseSchema):
 
     hits = list_field(
         "The newest task first; the lines of one task in their order.",
-        [
-            {
-                "taskId": examples.TASK,
-                "name": "nightly summary",
-                "agentId": "summarizer",
-                "status": terms.ERROR,
-                "line": 812,
-                "at": examples.TIME,
-                "text": "write failed: disk full",
-            }
-        ],
         items=fields.Nested(HitSchema()),
     )
     searched = fields.Nested(SearchedSchema())
@@ -265,20 +259,21 @@ class AgainstSchema(ResponseSchema):
 class NewLineSchema(ResponseSchema):
     """A line that the other log does not have."""
 
-    line = integer_field("The number of the line.", minimum=1)
-    at = time_field("When the line was printed; null if that was not stored.", None)
-    text = text_field("At most 400 characters of the line.")
+    line = integer_field("The number of the line.", 812, minimum=1)
+    at = text_field(
+        "When the line was printed; null if that was not stored.",
+        examples.TIME,
+        format="date-time",
+        allow_none=True,
+    )
+    text = text_field("At most 400 characters of the line.", "write failed: disk full")
 
 
 class NewLinesSchema(ResponseSchema):
     """The lines of a log that another one does not have."""
 
     against = fields.Nested(AgainstSchema())
-    lines = list_field(
-        "At most 200 lines, the last ones.",
-        [{"line": 812, "at": examples.TIME, "text": "write failed: disk full"}],
-        items=fields.Nested(NewLineSchema()),
-    )
+    lines = list_field("At most 200 lines, the last ones.", items=fields.Nested(NewLineSchema()))
     cut = boolean_field("Whether lines were left out.", False)
 
 
@@ -334,11 +329,11 @@ class AttemptSchema(RowSchema):
 
     model = Attempt
     at = time_field("When the attempt began.", examples.TIME)
-    durationMs = integer_field("Duration in milliseconds.", minimum=0)
+    durationMs = integer_field("Duration in milliseconds.", 10_002, minimum=0)
     statusCode = integer_field(
-        "The receiver's HTTP status; null without a response.", minimum=0, maximum=999
+        "The receiver's HTTP status; null without a response.", None, minimum=0, maximum=999
     )
-    message = text_field("The outcome in one sentence.")
+    message = text_field("The outcome in one sentence.", "No response within 10 s.")
 
 
 class DeliverySchema(RowSchema):
@@ -362,14 +357,6 @@ class DeliverySchema(RowSchema):
     nextAttemptAt = time_field("When the next attempt is due; null unless `pending`.", None)
     attempts = list_field(
         f"The newest {terms.MAX_ATTEMPTS} attempts, oldest first; older ones are deleted.",
-        [
-            {
-                "at": examples.TIME,
-                "durationMs": 10_002,
-                "statusCode": None,
-                "message": "No response within 10 s.",
-            }
-        ],
         items=fields.Nested(AttemptSchema()),
     )
 

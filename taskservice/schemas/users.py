@@ -187,9 +187,7 @@ class NumberPathsSchema(ResponseSchema):
     """The paths of the numbers in the outputs of an agent."""
 
     paths = list_field(
-        "The most frequent first, at most 50.",
-        [{"path": "usage.output_tokens", "last": 1843, "count": 100}],
-        items=fields.Nested(NumberPathSchema()),
+        "The most frequent first, at most 50.", items=fields.Nested(NumberPathSchema())
     )
 
 

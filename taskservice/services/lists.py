@@ -771,8 +771,6 @@ _SUMMARIES = Statement[AnyRow](
 def summaries(caller: Caller, wanted: Sequence[Position]) -> list[AnyRow]:
     """The tasks at these positions, in their order, with the columns that a table shows."""
     ids = [position.id for position in wanted]
-    if not ids:
-        return []
     with reading() as connection:
         rows = {row.id: row for row in _SUMMARIES.all(connection, task_ids=ids, **caller.scope)}
     return [rows[task_id] for task_id in ids if task_id in rows]

@@ -25,18 +25,13 @@ class Receiver(NamedTuple):
     host: str
 
 
-class _Failures(NamedTuple):
-    in_a_row: int
-    last: float
-
-
 class CircuitBreaker:
     """Opens for a receiver after three failures in a row, until a minute after the last."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        # In the order of their last failure.
-        self._failures: dict[Receiver, _Failures] = {}
+        # How many in a row, and when the last one was; in the order of these times.
+        self._failures: dict[Receiver, tuple[int, float]] = {}
 
     def is_open(self, receiver: Receiver) -> bool:
         return self._recent_failures(receiver) >= MAX_FAILURES
@@ -51,12 +46,10 @@ class CircuitBreaker:
             count = self._recent_failures(receiver)
             self._failures.pop(receiver, None)
             if has_failed:
-                self._failures[receiver] = _Failures(count + 1, time.monotonic())
+                self._failures[receiver] = (count + 1, time.monotonic())
                 if len(self._failures) > MAX_RECEIVERS:
                     del self._failures[next(iter(self._failures))]
 
     def _recent_failures(self, receiver: Receiver) -> int:
-        failures = self._failures.get(receiver)
-        if failures is None or time.monotonic() - failures.last > OPEN_SECONDS:
-            return 0
-        return failures.in_a_row
+        in_a_row, last = self._failures.get(receiver, (0, 0.0))
+        return 0 if time.monotonic() - last > OPEN_SECONDS else in_a_row
