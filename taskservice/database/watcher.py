@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TypeVar
@@ -65,7 +65,8 @@ class Watcher:
     def watching(self) -> Iterator[None]:
         with self._changed:
             self._watching += 1
-            self._start_thread()
+            if self._thread is None:
+                self._thread = start_thread("watcher", self._watch)
         try:
             yield
         finally:
@@ -75,20 +76,9 @@ class Watcher:
     def wait(self, since: int, seconds: float) -> None:
         """Return when `changes` differs from `since`, after `seconds`, or at the process's stop."""
         with self._changed:
-            self._start_thread()
             self._changed.wait_for(
                 lambda: self.changes != since or resources.stopping.is_set(), max(0.0, seconds)
             )
-            if self._thread is None:
-                # No thread polls: waiting threads read every 2 s, as if something had changed.
-                self.changes += 1
-
-    def _start_thread(self) -> None:
-        # A lack of memory may have ended the thread.
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = None
-            with suppress(RuntimeError):
-                self._thread = start_thread("watcher", self._watch)
 
     def wake(self) -> None:
         """Wake all waiting threads immediately, as a change would."""
