@@ -1,7 +1,7 @@
 """The field types, and what each accepts."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
 from operator import attrgetter
@@ -255,6 +255,12 @@ class NumberText(Documented):
         if not digits or not self.low <= int(value) <= self.high:
             raise ValidationError(f"Must be a whole number from {self.low} to {self.high}.")
         return int(value)
+
+
+def choice_field(
+    description: str, choices: Iterable[str], *examples: Any, **options: Any
+) -> fields.String:
+    return text_field(description, *examples, validate=validate.OneOf(choices), **options)
 
 
 def name_field(description: str, *examples: str, **options: Any) -> fields.String:

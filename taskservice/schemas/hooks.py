@@ -15,6 +15,7 @@ from taskservice.schemas.fields import (
     StrictBoolean,
     boolean_field,
     bytes_at_most,
+    choice_field,
     id_field,
     integer_field,
     name_field,
@@ -42,12 +43,12 @@ class HookFieldsSchema(Schema):
         validate=bytes_at_most(terms.MAX_CALLBACK),
         maxLength=terms.MAX_CALLBACK,
     )
-    format = text_field(
+    format = choice_field(
         "The form of the messages. By default it follows from the target: `mail` for `mailto:`, "
         "`slack` for hooks.slack.com and for paths that end in `/slack`, `ntfy` for ntfy.sh, else "
         "`standard`.",
+        terms.HOOK_FORMATS,
         terms.NTFY,
-        validate=validate.OneOf(terms.HOOK_FORMATS),
     )
     events = StoredNames(
         "The events to tell; by default broken, fixed, asks, late and back.",
@@ -89,10 +90,10 @@ class HookFieldsSchema(Schema):
 class ChangeHookSchema(HookFieldsSchema):
     """Changes to a hook."""
 
-    state = text_field(
+    state = choice_field(
         "`active` also sends what has been pending for less than a day.",
+        terms.HOOK_STATES,
         terms.ACTIVE,
-        validate=validate.OneOf(terms.HOOK_STATES),
     )
 
 
@@ -112,11 +113,11 @@ class HookSchema(HookFieldsSchema, RowSchema):
     format = text_field("The form; `mcp` is an MCP client.", terms.NTFY)
     createdAt = time_field("When it was created.", examples.TIME)
     expiresAt = time_field("When the subscription of an MCP client expires; else null.", None)
-    state = text_field(
+    state = choice_field(
         "While it is `off`, it is told of nothing. Three deliveries in a row that failed for good "
         "turn it off, and a response of 410.",
+        terms.HOOK_STATES,
         terms.ACTIVE,
-        validate=validate.OneOf(terms.HOOK_STATES),
     )
     reason = text_field("Why the service turned it off, in one sentence.", None)
     lastDeliveredAt = time_field("When it was last told of something.", None)

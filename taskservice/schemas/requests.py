@@ -35,6 +35,7 @@ from taskservice.schemas.fields import (
     WholeNumber,
     boolean_parameter,
     bytes_at_most,
+    choice_field,
     name_field,
     parse_id,
     text_field,
@@ -109,11 +110,8 @@ class RerunSchema(Schema):
 class BulkSchema(Schema):
     """An action on many tasks."""
 
-    action = text_field(
-        "The change of each task.",
-        terms.CANCEL,
-        required=True,
-        validate=validate.OneOf(terms.BULK_ACTIONS),
+    action = choice_field(
+        "The change of each task.", terms.BULK_ACTIONS, terms.CANCEL, required=True
     )
     taskIds = Strings(
         "The tasks; one that is named twice counts once.",
@@ -145,11 +143,7 @@ class ReportSchema(Schema):
         "then": {"properties": {"status": {"const": terms.ERROR}}, "required": ["status"]},
     }
 
-    status = text_field(
-        "`complete` or `error` end the task.",
-        terms.COMPLETE,
-        validate=validate.OneOf(terms.STATUSES),
-    )
+    status = choice_field("`complete` or `error` end the task.", terms.STATUSES, terms.COMPLETE)
     output = JsonObject("Each key replaces the stored key; at most 1 MiB in total.", {"sum": 15})
     error = fields.Nested(FailureSchema(), allow_none=True)
     name = name_field("A new name.")
@@ -197,11 +191,11 @@ class AnswerQuestionSchema(Schema):
         "then": {"properties": {"content": {"type": "null"}}},
     }
 
-    action = text_field(
+    action = choice_field(
         "Whether the question is answered or declined.",
+        [terms.ACCEPT, terms.DECLINE],
         terms.ACCEPT,
         required=True,
-        validate=validate.OneOf([terms.ACCEPT, terms.DECLINE]),
     )
     content = JsonObject(
         "The answer, which must match the question's schema.", {"deploy": True}, allow_none=True
@@ -328,10 +322,10 @@ class CreateKeySchema(Schema):
         "summarizer",
         allow_none=True,
     )
-    access = text_field(
+    access = choice_field(
         "`read`: the key can only read; by default `full`.",
+        terms.ACCESSES,
         terms.FULL,
-        validate=validate.OneOf(terms.ACCESSES),
         allow_none=True,
     )
     expiresAt = Timestamp(
@@ -407,10 +401,8 @@ def dump_cursor(sort: str, *position: str | int) -> str:
 class FilterQuerySchema(Schema):
     """The filters of a list."""
 
-    status = text_field("Only tasks with this status.", validate=validate.OneOf(terms.STATUSES))
-    errorType = text_field(
-        "Only tasks that ended as `error` of this type.", validate=validate.OneOf(terms.ERROR_TYPES)
-    )
+    status = choice_field("Only tasks with this status.", terms.STATUSES)
+    errorType = choice_field("Only tasks that ended as `error` of this type.", terms.ERROR_TYPES)
     claimed = boolean_parameter("`true`: only claimed tasks; `false`: only unclaimed tasks.")
     asking = boolean_parameter("`true`: only tasks with open questions; `false`: only others.")
     agentId = text_field(
@@ -432,10 +424,10 @@ class FilterQuerySchema(Schema):
 class ListQuerySchema(TaskQuerySchema, FilterQuerySchema):
     """The tasks in a list, and their order."""
 
-    sort = text_field(
+    sort = choice_field(
         "`-createdAt`: newest first; `createdAt`: oldest first; `finishedAt`: finished tasks "
         "only, earliest end first.",
-        validate=validate.OneOf(terms.SORTS),
+        terms.SORTS,
         default=terms.SORTS[0],
     )
     limit = NumberText(1, terms.MAX_LIMIT, "Maximum tasks on a page; all are streamed without it.")

@@ -16,6 +16,7 @@ from taskservice.schemas.fields import (
     StoredJson,
     StoredNumber,
     boolean_field,
+    choice_field,
     id_field,
     integer_field,
     list_field,
@@ -38,11 +39,11 @@ class TaskError(Documented):
 class TaskErrorSchema(ResponseSchema):
     """Why a task ended as `error`."""
 
-    type = text_field(
+    type = choice_field(
         "`failed`: the agent reported it; `cancelled`: the user cancelled the task; `timeout`: the "
         "agent sent nothing for too long.",
+        terms.ERROR_TYPES,
         terms.FAILED,
-        validate=validate.OneOf(terms.ERROR_TYPES),
     )
     message = text_field("The reason, for people.", "The mailbox is locked")
 
@@ -54,10 +55,8 @@ class QuestionSchema(RowSchema):
     id = id_field("The question's ID.", examples.QUESTION)
     message = text_field("The question.", "Deploy to production?")
     schema = StoredJson("The JSON Schema of the answer.", json_schema.DEFAULT)
-    state = text_field(
-        "Only an open question can be answered.",
-        terms.OPEN,
-        validate=validate.OneOf(terms.QUESTION_STATES),
+    state = choice_field(
+        "Only an open question can be answered.", terms.QUESTION_STATES, terms.OPEN
     )
     askedAt = time_field("When the question was asked.", examples.TIME)
     expiresAt = time_field("When the question expires; null: never.", None)
@@ -95,9 +94,7 @@ class TaskSchema(RowSchema):
     )
     logCount = integer_field("The number of lines appended so far.", 1, minimum=0)
     output = StoredJson("The task's output.", {})
-    status = text_field(
-        "The task's status.", terms.RUNNING, validate=validate.OneOf(terms.STATUSES)
-    )
+    status = choice_field("The task's status.", terms.STATUSES, terms.RUNNING)
     error = TaskError(
         "Why the task ended as `error`; null for any other status.",
         None,
@@ -186,9 +183,7 @@ class AppendedSchema(ResponseSchema):
     """A task's log after an append."""
 
     logCount = integer_field("The number of lines appended so far.", 3, minimum=0)
-    status = text_field(
-        "The task's status.", terms.RUNNING, validate=validate.OneOf(terms.STATUSES)
-    )
+    status = choice_field("The task's status.", terms.STATUSES, terms.RUNNING)
 
 
 class LogPageSchema(ResponseSchema):
@@ -203,10 +198,8 @@ class LogPageSchema(ResponseSchema):
         items=fields.String(allow_none=True, metadata={"format": "date-time"}),
     )
     next = integer_field("The value of `after` for the next page.", 1, minimum=0)
-    status = text_field(
-        "The task's status; only a running task gets more lines.",
-        terms.RUNNING,
-        validate=validate.OneOf(terms.STATUSES),
+    status = choice_field(
+        "The task's status; only a running task gets more lines.", terms.STATUSES, terms.RUNNING
     )
 
 
@@ -216,7 +209,7 @@ class HitSchema(ResponseSchema):
     taskId = id_field("The task.", examples.TASK)
     name = text_field("The task's name.", "nightly summary")
     agentId = text_field("The task's agent.", "summarizer")
-    status = text_field("The task's status.", terms.ERROR, validate=validate.OneOf(terms.STATUSES))
+    status = choice_field("The task's status.", terms.STATUSES, terms.ERROR)
     line = integer_field("The number of the line.", 812, minimum=1)
     at = text_field(
         "When the line was printed; null if that was not stored.",
@@ -282,10 +275,8 @@ class EventSchema(ResponseSchema):
 
     optional = ("id",)
 
-    event = text_field(
-        "`task`: the task has changed; `log`: its log has another line.",
-        "log",
-        validate=validate.OneOf(["task", "log"]),
+    event = choice_field(
+        "`task`: the task has changed; `log`: its log has another line.", ["task", "log"], "log"
     )
     id = text_field("With `log`: the number of the line.", "1", pattern="^[0-9]+$")
     data = text_field(
@@ -300,9 +291,7 @@ class FinishedTaskSchema(ResponseSchema):
     """A finished task. An agent must stop only if it was cancelled."""
 
     id = id_field("The task's ID.", examples.TASK)
-    status = text_field(
-        "The task's status.", terms.COMPLETE, validate=validate.OneOf([terms.COMPLETE, terms.ERROR])
-    )
+    status = choice_field("The task's status.", [terms.COMPLETE, terms.ERROR], terms.COMPLETE)
     error = fields.Nested(TaskErrorSchema(), allow_none=True)
 
 
@@ -347,11 +336,11 @@ class DeliverySchema(RowSchema):
         format="uri",
         column=Delivery.callback_url,
     )
-    state = text_field(
+    state = choice_field(
         "`pending`: will be sent; `delivered`: the receiver responded with 2xx; `failed`: will "
         "not be sent again; `cancelled`: replaced by a newer delivery.",
+        terms.DELIVERY_STATES,
         terms.PENDING,
-        validate=validate.OneOf(terms.DELIVERY_STATES),
     )
     createdAt = time_field("When the task ended.", examples.TIME)
     nextAttemptAt = time_field("When the next attempt is due; null unless `pending`.", None)
@@ -393,13 +382,13 @@ class ProblemSchema(ResponseSchema):
     title = text_field("The status in words.", "Not Found")
     status = integer_field("The HTTP status.", 404)
     detail = text_field("The problem, in one sentence.", "Task's ID is not found")
-    code = text_field(
+    code = choice_field(
         "The kind of error, for programs. "
         + " ".join(
             f"`{code}` ({status}): {meaning}" for code, (status, meaning) in terms.CODES.items()
         ),
+        terms.CODES,
         "not_found",
-        validate=validate.OneOf(terms.CODES),
     )
     errors = object_field(
         "With 422: field, parameter or header -> messages, nested like the request."

@@ -1,6 +1,6 @@
 """Responses about users, their keys and secrets, and agents."""
 
-from marshmallow import fields, validate
+from marshmallow import fields
 
 from taskservice import terms
 from taskservice.database.models import Agent, ApiKey, CallbackSecret, User
@@ -11,6 +11,7 @@ from taskservice.schemas.fields import (
     StoredJson,
     StoredNumber,
     boolean_field,
+    choice_field,
     float_field,
     id_field,
     integer_field,
@@ -38,11 +39,7 @@ class KeySchema(RowSchema):
     name = text_field("The key's name.", "laptop")
     hint = text_field("The first and last characters of the key.", "tsk_agent_…Xk2P")
     agentId = text_field("The agent that the key is limited to; null for a user key.", "summarizer")
-    access = text_field(
-        "`full`, or `read` if the key can only read.",
-        terms.FULL,
-        validate=validate.OneOf(terms.ACCESSES),
-    )
+    access = choice_field("`full`, or `read` if the key can only read.", terms.ACCESSES, terms.FULL)
     login = boolean_field(
         "Whether the key has no text, but signs in the person whom a proxy calls by its name.",
         False,
@@ -96,12 +93,9 @@ class RecentTaskSchema(ResponseSchema):
     """A finished task in the health of its agent."""
 
     id = id_field("The task's ID.", examples.TASK)
-    status = text_field("The status.", COMPLETE, validate=validate.OneOf([COMPLETE, ERROR]))
-    errorType = text_field(
-        "The type of the error; null if the task is complete.",
-        None,
-        allow_none=True,
-        validate=validate.OneOf(ERROR_TYPES),
+    status = choice_field("The status.", [COMPLETE, ERROR], COMPLETE)
+    errorType = choice_field(
+        "The type of the error; null if the task is complete.", ERROR_TYPES, None, allow_none=True
     )
     finishedAt = text_field("When the task ended.", examples.TIME, format="date-time")
     seconds = float_field(
@@ -131,12 +125,12 @@ class HealthOfAgentSchema(ResponseSchema):
     )
     dueAt = time_field("When the next run is expected; while late, the missed one.", None)
     lateSince = time_field("Since when the agent is late.", None)
-    state = text_field(
+    state = choice_field(
         "`broken` if the last task failed or timed out, `ok` if it completed, not counting "
         "cancelled tasks.",
+        AGENT_STATES,
         BROKEN,
         allow_none=True,
-        validate=validate.OneOf(AGENT_STATES),
     )
     stateSince = time_field("When the first task of this state ended.", None)
     workerSeenAt = time_field("The minute in which a worker last asked for a task.", None)
@@ -202,7 +196,7 @@ class OutputNumberSchema(ResponseSchema):
 class AttentionSchema(ResponseSchema):
     """One thing that needs a person's attention."""
 
-    kind = text_field("The kind.", BROKEN, validate=validate.OneOf(ATTENTION))
+    kind = choice_field("The kind.", ATTENTION, BROKEN)
     agentId = text_field("The agent; null for a hook of all agents.", "summarizer", allow_none=True)
     taskId = text_field("The task.", examples.TASK, format="uuid", allow_none=True)
     since = text_field("The start of the trouble.", examples.TIME, format="date-time")
