@@ -27,10 +27,7 @@ from taskservice.terms import FULL, LINK, READ, READ_ONLY
 
 
 class Caller(NamedTuple):
-    """The user whom an API key belongs to; an agent key narrows it to one agent.
-
-    A link makes the caller too, whose `key_id` is the link's.
-    """
+    """The user whom an API key or a link belongs to; an agent key narrows it to one agent."""
 
     user_id: str
     agent_id: str | None

@@ -272,10 +272,10 @@ def id_field(description: str, example: str | None, **options: Any) -> fields.St
     return text_field(description, example, format="uuid", allow_none=is_null, **options)
 
 
-def time_field(description: str, example: str | None) -> fields.String:
+def time_field(description: str, example: str | None, **options: Any) -> fields.String:
     """A time in a row, which is stored in the form of the API."""
-    is_null = example is None
-    return text_field(description, example, format="date-time", allow_none=is_null)
+    options = {"format": "date-time", "allow_none": example is None, **options}
+    return text_field(description, example, **options)
 
 
 def bytes_at_most(limit: int) -> Callable[[str], None]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import lru_cache, reduce
 from itertools import islice
 from operator import getitem
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from taskservice.schemas import strict_json
@@ -218,37 +218,30 @@ def input_problems(schema: str, text: str) -> dict[str, list[str]]:
 
 
 def _problems(place: str, schema: str, text: str, name: str) -> dict[str, list[str]]:
-    validator, cost = _compiled(schema)
+    validator, of_value, of_byte = _compiled(schema)
     size = len(text.encode())
     values = sum(map(text.count, ",:[{")) + 1
-    if values * cost.of_value + size * cost.of_byte > MAX_STEPS:
+    if values * of_value + size * of_byte > MAX_STEPS:
         return {place: [f"Too large to be checked against {name}."]}
     instance = _loads(text)
     if validator.is_valid(instance):
         return {}
-    if (values + size // BYTES_COPIED_IN_STEP) * cost.of_value > MAX_NAMED:
+    if (values + size // BYTES_COPIED_IN_STEP) * of_value > MAX_NAMED:
         return {place: [f"Does not match {name}."]}
     return named(place, instance, validator.iter_errors(instance))
 
 
-class Cost(NamedTuple):
-    """The steps that a check takes for each value, and for each byte, of an input."""
-
-    of_value: int
-    of_byte: int
-
-
 # The patterns of each take up to some MiB.
 @lru_cache(maxsize=32)
-def _compiled(schema: str) -> "tuple[Draft202012Validator, Cost]":
-    """Raises ValueError if it is not a JSON Schema, or not an allowed one."""
+def _compiled(schema: str) -> "tuple[Draft202012Validator, int, int]":
+    """The validator, and as `_cost`. Raises ValueError if the schema is invalid or not allowed."""
     parsed = _loads(schema)
     # First, since its errors name the values that a keyword can't have.
-    return _validator(parsed), _cost(parsed)
+    return _validator(parsed), *_cost(parsed)
 
 
-def _cost(root: dict[str, Any]) -> Cost:
-    """With each `$ref` followed. Raises InvalidSchema if it is not allowed or too large."""
+def _cost(root: dict[str, Any]) -> tuple[int, int]:
+    """The steps of a check for each value, and for each byte, of an input. Raises InvalidSchema."""
     schemas = dict(_schemas("#", root))
     count = of_value = of_byte = 0
     waiting = ["#"]
@@ -274,7 +267,7 @@ def _cost(root: dict[str, Any]) -> Cost:
                 f"More than {MAX_VALUES:,} values, with each $ref followed; a $ref must not lead "
                 "back to itself."
             )
-    return Cost(of_value, of_byte)
+    return of_value, of_byte
 
 
 def _schemas(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:

@@ -170,7 +170,7 @@ class LinkSchema(RowSchema):
     model = Link
     id = id_field("The link's ID.", examples.LINK)
     createdAt = time_field("When the link was created.", examples.TIME)
-    expiresAt = text_field("When the link expires.", examples.LATER, format="date-time")
+    expiresAt = time_field("When the link expires.", examples.LATER)
 
 
 class LinkWithUrlSchema(LinkSchema):
@@ -211,11 +211,8 @@ class HitSchema(ResponseSchema):
     agentId = text_field("The task's agent.", "summarizer")
     status = choice_field("The task's status.", terms.STATUSES, terms.ERROR)
     line = integer_field("The number of the line.", 812, minimum=1)
-    at = text_field(
-        "When the line was printed; null if that was not stored.",
-        examples.TIME,
-        format="date-time",
-        allow_none=True,
+    at = time_field(
+        "When the line was printed; null if that was not stored.", examples.TIME, allow_none=True
     )
     text = text_field(
         "At most 400 characters of the line, with the text.", "write failed: disk full"
@@ -244,20 +241,15 @@ class AgainstSchema(ResponseSchema):
     """The task that a log was compared with."""
 
     id = id_field("The task's ID.", examples.TASK)
-    finishedAt = text_field(
-        "When the task ended.", examples.LATER, format="date-time", allow_none=True
-    )
+    finishedAt = time_field("When the task ended.", examples.LATER, allow_none=True)
 
 
 class NewLineSchema(ResponseSchema):
     """A line that the other log does not have."""
 
     line = integer_field("The number of the line.", 812, minimum=1)
-    at = text_field(
-        "When the line was printed; null if that was not stored.",
-        examples.TIME,
-        format="date-time",
-        allow_none=True,
+    at = time_field(
+        "When the line was printed; null if that was not stored.", examples.TIME, allow_none=True
     )
     text = text_field("At most 400 characters of the line.", "write failed: disk full")
 

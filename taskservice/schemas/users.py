@@ -97,7 +97,7 @@ class RecentTaskSchema(ResponseSchema):
     errorType = choice_field(
         "The type of the error; null if the task is complete.", ERROR_TYPES, None, allow_none=True
     )
-    finishedAt = text_field("When the task ended.", examples.TIME, format="date-time")
+    finishedAt = time_field("When the task ended.", examples.TIME)
     seconds = float_field(
         "Seconds from claim to end; null if never claimed.", 12.5, allow_none=True, minimum=0
     )
@@ -114,9 +114,7 @@ class HealthOfAgentSchema(ResponseSchema):
         minimum=0,
         maximum=1,
     )
-    lastSuccessAt = text_field(
-        "When the last complete task ended.", examples.TIME, format="date-time", allow_none=True
-    )
+    lastSuccessAt = time_field("When the last complete task ended.", examples.TIME, allow_none=True)
     medianSeconds = float_field(
         "Median duration in seconds, not counting cancelled tasks.",
         12.5,
@@ -189,7 +187,7 @@ class OutputNumberSchema(ResponseSchema):
     """A number in the output of a task."""
 
     taskId = id_field("The task.", examples.TASK)
-    finishedAt = text_field("When the task ended.", examples.LATER, format="date-time")
+    finishedAt = time_field("When the task ended.", examples.LATER)
     value = StoredNumber("The number, exactly as in the output.", 1843)
 
 
@@ -199,7 +197,7 @@ class AttentionSchema(ResponseSchema):
     kind = choice_field("The kind.", ATTENTION, BROKEN)
     agentId = text_field("The agent; null for a hook of all agents.", "summarizer", allow_none=True)
     taskId = text_field("The task.", examples.TASK, format="uuid", allow_none=True)
-    since = text_field("The start of the trouble.", examples.TIME, format="date-time")
+    since = time_field("The start of the trouble.", examples.TIME)
     text = text_field("One line for a person.", "Failed 5 times in a row")
 
 

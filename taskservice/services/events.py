@@ -166,10 +166,7 @@ def lock_ends(connection: Connection, tasks: Iterable[Any], status: str) -> None
 
 
 def record_ends(connection: Connection, tasks: Iterable[Any], is_late: bool = False) -> None:
-    """Record that tasks ended, and the changed states of their agents.
-
-    Each has the columns of a task after its end. `is_late`: this end is a late report.
-    """
+    """Record the ends of tasks, and the states of their agents; `is_late`: by a late report."""
     ordered = sorted(tasks, key=attrgetter("user_id", "agent_id"))
     record_events(
         connection, [event for task in ordered for event in _ends(connection, task, is_late)]

@@ -106,11 +106,7 @@ def add_key(
     *,
     login: bool = False,
 ) -> Any:
-    """Create a key for any user; with `agent_id` it is limited to this agent.
-
-    Returns the key with its `text`, which is not stored. With `login` the text is of no use: the
-    key signs in the person whom a proxy calls by its name. Raises 404, 409 and 422.
-    """
+    """Create a key for any user; returns it with its `text`. Raises 404, 409 and 422."""
     _check_name(name)
     if login and (name != name.strip() or "," in name):
         raise invalid({"name": ["A proxy can't send it: no comma, and no space at either end."]})

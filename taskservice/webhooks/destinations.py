@@ -82,10 +82,7 @@ def kind_of(address: Address) -> str:
 
 
 def read_address(text: str) -> Address:
-    """The address in canonical notation; an IPv4-mapped one is read as the IPv4 address.
-
-    The operating system connects `::ffff:127.0.0.1` to 127.0.0.1. Raises ValueError.
-    """
+    """The address as systems connect to it: a mapped one is IPv4. Raises ValueError."""
     address = ip_address(text)
     return getattr(address, "ipv4_mapped", None) or address
 
