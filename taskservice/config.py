@@ -229,8 +229,9 @@ class Config:
                 "everyone could send this header"
             )
         # Behind a proxy, people reach the service at an address that only they know.
-        own_url = "" if self.PROXY_HOPS else _loopback_url(self.BIND)
-        public_url = self.PUBLIC_URL or own_url
+        host = urlsplit(f"//{self.BIND}").hostname or ""
+        is_local = not self.PROXY_HOPS and re.fullmatch(r"localhost|127\..*|::1", host)
+        public_url = self.PUBLIC_URL or (f"http://{self.BIND}" if is_local else "")
         key = self.SECRET_KEY or _stored_secret_key(self.secret_key_file, may_create)
         made = {"DATABASE_URL": url, "PUBLIC_URL": public_url, "SECRET_KEY": key}
         return Config(**{**self.__dict__, **made})
@@ -252,18 +253,10 @@ def documented() -> list[tuple[str, str, str]]:
     """(name, default, help) of each setting, for its page of the documents and `serve --help`."""
     rows = []
     for setting in fields(Config):
-        default = setting.default
-        default = ",".join(default) if isinstance(default, tuple) else default
-        default = "" if default is None else default
+        default = "" if setting.default in ((), None) else setting.default
         shown = f"{default:g}" if isinstance(default, float) else str(default)
         rows.append((PREFIX + setting.name, shown, setting.metadata["help"]))
     return rows
-
-
-def _loopback_url(bind: str) -> str:
-    """The URL of a service on loopback; empty for another, which people reach by another name."""
-    host = urlsplit(f"//{bind}").hostname or ""
-    return f"http://{bind}" if re.fullmatch(r"localhost|127\..*|::1", host) else ""
 
 
 def _stored_secret_key(path: Path, may_create: bool) -> str:

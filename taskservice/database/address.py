@@ -101,10 +101,7 @@ def check_host(name: str) -> None:
 def _shown_hosts(address: URL) -> str:
     host, port = address.query.get("host", address.host), address.query.get("port", address.port)
     hosts, ports = str(host or "").split(","), str(port or "").split(",")
-    pairs = zip_longest(hosts, ports, fillvalue="")
-    return ",".join(_shown_host(host) + (port and f":{port}") for host, port in pairs)
-
-
-def _shown_host(host: str) -> str:
     # IPv6, or a name; the folder of a socket has a / in it.
-    return f"[{host}]" if ":" in host else quote(host, safe="")
+    hosts = [f"[{host}]" if ":" in host else quote(host, safe="") for host in hosts]
+    pairs = zip_longest(hosts, ports, fillvalue="")
+    return ",".join(host + (port and f":{port}") for host, port in pairs)

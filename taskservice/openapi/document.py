@@ -375,7 +375,7 @@ def _operation(view: Any, rule: Rule, method: str, *, needs_key: bool) -> Object
         *([415] if declared.request_content else []),
     ]
     summary, _, description = (inspect.getdoc(view) or "").partition("\n\n")
-    operation = {
+    operation: Object = {
         "operationId": declared.name,
         "tags": [_tag(rule)],
         "summary": summary.rstrip("."),
@@ -389,18 +389,15 @@ def _operation(view: Any, rule: Rule, method: str, *, needs_key: bool) -> Object
         "responses": _responses(declared) | _refusals(statuses, declared.errors),
     }
     if declared.request_content:
-        operation["requestBody"] = _request_body(declared.request_content)
+        # A text body can be empty, so it is not required.
+        required = all(
+            isinstance(schema, Schema) and not is_optional(schema)
+            for schema in declared.request_content.values()
+        )
+        operation["requestBody"] = {"required": required, **_content(declared.request_content)}
     if not needs_key:
         operation["security"] = []
     return operation
-
-
-def _request_body(content: Mapping[str, Any]) -> Object:
-    # A text body can be empty, so it is not required.
-    required = all(
-        isinstance(schema, Schema) and not is_optional(schema) for schema in content.values()
-    )
-    return {"required": required, **_content(content)}
 
 
 def _responses(operation: Operation) -> Object:

@@ -126,7 +126,6 @@ class TaskSchema(RowSchema):
         "https://myapp.example/api/v1/callback/2100aaa",
         format="uri",
         column=Task.callback_url,
-        allow_none=True,
     )
     agent = fields.Nested(AgentOfTaskSchema())
     user = fields.Nested(UserSchema())

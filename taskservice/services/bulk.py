@@ -36,7 +36,9 @@ def run(
             elif action == DELETE:
                 tasks.delete(caller, task_id)
             else:
-                started.append(_rerun(caller, task_id, key))
+                own_key = key and hashlib.sha256(f"{key} {task_id}".encode()).hexdigest()
+                again = Idempotency.of(own_key, {}, rerun_of=task_id)
+                started.append(tasks.rerun(caller, task_id, {}, again)[0].id)
         except Problem as problem:
             refused.append({"id": text, "code": problem.code})
         if number % BATCH == 0 or number == len(named):
@@ -45,9 +47,3 @@ def run(
             resources.stopping.wait(PAUSE_SECONDS)
     result = {"done": len(named) - len(refused), "refused": refused}
     return result | ({"tasks": started} if action == RERUN else {})
-
-
-def _rerun(caller: Caller, task_id: str, key: str | None) -> str:
-    own_key = key and hashlib.sha256(f"{key} {task_id}".encode()).hexdigest()
-    task, _ = tasks.rerun(caller, task_id, {}, Idempotency.of(own_key, {}, rerun_of=task_id))
-    return task.id
