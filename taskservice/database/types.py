@@ -82,20 +82,10 @@ class _Function(FunctionElement[Any]):
     postgresql: str
 
 
-@compiles(_Function, "sqlite")
-def _sqlite_function(element: _Function, compiler: SQLCompiler, **options: Any) -> str:
-    return _filled(element.sqlite, element, compiler, options)
-
-
-@compiles(_Function, "postgresql")
-def _postgresql_function(element: _Function, compiler: SQLCompiler, **options: Any) -> str:
-    return _filled(element.postgresql, element, compiler, options)
-
-
-def _filled(
-    template: str, element: _Function, compiler: SQLCompiler, options: dict[str, Any]
-) -> str:
+@compiles(_Function)
+def _compile(element: _Function, compiler: SQLCompiler, **options: Any) -> str:
     arguments = [compiler.process(argument, **options) for argument in element.clauses]
+    template: str = getattr(element, compiler.dialect.name)
     return template.format(*arguments, all=", ".join(arguments))
 
 
