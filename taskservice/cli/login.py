@@ -46,7 +46,11 @@ def login_command(url: str, profile: str | None) -> None:
     with one_line_errors():
         kept = profiles.load()
         url = url or os.environ.get("TASKSERVICE_URL") or kept.get(name, {}).get("url", DEFAULT_URL)
-        key = _typed_key(url)
+        if sys.stdin.isatty():
+            typed = click.prompt(f"API key for {url}", hide_input=True, err=True)
+        else:
+            typed = sys.stdin.readline()
+        key = typed.strip()
         connection = Connection(url, key, PATIENCE_SECONDS)
         user = connection.call("GET", "/user", USER).data
         _save({**kept, name: {"url": connection.url, "apikey": key}})
@@ -60,13 +64,6 @@ def _save(kept: profiles.Profiles) -> None:
         exit_with_error(f"{profiles.file_path()} can't be written: {error.strerror}")
     if set_variables := [name for name in ("TASKSERVICE_URL", KEY_VARIABLE) if name in os.environ]:
         notice(f"as long as {set_variables[0]} is set, nothing that was kept is used")
-
-
-def _typed_key(url: str) -> str:
-    if sys.stdin.isatty():
-        key: str = click.prompt(f"API key for {url}", hide_input=True, err=True)
-        return key.strip()
-    return sys.stdin.readline().strip()
 
 
 @click.command("logout", epilog=examples("taskservice logout", "taskservice logout --profile team"))

@@ -129,7 +129,12 @@ class TaskHandler(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Like Handler.handle, without the lock: waiting for space must block no other thread."""
-        if _is_of_sending(record):
+        # Adding a record about sending would cause another one, and a sender would wait for itself
+        # if there is no space.
+        is_request = record.name.startswith(("urllib3", "requests"))
+        if isinstance(current_thread(), Sender) or (
+            is_request and record.levelno < logging.WARNING
+        ):
             return False
         result: Any = self.filter(record)  # since Python 3.12 it can be another record
         if result:
@@ -144,13 +149,6 @@ class TaskHandler(logging.Handler):
             return  # the task's own methods raise it too
         except Exception:
             self.handleError(record)
-
-
-def _is_of_sending(record: logging.LogRecord) -> bool:
-    """Whether sending lines caused this record: sending it would cause another one."""
-    is_request = record.name.startswith(("urllib3", "requests"))
-    # A sender would wait for itself if there is no space.
-    return isinstance(current_thread(), Sender) or (is_request and record.levelno < logging.WARNING)
 
 
 # The task of the `taskservice run` or `work` that started this program.

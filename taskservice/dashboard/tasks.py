@@ -119,16 +119,16 @@ def _waterfall(children: Sequence[AnyRow]) -> dict[str, Any] | None:
     if any(child.finished_at is None for child in shown):
         ends.append(max(ends) // STEP_SECONDS * STEP_SECONDS + STEP_SECONDS)
     scale = WIDTH / max(*ends, 0.001)
-    bars = [_bar(child, start, scale) for child in shown]
+    bars = []
+    for child in shown:
+        x = round(_seconds(start, child.claimed_at or child.created_at) * scale)
+        # Running tasks extend to the right edge, which is now.
+        end = WIDTH
+        if child.finished_at is not None:
+            end = round(_seconds(start, child.finished_at) * scale)
+        # Short tasks stay visible.
+        bars.append(Bar(child, min(x, WIDTH - 4), max(4, end - x)))
     return {"bars": bars, "has_more": len(children) > len(shown)}
-
-
-def _bar(child: AnyRow, start: str, scale: float) -> Bar:
-    x = round(_seconds(start, child.claimed_at or child.created_at) * scale)
-    # Running tasks extend to the right edge, which is now.
-    end = WIDTH if child.finished_at is None else round(_seconds(start, child.finished_at) * scale)
-    # Short tasks stay visible.
-    return Bar(child, min(x, WIDTH - 4), max(4, end - x))
 
 
 def _seconds(since: str, until: str) -> float:

@@ -248,15 +248,11 @@ def _finish(engine: sa.Engine) -> None:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
             for table in TABLES:
-                _set_sequence(connection, table)
+                for column in table.columns:
+                    if column.identity is not None:
+                        # The next row gets a number above the copied ones.
+                        sequence = sa.func.pg_get_serial_sequence(table.name, column.name)
+                        highest = sa.select(sa.func.max(column)).scalar_subquery()
+                        connection.execute(sa.select(sa.func.setval(sequence, highest)))
                 connection.exec_driver_sql(f"ANALYZE {table.name}")
         _PROGRESS.drop(connection)
-
-
-def _set_sequence(connection: sa.Connection, table: sa.Table) -> None:
-    """Let the next row get a number above the copied ones."""
-    for column in table.columns:
-        if column.identity is not None:
-            sequence = sa.func.pg_get_serial_sequence(table.name, column.name)
-            highest = sa.select(sa.func.max(column)).scalar_subquery()
-            connection.execute(sa.select(sa.func.setval(sequence, highest)))

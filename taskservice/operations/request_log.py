@@ -139,18 +139,11 @@ def _end(response: Response) -> Response:
     # An open page polls every few seconds, and mostly gets 304.
     level = logging.DEBUG if response.status_code == 304 else logging.INFO
     if logger.isEnabledFor(level):
-        details = {
-            "status": response.status_code,
-            "ms": round(seconds * 1000, 1),
-            **_caller_details(g.get("caller")),
-            **g.get("more_details", {}),
-        }
+        details = {"status": response.status_code, "ms": round(seconds * 1000, 1)}
+        caller: Caller | None = g.get("caller")
+        if caller is not None:
+            details |= {"user": caller.user_name, "key": caller.key_name, "keyId": caller.key_id}
+        details |= g.get("more_details", {})
         # The path only: a query can contain a misplaced secret.
         logger.log(level, "%s %s", method, request.path, extra={"details": details})
     return response
-
-
-def _caller_details(caller: Caller | None) -> dict[str, str]:
-    if caller is None:
-        return {}
-    return {"user": caller.user_name, "key": caller.key_name, "keyId": caller.key_id}

@@ -55,20 +55,15 @@ def trust_proxies(application: WsgiApplication, hops: int) -> WsgiApplication:
     fixed = ProxyFix(application, x_for=hops, x_proto=hops, x_host=hops)
 
     def with_prefix(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        prefix = _prefix(environ.get("HTTP_X_FORWARDED_PREFIX", ""), hops)
-        if prefix is not None:
-            environ["SCRIPT_NAME"] = prefix
+        header = environ.get("HTTP_X_FORWARDED_PREFIX", "")
+        values = [value.strip() for value in header.split(",")]
+        outermost = values[-hops] if len(values) >= hops else values[0]
+        # `//other.example` would be another host.
+        if outermost.startswith("/") and not outermost.startswith("//"):
+            environ["SCRIPT_NAME"] = outermost.rstrip("/")
         return fixed(environ, start_response)
 
     return with_prefix
-
-
-def _prefix(header: str, hops: int) -> str | None:
-    values = [value.strip() for value in header.split(",")]
-    outermost = values[-hops] if len(values) >= hops else values[0]
-    # `//other.example` would be another host.
-    is_path = outermost.startswith("/") and not outermost.startswith("//")
-    return outermost.rstrip("/") if is_path else None
 
 
 # The declaration of a route: its endpoint validates requests by it, and OpenAPI documents it.
