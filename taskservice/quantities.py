@@ -1,4 +1,4 @@
-"""Shares and durations as text, the same in the dashboard and in the commands."""
+"""Numbers, shares and durations as text, the same in the dashboard and in the commands."""
 
 import re
 from decimal import Decimal
@@ -8,6 +8,11 @@ from math import floor
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _NUMBER = r"[0-9]{1,1000}"
 _DURATION = re.compile("".join(f"(?:({_NUMBER}){unit})?" for unit in _UNITS))
+
+
+def plural(count: int, noun: str, plural_noun: str = "") -> str:
+    """`1 line`, `2,000 lines`."""
+    return f"{count:,} {noun if count == 1 else plural_noun or noun + 's'}"
 
 
 def percent(share: float) -> str:

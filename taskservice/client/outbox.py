@@ -12,7 +12,8 @@ from uuid import uuid4
 
 from taskservice.client.http import Connection
 from taskservice.client.responses import TaskServiceError, Unreachable
-from taskservice.client.sender import LineQueue, Sender, as_lines, line_count
+from taskservice.client.sender import LineQueue, Sender, as_lines
+from taskservice.quantities import plural
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class Outbox:
             self._send_all(sender, report)
         except TaskServiceError as error:
             if lines := self._queue.count():
-                error.args = (f"{error}; {line_count(lines)} not sent",)
+                error.args = (f"{error}; {plural(lines, 'line')} not sent",)
             self.drop()
             raise
         self.drop()
@@ -172,7 +173,7 @@ class Outbox:
         sender.finish(None)
         sender.has_ended.wait(max(until - time.monotonic(), 0))
         if not sender.is_delivered and sender.stop_reason is None:
-            lines = line_count(self._queue.count())
+            lines = plural(self._queue.count(), "line")
             logger.warning("%s of task %s could not be sent in time", lines, self._task_id)
 
 

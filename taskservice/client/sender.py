@@ -80,11 +80,6 @@ def note(text: str) -> bytes:
     return f"[taskservice: {text}]\n".encode()
 
 
-def line_count(lines: int) -> str:
-    """`1 line`, `2,000 lines`."""
-    return f"{lines:,} {'line' if lines == 1 else 'lines'}"
-
-
 def as_lines(text: str) -> bytes:
     """The lines of a text, each truncated to the limit; an empty text is one empty line."""
     data = text.encode(errors="replace")

@@ -69,10 +69,6 @@ def number(value: int) -> str:
     return f"{value:,}"
 
 
-def plural(count: int, noun: str, plural_noun: str = "") -> str:
-    return f"{count:,} {noun if count == 1 else plural_noun or noun + 's'}"
-
-
 def utc_text(text: str) -> str:
     """24 Nov 2026, 13:36:05 UTC; page.js shows it in local time."""
     return datetime.fromisoformat(text).astimezone(UTC).strftime("%-d %b %Y, %H:%M:%S UTC")

@@ -27,6 +27,7 @@ from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
 from taskservice.database.types import AnyRow, TaskRow
 from taskservice.errors import Problem
+from taskservice.quantities import plural
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import open_questions, parse_id
 from taskservice.schemas.requests import BulkSchema, RerunSchema
@@ -439,9 +440,9 @@ def change() -> AnyResponse:
     wanted = bulk_schema.load(fields)
     key = request.form.get("submission_id") or None
     result = bulk.run(caller, wanted["action"], wanted["taskIds"], key)
-    flash(f"{formatting.plural(result['done'], 'task')} {PARTICIPLES[wanted['action']]}.")
+    flash(f"{plural(result['done'], 'task')} {PARTICIPLES[wanted['action']]}.")
     for code, count in Counter(refused["code"] for refused in result["refused"]).items():
-        flash(f"{formatting.plural(count, 'task')} left as before: {terms.CODES[code].meaning}")
+        flash(f"{plural(count, 'task')} left as before: {terms.CODES[code].meaning}")
     return redirect_to_page(back, "tasks.list_all")
 
 

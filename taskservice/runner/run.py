@@ -25,11 +25,11 @@ from taskservice.client.sender import (
     Sender,
     cut_message,
     heartbeat_for,
-    line_count,
     note,
     now,
 )
 from taskservice.client.task import Task
+from taskservice.quantities import plural
 from taskservice.runner.process import PROGRAM_ONLY, RESET_TO_DEFAULT, Process, describe, exit_code
 from taskservice.runner.program_output import Masker, OutputReader
 from taskservice.runner.saved_run import (
@@ -422,10 +422,10 @@ def deliver(sender: Sender, report: dict[str, Any], stop_waiting: threading.Even
 def _unsent_sentence(lines: int, lost: int, is_saved: bool) -> str:
     """A sentence about the unsent lines and the unsent final status of a run."""
     if not is_saved:
-        return f"{line_count(lines + lost)} and the exit status could not be sent and are lost"
-    text = f"{line_count(lines)} and the exit status" if lines else "the exit status"
+        return f"{plural(lines + lost, 'line')} and the exit status could not be sent and are lost"
+    text = f"{plural(lines, 'line')} and the exit status" if lines else "the exit status"
     text = f"{text} could not be sent yet; send the rest with `taskservice run --resend`"
-    return f"{text}; {line_count(lost)} were lost because the disk is full" if lost else text
+    return f"{text}; {plural(lost, 'line')} were lost because the disk is full" if lost else text
 
 
 def _take_output_file(path: Path) -> bytes | None:
@@ -512,7 +512,7 @@ def _send_left(connection: Connection, run: SavedRun, spool: Spool) -> bool:
             run.write()
         return started
 
-    lines = line_count(spool.count())
+    lines = plural(spool.count(), "line")
     sender = Sender(connection, spool, WRITER, task_id, log_bytes=spool.sent_bytes)
     sender.last_response_at = float("-inf")  # no response yet
     sender.start()

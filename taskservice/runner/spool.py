@@ -7,7 +7,8 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from taskservice.client.sender import LONGEST_STORED, Batch, LineQueue, line_count, note, now, timed
+from taskservice.client.sender import LONGEST_STORED, Batch, LineQueue, note, now, timed
+from taskservice.quantities import plural
 from taskservice.runner.saved_run import open_file
 from taskservice.terms import MAX_LOG
 
@@ -68,7 +69,7 @@ class Spool(LineQueue):
         self._note_lost()
 
     def _store(self, text: bytes, at: int) -> None:
-        left_out = f"{line_count(self._lost)} left out here: there was no space"
+        left_out = f"{plural(self._lost, 'line')} left out here: there was no space"
         stored = timed((note(left_out) if self._lost else b"") + text, at)
         if self._store_on_disk(stored):
             self._lost = 0
