@@ -7,15 +7,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from flask import Flask
-from sqlalchemy import bindparam, select, update
 
 from taskservice import resources
 from taskservice.background import removal, timeouts
 from taskservice.background.delivery_loop import STOP_SECONDS, DeliveryLoop
 from taskservice.background.removal import in_batches
-from taskservice.database.models import Delivery
-from taskservice.database.transactions import reading, transaction
-from taskservice.database.types import database_now
 from taskservice.operations import health
 from taskservice.services import (
     agents,
@@ -26,33 +22,6 @@ from taskservice.services import (
     subscriptions,
     users,
 )
-from taskservice.services.deliveries import DueDeliveries, is_pending, is_too_far
-
-# Deliveries in one transaction.
-BATCH = 200
-_TOO_FAR = select(Delivery.id).where(is_too_far)
-_MAKE_DUE = (
-    update(Delivery)
-    .where(Delivery.id.in_(bindparam("ids", expanding=True)), is_pending)
-    .values(next_attempt_at=database_now())
-)
-
-
-def reschedule_far_deliveries() -> None:
-    """Make deliveries due that are scheduled further ahead than any retry can be."""
-    with reading() as connection:
-        if connection.scalar(_TOO_FAR) is None:
-            return
-    in_batches(_reschedule_batch)
-    resources.find(DueDeliveries).set()
-
-
-def _reschedule_batch() -> bool:
-    with transaction() as connection:
-        ids = connection.scalars(_TOO_FAR.limit(BATCH).with_for_update(skip_locked=True)).all()
-        connection.execute(_MAKE_DUE, {"ids": ids})
-    return len(ids) == BATCH
-
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +38,7 @@ def expire_questions() -> None:
 
 # A job that returns true is not finished.
 JOBS: tuple[Callable[[], bool | None], ...] = (
-    reschedule_far_deliveries,
+    deliveries.make_far_due,
     users.record_uses,
     deliveries.cancel_waiting,
     agents.record_workers,

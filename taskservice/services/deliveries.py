@@ -571,6 +571,17 @@ def _newest(connection: Connection, task_id: str) -> str | None:
     return connection.scalar(newest_first.limit(1))
 
 
+def make_far_due() -> None:
+    """Make deliveries due that are scheduled further ahead than any retry can be."""
+    with reading() as connection:
+        if connection.scalar(select(Delivery.id).where(is_too_far).limit(1)) is None:
+            return
+    with transaction() as connection:
+        far = update(Delivery).where(is_too_far).values(next_attempt_at=database_now())
+        connection.execute(far)
+    resources.find(DueDeliveries).set()
+
+
 def make_due(connection: Connection, delivery_id: str) -> None:
     """Deliver again now. Raises 409 while the delivery is being posted."""
     due = (
