@@ -25,7 +25,7 @@ from sqlalchemy import (
 from taskservice import resources
 from taskservice.database import clock, name_index
 from taskservice.database.models import WITH_OLD_LOG, Agent, Delivery, Log, LogChunk, Task, User
-from taskservice.database.transactions import has_writer_queue, reading, transaction, write_lock
+from taskservice.database.transactions import reading, transaction, write_lock
 from taskservice.database.types import Identifier, Timestamp, db, time_from_now
 from taskservice.services import tasks, users
 from taskservice.terms import PENDING
@@ -127,7 +127,7 @@ CHECKPOINT_MILLISECONDS = 50
 
 def shrink(seconds: float = JOB_SECONDS) -> bool:
     """Shorten SQLite's files by their free space; returns whether more may be left."""
-    if not has_writer_queue():
+    if db.engine.dialect.name != "sqlite":
         return False
     pooled = db.engine.raw_connection()
     connection: Any = pooled.driver_connection

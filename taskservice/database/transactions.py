@@ -37,11 +37,6 @@ def transaction() -> Iterator[Connection]:
         yield connection
 
 
-def has_writer_queue() -> bool:
-    """Whether writers take turns, as on SQLite."""
-    return resources.find(Database).writer_queue is not None
-
-
 def write_lock() -> AbstractContextManager[None]:
     """The right to write to SQLite; raises OperationalError after BUSY_SECONDS."""
     queue = resources.find(Database).writer_queue

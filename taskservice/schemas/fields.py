@@ -273,7 +273,7 @@ def id_field(description: str, example: str | None, **options: Any) -> fields.St
 
 
 def time_field(description: str, example: str | None, **options: Any) -> fields.String:
-    """A time in a row, which is stored in the form of the API."""
+    """A time, which can be null if its example is."""
     options = {"format": "date-time", "allow_none": example is None, **options}
     return text_field(description, example, **options)
 
