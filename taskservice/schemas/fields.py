@@ -374,6 +374,9 @@ class RowSchema(ResponseSchema):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        found = {name: self._column(name, field) for name, field in self.dump_fields.items()}
+        # Field -> its column, which reads of such rows select.
+        self.columns = {name: column for name, column in found.items() if column is not None}
         named = {field.data_key or name: field for name, field in self.dump_fields.items()}
         read = {key: field for key, field in named.items() if not isinstance(field, Lines)}
         attributes = {key: str(field.attribute or field.name) for key, field in read.items()}
@@ -386,12 +389,6 @@ class RowSchema(ResponseSchema):
             # For other fields, the row contains the JSON value.
             if type(field) not in (fields.String, fields.Integer)
         ]
-
-    @property
-    def columns(self) -> dict[str, Column]:
-        """Field -> its column, which reads of such rows select."""
-        found = {name: self._column(name, field) for name, field in self.dump_fields.items()}
-        return {name: column for name, column in found.items() if column is not None}
 
     def _column(self, name: str, field: fields.Field[Any]) -> Column | None:
         of_name = getattr(self.model, re.sub("(?=[A-Z])", "_", name).lower(), None)

@@ -162,7 +162,8 @@ def ask(
         task = get_locked(connection, caller, task_id)
         if idempotency is not None:
             of_task = select(*COLUMNS, Question.idempotency_digest).where(
-                Question.task_id == task.id, Question.idempotency_key == idempotency.key
+                Question.task_id == task.id,
+                Question.idempotency_key == bindparam("idempotency_key"),
             )
             if (replayed := idempotency.replayed(connection, of_task)) is not None:
                 return replayed, True

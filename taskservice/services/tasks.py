@@ -216,9 +216,10 @@ class Idempotency(NamedTuple):
         asked = body if rerun_of is None else {"rerunOf": rerun_of, "body": body}
         return cls(key, hashlib.sha256(strict_json.canonical(asked)).hexdigest())
 
-    def replayed(self, connection: Connection, with_key: AnySelect) -> Any:
+    def replayed(self, connection: Connection, with_key: AnySelect, **values: str) -> Any:
         """The row that this key made; None if there is none. Raises 422 for another request."""
-        row: Any = connection.execute(with_key).one_or_none()
+        values["idempotency_key"] = self.key
+        row: Any = connection.execute(with_key, values).one_or_none()
         if row is not None and row.idempotency_digest != self.digest:
             errors = {"Idempotency-Key": ["Was used with another body."]}
             raise invalid(errors, IDEMPOTENCY_KEY_REUSED)
@@ -238,6 +239,9 @@ _AGENT = Statement[Any](
     select(Agent.name, Agent.input_schema, Agent.expect).where(
         visible_agents, Agent.id == bindparam("agent_id")
     )
+)
+_WITH_KEY = tasks_with_log.add_columns(Task.idempotency_digest).where(
+    Task.user_id == bindparam("user_id"), Task.idempotency_key == bindparam("idempotency_key")
 )
 _PARENT = Statement[Any](
     select(Task.id).where(is_this_task).with_for_update(read=True, key_share=True)
@@ -323,11 +327,9 @@ def _start(
             # First, so that an agent key never gets a task that another agent started.
             columns, agent = load(connection)
             if idempotency is not None:
-                of_user = tasks_with_log.add_columns(Task.idempotency_digest).where(
-                    Task.user_id == caller.user_id, Task.idempotency_key == idempotency.key
-                )
-                if (replayed := idempotency.replayed(connection, of_user)) is not None:
-                    return replayed, True
+                own = {"user_id": caller.user_id}
+                if (task := idempotency.replayed(connection, _WITH_KEY, **own)) is not None:
+                    return task, True
             _check_callback(columns.get("callback_url"))
             _lock_parent(connection, caller, columns.get("parent_id"))
             columns["input"] = text = new_input or columns["input"]
