@@ -15,15 +15,7 @@ from taskservice import resources
 from taskservice.database import clock
 from taskservice.database.types import TaskRow
 from taskservice.resources import SharedSlots
-from taskservice.services import hook_messages, task_json, tasks, users
-from taskservice.services.deliveries import (
-    DueDeliveries,
-    Leased,
-    LeaseLost,
-    record_attempt,
-    release,
-    require_lease,
-)
+from taskservice.services import deliveries, hook_messages, task_json, tasks, users
 from taskservice.services.hook_messages import HookMessage
 from taskservice.services.users import OVERLAP_SECONDS
 from taskservice.terms import FAILED, MAIL, MCP, PENDING, STANDARD
@@ -52,12 +44,12 @@ class FirstAttemptSlots(SharedSlots):
 
 
 def init_app(app: Flask) -> None:
-    resources.provide(app, DueDeliveries())
+    resources.provide(app, deliveries.DueDeliveries())
     resources.provide(app, FirstAttemptSlots(max(1, app.config["THREADS"] // 4)))
     resources.provide(app, CircuitBreaker())
 
 
-def first_attempt(leased: Leased | None) -> str:
+def first_attempt(leased: deliveries.Leased | None) -> str:
     """Post a webhook in the request that ended its task; call it with no transaction open.
 
     Returns the `Callback-Status`: `delivered`, `pending`, `failed` or `none`. The delivery is
@@ -101,7 +93,7 @@ def until_stop(send: Callable[[Interrupt], T]) -> T | None:
     return result.result() if is_over else None
 
 
-def attempt_delivery(leased: Leased, interrupt: Interrupt) -> str:
+def attempt_delivery(leased: deliveries.Leased, interrupt: Interrupt) -> str:
     """Post a webhook once and record the outcome; returns the delivery's state.
 
     Nothing is sent unless the lease still holds when the receiver has accepted the connection.
@@ -113,10 +105,10 @@ def attempt_delivery(leased: Leased, interrupt: Interrupt) -> str:
         outcome = _send(leased, interrupt)
         logger.info("Delivery %s to %s: %s", leased.id, leased.host, outcome.message)
         _record_receiver_health(leased, outcome)
-        return record_attempt(leased, started, outcome)
+        return deliveries.record_attempt(leased, started, outcome)
     except Interrupted:
         return _leave_to_loop(leased)
-    except LeaseLost as lost:
+    except deliveries.LeaseLost as lost:
         logger.info("Delivery %s to %s is not posted: %s", leased.id, leased.host, lost)
         return lost.state
     except Exception:
@@ -124,18 +116,18 @@ def attempt_delivery(leased: Leased, interrupt: Interrupt) -> str:
         return PENDING
 
 
-def _send(leased: Leased, interrupt: Interrupt) -> Outcome:
+def _send(leased: deliveries.Leased, interrupt: Interrupt) -> Outcome:
     """The outcome of one POST; an unexpected error counts, or it would be repeated forever."""
     try:
-        confirm = partial(require_lease, leased)
+        confirm = partial(deliveries.require_lease, leased)
         if leased.hook_id is not None:
             return send_to_hook(hook_messages.of_delivery(leased), interrupt, confirm)
         task = tasks.find_by_id(leased.task_id or "")
         if task is None:
-            raise LeaseLost("The task was deleted.", FAILED)
+            raise deliveries.LeaseLost("The task was deleted.", FAILED)
         headers, body = webhook_of(task, leased.id)
         return post_webhook(leased.callback_url, headers, body, interrupt, confirm)
-    except (SQLAlchemyError, Interrupted, LeaseLost):
+    except (SQLAlchemyError, Interrupted, deliveries.LeaseLost):
         raise  # these errors are not the receiver's
     except Exception:
         logger.exception("Delivery %s to %s could not be posted", leased.id, leased.host)
@@ -214,16 +206,16 @@ def post_webhook(
     )
 
 
-def _record_receiver_health(leased: Leased, outcome: Outcome) -> None:
+def _record_receiver_health(leased: deliveries.Leased, outcome: Outcome) -> None:
     """Record the outcome in the circuit breaker, unless the destination was refused."""
     is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
     if is_well or not outcome.permanent:
         resources.find(CircuitBreaker).record(leased.receiver, has_failed=not is_well)
 
 
-def _leave_to_loop(leased: Leased) -> str:
+def _leave_to_loop(leased: deliveries.Leased) -> str:
     try:
-        release([leased])
+        deliveries.release([leased])
     except Exception:
         logger.exception("Delivery %s stays pending", leased.id)
     return PENDING

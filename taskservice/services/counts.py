@@ -15,16 +15,6 @@ from taskservice.database.models import Task
 from taskservice.database.transactions import reading
 from taskservice.database.types import AnyRow, Timestamp
 from taskservice.services import lists
-from taskservice.services.lists import (
-    IS_WAITING,
-    NEWEST_FIRST,
-    WAITING,
-    Filters,
-    OrderedTasks,
-    Scan,
-    Selection,
-    conditions_of,
-)
 from taskservice.terms import ERROR_TYPES, RUNNING, STATUSES
 
 T = TypeVar("T")
@@ -39,7 +29,7 @@ CLAIMED = "claimed"
 # A status, an error's type, or whether an agent has claimed a running task -> its condition.
 STATES: dict[str, ColumnElement[bool]] = {
     **{status: Task.status == status for status in STATUSES},
-    WAITING: IS_WAITING,
+    lists.WAITING: lists.IS_WAITING,
     CLAIMED: and_(Task.status == RUNNING, Task.claimed_at.is_not(None)),
     **{error_type: Task.error_type == error_type for error_type in ERROR_TYPES},
 }
@@ -52,14 +42,16 @@ class Counts(NamedTuple, Generic[T]):
     are_complete: bool = True
 
 
-def by_state(caller: Caller, selection: Selection, maximum: int) -> Counts[dict[str, int]]:
+def by_state(caller: Caller, selection: lists.Selection, maximum: int) -> Counts[dict[str, int]]:
     """State -> the number of tasks in it; the selection's own filter by state is ignored.
 
     If an index covers the filters, a count stops at `maximum`; claimed tasks are counted among
     `maximum` running ones. Other filters are applied to the newest MAX_SEARCHED tasks, or to a set
     of candidates.
     """
-    selection = selection._replace(status=None, error_type=None, is_claimed=None, sort=NEWEST_FIRST)
+    selection = selection._replace(
+        status=None, error_type=None, is_claimed=None, sort=lists.NEWEST_FIRST
+    )
     values = lists.parameters(caller, selection)
     with reading() as connection:
         filters = frozenset(values) - {"user_id"}
@@ -67,7 +59,7 @@ def by_state(caller: Caller, selection: Selection, maximum: int) -> Counts[dict[
             statement = _limited_counts_statement(filters)
             row: Any = statement.all(connection, **values, maximum=maximum)[0]
             return Counts(dict(zip(STATES, row, strict=True)))
-        tasks = OrderedTasks(connection, caller, selection)
+        tasks = lists.OrderedTasks(connection, caller, selection)
         candidate_set = tasks.smallest_set()
         end = None if candidate_set else tasks.position(None, MAX_SEARCHED)
         row = tasks.run(_count_statement, None, end, candidate_set)[0]
@@ -75,11 +67,11 @@ def by_state(caller: Caller, selection: Selection, maximum: int) -> Counts[dict[
 
 
 @lru_cache
-def _limited_counts_statement(filters: Filters) -> Statement[AnyRow]:
+def _limited_counts_statement(filters: lists.Filters) -> Statement[AnyRow]:
     counts = []
     for state, is_in_state in STATES.items():
         # The index of waiting tasks is not ordered by creation over all agents.
-        by_index = frozenset() if state == WAITING else filters
+        by_index = frozenset() if state == lists.WAITING else filters
         # No index contains claimed tasks only: they are counted among the running ones.
         counted, is_found = (
             (Task.claimed_at, STATES[RUNNING]) if state == CLAIMED else (Task.id, is_in_state)
@@ -91,18 +83,20 @@ def _limited_counts_statement(filters: Filters) -> Statement[AnyRow]:
 
 
 @lru_cache(maxsize=256)
-def _count_statement(scan: Scan) -> Statement[AnyRow]:
+def _count_statement(scan: lists.Scan) -> Statement[AnyRow]:
     # With GROUP BY, SQLite would read all tasks of the user in the order of their status.
     counts = [func.count().filter(is_in_state) for is_in_state in STATES.values()]
-    return Statement(select(*counts).where(*conditions_of(scan)))
+    return Statement(select(*counts).where(*lists.conditions_of(scan)))
 
 
 def by_start(
-    caller: Caller, selection: Selection, times: Sequence[str], statuses: tuple[str, ...]
+    caller: Caller, selection: lists.Selection, times: Sequence[str], statuses: tuple[str, ...]
 ) -> Counts[list[list[int]]]:
     """For each of `statuses`: how many tasks were started in each interval between `times`."""
     with reading() as connection:
-        wanted = selection._replace(created_after=None, created_before=None, sort=NEWEST_FIRST)
+        wanted = selection._replace(
+            created_after=None, created_before=None, sort=lists.NEWEST_FIRST
+        )
         values = lists.parameters(caller, wanted)
         if values.keys() <= {"user_id", "status"}:
             bounds = {f"time{number}": time for number, time in enumerate(times)}
@@ -114,7 +108,7 @@ def by_start(
         # The bounds of a selection are exclusive.
         since = clock.moved(times[0], -MILLISECOND)
         wanted = wanted._replace(created_after=since, created_before=times[-1])
-        tasks = OrderedTasks(connection, caller, wanted)
+        tasks = lists.OrderedTasks(connection, caller, wanted)
         candidate_set = tasks.smallest_set()
         end = None if candidate_set else tasks.position(None, MAX_SEARCHED_FOR_CHART)
         counts = {status: [0] * (len(times) - 1) for status in statuses}
@@ -139,6 +133,6 @@ def _interval_counts_statement(statuses: tuple[str, ...], times: int) -> Stateme
 
 
 @lru_cache(maxsize=256)
-def _starts_statement(scan: Scan) -> Statement[AnyRow]:
+def _starts_statement(scan: lists.Scan) -> Statement[AnyRow]:
     found = select(Task.created_at, Task.status)
-    return Statement(found.where(*conditions_of(scan)))
+    return Statement(found.where(*lists.conditions_of(scan)))

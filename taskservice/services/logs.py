@@ -41,14 +41,7 @@ from taskservice.database.types import (
 )
 from taskservice.errors import Problem, invalid, require
 from taskservice.schemas.tasks import TASK_COLUMNS
-from taskservice.services.tasks import (
-    HEARTBEAT,
-    finished_problem,
-    get_locked,
-    is_this_task,
-    select_task,
-    with_log,
-)
+from taskservice.services import tasks
 
 T = TypeVar("T")
 # A log of at most this many bytes is read together with its task, by a GET of this task.
@@ -69,7 +62,7 @@ _SMALL_LOG_TEXT = case(
     )
 )
 _TASK_AND_LINES = Statement[TaskAndLines](
-    with_log((*TASK_COLUMNS, _SMALL_LOG_TEXT.label("lines"))).where(is_this_task)
+    tasks.with_log((*TASK_COLUMNS, _SMALL_LOG_TEXT.label("lines"))).where(tasks.is_this_task)
 )
 
 
@@ -397,7 +390,7 @@ def _checked(chunks: list[Chunk], times: Times) -> list[Chunk]:
 
 # `seq` is null if the given writer has sent no lines.
 _TASK_AND_SEQ = Statement[Any](
-    select_task.add_columns(Task.default_writer_seq, LogWriter.seq).outerjoin(
+    tasks.select_task.add_columns(Task.default_writer_seq, LogWriter.seq).outerjoin(
         LogWriter, and_(LogWriter.task_id == Task.id, LogWriter.writer == bindparam("writer"))
     )
 )
@@ -412,12 +405,12 @@ _LOG_ID = (
 _accepts_lines = or_(Task.status == terms.RUNNING, Task.error_type == terms.TIMEOUT)
 _UPDATE = (
     update(Task)
-    .where(is_this_task, _accepts_lines)
+    .where(tasks.is_this_task, _accepts_lines)
     .returning(
         Task.id, Task.status, Task.created_at, Task.claimed_at, Task.log_count, Task.first_log
     )
 )
-_HEARTBEAT = Statement[AnyRow](_UPDATE.values(HEARTBEAT))
+_HEARTBEAT = Statement[AnyRow](_UPDATE.values(tasks.HEARTBEAT))
 _ADD_LINES = Statement[AnyRow](
     _UPDATE.where(Task.log_bytes <= terms.MAX_LOG - bindparam("bytes", type_=BigInteger()))
     .values(
@@ -426,7 +419,7 @@ _ADD_LINES = Statement[AnyRow](
         default_writer_seq=Task.default_writer_seq + bindparam("default_lines", type_=BigInteger()),
         version=Task.version + 1,
         updated_at=bindparam("now"),
-        **HEARTBEAT,
+        **tasks.HEARTBEAT,
     )
     .returning(_LOG_ID)
 )
@@ -478,9 +471,9 @@ def _not_stored(
     writer: str,
 ) -> Sequence[Chunk]:
     """The lines sent that `writer` has not sent before. Raises 404 and 409."""
-    task: Any = get_locked(connection, caller, task_id, _TASK_AND_SEQ, writer=writer)
+    task: Any = tasks.get_locked(connection, caller, task_id, _TASK_AND_SEQ, writer=writer)
     if not _is_open(task):
-        raise finished_problem(task)
+        raise tasks.finished_problem(task)
     stored = (task.seq or 0) if writer else task.default_writer_seq
     if seq > stored + 1:
         raise Problem(
@@ -509,9 +502,9 @@ def _update_task(
     else:
         updated = _HEARTBEAT.one_or_none(connection, **here)
     if updated is None:
-        task = get_locked(connection, caller, task_id)
+        task = tasks.get_locked(connection, caller, task_id)
         if not _is_open(task):
-            raise finished_problem(task)
+            raise tasks.finished_problem(task)
         detail = f"The task's log is full: the limit is {terms.MAX_LOG} bytes"
         raise Problem(413, detail, code=terms.LOG_FULL)
     return updated

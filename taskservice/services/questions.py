@@ -39,14 +39,7 @@ from taskservice.database.types import (
 from taskservice.errors import Problem, invalid, require
 from taskservice.schemas import json_schema, strict_json
 from taskservice.schemas.tasks import QUESTION_COLUMNS, question_schema
-from taskservice.services import events
-from taskservice.services.tasks import (
-    HEARTBEAT,
-    Idempotency,
-    finished_problem,
-    get_locked,
-    is_this_task,
-)
+from taskservice.services import events, tasks
 
 # Questions per read of a list: each answer may have a megabyte.
 QUESTIONS_PER_READ = 4
@@ -66,7 +59,7 @@ can_be_answered = and_(
     _is_open, or_(Question.expires_at.is_(None), Question.expires_at > time_from_now())
 )
 _OPEN = OF_TASK.where(can_be_answered)
-_TASK = select(Task.id).where(is_this_task)
+_TASK = select(Task.id).where(tasks.is_this_task)
 _ONE = OF_TASK.where(Question.id == bindparam("question_id", type_=Identifier))
 
 
@@ -155,11 +148,11 @@ _CLOSE = update(Question).where(
 
 @retry_on_conflict
 def ask(
-    caller: Caller, task_id: str, fields: dict[str, Any], idempotency: Idempotency | None
+    caller: Caller, task_id: str, fields: dict[str, Any], idempotency: tasks.Idempotency | None
 ) -> tuple[AnyRow, bool]:
     """Ask a question; returns it, and whether it existed already. Raises 404, 409 and 422."""
     with transaction() as connection:
-        task = get_locked(connection, caller, task_id)
+        task = tasks.get_locked(connection, caller, task_id)
         if idempotency is not None:
             of_task = select(*COLUMNS, Question.idempotency_digest).where(
                 Question.task_id == task.id,
@@ -190,7 +183,7 @@ def ask(
 
 def _check_may_ask(connection: Connection, task: TaskRow) -> None:
     if task.status != terms.RUNNING:
-        raise finished_problem(task)
+        raise tasks.finished_problem(task)
     if task.claimed_at is None:
         raise Problem(409, "No agent has claimed the task", code=terms.NOT_CLAIMED)
     if len(_open(connection, task.id)) >= terms.MAX_OPEN_QUESTIONS:
@@ -216,7 +209,7 @@ def answer(
             if errors:
                 raise invalid(errors)
     with transaction() as connection:
-        get_locked(connection, caller, task_id)
+        tasks.get_locked(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
         answer_content, by = content or {}, caller.key_name
         if action == terms.DECLINE:
@@ -234,7 +227,7 @@ def answer(
 def withdraw(caller: Caller, task_id: str, question_id: str) -> AnyRow:
     """Withdraw an open question; repeating it changes nothing. Raises 404, and 409 if it ended."""
     with transaction() as connection:
-        get_locked(connection, caller, task_id)
+        tasks.get_locked(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
         is_same = question.state == terms.WITHDRAWN
         return _close(connection, question, is_same, state=terms.WITHDRAWN)
@@ -271,7 +264,7 @@ def _store_open(connection: Connection, task_id: str) -> None:
         "questions": open_json(connection, task_id),
         "updated_at": clock.now(),
         "version": Task.version + 1,
-        **HEARTBEAT,
+        **tasks.HEARTBEAT,
     }
     connection.execute(update(Task).where(Task.id == task_id).values(values))
 

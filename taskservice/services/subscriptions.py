@@ -41,14 +41,7 @@ from taskservice.database.transactions import (
 from taskservice.database.types import AnyRow, AnySelect, database_now
 from taskservice.errors import invalid_key
 from taskservice.schemas import strict_json
-from taskservice.services import events
-from taskservice.services.deliveries import (
-    CANCEL,
-    DueDeliveries,
-    LeaseLost,
-    is_pending,
-    is_unleased,
-)
+from taskservice.services import deliveries, events
 from taskservice.services.events import KEPT_SECONDS, NewEvent
 from taskservice.terminal import shortened
 from taskservice.terms import ACTIVE, CANCELLED, EVENTS, MAX_HOOKS, MCP, TASK_ASKS
@@ -237,7 +230,7 @@ def subscribe(caller: Caller, wanted: Wanted) -> dict[str, Any]:
         conditions, is_truncated = _start(connection, caller, wanted, last)
         is_truncated |= _replay(connection, hook, conditions)
         cursor = _reached(connection, hook, last, now)
-    resources.find(DueDeliveries).set()
+    resources.find(deliveries.DueDeliveries).set()
     result = {"id": subscription, "refreshBefore": until, "cursor": cursor}
     return {**result, "truncated": is_truncated, **more}
 
@@ -271,13 +264,15 @@ def _refresh(connection: Connection, hook: AnyRow, wanted: Wanted, until: str) -
     if hook.state != ACTIVE:
         values |= {"state": ACTIVE, "reason": None, "failures": 0}
     connection.execute(update(Hook).where(Hook.id == hook.id).values(values))
-    waiting = update(Delivery).where(Delivery.hook_id == hook.id, is_pending, is_unleased)
+    waiting = update(Delivery).where(
+        Delivery.hook_id == hook.id, deliveries.is_pending, deliveries.is_unleased
+    )
     connection.execute(waiting.values(next_attempt_at=database_now()))
 
 
 def _replay(connection: Connection, hook: AnyRow, conditions: Conditions) -> bool:
     """Enqueue the newest events that meet the conditions; returns whether there are more."""
-    waiting = select(Delivery.event_id).where(Delivery.hook_id == hook.id, is_pending)
+    waiting = select(Delivery.event_id).where(Delivery.hook_id == hook.id, deliveries.is_pending)
     # Not the task: locking it here could be a deadlock with its report.
     newest_first = (
         select(Event.id, Event.at, null().label("task_id"))
@@ -334,7 +329,7 @@ def message(hook: AnyRow, event: AnyRow) -> tuple[str, bytes]:
         return webhook_id, strict_json.dumps({"type": TERMINATED, "error": FORBIDDEN})
     if has_ended:
         # Maintenance cancels the delivery.
-        raise LeaseLost("The subscription has ended.", CANCELLED)
+        raise deliveries.LeaseLost("The subscription has ended.", CANCELLED)
     if event.name == GAP:
         return webhook_id, strict_json.dumps({"type": GAP, "cursor": cursor})
     return event.id, strict_json.dumps({**_as_json(event), "cursor": cursor})
@@ -350,7 +345,7 @@ def _reached(
     pending = (
         select(Event.position, Event.at)
         .join(Delivery, Delivery.event_id == Event.id)
-        .where(Delivery.hook_id == hook.id, is_pending)
+        .where(Delivery.hook_id == hook.id, deliveries.is_pending)
         .where(Event.position <= position, Event.id != event_id)
         .order_by(Event.position)
     )
@@ -395,7 +390,7 @@ def maintain() -> None:
     of_invalid_key = _HOOKS.join(ApiKey, ApiKey.id == Hook.key_id).where(
         is_unended, ApiKey.id.not_in(valid_keys)
     )
-    pending = select(Delivery.hook_id).where(is_pending, Delivery.hook_id.is_not(None))
+    pending = select(Delivery.hook_id).where(deliveries.is_pending, Delivery.hook_id.is_not(None))
     crowded = pending.group_by(Delivery.hook_id).having(func.count() > MAX_WAITING)
     of_mcp = _HOOKS.where(Hook.format == MCP)
     with reading() as connection:
@@ -421,13 +416,15 @@ def _give_up(connection: Connection, hook: AnyRow) -> None:
     waiting = (
         select(Delivery.id)
         .join(Event, Event.id == Delivery.event_id)
-        .where(Delivery.hook_id == hook.id, is_pending)
+        .where(Delivery.hook_id == hook.id, deliveries.is_pending)
     )
     newest_first = waiting.where(Event.name.in_(EVENTS)).order_by(Event.position.desc())
-    gap = connection.execute(waiting.where(Event.name == GAP, is_unleased)).first()
+    gap = connection.execute(waiting.where(Event.name == GAP, deliveries.is_unleased)).first()
     if _cancel(connection, Delivery.id.in_(newest_first.offset(MAX_WAITING))) and gap is None:
         _tell(connection, hook, GAP)
 
 
 def _cancel(connection: Connection, *which: ColumnElement[bool]) -> int:
-    return connection.execute(update(Delivery).where(is_pending, *which).values(CANCEL)).rowcount
+    return connection.execute(
+        update(Delivery).where(deliveries.is_pending, *which).values(deliveries.CANCEL)
+    ).rowcount
