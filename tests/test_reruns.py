@@ -54,6 +54,15 @@ def test_rerun_takes_another_input(alice: ApiClient) -> None:
     assert list(problem(rerun(alice, task, json={"name": "x"}), 422)["errors"]) == ["name"]
 
 
+def test_rerun_takes_other_labels(alice: ApiClient) -> None:
+    task = alice.start(labels={"env": "prod", "version": "1"})
+    for labels in ({"env": "test"}, {}):
+        assert expect(rerun(alice, task, json={"labels": labels}), 201)["labels"] == labels
+    assert expect(rerun(alice, task, json={"labels": None}), 201)["labels"] == task["labels"]
+    assert len(expect(alice.get("/task?label=env:prod"), 200)) == 2
+    assert "labels" in problem(rerun(alice, task, json={"labels": {"Env": "x"}}), 422)["errors"]
+
+
 def test_running_task_can_be_run_again(alice: ApiClient) -> None:
     assert expect(rerun(alice, alice.start()), 201)["status"] == "running"
 

@@ -178,8 +178,8 @@ def cancel(task_id: str, query: dict[str, Any]) -> Response:
 def rerun(task_id: str, query: dict[str, Any]) -> Response:
     """Run a task again.
 
-    Starts a new task with the same agent, name, callback, timeout and labels, and with the same
-    input unless `input` is given. The new task waits to be claimed, even with an agent key.
+    Starts a new task with the same agent, name, callback and timeout, and with the same input and
+    labels unless these are given. The new task waits to be claimed, even with an agent key.
     """
     body = json_body(rerun_schema)
     fields = rerun_schema.load(body)

@@ -161,7 +161,10 @@ def _start(agent: AnyRow, form: dict[str, str], input_form: InputForm) -> TaskRo
     """
     body: dict[str, Any] = {"agentId": agent.id, "name": form["name"] or None}
     errors: dict[str, Any] = {}
-    for field, parse in (("input", input_form.value), ("labels", lambda: _labels(form["labels"]))):
+    for field, parse in (
+        ("input", input_form.value),
+        ("labels", lambda: schema_form.labels(form["labels"])),
+    ):
         try:
             body[field] = parse()
         except ValidationError as error:
@@ -192,16 +195,6 @@ def _expect(form: dict[str, str]) -> dict[str, Any] | None:
                 message = f"“{text[:80]}” is not a duration such as 25h."
                 raise ValidationError({"expect": {name: [message]}})
     return expect
-
-
-def _labels(text: str) -> dict[str, str]:
-    """The labels of a form: one `key=value` per line. Raises ValidationError."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if wrong := [line for line in lines if "=" not in line]:
-        messages = [f"“{line[:80]}” is not of the form key=value." for line in wrong[:3]]
-        raise ValidationError({"labels": messages})
-    pairs = [line.partition("=") for line in lines]
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _form(*names: str) -> dict[str, str]:

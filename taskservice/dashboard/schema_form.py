@@ -431,3 +431,13 @@ def _begun(schema: str, content: Json, is_text: bool) -> InputForm:
 def _loads(text: str) -> Json:
     value: Json = strict_json.loads(text.encode())
     return value
+
+
+def labels(text: str) -> dict[str, str]:
+    """The labels of a form: one `key=value` per line. Raises ValidationError."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if wrong := [line for line in lines if "=" not in line]:
+        messages = [f"“{line[:80]}” is not of the form key=value." for line in wrong[:3]]
+        raise ValidationError({"labels": messages})
+    pairs = [line.partition("=") for line in lines]
+    return {key.strip(): value.strip() for key, _, value in pairs}

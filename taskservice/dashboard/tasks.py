@@ -398,12 +398,15 @@ def rerun(task_id: str) -> AnyResponse:
 
 
 def _rerun(task: TaskRow, input_form: InputForm, submission_id: str) -> TaskRow:
-    """Start it; a form that is sent twice with the same input starts one task. Raises 422."""
+    """Start it; a form that is sent twice with the same fields starts one task. Raises 422."""
     value, before = input_form.value(), strict_json.loads(task.input.encode())
     is_same = strict_json.canonical(value) == strict_json.canonical(before)
     body = {} if is_same else {"input": value}
+    typed = request.form.get("labels")
+    if typed is not None and typed.splitlines() != _label_lines(task):
+        body["labels"] = schema_form.labels(typed)
     fields = rerun_schema.load(body)
-    submission = (submission_id or clock.new_id()).encode() + strict_json.dumps(value)
+    submission = (submission_id or clock.new_id()).encode() + strict_json.dumps([value, body])
     key = hashlib.sha256(submission).hexdigest()
     again, _ = tasks.rerun(caller, task.id, fields, Idempotency.of(key, body, task.id))
     return again
@@ -412,8 +415,15 @@ def _rerun(task: TaskRow, input_form: InputForm, submission_id: str) -> TaskRow:
 def _page(task: TaskRow, input_form: InputForm, fault: str = "", status: int = 200) -> Response:
     again = tasks.newest_rerun(caller, task.id)
     values = {"task": task, "input_form": input_form, "fault": fault, "again": again}
+    values["labels"] = request.form.get("labels", "\n".join(_label_lines(task)))
     no_worker = attention.missing_worker(agents.get(caller, task.agent_id))
     return page("rerun.html", status, **values, no_worker=no_worker, new_id=clock.new_id())
+
+
+def _label_lines(task: TaskRow) -> list[str]:
+    """The labels as the form shows them; a value can have several lines."""
+    pairs = strict_json.loads(task.labels.encode()).items()
+    return "\n".join(f"{key}={value}" for key, value in pairs).splitlines()
 
 
 def _schema(task: TaskRow) -> str:

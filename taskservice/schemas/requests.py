@@ -105,6 +105,7 @@ class RerunSchema(Schema):
         {"mailbox": "office"},
         allow_none=True,
     )
+    labels = Labels("The labels of the new task, if they are not the same.")
 
 
 class BulkSchema(Schema):

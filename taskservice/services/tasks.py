@@ -303,6 +303,8 @@ def rerun(
     def load(connection: Connection) -> tuple[dict[str, Any], Any]:
         before: Any = get_locked(connection, caller, task_id, _TASK_TO_RERUN)
         columns = {name: getattr(before, name) for name in _RERUN_COLUMNS}
+        if (labels := fields.get("labels")) is not None:
+            columns["labels"] = strict_json.dumps(labels).decode()
         return columns | {"rerun_of": before.id}, before
 
     return _start(caller, load, input_text, idempotency, is_claimed=False)

@@ -58,13 +58,27 @@ def reruns(alice: ApiClient, task: dict[str, Any]) -> list[dict[str, Any]]:
 def test_task_is_run_again_with_the_same_input(browser: Browser, alice: ApiClient) -> None:
     task = alice.start(name="nightly", input={"n": 12345678901234567890.5, "s": "a\r\nb"})
     path = f"/tasks/{task['id']}/rerun"
-    form = unescape(re.findall(r"<textarea.*?>\n(.*)</textarea>", browser.get(path).text, re.S)[0])
+    form = unescape(re.findall(r"<textarea.*?>\n(.*?)</textarea>", browser.get(path).text, re.S)[0])
     # As a browser sends it.
     response = browser.send(path, input=form.replace("\n", "\r\n"))
     (again,) = reruns(alice, task)
     assert response.location == f"/tasks/{again['id']}"
     assert again["input"] == task["input"]
     assert "Started a rerun of" in browser.get(response.location).text
+
+
+def test_task_is_run_again_with_other_labels(browser: Browser, alice: ApiClient) -> None:
+    task = alice.start(labels={"env": "prod", "note": " two\nlines"})
+    path = f"/tasks/{task['id']}/rerun"
+    assert ">\nenv=prod\nnote= two\nlines</textarea>" in browser.get(path).text
+    browser.send(path, input="{}", labels="env=prod\r\nnote= two\r\nlines")
+    assert reruns(alice, task)[0]["labels"] == task["labels"]
+    browser.send(path, input="{}", labels="env=test\r\n")
+    assert reruns(alice, task)[0]["labels"] == {"env": "test"}
+    refused = browser.send(path, input="{}", labels="env")
+    assert refused.status_code == 422
+    assert "“env” is not of the form key=value." in refused.text
+    assert len(reruns(alice, task)) == 2
 
 
 def test_task_is_run_again_with_another_input(browser: Browser, alice: ApiClient) -> None:
