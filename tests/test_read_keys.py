@@ -158,8 +158,6 @@ def test_read_key_has_the_tools_of_mcp_that_only_read(alice: ApiClient) -> None:
                                      "inputResponses": answer}),
         screen.modern("tasks/update", here | {"inputResponses": answer}),
         screen.modern("tasks/cancel", here),
-        screen.modern("events/subscribe", {"name": "task.ended"}),
-        screen.modern("events/poll", {"name": "task.ended"}),
     ):  # fmt: skip
         assert refused(response), response
     assert rows(alice.app) == before

@@ -101,8 +101,7 @@ _BOTH: dict[str, Method] = {"tools/list": list_tools, "tools/call": tool_calls.r
 MODERN_METHODS = {**_BOTH, "server/discover": discover, **_TASKS}
 LEGACY_METHODS = {**_BOTH, "initialize": initialize, "ping": ping}
 OF_AGENT_KEYS = {*_EVENTS, "server/discover", "initialize"}
-# The other events create something, or make the service record them.
-OF_READ_KEYS = {"initialize", "ping", "server/discover", "tools/list", "tools/call", "tasks/get"}
+OF_READ_KEYS = {*OF_AGENT_KEYS, "ping", "tools/list", "tools/call", "tasks/get"}
 
 
 @blueprint.post(protocol.PATH, provide_automatic_options=False)

@@ -639,6 +639,23 @@ def test_event_is_delivered_as_a_poll_returns_it(
     assert tasks_of(poll(mcp, "task.ended", cursor=cursor)) == [later["id"]]
 
 
+def test_read_key_polls_and_subscribes(
+    app: Flask, alice: ApiClient, mcp: McpClient, client: Receiver
+) -> None:
+    screen = McpClient(alice.read_key())
+    assert screen.legacy("events/list").result == mcp.legacy("events/list").result
+    cursor = subscribe(screen, client)["cursor"]
+    with looping(app):
+        task = run(alice)
+        [message] = messages(client, 1)
+    assert body_of(message)["data"]["task"]["id"] == task["id"]
+    assert tasks_of(poll(screen, "task.ended", cursor=cursor)) == [task["id"]]
+    delivery = {"url": client.url}
+    params = {"name": "task.ended", "arguments": {}, "delivery": delivery}
+    assert screen.legacy("events/unsubscribe", params).result == {}
+    assert expect(alice.get("/hook"), 200) == []
+
+
 def test_restart_changes_nothing_of_a_subscription(
     app: Flask, alice: ApiClient, mcp: McpClient, client: Receiver, apps: Apps, config: Config
 ) -> None:
