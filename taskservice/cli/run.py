@@ -30,7 +30,6 @@ from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
 @click.command(
     "run",
     short_help="Run any program as a task.",
-    context_settings={"ignore_unknown_options": False},
     epilog=examples(
         "taskservice run --agent backup -- ./backup.sh --all",
         "taskservice run --agent reader --input box=office --label env=prod -- python -u read.py",

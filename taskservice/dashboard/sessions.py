@@ -46,7 +46,6 @@ def init_app(app: Flask) -> None:
     digest = hmac.digest(str(app.config["SECRET_KEY"]).encode(), b"cookie name", "sha256")
     app.config.update(
         SESSION_COOKIE_NAME=f"taskservice-{digest.hex()[:8]}",
-        SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Lax",
         PERMANENT_SESSION_LIFETIME=LIFETIME,
     )

@@ -63,31 +63,17 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "post_worker_init": connect_application,
         "worker_exit": lambda _arbiter, worker: join_loops(worker.background_threads),
         "on_starting": listen,
-        # `serve` creates the application first, and its workers inherit it. Under gunicorn itself
-        # each worker creates its own, so that a reload loads it again.
-        "preload_app": False,
         # Longer than nginx keeps idle connections (60 s), so that it never uses a closing one.
         "keepalive": 75,
-        # Seconds without a heartbeat of the worker's loop, which never waits for its threads.
-        "timeout": 30,
-        "graceful_timeout": 30,
         # The heartbeat is a file; in memory it neither waits for a disk nor needs space on one.
         "worker_tmp_dir": str(MEMORY_FOLDER) if os.access(MEMORY_FOLDER, os.W_OK) else None,
         # Two services of one user would share one socket.
         "control_socket_disable": True,
-        # The application logs its requests, without secrets.
-        "accesslog": None,
         "limit_request_line": 8190,
-        "limit_request_fields": 100,
-        "limit_request_field_size": 8190,
         # X-Forwarded-* is for the application alone, which counts PROXY_HOPS.
         "forwarded_allow_ips": "",
         "secure_scheme_headers": {},
         "forwarder_headers": "",
-        "header_map": "drop",
-        "http_protocols": "h1",
-        "http2_cleartext": "off",
-        "proxy_protocol": "off",
     }
 
 
