@@ -848,13 +848,16 @@ class Task:
         """
         return self._update("POST", f"/task/{self.id}/cancel")
 
-    def rerun(self, input: Mapping[str, Any] | None = None) -> "Task":
+    def rerun(
+        self, input: Mapping[str, Any] | None = None, labels: Mapping[str, str] | None = None
+    ) -> "Task":
         """Start a copy of the task, for a worker to claim. Blocks.
 
         Returns the new task, whose `data["rerunOf"]` is the ID of this one.
 
         Args:
             input: Another input (default: the same input).
+            labels: Other labels (default: the same labels).
 
         Raises:
             Invalid: The agent's input schema rejected the input.
@@ -863,9 +866,10 @@ class Task:
             >>> task.rerun(input={"pages": 3}).data["rerunOf"] == task.id
             True
         """
+        changes = {"input": input, "labels": labels}
         data = self._connection.call(
             "POST", f"/task/{path_segment(self.id)}/rerun", STARTED,
-            json={} if input is None else {"input": input},
+            json={name: value for name, value in changes.items() if value is not None},
             headers={"Idempotency-Key": uuid4().hex},
         ).data  # fmt: skip
         return Task(self._connection, data)

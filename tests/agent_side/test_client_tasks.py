@@ -276,7 +276,7 @@ def test_coroutines_work_on_tasks_side_by_side(remote_alice: RemoteClient, clien
 # --- reruns, times, agents ---------------------------------------------------------------
 
 
-def test_rerun_has_the_same_input_or_another(client: Client) -> None:
+def test_rerun_has_the_same_input_and_labels_or_others(client: Client) -> None:
     task = client.start("one", name="first", input={"day": 1}, labels={"env": "prod"})
     task.fail("no")
     again = task.rerun()
@@ -284,6 +284,8 @@ def test_rerun_has_the_same_input_or_another(client: Client) -> None:
     assert (again.name, again.input, again.labels) == ("first", {"day": 1}, {"env": "prod"})
     assert task.rerun({"day": 2}).input == {"day": 2}
     assert task.rerun({}).input == {}
+    assert task.rerun(labels={"env": "test"}).labels == {"env": "test"}
+    assert task.rerun(labels={}).labels == {}
 
 
 def test_lost_answer_starts_one_task(remote_alice: RemoteClient) -> None:
