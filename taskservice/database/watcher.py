@@ -64,9 +64,9 @@ class Watcher:
     @contextmanager
     def watching(self) -> Iterator[None]:
         with self._changed:
-            self._watching += 1
             if self._thread is None:
                 self._thread = start_thread("watcher", self._watch)
+            self._watching += 1
         try:
             yield
         finally:

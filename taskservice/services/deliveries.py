@@ -290,6 +290,8 @@ DAY_SECONDS = 86_400.0
 # A hook is turned off after as many deliveries in a row that failed for good, or after a 410.
 MAX_LOST = 3
 GONE = 410
+# How many deliveries that are too far ahead one transaction makes due.
+FAR_BATCH = 200
 NO_LEASE = {"lease": None, "leased_until": None}
 CANCEL = {"state": terms.CANCELLED, "next_attempt_at": None, **NO_LEASE}
 _INSERT = insert(Delivery).values(
@@ -571,15 +573,21 @@ def _newest(connection: Connection, task_id: str) -> str | None:
     return connection.scalar(newest_first.limit(1))
 
 
-def make_far_due() -> None:
-    """Make deliveries due that are scheduled further ahead than any retry can be."""
+def make_far_due() -> bool:
+    """Make deliveries due that are scheduled further ahead than any retry can be.
+
+    Returns whether there may be more.
+    """
+    far = select(Delivery.id).where(is_too_far)
     with reading() as connection:
-        if connection.scalar(select(Delivery.id).where(is_too_far).limit(1)) is None:
-            return
+        if connection.scalar(far.limit(1)) is None:
+            return False
     with transaction() as connection:
-        far = update(Delivery).where(is_too_far).values(next_attempt_at=database_now())
-        connection.execute(far)
+        found = connection.scalars(far.limit(FAR_BATCH).with_for_update(skip_locked=True)).all()
+        these = update(Delivery).where(Delivery.id.in_(found))
+        connection.execute(these.values(next_attempt_at=database_now()))
     resources.find(DueDeliveries).set()
+    return len(found) == FAR_BATCH
 
 
 def make_due(connection: Connection, delivery_id: str) -> None:

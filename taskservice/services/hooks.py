@@ -163,6 +163,8 @@ def _check(hook: dict[str, Any]) -> None:
 def delete(caller: Caller, hook_id: str) -> AnyRow:
     """Delete a hook with its deliveries, and tell an MCP client; returns it. Raises 404."""
     with transaction() as connection:
+        # In this order, as a client that ends its subscription.
+        events.lock_stream(connection, caller.user_id)
         hook = _locked(connection, caller, hook_id)
         if hook.subscription:
             subscriptions.terminate(connection, hook)

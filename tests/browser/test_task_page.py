@@ -198,23 +198,27 @@ def test_lines_have_links_and_the_colours_of_their_levels(visitor: Visitor, site
         f"WARNING see {address}, then (http://b.example/x).",
         "ERROR <a href='https://c.example'>no</a> javascript:alert(1) https://d.example/\u202egnp",
         f"\x1b[32minfo {address}\x1b[0m",
+        "at \x1b[36mhttp://localhost:\x1b[1m5173\x1b[22m/\x1b[39m now",
         "done",
     ]
     site.alice.append(task, *lines)
     page = open_task(visitor, task)
     line = page.locator("#log .line > span")
     second = lines[1].replace("\u202e", "\\u202e")
-    expect(line).to_have_text([lines[0], second, f"info {address}", "done"])
+    expect(line).to_have_text(
+        [lines[0], second, f"info {address}", "at http://localhost:5173/ now", "done"]
+    )
     links = page.locator("#log .line > span a")
     assert [link.get_attribute("href") for link in links.all()] == [
         address, "http://b.example/x", "https://c.example/", "https://d.example/", address,
+        *["http://localhost:5173/"] * 3,
     ]  # fmt: skip
     for link in links.all():
         assert link.get_attribute("rel") == "noopener noreferrer"
         assert link.get_attribute("target") == "_blank"
     colours = line.evaluate_all("all => all.map((each) => getComputedStyle(each).color)")
-    assert len(set(colours[:2] + colours[3:])) == 3
-    assert colours[2] == colours[3]
+    assert len({*colours[:2], colours[-1]}) == 3
+    assert colours[2] == colours[-1]
     # The numbers are the links that select lines.
     page.locator("#log .line > a").first.click()
     page.locator("#log .line > a").nth(1).click(modifiers=["Shift"])

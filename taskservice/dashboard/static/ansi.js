@@ -1,6 +1,6 @@
 // Turns a line of a log into nodes: colours become classes, other escape sequences are dropped.
 
-import { linked } from "./links.js";
+import { addressesIn, linked } from "./links.js";
 
 const SEQUENCE = new RegExp(
   [
@@ -80,12 +80,12 @@ function classes({ styles, foreground, background }) {
   return [...names].join(" ");
 }
 
-function textNodes(text, state) {
+function textNodes(nodes, state) {
   const names = classes(state);
-  if (!names) return linked(text);
+  if (!names) return nodes;
   const span = document.createElement("span");
   span.className = names;
-  span.append(...linked(text));
+  span.append(...nodes);
   return [span];
 }
 
@@ -103,13 +103,20 @@ export function plain(line) {
 export function painted(line) {
   const last = lastOverwrite(line);
   const state = { styles: new Set(), foreground: null, background: null };
+  // An address may have several styles.
+  const addresses = addressesIn(plain(line));
   const nodes = [];
-  let start = 0;
+  let start = 0, offset = 0;
+  const add = (end) => {
+    if (end === start) return;
+    nodes.push(...textNodes(linked(last.slice(start, end), addresses, offset), state));
+    offset += end - start;
+  };
   for (const found of last.matchAll(SEQUENCE)) {
-    if (found.index > start) nodes.push(...textNodes(last.slice(start, found.index), state));
+    add(found.index);
     if (found[1] !== undefined) applyCodes(state, found[1]);
     start = found.index + found[0].length;
   }
-  if (start < last.length) nodes.push(...textNodes(last.slice(start), state));
+  add(last.length);
   return nodes;
 }

@@ -28,16 +28,26 @@ export function link(address, label = document.createTextNode(shown(address))) {
   return anchor;
 }
 
-// Text with the links in it.
-export function linked(text) {
+// The addresses in a text, with their places.
+export function addressesIn(text) {
+  return [...text.matchAll(LINK)].map(({ 0: found, index }) => {
+    const address = withoutEnd(found);
+    return { address, from: index, to: index + address.length };
+  });
+}
+
+// Text with its links; of a part of a text, which begins at `offset`, with the addresses of the whole.
+export function linked(text, addresses = addressesIn(text), offset = 0) {
   const nodes = [];
+  const node = (from, to) => document.createTextNode(shown(text.slice(from, to)));
   let start = 0;
-  for (const found of text.matchAll(LINK)) {
-    const address = withoutEnd(found[0]);
-    nodes.push(document.createTextNode(shown(text.slice(start, found.index))), link(address));
-    start = found.index + address.length;
+  for (const { address, from, to } of addresses) {
+    const [first, end] = [from, to].map((at) => Math.max(start, Math.min(at - offset, text.length)));
+    if (first === end) continue;
+    nodes.push(node(start, first), link(address, node(first, end)));
+    start = end;
   }
-  nodes.push(document.createTextNode(shown(text.slice(start))));
+  nodes.push(node(start, text.length));
   return nodes;
 }
 
