@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from threading import Lock
 from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 
@@ -48,6 +49,8 @@ MAX_SHOWN_LINE = 400
 LAST_LINE = (1 << 63) - 1
 
 _part: Any = bindparam("part", type_=Text())
+# Searches take turns at it, so that other requests have a processor.
+_turn = Lock()
 # The database searches: Python would keep other requests of the process waiting.
 _CONTAINS = {
     True: position_in_text(LogChunk.text, _part) > 0,
@@ -228,7 +231,7 @@ def _ranges(position: Position, row: AnyRow, after: int) -> Iterator[_Part]:
     """A large log in ranges of chunks."""
     count = 16
     while True:
-        with reading() as connection:
+        with _turn, reading() as connection:
             found = _RANGE.all(connection, log_id=row.log_id, after=after, count=count)[0]
         if not found.count:
             return
@@ -246,7 +249,7 @@ def _hits(
     log_ids = [row.log_id for _, row in part.tasks if row.log_id is not None]
     if not log_ids:
         return
-    with reading() as connection:
+    with _turn, reading() as connection:
         between = {"after": part.after, "until": part.until}
         found = statement.all(connection, log_ids=log_ids, part=text, **between)
     chunks: dict[int, list[Any]] = {}
