@@ -6,39 +6,17 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from flask import Flask, Request, current_app, flash, request, session
-from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface
+from flask import Flask, current_app, flash, request, session
 
 from taskservice import auth
 from taskservice.auth import set_caller
 from taskservice.database import clock
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
-from taskservice.terms import API_PREFIX
+from taskservice.web.session_cookie import Sessions
 
 # Checked in the session too: a copied cookie must not be valid longer.
 LIFETIME = timedelta(days=7)
-
-
-_NO_SESSION = NullSession()
-
-
-class Sessions(SecureCookieSessionInterface):
-    """Flask's sessions, in a cookie for this service alone; requests to the API have none.
-
-    Its path is the prefix of the service behind a proxy.
-    """
-
-    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
-        # The API should not pay for what only pages use.
-        is_api = request.path.startswith(f"{API_PREFIX}/")
-        return _NO_SESSION if is_api else super().open_session(app, request)
-
-    def get_cookie_path(self, app: Flask) -> str:
-        return f"{request.script_root}/"
-
-    def get_cookie_secure(self, app: Flask) -> bool:
-        return request.is_secure
 
 
 def init_app(app: Flask) -> None:
