@@ -5,13 +5,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import groupby, zip_longest
 from operator import attrgetter
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from sqlalchemy import (
     Connection,
+    Text,
     and_,
     bindparam,
     case,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    or_,
     select,
     update,
 )
@@ -28,7 +30,14 @@ from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Delivery, Event, EventStream, Hook, Question, Task
 from taskservice.database.transactions import reading, transaction
-from taskservice.database.types import AnyRow, AnySelect, Identifier, Timestamp, database_now
+from taskservice.database.types import (
+    AnyRow,
+    AnySelect,
+    Identifier,
+    Timestamp,
+    database_now,
+    position_in_text,
+)
 from taskservice.schemas import strict_json
 
 # Events are kept for so many seconds. For so long after the last poll of an MCP client, all events
@@ -76,6 +85,8 @@ _STREAM = Statement[AnyRow](
     .where(EventStream.user_id == bindparam("user_id", type_=Identifier))
     .with_for_update()
 )
+# What happens at one time has at most so many names: ended, failed and broken.
+_NAMES = ("first", "second", "third")
 _HOOKS = Statement[AnyRow](
     select(
         Hook.id,
@@ -90,6 +101,8 @@ _HOOKS = Statement[AnyRow](
         Hook.user_id == bindparam("user_id", type_=Identifier),
         Hook.state == terms.ACTIVE,
         Hook.expires_at.is_(None) | (Hook.expires_at > bindparam("now", type_=Timestamp())),
+        # Of fifty hooks most are told of none of these.
+        or_(*(position_in_text(Hook.events, bindparam(name, type_=Text())) > 0 for name in _NAMES)),
     )
 )
 _NEXT_POSITION = (
@@ -207,10 +220,12 @@ def record_events(connection: Connection, events: Iterable[NewEvent]) -> None:
         stream = _STREAM.one_or_none(connection, user_id=user_id)
         if stream is None:
             continue
-        now = clock.now()
-        hooks = _HOOKS.all(connection, user_id=user_id, now=now)
+        now, happened = clock.now(), list(found)
+        quoted = [f'"{name}"' for name in sorted({event.name for event in happened})]
+        names = zip_longest(_NAMES, quoted, fillvalue=quoted[0])
+        hooks = _HOOKS.all(connection, user_id=user_id, now=now, **dict(names))
         is_polled = (stream.polled_at or "") > clock.moved(now, -KEPT_SECONDS)
-        told = [(event, [hook for hook in hooks if _concerns(hook, event)]) for event in found]
+        told = [(event, [hook for hook in hooks if _concerns(hook, event)]) for event in happened]
         store_events(connection, [(event, of) for event, of in told if of or is_polled])
 
 
