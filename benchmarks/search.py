@@ -1,8 +1,8 @@
-"""What a search in logs of 300 MB costs, and other requests beside it; and a comparison of logs.
+"""Measures searches in 300 MB of logs, the latency of a GET during searches, and `new-lines`.
 
-LINES lines of about 30 bytes are searched for a text that none has, so each request reads as much
-as it may. Then two searches run without a pause beside a client that gets one task. Two full logs
-of 100 MiB are compared in the end.
+The search looks in LINES lines of about 30 bytes for a text that none of them contains, so each
+request reads up to its limit. Then a client gets one task repeatedly, first alone, then while two
+other clients search. At the end, two logs of 100 MB are compared.
 """
 
 import os
@@ -45,7 +45,7 @@ def search_forever(url: str, key: str) -> None:
 
 
 def fill(person: RemoteClient, count: int, text: Callable[[int], str]) -> dict[str, Any]:
-    """A failed task with so many lines."""
+    """Create a failed task with `count` lines."""
     task = person.start("logs", claim=True)
     path = f"/task/{task['id']}"
     for first in range(0, count, LINES_PER_BODY):
@@ -103,7 +103,7 @@ def main() -> None:
         for searcher in searchers:
             searcher.terminate()
             searcher.join()
-        print(f"p95 of a GET: {alone:.2f} ms alone, {beside:.2f} ms beside two searches, "
+        print(f"p95 of a GET: {alone:.2f} ms alone, {beside:.2f} ms during two searches, "
               f"a ratio of {beside / alone:.2f}")  # fmt: skip
         good = fill(alice, 1_000_000, lambda number: f"page {number} " + "x" * 88 + "\n")
         failed = fill(alice, 1_000_000, lambda number: f"page {number} " + "y" * 88 + "\n")

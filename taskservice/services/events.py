@@ -85,7 +85,7 @@ _STREAM = Statement[AnyRow](
     .where(EventStream.user_id == bindparam("user_id", type_=Identifier))
     .with_for_update()
 )
-# What happens at one time has at most so many names: ended, failed and broken.
+# The parameters of _HOOKS: one call records at most three kinds of events (ended, failed, broken).
 _NAMES = ("first", "second", "third")
 _HOOKS = Statement[AnyRow](
     select(

@@ -290,7 +290,7 @@ function endPage(text, path) {
   return "gone";
 }
 
-// A page that somebody is leaving must not reload: that would end the way to the next one.
+// After a click on a link, a reload would cancel the navigation.
 let leftAt = -Infinity;
 addEventListener("beforeunload", () => {
   leftAt = performance.now();
