@@ -3,7 +3,6 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,12 +37,6 @@ from tests.support.waiting import until
 # The moments from one kill to the next.
 STEP = int(os.environ.get("CALLBACK_STEP", "1"))
 LATENESS = ("agent.late", "agent.back")
-
-
-@pytest.fixture
-def mail_server() -> Iterator[MailServer]:
-    with MailServer() as server:
-        yield server
 
 
 @pytest.fixture

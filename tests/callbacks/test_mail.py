@@ -5,7 +5,7 @@ import email.policy
 import logging
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -353,12 +353,6 @@ def test_interrupt_before_the_attempt_sends_nothing() -> None:
 
 
 # A hook.
-
-
-@pytest.fixture
-def mail_server() -> Iterator[MailServer]:
-    with MailServer() as server:
-        yield server
 
 
 @pytest.fixture
