@@ -7,13 +7,7 @@ from flask import Blueprint, Response
 
 from taskservice.auth import caller
 from taskservice.database.types import AnyRow
-from taskservice.schemas import examples
-from taskservice.schemas.requests import (
-    AgentQuerySchema,
-    NumbersQuerySchema,
-    PutAgentSchema,
-    TaskQuerySchema,
-)
+from taskservice.schemas import examples, requests
 from taskservice.schemas.tasks import expanded_task_schema
 from taskservice.schemas.users import (
     agent_schema,
@@ -32,16 +26,14 @@ from taskservice.web.request import idempotency_key, operation
 blueprint = Blueprint("agents", __name__)
 attention = Blueprint("attention", __name__)
 
-agent_query = AgentQuerySchema()
-task_query = TaskQuerySchema()
-numbers_query = NumbersQuerySchema()
-put_schema = PutAgentSchema()
 # Numbers at a path without `limit`.
 DEFAULT_NUMBERS = 100
 
 
 @blueprint.get("/agent")
-@operation("listAgents", query=agent_query, responses={200: [expanded_agent_schema]})
+@operation(
+    "listAgents", query=requests.AgentQuerySchema(), responses={200: [expanded_agent_schema]}
+)
 def list_all(query: dict[str, Any]) -> Response:
     """List agents.
 
@@ -53,7 +45,7 @@ def list_all(query: dict[str, Any]) -> Response:
 
 
 @blueprint.get("/agent/<agent_id>")
-@operation("getAgent", query=agent_query, responses={200: expanded_agent_schema})
+@operation("getAgent", query=requests.AgentQuerySchema(), responses={200: expanded_agent_schema})
 def get(agent_id: str, query: dict[str, Any]) -> Response:
     """Get an agent."""
     return responses.json(_expanded([agent_service.get(caller, agent_id)], query)[0])
@@ -70,7 +62,9 @@ def _expanded(agents: Sequence[AnyRow], query: dict[str, Any]) -> list[dict[str,
 
 @blueprint.put("/agent/<agent_id>")
 @operation(
-    "putAgent", body=put_schema, responses={200: expanded_agent_schema, 201: expanded_agent_schema}
+    "putAgent",
+    body=requests.PutAgentSchema(),
+    responses={200: expanded_agent_schema, 201: expanded_agent_schema},
 )
 def put(agent_id: str, body: dict[str, Any]) -> Response:
     """Register or change an agent.
@@ -86,7 +80,7 @@ def put(agent_id: str, body: dict[str, Any]) -> Response:
 @blueprint.post("/agent/<agent_id>/claim")
 @operation(
     "claimTask",
-    query=task_query,
+    query=requests.TaskQuerySchema(),
     headers=["Prefer", "Idempotency-Key"],
     responses={200: expanded_task_schema, 204: None},
     response_headers=["Preference-Applied", "Retry-After", "Idempotency-Replayed"],
@@ -109,7 +103,7 @@ def claim(agent_id: str, query: dict[str, Any]) -> Response:
 @blueprint.get("/agent/<agent_id>/numbers")
 @operation(
     "listNumbers",
-    query=numbers_query,
+    query=requests.NumbersQuerySchema(),
     responses={200: (number_paths_schema, [output_number_schema])},
 )
 def list_numbers(agent_id: str, query: dict[str, Any]) -> Response:
@@ -128,10 +122,7 @@ def list_numbers(agent_id: str, query: dict[str, Any]) -> Response:
 
 @blueprint.delete("/agent/<agent_id>")
 @operation(
-    "deleteAgent",
-    user_key=True,
-    responses={200: expanded_agent_schema},
-    errors=[AGENT_HAS_TASKS],
+    "deleteAgent", user_key=True, responses={200: expanded_agent_schema}, errors=[AGENT_HAS_TASKS]
 )
 def delete(agent_id: str) -> Response:
     """Delete an agent.

@@ -17,8 +17,6 @@ from taskservice.web.request import operation
 blueprint = Blueprint("links", __name__)
 shared = Blueprint("shared", __name__, url_prefix="/shared/<token>")
 
-create_schema = CreateLinkSchema()
-
 # Pages of every origin may read what a link shows: who has the link needs no cookie.
 CORS = {
     "Access-Control-Allow-Origin": "*",
@@ -41,7 +39,7 @@ def list_all(task_id: str) -> Response:
 @operation(
     "createLink",
     user_key=True,
-    body=create_schema,
+    body=CreateLinkSchema(),
     responses={201: link_with_url_schema},
     errors=[TOO_MANY_LINKS],
 )

@@ -21,12 +21,7 @@ from taskservice.web.request import EVENTS, JSON, TEXT, body_bytes, load_body, o
 
 blueprint = Blueprint("logs", __name__)
 
-append_query = requests.AppendQuerySchema()
 append_schema = requests.AppendSchema()
-log_query = requests.LogQuerySchema()
-new_lines_query = requests.NewLinesQuerySchema()
-search_query = requests.SearchQuerySchema()
-follow_query = requests.FollowQuerySchema()
 
 # The same URL gives JSON or text.
 VARY = {"Vary": "Accept"}
@@ -35,7 +30,7 @@ VARY = {"Vary": "Accept"}
 @blueprint.route("/task/<task_id>/logs", methods=["POST", "PUT"])
 @operation(
     "appendLogs",
-    query=append_query,
+    query=requests.AppendQuerySchema(),
     reads=(append_schema, TEXT),
     large_body=True,
     responses={201: appended_schema},
@@ -70,7 +65,7 @@ def append(task_id: str, query: dict[str, Any]) -> Response:
 @blueprint.get("/task/<task_id>/logs")
 @operation(
     "readLogs",
-    query=log_query,
+    query=requests.LogQuerySchema(),
     headers=["Prefer"],
     responses={200: (log_page_schema, TEXT)},
     response_headers=["Preference-Applied", "Retry-After"],
@@ -104,7 +99,7 @@ def read(task_id: str, query: dict[str, Any]) -> Response:
 @blueprint.get("/task/<task_id>/events")
 @operation(
     "followTask",
-    query=follow_query,
+    query=requests.FollowQuerySchema(),
     headers=["Last-Event-ID"],
     # OpenAPI 3.1 has no schema for the items of a stream: this is the schema of each event.
     responses={200: {EVENTS: event_schema}},
@@ -127,11 +122,7 @@ def follow(task_id: str, query: dict[str, Any]) -> Response:
 
 
 @blueprint.get("/task/<task_id>/new-lines")
-@operation(
-    "readNewLines",
-    query=new_lines_query,
-    responses={200: new_lines_schema},
-)
+@operation("readNewLines", query=requests.NewLinesQuerySchema(), responses={200: new_lines_schema})
 def read_new_lines(task_id: str, query: dict[str, Any]) -> Response:
     """Read what is new in a log.
 
@@ -146,7 +137,7 @@ def read_new_lines(task_id: str, query: dict[str, Any]) -> Response:
 @blueprint.get("/search")
 @operation(
     "searchLogs",
-    query=search_query,
+    query=requests.SearchQuerySchema(),
     responses={200: found_schema},
     response_headers=["Link"],
 )

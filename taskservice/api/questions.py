@@ -16,7 +16,6 @@ from taskservice.web.request import idempotency_key, json_body, operation
 blueprint = Blueprint("questions", __name__)
 
 ask_schema = AskSchema()
-answer_schema = AnswerQuestionSchema()
 
 
 @blueprint.get("/task/<task_id>/question")
@@ -83,7 +82,7 @@ def _ended(task_id: str, question_id: str) -> Any:
 @operation(
     "answerQuestion",
     user_key=True,
-    body=answer_schema,
+    body=AnswerQuestionSchema(),
     responses={200: question_schema},
     errors=[terms.QUESTION_CLOSED],
     example={"state": terms.ANSWERED, "answer": {"deploy": True}, "answeredBy": "laptop"},

@@ -19,18 +19,15 @@ from taskservice.web.request import idempotency_key, json_body, operation
 blueprint = Blueprint("tasks", __name__)
 deliveries = Blueprint("deliveries", __name__)
 
-list_query_schema = requests.ListQuerySchema()
 task_query = requests.TaskQuerySchema()
 start_schema = requests.StartSchema()
 rerun_schema = requests.RerunSchema()
-bulk_schema = requests.BulkSchema()
-report_schema = requests.ReportSchema()
 
 
 @blueprint.get("/task")
 @operation(
     "listTasks",
-    query=list_query_schema,
+    query=requests.ListQuerySchema(),
     responses={200: [expanded_task_schema]},
     response_headers=["Link"],
 )
@@ -111,7 +108,7 @@ def _has_ended(task: TaskRow | TaskVersion) -> bool:
 @operation(
     "reportTask",
     query=task_query,
-    body=report_schema,
+    body=requests.ReportSchema(),
     responses={200: expanded_task_schema},
     response_headers=["Callback-Status"],
     errors=[terms.TASK_FINISHED],
@@ -194,7 +191,7 @@ def rerun(task_id: str, query: dict[str, Any]) -> Response:
 @operation(
     "changeTasks",
     user_key=True,
-    body=bulk_schema,
+    body=requests.BulkSchema(),
     headers=["Idempotency-Key"],
     responses={200: bulk_result_schema},
 )

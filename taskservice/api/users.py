@@ -22,8 +22,6 @@ from taskservice.web.request import operation
 blueprint = Blueprint("users", __name__)
 keys = Blueprint("keys", __name__)
 
-create_schema = CreateKeySchema()
-
 
 @blueprint.get("/user")
 @operation("getUser", responses={200: who_am_i_schema})
@@ -49,7 +47,9 @@ def list_all() -> Response:
 
 
 @keys.post("/key")
-@operation("createKey", user_key=True, body=create_schema, responses={201: key_with_secret_schema})
+@operation(
+    "createKey", user_key=True, body=CreateKeySchema(), responses={201: key_with_secret_schema}
+)
 def create(body: dict[str, Any]) -> Response:
     """Create an API key.
 
@@ -77,10 +77,7 @@ def revoke(key_id: str) -> Response:
 
 @keys.get("/callback-secret")
 @operation(
-    "getCallbackSecret",
-    user_key=True,
-    full_access=True,
-    responses={200: callback_secret_schema},
+    "getCallbackSecret", user_key=True, full_access=True, responses={200: callback_secret_schema}
 )
 def show_secret() -> Response:
     """Get the callback secret.

@@ -28,9 +28,6 @@ from taskservice.terms import BROKEN, CANCELLED, FAILED, TIMEOUT
 
 blueprint = Blueprint("agents", __name__)
 
-put_schema = PutAgentSchema()
-start_schema = StartSchema()
-
 PAGE_SIZE = 50
 MAX_PAGE = 1_000_000
 RECENT_TASKS = 3
@@ -112,7 +109,7 @@ def change(agent_id: str) -> AnyResponse:
     form = _form("name", "description", "every", "cron", "zone", "grace")
     try:
         names = {name: form[name] for name in ("name", "description")}
-        fields = put_schema.load({**names, "expect": _expect(form)})
+        fields = PutAgentSchema().load({**names, "expect": _expect(form)})
         if fields["expect"] == _stored_expect(agent):
             # Setting it again would end the lateness of the agent.
             del fields["expect"]
@@ -169,10 +166,11 @@ def _start(agent: AnyRow, form: dict[str, str], input_form: InputForm) -> TaskRo
             body[field] = parse()
         except ValidationError as error:
             errors |= error.messages_dict
-    if errors := start_schema.validate(body) | errors:
+    schema = StartSchema()
+    if errors := schema.validate(body) | errors:
         raise ValidationError(errors)
     key = parse_id(request.form.get("submission_id", "")) or clock.new_id()
-    task, _ = tasks.start(caller, start_schema.load(body), Idempotency.of(key, body))
+    task, _ = tasks.start(caller, schema.load(body), Idempotency.of(key, body))
     return task
 
 

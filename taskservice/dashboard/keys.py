@@ -18,8 +18,6 @@ from taskservice.web.request import require_id
 blueprint = Blueprint("keys", __name__)
 blueprint.before_request(require_full_user_key)
 
-create_schema = CreateKeySchema()
-
 # Choice in the form -> days.
 EXPIRIES = {"": 0, "7 days": 7, "30 days": 30, "90 days": 90, "1 year": 365}
 DEFAULT_EXPIRY = "90 days"
@@ -36,7 +34,7 @@ def list_all() -> Response:
 def create() -> AnyResponse:
     """No redirect: only this response shows the key."""
     new = sessions.create_once(
-        lambda form_id: users.create_key(caller, create_schema.load(_fields()), form_id)
+        lambda form_id: users.create_key(caller, CreateKeySchema().load(_fields()), form_id)
     )
     return redirect_to("keys.list_all") if new is None else _page(201, new=new)
 

@@ -150,12 +150,7 @@ def form(
     if typed is None:
         typed = schema_form.texts_of(schema, schema_form.defaults(schema))
     fields = schema_form.fields(schema, typed, errors)
-    return {
-        **question,
-        "taskId": task_id,
-        "fields": fields,
-        "buttons": _buttons(fields),
-    }
+    return {**question, "taskId": task_id, "fields": fields, "buttons": _buttons(fields)}
 
 
 def _buttons(fields: Sequence[Field]) -> list[Choice]:

@@ -372,8 +372,6 @@ def _deliveries(task: TaskRow) -> list[Any]:
 
 reruns = Blueprint("reruns", __name__)
 
-rerun_schema = RerunSchema()
-
 
 @reruns.get("/tasks/<task_id>/rerun")
 @shared
@@ -405,7 +403,7 @@ def _rerun(task: TaskRow, input_form: InputForm, submission_id: str) -> TaskRow:
     typed = request.form.get("labels")
     if typed is not None and typed.splitlines() != _label_lines(task):
         body["labels"] = schema_form.labels(typed)
-    fields = rerun_schema.load(body)
+    fields = RerunSchema().load(body)
     submission = (submission_id or clock.new_id()).encode() + strict_json.dumps([value, body])
     key = hashlib.sha256(submission).hexdigest()
     again, _ = tasks.rerun(caller, task.id, fields, Idempotency.of(key, body, task.id))
@@ -435,7 +433,6 @@ def _schema(task: TaskRow) -> str:
 
 selected = Blueprint("bulk", __name__)
 
-bulk_schema = BulkSchema()
 PARTICIPLES = {terms.CANCEL: "cancelled", terms.DELETE: "deleted", terms.RERUN: "started again"}
 
 
@@ -447,7 +444,7 @@ def change() -> AnyResponse:
     if "ids" not in request.form:
         return _confirm(back)
     fields = {"action": request.form.get("action"), "taskIds": request.form["ids"].split()}
-    wanted = bulk_schema.load(fields)
+    wanted = BulkSchema().load(fields)
     key = request.form.get("submission_id") or None
     result = bulk.run(caller, wanted["action"], wanted["taskIds"], key)
     flash(f"{plural(result['done'], 'task')} {PARTICIPLES[wanted['action']]}.")
