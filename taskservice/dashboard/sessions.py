@@ -13,7 +13,7 @@ from taskservice.auth import set_caller
 from taskservice.database import clock
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
-from taskservice.web.session_cookie import Sessions
+from taskservice.web.request import Sessions
 
 # Checked in the session too: a copied cookie must not be valid longer.
 LIFETIME = timedelta(days=7)

@@ -7,7 +7,8 @@ from functools import partial, update_wrapper
 from typing import Any, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from flask import Response, current_app, request
+from flask import Flask, Request, Response, current_app, request
+from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface
 from marshmallow import Schema, fields
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -20,7 +21,7 @@ from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import EmptySchema
 from taskservice.services import questions, tasks
-from taskservice.terms import MAX_IDEMPOTENCY_KEY
+from taskservice.terms import API_PREFIX, MAX_IDEMPOTENCY_KEY
 
 # Reads URLs and hosts that clients send, which can contain anything.
 
@@ -372,3 +373,26 @@ def _quality(media_type: str) -> float:
     # Every response is in UTF-8, so a request for that charset matches too.
     variants = (media_type, f"{media_type}; charset=utf-8")
     return max(map(request.accept_mimetypes.quality, variants))
+
+
+# The cookie of the dashboard's sessions, here since requests to the API pass it, too.
+
+_NO_SESSION = NullSession()
+
+
+class Sessions(SecureCookieSessionInterface):
+    """Flask's sessions, in a cookie for this service alone; requests to the API have none.
+
+    Its path is the prefix of the service behind a proxy.
+    """
+
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
+        # The API should not pay for what only pages use.
+        is_api = request.path.startswith(f"{API_PREFIX}/")
+        return _NO_SESSION if is_api else super().open_session(app, request)
+
+    def get_cookie_path(self, app: Flask) -> str:
+        return f"{request.script_root}/"
+
+    def get_cookie_secure(self, app: Flask) -> bool:
+        return request.is_secure

@@ -27,7 +27,7 @@ from taskservice.database import clock as timestamps
 from taskservice.database.engine import dispose
 from taskservice.database.transactions import reading
 from taskservice.services import agents, counts, lists
-from taskservice.web.session_cookie import Sessions
+from taskservice.web.request import Sessions
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.concurrency import at_once
