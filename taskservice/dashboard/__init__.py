@@ -2,7 +2,7 @@
 
 from flask import Flask
 
-from taskservice.dashboard import agents, hooks, keys, links, questions, search, sessions, tasks
+from taskservice.dashboard import agents, hooks, keys, questions, search, sessions, tasks
 from taskservice.dashboard.pages import dashboard, sign_in, unknown_page
 
 for blueprint in (
@@ -15,9 +15,9 @@ for blueprint in (
     agents.blueprint,
     hooks.blueprint,
     keys.blueprint,
-    links.blueprint,
-    links.public,
-    links.answers,
+    tasks.sharing,
+    tasks.public,
+    questions.answers,
 ):
     dashboard.register_blueprint(blueprint)
 

@@ -17,7 +17,6 @@ from taskservice.errors import Problem
 from taskservice.schemas import strict_json
 from taskservice.schemas.hooks import change_hook_schema, create_hook_schema
 from taskservice.services import agents, hooks
-from taskservice.web.request import require_id
 
 blueprint = Blueprint("hooks", __name__)
 blueprint.before_request(require_full_user_key)
@@ -78,7 +77,7 @@ def create() -> AnyResponse:
 @blueprint.get("/notifications/<hook_id>")
 @shared
 def show(hook_id: str) -> Response:
-    hook = hooks.get(caller, require_id("hook", hook_id))
+    hook = hooks.get(caller, hook_id)
     deliveries = hooks.list_deliveries(caller, hook.id)
     return page(
         "hook.html",
@@ -91,7 +90,7 @@ def show(hook_id: str) -> Response:
 
 @blueprint.post("/notifications/<hook_id>/test")
 def test(hook_id: str) -> AnyResponse:
-    outcome = hooks.test(caller, require_id("hook", hook_id))
+    outcome = hooks.test(caller, hook_id)
     arrived = "The test was delivered." if outcome.delivered else "The test was not delivered."
     flash(f"{arrived} {outcome.message}")
     return redirect_to("hooks.show", hook_id=hook_id)
@@ -100,26 +99,25 @@ def test(hook_id: str) -> AnyResponse:
 @blueprint.post("/notifications/<hook_id>/state")
 def change_state(hook_id: str) -> AnyResponse:
     fields = change_hook_schema.load({"state": request.form.get("state")})
-    hook = hooks.change(caller, require_id("hook", hook_id), fields)
+    hook = hooks.change(caller, hook_id, fields)
     flash(f"“{hook.name}” is {'on' if hook.state == terms.ACTIVE else 'off'}.")
     return redirect_to("hooks.show", hook_id=hook_id)
 
 
 @blueprint.get("/notifications/<hook_id>/delete")
 def confirm_delete(hook_id: str) -> Response:
-    return page("delete_hook.html", hook=_shown(hooks.get(caller, require_id("hook", hook_id))))
+    return page("delete_hook.html", hook=_shown(hooks.get(caller, hook_id)))
 
 
 @blueprint.post("/notifications/<hook_id>/delete")
 def delete(hook_id: str) -> AnyResponse:
-    hook = hooks.delete(caller, require_id("hook", hook_id))
+    hook = hooks.delete(caller, hook_id)
     flash(f"Deleted “{hook.name}”.")
     return redirect_to("hooks.list_all")
 
 
 @blueprint.post("/notifications/<hook_id>/deliveries/<delivery_id>")
 def redeliver(hook_id: str, delivery_id: str) -> AnyResponse:
-    hook_id, delivery_id = require_id("hook", hook_id), require_id("delivery", delivery_id)
     hooks.redeliver(caller, hook_id, delivery_id)
     flash("It is being delivered again.")
     return redirect_to("hooks.show", hook_id=hook_id, _anchor="deliveries")

@@ -13,7 +13,6 @@ from taskservice.errors import invalid
 from taskservice.schemas.requests import CreateKeySchema
 from taskservice.services import agents, users
 from taskservice.terms import CLIENTS, KEY_VARIABLE
-from taskservice.web.request import require_id
 
 blueprint = Blueprint("keys", __name__)
 blueprint.before_request(require_full_user_key)
@@ -41,12 +40,12 @@ def create() -> AnyResponse:
 
 @blueprint.get("/keys/<key_id>/revoke")
 def confirm_revoke(key_id: str) -> Response:
-    return page("revoke.html", key=users.get_key(caller, require_id("key", key_id)))
+    return page("revoke.html", key=users.get_key(caller, key_id))
 
 
 @blueprint.post("/keys/<key_id>/revoke")
 def revoke(key_id: str) -> AnyResponse:
-    key = users.revoke_key(caller, require_id("key", key_id))
+    key = users.revoke_key(caller, key_id)
     flash(f"Revoked the key “{key.name}”.")
     return redirect_to("keys.list_all")
 

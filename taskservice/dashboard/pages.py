@@ -33,7 +33,8 @@ from taskservice.database.watcher import change_marker
 from taskservice.errors import Problem
 from taskservice.services import hooks
 from taskservice.terms import API_PREFIX, PROBLEM_TYPE, documentation
-from taskservice.web.request import ignore_dates, url_parts
+from taskservice.web import responses
+from taskservice.web.request import canonical, ignore_dates, url_parts
 
 dashboard = Blueprint(
     "dashboard",
@@ -47,8 +48,8 @@ dashboard.before_request(ignore_dates)
 STATIC = "dashboard.static"
 ICON = "dashboard.icon"
 SIGN_IN = "dashboard.sign_in"
-ANSWER_LINKS = "dashboard.answer_links"
-SHARED = "dashboard.shared"
+# What everyone sees who has a link, without a session.
+PUBLIC = {"dashboard.answer_links", "dashboard.shared"}
 LIST = "dashboard.tasks.list_all"
 # The pages that list tasks. Links to tasks contain the way back to the list, as `?back=`.
 LISTS = {LIST, "dashboard.search.show", "dashboard.agents.list_all", "dashboard.agents.show"}
@@ -85,8 +86,8 @@ POLICY = "; ".join(
 
 @dashboard.before_request
 def require_session() -> AnyResponse | None:
-    """Send visitors who are not signed in to the sign-in page, and check the token of forms."""
-    if request.endpoint in (STATIC, ICON) or request.blueprint in (ANSWER_LINKS, SHARED):
+    """Send visitors who are not signed in to sign in; check the token of forms, and ids."""
+    if request.endpoint in (STATIC, ICON) or request.blueprint in PUBLIC:
         return None
     if not _is_signed_in():
         signs_in = (request.endpoint or "").startswith(f"{SIGN_IN}.")
@@ -95,6 +96,8 @@ def require_session() -> AnyResponse | None:
         sessions.check_form()
         if request.endpoint != f"{SIGN_IN}.leave":
             caller.require_full_access()
+    path = request.view_args or {}
+    path.update(canonical(path))
     return None
 
 
@@ -118,6 +121,8 @@ def set_security_headers(response: Response) -> Response:
     if request.endpoint not in (STATIC, ICON):
         response.headers["Cache-Control"] = "no-store"
         response.vary.add("Cookie")
+    if request.blueprint in PUBLIC:
+        response.headers.update(responses.PRIVATE)
     return response
 
 
@@ -125,6 +130,9 @@ def set_security_headers(response: Response) -> Response:
 def error_page(error: Exception) -> Response:
     """The page for an error that the API would return as a problem."""
     problem = errors.from_exception(error)
+    if request.blueprint in PUBLIC and problem.status in (404, 409):
+        # The same whether the link was used or revoked, has expired, or never existed.
+        return page("answer_link.html", 404)
     if problem.status == 404 and "task_id" in (request.view_args or {}):
         problem = GONE
     response = page("error.html", problem.status, problem=problem)

@@ -12,16 +12,17 @@ from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, tex
 from taskservice.dashboard.schema_form import CHOICE, Choice, Errors, Field, Json, Texts
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
+from taskservice.operations import request_log
 from taskservice.schemas import json_schema, strict_json
 from taskservice.schemas.fields import open_questions
 from taskservice.schemas.tasks import question_schema
+from taskservice.services import answer_links, tasks
 from taskservice.services import questions as question_service
-from taskservice.services import tasks
 from taskservice.terminal import escaped, shortened
 from taskservice.terms import ACCEPT, ANSWERED, DECLINE, LINK, OPEN, QUESTION_CLOSED
-from taskservice.web.request import require_id
 
 blueprint = Blueprint("questions", __name__)
+answers = Blueprint("answer_links", __name__, url_prefix="/answer")
 
 # The list of tasks shows the forms of the oldest SHOWN_TASKS, and counts up to MAX_TASKS.
 SHOWN_TASKS = 10
@@ -113,7 +114,6 @@ def _in_words(question: Json, content: Json) -> list[tuple[str, str]]:
 
 def _question(task_id: str, question_id: str) -> Json:
     """The question as the API returns it. Raises 404."""
-    task_id, question_id = require_id("task", task_id), require_id("question", question_id)
     return loaded(question_service.get(caller, task_id, question_id))
 
 
@@ -195,3 +195,35 @@ def asking(caller: Caller) -> Json:
     if len(rows) > SHOWN_TASKS:
         count = question_service.count_asking_tasks(caller, MAX_TASKS)
     return {"tasks": tasks[:SHOWN_TASKS], "count": count, "is_more": count >= MAX_TASKS}
+
+
+# A question and its form, for everyone who has a link that answers it.
+
+
+@answers.get("/<path:token>")
+def show_question(token: str) -> Response:
+    """The form; link previews get it too, so that nothing changes."""
+    return _link_page(answer_links.find(token))
+
+
+@answers.post("/<path:token>")
+def answer_by_link(token: str) -> Response:
+    """The token takes the place of a session and of the token of its forms."""
+    found = answer_links.find(token)
+    question = loaded(found)
+    content, errors = submitted(question)
+    if errors:
+        return _link_page(found, texts(request.form), errors)
+    answer_links.answer(found, DECLINE if content is None else ACCEPT, content)
+    request_log.add_details(user=found.user_name, key=LINK)
+    return page("answer_link.html", outcome=outcome_text(question, content))
+
+
+def _link_page(found: AnyRow, typed: Texts | None = None, errors: Errors | None = None) -> Response:
+    return page(
+        "answer_link.html",
+        422 if errors else 200,
+        task_name=found.task_name,
+        agent_name=found.agent_name,
+        question=form(loaded(found), None, typed, errors),
+    )

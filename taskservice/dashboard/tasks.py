@@ -12,7 +12,7 @@ from marshmallow import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import terms
-from taskservice.auth import Caller, caller
+from taskservice.auth import Caller, authenticate_link, caller
 from taskservice.dashboard import (
     chart,
     filters,
@@ -22,7 +22,15 @@ from taskservice.dashboard import (
     search,
     sessions,
 )
-from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, shared, texts, way_back
+from taskservice.dashboard.pages import (
+    page,
+    redirect_to,
+    redirect_to_page,
+    require_full_user_key,
+    shared,
+    texts,
+    way_back,
+)
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
 from taskservice.database.types import AnyRow, TaskRow
@@ -37,6 +45,7 @@ from taskservice.services import (
     attention,
     bulk,
     counts,
+    links,
     lists,
     logs,
     new_lines,
@@ -48,7 +57,7 @@ from taskservice.services import deliveries as delivery_service
 from taskservice.services.lists import Position, Selection
 from taskservice.services.tasks import Idempotency
 from taskservice.web import responses, waiting
-from taskservice.web.request import TEXT, require_id
+from taskservice.web.request import TEXT
 
 # Other data on the page of a task: its questions, its relatives, and its expected end.
 
@@ -254,7 +263,7 @@ def redirect_to_list() -> AnyResponse:
 @blueprint.get("/tasks/<task_id>")
 @shared
 def show(task_id: str) -> Response:
-    task = _task(task_id)
+    task = tasks.get(caller, task_id)
     deliveries = _deliveries(task)
     return page("task.html", task=task, deliveries=deliveries, **values(caller, task))
 
@@ -263,7 +272,9 @@ def show(task_id: str) -> Response:
 def lines(task_id: str) -> Response:
     """At most `limit` lines of the log after line number `after`, with their times, as JSON."""
     after, limit = (request.args.get(name, 0, type=int) for name in ("after", "limit"))
-    lines = logs.lines_after(_task(task_id), max(after, 0), min(max(limit, 0), MAX_LINES))
+    lines = logs.lines_after(
+        tasks.get(caller, task_id), max(after, 0), min(max(limit, 0), MAX_LINES)
+    )
     texts = [line.text[: MAX_LINE_LENGTH + 1] for line in lines]
     return responses.json({"lines": texts, "times": [line.at for line in lines]})
 
@@ -271,7 +282,7 @@ def lines(task_id: str) -> Response:
 @blueprint.get("/tasks/<task_id>/new-lines")
 def show_new_lines(task_id: str) -> AnyResponse:
     """What is new in a failure; page.js puts it into the page of the task."""
-    task = _task(task_id)
+    task = tasks.get(caller, task_id)
     good = new_lines.last_good_run(caller, task)
     if good is None:
         return redirect_to("tasks.show", task_id=task.id)
@@ -292,7 +303,7 @@ def events(task_id: str) -> Response:
     """The task and its lines after line number `after`, live: Server-Sent Events."""
     # A browser that reconnects sends the number of its last line.
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
-    events = waiting.follow(caller, _task(task_id).id, max(after, 0))
+    events = waiting.follow(caller, tasks.get(caller, task_id).id, max(after, 0))
     # A link needs no session.
     is_allowed = (lambda: True) if caller.task_id else sessions.is_unexpired
     return waiting.respond(events, is_allowed, has_times=True)
@@ -300,7 +311,7 @@ def events(task_id: str) -> Response:
 
 @blueprint.get("/tasks/<task_id>/log.txt")
 def download(task_id: str) -> Response:
-    task = _task(task_id)
+    task = tasks.get(caller, task_id)
     headers = {"Content-Disposition": f'attachment; filename="{task.id}.log.txt"'}
     lines = task_json.log_text(task, 0, None)
     return responses.stream(lines, headers=headers, media_type=TEXT)
@@ -309,7 +320,7 @@ def download(task_id: str) -> Response:
 @blueprint.get("/tasks/<task_id>/cancel")
 def confirm_cancel(task_id: str) -> AnyResponse:
     caller.require_full_user_key()
-    task = _task(task_id)
+    task = tasks.get(caller, task_id)
     if task.status == terms.RUNNING:
         return page("cancel.html", task=task)
     flash(TOO_LATE)
@@ -320,7 +331,7 @@ def confirm_cancel(task_id: str) -> AnyResponse:
 def cancel(task_id: str) -> AnyResponse:
     caller.require_full_user_key()
     try:
-        _, callback_status = reports.cancel(caller, require_id("task", task_id))
+        _, callback_status = reports.cancel(caller, task_id)
         suffix = "" if callback_status == "none" else f" Webhook: {callback_status}."
         flash(f"The task was cancelled.{suffix}")
     except Problem as problem:
@@ -333,14 +344,14 @@ def cancel(task_id: str) -> AnyResponse:
 @blueprint.get("/tasks/<task_id>/delete")
 def confirm_delete(task_id: str) -> Response:
     caller.require_full_user_key()
-    task = _task(task_id)
+    task = tasks.get(caller, task_id)
     return page("delete.html", task=task, deliveries=_deliveries(task))
 
 
 @blueprint.post("/tasks/<task_id>/delete")
 def delete(task_id: str) -> AnyResponse:
     caller.require_full_user_key()
-    task = tasks.delete(caller, require_id("task", task_id))
+    task = tasks.delete(caller, task_id)
     flash(f"Deleted “{task.name}”.")
     return redirect_to_page(way_back(), "tasks.list_all")
 
@@ -348,7 +359,7 @@ def delete(task_id: str) -> AnyResponse:
 @blueprint.post("/tasks/<task_id>/redeliver")
 def redeliver(task_id: str) -> AnyResponse:
     caller.require_full_user_key()
-    delivery_service.redeliver(caller, require_id("task", task_id))
+    delivery_service.redeliver(caller, task_id)
     flash("The webhook is being sent again, with the same ID.")
     return redirect_to("tasks.show", task_id=task_id, _anchor="callback")
 
@@ -356,16 +367,66 @@ def redeliver(task_id: str) -> AnyResponse:
 @blueprint.get("/tasks/<task_id>/webhook.sh")
 def webhook(task_id: str) -> Response:
     caller.require_full_user_key()
-    return Response(curl(caller, _task(task_id)), mimetype=TEXT)
-
-
-def _task(task_id: str) -> TaskRow:
-    return tasks.get(caller, require_id("task", task_id))
+    return Response(curl(caller, tasks.get(caller, task_id)), mimetype=TEXT)
 
 
 def _deliveries(task: TaskRow) -> list[Any]:
     """The deliveries of the task; an agent key sees none."""
     return delivery_service.list_of_task(caller, task.id) if caller.agent_id is None else []
+
+
+# What everyone sees who has a link to a task, and the page that creates and revokes links.
+
+public = Blueprint("shared", __name__, url_prefix="/shared")
+
+
+@public.before_request
+def require_link() -> None:
+    """Take the task from the link, instead of from the path."""
+    path = request.view_args or {}
+    authenticate_link(path.pop("token"))
+    path["task_id"] = caller.task_id
+
+
+# Any path, so that a link with something appended gets the same page as another invalid link.
+@public.get("/<path:token>")
+@shared
+def show_by_link(task_id: str) -> Response:
+    task = tasks.get(caller, task_id)
+    return page("task.html", task=task, is_shared=True, questions=questions.forms(task))
+
+
+public.get("/<token>/live")(events)
+public.get("/<token>/lines")(lines)
+public.get("/<token>/log.txt")(download)
+
+sharing = Blueprint("links", __name__)
+sharing.before_request(require_full_user_key)
+
+
+@sharing.get("/tasks/<task_id>/links")
+def list_links(task_id: str) -> Response:
+    return _links_page(task_id)
+
+
+@sharing.post("/tasks/<task_id>/links")
+def create_link(task_id: str) -> Response:
+    """No redirect: only this response shows the link."""
+    days = min(max(request.form.get("days", terms.LINK_DAYS, int), 0), terms.MAX_LINK_DAYS)
+    link = links.create(caller, task_id, clock.now(days * 86_400))
+    return _links_page(task_id, 201, url=responses.shared_url(link.token))
+
+
+@sharing.post("/tasks/<task_id>/links/<link_id>/revoke")
+def revoke_link(task_id: str, link_id: str) -> AnyResponse:
+    links.revoke(caller, task_id, link_id)
+    flash("Revoked. Pages that show the task by this link end within seconds.")
+    return redirect_to("links.list_links", task_id=task_id)
+
+
+def _links_page(task_id: str, status: int = 200, url: str = "") -> Response:
+    task = tasks.get(caller, task_id)
+    return page("links.html", status, task=task, links=links.list_all(caller, task.id), url=url)
 
 
 # The page that runs a task again, with the same input or another one.
@@ -377,14 +438,14 @@ reruns = Blueprint("reruns", __name__)
 @shared
 def form(task_id: str) -> Response:
     caller.require_full_access()
-    task = _task(task_id)
+    task = tasks.get(caller, task_id)
     return _page(task, schema_form.with_input(_schema(task), task.input, "json" in request.args))
 
 
 @reruns.post("/tasks/<task_id>/rerun")
 def rerun(task_id: str) -> AnyResponse:
     """Errors are shown in the form, which keeps the user's input."""
-    task = _task(task_id)
+    task = tasks.get(caller, task_id)
     input_form = schema_form.from_request(_schema(task), texts(request.form))
     try:
         again = _rerun(task, input_form, request.form.get("submission_id", ""))

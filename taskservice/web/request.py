@@ -209,11 +209,7 @@ class Endpoint:
             arguments["body"] = load_body(self.operation.body)
         elif not self._reads_body and environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             _check_no_body()
-        for name, text in path.items():
-            thing = name.removesuffix("_id")
-            # An agent's id is chosen by its user.
-            arguments[name] = _without_nul(text) if thing == "agent" else require_id(thing, text)
-        return arguments
+        return arguments | canonical(path)
 
 
 def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None:
@@ -236,6 +232,17 @@ def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None
 def operation(name: str, **fields: Any) -> Callable[[View], Endpoint]:
     """A decorator that makes a view an Endpoint; it takes the arguments of Operation."""
     return partial(Endpoint, Operation(name, **fields))
+
+
+def canonical(path: Mapping[str, str]) -> dict[str, str]:
+    """The ids of a path in their canonical form; raises 404 for text that is not a UUID."""
+    return {
+        # An agent's id is chosen by its user.
+        name: _without_nul(text)
+        if name == "agent_id"
+        else require_id(name.removesuffix("_id"), text)
+        for name, text in path.items()
+    }
 
 
 def require_id(thing: str, text: str) -> str:
