@@ -17,7 +17,7 @@ from taskservice.auth import caller
 from taskservice.errors import Problem
 from taskservice.mcp.protocol import Call, RpcError
 from taskservice.schemas import strict_json
-from taskservice.schemas.fields import Id, LabelTexts, WholeNumber
+from taskservice.schemas.fields import Id, LabelTexts, integer_field
 from taskservice.services import agents, attempts, subscriptions, tasks
 from taskservice.services.attempts import FirstAttemptSlots
 from taskservice.services.subscriptions import SUBSCRIPTION_HEADER, TooMany, Wanted
@@ -134,9 +134,9 @@ def _check_secret(text: str) -> None:
         raise ValidationError(f"Must be {signing.PREFIX} and {size} in padded base64.")
 
 
-def _number(name: str, low: int, default: int | None = None) -> WholeNumber:
+def _number(name: str, low: int, default: int | None = None) -> fields.Integer:
     check = validate.Range(low)
-    return WholeNumber(data_key=name, allow_none=True, load_default=default, validate=check)
+    return integer_field(data_key=name, allow_none=True, load_default=default, validate=check)
 
 
 class _ParametersSchema(Schema):

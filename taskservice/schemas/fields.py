@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import islice
 from operator import attrgetter
 from typing import Any, ClassVar, TypeAlias, TypeVar
@@ -57,9 +58,12 @@ def _field(kind: Callable[..., F]) -> Callable[..., F]:
 
 
 text_field = _field(fields.String)
-integer_field = _field(fields.Integer)
+# Neither a string, a boolean nor a fraction is a whole number.
+integer_field = _field(partial(fields.Integer, strict=True))
 float_field = _field(fields.Float)
 boolean_field = _field(fields.Boolean)
+# `true` or `false` in a query string.
+boolean_parameter = _field(partial(fields.Boolean, truthy={"true"}, falsy={"false"}))
 list_field = _field(fields.List[Any])
 object_field = _field(fields.Dict)
 
@@ -69,15 +73,6 @@ class StrictBoolean(Documented, fields.Boolean):
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(value, bool):
-            raise self.make_error("invalid", input=value)
-        return value
-
-
-class WholeNumber(Documented, fields.Integer):
-    """A JSON number without a fraction; neither a string nor a boolean."""
-
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, int):
             raise self.make_error("invalid", input=value)
         return value
 
@@ -171,17 +166,11 @@ class LabelTexts(Documented, fields.List[str]):
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         for text in value:
             key, _, label = text.partition(":")
-            if not LABEL_KEY.fullmatch(key) or not 1 <= len(label) <= MAX_LABEL_VALUE:
+            if label_problem(key, label):
                 raise ValidationError("Must be key:value.")
         if len(value) > MAX_LABELS:
             raise ValidationError(f"More than {MAX_LABELS} labels.")
         return tuple(value)
-
-
-def boolean_parameter(description: str) -> fields.Boolean:
-    """`true` or `false` in a query string."""
-    own = _documented(description)
-    return fields.Boolean(truthy={"true"}, falsy={"false"}, **own)
 
 
 class Times(Documented):
@@ -294,29 +283,25 @@ def parse_id(text: str) -> str | None:
 # How rows become JSON: schemas that serialize them, and the fields of stored JSON.
 
 
-class StoredJson(Documented, fields.Dict):
-    """A JSON object that is stored as text and sent unchanged, or null."""
+class Stored(Documented):
+    """JSON that is stored as text and sent unchanged, or null."""
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return None if value is None else strict_json.fragment(value)
 
 
-class StoredNames(Documented, fields.List[str]):
-    """A JSON array of strings that is stored as text and sent unchanged."""
-
-    def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        return strict_json.fragment(value)
+class StoredJson(Stored, fields.Dict):
+    """An object."""
 
 
-class StoredNumber(Documented, fields.Float):
-    """A number that is stored as text and sent unchanged, or null."""
-
-    def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        return None if value is None else strict_json.fragment(value)
+class StoredNames(Stored, fields.List[str]):
+    """An array of strings."""
 
 
-# What is stored as text in JSON.
-STORED = (StoredJson, StoredNames, StoredNumber)
+class StoredNumber(Stored, fields.Float):
+    """A number."""
+
+
 # `Task.questions` without an open question.
 NO_QUESTIONS = "[]"
 
@@ -401,7 +386,7 @@ class RowSchema(ResponseSchema):
         for name, column in self.columns.items():
             if name in changes:
                 value = values[column.key] = changes[name]
-                if value is not None and isinstance(self.fields[name], STORED):
+                if value is not None and isinstance(self.fields[name], Stored):
                     values[column.key] = strict_json.dumps(value).decode()
         return values
 

@@ -32,10 +32,10 @@ from taskservice.schemas.fields import (
     Strings,
     Times,
     Timestamp,
-    WholeNumber,
     boolean_parameter,
     bytes_at_most,
     choice_field,
+    integer_field,
     name_field,
     parse_id,
     text_field,
@@ -77,10 +77,10 @@ class StartSchema(Schema):
         "https://myapp.example/api/v1/callback/2100aaa",
         allow_none=True,
         validate=bytes_at_most(terms.MAX_CALLBACK),
-        format="uri",
         maxLength=terms.MAX_CALLBACK,
+        format="uri",
     )
-    timeout = WholeNumber(
+    timeout = integer_field(
         "Seconds without an append or report until a claimed task times out; 0: no limit.",
         3600,
         allow_none=True,
@@ -175,7 +175,7 @@ class AskSchema(Schema):
         type={"const": "object"},
         properties={"type": "object"},
     )
-    timeout = WholeNumber(
+    timeout = integer_field(
         "Seconds until the question expires; by default a day, 0: never.",
         3600,
         allow_none=True,
@@ -217,7 +217,7 @@ class AppendSchema(Schema):
         items=fields.String(),
         required=True,
     )
-    seq = WholeNumber(
+    seq = integer_field(
         "The number of the first line sent, counted from 1 for each writer: lines already "
         "stored are skipped.",
         1,
@@ -260,7 +260,7 @@ class ExpectSchema(Schema):
         "else": {"required": ["every"], "not": {"required": ["timeZone"]}},
     }
 
-    every = WholeNumber(
+    every = integer_field(
         "The maximum number of seconds from one start to the next.",
         90_000,
         validate=validate.Range(60, terms.MAX_TIMEOUT),
@@ -271,7 +271,7 @@ class ExpectSchema(Schema):
         validate=validate.Length(1, terms.MAX_NAME),
     )
     timeZone = text_field("The time zone of `cron`; UTC by default.", "Europe/Berlin")
-    grace = WholeNumber(
+    grace = integer_field(
         "Seconds until an agent without a run is late.",
         3_600,
         load_default=3_600,
