@@ -194,23 +194,26 @@ TEXT_EXAMPLE = "Synopsis: Running\n15 mails\n"
 # The webhooks: the requests that the service sends, and the meaning of each response.
 
 _HEADERS = {
-    "webhook-id": (
+    "webhook-id": _value(
         "The delivery's ID, the same in every attempt. A receiver that has seen it before has "
         "already received this webhook.",
-        {"type": "string", "format": "uuid", "examples": [examples.DELIVERY]},
+        required=True,
+        format="uuid",
+        examples=[examples.DELIVERY],
     ),
-    "webhook-timestamp": (
+    "webhook-timestamp": _value(
         "The time of this attempt, in seconds since 1970.",
-        {"type": "integer", "minimum": 0, "examples": [1_795_527_360]},
+        required=True,
+        type="integer",
+        minimum=0,
+        examples=[1_795_527_360],
     ),
-    "webhook-signature": (
+    "webhook-signature": _value(
         "One signature for each valid secret, separated by spaces: `v1,` and the HMAC-SHA256, in "
         "base64, of `ID.timestamp.body`.",
-        {
-            "type": "string",
-            "pattern": "^v1,[A-Za-z0-9+/]{43}=( v1,[A-Za-z0-9+/]{43}=)*$",
-            "examples": ["v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4="],
-        },
+        required=True,
+        pattern="^v1,[A-Za-z0-9+/]{43}=( v1,[A-Za-z0-9+/]{43}=)*$",
+        examples=["v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4="],
     ),
 }
 
@@ -249,8 +252,7 @@ def webhooks(example: Object) -> Object:
         "description": _DESCRIPTION,
         "security": [],
         "parameters": [
-            {"in": "header", "name": name, "required": True, "description": text, "schema": schema}
-            for name, (text, schema) in _HEADERS.items()
+            {"in": "header", "name": name, **header} for name, header in _HEADERS.items()
         ],
         "requestBody": {"required": True, "content": {"application/json": body}},
         "responses": {
