@@ -1,10 +1,10 @@
-"""Shared by the threads of a process: objects by their class, slots, and the signal to stop."""
+"""Threads of a process, and what they share: objects by their class, slots, the signal to stop."""
 
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import BoundedSemaphore, Lock
+from threading import BoundedSemaphore, Lock, Thread
 from typing import TypeVar
 
 from flask import Flask, current_app
@@ -69,6 +69,19 @@ class SharedSlots:
                     self._free += 1
                     # Subtracting drops a user whose count falls to 0.
                     self._held -= Counter([user_id])
+
+
+def start_thread(name: str, run: Callable[[], object]) -> Thread:
+    """Call `run` in a new daemon thread; raises RuntimeError when no thread can be started.
+
+    A lack of memory can also end a thread later, at any time: check `is_alive`.
+    """
+    try:
+        thread = Thread(target=run, name=name, daemon=True)
+        thread.start()
+    except MemoryError as error:
+        raise RuntimeError("no memory for a thread") from error
+    return thread
 
 
 # Set once, by `begin_stop`; streams, long polls and background loops end then.

@@ -12,7 +12,6 @@ from taskservice import resources
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.deliveries import DueDeliveries, Leased, ReceiverSlots
-from taskservice.threads import start_thread
 from taskservice.webhooks import Interrupt
 from taskservice.webhooks.retries import CircuitBreaker
 
@@ -114,7 +113,7 @@ class DeliveryLoop(threading.Thread):
         with self._finished:
             self._running.add(attempt)
         try:
-            start_thread("sender", partial(self._send, attempt))
+            resources.start_thread("sender", partial(self._send, attempt))
         except RuntimeError:
             # No thread could be started: the delivery is due again when its lease runs out.
             self._finish(attempt)

@@ -16,7 +16,6 @@ from sqlalchemy import Connection, Engine
 from taskservice import resources
 from taskservice.database.engine import Database
 from taskservice.database.transactions import reading
-from taskservice.threads import start_thread
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class Watcher:
     def watching(self) -> Iterator[None]:
         with self._changed:
             if self._thread is None:
-                self._thread = start_thread("watcher", self._watch)
+                self._thread = resources.start_thread("watcher", self._watch)
             self._watching += 1
         try:
             yield

@@ -24,7 +24,6 @@ from taskservice.errors import database_unavailable
 from taskservice.operations.metrics import Metric, Sample
 from taskservice.services.deliveries import is_due
 from taskservice.terms import BROKEN, LATE, OK
-from taskservice.threads import start_thread
 
 # The heartbeat of the serving processes, which shows that a database is in use.
 
@@ -143,7 +142,7 @@ class DatabaseProbe(Generic[T]):
             result = self._result
             if result is None or result.done():
                 result = Future()
-                start_thread("health", partial(self._run, result))
+                resources.start_thread("health", partial(self._run, result))
                 self._result = result
         try:
             return result.result(seconds)

@@ -19,7 +19,6 @@ from taskservice.services import deliveries, hook_messages, task_json, tasks, us
 from taskservice.services.hook_messages import HookMessage
 from taskservice.services.users import OVERLAP_SECONDS
 from taskservice.terms import FAILED, MAIL, MCP, PENDING, STANDARD
-from taskservice.threads import start_thread
 from taskservice.webhooks import Interrupt, Interrupted, Outcome, mail, signing
 from taskservice.webhooks.retries import CircuitBreaker
 
@@ -80,7 +79,7 @@ def until_stop(send: Callable[[Interrupt], T]) -> T | None:
     # A look-up or a connect cannot be interrupted, only abandoned: so the attempt has a thread
     # of its own, in the context of this request.
     try:
-        start_thread("first attempt", partial(copy_context().run, run))
+        resources.start_thread("first attempt", partial(copy_context().run, run))
     except RuntimeError:
         # The machine has no more threads.
         return send(interrupt)

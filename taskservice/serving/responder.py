@@ -24,7 +24,6 @@ from taskservice.auth import OWNER
 from taskservice.operations import metrics, request_log
 from taskservice.serving.refusals import INTERNAL, as_response, refusal_for
 from taskservice.serving.request_parser import Request, RequestParser, Steps
-from taskservice.threads import start_thread
 from taskservice.web.request import WsgiApplication
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ class ThreadPool:
 
     def add_thread(self) -> None:
         # A daemon: a request that never ends must not keep the process from ending.
-        start_thread("pool", self._run)
+        resources.start_thread("pool", self._run)
 
     def _run(self) -> None:
         is_wanted = True

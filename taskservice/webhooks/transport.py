@@ -18,7 +18,6 @@ from requests.adapters import HTTPAdapter
 
 from taskservice import terms
 from taskservice.bounded_http import Deadline, Limits, TooLargeError
-from taskservice.threads import start_thread
 from taskservice.webhooks import Interrupt, Outcome
 from taskservice.webhooks.destinations import (
     Address,
@@ -184,8 +183,8 @@ def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[Address]:
         if not _lookups.acquire(timeout=deadline.remaining()):
             raise TimeoutError
         try:
-            start_thread("webhook-lookup", run)
-        except RuntimeError as error:
+            threading.Thread(target=run, name="webhook-lookup", daemon=True).start()
+        except (RuntimeError, MemoryError) as error:
             _lookups.release()
             raise OSError(errno.EAGAIN, "the machine has no more threads") from error
         addresses = [read_address(text) for text in found.result(deadline.remaining())]
