@@ -34,12 +34,12 @@ from taskservice.runner.process import PROGRAM_ONLY, RESET_TO_DEFAULT, Process, 
 from taskservice.runner.program_output import Masker, OutputReader
 from taskservice.runner.saved_run import (
     SavedRun,
+    Spool,
     leftover_runs,
     make_private,
     read_file,
     runs_folder,
 )
-from taskservice.runner.spool import Spool
 from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import MAX_OBJECT
 

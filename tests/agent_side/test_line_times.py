@@ -12,8 +12,7 @@ import pytest
 
 from taskservice.client import Client, TaskHandler, sender
 from taskservice.client.sender import Batch, LineQueue, timed
-from taskservice.runner.saved_run import SavedRun
-from taskservice.runner.spool import Spool
+from taskservice.runner.saved_run import SavedRun, Spool
 from tests.support.agent_machine import AgentMachine, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Receiver, unused_port

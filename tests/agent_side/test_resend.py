@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from taskservice.client.sender import now
-from taskservice.runner.saved_run import SavedRun
-from taskservice.runner.spool import Spool
+from taskservice.runner.saved_run import SavedRun, Spool
 from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, machine_of, tasks, the_task
