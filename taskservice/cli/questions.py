@@ -13,7 +13,7 @@ from taskservice.cli.options import Text, examples, json_object, known_task
 from taskservice.cli.service_client import AMBIGUOUS, find_task_id, service_client
 from taskservice.cli.task_text import LONGER_ID, asks
 from taskservice.client import Client, Conflict, Invalid, Question, Task
-from taskservice.client.task import answer, list_questions
+from taskservice.client.task import list_questions
 from taskservice.runner.run import parse_object
 from taskservice.terminal import exit_with_error, print_json, print_line
 from taskservice.terms import OPEN
@@ -158,9 +158,12 @@ def answer_command(
         question = _question(client, found, question_id)
         if not (values or accept or decline):
             _print_question(found, question, question_id is None)
-        content = None if decline else _content(question["schema"], values)
+        task = Task(client.connection, {"id": found})
         try:
-            answered = answer(client.connection, found, question["id"], content)
+            if decline:
+                answered = task.decline(question["id"])
+            else:
+                answered = task.answer(question["id"], _content(question["schema"], values))
         except Invalid as error:
             # The person typed the fields, not the object that contains them.
             exit_with_error(str(error).replace("content.", ""))

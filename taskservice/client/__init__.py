@@ -15,6 +15,7 @@ from taskservice.client.responses import (
     SHORT_FIELDS,
     BadRequest,
     Conflict,
+    Expected,
     Forbidden,
     Invalid,
     InvalidKey,
@@ -43,6 +44,7 @@ from taskservice.client.task import (
     Question,
     Task,
     claim_task,
+    given,
     pages,
     path_segment,
     read_task,
@@ -52,46 +54,13 @@ from taskservice.client.task import (
 from taskservice.terms import BulkAction, ErrorType, Sort, Status
 
 __all__ = [
-    "Agent",
-    "Annotations",
-    "Attention",
-    "BadRequest",
-    "Client",
-    "Conflict",
-    "ErrorType",
-    "Expect",
-    "Failure",
-    "FinishedTask",
-    "Forbidden",
-    "Health",
-    "Hook",
-    "Invalid",
-    "InvalidKey",
-    "Line",
-    "LineGap",
-    "NotFound",
-    "NotTheService",
-    "OtherVersion",
-    "Question",
-    "QuestionDeclined",
-    "QuestionExpired",
-    "QuestionNotAnswered",
-    "QuestionWithdrawn",
-    "Refused",
-    "SettingError",
-    "Sort",
-    "Status",
-    "Task",
-    "TaskCancelled",
-    "TaskFinished",
-    "TaskHandler",
-    "TaskServiceError",
-    "TooLarge",
-    "Unavailable",
-    "UnexpectedResponse",
-    "Unreachable",
-    "current",
-]
+    "Agent", "Annotations", "Attention", "BadRequest", "Client", "Conflict", "ErrorType", "Expect",
+    "Failure", "FinishedTask", "Forbidden", "Health", "Hook", "Invalid", "InvalidKey", "Line",
+    "LineGap", "NotFound", "NotTheService", "OtherVersion", "Question", "QuestionDeclined",
+    "QuestionExpired", "QuestionNotAnswered", "QuestionWithdrawn", "Refused", "SettingError",
+    "Sort", "Status", "Task", "TaskCancelled", "TaskFinished", "TaskHandler", "TaskServiceError",
+    "TooLarge", "Unavailable", "UnexpectedResponse", "Unreachable", "current",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -308,6 +277,14 @@ class Hook(TypedDict):
     lastDeliveredAt: str | None
 
 
+_AGENT_MEMBERS = "id,name,description,userId,createdAt"
+_AGENTS: Expected[list[Agent]] = Expected(_AGENT_MEMBERS, is_list=True)
+_AGENTS_WITH_HEALTH: Expected[list[Agent]] = Expected(f"{_AGENT_MEMBERS},health", is_list=True)
+_ATTENTION: Expected[list[Attention]] = Expected(Attention, is_list=True)
+_HOOK: Expected[Hook] = Expected(Hook, (200, 201))
+_HOOKS: Expected[list[Hook]] = Expected(Hook, is_list=True)
+
+
 class Client:
     """Connects to a taskservice server with one API key.
 
@@ -392,10 +369,8 @@ class Client:
             >>> task.status, task.input
             ('running', {'pages': 2})
         """
-        fields: dict[str, Any] = {"agentId": agent_id, "name": name, "input": input}
-        fields |= {"callback": callback, "timeout": timeout, "claim": claim, "labels": labels}
-        fields |= {"claimedAt": claimed_at}
-        fields = {name: value for name, value in fields.items() if value is not None}
+        fields = given(agentId=agent_id, name=name, input=input, callback=callback, labels=labels)
+        fields |= given(timeout=timeout, claim=claim, claimedAt=claimed_at)
         parent = own_task_id() if parent_id is None else parent_id
         data = self._start(fields, parent, is_own=parent_id is None)
         return Task(self.connection, data, heartbeat=heartbeat_for(timeout))
@@ -503,12 +478,11 @@ class Client:
         query: dict[str, Any] = {"status": status, "errorType": error_type, "q": q, "sort": sort}
         query |= {"agentId": agent_id, "parentId": parent_id, "createdAfter": created_after}
         query |= {"createdBefore": created_before, "finishedAfter": finished_after}
-        for name, value in {"claimed": claimed, "asking": asking}.items():
-            query[name] = None if value is None else str(value).lower()
+        for name, value in given(claimed=claimed, asking=asking).items():
+            query[name] = str(value).lower()
         query["label"] = [f"{key}:{value}" for key, value in (labels or {}).items()]
-        filters = {name: value for name, value in query.items() if value is not None}
-        filters |= {"fields": fields, "limit": str(page or PAGE_TASKS)}
-        found = pages(self.connection, "/task", filters, responses.Expected(fields, is_list=True))
+        query |= {"fields": fields, "limit": str(page or PAGE_TASKS)}
+        found = pages(self.connection, "/task", query, responses.Objects(fields, is_list=True))
         return (Task(self.connection, data) for response in found for data in response.data)
 
     def agents(self, health: bool = False) -> list[Agent]:
@@ -522,10 +496,9 @@ class Client:
             >>> [agent["name"] for agent in client.agents() if agent["id"] == "reader"]
             ['Reader']
         """
-        expected = responses.AGENTS_WITH_HEALTH if health else responses.FULL_AGENTS
+        expected = _AGENTS_WITH_HEALTH if health else _AGENTS
         query = {"expand": "health"} if health else {}
-        agents: list[Agent] = self.connection.call("GET", "/agent", expected, params=query).data
-        return agents
+        return self.connection.call("GET", "/agent", expected, params=query).data
 
     def attention(self) -> list[Attention]:
         """Return what a person should look at now, the most urgent first, at most 100.
@@ -536,8 +509,7 @@ class Client:
             >>> [(each["kind"], each["text"]) for each in client.attention()]
             [('broken', 'The last task failed')]
         """
-        items: list[Attention] = self.connection.call("GET", "/attention", responses.ATTENTION).data
-        return items
+        return self.connection.call("GET", "/attention", _ATTENTION).data
 
     def bulk(self, action: BulkAction, task_ids: Iterable[str]) -> dict[str, Any]:
         """Cancel, delete or rerun many tasks; only user keys can.
@@ -601,8 +573,10 @@ class Client:
             >>> schema = {"type": "object", "properties": {"pages": {"type": "integer"}}}
             >>> client.register("reader", description="Reads pages.", input_schema=schema)
         """
-        fields: dict[str, Any] = {"name": name, "description": description, "tool": tool}
-        fields |= {"inputSchema": input_schema, "annotations": annotations, "expect": expect}
+        fields = given(name=name, description=description, tool=tool, expect=expect)
+        fields |= given(inputSchema=input_schema, annotations=annotations)
+        if expect == {}:
+            fields["expect"] = None
         register_agent(self.connection, agent_id, fields)
 
     def delete_agent(self, agent_id: str) -> None:
@@ -626,8 +600,7 @@ class Client:
             >>> [hook["name"] for hook in client.hooks() if hook["state"] == "off"]
             []
         """
-        hooks: list[Hook] = self.connection.call("GET", "/hook", responses.HOOKS).data
-        return hooks
+        return self.connection.call("GET", "/hook", _HOOKS).data
 
     def add_hook(
         self,
@@ -665,12 +638,9 @@ class Client:
             >>> hook["state"]
             'active'
         """
-        fields: dict[str, Any] = {"target": target, "name": name, "format": format}
-        fields |= {"events": events, "agentId": agent_id, "label": label, "token": token}
-        fields |= {"answerLinks": answer_links}
-        given = {name: value for name, value in fields.items() if value is not None}
-        hook: Hook = self.connection.once("POST", "/hook", responses.HOOK, json=given).data
-        return hook
+        fields = given(target=target, name=name, format=format, events=events, agentId=agent_id)
+        fields |= given(label=label, token=token, answerLinks=answer_links)
+        return self.connection.once("POST", "/hook", _HOOK, json=fields).data
 
     def change_hook(self, hook_id: str, **changes: Any) -> Hook:
         """Change fields of a hook, by their names in the API; `state="active"` turns it on.
@@ -680,8 +650,7 @@ class Client:
             >>> client.change_hook(hook["id"], agentId="reader", state="active")["agentId"]
             'reader'
         """
-        hook: Hook = self._call_hook("PATCH", hook_id, "", responses.HOOK, json=changes)
-        return hook
+        return self.connection.call("PATCH", _hook_path(hook_id), _HOOK, json=changes).data
 
     def delete_hook(self, hook_id: str) -> None:
         """Delete a hook, and send nothing more to it.
@@ -690,7 +659,7 @@ class Client:
             >>> for hook in client.hooks():
             ...     client.delete_hook(hook["id"])
         """
-        self._call_hook("DELETE", hook_id, "", responses.HOOK)
+        self.connection.call("DELETE", _hook_path(hook_id), _HOOK)
 
     def test_hook(self, hook_id: str) -> dict[str, Any]:
         """Send a sample to a hook.
@@ -702,8 +671,8 @@ class Client:
             >>> client.test_hook(hook["id"])["delivered"]
             False
         """
-        outcome: dict[str, Any] = self._call_hook("POST", hook_id, "/test", responses.HOOK_TEST)
-        return outcome
+        path = f"{_hook_path(hook_id)}/test"
+        return self.connection.call("POST", path, responses.HOOK_TEST).data
 
     def hook_deliveries(self, hook_id: str) -> list[dict[str, Any]]:
         """Return the events that a hook is told of, the newest 100, newest first.
@@ -716,12 +685,9 @@ class Client:
             >>> client.hook_deliveries(hook["id"])
             []
         """
-        expected, path = responses.HOOK_DELIVERIES, "/deliveries"
-        deliveries: list[dict[str, Any]] = self._call_hook("GET", hook_id, path, expected)
-        return deliveries
+        path = f"{_hook_path(hook_id)}/deliveries"
+        return self.connection.call("GET", path, responses.HOOK_DELIVERIES).data
 
-    def _call_hook(
-        self, method: str, hook_id: str, rest: str, expected: responses.Expected, **options: Any
-    ) -> Any:
-        path = f"/hook/{path_segment(hook_id)}{rest}"
-        return self.connection.call(method, path, expected, **options).data
+
+def _hook_path(hook_id: str) -> str:
+    return f"/hook/{path_segment(hook_id)}"

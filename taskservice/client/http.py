@@ -16,7 +16,7 @@ from urllib3.exceptions import ReadTimeoutError
 from taskservice import __version__, terms
 from taskservice.bounded_http import Adapter, Limits, Session
 from taskservice.client import profiles, responses
-from taskservice.client.responses import Expected, Response, SettingError, TaskServiceError
+from taskservice.client.responses import Expected, Response, SettingError, T, TaskServiceError
 from taskservice.terminal import without_user_info
 from taskservice.terms import API_PREFIX
 
@@ -67,13 +67,13 @@ class Connection:
         self,
         method: str,
         path: str,
-        expected: Expected,
+        expected: Expected[T],
         *,
         wait: int = 0,
         patience: float | None = None,
         sleep: Callable[[float], None] = time.sleep,
         **options: Any,
-    ) -> Response:
+    ) -> Response[T]:
         """Make a request that may be repeated, and retry it for `patience` seconds.
 
         `path` is the path below /api/v1, and `expected` describes the response. `wait` is how many
@@ -110,8 +110,8 @@ class Connection:
         return is_known or isinstance(error, responses.RETRYABLE)
 
     def _once_with_wait(
-        self, method: str, path: str, expected: Expected, wait: int, options: dict[str, Any]
-    ) -> Response:
+        self, method: str, path: str, expected: Expected[T], wait: int, options: dict[str, Any]
+    ) -> Response[T]:
         if not wait:
             return self.once(method, path, expected, **options)
         headers = {"Prefer": f"wait={wait}", **options.get("headers", {})}
@@ -127,7 +127,7 @@ class Connection:
         repeat_at: float = getattr(self._local, "repeat_at", 0.0)
         return max(repeat_at - time.monotonic(), 0)
 
-    def once(self, method: str, path: str, expected: Expected, **options: Any) -> Response:
+    def once(self, method: str, path: str, expected: Expected[T], **options: Any) -> Response[T]:
         """Make one attempt; `options` are passed to `requests`. Raises TaskServiceError."""
         if "json" in options:
             options["data"] = _as_json(options.pop("json"))
@@ -155,7 +155,7 @@ class Connection:
                 "upgrade the older one"
             )
 
-    def _receive(self, method: str, path: str, options: dict[str, Any]) -> Response:
+    def _receive(self, method: str, path: str, options: dict[str, Any]) -> responses.Received:
         options.setdefault("timeout", (CONNECT_SECONDS, READ_SECONDS))
         try:
             response = self._session().request(method, self.url + path, **options)
@@ -163,7 +163,8 @@ class Connection:
         except Exception as error:
             reason = without_user_info(_reason(error))
             raise responses.Unreachable(f"cannot reach {self.url}: {reason}") from None
-        return Response(response.url, response.status_code, response.headers, response.content)
+        content = response.content
+        return Response(response.url, response.status_code, response.headers, content, None)
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)

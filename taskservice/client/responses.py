@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from taskservice import terms
 from taskservice.terminal import without_user_info
@@ -180,13 +181,17 @@ SHORT_FIELDS = (
 )
 
 
-class Expected(NamedTuple):
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Expected(Generic[T]):
     """The expected response: one of these statuses, with a JSON object or a list of objects.
 
-    Each object has at least these members, which are separated by commas.
+    Each object has at least these members: a text with commas between them, or a TypedDict.
     """
 
-    members: str
+    members: str | type
     statuses: tuple[int, ...] = (200,)
     is_list: bool = False
 
@@ -195,37 +200,29 @@ class Expected(NamedTuple):
         return isinstance(objects, list) and all(has(self.members, item) for item in objects)
 
 
-def has(members: str, data: Any) -> bool:
-    """Whether this is an object with these members, which are separated by commas."""
-    return isinstance(data, dict) and data.keys() >= set(members.split(","))
+def has(members: str | type, data: Any) -> bool:
+    """Whether this is an object with these members."""
+    names = members.split(",") if isinstance(members, str) else members.__annotations__
+    return isinstance(data, dict) and data.keys() >= set(names)
 
 
-APPENDED = Expected("logCount,status", (201,))
-LOG_PAGE = Expected("logs,next,status")
-_QUESTION = "id,message,schema,state,askedAt,expiresAt,answer,answeredBy"
-QUESTION = Expected(_QUESTION, (200, 201))
-QUESTIONS = Expected(_QUESTION, is_list=True)
-AGENT = Expected("id", (200, 201))
-AGENTS = Expected("id", is_list=True)
-FULL_AGENTS = Expected("id,name,description,userId,createdAt", is_list=True)
-AGENTS_WITH_HEALTH = Expected(f"{FULL_AGENTS.members},health", is_list=True)
-ATTENTION = Expected("kind,agentId,taskId,since,text", is_list=True)
-BULK = Expected("done,refused")
-NUMBERS = Expected("paths")
-FOUND = Expected("hits,searched")
-NEW_LINES = Expected("against,lines,cut")
-LINK = Expected("id,url,createdAt,expiresAt", (201,))
-USER = Expected("id,key")
-OPENAPI = Expected("info")
-CALLBACK_SECRET = Expected("secret")
-HOOK = Expected(
-    "id,name,target,format,events,agentId,label,answerLinks,createdAt,expiresAt,state,reason,"
-    "lastDeliveredAt",
-    (200, 201),
-)
-HOOKS = Expected(HOOK.members, is_list=True)
-HOOK_TEST = Expected("delivered,statusCode,message")
-HOOK_DELIVERIES = Expected(
+Object = Expected[dict[str, Any]]
+Objects = Expected[list[dict[str, Any]]]
+
+APPENDED = Object("logCount,status", (201,))
+LOG_PAGE = Object("logs,next,status")
+AGENT = Object("id", (200, 201))
+AGENTS = Objects("id", is_list=True)
+BULK = Object("done,refused")
+NUMBERS = Object("paths")
+FOUND = Object("hits,searched")
+NEW_LINES = Object("against,lines,cut")
+LINK = Object("id,url,createdAt,expiresAt", (201,))
+USER = Object("id,key")
+OPENAPI = Object("info")
+CALLBACK_SECRET = Object("secret")
+HOOK_TEST = Object("delivered,statusCode,message")
+HOOK_DELIVERIES = Objects(
     "id,event,agentId,taskId,state,createdAt,nextAttemptAt,attempts", is_list=True
 )
 
@@ -237,7 +234,7 @@ _REFUSALS: dict[int, type[Refused]] = {
 # Reads the responses.
 
 
-class Response(NamedTuple):
+class Response(NamedTuple, Generic[T]):
     """A response from the URL of the service; another program may have sent it.
 
     `data` is the parsed JSON, None for a 204.
@@ -247,10 +244,14 @@ class Response(NamedTuple):
     status_code: int
     headers: Mapping[str, str]
     content: bytes
-    data: Any = None
+    data: T
 
 
-def read(received: Response, expected: Expected) -> Response:
+# Before its content is parsed.
+Received = Response[Any]
+
+
+def read(received: Received, expected: Expected[T]) -> Response[T]:
     """Return the response with its data. Raises TaskServiceError unless it is as expected."""
     status = received.status_code
     if not 200 <= status < 300:
@@ -265,14 +266,14 @@ def read(received: Response, expected: Expected) -> Response:
     return received._replace(data=data)
 
 
-def may_be_of_another_version(received: Response, error: TaskServiceError) -> bool:
+def may_be_of_another_version(received: Received, error: TaskServiceError) -> bool:
     """Whether a service of another version may have sent the response that caused `error`."""
     if isinstance(error, Invalid):
         return "Unknown " in str(error)  # a field or a parameter
     return isinstance(error, UnexpectedResponse) and _media_type(received) == JSON
 
 
-def _error(received: Response) -> TaskServiceError:
+def _error(received: Received) -> TaskServiceError:
     """The error for a response that is not 2xx."""
     status = received.status_code
     problem = _problem(received)
@@ -306,7 +307,7 @@ def _kind(status: int, problem: Mapping[str, Any]) -> type[Refused] | None:
     return _REFUSALS.get(status, Refused)
 
 
-def _problem(received: Response) -> dict[str, Any] | None:
+def _problem(received: Received) -> dict[str, Any] | None:
     """The problem in a response; None if it is not a problem of this service."""
     try:
         problem: dict[str, Any] = _json(received, PROBLEM_TYPE)
@@ -316,12 +317,12 @@ def _problem(received: Response) -> dict[str, Any] | None:
     return problem if is_ours else None
 
 
-def _not_ours(received: Response, kind: type[NotTheService] = UnexpectedResponse) -> NotTheService:
+def _not_ours(received: Received, kind: type[NotTheService] = UnexpectedResponse) -> NotTheService:
     url = received.url.partition("?")[0]
     return kind(f"{url} returned {received.status_code}, but the response is not from taskservice")
 
 
-def _json(received: Response, media_type: str) -> Any:
+def _json(received: Received, media_type: str) -> Any:
     """The JSON of a response. Raises UnexpectedResponse if it has no JSON of this type."""
     if _media_type(received) != media_type:
         raise _not_ours(received)
@@ -331,5 +332,5 @@ def _json(received: Response, media_type: str) -> Any:
         raise _not_ours(received) from None
 
 
-def _media_type(received: Response) -> str:
+def _media_type(received: Received) -> str:
     return received.headers.get("Content-Type", "").partition(";")[0].strip().lower()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from taskservice.client import responses
 from taskservice.client.http import Connection, delays, pause_after
-from taskservice.client.responses import Expected, TaskCancelled, TaskFinished, TaskServiceError
+from taskservice.client.responses import Object, TaskCancelled, TaskFinished, TaskServiceError
 from taskservice.terms import LOG_FULL, MAX_LINE, MAX_LOG, MAX_MESSAGE, MAX_NOTE
 
 # An event that one thread waits for, and that Ctrl-C cannot leave locked.
@@ -424,10 +424,9 @@ class Sender(threading.Thread):
         return False
 
     def _patch(self, path: str, changes: dict[str, Any]) -> None:
-        expected = Expected("id")
-        self._request("PATCH", path, expected, params={"fields": "id"}, json=changes)
+        self._request("PATCH", path, Object("id"), params={"fields": "id"}, json=changes)
 
-    def _request(self, method: str, path: str, expected: Expected, **options: Any) -> None:
+    def _request(self, method: str, path: str, expected: Object, **options: Any) -> None:
         pause = self._last_request_at + REQUEST_INTERVAL - time.monotonic()
         if pause > 0:
             # `finish` ends the pause, because larger batches are no longer useful.

@@ -10,8 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain, count, repeat
-from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, TypedDict, overload
+from typing import Any, NamedTuple, NoReturn, TypedDict, cast, overload
 from urllib.parse import quote
 from uuid import uuid4
 from weakref import WeakValueDictionary
@@ -21,9 +20,14 @@ from taskservice.client import responses, sender
 from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
 from taskservice.client.outbox import Outbox
 from taskservice.client.responses import (
+    LINK,
+    LOG_PAGE,
     SHORT_FIELDS,
     Expected,
     Invalid,
+    Object,
+    Response,
+    T,
     TaskFinished,
     TaskServiceError,
 )
@@ -34,10 +38,11 @@ from taskservice.terms import ErrorType, Status
 
 # Responses contain tasks without their logs, which can be long.
 SHORT = {"fields": SHORT_FIELDS}
-SHORT_TASK = Expected(SHORT_FIELDS)
-STARTED = Expected(SHORT_FIELDS, (201,))
+SHORT_TASK = Object(SHORT_FIELDS)
+STARTED = Object(SHORT_FIELDS, (201,))
+ONLY_ID: dict[str, Any] = {"params": {"fields": "id"}}
 _NEXT = re.compile(r'<\?([^>]*)>; rel="next"')
-_CLAIMED = Expected(SHORT_FIELDS, (200, 204))
+_CLAIMED: Expected[dict[str, Any] | None] = Expected(SHORT_FIELDS, (200, 204))
 
 
 def start_task(
@@ -49,28 +54,23 @@ def start_task(
         connection.call, "POST", "/task", STARTED, json=fields, headers=headers, **options
     )
     try:
-        response = start()
+        return start().data
     except Invalid as error:
         if "agentId" not in error.errors:
             raise
-        register_agent(connection, fields["agentId"], {}, **options)
-        response = start()
-    task: dict[str, Any] = response.data
-    return task
+        register_agent(connection, fields["agentId"], **options)
+        return start().data
 
 
 def read_task(connection: Connection, task_id: str) -> dict[str, Any]:
-    path = f"/task/{path_segment(task_id)}"
-    task: dict[str, Any] = connection.call("GET", path, SHORT_TASK, params=SHORT).data
-    return task
+    return connection.call("GET", task_path(task_id), SHORT_TASK, params=SHORT).data
 
 
 def change_task(
     connection: Connection, task_id: str, changes: Mapping[str, Any], **options: Any
 ) -> None:
     """Report changes, without reading the task."""
-    options |= {"params": {"fields": "id"}, "json": changes}
-    connection.call("PATCH", f"/task/{path_segment(task_id)}", Expected("id"), **options)
+    connection.call("PATCH", task_path(task_id), Object("id"), json=changes, **ONLY_ID, **options)
 
 
 def claim_task(
@@ -86,13 +86,12 @@ def claim_task(
     if response.data is None:
         return None
     json_text = response.content.decode()
-    heartbeat = CLAIMED_HEARTBEAT_SECONDS
-    return Task(connection, response.data, heartbeat=heartbeat, json_text=json_text)
+    return Task(connection, response.data, heartbeat=CLAIMED_HEARTBEAT_SECONDS, json_text=json_text)
 
 
 def pages(
-    connection: Connection, path: str, query: dict[str, Any] | str, expected: Expected
-) -> Iterator[responses.Response]:
+    connection: Connection, path: str, query: dict[str, Any] | str, expected: Expected[T]
+) -> Iterator[Response[T]]:
     """The pages of a list or a search, each by the `Link` of the one before."""
     while True:
         response = connection.call("GET", path, expected, params=query)
@@ -104,14 +103,20 @@ def pages(
 
 
 def register_agent(
-    connection: Connection, agent_id: str, fields: Mapping[str, Any], **options: Any
+    connection: Connection, agent_id: str, body: Mapping[str, Any] = {}, **options: Any
 ) -> None:
-    """Register an agent, or update its `fields` that are not None."""
-    body = {name: value for name, value in fields.items() if value is not None}
-    if body.get("expect") == {}:
-        body["expect"] = None
+    """Register an agent, or update these fields of it."""
     path = f"/agent/{path_segment(agent_id)}"
     connection.call("PUT", path, responses.AGENT, json=body, **options)
+
+
+def given(**fields: Any) -> dict[str, Any]:
+    """The fields that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def task_path(task_id: str, *rest: str) -> str:
+    return "/".join(["/task", *map(path_segment, (task_id, *rest))])
 
 
 def path_segment(text: str) -> str:
@@ -145,6 +150,10 @@ class Question(TypedDict):
     answeredBy: str | None
 
 
+_QUESTION: Expected[Question] = Expected(Question, (200, 201))
+_QUESTIONS: Expected[list[Question]] = Expected(Question, is_list=True)
+
+
 def schema_of_choices(choices: Sequence[str]) -> dict[str, Any]:
     """The schema for an answer that is one of these strings."""
     choice = {"type": "string", "enum": list(dict.fromkeys(choices))}
@@ -168,19 +177,18 @@ def ask(
     """
     # The message can contain lone surrogates, for example from the name of a file.
     text = message.encode(errors="replace").decode()
-    fields = {"message": text, "schema": schema, "timeout": timeout}
     post = partial(
-        connection.call, "POST", _path(task_id), responses.QUESTION,
-        json={name: value for name, value in fields.items() if value is not None},
+        connection.call, "POST", task_path(task_id, "question"), _QUESTION,
+        json=given(message=text, schema=schema, timeout=timeout),
         # With the same key, a repeated request asks no second question.
         headers={"Idempotency-Key": uuid4().hex},
     )  # fmt: skip
     until = time.monotonic() + seconds_open(timeout)
     try:
-        question: Question = post(sleep=sleep).data
+        question = post(sleep=sleep).data
         while question["state"] == terms.OPEN:
             question = connection.call(
-                "GET", _path(task_id, question["id"]), responses.QUESTION, wait=WAIT_SECONDS,
+                "GET", task_path(task_id, "question", question["id"]), _QUESTION, wait=WAIT_SECONDS,
                 patience=max(until - time.monotonic(), PATIENCE_SECONDS), sleep=sleep,
             ).data  # fmt: skip
             if question["state"] == terms.OPEN:
@@ -211,7 +219,7 @@ def _raise_reason(connection: Connection, task_id: str, question: Question) -> N
     if question["state"] in reasons:
         raise reasons[question["state"]](question)
     # If its task has ended, the service refuses a heartbeat.
-    path = f"/task/{path_segment(task_id)}/logs"
+    path = task_path(task_id, "logs")
     task = connection.call("POST", path, responses.APPENDED, json={"logs": []}).data
     if task["status"] != terms.RUNNING:
         ended = {"id": task_id, "status": task["status"], "error": None}
@@ -223,37 +231,13 @@ def withdraw(
     connection: Connection, task_id: str, question_id: str, patience: float | None = None
 ) -> None:
     """Withdraw an open question. Raises Conflict if it was answered."""
-    path = _path(task_id, question_id)
-    connection.call("DELETE", path, responses.QUESTION, patience=patience)
+    path = task_path(task_id, "question", question_id)
+    connection.call("DELETE", path, _QUESTION, patience=patience)
 
 
 def list_questions(connection: Connection, task_id: str) -> list[Question]:
     """All questions of a task, oldest first."""
-    questions: list[Question] = connection.call("GET", _path(task_id), responses.QUESTIONS).data
-    return questions
-
-
-def answer(
-    connection: Connection, task_id: str, question_id: str, content: Mapping[str, Any] | None
-) -> Question:
-    """Answer a question, or decline it with None; repeating the same answer changes nothing.
-
-    Raises Invalid if the answer does not match the schema, and Conflict if the question is no
-    longer open.
-    """
-    body = (
-        {"action": terms.DECLINE}
-        if content is None
-        else {"action": terms.ACCEPT, "content": content}
-    )
-    path = f"{_path(task_id, question_id)}/answer"
-    question: Question = connection.call("POST", path, responses.QUESTION, json=body).data
-    return question
-
-
-def _path(task_id: str, question_id: str | None = None) -> str:
-    end = "" if question_id is None else f"/{path_segment(question_id)}"
-    return f"/task/{path_segment(task_id)}/question{end}"
+    return connection.call("GET", task_path(task_id, "question"), _QUESTIONS).data
 
 
 # A task's output: a value that is not JSON is refused where the program sets it.
@@ -263,7 +247,7 @@ class Output(dict[str, Any]):
     """A task's output. Setting a value that is not JSON raises TypeError or ValueError."""
 
     def __setitem__(self, key: str, value: Any) -> None:
-        _check(key, value)
+        _check_output({key: value})
         super().__setitem__(key, value)
 
     setdefault = MutableMapping.setdefault
@@ -277,18 +261,14 @@ class Output(dict[str, Any]):
 def _check_output(members: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError for a key or value that is not JSON."""
     for key, value in members.items():
-        _check(key, value)
-
-
-def _check(key: str, value: Any) -> None:
-    if not isinstance(key, str):
-        raise TypeError(f"The key {key!r} of an output must be a string")
-    try:
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-    except TypeError as error:
-        raise TypeError(f"output[{key!r}] is not JSON: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"output[{key!r}] is not JSON: {error}") from None
+        if not isinstance(key, str):
+            raise TypeError(f"The key {key!r} of an output must be a string")
+        try:
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        except TypeError as error:
+            raise TypeError(f"output[{key!r}] is not JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"output[{key!r}] is not JSON: {error}") from None
 
 
 # A task for Python programs: does its work, or watches it.
@@ -413,32 +393,27 @@ class Task:
     @property
     def status(self) -> Status:
         """`running`, `complete` or `error`."""
-        status: Status = self.data["status"]
-        return status
+        return cast(Status, self.data["status"])
 
     @property
     def error(self) -> Failure | None:
         """The `type` and `message` of the error if the status is `error`, otherwise None."""
-        error: Failure | None = self.data["error"]
-        return error
+        return cast(Failure | None, self.data["error"])
 
     @property
     def labels(self) -> Mapping[str, str]:
         """The pairs to filter by; `report(labels=...)` changes them."""
-        labels: Mapping[str, str] = self.data["labels"]
-        return labels
+        return cast(Mapping[str, str], self.data["labels"])
 
     @property
     def questions(self) -> list[Question]:
         """The open questions of the task, oldest first."""
-        questions: list[Question] = self.data["questions"]
-        return questions
+        return cast(list[Question], self.data["questions"])
 
     @property
     def input(self) -> Mapping[str, Any]:
         """The input that the task was started with."""
-        members: Mapping[str, Any] = self.data["input"]
-        return members
+        return cast(Mapping[str, Any], self.data["input"])
 
     # --- doing the work ------------------------------------------------------------------
 
@@ -502,7 +477,7 @@ class Task:
             self._finish(changes)
         else:
             changes = self._outbox.pop_progress() | changes
-            self._update("PATCH", f"/task/{self.id}", json=changes, sleep=self._outbox.pause)
+            self._update("PATCH", json=changes, sleep=self._outbox.pause)
         self._has_ended = self._has_ended or "status" in changes
 
     def progress(
@@ -674,12 +649,7 @@ class Task:
         self._outbox.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # Our own errors must not hide the program's exception.
         quiet = nullcontext() if error is None else suppress(TaskServiceError)
         try:
@@ -719,7 +689,7 @@ class Task:
             >>> task.refresh().status
             'running'
         """
-        return self._update("GET", f"/task/{self.id}")
+        return self._update("GET")
 
     def lines(self, after: int = 0, times: bool = False) -> Iterator[Line]:
         """Iterate over the lines that the log contains now. Blocks for each page of 10,000 lines.
@@ -796,10 +766,8 @@ class Task:
     def _page(self, after: int, times: bool, wait: int = 0) -> dict[str, Any]:
         query = {"limit": str(terms.MAX_LINES), "after": str(after)}
         query |= {"times": "true"} if times else {}
-        page: dict[str, Any] = self._connection.call(
-            "GET", f"/task/{self.id}/logs", responses.LOG_PAGE, params=query, wait=wait
-        ).data
-        return page
+        path = task_path(self.id, "logs")
+        return self._connection.call("GET", path, LOG_PAGE, params=query, wait=wait).data
 
     def answer(self, question_id: str, content: Mapping[str, Any]) -> Question:
         """Answer an open question of the task, and return it; only user keys can. Blocks.
@@ -818,7 +786,7 @@ class Task:
             >>> for question in task.refresh().questions:
             ...     task.answer(question["id"], {"answer": "yes"})
         """
-        return answer(self._connection, self.id, question_id, content)
+        return self._answer(question_id, {"action": terms.ACCEPT, "content": content})
 
     def decline(self, question_id: str) -> Question:
         """Decline an open question of the task; only user keys can. Blocks.
@@ -831,7 +799,11 @@ class Task:
             >>> for question in task.refresh().questions:
             ...     task.decline(question["id"])
         """
-        return answer(self._connection, self.id, question_id, None)
+        return self._answer(question_id, {"action": terms.DECLINE})
+
+    def _answer(self, question_id: str, body: Mapping[str, Any]) -> Question:
+        path = task_path(self.id, "question", question_id, "answer")
+        return self._connection.call("POST", path, _QUESTION, json=body).data
 
     def cancel(self) -> "Task":
         """End the task with an error of type `cancelled`; its program stops. Blocks.
@@ -846,7 +818,7 @@ class Task:
             >>> task.cancel().error["type"]
             'cancelled'
         """
-        return self._update("POST", f"/task/{self.id}/cancel")
+        return self._update("POST", "cancel")
 
     def rerun(
         self, input: Mapping[str, Any] | None = None, labels: Mapping[str, str] | None = None
@@ -866,13 +838,10 @@ class Task:
             >>> task.rerun(input={"pages": 3}).data["rerunOf"] == task.id
             True
         """
-        changes = {"input": input, "labels": labels}
-        data = self._connection.call(
-            "POST", f"/task/{path_segment(self.id)}/rerun", STARTED,
-            json={name: value for name, value in changes.items() if value is not None},
-            headers={"Idempotency-Key": uuid4().hex},
-        ).data  # fmt: skip
-        return Task(self._connection, data)
+        body, headers = given(input=input, labels=labels), {"Idempotency-Key": uuid4().hex}
+        path = task_path(self.id, "rerun")
+        started = self._connection.call("POST", path, STARTED, json=body, headers=headers)
+        return Task(self._connection, started.data)
 
     def link(self, seconds: float | None = None) -> dict[str, Any]:
         """Create a link with which everyone can look at the task, without a key. Blocks.
@@ -892,9 +861,7 @@ class Task:
         """
         until = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
         body = {"expiresAt": until and until.isoformat()}
-        path = f"/task/{path_segment(self.id)}/link"
-        link: dict[str, Any] = self._connection.call("POST", path, responses.LINK, json=body).data
-        return link
+        return self._connection.call("POST", task_path(self.id, "link"), LINK, json=body).data
 
     def delete(self) -> None:
         """Delete the task permanently, with its log and its deliveries. Blocks.
@@ -905,12 +872,11 @@ class Task:
         Example:
             >>> task.delete()
         """
-        path = f"/task/{path_segment(self.id)}"
-        self._connection.call("DELETE", path, Expected("id"), params={"fields": "id"})
+        self._connection.call("DELETE", task_path(self.id), Object("id"), **ONLY_ID)
 
-    def _update(self, method: str, path: str, **options: Any) -> "Task":
-        response = self._connection.call(method, path, SHORT_TASK, params=SHORT, **options)
-        self.data |= response.data
+    def _update(self, method: str, *rest: str, **options: Any) -> "Task":
+        path = task_path(self.id, *rest)
+        self.data |= self._connection.call(method, path, SHORT_TASK, params=SHORT, **options).data
         return self
 
 
