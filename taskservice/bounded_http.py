@@ -7,7 +7,7 @@ import socket
 import time
 from functools import partial
 from http.client import HTTPMessage, HTTPResponse, RemoteDisconnected
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -44,26 +44,19 @@ class Deadline:
         self._until = min(extended, time.monotonic() + self.seconds)
 
 
-class Limits:
+class Limits(NamedTuple):
     """The maximum size and time of each response of a connection, with its headers and framing.
 
     A response must arrive before `deadline`, or else within the timeout of its socket in all.
     """
 
-    def __init__(
-        self, max_bytes: int, deadline: Deadline | None = None, min_rate: float = math.inf
-    ) -> None:
-        self.max_bytes = max_bytes
-        self._deadline = deadline
-        self._min_rate = min_rate
+    max_bytes: int
+    deadline: Deadline | None = None
+    min_rate: float = math.inf
 
     def apply(self, connection: http.client.HTTPConnection) -> None:
         """Apply the current limits to all responses of this connection."""
         connection.response_class = cast(type[HTTPResponse], partial(_Response, self))
-
-    def deadline(self, sock: socket.socket) -> Deadline:
-        """The deadline of a response that starts now."""
-        return self._deadline or Deadline(cast(float, sock.gettimeout()), self._min_rate)
 
 
 class _Response(HTTPResponse):
@@ -86,7 +79,8 @@ class LimitedStream(io.RawIOBase):
 
     def __init__(self, stream: io.RawIOBase, sock: socket.socket, limits: Limits) -> None:
         self._stream, self._sock = stream, sock
-        self._deadline = limits.deadline(sock)
+        seconds = cast(float, sock.gettimeout())
+        self._deadline = limits.deadline or Deadline(seconds, limits.min_rate)
         self._bytes_left = limits.max_bytes
         self.in_headers = True
 

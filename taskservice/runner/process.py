@@ -39,15 +39,17 @@ class ProcessTree:
     def members(self) -> list[int]:
         """The ids of the running processes."""
         found = processes()
-        self._seen = {
-            pid: found[pid]
-            for pid, before in self._seen.items()
-            if pid in found and found[pid].started == before.started
+        ids = {
+            pid
+            for pid, process in found.items()
+            if pid == self._first
+            or process.group == self._group
+            or (pid in self._seen and process.started == self._seen[pid].started)
         }
-        self._add(found, lambda pid: pid == self._first or found[pid].group == self._group)
-        while self._add(found, lambda pid: found[pid].parent in self._seen):
-            pass
-        return list(self._seen)
+        while new := {pid for pid in found.keys() - ids if found[pid].parent in ids}:
+            ids |= new
+        self._seen = {pid: found[pid] for pid in ids}
+        return list(ids)
 
     def is_paused(self) -> bool:
         """Whether all processes that `members` last found are paused."""
@@ -56,11 +58,6 @@ class ProcessTree:
     def outside_group(self) -> list[int]:
         """The ids of the processes that `members` last found outside the process group."""
         return [pid for pid, found in self._seen.items() if found.group != self._group]
-
-    def _add(self, found: dict[int, FoundProcess], belongs: Callable[[int], bool]) -> bool:
-        new = {pid: found[pid] for pid in found if pid not in self._seen and belongs(pid)}
-        self._seen |= new
-        return bool(new)
 
 
 def processes() -> dict[int, FoundProcess]:
@@ -302,16 +299,6 @@ def _is_in_foreground() -> bool:
         return False
     finally:
         os.close(terminal)
-
-
-def join_thread(thread: threading.Thread) -> None:
-    """Wait for a thread, while signal handlers can run.
-
-    A signal can reach any thread, but Python runs its handler in the main thread, which a
-    signal to another thread does not wake.
-    """
-    while thread.is_alive():
-        thread.join(JOIN_SECONDS)
 
 
 def exit_code(status: int) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 from taskservice.client import sender
 from taskservice.client.sender import cut_line
-from taskservice.runner.process import join_thread
+from taskservice.runner.process import JOIN_SECONDS
 from taskservice.terms import MAX_LINE, MAX_OBJECT
 
 # Masks the secrets of the environment in the output of a program, before it is stored or sent.
@@ -293,11 +293,10 @@ class OutputReader:
 
         Raises OSError, and then leaves no file open.
         """
-        self._last_line = LastLine()
+        self.last_line = LastLine()  # of stdout
         self._store = store
         self._has_ended = threading.Event()
         self._done_at: float | None = None
-        self._reader = threading.Thread(target=self._read_all, name="reader", daemon=True)
         self._streams: list[Stream] = []
         try:
             for out in [1] if _is_stderr_stdout() else [1, 2]:
@@ -306,27 +305,15 @@ class OutputReader:
             self.close_writers()
             self._close_readers()
             raise
-
-    @property
-    def stdout(self) -> int:
-        return self._streams[0].writer
-
-    @property
-    def stderr(self) -> int:
-        return self._streams[-1].writer
+        # What the program writes to.
+        self.stdout, self.stderr = self._streams[0].writer, self._streams[-1].writer
+        self._reader = threading.Thread(target=self._read_all, name="reader", daemon=True)
+        self._reader.start()
 
     def resize(self) -> None:
         """Give the program's terminals the size of ours."""
         for stream in self._streams:
             copy_size(stream.reader)
-
-    def last_line(self) -> bytes:
-        """The last line of stdout that is not empty."""
-        return self._last_line.text()
-
-    def start(self) -> None:
-        """Start reading."""
-        self._reader.start()
 
     def close_writers(self) -> None:
         """Close our ends of the pipes; call this when the program has them, or did not start."""
@@ -336,7 +323,10 @@ class OutputReader:
     def finish(self) -> None:
         """Wait until all output of the program, which has ended, is stored."""
         self._has_ended.set()
-        join_thread(self._reader)
+        # A signal can reach any thread, but Python runs its handler in the main thread, which a
+        # signal to another thread does not wake.
+        while self._reader.is_alive():
+            self._reader.join(JOIN_SECONDS)
 
     def flush(self, is_interrupted: threading.Event, max_wait: float) -> None:
         """Wait until all is forwarded, or a reader has read nothing for `max_wait` seconds."""
@@ -398,7 +388,7 @@ class OutputReader:
         self._store(stream.lines.feed(block), stream.read_at)
         stream.forwarder.forward(block)
         if stream is self._streams[0]:
-            self._last_line.feed(block)
+            self.last_line.feed(block)
 
 
 def _is_stderr_stdout() -> bool:

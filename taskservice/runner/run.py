@@ -262,7 +262,6 @@ class Run:
         return OutputReader(self._spool.put, self._masker, is_tty=False)
 
     def _run_program(self, reader: OutputReader, sender: Sender) -> tuple[int, dict[str, Any]]:
-        reader.start()
         try:
             self._process = self._spawn(reader)
         except OSError as error:
@@ -351,7 +350,7 @@ class Run:
         folder = self._saved.folder
         text = None if folder is None else _take_output_file(folder / _OUTPUT_FILE)
         if text is None:
-            return parse_object(reader.last_line(), _MAX_LINE_DEPTH)
+            return parse_object(reader.last_line.text(), _MAX_LINE_DEPTH)
         output = parse_object(text)
         if output is None:
             problem = f"{OUTPUT} is not a regular file with a JSON object of at most 1 MiB"
