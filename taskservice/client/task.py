@@ -18,7 +18,6 @@ from weakref import WeakValueDictionary
 from taskservice import terms
 from taskservice.client import responses, sender
 from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
-from taskservice.client.outbox import Outbox
 from taskservice.client.responses import (
     LINK,
     LOG_PAGE,
@@ -31,7 +30,7 @@ from taskservice.client.responses import (
     TaskFinished,
     TaskServiceError,
 )
-from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, HEARTBEAT_SECONDS
+from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, HEARTBEAT_SECONDS, Outbox
 from taskservice.terms import ErrorType, Status
 
 # Requests that the client and the runner both make.

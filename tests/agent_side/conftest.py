@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from taskservice.client import http, outbox
+from taskservice.client import http, sender
 from tests.support.agent_machine import AgentMachine, machine_of
 from tests.support.api_client import RemoteClient
 from tests.support.documents import ROOT, Terminal, install_commands
@@ -17,7 +17,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the attempts of a request, as the commands have them, and at the end of a task."""
     monkeypatch.setattr(http, "FIRST_DELAY", 0.05)
     monkeypatch.setattr(http, "LONGEST_DELAY", 0.3)
-    monkeypatch.setattr(outbox, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(sender, "_POLL_SECONDS", 0.02)
 
 
 @pytest.fixture(autouse=True)

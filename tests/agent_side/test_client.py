@@ -328,7 +328,7 @@ def test_lines_arrive_of_a_program_that_just_ends(
 
 def test_program_does_not_wait_long_for_a_service_that_is_away(machine: AgentMachine) -> None:
     program = (
-        "from taskservice.client import Client, outbox; outbox.EXIT_SECONDS = 0.5\n"
+        "from taskservice.client import Client, sender; sender.EXIT_SECONDS = 0.5\n"
         "Client().start('short').log('one\\ntwo')"
     )
     with Receiver() as receiver:
