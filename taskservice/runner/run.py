@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -308,10 +308,6 @@ class Run:
 
     def _start_task(self, warn: Callable[[str], None] | None, **options: Any) -> str:
         task_id = self._saved.ensure_task(self._connection, warn, **options)
-        try:
-            self._saved.write()
-        except OSError as error:
-            self._on_full_disk(error)
         if sys.stderr is not None and sys.stderr.isatty():
             notice(f"{self._connection.url}/tasks/{task_id}")
         return task_id
@@ -360,15 +356,11 @@ class Run:
 
     def _finish(self, sender: Sender, report: dict[str, Any]) -> None:
         is_saved = self._save_report(report)
-        deliver(sender, report, self._stop_waiting)
-        if sender.is_delivered or self._saved.is_cancelled_or_deleted(sender.stop_reason):
-            self._spool.discard()
-            self._spool.close()
-            self._saved.remove()
-            return
-        sender.abandon()
-        notice(_unsent_sentence(*self._spool.close(), is_saved))
-        self._saved.release()
+        is_done = deliver(sender, self._saved, report, self._stop_waiting)
+        lines, lost = self._spool.close()
+        if not is_done:
+            notice(_unsent_sentence(lines, lost, is_saved))
+            self._saved.release()
 
     def _save_report(self, report: dict[str, Any]) -> bool:
         """Write the report to the disk, if necessary without the output; false if that failed."""
@@ -407,15 +399,26 @@ def _why_not_run(command: Sequence[str], error: OSError) -> tuple[int, str]:
     return code, f"{command[0]} can't be run: {error.strerror}"
 
 
-def deliver(sender: Sender, report: dict[str, Any], stop_waiting: threading.Event) -> None:
-    """Let a sender send the rest and the report, while it receives responses."""
+def deliver(
+    sender: Sender, run: SavedRun, report: dict[str, Any], stop_waiting: threading.Event
+) -> bool:
+    """Let a sender send the rest and the report, while it receives responses.
+
+    Return whether nothing is left to send; then the run is removed from the disk.
+    """
     began = time.monotonic()
     sender.finish(report)
     while sender.is_alive() and not stop_waiting.is_set():
         until = max(began + MIN_SILENCE_SECONDS, sender.last_response_at + SILENCE_SECONDS)
         if time.monotonic() > until:
-            return
+            break
         sender.join(0.05)
+    if sender.is_delivered or run.is_cancelled_or_deleted(sender.stop_reason):
+        sender.queue.discard()
+        run.remove()
+        return True
+    sender.abandon()
+    return False
 
 
 def _unsent_sentence(lines: int, lost: int, is_saved: bool) -> str:
@@ -463,28 +466,29 @@ def resend(connection: Connection) -> bool:
     if not runs.exists():
         return True
     make_private(runs)
-    is_done = True
     caller = cache(lambda: connection.call("GET", "/user", responses.USER).data)
-    for folder in leftover_runs(runs):
-        run = None
+    is_done = [_resend_one(connection, folder, caller) for folder in leftover_runs(runs)]
+    return all(is_done)
+
+
+def _resend_one(connection: Connection, folder: Path, caller: Callable[[], dict[str, Any]]) -> bool:
+    """Send the run in this folder, and print the result; false if it stays there."""
+    with contextlib.ExitStack() as opened:
         try:
             run = SavedRun.load(folder)
-            spool = Spool(folder) if run is not None else None
+            if run is None:
+                return True
+            opened.callback(run.release)
+            spool = Spool(folder)
+            opened.callback(spool.close)
         except (OSError, ValueError) as error:
             notice(f"{folder} can't be read: {error}")
-            is_done = False
-            if run is not None:
-                run.release()
-            continue
-        if run is not None and spool is not None:
-            obstacle = _reason_not_to_send(connection, run, caller)
-            if obstacle is not None:
-                notice(f"{obstacle}; the run stays in {folder}")
-            is_sent = obstacle is None and _send_left(connection, run, spool)
-            is_done = is_done and is_sent
-            spool.close()
-            run.release()
-    return is_done
+            return False
+        obstacle = _reason_not_to_send(connection, run, caller)
+        if obstacle is None:
+            return _send_left(connection, run, spool)
+        notice(f"{obstacle}; the run stays in {folder}")
+        return False
 
 
 def _reason_not_to_send(
@@ -501,31 +505,18 @@ def _reason_not_to_send(
 
 
 def _send_left(connection: Connection, run: SavedRun, spool: Spool) -> bool:
-    """Send a run, remove it from the disk, and print the result. Return whether it was sent."""
-
-    def task_id() -> str:
-        if run.task_id is not None:
-            return run.task_id
-        started = run.ensure_task(connection, notice, patience=0)
-        with contextlib.suppress(OSError):  # a repeated start creates no second task
-            run.write()
-        return started
-
     lines = plural(spool.count(), "line")
-    sender = Sender(connection, spool, WRITER, task_id, log_bytes=spool.sent_bytes)
+    start_task = partial(run.ensure_task, connection, notice, patience=0)
+    sender = Sender(connection, spool, WRITER, start_task, log_bytes=spool.sent_bytes)
     sender.last_response_at = float("-inf")  # no response yet
     sender.start()
-    deliver(sender, run.report or failed(UNKNOWN_EXIT), threading.Event())
-    is_unwanted = run.is_cancelled_or_deleted(sender.stop_reason)
-    if not (sender.is_delivered or is_unwanted):
-        sender.abandon()
+    is_done = deliver(sender, run, run.report or failed(UNKNOWN_EXIT), threading.Event())
+    if is_done:
+        sent = f"sent: {lines} and the exit status"
+        print_line(f"{run.task_id} {sent if sender.is_delivered else 'was cancelled or deleted'}")
+    else:
         notice(
             f"{run.task_id or 'a task'}: {sender.stop_reason or sender.outage}; "
             f"the run stays in {run.folder}; remove that folder to discard it"
         )
-        return False
-    result = "was cancelled or deleted" if is_unwanted else f"sent: {lines} and the exit status"
-    print_line(f"{run.task_id} {result}")
-    spool.discard()
-    run.remove()
-    return True
+    return is_done

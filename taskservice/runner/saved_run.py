@@ -105,6 +105,8 @@ class SavedRun:
             fields = {n: value for n, value in self.fields.items() if is_late or n != "claimedAt"}
             try:
                 self._set_task(start_task(connection, fields, self.idempotency_key, **options))
+                with contextlib.suppress(OSError):  # a repeated start creates no second task
+                    self.write()
             except (Invalid, responses.BadRequest, responses.TooLarge) as error:
                 if "claimedAt" in fields and "Idempotency-Key" in getattr(error, "errors", ()):
                     # The task was started in time, but the response was lost.
