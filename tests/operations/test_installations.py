@@ -15,10 +15,10 @@ from tests.support.packages import (
     build,
     copy_sources,
     dependencies,
+    install,
+    installed,
     new_environment,
     normalized,
-    pip,
-    run_pip,
     wheel,
     with_their_own,
 )
@@ -105,10 +105,8 @@ def test_error_in_a_module_of_our_own_is_no_missing_extra(tmp_path: Path) -> Non
 def test_package_alone_is_the_whole_agents_side(tmp_path: Path) -> None:
     python = new_environment(tmp_path / "venv")
     folder = python.parent
-    pip(python, "install", str(wheel(tmp_path)))
-    listed = pip(python, "list", "--format", "freeze").split()
-    installed = {normalized(line.partition("==")[0]) for line in listed}
-    assert installed == with_their_own(dependencies()) | {"taskservice"}
+    install(python, str(wheel(tmp_path)))
+    assert installed(python) == with_their_own(dependencies()) | {"taskservice"}
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         clean = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
@@ -171,9 +169,9 @@ def test_newer_commit_of_a_clone_replaces_the_older(tmp_path: Path) -> None:
     newer = build(clone, tmp_path / "wheels")
 
     python = new_environment(tmp_path / "venv")
-    pip(python, "install", str(older))
+    install(python, str(older))
     assert version_and_removed_module(python) == "0.1.0.dev1 True"
-    pip(python, "install", "--upgrade", str(newer))
+    install(python, "--upgrade", str(newer))
     assert version_and_removed_module(python) == "0.1.0.dev2 False"
     shown = subprocess.check_output([python.with_name("taskservice"), "--version"], text=True)
     assert shown == "taskservice, version 0.1.0.dev2\n"
@@ -198,7 +196,11 @@ def test_archive_without_git_is_the_version_before_all_commits(tmp_path: Path) -
 def test_script_beside_the_clone_imports_the_package(tmp_path: Path) -> None:
     """The clone has the name of the package, and is in the folder of the script."""
     clone = copy_sources(tmp_path / "taskservice")
-    run_pip(["make", "--quiet", "-C", str(clone), "install", f"PYTHON={sys.executable}"])
+    # As `make install` does it.
+    python = str(new_environment(clone / ".venv"))
+    install(
+        python, "--requirement", str(clone / "requirements.txt"), "--editable", f"{clone}[server]"
+    )
     (script,) = blocks("docs/guides/python.md", "agent.py")
     (tmp_path / "agent.py").write_text(script)
     clean = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
@@ -217,7 +219,6 @@ def test_script_beside_the_clone_imports_the_package(tmp_path: Path) -> None:
     # A change of the sources needs no new installation.
     changed = clone / "taskservice" / "__init__.py"
     changed.write_text(changed.read_text() + "print('changed')\n")
-    python = str(clone / ".venv" / "bin" / "python")
     imported = [python, "-c", "import taskservice.client"]
     assert subprocess.check_output(imported, cwd=tmp_path, text=True) == "changed\n"
 

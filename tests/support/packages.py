@@ -5,12 +5,13 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from configparser import ConfigParser
 from importlib.metadata import requires
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from uv import find_uv_bin
 
 from tests.support.documents import ROOT
 from tests.support.requirements import needs
@@ -63,22 +64,28 @@ def new_environment(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def pip_command(python: Path | str, *arguments: str) -> list[str]:
-    """The command by which our pip works on an environment."""
-    return [sys.executable, "-m", "pip", "--python", str(python), *arguments]
+def install_command(python: Path | str, *arguments: str) -> list[str]:
+    """The command that installs packages in an environment: uv takes a tenth of pip's time."""
+    return [find_uv_bin(), "pip", "install", "--quiet", "--python", str(python), *arguments]
 
 
-def pip(python: Path | str, *arguments: str) -> str:
-    return run_pip(pip_command(python, "--disable-pip-version-check", *arguments))
-
-
-def run_pip(command: list[str], env: Mapping[str, str] | None = None) -> str:
-    """The stdout of a command that installs packages; the test is skipped where PyPI is away."""
-    result = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env)
-    if "No matching distribution" in result.stderr:
-        needs("PyPI", result.stderr.splitlines()[-1])
+def run_uv(command: list[str]) -> str:
+    """The stdout of a command of uv; the test is skipped where PyPI is away."""
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    if "Failed to fetch" in result.stderr:
+        needs("PyPI", " ".join(result.stderr.split())[:200])
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def install(python: Path | str, *arguments: str) -> None:
+    run_uv(install_command(python, *arguments))
+
+
+def installed(python: Path | str) -> set[str]:
+    """The names of the packages in an environment."""
+    listed = run_uv([find_uv_bin(), "pip", "list", "--format", "freeze", "--python", str(python)])
+    return {normalized(line.partition("==")[0]) for line in listed.split()}
 
 
 def copy_sources(folder: Path) -> Path:
@@ -95,7 +102,8 @@ def build(sources: Path, folder: Path) -> Path:
     """The wheel of these sources, in this folder."""
     folder.mkdir(exist_ok=True)
     before = set(folder.glob("*.whl"))
-    pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", str(folder), str(sources))
+    python = ["--python", sys.executable]
+    run_uv([find_uv_bin(), "build", "--wheel", *python, "--out-dir", str(folder), str(sources)])
     (built,) = set(folder.glob("*.whl")) - before
     return built
 

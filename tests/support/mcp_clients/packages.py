@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.packages import new_environment, pip_command
+from tests.support.packages import install_command, new_environment
 from tests.support.requirements import needs
 
 TESTS = Path(__file__).parents[2] / "mcp_clients"
@@ -43,8 +43,7 @@ def python_environment(name: str, versions: dict[str, str] | None = None) -> Pat
         python = folder / "bin" / "python"
         if not is_installed:
             new_environment(folder)
-            options = ("install", "--quiet", "--no-compile")
-            _install("PyPI", folder, *pip_command(python, *options, *_pinned(versions, "==")))
+            _install("PyPI", folder, *install_command(python, *_pinned(versions, "==")))
     return python
 
 
