@@ -12,7 +12,7 @@ PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 2 ))
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-lists test-dashboard test-browser test-callbacks test-server \
-	test-agent test-operations test-mcp test-deploy test-nodes test-crash test-api test-big lint \
+	test-agent test-operations test-mcp test-deploy test-nodes test-crash test-api test-big test-all lint \
 	bench bench-peers bench-more bench-scaling docs docs-links reference screenshots dist image clean
 
 help: ## List the targets
@@ -89,6 +89,9 @@ test-api: $(VENV)/installed-test ## Strict and generated requests, types, client
 
 test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, much that is removed, `bench`
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/big
+
+test-all: $(VENV)/installed-test ## All but the core in one run, which takes less than one target after the other
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(sort $(dir $(wildcard tests/*/test_*.py)))
 
 lint: $(VENV)/installed-test ## Check style and types
 	$(BIN)/ruff check .

@@ -189,6 +189,9 @@ def test_tests_import_no_other_test_module() -> None:
 def test_each_folder_of_tests_has_one_target_and_ci_runs_each_target() -> None:
     text = (ROOT / "Makefile").read_text()
     rules = dict(re.findall(r"^(test[a-z-]*):.*\n((?:\t.*\n)+)", text, re.MULTILINE))
+    # All folders at once, whatever their names are.
+    all_folders = rules.pop("test-all")
+    assert all_folders.endswith(" $(sort $(dir $(wildcard tests/*/test_*.py)))\n")
     commands = "".join(rules.values())
     files = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")]
     folders = {str(path.parent) for path in files} - {"tests"}
@@ -196,9 +199,12 @@ def test_each_folder_of_tests_has_one_target_and_ci_runs_each_target() -> None:
     # The folder alone says what runs; without one it is what plain `pytest` runs.
     assert not re.search(r"pytest .*( -m| -k|--ignore|--deselect)", commands)
     assert "\ntestpaths = tests/test_*.py\n" in (ROOT / "setup.cfg").read_text()
-    for file in (".ci/run", ".github/workflows/ci.yml"):
+    for file, targets in (
+        (".ci/run", {"test", "test-all"}),
+        (".github/workflows/ci.yml", set(rules)),
+    ):
         run = re.findall(r"\btest(?:-[a-z]+)?\b", (ROOT / file).read_text())
-        assert set(rules) <= set(run), file
+        assert targets <= set(run), file
         assert re.search(r"^.*\bdocs$", (ROOT / file).read_text(), re.MULTILINE), file
 
 
