@@ -2,10 +2,12 @@
 
 from flask import Blueprint, Flask, Response, request
 
-from taskservice.api import agents, hooks, links, logs, questions, service, tasks, users
+from taskservice.api import agents, hooks, logs, questions, service, tasks, users
 from taskservice.auth import ERRORS_OF_DELETED_USER, KEY_HEADERS, authenticate, caller, is_key_valid
 from taskservice.errors import from_exception, invalid_key, respond
 from taskservice.terms import API_PREFIX
+from taskservice.web import responses
+from taskservice.web.request import require_link
 
 BELOW_PREFIX = f"{API_PREFIX}/"
 
@@ -15,7 +17,7 @@ for blueprint in (
     tasks.deliveries,
     questions.blueprint,
     logs.blueprint,
-    links.blueprint,
+    tasks.links,
     agents.blueprint,
     agents.attention,
     hooks.blueprint,
@@ -58,8 +60,33 @@ def _is_below_prefix(path: str) -> bool:
     return path.startswith(BELOW_PREFIX) or path == API_PREFIX
 
 
+# What everyone gets who has a link to a task.
+
+shared = Blueprint("shared", __name__, url_prefix="/shared/<token>")
+shared.before_request(require_link)
+
+# Pages of every origin may read what a link shows: who has the link needs no cookie.
+CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Headers": "Prefer, If-None-Match, Last-Event-ID",
+    "Access-Control-Expose-Headers": "ETag, Preference-Applied, Retry-After, X-Request-Id",
+}
+
+
+@shared.after_request
+def add_headers(response: Response) -> Response:
+    response.headers.update({**CORS, **responses.PRIVATE, "Cache-Control": "no-store"})
+    return response
+
+
+# As the API answers them, for the task of the link.
+shared.get("/task")(tasks.get)
+shared.get("/logs")(logs.read)
+shared.get("/events")(logs.follow)
+
+
 def init_app(app: Flask) -> None:
     app.register_blueprint(api)
-    app.register_blueprint(links.shared)
+    app.register_blueprint(shared)
     app.register_blueprint(service.operators)
     app.register_blueprint(service.docs)

@@ -1,4 +1,4 @@
-"""Routes of tasks: start, list, get, report, cancel, delete; and of their deliveries."""
+"""Routes of tasks: start, list, get, report, cancel, delete; of their deliveries and links."""
 
 from typing import Any
 
@@ -8,9 +8,16 @@ from taskservice import terms
 from taskservice.auth import caller
 from taskservice.database.types import TaskRow, TaskVersion
 from taskservice.schemas import examples, requests
-from taskservice.schemas.tasks import bulk_result_schema, delivery_schema, expanded_task_schema
+from taskservice.schemas.tasks import (
+    bulk_result_schema,
+    delivery_schema,
+    expanded_task_schema,
+    link_schema,
+    link_with_url_schema,
+)
 from taskservice.services import bulk, lists, logs, reports, task_json
 from taskservice.services import deliveries as delivery_service
+from taskservice.services import links as link_service
 from taskservice.services import tasks as task_service
 from taskservice.services.tasks import Idempotency
 from taskservice.web import responses, waiting
@@ -18,6 +25,7 @@ from taskservice.web.request import idempotency_key, json_body, operation
 
 blueprint = Blueprint("tasks", __name__)
 deliveries = Blueprint("deliveries", __name__)
+links = Blueprint("links", __name__)
 
 task_query = requests.TaskQuerySchema()
 start_schema = requests.StartSchema()
@@ -249,3 +257,45 @@ def redeliver(task_id: str) -> Response:
     """
     delivery = delivery_service.redeliver(caller, task_id)
     return responses.dump(delivery_schema, delivery, 202)
+
+
+# Links to a task.
+
+
+@links.get("/task/<task_id>/link")
+@operation("listLinks", user_key=True, responses={200: [link_schema]})
+def list_links(task_id: str) -> Response:
+    """List links to a task.
+
+    Oldest first, without those that have expired.
+    """
+    return responses.dump(link_schema, link_service.list_all(caller, task_id), many=True)
+
+
+@links.post("/task/<task_id>/link")
+@operation(
+    "createLink",
+    user_key=True,
+    body=requests.CreateLinkSchema(),
+    responses={201: link_with_url_schema},
+    errors=[terms.TOO_MANY_LINKS],
+)
+def create_link(task_id: str, body: dict[str, Any]) -> Response:
+    """Create a link to a task.
+
+    Everyone who has the link can look at this task, without a key: its name, status, log, output
+    and questions, live. Only this response contains the URL.
+    """
+    link = link_service.create(caller, task_id, body.get("expiresAt"))
+    link.url = responses.shared_url(link.token)
+    return responses.dump(link_with_url_schema, link, 201)
+
+
+@links.delete("/task/<task_id>/link/<link_id>")
+@operation("revokeLink", user_key=True, responses={200: link_schema})
+def revoke_link(task_id: str, link_id: str) -> Response:
+    """Revoke a link to a task.
+
+    Pages and streams that show the task by this link end within seconds.
+    """
+    return responses.dump(link_schema, link_service.revoke(caller, task_id, link_id))

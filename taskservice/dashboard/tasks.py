@@ -12,7 +12,7 @@ from marshmallow import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import terms
-from taskservice.auth import Caller, authenticate_link, caller
+from taskservice.auth import Caller, caller
 from taskservice.dashboard import (
     chart,
     filters,
@@ -57,7 +57,7 @@ from taskservice.services import deliveries as delivery_service
 from taskservice.services.lists import Position, Selection
 from taskservice.services.tasks import Idempotency
 from taskservice.web import responses, waiting
-from taskservice.web.request import TEXT
+from taskservice.web.request import TEXT, require_link
 
 # Other data on the page of a task: its questions, its relatives, and its expected end.
 
@@ -378,14 +378,7 @@ def _deliveries(task: TaskRow) -> list[Any]:
 # What everyone sees who has a link to a task, and the page that creates and revokes links.
 
 public = Blueprint("shared", __name__, url_prefix="/shared")
-
-
-@public.before_request
-def require_link() -> None:
-    """Take the task from the link, instead of from the path."""
-    path = request.view_args or {}
-    authenticate_link(path.pop("token"))
-    path["task_id"] = caller.task_id
+public.before_request(require_link)
 
 
 # Any path, so that a link with something appended gets the same page as another invalid link.

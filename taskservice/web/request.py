@@ -13,7 +13,7 @@ from marshmallow import Schema, fields
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from taskservice.auth import caller
+from taskservice.auth import authenticate_link, caller
 from taskservice.database.transactions import end_shared_reading
 from taskservice.errors import Problem, invalid, overloaded, require
 from taskservice.resources import Slots
@@ -243,6 +243,13 @@ def canonical(path: Mapping[str, str]) -> dict[str, str]:
         else require_id(name.removesuffix("_id"), text)
         for name, text in path.items()
     }
+
+
+def require_link() -> None:
+    """For the routes of a link: take the task from it, instead of from the path. Raises 404."""
+    path = request.view_args or {}
+    authenticate_link(path.pop("token"))
+    path["task_id"] = caller.task_id
 
 
 def require_id(thing: str, text: str) -> str:
