@@ -8,10 +8,8 @@ from taskservice.dashboard.pages import dashboard, sign_in, unknown_page
 for blueprint in (
     sign_in,
     tasks.blueprint,
-    tasks.selected,
     search.blueprint,
     questions.blueprint,
-    tasks.reruns,
     agents.blueprint,
     hooks.blueprint,
     keys.blueprint,

@@ -7,7 +7,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import caller
 from taskservice.dashboard import sessions
-from taskservice.dashboard.pages import first_texts, page, redirect_to, require_full_user_key
+from taskservice.dashboard.pages import first_texts, page, redirect_to
 from taskservice.database import clock
 from taskservice.errors import invalid
 from taskservice.schemas.requests import CreateKeySchema
@@ -15,7 +15,7 @@ from taskservice.services import agents, users
 from taskservice.terms import CLIENTS, KEY_VARIABLE
 
 blueprint = Blueprint("keys", __name__)
-blueprint.before_request(require_full_user_key)
+blueprint.before_request(lambda: caller.require_full_user_key())
 
 # Choice in the form -> days.
 EXPIRIES = {"": 0, "7 days": 7, "30 days": 30, "90 days": 90, "1 year": 365}

@@ -60,27 +60,18 @@ KEEP_BACK = {
     "dashboard.tasks.confirm_cancel",
     "dashboard.tasks.confirm_delete",
     "dashboard.tasks.redeliver",
-    "dashboard.reruns.form",
+    "dashboard.tasks.rerun_form",
 }
 
 # The header lets page.js distinguish a deleted task from a proxy's 404.
 GONE = Problem(404, "This task was deleted or never existed", headers={"Task-Gone": "true"})
 
-POLICY = "; ".join(
-    [
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        # Images in the outputs of tasks.
-        "img-src 'self' data:",
-        "connect-src 'self'",
-        "form-action 'self'",
-        "base-uri 'none'",
-        "frame-ancestors 'none'",
-        # Only the policy in page.js, which reads our own pages, can turn text into HTML.
-        "require-trusted-types-for 'script'",
-        "trusted-types own-page",
-    ]
+# Images in the outputs of tasks are `data:`. Only the policy own-page of page.js, which reads our
+# own pages, can turn text into HTML.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types own-page"
 )
 
 
@@ -99,11 +90,6 @@ def require_session() -> AnyResponse | None:
     path = request.view_args or {}
     path.update(canonical(path))
     return None
-
-
-def require_full_user_key() -> None:
-    """For the `before_request` of a blueprint. Raises 403."""
-    caller.require_full_user_key()
 
 
 def _is_signed_in() -> bool:

@@ -53,7 +53,14 @@ def answer(task_id: str, question_id: str) -> AnyResponse:
     content, errors = submitted(question)
     if errors and question["state"] == OPEN:
         return _page(task_id, question, texts(request.form), errors)
-    flash(_answer(task_id, question, content))
+    try:
+        action = DECLINE if content is None else ACCEPT
+        question_service.answer(caller, task_id, question["id"], action, content)
+        flash(outcome_text(question, content))
+    except Problem as problem:
+        if problem.code != QUESTION_CLOSED:
+            raise
+        flash(_closed_sentence(_question(task_id, question_id)))
     # The page with the form: the list, or by default the task's page.
     return redirect_to_page(request.form.get("back", ""), "tasks.show", task_id=task_id)
 
@@ -66,18 +73,6 @@ def submitted(question: Json) -> tuple[Json | None, Errors]:
     content, errors = schema_form.content_of(schema, texts(request.form))
     problems = json_schema.answer_problems(schema, content)
     return content, schema_form.by_property(schema, problems, "content")[0] | errors
-
-
-def _answer(task_id: str, question: Json, content: Json | None) -> str:
-    """Answer, or decline with None; returns the message for the next page."""
-    action = DECLINE if content is None else ACCEPT
-    try:
-        question_service.answer(caller, task_id, question["id"], action, content)
-    except Problem as problem:
-        if problem.code != QUESTION_CLOSED:
-            raise
-        return _closed_sentence(_question(task_id, question["id"]))
-    return outcome_text(question, content)
 
 
 def outcome_text(question: Json, content: Json | None) -> str:

@@ -80,7 +80,7 @@ class Field:
     @cached_property
     def kind(self) -> str:
         kind = self.schema.get("type")
-        if self._options:
+        if self._labels:
             return CHOICES if kind == "array" else CHOICE
         if kind == "string":
             has_lines = "\n" in str(self.schema.get("default", ""))
@@ -117,13 +117,9 @@ class Field:
         return self.texts[0] if self.texts else ""
 
     @cached_property
-    def _options(self) -> list[tuple[Any, str]]:
-        """The values to choose from, each with its label; empty if it is not a choice."""
-        return options(self.schema)
-
-    @property
     def _labels(self) -> dict[str, str]:
-        return {_text(value): label for value, label in self._options}
+        """The values to choose from as JSON, each with its label; empty if it is not a choice."""
+        return {_text(value): label for value, label in options(self.schema)}
 
     @property
     def _is_time(self) -> bool:
@@ -147,16 +143,15 @@ class Field:
 
     def _value(self, texts: Sequence[str]) -> Any:
         if self.kind in (CHOICE, CHOICES):
-            values = {_text(value): value for value, _ in self._options}
-            if not set(texts) <= values.keys():
+            if not set(texts) <= self._labels.keys():
                 raise ValueError("Choose from the list.")
-            chosen = [values[text] for text in texts]
+            chosen = list(map(_loads, texts))
             return chosen if self.kind == CHOICES else chosen[0]
         if self.kind == NUMBER:
             return _number(texts[0])
         if self.kind == JSON:
             try:
-                return strict_json.loads(texts[0].encode())
+                return _loads(texts[0])
             except ValueError as error:
                 raise ValueError(f"Not valid JSON: {error}.") from None
         return _with_zone(texts[0]) if self._is_time else texts[0]
@@ -305,7 +300,7 @@ def _number(text: str) -> Any:
     except InvalidOperation:
         raise ValueError("Not a number.") from None
     try:
-        return strict_json.loads(str(number).encode())
+        return _loads(str(number))
     except ValueError as error:
         raise ValueError(f"Not usable: {error}.") from None
 
@@ -361,7 +356,7 @@ class InputForm:
     errors: Errors = field(default_factory=dict)
 
     @cached_property
-    def _schema(self) -> Json:
+    def _schema(self) -> Any:
         return _loads(self.stored_schema)
 
     @property
@@ -428,9 +423,8 @@ def _begun(schema: str, content: Json, is_text: bool) -> InputForm:
     return InputForm(schema, texts_of(_loads(schema), content))
 
 
-def _loads(text: str) -> Json:
-    value: Json = strict_json.loads(text.encode())
-    return value
+def _loads(text: str) -> Any:
+    return strict_json.loads(text.encode())
 
 
 def labels(text: str) -> dict[str, str]:

@@ -22,15 +22,7 @@ from taskservice.dashboard import (
     search,
     sessions,
 )
-from taskservice.dashboard.pages import (
-    page,
-    redirect_to,
-    redirect_to_page,
-    require_full_user_key,
-    shared,
-    texts,
-    way_back,
-)
+from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, shared, texts, way_back
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
 from taskservice.database.types import AnyRow, TaskRow
@@ -394,7 +386,7 @@ public.get("/<token>/lines")(lines)
 public.get("/<token>/log.txt")(download)
 
 sharing = Blueprint("links", __name__)
-sharing.before_request(require_full_user_key)
+sharing.before_request(lambda: caller.require_full_user_key())
 
 
 @sharing.get("/tasks/<task_id>/links")
@@ -424,18 +416,16 @@ def _links_page(task_id: str, status: int = 200, url: str = "") -> Response:
 
 # The page that runs a task again, with the same input or another one.
 
-reruns = Blueprint("reruns", __name__)
 
-
-@reruns.get("/tasks/<task_id>/rerun")
+@blueprint.get("/tasks/<task_id>/rerun")
 @shared
-def form(task_id: str) -> Response:
+def rerun_form(task_id: str) -> Response:
     caller.require_full_access()
     task = tasks.get(caller, task_id)
     return _page(task, schema_form.with_input(_schema(task), task.input, "json" in request.args))
 
 
-@reruns.post("/tasks/<task_id>/rerun")
+@blueprint.post("/tasks/<task_id>/rerun")
 def rerun(task_id: str) -> AnyResponse:
     """Errors are shown in the form, which keeps the user's input."""
     task = tasks.get(caller, task_id)
@@ -485,13 +475,11 @@ def _schema(task: TaskRow) -> str:
 
 # The page that says which tasks of a list are cancelled, deleted or run again, and does it.
 
-selected = Blueprint("bulk", __name__)
-
 PARTICIPLES = {terms.CANCEL: "cancelled", terms.DELETE: "deleted", terms.RERUN: "started again"}
 
 
-@selected.post("/tasks/selected")
-def change() -> AnyResponse:
+@blueprint.post("/tasks/selected")
+def change_selected() -> AnyResponse:
     """Without `ids`, the page that says what is selected; its form has the ids of these tasks."""
     caller.require_user_key()
     back = "/?" + request.query_string.decode(errors="replace")

@@ -161,8 +161,6 @@ LARGE_BODY = 1024 * 1024
 large_body_slots = Slots(2)
 LARGE_BODY_SECONDS = 3.0
 
-empty_schema = EmptySchema()
-
 
 class Endpoint:
     """A view that is called with the arguments that its operation declares, from the request.
@@ -332,7 +330,7 @@ def _check_no_body() -> None:
     data = _received()
     body = _parsed(data) if data else None
     if body is not None:
-        empty_schema.load(body)
+        EmptySchema().load(body)
 
 
 def _parsed(data: bytes) -> Any:
