@@ -130,17 +130,14 @@ MAX_OBJECT = 1024 * 1024
 
 # Maximum number of writers of one task: one transaction deletes the rows of all of them.
 MAX_WRITERS = 1_000
-# Maximum number of open questions of a task.
 MAX_OPEN_QUESTIONS = 8
 # Maximum number of attempts that are stored for a delivery: the newest ones.
 MAX_ATTEMPTS = 50
-# Maximum number of hooks of a user.
 MAX_HOOKS = 50
 # Maximum number of links to a task, and for how many days they are valid.
 MAX_LINKS = 50
 LINK_DAYS = 7
 MAX_LINK_DAYS = 90
-# Maximum number of labels of a task.
 MAX_LABELS = 16
 # Maximum timeout of a task and of a question, and the default one of a question, in seconds.
 MAX_TIMEOUT = 366 * 86_400
@@ -150,7 +147,7 @@ MAX_LIMIT = 1_000
 # Maximum and default number of lines on one page of a log.
 MAX_LINES = 10_000
 DEFAULT_LINES = 1_000
-# Default number of lines that one search finds.
+# Default number of hits of a search.
 DEFAULT_HITS = 100
 # A webhook contains the last lines of the log: maximum number, and maximum bytes.
 WEBHOOK_LINES = 1_000

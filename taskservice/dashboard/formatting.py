@@ -54,7 +54,6 @@ def is_generic(row: Any) -> bool:
 
 
 def without_escapes(text: str) -> str:
-    """The text without terminal escape sequences."""
     return _ESCAPES.sub("", text)
 
 
@@ -111,5 +110,4 @@ def label_texts(row: Any) -> list[str]:
 
 
 def is_key_valid(key: Any) -> bool:
-    """Whether a key is neither revoked nor expired."""
     return key.revoked_at is None and (key.expires_at is None or key.expires_at > clock.now())

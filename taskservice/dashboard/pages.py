@@ -177,7 +177,6 @@ def html_response(html: str | bytes, status: int = 200) -> Response:
 
 
 def redirect_to(endpoint: str, **values: Any) -> AnyResponse:
-    """A redirect (303) to a page of the dashboard."""
     return redirect(url_for(f"dashboard.{endpoint}", **values), 303)
 
 

@@ -91,7 +91,6 @@ def _closed_sentence(question: Json) -> str:
 
 
 def _answer_text(question: Json, content: Json) -> str:
-    """An answer in one line."""
     pairs = _in_words(question, content)
     only_one = len(schema_form.fields(question["schema"])) == 1
     text = "; ".join(value if only_one else f"{label}: {value}" for label, value in pairs)

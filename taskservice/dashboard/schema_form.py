@@ -22,14 +22,8 @@ Texts: TypeAlias = Mapping[str, Sequence[str]]
 Errors: TypeAlias = dict[str, list[str]]
 
 # The kinds of fields. Values that no other kind can show are typed as JSON.
-TEXT, LONG_TEXT, NUMBER, CHOICE, CHOICES, JSON = (
-    "text",
-    "long",
-    "number",
-    "choice",
-    "choices",
-    "json",
-)
+TEXT, LONG_TEXT, NUMBER = "text", "long", "number"
+CHOICE, CHOICES, JSON = "choice", "choices", "json"
 # A text that can have more characters than this gets several lines.
 LONG = 200
 # Maximum length of a chain of references.
@@ -157,7 +151,6 @@ class Field:
         return _with_zone(texts[0]) if self._is_time else texts[0]
 
     def texts_of(self, value: Any) -> list[str]:
-        """The texts in the form for a value."""
         if value is None and self.is_nullable:
             return []
         if self.kind in (TEXT, LONG_TEXT) and isinstance(value, str):
@@ -182,7 +175,6 @@ class Field:
         return strict_json.canonical(content) == strict_json.canonical({self.name: value})
 
     def in_words(self, value: Any) -> str:
-        """A value for a person."""
         values = value if self.kind == CHOICES and isinstance(value, list) else [value]
         return ", ".join(self._labels.get(_text(each), plain(each)) for each in values)
 
@@ -201,7 +193,6 @@ def fields(schema: Json, texts: Texts | None = None, errors: Errors | None = Non
 
 
 def texts_of(schema: Json, content: Json) -> dict[str, list[str]]:
-    """The texts in the form for `content`."""
     return {
         each.key: each.texts_of(content[each.name])
         for each in fields(schema)
@@ -334,7 +325,6 @@ def errors_of(error: Exception) -> dict[str, Any]:
 
 
 def sentence_of(errors: Mapping[str, Any]) -> str:
-    """Errors as sentences for a person."""
     return " ".join(f"{each[:1].upper()}{each[1:]}" for each in sentences(errors))
 
 

@@ -202,17 +202,23 @@ class LogPageSchema(ResponseSchema):
     )
 
 
-class HitSchema(ResponseSchema):
+class NewLineSchema(ResponseSchema):
+    """A line that the other log does not have."""
+
+    line = integer_field("The number of the line.", 812, minimum=1)
+    at = time_field(
+        "When the line was printed; null if that was not stored.", examples.TIME, allow_none=True
+    )
+    text = text_field("At most 400 characters of the line.", "write failed: disk full")
+
+
+class HitSchema(NewLineSchema):
     """A line that contains the text."""
 
     taskId = id_field("The task.", examples.TASK)
     name = text_field("The task's name.", "nightly summary")
     agentId = text_field("The task's agent.", "summarizer")
     status = choice_field("The task's status.", terms.STATUSES, terms.ERROR)
-    line = integer_field("The number of the line.", 812, minimum=1)
-    at = time_field(
-        "When the line was printed; null if that was not stored.", examples.TIME, allow_none=True
-    )
     text = text_field(
         "At most 400 characters of the line, with the text.", "write failed: disk full"
     )
@@ -241,16 +247,6 @@ class AgainstSchema(ResponseSchema):
 
     id = id_field("The task's ID.", examples.TASK)
     finishedAt = time_field("When the task ended.", examples.LATER, allow_none=True)
-
-
-class NewLineSchema(ResponseSchema):
-    """A line that the other log does not have."""
-
-    line = integer_field("The number of the line.", 812, minimum=1)
-    at = time_field(
-        "When the line was printed; null if that was not stored.", examples.TIME, allow_none=True
-    )
-    text = text_field("At most 400 characters of the line.", "write failed: disk full")
 
 
 class NewLinesSchema(ResponseSchema):

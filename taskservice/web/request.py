@@ -113,7 +113,6 @@ class Operation:
 
     @property
     def media_types(self) -> tuple[str, ...]:
-        """The media types of successful responses."""
         contents = map(by_media_type, self.responses.values())
         return tuple(dict.fromkeys(kind for content in contents for kind in content))
 
@@ -136,8 +135,6 @@ def by_media_type(content: Content) -> dict[str, Any]:
         found[kind] = (found[kind], schema) if kind in found else schema
     return found
 
-
-# Reads requests strictly, as their operations declare them, before a view is called.
 
 View = Callable[..., Response]
 
@@ -293,7 +290,6 @@ def load_query(schema: Schema) -> dict[str, Any]:
 
 
 def load_body(schema: Schema) -> dict[str, Any]:
-    """The JSON body, loaded by `schema`."""
     loaded: dict[str, Any] = schema.load(json_body(schema))
     return loaded
 
