@@ -17,7 +17,7 @@ from taskservice.auth import caller
 from taskservice.errors import Problem
 from taskservice.mcp.protocol import Call, RpcError
 from taskservice.schemas import strict_json
-from taskservice.schemas.fields import Id, LabelTexts, integer_field
+from taskservice.schemas.fields import Id, LabelTexts, integer
 from taskservice.services import agents, attempts, subscriptions, tasks
 from taskservice.services.attempts import FirstAttemptSlots
 from taskservice.services.subscriptions import SUBSCRIPTION_HEADER, TooMany, Wanted
@@ -136,7 +136,7 @@ def _check_secret(text: str) -> None:
 
 def _number(name: str, low: int, default: int | None = None) -> fields.Integer:
     check = validate.Range(low)
-    return integer_field(data_key=name, allow_none=True, load_default=default, validate=check)
+    return integer(data_key=name, allow_none=True, load_default=default, validate=check)
 
 
 class _ParametersSchema(Schema):

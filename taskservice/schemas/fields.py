@@ -57,15 +57,15 @@ def _field(kind: Callable[..., F]) -> Callable[..., F]:
     return lambda *arguments, **options: kind(**_documented(*arguments, **options))
 
 
-text_field = _field(fields.String)
+text = _field(fields.String)
 # Neither a string, a boolean nor a fraction is a whole number.
-integer_field = _field(partial(fields.Integer, strict=True))
-float_field = _field(fields.Float)
-boolean_field = _field(fields.Boolean)
+integer = _field(partial(fields.Integer, strict=True))
+number = _field(fields.Float)
+boolean = _field(fields.Boolean)
 # `true` or `false` in a query string.
-boolean_parameter = _field(partial(fields.Boolean, truthy={"true"}, falsy={"false"}))
-list_field = _field(fields.List[Any])
-object_field = _field(fields.Dict)
+flag = _field(partial(fields.Boolean, truthy={"true"}, falsy={"false"}))
+array = _field(fields.List[Any])
+members = _field(fields.Dict)
 
 
 class StrictBoolean(Documented, fields.Boolean):
@@ -246,25 +246,25 @@ class NumberText(Documented):
         return int(value)
 
 
-def choice_field(
+def choice(
     description: str, choices: Iterable[str], *examples: Any, **options: Any
 ) -> fields.String:
-    return text_field(description, *examples, validate=validate.OneOf(choices), **options)
+    return text(description, *examples, validate=validate.OneOf(choices), **options)
 
 
-def name_field(description: str, *examples: str, **options: Any) -> fields.String:
-    return text_field(description, *examples, validate=validate.Length(1, MAX_NAME), **options)
+def name(description: str, *examples: str, **options: Any) -> fields.String:
+    return text(description, *examples, validate=validate.Length(1, MAX_NAME), **options)
 
 
-def id_field(description: str, example: str | None, **options: Any) -> fields.String:
+def uuid(description: str, example: str | None, **options: Any) -> fields.String:
     is_null = example is None
-    return text_field(description, example, format="uuid", allow_none=is_null, **options)
+    return text(description, example, format="uuid", allow_none=is_null, **options)
 
 
-def time_field(description: str, example: str | None, **options: Any) -> fields.String:
+def time(description: str, example: str | None, **options: Any) -> fields.String:
     """A time, which can be null if its example is."""
     options = {"format": "date-time", "allow_none": example is None, **options}
-    return text_field(description, example, **options)
+    return text(description, example, **options)
 
 
 def bytes_at_most(limit: int) -> Callable[[str], None]:

@@ -2,30 +2,16 @@
 
 from typing import Any
 
-from marshmallow import Schema, fields, validate
+from marshmallow import Schema, validate
+from marshmallow.fields import String
 
 from taskservice import terms
 from taskservice.database.models import Event, Hook
-from taskservice.schemas import examples
-from taskservice.schemas.fields import (
-    Documented,
-    ResponseSchema,
-    RowSchema,
-    StoredNames,
-    StrictBoolean,
-    boolean_field,
-    bytes_at_most,
-    choice_field,
-    id_field,
-    integer_field,
-    name_field,
-    text_field,
-    time_field,
-)
+from taskservice.schemas import examples, fields
 from taskservice.schemas.tasks import DeliverySchema
 
 
-class Target(Documented, fields.String):
+class Target(fields.Documented, String):
     """A target, for MCP clients without its query, which can contain their secrets."""
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> Any:
@@ -35,36 +21,36 @@ class Target(Documented, fields.String):
 class HookFieldsSchema(Schema):
     """A hook to create."""
 
-    name = name_field("The name; by default the host or the mail address.", "Phone")
+    name = fields.name("The name; by default the host or the mail address.", "Phone")
     target = Target(
         "A URL, which must be allowed as a callback's, or `mailto:ADDRESS`.",
         "https://ntfy.example/alerts",
         required=True,
-        validate=bytes_at_most(terms.MAX_CALLBACK),
+        validate=fields.bytes_at_most(terms.MAX_CALLBACK),
         maxLength=terms.MAX_CALLBACK,
     )
-    format = choice_field(
+    format = fields.choice(
         "The form of the messages. By default it follows from the target: `mail` for `mailto:`, "
         "`slack` for hooks.slack.com and for paths that end in `/slack`, `ntfy` for ntfy.sh, else "
         "`standard`.",
         terms.HOOK_FORMATS,
         terms.NTFY,
     )
-    events = StoredNames(
+    events = fields.StoredNames(
         "The events to tell; by default broken, fixed, asks, late and back.",
         list(terms.DEFAULT_EVENTS),
-        items=fields.String(validate=validate.OneOf(terms.EVENTS)),
+        items=String(validate=validate.OneOf(terms.EVENTS)),
         validate=validate.Length(min=1, error="Must have at least one event."),
         minItems=1,
     )
-    agentId = text_field(
+    agentId = fields.text(
         "Only events of this agent.",
         None,
         allow_none=True,
         validate=validate.Regexp(f"(?:{terms.AGENT_ID.pattern})\\Z"),
         pattern=f"^{terms.AGENT_ID.pattern}$",
     )
-    label = text_field(
+    label = fields.text(
         "Only events of tasks with this label, as `key:value`.",
         None,
         allow_none=True,
@@ -74,7 +60,7 @@ class HookFieldsSchema(Schema):
         ),
         pattern=f"^{terms.LABEL_KEY.pattern}:.",
     )
-    token = text_field(
+    token = fields.text(
         "The access token of an ntfy server. No response contains it.",
         allow_none=True,
         validate=validate.Regexp(
@@ -82,7 +68,7 @@ class HookFieldsSchema(Schema):
         ),
         pattern="^[!-~]{1,500}$",
     )
-    answerLinks = StrictBoolean(
+    answerLinks = fields.StrictBoolean(
         "Whether the message of a question has a link that answers it without a key.", False
     )
 
@@ -90,59 +76,59 @@ class HookFieldsSchema(Schema):
 class ChangeHookSchema(HookFieldsSchema):
     """Changes to a hook."""
 
-    state = choice_field(
+    state = fields.choice(
         "`active` also sends what has been pending for less than a day.",
         terms.HOOK_STATES,
         terms.ACTIVE,
     )
 
 
-class HookSchema(HookFieldsSchema, RowSchema):
+class HookSchema(HookFieldsSchema, fields.RowSchema):
     """An address that is told about a user's agents."""
 
     model = Hook
 
-    class Meta(RowSchema.Meta):
+    class Meta(fields.RowSchema.Meta):
         # All but the token.
         fields = (
             "id", "name", "target", "format", "events", "agentId", "label", "answerLinks",
             "createdAt", "expiresAt", "state", "reason", "lastDeliveredAt",
         )  # fmt: skip
 
-    id = id_field("The hook's ID.", examples.HOOK)
-    format = text_field("The form; `mcp` is an MCP client.", terms.NTFY)
-    createdAt = time_field("When it was created.", examples.TIME)
-    expiresAt = time_field("When the subscription of an MCP client expires; else null.", None)
-    state = choice_field(
+    id = fields.uuid("The hook's ID.", examples.HOOK)
+    format = fields.text("The form; `mcp` is an MCP client.", terms.NTFY)
+    createdAt = fields.time("When it was created.", examples.TIME)
+    expiresAt = fields.time("When the subscription of an MCP client expires; else null.", None)
+    state = fields.choice(
         "While it is `off`, it is told of nothing. Three deliveries in a row that failed for good "
         "turn it off, and a response of 410.",
         terms.HOOK_STATES,
         terms.ACTIVE,
     )
-    reason = text_field("Why the service turned it off, in one sentence.", None)
-    lastDeliveredAt = time_field("When it was last told of something.", None)
+    reason = fields.text("Why the service turned it off, in one sentence.", None)
+    lastDeliveredAt = fields.time("When it was last told of something.", None)
 
 
 class HookDeliverySchema(DeliverySchema):
     """One event that a hook is told of."""
 
-    event = text_field("The event.", terms.AGENT_BROKEN, column=Event.name)
-    agentId = text_field("The agent's ID.", "summarizer", column=Event.agent_id)
-    taskId = id_field("The task's ID; null for a late agent.", None, column=Event.task_id)
-    createdAt = time_field("When it happened.", examples.TIME)
+    event = fields.text("The event.", terms.AGENT_BROKEN, column=Event.name)
+    agentId = fields.text("The agent's ID.", "summarizer", column=Event.agent_id)
+    taskId = fields.uuid("The task's ID; null for a late agent.", None, column=Event.task_id)
+    createdAt = fields.time("When it happened.", examples.TIME)
 
 
-class TestedHookSchema(ResponseSchema):
+class TestedHookSchema(fields.ResponseSchema):
     """The outcome of a test message."""
 
-    delivered = boolean_field("Whether the receiver accepted it.", True)
-    statusCode = integer_field(
+    delivered = fields.boolean("Whether the receiver accepted it.", True)
+    statusCode = fields.integer(
         "The receiver's HTTP status; null without one.",
         200,
         attribute="status_code",
         allow_none=True,
     )
-    message = text_field("The outcome in one sentence.", "The receiver responded with 200 OK.")
+    message = fields.text("The outcome in one sentence.", "The receiver responded with 200 OK.")
 
 
 create_hook_schema = HookFieldsSchema()

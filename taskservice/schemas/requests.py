@@ -6,47 +6,19 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 import orjson
-from marshmallow import (
-    Schema,
-    ValidationError,
-    fields,
-    post_load,
-    validate,
-    validates,
-    validates_schema,
-)
+from marshmallow import Schema, ValidationError, post_load, validate, validates, validates_schema
+from marshmallow.fields import Dict, Nested, String
 
 from taskservice import terms
 from taskservice.database import clock
-from taskservice.schemas import examples, json_schema
-from taskservice.schemas.fields import (
-    Documented,
-    Id,
-    JsonObject,
-    Labels,
-    LabelTexts,
-    Names,
-    NumberText,
-    Share,
-    StrictBoolean,
-    Strings,
-    Times,
-    Timestamp,
-    boolean_parameter,
-    bytes_at_most,
-    choice_field,
-    integer_field,
-    name_field,
-    parse_id,
-    text_field,
-)
+from taskservice.schemas import examples, fields, json_schema
 from taskservice.schemas.tasks import TASK_EXPANSIONS, TASK_FIELDS
 from taskservice.schemas.users import AGENT_EXPANSIONS
 
 
 def _schema_field(
     description: str, example: Any, problem_of: Callable[[Any], str | None], **properties: Any
-) -> fields.Dict:
+) -> Dict:
     """A JSON Schema with these `properties`, or null; `problem_of` says why it is not allowed."""
 
     def check(value: Any) -> None:
@@ -56,7 +28,7 @@ def _schema_field(
 
     rules = {"required": list(properties), "properties": properties}
     metadata = {"description": description, "examples": [example], **rules}
-    return fields.Dict(allow_none=True, validate=check, metadata=metadata)
+    return Dict(allow_none=True, validate=check, metadata=metadata)
 
 
 class EmptySchema(Schema):
@@ -66,33 +38,35 @@ class EmptySchema(Schema):
 class StartSchema(Schema):
     """A task to start."""
 
-    agentId = text_field(
+    agentId = fields.text(
         "The agent that does the work; it must be registered.", "summarizer", required=True
     )
-    name = name_field("The name; the agent's by default.", "nightly summary", allow_none=True)
-    input = JsonObject("The task's input; at most 1 MiB.", {"mailbox": "office"}, allow_none=True)
-    callback = text_field(
+    name = fields.name("The name; the agent's by default.", "nightly summary", allow_none=True)
+    input = fields.JsonObject(
+        "The task's input; at most 1 MiB.", {"mailbox": "office"}, allow_none=True
+    )
+    callback = fields.text(
         "The URL that receives a signed webhook when the task ends: http or https, without "
         "user info and fragment.",
         "https://myapp.example/api/v1/callback/2100aaa",
         allow_none=True,
-        validate=bytes_at_most(terms.MAX_CALLBACK),
+        validate=fields.bytes_at_most(terms.MAX_CALLBACK),
         maxLength=terms.MAX_CALLBACK,
         format="uri",
     )
-    timeout = integer_field(
+    timeout = fields.integer(
         "Seconds without an append or report until a claimed task times out; 0: no limit.",
         3600,
         allow_none=True,
         validate=validate.Range(0, terms.MAX_TIMEOUT),
     )
-    claim = StrictBoolean("Whether the caller claims it.", False, allow_none=True)
-    claimedAt = Timestamp(
+    claim = fields.StrictBoolean("Whether the caller claims it.", False, allow_none=True)
+    claimedAt = fields.Timestamp(
         "When the work of a claimed task began, if its start is sent later: up to 30 days ago.",
         allow_none=True,
     )
-    labels = Labels("Key–value pairs to filter by.")
-    parentId = Id(
+    labels = fields.Labels("Key–value pairs to filter by.")
+    parentId = fields.Id(
         "The parent task; the key must have access to it.", None, allow_none=True, format="uuid"
     )
 
@@ -100,24 +74,24 @@ class StartSchema(Schema):
 class RerunSchema(Schema):
     """A task to run again."""
 
-    input = JsonObject(
+    input = fields.JsonObject(
         "The input of the new task, if it is not the same; at most 1 MiB.",
         {"mailbox": "office"},
         allow_none=True,
     )
-    labels = Labels("The labels of the new task, if they are not the same.")
+    labels = fields.Labels("The labels of the new task, if they are not the same.")
 
 
 class BulkSchema(Schema):
     """An action on many tasks."""
 
-    action = choice_field(
+    action = fields.choice(
         "The change of each task.", terms.BULK_ACTIONS, terms.CANCEL, required=True
     )
-    taskIds = Strings(
+    taskIds = fields.Strings(
         "The tasks; one that is named twice counts once.",
         [examples.TASK],
-        items=fields.String(),
+        items=String(),
         required=True,
         validate=validate.Length(1, terms.MAX_LIMIT),
     )
@@ -126,11 +100,11 @@ class BulkSchema(Schema):
 class FailureSchema(Schema):
     """Why a task failed. Other types of errors can't be reported."""
 
-    type = text_field("`failed`, if given.", validate=validate.Equal(terms.FAILED))
-    message = text_field(
+    type = fields.text("`failed`, if given.", validate=validate.Equal(terms.FAILED))
+    message = fields.text(
         "The reason, for people.",
         required=True,
-        validate=bytes_at_most(terms.MAX_MESSAGE),
+        validate=fields.bytes_at_most(terms.MAX_MESSAGE),
         maxLength=terms.MAX_MESSAGE,
     )
 
@@ -144,24 +118,26 @@ class ReportSchema(Schema):
         "then": {"properties": {"status": {"const": terms.ERROR}}, "required": ["status"]},
     }
 
-    status = choice_field("`complete` or `error` end the task.", terms.STATUSES, terms.COMPLETE)
-    output = JsonObject("Each key replaces the stored key; at most 1 MiB in total.", {"sum": 15})
-    error = fields.Nested(FailureSchema(), allow_none=True)
-    name = name_field("A new name.")
-    progress = Share("The progress.", 0.5, allow_none=True, minimum=0, maximum=1)
-    note = text_field(
+    status = fields.choice("`complete` or `error` end the task.", terms.STATUSES, terms.COMPLETE)
+    output = fields.JsonObject(
+        "Each key replaces the stored key; at most 1 MiB in total.", {"sum": 15}
+    )
+    error = Nested(FailureSchema(), allow_none=True)
+    name = fields.name("A new name.")
+    progress = fields.Share("The progress.", 0.5, allow_none=True, minimum=0, maximum=1)
+    note = fields.text(
         "The progress in words.",
         "34 of 68 pages",
         allow_none=True,
         validate=validate.Length(max=terms.MAX_NOTE),
     )
-    labels = Labels("Labels to set; null removes a label.", may_remove=True)
+    labels = fields.Labels("Labels to set; null removes a label.", may_remove=True)
 
 
 class AskSchema(Schema):
     """A question to ask."""
 
-    message = text_field(
+    message = fields.text(
         "The question.",
         "Deploy to production?",
         required=True,
@@ -175,7 +151,7 @@ class AskSchema(Schema):
         type={"const": "object"},
         properties={"type": "object"},
     )
-    timeout = integer_field(
+    timeout = fields.integer(
         "Seconds until the question expires; by default a day, 0: never.",
         3600,
         allow_none=True,
@@ -192,13 +168,13 @@ class AnswerQuestionSchema(Schema):
         "then": {"properties": {"content": {"type": "null"}}},
     }
 
-    action = choice_field(
+    action = fields.choice(
         "Whether the question is answered or declined.",
         [terms.ACCEPT, terms.DECLINE],
         terms.ACCEPT,
         required=True,
     )
-    content = JsonObject(
+    content = fields.JsonObject(
         "The answer, which must match the question's schema.", {"deploy": True}, allow_none=True
     )
 
@@ -211,20 +187,20 @@ class AnswerQuestionSchema(Schema):
 class AppendSchema(Schema):
     """Lines to add to a log."""
 
-    logs = Strings(
+    logs = fields.Strings(
         "Lines of at most 64 KiB; a string with line feeds becomes several.",
         ["Synopsis: Running", "15 mails"],
-        items=fields.String(),
+        items=String(),
         required=True,
     )
-    seq = integer_field(
+    seq = fields.integer(
         "The number of the first line sent, counted from 1 for each writer: lines already "
         "stored are skipped.",
         1,
         allow_none=True,
         validate=validate.Range(1, 1 << 53),
     )
-    writer = text_field(
+    writer = fields.text(
         f"The name of the writer, if there are several; empty by default. A task can have at "
         f"most {terms.MAX_WRITERS:,} writers.",
         "worker-1",
@@ -232,7 +208,7 @@ class AppendSchema(Schema):
         validate=validate.Length(max=terms.MAX_WRITER),
     )
     # Without a type, since Java generators create a broken class for `anyOf` with an array.
-    at = Times(
+    at = fields.Times(
         "When the agent printed the lines, in RFC 3339: one time for all, or an ascending "
         "array with one time for each string. Now by default.",
         examples.TIME,
@@ -243,11 +219,11 @@ class AppendSchema(Schema):
 class AnnotationsSchema(Schema):
     """The MCP tool annotations of an agent; clients treat them as hints."""
 
-    title = name_field("The name in a list of tools.", "Sum up the mail")
-    readOnlyHint = StrictBoolean("Whether the agent changes nothing.", False)
-    destructiveHint = StrictBoolean("Whether it can delete or overwrite data.", True)
-    idempotentHint = StrictBoolean("Whether a repetition changes nothing.", False)
-    openWorldHint = StrictBoolean("Whether it uses external systems.", True)
+    title = fields.name("The name in a list of tools.", "Sum up the mail")
+    readOnlyHint = fields.StrictBoolean("Whether the agent changes nothing.", False)
+    destructiveHint = fields.StrictBoolean("Whether it can delete or overwrite data.", True)
+    idempotentHint = fields.StrictBoolean("Whether a repetition changes nothing.", False)
+    openWorldHint = fields.StrictBoolean("Whether it uses external systems.", True)
 
 
 class ExpectSchema(Schema):
@@ -260,18 +236,18 @@ class ExpectSchema(Schema):
         "else": {"required": ["every"], "not": {"required": ["timeZone"]}},
     }
 
-    every = integer_field(
+    every = fields.integer(
         "The maximum number of seconds from one start to the next.",
         90_000,
         validate=validate.Range(60, terms.MAX_TIMEOUT),
     )
-    cron = text_field(
+    cron = fields.text(
         "A cron expression of five fields: each time is a run.",
         "0 2 * * 1-5",
         validate=validate.Length(1, terms.MAX_NAME),
     )
-    timeZone = text_field("The time zone of `cron`; UTC by default.", "Europe/Berlin")
-    grace = integer_field(
+    timeZone = fields.text("The time zone of `cron`; UTC by default.", "Europe/Berlin")
+    grace = fields.integer(
         "Seconds until an agent without a run is late.",
         3_600,
         load_default=3_600,
@@ -293,8 +269,10 @@ class ExpectSchema(Schema):
 class PutAgentSchema(Schema):
     """An agent to register, or changes to it."""
 
-    name = name_field("The name; by default the agent's ID.", "Nightly summarizer", allow_none=True)
-    description = text_field(
+    name = fields.name(
+        "The name; by default the agent's ID.", "Nightly summarizer", allow_none=True
+    )
+    description = fields.text(
         "The agent's purpose, for people and models.",
         "Sums up the day's mail.",
         allow_none=True,
@@ -309,27 +287,29 @@ class PutAgentSchema(Schema):
         json_schema.input_schema_problem,
         type={"const": "object"},
     )
-    annotations = fields.Nested(AnnotationsSchema(), allow_none=True)
-    tool = StrictBoolean("Whether MCP clients get a tool for this agent.", True, allow_none=True)
-    expect = fields.Nested(ExpectSchema(), allow_none=True)
+    annotations = Nested(AnnotationsSchema(), allow_none=True)
+    tool = fields.StrictBoolean(
+        "Whether MCP clients get a tool for this agent.", True, allow_none=True
+    )
+    expect = Nested(ExpectSchema(), allow_none=True)
 
 
 class CreateKeySchema(Schema):
     """A key to create."""
 
-    name = name_field("The key's name.", "laptop", required=True)
-    agentId = text_field(
+    name = fields.name("The key's name.", "laptop", required=True)
+    agentId = fields.text(
         "The agent that the key is limited to; it must be registered.",
         "summarizer",
         allow_none=True,
     )
-    access = choice_field(
+    access = fields.choice(
         "`read`: the key can only read; by default `full`.",
         terms.ACCESSES,
         terms.FULL,
         allow_none=True,
     )
-    expiresAt = Timestamp(
+    expiresAt = fields.Timestamp(
         "When the key expires; never by default.", "2126-11-24T13:36:00Z", allow_none=True
     )
 
@@ -337,7 +317,7 @@ class CreateKeySchema(Schema):
 class CreateLinkSchema(Schema):
     """A link to create."""
 
-    expiresAt = Timestamp(
+    expiresAt = fields.Timestamp(
         f"When the link expires: in {terms.LINK_DAYS} days by default, in {terms.MAX_LINK_DAYS} "
         "at the latest.",
         None,
@@ -355,19 +335,19 @@ def _in_words(names: Sequence[str]) -> str:
 class TaskQuerySchema(Schema):
     """The parts of a task in the response."""
 
-    fields_ = Names(
+    fields_ = fields.Names(
         TASK_FIELDS,
         f"The fields to return, separated by commas: {_in_words(TASK_FIELDS)}. All by "
         "default. With `fields`, the response is a `PartialTask`.",
         data_key="fields",
         attribute="fields",
     )
-    expand = Names(
+    expand = fields.Names(
         TASK_EXPANSIONS, f"Objects to embed, separated by commas: {_in_words(TASK_EXPANSIONS)}."
     )
 
 
-class CursorField(Documented):
+class CursorField(fields.Documented):
     """The end of a page: the sort, a time, a task's id, and in a search the last line's number."""
 
     def __init__(self, description: str, max_parts: int) -> None:
@@ -381,7 +361,11 @@ class CursorField(Documented):
             parts = orjson.loads(urlsafe_b64decode(value))
             sort, time, task_id, *line = parts
             # The type first: a forged cursor can contain any JSON.
-            if type(task_id) is not str or sort not in terms.SORTS or parse_id(task_id) != task_id:
+            if (
+                type(task_id) is not str
+                or sort not in terms.SORTS
+                or fields.parse_id(task_id) != task_id
+            ):
                 raise ValueError
             if len(parts) > self._max_parts or not all(
                 type(each) is int and 0 <= each < 1 << 63 for each in line
@@ -402,36 +386,40 @@ def dump_cursor(sort: str, *position: str | int) -> str:
 class FilterQuerySchema(Schema):
     """The filters of a list."""
 
-    status = choice_field("Only tasks with this status.", terms.STATUSES)
-    errorType = choice_field("Only tasks that ended as `error` of this type.", terms.ERROR_TYPES)
-    claimed = boolean_parameter("`true`: only claimed tasks; `false`: only unclaimed tasks.")
-    asking = boolean_parameter("`true`: only tasks with open questions; `false`: only others.")
-    agentId = text_field(
+    status = fields.choice("Only tasks with this status.", terms.STATUSES)
+    errorType = fields.choice("Only tasks that ended as `error` of this type.", terms.ERROR_TYPES)
+    claimed = fields.flag("`true`: only claimed tasks; `false`: only unclaimed tasks.")
+    asking = fields.flag("`true`: only tasks with open questions; `false`: only others.")
+    agentId = fields.text(
         "Only tasks of this agent.",
         validate=validate.Regexp(terms.AGENT_ID.pattern + r"\Z"),
         pattern=f"^{terms.AGENT_ID.pattern}$",
     )
-    parentId = Id("Only child tasks of this task.", format="uuid")
-    label = LabelTexts("Only tasks with this label, `key:value`; if repeated, with all of them.")
-    q = text_field(
+    parentId = fields.Id("Only child tasks of this task.", format="uuid")
+    label = fields.LabelTexts(
+        "Only tasks with this label, `key:value`; if repeated, with all of them."
+    )
+    q = fields.text(
         "Only tasks whose name contains this text, in upper or lower case.",
         validate=validate.Length(1, terms.MAX_NAME),
     )
-    createdAfter = Timestamp("Only tasks started after this time.")
-    createdBefore = Timestamp("Only tasks started before this time.", round_up=True)
-    finishedAfter = Timestamp("Only tasks that ended after this time.")
+    createdAfter = fields.Timestamp("Only tasks started after this time.")
+    createdBefore = fields.Timestamp("Only tasks started before this time.", round_up=True)
+    finishedAfter = fields.Timestamp("Only tasks that ended after this time.")
 
 
 class ListQuerySchema(TaskQuerySchema, FilterQuerySchema):
     """The tasks in a list, and their order."""
 
-    sort = choice_field(
+    sort = fields.choice(
         "`-createdAt`: newest first; `createdAt`: oldest first; `finishedAt`: finished tasks "
         "only, earliest end first.",
         terms.SORTS,
         default=terms.SORTS[0],
     )
-    limit = NumberText(1, terms.MAX_LIMIT, "Maximum tasks on a page; all are streamed without it.")
+    limit = fields.NumberText(
+        1, terms.MAX_LIMIT, "Maximum tasks on a page; all are streamed without it."
+    )
     cursor = CursorField(". Requires `limit`.", 3)
 
     @validates_schema
@@ -447,14 +435,14 @@ class ListQuerySchema(TaskQuerySchema, FilterQuerySchema):
 class SearchQuerySchema(FilterQuerySchema):
     """The text to search for, and the tasks in whose logs."""
 
-    text = text_field(
+    text = fields.text(
         "The text that a line must contain, character for character.",
         "full",
         required=True,
         validate=validate.Length(1, terms.MAX_SEARCHED_TEXT),
     )
-    case = boolean_parameter("`true`: ASCII letters must have the same case; any case by default.")
-    limit = NumberText(
+    case = fields.flag("`true`: ASCII letters must have the same case; any case by default.")
+    limit = fields.NumberText(
         1, terms.MAX_LIMIT, f"Maximum number of lines. Default: {terms.DEFAULT_HITS}."
     )
     cursor = CursorField(".", 4)
@@ -468,7 +456,7 @@ class SearchQuerySchema(FilterQuerySchema):
 class NewLinesQuerySchema(Schema):
     """The task to compare with."""
 
-    against = Id(
+    against = fields.Id(
         "The task to compare with; by default the agent's latest complete task that ended "
         "before this one started.",
         format="uuid",
@@ -478,32 +466,34 @@ class NewLinesQuerySchema(Schema):
 class LogQuerySchema(Schema):
     """The lines of a log in the response."""
 
-    after = NumberText(0, (1 << 63) - 1, "Only lines after this number; from the first by default.")
-    limit = NumberText(
+    after = fields.NumberText(
+        0, (1 << 63) - 1, "Only lines after this number; from the first by default."
+    )
+    limit = fields.NumberText(
         1,
         terms.MAX_LINES,
         f"Maximum number of lines. Default: {terms.DEFAULT_LINES:,}; as `text/plain`, all of them.",
     )
-    times = boolean_parameter("Whether to return the time of each line.")
+    times = fields.flag("Whether to return the time of each line.")
 
 
 class FollowQuerySchema(Schema):
     """The form of the events."""
 
-    times = boolean_parameter("Whether to send the time of each line.")
+    times = fields.flag("Whether to send the time of each line.")
 
 
 class AgentQuerySchema(Schema):
     """The parts of an agent in the response."""
 
-    expand = Names(AGENT_EXPANSIONS, f"Objects to embed: {_in_words(AGENT_EXPANSIONS)}.")
+    expand = fields.Names(AGENT_EXPANSIONS, f"Objects to embed: {_in_words(AGENT_EXPANSIONS)}.")
 
 
 class NumbersQuerySchema(Schema):
     """The numbers in the response."""
 
-    path = text_field("Only numbers at this path; without it, all paths.", "usage.output_tokens")
-    limit = NumberText(
+    path = fields.text("Only numbers at this path; without it, all paths.", "usage.output_tokens")
+    limit = fields.NumberText(
         1, terms.MAX_LIMIT, "Maximum numbers at `path`: the newest ones. Default: 100."
     )
 
@@ -516,12 +506,12 @@ class NumbersQuerySchema(Schema):
 class AppendQuerySchema(Schema):
     """The fields of a JSON body, for a text body."""
 
-    seq = NumberText(1, 1 << 53, "With `text/plain`: the same as `seq` in the JSON body.")
-    writer = text_field(
+    seq = fields.NumberText(1, 1 << 53, "With `text/plain`: the same as `seq` in the JSON body.")
+    writer = fields.text(
         "With `text/plain`: the same as `writer` in the JSON body.",
         validate=validate.Length(max=terms.MAX_WRITER),
     )
-    at = Times(
+    at = fields.Times(
         "With `text/plain`: when the agent printed the lines, one time for all.",
         examples.TIME,
         type="string",

@@ -2,73 +2,57 @@
 
 from typing import Any
 
-from marshmallow import INCLUDE, fields, validate
+from marshmallow import INCLUDE, validate
+from marshmallow.fields import Nested, String
 
 from taskservice import terms
 from taskservice.database.models import Attempt, Delivery, Link, Question, Task
-from taskservice.schemas import examples, json_schema
-from taskservice.schemas.fields import (
-    Documented,
-    Lines,
-    OpenQuestions,
-    ResponseSchema,
-    RowSchema,
-    StoredJson,
-    StoredNumber,
-    boolean_field,
-    choice_field,
-    id_field,
-    integer_field,
-    list_field,
-    object_field,
-    text_field,
-    time_field,
-)
+from taskservice.schemas import examples, fields, json_schema
 from taskservice.schemas.users import AgentOfTaskSchema, UserSchema
 
 TASK_EXPANSIONS = ("agent", "user")
 
 
-class TaskError(Documented):
+class TaskError(fields.Documented):
     """Why a task ended as error: by TaskErrorSchema, or null."""
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> Any:
         return None if value is None else {"type": value, "message": obj.error_message}
 
 
-class TaskErrorSchema(ResponseSchema):
+class TaskErrorSchema(fields.ResponseSchema):
     """Why a task ended as `error`."""
 
-    type = choice_field(
+    type = fields.choice(
         "`failed`: the agent reported it; `cancelled`: the user cancelled the task; `timeout`: the "
         "agent sent nothing for too long.",
         terms.ERROR_TYPES,
         terms.FAILED,
     )
-    message = text_field("The reason, for people.", "The mailbox is locked")
+    message = fields.text("The reason, for people.", "The mailbox is locked")
 
 
-class QuestionSchema(RowSchema):
+class QuestionSchema(fields.RowSchema):
     """A question that an agent asks a person before it continues."""
 
     model = Question
-    id = id_field("The question's ID.", examples.QUESTION)
-    message = text_field("The question.", "Deploy to production?")
-    schema = StoredJson("The JSON Schema of the answer.", json_schema.DEFAULT)
-    state = choice_field(
+    id = fields.uuid("The question's ID.", examples.QUESTION)
+    message = fields.text("The question.", "Deploy to production?")
+    schema = fields.StoredJson("The JSON Schema of the answer.", json_schema.DEFAULT)
+    state = fields.choice(
         "Only an open question can be answered.", terms.QUESTION_STATES, terms.OPEN
     )
-    askedAt = time_field("When the question was asked.", examples.TIME)
-    expiresAt = time_field("When the question expires; null: never.", None)
-    answer = StoredJson("The answer; null unless there is one.", None)
-    answeredBy = text_field(
+    askedAt = fields.time("When the question was asked.", examples.TIME)
+    expiresAt = fields.time("When the question expires; null: never.", None)
+    answer = fields.StoredJson("The answer; null unless there is one.", None)
+    answeredBy = fields.text(
         "The name of the key that answered or declined the question; else null.",
         None,
         maxLength=terms.MAX_NAME,
     )
 
 
-class TaskSchema(RowSchema):
+class TaskSchema(fields.RowSchema):
     """One execution of an agent: its input, log, output and status.
 
     `agent` and `user` are present only if `expand` names them.
@@ -77,79 +61,77 @@ class TaskSchema(RowSchema):
     model = Task
     optional = TASK_EXPANSIONS
 
-    id = id_field("The task's ID; IDs sort by creation time.", examples.TASK)
-    name = text_field("The task's name.", "nightly summary")
-    agentId = text_field("The agent that does the work.", "summarizer")
-    userId = id_field("The user that owns the task.", examples.USER)
-    createdAt = time_field("When the task was started.", examples.TIME)
-    updatedAt = time_field("When the task last changed.", examples.LATER)
-    claimedAt = time_field("When an agent claimed the task.", None)
-    finishedAt = time_field("When the task ended.", None)
-    input = StoredJson("The task's input.", {"mailbox": "office"})
-    logs = Lines(
-        "The lines of the log, in order of arrival.", ["Synopsis: Running"], items=fields.String()
+    id = fields.uuid("The task's ID; IDs sort by creation time.", examples.TASK)
+    name = fields.text("The task's name.", "nightly summary")
+    agentId = fields.text("The agent that does the work.", "summarizer")
+    userId = fields.uuid("The user that owns the task.", examples.USER)
+    createdAt = fields.time("When the task was started.", examples.TIME)
+    updatedAt = fields.time("When the task last changed.", examples.LATER)
+    claimedAt = fields.time("When an agent claimed the task.", None)
+    finishedAt = fields.time("When the task ended.", None)
+    input = fields.StoredJson("The task's input.", {"mailbox": "office"})
+    logs = fields.Lines(
+        "The lines of the log, in order of arrival.", ["Synopsis: Running"], items=String()
     )
-    firstLog = integer_field(
+    firstLog = fields.integer(
         "The number of the first stored line; `logCount` + 1 if none is left.", 1, minimum=1
     )
-    logCount = integer_field("The number of lines appended so far.", 1, minimum=0)
-    output = StoredJson("The task's output.", {})
-    status = choice_field("The task's status.", terms.STATUSES, terms.RUNNING)
+    logCount = fields.integer("The number of lines appended so far.", 1, minimum=0)
+    output = fields.StoredJson("The task's output.", {})
+    status = fields.choice("The task's status.", terms.STATUSES, terms.RUNNING)
     error = TaskError(
         "Why the task ended as `error`; null for any other status.",
         None,
         anyOf=[{"$ref": "#/components/schemas/TaskError"}, {"type": "null"}],
         column=Task.error_type,
     )
-    startedBy = text_field(
+    startedBy = fields.text(
         "The name of the key that started the task; null if it was not stored.",
         "laptop",
         maxLength=terms.MAX_NAME,
     )
-    endedBy = text_field(
+    endedBy = fields.text(
         f"The name of the key that ended the task; `{terms.SERVICE}` for a timeout.",
         None,
         maxLength=terms.MAX_NAME,
     )
-    progress = StoredNumber("Progress from 0 to 1, as reported.", 0.5, minimum=0, maximum=1)
-    note = text_field("The progress in words.", "34 of 68 pages", maxLength=terms.MAX_NOTE)
-    labels = StoredJson(
+    progress = fields.StoredNumber("Progress from 0 to 1, as reported.", 0.5, minimum=0, maximum=1)
+    note = fields.text("The progress in words.", "34 of 68 pages", maxLength=terms.MAX_NOTE)
+    labels = fields.StoredJson(
         "Key–value pairs to filter by.", {"env": "prod"}, additionalProperties={"type": "string"}
     )
-    parentId = id_field("The parent task, if there is one.", None)
-    rerunOf = id_field("The task that this task runs again.", None)
-    questions = OpenQuestions(
-        "The open questions, oldest first.", [], items=fields.Nested(QuestionSchema())
+    parentId = fields.uuid("The parent task, if there is one.", None)
+    rerunOf = fields.uuid("The task that this task runs again.", None)
+    questions = fields.OpenQuestions(
+        "The open questions, oldest first.", [], items=Nested(QuestionSchema())
     )
-    callback = text_field(
+    callback = fields.text(
         "The URL that receives a webhook when the task ends.",
         "https://myapp.example/api/v1/callback/2100aaa",
         format="uri",
         column=Task.callback_url,
     )
-    agent = fields.Nested(AgentOfTaskSchema())
-    user = fields.Nested(UserSchema())
+    agent = Nested(AgentOfTaskSchema())
+    user = Nested(UserSchema())
 
 
-class RefusedSchema(ResponseSchema):
+class RefusedSchema(fields.ResponseSchema):
     """A task on which the action was not possible."""
 
-    id = text_field("The task's ID, as it was sent.", examples.TASK)
-    code = text_field("The error code of the refusal.", terms.TASK_FINISHED)
+    id = fields.text("The task's ID, as it was sent.", examples.TASK)
+    code = fields.text("The error code of the refusal.", terms.TASK_FINISHED)
 
 
-class BulkResultSchema(ResponseSchema):
+class BulkResultSchema(fields.ResponseSchema):
     """The outcome of an action on many tasks."""
 
     optional = ("tasks",)
 
-    done = integer_field("The number of tasks that were changed.", 28, minimum=0)
-    refused = list_field(
-        "The tasks that were left as they are.", items=fields.Nested(RefusedSchema())
-    )
-    tasks = list_field(
+    done = fields.integer("The number of tasks that were changed.", 28, minimum=0)
+    refused = fields.array("The tasks that were left as they are.", items=Nested(RefusedSchema()))
+    tasks = fields.array(
         "The new tasks of reruns; absent for other actions.",
-        items=id_field("The new task's ID.", examples.TASK),
+        items=fields.uuid("The new task's ID.", examples.TASK),
     )
 
 
@@ -163,110 +145,109 @@ _NOT_SHARED = ("userId", "input", "callback", "startedBy", "endedBy", "parentId"
 SHARED_FIELDS = tuple(name for name in TASK_FIELDS if name not in _NOT_SHARED)
 
 
-class LinkSchema(RowSchema):
+class LinkSchema(fields.RowSchema):
     """A link to a task, without its URL."""
 
     model = Link
-    id = id_field("The link's ID.", examples.LINK)
-    createdAt = time_field("When the link was created.", examples.TIME)
-    expiresAt = time_field("When the link expires.", examples.LATER)
+    id = fields.uuid("The link's ID.", examples.LINK)
+    createdAt = fields.time("When the link was created.", examples.TIME)
+    expiresAt = fields.time("When the link expires.", examples.LATER)
 
 
 class LinkWithUrlSchema(LinkSchema):
     """A new link with its URL, which no other response contains."""
 
-    url = text_field("The URL.", "https://tasks.example.org/shared/q3Yz0Jt8sVn5bL", format="uri")
+    url = fields.text("The URL.", "https://tasks.example.org/shared/q3Yz0Jt8sVn5bL", format="uri")
 
 
-class AppendedSchema(ResponseSchema):
+class AppendedSchema(fields.ResponseSchema):
     """A task's log after an append."""
 
-    logCount = integer_field("The number of lines appended so far.", 3, minimum=0)
-    status = choice_field("The task's status.", terms.STATUSES, terms.RUNNING)
+    logCount = fields.integer("The number of lines appended so far.", 3, minimum=0)
+    status = fields.choice("The task's status.", terms.STATUSES, terms.RUNNING)
 
 
-class LogPageSchema(ResponseSchema):
+class LogPageSchema(fields.ResponseSchema):
     """Lines of a log, and the cursor of the next ones."""
 
     optional = ("times",)
 
-    logs = list_field("Lines, in order of arrival.", ["Synopsis: Running"], items=fields.String())
-    times = list_field(
+    logs = fields.array("Lines, in order of arrival.", ["Synopsis: Running"], items=String())
+    times = fields.array(
         "With the parameter `times`: when each line was printed; null if it was not stored.",
         [examples.TIME],
-        items=fields.String(allow_none=True, metadata={"format": "date-time"}),
+        items=String(allow_none=True, metadata={"format": "date-time"}),
     )
-    next = integer_field("The value of `after` for the next page.", 1, minimum=0)
-    status = choice_field(
+    next = fields.integer("The value of `after` for the next page.", 1, minimum=0)
+    status = fields.choice(
         "The task's status; only a running task gets more lines.", terms.STATUSES, terms.RUNNING
     )
 
 
-class NewLineSchema(ResponseSchema):
+class NewLineSchema(fields.ResponseSchema):
     """A line that the other log does not have."""
 
-    line = integer_field("The number of the line.", 812, minimum=1)
-    at = time_field(
+    line = fields.integer("The number of the line.", 812, minimum=1)
+    at = fields.time(
         "When the line was printed; null if that was not stored.", examples.TIME, allow_none=True
     )
-    text = text_field("At most 400 characters of the line.", "write failed: disk full")
+    text = fields.text("At most 400 characters of the line.", "write failed: disk full")
 
 
 class HitSchema(NewLineSchema):
     """A line that contains the text."""
 
-    taskId = id_field("The task.", examples.TASK)
-    name = text_field("The task's name.", "nightly summary")
-    agentId = text_field("The task's agent.", "summarizer")
-    status = choice_field("The task's status.", terms.STATUSES, terms.ERROR)
-    text = text_field(
+    taskId = fields.uuid("The task.", examples.TASK)
+    name = fields.text("The task's name.", "nightly summary")
+    agentId = fields.text("The task's agent.", "summarizer")
+    status = fields.choice("The task's status.", terms.STATUSES, terms.ERROR)
+    text = fields.text(
         "At most 400 characters of the line, with the text.", "write failed: disk full"
     )
 
 
-class SearchedSchema(ResponseSchema):
+class SearchedSchema(fields.ResponseSchema):
     """The logs that a search has read."""
 
-    tasks = integer_field("The number of tasks.", 62, minimum=0)
-    bytes = integer_field("The size of their logs.", 4_800_000, minimum=0)
-    until = time_field("The `createdAt` of the last task; null: there are no more.", None)
+    tasks = fields.integer("The number of tasks.", 62, minimum=0)
+    bytes = fields.integer("The size of their logs.", 4_800_000, minimum=0)
+    until = fields.time("The `createdAt` of the last task; null: there are no more.", None)
 
 
-class FoundSchema(ResponseSchema):
+class FoundSchema(fields.ResponseSchema):
     """The lines that a search has found."""
 
-    hits = list_field(
-        "The newest task first; the lines of one task in their order.",
-        items=fields.Nested(HitSchema()),
+    hits = fields.array(
+        "The newest task first; the lines of one task in their order.", items=Nested(HitSchema())
     )
-    searched = fields.Nested(SearchedSchema())
+    searched = Nested(SearchedSchema())
 
 
-class AgainstSchema(ResponseSchema):
+class AgainstSchema(fields.ResponseSchema):
     """The task that a log was compared with."""
 
-    id = id_field("The task's ID.", examples.TASK)
-    finishedAt = time_field("When the task ended.", examples.LATER, allow_none=True)
+    id = fields.uuid("The task's ID.", examples.TASK)
+    finishedAt = fields.time("When the task ended.", examples.LATER, allow_none=True)
 
 
-class NewLinesSchema(ResponseSchema):
+class NewLinesSchema(fields.ResponseSchema):
     """The lines of a log that another one does not have."""
 
-    against = fields.Nested(AgainstSchema())
-    lines = list_field("At most 200 lines, the last ones.", items=fields.Nested(NewLineSchema()))
-    cut = boolean_field("Whether lines were left out.", False)
+    against = Nested(AgainstSchema())
+    lines = fields.array("At most 200 lines, the last ones.", items=Nested(NewLineSchema()))
+    cut = fields.boolean("Whether lines were left out.", False)
 
 
-class EventSchema(ResponseSchema):
+class EventSchema(fields.ResponseSchema):
     """One of the Server-Sent Events of a stream."""
 
     optional = ("id",)
 
-    event = choice_field(
+    event = fields.choice(
         "`task`: the task has changed; `log`: its log has another line.", ["task", "log"], "log"
     )
-    id = text_field("With `log`: the number of the line.", "1", pattern="^[0-9]+$")
-    data = text_field(
+    id = fields.text("With `log`: the number of the line.", "1", pattern="^[0-9]+$")
+    data = fields.text(
         "JSON. With `task`: the task without `logs`. With `log`: the line as a string, or with "
         "`times` an object `{at, line}`.",
         '"Synopsis: Running"',
@@ -274,12 +255,12 @@ class EventSchema(ResponseSchema):
     )
 
 
-class FinishedTaskSchema(ResponseSchema):
+class FinishedTaskSchema(fields.ResponseSchema):
     """A finished task. An agent must stop only if it was cancelled."""
 
-    id = id_field("The task's ID.", examples.TASK)
-    status = choice_field("The task's status.", [terms.COMPLETE, terms.ERROR], terms.COMPLETE)
-    error = fields.Nested(TaskErrorSchema(), allow_none=True)
+    id = fields.uuid("The task's ID.", examples.TASK)
+    status = fields.choice("The task's status.", [terms.COMPLETE, terms.ERROR], terms.COMPLETE)
+    error = Nested(TaskErrorSchema(), allow_none=True)
 
 
 question_schema = QuestionSchema()
@@ -300,40 +281,40 @@ LINK_COLUMNS = tuple(link_schema.columns.values())
 QUESTION_COLUMNS = (*question_schema.columns.values(), Question.task_id)
 
 
-class AttemptSchema(RowSchema):
+class AttemptSchema(fields.RowSchema):
     """One attempt of a delivery."""
 
     model = Attempt
-    at = time_field("When the attempt began.", examples.TIME)
-    durationMs = integer_field("Duration in milliseconds.", 10_002, minimum=0)
-    statusCode = integer_field(
+    at = fields.time("When the attempt began.", examples.TIME)
+    durationMs = fields.integer("Duration in milliseconds.", 10_002, minimum=0)
+    statusCode = fields.integer(
         "The receiver's HTTP status; null without a response.", None, minimum=0, maximum=999
     )
-    message = text_field("The outcome in one sentence.", "No response within 10 s.")
+    message = fields.text("The outcome in one sentence.", "No response within 10 s.")
 
 
-class DeliverySchema(RowSchema):
+class DeliverySchema(fields.RowSchema):
     """A webhook for the callback of a task."""
 
     model = Delivery
-    id = id_field("The delivery's ID: the `webhook-id` of all its attempts.", examples.DELIVERY)
-    callback = text_field(
+    id = fields.uuid("The delivery's ID: the `webhook-id` of all its attempts.", examples.DELIVERY)
+    callback = fields.text(
         "The URL that the webhook is sent to.",
         "https://myapp.example/api/v1/callback/2100aaa",
         format="uri",
         column=Delivery.callback_url,
     )
-    state = choice_field(
+    state = fields.choice(
         "`pending`: will be sent; `delivered`: the receiver responded with 2xx; `failed`: will "
         "not be sent again; `cancelled`: replaced by a newer delivery.",
         terms.DELIVERY_STATES,
         terms.PENDING,
     )
-    createdAt = time_field("When the task ended.", examples.TIME)
-    nextAttemptAt = time_field("When the next attempt is due; null unless `pending`.", None)
-    attempts = list_field(
+    createdAt = fields.time("When the task ended.", examples.TIME)
+    nextAttemptAt = fields.time("When the next attempt is due; null unless `pending`.", None)
+    attempts = fields.array(
         f"The newest {terms.MAX_ATTEMPTS} attempts, oldest first; older ones are deleted.",
-        items=fields.Nested(AttemptSchema()),
+        items=Nested(AttemptSchema()),
     )
 
 
@@ -346,10 +327,10 @@ ATTEMPT_COLUMNS = (*attempt_schema.columns.values(), Attempt.delivery_id, Attemp
 # Problems, the health of the service and its OpenAPI document.
 
 
-class HealthSchema(ResponseSchema):
+class HealthSchema(fields.ResponseSchema):
     """The service is healthy."""
 
-    status = text_field("ok.", "ok", validate=validate.Equal("ok"))
+    status = fields.text("ok.", "ok", validate=validate.Equal("ok"))
 
 
 class ReadinessSchema(HealthSchema):
@@ -357,19 +338,19 @@ class ReadinessSchema(HealthSchema):
 
     optional = ("notice",)
 
-    notice = text_field("A problem of the setup.", "No webhooks are retried.")
+    notice = fields.text("A problem of the setup.", "No webhooks are retried.")
 
 
-class ProblemSchema(ResponseSchema):
+class ProblemSchema(fields.ResponseSchema):
     """An error, in the format of RFC 9457."""
 
     optional = ("errors", "task", "question", "expected", "requestId")
 
-    type = text_field("The type of the problem, a URI.", "about:blank")
-    title = text_field("The status in words.", "Not Found")
-    status = integer_field("The HTTP status.", 404)
-    detail = text_field("The problem, in one sentence.", "Task's ID is not found")
-    code = choice_field(
+    type = fields.text("The type of the problem, a URI.", "about:blank")
+    title = fields.text("The status in words.", "Not Found")
+    status = fields.integer("The HTTP status.", 404)
+    detail = fields.text("The problem, in one sentence.", "Task's ID is not found")
+    code = fields.choice(
         "The kind of error, for programs. "
         + " ".join(
             f"`{code}` ({status}): {meaning}" for code, (status, meaning) in terms.CODES.items()
@@ -377,26 +358,26 @@ class ProblemSchema(ResponseSchema):
         terms.CODES,
         "not_found",
     )
-    errors = object_field(
+    errors = fields.members(
         "With 422: field, parameter or header -> messages, nested like the request."
     )
-    task = fields.Nested(FinishedTaskSchema())
-    question = fields.Nested(QuestionSchema())
-    expected = integer_field("With 409 at an append: the `seq` of the writer's next line.")
-    requestId = text_field(
+    task = Nested(FinishedTaskSchema())
+    question = Nested(QuestionSchema())
+    expected = fields.integer("With 409 at an append: the `seq` of the writer's next line.")
+    requestId = fields.text(
         "The request's ID, as in the service's log; absent with 401.", examples.REQUEST
     )
 
 
-class DocumentSchema(ResponseSchema):
+class DocumentSchema(fields.ResponseSchema):
     """An OpenAPI document."""
 
     class Meta:
         unknown = INCLUDE
 
-    openapi = text_field("The version of OpenAPI.", "3.1.0")
-    info = object_field("The title and version of the API.", {"title": "taskservice"})
-    paths = object_field("The operations.", {})
+    openapi = fields.text("The version of OpenAPI.", "3.1.0")
+    info = fields.members("The title and version of the API.", {"title": "taskservice"})
+    paths = fields.members("The operations.", {})
 
 
 problem_schema = ProblemSchema()

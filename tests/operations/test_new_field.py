@@ -36,12 +36,12 @@ EDITS = {
         "    host: Mapped[str | None]",
     ),
     "schemas/tasks.py": (
-        "    labels = StoredJson(",
-        '    host = text_field("Its machine.", None)',
+        "    labels = fields.StoredJson(",
+        '    host = fields.text("Its machine.", None)',
     ),
     "schemas/requests.py": (
-        '    labels = Labels("Labels to set;',
-        '    host = text_field("Its machine.", "one", allow_none=True, '
+        '    labels = fields.Labels("Labels to set;',
+        '    host = fields.text("Its machine.", "one", allow_none=True, '
         "validate=validate.Length(max=9))",
     ),
     "client/responses.py": (
