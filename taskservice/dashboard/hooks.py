@@ -9,8 +9,8 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import terms
 from taskservice.auth import caller
-from taskservice.dashboard import schema_form, sessions
-from taskservice.dashboard.pages import page, redirect_to, shared, texts
+from taskservice.dashboard import schema_form
+from taskservice.dashboard.pages import create_once, page, redirect_to, shared, texts
 from taskservice.dashboard.schema_form import Errors, Json, Texts
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
@@ -63,7 +63,7 @@ def create() -> AnyResponse:
     if errors:
         return _page(422, schema, typed, errors)
     try:
-        hook = sessions.create_once(
+        hook = create_once(
             lambda form_id: hooks.create(caller, create_hook_schema.load(_fields(content)), form_id)
         )
     except (Problem, ValidationError) as error:

@@ -6,8 +6,7 @@ from flask import Blueprint, Response, flash, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import caller
-from taskservice.dashboard import sessions
-from taskservice.dashboard.pages import first_texts, page, redirect_to
+from taskservice.dashboard.pages import create_once, first_texts, page, redirect_to
 from taskservice.database import clock
 from taskservice.errors import invalid
 from taskservice.schemas.requests import CreateKeySchema
@@ -32,7 +31,7 @@ def list_all() -> Response:
 @blueprint.post("/keys")
 def create() -> AnyResponse:
     """No redirect: only this response shows the key."""
-    new = sessions.create_once(
+    new = create_once(
         lambda form_id: users.create_key(caller, CreateKeySchema().load(_fields()), form_id)
     )
     return redirect_to("keys.list_all") if new is None else _page(201, new=new)

@@ -1,9 +1,11 @@
 """Shared by all pages: sessions, the token of forms, security headers, templates and errors."""
 
+import secrets
 import time
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import lru_cache, wraps
 from inspect import getmembers, isfunction
 from threading import Lock
@@ -25,10 +27,11 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice import errors, quantities
-from taskservice.auth import caller, valid_key
-from taskservice.dashboard import formatting, sessions
+from taskservice import auth, errors, quantities
+from taskservice.auth import caller, set_caller, valid_key
+from taskservice.dashboard import formatting
 from taskservice.database import clock
+from taskservice.database.types import AnyRow
 from taskservice.database.watcher import change_marker
 from taskservice.errors import Problem
 from taskservice.services import hooks
@@ -75,6 +78,101 @@ POLICY = (
 )
 
 
+# Sessions: a signed cookie with the id of the key that signed in, never the key itself.
+
+# Checked in the session too: a copied cookie must not be valid longer.
+LIFETIME = timedelta(days=7)
+
+
+def begin_session(key: AnyRow) -> None:
+    """Sign this browser in with `key`, whose caller this request then has."""
+    set_caller(key, clock.now())
+    session.clear()
+    session["key"] = key.id
+    # The cookie is renewed with each change of the session; this end stays.
+    session["until"] = clock.now(LIFETIME.total_seconds())
+
+
+def resume_session() -> AnyRow | None:
+    """Set the caller of this request, and return its key, with `user_name`.
+
+    None if there is no session, or its key is no longer valid. Raises 403 for someone whom the
+    proxy names but who has no key.
+    """
+    now = clock.now()
+    if current_app.config["LOGIN_HEADER"]:
+        key = _of_proxy(now)
+    else:
+        key = auth.by_id(session["key"], now) if is_session_unexpired() else None
+    if key is None:
+        session.pop("key", None)
+    else:
+        set_caller(key, now)
+    return key
+
+
+def _of_proxy(now: str) -> AnyRow | None:
+    """The key of the person in the proxy's header; None if the header is empty. Raises 403."""
+    # WSGI gives the bytes of a header as Latin-1. One that is sent twice is joined by a comma.
+    sent = request.headers.get(current_app.config["LOGIN_HEADER"], "").strip()
+    name = sent.encode("latin-1").decode(errors="replace")
+    key = auth.of_login(name, now) if name and "," not in name else None
+    if name and key is None:
+        raise Problem(
+            403,
+            f"{name} can't sign in here: ask the people who run this service to add this name with "
+            "taskservice key add --login",
+        )
+    return key
+
+
+def is_session_unexpired() -> bool:
+    """Whether the session of this request has not expired; a proxy has its own sessions."""
+    if current_app.config["LOGIN_HEADER"]:
+        return True
+    return "key" in session and clock.now() < session.get("until", "")
+
+
+def form_token() -> str:
+    """The CSRF token in each form of this session."""
+    if "token" not in session:
+        session["token"] = secrets.token_urlsafe(32)
+    return str(session["token"])
+
+
+def submission_id() -> str:
+    """The id in a form that can be sent only once; it changes after each submission."""
+    if "submission_id" not in session:
+        session["submission_id"] = clock.new_id()
+    return str(session["submission_id"])
+
+
+def create_once(create: Callable[[str], Any]) -> Any:
+    """What `create` makes of the form and its id; None, with a message, if it was sent before.
+
+    The new row gets this id, so the database accepts only one of two concurrent submissions, and
+    `create` returns None for the other one.
+    """
+    submitted = request.form.get("submission_id", "").encode()
+    is_first = secrets.compare_digest(submitted, submission_id().encode())
+    created = create(submission_id()) if is_first else None
+    if created is None:
+        flash("This form was already sent.")
+    else:
+        session.pop("submission_id", None)
+    return created
+
+
+def check_form() -> None:
+    """Raises Problem 403 unless this form comes from a page of this session."""
+    submitted = request.form.get("token", "").encode()
+    is_foreign = request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
+    if is_foreign or not secrets.compare_digest(submitted, form_token().encode()):
+        raise Problem(
+            403, "This form is out of date, or cookies are disabled: go back, reload and try again"
+        )
+
+
 @dashboard.before_request
 def require_session() -> AnyResponse | None:
     """Send visitors who are not signed in to sign in; check the token of forms, and ids."""
@@ -84,7 +182,7 @@ def require_session() -> AnyResponse | None:
         signs_in = (request.endpoint or "").startswith(f"{SIGN_IN}.")
         return None if signs_in else _to_sign_in()
     if request.method == "POST" and request.endpoint != f"{SIGN_IN}.enter":
-        sessions.check_form()
+        check_form()
         if request.endpoint != f"{SIGN_IN}.leave":
             caller.require_full_access()
     path = request.view_args or {}
@@ -93,7 +191,7 @@ def require_session() -> AnyResponse | None:
 
 
 def _is_signed_in() -> bool:
-    if key := sessions.resume():
+    if key := resume_session():
         g.signed_in = key
     return key is not None
 
@@ -159,8 +257,8 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
         "can_manage": can_manage,
         # Hooks that are off; an error may mean that the database is unavailable.
         "hooks_off": hooks.turned_off(caller) if can_manage and status < 500 else (),
-        "form_token": sessions.token,
-        "submission_id": sessions.submission_id,
+        "form_token": form_token,
+        "submission_id": submission_id,
         "way_back": way_back,
         "documentation": documentation,
     }
@@ -256,7 +354,7 @@ def show() -> AnyResponse:
 @sign_in.post("/sign-in")
 def enter() -> AnyResponse:
     try:
-        sessions.check_form()
+        check_form()
         if current_app.config["LOGIN_HEADER"]:
             raise Problem(403, "Sign in at the proxy: this service accepts no keys here")
         key = valid_key(request.form.get("key", "").strip(), clock.now())
@@ -269,7 +367,7 @@ def enter() -> AnyResponse:
         )
         response.headers.update(problem.headers)
         return response
-    sessions.begin(key)
+    begin_session(key)
     return redirect_to_page(request.form.get("next", ""), "tasks.list_all")
 
 
@@ -322,7 +420,7 @@ def shared(view: View) -> View:
         if "signed_in" in g and "_flashes" in session:
             # This page shows a message, which must appear once.
             return view(**values)
-        token = sessions.token() if "signed_in" in g else ""
+        token = form_token() if "signed_in" in g else ""
         page = _page((request.script_root, request.full_path, caller.key_id, token))
         if not page.lock.acquire(timeout=MAX_WAIT):
             raise errors.overloaded("The page takes too long; try again later")

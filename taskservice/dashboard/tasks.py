@@ -13,15 +13,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import terms
 from taskservice.auth import Caller, caller
-from taskservice.dashboard import (
-    chart,
-    filters,
-    formatting,
-    questions,
-    schema_form,
-    search,
-    sessions,
-)
+from taskservice.dashboard import chart, filters, formatting, pages, questions, schema_form, search
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, shared, texts, way_back
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
@@ -297,7 +289,7 @@ def events(task_id: str) -> Response:
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
     events = waiting.follow(caller, tasks.get(caller, task_id).id, max(after, 0))
     # A link needs no session.
-    is_allowed = (lambda: True) if caller.task_id else sessions.is_unexpired
+    is_allowed = (lambda: True) if caller.task_id else pages.is_session_unexpired
     return waiting.respond(events, is_allowed, has_times=True)
 
 

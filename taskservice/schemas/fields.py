@@ -68,6 +68,15 @@ array = _field(fields.List[Any])
 members = _field(fields.Dict)
 
 
+def _check_size(value: dict[str, Any]) -> None:
+    if len(strict_json.dumps(value)) > MAX_OBJECT:
+        raise ValidationError(f"Longer than {MAX_OBJECT} bytes.")
+
+
+# At most 1 MiB when written compactly.
+json_object = _field(partial(fields.Dict, validate=_check_size))
+
+
 class StrictBoolean(Documented, fields.Boolean):
     """true or false; all other values are invalid."""
 
@@ -189,17 +198,6 @@ class Times(Documented):
     def _milliseconds(self, value: Any) -> int:
         time: str = self._time.deserialize(value)
         return clock.milliseconds(time)
-
-
-class JsonObject(Documented, fields.Dict):
-    """A JSON object of at most 1 MiB when written compactly."""
-
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(value, dict):
-            raise self.make_error("invalid")
-        if len(strict_json.dumps(value)) > MAX_OBJECT:
-            raise ValidationError(f"Longer than {MAX_OBJECT} bytes.")
-        return value
 
 
 class Strings(Documented, fields.List[str]):

@@ -242,7 +242,7 @@ def _compiled(schema: str) -> "tuple[Draft202012Validator, int, int]":
 
 def _cost(root: dict[str, Any]) -> tuple[int, int]:
     """The steps of a check for each value, and for each byte, of an input. Raises InvalidSchema."""
-    schemas = dict(_schemas("#", root))
+    schemas = dict(schemas_in("#", root))
     count = of_value = of_byte = 0
     waiting = ["#"]
     while waiting:
@@ -270,11 +270,11 @@ def _cost(root: dict[str, Any]) -> tuple[int, int]:
     return of_value, of_byte
 
 
-def _schemas(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
+def schemas_in(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
     """The schema itself and all inside it, with their JSON pointers."""
     yield pointer, schema
     for name, each in _inner(schema):
-        yield from _schemas(f"{pointer}/{name}", each)
+        yield from schemas_in(f"{pointer}/{name}", each)
 
 
 def _inner(schema: Any) -> Iterator[tuple[str, Any]]:

@@ -42,7 +42,7 @@ class StartSchema(Schema):
         "The agent that does the work; it must be registered.", "summarizer", required=True
     )
     name = fields.name("The name; the agent's by default.", "nightly summary", allow_none=True)
-    input = fields.JsonObject(
+    input = fields.json_object(
         "The task's input; at most 1 MiB.", {"mailbox": "office"}, allow_none=True
     )
     callback = fields.text(
@@ -74,7 +74,7 @@ class StartSchema(Schema):
 class RerunSchema(Schema):
     """A task to run again."""
 
-    input = fields.JsonObject(
+    input = fields.json_object(
         "The input of the new task, if it is not the same; at most 1 MiB.",
         {"mailbox": "office"},
         allow_none=True,
@@ -119,7 +119,7 @@ class ReportSchema(Schema):
     }
 
     status = fields.choice("`complete` or `error` end the task.", terms.STATUSES, terms.COMPLETE)
-    output = fields.JsonObject(
+    output = fields.json_object(
         "Each key replaces the stored key; at most 1 MiB in total.", {"sum": 15}
     )
     error = Nested(FailureSchema(), allow_none=True)
@@ -174,7 +174,7 @@ class AnswerQuestionSchema(Schema):
         terms.ACCEPT,
         required=True,
     )
-    content = fields.JsonObject(
+    content = fields.json_object(
         "The answer, which must match the question's schema.", {"deploy": True}, allow_none=True
     )
 

@@ -21,8 +21,8 @@ from werkzeug.test import TestResponse
 from taskservice import terms
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.dashboard import pages, sessions
-from taskservice.dashboard.sessions import LIFETIME
+from taskservice.dashboard import pages
+from taskservice.dashboard.pages import LIFETIME
 from taskservice.database import clock as timestamps
 from taskservice.database.engine import dispose
 from taskservice.database.transactions import reading
@@ -205,7 +205,7 @@ def test_cookie_of_another_service_or_of_last_month_opens_no_session(
 def test_session_ends_in_time_though_its_cookie_was_renewed(
     app: Flask, alice: ApiClient, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions, "LIFETIME", timedelta(seconds=3))
+    monkeypatch.setattr(pages, "LIFETIME", timedelta(seconds=3))
     browser = Browser(app)
     browser.sign_in(alice.key)
     with closing(browser.get(f"/tasks/{task['id']}/events")) as stream:
