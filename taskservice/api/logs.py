@@ -17,7 +17,7 @@ from taskservice.schemas.tasks import (
 from taskservice.services import logs, new_lines, search, task_json, tasks
 from taskservice.terms import DEFAULT_HITS, DEFAULT_LINES, RUNNING, SEQ_GAP, TASK_FINISHED
 from taskservice.web import responses, waiting
-from taskservice.web.request import EVENTS, JSON, TEXT, body_bytes, load_body, operation, prefers
+from taskservice.web.request import EVENTS, JSON, TEXT, body_bytes, json_body, operation, prefers
 
 blueprint = Blueprint("logs", __name__)
 
@@ -32,7 +32,6 @@ VARY = {"Vary": "Accept"}
     "appendLogs",
     query=requests.AppendQuerySchema(),
     reads=(append_schema, TEXT),
-    large_body=True,
     responses={201: appended_schema},
     errors=[TASK_FINISHED, SEQ_GAP],
 )
@@ -177,5 +176,5 @@ def _append_fields(query: dict[str, Any]) -> dict[str, Any]:
         return query | {"chunks": logs.from_text(body_bytes(), query.get("at"))}
     if query:
         raise invalid({name: ["Belongs in the JSON body."] for name in query})
-    body = load_body(append_schema)
+    body: dict[str, Any] = append_schema.load(json_body(append_schema))
     return body | {"chunks": logs.from_strings(body["logs"], body.get("at"))}

@@ -11,11 +11,9 @@ from taskservice.schemas.tasks import question_schema
 from taskservice.services import questions as question_service
 from taskservice.services.tasks import Idempotency
 from taskservice.web import responses, waiting
-from taskservice.web.request import idempotency_key, json_body, operation
+from taskservice.web.request import idempotency_key, operation
 
 blueprint = Blueprint("questions", __name__)
-
-ask_schema = AskSchema()
 
 
 @blueprint.get("/task/<task_id>/question")
@@ -33,22 +31,20 @@ def list_all(task_id: str) -> Response:
 @blueprint.post("/task/<task_id>/question")
 @operation(
     "askQuestion",
-    reads=ask_schema,
+    body=AskSchema(),
     headers=["Idempotency-Key", "Prefer"],
     responses={201: question_schema},
     response_headers=["Location", "Preference-Applied", "Retry-After", "Idempotency-Replayed"],
     errors=[terms.TASK_FINISHED, terms.NOT_CLAIMED, terms.TOO_MANY_QUESTIONS],
 )
-def ask(task_id: str) -> Response:
+def ask(task_id: str, body: dict[str, Any], sent: Any) -> Response:
     """Ask a question.
 
     A question to a person, from a running task that an agent has claimed. While a question is open,
     the task does not time out. With `Prefer: wait`, the request waits until the question is closed.
     """
-    body = json_body(ask_schema)
-    fields = ask_schema.load(body)
-    idempotency = Idempotency.of(idempotency_key(), body)
-    question, replayed = question_service.ask(caller, task_id, fields, idempotency)
+    idempotency = Idempotency.of(idempotency_key(), sent)
+    question, replayed = question_service.ask(caller, task_id, body, idempotency)
     ended = _ended(task_id, question.id)
     headers = {"Location": f"question/{question.id}", **responses.replayed_header(replayed)}
     return responses.dump(question_schema, ended, 201, headers)

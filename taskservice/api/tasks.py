@@ -21,15 +21,13 @@ from taskservice.services import links as link_service
 from taskservice.services import tasks as task_service
 from taskservice.services.tasks import Idempotency
 from taskservice.web import responses, waiting
-from taskservice.web.request import idempotency_key, json_body, operation
+from taskservice.web.request import idempotency_key, operation
 
 blueprint = Blueprint("tasks", __name__)
 deliveries = Blueprint("deliveries", __name__)
 links = Blueprint("links", __name__)
 
 task_query = requests.TaskQuerySchema()
-start_schema = requests.StartSchema()
-rerun_schema = requests.RerunSchema()
 
 
 @blueprint.get("/task")
@@ -62,22 +60,20 @@ def list_all(query: dict[str, Any]) -> Response:
 @operation(
     "startTask",
     query=task_query,
-    reads=start_schema,
+    body=requests.StartSchema(),
     headers=["Idempotency-Key"],
     responses={201: expanded_task_schema},
     response_headers=["Location", "Idempotency-Replayed"],
     example={"logs": [], "logCount": 0},
 )
-def start(query: dict[str, Any]) -> Response:
+def start(query: dict[str, Any], body: dict[str, Any], sent: Any) -> Response:
     """Start a task.
 
     The task waits, without a time limit, until an agent claims it. With `claim`, or with an agent
     key, the caller claims the task at its start and does the work.
     """
-    body = json_body(start_schema)
-    fields = start_schema.load(body)
-    idempotency = Idempotency.of(idempotency_key(), body)
-    task, replayed = task_service.start(caller, fields, idempotency)
+    idempotency = Idempotency.of(idempotency_key(), sent)
+    task, replayed = task_service.start(caller, body, idempotency)
     headers = {"Location": f"task/{task.id}", **responses.replayed_header(replayed)}
     return responses.task(task, responses.shape(query), 201, headers)
 
@@ -174,22 +170,20 @@ def cancel(task_id: str, query: dict[str, Any]) -> Response:
 @operation(
     "rerunTask",
     query=task_query,
-    reads=rerun_schema,
+    body=requests.RerunSchema(),
     headers=["Idempotency-Key"],
     responses={201: expanded_task_schema},
     response_headers=["Location", "Idempotency-Replayed"],
     example={"logs": [], "logCount": 0, "rerunOf": examples.TASK},
 )
-def rerun(task_id: str, query: dict[str, Any]) -> Response:
+def rerun(task_id: str, query: dict[str, Any], body: dict[str, Any], sent: Any) -> Response:
     """Run a task again.
 
     Starts a new task with the same agent, name, callback and timeout, and with the same input and
     labels unless these are given. The new task waits to be claimed, even with an agent key.
     """
-    body = json_body(rerun_schema)
-    fields = rerun_schema.load(body)
-    idempotency = Idempotency.of(idempotency_key(), body, rerun_of=task_id)
-    task, replayed = task_service.rerun(caller, task_id, fields, idempotency)
+    idempotency = Idempotency.of(idempotency_key(), sent, rerun_of=task_id)
+    task, replayed = task_service.rerun(caller, task_id, body, idempotency)
     # Relative to the path of the request.
     headers = {"Location": f"../{task.id}", **responses.replayed_header(replayed)}
     return responses.task(task, responses.shape(query), 201, headers)

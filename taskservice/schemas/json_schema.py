@@ -154,22 +154,18 @@ def input_schema_problem(schema: dict[str, Any]) -> str | None:
         return f"Nested deeper than {MAX_DEPTH} levels."
     if text.count(rb"\\") > MAX_BACKSLASHES:
         return f"More than {MAX_BACKSLASHES} backslashes."
+    if schema.get("type") != "object":
+        return 'Must have "type": "object".'
+    unwanted = [keyword for keyword in _NOT_AT_ROOT if keyword in schema]
+    if unwanted:
+        return f"Not allowed at the top level: {', '.join(unwanted)}."
+    if schema.get("$schema", DIALECT) not in (DIALECT, f"{DIALECT}#"):
+        return f"$schema, if given, must be {DIALECT}."
     try:
-        _check_root(schema)
         _compiled(text.decode())
     except ValueError as error:
         return _reason(error)
     return None
-
-
-def _check_root(schema: dict[str, Any]) -> None:
-    if schema.get("type") != "object":
-        raise InvalidSchema('Must have "type": "object".')
-    unwanted = [keyword for keyword in _NOT_AT_ROOT if keyword in schema]
-    if unwanted:
-        raise InvalidSchema(f"Not allowed at the top level: {', '.join(unwanted)}.")
-    if schema.get("$schema", DIALECT) not in (DIALECT, f"{DIALECT}#"):
-        raise InvalidSchema(f"$schema, if given, must be {DIALECT}.")
 
 
 def _reason(error: ValueError) -> str:

@@ -88,7 +88,8 @@ class Operation:
 
     name: str
     query: Schema = field(default_factory=EmptySchema)
-    # `body` is loaded and passed to the view; `reads` is what the view reads by itself.
+    # `body` is loaded and passed to the view; `reads` is what the view reads by itself, up to
+    # the setting MAX_BODY instead of MAX_SMALL_BODY.
     body: Schema | None = None
     reads: Content = None
     # Names of request headers that are read, and of headers of successful responses.
@@ -98,8 +99,6 @@ class Operation:
     responses: Mapping[int, Content] = field(default_factory=dict)
     # The error codes that only some operations have.
     errors: Sequence[str] = ()
-    # Whether the setting MAX_BODY limits its body, instead of MAX_SMALL_BODY.
-    large_body: bool = False
     # Whether agent keys are rejected.
     user_key: bool = False
     # Whether read keys are rejected although the method only reads.
@@ -163,7 +162,8 @@ class Endpoint:
     """A view that is called with the arguments that its operation declares, from the request.
 
     The view gets the ids of its path, and `query` and `body` where its operation has schemas
-    for them. Raises 400, 403, 404, 406, 412, 413, 415, 422 and 503.
+    for them; also `sent`, the body before it was loaded, if the response can be a replayed one.
+    Raises 400, 403, 404, 406, 412, 413, 415, 422 and 503.
     """
 
     def __init__(self, operation: Operation, view: View) -> None:
@@ -177,7 +177,7 @@ class Endpoint:
 
     def __call__(self, **path: str) -> Response:
         size = request.content_length
-        if not self.operation.large_body or (size is not None and size <= LARGE_BODY):
+        if self.operation.reads is None or (size is not None and size <= LARGE_BODY):
             return self._view(**self._arguments(request.environ, path))
         end_shared_reading()
         with large_body_slots.acquire(LARGE_BODY_SECONDS) as is_acquired:
@@ -198,10 +198,13 @@ class Endpoint:
             arguments["query"] = query
         if "HTTP_IF_MATCH" in environ:
             _check_if_match(environ, path)
-        if self.operation.large_body:
+        if self.operation.reads is not None:
             request.max_content_length = current_app.config["MAX_BODY"]
         if self.operation.body is not None:
-            arguments["body"] = load_body(self.operation.body)
+            sent = json_body(self.operation.body)
+            arguments["body"] = self.operation.body.load(sent)
+            if "Idempotency-Replayed" in self.operation.response_headers:
+                arguments["sent"] = sent
         elif not self._reads_body and environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             _check_no_body()
         return arguments | canonical(path)
@@ -286,11 +289,6 @@ def load_query(schema: Schema) -> dict[str, Any]:
         else:
             values[name] = _without_nul(text)
     loaded: dict[str, Any] = schema.load(values)
-    return loaded
-
-
-def load_body(schema: Schema) -> dict[str, Any]:
-    loaded: dict[str, Any] = schema.load(json_body(schema))
     return loaded
 
 
