@@ -92,9 +92,9 @@ def database_unavailable(detail: str = "The database is busy, full or unavailabl
     return Problem(503, detail, headers={"Retry-After": str(RETRY_SECONDS)})
 
 
-def overloaded(detail: str) -> Problem:
+def overloaded(detail: str, seconds: int = RETRY_SECONDS) -> Problem:
     """503: the request can succeed when others have ended."""
-    headers = {"Retry-After": str(RETRY_SECONDS)}
+    headers = {"Retry-After": str(seconds)}
     return Problem(503, detail, code=terms.OVERLOADED, headers=headers)
 
 

@@ -74,7 +74,7 @@ def show(agent_id: str) -> Response:
     return page(
         "agent.html",
         **facts,
-        inputs=schema_form.with_defaults(agent.input_schema).fields,
+        inputs=schema_form.begun(agent.input_schema).fields,
         loads=agent_service.loads([agent], MAX_WAITING),
         max_waiting=MAX_WAITING,
         last_tasks=_last_tasks(agent.id, LISTED_TASKS),
@@ -126,12 +126,13 @@ def change(agent_id: str) -> AnyResponse:
 def run_form(agent_id: str) -> Response:
     caller.require_full_user_key()
     agent = agent_service.get(caller, agent_id)
-    input_form, source = schema_form.with_defaults(agent.input_schema, "json" in request.args), None
+    source, is_text = None, "json" in request.args
+    input_form = schema_form.begun(agent.input_schema, is_text=is_text)
     if not input_form.can_have_fields:
         newest = agent_service.newest_task(agent, MAX_EXAMPLE)
         if newest and newest.input not in (None, "{}"):
             source = newest
-            input_form = schema_form.with_input(agent.input_schema, newest.input)
+            input_form = schema_form.begun(agent.input_schema, newest.input)
     return _run_page(agent, {"name": "", "labels": ""}, input_form, source=source)
 
 

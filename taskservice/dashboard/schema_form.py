@@ -386,24 +386,20 @@ def from_request(schema: str, typed: Texts, default: str = "") -> InputForm:
     return InputForm(schema, typed if has_fields else None, text if text.strip() else default)
 
 
-def with_defaults(schema: str, is_text: bool = False) -> InputForm:
-    """The form of a new task."""
-    own = _loads(schema)
-    return _begun(schema, defaults(own), is_text or not fields(own))
+def begun(schema: str, stored: str | None = None, is_text: bool = False) -> InputForm:
+    """The form that starts with this input, or with the defaults: as JSON if `is_text`.
 
-
-def with_input(schema: str, stored: str, is_text: bool = False) -> InputForm:
-    """The form that starts with this input: as JSON if the fields can't show all of it."""
-    content = _loads(stored)
-    own = {each.name: each for each in fields(_loads(schema))}
-    is_shown = all(name in own and own[name].keeps(content[name]) for name in content)
-    return _begun(schema, content, is_text or not own or not is_shown)
-
-
-def _begun(schema: str, content: Json, is_text: bool) -> InputForm:
-    if is_text:
+    As JSON too if the fields can't show all of it.
+    """
+    root = _loads(schema)
+    own = {each.name: each for each in fields(root)}
+    content = defaults(root) if stored is None else _loads(stored)
+    is_shown = stored is None or all(
+        name in own and own[name].keeps(value) for name, value in content.items()
+    )
+    if is_text or not own or not is_shown:
         return InputForm(schema, None, pretty(_text(content)))
-    return InputForm(schema, texts_of(_loads(schema), content))
+    return InputForm(schema, texts_of(root, content))
 
 
 def _loads(text: str) -> Any:

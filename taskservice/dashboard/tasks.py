@@ -414,7 +414,7 @@ def _links_page(task_id: str, status: int = 200, url: str = "") -> Response:
 def rerun_form(task_id: str) -> Response:
     caller.require_full_access()
     task = tasks.get(caller, task_id)
-    return _page(task, schema_form.with_input(_schema(task), task.input, "json" in request.args))
+    return _page(task, schema_form.begun(_schema(task), task.input, "json" in request.args))
 
 
 @blueprint.post("/tasks/<task_id>/rerun")

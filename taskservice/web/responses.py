@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlencode
 
 from flask import Response, current_app, request, stream_with_context
@@ -26,9 +26,6 @@ from taskservice.web.request import JSON
 # The headers of a response whose path is a secret: no other site and no search engine gets it.
 PRIVATE = {"Referrer-Policy": "no-referrer", "X-Robots-Tag": "noindex"}
 
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
-
 
 class FastResponse(Response):
     """A response whose headers are not copied if they are complete, or if it is a 304.
@@ -40,7 +37,7 @@ class FastResponse(Response):
     # A response without a body has no type.
     default_mimetype = None
 
-    def get_wsgi_headers(self, environ: "WSGIEnvironment") -> Headers:
+    def get_wsgi_headers(self, environ: dict[str, Any]) -> Headers:
         if self.status_code == 304:
             remove_entity_headers(self.headers)
             return self.headers

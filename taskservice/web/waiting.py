@@ -17,14 +17,14 @@ from taskservice.database import clock, watcher
 from taskservice.database.transactions import end_shared_reading
 from taskservice.database.types import TaskRow
 from taskservice.database.watcher import WaitSlot, WaitSlots, Watcher
-from taskservice.errors import Problem, invalid_key, not_found
+from taskservice.errors import invalid_key, not_found, overloaded
 from taskservice.operations import metrics
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import SHARED_FIELDS, TASK_COLUMNS, TASK_FIELDS
 from taskservice.services import agents, logs, task_json, tasks
 from taskservice.services.logs import LogDropped, TimedLine
 from taskservice.services.task_json import Shape
-from taskservice.terms import OVERLOADED, RUNNING
+from taskservice.terms import RUNNING
 from taskservice.web.request import EVENTS
 
 T = TypeVar("T")
@@ -279,8 +279,7 @@ def respond(
     stack = ExitStack()
     slot = stack.enter_context(_slot(is_stream=True))
     if slot is None:
-        headers = {"Retry-After": str(STREAM_RETRY_SECONDS)}
-        raise Problem(503, "Too many streams and waits are open", code=OVERLOADED, headers=headers)
+        raise overloaded("Too many streams and waits are open", STREAM_RETRY_SECONDS)
     own = takewhile(lambda _event: not slot.is_over, _while_allowed(events, is_allowed))
     text = stream_with_context(as_text(own, has_times=has_times))
     response = Response(text, headers=HEADERS, content_type=EVENTS)
