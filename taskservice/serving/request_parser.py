@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Generator
 from contextlib import suppress
-from enum import Enum
 from tempfile import SpooledTemporaryFile
 from threading import Lock
 from typing import IO, TypeVar
@@ -16,8 +15,10 @@ from gunicorn.http import errors
 from gunicorn.http.body import CHUNK_EXT_RE, Body, LengthReader
 from gunicorn.http.unreader import IterUnreader
 
-from taskservice.serving import refusals
-from taskservice.serving.refusals import RefusedError
+from taskservice.errors import Problem, overloaded
+
+BODY_TOO_LARGE = "The request's body is too large"
+TOO_MUCH_AT_ONCE = "Too many large requests at once; try again later"
 
 # The body of a request while it arrives, and the limit of all bodies together.
 
@@ -39,18 +40,15 @@ class BodyBudget:
     def acquire(self, size: int, owner: str) -> None:
         with self._lock:
             if self._used[owner] + size > self._free - size:
-                raise RefusedError(refusals.TOO_MUCH_AT_ONCE)
-            self._add(size, owner)
+                raise overloaded(TOO_MUCH_AT_ONCE)
+            self._free -= size
+            self._used[owner] += size
 
     def release(self, size: int, owner: str) -> None:
         with self._lock:
-            self._add(-size, owner)
-
-    def _add(self, size: int, owner: str) -> None:
-        self._free -= size
-        self._used[owner] += size
-        if not self._used[owner]:
-            del self._used[owner]
+            self._free += size
+            # Subtracting drops an owner whose count falls to 0.
+            self._used -= Counter({owner: size})
 
 
 class RequestBody(SpooledTemporaryFile[bytes]):
@@ -64,22 +62,12 @@ class RequestBody(SpooledTemporaryFile[bytes]):
         self._acquired = 0
 
     def add(self, data: bytes) -> None:
-        """Append `data`; raises RefusedError when the budget is used up or the disk is full."""
+        """Append `data`; raises a Problem when the budget is used up, OSError on a full disk."""
         self.size += len(data)
         if self.size > SMALL_BODY:
             self._budget.acquire(len(data), self._owner)
             self._acquired += len(data)
-        try:
-            self.write(data)
-        except OSError as error:
-            raise RefusedError(refusals.TOO_MUCH_AT_ONCE) from error
-
-    def rewind(self) -> None:
-        """Make it ready to be read; raises RefusedError when the disk is full."""
-        try:
-            self.seek(0)
-        except OSError as error:
-            raise RefusedError(refusals.TOO_MUCH_AT_ONCE) from error
+        self.write(data)
 
     def close(self) -> None:
         with suppress(OSError):
@@ -97,17 +85,11 @@ MIN_CHUNK_COST = 64
 TLS_HANDSHAKE = b"\x16"
 
 _HOST = re.compile(r"(?:[\w.~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::\d{0,5})?", re.ASCII)
+# The client then sends its body.
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 
 Result = TypeVar("Result")
-
-
-class Need(Enum):
-    """The event that the parser waits for."""
-
-    MORE_BYTES = 1
-    # The client sends its body after `100 Continue`.
-    CONTINUE = 2
 
 
 class Request(http.Request):
@@ -149,15 +131,15 @@ class Request(http.Request):
         return waits
 
 
-# Yields what the parser needs; a yielded Request asks for the id of its owner, None for no owner.
-Steps = Generator[Need | Request, str | None, Result]
+# Yields None for more bytes, bytes to send, or a Request for the id of its owner (None: no owner).
+Steps = Generator[Request | bytes | None, str | None, Result]
 
 
 class RequestParser:
     """Parses the requests of one connection.
 
     The caller appends what arrives to `received`, and resumes the generator that `request()`
-    returns after each need is met, until it returns the complete request.
+    returns after it was given what it yields, until it returns the complete request.
     """
 
     def __init__(self, cfg: Config, client: object, max_body: int, budget: BodyBudget) -> None:
@@ -169,11 +151,11 @@ class RequestParser:
         self._number = 0
 
     def request(self) -> Steps[Request]:
-        """Raises gunicorn's ParseException, or a RefusedError."""
+        """Raises gunicorn's ParseException, or a Problem."""
         searched = 0
         while not (end := self._end_of_head(searched)):
             searched = len(self.received)
-            yield Need.MORE_BYTES
+            yield None
         request = self._parse_head(self._take(end))
         expects_continue = request.take_expect_continue()
         if request.length != 0:
@@ -218,9 +200,9 @@ class RequestParser:
             owner = yield request
         limit = min(SMALL_BODY, self._max_body) if owner is None else self._max_body
         if request.length is not None and request.length > limit:
-            raise RefusedError(refusals.BODY_TOO_LARGE)
+            raise Problem(413, BODY_TOO_LARGE)
         if expects_continue and not self.received:
-            yield Need.CONTINUE
+            yield _CONTINUE
         body = RequestBody(self._budget, owner or "")
         return (yield from self._read_body(request, body, limit))
 
@@ -231,7 +213,10 @@ class RequestParser:
                 yield from self._read_trailers(request)
             else:
                 yield from self._read_bytes(body, request.length)
-            body.rewind()
+            body.seek(0)
+        except OSError as error:
+            body.close()
+            raise overloaded(TOO_MUCH_AT_ONCE) from error
         except BaseException:
             body.close()
             raise
@@ -240,7 +225,7 @@ class RequestParser:
     def _read_bytes(self, body: RequestBody, size: int) -> Steps[None]:
         while size:
             while not self.received:
-                yield Need.MORE_BYTES
+                yield None
             piece = self._take(size)
             body.add(piece)
             size -= len(piece)
@@ -250,12 +235,12 @@ class RequestParser:
         while size := _chunk_size((yield from self._read_line())):
             count += 1
             if body.size + size > limit:
-                raise RefusedError(refusals.BODY_TOO_LARGE)
+                raise Problem(413, BODY_TOO_LARGE)
             if count * MIN_CHUNK_COST > limit:
-                raise RefusedError(refusals.TOO_MANY_CHUNKS)
+                raise Problem(413, "The request's body has too many chunks")
             yield from self._read_bytes(body, size)
             while len(self.received) < 2:
-                yield Need.MORE_BYTES
+                yield None
             if (end := self._take(2)) != b"\r\n":
                 raise errors.ChunkMissingTerminator(end)
 
@@ -272,7 +257,7 @@ class RequestParser:
         while (end := self.received.find(b"\n", 0, MAX_CHUNK_LINE)) < 0:
             if len(self.received) >= MAX_CHUNK_LINE:
                 raise errors.InvalidChunkSize(b"line too long")
-            yield Need.MORE_BYTES
+            yield None
         line = self._take(end + 1)
         if not line.endswith(b"\r\n"):
             raise errors.InvalidChunkSize(b"bare LF")

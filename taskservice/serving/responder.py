@@ -1,30 +1,27 @@
-"""Runs the application on a request and sends its response, in a thread of the pool."""
+"""Sends responses as fast as clients read them, and the refusals of the server itself."""
 
 import logging
 import math
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
-from enum import Enum
-from functools import partial
+from http import HTTPStatus
 from queue import SimpleQueue
 from threading import Lock
-from typing import Any
 
 from gunicorn.config import Config
-from gunicorn.glogging import Logger
-from gunicorn.http import wsgi
+from gunicorn.http import errors, wsgi
+from gunicorn.util import http_date
 
+from taskservice import errors as problems
 from taskservice import resources
-from taskservice.auth import OWNER
-from taskservice.operations import metrics, request_log
-from taskservice.serving.refusals import INTERNAL, as_response, refusal_for
+from taskservice.auth import KEY_HEADERS
+from taskservice.errors import Problem
 from taskservice.serving.request_parser import Request, RequestParser, Steps
-from taskservice.web.request import WsgiApplication
+from taskservice.terms import PROBLEM_TYPE
 
 logger = logging.getLogger(__name__)
 
@@ -234,114 +231,58 @@ class Response(wsgi.Response):
         self._is_finished = True
 
 
-class Next(Enum):
-    """What to do with a connection after a response."""
+# Requests that the server itself refuses.
 
-    KEEP_ALIVE = 1
-    LINGER = 2
-    # The response is incomplete.
-    RESET = 3
+_INTERNAL = (500, "Internal error; see the service's log")
+_BAD_HEADER = (400, "A header is malformed, missing, duplicated or contradictory")
+_BAD_CHUNK = (400, "The chunks of the request's body are malformed")
 
-
-@dataclass
-class Responder:
-    """Responds to requests; its methods may run in any thread.
-
-    `is_stopping` returns whether the worker no longer accepts requests on open connections.
-    """
-
-    cfg: Config
-    log: Logger
-    sender: Sender
-    is_stopping: Callable[[], bool]
-
-    def respond(
-        self, connection: Connection, request: Request, application: WsgiApplication
-    ) -> Next:
-        response = None
-        try:
-            response, environ = self.prepare(connection, request)
-            self._run(application, connection, response, environ)
-        except ClientGoneError as error:
-            self.log.debug("A client did not read its response to the end: %s", error)
-            return Next.RESET
-        except (Exception, SystemExit) as error:
-            if response is None or not response.output.has_begun:
-                self.refuse(connection, error, request)
-                return Next.LINGER
-            self._log_failure("Failed in %s %s", response, error)
-        if not response.is_complete:
-            self._log_failure("Aborted the response to %s %s", response)
-            return Next.RESET
-        return Next.LINGER if response.should_close() else Next.KEEP_ALIVE
-
-    def prepare(self, connection: Connection, request: Request) -> tuple[Response, dict[str, Any]]:
-        """The response to fill, and the WSGI environ of the request."""
-        output = Output(partial(self.sender.send, connection))
-        response, environ = wsgi.create(
-            request,
-            connection.sock,
-            connection.client,
-            connection.server,
-            self.cfg,
-            response_class=lambda request, _socket, cfg: Response(request, output, cfg),
-        )
-        environ["wsgi.input"] = request.content
-        environ["wsgi.multithread"] = True
-        environ[resources.REPLACE_THREAD] = connection.replace_thread
-        if self.is_stopping() or not request.is_complete:
-            response.force_close()
-        return response, environ
-
-    def _run(
-        self,
-        application: WsgiApplication,
-        connection: Connection,
-        response: Response,
-        environ: dict[str, Any],
-    ) -> None:
-        began = datetime.now()
-        body = application(environ, response.start_response)
-        connection.owner = environ.get(OWNER)
-        try:
-            for piece in body:
-                response.write(piece)
-            response.close()
-        finally:
-            if hasattr(body, "close"):
-                body.close()
-            self.log.access(response, response.req, environ, datetime.now() - began)
-
-    def refuse(
-        self, connection: Connection, error: BaseException, request: Request | None = None
-    ) -> None:
-        """Send the refusal for `error`, or a plain 500, without the application."""
-        refusal = refusal_for(error)
-        # The application counts all other requests; it did not see this one, or did not respond.
-        metrics.requests.add(None, request.method if request else "", refusal.status, 0.0)
-        request_id = _request_id(request.headers if request else ())
-        extra = request_log.log_extra(request_id)
-        if refusal is INTERNAL:
-            name = f"{request.method} {request.path}" if request else "a request"
-            self.log.error("Could not respond to %s", name, exc_info=error, extra=extra)
-        else:
-            # The client of a unix socket has no address.
-            client: Any = connection.client
-            host = client[0] if client else "a local socket"
-            self.log.info("Refused a request from %s: %s %s", host, *refusal[:2], extra=extra)
-        with suppress(OSError):
-            method = request.method if request else None
-            connection.sock.send(as_response(refusal, method, request_id))
-
-    def _log_failure(
-        self, message: str, response: Response, error: BaseException | None = None
-    ) -> None:
-        extra = request_log.log_extra(_request_id(response.headers))
-        request = response.req
-        self.log.error(message, request.method, request.path, exc_info=error, extra=extra)
+# By gunicorn's error: a status, and a fixed sentence, so that it can't echo a secret.
+_REFUSALS: dict[type[BaseException], tuple[int, str]] = {
+    errors.ParseException: (400, "The request is not valid HTTP"),
+    errors.InvalidRequestLine: (400, "The request line is malformed"),
+    errors.InvalidRequestMethod: (400, "The method is malformed"),
+    errors.InvalidHTTPVersion: (400, "Only HTTP/1.1 and HTTP/1.0 are supported"),
+    errors.InvalidHeader: _BAD_HEADER,
+    errors.InvalidHeaderName: _BAD_HEADER,
+    errors.ObsoleteFolding: _BAD_HEADER,
+    errors.InvalidChunkSize: _BAD_CHUNK,
+    errors.InvalidChunkExtension: _BAD_CHUNK,
+    errors.ChunkMissingTerminator: _BAD_CHUNK,
+    errors.LimitRequestLine: (414, "The request line is too long"),
+    errors.ExpectationFailed: (417, "The only supported expectation is 100-continue"),
+    errors.LimitRequestHeaders: (431, "The headers are too many or too long"),
+    errors.UnsupportedTransferCoding: (501, "The only supported transfer coding is chunked"),
+    # An application's own malformed headers are not the client's fault.
+    errors.InvalidResponseHeader: _INTERNAL,
+    errors.InvalidResponseHeaderName: _INTERNAL,
+    errors.ConfigurationProblem: _INTERNAL,
+}
 
 
-def _request_id(headers: Iterable[tuple[str, str]]) -> str:
-    """The request id in the headers of a request or response, or a new one."""
-    named = (value for name, value in headers if name.lower() == "x-request-id")
-    return request_log.request_id(next(named, ""))
+def problem_of(error: BaseException) -> Problem:
+    """The problem for the client; a 500 if `error` is not the client's fault."""
+    if isinstance(error, Problem):
+        return error
+    return Problem(
+        *next((_REFUSALS[kind] for kind in type(error).__mro__ if kind in _REFUSALS), _INTERNAL)
+    )
+
+
+def as_response(problem: Problem, method: str | None, request_id: str) -> bytes:
+    """The bytes of the response, after which the connection closes; no body for HEAD."""
+    body = problems.body(problem, request_id)
+    headers = {
+        "Date": http_date(),
+        "Connection": "close",
+        "Cache-Control": "no-store",
+        "Vary": KEY_HEADERS,
+        "Content-Type": PROBLEM_TYPE,
+        "Content-Length": len(body),
+        "X-Request-Id": request_id,
+        **problem.headers,
+    }
+    lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    head = "\r\n".join(lines) + "\r\n\r\n"
+    return head.encode() + (b"" if method == "HEAD" else body)

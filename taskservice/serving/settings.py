@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flask import Flask, g, request
+from flask import Flask, Response, g, request
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config as GunicornConfig
@@ -26,7 +26,6 @@ from taskservice.config import Config
 from taskservice.mcp import protocol
 from taskservice.operations import metrics, request_log
 from taskservice.operations.request_log import configure_logging
-from taskservice.serving.refusals import RefusedByApplicationError
 from taskservice.serving.worker import Worker
 from taskservice.terminal import exit_with_error
 
@@ -85,10 +84,10 @@ def connect_application(worker: Worker) -> None:
         worker.background_threads = start_loops(app, serves=True)
 
 
-def find_owner(app: Flask, environ: dict[str, Any]) -> str | None:
+def find_owner(app: Flask, environ: dict[str, Any]) -> str | Response | None:
     """The id of the user whose key is in the headers of a request, before a large body arrives.
 
-    None for a route that needs no key. Raises RefusedByApplicationError.
+    None for a route that needs no key; the response if the application refuses the request.
     """
     with app.request_context(environ):
         request_log.begin()
@@ -97,8 +96,7 @@ def find_owner(app: Flask, environ: dict[str, Any]) -> str | None:
             if request.path == protocol.PATH:
                 protocol.require_access()
         except Exception as error:
-            answer = app.handle_user_exception(error)
-            raise RefusedByApplicationError(app.finalize_request(answer)) from error
+            return app.finalize_request(app.handle_user_exception(error))
         return caller.user_id if "caller" in g else None
 
 

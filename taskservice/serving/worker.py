@@ -9,8 +9,9 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from os import getppid
 from queue import Empty, SimpleQueue
@@ -18,23 +19,35 @@ from threading import Thread
 from types import FrameType
 from typing import Any
 
+from flask import Response as Refusal
 from gunicorn.config import Config
+from gunicorn.http import wsgi
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.base import Worker as BaseWorker
 
 from taskservice import resources
-from taskservice.serving import refusals
-from taskservice.serving.refusals import RefusedByApplicationError, RefusedError
-from taskservice.serving.request_parser import BodyBudget, Need, Request, RequestParser
+from taskservice.auth import OWNER
+from taskservice.errors import RETRY_SECONDS, Problem, overloaded
+from taskservice.operations import metrics, request_log
+from taskservice.serving.request_parser import (
+    TOO_MUCH_AT_ONCE,
+    BodyBudget,
+    Request,
+    RequestParser,
+)
 from taskservice.serving.responder import (
     NEVER,
+    ClientGoneError,
     Connection,
-    Next,
-    Responder,
+    Output,
+    Response,
     Sender,
     ThreadPool,
+    as_response,
     is_ready,
+    problem_of,
 )
+from taskservice.terms import STOPPING
 from taskservice.web.request import WsgiApplication
 
 # Calls that other threads and signal handlers pass to the worker's loop.
@@ -83,7 +96,6 @@ ACCEPTS_PER_EVENT = 16
 # The seconds that a new client has to send its key.
 NEW_SECONDS = 1.0
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # The linger option with which a close resets the connection.
 RESET = struct.pack("ii", 1, 0)
 
@@ -92,7 +104,7 @@ class Worker(BaseWorker):
     """Serves as gthread does, but a slow client holds neither a thread nor the loop.
 
     `max_body` in bytes comes from the settings; the other attributes are fixed, except in tests.
-    All methods run in the loop's thread, except `identify` and `respond`.
+    All methods run in the loop's thread, except those below "In threads of the pool".
     """
 
     max_body = 10 * 1024 * 1024
@@ -102,9 +114,9 @@ class Worker(BaseWorker):
     # Where the metrics of this process are stored; no two living workers share one.
     slot = 0
     background_threads: Sequence[Thread] = ()
-    # WSGI environ without the body -> the id of the request's owner; a request without an owner
-    # may only have a small body. Raises RefusedByApplicationError.
-    find_owner: Callable[[dict[str, Any]], str | None] = staticmethod(lambda _environ: "")
+    # WSGI environ without the body -> the id of the request's owner, or a response that refuses it;
+    # a request without an owner may only have a small body.
+    find_owner: Callable[[dict[str, Any]], str | Refusal | None] = staticmethod(lambda _environ: "")
     # These requests have threads of their own: a probe must not wait for requests that wait for the
     # database.
     probe_paths = frozenset({"/livez", "/readyz", "/metrics"})
@@ -134,8 +146,7 @@ class Worker(BaseWorker):
         self.budget = BodyBudget(self.max_large_bodies * self.max_body)
         self.pool = ThreadPool(self.cfg.threads)
         self.probe_pool = ThreadPool(self.probe_threads)
-        sender = Sender(self.max_slow_clients, self.response_seconds, self.stop_seconds)
-        self.responder = Responder(self.cfg, self.log, sender, lambda: not self.alive)
+        self.sender = Sender(self.max_slow_clients, self.response_seconds, self.stop_seconds)
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         super().init_process()
@@ -226,7 +237,7 @@ class Worker(BaseWorker):
         self.connections.add(connection)
         self.wait_for(connection, self.request_seconds)
         if is_full:
-            self.refuse(connection, RefusedError(refusals.TOO_MUCH_AT_ONCE))
+            self.refuse(connection, overloaded(TOO_MUCH_AT_ONCE))
         return True
 
     def evict(self) -> bool:
@@ -247,16 +258,10 @@ class Worker(BaseWorker):
 
     def wait_for(self, connection: Connection, seconds: float) -> None:
         """Wait for the client, at most `seconds`, and less while the worker stops."""
-        self.wait_until(connection, time.monotonic() + seconds)
-
-    def wait_until(self, connection: Connection, deadline: float) -> None:
         if not self.alive:
-            deadline = min(deadline, time.monotonic() + self.stop_seconds)
-        connection.deadline = deadline
+            seconds = min(seconds, self.stop_seconds)
         connection.active_at = time.monotonic()
-        self.watch(connection)
-
-    def watch(self, connection: Connection) -> None:
+        connection.deadline = connection.active_at + seconds
         if not connection.watched:
             connection.watched = True
             self.selector.register(
@@ -270,13 +275,15 @@ class Worker(BaseWorker):
 
     def expire(self, connection: Connection) -> None:
         if connection.begun and not connection.lingering:
-            refusal = refusals.REQUEST_TOO_SLOW if self.alive else refusals.SERVICE_STOPS
-            self.refuse(connection, RefusedError(refusal))
+            late = Problem(408, "The request did not arrive in time")
+            headers = {"Retry-After": str(RETRY_SECONDS)}
+            stops = Problem(503, "The service is stopping", code=STOPPING, headers=headers)
+            self.refuse(connection, late if self.alive else stops)
         else:
             self.close(connection)
 
     def refuse(self, connection: Connection, error: Exception) -> None:
-        self.responder.refuse(connection, error)
+        self.send_refusal(connection, error)
         self.linger(connection)
 
     def keep_alive(self, connection: Connection) -> None:
@@ -342,26 +349,23 @@ class Worker(BaseWorker):
             self.wait_for(connection, self.request_seconds)
             connection.request_deadline = connection.deadline
         try:
-            need = connection.steps.send(owner)
+            wanted = connection.steps.send(owner)
         except StopIteration as complete:
             request = complete.value
             connection.pool = self.probe_pool if request.path in self.probe_paths else self.pool
             self.submit(connection, partial(self.respond, connection, request, self.wsgi))
-        except (ParseException, RefusedError) as error:
+        except (ParseException, Problem) as error:
             self.refuse(connection, error)
         except Exception:
             # A bug may cost this client its connection, but must not end the loop.
             self.log.exception("Could not read a request")
             self.reset(connection)
         else:
-            self.supply(connection, need)
-
-    def supply(self, connection: Connection, need: Need | Request) -> None:
-        if isinstance(need, Request):
-            self.submit(connection, partial(self.identify, connection, need))
-        elif need is Need.CONTINUE:
-            with suppress(OSError):
-                connection.sock.send(CONTINUE)
+            if isinstance(wanted, Request):
+                self.submit(connection, partial(self.identify, connection, wanted))
+            elif wanted:
+                with suppress(OSError):
+                    connection.sock.send(wanted)
 
     def submit(self, connection: Connection, job: Callable[[], bool]) -> None:
         """Hand the connection to a thread of the pool, until the thread puts a call for it."""
@@ -372,39 +376,128 @@ class Worker(BaseWorker):
     def resume(self, connection: Connection, owner: str | None) -> None:
         connection.in_pool = False
         connection.owner = owner
-        self.wait_until(connection, connection.request_deadline)
+        self.wait_for(connection, connection.request_deadline - time.monotonic())
         self.parse(connection, owner)
+
+    # In threads of the pool.
 
     def identify(self, connection: Connection, request: Request) -> bool:
         """Pool job: ask the application for the owner of a request whose headers have arrived."""
         try:
-            _, environ = self.responder.prepare(connection, request)
+            _, environ = self.prepare(connection, request)
             owner = self.find_owner(environ)
-        except RefusedByApplicationError as refused:
-            return self.respond(connection, request, refused.response)
         except Exception as error:
             try:
-                self.responder.refuse(connection, error, request)
+                self.send_refusal(connection, error, request)
             finally:
                 self.calls.put(self.linger, connection)
-        else:
-            self.calls.put(self.resume, connection, owner)
+            return True
+        if isinstance(owner, Refusal):
+            return self.respond(connection, request, owner)
+        self.calls.put(self.resume, connection, owner)
         return True
 
     def respond(
         self, connection: Connection, request: Request, application: WsgiApplication
     ) -> bool:
         """Pool job: respond to a request; False if another thread has replaced this one."""
-        outcome = Next.RESET
+        follow_up: Callable[[Connection], None] = self.reset
         try:
-            outcome = self.responder.respond(connection, request, application)
+            follow_up = self.send_response(connection, request, application)
             request.content.close()
         finally:
             has_replacement, connection.has_replacement = connection.has_replacement, False
-            next_call = {
-                Next.KEEP_ALIVE: self.keep_alive,
-                Next.LINGER: self.linger,
-                Next.RESET: self.reset,
-            }[outcome]
-            self.calls.put(next_call, connection)
+            self.calls.put(follow_up, connection)
         return not has_replacement
+
+    def send_response(
+        self, connection: Connection, request: Request, application: WsgiApplication
+    ) -> Callable[[Connection], None]:
+        """Returns what to do with the connection next."""
+        response = None
+        try:
+            response, environ = self.prepare(connection, request)
+            self.run_application(application, connection, response, environ)
+        except ClientGoneError as error:
+            self.log.debug("A client did not read its response to the end: %s", error)
+            return self.reset
+        except (Exception, SystemExit) as error:
+            if response is None or not response.output.has_begun:
+                self.send_refusal(connection, error, request)
+                return self.linger
+            self.log_failure("Failed in %s %s", response, error)
+        if not response.is_complete:
+            self.log_failure("Aborted the response to %s %s", response)
+            return self.reset
+        return self.linger if response.should_close() else self.keep_alive
+
+    def prepare(self, connection: Connection, request: Request) -> tuple[Response, dict[str, Any]]:
+        """The response to fill, and the WSGI environ of the request."""
+        output = Output(partial(self.sender.send, connection))
+        response, environ = wsgi.create(
+            request,
+            connection.sock,
+            connection.client,
+            connection.server,
+            self.cfg,
+            response_class=lambda request, _socket, cfg: Response(request, output, cfg),
+        )
+        environ["wsgi.input"] = request.content
+        environ["wsgi.multithread"] = True
+        environ[resources.REPLACE_THREAD] = connection.replace_thread
+        if not self.alive or not request.is_complete:
+            response.force_close()
+        return response, environ
+
+    def run_application(
+        self,
+        application: WsgiApplication,
+        connection: Connection,
+        response: Response,
+        environ: dict[str, Any],
+    ) -> None:
+        began = datetime.now()
+        body = application(environ, response.start_response)
+        connection.owner = environ.get(OWNER)
+        try:
+            for piece in body:
+                response.write(piece)
+            response.close()
+        finally:
+            if hasattr(body, "close"):
+                body.close()
+            self.log.access(response, response.req, environ, datetime.now() - began)
+
+    def send_refusal(
+        self, connection: Connection, error: BaseException, request: Request | None = None
+    ) -> None:
+        """Refuse a request because of `error`, without the application; also in the loop."""
+        problem = problem_of(error)
+        # The application counts all other requests; it did not see this one, or did not respond.
+        metrics.requests.add(None, request.method if request else "", problem.status, 0.0)
+        request_id = _request_id(request.headers if request else ())
+        extra = request_log.log_extra(request_id)
+        if problem.status == 500:
+            name = f"{request.method} {request.path}" if request else "a request"
+            self.log.error("Could not respond to %s", name, exc_info=error, extra=extra)
+        else:
+            # The client of a unix socket has no address.
+            client: Any = connection.client
+            why = client[0] if client else "a local socket", problem.status, problem.detail
+            self.log.info("Refused a request from %s: %s %s", *why, extra=extra)
+        with suppress(OSError):
+            method = request.method if request else None
+            connection.sock.send(as_response(problem, method, request_id))
+
+    def log_failure(
+        self, message: str, response: Response, error: BaseException | None = None
+    ) -> None:
+        extra = request_log.log_extra(_request_id(response.headers))
+        request = response.req
+        self.log.error(message, request.method, request.path, exc_info=error, extra=extra)
+
+
+def _request_id(headers: Iterable[tuple[str, str]]) -> str:
+    """The request id in the headers of a request or response, or a new one."""
+    named = (value for name, value in headers if name.lower() == "x-request-id")
+    return request_log.request_id(next(named, ""))
