@@ -14,8 +14,13 @@ from sqlalchemy.engine import URL, make_url
 from taskservice.database import address
 from taskservice.database.address import check_host
 from taskservice.database.files import locked, make_folder, open_regular, sync
-from taskservice.webhooks import mail
-from taskservice.webhooks.destinations import Destinations, RefusedError, read_url
+from taskservice.webhooks.destinations import (
+    Destinations,
+    MailServer,
+    RefusedError,
+    mail_sender,
+    read_url,
+)
 
 PREFIX = "TASKSERVICE_"
 # The key signs sessions: with a guessed key, sessions can be forged.
@@ -181,12 +186,12 @@ class Config:
         "URL of the service for links in messages; unset: `http://` and `BIND` if that is a "
         "loopback address and `PROXY_HOPS` is 0, else no links.",
     )
-    SMTP_URL: mail.Server | None = _setting(
+    SMTP_URL: MailServer | None = _setting(
         None,
-        mail.Server.parse,
+        MailServer.parse,
         "Mail server for hooks: `smtp://` with STARTTLS (port 587), or `smtps://` (port 465).",
     )
-    MAIL_FROM: str = _setting("", mail.sender, "Sender of mail; required with `SMTP_URL`.")
+    MAIL_FROM: str = _setting("", mail_sender, "Sender of mail; required with `SMTP_URL`.")
     LOG_LEVEL: str = _setting(
         "info", _choice("debug", "info", "warning", "error"), "Lowest level to log."
     )

@@ -19,7 +19,7 @@ from taskservice import cli, client, config
 from taskservice.database import engine, postgresql
 from taskservice.openapi.document import openapi_path
 from taskservice.schemas import strict_json
-from taskservice.webhooks.retries import JITTER, SCHEDULE
+from taskservice.webhooks import JITTER, SCHEDULE
 from tests import reference_pages
 from tests.support.api_client import RemoteClient
 from tests.support.documents import (

@@ -12,8 +12,7 @@ from taskservice import resources
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.deliveries import DueDeliveries, Leased, ReceiverSlots
-from taskservice.webhooks import Interrupt
-from taskservice.webhooks.retries import CircuitBreaker
+from taskservice.webhooks import CircuitBreaker, Interrupt
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from taskservice import __version__, terms
 from taskservice.schemas import examples
 from taskservice.schemas.tasks import partial_task_schema, problem_schema, task_schema
 from taskservice.web.request import Operation, by_media_type, is_optional
-from taskservice.webhooks.retries import MAX_RETRY_AFTER, SCHEDULE
+from taskservice.webhooks import MAX_RETRY_AFTER, SCHEDULE
 
 Object: TypeAlias = dict[str, Any]
 

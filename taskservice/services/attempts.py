@@ -19,8 +19,8 @@ from taskservice.services import deliveries, hook_messages, task_json, tasks, us
 from taskservice.services.hook_messages import HookMessage
 from taskservice.services.users import OVERLAP_SECONDS
 from taskservice.terms import FAILED, MAIL, MCP, PENDING, STANDARD
-from taskservice.webhooks import Interrupt, Interrupted, Outcome, mail, signing
-from taskservice.webhooks.retries import CircuitBreaker
+from taskservice.webhooks import CircuitBreaker, Interrupt, Interrupted, Outcome, signing
+from taskservice.webhooks.destinations import mail_address
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def send_to_hook(
         return smtp.send_mail(
             config["SMTP_URL"],
             config["MAIL_FROM"],
-            mail.address(hook.target),
+            mail_address(hook.target),
             message.subject,
             message.body.decode(),
             message_id=message.id,

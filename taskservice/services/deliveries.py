@@ -45,8 +45,7 @@ from taskservice.database.types import (
 )
 from taskservice.errors import Problem, require
 from taskservice.schemas.tasks import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
-from taskservice.webhooks import Outcome
-from taskservice.webhooks.retries import JITTER, LONGEST_DELAY_SECONDS, SCHEDULE, Receiver
+from taskservice.webhooks import JITTER, LONGEST_DELAY_SECONDS, SCHEDULE, Outcome, Receiver
 
 logger = logging.getLogger(__name__)
 

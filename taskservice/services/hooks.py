@@ -25,8 +25,8 @@ from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS, hook_schema
 from taskservice.services import attempts, deliveries, events, hook_messages, subscriptions
 from taskservice.services.attempts import FirstAttemptSlots
 from taskservice.services.deliveries import DueDeliveries
-from taskservice.webhooks import Outcome, mail, messages
-from taskservice.webhooks.destinations import check_url
+from taskservice.webhooks import Outcome, messages
+from taskservice.webhooks.destinations import check_url, mail_address
 
 # The newest deliveries that a list of them has.
 MAX_LISTED = 100
@@ -146,7 +146,7 @@ def _check(hook: dict[str, Any]) -> None:
     is_mail = hook["format"] == terms.MAIL
     try:
         if is_mail:
-            mail.address(hook["target"])
+            mail_address(hook["target"])
         else:
             check_url(hook["target"], config["CALLBACK_ALLOWED"])
         if hook["format"] == terms.NTFY:

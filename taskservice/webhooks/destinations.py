@@ -1,11 +1,12 @@
-"""The allowed destinations of webhooks: which URLs are valid, and which addresses are allowed."""
+"""Where webhooks and mail go: which URLs are valid, and which addresses are allowed."""
 
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
+from urllib.parse import unquote
 
 # Python's own tables differ between versions and miss some networks. Sources: the
 # special-purpose registries of IANA for IPv4 and IPv6
@@ -253,3 +254,59 @@ def _target(scheme: str, host: str, port: int | None) -> Target:
         except ValueError as error:
             raise RefusedError("The URL's host is not a valid address.") from error
     raise RefusedError("The URL has no valid host.")
+
+
+# Mail: its addresses, and the URL of the server that takes it.
+
+_MAIL_PORTS = {"smtp": 587, "smtps": 465}
+_MAIL_URL = re.compile(r"(smtps?)://(?:([^:/?#@]+):([^/?#@]+)@)?([^/?#@]+)/?", re.IGNORECASE)
+_WORD = r"[A-Za-z0-9!#$%&'*+=?^_`{|}~-]+"
+_DOMAIN_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_MAIL_ADDRESS = re.compile(
+    rf"(?=.{{1,254}}\Z)(?=[^@]{{1,64}}@){_WORD}(\.{_WORD})*@{_DOMAIN_LABEL}(\.{_DOMAIN_LABEL})*"
+)
+
+
+@dataclass(frozen=True)
+class MailServer:
+    """The server of `smtp://user:password@host:587`, or of `smtps://`."""
+
+    at: Target
+    user: str = ""
+    password: str = field(default="", repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> "MailServer":
+        """Raises ValueError, whose text contains nothing of the URL."""
+        if parts := _MAIL_URL.fullmatch(text):
+            scheme, user, password, host = (part or "" for part in parts.groups())
+            port = "" if re.search(r":[0-9]+\Z", host) else f":{_MAIL_PORTS[scheme.lower()]}"
+            login = unquote(user), unquote(password)
+            if all(part.isascii() and part.isprintable() for part in login):
+                try:
+                    at = read_url(f"http://{host}{port}")
+                    return cls(at._replace(scheme=scheme.lower()), *login)
+                except RefusedError:
+                    pass
+        raise ValueError(
+            "must be smtp://user:password@host:587 or smtps://..., in ASCII, with %40 for an @ "
+            "and %2F for a / in the password"
+        )
+
+
+def mail_sender(text: str) -> str:
+    """The address that mail comes from; raises ValueError."""
+    if not _MAIL_ADDRESS.fullmatch(text):
+        raise ValueError("must be a mail address such as tasks@example.org")
+    return text
+
+
+def mail_address(target: str) -> str:
+    """The address of `mailto:ADDRESS`; raises ValueError with one sentence."""
+    scheme, _, text = target.partition(":")
+    found = unquote(text)
+    if scheme.lower() != "mailto" or {"?", "#"} & set(text) or not _MAIL_ADDRESS.fullmatch(found):
+        raise ValueError(
+            "The target is not mailto: with one mail address in ASCII and without parameters."
+        )
+    return found

@@ -4,11 +4,14 @@ import io
 import smtplib
 from collections.abc import Callable
 from contextlib import closing, suppress
+from datetime import UTC, datetime
+from email.message import EmailMessage
+from email.policy import SMTP
 from typing import Any
 
 from taskservice.bounded_http import Deadline, LimitedStream, Limits, TooLargeError
-from taskservice.webhooks import Interrupt, Outcome, mail, transport
-from taskservice.webhooks.destinations import Destinations
+from taskservice.webhooks import Interrupt, Outcome, transport
+from taskservice.webhooks.destinations import Destinations, MailServer
 from taskservice.webhooks.transport import NoResponseError
 
 SETTING = "TASKSERVICE_SMTP_URL"
@@ -20,7 +23,7 @@ _ANYWHERE = Destinations.parse("0.0.0.0/0,::/0")
 
 
 def send_mail(
-    server: mail.Server,
+    server: MailServer,
     sender: str,
     recipient: str,
     subject: str,
@@ -39,7 +42,7 @@ def send_mail(
     deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
     kind = transport.SecureConnection if server.at.scheme == "smtps" else transport.Connection
     connection = kind(server.at, _ANYWHERE, deadline, transport.system_addresses, interrupt)
-    content = mail.message(sender, recipient, subject, text, message_id)
+    content = mail(sender, recipient, subject, text, message_id)
     try:
         with closing(connection):
             connection.connect()
@@ -93,7 +96,7 @@ class _Session(smtplib.SMTP):
         self.ehlo()
 
 
-def _open(session: _Session, server: mail.Server) -> None:
+def _open(session: _Session, server: MailServer) -> None:
     """Encrypt and log in as the server asks for it; raises NoResponseError."""
     place = f"{server.at.host} on port {server.at.port}"
     if session.getreply()[0] != 220:
@@ -116,7 +119,7 @@ def _open(session: _Session, server: mail.Server) -> None:
 
 def _deliver(
     session: _Session,
-    server: mail.Server,
+    server: MailServer,
     sender: str,
     recipient: str,
     content: bytes,
@@ -137,7 +140,7 @@ def _deliver(
     return Outcome(f"{server.at.host} accepted the mail.", delivered=True, status_code=code)
 
 
-def _refusal(server: mail.Server, what: str, code: int, reply: bytes | str) -> Outcome:
+def _refusal(server: MailServer, what: str, code: int, reply: bytes | str) -> Outcome:
     text = reply.decode(errors="replace") if isinstance(reply, bytes) else reply
     later = " for now" if 400 <= code < 500 else ""
     return Outcome(
@@ -145,3 +148,17 @@ def _refusal(server: mail.Server, what: str, code: int, reply: bytes | str) -> O
         status_code=code,
         answer=text.replace("\0", "\ufffd")[:KEPT_CHARACTERS] or None,
     )
+
+
+def mail(sender: str, recipient: str, subject: str, text: str, message_id: str) -> bytes:
+    """A mail of plain text; `message_id` is the part before the domain, which is the sender's."""
+    message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
+    message["From"] = sender
+    message["To"] = recipient
+    # Python decodes `=?utf-8?q?a=0ABcc:_b?=`, and before 3.11.10 writes its line break as one.
+    message["Subject"] = subject.replace("=?", "=\u200b?")
+    message["Date"] = datetime.now(UTC)
+    message["Message-ID"] = f"<{message_id}@{sender.rpartition('@')[2]}>"
+    message["Auto-Submitted"] = "auto-generated"
+    message.set_content(text)
+    return message.as_bytes()

@@ -14,11 +14,10 @@ from typing import Any
 
 import certifi
 import requests
-from requests.adapters import HTTPAdapter
 
 from taskservice import terms
 from taskservice.bounded_http import Deadline, Limits, TooLargeError
-from taskservice.webhooks import Interrupt, Outcome
+from taskservice.webhooks import MAX_RETRY_AFTER, Interrupt, Outcome
 from taskservice.webhooks.destinations import (
     Address,
     Destinations,
@@ -27,7 +26,6 @@ from taskservice.webhooks.destinations import (
     check_url,
     read_address,
 )
-from taskservice.webhooks.retries import MAX_RETRY_AFTER
 
 MAX_RESPONSE_BYTES = 64 * 1024
 MAX_LOOKUPS = 64
@@ -99,6 +97,15 @@ class Connection(http.client.HTTPConnection):
         """Send bytes; raises TimeoutError at the deadline, however slowly the receiver reads."""
         self.sock.settimeout(self._deadline.remaining())
         super().send(data)
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        try:
+            return super().getresponse()
+        except (OSError, TooLargeError, http.client.HTTPException):
+            raise
+        except Exception as error:
+            # The library reads the parameters of a media type and may raise anything for them.
+            raise http.client.HTTPException from error
 
     def start_tls(self) -> None:
         """Encrypt and verify the certificate; raises NoResponseError and TimeoutError."""
@@ -220,12 +227,16 @@ def post_once(
     try:
         target = check_url(url, allowed)
         kind = SecureConnection if target.scheme == "https" else Connection
-        connection = kind(target, allowed, deadline, resolve, interrupt)
-        request = requests.Request("POST", url, headers={**_HEADERS, **headers}, data=body)
-        with contextlib.closing(_Adapter(connection, confirm)) as adapter:
-            # Not by a session, which would use proxies and .netrc, and read the whole decoded body
-            # of a redirect.
-            outcome = _outcome_of(adapter.send(request.prepare()))
+        # Sent without a session of requests, which would use proxies and .netrc, and read the whole
+        # decoded body of a redirect.
+        request = requests.Request("POST", url, {**_HEADERS, **headers}, data=body).prepare()
+        with contextlib.closing(kind(target, allowed, deadline, resolve, interrupt)) as connection:
+            connection.connect()
+            confirm()
+            # A receiver may respond and close the connection before it has read everything.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request("POST", request.path_url, request.body, request.headers)
+            outcome = _outcome_of(connection.getresponse())
     except RefusedError as refusal:
         outcome = Outcome(str(refusal), permanent=True)
     except (NoResponseError, TooLargeError, OSError, http.client.HTTPException) as error:
@@ -235,37 +246,8 @@ def post_once(
     return outcome._replace(duration_ms=round(deadline.elapsed() * 1000))
 
 
-class _Adapter(HTTPAdapter):
-    """Sends one request over this connection."""
-
-    def __init__(self, connection: Connection, confirm: Callable[[], None]) -> None:
-        super().__init__()
-        self._connection = connection
-        self._confirm = confirm
-
-    def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
-        connection = self._connection
-        connection.connect()
-        self._confirm()
-        # A receiver may respond and close the connection before it has read everything.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            connection.request(str(request.method), request.path_url, request.body, request.headers)
-        try:
-            response: Any = connection.getresponse()
-            return self.build_response(request, response)
-        except (OSError, TooLargeError, http.client.HTTPException):
-            raise
-        except Exception as error:
-            # The library reads the parameters of a media type and may raise anything for them.
-            raise http.client.HTTPException from error
-
-    def close(self) -> None:
-        self._connection.close()
-        super().close()
-
-
-def _outcome_of(response: requests.Response) -> Outcome:
-    status = response.status_code
+def _outcome_of(response: http.client.HTTPResponse) -> Outcome:
+    status = response.status
     phrase = http.client.responses.get(status, "")  # the receiver's own phrase is not trusted
     sentence = f"The receiver responded with {status} {phrase}".rstrip()
     if 300 <= status < 400:
@@ -278,11 +260,11 @@ def _outcome_of(response: requests.Response) -> Outcome:
         permanent=status == HTTPStatus.GONE,
         status_code=status,
         retry_after=min(retry_after, MAX_RETRY_AFTER) if retry_after and not delivered else None,
-        answer=_beginning(response.raw),
+        answer=_beginning(response),
     )
 
 
-def _beginning(body: Any) -> str | None:
+def _beginning(body: http.client.HTTPResponse) -> str | None:
     """Read a body up to the limits; returns at most KEPT_BYTES of text, None if it is empty."""
     kept = b""
     # A broken body, such as a chunk of -5 bytes, does not change the outcome.

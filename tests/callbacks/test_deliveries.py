@@ -25,8 +25,8 @@ from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.deliveries import MAX_PER_RECEIVER
 from taskservice.terms import MAX_ATTEMPTS
+from taskservice.webhooks import JITTER, MAX_FAILURES, SCHEDULE
 from taskservice.webhooks.destinations import Destinations
-from taskservice.webhooks.retries import JITTER, MAX_FAILURES, SCHEDULE
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.certificates import Authority

@@ -18,7 +18,7 @@ from taskservice.database import clock
 from taskservice.database.models import Agent, Event, Question, Task
 from taskservice.database.transactions import reading, transaction
 from taskservice.terms import EVENTS
-from taskservice.webhooks import mail
+from taskservice.webhooks import destinations
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect
 from tests.support.crashing_service import (
@@ -41,7 +41,7 @@ LATENESS = ("agent.late", "agent.back")
 
 @pytest.fixture
 def config(standard_config: Config, mail_server: MailServer) -> Config:
-    url = mail.Server.parse(mail_server.url)
+    url = destinations.MailServer.parse(mail_server.url)
     return replace(standard_config, SMTP_URL=url, MAIL_FROM="tasks@example.org")
 
 

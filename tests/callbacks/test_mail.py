@@ -14,7 +14,7 @@ import pytest
 from flask import Flask
 
 from taskservice.config import Config, ConfigError
-from taskservice.webhooks import Interrupt, Interrupted, Outcome, mail, smtp
+from taskservice.webhooks import Interrupt, Interrupted, Outcome, destinations, smtp
 from tests.support.api_client import ApiClient, expect
 from tests.support.certificates import Authority
 from tests.support.deliveries import looping
@@ -40,7 +40,7 @@ def deliver(
     confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:
     return smtp.send_mail(
-        mail.Server.parse(url), SENDER, RECIPIENT, subject, text,
+        destinations.MailServer.parse(url), SENDER, RECIPIENT, subject, text,
         message_id="0193", seconds=seconds, interrupt=interrupt, confirm=confirm,
     )  # fmt: skip
 
@@ -111,7 +111,7 @@ def test_subject_and_text_arrive_unchanged(subject: str, text: str) -> None:
     ],
 )
 def test_subject_adds_no_header(subject: str) -> None:
-    content = mail.message(SENDER, RECIPIENT, subject, "x", "0193")
+    content = smtp.mail(SENDER, RECIPIENT, subject, "x", "0193")
     message = email.message_from_bytes(content, policy=email.policy.default)
     assert len(message.keys()) == 9
     assert message["Bcc"] is None
@@ -357,7 +357,9 @@ def test_interrupt_before_the_attempt_sends_nothing() -> None:
 
 @pytest.fixture
 def config(standard_config: Config, mail_server: MailServer) -> Config:
-    return replace(standard_config, SMTP_URL=mail.Server.parse(mail_server.url), MAIL_FROM=SENDER)
+    return replace(
+        standard_config, SMTP_URL=destinations.MailServer.parse(mail_server.url), MAIL_FROM=SENDER
+    )
 
 
 @one_database
@@ -393,7 +395,7 @@ def test_hook_sends_mail(app: Flask, alice: ApiClient, mail_server: MailServer) 
     ],
 )
 def test_target_with_one_address_is_read(target: str, address: str) -> None:
-    assert mail.address(target) == address
+    assert destinations.mail_address(target) == address
 
 
 @pytest.mark.parametrize(
@@ -415,7 +417,7 @@ def test_target_with_one_address_is_read(target: str, address: str) -> None:
 )  # fmt: skip
 def test_target_without_exactly_one_address_is_refused(target: str) -> None:
     with pytest.raises(ValueError, match=r"^The target is not mailto: .*\.$") as caught:
-        mail.address(target)
+        destinations.mail_address(target)
     assert type(caught.value) is ValueError
 
 
@@ -433,7 +435,7 @@ def test_target_without_exactly_one_address_is_refused(target: str) -> None:
 def test_url_of_the_server_is_read(
     url: str, scheme: str, host: str, port: int, login: tuple[str, str]
 ) -> None:
-    server = mail.Server.parse(url)
+    server = destinations.MailServer.parse(url)
     assert (server.at.scheme, server.at.host, server.at.port) == (scheme, host, port)
     assert (server.user, server.password) == login
     assert not login[1] or login[1] not in repr(server)

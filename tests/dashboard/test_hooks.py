@@ -15,7 +15,7 @@ from taskservice.database.engine import dispose
 from taskservice.database.models import Hook
 from taskservice.database.transactions import transaction
 from taskservice.terms import DEFAULT_EVENTS, EVENTS
-from taskservice.webhooks import mail
+from taskservice.webhooks import destinations
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.deliveries import looping
 from tests.support.html_page import Page
@@ -144,7 +144,7 @@ def test_only_the_address_is_needed(
 
 @one_database
 def test_mail_is_offered_where_the_service_can_send_it(config: Config) -> None:
-    server = mail.Server.parse(f"smtp://127.0.0.1:{unused_port()}")
+    server = destinations.MailServer.parse(f"smtp://127.0.0.1:{unused_port()}")
     settings = {**config.__dict__, "SMTP_URL": server, "MAIL_FROM": "tasks@example.org"}
     app = create_app(Config(**settings))
     alice = add_user(app, "alice")

@@ -20,8 +20,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from taskservice.background import maintenance, timeouts
 from taskservice.cli import main
 from taskservice.services import deliveries as delivery_service
-from taskservice.webhooks import smtp, transport
-from taskservice.webhooks.retries import SCHEDULE
+from taskservice.webhooks import SCHEDULE, smtp, transport
 
 ARMED = Path(os.environ["CRASH_ARMED"])
 AT = int(os.environ["CRASH_AT"])
