@@ -11,7 +11,9 @@ import requests
 from flask import Flask
 
 from taskservice.openapi.document import ALWAYS_REFUSED, openapi_path
+from taskservice.openapi.document import document as document_of
 from taskservice.openapi.page import resolved
+from taskservice.schemas.tasks import TaskSchema
 from taskservice.terms import API_PREFIX
 from tests.support import conformance
 from tests.support.api_client import ApiClient, add_user, expect
@@ -52,6 +54,18 @@ def test_document_is_valid_openapi(document: Object) -> None:
 
     assert document["openapi"].startswith("3.1.")
     validate(document)
+
+
+def test_document_is_made_without_copies_of_large_schemas(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With them the first reader waits for seconds, and so do all others."""
+
+    def refuse(schema: TaskSchema, memo: object) -> None:
+        raise AssertionError(f"{schema} is copied")
+
+    monkeypatch.setattr(TaskSchema, "__deepcopy__", refuse, raising=False)
+    assert document_of(app, API_PREFIX)["paths"]
 
 
 def test_every_route_is_in_the_document_and_nothing_else(app: Flask, document: Object) -> None:
