@@ -128,23 +128,23 @@ _KEYS = (
     .join(User, User.id == ApiKey.user_id)
     .where(*KEY_IS_VALID)
 )
-_KEY = Statement[AnyRow](_KEYS.where(ApiKey.digest == bindparam("digest")))
-_KEY_OF_SESSION = Statement[AnyRow](_KEYS.where(ApiKey.id == bindparam("key_id")))
-_KEY_OF_LOGIN = Statement[AnyRow](_KEYS.where(ApiKey.login, ApiKey.name == bindparam("login_name")))
+_KEY = Statement[AnyRow](_KEYS.where(ApiKey.digest == bindparam("value")))
+KEY_BY_ID = Statement[AnyRow](_KEYS.where(ApiKey.id == bindparam("value")))
+KEY_OF_LOGIN = Statement[AnyRow](_KEYS.where(ApiKey.login, ApiKey.name == bindparam("value")))
 _LINKS = (
     select(Link.id, Link.task_id, Link.expires_at, Task.user_id, User.name.label("user_name"))
     .join(Task, Task.id == Link.task_id)
     .join(User, User.id == Task.user_id)
     .where(Link.expires_at > bindparam("now", type_=Timestamp()))
 )
-_LINK = Statement[AnyRow](_LINKS.where(Link.digest == bindparam("digest")))
-_LINK_BY_ID = Statement[AnyRow](_LINKS.where(Link.id == bindparam("link_id", type_=Identifier)))
+_LINK = Statement[AnyRow](_LINKS.where(Link.digest == bindparam("value")))
+_LINK_BY_ID = Statement[AnyRow](_LINKS.where(Link.id == bindparam("value")))
 
 
-def by_id(key_id: str, now: str) -> AnyRow | None:
-    """The valid key with this id, with all its columns and its `user_name`; None without one."""
+def find(statement: Statement[AnyRow], value: str, now: str) -> AnyRow | None:
+    """The valid key or link, with its `user_name`; None without one."""
     with reading() as connection:
-        return _KEY_OF_SESSION.one_or_none(connection, key_id=key_id, now=now)
+        return statement.one_or_none(connection, value=value, now=now)
 
 
 # The headers that carry a key; the value of `Vary`.
@@ -181,12 +181,6 @@ class LastUses(Generic[T]):
 key_uses = LastUses[str]()
 
 
-def of_login(name: str, now: str) -> AnyRow | None:
-    """The valid key of the person whom a proxy calls by this name, as `by_id` returns it."""
-    with reading() as connection:
-        return _KEY_OF_LOGIN.one_or_none(connection, login_name=name, now=now)
-
-
 def authenticate() -> None:
     """Set `caller` from the key in the request's headers; raises 401 unless it is valid."""
     share_reading()
@@ -215,10 +209,7 @@ def key_in_headers(apikey: str | None, authorization: str | None) -> str:
 
 def valid_key(text: str, now: str) -> AnyRow:
     """The key with this text; raises 401, always the same, unless it is valid now."""
-    key = None
-    if is_well_formed(text):
-        with reading() as connection:
-            key = _KEY.one_or_none(connection, digest=digest(text), now=now)
+    key = find(_KEY, digest(text), now) if is_well_formed(text) else None
     if key is None:
         raise invalid_key()
     return key
@@ -234,18 +225,13 @@ def set_caller(key: AnyRow, now: str) -> None:
 def authenticate_link(token: str) -> None:
     """Set `caller` from the token of a link; raises 404, always the same, unless it is valid."""
     share_reading()
-    with reading() as connection:
-        row = _LINK.one_or_none(connection, digest=digest(token), now=clock.now())
-    link = require(row, "link")
+    link = require(find(_LINK, digest(token), clock.now()), "link")
     g.caller = Caller(link.user_id, None, link.id, LINK, link.user_name, READ, link.task_id)
 
 
 def still_valid(now: str) -> AnyRow | None:
     """The key or link of this request; None if it was revoked or has expired."""
-    if not caller.task_id:
-        return by_id(caller.key_id, now)
-    with reading() as connection:
-        return _LINK_BY_ID.one_or_none(connection, link_id=caller.key_id, now=now)
+    return find(_LINK_BY_ID if caller.task_id else KEY_BY_ID, caller.key_id, now)
 
 
 def is_key_valid() -> bool:

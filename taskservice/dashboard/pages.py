@@ -27,8 +27,8 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice import auth, errors, quantities
-from taskservice.auth import caller, set_caller, valid_key
+from taskservice import errors, quantities
+from taskservice.auth import KEY_BY_ID, KEY_OF_LOGIN, caller, find, set_caller, valid_key
 from taskservice.dashboard import formatting
 from taskservice.database import clock
 from taskservice.database.types import AnyRow
@@ -103,7 +103,7 @@ def resume_session() -> AnyRow | None:
     if current_app.config["LOGIN_HEADER"]:
         key = _of_proxy(now)
     else:
-        key = auth.by_id(session["key"], now) if is_session_unexpired() else None
+        key = find(KEY_BY_ID, session["key"], now) if is_session_unexpired() else None
     if key is None:
         session.pop("key", None)
     else:
@@ -116,7 +116,7 @@ def _of_proxy(now: str) -> AnyRow | None:
     # WSGI gives the bytes of a header as Latin-1. One that is sent twice is joined by a comma.
     sent = request.headers.get(current_app.config["LOGIN_HEADER"], "").strip()
     name = sent.encode("latin-1").decode(errors="replace")
-    key = auth.of_login(name, now) if name and "," not in name else None
+    key = find(KEY_OF_LOGIN, name, now) if name and "," not in name else None
     if name and key is None:
         raise Problem(
             403,
