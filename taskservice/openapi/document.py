@@ -368,6 +368,7 @@ def _camel(name: str) -> str:
 
 def _operation(view: Any, rule: Rule, method: str, *, needs_key: bool) -> Object:
     declared: Operation = view.operation
+    content = by_media_type(declared.body or declared.reads)
     arguments = re.findall(_ARGUMENT, rule.rule)
     has_precondition = "task_id" in arguments and method != "GET"
     headers = [*declared.headers, *(["If-Match"] if has_precondition else [])]
@@ -377,7 +378,7 @@ def _operation(view: Any, rule: Rule, method: str, *, needs_key: bool) -> Object
         *([403] if needs_key and (declared.user_key or method != "GET") else []),
         *([404] if arguments else []),
         *([412] if has_precondition else []),
-        *([415] if declared.request_content else []),
+        *([415] if content else []),
     ]
     summary, _, description = (inspect.getdoc(view) or "").partition("\n\n")
     operation: Object = {
@@ -393,13 +394,12 @@ def _operation(view: Any, rule: Rule, method: str, *, needs_key: bool) -> Object
         ],
         "responses": _responses(declared) | _refusals(statuses, declared.errors),
     }
-    if declared.request_content:
+    if content:
         # A text body can be empty, so it is not required.
         required = all(
-            isinstance(schema, Schema) and not is_optional(schema)
-            for schema in declared.request_content.values()
+            isinstance(schema, Schema) and not is_optional(schema) for schema in content.values()
         )
-        operation["requestBody"] = {"required": required, **_content(declared.request_content)}
+        operation["requestBody"] = {"required": required, **_content(content)}
     if not needs_key:
         operation["security"] = []
     return operation

@@ -4,6 +4,7 @@ import ipaddress
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
+from itertools import chain
 from typing import Any, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
@@ -106,15 +107,6 @@ class Operation:
     # Members that replace members of the schema's example in the example of a response.
     example: Mapping[str, Any] | str = field(default_factory=dict)
 
-    @property
-    def request_content(self) -> dict[str, Any]:
-        return by_media_type(self.body or self.reads)
-
-    @property
-    def media_types(self) -> tuple[str, ...]:
-        contents = map(by_media_type, self.responses.values())
-        return tuple(dict.fromkeys(kind for content in contents for kind in content))
-
 
 def is_optional(schema: Schema) -> bool:
     """Whether a request can leave this body or query out: none of its fields is required."""
@@ -168,8 +160,8 @@ class Endpoint:
 
     def __init__(self, operation: Operation, view: View) -> None:
         self.operation = operation
-        self._media_types = operation.media_types
-        self._reads_body = bool(operation.request_content)
+        contents = map(by_media_type, operation.responses.values())
+        self._media_types = tuple(dict.fromkeys(chain.from_iterable(contents)))
         self._has_query = not isinstance(operation.query, EmptySchema)
         self._needs_query = not is_optional(operation.query)
         self._view = view
@@ -205,7 +197,7 @@ class Endpoint:
             arguments["body"] = self.operation.body.load(sent)
             if "Idempotency-Replayed" in self.operation.response_headers:
                 arguments["sent"] = sent
-        elif not self._reads_body and environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+        elif self.operation.reads is None and environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             _check_no_body()
         return arguments | canonical(path)
 
