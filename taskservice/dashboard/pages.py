@@ -93,10 +93,10 @@ def begin_session(key: AnyRow) -> None:
     session["until"] = clock.now(LIFETIME.total_seconds())
 
 
-def resume_session() -> AnyRow | None:
-    """Set the caller of this request, and return its key, with `user_name`.
+def resume_session() -> bool:
+    """Set the caller of this request, and `g.signed_in`: its key, with `user_name`.
 
-    None if there is no session, or its key is no longer valid. Raises 403 for someone whom the
+    False if there is no session, or its key is no longer valid. Raises 403 for someone whom the
     proxy names but who has no key.
     """
     now = clock.now()
@@ -108,7 +108,8 @@ def resume_session() -> AnyRow | None:
         session.pop("key", None)
     else:
         set_caller(key, now)
-    return key
+        g.signed_in = key
+    return key is not None
 
 
 def _of_proxy(now: str) -> AnyRow | None:
@@ -178,7 +179,7 @@ def require_session() -> AnyResponse | None:
     """Send visitors who are not signed in to sign in; check the token of forms, and ids."""
     if request.endpoint in (STATIC, ICON) or request.blueprint in PUBLIC:
         return None
-    if not _is_signed_in():
+    if not resume_session():
         signs_in = (request.endpoint or "").startswith(f"{SIGN_IN}.")
         return None if signs_in else _to_sign_in()
     if request.method == "POST" and request.endpoint != f"{SIGN_IN}.enter":
@@ -188,12 +189,6 @@ def require_session() -> AnyResponse | None:
     path = request.view_args or {}
     path.update(canonical(path))
     return None
-
-
-def _is_signed_in() -> bool:
-    if key := resume_session():
-        g.signed_in = key
-    return key is not None
 
 
 @dashboard.after_request
@@ -233,7 +228,7 @@ def unknown_page(error: HTTPException) -> Response:
     if not request.path.startswith(("/shared/", "/answer/")):
         # Someone whom the proxy names without a key is not signed in either.
         with suppress(Problem):
-            _is_signed_in()
+            resume_session()
     return set_security_headers(error_page(error))
 
 
