@@ -136,16 +136,12 @@ def is_session_unexpired() -> bool:
 
 def form_token() -> str:
     """The CSRF token in each form of this session."""
-    if "token" not in session:
-        session["token"] = secrets.token_urlsafe(32)
-    return str(session["token"])
+    return str(session.setdefault("token", secrets.token_urlsafe(32)))
 
 
 def submission_id() -> str:
     """The id in a form that can be sent only once; it changes after each submission."""
-    if "submission_id" not in session:
-        session["submission_id"] = clock.new_id()
-    return str(session["submission_id"])
+    return str(session.setdefault("submission_id", clock.new_id()))
 
 
 def create_once(create: Callable[[str], Any]) -> Any:
