@@ -133,7 +133,7 @@ def run_form(agent_id: str) -> Response:
         if newest and newest.input not in (None, "{}"):
             source = newest
             input_form = schema_form.begun(agent.input_schema, newest.input)
-    return _run_page(agent, {"name": "", "labels": ""}, input_form, source=source)
+    return _run_page(agent, input_form, source=source)
 
 
 @blueprint.post("/agents/<agent_id>/run")
@@ -141,22 +141,22 @@ def run(agent_id: str) -> AnyResponse:
     """Errors are shown in the form, which keeps the user's input."""
     caller.require_full_user_key()
     agent = agent_service.get(caller, agent_id)
-    form = _form("name", "labels")
     input_form = schema_form.from_request(agent.input_schema, texts(request.form), "{}")
     try:
-        task = _start(agent, form, input_form)
+        task = _start(agent, input_form)
     except (Problem, ValidationError) as error:
         input_form, fault = input_form.with_errors(schema_form.errors_of(error))
-        return _run_page(agent, form, input_form, f"Nothing was started. {fault}", 422)
+        return _run_page(agent, input_form, f"Nothing was started. {fault}")
     flash(f"Started “{task.name}”.")
     return redirect_to("tasks.show", task_id=task.id)
 
 
-def _start(agent: AnyRow, form: dict[str, str], input_form: InputForm) -> TaskRow:
+def _start(agent: AnyRow, input_form: InputForm) -> TaskRow:
     """Start a task; a form that is sent twice starts one.
 
     Raises 422 and ValidationError, with the errors of all fields.
     """
+    form = _form("name", "labels")
     body: dict[str, Any] = {"agentId": agent.id, "name": form["name"] or None}
     errors: dict[str, Any] = {}
     for field, parse in (
@@ -202,17 +202,12 @@ def _form(*names: str) -> dict[str, str]:
 
 
 def _run_page(
-    agent: AnyRow,
-    form: dict[str, str],
-    input_form: InputForm,
-    fault: str = "",
-    status: int = 200,
-    source: AnyRow | None = None,
+    agent: AnyRow, input_form: InputForm, fault: str = "", source: AnyRow | None = None
 ) -> Response:
     """The form; `source` is the task whose input it shows."""
-    values = {"agent": agent, "form": form, "fault": fault, "source": source}
-    values["no_worker"] = attention.missing_worker(agent)
-    return page("run.html", status, **values, input_form=input_form, new_id=clock.new_id())
+    values = {"agent": agent, "input_form": input_form, "fault": fault, "source": source}
+    values |= {"form": _form("name", "labels"), "no_worker": attention.missing_worker(agent)}
+    return page("run.html", 422 if fault else 200, **values, new_id=clock.new_id())
 
 
 def _edit_page(agent: AnyRow, form: dict[str, str], fault: str = "") -> Response:

@@ -414,7 +414,7 @@ def _links_page(task_id: str, status: int = 200, url: str = "") -> Response:
 def rerun_form(task_id: str) -> Response:
     caller.require_full_access()
     task = tasks.get(caller, task_id)
-    return _page(task, schema_form.begun(_schema(task), task.input, "json" in request.args))
+    return _rerun_page(task, schema_form.begun(_schema(task), task.input, "json" in request.args))
 
 
 @blueprint.post("/tasks/<task_id>/rerun")
@@ -426,7 +426,7 @@ def rerun(task_id: str) -> AnyResponse:
         again = _rerun(task, input_form, request.form.get("submission_id", ""))
     except (Problem, ValidationError) as error:
         input_form, fault = input_form.with_errors(schema_form.errors_of(error))
-        return _page(task, input_form, f"Nothing was started. {fault}", 422)
+        return _rerun_page(task, input_form, f"Nothing was started. {fault}")
     flash(f"Started a rerun of “{again.name}”.")
     return redirect_to("tasks.show", task_id=again.id)
 
@@ -446,12 +446,13 @@ def _rerun(task: TaskRow, input_form: InputForm, submission_id: str) -> TaskRow:
     return again
 
 
-def _page(task: TaskRow, input_form: InputForm, fault: str = "", status: int = 200) -> Response:
+def _rerun_page(task: TaskRow, input_form: InputForm, fault: str = "") -> Response:
     again = tasks.newest_rerun(caller, task.id)
     values = {"task": task, "input_form": input_form, "fault": fault, "again": again}
     values["labels"] = request.form.get("labels", "\n".join(_label_lines(task)))
     no_worker = attention.missing_worker(agents.get(caller, task.agent_id))
-    return page("rerun.html", status, **values, no_worker=no_worker, new_id=clock.new_id())
+    values |= {"no_worker": no_worker, "new_id": clock.new_id()}
+    return page("rerun.html", 422 if fault else 200, **values)
 
 
 def _label_lines(task: TaskRow) -> list[str]:
