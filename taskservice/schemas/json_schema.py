@@ -111,32 +111,16 @@ _NOT_AT_ROOT = ("oneOf", "anyOf", "allOf", "not", "if", "enum", "$ref")
 # They would change the target of a `$ref`, belong to other drafts, or let an MCP client repeat a
 # value in a header, which the service would have to compare.
 _NOWHERE = {
-    "$id",
-    "$anchor",
-    "$dynamicAnchor",
-    "$dynamicRef",
-    "$recursiveAnchor",
-    "$recursiveRef",
-    "$schema",
-    "$vocabulary",
-    "dependencies",
+    "$id", "$anchor", "$dynamicAnchor", "$dynamicRef", "$recursiveAnchor", "$recursiveRef",
+    "$schema", "$vocabulary", "dependencies", "x-mcp-header",
     # The validator takes twice as long for each level of them.
-    "unevaluatedItems",
-    "unevaluatedProperties",
-    "x-mcp-header",
-}
+    "unevaluatedItems", "unevaluatedProperties",
+}  # fmt: skip
 # Keywords that have one schema, a list of them, or an object of them; all others have data.
 _ONE = {
-    "additionalProperties",
-    "contains",
-    "contentSchema",
-    "else",
-    "if",
-    "items",
-    "not",
-    "propertyNames",
-    "then",
-}
+    "additionalProperties", "contains", "contentSchema", "else", "if", "items", "not",
+    "propertyNames", "then",
+}  # fmt: skip
 _LISTS = {"allOf", "anyOf", "oneOf", "prefixItems"}
 _OBJECTS = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
 
