@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import accumulate, groupby
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
@@ -17,13 +17,7 @@ from uuid import uuid4
 
 from taskservice.client import responses
 from taskservice.client.http import Connection, delays, pause_after
-from taskservice.client.responses import (
-    Object,
-    TaskCancelled,
-    TaskFinished,
-    TaskServiceError,
-    Unreachable,
-)
+from taskservice.client.responses import Object, TaskCancelled, TaskFinished, TaskServiceError
 from taskservice.quantities import plural
 from taskservice.terms import LOG_FULL, MAX_LINE, MAX_LOG, MAX_MESSAGE, MAX_NOTE
 
@@ -67,8 +61,6 @@ class InterruptSafeEvent:
 
 # The time of a line: milliseconds since 1970, as the API writes them.
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
 
 def now() -> int:
     """Milliseconds since 1970."""
@@ -76,7 +68,7 @@ def now() -> int:
 
 
 def rfc3339(milliseconds: int) -> str:
-    time_of_line = _EPOCH + timedelta(milliseconds=milliseconds)
+    time_of_line = datetime.fromtimestamp(milliseconds / 1000, UTC)
     return time_of_line.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -552,7 +544,6 @@ class Outbox:
     def reset(self) -> None:
         """Forget the lines and the thread: after a fork they belong to the parent."""
         self._lock = threading.Lock()
-        self._queue = LineQueue()
         self._sender: Sender | None = None
 
     @property
@@ -569,17 +560,14 @@ class Outbox:
             _outboxes.difference_update([box for box in list(_outboxes) if box.is_sent()])
             _outboxes.add(self)
             _register_in_child()
-            queue = self._queue = LineQueue()
+            queue = LineQueue()
+            # Unique, because the service numbers the lines of each writer.
+            writer = f"{self._writer}-{uuid4().hex[:12]}"
             sender = self._sender = Sender(
-                self._connection,
-                queue,
-                # Unique, because the service numbers the lines of each writer.
-                f"{self._writer}-{uuid4().hex[:12]}",
-                lambda: self._task_id,
-                heartbeat=self._heartbeat,
+                self._connection, queue, writer, lambda: self._task_id, heartbeat=self._heartbeat,
                 # A thread that waits for space must not wait any longer.
                 on_stop=lambda error: queue.discard(),
-            )
+            )  # fmt: skip
             sender.start()
             return sender
 
@@ -589,13 +577,13 @@ class Outbox:
         Waits while the queue is full. Raises the reason to stop, and Unreachable if the service
         has not responded for the connection's `patience`.
         """
-        sender, queue = self.start(), self._queue
+        sender = self.start()
         began = time.monotonic()
-        while queue.memory_bytes() >= MAX_BYTES:
+        while sender.queue.memory_bytes() >= MAX_BYTES:
             time.sleep(_SPACE_POLL_SECONDS)
             self._raise_if_stuck(sender, began)
         self.check()
-        queue.put(as_lines(text), milliseconds)
+        sender.queue.put(as_lines(text), milliseconds)
 
     def put_progress(self, progress: Mapping[str, Any]) -> None:
         sender = self.start()
@@ -624,40 +612,36 @@ class Outbox:
         Raises the TaskServiceError that prevents it.
         """
         sender = self.start()
+        began = time.monotonic()
+        sender.finish(report)
         try:
-            self._send_all(sender, report)
+            while not sender.has_ended.is_set():
+                sender.has_ended.wait(_POLL_SECONDS)
+                if not sender.has_ended.is_set():
+                    self._raise_if_stuck(sender, began)
+            if not sender.is_delivered:
+                error = sender.stop_reason or sender.outage
+                raise error or TaskServiceError("The final status could not be sent")
         except TaskServiceError as error:
-            if lines := self._queue.count():
+            if lines := sender.queue.count():
                 error.args = (f"{error}; {plural(lines, 'line')} not sent",)
             self.drop()
             raise
         self.drop()
-
-    def _send_all(self, sender: Sender, report: dict[str, Any] | None) -> None:
-        """Let the sender send everything; raises the TaskServiceError that prevents it."""
-        began = time.monotonic()
-        sender.finish(report)
-        while not sender.has_ended.is_set():
-            sender.has_ended.wait(_POLL_SECONDS)
-            if not sender.has_ended.is_set():
-                self._raise_if_stuck(sender, began)
-        if not sender.is_delivered:
-            error = sender.stop_reason or sender.outage
-            raise error or TaskServiceError("The final status could not be sent")
 
     def _raise_if_stuck(self, sender: Sender, began: float) -> None:
         """Raise the reason to stop waiting for the sender, if there is one."""
         if sender.stop_reason is not None:
             raise sender.stop_reason
         if time.monotonic() - max(sender.last_response_at, began) > self._connection.patience:
-            raise sender.outage or Unreachable(f"{self._connection.url} does not respond")
+            raise sender.outage or responses.Unreachable(f"{self._connection.url} does not respond")
 
     def drop(self) -> None:
         """Stop sending; unsent lines are lost."""
         with self._lock:
             if self._sender is not None:
                 self._sender.abandon()
-                self._queue.discard()
+                self._sender.queue.discard()
                 self._sender = None
                 _outboxes.discard(self)
 
@@ -674,7 +658,7 @@ class Outbox:
         sender.finish(None)
         sender.has_ended.wait(max(until - time.monotonic(), 0))
         if not sender.is_delivered and sender.stop_reason is None:
-            lines = plural(self._queue.count(), "line")
+            lines = plural(sender.queue.count(), "line")
             logger.warning("%s of task %s could not be sent in time", lines, self._task_id)
 
 

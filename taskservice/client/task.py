@@ -18,18 +18,7 @@ from weakref import WeakValueDictionary
 from taskservice import terms
 from taskservice.client import responses, sender
 from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
-from taskservice.client.responses import (
-    LINK,
-    LOG_PAGE,
-    SHORT_FIELDS,
-    Expected,
-    Invalid,
-    Object,
-    Response,
-    T,
-    TaskFinished,
-    TaskServiceError,
-)
+from taskservice.client.responses import SHORT_FIELDS, Expected, Object, T, TaskServiceError
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, HEARTBEAT_SECONDS, Outbox
 from taskservice.terms import ErrorType, Status
 
@@ -54,7 +43,7 @@ def start_task(
     )
     try:
         return start().data
-    except Invalid as error:
+    except responses.Invalid as error:
         if "agentId" not in error.errors:
             raise
         register_agent(connection, fields["agentId"], **options)
@@ -90,7 +79,7 @@ def claim_task(
 
 def pages(
     connection: Connection, path: str, query: dict[str, Any] | str, expected: Expected[T]
-) -> Iterator[Response[T]]:
+) -> Iterator[responses.Response[T]]:
     """The pages of a list or a search, each by the `Link` of the one before."""
     while True:
         response = connection.call("GET", path, expected, params=query)
@@ -222,7 +211,7 @@ def _raise_reason(connection: Connection, task_id: str, question: Question) -> N
     task = connection.call("POST", path, responses.APPENDED, json={"logs": []}).data
     if task["status"] != terms.RUNNING:
         ended = {"id": task_id, "status": task["status"], "error": None}
-        raise TaskFinished(409, {"detail": "The task is finished", "task": ended})
+        raise responses.TaskFinished(409, {"detail": "The task is finished", "task": ended})
     raise responses.QuestionWithdrawn(question)
 
 
@@ -766,7 +755,7 @@ class Task:
         query = {"limit": str(terms.MAX_LINES), "after": str(after)}
         query |= {"times": "true"} if times else {}
         path = task_path(self.id, "logs")
-        return self._connection.call("GET", path, LOG_PAGE, params=query, wait=wait).data
+        return self._connection.call("GET", path, responses.LOG_PAGE, params=query, wait=wait).data
 
     def answer(self, question_id: str, content: Mapping[str, Any]) -> Question:
         """Answer an open question of the task, and return it; only user keys can. Blocks.
@@ -860,7 +849,9 @@ class Task:
         """
         until = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
         body = {"expiresAt": until and until.isoformat()}
-        return self._connection.call("POST", task_path(self.id, "link"), LINK, json=body).data
+        return self._connection.call(
+            "POST", task_path(self.id, "link"), responses.LINK, json=body
+        ).data
 
     def delete(self) -> None:
         """Delete the task permanently, with its log and its deliveries. Blocks.

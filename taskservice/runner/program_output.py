@@ -97,13 +97,9 @@ class LineSplitter:
         if not end:
             self._extend(block)
             return b""
-        first = 0
-        text = b""
-        if self._partial or self._excess_bytes or self._ends_in_return:
-            first = block.find(b"\n") + 1
-            self._extend(block[: first - 1])
-            text = self._end_line() + b"\n"
-        text += _clean(block[first:end], self._masker)
+        first = block.find(b"\n")
+        self._extend(block[:first])
+        text = self._end_line() + b"\n" + _clean(block[first + 1 : end], self._masker)
         self._extend(block[end:])
         return text
 
@@ -188,18 +184,13 @@ def open_terminal() -> tuple[int, int]:
 
 def copy_size(terminal: int) -> None:
     """Give a terminal the size of ours, or 80 by 24 without one."""
-    columns, lines = _our_size()
+    sizes = [_DEFAULT_SIZE]
+    for descriptor in (0, 2, 1):
+        with contextlib.suppress(OSError):
+            sizes.append(os.get_terminal_size(descriptor))
+    columns, lines = next(size for size in reversed(sizes) if all(size))
     with contextlib.suppress(OSError, termios.error):  # it may have been closed
         termios.tcsetwinsize(terminal, (lines, columns))
-
-
-def _our_size() -> os.terminal_size:
-    for descriptor in (1, 2, 0):
-        with contextlib.suppress(OSError):
-            size = os.get_terminal_size(descriptor)
-            if all(size):
-                return size
-    return _DEFAULT_SIZE
 
 
 # Reads the output of a program, stores it in the log, and forwards it to stdout and stderr.

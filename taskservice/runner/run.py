@@ -30,16 +30,10 @@ from taskservice.client.sender import (
 )
 from taskservice.client.task import Task
 from taskservice.quantities import plural
+from taskservice.runner import saved_run
 from taskservice.runner.process import PROGRAM_ONLY, RESET_TO_DEFAULT, Process, describe, exit_code
 from taskservice.runner.program_output import Masker, OutputReader
-from taskservice.runner.saved_run import (
-    SavedRun,
-    Spool,
-    leftover_runs,
-    make_private,
-    read_file,
-    runs_folder,
-)
+from taskservice.runner.saved_run import SavedRun, Spool
 from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import MAX_OBJECT
 
@@ -186,7 +180,7 @@ class Run:
         parent or timeout that would otherwise be left out.
         """
         try:
-            self._saved.create_folder(runs_folder())
+            self._saved.create_folder(saved_run.runs_folder())
         except OSError as error:
             notice(f"can't write to the disk, log lines are queued in memory: {error}")
         if self._saved.task_id is not None:
@@ -437,7 +431,7 @@ def _take_output_file(path: Path) -> bytes | None:
     forever.
     """
     try:
-        text = read_file(path, MAX_OBJECT + 1)
+        text = saved_run.read_file(path, MAX_OBJECT + 1)
     except FileNotFoundError:
         return None
     except OSError:
@@ -462,12 +456,12 @@ def resend(connection: Connection) -> bool:
 
     Raises OSError if the user has no home or the folder of the runs belongs to another user.
     """
-    runs = runs_folder()
+    runs = saved_run.runs_folder()
     if not runs.exists():
         return True
-    make_private(runs)
+    saved_run.make_private(runs)
     caller = cache(lambda: connection.call("GET", "/user", responses.USER).data)
-    is_done = [_resend_one(connection, folder, caller) for folder in leftover_runs(runs)]
+    is_done = [_resend_one(connection, folder, caller) for folder in saved_run.leftover_runs(runs)]
     return all(is_done)
 
 
