@@ -156,13 +156,7 @@ def ask(
     timeout: int | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Question:
-    """Ask once, and wait for the answer; returns the answered question.
-
-    Waits while the service is unavailable too, until the question expires. An exception that
-    interrupts the wait, such as KeyboardInterrupt, withdraws the question. Raises
-    QuestionDeclined, QuestionExpired or QuestionWithdrawn; TaskFinished, TaskCancelled or
-    NotFound when the task has ended.
-    """
+    """Ask once, and wait for the answer, as `Task.ask` does; returns the answered question."""
     # The message can contain lone surrogates, for example from the name of a file.
     text = message.encode(errors="replace").decode()
     post = partial(

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Finds the descendants of a process, so that they can be stopped with it.
+# Finds processes, so that a program can be stopped with its descendants.
 
 
 class FoundProcess(NamedTuple):
@@ -24,40 +24,6 @@ class FoundProcess(NamedTuple):
     group: int
     started: str
     is_paused: bool
-
-
-class ProcessTree:
-    """A process and its descendants; with `group`, the members of that process group too.
-
-    A process found once stays a member, even if the parent in between has ended.
-    """
-
-    def __init__(self, first: int, group: int | None) -> None:
-        self._first, self._group = first, group
-        self._seen: dict[int, FoundProcess] = {}
-
-    def members(self) -> list[int]:
-        """The ids of the running processes."""
-        found = processes()
-        ids = {
-            pid
-            for pid, process in found.items()
-            if pid == self._first
-            or process.group == self._group
-            or (pid in self._seen and process.started == self._seen[pid].started)
-        }
-        while new := {pid for pid in found.keys() - ids if found[pid].parent in ids}:
-            ids |= new
-        self._seen = {pid: found[pid] for pid in ids}
-        return list(ids)
-
-    def is_paused(self) -> bool:
-        """Whether all processes that `members` last found are paused."""
-        return all(found.is_paused for found in self._seen.values())
-
-    def outside_group(self) -> list[int]:
-        """The ids of the processes that `members` last found outside the process group."""
-        return [pid for pid, found in self._seen.items() if found.group != self._group]
 
 
 def processes() -> dict[int, FoundProcess]:
@@ -141,7 +107,7 @@ class Process:
         else:
             options["setpgroup"] = os.getpgrp() if self.at_terminal else 0
         self.id = _spawn(list(command), dict(environment), file_actions=moves, **options)
-        self._tree = ProcessTree(self.id, None if self.at_terminal else self.id)
+        self._seen: dict[int, FoundProcess] = {}  # what `_members` last found
         # A signal handler that interrupts `wait` can call `send_signal`.
         self._lock = threading.RLock()
         self.has_ended = False
@@ -169,7 +135,7 @@ class Process:
         while self._is_stopped:
             self._kill_if_due()
             with self._lock:
-                rest = self._tree.members()
+                rest = self._members()
             if not rest or time.monotonic() > self._killed_at + _KILL_SECONDS:
                 return
             time.sleep(0.05)
@@ -192,7 +158,7 @@ class Process:
         """Signal its processes that the size of their terminal has changed."""
         with self._lock:
             if not self.has_ended:
-                _kill(self._tree.members(), signal.SIGWINCH)
+                _kill(self._members(), signal.SIGWINCH)
 
     def stop(self, grace: float) -> None:
         """Send SIGTERM to it and its descendants; kill them after `grace` seconds."""
@@ -212,10 +178,12 @@ class Process:
             if self.has_ended:
                 return
             self._pause()
-            # The group in one call, which a process that is just being created can't miss.
-            groups = [] if self.at_terminal else [-self.id]
-            _kill([*groups, *self._tree.outside_group()], number)
-            _kill([*groups, *self._tree.outside_group()], signal.SIGCONT)
+            ids = list(self._seen)
+            if not self.at_terminal:
+                # The group in one call, which a process that is just being created can't miss.
+                ids = [-self.id, *(pid for pid in ids if self._seen[pid].group != self.id)]
+            _kill(ids, number)
+            _kill(ids, signal.SIGCONT)
 
     def _pause(self) -> None:
         """Pause all processes of the program, so that none starts another one.
@@ -228,13 +196,31 @@ class Process:
         signalled: set[int] = set()
         were_paused = False
         for _ in range(_MAX_CHECKS):
-            new = set(self._tree.members()) - signalled
+            new = self._members() - signalled
             if were_paused and not new:
                 return
             _kill(new, signal.SIGSTOP)
             signalled |= new
-            were_paused = self._tree.is_paused()
+            were_paused = all(found.is_paused for found in self._seen.values())
             time.sleep(_CHECK_INTERVAL)
+
+    def _members(self) -> set[int]:
+        """The ids of the running processes: the program, its process group, and its descendants.
+
+        A process found once stays a member, even if the parent in between has ended.
+        """
+        found = processes()
+        ids = {
+            pid
+            for pid, process in found.items()
+            if pid == self.id
+            or (process.group == self.id and not self.at_terminal)
+            or (pid in self._seen and process.started == self._seen[pid].started)
+        }
+        while new := {pid for pid in found.keys() - ids if found[pid].parent in ids}:
+            ids |= new
+        self._seen = {pid: found[pid] for pid in ids}
+        return ids
 
     def received_from_terminal(self, number: int) -> bool:
         """Whether the terminal that sent us this signal also sent it to the program."""

@@ -203,58 +203,27 @@ MAX_BUFFER_BYTES = 16 * 1024 * 1024
 SECONDS_AFTER_END = 1.0
 
 
-class Forwarder:
-    """Writes output to our stdout or stderr, whose reader may be slow, or may close it."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._is_open = True
-        self._blocks: SimpleQueue[bytes] = SimpleQueue()
-        # Byte counts; only one thread writes each of them.
-        self._queued = self._written = 0
-        self.last_read_at = 0.0  # the time at which the reader last read something
-        threading.Thread(target=self._write_all, name="forwarder", daemon=True).start()
-
-    def forward(self, block: bytes) -> None:
-        """Write a block in the background without waiting; the last block is empty."""
-        self._queued += len(block)
-        self._blocks.put(block)
-
-    def waiting_bytes(self) -> int:
-        """The number of unread bytes."""
-        return self._queued - self._written
-
-    def _write_all(self) -> None:
-        while block := self._blocks.get():
-            self._write(block)
-            self.last_read_at = time.monotonic()
-            self._written += len(block)
-
-    def _write(self, block: bytes) -> None:
-        rest = memoryview(block)
-        while rest and self._is_open:
-            try:
-                rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:
-                select.select([], [self._descriptor], [])
-            except OSError:
-                self._is_open = False
-
-
 class Stream:
-    """One of a program's outputs: the pipe that it writes to, and the forwarder of its text.
+    """One of a program's outputs: the pipe that it writes to, and our stdout or stderr.
 
-    With `is_tty`, a pseudo-terminal replaces the pipe.
+    With `is_tty`, a pseudo-terminal replaces the pipe. The reader of our output may be slow, or
+    may close it.
     """
 
     def __init__(self, out: int, masker: Masker, is_tty: bool) -> None:
         self.reader, self.writer = open_terminal() if is_tty else os.pipe()
         self.lines = LineSplitter(masker)
-        self.forwarder = Forwarder(out)
         self.read_at = 0  # the time at which its last block was read
         self.unread = 0  # bytes that were unread when the program ended
         with contextlib.suppress(AttributeError, OSError):  # only on Linux, up to a limit
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._out = out
+        self._is_open = True
+        self._blocks: SimpleQueue[bytes] = SimpleQueue()
+        # Byte counts; only one thread writes each of them.
+        self._queued = self._written = 0
+        self.forwarded_at = 0.0  # the time at which the reader of our output last read something
+        threading.Thread(target=self._forward_all, name="forwarder", daemon=True).start()
 
     def read(self) -> bytes:
         """The next bytes; empty at the end."""
@@ -269,6 +238,31 @@ class Stream:
         """The number of bytes in the pipe."""
         count = fcntl.ioctl(self.reader, termios.FIONREAD, bytes(4))
         return int.from_bytes(count, sys.byteorder)
+
+    def forward(self, block: bytes) -> None:
+        """Write a block in the background without waiting; the last block is empty."""
+        self._queued += len(block)
+        self._blocks.put(block)
+
+    def waiting_bytes(self) -> int:
+        """The number of bytes that are not forwarded yet."""
+        return self._queued - self._written
+
+    def _forward_all(self) -> None:
+        while block := self._blocks.get():
+            self._write(block)
+            self.forwarded_at = time.monotonic()
+            self._written += len(block)
+
+    def _write(self, block: bytes) -> None:
+        rest = memoryview(block)
+        while rest and self._is_open:
+            try:
+                rest = rest[os.write(self._out, rest) :]
+            except BlockingIOError:
+                select.select([], [self._out], [])
+            except OSError:
+                self._is_open = False
 
 
 class OutputReader:
@@ -323,8 +317,8 @@ class OutputReader:
         """Wait until all is forwarded, or a reader has read nothing for `max_wait` seconds."""
         began = time.monotonic()
         for stream in self._streams:
-            while stream.forwarder.waiting_bytes() and not is_interrupted.wait(0.01):
-                if time.monotonic() - max(began, stream.forwarder.last_read_at) > max_wait:
+            while stream.waiting_bytes() and not is_interrupted.wait(0.01):
+                if time.monotonic() - max(began, stream.forwarded_at) > max_wait:
                     return
 
     def _read_all(self) -> None:
@@ -347,15 +341,13 @@ class OutputReader:
     def _close_readers(self) -> None:
         for stream in self._streams:
             os.close(stream.reader)
-            stream.forwarder.forward(b"")
+            stream.forward(b"")
 
     def _select_streams(self, selector: selectors.BaseSelector, streams: list[Stream]) -> None:
         """Select the streams to read: a slow reader lets the program wait, as with a pipe."""
         selected = selector.get_map()
         for stream in streams:
-            is_wanted = self._has_ended.is_set() or (
-                stream.forwarder.waiting_bytes() < MAX_BUFFER_BYTES
-            )
+            is_wanted = self._has_ended.is_set() or (stream.waiting_bytes() < MAX_BUFFER_BYTES)
             if is_wanted and stream.reader not in selected:
                 selector.register(stream.reader, selectors.EVENT_READ, stream)
             elif not is_wanted and stream.reader in selected:
@@ -377,7 +369,7 @@ class OutputReader:
         stream.unread -= len(block)
         # The log first, so that it contains each line shown at the terminal, even after a crash.
         self._store(stream.lines.feed(block), stream.read_at)
-        stream.forwarder.forward(block)
+        stream.forward(block)
         if stream is self._streams[0]:
             self.last_line.feed(block)
 
