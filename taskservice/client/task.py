@@ -428,9 +428,6 @@ class Task:
 
         Raises:
             TaskCancelled, NotFound, Unreachable: As `log` does.
-
-        Example:
-            >>> task.log_at(1_795_000_000_000, "read from a file")
         """
         self._outbox.put_lines(milliseconds, text)
 
@@ -666,10 +663,6 @@ class Task:
 
         Raises:
             NotFound: The task was deleted.
-
-        Example:
-            >>> task.refresh().status
-            'running'
         """
         return self._update("GET")
 
@@ -776,10 +769,6 @@ class Task:
         Raises:
             Conflict: The question is no longer open.
             Forbidden: The key is an agent key.
-
-        Example:
-            >>> for question in task.refresh().questions:
-            ...     task.decline(question["id"])
         """
         return self._answer(question_id, {"action": terms.DECLINE})
 
@@ -795,10 +784,6 @@ class Task:
         Raises:
             TaskFinished: The task has already ended in another way.
             Forbidden: The key is an agent key.
-
-        Example:
-            >>> task.cancel().error["type"]
-            'cancelled'
         """
         return self._update("POST", "cancel")
 
@@ -852,9 +837,6 @@ class Task:
 
         Raises:
             Forbidden: The key is an agent key.
-
-        Example:
-            >>> task.delete()
         """
         self._connection.call("DELETE", task_path(self.id), Object("id"), **ONLY_ID)
 
