@@ -173,7 +173,6 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, seq: int, stored: bytes) -> "Batch":
-        """Create a batch of lines from the queue."""
         lines = stored.split(b"\n")[:-1]
         by_time = groupby(lines, lambda line: line[:_TIME_BYTES])
         texts = [
@@ -208,14 +207,14 @@ class LineQueue:
         self._batch: Batch | None = None
         self._is_open = True
         self._lock = threading.Lock()
-        self._news = InterruptSafeEvent()
+        self.news = InterruptSafeEvent()
 
     def put(self, text: bytes, at: int) -> None:
         """Add whole lines of one time, in milliseconds since 1970, without waiting."""
         with self._lock:
             if self._is_open and text:
                 self._store(text, at)
-        self._news.set()
+        self.news.set()
 
     def peek(self, max_bytes: int) -> Batch | None:
         """The next lines: at most `max_bytes`, but at least one line.
@@ -251,21 +250,15 @@ class LineQueue:
             self._clear()
 
     def wait(self, seconds: float) -> None:
-        """Return when there are new lines, when `wake` is called, or after `seconds`."""
-        self._news.wait(seconds)
-        self._news.clear()
-
-    def wake(self) -> None:
-        """Let `wait` return."""
-        self._news.set()
+        """Return when there are new lines, when `news` is set, or after `seconds`."""
+        self.news.wait(seconds)
+        self.news.clear()
 
     def count(self) -> int:
-        """The number of waiting lines."""
         with self._lock:
             return self._count()
 
     def memory_bytes(self) -> int:
-        """The size of the lines in memory."""
         return len(self._memory)
 
     # --- replaced by a subclass that stores the lines elsewhere --------------------------
@@ -342,13 +335,13 @@ class Sender(threading.Thread):
         """Send the waiting lines, then the progress and this report, if any, and end."""
         self._report = report
         self._closing.set()
-        self.queue.wake()
+        self.queue.news.set()
 
     def put_progress(self, progress: Mapping[str, Any]) -> None:
         """Send this within a second, unless a newer value replaces it; returns immediately."""
         with self._lock:
             self._progress |= progress
-        self.queue.wake()
+        self.queue.news.set()
 
     def pop_progress(self) -> dict[str, Any]:
         """Remove and return the unsent progress, for the caller to send."""
@@ -360,7 +353,7 @@ class Sender(threading.Thread):
         """End without sending the rest."""
         self._abandoned.set()
         self._closing.set()
-        self.queue.wake()
+        self.queue.news.set()
 
     # --- the thread ----------------------------------------------------------------------
 

@@ -287,11 +287,6 @@ def _is_in_foreground() -> bool:
         os.close(terminal)
 
 
-def exit_code(status: int) -> int:
-    """The exit code as shells give it: 128 + n for a program killed by signal n."""
-    return status if status >= 0 else 128 - status
-
-
 def describe(status: int, received: Sequence[int]) -> str:
     """The exit of a failed program, in one sentence."""
     if status < 0:

@@ -31,7 +31,7 @@ from taskservice.client.sender import (
 from taskservice.client.task import Task
 from taskservice.quantities import plural
 from taskservice.runner import saved_run
-from taskservice.runner.process import PROGRAM_ONLY, RESET_TO_DEFAULT, Process, describe, exit_code
+from taskservice.runner.process import PROGRAM_ONLY, RESET_TO_DEFAULT, Process, describe
 from taskservice.runner.program_output import Masker, OutputReader
 from taskservice.runner.saved_run import SavedRun, Spool
 from taskservice.terminal import exit_with_error, notice, print_line
@@ -271,7 +271,9 @@ class Run:
         sender.start()
         status = self._process.wait()
         reader.finish()
-        return exit_code(status), self._report(status, reader)
+        # As shells give it: 128 + n for a program killed by signal n.
+        code = status if status >= 0 else 128 - status
+        return code, self._report(status, reader)
 
     def _spawn(self, reader: OutputReader) -> Process:
         with contextlib.ExitStack() as files:
