@@ -1,10 +1,8 @@
-"""Threads of a process, and what they share: objects by their class, slots, the signal to stop."""
+"""Threads of a process, and what they share: objects by their class, and the signal to stop."""
 
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from threading import BoundedSemaphore, Lock, Thread
+from collections.abc import Callable
+from threading import Thread
 from typing import TypeVar
 
 from flask import Flask, current_app
@@ -26,49 +24,6 @@ def find(kind: type[T], app: Flask | None = None) -> T:
     """The resource of exactly this class in `app`, by default the current app."""
     resource: T = (app or current_app).extensions[EXTENSION][kind]
     return resource
-
-
-class Slots:
-    """Limits how many threads do something at a time."""
-
-    def __init__(self, count: int) -> None:
-        self._free = BoundedSemaphore(count)
-
-    @contextmanager
-    def acquire(self, seconds: float = 0.0) -> Iterator[bool]:
-        """Hold a slot during the block; False when none becomes free within `seconds`."""
-        is_acquired = self._free.acquire(timeout=seconds)
-        try:
-            yield is_acquired
-        finally:
-            if is_acquired:
-                self._free.release()
-
-
-class SharedSlots:
-    """Limits how many threads do something at a time; the last slot is for a user without one."""
-
-    def __init__(self, count: int) -> None:
-        self._lock = Lock()
-        self._free = count
-        self._held: Counter[str] = Counter()
-
-    @contextmanager
-    def acquire(self, user_id: str) -> Iterator[bool]:
-        """Hold a slot for this user during the block; False when none is free."""
-        with self._lock:
-            is_acquired = self._free > (user_id in self._held)
-            if is_acquired:
-                self._free -= 1
-                self._held[user_id] += 1
-        try:
-            yield is_acquired
-        finally:
-            if is_acquired:
-                with self._lock:
-                    self._free += 1
-                    # Subtracting drops a user whose count falls to 0.
-                    self._held -= Counter([user_id])
 
 
 def start_thread(name: str, run: Callable[[], object]) -> Thread:

@@ -585,7 +585,7 @@ def test_number_of_large_bodies_parsed_concurrently_is_limited(
 ) -> None:
     monkeypatch.setattr(request, "LARGE_BODY_SECONDS", 0.1)
     task, large = alice.start(), b"line\n" * 300_000
-    with request.large_body_slots.acquire(), request.large_body_slots.acquire():
+    with request.large_body_slots, request.large_body_slots:
         refused = append_text(alice, task, large)
         assert problem(refused, 503)["code"] == "overloaded"
         assert int(refused.headers["Retry-After"]) > 0

@@ -2,10 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
+from threading import Lock
 from typing import TypeVar
 
 from flask import Flask, current_app
@@ -14,7 +17,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from taskservice import resources
 from taskservice.database import clock
 from taskservice.database.types import TaskRow
-from taskservice.resources import SharedSlots
 from taskservice.services import deliveries, hook_messages, task_json, tasks, users
 from taskservice.services.hook_messages import HookMessage
 from taskservice.services.users import OVERLAP_SECONDS
@@ -38,8 +40,33 @@ STOP_SECONDS = 0.5
 INTERRUPT_SECONDS = 0.2
 
 
-class FirstAttemptSlots(SharedSlots):
-    """Limits the threads that wait for receivers, so that ordinary requests stay fast."""
+class FirstAttemptSlots:
+    """Limits the threads that wait for receivers, so that ordinary requests stay fast.
+
+    The last slot is for a user without one.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._lock = Lock()
+        self._free = count
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def acquire(self, user_id: str) -> Iterator[bool]:
+        """Hold a slot for this user during the block; False when none is free."""
+        with self._lock:
+            is_acquired = self._free > (user_id in self._held)
+            if is_acquired:
+                self._free -= 1
+                self._held[user_id] += 1
+        try:
+            yield is_acquired
+        finally:
+            if is_acquired:
+                with self._lock:
+                    self._free += 1
+                    # Subtracting drops a user whose count falls to 0.
+                    self._held -= Counter([user_id])
 
 
 def init_app(app: Flask) -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 
@@ -26,7 +26,6 @@ from taskservice.database.types import (
     position_in_text,
 )
 from taskservice.errors import invalid, overloaded
-from taskservice.resources import Slots
 from taskservice.services import lists
 from taskservice.services.lists import Filters, Position, Selection
 from taskservice.services.logs import CHUNKS_PER_READ
@@ -34,7 +33,7 @@ from taskservice.services.tasks import with_log
 from taskservice.terms import ERROR
 
 # How many searches of a process run at a time.
-search_slots = Slots(2)
+search_slots = BoundedSemaphore(2)
 # A search ends after this time, and after this many bytes of logs. At most 64 MiB are read, since
 # the sizes of the next chunks of a large log, CHUNKS_PER_READ of them, may have been read too.
 SEARCH_SECONDS = 1.0
@@ -123,10 +122,12 @@ class _Part(NamedTuple):
 @contextmanager
 def slot() -> Iterator[None]:
     """One of the places for searches; raises 503 if none is free."""
-    with search_slots.acquire() as is_acquired:
-        if not is_acquired:
-            raise overloaded("Too many searches at once; try again later")
+    if not search_slots.acquire(blocking=False):
+        raise overloaded("Too many searches at once; try again later")
+    try:
         yield
+    finally:
+        search_slots.release()
 
 
 def search(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
 from itertools import chain
+from threading import BoundedSemaphore
 from typing import Any, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
@@ -17,7 +18,6 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from taskservice.auth import authenticate_link, caller
 from taskservice.database.transactions import end_shared_reading
 from taskservice.errors import Problem, invalid, overloaded, require
-from taskservice.resources import Slots
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import EmptySchema
@@ -146,7 +146,7 @@ MAX_SMALL_BODY = 2 * 1024 * 1024
 # Parsing a larger body, or one of unknown size, can take a dozen times its size in memory.
 LARGE_BODY = 1024 * 1024
 # Maximum number of large bodies that one process parses at a time, and how long another waits.
-large_body_slots = Slots(2)
+large_body_slots = BoundedSemaphore(2)
 LARGE_BODY_SECONDS = 3.0
 
 
@@ -172,10 +172,12 @@ class Endpoint:
         if self.operation.reads is None or (size is not None and size <= LARGE_BODY):
             return self._view(**self._arguments(request.environ, path))
         end_shared_reading()
-        with large_body_slots.acquire(LARGE_BODY_SECONDS) as is_acquired:
-            if not is_acquired:
-                raise overloaded("Too many large requests at once; try again later")
+        if not large_body_slots.acquire(timeout=LARGE_BODY_SECONDS):
+            raise overloaded("Too many large requests at once; try again later")
+        try:
             return self._view(**self._arguments(request.environ, path))
+        finally:
+            large_body_slots.release()
 
     def _arguments(self, environ: Mapping[str, Any], path: Mapping[str, str]) -> dict[str, Any]:
         if self.operation.full_access:
