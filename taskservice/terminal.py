@@ -91,23 +91,21 @@ def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: 
     print_table([list(columns), *([str(row[name] or "-") for name in columns] for row in rows)])
 
 
-def print_table(
-    rows: Sequence[Sequence[str]], *, is_cut: bool = False, colours: Mapping[str, str] | None = None
-) -> None:
+def print_table(rows: Sequence[Sequence[str]], *, colours: Mapping[str, str] | None = None) -> None:
     """Print rows with aligned columns.
 
-    With `is_cut`, they are truncated to the width of a terminal. There, the first cell of a row
-    that is a key of `colours` has this colour (the number of an escape sequence).
+    With `colours`, they are truncated to the width of a terminal. There, the first cell of a row
+    that is one of its keys has this colour (the number of an escape sequence).
     """
     table = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         line = "  ".join(padded).rstrip()
-        if is_cut and sys.stdout.isatty():
+        if colours and sys.stdout.isatty():
             line = shortened(line, shutil.get_terminal_size().columns)
             if "NO_COLOR" not in os.environ:
-                line = _with_colour(line, padded, colours or {})
+                line = _with_colour(line, padded, colours)
         _write(line)
 
 

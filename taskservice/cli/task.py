@@ -176,7 +176,7 @@ def list_all(
                 **filters, fields=task_text.ROW_FIELDS, page=min(rows + 1, PAGE_TASKS)
             )
             tasks = list(islice(newest, rows + 1))
-            print_table(task_text.table(tasks[:rows]), is_cut=True, colours=task_text.COLOURS)
+            print_table(task_text.table(tasks[:rows]), colours=task_text.COLOURS)
             if len(tasks) > rows:
                 notice(f"these are the newest {rows}; use --limit N for more, or --json for all")
 

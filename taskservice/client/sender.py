@@ -319,7 +319,6 @@ class Sender(threading.Thread):
         self._batch_bytes = BATCH_BYTES
         self._last_request_at = 0.0
         self._report: dict[str, Any] | None = None
-        self._is_finished = False
         self._closing = InterruptSafeEvent()
         self._abandoned = InterruptSafeEvent()
         # The unsent progress.
@@ -375,22 +374,21 @@ class Sender(threading.Thread):
                 self._abandoned.wait(pause_after(error, next(pauses)))
                 continue
             except TaskServiceError as error:
-                if self._handle_refusal(error):
-                    return
+                self._handle_refusal(error)
+                return
             self._set_outage(None)
             pauses = delays()
 
-    def _handle_refusal(self, error: TaskServiceError) -> bool:
-        """Stop, unless the task has only finished. Return whether nothing more can be sent."""
+    def _handle_refusal(self, error: TaskServiceError) -> None:
         if isinstance(error, TaskFinished) and not isinstance(error, TaskCancelled):
             # Another program has ended the task. This one continues, but its lines are dropped.
-            self._is_finished = True
             self.queue.discard()
-            return False
-        self.stop_reason = error
-        self.abandon()
-        self._on_stop(error)
-        return True
+            self._set_outage(None)
+            self.is_delivered = True
+        else:
+            self.stop_reason = error
+            self.abandon()
+            self._on_stop(error)
 
     def _set_outage(self, error: TaskServiceError | None) -> None:
         if (self.outage is None) != (error is None):
@@ -400,8 +398,6 @@ class Sender(threading.Thread):
     def _step(self) -> bool:
         """Make one request, or wait for a reason to make one. Return whether everything is sent."""
         closing = self._closing.is_set()
-        if self._is_finished:
-            return True
         path = f"/task/{self._task_id()}"
         next_progress = self._progress_at + PROGRESS_INTERVAL if self._progress else math.inf
         if time.monotonic() >= next_progress and not closing:

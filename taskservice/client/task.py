@@ -821,10 +821,6 @@ class Task:
 
         Raises:
             Forbidden: The key is an agent key or a read key.
-
-        Example:
-            >>> "/shared/" in task.link()["url"]
-            True
         """
         until = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
         body = {"expiresAt": until and until.isoformat()}

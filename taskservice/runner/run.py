@@ -171,8 +171,6 @@ class Run:
             self._reader.resize()
             self._process.resize()
 
-    # --- the run -------------------------------------------------------------------------
-
     def start(self, is_strict: bool = False) -> None:
         """Start the task. If that fails, print a message on stderr; the program runs anyway.
 
@@ -308,8 +306,6 @@ class Run:
             notice(f"{self._connection.url}/tasks/{task_id}")
         return task_id
 
-    # --- events during the run -----------------------------------------------------------
-
     def _on_stop(self, error: TaskServiceError) -> None:
         if self._saved.is_cancelled_or_deleted(error):
             what = "cancelled" if isinstance(error, TaskCancelled) else "deleted"
@@ -329,8 +325,6 @@ class Run:
         if not self._has_warned_full:
             self._has_warned_full = True
             notice(f"log lines can't be written to the disk: {error.strerror or error}")
-
-    # --- the end -------------------------------------------------------------------------
 
     def _report(self, status: int, reader: OutputReader) -> dict[str, Any]:
         report = failed(describe(status, self._received)) if status else {"status": terms.COMPLETE}
