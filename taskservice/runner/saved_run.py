@@ -158,23 +158,19 @@ class SavedRun:
             check_private(folder)
             # A copy of a run can lack its lock file.
             run._lock_folder()
-            run._read(read_file(folder / _FILE, _MAX_FILE_BYTES))
+            data = json.loads(read_file(folder / _FILE, _MAX_FILE_BYTES))
+            for name, attribute in _MEMBERS.items():
+                setattr(run, attribute, data[name])
         except (BlockingIOError, FileNotFoundError):
             run.release()
             return None
         except (OSError, ValueError):
             run.release()
             raise
-        return run
-
-    def _read(self, text: bytes) -> None:
-        """Set the attributes from a run's file. Raises ValueError."""
-        try:
-            data = json.loads(text)
-            for name, attribute in _MEMBERS.items():
-                setattr(self, attribute, data[name])
         except (KeyError, TypeError, RecursionError) as error:
+            run.release()
             raise ValueError(f"{_FILE} is not the file of a run") from error
+        return run
 
     def _lock_folder(self) -> None:
         assert self.folder is not None
