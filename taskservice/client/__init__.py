@@ -154,11 +154,6 @@ def current(connection: Connection | None = None) -> Task:
         SettingError: The program was not started by `run` or `work`, or a setting is missing.
         NotFound: The task was deleted.
         Unreachable, Unavailable: The service did not respond within `patience` seconds.
-
-    Example:
-        >>> with current() as task:
-        ...     task.log("a line that is not printed")
-        ...     task.output["share"] = 0.5
     """
     task_id = require_task_id()
     connection = connection or Connection()
@@ -303,13 +298,6 @@ class Client:
 
     All calls can also raise Unreachable or Unavailable after `patience` seconds, NotTheService
     if something else responds at the address, and InvalidKey if the key is not valid.
-
-    Example:
-        >>> with Client().start("reader", name="nightly") as task:
-        ...     task.log("page 1 of 1")
-        ...     task.output["pages"] = 1
-        >>> task.status
-        'complete'
     """
 
     def __init__(

@@ -412,9 +412,6 @@ class Task:
             NotFound: The task was deleted. Stop working.
             Unreachable: 16 MiB are waiting, and the service has not responded for `patience`
                 seconds. The waiting lines are kept and sent later.
-
-        Example:
-            >>> task.log("read", 3, "pages")
         """
         self.log_at(sender.now(), " ".join(map(str, values)))
 
@@ -546,10 +543,6 @@ class Task:
 
         The line is "NAME took 2.13 s", or "NAME failed after 2.13 s: ERROR"; an exception is
         raised again. Can raise the errors of `log`.
-
-        Example:
-            >>> with task.step("download"):
-            ...     pass
         """
         began = time.monotonic()
         try:
@@ -573,10 +566,6 @@ class Task:
         Raises:
             TaskCancelled: The task was cancelled. Stop working.
             NotFound: The task was deleted. Stop working.
-
-        Example:
-            >>> for page in range(3):
-            ...     task.raise_if_cancelled()
         """
         self._outbox.check()
 
