@@ -14,8 +14,8 @@ from taskservice.cli.service_client import (
     service_client,
 )
 from taskservice.cli.task_text import local_time
-from taskservice.client import Agent, SettingError, profiles
-from taskservice.client.http import checked_url
+from taskservice.client import Agent, SettingError
+from taskservice.client.http import checked_url, kept_settings
 from taskservice.client.responses import NUMBERS
 from taskservice.quantities import percent, seconds_text
 from taskservice.terminal import exit_with_error, print_json, print_line, print_rows, print_table
@@ -187,7 +187,7 @@ def mcp_config_command(name: str | None) -> None:
     printed.
     """
     try:
-        url = checked_url(profiles.settings()[0])
+        url = checked_url(kept_settings()[0])
     except SettingError as error:
         exit_with_error(str(error), WRONG_SETTING)
     text = INTRODUCTION if name is None else CLIENTS[name].text(url)

@@ -2,12 +2,13 @@
 
 import os
 import sys
+from collections.abc import Mapping
 
 import click
 
 from taskservice.cli.options import Text, examples
 from taskservice.cli.service_client import PATIENCE_SECONDS, one_line_errors
-from taskservice.client import profiles
+from taskservice.client import http
 from taskservice.client.http import Connection
 from taskservice.client.responses import USER
 from taskservice.terminal import exit_with_error, notice, print_line
@@ -19,7 +20,7 @@ profile_option = click.option(
     "--profile",
     type=Text(),
     metavar="NAME",
-    help=f"Profile to keep (default: {PROFILE_VARIABLE}, else {profiles.DEFAULT_PROFILE}).",
+    help=f"Profile to keep (default: {PROFILE_VARIABLE}, else {http.DEFAULT_PROFILE}).",
 )
 
 
@@ -42,9 +43,9 @@ def login_command(url: str, profile: str | None) -> None:
     Both are kept in a file that only its owner can read, and used by the client commands and the
     Python client. If TASKSERVICE_URL or TASKSERVICE_APIKEY is set, nothing that was kept is used.
     """
-    name = profile or profiles.chosen()
+    name = profile or http.chosen_profile()
     with one_line_errors():
-        kept = profiles.load()
+        kept = http.load_profiles()
         url = url or os.environ.get("TASKSERVICE_URL") or kept.get(name, {}).get("url", DEFAULT_URL)
         if sys.stdin.isatty():
             typed = click.prompt(f"API key for {url}", hide_input=True, err=True)
@@ -57,11 +58,11 @@ def login_command(url: str, profile: str | None) -> None:
     print_line(f"{user['name']} is logged in to {connection.url} (key {user['key']['name']})")
 
 
-def _save(kept: profiles.Profiles) -> None:
+def _save(kept: Mapping[str, Mapping[str, str]]) -> None:
     try:
-        profiles.save(kept)
+        http.save_profiles(kept)
     except OSError as error:
-        exit_with_error(f"{profiles.file_path()} can't be written: {error.strerror}")
+        exit_with_error(f"{http.profiles_file()} can't be written: {error.strerror}")
     if set_variables := [name for name in ("TASKSERVICE_URL", KEY_VARIABLE) if name in os.environ]:
         notice(f"as long as {set_variables[0]} is set, nothing that was kept is used")
 
@@ -70,9 +71,9 @@ def _save(kept: profiles.Profiles) -> None:
 @profile_option
 def logout_command(profile: str | None) -> None:
     """Remove the kept address and key. The key itself stays valid until it is revoked."""
-    name = profile or profiles.chosen()
+    name = profile or http.chosen_profile()
     with one_line_errors():
-        kept = profiles.load()
+        kept = http.load_profiles()
         if name not in kept:
             exit_with_error(f"There is no kept profile {name}")
         url = kept.pop(name)["url"]

@@ -1,11 +1,12 @@
-"""Sends every request to the service: its headers, deadlines, retries and errors."""
+"""Sends every request to the service: its settings, headers, deadlines, retries and errors."""
 
 import json
 import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,10 +16,10 @@ from urllib3.exceptions import ReadTimeoutError
 
 from taskservice import __version__, terms
 from taskservice.bounded_http import Adapter, Limits, Session
-from taskservice.client import profiles, responses
+from taskservice.client import responses
 from taskservice.client.responses import Expected, Response, SettingError, T, TaskServiceError
 from taskservice.terminal import without_user_info
-from taskservice.terms import API_PREFIX
+from taskservice.terms import API_PREFIX, KEY_VARIABLE, PROFILE_VARIABLE
 
 CONNECT_SECONDS = 5.0
 # The service responds sooner.
@@ -49,7 +50,7 @@ class Connection:
         self, url: str | None = None, apikey: str | None = None, patience: float = PATIENCE_SECONDS
     ) -> None:
         """The default is the environment, or what `taskservice login` kept. Raises SettingError."""
-        default_url, default_key = ("", "") if url and apikey else profiles.settings(url)
+        default_url, default_key = ("", "") if url and apikey else kept_settings(url)
         self.url = checked_url(url or default_url)
         self.patience = patience
         self._apikey = _checked_key(apikey or default_key)
@@ -266,3 +267,66 @@ def _innermost(error: BaseException) -> BaseException:
         if not isinstance(inner, BaseException):
             return error
         error = inner
+
+
+# What `taskservice login` keeps: the address and key of each profile, in a file of mode 0600.
+
+DEFAULT_PROFILE = "default"
+
+
+def chosen_profile() -> str:
+    """The profile of this process."""
+    return os.environ.get(PROFILE_VARIABLE) or DEFAULT_PROFILE
+
+
+def kept_settings(url: str | None = None) -> tuple[str, str]:
+    """The address and the key of the environment, or else of the profile; empty without any.
+
+    With `url`, or if one of them is in the environment, nothing that was kept is used, so that a
+    kept key is only sent to the address for which it was kept. Raises SettingError if the profile
+    is unknown or the file can't be read.
+    """
+    environment = os.environ.get("TASKSERVICE_URL", ""), os.environ.get(KEY_VARIABLE, "")
+    if url or any(environment):
+        return environment
+    profiles = load_profiles()
+    kept = profiles.get(chosen_profile())
+    if kept is None and os.environ.get(PROFILE_VARIABLE):
+        known = ", ".join(profiles) or "none"
+        raise SettingError(
+            f"{PROFILE_VARIABLE}: {chosen_profile()} is not a kept profile ({known})"
+        )
+    return (kept["url"], kept["apikey"]) if kept else ("", "")
+
+
+def load_profiles() -> dict[str, Mapping[str, str]]:
+    """The kept profiles by name, each with `url` and `apikey`. Raises SettingError."""
+    path = profiles_file()
+    try:
+        profiles = json.loads(path.read_text(encoding="utf-8"))["profiles"]
+        names = ("url", "apikey")
+        return {key: {name: str(kept[name]) for name in names} for key, kept in profiles.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SettingError(f"{path} can't be read ({error}); remove it and log in again") from None
+
+
+def save_profiles(profiles: Mapping[str, Mapping[str, str]]) -> None:
+    """Replace the file, whole or not at all. Raises OSError."""
+    path = profiles_file()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = path.with_suffix(f".{os.getpid()}")
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump({"profiles": profiles}, file, indent=2)
+    new.replace(path)
+
+
+def profiles_file() -> Path:
+    """The file in the user's configuration folder, by the XDG Base Directory Specification."""
+    folder = os.environ.get("XDG_CONFIG_HOME", "")
+    try:
+        base = Path(folder) if folder.startswith("/") else Path.home() / ".config"
+    except RuntimeError:
+        raise SettingError("neither XDG_CONFIG_HOME nor HOME is set") from None
+    return base / "taskservice" / "profiles.json"
