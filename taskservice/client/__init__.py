@@ -64,9 +64,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# A handler for Python's logging: each record becomes lines of a task's log.
-
-
 # Without the time, which each line of a log has anyway.
 _FORMATTER = logging.Formatter("%(levelname)s %(name)s: %(message)s")
 
@@ -162,8 +159,6 @@ def current(connection: Connection | None = None) -> Task:
     # Several processes may call this; each numbers its own lines.
     return Task(connection, data, f"{writer[:40]}-{uuid4().hex[:12]}", reports_end=False)
 
-
-# The client: starts, claims, reads and lists tasks.
 
 PAGE_TASKS = 100
 

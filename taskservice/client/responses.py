@@ -195,10 +195,6 @@ class Expected(Generic[T]):
     statuses: tuple[int, ...] = (200,)
     is_list: bool = False
 
-    def matches(self, data: Any) -> bool:
-        objects = data if self.is_list else [data]
-        return isinstance(objects, list) and all(has(self.members, item) for item in objects)
-
 
 def has(members: str | type, data: Any) -> bool:
     """Whether this is an object with these members."""
@@ -231,9 +227,6 @@ _REFUSALS: dict[int, type[Refused]] = {
 }  # fmt: skip
 
 
-# Reads the responses.
-
-
 class Response(NamedTuple, Generic[T]):
     """A response from the URL of the service; another program may have sent it.
 
@@ -261,7 +254,8 @@ def read(received: Received, expected: Expected[T]) -> Response[T]:
     if status == 204:
         return received
     data = _json(received, JSON)
-    if not expected.matches(data):
+    objects = data if expected.is_list else [data]
+    if not isinstance(objects, list) or not all(has(expected.members, each) for each in objects):
         raise _not_ours(received)
     return received._replace(data=data)
 

@@ -23,8 +23,6 @@ from taskservice.terms import LOG_FULL, MAX_LINE, MAX_LOG, MAX_MESSAGE, MAX_NOTE
 
 logger = logging.getLogger(__name__)
 
-# An event that one thread waits for, and that Ctrl-C cannot leave locked.
-
 
 class InterruptSafeEvent:
     """Like threading.Event, but safe with Ctrl-C.
@@ -130,8 +128,6 @@ def _cut_utf8(text: bytes, max_bytes: int) -> bytes:
     return text[:max_bytes].decode(errors="ignore").encode()
 
 
-# A thread that sends one task's lines and then its final report to the service, each once.
-
 # At most five requests a second, and a line is still seen within a second.
 REQUEST_INTERVAL = 0.2
 # Seconds between two reports of the progress.
@@ -207,7 +203,7 @@ class LineQueue:
         self._batch: Batch | None = None
         self._is_open = True
         self._lock = threading.Lock()
-        self.news = InterruptSafeEvent()
+        self.news = InterruptSafeEvent()  # set when the sender has something to do
 
     def put(self, text: bytes, at: int) -> None:
         """Add whole lines of one time, in milliseconds since 1970, without waiting."""
@@ -248,11 +244,6 @@ class LineQueue:
             self._is_open = False
             self._batch = None
             self._clear()
-
-    def wait(self, seconds: float) -> None:
-        """Return when there are new lines, when `news` is set, or after `seconds`."""
-        self.news.wait(seconds)
-        self.news.clear()
 
     def count(self) -> int:
         with self._lock:
@@ -415,7 +406,8 @@ class Sender(threading.Thread):
             self._request("POST", f"{path}/logs", responses.APPENDED, json=_HEARTBEAT)
         else:
             until = min(self._last_request_at + self._heartbeat, next_progress)
-            self.queue.wait(max(until - time.monotonic(), 0))
+            self.queue.news.wait(max(until - time.monotonic(), 0))
+            self.queue.news.clear()
         return False
 
     def _patch(self, path: str, changes: dict[str, Any]) -> None:
@@ -573,11 +565,6 @@ class Outbox:
             self._raise_if_stuck(sender, began)
         self.check()
         sender.queue.put(as_lines(text), milliseconds)
-
-    def put_progress(self, progress: Mapping[str, Any]) -> None:
-        sender = self.start()
-        self.check()
-        sender.put_progress(progress)
 
     def pop_progress(self) -> dict[str, Any]:
         """Remove and return the unsent progress, for the caller to send."""

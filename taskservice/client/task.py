@@ -222,9 +222,6 @@ def list_questions(connection: Connection, task_id: str) -> list[Question]:
     return connection.call("GET", task_path(task_id, "question"), _QUESTIONS).data
 
 
-# A task's output: a value that is not JSON is refused where the program sets it.
-
-
 class Output(dict[str, Any]):
     """A task's output. Setting a value that is not JSON raises TypeError or ValueError."""
 
@@ -251,9 +248,6 @@ def _check_output(members: Mapping[str, Any]) -> None:
             raise TypeError(f"output[{key!r}] is not JSON: {error}") from None
         except (ValueError, RecursionError) as error:
             raise ValueError(f"output[{key!r}] is not JSON: {error}") from None
-
-
-# A task for Python programs: does its work, or watches it.
 
 
 class Line(NamedTuple):
@@ -481,7 +475,9 @@ class Task:
         if note is None and (unit or total != 1):
             note = f"{done:,} of {total:,} {unit}".rstrip()
         changes = {} if note is None else {"note": sender.cut_note(note)}
-        self._outbox.put_progress({"progress": done / total} | changes)
+        sending = self._outbox.start()
+        self._outbox.check()
+        sending.put_progress({"progress": done / total} | changes)
 
     @overload
     def ask(

@@ -54,8 +54,6 @@ def _from_ps() -> Iterator[tuple[int, FoundProcess]]:
             yield int(pid), FoundProcess(int(parent), int(group), started, state[0] in "Tt")
 
 
-# Runs a program as a child process: starts it, sends it signals, waits for it.
-
 # For Ctrl-C and the like, a terminal sends these to all of its foreground processes.
 _TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 # Signals whose meaning each program defines; macOS has none.

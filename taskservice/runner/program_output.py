@@ -193,8 +193,6 @@ def copy_size(terminal: int) -> None:
         termios.tcsetwinsize(terminal, (lines, columns))
 
 
-# Reads the output of a program, stores it in the log, and forwards it to stdout and stderr.
-
 BLOCK_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024
 # Unread output; with more, the program waits, as with a pipe.

@@ -92,8 +92,6 @@ def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-# Runs a program as a task: sends its lines, stops it on a cancellation, reports its exit.
-
 # The service counts lines by writer: one for this process, one for the program itself.
 WRITER = "run"
 PROGRAMS_WRITER = "program"
