@@ -197,13 +197,11 @@ _HEADERS = {
     "webhook-id": _value(
         "The delivery's ID, the same in every attempt. A receiver that has seen it before has "
         "already received this webhook.",
-        required=True,
         format="uuid",
         examples=[examples.DELIVERY],
     ),
     "webhook-timestamp": _value(
         "The time of this attempt, in seconds since 1970.",
-        required=True,
         type="integer",
         minimum=0,
         examples=[1_795_527_360],
@@ -211,7 +209,6 @@ _HEADERS = {
     "webhook-signature": _value(
         "One signature for each valid secret, separated by spaces: `v1,` and the HMAC-SHA256, in "
         "base64, of `ID.timestamp.body`.",
-        required=True,
         pattern="^v1,[A-Za-z0-9+/]{43}=( v1,[A-Za-z0-9+/]{43}=)*$",
         examples=["v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4="],
     ),
@@ -252,7 +249,8 @@ def webhooks(example: Object) -> Object:
         "description": _DESCRIPTION,
         "security": [],
         "parameters": [
-            {"in": "header", "name": name, **header} for name, header in _HEADERS.items()
+            {"in": "header", "name": name, **header, "required": True}
+            for name, header in _HEADERS.items()
         ],
         "requestBody": {"required": True, "content": {"application/json": body}},
         "responses": {
