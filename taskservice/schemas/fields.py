@@ -11,16 +11,9 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 
+from taskservice import terms
 from taskservice.database import clock
 from taskservice.schemas import strict_json
-from taskservice.terms import (
-    LABEL_KEY,
-    MAX_LABEL_VALUE,
-    MAX_LABELS,
-    MAX_NAME,
-    MAX_OBJECT,
-    label_problem,
-)
 
 Column: TypeAlias = InstrumentedAttribute[Any]
 F = TypeVar("F", bound=fields.Field[Any])
@@ -69,8 +62,8 @@ members = _field(fields.Dict)
 
 
 def _check_size(value: dict[str, Any]) -> None:
-    if len(strict_json.dumps(value)) > MAX_OBJECT:
-        raise ValidationError(f"Longer than {MAX_OBJECT} bytes.")
+    if len(strict_json.dumps(value)) > terms.MAX_OBJECT:
+        raise ValidationError(f"Longer than {terms.MAX_OBJECT} bytes.")
 
 
 # At most 1 MiB when written compactly.
@@ -101,13 +94,13 @@ class Labels(Documented, fields.Dict):
     """An object of up to 16 labels; with `may_remove`, null removes a label."""
 
     def __init__(self, description: str, *, may_remove: bool = False) -> None:
-        value = {"type": "string", "minLength": 1, "maxLength": MAX_LABEL_VALUE}
+        value = {"type": "string", "minLength": 1, "maxLength": terms.MAX_LABEL_VALUE}
         super().__init__(
             description,
             {"env": "prod"},
             allow_none=not may_remove,
-            maxProperties=MAX_LABELS,
-            propertyNames={"pattern": f"^{LABEL_KEY.pattern}$"},
+            maxProperties=terms.MAX_LABELS,
+            propertyNames={"pattern": f"^{terms.LABEL_KEY.pattern}$"},
             additionalProperties={**value, "type": ["string", "null"]} if may_remove else value,
         )
         self._may_remove = may_remove
@@ -118,12 +111,12 @@ class Labels(Documented, fields.Dict):
         wrong = {key: [error] for key, each in value.items() if (error := self._error(key, each))}
         if wrong:
             raise ValidationError(wrong)
-        if len(value) > MAX_LABELS:
-            raise ValidationError(f"More than {MAX_LABELS} labels.")
+        if len(value) > terms.MAX_LABELS:
+            raise ValidationError(f"More than {terms.MAX_LABELS} labels.")
         return value
 
     def _error(self, key: str, value: Any) -> str | None:
-        return label_problem(key, "-" if value is None and self._may_remove else value)
+        return terms.label_problem(key, "-" if value is None and self._may_remove else value)
 
 
 class Id(Documented, fields.String):
@@ -169,16 +162,16 @@ class LabelTexts(Documented, fields.List[str]):
     """Labels as `key:value`, from a parameter that can be repeated."""
 
     def __init__(self, description: str) -> None:
-        label = fields.String(metadata={"pattern": f"^{LABEL_KEY.pattern}:."})
-        super().__init__(description, items=label, maxItems=MAX_LABELS)
+        label = fields.String(metadata={"pattern": f"^{terms.LABEL_KEY.pattern}:."})
+        super().__init__(description, items=label, maxItems=terms.MAX_LABELS)
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         for text in value:
             key, _, label = text.partition(":")
-            if label_problem(key, label):
+            if terms.label_problem(key, label):
                 raise ValidationError("Must be key:value.")
-        if len(value) > MAX_LABELS:
-            raise ValidationError(f"More than {MAX_LABELS} labels.")
+        if len(value) > terms.MAX_LABELS:
+            raise ValidationError(f"More than {terms.MAX_LABELS} labels.")
         return tuple(value)
 
 
@@ -251,7 +244,14 @@ def choice(
 
 
 def name(description: str, *examples: str, **options: Any) -> fields.String:
-    return text(description, *examples, validate=validate.Length(1, MAX_NAME), **options)
+    return text(description, *examples, validate=validate.Length(1, terms.MAX_NAME), **options)
+
+
+def agent_id(description: str, *examples: Any, **options: Any) -> fields.String:
+    check = validate.Regexp(terms.AGENT_ID.pattern + r"\Z")
+    return text(
+        description, *examples, validate=check, pattern=f"^{terms.AGENT_ID.pattern}$", **options
+    )
 
 
 def uuid(description: str, example: str | None, **options: Any) -> fields.String:

@@ -43,13 +43,7 @@ class HookFieldsSchema(Schema):
         validate=validate.Length(min=1, error="Must have at least one event."),
         minItems=1,
     )
-    agentId = fields.text(
-        "Only events of this agent.",
-        None,
-        allow_none=True,
-        validate=validate.Regexp(f"(?:{terms.AGENT_ID.pattern})\\Z"),
-        pattern=f"^{terms.AGENT_ID.pattern}$",
-    )
+    agentId = fields.agent_id("Only events of this agent.", None, allow_none=True)
     label = fields.text(
         "Only events of tasks with this label, as `key:value`.",
         None,

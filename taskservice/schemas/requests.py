@@ -390,11 +390,7 @@ class FilterQuerySchema(Schema):
     errorType = fields.choice("Only tasks that ended as `error` of this type.", terms.ERROR_TYPES)
     claimed = fields.flag("`true`: only claimed tasks; `false`: only unclaimed tasks.")
     asking = fields.flag("`true`: only tasks with open questions; `false`: only others.")
-    agentId = fields.text(
-        "Only tasks of this agent.",
-        validate=validate.Regexp(terms.AGENT_ID.pattern + r"\Z"),
-        pattern=f"^{terms.AGENT_ID.pattern}$",
-    )
+    agentId = fields.agent_id("Only tasks of this agent.")
     parentId = fields.Id("Only child tasks of this task.", format="uuid")
     label = fields.LabelTexts(
         "Only tasks with this label, `key:value`; if repeated, with all of them."
