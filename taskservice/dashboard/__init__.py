@@ -4,14 +4,14 @@ import hmac
 
 from flask import Flask
 
-from taskservice.dashboard import agents, hooks, keys, questions, search, tasks
+from taskservice.dashboard import agents, filters, hooks, keys, questions, tasks
 from taskservice.dashboard.pages import LIFETIME, dashboard, sign_in, unknown_page
 from taskservice.web.request import Sessions
 
 for blueprint in (
     sign_in,
     tasks.blueprint,
-    search.blueprint,
+    filters.blueprint,
     questions.blueprint,
     agents.blueprint,
     hooks.blueprint,

@@ -1,19 +1,26 @@
-"""The filters of the list of tasks: the selection of the query string, and links that change it."""
+"""The filters of the list of tasks, links that change them, and searches."""
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from flask import redirect, request, url_for
+from flask import Blueprint, redirect, request, url_for
 from marshmallow import Schema
 from werkzeug.wrappers import Response
 
+from taskservice import terms
 from taskservice.auth import caller
+from taskservice.dashboard import formatting
 from taskservice.dashboard.chart import PERIODS
-from taskservice.dashboard.pages import first_texts, texts
+from taskservice.dashboard.pages import first_texts, page, texts
+from taskservice.database.types import AnyRow
 from taskservice.errors import invalid
-from taskservice.schemas.requests import ListQuerySchema
-from taskservice.services.lists import WAITING, Selection
+from taskservice.schemas.requests import ListQuerySchema, SearchQuerySchema
+from taskservice.services import lists, search
+from taskservice.services import tasks as task_service
+from taskservice.services.lists import WAITING, Position, Selection
 from taskservice.terms import CANCELLED, COMPLETE, FAILED, PENDING, RUNNING, TIMEOUT
 from taskservice.web import responses
 
@@ -111,3 +118,115 @@ def hidden_filters() -> list[tuple[str, str]]:
     """The filters that the form keeps without showing them."""
     pairs = request.args.items(multi=True)
     return [(name, text) for name, text in pairs if name not in (*IN_FORM, "cursor")]
+
+
+# The search box of the list.
+
+# The beginning of a task's id, without hyphens.
+_DIGITS = re.compile("[0-9a-f]{8,32}")
+
+
+def destination() -> str | None:
+    """The URL to which the text in the list's search box leads; None if it is part of a name."""
+    text = first_texts(request.args).get("q", "").strip()
+    digits = text.lower().replace("-", "")
+    if _DIGITS.fullmatch(digits):
+        ids = lists.ids_with_prefix(caller, digits)
+        if len(ids) == 1:
+            return url_for("dashboard.tasks.show", task_id=ids[0])
+    # The list shows labels with a colon.
+    key, value = [*re.split("[=:]", text, maxsplit=1), ""][:2]
+    if terms.label_problem(key, value) is None:
+        label = f"{key}:{value}"
+        if lists.positions(caller, Selection(labels=(label,)), None, 1).positions:
+            return label_url(label, q=None)
+    return None
+
+
+# The page that searches in logs and in error messages.
+
+blueprint = Blueprint("search", __name__)
+
+search_query = SearchQuerySchema()
+LOGS, ERRORS = "logs", "errors"
+# The other parameters of the page are filters.
+OF_PAGE = ("q", "where", "sort", "cursor")
+# How many lines of an error message are shown.
+MAX_LINES = 3
+
+
+class Line(NamedTuple):
+    """A line that was found, in pieces: every second one is the text that was searched for.
+
+    The line of an error message has no number.
+    """
+
+    pieces: list[str]
+    number: int | None = None
+
+
+class Found(NamedTuple):
+    """The found lines by task, and the query string and the time from which a search continues."""
+
+    tasks: list[tuple[AnyRow, list[Line]]]
+    next: str | None
+    until: str | None
+
+
+@blueprint.get("/search")
+def show() -> Response:
+    """The lines of logs that contain `q`, or with `where=errors` the tasks whose error does."""
+    if complete := without_empty_fields():
+        return complete
+    kept = [pair for pair in request.args.items(multi=True) if pair[0] not in OF_PAGE]
+    values = first_texts(request.args)
+    text, where = values.pop("q", ""), values.pop("where", LOGS)
+    values.pop("sort", None)
+    query, _, selection = load({**values, "text": text or "?"}, search_query)
+    find = _in_errors if where == ERRORS else _in_logs
+    found = find(selection, query) if text else None
+    return page("search.html", found=found, where=where, kept=kept, arguments=arguments)
+
+
+def _in_logs(selection: Selection, query: dict[str, Any]) -> Found:
+    text, start = query["text"], responses.end_of(query)
+    found = search.search(caller, selection, text, start=start, limit=query["limit"])
+    lines = {
+        task_id: [Line(_pieces(hit["text"], text), hit["line"]) for hit in hits]
+        for task_id, hits in groupby(found.hits, lambda hit: hit["taskId"])
+    }
+    tasks = [(row, lines[row.id]) for row in _tasks(lines)]
+    return Found(tasks, *_rest(selection, found.end))
+
+
+def _in_errors(selection: Selection, query: dict[str, Any]) -> Found:
+    text, after = query["text"], responses.after(query)
+    found = search.in_errors(caller, selection, text, after, query["limit"])
+    rows = _tasks(position.id for position in found.positions)
+    tasks = [(row, _lines_of_error(row, text)) for row in rows]
+    return Found(tasks, *_rest(selection, found.reached))
+
+
+def _lines_of_error(row: AnyRow, text: str) -> list[Line]:
+    """The first lines of an error message that contain the text."""
+    message, pattern = row.error_message, search.pattern(text)
+    # A summary has the start of a long message.
+    if not pattern.search(message) and (task := task_service.find(caller, row.id)):
+        message = task.error_message or ""
+    found = ((line, pattern.search(line)) for line in message.split("\n"))
+    lines = [search.excerpt(line, *match.span()) for line, match in found if match]
+    return [Line(_pieces(line, text)) for line in lines[:MAX_LINES]]
+
+
+def _tasks(ids: Iterable[str]) -> list[AnyRow]:
+    return lists.summaries(caller, [Position("", task_id) for task_id in ids])
+
+
+def _rest(selection: Selection, end: search.End | None) -> tuple[str | None, str | None]:
+    return (responses.next_query(selection, end), end[0]) if end else (None, None)
+
+
+def _pieces(line: str, text: str) -> list[str]:
+    pattern = search.pattern(text)
+    pieces = re.split(f"({pattern.pattern})", line, flags=pattern.flags)
+    return [formatting.without_escapes(piece) for piece in pieces]

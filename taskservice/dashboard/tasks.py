@@ -13,7 +13,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import terms
 from taskservice.auth import Caller, caller
-from taskservice.dashboard import chart, filters, formatting, pages, questions, schema_form, search
+from taskservice.dashboard import chart, filters, formatting, pages, questions, schema_form
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, shared, texts, way_back
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
@@ -209,7 +209,7 @@ def list_all() -> AnyResponse:
     if complete := filters.without_empty_fields():
         return complete
     query, own, selection = filters.load()
-    if url := search.destination():
+    if url := filters.destination():
         return redirect(url, 303)
     found = _found(selection, query)
     agent_ids, chosen = agents.choices(caller), request.args.get("agentId")
