@@ -12,7 +12,7 @@ from marshmallow import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import terms
-from taskservice.auth import Caller, caller
+from taskservice.auth import caller
 from taskservice.dashboard import chart, filters, formatting, pages, questions, schema_form
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, shared, texts, way_back
 from taskservice.dashboard.schema_form import InputForm
@@ -65,28 +65,6 @@ class Bar(NamedTuple):
     task: AnyRow
     x: int
     width: int
-
-
-def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
-    """The values of the page's template."""
-    is_waiting = task.status == terms.RUNNING and task.claimed_at is None
-    agent = agents.get(caller, task.agent_id)
-    previous, following = tasks.runs_beside(task)
-    has_failed = task.error_type in (terms.FAILED, terms.TIMEOUT)
-    return {
-        "parent": tasks.find(caller, task.parent_id) if task.parent_id else None,
-        "original": tasks.find(caller, task.rerun_of) if task.rerun_of else None,
-        "again": tasks.newest_rerun(caller, task.id),
-        "previous": previous,
-        "following": following,
-        "good": new_lines.last_good_run(caller, task) if has_failed else None,
-        "children": _waterfall(tasks.children(caller, task.id, MAX_CHILDREN + 1)),
-        "questions": questions.forms(task),
-        "ended_questions": questions.ended(task.id),
-        "is_waiting": is_waiting,
-        "no_worker": attention.missing_worker(agent) if is_waiting else None,
-        "expected": _expected_end(agent, task),
-    }
 
 
 def _expected_end(agent: AnyRow, task: TaskRow) -> str | None:
@@ -174,7 +152,7 @@ def _values(text: str) -> dict[str, str]:
 # The webhook of a task as a command for a shell.
 
 
-def curl(caller: Caller, task: TaskRow) -> str:
+def curl(task: TaskRow) -> str:
     """A command that sends the newest webhook of a task, signed now; raises 409 without one.
 
     The body goes through a pipe, since an argument of a program has at most 128 KiB.
@@ -248,8 +226,27 @@ def redirect_to_list() -> AnyResponse:
 @shared
 def show(task_id: str) -> Response:
     task = tasks.get(caller, task_id)
-    deliveries = _deliveries(task)
-    return page("task.html", task=task, deliveries=deliveries, **values(caller, task))
+    is_waiting = task.status == terms.RUNNING and task.claimed_at is None
+    agent = agents.get(caller, task.agent_id)
+    previous, following = tasks.runs_beside(task)
+    has_failed = task.error_type in (terms.FAILED, terms.TIMEOUT)
+    return page(
+        "task.html",
+        task=task,
+        deliveries=_deliveries(task),
+        parent=tasks.find(caller, task.parent_id) if task.parent_id else None,
+        original=tasks.find(caller, task.rerun_of) if task.rerun_of else None,
+        again=tasks.newest_rerun(caller, task.id),
+        previous=previous,
+        following=following,
+        good=new_lines.last_good_run(caller, task) if has_failed else None,
+        children=_waterfall(tasks.children(caller, task.id, MAX_CHILDREN + 1)),
+        questions=questions.forms(task),
+        ended_questions=questions.ended(task.id),
+        is_waiting=is_waiting,
+        no_worker=attention.missing_worker(agent) if is_waiting else None,
+        expected=_expected_end(agent, task),
+    )
 
 
 @blueprint.get("/tasks/<task_id>/lines")
@@ -351,7 +348,7 @@ def redeliver(task_id: str) -> AnyResponse:
 @blueprint.get("/tasks/<task_id>/webhook.sh")
 def webhook(task_id: str) -> Response:
     caller.require_full_user_key()
-    return Response(curl(caller, tasks.get(caller, task_id)), mimetype=TEXT)
+    return Response(curl(tasks.get(caller, task_id)), mimetype=TEXT)
 
 
 def _deliveries(task: TaskRow) -> list[Any]:
