@@ -360,10 +360,9 @@ class RowSchema(ResponseSchema):
         found = {name: self._column(name, field) for name, field in self.dump_fields.items()}
         # Field -> its column, which reads of such rows select.
         self.columns = {name: column for name, column in found.items() if column is not None}
-        named = {field.data_key or name: field for name, field in self.dump_fields.items()}
-        read = {key: field for key, field in named.items() if not isinstance(field, Lines)}
+        read = {key: field for key, field in self.dump_fields.items() if type(field) is not Lines}
         attributes = {key: str(field.attribute or field.name) for key, field in read.items()}
-        self._keys = tuple(named)
+        self._keys = tuple(self.dump_fields)
         self._keys_of_row = tuple(read)
         self._values = _getter(tuple(attributes.values()))
         self._serialized = [
