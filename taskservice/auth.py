@@ -229,14 +229,9 @@ def authenticate_link(token: str) -> None:
     g.caller = Caller(link.user_id, None, link.id, LINK, link.user_name, READ, link.task_id)
 
 
-def still_valid(now: str) -> AnyRow | None:
+def still_valid() -> AnyRow | None:
     """The key or link of this request; None if it was revoked or has expired."""
-    return find(_LINK_BY_ID if caller.task_id else KEY_BY_ID, caller.key_id, now)
-
-
-def is_key_valid() -> bool:
-    """Whether the key of this request is still neither revoked nor expired."""
-    return still_valid(clock.now()) is not None
+    return find(_LINK_BY_ID if caller.task_id else KEY_BY_ID, caller.key_id, clock.now())
 
 
 caller = cast(Caller, LocalProxy(lambda: g.caller))

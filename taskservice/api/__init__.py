@@ -3,7 +3,7 @@
 from flask import Blueprint, Flask, Response, request
 
 from taskservice.api import agents, hooks, logs, questions, service, tasks, users
-from taskservice.auth import ERRORS_OF_DELETED_USER, KEY_HEADERS, authenticate, caller, is_key_valid
+from taskservice.auth import ERRORS_OF_DELETED_USER, KEY_HEADERS, authenticate, caller, still_valid
 from taskservice.errors import from_exception, invalid_key, respond
 from taskservice.terms import API_PREFIX
 from taskservice.web import responses
@@ -38,7 +38,7 @@ def require_key() -> None:
 
 def refuse_deleted_user(error: Exception) -> Response:
     """401 to a request whose user was deleted since it came; other errors are as elsewhere."""
-    return respond(from_exception(error) if is_key_valid() else invalid_key())
+    return respond(from_exception(error) if still_valid() else invalid_key())
 
 
 for kind in ERRORS_OF_DELETED_USER:

@@ -88,12 +88,11 @@ def _key_check() -> Callable[[], bool]:
 
     def is_valid() -> bool:
         nonlocal since, expires_at
-        now = clock.now()
         if watch.changes != since:
             since = watch.changes
-            key = still_valid(now)
+            key = still_valid()
             expires_at = "" if key is None else key.expires_at or NEVER
-        return now < expires_at
+        return clock.now() < expires_at
 
     return is_valid
 
