@@ -13,15 +13,15 @@ from taskservice.terms import PROFILE_VARIABLE
 
 # Client commands must not load Flask or SQLAlchemy.
 CLIENT_COMMANDS = {
-    "login": "taskservice.cli.login",
-    "logout": "taskservice.cli.login",
+    "login": "taskservice.cli.service_client",
+    "logout": "taskservice.cli.service_client",
     "run": "taskservice.cli.run",
-    "work": "taskservice.cli.work",
-    "progress": "taskservice.cli.ask",
-    "ask": "taskservice.cli.ask",
+    "work": "taskservice.cli.run",
+    "progress": "taskservice.cli.questions",
+    "ask": "taskservice.cli.questions",
     "task": "taskservice.cli.task",
     "agent": "taskservice.cli.agent",
-    "grep": "taskservice.cli.grep",
+    "grep": "taskservice.cli.task",
     "status": "taskservice.cli.agent",
     "hook": "taskservice.cli.hook",
     "listen": "taskservice.cli.listen",

@@ -5,8 +5,7 @@ from typing import Any
 
 import click
 
-from taskservice.cli.json_input import json_input
-from taskservice.cli.options import Duration, Text, examples, json_lines, known_agent
+from taskservice.cli.options import Duration, Text, examples, json_input, json_lines, known_agent
 from taskservice.cli.service_client import (
     UNAVAILABLE,
     WRONG_SETTING,

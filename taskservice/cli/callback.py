@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import click
 
 from taskservice.cli.options import Text, examples, json_lines, json_object
-from taskservice.cli.service_app import service_app
+from taskservice.cli.serve import service_app
 from taskservice.database import clock
 from taskservice.errors import no_such_user
 from taskservice.schemas import strict_json

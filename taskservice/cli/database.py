@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL, make_url
 from taskservice.background import removal
 from taskservice.background.removal import Bounds, PruneResult
 from taskservice.cli.options import Text, examples, json_lines, json_object
-from taskservice.cli.service_app import load_config, one_line_errors, service_app
+from taskservice.cli.serve import load_config, one_line_errors, service_app
 from taskservice.config import Config
 from taskservice.database import migrations
 from taskservice.database.address import parse, shown

@@ -1,17 +1,20 @@
-"""Types of options that several commands share: durations, text, ids, labels, and --json."""
+"""Options that several commands share: durations, text, ids, labels, JSON, and --json."""
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from taskservice.quantities import typed, typed_seconds
+from taskservice.terms import MAX_OBJECT
+
 if TYPE_CHECKING:
     from taskservice.client import Client, Task
-from taskservice.quantities import typed, typed_seconds
 
 # How many of the newest tasks a shell knows.
 COMPLETED_TASKS = 100
@@ -132,6 +135,70 @@ class Label(click.ParamType[tuple[str, str]]):
         return _completions(_labels, incomplete)
 
 
+def json_input(value: str) -> dict[str, Any]:
+    """A JSON object, or @FILE with one; @- reads stdin. Its numbers stay exact."""
+    # Imported here, since the server commands need no runner.
+    from taskservice.runner.run import parse_object
+
+    text = value.encode(errors="replace")
+    try:
+        if value.startswith("@"):
+            # One more byte shows that a file is too large.
+            with click.open_file(value[1:], "rb") as file:
+                text = file.read(MAX_OBJECT + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise click.BadParameter(f"{value[1:]} can't be read: {reason}") from None
+    parsed = parse_object(text)
+    if parsed is None:
+        raise click.BadParameter(_reason(text))
+    return parsed
+
+
+def json_file(path: str) -> dict[str, Any]:
+    """A file with a JSON object; - reads stdin."""
+    return json_input(f"@{path}")
+
+
+def _reason(text: bytes) -> str:
+    if len(text) > MAX_OBJECT:
+        return "is larger than 1 MiB"
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        return "is nested too deeply"
+    except ValueError as error:
+        return f"is not JSON: {error}; an example is '{{\"day\": 1}}', or @FILE"
+    if not isinstance(value, dict):
+        return 'must be a JSON object, such as {"day": 1}'
+    return "contains a key twice, a number that can't be stored exactly, or too many levels"
+
+
+def _json_or_member(value: str) -> dict[str, Any]:
+    """Like `json_input`, or one member of the object as KEY=VALUE, whose value is a string."""
+    key, equals, text = value.partition("=")
+    if equals and key and not key.lstrip().startswith(("@", "{", "[", '"')):
+        return {Text()(key): Text()(text)}
+    return json_input(value)
+
+
+def _merged(
+    ctx: click.Context, param: click.Parameter, objects: Sequence[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """All members; None if the option is not given."""
+    return {key: value for part in objects for key, value in part.items()} if objects else None
+
+
+task_input = click.option(
+    "--input",
+    "input_object",
+    type=_json_or_member,
+    multiple=True,
+    callback=_merged,
+    metavar="JSON",
+    help="Input of the task: a JSON object, @FILE with one (@- reads stdin), or KEY=VALUE for a "
+    "string. Repeatable.",
+)
 labels_option = partial(click.option, "--label", "labels", type=Label(), multiple=True)
 task_labels = labels_option(help="Label of the task. Repeatable.")
 label_filter = labels_option(help="Only tasks with this label. Repeat to require several.")

@@ -1,28 +1,35 @@
-"""`taskservice run`: any program becomes a task."""
+"""`taskservice run` and `work`: any program becomes a task, or does each task of an agent."""
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 import click
 
-from taskservice.cli.json_input import task_input
 from taskservice.cli.options import (
     Duration,
     Text,
     examples,
     known_agent,
     task_callback,
+    task_input,
     task_labels,
 )
-from taskservice.cli.service_client import service_client
-from taskservice.client import own_task_id
+from taskservice.cli.service_client import did_you_mean, service_client
+from taskservice.client import Client, own_task_id, responses
+from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
+from taskservice.client.responses import RETRYABLE, NotFound, NotTheService, TaskServiceError
 from taskservice.client.sender import now, rfc3339
-from taskservice.runner.process import forward_signals
+from taskservice.client.task import Task, change_task, claim_task
+from taskservice.runner.process import PROGRAM_ONLY, forward_signals
 from taskservice.runner.program_output import Masker
-from taskservice.runner.run import Run, become_program, resend
+from taskservice.runner.run import Run, become_program, failed, resend
 from taskservice.terminal import exit_with_error, notice, open_standard_files
 from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
 
@@ -59,7 +66,7 @@ from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
     "--resend", "is_resend", is_flag=True, help="Send the saved data of earlier runs, then exit."
 )
 @click.argument("command_line", metavar="-- CMD ...", nargs=-1, type=click.UNPROCESSED)
-def command(
+def run_command(
     agent: str | None,
     is_tty: bool,
     is_strict: bool,
@@ -139,3 +146,162 @@ def _resend(agent: str | None, command_line: tuple[str, ...]) -> None:
         if not is_done:
             exit_with_error("Not everything could be sent")
     sys.exit(0)
+
+
+# `taskservice work`: claims an agent's tasks as they come, and runs a program for each.
+
+# How long the service may hold a claim. A signal does not interrupt the request, and a task in
+# its response still runs.
+CLAIM_SECONDS = 2
+# For the first request, in seconds: a person should soon see whether it works.
+FIRST_TIMEOUTS = (2.0, 3.0)
+
+
+@click.command(
+    "work",
+    short_help="Claim tasks of an agent, and run a program for each.",
+    epilog=examples(
+        "taskservice work --agent summarizer -- python -u summarize.py",
+        "taskservice work --agent summarizer --parallel 4 -- ./summarize.sh",
+    ),
+)
+@click.option(
+    "--agent",
+    required=True,
+    type=known_agent,
+    help="Agent whose tasks to claim; registered if new.",
+)
+@click.option(
+    "--parallel", default=1, type=click.IntRange(1, 256), help="Maximum number of tasks at a time."
+)
+@click.argument(
+    "command_line", metavar="-- CMD ...", nargs=-1, required=True, type=click.UNPROCESSED
+)
+def work_command(agent: str, parallel: int, command_line: tuple[str, ...]) -> None:
+    """Claim the tasks of an agent as they come, and run CMD for each, as `run` does.
+
+    CMD reads the task's input as JSON from stdin. Any number of workers can run, on any
+    machines: each task is given to only one of them. The worker forwards signals to its running
+    programs, and ends when they have ended.
+    """
+    open_standard_files()
+    # The worker itself retries, without a limit.
+    with service_client(patience=0) as client:
+        worker = Worker(client, agent, command_line, parallel)
+        forward_signals(worker.stop)
+        worker.work()
+
+
+class Worker:
+    """Runs at most `parallel` tasks at once, until `stop` is called."""
+
+    def __init__(
+        self, client: Client, agent_id: str, command: Sequence[str], parallel: int = 1
+    ) -> None:
+        self._client, self._agent_id = client, agent_id
+        self._command = command
+        self._slots = threading.Semaphore(parallel)
+        self._parallel = parallel
+        self._runs: dict[str, Run] = {}
+        self._stopping = False
+        self._claim_key = uuid4().hex  # the Idempotency-Key of a claim, until its response
+        self._is_registered = False
+        self._has_begun = False
+
+    def stop(self, number: int, is_from_terminal: bool = False) -> None:
+        """Forward a signal to the programs; unless it is only for them, claim no more tasks."""
+        if number not in PROGRAM_ONLY:
+            self._stopping = True
+        for run in list(self._runs.values()):
+            run.forward(number, is_from_terminal)
+
+    def work(self) -> None:
+        """Claim tasks and run them until `stop`, then wait for the programs that still run.
+
+        Raises TaskServiceError for a permanent error.
+        """
+        printed: type[Exception] | None = None
+        pauses = delays()
+        while self._acquire_slot():
+            try:
+                self._register()
+                task = self._claim()
+            except (*RETRYABLE, NotTheService) as error:
+                self._slots.release()
+                # At first this means a wrong URL; later, a proxy whose service is unavailable.
+                if not (self._has_begun or isinstance(error, RETRYABLE)):
+                    raise
+                if type(error) is not printed:
+                    notice(f"{error}; retrying")
+                printed = type(error)
+                self._pause(pause_after(error, next(pauses)))
+                continue
+            pauses, printed = delays(), None
+            if task is None:
+                self._slots.release()
+                self._pause(self._client.connection.seconds_before_repeat())
+            else:
+                threading.Thread(target=self._run_task, args=[task], name=task.id).start()
+        for _ in range(self._parallel):
+            while not self._slots.acquire(timeout=0.2):
+                pass  # signal handlers run between the attempts
+
+    def _acquire_slot(self) -> bool:
+        """Wait for a free slot and take it; false after `stop`."""
+        while not self._stopping:
+            if self._slots.acquire(timeout=0.2):
+                if not self._stopping:
+                    return True
+                self._slots.release()
+        return False
+
+    def _claim(self) -> Task | None:
+        try:
+            connection = self._client.connection
+            task = claim_task(connection, self._agent_id, CLAIM_SECONDS, self._claim_key)
+        except NotFound:  # the agent was deleted
+            self._is_registered = False
+            return None
+        self._claim_key = uuid4().hex
+        return task
+
+    def _register(self) -> None:
+        """Print the agent whose tasks it claims; register a new agent and print similar ids."""
+        if self._is_registered:
+            return
+        connection = self._client.connection
+        agents = connection.call("GET", "/agent", responses.AGENTS, timeout=FIRST_TIMEOUTS).data
+        known = [agent["id"] for agent in agents]
+        if self._agent_id not in known:
+            self._client.register(self._agent_id)
+            question = did_you_mean(known, self._agent_id)
+            notice(f"agent {self._agent_id} was registered just now{question}")
+        notice(f"waiting for tasks of agent {self._agent_id}")
+        self._is_registered = self._has_begun = True
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._stopping and time.monotonic() < until:
+            time.sleep(0.1)
+
+    def _run_task(self, task: Task) -> None:
+        try:
+            notice(f"task {task.id} {task.name}")
+            run = self._runs[task.id] = Run(self._client.connection, self._command, task=task)
+            run.start()
+            run.execute()
+        except TaskServiceError as error:
+            notice(f"task {task.id}: {error}")
+        except (OSError, RuntimeError) as error:
+            self._fail(task, error)
+        finally:
+            self._runs.pop(task.id, None)
+            self._slots.release()
+
+    def _fail(self, task: Task, error: Exception) -> None:
+        """Report that a claimed task can't be run: no other worker would take it."""
+        text = f"The worker could not start the program: {error}"
+        notice(f"task {task.id}: {text}")
+        with contextlib.suppress(TaskServiceError):
+            connection = self._client.connection
+            change_task(connection, task.id, failed(text), patience=PATIENCE_SECONDS)

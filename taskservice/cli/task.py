@@ -1,16 +1,17 @@
-"""`taskservice task`: start, list, show, follow, rerun, cancel, share and delete tasks."""
+"""`taskservice task`: start, list, show, follow, rerun, cancel, share and delete; `grep`."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial, wraps
+from heapq import merge
 from itertools import islice
+from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn
 
 import click
 
 from taskservice import terms
 from taskservice.cli import questions, task_text
-from taskservice.cli.json_input import task_input
 from taskservice.cli.options import (
     Duration,
     Text,
@@ -22,18 +23,22 @@ from taskservice.cli.options import (
     label_filter,
     labels_option,
     task_callback,
+    task_input,
     task_labels,
     time_before,
 )
 from taskservice.cli.service_client import (
     UNAVAILABLE,
+    WRONG_SETTING,
+    agent_ids,
+    find_agent_id,
     find_task_id,
     registered_agent_id,
     service_client,
 )
-from taskservice.client import PAGE_TASKS, Client, NotFound, Question, Refused, Task
-from taskservice.client.responses import NEW_LINES, SHORT_FIELDS
-from taskservice.client.task import Line, path_segment
+from taskservice.client import PAGE_TASKS, Client, Invalid, NotFound, Question, Refused, Task
+from taskservice.client.responses import FOUND, NEW_LINES, SHORT_FIELDS
+from taskservice.client.task import Line, pages, path_segment
 from taskservice.terminal import (
     exit_with_error,
     notice,
@@ -521,3 +526,70 @@ def _follow(task_id: str, shown: _Lines) -> NoReturn:
 def _print_question(task: Task, question: Question, err: bool = False) -> None:
     for line in questions.question(task, question):
         print_line(line, err=err)
+
+
+# `taskservice grep`: the lines of all logs that contain a text.
+
+# How long one part of a search is retried while the service is busy or unavailable.
+SEARCH_PATIENCE_SECONDS = 60.0
+
+
+@click.command(
+    "grep",
+    epilog=examples(
+        'taskservice grep "disk full" --failed --since 7d',
+        "taskservice grep timeout --agent summarizer --json | jq -r .taskId",
+    ),
+)
+@click.argument("text", type=Text())
+@click.option("--agent", type=known_agent, help="Only tasks of this agent.")
+@label_filter
+@click.option("--failed", is_flag=True, help="Only tasks that failed or timed out.")
+@click.option("--since", type=Duration(), help="Only tasks started within this time, such as 7d.")
+@click.option("--limit", type=click.IntRange(1), help="Maximum number of lines (default: all).")
+@json_lines
+def grep_command(
+    text: str,
+    agent: str | None,
+    labels: Sequence[tuple[str, str]],
+    failed: bool,
+    since: int | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Search the logs of all tasks for TEXT.
+
+    Each line that contains TEXT is printed as ID:LINE: text, the newest task first. TEXT is taken
+    literally; ASCII letters match in any case. Exit codes: 0 found, 1 not found, 2 wrong use or
+    key, 69 the service is unavailable.
+    """
+    query: dict[str, Any] = {
+        "text": text,
+        "limit": str(min(limit or terms.MAX_LIMIT, terms.MAX_LIMIT)),
+    }
+    query |= {"createdAfter": time_before(since), "label": [f"{k}:{v}" for k, v in labels]}
+    is_found = False
+    with service_client(SEARCH_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
+        if agent is not None:
+            query["agentId"] = find_agent_id(agent_ids(client), agent)
+        try:
+            for hit in islice(_hits(client, query, failed), limit):
+                is_found = True
+                line = f"{hit['taskId']}:{hit['line']}: {hit['text']}"
+                print_json(hit) if as_json else print_log_line(line)
+        except Invalid as error:
+            exit_with_error(str(error), WRONG_SETTING)
+    sys.exit(0 if is_found else 1)
+
+
+def _hits(client: Client, query: dict[str, Any], failed: bool) -> Iterator[dict[str, Any]]:
+    """The hits, newest task first; with `failed`, of two searches, since each has one type."""
+    kinds = (terms.FAILED, terms.TIMEOUT) if failed else (None,)
+    # The ids of tasks sort by their start.
+    found = (_found(client, query | {"errorType": kind}) for kind in kinds)
+    return merge(*found, key=itemgetter("taskId"), reverse=True)
+
+
+def _found(client: Client, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for response in pages(client.connection, "/search", query, FOUND):
+        yield from response.data["hits"]

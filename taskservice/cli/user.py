@@ -4,7 +4,7 @@ import click
 
 from taskservice.background import removal
 from taskservice.cli.options import Duration, Text, examples, json_lines
-from taskservice.cli.service_app import service_app
+from taskservice.cli.serve import service_app
 from taskservice.database import clock
 from taskservice.schemas.users import key_schema, user_schema
 from taskservice.services import users as user_service
