@@ -31,7 +31,7 @@ from taskservice.operations import database_check
 STEP_INSTRUCTIONS = 100_000
 
 
-class BackupError(Exception):
+class BackupError(DatabaseError):
     """A backup or restore failed; the message is one line for the operator."""
 
 
@@ -39,6 +39,8 @@ class BackupError(Exception):
 def _one_line_errors(deed: str, database: Path) -> Iterator[None]:
     try:
         yield
+    except BackupError:
+        raise
     except (OSError, sqlite3.Error, DBAPIError, DatabaseError) as error:
         raise BackupError(f"The {deed} failed: {migrations.reason(error, database)}") from None
 
@@ -74,8 +76,6 @@ def _verified(file: Path) -> str:
             raise DatabaseError("The database is empty")
         return revision
 
-
-# Backup: makes a verified copy of the SQLite database while the service writes to it.
 
 # The size of the steps between which a backup can be interrupted.
 STEP_PAGES = 1_000
@@ -135,8 +135,6 @@ def _copy(database: Path, draft: Path) -> None:
         # Between two steps it calls this function, so that Python handles signals.
         source.backup(copy, pages=STEP_PAGES, progress=lambda *_: None)
 
-
-# Restore: replaces the SQLite database with a verified backup, while nothing uses it.
 
 # The other files that SQLite needs to read a database, unlike its index of the log.
 _LOGS = ("-wal", "-journal")

@@ -89,18 +89,15 @@ def _run_checks(
     try:
         with command_engine(address).connect() as connection:
             for name, check in checks.items():
-                yield Finding(name, *_verdict(check, connection))
+                try:
+                    verdict = check(connection)
+                except (DBAPIError, sqlite3.Error, DatabaseError) as error:
+                    # After an error PostgreSQL refuses every statement of the same transaction.
+                    connection.rollback()
+                    verdict = ERROR, reason(error)
+                yield Finding(name, *verdict)
     except (DBAPIError, sqlite3.Error, OSError) as error:
         yield Finding("connection", ERROR, reason(error))
-
-
-def _verdict(check: Callable[[Connection], Verdict], connection: Connection) -> Verdict:
-    try:
-        return check(connection)
-    except (DBAPIError, sqlite3.Error, DatabaseError) as error:
-        # After an error PostgreSQL refuses every statement of the same transaction.
-        connection.rollback()
-        return ERROR, reason(error)
 
 
 # --- both databases ----------------------------------------------------------------------

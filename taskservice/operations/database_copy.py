@@ -16,7 +16,7 @@ from taskservice.database import migrations
 from taskservice.database.address import shown
 from taskservice.database.engine import command_engine, prepare_sqlite_connection, sqlite3
 from taskservice.database.files import is_open_elsewhere
-from taskservice.database.migrations import COPY_PROGRESS, UnfinishedCopy
+from taskservice.database.migrations import COPY_PROGRESS, DatabaseError, UnfinishedCopy
 from taskservice.database.models import ServiceHeartbeat
 from taskservice.database.types import db
 from taskservice.operations.health import MAX_AGE_SECONDS, is_served
@@ -41,7 +41,7 @@ _PROGRESS = sa.Table(
 )
 
 
-class CopyError(Exception):
+class CopyError(DatabaseError):
     """The copy cannot continue; the message is one line for the operator."""
 
 

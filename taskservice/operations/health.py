@@ -21,7 +21,7 @@ from taskservice.database.models import Agent, Delivery, ServiceHeartbeat
 from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import database_now, db
 from taskservice.errors import database_unavailable
-from taskservice.operations.metrics import Metric, Sample
+from taskservice.operations.metrics import Metric, Sample, gauge
 from taskservice.services.deliveries import is_due
 from taskservice.terms import BROKEN, LATE, OK
 
@@ -69,8 +69,6 @@ def is_served(connection: sa.Connection, max_age: float = MAX_AGE_SECONDS) -> bo
     fresh = sa.select(ServiceHeartbeat.id).where(IS_CURRENT)
     return connection.scalar(fresh, {"max_gap": max_age}) is not None
 
-
-# Checks within a short time whether the database can be used, and counts its contents.
 
 T = TypeVar("T")
 
@@ -181,16 +179,13 @@ def require_usable() -> None:
 
 def database_metrics() -> list[Metric]:
     """Metrics of the database's contents; if it does not respond, only `database_up` with 0."""
+    found: list[Metric] = []
     try:
         found = resources.find(MetricsProbe).result(METRICS_SECONDS)
     except FAILURES as error:
         logger.error("The database metrics can't be read: %s", getattr(error, "orig", error))
-        return [_is_up(False)]
-    return [_is_up(True), *found]
-
-
-def _is_up(up: bool) -> Metric:
-    return _gauge("database_up", "Whether the database responded.", Sample({}, int(up)))
+    is_up = Sample({}, int(bool(found)))
+    return [gauge("database_up", "Whether the database responded.", is_up), *found]
 
 
 def _check_usable() -> None:
@@ -231,38 +226,30 @@ def _count_rows() -> list[Metric]:
         file = _file()
         sizes = _sizes(file) if file else {"database": connection.execute(_SIZE).scalar_one()}
     complete = counts.tasks - counts.running - counts.error
-    delivered = counts.deliveries - counts.pending - counts.failed - counts.cancelled
+    failures = {"failed": counts.failed, "cancelled": counts.cancelled}
+    delivered = counts.deliveries - counts.pending - sum(failures.values())
     tasks = {"running": counts.running, "complete": complete, "error": counts.error}
-    deliveries = {
-        "pending": counts.pending,
-        "delivered": delivered,
-        "failed": counts.failed,
-        "cancelled": counts.cancelled,
-    }
+    deliveries = {"pending": counts.pending, "delivered": delivered, **failures}
     age = seconds_between(oldest.next_attempt_at, oldest.now) if oldest else 0.0
     return [
-        _gauge("tasks", "Tasks by status.", *_samples("status", tasks)),
-        _gauge(
+        gauge("tasks", "Tasks by status.", *_samples("status", tasks)),
+        gauge(
             "agents",
             "Agents by the outcome of their last task, and agents that are late.",
             *_samples("state", agents),
         ),
-        _gauge("deliveries", "Deliveries by state.", *_samples("state", deliveries)),
-        _gauge(
+        gauge("deliveries", "Deliveries by state.", *_samples("state", deliveries)),
+        gauge(
             "oldest_due_delivery_age_seconds",
             "Age of the oldest due delivery in seconds; 0 when none is due.",
             Sample({}, age),
         ),
-        _gauge(
+        gauge(
             "database_size_bytes",
             "Size of the database, and of SQLite's write-ahead log.",
             *_samples("part", sizes),
         ),
     ]
-
-
-def _gauge(name: str, help: str, *samples: Sample) -> Metric:
-    return Metric(f"taskservice_{name}", "gauge", help, samples)
 
 
 def _samples(label: str, values: dict[str, Any]) -> list[Sample]:

@@ -59,6 +59,10 @@ class Metric(NamedTuple):
     samples: Iterable[Sample]
 
 
+def gauge(name: str, help: str, *samples: Sample) -> Metric:
+    return Metric(f"taskservice_{name}", "gauge", help, samples)
+
+
 class RequestCounts:
     """Counts the requests of all worker processes, in memory inherited from their parent.
 
@@ -99,38 +103,30 @@ class RequestCounts:
     def waits(self, limit: int) -> list[Metric]:
         """The number of open streams and waits in all processes, and its maximum."""
         number = sum(self._words[slot * _SLOT + 1] for slot in range(SLOTS))
-        name, help = "taskservice_waits", "Number of open streams and waits."
-        most = "Maximum number of streams and waits."
         return [
-            Metric(name, "gauge", help, [Sample({}, number)]),
-            Metric(f"{name}_limit", "gauge", most, [Sample({}, limit)]),
+            gauge("waits", "Number of open streams and waits.", Sample({}, number)),
+            gauge("waits_limit", "Maximum number of streams and waits.", Sample({}, limit)),
         ]
 
     def metrics(self) -> list[Metric]:
         """The counts of all processes since the service started."""
         requests: Counter[Labels] = Counter()
         durations: dict[str, list[int]] = {}
-        records = (each for slot in range(SLOTS) for each in self._records(slot * _SLOT))
-        for labels, offset in records:
-            numbers = self._words[offset : offset + _BUCKETS + 1].tolist()
-            requests[labels] += sum(numbers[:_BUCKETS])
-            before = durations.get(labels.route, [0] * len(numbers))
-            durations[labels.route] = [a + b for a, b in zip(before, numbers, strict=True)]
+        for slot in range(SLOTS):
+            for labels, offset in self._records(slot * _SLOT):
+                numbers = self._words[offset : offset + _BUCKETS + 1].tolist()
+                requests[labels] += sum(numbers[:_BUCKETS])
+                before = durations.get(labels.route, [0] * len(numbers))
+                durations[labels.route] = [a + b for a, b in zip(before, numbers, strict=True)]
         # The duration of requests without a route means nothing.
         durations.pop(OTHER, None)
+        counts = [Sample(labels._asdict(), count) for labels, count in sorted(requests.items())]
+        help = "Requests by route, method and status."
+        buckets = [each for item in sorted(durations.items()) for each in _histogram(*item)]
+        seconds = "Seconds until the first byte of the response, by route."
         return [
-            Metric(
-                "taskservice_requests_total",
-                "counter",
-                "Requests by route, method and status.",
-                [Sample(labels._asdict(), count) for labels, count in sorted(requests.items())],
-            ),
-            Metric(
-                "taskservice_request_duration_seconds",
-                "histogram",
-                "Seconds until the first byte of the response, by route.",
-                [each for item in sorted(durations.items()) for each in _histogram(*item)],
-            ),
+            Metric("taskservice_requests_total", "counter", help, counts),
+            Metric("taskservice_request_duration_seconds", "histogram", seconds, buckets),
         ]
 
     def _records(self, start: int) -> Iterator[tuple[Labels, int]]:
@@ -161,8 +157,7 @@ requests = RequestCounts()
 def build() -> Metric:
     """The versions of the service and of Python."""
     labels = {"version": __version__, "python": sys.version.partition(" ")[0]}
-    help = "The version of the service, and of Python."
-    return Metric("taskservice_build_info", "gauge", help, [Sample(labels, 1)])
+    return gauge("build_info", "The version of the service, and of Python.", Sample(labels, 1))
 
 
 def text(metrics: Iterable[Metric]) -> str:

@@ -37,13 +37,9 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         reason = _database_failure(record)
         message = f"{record.getMessage()}{f': {reason}' if reason else ''}"
-        parts = [
-            now(),
-            f"{record.levelname:7}",
-            _quoted(message) if "=" in message else escaped(message),
-            *(f"{name}={_value(value)}" for name, value in _details(record).items()),
-        ]
-        text = " ".join(parts)
+        shown = _quoted(message) if "=" in message else escaped(message)
+        details = [f"{name}={_value(value)}" for name, value in _details(record).items()]
+        text = " ".join([now(), f"{record.levelname:7}", shown, *details])
         if record.exc_info and not reason:
             traceback = escaped_lines(self.formatException(record.exc_info))
             text += "\n" + textwrap.indent(traceback, "  ")
@@ -61,13 +57,8 @@ def _quoted(text: str) -> str:
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, Any] = {
-            "at": now(),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            **_details(record),
-        }
+        entry: dict[str, Any] = {"at": now(), "level": record.levelname.lower()}
+        entry |= {"logger": record.name, "message": record.getMessage(), **_details(record)}
         if record.exc_info:
             reason = _database_failure(record)
             entry["exception"] = reason or self.formatException(record.exc_info)
@@ -114,7 +105,6 @@ def log_extra(request_id: str) -> dict[str, Any]:
 
 
 def init_app(app: Flask) -> None:
-    """Give each request an id, a line in the log, and a count in the metrics."""
     app.before_request(begin)
     app.after_request(_end)
 
