@@ -1,5 +1,169 @@
-"""The Model Context Protocol at `/mcp`: each agent is a tool, on the same services as the API."""
+"""The Model Context Protocol at `/mcp`: one JSON-RPC message in, one response out, no session."""
 
-from taskservice.mcp.endpoint import init_app
+from collections.abc import Callable
+from typing import Any
 
-__all__ = ["init_app"]
+from flask import Blueprint, Flask, Response, request
+from werkzeug.exceptions import MethodNotAllowed
+
+from taskservice import __version__, resources
+from taskservice.auth import KEY_HEADERS, caller
+from taskservice.errors import Problem
+from taskservice.mcp import events, protocol, results, tool_calls
+from taskservice.mcp.protocol import Call, RpcError
+from taskservice.operations import request_log
+from taskservice.services import reports, tasks
+from taskservice.terms import READ, TASK_FINISHED
+from taskservice.web import responses
+from taskservice.web.request import json_bytes, require_id
+from taskservice.web.responses import FastResponse
+
+MAX_LOGGED = 64
+OTHER_METHODS = ("GET", "PUT", "PATCH", "DELETE", "OPTIONS")
+CACHE = {"ttlMs": 60_000, "cacheScope": "private"}
+SERVER = {"name": "taskservice", "title": "taskservice", "version": __version__}
+# Some clients look for events here, others among the extensions.
+CAPABILITIES: dict[str, Any] = {"tools": {}, "events": {}}
+INSTRUCTIONS = (
+    "Each tool named after an agent starts a task, which a worker runs. The task keeps running "
+    "even if this conversation ends. If the status in a result is running, call wait_task with "
+    "its taskId until the task has ended; read_log returns its log. If a result contains "
+    "questions, ask your user, then call answer_task. If the result of a call was lost, call "
+    "list_tasks before you repeat the call: the task can already be running."
+)
+
+blueprint = Blueprint("mcp", __name__)
+
+
+def initialize(call: Call) -> dict[str, Any]:
+    version = call.params.get("protocolVersion")
+    return {
+        "protocolVersion": version if version in protocol.LEGACY else protocol.LEGACY[0],
+        "capabilities": {**CAPABILITIES, "extensions": {protocol.EVENTS: {}}},
+        "serverInfo": SERVER,
+        "instructions": INSTRUCTIONS,
+    }
+
+
+def discover(call: Call) -> dict[str, Any]:
+    return {
+        "supportedVersions": protocol.VERSIONS,
+        "capabilities": {**CAPABILITIES, "extensions": {protocol.TASKS: {}, protocol.EVENTS: {}}},
+        "instructions": INSTRUCTIONS,
+        **CACHE,
+    }
+
+
+def list_tools(call: Call) -> dict[str, Any]:
+    return {"tools": tool_calls.definitions(), **(CACHE if call.is_modern else {})}
+
+
+def list_events(call: Call) -> dict[str, Any]:
+    return {"events": events.DEFINITIONS, **(CACHE if call.is_modern else {})}
+
+
+def get_task(call: Call) -> dict[str, Any]:
+    return results.task_state(call, tasks.get(caller, _task_id(call)))
+
+
+def update_task(call: Call) -> dict[str, Any]:
+    results.answer_forms(_task_id(call), call.params.get("inputResponses"))
+    return {}
+
+
+def cancel_task(call: Call) -> dict[str, Any]:
+    """Cancel a task; one that has ended stays as it is."""
+    try:
+        reports.cancel(caller, _task_id(call))
+    except Problem as problem:
+        if problem.code != TASK_FINISHED:
+            raise
+    return {}
+
+
+def _task_id(call: Call) -> str:
+    return require_id("task", str(call.params.get("taskId")))
+
+
+Method = Callable[[Call], dict[str, Any]]
+_TASKS: dict[str, Method] = {
+    "tasks/get": get_task,
+    "tasks/update": update_task,
+    "tasks/cancel": cancel_task,
+}
+_EVENTS: dict[str, Method] = {"events/list": list_events, **events.METHODS}
+_BOTH: dict[str, Method] = {"tools/list": list_tools, "tools/call": tool_calls.run, **_EVENTS}
+MODERN_METHODS = {**_BOTH, "server/discover": discover, **_TASKS}
+LEGACY_METHODS = {**_BOTH, "initialize": initialize, "ping": lambda call: {}}
+OF_AGENT_KEYS = {*_EVENTS, "server/discover", "initialize"}
+OF_READ_KEYS = {*OF_AGENT_KEYS, "ping", "tools/list", "tools/call", "tasks/get"}
+
+
+@blueprint.post(protocol.PATH, provide_automatic_options=False)
+def handle() -> Response:
+    message_id = None
+    try:
+        message = protocol.read_message(json_bytes())
+        # All requests have the same path: the log names the method and the tool.
+        name = message.params.get("name")
+        tool = {"tool": name[:MAX_LOGGED]} if isinstance(name, str) else {}
+        request_log.add_details(method=message.method[:MAX_LOGGED], **tool)
+        if message.is_notification:
+            # Not even `notifications/cancelled` ends a task: clients send it for finished calls.
+            return FastResponse(status=202)
+        if caller.agent_id is not None or message.method not in OF_READ_KEYS:
+            caller.require_full_access()
+        if message.method not in OF_AGENT_KEYS:
+            caller.require_user_key()
+        message_id = message.id
+        call = protocol.read_call(message, request.headers)
+        if caller.access == READ:
+            # It can't answer questions, so it gets no forms.
+            call = call._replace(capabilities={**call.capabilities, "elicitation": None})
+        return responses.json({"jsonrpc": "2.0", "id": message_id, "result": _result(call)})
+    except RpcError as error:
+        refusal = {"jsonrpc": "2.0", "id": message_id, "error": error.json}
+        return responses.json(refusal, error.status)
+
+
+def _result(call: Call) -> dict[str, Any]:
+    methods = MODERN_METHODS if call.is_modern else LEGACY_METHODS
+    if call.method not in methods:
+        status = 404 if call.is_modern else 200
+        raise RpcError(protocol.METHOD_NOT_FOUND, f"No such method: {call.method}", status=status)
+    if call.method in _TASKS and not call.declares_tasks:
+        data: dict[str, Any] = {"requiredCapabilities": {"extensions": {protocol.TASKS: {}}}}
+        raise RpcError(
+            protocol.MISSING_CAPABILITY, f"The request must declare {protocol.TASKS}", data
+        )
+    try:
+        result = methods[call.method](call)
+    except results.REFUSED as error:
+        raise RpcError(protocol.INVALID_PARAMS, results.reason(error)) from None
+    if not call.is_modern:
+        return result
+    return {"resultType": "complete", **result, "_meta": {protocol.SERVER_KEY: SERVER}}
+
+
+@blueprint.route(protocol.PATH, methods=OTHER_METHODS, provide_automatic_options=False)
+def refuse() -> Response:
+    """Reject other methods, after the same checks; respond to CORS preflight requests."""
+    if protocol.is_preflight():
+        return FastResponse(status=204)
+    raise MethodNotAllowed(["POST"])
+
+
+blueprint.before_request(protocol.require_access)
+
+
+@blueprint.after_request
+def add_headers(response: Response) -> Response:
+    """Vary responses by key and origin, and let pages of allowed origins read them."""
+    response.headers.add("Vary", f"{KEY_HEADERS}, Origin")
+    response.headers.update(protocol.headers_for_browsers())
+    return response
+
+
+def init_app(app: Flask) -> None:
+    resources.provide(app, events.FailedChallenges())
+    app.register_blueprint(blueprint)

@@ -84,15 +84,9 @@ TASKS = "io.modelcontextprotocol/tasks"
 EVENTS = "io.modelcontextprotocol/events"
 
 # Method -> the parameter that the header `Mcp-Name` repeats.
-NAMED_BY = {
-    "tools/call": "name",
-    "tasks/get": "taskId",
-    "tasks/update": "taskId",
-    "tasks/cancel": "taskId",
-    "events/poll": "name",
-    "events/subscribe": "name",
-    "events/unsubscribe": "name",
-}
+NAMED_BY = {"tools/call": "name"}
+NAMED_BY |= dict.fromkeys(("tasks/get", "tasks/update", "tasks/cancel"), "taskId")
+NAMED_BY |= dict.fromkeys(("events/poll", "events/subscribe", "events/unsubscribe"), "name")
 _BASE64 = ("=?base64?", "?=")
 
 

@@ -77,20 +77,15 @@ def answer_forms(task_id: str, responses: Any) -> set[str]:
             # Some clients send an empty content with every action.
             names = ("action", "content") if fields.get("action") == ACCEPT else ("action",)
             try:
-                answer = _answer_schema.load(
-                    {name: fields[name] for name in names if name in fields}
-                )
-                content = answer.get("content")
-                question_service.answer(caller, task_id, question_id, answer["action"], content)
+                given = {name: fields[name] for name in names if name in fields}
+                answer = {"content": None} | _answer_schema.load(given)
+                question_service.answer(caller, task_id, question_id, **answer)
             except REFUSED as error:
-                place = f"question {question_id} of task {task_id}"
-                refused[place] = [reason(error)]
+                refused[f"question {question_id} of task {task_id}"] = [reason(error)]
     if refused:
         raise invalid(refused)
     return closed
 
-
-# A task as the result of a tool, and as an MCP task.
 
 # In bytes: of an output, and of a page of a log.
 MAX_TEXT = 32 * 1024
@@ -214,7 +209,6 @@ def background_task(task: TaskRow) -> dict[str, Any]:
 
 
 def task_state(call: Call, task: TaskRow) -> dict[str, Any]:
-    """The result of `tasks/get`."""
     state = _polling(task)
     if task.error_type == CANCELLED:
         return {**state, "status": "cancelled", "statusMessage": task.error_message}
@@ -250,7 +244,6 @@ def _ttl(task: TaskRow) -> int | None:
 
 
 def _status_message(task: TaskRow) -> str:
-    """The state of a running task in words."""
     questions = open_questions(task.questions)
     if questions:
         message = f"asks: {questions[0]['message']}"

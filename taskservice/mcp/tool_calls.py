@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taskservice.auth import caller
@@ -116,7 +116,8 @@ def run(call: Call) -> Result:
     try:
         if name in FIXED:
             tool = FIXED[name]
-            if errors := input_problems(tool.schema, strict_json.dumps(arguments).decode()):
+            schema = strict_json.dumps(tool.definition["inputSchema"]).decode()
+            if errors := input_problems(schema, strict_json.dumps(arguments).decode()):
                 raise invalid({path.removeprefix("input."): each for path, each in errors.items()})
             return tool.run(call, arguments)
         return _run_agent(call, name, arguments)
@@ -195,38 +196,33 @@ def _wrong_state() -> RpcError:
 
 # The tools that every user has, for tasks of all agents. Models read their docstrings.
 
-LAST_LINES = 100
-MAX_LINES = 1_000
-TASKS = 20
-MAX_TASKS = 50
-HITS = 20
-MAX_HITS = 50
+LAST_LINES, MAX_LINES = 100, 1_000
+TASKS, MAX_TASKS = 20, 50
+HITS, MAX_HITS = 20, 50
 # Each reads a bounded number of tasks.
 MAX_SEARCHES = 20
 
-_TASK_ID = {"type": "string", "description": "The task's ID."}
-_FILTERS = {
-    "agentId": {"type": "string", "description": "Only tasks of this agent."},
-    "status": {
-        "type": "string",
-        "enum": list(STATUSES),
-        "description": "Only tasks with this status.",
-    },
-}
+
+def _argument(kind: str, description: str, **keywords: Any) -> dict[str, Any]:
+    return {"type": kind, **keywords, "description": description}
 
 
 def _limit(maximum: int, default: int, description: str) -> dict[str, Any]:
-    number = {"type": "integer", "minimum": 1, "maximum": maximum, "default": default}
-    return number | {"description": description}
+    return _argument("integer", description, minimum=1, maximum=maximum, default=default)
 
+
+_TASK_ID = _argument("string", "The task's ID.")
+_FILTERS = {
+    "agentId": _argument("string", "Only tasks of this agent."),
+    "status": _argument("string", "Only tasks with this status.", enum=list(STATUSES)),
+}
 
 Function = Callable[[Call, Arguments], Result]
+READ_ONLY = {"readOnlyHint": True, "openWorldHint": False}
 
 
 class FixedTool(NamedTuple):
     definition: dict[str, Any]
-    # Of its arguments, as JSON.
-    schema: str
     run: Function
 
     @property
@@ -238,14 +234,17 @@ FIXED: dict[str, FixedTool] = {}
 
 
 def fixed_tool(
-    title: str, properties: dict[str, Any], required: Sequence[str] = (), **annotations: bool
+    title: str,
+    required: Sequence[str],
+    annotations: Mapping[str, bool] = READ_ONLY,
+    **arguments: dict[str, Any],
 ) -> Callable[[Function], Function]:
-    """Make a function a tool, under its name; by default a read-only tool."""
+    """Make a function a tool, under its name; `arguments` are their schemas."""
 
     def add(function: Function) -> Function:
         schema = {
             "type": "object",
-            "properties": properties,
+            "properties": arguments,
             "required": required,
             "additionalProperties": False,
         }
@@ -254,10 +253,9 @@ def fixed_tool(
             "title": title,
             "description": " ".join((inspect.getdoc(function) or "").split()),
             "inputSchema": schema,
-            "annotations": annotations or {"readOnlyHint": True, "openWorldHint": False},
+            "annotations": annotations,
         }
-        text = strict_json.dumps(schema).decode()
-        FIXED[function.__name__] = FixedTool(definition, text, function)
+        FIXED[function.__name__] = FixedTool(definition, function)
         return function
 
     return add
@@ -265,14 +263,10 @@ def fixed_tool(
 
 @fixed_tool(
     "Start a task",
-    {
-        "agentId": {"type": "string", "description": "The ID of the agent."},
-        "input": {"type": "object", "description": "The input of the task."},
-    },
     ["agentId"],
-    readOnlyHint=False,
-    destructiveHint=True,
-    openWorldHint=True,
+    {"readOnlyHint": False, "destructiveHint": True, "openWorldHint": True},
+    agentId=_argument("string", "The ID of the agent."),
+    input=_argument("object", "The input of the task."),
 )
 def start_task(call: Call, arguments: Arguments) -> Result:
     """Starts a task of any agent and returns immediately, with its taskId."""
@@ -282,17 +276,15 @@ def start_task(call: Call, arguments: Arguments) -> Result:
 
 @fixed_tool(
     "Wait for a task",
-    {
-        "taskId": _TASK_ID,
-        "seconds": {
-            "type": "number",
-            "minimum": 0,
-            "maximum": MAX_SECONDS,
-            "default": MAX_SECONDS,
-            "description": "How long to wait, in seconds; 0 returns immediately.",
-        },
-    },
     ["taskId"],
+    taskId=_TASK_ID,
+    seconds=_argument(
+        "number",
+        "How long to wait, in seconds; 0 returns immediately.",
+        minimum=0,
+        maximum=MAX_SECONDS,
+        default=MAX_SECONDS,
+    ),
 )
 def wait_task(call: Call, arguments: Arguments) -> Result:
     """Waits until the task has ended or asks a question, at most `seconds`. Call it again
@@ -307,19 +299,17 @@ def wait_task(call: Call, arguments: Arguments) -> Result:
 
 @fixed_tool(
     "Read a log",
-    {
-        "taskId": _TASK_ID,
-        "after": {
-            "type": "integer",
-            "minimum": 0,
-            "maximum": 1 << 53,
-            "description": "Return the lines after this line number; 0 for the beginning.",
-        },
-        "limit": _limit(
-            MAX_LINES, LAST_LINES, "Maximum number of lines; a result has at most 32 KiB of them."
-        ),
-    },
     ["taskId"],
+    taskId=_TASK_ID,
+    after=_argument(
+        "integer",
+        "Return the lines after this line number; 0 for the beginning.",
+        minimum=0,
+        maximum=1 << 53,
+    ),
+    limit=_limit(
+        MAX_LINES, LAST_LINES, "Maximum number of lines; a result has at most 32 KiB of them."
+    ),
 )
 def read_log(call: Call, arguments: Arguments) -> Result:
     """Reads lines of a task's log: the last lines, or the lines after number `after`. To read
@@ -336,7 +326,11 @@ def read_log(call: Call, arguments: Arguments) -> Result:
 
 
 @fixed_tool(
-    "List tasks", {**_FILTERS, "limit": _limit(MAX_TASKS, TASKS, "Maximum number of tasks.")}
+    "List tasks",
+    [],
+    READ_ONLY,
+    **_FILTERS,
+    limit=_limit(MAX_TASKS, TASKS, "Maximum number of tasks."),
 )
 def list_tasks(call: Call, arguments: Arguments) -> Result:
     """Lists tasks, newest first. Call this before you start the same work again."""
@@ -355,18 +349,16 @@ def list_tasks(call: Call, arguments: Arguments) -> Result:
 
 @fixed_tool(
     "Search in logs",
-    {
-        "text": {
-            "type": "string",
-            "minLength": 1,
-            "maxLength": MAX_SEARCHED_TEXT,
-            "description": "What a line must contain, literally; ASCII letters match in any case.",
-        },
-        **_FILTERS,
-        "limit": _limit(MAX_HITS, HITS, "Maximum number of lines."),
-        "cursor": {"type": "string", "description": "`next` of the result to continue."},
-    },
     ["text"],
+    text=_argument(
+        "string",
+        "What a line must contain, literally; ASCII letters match in any case.",
+        minLength=1,
+        maxLength=MAX_SEARCHED_TEXT,
+    ),
+    **_FILTERS,
+    limit=_limit(MAX_HITS, HITS, "Maximum number of lines."),
+    cursor=_argument("string", "`next` of the result to continue."),
 )
 def search_logs(call: Call, arguments: Arguments) -> Result:
     """Finds the lines that contain a text, in the logs of all tasks, newest task first. A result
@@ -384,23 +376,14 @@ def search_logs(call: Call, arguments: Arguments) -> Result:
 
 @fixed_tool(
     "Answer a question",
-    {
-        "taskId": _TASK_ID,
-        "questionId": {"type": "string", "description": "The question's ID."},
-        "content": {
-            "type": "object",
-            "description": "The answer; it must match the question's schema.",
-        },
-        "decline": {
-            "type": "boolean",
-            "default": False,
-            "description": "Set to true, without content, if the person refuses to answer.",
-        },
-    },
     ["taskId", "questionId"],
-    readOnlyHint=False,
-    destructiveHint=False,
-    openWorldHint=False,
+    {"readOnlyHint": False, "destructiveHint": False, "openWorldHint": False},
+    taskId=_TASK_ID,
+    questionId=_argument("string", "The question's ID."),
+    content=_argument("object", "The answer; it must match the question's schema."),
+    decline=_argument(
+        "boolean", "Set to true, without content, if the person refuses to answer.", default=False
+    ),
 )
 def answer_task(call: Call, arguments: Arguments) -> Result:
     """Answers a question of a task. Ask your user first: the question is for a person."""
@@ -415,12 +398,14 @@ def answer_task(call: Call, arguments: Arguments) -> Result:
 
 @fixed_tool(
     "Cancel a task",
-    {"taskId": _TASK_ID},
     ["taskId"],
-    readOnlyHint=False,
-    destructiveHint=True,
-    idempotentHint=True,
-    openWorldHint=False,
+    {
+        "readOnlyHint": False,
+        "destructiveHint": True,
+        "idempotentHint": True,
+        "openWorldHint": False,
+    },
+    taskId=_TASK_ID,
 )
 def cancel_task(call: Call, arguments: Arguments) -> Result:
     """Cancels a running task: its program is told to stop."""
