@@ -66,11 +66,6 @@ def require(row: R | None, thing: str) -> R:
     return row
 
 
-def no_such_user(name: str) -> Problem:
-    """404: the operator's command names a user that does not exist."""
-    return Problem(404, f"No such user: {name}")
-
-
 def invalid_key() -> Problem:
     """401, with the same text whatever is wrong with the key."""
     # No `resource_metadata`: with it, MCP clients ignore the header that they are configured with.

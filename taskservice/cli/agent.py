@@ -5,25 +5,25 @@ from typing import Any
 
 import click
 
-from taskservice.cli.options import Duration, Text, examples, json_input, json_lines, known_agent
+from taskservice.cli import options
 from taskservice.cli.service_client import (
     UNAVAILABLE,
-    WRONG_SETTING,
+    one_line_errors,
     registered_agent_id,
     service_client,
 )
 from taskservice.cli.task_text import local_time
-from taskservice.client import Agent, SettingError
+from taskservice.client import Agent
 from taskservice.client.http import checked_url, kept_settings
 from taskservice.client.responses import NUMBERS
 from taskservice.quantities import percent, seconds_text
-from taskservice.terminal import exit_with_error, print_json, print_line, print_rows, print_table
+from taskservice.terminal import print_json, print_line, print_rows, print_table
 from taskservice.terms import CANCELLED, CLIENTS, KEY_VARIABLE, MAX_TIMEOUT
 
 HEADER = ("ID", "NAME", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY", "NEXT RUN")
 
 
-@click.group("agent")
+@click.group("agent", cls=options.Group)
 def agent_command() -> None:
     """Manage agents: the programs that work on tasks.
 
@@ -31,8 +31,8 @@ def agent_command() -> None:
     """
 
 
-@agent_command.command("list", epilog=examples("taskservice agent list"))
-@json_lines
+@agent_command.command("list", "taskservice agent list")
+@options.json_lines
 def list_all(as_json: bool) -> None:
     """List agents, with the success rate and the usual duration of their last 30 tasks.
 
@@ -52,44 +52,40 @@ def list_all(as_json: bool) -> None:
 
 @agent_command.command(
     "add",
-    epilog=examples(
-        "taskservice agent add summarizer",
-        'taskservice agent add summarizer --name Summarizer --description "Sums up the mail."',
-        "taskservice agent add summarizer --input-schema @input.json",
-        "taskservice agent add backup --every 25h",
-        'taskservice agent add backup --cron "0 2 * * 1-5" --time-zone Europe/Berlin --grace 30m',
-    ),
+    "taskservice agent add summarizer",
+    'taskservice agent add summarizer --name Summarizer --description "Sums up the mail."',
+    "taskservice agent add summarizer --input-schema @input.json",
+    "taskservice agent add backup --every 25h",
+    'taskservice agent add backup --cron "0 2 * * 1-5" --time-zone Europe/Berlin --grace 30m',
 )
-@click.argument("agent_id", metavar="ID", type=Text())
-@click.option("--name", type=Text(), help="Display name (default: the id).")
-@click.option("--description", type=Text(), help="Description for people and for MCP clients.")
+@click.argument("agent_id", metavar="ID", type=options.text)
+@options.text_option("--name", help="Display name (default: the id).")
+@options.text_option("--description", help="Description for people and for MCP clients.")
 @click.option(
     "--input-schema",
-    type=json_input,
+    type=options.json_input,
     metavar="JSON",
     help="JSON Schema of the tasks' input: an object, or @FILE with one; @- reads stdin.",
 )
 @click.option(
     "--annotations",
-    type=json_input,
+    type=options.json_input,
     metavar="JSON",
     help='MCP tool hints, such as {"readOnlyHint": true}, or @FILE.',
 )
 @click.option(
-    "--tool/--no-tool",
-    default=None,
-    help="Whether the agent gets its own MCP tool (default: yes).",
+    "--tool/--no-tool", default=None, help="Whether the agent gets its own MCP tool (default: yes)."
 )
 @click.option(
     "--every",
-    type=Duration(maximum=MAX_TIMEOUT),
+    type=options.Duration(maximum=MAX_TIMEOUT),
     help="Maximum time from one start of a task to the next, such as 25h; 0 expects none.",
 )
-@click.option("--cron", type=Text(), help="When tasks are expected, in the five fields of cron.")
-@click.option("--time-zone", type=Text(), help="Time zone of --cron (default: UTC).")
+@options.text_option("--cron", help="When tasks are expected, in the five fields of cron.")
+@options.text_option("--time-zone", "timeZone", help="Time zone of --cron (default: UTC).")
 @click.option(
     "--grace",
-    type=Duration(),
+    type=options.Duration(),
     help="Time until the agent is late without the expected task (default: 1h).",
 )
 def add(agent_id: str, **fields: Any) -> None:
@@ -100,8 +96,7 @@ def add(agent_id: str, **fields: Any) -> None:
 
     An agent that is expected by --every or --cron, and starts no task in time, is late.
     """
-    names = {"every": "every", "cron": "cron", "time_zone": "timeZone", "grace": "grace"}
-    values = {name: fields.pop(option) for option, name in names.items()}
+    values = {name: fields.pop(name) for name in ("every", "cron", "timeZone", "grace")}
     if expect := {name: value for name, value in values.items() if value is not None}:
         fields["expect"] = {} if expect == {"every": 0} else expect
     with service_client() as client:
@@ -109,8 +104,8 @@ def add(agent_id: str, **fields: Any) -> None:
     print_line(f"{agent_id} is registered")
 
 
-@agent_command.command("delete", epilog=examples("taskservice agent delete summarizer"))
-@click.argument("agent_id", type=known_agent)
+@agent_command.command("delete", "taskservice agent delete summarizer")
+@click.argument("agent_id", type=options.known_agent)
 def delete(agent_id: str) -> None:
     """Delete an agent that has no tasks, and its keys."""
     with service_client() as client:
@@ -134,14 +129,8 @@ def _row(agent: Agent) -> tuple[str, ...]:
     )
 
 
-# `taskservice status`: what needs attention.
-
-
-@click.command(
-    "status",
-    epilog=examples("taskservice status", "taskservice status --json | jq -r .agentId"),
-)
-@json_lines
+@options.command("status", "taskservice status", "taskservice status --json | jq -r .agentId")
+@options.json_lines
 def status_command(as_json: bool) -> None:
     """Print what needs attention.
 
@@ -158,20 +147,16 @@ def status_command(as_json: bool) -> None:
     sys.exit(1 if items else 0)
 
 
-# `taskservice mcp-config`: prints the configuration of MCP clients.
-
 INTRODUCTION = f"""\
 # Each client reads a user key from {KEY_VARIABLE}, except VS Code, which asks for it."""
 
 
-@click.command(
+@options.command(
     "mcp-config",
+    "taskservice mcp-config",
+    "taskservice mcp-config --client claude-code | sh",
+    "taskservice mcp-config --client vscode | tee .vscode/mcp.json",
     short_help="Print the configuration of MCP clients.",
-    epilog=examples(
-        "taskservice mcp-config",
-        "taskservice mcp-config --client claude-code | sh",
-        "taskservice mcp-config --client vscode | tee .vscode/mcp.json",
-    ),
 )
 @click.option(
     "--client",
@@ -185,10 +170,8 @@ def mcp_config_command(name: str | None) -> None:
     The address is TASKSERVICE_URL, or was kept by `taskservice login`. The key itself is not
     printed.
     """
-    try:
+    with one_line_errors():
         url = checked_url(kept_settings()[0])
-    except SettingError as error:
-        exit_with_error(str(error), WRONG_SETTING)
     text = INTRODUCTION if name is None else CLIENTS[name].text(url)
     if name is None:
         for client in CLIENTS.values():

@@ -1,14 +1,15 @@
 """`taskservice callback` and `delivery`: test, list and repeat webhooks."""
 
 import sys
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from taskservice.cli.options import Text, examples, json_lines, json_object
+from taskservice.cli import options
 from taskservice.cli.serve import service_app
 from taskservice.database import clock
-from taskservice.errors import no_such_user
+from taskservice.database.transactions import reading
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.tasks import delivery_schema
@@ -27,22 +28,18 @@ SAMPLE = {
 }
 
 
-@click.group("callback")
+@click.group("callback", cls=options.Group)
 def command() -> None:
     """Test the delivery of webhooks."""
 
 
 @command.command(
     "test",
-    epilog=examples(
-        "taskservice callback test https://hooks.example.org/tasks",
-        "taskservice callback test https://hooks.example.org/tasks --user alice",
-    ),
+    "taskservice callback test https://hooks.example.org/tasks",
+    "taskservice callback test https://hooks.example.org/tasks --user alice",
 )
-@click.argument("url", type=Text())
-@click.option(
-    "--user", type=Text(), help="Sign with this user's secret instead of a temporary one."
-)
+@click.argument("url", type=options.text)
+@options.text_option("--user", help="Sign with this user's secret instead of a temporary one.")
 def test(url: str, user: str | None) -> None:
     """Send a sample webhook to URL and print the result in one sentence.
 
@@ -58,30 +55,27 @@ def test(url: str, user: str | None) -> None:
     sys.exit(0 if outcome.delivered else 1)
 
 
-def _secrets_of(name: str) -> list[str]:
-    user = next((user for user in users.list_all() if user.name == name), None)
-    if user is None:
-        raise no_such_user(name)
-    return list(users.callback_secrets(user.id, clock.now()))
+def _secrets_of(name: str) -> Sequence[str]:
+    with reading() as connection:
+        user_id = users.get_id(connection, name)
+    return users.callback_secrets(user_id, clock.now())
 
-
-# `taskservice delivery`: the deliveries of all users' webhooks.
 
 LIST_COLUMNS = ("id", "state", "user", "taskId", "callback", "createdAt", "nextAttemptAt")
 ATTEMPT_COLUMNS = ("at", "durationMs", "statusCode", "message")
 
 
-@click.group("delivery")
+@click.group("delivery", cls=options.Group)
 def delivery_command() -> None:
     """List, show and repeat the deliveries of webhooks."""
 
 
-@delivery_command.command("list", epilog=examples("taskservice delivery list --state failed"))
+@delivery_command.command("list", "taskservice delivery list --state failed")
 @click.option("--state", type=click.Choice(DELIVERY_STATES), help="Only deliveries in this state.")
 @click.option(
     "--limit", type=click.IntRange(1), default=100, show_default=True, help="Maximum number."
 )
-@json_lines
+@options.json_lines
 def list_all(state: str | None, limit: int, as_json: bool) -> None:
     """List the deliveries of all users, newest first."""
     with service_app():
@@ -89,17 +83,15 @@ def list_all(state: str | None, limit: int, as_json: bool) -> None:
         print_rows(rows, LIST_COLUMNS, as_json)
 
 
-@delivery_command.command(
-    "show", epilog=examples("taskservice delivery show 01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80")
-)
+@delivery_command.command("show", "taskservice delivery show 01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80")
 @click.argument("delivery_id", metavar="ID")
-@json_object
+@options.json_object
 def show(delivery_id: str, as_json: bool) -> None:
     """Show a delivery with each attempt to post it."""
     with service_app():
         row = delivery_service.find(_parse_id(delivery_id))
         if row is None:
-            _exit_not_found(delivery_id)
+            exit_with_error(f"No such delivery: {delivery_id}")
         delivery = _dump(row)
     if as_json:
         print_json(delivery)
@@ -111,8 +103,7 @@ def show(delivery_id: str, as_json: bool) -> None:
 
 
 @delivery_command.command(
-    "redeliver",
-    epilog=examples("taskservice delivery redeliver 01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80"),
+    "redeliver", "taskservice delivery redeliver 01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80"
 )
 @click.argument("delivery_id", metavar="ID")
 def redeliver(delivery_id: str) -> None:
@@ -127,8 +118,4 @@ def _dump(row: Any) -> dict[str, Any]:
 
 
 def _parse_id(delivery_id: str) -> str:
-    return parse_id(delivery_id) or _exit_not_found(delivery_id)
-
-
-def _exit_not_found(delivery_id: str) -> NoReturn:
-    exit_with_error(f"No such delivery: {delivery_id}")
+    return parse_id(delivery_id) or exit_with_error(f"No such delivery: {delivery_id}")

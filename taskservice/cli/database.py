@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL, make_url
 
 from taskservice.background import removal
 from taskservice.background.removal import Bounds, PruneResult
-from taskservice.cli.options import Text, examples, json_lines, json_object
+from taskservice.cli import options
 from taskservice.cli.serve import load_config, one_line_errors, service_app
 from taskservice.config import Config
 from taskservice.database import migrations
@@ -22,11 +22,11 @@ from taskservice.database.address import parse, shown
 from taskservice.database.files import keep_owner_permissions
 from taskservice.database.transactions import database_time
 from taskservice.operations import database_check
-from taskservice.operations.backup import BackupError, backup, restore
-from taskservice.operations.database_copy import CopyError, copy
+from taskservice.operations.backup import backup, restore
+from taskservice.operations.database_copy import copy
 from taskservice.schemas.fields import Timestamp
 from taskservice.services import transfer
-from taskservice.services.transfer import ImportResult, InvalidExport, import_from
+from taskservice.services.transfer import InvalidExport, import_from
 from taskservice.terminal import (
     exit_with_error,
     notice,
@@ -46,20 +46,20 @@ def _address(value: str) -> URL:
         raise click.BadParameter(str(error)) from None
 
 
-@click.group("db")
+@click.group("db", cls=options.Group)
 def db_command() -> None:
     """Upgrade, check, back up, restore and copy the database."""
 
 
-@db_command.command("upgrade", epilog=examples("taskservice db upgrade"))
+@db_command.command("upgrade", "taskservice db upgrade")
 def upgrade() -> None:
     """Migrate the database to the newest revision, and print the revision."""
     with service_app(may_create=True):
         print_line(migrations.head())
 
 
-@db_command.command("check", epilog=examples("taskservice db check"))
-@json_lines
+@db_command.command("check", "taskservice db check")
+@options.json_lines
 def check(as_json: bool) -> None:
     """Check the database without changing it.
 
@@ -68,35 +68,29 @@ def check(as_json: bool) -> None:
     states = set()
     for finding in database_check.findings(load_config()):
         states.add(finding.state)
-        if as_json:
-            print_json(vars(finding))
-        else:
-            print_line(f"{finding.state:8} {finding.check:11} {finding.message}")
+        line = f"{finding.state:8} {finding.check:11} {finding.message}"
+        print_json(vars(finding)) if as_json else print_line(line)
     sys.exit(1 if database_check.ERROR in states else 0)
 
 
-@db_command.command("backup", epilog=examples("taskservice db backup /backup/taskservice.db"))
+@db_command.command("backup", "taskservice db backup /backup/taskservice.db")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@options.flag("--force", help="Replace FILE if it exists.")
 def back_up(file: Path, force: bool) -> None:
     """Copy the SQLite database to FILE, and verify the copy. The service can be running."""
     config = load_config()
     database = _sqlite_file(config, "use pg_dump for PostgreSQL")
-    try:
+    with one_line_errors():
         revision = backup(database, config.secret_key_file, file, force)
-    except BackupError as error:
-        exit_with_error(str(error))
     print_line(f"{file}: {file.stat().st_size} bytes, revision {revision}, verified")
     key = config.secret_key_file
     if key.is_file() and key.read_bytes().strip() == config.SECRET_KEY.encode():
         notice(f"also back up {key}")
 
 
-@db_command.command("restore", epilog=examples("taskservice db restore /backup/taskservice.db"))
+@db_command.command("restore", "taskservice db restore /backup/taskservice.db")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--force", is_flag=True, help="Replace an existing database; it is kept as a file next to it."
-)
+@options.flag("--force", help="Replace an existing database; it is kept as a file next to it.")
 def restore_(file: Path, force: bool) -> None:
     """Replace the SQLite database by the backup FILE. Stop the service first.
 
@@ -104,10 +98,8 @@ def restore_(file: Path, force: bool) -> None:
     """
     config = load_config()
     database = _sqlite_file(config, "use pg_restore for PostgreSQL")
-    try:
+    with one_line_errors():
         replaced = restore(make_url(config.DATABASE_URL), file, force)
-    except BackupError as error:
-        exit_with_error(str(error))
     print_line(f"{database}: {database.stat().st_size} bytes, revision {migrations.head()}")
     if replaced:
         notice(f"the previous database was kept as {replaced}")
@@ -120,14 +112,12 @@ def restore_(file: Path, force: bool) -> None:
 
 @db_command.command(
     "copy",
-    epilog=examples(
-        "taskservice db copy instance/taskservice.db postgresql://tasks@db.example.org/tasks",
-        "taskservice db copy postgresql://tasks@db.example.org/tasks instance/taskservice.db",
-    ),
+    "taskservice db copy instance/taskservice.db postgresql://tasks@db.example.org/tasks",
+    "taskservice db copy postgresql://tasks@db.example.org/tasks instance/taskservice.db",
 )
 @click.argument("source", metavar="FROM", type=_address)
 @click.argument("target", metavar="TO", type=_address)
-@json_lines
+@options.json_lines
 def copy_(source: URL, target: URL, as_json: bool) -> None:
     """Copy the whole database FROM into the empty database TO, and compare both.
 
@@ -137,15 +127,10 @@ def copy_(source: URL, target: URL, as_json: bool) -> None:
     open_standard_files()
     keep_owner_permissions()
     with one_line_errors():
-        try:
-            copied = copy(source, target)
-        except CopyError as error:
-            exit_with_error(str(error))
+        copied = copy(source, target)
     for table in copied:
-        if as_json:
-            print_json(vars(table))
-        else:
-            print_line(f"{table.table} {table.rows:,} rows, sha256 {table.sha256}")
+        line = f"{table.table} {table.rows:,} rows, sha256 {table.sha256}"
+        print_json(vars(table)) if as_json else print_line(line)
     _print_next_steps(target)
 
 
@@ -174,19 +159,14 @@ def _sqlite_file(config: Config, instead: str) -> Path:
     return Path(address.database or "")
 
 
-# `taskservice prune`: apply retention now.
-
-
-@click.command(
+@options.command(
     "prune",
+    "TASKSERVICE_RETENTION_DAYS=30 taskservice prune --dry-run",
+    "TASKSERVICE_RETENTION_DAYS=30 taskservice prune",
     short_help="Delete tasks and logs older than the retention time.",
-    epilog=examples(
-        "TASKSERVICE_RETENTION_DAYS=30 taskservice prune --dry-run",
-        "TASKSERVICE_RETENTION_DAYS=30 taskservice prune",
-    ),
 )
-@click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
-@json_object
+@options.flag("--dry-run", help="Print what would be deleted, and delete nothing.")
+@options.json_object
 def prune_command(dry_run: bool, as_json: bool) -> None:
     """Delete finished tasks and logs older than the retention time, and free disk space.
 
@@ -206,10 +186,8 @@ def prune_command(dry_run: bool, as_json: bool) -> None:
             removed = removal.prune_now(bounds)
             removal.sweep(inf)
             removal.shrink(inf)
-    if as_json:
-        print_json(vars(removed))
-    else:
-        print_line(_prune_sentence(removed, "would be deleted" if dry_run else "deleted"))
+    sentence = _prune_sentence(removed, "would be deleted" if dry_run else "deleted")
+    print_json(vars(removed)) if as_json else print_line(sentence)
 
 
 def _prune_sentence(removed: PruneResult, verb: str) -> str:
@@ -221,9 +199,6 @@ def _prune_sentence(removed: PruneResult, verb: str) -> str:
     return f"{text} {verb}"
 
 
-# `taskservice export`: tasks as JSON Lines.
-
-
 def _time(value: str) -> str:
     """A time in RFC 3339."""
     try:
@@ -233,15 +208,13 @@ def _time(value: str) -> str:
     return timestamp
 
 
-@click.command(
+@options.command(
     "export",
+    "taskservice export > tasks.jsonl",
+    "taskservice export --user alice --since 2026-11-24T00:00:00Z > tasks.jsonl",
     short_help="Export tasks as JSON Lines.",
-    epilog=examples(
-        "taskservice export > tasks.jsonl",
-        "taskservice export --user alice --since 2026-11-24T00:00:00Z > tasks.jsonl",
-    ),
 )
-@click.option("--user", type=Text(), metavar="NAME", help="Only the tasks of this user.")
+@options.text_option("--user", metavar="NAME", help="Only the tasks of this user.")
 @click.option(
     "--since", type=_time, metavar="TIME", help="Only tasks updated at or after this time."
 )
@@ -261,11 +234,8 @@ def export_command(user: str | None, since: str | None) -> None:
             exit_with_error(f"stdout can't be written: {error.strerror}")
 
 
-# `taskservice import`: adds the tasks of an export.
-
-
-@click.command("import", epilog=examples("taskservice import < tasks.jsonl"))
-@json_object
+@options.command("import", "taskservice import < tasks.jsonl")
+@options.json_object
 def import_command(as_json: bool) -> None:
     """Add the tasks of an export on stdin: all of them or none.
 
@@ -282,16 +252,10 @@ def import_command(as_json: bool) -> None:
                 imported = import_from(stdin if stdin.seekable() else copy)
         except (InvalidExport, OSError) as error:
             exit_with_error(f"Nothing was imported: {error}")
-    if as_json:
-        print_json(asdict(imported))
-    else:
-        print_line(_import_sentence(imported))
-    for name in imported.users:
-        notice(f"user {name} has no key yet; add one with `taskservice key add`")
-
-
-def _import_sentence(imported: ImportResult) -> str:
-    return (
+    sentence = (
         f"{imported.tasks:,} tasks imported, {imported.existing_tasks:,} already existed; "
         f"{len(imported.users):,} users and {imported.agents:,} agents added"
     )
+    print_json(asdict(imported)) if as_json else print_line(sentence)
+    for name in imported.users:
+        notice(f"user {name} has no key yet; add one with `taskservice key add`")

@@ -6,7 +6,7 @@ from typing import Any, TextIO
 
 import click
 
-from taskservice.cli.options import Label, Text, examples, json_lines, json_object, known_agent
+from taskservice.cli import options
 from taskservice.cli.service_client import (
     agent_ids,
     did_you_mean,
@@ -24,10 +24,10 @@ DELIVERY_HEADER = ("HAPPENED", "EVENT", "AGENT", "TASK", "STATE", "NEXT ATTEMPT"
 # How many deliveries `show` prints.
 SHOWN_DELIVERIES = 10
 
-hook_argument = click.argument("hook_id", type=Text())
+hook_argument = click.argument("hook_id", type=options.text)
 
 
-@click.group("hook")
+@click.group("hook", cls=options.Group)
 def command() -> None:
     """Manage hooks: phones, chats, mailboxes and programs that are told about agents.
 
@@ -37,14 +37,12 @@ def command() -> None:
 
 @command.command(
     "add",
-    epilog=examples(
-        "taskservice hook add https://ntfy.sh/my-secret-topic",
-        "taskservice hook add https://ntfy.example.org/alerts --format ntfy --token-file token.txt",
-        "taskservice hook add mailto:ann@example.org --event agent.broken --label env=prod",
-    ),
+    "taskservice hook add https://ntfy.sh/my-secret-topic",
+    "taskservice hook add https://ntfy.example.org/alerts --format ntfy --token-file token.txt",
+    "taskservice hook add mailto:ann@example.org --event agent.broken --label env=prod",
 )
-@click.argument("target", type=Text())
-@click.option("--name", type=Text(), help="Display name (default: the host, or the mail address).")
+@click.argument("target", type=options.text)
+@options.text_option("--name", help="Display name (default: the host, or the mail address).")
 @click.option(
     "--format",
     type=click.Choice(HOOK_FORMATS),
@@ -59,20 +57,19 @@ def command() -> None:
     help="Event to tell. Repeatable. By default agent.broken, agent.fixed, task.asks, agent.late "
     "and agent.back.",
 )
-@click.option("--agent", "agent_id", type=known_agent, help="Only events of this agent.")
-@click.option("--label", type=Label(), help="Only events of tasks with this label.")
+@click.option("--agent", "agent_id", type=options.known_agent, help="Only events of this agent.")
+@click.option("--label", type=options.known_label, help="Only events of tasks with this label.")
 @click.option(
     "--token-file",
     type=click.File(errors="replace"),
     metavar="FILE",
     help="File with the access token of an ntfy server; - reads stdin.",
 )
-@click.option(
+@options.flag(
     "--answer-links",
-    is_flag=True,
     help="Add a link to the message of a question, with which anyone who has it can answer.",
 )
-@json_object
+@options.json_object
 def add(
     target: str,
     events: Sequence[str],
@@ -87,27 +84,21 @@ def add(
     TARGET is the URL of an ntfy topic, of an incoming webhook of Slack, Mattermost or Discord,
     or of a program; or mailto:ADDRESS.
     """
-    token = token_file.read().strip() if token_file else None
+    fields["token"] = token_file.read().strip() if token_file else None
+    fields["label"] = label and ":".join(label)
     with service_client() as client:
         if agent_id is not None:
             known = agent_ids(client)
             agent_id = find_agent_id(known, agent_id)
             if agent_id not in known:
                 notice(f"no agent {agent_id} is registered yet{did_you_mean(known, agent_id)}")
-        hook = client.add_hook(
-            target,
-            events=events or None,
-            agent_id=agent_id,
-            label=label and ":".join(label),
-            token=token,
-            **fields,
-        )
+        hook = client.add_hook(target, events=events or None, agent_id=agent_id, **fields)
     print_json(hook) if as_json else print_line(hook["id"])
     notice(f"send a test with: taskservice hook test {hook['id']}")
 
 
-@command.command("list", epilog=examples("taskservice hook list"))
-@json_lines
+@command.command("list", "taskservice hook list")
+@options.json_lines
 def list_all(as_json: bool) -> None:
     """List hooks, oldest first, with the reason why a hook was turned off."""
     with service_client() as client:
@@ -120,9 +111,9 @@ def list_all(as_json: bool) -> None:
         print_table([HEADER, *(_row(hook, length) for hook in hooks)])
 
 
-@command.command("show", epilog=examples("taskservice hook show 01a20e63-9249-713c"))
+@command.command("show", "taskservice hook show 01a20e63-9249-713c")
 @hook_argument
-@json_object
+@options.json_object
 def show(hook_id: str, as_json: bool) -> None:
     """Show a hook, with its last deliveries and why they failed."""
     with service_client() as client:
@@ -137,9 +128,9 @@ def show(hook_id: str, as_json: bool) -> None:
     print_table([DELIVERY_HEADER, *map(_delivery_row, deliveries[:SHOWN_DELIVERIES])])
 
 
-@command.command("test", epilog=examples("taskservice hook test 01a20e63-9249-713c"))
+@command.command("test", "taskservice hook test 01a20e63-9249-713c")
 @hook_argument
-@json_object
+@options.json_object
 def test(hook_id: str, as_json: bool) -> None:
     """Send a sample to a hook, and print the outcome in one sentence.
 
@@ -151,9 +142,9 @@ def test(hook_id: str, as_json: bool) -> None:
     sys.exit(0 if outcome["delivered"] else 1)
 
 
-@command.command("on", epilog=examples("taskservice hook on 01a20e63-9249-713c"))
+@command.command("on", "taskservice hook on 01a20e63-9249-713c")
 @hook_argument
-@json_object
+@options.json_object
 def turn_on(hook_id: str, as_json: bool) -> None:
     """Turn on a hook that was turned off; it also gets what has been pending for up to a day."""
     with service_client() as client:
@@ -161,9 +152,9 @@ def turn_on(hook_id: str, as_json: bool) -> None:
     print_json(hook) if as_json else print_line(f"{hook['id']} is on")
 
 
-@command.command("delete", epilog=examples("taskservice hook delete 01a20e63-9249-713c"))
+@command.command("delete", "taskservice hook delete 01a20e63-9249-713c")
 @hook_argument
-@json_object
+@options.json_object
 def delete(hook_id: str, as_json: bool) -> None:
     """Delete a hook, and send nothing more to it."""
     with service_client() as client:

@@ -18,7 +18,7 @@ import click
 import requests
 
 from taskservice import terms
-from taskservice.cli.options import Text, examples
+from taskservice.cli import options
 from taskservice.cli.service_client import service_client
 from taskservice.client import Client, NotFound
 from taskservice.client.responses import CALLBACK_SECRET, RETRYABLE, USER, NotTheService
@@ -40,23 +40,19 @@ _UNAVAILABLE = (*RETRYABLE, NotTheService)
 _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
 
 
-@click.command(
+@options.command(
     "listen",
+    "taskservice listen",
+    "taskservice listen --forward http://127.0.0.1:3000/webhook",
     short_help="Receive webhooks on this machine.",
-    epilog=examples(
-        "taskservice listen", "taskservice listen --forward http://127.0.0.1:3000/webhook"
-    ),
 )
-@click.option(
-    "--forward",
-    type=Text(),
-    metavar="URL",
-    help="Post the webhook of each task that finishes to this address.",
+@options.text_option(
+    "--forward", metavar="URL", help="Post the webhook of each task that finishes to this address."
 )
 @click.option(
     "--port", type=click.IntRange(1, 65535), help=f"Port to listen on (default: {DEFAULT_PORT})."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print each webhook as JSON on one line.")
+@options.flag("--json", "as_json", help="Print each webhook as JSON on one line.")
 def command(forward: str | None, port: int | None, as_json: bool) -> None:
     """Receive webhooks on this machine, verify their signatures and print each.
 
@@ -164,26 +160,17 @@ def _described(webhook: bytes) -> str:
     """A task in one line: its id and name, and its outcome; or the event of a hook."""
     task: dict[str, Any] = json.loads(webhook)
     if "type" in task:
-        return (
-            f"{task['timestamp']} {task['type']} {task['data']['url'] or '-'}, signature verified"
-        )
-    error = task.get("error")
-    result = (
-        f"{error['type']}: {error['message']}"
-        if error
-        else json.dumps(task["output"], ensure_ascii=False)
-    )
+        event = f"{task['timestamp']} {task['type']} {task['data']['url'] or '-'}"
+        return f"{event}, signature verified"
+    error, output = task.get("error"), json.dumps(task["output"], ensure_ascii=False)
+    result = f"{error['type']}: {error['message']}" if error else output
     return f"{task['id']} {task['name']}: {task['status']} {result}, signature verified"
-
-
-# With --forward: requests finished tasks, and posts them as the service would.
 
 
 class Forwarder:
     """Posts each task that finishes after now to `url`, signed with the user's secret."""
 
     def __init__(self, client: Client, url: str) -> None:
-        """Raises TaskServiceError."""
         self._client, self._url = client, url
         response = client.connection.call("GET", "/user", USER)
         # The clock of this machine can differ, and a proxy can have removed or damaged the header.

@@ -1,10 +1,11 @@
 """Options that several commands share: durations, text, ids, labels, JSON, and --json."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import partial, reduce
 from itertools import islice
+from operator import or_
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -46,8 +47,8 @@ class Duration(click.ParamType[int]):
         return seconds
 
 
-def time_before(seconds: int | None) -> str | None:
-    """The time that was `seconds` ago; None for None, and before the first year."""
+def time_before(ctx: click.Context, param: click.Parameter, seconds: int | None) -> str | None:
+    """The time that was as long ago as a Duration; None without one, and before the first year."""
     if seconds is None:
         return None
     try:
@@ -56,34 +57,24 @@ def time_before(seconds: int | None) -> str | None:
         return None
 
 
-class Text(click.ParamType[str]):
+def text(value: str) -> str:
     """Text that UTF-8 can encode, as storing and sending require; Python accepts any bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("must be text in UTF-8") from None
+    return value
 
-    name = "text"
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            self.fail("must be text in UTF-8", param, ctx)
-        return value
+def _label(value: str) -> tuple[str, str]:
+    """A label as KEY=VALUE; the service validates it."""
+    key, equals, rest = text(value).partition("=")
+    if not key or not equals:
+        raise click.BadParameter("must be KEY=VALUE")
+    return key, rest
 
 
 Values = Callable[["Client"], Iterable[tuple[str, str]]]
-
-
-def _completions(values: Values, incomplete: str) -> list[CompletionItem]:
-    """What a shell can complete, with a word about each; nothing if the service is unavailable."""
-    # Imported here, since the server commands need no client.
-    from taskservice.client import Client, TaskServiceError
-
-    try:
-        found = list(values(Client(patience=0)))
-    except TaskServiceError:
-        return []
-    return [
-        CompletionItem(value, help=word) for value, word in found if value.startswith(incomplete)
-    ]
 
 
 def _newest_tasks(client: "Client") -> Iterable["Task"]:
@@ -100,39 +91,37 @@ def _labels(client: "Client") -> Iterable[tuple[str, str]]:
     return ((f"{key}={text}", "") for key, text in sorted(pairs))
 
 
-class Known(Text):
-    """Text that a shell completes with what the service knows."""
+class Known(click.ParamType[Any]):
+    """A value that a shell completes with what the service knows."""
 
-    def __init__(self, name: str, values: Values) -> None:
-        self.name, self._values = name, values
+    def __init__(self, name: str, values: Values, parse: Callable[[str], Any] = text) -> None:
+        self.name, self._values, self._parse = name, values, parse
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self._parse(value)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        return _completions(self._values, incomplete)
+        """What is known, with a word about each; nothing if the service is unavailable."""
+        # Imported here, since the server commands need no client.
+        from taskservice.client import Client, TaskServiceError
+
+        try:
+            found = list(self._values(Client(patience=0)))
+        except TaskServiceError:
+            return []
+        items = (CompletionItem(each, help=word) for each, word in found)
+        return [item for item in items if item.value.startswith(incomplete)]
 
 
 known_agent = Known("id", lambda client: ((each["id"], each["name"]) for each in client.agents()))
 known_task = Known("task_id", _tasks)
-
-
-class Label(click.ParamType[tuple[str, str]]):
-    """A label as KEY=VALUE; converted to a pair, which the service validates."""
-
-    name = "K=V"
-
-    def convert(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str]:
-        key, equals, text = Text().convert(value, param, ctx).partition("=")
-        if not key or not equals:
-            self.fail("must be KEY=VALUE", param, ctx)
-        return key, text
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        return _completions(_labels, incomplete)
+known_label = Known("K=V", _labels, parse=_label)
+flag = partial(click.option, is_flag=True)
+text_option = partial(click.option, type=text)
+json_lines = flag("--json", "as_json", help="Print one JSON object per line.")
+json_object = flag("--json", "as_json", help="Print one JSON object.")
 
 
 def json_input(value: str) -> dict[str, Any]:
@@ -140,31 +129,26 @@ def json_input(value: str) -> dict[str, Any]:
     # Imported here, since the server commands need no runner.
     from taskservice.runner.run import parse_object
 
-    text = value.encode(errors="replace")
+    data = value.encode(errors="replace")
     try:
         if value.startswith("@"):
             # One more byte shows that a file is too large.
             with click.open_file(value[1:], "rb") as file:
-                text = file.read(MAX_OBJECT + 1)
+                data = file.read(MAX_OBJECT + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise click.BadParameter(f"{value[1:]} can't be read: {reason}") from None
-    parsed = parse_object(text)
+    parsed = parse_object(data)
     if parsed is None:
-        raise click.BadParameter(_reason(text))
+        raise click.BadParameter(_reason(data))
     return parsed
 
 
-def json_file(path: str) -> dict[str, Any]:
-    """A file with a JSON object; - reads stdin."""
-    return json_input(f"@{path}")
-
-
-def _reason(text: bytes) -> str:
-    if len(text) > MAX_OBJECT:
+def _reason(data: bytes) -> str:
+    if len(data) > MAX_OBJECT:
         return "is larger than 1 MiB"
     try:
-        value = json.loads(text)
+        value = json.loads(data)
     except RecursionError:
         return "is nested too deeply"
     except ValueError as error:
@@ -176,37 +160,36 @@ def _reason(text: bytes) -> str:
 
 def _json_or_member(value: str) -> dict[str, Any]:
     """Like `json_input`, or one member of the object as KEY=VALUE, whose value is a string."""
-    key, equals, text = value.partition("=")
+    key, equals, rest = value.partition("=")
     if equals and key and not key.lstrip().startswith(("@", "{", "[", '"')):
-        return {Text()(key): Text()(text)}
+        return {text(key): text(rest)}
     return json_input(value)
-
-
-def _merged(
-    ctx: click.Context, param: click.Parameter, objects: Sequence[dict[str, Any]]
-) -> dict[str, Any] | None:
-    """All members; None if the option is not given."""
-    return {key: value for part in objects for key, value in part.items()} if objects else None
 
 
 task_input = click.option(
     "--input",
-    "input_object",
     type=_json_or_member,
     multiple=True,
-    callback=_merged,
+    callback=lambda ctx, param, objects: reduce(or_, objects) if objects else None,
     metavar="JSON",
     help="Input of the task: a JSON object, @FILE with one (@- reads stdin), or KEY=VALUE for a "
     "string. Repeatable.",
 )
-labels_option = partial(click.option, "--label", "labels", type=Label(), multiple=True)
+task_name = text_option("--name", help="Display name of the task (default: the agent's name).")
+labels_option = partial(
+    click.option,
+    "--label",
+    "labels",
+    type=known_label,
+    multiple=True,
+    callback=lambda ctx, param, pairs: dict(pairs) or None,
+)
+since_option = partial(click.option, "--since", type=Duration(), callback=time_before)
 task_labels = labels_option(help="Label of the task. Repeatable.")
+agent_filter = click.option("--agent", type=known_agent, help="Only tasks of this agent.")
 label_filter = labels_option(help="Only tasks with this label. Repeat to require several.")
-task_callback = click.option(
-    "--callback",
-    type=Text(),
-    metavar="URL",
-    help="Address that receives a webhook when the task ends.",
+task_callback = text_option(
+    "--callback", metavar="URL", help="Address that receives a webhook when the task ends."
 )
 
 
@@ -216,5 +199,14 @@ def examples(*lines: str) -> str:
     return "\n".join(["\b", heading, *(f"  {line}" for line in lines)])
 
 
-json_lines = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-json_object = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(name: str, *lines: str, **attributes: Any) -> Callable[..., click.Command]:
+    """A decorator that makes a command; the lines are the examples at the end of its help."""
+    return click.command(name, epilog=examples(*lines), **attributes)
+
+
+class Group(click.Group):
+    """A group whose commands have examples too: `@group.command(NAME, EXAMPLE, ...)`."""
+
+    def command(self, *args: str, **attributes: Any) -> Callable[..., click.Command]:  # type: ignore[override]
+        name, *lines = args
+        return super().command(name, epilog=examples(*lines), **attributes)

@@ -13,28 +13,10 @@ from typing import Any, NoReturn
 
 import click
 
-from taskservice.cli.options import Duration, Text, examples, json_file, json_object, known_task
-from taskservice.cli.service_client import (
-    AMBIGUOUS,
-    UNAVAILABLE,
-    WRONG_SETTING,
-    find_task_id,
-    service_client,
-)
+from taskservice.cli import options
+from taskservice.cli.service_client import UNAVAILABLE, WRONG_USE, find_task_id, service_client
 from taskservice.cli.task_text import LONGER_ID, asks
-from taskservice.client import (
-    Client,
-    Conflict,
-    Invalid,
-    NotFound,
-    Question,
-    QuestionDeclined,
-    QuestionExpired,
-    QuestionNotAnswered,
-    Task,
-    TaskFinished,
-    require_task_id,
-)
+from taskservice.client import Client, Question, Task, require_task_id, responses
 from taskservice.client.task import (
     ask,
     change_task,
@@ -59,13 +41,13 @@ PLACEHOLDERS = {
 MAX_CHOICES = 4
 
 
-def command(task_id: str, question: Question, is_only: bool = True) -> str:
+def command(task_id: str, question: Question, is_only: bool) -> str:
     """The command that answers a question, without the values."""
     which = "" if is_only else f" --question {question['id']}"
     return f"taskservice task answer {task_id[:LONGER_ID]}{which}"
 
 
-def commands(task_id: str, question: Question, is_only: bool = True) -> list[str]:
+def commands(task_id: str, question: Question, is_only: bool) -> list[str]:
     """The commands that answer a question, with placeholders for values in angle brackets."""
     start = command(task_id, question, is_only)
     return [f"{start} {values}" for values in _values(question["schema"])]
@@ -90,12 +72,9 @@ def details(question: Question) -> Iterator[str]:
     yield from question["message"].splitlines()
     schema = question["schema"]
     for name, field in schema["properties"].items():
-        texts = [
-            _described(field),
-            *(field[word] for word in ("title", "description") if word in field),
-        ]
+        words = [field[word] for word in ("title", "description") if word in field]
         optional = "" if name in schema.get("required", ()) else ", optional"
-        yield f"  {name:10}  {': '.join(texts)}{optional}"
+        yield f"  {name:10}  {': '.join([_described(field), *words])}{optional}"
 
 
 def _values(schema: Mapping[str, Any]) -> list[str]:
@@ -140,33 +119,24 @@ def _described(field: Mapping[str, Any]) -> str:
     return str(field.get("format") or words.get(field["type"], field["type"]))
 
 
-# `taskservice task answer`: answer or decline a question of a task.
-
-NOTHING_TYPED = 2
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
 
 
-@click.command(
+@options.command(
     "answer",
-    epilog=examples(
-        "taskservice task answer 01a20e63-9249-713c yes",
-        'taskservice task answer 01a20e63-9249-713c deploy=true note="after lunch"',
-        "taskservice task answer 01a20e63-9249-713c --decline",
-    ),
+    "taskservice task answer 01a20e63-9249-713c yes",
+    'taskservice task answer 01a20e63-9249-713c deploy=true note="after lunch"',
+    "taskservice task answer 01a20e63-9249-713c --decline",
 )
-@click.argument("task_id", type=known_task)
-@click.argument("values", metavar="[KEY=VALUE]...", nargs=-1, type=Text())
-@click.option(
-    "--question",
-    "question_id",
-    type=Text(),
-    metavar="ID",
-    help="Question to answer, if several are open.",
+@click.argument("task_id", type=options.known_task)
+@click.argument("values", metavar="[KEY=VALUE]...", nargs=-1, type=options.text)
+@options.text_option(
+    "--question", "question_id", metavar="ID", help="Question to answer, if several are open."
 )
-@click.option("--accept", is_flag=True, help="Accept a question without values.")
-@click.option("--decline", is_flag=True, help="Decline the question.")
-@json_object
+@options.flag("--accept", help="Accept a question without values.")
+@options.flag("--decline", help="Decline the question.")
+@options.json_object
 def answer_command(
     task_id: str,
     values: Sequence[str],
@@ -193,10 +163,10 @@ def answer_command(
                 answered = task.decline(question["id"])
             else:
                 answered = task.answer(question["id"], _content(question["schema"], values))
-        except Invalid as error:
+        except responses.Invalid as error:
             # The person typed the fields, not the object that contains them.
             exit_with_error(str(error).replace("content.", ""))
-        except Conflict:
+        except responses.Conflict:
             exit_with_error(outcome(_question(client, found, question["id"])))
         print_json(answered) if as_json else print_line(answered["state"])
 
@@ -218,7 +188,7 @@ def _question(client: Client, task_id: str, prefix: str | None) -> Question:
     if len(found) > 1:
         for item in found:
             print_line(f"{item['id']}  {asks(item['message'])}", err=True)
-        exit_with_error("Several questions match; choose one with --question ID", AMBIGUOUS)
+        exit_with_error("Several questions match; choose one with --question ID", WRONG_USE)
     return found[0]
 
 
@@ -230,7 +200,7 @@ def _print_question(task_id: str, question: Question, is_only: bool) -> NoReturn
     for line in commands(task_id, question, is_only):
         print_line(f"to answer:   {line}")
     print_line(f"to decline:  {command(task_id, question, is_only)} --decline")
-    sys.exit(NOTHING_TYPED)
+    sys.exit(WRONG_USE)
 
 
 def _content(schema: Mapping[str, Any], values: Sequence[str]) -> dict[str, Any]:
@@ -276,34 +246,30 @@ def _number(key: str, text: str) -> float:
     return number
 
 
-# `taskservice ask`: a program asks a person.
-
 # The exit codes; click uses 2 for wrong arguments.
-EXIT_CODES = {QuestionDeclined: 1, QuestionExpired: 3}
+EXIT_CODES = {responses.QuestionDeclined: 1, responses.QuestionExpired: 3}
 TASK_ENDED = 4
 INTERRUPTED = 128 + signal.SIGINT
 
 
-@click.command(
+@options.command(
     "ask",
+    'taskservice ask "Which branch?"',
+    'taskservice ask "Deploy?" --choice yes --choice no --timeout 1h',
+    'taskservice ask "Delete 34 files?" --schema schema.json',
     short_help="Ask a person, and wait for the answer.",
-    epilog=examples(
-        'taskservice ask "Which branch?"',
-        'taskservice ask "Deploy?" --choice yes --choice no --timeout 1h',
-        'taskservice ask "Delete 34 files?" --schema schema.json',
-    ),
 )
-@click.argument("message", type=Text())
-@click.option("--choice", "choices", type=Text(), multiple=True, help="Allowed answer. Repeatable.")
+@click.argument("message", type=options.text)
+@options.text_option("--choice", "choices", multiple=True, help="Allowed answer. Repeatable.")
 @click.option(
     "--schema",
-    type=json_file,
+    type=lambda path: options.json_input(f"@{path}"),
     metavar="FILE",
     help="File with a JSON Schema for the answer; - reads stdin.",
 )
 @click.option(
     "--timeout",
-    type=Duration(maximum=MAX_TIMEOUT),
+    type=options.Duration(maximum=MAX_TIMEOUT),
     help=f"Time until the question expires (default: {QUESTION_TIMEOUT // 3600}h); 0 for never.",
 )
 def ask_command(
@@ -345,12 +311,10 @@ def _answered(
         return ask(client.connection, task_id, message, schema, timeout, _waiting())
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except QuestionNotAnswered as error:
+    except responses.QuestionNotAnswered as error:
         exit_with_error(str(error), EXIT_CODES.get(type(error), TASK_ENDED))
-    except (TaskFinished, NotFound) as error:
+    except (responses.TaskFinished, responses.NotFound) as error:
         exit_with_error(str(error), TASK_ENDED)
-    except Invalid as error:
-        exit_with_error(str(error), WRONG_SETTING)
 
 
 def _waiting() -> Callable[[float], None]:
@@ -363,8 +327,6 @@ def _waiting() -> Callable[[float], None]:
 
     return wait
 
-
-# `taskservice progress`: a program reports its progress.
 
 _AMOUNT = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"
 _SHARE = re.compile(rf"({_AMOUNT})(?:/({_AMOUNT})|(%))?")
@@ -381,24 +343,20 @@ def _share(value: str) -> float:
     return float(match[1]) / whole
 
 
-@click.command(
+@options.command(
     "progress",
+    'taskservice progress 34/68 "34 of 68 pages"',
+    "taskservice progress 50%",
     short_help="Report the progress of the current task.",
-    epilog=examples(
-        'taskservice progress 34/68 "34 of 68 pages"',
-        "taskservice progress 50%",
-    ),
 )
 @click.argument("share", metavar="DONE", type=_share)
-@click.argument("note", type=Text(), required=False)
+@click.argument("note", type=options.text, required=False)
 def progress_command(share: float, note: str | None) -> None:
     """Report the progress of the current task, in a program that `run` or `work` started.
 
     DONE is a fraction (34/68), a percentage (50%) or a number from 0 to 1 (0.5). NOTE describes
     it in up to 200 characters; without NOTE, the old note stays.
     """
-    changes: dict[str, Any] = {"progress": share}
-    if note is not None:
-        changes["note"] = Masker(os.environ).mask_text(note)
+    noted = {} if note is None else {"note": Masker(os.environ).mask_text(note)}
     with service_client() as client:
-        change_task(client.connection, require_task_id(), changes)
+        change_task(client.connection, require_task_id(), {"progress": share, **noted})

@@ -12,15 +12,7 @@ from uuid import uuid4
 
 import click
 
-from taskservice.cli.options import (
-    Duration,
-    Text,
-    examples,
-    known_agent,
-    task_callback,
-    task_input,
-    task_labels,
-)
+from taskservice.cli import options
 from taskservice.cli.service_client import did_you_mean, service_client
 from taskservice.client import Client, own_task_id, responses
 from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
@@ -34,46 +26,35 @@ from taskservice.terminal import exit_with_error, notice, open_standard_files
 from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
 
 
-@click.command(
+@options.command(
     "run",
+    "taskservice run --agent backup -- ./backup.sh --all",
+    "taskservice run --agent reader --input box=office --label env=prod -- python -u read.py",
     short_help="Run any program as a task.",
-    epilog=examples(
-        "taskservice run --agent backup -- ./backup.sh --all",
-        "taskservice run --agent reader --input box=office --label env=prod -- python -u read.py",
-    ),
 )
-@click.option("--agent", type=known_agent, help="Agent of the task; registered if new.")
-@click.option("--name", type=Text(), help="Display name of the task (default: the agent's name).")
-@task_input
-@task_labels
-@task_callback
+@click.option("--agent", type=options.known_agent, help="Agent of the task; registered if new.")
+@options.task_name
+@options.task_input
+@options.task_labels
+@options.task_callback
 @click.option(
     "--timeout",
-    type=Duration(),
+    type=options.Duration(),
     help="Time without contact to this command after which the service ends the task, such as 90 "
     "(seconds), 5m or 1h30m; 0 for no limit.",
 )
-@click.option(
-    "--tty",
-    "is_tty",
-    is_flag=True,
-    help="Give CMD a terminal, so that it prints line by line and in colour.",
+@options.flag(
+    "--tty", "is_tty", help="Give CMD a terminal, so that it prints line by line and in colour."
 )
-@click.option(
-    "--strict", "is_strict", is_flag=True, help="Do not run CMD if the task can't be started."
-)
-@click.option(
-    "--resend", "is_resend", is_flag=True, help="Send the saved data of earlier runs, then exit."
-)
+@options.flag("--strict", "is_strict", help="Do not run CMD if the task can't be started.")
+@options.flag("--resend", "is_resend", help="Send the saved data of earlier runs, then exit.")
 @click.argument("command_line", metavar="-- CMD ...", nargs=-1, type=click.UNPROCESSED)
 def run_command(
     agent: str | None,
     is_tty: bool,
     is_strict: bool,
     is_resend: bool,
-    input_object: dict[str, Any] | None,
-    name: str | None,
-    labels: tuple[tuple[str, str], ...],
+    labels: dict[str, str] | None,
     command_line: tuple[str, ...],
     **fields: Any,
 ) -> None:
@@ -105,8 +86,8 @@ def run_command(
         notice(f"{problem}; the program runs without a task, and nothing is recorded")
         become_program(command_line)
     masker = Masker(os.environ)
-    valid = _valid_labels(masker.mask_json(dict(labels)), is_strict)
-    fields |= {"name": masker.mask_json(name), "input": masker.mask_json(input_object)}
+    valid = _valid_labels(masker.mask_json(labels or {}), is_strict)
+    fields |= {name: masker.mask_json(fields[name]) for name in ("name", "input")}
     fields |= {"labels": valid or None, "parentId": own_task_id() or None}
     fields = {name: value for name, value in fields.items() if value is not None}
     with service_client() as client:
@@ -157,18 +138,16 @@ CLAIM_SECONDS = 2
 FIRST_TIMEOUTS = (2.0, 3.0)
 
 
-@click.command(
+@options.command(
     "work",
+    "taskservice work --agent summarizer -- python -u summarize.py",
+    "taskservice work --agent summarizer --parallel 4 -- ./summarize.sh",
     short_help="Claim tasks of an agent, and run a program for each.",
-    epilog=examples(
-        "taskservice work --agent summarizer -- python -u summarize.py",
-        "taskservice work --agent summarizer --parallel 4 -- ./summarize.sh",
-    ),
 )
 @click.option(
     "--agent",
     required=True,
-    type=known_agent,
+    type=options.known_agent,
     help="Agent whose tasks to claim; registered if new.",
 )
 @click.option(

@@ -11,8 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from taskservice import resources
 from taskservice.app import create_app
 from taskservice.background.maintenance import join_loops, start_loops
-from taskservice.cli import quick_import
-from taskservice.cli.options import examples
+from taskservice.cli import options, quick_import
 from taskservice.config import Config, ConfigError, documented, unknown_names
 from taskservice.database.engine import dispose
 from taskservice.database.files import keep_owner_permissions
@@ -63,8 +62,6 @@ def service_app(may_create: bool = False) -> Iterator[None]:
         dispose(app)
 
 
-# `taskservice serve`: migrate the database, then serve.
-
 # gunicorn reads these when it is imported, and fails if one is invalid; we have our own settings.
 GUNICORN_VARIABLES = ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE")
 SETTINGS = "".join(f"\n  {name}={default}\n      {text}" for name, default, text in documented())
@@ -74,7 +71,7 @@ SETTINGS = "".join(f"\n  {name}={default}\n      {text}" for name, default, text
     "serve",
     short_help="Run the service.",
     epilog=f"\b\nSettings, with their defaults:{SETTINGS}\n\n"
-    + examples(
+    + options.examples(
         "taskservice serve",
         "TASKSERVICE_BIND=0.0.0.0:8000 TASKSERVICE_DATA=/var/lib/taskservice taskservice serve",
     ),
@@ -91,16 +88,10 @@ def command() -> None:
     quick_import("taskservice.serving.settings").serve(lambda: app, config)
 
 
-# `taskservice background`: the background work in a separate process.
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-@click.command(
-    "background",
-    short_help="Run only the background work.",
-    epilog=examples("taskservice background"),
-)
+@options.command("background", "taskservice background", short_help="Run only the background work.")
 def background_command() -> None:
     """Run only the background work: webhooks, timeouts, retention.
 

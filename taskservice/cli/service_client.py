@@ -8,27 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
+from itertools import islice
 
 import click
 
-from taskservice.cli.options import Text, examples
-from taskservice.client import (
-    Client,
-    InvalidKey,
-    NotTheService,
-    OtherVersion,
-    SettingError,
-    TaskServiceError,
-    http,
-)
-from taskservice.client.responses import USER
+from taskservice.cli import options
+from taskservice.client import Client, SettingError, TaskServiceError, http, responses
 from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import KEY_VARIABLE, MAX_LIMIT, PROFILE_VARIABLE
 
 # How long a command retries while the service is unavailable.
 PATIENCE_SECONDS = 5.0
-# The exit code for a wrong setting, as in the server commands.
-WRONG_SETTING = 2
+# The exit code for a wrong setting or an ambiguous ID, as click has it for wrong arguments.
+WRONG_USE = 2
 # The exit code of commands whose other codes have a meaning.
 UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
 
@@ -37,8 +29,9 @@ UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
 def service_client(patience: float | None = None, failure: int = 1) -> Iterator[Client]:
     """A client with the settings of the environment or of `login`; its errors become one line.
 
-    The exit code is 2 for a wrong setting or key, otherwise `failure`. `patience` is the
-    number of seconds for which a call is retried, by default PATIENCE_SECONDS.
+    The exit code is 2 for a wrong setting or key, otherwise `failure`; if that is UNAVAILABLE, it
+    is 2 for an invalid value too. `patience` is the number of seconds for which a call is
+    retried, by default PATIENCE_SECONDS.
     """
     with one_line_errors(failure):
         yield Client(patience=PATIENCE_SECONDS if patience is None else patience)
@@ -54,20 +47,16 @@ def one_line_errors(failure: int = 1) -> Iterator[None]:
     try:
         yield
     except SettingError as error:
-        exit_with_error(str(error), WRONG_SETTING)
-    except InvalidKey as error:
-        exit_with_error(f"{_source(KEY_VARIABLE)}: {error}", WRONG_SETTING)
-    except OtherVersion as error:
-        exit_with_error(str(error), failure)
-    except NotTheService as error:
-        exit_with_error(f"{_source('TASKSERVICE_URL')}: {error}", WRONG_SETTING)
+        exit_with_error(str(error), WRONG_USE)
+    except (responses.InvalidKey, responses.NotTheService) as error:
+        if isinstance(error, responses.OtherVersion):
+            exit_with_error(str(error), failure)
+        name = KEY_VARIABLE if isinstance(error, responses.InvalidKey) else "TASKSERVICE_URL"
+        source = name if name in os.environ else "taskservice login"
+        exit_with_error(f"{source}: {error}", WRONG_USE)
     except TaskServiceError as error:
-        exit_with_error(str(error), failure)
-
-
-def _source(variable: str) -> str:
-    """Where a wrong setting came from."""
-    return variable if variable in os.environ else "taskservice login"
+        is_wrong_use = isinstance(error, responses.Invalid) and failure == UNAVAILABLE
+        exit_with_error(str(error), WRONG_USE if is_wrong_use else failure)
 
 
 # Finds tasks and agents by an unambiguous prefix of their id.
@@ -80,7 +69,6 @@ _TIME_DIGITS = 12
 _MARGIN_MS = 60_000
 # Python has no time after the year 9999.
 _MAX_MS = 253_402_214_400_000
-AMBIGUOUS = 2
 
 
 def find_task_id(client: Client, text: str, not_found: int = 1) -> str:
@@ -96,7 +84,7 @@ def only_match(ids: Sequence[str], noun: str, text: str, not_found: int = 1) -> 
     if not ids:
         exit_with_error(f"No {noun} matches {text}", not_found)
     if len(ids) > 1:
-        exit_with_error(f"Several {noun}s match {text}, such as {' and '.join(ids[:2])}", AMBIGUOUS)
+        exit_with_error(f"Several {noun}s match {text}, such as {' and '.join(ids[:2])}", WRONG_USE)
     return ids[0]
 
 
@@ -104,19 +92,9 @@ def _task_ids(client: Client, prefix: str) -> list[str]:
     """The ids with this prefix, at most two of them."""
     digits = prefix.replace("-", "")[:_TIME_DIGITS]
     first, last = (int(digits.ljust(_TIME_DIGITS, filler), 16) for filler in "0f")
-    tasks = client.tasks(
-        created_after=_timestamp(first - _MARGIN_MS),
-        created_before=_timestamp(last + _MARGIN_MS),
-        fields="id",
-        page=MAX_LIMIT,
-    )
-    found: list[str] = []
-    for task in tasks:
-        if task.id.startswith(prefix):
-            found.append(task.id)
-        if len(found) == 2:
-            break
-    return found
+    after, before = _timestamp(first - _MARGIN_MS), _timestamp(last + _MARGIN_MS)
+    tasks = client.tasks(created_after=after, created_before=before, fields="id", page=MAX_LIMIT)
+    return list(islice((task.id for task in tasks if task.id.startswith(prefix)), 2))
 
 
 def _timestamp(milliseconds: int) -> str:
@@ -128,7 +106,7 @@ def find_agent_id(known: Sequence[str], text: str) -> str:
     """The id of the only agent with this prefix; the text itself if there is none."""
     found = [text] if text in known else [name for name in known if text and name.startswith(text)]
     if len(found) > 1:
-        exit_with_error(f"Several agents match {text}: {', '.join(found)}", AMBIGUOUS)
+        exit_with_error(f"Several agents match {text}: {', '.join(found)}", WRONG_USE)
     return found[0] if found else text
 
 
@@ -151,26 +129,21 @@ def did_you_mean(known: Sequence[str], agent_id: str) -> str:
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 
-# `taskservice login` and `logout`: keep the address and the key, so that no terminal sets them.
-
 DEFAULT_URL = "http://127.0.0.1:8000"
 
-profile_option = click.option(
+profile_option = options.text_option(
     "--profile",
-    type=Text(),
     metavar="NAME",
     help=f"Profile to keep (default: {PROFILE_VARIABLE}, else {http.DEFAULT_PROFILE}).",
 )
 
 
-@click.command(
+@options.command(
     "login",
-    epilog=examples(
-        "taskservice login https://tasks.example.org",
-        "taskservice login --profile team https://tasks.example.org < key.txt",
-    ),
+    "taskservice login https://tasks.example.org",
+    "taskservice login --profile team https://tasks.example.org < key.txt",
 )
-@click.argument("url", type=Text(), default="")
+@click.argument("url", type=options.text, default="")
 @profile_option
 def login_command(url: str, profile: str | None) -> None:
     """Keep the address URL and an API key.
@@ -192,7 +165,7 @@ def login_command(url: str, profile: str | None) -> None:
             typed = sys.stdin.readline()
         key = typed.strip()
         connection = http.Connection(url, key, PATIENCE_SECONDS)
-        user = connection.call("GET", "/user", USER).data
+        user = connection.call("GET", "/user", responses.USER).data
         _save({**kept, name: {"url": connection.url, "apikey": key}})
     print_line(f"{user['name']} is logged in to {connection.url} (key {user['key']['name']})")
 
@@ -206,7 +179,7 @@ def _save(kept: Mapping[str, Mapping[str, str]]) -> None:
         notice(f"as long as {set_variables[0]} is set, nothing that was kept is used")
 
 
-@click.command("logout", epilog=examples("taskservice logout", "taskservice logout --profile team"))
+@options.command("logout", "taskservice logout", "taskservice logout --profile team")
 @profile_option
 def logout_command(profile: str | None) -> None:
     """Remove the kept address and key. The key itself stays valid until it is revoked."""

@@ -1,7 +1,7 @@
 """`taskservice task`: start, list, show, follow, rerun, cancel, share and delete; `grep`."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial, wraps
 from heapq import merge
 from itertools import islice
@@ -11,32 +11,16 @@ from typing import Any, NamedTuple, NoReturn
 import click
 
 from taskservice import terms
-from taskservice.cli import questions, task_text
-from taskservice.cli.options import (
-    Duration,
-    Text,
-    examples,
-    json_lines,
-    json_object,
-    known_agent,
-    known_task,
-    label_filter,
-    labels_option,
-    task_callback,
-    task_input,
-    task_labels,
-    time_before,
-)
+from taskservice.cli import options, questions, task_text
 from taskservice.cli.service_client import (
     UNAVAILABLE,
-    WRONG_SETTING,
     agent_ids,
     find_agent_id,
     find_task_id,
     registered_agent_id,
     service_client,
 )
-from taskservice.client import PAGE_TASKS, Client, Invalid, NotFound, Question, Refused, Task
+from taskservice.client import PAGE_TASKS, Client, NotFound, Question, Refused, Task
 from taskservice.client.responses import FOUND, NEW_LINES, SHORT_FIELDS
 from taskservice.client.task import Line, pages, path_segment
 from taskservice.terminal import (
@@ -55,27 +39,21 @@ FOLLOW_PATIENCE_SECONDS = 60.0
 # The exit codes of `follow`, by the type of error; click uses 2 for wrong arguments.
 OUTCOMES = {terms.FAILED: 1, terms.CANCELLED: 3, terms.TIMEOUT: 4}
 DELETED = 5
-INTERRUPTED = 130
 # Filters of `list` with their own options.
 STATES: dict[str, dict[str, Any]] = {
     "asking": {"asking": True},
     "waiting": {"status": terms.RUNNING, "claimed": False},
-    terms.FAILED: {"error_type": terms.FAILED},
-    terms.CANCELLED: {"error_type": terms.CANCELLED},
-    terms.TIMEOUT: {"error_type": terms.TIMEOUT},
+    **{kind: {"error_type": kind} for kind in terms.ERROR_TYPES},
 }
 
-task_argument = click.argument("task_id", type=known_task)
-times_option = click.option("--times", is_flag=True, help="Prefix each line with its time.")
-follow_option = click.option(
-    "--follow",
-    "is_followed",
-    is_flag=True,
-    help="Print the log until the task ends, as `follow` does.",
+task_argument = click.argument("task_id", type=options.known_task)
+times_option = options.flag("--times", help="Prefix each line with its time.")
+follow_option = options.flag(
+    "--follow", "is_followed", help="Print the log until the task ends, as `follow` does."
 )
 
 
-@click.group("task")
+@click.group("task", cls=options.Group)
 def command() -> None:
     """Start, list, follow and manage tasks.
 
@@ -88,52 +66,38 @@ command.add_command(questions.answer_command)
 
 @command.command(
     "start",
-    epilog=examples(
-        'taskservice task start --agent summarizer --input \'{"mailbox": "office"}\'',
-        "taskservice task start --agent summarizer --input @input.json --label env=prod --follow",
-    ),
+    'taskservice task start --agent summarizer --input \'{"mailbox": "office"}\'',
+    "taskservice task start --agent summarizer --input @input.json --label env=prod --follow",
 )
-@click.option("--agent", required=True, type=known_agent, help="Agent that runs the task.")
-@click.option("--name", type=Text(), help="Display name of the task (default: the agent's name).")
-@task_input
-@task_labels
-@task_callback
+@click.option("--agent", required=True, type=options.known_agent, help="Agent that runs the task.")
+@options.task_name
+@options.task_input
+@options.task_labels
+@options.task_callback
 @click.option(
     "--timeout",
-    type=Duration(maximum=terms.MAX_TIMEOUT),
+    type=options.Duration(maximum=terms.MAX_TIMEOUT),
     help="Time without contact to the worker after which the service ends the task, such as 90 "
     "(seconds), 5m or 1h30m; 0 for no limit.",
 )
 @follow_option
-@json_object
-def start(
-    agent: str,
-    input_object: dict[str, Any] | None,
-    labels: Sequence[tuple[str, str]],
-    is_followed: bool,
-    as_json: bool,
-    **fields: Any,
-) -> None:
+@options.json_object
+def start(agent: str, is_followed: bool, as_json: bool, **fields: Any) -> None:
     """Start a task for a worker, and print its id.
 
     The task waits until a worker of the agent claims it.
     """
     with service_client() as client:
-        agent_id = registered_agent_id(client, agent)
-        task = client.start(
-            agent_id, input=input_object, labels=dict(labels) or None, claim=False, **fields
-        )
+        task = client.start(registered_agent_id(client, agent), claim=False, **fields)
         _announce(task, is_followed, as_json)
 
 
 @command.command(
     "list",
-    epilog=examples(
-        "taskservice task list --failed --since 12h",
-        "taskservice task list --agent summarizer --label env=prod --json",
-    ),
+    "taskservice task list --failed --since 12h",
+    "taskservice task list --agent summarizer --label env=prod --json",
 )
-@click.option("--agent", type=known_agent, help="Only tasks of this agent.")
+@options.agent_filter
 @click.option(
     "--status",
     type=click.Choice([*terms.STATUSES, *STATES]),
@@ -141,30 +105,24 @@ def start(
     help=f"Only tasks with this status: {', '.join(terms.STATUSES)}, or one of the following "
     "options.",
 )
-@click.option("--waiting", is_flag=True, help="Only tasks that no worker has claimed.")
-@click.option("--asking", is_flag=True, help="Only tasks that ask a person something.")
-@click.option("--failed", is_flag=True, help="Only tasks that failed.")
-@click.option("--cancelled", is_flag=True, help="Only tasks that were cancelled.")
-@click.option("--timeout", is_flag=True, help="Only tasks that timed out.")
-@label_filter
-@click.option("--parent", type=known_task, help="Only children of this task.")
-@click.option("--q", type=Text(), help="Only tasks whose name contains this text.")
-@click.option("--since", type=Duration(), help="Only tasks started within this time, such as 12h.")
+@options.flag("--waiting", help="Only tasks that no worker has claimed.")
+@options.flag("--asking", help="Only tasks that ask a person something.")
+@options.flag("--failed", help="Only tasks that failed.")
+@options.flag("--cancelled", help="Only tasks that were cancelled.")
+@options.flag("--timeout", help="Only tasks that timed out.")
+@options.label_filter
+@click.option("--parent", type=options.known_task, help="Only children of this task.")
+@options.text_option("--q", help="Only tasks whose name contains this text.")
+@options.since_option("created_after", help="Only tasks started within this time, such as 12h.")
 @click.option(
     "--limit", type=click.IntRange(1), help=f"Maximum number (default: {ROWS}, with --json all)."
 )
-@json_lines
+@options.json_lines
 def list_all(
-    agent: str | None,
-    parent: str | None,
-    labels: Sequence[tuple[str, str]],
-    since: int | None,
-    limit: int | None,
-    as_json: bool,
-    **options: Any,
+    agent: str | None, parent: str | None, limit: int | None, as_json: bool, **others: Any
 ) -> None:
     """List tasks, newest first."""
-    filters = _filters(options) | {"labels": dict(labels), "created_after": time_before(since)}
+    filters = _filters(others)
     with service_client() as client:
         if agent is not None:
             filters["agent_id"] = registered_agent_id(client, agent)
@@ -186,18 +144,18 @@ def list_all(
                 notice(f"these are the newest {rows}; use --limit N for more, or --json for all")
 
 
-def _filters(options: dict[str, Any]) -> dict[str, Any]:
-    """The filters for the options; those in STATES exclude each other."""
-    states = [state for state in STATES if options.pop(state)]
-    states += [status] if (status := options.pop("status")) else []
+def _filters(given: dict[str, Any]) -> dict[str, Any]:
+    """The filters for the given options; those in STATES exclude each other."""
+    states = [state for state in STATES if given.pop(state, False)]
+    states += [status] if (status := given.pop("status")) else []
     if len(states) > 1:
         raise click.UsageError(f"--{states[0]} can't be used with another status.")
-    return options | (STATES.get(states[0], {"status": states[0]}) if states else {})
+    return given | (STATES.get(states[0], {"status": states[0]}) if states else {})
 
 
-@command.command("show", epilog=examples("taskservice task show 01a20e63-9249-713c"))
+@command.command("show", "taskservice task show 01a20e63-9249-713c")
 @task_argument
-@json_object
+@options.json_object
 def show(task_id: str, as_json: bool) -> None:
     """Show a task without its log."""
     with service_client() as client:
@@ -213,21 +171,19 @@ def show(task_id: str, as_json: bool) -> None:
 
 @command.command(
     "logs",
-    epilog=examples(
-        "taskservice task logs 01a20e63-9249-713c --times",
-        "taskservice task logs 01a20e63-9249-713c --tail 100 --grep error -f",
-    ),
+    "taskservice task logs 01a20e63-9249-713c --times",
+    "taskservice task logs 01a20e63-9249-713c --tail 100 --grep error -f",
 )
 @task_argument
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
-@click.option("--since", type=Duration(), help="Only lines of this time, such as 10m.")
-@click.option("--grep", "text", type=Text(), help="Only lines with this text, in any case.")
+@options.since_option(help="Only lines of this time, such as 10m.")
+@options.text_option("--grep", "text", help="Only lines with this text, in any case.")
 @times_option
-@click.option("-f", "--follow", "is_followed", is_flag=True, help="Continue as `follow` does.")
-@json_lines
-def logs(task_id: str, is_followed: bool, since: int | None, **options: Any) -> None:
+@options.flag("-f", "--follow", "is_followed", help="Continue as `follow` does.")
+@options.json_lines
+def logs(task_id: str, is_followed: bool, **others: Any) -> None:
     """Print the current log."""
-    shown = _Lines(since=time_before(since), **options)
+    shown = _Lines(**others)
     if is_followed:
         _follow(task_id, shown)
     with service_client() as client:
@@ -236,17 +192,14 @@ def logs(task_id: str, is_followed: bool, since: int | None, **options: Any) -> 
             shown.show(line)
 
 
-@command.command(
-    "new-lines",
-    epilog=examples("taskservice task new-lines 01a20e63-9249-713c"),
-)
+@command.command("new-lines", "taskservice task new-lines 01a20e63-9249-713c")
 @task_argument
 @click.option(
     "--against",
-    type=known_task,
+    type=options.known_task,
     help="Task to compare with (default: the agent's last complete task before this one).",
 )
-@json_object
+@options.json_object
 def new_lines(task_id: str, against: str | None, as_json: bool) -> None:
     """Print the lines that the last good run did not have.
 
@@ -271,13 +224,10 @@ def new_lines(task_id: str, against: str | None, as_json: bool) -> None:
         notice(f"compared with task {found['against']['id']}{cut}")
 
 
-@command.command(
-    "follow",
-    epilog=examples("taskservice task follow 01a20e63-9249-713c && echo complete"),
-)
+@command.command("follow", "taskservice task follow 01a20e63-9249-713c && echo complete")
 @task_argument
 @times_option
-@json_lines
+@options.json_lines
 def follow(task_id: str, times: bool, as_json: bool) -> None:
     """Print the log as it grows, until the task ends.
 
@@ -288,10 +238,9 @@ def follow(task_id: str, times: bool, as_json: bool) -> None:
     _follow(task_id, _Lines(times, as_json))
 
 
-# Commands for one or several tasks.
-
 # A century, in seconds.
 MAX_AGE = 100 * 366 * 86_400
+CHOICES = ("agent_id", "status", "failed", "labels", "created_before")
 PARTICIPLES = {terms.CANCEL: "cancelled", terms.DELETE: "deleted", terms.RERUN: "started again"}
 
 
@@ -302,56 +251,47 @@ class _Choice(NamedTuple):
     filters: dict[str, Any]
     yes: bool
 
-    @property
-    def one_id(self) -> str | None:
-        return self.task_ids[0] if len(self.task_ids) == 1 else None
-
 
 def _choice_of_tasks(function: Callable[..., None]) -> Callable[..., None]:
     """The arguments and options that choose tasks; the command gets a _Choice of them."""
 
-    @click.argument("task_ids", metavar="[TASK_ID]...", type=known_task, nargs=-1)
-    @click.option("--agent", type=known_agent, help="All tasks of this agent (its whole id).")
+    @click.argument("task_ids", metavar="[TASK_ID]...", type=options.known_task, nargs=-1)
+    @click.option(
+        "--agent",
+        "agent_id",
+        type=options.known_agent,
+        help="All tasks of this agent (its whole id).",
+    )
     @click.option("--status", type=click.Choice(terms.STATUSES), help="All tasks with this status.")
-    @click.option("--failed", is_flag=True, help="All tasks that failed.")
-    @labels_option(help="All tasks with this label. Repeat to require several.")
+    @options.flag("--failed", help="All tasks that failed.")
+    @options.labels_option(help="All tasks with this label. Repeat to require several.")
     @click.option(
         "--before",
-        type=Duration(maximum=MAX_AGE, needs_unit=True),
+        "created_before",
+        type=options.Duration(maximum=MAX_AGE, needs_unit=True),
+        callback=options.time_before,
         help="All tasks started longer ago than this, such as 30d.",
     )
-    @click.option("--yes", is_flag=True, help="Do not ask before several tasks are changed.")
+    @options.flag("--yes", help="Do not ask before several tasks are changed.")
     @wraps(function)
-    def command(
-        task_ids: tuple[str, ...],
-        agent: str | None,
-        status: str | None,
-        failed: bool,
-        labels: tuple[tuple[str, str], ...],
-        before: int | None,
-        yes: bool,
-        **options: Any,
-    ) -> None:
-        filters = {
-            "agent_id": agent,
-            "status": status,
-            "error_type": terms.FAILED if failed else None,
-            "labels": dict(labels),
-            "created_before": time_before(before),
-        }
+    def command(task_ids: tuple[str, ...], yes: bool, **others: Any) -> None:
+        filters = _filters({name: others.pop(name) for name in CHOICES})
         # An empty text is a filter too, which no task matches.
-        given = {name: value for name, value in filters.items() if value not in (None, {})}
+        given = {name: value for name, value in filters.items() if value is not None}
         if bool(task_ids) == bool(given):
             raise click.UsageError("Name tasks by TASK_ID, or choose them by options.")
-        if failed and status:
-            raise click.UsageError("--failed can't be used with another status.")
-        function(_Choice(task_ids, given, yes), **options)
+        function(_Choice(task_ids, given, yes), **others)
 
     return command
 
 
-def _change(client: Client, action: terms.BulkAction, choice: _Choice, as_json: bool) -> None:
-    """Change the chosen tasks after a question, and exit with 1 if any of them is refused."""
+def _only_task(client: Client, action: terms.BulkAction, choice: _Choice, as_json: bool) -> Task:
+    """The only task that is named; otherwise, change the chosen ones after a question, and exit.
+
+    The exit code is 1 if any of them is refused.
+    """
+    if len(choice.task_ids) == 1:
+        return client.task(find_task_id(client, choice.task_ids[0]))
     if choice.task_ids:
         ids = [find_task_id(client, text) for text in choice.task_ids]
     else:
@@ -375,86 +315,69 @@ def _change(client: Client, action: terms.BulkAction, choice: _Choice, as_json: 
 
 @command.command(
     "rerun",
-    epilog=examples(
-        "taskservice task rerun 01a20e63-9249-713c --follow",
-        'taskservice task rerun 01a20e63-9249-713c --input \'{"mailbox": "sales"}\'',
-        "taskservice task rerun --agent summarizer --failed",
-    ),
+    "taskservice task rerun 01a20e63-9249-713c --follow",
+    'taskservice task rerun 01a20e63-9249-713c --input \'{"mailbox": "sales"}\'',
+    "taskservice task rerun --agent summarizer --failed",
 )
 @_choice_of_tasks
-@task_input
+@options.task_input
 @follow_option
-@json_object
-def rerun(
-    choice: _Choice, input_object: dict[str, Any] | None, is_followed: bool, as_json: bool
-) -> None:
+@options.json_object
+def rerun(choice: _Choice, input: dict[str, Any] | None, is_followed: bool, as_json: bool) -> None:
     """Start tasks again, and print the ids of the new tasks.
 
     A new task has the same agent, name, callback, timeout and labels, and the same input unless
     --input is given. It waits for a worker. --input and --follow are for one TASK_ID.
     """
-    if choice.one_id is None and (is_followed or input_object is not None):
+    if len(choice.task_ids) != 1 and (is_followed or input is not None):
         raise click.UsageError("--input and --follow need exactly one TASK_ID.")
     with service_client() as client:
-        if choice.one_id is None:
-            _change(client, terms.RERUN, choice, as_json)
-        else:
-            task = client.task(find_task_id(client, choice.one_id)).rerun(input_object)
-            _announce(task, is_followed, as_json)
+        task = _only_task(client, terms.RERUN, choice, as_json).rerun(input)
+        _announce(task, is_followed, as_json)
 
 
 @command.command(
     "cancel",
-    epilog=examples(
-        "taskservice task cancel 01a20e63-9249-713c",
-        "taskservice task cancel --agent summarizer --label env=test",
-    ),
+    "taskservice task cancel 01a20e63-9249-713c",
+    "taskservice task cancel --agent summarizer --label env=test",
 )
 @_choice_of_tasks
-@json_object
+@options.json_object
 def cancel(choice: _Choice, as_json: bool) -> None:
     """Cancel tasks and stop their programs.
 
     Options in place of TASK_ID choose among the running tasks.
     """
+    choice.filters.setdefault("status", terms.RUNNING)
     with service_client() as client:
-        if choice.one_id is None:
-            choice.filters.setdefault("status", terms.RUNNING)
-            _change(client, terms.CANCEL, choice, as_json)
-        else:
-            task = client.task(find_task_id(client, choice.one_id)).cancel()
-            print_json(task.data) if as_json else print_line(task_text.outcome(task))
+        task = _only_task(client, terms.CANCEL, choice, as_json).cancel()
+        print_json(task.data) if as_json else print_line(task_text.outcome(task))
 
 
 @command.command(
     "delete",
-    epilog=examples(
-        "taskservice task delete 01a20e63-9249-713c",
-        "taskservice task delete --agent summarizer --failed --before 30d --yes",
-    ),
+    "taskservice task delete 01a20e63-9249-713c",
+    "taskservice task delete --agent summarizer --failed --before 30d --yes",
 )
 @_choice_of_tasks
-@json_object
+@options.json_object
 def delete(choice: _Choice, as_json: bool) -> None:
     """Delete tasks permanently, with their logs."""
     with service_client() as client:
-        if choice.one_id is None:
-            _change(client, terms.DELETE, choice, as_json)
-        else:
-            task = client.task(find_task_id(client, choice.one_id))
-            task.delete()
-            print_json(task.data) if as_json else print_line(f"{task.id} is deleted")
+        task = _only_task(client, terms.DELETE, choice, as_json)
+        task.delete()
+        print_json(task.data) if as_json else print_line(f"{task.id} is deleted")
 
 
-@command.command("link", epilog=examples("taskservice task link 01a20e63-9249-713c --expires 30d"))
+@command.command("link", "taskservice task link 01a20e63-9249-713c --expires 30d")
 @task_argument
 @click.option(
     "--expires",
-    type=Duration(minimum=1, maximum=terms.MAX_LINK_DAYS * 86_400, needs_unit=True),
+    type=options.Duration(minimum=1, maximum=terms.MAX_LINK_DAYS * 86_400, needs_unit=True),
     help=f"Time until the link expires, up to {terms.MAX_LINK_DAYS}d "
     f"(default: {terms.LINK_DAYS}d).",
 )
-@json_object
+@options.json_object
 def link(task_id: str, expires: int | None, as_json: bool) -> None:
     """Print a link with which everyone can look at a task, without a key.
 
@@ -518,7 +441,7 @@ def _follow(task_id: str, shown: _Lines) -> NoReturn:
         except NotFound:
             exit_with_error("The task was deleted", DELETED)
         except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
+            sys.exit(questions.INTERRUPTED)
     print_json(task.data) if shown.as_json else print_line(task_text.outcome(task), err=True)
     sys.exit(OUTCOMES.get(task.error["type"], 1) if task.error else 0)
 
@@ -528,34 +451,29 @@ def _print_question(task: Task, question: Question, err: bool = False) -> None:
         print_line(line, err=err)
 
 
-# `taskservice grep`: the lines of all logs that contain a text.
-
 # How long one part of a search is retried while the service is busy or unavailable.
 SEARCH_PATIENCE_SECONDS = 60.0
 
 
-@click.command(
+@options.command(
     "grep",
-    epilog=examples(
-        'taskservice grep "disk full" --failed --since 7d',
-        "taskservice grep timeout --agent summarizer --json | jq -r .taskId",
-    ),
+    'taskservice grep "disk full" --failed --since 7d',
+    "taskservice grep timeout --agent summarizer --json | jq -r .taskId",
 )
-@click.argument("text", type=Text())
-@click.option("--agent", type=known_agent, help="Only tasks of this agent.")
-@label_filter
-@click.option("--failed", is_flag=True, help="Only tasks that failed or timed out.")
-@click.option("--since", type=Duration(), help="Only tasks started within this time, such as 7d.")
+@click.argument("text", type=options.text)
+@options.agent_filter
+@options.label_filter
+@options.flag("--failed", help="Only tasks that failed or timed out.")
+@options.since_option("createdAfter", help="Only tasks started within this time, such as 7d.")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of lines (default: all).")
-@json_lines
+@options.json_lines
 def grep_command(
-    text: str,
     agent: str | None,
-    labels: Sequence[tuple[str, str]],
+    labels: dict[str, str] | None,
     failed: bool,
-    since: int | None,
     limit: int | None,
     as_json: bool,
+    **query: Any,
 ) -> None:
     """Search the logs of all tasks for TEXT.
 
@@ -563,22 +481,16 @@ def grep_command(
     literally; ASCII letters match in any case. Exit codes: 0 found, 1 not found, 2 wrong use or
     key, 69 the service is unavailable.
     """
-    query: dict[str, Any] = {
-        "text": text,
-        "limit": str(min(limit or terms.MAX_LIMIT, terms.MAX_LIMIT)),
-    }
-    query |= {"createdAfter": time_before(since), "label": [f"{k}:{v}" for k, v in labels]}
+    query["limit"] = str(min(limit or terms.MAX_LIMIT, terms.MAX_LIMIT))
+    query["label"] = [f"{key}:{value}" for key, value in (labels or {}).items()]
     is_found = False
     with service_client(SEARCH_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
         if agent is not None:
             query["agentId"] = find_agent_id(agent_ids(client), agent)
-        try:
-            for hit in islice(_hits(client, query, failed), limit):
-                is_found = True
-                line = f"{hit['taskId']}:{hit['line']}: {hit['text']}"
-                print_json(hit) if as_json else print_log_line(line)
-        except Invalid as error:
-            exit_with_error(str(error), WRONG_SETTING)
+        for hit in islice(_hits(client, query, failed), limit):
+            is_found = True
+            line = f"{hit['taskId']}:{hit['line']}: {hit['text']}"
+            print_json(hit) if as_json else print_log_line(line)
     sys.exit(0 if is_found else 1)
 
 

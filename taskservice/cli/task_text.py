@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from taskservice.client import Task
 from taskservice.quantities import percent_done, seconds_text
+from taskservice.terminal import shortened
 from taskservice.terms import CANCELLED, COMPLETE, FAILED, RUNNING, TIMEOUT
 
 WAITING = "waiting"
@@ -33,7 +34,7 @@ def table(tasks: Sequence[Task]) -> list[list[str]]:
     length = id_length([task.id for task in tasks])
     rows = [dict(zip(HEADER, _row(task, length), strict=True)) for task in tasks]
     columns = [name for name in HEADER if name not in OPTIONAL or any(row[name] for row in rows)]
-    return [columns, *([_cut(row[name]) for name in columns] for row in rows)]
+    return [columns, *([shortened(row[name], MAX_CELL) for name in columns] for row in rows)]
 
 
 def id_length(ids: Sequence[str]) -> int:
@@ -55,10 +56,6 @@ def _row(task: Task, length: int) -> tuple[str, ...]:
     name = "" if task.name == task.agent_id else task.name
     took, labels = duration(task), labels_text(task)
     return (task.id[:length], state(task), started, took, lines, task.agent_id, name, note, labels)
-
-
-def _cut(cell: str) -> str:
-    return cell if len(cell) <= MAX_CELL else f"{cell[: MAX_CELL - 1]}…"
 
 
 def details(task: Task) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import click
 
 from taskservice.background import removal
-from taskservice.cli.options import Duration, Text, examples, json_lines
+from taskservice.cli import options
 from taskservice.cli.serve import service_app
 from taskservice.database import clock
 from taskservice.schemas.users import key_schema, user_schema
@@ -12,13 +12,13 @@ from taskservice.terminal import exit_with_error, print_line, print_rows
 from taskservice.terms import FULL, READ
 
 
-@click.group("user")
+@click.group("user", cls=options.Group)
 def user_command() -> None:
     """Manage users: the people or teams that own tasks."""
 
 
-@user_command.command("add", epilog=examples("taskservice user add alice"))
-@click.argument("name", type=Text())
+@user_command.command("add", "taskservice user add alice")
+@click.argument("name", type=options.text)
 def add(name: str) -> None:
     """Add a user and print the first API key; it can't be shown again."""
     with service_app(may_create=True):
@@ -27,11 +27,12 @@ def add(name: str) -> None:
 
 @user_command.command(
     "delete",
+    "taskservice user delete alice",
+    "taskservice user delete alice --yes",
     short_help="Delete a user with all tasks, agents and keys.",
-    epilog=examples("taskservice user delete alice", "taskservice user delete alice --yes"),
 )
-@click.argument("name", type=Text())
-@click.option("--yes", is_flag=True, help="Do not ask for the name again.")
+@click.argument("name", type=options.text)
+@options.flag("--yes", help="Do not ask for the name again.")
 def delete(name: str, yes: bool) -> None:
     """Delete a user with all tasks, agents, keys and secrets, permanently.
 
@@ -45,16 +46,14 @@ def delete(name: str, yes: bool) -> None:
         print_line(f"user {name} and {count} task{'' if count == 1 else 's'} deleted")
 
 
-@user_command.command("list", epilog=examples("taskservice user list --json"))
-@json_lines
+@user_command.command("list", "taskservice user list --json")
+@options.json_lines
 def list_all(as_json: bool) -> None:
     """List the users."""
     with service_app():
         rows = user_schema.dump(user_service.list_all(), many=True)
         print_rows(rows, ["name", "id", "createdAt"], as_json)
 
-
-# `taskservice key`: the API keys of all users.
 
 KEY_COLUMNS = (
     "user", "name", "hint", "agentId", "access", "login", "id", "createdAt", "expiresAt",
@@ -64,33 +63,30 @@ KEY_COLUMNS = (
 MAX_EXPIRY_SECONDS = 36_500 * 86_400
 
 
-@click.group("key")
+@click.group("key", cls=options.Group)
 def key_command() -> None:
     """Manage API keys."""
 
 
 @key_command.command(
     "add",
-    epilog=examples(
-        "taskservice key add alice --name laptop --expires 90d",
-        "taskservice key add alice --name machine --agent summarizer",
-        "taskservice key add alice --name wall-screen --read",
-        "taskservice key add alice --name ann@example.org --login",
-    ),
+    "taskservice key add alice --name laptop --expires 90d",
+    "taskservice key add alice --name machine --agent summarizer",
+    "taskservice key add alice --name wall-screen --read",
+    "taskservice key add alice --name ann@example.org --login",
 )
-@click.argument("user", type=Text())
-@click.option("--name", type=Text(), required=True, help="The person or program that uses the key.")
-@click.option("--agent", type=Text(), help="Limit the key to the tasks of this agent.")
-@click.option("--read", is_flag=True, help="The key can only read.")
-@click.option(
+@click.argument("user", type=options.text)
+@options.text_option("--name", required=True, help="The person or program that uses the key.")
+@options.text_option("--agent", help="Limit the key to the tasks of this agent.")
+@options.flag("--read", help="The key can only read.")
+@options.flag(
     "--login",
-    is_flag=True,
     help="No key to send, but the right to sign in for the person whom the proxy calls by this "
     "name: see TASKSERVICE_LOGIN_HEADER.",
 )
 @click.option(
     "--expires",
-    type=Duration(minimum=1, maximum=MAX_EXPIRY_SECONDS, needs_unit=True),
+    type=options.Duration(minimum=1, maximum=MAX_EXPIRY_SECONDS, needs_unit=True),
     help="Time until the key expires, such as 12h or 90d (default: never).",
 )
 def add_key(
@@ -104,8 +100,8 @@ def add_key(
         print_line(f"{name} can sign in as {user}" if login else key.text)
 
 
-@key_command.command("list", epilog=examples("taskservice key list"))
-@json_lines
+@key_command.command("list", "taskservice key list")
+@options.json_lines
 def list_keys(as_json: bool) -> None:
     """List the keys of all users, without their secrets."""
     with service_app():
@@ -115,13 +111,11 @@ def list_keys(as_json: bool) -> None:
 
 @key_command.command(
     "revoke",
-    epilog=examples(
-        "taskservice key revoke 01a20e63-921a-7c04-8f6e-52a1d0b7c3e9",
-        "taskservice key revoke --user alice",
-    ),
+    "taskservice key revoke 01a20e63-921a-7c04-8f6e-52a1d0b7c3e9",
+    "taskservice key revoke --user alice",
 )
-@click.argument("key_id", type=Text(), required=False)
-@click.option("--user", type=Text(), metavar="NAME", help="Revoke all keys of this user.")
+@click.argument("key_id", type=options.text, required=False)
+@options.text_option("--user", metavar="NAME", help="Revoke all keys of this user.")
 def revoke(key_id: str | None, user: str | None) -> None:
     """Revoke a key, or all keys of a user. The next request with it is refused."""
     if (key_id is None) == (user is None):

@@ -25,7 +25,7 @@ from taskservice.database import clock
 from taskservice.database.models import Agent, ApiKey, CallbackSecret, User
 from taskservice.database.transactions import in_pages, reading, retry_on_conflict, transaction
 from taskservice.database.types import AnyRow
-from taskservice.errors import Problem, invalid, invalid_key, no_such_user, require
+from taskservice.errors import Problem, invalid, invalid_key, require
 from taskservice.schemas.users import KEY_COLUMNS, USER_COLUMNS
 from taskservice.terms import FULL, LAST_USER_KEY, MAX_NAME
 from taskservice.webhooks import signing
@@ -62,7 +62,7 @@ def get_id(connection: Connection, name: str) -> str:
     """The id of the user with this name. Raises 404."""
     user_id = connection.scalar(select(User.id).where(User.name == name))
     if user_id is None:
-        raise no_such_user(name)
+        raise Problem(404, f"No such user: {name}")
     return user_id
 
 
