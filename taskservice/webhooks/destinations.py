@@ -243,17 +243,14 @@ def read_url(url: str) -> Target:
         raise RefusedError("The URL has no valid host and port.") from error
     if port == 0:
         raise RefusedError("The URL's port is not from 1 to 65535.")
-    return _target(scheme or "", host or "", port)
-
-
-def _target(scheme: str, host: str, port: int | None) -> Target:
+    scheme, host = scheme or "", host or ""
     bare = host.strip("[]").lower()
-    if host.startswith("[") or _NAME.fullmatch(bare):
-        try:
-            return Target(scheme, bare, port or _PORTS[scheme], literal_address(bare))
-        except ValueError as error:
-            raise RefusedError("The URL's host is not a valid address.") from error
-    raise RefusedError("The URL has no valid host.")
+    if not host.startswith("[") and not _NAME.fullmatch(bare):
+        raise RefusedError("The URL has no valid host.")
+    try:
+        return Target(scheme, bare, port or _PORTS[scheme], literal_address(bare))
+    except ValueError as error:
+        raise RefusedError("The URL's host is not a valid address.") from error
 
 
 # Mail: its addresses, and the URL of the server that takes it.

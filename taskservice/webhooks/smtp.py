@@ -10,9 +10,9 @@ from email.policy import SMTP
 from typing import Any
 
 from taskservice.bounded_http import Deadline, LimitedStream, Limits, TooLargeError
-from taskservice.webhooks import Interrupt, Outcome, transport
+from taskservice.webhooks import Interrupt, Outcome
 from taskservice.webhooks.destinations import Destinations, MailServer
-from taskservice.webhooks.transport import NoResponseError
+from taskservice.webhooks.transport import Connection, NoResponseError, system_addresses
 
 SETTING = "TASKSERVICE_SMTP_URL"
 MAX_REPLY_BYTES = 64 * 1024
@@ -40,8 +40,7 @@ def send_mail(
     once, before the mail itself is sent. Its errors end the attempt and are raised here.
     """
     deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
-    kind = transport.SecureConnection if server.at.scheme == "smtps" else transport.Connection
-    connection = kind(server.at, _ANYWHERE, deadline, transport.system_addresses, interrupt)
+    connection = Connection(server.at, _ANYWHERE, deadline, system_addresses, interrupt)
     content = mail(sender, recipient, subject, text, message_id)
     try:
         with closing(connection):
@@ -65,7 +64,7 @@ def send_mail(
 class _Session(smtplib.SMTP):
     """SMTP on an open connection, with one deadline for all replies."""
 
-    def __init__(self, connection: transport.Connection, deadline: Deadline, domain: str) -> None:
+    def __init__(self, connection: Connection, deadline: Deadline, domain: str) -> None:
         # The domain is what we call ourselves; the default is looked up, without a deadline.
         super().__init__(local_hostname=domain)
         self._connection, self._deadline = connection, deadline

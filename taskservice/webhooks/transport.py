@@ -54,7 +54,7 @@ class NoResponseError(Exception):
 
 
 class Connection(http.client.HTTPConnection):
-    """HTTP to a target: resolves its host, checks each address, connects to an allowed one."""
+    """HTTP or HTTPS to a target: resolves its host, checks each address, and connects."""
 
     def __init__(
         self,
@@ -71,12 +71,14 @@ class Connection(http.client.HTTPConnection):
         self._deadline = deadline
         self._resolve = resolve
         self._interrupt = interrupt
+        if target.scheme == "https":
+            self.default_port = http.client.HTTPS_PORT
 
     def connect(self) -> None:
-        """Connect to the first allowed address that accepts.
+        """Connect to the first allowed address that accepts, and encrypt if the scheme says so.
 
-        Raises RefusedError if no address is allowed, NoResponseError if none accepts, and
-        Interrupted.
+        Raises RefusedError if no address is allowed, NoResponseError if none accepts or its
+        certificate is refused, TimeoutError and Interrupted.
         """
         addresses = self._allowed_addresses()
         failures = []
@@ -90,6 +92,8 @@ class Connection(http.client.HTTPConnection):
             else:
                 self._interrupt.watch(self.sock)
                 self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._target.scheme in ("https", "smtps"):
+                    self.start_tls()
                 return
         raise NoResponseError(self._connect_failure(failures[0])) from failures[0]
 
@@ -143,17 +147,6 @@ class Connection(http.client.HTTPConnection):
         if isinstance(error, ConnectionRefusedError):
             return f"{self.host} refused a connection to port {self.port}."
         return f"{self.host} can't be reached: {error.strerror}."
-
-
-class SecureConnection(Connection):
-    """HTTPS, with the certificate verified."""
-
-    default_port = http.client.HTTPS_PORT
-
-    def connect(self) -> None:
-        """Connect and verify the certificate; also raises TimeoutError and NoResponseError."""
-        super().connect()
-        self.start_tls()
 
 
 @functools.cache
@@ -226,11 +219,11 @@ def post_once(
     deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
     try:
         target = check_url(url, allowed)
-        kind = SecureConnection if target.scheme == "https" else Connection
+        connection = Connection(target, allowed, deadline, resolve, interrupt)
         # Sent without a session of requests, which would use proxies and .netrc, and read the whole
         # decoded body of a redirect.
         request = requests.Request("POST", url, {**_HEADERS, **headers}, data=body).prepare()
-        with contextlib.closing(kind(target, allowed, deadline, resolve, interrupt)) as connection:
+        with contextlib.closing(connection):
             connection.connect()
             confirm()
             # A receiver may respond and close the connection before it has read everything.
