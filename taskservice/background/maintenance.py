@@ -102,7 +102,8 @@ class Maintenance(threading.Thread):
         if now is None:
             return False
         has_more = in_batches(lambda: events.prune(now))
-        return removal.prune(now) or has_more
+        _, is_left = removal.prune(removal.Bounds.from_settings(now))
+        return is_left or has_more
 
 
 def start_loops(app: Flask, *, serves: bool) -> list[threading.Thread]:

@@ -191,8 +191,6 @@ class PruneResult:
     logs: int = 0
 
 
-RemoveTasks = Callable[[Connection, Sequence[str]], None]
-
 _BEFORE = bindparam("before", type_=Timestamp())
 # A task with a pending webhook is kept, with everything that the webhook will contain.
 _ENDED = and_(
@@ -216,7 +214,7 @@ _EMPTY_LOG = (
 
 
 def count_prunable(bounds: Bounds) -> PruneResult:
-    """Count what `prune_now` would remove."""
+    """Count what `prune` would remove."""
     found, others = PruneResult(), _OLD_LOGS
     if bounds.tasks is not None:
         found.tasks = _count(_OLD_TASKS, bounds.tasks)
@@ -232,20 +230,13 @@ def _count(old: ColumnElement[bool], before: str) -> int:
         return connection.scalar(count, {"before": before}) or 0
 
 
-def prune(now: str) -> bool:
-    """Remove what the settings make too old at `now`; returns whether more may be left."""
-    _, has_more = _prune(Bounds.from_settings(now), JOB_SECONDS)
-    return has_more
+def prune(
+    bounds: Bounds, seconds: float = JOB_SECONDS, dropped_ago: float = 0.0
+) -> tuple[PruneResult, bool]:
+    """Remove tasks, then logs, for at most `seconds` each; the result is what, and if more is left.
 
-
-def prune_now(bounds: Bounds) -> PruneResult:
-    """Remove all that is too old, and its lines at once; returns what was removed."""
-    removed, _ = _prune(bounds, inf, dropped_ago=SWEEP_AFTER_SECONDS)
-    return removed
-
-
-def _prune(bounds: Bounds, seconds: float, dropped_ago: float = 0.0) -> tuple[PruneResult, bool]:
-    """Remove tasks, then logs, for at most `seconds` each; returns whether more may be left."""
+    With a `dropped_ago` of SWEEP_AFTER_SECONDS, `sweep` removes their lines at once.
+    """
     removed, has_more = PruneResult(), False
 
     def remove_tasks(connection: Connection, task_ids: Sequence[str]) -> None:
@@ -257,17 +248,18 @@ def _prune(bounds: Bounds, seconds: float, dropped_ago: float = 0.0) -> tuple[Pr
         connection.execute(_EMPTY_LOG, {"task_ids": task_ids, "now": clock.now()})
         removed.logs += len(task_ids)
 
-    if bounds.tasks is not None:
-        batch = partial(_task_batch, _OLD_TASKS, {"before": bounds.tasks}, remove_tasks)
-        has_more |= in_batches(batch, seconds)
-    if bounds.logs is not None:
-        batch = partial(_task_batch, _OLD_LOGS, {"before": bounds.logs}, drop_logs)
-        has_more |= in_batches(batch, seconds)
+    steps = (_OLD_TASKS, bounds.tasks, remove_tasks), (_OLD_LOGS, bounds.logs, drop_logs)
+    for condition, before, remove in steps:
+        if before is not None:
+            batch = partial(_task_batch, condition, {"before": before}, remove)
+            has_more |= in_batches(batch, seconds)
     return removed, has_more
 
 
 def _task_batch(
-    condition: ColumnElement[bool], values: Mapping[str, Any], remove_tasks: RemoveTasks
+    condition: ColumnElement[bool],
+    values: Mapping[str, Any],
+    remove_tasks: Callable[[Connection, Sequence[str]], None],
 ) -> bool:
     """Remove some tasks that meet `condition`; returns whether there may be more."""
     fitting = select(Task.id).where(condition)

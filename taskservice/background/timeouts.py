@@ -3,10 +3,11 @@
 import logging
 import time
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flask import current_app
-from sqlalchemy import bindparam, exists, select, update
+from sqlalchemy import TextClause, bindparam, exists, select, update
+from sqlalchemy.orm import InstrumentedAttribute
 
 from taskservice.background.removal import in_batches
 from taskservice.database import clock
@@ -36,24 +37,16 @@ _ASKS_NOTHING = Task.questions == NO_QUESTIONS
 _COLUMNS = (
     Task.id, Task.user_id, Task.agent_id, Task.labels, Task.callback_url, Task.timeout,
 )  # fmt: skip
-# One statement for each index, the longest silence first. A locked task is being written to, so it
-# is not silent.
-_SILENT_BY_DEFAULT: AnySelect = (
-    select(*_COLUMNS)
-    .where(
-        CLAIMED, _ASKS_NOTHING, Task.last_heartbeat_at < bindparam("long_ago", type_=Timestamp())
-    )
-    .order_by(Task.last_heartbeat_at)
-)
-_SILENT_BY_TIMEOUT: AnySelect = (
-    select(*_COLUMNS)
-    .where(
-        CLAIMED_WITH_TIMEOUT,
-        _ASKS_NOTHING,
-        Task.heartbeat_deadline < bindparam("now", type_=Timestamp()),
-    )
-    .order_by(Task.heartbeat_deadline)
-)
+
+
+def _silent(claimed: TextClause, time: InstrumentedAttribute[Any], before: str) -> AnySelect:
+    """Tasks of one index, the longest silence first."""
+    is_silent = time < bindparam(before, type_=Timestamp())
+    return select(*_COLUMNS).where(claimed, _ASKS_NOTHING, is_silent).order_by(time)
+
+
+_SILENT_BY_DEFAULT = _silent(CLAIMED, Task.last_heartbeat_at, "long_ago")
+_SILENT_BY_TIMEOUT = _silent(CLAIMED_WITH_TIMEOUT, Task.heartbeat_deadline, "now")
 _END = (
     update(Task)
     .where(Task.id == bindparam("of_task_id", type_=Identifier))
@@ -111,21 +104,18 @@ class ClockMonitor:
         database = database_time()
         current = _ClockReading(database, clock.now(), time.monotonic())
         if self._last is None or not current.follows(self._last):
-            self._restart(current)
             was_steady = False
+            self._steady_since = current.monotonic
+            if self._last is not None:
+                jumps = current.jumps(self._last)
+                logger.warning(
+                    "A pause of %.0f s, a clock jump of %+.0f s on the database or of %+.0f s on "
+                    "this machine: no task is timed out or pruned for %.0f s",
+                    current.monotonic - self._last.monotonic, *jumps, GRACE_SECONDS,
+                )  # fmt: skip
         self._last = current
         if current.monotonic - self._steady_since >= GRACE_SECONDS:
             self.now, self.is_first = database, not was_steady
-
-    def _restart(self, current: _ClockReading) -> None:
-        self._steady_since = current.monotonic
-        if self._last is not None:
-            jumps = current.jumps(self._last)
-            logger.warning(
-                "A pause of %.0f s, a clock jump of %+.0f s on the database or of %+.0f s on this "
-                "machine: no task is timed out or pruned for %.0f s",
-                current.monotonic - self._last.monotonic, *jumps, GRACE_SECONDS,
-            )  # fmt: skip
 
 
 def correct_future_times(now: str) -> None:
@@ -160,6 +150,7 @@ def _end_batch(silent: AnySelect, times: dict[str, str]) -> bool:
     """End some of the silent tasks; returns whether there may be more."""
     default: float = current_app.config["TASK_TIMEOUT"]
     with transaction() as connection:
+        # A locked task is being written to, so it is not silent.
         locked = silent.limit(BATCH).with_for_update(skip_locked=True)
         tasks = connection.execute(locked, times).all()
         events.lock_ends(connection, tasks, ERROR)

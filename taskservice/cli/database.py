@@ -183,7 +183,7 @@ def prune_command(dry_run: bool, as_json: bool) -> None:
         if dry_run:
             removed = removal.count_prunable(bounds)
         else:
-            removed = removal.prune_now(bounds)
+            removed, _ = removal.prune(bounds, inf, removal.SWEEP_AFTER_SECONDS)
             removal.sweep(inf)
             removal.shrink(inf)
     sentence = _prune_sentence(removed, "would be deleted" if dry_run else "deleted")
