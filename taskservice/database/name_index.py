@@ -166,8 +166,3 @@ def like_pattern(part: str) -> str:
     """The LIKE pattern for names with a case-folded part."""
     escaped = re.sub("[%_/]", r"/\g<0>", part)
     return f"%{escaped}%"
-
-
-def include_name(name: str | None, kind: str, _parents: object) -> bool:
-    """For Alembic: whether to compare this object; the tables of the index have no models."""
-    return kind != "table" or not (name or "").startswith("task_names")

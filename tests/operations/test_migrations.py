@@ -16,7 +16,6 @@ from taskservice.config import Config
 from taskservice.database import migrations
 from taskservice.database.engine import dispose
 from taskservice.database.migrations import DatabaseError, upgrade
-from taskservice.database.name_index import include_name
 from taskservice.database.types import db
 from taskservice.schemas import strict_json
 from taskservice.schemas.json_schema import DEFAULT
@@ -29,7 +28,11 @@ ADD_AGENT = (
     "INSERT INTO agents (user_id, id, name, description, created_at) "
     "SELECT id, 'summarizer', 'it', '', created_at FROM users"
 )
-OPTIONS = {"compare_type": True, "include_name": include_name}
+OPTIONS = {
+    "compare_type": True,
+    # The tables of the index of names have no models.
+    "include_name": lambda name, kind, _parents: kind != "table" or "task_names" not in name,
+}
 
 
 @pytest.fixture(params=("sqlite", "postgresql"))
@@ -44,9 +47,7 @@ def test_migrated_database_is_what_the_models_say(empty_url: str) -> None:
     upgrade(empty_url)
     engine = create_engine(empty_url, poolclass=pool.NullPool)
     with engine.connect() as connection:
-        context = MigrationContext.configure(
-            connection, opts={"compare_type": True, "include_name": include_name}
-        )
+        context = MigrationContext.configure(connection, opts=OPTIONS)
         assert compare_metadata(context, db.metadata) == []
 
 
