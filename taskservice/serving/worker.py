@@ -184,15 +184,12 @@ class Worker(BaseWorker):
         if now >= self.next_sweep:
             self.next_sweep = now + seconds
             self.notify()
-            self.check_background()
+            if self.alive and not all(thread.is_alive() for thread in self.background_threads):
+                # gunicorn starts a new worker.
+                self.log.critical("A background thread has died: the worker restarts")
+                self.alive = False
             for connection in [each for each in self.connections if each.deadline <= now]:
                 self.expire(connection)
-
-    def check_background(self) -> None:
-        """End this process when a background thread has died, so that gunicorn starts a new one."""
-        if self.alive and not all(thread.is_alive() for thread in self.background_threads):
-            self.log.critical("A background thread has died: the worker restarts")
-            self.alive = False
 
     def stop(self) -> None:
         """Respond to the requests that have arrived, for at most `graceful_timeout` seconds."""
