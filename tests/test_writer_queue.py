@@ -49,8 +49,8 @@ sys.exit(f"not alone: {failures}" if failures else 0)
 
 
 def test_turn_after_a_wait_in_vain_is_exclusive(tmp_path: Path) -> None:
-    path = tmp_path / "queue"
-    queue = WriterQueue(str(path))
+    path = tmp_path / "database-writers"
+    queue = WriterQueue(str(tmp_path / "database"))
     path.touch()
     for _ in range(30):
         with open(path, "rb+") as other, open(path, "rb+") as third:
@@ -73,8 +73,8 @@ def test_threads_and_processes_that_give_up_leave_each_turn_to_one(tmp_path: Pat
 
 
 def test_waiters_that_time_out_leave_no_files(tmp_path: Path) -> None:
-    path = tmp_path / "queue"
-    queue = WriterQueue(str(path))
+    path = tmp_path / "database-writers"
+    queue = WriterQueue(str(tmp_path / "database"))
     path.touch()
     with open(path, "rb+") as other:
         fcntl.flock(other, fcntl.LOCK_EX)

@@ -117,8 +117,7 @@ class Statement(Generic[R]):
 
     def one_or_none(self, connection: Connection, **values: Any) -> R | None:
         """The row, or None; for a statement that finds at most one."""
-        plan = self._plan(connection)
-        found = plan.rows(execute(connection, plan.sql, plan.arguments(values)))
+        found = self.all(connection, **values)
         return found[0] if found else None
 
     def scalar(self, connection: Connection, **values: Any) -> Any:

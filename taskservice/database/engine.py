@@ -84,24 +84,44 @@ def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
     event.listen(reader, "connect", _prepare_sqlite_reader)
     files = _watched_files(writer, reader)
     return Database(
-        reads=KeptConnections(reader, files.passes_recent_check, threads),
-        writes=KeptConnections(writer, files.passes_check, 1),
-        writer_queue=WriterQueue.of(writer.url, threads),
+        reads=KeptConnections(reader, files.check_recently, threads),
+        writes=KeptConnections(writer, files.check, 1),
+        writer_queue=WriterQueue(writer.url.database, threads),
         files=files,
     )
 
 
 def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
-    event.listen(writer, "do_connect", _connect_batching)
+    # Imported here, since psycopg is an extra.
+    from taskservice.database.postgresql import BatchingConnection, limit
+
+    def connect(
+        _dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]
+    ) -> Any:
+        return BatchingConnection.connect(*arguments, **options)
+
+    def prepare(connection: Any, _record: object) -> None:
+        limit(connection, STATEMENT_FACTOR * BUSY_SECONDS)
+        _prepare_postgresql_connection(connection)
+
+    def handle_error(context: ExceptionContext) -> None:
+        if context.sqlalchemy_exception is not None:
+            statements.redact_details(context.original_exception, context.sqlalchemy_exception)
+        if context.is_disconnect:
+            # Otherwise a request waits twice for a server that hangs.
+            reads.forget()
+            writes.forget()
+
+    reads = KeptConnections(reader, _is_open, threads)
+    writes = KeptConnections(writer, _is_open, threads)
+    event.listen(writer, "do_connect", connect)
     event.listen(writer, "begin", _begin_postgresql)
-    database = Database(
-        reads=KeptConnections(reader, _is_open, threads),
-        writes=KeptConnections(writer, _is_open, threads),
-    )
     for engine in (writer, reader):
-        _prepare_postgresql(engine)
-    _share_losses(database)
-    return database
+        # First, since SQLAlchemy runs queries of its own when it connects.
+        event.listen(engine, "connect", prepare, insert=True)
+        event.listen(engine, "checkout", _check_open)
+        event.listen(engine, "handle_error", handle_error)
+    return Database(reads, writes)
 
 
 def _watched_files(*engines: Engine) -> DatabaseFiles:
@@ -172,7 +192,6 @@ def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
 
 def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None:
     """Set up a session; raises OperationalError if the database's encoding is not UTF-8."""
-    # Imported here, since psycopg is an extra.
     from taskservice.database.postgresql import read_as_text
 
     encoding = connection.info.parameter_status("server_encoding")
@@ -194,31 +213,10 @@ def _prepare_sqlite_reader(connection: Any, record: Any) -> None:
     connection.execute("PRAGMA query_only = ON")
 
 
-def _connect_batching(
-    _dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]
-) -> Any:
-    from taskservice.database.postgresql import BatchingConnection
-
-    return BatchingConnection.connect(*arguments, **options)
-
-
 def _begin_immediate(connection: Connection) -> None:
     # A transaction that reads first and then writes fails as busy, immediately and with any
     # timeout, if another has written in between.
     statements.execute(connection, "BEGIN IMMEDIATE", has_rows=False)
-
-
-def _prepare_postgresql(engine: Engine) -> None:
-    from taskservice.database.postgresql import limit
-
-    def prepare(connection: Any, _record: Any) -> None:
-        limit(connection, STATEMENT_FACTOR * BUSY_SECONDS)
-        _prepare_postgresql_connection(connection)
-
-    # First, since SQLAlchemy runs queries of its own when it connects.
-    event.listen(engine, "connect", prepare, insert=True)
-    event.listen(engine, "checkout", _check_open)
-    event.listen(engine, "handle_error", _redact_details)
 
 
 def _check_open(connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
@@ -244,23 +242,6 @@ def _has_server(connection: Any) -> bool:
     waiting = select.poll()
     waiting.register(connection.fileno(), select.POLLIN)
     return not waiting.poll(0)
-
-
-def _share_losses(database: Database) -> None:
-    """Discard all connections together: otherwise a request waits twice for a server that hangs."""
-
-    def forget_all(context: ExceptionContext) -> None:
-        if context.is_disconnect:
-            database.reads.forget()
-            database.writes.forget()
-
-    for connections in (database.reads, database.writes):
-        event.listen(connections.engine, "handle_error", forget_all)
-
-
-def _redact_details(context: ExceptionContext) -> None:
-    if context.sqlalchemy_exception is not None:
-        statements.redact_details(context.original_exception, context.sqlalchemy_exception)
 
 
 def _begin_postgresql(connection: Connection) -> None:

@@ -117,10 +117,6 @@ def sqlite_uri(path: Path, options: str = "mode=rw") -> str:
 RECENT_SECONDS = 0.02
 
 
-class FileReplacedError(Exception):
-    """A file of the database was removed or replaced while this process has it open."""
-
-
 class DatabaseFiles:
     """The database, its write-ahead log and the log's index, as this process has them open.
 
@@ -149,13 +145,13 @@ class DatabaseFiles:
                 self._opened = self._named()
         self.check()
 
-    def check(self) -> None:
-        """Raises OperationalError when a name no longer belongs to the open file."""
+    def check(self, _connection: object = None) -> bool:
+        """True; raises OperationalError when a name no longer belongs to the open file."""
         if self._kept is None:
-            return
+            return True
         named = self._named()
         if named == self._opened:
-            return
+            return True
         self._recent_until = 0.0
         self._save(named)
         wrong = [
@@ -163,15 +159,10 @@ class DatabaseFiles:
             for path, now, opened in zip(self._paths, named, self._opened, strict=True)
             if now != opened
         ]
-        error = FileReplacedError(f"{', '.join(wrong)}; restart the service")
+        error = RuntimeError(f"{', '.join(wrong)}; restart the service")
         raise OperationalError("stat", None, error)
 
-    def passes_check(self, _connection: object) -> bool:
-        """True; raises the same errors as `check`."""
-        self.check()
-        return True
-
-    def passes_recent_check(self, _connection: object) -> bool:
+    def check_recently(self, _connection: object) -> bool:
         """The same for reads, for which a check of up to 20 ms ago is enough."""
         now = time.monotonic()
         if now >= self._recent_until:

@@ -32,8 +32,8 @@ def transaction() -> Iterator[Connection]:
         return
     queue, files = database.writer_queue, database.files
     # If the files were replaced in between, the next start would not find the committed data.
-    check = files.check if files else lambda: None
-    with queue.transaction(database.writes, check, BUSY_SECONDS) as connection:
+    assert files is not None
+    with queue.transaction(database.writes, files.check, BUSY_SECONDS) as connection:
         yield connection
 
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError
 
 from taskservice.database.connections import KeptConnections
@@ -32,12 +31,12 @@ class WriterQueue:
     transaction open for the next writer that is already waiting; the last one commits for all of
     them. Each gets the outcome of this commit. A writer that is alone commits alone.
 
-    While another process keeps the database locked, at most `max_blocked` threads wait for it, so
-    that the others can read.
+    While another process keeps the database locked, at most half of the `threads` of this process
+    wait for it, so that the others can read.
     """
 
-    def __init__(self, path: str, max_blocked: int = 8) -> None:
-        self._path = path
+    def __init__(self, database: str | None, threads: int = 16) -> None:
+        self._path = f"{database}-writers"
         self._threads = threading.Lock()
         # Guards the two below.
         self._lock = threading.Lock()
@@ -45,12 +44,7 @@ class WriterQueue:
         self._left_open: _Group | None = None
         # The time since which the thread that has the turn waits for another process.
         self._attempt_began = math.inf
-        self._blocked = threading.Semaphore(max_blocked)
-
-    @classmethod
-    def of(cls, address: URL, threads: int = 1) -> "WriterQueue":
-        """The queue of the SQLite file at this address, in a process with `threads` threads."""
-        return cls(f"{address.database}-writers", max(1, threads // 2))
+        self._blocked = threading.Semaphore(max(1, threads // 2))
 
     @contextmanager
     def turn(self, seconds: float) -> Iterator[None]:
@@ -71,7 +65,7 @@ class WriterQueue:
 
     @contextmanager
     def transaction(
-        self, connections: KeptConnections, check: Callable[[], None], seconds: float
+        self, connections: KeptConnections, check: Callable[[], object], seconds: float
     ) -> Iterator[Connection]:
         """A connection in a write transaction, then `check`. Raises OperationalError if late."""
         until = time.monotonic() + seconds
@@ -154,7 +148,7 @@ class _Group:
     """A transaction of several writers, one after the other, and the turn of this process."""
 
     def __init__(
-        self, connections: KeptConnections, check: Callable[[], None], held: int, until: float
+        self, connections: KeptConnections, check: Callable[[], object], held: int, until: float
     ) -> None:
         self._connections, self._check, self._held = connections, check, held
         self._ended = threading.Event()

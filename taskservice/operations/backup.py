@@ -156,7 +156,7 @@ def restore(address: URL, backup: Path, replace: bool = False) -> Path | None:
         with _draft_of(database) as draft:
             _copy_verified(backup, draft)
             # A process that starts waits for this lock before it opens the database.
-            with WriterQueue.of(address).turn(BUSY_SECONDS), _closed(database):
+            with WriterQueue(address.database).turn(BUSY_SECONDS), _closed(database):
                 replaced = _keep_aside(database)
                 draft.replace(database)
                 sync(database.parent)

@@ -59,7 +59,7 @@ def upgrade(
     if is_sqlite:
         _check_file(Path(address.database or ""), may_create)
     # On SQLite the switch to WAL fails immediately on a locked file.
-    turn = WriterQueue.of(address).turn(MIGRATION_SECONDS) if is_sqlite else nullcontext()
+    turn = WriterQueue(address.database).turn(MIGRATION_SECONDS) if is_sqlite else nullcontext()
     try:
         with turn, command_engine(address).connect() as connection:
             if not is_sqlite:
