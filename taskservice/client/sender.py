@@ -136,7 +136,6 @@ PROGRESS_INTERVAL = 1.0
 HEARTBEAT_SECONDS = 5.0
 # The JSON of a claimed task does not contain its timeout: less than the shortest, 1 s.
 CLAIMED_HEARTBEAT_SECONDS = 0.8
-_HEARTBEAT: dict[str, Any] = {"logs": []}
 BATCH_BYTES = 512 * 1024
 # Bytes of a log that stay free for the marker that the log is full.
 _NOTE_BYTES = 200
@@ -198,6 +197,7 @@ class LineQueue:
     """
 
     def __init__(self) -> None:
+        self.sent_bytes = 0
         self._memory = bytearray()
         self._seq = 1
         self._batch: Batch | None = None
@@ -230,6 +230,7 @@ class LineQueue:
         with self._lock:
             if self._is_open:
                 self._seq += batch.lines
+                self.sent_bytes += batch.size
                 self._batch = None
                 self._remove(batch)
 
@@ -288,7 +289,6 @@ class Sender(threading.Thread):
         task_id: Callable[[], str],
         *,
         heartbeat: float = HEARTBEAT_SECONDS,
-        log_bytes: int = 0,
         on_stop: Callable[[TaskServiceError], None] = lambda error: None,
         on_outage: Callable[[TaskServiceError | None], None] = lambda error: None,
     ) -> None:
@@ -305,7 +305,6 @@ class Sender(threading.Thread):
         self.has_ended = InterruptSafeEvent()
         self._connection, self._writer, self._task_id = connection, writer, task_id
         self._heartbeat = heartbeat
-        self._log_bytes = log_bytes
         self._on_stop, self._on_outage = on_stop, on_outage
         self._batch_bytes = BATCH_BYTES
         self._last_request_at = 0.0
@@ -394,7 +393,7 @@ class Sender(threading.Thread):
         if time.monotonic() >= next_progress and not closing:
             self._send_progress(path)
             return False
-        space = MAX_LOG - _NOTE_BYTES - self._log_bytes
+        space = MAX_LOG - _NOTE_BYTES - self.queue.sent_bytes
         batch = self.queue.peek(min(self._batch_bytes, space))
         if batch is not None and batch.size > space:
             self._note_full_log(path, batch.seq)
@@ -403,7 +402,7 @@ class Sender(threading.Thread):
         elif closing:
             return self._send_report(path)
         elif time.monotonic() - self._last_request_at >= self._heartbeat:
-            self._request("POST", f"{path}/logs", responses.APPENDED, json=_HEARTBEAT)
+            self._request("POST", f"{path}/logs", responses.APPENDED, json={"logs": []})
         else:
             until = min(self._last_request_at + self._heartbeat, next_progress)
             self.queue.news.wait(max(until - time.monotonic(), 0))
@@ -453,7 +452,6 @@ class Sender(threading.Thread):
                 self._append(path, Batch.of(batch.seq, timed(text, now())))
                 self.queue.confirm(batch)
         else:
-            self._log_bytes += batch.size
             self.queue.confirm(batch)
 
     def _append(self, path: str, batch: Batch) -> None:

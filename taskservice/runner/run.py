@@ -495,7 +495,7 @@ def _reason_not_to_send(
 def _send_left(connection: Connection, run: SavedRun, spool: Spool) -> bool:
     lines = plural(spool.count(), "line")
     start_task = partial(run.ensure_task, connection, notice, patience=0)
-    sender = Sender(connection, spool, WRITER, start_task, log_bytes=spool.sent_bytes)
+    sender = Sender(connection, spool, WRITER, start_task)
     sender.last_response_at = float("-inf")  # no response yet
     sender.start()
     is_done = deliver(sender, run, run.report or failed(UNKNOWN_EXIT), threading.Event())

@@ -319,7 +319,6 @@ class Spool(LineQueue):
         self._file = self._position = -1
         # The start and the end of the unconfirmed lines in the file.
         self._start = self._end = 0
-        self.sent_bytes = 0
         self._lost = 0  # lines without space, of which the log contains no marker yet
         if folder is None:
             return
@@ -383,7 +382,6 @@ class Spool(LineQueue):
         from_disk = min(batch.stored_bytes, self._end - self._start)
         self._start += from_disk
         del self._memory[: batch.stored_bytes - from_disk]
-        self.sent_bytes += batch.size
         self._note_lost()
         # If the position can't be written, lines are sent again later, and the service skips them.
         with contextlib.suppress(OSError):
