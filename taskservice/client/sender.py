@@ -523,16 +523,12 @@ class Outbox:
     def reset(self) -> None:
         """Forget the lines and the thread: after a fork they belong to the parent."""
         self._lock = threading.Lock()
-        self._sender: Sender | None = None
-
-    @property
-    def is_started(self) -> bool:
-        return self._sender is not None
+        self.sender: Sender | None = None  # None until it is started
 
     def start(self) -> Sender:
         """The sender; its thread starts with the first line or with `with`."""
         with self._lock:
-            sender = self._sender
+            sender = self.sender
             # A thread that has finished cannot be reused.
             if sender is not None and not sender.is_delivered:
                 return sender
@@ -542,7 +538,7 @@ class Outbox:
             queue = LineQueue()
             # Unique, because the service numbers the lines of each writer.
             writer = f"{self._writer}-{uuid4().hex[:12]}"
-            sender = self._sender = Sender(
+            sender = self.sender = Sender(
                 self._connection, queue, writer, lambda: self._task_id, heartbeat=self._heartbeat,
                 # A thread that waits for space must not wait any longer.
                 on_stop=lambda error: queue.discard(),
@@ -566,12 +562,12 @@ class Outbox:
 
     def pop_progress(self) -> dict[str, Any]:
         """Remove and return the unsent progress, for the caller to send."""
-        return {} if self._sender is None else self._sender.pop_progress()
+        return {} if self.sender is None else self.sender.pop_progress()
 
     def check(self) -> None:
         """Raise the reason to stop, if there is one."""
-        if self._sender is not None and self._sender.stop_reason is not None:
-            raise self._sender.stop_reason
+        if self.sender is not None and self.sender.stop_reason is not None:
+            raise self.sender.stop_reason
 
     def pause(self, seconds: float) -> None:
         """Wait before the next attempt; raise the reason to stop as soon as there is one."""
@@ -613,20 +609,20 @@ class Outbox:
     def drop(self) -> None:
         """Stop sending; unsent lines are lost."""
         with self._lock:
-            if self._sender is not None:
-                self._sender.abandon()
-                self._sender.queue.discard()
-                self._sender = None
+            if self.sender is not None:
+                self.sender.abandon()
+                self.sender.queue.discard()
+                self.sender = None
                 _outboxes.discard(self)
 
     def is_sent(self) -> bool:
         """Whether no line is waiting to be sent."""
-        sender = self._sender
+        sender = self.sender
         return sender is not None and (sender.is_delivered or sender.stop_reason is not None)
 
     def send_rest(self, until: float) -> None:
         """Send the waiting lines, at most until this time of the monotonic clock."""
-        sender = self._sender
+        sender = self.sender
         if sender is None:
             return
         sender.finish(None)

@@ -443,7 +443,7 @@ class Task:
             >>> task.report(output={"pages": 3}, labels={"env": None})
         """
         _check_output(changes.get("output") or {})
-        if "status" in changes and self._outbox.is_started:
+        if "status" in changes and self._outbox.sender is not None:
             self._finish(changes)
         else:
             changes = self._outbox.pop_progress() | changes

@@ -232,11 +232,6 @@ class Stream:
                 return b""
             raise
 
-    def available(self) -> int:
-        """The number of bytes in the pipe."""
-        count = fcntl.ioctl(self.reader, termios.FIONREAD, bytes(4))
-        return int.from_bytes(count, sys.byteorder)
-
     def forward(self, block: bytes) -> None:
         """Write a block in the background without waiting; the last block is empty."""
         self._queued += len(block)
@@ -358,7 +353,8 @@ class OutputReader:
         if self._done_at is None:
             self._done_at = time.monotonic() + SECONDS_AFTER_END
             for stream in self._streams:
-                stream.unread = stream.available()
+                in_pipe = fcntl.ioctl(stream.reader, termios.FIONREAD, bytes(4))
+                stream.unread = int.from_bytes(in_pipe, sys.byteorder)
         is_read = all(stream.unread <= 0 for stream in self._streams)
         return is_read and time.monotonic() > self._done_at
 

@@ -224,11 +224,12 @@ def _replace_file(path: Path, text: bytes) -> None:
 
 def _write_file(path: Path, text: bytes) -> None:
     file = open_file(path, os.O_WRONLY | os.O_CREAT)
-    with contextlib.closing(os.fdopen(file, "wb", buffering=0)) as out:
-        if out.write(text) != len(text):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        out.truncate()
-        os.fsync(out.fileno())
+    try:
+        _write(file, 0, text)
+        os.ftruncate(file, len(text))
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 # Opens the files and folders of a run; refuses links, devices and other special files.
