@@ -14,13 +14,8 @@ from sqlalchemy.engine import URL, make_url
 from taskservice.database import address
 from taskservice.database.address import check_host
 from taskservice.database.files import locked, make_folder, open_regular, sync
-from taskservice.webhooks.destinations import (
-    Destinations,
-    MailServer,
-    RefusedError,
-    mail_sender,
-    read_url,
-)
+from taskservice.webhooks import destinations
+from taskservice.webhooks.destinations import Destinations
 
 PREFIX = "TASKSERVICE_"
 # The key signs sessions: with a guessed key, sessions can be forged.
@@ -88,8 +83,8 @@ def _origins(text: str) -> tuple[str, ...]:
 
 def _public_url(text: str) -> str:
     try:
-        read_url(text)
-    except RefusedError:
+        destinations.read_url(text)
+    except destinations.RefusedError:
         text = "?"
     if "?" in text:
         raise ValueError("must be a URL such as https://tasks.example.org, without query")
@@ -186,12 +181,14 @@ class Config:
         "URL of the service for links in messages; unset: `http://` and `BIND` if that is a "
         "loopback address and `PROXY_HOPS` is 0, else no links.",
     )
-    SMTP_URL: MailServer | None = _setting(
+    SMTP_URL: destinations.MailServer | None = _setting(
         None,
-        MailServer.parse,
+        destinations.MailServer.parse,
         "Mail server for hooks: `smtp://` with STARTTLS (port 587), or `smtps://` (port 465).",
     )
-    MAIL_FROM: str = _setting("", mail_sender, "Sender of mail; required with `SMTP_URL`.")
+    MAIL_FROM: str = _setting(
+        "", destinations.mail_sender, "Sender of mail; required with `SMTP_URL`."
+    )
     LOG_LEVEL: str = _setting(
         "info", _choice("debug", "info", "warning", "error"), "Lowest level to log."
     )

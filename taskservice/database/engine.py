@@ -31,14 +31,6 @@ sqlite3 = _sqlite3
 BUSY_SECONDS = 5.0
 # The time limit of a statement on PostgreSQL, as a multiple of BUSY_SECONDS; ours are much faster.
 STATEMENT_FACTOR = 2
-# The connection to a server that does not respond is closed after this time.
-POSTGRESQL_TIMEOUTS = {
-    "connect_timeout": int(BUSY_SECONDS),
-    "keepalives_idle": 15,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,
-}
 
 
 class Database(NamedTuple):
@@ -156,7 +148,12 @@ def engine_arguments(address: URL) -> dict[str, Any]:
         "connect_args": {
             "prepare_threshold": None,
             "client_encoding": "UTF8",
-            **POSTGRESQL_TIMEOUTS,
+            # The connection to a server that does not respond is closed after this time.
+            "connect_timeout": int(BUSY_SECONDS),
+            "keepalives_idle": 15,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,
         },
         # Sent with each BEGIN, except by the engines of an app, which begin in their own way.
         # SERIALIZABLE, which may be the database's default, would make most concurrent writes fail.

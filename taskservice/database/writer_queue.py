@@ -159,19 +159,16 @@ class _Group:
         try:
             self._connection = connections.acquire()
             try:
-                self._begin(until)
+                # The waits for the turn and for SQLite's own lock have the same deadline.
+                milliseconds = max(0, int((until - time.monotonic()) * 1000))
+                self._driver_connection().execute(f"PRAGMA busy_timeout = {milliseconds}")
+                self._connection.begin()
             except BaseException:
                 self._connection.close()
                 raise
         except BaseException:
             os.close(held)
             raise
-
-    def _begin(self, until: float) -> None:
-        # The waits for the turn and for SQLite's own lock have the same deadline.
-        milliseconds = max(0, int((until - time.monotonic()) * 1000))
-        self._driver_connection().execute(f"PRAGMA busy_timeout = {milliseconds}")
-        self._connection.begin()
 
     def has_room(self) -> bool:
         """Whether another writer may join."""

@@ -48,13 +48,20 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         taken = {each.slot for each in arbiter.WORKERS.values()}
         worker.slot = metrics.requests.use_free_slot(taken)
 
+    class OwnLogger(Logger):
+        """gunicorn's logger, in the format of our own log."""
+
+        def setup(self, cfg: GunicornConfig) -> None:
+            super().setup(cfg)
+            configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
+
     return {
         "bind": config.BIND,
         # For a Unix socket: a proxy needs the service's group to connect.
         "umask": 0o007,
         "workers": config.WORKERS,
         "threads": config.THREADS,
-        "logger_class": logger_class(config),
+        "logger_class": OwnLogger,
         "worker_class": Worker,
         "worker_connections": MAX_CONNECTIONS + config.WAITS,
         "pre_fork": pre_fork,
@@ -98,17 +105,6 @@ def find_owner(app: Flask, environ: dict[str, Any]) -> str | Response | None:
         except Exception as error:
             return app.finalize_request(app.handle_user_exception(error))
         return caller.user_id if "caller" in g else None
-
-
-def logger_class(config: Config) -> type[Logger]:
-    """gunicorn's logger, in the format of our own log."""
-
-    class OwnLogger(Logger):
-        def setup(self, cfg: GunicornConfig) -> None:
-            super().setup(cfg)
-            configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
-
-    return OwnLogger
 
 
 def listen(arbiter: Arbiter) -> None:

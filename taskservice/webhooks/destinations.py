@@ -141,8 +141,6 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Destinations:
-    """The allowed destinations of webhooks."""
-
     kinds: frozenset[str]
     networks: tuple[Network, ...]
     hosts: tuple[str, ...]
