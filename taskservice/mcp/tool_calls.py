@@ -29,7 +29,7 @@ from taskservice.services.lists import Selection
 from taskservice.services.tasks import Idempotency
 from taskservice.terms import ACCEPT, DECLINE, MAX_SEARCHED_TEXT, READ, RUNNING, SORTS, STATUSES
 from taskservice.web import responses, waiting
-from taskservice.web.request import checked_idempotency_key, idempotency_key, require_id
+from taskservice.web.request import idempotency_key, require_id
 
 Arguments = dict[str, Any]
 Result = dict[str, Any]
@@ -149,8 +149,8 @@ def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
 
 def _start(call: Call, agent_id: str, arguments: Arguments) -> str:
     body = {"agentId": agent_id, "input": arguments, "labels": LABELS}
-    key = call.meta.get(IDEMPOTENCY_KEY)
-    key = checked_idempotency_key(key) if isinstance(key, str) else idempotency_key()
+    given = call.meta.get(IDEMPOTENCY_KEY)
+    key = idempotency_key(given if isinstance(given, str) else None)
     task, _ = task_service.start(caller, _start_schema.load(body), Idempotency.of(key, body))
     return task.id
 

@@ -249,15 +249,13 @@ def require_id(thing: str, text: str) -> str:
     return require(parse_id(text), thing)
 
 
-def idempotency_key() -> str | None:
-    """The `Idempotency-Key`, under which the request can be repeated; raises 422."""
-    key = request.headers.get("Idempotency-Key")
-    return None if key is None else checked_idempotency_key(key)
+def idempotency_key(given: str | None = None) -> str | None:
+    """The key under which the request can be repeated: `given`, or from the header.
 
-
-def checked_idempotency_key(key: str) -> str:
-    """The key itself; raises 422 unless its length is allowed."""
-    if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
+    Raises 422 unless its length is allowed.
+    """
+    key = request.headers.get("Idempotency-Key") if given is None else given
+    if key is not None and not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
         raise invalid({"Idempotency-Key": [f"Must have 1 to {MAX_IDEMPOTENCY_KEY} characters."]})
     return key
 
