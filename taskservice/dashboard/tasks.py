@@ -210,11 +210,27 @@ def list_all() -> AnyResponse:
     )
 
 
-def _found(selection: Selection, query: dict[str, Any]) -> responses.Page:
-    if request.args.get("sort") != filters.LONGEST_FIRST:
-        return responses.page(caller, selection, query)
-    positions, reached = lists.longest(caller, selection, query["limit"])
-    return responses.Page(positions, None, reached)
+class Page(NamedTuple):
+    """The positions of a page, and the query string of the next page, if there is one.
+
+    `stopped` is where the search stopped before the page was full.
+    """
+
+    positions: list[Position]
+    next: str | None
+    stopped: Position | None = None
+
+
+def _found(selection: Selection, query: dict[str, Any]) -> Page:
+    limit = query["limit"]
+    if request.args.get("sort") == filters.LONGEST_FIRST:
+        positions, reached = lists.longest(caller, selection, limit)
+        return Page(positions, None, reached)
+    positions, reached = lists.page_positions(caller, selection, responses.after(query), limit)
+    if reached is None:
+        return Page(positions, None)
+    stopped = reached if len(positions) < limit else None
+    return Page(positions, responses.next_query(selection, reached), stopped)
 
 
 @blueprint.get("/tasks", strict_slashes=False)
@@ -516,5 +532,5 @@ def _first(selection: Selection, action: str) -> tuple[list[Position], bool]:
     """The first tasks of a list that the action can change, and whether there may be more."""
     if action == terms.CANCEL and selection.status is None:
         selection = selection._replace(status=terms.RUNNING)
-    found = responses.page(caller, selection, {"limit": terms.MAX_LIMIT})
-    return found.positions, found.next is not None
+    positions, reached = lists.page_positions(caller, selection, None, terms.MAX_LIMIT)
+    return positions, reached is not None

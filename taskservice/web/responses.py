@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from urllib.parse import urlencode
 
 from flask import Response, current_app, request, stream_with_context
@@ -10,14 +10,14 @@ from marshmallow import Schema
 from werkzeug.datastructures import Headers
 from werkzeug.http import quote_etag, remove_entity_headers
 
-from taskservice.auth import Caller, caller
+from taskservice.auth import caller
 from taskservice.database.types import TaskAndLines, TaskRow, TaskVersion
 from taskservice.errors import invalid
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS, open_questions
 from taskservice.schemas.requests import dump_cursor
 from taskservice.schemas.tasks import SHARED_FIELDS
-from taskservice.services import lists, logs, task_json
+from taskservice.services import logs, task_json
 from taskservice.services.lists import Position, Selection
 from taskservice.services.task_json import WHOLE, Shape
 from taskservice.terms import SORTS
@@ -149,17 +149,6 @@ def stream(
 # Reads the query string of a list: the tasks, their fields, and the page.
 
 
-class Page(NamedTuple):
-    """The positions of a page, and the query string of the next page, if there is one.
-
-    `stopped` is where the search stopped before the page was full.
-    """
-
-    positions: list[Position]
-    next: str | None
-    stopped: Position | None = None
-
-
 def shape(query: dict[str, Any]) -> Shape:
     """The shape that a request asks for. Raises 422 for what a link does not show."""
     if caller.task_id:
@@ -187,16 +176,6 @@ def selection(query: dict[str, Any]) -> Selection:
         finished_after=query.get("finishedAfter"),
         sort=query.get("sort", SORTS[0]),
     )
-
-
-def page(caller: Caller, tasks: Selection, query: dict[str, Any]) -> Page:
-    """The positions of the page of `limit` tasks after `cursor`."""
-    limit = query["limit"]
-    positions, reached = lists.page_positions(caller, tasks, after(query), limit)
-    if reached is None:
-        return Page(positions, None)
-    is_partial = len(positions) < limit
-    return Page(positions, next_query(tasks, reached), reached if is_partial else None)
 
 
 def after(query: dict[str, Any]) -> Position | None:
