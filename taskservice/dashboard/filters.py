@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import urlencode
 
 from flask import Blueprint, redirect, request, url_for
@@ -165,12 +165,8 @@ class Line(NamedTuple):
     number: int | None = None
 
 
-class Found(NamedTuple):
-    """The found lines by task, and the query string and the time from which a search continues."""
-
-    tasks: list[tuple[AnyRow, list[Line]]]
-    next: str | None
-    until: str | None
+# The found lines by task, and where a search continues.
+Found: TypeAlias = tuple[list[tuple[AnyRow, list[Line]]], search.End | None]
 
 
 @blueprint.get("/search")
@@ -184,8 +180,11 @@ def show() -> Response:
     values.pop("sort", None)
     query, _, selection = load({**values, "text": text or "?"}, search_query)
     find = _in_errors if where == ERRORS else _in_logs
-    found = find(selection, query) if text else None
-    return page("search.html", found=found, where=where, kept=kept, arguments=arguments)
+    found, end = find(selection, query) if text else (None, None)
+    more: dict[str, Any] = {"where": where, "kept": kept, "arguments": arguments}
+    if end:
+        more |= {"next": responses.next_query(selection, end), "until": end[0]}
+    return page("search.html", found=found, **more)
 
 
 def _in_logs(selection: Selection, query: dict[str, Any]) -> Found:
@@ -195,16 +194,14 @@ def _in_logs(selection: Selection, query: dict[str, Any]) -> Found:
         task_id: [Line(_pieces(hit["text"], text), hit["line"]) for hit in hits]
         for task_id, hits in groupby(found.hits, lambda hit: hit["taskId"])
     }
-    tasks = [(row, lines[row.id]) for row in _tasks(lines)]
-    return Found(tasks, *_rest(selection, found.end))
+    return [(row, lines[row.id]) for row in _tasks(lines)], found.end
 
 
 def _in_errors(selection: Selection, query: dict[str, Any]) -> Found:
     text, after = query["text"], responses.after(query)
     found = search.in_errors(caller, selection, text, after, query["limit"])
     rows = _tasks(position.id for position in found.positions)
-    tasks = [(row, _lines_of_error(row, text)) for row in rows]
-    return Found(tasks, *_rest(selection, found.reached))
+    return [(row, _lines_of_error(row, text)) for row in rows], found.reached
 
 
 def _lines_of_error(row: AnyRow, text: str) -> list[Line]:
@@ -220,10 +217,6 @@ def _lines_of_error(row: AnyRow, text: str) -> list[Line]:
 
 def _tasks(ids: Iterable[str]) -> list[AnyRow]:
     return lists.summaries(caller, [Position("", task_id) for task_id in ids])
-
-
-def _rest(selection: Selection, end: search.End | None) -> tuple[str | None, str | None]:
-    return (responses.next_query(selection, end), end[0]) if end else (None, None)
 
 
 def _pieces(line: str, text: str) -> list[str]:
