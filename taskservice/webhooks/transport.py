@@ -75,7 +75,7 @@ class Connection(http.client.HTTPConnection):
             self.default_port = http.client.HTTPS_PORT
 
     def connect(self) -> None:
-        """Connect to the first allowed address that accepts, and encrypt if the scheme says so.
+        """Connect to the first allowed address that accepts, and encrypt for HTTPS.
 
         Raises RefusedError if no address is allowed, NoResponseError if none accepts or its
         certificate is refused, TimeoutError and Interrupted.
