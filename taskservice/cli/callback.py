@@ -46,19 +46,17 @@ def test(url: str, user: str | None) -> None:
     The exit code is 0 if the receiver returned 2xx, otherwise 1.
     """
     with service_app():
-        secrets = [signing.new_secret()] if user is None else _secrets_of(user)
+        secrets: Sequence[str] = [signing.new_secret()]
+        if user is not None:
+            with reading() as connection:
+                user_id = users.get_id(connection, user)
+            secrets = users.callback_secrets(user_id, clock.now())
         sample = SAMPLE | {"callback": url, "finishedAt": clock.now()}
         body = strict_json.dumps(sample)
         headers = attempts.signed_headers(secrets, clock.new_id(), body)
         outcome = attempts.post_webhook(url, headers, body)
     print_line(outcome.message)
     sys.exit(0 if outcome.delivered else 1)
-
-
-def _secrets_of(name: str) -> Sequence[str]:
-    with reading() as connection:
-        user_id = users.get_id(connection, name)
-    return users.callback_secrets(user_id, clock.now())
 
 
 LIST_COLUMNS = ("id", "state", "user", "taskId", "callback", "createdAt", "nextAttemptAt")

@@ -14,11 +14,11 @@ import click
 
 from taskservice.cli import options
 from taskservice.cli.service_client import did_you_mean, service_client
-from taskservice.client import Client, own_task_id, responses
-from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
+from taskservice.client import own_task_id, responses
+from taskservice.client.http import PATIENCE_SECONDS, Connection, delays, pause_after
 from taskservice.client.responses import RETRYABLE, NotFound, NotTheService, TaskServiceError
 from taskservice.client.sender import now, rfc3339
-from taskservice.client.task import Task, change_task, claim_task
+from taskservice.client.task import Task, change_task, claim_task, register_agent
 from taskservice.runner.process import PROGRAM_ONLY, forward_signals
 from taskservice.runner.program_output import Masker
 from taskservice.runner.run import Run, become_program, failed, resend
@@ -166,7 +166,7 @@ def work_command(agent: str, parallel: int, command_line: tuple[str, ...]) -> No
     open_standard_files()
     # The worker itself retries, without a limit.
     with service_client(patience=0) as client:
-        worker = Worker(client, agent, command_line, parallel)
+        worker = Worker(client.connection, agent, command_line, parallel)
         forward_signals(worker.stop)
         worker.work()
 
@@ -175,12 +175,11 @@ class Worker:
     """Runs at most `parallel` tasks at once, until `stop` is called."""
 
     def __init__(
-        self, client: Client, agent_id: str, command: Sequence[str], parallel: int = 1
+        self, connection: Connection, agent_id: str, command: Sequence[str], parallel: int = 1
     ) -> None:
-        self._client, self._agent_id = client, agent_id
-        self._command = command
+        self._connection, self._agent_id = connection, agent_id
+        self._command, self._parallel = command, parallel
         self._slots = threading.Semaphore(parallel)
-        self._parallel = parallel
         self._runs: dict[str, Run] = {}
         self._stopping = False
         self._claim_key = uuid4().hex  # the Idempotency-Key of a claim, until its response
@@ -218,7 +217,7 @@ class Worker:
             pauses, printed = delays(), None
             if task is None:
                 self._slots.release()
-                self._pause(self._client.connection.seconds_before_repeat())
+                self._pause(self._connection.seconds_before_repeat())
             else:
                 threading.Thread(target=self._run_task, args=[task], name=task.id).start()
         for _ in range(self._parallel):
@@ -236,8 +235,7 @@ class Worker:
 
     def _claim(self) -> Task | None:
         try:
-            connection = self._client.connection
-            task = claim_task(connection, self._agent_id, CLAIM_SECONDS, self._claim_key)
+            task = claim_task(self._connection, self._agent_id, CLAIM_SECONDS, self._claim_key)
         except NotFound:  # the agent was deleted
             self._is_registered = False
             return None
@@ -248,11 +246,11 @@ class Worker:
         """Print the agent whose tasks it claims; register a new agent and print similar ids."""
         if self._is_registered:
             return
-        connection = self._client.connection
-        agents = connection.call("GET", "/agent", responses.AGENTS, timeout=FIRST_TIMEOUTS).data
+        expected, timeout = responses.AGENTS, FIRST_TIMEOUTS
+        agents = self._connection.call("GET", "/agent", expected, timeout=timeout).data
         known = [agent["id"] for agent in agents]
         if self._agent_id not in known:
-            self._client.register(self._agent_id)
+            register_agent(self._connection, self._agent_id, {})
             question = did_you_mean(known, self._agent_id)
             notice(f"agent {self._agent_id} was registered just now{question}")
         notice(f"waiting for tasks of agent {self._agent_id}")
@@ -266,21 +264,17 @@ class Worker:
     def _run_task(self, task: Task) -> None:
         try:
             notice(f"task {task.id} {task.name}")
-            run = self._runs[task.id] = Run(self._client.connection, self._command, task=task)
+            run = self._runs[task.id] = Run(self._connection, self._command, task=task)
             run.start()
             run.execute()
         except TaskServiceError as error:
             notice(f"task {task.id}: {error}")
         except (OSError, RuntimeError) as error:
-            self._fail(task, error)
+            text = f"The worker could not start the program: {error}"
+            notice(f"task {task.id}: {text}")
+            # No other worker would take the task.
+            with contextlib.suppress(TaskServiceError):
+                change_task(self._connection, task.id, failed(text), patience=PATIENCE_SECONDS)
         finally:
             self._runs.pop(task.id, None)
             self._slots.release()
-
-    def _fail(self, task: Task, error: Exception) -> None:
-        """Report that a claimed task can't be run: no other worker would take it."""
-        text = f"The worker could not start the program: {error}"
-        notice(f"task {task.id}: {text}")
-        with contextlib.suppress(TaskServiceError):
-            connection = self._client.connection
-            change_task(connection, task.id, failed(text), patience=PATIENCE_SECONDS)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from taskservice.client import Task
 from taskservice.quantities import percent_done, seconds_text
@@ -126,15 +127,12 @@ def _progress(task: Task) -> str:
     return " ".join(([] if share is None else [percent_done(share)]) + ([note] if note else []))
 
 
-def local_time(timestamp: str | None, precision: str = "minutes") -> str:
+def local_time(timestamp: str | None, precision: str = "minutes", has_offset: bool = False) -> str:
     """The time in this machine's time zone; `-` if there is none."""
     if timestamp is None:
         return "-"
-    local = datetime.fromisoformat(timestamp).astimezone().replace(tzinfo=None)
-    return local.isoformat(" ", timespec=precision)
+    local = datetime.fromisoformat(timestamp).astimezone()
+    return (local if has_offset else local.replace(tzinfo=None)).isoformat(" ", precision)
 
 
-def with_offset(timestamp: str | None) -> str | None:
-    if timestamp is None:
-        return None
-    return datetime.fromisoformat(timestamp).astimezone().isoformat(" ", timespec="seconds")
+with_offset = partial(local_time, precision="seconds", has_offset=True)

@@ -230,7 +230,9 @@ def test_stopping_worker_finishes_its_claimed_tasks(
 
     with Receiver(answer=passed_on) as between:
         between.paths["/api/v1/agent/worker/claim"] = wait_for_a_task
-        worker = Worker(Client(between.url, machine.key), "worker", ["sh", "-c", "sleep 0.2"])
+        worker = Worker(
+            Client(between.url, machine.key).connection, "worker", ["sh", "-c", "sleep 0.2"]
+        )
         thread = threading.Thread(target=worker.work)
         thread.start()
         until(lambda: [r for r in between.requests if r.path.endswith("/claim")])
