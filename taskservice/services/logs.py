@@ -148,9 +148,11 @@ class Page(NamedTuple):
     def lines(self) -> list[str]:
         return self._cut([line for chunk in self.chunks for line in chunk.text.split("\n")])
 
+    def times(self) -> list[str | None]:
+        return self._cut(list(chain.from_iterable(map(times_of, self.chunks))))
+
     def timed_lines(self) -> list[TimedLine]:
-        times = self._cut(list(chain.from_iterable(map(times_of, self.chunks))))
-        return list(map(TimedLine, self.lines(), times))
+        return list(map(TimedLine, self.lines(), self.times()))
 
     def _cut(self, of_lines: list[T]) -> list[T]:
         first = self.chunks[0].last - self.chunks[0].count + 1

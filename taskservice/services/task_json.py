@@ -4,7 +4,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import chain
 from typing import Any
 
 from taskservice.database.types import ListedTask, TaskRow
@@ -15,11 +14,8 @@ from taskservice.schemas.tasks import TASK_EXPANSIONS, TASK_FIELDS, TaskSchema, 
 from taskservice.schemas.users import agent_of_task_schema, user_schema
 from taskservice.services import agents as agent_queries
 from taskservice.services import logs, users
-from taskservice.services.logs import TimedLine
 from taskservice.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
 
-# Minimum size of a piece of text that is sent.
-PIECE_BYTES = 64 * 1024
 # How many tasks, which the database wrote as JSON, are joined in one step.
 TASKS_AT_ONCE = 50
 
@@ -57,11 +53,11 @@ def _schema(fields: tuple[str, ...]) -> TaskSchema:
 
 
 def task(row: TaskRow, shape: Shape = WHOLE) -> Iterator[bytes]:
-    """One task as JSON, in pieces. Raises LogDropped, and 404 if task and agent were deleted."""
+    """One task as JSON, in parts. Raises LogDropped, and 404 if task and agent were deleted."""
     embedded = _embedded([row], shape)
     if row.agent_id not in embedded:
         raise not_found("task")
-    return _in_pieces(_task_text(row, shape, embedded[row.agent_id]))
+    yield from _task_text(row, shape, embedded[row.agent_id])
 
 
 def with_lines(row: TaskRow, shape: Shape, lines: list[str]) -> bytes:
@@ -69,58 +65,41 @@ def with_lines(row: TaskRow, shape: Shape, lines: list[str]) -> bytes:
     return strict_json.dumps(shape.schema.dump(row) | {"logs": lines})
 
 
-def tasks(parts: Iterable[Sequence[ListedTask]], shape: Shape) -> Iterator[bytes]:
-    """The tasks of a list as one JSON array, in pieces."""
-    return _in_pieces(_array_text(parts, shape))
-
-
 def array(pages: Iterable[Sequence[Any]]) -> Iterator[bytes]:
-    """The items of all pages as one JSON array, in pieces."""
-    return _in_pieces(chain([b"["], _joined(pages), [b"]"]))
+    """The items of all pages as one JSON array, in parts."""
+    yield b"["
+    yield from _joined(pages)
+    yield b"]"
 
 
 def log_page(row: TaskRow, after: int, count: int, *, has_times: bool = False) -> Iterator[bytes]:
-    """At most `count` lines after number `after` as JSON, in pieces, with the next `after`."""
+    """At most `count` lines after number `after` as JSON, in parts, with the next `after`."""
+    # A page keeps them small.
+    times: list[str | None] = []
+
+    def texts() -> Iterator[list[str]]:
+        for page in logs.pages(row, after, count):
+            if has_times:
+                times.extend(page.times())
+            yield page.lines()
+
+    yield b'{"logs":['
+    yield from _joined(texts())
     last = max(after, row.first_log - 1, min(row.log_count, after + count))
-    more = {"next": last, "status": row.status}
-    return _in_pieces(_log_page_text(row, after, count, more, has_times=has_times))
+    more = {"times": times} if has_times else {}
+    yield b"]," + strict_json.dumps({**more, "next": last, "status": row.status})[1:]
 
 
 def log_text(
     row: TaskRow, after: int, count: int | None, *, has_times: bool = False
 ) -> Iterator[bytes]:
     """Lines after number `after` as UTF-8 with a line feed each, and their times if wanted."""
-
-    def text(page: logs.Page) -> str:
+    for page in logs.pages(row, after, count):
+        lines = page.lines()
         if has_times:
-            return "".join(f"{line.at or '-'} {line.text}\n" for line in page.timed_lines())
-        return "".join(f"{line}\n" for line in page.lines())
-
-    return _in_pieces(text(page).encode() for page in logs.pages(row, after, count))
-
-
-def _log_page_text(
-    row: TaskRow, after: int, count: int, more: dict[str, Any], *, has_times: bool
-) -> Iterator[bytes]:
-    yield b'{"logs":['
-    if has_times:
-        times: list[str | None] = []
-        pages = (page.timed_lines() for page in logs.pages(row, after, count))
-        yield from _joined(_without_times(pages, times))
-        yield b'],"times":['
-        yield dump_items(times)
-    else:
-        yield from _joined(page.lines() for page in logs.pages(row, after, count))
-    yield b"]," + strict_json.dumps(more)[1:]
-
-
-def _without_times(
-    pages: Iterable[list[TimedLine]], times: list[str | None]
-) -> Iterator[list[str]]:
-    """The texts of the lines; their times are added to `times`, which a page keeps small."""
-    for lines in pages:
-        times += [line.at for line in lines]
-        yield [line.text for line in lines]
+            timed = zip(page.times(), lines, strict=True)
+            lines = [f"{at or '-'} {line}" for at, line in timed]
+        yield "".join(f"{line}\n" for line in lines).encode()
 
 
 def webhook_body(row: TaskRow) -> bytes:
@@ -131,7 +110,8 @@ def webhook_body(row: TaskRow) -> bytes:
     return head + dump_items(lines) + tail
 
 
-def _array_text(parts: Iterable[Sequence[ListedTask]], shape: Shape) -> Iterator[bytes]:
+def tasks(parts: Iterable[Sequence[ListedTask]], shape: Shape) -> Iterator[bytes]:
+    """The tasks of a list as one JSON array, in parts."""
     comma = b"["
     for rows in filter(None, parts):
         for texts in _texts(rows, shape):
@@ -189,15 +169,3 @@ def _embedded(rows: Sequence[TaskRow], shape: Shape) -> dict[str, dict[str, Any]
         each = {"agent": agent_of_task_schema.dump(agent), "user": user}
         embedded[key] = {name: each[name] for name in TASK_EXPANSIONS if name in shape.expand}
     return embedded
-
-
-def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
-    """The same text in fewer, larger pieces: each one sent costs a system call."""
-    waiting, size = [], 0
-    for text in texts:
-        waiting.append(text)
-        size += len(text)
-        if size >= PIECE_BYTES:
-            yield b"".join(waiting)
-            waiting, size = [], 0
-    yield b"".join(waiting)
