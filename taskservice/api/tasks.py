@@ -15,7 +15,7 @@ from taskservice.schemas.tasks import (
     link_schema,
     link_with_url_schema,
 )
-from taskservice.services import bulk, lists, logs, reports, task_json
+from taskservice.services import lists, logs, reports, task_json
 from taskservice.services import deliveries as delivery_service
 from taskservice.services import links as link_service
 from taskservice.services import tasks as task_service
@@ -204,7 +204,9 @@ def change_many(body: dict[str, Any]) -> Response:
     are changed. Webhooks are sent after the response. An `Idempotency-Key` makes reruns safe to
     repeat; the other actions are safe without one.
     """
-    return responses.json(bulk.run(caller, body["action"], body["taskIds"], idempotency_key()))
+    return responses.json(
+        reports.change_many(caller, body["action"], body["taskIds"], idempotency_key())
+    )
 
 
 @blueprint.delete("/task/<task_id>")

@@ -27,7 +27,6 @@ from taskservice.services import (
     agents,
     attempts,
     attention,
-    bulk,
     counts,
     links,
     lists,
@@ -494,7 +493,7 @@ def change_selected() -> AnyResponse:
     fields = {"action": request.form.get("action"), "taskIds": request.form["ids"].split()}
     wanted = BulkSchema().load(fields)
     key = request.form.get("submission_id") or None
-    result = bulk.run(caller, wanted["action"], wanted["taskIds"], key)
+    result = reports.change_many(caller, wanted["action"], wanted["taskIds"], key)
     flash(f"{plural(result['done'], 'task')} {PARTICIPLES[wanted['action']]}.")
     for code, count in Counter(refused["code"] for refused in result["refused"]).items():
         flash(f"{plural(count, 'task')} left as before: {terms.CODES[code].meaning}")

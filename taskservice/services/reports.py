@@ -1,37 +1,26 @@
-"""Reports on tasks, and cancels them."""
+"""Reports on tasks; cancels them; and one action on many, each as if it were the only one."""
 
+import hashlib
+from collections.abc import Iterable
+from itertools import count
 from types import SimpleNamespace
 from typing import Any, cast
 
 from sqlalchemy import Connection, bindparam, case, update
 from sqlalchemy import delete as delete_from
 
+from taskservice import resources, terms
 from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.models import Question, Task, TaskLabel
 from taskservice.database.transactions import current_time, transaction
 from taskservice.database.types import AnyRow, TaskRow
-from taskservice.errors import invalid
+from taskservice.errors import Problem, invalid, require
 from taskservice.schemas import strict_json
-from taskservice.schemas.fields import NO_QUESTIONS
+from taskservice.schemas.fields import NO_QUESTIONS, parse_id
 from taskservice.schemas.tasks import task_schema
-from taskservice.services import attempts, events
-from taskservice.services import deliveries as delivery_service
+from taskservice.services import attempts, deliveries, events, tasks
 from taskservice.services.questions import has_expired
-from taskservice.services.tasks import HEARTBEAT, finished_problem, get_locked, insert_labels
-from taskservice.terms import (
-    CANCELLED,
-    COMPLETE,
-    ERROR,
-    EXPIRED,
-    FAILED,
-    MAX_LABELS,
-    MAX_OBJECT,
-    OPEN,
-    RUNNING,
-    TIMEOUT,
-    WITHDRAWN,
-)
 
 # A report merges outputs of up to QUICK_MERGE bytes together in its transaction, and larger ones
 # MAX_MERGES times before it.
@@ -48,84 +37,59 @@ _CHANGE = update(Task).where(Task.id == bindparam("of_task_id"))
 
 def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskRow, str]:
     """Apply a report; returns the task and its `Callback-Status`. Raises 404, 409 and 422."""
-    if changes.get("error") is not None and changes.get("status") != ERROR:
+    if changes.get("error") is not None and changes.get("status") != terms.ERROR:
         raise invalid({"error": ["Only allowed with the status error."]})
-    output = _Output(changes.get("output") or {})
-    while True:
+    sent = changes.get("output") or {}
+    # In a transaction other writers would wait for a large merge. So it is done before, and again
+    # if another report has changed the stored output since.
+    size, stored, merged = len(strict_json.dumps(sent)), "", ""
+    for merges in count():
         with transaction() as connection:
-            task = get_locked(connection, caller, task_id)
-            if output.may_merge_now(task.output):
-                values = _reported(task, changes, output)
+            task = tasks.get_locked(connection, caller, task_id)
+            is_quick = not sent or len(task.output) + size <= QUICK_MERGE
+            if stored != task.output and (is_quick or merges == MAX_MERGES):
+                stored, merged = task.output, _merged_output(task.output, sent)
+            if stored == task.output:
+                values = _reported(task, changes, merged)
                 # A late report may end a task that the service ended by timeout.
-                is_late = task.error_type == TIMEOUT and changes.get("status") in (COMPLETE, ERROR)
-                if values.keys() - EDITABLE and task.status != RUNNING and not is_late:
-                    raise finished_problem(task)
+                ends = changes.get("status") in (terms.COMPLETE, terms.ERROR)
+                is_late = task.error_type == terms.TIMEOUT and ends
+                if values.keys() - EDITABLE and task.status != terms.RUNNING and not is_late:
+                    raise tasks.finished_problem(task)
                 changed, leased = _change(connection, caller, task, values, is_late=is_late)
                 break
-        # It takes long, so outside of the transaction; the next one finds it done.
-        output.merged(task.output)
+        stored, merged = task.output, _merged_output(task.output, sent)
     return changed, attempts.first_attempt(leased)
 
 
 def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
     """Cancel a running task; repeating it changes nothing. Raises 404 and 409."""
-    changed, leased = end_by_cancel(caller, task_id)
+    changed, leased = _cancel(caller, task_id)
     return changed, attempts.first_attempt(leased)
 
 
-def end_by_cancel(caller: Caller, task_id: str) -> tuple[TaskRow, delivery_service.Leased | None]:
-    """Cancel a running task; returns it, and its webhook, which the caller sends or releases."""
+def _cancel(caller: Caller, task_id: str) -> tuple[TaskRow, deliveries.Leased | None]:
+    """Cancel a running task; returns it, and its webhook, to be sent or released."""
     with transaction() as connection:
-        task = get_locked(connection, caller, task_id)
-        if task.error_type == CANCELLED:
+        task = tasks.get_locked(connection, caller, task_id)
+        if task.error_type == terms.CANCELLED:
             return task, None
-        if task.status != RUNNING:
-            raise finished_problem(task)
-        values = {"status": ERROR, "error_type": CANCELLED, "error_message": CANCELLED_MESSAGE}
-        return _change(connection, caller, task, values)
+        if task.status != terms.RUNNING:
+            raise tasks.finished_problem(task)
+        cancelled = {"error_type": terms.CANCELLED, "error_message": CANCELLED_MESSAGE}
+        return _change(connection, caller, task, {"status": terms.ERROR, **cancelled})
 
 
-def _reported(task: TaskRow, changes: dict[str, Any], output: "_Output") -> dict[str, Any]:
+def _reported(task: TaskRow, changes: dict[str, Any], output: str) -> dict[str, Any]:
     """Column -> new value, for the columns that a report changes."""
     wanted = task_schema.stored({name: changes[name] for name in changes.keys() - MERGED})
     if "labels" in changes:
         wanted["labels"] = _merged_labels(task.labels, changes["labels"])
     if "output" in changes:
-        wanted["output"] = output.merged(task.output)
+        wanted["output"] = output
     if "status" in changes:
         wanted |= _columns_of_end(task, changes["status"], changes.get("error"))
     return {name: value for name, value in wanted.items() if value != getattr(task, name)}
-
-
-class _Output:
-    """The output of a report, merged into the stored one.
-
-    Merging large outputs takes long, and in a transaction other writers would wait for it. So a
-    report merges before its transaction, which then stores the result if the stored output is
-    still the same.
-    """
-
-    def __init__(self, changes: dict[str, Any]) -> None:
-        self._changes = changes
-        self._size = len(strict_json.dumps(changes))
-        self._merges = 0
-        self._stored = self._merged = ""
-
-    def may_merge_now(self, stored: str) -> bool:
-        """Whether `merged` may be called in a transaction.
-
-        It may if it is quick, if its result is known, or if other reports have overtaken MAX_MERGES
-        merges before a transaction.
-        """
-        is_small = not self._changes or len(stored) + self._size <= QUICK_MERGE
-        return is_small or stored == self._stored or self._merges == MAX_MERGES
-
-    def merged(self, stored: str) -> str:
-        """The stored object as JSON text, with each given key replaced whole."""
-        if stored != self._stored:
-            self._merges += 1
-            self._stored, self._merged = stored, _merged_output(stored, self._changes)
-        return self._merged
 
 
 def _merged_output(stored: str, changes: dict[str, Any]) -> str:
@@ -136,8 +100,8 @@ def _merged_output(stored: str, changes: dict[str, Any]) -> str:
     if strict_json.canonical(merged) == strict_json.canonical(before):
         return stored
     text = strict_json.dumps(merged)
-    if len(text) > MAX_OBJECT:
-        raise invalid({"output": [f"Longer than {MAX_OBJECT} bytes."]})
+    if len(text) > terms.MAX_OBJECT:
+        raise invalid({"output": [f"Longer than {terms.MAX_OBJECT} bytes."]})
     return text.decode()
 
 
@@ -145,19 +109,18 @@ def _merged_labels(stored: str, changes: dict[str, str | None]) -> str:
     """The stored labels as JSON text, with each given key replaced, or removed by null."""
     merged = strict_json.loads(stored.encode()) | changes
     labels = {key: value for key, value in merged.items() if value is not None}
-    if len(labels) > MAX_LABELS:
-        raise invalid({"labels": [f"More than {MAX_LABELS} labels."]})
+    if len(labels) > terms.MAX_LABELS:
+        raise invalid({"labels": [f"More than {terms.MAX_LABELS} labels."]})
     return strict_json.dumps(labels).decode()
 
 
 def _columns_of_end(task: TaskRow, status: str, failure: dict[str, Any] | None) -> dict[str, Any]:
-    if status != ERROR:
+    if status != terms.ERROR:
         return {"status": status, "error_type": None, "error_message": None}
-    if failure is not None:
-        return {"status": ERROR, "error_type": FAILED, "error_message": failure["message"]}
-    if task.status == ERROR and task.error_type != TIMEOUT:
-        return {"status": ERROR}
-    return {"status": ERROR, "error_type": FAILED, "error_message": FAILED_MESSAGE}
+    if failure is None and task.status == terms.ERROR and task.error_type != terms.TIMEOUT:
+        return {"status": terms.ERROR}
+    message = FAILED_MESSAGE if failure is None else failure["message"]
+    return {"status": terms.ERROR, "error_type": terms.FAILED, "error_message": message}
 
 
 def _change(
@@ -167,7 +130,7 @@ def _change(
     values: dict[str, Any],
     *,
     is_late: bool = False,
-) -> tuple[TaskRow, delivery_service.Leased | None]:
+) -> tuple[TaskRow, deliveries.Leased | None]:
     """Write the changed columns; if they end the task, record it and enqueue the webhook."""
     ends = bool(values.keys() & {"status", "error_type"})
     if ends:
@@ -182,20 +145,57 @@ def _change(
     if "name" in values:
         values["name_folded"] = values["name"].casefold()
     # SQL, so it does not belong into the row that is returned.
-    heartbeat = HEARTBEAT if task.status == RUNNING else {}
+    heartbeat = tasks.HEARTBEAT if task.status == terms.RUNNING else {}
     if values or heartbeat:
         connection.execute(_CHANGE.values(values | heartbeat), {"of_task_id": task.id})
     columns = cast(AnyRow, task)._asdict() | values
     changed = cast(TaskRow, SimpleNamespace(**columns))
     if ends and task.questions != NO_QUESTIONS:
         # Reads already show an expired question as expired, even if that is not stored yet.
-        state = case((has_expired, EXPIRED), else_=WITHDRAWN)
-        are_open = (Question.task_id == task.id, Question.state == OPEN)
+        state = case((has_expired, terms.EXPIRED), else_=terms.WITHDRAWN)
+        are_open = (Question.task_id == task.id, Question.state == terms.OPEN)
         connection.execute(update(Question).where(*are_open).values(state=state))
     if "labels" in values:
         connection.execute(delete_from(TaskLabel).where(TaskLabel.task_id == task.id))
-        insert_labels(connection, changed)
+        tasks.insert_labels(connection, changed)
     if not ends:
         return changed, None
     events.record_ends(connection, [changed], is_late)
-    return changed, delivery_service.enqueue_webhook(connection, changed, now)
+    return changed, deliveries.enqueue_webhook(connection, changed, now)
+
+
+# Tasks between two pauses. In a pause another process gets its turn to write: one that waits asks
+# once a millisecond.
+BATCH = 10
+PAUSE_SECONDS = 0.01
+
+
+def change_many(
+    caller: Caller, action: str, task_ids: Iterable[str], key: str | None = None
+) -> dict[str, Any]:
+    """Cancel, delete or rerun tasks; returns the result, as in BulkResultSchema.
+
+    Each task has a transaction of its own. The loop sends the webhooks. A rerun that is repeated
+    with the same idempotency `key` starts nothing.
+    """
+    named = {parse_id(text) or text: text for text in task_ids}
+    refused, started, webhooks = [], [], []
+    for number, (task_id, text) in enumerate(named.items(), 1):
+        try:
+            require(parse_id(task_id), "task")
+            if action == terms.CANCEL:
+                webhooks.append(_cancel(caller, task_id)[1])
+            elif action == terms.DELETE:
+                tasks.delete(caller, task_id)
+            else:
+                own_key = key and hashlib.sha256(f"{key} {task_id}".encode()).hexdigest()
+                again = tasks.Idempotency.of(own_key, {}, rerun_of=task_id)
+                started.append(tasks.rerun(caller, task_id, {}, again)[0].id)
+        except Problem as problem:
+            refused.append({"id": text, "code": problem.code})
+        if number % BATCH == 0 or number == len(named):
+            deliveries.release([leased for leased in webhooks if leased])
+            webhooks.clear()
+            resources.stopping.wait(PAUSE_SECONDS)
+    result = {"done": len(named) - len(refused), "refused": refused}
+    return result | ({"tasks": started} if action == terms.RERUN else {})
