@@ -17,7 +17,7 @@ from werkzeug.local import LocalProxy
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, ApiKey, Link, Task, User
-from taskservice.database.transactions import reading, share_reading
+from taskservice.database.transactions import read_one, share_reading
 from taskservice.database.types import AnyRow, Identifier, Timestamp
 from taskservice.errors import Problem, invalid_key, require
 from taskservice.schemas.users import KEY_COLUMNS
@@ -143,8 +143,7 @@ _LINK_BY_ID = Statement[AnyRow](_LINKS.where(Link.id == bindparam("value")))
 
 def find(statement: Statement[AnyRow], value: str, now: str) -> AnyRow | None:
     """The valid key or link, with its `user_name`; None without one."""
-    with reading() as connection:
-        return statement.one_or_none(connection, value=value, now=now)
+    return read_one(statement, value=value, now=now)
 
 
 # The headers that carry a key; the value of `Vary`.

@@ -93,6 +93,19 @@ def reading() -> AbstractContextManager[Connection]:
     return g.get("reading") or _Reading()
 
 
+def read_all(statement: Any, /, **values: Any) -> Sequence[Any]:
+    """The rows of a select, or of a `Statement`; the only read of its block."""
+    with reading() as connection:
+        if isinstance(statement, Statement):
+            return statement.all(connection, **values)
+        return connection.execute(statement, values).all()
+
+
+def read_one(statement: Any, /, **values: Any) -> Any | None:
+    """The row, or None; for a statement that finds at most one."""
+    return next(iter(read_all(statement, **values)), None)
+
+
 def in_pages(
     rows: AnySelect, order: Sequence[Any], count: int, values: Mapping[str, Any] | None = None
 ) -> Iterator[Sequence[AnyRow]]:
@@ -100,8 +113,7 @@ def in_pages(
     page = rows.order_by(None).order_by(*order).limit(count)
     after = page
     while True:
-        with reading() as connection:
-            found = connection.execute(after, values).all()
+        found = read_all(after, **(values or {}))
         if found:
             yield found
         if len(found) < count:

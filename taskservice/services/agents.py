@@ -11,7 +11,14 @@ from taskservice.auth import Caller, LastUses, tasks_of_user, visible_agents
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import ANNOTATIONS, Agent, Task
-from taskservice.database.transactions import in_pages, reading, retry_on_conflict, transaction
+from taskservice.database.transactions import (
+    in_pages,
+    read_all,
+    read_one,
+    reading,
+    retry_on_conflict,
+    transaction,
+)
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem, invalid, not_found, require
 from taskservice.schemas import strict_json
@@ -151,9 +158,8 @@ def list_all(caller: Caller) -> Iterator[Sequence[AnyRow]]:
 
 def ids(caller: Caller, count: int | None = None) -> Sequence[str]:
     """The ids of the first `count` agents that the caller may see, or of all, in order."""
-    with reading() as connection:
-        first = _AGENTS.with_only_columns(Agent.id).limit(count)
-        return connection.scalars(first, caller.scope).all()
+    first = _AGENTS.with_only_columns(Agent.id).limit(count)
+    return [row.id for row in read_all(first, **caller.scope)]
 
 
 def choices(caller: Caller) -> Sequence[str]:
@@ -163,21 +169,17 @@ def choices(caller: Caller) -> Sequence[str]:
 
 def list_tools(caller: Caller, count: int) -> Sequence[AnyRow]:
     """The first `count` agents that are MCP tools, ordered by id."""
-    with reading() as connection:
-        return connection.execute(_TOOLS, {"count": count, **caller.scope}).all()
+    return read_all(_TOOLS, count=count, **caller.scope)
 
 
 def tool_ids(caller: Caller, count: int) -> Sequence[str]:
     """The ids of the agents that `list_tools` returns."""
-    with reading() as connection:
-        return connection.scalars(_TOOL_IDS, {"count": count, **caller.scope}).all()
+    return [row.id for row in read_all(_TOOL_IDS, count=count, **caller.scope)]
 
 
 def get(caller: Caller, agent_id: str) -> AnyRow:
     """An agent that the caller may see. Raises 404."""
-    here = {"agent_id": agent_id, **caller.scope}
-    with reading() as connection:
-        return require(connection.execute(_AGENT, here).one_or_none(), "agent")
+    return require(read_one(_AGENT, agent_id=agent_id, **caller.scope), "agent")
 
 
 def health(agents: Sequence[AnyRow]) -> dict[str, dict[str, Any]]:
@@ -200,8 +202,7 @@ def runs(agents: Sequence[AnyRow], count: int) -> list[tuple[AnyRow, list[AnyRow
 def newest_task(agent: AnyRow, max_input: int) -> AnyRow | None:
     """The newest task of an agent; its `input` is None if it is longer than `max_input`."""
     values = {"user_id": agent.user_id, "agent_id": agent.id, "max_input": max_input}
-    with reading() as connection:
-        return _NEWEST_TASK.one_or_none(connection, **values)
+    return read_one(_NEWEST_TASK, **values)
 
 
 def loads(agents: Sequence[AnyRow], maximum: int) -> dict[str, Load]:
@@ -286,13 +287,11 @@ def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AnyRow]:
             Agent.id,
         )
     )
-    with reading() as connection:
-        return connection.execute(agents.offset(start).limit(count), caller.scope).all()
+    return read_all(agents.offset(start).limit(count), **caller.scope)
 
 
 def by_id(user_id: str, agent_ids: Collection[str]) -> dict[str, AnyRow]:
     agents = select(*AGENT_OF_TASK_COLUMNS).where(
         Agent.user_id == user_id, Agent.id.in_(sorted(agent_ids))
     )
-    with reading() as connection:
-        return {row.id: row for row in connection.execute(agents)}
+    return {row.id: row for row in read_all(agents)}

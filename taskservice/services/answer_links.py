@@ -13,7 +13,7 @@ from sqlalchemy import and_, bindparam, select
 from taskservice import terms
 from taskservice.auth import Caller
 from taskservice.database.models import Agent, Question, Task, User
-from taskservice.database.transactions import reading
+from taskservice.database.transactions import read_one
 from taskservice.database.types import AnyRow, Identifier, time_from_now
 from taskservice.errors import not_found
 from taskservice.schemas import json_schema, strict_json
@@ -61,8 +61,7 @@ def find(token: str) -> AnyRow:
         raise not_found("question") from None
     if not hmac.compare_digest(token.encode(), token_of(question_id).encode()):
         raise not_found("question")
-    with reading() as connection:
-        question = connection.execute(_QUESTION, {"question_id": question_id}).one_or_none()
+    question: AnyRow | None = read_one(_QUESTION, question_id=question_id)
     if question is None or question.state != terms.OPEN:
         raise not_found("question")
     return question

@@ -33,7 +33,7 @@ from taskservice import resources, terms
 from taskservice.auth import Caller, visible_tasks
 from taskservice.database import clock
 from taskservice.database.models import Attempt, Delivery, Hook, Task, User
-from taskservice.database.transactions import reading, transaction
+from taskservice.database.transactions import read_all, read_one, reading, transaction
 from taskservice.database.types import (
     AnyRow,
     AnySelect,
@@ -116,8 +116,7 @@ def states(rows: Sequence[AnyRow]) -> dict[str, str]:
         .where(Delivery.task_id.in_([row.id for row in rows]), is_of_callback)
         .order_by(Delivery.created_at, Delivery.id)
     )
-    with reading() as connection:
-        return {row.task_id: row.state for row in connection.execute(of_these)}
+    return {row.task_id: row.state for row in read_all(of_these)}
 
 
 # Chooses the deliveries to send next: users take turns, and each receiver has a few slots.
@@ -355,8 +354,7 @@ def enqueue_webhook_for_loop(connection: Connection, task: TaskRow, now: str) ->
 
 def seconds_until_due() -> float | None:
     """Seconds until a delivery is due or a lease runs out; None when no delivery is pending."""
-    with reading() as connection:
-        row = connection.execute(_NEXT).one()
+    [row] = read_all(_NEXT)
     if row.next is None:
         return None
     due, now = map(datetime.fromisoformat, (row.next, row.now))
@@ -430,8 +428,7 @@ def require_lease(leased: Leased) -> None:
     """
     holds = and_(Delivery.lease == leased.lease, ~is_unleased).label("holds")
     delivery = select(Delivery.state, holds).where(Delivery.id == leased.id)
-    with reading() as connection:
-        now = connection.execute(delivery).one_or_none()
+    now = read_one(delivery)
     if now is None:
         raise LeaseLost("The task was deleted.", terms.FAILED)
     if now.state == terms.CANCELLED:
@@ -527,11 +524,9 @@ def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None
 
 def cancel_waiting() -> None:
     """Cancel what has waited for a day for a hook that is off."""
-    with reading() as connection:
-        hook_ids = connection.scalars(select(Hook.id).where(Hook.state == terms.OFF)).all()
-    for hook_id in hook_ids:
+    for hook in read_all(select(Hook.id).where(Hook.state == terms.OFF)):
         with transaction() as connection:
-            of_hook = update(Delivery).where(Delivery.hook_id == hook_id, is_due)
+            of_hook = update(Delivery).where(Delivery.hook_id == hook.id, is_due)
             connection.execute(of_hook.values(CANCEL))
 
 
@@ -578,9 +573,8 @@ def make_far_due() -> bool:
     Returns whether there may be more.
     """
     far = select(Delivery.id).where(is_too_far)
-    with reading() as connection:
-        if connection.scalar(far.limit(1)) is None:
-            return False
+    if not read_all(far.limit(1)):
+        return False
     with transaction() as connection:
         found = connection.scalars(far.limit(FAR_BATCH).with_for_update(skip_locked=True)).all()
         these = update(Delivery).where(Delivery.id.in_(found))

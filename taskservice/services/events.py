@@ -29,7 +29,7 @@ from taskservice import terms
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Delivery, Event, EventStream, Hook, Question, Task
-from taskservice.database.transactions import reading, transaction
+from taskservice.database.transactions import read_all, transaction
 from taskservice.database.types import (
     AnyRow,
     AnySelect,
@@ -287,8 +287,7 @@ def _concerns(hook: AnyRow, event: NewEvent) -> bool:
 def prune(now: str) -> bool:
     """Delete some old events with their deliveries; returns whether there may be more."""
     old = select(Event.id).where(Event.at < clock.moved(now, -KEPT_SECONDS)).limit(BATCH)
-    with reading() as connection:
-        ids = connection.scalars(old).all()
+    ids = [row.id for row in read_all(old)]
     if ids:
         with transaction() as connection:
             connection.execute(delete(Event).where(Event.id.in_(ids)))

@@ -15,6 +15,7 @@ from taskservice.database.connections import Statement
 from taskservice.database.models import Delivery, Event, Hook
 from taskservice.database.transactions import (
     end_shared_reading,
+    read_all,
     reading,
     retry_on_conflict,
     transaction,
@@ -49,16 +50,14 @@ _DELIVERIES: AnySelect = (
 )
 
 
-def turned_off(caller: Caller) -> list[AnyRow]:
+def turned_off(caller: Caller) -> Sequence[AnyRow]:
     """The hooks of the user that the service has turned off, apart from subscriptions."""
-    with reading() as connection:
-        return _TURNED_OFF.all(connection, user_id=caller.user_id)
+    return read_all(_TURNED_OFF, user_id=caller.user_id)
 
 
 def list_all(caller: Caller) -> Sequence[AnyRow]:
     """All hooks of the user, oldest first."""
-    with reading() as connection:
-        return connection.execute(_HOOKS, {"user_id": caller.user_id}).all()
+    return read_all(_HOOKS, user_id=caller.user_id)
 
 
 def get(caller: Caller, hook_id: str) -> AnyRow:

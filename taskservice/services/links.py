@@ -11,7 +11,7 @@ from taskservice import auth
 from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.models import Link
-from taskservice.database.transactions import reading, transaction
+from taskservice.database.transactions import read_all, transaction
 from taskservice.database.types import AnyRow, AnySelect, Identifier, Timestamp
 from taskservice.errors import Problem, invalid, require
 from taskservice.schemas.tasks import LINK_COLUMNS
@@ -54,8 +54,7 @@ def create(caller: Caller, task_id: str, expires_at: str | None) -> Any:
 def list_all(caller: Caller, task_id: str) -> Sequence[AnyRow]:
     """The links to a task that have not expired, oldest first. Raises 404."""
     tasks.get_version(caller, task_id)
-    with reading() as connection:
-        return connection.execute(_LIVE, {"task_id": task_id, "now": clock.now()}).all()
+    return read_all(_LIVE, task_id=task_id, now=clock.now())
 
 
 def revoke(caller: Caller, task_id: str, link_id: str) -> AnyRow:

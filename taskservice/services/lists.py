@@ -35,7 +35,7 @@ from taskservice.database import clock, name_index
 from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.connections import Statement
 from taskservice.database.models import Delivery, Log, LogChunk, Question, Task, TaskLabel
-from taskservice.database.transactions import current_time, reading
+from taskservice.database.transactions import current_time, read_all, reading
 from taskservice.database.types import (
     AnyRow,
     AnySelect,
@@ -633,10 +633,7 @@ def positions(
 def ids_with_prefix(caller: Caller, digits: str) -> list[str]:
     """The ids, at most two, of tasks that begin with these hexadecimal digits (without hyphens)."""
     first, last = digits.ljust(32, "0"), digits.ljust(32, "f")
-    with reading() as connection:
-        return [
-            row.id for row in _WITH_PREFIX.all(connection, first=first, last=last, **caller.scope)
-        ]
+    return [row.id for row in read_all(_WITH_PREFIX, first=first, last=last, **caller.scope)]
 
 
 def longest(caller: Caller, selection: Selection, count: int) -> SearchResult:
@@ -721,8 +718,7 @@ def read(
     """The tasks that still match the selection, read by the statement for its filters."""
     values = parameters(caller, selection)
     statement = make_statement(frozenset(values) - {"user_id"})
-    with reading() as connection:
-        return statement.all(connection, **values, task_ids=task_ids)
+    return read_all(statement, **values, task_ids=task_ids)
 
 
 def still_matches(filters: Filters) -> tuple[ColumnElement[bool], ...]:
@@ -771,6 +767,5 @@ _SUMMARIES = Statement[AnyRow](
 def summaries(caller: Caller, wanted: Sequence[Position]) -> list[AnyRow]:
     """The tasks at these positions, in their order, with the columns that a table shows."""
     ids = [position.id for position in wanted]
-    with reading() as connection:
-        rows = {row.id: row for row in _SUMMARIES.all(connection, task_ids=ids, **caller.scope)}
+    rows = {row.id: row for row in read_all(_SUMMARIES, task_ids=ids, **caller.scope)}
     return [rows[task_id] for task_id in ids if task_id in rows]

@@ -27,7 +27,7 @@ from taskservice.database import clock
 from taskservice.database.clock import Times
 from taskservice.database.connections import Statement
 from taskservice.database.models import Log, LogChunk, LogWriter, Task
-from taskservice.database.transactions import reading, transaction
+from taskservice.database.transactions import read_all, read_one, transaction
 from taskservice.database.types import (
     PAGE_BYTES,
     AnyRow,
@@ -192,8 +192,7 @@ def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Pa
     limit = 4096 if row.log_bytes <= PAGE_BYTES else 16
     while after < until:
         start = {"log_id": row.log_id, "after": after, "limit": min(limit, until - after)}
-        with reading() as connection:
-            found = _CHUNKS.all(connection, **start)
+        found = read_all(_CHUNKS, **start)
         chunks = [chunk for chunk in found if chunk.last - chunk.count < until]
         page = _complete(chunks, after, until)
         yield page
@@ -203,9 +202,8 @@ def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Pa
 
 def get_task(caller: Caller, task_id: str) -> TaskAndLines:
     """A task that the caller may see, with the lines of a small log. Raises 404."""
-    with reading() as connection:
-        task = _TASK_AND_LINES.one_or_none(connection, task_id=task_id, **caller.scope)
-        return require(task, "task")
+    task: TaskAndLines | None = read_one(_TASK_AND_LINES, task_id=task_id, **caller.scope)
+    return require(task, "task")
 
 
 def lines_in(row: TaskAndLines) -> list[str] | None:
@@ -222,8 +220,7 @@ def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
     lines: list[str] = []
     until, limit = row.log_count, 8
     while until >= row.first_log and len(lines) < max_lines:
-        with reading() as connection:
-            chunks = _LAST_CHUNKS.all(connection, log_id=row.log_id, until=until, limit=limit)
+        chunks = read_all(_LAST_CHUNKS, log_id=row.log_id, until=until, limit=limit)
         if not chunks:
             raise LogDropped()
         before = [line for chunk in reversed(chunks) for line in chunk.text.split("\n")]
@@ -240,8 +237,7 @@ def ends_of(row: TaskRow, size: int) -> Iterator[Any]:
     """The chunks of a log's end, then of its start, of about `size` bytes. Raises LogDropped."""
     until, left, limit = row.log_count, size, 8
     while until >= row.first_log and left > 0:
-        with reading() as connection:
-            chunks = _LAST_CHUNKS.all(connection, log_id=row.log_id, until=until, limit=limit)
+        chunks = read_all(_LAST_CHUNKS, log_id=row.log_id, until=until, limit=limit)
         if not chunks:
             raise LogDropped()
         yield from chunks
@@ -259,8 +255,7 @@ def ends_of(row: TaskRow, size: int) -> Iterator[Any]:
 
 def ends(task_ids: Collection[str]) -> dict[str, str]:
     """Task id -> the end of the last chunk of its log; tasks without lines are left out."""
-    with reading() as connection:
-        return {row.id: row.text for row in _ENDS.all(connection, task_ids=list(task_ids))}
+    return {row.id: row.text for row in read_all(_ENDS, task_ids=list(task_ids))}
 
 
 def _cut(lines: list[str], max_bytes: int) -> list[str]:

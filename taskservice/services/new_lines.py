@@ -12,7 +12,7 @@ from taskservice.auth import Caller, visible_tasks
 from taskservice.database.clock import EARLIEST
 from taskservice.database.connections import Statement
 from taskservice.database.models import Task
-from taskservice.database.transactions import reading
+from taskservice.database.transactions import read_one
 from taskservice.database.types import TaskRow, Timestamp
 from taskservice.errors import Problem
 from taskservice.services import logs, tasks
@@ -82,8 +82,7 @@ def last_good_run(caller: Caller, task: TaskRow) -> TaskRow | None:
     """The agent's latest complete task that had ended when this task started."""
     values: dict[str, Any] = {"user_id": task.user_id, "agent_id": task.agent_id}
     values |= {"before": task.created_at, "skipped": MAX_EARLIER - 1, **caller.scope}
-    with reading() as connection:
-        found = _LAST_GOOD.one_or_none(connection, **values)
+    found = read_one(_LAST_GOOD, **values)
     return None if found is None else tasks.find(caller, found.id)
 
 

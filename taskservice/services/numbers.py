@@ -12,7 +12,7 @@ from sqlalchemy import bindparam, select
 from taskservice.auth import Caller, tasks_of_user
 from taskservice.database.connections import Statement
 from taskservice.database.models import Task
-from taskservice.database.transactions import reading
+from taskservice.database.transactions import read_all, read_one
 from taskservice.database.types import AnyRow
 from taskservice.schemas.strict_json import fragment
 from taskservice.services import agents
@@ -88,8 +88,7 @@ def _outputs(
 ) -> Iterator[tuple[AnyRow, Mapping[str, str]]]:
     """The last ended tasks with their numbers by path, newest first, up to MAX_BYTES."""
     agent = agents.get(caller, agent_id)
-    with reading() as connection:
-        ended = _ENDED.all(connection, user_id=agent.user_id, agent_id=agent.id, count=count)
+    ended = read_all(_ENDED, user_id=agent.user_id, agent_id=agent.id, count=count)
     left = MAX_BYTES
     for task in ended:
         size, numbers = _numbers(task.id, task.version)
@@ -102,8 +101,8 @@ def _outputs(
 @lru_cache(CACHE_SIZE)
 def _numbers(task_id: str, version: int) -> tuple[int, Mapping[str, str]]:
     """The length of a task's output in this version, and its first numbers by their paths."""
-    with reading() as connection:
-        text = _OUTPUT.scalar(connection, task_id=task_id) or "{}"
+    row = read_one(_OUTPUT, task_id=task_id)
+    text = row.output if row else "{}"
     output = _decoder.decode(_LONG_LIST.sub("[]", text))
     # A key with a dot wins over a nested one.
     numbers = dict(islice(_top_level(output), MAX_PER_OUTPUT))

@@ -23,6 +23,8 @@ from taskservice.database.models import IS_ASKING, Question, Task
 from taskservice.database.transactions import (
     current_time,
     in_pages,
+    read_all,
+    read_one,
     reading,
     retry_on_conflict,
     transaction,
@@ -59,13 +61,12 @@ can_be_answered = and_(
     _is_open, or_(Question.expires_at.is_(None), Question.expires_at > time_from_now())
 )
 _OPEN = OF_TASK.where(can_be_answered)
-_TASK = select(Task.id).where(tasks.is_this_task)
 _ONE = OF_TASK.where(Question.id == bindparam("question_id", type_=Identifier))
 
 
 def list_of_task(caller: Caller, task_id: str) -> Iterator[Sequence[AnyRow]]:
     """All questions of a task, oldest first, a few at a time. Raises 404."""
-    _require_task(caller, task_id)
+    tasks.get_version(caller, task_id)
     return pages(OF_TASK, task_id)
 
 
@@ -77,33 +78,23 @@ def pages(questions: AnySelect, task_id: str) -> Iterator[Sequence[AnyRow]]:
 
 def ids_among(caller: Caller, task_id: str, question_ids: Collection[str]) -> Sequence[str]:
     """The ids of this task's questions among `question_ids`, oldest first. Raises 404."""
-    _require_task(caller, task_id)
+    tasks.get_version(caller, task_id)
     among = OF_TASK.with_only_columns(Question.id).where(
         in_list(Question.id, bindparam("question_ids", type_=ListParameter(Identifier)))
     )
-    here = {"task_id": task_id, "question_ids": list(question_ids)}
-    with reading() as connection:
-        return connection.scalars(among, here).all()
-
-
-def _require_task(caller: Caller, task_id: str) -> None:
-    here = {"task_id": task_id, **caller.scope}
-    with reading() as connection:
-        require(connection.scalar(_TASK, here), "task")
+    return [row.id for row in read_all(among, task_id=task_id, question_ids=list(question_ids))]
 
 
 def get(caller: Caller, task_id: str, question_id: str) -> AnyRow:
     """A question of a task. Raises 404, for the task or for the question."""
-    _require_task(caller, task_id)
+    tasks.get_version(caller, task_id)
     with reading() as connection:
         return _get(connection, task_id, question_id)
 
 
 def find_by_id(question_id: str) -> AnyRow | None:
     """A question of any user: for the service itself, never for a caller."""
-    with reading() as connection:
-        this = select(*COLUMNS).where(Question.id == question_id)
-        return connection.execute(this).one_or_none()
+    return read_one(select(*COLUMNS).where(Question.id == question_id))
 
 
 def ended(task_id: str, count: int) -> Sequence[AnyRow]:
@@ -114,8 +105,7 @@ def ended(task_id: str, count: int) -> Sequence[AnyRow]:
         .order_by(Question.asked_at.desc(), Question.id.desc())
         .limit(count)
     )
-    with reading() as connection:
-        return connection.execute(newest).all()
+    return read_all(newest)
 
 
 def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[AnyRow]:
@@ -127,15 +117,13 @@ def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[AnyRow]:
         .order_by(Task.created_at, Task.id)
         .limit(count)
     )
-    with reading() as connection:
-        return connection.execute(oldest).all()
+    return read_all(oldest)
 
 
 def count_asking_tasks(caller: Caller, maximum: int) -> int:
     """The number of the caller's tasks with open questions, up to `maximum`."""
     asking = select(Task.id).where(Task.user_id == caller.user_id, IS_ASKING).limit(maximum)
-    with reading() as connection:
-        return connection.scalar(select(func.count()).select_from(asking.subquery())) or 0
+    return len(read_all(asking))
 
 
 # How many questions one transaction expires.
@@ -278,8 +266,7 @@ def open_json(connection: Connection, task_id: str) -> str:
 def expire() -> bool:
     """Store that some questions have expired; returns whether there may be more."""
     expired = select(Question.id, Question.task_id).where(has_expired)
-    with reading() as connection:
-        due = connection.execute(expired.order_by(Question.expires_at).limit(BATCH)).all()
+    due = read_all(expired.order_by(Question.expires_at).limit(BATCH))
     if not due:
         return False
     with transaction() as connection:

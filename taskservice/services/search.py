@@ -14,7 +14,7 @@ from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import LogChunk, Task
-from taskservice.database.transactions import reading
+from taskservice.database.transactions import read_all, reading
 from taskservice.database.types import (
     PAGE_BYTES,
     AnyRow,
@@ -232,8 +232,8 @@ def _ranges(position: Position, row: AnyRow, after: int) -> Iterator[_Part]:
     """A large log in ranges of chunks."""
     count = 16
     while True:
-        with _turn, reading() as connection:
-            found = _RANGE.all(connection, log_id=row.log_id, after=after, count=count)[0]
+        with _turn:
+            [found] = read_all(_RANGE, log_id=row.log_id, after=after, count=count)
         if not found.count:
             return
         count = next_limit(found.count, found.size, CHUNKS_PER_READ)
@@ -250,9 +250,9 @@ def _hits(
     log_ids = [row.log_id for _, row in part.tasks if row.log_id is not None]
     if not log_ids:
         return
-    with _turn, reading() as connection:
-        between = {"after": part.after, "until": part.until}
-        found = statement.all(connection, log_ids=log_ids, part=text, **between)
+    between = {"after": part.after, "until": part.until}
+    with _turn:
+        found = read_all(statement, log_ids=log_ids, part=text, **between)
     chunks: dict[int, list[Any]] = {}
     for chunk in sorted(found, key=lambda chunk: chunk.last):
         chunks.setdefault(chunk.log_id, []).append(chunk)

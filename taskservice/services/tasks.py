@@ -26,7 +26,7 @@ from taskservice.auth import KEY_IS_VALID, Caller, tasks_of_user, visible_agents
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import INPUT_SCHEMA, Agent, ApiKey, Log, Task, TaskLabel
-from taskservice.database.transactions import reading, retry_on_conflict, transaction
+from taskservice.database.transactions import read_all, read_one, retry_on_conflict, transaction
 from taskservice.database.types import (
     AnyRow,
     AnySelect,
@@ -101,40 +101,34 @@ def get(caller: Caller, task_id: str) -> TaskRow:
 
 def find(caller: Caller, task_id: str) -> TaskRow | None:
     """A task that the caller may see, or None."""
-    with reading() as connection:
-        return _SELECT_TASK.one_or_none(connection, task_id=task_id, **caller.scope)
+    return read_one(_SELECT_TASK, task_id=task_id, **caller.scope)
 
 
 def find_by_id(task_id: str) -> TaskRow | None:
     """A task of any user: for the service itself, never for a caller."""
-    with reading() as connection:
-        return _TASK_BY_ID.one_or_none(connection, task_id=task_id)
+    return read_one(_TASK_BY_ID, task_id=task_id)
 
 
 def get_version(caller: Caller, task_id: str) -> TaskVersion:
     """The version of a task that the caller may see. Raises 404."""
-    with reading() as connection:
-        version = _VERSION.one_or_none(connection, task_id=task_id, **caller.scope)
-        return require(version, "task")
+    version: TaskVersion | None = read_one(_VERSION, task_id=task_id, **caller.scope)
+    return require(version, "task")
 
 
 def children(caller: Caller, task_id: str, count: int) -> Sequence[AnyRow]:
     """The oldest `count` tasks that a task has started, in this order."""
-    with reading() as connection:
-        return _CHILDREN.all(connection, parent_id=task_id, count=count, **caller.scope)
+    return read_all(_CHILDREN, parent_id=task_id, count=count, **caller.scope)
 
 
 def newest_rerun(caller: Caller, task_id: str) -> AnyRow | None:
-    with reading() as connection:
-        return _NEWEST_RERUN.one_or_none(connection, rerun_of=task_id, **caller.scope)
+    return read_one(_NEWEST_RERUN, rerun_of=task_id, **caller.scope)
 
 
 def runs_beside(task: TaskRow) -> tuple[AnyRow | None, AnyRow | None]:
     """The previous and the next task of the agent of a task that the caller may see."""
     values = {"user_id": task.user_id, "agent_id": task.agent_id}
     values |= {"created_at": task.created_at, "task_id": task.id}
-    with reading() as connection:
-        return _PREVIOUS.one_or_none(connection, **values), _NEXT.one_or_none(connection, **values)
+    return read_one(_PREVIOUS, **values), read_one(_NEXT, **values)
 
 
 # The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this
@@ -466,9 +460,8 @@ _LOCK_KEY = _VALID_KEY.with_for_update(read=True)
 
 def has_task_for_claim(caller: Caller, agent_id: str, key: str | None) -> bool:
     """Whether a claim with this key would return a task, maybe an earlier one. Raises 404."""
-    wanted = {"agent_id": agent_id, "claim_key": key, **caller.scope}
-    with reading() as connection:
-        return require(connection.scalar(_AGENT_HAS_TASK, wanted), "agent")
+    found = read_one(_AGENT_HAS_TASK, agent_id=agent_id, claim_key=key, **caller.scope)
+    return bool(require(found, "agent")[0])
 
 
 @retry_on_conflict

@@ -24,7 +24,7 @@ from taskservice.database.models import (
     Task,
     User,
 )
-from taskservice.database.transactions import in_pages, read_snapshot, reading, transaction
+from taskservice.database.transactions import in_pages, read_all, read_snapshot, transaction
 from taskservice.database.types import AnyRow, AnySelect, Identifier, TaskRow
 from taskservice.errors import Problem, invalid, sentences
 from taskservice.schemas import strict_json
@@ -85,8 +85,7 @@ def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
     a snapshot: changes during the export may be missing. But each task is consistent; its
     questions are read a little later. Raises 422 for an unknown user.
     """
-    with reading() as connection:
-        users = connection.execute(select(*USER_COLUMNS).order_by(User.id)).all()
+    users = read_all(select(*USER_COLUMNS).order_by(User.id))
     people = [row for row in users if user in (None, row.name)]
     if user is not None and not people:
         raise invalid({"user": [f"There is no user {user}"]})
@@ -110,8 +109,7 @@ def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
 
 
 def _new_agents(agents: AnySelect, written: set[tuple[str, str]]) -> Iterator[bytes]:
-    with reading() as connection:
-        rows = connection.execute(agents).all()
+    rows = read_all(agents)
     # Sorted here: databases sort text in different orders.
     for row in sorted(rows, key=lambda each: (each.user_id, each.id)):
         if (row.user_id, row.id) not in written:

@@ -23,7 +23,13 @@ from taskservice import auth
 from taskservice.auth import KEY_IS_VALID, Caller, visible_keys
 from taskservice.database import clock
 from taskservice.database.models import Agent, ApiKey, CallbackSecret, User
-from taskservice.database.transactions import in_pages, reading, retry_on_conflict, transaction
+from taskservice.database.transactions import (
+    in_pages,
+    read_all,
+    reading,
+    retry_on_conflict,
+    transaction,
+)
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem, invalid, invalid_key, require
 from taskservice.schemas.users import KEY_COLUMNS, USER_COLUMNS
@@ -48,14 +54,12 @@ def add(name: str) -> Any:
         raise Problem(409, f"A user {name} already exists") from None
 
 
-def get(user_id: str) -> AnyRow:
-    with reading() as connection:
-        return connection.execute(_USER, {"user_id": user_id}).one()
+def get(user_id: str) -> Any:
+    return read_all(_USER, user_id=user_id)[0]
 
 
 def list_all() -> Sequence[AnyRow]:
-    with reading() as connection:
-        return connection.execute(_USERS.order_by(User.name)).all()
+    return read_all(_USERS.order_by(User.name))
 
 
 def get_id(connection: Connection, name: str) -> str:
@@ -204,8 +208,7 @@ def get_key(caller: Caller, key_id: str) -> AnyRow:
 def list_keys() -> Sequence[AnyRow]:
     """All keys of all users, each with its `user_name`."""
     keys = _KEYS.add_columns(User.name.label("user_name")).join(User, User.id == ApiKey.user_id)
-    with reading() as connection:
-        return connection.execute(keys.order_by(User.name, ApiKey.created_at, ApiKey.id)).all()
+    return read_all(keys.order_by(User.name, ApiKey.created_at, ApiKey.id))
 
 
 def keys_of_user(caller: Caller) -> Iterator[Sequence[AnyRow]]:
@@ -222,8 +225,7 @@ def newest_keys(caller: Caller, count: int, *, are_valid: bool) -> Sequence[AnyR
         .order_by(ApiKey.created_at.desc(), ApiKey.id.desc())
         .limit(count)
     )
-    with reading() as connection:
-        return connection.execute(keys, {"now": clock.now(), **caller.scope}).all()
+    return read_all(keys, now=clock.now(), **caller.scope)
 
 
 def _key(connection: Connection, key_id: str, caller: Caller | None = None) -> AnyRow:
@@ -316,12 +318,11 @@ def insert_secret(connection: Connection, user_id: str, now: str) -> Any:
     return SimpleNamespace(**secret)
 
 
-def current_callback_secret(user_id: str) -> AnyRow:
+def current_callback_secret(user_id: str) -> Any:
     current = select(CallbackSecret.secret, CallbackSecret.created_at).where(
         CallbackSecret.user_id == user_id, CallbackSecret.replaced_at.is_(None)
     )
-    with reading() as connection:
-        return connection.execute(current).one()
+    return read_all(current)[0]
 
 
 _SIGNING = (
@@ -336,5 +337,4 @@ _SIGNING = (
 
 def callback_secrets(user_id: str, since: str) -> Sequence[str]:
     """The secrets that sign now, newest first: the current one, and any replaced after `since`."""
-    with reading() as connection:
-        return connection.scalars(_SIGNING, {"user_id": user_id, "since": since}).all()
+    return [row.secret for row in read_all(_SIGNING, user_id=user_id, since=since)]
