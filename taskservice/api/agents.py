@@ -18,7 +18,6 @@ from taskservice.schemas.users import (
 )
 from taskservice.services import agents as agent_service
 from taskservice.services import attention as attention_service
-from taskservice.services import numbers
 from taskservice.terms import AGENT_HAS_TASKS
 from taskservice.web import responses, waiting
 from taskservice.web.request import idempotency_key, operation
@@ -115,9 +114,9 @@ def list_numbers(agent_id: str, query: dict[str, Any]) -> Response:
     keys with a dot between them.
     """
     if "path" not in query:
-        return responses.json({"paths": numbers.list_paths(caller, agent_id)})
+        return responses.json({"paths": agent_service.number_paths(caller, agent_id)})
     limit = query.get("limit", DEFAULT_NUMBERS)
-    return responses.json(numbers.at_path(caller, agent_id, query["path"], limit))
+    return responses.json(agent_service.numbers_at(caller, agent_id, query["path"], limit))
 
 
 @blueprint.delete("/agent/<agent_id>")

@@ -1,6 +1,7 @@
 """The page of all agents, the page of one, and its forms."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from flask import Blueprint, Response, flash, request
@@ -20,7 +21,7 @@ from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import PutAgentSchema, StartSchema
 from taskservice.services import agents as agent_service
-from taskservice.services import attention, lists, numbers, tasks
+from taskservice.services import attention, lists, tasks
 from taskservice.services.expected_runs import due_times
 from taskservice.services.lists import Selection
 from taskservice.services.tasks import Idempotency
@@ -83,7 +84,7 @@ def show(agent_id: str) -> Response:
         plot_height=chart.PLOT_HEIGHT,
         series=[
             chart.series(path, found)
-            for path, found in numbers.by_path(caller, agent.id).items()
+            for path, found in agent_service.numbers_by_path(caller, agent.id).items()
             if len(found) >= chart.MIN_NUMBERS
         ],
         is_by_cron="cron" in (expect or {}),
@@ -214,7 +215,7 @@ def _edit_page(agent: AnyRow, form: dict[str, str], fault: str = "") -> Response
     return page("edit_agent.html", 422 if fault else 200, agent=agent, form=form, fault=fault)
 
 
-def _facts(agent: AnyRow, recent: list[AnyRow]) -> dict[str, Any]:
+def _facts(agent: AnyRow, recent: Sequence[AnyRow]) -> dict[str, Any]:
     """The facts about an agent on a page, from its last runs."""
     health = agent_service.health_of(agent, recent)
     outcomes = Counter(outcome_of(task) for task in recent)

@@ -16,9 +16,8 @@ from taskservice.dashboard import formatting
 from taskservice.database import clock
 from taskservice.database.types import AnyRow
 from taskservice.services import counts
-from taskservice.services.agents import seconds
+from taskservice.services.agents import Number, seconds
 from taskservice.services.lists import Selection
-from taskservice.services.numbers import Number
 from taskservice.terms import COMPLETE, ERROR, RUNNING
 
 # From the bottom of a bar to its top.

@@ -1,12 +1,17 @@
-"""Agents: registered, changed, deleted, and read, with their health and their load."""
+"""Agents: registered, changed, deleted, and read, with their health, load and numbers."""
 
+import json
+import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, case, exists, func, insert, or_, select, update
 from sqlalchemy import delete as delete_from
 
+from taskservice import terms
 from taskservice.auth import Caller, LastUses, tasks_of_user, visible_agents
 from taskservice.database import clock
 from taskservice.database.connections import Statement
@@ -22,16 +27,15 @@ from taskservice.database.transactions import (
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem, invalid, not_found, require
 from taskservice.schemas import strict_json
+from taskservice.schemas.strict_json import fragment
 from taskservice.schemas.users import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS, agent_schema
 from taskservice.services import expected_runs
 from taskservice.services.events import this_agent
 from taskservice.services.tasks import is_unclaimed
-from taskservice.terms import AGENT_HAS_TASKS, AGENT_ID, BROKEN, CANCELLED, COMPLETE, RUNNING
 
 # The agents that the caller may see, and one of them.
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
 _TOOLS = _AGENTS.where(Agent.tool).limit(bindparam("count"))
-_TOOL_IDS = _TOOLS.with_only_columns(Agent.id)
 _THIS = (visible_agents, Agent.id == bindparam("agent_id"))
 _AGENT = select(*AGENT_COLUMNS).where(*_THIS)
 
@@ -39,8 +43,8 @@ _AGENT = select(*AGENT_COLUMNS).where(*_THIS)
 @retry_on_conflict
 def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, bool]:
     """Register or change an agent; returns it, and whether it is new. Raises 404 and 422."""
-    if not AGENT_ID.fullmatch(agent_id):
-        raise invalid({"agentId": [f"Must match {AGENT_ID.pattern}"]})
+    if not terms.AGENT_ID.fullmatch(agent_id):
+        raise invalid({"agentId": [f"Must match {terms.AGENT_ID.pattern}"]})
     if caller.agent_id not in (None, agent_id):
         raise not_found("agent")
     # Null leaves a field as it is, but ends the expectation of runs.
@@ -77,7 +81,7 @@ def delete(caller: Caller, agent_id: str) -> Any:
     with transaction() as connection:
         agent = require(connection.execute(_AGENT.with_for_update(), here).one_or_none(), "agent")
         if connection.execute(delete_from(Agent).where(*_THIS, ~has_tasks), here).rowcount == 0:
-            raise Problem(409, "The agent has tasks; delete them first", code=AGENT_HAS_TASKS)
+            raise Problem(409, "The agent has tasks; delete them first", code=terms.AGENT_HAS_TASKS)
     return agent
 
 
@@ -108,9 +112,11 @@ MAX_CHOICES = 1_000
 RECENT = 30
 # Maximum number of a user's running tasks that are counted by agent.
 MAX_RUNNING = 2_000
+_OF_AGENT = (tasks_of_user, Task.agent_id == bindparam("agent_id"))
 _RUNS = Statement[AnyRow](
-    select(Task.id, Task.name, Task.status, Task.error_type, Task.claimed_at, Task.finished_at)
-    .where(tasks_of_user, Task.agent_id == bindparam("agent_id"), Task.finished_at.is_not(None))
+    select(Task.id, Task.name, Task.status, Task.error_type, Task.version)
+    .add_columns(Task.claimed_at, Task.finished_at)
+    .where(*_OF_AGENT, Task.finished_at.is_not(None))
     .order_by(Task.finished_at.desc())
     .limit(bindparam("count"))
 )
@@ -121,14 +127,14 @@ _NEWEST_TASK = Statement[AnyRow](
         Task.created_at,
         case((func.length(Task.input) <= bindparam("max_input"), Task.input)).label("input"),
     )
-    .where(tasks_of_user, Task.agent_id == bindparam("agent_id"))
+    .where(*_OF_AGENT)
     .order_by(Task.created_at.desc(), Task.id.desc())
     .limit(1)
 )
 _WAITING = Statement[AnyRow](
     select(func.count()).select_from(
         select(Task.id)
-        .where(tasks_of_user, Task.agent_id == bindparam("agent_id"), is_unclaimed)
+        .where(*_OF_AGENT, is_unclaimed)
         .order_by(Task.created_at, Task.id)
         .limit(bindparam("maximum"))
         .subquery()
@@ -137,7 +143,7 @@ _WAITING = Statement[AnyRow](
 # The oldest, since claims take the oldest first.
 _RUNNING = Statement[AnyRow](
     select(Task.agent_id, Task.claimed_at)
-    .where(tasks_of_user, Task.status == RUNNING)
+    .where(tasks_of_user, Task.status == terms.RUNNING)
     .order_by(Task.created_at, Task.id)
     .limit(MAX_RUNNING + 1)
 )
@@ -174,7 +180,9 @@ def list_tools(caller: Caller, count: int) -> Sequence[AnyRow]:
 
 def tool_ids(caller: Caller, count: int) -> Sequence[str]:
     """The ids of the agents that `list_tools` returns."""
-    return [row.id for row in read_all(_TOOL_IDS, count=count, **caller.scope)]
+    return [
+        row.id for row in read_all(_TOOLS.with_only_columns(Agent.id), count=count, **caller.scope)
+    ]
 
 
 def get(caller: Caller, agent_id: str) -> AnyRow:
@@ -187,16 +195,13 @@ def health(agents: Sequence[AnyRow]) -> dict[str, dict[str, Any]]:
     return {agent.id: health_of(agent, recent) for agent, recent in runs(agents, RECENT)}
 
 
-def runs(agents: Sequence[AnyRow], count: int) -> list[tuple[AnyRow, list[AnyRow]]]:
+def runs(agents: Sequence[AnyRow], count: int) -> list[tuple[AnyRow, Sequence[AnyRow]]]:
     """Each agent with its last finished tasks, oldest first."""
-    with reading() as connection:
-        return [
-            (
-                agent,
-                _RUNS.all(connection, user_id=agent.user_id, agent_id=agent.id, count=count)[::-1],
-            )
-            for agent in agents
-        ]
+    found = []
+    for agent in agents:
+        newest = read_all(_RUNS, user_id=agent.user_id, agent_id=agent.id, count=count)
+        found.append((agent, newest[::-1]))
+    return found
 
 
 def newest_task(agent: AnyRow, max_input: int) -> AnyRow | None:
@@ -225,8 +230,8 @@ def loads(agents: Sequence[AnyRow], maximum: int) -> dict[str, Load]:
 
 def health_of(agent: AnyRow, recent: Sequence[AnyRow]) -> dict[str, Any]:
     """The health of an agent, computed from its tasks `recent`, oldest first."""
-    counted = [task for task in recent if task.error_type != CANCELLED]
-    complete = [task for task in counted if task.status == COMPLETE]
+    counted = [task for task in recent if task.error_type != terms.CANCELLED]
+    complete = [task for task in counted if task.status == terms.COMPLETE]
     return {
         "recent": [
             {
@@ -252,7 +257,7 @@ def health_of(agent: AnyRow, recent: Sequence[AnyRow]) -> dict[str, Any]:
 def usual_seconds(connection: Connection, user_id: str, agent_id: str) -> float | None:
     """The usual duration of an agent's tasks, `medianSeconds` of its health."""
     recent = _RUNS.all(connection, user_id=user_id, agent_id=agent_id, count=RECENT)
-    return _median_seconds([task for task in recent if task.error_type != CANCELLED])
+    return _median_seconds([task for task in recent if task.error_type != terms.CANCELLED])
 
 
 def _median_seconds(counted: Sequence[AnyRow]) -> float | None:
@@ -282,7 +287,7 @@ def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AnyRow]:
         select(*AGENT_COLUMNS, last_used_at)
         .where(visible_agents)
         .order_by(
-            case((Agent.state == BROKEN, 0), (Agent.late_since.is_not(None), 1), else_=2),
+            case((Agent.state == terms.BROKEN, 0), (Agent.late_since.is_not(None), 1), else_=2),
             last_used_at.desc().nulls_last(),
             Agent.id,
         )
@@ -295,3 +300,104 @@ def by_id(user_id: str, agent_ids: Collection[str]) -> dict[str, AnyRow]:
         Agent.user_id == user_id, Agent.id.in_(sorted(agent_ids))
     )
     return {row.id: row for row in read_all(agents)}
+
+
+# The numbers in the outputs of an agent's last tasks, exactly as they were reported.
+
+# The tasks whose outputs are searched for paths.
+SEARCHED = 100
+MAX_PATHS = 50
+# The numbers of one output that count, and the bytes of outputs that one call reads.
+MAX_PER_OUTPUT = 100
+MAX_BYTES = 4 * 1024 * 1024
+# Outputs whose numbers a process keeps.
+CACHE_SIZE = 1_000
+
+_OUTPUT = Statement[AnyRow](select(Task.output).where(Task.id == bindparam("task_id")))
+
+
+class _Number(str):
+    """A number as it is written; other texts of an output are plain strings."""
+
+    __slots__ = ()
+
+
+# A list of very many numbers, none of which counts; inside of a string it does not matter either.
+_LONG_LIST = re.compile(r"\[[-+.,0-9eE]{200,}\]")
+_decoder = json.JSONDecoder(parse_int=_Number, parse_float=_Number)
+
+
+class Number(NamedTuple):
+    """A number of one output; `text` is JSON."""
+
+    task_id: str
+    finished_at: str
+    text: str
+
+
+def numbers_by_path(caller: Caller, agent_id: str) -> dict[str, list[Number]]:
+    """Path -> its last numbers, oldest first; the MAX_PATHS most frequent. Raises 404."""
+    found: dict[str, list[Number]] = {}
+    for task, numbers in reversed([*_outputs(caller, agent_id, SEARCHED)]):
+        for path, text in numbers.items():
+            found.setdefault(path, []).append(Number(task.id, task.finished_at, text))
+    paths = sorted(found, key=lambda path: -len(found[path]))
+    return {path: found[path] for path in paths[:MAX_PATHS]}
+
+
+def number_paths(caller: Caller, agent_id: str) -> list[dict[str, Any]]:
+    """The paths that `numbers_by_path` finds, as in NumberPathSchema. Raises 404."""
+    return [
+        {"path": path, "last": fragment(found[-1].text), "count": len(found)}
+        for path, found in numbers_by_path(caller, agent_id).items()
+    ]
+
+
+def numbers_at(caller: Caller, agent_id: str, path: str, limit: int) -> list[dict[str, Any]]:
+    """The newest numbers at a path, oldest first, as in OutputNumberSchema. Raises 404."""
+    found = (
+        {
+            "taskId": task.id,
+            "finishedAt": task.finished_at,
+            "value": fragment(numbers[path]),
+        }
+        for task, numbers in _outputs(caller, agent_id, terms.MAX_LIMIT)
+        if path in numbers
+    )
+    return list(islice(found, limit))[::-1]
+
+
+def _outputs(
+    caller: Caller, agent_id: str, count: int
+) -> Iterator[tuple[AnyRow, Mapping[str, str]]]:
+    """The last ended tasks with their numbers by path, newest first, up to MAX_BYTES."""
+    [(_, ended)] = runs([get(caller, agent_id)], count)
+    left = MAX_BYTES
+    for task in reversed(ended):
+        size, numbers = _numbers(task.id, task.version)
+        left -= size
+        if left < 0:
+            return
+        yield task, numbers
+
+
+@lru_cache(CACHE_SIZE)
+def _numbers(task_id: str, version: int) -> tuple[int, Mapping[str, str]]:
+    """The length of a task's output in this version, and its first numbers by their paths."""
+    text = next((row.output for row in read_all(_OUTPUT, task_id=task_id)), "{}")
+    output = _decoder.decode(_LONG_LIST.sub("[]", text))
+    # A key with a dot wins over a nested one.
+    numbers = dict(islice(_top_level(output), MAX_PER_OUTPUT))
+    for path, number in islice(_nested(output), MAX_PER_OUTPUT - len(numbers)):
+        numbers.setdefault(path, number)
+    return len(text), numbers
+
+
+def _top_level(output: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    return ((key, str(value)) for key, value in output.items() if isinstance(value, _Number))
+
+
+def _nested(output: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in output.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", number) for inner, number in _top_level(value))

@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 
 from taskservice.dashboard import chart
-from taskservice.services.numbers import Number
+from taskservice.services.agents import Number
 from tests.support.api_client import ApiClient
 from tests.support.plain_browser import Browser
 
