@@ -16,7 +16,7 @@ from taskservice.operations import request_log
 from taskservice.schemas import json_schema, strict_json
 from taskservice.schemas.fields import open_questions
 from taskservice.schemas.tasks import question_schema
-from taskservice.services import answer_links, tasks
+from taskservice.services import links, tasks
 from taskservice.services import questions as question_service
 from taskservice.terminal import escaped, shortened
 from taskservice.terms import ACCEPT, ANSWERED, DECLINE, LINK, OPEN, QUESTION_CLOSED
@@ -197,18 +197,18 @@ def asking(caller: Caller) -> Json:
 @answers.get("/<path:token>")
 def show_question(token: str) -> Response:
     """The form; link previews get it too, so that nothing changes."""
-    return _link_page(answer_links.find(token))
+    return _link_page(links.find_question(token))
 
 
 @answers.post("/<path:token>")
 def answer_by_link(token: str) -> Response:
     """The token takes the place of a session and of the token of its forms."""
-    found = answer_links.find(token)
+    found = links.find_question(token)
     question = loaded(found)
     content, errors = submitted(question)
     if errors:
         return _link_page(found, texts(request.form), errors)
-    answer_links.answer(found, DECLINE if content is None else ACCEPT, content)
+    links.answer(found, DECLINE if content is None else ACCEPT, content)
     request_log.add_details(user=found.user_name, key=LINK)
     return page("answer_link.html", outcome=outcome_text(question, content))
 

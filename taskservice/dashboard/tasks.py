@@ -31,12 +31,12 @@ from taskservice.services import (
     links,
     lists,
     logs,
-    new_lines,
     reports,
     task_json,
     tasks,
 )
 from taskservice.services import deliveries as delivery_service
+from taskservice.services import search as search_service
 from taskservice.services.lists import Position, Selection
 from taskservice.services.tasks import Idempotency
 from taskservice.web import responses, waiting
@@ -254,7 +254,7 @@ def show(task_id: str) -> Response:
         again=tasks.newest_rerun(caller, task.id),
         previous=previous,
         following=following,
-        good=new_lines.last_good_run(caller, task) if has_failed else None,
+        good=search_service.last_good_run(caller, task) if has_failed else None,
         children=_waterfall(tasks.children(caller, task.id, MAX_CHILDREN + 1)),
         questions=questions.forms(task),
         ended_questions=questions.ended(task.id),
@@ -279,11 +279,11 @@ def lines(task_id: str) -> Response:
 def show_new_lines(task_id: str) -> AnyResponse:
     """What is new in a failure; page.js puts it into the page of the task."""
     task = tasks.get(caller, task_id)
-    good = new_lines.last_good_run(caller, task)
+    good = search_service.last_good_run(caller, task)
     if good is None:
         return redirect_to("tasks.show", task_id=task.id)
     try:
-        found, status = new_lines.between(task, good), 200
+        found, status = search_service.lines_not_in(good, task), 200
     except Problem as problem:
         if problem.status != 503:
             raise

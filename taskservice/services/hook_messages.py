@@ -14,7 +14,7 @@ from taskservice.database.types import AnyRow
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import question_schema
 from taskservice.schemas.users import agent_of_task_schema
-from taskservice.services import agents, answer_links, questions, subscriptions, task_json, tasks
+from taskservice.services import agents, links, questions, subscriptions, task_json, tasks
 from taskservice.services.deliveries import Leased, LeaseLost
 from taskservice.services.events import WITH_TASKS
 from taskservice.terms import AGENT_BROKEN, FAILED, MCP, OPEN, PENDING, STANDARD
@@ -124,7 +124,7 @@ def _url(event: AnyRow) -> str | None:
 
 
 def _answer_url(event: AnyRow) -> str | None:
-    return page(f"answer/{answer_links.token_of(event.question_id)}")
+    return page(f"answer/{links.token_of(event.question_id)}")
 
 
 def _notice(hook: AnyRow, event: AnyRow) -> Notice:
@@ -135,7 +135,7 @@ def _notice(hook: AnyRow, event: AnyRow) -> Notice:
         seconds = max(0.0, clock.seconds_between(event.claimed_at, event.finished_at))
     answer_url, choices = None, []
     if hook.answer_links and event.question_state == OPEN and (answer_url := _answer_url(event)):
-        choices = answer_links.choices(strict_json.loads(event.question_schema.encode()))
+        choices = links.choices(strict_json.loads(event.question_schema.encode()))
     return Notice(
         event.name,
         event.at,

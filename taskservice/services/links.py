@@ -1,22 +1,28 @@
-"""Links with which everyone can look at one task: created, listed and revoked."""
+"""Links with which everyone can look at one task, and those that answer one question."""
 
+import hmac
 import secrets
-from collections.abc import Sequence
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID
 
-from sqlalchemy import bindparam, delete, insert, select
+from flask import current_app
+from sqlalchemy import and_, bindparam, delete, insert, select
 
 from taskservice import auth
 from taskservice.auth import Caller
 from taskservice.database import clock
-from taskservice.database.models import Link
-from taskservice.database.transactions import read_all, transaction
-from taskservice.database.types import AnyRow, AnySelect, Identifier, Timestamp
-from taskservice.errors import Problem, invalid, require
+from taskservice.database.models import Agent, Link, Question, Task, User
+from taskservice.database.transactions import read_all, read_one, transaction
+from taskservice.database.types import AnyRow, AnySelect, Identifier, Timestamp, time_from_now
+from taskservice.errors import Problem, invalid, not_found, require
+from taskservice.schemas import json_schema, strict_json
 from taskservice.schemas.tasks import LINK_COLUMNS
-from taskservice.services import tasks
-from taskservice.terms import LINK_DAYS, MAX_LINK_DAYS, MAX_LINKS, TOO_MANY_LINKS
+from taskservice.services import questions, tasks
+from taskservice.terms import LINK, LINK_DAYS, MAX_LINK_DAYS, MAX_LINKS, OPEN, TOO_MANY_LINKS
 
 _TOKEN_BYTES = 24
 _DAY_SECONDS = 86_400.0
@@ -64,3 +70,74 @@ def revoke(caller: Caller, task_id: str, link_id: str) -> AnyRow:
         here = (Link.task_id == task_id, Link.id == link_id)
         link = connection.execute(delete(Link).where(*here).returning(*LINK_COLUMNS)).one_or_none()
     return require(link, "link")
+
+
+# Links that each answer one question, once, without a key; nothing is stored for them.
+
+# A link is valid for this time after its question was asked, if that stays open.
+VALID_SECONDS = 7 * _DAY_SECONDS
+# Maximum number of choices that become buttons of a message.
+MAX_CHOICES = 3
+# A token has the id of the question, and a code of 128 bits that proves that this service made it.
+_ID_BYTES, _CODE_BYTES = 16, 16
+
+_QUESTION = (
+    select(
+        *questions.COLUMNS,
+        Question.task_id,
+        Task.user_id,
+        Task.name.label("task_name"),
+        Agent.name.label("agent_name"),
+        User.name.label("user_name"),
+    )
+    .join(Task, Task.id == Question.task_id)
+    .join(User, User.id == Task.user_id)
+    .join(Agent, and_(Agent.user_id == Task.user_id, Agent.id == Task.agent_id))
+    .where(
+        Question.id == bindparam("question_id", type_=Identifier),
+        Question.asked_at > time_from_now(-VALID_SECONDS),
+    )
+)
+
+
+def token_of(question_id: str) -> str:
+    """The token in the answer link of a question, always the same."""
+    own = UUID(question_id).bytes
+    key = str(current_app.config["SECRET_KEY"]).encode()
+    code = hmac.digest(key, b"answer link " + own, "sha256")[:_CODE_BYTES]
+    return urlsafe_b64encode(own + code).decode().rstrip("=")
+
+
+def find_question(token: str) -> AnyRow:
+    """The open question of a token, with `task_name`, `agent_name` and its user. Raises 404."""
+    try:
+        question_id = str(UUID(bytes=urlsafe_b64decode(f"{token}==")[:_ID_BYTES]))
+    except ValueError:
+        raise not_found("question") from None
+    if not hmac.compare_digest(token.encode(), token_of(question_id).encode()):
+        raise not_found("question")
+    question: AnyRow | None = read_one(_QUESTION, question_id=question_id)
+    if question is None or question.state != OPEN:
+        raise not_found("question")
+    return question
+
+
+def answer(question: AnyRow, action: str, content: dict[str, Any] | None) -> None:
+    """Answer or decline a question that `find_question` returned; raises 404, 409 and 422."""
+    caller = Caller(question.user_id, None, "", LINK, question.user_name)
+    here = (question.task_id, question.id)
+    questions.answer(caller, *here, action, content, is_repeatable=False)
+
+
+def choices(schema: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Label and form of each answer to a question with one field and few choices, else none."""
+    if len(schema["properties"]) != 1:
+        return []
+    [(name, field)] = schema["properties"].items()
+    options = [] if field["type"] == "array" else json_schema.options(field)
+    if len(options) > MAX_CHOICES:
+        return []
+    key = json_schema.field_name(name)
+    return [
+        (label, urlencode({key: strict_json.dumps(value).decode()})) for value, label in options
+    ]
