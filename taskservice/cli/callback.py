@@ -1,7 +1,6 @@
 """`taskservice callback` and `delivery`: test, list and repeat webhooks."""
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -46,11 +45,11 @@ def test(url: str, user: str | None) -> None:
     The exit code is 0 if the receiver returned 2xx, otherwise 1.
     """
     with service_app():
-        secrets: Sequence[str] = [signing.new_secret()]
+        secrets = [signing.new_secret()]
         if user is not None:
             with reading() as connection:
                 user_id = users.get_id(connection, user)
-            secrets = users.callback_secrets(user_id, clock.now())
+            secrets = users.callback_secrets(user_id, overlap=0)
         sample = SAMPLE | {"callback": url, "finishedAt": clock.now()}
         body = strict_json.dumps(sample)
         headers = attempts.signed_headers(secrets, clock.new_id(), body)

@@ -356,11 +356,7 @@ def number_paths(caller: Caller, agent_id: str) -> list[dict[str, Any]]:
 def numbers_at(caller: Caller, agent_id: str, path: str, limit: int) -> list[dict[str, Any]]:
     """The newest numbers at a path, oldest first, as in OutputNumberSchema. Raises 404."""
     found = (
-        {
-            "taskId": task.id,
-            "finishedAt": task.finished_at,
-            "value": fragment(numbers[path]),
-        }
+        {"taskId": task.id, "finishedAt": task.finished_at, "value": fragment(numbers[path])}
         for task, numbers in _outputs(caller, agent_id, terms.MAX_LIMIT)
         if path in numbers
     )

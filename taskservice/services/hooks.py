@@ -5,13 +5,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flask import current_app
-from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
 from sqlalchemy import delete as delete_from
 
 from taskservice import resources, terms
 from taskservice.auth import Caller
 from taskservice.database import clock
-from taskservice.database.connections import Statement
 from taskservice.database.models import Delivery, Event, Hook
 from taskservice.database.transactions import (
     end_shared_reading,
@@ -23,7 +22,7 @@ from taskservice.database.transactions import (
 from taskservice.database.types import AnyRow, AnySelect, Identifier, time_from_now
 from taskservice.errors import Problem, invalid, overloaded, require
 from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS, hook_schema
-from taskservice.services import attempts, deliveries, events, hook_messages, subscriptions
+from taskservice.services import attempts, deliveries, events, subscriptions
 from taskservice.services.attempts import FirstAttemptSlots
 from taskservice.services.deliveries import DueDeliveries
 from taskservice.webhooks import Outcome, messages
@@ -37,11 +36,7 @@ _IS_LIVE = or_(Hook.expires_at.is_(None), Hook.expires_at > time_from_now())
 _HOOKS: AnySelect = select(Hook.__table__).where(_OWN, _IS_LIVE).order_by(Hook.created_at, Hook.id)
 _THIS = Hook.id == bindparam("hook_id", type_=Identifier)
 # Subscriptions have an expiry. For a condition on `subscription`, SQLite would use its index.
-_TURNED_OFF = Statement[AnyRow](
-    select(Hook.id, Hook.name, Hook.reason)
-    .where(_OWN, Hook.state == terms.OFF, Hook.reason.is_not(None), Hook.expires_at.is_(None))
-    .order_by(Hook.created_at, Hook.id)
-)
+_IS_OWN_OFF = and_(Hook.state == terms.OFF, Hook.reason.is_not(None), Hook.expires_at.is_(None))
 _DELIVERIES: AnySelect = (
     select(*HOOK_DELIVERY_COLUMNS)
     .join(Event, Event.id == Delivery.event_id)
@@ -52,7 +47,7 @@ _DELIVERIES: AnySelect = (
 
 def turned_off(caller: Caller) -> Sequence[AnyRow]:
     """The hooks of the user that the service has turned off, apart from subscriptions."""
-    return read_all(_TURNED_OFF, user_id=caller.user_id)
+    return read_all(_HOOKS.where(_IS_OWN_OFF), user_id=caller.user_id)
 
 
 def list_all(caller: Caller) -> Sequence[AnyRow]:
@@ -179,7 +174,7 @@ def test(caller: Caller, hook_id: str) -> Outcome:
     with resources.find(FirstAttemptSlots).acquire(caller.user_id) as is_acquired:
         if not is_acquired:
             raise overloaded("Too many webhooks are being sent")
-        return attempts.send_to_hook(hook_messages.sample(hook))
+        return attempts.send_to_hook(attempts.sample(hook))
 
 
 def list_deliveries(caller: Caller, hook_id: str) -> list[Any]:

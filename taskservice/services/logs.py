@@ -218,32 +218,26 @@ def lines_in(row: TaskAndLines) -> list[str] | None:
 def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
     """The end of a log: at most `max_lines` lines and `max_bytes` bytes of UTF-8."""
     lines: list[str] = []
-    until, limit = row.log_count, 8
-    while until >= row.first_log and len(lines) < max_lines:
-        chunks = read_all(_LAST_CHUNKS, log_id=row.log_id, until=until, limit=limit)
-        if not chunks:
-            raise LogDropped()
-        before = [line for chunk in reversed(chunks) for line in chunk.text.split("\n")]
-        lines = before + lines
-        until -= len(before)
-        size = sum(len(chunk.text) for chunk in chunks)
-        if size > max_bytes:
+    size = 0
+    for chunk in _chunks_from_end(row):
+        lines = [*chunk.text.split("\n"), *lines]
+        size += len(chunk.text)
+        if len(lines) >= max_lines or size > max_bytes:
             break
-        limit = next_limit(len(chunks), size, max_lines)
-    return _cut(lines[-max_lines:], max_bytes)
+    lines = lines[-max_lines:]
+    sizes = accumulate(len(line.encode()) for line in reversed(lines))
+    kept = sum(1 for size in sizes if size <= max_bytes)
+    return lines[len(lines) - kept :]
 
 
 def ends_of(row: TaskRow, size: int) -> Iterator[Any]:
     """The chunks of a log's end, then of its start, of about `size` bytes. Raises LogDropped."""
-    until, left, limit = row.log_count, size, 8
-    while until >= row.first_log and left > 0:
-        chunks = read_all(_LAST_CHUNKS, log_id=row.log_id, until=until, limit=limit)
-        if not chunks:
-            raise LogDropped()
-        yield from chunks
-        read = sum(len(chunk.text) for chunk in chunks)
-        until, left = chunks[-1].last - chunks[-1].count, left - read
-        limit = next_limit(len(chunks), read, CHUNKS_PER_READ)
+    until, left = row.log_count, size
+    for chunk in _chunks_from_end(row):
+        yield chunk
+        until, left = chunk.last - chunk.count, left - len(chunk.text)
+        if left <= 0:
+            break
     left = size
     for page in pages(row, count=until):
         for chunk in page.chunks:
@@ -253,20 +247,21 @@ def ends_of(row: TaskRow, size: int) -> Iterator[Any]:
             left -= len(chunk.text)
 
 
+def _chunks_from_end(row: TaskRow) -> Iterator[Any]:
+    """The chunks of a log, the last one first. Raises LogDropped."""
+    until, limit = row.log_count, 8
+    while until >= row.first_log:
+        chunks = read_all(_LAST_CHUNKS, log_id=row.log_id, until=until, limit=limit)
+        if not chunks:
+            raise LogDropped()
+        yield from chunks
+        until = chunks[-1].last - chunks[-1].count
+        limit = next_limit(len(chunks), sum(len(each.text) for each in chunks), CHUNKS_PER_READ)
+
+
 def ends(task_ids: Collection[str]) -> dict[str, str]:
     """Task id -> the end of the last chunk of its log; tasks without lines are left out."""
     return {row.id: row.text for row in read_all(_ENDS, task_ids=list(task_ids))}
-
-
-def _cut(lines: list[str], max_bytes: int) -> list[str]:
-    """As many of the last `lines` as have at most `max_bytes` bytes."""
-    kept, size = 0, 0
-    for line in reversed(lines):
-        size += len(line.encode())
-        if size > max_bytes:
-            break
-        kept += 1
-    return lines[len(lines) - kept :]
 
 
 # Splits new lines into chunks of bounded size, without an object for each line.

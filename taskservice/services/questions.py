@@ -111,13 +111,9 @@ def ended(task_id: str, count: int) -> Sequence[AnyRow]:
 def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[AnyRow]:
     """The oldest `count` tasks with open questions, with `length` characters of their input."""
     start = func.substr(Task.input, 1, length).label("input")
-    oldest = (
-        select(Task.id, Task.name, Task.agent_id, Task.created_at, start, Task.questions)
-        .where(Task.user_id == caller.user_id, IS_ASKING)
-        .order_by(Task.created_at, Task.id)
-        .limit(count)
-    )
-    return read_all(oldest)
+    asking = select(Task.id, Task.name, Task.agent_id, Task.created_at, start, Task.questions)
+    of_user = asking.where(Task.user_id == caller.user_id, IS_ASKING)
+    return read_all(of_user.order_by(Task.created_at, Task.id).limit(count))
 
 
 def count_asking_tasks(caller: Caller, maximum: int) -> int:
@@ -196,20 +192,17 @@ def answer(
             errors = json_schema.answer_problems(schema, content or {})
             if errors:
                 raise invalid(errors)
+    values = {"state": terms.DECLINED, "answered_by": caller.key_name}
+    if action != terms.DECLINE:
+        values |= {"state": terms.ANSWERED, "answer": strict_json.dumps(content or {}).decode()}
     with transaction() as connection:
         tasks.get_locked(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
-        answer_content, by = content or {}, caller.key_name
-        if action == terms.DECLINE:
-            is_same = is_repeatable and question.state == terms.DECLINED
-            return _close(connection, question, is_same, state=terms.DECLINED, answered_by=by)
-        is_answered = is_repeatable and question.state == terms.ANSWERED
-        before = strict_json.loads(question.answer.encode()) if is_answered else None
-        is_same = strict_json.canonical(before) == strict_json.canonical(answer_content)
-        text = strict_json.dumps(answer_content).decode()
-        return _close(
-            connection, question, is_same, state=terms.ANSWERED, answered_by=by, answer=text
-        )
+        is_same = is_repeatable and question.state == values["state"]
+        if is_same and question.state == terms.ANSWERED:
+            before = strict_json.loads(question.answer.encode())
+            is_same = strict_json.canonical(before) == strict_json.canonical(content or {})
+        return _close(connection, question, is_same, **values)
 
 
 def withdraw(caller: Caller, task_id: str, question_id: str) -> AnyRow:

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import delete as sql_delete
 
-from taskservice.auth import KEY_IS_VALID, Caller, tasks_of_user, visible_agents, visible_tasks
+from taskservice.auth import KEY_IS_VALID, Caller, visible_agents, visible_tasks
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import INPUT_SCHEMA, Agent, ApiKey, Log, Task, TaskLabel
@@ -33,7 +33,6 @@ from taskservice.database.types import (
     Identifier,
     TaskRow,
     TaskVersion,
-    Timestamp,
     database_now,
 )
 from taskservice.errors import Problem, invalid, invalid_key, require
@@ -62,36 +61,11 @@ _VERSION = Statement[TaskVersion](
     select(Task.version, Task.status, Task.questions).where(is_this_task)
 )
 _TASK_BY_ID = Statement[TaskRow](tasks_with_log.where(Task.id == bindparam("task_id")))
-_relatives = select(
-    Task.id,
-    Task.name,
-    Task.agent_id,
-    Task.status,
-    Task.error_type,
-    Task.created_at,
-    Task.claimed_at,
-    Task.finished_at,
+_RELATIVES = select(Task.id, Task.name, Task.agent_id, Task.status, Task.error_type).add_columns(
+    Task.created_at, Task.claimed_at, Task.finished_at
 )
-_CHILDREN = Statement[AnyRow](
-    _relatives.where(Task.parent_id == bindparam("parent_id"), visible_tasks)
-    .order_by(Task.created_at, Task.id)
-    .limit(bindparam("count"))
-)
-_NEWEST_RERUN = Statement[AnyRow](
-    _relatives.where(Task.rerun_of == bindparam("rerun_of"), visible_tasks)
-    .order_by(Task.created_at.desc(), Task.id.desc())
-    .limit(1)
-)
-# The tasks of an agent that were started before and after another one.
-_created = tuple_(Task.created_at, Task.id)
-_position = tuple_(
-    bindparam("created_at", type_=Timestamp()), bindparam("task_id", type_=Identifier)
-)
-_of_agent = _relatives.where(tasks_of_user, Task.agent_id == bindparam("agent_id")).limit(1)
-_PREVIOUS = Statement[AnyRow](
-    _of_agent.where(_created < _position).order_by(Task.created_at.desc(), Task.id.desc())
-)
-_NEXT = Statement[AnyRow](_of_agent.where(_created > _position).order_by(Task.created_at, Task.id))
+_OLDEST_FIRST = (Task.created_at, Task.id)
+_NEWEST_FIRST = (Task.created_at.desc(), Task.id.desc())
 
 
 def get(caller: Caller, task_id: str) -> TaskRow:
@@ -117,18 +91,24 @@ def get_version(caller: Caller, task_id: str) -> TaskVersion:
 
 def children(caller: Caller, task_id: str, count: int) -> Sequence[AnyRow]:
     """The oldest `count` tasks that a task has started, in this order."""
-    return read_all(_CHILDREN, parent_id=task_id, count=count, **caller.scope)
+    started = _RELATIVES.where(Task.parent_id == task_id, visible_tasks)
+    return read_all(started.order_by(*_OLDEST_FIRST).limit(count), **caller.scope)
 
 
 def newest_rerun(caller: Caller, task_id: str) -> AnyRow | None:
-    return read_one(_NEWEST_RERUN, rerun_of=task_id, **caller.scope)
+    reruns = _RELATIVES.where(Task.rerun_of == task_id, visible_tasks)
+    return read_one(reruns.order_by(*_NEWEST_FIRST).limit(1), **caller.scope)
 
 
 def runs_beside(task: TaskRow) -> tuple[AnyRow | None, AnyRow | None]:
     """The previous and the next task of the agent of a task that the caller may see."""
-    values = {"user_id": task.user_id, "agent_id": task.agent_id}
-    values |= {"created_at": task.created_at, "task_id": task.id}
-    return read_one(_PREVIOUS, **values), read_one(_NEXT, **values)
+    runs = _RELATIVES.where(Task.user_id == task.user_id, Task.agent_id == task.agent_id).limit(1)
+    created = tuple_(*_OLDEST_FIRST)
+    this = tuple_(task.created_at, task.id, types=[each.type for each in _OLDEST_FIRST])
+    return (
+        read_one(runs.where(created < this).order_by(*_NEWEST_FIRST)),
+        read_one(runs.where(created > this).order_by(*_OLDEST_FIRST)),
+    )
 
 
 # The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this
@@ -269,7 +249,7 @@ def start(
     input_text = strict_json.dumps(fields.get("input") or {}).decode()
 
     def load(connection: Connection) -> tuple[dict[str, Any], Any]:
-        agent = find_agent(connection, caller, fields["agentId"])
+        agent = _AGENT.one_or_none(connection, agent_id=fields["agentId"], **caller.scope)
         if agent is None:
             raise invalid({"agentId": ["No such agent; register it first."]})
         own = {
@@ -340,11 +320,6 @@ def _start(
         if errors:
             raise invalid(errors)
         valid_for = agent.input_schema
-
-
-def find_agent(connection: Connection, caller: Caller, agent_id: str) -> Any:
-    """Some columns of an agent that the caller may use; None if there is none."""
-    return _AGENT.one_or_none(connection, agent_id=agent_id, **caller.scope)
 
 
 def _check_callback(url: str | None) -> None:
@@ -474,7 +449,7 @@ def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRo
     """
     wanted = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "key": key}
     with transaction() as connection:
-        require(find_agent(connection, caller, agent_id), "agent")
+        require(_AGENT.one_or_none(connection, agent_id=agent_id, **caller.scope), "agent")
         known_id = None if key is None else connection.scalar(_CLAIMED, wanted)
         wanted["now"] = clock.now()
         task_id = known_id or connection.scalar(_CLAIM, wanted)

@@ -325,16 +325,9 @@ def current_callback_secret(user_id: str) -> Any:
     return read_all(current)[0]
 
 
-_SIGNING = (
-    select(CallbackSecret.secret)
-    .where(
-        CallbackSecret.user_id == bindparam("user_id"),
-        or_(CallbackSecret.replaced_at.is_(None), CallbackSecret.replaced_at > bindparam("since")),
-    )
-    .order_by(CallbackSecret.id.desc())
-)
-
-
-def callback_secrets(user_id: str, since: str) -> Sequence[str]:
-    """The secrets that sign now, newest first: the current one, and any replaced after `since`."""
-    return [row.secret for row in read_all(_SIGNING, user_id=user_id, since=since)]
+def callback_secrets(user_id: str, overlap: float = OVERLAP_SECONDS) -> list[str]:
+    """The secrets that sign now, newest first; a replaced one signs for `overlap` seconds more."""
+    replaced_at = CallbackSecret.replaced_at
+    is_signing = or_(replaced_at.is_(None), replaced_at > clock.now(-overlap))
+    secrets = select(CallbackSecret.secret).where(CallbackSecret.user_id == user_id, is_signing)
+    return [row.secret for row in read_all(secrets.order_by(CallbackSecret.id.desc()))]
