@@ -59,10 +59,8 @@ def by_state(caller: Caller, selection: lists.Selection, maximum: int) -> Counts
             statement = _limited_counts_statement(filters)
             row: Any = statement.all(connection, **values, maximum=maximum)[0]
             return Counts(dict(zip(STATES, row, strict=True)))
-        tasks = lists.OrderedTasks(connection, caller, selection)
-        candidate_set = tasks.smallest_set()
-        end = None if candidate_set else tasks.position(None, MAX_SEARCHED)
-        row = tasks.run(_count_statement, None, end, candidate_set)[0]
+        ordered = lists.OrderedTasks(connection, caller, selection)
+        [row], end = ordered.newest(_count_statement, MAX_SEARCHED)
         return Counts(dict(zip(STATES, row, strict=True)), end is None)
 
 
@@ -108,11 +106,10 @@ def by_start(
         # The bounds of a selection are exclusive.
         since = clock.moved(times[0], -MILLISECOND)
         wanted = wanted._replace(created_after=since, created_before=times[-1])
-        tasks = lists.OrderedTasks(connection, caller, wanted)
-        candidate_set = tasks.smallest_set()
-        end = None if candidate_set else tasks.position(None, MAX_SEARCHED_FOR_CHART)
+        ordered = lists.OrderedTasks(connection, caller, wanted)
+        rows, end = ordered.newest(_starts_statement, MAX_SEARCHED_FOR_CHART)
         counts = {status: [0] * (len(times) - 1) for status in statuses}
-        for row in tasks.run(_starts_statement, None, end, candidate_set):
+        for row in rows:
             counts[row.status][bisect_right(times, row.created_at) - 1] += 1
         return Counts(list(counts.values()), end is None)
 

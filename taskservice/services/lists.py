@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from heapq import nlargest
 from itertools import groupby
+from operator import ge, gt, le, lt
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -180,16 +181,9 @@ _DELIVERY_STATES = {
 # The sets that the index of names finds: on SQLite by row number, on PostgreSQL by id.
 ROWS_BY_NAME, BY_NAME = "rows by name", "name"
 # A set of candidates -> the filters of its index. One of these filters selects the set.
-_SETS = {
-    "asking": frozenset({"asking"}),
-    "agent": frozenset({"agent_id"}),
-    "own agent": frozenset({"own_agent_id"}),
-    "status": frozenset({"status"}),
-    "error type": frozenset({"error_type"}),
-    "children": frozenset({"parent_id"}),
-    "creation": frozenset({"created_after", "created_before"}),
-    "end": frozenset({"finished_after"}),
-}
+_SETS: dict[str, Filters] = {
+    name: frozenset({name}) for name in (*_IN_AN_INDEX, "parent_id", "finished_after")
+} | {"creation": frozenset({"created_after", "created_before"})}
 # Tasks that no agent has claimed. The text repeats the WHERE of the index `tasks_unclaimed`.
 # `agent_id > ''` is always true; it makes SQLite prefer that index to the index by status.
 WAITING = "waiting"
@@ -365,10 +359,10 @@ class OrderedTasks:
         after: Position | None,
         end: Position | None,
         count: int,
-        candidate_set: str | None = None,
+        candidates: str | None = None,
     ) -> list[Position]:
         """The first `count` positions from `after`, exclusive, to `end`, inclusive."""
-        rows = self.run(_positions_statement, after, end, candidate_set, count=count)
+        rows = self.run(_positions_statement, after, end, candidates, count=count)
         return [Position(*row) for row in rows]
 
     def run(
@@ -383,6 +377,14 @@ class OrderedTasks:
         bounds = _bounds(after, end)
         scan = Scan(self._filters, frozenset(bounds), self._sort, candidate_set)
         return make_statement(scan).all(self._connection, **self._values, **bounds, **values)
+
+    def newest(
+        self, make_statement: Callable[[Scan], Statement[AnyRow]], maximum: int
+    ) -> tuple[list[AnyRow], Position | None]:
+        """The rows for few candidates, or for the newest `maximum` tasks, and where these end."""
+        candidate_set = self.smallest_set()
+        end = None if candidate_set else self.position(None, maximum)
+        return self.run(make_statement, None, end, candidate_set), end
 
     def smallest_set(self) -> str | None:
         """The name of the smallest set of candidates; None if all sets are too large.
@@ -401,12 +403,8 @@ class OrderedTasks:
 
 def _bounds(after: Position | None, end: Position | None) -> dict[str, str]:
     """Parameter -> value, for the given bounds."""
-    bounds: dict[str, str] = {}
-    if after is not None:
-        bounds |= {"after_time": after.moment, "after_id": after.id}
-    if end is not None:
-        bounds |= {"end_time": end.moment, "end_id": end.id}
-    return bounds
+    bounds = {"after_time": after.moment, "after_id": after.id} if after else {}
+    return bounds | ({"end_time": end.moment, "end_id": end.id} if end else {})
 
 
 @lru_cache(maxsize=STATEMENTS)
@@ -448,15 +446,11 @@ def sort_column(sort: str) -> Any:
 def _between(bounds: Bounds, sort: str) -> Iterator[ColumnElement[bool]]:
     """The conditions that a task comes after `after`, and not after `end`."""
     key = tuple_(sort_column(sort), Task.id)
-    for name in ("after", "end"):
+    is_later, is_not_later = (lt, ge) if sort == NEWEST_FIRST else (gt, le)
+    for name, compare in (("after", is_later), ("end", is_not_later)):
         if f"{name}_id" in bounds:
             time = bindparam(f"{name}_time", type_=Timestamp())
-            bound = tuple_(time, bindparam(f"{name}_id", type_=Identifier))
-            is_newest_first = sort == NEWEST_FIRST
-            if name == "after":
-                yield key < bound if is_newest_first else key > bound
-            else:
-                yield key >= bound if is_newest_first else key <= bound
+            yield compare(key, tuple_(time, bindparam(f"{name}_id", type_=Identifier)))
 
 
 # Tasks as JSON that the database writes: Python would make lists much slower.
@@ -643,15 +637,15 @@ def longest(caller: Caller, selection: Selection, count: int) -> SearchResult:
     few candidates.
     """
     with reading() as connection:
-        tasks = OrderedTasks(connection, caller, selection)
-        candidate_set = tasks.smallest_set()
-        end = None if candidate_set else tasks.position(None, MAX_SEARCHED)
-        rows = tasks.run(_runs_statement, None, end, candidate_set)
+        ordered = OrderedTasks(connection, caller, selection)
+        rows, end = ordered.newest(_runs_statement, MAX_SEARCHED)
         now = current_time(connection)
-    rows = nlargest(
-        count, rows, key=lambda row: clock.seconds_between(row.claimed_at, row.finished_at or now)
-    )
-    return SearchResult([Position(row.time, row.id) for row in rows], end)
+
+    def seconds(row: AnyRow) -> float:
+        return clock.seconds_between(row.claimed_at, row.finished_at or now)
+
+    longest = nlargest(count, rows, key=seconds)
+    return SearchResult([Position(row.time, row.id) for row in longest], end)
 
 
 @lru_cache(maxsize=STATEMENTS)
