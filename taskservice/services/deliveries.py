@@ -3,8 +3,7 @@
 import logging
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-from datetime import datetime
+from collections.abc import Collection, Iterable, Sequence, Set
 from itertools import groupby, islice
 from operator import attrgetter
 from threading import Event
@@ -45,6 +44,7 @@ from taskservice.database.types import (
 )
 from taskservice.errors import Problem, require
 from taskservice.schemas.tasks import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
+from taskservice.services import tasks
 from taskservice.webhooks import JITTER, LONGEST_DELAY_SECONDS, SCHEDULE, Outcome, Receiver
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ _ATTEMPTS = (
 
 def list_of_task(caller: Caller, task_id: str) -> list[Any]:
     """A task's deliveries, newest first, each with its `attempts`, oldest first."""
-    return with_attempts(_OF_TASK, {"task_id": task_id, **caller.scope})
+    return with_attempts(_OF_TASK, task_id=task_id, **caller.scope)
 
 
 def find(delivery_id: str) -> Any | None:
@@ -100,11 +100,16 @@ def list_all(state: str | None, limit: int) -> list[Any]:
     return with_attempts(of_state.limit(limit))
 
 
-def with_attempts(deliveries: AnySelect, values: Mapping[str, Any] | None = None) -> list[Any]:
+def with_attempts(deliveries: AnySelect, **values: Any) -> list[Any]:
     """The deliveries that a statement selects, each with its `attempts`, oldest first."""
     with reading() as connection:
-        rows = connection.execute(deliveries, values).all()
-        found = connection.execute(_ATTEMPTS, {"delivery_ids": [row.id for row in rows]}).all()
+        return read_with_attempts(connection, deliveries, **values)
+
+
+def read_with_attempts(connection: Connection, deliveries: AnySelect, **values: Any) -> list[Any]:
+    """The same, read on this connection."""
+    rows = connection.execute(deliveries, values).all()
+    found = connection.execute(_ATTEMPTS, {"delivery_ids": [row.id for row in rows]}).all()
     made = {key: list(some) for key, some in groupby(found, lambda each: each.delivery_id)}
     return [SimpleNamespace(**row._asdict(), attempts=made.get(row.id, [])) for row in rows]
 
@@ -138,21 +143,18 @@ class ReceiverSlots:
 
     def full_hosts(self, user_id: str) -> list[str]:
         """The hosts at which this user has no free slot."""
-        known = {*self._used, *self._failing}
-        return sorted(
-            each.host for each in known if each.user_id == user_id and not self.is_free(each)
-        )
+        of_user = {each for each in (*self._used, *self._failing) if each.user_id == user_id}
+        return sorted(each.host for each in of_user if not self.is_free(each))
 
     def acquire(self, receiver: Receiver) -> bool:
         """Use a slot of this receiver; False when none is free."""
-        is_free = self.is_free(receiver)
-        if is_free:
-            self._used[receiver] += 1
-            self._left_to_failing -= receiver in self._failing
-        return is_free
+        if not self.is_free(receiver):
+            return False
+        self._used[receiver] += 1
+        self._left_to_failing -= receiver in self._failing
+        return True
 
     def is_free(self, receiver: Receiver) -> bool:
-        """Whether this receiver has a free slot."""
         if receiver not in self._failing:
             return self._used[receiver] < MAX_PER_RECEIVER
         return not self._used[receiver] and self._left_to_failing > 0
@@ -231,8 +233,6 @@ def due_deliveries(connection: Connection, limit: int, slots: ReceiverSlots) -> 
     """Due deliveries, at most `limit` of each user, in the order in which to send them.
 
     A row with a `hook_id` stands for all that is due for this hook, which is for people.
-
-    Users with the fewest leases in all processes come first, then the longest due deliveries.
     """
     ranked: list[tuple[int, str, AnyRow]] = []
     for user in connection.execute(_USERS).all():
@@ -355,10 +355,7 @@ def enqueue_webhook_for_loop(connection: Connection, task: TaskRow, now: str) ->
 def seconds_until_due() -> float | None:
     """Seconds until a delivery is due or a lease runs out; None when no delivery is pending."""
     [row] = read_all(_NEXT)
-    if row.next is None:
-        return None
-    due, now = map(datetime.fromisoformat, (row.next, row.now))
-    return (due - now).total_seconds()
+    return None if row.next is None else clock.seconds_between(row.now, row.next)
 
 
 def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
@@ -438,19 +435,11 @@ def require_lease(leased: Leased) -> None:
 
 
 def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
-    """Store an attempt, and update its deliveries unless the lease has passed to another holder.
-
-    Returns their state after this outcome.
-    """
+    """Store an attempt, and the next state of its deliveries if the lease holds; returns it."""
     state, delay = _next_state(outcome, leased.attempt_count)
     held = _held(leased)
-    attempt = {
-        "at": started,
-        "duration_ms": outcome.duration_ms,
-        "status_code": outcome.status_code,
-        "message": outcome.message,
-        "answer": outcome.answer,
-    }
+    stored = ("duration_ms", "status_code", "message", "answer")
+    attempt = {"at": started, **{name: getattr(outcome, name) for name in stored}}
     values = {
         "state": state,
         "next_attempt_at": None if delay is None else database_now(delay),
@@ -532,9 +521,8 @@ def cancel_waiting() -> None:
 
 def redeliver(caller: Caller, task_id: str) -> Any:
     """Make a task's newest delivery due now, with a new schedule. Raises 404 and 409."""
-    visible = select(Task.id).where(Task.id == task_id, visible_tasks).with_for_update()
     with transaction() as connection:
-        require(connection.scalar(visible, caller.scope), "task")
+        tasks.get_locked(connection, caller, task_id)
         newest = _newest(connection, task_id)
         if newest is None:
             detail = "The task has no delivery: it is running, or has no callback"
@@ -568,10 +556,7 @@ def _newest(connection: Connection, task_id: str) -> str | None:
 
 
 def make_far_due() -> bool:
-    """Make deliveries due that are scheduled further ahead than any retry can be.
-
-    Returns whether there may be more.
-    """
+    """Make deliveries due that are too far ahead; returns whether there may be more."""
     far = select(Delivery.id).where(is_too_far)
     if not read_all(far.limit(1)):
         return False

@@ -207,12 +207,6 @@ def _ends(connection: Connection, task: Any, is_late: bool) -> list[NewEvent]:
     return [*failed, event(terms.AGENT_BROKEN)] if is_first else failed
 
 
-def record_question(connection: Connection, task: Any, question: Mapping[str, Any]) -> None:
-    """Record that a task opened a question."""
-    asks = NewEvent.of_task(task, question["asked_at"], terms.TASK_ASKS)
-    record_events(connection, [asks._replace(question_id=question["id"])])
-
-
 def record_events(connection: Connection, events: Iterable[NewEvent]) -> None:
     """Record the events that a hook of their user or an MCP client is told of."""
     of_user = attrgetter("user_id")

@@ -180,7 +180,7 @@ def test(caller: Caller, hook_id: str) -> Outcome:
 def list_deliveries(caller: Caller, hook_id: str) -> list[Any]:
     """The newest MAX_LISTED deliveries of a hook, each with its `attempts`. Raises 404."""
     hook = get(caller, hook_id)
-    return deliveries.with_attempts(_DELIVERIES.limit(MAX_LISTED), {"hook_id": hook.id})
+    return deliveries.with_attempts(_DELIVERIES.limit(MAX_LISTED), hook_id=hook.id)
 
 
 def redeliver(caller: Caller, hook_id: str, delivery_id: str) -> Any:
@@ -196,5 +196,5 @@ def redeliver(caller: Caller, hook_id: str, delivery_id: str) -> Any:
             raise Problem(409, "People are not told what is older than a day")
         deliveries.make_due(connection, delivery_id)
     resources.find(DueDeliveries).set()
-    [delivery] = deliveries.with_attempts(this, {"hook_id": hook_id})
+    [delivery] = deliveries.with_attempts(this, hook_id=hook_id)
     return delivery

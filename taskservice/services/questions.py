@@ -161,7 +161,8 @@ def ask(
         }
         connection.execute(insert(Question), question)
         _store_open(connection, task.id)
-        events.record_question(connection, task, question)
+        asks = events.NewEvent.of_task(task, now, terms.TASK_ASKS)
+        events.record_events(connection, [asks._replace(question_id=question["id"])])
         return _get(connection, task.id, question["id"]), False
 
 

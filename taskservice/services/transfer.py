@@ -30,7 +30,6 @@ from taskservice.errors import Problem, invalid, sentences
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.schemas.tasks import (
-    ATTEMPT_COLUMNS,
     DELIVERY_COLUMNS,
     TASK_EXPANSIONS,
     DeliverySchema,
@@ -39,7 +38,7 @@ from taskservice.schemas.tasks import (
     question_schema,
 )
 from taskservice.schemas.users import AGENT_COLUMNS, USER_COLUMNS, agent_schema, user_schema
-from taskservice.services import expected_runs, logs, questions, tasks
+from taskservice.services import deliveries, expected_runs, logs, questions, tasks
 from taskservice.services.users import insert_secret
 
 # An import ignores unknown fields, and gives missing ones their default: only a change that this
@@ -62,16 +61,10 @@ _TASK = Statement[Any](
 _WRITERS = Statement[AnyRow](
     select(LogWriter.writer, LogWriter.seq).where(LogWriter.task_id == _of_task)
 )
-_DELIVERIES = Statement[AnyRow](
+_DELIVERIES: AnySelect = (
     select(*DELIVERY_COLUMNS)
     .where(Delivery.task_id == _of_task, Delivery.hook_id.is_(None))
     .order_by(Delivery.created_at, Delivery.id)
-)
-_ATTEMPTS = Statement[AnyRow](
-    select(*ATTEMPT_COLUMNS)
-    .join(Delivery, Delivery.id == Attempt.delivery_id)
-    .where(Delivery.task_id == _of_task, Delivery.hook_id.is_(None))
-    .order_by(Attempt.id)
 )
 _QUESTIONS: AnySelect = questions.OF_TASK.add_columns(
     Question.idempotency_key, Question.idempotency_digest
@@ -122,8 +115,7 @@ def _task_lines(task_id: str) -> Generator[bytes, None, int]:
     with read_snapshot() as connection:
         row = _TASK.one_or_none(connection, task_id=task_id)
         writers = _WRITERS.all(connection, task_id=task_id)
-        deliveries = _DELIVERIES.all(connection, task_id=task_id)
-        attempts = _ATTEMPTS.all(connection, task_id=task_id)
+        found = deliveries.read_with_attempts(connection, _DELIVERIES, task_id=task_id)
     if row is None:
         return 0
     yield _line("task", _task_json(row, writers))
@@ -132,12 +124,8 @@ def _task_lines(task_id: str) -> Generator[bytes, None, int]:
         for question in page:
             dumped = question_schema.dump(question) | {"idempotency": _idempotency(question)}
             yield _line("question", of_task | dumped)
-    for delivery in deliveries:
-        own = [
-            attempt_schema.dump(attempt) | {"answer": attempt.answer}
-            for attempt in attempts
-            if attempt.delivery_id == delivery.id
-        ]
+    for delivery in found:
+        own = [attempt_schema.dump(each) | {"answer": each.answer} for each in delivery.attempts]
         yield _line("delivery", of_task | _delivery_schema.dump(delivery) | {"attempts": own})
     try:
         for first, timed in logs.timed_chunks(row):

@@ -38,7 +38,6 @@ from taskservice.webhooks import signing
 
 FIRST_KEY_NAME = "first"
 _USERS = select(*USER_COLUMNS)
-_USER = _USERS.where(User.id == bindparam("user_id"))
 
 
 def add(name: str) -> Any:
@@ -55,7 +54,7 @@ def add(name: str) -> Any:
 
 
 def get(user_id: str) -> Any:
-    return read_all(_USER, user_id=user_id)[0]
+    return read_all(_USERS.where(User.id == user_id))[0]
 
 
 def list_all() -> Sequence[AnyRow]:
@@ -97,8 +96,6 @@ def _check_name(name: str) -> None:
 # Keys per read of a list.
 KEYS_PER_READ = 1_000
 _KEYS = select(*KEY_COLUMNS)
-_ANY_KEY = _KEYS.where(ApiKey.id == bindparam("key_id"))
-_OWN_KEY = _ANY_KEY.where(visible_keys)
 
 
 def add_key(
@@ -116,14 +113,8 @@ def add_key(
         raise invalid({"name": ["A proxy can't send it: no comma, and no space at either end."]})
     try:
         with transaction() as connection:
-            user_id = get_id(connection, user_name)
-            more = {
-                "agent_id": agent_id,
-                "expires_at": expires_at,
-                "access": access,
-                "login": login,
-            }
-            return _insert_key(connection, user_id, name, **more)
+            own = {"agent_id": agent_id, "expires_at": expires_at, "access": access, "login": login}
+            return _insert_key(connection, get_id(connection, user_name), name, **own)
     except IntegrityError:
         raise Problem(409, f"Another key already signs in {name}") from None
 
@@ -157,9 +148,8 @@ def revoke_key(caller: Caller, key_id: str) -> AnyRow:
         key = _key(connection, key_id, caller)
         is_user_key = key.agent_id is None and key.access == FULL and not key.login
         if is_user_key and not _has_other_user_key(connection, caller, key_id):
-            raise Problem(
-                409, "The last user key can only be revoked on the server", code=LAST_USER_KEY
-            )
+            detail = "The last user key can only be revoked on the server"
+            raise Problem(409, detail, code=LAST_USER_KEY)
         _revoke(connection, ApiKey.id == key_id)
         return _key(connection, key_id)
 
@@ -187,16 +177,13 @@ def _revoke(connection: Connection, which: ColumnElement[bool]) -> int:
 
 def record_uses() -> None:
     """Store when each key was last used in this process, to the minute."""
-    uses = auth.key_uses.take()
+    uses = [{"of_key_id": key, "at": time} for key, time in auth.key_uses.take().items()]
     # Another process may have stored a later use.
     is_later = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < bindparam("at"))
     use = update(ApiKey).where(ApiKey.id == bindparam("of_key_id"), is_later)
     if uses:
         with transaction() as connection:
-            connection.execute(
-                use.values(last_used_at=bindparam("at")),
-                [{"of_key_id": key, "at": time} for key, time in uses.items()],
-            )
+            connection.execute(use.values(last_used_at=bindparam("at")), uses)
 
 
 def get_key(caller: Caller, key_id: str) -> AnyRow:
@@ -230,12 +217,10 @@ def newest_keys(caller: Caller, count: int, *, are_valid: bool) -> Sequence[AnyR
 
 def _key(connection: Connection, key_id: str, caller: Caller | None = None) -> AnyRow:
     """A key of any user, or of the caller's. Raises 404."""
-    one = {"key_id": key_id}
-    if caller is None:
-        key = connection.execute(_ANY_KEY, one).one_or_none()
-    else:
-        key = connection.execute(_OWN_KEY, one | caller.scope).one_or_none()
-    return require(key, "key")
+    key = _KEYS.where(ApiKey.id == key_id)
+    if caller is not None:
+        key = key.where(visible_keys).params(caller.scope)
+    return require(connection.execute(key).one_or_none(), "key")
 
 
 def _has_other_user_key(connection: Connection, caller: Caller, key_id: str) -> bool:
@@ -289,9 +274,8 @@ def rotate(caller: Caller) -> Any:
         _lock_user_of(connection, caller)
         since = clock.now(-OVERLAP_SECONDS)
         replaced_at = CallbackSecret.replaced_at
-        replaced = connection.scalars(
-            select(replaced_at).where(own, replaced_at > since).order_by(replaced_at)
-        ).all()
+        recent = select(replaced_at).where(own, replaced_at > since).order_by(replaced_at)
+        replaced = connection.scalars(recent).all()
         if len(replaced) >= MAX_SIGNING - 1:
             wait = math.ceil(clock.seconds_between(since, str(replaced[0])))
             raise Problem(
@@ -301,9 +285,8 @@ def rotate(caller: Caller) -> Any:
                 headers={"Retry-After": str(wait)},
             )
         now = clock.now()
-        connection.execute(
-            update(CallbackSecret).where(own, replaced_at.is_(None)).values(replaced_at=now)
-        )
+        current = update(CallbackSecret).where(own, replaced_at.is_(None))
+        connection.execute(current.values(replaced_at=now))
         return insert_secret(connection, caller.user_id, now)
 
 
