@@ -15,7 +15,7 @@ from taskservice.auth import Caller
 from taskservice.dashboard import formatting
 from taskservice.database import clock
 from taskservice.database.types import AnyRow
-from taskservice.services import counts
+from taskservice.services import lists
 from taskservice.services.agents import Number, seconds
 from taskservice.services.lists import Selection
 from taskservice.terms import COMPLETE, ERROR, RUNNING
@@ -150,7 +150,7 @@ def _count(caller: Caller, selection: Selection, period: Period) -> Chart:
     boundaries = period.boundaries
     only = ERROR if selection.error_type else selection.status
     statuses = tuple(status for status in STATUSES if only in (None, status))
-    counted = counts.by_start(caller, selection, boundaries, statuses)
+    counted = lists.count_by_start(caller, selection, boundaries, statuses)
     bars = [
         Bar(since, until, dict(zip(statuses, of_bar, strict=True)))
         for (since, until), of_bar in zip(

@@ -27,7 +27,6 @@ from taskservice.services import (
     agents,
     attempts,
     attention,
-    counts,
     links,
     lists,
     logs,
@@ -203,7 +202,7 @@ def list_all() -> AnyResponse:
         filters=filters,
         chart_height=chart.HEIGHT,
         bar_start=chart.bar_start,
-        counts=counts.by_state(caller, selection, MAX_COUNT),
+        counts=lists.count_by_state(caller, selection, MAX_COUNT),
         max_count=MAX_COUNT,
         chart=chart.count(caller, selection, own.get("since", chart.DEFAULT)),
     )

@@ -88,16 +88,7 @@ _STREAM = Statement[AnyRow](
 # The parameters of _HOOKS: one call records at most three kinds of events (ended, failed, broken).
 _NAMES = ("first", "second", "third")
 _HOOKS = Statement[AnyRow](
-    select(
-        Hook.id,
-        Hook.user_id,
-        Hook.target,
-        Hook.events,
-        Hook.agent_id,
-        Hook.task_id,
-        Hook.label,
-        Hook.quiet_until,
-    ).where(
+    select(Hook.__table__).where(
         Hook.user_id == bindparam("user_id", type_=Identifier),
         Hook.state == terms.ACTIVE,
         Hook.expires_at.is_(None) | (Hook.expires_at > bindparam("now", type_=Timestamp())),

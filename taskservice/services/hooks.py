@@ -15,7 +15,7 @@ from taskservice.database.models import Delivery, Event, Hook
 from taskservice.database.transactions import (
     end_shared_reading,
     read_all,
-    reading,
+    read_one,
     retry_on_conflict,
     transaction,
 )
@@ -57,17 +57,14 @@ def list_all(caller: Caller) -> Sequence[AnyRow]:
 
 def get(caller: Caller, hook_id: str) -> AnyRow:
     """A hook of the user. Raises 404."""
-    with reading() as connection:
-        return _get(connection, caller, hook_id, _HOOKS)
+    hook: AnyRow | None = read_one(_HOOKS.where(_THIS), user_id=caller.user_id, hook_id=hook_id)
+    return require(hook, "hook")
 
 
 def _locked(connection: Connection, caller: Caller, hook_id: str) -> AnyRow:
-    return _get(connection, caller, hook_id, _HOOKS.with_for_update(key_share=True))
-
-
-def _get(connection: Connection, caller: Caller, hook_id: str, hooks: AnySelect) -> AnyRow:
     here = {"user_id": caller.user_id, "hook_id": hook_id}
-    return require(connection.execute(hooks.where(_THIS), here).one_or_none(), "hook")
+    locked = _HOOKS.where(_THIS).with_for_update(key_share=True)
+    return require(connection.execute(locked, here).one_or_none(), "hook")
 
 
 @retry_on_conflict

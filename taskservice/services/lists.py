@@ -1,11 +1,12 @@
-"""Reads of many tasks: whole lists, pages, and the rows of a table."""
+"""Reads of many tasks: whole lists, pages, the rows of a table, and counts."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from heapq import nlargest
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import ge, gt, le, lt
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
 
 from marshmallow import fields
@@ -58,7 +59,9 @@ from taskservice.schemas.tasks import TASK_COLUMNS, TaskError, TaskSchema
 from taskservice.services.questions import can_be_answered
 from taskservice.services.task_json import Shape
 from taskservice.services.tasks import with_log
-from taskservice.terms import FAILED, MAX_LABELS, PENDING, RUNNING, SORTS
+from taskservice.terms import ERROR_TYPES, FAILED, MAX_LABELS, PENDING, RUNNING, SORTS, STATUSES
+
+T = TypeVar("T")
 
 # The conditions of a list as SQL, and which of its filters an index in its order covers.
 
@@ -149,7 +152,7 @@ def indexed_filters(filters: Filters, sort: str) -> Filters:
         return filters & {"finished_after"}
     # Each of these has an index of its own.
     first = next((name for name in _IN_AN_INDEX if name in filters), "")
-    return filters & {first, "created_after", "created_before"}
+    return filters & (CREATION | {first})
 
 
 def conditions(filters: Filters, by_index: Filters | None = None) -> list[ColumnElement[bool]]:
@@ -180,10 +183,12 @@ _DELIVERY_STATES = {
 }
 # The sets that the index of names finds: on SQLite by row number, on PostgreSQL by id.
 ROWS_BY_NAME, BY_NAME = "rows by name", "name"
+# The filters that each index in the order of creation also covers.
+CREATION = frozenset({"created_after", "created_before"})
 # A set of candidates -> the filters of its index. One of these filters selects the set.
 _SETS: dict[str, Filters] = {
     name: frozenset({name}) for name in (*_IN_AN_INDEX, "parent_id", "finished_after")
-} | {"creation": frozenset({"created_after", "created_before"})}
+} | {"creation": CREATION}
 # Tasks that no agent has claimed. The text repeats the WHERE of the index `tasks_unclaimed`.
 # `agent_id > ''` is always true; it makes SQLite prefer that index to the index by status.
 WAITING = "waiting"
@@ -626,8 +631,9 @@ def positions(
 
 def ids_with_prefix(caller: Caller, digits: str) -> list[str]:
     """The ids, at most two, of tasks that begin with these hexadecimal digits (without hyphens)."""
-    first, last = digits.ljust(32, "0"), digits.ljust(32, "f")
-    return [row.id for row in read_all(_WITH_PREFIX, first=first, last=last, **caller.scope)]
+    is_between = Task.id.between(digits.ljust(32, "0"), digits.ljust(32, "f"))
+    found = select(Task.id).where(is_between, unindexed([visible_tasks])).limit(2)
+    return [row.id for row in read_all(found, **caller.scope)]
 
 
 def longest(caller: Caller, selection: Selection, count: int) -> SearchResult:
@@ -729,15 +735,6 @@ def _large_task_statement(shape: Shape, filters: Filters) -> Statement[ListedTas
 
 
 _IS_WANTED: Any = in_list(Task.id, bindparam("task_ids", type_=ListParameter(Identifier)))
-_WITH_PREFIX = Statement[AnyRow](
-    select(Task.id)
-    .where(
-        Task.id >= bindparam("first", type_=Identifier),
-        Task.id <= bindparam("last", type_=Identifier),
-        unindexed([visible_tasks]),
-    )
-    .limit(2)
-)
 _SUMMARIES = Statement[AnyRow](
     select(
         Task.id,
@@ -763,3 +760,116 @@ def summaries(caller: Caller, wanted: Sequence[Position]) -> list[AnyRow]:
     ids = [position.id for position in wanted]
     rows = {row.id: row for row in read_all(_SUMMARIES, task_ids=ids, **caller.scope)}
     return [rows[task_id] for task_id in ids if task_id in rows]
+
+
+# Counts of tasks by status, for the tabs and the chart of a list; they stop at a limit.
+
+# How many of the newest tasks are checked against the filters: for the tabs, which are counted for
+# each page, and for the chart, which is cached.
+MAX_COUNTED = 5_000
+MAX_COUNTED_FOR_CHART = 10_000
+MILLISECOND = 0.001
+CLAIMED = "claimed"
+# A status, an error's type, or whether an agent has claimed a running task -> its condition.
+STATES: dict[str, ColumnElement[bool]] = {
+    **{status: Task.status == status for status in STATUSES},
+    WAITING: IS_WAITING,
+    CLAIMED: and_(Task.status == RUNNING, Task.claimed_at.is_not(None)),
+    **{error_type: Task.error_type == error_type for error_type in ERROR_TYPES},
+}
+
+
+class Counts(NamedTuple, Generic[T]):
+    """Counts; unless they are complete, the search stopped early and there may be more tasks."""
+
+    counts: T
+    are_complete: bool = True
+
+
+def count_by_state(caller: Caller, selection: Selection, maximum: int) -> Counts[dict[str, int]]:
+    """State -> the number of tasks in it; the selection's own filter by state is ignored.
+
+    If an index covers the filters, a count stops at `maximum`; claimed tasks are counted among
+    `maximum` running ones. Other filters are applied to the newest MAX_COUNTED tasks, or to a set
+    of candidates.
+    """
+    selection = selection._replace(status=None, error_type=None, is_claimed=None, sort=NEWEST_FIRST)
+    values = parameters(caller, selection)
+    with reading() as connection:
+        filters = frozenset(values) - {"user_id"}
+        if filters <= CREATION:
+            statement = _limited_counts_statement(filters)
+            row: Any = statement.all(connection, **values, maximum=maximum)[0]
+            return Counts(dict(zip(STATES, row, strict=True)))
+        ordered = OrderedTasks(connection, caller, selection)
+        [row], end = ordered.newest(_count_statement, MAX_COUNTED)
+        return Counts(dict(zip(STATES, row, strict=True)), end is None)
+
+
+@lru_cache
+def _limited_counts_statement(filters: Filters) -> Statement[AnyRow]:
+    counts = []
+    for state, is_in_state in STATES.items():
+        # The index of waiting tasks is not ordered by creation over all agents.
+        by_index = frozenset() if state == WAITING else filters
+        # No index contains claimed tasks only: they are counted among the running ones.
+        counted, is_found = (
+            (Task.claimed_at, STATES[RUNNING]) if state == CLAIMED else (Task.id, is_in_state)
+        )
+        fits = [*conditions(filters, by_index), is_found]
+        limited = select(counted).where(*fits).limit(bindparam("maximum")).subquery()
+        counts.append(select(func.count(limited.c[0])).scalar_subquery())
+    return Statement(select(*counts))
+
+
+@lru_cache(maxsize=STATEMENTS)
+def _count_statement(scan: Scan) -> Statement[AnyRow]:
+    # With GROUP BY, SQLite would read all tasks of the user in the order of their status.
+    counts = [func.count().filter(is_in_state) for is_in_state in STATES.values()]
+    return Statement(select(*counts).where(*conditions_of(scan)))
+
+
+def count_by_start(
+    caller: Caller, selection: Selection, times: Sequence[str], statuses: tuple[str, ...]
+) -> Counts[list[list[int]]]:
+    """For each of `statuses`: how many tasks were started in each interval between `times`."""
+    with reading() as connection:
+        wanted = selection._replace(created_after=None, created_before=None, sort=NEWEST_FIRST)
+        values = parameters(caller, wanted)
+        if values.keys() <= {"user_id", "status"}:
+            bounds = {f"time{number}": time for number, time in enumerate(times)}
+            statement = _interval_counts_statement(statuses, len(times))
+            row: Any = statement.all(connection, **values, **bounds)[0]
+            intervals = len(times) - 1
+            parts = range(0, len(row), intervals)
+            return Counts([list(row[start : start + intervals]) for start in parts])
+        # The bounds of a selection are exclusive.
+        since = clock.moved(times[0], -MILLISECOND)
+        wanted = wanted._replace(created_after=since, created_before=times[-1])
+        ordered = OrderedTasks(connection, caller, wanted)
+        rows, end = ordered.newest(_starts_statement, MAX_COUNTED_FOR_CHART)
+        counts = {status: [0] * (len(times) - 1) for status in statuses}
+        for row in rows:
+            counts[row.status][bisect_right(times, row.created_at) - 1] += 1
+        return Counts(list(counts.values()), end is None)
+
+
+@lru_cache
+def _interval_counts_statement(statuses: tuple[str, ...], times: int) -> Statement[AnyRow]:
+    bounds = [bindparam(f"time{number}", type_=Timestamp()) for number in range(times)]
+    # Each count reads a part of one index.
+    counts = [
+        select(func.count())
+        .where(tasks_of_user, Task.status == status)
+        .where(Task.created_at >= since, Task.created_at < until)
+        .scalar_subquery()
+        for status in statuses
+        for since, until in pairwise(bounds)
+    ]
+    return Statement(select(*counts))
+
+
+@lru_cache(maxsize=STATEMENTS)
+def _starts_statement(scan: Scan) -> Statement[AnyRow]:
+    found = select(Task.created_at, Task.status)
+    return Statement(found.where(*conditions_of(scan)))

@@ -85,15 +85,15 @@ class LogDropped(Problem):
         )
 
 
-_CHUNK_COLUMNS = (LogChunk.last, LogChunk.count, LogChunk.text, LogChunk.at, LogChunk.times)
+CHUNK_COLUMNS = (LogChunk.last, LogChunk.count, LogChunk.text, LogChunk.at, LogChunk.times)
 _CHUNKS = Statement[Any](
-    select(*_CHUNK_COLUMNS)
+    select(*CHUNK_COLUMNS)
     .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last > bindparam("after"))
     .order_by(LogChunk.last)
     .limit(bindparam("limit"))
 )
 _LAST_CHUNKS = Statement[Any](
-    select(*_CHUNK_COLUMNS)
+    select(*CHUNK_COLUMNS)
     .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last <= bindparam("until"))
     .order_by(LogChunk.last.desc())
     .limit(bindparam("limit"))

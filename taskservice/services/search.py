@@ -59,14 +59,7 @@ _CONTAINS = {
 }
 _CHUNKS = {
     is_exact: Statement[Any](
-        select(
-            LogChunk.log_id,
-            LogChunk.last,
-            LogChunk.count,
-            LogChunk.text,
-            LogChunk.at,
-            LogChunk.times,
-        ).where(
+        select(LogChunk.log_id, *logs.CHUNK_COLUMNS).where(
             in_list(LogChunk.log_id, bindparam("log_ids", type_=ListParameter(BigInteger()))),
             LogChunk.last > bindparam("after"),
             LogChunk.last <= bindparam("until"),

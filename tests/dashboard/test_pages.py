@@ -26,7 +26,7 @@ from taskservice.dashboard.pages import LIFETIME
 from taskservice.database import clock as timestamps
 from taskservice.database.engine import dispose
 from taskservice.database.transactions import reading
-from taskservice.services import agents, counts, lists
+from taskservice.services import agents, lists
 from taskservice.web.request import Sessions
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, add_user, expect
@@ -634,8 +634,8 @@ def test_search_among_many_tasks_says_how_far_it_came(
     monkeypatch.setattr(lists, "FIRST_SEARCHED", 1)
     monkeypatch.setattr(lists, "MAX_SEARCHED", 1)
     monkeypatch.setattr(lists, "MAX_CANDIDATES", 0)
-    monkeypatch.setattr(counts, "MAX_SEARCHED", 2)
-    monkeypatch.setattr(counts, "MAX_SEARCHED_FOR_CHART", 2)
+    monkeypatch.setattr(lists, "MAX_COUNTED", 2)
+    monkeypatch.setattr(lists, "MAX_COUNTED_FOR_CHART", 2)
     for name in ("Oldest", "Second", "Third", "Last"):
         alice.start(name=name)
     text = browser.get("/?q=oldest").text
