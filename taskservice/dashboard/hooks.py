@@ -165,7 +165,7 @@ def _form_schema() -> Json:
             "default": list(terms.DEFAULT_EVENTS),
         },
         "name": _text("Name", "By default the host, or the mail address."),
-        "agentId": _text("Only of the agent", enum=list(agents.choices(caller))),
+        "agentId": _text("Only of the agent", enum=list(agents.ids(caller, agents.MAX_CHOICES))),
         "label": _text("Only of tasks with the label", "Such as env:prod."),
         "token": _text("Access token", "For an ntfy server that requires one."),
     }

@@ -69,7 +69,7 @@ def _page(status: int = 200, new: Any = None) -> Response:
         valid=sorted(valid, key=lambda key: bool(key.id == caller.key_id), reverse=True),
         invalid=users.newest_keys(caller, MAX_KEYS, are_valid=False),
         max_keys=MAX_KEYS,
-        agent_ids=agents.choices(caller),
+        agent_ids=agents.ids(caller, agents.MAX_CHOICES),
         secret=users.current_callback_secret(caller.user_id),
         expiries=EXPIRIES,
         default_expiry=DEFAULT_EXPIRY,

@@ -188,7 +188,7 @@ def list_all() -> AnyResponse:
     if url := filters.destination():
         return redirect(url, 303)
     found = _found(selection, query)
-    agent_ids, chosen = agents.choices(caller), request.args.get("agentId")
+    agent_ids, chosen = agents.ids(caller, agents.MAX_CHOICES), request.args.get("agentId")
     rows = lists.summaries(caller, found.positions)
     return page(
         "tasks.html",

@@ -129,7 +129,7 @@ def run(call: Call) -> Result:
 def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
     """Start a task, or continue with the task in the call's `requestState`, and wait for it."""
     agent_id = _agents_by_name().get(name)
-    if agent_id is None or agent_id not in agent_service.tool_ids(caller, MAX_AGENTS):
+    if agent_id is None or agent_id not in agent_service.ids(caller, MAX_AGENTS, are_tools=True):
         raise RpcError(INVALID_PARAMS, f"Unknown tool: {name}")
     if "requestState" in call.params:
         task_id = _task_of_state(call)

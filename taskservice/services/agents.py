@@ -35,7 +35,7 @@ from taskservice.services.tasks import is_unclaimed
 
 # The agents that the caller may see, and one of them.
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
-_TOOLS = _AGENTS.where(Agent.tool).limit(bindparam("count"))
+_TOOLS = _AGENTS.where(Agent.tool)
 _THIS = (visible_agents, Agent.id == bindparam("agent_id"))
 _AGENT = select(*AGENT_COLUMNS).where(*_THIS)
 
@@ -120,17 +120,6 @@ _RUNS = Statement[AnyRow](
     .order_by(Task.finished_at.desc())
     .limit(bindparam("count"))
 )
-_NEWEST_TASK = Statement[AnyRow](
-    select(
-        Task.id,
-        Task.name,
-        Task.created_at,
-        case((func.length(Task.input) <= bindparam("max_input"), Task.input)).label("input"),
-    )
-    .where(*_OF_AGENT)
-    .order_by(Task.created_at.desc(), Task.id.desc())
-    .limit(1)
-)
 _WAITING = Statement[AnyRow](
     select(func.count()).select_from(
         select(Task.id)
@@ -162,27 +151,15 @@ def list_all(caller: Caller) -> Iterator[Sequence[AnyRow]]:
     return in_pages(_AGENTS, (Agent.id,), AGENTS_PER_READ, caller.scope)
 
 
-def ids(caller: Caller, count: int | None = None) -> Sequence[str]:
-    """The ids of the first `count` agents that the caller may see, or of all, in order."""
-    first = _AGENTS.with_only_columns(Agent.id).limit(count)
+def ids(caller: Caller, count: int | None = None, *, are_tools: bool = False) -> Sequence[str]:
+    """The ids of the first `count` agents or tools that the caller may see, or of all, in order."""
+    first = (_TOOLS if are_tools else _AGENTS).with_only_columns(Agent.id).limit(count)
     return [row.id for row in read_all(first, **caller.scope)]
-
-
-def choices(caller: Caller) -> Sequence[str]:
-    """The ids of the first MAX_CHOICES agents."""
-    return ids(caller, MAX_CHOICES)
 
 
 def list_tools(caller: Caller, count: int) -> Sequence[AnyRow]:
     """The first `count` agents that are MCP tools, ordered by id."""
-    return read_all(_TOOLS, count=count, **caller.scope)
-
-
-def tool_ids(caller: Caller, count: int) -> Sequence[str]:
-    """The ids of the agents that `list_tools` returns."""
-    return [
-        row.id for row in read_all(_TOOLS.with_only_columns(Agent.id), count=count, **caller.scope)
-    ]
+    return read_all(_TOOLS.limit(count), **caller.scope)
 
 
 def get(caller: Caller, agent_id: str) -> AnyRow:
@@ -206,8 +183,10 @@ def runs(agents: Sequence[AnyRow], count: int) -> list[tuple[AnyRow, Sequence[An
 
 def newest_task(agent: AnyRow, max_input: int) -> AnyRow | None:
     """The newest task of an agent; its `input` is None if it is longer than `max_input`."""
-    values = {"user_id": agent.user_id, "agent_id": agent.id, "max_input": max_input}
-    return read_one(_NEWEST_TASK, **values)
+    short = case((func.length(Task.input) <= max_input, Task.input)).label("input")
+    tasks = select(Task.id, Task.name, Task.created_at, short).where(*_OF_AGENT)
+    newest = tasks.order_by(Task.created_at.desc(), Task.id.desc()).limit(1)
+    return read_one(newest, user_id=agent.user_id, agent_id=agent.id)
 
 
 def loads(agents: Sequence[AnyRow], maximum: int) -> dict[str, Load]:

@@ -36,7 +36,7 @@ from taskservice.auth import Caller, tasks_of_user, visible_tasks
 from taskservice.database import clock, name_index
 from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.connections import Statement
-from taskservice.database.models import Delivery, Log, LogChunk, Question, Task, TaskLabel
+from taskservice.database.models import Delivery, Question, Task, TaskLabel
 from taskservice.database.transactions import current_time, read_all, reading
 from taskservice.database.types import (
     AnyRow,
@@ -48,7 +48,6 @@ from taskservice.database.types import (
     api_text,
     formatted,
     in_list,
-    joined_by_line_feed,
     json_string,
     next_limit,
     position_in_text,
@@ -56,6 +55,7 @@ from taskservice.database.types import (
 )
 from taskservice.schemas.fields import NO_QUESTIONS, Lines, OpenQuestions, StoredJson, StoredNumber
 from taskservice.schemas.tasks import TASK_COLUMNS, TaskError, TaskSchema
+from taskservice.services.logs import TEXT_OF_LOG
 from taskservice.services.questions import can_be_answered
 from taskservice.services.task_json import Shape
 from taskservice.services.tasks import with_log
@@ -521,17 +521,9 @@ _ERROR = _object(
         "message": ("%s", json_string(Task.error_message)),
     }
 )
-_CHUNKS = (
-    select(LogChunk.text)
-    .join(Log, Log.id == LogChunk.log_id)
-    .where(Log.task_id == Task.id)
-    .order_by(LogChunk.last)
-    .correlate(Task)
-    .subquery()
-)
 # All lines become one JSON string, in which the border between two strings then replaces each `\n`.
 # Before that, `\1`, which JSON does not contain, replaces `\\`: `\\n` is not a line feed.
-_STRING = json_string(joined_by_line_feed(_CHUNKS.c.text))
+_STRING = json_string(TEXT_OF_LOG)
 _STRINGS = func.replace(func.replace(func.replace(_STRING, r"\\", "\1"), r"\n", '","'), "\1", r"\\")
 _LINES = select(_STRINGS).scalar_subquery()
 

@@ -49,20 +49,18 @@ SMALL_LOG = 64 * 1024
 
 _CHUNKS_OF_TASK = (
     select(LogChunk.text)
-    .where(LogChunk.log_id == Log.id)
-    .correlate(Log)
+    .join(Log, Log.id == LogChunk.log_id)
+    .where(Log.task_id == Task.id)
+    .correlate(Task)
     .order_by(LogChunk.last)
     .subquery()
 )
-# The lines of a task's log, joined by line feeds, where the log is small.
-_SMALL_LOG_TEXT = case(
-    (
-        Task.log_bytes <= literal_column(str(SMALL_LOG)),
-        select(joined_by_line_feed(_CHUNKS_OF_TASK.c.text)).scalar_subquery(),
-    )
-)
+# The lines of a task's log, joined by line feeds.
+TEXT_OF_LOG = joined_by_line_feed(_CHUNKS_OF_TASK.c.text)
+_IS_SMALL = Task.log_bytes <= literal_column(str(SMALL_LOG))
+_SMALL_LOG_TEXT = case((_IS_SMALL, select(TEXT_OF_LOG).scalar_subquery())).label("lines")
 _TASK_AND_LINES = Statement[TaskAndLines](
-    tasks.with_log((*TASK_COLUMNS, _SMALL_LOG_TEXT.label("lines"))).where(tasks.is_this_task)
+    tasks.with_log((*TASK_COLUMNS, _SMALL_LOG_TEXT)).where(tasks.is_this_task)
 )
 
 
