@@ -194,7 +194,6 @@ def send_to_hook(
     interrupt: Interrupt | None = None,
     confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Send a message to the target of its hook, once."""
     hook, config = message.hook, current_app.config
     if hook.format == MAIL:
         # Imported here as in `post_webhook`.
@@ -233,7 +232,6 @@ def webhook_of(task: TaskRow, webhook_id: str) -> tuple[dict[str, str], bytes]:
 
 
 def signed_headers(secrets: Sequence[str], webhook_id: str, body: bytes) -> dict[str, str]:
-    """The headers of a webhook that is sent now."""
     signature = signing.sign(secrets, webhook_id, int(time.time()), body)
     return {"content-type": "application/json", **signature}
 

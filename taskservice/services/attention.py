@@ -16,7 +16,6 @@ from taskservice.database.models import (
     Agent,
     Attempt,
     Delivery,
-    Hook,
     Question,
     Task,
 )
@@ -24,6 +23,7 @@ from taskservice.database.transactions import current_time, reading
 from taskservice.database.types import AnyRow, Identifier, Timestamp
 from taskservice.quantities import seconds_text
 from taskservice.schemas.fields import NO_QUESTIONS, open_questions
+from taskservice.services import hooks
 from taskservice.services.agents import usual_seconds
 from taskservice.services.tasks import is_claimed, is_unclaimed
 from taskservice.terminal import shortened
@@ -142,16 +142,7 @@ _FAILED_CALLBACKS = Statement[AnyRow](
     .order_by(Delivery.created_at)
     .limit(MAX_ITEMS)
 )
-_HOOKS_OFF = Statement[AnyRow](
-    select(Hook.agent_id, Hook.name, Hook.reason, Hook.created_at, Hook.last_delivered_at).where(
-        Hook.user_id == bindparam("user_id", type_=Identifier),
-        Hook.state == terms.OFF,
-        # A subscription that has ended is no longer listed.
-        or_(Hook.expires_at.is_(None), Hook.expires_at > bindparam("now", type_=Timestamp())),
-        # The service turned it off, not its user.
-        Hook.reason.is_not(None),
-    )
-)
+_HOOKS_OFF = Statement[AnyRow](hooks.TURNED_OFF)
 
 
 def list_all(caller: Caller) -> list[dict[str, Any]]:

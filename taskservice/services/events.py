@@ -259,7 +259,6 @@ def lock_stream(connection: Connection, user_id: str, until: str = clock.EARLIES
 
 
 def _concerns(hook: AnyRow, event: NewEvent) -> bool:
-    """Whether the hook is told of the event."""
     key, _, value = (hook.label or "").partition(":")
     return (
         f'"{event.name}"' in hook.events

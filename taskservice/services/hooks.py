@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flask import current_app
-from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 from sqlalchemy import delete as delete_from
 
 from taskservice import resources, terms
@@ -35,8 +35,8 @@ _OWN = Hook.user_id == bindparam("user_id", type_=Identifier)
 _IS_LIVE = or_(Hook.expires_at.is_(None), Hook.expires_at > time_from_now())
 _HOOKS: AnySelect = select(Hook.__table__).where(_OWN, _IS_LIVE).order_by(Hook.created_at, Hook.id)
 _THIS = Hook.id == bindparam("hook_id", type_=Identifier)
-# Subscriptions have an expiry. For a condition on `subscription`, SQLite would use its index.
-_IS_OWN_OFF = and_(Hook.state == terms.OFF, Hook.reason.is_not(None), Hook.expires_at.is_(None))
+# The service turned them off, not their user.
+TURNED_OFF = _HOOKS.where(Hook.state == terms.OFF, Hook.reason.is_not(None))
 _DELIVERIES: AnySelect = (
     select(*HOOK_DELIVERY_COLUMNS)
     .join(Event, Event.id == Delivery.event_id)
@@ -47,7 +47,8 @@ _DELIVERIES: AnySelect = (
 
 def turned_off(caller: Caller) -> Sequence[AnyRow]:
     """The hooks of the user that the service has turned off, apart from subscriptions."""
-    return read_all(_HOOKS.where(_IS_OWN_OFF), user_id=caller.user_id)
+    # Subscriptions have an expiry. For a condition on `subscription`, SQLite would use its index.
+    return read_all(TURNED_OFF.where(Hook.expires_at.is_(None)), user_id=caller.user_id)
 
 
 def list_all(caller: Caller) -> Sequence[AnyRow]:

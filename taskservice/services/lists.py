@@ -407,7 +407,6 @@ class OrderedTasks:
 
 
 def _bounds(after: Position | None, end: Position | None) -> dict[str, str]:
-    """Parameter -> value, for the given bounds."""
     bounds = {"after_time": after.moment, "after_id": after.id} if after else {}
     return bounds | ({"end_time": end.moment, "end_id": end.id} if end else {})
 
@@ -494,7 +493,6 @@ def _object(values: dict[str, tuple[str, Any]]) -> ColumnElement[str]:
 
 
 def _value(name: str, field: fields.Field[Any], schema: TaskSchema) -> tuple[str, Any]:
-    """The JSON of a field with one `%s`, and the SQL that replaces the `%s`."""
     if isinstance(field, Lines):
         return "[%s]", case((Task.first_log <= Task.log_count, _LINES))
     if isinstance(field, TaskError):
@@ -593,7 +591,6 @@ def _listed_statement(shape: Shape, scan: Scan) -> Statement[AnyRow]:
 
 
 def _position_of(row: Any) -> Position:
-    """The position of a row of `_listed_statement`."""
     return Position(row.time, str(UUID(row.id)))
 
 

@@ -140,7 +140,6 @@ class Page(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The number of the last line."""
         return min(self.until, int(self.chunks[-1].last))
 
     def lines(self) -> list[str]:

@@ -226,7 +226,6 @@ def _tasks_statement(filters: Filters) -> Statement[Any]:
 
 
 def _ranges(position: Position, row: AnyRow, after: int) -> Iterator[_Part]:
-    """A large log in ranges of chunks."""
     count = 16
     while True:
         with _turn:

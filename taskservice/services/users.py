@@ -216,7 +216,6 @@ def newest_keys(caller: Caller, count: int, *, are_valid: bool) -> Sequence[AnyR
 
 
 def _key(connection: Connection, key_id: str, caller: Caller | None = None) -> AnyRow:
-    """A key of any user, or of the caller's. Raises 404."""
     key = _KEYS.where(ApiKey.id == key_id)
     if caller is not None:
         key = key.where(visible_keys).params(caller.scope)
