@@ -113,12 +113,11 @@ _ENDS = Statement[AnyRow](
 )
 
 
-def timed_chunks(row: TaskRow) -> Iterator[tuple[int, list[TimedLine]]]:
-    """The lines of a task in the chunks in which they arrived, with each first line's number."""
+def pages_of_one_chunk(row: TaskRow) -> Iterator["Page"]:
+    """The lines of a task in the chunks in which they arrived."""
     for page in pages(row):
         for chunk in page.chunks:
-            one = Page([chunk], max(page.after, chunk.last - chunk.count), page.until)
-            yield one.after + 1, one.timed_lines()
+            yield Page([chunk], max(page.after, chunk.last - chunk.count), page.until)
 
 
 def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
@@ -334,20 +333,14 @@ def _pieces(data: bytes) -> Iterator[bytes]:
     """Pieces of whole lines: each has at most the size of a chunk, or is one longer line."""
     start = 0
     while start < len(data):
-        end = _end_of_piece(data, start)
+        limit, end = start + CHUNK_BYTES, len(data)
+        if limit < end:
+            # At the last line feed before the limit, or else at the first one after it.
+            end = data.rfind(b"\n", start, limit) + 1 or data.find(b"\n", limit) + 1 or end
+        if data.count(b"\n", start, end) >= CHUNK_LINES:
+            end -= len(data[start:end].split(b"\n", CHUNK_LINES)[CHUNK_LINES])
         yield data[start:end]
         start = end
-
-
-def _end_of_piece(data: bytes, start: int) -> int:
-    limit = start + CHUNK_BYTES
-    end = len(data)
-    if limit < end:
-        # At the last line feed before the limit, or else at the first one after it.
-        end = data.rfind(b"\n", start, limit) + 1 or data.find(b"\n", limit) + 1 or end
-    if data.count(b"\n", start, end) >= CHUNK_LINES:
-        end -= len(data[start:end].split(b"\n", CHUNK_LINES)[CHUNK_LINES])
-    return end
 
 
 def _chunk(text: str) -> Chunk:
@@ -370,10 +363,8 @@ def _checked(chunks: list[Chunk], times: Times) -> list[Chunk]:
         checked.append(replace(chunk, times=own) if own else chunk)
         first += chunk.count
     if too_long:
-        messages = {
-            str(number): [f"Longer than {terms.MAX_LINE} bytes."] for number in too_long[:10]
-        }
-        raise invalid({"logs": messages})
+        reason = [f"Longer than {terms.MAX_LINE} bytes."]
+        raise invalid({"logs": {str(number): reason for number in too_long[:10]}})
     return checked
 
 

@@ -120,19 +120,19 @@ def _task_lines(task_id: str) -> Generator[bytes, None, int]:
         return 0
     yield _line("task", _task_json(row, writers))
     of_task = {"taskId": task_id}
-    for page in questions.pages(_QUESTIONS, task_id):
-        for question in page:
+    for some in questions.pages(_QUESTIONS, task_id):
+        for question in some:
             dumped = question_schema.dump(question) | {"idempotency": _idempotency(question)}
             yield _line("question", of_task | dumped)
     for delivery in found:
         own = [attempt_schema.dump(each) | {"answer": each.answer} for each in delivery.attempts]
         yield _line("delivery", of_task | _delivery_schema.dump(delivery) | {"attempts": own})
     try:
-        for first, timed in logs.timed_chunks(row):
-            times = [line.at for line in timed]
+        for page in logs.pages_of_one_chunk(row):
+            times = page.times()
             at = times[0] if len(set(times)) == 1 else times
-            texts = [line.text for line in timed]
-            yield _line("log", of_task | {"first": first, "lines": texts, "at": at})
+            more = {"first": page.after + 1, "lines": page.lines(), "at": at}
+            yield _line("log", of_task | more)
     except logs.LogDropped:
         yield _line("void", of_task)
         return (yield from _task_lines(task_id))
