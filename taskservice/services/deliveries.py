@@ -291,18 +291,10 @@ GONE = 410
 # How many deliveries that are too far ahead one transaction makes due.
 FAR_BATCH = 200
 NO_LEASE = {"lease": None, "leased_until": None}
-CANCEL = {"state": terms.CANCELLED, "next_attempt_at": None, **NO_LEASE}
 _INSERT = insert(Delivery).values(
     state=terms.PENDING,
     next_attempt_at=database_now(),
     leased_until=database_now(bindparam("seconds")),
-)
-_REPLACE = (
-    update(Delivery)
-    .where(
-        Delivery.task_id == bindparam("of_task_id", type_=Identifier), is_pending, is_of_callback
-    )
-    .values(CANCEL)
 )
 _UNLEASED = (
     select(Delivery.next_attempt_at.label("time"))
@@ -322,6 +314,12 @@ _CLAIM = (
 )
 
 
+def cancel(connection: Connection, *which: ColumnElement[bool]) -> int:
+    """Cancel pending deliveries; returns how many there were."""
+    cancelled = {"state": terms.CANCELLED, "next_attempt_at": None, **NO_LEASE}
+    return connection.execute(update(Delivery).where(is_pending, *which).values(cancelled)).rowcount
+
+
 def enqueue_webhook(connection: Connection, task: TaskRow, now: str) -> Leased | None:
     """Enqueue the webhook of a task that ends in this transaction.
 
@@ -339,7 +337,7 @@ def enqueue_webhook(connection: Connection, task: TaskRow, now: str) -> Leased |
         host=urlsplit(task.callback_url).netloc.lower(),
         attempt_count=0,
     )
-    connection.execute(_REPLACE, {"of_task_id": task.id})
+    cancel(connection, Delivery.task_id == task.id, is_of_callback)
     columns = {name: getattr(leased, name) for name in Leased._fields[:-1]}
     connection.execute(_INSERT, {**columns, "created_at": now, "seconds": LEASE_SECONDS})
     return leased
@@ -387,8 +385,7 @@ def _lease_message(connection: Connection, hook_id: str) -> Leased | None:
     if connection.scalar(hook) is None:
         return None
     of_hook = Delivery.hook_id == hook_id
-    is_old = Delivery.created_at < database_now(-DAY_SECONDS)
-    connection.execute(update(Delivery).where(of_hook, is_due, is_old).values(CANCEL))
+    cancel(connection, of_hook, is_due, Delivery.created_at < database_now(-DAY_SECONDS))
     claimed = _claim(connection, of_hook)
     if not claimed:
         return None
@@ -515,8 +512,7 @@ def cancel_waiting() -> None:
     """Cancel what has waited for a day for a hook that is off."""
     for hook in read_all(select(Hook.id).where(Hook.state == terms.OFF)):
         with transaction() as connection:
-            of_hook = update(Delivery).where(Delivery.hook_id == hook.id, is_due)
-            connection.execute(of_hook.values(CANCEL))
+            cancel(connection, Delivery.hook_id == hook.id, is_due)
 
 
 def redeliver(caller: Caller, task_id: str) -> Any:

@@ -403,10 +403,10 @@ def maintain() -> None:
                 change(connection, hook)
     if has_ended:
         ended = select(Hook.id).where(Hook.expires_at <= now)
-        told = select(Event.id).where(Event.name == TERMINATED)
+        is_untold = Delivery.event_id.not_in(select(Event.id).where(Event.name == TERMINATED))
         old = Hook.expires_at <= clock.moved(now, -VERIFIED_SECONDS)
         with transaction() as connection:
-            _cancel(connection, Delivery.hook_id.in_(ended), Delivery.event_id.not_in(told))
+            deliveries.cancel(connection, Delivery.hook_id.in_(ended), is_untold)
             connection.execute(delete(Hook).where(old))
 
 
@@ -419,12 +419,7 @@ def _give_up(connection: Connection, hook: AnyRow) -> None:
         .where(Delivery.hook_id == hook.id, deliveries.is_pending)
     )
     newest_first = waiting.where(Event.name.in_(EVENTS)).order_by(Event.position.desc())
+    is_too_old = Delivery.id.in_(newest_first.offset(MAX_WAITING))
     gap = connection.execute(waiting.where(Event.name == GAP, deliveries.is_unleased)).first()
-    if _cancel(connection, Delivery.id.in_(newest_first.offset(MAX_WAITING))) and gap is None:
+    if deliveries.cancel(connection, is_too_old) and gap is None:
         _tell(connection, hook, GAP)
-
-
-def _cancel(connection: Connection, *which: ColumnElement[bool]) -> int:
-    return connection.execute(
-        update(Delivery).where(deliveries.is_pending, *which).values(deliveries.CANCEL)
-    ).rowcount
