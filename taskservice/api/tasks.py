@@ -15,9 +15,9 @@ from taskservice.schemas.tasks import (
     link_schema,
     link_with_url_schema,
 )
-from taskservice.services import lists, logs, reports, task_json
 from taskservice.services import deliveries as delivery_service
 from taskservice.services import links as link_service
+from taskservice.services import lists, logs, reports, task_json
 from taskservice.services import tasks as task_service
 from taskservice.services.tasks import Idempotency
 from taskservice.web import responses, waiting

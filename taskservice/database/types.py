@@ -5,7 +5,19 @@ from typing import Any, Protocol, TypeAlias
 
 import orjson
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import ARRAY, Boolean, Integer, MetaData, Row, Select, String, Text, Uuid, select
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    Integer,
+    MetaData,
+    Row,
+    Select,
+    String,
+    Text,
+    Uuid,
+    bindparam,
+    select,
+)
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
@@ -100,6 +112,11 @@ class in_list(_Function):
     def self_group(self, against: Any = None) -> "in_list":
         # Otherwise it would be compared to 1 on SQLite, which then does not use an index.
         return self
+
+
+def is_among(column: Any, name: str) -> in_list:
+    """SQL for whether the list in the parameter `name` contains the value of a column."""
+    return in_list(column, bindparam(name, type_=ListParameter(column.type)))
 
 
 class Base(DeclarativeBase):

@@ -30,14 +30,7 @@ from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Delivery, Event, EventStream, Hook, Question, Task
 from taskservice.database.transactions import read_all, transaction
-from taskservice.database.types import (
-    AnyRow,
-    AnySelect,
-    Identifier,
-    Timestamp,
-    database_now,
-    position_in_text,
-)
+from taskservice.database.types import AnyRow, Identifier, Timestamp, database_now, position_in_text
 from taskservice.schemas import strict_json
 
 # Events are kept for so many seconds. For so long after the last poll of an MCP client, all events
@@ -115,7 +108,7 @@ _ENQUEUE = Statement[None](
 )
 
 # Events with what their messages tell of the agent, the task and the question.
-WITH_TASKS: AnySelect = (
+WITH_TASKS = (
     select(
         *Event.__table__.columns,
         Agent.name.label("agent_name"),

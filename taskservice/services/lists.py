@@ -43,11 +43,11 @@ from taskservice.database.types import (
     AnySelect,
     Identifier,
     ListedTask,
-    ListParameter,
     Timestamp,
     api_text,
     formatted,
     in_list,
+    is_among,
     json_string,
     next_limit,
     position_in_text,
@@ -247,7 +247,7 @@ def are_among(name: str, filters: Filters) -> ColumnElement[bool]:
     if name == ROWS_BY_NAME:
         return in_list(literal_column("tasks.rowid"), bindparam("candidates", type_=Text()))
     if name == BY_NAME:
-        return in_list(Task.id, bindparam("candidates", type_=ListParameter(Identifier)))
+        return is_among(Task.id, "candidates")
     return Task.id.in_(_ids(name, filters))
 
 
@@ -723,7 +723,7 @@ def _large_task_statement(shape: Shape, filters: Filters) -> Statement[ListedTas
     return Statement(with_log([*columns, null().label("json")]).where(*still_matches(filters)))
 
 
-_IS_WANTED: Any = in_list(Task.id, bindparam("task_ids", type_=ListParameter(Identifier)))
+_IS_WANTED: Any = is_among(Task.id, "task_ids")
 _SUMMARIES = Statement[AnyRow](
     select(
         Task.id,

@@ -32,10 +32,9 @@ from taskservice.database.types import (
     PAGE_BYTES,
     AnyRow,
     Identifier,
-    ListParameter,
     TaskAndLines,
     TaskRow,
-    in_list,
+    is_among,
     joined_by_line_feed,
     next_limit,
 )
@@ -109,7 +108,7 @@ _ENDS = Statement[AnyRow](
     )
     .join(Log, Log.task_id == Task.id)
     .join(LogChunk, (LogChunk.log_id == Log.id) & (LogChunk.last == Task.log_count))
-    .where(in_list(Task.id, bindparam("task_ids", type_=ListParameter(Identifier))))
+    .where(is_among(Task.id, "task_ids"))
 )
 
 

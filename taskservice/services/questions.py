@@ -5,7 +5,6 @@ from typing import Any
 
 from sqlalchemy import (
     Connection,
-    and_,
     bindparam,
     case,
     func,
@@ -33,9 +32,8 @@ from taskservice.database.types import (
     AnyRow,
     AnySelect,
     Identifier,
-    ListParameter,
     TaskRow,
-    in_list,
+    is_among,
     time_from_now,
 )
 from taskservice.errors import Problem, invalid, require
@@ -47,7 +45,7 @@ from taskservice.services import events, tasks
 QUESTIONS_PER_READ = 4
 # A literal, as in the conditions of the indexes, so that the database uses them.
 _is_open = Question.state == literal_column(f"'{terms.OPEN}'")
-has_expired = and_(_is_open, Question.expires_at <= time_from_now())
+has_expired = _is_open & (Question.expires_at <= time_from_now())
 # Reads show an open question past its expiry as expired; maintenance stores that later.
 _STATE = case((has_expired, terms.EXPIRED), else_=Question.state).label("state")
 COLUMNS = tuple(_STATE if each is Question.state else each for each in QUESTION_COLUMNS)
@@ -57,9 +55,8 @@ OF_TASK = (
     .order_by(Question.asked_at, Question.id)
 )
 # Open, and not expired.
-can_be_answered = and_(
-    _is_open, or_(Question.expires_at.is_(None), Question.expires_at > time_from_now())
-)
+_is_unexpired = or_(Question.expires_at.is_(None), Question.expires_at > time_from_now())
+can_be_answered = _is_open & _is_unexpired
 _OPEN = OF_TASK.where(can_be_answered)
 _ONE = OF_TASK.where(Question.id == bindparam("question_id", type_=Identifier))
 
@@ -79,9 +76,8 @@ def pages(questions: AnySelect, task_id: str) -> Iterator[Sequence[AnyRow]]:
 def ids_among(caller: Caller, task_id: str, question_ids: Collection[str]) -> Sequence[str]:
     """The ids of this task's questions among `question_ids`, oldest first. Raises 404."""
     tasks.get_version(caller, task_id)
-    among = OF_TASK.with_only_columns(Question.id).where(
-        in_list(Question.id, bindparam("question_ids", type_=ListParameter(Identifier)))
-    )
+    ids = OF_TASK.with_only_columns(Question.id)
+    among = ids.where(is_among(Question.id, "question_ids"))
     return [row.id for row in read_all(among, task_id=task_id, question_ids=list(question_ids))]
 
 

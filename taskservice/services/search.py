@@ -9,7 +9,7 @@ from threading import BoundedSemaphore, Lock
 from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy import BigInteger, Integer, Text, bindparam, func, literal, select
+from sqlalchemy import Integer, Text, bindparam, func, literal, select
 
 from taskservice.auth import Caller, visible_tasks
 from taskservice.database import clock
@@ -20,12 +20,11 @@ from taskservice.database.transactions import read_all, read_one, reading
 from taskservice.database.types import (
     PAGE_BYTES,
     AnyRow,
-    ListParameter,
     TaskRow,
     Timestamp,
     ascii_lower,
     byte_length,
-    in_list,
+    is_among,
     next_limit,
     position_in_text,
 )
@@ -60,7 +59,7 @@ _CONTAINS = {
 _CHUNKS = {
     is_exact: Statement[Any](
         select(LogChunk.log_id, *logs.CHUNK_COLUMNS).where(
-            in_list(LogChunk.log_id, bindparam("log_ids", type_=ListParameter(BigInteger()))),
+            is_among(LogChunk.log_id, "log_ids"),
             LogChunk.last > bindparam("after"),
             LogChunk.last <= bindparam("until"),
             contains,

@@ -6,18 +6,7 @@ from collections.abc import Mapping
 from secrets import token_hex
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    delete,
-    exists,
-    func,
-    insert,
-    null,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, null, select, update
 
 from taskservice import resources
 from taskservice.auth import KEY_IS_VALID, Caller
@@ -386,7 +375,7 @@ def maintain() -> None:
     now = clock.now()
     valid_keys = select(ApiKey.id).where(*KEY_IS_VALID)
     # A subscription expires with its key at the latest; then its client is told.
-    is_unended = or_(Hook.expires_at > now, Hook.expires_at == ApiKey.expires_at)
+    is_unended = (Hook.expires_at > now) | (Hook.expires_at == ApiKey.expires_at)
     of_invalid_key = _HOOKS.join(ApiKey, ApiKey.id == Hook.key_id).where(
         is_unended, ApiKey.id.not_in(valid_keys)
     )

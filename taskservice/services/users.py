@@ -5,18 +5,7 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    and_,
-    bindparam,
-    func,
-    insert,
-    not_,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from taskservice import auth
@@ -208,7 +197,7 @@ def newest_keys(caller: Caller, count: int, *, are_valid: bool) -> Sequence[AnyR
     """The newest valid keys of the caller's user, or the newest other keys."""
     is_valid = and_(*KEY_IS_VALID)
     keys = (
-        _KEYS.where(visible_keys, is_valid if are_valid else not_(is_valid))
+        _KEYS.where(visible_keys, is_valid if are_valid else ~is_valid)
         .order_by(ApiKey.created_at.desc(), ApiKey.id.desc())
         .limit(count)
     )

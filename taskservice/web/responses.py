@@ -29,6 +29,7 @@ PRIVATE = {"Referrer-Policy": "no-referrer", "X-Robots-Tag": "noindex"}
 # Minimum size of a piece of text that is sent.
 PIECE_BYTES = 64 * 1024
 
+
 class FastResponse(Response):
     """A response whose headers are not copied if they are complete, or if it is a 304.
 
