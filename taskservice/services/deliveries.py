@@ -15,7 +15,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Integer,
-    Update,
     and_,
     bindparam,
     delete,
@@ -347,7 +346,7 @@ def enqueue_webhook_for_loop(connection: Connection, task: TaskRow, now: str) ->
     """Enqueue the webhook of a task that ends in this transaction, due now, for the loop."""
     leased = enqueue_webhook(connection, task, now)
     if leased is not None:
-        connection.execute(_release(leased))
+        _release(connection, leased)
 
 
 def seconds_until_due() -> float | None:
@@ -400,12 +399,12 @@ def release(leased: Collection[Leased]) -> None:
     if leased:
         with transaction() as connection:
             for each in leased:
-                connection.execute(_release(each))
+                _release(connection, each)
         resources.find(DueDeliveries).set()
 
 
-def _release(leased: Leased) -> Update:
-    return update(Delivery).where(*_held(leased)).values(NO_LEASE)
+def _release(connection: Connection, leased: Leased) -> None:
+    connection.execute(update(Delivery).where(*_held(leased)).values(NO_LEASE))
 
 
 def _held(leased: Leased) -> tuple[ColumnElement[bool], ...]:

@@ -3,17 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    bindparam,
-    case,
-    func,
-    insert,
-    literal_column,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Connection, bindparam, case, func, insert, literal_column, select, update
 
 from taskservice import terms
 from taskservice.auth import Caller
@@ -54,8 +44,7 @@ OF_TASK = (
     .where(Question.task_id == bindparam("task_id", type_=Identifier))
     .order_by(Question.asked_at, Question.id)
 )
-# Open, and not expired.
-_is_unexpired = or_(Question.expires_at.is_(None), Question.expires_at > time_from_now())
+_is_unexpired = Question.expires_at.is_(None) | (Question.expires_at > time_from_now())
 can_be_answered = _is_open & _is_unexpired
 _OPEN = OF_TASK.where(can_be_answered)
 _ONE = OF_TASK.where(Question.id == bindparam("question_id", type_=Identifier))
@@ -97,7 +86,7 @@ def ended(task_id: str, count: int) -> Sequence[AnyRow]:
     """The newest `count` questions of a task that are no longer open, the newest first."""
     newest = (
         select(*COLUMNS)
-        .where(Question.task_id == task_id, or_(Question.state != terms.OPEN, has_expired))
+        .where(Question.task_id == task_id, (Question.state != terms.OPEN) | has_expired)
         .order_by(Question.asked_at.desc(), Question.id.desc())
         .limit(count)
     )
