@@ -33,7 +33,6 @@ from taskservice.services import expected_runs
 from taskservice.services.events import this_agent
 from taskservice.services.tasks import is_unclaimed
 
-# The agents that the caller may see, and one of them.
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
 _TOOLS = _AGENTS.where(Agent.tool)
 _THIS = (visible_agents, Agent.id == bindparam("agent_id"))

@@ -33,7 +33,6 @@ from taskservice.services import lists, logs, tasks
 from taskservice.services.lists import Filters, Position, Selection
 from taskservice.terms import COMPLETE, ERROR, NO_GOOD_RUN
 
-# How many searches of a process run at a time.
 search_slots = BoundedSemaphore(2)
 # A search ends after this time, and after this many bytes of logs. At most 64 MiB are read, since
 # the sizes of the next chunks of a large log, CHUNKS_PER_READ of them, may have been read too.

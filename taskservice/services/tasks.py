@@ -51,7 +51,6 @@ def with_log(columns: Iterable[Any]) -> AnySelect:
 
 
 tasks_with_log = with_log(TASK_COLUMNS)
-# The task with the id `task_id`, if the caller may see it.
 is_this_task: ColumnElement[bool] = and_(
     Task.id == bindparam("task_id", type_=Identifier), visible_tasks
 )
@@ -227,7 +226,6 @@ _TASK_TO_RERUN = Statement[Any](
 )
 # How many seconds ago the work on a task that is started only now can have begun.
 MAX_CLAIMED_AGO = 30 * 86_400.0
-# The columns that a rerun copies.
 _RERUN_COLUMNS = ("agent_id", "name", "input", "callback_url", "timeout", "labels")
 
 

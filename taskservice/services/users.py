@@ -82,7 +82,6 @@ def _check_name(name: str) -> None:
 
 # API keys.
 
-# Keys per read of a list.
 KEYS_PER_READ = 1_000
 _KEYS = select(*KEY_COLUMNS)
 
