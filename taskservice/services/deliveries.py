@@ -115,12 +115,10 @@ def read_with_attempts(connection: Connection, deliveries: AnySelect, **values: 
 
 def states(rows: Sequence[AnyRow]) -> dict[str, str]:
     """Task id -> the state of its newest delivery, for the tasks of `rows` that have one."""
-    of_these = (
-        select(Delivery.task_id, Delivery.state)
-        .where(Delivery.task_id.in_([row.id for row in rows]), is_of_callback)
-        .order_by(Delivery.created_at, Delivery.id)
-    )
-    return {row.task_id: row.state for row in read_all(of_these)}
+    are_these = Delivery.task_id.in_([row.id for row in rows])
+    found = select(Delivery.task_id, Delivery.state).where(are_these, is_of_callback)
+    in_order = found.order_by(Delivery.created_at, Delivery.id)
+    return {row.task_id: row.state for row in read_all(in_order)}
 
 
 # Chooses the deliveries to send next: users take turns, and each receiver has a few slots.
@@ -565,11 +563,8 @@ def make_far_due() -> bool:
 
 def make_due(connection: Connection, delivery_id: str) -> None:
     """Deliver again now. Raises 409 while the delivery is being posted."""
-    due = (
-        update(Delivery)
-        .where(Delivery.id == delivery_id, is_unleased)
-        .values(state=terms.PENDING, attempt_count=0, next_attempt_at=database_now(), **NO_LEASE)
-    )
-    if connection.execute(due).rowcount == 0:
+    due = {"state": terms.PENDING, "attempt_count": 0, "next_attempt_at": database_now()}
+    this = update(Delivery).where(Delivery.id == delivery_id, is_unleased)
+    if connection.execute(this.values(due | NO_LEASE)).rowcount == 0:
         detail = "The delivery is being posted; wait for the outcome"
         raise Problem(409, detail, code=terms.DELIVERY_UNDER_WAY)

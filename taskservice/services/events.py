@@ -53,16 +53,14 @@ _END_LOCKS = {
         (terms.ERROR, func.pg_advisory_xact_lock),
     )
 }
-_was_broken = Agent.state == terms.BROKEN
+_was_broken, _at = Agent.state == terms.BROKEN, bindparam("at", type_=Timestamp())
 # One more failure, or the first of a row.
 _BREAK = (
     update(Agent)
     .where(*this_agent)
     .values(
         state=terms.BROKEN,
-        state_since=case(
-            (_was_broken, Agent.state_since), else_=bindparam("at", type_=Timestamp())
-        ),
+        state_since=case((_was_broken, Agent.state_since), else_=_at),
         failures=case((_was_broken, Agent.failures + 1), else_=1),
     )
     .returning(Agent.failures)
@@ -70,7 +68,7 @@ _BREAK = (
 _FIX = (
     update(Agent)
     .where(*this_agent, Agent.state.is_distinct_from(terms.OK))
-    .values(state=terms.OK, state_since=bindparam("at", type_=Timestamp()), failures=0)
+    .values(state=terms.OK, state_since=_at, failures=0)
 )
 _STREAM = Statement[AnyRow](
     # Locked, since a subscription that begins now must not miss an event.

@@ -73,6 +73,7 @@ _is_asking = and_(
     text("tasks.questions <> '[]'"),
     exists(select(1).where(Question.task_id == Task.id, can_be_answered)),
 )
+_of_callback = (Delivery.task_id == Task.id, Delivery.hook_id.is_(None))
 # Filter, under the name of its parameter -> its condition; the bounds are exclusive.
 CONDITIONS: dict[str, ColumnElement[bool]] = {
     # Together with `tasks_of_user` the same as `visible_tasks`, whose OR would keep SQLite from
@@ -90,13 +91,7 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     "not_asking": not_(_is_asking),
     "parent_id": Task.parent_id == bindparam("parent_id", type_=Identifier),
     "name_part": position_in_text(Task.name_folded, bindparam("name_part", type_=Text())) > 0,
-    "delivery": exists(
-        select(1).where(
-            Delivery.task_id == Task.id,
-            Delivery.state == bindparam("delivery"),
-            Delivery.hook_id.is_(None),
-        )
-    ),
+    "delivery": exists(select(1).where(*_of_callback, Delivery.state == bindparam("delivery"))),
 } | {
     name: exists(select(1).where(TaskLabel.task_id == Task.id, TaskLabel.label == bindparam(name)))
     for name in LABELS
@@ -177,10 +172,7 @@ def unindexed(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
 # The maximum number of tasks that are read by their ids, and sorted, for one page.
 MAX_CANDIDATES = 5_000
 # Written as in the conditions of the indexes, so that the database uses them.
-_DELIVERY_STATES = {
-    PENDING: text("deliveries.state = 'pending'"),
-    FAILED: text("deliveries.state = 'failed'"),
-}
+_DELIVERY_STATES = {state: text(f"deliveries.state = '{state}'") for state in (PENDING, FAILED)}
 # The sets that the index of names finds: on SQLite by row number, on PostgreSQL by id.
 ROWS_BY_NAME, BY_NAME = "rows by name", "name"
 # The filters that each index in the order of creation also covers.

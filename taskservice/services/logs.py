@@ -74,12 +74,8 @@ class LogDropped(Problem):
     """Lines of a log were dropped while it was read."""
 
     def __init__(self) -> None:
-        super().__init__(
-            503,
-            "The log was dropped while it was read",
-            code=terms.LOG_DROPPED,
-            headers={"Retry-After": "1"},
-        )
+        detail = "The log was dropped while it was read"
+        super().__init__(503, detail, code=terms.LOG_DROPPED, headers={"Retry-After": "1"})
 
 
 CHUNK_COLUMNS = (LogChunk.last, LogChunk.count, LogChunk.text, LogChunk.at, LogChunk.times)
@@ -455,12 +451,8 @@ def _not_stored(
         raise tasks.finished_problem(task)
     stored = (task.seq or 0) if writer else task.default_writer_seq
     if seq > stored + 1:
-        raise Problem(
-            409,
-            f"Lines are missing: this writer's next line is number {stored + 1}",
-            code=terms.SEQ_GAP,
-            more={"expected": stored + 1},
-        )
+        detail = f"Lines are missing: this writer's next line is number {stored + 1}"
+        raise Problem(409, detail, code=terms.SEQ_GAP, more={"expected": stored + 1})
     return without_first(sent, stored + 1 - seq)
 
 

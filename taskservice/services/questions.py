@@ -84,13 +84,10 @@ def find_by_id(question_id: str) -> AnyRow | None:
 
 def ended(task_id: str, count: int) -> Sequence[AnyRow]:
     """The newest `count` questions of a task that are no longer open, the newest first."""
-    newest = (
-        select(*COLUMNS)
-        .where(Question.task_id == task_id, (Question.state != terms.OPEN) | has_expired)
-        .order_by(Question.asked_at.desc(), Question.id.desc())
-        .limit(count)
-    )
-    return read_all(newest)
+    has_ended = (Question.state != terms.OPEN) | has_expired
+    found = select(*COLUMNS).where(Question.task_id == task_id, has_ended)
+    newest_first = found.order_by(Question.asked_at.desc(), Question.id.desc())
+    return read_all(newest_first.limit(count))
 
 
 def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[AnyRow]:
@@ -205,12 +202,8 @@ def _close(connection: Connection, question: AnyRow, is_same: bool, **values: An
     if is_same:
         return question
     if question.state != terms.OPEN:
-        raise Problem(
-            409,
-            f"The question is {question.state}",
-            code=terms.QUESTION_CLOSED,
-            more={"question": question_schema.dump(question)},
-        )
+        detail, more = f"The question is {question.state}", question_schema.dump(question)
+        raise Problem(409, detail, code=terms.QUESTION_CLOSED, more={"question": more})
     connection.execute(_CLOSE.values(values), {"of_question_id": question.id})
     _store_open(connection, question.task_id)
     return _get(connection, question.task_id, question.id)

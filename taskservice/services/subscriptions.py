@@ -253,34 +253,27 @@ def _refresh(connection: Connection, hook: AnyRow, wanted: Wanted, until: str) -
     if hook.state != ACTIVE:
         values |= {"state": ACTIVE, "reason": None, "failures": 0}
     connection.execute(update(Hook).where(Hook.id == hook.id).values(values))
-    waiting = update(Delivery).where(
-        Delivery.hook_id == hook.id, deliveries.is_pending, deliveries.is_unleased
-    )
-    connection.execute(waiting.values(next_attempt_at=database_now()))
+    waiting = (Delivery.hook_id == hook.id, deliveries.is_pending, deliveries.is_unleased)
+    connection.execute(update(Delivery).where(*waiting).values(next_attempt_at=database_now()))
 
 
 def _replay(connection: Connection, hook: AnyRow, conditions: Conditions) -> bool:
     """Enqueue the newest events that meet the conditions; returns whether there are more."""
     waiting = select(Delivery.event_id).where(Delivery.hook_id == hook.id, deliveries.is_pending)
     # Not the task: locking it here could be a deadlock with its report.
-    newest_first = (
-        select(Event.id, Event.at, null().label("task_id"))
-        .where(*conditions, Event.id.not_in(waiting))
-        .order_by(Event.position.desc())
-    )
-    found = connection.execute(newest_first.limit(MAX_WAITING + 1)).all()
-    for event in reversed(found[:MAX_WAITING]):
+    found = select(Event.id, Event.at, null().label("task_id"))
+    missing = found.where(*conditions, Event.id.not_in(waiting)).order_by(Event.position.desc())
+    newest = connection.execute(missing.limit(MAX_WAITING + 1)).all()
+    for event in reversed(newest[:MAX_WAITING]):
         events.enqueue_for_hook(connection, hook, event.id, event)
-    return len(found) > MAX_WAITING
+    return len(newest) > MAX_WAITING
 
 
 def _delivery_status(connection: Connection, hook: AnyRow) -> dict[str, Any]:
-    failed = connection.execute(
-        select(Attempt.at, Attempt.message, Attempt.status_code)
-        .join(Delivery, Delivery.id == Attempt.delivery_id)
-        .where(Delivery.hook_id == hook.id, Attempt.at > (hook.last_delivered_at or EARLIEST))
-        .order_by(Attempt.id)
-    ).all()
+    is_later = Attempt.at > (hook.last_delivered_at or EARLIEST)
+    attempts = select(Attempt.at, Attempt.message, Attempt.status_code).order_by(Attempt.id)
+    of_hook = attempts.join(Delivery, Delivery.id == Attempt.delivery_id)
+    failed = connection.execute(of_hook.where(Delivery.hook_id == hook.id, is_later)).all()
     status = {"active": hook.state == ACTIVE, "lastDeliveryAt": hook.last_delivered_at}
     if not failed:
         return {**status, "lastError": None}
@@ -376,9 +369,8 @@ def maintain() -> None:
     valid_keys = select(ApiKey.id).where(*KEY_IS_VALID)
     # A subscription expires with its key at the latest; then its client is told.
     is_unended = (Hook.expires_at > now) | (Hook.expires_at == ApiKey.expires_at)
-    of_invalid_key = _HOOKS.join(ApiKey, ApiKey.id == Hook.key_id).where(
-        is_unended, ApiKey.id.not_in(valid_keys)
-    )
+    with_keys = _HOOKS.join(ApiKey, ApiKey.id == Hook.key_id)
+    of_invalid_key = with_keys.where(is_unended, ApiKey.id.not_in(valid_keys))
     pending = select(Delivery.hook_id).where(deliveries.is_pending, Delivery.hook_id.is_not(None))
     crowded = pending.group_by(Delivery.hook_id).having(func.count() > MAX_WAITING)
     of_mcp = _HOOKS.where(Hook.format == MCP)
@@ -402,11 +394,8 @@ def maintain() -> None:
 def _give_up(connection: Connection, hook: AnyRow) -> None:
     """Cancel the oldest pending events of a subscription, and let its client know."""
     events.lock_stream(connection, hook.user_id)
-    waiting = (
-        select(Delivery.id)
-        .join(Event, Event.id == Delivery.event_id)
-        .where(Delivery.hook_id == hook.id, deliveries.is_pending)
-    )
+    found = select(Delivery.id).join(Event, Event.id == Delivery.event_id)
+    waiting = found.where(Delivery.hook_id == hook.id, deliveries.is_pending)
     newest_first = waiting.where(Event.name.in_(EVENTS)).order_by(Event.position.desc())
     is_too_old = Delivery.id.in_(newest_first.offset(MAX_WAITING))
     gap = connection.execute(waiting.where(Event.name == GAP, deliveries.is_unleased)).first()

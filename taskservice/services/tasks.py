@@ -141,12 +141,8 @@ def finished_problem(task: TaskRow) -> Problem:
     error = None
     if task.error_type is not None:
         error = {"type": task.error_type, "message": task.error_message}
-    return Problem(
-        409,
-        "The task is finished",
-        code=TASK_FINISHED,
-        more={"task": {"id": task.id, "status": task.status, "error": error}},
-    )
+    ended = {"id": task.id, "status": task.status, "error": error}
+    return Problem(409, "The task is finished", code=TASK_FINISHED, more={"task": ended})
 
 
 def delete(caller: Caller, task_id: str) -> TaskRow:

@@ -195,12 +195,9 @@ def keys_of_user(caller: Caller) -> Iterator[Sequence[AnyRow]]:
 def newest_keys(caller: Caller, count: int, *, are_valid: bool) -> Sequence[AnyRow]:
     """The newest valid keys of the caller's user, or the newest other keys."""
     is_valid = and_(*KEY_IS_VALID)
-    keys = (
-        _KEYS.where(visible_keys, is_valid if are_valid else ~is_valid)
-        .order_by(ApiKey.created_at.desc(), ApiKey.id.desc())
-        .limit(count)
-    )
-    return read_all(keys, now=clock.now(), **caller.scope)
+    keys = _KEYS.where(visible_keys, is_valid if are_valid else ~is_valid)
+    newest_first = keys.order_by(ApiKey.created_at.desc(), ApiKey.id.desc())
+    return read_all(newest_first.limit(count), now=clock.now(), **caller.scope)
 
 
 def _key(connection: Connection, key_id: str, caller: Caller | None = None) -> AnyRow:
