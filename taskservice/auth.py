@@ -73,6 +73,8 @@ visible_agents: ColumnElement[bool] = and_(
 visible_keys: ColumnElement[bool] = ApiKey.user_id == _user_id
 # For lists, together with a filter by agent: the `OR` above would keep SQLite from using an index.
 tasks_of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
+# For joins: an agent's id is unique for its user only.
+is_of_agent = and_(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
 
 
 # The text of an API key: how it is created, and checked without a look-up.

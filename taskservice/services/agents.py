@@ -12,7 +12,7 @@ from sqlalchemy import Connection, bindparam, case, exists, func, insert, or_, s
 from sqlalchemy import delete as delete_from
 
 from taskservice import terms
-from taskservice.auth import Caller, LastUses, tasks_of_user, visible_agents
+from taskservice.auth import Caller, LastUses, is_of_agent, tasks_of_user, visible_agents
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import ANNOTATIONS, Agent, Task
@@ -76,7 +76,7 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
 def delete(caller: Caller, agent_id: str) -> Any:
     """Delete an agent and its keys; returns it. Raises 404, and 409 while it has tasks."""
     here = {"agent_id": agent_id, **caller.scope}
-    has_tasks = exists().where(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
+    has_tasks = exists().where(is_of_agent)
     with transaction() as connection:
         agent = require(connection.execute(_AGENT.with_for_update(), here).one_or_none(), "agent")
         if connection.execute(delete_from(Agent).where(*_THIS, ~has_tasks), here).rowcount == 0:
@@ -256,10 +256,7 @@ def seconds(task: AnyRow) -> float | None:
 def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AnyRow]:
     """Agents with `last_used_at`: broken ones first, then late ones, then the last used."""
     last_used_at = (
-        select(func.max(Task.created_at))
-        .where(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
-        .scalar_subquery()
-        .label("last_used_at")
+        select(func.max(Task.created_at)).where(is_of_agent).scalar_subquery().label("last_used_at")
     )
     agents = (
         select(*AGENT_COLUMNS, last_used_at)

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, and_, bindparam, case, exists, func, or_, sel
 from sqlalchemy.orm import aliased
 
 from taskservice import terms
-from taskservice.auth import Caller, tasks_of_user, visible_agents, visible_tasks
+from taskservice.auth import Caller, is_of_agent, tasks_of_user, visible_agents, visible_tasks
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import (
@@ -94,9 +94,7 @@ _IS_WORKING = Statement[AnyRow](select(Task.id).where(*_of_this_agent, is_claime
 
 def _first_task(condition: Any) -> Any:
     """The oldest such task of an agent; to look for any, PostgreSQL would read all tasks."""
-    found = select(Task.id).where(
-        Task.user_id == Agent.user_id, Task.agent_id == Agent.id, condition
-    )
+    found = select(Task.id).where(is_of_agent, condition)
     order = (Task.created_at, Task.id) if condition is is_unclaimed else (Task.claimed_at,)
     return found.order_by(*order).limit(1).correlate(Agent).scalar_subquery()
 

@@ -164,17 +164,17 @@ _LEASES = (
     .group_by(Delivery.user_id)
     .subquery()
 )
-_FIRST_MOMENT = (
-    select(Delivery.next_attempt_at)
-    .where(Delivery.user_id == User.id, is_pending, is_unleased)
+_FIRST_TIME: AnySelect = (
+    select(Delivery.next_attempt_at.label("time"))
+    .where(is_pending, is_unleased)
     .order_by(Delivery.next_attempt_at)
     .limit(1)
-    .scalar_subquery()
 )
+_first_of_user = _FIRST_TIME.where(Delivery.user_id == User.id).scalar_subquery()
 _USERS = (
     select(User.id, func.coalesce(_LEASES.c.count, 0).label("leases"), database_now().label("now"))
     .outerjoin(_LEASES, _LEASES.c.user_id == User.id)
-    .where(database_now() >= _FIRST_MOMENT)
+    .where(database_now() >= _first_of_user)
 )
 _DUE_OF_USER: AnySelect = (
     select(
@@ -293,15 +293,9 @@ _INSERT = insert(Delivery).values(
     next_attempt_at=database_now(),
     leased_until=database_now(bindparam("seconds")),
 )
-_UNLEASED = (
-    select(Delivery.next_attempt_at.label("time"))
-    .where(is_pending, is_unleased)
-    .order_by(Delivery.next_attempt_at)
-    .limit(1)
-)
 # When the next lease runs out: its process may have died.
 _LEASED = select(func.min(Delivery.leased_until)).where(Delivery.leased_until > time_from_now())
-_TIMES = union_all(select(_UNLEASED.subquery()), _LEASED).subquery()
+_TIMES = union_all(select(_FIRST_TIME.subquery()), _LEASED).subquery()
 _NEXT = select(func.min(_TIMES.c.time).label("next"), database_now().label("now"))
 _CLAIM = (
     update(Delivery)

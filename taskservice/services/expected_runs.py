@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, exists, literal_column, select, update
 
+from taskservice.auth import is_of_agent
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Task
@@ -31,8 +32,7 @@ _EXPECTED = Statement[AnyRow](
 )
 _SET = update(Agent).where(*this_agent)
 _HAS_CLAIMED_TASK = exists().where(
-    Task.user_id == Agent.user_id,
-    Task.agent_id == Agent.id,
+    is_of_agent,
     Task.status == literal_column(f"'{RUNNING}'"),
     Task.claimed_at.is_not(None),
 )

@@ -10,10 +10,10 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from flask import current_app
-from sqlalchemy import and_, bindparam, delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 
 from taskservice import auth
-from taskservice.auth import Caller
+from taskservice.auth import Caller, is_of_agent
 from taskservice.database import clock
 from taskservice.database.models import Agent, Link, Question, Task, User
 from taskservice.database.transactions import read_all, read_one, transaction
@@ -92,7 +92,7 @@ _QUESTION = (
     )
     .join(Task, Task.id == Question.task_id)
     .join(User, User.id == Task.user_id)
-    .join(Agent, and_(Agent.user_id == Task.user_id, Agent.id == Task.agent_id))
+    .join(Agent, is_of_agent)
     .where(
         Question.id == bindparam("question_id", type_=Identifier),
         Question.asked_at > time_from_now(-VALID_SECONDS),

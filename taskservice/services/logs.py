@@ -94,14 +94,9 @@ _LAST_CHUNKS = Statement[Any](
 # How many characters of a log `ends` reads.
 MAX_END = 2_000
 _LENGTH = func.length(LogChunk.text)
+_END = func.substr(LogChunk.text, _LENGTH - MAX_END + 1)
 _ENDS = Statement[AnyRow](
-    select(
-        Task.id,
-        case(
-            (_LENGTH > MAX_END, func.substr(LogChunk.text, _LENGTH - MAX_END + 1)),
-            else_=LogChunk.text,
-        ).label("text"),
-    )
+    select(Task.id, case((_LENGTH > MAX_END, _END), else_=LogChunk.text).label("text"))
     .join(Log, Log.task_id == Task.id)
     .join(LogChunk, (LogChunk.log_id == Log.id) & (LogChunk.last == Task.log_count))
     .where(is_among(Task.id, "task_ids"))
@@ -370,12 +365,8 @@ _TASK_AND_SEQ = Statement[Any](
     )
 )
 # With `Task.id` SQLAlchemy would write `id` alone after RETURNING, which would be the log's.
-_LOG_ID = (
-    select(Log.id)
-    .where(Log.task_id == literal_column("tasks.id"))
-    .scalar_subquery()
-    .label("log_id")
-)
+_own_log = select(Log.id).where(Log.task_id == literal_column("tasks.id"))
+_LOG_ID = _own_log.scalar_subquery().label("log_id")
 # Tasks whose agent may still append: they are running, or ended by timeout.
 _accepts_lines = or_(Task.status == terms.RUNNING, Task.error_type == terms.TIMEOUT)
 _UPDATE = (

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import delete as sql_delete
 
-from taskservice.auth import KEY_IS_VALID, Caller, visible_agents, visible_tasks
+from taskservice.auth import KEY_IS_VALID, Caller, is_of_agent, visible_agents, visible_tasks
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import INPUT_SCHEMA, Agent, ApiKey, Log, Task, TaskLabel
@@ -216,9 +216,7 @@ _PARENT = Statement[Any](
     select(Task.id).where(is_this_task).with_for_update(read=True, key_share=True)
 )
 _TASK_TO_RERUN = Statement[Any](
-    select_task.add_columns(Task.timeout, Agent.input_schema, Agent.expect).join(
-        Agent, and_(Agent.user_id == Task.user_id, Agent.id == Task.agent_id)
-    )
+    select_task.add_columns(Task.timeout, Agent.input_schema, Agent.expect).join(Agent, is_of_agent)
 )
 # How many seconds ago the work on a task that is started only now can have begun.
 MAX_CLAIMED_AGO = 30 * 86_400.0
@@ -388,11 +386,10 @@ def insert_labels(connection: Connection, task: TaskRow) -> None:
 _is_running = Task.status == literal_column(f"'{RUNNING}'")
 is_unclaimed: ColumnElement[bool] = and_(_is_running, Task.claimed_at.is_(None))
 is_claimed: ColumnElement[bool] = and_(_is_running, Task.claimed_at.is_not(None))
-_OF_AGENT = and_(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
 _AGENT_HAS_TASK = select(
     or_(
-        exists().where(_OF_AGENT, is_unclaimed),
-        exists().where(_OF_AGENT, Task.claim_key == bindparam("claim_key")),
+        exists().where(is_of_agent, is_unclaimed),
+        exists().where(is_of_agent, Task.claim_key == bindparam("claim_key")),
     )
 ).where(visible_agents, Agent.id == bindparam("agent_id"))
 _OF_THIS_AGENT = and_(
