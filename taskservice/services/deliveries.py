@@ -176,14 +176,10 @@ _USERS = (
     .outerjoin(_LEASES, _LEASES.c.user_id == User.id)
     .where(database_now() >= _first_of_user)
 )
+_DUE_COLUMNS = (Delivery.id, Delivery.user_id, Delivery.host, Delivery.next_attempt_at)
+_is_told_at_once = and_(Hook.state == terms.ACTIVE, Hook.format.not_in(terms.PEOPLE_FORMATS))
 _DUE_OF_USER: AnySelect = (
-    select(
-        Delivery.id,
-        Delivery.user_id,
-        Delivery.host,
-        Delivery.next_attempt_at,
-        literal_column("NULL").label("hook_id"),
-    )
+    select(*_DUE_COLUMNS, literal_column("NULL").label("hook_id"))
     .outerjoin(Hook, Hook.id == Delivery.hook_id)
     .where(
         Delivery.user_id == bindparam("of_user_id", type_=Identifier),
@@ -191,10 +187,7 @@ _DUE_OF_USER: AnySelect = (
         # PostgreSQL uses the index only if the time is a parameter.
         Delivery.next_attempt_at <= bindparam("now", type_=Timestamp()),
         Delivery.host.not_in(bindparam("full_hosts", expanding=True)),
-        or_(
-            Hook.id.is_(None),
-            and_(Hook.state == terms.ACTIVE, Hook.format.not_in(terms.PEOPLE_FORMATS)),
-        ),
+        or_(Hook.id.is_(None), _is_told_at_once),
     )
     .order_by(Delivery.next_attempt_at)
     .limit(bindparam("limit", type_=Integer()))
@@ -214,7 +207,7 @@ is_not_quiet: ColumnElement[bool] = or_(
     Hook.quiet_until.is_(None), Hook.quiet_until <= database_now()
 )
 _DUE_HOOKS_OF_USER: AnySelect = (
-    select(Delivery.id, Delivery.user_id, Delivery.host, Delivery.next_attempt_at, Delivery.hook_id)
+    select(*_DUE_COLUMNS, Delivery.hook_id)
     .join(Hook, Delivery.id == _first_due)
     .where(
         Hook.user_id == bindparam("of_user_id", type_=Identifier),

@@ -79,18 +79,12 @@ class LogDropped(Problem):
 
 
 CHUNK_COLUMNS = (LogChunk.last, LogChunk.count, LogChunk.text, LogChunk.at, LogChunk.times)
-_CHUNKS = Statement[Any](
-    select(*CHUNK_COLUMNS)
-    .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last > bindparam("after"))
-    .order_by(LogChunk.last)
-    .limit(bindparam("limit"))
+_of_log = (
+    select(*CHUNK_COLUMNS).where(LogChunk.log_id == bindparam("log_id")).limit(bindparam("limit"))
 )
-_LAST_CHUNKS = Statement[Any](
-    select(*CHUNK_COLUMNS)
-    .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last <= bindparam("until"))
-    .order_by(LogChunk.last.desc())
-    .limit(bindparam("limit"))
-)
+_is_after, _is_until = LogChunk.last > bindparam("after"), LogChunk.last <= bindparam("until")
+_CHUNKS = Statement[Any](_of_log.where(_is_after).order_by(LogChunk.last))
+_LAST_CHUNKS = Statement[Any](_of_log.where(_is_until).order_by(LogChunk.last.desc()))
 # How many characters of a log `ends` reads.
 MAX_END = 2_000
 _LENGTH = func.length(LogChunk.text)

@@ -51,10 +51,8 @@ _part: Any = bindparam("part", type_=Text())
 # Searches take turns at it, so that other requests have a processor.
 _turn = Lock()
 # The database searches: Python would keep other requests of the process waiting.
-_CONTAINS = {
-    True: position_in_text(LogChunk.text, _part) > 0,
-    False: position_in_text(ascii_lower(LogChunk.text), ascii_lower(_part)) > 0,
-}
+_contains_exactly = position_in_text(LogChunk.text, _part) > 0
+_contains = position_in_text(ascii_lower(LogChunk.text), ascii_lower(_part)) > 0
 _CHUNKS = {
     is_exact: Statement[Any](
         select(LogChunk.log_id, *logs.CHUNK_COLUMNS).where(
@@ -64,7 +62,7 @@ _CHUNKS = {
             contains,
         )
     )
-    for is_exact, contains in _CONTAINS.items()
+    for is_exact, contains in ((True, _contains_exactly), (False, _contains))
 }
 _next_chunks = (
     select(LogChunk.last, byte_length(LogChunk.text).label("size"))
