@@ -84,11 +84,17 @@ class Connection:
         """
         patience = self.patience if patience is None else patience
         until = time.monotonic() + patience
-        if wait:
+        has_wait = wait > 0
+        if has_wait:
             self._local.repeat_at = time.monotonic() + REPEAT_SECONDS
         for delay in delays():
             try:
-                return self._once_with_wait(method, path, expected, wait, options)
+                response = self._once_with_wait(method, path, expected, wait, options)
+                if has_wait:
+                    retry_after = terms.seconds(response.headers.get("Retry-After", "")) or 0
+                    repeat_at = time.monotonic() + min(retry_after, MAX_PAUSE)
+                    self._local.repeat_at = max(self._local.repeat_at, repeat_at)
+                return response
             except TaskServiceError as error:
                 if not self._is_temporary(error):
                     raise
@@ -117,11 +123,7 @@ class Connection:
             return self.once(method, path, expected, **options)
         headers = {"Prefer": f"wait={wait}", **options.get("headers", {})}
         options = {"timeout": (CONNECT_SECONDS, wait + READ_AFTER_WAIT)} | options
-        response = self.once(method, path, expected, **(options | {"headers": headers}))
-        retry_after = terms.seconds(response.headers.get("Retry-After", "")) or 0
-        repeat_at = time.monotonic() + min(retry_after, MAX_PAUSE)
-        self._local.repeat_at = max(self._local.repeat_at, repeat_at)
-        return response
+        return self.once(method, path, expected, **(options | {"headers": headers}))
 
     def seconds_before_repeat(self) -> float:
         """How long to wait before this thread repeats its last request that had a `wait`."""

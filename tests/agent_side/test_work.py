@@ -265,12 +265,19 @@ def test_idle_workers_ask_seldom_whether_or_not_the_service_holds_their_claims(
     assert claims <= len(workers) * (seconds + 2)
 
 
-def test_worker_repeats_a_claim_no_sooner_than_the_service_says(machine: AgentMachine) -> None:
+@pytest.mark.parametrize("breaks_first", [False, True])
+def test_worker_repeats_a_claim_no_sooner_than_the_service_says(
+    machine: AgentMachine, breaks_first: bool
+) -> None:
+    """Also where the connection breaks at first, so that the claim is repeated without a wait."""
+    breaks = iter([breaks_first])
     asked_at: list[float] = []
 
     def answer(exchange: Exchange) -> None:
+        if next(breaks, False):
+            return play.reset()(exchange)
         asked_at.append(time.monotonic())
-        play.answer(204, {"Retry-After": "2"})(exchange)
+        return play.answer(204, {"Retry-After": "2"})(exchange)
 
     with Receiver() as receiver:
         receiver.paths["/api/v1/agent/worker/claim"] = answer

@@ -4,6 +4,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +38,11 @@ def wait_until_open(service: Service, database: Path) -> None:
 
 
 def open_files(pid: int) -> set[str]:
-    return {os.path.realpath(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(os.readlink(link))
+    return found
 
 
 def remove_log_and_index(database: Path) -> None:
