@@ -550,6 +550,7 @@ def test_late_agents_are_found_by_index_on_postgresql(
     with app.app_context(), transaction() as connection:
         # Otherwise it scans a table that has only a few rows.
         connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        connection.exec_driver_sql("SET LOCAL enable_bitmapscan = off")
         plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {text}", values).scalars())
     assert "Index Scan using agents_due on agents" in plan
     assert "using tasks_claimed_by_agent on tasks" in plan
