@@ -49,7 +49,7 @@ $(VENV)/installed-docs: $(VENV)/installed tests/requirements.txt
 test: $(VENV)/installed-test ## Install the tests' dependencies, and test the core of the service
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
-test-lists: $(VENV)/installed-test ## Test lists: filters, cursors, labels, searches by name
+test-lists: $(VENV)/installed-test ## Test lists: filters, cursors, labels, searches, numbers, attention
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/lists
 
 test-dashboard: $(VENV)/installed-test ## Test the pages of the dashboard over HTTP

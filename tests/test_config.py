@@ -1,8 +1,6 @@
 """Settings: defaults, checks and error messages."""
 
 import os
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,8 +9,6 @@ from sqlalchemy.engine import make_url
 
 from taskservice.config import Config, ConfigError, unknown_names
 from taskservice.database import address
-from tests.support.fork_server import ForkedPopen
-from tests.support.service import environment
 
 
 def test_defaults_are_those_of_the_contract(
@@ -146,32 +142,6 @@ def test_postgresql_needs_a_secret_key(tmp_path: Path) -> None:
         Config.from_environment(environ)
     config = Config.from_environment(environ | {"TASKSERVICE_SECRET_KEY": "k" * 32})
     assert address.shown(make_url(config.DATABASE_URL)) == "postgresql://localhost/tasks"
-
-
-def test_processes_that_start_concurrently_make_one_private_secret_key(
-    tmp_path: Path,
-) -> None:
-    program = (
-        "import sys; from taskservice.config import Config; sys.stdin.read(); "
-        "print(Config.from_environment().SECRET_KEY)"
-    )
-    begin, held = os.pipe()
-    processes = [
-        ForkedPopen(
-            [sys.executable, "-c", program], env=environment(tmp_path / "new", SECRET_KEY=""),
-            stdin=begin, stdout=subprocess.PIPE, text=True,
-        )
-        for _ in range(6)
-    ]  # fmt: skip
-    os.close(begin)
-    # Now all processes continue.
-    os.close(held)
-    keys = {process.communicate(timeout=60)[0].strip() for process in processes}
-    assert len(keys) == 1
-    assert len(keys.pop()) >= 32
-    (path,) = (tmp_path / "new").iterdir()
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_secret_key_is_on_the_disk_before_it_has_its_name(

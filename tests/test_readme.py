@@ -1,15 +1,11 @@
-"""The documents: sessions run as printed, tables say what the code says, links lead somewhere."""
+"""The documents: tables say what the code says, links lead somewhere."""
 
 import ast
 import json
-import os
 import re
 import shlex
-import sys
 from configparser import ConfigParser
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -21,15 +17,12 @@ from taskservice.openapi.document import openapi_path
 from taskservice.schemas import strict_json
 from taskservice.webhooks import JITTER, SCHEDULE
 from tests import reference_pages
-from tests.support.api_client import RemoteClient
 from tests.support.documents import (
     DOCUMENTS,
     ROOT,
-    Terminal,
     anchors,
     blocks,
     command_lines,
-    install_commands,
     links,
     paths,
     prose,
@@ -38,14 +31,12 @@ from tests.support.documents import (
 )
 from tests.support.internals import is_page
 from tests.support.packages import EXTRAS, dependencies
-from tests.support.service import Service, free_port
-from tests.support.waiting import until
+from tests.support.service import Service
 from tests.support.words import ODD
 
 README = "README.md"
 CLIENT = "docs/reference/python-client.md"
 INDEX = "docs/index.md"
-TUTORIAL = "docs/tutorial.md"
 RELIABILITY = "docs/background/guarantees.md"
 # What looks like a path, and is built, or not ours.
 # Names of MCP look like paths too.
@@ -69,170 +60,6 @@ NO_PATHS = (
     ".vscode/",
     *NAMES_OF_MCP,
 )
-
-# --- sessions ----------------------------------------------------------------------------
-
-
-def settings_of(block: str, person: RemoteClient, folder: Path) -> str:
-    """The first lines of a session, with only what differs from machine to machine."""
-    activate, login = block.splitlines()
-    assert login == "taskservice login http://127.0.0.1:8000"
-    commands = folder / ".venv" / "bin"
-    if not commands.exists():
-        install_commands(commands)
-        path = f"export PATH={commands}:$PATH PYTHONPATH={ROOT}"
-        homes = f"XDG_CONFIG_HOME={folder} XDG_STATE_HOME={folder}"
-        (commands / "activate").write_text(f"{path} {homes}\n")
-    secret = person.session.headers["apikey"]
-    return f"{activate}\necho {secret!s} | taskservice login {person.url}"
-
-
-def newest(person: RemoteClient, name: str) -> dict[str, Any] | None:
-    """The newest task, if it has this name."""
-    (task,) = person.request("GET", "/task?limit=1").json() or [{"name": None}]
-    return task if task["name"] == name else None
-
-
-def asking(person: RemoteClient, name: str) -> dict[str, Any] | None:
-    """The newest task, if it has this name and asks something."""
-    task = newest(person, name)
-    return task if task and task["questions"] else None
-
-
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_first_session_shows_a_live_log_and_a_question(
-    service: Service, terminal: Terminal, tmp_path: Path
-) -> None:
-    alice = service.add_user()
-    settings, log, question, printed = (
-        blocks(README, f"first session: {part}")[0]
-        for part in ("settings", "log", "question", "printed")
-    )
-    terminal.run(settings_of(settings, alice, tmp_path))
-    terminal.type(log)
-    counting = until(lambda: newest(alice, "count"))
-    lines = until(partial(has_lines, alice, counting["id"], 1))
-    # They arrive while the program runs.
-    assert lines == [f"line {number}" for number in range(1, len(lines) + 1)]
-    assert len(lines) < 5
-    path = f"/task/{counting['id']}"
-    until(lambda: alice.request("GET", path).json()["status"] == "complete")
-    assert alice.request("GET", path).json()["output"] == {"sum": 15}
-    terminal.type(question)
-    asked = until(lambda: asking(alice, "deploy"))
-    # What the button of the dashboard sends is tested with the dashboard.
-    path = f"/task/{asked['id']}/question/{asked['questions'][0]['id']}/answer"
-    answer = {"action": "accept", "content": {"answer": "yes"}}
-    alice.request("POST", path, json=answer).raise_for_status()
-    terminal.wait_for(printed)
-
-
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_tutorial_runs_as_printed(service: Service, terminal: Terminal, tmp_path: Path) -> None:
-    alice = service.add_user()
-
-    def block(part: str, mark: str = "tutorial") -> str:
-        (found,) = blocks(TUTORIAL, f"{mark}: {part}")
-        return found
-
-    first_lines = settings_of(block("settings"), alice, tmp_path)
-    (tmp_path / "report.sh").write_text(block("report.sh"))
-    with Terminal(tmp_path) as third:
-        for each in (terminal, third):
-            each.run(first_lines)
-        # A program as a task.
-        assert terminal.run(block("first")).splitlines()[-1] == '{"sum": 6}'
-        first = newest(alice, "first")
-        assert first is not None
-        assert first["id"][:13] in terminal.run(block("list"))
-        shown = terminal.run(block("show").replace("ID", first["id"][:13]))
-        assert re.search(r'^output +\{\s*"sum": 6\s*\}', shown, re.MULTILINE)
-        assert re.search(r"^\S+ .*line 3$", shown, re.MULTILINE)
-        # A failure.
-        assert terminal.run(block("failure")).splitlines()[-1] == "3"
-        assert "failed" in terminal.run(block("failed"))
-        # A question, answered from another terminal.
-        terminal.type(block("report"))
-        report = until(lambda: asking(alice, "weekly"))
-        assert (report["progress"], report["note"]) == (1, "4 of 4 pages")
-        answered = third.run(block("answer").replace("ID", report["id"][:13]))
-        assert "Publish the report?" in answered
-        terminal.wait_for(block("answered"))
-        # A task that is cancelled.
-        terminal.type(f"{block('long')}\necho exit $?")
-        long = until(lambda: newest(alice, "long"))
-        third.run(block("cancel").replace("ID", long["id"][:13]))
-        terminal.wait_for("the task was cancelled")
-        terminal.wait_for("exit 143")
-        # Webhooks.
-        port = str(free_port())
-        listening = f"{block('listen', 'session').strip()} --port {port} & OTHER=$!"
-        terminal.type(listening)
-        terminal.wait_for("listening on")
-        ran = third.run(block("run", "session").replace("9000", port))
-        assert '1\n2\n3\n4\n5\n{"sum": 15}' in ran
-        lines = block("printed", "session").splitlines()
-        terminal.wait_for(lines[-1])
-        printed = re.findall(r"^[0-9a-f-]{36} (.* verified)$", terminal.screen, re.MULTILINE)
-        assert printed == lines
-        # A worker.
-        terminal.run("kill $OTHER; wait $OTHER")
-        terminal.type(f"{block('worker').strip()} & OTHER=$!")
-        terminal.wait_for("waiting for tasks of agent shout")
-        assert '{"TEXT": "HELLO"}' in third.run(block("start"))
-        terminal.run("kill $OTHER; wait $OTHER")
-
-
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_session_with_curl_runs_as_printed(
-    service: Service, terminal: Terminal, tmp_path: Path
-) -> None:
-    alice = service.add_user()
-    variables, install, register, work, delete = blocks("docs/guides/http.md", "session")
-    (receiver,) = blocks("docs/guides/http.md", "receiver.py")
-    (watch,) = blocks("docs/guides/http.md", "watch")
-    port = str(free_port())
-    (tmp_path / "receiver.py").write_text(receiver.replace("9000", port))
-    # Only what differs from machine to machine: the key, and the ports.
-    key = str(alice.session.headers["apikey"])
-    terminal.run(f"API={service.url}/api/v1\nKEY={key}")
-    assert variables == "API=http://127.0.0.1:8000/api/v1\nKEY=tsk_user_...\n"
-    terminal.run(installation(install, tmp_path))
-    task_id = terminal.run(register.replace("9000", port)).split()[-1]
-    terminal.type(work)
-    for number in range(1, 6):
-        terminal.wait_for(f"line {number}\n")
-        lines = until(partial(has_lines, alice, task_id, number))
-        assert lines == [f"line {count}" for count in range(1, len(lines) + 1)]
-        # They arrive while the program runs.
-        assert number > 1 or len(lines) < 5
-    terminal.wait_for("counter complete {'sum': 15}")
-    watched = terminal.run(f"TASK={task_id}\n{watch}")
-    assert '"status":"complete"' in watched
-    assert "Task's ID is not found" in terminal.run(delete)
-
-
-def installation(block: str, folder: Path) -> str:
-    """The block that installs and starts the receiver; CI takes it as printed.
-
-    A laptop may have no network, and the tests' own environment has the package already.
-    """
-    if os.environ.get("CI"):
-        return block
-    install, installed, start = block.partition("standardwebhooks\n")
-    assert installed
-    assert install.startswith("python3 -m venv receiver\n")
-    python = folder / "receiver" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    return start
-
-
-def has_lines(person: RemoteClient, task_id: str, count: int) -> list[str] | None:
-    """The log, if it has this many lines or more."""
-    lines: list[str] = person.request("GET", f"/task/{task_id}?fields=logs").json()["logs"]
-    return lines if len(lines) >= count else None
 
 
 def test_packages_to_install_are_those_of_ci() -> None:
