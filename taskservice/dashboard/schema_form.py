@@ -14,7 +14,7 @@ from marshmallow import ValidationError
 from taskservice.dashboard.formatting import pretty
 from taskservice.errors import from_exception, sentences
 from taskservice.schemas import strict_json
-from taskservice.schemas.json_schema import field_name, input_problems, options, plain, schemas_in
+from taskservice.schemas.json_schema import field_name, input_problems, options, plain
 
 Json: TypeAlias = dict[str, Any]
 # The name of a field in the form -> its texts: several for checkboxes, none if left empty.
@@ -247,9 +247,17 @@ def _resolved(schema: Any, root: Json) -> Json:
         if "$ref" not in schema:
             return schema
         siblings = {name: value for name, value in schema.items() if name != "$ref"}
-        target = dict(schemas_in("#", root)).get(unquote(schema["$ref"]))
+        target = _target(unquote(schema["$ref"]), root)
         schema = {**target, **siblings} if isinstance(target, dict) else siblings
     return {}
+
+
+def _target(reference: str, root: Json) -> Any:
+    found: Any = root
+    for part in reference.split("/")[1:]:
+        name = part.replace("~1", "/").replace("~0", "~")
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
 
 
 def _without_null(schema: Json, root: Json) -> tuple[Json, bool]:

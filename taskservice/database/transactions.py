@@ -94,7 +94,7 @@ def reading() -> AbstractContextManager[Connection]:
 
 
 def read_all(statement: Any, /, **values: Any) -> Sequence[Any]:
-    """The rows of a select, or of a `Statement`; the only read of its block."""
+    """The rows of a select, or of a `Statement`, in a block of its own."""
     with reading() as connection:
         if isinstance(statement, Statement):
             return statement.all(connection, **values)

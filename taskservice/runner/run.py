@@ -346,7 +346,9 @@ class Run:
         is_saved = self._save_report(report)
         is_done = deliver(sender, self._saved, report, self._stop_waiting)
         lines, lost = self._spool.close()
-        if not is_done:
+        if is_done:
+            self._saved.remove()
+        else:
             notice(_unsent_sentence(lines, lost, is_saved))
             self._saved.release()
 
@@ -392,7 +394,7 @@ def deliver(
 ) -> bool:
     """Let a sender send the rest and the report, while it receives responses.
 
-    Return whether nothing is left to send; then the run is removed from the disk.
+    Return whether nothing is left to send.
     """
     began = time.monotonic()
     sender.finish(report)
@@ -403,7 +405,6 @@ def deliver(
         sender.join(0.05)
     if sender.is_delivered or run.is_cancelled_or_deleted(sender.stop_reason):
         sender.queue.discard()
-        run.remove()
         return True
     sender.abandon()
     return False
@@ -500,6 +501,7 @@ def _send_left(connection: Connection, run: SavedRun, spool: Spool) -> bool:
     sender.start()
     is_done = deliver(sender, run, run.report or failed(UNKNOWN_EXIT), threading.Event())
     if is_done:
+        run.remove()
         sent = f"sent: {lines} and the exit status"
         print_line(f"{run.task_id} {sent if sender.is_delivered else 'was cancelled or deleted'}")
     else:

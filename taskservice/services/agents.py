@@ -119,6 +119,15 @@ _RUNS = Statement[AnyRow](
     .order_by(Task.finished_at.desc())
     .limit(bindparam("count"))
 )
+_NEWEST_TASK = Statement[AnyRow](
+    select(Task.id, Task.name, Task.created_at)
+    .add_columns(
+        case((func.length(Task.input) <= bindparam("max_input"), Task.input)).label("input")
+    )
+    .where(*_OF_AGENT)
+    .order_by(Task.created_at.desc(), Task.id.desc())
+    .limit(1)
+)
 _WAITING = Statement[AnyRow](
     select(func.count()).select_from(
         select(Task.id)
@@ -182,10 +191,8 @@ def runs(agents: Sequence[AnyRow], count: int) -> list[tuple[AnyRow, Sequence[An
 
 def newest_task(agent: AnyRow, max_input: int) -> AnyRow | None:
     """The newest task of an agent; its `input` is None if it is longer than `max_input`."""
-    short = case((func.length(Task.input) <= max_input, Task.input)).label("input")
-    tasks = select(Task.id, Task.name, Task.created_at, short).where(*_OF_AGENT)
-    newest = tasks.order_by(Task.created_at.desc(), Task.id.desc()).limit(1)
-    return read_one(newest, user_id=agent.user_id, agent_id=agent.id)
+    here = {"user_id": agent.user_id, "agent_id": agent.id}
+    return read_one(_NEWEST_TASK, max_input=max_input, **here)
 
 
 def loads(agents: Sequence[AnyRow], maximum: int) -> dict[str, Load]:

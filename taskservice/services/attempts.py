@@ -304,7 +304,7 @@ def message_of(leased: deliveries.Leased) -> HookMessage:
         return _for_mcp(hook, *subscriptions.message(hook, event), is_last)
     if hook.format == STANDARD:
         [event] = events
-        return _webhook(hook, leased.id, event.name, event.at, _data(hook, event))
+        return _event_webhook(hook, leased.id, event.name, event.at, _data(hook, event))
     return _for_people(hook, leased.id, [_notice(hook, event) for event in events], count)
 
 
@@ -315,7 +315,7 @@ def sample(hook: AnyRow) -> HookMessage:
         return _for_mcp(hook, *subscriptions.challenge(token_urlsafe(32)))
     if hook.format == STANDARD:
         data = {"agent": {"id": "sample", "name": "Sample"}, "url": page("")}
-        return _webhook(hook, clock.new_id(), AGENT_BROKEN, now, data)
+        return _event_webhook(hook, clock.new_id(), AGENT_BROKEN, now, data)
     notice = Notice(
         AGENT_BROKEN, now, "Sample", reason="This is a test: no agent broke.", url=page("")
     )
@@ -328,7 +328,7 @@ def page(path: str) -> str | None:
     return f"{public_url.rstrip('/')}/{path}" if public_url else None
 
 
-def _webhook(
+def _event_webhook(
     hook: AnyRow, webhook_id: str, name: str, at: str, data: dict[str, Any]
 ) -> HookMessage:
     body = strict_json.dumps({"type": name, "timestamp": at, "data": data})

@@ -108,6 +108,8 @@ def with_attempts(deliveries: AnySelect, **values: Any) -> list[Any]:
 def read_with_attempts(connection: Connection, deliveries: AnySelect, **values: Any) -> list[Any]:
     """The same, read on this connection."""
     rows = connection.execute(deliveries, values).all()
+    if not rows:
+        return []
     found = connection.execute(_ATTEMPTS, {"delivery_ids": [row.id for row in rows]}).all()
     made = {key: list(some) for key, some in groupby(found, lambda each: each.delivery_id)}
     return [SimpleNamespace(**row._asdict(), attempts=made.get(row.id, [])) for row in rows]

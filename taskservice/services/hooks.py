@@ -11,6 +11,7 @@ from sqlalchemy import delete as delete_from
 from taskservice import resources, terms
 from taskservice.auth import Caller
 from taskservice.database import clock
+from taskservice.database.connections import Statement
 from taskservice.database.models import Delivery, Event, Hook
 from taskservice.database.transactions import (
     end_shared_reading,
@@ -37,6 +38,8 @@ _HOOKS: AnySelect = select(Hook.__table__).where(_OWN, _IS_LIVE).order_by(Hook.c
 _THIS = Hook.id == bindparam("hook_id", type_=Identifier)
 # The service turned them off, not their user.
 TURNED_OFF = _HOOKS.where(Hook.state == terms.OFF, Hook.reason.is_not(None))
+# Subscriptions have an expiry. For a condition on `subscription`, SQLite would use its index.
+_TURNED_OFF = Statement[AnyRow](TURNED_OFF.where(Hook.expires_at.is_(None)))
 _DELIVERIES: AnySelect = (
     select(*HOOK_DELIVERY_COLUMNS)
     .join(Event, Event.id == Delivery.event_id)
@@ -47,8 +50,7 @@ _DELIVERIES: AnySelect = (
 
 def turned_off(caller: Caller) -> Sequence[AnyRow]:
     """The hooks of the user that the service has turned off, apart from subscriptions."""
-    # Subscriptions have an expiry. For a condition on `subscription`, SQLite would use its index.
-    return read_all(TURNED_OFF.where(Hook.expires_at.is_(None)), user_id=caller.user_id)
+    return read_all(_TURNED_OFF, user_id=caller.user_id)
 
 
 def list_all(caller: Caller) -> Sequence[AnyRow]:

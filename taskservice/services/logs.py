@@ -197,14 +197,14 @@ def lines_in(row: TaskAndLines) -> list[str] | None:
 
 def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
     """The end of a log: at most `max_lines` lines and `max_bytes` bytes of UTF-8."""
-    lines: list[str] = []
-    size = 0
+    texts: list[str] = []
+    count = size = 0
     for chunk in _chunks_from_end(row):
-        lines = [*chunk.text.split("\n"), *lines]
-        size += len(chunk.text)
-        if len(lines) >= max_lines or size > max_bytes:
+        texts.append(chunk.text)
+        count, size = count + chunk.count, size + len(chunk.text)
+        if count >= max_lines or size > max_bytes:
             break
-    lines = lines[-max_lines:]
+    lines = "\n".join(reversed(texts)).split("\n")[-max_lines:] if texts else []
     sizes = accumulate(len(line.encode()) for line in reversed(lines))
     kept = sum(1 for size in sizes if size <= max_bytes)
     return lines[len(lines) - kept :]

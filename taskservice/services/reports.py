@@ -49,6 +49,7 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
             is_quick = not sent or len(task.output) + size <= QUICK_MERGE
             if stored != task.output and (is_quick or merges == MAX_MERGES):
                 stored, merged = task.output, _merged_output(task.output, sent)
+            # Merged with what is stored now.
             if stored == task.output:
                 values = _reported(task, changes, merged)
                 # A late report may end a task that the service ended by timeout.
@@ -58,6 +59,7 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
                     raise tasks.finished_problem(task)
                 changed, leased = _change(connection, caller, task, values, is_late=is_late)
                 break
+        # After the transaction: no other writer waits for it.
         stored, merged = task.output, _merged_output(task.output, sent)
     return changed, attempts.first_attempt(leased)
 

@@ -22,7 +22,14 @@ from sqlalchemy import (
 )
 from sqlalchemy import delete as sql_delete
 
-from taskservice.auth import KEY_IS_VALID, Caller, is_of_agent, visible_agents, visible_tasks
+from taskservice.auth import (
+    KEY_IS_VALID,
+    Caller,
+    is_of_agent,
+    tasks_of_user,
+    visible_agents,
+    visible_tasks,
+)
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import INPUT_SCHEMA, Agent, ApiKey, Log, Task, TaskLabel
@@ -33,6 +40,7 @@ from taskservice.database.types import (
     Identifier,
     TaskRow,
     TaskVersion,
+    Timestamp,
     database_now,
 )
 from taskservice.errors import Problem, invalid, invalid_key, require
@@ -65,6 +73,23 @@ _RELATIVES = select(Task.id, Task.name, Task.agent_id, Task.status, Task.error_t
 )
 _OLDEST_FIRST = (Task.created_at, Task.id)
 _NEWEST_FIRST = (Task.created_at.desc(), Task.id.desc())
+_CHILDREN = Statement[AnyRow](
+    _RELATIVES.where(Task.parent_id == bindparam("parent_id", type_=Identifier), visible_tasks)
+    .order_by(*_OLDEST_FIRST)
+    .limit(bindparam("count"))
+)
+_NEWEST_RERUN = Statement[AnyRow](
+    _RELATIVES.where(Task.rerun_of == bindparam("rerun_of", type_=Identifier), visible_tasks)
+    .order_by(*_NEWEST_FIRST)
+    .limit(1)
+)
+_RUNS = _RELATIVES.where(tasks_of_user, Task.agent_id == bindparam("agent_id")).limit(1)
+_STARTED = tuple_(*_OLDEST_FIRST)
+_THIS_START = tuple_(
+    bindparam("created_at", type_=Timestamp()), bindparam("task_id", type_=Identifier)
+)
+_PREVIOUS = Statement[AnyRow](_RUNS.where(_STARTED < _THIS_START).order_by(*_NEWEST_FIRST))
+_NEXT = Statement[AnyRow](_RUNS.where(_STARTED > _THIS_START).order_by(*_OLDEST_FIRST))
 
 
 def get(caller: Caller, task_id: str) -> TaskRow:
@@ -90,24 +115,18 @@ def get_version(caller: Caller, task_id: str) -> TaskVersion:
 
 def children(caller: Caller, task_id: str, count: int) -> Sequence[AnyRow]:
     """The oldest `count` tasks that a task has started, in this order."""
-    started = _RELATIVES.where(Task.parent_id == task_id, visible_tasks)
-    return read_all(started.order_by(*_OLDEST_FIRST).limit(count), **caller.scope)
+    return read_all(_CHILDREN, parent_id=task_id, count=count, **caller.scope)
 
 
 def newest_rerun(caller: Caller, task_id: str) -> AnyRow | None:
-    reruns = _RELATIVES.where(Task.rerun_of == task_id, visible_tasks)
-    return read_one(reruns.order_by(*_NEWEST_FIRST).limit(1), **caller.scope)
+    return read_one(_NEWEST_RERUN, rerun_of=task_id, **caller.scope)
 
 
 def runs_beside(task: TaskRow) -> tuple[AnyRow | None, AnyRow | None]:
     """The previous and the next task of the agent of a task that the caller may see."""
-    runs = _RELATIVES.where(Task.user_id == task.user_id, Task.agent_id == task.agent_id).limit(1)
-    created = tuple_(*_OLDEST_FIRST)
-    this = tuple_(task.created_at, task.id, types=[each.type for each in _OLDEST_FIRST])
-    return (
-        read_one(runs.where(created < this).order_by(*_NEWEST_FIRST)),
-        read_one(runs.where(created > this).order_by(*_OLDEST_FIRST)),
-    )
+    here = {"user_id": task.user_id, "agent_id": task.agent_id}
+    here |= {"created_at": task.created_at, "task_id": task.id}
+    return read_one(_PREVIOUS, **here), read_one(_NEXT, **here)
 
 
 # The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this

@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from taskservice import auth
 from taskservice.auth import KEY_IS_VALID, Caller, visible_keys
 from taskservice.database import clock
+from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, ApiKey, CallbackSecret, User
 from taskservice.database.transactions import (
     in_pages,
@@ -19,7 +20,7 @@ from taskservice.database.transactions import (
     retry_on_conflict,
     transaction,
 )
-from taskservice.database.types import AnyRow
+from taskservice.database.types import AnyRow, Identifier
 from taskservice.errors import Problem, invalid, invalid_key, require
 from taskservice.schemas.users import KEY_COLUMNS, USER_COLUMNS
 from taskservice.terms import FULL, LAST_USER_KEY, MAX_NAME
@@ -27,6 +28,7 @@ from taskservice.webhooks import signing
 
 FIRST_KEY_NAME = "first"
 _USERS = select(*USER_COLUMNS)
+_USER = _USERS.where(User.id == bindparam("user_id", type_=Identifier))
 
 
 def add(name: str) -> Any:
@@ -42,8 +44,9 @@ def add(name: str) -> Any:
         raise Problem(409, f"A user {name} already exists") from None
 
 
-def get(user_id: str) -> Any:
-    return read_all(_USERS.where(User.id == user_id))[0]
+def get(user_id: str) -> AnyRow:
+    with reading() as connection:
+        return connection.execute(_USER, {"user_id": user_id}).one()
 
 
 def list_all() -> Sequence[AnyRow]:
@@ -285,16 +288,25 @@ def insert_secret(connection: Connection, user_id: str, now: str) -> Any:
     return SimpleNamespace(**secret)
 
 
-def current_callback_secret(user_id: str) -> Any:
+def current_callback_secret(user_id: str) -> AnyRow:
     current = select(CallbackSecret.secret, CallbackSecret.created_at).where(
         CallbackSecret.user_id == user_id, CallbackSecret.replaced_at.is_(None)
     )
-    return read_all(current)[0]
+    with reading() as connection:
+        return connection.execute(current).one()
+
+
+_SIGNING = Statement[AnyRow](
+    select(CallbackSecret.secret)
+    .where(
+        CallbackSecret.user_id == bindparam("user_id", type_=Identifier),
+        or_(CallbackSecret.replaced_at.is_(None), CallbackSecret.replaced_at > bindparam("since")),
+    )
+    .order_by(CallbackSecret.id.desc())
+)
 
 
 def callback_secrets(user_id: str, overlap: float = OVERLAP_SECONDS) -> list[str]:
     """The secrets that sign now, newest first; a replaced one signs for `overlap` seconds more."""
-    replaced_at = CallbackSecret.replaced_at
-    is_signing = or_(replaced_at.is_(None), replaced_at > clock.now(-overlap))
-    secrets = select(CallbackSecret.secret).where(CallbackSecret.user_id == user_id, is_signing)
-    return [row.secret for row in read_all(secrets.order_by(CallbackSecret.id.desc()))]
+    since = clock.now(-overlap)
+    return [row.secret for row in read_all(_SIGNING, user_id=user_id, since=since)]

@@ -17,6 +17,7 @@ from taskservice.background import removal
 from taskservice.config import Config
 from taskservice.database import name_index
 from taskservice.database.transactions import reading
+from taskservice.services import users
 from tests.support.all_tables import fill, seen
 from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.apps import without_routes
@@ -208,3 +209,19 @@ def test_request_whose_user_is_deleted_before_it_writes_is_401(
     stream = _Body(app, body)
     problem(alice.request(method, path, input_stream=stream, headers=headers), 401)
     assert not any(found for name, found in rows(app).items() if name != "service_heartbeat")
+
+
+@pytest.mark.parametrize(
+    ("path", "read"), [("/user", "get"), ("/callback-secret", "current_callback_secret")]
+)
+def test_request_whose_user_is_deleted_before_it_reads_is_401(
+    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch, path: str, read: str
+) -> None:
+    read_user = getattr(users, read)
+
+    def delete_and_read(user_id: str) -> Any:
+        _Body(app, b"").read()
+        return read_user(user_id)
+
+    monkeypatch.setattr(users, read, delete_and_read)
+    problem(alice.get(path), 401)
