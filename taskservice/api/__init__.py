@@ -1,4 +1,4 @@
-"""The HTTP API: all paths below `/api/v1` require an API key, the operators' routes do not."""
+"""The HTTP API: paths below `/api/v1` need a key; those of links and for operators do not."""
 
 from flask import Blueprint, Flask, Response, request
 

@@ -1,4 +1,4 @@
-"""A client for the client commands, whose errors become one line; `taskservice login`."""
+"""A client for the client commands, whose errors become one line; `login`, `logout`."""
 
 import io
 import os

@@ -285,8 +285,10 @@ def _choice_of_tasks(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _only_task(client: Client, action: terms.BulkAction, choice: _Choice, as_json: bool) -> Task:
-    """The only task that is named; otherwise, change the chosen ones after a question, and exit.
+def _one_or_change_all(
+    client: Client, action: terms.BulkAction, choice: _Choice, as_json: bool
+) -> Task:
+    """The one task that is named; if it is not one, change all chosen after a question, and exit.
 
     The exit code is 1 if any of them is refused.
     """
@@ -332,7 +334,7 @@ def rerun(choice: _Choice, input: dict[str, Any] | None, is_followed: bool, as_j
     if len(choice.task_ids) != 1 and (is_followed or input is not None):
         raise click.UsageError("--input and --follow need exactly one TASK_ID.")
     with service_client() as client:
-        task = _only_task(client, terms.RERUN, choice, as_json).rerun(input)
+        task = _one_or_change_all(client, terms.RERUN, choice, as_json).rerun(input)
         _announce(task, is_followed, as_json)
 
 
@@ -350,7 +352,7 @@ def cancel(choice: _Choice, as_json: bool) -> None:
     """
     choice.filters.setdefault("status", terms.RUNNING)
     with service_client() as client:
-        task = _only_task(client, terms.CANCEL, choice, as_json).cancel()
+        task = _one_or_change_all(client, terms.CANCEL, choice, as_json).cancel()
         print_json(task.data) if as_json else print_line(task_text.outcome(task))
 
 
@@ -364,7 +366,7 @@ def cancel(choice: _Choice, as_json: bool) -> None:
 def delete(choice: _Choice, as_json: bool) -> None:
     """Delete tasks permanently, with their logs."""
     with service_client() as client:
-        task = _only_task(client, terms.DELETE, choice, as_json)
+        task = _one_or_change_all(client, terms.DELETE, choice, as_json)
         task.delete()
         print_json(task.data) if as_json else print_line(f"{task.id} is deleted")
 

@@ -1,4 +1,4 @@
-"""Questions as the pages show them: a form while one is open, then how it ended."""
+"""Questions as pages and answer links show them: a form while open, then how it ended."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The list of tasks, the page of one task with its log, and its forms."""
+"""The list of tasks; the page of one task, also by a link; its forms and its links."""
 
 import hashlib
 import shlex

@@ -1,4 +1,4 @@
-"""Sends signed webhooks: a library that uses neither the database nor the settings."""
+"""Signed webhooks, without database and settings; here outcomes, retries, circuit breaker."""
 
 import contextlib
 import socket
