@@ -91,7 +91,7 @@ test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, m
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/big
 
 test-all: $(VENV)/installed-test ## All but the core in one run, which takes less than one target after the other
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(sort $(dir $(wildcard tests/*/test_*.py)))
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal --durations=12 $(sort $(dir $(wildcard tests/*/test_*.py)))
 
 lint: $(VENV)/installed-test ## Check style and types
 	$(BIN)/ruff check .

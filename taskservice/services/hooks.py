@@ -34,12 +34,14 @@ MAX_LISTED = 100
 _OWN = Hook.user_id == bindparam("user_id", type_=Identifier)
 # The subscription of an MCP client ends when it expires.
 _IS_LIVE = or_(Hook.expires_at.is_(None), Hook.expires_at > time_from_now())
-_HOOKS: AnySelect = select(Hook.__table__).where(_OWN, _IS_LIVE).order_by(Hook.created_at, Hook.id)
+_ALL: AnySelect = select(Hook.__table__).where(_OWN).order_by(Hook.created_at, Hook.id)
+_HOOKS = _ALL.where(_IS_LIVE)
 _THIS = Hook.id == bindparam("hook_id", type_=Identifier)
 # The service turned them off, not their user.
-TURNED_OFF = _HOOKS.where(Hook.state == terms.OFF, Hook.reason.is_not(None))
+_OFF = _ALL.where(Hook.state == terms.OFF, Hook.reason.is_not(None))
+TURNED_OFF = _OFF.where(_IS_LIVE)
 # Subscriptions have an expiry. For a condition on `subscription`, SQLite would use its index.
-_TURNED_OFF = Statement[AnyRow](TURNED_OFF.where(Hook.expires_at.is_(None)))
+_TURNED_OFF = Statement[AnyRow](_OFF.where(Hook.expires_at.is_(None)))
 _DELIVERIES: AnySelect = (
     select(*HOOK_DELIVERY_COLUMNS)
     .join(Event, Event.id == Delivery.event_id)

@@ -7,6 +7,7 @@ import pytest
 import requests
 
 from tests.support.crash_load import Client, Ledger
+from tests.support.databases import DATABASES, Databases
 from tests.support.next_version import REVISION, install_next_version
 from tests.support.service import Service
 from tests.support.waiting import until
@@ -21,10 +22,14 @@ def readiness(service: Service) -> int:
 
 
 @pytest.mark.timeout(MAX_SECONDS + 180)
+@pytest.mark.parametrize("kind", DATABASES)
 def test_node_that_runs_while_another_is_upgraded_loses_nothing(
-    database_url: str, tmp_path: Path
+    databases: Databases, kind: str, tmp_path: Path
 ) -> None:
     """It answers, or 503 while the migration holds its locks; /readyz says that it is old."""
+    # Not the database that the tests of this process share: it is of the next version then.
+    is_sqlite = kind == "sqlite"
+    database_url = databases.copy_sqlite(tmp_path) if is_sqlite else databases.new_postgresql()
     folders = [tmp_path / name for name in ("one", "two")]
     one, two = (Service(folder / "data", DATABASE_URL=database_url) for folder in folders)
     for folder in folders:
