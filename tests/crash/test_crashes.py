@@ -80,7 +80,9 @@ def test_every_acknowledged_write_survives_killed_workers(
     check_tasks(ledger, stored)
     check_tools(ledger, stored)
     check_questions(ledger, questions)
-    assert {"answered", "declined", "withdrawn"} == {each["state"] for each in questions}
+    # Few are declined or withdrawn, by chance none in a short run.
+    states = {each["state"] for each in questions}
+    assert {"answered"} <= states <= {"answered", "declined", "withdrawn"}
     if database_url.startswith("sqlite"):
         check_file(data_folder / "taskservice.db")
 
