@@ -80,9 +80,9 @@ def test_every_acknowledged_write_survives_killed_workers(
     check_tasks(ledger, stored)
     check_tools(ledger, stored)
     check_questions(ledger, questions)
-    # Few are declined or withdrawn, by chance none in a short run.
-    states = {each["state"] for each in questions}
-    assert {"answered"} <= states <= {"answered", "declined", "withdrawn"}
+    ends, states = {"answered", "declined", "withdrawn"}, {each["state"] for each in questions}
+    # Few are declined or withdrawn, by chance none in a shorter run.
+    assert states == ends if SECONDS >= 30 else {"answered"} <= states <= ends
     if database_url.startswith("sqlite"):
         check_file(data_folder / "taskservice.db")
 

@@ -70,7 +70,7 @@ def install_command(python: Path | str, *arguments: str) -> list[str]:
 
 
 def run_uv(command: list[str]) -> str:
-    """The stdout of a command of uv; the test is skipped where PyPI is away."""
+    """The stdout of a command of uv; the test is skipped if PyPI is unreachable."""
     result = subprocess.run(command, capture_output=True, text=True, timeout=280)
     if "Failed to fetch" in result.stderr:
         needs("PyPI", " ".join(result.stderr.split())[:200])
