@@ -356,26 +356,18 @@ class RowSchema(ResponseSchema):
     model: ClassVar[type[DeclarativeBase]]
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        found = {name: self._column(name, field) for name, field in self.dump_fields.items()}
         # Field -> its column, which reads of such rows select.
-        self.columns = {name: column for name, column in found.items() if column is not None}
-        read = {key: field for key, field in self.dump_fields.items() if type(field) is not Lines}
-        attributes = {key: str(field.attribute or field.name) for key, field in read.items()}
-        self._keys = tuple(self.dump_fields)
-        self._keys_of_row = tuple(read)
-        self._values = _getter(tuple(attributes.values()))
-        self._serialized = [
-            (key, attributes[key], field._serialize)
-            for key, field in read.items()
-            # For other fields, the row contains the JSON value.
-            if type(field) not in (fields.String, fields.Integer)
+        self.columns: dict[str, Column] = {}
+        super().__init__(**options)
+        # Of these fields, the row contains the JSON value.
+        plain = (fields.String, fields.Integer)
+        self._plan = [
+            (key, field.attribute or key, None if type(field) in plain else field._serialize)
+            for key, field in self.dump_fields.items()
         ]
-
-    def _column(self, name: str, field: fields.Field[Any]) -> Column | None:
-        of_name = getattr(self.model, re.sub("(?=[A-Z])", "_", name).lower(), None)
-        column: Column | None = field.metadata.get("column", of_name)
-        return column
+        attributes = [attribute for _, attribute, _ in self._plan]
+        # For a single name, `attrgetter` would return no tuple.
+        self._values = attrgetter(*attributes, attributes[0])
 
     def stored(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Column -> its stored value, for the fields in `changes`."""
@@ -389,26 +381,20 @@ class RowSchema(ResponseSchema):
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
         super().on_bind_field(field_name, field_obj)
-        column = self._column(field_name, field_obj)
+        of_name = getattr(self.model, re.sub("(?=[A-Z])", "_", field_name).lower(), None)
+        column = field_obj.metadata.get("column", of_name)
         if column is not None:
+            self.columns[field_name] = column
             field_obj.attribute, field_obj.allow_none = column.key, bool(column.nullable)
 
     def dump(self, obj: Any, *, many: bool | None = None) -> Any:
         if self.many if many is None else many:
             return [self.dump(row, many=False) for row in obj]
-        # A row contains everything but the lines.
-        dumped: dict[str, Any] = dict.fromkeys(self._keys, LINES)
-        dumped.update(zip(self._keys_of_row, self._values(obj), strict=True))
-        for key, attribute, serialize in self._serialized:
-            dumped[key] = serialize(dumped[key], attribute, obj)
-        return dumped
-
-
-def _getter(attributes: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
-    """A function that reads all these attributes of a row."""
-    if len(attributes) > 1:
-        return attrgetter(*attributes)
-    return lambda row: tuple(getattr(row, name) for name in attributes)
+        planned = zip(self._plan, self._values(obj), strict=False)
+        return {
+            key: value if serialize is None else serialize(value, attribute, obj)
+            for (key, attribute, serialize), value in planned
+        }
 
 
 def split_at_lines(dumped: Mapping[str, Any]) -> tuple[bytes, bytes]:

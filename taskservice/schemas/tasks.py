@@ -71,7 +71,11 @@ class TaskSchema(fields.RowSchema):
     finishedAt = fields.time("When the task ended.", None)
     input = fields.StoredJson("The task's input.", {"mailbox": "office"})
     logs = fields.Lines(
-        "The lines of the log, in order of arrival.", ["Synopsis: Running"], items=String()
+        "The lines of the log, in order of arrival.",
+        ["Synopsis: Running"],
+        items=String(),
+        # A row has only their size.
+        attribute="log_bytes",
     )
     firstLog = fields.integer(
         "The number of the first stored line; `logCount` + 1 if none is left.", 1, minimum=1
