@@ -98,7 +98,6 @@ class Labels(Documented, fields.Dict):
         super().__init__(
             description,
             {"env": "prod"},
-            allow_none=not may_remove,
             maxProperties=terms.MAX_LABELS,
             propertyNames={"pattern": f"^{terms.LABEL_KEY.pattern}$"},
             additionalProperties={**value, "type": ["string", "null"]} if may_remove else value,
@@ -265,12 +264,14 @@ def time(description: str, example: str | None, **options: Any) -> fields.String
     return text(description, example, **options)
 
 
-def bytes_at_most(limit: int) -> Callable[[str], None]:
+def bytes_at_most(limit: int) -> dict[str, Any]:
+    """The options of a text with a maximum length in bytes."""
+
     def check(value: str) -> None:
         if len(value.encode()) > limit:
             raise ValidationError(f"Longer than {limit} bytes.")
 
-    return check
+    return {"validate": check, "maxLength": limit}
 
 
 def parse_id(text: str) -> str | None:
@@ -328,6 +329,13 @@ def open_questions(stored: str) -> list[dict[str, Any]]:
     now = clock.now()
     questions: list[dict[str, Any]] = strict_json.loads(stored.encode())
     return [each for each in questions if each["expiresAt"] is None or each["expiresAt"] > now]
+
+
+class RequestSchema(Schema):
+    """The schema of a body whose fields can be null unless they are required."""
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        field_obj.allow_none = not field_obj.required
 
 
 class ResponseSchema(Schema):

@@ -26,8 +26,7 @@ class HookFieldsSchema(Schema):
         "A URL, which must be allowed as a callback's, or `mailto:ADDRESS`.",
         "https://ntfy.example/alerts",
         required=True,
-        validate=fields.bytes_at_most(terms.MAX_CALLBACK),
-        maxLength=terms.MAX_CALLBACK,
+        **fields.bytes_at_most(terms.MAX_CALLBACK),
     )
     format = fields.choice(
         "The form of the messages. By default it follows from the target: `mail` for `mailto:`, "

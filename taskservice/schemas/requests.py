@@ -2,12 +2,14 @@
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, ClassVar
 
 import orjson
-from marshmallow import Schema, ValidationError, post_load, validate, validates, validates_schema
+from marshmallow import Schema, ValidationError, post_load, validates, validates_schema
 from marshmallow.fields import Dict, Nested, String
+from marshmallow.validate import Equal, Length, Range
 
 from taskservice import terms
 from taskservice.database import clock
@@ -22,67 +24,56 @@ def _schema_field(
     """A JSON Schema with these `properties`, or null; `problem_of` says why it is not allowed."""
 
     def check(value: Any) -> None:
-        problem = problem_of(value)
-        if problem:
+        if problem := problem_of(value):
             raise ValidationError(problem)
 
     rules = {"required": list(properties), "properties": properties}
     metadata = {"description": description, "examples": [example], **rules}
-    return Dict(allow_none=True, validate=check, metadata=metadata)
+    return Dict(validate=check, metadata=metadata)
 
 
 class EmptySchema(Schema):
     """An empty query string or body."""
 
 
-class StartSchema(Schema):
+class StartSchema(fields.RequestSchema):
     """A task to start."""
 
     agentId = fields.text(
         "The agent that does the work; it must be registered.", "summarizer", required=True
     )
-    name = fields.name("The name; the agent's by default.", "nightly summary", allow_none=True)
-    input = fields.json_object(
-        "The task's input; at most 1 MiB.", {"mailbox": "office"}, allow_none=True
-    )
+    name = fields.name("The name; the agent's by default.", "nightly summary")
+    input = fields.json_object("The task's input; at most 1 MiB.", {"mailbox": "office"})
     callback = fields.text(
         "The URL that receives a signed webhook when the task ends: http or https, without "
         "user info and fragment.",
         "https://myapp.example/api/v1/callback/2100aaa",
-        allow_none=True,
-        validate=fields.bytes_at_most(terms.MAX_CALLBACK),
-        maxLength=terms.MAX_CALLBACK,
+        **fields.bytes_at_most(terms.MAX_CALLBACK),
         format="uri",
     )
     timeout = fields.integer(
         "Seconds without an append or report until a claimed task times out; 0: no limit.",
         3600,
-        allow_none=True,
-        validate=validate.Range(0, terms.MAX_TIMEOUT),
+        validate=Range(0, terms.MAX_TIMEOUT),
     )
-    claim = fields.StrictBoolean("Whether the caller claims it.", False, allow_none=True)
+    claim = fields.StrictBoolean("Whether the caller claims it.", False)
     claimedAt = fields.Timestamp(
-        "When the work of a claimed task began, if its start is sent later: up to 30 days ago.",
-        allow_none=True,
+        "When the work of a claimed task began, if its start is sent later: up to 30 days ago."
     )
     labels = fields.Labels("Key–value pairs to filter by.")
-    parentId = fields.Id(
-        "The parent task; the key must have access to it.", None, allow_none=True, format="uuid"
-    )
+    parentId = fields.Id("The parent task; the key must have access to it.", None, format="uuid")
 
 
-class RerunSchema(Schema):
+class RerunSchema(fields.RequestSchema):
     """A task to run again."""
 
     input = fields.json_object(
-        "The input of the new task, if it is not the same; at most 1 MiB.",
-        {"mailbox": "office"},
-        allow_none=True,
+        "The input of the new task, if it is not the same; at most 1 MiB.", {"mailbox": "office"}
     )
     labels = fields.Labels("The labels of the new task, if they are not the same.")
 
 
-class BulkSchema(Schema):
+class BulkSchema(fields.RequestSchema):
     """An action on many tasks."""
 
     action = fields.choice(
@@ -93,19 +84,16 @@ class BulkSchema(Schema):
         [examples.TASK],
         items=String(),
         required=True,
-        validate=validate.Length(1, terms.MAX_LIMIT),
+        validate=Length(1, terms.MAX_LIMIT),
     )
 
 
 class FailureSchema(Schema):
     """Why a task failed. Other types of errors can't be reported."""
 
-    type = fields.text("`failed`, if given.", validate=validate.Equal(terms.FAILED))
+    type = fields.text("`failed`, if given.", validate=Equal(terms.FAILED))
     message = fields.text(
-        "The reason, for people.",
-        required=True,
-        validate=fields.bytes_at_most(terms.MAX_MESSAGE),
-        maxLength=terms.MAX_MESSAGE,
+        "The reason, for people.", required=True, **fields.bytes_at_most(terms.MAX_MESSAGE)
     )
 
 
@@ -129,19 +117,19 @@ class ReportSchema(Schema):
         "The progress in words.",
         "34 of 68 pages",
         allow_none=True,
-        validate=validate.Length(max=terms.MAX_NOTE),
+        validate=Length(max=terms.MAX_NOTE),
     )
     labels = fields.Labels("Labels to set; null removes a label.", may_remove=True)
 
 
-class AskSchema(Schema):
+class AskSchema(fields.RequestSchema):
     """A question to ask."""
 
     message = fields.text(
         "The question.",
         "Deploy to production?",
         required=True,
-        validate=validate.Length(1, terms.MAX_QUESTION),
+        validate=Length(1, terms.MAX_QUESTION),
     )
     schema = _schema_field(
         "A flat JSON Schema of the answer, as in MCP elicitation; by default one required "
@@ -154,12 +142,11 @@ class AskSchema(Schema):
     timeout = fields.integer(
         "Seconds until the question expires; by default a day, 0: never.",
         3600,
-        allow_none=True,
-        validate=validate.Range(0, terms.MAX_TIMEOUT),
+        validate=Range(0, terms.MAX_TIMEOUT),
     )
 
 
-class AnswerQuestionSchema(Schema):
+class AnswerQuestionSchema(fields.RequestSchema):
     """The answer of a person."""
 
     # `check_content` in JSON Schema.
@@ -175,7 +162,7 @@ class AnswerQuestionSchema(Schema):
         required=True,
     )
     content = fields.json_object(
-        "The answer, which must match the question's schema.", {"deploy": True}, allow_none=True
+        "The answer, which must match the question's schema.", {"deploy": True}
     )
 
     @validates_schema
@@ -184,7 +171,7 @@ class AnswerQuestionSchema(Schema):
             raise ValidationError("Only allowed with the action accept.", "content")
 
 
-class AppendSchema(Schema):
+class AppendSchema(fields.RequestSchema):
     """Lines to add to a log."""
 
     logs = fields.Strings(
@@ -197,22 +184,19 @@ class AppendSchema(Schema):
         "The number of the first line sent, counted from 1 for each writer: lines already "
         "stored are skipped.",
         1,
-        allow_none=True,
-        validate=validate.Range(1, 1 << 53),
+        validate=Range(1, 1 << 53),
     )
     writer = fields.text(
         f"The name of the writer, if there are several; empty by default. A task can have at "
         f"most {terms.MAX_WRITERS:,} writers.",
         "worker-1",
-        allow_none=True,
-        validate=validate.Length(max=terms.MAX_WRITER),
+        validate=Length(max=terms.MAX_WRITER),
     )
     # Without a type, since Java generators create a broken class for `anyOf` with an array.
     at = fields.Times(
         "When the agent printed the lines, in RFC 3339: one time for all, or an ascending "
         "array with one time for each string. Now by default.",
         examples.TIME,
-        allow_none=True,
     )
 
 
@@ -239,19 +223,19 @@ class ExpectSchema(Schema):
     every = fields.integer(
         "The maximum number of seconds from one start to the next.",
         90_000,
-        validate=validate.Range(60, terms.MAX_TIMEOUT),
+        validate=Range(60, terms.MAX_TIMEOUT),
     )
     cron = fields.text(
         "A cron expression of five fields: each time is a run.",
         "0 2 * * 1-5",
-        validate=validate.Length(1, terms.MAX_NAME),
+        validate=Length(1, terms.MAX_NAME),
     )
     timeZone = fields.text("The time zone of `cron`; UTC by default.", "Europe/Berlin")
     grace = fields.integer(
         "Seconds until an agent without a run is late.",
         3_600,
         load_default=3_600,
-        validate=validate.Range(0, 30 * 86_400),
+        validate=Range(0, 30 * 86_400),
     )
 
     @validates_schema
@@ -266,17 +250,14 @@ class ExpectSchema(Schema):
         return {"timeZone": "UTC", **data} if "cron" in data else data
 
 
-class PutAgentSchema(Schema):
+class PutAgentSchema(fields.RequestSchema):
     """An agent to register, or changes to it."""
 
-    name = fields.name(
-        "The name; by default the agent's ID.", "Nightly summarizer", allow_none=True
-    )
+    name = fields.name("The name; by default the agent's ID.", "Nightly summarizer")
     description = fields.text(
         "The agent's purpose, for people and models.",
         "Sums up the day's mail.",
-        allow_none=True,
-        validate=validate.Length(max=terms.MAX_DESCRIPTION),
+        validate=Length(max=terms.MAX_DESCRIPTION),
     )
     inputSchema = _schema_field(
         "JSON Schema (draft 2020-12) that the input of each unclaimed start and each rerun "
@@ -287,41 +268,31 @@ class PutAgentSchema(Schema):
         json_schema.input_schema_problem,
         type={"const": "object"},
     )
-    annotations = Nested(AnnotationsSchema(), allow_none=True)
-    tool = fields.StrictBoolean(
-        "Whether MCP clients get a tool for this agent.", True, allow_none=True
-    )
-    expect = Nested(ExpectSchema(), allow_none=True)
+    annotations = Nested(AnnotationsSchema())
+    tool = fields.StrictBoolean("Whether MCP clients get a tool for this agent.", True)
+    expect = Nested(ExpectSchema())
 
 
-class CreateKeySchema(Schema):
+class CreateKeySchema(fields.RequestSchema):
     """A key to create."""
 
     name = fields.name("The key's name.", "laptop", required=True)
     agentId = fields.text(
-        "The agent that the key is limited to; it must be registered.",
-        "summarizer",
-        allow_none=True,
+        "The agent that the key is limited to; it must be registered.", "summarizer"
     )
     access = fields.choice(
-        "`read`: the key can only read; by default `full`.",
-        terms.ACCESSES,
-        terms.FULL,
-        allow_none=True,
+        "`read`: the key can only read; by default `full`.", terms.ACCESSES, terms.FULL
     )
-    expiresAt = fields.Timestamp(
-        "When the key expires; never by default.", "2126-11-24T13:36:00Z", allow_none=True
-    )
+    expiresAt = fields.Timestamp("When the key expires; never by default.", "2126-11-24T13:36:00Z")
 
 
-class CreateLinkSchema(Schema):
+class CreateLinkSchema(fields.RequestSchema):
     """A link to create."""
 
     expiresAt = fields.Timestamp(
         f"When the link expires: in {terms.LINK_DAYS} days by default, in {terms.MAX_LINK_DAYS} "
         "at the latest.",
         None,
-        allow_none=True,
     )
 
 
@@ -350,32 +321,24 @@ class TaskQuerySchema(Schema):
 class CursorField(fields.Documented):
     """The end of a page: the sort, a time, a task's id, and in a search the last line's number."""
 
-    def __init__(self, description: str, max_parts: int) -> None:
-        super().__init__(
-            f"Opaque position from the previous page's `Link`{description}", type="string"
-        )
-        self._max_parts = max_parts
+    def __init__(self, description: str = "", *, max_lines: int) -> None:
+        description = f"Opaque position from the previous page's `Link`.{description}"
+        super().__init__(description, type="string")
+        self._max_lines = max_lines
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        try:
-            parts = orjson.loads(urlsafe_b64decode(value))
-            sort, time, task_id, *line = parts
-            # The type first: a forged cursor can contain any JSON.
+        # A forged cursor can contain any JSON.
+        with suppress(ValueError, TypeError, OverflowError):
+            sort, time, task_id, *line = orjson.loads(urlsafe_b64decode(value))
             if (
-                type(task_id) is not str
-                or sort not in terms.SORTS
-                or fields.parse_id(task_id) != task_id
+                sort in terms.SORTS
+                and clock.rfc3339(datetime.fromisoformat(time)) == time
+                and fields.parse_id(task_id) == task_id
+                and len(line) <= self._max_lines
+                and all(type(each) is int and 0 <= each < 1 << 63 for each in line)
             ):
-                raise ValueError
-            if len(parts) > self._max_parts or not all(
-                type(each) is int and 0 <= each < 1 << 63 for each in line
-            ):
-                raise ValueError
-            if clock.rfc3339(datetime.fromisoformat(time)) != time:
-                raise ValueError
-        except (ValueError, TypeError, OverflowError):
-            raise ValidationError("Not a cursor of this list.") from None
-        return sort, time, task_id, *line
+                return sort, time, task_id, *line
+        raise ValidationError("Not a cursor of this list.")
 
 
 def dump_cursor(sort: str, *position: str | int) -> str:
@@ -397,7 +360,7 @@ class FilterQuerySchema(Schema):
     )
     q = fields.text(
         "Only tasks whose name contains this text, in upper or lower case.",
-        validate=validate.Length(1, terms.MAX_NAME),
+        validate=Length(1, terms.MAX_NAME),
     )
     createdAfter = fields.Timestamp("Only tasks started after this time.")
     createdBefore = fields.Timestamp("Only tasks started before this time.", round_up=True)
@@ -416,7 +379,7 @@ class ListQuerySchema(TaskQuerySchema, FilterQuerySchema):
     limit = fields.NumberText(
         1, terms.MAX_LIMIT, "Maximum tasks on a page; all are streamed without it."
     )
-    cursor = CursorField(". Requires `limit`.", 3)
+    cursor = CursorField(" Requires `limit`.", max_lines=0)
 
     @validates_schema
     def check_cursor(self, data: dict[str, Any], **kwargs: Any) -> None:
@@ -435,13 +398,13 @@ class SearchQuerySchema(FilterQuerySchema):
         "The text that a line must contain, character for character.",
         "full",
         required=True,
-        validate=validate.Length(1, terms.MAX_SEARCHED_TEXT),
+        validate=Length(1, terms.MAX_SEARCHED_TEXT),
     )
     case = fields.flag("`true`: ASCII letters must have the same case; any case by default.")
     limit = fields.NumberText(
         1, terms.MAX_LIMIT, f"Maximum number of lines. Default: {terms.DEFAULT_HITS}."
     )
-    cursor = CursorField(".", 4)
+    cursor = CursorField(max_lines=1)
 
     @validates("cursor")
     def check_cursor(self, cursor: tuple[Any, ...], **kwargs: Any) -> None:
@@ -505,7 +468,7 @@ class AppendQuerySchema(Schema):
     seq = fields.NumberText(1, 1 << 53, "With `text/plain`: the same as `seq` in the JSON body.")
     writer = fields.text(
         "With `text/plain`: the same as `writer` in the JSON body.",
-        validate=validate.Length(max=terms.MAX_WRITER),
+        validate=Length(max=terms.MAX_WRITER),
     )
     at = fields.Times(
         "With `text/plain`: when the agent printed the lines, one time for all.",

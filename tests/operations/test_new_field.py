@@ -41,8 +41,7 @@ EDITS = {
     ),
     "schemas/requests.py": (
         '    labels = fields.Labels("Labels to set;',
-        '    host = fields.text("Its machine.", "one", allow_none=True, '
-        "validate=validate.Length(max=9))",
+        '    host = fields.text("Its machine.", "one", allow_none=True, validate=Length(max=9))',
     ),
     "client/responses.py": (
         '    "status,error,progress,',
