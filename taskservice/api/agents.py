@@ -10,11 +10,11 @@ from taskservice.database.types import AnyRow
 from taskservice.schemas import examples, requests
 from taskservice.schemas.tasks import expanded_task_schema
 from taskservice.schemas.users import (
+    AttentionSchema,
+    NumberPathsSchema,
+    OutputNumberSchema,
     agent_schema,
-    attention_schema,
     expanded_agent_schema,
-    number_paths_schema,
-    output_number_schema,
 )
 from taskservice.services import agents as agent_service
 from taskservice.services import attention as attention_service
@@ -103,7 +103,7 @@ def claim(agent_id: str, query: dict[str, Any]) -> Response:
 @operation(
     "listNumbers",
     query=requests.NumbersQuerySchema(),
-    responses={200: (number_paths_schema, [output_number_schema])},
+    responses={200: (NumberPathsSchema(), [OutputNumberSchema()])},
 )
 def list_numbers(agent_id: str, query: dict[str, Any]) -> Response:
     """List the numbers in an agent's outputs.
@@ -133,7 +133,7 @@ def delete(agent_id: str) -> Response:
 
 
 @attention.get("/attention")
-@operation("listAttention", responses={200: [attention_schema]})
+@operation("listAttention", responses={200: [AttentionSchema()]})
 def list_attention() -> Response:
     """List what needs attention.
 

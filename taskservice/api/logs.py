@@ -8,11 +8,11 @@ from taskservice.auth import caller
 from taskservice.errors import invalid
 from taskservice.schemas import requests
 from taskservice.schemas.tasks import (
-    appended_schema,
-    event_schema,
-    found_schema,
-    log_page_schema,
-    new_lines_schema,
+    AppendedSchema,
+    EventSchema,
+    FoundSchema,
+    LogPageSchema,
+    NewLinesSchema,
 )
 from taskservice.services import logs, search, task_json, tasks
 from taskservice.terms import DEFAULT_HITS, DEFAULT_LINES, RUNNING, SEQ_GAP, TASK_FINISHED
@@ -32,7 +32,7 @@ VARY = {"Vary": "Accept"}
     "appendLogs",
     query=requests.AppendQuerySchema(),
     reads=(append_schema, TEXT),
-    responses={201: appended_schema},
+    responses={201: AppendedSchema()},
     errors=[TASK_FINISHED, SEQ_GAP],
 )
 def append(task_id: str, query: dict[str, Any]) -> Response:
@@ -66,7 +66,7 @@ def append(task_id: str, query: dict[str, Any]) -> Response:
     "readLogs",
     query=requests.LogQuerySchema(),
     headers=["Prefer"],
-    responses={200: (log_page_schema, TEXT)},
+    responses={200: (LogPageSchema(), TEXT)},
     response_headers=["Preference-Applied", "Retry-After"],
 )
 def read(task_id: str, query: dict[str, Any]) -> Response:
@@ -101,7 +101,7 @@ def read(task_id: str, query: dict[str, Any]) -> Response:
     query=requests.FollowQuerySchema(),
     headers=["Last-Event-ID"],
     # OpenAPI 3.1 has no schema for the items of a stream: this is the schema of each event.
-    responses={200: {EVENTS: event_schema}},
+    responses={200: {EVENTS: EventSchema()}},
     response_headers=["X-Accel-Buffering"],
 )
 def follow(task_id: str, query: dict[str, Any]) -> Response:
@@ -121,7 +121,7 @@ def follow(task_id: str, query: dict[str, Any]) -> Response:
 
 
 @blueprint.get("/task/<task_id>/new-lines")
-@operation("readNewLines", query=requests.NewLinesQuerySchema(), responses={200: new_lines_schema})
+@operation("readNewLines", query=requests.NewLinesQuerySchema(), responses={200: NewLinesSchema()})
 def read_new_lines(task_id: str, query: dict[str, Any]) -> Response:
     """Read what is new in a log.
 
@@ -137,7 +137,7 @@ def read_new_lines(task_id: str, query: dict[str, Any]) -> Response:
 @operation(
     "searchLogs",
     query=requests.SearchQuerySchema(),
-    responses={200: found_schema},
+    responses={200: FoundSchema()},
     response_headers=["Link"],
 )
 def search_all(query: dict[str, Any]) -> Response:

@@ -7,7 +7,7 @@ from flask import Blueprint, Response, current_app, render_template, request
 
 from taskservice.operations import health, metrics
 from taskservice.schemas import strict_json
-from taskservice.schemas.tasks import document_schema, health_schema, readiness_schema
+from taskservice.schemas.tasks import DocumentSchema, HealthSchema, ReadinessSchema
 from taskservice.terms import API_PREFIX
 from taskservice.web import responses
 from taskservice.web.request import JSON, TEXT, ignore_dates, operation
@@ -24,7 +24,7 @@ taskservice_tasks{status="running"} 3
 
 
 @operators.get("/livez")
-@operation("isLive", responses={200: health_schema})
+@operation("isLive", responses={200: HealthSchema()})
 def live() -> Response:
     """Liveness.
 
@@ -34,7 +34,7 @@ def live() -> Response:
 
 
 @operators.get("/readyz")
-@operation("isReady", responses={200: readiness_schema})
+@operation("isReady", responses={200: ReadinessSchema()})
 def ready() -> Response:
     """Readiness.
 
@@ -79,7 +79,7 @@ conditional = partial(operation, headers=["If-None-Match"], response_headers=["E
 
 
 @docs.get("/openapi.json")
-@conditional("getOpenapi", responses={200: document_schema, 304: None})
+@conditional("getOpenapi", responses={200: DocumentSchema(), 304: None})
 def show_document() -> Response:
     """Get the OpenAPI document.
 

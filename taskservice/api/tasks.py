@@ -9,7 +9,7 @@ from taskservice.auth import caller
 from taskservice.database.types import TaskRow, TaskVersion
 from taskservice.schemas import examples, requests
 from taskservice.schemas.tasks import (
-    bulk_result_schema,
+    BulkResultSchema,
     delivery_schema,
     expanded_task_schema,
     link_schema,
@@ -195,7 +195,7 @@ def rerun(task_id: str, query: dict[str, Any], body: dict[str, Any], sent: Any) 
     user_key=True,
     body=requests.BulkSchema(),
     headers=["Idempotency-Key"],
-    responses={200: bulk_result_schema},
+    responses={200: BulkResultSchema()},
 )
 def change_many(body: dict[str, Any]) -> Response:
     """Cancel, delete or rerun many tasks.

@@ -8,11 +8,11 @@ from taskservice.auth import caller
 from taskservice.schemas import examples
 from taskservice.schemas.requests import CreateKeySchema
 from taskservice.schemas.users import (
+    WhoAmISchema,
     callback_secret_schema,
     key_schema,
     key_with_secret_schema,
     user_schema,
-    who_am_i_schema,
 )
 from taskservice.services import users
 from taskservice.terms import LAST_USER_KEY, TOO_MANY_REQUESTS
@@ -24,7 +24,7 @@ keys = Blueprint("keys", __name__)
 
 
 @blueprint.get("/user")
-@operation("getUser", responses={200: who_am_i_schema})
+@operation("getUser", responses={200: WhoAmISchema()})
 def get() -> Response:
     """Get the current user and key.
 

@@ -15,7 +15,7 @@ from werkzeug.routing import Rule
 
 from taskservice import __version__, terms
 from taskservice.schemas import examples
-from taskservice.schemas.tasks import partial_task_schema, problem_schema, task_schema
+from taskservice.schemas.tasks import PartialTaskSchema, problem_schema, task_schema
 from taskservice.web.request import Operation, by_media_type, is_optional
 from taskservice.webhooks import MAX_RETRY_AFTER, SCHEDULE
 
@@ -327,7 +327,7 @@ def document(app: Flask, secured: str) -> Object:
 
 def _add_components(spec: APISpec) -> None:
     # No operation refers to it: OpenAPI can't express the effect of `fields` on a response.
-    spec.components.schema("PartialTask", schema=partial_task_schema)
+    spec.components.schema("PartialTask", schema=PartialTaskSchema(partial=True))
     key = {"type": "apiKey", "in": "header", "name": "apikey"}
     spec.components.security_scheme("apikey", key)
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer"})

@@ -270,15 +270,8 @@ class FinishedTaskSchema(fields.ResponseSchema):
 question_schema = QuestionSchema()
 task_schema = TaskSchema(exclude=TASK_EXPANSIONS)
 expanded_task_schema = TaskSchema()
-bulk_result_schema = BulkResultSchema()
-partial_task_schema = PartialTaskSchema(partial=True)
 link_schema = LinkSchema()
 link_with_url_schema = LinkWithUrlSchema()
-appended_schema = AppendedSchema()
-log_page_schema = LogPageSchema()
-found_schema = FoundSchema()
-new_lines_schema = NewLinesSchema()
-event_schema = EventSchema()
 # The columns that reads select: for responses, and for the code.
 TASK_COLUMNS = (*task_schema.columns.values(), Task.error_message, Task.log_bytes, Task.version)
 LINK_COLUMNS = tuple(link_schema.columns.values())
@@ -385,6 +378,3 @@ class DocumentSchema(fields.ResponseSchema):
 
 
 problem_schema = ProblemSchema()
-document_schema = DocumentSchema()
-health_schema = HealthSchema()
-readiness_schema = ReadinessSchema()

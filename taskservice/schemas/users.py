@@ -68,7 +68,6 @@ user_schema = UserSchema()
 key_schema = KeySchema()
 key_with_secret_schema = KeyWithSecretSchema()
 callback_secret_schema = CallbackSecretSchema()
-who_am_i_schema = WhoAmISchema()
 # The columns that reads select.
 USER_COLUMNS = tuple(user_schema.columns.values())
 KEY_COLUMNS = (*key_schema.columns.values(), ApiKey.user_id)
@@ -194,21 +193,9 @@ class AttentionSchema(fields.ResponseSchema):
 
 
 agent_schema = AgentSchema(exclude=AGENT_EXPANSIONS)
-agent_of_task_schema = AgentOfTaskSchema()
-attention_schema = AttentionSchema()
-# For the documentation only.
-number_paths_schema = NumberPathsSchema()
-output_number_schema = OutputNumberSchema()
-# The columns that reads select: for responses, and for the health.
-AGENT_COLUMNS = (
-    *agent_schema.columns.values(),
-    Agent.state,
-    Agent.state_since,
-    Agent.failures,
-    Agent.due_at,
-    Agent.late_since,
-    Agent.worker_seen_at,
-)
-AGENT_OF_TASK_COLUMNS = tuple(agent_of_task_schema.columns.values())
 # For the documentation only.
 expanded_agent_schema = AgentSchema()
+agent_of_task_schema = AgentOfTaskSchema()
+# The columns that reads select: for responses, and for the health.
+AGENT_COLUMNS = tuple(Agent.__table__.columns)
+AGENT_OF_TASK_COLUMNS = tuple(agent_of_task_schema.columns.values())
