@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
@@ -76,15 +76,15 @@ def _value(description: str, *, required: bool = False, **schema: Any) -> Object
 
 
 PATH_PARAMETERS = {
-    "task_id": _value("The task's ID.", format="uuid", examples=[examples.TASK]),
-    "agent_id": _value(
+    "taskId": _value("The task's ID.", format="uuid", examples=[examples.TASK]),
+    "agentId": _value(
         "The agent's ID.", pattern=f"^{terms.AGENT_ID.pattern}$", examples=["summarizer"]
     ),
-    "hook_id": _value("The hook's ID.", format="uuid", examples=[examples.HOOK]),
-    "delivery_id": _value("The delivery's ID.", format="uuid", examples=[examples.DELIVERY]),
-    "question_id": _value("The question's ID.", format="uuid", examples=[examples.QUESTION]),
-    "link_id": _value("The link's ID.", format="uuid", examples=[examples.LINK]),
-    "key_id": _value("The key's ID.", format="uuid", examples=[examples.KEY]),
+    "hookId": _value("The hook's ID.", format="uuid", examples=[examples.HOOK]),
+    "deliveryId": _value("The delivery's ID.", format="uuid", examples=[examples.DELIVERY]),
+    "questionId": _value("The question's ID.", format="uuid", examples=[examples.QUESTION]),
+    "linkId": _value("The link's ID.", format="uuid", examples=[examples.LINK]),
+    "keyId": _value("The key's ID.", format="uuid", examples=[examples.KEY]),
 }
 
 REQUEST_HEADERS = {
@@ -155,13 +155,6 @@ RESPONSE_HEADERS = {
     ),
 }
 
-SUCCESSES = {
-    200: "Success.",
-    201: "Created.",
-    202: "Accepted.",
-    204: "No content.",
-    304: "Not modified.",
-}
 # The errors that several operations share: the names of their components.
 REFUSALS = {
     400: "Unreadable",
@@ -188,8 +181,6 @@ EXAMPLES: dict[str, Object] = {
     "invalid": {"errors": {"stauts": ["Unknown field."]}},
 }
 ERROR_HEADERS = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}
-
-TEXT_EXAMPLE = "Synopsis: Running\n15 mails\n"
 
 # The webhooks: the requests that the service sends, and the meaning of each response.
 
@@ -228,14 +219,9 @@ once.
 
 def webhooks(example: Object) -> Object:
     """The section `webhooks`; `example` is a task that has just been started."""
-    ended = {
-        "status": terms.COMPLETE,
-        "output": {"sum": 15},
-        "claimedAt": examples.TIME,
-        "finishedAt": examples.LATER,
-        "endedBy": "laptop",
-    }
-    body = {"schema": {"$ref": "#/components/schemas/Task"}, "example": example | ended}
+    example = example | {"status": terms.COMPLETE, "output": {"sum": 15}, "endedBy": "laptop"}
+    example |= {"claimedAt": examples.TIME, "finishedAt": examples.LATER}
+    body = {"schema": {"$ref": "#/components/schemas/Task"}, "example": example}
     again = "Any other response, even a redirect, or no response in time: it is sent again later."
     hours = MAX_RETRY_AFTER / 3600
     retry_after = {
@@ -312,13 +298,15 @@ def document(app: Flask, secured: str) -> Object:
     )
     _add_components(spec)
     for rule in _rules(app):
-        first, *others = sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
-        view: Any = app.view_functions[rule.endpoint]
+        view = app.view_functions[rule.endpoint]
         needs_key = rule.rule.startswith(f"{secured}/")
-        operations = {first.lower(): _operation(view, rule, first, needs_key=needs_key)}
-        for method in others:
-            own = {"operationId": f"{view.operation.name}By{method.title()}"}
-            operations[method.lower()] = _operation(view, rule, method, needs_key=needs_key) | own
+        methods = sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
+        operations = {
+            method.lower(): _operation(view, rule, method, needs_key=needs_key)
+            for method in methods
+        }
+        for method in methods[1:]:
+            operations[method.lower()]["operationId"] += f"By{method.title()}"
         # First, since `path` copies what it gets, and a copy of each schema takes seconds.
         plugin.operation_helper(operations=operations)
         spec.path(openapi_path(rule.rule), operations=operations)
@@ -334,41 +322,31 @@ def _add_components(spec: APISpec) -> None:
     for name, header in RESPONSE_HEADERS.items():
         spec.components.header(name, header)
     for status, name in REFUSALS.items():
-        codes = [code for code in terms.CODES if terms.CODES[code].status == status]
-        spec.components.response(name, _problem(codes))
+        spec.components.response(name, _problem(status, terms.CODES))
 
 
 def _rules(app: Flask) -> list[Rule]:
     """The rules of the routes that declare an operation, ordered as their tags are."""
-    order = list(TAGS)
     # The routes of a link answer as the routes with a key do.
     rules = (rule for rule in app.url_map.iter_rules() if "token" not in rule.arguments)
     declared = [rule for rule in rules if hasattr(app.view_functions[rule.endpoint], "operation")]
-    return sorted(declared, key=lambda rule: order.index(_tag(rule)))
+    return sorted(declared, key=lambda rule: list(TAGS).index(_tag(rule)))
 
 
 def _tag(rule: Rule) -> str:
     return str(rule.endpoint.split(".")[-2])
 
 
-_ARGUMENT = r"<(?:\w+:)?(\w+)>"
-
-
 def openapi_path(rule: str) -> str:
     """A rule of Flask's as OpenAPI spells it: `/task/<task_id>` becomes `/task/{taskId}`."""
-    return re.sub(_ARGUMENT, lambda found: f"{{{_camel(found[1])}}}", rule)
-
-
-def _camel(name: str) -> str:
-    first, *others = name.split("_")
-    return first + "".join(map(str.title, others))
+    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule).replace("_id}", "Id}")
 
 
 def _operation(view: Any, rule: Rule, method: str, *, needs_key: bool) -> Object:
     declared: Operation = view.operation
     content = by_media_type(declared.body or declared.reads)
-    arguments = re.findall(_ARGUMENT, rule.rule)
-    has_precondition = "task_id" in arguments and method != "GET"
+    arguments = re.findall("{(.+?)}", openapi_path(rule.rule))
+    has_precondition = "taskId" in arguments and method != "GET"
     headers = [*declared.headers, *(["If-Match"] if has_precondition else [])]
     statuses = [
         *ALWAYS_REFUSED,
@@ -385,7 +363,7 @@ def _operation(view: Any, rule: Rule, method: str, *, needs_key: bool) -> Object
         "summary": summary.rstrip("."),
         "description": description or summary,
         "parameters": [
-            *({"in": "path", "name": _camel(name), **PATH_PARAMETERS[name]} for name in arguments),
+            *({"in": "path", "name": name, **PATH_PARAMETERS[name]} for name in arguments),
             # The plugin turns each field of the schema into a parameter.
             {"in": "query", "schema": declared.query},
             *({"in": "header", "name": name, **REQUEST_HEADERS[name]} for name in headers),
@@ -407,7 +385,7 @@ def _responses(operation: Operation) -> Object:
     names = (*operation.response_headers, "X-Request-Id")
     return {
         str(status): {
-            "description": SUCCESSES[status],
+            "description": f"{HTTPStatus(status).phrase.capitalize()}.".replace("Ok", "Success"),
             "headers": {name: name for name in names},
             **_content(by_media_type(content), operation.example),
         }
@@ -419,19 +397,17 @@ def _refusals(statuses: Sequence[int], own: Sequence[str]) -> Object:
     """Status -> the name of a shared response, or one with the operation's `own` error codes."""
     responses: Object = {str(status): REFUSALS[status] for status in statuses}
     for status in {terms.CODES[code].status for code in own}:
-        responses[str(status)] = _problem(
-            [code for code in own if terms.CODES[code].status == status]
-        )
+        responses[str(status)] = _problem(status, own)
     return dict(sorted(responses.items()))
 
 
-def _problem(codes: Sequence[str]) -> Object:
-    """The response of an error with one of these codes, which have the same status."""
-    status, meaning = terms.CODES[codes[0]]
+def _problem(status: int, codes: Iterable[str]) -> Object:
+    """The response of an error with one of those codes that have this status."""
+    codes = [code for code in codes if terms.CODES[code].status == status]
     example = example_of(problem_schema) | {
         "title": HTTPStatus(status).phrase,
         "status": status,
-        "detail": meaning.rstrip("."),
+        "detail": terms.CODES[codes[0]].meaning.rstrip("."),
         "code": codes[0],
         **EXAMPLES.get(codes[0], {}),
     }
@@ -450,7 +426,7 @@ def _content(content: Mapping[str, Any], example: Any = None) -> Object:
 
 def _media(schema: Any, example: Any) -> Object:
     if schema is None:
-        return {"schema": {"type": "string"}, "example": example or TEXT_EXAMPLE}
+        return {"schema": {"type": "string"}, "example": example or "Synopsis: Running\n15 mails\n"}
     if isinstance(schema, tuple):
         # Java generators create a broken class for `anyOf` with an array.
         return _media(schema[0], example) | {"schema": {"description": "One of two forms."}}

@@ -4,6 +4,8 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from functools import reduce
+from operator import getitem
 from typing import Any
 from urllib.parse import urlencode
 
@@ -25,13 +27,10 @@ def prose(text: str) -> Markup:
 
 
 def inline(text: str) -> Markup:
-    html, place = Markup(""), 0
-    for mark in _MARK.finditer(text):
-        code, stressed = mark.groups()
-        tag = Markup("<code>{}</code>") if code else Markup("<em>{}</em>")
-        html += text[place : mark.start()] + tag.format(code or stressed)
-        place = mark.end()
-    return html + text[place:]
+    def tagged(mark: re.Match[str]) -> str:
+        return f"<code>{mark[1]}</code>" if mark[1] else f"<em>{mark[2]}</em>"
+
+    return Markup(_MARK.sub(tagged, escape(text)))  # noqa: S704
 
 
 def kind(schema: Object) -> Markup:
@@ -57,19 +56,14 @@ def limits(schema: Object) -> Iterator[Markup]:
         yield escape(schema["format"])
     if len(schema.get("pattern", "")) in range(1, MAX_PATTERN):
         yield Markup("<code>{}</code>").format(schema["pattern"])
-    for low, high, unit in (("minimum", "maximum", ""), ("minLength", "maxLength", "characters")):
-        if low in schema or high in schema:
-            yield escape(_between(schema.get(low), schema.get(high), unit))
+    for low, high, unit in (("minimum", "maximum", ""), ("minLength", "maxLength", " characters")):
+        if low in schema and high in schema:
+            yield escape(f"{schema[low]:,} to {schema[high]:,}{unit}")
+        elif low in schema or high in schema:
+            word, name = ("minimum", low) if low in schema else ("maximum", high)
+            yield escape(f"{word} {schema[name]:,}{unit}")
     if "default" in schema:
         yield Markup("default <code>{}</code>").format(schema["default"])
-
-
-def _between(low: int | None, high: int | None, unit: str) -> str:
-    if low is None or high is None:
-        bounds = f"maximum {high:,}" if low is None else f"minimum {low:,}"
-    else:
-        bounds = f"{low:,} to {high:,}"
-    return f"{bounds} {unit}".strip()
 
 
 def resolved(document: Object, node: Object) -> Object:
@@ -77,9 +71,8 @@ def resolved(document: Object, node: Object) -> Object:
     if "$ref" not in node:
         return node
     _, *path = node["$ref"].split("/")
-    for name in path:
-        document = document[name]
-    return document
+    target: Object = reduce(getitem, path, document)
+    return target
 
 
 def response_headers(document: Object, operation: Object) -> dict[str, Object]:
@@ -112,24 +105,23 @@ def pretty(value: Any) -> str:
 
 def curl(path: str, method: str, operation: Object) -> str:
     """The curl command of an operation's example; it needs `$URL` and `$KEY` to be set."""
-    command = "curl" if method == "get" else f"curl -X {method.upper()}"
-    key = [] if "security" in operation else ['-H "apikey: $KEY"']
-    contents = operation.get("requestBody", {"content": {}})["content"]
-    body = [
-        f'-H "Content-Type: {kind}" \\\n  -d {shlex.quote(json.dumps(content["example"]))}'
-        for kind, content in contents.items()
-    ]
-    words = [f"{command} $URL{_filled(path, operation)}", *key, *body[:1]]
+    query = urlencode(_required(operation, "query"))
+    url = path.format(**_required(operation, "path")) + (f"?{query}" if query else "")
+    method_option = "" if method == "get" else f"-X {method.upper()} "
+    words = [f"curl {method_option}$URL{url}"]
+    if "security" not in operation:
+        words.append('-H "apikey: $KEY"')
+    contents = operation.get("requestBody", {}).get("content", {})
+    for kind, content in list(contents.items())[:1]:
+        example = shlex.quote(json.dumps(content["example"]))
+        words += [f'-H "Content-Type: {kind}"', f"-d {example}"]
     return " \\\n  ".join(words)
 
 
-def _filled(path: str, operation: Object) -> str:
-    path_values, query = (
-        {
-            parameter["name"]: parameter["schema"]["examples"][0]
-            for parameter in operation["parameters"]
-            if parameter["in"] == place and parameter["required"]
-        }
-        for place in ("path", "query")
-    )
-    return path.format(**path_values) + (f"?{urlencode(query)}" if query else "")
+def _required(operation: Object, place: str) -> Object:
+    """Name -> example of the parameters that a request must have."""
+    return {
+        parameter["name"]: parameter["schema"]["examples"][0]
+        for parameter in operation["parameters"]
+        if parameter["in"] == place and parameter["required"]
+    }
