@@ -4,7 +4,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,21 +29,16 @@ class ConfigError(Exception):
     """A setting has a value that cannot be used; the message is one line for the operator."""
 
 
-def _whole_number(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,15}", text) or not low <= int(text) <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}")
-        return int(text)
+def _number(low: float, high: float, unit: str = "") -> Callable[[str], float]:
+    """A number of a unit, or a whole number without one."""
+    name, kind = (f"number of {unit}", float) if unit else ("whole number", int)
+    # Python would also read 1e9, 1_000, spaces, and the digits of other scripts.
+    shape = re.compile(r"[0-9]{1,15}" + (r"(\.[0-9]{1,15})?" if unit else ""))
 
-    return parse
-
-
-def _number(low: float, high: float, unit: str) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        # float() would also read 1e9, 1_000, spaces, and the digits of other scripts.
-        if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,15})?", text) or not low <= float(text) <= high:
-            raise ValueError(f"must be a number of {unit} from {low:g} to {high:.10g}")
-        return float(text)
+        if not shape.fullmatch(text) or not low <= kind(text) <= high:
+            raise ValueError(f"must be a {name} from {low:.10g} to {high:.10g}")
+        return kind(text)
 
     return parse
 
@@ -131,15 +126,13 @@ class Config:
         "required with PostgreSQL.",
     )
     BIND: str = _setting("127.0.0.1:8000", _bind, "Listen address: `HOST:PORT` or `unix:PATH`.")
-    WORKERS: int = _setting(1, _whole_number(1, 64), "Server processes; one is best with SQLite.")
-    THREADS: int = _setting(16, _whole_number(4, 256), "Threads of each server process.")
+    WORKERS: int = _setting(1, _number(1, 64), "Server processes; one is best with SQLite.")
+    THREADS: int = _setting(16, _number(4, 256), "Threads of each server process.")
     WAITS: int = _setting(
-        200,
-        _whole_number(1, 1000),
-        "Streams and waits of each server process, in addition to `THREADS`.",
+        200, _number(1, 1000), "Streams and waits of each server process, in addition to `THREADS`."
     )
     PROXY_HOPS: int = _setting(
-        0, _whole_number(0, 10), "Trusted reverse proxies in front; 0 ignores `X-Forwarded-*`."
+        0, _number(0, 10), "Trusted reverse proxies in front; 0 ignores `X-Forwarded-*`."
     )
     LOGIN_HEADER: str = _setting(
         "",
@@ -169,7 +162,7 @@ class Config:
     )
     MAX_BODY: int = _setting(
         10 * 1024 * 1024,
-        _whole_number(1024, 1024 * 1024 * 1024),
+        _number(1024, 1024 * 1024 * 1024),
         "Maximum size of a request body in bytes; except for logs at most 2 MiB.",
     )
     MCP_ORIGINS: tuple[str, ...] = _setting(
@@ -235,8 +228,7 @@ class Config:
         is_local = not self.PROXY_HOPS and re.fullmatch(r"localhost|127\..*|::1", host)
         public_url = self.PUBLIC_URL or (f"http://{self.BIND}" if is_local else "")
         key = self.SECRET_KEY or _stored_secret_key(self.secret_key_file, may_create)
-        made = {"DATABASE_URL": url, "PUBLIC_URL": public_url, "SECRET_KEY": key}
-        return Config(**{**self.__dict__, **made})
+        return replace(self, DATABASE_URL=url, PUBLIC_URL=public_url, SECRET_KEY=key)
 
     @property
     def secret_key_file(self) -> Path:
@@ -289,9 +281,8 @@ def _create_secret_key(path: Path) -> None:
         draft = path.with_name(f"{path.name}.new")
         draft.unlink(missing_ok=True)
         try:
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "w") as file:
-                file.write(secrets.token_hex(KEY_BYTES) + "\n")
+            draft.touch(0o600, exist_ok=False)
+            draft.write_text(f"{secrets.token_hex(KEY_BYTES)}\n")
             sync(draft)
             draft.replace(path)
         finally:
