@@ -3,16 +3,17 @@
 import errno
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from http import HTTPStatus
 from typing import Any, TypeVar
 
+import orjson
 from flask import Flask, Response, current_app, g, request
 from marshmallow import ValidationError
 from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException
 
 from taskservice import terms
-from taskservice.schemas import strict_json
 from taskservice.terms import PROBLEM_TYPE
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ NO_MORE_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
 UNAVAILABLE_STATES = ("08", "25", "53", "55P03", "57", "42501", "42703", "42P01")
 
 
+@dataclass(eq=False)
 class Problem(Exception):
     """An error of a request: its status, and one sentence that the caller can act on.
 
@@ -35,21 +37,16 @@ class Problem(Exception):
     members of the JSON, `headers` additional headers.
     """
 
-    def __init__(
-        self,
-        status: int,
-        detail: str,
-        *,
-        code: str | None = None,
-        more: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
-        self.code = code or terms.default(status)
-        self.more = more or {}
-        self.headers = headers or {}
+    status: int
+    detail: str
+    _: KW_ONLY
+    code: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.detail)
+        self.code = self.code or terms.default(self.status)
 
 
 def not_found(thing: str) -> Problem:
@@ -73,7 +70,7 @@ def invalid_key() -> Problem:
     return Problem(401, "API key is invalid", headers=headers)
 
 
-def invalid(errors: Mapping[str, Any], code: str | None = None) -> Problem:
+def invalid(errors: Mapping[str, Any], code: str = "") -> Problem:
     """422: the request can be read, but is invalid.
 
     `errors` maps fields, parameters and headers to messages.
@@ -118,7 +115,8 @@ def body(problem: Problem, request_id: str) -> bytes:
     if problem.status != 401:
         # All 401s have the same bytes.
         members["requestId"] = request_id
-    return strict_json.dumps(members)
+    # The errors of an array have numbers as keys.
+    return orjson.dumps(members, option=orjson.OPT_NON_STR_KEYS)
 
 
 def init_app(app: Flask) -> None:
@@ -131,7 +129,7 @@ def from_exception(error: Exception) -> Problem:
         return error
     if isinstance(error, ValidationError):
         messages = error.messages
-        return invalid(_named(messages if isinstance(messages, dict) else {"_schema": messages}))
+        return invalid(messages if isinstance(messages, dict) else {"_schema": messages})
     if isinstance(error, HTTPException):
         return _from_http_exception(error)
     if isinstance(error, DBAPIError):
@@ -146,20 +144,12 @@ def from_exception(error: Exception) -> Problem:
     return _failure(error)
 
 
-def _named(messages: Any) -> Any:
-    """marshmallow's messages, with array indexes as strings, since JSON keys are strings."""
-    if not isinstance(messages, dict):
-        return messages
-    return {str(name): _named(inner) for name, inner in messages.items()}
-
-
 def _from_http_exception(error: HTTPException) -> Problem:
     """The problem for an error of Flask or Werkzeug, such as 404, 405 and 413."""
-    status, code = error.code or 500, None
-    if isinstance(error, RequestEntityTooLarge):
+    status, code = error.code or 500, ""
+    detail = (error.description or HTTPStatus(status).phrase).partition(". ")[0].rstrip(".")
+    if status == 413:
         detail = "The request's body is too large"
-    else:
-        detail = (error.description or HTTPStatus(status).phrase).partition(". ")[0].rstrip(".")
     if status == 404:
         detail, code = f"No such path: {request.path}", terms.NO_SUCH_PATH
     headers = dict(error.get_headers())
