@@ -5,8 +5,7 @@ import re
 import secrets
 import string
 import zlib
-from threading import Lock
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from flask import g, request
 from sqlalchemy import ColumnElement, and_, bindparam, or_, select
@@ -93,16 +92,15 @@ _SHAPE = re.compile(rf"tsk_(?:user|agent|read)_[0-9A-Za-z]{{{_RANDOM_LENGTH + _C
 
 def new(*, for_agent: bool, access: str = FULL) -> str:
     """A fresh key: a prefix, 238 random bits, and a checksum over both."""
-    body = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_LENGTH))
-    prefix = AGENT_PREFIX if for_agent else USER_PREFIX
-    unchecked = (READ_PREFIX if access == READ else prefix) + body
+    prefix = READ_PREFIX if access == READ else AGENT_PREFIX if for_agent else USER_PREFIX
+    unchecked = prefix + "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_LENGTH))
     return unchecked + _checksum(unchecked)
 
 
 def is_well_formed(text: str) -> bool:
     """Whether `text` has the form and the checksum of a key; a mistyped key does not."""
-    shaped = _SHAPE.fullmatch(text) is not None
-    return shaped and _checksum(text[:-_CHECKSUM_LENGTH]) == text[-_CHECKSUM_LENGTH:]
+    body, checksum = text[:-_CHECKSUM_LENGTH], text[-_CHECKSUM_LENGTH:]
+    return bool(_SHAPE.fullmatch(text)) and _checksum(body) == checksum
 
 
 def digest(text: str) -> str:
@@ -160,26 +158,13 @@ MINUTE = len("2026-11-24T13:36")
 T = TypeVar("T")
 
 
-class LastUses(Generic[T]):
-    """The minute of the last use of each thing. Maintenance stores it, so that no GET writes."""
-
-    def __init__(self) -> None:
-        self._minutes: dict[T, str] = {}
-        self._lock = Lock()
-
-    def record(self, used: T, now: str) -> None:
-        with self._lock:
-            self._minutes[used] = now[:MINUTE]
-
-    def take(self) -> dict[T, str]:
-        """The minutes of what was used since the last call."""
-        with self._lock:
-            taken, self._minutes = self._minutes, {}
-        return {used: f"{minute}:00.000Z" for used, minute in taken.items()}
+# Id of a key -> the time of its last use. Maintenance stores it, so that no GET writes.
+key_uses: dict[str, str] = {}
 
 
-# By the id of the key.
-key_uses = LastUses[str]()
+def take_minutes(uses: dict[T, str]) -> dict[T, str]:
+    """Empty `uses`, while other threads add some, and return their times cut to the minute."""
+    return {used: f"{uses.pop(used)[:MINUTE]}:00.000Z" for used in list(uses)}
 
 
 def authenticate() -> None:
@@ -218,7 +203,7 @@ def valid_key(text: str, now: str) -> AnyRow:
 
 def set_caller(key: AnyRow, now: str) -> None:
     """Let this request act as the caller of `key`, and record the key's use."""
-    key_uses.record(key.id, now)
+    key_uses[key.id] = now
     request.environ[OWNER] = key.user_id
     g.caller = Caller(key.user_id, key.agent_id, key.id, key.name, key.user_name, key.access)
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, bindparam, case, exists, func, insert, or_, s
 from sqlalchemy import delete as delete_from
 
 from taskservice import terms
-from taskservice.auth import Caller, LastUses, is_of_agent, tasks_of_user, visible_agents
+from taskservice.auth import Caller, is_of_agent, take_minutes, tasks_of_user, visible_agents
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import ANNOTATIONS, Agent, Task
@@ -84,8 +84,8 @@ def delete(caller: Caller, agent_id: str) -> Any:
     return agent
 
 
-# The claims of workers, by user and agent.
-worker_claims = LastUses[tuple[str, str]]()
+# User and agent -> the time of the last claim of a worker.
+worker_claims: dict[tuple[str, str], str] = {}
 
 
 def record_workers() -> None:
@@ -96,7 +96,7 @@ def record_workers() -> None:
     # In the order in which other transactions lock agents.
     claims = [
         {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
-        for (user_id, agent_id), time in sorted(worker_claims.take().items())
+        for (user_id, agent_id), time in sorted(take_minutes(worker_claims).items())
     ]
     if claims:
         with transaction() as connection:

@@ -168,7 +168,9 @@ def _revoke(connection: Connection, which: ColumnElement[bool]) -> int:
 
 def record_uses() -> None:
     """Store when each key was last used in this process, to the minute."""
-    uses = [{"of_key_id": key, "at": time} for key, time in auth.key_uses.take().items()]
+    uses = [
+        {"of_key_id": key, "at": time} for key, time in auth.take_minutes(auth.key_uses).items()
+    ]
     # Another process may have stored a later use.
     is_later = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < bindparam("at"))
     use = update(ApiKey).where(ApiKey.id == bindparam("of_key_id"), is_later)

@@ -123,7 +123,7 @@ def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
         # Reading is cheap; a claim waits for the write lock. An earlier claim with the same key,
         # whose response was lost, can still be waiting, and then gets the task.
         has_task = tasks.has_task_for_claim(caller, agent_id, key)
-        agents.worker_claims.record((caller.user_id, agent_id), clock.now())
+        agents.worker_claims[caller.user_id, agent_id] = clock.now()
         return tasks.claim(caller, agent_id, key) if has_task else (None, False)
 
     return until(claim_if_any, lambda claim: claim[0] is not None)
