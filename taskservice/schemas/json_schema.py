@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache, reduce
 from itertools import islice
@@ -33,61 +33,57 @@ TYPES = {
 }
 
 
-def named(place: str, instance: Any, errors: "Iterator[ValidationError]") -> dict[str, list[str]]:
+# Keyword -> the message for an error of it; `.value` is the keyword's value.
+_SENTENCES = {
+    "format": "Must have the format {.value}.",
+    "pattern": "Must match {.value}",
+    "anyOf": "Must match one of several.",
+    "oneOf": "Must match exactly one of several.",
+    "not": "Not allowed.",
+    "falseSchema": "Not allowed.",
+    "contains": "Must contain at least one matching item.",
+    "propertyNames": "Contains a property name that is not allowed.",
+}
+
+
+def _named(place: str, instance: Any, errors: "Iterator[ValidationError]") -> dict[str, list[str]]:
     """`place.<name>` -> the errors of the value there."""
-    errors_by_path: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for error in islice(errors, MAX_ERRORS):
-        for name, message in islice(_faults(instance, error), MAX_ERRORS):
-            path = ".".join(map(str, [place, *error.instance_path, *name]))
-            messages = errors_by_path.setdefault(path, [])
+        names, message = _fault(instance, error)
+        for name in islice(names, MAX_ERRORS):
+            messages = found.setdefault(
+                ".".join(map(str, [place, *error.instance_path, *name])), []
+            )
             if message not in messages:
                 messages.append(message)
-    return errors_by_path
+    return found
 
 
-def _faults(instance: Any, error: "ValidationError") -> Iterator[tuple[list[str], str]]:
-    """(the name of a property, or nothing for the value itself; the message)."""
+def _fault(instance: Any, error: "ValidationError") -> tuple[Iterable[Sequence[str]], str]:
+    """The properties that an error is about, or `()` for the value itself; and the message."""
     kind: Any = error.kind
+    if kind.name == "required":
+        return [(kind.value,)], "Missing."
     unknown = kind.value if kind.name == "additionalProperties" else ()
     if kind.name == "falseSchema" and error.schema_path[-1] == "additionalProperties":
         # The validator's error for an object that must have no properties at all.
         unknown = reduce(getitem, error.instance_path, instance)
-    if kind.name == "required":
-        yield [kind.value], "Missing."
-    elif unknown:
-        for name in unknown:
-            yield [name], "Unknown field."
-    else:
-        yield [], sentence(error)
+    if unknown:
+        return ((name,) for name in unknown), "Unknown field."
+    return [()], _sentence(error)
 
 
-def sentence(error: "ValidationError") -> str:
+def _sentence(error: "ValidationError") -> str:
     """The message for an error."""
     kind: Any = error.kind
-    match kind.name:
-        case "type":
-            return f"Must be {' or '.join(TYPES[each] for each in kind.value)}."
-        case "enum":
-            return f"Must be one of {_listed(kind.value)}."
-        case "const":
-            return f"Must be {_listed([kind.value])}."
-        case "format":
-            return f"Must have the format {kind.value}."
-        case "pattern":
-            return f"Must match {kind.value}"
-        case "anyOf" | "oneOf":
-            return f"Must match {'one' if kind.name == 'anyOf' else 'exactly one'} of several."
-        case "not" | "falseSchema":
-            return "Not allowed."
-        case "contains":
-            return "Must contain at least one matching item."
-        case "propertyNames":
-            return "Contains a property name that is not allowed."
-    return f"{error.message}."
-
-
-def _listed(values: list[Any]) -> str:
-    return ", ".join(json.dumps(value, ensure_ascii=False, default=str) for value in values)
+    if kind.name == "type":
+        return f"Must be {' or '.join(TYPES[each] for each in kind.value)}."
+    if kind.name in ("enum", "const"):
+        start, values = ("one of ", kind.value) if kind.name == "enum" else ("", [kind.value])
+        texts = [json.dumps(value, ensure_ascii=False, default=str) for value in values]
+        return f"Must be {start}{', '.join(texts)}."
+    return _SENTENCES[kind.name].format(kind) if kind.name in _SENTENCES else f"{error.message}."
 
 
 # The JSON Schema of an agent's input: which schemas are allowed.
@@ -147,29 +143,27 @@ def input_schema_problem(schema: dict[str, Any]) -> str | None:
         return f"$schema, if given, must be {DIALECT}."
     try:
         _compiled(text.decode())
+    except InvalidSchema as error:
+        return str(error)
     except ValueError as error:
         return _reason(error)
     return None
 
 
-def _reason(error: ValueError) -> str:
-    """Why a schema is not allowed."""
-    if isinstance(error, InvalidSchema):
-        return str(error)
-    path: list[str | int] = getattr(error, "instance_path", [])
-    place = ".".join(map(str, path))
-    if not path:
+def _reason(error: Any) -> str:
+    """Why the validator does not take a schema."""
+    if not getattr(error, "instance_path", ()):
         return f"Not a JSON Schema: {error.args[0].splitlines()[0]}."
-    if path[-1] == "type":
+    place = ".".join(map(str, error.instance_path))
+    if error.instance_path[-1] == "type":
         return f"{place}: must be one or several of {', '.join(TYPES)}."
-    kind: Any = getattr(error, "kind", None)
-    if kind.name == "format" and kind.value == "regex":
+    if error.kind.name == "format" and error.kind.value == "regex":
         return (
             f"{place}: unsupported pattern. Look-around and backreferences are not allowed, and a "
             f"pattern can have at most {MAX_PATTERN_SIZE >> 10} KiB when compiled (a . has about "
             "1 KiB for each repetition)."
         )
-    return f"{place}: {sentence(error)}"  # type: ignore[arg-type]
+    return f"{place}: {_sentence(error)}"
 
 
 # Whether a value matches a schema.
@@ -208,7 +202,7 @@ def _problems(place: str, schema: str, text: str, name: str) -> dict[str, list[s
         return {}
     if (values + size // BYTES_COPIED_IN_STEP) * of_value > MAX_NAMED:
         return {place: [f"Does not match {name}."]}
-    return named(place, instance, validator.iter_errors(instance))
+    return _named(place, instance, validator.iter_errors(instance))
 
 
 # The patterns of each take up to some MiB.
@@ -222,7 +216,7 @@ def _compiled(schema: str) -> "tuple[Draft202012Validator, int, int]":
 
 def _cost(root: dict[str, Any]) -> tuple[int, int]:
     """The steps of a check for each value, and for each byte, of an input. Raises InvalidSchema."""
-    schemas = dict(schemas_in("#", root))
+    schemas = dict(_schemas("#", root))
     count = of_value = of_byte = 0
     waiting = ["#"]
     while waiting:
@@ -230,7 +224,7 @@ def _cost(root: dict[str, Any]) -> tuple[int, int]:
         schema = schemas[pointer]
         values = [schema]
         if isinstance(schema, dict):
-            waiting += (f"{pointer}/{name}" for name, _ in _inner(schema))
+            waiting += dict(_inner(pointer, schema))
             waiting += _reference(pointer, schema, schemas)
             data = schema.keys() - _ONE - _LISTS - _OBJECTS
             values += _values([schema[keyword] for keyword in data])
@@ -250,23 +244,22 @@ def _cost(root: dict[str, Any]) -> tuple[int, int]:
     return of_value, of_byte
 
 
-def schemas_in(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
+def _schemas(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
     """The schema itself and all inside it, with their JSON pointers."""
     yield pointer, schema
-    for name, each in _inner(schema):
-        yield from schemas_in(f"{pointer}/{name}", each)
+    for inner_pointer, each in _inner(pointer, schema):
+        yield from _schemas(inner_pointer, each)
 
 
-def _inner(schema: Any) -> Iterator[tuple[str, Any]]:
-    """The schemas directly inside a schema, with their paths."""
+def _inner(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
+    """The schemas directly inside a schema, with their JSON pointers."""
     for keyword, value in schema.items() if isinstance(schema, dict) else ():
         if keyword in _ONE:
-            yield keyword, value
-        elif keyword in _LISTS:
-            yield from ((f"{keyword}/{number}", each) for number, each in enumerate(value))
-        elif keyword in _OBJECTS:
-            for name, each in value.items():
-                yield f"{keyword}/{name.replace('~', '~0').replace('/', '~1')}", each
+            yield f"{pointer}/{keyword}", value
+        elif keyword in _LISTS or keyword in _OBJECTS:
+            for name, each in value.items() if keyword in _OBJECTS else enumerate(value):
+                part = str(name).replace("~", "~0").replace("/", "~1")
+                yield f"{pointer}/{keyword}/{part}", each
 
 
 def _reference(pointer: str, schema: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
@@ -352,7 +345,7 @@ _KEYWORDS = {
     "boolean": set[str](),
     "array": {"items", "minItems", "maxItems"},
 }
-_FORMATS = {"email", "uri", "date", "date-time"}
+_FORMATS = ("date", "date-time", "email", "uri")
 
 
 def question_schema_problem(schema: dict[str, Any]) -> str | None:
@@ -374,14 +367,13 @@ def question_schema_problem(schema: dict[str, Any]) -> str | None:
 
 def _property_problem(name: str, schema: Any) -> str | None:
     kind = schema.get("type") if isinstance(schema, dict) else None
-    if not isinstance(kind, str) or kind not in _KEYWORDS:
+    if kind not in list(_KEYWORDS):
         return f"{name}: the type must be one of {', '.join(_KEYWORDS)}."
     unknown = schema.keys() - _EVERY - _KEYWORDS[kind]
     if unknown:
         return f"{name}: not allowed here: {', '.join(sorted(unknown))}."
-    form = schema.get("format", "email")
-    if not isinstance(form, str) or form not in _FORMATS:
-        return f"{name}: the format must be one of {', '.join(sorted(_FORMATS))}."
+    if schema.get("format", "email") not in _FORMATS:
+        return f"{name}: the format must be one of {', '.join(_FORMATS)}."
     if kind == "array":
         return None if _is_choice(schema.get("items")) else f"{name}: items must be an enum."
     is_valid = _are_options(schema.get("oneOf"))
@@ -432,19 +424,17 @@ def options(schema: dict[str, Any]) -> list[tuple[Any, str]]:
     if schema.get("type") == "array":
         schema = schema.get("items", {})
     values = [schema["const"]] if "const" in schema else schema.get("enum")
+    found = schema.get("oneOf", schema.get("anyOf"))
+    pairs: Iterable[tuple[Any, str]] = ()
     if isinstance(values, list):
         names = schema.get("enumNames")
-        names = names if isinstance(names, list) else []
-        titles = [*map(str, names), *map(plain, values[len(names) :])]
-        return list(zip(values, (title or "“”" for title in titles), strict=False))
-    found = schema.get("oneOf", schema.get("anyOf"))
-    if not isinstance(found, list):
-        return []
-    if not all(isinstance(each, dict) and "const" in each for each in found):
-        return []
-    return [
-        (each["const"], str(each.get("title") or plain(each["const"]) or "“”")) for each in found
-    ]
+        titles = list(map(str, names)) if isinstance(names, list) else []
+        pairs = zip(values, [*titles, *map(plain, values[len(titles) :])], strict=False)
+    elif isinstance(found, list) and all(
+        isinstance(each, dict) and "const" in each for each in found
+    ):
+        pairs = [(each["const"], str(each.get("title") or plain(each["const"]))) for each in found]
+    return [(value, title or "“”") for value, title in pairs]
 
 
 def plain(value: Any) -> str:
