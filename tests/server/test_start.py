@@ -21,6 +21,7 @@ class TracedService(Service):
     """A service whose log names each module that its processes load."""
 
     command = (sys.executable, "-X", "importtime", "-m", "taskservice", "serve")
+    has_database = False
 
     def loaded(self) -> set[str]:
         lines = self.log.read_text().splitlines()
