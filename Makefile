@@ -9,6 +9,8 @@ BIND = $(or $(TASKSERVICE_BIND),127.0.0.1:8000)
 unexport PYTHONDONTWRITEBYTECODE
 # More than processors, since many tests wait for another process.
 PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 2 ))
+# More arguments for `make test-all`, such as `@FILE` with a line for each.
+PYTEST ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-lists test-dashboard test-browser test-callbacks test-server \
@@ -91,7 +93,7 @@ test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, m
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/big
 
 test-all: $(VENV)/installed-test ## All but the core in one run, which takes less than one target after the other
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal --durations=12 $(sort $(dir $(wildcard tests/*/test_*.py)))
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal --durations=12 $(PYTEST) $(sort $(dir $(wildcard tests/*/test_*.py)))
 
 lint: $(VENV)/installed-test ## Check style and types
 	$(BIN)/ruff check .

@@ -208,6 +208,14 @@ def test_each_folder_of_tests_has_one_target_and_ci_runs_each_target() -> None:
         assert re.search(r"^.*\bdocs$", (ROOT / file).read_text(), re.MULTILINE), file
 
 
+def test_each_test_that_ci_leaves_to_the_night_is_there() -> None:
+    for line in (ROOT / ".ci" / "by-night").read_text().splitlines():
+        option, path, *name = re.split("=|::", line)
+        assert option == "--deselect"
+        functions = re.findall(r"^def (test_\w+)", (ROOT / path).read_text(), re.MULTILINE)
+        assert {each.partition("[")[0] for each in name} <= set(functions), line
+
+
 # Documented in spite of their underscore: of marshmallow, of named tuples, of SQLAlchemy's rows.
 DOCUMENTED = {"_serialize", "_deserialize", "_asdict", "_mapping", "_replace"}
 

@@ -135,7 +135,7 @@ def succeeds(*command: str) -> bool:
 BUILD_FLAGS = os.environ.get("BUILD_FLAGS", "")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def engine() -> str:
     """Podman or Docker, with the base image."""
     for program in filter(None, map(shutil.which, ("podman", "docker"))):
@@ -156,7 +156,7 @@ def has_image(engine: str, name: str) -> bool:
     return succeeds(engine, "image", "inspect", name) or succeeds(engine, "pull", name)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def image(engine: str) -> Iterator[str]:
     tag = f"taskservice-test-{uuid4().hex}"
     output(str(ROOT / ".ci" / "image"), TAG=tag, VERSION=VERSION)
@@ -175,15 +175,13 @@ def container(engine: str, image: str, *options: str) -> Iterator[str]:
         output(engine, "rm", "--force", "--volumes", name)
 
 
+# One test, since another process of the tests would have to build the image once more.
 @pytest.mark.timeout(900)
-def test_image_serves(engine: str, image: str, tmp_path: Path, subtests: pytest.Subtests) -> None:
-    """One test, since it builds the image once."""
+def test_image_serves(engine: str, image: str, subtests: pytest.Subtests) -> None:
     with subtests.test("as a user that is a number"):
         serves_as_a_user_that_is_a_number(engine, image)
     with subtests.test("as any user of the group 0, on a Unix socket"):
         serves_as_any_user_of_the_group_0_and_on_a_unix_socket(engine, image)
-    with subtests.test("on PostgreSQL, by the compose file"):
-        serves_on_postgresql_by_the_compose_file(engine, image, tmp_path)
 
 
 def serves_as_a_user_that_is_a_number(engine: str, image: str) -> None:
@@ -220,7 +218,10 @@ def serves_as_any_user_of_the_group_0_and_on_a_unix_socket(engine: str, image: s
         assert not succeeds(*inside, "env", "TASKSERVICE_BIND=127.0.0.1:8000", "healthcheck")
 
 
-def serves_on_postgresql_by_the_compose_file(engine: str, image: str, tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+def test_image_serves_on_postgresql_by_the_compose_file(
+    engine: str, image: str, tmp_path: Path
+) -> None:
     """By podman-compose, in the folder of the file, with the image that it would build."""
     program = shutil.which("podman-compose")
     if program is None or not engine.endswith("podman"):
