@@ -19,6 +19,7 @@ from taskservice.database.types import database_now
 from taskservice.terms import COMPLETE, PENDING
 from tests.support.api_client import ApiClient, expect
 from tests.support.receiver import Receiver
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 def finish(person: ApiClient, task: dict[str, Any], **changes: Any) -> str:
@@ -78,12 +79,12 @@ def looping(app: Flask, stop_seconds: float = delivery_loop.STOP_SECONDS) -> Ite
 
 def _stop(loop: DeliveryLoop) -> None:
     loop.stop()
-    loop.join(10)
+    loop.join(PATIENCE_SECONDS)
     assert not loop.is_alive()
     # Those that have been given up may still be at it, and use the database.
     for thread in threading.enumerate():
         if thread.name == "sender":
-            thread.join(10)
+            thread.join(PATIENCE_SECONDS)
 
 
 def enqueue_many(app: Flask, person: ApiClient, url: str, count: int) -> None:
