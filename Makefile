@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+UV_INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 USER_NAME ?= me
 BIND = $(or $(TASKSERVICE_BIND),127.0.0.1:8000)
 # Kept bytecode saves seconds in each process of the tests.
@@ -40,12 +41,17 @@ run: install ## Install, create a first user, and serve on 127.0.0.1:8000 or TAS
 		TASKSERVICE_CALLBACK_ALLOWED=$${TASKSERVICE_CALLBACK_ALLOWED:-external,loopback} \
 		$(BIN)/taskservice serve
 
-$(VENV)/installed-test: $(VENV)/installed tests/requirements.txt
-	$(BIN)/python -m pip install --quiet --constraint tests/requirements.txt --editable '.[test,lint]'
+# It takes a tenth of the time that pip takes.
+$(VENV)/uv: $(VENV)/installed tests/requirements.txt
+	$(BIN)/python -m pip install --quiet --constraint tests/requirements.txt uv
 	@touch $@
 
-$(VENV)/installed-docs: $(VENV)/installed tests/requirements.txt
-	$(BIN)/python -m pip install --quiet --constraint tests/requirements.txt --editable '.[docs]'
+$(VENV)/installed-test: $(VENV)/uv
+	$(UV_INSTALL) --constraint tests/requirements.txt --editable '.[test,lint]'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/uv
+	$(UV_INSTALL) --constraint tests/requirements.txt --editable '.[docs]'
 	@touch $@
 
 test: $(VENV)/installed-test ## Install the tests' dependencies, and test the core of the service
@@ -131,8 +137,8 @@ reference: $(VENV)/installed-test ## Write the commands and settings into docs/r
 screenshots: $(VENV)/installed-test ## Take the pictures of the dashboard in docs/
 	$(BIN)/python -m tests.screenshots docs/dashboard
 
-$(VENV)/installed-release: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[release]'
+$(VENV)/installed-release: $(VENV)/uv
+	$(UV_INSTALL) --editable '.[release]'
 	@touch $@
 
 dist: $(VENV)/installed-release ## Build a release in dist/, and try it on each installed Python
