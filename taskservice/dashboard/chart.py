@@ -2,15 +2,14 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
-from taskservice import quantities
 from taskservice.auth import Caller
 from taskservice.dashboard import formatting
 from taskservice.database import clock
@@ -46,9 +45,8 @@ class Period(NamedTuple):
         """
         step = self.seconds // self.bars
         end = (int(time.time()) // step + 1) * step
-        last = datetime.fromtimestamp(end, UTC)
         return [
-            clock.rfc3339(last - timedelta(seconds=step * index))
+            clock.from_milliseconds((end - step * index) * 1000)
             for index in range(self.bars + 1, -1, -1)
         ]
 
@@ -67,33 +65,6 @@ PERIODS = {
 DEFAULT = "24h"
 
 
-class Bar(NamedTuple):
-    """The tasks that were started in one part of the period, by status."""
-
-    since: str
-    until: str
-    counts: dict[str, int]
-
-    @property
-    def bounds(self) -> dict[str, str]:
-        """The filters, exclusive as in the API, that list exactly these tasks."""
-        before = clock.moved(self.since, -MILLISECOND)
-        return {"createdAfter": before, "createdBefore": self.until}
-
-    @property
-    def total(self) -> int:
-        return sum(self.counts.values())
-
-    def parts(self, highest: int) -> Iterator[tuple[str, float, float]]:
-        """(status, top, height) in pixels of each part, where `highest` tasks fill the chart."""
-        top = float(HEIGHT)
-        for status, count in self.counts.items():
-            if count:
-                height = round(max(MIN_HEIGHT, count / highest * (HEIGHT - 3 * MIN_HEIGHT)), 2)
-                top = round(top - height, 2)
-                yield status, top, height
-
-
 def bar_start(created_after: str) -> str:
     """The start of the bar with this bound: the bound itself if there is no later time."""
     try:
@@ -102,36 +73,11 @@ def bar_start(created_after: str) -> str:
         return created_after
 
 
-class Chart(NamedTuple):
-    """The bars of a period, oldest first."""
-
-    period: Period
-    bars: list[Bar]
-    is_complete: bool
-
-    @property
-    def highest(self) -> int:
-        return max(bar.total for bar in self.bars)
-
-    @property
-    def totals(self) -> dict[str, int]:
-        return {
-            status: sum(bar.counts[status] for bar in self.bars) for status in self.bars[0].counts
-        }
+# The chart of a list, and until when it is shown.
+_cached = lru_cache(CACHE_SIZE)(lambda *_key: SimpleNamespace(chart=None, expires=0.0))
 
 
-@dataclass
-class _Cached:
-    chart: Chart | None = None
-    expires: float = 0.0
-
-
-@lru_cache(CACHE_SIZE)
-def _cached(user_id: str, agent_id: str | None, selection: Selection, name: str) -> _Cached:
-    return _Cached()
-
-
-def count(caller: Caller, selection: Selection, name: str) -> Chart:
+def count(caller: Caller, selection: Selection, name: str) -> dict[str, Any]:
     """The chart of a list in the period `name`, a key of PERIODS; the list's own period is ignored.
 
     Cached, since counting a million tasks takes long and every open page requests it once a second.
@@ -139,25 +85,48 @@ def count(caller: Caller, selection: Selection, name: str) -> Chart:
     selection = selection._replace(created_after=None, created_before=None)
     cached = _cached(caller.user_id, caller.agent_id, selection, name)
     began = time.monotonic()
-    if cached.chart is None or began >= cached.expires:
+    if began >= cached.expires:
         cached.chart = _count(caller, selection, PERIODS[name])
         ended = time.monotonic()
         cached.expires = ended + CACHE_FACTOR * (ended - began)
-    return cached.chart
+    chart: dict[str, Any] = cached.chart
+    return chart
 
 
-def _count(caller: Caller, selection: Selection, period: Period) -> Chart:
+def _count(caller: Caller, selection: Selection, period: Period) -> dict[str, Any]:
     boundaries = period.boundaries
     only = ERROR if selection.error_type else selection.status
     statuses = tuple(status for status in STATUSES if only in (None, status))
     counted = lists.count_by_start(caller, selection, boundaries, statuses)
-    bars = [
-        Bar(since, until, dict(zip(statuses, of_bar, strict=True)))
-        for (since, until), of_bar in zip(
-            pairwise(boundaries), zip(*counted.counts, strict=True), strict=True
-        )
-    ]
-    return Chart(period, bars, counted.are_complete)
+    of_bars = list(zip(*counted.counts, strict=True))
+    highest = max(map(sum, of_bars))
+    return {
+        "period": period,
+        "bars": [
+            _bar(*bounds, dict(zip(statuses, counts, strict=True)), highest)
+            for bounds, counts in zip(pairwise(boundaries), of_bars, strict=True)
+        ],
+        "highest": highest,
+        "totals": dict(zip(statuses, map(sum, counted.counts), strict=True)),
+        "is_complete": counted.are_complete,
+    }
+
+
+def _bar(since: str, until: str, counts: dict[str, int], highest: int) -> dict[str, Any]:
+    """The tasks that were started in one part of the period, of which `highest` fill the chart.
+
+    `bounds` are the filters, exclusive as in the API, that list exactly these tasks; `parts` are
+    (status, top, height) in pixels.
+    """
+    parts, top = [], float(HEIGHT)
+    for status, number in counts.items():
+        if number:
+            height = round(max(MIN_HEIGHT, number / highest * (HEIGHT - 3 * MIN_HEIGHT)), 2)
+            top = round(top - height, 2)
+            parts.append((status, top, height))
+    bounds = {"createdAfter": clock.moved(since, -MILLISECOND), "createdBefore": until}
+    total = sum(counts.values())
+    return {"since": since, "bounds": bounds, "counts": counts, "total": total, "parts": parts}
 
 
 # The plot of an agent's last runs: how long each took, by when it ended.
@@ -165,59 +134,41 @@ def _count(caller: Caller, selection: Selection, period: Period) -> Chart:
 # In pixels.
 PLOT_HEIGHT = 200
 # The lines of the scale, in seconds; it is logarithmic, since durations differ by magnitudes.
-TICKS = (0.01, 0.1, 1, 10, 60, 600, 3_600, 36_000, 86_400, 864_000, 8_640_000, 86_400_000)
+TICKS = {
+    0.01: "0.01 s", 0.1: "0.1 s", 1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3_600: "1 h",
+    36_000: "10 h", 86_400: "1 d", 864_000: "10 d", 8_640_000: "100 d", 86_400_000: "1000 d",
+}  # fmt: skip
 
 
-class Point(NamedTuple):
-    """One finished task with its outcome, at `x` percent of the width and `y` pixels."""
+def plot(runs: Sequence[AnyRow], usual: float | None) -> dict[str, Any] | None:
+    """The plot of finished tasks, oldest first; None if no agent claimed any of them.
 
-    task: AnyRow
-    x: float
-    y: float
-    outcome: str
-    seconds: float
-
-
-class Plot(NamedTuple):
-    """The points, the lines of the scale as (text, y), and the y of the usual duration."""
-
-    points: list[Point]
-    ticks: list[tuple[str, float]]
-    usual: float | None
-
-
-def plot(runs: Sequence[AnyRow], usual: float | None) -> Plot | None:
-    """The plot of finished tasks, oldest first; None if no agent claimed any of them."""
+    Its `points` are at `x` percent of the width and `y` pixels, its `ticks` are (text, y).
+    """
     lasted = [(task, found) for task in runs if (found := seconds(task)) is not None]
     if not lasted:
         return None
     durations = [found for _, found in lasted]
     # The ticks below and above all durations.
-    low = max((tick for tick in TICKS if tick <= min(durations)), default=TICKS[0])
-    high = min((tick for tick in TICKS if tick > max(durations)), default=TICKS[-1])
+    low = max((tick for tick in TICKS if tick <= min(durations)), default=min(TICKS))
+    high = min((tick for tick in TICKS if tick > max(durations)), default=max(TICKS))
+
+    def y(duration: float) -> float:
+        share = _share(math.log(min(max(duration, low), high)), math.log(low), math.log(high))
+        return round(PLOT_HEIGHT * (1 - share), 1)
+
     ends = [datetime.fromisoformat(task.finished_at).timestamp() for task, _ in lasted]
     points = [
-        Point(task, _share(end, ends[0], ends[-1]) * 100, _y(found, low, high),
-              formatting.outcome_of(task), found)
+        {"task": task, "x": _share(end, ends[0], ends[-1]) * 100, "y": y(found), "seconds": found,
+         "outcome": formatting.outcome_of(task)}
         for (task, found), end in zip(lasted, ends, strict=True)
     ]  # fmt: skip
-    ticks = [(_words(tick), _y(tick, low, high)) for tick in TICKS if low <= tick <= high]
-    return Plot(points, ticks, None if usual is None else _y(usual, low, high))
-
-
-def _y(duration: float, low: float, high: float) -> float:
-    share = _share(math.log(min(max(duration, low), high)), math.log(low), math.log(high))
-    return round(PLOT_HEIGHT * (1 - share), 1)
+    ticks = [(text, y(tick)) for tick, text in TICKS.items() if low <= tick <= high]
+    return {"points": points, "ticks": ticks, "usual": None if usual is None else y(usual)}
 
 
 def _share(value: float, first: float, last: float) -> float:
     return 0.5 if first == last else round((value - first) / (last - first), 4)
-
-
-def _words(duration: float) -> str:
-    if duration < 1:
-        return f"{duration:g} s"
-    return quantities.duration(int(duration)).removesuffix(" 0 s")
 
 
 # The charts of the numbers in an agent's outputs.
@@ -228,18 +179,8 @@ MIN_NUMBERS = 3
 SERIES_WIDTH, SERIES_HEIGHT, DOT = 300, 60, 5
 
 
-class Series(NamedTuple):
-    """The numbers at one path, oldest first, each with its x and y; and texts about all of them."""
-
-    path: str
-    points: list[tuple[Number, float, float]]
-    last: str
-    median: str
-    total: str
-
-
-def series(path: str, numbers: Sequence[Number]) -> Series:
-    """The chart of at least MIN_NUMBERS numbers."""
+def series(path: str, numbers: Sequence[Number]) -> dict[str, Any]:
+    """The chart of at least MIN_NUMBERS numbers, oldest first; `points` are (number, x, y)."""
     # Imported here, since few requests need it.
     from statistics import median
 
@@ -252,8 +193,9 @@ def series(path: str, numbers: Sequence[Number]) -> Series:
         share = float((value - low) / (high - low)) if high - low else 0.5
         y = DOT + (SERIES_HEIGHT - 2 * DOT) * (1 - share)
         points.append((number, round(DOT + index * step, 1), round(y, 1)))
-    texts = map(_amount, (values[-1], median(values), Decimal(sum(values))))
-    return Series(path, points, *texts)
+    about = {"last": values[-1], "median": median(values), "total": Decimal(sum(values))}
+    texts = {name: _amount(value) for name, value in about.items()}
+    return {"path": path, "points": points, **texts}
 
 
 def _amount(value: Decimal) -> str:

@@ -65,4 +65,4 @@ def test_extreme_numbers_are_drawn(window: Browser, alice: ApiClient) -> None:
 @pytest.mark.parametrize("numbers", [["5"] * 3, ["1e-5000000", "2e-5000000", "3e-5000000"]])
 def test_equal_numbers_are_on_one_line(numbers: list[str]) -> None:
     series = chart.series("n", [Number("", "", text) for text in numbers])
-    assert {y for _, _, y in series.points} == {chart.SERIES_HEIGHT / 2}
+    assert {y for _, _, y in series["points"]} == {chart.SERIES_HEIGHT / 2}
