@@ -116,8 +116,7 @@ def follow(task_id: str, query: dict[str, Any]) -> Response:
     A client that reconnects with `Last-Event-ID`, as browsers do, misses nothing.
     """
     task = tasks.get(caller, task_id)
-    events = waiting.follow(caller, task.id, _last_event_id())
-    return waiting.respond(events, has_times=query.get("times", False))
+    return waiting.follow(task.id, _last_event_id(), has_times=query.get("times", False))
 
 
 @blueprint.get("/task/<task_id>/new-lines")

@@ -298,10 +298,10 @@ def events(task_id: str) -> Response:
     """The task and its lines after line number `after`, live: Server-Sent Events."""
     # A browser that reconnects sends the number of its last line.
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
-    events = waiting.follow(caller, tasks.get(caller, task_id).id, max(after, 0))
+    task = tasks.get(caller, task_id)
     # A link needs no session.
     is_allowed = (lambda: True) if caller.task_id else pages.is_session_unexpired
-    return waiting.respond(events, is_allowed, has_times=True)
+    return waiting.follow(task.id, max(after, 0), is_allowed, has_times=True)
 
 
 @blueprint.get("/tasks/<task_id>/log.txt")

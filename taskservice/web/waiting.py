@@ -4,15 +4,14 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from itertools import takewhile
+from contextlib import ExitStack, contextmanager, suppress
 from operator import attrgetter
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import TypeVar
 
 from flask import Response, after_this_request, request, stream_with_context
 
 from taskservice import resources
-from taskservice.auth import Caller, caller, still_valid
+from taskservice.auth import caller, still_valid
 from taskservice.database import clock, watcher
 from taskservice.database.transactions import end_shared_reading
 from taskservice.database.types import TaskRow
@@ -45,10 +44,19 @@ def until(read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: boo
     """
     seconds = _preferred_seconds()
     result, has_waited = within(seconds, read, is_enough, by_time=by_time)
+    header = {}
     if has_waited:
-        after_this_request(_with_header("Preference-Applied", f"wait={seconds}"))
+        header = {"Preference-Applied": f"wait={seconds}"}
     elif seconds and not is_enough(result):
-        after_this_request(_with_header("Retry-After", str(RETRY_SECONDS)))
+        header = {"Retry-After": str(RETRY_SECONDS)}
+
+    def add_header(response: Response) -> Response:
+        if response.status_code < 400:
+            response.headers.update(header)
+        return response
+
+    if header:
+        after_this_request(add_header)
     return result
 
 
@@ -61,11 +69,9 @@ def within(
     when the client disconnects. Raises 401 when the key is no longer valid. Holds no connection to
     the database.
     """
-    if not seconds:
-        return read(), False
     result = read()
-    if is_enough(result):
-        return result, True
+    if not seconds or is_enough(result):
+        return result, seconds > 0
     end_shared_reading()
     is_valid = _key_check()
 
@@ -149,16 +155,7 @@ def _preferred_seconds() -> int:
     return min(int(wait[1].lstrip("0")[:9] or 0), MAX_SECONDS) if wait else 0
 
 
-def _with_header(name: str, value: str) -> Callable[[Response], Response]:
-    def add_header(response: Response) -> Response:
-        if response.status_code < 400:
-            response.headers[name] = value
-        return response
-
-    return add_header
-
-
-# The changes of a task as they happen, as objects and as Server-Sent Events.
+# The changes of a task as they happen, as Server-Sent Events.
 
 # A comment after this time without an event keeps proxies from closing the stream.
 COMMENT_SECONDS = 15.0
@@ -173,22 +170,62 @@ WITHOUT_LOGS = Shape(fields=tuple(name for name in TASK_FIELDS if name != "logs"
 SHARED = Shape(fields=tuple(name for name in SHARED_FIELDS if name != "logs"))
 
 
-class Lines(NamedTuple):
-    """Lines of the log; the first one has the number `first`."""
-
-    first: int
-    lines: list[TimedLine]
+# The streams are limited in number, since each one has a thread.
+STREAM_RETRY_SECONDS = 5
+HEADERS = {"X-Accel-Buffering": "no"}
 
 
-# None: nothing has changed since the last check of the client.
-Event: TypeAlias = TaskRow | Lines | None
+def follow(
+    task_id: str,
+    after: int,
+    is_allowed: Callable[[], bool] = lambda: True,
+    *,
+    has_times: bool = False,
+) -> Response:
+    """A task, its lines after number `after`, and each change, until the task ends.
+
+    Also ends when the key is no longer valid or `is_allowed` returns false. Raises 503 without a
+    free slot.
+    """
+    if request.method == "HEAD":
+        # An iterator, since an empty string would set Content-Length.
+        return Response(iter(()), headers=HEADERS, content_type=EVENTS)
+    stack = ExitStack()
+    slot = stack.enter_context(_slot(is_stream=True))
+    if slot is None:
+        raise overloaded("Too many streams and waits are open", STREAM_RETRY_SECONDS)
+    text = stream_with_context(_text(_events(task_id, after, has_times), slot, is_allowed))
+    response = Response(text, headers=HEADERS, content_type=EVENTS)
+    response.call_on_close(stack.close)
+    return response
 
 
-def follow(caller: Caller, task_id: str, after: int) -> Iterator[Event]:
+def _text(
+    events: Iterator[bytes | None], slot: WaitSlot, is_allowed: Callable[[], bool]
+) -> Iterator[bytes]:
+    """The events, while the client may have them, with comments while nothing changes."""
+    is_key_valid = _key_check()
+    sent_at = checked_at = time.monotonic()
+    for event in events:
+        if slot.is_over or (event is None and not is_client_connected()):
+            return
+        # A stream can last for days, and the key can be revoked in that time.
+        if time.monotonic() - checked_at >= watcher.CLIENT_CHECK_SECONDS:
+            if not (is_allowed() and is_key_valid()):
+                return
+            checked_at = time.monotonic()
+        if event is None and time.monotonic() - sent_at < COMMENT_SECONDS:
+            continue
+        sent_at = time.monotonic()
+        yield event or COMMENT
+
+
+def _events(task_id: str, after: int, has_times: bool) -> Iterator[bytes | None]:
     """Yields the task, its lines after number `after`, and each change, until the task ends.
 
-    The row comes first, again whenever anything but the log has changed, and last when the task
-    has ended. The iterator also ends when the task is deleted or the process stops.
+    The task comes first, again whenever anything but the log has changed, and last when it has
+    ended; None when nothing has changed since the last check of the client. The iterator also ends
+    when the task is deleted or the process stops.
     """
     shown: tuple[object, ...] | None = None
     watch = resources.find(Watcher)
@@ -204,42 +241,23 @@ def follow(caller: Caller, task_id: str, after: int) -> Iterator[Event]:
             if row is None:
                 return
             if shown is None:
-                yield row
+                yield _task(row)
                 # A number past the end would hide the next lines.
                 after = min(after, row.log_count)
             begin = after = max(after, row.first_log - 1)
-            for lines in _present_lines(row, after):
-                yield Lines(after + 1, lines)
-                after += len(lines)
+            # Retention or a deletion removed the log: the next read of the task shows which.
+            with suppress(LogDropped):
+                for page in logs.pages(row, after):
+                    lines = page.timed_lines()
+                    yield _lines(after + 1, lines, has_times)
+                    after += len(lines)
             has_ended = row.status != RUNNING
             is_news = shown is not None and shown != _state(row)
             if is_news or (has_ended and after > begin):
-                yield row
+                yield _task(row)
             shown = _state(row)
             if has_ended and after >= row.log_count:
                 return
-
-
-def as_text(events: Iterator[Event], *, has_times: bool = False) -> Iterator[bytes]:
-    """Events as `text/event-stream`, with comments while nothing changes."""
-    sent_at = time.monotonic()
-    for event in events:
-        now = time.monotonic()
-        if event is not None:
-            yield _lines(event, has_times) if isinstance(event, Lines) else _task(event)
-        elif now - sent_at >= COMMENT_SECONDS:
-            yield COMMENT
-        else:
-            continue
-        sent_at = now
-
-
-def _present_lines(row: TaskRow, after: int) -> Iterator[list[TimedLine]]:
-    try:
-        yield from (page.timed_lines() for page in logs.pages(row, after))
-    except LogDropped:
-        # Retention or a deletion removed the log: the next read of the task shows which.
-        return
 
 
 def _task(row: TaskRow) -> bytes:
@@ -247,53 +265,9 @@ def _task(row: TaskRow) -> bytes:
     return b"event: task\ndata: " + b"".join(task_json.task(row, shape)) + b"\n\n"
 
 
-def _lines(event: Lines, has_times: bool) -> bytes:
-    data = [{"at": at, "line": text} if has_times else text for text, at in event.lines]
+def _lines(first: int, lines: list[TimedLine], has_times: bool) -> bytes:
+    data = [{"at": at, "line": text} if has_times else text for text, at in lines]
     return b"".join(
         b"id: %d\nevent: log\ndata: %b\n\n" % (number, strict_json.dumps(each))
-        for number, each in enumerate(data, event.first)
+        for number, each in enumerate(data, first)
     )
-
-
-# Event streams; their number is limited, since each one has a thread.
-
-STREAM_RETRY_SECONDS = 5
-
-HEADERS = {"X-Accel-Buffering": "no"}
-
-
-def respond(
-    events: Iterator[Event],
-    is_allowed: Callable[[], bool] = lambda: True,
-    *,
-    has_times: bool = False,
-) -> Response:
-    """Events as they happen, while the key is valid and `is_allowed` returns true.
-
-    Raises 503 without a free slot.
-    """
-    if request.method == "HEAD":
-        # An iterator, since an empty string would set Content-Length.
-        return Response(iter(()), headers=HEADERS, content_type=EVENTS)
-    stack = ExitStack()
-    slot = stack.enter_context(_slot(is_stream=True))
-    if slot is None:
-        raise overloaded("Too many streams and waits are open", STREAM_RETRY_SECONDS)
-    own = takewhile(lambda _event: not slot.is_over, _while_allowed(events, is_allowed))
-    text = stream_with_context(as_text(own, has_times=has_times))
-    response = Response(text, headers=HEADERS, content_type=EVENTS)
-    response.call_on_close(stack.close)
-    return response
-
-
-def _while_allowed(events: Iterator[Event], is_allowed: Callable[[], bool]) -> Iterator[Event]:
-    is_key_valid, checked_at = _key_check(), time.monotonic()
-    for event in events:
-        if event is None and not is_client_connected():
-            return
-        # A stream can last for days, and the key can be revoked in that time.
-        if time.monotonic() - checked_at >= watcher.CLIENT_CHECK_SECONDS:
-            if not (is_allowed() and is_key_valid()):
-                return
-            checked_at = time.monotonic()
-        yield event
