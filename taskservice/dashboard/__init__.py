@@ -16,7 +16,7 @@ for blueprint in (
     agents.blueprint,
     hooks.blueprint,
     keys.blueprint,
-    tasks.sharing,
+    tasks.managed,
     tasks.public,
     questions.answers,
 ):

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from flask import Blueprint, Response, flash, request
+from flask import Blueprint, Response, request
 from marshmallow import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
@@ -28,6 +28,8 @@ from taskservice.services.tasks import Idempotency
 from taskservice.terms import BROKEN, CANCELLED, FAILED, TIMEOUT
 
 blueprint = Blueprint("agents", __name__)
+
+_put_schema, _start_schema = PutAgentSchema(), StartSchema()
 
 PAGE_SIZE = 50
 MAX_PAGE = 1_000_000
@@ -74,7 +76,8 @@ def show(agent_id: str) -> Response:
     facts = _facts(agent, runs[-agent_service.RECENT :])
     return page(
         "agent.html",
-        **facts,
+        agent=agent,
+        of=facts,
         inputs=schema_form.begun(agent.input_schema).fields,
         loads=agent_service.loads([agent], MAX_WAITING),
         max_waiting=MAX_WAITING,
@@ -92,64 +95,66 @@ def show(agent_id: str) -> Response:
     )
 
 
-@blueprint.get("/agents/<agent_id>/edit")
-def edit_form(agent_id: str) -> Response:
+@blueprint.route("/agents/<agent_id>/edit", methods=["GET", "POST"])
+def edit(agent_id: str) -> AnyResponse:
     caller.require_full_user_key()
     agent = agent_service.get(caller, agent_id)
-    expect = _stored_expect(agent) or {}
-    form = {"name": agent.name, "description": agent.description}
-    form |= {"cron": expect.get("cron", ""), "zone": expect.get("timeZone", "")}
-    form |= {name: typed(expect[name]) for name in ("every", "grace") if name in expect}
-    return _edit_page(agent, form)
+    stored, fault = _stored_expect(agent), ""
+    if request.method == "POST":
+        form = first_texts(request.form)
+        try:
+            names = {name: form[name] for name in ("name", "description")}
+            fields = _put_schema.load({**names, "expect": _expect(form)})
+            if fields["expect"] == stored:
+                # Setting it again would end the lateness of the agent.
+                del fields["expect"]
+            agent_service.put(caller, agent.id, fields)
+            return redirect_to("agents.show", "Saved.", agent_id=agent.id)
+        except (Problem, ValidationError) as error:
+            errors = schema_form.errors_of(error)
+            fault = schema_form.sentence_of(errors | errors.pop("expect", {}))
+            fault = f"Nothing was changed. {fault}"
+    else:
+        expect = stored or {}
+        form = {"name": agent.name, "description": agent.description}
+        form |= {"cron": expect.get("cron", ""), "zone": expect.get("timeZone", "")}
+        form |= {name: typed(expect[name]) for name in ("every", "grace") if name in expect}
+    return page("edit_agent.html", 422 if fault else 200, agent=agent, form=form, fault=fault)
 
 
-@blueprint.post("/agents/<agent_id>/edit")
-def change(agent_id: str) -> AnyResponse:
-    caller.require_full_user_key()
-    agent = agent_service.get(caller, agent_id)
-    form = _form("name", "description", "every", "cron", "zone", "grace")
-    try:
-        names = {name: form[name] for name in ("name", "description")}
-        fields = PutAgentSchema().load({**names, "expect": _expect(form)})
-        if fields["expect"] == _stored_expect(agent):
-            # Setting it again would end the lateness of the agent.
-            del fields["expect"]
-        agent_service.put(caller, agent.id, fields)
-    except (Problem, ValidationError) as error:
-        errors = schema_form.errors_of(error)
-        fault = schema_form.sentence_of(errors | errors.pop("expect", {}))
-        return _edit_page(agent, form, f"Nothing was changed. {fault}")
-    flash("Saved.")
-    return redirect_to("agents.show", agent_id=agent.id)
-
-
-@blueprint.get("/agents/<agent_id>/run")
-def run_form(agent_id: str) -> Response:
-    caller.require_full_user_key()
-    agent = agent_service.get(caller, agent_id)
-    source, is_text = None, "json" in request.args
-    input_form = schema_form.begun(agent.input_schema, is_text=is_text)
-    if not input_form.can_have_fields:
-        newest = agent_service.newest_task(agent, MAX_EXAMPLE)
-        if newest and newest.input not in (None, "{}"):
-            source = newest
-            input_form = schema_form.begun(agent.input_schema, newest.input)
-    return _run_page(agent, input_form, source=source)
-
-
-@blueprint.post("/agents/<agent_id>/run")
+@blueprint.route("/agents/<agent_id>/run", methods=["GET", "POST"])
 def run(agent_id: str) -> AnyResponse:
     """Errors are shown in the form, which keeps the user's input."""
     caller.require_full_user_key()
     agent = agent_service.get(caller, agent_id)
-    input_form = schema_form.from_request(agent.input_schema, texts(request.form), "{}")
-    try:
-        task = _start(agent, input_form)
-    except (Problem, ValidationError) as error:
-        input_form, fault = input_form.with_errors(schema_form.errors_of(error))
-        return _run_page(agent, input_form, f"Nothing was started. {fault}")
-    flash(f"Started “{task.name}”.")
-    return redirect_to("tasks.show", task_id=task.id)
+    source, fault = None, ""
+    if request.method == "POST":
+        input_form = schema_form.from_request(agent.input_schema, texts(request.form), "{}")
+        try:
+            task = _start(agent, input_form)
+            return redirect_to("tasks.show", f"Started “{task.name}”.", task_id=task.id)
+        except (Problem, ValidationError) as error:
+            input_form, fault = input_form.with_errors(schema_form.errors_of(error))
+            fault = f"Nothing was started. {fault}"
+    else:
+        is_text = "json" in request.args
+        input_form = schema_form.begun(agent.input_schema, is_text=is_text)
+        newest = None if input_form.fields else agent_service.newest_task(agent, MAX_EXAMPLE)
+        if newest and newest.input not in (None, "{}"):
+            source = newest
+            input_form = schema_form.begun(agent.input_schema, newest.input)
+    return page(
+        "run.html",
+        422 if fault else 200,
+        agent=agent,
+        input_form=input_form,
+        fault=fault,
+        # The task whose input the form shows.
+        source=source,
+        form=first_texts(request.form),
+        no_worker=attention.missing_worker(agent),
+        new_id=clock.new_id(),
+    )
 
 
 def _start(agent: AnyRow, input_form: InputForm) -> TaskRow:
@@ -157,7 +162,7 @@ def _start(agent: AnyRow, input_form: InputForm) -> TaskRow:
 
     Raises 422 and ValidationError, with the errors of all fields.
     """
-    form = _form("name", "labels")
+    form = first_texts(request.form)
     body: dict[str, Any] = {"agentId": agent.id, "name": form["name"] or None}
     errors: dict[str, Any] = {}
     for field, parse in (
@@ -168,11 +173,10 @@ def _start(agent: AnyRow, input_form: InputForm) -> TaskRow:
             body[field] = parse()
         except ValidationError as error:
             errors |= error.messages_dict
-    schema = StartSchema()
-    if errors := schema.validate(body) | errors:
+    if errors := _start_schema.validate(body) | errors:
         raise ValidationError(errors)
-    key = parse_id(request.form.get("submission_id", "")) or clock.new_id()
-    task, _ = tasks.start(caller, schema.load(body), Idempotency.of(key, body))
+    key = parse_id(form["submission_id"]) or clock.new_id()
+    task, _ = tasks.start(caller, _start_schema.load(body), Idempotency.of(key, body))
     return task
 
 
@@ -186,33 +190,13 @@ def _expect(form: dict[str, str]) -> dict[str, Any] | None:
     if not every and not cron:
         return None
     # The browser fills in a time zone without a cron expression too.
-    texts = {"cron": cron, "timeZone": zone if cron else ""}
-    expect: dict[str, Any] = {name: text for name, text in texts.items() if text}
+    expect: dict[str, Any] = {"cron": cron, "timeZone": zone if cron else ""}
     for name, text in (("every", every), ("grace", grace)):
-        if text:
-            expect[name] = typed_seconds(text)
-            if expect[name] is None:
-                message = f"“{text[:80]}” is not a duration such as 25h."
-                raise ValidationError({"expect": {name: [message]}})
-    return expect
-
-
-def _form(*names: str) -> dict[str, str]:
-    form = first_texts(request.form)
-    return {name: form.get(name, "") for name in names}
-
-
-def _run_page(
-    agent: AnyRow, input_form: InputForm, fault: str = "", source: AnyRow | None = None
-) -> Response:
-    """The form; `source` is the task whose input it shows."""
-    values = {"agent": agent, "input_form": input_form, "fault": fault, "source": source}
-    values |= {"form": _form("name", "labels"), "no_worker": attention.missing_worker(agent)}
-    return page("run.html", 422 if fault else 200, **values, new_id=clock.new_id())
-
-
-def _edit_page(agent: AnyRow, form: dict[str, str], fault: str = "") -> Response:
-    return page("edit_agent.html", 422 if fault else 200, agent=agent, form=form, fault=fault)
+        expect[name] = text and typed_seconds(text)
+        if expect[name] is None:
+            message = f"“{text[:80]}” is not a duration such as 25h."
+            raise ValidationError({"expect": {name: [message]}})
+    return {name: each for name, each in expect.items() if each != ""}
 
 
 def _facts(agent: AnyRow, recent: Sequence[AnyRow]) -> dict[str, Any]:

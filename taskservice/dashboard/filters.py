@@ -1,9 +1,9 @@
 """The filters of the list of tasks, links that change them, and searches."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import groupby
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import urlencode
 
 from flask import Blueprint, redirect, request, url_for
@@ -90,8 +90,9 @@ def arguments(**changes: Any) -> dict[str, Any]:
 
 def without_empty_fields() -> Response | None:
     """A redirect to this page without the empty fields that its form has sent; None without any."""
-    filled = [pair for pair in request.args.items(multi=True) if pair[1]]
-    if len(filled) == len(list(request.args.items(multi=True))):
+    pairs = list(request.args.items(multi=True))
+    filled = [pair for pair in pairs if pair[1]]
+    if filled == pairs:
         return None
     return redirect(f"{request.script_root}{request.path}?{urlencode(filled)}", 303)
 
@@ -155,18 +156,9 @@ OF_PAGE = ("q", "where", "sort", "cursor")
 MAX_LINES = 3
 
 
-class Line(NamedTuple):
-    """A line that was found, in pieces: every second one is the text that was searched for.
-
-    The line of an error message has no number.
-    """
-
-    pieces: list[str]
-    number: int | None = None
-
-
-# The found lines by task, and where a search continues.
-Found: TypeAlias = tuple[list[tuple[AnyRow, list[Line]]], search.End | None]
+# The found tasks, each with its lines, and where a search continues. A line has its number, None in
+# an error message, and its pieces: every second one is the text that was searched for.
+Found: TypeAlias = tuple[list[tuple[AnyRow, list[tuple[int | None, list[str]]]]], search.End | None]
 
 
 @blueprint.get("/search")
@@ -191,20 +183,21 @@ def _in_logs(selection: Selection, query: dict[str, Any]) -> Found:
     text, start = query["text"], responses.end_of(query)
     found = search.search(caller, selection, text, start=start, limit=query["limit"])
     lines = {
-        task_id: [Line(_pieces(hit["text"], text), hit["line"]) for hit in hits]
+        task_id: [(hit["line"], _pieces(hit["text"], text)) for hit in hits]
         for task_id, hits in groupby(found.hits, lambda hit: hit["taskId"])
     }
-    return [(row, lines[row.id]) for row in _tasks(lines)], found.end
+    rows = lists.summaries(caller, [Position("", task_id) for task_id in lines])
+    return [(row, lines[row.id]) for row in rows], found.end
 
 
 def _in_errors(selection: Selection, query: dict[str, Any]) -> Found:
     text, after = query["text"], responses.after(query)
     found = search.in_errors(caller, selection, text, after, query["limit"])
-    rows = _tasks(position.id for position in found.positions)
+    rows = lists.summaries(caller, found.positions)
     return [(row, _lines_of_error(row, text)) for row in rows], found.reached
 
 
-def _lines_of_error(row: AnyRow, text: str) -> list[Line]:
+def _lines_of_error(row: AnyRow, text: str) -> list[tuple[int | None, list[str]]]:
     """The first lines of an error message that contain the text."""
     message, pattern = row.error_message, search.pattern(text)
     # A summary has the start of a long message.
@@ -212,11 +205,7 @@ def _lines_of_error(row: AnyRow, text: str) -> list[Line]:
         message = task.error_message or ""
     found = ((line, pattern.search(line)) for line in message.split("\n"))
     lines = [search.excerpt(line, *match.span()) for line, match in found if match]
-    return [Line(_pieces(line, text)) for line in lines[:MAX_LINES]]
-
-
-def _tasks(ids: Iterable[str]) -> list[AnyRow]:
-    return lists.summaries(caller, [Position("", task_id) for task_id in ids])
+    return [(None, _pieces(line, text)) for line in lines[:MAX_LINES]]
 
 
 def _pieces(line: str, text: str) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flask import Blueprint, Response, current_app, flash, request
+from flask import Blueprint, Response, current_app, request
 from marshmallow import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
@@ -11,7 +11,7 @@ from taskservice import terms
 from taskservice.auth import caller
 from taskservice.dashboard import schema_form
 from taskservice.dashboard.pages import create_once, page, redirect_to, shared, texts
-from taskservice.dashboard.schema_form import Errors, Json, Texts
+from taskservice.dashboard.schema_form import Errors, Json
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
 from taskservice.schemas import strict_json
@@ -48,30 +48,40 @@ EVENTS = {
 }
 
 
-@blueprint.get("/notifications", strict_slashes=False)
+@blueprint.route("/notifications", methods=["GET", "POST"], strict_slashes=False)
 @shared
-def list_all() -> Response:
-    schema = _form_schema()
-    return _page(200, schema, schema_form.texts_of(schema, schema_form.defaults(schema)))
+def list_all() -> AnyResponse:
+    """Add one too; errors are shown next to their fields, which keep the user's input."""
+    schema, typed, errors = _form_schema(), None, Errors()
+    if request.method == "POST":
+        typed = texts(request.form)
+        content, errors = schema_form.content_of(schema, typed)
+        if not errors:
+            try:
+                return _create(content)
+            except (Problem, ValidationError) as error:
+                errors = schema_form.errors_of(error)
+    return page(
+        "hooks.html",
+        422 if errors else 200,
+        hooks=[_shown(hook) for hook in hooks.list_all(caller)],
+        fields=schema_form.fields(schema, typed, errors),
+        events=EVENTS,
+        has_errors=bool(errors),
+    )
 
 
-@blueprint.post("/notifications")
-def create() -> AnyResponse:
-    """Errors are shown next to their fields, which keep the user's input."""
-    schema, typed = _form_schema(), texts(request.form)
-    content, errors = schema_form.content_of(schema, typed)
-    if errors:
-        return _page(422, schema, typed, errors)
-    try:
-        hook = create_once(
-            lambda form_id: hooks.create(caller, create_hook_schema.load(_fields(content)), form_id)
-        )
-    except (Problem, ValidationError) as error:
-        return _page(422, schema, typed, schema_form.errors_of(error))
+def _create(content: Json) -> AnyResponse:
+    """Add a hook by the content of the form. Raises 409, 422 and ValidationError."""
+    target = content["target"].strip()
+    if content["format"] == terms.MAIL and ":" not in target:
+        target = f"mailto:{target}"
+    body = {**content, "target": target}
+    hook = create_once(lambda form_id: hooks.create(caller, create_hook_schema.load(body), form_id))
     if hook is None:
         return redirect_to("hooks.list_all")
-    flash("Added. Send a test to see whether it arrives.")
-    return redirect_to("hooks.show", hook_id=hook.id)
+    message = "Added. Send a test to see whether it arrives."
+    return redirect_to("hooks.show", message, hook_id=hook.id)
 
 
 @blueprint.get("/notifications/<hook_id>")
@@ -92,59 +102,41 @@ def show(hook_id: str) -> Response:
 def test(hook_id: str) -> AnyResponse:
     outcome = hooks.test(caller, hook_id)
     arrived = "The test was delivered." if outcome.delivered else "The test was not delivered."
-    flash(f"{arrived} {outcome.message}")
-    return redirect_to("hooks.show", hook_id=hook_id)
+    return redirect_to("hooks.show", f"{arrived} {outcome.message}", hook_id=hook_id)
 
 
 @blueprint.post("/notifications/<hook_id>/state")
 def change_state(hook_id: str) -> AnyResponse:
     fields = change_hook_schema.load({"state": request.form.get("state")})
     hook = hooks.change(caller, hook_id, fields)
-    flash(f"“{hook.name}” is {'on' if hook.state == terms.ACTIVE else 'off'}.")
-    return redirect_to("hooks.show", hook_id=hook_id)
+    message = f"“{hook.name}” is {'on' if hook.state == terms.ACTIVE else 'off'}."
+    return redirect_to("hooks.show", message, hook_id=hook_id)
 
 
-@blueprint.get("/notifications/<hook_id>/delete")
-def confirm_delete(hook_id: str) -> Response:
-    return page("delete_hook.html", hook=_shown(hooks.get(caller, hook_id)))
-
-
-@blueprint.post("/notifications/<hook_id>/delete")
+@blueprint.route("/notifications/<hook_id>/delete", methods=["GET", "POST"])
 def delete(hook_id: str) -> AnyResponse:
+    if request.method != "POST":
+        return page("delete_hook.html", hook=_shown(hooks.get(caller, hook_id)))
     hook = hooks.delete(caller, hook_id)
-    flash(f"Deleted “{hook.name}”.")
-    return redirect_to("hooks.list_all")
+    return redirect_to("hooks.list_all", f"Deleted “{hook.name}”.")
 
 
 @blueprint.post("/notifications/<hook_id>/deliveries/<delivery_id>")
 def redeliver(hook_id: str, delivery_id: str) -> AnyResponse:
     hooks.redeliver(caller, hook_id, delivery_id)
-    flash("It is being delivered again.")
-    return redirect_to("hooks.show", hook_id=hook_id, _anchor="deliveries")
-
-
-def _page(status: int, schema: Json, typed: Texts, errors: Errors | None = None) -> Response:
-    return page(
-        "hooks.html",
-        status,
-        hooks=[_shown(hook) for hook in hooks.list_all(caller)],
-        fields=schema_form.fields(schema, typed, errors),
-        events=EVENTS,
-        has_errors=bool(errors),
-    )
+    message = "It is being delivered again."
+    return redirect_to("hooks.show", message, hook_id=hook_id, _anchor="deliveries")
 
 
 def _shown(hook: AnyRow) -> dict[str, Any]:
     """A hook for the templates; the URL of an MCP client is shown without its query."""
     target = hook.target.partition("?")[0] if hook.subscription else hook.target
-    kind = "MCP client" if hook.subscription else KINDS[hook.format][0]
-    events = strict_json.loads(hook.events.encode())
-    return {
-        **hook._asdict(),
+    shown = {
         "target": target.removeprefix("mailto:"),
-        "kind": kind,
-        "events": events,
+        "kind": "MCP client" if hook.subscription else KINDS[hook.format][0],
+        "events": strict_json.loads(hook.events.encode()),
     }
+    return hook._asdict() | shown
 
 
 def _form_schema() -> Json:
@@ -155,40 +147,28 @@ def _form_schema() -> Json:
     addresses = " ".join(f"{title}: {address}." for title, _, address in kinds.values())
     formats = {name: f"{title} ({of})" if of else title for name, (title, of, _) in kinds.items()}
     answers = "Everyone who gets a message can answer its question with a link, without a key."
+    told = list(terms.DEFAULT_EVENTS)
     properties: Json = {
         "format": _choice("Send to", formats, default=terms.NTFY),
-        "target": _text("Address", addresses),
-        "events": {
-            "type": "array",
-            "title": "When",
-            "items": _choice("", events),
-            "default": list(terms.DEFAULT_EVENTS),
-        },
-        "name": _text("Name", "By default the host, or the mail address."),
-        "agentId": _text("Only of the agent", enum=list(agents.ids(caller, agents.MAX_CHOICES))),
-        "label": _text("Only of tasks with the label", "Such as env:prod."),
-        "token": _text("Access token", "For an ntfy server that requires one."),
+        "target": _property("Address", addresses),
+        "events": _property("When", type="array", items=_choice("", events), default=told),
+        "name": _property("Name", "By default the host, or the mail address."),
+        "agentId": _property("Only of the agent", enum=agents.ids(caller, agents.MAX_CHOICES)),
+        "label": _property("Only of tasks with the label", "Such as env:prod."),
+        "token": _property("Access token", "For an ntfy server that requires one."),
     }
     required = ["format", "target", "events"]
     if config["PUBLIC_URL"]:
-        answer_links = {"type": "boolean", "title": "Answer links", "description": answers}
-        properties["answerLinks"] = {**answer_links, "default": False}
+        links = _property("Answer links", answers, type="boolean", default=False)
+        properties["answerLinks"] = links
         required.append("answerLinks")
     return {"type": "object", "properties": properties, "required": required}
 
 
-def _text(title: str, description: str = "", **more: Any) -> Json:
+def _property(title: str, description: str = "", **more: Any) -> Json:
     return {"type": "string", "title": title, "description": description, **more}
 
 
 def _choice(title: str, titles: Mapping[str, str], **more: Any) -> Json:
     options = [{"const": value, "title": each} for value, each in titles.items()]
-    return _text(title, oneOf=options, **more)
-
-
-def _fields(content: Json) -> Json:
-    """The form as the JSON body of the API."""
-    target = content["target"].strip()
-    if content["format"] == terms.MAIL and ":" not in target:
-        target = f"mailto:{target}"
-    return {**content, "target": target}
+    return _property(title, oneOf=options, **more)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flask import Blueprint, Response, flash, request
+from flask import Blueprint, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import caller
@@ -16,6 +16,8 @@ from taskservice.terms import CLIENTS, KEY_VARIABLE
 blueprint = Blueprint("keys", __name__)
 blueprint.before_request(lambda: caller.require_full_user_key())
 
+create_key_schema = CreateKeySchema()
+
 # Choice in the form -> days.
 EXPIRIES = {"": 0, "7 days": 7, "30 days": 30, "90 days": 90, "1 year": 365}
 DEFAULT_EXPIRY = "90 days"
@@ -23,49 +25,20 @@ DEFAULT_EXPIRY = "90 days"
 MAX_KEYS = 500
 
 
-@blueprint.get("/keys", strict_slashes=False)
-def list_all() -> Response:
-    return _page()
-
-
-@blueprint.post("/keys")
-def create() -> AnyResponse:
-    """No redirect: only this response shows the key."""
-    new = create_once(
-        lambda form_id: users.create_key(caller, CreateKeySchema().load(_fields()), form_id)
-    )
-    return redirect_to("keys.list_all") if new is None else _page(201, new=new)
-
-
-@blueprint.get("/keys/<key_id>/revoke")
-def confirm_revoke(key_id: str) -> Response:
-    return page("revoke.html", key=users.get_key(caller, key_id))
-
-
-@blueprint.post("/keys/<key_id>/revoke")
-def revoke(key_id: str) -> AnyResponse:
-    key = users.revoke_key(caller, key_id)
-    flash(f"Revoked the key “{key.name}”.")
-    return redirect_to("keys.list_all")
-
-
-@blueprint.get("/callback-secret/rotate")
-def confirm_rotate() -> Response:
-    return page("rotate.html")
-
-
-@blueprint.post("/callback-secret/rotate")
-def rotate() -> AnyResponse:
-    users.rotate(caller)
-    flash("The callback secret was rotated. The old secret stays valid for one day.")
-    return redirect_to("keys.list_all", _anchor="secret")
-
-
-def _page(status: int = 200, new: Any = None) -> Response:
+@blueprint.route("/keys", methods=["GET", "POST"], strict_slashes=False)
+def list_all() -> AnyResponse:
+    """Create a key too; no redirect, since only this response shows it."""
+    new = None
+    if request.method == "POST":
+        new = create_once(
+            lambda form_id: users.create_key(caller, create_key_schema.load(_fields()), form_id)
+        )
+        if new is None:
+            return redirect_to("keys.list_all")
     valid = users.newest_keys(caller, MAX_KEYS, are_valid=True)
     return page(
         "keys.html",
-        status,
+        201 if new else 200,
         valid=sorted(valid, key=lambda key: bool(key.id == caller.key_id), reverse=True),
         invalid=users.newest_keys(caller, MAX_KEYS, are_valid=False),
         max_keys=MAX_KEYS,
@@ -79,16 +52,32 @@ def _page(status: int = 200, new: Any = None) -> Response:
     )
 
 
+@blueprint.route("/keys/<key_id>/revoke", methods=["GET", "POST"])
+def revoke(key_id: str) -> AnyResponse:
+    if request.method != "POST":
+        return page("revoke.html", key=users.get_key(caller, key_id))
+    key = users.revoke_key(caller, key_id)
+    return redirect_to("keys.list_all", f"Revoked the key “{key.name}”.")
+
+
+@blueprint.route("/callback-secret/rotate", methods=["GET", "POST"])
+def rotate() -> AnyResponse:
+    if request.method != "POST":
+        return page("rotate.html")
+    users.rotate(caller)
+    message = "The callback secret was rotated. The old secret stays valid for one day."
+    return redirect_to("keys.list_all", message, _anchor="secret")
+
+
 def _fields() -> dict[str, Any]:
     """The form as the JSON body of the API."""
     form = first_texts(request.form)
-    expiry = form.get("expires", "")
-    if expiry not in EXPIRIES:
+    if form["expires"] not in EXPIRIES:
         raise invalid({"expires": ["Must be one of the choices."]})
-    days = EXPIRIES[expiry]
+    days = EXPIRIES[form["expires"]]
     return {
-        "name": form.get("name", "").strip(),
-        "agentId": form.get("agent") or None,
+        "name": form["name"].strip(),
+        "agentId": form["agent"] or None,
         "access": form.get("access"),
         "expiresAt": clock.now(days * 86_400) if days else None,
     }

@@ -2,13 +2,14 @@
 
 import secrets
 import time
-from collections.abc import Callable, Hashable
+from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache, wraps
 from inspect import getmembers, isfunction
 from threading import Lock
+from types import SimpleNamespace
 from typing import Any
 
 from flask import (
@@ -60,10 +61,10 @@ LISTS = {LIST, "dashboard.search.show", "dashboard.agents.list_all", "dashboard.
 MAX_BACK = 2_000
 KEEP_BACK = {
     "dashboard.tasks.show",
-    "dashboard.tasks.confirm_cancel",
-    "dashboard.tasks.confirm_delete",
-    "dashboard.tasks.redeliver",
-    "dashboard.tasks.rerun_form",
+    "dashboard.tasks.rerun",
+    "dashboard.managed.cancel",
+    "dashboard.managed.delete",
+    "dashboard.managed.redeliver",
 }
 
 # The header lets page.js distinguish a deleted task from a proxy's 404.
@@ -82,15 +83,6 @@ POLICY = (
 
 # Checked in the session too: a copied cookie must not be valid longer.
 LIFETIME = timedelta(days=7)
-
-
-def begin_session(key: AnyRow) -> None:
-    """Sign this browser in with `key`, whose caller this request then has."""
-    set_caller(key, clock.now())
-    session.clear()
-    session["key"] = key.id
-    # The cookie is renewed with each change of the session; this end stays.
-    session["until"] = clock.now(LIFETIME.total_seconds())
 
 
 def resume_session() -> bool:
@@ -176,8 +168,7 @@ def require_session() -> AnyResponse | None:
     if request.endpoint in (STATIC, ICON) or request.blueprint in PUBLIC:
         return None
     if not resume_session():
-        signs_in = (request.endpoint or "").startswith(f"{SIGN_IN}.")
-        return None if signs_in else _to_sign_in()
+        return None if request.blueprint == SIGN_IN else _to_sign_in()
     if request.method == "POST" and request.endpoint != f"{SIGN_IN}.enter":
         check_form()
         if request.endpoint != f"{SIGN_IN}.leave":
@@ -265,7 +256,10 @@ def html_response(html: str | bytes, status: int = 200) -> Response:
     return response
 
 
-def redirect_to(endpoint: str, **values: Any) -> AnyResponse:
+def redirect_to(endpoint: str, message: str = "", **values: Any) -> AnyResponse:
+    """A redirect to this page of the dashboard, which shows the message once."""
+    if message:
+        flash(message)
     return redirect(url_for(f"dashboard.{endpoint}", **values), 303)
 
 
@@ -278,8 +272,8 @@ def texts(values: MultiDict[str, str]) -> dict[str, list[str]]:
 
 
 def first_texts(values: MultiDict[str, str]) -> dict[str, str]:
-    """Like `texts`, but only the first text of each name."""
-    return {name: each[0] for name, each in texts(values).items()}
+    """Like `texts`, but only the first text of each name; other names have an empty text."""
+    return defaultdict(str, {name: each[0] for name, each in texts(values).items()})
 
 
 def endpoint_of(path: str) -> str:
@@ -327,7 +321,7 @@ def _to_sign_in() -> AnyResponse:
         referrer = url_parts(request.referrer or "")
         query = f"?{referrer.query}" if referrer.query else ""
         path = f"{referrer.path.removeprefix(request.script_root)}{query}"
-    return redirect_to("sign_in.show", next=path if endpoint_of(path) and path != "/" else None)
+    return redirect_to("sign_in.enter", next=path if endpoint_of(path) and path != "/" else None)
 
 
 # Signing in and out.
@@ -335,38 +329,41 @@ def _to_sign_in() -> AnyResponse:
 sign_in = Blueprint("sign_in", __name__)
 
 
-@sign_in.get("/sign-in")
-def show() -> AnyResponse:
-    if "signed_in" in g:
-        return redirect_to_page(request.args.get("next", ""), "tasks.list_all")
-    return page("sign_in.html", next=request.args.get("next", ""))
-
-
-@sign_in.post("/sign-in")
+@sign_in.route("/sign-in", methods=["GET", "POST"])
 def enter() -> AnyResponse:
-    try:
-        check_form()
-        if current_app.config["LOGIN_HEADER"]:
-            raise Problem(403, "Sign in at the proxy: this service accepts no keys here")
-        key = valid_key(request.form.get("key", "").strip(), clock.now())
-    except Problem as problem:
-        if problem.status != 401 and "signed_in" in g:
-            # The visitor has signed in in another window: this form is no longer needed.
-            return redirect_to("tasks.list_all")
-        response = page(
-            "sign_in.html", problem.status, next=request.form.get("next", ""), problem=problem
-        )
-        response.headers.update(problem.headers)
-        return response
-    begin_session(key)
-    return redirect_to_page(request.form.get("next", ""), "tasks.list_all")
+    path, problem = request.values.get("next", ""), None
+    if request.method == "POST":
+        try:
+            check_form()
+            _begin_session()
+            return redirect_to_page(path, "tasks.list_all")
+        except Problem as error:
+            problem = error
+    # A visitor who has signed in in another window no longer needs the form.
+    if "signed_in" in g and (problem is None or problem.status != 401):
+        return redirect_to_page(path, "tasks.list_all")
+    response = page("sign_in.html", problem.status if problem else 200, next=path, problem=problem)
+    response.headers.update(problem.headers if problem else {})
+    return response
+
+
+def _begin_session() -> None:
+    """Sign this browser in with the key in the form. Raises 401, and 403 behind a proxy."""
+    if current_app.config["LOGIN_HEADER"]:
+        raise Problem(403, "Sign in at the proxy: this service accepts no keys here")
+    now = clock.now()
+    key = valid_key(request.form.get("key", "").strip(), now)
+    set_caller(key, now)
+    session.clear()
+    session["key"] = key.id
+    # The cookie is renewed with each change of the session; this end stays.
+    session["until"] = clock.now(LIFETIME.total_seconds())
 
 
 @sign_in.post("/sign-out")
 def leave() -> AnyResponse:
     session.clear()
-    flash("You are signed out.")
-    return redirect_to("sign_in.show")
+    return redirect_to("sign_in.enter", "You are signed out.")
 
 
 # Pages that the open tabs of a session share: each tab requests its page once a second.
@@ -379,40 +376,26 @@ MAX_AGE = 2.0
 MAX_WAIT = 2.0
 CACHE_SIZE = 50
 
-View = Callable[..., AnyResponse]
+# A page, and the `change_marker` and the time from before it was made. The one request that makes
+# it holds the lock.
+_page = lru_cache(CACHE_SIZE)(
+    lambda *_key: SimpleNamespace(lock=Lock(), html=b"", marker=None, began=0.0)
+)
 
 
-@dataclass
-class _Page:
-    """A page, and the `change_marker` and the time from before it was made.
-
-    The one request that makes it holds the lock.
-    """
-
-    lock: Lock = field(default_factory=Lock)
-    html: bytes = b""
-    marker: Any = None
-    began: float = 0.0
-
-
-@lru_cache(CACHE_SIZE)
-def _page(key: Hashable) -> _Page:
-    return _Page()
-
-
-def shared(view: View) -> View:
+def shared(view: Callable[..., AnyResponse]) -> Callable[..., AnyResponse]:
     """Let the view make its page once for all tabs of a session, or viewers of a link.
 
-    The page is made again after any commit to the database. Raises 503.
+    The page is made again after any commit to the database; forms are never shared. Raises 503.
     """
 
     @wraps(view)
     def respond(**values: Any) -> AnyResponse:
-        if "signed_in" in g and "_flashes" in session:
-            # This page shows a message, which must appear once.
+        if request.method == "POST" or ("signed_in" in g and "_flashes" in session):
+            # A page with a message must appear once.
             return view(**values)
         token = form_token() if "signed_in" in g else ""
-        page = _page((request.script_root, request.full_path, caller.key_id, token))
+        page = _page(request.script_root, request.full_path, caller.key_id, token)
         if not page.lock.acquire(timeout=MAX_WAIT):
             raise errors.overloaded("The page takes too long; try again later")
         try:

@@ -36,23 +36,32 @@ MAX_ANSWER = 200
 MAX_INPUT = 81
 
 
-@blueprint.get("/tasks/<task_id>/questions/<question_id>")
-def show(task_id: str, question_id: str) -> AnyResponse:
-    caller.require_user_key()
-    question = _question(task_id, question_id)
-    if question["state"] != OPEN:
-        return redirect_to("tasks.show", task_id=task_id, _anchor="ended")
-    return _page(task_id, question)
-
-
-@blueprint.post("/tasks/<task_id>/questions/<question_id>")
+@blueprint.route("/tasks/<task_id>/questions/<question_id>", methods=["GET", "POST"])
 def answer(task_id: str, question_id: str) -> AnyResponse:
     """Errors are shown next to their fields, which keep the user's input."""
     caller.require_user_key()
-    question = _question(task_id, question_id)
-    content, errors = submitted(question)
-    if errors and question["state"] == OPEN:
-        return _page(task_id, question, texts(request.form), errors)
+    question = loaded(question_service.get(caller, task_id, question_id))
+    is_open, typed, errors = question["state"] == OPEN, None, Errors()
+    if request.method == "POST":
+        typed = texts(request.form)
+        content, errors = submitted(question, typed)
+        if not errors or not is_open:
+            _answer(task_id, question, content)
+            # The page with the form: the list, or by default the task's page.
+            return redirect_to_page(request.form.get("back", ""), "tasks.show", task_id=task_id)
+    elif not is_open:
+        return redirect_to("tasks.show", task_id=task_id, _anchor="ended")
+    return page(
+        "question.html",
+        422 if errors else 200,
+        task=tasks.get(caller, task_id),
+        question=form(question, task_id, typed, errors),
+        back=request.values.get("back", ""),
+    )
+
+
+def _answer(task_id: str, question: Json, content: Json | None) -> None:
+    """Answer the question, or decline it with None; a message says so, or how it had ended."""
     try:
         action = DECLINE if content is None else ACCEPT
         question_service.answer(caller, task_id, question["id"], action, content)
@@ -60,17 +69,15 @@ def answer(task_id: str, question_id: str) -> AnyResponse:
     except Problem as problem:
         if problem.code != QUESTION_CLOSED:
             raise
-        flash(_closed_sentence(_question(task_id, question_id)))
-    # The page with the form: the list, or by default the task's page.
-    return redirect_to_page(request.form.get("back", ""), "tasks.show", task_id=task_id)
+        flash(_closed_sentence(loaded(question_service.get(caller, task_id, question["id"]))))
 
 
-def submitted(question: Json) -> tuple[Json | None, Errors]:
+def submitted(question: Json, typed: Texts) -> tuple[Json | None, Errors]:
     """The answer in the submitted form, or None if it declines; and the errors of its fields."""
     if request.form.get("action") == DECLINE:
         return None, {}
     schema = question["schema"]
-    content, errors = schema_form.content_of(schema, texts(request.form))
+    content, errors = schema_form.content_of(schema, typed)
     problems = json_schema.answer_problems(schema, content)
     return content, schema_form.by_property(schema, problems, "content")[0] | errors
 
@@ -106,27 +113,10 @@ def _in_words(question: Json, content: Json) -> list[tuple[str, str]]:
     ]
 
 
-def _question(task_id: str, question_id: str) -> Json:
-    """The question as the API returns it. Raises 404."""
-    return loaded(question_service.get(caller, task_id, question_id))
-
-
 def loaded(row: AnyRow) -> Json:
     """The question of a row as the API returns it."""
     question: Json = strict_json.loads(strict_json.dumps(question_schema.dump(row)))
     return question
-
-
-def _page(
-    task_id: str, question: Json, typed: Texts | None = None, errors: Errors | None = None
-) -> Response:
-    return page(
-        "question.html",
-        422 if errors else 200,
-        task=tasks.get(caller, task_id),
-        question=form(question, task_id, typed, errors),
-        back=request.values.get("back", ""),
-    )
 
 
 # Questions as the API returns them, for the list of tasks and the page of a task. An open question
@@ -140,10 +130,7 @@ def form(
 
     Without `task_id`, it is the form of an answer link, which is sent to the link itself.
     """
-    schema = question["schema"]
-    if typed is None:
-        typed = schema_form.texts_of(schema, schema_form.defaults(schema))
-    fields = schema_form.fields(schema, typed, errors)
+    fields = schema_form.fields(question["schema"], typed, errors)
     return {**question, "taskId": task_id, "fields": fields, "buttons": _buttons(fields)}
 
 
@@ -194,30 +181,25 @@ def asking(caller: Caller) -> Json:
 # A question and its form, for everyone who has a link that answers it.
 
 
-@answers.get("/<path:token>")
-def show_question(token: str) -> Response:
-    """The form; link previews get it too, so that nothing changes."""
-    return _link_page(links.find_question(token))
-
-
-@answers.post("/<path:token>")
+@answers.route("/<path:token>", methods=["GET", "POST"])
 def answer_by_link(token: str) -> Response:
-    """The token takes the place of a session and of the token of its forms."""
+    """The token takes the place of a session and of the token of its forms.
+
+    Link previews get the form too, so that only a POST changes something.
+    """
     found = links.find_question(token)
-    question = loaded(found)
-    content, errors = submitted(question)
-    if errors:
-        return _link_page(found, texts(request.form), errors)
-    links.answer(found, DECLINE if content is None else ACCEPT, content)
-    request_log.add_details(user=found.user_name, key=LINK)
-    return page("answer_link.html", outcome=outcome_text(question, content))
-
-
-def _link_page(found: AnyRow, typed: Texts | None = None, errors: Errors | None = None) -> Response:
+    question, typed, errors = loaded(found), None, Errors()
+    if request.method == "POST":
+        typed = texts(request.form)
+        content, errors = submitted(question, typed)
+        if not errors:
+            links.answer(found, DECLINE if content is None else ACCEPT, content)
+            request_log.add_details(user=found.user_name, key=LINK)
+            return page("answer_link.html", outcome=outcome_text(question, content))
     return page(
         "answer_link.html",
         422 if errors else 200,
         task_name=found.task_name,
         agent_name=found.agent_name,
-        question=form(loaded(found), None, typed, errors),
+        question=form(question, None, typed, errors),
     )

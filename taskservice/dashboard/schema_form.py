@@ -88,13 +88,10 @@ class Field:
         """Attributes of the `input`, `select` or `textarea`; those that are None are left out."""
         found: dict[str, Any] = {"required": "required" if self.is_required else None}
         if self.kind == NUMBER:
-            found |= {"type": "number", "step": "any"}
-            found |= {name: _text(self.schema[keyword])
-                      for name, keyword in (("min", "minimum"), ("max", "maximum"))
-                      if keyword in self.schema}  # fmt: skip
-            if self.schema["type"] == "integer":
-                found["step"] = "1"
-            return found
+            found |= {"type": "number", "step": "1" if self.schema["type"] == "integer" else "any"}
+            for name, keyword in (("min", "minimum"), ("max", "maximum")):
+                if keyword in self.schema:
+                    found[name] = _text(self.schema[keyword])
         if self.kind in (TEXT, LONG_TEXT):
             for keyword in ("minLength", "maxLength"):
                 found[keyword.lower()] = _whole(self.schema.get(keyword))
@@ -180,32 +177,20 @@ class Field:
         return ", ".join(self._labels.get(_text(each), plain(each)) for each in values)
 
 
-def fields(schema: Json, texts: Texts | None = None, errors: Errors | None = None) -> list[Field]:
-    """The fields of the form, in the order of the properties."""
+def fields(schema: Json, typed: Texts | None = None, errors: Errors | None = None) -> list[Field]:
+    """The fields of the form, in the order of the properties; without `typed` with defaults."""
     found = []
     for name, each in schema.get("properties", {}).items():
         own, is_nullable = _without_null(_resolved(each, schema), schema)
         if "items" in own:
             own = {**own, "items": _resolved(own["items"], schema)}
-        typed, wrong = (texts or {}).get(field_name(name), ()), (errors or {}).get(name, ())
         is_required = name in schema.get("required", ())
-        found.append(Field(name, own, is_required, is_nullable, typed, wrong))
+        texts = () if typed is None else typed.get(field_name(name), ())
+        new = Field(name, own, is_required, is_nullable, texts, (errors or {}).get(name, ()))
+        if typed is None and "default" in own:
+            new = replace(new, texts=new.texts_of(own["default"]))
+        found.append(new)
     return found
-
-
-def texts_of(schema: Json, content: Json) -> dict[str, list[str]]:
-    return {
-        each.key: each.texts_of(content[each.name])
-        for each in fields(schema)
-        if each.name in content
-    }
-
-
-def defaults(schema: Json) -> Json:
-    """The content of the form before anything is typed."""
-    return {
-        each.name: each.schema["default"] for each in fields(schema) if "default" in each.schema
-    }
 
 
 def content_of(schema: Json, texts: Texts) -> tuple[Json, Errors]:
@@ -246,18 +231,13 @@ def _resolved(schema: Any, root: Json) -> Json:
             return {}
         if "$ref" not in schema:
             return schema
+        target: Any = root
+        for part in unquote(schema["$ref"]).split("/")[1:]:
+            name = part.replace("~1", "/").replace("~0", "~")
+            target = target.get(name) if isinstance(target, dict) else None
         siblings = {name: value for name, value in schema.items() if name != "$ref"}
-        target = _target(unquote(schema["$ref"]), root)
         schema = {**target, **siblings} if isinstance(target, dict) else siblings
     return {}
-
-
-def _target(reference: str, root: Json) -> Any:
-    found: Any = root
-    for part in reference.split("/")[1:]:
-        name = part.replace("~1", "/").replace("~0", "~")
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
 
 
 def _without_null(schema: Json, root: Json) -> tuple[Json, bool]:
@@ -288,11 +268,9 @@ def _text(value: Any) -> str:
 def _number(text: str) -> Any:
     """A number of a form, which JSON can write differently: 07 and .5 are 7 and 0.5."""
     try:
-        number = Decimal(text)
+        return _loads(str(Decimal(text)))
     except InvalidOperation:
         raise ValueError("Not a number.") from None
-    try:
-        return _loads(str(number))
     except ValueError as error:
         raise ValueError(f"Not usable: {error}.") from None
 
@@ -331,19 +309,16 @@ def sentence_of(errors: Mapping[str, Any]) -> str:
 
 # --- the input of a task: fields by its agent's schema, or one JSON text -------------------
 
-# The value of `as` in a form that has fields.
-FIELDS = "fields"
-
 
 @dataclass(frozen=True)
 class InputForm:
-    """The typed input, and its errors."""
+    """The typed input, in fields or as one JSON text, and its errors."""
 
     # The agent's schema, as it is stored.
     stored_schema: str
-    # None if the input is one JSON text.
-    typed: Texts | None
-    text: str = ""
+    typed: Texts = field(default_factory=dict)
+    # None if the form has fields.
+    text: str | None = None
     errors: Errors = field(default_factory=dict)
 
     @cached_property
@@ -352,27 +327,21 @@ class InputForm:
 
     @property
     def fields(self) -> list[Field]:
-        """The fields, those that are required first; none for one JSON text."""
-        if self.typed is None:
-            return []
+        """The fields, those that are required first."""
         own = fields(self._schema, self.typed, self.errors)
         return sorted(own, key=lambda each: not each.is_required)
-
-    @property
-    def can_have_fields(self) -> bool:
-        return bool(fields(self._schema))
 
     def value(self) -> Any:
         """The input. Raises ValidationError, under `input` or `input.<name>`."""
         errors: Errors = {}
-        if self.typed is None:
+        if self.text is None:
+            content, errors = content_of(self._schema, self.typed)
+        else:
             try:
                 content = _loads(self.text)
             except ValueError as error:
                 message = f"Not valid JSON: {error}."
                 raise ValidationError({"input": [message]}) from error
-        else:
-            content, errors = content_of(self._schema, self.typed)
         problems = input_problems(self.stored_schema, _text(content))
         # The error of a field replaces the errors of its value.
         if problems := problems | {f"input.{name}": each for name, each in errors.items()}:
@@ -381,7 +350,7 @@ class InputForm:
 
     def with_errors(self, errors: Mapping[str, Any]) -> tuple["InputForm", str]:
         """The form with these errors next to its fields, and a sentence with the others."""
-        if self.typed is None:
+        if self.text is not None:
             return self, sentence_of(errors)
         own, others = by_property(self._schema, dict(errors), "input")
         return replace(self, errors=own), sentence_of(others) or "Fix the errors below."
@@ -389,9 +358,10 @@ class InputForm:
 
 def from_request(schema: str, typed: Texts, default: str = "") -> InputForm:
     """The input in a submitted form; `default` replaces an empty JSON text."""
-    has_fields = FIELDS in typed.get("as", ())
+    if "fields" in typed.get("as", ()):
+        return InputForm(schema, typed)
     text = "".join(typed.get("input", ()))
-    return InputForm(schema, typed if has_fields else None, text if text.strip() else default)
+    return InputForm(schema, text=text if text.strip() else default)
 
 
 def begun(schema: str, stored: str | None = None, is_text: bool = False) -> InputForm:
@@ -399,15 +369,20 @@ def begun(schema: str, stored: str | None = None, is_text: bool = False) -> Inpu
 
     As JSON too if the fields can't show all of it.
     """
-    root = _loads(schema)
-    own = {each.name: each for each in fields(root)}
-    content = defaults(root) if stored is None else _loads(stored)
-    is_shown = stored is None or all(
-        name in own and own[name].keeps(value) for name, value in content.items()
-    )
-    if is_text or not own or not is_shown:
-        return InputForm(schema, None, pretty(_text(content)))
-    return InputForm(schema, texts_of(root, content))
+    own = {each.name: each for each in fields(_loads(schema))}
+    if stored is not None:
+        content = _loads(stored)
+        is_text = is_text or not all(
+            name in own and own[name].keeps(value) for name, value in content.items()
+        )
+    else:
+        content = {
+            name: each.schema["default"] for name, each in own.items() if "default" in each.schema
+        }
+    if is_text or not own:
+        return InputForm(schema, text=pretty(_text(content)))
+    typed = {own[name].key: own[name].texts_of(value) for name, value in content.items()}
+    return InputForm(schema, typed)
 
 
 def _loads(text: str) -> Any:

@@ -5,7 +5,8 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any, NamedTuple
+from operator import eq
+from typing import Any
 
 from flask import Blueprint, Response, flash, redirect, request
 from marshmallow import ValidationError
@@ -57,14 +58,6 @@ SHOWN_LINES = 20
 LONGEST = 366 * 86_400
 
 
-class Bar(NamedTuple):
-    """A child, and where its bar begins and how long it is."""
-
-    task: AnyRow
-    x: int
-    width: int
-
-
 def _expected_end(agent: AnyRow, task: TaskRow) -> str | None:
     """The expected end of a running task: from its progress, or its agent's usual duration."""
     if task.status != terms.RUNNING or task.claimed_at is None or open_questions(task.questions):
@@ -80,7 +73,7 @@ def _expected_end(agent: AnyRow, task: TaskRow) -> str | None:
 
 
 def _waterfall(children: Sequence[AnyRow]) -> dict[str, Any] | None:
-    """The first children of a task over time."""
+    """The first children of a task over time: where the bar of each begins, and its width."""
     if not children:
         return None
     shown = children[:MAX_CHILDREN]
@@ -93,11 +86,9 @@ def _waterfall(children: Sequence[AnyRow]) -> dict[str, Any] | None:
     for child in shown:
         x = round(_seconds(start, child.claimed_at or child.created_at) * scale)
         # Running tasks extend to the right edge, which is now.
-        end = WIDTH
-        if child.finished_at is not None:
-            end = round(_seconds(start, child.finished_at) * scale)
+        end = round(_seconds(start, child.finished_at) * scale) if child.finished_at else WIDTH
         # Short tasks stay visible.
-        bars.append(Bar(child, min(x, WIDTH - 4), max(4, end - x)))
+        bars.append({"task": child, "x": min(x, WIDTH - 4), "width": max(4, end - x)})
     return {"bars": bars, "has_more": len(children) > len(shown)}
 
 
@@ -105,31 +96,19 @@ def _seconds(since: str, until: str) -> float:
     return max(0.0, clock.seconds_between(since, until))
 
 
-class Difference(NamedTuple):
-    """A key of an input, labels or output, and its value as JSON in two tasks; "" for none."""
+def _differences(task: TaskRow, good: TaskRow) -> list[tuple[str, ...]]:
+    """Where a task differs from the last good run: part, key, and both values as JSON, "" for none.
 
-    part: str
-    key: str
-    value: str
-    good_value: str
-
-
-def _differences(task: TaskRow, good: TaskRow) -> list[Difference]:
-    """The keys in which a task differs from the last good run."""
-    parts = (
-        ("Input", task.input, good.input),
-        ("Labels", task.labels, good.labels),
-        ("Output", task.output, good.output),
-    )
+    Of long values, the part around the first difference.
+    """
     found = []
-    for part, text, good_text in parts:
-        here, there = _values(text), _values(good_text)
+    for part in ("Input", "Labels", "Output"):
+        here, there = (_values(getattr(run, part.lower())) for run in (task, good))
         for key in here | there:
             pair = here.get(key, ""), there.get(key, "")
             if pair[0] != pair[1]:
-                equal = takewhile(lambda chars: chars[0] == chars[1], zip(*pair, strict=False))
-                start = max(0, sum(1 for _ in equal) - MAX_VALUE // 2)
-                found.append(Difference(part, key, *(_shortened(text, start) for text in pair)))
+                start = max(0, sum(takewhile(bool, map(eq, *pair))) - MAX_VALUE // 2)
+                found.append((part, key, *(_shortened(text, start) for text in pair)))
     return found
 
 
@@ -137,8 +116,8 @@ def _shortened(text: str, start: int) -> str:
     """A text, or the part of a long one that begins at `start`."""
     if len(text) <= MAX_VALUE:
         return text
-    part = text[start : start + MAX_VALUE]
-    return f"{'…' if start else ''}{part}{'…' if start + MAX_VALUE < len(text) else ''}"
+    end = start + MAX_VALUE
+    return f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}"
 
 
 def _values(text: str) -> dict[str, str]:
@@ -147,29 +126,15 @@ def _values(text: str) -> dict[str, str]:
     return {key: strict_json.canonical(value).decode() for key, value in found.items()}
 
 
-# The webhook of a task as a command for a shell.
-
-
-def curl(task: TaskRow) -> str:
-    """A command that sends the newest webhook of a task, signed now; raises 409 without one.
-
-    The body goes through a pipe, since an argument of a program has at most 128 KiB.
-    """
-    deliveries = delivery_service.list_of_task(caller, task.id)
-    if not deliveries:
-        raise Problem(409, "The task has no webhook", code=terms.NO_DELIVERY)
-    headers, body = attempts.webhook_of(task, deliveries[0].id)
-    options = [f"--header {shlex.quote(f'{name}: {value}')}" for name, value in headers.items()]
-    url = shlex.quote(deliveries[0].callback_url)
-    parts = ["curl --globoff", *options, "--data-binary @-", f"--url {url}"]
-    return f"printf %s {shlex.quote(body.decode())} |\n  " + " \\\n  ".join(parts) + "\n"
-
-
 # The pages.
 
-TOO_LATE = "The task has already ended."
-
 blueprint = Blueprint("tasks", __name__)
+# What needs a user key that may change things.
+managed = Blueprint("managed", __name__)
+managed.before_request(lambda: caller.require_full_user_key())
+
+rerun_schema, bulk_schema = RerunSchema(), BulkSchema()
+TOO_LATE = "The task has already ended."
 
 # From this number on the tabs show "1,000+".
 MAX_COUNT = 1_000
@@ -187,15 +152,16 @@ def list_all() -> AnyResponse:
     query, own, selection = filters.load()
     if url := filters.destination():
         return redirect(url, 303)
-    found = _found(selection, query)
+    positions, following, stopped = _found(selection, query)
     agent_ids, chosen = agents.ids(caller, agents.MAX_CHOICES), request.args.get("agentId")
-    rows = lists.summaries(caller, found.positions)
+    rows = lists.summaries(caller, positions)
     return page(
         "tasks.html",
         rows=rows,
         attention=attention.list_all(caller),
         asking=questions.asking(caller),
-        found=found,
+        following=following,
+        stopped=stopped,
         states=delivery_service.states(rows) if caller.agent_id is None else {},
         log_ends=logs.ends([row.id for row in rows if formatting.is_generic(row)]),
         agent_ids=[*agent_ids, chosen] if chosen and chosen not in agent_ids else agent_ids,
@@ -208,27 +174,20 @@ def list_all() -> AnyResponse:
     )
 
 
-class Page(NamedTuple):
+def _found(
+    selection: Selection, query: dict[str, Any]
+) -> tuple[list[Position], str | None, Position | None]:
     """The positions of a page, and the query string of the next page, if there is one.
 
-    `stopped` is where the search stopped before the page was full.
+    Also where the search stopped, if that was before the page was full.
     """
-
-    positions: list[Position]
-    next: str | None
-    stopped: Position | None = None
-
-
-def _found(selection: Selection, query: dict[str, Any]) -> Page:
     limit = query["limit"]
     if request.args.get("sort") == filters.LONGEST_FIRST:
         positions, reached = lists.longest(caller, selection, limit)
-        return Page(positions, None, reached)
+        return positions, None, reached
     positions, reached = lists.page_positions(caller, selection, responses.after(query), limit)
-    if reached is None:
-        return Page(positions, None)
-    stopped = reached if len(positions) < limit else None
-    return Page(positions, responses.next_query(selection, reached), stopped)
+    following = responses.next_query(selection, reached) if reached else None
+    return positions, following, reached if len(positions) < limit else None
 
 
 @blueprint.get("/tasks", strict_slashes=False)
@@ -240,14 +199,14 @@ def redirect_to_list() -> AnyResponse:
 @shared
 def show(task_id: str) -> Response:
     task = tasks.get(caller, task_id)
-    is_waiting = task.status == terms.RUNNING and task.claimed_at is None
     agent = agents.get(caller, task.agent_id)
     previous, following = tasks.runs_beside(task)
     has_failed = task.error_type in (terms.FAILED, terms.TIMEOUT)
     return page(
         "task.html",
         task=task,
-        deliveries=_deliveries(task),
+        # An agent key sees none.
+        deliveries=[] if caller.agent_id else delivery_service.list_of_task(caller, task.id),
         parent=tasks.find(caller, task.parent_id) if task.parent_id else None,
         original=tasks.find(caller, task.rerun_of) if task.rerun_of else None,
         again=tasks.newest_rerun(caller, task.id),
@@ -257,8 +216,7 @@ def show(task_id: str) -> Response:
         children=_waterfall(tasks.children(caller, task.id, MAX_CHILDREN + 1)),
         questions=questions.forms(task),
         ended_questions=questions.ended(task.id),
-        is_waiting=is_waiting,
-        no_worker=attention.missing_worker(agent) if is_waiting else None,
+        no_worker=attention.missing_worker(agent),
         expected=_expected_end(agent, task),
     )
 
@@ -312,65 +270,79 @@ def download(task_id: str) -> Response:
     return responses.stream(lines, headers=headers, media_type=TEXT)
 
 
-@blueprint.get("/tasks/<task_id>/cancel")
-def confirm_cancel(task_id: str) -> AnyResponse:
-    caller.require_full_user_key()
+@managed.route("/tasks/<task_id>/cancel", methods=["GET", "POST"])
+def cancel(task_id: str) -> AnyResponse:
+    if request.method == "POST":
+        try:
+            _, callback_status = reports.cancel(caller, task_id)
+            suffix = "" if callback_status == "none" else f" Webhook: {callback_status}."
+            flash(f"The task was cancelled.{suffix}")
+        except Problem as problem:
+            if problem.status != 409:
+                raise
+            flash(TOO_LATE)
+        return redirect_to_page(way_back(), "tasks.show", task_id=task_id)
     task = tasks.get(caller, task_id)
     if task.status == terms.RUNNING:
         return page("cancel.html", task=task)
-    flash(TOO_LATE)
-    return redirect_to("tasks.show", task_id=task_id)
+    return redirect_to("tasks.show", TOO_LATE, task_id=task_id)
 
 
-@blueprint.post("/tasks/<task_id>/cancel")
-def cancel(task_id: str) -> AnyResponse:
-    caller.require_full_user_key()
-    try:
-        _, callback_status = reports.cancel(caller, task_id)
-        suffix = "" if callback_status == "none" else f" Webhook: {callback_status}."
-        flash(f"The task was cancelled.{suffix}")
-    except Problem as problem:
-        if problem.status != 409:
-            raise
-        flash(TOO_LATE)
-    return redirect_to_page(way_back(), "tasks.show", task_id=task_id)
-
-
-@blueprint.get("/tasks/<task_id>/delete")
-def confirm_delete(task_id: str) -> Response:
-    caller.require_full_user_key()
-    task = tasks.get(caller, task_id)
-    return page("delete.html", task=task, deliveries=_deliveries(task))
-
-
-@blueprint.post("/tasks/<task_id>/delete")
+@managed.route("/tasks/<task_id>/delete", methods=["GET", "POST"])
 def delete(task_id: str) -> AnyResponse:
-    caller.require_full_user_key()
-    task = tasks.delete(caller, task_id)
-    flash(f"Deleted “{task.name}”.")
-    return redirect_to_page(way_back(), "tasks.list_all")
+    if request.method == "POST":
+        task = tasks.delete(caller, task_id)
+        flash(f"Deleted “{task.name}”.")
+        return redirect_to_page(way_back(), "tasks.list_all")
+    task = tasks.get(caller, task_id)
+    deliveries = delivery_service.list_of_task(caller, task.id)
+    return page("delete.html", task=task, deliveries=deliveries)
 
 
-@blueprint.post("/tasks/<task_id>/redeliver")
+@managed.post("/tasks/<task_id>/redeliver")
 def redeliver(task_id: str) -> AnyResponse:
-    caller.require_full_user_key()
     delivery_service.redeliver(caller, task_id)
-    flash("The webhook is being sent again, with the same ID.")
-    return redirect_to("tasks.show", task_id=task_id, _anchor="callback")
+    message = "The webhook is being sent again, with the same ID."
+    return redirect_to("tasks.show", message, task_id=task_id, _anchor="callback")
 
 
-@blueprint.get("/tasks/<task_id>/webhook.sh")
+@managed.get("/tasks/<task_id>/webhook.sh")
 def webhook(task_id: str) -> Response:
-    caller.require_full_user_key()
-    return Response(curl(tasks.get(caller, task_id)), mimetype=TEXT)
+    """A command for a shell that sends the newest webhook, signed now. Raises 409 without one.
+
+    The body goes through a pipe, since an argument of a program has at most 128 KiB.
+    """
+    task = tasks.get(caller, task_id)
+    deliveries = delivery_service.list_of_task(caller, task.id)
+    if not deliveries:
+        raise Problem(409, "The task has no webhook", code=terms.NO_DELIVERY)
+    headers, body = attempts.webhook_of(task, deliveries[0].id)
+    options = [f"--header {shlex.quote(f'{name}: {value}')}" for name, value in headers.items()]
+    url = shlex.quote(deliveries[0].callback_url)
+    parts = ["curl --globoff", *options, "--data-binary @-", f"--url {url}"]
+    command = f"printf %s {shlex.quote(body.decode())} |\n  " + " \\\n  ".join(parts) + "\n"
+    return Response(command, mimetype=TEXT)
 
 
-def _deliveries(task: TaskRow) -> list[Any]:
-    """The deliveries of the task; an agent key sees none."""
-    return delivery_service.list_of_task(caller, task.id) if caller.agent_id is None else []
+@managed.route("/tasks/<task_id>/links", methods=["GET", "POST"])
+def show_links(task_id: str) -> Response:
+    """Create a link too; no redirect, since only this response shows it."""
+    task, status, url = tasks.get(caller, task_id), 200, ""
+    if request.method == "POST":
+        days = min(max(request.form.get("days", terms.LINK_DAYS, int), 0), terms.MAX_LINK_DAYS)
+        link = links.create(caller, task_id, clock.now(days * 86_400))
+        status, url = 201, responses.shared_url(link.token)
+    return page("links.html", status, task=task, links=links.list_all(caller, task_id), url=url)
 
 
-# What everyone sees who has a link to a task, and the page that creates and revokes links.
+@managed.post("/tasks/<task_id>/links/<link_id>/revoke")
+def revoke_link(task_id: str, link_id: str) -> AnyResponse:
+    links.revoke(caller, task_id, link_id)
+    message = "Revoked. Pages that show the task by this link end within seconds."
+    return redirect_to("managed.show_links", message, task_id=task_id)
+
+
+# What everyone sees who has a link to a task.
 
 public = Blueprint("shared", __name__, url_prefix="/shared")
 public.before_request(require_link)
@@ -388,58 +360,40 @@ public.get("/<token>/live")(events)
 public.get("/<token>/lines")(lines)
 public.get("/<token>/log.txt")(download)
 
-sharing = Blueprint("links", __name__)
-sharing.before_request(lambda: caller.require_full_user_key())
-
-
-@sharing.get("/tasks/<task_id>/links")
-def list_links(task_id: str) -> Response:
-    return _links_page(task_id)
-
-
-@sharing.post("/tasks/<task_id>/links")
-def create_link(task_id: str) -> Response:
-    """No redirect: only this response shows the link."""
-    days = min(max(request.form.get("days", terms.LINK_DAYS, int), 0), terms.MAX_LINK_DAYS)
-    link = links.create(caller, task_id, clock.now(days * 86_400))
-    return _links_page(task_id, 201, url=responses.shared_url(link.token))
-
-
-@sharing.post("/tasks/<task_id>/links/<link_id>/revoke")
-def revoke_link(task_id: str, link_id: str) -> AnyResponse:
-    links.revoke(caller, task_id, link_id)
-    flash("Revoked. Pages that show the task by this link end within seconds.")
-    return redirect_to("links.list_links", task_id=task_id)
-
-
-def _links_page(task_id: str, status: int = 200, url: str = "") -> Response:
-    task = tasks.get(caller, task_id)
-    return page("links.html", status, task=task, links=links.list_all(caller, task.id), url=url)
-
 
 # The page that runs a task again, with the same input or another one.
 
 
-@blueprint.get("/tasks/<task_id>/rerun")
+@blueprint.route("/tasks/<task_id>/rerun", methods=["GET", "POST"])
 @shared
-def rerun_form(task_id: str) -> Response:
-    caller.require_full_access()
-    task = tasks.get(caller, task_id)
-    return _rerun_page(task, schema_form.begun(_schema(task), task.input, "json" in request.args))
-
-
-@blueprint.post("/tasks/<task_id>/rerun")
 def rerun(task_id: str) -> AnyResponse:
     """Errors are shown in the form, which keeps the user's input."""
+    caller.require_full_access()
     task = tasks.get(caller, task_id)
-    input_form = schema_form.from_request(_schema(task), texts(request.form))
-    try:
-        again = _rerun(task, input_form, request.form.get("submission_id", ""))
-    except (Problem, ValidationError) as error:
-        input_form, fault = input_form.with_errors(schema_form.errors_of(error))
-        return _rerun_page(task, input_form, f"Nothing was started. {fault}")
-    flash(f"Started a rerun of “{again.name}”.")
-    return redirect_to("tasks.show", task_id=again.id)
+    agent = agents.get(caller, task.agent_id)
+    fault = ""
+    if request.method == "POST":
+        input_form = schema_form.from_request(agent.input_schema, texts(request.form))
+        try:
+            again = _rerun(task, input_form, request.form.get("submission_id", ""))
+            message = f"Started a rerun of “{again.name}”."
+            return redirect_to("tasks.show", message, task_id=again.id)
+        except (Problem, ValidationError) as error:
+            input_form, fault = input_form.with_errors(schema_form.errors_of(error))
+            fault = f"Nothing was started. {fault}"
+    else:
+        input_form = schema_form.begun(agent.input_schema, task.input, "json" in request.args)
+    return page(
+        "rerun.html",
+        422 if fault else 200,
+        task=task,
+        input_form=input_form,
+        fault=fault,
+        again=tasks.newest_rerun(caller, task.id),
+        labels=request.form.get("labels", "\n".join(_label_lines(task))),
+        no_worker=attention.missing_worker(agent),
+        new_id=clock.new_id(),
+    )
 
 
 def _rerun(task: TaskRow, input_form: InputForm, submission_id: str) -> TaskRow:
@@ -450,31 +404,17 @@ def _rerun(task: TaskRow, input_form: InputForm, submission_id: str) -> TaskRow:
     typed = request.form.get("labels")
     if typed is not None and typed.splitlines() != _label_lines(task):
         body["labels"] = schema_form.labels(typed)
-    fields = RerunSchema().load(body)
+    fields = rerun_schema.load(body)
     submission = (submission_id or clock.new_id()).encode() + strict_json.dumps([value, body])
     key = hashlib.sha256(submission).hexdigest()
     again, _ = tasks.rerun(caller, task.id, fields, Idempotency.of(key, body, task.id))
     return again
 
 
-def _rerun_page(task: TaskRow, input_form: InputForm, fault: str = "") -> Response:
-    again = tasks.newest_rerun(caller, task.id)
-    values = {"task": task, "input_form": input_form, "fault": fault, "again": again}
-    values["labels"] = request.form.get("labels", "\n".join(_label_lines(task)))
-    no_worker = attention.missing_worker(agents.get(caller, task.agent_id))
-    values |= {"no_worker": no_worker, "new_id": clock.new_id()}
-    return page("rerun.html", 422 if fault else 200, **values)
-
-
 def _label_lines(task: TaskRow) -> list[str]:
     """The labels as the form shows them; a value can have several lines."""
     pairs = strict_json.loads(task.labels.encode()).items()
     return "\n".join(f"{key}={value}" for key, value in pairs).splitlines()
-
-
-def _schema(task: TaskRow) -> str:
-    """The stored schema of its agent's input."""
-    return str(agents.get(caller, task.agent_id).input_schema)
 
 
 # The page that says which tasks of a list are cancelled, deleted or run again, and does it.
@@ -490,7 +430,7 @@ def change_selected() -> AnyResponse:
     if "ids" not in request.form:
         return _confirm(back)
     fields = {"action": request.form.get("action"), "taskIds": request.form["ids"].split()}
-    wanted = BulkSchema().load(fields)
+    wanted = bulk_schema.load(fields)
     key = request.form.get("submission_id") or None
     result = reports.change_many(caller, wanted["action"], wanted["taskIds"], key)
     flash(f"{plural(result['done'], 'task')} {PARTICIPLES[wanted['action']]}.")
@@ -503,7 +443,11 @@ def _confirm(back: str) -> AnyResponse:
     _, _, selection = filters.load()
     action, has_more = request.form.get("action", ""), False
     if "all" in request.form:
-        wanted, has_more = _first(selection, action)
+        # Of those that the action can change.
+        if action == terms.CANCEL and selection.status is None:
+            selection = selection._replace(status=terms.RUNNING)
+        wanted, reached = lists.page_positions(caller, selection, None, terms.MAX_LIMIT)
+        has_more = reached is not None
     else:
         ids = map(parse_id, request.form.getlist("taskId")[: terms.MAX_LIMIT])
         wanted = [Position("", task_id) for task_id in ids if task_id]
@@ -524,11 +468,3 @@ def _confirm(back: str) -> AnyResponse:
         back=back,
         new_id=clock.new_id(),
     )
-
-
-def _first(selection: Selection, action: str) -> tuple[list[Position], bool]:
-    """The first tasks of a list that the action can change, and whether there may be more."""
-    if action == terms.CANCEL and selection.status is None:
-        selection = selection._replace(status=terms.RUNNING)
-    positions, reached = lists.page_positions(caller, selection, None, terms.MAX_LIMIT)
-    return positions, reached is not None
