@@ -1,11 +1,15 @@
 """The dashboard: pages for people, signed in with an API key, on the same services as the API."""
 
 import hmac
+from inspect import getmembers, isfunction
 
 from flask import Flask
 
-from taskservice.dashboard import agents, filters, hooks, keys, questions, tasks
+from taskservice import quantities
+from taskservice.dashboard import agents, filters, formatting, hooks, keys, pages, questions, tasks
 from taskservice.dashboard.pages import LIFETIME, dashboard, sign_in, unknown_page
+from taskservice.database import clock
+from taskservice.terms import documentation
 from taskservice.web.request import Sessions
 
 for blueprint in (
@@ -34,6 +38,15 @@ def init_app(app: Flask) -> None:
     app.session_interface = Sessions()
     # A form can contain the input of a task, which can be longer than Flask's limit.
     app.config["MAX_FORM_MEMORY_SIZE"] = app.config["MAX_CONTENT_LENGTH"]
+    # What every template can call.
+    app.jinja_env.globals.update(
+        getmembers(formatting, isfunction) + getmembers(quantities, isfunction),
+        documentation=documentation,
+        form_token=pages.form_token,
+        seconds_between=clock.seconds_between,
+        submission_id=pages.submission_id,
+        way_back=pages.way_back,
+    )
     app.register_blueprint(dashboard)
     for status in (404, 405):
         app.register_error_handler(status, unknown_page)

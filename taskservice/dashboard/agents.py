@@ -6,7 +6,6 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 from marshmallow import ValidationError
-from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import caller
 from taskservice.dashboard import chart, schema_form
@@ -96,7 +95,7 @@ def show(agent_id: str) -> Response:
 
 
 @blueprint.route("/agents/<agent_id>/edit", methods=["GET", "POST"])
-def edit(agent_id: str) -> AnyResponse:
+def edit(agent_id: str) -> Response:
     caller.require_full_user_key()
     agent = agent_service.get(caller, agent_id)
     stored, fault = _stored_expect(agent), ""
@@ -112,8 +111,8 @@ def edit(agent_id: str) -> AnyResponse:
             return redirect_to("agents.show", "Saved.", agent_id=agent.id)
         except (Problem, ValidationError) as error:
             errors = schema_form.errors_of(error)
-            fault = schema_form.sentence_of(errors | errors.pop("expect", {}))
-            fault = f"Nothing was changed. {fault}"
+            errors |= errors.pop("expect", {})
+            fault = f"Nothing was changed. {schema_form.sentence_of(errors)}"
     else:
         expect = stored or {}
         form = {"name": agent.name, "description": agent.description}
@@ -123,7 +122,7 @@ def edit(agent_id: str) -> AnyResponse:
 
 
 @blueprint.route("/agents/<agent_id>/run", methods=["GET", "POST"])
-def run(agent_id: str) -> AnyResponse:
+def run(agent_id: str) -> Response:
     """Errors are shown in the form, which keeps the user's input."""
     caller.require_full_user_key()
     agent = agent_service.get(caller, agent_id)
@@ -134,8 +133,7 @@ def run(agent_id: str) -> AnyResponse:
             task = _start(agent, input_form)
             return redirect_to("tasks.show", f"Started “{task.name}”.", task_id=task.id)
         except (Problem, ValidationError) as error:
-            input_form, fault = input_form.with_errors(schema_form.errors_of(error))
-            fault = f"Nothing was started. {fault}"
+            input_form, fault = input_form.refused(error)
     else:
         is_text = "json" in request.args
         input_form = schema_form.begun(agent.input_schema, is_text=is_text)

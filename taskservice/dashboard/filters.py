@@ -6,15 +6,14 @@ from itertools import groupby
 from typing import Any, TypeAlias
 from urllib.parse import urlencode
 
-from flask import Blueprint, redirect, request, url_for
+from flask import Blueprint, Response, request, url_for
 from marshmallow import Schema
-from werkzeug.wrappers import Response
 
 from taskservice import terms
 from taskservice.auth import caller
 from taskservice.dashboard import formatting
 from taskservice.dashboard.chart import PERIODS
-from taskservice.dashboard.pages import first_texts, page, texts
+from taskservice.dashboard.pages import first_texts, page, see_other, texts
 from taskservice.database.types import AnyRow
 from taskservice.errors import invalid
 from taskservice.schemas.requests import ListQuerySchema, SearchQuerySchema
@@ -94,7 +93,7 @@ def without_empty_fields() -> Response | None:
     filled = [pair for pair in pairs if pair[1]]
     if filled == pairs:
         return None
-    return redirect(f"{request.script_root}{request.path}?{urlencode(filled)}", 303)
+    return see_other(f"{request.script_root}{request.path}?{urlencode(filled)}")
 
 
 def tab_url(tab: str) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 
 from taskservice.database import clock
-from taskservice.quantities import seconds_text
 from taskservice.schemas import strict_json
 from taskservice.services.lists import WAITING
 from taskservice.terminal import escaped_lines
@@ -79,11 +78,6 @@ def period_text(since: str, until: str) -> str:
     if end - start == timedelta(days=1) and start.time() == time():
         return f"on {start:%-d %b %Y} (UTC)"
     return f"from {utc_text(since)} to {utc_text(until)}"
-
-
-def duration_between(since: str, until: str) -> str:
-    """The time between two timestamps in its two largest units, as `3 h 20 min`."""
-    return seconds_text(clock.seconds_between(since, until))
 
 
 def state_of(row: Any) -> str:

@@ -5,7 +5,6 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, request
 from marshmallow import ValidationError
-from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import terms
 from taskservice.auth import caller
@@ -50,7 +49,7 @@ EVENTS = {
 
 @blueprint.route("/notifications", methods=["GET", "POST"], strict_slashes=False)
 @shared
-def list_all() -> AnyResponse:
+def list_all() -> Response:
     """Add one too; errors are shown next to their fields, which keep the user's input."""
     schema, typed, errors = _form_schema(), None, Errors()
     if request.method == "POST":
@@ -71,7 +70,7 @@ def list_all() -> AnyResponse:
     )
 
 
-def _create(content: Json) -> AnyResponse:
+def _create(content: Json) -> Response:
     """Add a hook by the content of the form. Raises 409, 422 and ValidationError."""
     target = content["target"].strip()
     if content["format"] == terms.MAIL and ":" not in target:
@@ -99,14 +98,14 @@ def show(hook_id: str) -> Response:
 
 
 @blueprint.post("/notifications/<hook_id>/test")
-def test(hook_id: str) -> AnyResponse:
+def test(hook_id: str) -> Response:
     outcome = hooks.test(caller, hook_id)
     arrived = "The test was delivered." if outcome.delivered else "The test was not delivered."
     return redirect_to("hooks.show", f"{arrived} {outcome.message}", hook_id=hook_id)
 
 
 @blueprint.post("/notifications/<hook_id>/state")
-def change_state(hook_id: str) -> AnyResponse:
+def change_state(hook_id: str) -> Response:
     fields = change_hook_schema.load({"state": request.form.get("state")})
     hook = hooks.change(caller, hook_id, fields)
     message = f"“{hook.name}” is {'on' if hook.state == terms.ACTIVE else 'off'}."
@@ -114,7 +113,7 @@ def change_state(hook_id: str) -> AnyResponse:
 
 
 @blueprint.route("/notifications/<hook_id>/delete", methods=["GET", "POST"])
-def delete(hook_id: str) -> AnyResponse:
+def delete(hook_id: str) -> Response:
     if request.method != "POST":
         return page("delete_hook.html", hook=_shown(hooks.get(caller, hook_id)))
     hook = hooks.delete(caller, hook_id)
@@ -122,7 +121,7 @@ def delete(hook_id: str) -> AnyResponse:
 
 
 @blueprint.post("/notifications/<hook_id>/deliveries/<delivery_id>")
-def redeliver(hook_id: str, delivery_id: str) -> AnyResponse:
+def redeliver(hook_id: str, delivery_id: str) -> Response:
     hooks.redeliver(caller, hook_id, delivery_id)
     message = "It is being delivered again."
     return redirect_to("hooks.show", message, hook_id=hook_id, _anchor="deliveries")

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from flask import Blueprint, request
-from werkzeug.wrappers import Response as AnyResponse
+from flask import Blueprint, Response, request
 
 from taskservice.auth import caller
 from taskservice.dashboard.pages import create_once, first_texts, page, redirect_to
@@ -26,7 +25,7 @@ MAX_KEYS = 500
 
 
 @blueprint.route("/keys", methods=["GET", "POST"], strict_slashes=False)
-def list_all() -> AnyResponse:
+def list_all() -> Response:
     """Create a key too; no redirect, since only this response shows it."""
     new = None
     if request.method == "POST":
@@ -53,7 +52,7 @@ def list_all() -> AnyResponse:
 
 
 @blueprint.route("/keys/<key_id>/revoke", methods=["GET", "POST"])
-def revoke(key_id: str) -> AnyResponse:
+def revoke(key_id: str) -> Response:
     if request.method != "POST":
         return page("revoke.html", key=users.get_key(caller, key_id))
     key = users.revoke_key(caller, key_id)
@@ -61,7 +60,7 @@ def revoke(key_id: str) -> AnyResponse:
 
 
 @blueprint.route("/callback-secret/rotate", methods=["GET", "POST"])
-def rotate() -> AnyResponse:
+def rotate() -> Response:
     if request.method != "POST":
         return page("rotate.html")
     users.rotate(caller)

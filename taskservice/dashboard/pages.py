@@ -7,10 +7,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache, wraps
-from inspect import getmembers, isfunction
 from threading import Lock
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from flask import (
     Blueprint,
@@ -26,17 +25,15 @@ from flask import (
 )
 from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import HTTPException
-from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice import errors, quantities
+from taskservice import errors
 from taskservice.auth import KEY_BY_ID, KEY_OF_LOGIN, caller, find, set_caller, valid_key
-from taskservice.dashboard import formatting
 from taskservice.database import clock
 from taskservice.database.types import AnyRow
 from taskservice.database.watcher import change_marker
 from taskservice.errors import Problem
 from taskservice.services import hooks
-from taskservice.terms import API_PREFIX, PROBLEM_TYPE, documentation
+from taskservice.terms import API_PREFIX, PROBLEM_TYPE
 from taskservice.web import responses
 from taskservice.web.request import canonical, ignore_dates, url_parts
 
@@ -163,7 +160,7 @@ def check_form() -> None:
 
 
 @dashboard.before_request
-def require_session() -> AnyResponse | None:
+def require_session() -> Response | None:
     """Send visitors who are not signed in to sign in; check the token of forms, and ids."""
     if request.endpoint in (STATIC, ICON) or request.blueprint in PUBLIC:
         return None
@@ -225,26 +222,14 @@ def icon() -> Response:
     return dashboard.send_static_file("icon.svg")
 
 
-FUNCTIONS = dict(getmembers(formatting, isfunction) + getmembers(quantities, isfunction))
-
-
 def page(template: str, status: int = 200, **values: Any) -> Response:
     """A page with an ETag; a GET that sends the same ETag gets 304."""
+    # Whether the key of this session may cancel, delete and answer.
     can_manage = "signed_in" in g and caller.can_manage
-    # The names that every template can use.
-    context = {
-        **FUNCTIONS,
-        "signed_in": g.get("signed_in"),
-        # Whether the key of this session may cancel, delete and answer.
-        "can_manage": can_manage,
-        # Hooks that are off; an error may mean that the database is unavailable.
-        "hooks_off": hooks.turned_off(caller) if can_manage and status < 500 else (),
-        "form_token": form_token,
-        "submission_id": submission_id,
-        "way_back": way_back,
-        "documentation": documentation,
-    }
-    return html_response(render_template(f"dashboard/{template}", **context, **values), status)
+    # Hooks that are off; an error may mean that the database is unavailable.
+    hooks_off = hooks.turned_off(caller) if can_manage and status < 500 else ()
+    values |= {"signed_in": g.get("signed_in"), "can_manage": can_manage, "hooks_off": hooks_off}
+    return html_response(render_template(f"dashboard/{template}", **values), status)
 
 
 def html_response(html: str | bytes, status: int = 200) -> Response:
@@ -256,11 +241,15 @@ def html_response(html: str | bytes, status: int = 200) -> Response:
     return response
 
 
-def redirect_to(endpoint: str, message: str = "", **values: Any) -> AnyResponse:
+def see_other(url: str) -> Response:
+    return cast(Response, redirect(url, 303))
+
+
+def redirect_to(endpoint: str, message: str = "", **values: Any) -> Response:
     """A redirect to this page of the dashboard, which shows the message once."""
     if message:
         flash(message)
-    return redirect(url_for(f"dashboard.{endpoint}", **values), 303)
+    return see_other(url_for(f"dashboard.{endpoint}", **values))
 
 
 def texts(values: MultiDict[str, str]) -> dict[str, list[str]]:
@@ -288,11 +277,11 @@ def endpoint_of(path: str) -> str:
     return str(endpoint) if endpoint.startswith("dashboard.") else ""
 
 
-def redirect_to_page(path: str, endpoint: str, **values: Any) -> AnyResponse:
+def redirect_to_page(path: str, endpoint: str, **values: Any) -> Response:
     """A redirect to `path` if it is in the dashboard, else to this page of it."""
     if not endpoint_of(path):
         return redirect_to(endpoint, **values)
-    return redirect(f"{request.script_root}{path}", 303)
+    return see_other(f"{request.script_root}{path}")
 
 
 def way_back() -> str:
@@ -313,7 +302,7 @@ def keep_way_back(endpoint: str, values: dict[str, Any]) -> None:
         values.setdefault("back", path)
 
 
-def _to_sign_in() -> AnyResponse:
+def _to_sign_in() -> Response:
     path = request.full_path.rstrip("?")
     if request.method == "POST":
         flash("Nothing was changed because you were signed out. Sign in and try again.")
@@ -330,7 +319,7 @@ sign_in = Blueprint("sign_in", __name__)
 
 
 @sign_in.route("/sign-in", methods=["GET", "POST"])
-def enter() -> AnyResponse:
+def enter() -> Response:
     path, problem = request.values.get("next", ""), None
     if request.method == "POST":
         try:
@@ -361,7 +350,7 @@ def _begin_session() -> None:
 
 
 @sign_in.post("/sign-out")
-def leave() -> AnyResponse:
+def leave() -> Response:
     session.clear()
     return redirect_to("sign_in.enter", "You are signed out.")
 
@@ -383,14 +372,14 @@ _page = lru_cache(CACHE_SIZE)(
 )
 
 
-def shared(view: Callable[..., AnyResponse]) -> Callable[..., AnyResponse]:
+def shared(view: Callable[..., Response]) -> Callable[..., Response]:
     """Let the view make its page once for all tabs of a session, or viewers of a link.
 
     The page is made again after any commit to the database; forms are never shared. Raises 503.
     """
 
     @wraps(view)
-    def respond(**values: Any) -> AnyResponse:
+    def respond(**values: Any) -> Response:
         if request.method == "POST" or ("signed_in" in g and "_flashes" in session):
             # A page with a message must appear once.
             return view(**values)

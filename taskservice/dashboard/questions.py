@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from flask import Blueprint, Response, flash, request
-from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import Caller, caller
 from taskservice.dashboard import schema_form
@@ -37,7 +36,7 @@ MAX_INPUT = 81
 
 
 @blueprint.route("/tasks/<task_id>/questions/<question_id>", methods=["GET", "POST"])
-def answer(task_id: str, question_id: str) -> AnyResponse:
+def answer(task_id: str, question_id: str) -> Response:
     """Errors are shown next to their fields, which keep the user's input."""
     caller.require_user_key()
     question = loaded(question_service.get(caller, task_id, question_id))

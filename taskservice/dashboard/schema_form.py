@@ -348,12 +348,17 @@ class InputForm:
             raise ValidationError(problems)
         return content
 
-    def with_errors(self, errors: Mapping[str, Any]) -> tuple["InputForm", str]:
-        """The form with these errors next to its fields, and a sentence with the others."""
-        if self.text is not None:
-            return self, sentence_of(errors)
-        own, others = by_property(self._schema, dict(errors), "input")
-        return replace(self, errors=own), sentence_of(others) or "Fix the errors below."
+    def refused(self, error: Exception) -> tuple["InputForm", str]:
+        """The form with the errors of its fields next to them, and a sentence with the others.
+
+        Raises an error that is not about the form's fields.
+        """
+        own: Errors = {}
+        others = errors_of(error)
+        if self.text is None:
+            own, others = by_property(self._schema, others, "input")
+        reason = sentence_of(others) or "Fix the errors below."
+        return replace(self, errors=own), f"Nothing was started. {reason}"
 
 
 def from_request(schema: str, typed: Texts, default: str = "") -> InputForm:

@@ -8,9 +8,8 @@ from itertools import takewhile
 from operator import eq
 from typing import Any
 
-from flask import Blueprint, Response, flash, redirect, request
+from flask import Blueprint, Response, flash, request
 from marshmallow import ValidationError
-from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import terms
 from taskservice.auth import caller
@@ -146,12 +145,12 @@ MAX_LINE_LENGTH = 5_000
 
 @blueprint.get("/")
 @shared
-def list_all() -> AnyResponse:
+def list_all() -> Response:
     if complete := filters.without_empty_fields():
         return complete
     query, own, selection = filters.load()
     if url := filters.destination():
-        return redirect(url, 303)
+        return pages.see_other(url)
     positions, following, stopped = _found(selection, query)
     agent_ids, chosen = agents.ids(caller, agents.MAX_CHOICES), request.args.get("agentId")
     rows = lists.summaries(caller, positions)
@@ -191,7 +190,7 @@ def _found(
 
 
 @blueprint.get("/tasks", strict_slashes=False)
-def redirect_to_list() -> AnyResponse:
+def redirect_to_list() -> Response:
     return redirect_to("tasks.list_all")
 
 
@@ -233,7 +232,7 @@ def lines(task_id: str) -> Response:
 
 
 @blueprint.get("/tasks/<task_id>/new-lines")
-def show_new_lines(task_id: str) -> AnyResponse:
+def show_new_lines(task_id: str) -> Response:
     """What is new in a failure; page.js puts it into the page of the task."""
     task = tasks.get(caller, task_id)
     good = search_service.last_good_run(caller, task)
@@ -271,7 +270,7 @@ def download(task_id: str) -> Response:
 
 
 @managed.route("/tasks/<task_id>/cancel", methods=["GET", "POST"])
-def cancel(task_id: str) -> AnyResponse:
+def cancel(task_id: str) -> Response:
     if request.method == "POST":
         try:
             _, callback_status = reports.cancel(caller, task_id)
@@ -289,7 +288,7 @@ def cancel(task_id: str) -> AnyResponse:
 
 
 @managed.route("/tasks/<task_id>/delete", methods=["GET", "POST"])
-def delete(task_id: str) -> AnyResponse:
+def delete(task_id: str) -> Response:
     if request.method == "POST":
         task = tasks.delete(caller, task_id)
         flash(f"Deleted “{task.name}”.")
@@ -300,7 +299,7 @@ def delete(task_id: str) -> AnyResponse:
 
 
 @managed.post("/tasks/<task_id>/redeliver")
-def redeliver(task_id: str) -> AnyResponse:
+def redeliver(task_id: str) -> Response:
     delivery_service.redeliver(caller, task_id)
     message = "The webhook is being sent again, with the same ID."
     return redirect_to("tasks.show", message, task_id=task_id, _anchor="callback")
@@ -336,7 +335,7 @@ def show_links(task_id: str) -> Response:
 
 
 @managed.post("/tasks/<task_id>/links/<link_id>/revoke")
-def revoke_link(task_id: str, link_id: str) -> AnyResponse:
+def revoke_link(task_id: str, link_id: str) -> Response:
     links.revoke(caller, task_id, link_id)
     message = "Revoked. Pages that show the task by this link end within seconds."
     return redirect_to("managed.show_links", message, task_id=task_id)
@@ -366,7 +365,7 @@ public.get("/<token>/log.txt")(download)
 
 @blueprint.route("/tasks/<task_id>/rerun", methods=["GET", "POST"])
 @shared
-def rerun(task_id: str) -> AnyResponse:
+def rerun(task_id: str) -> Response:
     """Errors are shown in the form, which keeps the user's input."""
     caller.require_full_access()
     task = tasks.get(caller, task_id)
@@ -379,8 +378,7 @@ def rerun(task_id: str) -> AnyResponse:
             message = f"Started a rerun of “{again.name}”."
             return redirect_to("tasks.show", message, task_id=again.id)
         except (Problem, ValidationError) as error:
-            input_form, fault = input_form.with_errors(schema_form.errors_of(error))
-            fault = f"Nothing was started. {fault}"
+            input_form, fault = input_form.refused(error)
     else:
         input_form = schema_form.begun(agent.input_schema, task.input, "json" in request.args)
     return page(
@@ -423,7 +421,7 @@ PARTICIPLES = {terms.CANCEL: "cancelled", terms.DELETE: "deleted", terms.RERUN: 
 
 
 @blueprint.post("/tasks/selected")
-def change_selected() -> AnyResponse:
+def change_selected() -> Response:
     """Without `ids`, the page that says what is selected; its form has the ids of these tasks."""
     caller.require_user_key()
     back = "/?" + request.query_string.decode(errors="replace")
@@ -439,7 +437,7 @@ def change_selected() -> AnyResponse:
     return redirect_to_page(back, "tasks.list_all")
 
 
-def _confirm(back: str) -> AnyResponse:
+def _confirm(back: str) -> Response:
     _, _, selection = filters.load()
     action, has_more = request.form.get("action", ""), False
     if "all" in request.form:
