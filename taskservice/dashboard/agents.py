@@ -1,7 +1,8 @@
 """The page of all agents, the page of one, and its forms."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -13,7 +14,7 @@ from taskservice.dashboard.formatting import outcome_of
 from taskservice.dashboard.pages import first_texts, page, redirect_to, shared, texts
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
-from taskservice.database.types import AnyRow, TaskRow
+from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
 from taskservice.quantities import typed, typed_seconds
 from taskservice.schemas import strict_json
@@ -123,39 +124,44 @@ def edit(agent_id: str) -> Response:
 
 @blueprint.route("/agents/<agent_id>/run", methods=["GET", "POST"])
 def run(agent_id: str) -> Response:
-    """Errors are shown in the form, which keeps the user's input."""
     caller.require_full_user_key()
     agent = agent_service.get(caller, agent_id)
-    source, fault = None, ""
-    if request.method == "POST":
-        input_form = schema_form.from_request(agent.input_schema, texts(request.form), "{}")
-        try:
-            task = _start(agent, input_form)
-            return redirect_to("tasks.show", f"Started “{task.name}”.", task_id=task.id)
-        except (Problem, ValidationError) as error:
-            input_form, fault = input_form.refused(error)
-    else:
-        is_text = "json" in request.args
-        input_form = schema_form.begun(agent.input_schema, is_text=is_text)
-        newest = None if input_form.fields else agent_service.newest_task(agent, MAX_EXAMPLE)
+    source, begun = None, schema_form.begun(agent.input_schema, is_text="json" in request.args)
+    if request.method != "POST" and not begun.fields:
+        newest = agent_service.newest_task(agent, MAX_EXAMPLE)
         if newest and newest.input not in (None, "{}"):
-            source = newest
-            input_form = schema_form.begun(agent.input_schema, newest.input)
-    return page(
-        "run.html",
-        422 if fault else 200,
-        agent=agent,
-        input_form=input_form,
-        fault=fault,
-        # The task whose input the form shows.
-        source=source,
-        form=first_texts(request.form),
-        no_worker=attention.missing_worker(agent),
-        new_id=clock.new_id(),
+            source, begun = newest, schema_form.begun(agent.input_schema, newest.input)
+    form = first_texts(request.form)
+    return start_form(
+        "run.html", agent, begun, partial(_start, agent), empty="{}", source=source, form=form
     )
 
 
-def _start(agent: AnyRow, input_form: InputForm) -> TaskRow:
+def start_form(
+    template: str,
+    agent: AnyRow,
+    begun: InputForm,
+    start: Callable[[InputForm], Response],
+    empty: str = "",
+    **values: Any,
+) -> Response:
+    """The form that starts a task of an agent: as `begun`, or what was refused, with the reasons.
+
+    `empty` replaces an empty JSON text.
+    """
+    input_form, fault = begun, ""
+    if request.method == "POST":
+        input_form = schema_form.from_request(agent.input_schema, texts(request.form), empty)
+        try:
+            return start(input_form)
+        except (Problem, ValidationError) as error:
+            input_form, fault = input_form.refused(error)
+    values |= {"agent": agent, "input_form": input_form, "fault": fault}
+    values |= {"no_worker": attention.missing_worker(agent), "new_id": clock.new_id()}
+    return page(template, 422 if fault else 200, **values)
+
+
+def _start(agent: AnyRow, input_form: InputForm) -> Response:
     """Start a task; a form that is sent twice starts one.
 
     Raises 422 and ValidationError, with the errors of all fields.
@@ -175,7 +181,7 @@ def _start(agent: AnyRow, input_form: InputForm) -> TaskRow:
         raise ValidationError(errors)
     key = parse_id(form["submission_id"]) or clock.new_id()
     task, _ = tasks.start(caller, _start_schema.load(body), Idempotency.of(key, body))
-    return task
+    return redirect_to("tasks.show", f"Started “{task.name}”.", task_id=task.id)
 
 
 def _stored_expect(agent: AnyRow) -> Any:

@@ -4,17 +4,18 @@ import hashlib
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from itertools import takewhile
 from operator import eq
 from typing import Any
 
 from flask import Blueprint, Response, flash, request
-from marshmallow import ValidationError
 
 from taskservice import terms
 from taskservice.auth import caller
 from taskservice.dashboard import chart, filters, formatting, pages, questions, schema_form
-from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, shared, texts, way_back
+from taskservice.dashboard.agents import start_form
+from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, shared, way_back
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
 from taskservice.database.types import AnyRow, TaskRow
@@ -366,35 +367,21 @@ public.get("/<token>/log.txt")(download)
 @blueprint.route("/tasks/<task_id>/rerun", methods=["GET", "POST"])
 @shared
 def rerun(task_id: str) -> Response:
-    """Errors are shown in the form, which keeps the user's input."""
     caller.require_full_access()
     task = tasks.get(caller, task_id)
     agent = agents.get(caller, task.agent_id)
-    fault = ""
-    if request.method == "POST":
-        input_form = schema_form.from_request(agent.input_schema, texts(request.form))
-        try:
-            again = _rerun(task, input_form, request.form.get("submission_id", ""))
-            message = f"Started a rerun of “{again.name}”."
-            return redirect_to("tasks.show", message, task_id=again.id)
-        except (Problem, ValidationError) as error:
-            input_form, fault = input_form.refused(error)
-    else:
-        input_form = schema_form.begun(agent.input_schema, task.input, "json" in request.args)
-    return page(
+    return start_form(
         "rerun.html",
-        422 if fault else 200,
+        agent,
+        schema_form.begun(agent.input_schema, task.input, "json" in request.args),
+        partial(_rerun, task),
         task=task,
-        input_form=input_form,
-        fault=fault,
         again=tasks.newest_rerun(caller, task.id),
         labels=request.form.get("labels", "\n".join(_label_lines(task))),
-        no_worker=attention.missing_worker(agent),
-        new_id=clock.new_id(),
     )
 
 
-def _rerun(task: TaskRow, input_form: InputForm, submission_id: str) -> TaskRow:
+def _rerun(task: TaskRow, input_form: InputForm) -> Response:
     """Start it; a form that is sent twice with the same fields starts one task. Raises 422."""
     value, before = input_form.value(), strict_json.loads(task.input.encode())
     is_same = strict_json.canonical(value) == strict_json.canonical(before)
@@ -403,10 +390,12 @@ def _rerun(task: TaskRow, input_form: InputForm, submission_id: str) -> TaskRow:
     if typed is not None and typed.splitlines() != _label_lines(task):
         body["labels"] = schema_form.labels(typed)
     fields = rerun_schema.load(body)
-    submission = (submission_id or clock.new_id()).encode() + strict_json.dumps([value, body])
+    submission_id = request.form.get("submission_id") or clock.new_id()
+    submission = submission_id.encode() + strict_json.dumps([value, body])
     key = hashlib.sha256(submission).hexdigest()
     again, _ = tasks.rerun(caller, task.id, fields, Idempotency.of(key, body, task.id))
-    return again
+    message = f"Started a rerun of “{again.name}”."
+    return redirect_to("tasks.show", message, task_id=again.id)
 
 
 def _label_lines(task: TaskRow) -> list[str]:
