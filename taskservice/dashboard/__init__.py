@@ -7,13 +7,12 @@ from flask import Flask
 
 from taskservice import quantities
 from taskservice.dashboard import agents, filters, formatting, hooks, keys, pages, questions, tasks
-from taskservice.dashboard.pages import LIFETIME, dashboard, sign_in, unknown_page
+from taskservice.dashboard.pages import LIFETIME, dashboard, unknown_page
 from taskservice.database import clock
 from taskservice.terms import documentation
 from taskservice.web.request import Sessions
 
 for blueprint in (
-    sign_in,
     tasks.blueprint,
     filters.blueprint,
     questions.blueprint,

@@ -50,7 +50,7 @@ EVENTS = {
 @blueprint.route("/notifications", methods=["GET", "POST"], strict_slashes=False)
 @shared
 def list_all() -> Response:
-    """Add one too; errors are shown next to their fields, which keep the user's input."""
+    """The form that adds one too; what is refused is shown again with the reasons."""
     schema, typed, errors = _form_schema(), None, Errors()
     if request.method == "POST":
         typed = texts(request.form)

@@ -19,7 +19,6 @@ create_key_schema = CreateKeySchema()
 
 # Choice in the form -> days.
 EXPIRIES = {"": 0, "7 days": 7, "30 days": 30, "90 days": 90, "1 year": 365}
-DEFAULT_EXPIRY = "90 days"
 # Maximum number of valid keys, and of invalid keys, on the page.
 MAX_KEYS = 500
 
@@ -44,7 +43,7 @@ def list_all() -> Response:
         agent_ids=agents.ids(caller, agents.MAX_CHOICES),
         secret=users.current_callback_secret(caller.user_id),
         expiries=EXPIRIES,
-        default_expiry=DEFAULT_EXPIRY,
+        default_expiry="90 days",
         new=new,
         mcp_clients=CLIENTS.values(),
         mcp_key_variable=KEY_VARIABLE,

@@ -48,7 +48,7 @@ dashboard.before_request(ignore_dates)
 
 STATIC = "dashboard.static"
 ICON = "dashboard.icon"
-SIGN_IN = "dashboard.sign_in"
+ENTER, LEAVE = "dashboard.enter", "dashboard.leave"
 # What everyone sees who has a link, without a session.
 PUBLIC = {"dashboard.answer_links", "dashboard.shared"}
 LIST = "dashboard.tasks.list_all"
@@ -165,10 +165,10 @@ def require_session() -> Response | None:
     if request.endpoint in (STATIC, ICON) or request.blueprint in PUBLIC:
         return None
     if not resume_session():
-        return None if request.blueprint == SIGN_IN else _to_sign_in()
-    if request.method == "POST" and request.endpoint != f"{SIGN_IN}.enter":
+        return None if request.endpoint in (ENTER, LEAVE) else _to_sign_in()
+    if request.method == "POST" and request.endpoint != ENTER:
         check_form()
-        if request.endpoint != f"{SIGN_IN}.leave":
+        if request.endpoint != LEAVE:
             caller.require_full_access()
     path = request.view_args or {}
     path.update(canonical(path))
@@ -310,15 +310,13 @@ def _to_sign_in() -> Response:
         referrer = url_parts(request.referrer or "")
         query = f"?{referrer.query}" if referrer.query else ""
         path = f"{referrer.path.removeprefix(request.script_root)}{query}"
-    return redirect_to("sign_in.enter", next=path if endpoint_of(path) and path != "/" else None)
+    return redirect_to("enter", next=path if endpoint_of(path) and path != "/" else None)
 
 
 # Signing in and out.
 
-sign_in = Blueprint("sign_in", __name__)
 
-
-@sign_in.route("/sign-in", methods=["GET", "POST"])
+@dashboard.route("/sign-in", methods=["GET", "POST"])
 def enter() -> Response:
     path, problem = request.values.get("next", ""), None
     if request.method == "POST":
@@ -349,10 +347,10 @@ def _begin_session() -> None:
     session["until"] = clock.now(LIFETIME.total_seconds())
 
 
-@sign_in.post("/sign-out")
+@dashboard.post("/sign-out")
 def leave() -> Response:
     session.clear()
-    return redirect_to("sign_in.enter", "You are signed out.")
+    return redirect_to("enter", "You are signed out.")
 
 
 # Pages that the open tabs of a session share: each tab requests its page once a second.

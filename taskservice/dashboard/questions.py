@@ -37,7 +37,6 @@ MAX_INPUT = 81
 
 @blueprint.route("/tasks/<task_id>/questions/<question_id>", methods=["GET", "POST"])
 def answer(task_id: str, question_id: str) -> Response:
-    """Errors are shown next to their fields, which keep the user's input."""
     caller.require_user_key()
     question = loaded(question_service.get(caller, task_id, question_id))
     is_open, typed, errors = question["state"] == OPEN, None, Errors()

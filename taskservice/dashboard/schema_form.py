@@ -118,10 +118,7 @@ class Field:
         return bool(self.schema.get("format") == "date-time")
 
     def content(self) -> Json:
-        """The property with its typed or chosen value; empty if it is left out.
-
-        Raises ValueError.
-        """
+        """The property with its typed or chosen value; empty if left out. Raises ValueError."""
         texts = [text for text in self.texts if text]
         if texts:
             return {self.name: self._value(texts)}
