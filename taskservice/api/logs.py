@@ -17,7 +17,7 @@ from taskservice.schemas.tasks import (
 from taskservice.services import logs, search, task_json, tasks
 from taskservice.terms import DEFAULT_HITS, DEFAULT_LINES, RUNNING, SEQ_GAP, TASK_FINISHED
 from taskservice.web import responses, waiting
-from taskservice.web.request import EVENTS, JSON, TEXT, body_bytes, json_body, operation, prefers
+from taskservice.web.request import EVENTS, JSON, TEXT, body_bytes, json_body, operation, quality
 
 blueprint = Blueprint("logs", __name__)
 
@@ -87,7 +87,7 @@ def read(task_id: str, query: dict[str, Any]) -> Response:
         lambda task: task.log_count > after or task.status != RUNNING,
     )
     has_times = query.get("times", False)
-    if prefers(TEXT, JSON):
+    if quality(TEXT) > quality(JSON):
         text = task_json.log_text(task, after, query.get("limit"), has_times=has_times)
         return responses.stream(text, headers=VARY, media_type=TEXT)
     limit = query.get("limit", DEFAULT_LINES)

@@ -162,10 +162,7 @@ def start_form(
 
 
 def _start(agent: AnyRow, input_form: InputForm) -> Response:
-    """Start a task; a form that is sent twice starts one.
-
-    Raises 422 and ValidationError, with the errors of all fields.
-    """
+    """Start one task, however often the form is sent; errors, 422, are of all fields."""
     form = first_texts(request.form)
     body: dict[str, Any] = {"agentId": agent.id, "name": form["name"] or None}
     errors: dict[str, Any] = {}

@@ -39,10 +39,8 @@ class Period(NamedTuple):
 
     @property
     def boundaries(self) -> list[str]:
-        """The start of each bar and the end of the last one, at whole multiples of its length.
-
-        One bar more than the period has, since the first and the last one reach beyond it.
-        """
+        """The start of each bar and the end of the last one, at whole multiples of its length."""
+        # One bar more than the period has, since the first and the last one reach beyond it.
         step = self.seconds // self.bars
         end = (int(time.time()) // step + 1) * step
         return [
@@ -113,17 +111,15 @@ def _count(caller: Caller, selection: Selection, period: Period) -> dict[str, An
 
 
 def _bar(since: str, until: str, counts: dict[str, int], highest: int) -> dict[str, Any]:
-    """The tasks that were started in one part of the period, of which `highest` fill the chart.
-
-    `bounds` are the filters, exclusive as in the API, that list exactly these tasks; `parts` are
-    (status, top, height) in pixels.
-    """
+    """The tasks that were started in one part of the period, of which `highest` fill the chart."""
+    # (status, top, height) in pixels.
     parts, top = [], float(HEIGHT)
     for status, number in counts.items():
         if number:
             height = round(max(MIN_HEIGHT, number / highest * (HEIGHT - 3 * MIN_HEIGHT)), 2)
             top = round(top - height, 2)
             parts.append((status, top, height))
+    # The filters, exclusive as in the API, that list exactly these tasks.
     bounds = {"createdAfter": clock.moved(since, -MILLISECOND), "createdBefore": until}
     total = sum(counts.values())
     return {"since": since, "bounds": bounds, "counts": counts, "total": total, "parts": parts}

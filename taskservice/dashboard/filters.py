@@ -120,8 +120,6 @@ def hidden_filters() -> list[tuple[str, str]]:
     return [(name, text) for name, text in pairs if name not in (*IN_FORM, "cursor")]
 
 
-# The search box of the list.
-
 # The beginning of a task's id, without hyphens.
 _DIGITS = re.compile("[0-9a-f]{8,32}")
 
@@ -143,12 +141,9 @@ def destination() -> str | None:
     return None
 
 
-# The page that searches in logs and in error messages.
-
 blueprint = Blueprint("search", __name__)
 
 search_query = SearchQuerySchema()
-LOGS, ERRORS = "logs", "errors"
 # The other parameters of the page are filters.
 OF_PAGE = ("q", "where", "sort", "cursor")
 # How many lines of an error message are shown.
@@ -167,10 +162,10 @@ def show() -> Response:
         return complete
     kept = [pair for pair in request.args.items(multi=True) if pair[0] not in OF_PAGE]
     values = first_texts(request.args)
-    text, where = values.pop("q", ""), values.pop("where", LOGS)
+    text, where = values.pop("q", ""), values.pop("where", "logs")
     values.pop("sort", None)
     query, _, selection = load({**values, "text": text or "?"}, search_query)
-    find = _in_errors if where == ERRORS else _in_logs
+    find = _in_errors if where == "errors" else _in_logs
     found, end = find(selection, query) if text else (None, None)
     more: dict[str, Any] = {"where": where, "kept": kept, "arguments": arguments}
     if end:

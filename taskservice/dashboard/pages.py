@@ -108,11 +108,8 @@ def _of_proxy(now: str) -> AnyRow | None:
     name = sent.encode("latin-1").decode(errors="replace")
     key = find(KEY_OF_LOGIN, name, now) if name and "," not in name else None
     if name and key is None:
-        raise Problem(
-            403,
-            f"{name} can't sign in here: ask the people who run this service to add this name with "
-            "taskservice key add --login",
-        )
+        remedy = "ask the people who run this service to add this name with"
+        raise Problem(403, f"{name} can't sign in here: {remedy} taskservice key add --login")
     return key
 
 
@@ -154,9 +151,8 @@ def check_form() -> None:
     submitted = request.form.get("token", "").encode()
     is_foreign = request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
     if is_foreign or not secrets.compare_digest(submitted, form_token().encode()):
-        raise Problem(
-            403, "This form is out of date, or cookies are disabled: go back, reload and try again"
-        )
+        remedy = "go back, reload and try again"
+        raise Problem(403, f"This form is out of date, or cookies are disabled: {remedy}")
 
 
 @dashboard.before_request
@@ -285,10 +281,7 @@ def redirect_to_page(path: str, endpoint: str, **values: Any) -> Response:
 
 
 def way_back() -> str:
-    """The list from which the reader came, with its query; empty for all tasks.
-
-    On a list, this is the list itself.
-    """
+    """The list from which the reader came, or this list, with its query; empty for all tasks."""
     is_list = request.endpoint in LISTS
     path = request.full_path.rstrip("?") if is_list else request.args.get("back", "")
     is_valid = path != "/" and len(path) <= MAX_BACK and endpoint_of(path) in LISTS
@@ -311,9 +304,6 @@ def _to_sign_in() -> Response:
         query = f"?{referrer.query}" if referrer.query else ""
         path = f"{referrer.path.removeprefix(request.script_root)}{query}"
     return redirect_to("enter", next=path if endpoint_of(path) and path != "/" else None)
-
-
-# Signing in and out.
 
 
 @dashboard.route("/sign-in", methods=["GET", "POST"])

@@ -30,7 +30,6 @@ MAX_TASKS = 100
 SHOWN_ENDED = 20
 # Maximum number and length of options that are shown as buttons.
 MAX_BUTTONS, MAX_BUTTON_LABEL = 4, 40
-MAX_ANSWER = 200
 # Maximum number of characters of a task's input in the list, with an ellipsis.
 MAX_INPUT = 81
 
@@ -99,7 +98,7 @@ def _answer_text(question: Json, content: Json) -> str:
     pairs = _in_words(question, content)
     only_one = len(schema_form.fields(question["schema"])) == 1
     text = "; ".join(value if only_one else f"{label}: {value}" for label, value in pairs)
-    return shortened(" ".join(text.split()) or "accepted", MAX_ANSWER)
+    return shortened(" ".join(text.split()) or "accepted", 200)
 
 
 def _in_words(question: Json, content: Json) -> list[tuple[str, str]]:
@@ -153,10 +152,7 @@ def ended(task_id: str) -> list[Json]:
 
 
 def asking(caller: Caller) -> Json:
-    """The caller's first tasks with open questions, and the number of all.
-
-    None for an agent key, which can't answer.
-    """
+    """The caller's first tasks with open questions, and their number; none for an agent key."""
     if caller.agent_id is not None:
         return {"tasks": [], "count": 0}
     rows = question_service.asking_tasks(caller, SHOWN_TASKS + 1, MAX_INPUT + 1)

@@ -192,8 +192,7 @@ def fields(schema: Json, typed: Texts | None = None, errors: Errors | None = Non
 
 def content_of(schema: Json, texts: Texts) -> tuple[Json, Errors]:
     """The content of a form, and its errors; fields that are left empty are left out."""
-    content: Json = {}
-    errors: Errors = {}
+    content, errors = Json(), Errors()
     for each in fields(schema, texts):
         try:
             content |= each.content()
@@ -206,8 +205,7 @@ def by_property(schema: Json, errors: Errors, prefix: str) -> tuple[Errors, Erro
     """Splits errors by path, such as `content.name`, into errors by property and others."""
     # Longer names first, since a name can contain a point.
     names = sorted((each.name for each in fields(schema)), key=len, reverse=True)
-    own: Errors = {}
-    others: Errors = {}
+    own, others = Errors(), Errors()
     for path, messages in errors.items():
         found = (name for name in names if f"{path}.".startswith(f"{prefix}.{name}."))
         name = next(found, None)
@@ -255,9 +253,6 @@ def _whole(bound: Any) -> int | None:
     return int(bound) if isinstance(bound, int | float) else None
 
 
-# --- values and texts ----------------------------------------------------------------------
-
-
 def _text(value: Any) -> str:
     return strict_json.dumps(value).decode()
 
@@ -287,9 +282,6 @@ def _with_zone(text: str) -> str:
     except ValueError:
         return text
     return text if time.tzinfo else f"{time.isoformat()}Z"
-
-
-# --- the errors of a form ------------------------------------------------------------------
 
 
 def errors_of(error: Exception) -> dict[str, Any]:
@@ -346,10 +338,7 @@ class InputForm:
         return content
 
     def refused(self, error: Exception) -> tuple["InputForm", str]:
-        """The form with the errors of its fields next to them, and a sentence with the others.
-
-        Raises an error that is not about the form's fields.
-        """
+        """The form with errors next to its fields, and the others in words; raises other errors."""
         own: Errors = {}
         others = errors_of(error)
         if self.text is None:

@@ -126,8 +126,6 @@ def _values(text: str) -> dict[str, str]:
     return {key: strict_json.canonical(value).decode() for key, value in found.items()}
 
 
-# The pages.
-
 blueprint = Blueprint("tasks", __name__)
 # What needs a user key that may change things.
 managed = Blueprint("managed", __name__)
@@ -359,9 +357,6 @@ def show_by_link(task_id: str) -> Response:
 public.get("/<token>/live")(events)
 public.get("/<token>/lines")(lines)
 public.get("/<token>/log.txt")(download)
-
-
-# The page that runs a task again, with the same input or another one.
 
 
 @blueprint.route("/tasks/<task_id>/rerun", methods=["GET", "POST"])

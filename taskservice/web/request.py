@@ -43,8 +43,6 @@ def is_loopback(host: str | None) -> bool:
         return host is not None and (host == "localhost" or host.endswith(".localhost"))
 
 
-# Takes the client, scheme, host and prefix of a request from trusted reverse proxies.
-
 WsgiApplication: TypeAlias = Callable[..., Iterable[bytes]]
 
 
@@ -131,10 +129,7 @@ View = Callable[..., Response]
 
 
 def ignore_dates() -> None:
-    """Our pages have ETags; Werkzeug raises an error for some dates, such as one with a huge year.
-
-    Without its `If-Range`, a range is not wanted either.
-    """
+    """Ignore what Werkzeug reads dates for, since it fails at some, such as one of a huge year."""
     for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_RANGE", "HTTP_RANGE"):
         request.environ.pop(name, None)
 
@@ -229,8 +224,8 @@ def operation(name: str, **fields: Any) -> Callable[[View], Endpoint]:
 def canonical(path: Mapping[str, str]) -> dict[str, str]:
     """The ids of a path in their canonical form; raises 404 for text that is not a UUID."""
     return {
-        # An agent's id is chosen by its user.
-        name: _without_nul(text)
+        # An agent's id is chosen by its user, and PostgreSQL cannot store NUL.
+        name: text.replace("\0", "\ufffd")
         if name == "agent_id"
         else require_id(name.removesuffix("_id"), text)
         for name, text in path.items()
@@ -250,19 +245,11 @@ def require_id(thing: str, text: str) -> str:
 
 
 def idempotency_key(given: str | None = None) -> str | None:
-    """The key under which the request can be repeated: `given`, or from the header.
-
-    Raises 422 unless its length is allowed.
-    """
+    """The key of a request that can be repeated, `given` or in its header. Raises 422."""
     key = request.headers.get("Idempotency-Key") if given is None else given
     if key is not None and not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
         raise invalid({"Idempotency-Key": [f"Must have 1 to {MAX_IDEMPOTENCY_KEY} characters."]})
     return key
-
-
-def _without_nul(text: str) -> str:
-    # PostgreSQL cannot store NUL.
-    return text.replace("\0", "\ufffd")
 
 
 def load_query(schema: Schema) -> dict[str, Any]:
@@ -273,13 +260,14 @@ def load_query(schema: Schema) -> dict[str, Any]:
     except ValueError:
         raise Problem(400, "The query string is not UTF-8") from None
     values: dict[str, Any] = {}
-    for name, text in pairs:
+    for name, sent in pairs:
+        text = sent.replace("\0", "\ufffd")
         if isinstance(schema.load_fields.get(name), fields.List):
-            values.setdefault(name, []).append(_without_nul(text))
+            values.setdefault(name, []).append(text)
         elif name in values:
             raise invalid({name: ["Given more than once."]})
         else:
-            values[name] = _without_nul(text)
+            values[name] = text
     loaded: dict[str, Any] = schema.load(values)
     return loaded
 
@@ -354,19 +342,14 @@ def _received() -> bytes:
     return data
 
 
-def prefers(media_type: str, other: str) -> bool:
-    """Whether `Accept` ranks `media_type` above `other`, the default."""
-    return _quality(media_type) > _quality(other)
-
-
 def _check_accept(accepted: str | None, media_types: tuple[str, ...]) -> None:
     if not accepted or accepted == "*/*" or accepted in media_types:
         return
-    if not any(map(_quality, media_types)):
+    if not any(map(quality, media_types)):
         raise Problem(406, f"The response can only be {' or '.join(media_types)}; change Accept")
 
 
-def _quality(media_type: str) -> float:
+def quality(media_type: str) -> float:
     """The weight that `Accept` gives to a media type, from 0 to 1."""
     # Every response is in UTF-8, so a request for that charset matches too.
     variants = (media_type, f"{media_type}; charset=utf-8")
@@ -379,10 +362,7 @@ _NO_SESSION = NullSession()
 
 
 class Sessions(SecureCookieSessionInterface):
-    """Flask's sessions, in a cookie for this service alone; requests to the API have none.
-
-    Its path is the prefix of the service behind a proxy.
-    """
+    """Flask's sessions, in a cookie for this service alone; requests to the API have none."""
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         # The API should not pay for what only pages use.

@@ -42,7 +42,9 @@ def until(read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: boo
 
     With `by_time`, the result can also change without a change of the database.
     """
-    seconds = _preferred_seconds()
+    # An invalid preference is ignored. Python refuses to read a number of thousands of digits.
+    wait = _WAIT.search(request.environ.get("HTTP_PREFER", ""))
+    seconds = min(int(wait[1].lstrip("0")[:9] or 0), MAX_SECONDS) if wait else 0
     result, has_waited = within(seconds, read, is_enough, by_time=by_time)
     header = {}
     if has_waited:
@@ -120,10 +122,7 @@ def _slot(*, is_stream: bool = False) -> Iterator[WaitSlot | None]:
 
 
 def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
-    """The task that the caller claims now, or None, and whether an earlier claim is repeated.
-
-    Raises 404 for an unknown agent.
-    """
+    """The task that the caller claims now, or None; whether a claim is repeated. Raises 404."""
 
     def claim_if_any() -> tuple[TaskRow | None, bool]:
         # Reading is cheap; a claim waits for the write lock. An earlier claim with the same key,
@@ -146,13 +145,6 @@ def is_client_connected() -> bool:
         return True
     except OSError:
         return False
-
-
-def _preferred_seconds() -> int:
-    """The seconds that `Prefer` requests; 0 if it is invalid (RFC 7240, section 2)."""
-    wait = _WAIT.search(request.environ.get("HTTP_PREFER", ""))
-    # Python refuses to read a number of thousands of digits.
-    return min(int(wait[1].lstrip("0")[:9] or 0), MAX_SECONDS) if wait else 0
 
 
 # The changes of a task as they happen, as Server-Sent Events.
@@ -182,11 +174,7 @@ def follow(
     *,
     has_times: bool = False,
 ) -> Response:
-    """A task, its lines after number `after`, and each change, until the task ends.
-
-    Also ends when the key is no longer valid or `is_allowed` returns false. Raises 503 without a
-    free slot.
-    """
+    """A task as it changes, while the key is valid and `is_allowed` returns true. Raises 503."""
     if request.method == "HEAD":
         # An iterator, since an empty string would set Content-Length.
         return Response(iter(()), headers=HEADERS, content_type=EVENTS)
