@@ -177,10 +177,7 @@ def asking(caller: Caller) -> Json:
 
 @answers.route("/<path:token>", methods=["GET", "POST"])
 def answer_by_link(token: str) -> Response:
-    """The token takes the place of a session and of the token of its forms.
-
-    Link previews get the form too, so that only a POST changes something.
-    """
+    """The token replaces a session and the token of forms; link previews get the form too."""
     found = links.find_question(token)
     question, typed, errors = loaded(found), None, Errors()
     if request.method == "POST":

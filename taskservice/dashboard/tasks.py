@@ -97,16 +97,14 @@ def _seconds(since: str, until: str) -> float:
 
 
 def _differences(task: TaskRow, good: TaskRow) -> list[tuple[str, ...]]:
-    """Where a task differs from the last good run: part, key, and both values as JSON, "" for none.
-
-    Of long values, the part around the first difference.
-    """
+    """Where a task differs from the last good run: part, key, and both values as JSON, or ""."""
     found = []
     for part in ("Input", "Labels", "Output"):
         here, there = (_values(getattr(run, part.lower())) for run in (task, good))
         for key in here | there:
             pair = here.get(key, ""), there.get(key, "")
             if pair[0] != pair[1]:
+                # Of long values, the part around the first difference.
                 start = max(0, sum(takewhile(bool, map(eq, *pair))) - MAX_VALUE // 2)
                 found.append((part, key, *(_shortened(text, start) for text in pair)))
     return found
@@ -175,10 +173,7 @@ def list_all() -> Response:
 def _found(
     selection: Selection, query: dict[str, Any]
 ) -> tuple[list[Position], str | None, Position | None]:
-    """The positions of a page, and the query string of the next page, if there is one.
-
-    Also where the search stopped, if that was before the page was full.
-    """
+    """The positions of a page, the query of the next one, and where one that is not full ends."""
     limit = query["limit"]
     if request.args.get("sort") == filters.LONGEST_FIRST:
         positions, reached = lists.longest(caller, selection, limit)
