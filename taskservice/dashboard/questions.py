@@ -58,7 +58,7 @@ def answer(task_id: str, question_id: str) -> Response:
 
 
 def _answer(task_id: str, question: Json, content: Json | None) -> None:
-    """Answer the question, or decline it with None; a message says so, or how it had ended."""
+    """Answer the question, or decline it with None, and tell the outcome, or how it had ended."""
     try:
         action = DECLINE if content is None else ACCEPT
         question_service.answer(caller, task_id, question["id"], action, content)
