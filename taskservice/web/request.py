@@ -80,10 +80,7 @@ Content: TypeAlias = Body | tuple[Body, ...] | Mapping[str, Schema] | None
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of the API; `name` is its name in generated clients.
-
-    `taskservice.openapi.document` contains the parts that all operations share.
-    """
+    """One operation of the API, without what all share; `name` is its name in generated clients."""
 
     name: str
     query: Schema = field(default_factory=EmptySchema)
