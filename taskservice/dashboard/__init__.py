@@ -2,6 +2,7 @@
 
 import hmac
 from inspect import getmembers, isfunction
+from typing import Any
 
 from flask import Flask
 
@@ -25,6 +26,17 @@ for blueprint in (
 ):
     dashboard.register_blueprint(blueprint)
 
+# What every template can call.
+FUNCTIONS: dict[str, Any] = {
+    **dict(getmembers(formatting, isfunction) + getmembers(quantities, isfunction)),
+    "documentation": documentation,
+    "form_token": pages.form_token,
+    "seconds_between": clock.seconds_between,
+    "submission_id": pages.submission_id,
+    "way_back": pages.way_back,
+}
+dashboard.app_context_processor(lambda: FUNCTIONS)
+
 
 def init_app(app: Flask) -> None:
     # The name differs between services on one host, since browsers share cookies between ports.
@@ -37,15 +49,6 @@ def init_app(app: Flask) -> None:
     app.session_interface = Sessions()
     # A form can contain the input of a task, which can be longer than Flask's limit.
     app.config["MAX_FORM_MEMORY_SIZE"] = app.config["MAX_CONTENT_LENGTH"]
-    # What every template can call.
-    app.jinja_env.globals.update(
-        getmembers(formatting, isfunction) + getmembers(quantities, isfunction),
-        documentation=documentation,
-        form_token=pages.form_token,
-        seconds_between=clock.seconds_between,
-        submission_id=pages.submission_id,
-        way_back=pages.way_back,
-    )
     app.register_blueprint(dashboard)
     for status in (404, 405):
         app.register_error_handler(status, unknown_page)
