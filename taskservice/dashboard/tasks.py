@@ -42,8 +42,6 @@ from taskservice.services.tasks import Idempotency
 from taskservice.web import responses, waiting
 from taskservice.web.request import TEXT, require_link
 
-# Other data on the page of a task: its questions, its relatives, and its expected end.
-
 MAX_CHILDREN = 50
 # The width of the waterfall, in units of its own.
 WIDTH = 1_000
