@@ -4,6 +4,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,11 @@ def _origins(text: str) -> tuple[str, ...]:
 
 
 def _public_url(text: str) -> str:
-    try:
+    with suppress(destinations.RefusedError):
         destinations.read_url(text)
-    except destinations.RefusedError:
-        text = "?"
-    if "?" in text:
-        raise ValueError("must be a URL such as https://tasks.example.org, without query")
-    return text.rstrip("/")
+        if "?" not in text:
+            return text.rstrip("/")
+    raise ValueError("must be a URL such as https://tasks.example.org, without query")
 
 
 def _header(text: str) -> str:
@@ -94,13 +93,10 @@ def _header(text: str) -> str:
 
 
 def _secret_key(text: str) -> str:
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        size = 0
-    if size < KEY_BYTES:
-        raise ValueError(f"must be text in UTF-8 of at least {KEY_BYTES} bytes")
-    return text
+    with suppress(UnicodeEncodeError):
+        if len(text.encode()) >= KEY_BYTES:
+            return text
+    raise ValueError(f"must be text in UTF-8 of at least {KEY_BYTES} bytes")
 
 
 def _setting(default: Any, parse: Callable[[str], Any], help: str) -> Any:

@@ -35,56 +35,38 @@ TIMEOUT: Final = "timeout"
 ERROR_TYPES: tuple[ErrorType, ...] = (FAILED, CANCELLED, TIMEOUT)
 
 # A delivery's state; FAILED and CANCELLED are states too.
-PENDING = "pending"
-DELIVERED = "delivered"
+PENDING, DELIVERED = "pending", "delivered"
 DELIVERY_STATES = (PENDING, DELIVERED, FAILED, CANCELLED)
 
 # A question's state; only an open one can be answered.
-OPEN = "open"
-ANSWERED = "answered"
-DECLINED = "declined"
-EXPIRED = "expired"
-WITHDRAWN = "withdrawn"
+OPEN, ANSWERED, DECLINED = "open", "answered", "declined"
+EXPIRED, WITHDRAWN = "expired", "withdrawn"
 QUESTION_STATES = (OPEN, ANSWERED, DECLINED, EXPIRED, WITHDRAWN)
 # The actions of a person who is asked.
-ACCEPT = "accept"
-DECLINE = "decline"
+ACCEPT, DECLINE = "accept", "decline"
 
 # A hook's state, and its formats: the last three are messages for people.
-ACTIVE = "active"
-OFF = "off"
+ACTIVE, OFF = "active", "off"
 HOOK_STATES = (ACTIVE, OFF)
-STANDARD = "standard"
-NTFY = "ntfy"
-SLACK = "slack"
-MAIL = "mail"
+STANDARD, NTFY, SLACK, MAIL = "standard", "ntfy", "slack", "mail"
 PEOPLE_FORMATS = (NTFY, SLACK, MAIL)
 HOOK_FORMATS = (STANDARD, *PEOPLE_FORMATS)
 # The format of the subscriptions of MCP clients, which only these create.
 MCP = "mcp"
 
 # The events that a hook can be told of.
-TASK_ENDED = "task.ended"
-TASK_FAILED = "task.failed"
-TASK_ASKS = "task.asks"
-AGENT_BROKEN = "agent.broken"
-AGENT_FIXED = "agent.fixed"
-AGENT_LATE = "agent.late"
-AGENT_BACK = "agent.back"
+TASK_ENDED, TASK_FAILED, TASK_ASKS = "task.ended", "task.failed", "task.asks"
+AGENT_BROKEN, AGENT_FIXED = "agent.broken", "agent.fixed"
+AGENT_LATE, AGENT_BACK = "agent.late", "agent.back"
 EVENTS = (TASK_ENDED, TASK_FAILED, TASK_ASKS, AGENT_BROKEN, AGENT_FIXED, AGENT_LATE, AGENT_BACK)
 DEFAULT_EVENTS = (AGENT_BROKEN, AGENT_FIXED, TASK_ASKS, AGENT_LATE, AGENT_BACK)
 # An agent's state, by its last task that ended.
-OK = "ok"
-BROKEN = "broken"
+OK, BROKEN = "ok", "broken"
 AGENT_STATES = (OK, BROKEN)
 
 # What needs attention, the most urgent first.
-QUESTION = "question"
-LATE = "late"
-HANGING = "hanging"
-NO_WORKER = "no_worker"
-CALLBACK_FAILED = "callback_failed"
-HOOK_OFF = "hook_off"
+QUESTION, LATE, HANGING, NO_WORKER = "question", "late", "hanging", "no_worker"
+CALLBACK_FAILED, HOOK_OFF = "callback_failed", "hook_off"
 ATTENTION = (QUESTION, BROKEN, LATE, HANGING, NO_WORKER, CALLBACK_FAILED, HOOK_OFF)
 
 # The orders of a list of tasks, the default first.
@@ -92,14 +74,12 @@ Sort = Literal["-createdAt", "createdAt", "finishedAt"]
 SORTS: tuple[str, ...] = get_args(Sort)
 
 # What an API key may do.
-FULL = "full"
-READ = "read"
+FULL, READ = "full", "read"
 ACCESSES = (FULL, READ)
 
 # The name that `endedBy` has for the service itself, and `answeredBy` for an answer link.
 # In the log, a link to a task has it too.
-SERVICE = "service"
-LINK = "link"
+SERVICE, LINK = "service", "link"
 
 # What can be done with many tasks at once.
 CANCEL: Final = "cancel"

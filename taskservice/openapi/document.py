@@ -438,17 +438,12 @@ def _media(schema: Any, example: Any) -> Object:
 
 def example_of(schema: Schema) -> Object:
     """The example of a schema: the first example of each field that has one."""
-    return {
-        field.data_key or name: example
-        for name, field in schema.fields.items()
-        for example in _examples(field)[:1]
-    }
-
-
-def _examples(field: fields.Field[Any]) -> list[Any]:
-    if "examples" not in field.metadata and field.required:
-        if isinstance(field, fields.Nested):
-            return [example_of(field.schema)]
-        if isinstance(field, fields.List) and isinstance(field.inner, fields.Nested):
-            return [[example_of(field.inner.schema)]]
-    return list(field.metadata.get("examples", ()))
+    found: Object = {}
+    for name, field in schema.fields.items():
+        inner = field.inner if isinstance(field, fields.List) else field
+        if "examples" in field.metadata:
+            found[field.data_key or name] = field.metadata["examples"][0]
+        elif field.required and isinstance(inner, fields.Nested):
+            example = example_of(inner.schema)
+            found[name] = [example] if isinstance(field, fields.List) else example
+    return found

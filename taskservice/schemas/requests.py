@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 import orjson
-from marshmallow import Schema, ValidationError, post_load, validates, validates_schema
+from marshmallow import Schema, ValidationError, post_load, validates_schema
 from marshmallow.fields import Dict, Nested, String
 from marshmallow.validate import Equal, Length, Range
 
@@ -321,17 +321,19 @@ class TaskQuerySchema(Schema):
 class CursorField(fields.Documented):
     """The end of a page: the sort, a time, a task's id, and in a search the last line's number."""
 
-    def __init__(self, description: str = "", *, max_lines: int) -> None:
-        description = f"Opaque position from the previous page's `Link`.{description}"
+    def __init__(
+        self, more: str = "", sorts: Sequence[str] = terms.SORTS, max_lines: int = 0
+    ) -> None:
+        description = f"Opaque position from the previous page's `Link`.{more}"
         super().__init__(description, type="string")
-        self._max_lines = max_lines
+        self._sorts, self._max_lines = sorts, max_lines
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         # A forged cursor can contain any JSON.
         with suppress(ValueError, TypeError, OverflowError):
             sort, time, task_id, *line = orjson.loads(urlsafe_b64decode(value))
             if (
-                sort in terms.SORTS
+                sort in self._sorts
                 and clock.rfc3339(datetime.fromisoformat(time)) == time
                 and fields.parse_id(task_id) == task_id
                 and len(line) <= self._max_lines
@@ -379,7 +381,7 @@ class ListQuerySchema(TaskQuerySchema, FilterQuerySchema):
     limit = fields.NumberText(
         1, terms.MAX_LIMIT, "Maximum tasks on a page; all are streamed without it."
     )
-    cursor = CursorField(" Requires `limit`.", max_lines=0)
+    cursor = CursorField(" Requires `limit`.")
 
     @validates_schema
     def check_cursor(self, data: dict[str, Any], **kwargs: Any) -> None:
@@ -404,12 +406,7 @@ class SearchQuerySchema(FilterQuerySchema):
     limit = fields.NumberText(
         1, terms.MAX_LIMIT, f"Maximum number of lines. Default: {terms.DEFAULT_HITS}."
     )
-    cursor = CursorField(max_lines=1)
-
-    @validates("cursor")
-    def check_cursor(self, cursor: tuple[Any, ...], **kwargs: Any) -> None:
-        if cursor[0] != terms.SORTS[0]:
-            raise ValidationError("Not a cursor of this list.")
+    cursor = CursorField(sorts=terms.SORTS[:1], max_lines=1)
 
 
 class NewLinesQuerySchema(Schema):

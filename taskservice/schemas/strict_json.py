@@ -92,19 +92,15 @@ def _check_count(text: str, maximum: int) -> None:
 
 def depth(value: Any) -> int:
     """How deep objects and arrays are nested, at most MAX_DEPTH + 1."""
-    level = _children([value])
-    for levels in range(MAX_DEPTH + 1):
-        if not level:
-            return levels
-        level = [child for parent in level for child in _children(parent)]
-    return MAX_DEPTH + 1
+    levels, level = 0, _children([value])
+    while level and levels <= MAX_DEPTH:
+        levels, level = levels + 1, [child for parent in level for child in _children(parent)]
+    return levels
 
 
-def _children(value: Any) -> list[Any]:
-    """The objects and arrays directly inside `value`; none for a scalar."""
-    inside = value.values() if isinstance(value, dict) else value
-    if not isinstance(value, dict | list):
-        return []
+def _children(parent: Any) -> list[Any]:
+    """The objects and arrays directly inside one."""
+    inside = parent.values() if isinstance(parent, dict) else parent
     return [child for child in inside if isinstance(child, dict | list)]
 
 
