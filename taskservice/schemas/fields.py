@@ -180,16 +180,11 @@ class Times(Documented):
     _time = Timestamp("")
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(value, list):
-            return self._milliseconds(value)
-        times = list(map(self._milliseconds, value))
+        texts = value if isinstance(value, list) else [value]
+        times = [clock.milliseconds(str(self._time.deserialize(text))) for text in texts]
         if times != sorted(times):
             raise ValidationError("Must be ascending.")
-        return times
-
-    def _milliseconds(self, value: Any) -> int:
-        time: str = self._time.deserialize(value)
-        return clock.milliseconds(time)
+        return times if isinstance(value, list) else times[0]
 
 
 class Strings(Documented, fields.List[str]):
@@ -210,15 +205,13 @@ class Names(Documented):
     def __init__(self, known: Sequence[str], description: str, **options: Any) -> None:
         # Documented as text, since some clients can't join an array with commas.
         name = f"(?:{'|'.join(known)})"
-        pattern = f"^{name}(?:,{name})*$"
-        super().__init__(description, type="string", pattern=pattern, **options)
+        super().__init__(description, type="string", pattern=f"^{name}(?:,{name})*$", **options)
         self.known = known
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> tuple[str, ...]:
         names = tuple(value.split(","))
-        unknown = [name for name in names if name not in self.known]
-        if unknown:
-            raise ValidationError([f"Unknown name: {name!r}." for name in unknown])
+        if unknown := [f"Unknown name: {name!r}." for name in names if name not in self.known]:
+            raise ValidationError(unknown)
         return names
 
 
@@ -254,8 +247,7 @@ def agent_id(description: str, *examples: Any, **options: Any) -> fields.String:
 
 
 def uuid(description: str, example: str | None, **options: Any) -> fields.String:
-    is_null = example is None
-    return text(description, example, format="uuid", allow_none=is_null, **options)
+    return text(description, example, format="uuid", allow_none=example is None, **options)
 
 
 def time(description: str, example: str | None, **options: Any) -> fields.String:

@@ -136,8 +136,7 @@ def input_schema_problem(schema: dict[str, Any]) -> str | None:
         return f"More than {MAX_BACKSLASHES} backslashes."
     if schema.get("type") != "object":
         return 'Must have "type": "object".'
-    unwanted = [keyword for keyword in _NOT_AT_ROOT if keyword in schema]
-    if unwanted:
+    if unwanted := [keyword for keyword in _NOT_AT_ROOT if keyword in schema]:
         return f"Not allowed at the top level: {', '.join(unwanted)}."
     if schema.get("$schema", DIALECT) not in (DIALECT, f"{DIALECT}#"):
         return f"$schema, if given, must be {DIALECT}."
@@ -265,8 +264,7 @@ def _inner(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
 def _reference(pointer: str, schema: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
     """The JSON pointer that the schema refers to, if any. Raises InvalidSchema."""
     place = pointer.removeprefix("#/").replace("/", ".")
-    unwanted = _NOWHERE & schema.keys() - ({"$schema"} if pointer == "#" else set())
-    if unwanted:
+    if unwanted := _NOWHERE & schema.keys() - ({"$schema"} if pointer == "#" else set()):
         raise InvalidSchema(f"{place}: not allowed: {', '.join(sorted(unwanted))}.")
     if "$ref" not in schema:
         return []
@@ -350,8 +348,7 @@ _FORMATS = ("date", "date-time", "email", "uri")
 
 def question_schema_problem(schema: dict[str, Any]) -> str | None:
     """Why this schema is not allowed for a question; None if it is."""
-    unknown = schema.keys() - _ROOT
-    if unknown:
+    if unknown := schema.keys() - _ROOT:
         return f"Not allowed here: {', '.join(sorted(unknown))}."
     properties = schema.get("properties")
     if schema.get("type") != "object" or not isinstance(properties, dict):
@@ -369,14 +366,13 @@ def _property_problem(name: str, schema: Any) -> str | None:
     kind = schema.get("type") if isinstance(schema, dict) else None
     if kind not in list(_KEYWORDS):
         return f"{name}: the type must be one of {', '.join(_KEYWORDS)}."
-    unknown = schema.keys() - _EVERY - _KEYWORDS[kind]
-    if unknown:
+    if unknown := schema.keys() - _EVERY - _KEYWORDS[kind]:
         return f"{name}: not allowed here: {', '.join(sorted(unknown))}."
     if schema.get("format", "email") not in _FORMATS:
         return f"{name}: the format must be one of {', '.join(_FORMATS)}."
     if kind == "array":
         return None if _is_choice(schema.get("items")) else f"{name}: items must be an enum."
-    is_valid = _are_options(schema.get("oneOf"))
+    is_valid = _are_options(schema.get("oneOf", []))
     return None if is_valid else f"{name}: oneOf must be objects with const and title."
 
 
@@ -390,9 +386,8 @@ def _is_choice(items: Any) -> bool:
 
 
 def _are_options(options: Any) -> bool:
-    return options is None or (
-        isinstance(options, list)
-        and all(isinstance(each, dict) and each.keys() == {"const", "title"} for each in options)
+    return isinstance(options, list) and all(
+        isinstance(each, dict) and each.keys() == {"const", "title"} for each in options
     )
 
 
