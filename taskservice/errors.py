@@ -71,12 +71,9 @@ def invalid_key() -> Problem:
 
 
 def invalid(errors: Mapping[str, Any], code: str = "") -> Problem:
-    """422: the request can be read, but is invalid.
-
-    `errors` maps fields, parameters and headers to messages.
-    """
-    detail = "The request is invalid: see `errors`"
-    return Problem(422, detail, code=code, more={"errors": dict(errors)})
+    """422 for an invalid request; `errors` maps fields, parameters and headers to messages."""
+    more = {"errors": dict(errors)}
+    return Problem(422, "The request is invalid: see `errors`", code=code, more=more)
 
 
 def database_unavailable(detail: str = "The database is busy, full or unavailable") -> Problem:
@@ -86,8 +83,7 @@ def database_unavailable(detail: str = "The database is busy, full or unavailabl
 
 def overloaded(detail: str, seconds: int = RETRY_SECONDS) -> Problem:
     """503: the request can succeed when others have ended."""
-    headers = {"Retry-After": str(seconds)}
-    return Problem(503, detail, code=terms.OVERLOADED, headers=headers)
+    return Problem(503, detail, code=terms.OVERLOADED, headers={"Retry-After": str(seconds)})
 
 
 def sentences(errors: Mapping[str, Any]) -> Iterator[str]:

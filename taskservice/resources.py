@@ -45,20 +45,14 @@ _callbacks: list[Callable[[], None]] = []
 
 
 def on_stop(callback: Callable[[], None]) -> None:
-    """Call `callback` when the process begins to stop, or now if it already has.
-
-    It delays the stop, so it must be quick.
-    """
+    """Call `callback`, which must be quick, when the process begins to stop, or now if it has."""
     _callbacks.append(callback)
     if stopping.is_set():
         callback()
 
 
 def begin_stop() -> None:
-    """Set `stopping` and run the callbacks of `on_stop`.
-
-    Never call it in a signal handler, which may interrupt this very call and then deadlock.
-    """
+    """Set `stopping` and run the callbacks; in a signal handler it could deadlock with itself."""
     stopping.set()
     for callback in _callbacks:
         callback()

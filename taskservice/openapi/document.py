@@ -157,21 +157,10 @@ RESPONSE_HEADERS = {
 
 # The errors that several operations share: the names of their components.
 REFUSALS = {
-    400: "Unreadable",
-    401: "InvalidKey",
-    403: "NotAllowed",
-    404: "NotFound",
-    406: "NotAcceptable",
-    408: "TooSlow",
-    412: "PreconditionFailed",
-    413: "TooLarge",
-    414: "UrlTooLong",
-    415: "WrongContentType",
-    422: "Invalid",
-    431: "HeadersTooLarge",
-    500: "Failure",
-    503: "Busy",
-}
+    400: "Unreadable", 401: "InvalidKey", 403: "NotAllowed", 404: "NotFound", 406: "NotAcceptable",
+    408: "TooSlow", 412: "PreconditionFailed", 413: "TooLarge", 414: "UrlTooLong",
+    415: "WrongContentType", 422: "Invalid", 431: "HeadersTooLarge", 500: "Failure", 503: "Busy",
+}  # fmt: skip
 # Any request can get these.
 ALWAYS_REFUSED = (400, 406, 408, 413, 414, 422, 431, 500, 503)
 # Members of an error's example that differ from the meaning of its code.
@@ -260,16 +249,15 @@ class Converter(OpenAPIConverter):
         return {"description": inspect.getdoc(schema), **converted, **rule}
 
     def metadata2properties(self, field: Any, **kwargs: Any) -> Object:
+        known: Object = super().metadata2properties(field, **kwargs)
         # Keywords of OpenAPI 3.1 that apispec would leave out.
         more = {"propertyNames", "contentMediaType"} & field.metadata.keys()
-        known = super().metadata2properties(field, **kwargs)
-        return {**known, **{name: field.metadata[name] for name in more}}
+        return known | {name: field.metadata[name] for name in more}
 
     def dict2properties(self, field: Any, **kwargs: Any) -> Object:
         # For any value apispec writes `{}`, which generators for Go read as a pointer.
-        return {
-            name: value or True for name, value in super().dict2properties(field, **kwargs).items()
-        }
+        found = super().dict2properties(field, **kwargs)
+        return {name: value or True for name, value in found.items()}
 
 
 class Plugin(MarshmallowPlugin):

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -66,19 +67,11 @@ def loads(data: bytes, max_containers: int = MAX_CONTAINERS) -> Any:
     return value
 
 
-def dumps(value: Any) -> bytes:
-    """`value` as compact JSON in UTF-8."""
-    return orjson.dumps(value)
-
-
-def canonical(value: Any) -> bytes:
-    """JSON text that is equal for equal values, whatever the order of their keys."""
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-
-
-def fragment(text: str | bytes) -> orjson.Fragment:
-    """JSON text that `dumps` writes as it is."""
-    return orjson.Fragment(text)
+# A value as compact JSON in UTF-8; the text is equal for equal values if it is `canonical`.
+dumps = orjson.dumps
+canonical = partial(orjson.dumps, option=orjson.OPT_SORT_KEYS)
+# JSON text that `dumps` writes as it is.
+fragment = orjson.Fragment
 
 
 def _check_count(text: str, maximum: int) -> None:
