@@ -181,9 +181,7 @@ def key_in_headers(apikey: str | None, authorization: str | None) -> str:
 
     gunicorn joins a header that was sent twice with a comma, which no key contains.
     """
-    if authorization is None:
-        return apikey or ""
-    credentials = authorization.split(",")
+    credentials = (authorization or "").split(",")
     if not any(each.lower().split()[:1] == [BEARER] for each in credentials):
         # Another scheme, such as Basic, is meant for a proxy.
         return apikey or ""

@@ -30,9 +30,10 @@ def _documented(
     """What a field of marshmallow takes; `items` is the field of each item of a list.
 
     Options that marshmallow does not know document the field: they are keywords of JSON Schema.
-    The first example becomes part of the schema's example.
+    The first example becomes part of the schema's example; if it is null, the field can be null.
     """
-    own = {name: options.pop(name) for name in _OPTIONS & options.keys()}
+    own = {"allow_none": examples[:1] == (None,)}
+    own |= {name: options.pop(name) for name in _OPTIONS & options.keys()}
     own |= {} if items is None else {"cls_or_instance": items}
     more = {"examples": list(examples)} if examples else {}
     return own | {"metadata": {"description": description, **options, **more}}
@@ -53,7 +54,8 @@ def _field(kind: Callable[..., F]) -> Callable[..., F]:
 text = _field(fields.String)
 # Neither a string, a boolean nor a fraction is a whole number.
 integer = _field(partial(fields.Integer, strict=True))
-number = _field(fields.Float)
+# At least 0, or null.
+number = partial(_field(fields.Float), allow_none=True, minimum=0)
 boolean = _field(fields.Boolean)
 # `true` or `false` in a query string.
 flag = _field(partial(fields.Boolean, truthy={"true"}, falsy={"false"}))
@@ -187,7 +189,7 @@ class Times(Documented):
         return times if isinstance(value, list) else times[0]
 
 
-class Strings(Documented, fields.List[str]):
+class _Strings(Documented, fields.List[str]):
     """A list of up to millions of strings: too many to load each through a field."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -235,25 +237,18 @@ def choice(
     return text(description, *examples, validate=validate.OneOf(choices), **options)
 
 
-def name(description: str, *examples: str, **options: Any) -> fields.String:
-    return text(description, *examples, validate=validate.Length(1, terms.MAX_NAME), **options)
-
-
-def agent_id(description: str, *examples: Any, **options: Any) -> fields.String:
-    check = validate.Regexp(terms.AGENT_ID.pattern + r"\Z")
-    return text(
-        description, *examples, validate=check, pattern=f"^{terms.AGENT_ID.pattern}$", **options
-    )
-
-
-def uuid(description: str, example: str | None, **options: Any) -> fields.String:
-    return text(description, example, format="uuid", allow_none=example is None, **options)
-
-
-def time(description: str, example: str | None, **options: Any) -> fields.String:
-    """A time, which can be null if its example is."""
-    options = {"format": "date-time", "allow_none": example is None, **options}
-    return text(description, example, **options)
+name = partial(text, validate=validate.Length(1, terms.MAX_NAME))
+agent_id = partial(
+    text,
+    validate=validate.Regexp(terms.AGENT_ID.pattern + r"\Z"),
+    pattern=f"^{terms.AGENT_ID.pattern}$",
+)
+strings = partial(_Strings, items=fields.String(), required=True)
+timeout = partial(integer, validate=validate.Range(0, terms.MAX_TIMEOUT))
+# Of a key that did something.
+key_name = partial(text, maxLength=terms.MAX_NAME)
+uuid = partial(text, format="uuid")
+time = partial(text, format="date-time")
 
 
 def bytes_at_most(limit: int) -> dict[str, Any]:

@@ -42,11 +42,10 @@ class HookFieldsSchema(Schema):
         validate=validate.Length(min=1, error="Must have at least one event."),
         minItems=1,
     )
-    agentId = fields.agent_id("Only events of this agent.", None, allow_none=True)
+    agentId = fields.agent_id("Only events of this agent.", None)
     label = fields.text(
         "Only events of tasks with this label, as `key:value`.",
         None,
-        allow_none=True,
         validate=validate.Regexp(
             f"(?s){terms.LABEL_KEY.pattern}:.{{1,{terms.MAX_LABEL_VALUE}}}\\Z",
             error="Must be key:value.",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import orjson
 from marshmallow import Schema, ValidationError, post_load, validates_schema
-from marshmallow.fields import Dict, Nested, String
+from marshmallow.fields import Dict, Nested
 from marshmallow.validate import Equal, Length, Range
 
 from taskservice import terms
@@ -51,10 +51,8 @@ class StartSchema(fields.RequestSchema):
         **fields.bytes_at_most(terms.MAX_CALLBACK),
         format="uri",
     )
-    timeout = fields.integer(
-        "Seconds without an append or report until a claimed task times out; 0: no limit.",
-        3600,
-        validate=Range(0, terms.MAX_TIMEOUT),
+    timeout = fields.timeout(
+        "Seconds without an append or report until a claimed task times out; 0: no limit.", 3600
     )
     claim = fields.StrictBoolean("Whether the caller claims it.", False)
     claimedAt = fields.Timestamp(
@@ -79,11 +77,9 @@ class BulkSchema(fields.RequestSchema):
     action = fields.choice(
         "The change of each task.", terms.BULK_ACTIONS, terms.CANCEL, required=True
     )
-    taskIds = fields.Strings(
+    taskIds = fields.strings(
         "The tasks; one that is named twice counts once.",
         [examples.TASK],
-        items=String(),
-        required=True,
         validate=Length(1, terms.MAX_LIMIT),
     )
 
@@ -139,10 +135,8 @@ class AskSchema(fields.RequestSchema):
         type={"const": "object"},
         properties={"type": "object"},
     )
-    timeout = fields.integer(
-        "Seconds until the question expires; by default a day, 0: never.",
-        3600,
-        validate=Range(0, terms.MAX_TIMEOUT),
+    timeout = fields.timeout(
+        "Seconds until the question expires; by default a day, 0: never.", 3600
     )
 
 
@@ -174,11 +168,9 @@ class AnswerQuestionSchema(fields.RequestSchema):
 class AppendSchema(fields.RequestSchema):
     """Lines to add to a log."""
 
-    logs = fields.Strings(
+    logs = fields.strings(
         "Lines of at most 64 KiB; a string with line feeds becomes several.",
         ["Synopsis: Running", "15 mails"],
-        items=String(),
-        required=True,
     )
     seq = fields.integer(
         "The number of the first line sent, counted from 1 for each writer: lines already "
@@ -360,10 +352,7 @@ class FilterQuerySchema(Schema):
     label = fields.LabelTexts(
         "Only tasks with this label, `key:value`; if repeated, with all of them."
     )
-    q = fields.text(
-        "Only tasks whose name contains this text, in upper or lower case.",
-        validate=Length(1, terms.MAX_NAME),
-    )
+    q = fields.name("Only tasks whose name contains this text, in upper or lower case.")
     createdAfter = fields.Timestamp("Only tasks started after this time.")
     createdBefore = fields.Timestamp("Only tasks started before this time.", round_up=True)
     finishedAfter = fields.Timestamp("Only tasks that ended after this time.")

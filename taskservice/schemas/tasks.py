@@ -45,10 +45,8 @@ class QuestionSchema(fields.RowSchema):
     askedAt = fields.time("When the question was asked.", examples.TIME)
     expiresAt = fields.time("When the question expires; null: never.", None)
     answer = fields.StoredJson("The answer; null unless there is one.", None)
-    answeredBy = fields.text(
-        "The name of the key that answered or declined the question; else null.",
-        None,
-        maxLength=terms.MAX_NAME,
+    answeredBy = fields.key_name(
+        "The name of the key that answered or declined the question; else null.", None
     )
 
 
@@ -89,15 +87,11 @@ class TaskSchema(fields.RowSchema):
         anyOf=[{"$ref": "#/components/schemas/TaskError"}, {"type": "null"}],
         column=Task.error_type,
     )
-    startedBy = fields.text(
-        "The name of the key that started the task; null if it was not stored.",
-        "laptop",
-        maxLength=terms.MAX_NAME,
+    startedBy = fields.key_name(
+        "The name of the key that started the task; null if it was not stored.", "laptop"
     )
-    endedBy = fields.text(
-        f"The name of the key that ended the task; `{terms.SERVICE}` for a timeout.",
-        None,
-        maxLength=terms.MAX_NAME,
+    endedBy = fields.key_name(
+        f"The name of the key that ended the task; `{terms.SERVICE}` for a timeout.", None
     )
     progress = fields.StoredNumber("Progress from 0 to 1, as reported.", 0.5, minimum=0, maximum=1)
     note = fields.text("The progress in words.", "34 of 68 pages", maxLength=terms.MAX_NOTE)

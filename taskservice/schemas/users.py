@@ -84,12 +84,10 @@ class RecentTaskSchema(fields.ResponseSchema):
     id = fields.uuid("The task's ID.", examples.TASK)
     status = fields.choice("The status.", [COMPLETE, ERROR], COMPLETE)
     errorType = fields.choice(
-        "The type of the error; null if the task is complete.", ERROR_TYPES, None, allow_none=True
+        "The type of the error; null if the task is complete.", ERROR_TYPES, None
     )
     finishedAt = fields.time("When the task ended.", examples.TIME)
-    seconds = fields.number(
-        "Seconds from claim to end; null if never claimed.", 12.5, allow_none=True, minimum=0
-    )
+    seconds = fields.number("Seconds from claim to end; null if never claimed.", 12.5)
 
 
 class HealthOfAgentSchema(fields.ResponseSchema):
@@ -97,21 +95,12 @@ class HealthOfAgentSchema(fields.ResponseSchema):
 
     recent = fields.array("These tasks, earliest end first.", items=Nested(RecentTaskSchema()))
     successRate = fields.number(
-        "The share of complete tasks, not counting cancelled ones.",
-        0.97,
-        allow_none=True,
-        minimum=0,
-        maximum=1,
+        "The share of complete tasks, not counting cancelled ones.", 0.97, maximum=1
     )
     lastSuccessAt = fields.time(
         "When the last complete task ended.", examples.TIME, allow_none=True
     )
-    medianSeconds = fields.number(
-        "Median duration in seconds, not counting cancelled tasks.",
-        12.5,
-        allow_none=True,
-        minimum=0,
-    )
+    medianSeconds = fields.number("Median duration in seconds, not counting cancelled tasks.", 12.5)
     dueAt = fields.time("When the next run is expected; while late, the missed one.", None)
     lateSince = fields.time("Since when the agent is late.", None)
     state = fields.choice(
