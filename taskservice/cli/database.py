@@ -24,7 +24,7 @@ from taskservice.database.transactions import database_time
 from taskservice.operations import database_check
 from taskservice.operations.backup import backup, restore
 from taskservice.operations.database_copy import copy
-from taskservice.schemas.fields import Timestamp
+from taskservice.schemas.fields import in_utc
 from taskservice.services import transfer
 from taskservice.services.transfer import InvalidExport, import_from
 from taskservice.terminal import (
@@ -202,10 +202,9 @@ def _prune_sentence(removed: PruneResult, verb: str) -> str:
 def _time(value: str) -> str:
     """A time in RFC 3339."""
     try:
-        timestamp: str = Timestamp("").deserialize(value)
+        return in_utc(value)
     except ValidationError as error:
         raise click.BadParameter(str(error.messages[0])) from None
-    return timestamp
 
 
 @options.command(

@@ -18,7 +18,9 @@ from taskservice.schemas import strict_json
 Column: TypeAlias = InstrumentedAttribute[Any]
 F = TypeVar("F", bound=fields.Field[Any])
 # The options of marshmallow's fields; what else describes a field is only documented.
-_OPTIONS = {"allow_none", "attribute", "data_key", "load_default", "required", "validate"}
+_OPTIONS = {
+    "allow_none", "attribute", "data_key", "load_default", "post_load", "required", "validate",
+}  # fmt: skip
 
 # Python's own UUID accepts many more notations.
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -51,6 +53,7 @@ def _field(kind: Callable[..., F]) -> Callable[..., F]:
     return lambda *arguments, **options: kind(**_documented(*arguments, **options))
 
 
+raw = _field(fields.Raw)
 text = _field(fields.String)
 # Neither a string, a boolean nor a fraction is a whole number.
 integer = _field(partial(fields.Integer, strict=True))
@@ -92,101 +95,84 @@ class Share(Documented, fields.Float):
         return value
 
 
-class Labels(Documented, fields.Dict):
+def labels(description: str, *, may_remove: bool = False) -> fields.Dict:
     """An object of up to 16 labels; with `may_remove`, null removes a label."""
+    value = {"type": "string", "minLength": 1, "maxLength": terms.MAX_LABEL_VALUE}
 
-    def __init__(self, description: str, *, may_remove: bool = False) -> None:
-        value = {"type": "string", "minLength": 1, "maxLength": terms.MAX_LABEL_VALUE}
-        super().__init__(
-            description,
-            {"env": "prod"},
-            maxProperties=terms.MAX_LABELS,
-            propertyNames={"pattern": f"^{terms.LABEL_KEY.pattern}$"},
-            additionalProperties={**value, "type": ["string", "null"]} if may_remove else value,
-        )
-        self._may_remove = may_remove
+    def problem(key: str, given: Any) -> str | None:
+        return terms.label_problem(key, "-" if given is None and may_remove else given)
 
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(value, dict):
-            raise self.make_error("invalid")
-        wrong = {key: [error] for key, each in value.items() if (error := self._error(key, each))}
+    def check(given: dict[str, Any]) -> dict[str, Any]:
+        wrong = {key: [error] for key, each in given.items() if (error := problem(key, each))}
         if wrong:
             raise ValidationError(wrong)
-        if len(value) > terms.MAX_LABELS:
+        if len(given) > terms.MAX_LABELS:
             raise ValidationError(f"More than {terms.MAX_LABELS} labels.")
-        return value
+        return given
 
-    def _error(self, key: str, value: Any) -> str | None:
-        return terms.label_problem(key, "-" if value is None and self._may_remove else value)
-
-
-class Id(Documented, fields.String):
-    """A UUID, loaded in lower case."""
-
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
-        text: str = super()._deserialize(value, *args, **kwargs)
-        parsed = parse_id(text)
-        if parsed is None:
-            raise ValidationError("Not a valid UUID.")
-        return parsed
-
-
-class Timestamp(Documented):
-    """A time in RFC 3339 with an offset; loaded as UTC with milliseconds and `Z`."""
-
-    _SHAPE = re.compile(
-        r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+    return members(
+        description,
+        {"env": "prod"},
+        post_load=check,
+        maxProperties=terms.MAX_LABELS,
+        propertyNames={"pattern": f"^{terms.LABEL_KEY.pattern}$"},
+        additionalProperties={**value, "type": ["string", "null"]} if may_remove else value,
     )
 
-    def __init__(
-        self, description: str, *examples: str | None, round_up: bool = False, **options: Any
-    ) -> None:
-        super().__init__(description, *examples, type="string", format="date-time", **options)
-        # Stored times have milliseconds: upper bounds are rounded up, other times are truncated.
-        self._more = timedelta(microseconds=999 if round_up else 0)
 
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
-        try:
-            if not isinstance(value, str) or not self._SHAPE.fullmatch(value):
-                raise ValueError
-            # RFC 3339 allows `t` and `z`, which Python does not accept.
-            time = datetime.fromisoformat(value.upper())
-            # Python has no time after the year 9999.
-            latest = datetime.max.replace(tzinfo=time.tzinfo) - self._more
-            return clock.rfc3339(min(time, latest) + self._more)
-        except (ValueError, OverflowError):
-            example = "2026-11-24T13:36:00Z"
-            raise ValidationError(f"Must be a time in RFC 3339, such as {example}.") from None
-
-
-class LabelTexts(Documented, fields.List[str]):
+def label_texts(description: str) -> fields.List[Any]:
     """Labels as `key:value`, from a parameter that can be repeated."""
+    label = fields.String(metadata={"pattern": f"^{terms.LABEL_KEY.pattern}:."})
 
-    def __init__(self, description: str) -> None:
-        label = fields.String(metadata={"pattern": f"^{terms.LABEL_KEY.pattern}:."})
-        super().__init__(description, items=label, maxItems=terms.MAX_LABELS)
-
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        for text in value:
-            key, _, label = text.partition(":")
-            if terms.label_problem(key, label):
+    def check(given: list[str]) -> tuple[str, ...]:
+        for key, _, value in (text.partition(":") for text in given):
+            if terms.label_problem(key, value):
                 raise ValidationError("Must be key:value.")
-        if len(value) > terms.MAX_LABELS:
+        if len(given) > terms.MAX_LABELS:
             raise ValidationError(f"More than {terms.MAX_LABELS} labels.")
-        return tuple(value)
+        return tuple(given)
+
+    return array(description, items=label, maxItems=terms.MAX_LABELS, post_load=check)
 
 
-class Times(Documented):
-    """A time, or an ascending list of times; loaded as milliseconds since 1970."""
+_RFC_3339 = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
 
-    _time = Timestamp("")
 
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        texts = value if isinstance(value, list) else [value]
-        times = [clock.milliseconds(str(self._time.deserialize(text))) for text in texts]
-        if times != sorted(times):
-            raise ValidationError("Must be ascending.")
-        return times if isinstance(value, list) else times[0]
+def in_utc(value: Any, *, round_up: bool = False) -> str:
+    """A time in RFC 3339 with an offset, in UTC with milliseconds and `Z`. Raises ValidationError.
+
+    Stored times have milliseconds: upper bounds are rounded up, other times are truncated.
+    """
+    more = timedelta(microseconds=999 if round_up else 0)
+    try:
+        if not isinstance(value, str) or not _RFC_3339.fullmatch(value):
+            raise ValueError
+        # RFC 3339 allows `t` and `z`, which Python does not accept.
+        time = datetime.fromisoformat(value.upper())
+        # Python has no time after the year 9999.
+        latest = datetime.max.replace(tzinfo=time.tzinfo) - more
+        return clock.rfc3339(min(time, latest) + more)
+    except (ValueError, OverflowError):
+        example = "2026-11-24T13:36:00Z"
+        raise ValidationError(f"Must be a time in RFC 3339, such as {example}.") from None
+
+
+timestamp = partial(raw, post_load=in_utc, type="string", format="date-time")
+upper_bound = partial(timestamp, post_load=partial(in_utc, round_up=True))
+
+
+def _milliseconds(value: Any) -> Any:
+    texts = value if isinstance(value, list) else [value]
+    found = [clock.milliseconds(in_utc(text)) for text in texts]
+    if found != sorted(found):
+        raise ValidationError("Must be ascending.")
+    return found if isinstance(value, list) else found[0]
+
+
+# A time, or an ascending list of times; loaded as milliseconds since 1970.
+times = partial(raw, post_load=_milliseconds)
 
 
 class _Strings(Documented, fields.List[str]):
@@ -201,34 +187,31 @@ class _Strings(Documented, fields.List[str]):
         return value
 
 
-class Names(Documented):
+def names(known: Sequence[str], description: str, **options: Any) -> fields.Raw:
     """Names separated by commas, each one of `known`."""
 
-    def __init__(self, known: Sequence[str], description: str, **options: Any) -> None:
-        # Documented as text, since some clients can't join an array with commas.
-        name = f"(?:{'|'.join(known)})"
-        super().__init__(description, type="string", pattern=f"^{name}(?:,{name})*$", **options)
-        self.known = known
-
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> tuple[str, ...]:
-        names = tuple(value.split(","))
-        if unknown := [f"Unknown name: {name!r}." for name in names if name not in self.known]:
+    def split(value: str) -> tuple[str, ...]:
+        given = tuple(value.split(","))
+        if unknown := [f"Unknown name: {each!r}." for each in given if each not in known]:
             raise ValidationError(unknown)
-        return names
+        return given
+
+    # Documented as text, since some clients can't join an array with commas.
+    name = f"(?:{'|'.join(known)})"
+    options |= {"type": "string", "pattern": f"^{name}(?:,{name})*$"}
+    return raw(description, post_load=split, **options)
 
 
-class NumberText(Documented):
+def number_text(low: int, high: int, description: str) -> fields.Raw:
     """A whole number in the digits 0 to 9, from `low` to `high`."""
 
-    def __init__(self, low: int, high: int, description: str) -> None:
-        super().__init__(description, type="integer", minimum=low, maximum=high)
-        self.low, self.high = low, high
+    def load(text: str) -> int:
+        is_number = text.isascii() and text.isdigit() and len(text) <= 19
+        if not is_number or not low <= int(text) <= high:
+            raise ValidationError(f"Must be a whole number from {low} to {high}.")
+        return int(text)
 
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> int:
-        digits = value.isascii() and value.isdigit() and len(value) <= 19
-        if not digits or not self.low <= int(value) <= self.high:
-            raise ValidationError(f"Must be a whole number from {self.low} to {self.high}.")
-        return int(value)
+    return raw(description, post_load=load, type="integer", minimum=low, maximum=high)
 
 
 def choice(
@@ -264,6 +247,16 @@ def bytes_at_most(limit: int) -> dict[str, Any]:
 def parse_id(text: str) -> str | None:
     """The UUID in lower case, or None unless `text` has the form 8-4-4-4-12."""
     return text.lower() if _UUID.fullmatch(text) else None
+
+
+def _load_id(text: str) -> str:
+    if parsed := parse_id(text):
+        return parsed
+    raise ValidationError("Not a valid UUID.")
+
+
+# A UUID, loaded in lower case.
+task_id = partial(text, post_load=_load_id, format="uuid")
 
 
 # How rows become JSON: schemas that serialize them, and the fields of stored JSON.

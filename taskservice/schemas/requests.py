@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import orjson
 from marshmallow import Schema, ValidationError, post_load, validates_schema
-from marshmallow.fields import Dict, Nested
+from marshmallow.fields import Dict, Nested, Raw
 from marshmallow.validate import Equal, Length, Range
 
 from taskservice import terms
@@ -55,11 +55,11 @@ class StartSchema(fields.RequestSchema):
         "Seconds without an append or report until a claimed task times out; 0: no limit.", 3600
     )
     claim = fields.StrictBoolean("Whether the caller claims it.", False)
-    claimedAt = fields.Timestamp(
+    claimedAt = fields.timestamp(
         "When the work of a claimed task began, if its start is sent later: up to 30 days ago."
     )
-    labels = fields.Labels("Key–value pairs to filter by.")
-    parentId = fields.Id("The parent task; the key must have access to it.", None, format="uuid")
+    labels = fields.labels("Key–value pairs to filter by.")
+    parentId = fields.task_id("The parent task; the key must have access to it.", None)
 
 
 class RerunSchema(fields.RequestSchema):
@@ -68,7 +68,7 @@ class RerunSchema(fields.RequestSchema):
     input = fields.json_object(
         "The input of the new task, if it is not the same; at most 1 MiB.", {"mailbox": "office"}
     )
-    labels = fields.Labels("The labels of the new task, if they are not the same.")
+    labels = fields.labels("The labels of the new task, if they are not the same.")
 
 
 class BulkSchema(fields.RequestSchema):
@@ -115,7 +115,7 @@ class ReportSchema(Schema):
         allow_none=True,
         validate=Length(max=terms.MAX_NOTE),
     )
-    labels = fields.Labels("Labels to set; null removes a label.", may_remove=True)
+    labels = fields.labels("Labels to set; null removes a label.", may_remove=True)
 
 
 class AskSchema(fields.RequestSchema):
@@ -185,7 +185,7 @@ class AppendSchema(fields.RequestSchema):
         validate=Length(max=terms.MAX_WRITER),
     )
     # Without a type, since Java generators create a broken class for `anyOf` with an array.
-    at = fields.Times(
+    at = fields.times(
         "When the agent printed the lines, in RFC 3339: one time for all, or an ascending "
         "array with one time for each string. Now by default.",
         examples.TIME,
@@ -275,13 +275,13 @@ class CreateKeySchema(fields.RequestSchema):
     access = fields.choice(
         "`read`: the key can only read; by default `full`.", terms.ACCESSES, terms.FULL
     )
-    expiresAt = fields.Timestamp("When the key expires; never by default.", "2126-11-24T13:36:00Z")
+    expiresAt = fields.timestamp("When the key expires; never by default.", "2126-11-24T13:36:00Z")
 
 
 class CreateLinkSchema(fields.RequestSchema):
     """A link to create."""
 
-    expiresAt = fields.Timestamp(
+    expiresAt = fields.timestamp(
         f"When the link expires: in {terms.LINK_DAYS} days by default, in {terms.MAX_LINK_DAYS} "
         "at the latest.",
         None,
@@ -298,45 +298,41 @@ def _in_words(names: Sequence[str]) -> str:
 class TaskQuerySchema(Schema):
     """The parts of a task in the response."""
 
-    fields_ = fields.Names(
+    fields_ = fields.names(
         TASK_FIELDS,
         f"The fields to return, separated by commas: {_in_words(TASK_FIELDS)}. All by "
         "default. With `fields`, the response is a `PartialTask`.",
         data_key="fields",
         attribute="fields",
     )
-    expand = fields.Names(
+    expand = fields.names(
         TASK_EXPANSIONS, f"Objects to embed, separated by commas: {_in_words(TASK_EXPANSIONS)}."
     )
 
 
-class CursorField(fields.Documented):
+def _cursor(more: str = "", sorts: Sequence[str] = terms.SORTS, max_lines: int = 0) -> Raw:
     """The end of a page: the sort, a time, a task's id, and in a search the last line's number."""
 
-    def __init__(
-        self, more: str = "", sorts: Sequence[str] = terms.SORTS, max_lines: int = 0
-    ) -> None:
-        description = f"Opaque position from the previous page's `Link`.{more}"
-        super().__init__(description, type="string")
-        self._sorts, self._max_lines = sorts, max_lines
-
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def load(text: str) -> tuple[Any, ...]:
         # A forged cursor can contain any JSON.
         with suppress(ValueError, TypeError, OverflowError):
-            sort, time, task_id, *line = orjson.loads(urlsafe_b64decode(value))
+            sort, time, task_id, *line = orjson.loads(urlsafe_b64decode(text))
             if (
-                sort in self._sorts
+                sort in sorts
                 and clock.rfc3339(datetime.fromisoformat(time)) == time
                 and fields.parse_id(task_id) == task_id
-                and len(line) <= self._max_lines
+                and len(line) <= max_lines
                 and all(type(each) is int and 0 <= each < 1 << 63 for each in line)
             ):
                 return sort, time, task_id, *line
         raise ValidationError("Not a cursor of this list.")
 
+    description = f"Opaque position from the previous page's `Link`.{more}"
+    return fields.raw(description, post_load=load, type="string")
+
 
 def dump_cursor(sort: str, *position: str | int) -> str:
-    """The cursor that CursorField loads."""
+    """The cursor that `_cursor` loads."""
     return urlsafe_b64encode(orjson.dumps((sort, *position))).decode()
 
 
@@ -348,14 +344,14 @@ class FilterQuerySchema(Schema):
     claimed = fields.flag("`true`: only claimed tasks; `false`: only unclaimed tasks.")
     asking = fields.flag("`true`: only tasks with open questions; `false`: only others.")
     agentId = fields.agent_id("Only tasks of this agent.")
-    parentId = fields.Id("Only child tasks of this task.", format="uuid")
-    label = fields.LabelTexts(
+    parentId = fields.task_id("Only child tasks of this task.")
+    label = fields.label_texts(
         "Only tasks with this label, `key:value`; if repeated, with all of them."
     )
     q = fields.name("Only tasks whose name contains this text, in upper or lower case.")
-    createdAfter = fields.Timestamp("Only tasks started after this time.")
-    createdBefore = fields.Timestamp("Only tasks started before this time.", round_up=True)
-    finishedAfter = fields.Timestamp("Only tasks that ended after this time.")
+    createdAfter = fields.timestamp("Only tasks started after this time.")
+    createdBefore = fields.upper_bound("Only tasks started before this time.")
+    finishedAfter = fields.timestamp("Only tasks that ended after this time.")
 
 
 class ListQuerySchema(TaskQuerySchema, FilterQuerySchema):
@@ -367,10 +363,10 @@ class ListQuerySchema(TaskQuerySchema, FilterQuerySchema):
         terms.SORTS,
         default=terms.SORTS[0],
     )
-    limit = fields.NumberText(
+    limit = fields.number_text(
         1, terms.MAX_LIMIT, "Maximum tasks on a page; all are streamed without it."
     )
-    cursor = CursorField(" Requires `limit`.")
+    cursor = _cursor(" Requires `limit`.")
 
     @validates_schema
     def check_cursor(self, data: dict[str, Any], **kwargs: Any) -> None:
@@ -392,29 +388,28 @@ class SearchQuerySchema(FilterQuerySchema):
         validate=Length(1, terms.MAX_SEARCHED_TEXT),
     )
     case = fields.flag("`true`: ASCII letters must have the same case; any case by default.")
-    limit = fields.NumberText(
+    limit = fields.number_text(
         1, terms.MAX_LIMIT, f"Maximum number of lines. Default: {terms.DEFAULT_HITS}."
     )
-    cursor = CursorField(sorts=terms.SORTS[:1], max_lines=1)
+    cursor = _cursor(sorts=terms.SORTS[:1], max_lines=1)
 
 
 class NewLinesQuerySchema(Schema):
     """The task to compare with."""
 
-    against = fields.Id(
+    against = fields.task_id(
         "The task to compare with; by default the agent's latest complete task that ended "
-        "before this one started.",
-        format="uuid",
+        "before this one started."
     )
 
 
 class LogQuerySchema(Schema):
     """The lines of a log in the response."""
 
-    after = fields.NumberText(
+    after = fields.number_text(
         0, (1 << 63) - 1, "Only lines after this number; from the first by default."
     )
-    limit = fields.NumberText(
+    limit = fields.number_text(
         1,
         terms.MAX_LINES,
         f"Maximum number of lines. Default: {terms.DEFAULT_LINES:,}; as `text/plain`, all of them.",
@@ -431,14 +426,14 @@ class FollowQuerySchema(Schema):
 class AgentQuerySchema(Schema):
     """The parts of an agent in the response."""
 
-    expand = fields.Names(AGENT_EXPANSIONS, f"Objects to embed: {_in_words(AGENT_EXPANSIONS)}.")
+    expand = fields.names(AGENT_EXPANSIONS, f"Objects to embed: {_in_words(AGENT_EXPANSIONS)}.")
 
 
 class NumbersQuerySchema(Schema):
     """The numbers in the response."""
 
     path = fields.text("Only numbers at this path; without it, all paths.", "usage.output_tokens")
-    limit = fields.NumberText(
+    limit = fields.number_text(
         1, terms.MAX_LIMIT, "Maximum numbers at `path`: the newest ones. Default: 100."
     )
 
@@ -451,12 +446,12 @@ class NumbersQuerySchema(Schema):
 class AppendQuerySchema(Schema):
     """The fields of a JSON body, for a text body."""
 
-    seq = fields.NumberText(1, 1 << 53, "With `text/plain`: the same as `seq` in the JSON body.")
+    seq = fields.number_text(1, 1 << 53, "With `text/plain`: the same as `seq` in the JSON body.")
     writer = fields.text(
         "With `text/plain`: the same as `writer` in the JSON body.",
         validate=Length(max=terms.MAX_WRITER),
     )
-    at = fields.Times(
+    at = fields.times(
         "With `text/plain`: when the agent printed the lines, one time for all.",
         examples.TIME,
         type="string",

@@ -40,7 +40,7 @@ EDITS = {
         '    host = fields.text("Its machine.", None)',
     ),
     "schemas/requests.py": (
-        '    labels = fields.Labels("Labels to set;',
+        '    labels = fields.labels("Labels to set;',
         '    host = fields.text("Its machine.", "one", allow_none=True, validate=Length(max=9))',
     ),
     "client/responses.py": (
