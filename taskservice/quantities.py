@@ -35,14 +35,11 @@ def seconds_text(seconds: float) -> str:
 
 
 def duration(seconds: int) -> str:
-    parts = [
-        (seconds // 86_400, "d"),
-        (seconds // 3_600 % 24, "h"),
-        (seconds // 60 % 60, "min"),
-        (seconds % 60, "s"),
-    ]
-    while len(parts) > 1 and parts[0][0] == 0:
-        parts.pop(0)
+    parts: list[tuple[int, str]] = []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, seconds = divmod(seconds, size)
+        if count or parts or unit == "s":
+            parts.append((count, unit))
     return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count or unit == "s")
 
 

@@ -244,9 +244,8 @@ class Converter(OpenAPIConverter):
     """Converts marshmallow to JSON Schema, with the description that apispec leaves out."""
 
     def schema2jsonschema(self, schema: Any) -> Object:
-        converted = super().schema2jsonschema(schema)
-        rule = getattr(schema, "rule", {})
-        return {"description": inspect.getdoc(schema), **converted, **rule}
+        found = super().schema2jsonschema(schema)
+        return {"description": inspect.getdoc(schema), **found, **getattr(schema, "rule", {})}
 
     def metadata2properties(self, field: Any, **kwargs: Any) -> Object:
         known: Object = super().metadata2properties(field, **kwargs)
@@ -288,13 +287,11 @@ def document(app: Flask, secured: str) -> Object:
     for rule in _rules(app):
         view = app.view_functions[rule.endpoint]
         needs_key = rule.rule.startswith(f"{secured}/")
-        methods = sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
-        operations = {
-            method.lower(): _operation(view, rule, method, needs_key=needs_key)
-            for method in methods
-        }
-        for method in methods[1:]:
-            operations[method.lower()]["operationId"] += f"By{method.title()}"
+        operations: Object = {}
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+            operation = _operation(view, rule, method, needs_key=needs_key)
+            operation["operationId"] += f"By{method.title()}" if operations else ""
+            operations[method.lower()] = operation
         # First, since `path` copies what it gets, and a copy of each schema takes seconds.
         plugin.operation_helper(operations=operations)
         spec.path(openapi_path(rule.rule), operations=operations)
