@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
 RETRY_SECONDS = 2
-OUT_OF_FILES = "The service is out of open files or disk space; try again later"
 # No file can be opened: this process, or the machine, has too many open, or a disk is full.
 NO_MORE_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
 # PostgreSQL error codes for problems that the operator can fix: no connection, read-only, no disk
@@ -129,13 +128,18 @@ def from_exception(error: Exception) -> Problem:
     if isinstance(error, HTTPException):
         return _from_http_exception(error)
     if isinstance(error, DBAPIError):
-        return _from_database_error(error)
+        logger.error("The database rejected a statement: %s", error.orig)
+        state = str(getattr(error.orig, "sqlstate", None) or "")
+        # SQLite raises OperationalError for all of these.
+        if isinstance(error, OperationalError) or state.startswith(UNAVAILABLE_STATES):
+            return database_unavailable()
+        return _failure(error)
     if isinstance(error, TimeoutError):
         logger.error("No connection to the database in time: %s", error)
         return database_unavailable()
     if isinstance(error, OSError) and error.errno in NO_MORE_FILES:
         logger.error("Unhandled error in a request: %s", error)
-        return overloaded(OUT_OF_FILES)
+        return overloaded("The service is out of open files or disk space; try again later")
     logger.error("Unhandled error in a request", exc_info=error)
     return _failure(error)
 
@@ -151,15 +155,6 @@ def _from_http_exception(error: HTTPException) -> Problem:
     headers = dict(error.get_headers())
     del headers["Content-Type"]
     return Problem(status, detail, code=code, headers=headers)
-
-
-def _from_database_error(error: DBAPIError) -> Problem:
-    logger.error("The database rejected a statement: %s", error.orig)
-    state = str(getattr(error.orig, "sqlstate", None) or "")
-    # SQLite raises OperationalError for all of these.
-    if isinstance(error, OperationalError) or state.startswith(UNAVAILABLE_STATES):
-        return database_unavailable()
-    return _failure(error)
 
 
 def _failure(bug: Exception) -> Problem:

@@ -283,7 +283,15 @@ def document(app: Flask, secured: str) -> Object:
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
         webhooks=webhooks(example_of(task_schema)),
     )
-    _add_components(spec)
+    # No operation refers to it: OpenAPI can't express the effect of `fields` on a response.
+    spec.components.schema("PartialTask", schema=PartialTaskSchema(partial=True))
+    key = {"type": "apiKey", "in": "header", "name": "apikey"}
+    spec.components.security_scheme("apikey", key)
+    spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer"})
+    for name, header in RESPONSE_HEADERS.items():
+        spec.components.header(name, header)
+    for status, name in REFUSALS.items():
+        spec.components.response(name, _problem(status, terms.CODES))
     for rule in _rules(app):
         view = app.view_functions[rule.endpoint]
         needs_key = rule.rule.startswith(f"{secured}/")
@@ -296,18 +304,6 @@ def document(app: Flask, secured: str) -> Object:
         plugin.operation_helper(operations=operations)
         spec.path(openapi_path(rule.rule), operations=operations)
     return spec.to_dict()
-
-
-def _add_components(spec: APISpec) -> None:
-    # No operation refers to it: OpenAPI can't express the effect of `fields` on a response.
-    spec.components.schema("PartialTask", schema=PartialTaskSchema(partial=True))
-    key = {"type": "apiKey", "in": "header", "name": "apikey"}
-    spec.components.security_scheme("apikey", key)
-    spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer"})
-    for name, header in RESPONSE_HEADERS.items():
-        spec.components.header(name, header)
-    for status, name in REFUSALS.items():
-        spec.components.response(name, _problem(status, terms.CODES))
 
 
 def _rules(app: Flask) -> list[Rule]:
