@@ -205,8 +205,7 @@ class Config:
     def completed(self, may_create: bool = True) -> "Config":
         """These settings with the URLs and the secret key, which is created if `may_create`."""
         # Built from parts: in a URL's text, ? and % of the path would need escapes.
-        file = URL.create("sqlite", database=str(self.DATA / "taskservice.db"))
-        url = self.DATABASE_URL or file
+        url = self.DATABASE_URL or URL.create("sqlite", database=str(self.DATA / "taskservice.db"))
         if make_url(url).get_backend_name() == "postgresql" and not self.SECRET_KEY:
             raise ConfigError(
                 f"{PREFIX}SECRET_KEY: is required with PostgreSQL, "

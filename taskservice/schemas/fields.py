@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
 from operator import attrgetter
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
@@ -15,8 +15,7 @@ from taskservice import terms
 from taskservice.database import clock
 from taskservice.schemas import strict_json
 
-Column: TypeAlias = InstrumentedAttribute[Any]
-F = TypeVar("F", bound=fields.Field[Any])
+T = TypeVar("T")
 # The options of marshmallow's fields; what else describes a field is only documented.
 _OPTIONS = {
     "allow_none", "attribute", "data_key", "load_default", "post_load", "required", "validate",
@@ -27,43 +26,38 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def _documented(
-    description: str = "", *examples: Any, items: Any = None, **options: Any
-) -> dict[str, Any]:
-    """What a field of marshmallow takes; `items` is the field of each item of a list.
+    create: Callable[..., T], description: str = "", *examples: Any, items: Any = None, **more: Any
+) -> T:
+    """Create a field of marshmallow; `items` is the field of each item of a list.
 
     Options that marshmallow does not know document the field: they are keywords of JSON Schema.
     The first example becomes part of the schema's example; if it is null, the field can be null.
     """
     own = {"allow_none": examples[:1] == (None,)}
-    own |= {name: options.pop(name) for name in _OPTIONS & options.keys()}
+    own |= {name: more.pop(name) for name in _OPTIONS & more.keys()}
     own |= {} if items is None else {"cls_or_instance": items}
-    more = {"examples": list(examples)} if examples else {}
-    return own | {"metadata": {"description": description, **options, **more}}
+    more |= {"examples": list(examples)} if examples else {}
+    return create(**own, metadata={"description": description, **more})
 
 
 class Documented(fields.Field[Any]):
-    """A field that is created with the arguments of `_documented`."""
+    """A field that is created with the other arguments of `_documented`."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(**_documented(*arguments, **options))
+        _documented(super().__init__, *arguments, **options)
 
 
-def _field(kind: Callable[..., F]) -> Callable[..., F]:
-    """Create a field of marshmallow's own with the arguments of `_documented`."""
-    return lambda *arguments, **options: kind(**_documented(*arguments, **options))
-
-
-raw = _field(fields.Raw)
-text = _field(fields.String)
+raw = partial(_documented, fields.Raw)
+text = partial(_documented, fields.String)
 # Neither a string, a boolean nor a fraction is a whole number.
-integer = _field(partial(fields.Integer, strict=True))
+integer = partial(_documented, partial(fields.Integer, strict=True))
 # At least 0, or null.
-number = partial(_field(fields.Float), allow_none=True, minimum=0)
-boolean = _field(fields.Boolean)
+number = partial(_documented, fields.Float, allow_none=True, minimum=0)
+boolean = partial(_documented, fields.Boolean)
 # `true` or `false` in a query string.
-flag = _field(partial(fields.Boolean, truthy={"true"}, falsy={"false"}))
-array = _field(fields.List[Any])
-members = _field(fields.Dict)
+flag = partial(_documented, partial(fields.Boolean, truthy={"true"}, falsy={"false"}))
+array = partial(_documented, fields.List[Any])
+members = partial(_documented, fields.Dict)
 
 
 def _check_size(value: dict[str, Any]) -> None:
@@ -72,7 +66,7 @@ def _check_size(value: dict[str, Any]) -> None:
 
 
 # At most 1 MiB when written compactly.
-json_object = _field(partial(fields.Dict, validate=_check_size))
+json_object = partial(members, validate=_check_size)
 
 
 class StrictBoolean(Documented, fields.Boolean):
@@ -140,12 +134,11 @@ _RFC_3339 = re.compile(
 )
 
 
-def in_utc(value: Any, *, round_up: bool = False) -> str:
+def in_utc(value: Any, more: timedelta = timedelta(0)) -> str:
     """A time in RFC 3339 with an offset, in UTC with milliseconds and `Z`. Raises ValidationError.
 
-    Stored times have milliseconds: upper bounds are rounded up, other times are truncated.
+    Stored times have milliseconds: they are truncated, or with 999 µs `more` rounded up.
     """
-    more = timedelta(microseconds=999 if round_up else 0)
     try:
         if not isinstance(value, str) or not _RFC_3339.fullmatch(value):
             raise ValueError
@@ -160,7 +153,7 @@ def in_utc(value: Any, *, round_up: bool = False) -> str:
 
 
 timestamp = partial(raw, post_load=in_utc, type="string", format="date-time")
-upper_bound = partial(timestamp, post_load=partial(in_utc, round_up=True))
+upper_bound = partial(timestamp, post_load=partial(in_utc, more=timedelta(microseconds=999)))
 
 
 def _milliseconds(value: Any) -> Any:
@@ -345,7 +338,7 @@ class RowSchema(ResponseSchema):
 
     def __init__(self, **options: Any) -> None:
         # Field -> its column, which reads of such rows select.
-        self.columns: dict[str, Column] = {}
+        self.columns: dict[str, InstrumentedAttribute[Any]] = {}
         super().__init__(**options)
         # Of these fields, the row contains the JSON value.
         plain = (fields.String, fields.Integer)
