@@ -11,10 +11,12 @@ from operator import getitem
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from marshmallow import ValidationError
+
 from taskservice.schemas import strict_json
 
 if TYPE_CHECKING:
-    from jsonschema_rs import Draft202012Validator, ValidationError
+    import jsonschema_rs
 
 
 # The errors of a value by its JSON Schema, in plain sentences.
@@ -46,7 +48,9 @@ _SENTENCES = {
 }
 
 
-def _named(place: str, instance: Any, errors: "Iterator[ValidationError]") -> dict[str, list[str]]:
+def _named(
+    place: str, instance: Any, errors: "Iterator[jsonschema_rs.ValidationError]"
+) -> dict[str, list[str]]:
     """`place.<name>` -> the errors of the value there."""
     found: dict[str, list[str]] = {}
     for error in islice(errors, MAX_ERRORS):
@@ -60,7 +64,9 @@ def _named(place: str, instance: Any, errors: "Iterator[ValidationError]") -> di
     return found
 
 
-def _fault(instance: Any, error: "ValidationError") -> tuple[Iterable[Sequence[str]], str]:
+def _fault(
+    instance: Any, error: "jsonschema_rs.ValidationError"
+) -> tuple[Iterable[Sequence[str]], str]:
     """The properties that an error is about, or `()` for the value itself; and the message."""
     kind: Any = error.kind
     if kind.name == "required":
@@ -74,7 +80,7 @@ def _fault(instance: Any, error: "ValidationError") -> tuple[Iterable[Sequence[s
     return [()], _sentence(error)
 
 
-def _sentence(error: "ValidationError") -> str:
+def _sentence(error: "jsonschema_rs.ValidationError") -> str:
     """The message for an error."""
     kind: Any = error.kind
     if kind.name == "type":
@@ -121,32 +127,25 @@ _LISTS = {"allOf", "anyOf", "oneOf", "prefixItems"}
 _OBJECTS = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
 
 
-class InvalidSchema(ValueError):
-    """The schema is not allowed; the message is the reason."""
-
-
-def input_schema_problem(schema: dict[str, Any]) -> str | None:
-    """Why this schema is not allowed for an input; None if it is."""
+def check_input_schema(schema: dict[str, Any]) -> None:
+    """Raises ValidationError if this schema is not allowed for an input."""
     text = strict_json.dumps(schema)
     if len(text) > MAX_SCHEMA:
-        return f"Longer than {MAX_SCHEMA} bytes."
+        raise ValidationError(f"Longer than {MAX_SCHEMA} bytes.")
     if strict_json.depth(schema) > MAX_DEPTH:
-        return f"Nested deeper than {MAX_DEPTH} levels."
+        raise ValidationError(f"Nested deeper than {MAX_DEPTH} levels.")
     if text.count(rb"\\") > MAX_BACKSLASHES:
-        return f"More than {MAX_BACKSLASHES} backslashes."
+        raise ValidationError(f"More than {MAX_BACKSLASHES} backslashes.")
     if schema.get("type") != "object":
-        return 'Must have "type": "object".'
+        raise ValidationError('Must have "type": "object".')
     if unwanted := [keyword for keyword in _NOT_AT_ROOT if keyword in schema]:
-        return f"Not allowed at the top level: {', '.join(unwanted)}."
+        raise ValidationError(f"Not allowed at the top level: {', '.join(unwanted)}.")
     if schema.get("$schema", DIALECT) not in (DIALECT, f"{DIALECT}#"):
-        return f"$schema, if given, must be {DIALECT}."
+        raise ValidationError(f"$schema, if given, must be {DIALECT}.")
     try:
         _compiled(text.decode())
-    except InvalidSchema as error:
-        return str(error)
     except ValueError as error:
-        return _reason(error)
-    return None
+        raise ValidationError(_reason(error)) from None
 
 
 def _reason(error: Any) -> str:
@@ -206,15 +205,15 @@ def _problems(place: str, schema: str, text: str, name: str) -> dict[str, list[s
 
 # The patterns of each take up to some MiB.
 @lru_cache(maxsize=32)
-def _compiled(schema: str) -> "tuple[Draft202012Validator, int, int]":
-    """The validator, and as `_cost`. Raises ValueError if the schema is invalid or not allowed."""
+def _compiled(schema: str) -> "tuple[jsonschema_rs.Draft202012Validator, int, int]":
+    """The validator, and as `_cost`. Raises ValueError, or ValidationError as `_cost`."""
     parsed = _loads(schema)
     # First, since its errors name the values that a keyword can't have.
     return _validator(parsed), *_cost(parsed)
 
 
 def _cost(root: dict[str, Any]) -> tuple[int, int]:
-    """The steps of a check for each value, and for each byte, of an input. Raises InvalidSchema."""
+    """The steps of a check for each value and each byte of an input. Raises ValidationError."""
     schemas = dict(_schemas("#", root))
     count = of_value = of_byte = 0
     waiting = ["#"]
@@ -236,7 +235,7 @@ def _cost(root: dict[str, Any]) -> tuple[int, int]:
         count += len(values)
         of_value += sum(map(_steps, values))
         if count > MAX_VALUES:
-            raise InvalidSchema(
+            raise ValidationError(
                 f"More than {MAX_VALUES:,} values, with each $ref followed; a $ref must not lead "
                 "back to itself."
             )
@@ -262,15 +261,15 @@ def _inner(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _reference(pointer: str, schema: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
-    """The JSON pointer that the schema refers to, if any. Raises InvalidSchema."""
+    """The JSON pointer that the schema refers to, if any. Raises ValidationError."""
     place = pointer.removeprefix("#/").replace("/", ".")
     if unwanted := _NOWHERE & schema.keys() - ({"$schema"} if pointer == "#" else set()):
-        raise InvalidSchema(f"{place}: not allowed: {', '.join(sorted(unwanted))}.")
+        raise ValidationError(f"{place}: not allowed: {', '.join(sorted(unwanted))}.")
     if "$ref" not in schema:
         return []
     target = unquote(schema["$ref"])
     if target not in schemas:
-        raise InvalidSchema(f'{place}: $ref must be "#/..." and refer to a schema.')
+        raise ValidationError(f'{place}: $ref must be "#/..." and refer to a schema.')
     return [target]
 
 
@@ -300,7 +299,7 @@ def _pattern_size(pattern: str) -> int:
 
 def _validator(
     schema: dict[str, Any], pattern_size: int = MAX_PATTERN_SIZE
-) -> "Draft202012Validator":
+) -> "jsonschema_rs.Draft202012Validator":
     # Here, since few requests need it.
     import jsonschema_rs
 
@@ -346,34 +345,35 @@ _KEYWORDS = {
 _FORMATS = ("date", "date-time", "email", "uri")
 
 
-def question_schema_problem(schema: dict[str, Any]) -> str | None:
-    """Why this schema is not allowed for a question; None if it is."""
+def check_question_schema(schema: dict[str, Any]) -> None:
+    """Raises ValidationError if this schema is not allowed for a question."""
     if unknown := schema.keys() - _ROOT:
-        return f"Not allowed here: {', '.join(sorted(unknown))}."
+        raise ValidationError(f"Not allowed here: {', '.join(sorted(unknown))}.")
     properties = schema.get("properties")
     if schema.get("type") != "object" or not isinstance(properties, dict):
-        return "Must have the type object and properties."
+        raise ValidationError("Must have the type object and properties.")
     required = schema.get("required", [])
     if not isinstance(required, list) or not set(map(str, required)) <= properties.keys():
-        return "required must be a list of names of properties."
+        raise ValidationError("required must be a list of names of properties.")
     if not isinstance(schema.get("$schema", ""), str):
-        return "$schema must be a string."
-    problems = (_property_problem(name, each) for name, each in properties.items())
-    return next(filter(None, problems), None) or input_schema_problem(_closed(schema))
+        raise ValidationError("$schema must be a string.")
+    for name, each in properties.items():
+        _check_property(name, each)
+    check_input_schema(_closed(schema))
 
 
-def _property_problem(name: str, schema: Any) -> str | None:
+def _check_property(name: str, schema: Any) -> None:
     kind = schema.get("type") if isinstance(schema, dict) else None
     if kind not in list(_KEYWORDS):
-        return f"{name}: the type must be one of {', '.join(_KEYWORDS)}."
+        raise ValidationError(f"{name}: the type must be one of {', '.join(_KEYWORDS)}.")
     if unknown := schema.keys() - _EVERY - _KEYWORDS[kind]:
-        return f"{name}: not allowed here: {', '.join(sorted(unknown))}."
+        raise ValidationError(f"{name}: not allowed here: {', '.join(sorted(unknown))}.")
     if schema.get("format", "email") not in _FORMATS:
-        return f"{name}: the format must be one of {', '.join(_FORMATS)}."
-    if kind == "array":
-        return None if _is_choice(schema.get("items")) else f"{name}: items must be an enum."
-    is_valid = _are_options(schema.get("oneOf", []))
-    return None if is_valid else f"{name}: oneOf must be objects with const and title."
+        raise ValidationError(f"{name}: the format must be one of {', '.join(_FORMATS)}.")
+    if kind == "array" and not _is_choice(schema.get("items")):
+        raise ValidationError(f"{name}: items must be an enum.")
+    if not _are_options(schema.get("oneOf", [])):
+        raise ValidationError(f"{name}: oneOf must be objects with const and title.")
 
 
 def _is_choice(items: Any) -> bool:

@@ -19,14 +19,9 @@ from taskservice.schemas.users import AGENT_EXPANSIONS
 
 
 def _schema_field(
-    description: str, example: Any, problem_of: Callable[[Any], str | None], **properties: Any
+    description: str, example: Any, check: Callable[[Any], None], **properties: Any
 ) -> Dict:
-    """A JSON Schema with these `properties`, or null; `problem_of` says why it is not allowed."""
-
-    def check(value: Any) -> None:
-        if problem := problem_of(value):
-            raise ValidationError(problem)
-
+    """A JSON Schema with these `properties`."""
     rules = {"required": list(properties), "properties": properties}
     metadata = {"description": description, "examples": [example], **rules}
     return Dict(validate=check, metadata=metadata)
@@ -131,7 +126,7 @@ class AskSchema(fields.RequestSchema):
         "A flat JSON Schema of the answer, as in MCP elicitation; by default one required "
         "string `answer`.",
         {"type": "object", "properties": {"deploy": {"type": "boolean"}}, "required": ["deploy"]},
-        json_schema.question_schema_problem,
+        json_schema.check_question_schema,
         type={"const": "object"},
         properties={"type": "object"},
     )
@@ -257,7 +252,7 @@ class PutAgentSchema(fields.RequestSchema):
         "oneOf, anyOf, allOf, not, if, enum or $ref; each $ref begins with #/ and does not "
         "lead back to itself.",
         examples.INPUT_SCHEMA,
-        json_schema.input_schema_problem,
+        json_schema.check_input_schema,
         type={"const": "object"},
     )
     annotations = Nested(AnnotationsSchema())
