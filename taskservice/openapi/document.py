@@ -66,25 +66,21 @@ TAGS = {
 }
 
 
-def _value(description: str, *, required: bool = False, **schema: Any) -> Object:
+def _value(description: str, *samples: Any, required: bool = False, **schema: Any) -> Object:
     """A parameter or header with its JSON Schema; `required` if each success has it."""
-    return {
-        "description": description,
-        "required": required,
-        "schema": {"type": "string", **schema},
-    }
+    schema |= {"examples": list(samples)} if samples else {}
+    schema = {"type": "string", **schema}
+    return {"description": description, "required": required, "schema": schema}
 
 
 PATH_PARAMETERS = {
-    "taskId": _value("The task's ID.", format="uuid", examples=[examples.TASK]),
-    "agentId": _value(
-        "The agent's ID.", pattern=f"^{terms.AGENT_ID.pattern}$", examples=["summarizer"]
-    ),
-    "hookId": _value("The hook's ID.", format="uuid", examples=[examples.HOOK]),
-    "deliveryId": _value("The delivery's ID.", format="uuid", examples=[examples.DELIVERY]),
-    "questionId": _value("The question's ID.", format="uuid", examples=[examples.QUESTION]),
-    "linkId": _value("The link's ID.", format="uuid", examples=[examples.LINK]),
-    "keyId": _value("The key's ID.", format="uuid", examples=[examples.KEY]),
+    "taskId": _value("The task's ID.", examples.TASK, format="uuid"),
+    "agentId": _value("The agent's ID.", "summarizer", pattern=f"^{terms.AGENT_ID.pattern}$"),
+    "hookId": _value("The hook's ID.", examples.HOOK, format="uuid"),
+    "deliveryId": _value("The delivery's ID.", examples.DELIVERY, format="uuid"),
+    "questionId": _value("The question's ID.", examples.QUESTION, format="uuid"),
+    "linkId": _value("The link's ID.", examples.LINK, format="uuid"),
+    "keyId": _value("The key's ID.", examples.KEY, format="uuid"),
 }
 
 REQUEST_HEADERS = {
@@ -92,40 +88,36 @@ REQUEST_HEADERS = {
         "Makes the request safe to repeat: a repetition with the same key and body creates and "
         "claims nothing, and returns the current state of the first result. The same key with "
         "another body is 422. Deleting the task frees the key.",
+        "nightly 2026-11-24",
         minLength=1,
         maxLength=terms.MAX_IDEMPOTENCY_KEY,
-        examples=["nightly 2026-11-24"],
     ),
-    "Prefer": _value(
-        "`wait=s`: wait up to `s` seconds for a change, at most 60.", examples=["wait=1"]
-    ),
+    "Prefer": _value("`wait=s`: wait up to `s` seconds for a change, at most 60.", "wait=1"),
     "Last-Event-ID": _value(
         "Resumes after the line with this number: the `id` of the last event received.",
+        "42",
         pattern="^[0-9]*$",
-        examples=["42"],
     ),
     "If-Match": _value(
-        "`*`: change the task only if it exists. Its ETag is weak and never matches.",
-        examples=["*"],
+        "`*`: change the task only if it exists. Its ETag is weak and never matches.", "*"
     ),
     "If-None-Match": _value(
-        "ETags of earlier responses: the response is 304 if one is still current.",
-        examples=['W/"3-0"'],
+        "ETags of earlier responses: the response is 304 if one is still current.", 'W/"3-0"'
     ),
 }
 
 RESPONSE_HEADERS = {
     "Location": _value(
         "The URL of the new resource, relative to the request.",
+        f"task/{examples.TASK}",
         format="uri-reference",
-        examples=[f"task/{examples.TASK}"],
         required=True,
     ),
     "Link": _value(
         'The next page, as `<?...>; rel="next"`, relative to the request; absent on the last page.',
-        examples=['<?limit=50&cursor=WyI...>; rel="next"'],
+        '<?limit=50&cursor=WyI...>; rel="next"',
     ),
-    "ETag": _value("The version of the response.", examples=['W/"3-0"']),
+    "ETag": _value("The version of the response.", 'W/"3-0"'),
     "Idempotency-Replayed": _value(
         "`true` if an earlier request with the same Idempotency-Key has done the work.",
         enum=["true"],
@@ -139,18 +131,16 @@ RESPONSE_HEADERS = {
     "Preference-Applied": _value(
         "The granted wait, as `wait=s`; replaced by `Retry-After` if too many requests are waiting "
         "already.",
-        examples=["wait=1"],
+        "wait=1",
     ),
     "X-Accel-Buffering": _value("Turns off the buffering of nginx.", enum=["no"], required=True),
-    "Retry-After": _value(
-        "Seconds to wait before trying again.", type="integer", minimum=0, examples=[2]
-    ),
+    "Retry-After": _value("Seconds to wait before trying again.", 2, type="integer", minimum=0),
     "WWW-Authenticate": _value(
         "The authentication scheme.", enum=['Bearer realm="taskservice"'], required=True
     ),
     "X-Request-Id": _value(
         "The ID of the request: the value that it sent, or a new one.",
-        examples=[examples.REQUEST],
+        examples.REQUEST,
         required=True,
     ),
 }
@@ -177,20 +167,17 @@ _HEADERS = {
     "webhook-id": _value(
         "The delivery's ID, the same in every attempt. A receiver that has seen it before has "
         "already received this webhook.",
+        examples.DELIVERY,
         format="uuid",
-        examples=[examples.DELIVERY],
     ),
     "webhook-timestamp": _value(
-        "The time of this attempt, in seconds since 1970.",
-        type="integer",
-        minimum=0,
-        examples=[1_795_527_360],
+        "The time of this attempt, in seconds since 1970.", 1_795_527_360, type="integer", minimum=0
     ),
     "webhook-signature": _value(
         "One signature for each valid secret, separated by spaces: `v1,` and the HMAC-SHA256, in "
         "base64, of `ID.timestamp.body`.",
+        "v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=",
         pattern="^v1,[A-Za-z0-9+/]{43}=( v1,[A-Za-z0-9+/]{43}=)*$",
-        examples=["v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4="],
     ),
 }
 
