@@ -54,11 +54,9 @@ def _named(
     """`place.<name>` -> the errors of the value there."""
     found: dict[str, list[str]] = {}
     for error in islice(errors, MAX_ERRORS):
-        names, message = _fault(instance, error)
-        for name in islice(names, MAX_ERRORS):
-            messages = found.setdefault(
-                ".".join(map(str, [place, *error.instance_path, *name])), []
-            )
+        ends, message = _fault(instance, error)
+        for end in islice(ends, MAX_ERRORS):
+            messages = found.setdefault(".".join(map(str, [place, *error.instance_path, *end])), [])
             if message not in messages:
                 messages.append(message)
     return found
@@ -67,7 +65,7 @@ def _named(
 def _fault(
     instance: Any, error: "jsonschema_rs.ValidationError"
 ) -> tuple[Iterable[Sequence[str]], str]:
-    """The properties that an error is about, or `()` for the value itself; and the message."""
+    """The ends of the paths of the properties that an error is about, or `()`; and the message."""
     kind: Any = error.kind
     if kind.name == "required":
         return [(kind.value,)], "Missing."
