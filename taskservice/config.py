@@ -107,11 +107,7 @@ def _setting(default: Any, parse: Callable[[str], Any], help: str) -> Any:
 class Config:
     """The settings, under their names in the environment without the prefix."""
 
-    DATA: Path = _setting(
-        Path("instance"),
-        lambda text: Path(text).absolute(),
-        "Folder for the database and the secrets.",
-    )
+    DATA: Path = _setting(Path("instance"), Path, "Folder for the database and the secrets.")
     DATABASE_URL: str | URL = _setting(
         "", address.parse, "`postgresql://...`; unset: an SQLite file in `DATA`."
     )
@@ -192,15 +188,13 @@ class Config:
         """The settings from `TASKSERVICE_...` variables; empty means unset. Raises ConfigError."""
         values: dict[str, Any] = {}
         for setting in fields(cls):
-            text = environ.get(PREFIX + setting.name, "")
-            if setting.name == "DATA":
-                text = text or str(setting.default)
-            if text:
+            if text := environ.get(PREFIX + setting.name):
                 try:
                     values[setting.name] = setting.metadata["parse"](text)
                 except ValueError as error:
                     raise ConfigError(f"{PREFIX}{setting.name}: {error}") from None
-        return cls(**values).completed(may_create)
+        config = cls(**values)
+        return replace(config, DATA=config.DATA.absolute()).completed(may_create)
 
     def completed(self, may_create: bool = True) -> "Config":
         """These settings with the URLs and the secret key, which is created if `may_create`."""
