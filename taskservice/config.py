@@ -68,11 +68,9 @@ def _bind(text: str) -> str:
 
 
 def _origins(text: str) -> tuple[str, ...]:
+    shape = r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]+)?"
     origins = tuple(origin.strip().lower() for origin in text.split(","))
-    if not all(
-        re.fullmatch(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]+)?", each)
-        for each in origins
-    ):
+    if not all(re.fullmatch(shape, origin) for origin in origins):
         raise ValueError("must be origins such as https://app.example, separated by commas")
     return origins
 

@@ -246,13 +246,10 @@ class Converter(OpenAPIConverter):
         return {name: value or True for name, value in found.items()}
 
 
-class Plugin(MarshmallowPlugin):
-    Converter = Converter
-
-
 def document(app: Flask, secured: str) -> Object:
     """The document of what the routes declare; those below `secured` need an API key."""
-    plugin = Plugin()
+    plugin = MarshmallowPlugin()
+    plugin.Converter = Converter
     spec = APISpec(
         "taskservice",
         __version__,
