@@ -63,12 +63,8 @@ class Caller(NamedTuple):
 _user_id = bindparam("caller_user_id", type_=Identifier)
 _agent_id = bindparam("caller_agent_id", type_=Text())
 
-visible_tasks: ColumnElement[bool] = and_(
-    Task.user_id == _user_id, or_(_agent_id.is_(None), Task.agent_id == _agent_id)
-)
-visible_agents: ColumnElement[bool] = and_(
-    Agent.user_id == _user_id, or_(_agent_id.is_(None), Agent.id == _agent_id)
-)
+visible_tasks = (Task.user_id == _user_id) & (_agent_id.is_(None) | (Task.agent_id == _agent_id))
+visible_agents = (Agent.user_id == _user_id) & (_agent_id.is_(None) | (Agent.id == _agent_id))
 visible_keys: ColumnElement[bool] = ApiKey.user_id == _user_id
 # For lists, together with a filter by agent: the `OR` above would keep SQLite from using an index.
 tasks_of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)

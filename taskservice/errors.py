@@ -51,8 +51,7 @@ class Problem(Exception):
 def not_found(thing: str) -> Problem:
     """404: no such task, agent or key, or the key has no access to it."""
     # The API's specification fixes the text for a task.
-    detail = "Task's ID is not found" if thing == "task" else f"No such {thing}"
-    return Problem(404, detail)
+    return Problem(404, "Task's ID is not found" if thing == "task" else f"No such {thing}")
 
 
 def require(row: R | None, thing: str) -> R:

@@ -21,9 +21,8 @@ _MARK = re.compile(r"`(.+?)`|\*(.+?)\*")
 
 def prose(text: str) -> Markup:
     """Paragraphs of a text whose only markup is `code` and *emphasis*."""
-    return Markup("").join(
-        Markup("<p>{}</p>").format(inline(part)) for part in text.strip().split("\n\n")
-    )
+    paragraphs = map(inline, text.strip().split("\n\n"))
+    return Markup("").join(map(Markup("<p>{}</p>").format, paragraphs))
 
 
 def inline(text: str) -> Markup:
