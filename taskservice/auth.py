@@ -22,8 +22,6 @@ from taskservice.errors import Problem, invalid_key, require
 from taskservice.schemas.users import KEY_COLUMNS
 from taskservice.terms import FULL, LINK, READ, READ_ONLY
 
-# The caller, and what the caller may see: one SQL predicate for each kind of resource.
-
 
 class Caller(NamedTuple):
     """The user whom an API key or a link belongs to; an agent key narrows it to one agent."""

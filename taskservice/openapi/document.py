@@ -224,9 +224,6 @@ def webhooks(example: Object) -> Object:
     return {"taskEnded": {"post": operation}}
 
 
-# The document of an app, from the operations that its routes declare.
-
-
 class Converter(OpenAPIConverter):
     """Converts marshmallow to JSON Schema, with the description that apispec leaves out."""
 

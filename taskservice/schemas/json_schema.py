@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import jsonschema_rs
 
 
-# The errors of a value by its JSON Schema, in plain sentences.
-
 # Maximum number of errors in a response.
 MAX_ERRORS = 10
 
@@ -161,8 +159,6 @@ def _reason(error: Any) -> str:
         )
     return f"{place}: {_sentence(error)}"
 
-
-# Whether a value matches a schema.
 
 # The validator keeps the interpreter's lock, so its time is estimated in steps of about 20 ns: one
 # for each value of the input and each value of the schema, and more for these.
@@ -399,9 +395,6 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema without other properties, and without its dialect, which makes no difference."""
     own = {name: each for name, each in schema.items() if name != "$schema"}
     return {**own, "additionalProperties": False}
-
-
-# A schema as a form: the names of its fields, and the values to choose from.
 
 
 def field_name(name: str) -> str:

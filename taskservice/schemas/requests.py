@@ -1,4 +1,4 @@
-"""The schemas of request bodies."""
+"""The schemas of request bodies and query strings."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
@@ -281,9 +281,6 @@ class CreateLinkSchema(fields.RequestSchema):
         "at the latest.",
         None,
     )
-
-
-# The schemas of query strings.
 
 
 def _in_words(names: Sequence[str]) -> str:

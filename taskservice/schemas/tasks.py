@@ -315,9 +315,6 @@ DELIVERY_COLUMNS = (*delivery_schema.columns.values(), Delivery.task_id)
 ATTEMPT_COLUMNS = (*attempt_schema.columns.values(), Attempt.delivery_id, Attempt.answer)
 
 
-# Problems, the health of the service and its OpenAPI document.
-
-
 class HealthSchema(fields.ResponseSchema):
     """The service is healthy."""
 

@@ -73,8 +73,6 @@ USER_COLUMNS = tuple(user_schema.columns.values())
 KEY_COLUMNS = (*key_schema.columns.values(), ApiKey.user_id)
 
 
-# Agents and their health.
-
 AGENT_EXPANSIONS = ("health",)
 
 
