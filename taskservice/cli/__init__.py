@@ -47,28 +47,13 @@ COMMANDS = CLIENT_COMMANDS | SERVER_COMMANDS
 
 
 class _CommandsOnDemand(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(COMMANDS)
-
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return _load(cmd_name) if cmd_name in COMMANDS else None
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As a group does, but with the similar names of commands that are not loaded."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.NoSuchCommand as error:
-            raise click.NoSuchCommand(error.command_name, possibilities=COMMANDS) from None
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for heading, names in GROUPS.items():
-            commands = [(name, self.get_command(ctx, name)) for name in names]
             with formatter.section(heading):
-                formatter.write_dl(
-                    [(name, each.get_short_help_str(60)) for name, each in commands if each]
-                )
+                formatter.write_dl([(name, _load(name).get_short_help_str(60)) for name in names])
 
 
 def quick_import(name: str) -> Any:
@@ -83,28 +68,24 @@ def quick_import(name: str) -> Any:
 
 
 def _load(name: str) -> click.Command:
+    """A command; a stand-in for a server command where only the client is installed."""
     try:
         module = quick_import(COMMANDS[name])
     except ModuleNotFoundError as error:
         if name in CLIENT_COMMANDS or str(error.name).startswith("taskservice"):
             raise
-        return _command_without_server(name)
+        sentence = f"{name} needs taskservice[server]: pip install 'taskservice[server]'"
+        return click.Command(
+            name,
+            callback=lambda: exit_with_error(sentence, 2),
+            short_help="needs taskservice[server]",
+            add_help_option=False,
+            context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+        )
     # A module of several commands names each of them.
     name = name.replace("-", "_")
     command: click.Command = getattr(module, f"{name}_command", None) or module.command
     return command
-
-
-def _command_without_server(name: str) -> click.Command:
-    """A stand-in for a server command where only the client is installed."""
-    sentence = f"{name} needs taskservice[server]: pip install 'taskservice[server]'"
-    return click.Command(
-        name,
-        callback=lambda: exit_with_error(sentence, 2),
-        short_help="needs taskservice[server]",
-        add_help_option=False,
-        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    )
 
 
 def _choose_profile(ctx: click.Context, param: click.Parameter, name: str | None) -> None:
@@ -113,7 +94,11 @@ def _choose_profile(ctx: click.Context, param: click.Parameter, name: str | None
         os.environ[PROFILE_VARIABLE] = name
 
 
-@click.group(cls=_CommandsOnDemand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_CommandsOnDemand,
+    commands=[click.Command(name) for name in COMMANDS],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="taskservice")
 @click.option(
     "--profile",

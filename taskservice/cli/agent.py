@@ -31,7 +31,7 @@ def agent_command() -> None:
     """
 
 
-@agent_command.command("list", "taskservice agent list")
+@agent_command.command("list")
 @options.json_lines
 def list_all(as_json: bool) -> None:
     """List agents, with the success rate and the usual duration of their last 30 tasks.
@@ -52,11 +52,11 @@ def list_all(as_json: bool) -> None:
 
 @agent_command.command(
     "add",
-    "taskservice agent add summarizer",
-    'taskservice agent add summarizer --name Summarizer --description "Sums up the mail."',
-    "taskservice agent add summarizer --input-schema @input.json",
-    "taskservice agent add backup --every 25h",
-    'taskservice agent add backup --cron "0 2 * * 1-5" --time-zone Europe/Berlin --grace 30m',
+    "summarizer",
+    'summarizer --name Summarizer --description "Sums up the mail."',
+    "summarizer --input-schema @input.json",
+    "backup --every 25h",
+    'backup --cron "0 2 * * 1-5" --time-zone Europe/Berlin --grace 30m',
 )
 @click.argument("agent_id", metavar="ID", type=options.text)
 @options.text_option("--name", help="Display name (default: the id).")
@@ -104,7 +104,7 @@ def add(agent_id: str, **fields: Any) -> None:
     print_line(f"{agent_id} is registered")
 
 
-@agent_command.command("delete", "taskservice agent delete summarizer")
+@agent_command.command("delete", "summarizer")
 @click.argument("agent_id", type=options.known_agent)
 def delete(agent_id: str) -> None:
     """Delete an agent that has no tasks, and its keys."""
@@ -129,7 +129,7 @@ def _row(agent: Agent) -> tuple[str, ...]:
     )
 
 
-@options.command("status", "taskservice status", "taskservice status --json | jq -r .agentId")
+@options.command("taskservice status", "", "--json | jq -r .agentId")
 @options.json_lines
 def status_command(as_json: bool) -> None:
     """Print what needs attention.
@@ -152,10 +152,10 @@ INTRODUCTION = f"""\
 
 
 @options.command(
-    "mcp-config",
     "taskservice mcp-config",
-    "taskservice mcp-config --client claude-code | sh",
-    "taskservice mcp-config --client vscode | tee .vscode/mcp.json",
+    "",
+    "--client claude-code | sh",
+    "--client vscode | tee .vscode/mcp.json",
     short_help="Print the configuration of MCP clients.",
 )
 @click.option(

@@ -33,9 +33,7 @@ def command() -> None:
 
 
 @command.command(
-    "test",
-    "taskservice callback test https://hooks.example.org/tasks",
-    "taskservice callback test https://hooks.example.org/tasks --user alice",
+    "test", "https://hooks.example.org/tasks", "https://hooks.example.org/tasks --user alice"
 )
 @click.argument("url", type=options.text)
 @options.text_option("--user", help="Sign with this user's secret instead of a temporary one.")
@@ -67,7 +65,7 @@ def delivery_command() -> None:
     """List, show and repeat the deliveries of webhooks."""
 
 
-@delivery_command.command("list", "taskservice delivery list --state failed")
+@delivery_command.command("list", "--state failed")
 @click.option("--state", type=click.Choice(DELIVERY_STATES), help="Only deliveries in this state.")
 @click.option(
     "--limit", type=click.IntRange(1), default=100, show_default=True, help="Maximum number."
@@ -80,7 +78,7 @@ def list_all(state: str | None, limit: int, as_json: bool) -> None:
         print_rows(rows, LIST_COLUMNS, as_json)
 
 
-@delivery_command.command("show", "taskservice delivery show 01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80")
+@delivery_command.command("show", "01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80")
 @click.argument("delivery_id", metavar="ID")
 @options.json_object
 def show(delivery_id: str, as_json: bool) -> None:
@@ -99,9 +97,7 @@ def show(delivery_id: str, as_json: bool) -> None:
     print_rows(delivery["attempts"], ATTEMPT_COLUMNS, as_json=False)
 
 
-@delivery_command.command(
-    "redeliver", "taskservice delivery redeliver 01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80"
-)
+@delivery_command.command("redeliver", "01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80")
 @click.argument("delivery_id", metavar="ID")
 def redeliver(delivery_id: str) -> None:
     """Make a delivery due now; `serve` or `background` posts it within 20 seconds."""

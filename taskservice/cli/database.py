@@ -51,14 +51,14 @@ def db_command() -> None:
     """Upgrade, check, back up, restore and copy the database."""
 
 
-@db_command.command("upgrade", "taskservice db upgrade")
+@db_command.command("upgrade")
 def upgrade() -> None:
     """Migrate the database to the newest revision, and print the revision."""
     with service_app(may_create=True):
         print_line(migrations.head())
 
 
-@db_command.command("check", "taskservice db check")
+@db_command.command("check")
 @options.json_lines
 def check(as_json: bool) -> None:
     """Check the database without changing it.
@@ -73,7 +73,7 @@ def check(as_json: bool) -> None:
     sys.exit(1 if database_check.ERROR in states else 0)
 
 
-@db_command.command("backup", "taskservice db backup /backup/taskservice.db")
+@db_command.command("backup", "/backup/taskservice.db")
 @click.argument("file", type=click.Path(path_type=Path))
 @options.flag("--force", help="Replace FILE if it exists.")
 def back_up(file: Path, force: bool) -> None:
@@ -88,7 +88,7 @@ def back_up(file: Path, force: bool) -> None:
         notice(f"also back up {key}")
 
 
-@db_command.command("restore", "taskservice db restore /backup/taskservice.db")
+@db_command.command("restore", "/backup/taskservice.db")
 @click.argument("file", type=click.Path(path_type=Path))
 @options.flag("--force", help="Replace an existing database; it is kept as a file next to it.")
 def restore_(file: Path, force: bool) -> None:
@@ -112,8 +112,8 @@ def restore_(file: Path, force: bool) -> None:
 
 @db_command.command(
     "copy",
-    "taskservice db copy instance/taskservice.db postgresql://tasks@db.example.org/tasks",
-    "taskservice db copy postgresql://tasks@db.example.org/tasks instance/taskservice.db",
+    "instance/taskservice.db postgresql://tasks@db.example.org/tasks",
+    "postgresql://tasks@db.example.org/tasks instance/taskservice.db",
 )
 @click.argument("source", metavar="FROM", type=_address)
 @click.argument("target", metavar="TO", type=_address)
@@ -160,9 +160,9 @@ def _sqlite_file(config: Config, instead: str) -> Path:
 
 
 @options.command(
-    "prune",
-    "TASKSERVICE_RETENTION_DAYS=30 taskservice prune --dry-run",
     "TASKSERVICE_RETENTION_DAYS=30 taskservice prune",
+    "--dry-run",
+    "",
     short_help="Delete tasks and logs older than the retention time.",
 )
 @options.flag("--dry-run", help="Print what would be deleted, and delete nothing.")
@@ -208,9 +208,9 @@ def _time(value: str) -> str:
 
 
 @options.command(
-    "export",
-    "taskservice export > tasks.jsonl",
-    "taskservice export --user alice --since 2026-11-24T00:00:00Z > tasks.jsonl",
+    "taskservice export",
+    "> tasks.jsonl",
+    "--user alice --since 2026-11-24T00:00:00Z > tasks.jsonl",
     short_help="Export tasks as JSON Lines.",
 )
 @options.text_option("--user", metavar="NAME", help="Only the tasks of this user.")
@@ -233,7 +233,7 @@ def export_command(user: str | None, since: str | None) -> None:
             exit_with_error(f"stdout can't be written: {error.strerror}")
 
 
-@options.command("import", "taskservice import < tasks.jsonl")
+@options.command("taskservice import", "< tasks.jsonl")
 @options.json_object
 def import_command(as_json: bool) -> None:
     """Add the tasks of an export on stdin: all of them or none.

@@ -37,9 +37,9 @@ def command() -> None:
 
 @command.command(
     "add",
-    "taskservice hook add https://ntfy.sh/my-secret-topic",
-    "taskservice hook add https://ntfy.example.org/alerts --format ntfy --token-file token.txt",
-    "taskservice hook add mailto:ann@example.org --event agent.broken --label env=prod",
+    "https://ntfy.sh/my-secret-topic",
+    "https://ntfy.example.org/alerts --format ntfy --token-file token.txt",
+    "mailto:ann@example.org --event agent.broken --label env=prod",
 )
 @click.argument("target", type=options.text)
 @options.text_option("--name", help="Display name (default: the host, or the mail address).")
@@ -97,7 +97,7 @@ def add(
     notice(f"send a test with: taskservice hook test {hook['id']}")
 
 
-@command.command("list", "taskservice hook list")
+@command.command("list")
 @options.json_lines
 def list_all(as_json: bool) -> None:
     """List hooks, oldest first, with the reason why a hook was turned off."""
@@ -111,7 +111,7 @@ def list_all(as_json: bool) -> None:
         print_table([HEADER, *(_row(hook, length) for hook in hooks)])
 
 
-@command.command("show", "taskservice hook show 01a20e63-9249-713c")
+@command.command("show", "01a20e63-9249-713c")
 @hook_argument
 @options.json_object
 def show(hook_id: str, as_json: bool) -> None:
@@ -128,7 +128,7 @@ def show(hook_id: str, as_json: bool) -> None:
     print_table([DELIVERY_HEADER, *map(_delivery_row, deliveries[:SHOWN_DELIVERIES])])
 
 
-@command.command("test", "taskservice hook test 01a20e63-9249-713c")
+@command.command("test", "01a20e63-9249-713c")
 @hook_argument
 @options.json_object
 def test(hook_id: str, as_json: bool) -> None:
@@ -142,7 +142,7 @@ def test(hook_id: str, as_json: bool) -> None:
     sys.exit(0 if outcome["delivered"] else 1)
 
 
-@command.command("on", "taskservice hook on 01a20e63-9249-713c")
+@command.command("on", "01a20e63-9249-713c")
 @hook_argument
 @options.json_object
 def turn_on(hook_id: str, as_json: bool) -> None:
@@ -152,7 +152,7 @@ def turn_on(hook_id: str, as_json: bool) -> None:
     print_json(hook) if as_json else print_line(f"{hook['id']} is on")
 
 
-@command.command("delete", "taskservice hook delete 01a20e63-9249-713c")
+@command.command("delete", "01a20e63-9249-713c")
 @hook_argument
 @options.json_object
 def delete(hook_id: str, as_json: bool) -> None:

@@ -41,9 +41,9 @@ _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
 
 
 @options.command(
-    "listen",
     "taskservice listen",
-    "taskservice listen --forward http://127.0.0.1:3000/webhook",
+    "",
+    "--forward http://127.0.0.1:3000/webhook",
     short_help="Receive webhooks on this machine.",
 )
 @options.text_option(

@@ -1,10 +1,12 @@
 """Options that several commands share: durations, text, ids, labels, JSON, and --json."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial, reduce
 from itertools import islice
+from math import inf
 from operator import or_
 from typing import TYPE_CHECKING, Any
 
@@ -21,29 +23,28 @@ if TYPE_CHECKING:
 COMPLETED_TASKS = 100
 
 
+@dataclass(frozen=True)
 class Duration(click.ParamType[int]):
     """A number of seconds, or numbers with units, such as 90d or 1h30m; converted to seconds."""
 
     name = "time"
-
-    def __init__(
-        self, minimum: int = 0, maximum: int | None = None, *, needs_unit: bool = False
-    ) -> None:
-        """Both are in seconds. `needs_unit`: a number without a unit might be meant as days."""
-        self._minimum, self._maximum, self._needs_unit = minimum, maximum, needs_unit
+    minimum: int = 0
+    maximum: float = inf
+    # A number without a unit might be meant as days.
+    needs_unit: bool = False
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
         seconds = typed_seconds(value)
-        if self._needs_unit and value.isdigit():
+        if self.needs_unit and value.isdigit():
             self.fail(f"{value!r} needs a unit, such as {value}d", param, ctx)
         if seconds is None:
-            seconds_example = "" if self._needs_unit else "90 (seconds), "
+            seconds_example = "" if self.needs_unit else "90 (seconds), "
             problem = f"{value!r} must be a duration such as {seconds_example}5m, 1h30m or 90d"
             self.fail(problem, param, ctx)
-        if seconds < self._minimum:
-            self.fail(f"must be at least {typed(self._minimum)}", param, ctx)
-        if self._maximum is not None and seconds > self._maximum:
-            self.fail(f"must be at most {typed(self._maximum)}", param, ctx)
+        if seconds < self.minimum:
+            self.fail(f"must be at least {typed(self.minimum)}", param, ctx)
+        if seconds > self.maximum:
+            self.fail(f"must be at most {typed(int(self.maximum))}", param, ctx)
         return seconds
 
 
@@ -74,7 +75,30 @@ def _label(value: str) -> tuple[str, str]:
     return key, rest
 
 
-Values = Callable[["Client"], Iterable[tuple[str, str]]]
+@dataclass(frozen=True)
+class Known(click.ParamType[Any]):
+    """A value that a shell completes with what the service knows, each with a word about it."""
+
+    name: str
+    values: Callable[["Client"], Iterable[tuple[str, str]]]
+    parse: Callable[[str], Any] = text
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self.parse(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        # Imported here, since the server commands need no client.
+        from taskservice.client import Client, TaskServiceError
+
+        try:
+            found = list(self.values(Client(patience=0)))
+        except TaskServiceError:
+            return []
+        return [
+            CompletionItem(each, help=word) for each, word in found if each.startswith(incomplete)
+        ]
 
 
 def _newest_tasks(client: "Client") -> Iterable["Task"]:
@@ -82,42 +106,17 @@ def _newest_tasks(client: "Client") -> Iterable["Task"]:
     return islice(client.tasks(fields=fields, page=COMPLETED_TASKS), COMPLETED_TASKS)
 
 
-def _tasks(client: "Client") -> Iterable[tuple[str, str]]:
-    return ((task.id, f"{task.name}: {task.status}") for task in _newest_tasks(client))
-
-
 def _labels(client: "Client") -> Iterable[tuple[str, str]]:
     pairs = {pair for task in _newest_tasks(client) for pair in task.labels.items()}
     return ((f"{key}={text}", "") for key, text in sorted(pairs))
 
 
-class Known(click.ParamType[Any]):
-    """A value that a shell completes with what the service knows."""
-
-    def __init__(self, name: str, values: Values, parse: Callable[[str], Any] = text) -> None:
-        self.name, self._values, self._parse = name, values, parse
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return self._parse(value)
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """What is known, with a word about each; nothing if the service is unavailable."""
-        # Imported here, since the server commands need no client.
-        from taskservice.client import Client, TaskServiceError
-
-        try:
-            found = list(self._values(Client(patience=0)))
-        except TaskServiceError:
-            return []
-        items = (CompletionItem(each, help=word) for each, word in found)
-        return [item for item in items if item.value.startswith(incomplete)]
-
-
 known_agent = Known("id", lambda client: ((each["id"], each["name"]) for each in client.agents()))
-known_task = Known("task_id", _tasks)
-known_label = Known("K=V", _labels, parse=_label)
+known_task = Known(
+    "task_id",
+    lambda client: ((task.id, f"{task.name}: {task.status}") for task in _newest_tasks(client)),
+)
+known_label = Known("K=V", _labels, _label)
 flag = partial(click.option, is_flag=True)
 text_option = partial(click.option, type=text)
 json_lines = flag("--json", "as_json", help="Print one JSON object per line.")
@@ -193,20 +192,21 @@ task_callback = text_option(
 )
 
 
-def examples(*lines: str) -> str:
-    """The end of a command's help: examples, one per line."""
-    heading = "Examples:" if len(lines) > 1 else "Example:"
-    return "\n".join(["\b", heading, *(f"  {line}" for line in lines)])
+def _examples(line: str, arguments: Sequence[str]) -> str:
+    """The end of a command's help: an example for each of the arguments, by default without any."""
+    examples = [f"  {line} {each}".rstrip() for each in arguments or [""]]
+    return "\n".join(["\b", "Examples:" if len(examples) > 1 else "Example:", *examples])
 
 
-def command(name: str, *lines: str, **attributes: Any) -> Callable[..., click.Command]:
-    """A decorator that makes a command; the lines are the examples at the end of its help."""
-    return click.command(name, epilog=examples(*lines), **attributes)
+def command(line: str, *arguments: str, **attributes: Any) -> Callable[..., click.Command]:
+    """A decorator that makes a command; `line` is how it is typed, before the arguments."""
+    return click.command(line.split()[-1], epilog=_examples(line, arguments), **attributes)
 
 
 class Group(click.Group):
-    """A group whose commands have examples too: `@group.command(NAME, EXAMPLE, ...)`."""
+    """A group whose commands have examples too: `@group.command(NAME, ARGUMENTS, ...)`."""
 
     def command(self, *args: str, **attributes: Any) -> Callable[..., click.Command]:  # type: ignore[override]
-        name, *lines = args
-        return super().command(name, epilog=examples(*lines), **attributes)
+        name, *arguments = args
+        epilog = _examples(f"taskservice {self.name} {name}", arguments)
+        return super().command(name, epilog=epilog, **attributes)

@@ -124,10 +124,10 @@ _BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
 
 
 @options.command(
-    "answer",
-    "taskservice task answer 01a20e63-9249-713c yes",
-    'taskservice task answer 01a20e63-9249-713c deploy=true note="after lunch"',
-    "taskservice task answer 01a20e63-9249-713c --decline",
+    "taskservice task answer",
+    "01a20e63-9249-713c yes",
+    '01a20e63-9249-713c deploy=true note="after lunch"',
+    "01a20e63-9249-713c --decline",
 )
 @click.argument("task_id", type=options.known_task)
 @click.argument("values", metavar="[KEY=VALUE]...", nargs=-1, type=options.text)
@@ -253,10 +253,10 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 @options.command(
-    "ask",
-    'taskservice ask "Which branch?"',
-    'taskservice ask "Deploy?" --choice yes --choice no --timeout 1h',
-    'taskservice ask "Delete 34 files?" --schema schema.json',
+    "taskservice ask",
+    '"Which branch?"',
+    '"Deploy?" --choice yes --choice no --timeout 1h',
+    '"Delete 34 files?" --schema schema.json',
     short_help="Ask a person, and wait for the answer.",
 )
 @click.argument("message", type=options.text)
@@ -344,9 +344,9 @@ def _share(value: str) -> float:
 
 
 @options.command(
-    "progress",
-    'taskservice progress 34/68 "34 of 68 pages"',
-    "taskservice progress 50%",
+    "taskservice progress",
+    '34/68 "34 of 68 pages"',
+    "50%",
     short_help="Report the progress of the current task.",
 )
 @click.argument("share", metavar="DONE", type=_share)

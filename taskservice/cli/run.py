@@ -27,9 +27,9 @@ from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
 
 
 @options.command(
-    "run",
-    "taskservice run --agent backup -- ./backup.sh --all",
-    "taskservice run --agent reader --input box=office --label env=prod -- python -u read.py",
+    "taskservice run",
+    "--agent backup -- ./backup.sh --all",
+    "--agent reader --input box=office --label env=prod -- python -u read.py",
     short_help="Run any program as a task.",
 )
 @click.option("--agent", type=options.known_agent, help="Agent of the task; registered if new.")
@@ -139,9 +139,9 @@ FIRST_TIMEOUTS = (2.0, 3.0)
 
 
 @options.command(
-    "work",
-    "taskservice work --agent summarizer -- python -u summarize.py",
-    "taskservice work --agent summarizer --parallel 4 -- ./summarize.sh",
+    "taskservice work",
+    "--agent summarizer -- python -u summarize.py",
+    "--agent summarizer --parallel 4 -- ./summarize.sh",
     short_help="Claim tasks of an agent, and run a program for each.",
 )
 @click.option(

@@ -70,11 +70,8 @@ SETTINGS = "".join(f"\n  {name}={default}\n      {text}" for name, default, text
 @click.command(
     "serve",
     short_help="Run the service.",
-    epilog=f"\b\nSettings, with their defaults:{SETTINGS}\n\n"
-    + options.examples(
-        "taskservice serve",
-        "TASKSERVICE_BIND=0.0.0.0:8000 TASKSERVICE_DATA=/var/lib/taskservice taskservice serve",
-    ),
+    epilog=f"\b\nSettings, with their defaults:{SETTINGS}\n\n\b\nExamples:\n  taskservice serve\n"
+    "  TASKSERVICE_BIND=0.0.0.0:8000 TASKSERVICE_DATA=/var/lib/taskservice taskservice serve",
 )
 def command() -> None:
     """Run the service: the API, the dashboard and the background work."""
@@ -91,7 +88,7 @@ def command() -> None:
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-@options.command("background", "taskservice background", short_help="Run only the background work.")
+@options.command("taskservice background", short_help="Run only the background work.")
 def background_command() -> None:
     """Run only the background work: webhooks, timeouts, retention.
 

@@ -139,9 +139,9 @@ profile_option = options.text_option(
 
 
 @options.command(
-    "login",
-    "taskservice login https://tasks.example.org",
-    "taskservice login --profile team https://tasks.example.org < key.txt",
+    "taskservice login",
+    "https://tasks.example.org",
+    "--profile team https://tasks.example.org < key.txt",
 )
 @click.argument("url", type=options.text, default="")
 @profile_option
@@ -179,7 +179,7 @@ def _save(kept: Mapping[str, Mapping[str, str]]) -> None:
         notice(f"as long as {set_variables[0]} is set, nothing that was kept is used")
 
 
-@options.command("logout", "taskservice logout", "taskservice logout --profile team")
+@options.command("taskservice logout", "", "--profile team")
 @profile_option
 def logout_command(profile: str | None) -> None:
     """Remove the kept address and key. The key itself stays valid until it is revoked."""

@@ -66,8 +66,8 @@ command.add_command(questions.answer_command)
 
 @command.command(
     "start",
-    'taskservice task start --agent summarizer --input \'{"mailbox": "office"}\'',
-    "taskservice task start --agent summarizer --input @input.json --label env=prod --follow",
+    '--agent summarizer --input \'{"mailbox": "office"}\'',
+    "--agent summarizer --input @input.json --label env=prod --follow",
 )
 @click.option("--agent", required=True, type=options.known_agent, help="Agent that runs the task.")
 @options.task_name
@@ -92,11 +92,7 @@ def start(agent: str, is_followed: bool, as_json: bool, **fields: Any) -> None:
         _announce(task, is_followed, as_json)
 
 
-@command.command(
-    "list",
-    "taskservice task list --failed --since 12h",
-    "taskservice task list --agent summarizer --label env=prod --json",
-)
+@command.command("list", "--failed --since 12h", "--agent summarizer --label env=prod --json")
 @options.agent_filter
 @click.option(
     "--status",
@@ -153,7 +149,7 @@ def _filters(given: dict[str, Any]) -> dict[str, Any]:
     return given | (STATES.get(states[0], {"status": states[0]}) if states else {})
 
 
-@command.command("show", "taskservice task show 01a20e63-9249-713c")
+@command.command("show", "01a20e63-9249-713c")
 @task_argument
 @options.json_object
 def show(task_id: str, as_json: bool) -> None:
@@ -170,9 +166,7 @@ def show(task_id: str, as_json: bool) -> None:
 
 
 @command.command(
-    "logs",
-    "taskservice task logs 01a20e63-9249-713c --times",
-    "taskservice task logs 01a20e63-9249-713c --tail 100 --grep error -f",
+    "logs", "01a20e63-9249-713c --times", "01a20e63-9249-713c --tail 100 --grep error -f"
 )
 @task_argument
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
@@ -192,7 +186,7 @@ def logs(task_id: str, is_followed: bool, **others: Any) -> None:
             shown.show(line)
 
 
-@command.command("new-lines", "taskservice task new-lines 01a20e63-9249-713c")
+@command.command("new-lines", "01a20e63-9249-713c")
 @task_argument
 @click.option(
     "--against",
@@ -224,7 +218,7 @@ def new_lines(task_id: str, against: str | None, as_json: bool) -> None:
         notice(f"compared with task {found['against']['id']}{cut}")
 
 
-@command.command("follow", "taskservice task follow 01a20e63-9249-713c && echo complete")
+@command.command("follow", "01a20e63-9249-713c && echo complete")
 @task_argument
 @times_option
 @options.json_lines
@@ -317,9 +311,9 @@ def _one_or_change_all(
 
 @command.command(
     "rerun",
-    "taskservice task rerun 01a20e63-9249-713c --follow",
-    'taskservice task rerun 01a20e63-9249-713c --input \'{"mailbox": "sales"}\'',
-    "taskservice task rerun --agent summarizer --failed",
+    "01a20e63-9249-713c --follow",
+    '01a20e63-9249-713c --input \'{"mailbox": "sales"}\'',
+    "--agent summarizer --failed",
 )
 @_choice_of_tasks
 @options.task_input
@@ -338,11 +332,7 @@ def rerun(choice: _Choice, input: dict[str, Any] | None, is_followed: bool, as_j
         _announce(task, is_followed, as_json)
 
 
-@command.command(
-    "cancel",
-    "taskservice task cancel 01a20e63-9249-713c",
-    "taskservice task cancel --agent summarizer --label env=test",
-)
+@command.command("cancel", "01a20e63-9249-713c", "--agent summarizer --label env=test")
 @_choice_of_tasks
 @options.json_object
 def cancel(choice: _Choice, as_json: bool) -> None:
@@ -356,11 +346,7 @@ def cancel(choice: _Choice, as_json: bool) -> None:
         print_json(task.data) if as_json else print_line(task_text.outcome(task))
 
 
-@command.command(
-    "delete",
-    "taskservice task delete 01a20e63-9249-713c",
-    "taskservice task delete --agent summarizer --failed --before 30d --yes",
-)
+@command.command("delete", "01a20e63-9249-713c", "--agent summarizer --failed --before 30d --yes")
 @_choice_of_tasks
 @options.json_object
 def delete(choice: _Choice, as_json: bool) -> None:
@@ -371,7 +357,7 @@ def delete(choice: _Choice, as_json: bool) -> None:
         print_json(task.data) if as_json else print_line(f"{task.id} is deleted")
 
 
-@command.command("link", "taskservice task link 01a20e63-9249-713c --expires 30d")
+@command.command("link", "01a20e63-9249-713c --expires 30d")
 @task_argument
 @click.option(
     "--expires",
@@ -458,9 +444,9 @@ SEARCH_PATIENCE_SECONDS = 60.0
 
 
 @options.command(
-    "grep",
-    'taskservice grep "disk full" --failed --since 7d',
-    "taskservice grep timeout --agent summarizer --json | jq -r .taskId",
+    "taskservice grep",
+    '"disk full" --failed --since 7d',
+    "timeout --agent summarizer --json | jq -r .taskId",
 )
 @click.argument("text", type=options.text)
 @options.agent_filter

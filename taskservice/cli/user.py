@@ -17,7 +17,7 @@ def user_command() -> None:
     """Manage users: the people or teams that own tasks."""
 
 
-@user_command.command("add", "taskservice user add alice")
+@user_command.command("add", "alice")
 @click.argument("name", type=options.text)
 def add(name: str) -> None:
     """Add a user and print the first API key; it can't be shown again."""
@@ -26,10 +26,7 @@ def add(name: str) -> None:
 
 
 @user_command.command(
-    "delete",
-    "taskservice user delete alice",
-    "taskservice user delete alice --yes",
-    short_help="Delete a user with all tasks, agents and keys.",
+    "delete", "alice", "alice --yes", short_help="Delete a user with all tasks, agents and keys."
 )
 @click.argument("name", type=options.text)
 @options.flag("--yes", help="Do not ask for the name again.")
@@ -46,7 +43,7 @@ def delete(name: str, yes: bool) -> None:
         print_line(f"user {name} and {count} task{'' if count == 1 else 's'} deleted")
 
 
-@user_command.command("list", "taskservice user list --json")
+@user_command.command("list", "--json")
 @options.json_lines
 def list_all(as_json: bool) -> None:
     """List the users."""
@@ -70,10 +67,10 @@ def key_command() -> None:
 
 @key_command.command(
     "add",
-    "taskservice key add alice --name laptop --expires 90d",
-    "taskservice key add alice --name machine --agent summarizer",
-    "taskservice key add alice --name wall-screen --read",
-    "taskservice key add alice --name ann@example.org --login",
+    "alice --name laptop --expires 90d",
+    "alice --name machine --agent summarizer",
+    "alice --name wall-screen --read",
+    "alice --name ann@example.org --login",
 )
 @click.argument("user", type=options.text)
 @options.text_option("--name", required=True, help="The person or program that uses the key.")
@@ -100,7 +97,7 @@ def add_key(
         print_line(f"{name} can sign in as {user}" if login else key.text)
 
 
-@key_command.command("list", "taskservice key list")
+@key_command.command("list")
 @options.json_lines
 def list_keys(as_json: bool) -> None:
     """List the keys of all users, without their secrets."""
@@ -109,11 +106,7 @@ def list_keys(as_json: bool) -> None:
         print_rows(rows, KEY_COLUMNS, as_json)
 
 
-@key_command.command(
-    "revoke",
-    "taskservice key revoke 01a20e63-921a-7c04-8f6e-52a1d0b7c3e9",
-    "taskservice key revoke --user alice",
-)
+@key_command.command("revoke", "01a20e63-921a-7c04-8f6e-52a1d0b7c3e9", "--user alice")
 @click.argument("key_id", type=options.text, required=False)
 @options.text_option("--user", metavar="NAME", help="Revoke all keys of this user.")
 def revoke(key_id: str | None, user: str | None) -> None:
