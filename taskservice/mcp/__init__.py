@@ -3,23 +3,25 @@
 from collections.abc import Callable
 from typing import Any
 
-from flask import Blueprint, Flask, Response, request
+from flask import Blueprint, Flask, Response, current_app, request
 from werkzeug.exceptions import MethodNotAllowed
 
 from taskservice import __version__, resources
-from taskservice.auth import KEY_HEADERS, caller
+from taskservice.auth import KEY_HEADERS, authenticate, caller
 from taskservice.errors import Problem
 from taskservice.mcp import events, protocol, results, tool_calls
 from taskservice.mcp.protocol import Call, RpcError
 from taskservice.operations import request_log
 from taskservice.services import reports, tasks
-from taskservice.terms import READ, TASK_FINISHED
+from taskservice.terms import FOREIGN_ORIGIN, MCP_PATH, READ, TASK_FINISHED
 from taskservice.web import responses
-from taskservice.web.request import json_bytes, require_id
+from taskservice.web.request import is_loopback, json_bytes, require_id, url_parts
 from taskservice.web.responses import FastResponse
 
 MAX_LOGGED = 64
 OTHER_METHODS = ("GET", "PUT", "PATCH", "DELETE", "OPTIONS")
+EXPOSED = "Retry-After, WWW-Authenticate, X-Request-Id"
+CACHED = ("tools/list", "events/list", "server/discover")
 CACHE = {"ttlMs": 60_000, "cacheScope": "private"}
 SERVER = {"name": "taskservice", "title": "taskservice", "version": __version__}
 # Some clients look for events here, others among the extensions.
@@ -50,16 +52,7 @@ def discover(call: Call) -> dict[str, Any]:
         "supportedVersions": protocol.VERSIONS,
         "capabilities": {**CAPABILITIES, "extensions": {protocol.TASKS: {}, protocol.EVENTS: {}}},
         "instructions": INSTRUCTIONS,
-        **CACHE,
     }
-
-
-def list_tools(call: Call) -> dict[str, Any]:
-    return {"tools": tool_calls.definitions(), **(CACHE if call.is_modern else {})}
-
-
-def list_events(call: Call) -> dict[str, Any]:
-    return {"events": events.DEFINITIONS, **(CACHE if call.is_modern else {})}
 
 
 def get_task(call: Call) -> dict[str, Any]:
@@ -91,32 +84,39 @@ _TASKS: dict[str, Method] = {
     "tasks/update": update_task,
     "tasks/cancel": cancel_task,
 }
-_EVENTS: dict[str, Method] = {"events/list": list_events, **events.METHODS}
-_BOTH: dict[str, Method] = {"tools/list": list_tools, "tools/call": tool_calls.run, **_EVENTS}
+_EVENTS: dict[str, Method] = {
+    "events/list": lambda call: {"events": events.DEFINITIONS},
+    **events.METHODS,
+}
+_BOTH: dict[str, Method] = {
+    "tools/list": lambda call: {"tools": tool_calls.definitions()},
+    "tools/call": tool_calls.run,
+    **_EVENTS,
+}
 MODERN_METHODS = {**_BOTH, "server/discover": discover, **_TASKS}
 LEGACY_METHODS = {**_BOTH, "initialize": initialize, "ping": lambda call: {}}
 OF_AGENT_KEYS = {*_EVENTS, "server/discover", "initialize"}
 OF_READ_KEYS = {*OF_AGENT_KEYS, "ping", "tools/list", "tools/call", "tasks/get"}
 
 
-@blueprint.post(protocol.PATH, provide_automatic_options=False)
+@blueprint.post(MCP_PATH, provide_automatic_options=False)
 def handle() -> Response:
     message_id = None
     try:
-        message = protocol.read_message(json_bytes())
+        call = protocol.read_call(json_bytes())
         # All requests have the same path: the log names the method and the tool.
-        name = message.params.get("name")
+        name = call.params.get("name")
         tool = {"tool": name[:MAX_LOGGED]} if isinstance(name, str) else {}
-        request_log.add_details(method=message.method[:MAX_LOGGED], **tool)
-        if message.is_notification:
+        request_log.add_details(method=call.method[:MAX_LOGGED], **tool)
+        if call.is_notification:
             # Not even `notifications/cancelled` ends a task: clients send it for finished calls.
             return FastResponse(status=202)
-        if caller.agent_id is not None or message.method not in OF_READ_KEYS:
+        if caller.agent_id is not None or call.method not in OF_READ_KEYS:
             caller.require_full_access()
-        if message.method not in OF_AGENT_KEYS:
+        if call.method not in OF_AGENT_KEYS:
             caller.require_user_key()
-        message_id = message.id
-        call = protocol.read_call(message, request.headers)
+        message_id = call.id
+        call = protocol.with_era(call, request.headers)
         if caller.access == READ:
             # It can't answer questions, so it gets no forms.
             call = call._replace(capabilities={**call.capabilities, "elicitation": None})
@@ -142,26 +142,72 @@ def _result(call: Call) -> dict[str, Any]:
         raise RpcError(protocol.INVALID_PARAMS, results.reason(error)) from None
     if not call.is_modern:
         return result
-    return {"resultType": "complete", **result, "_meta": {protocol.SERVER_KEY: SERVER}}
+    cache = CACHE if call.method in CACHED else {}
+    return {"resultType": "complete", **result, **cache, "_meta": {protocol.SERVER_KEY: SERVER}}
 
 
-@blueprint.route(protocol.PATH, methods=OTHER_METHODS, provide_automatic_options=False)
+# Access: the host and the origin of a request, and its key.
+
+
+@blueprint.route(MCP_PATH, methods=OTHER_METHODS, provide_automatic_options=False)
 def refuse() -> Response:
     """Reject other methods, after the same checks; respond to CORS preflight requests."""
-    if protocol.is_preflight():
+    if _is_preflight():
         return FastResponse(status=204)
     raise MethodNotAllowed(["POST"])
 
 
-blueprint.before_request(protocol.require_access)
+@blueprint.before_request
+def require_access() -> None:
+    """Check the access of a request, before its method and body. Raises 401 and 403."""
+    host, origin = request.environ.get("HTTP_HOST", ""), request.environ.get("HTTP_ORIGIN")
+    # A web page whose name resolves to this machine (DNS rebinding) has another host.
+    if _is_local() and not is_loopback(url_parts(f"//{host}").hostname):
+        detail = (
+            "The service listens on loopback only, so the Host must be a loopback name; behind a "
+            "reverse proxy, set TASKSERVICE_PROXY_HOPS"
+        )
+        raise Problem(403, detail, code=FOREIGN_ORIGIN)
+    if origin is not None and not _is_allowed(origin):
+        detail = "Pages of this Origin are not allowed; add it to TASKSERVICE_MCP_ORIGINS"
+        raise Problem(403, detail, code=FOREIGN_ORIGIN)
+    if not _is_preflight():
+        authenticate()
 
 
 @blueprint.after_request
 def add_headers(response: Response) -> Response:
     """Vary responses by key and origin, and let pages of allowed origins read them."""
-    response.headers.add("Vary", f"{KEY_HEADERS}, Origin")
-    response.headers.update(protocol.headers_for_browsers())
+    headers, origin = response.headers, request.environ.get("HTTP_ORIGIN")
+    headers.add("Vary", f"{KEY_HEADERS}, Origin")
+    if origin is not None and _is_allowed(origin):
+        headers["Access-Control-Allow-Origin"] = origin
+        if _is_preflight():
+            requested = request.headers.get("Access-Control-Request-Headers", "")
+            headers["Access-Control-Allow-Methods"] = "POST"
+            headers["Access-Control-Allow-Headers"] = requested
+            headers["Access-Control-Max-Age"] = "7200"
+        else:
+            headers["Access-Control-Expose-Headers"] = EXPOSED
     return response
+
+
+def _is_preflight() -> bool:
+    """Whether this is a CORS preflight request, which browsers send without a key."""
+    headers = request.headers
+    has_headers = "Origin" in headers and "Access-Control-Request-Method" in headers
+    return request.method == "OPTIONS" and has_headers
+
+
+def _is_allowed(origin: str) -> bool:
+    is_own = _is_local() and is_loopback(url_parts(origin).hostname)
+    return is_own or origin in current_app.config["MCP_ORIGINS"]
+
+
+def _is_local() -> bool:
+    """Whether only programs on this machine can connect, without a proxy."""
+    config = current_app.config
+    return not config["PROXY_HOPS"] and is_loopback(url_parts(f"//{config['BIND']}").hostname)
 
 
 def init_app(app: Flask) -> None:

@@ -18,16 +18,16 @@ from gunicorn.glogging import Logger
 from gunicorn.sock import BaseSocket, TCP6Socket, TCPSocket, UnixSocket
 from gunicorn.util import is_ipv6
 
-from taskservice import resources
+from taskservice import mcp, resources
 from taskservice.api import require_key
 from taskservice.auth import caller
 from taskservice.background.maintenance import join_loops, start_loops
 from taskservice.config import Config
-from taskservice.mcp import protocol
 from taskservice.operations import metrics, request_log
 from taskservice.operations.request_log import configure_logging
 from taskservice.serving.worker import Worker
 from taskservice.terminal import exit_with_error
+from taskservice.terms import MCP_PATH
 
 # Connections of a server process, in addition to streams and waits.
 MAX_CONNECTIONS = 500
@@ -100,8 +100,8 @@ def find_owner(app: Flask, environ: dict[str, Any]) -> str | Response | None:
         request_log.begin()
         try:
             require_key()
-            if request.path == protocol.PATH:
-                protocol.require_access()
+            if request.path == MCP_PATH:
+                mcp.require_access()
         except Exception as error:
             return app.finalize_request(app.handle_user_exception(error))
         return caller.user_id if "caller" in g else None
