@@ -44,7 +44,7 @@ MAX_FAILURES, FAILURES_SECONDS = 10, 60.0
 
 
 def error(name: str, **data: Any) -> RpcError:
-    return RpcError(CODES[name], name, data)
+    return RpcError(CODES[name], name, data, status=200)
 
 
 _TEXT, _TEXT_OR_NULL = {"type": "string"}, {"type": ["string", "null"]}
@@ -59,24 +59,26 @@ def _object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-_AGENT = _object(id=_TEXT, name=_TEXT)
-_TASK = _object(
-    id=_TEXT,
-    name=_TEXT,
-    agentId=_TEXT,
-    status={"enum": terms.STATUSES},
-    error=_object(type=_TEXT, message=_TEXT) | {"type": ["object", "null"]},
-    endedBy=_TEXT_OR_NULL,
-    labels={"type": "object", "additionalProperties": _TEXT},
-    createdAt=_TEXT,
-    finishedAt=_TEXT_OR_NULL,
-)
+_AGENT = {"agent": _object(id=_TEXT, name=_TEXT)}
+_TASK = {
+    "task": _object(
+        id=_TEXT,
+        name=_TEXT,
+        agentId=_TEXT,
+        status={"enum": terms.STATUSES},
+        error=_object(type=_TEXT, message=_TEXT) | {"type": ["object", "null"]},
+        endedBy=_TEXT_OR_NULL,
+        labels={"type": "object", "additionalProperties": _TEXT},
+        createdAt=_TEXT,
+        finishedAt=_TEXT_OR_NULL,
+    )
+}
 _QUESTION = _object(id=_TEXT, message=_TEXT, schema={"type": "object"}, expiresAt=_TEXT_OR_NULL)
 
 
-def _definition(name: str, description: str, **data: Any) -> dict[str, Any]:
-    names = ["agentId", "label", "taskId"] if name.startswith("task.") else ["agentId"]
-    arguments = {each: _ARGUMENTS[each] for each in names}
+def _definition(name: str, description: str, data: dict[str, Any]) -> dict[str, Any]:
+    of_agent = {"agentId": _ARGUMENTS["agentId"]}
+    arguments = _ARGUMENTS if name.startswith("task.") else of_agent
     return {
         "name": name,
         "description": description,
@@ -86,25 +88,21 @@ def _definition(name: str, description: str, **data: Any) -> dict[str, Any]:
     }
 
 
-_OF_AGENT: dict[str, Any] = {"agent": _AGENT, "task": _TASK}
 DEFINITIONS = [
-    _definition(terms.TASK_ENDED, "A task ended.", task=_TASK),
-    _definition(terms.TASK_FAILED, "A task failed or timed out.", task=_TASK),
-    _definition(terms.TASK_ASKS, "A task asks a person.", task=_TASK, question=_QUESTION),
-    _definition(terms.AGENT_BROKEN, "A task failed, and the one before had not.", **_OF_AGENT),
+    _definition(terms.TASK_ENDED, "A task ended.", _TASK),
+    _definition(terms.TASK_FAILED, "A task failed or timed out.", _TASK),
+    _definition(terms.TASK_ASKS, "A task asks a person.", _TASK | {"question": _QUESTION}),
+    _definition(terms.AGENT_BROKEN, "A task failed, and the one before had not.", _AGENT | _TASK),
     _definition(
         terms.AGENT_FIXED,
         "A task completed, and the one before had failed.",
-        **_OF_AGENT,
-        brokenSince=_TEXT,
+        _AGENT | _TASK | {"brokenSince": _TEXT},
     ),
-    _definition(terms.AGENT_LATE, "An expected run did not start.", agent=_AGENT, dueAt=_TEXT),
+    _definition(terms.AGENT_LATE, "An expected run did not start.", _AGENT | {"dueAt": _TEXT}),
     _definition(
         terms.AGENT_BACK,
         "A run started after one was late.",
-        **_OF_AGENT,
-        dueAt=_TEXT,
-        onTime={"type": "boolean"},
+        _AGENT | _TASK | {"dueAt": _TEXT, "onTime": {"type": "boolean"}},
     ),
 ]
 

@@ -17,9 +17,8 @@ from taskservice.schemas.fields import open_questions, parse_id
 from taskservice.schemas.requests import AnswerQuestionSchema
 from taskservice.services import logs
 from taskservice.services import questions as question_service
-from taskservice.services.search import Found
 from taskservice.terminal import escaped, shortened
-from taskservice.terms import ACCEPT, API_PREFIX, CANCELLED, COMPLETE, ERROR, MAX_LINE, RUNNING
+from taskservice.terms import ACCEPT, API_PREFIX, CANCELLED, COMPLETE, MAX_LINE, RUNNING
 
 # The reason for a rejected call, for a model that can correct it.
 
@@ -33,8 +32,7 @@ def reason(error: Exception) -> str:
     problem = problems.from_exception(error)
     if problem.status not in CORRECTABLE:
         raise error
-    errors = problem.more.get("errors")
-    if errors:
+    if errors := problem.more.get("errors"):
         return " ".join(problems.sentences(errors))
     answer = problem.more.get("question", {}).get("answer")
     text = "" if answer is None else f": {strict_json.dumps(answer).decode()}"
@@ -120,7 +118,12 @@ def tool_result(
 
 def tool_result_of(task: TaskRow) -> dict[str, Any]:
     """The result of the tool that started a task, or that waited for it."""
-    return _RESULTS[task.status](task)
+    if task.status == RUNNING:
+        return _running_result(task)
+    if task.status == COMPLETE:
+        return _complete_result(task)
+    lines = _last_lines(task, LINES_OF_ERROR)
+    return tool_result({**task_header(task), "error": error_of(task), "log": lines}, is_error=True)
 
 
 def task_header(task: TaskRow | AnyRow) -> dict[str, Any]:
@@ -129,8 +132,7 @@ def task_header(task: TaskRow | AnyRow) -> dict[str, Any]:
 
 def _running_result(task: TaskRow) -> dict[str, Any]:
     structured = {**task_header(task), "log": _last_lines(task, LINES_WHILE_RUNNING)}
-    note = task.note or (None if task.claimed_at or task.log_count else WAITING)
-    if note:
+    if note := task.note or (None if task.claimed_at or task.log_count else WAITING):
         structured["note"] = note
     questions = open_questions(task.questions)
     if questions:
@@ -158,28 +160,11 @@ def _complete_result(task: TaskRow) -> dict[str, Any]:
     return tool_result({**task_header(task), "output": output}, text)
 
 
-def _error_result(task: TaskRow) -> dict[str, Any]:
-    lines = _last_lines(task, LINES_OF_ERROR)
-    return tool_result({**task_header(task), "error": error_of(task), "log": lines}, is_error=True)
-
-
 def error_of(task: TaskRow | AnyRow, length: int = MAX_SHOWN_ERROR) -> dict[str, Any] | None:
     if task.error_type is None:
         return None
     message = shortened(task.error_message or "", length)
     return {"type": task.error_type, "message": message}
-
-
-_RESULTS = {RUNNING: _running_result, COMPLETE: _complete_result, ERROR: _error_result}
-
-
-def input_required(task: TaskRow, questions: list[dict[str, Any]]) -> dict[str, Any]:
-    """The result that makes a client show forms, and call again with the answers."""
-    return {
-        "resultType": "input_required",
-        "inputRequests": as_forms(questions),
-        "requestState": task.id,
-    }
 
 
 def summary(task: AnyRow) -> dict[str, Any]:
@@ -188,69 +173,43 @@ def summary(task: AnyRow) -> dict[str, Any]:
     return {**task_header(task), **more, **{name: each for name, each in optional.items() if each}}
 
 
-def search_result(found: Found, following: str | None) -> dict[str, Any]:
-    """The lines that a search found; `following` is the cursor that continues it."""
-    structured = found.as_json()
-    lines = [f"{hit['taskId']}:{hit['line']}: {hit['text']}" for hit in found.hits]
-    if following is not None:
-        structured["next"] = following
-        until = structured["searched"]["until"]
-        lines.append(
-            f"There are more tasks or lines: this search stopped at a task of {until}. "
-            f"To continue, call search_logs with the same arguments and the cursor {following}"
-        )
-    return tool_result(structured, "\n".join(lines) or "No line contains this text.")
-
-
-def background_task(task: TaskRow) -> dict[str, Any]:
-    """The result of a call whose task continues in the background."""
-    message = _status_message(task)
-    return {"resultType": "task", "status": "working", **_polling(task), "statusMessage": message}
-
-
 def task_state(call: Call, task: TaskRow) -> dict[str, Any]:
-    state = _polling(task)
     if task.error_type == CANCELLED:
-        return {**state, "status": "cancelled", "statusMessage": task.error_message}
+        return {**_polling(task), "status": "cancelled", "statusMessage": task.error_message}
     if task.status != RUNNING:
         # Even if the task failed: `failed` would mean that the call itself failed.
         result = {"resultType": "complete", **tool_result_of(task)}
-        return {**state, "status": "completed", "result": result}
-    state["statusMessage"] = _status_message(task)
-    questions = open_questions(task.questions)
-    if questions and call.takes_forms:
-        return {**state, "status": "input_required", "inputRequests": as_forms(questions)}
-    return {**state, "status": "working"}
+        return {**_polling(task), "status": "completed", "result": result}
+    questions = open_questions(task.questions) if call.takes_forms else []
+    forms = {"status": "input_required", "inputRequests": as_forms(questions)} if questions else {}
+    return working_state(task) | forms
 
 
-def _polling(task: TaskRow) -> dict[str, Any]:
-    age = clock.seconds_between(task.created_at, clock.now())
-    return {
-        "taskId": task.id,
-        "createdAt": task.created_at,
-        "lastUpdatedAt": task.updated_at,
-        "ttlMs": _ttl(task),
-        "pollIntervalMs": POLL_MS if age < SLOW_POLL_AFTER_SECONDS else SLOW_POLL_MS,
-    }
-
-
-def _ttl(task: TaskRow) -> int | None:
-    """The milliseconds from the task's creation until retention removes it."""
-    days: float = current_app.config["RETENTION_DAYS"]
-    if not days or task.finished_at is None:
-        return None
-    lasted = clock.seconds_between(task.created_at, task.finished_at)
-    return round((lasted + days * DAY_SECONDS) * 1000)
-
-
-def _status_message(task: TaskRow) -> str:
-    questions = open_questions(task.questions)
-    if questions:
+def working_state(task: TaskRow) -> dict[str, Any]:
+    """The state of a task that runs, with its question, its note or its last line."""
+    if questions := open_questions(task.questions):
         message = f"asks: {questions[0]['message']}"
     else:
         last_line = logs.ends([task.id]).get(task.id, "").rstrip().rpartition("\n")[2].strip()
         message = task.note or last_line or ("is running" if task.claimed_at else WAITING)
-    return shortened(escaped(message), MAX_STATUS_MESSAGE)
+    message = shortened(escaped(message), MAX_STATUS_MESSAGE)
+    return {**_polling(task), "status": "working", "statusMessage": message}
+
+
+def _polling(task: TaskRow) -> dict[str, Any]:
+    age, ttl = clock.seconds_between(task.created_at, clock.now()), None
+    days: float = current_app.config["RETENTION_DAYS"]
+    if days and task.finished_at is not None:
+        lasted = clock.seconds_between(task.created_at, task.finished_at)
+        ttl = round((lasted + days * DAY_SECONDS) * 1000)
+    return {
+        "taskId": task.id,
+        "createdAt": task.created_at,
+        "lastUpdatedAt": task.updated_at,
+        # The time from its creation until retention removes it.
+        "ttlMs": ttl,
+        "pollIntervalMs": POLL_MS if age < SLOW_POLL_AFTER_SECONDS else SLOW_POLL_MS,
+    }
 
 
 def _last_lines(task: TaskRow, count: int) -> list[str]:
@@ -258,18 +217,13 @@ def _last_lines(task: TaskRow, count: int) -> list[str]:
     return [shortened(line, MAX_SHOWN_LINE) for line in lines]
 
 
-def last_page(task: TaskRow, count: int) -> tuple[list[str], int]:
-    """The end of a log, at most 32 KiB of it, and the number of its last line."""
-    lines = logs.last_lines(task, count, MAX_TEXT)
-    # The last line alone can be longer.
-    lines = lines or _fitting(logs.last_lines(task, 1, MAX_LINE))
-    return lines, task.log_count
-
-
-def page_after(task: TaskRow, after: int, count: int) -> tuple[list[str], int]:
-    """Lines after number `after`, at most 32 KiB of them, and the number of the last one."""
-    texts = [line.text for line in logs.lines_after(task, after, count)]
-    lines = _fitting(texts)
+def log_page(task: TaskRow, after: int | None, count: int) -> tuple[list[str], int]:
+    """At most 32 KiB of a log, and the number of the last line: after a line, or at the end."""
+    if after is None:
+        lines = logs.last_lines(task, count, MAX_TEXT)
+        # The last line alone can be longer.
+        return lines or _fitting(logs.last_lines(task, 1, MAX_LINE)), task.log_count
+    lines = _fitting([line.text for line in logs.lines_after(task, after, count)])
     return lines, max(after, task.first_log - 1) + len(lines)
 
 

@@ -111,16 +111,15 @@ def run(call: Call) -> Result:
     arguments = {} if arguments is None else arguments
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise RpcError(INVALID_PARAMS, "A call must have a name, and arguments must be an object")
-    if name not in FIXED or not FIXED[name].is_read_only or "inputResponses" in call.params:
+    tool = FIXED.get(name)
+    if tool is None or not tool.is_read_only or "inputResponses" in call.params:
         caller.require_full_access()
     try:
-        if name in FIXED:
-            tool = FIXED[name]
-            schema = strict_json.dumps(tool.definition["inputSchema"]).decode()
-            if errors := input_problems(schema, strict_json.dumps(arguments).decode()):
-                raise invalid({path.removeprefix("input."): each for path, each in errors.items()})
-            return tool.run(call, arguments)
-        return _run_agent(call, name, arguments)
+        if tool is None:
+            return _run_agent(call, name, arguments)
+        if errors := input_problems(tool.schema, strict_json.dumps(arguments).decode()):
+            raise invalid({path.removeprefix("input."): each for path, each in errors.items()})
+        return tool.run(call, arguments)
     except results.REFUSED as error:
         reason = results.reason(error)
         return results.tool_result({"error": reason}, reason, is_error=True)
@@ -132,9 +131,7 @@ def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
     if agent_id is None or agent_id not in agent_service.ids(caller, MAX_AGENTS, are_tools=True):
         raise RpcError(INVALID_PARAMS, f"Unknown tool: {name}")
     if "requestState" in call.params:
-        task_id = _task_of_state(call)
-        if task_service.get(caller, task_id).agent_id != agent_id:
-            raise _wrong_state()
+        task_id = _task_of_state(call, agent_id=agent_id)
     else:
         task_id = _start(call, agent_id, arguments)
     # The arguments can have a megabyte, and the wait can be long.
@@ -144,7 +141,9 @@ def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
         return _waited(call, task_id, MAX_SECONDS, closed)
     _wait(task_id, SHORT_SECONDS, lambda seen: seen.status != RUNNING)
     task = task_service.get(caller, task_id)
-    return results.background_task(task) if task.status == RUNNING else results.tool_result_of(task)
+    if task.status == RUNNING:
+        return {"resultType": "task", **results.working_state(task)}
+    return results.tool_result_of(task)
 
 
 def _start(call: Call, agent_id: str, arguments: Arguments) -> str:
@@ -161,15 +160,16 @@ def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -
     A client that shows forms gets the forms of all questions except the `closed` ones, which its
     user has left unanswered.
     """
-
-    def is_enough(seen: TaskVersion) -> bool:
-        return seen.status != RUNNING or bool(open_questions(seen.questions))
-
-    _wait(task_id, seconds, is_enough)
+    _wait(
+        task_id,
+        seconds,
+        lambda seen: seen.status != RUNNING or bool(open_questions(seen.questions)),
+    )
     task = task_service.get(caller, task_id)
     questions = [each for each in open_questions(task.questions) if each["id"] not in closed]
     if questions and call.takes_forms and not call.declares_tasks:
-        return results.input_required(task, questions)
+        forms = {"inputRequests": results.as_forms(questions), "requestState": task.id}
+        return {"resultType": "input_required", **forms}
     return results.tool_result_of(task)
 
 
@@ -183,15 +183,13 @@ def _answered(call: Call, task_id: str) -> Collection[str]:
     return () if responses is None else results.answer_forms(task_id, responses)
 
 
-def _task_of_state(call: Call) -> str:
+def _task_of_state(call: Call, **expected: str) -> str:
+    """The task of the call's `requestState`. Raises RpcError if it is not as expected."""
     task_id = parse_id(str(call.params["requestState"]))
-    if task_id is None or task_service.find(caller, task_id) is None:
-        raise _wrong_state()
-    return task_id
-
-
-def _wrong_state() -> RpcError:
-    return RpcError(INVALID_PARAMS, "The requestState does not belong to this tool")
+    task = None if task_id is None else task_service.find(caller, task_id)
+    if task is None or any(getattr(task, name) != value for name, value in expected.items()):
+        raise RpcError(INVALID_PARAMS, "The requestState does not belong to this tool")
+    return task.id
 
 
 # The tools that every user has, for tasks of all agents. Models read their docstrings.
@@ -219,15 +217,14 @@ _FILTERS = {
 
 Function = Callable[[Call, Arguments], Result]
 READ_ONLY = {"readOnlyHint": True, "openWorldHint": False}
+CHANGES = {"readOnlyHint": False, "destructiveHint": True, "openWorldHint": False}
 
 
 class FixedTool(NamedTuple):
     definition: dict[str, Any]
+    schema: str
+    is_read_only: bool
     run: Function
-
-    @property
-    def is_read_only(self) -> bool:
-        return bool(self.definition["annotations"].get("readOnlyHint"))
 
 
 FIXED: dict[str, FixedTool] = {}
@@ -255,7 +252,8 @@ def fixed_tool(
             "inputSchema": schema,
             "annotations": annotations,
         }
-        FIXED[function.__name__] = FixedTool(definition, function)
+        text, is_read_only = strict_json.dumps(schema).decode(), annotations["readOnlyHint"]
+        FIXED[function.__name__] = FixedTool(definition, text, is_read_only, function)
         return function
 
     return add
@@ -264,7 +262,7 @@ def fixed_tool(
 @fixed_tool(
     "Start a task",
     ["agentId"],
-    {"readOnlyHint": False, "destructiveHint": True, "openWorldHint": True},
+    CHANGES | {"openWorldHint": True},
     agentId=_argument("string", "The ID of the agent."),
     input=_argument("object", "The input of the task."),
 )
@@ -291,8 +289,8 @@ def wait_task(call: Call, arguments: Arguments) -> Result:
     while the status is running.
     """
     task_id = _task_id(arguments)
-    if "requestState" in call.params and _task_of_state(call) != task_id:
-        raise _wrong_state()
+    if "requestState" in call.params:
+        _task_of_state(call, id=task_id)
     closed = _answered(call, task_id)
     return _waited(call, task_id, _number(arguments, "seconds", MAX_SECONDS), closed)
 
@@ -316,21 +314,14 @@ def read_log(call: Call, arguments: Arguments) -> Result:
     on, pass `next` as `after`.
     """
     task = task_service.get(caller, _task_id(arguments))
-    count = int(_number(arguments, "limit", LAST_LINES))
-    if "after" in arguments:
-        lines, last = results.page_after(task, int(_number(arguments, "after", 0)), count)
-    else:
-        lines, last = results.last_page(task, count)
+    after = int(_number(arguments, "after", 0)) if "after" in arguments else None
+    lines, last = results.log_page(task, after, int(_number(arguments, "limit", LAST_LINES)))
     page = {"taskId": task.id, "status": task.status, "lines": lines, "next": last}
     return results.tool_result(page)
 
 
 @fixed_tool(
-    "List tasks",
-    [],
-    READ_ONLY,
-    **_FILTERS,
-    limit=_limit(MAX_TASKS, TASKS, "Maximum number of tasks."),
+    "List tasks", [], **_FILTERS, limit=_limit(MAX_TASKS, TASKS, "Maximum number of tasks.")
 )
 def list_tasks(call: Call, arguments: Arguments) -> Result:
     """Lists tasks, newest first. Call this before you start the same work again."""
@@ -370,14 +361,22 @@ def search_logs(call: Call, arguments: Arguments) -> Result:
     selection = responses.selection(query)
     start = responses.end_of(query)
     found = search.search(caller, selection, query["text"], start=start, limit=limit)
-    following = dump_cursor(SORTS[0], *found.end) if found.end else None
-    return results.search_result(found, following)
+    structured = found.as_json()
+    lines = [f"{hit['taskId']}:{hit['line']}: {hit['text']}" for hit in found.hits]
+    if found.end:
+        following = structured["next"] = dump_cursor(SORTS[0], *found.end)
+        lines.append(
+            "There are more tasks or lines: this search stopped at a task of "
+            f"{structured['searched']['until']}. To continue, call search_logs with the same "
+            f"arguments and the cursor {following}"
+        )
+    return results.tool_result(structured, "\n".join(lines) or "No line contains this text.")
 
 
 @fixed_tool(
     "Answer a question",
     ["taskId", "questionId"],
-    {"readOnlyHint": False, "destructiveHint": False, "openWorldHint": False},
+    CHANGES | {"destructiveHint": False},
     taskId=_TASK_ID,
     questionId=_argument("string", "The question's ID."),
     content=_argument("object", "The answer; it must match the question's schema."),
@@ -389,24 +388,14 @@ def answer_task(call: Call, arguments: Arguments) -> Result:
     """Answers a question of a task. Ask your user first: the question is for a person."""
     task_id, question_id = _task_id(arguments), require_id("question", arguments["questionId"])
     action = DECLINE if arguments.get("decline") else ACCEPT
-    given = {name: arguments[name] for name in ("content",) if name in arguments}
+    given = {"content": arguments["content"]} if "content" in arguments else {}
     answer = _answer_schema.load({"action": action, **given})
     question = question_service.answer(caller, task_id, question_id, action, answer.get("content"))
     result = {"taskId": task_id, "questionId": question.id, "state": question.state}
     return results.tool_result({**result, "next": results.WAIT_NEXT})
 
 
-@fixed_tool(
-    "Cancel a task",
-    ["taskId"],
-    {
-        "readOnlyHint": False,
-        "destructiveHint": True,
-        "idempotentHint": True,
-        "openWorldHint": False,
-    },
-    taskId=_TASK_ID,
-)
+@fixed_tool("Cancel a task", ["taskId"], CHANGES | {"idempotentHint": True}, taskId=_TASK_ID)
 def cancel_task(call: Call, arguments: Arguments) -> Result:
     """Cancels a running task: its program is told to stop."""
     task, _ = reports.cancel(caller, _task_id(arguments))
