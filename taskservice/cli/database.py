@@ -13,7 +13,7 @@ from marshmallow import ValidationError
 from sqlalchemy.engine import URL, make_url
 
 from taskservice.background import removal
-from taskservice.background.removal import Bounds, PruneResult
+from taskservice.background.removal import Bounds
 from taskservice.cli import options
 from taskservice.cli.serve import load_config, one_line_errors, service_app
 from taskservice.config import Config
@@ -131,10 +131,6 @@ def copy_(source: URL, target: URL, as_json: bool) -> None:
     for table in copied:
         line = f"{table.table} {table.rows:,} rows, sha256 {table.sha256}"
         print_json(vars(table)) if as_json else print_line(line)
-    _print_next_steps(target)
-
-
-def _print_next_steps(target: URL) -> None:
     is_file = target.get_backend_name() == "sqlite"
     url = f"sqlite:///{Path(target.database or '').resolve()}" if is_file else shown(target)
     unseen = "" if is_file else " with the password and parameters of TO"
@@ -186,17 +182,13 @@ def prune_command(dry_run: bool, as_json: bool) -> None:
             removed, _ = removal.prune(bounds, inf, removal.SWEEP_AFTER_SECONDS)
             removal.sweep(inf)
             removal.shrink(inf)
-    sentence = _prune_sentence(removed, "would be deleted" if dry_run else "deleted")
-    print_json(vars(removed)) if as_json else print_line(sentence)
-
-
-def _prune_sentence(removed: PruneResult, verb: str) -> str:
-    if not removed.tasks and not removed.logs:
-        return f"Nothing {verb}"
     text = f"{removed.tasks} task{'' if removed.tasks == 1 else 's'}"
     if removed.logs:
         text += f" and the log{'' if removed.logs == 1 else 's'} of {removed.logs} more"
-    return f"{text} {verb}"
+    elif not removed.tasks:
+        text = "Nothing"
+    sentence = f"{text} {'would be deleted' if dry_run else 'deleted'}"
+    print_json(vars(removed)) if as_json else print_line(sentence)
 
 
 def _time(value: str) -> str:

@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NoReturn
 
@@ -86,15 +86,12 @@ def _values(schema: Mapping[str, Any]) -> list[str]:
         ((name, field),) = fields.items()
         choices = ["true", "false"] if field["type"] == "boolean" else list(_choices(field))
         if 0 < len(choices) <= MAX_CHOICES:
-            return [_choice(name, text) for text in choices]
+            # With its field if it looks like an option or like KEY=VALUE.
+            typed = (f"{name}={each}" if re.match("-|.*=", each) else each for each in choices)
+            return [shlex.quote(each) for each in typed]
         return [_placeholder(field)]
     required = schema.get("required") or fields
     return [" ".join(f"{shlex.quote(name)}={_placeholder(fields[name])}" for name in required)]
-
-
-def _choice(name: str, text: str) -> str:
-    """A choice as an argument; with its field if it looks like an option or like KEY=VALUE."""
-    return shlex.quote(f"{name}={text}" if text.startswith("-") or "=" in text else text)
 
 
 def _placeholder(field: Mapping[str, Any]) -> str:
@@ -208,18 +205,14 @@ def _content(schema: Mapping[str, Any], values: Sequence[str]) -> dict[str, Any]
     fields = schema["properties"]
     by_field: dict[str, list[str]] = {}
     for text in values:
-        key, value = _pair(fields, text)
+        key, equals, value = text.partition("=")
+        if not equals and len(fields) == 1:
+            key, value = next(iter(fields)), text
+        elif not equals or key not in fields:
+            keys = ", ".join(fields) or "none"
+            raise click.UsageError(f"{text}: must be KEY=VALUE; keys: {keys}.")
         by_field.setdefault(key, []).append(value)
     return {key: _converted(key, fields[key]["type"], texts) for key, texts in by_field.items()}
-
-
-def _pair(fields: Mapping[str, Any], text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if equals and key in fields:
-        return key, value
-    if not equals and len(fields) == 1:
-        return next(iter(fields)), text
-    raise click.UsageError(f"{text}: must be KEY=VALUE; keys: {', '.join(fields) or 'none'}.")
 
 
 def _converted(key: str, kind: str, texts: Sequence[str]) -> Any:
@@ -233,17 +226,14 @@ def _converted(key: str, kind: str, texts: Sequence[str]) -> Any:
         if text.lower() not in _BOOLEANS:
             raise click.UsageError(f"{key}: must be true or false.")
         return _BOOLEANS[text.lower()]
-    return _number(key, text) if kind in ("number", "integer") else text
-
-
-def _number(key: str, text: str) -> float:
+    if kind not in ("number", "integer"):
+        return text
     if not _NUMBER.fullmatch(text):
         raise click.UsageError(f"{key}: must be a number.")
     parsed = parse_object(f'{{"number": {text}}}'.encode())
     if parsed is None:
         raise click.UsageError(f"{key}: {text} can't be stored exactly as a number.")
-    number: float = parsed["number"]
-    return number
+    return parsed["number"]
 
 
 # The exit codes; click uses 2 for wrong arguments.
@@ -307,25 +297,20 @@ def _answered(
     """The answered question; without an answer the command exits."""
     task_id = require_task_id()
     notice(f"{asks(message)} (answer at {client.connection.url}/tasks/{task_id})")
-    try:
-        return ask(client.connection, task_id, message, schema, timeout, _waiting())
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except responses.QuestionNotAnswered as error:
-        exit_with_error(str(error), EXIT_CODES.get(type(error), TASK_ENDED))
-    except (responses.TaskFinished, responses.NotFound) as error:
-        exit_with_error(str(error), TASK_ENDED)
-
-
-def _waiting() -> Callable[[float], None]:
-    """A function that waits between attempts, and prints once that the service is unavailable."""
     print_once = cache(notice)
 
     def wait(seconds: float) -> None:
         print_once("the service does not respond; retrying")
         time.sleep(seconds)
 
-    return wait
+    try:
+        return ask(client.connection, task_id, message, schema, timeout, wait)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except responses.QuestionNotAnswered as error:
+        exit_with_error(str(error), EXIT_CODES.get(type(error), TASK_ENDED))
+    except (responses.TaskFinished, responses.NotFound) as error:
+        exit_with_error(str(error), TASK_ENDED)
 
 
 _AMOUNT = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from itertools import islice
 
@@ -14,6 +13,7 @@ import click
 
 from taskservice.cli import options
 from taskservice.client import Client, SettingError, TaskServiceError, http, responses
+from taskservice.client.sender import rfc3339
 from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import KEY_VARIABLE, MAX_LIMIT, PROFILE_VARIABLE
 
@@ -92,14 +92,10 @@ def _task_ids(client: Client, prefix: str) -> list[str]:
     """The ids with this prefix, at most two of them."""
     digits = prefix.replace("-", "")[:_TIME_DIGITS]
     first, last = (int(digits.ljust(_TIME_DIGITS, filler), 16) for filler in "0f")
-    after, before = _timestamp(first - _MARGIN_MS), _timestamp(last + _MARGIN_MS)
+    bounds = (first - _MARGIN_MS, last + _MARGIN_MS)
+    after, before = (rfc3339(min(max(each, 0), _MAX_MS)) for each in bounds)
     tasks = client.tasks(created_after=after, created_before=before, fields="id", page=MAX_LIMIT)
     return list(islice((task.id for task in tasks if task.id.startswith(prefix)), 2))
-
-
-def _timestamp(milliseconds: int) -> str:
-    bounded = min(max(milliseconds, 0), _MAX_MS)
-    return (datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=bounded)).isoformat()
 
 
 def find_agent_id(known: Sequence[str], text: str) -> str:
