@@ -182,7 +182,7 @@ def logs(task_id: str, is_followed: bool, **others: Any) -> None:
         _follow(task_id, shown)
     with service_client() as client:
         task = client.task(find_task_id(client, task_id))
-        for line in task.lines(shown.after(task), shown.has_times):
+        for line in task.lines(*shown.wanted(task)):
             shown.show(line)
 
 
@@ -238,16 +238,8 @@ CHOICES = ("agent_id", "status", "failed", "labels", "created_before")
 PARTICIPLES = {terms.CANCEL: "cancelled", terms.DELETE: "deleted", terms.RERUN: "started again"}
 
 
-class _Choice(NamedTuple):
-    """The ids that a command names, or the filters of the tasks that it means."""
-
-    task_ids: tuple[str, ...]
-    filters: dict[str, Any]
-    yes: bool
-
-
-def _choice_of_tasks(function: Callable[..., None]) -> Callable[..., None]:
-    """The arguments and options that choose tasks; the command gets a _Choice of them."""
+def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Callable[..., None]:
+    """The command is called for the one task that is named; otherwise, all chosen are changed."""
 
     @click.argument("task_ids", metavar="[TASK_ID]...", type=options.known_task, nargs=-1)
     @click.option(
@@ -268,33 +260,34 @@ def _choice_of_tasks(function: Callable[..., None]) -> Callable[..., None]:
     )
     @options.flag("--yes", help="Do not ask before several tasks are changed.")
     @wraps(function)
-    def command(task_ids: tuple[str, ...], yes: bool, **others: Any) -> None:
+    def command(task_ids: tuple[str, ...], yes: bool, as_json: bool, **others: Any) -> None:
         filters = _filters({name: others.pop(name) for name in CHOICES})
         # An empty text is a filter too, which no task matches.
         given = {name: value for name, value in filters.items() if value is not None}
         if bool(task_ids) == bool(given):
             raise click.UsageError("Name tasks by TASK_ID, or choose them by options.")
-        function(_Choice(task_ids, given, yes), **others)
+        if len(task_ids) != 1 and any(value not in (None, False) for value in others.values()):
+            raise click.UsageError("--input and --follow need exactly one TASK_ID.")
+        with service_client() as client:
+            ids = [find_task_id(client, text) for text in task_ids]
+            if len(ids) == 1:
+                function(client.task(ids[0]), as_json=as_json, **others)
+                return
+            if not ids:
+                running = {"status": terms.RUNNING} if action == terms.CANCEL else {}
+                found = client.tasks(**running | given, fields="id", page=terms.MAX_LIMIT)
+                ids = [task.id for task in found]
+            _change_all(client, action, ids, yes, as_json)
 
     return command
 
 
-def _one_or_change_all(
-    client: Client, action: terms.BulkAction, choice: _Choice, as_json: bool
-) -> Task:
-    """The one task that is named; if it is not one, change all chosen after a question, and exit.
-
-    The exit code is 1 if any of them is refused.
-    """
-    if len(choice.task_ids) == 1:
-        return client.task(find_task_id(client, choice.task_ids[0]))
-    if choice.task_ids:
-        ids = [find_task_id(client, text) for text in choice.task_ids]
-    else:
-        found = client.tasks(**choice.filters, fields="id", page=terms.MAX_LIMIT)
-        ids = [task.id for task in found]
+def _change_all(
+    client: Client, action: terms.BulkAction, ids: list[str], yes: bool, as_json: bool
+) -> NoReturn:
+    """Change tasks after a question, and exit: with 1 if any of them is refused."""
     count = f"{len(ids)} task{'' if len(ids) == 1 else 's'}"
-    if ids and not choice.yes:
+    if ids and not yes:
         if not sys.stdin.isatty():
             raise click.UsageError(f"{count}: --yes is needed without a terminal.")
         click.confirm(f"{action.capitalize()} {count}?", abort=True, err=True)
@@ -315,46 +308,38 @@ def _one_or_change_all(
     '01a20e63-9249-713c --input \'{"mailbox": "sales"}\'',
     "--agent summarizer --failed",
 )
-@_choice_of_tasks
+@partial(_for_tasks, terms.RERUN)
 @options.task_input
 @follow_option
 @options.json_object
-def rerun(choice: _Choice, input: dict[str, Any] | None, is_followed: bool, as_json: bool) -> None:
+def rerun(task: Task, input: dict[str, Any] | None, is_followed: bool, as_json: bool) -> None:
     """Start tasks again, and print the ids of the new tasks.
 
     A new task has the same agent, name, callback, timeout and labels, and the same input unless
     --input is given. It waits for a worker. --input and --follow are for one TASK_ID.
     """
-    if len(choice.task_ids) != 1 and (is_followed or input is not None):
-        raise click.UsageError("--input and --follow need exactly one TASK_ID.")
-    with service_client() as client:
-        task = _one_or_change_all(client, terms.RERUN, choice, as_json).rerun(input)
-        _announce(task, is_followed, as_json)
+    _announce(task.rerun(input), is_followed, as_json)
 
 
 @command.command("cancel", "01a20e63-9249-713c", "--agent summarizer --label env=test")
-@_choice_of_tasks
+@partial(_for_tasks, terms.CANCEL)
 @options.json_object
-def cancel(choice: _Choice, as_json: bool) -> None:
+def cancel(task: Task, as_json: bool) -> None:
     """Cancel tasks and stop their programs.
 
     Options in place of TASK_ID choose among the running tasks.
     """
-    choice.filters.setdefault("status", terms.RUNNING)
-    with service_client() as client:
-        task = _one_or_change_all(client, terms.CANCEL, choice, as_json).cancel()
-        print_json(task.data) if as_json else print_line(task_text.outcome(task))
+    task.cancel()
+    print_json(task.data) if as_json else print_line(task_text.outcome(task))
 
 
 @command.command("delete", "01a20e63-9249-713c", "--agent summarizer --failed --before 30d --yes")
-@_choice_of_tasks
+@partial(_for_tasks, terms.DELETE)
 @options.json_object
-def delete(choice: _Choice, as_json: bool) -> None:
+def delete(task: Task, as_json: bool) -> None:
     """Delete tasks permanently, with their logs."""
-    with service_client() as client:
-        task = _one_or_change_all(client, terms.DELETE, choice, as_json)
-        task.delete()
-        print_json(task.data) if as_json else print_line(f"{task.id} is deleted")
+    task.delete()
+    print_json(task.data) if as_json else print_line(f"{task.id} is deleted")
 
 
 @command.command("link", "01a20e63-9249-713c --expires 30d")
@@ -395,18 +380,14 @@ class _Lines(NamedTuple):
     since: str | None = None
     text: str | None = None
 
-    @property
-    def has_times(self) -> bool:
-        return self.times or self.as_json or self.since is not None
-
-    def after(self, task: Task) -> int:
-        """The number of the last line before the ones that are printed."""
-        return 0 if self.tail is None else max(task.data["logCount"] - self.tail, 0)
+    def wanted(self, task: Task) -> tuple[int, bool]:
+        """The number of the last line before the ones to read, and whether to read their times."""
+        after = 0 if self.tail is None else max(task.data["logCount"] - self.tail, 0)
+        return after, self.times or self.as_json or self.since is not None
 
     def show(self, line: Line) -> None:
-        if self.since is not None and (line.at or "") < self.since:
-            return
-        if self.text is not None and self.text.lower() not in line.text.lower():
+        is_older = self.since is not None and (line.at or "") < self.since
+        if is_older or (self.text or "").lower() not in line.text.lower():
             return
         if self.as_json:
             print_json(line._asdict())
@@ -424,7 +405,7 @@ def _follow(task_id: str, shown: _Lines) -> NoReturn:
             exit_with_error(str(error), DELETED)
         try:
             on_question = partial(_print_question, task, err=True)
-            for line in task.follow(shown.after(task), shown.has_times, on_question):
+            for line in task.follow(*shown.wanted(task), on_question):
                 shown.show(line)
         except NotFound:
             exit_with_error("The task was deleted", DELETED)
@@ -484,12 +465,11 @@ def grep_command(
 
 def _hits(client: Client, query: dict[str, Any], failed: bool) -> Iterator[dict[str, Any]]:
     """The hits, newest task first; with `failed`, of two searches, since each has one type."""
+
+    def search(kind: str | None) -> Iterator[dict[str, Any]]:
+        for page in pages(client.connection, "/search", query | {"errorType": kind}, FOUND):
+            yield from page.data["hits"]
+
     kinds = (terms.FAILED, terms.TIMEOUT) if failed else (None,)
     # The ids of tasks sort by their start.
-    found = (_found(client, query | {"errorType": kind}) for kind in kinds)
-    return merge(*found, key=itemgetter("taskId"), reverse=True)
-
-
-def _found(client: Client, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for response in pages(client.connection, "/search", query, FOUND):
-        yield from response.data["hits"]
+    return merge(*map(search, kinds), key=itemgetter("taskId"), reverse=True)
