@@ -1,8 +1,7 @@
 """`taskservice hook`: the addresses that are told about agents: add, list, show, test, delete."""
 
 import sys
-from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
@@ -70,29 +69,22 @@ def command() -> None:
     help="Add a link to the message of a question, with which anyone who has it can answer.",
 )
 @options.json_object
-def add(
-    target: str,
-    events: Sequence[str],
-    agent_id: str | None,
-    label: tuple[str, str] | None,
-    token_file: TextIO | None,
-    as_json: bool,
-    **fields: Any,
-) -> None:
+def add(target: str, agent_id: str | None, as_json: bool, **fields: Any) -> None:
     """Add a hook, and print its id.
 
     TARGET is the URL of an ntfy topic, of an incoming webhook of Slack, Mattermost or Discord,
     or of a program; or mailto:ADDRESS.
     """
+    token_file, label = fields.pop("token_file"), fields.pop("label")
     fields["token"] = token_file.read().strip() if token_file else None
-    fields["label"] = label and ":".join(label)
+    fields |= {"label": label and ":".join(label), "events": fields["events"] or None}
     with service_client() as client:
         if agent_id is not None:
             known = agent_ids(client)
             agent_id = find_agent_id(known, agent_id)
             if agent_id not in known:
                 notice(f"no agent {agent_id} is registered yet{did_you_mean(known, agent_id)}")
-        hook = client.add_hook(target, events=events or None, agent_id=agent_id, **fields)
+        hook = client.add_hook(target, agent_id=agent_id, **fields)
     print_json(hook) if as_json else print_line(hook["id"])
     notice(f"send a test with: taskservice hook test {hook['id']}")
 
@@ -122,8 +114,10 @@ def show(hook_id: str, as_json: bool) -> None:
     if as_json:
         print_json({**hook, "deliveries": deliveries})
         return
-    for name, value in hook.items():
-        print_line(f"{name + ':':17}{_text(name, value)}")
+    fields: dict[str, Any] = {**hook, "events": " ".join(hook["events"])}
+    for name, value in fields.items():
+        text = with_offset(value) if name.endswith("At") else value
+        print_line(f"{name + ':':17}{text or '-'}")
     print_line()
     print_table([DELIVERY_HEADER, *map(_delivery_row, deliveries[:SHOWN_DELIVERIES])])
 
@@ -168,12 +162,6 @@ def _find(client: Client, text: str) -> Hook:
     hooks = {hook["id"]: hook for hook in client.hooks()}
     found = [hook_id for hook_id in hooks if text and hook_id.startswith(text.lower())]
     return hooks[only_match(found, "hook", text)]
-
-
-def _text(name: str, value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(value)
-    return str((with_offset(value) if name.endswith("At") else value) or "-")
 
 
 def _row(hook: Hook, length: int) -> tuple[str, ...]:

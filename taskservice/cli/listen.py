@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -184,8 +184,7 @@ class Forwarder:
         notice(f"forwarding finished tasks to {self._url}")
         while True:
             try:
-                for webhook_id, task_id in self._finished():
-                    self._due[webhook_id] = (0.0, 0, task_id)
+                self._find_finished()
                 now = time.monotonic()
                 for webhook_id, (due_at, failures, task_id) in list(self._due.items()):
                     if due_at <= now:
@@ -194,8 +193,7 @@ class Forwarder:
                 print_line(str(error))
             time.sleep(POLL_SECONDS)
 
-    def _finished(self) -> Iterator[tuple[str, str]]:
-        """The webhook-id and task id of each newly finished task."""
+    def _find_finished(self) -> None:
         since = self._since.isoformat(timespec="milliseconds")
         for task in self._client.tasks(
             finished_after=since, sort="finishedAt", fields="id,finishedAt"
@@ -207,7 +205,7 @@ class Forwarder:
                 ended = datetime.fromisoformat(finished_at)
                 self._seen[webhook_id] = ended
                 self._since = max(self._since, ended - OVERLAP)
-                yield webhook_id, task.id
+                self._due[webhook_id] = (0.0, 0, task.id)
         self._seen = {name: at for name, at in self._seen.items() if at >= self._since}
 
     def _post(self, webhook_id: str, task_id: str, failures: int) -> None:

@@ -18,7 +18,7 @@ from taskservice.client import own_task_id, responses
 from taskservice.client.http import PATIENCE_SECONDS, Connection, delays, pause_after
 from taskservice.client.responses import RETRYABLE, NotFound, NotTheService, TaskServiceError
 from taskservice.client.sender import now, rfc3339
-from taskservice.client.task import Task, change_task, claim_task, register_agent
+from taskservice.client.task import Task, change_task, claim_task, given, register_agent
 from taskservice.runner.process import PROGRAM_ONLY, forward_signals
 from taskservice.runner.program_output import Masker
 from taskservice.runner.run import Run, become_program, failed, resend
@@ -88,8 +88,7 @@ def run_command(
     masker = Masker(os.environ)
     valid = _valid_labels(masker.mask_json(labels or {}), is_strict)
     fields |= {name: masker.mask_json(fields[name]) for name in ("name", "input")}
-    fields |= {"labels": valid or None, "parentId": own_task_id() or None}
-    fields = {name: value for name, value in fields.items() if value is not None}
+    fields = given(**fields, labels=valid or None, parentId=own_task_id() or None)
     with service_client() as client:
         fields = {"agentId": agent, **fields, "claim": True, "claimedAt": rfc3339(now())}
         run = Run(client.connection, command_line, fields, is_tty=is_tty)
