@@ -61,17 +61,12 @@ def list_all(as_json: bool) -> None:
 @click.argument("agent_id", metavar="ID", type=options.text)
 @options.text_option("--name", help="Display name (default: the id).")
 @options.text_option("--description", help="Description for people and for MCP clients.")
-@click.option(
+@options.json_option(
     "--input-schema",
-    type=options.json_input,
-    metavar="JSON",
     help="JSON Schema of the tasks' input: an object, or @FILE with one; @- reads stdin.",
 )
-@click.option(
-    "--annotations",
-    type=options.json_input,
-    metavar="JSON",
-    help='MCP tool hints, such as {"readOnlyHint": true}, or @FILE.',
+@options.json_option(
+    "--annotations", help='MCP tool hints, such as {"readOnlyHint": true}, or @FILE.'
 )
 @click.option(
     "--tool/--no-tool", default=None, help="Whether the agent gets its own MCP tool (default: yes)."

@@ -67,9 +67,7 @@ def delivery_command() -> None:
 
 @delivery_command.command("list", "--state failed")
 @click.option("--state", type=click.Choice(DELIVERY_STATES), help="Only deliveries in this state.")
-@click.option(
-    "--limit", type=click.IntRange(1), default=100, show_default=True, help="Maximum number."
-)
+@options.limit_option(default=100, show_default=True, help="Maximum number.")
 @options.json_lines
 def list_all(state: str | None, limit: int, as_json: bool) -> None:
     """List the deliveries of all users, newest first."""

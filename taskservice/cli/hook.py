@@ -56,7 +56,7 @@ def command() -> None:
     help="Event to tell. Repeatable. By default agent.broken, agent.fixed, task.asks, agent.late "
     "and agent.back.",
 )
-@click.option("--agent", "agent_id", type=options.known_agent, help="Only events of this agent.")
+@options.agent_option("agent_id", help="Only events of this agent.")
 @click.option("--label", type=options.known_label, help="Only events of tasks with this label.")
 @click.option(
     "--token-file",

@@ -165,6 +165,9 @@ def _json_or_member(value: str) -> dict[str, Any]:
     return json_input(value)
 
 
+agent_option = partial(click.option, "--agent", type=known_agent)
+json_option = partial(click.option, type=json_input, metavar="JSON")
+limit_option = partial(click.option, "--limit", type=click.IntRange(1))
 task_input = click.option(
     "--input",
     type=_json_or_member,
@@ -185,7 +188,7 @@ labels_option = partial(
 )
 since_option = partial(click.option, "--since", type=Duration(), callback=time_before)
 task_labels = labels_option(help="Label of the task. Repeatable.")
-agent_filter = click.option("--agent", type=known_agent, help="Only tasks of this agent.")
+agent_filter = agent_option(help="Only tasks of this agent.")
 label_filter = labels_option(help="Only tasks with this label. Repeat to require several.")
 task_callback = text_option(
     "--callback", metavar="URL", help="Address that receives a webhook when the task ends."

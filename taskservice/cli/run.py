@@ -32,7 +32,7 @@ from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
     "--agent reader --input box=office --label env=prod -- python -u read.py",
     short_help="Run any program as a task.",
 )
-@click.option("--agent", type=options.known_agent, help="Agent of the task; registered if new.")
+@options.agent_option(help="Agent of the task; registered if new.")
 @options.task_name
 @options.task_input
 @options.task_labels
@@ -143,12 +143,7 @@ FIRST_TIMEOUTS = (2.0, 3.0)
     "--agent summarizer --parallel 4 -- ./summarize.sh",
     short_help="Claim tasks of an agent, and run a program for each.",
 )
-@click.option(
-    "--agent",
-    required=True,
-    type=options.known_agent,
-    help="Agent whose tasks to claim; registered if new.",
-)
+@options.agent_option(required=True, help="Agent whose tasks to claim; registered if new.")
 @click.option(
     "--parallel", default=1, type=click.IntRange(1, 256), help="Maximum number of tasks at a time."
 )

@@ -69,7 +69,7 @@ command.add_command(questions.answer_command)
     '--agent summarizer --input \'{"mailbox": "office"}\'',
     "--agent summarizer --input @input.json --label env=prod --follow",
 )
-@click.option("--agent", required=True, type=options.known_agent, help="Agent that runs the task.")
+@options.agent_option(required=True, help="Agent that runs the task.")
 @options.task_name
 @options.task_input
 @options.task_labels
@@ -110,9 +110,7 @@ def start(agent: str, is_followed: bool, as_json: bool, **fields: Any) -> None:
 @click.option("--parent", type=options.known_task, help="Only children of this task.")
 @options.text_option("--q", help="Only tasks whose name contains this text.")
 @options.since_option("created_after", help="Only tasks started within this time, such as 12h.")
-@click.option(
-    "--limit", type=click.IntRange(1), help=f"Maximum number (default: {ROWS}, with --json all)."
-)
+@options.limit_option(help=f"Maximum number (default: {ROWS}, with --json all).")
 @options.json_lines
 def list_all(
     agent: str | None, parent: str | None, limit: int | None, as_json: bool, **others: Any
@@ -242,12 +240,7 @@ def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Calla
     """The command is called for the one task that is named; otherwise, all chosen are changed."""
 
     @click.argument("task_ids", metavar="[TASK_ID]...", type=options.known_task, nargs=-1)
-    @click.option(
-        "--agent",
-        "agent_id",
-        type=options.known_agent,
-        help="All tasks of this agent (its whole id).",
-    )
+    @options.agent_option("agent_id", help="All tasks of this agent (its whole id).")
     @click.option("--status", type=click.Choice(terms.STATUSES), help="All tasks with this status.")
     @options.flag("--failed", help="All tasks that failed.")
     @options.labels_option(help="All tasks with this label. Repeat to require several.")
@@ -434,15 +427,10 @@ SEARCH_PATIENCE_SECONDS = 60.0
 @options.label_filter
 @options.flag("--failed", help="Only tasks that failed or timed out.")
 @options.since_option("createdAfter", help="Only tasks started within this time, such as 7d.")
-@click.option("--limit", type=click.IntRange(1), help="Maximum number of lines (default: all).")
+@options.limit_option(help="Maximum number of lines (default: all).")
 @options.json_lines
 def grep_command(
-    agent: str | None,
-    labels: dict[str, str] | None,
-    failed: bool,
-    limit: int | None,
-    as_json: bool,
-    **query: Any,
+    agent: str | None, failed: bool, limit: int | None, as_json: bool, **query: Any
 ) -> None:
     """Search the logs of all tasks for TEXT.
 
@@ -451,7 +439,7 @@ def grep_command(
     key, 69 the service is unavailable.
     """
     query["limit"] = str(min(limit or terms.MAX_LIMIT, terms.MAX_LIMIT))
-    query["label"] = [f"{key}:{value}" for key, value in (labels or {}).items()]
+    query["label"] = [f"{key}:{value}" for key, value in (query.pop("labels") or {}).items()]
     is_found = False
     with service_client(SEARCH_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
         if agent is not None:
