@@ -78,8 +78,7 @@ def check(as_json: bool) -> None:
 @options.flag("--force", help="Replace FILE if it exists.")
 def back_up(file: Path, force: bool) -> None:
     """Copy the SQLite database to FILE, and verify the copy. The service can be running."""
-    config = load_config()
-    database = _sqlite_file(config, "use pg_dump for PostgreSQL")
+    config, database = _sqlite_file("use pg_dump for PostgreSQL")
     with one_line_errors():
         revision = backup(database, config.secret_key_file, file, force)
     print_line(f"{file}: {file.stat().st_size} bytes, revision {revision}, verified")
@@ -96,8 +95,7 @@ def restore_(file: Path, force: bool) -> None:
 
     FILE is verified before, and migrated to the newest revision afterwards.
     """
-    config = load_config()
-    database = _sqlite_file(config, "use pg_restore for PostgreSQL")
+    config, database = _sqlite_file("use pg_restore for PostgreSQL")
     with one_line_errors():
         replaced = restore(make_url(config.DATABASE_URL), file, force)
     print_line(f"{database}: {database.stat().st_size} bytes, revision {migrations.head()}")
@@ -143,16 +141,15 @@ def copy_(source: URL, target: URL, as_json: bool) -> None:
     )
 
 
-def _sqlite_file(config: Config, instead: str) -> Path:
-    """The file of the database; exits for PostgreSQL and prints what to do `instead`.
-
-    From now on SIGTERM stops the command as Ctrl-C does: an unfinished copy is removed.
-    """
+def _sqlite_file(instead: str) -> tuple[Config, Path]:
+    """The settings and the file of the database; exits for PostgreSQL and prints what to do."""
+    config = load_config()
     address = make_url(config.DATABASE_URL)
+    # As after Ctrl-C, an unfinished copy is removed.
     signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
     if address.get_backend_name() != "sqlite":
         exit_with_error(f"this command works only with SQLite; {instead}", 2)
-    return Path(address.database or "")
+    return config, Path(address.database or "")
 
 
 @options.command(

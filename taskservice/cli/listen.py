@@ -95,10 +95,8 @@ def _secret(client: Client) -> str:
     return str(response.data["secret"])
 
 
-# Receives webhooks, one at a time, and prints each one with a valid signature.
-
-
 def _receive(client: Client, port: int, show: Callable[[bytes], str]) -> NoReturn:
+    """Receive webhooks, one at a time, and print each one with a valid signature."""
     try:
         receiver = Receiver((HOST, port), _Request)
     except OSError as error:

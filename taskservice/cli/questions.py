@@ -41,21 +41,16 @@ PLACEHOLDERS = {
 MAX_CHOICES = 4
 
 
-def command(task_id: str, question: Question, is_only: bool) -> str:
-    """The command that answers a question, without the values."""
+def commands(task_id: str, question: Question, is_only: bool) -> tuple[list[str], str]:
+    """The commands that answer a question, with placeholders for values, and that decline it."""
     which = "" if is_only else f" --question {question['id']}"
-    return f"taskservice task answer {task_id[:LONGER_ID]}{which}"
-
-
-def commands(task_id: str, question: Question, is_only: bool) -> list[str]:
-    """The commands that answer a question, with placeholders for values in angle brackets."""
-    start = command(task_id, question, is_only)
-    return [f"{start} {values}" for values in _values(question["schema"])]
+    start = f"taskservice task answer {task_id[:LONGER_ID]}{which}"
+    return [f"{start} {values}" for values in _values(question["schema"])], f"{start} --decline"
 
 
 def question(task: Task, opened: Question) -> list[str]:
     """The message of an open question, and the commands that answer it, each on a line."""
-    lines = commands(task.id, opened, is_only=len(task.questions) == 1)
+    lines, _ = commands(task.id, opened, is_only=len(task.questions) == 1)
     return [asks(opened["message"]), *(f"answer: {line}" for line in lines)]
 
 
@@ -87,7 +82,7 @@ def _values(schema: Mapping[str, Any]) -> list[str]:
         choices = ["true", "false"] if field["type"] == "boolean" else list(_choices(field))
         if 0 < len(choices) <= MAX_CHOICES:
             # With its field if it looks like an option or like KEY=VALUE.
-            typed = (f"{name}={each}" if re.match("-|.*=", each) else each for each in choices)
+            typed = (f"{name}={each}" if re.search("^-|=", each) else each for each in choices)
             return [shlex.quote(each) for each in typed]
         return [_placeholder(field)]
     required = schema.get("required") or fields
@@ -194,9 +189,10 @@ def _print_question(task_id: str, question: Question, is_only: bool) -> NoReturn
         print_line(line)
     if question["state"] != OPEN:
         exit_with_error(outcome(question))
-    for line in commands(task_id, question, is_only):
+    to_answer, to_decline = commands(task_id, question, is_only)
+    for line in to_answer:
         print_line(f"to answer:   {line}")
-    print_line(f"to decline:  {command(task_id, question, is_only)} --decline")
+    print_line(f"to decline:  {to_decline}")
     sys.exit(WRONG_USE)
 
 

@@ -48,9 +48,9 @@ def one_line_errors(failure: int = 1) -> Iterator[None]:
         yield
     except SettingError as error:
         exit_with_error(str(error), WRONG_USE)
+    except responses.OtherVersion as error:
+        exit_with_error(str(error), failure)
     except (responses.InvalidKey, responses.NotTheService) as error:
-        if isinstance(error, responses.OtherVersion):
-            exit_with_error(str(error), failure)
         name = KEY_VARIABLE if isinstance(error, responses.InvalidKey) else "TASKSERVICE_URL"
         source = name if name in os.environ else "taskservice login"
         exit_with_error(f"{source}: {error}", WRONG_USE)
@@ -58,8 +58,6 @@ def one_line_errors(failure: int = 1) -> Iterator[None]:
         is_wrong_use = isinstance(error, responses.Invalid) and failure == UNAVAILABLE
         exit_with_error(str(error), WRONG_USE if is_wrong_use else failure)
 
-
-# Finds tasks and agents by an unambiguous prefix of their id.
 
 # A prefix of a task's id; a whole id has 36 characters.
 _PREFIX = re.compile(r"[0-9a-f][0-9a-f-]{0,34}")
@@ -76,7 +74,13 @@ def find_task_id(client: Client, text: str, not_found: int = 1) -> str:
     prefix = text.lower()
     if not _PREFIX.fullmatch(prefix):
         return text  # a whole id or not an id: the service decides
-    return only_match(_task_ids(client, prefix), "task", text, not_found)
+    digits = prefix.replace("-", "")[:_TIME_DIGITS]
+    first, last = (int(digits.ljust(_TIME_DIGITS, filler), 16) for filler in "0f")
+    bounds = (first - _MARGIN_MS, last + _MARGIN_MS)
+    after, before = (rfc3339(min(max(each, 0), _MAX_MS)) for each in bounds)
+    tasks = client.tasks(created_after=after, created_before=before, fields="id", page=MAX_LIMIT)
+    ids = list(islice((task.id for task in tasks if task.id.startswith(prefix)), 2))
+    return only_match(ids, "task", text, not_found)
 
 
 def only_match(ids: Sequence[str], noun: str, text: str, not_found: int = 1) -> str:
@@ -86,16 +90,6 @@ def only_match(ids: Sequence[str], noun: str, text: str, not_found: int = 1) -> 
     if len(ids) > 1:
         exit_with_error(f"Several {noun}s match {text}, such as {' and '.join(ids[:2])}", WRONG_USE)
     return ids[0]
-
-
-def _task_ids(client: Client, prefix: str) -> list[str]:
-    """The ids with this prefix, at most two of them."""
-    digits = prefix.replace("-", "")[:_TIME_DIGITS]
-    first, last = (int(digits.ljust(_TIME_DIGITS, filler), 16) for filler in "0f")
-    bounds = (first - _MARGIN_MS, last + _MARGIN_MS)
-    after, before = (rfc3339(min(max(each, 0), _MAX_MS)) for each in bounds)
-    tasks = client.tasks(created_after=after, created_before=before, fields="id", page=MAX_LIMIT)
-    return list(islice((task.id for task in tasks if task.id.startswith(prefix)), 2))
 
 
 def find_agent_id(known: Sequence[str], text: str) -> str:

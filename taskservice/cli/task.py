@@ -230,8 +230,6 @@ def follow(task_id: str, times: bool, as_json: bool) -> None:
     _follow(task_id, _Lines(times, as_json))
 
 
-# A century, in seconds.
-MAX_AGE = 100 * 366 * 86_400
 CHOICES = ("agent_id", "status", "failed", "labels", "created_before")
 PARTICIPLES = {terms.CANCEL: "cancelled", terms.DELETE: "deleted", terms.RERUN: "started again"}
 
@@ -247,7 +245,7 @@ def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Calla
     @click.option(
         "--before",
         "created_before",
-        type=options.Duration(maximum=MAX_AGE, needs_unit=True),
+        type=options.Duration(maximum=36_600 * 86_400, needs_unit=True),
         callback=options.time_before,
         help="All tasks started longer ago than this, such as 30d.",
     )

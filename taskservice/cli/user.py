@@ -56,8 +56,6 @@ KEY_COLUMNS = (
     "user", "name", "hint", "agentId", "access", "login", "id", "createdAt", "expiresAt",
     "lastUsedAt", "revokedAt",
 )  # fmt: skip
-# A hundred years.
-MAX_EXPIRY_SECONDS = 36_500 * 86_400
 
 
 @click.group("key", cls=options.Group)
@@ -83,7 +81,7 @@ def key_command() -> None:
 )
 @click.option(
     "--expires",
-    type=options.Duration(minimum=1, maximum=MAX_EXPIRY_SECONDS, needs_unit=True),
+    type=options.Duration(minimum=1, maximum=36_500 * 86_400, needs_unit=True),
     help="Time until the key expires, such as 12h or 90d (default: never).",
 )
 def add_key(

@@ -20,15 +20,13 @@ from taskservice.services import questions as question_service
 from taskservice.terminal import escaped, shortened
 from taskservice.terms import ACCEPT, API_PREFIX, CANCELLED, COMPLETE, MAX_LINE, RUNNING
 
-# The reason for a rejected call, for a model that can correct it.
-
 # Not found, not possible in the current state, invalid.
 CORRECTABLE = (404, 409, 422)
 REFUSED = (Problem, ValidationError)
 
 
 def reason(error: Exception) -> str:
-    """The reason for an error. Raises the error itself if a corrected call would not help."""
+    """The reason for an error, for a model that can correct it. Raises any other error itself."""
     problem = problems.from_exception(error)
     if problem.status not in CORRECTABLE:
         raise error
@@ -39,8 +37,6 @@ def reason(error: Exception) -> str:
     return f"{problem.detail}{text}."
 
 
-# Questions as MCP forms (elicitation), and the answers of clients.
-
 # The person closed the form and can answer later.
 CANCEL = "cancel"
 
@@ -48,7 +44,7 @@ _answer_schema = AnswerQuestionSchema()
 
 
 def as_forms(questions: list[dict[str, Any]]) -> dict[str, Any]:
-    """Id of a question -> the form that a client shows for it."""
+    """Id of a question -> the form that a client shows for it (elicitation)."""
     forms = {
         each["id"]: {"mode": "form", "message": each["message"], "requestedSchema": each["schema"]}
         for each in questions

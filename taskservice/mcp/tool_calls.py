@@ -25,7 +25,7 @@ from taskservice.services import agents as agent_service
 from taskservice.services import lists, reports, search
 from taskservice.services import questions as question_service
 from taskservice.services import tasks as task_service
-from taskservice.services.lists import Selection
+from taskservice.services.lists import Position, Selection
 from taskservice.services.tasks import Idempotency
 from taskservice.terms import ACCEPT, DECLINE, MAX_SEARCHED_TEXT, READ, RUNNING, SORTS, STATUSES
 from taskservice.web import responses, waiting
@@ -33,8 +33,6 @@ from taskservice.web.request import idempotency_key, require_id
 
 Arguments = dict[str, Any]
 Result = dict[str, Any]
-
-# Agents as tools: their names and definitions.
 
 # Clients send all tools to their model with each request; `start_task` starts the other agents.
 MAX_AGENTS = 64
@@ -91,8 +89,6 @@ def _definition(name: str, agent: AnyRow) -> dict[str, Any]:
         "annotations": hints,
     }
 
-
-# The calls of tools.
 
 MAX_SECONDS = 45
 # How long a client that can follow tasks waits for one that ends immediately.
@@ -198,7 +194,7 @@ LAST_LINES, MAX_LINES = 100, 1_000
 TASKS, MAX_TASKS = 20, 50
 HITS, MAX_HITS = 20, 50
 # Each reads a bounded number of tasks.
-MAX_SEARCHES = 20
+MAX_SEARCHES = 21
 
 
 def _argument(kind: str, description: str, **keywords: Any) -> dict[str, Any]:
@@ -327,13 +323,13 @@ def list_tasks(call: Call, arguments: Arguments) -> Result:
     """Lists tasks, newest first. Call this before you start the same work again."""
     selection = Selection(agent_id=arguments.get("agentId"), status=arguments.get("status"))
     limit = int(_number(arguments, "limit", TASKS))
-    found, reached = lists.page_positions(caller, selection, None, limit)
+    found, reached = list[Position](), None
     # A search can stop before it has found all tasks.
     for _ in range(MAX_SEARCHES):
-        if reached is None or len(found) == limit:
-            break
         more, reached = lists.page_positions(caller, selection, reached, limit - len(found))
         found += more
+        if reached is None or len(found) == limit:
+            break
     tasks = [results.summary(task) for task in lists.summaries(caller, found)]
     return results.tool_result({"tasks": tasks})
 
