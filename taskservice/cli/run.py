@@ -128,8 +128,6 @@ def _resend(agent: str | None, command_line: tuple[str, ...]) -> None:
     sys.exit(0)
 
 
-# `taskservice work`: claims an agent's tasks as they come, and runs a program for each.
-
 # How long the service may hold a claim. A signal does not interrupt the request, and a task in
 # its response still runs.
 CLAIM_SECONDS = 2
@@ -188,15 +186,11 @@ class Worker:
             run.forward(number, is_from_terminal)
 
     def work(self) -> None:
-        """Claim tasks and run them until `stop`, then wait for the programs that still run.
-
-        Raises TaskServiceError for a permanent error.
-        """
+        """Claim tasks until `stop`, then wait for the programs. Raises TaskServiceError."""
         printed: type[Exception] | None = None
         pauses = delays()
         while self._acquire_slot():
             try:
-                self._register()
                 task = self._claim()
             except (*RETRYABLE, NotTheService) as error:
                 self._slots.release()
@@ -228,6 +222,8 @@ class Worker:
         return False
 
     def _claim(self) -> Task | None:
+        if not self._is_registered:
+            self._register()
         try:
             task = claim_task(self._connection, self._agent_id, CLAIM_SECONDS, self._claim_key)
         except NotFound:  # the agent was deleted
@@ -238,15 +234,13 @@ class Worker:
 
     def _register(self) -> None:
         """Print the agent whose tasks it claims; register a new agent and print similar ids."""
-        if self._is_registered:
-            return
         expected, timeout = responses.AGENTS, FIRST_TIMEOUTS
         agents = self._connection.call("GET", "/agent", expected, timeout=timeout).data
         known = [agent["id"] for agent in agents]
         if self._agent_id not in known:
-            register_agent(self._connection, self._agent_id, {})
-            question = did_you_mean(known, self._agent_id)
-            notice(f"agent {self._agent_id} was registered just now{question}")
+            register_agent(self._connection, self._agent_id)
+            similar = did_you_mean(known, self._agent_id)
+            notice(f"agent {self._agent_id} was registered just now{similar}")
         notice(f"waiting for tasks of agent {self._agent_id}")
         self._is_registered = self._has_begun = True
 

@@ -22,10 +22,7 @@ from taskservice.terminal import exit_with_error, notice, open_standard_files
 
 
 def load_config(may_create: bool = False) -> Config:
-    """The settings; an invalid one is printed in one line, and the exit code is 2.
-
-    With `may_create`, a missing secret key is created.
-    """
+    """The settings; exits with 2 if one is invalid. It `may_create` a missing secret key."""
     open_standard_files()
     keep_owner_permissions()
     for name in unknown_names():

@@ -30,8 +30,7 @@ def service_client(patience: float | None = None, failure: int = 1) -> Iterator[
     """A client with the settings of the environment or of `login`; its errors become one line.
 
     The exit code is 2 for a wrong setting or key, otherwise `failure`; if that is UNAVAILABLE, it
-    is 2 for an invalid value too. `patience` is the number of seconds for which a call is
-    retried, by default PATIENCE_SECONDS.
+    is 2 for an invalid value too. A call is retried for `patience` seconds.
     """
     with one_line_errors(failure):
         yield Client(patience=PATIENCE_SECONDS if patience is None else patience)
@@ -119,8 +118,6 @@ def did_you_mean(known: Sequence[str], agent_id: str) -> str:
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-
 profile_option = options.text_option(
     "--profile",
     metavar="NAME",
@@ -148,12 +145,12 @@ def login_command(url: str, profile: str | None) -> None:
     name = profile or http.chosen_profile()
     with one_line_errors():
         kept = http.load_profiles()
-        url = url or os.environ.get("TASKSERVICE_URL") or kept.get(name, {}).get("url", DEFAULT_URL)
+        url = url or os.environ.get("TASKSERVICE_URL") or kept.get(name, {}).get("url", "")
+        url = url or "http://127.0.0.1:8000"
         if sys.stdin.isatty():
-            typed = click.prompt(f"API key for {url}", hide_input=True, err=True)
+            key = click.prompt(f"API key for {url}", hide_input=True, err=True).strip()
         else:
-            typed = sys.stdin.readline()
-        key = typed.strip()
+            key = sys.stdin.readline().strip()
         connection = http.Connection(url, key, PATIENCE_SECONDS)
         user = connection.call("GET", "/user", responses.USER).data
         _save({**kept, name: {"url": connection.url, "apikey": key}})

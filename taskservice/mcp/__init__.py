@@ -146,9 +146,6 @@ def _result(call: Call) -> dict[str, Any]:
     return {"resultType": "complete", **result, **cache, "_meta": {protocol.SERVER_KEY: SERVER}}
 
 
-# Access: the host and the origin of a request, and its key.
-
-
 @blueprint.route(MCP_PATH, methods=OTHER_METHODS, provide_automatic_options=False)
 def refuse() -> Response:
     """Reject other methods, after the same checks; respond to CORS preflight requests."""
@@ -159,7 +156,7 @@ def refuse() -> Response:
 
 @blueprint.before_request
 def require_access() -> None:
-    """Check the access of a request, before its method and body. Raises 401 and 403."""
+    """Check the host, origin and key of a request, before its method. Raises 401 and 403."""
     host, origin = request.environ.get("HTTP_HOST", ""), request.environ.get("HTTP_ORIGIN")
     # A web page whose name resolves to this machine (DNS rebinding) has another host.
     if _is_local() and not is_loopback(url_parts(f"//{host}").hostname):

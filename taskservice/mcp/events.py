@@ -107,9 +107,6 @@ DEFINITIONS = [
 ]
 
 
-# The parameters of the methods.
-
-
 def _check_url(url: str) -> None:
     try:
         target = check_url(url, current_app.config["CALLBACK_ALLOWED"])
@@ -222,9 +219,6 @@ def unsubscribe(call: Call) -> dict[str, Any]:
 METHODS = {"events/poll": poll, "events/subscribe": subscribe, "events/unsubscribe": unsubscribe}
 
 
-# The challenge that a URL must answer before the first subscription of a key there.
-
-
 class FailedChallenges(defaultdict[str, deque[float]]):
     """User id -> the times of the last challenges that failed in this process."""
 
@@ -233,7 +227,7 @@ class FailedChallenges(defaultdict[str, deque[float]]):
 
 
 def _verify(wanted: Wanted) -> None:
-    """Raises RpcError unless the URL answers a challenge, signed with the client's secret."""
+    """Let the URL of a first subscription answer a signed challenge. Raises RpcError."""
     times, text = resources.find(FailedChallenges)[caller.user_id], token_urlsafe(32)
     webhook_id, body = subscriptions.challenge(text)
     headers = attempts.signed_headers([wanted.secret], webhook_id, body)
