@@ -177,7 +177,6 @@ task_input = click.option(
     help="Input of the task: a JSON object, @FILE with one (@- reads stdin), or KEY=VALUE for a "
     "string. Repeatable.",
 )
-task_name = text_option("--name", help="Display name of the task (default: the agent's name).")
 labels_option = partial(
     click.option,
     "--label",
@@ -187,12 +186,27 @@ labels_option = partial(
     callback=lambda ctx, param, pairs: dict(pairs) or None,
 )
 since_option = partial(click.option, "--since", type=Duration(), callback=time_before)
-task_labels = labels_option(help="Label of the task. Repeatable.")
 agent_filter = agent_option(help="Only tasks of this agent.")
 label_filter = labels_option(help="Only tasks with this label. Repeat to require several.")
-task_callback = text_option(
-    "--callback", metavar="URL", help="Address that receives a webhook when the task ends."
-)
+
+
+def task_options(contact: str, timeout: Duration) -> Callable[[Any], Any]:
+    """The options of a new task: its timeout is the time without contact to `contact`."""
+    in_order = (
+        text_option("--name", help="Display name of the task (default: the agent's name)."),
+        task_input,
+        labels_option(help="Label of the task. Repeatable."),
+        text_option(
+            "--callback", metavar="URL", help="Address that receives a webhook when the task ends."
+        ),
+        click.option(
+            "--timeout",
+            type=timeout,
+            help=f"Time without contact to {contact} after which the service ends the task, such "
+            "as 90 (seconds), 5m or 1h30m; 0 for no limit.",
+        ),
+    )
+    return lambda function: reduce(lambda inner, add: add(inner), reversed(in_order), function)
 
 
 def _examples(line: str, arguments: Sequence[str]) -> str:

@@ -33,16 +33,7 @@ from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
     short_help="Run any program as a task.",
 )
 @options.agent_option(help="Agent of the task; registered if new.")
-@options.task_name
-@options.task_input
-@options.task_labels
-@options.task_callback
-@click.option(
-    "--timeout",
-    type=options.Duration(),
-    help="Time without contact to this command after which the service ends the task, such as 90 "
-    "(seconds), 5m or 1h30m; 0 for no limit.",
-)
+@options.task_options("this command", options.Duration())
 @options.flag(
     "--tty", "is_tty", help="Give CMD a terminal, so that it prints line by line and in colour."
 )

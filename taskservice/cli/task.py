@@ -70,16 +70,7 @@ command.add_command(questions.answer_command)
     "--agent summarizer --input @input.json --label env=prod --follow",
 )
 @options.agent_option(required=True, help="Agent that runs the task.")
-@options.task_name
-@options.task_input
-@options.task_labels
-@options.task_callback
-@click.option(
-    "--timeout",
-    type=options.Duration(maximum=terms.MAX_TIMEOUT),
-    help="Time without contact to the worker after which the service ends the task, such as 90 "
-    "(seconds), 5m or 1h30m; 0 for no limit.",
-)
+@options.task_options("the worker", options.Duration(maximum=terms.MAX_TIMEOUT))
 @follow_option
 @options.json_object
 def start(agent: str, is_followed: bool, as_json: bool, **fields: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taskservice.auth import caller
-from taskservice.database.types import AnyRow, TaskVersion
+from taskservice.database.types import AnyRow, TaskRow, TaskVersion
 from taskservice.errors import invalid
 from taskservice.mcp import results
 from taskservice.mcp.protocol import INVALID_PARAMS, Call, RpcError
@@ -135,8 +135,7 @@ def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
     closed = _answered(call, task_id)
     if not call.declares_tasks:
         return _waited(call, task_id, MAX_SECONDS, closed)
-    _wait(task_id, SHORT_SECONDS, lambda seen: seen.status != RUNNING)
-    task = task_service.get(caller, task_id)
+    task = _wait(task_id, SHORT_SECONDS, lambda seen: seen.status != RUNNING)
     if task.status == RUNNING:
         return {"resultType": "task", **results.working_state(task)}
     return results.tool_result_of(task)
@@ -155,12 +154,11 @@ def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -
 
     A client that shows forms gets those of all questions that its user has not `closed`.
     """
-    _wait(
+    task = _wait(
         task_id,
         seconds,
         lambda seen: seen.status != RUNNING or bool(open_questions(seen.questions)),
     )
-    task = task_service.get(caller, task_id)
     questions = [each for each in open_questions(task.questions) if each["id"] not in closed]
     if questions and call.takes_forms and not call.declares_tasks:
         forms = {"inputRequests": results.as_forms(questions), "requestState": task.id}
@@ -168,8 +166,9 @@ def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -
     return results.tool_result_of(task)
 
 
-def _wait(task_id: str, seconds: float, is_enough: Callable[[TaskVersion], bool]) -> None:
+def _wait(task_id: str, seconds: float, is_enough: Callable[[TaskVersion], bool]) -> TaskRow:
     waiting.within(seconds, lambda: task_service.get_version(caller, task_id), is_enough)
+    return task_service.get(caller, task_id)
 
 
 def _answered(call: Call, task_id: str) -> Collection[str]:
