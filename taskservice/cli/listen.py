@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
+from itertools import accumulate
 from socketserver import TCPServer
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -225,12 +226,8 @@ class Forwarder:
 
 def _webhook_body(task: Mapping[str, Any], lines: Sequence[str]) -> bytes:
     """The body of a finished task's webhook; `lines` are the last lines of its log."""
-    count, size = 0, 0
-    for line in reversed(lines):
-        size += len(line.encode())
-        if size > terms.WEBHOOK_LOG_BYTES:
-            break
-        count += 1
+    sizes = accumulate(len(line.encode()) for line in reversed(lines))
+    count = sum(size <= terms.WEBHOOK_LOG_BYTES for size in sizes)
     log = {"logs": lines[len(lines) - count :], "firstLog": task["logCount"] - count + 1}
     members = list(task.items())
     # The log follows the input.

@@ -180,9 +180,11 @@ class Worker:
         """Claim tasks until `stop`, then wait for the programs. Raises TaskServiceError."""
         printed: type[Exception] | None = None
         pauses = delays()
-        while self._acquire_slot():
+        while not self._stopping:
+            if not self._slots.acquire(timeout=0.2):
+                continue
             try:
-                task = self._claim()
+                task = None if self._stopping else self._claim()
             except (*RETRYABLE, NotTheService) as error:
                 self._slots.release()
                 # At first this means a wrong URL; later, a proxy whose service is unavailable.
@@ -202,15 +204,6 @@ class Worker:
         for _ in range(self._parallel):
             while not self._slots.acquire(timeout=0.2):
                 pass  # signal handlers run between the attempts
-
-    def _acquire_slot(self) -> bool:
-        """Wait for a free slot and take it; false after `stop`."""
-        while not self._stopping:
-            if self._slots.acquire(timeout=0.2):
-                if not self._stopping:
-                    return True
-                self._slots.release()
-        return False
 
     def _claim(self) -> Task | None:
         if not self._is_registered:
