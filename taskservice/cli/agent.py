@@ -111,13 +111,12 @@ def delete(agent_id: str) -> None:
 
 def _row(agent: Agent) -> tuple[str, ...]:
     health = agent["health"]
-    counted = [task for task in health["recent"] if task.get("errorType") != CANCELLED]
     rate, last, usual = health["successRate"], health["lastSuccessAt"], health["medianSeconds"]
     return (
         agent["id"],
         agent["name"],
         "-" if rate is None else percent(rate),
-        str(len(counted)),
+        str(sum(task.get("errorType") != CANCELLED for task in health["recent"])),
         local_time(last),
         "-" if usual is None else seconds_text(usual),
         local_time(health.get("dueAt")) + (" late" if health.get("lateSince") else ""),

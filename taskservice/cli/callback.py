@@ -57,7 +57,6 @@ def test(url: str, user: str | None) -> None:
 
 
 LIST_COLUMNS = ("id", "state", "user", "taskId", "callback", "createdAt", "nextAttemptAt")
-ATTEMPT_COLUMNS = ("at", "durationMs", "statusCode", "message")
 
 
 @click.group("delivery", cls=options.Group)
@@ -92,7 +91,7 @@ def show(delivery_id: str, as_json: bool) -> None:
     for name in LIST_COLUMNS:
         print_line(f"{name + ':':15}{delivery[name] or '-'}")
     print_line()
-    print_rows(delivery["attempts"], ATTEMPT_COLUMNS, as_json=False)
+    print_rows(delivery["attempts"], ("at", "durationMs", "statusCode", "message"), as_json=False)
 
 
 @delivery_command.command("redeliver", "01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80")

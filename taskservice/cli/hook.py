@@ -20,8 +20,6 @@ from taskservice.terms import ACTIVE, DEFAULT_EVENTS, EVENTS, HOOK_FORMATS
 
 HEADER = ("ID", "STATE", "FORMAT", "NAME", "EVENTS", "AGENT", "LABEL", "LAST DELIVERED", "REASON")
 DELIVERY_HEADER = ("HAPPENED", "EVENT", "AGENT", "TASK", "STATE", "NEXT ATTEMPT", "LAST OUTCOME")
-# How many deliveries `show` prints.
-SHOWN_DELIVERIES = 10
 
 hook_argument = click.argument("hook_id", type=options.text)
 
@@ -119,7 +117,7 @@ def show(hook_id: str, as_json: bool) -> None:
         text = with_offset(value) if name.endswith("At") else value
         print_line(f"{name + ':':17}{text or '-'}")
     print_line()
-    print_table([DELIVERY_HEADER, *map(_delivery_row, deliveries[:SHOWN_DELIVERIES])])
+    print_table([DELIVERY_HEADER, *map(_delivery_row, deliveries[:10])])
 
 
 @command.command("test", "01a20e63-9249-713c")

@@ -194,9 +194,8 @@ class Forwarder:
 
     def _find_finished(self) -> None:
         since = self._since.isoformat(timespec="milliseconds")
-        for task in self._client.tasks(
-            finished_after=since, sort="finishedAt", fields="id,finishedAt"
-        ):
+        fields = "id,finishedAt"
+        for task in self._client.tasks(finished_after=since, sort="finishedAt", fields=fields):
             finished_at = task.data["finishedAt"]
             # A task can finish twice: by a timeout, and then by a late report.
             webhook_id = str(uuid5(_NAMES, f"{task.id} {finished_at}"))

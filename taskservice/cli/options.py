@@ -19,9 +19,6 @@ from taskservice.terms import MAX_OBJECT
 if TYPE_CHECKING:
     from taskservice.client import Client, Task
 
-# How many of the newest tasks a shell knows.
-COMPLETED_TASKS = 100
-
 
 @dataclass(frozen=True)
 class Duration(click.ParamType[int]):
@@ -102,8 +99,7 @@ class Known(click.ParamType[Any]):
 
 
 def _newest_tasks(client: "Client") -> Iterable["Task"]:
-    fields = "id,name,status,error,labels"
-    return islice(client.tasks(fields=fields, page=COMPLETED_TASKS), COMPLETED_TASKS)
+    return islice(client.tasks(fields="id,name,status,labels"), 100)
 
 
 def _labels(client: "Client") -> Iterable[tuple[str, str]]:

@@ -103,13 +103,11 @@ def state(task: Task) -> str:
 
 def duration(task: Task) -> str:
     """The time from the claim to the end, or until now; `-` for an unclaimed task."""
-    if task.data["claimedAt"] is None:
+    claimed, finished = task.data["claimedAt"], task.data["finishedAt"]
+    if claimed is None:
         return "-"
-    begin, end = (
-        datetime.fromisoformat(time) if time else datetime.now(UTC)
-        for time in (task.data["claimedAt"], task.data["finishedAt"])
-    )
-    return seconds_text(max((end - begin).total_seconds(), 0))
+    end = datetime.fromisoformat(finished) if finished else datetime.now(UTC)
+    return seconds_text(max((end - datetime.fromisoformat(claimed)).total_seconds(), 0))
 
 
 def labels_text(task: Task) -> str:

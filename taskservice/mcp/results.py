@@ -93,7 +93,6 @@ LINES_OF_ERROR = 20
 POLL_MS, SLOW_POLL_MS = 2_000, 10_000
 # The age from which a task is polled less often.
 SLOW_POLL_AFTER_SECONDS = 600.0
-DAY_SECONDS = 86_400.0
 
 WAITING = "waits for a worker"
 WAIT_NEXT = "Call wait_task with this taskId."
@@ -197,7 +196,7 @@ def _polling(task: TaskRow) -> dict[str, Any]:
     days: float = current_app.config["RETENTION_DAYS"]
     if days and task.finished_at is not None:
         lasted = clock.seconds_between(task.created_at, task.finished_at)
-        ttl = round((lasted + days * DAY_SECONDS) * 1000)
+        ttl = round((lasted + days * 86_400) * 1000)
     return {
         "taskId": task.id,
         "createdAt": task.created_at,
