@@ -6,13 +6,7 @@ from typing import Any
 import click
 
 from taskservice.cli import options
-from taskservice.cli.service_client import (
-    agent_ids,
-    did_you_mean,
-    find_agent_id,
-    only_match,
-    service_client,
-)
+from taskservice.cli.service_client import find_agent_id, only_match, service_client
 from taskservice.cli.task_text import SHORT_ID, id_length, local_time, with_offset
 from taskservice.client import Client, Hook
 from taskservice.terminal import notice, print_json, print_line, print_table
@@ -78,10 +72,8 @@ def add(target: str, agent_id: str | None, as_json: bool, **fields: Any) -> None
     fields |= {"label": label and ":".join(label), "events": fields["events"] or None}
     with service_client() as client:
         if agent_id is not None:
-            known = agent_ids(client)
-            agent_id = find_agent_id(known, agent_id)
-            if agent_id not in known:
-                notice(f"no agent {agent_id} is registered yet{did_you_mean(known, agent_id)}")
+            warning = f"no agent {agent_id} is registered yet"
+            agent_id = find_agent_id(client, agent_id, lambda similar: notice(warning + similar))
         hook = client.add_hook(target, agent_id=agent_id, **fields)
     print_json(hook) if as_json else print_line(hook["id"])
     notice(f"send a test with: taskservice hook test {hook['id']}")

@@ -4,7 +4,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import islice
@@ -91,25 +91,21 @@ def only_match(ids: Sequence[str], noun: str, text: str, not_found: int = 1) -> 
     return ids[0]
 
 
-def find_agent_id(known: Sequence[str], text: str) -> str:
-    """The id of the only agent with this prefix; the text itself if there is none."""
+def find_agent_id(client: Client, text: str, unknown: Callable[[str], object] = str) -> str:
+    """The id of the only agent with this prefix; else the text, once `unknown` was called."""
+    known = [agent["id"] for agent in client.agents()]
     found = [text] if text in known else [name for name in known if text and name.startswith(text)]
     if len(found) > 1:
         exit_with_error(f"Several agents match {text}: {', '.join(found)}", WRONG_USE)
+    if not found:
+        unknown(did_you_mean(known, text))
     return found[0] if found else text
 
 
 def registered_agent_id(client: Client, text: str) -> str:
     """The id of the only agent with this prefix; exits with 1 if there is none."""
-    known = agent_ids(client)
-    agent_id = find_agent_id(known, text)
-    if agent_id not in known:
-        exit_with_error(f"There is no agent {agent_id}{did_you_mean(known, agent_id)}")
-    return agent_id
-
-
-def agent_ids(client: Client) -> list[str]:
-    return [agent["id"] for agent in client.agents()]
+    problem = f"There is no agent {text}"
+    return find_agent_id(client, text, lambda similar: exit_with_error(problem + similar))
 
 
 def did_you_mean(known: Sequence[str], agent_id: str) -> str:

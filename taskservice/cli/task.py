@@ -14,7 +14,6 @@ from taskservice import terms
 from taskservice.cli import options, questions, task_text
 from taskservice.cli.service_client import (
     UNAVAILABLE,
-    agent_ids,
     find_agent_id,
     find_task_id,
     registered_agent_id,
@@ -432,7 +431,7 @@ def grep_command(
     is_found = False
     with service_client(SEARCH_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
         if agent is not None:
-            query["agentId"] = find_agent_id(agent_ids(client), agent)
+            query["agentId"] = find_agent_id(client, agent)
         for hit in islice(_hits(client, query, failed), limit):
             is_found = True
             line = f"{hit['taskId']}:{hit['line']}: {hit['text']}"
