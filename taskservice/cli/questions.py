@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NoReturn
 
@@ -48,10 +48,11 @@ def commands(task_id: str, question: Question, is_only: bool) -> tuple[list[str]
     return [f"{start} {values}" for values in _values(question["schema"])], f"{start} --decline"
 
 
-def question(task: Task, opened: Question) -> list[str]:
-    """The message of an open question, and the commands that answer it, each on a line."""
-    lines, _ = commands(task.id, opened, is_only=len(task.questions) == 1)
-    return [asks(opened["message"]), *(f"answer: {line}" for line in lines)]
+def print_open(task: Task, question: Question, err: bool = False) -> None:
+    """Print the message of an open question, and the commands that answer it."""
+    lines, _ = commands(task.id, question, is_only=len(task.questions) == 1)
+    for line in (asks(question["message"]), *(f"answer: {line}" for line in lines)):
+        print_line(line, err=err)
 
 
 def outcome(question: Question) -> str:
@@ -60,16 +61,6 @@ def outcome(question: Question) -> str:
     content = "" if answer is None else f": {json.dumps(answer, ensure_ascii=False)}"
     by = f" by key {question['answeredBy']}" if question["answeredBy"] else ""
     return f"The question is {question['state']}{by}{content}"
-
-
-def details(question: Question) -> Iterator[str]:
-    """The message, and a line for each field of the answer."""
-    yield from question["message"].splitlines()
-    schema = question["schema"]
-    for name, field in schema["properties"].items():
-        words = [field[word] for word in ("title", "description") if word in field]
-        optional = "" if name in schema.get("required", ()) else ", optional"
-        yield f"  {name:10}  {': '.join([_described(field), *words])}{optional}"
 
 
 def _values(schema: Mapping[str, Any]) -> list[str]:
@@ -185,8 +176,13 @@ def _question(client: Client, task_id: str, prefix: str | None) -> Question:
 
 
 def _print_question(task_id: str, question: Question, is_only: bool) -> NoReturn:
-    for line in details(question):
+    for line in question["message"].splitlines():
         print_line(line)
+    schema = question["schema"]
+    for name, field in schema["properties"].items():
+        words = [field[word] for word in ("title", "description") if word in field]
+        optional = "" if name in schema.get("required", ()) else ", optional"
+        print_line(f"  {name:10}  {': '.join([_described(field), *words])}{optional}")
     if question["state"] != OPEN:
         exit_with_error(outcome(question))
     to_answer, to_decline = commands(task_id, question, is_only)

@@ -19,7 +19,7 @@ from taskservice.cli.service_client import (
     registered_agent_id,
     service_client,
 )
-from taskservice.client import PAGE_TASKS, Client, NotFound, Question, Refused, Task
+from taskservice.client import PAGE_TASKS, Client, NotFound, Refused, Task
 from taskservice.client.responses import FOUND, NEW_LINES, SHORT_FIELDS
 from taskservice.client.task import Line, pages, path_segment
 from taskservice.terminal import (
@@ -150,7 +150,7 @@ def show(task_id: str, as_json: bool) -> None:
             for line in task_text.details(task):
                 print_line(line)
             for question in task.questions:
-                _print_question(task, question)
+                questions.print_open(task, question)
 
 
 @command.command(
@@ -385,7 +385,7 @@ def _follow(task_id: str, shown: _Lines) -> NoReturn:
         except NotFound as error:
             exit_with_error(str(error), DELETED)
         try:
-            on_question = partial(_print_question, task, err=True)
+            on_question = partial(questions.print_open, task, err=True)
             for line in task.follow(*shown.wanted(task), on_question):
                 shown.show(line)
         except NotFound:
@@ -394,11 +394,6 @@ def _follow(task_id: str, shown: _Lines) -> NoReturn:
             sys.exit(questions.INTERRUPTED)
     print_json(task.data) if shown.as_json else print_line(task_text.outcome(task), err=True)
     sys.exit(OUTCOMES.get(task.error["type"], 1) if task.error else 0)
-
-
-def _print_question(task: Task, question: Question, err: bool = False) -> None:
-    for line in questions.question(task, question):
-        print_line(line, err=err)
 
 
 # How long one part of a search is retried while the service is busy or unavailable.
