@@ -103,8 +103,7 @@ def redeliver(delivery_id: str) -> None:
 
 
 def _dump(row: Any) -> dict[str, Any]:
-    dumped: dict[str, Any] = delivery_schema.dump(row)
-    return dumped | {"taskId": row.task_id, "user": row.user_name}
+    return {**delivery_schema.dump(row), "taskId": row.task_id, "user": row.user_name}
 
 
 def _parse_id(delivery_id: str) -> str:
