@@ -32,8 +32,8 @@ def reason(error: Exception) -> str:
         raise error
     if errors := problem.more.get("errors"):
         return " ".join(problems.sentences(errors))
-    answer = problem.more.get("question", {}).get("answer")
-    text = "" if answer is None else f": {strict_json.dumps(answer).decode()}"
+    given = problem.more.get("question", {}).get("answer")
+    text = "" if given is None else f": {strict_json.dumps(given).decode()}"
     return f"{problem.detail}{text}."
 
 
@@ -50,6 +50,12 @@ def as_forms(questions: list[dict[str, Any]]) -> dict[str, Any]:
         for each in questions
     }
     return {id: {"method": "elicitation/create", "params": form} for id, form in forms.items()}
+
+
+def answer(task_id: str, question_id: str, given: dict[str, Any]) -> AnyRow:
+    """Answer a question with an `action`, and the `content` of an answer. Raises 404, 409, 422."""
+    loaded = {"content": None} | _answer_schema.load(given)
+    return question_service.answer(caller, task_id, question_id, **loaded)
 
 
 def answer_forms(task_id: str, responses: Any) -> set[str]:
@@ -72,8 +78,7 @@ def answer_forms(task_id: str, responses: Any) -> set[str]:
             names = ("action", "content") if fields.get("action") == ACCEPT else ("action",)
             try:
                 given = {name: fields[name] for name in names if name in fields}
-                answer = {"content": None} | _answer_schema.load(given)
-                question_service.answer(caller, task_id, question_id, **answer)
+                answer(task_id, question_id, given)
             except REFUSED as error:
                 refused[f"question {question_id} of task {task_id}"] = [reason(error)]
     if refused:

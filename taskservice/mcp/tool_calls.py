@@ -15,15 +15,9 @@ from taskservice.mcp.protocol import INVALID_PARAMS, Call, RpcError
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import open_questions, parse_id
 from taskservice.schemas.json_schema import input_problems
-from taskservice.schemas.requests import (
-    AnswerQuestionSchema,
-    SearchQuerySchema,
-    StartSchema,
-    dump_cursor,
-)
+from taskservice.schemas.requests import SearchQuerySchema, StartSchema, dump_cursor
 from taskservice.services import agents as agent_service
 from taskservice.services import lists, reports, search
-from taskservice.services import questions as question_service
 from taskservice.services import tasks as task_service
 from taskservice.services.lists import Position, Selection
 from taskservice.services.tasks import Idempotency
@@ -96,7 +90,6 @@ SHORT_SECONDS = 0.5
 IDEMPOTENCY_KEY = "taskservice/idempotencyKey"
 
 _start_schema = StartSchema()
-_answer_schema = AnswerQuestionSchema()
 _search_query = SearchQuerySchema()
 
 
@@ -281,7 +274,7 @@ def wait_task(call: Call, arguments: Arguments) -> Result:
     """Waits until the task has ended or asks a question, at most `seconds`. Call it again
     while the status is running.
     """
-    task_id = _task_id(arguments)
+    task_id = require_id("task", arguments["taskId"])
     if "requestState" in call.params:
         _task_of_state(call, id=task_id)
     closed = _answered(call, task_id)
@@ -306,7 +299,7 @@ def read_log(call: Call, arguments: Arguments) -> Result:
     """Reads lines of a task's log: the last lines, or the lines after number `after`. To read
     on, pass `next` as `after`.
     """
-    task = task_service.get(caller, _task_id(arguments))
+    task = task_service.get(caller, require_id("task", arguments["taskId"]))
     after = int(_number(arguments, "after", 0)) if "after" in arguments else None
     lines, last = results.log_page(task, after, int(_number(arguments, "limit", LAST_LINES)))
     page = {"taskId": task.id, "status": task.status, "lines": lines, "next": last}
@@ -379,11 +372,11 @@ def search_logs(call: Call, arguments: Arguments) -> Result:
 )
 def answer_task(call: Call, arguments: Arguments) -> Result:
     """Answers a question of a task. Ask your user first: the question is for a person."""
-    task_id, question_id = _task_id(arguments), require_id("question", arguments["questionId"])
-    action = DECLINE if arguments.get("decline") else ACCEPT
+    task_id = require_id("task", arguments["taskId"])
+    question_id = require_id("question", arguments["questionId"])
     given = {"content": arguments["content"]} if "content" in arguments else {}
-    answer = _answer_schema.load({"action": action, **given})
-    question = question_service.answer(caller, task_id, question_id, action, answer.get("content"))
+    given["action"] = DECLINE if arguments.get("decline") else ACCEPT
+    question = results.answer(task_id, question_id, given)
     result = {"taskId": task_id, "questionId": question.id, "state": question.state}
     return results.tool_result({**result, "next": results.WAIT_NEXT})
 
@@ -391,12 +384,8 @@ def answer_task(call: Call, arguments: Arguments) -> Result:
 @fixed_tool("Cancel a task", ["taskId"], CHANGES | {"idempotentHint": True}, taskId=_TASK_ID)
 def cancel_task(call: Call, arguments: Arguments) -> Result:
     """Cancels a running task: its program is told to stop."""
-    task, _ = reports.cancel(caller, _task_id(arguments))
+    task, _ = reports.cancel(caller, require_id("task", arguments["taskId"]))
     return results.tool_result(results.task_header(task) | {"error": results.error_of(task)})
-
-
-def _task_id(arguments: Arguments) -> str:
-    return require_id("task", arguments["taskId"])
 
 
 def _number(arguments: Arguments, name: str, default: int) -> float:
