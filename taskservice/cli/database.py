@@ -15,11 +15,10 @@ from sqlalchemy.engine import URL, make_url
 from taskservice.background import removal
 from taskservice.background.removal import Bounds
 from taskservice.cli import options
-from taskservice.cli.serve import load_config, one_line_errors, service_app
+from taskservice.cli.serve import load_config, one_line_errors, prepare_files, service_app
 from taskservice.config import Config
 from taskservice.database import migrations
 from taskservice.database.address import parse, shown
-from taskservice.database.files import keep_owner_permissions
 from taskservice.database.transactions import database_time
 from taskservice.operations import database_check
 from taskservice.operations.backup import backup, restore
@@ -27,13 +26,7 @@ from taskservice.operations.database_copy import copy
 from taskservice.schemas.fields import in_utc
 from taskservice.services import transfer
 from taskservice.services.transfer import InvalidExport, import_from
-from taskservice.terminal import (
-    exit_with_error,
-    notice,
-    open_standard_files,
-    print_json,
-    print_line,
-)
+from taskservice.terminal import exit_with_error, notice, print_json, print_line
 
 
 def _address(value: str) -> URL:
@@ -122,8 +115,7 @@ def copy_(source: URL, target: URL, as_json: bool) -> None:
     Each is an SQLite file or a postgresql:// URL. Neither may be in use. If the copy is
     interrupted, run the same command again to resume it.
     """
-    open_standard_files()
-    keep_owner_permissions()
+    prepare_files()
     with one_line_errors():
         copied = copy(source, target)
     for table in copied:

@@ -21,10 +21,15 @@ from taskservice.operations.request_log import configure_logging
 from taskservice.terminal import exit_with_error, notice, open_standard_files
 
 
-def load_config(may_create: bool = False) -> Config:
-    """The settings; exits with 2 if one is invalid. It `may_create` a missing secret key."""
+def prepare_files() -> None:
+    """Let no file take the place of stdin, stdout or stderr, or be for others than its owner."""
     open_standard_files()
     keep_owner_permissions()
+
+
+def load_config(may_create: bool = False) -> Config:
+    """The settings; exits with 2 if one is invalid. It `may_create` a missing secret key."""
+    prepare_files()
     for name in unknown_names():
         notice(f"{name} is not a known setting; check the spelling")
     try:

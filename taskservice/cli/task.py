@@ -22,14 +22,7 @@ from taskservice.cli.service_client import (
 from taskservice.client import PAGE_TASKS, Client, NotFound, Refused, Task
 from taskservice.client.responses import FOUND, NEW_LINES, SHORT_FIELDS
 from taskservice.client.task import Line, pages, path_segment
-from taskservice.terminal import (
-    exit_with_error,
-    notice,
-    print_json,
-    print_line,
-    print_log_line,
-    print_table,
-)
+from taskservice.terminal import exit_with_error, notice, print_json, print_line, print_log_line
 
 # How many tasks the table of `list` contains by default.
 ROWS = 20
@@ -123,7 +116,7 @@ def list_all(
                 **filters, fields=task_text.ROW_FIELDS, page=min(rows + 1, PAGE_TASKS)
             )
             tasks = list(islice(newest, rows + 1))
-            print_table(task_text.table(tasks[:rows]), colours=task_text.COLOURS)
+            task_text.print_tasks(tasks[:rows])
             if len(tasks) > rows:
                 notice(f"these are the newest {rows}; use --limit N for more, or --json for all")
 

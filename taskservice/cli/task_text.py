@@ -7,7 +7,7 @@ from functools import partial
 
 from taskservice.client import Task
 from taskservice.quantities import percent_done, seconds_text
-from taskservice.terminal import shortened
+from taskservice.terminal import print_table, shortened
 from taskservice.terms import CANCELLED, COMPLETE, FAILED, RUNNING, TIMEOUT
 
 WAITING = "waiting"
@@ -30,12 +30,13 @@ SHORT_ID, LONGER_ID = 13, 18
 MAX_CELL = 60
 
 
-def table(tasks: Sequence[Task]) -> list[list[str]]:
-    """A header, and a row for each task."""
+def print_tasks(tasks: Sequence[Task]) -> None:
+    """Print a table with a row for each task."""
     length = id_length([task.id for task in tasks])
     rows = [dict(zip(HEADER, _row(task, length), strict=True)) for task in tasks]
     columns = [name for name in HEADER if name not in OPTIONAL or any(row[name] for row in rows)]
-    return [columns, *([shortened(row[name], MAX_CELL) for name in columns] for row in rows)]
+    cells = ([shortened(row[name], MAX_CELL) for name in columns] for row in rows)
+    print_table([columns, *cells], colours=COLOURS)
 
 
 def id_length(ids: Sequence[str]) -> int:
