@@ -101,9 +101,8 @@ def _receive(client: Client, port: int, show: Callable[[bytes], str]) -> NoRetur
     try:
         receiver = Receiver((HOST, port), _Request)
     except OSError as error:
-        exit_with_error(
-            f"can't listen on {HOST}:{port}: {error.strerror}; choose another port with --port"
-        )
+        problem = f"can't listen on {HOST}:{port}: {error.strerror}"
+        exit_with_error(f"{problem}; choose another port with --port")
     with receiver:
         receiver.client, receiver.received = client, []
         notice(f"listening on http://{HOST}:{port}/")

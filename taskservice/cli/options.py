@@ -93,9 +93,7 @@ class Known(click.ParamType[Any]):
             found = list(self.values(Client(patience=0)))
         except TaskServiceError:
             return []
-        return [
-            CompletionItem(each, help=word) for each, word in found if each.startswith(incomplete)
-        ]
+        return [CompletionItem(id, help=word) for id, word in found if id.startswith(incomplete)]
 
 
 def _newest_tasks(client: "Client") -> Iterable["Task"]:

@@ -112,9 +112,8 @@ def list_all(
         else:
             # One more row than the table has, to know whether there are more.
             rows = limit or ROWS
-            newest = client.tasks(
-                **filters, fields=task_text.ROW_FIELDS, page=min(rows + 1, PAGE_TASKS)
-            )
+            page = min(rows + 1, PAGE_TASKS)
+            newest = client.tasks(**filters, fields=task_text.ROW_FIELDS, page=page)
             tasks = list(islice(newest, rows + 1))
             task_text.print_tasks(tasks[:rows])
             if len(tasks) > rows:

@@ -10,7 +10,7 @@ from taskservice import __version__, resources
 from taskservice.auth import KEY_HEADERS, authenticate, caller
 from taskservice.errors import Problem
 from taskservice.mcp import events, protocol, results, tool_calls
-from taskservice.mcp.protocol import Call, RpcError
+from taskservice.mcp.protocol import MISSING_CAPABILITY, Call, RpcError
 from taskservice.operations import request_log
 from taskservice.services import reports, tasks
 from taskservice.terms import FOREIGN_ORIGIN, MCP_PATH, READ, TASK_FINISHED
@@ -79,11 +79,7 @@ def _task_id(call: Call) -> str:
 
 
 Method = Callable[[Call], dict[str, Any]]
-_TASKS: dict[str, Method] = {
-    "tasks/get": get_task,
-    "tasks/update": update_task,
-    "tasks/cancel": cancel_task,
-}
+_TASKS = {"tasks/get": get_task, "tasks/update": update_task, "tasks/cancel": cancel_task}
 _EVENTS: dict[str, Method] = {
     "events/list": lambda call: {"events": events.DEFINITIONS},
     **events.METHODS,
@@ -133,9 +129,7 @@ def _result(call: Call) -> dict[str, Any]:
         raise RpcError(protocol.METHOD_NOT_FOUND, f"No such method: {call.method}", status=status)
     if call.method in _TASKS and not call.declares_tasks:
         data: dict[str, Any] = {"requiredCapabilities": {"extensions": {protocol.TASKS: {}}}}
-        raise RpcError(
-            protocol.MISSING_CAPABILITY, f"The request must declare {protocol.TASKS}", data
-        )
+        raise RpcError(MISSING_CAPABILITY, f"The request must declare {protocol.TASKS}", data)
     try:
         result = methods[call.method](call)
     except results.REFUSED as error:

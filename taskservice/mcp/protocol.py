@@ -23,9 +23,7 @@ UNSUPPORTED_VERSION = -32022
 class RpcError(Exception):
     """A JSON-RPC error, with the status of its response: by default 200 for INVALID_PARAMS."""
 
-    def __init__(
-        self, code: int, message: str, data: Any = None, *, status: int | None = None
-    ) -> None:
+    def __init__(self, code: int, message: str, data: Any = None, *, status: int = 0) -> None:
         super().__init__(message)
         self.status = status or (200 if code == INVALID_PARAMS else 400)
         self.json = {"code": code, "message": message} | ({} if data is None else {"data": data})
