@@ -185,9 +185,8 @@ def add_headers(response: Response) -> Response:
 
 def _is_preflight() -> bool:
     """Whether this is a CORS preflight request, which browsers send without a key."""
-    headers = request.headers
-    has_headers = "Origin" in headers and "Access-Control-Request-Method" in headers
-    return request.method == "OPTIONS" and has_headers
+    names = ("Origin", "Access-Control-Request-Method")
+    return request.method == "OPTIONS" and all(name in request.headers for name in names)
 
 
 def _is_allowed(origin: str) -> bool:
