@@ -49,7 +49,7 @@ NAMED_BY |= dict.fromkeys(("events/poll", "events/subscribe", "events/unsubscrib
 class Call(NamedTuple):
     """A request, or without an id a notification, which gets no response.
 
-    `capabilities` are those of its client, which only modern calls have.
+    `capabilities` of the client are known for modern calls only.
     """
 
     method: str

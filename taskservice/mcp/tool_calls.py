@@ -144,7 +144,7 @@ def _start(call: Call, agent_id: str, arguments: Arguments) -> str:
 def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -> Result:
     """The task as soon as it has ended or asks a question, at the latest after `seconds`.
 
-    A client that shows forms gets those of all questions that its user has not `closed`.
+    A client that shows forms gets the forms of all questions but the `closed` ones.
     """
     task = _wait(
         task_id,
