@@ -17,69 +17,48 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
-def _networks(*texts: str) -> tuple[Network, ...]:
-    return tuple(ip_network(text) for text in texts)
+def _networks(*texts: str) -> list[Network]:
+    return [ip_network(network) for text in texts for network in text.split()]
 
 
 # The first kind that matches counts, so small and dangerous networks come first.
-_KINDS: tuple[tuple[str, tuple[Network, ...]], ...] = (
-    (
-        "metadata",
-        _networks(
-            "100.100.100.200",  # Alibaba Cloud
-            "168.63.129.16",  # Azure
-            "169.254.169.254",  # used by most clouds
-            "192.0.0.192",  # Oracle Cloud
-            "fd00:ec2::/32",  # AWS
-            "fd00:c1::a9fe:a9fe",  # Oracle Cloud
-            "fd00:42::42",  # Scaleway
-            "fd20:ce::254",  # Google Cloud
-        ),
+_KINDS = {
+    # Alibaba Cloud, Azure, most clouds, Oracle Cloud; AWS, Oracle Cloud, Scaleway, Google Cloud.
+    "metadata": _networks(
+        "100.100.100.200 168.63.129.16 169.254.169.254 192.0.0.192",
+        "fd00:ec2::/32 fd00:c1::a9fe:a9fe fd00:42::42 fd20:ce::254",
     ),
-    ("loopback", _networks("127.0.0.0/8", "::1")),
+    "loopback": _networks("127.0.0.0/8 ::1"),
     # 100.64.0.0/10 is shared by the customers of a provider; Tailscale uses it too.
-    (
-        "private",
-        _networks("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"),
+    "private": _networks("10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 fc00::/7"),
+    "link-local": _networks("169.254.0.0/16 fe80::/10"),
+    "multicast": _networks("224.0.0.0/4 ff00::/8"),
+    "documentation": _networks(
+        "192.0.2.0/24 198.51.100.0/24 203.0.113.0/24 2001:db8::/32 3fff::/20"
     ),
-    ("link-local", _networks("169.254.0.0/16", "fe80::/10")),
-    ("multicast", _networks("224.0.0.0/4", "ff00::/8")),
-    (
-        "documentation",
-        _networks(
-            "192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32", "3fff::/20"
-        ),
-    ),
-    ("benchmarking", _networks("198.18.0.0/15", "2001:2::/48")),
+    "benchmarking": _networks("198.18.0.0/15 2001:2::/48"),
     # A gateway translates these to an IPv4 address; which machine that is is unknown.
-    ("NAT64", _networks("64:ff9b::/96", "64:ff9b:1::/48")),
-    ("6to4", _networks("2002::/16", "192.88.99.0/24")),
-    ("Teredo", _networks("2001::/32")),
-    (
-        "reserved",
-        _networks(
-            "0.0.0.0/8",  # this host: Linux connects 0.0.0.0 to loopback
-            "192.0.0.0/24",  # protocol assignments
-            "192.31.196.0/24",  # AS112, a sink for stray queries, like 192.175.48.0/24
-            "192.52.193.0/24",  # automatic multicast tunneling
-            "192.175.48.0/24",
-            "240.0.0.0/4",  # future use, and the broadcast address
-            "2001::/23",  # protocol assignments
-            "2620:4f:8000::/48",  # AS112
-        ),
+    "NAT64": _networks("64:ff9b::/96 64:ff9b:1::/48"),
+    "6to4": _networks("2002::/16 192.88.99.0/24"),
+    "Teredo": _networks("2001::/32"),
+    # This host (Linux connects 0.0.0.0 to loopback), protocol assignments, AS112, multicast
+    # tunneling, AS112, future use and broadcast; protocol assignments, AS112.
+    "reserved": _networks(
+        "0.0.0.0/8 192.0.0.0/24 192.31.196.0/24 192.52.193.0/24 192.175.48.0/24 240.0.0.0/4",
+        "2001::/23 2620:4f:8000::/48",
     ),
-    # Of IPv6 only 2000::/3 is allocated: all else, such as ::, the IPv4-compatible
-    # ::a.b.c.d and the old site-local fec0::/10, is reserved.
-    ("external", _networks("0.0.0.0/0", "2000::/3")),
-    ("reserved", _networks("::/0")),
-)
+    # Of IPv6 only 2000::/3 is allocated: all else, such as ::, the IPv4-compatible ::a.b.c.d and
+    # the old site-local fec0::/10, is reserved.
+    "external": _networks("0.0.0.0/0 2000::/3"),
+}
 
 
 def kind_of(address: Address) -> str:
     """`external` (any machine on the internet), `private`, `loopback`, or another kind."""
-    return next(
-        kind for kind, networks in _KINDS if any(address in network for network in networks)
-    )
+    for kind, networks in _KINDS.items():
+        if any(address in network for network in networks):
+            return kind
+    return "reserved"
 
 
 def read_address(text: str) -> Address:
