@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from threading import Thread
 from typing import TypeVar
 
@@ -37,6 +38,20 @@ def start_thread(name: str, run: Callable[[], object]) -> Thread:
     except MemoryError as error:
         raise RuntimeError("no memory for a thread") from error
     return thread
+
+
+def start_future(name: str, run: Callable[[], T]) -> Future[T]:
+    """The result of `run` in a new thread, as `start_thread` starts it."""
+    result: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(run())
+        except Exception as error:
+            result.set_exception(error)
+
+    start_thread(name, work)
+    return result
 
 
 # Set once, by `begin_stop`; streams, long polls and background loops end then.

@@ -3,8 +3,9 @@
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from concurrent.futures import Future, wait
 from functools import partial
+from typing import NamedTuple
 
 from flask import Flask
 
@@ -31,11 +32,11 @@ STOP_SECONDS = 1.0
 INTERRUPT_SECONDS = 0.3
 
 
-@dataclass(frozen=True, eq=False)
-class _RunningAttempt:
+class _RunningAttempt(NamedTuple):
     leased: Leased
-    interrupt: Interrupt = field(default_factory=Interrupt)
-    started: float = field(default_factory=time.monotonic)
+    interrupt: Interrupt
+    started: float
+    result: Future[str]
 
 
 class DeliveryLoop(threading.Thread):
@@ -50,8 +51,8 @@ class DeliveryLoop(threading.Thread):
         self._app = app
         self._due = resources.find(DueDeliveries, app)
         self._stopping = threading.Event()
-        self._finished = threading.Condition()
-        self._running: set[_RunningAttempt] = set()
+        # Only the thread of the loop uses it.
+        self._running: list[_RunningAttempt] = []
 
     def stop(self) -> None:
         """Ask the loop to end; does not wait for it."""
@@ -68,7 +69,7 @@ class DeliveryLoop(threading.Thread):
     def _round(self) -> float:
         """Start an attempt for each due delivery that can be leased; returns seconds to sleep."""
         try:
-            while count := self._free_count():
+            while (count := self._free_count()) > 0:
                 seconds = delivery_service.seconds_until_due()
                 if seconds is None or seconds > 0:
                     return min(seconds or ROUND_SECONDS, ROUND_SECONDS)
@@ -86,9 +87,8 @@ class DeliveryLoop(threading.Thread):
         return self._seconds_until_slow()
 
     def _free_count(self) -> int:
-        with self._finished:
-            recent = len(self._recent_starts())
-            return max(0, min(MAX_RECENT - recent, MAX_RUNNING - len(self._running)))
+        self._running = [each for each in self._running if not each.result.done()]
+        return min(MAX_RECENT - len(self._recent_starts()), MAX_RUNNING - len(self._running))
 
     def _recent_starts(self) -> list[float]:
         now = time.monotonic()
@@ -96,40 +96,25 @@ class DeliveryLoop(threading.Thread):
 
     def _seconds_until_slow(self) -> float:
         """Seconds until a running attempt counts as slow, so that another one may start."""
-        with self._finished:
-            recent = self._recent_starts()
-            if not recent or len(self._running) >= MAX_RUNNING:
-                return ROUND_SECONDS
-            return min(recent) + SLOW_SECONDS - time.monotonic()
+        recent = self._recent_starts()
+        if not recent or len(self._running) >= MAX_RUNNING:
+            return ROUND_SECONDS
+        return min(recent) + SLOW_SECONDS - time.monotonic()
 
     def _receiver_slots(self) -> ReceiverSlots:
-        with self._finished:
-            running = [attempt.leased.receiver for attempt in self._running]
+        running = [attempt.leased.receiver for attempt in self._running]
         return ReceiverSlots(running, resources.find(CircuitBreaker).open_receivers())
 
     def _start_attempt(self, leased: Leased) -> None:
-        attempt = _RunningAttempt(leased)
-        with self._finished:
-            self._running.add(attempt)
-        try:
-            resources.start_thread("sender", partial(self._send, attempt))
-        except RuntimeError:
-            # No thread could be started: the delivery is due again when its lease runs out.
-            self._finish(attempt)
-            raise
+        """Raises RuntimeError without a thread: it is due again when its lease runs out."""
+        interrupt, started = Interrupt(), time.monotonic()
+        result = resources.start_future("sender", partial(self._send, leased, interrupt))
+        self._running.append(_RunningAttempt(leased, interrupt, started, result))
+        result.add_done_callback(lambda _: self._due.set())
 
-    def _send(self, attempt: _RunningAttempt) -> None:
-        try:
-            with self._app.app_context():
-                attempts.attempt_delivery(attempt.leased, attempt.interrupt)
-        finally:
-            self._finish(attempt)
-
-    def _finish(self, attempt: _RunningAttempt) -> None:
-        with self._finished:
-            self._running.remove(attempt)
-            self._finished.notify_all()
-        self._due.set()
+    def _send(self, leased: Leased, interrupt: Interrupt) -> str:
+        with self._app.app_context():
+            return attempts.attempt_delivery(leased, interrupt)
 
     def _end(self) -> None:
         for attempt in self._unfinished_after(STOP_SECONDS):
@@ -142,6 +127,5 @@ class DeliveryLoop(threading.Thread):
             logger.exception("Could not release %d leases; they will run out", len(leases))
 
     def _unfinished_after(self, seconds: float) -> list[_RunningAttempt]:
-        with self._finished:
-            self._finished.wait_for(lambda: not self._running, seconds)
-            return list(self._running)
+        wait([attempt.result for attempt in self._running], seconds)
+        return [attempt for attempt in self._running if not attempt.result.done()]

@@ -8,14 +8,13 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from http import HTTPStatus
 from typing import Any
 
 import certifi
 import requests
 
-from taskservice import terms
+from taskservice import resources, terms
 from taskservice.bounded_http import Deadline, Limits, TooLargeError
 from taskservice.webhooks import MAX_RETRY_AFTER, Interrupt, Outcome
 from taskservice.webhooks.destinations import (
@@ -169,13 +168,10 @@ def system_addresses(host: str) -> list[str]:
 
 def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[Address]:
     """The addresses that `resolve` finds; raises NoResponseError when there are none in time."""
-    found: Future[list[str]] = Future()
 
-    def run() -> None:
+    def run() -> list[str]:
         try:
-            found.set_result(resolve(host))
-        except Exception as error:
-            found.set_exception(error)
+            return resolve(host)
         finally:
             _lookups.release()
 
@@ -183,8 +179,8 @@ def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[Address]:
         if not _lookups.acquire(timeout=deadline.remaining()):
             raise TimeoutError
         try:
-            threading.Thread(target=run, name="webhook-lookup", daemon=True).start()
-        except (RuntimeError, MemoryError) as error:
+            found = resources.start_future("webhook-lookup", run)
+        except RuntimeError as error:
             _lookups.release()
             raise OSError(errno.EAGAIN, "the machine has no more threads") from error
         addresses = [read_address(text) for text in found.result(deadline.remaining())]
