@@ -14,6 +14,7 @@ from taskservice.schemas.fields import parse_id
 from taskservice.schemas.tasks import delivery_schema
 from taskservice.services import attempts, users
 from taskservice.services import deliveries as delivery_service
+from taskservice.services.attempts import Message
 from taskservice.terminal import exit_with_error, print_json, print_line, print_rows
 from taskservice.terms import DELIVERY_STATES
 from taskservice.webhooks import signing
@@ -50,8 +51,7 @@ def test(url: str, user: str | None) -> None:
             secrets = users.callback_secrets(user_id, overlap=0)
         sample = SAMPLE | {"callback": url, "finishedAt": clock.now()}
         body = strict_json.dumps(sample)
-        headers = attempts.signed_headers(secrets, clock.new_id(), body)
-        outcome = attempts.post_webhook(url, headers, body)
+        outcome = attempts.send(Message(clock.new_id(), url, body, secrets))
     print_line(outcome.message)
     sys.exit(0 if outcome.delivered else 1)
 

@@ -307,11 +307,12 @@ def webhook(task_id: str) -> Response:
     deliveries = delivery_service.list_of_task(caller, task.id)
     if not deliveries:
         raise Problem(409, "The task has no webhook", code=terms.NO_DELIVERY)
-    headers, body = attempts.webhook_of(task, deliveries[0].id)
-    options = [f"--header {shlex.quote(f'{name}: {value}')}" for name, value in headers.items()]
-    url = shlex.quote(deliveries[0].callback_url)
+    webhook = attempts.webhook_of(task, deliveries[0])
+    headers = (f"{name}: {value}" for name, value in webhook.headers_now().items())
+    options = [f"--header {shlex.quote(header)}" for header in headers]
+    url, body = shlex.quote(webhook.url), shlex.quote(webhook.body.decode())
     parts = ["curl --globoff", *options, "--data-binary @-", f"--url {url}"]
-    command = f"printf %s {shlex.quote(body.decode())} |\n  " + " \\\n  ".join(parts) + "\n"
+    command = f"printf %s {body} |\n  " + " \\\n  ".join(parts) + "\n"
     return Response(command, mimetype=TEXT)
 
 

@@ -19,7 +19,7 @@ from taskservice.mcp.protocol import Call, RpcError
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import integer, label_texts, task_id
 from taskservice.services import agents, attempts, subscriptions, tasks
-from taskservice.services.attempts import FirstAttemptSlots
+from taskservice.services.attempts import FirstAttemptSlots, Message
 from taskservice.services.subscriptions import SUBSCRIPTION_HEADER, TooMany, Wanted
 from taskservice.webhooks import signing
 from taskservice.webhooks.destinations import RefusedError, check_url, kind_of
@@ -230,12 +230,12 @@ def _verify(wanted: Wanted) -> None:
     """Let the URL of a first subscription answer a signed challenge. Raises RpcError."""
     times, text = resources.find(FailedChallenges)[caller.user_id], token_urlsafe(32)
     webhook_id, body = subscriptions.challenge(text)
-    headers = attempts.signed_headers([wanted.secret], webhook_id, body)
-    headers[SUBSCRIPTION_HEADER] = subscriptions.id_of(caller, wanted)
+    headers = {SUBSCRIPTION_HEADER: subscriptions.id_of(caller, wanted)}
+    challenge = Message(webhook_id, wanted.url, body, [wanted.secret], headers)
     with resources.find(FirstAttemptSlots).acquire(caller.user_id) as is_acquired:
         if not is_acquired or time.monotonic() - times[0] < FAILURES_SECONDS:
             raise error("ResourceExhausted", limit="verifications")
-        outcome = attempts.until_stop(partial(attempts.post_webhook, wanted.url, headers, body))
+        outcome = attempts.until_stop(partial(attempts.send, challenge))
     if outcome is None:
         raise Problem(503, "The service is stopping", code=terms.STOPPING)
     logger.info("Challenge of %s: %s", headers[SUBSCRIPTION_HEADER], outcome.message)

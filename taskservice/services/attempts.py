@@ -2,9 +2,8 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
@@ -44,10 +43,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-NO_WEBHOOK = "none"
 # An MCP client refuses an event for good.
 TOO_LARGE = 413
-INTERNAL_ERROR_MESSAGE = "The service could not post the webhook; see the service's log."
 
 # A first attempt notices within STOP_CHECK_SECONDS that the process stops. Its receiver then has
 # STOP_SECONDS to respond. Then the attempt is interrupted, and has INTERRUPT_SECONDS to end.
@@ -64,25 +61,23 @@ class FirstAttemptSlots:
 
     def __init__(self, count: int) -> None:
         self._lock = Lock()
-        self._free = count
-        self._held: Counter[str] = Counter()
+        self._count = count
+        # The user of each slot that is held.
+        self._held: list[str] = []
 
     @contextmanager
     def acquire(self, user_id: str) -> Iterator[bool]:
         """Hold a slot for this user during the block; False when none is free."""
         with self._lock:
-            is_acquired = self._free > (user_id in self._held)
+            is_acquired = len(self._held) + (user_id in self._held) < self._count
             if is_acquired:
-                self._free -= 1
-                self._held[user_id] += 1
+                self._held.append(user_id)
         try:
             yield is_acquired
         finally:
             if is_acquired:
                 with self._lock:
-                    self._free += 1
-                    # Subtracting drops a user whose count falls to 0.
-                    self._held -= Counter([user_id])
+                    self._held.remove(user_id)
 
 
 def init_app(app: Flask) -> None:
@@ -99,7 +94,7 @@ def first_attempt(leased: deliveries.Leased | None) -> str:
     the process stops. Never raises: nothing here can undo the end of the task.
     """
     if leased is None:
-        return NO_WEBHOOK
+        return "none"
     with resources.find(FirstAttemptSlots).acquire(leased.user_id) as is_acquired:
         if is_acquired and not resources.find(CircuitBreaker).is_open(leased.receiver):
             state = until_stop(partial(attempt_delivery, leased))
@@ -110,19 +105,12 @@ def first_attempt(leased: deliveries.Leased | None) -> str:
 
 def until_stop(send: Callable[[Interrupt], T]) -> T | None:
     """The result of `send`; None if the process stops first: then nothing more is sent."""
-    result: Future[T] = Future()
     interrupt = Interrupt()
-
-    def run() -> None:
-        try:
-            result.set_result(send(interrupt))
-        except Exception as error:
-            result.set_exception(error)
-
     # A look-up or a connect cannot be interrupted, only abandoned: so the attempt has a thread
     # of its own, in the context of this request.
+    run = partial(copy_context().run, send, interrupt)
     try:
-        resources.start_thread("first attempt", partial(copy_context().run, run))
+        result = resources.start_future("first attempt", run)
     except RuntimeError:
         # The machine has no more threads.
         return send(interrupt)
@@ -162,43 +150,46 @@ def _send(leased: deliveries.Leased, interrupt: Interrupt) -> Outcome:
     """The outcome of one POST; an unexpected error counts, or it would be repeated forever."""
     try:
         confirm = partial(deliveries.require_lease, leased)
-        if leased.hook_id is not None:
-            return send_to_hook(message_of(leased), interrupt, confirm)
-        task = tasks.find_by_id(leased.task_id or "")
-        if task is None:
-            raise deliveries.LeaseLost("The task was deleted.", FAILED)
-        headers, body = webhook_of(task, leased.id)
-        return post_webhook(leased.callback_url, headers, body, interrupt, confirm)
+        return send(_message_of(leased), interrupt, confirm)
     except (SQLAlchemyError, Interrupted, deliveries.LeaseLost):
         raise  # these errors are not the receiver's
     except Exception:
         logger.exception("Delivery %s to %s could not be posted", leased.id, leased.host)
-        return Outcome(INTERNAL_ERROR_MESSAGE)
+        return Outcome("The service could not post the webhook; see the service's log.")
 
 
-class HookMessage(NamedTuple):
-    """What is sent to the target of a hook; a webhook for a program is signed later."""
+class Message(NamedTuple):
+    """What is sent: a webhook, which the secrets sign when it is sent, or a message for people."""
 
-    hook: AnyRow
     id: str
     url: str
     body: bytes
-    headers: Mapping[str, str]
+    secrets: Sequence[str] | None = None
+    headers: Mapping[str, str] = {}
+    # None for a callback.
+    hook: AnyRow | None = None
     # Of a mail, of which the body is the text.
     subject: str = ""
     is_last_attempt: bool = False
 
+    def headers_now(self) -> dict[str, str]:
+        headers = {"content-type": "application/json", **self.headers}
+        if self.secrets is not None:
+            headers |= signing.sign(self.secrets, self.id, int(time.time()), self.body)
+        return headers
 
-def send_to_hook(
-    message: HookMessage,
+
+def send(
+    message: Message,
     interrupt: Interrupt | None = None,
     confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    hook, config = message.hook, current_app.config
-    if hook.format == MAIL:
-        # Imported here as in `post_webhook`.
-        from taskservice.webhooks import smtp
+    """Send a message with the service's settings; raises what `transport.post_once` raises."""
+    # Imported here: it loads `requests`, a tenth of the time of a start, for webhooks only.
+    from taskservice.webhooks import smtp, transport
 
+    hook, config = message.hook, current_app.config
+    if hook is not None and hook.format == MAIL:
         return smtp.send_mail(
             config["SMTP_URL"],
             config["MAIL_FROM"],
@@ -210,52 +201,21 @@ def send_to_hook(
             interrupt=interrupt,
             confirm=confirm,
         )
-    headers = {"content-type": "application/json", **message.headers}
-    if hook.format == STANDARD:
-        secrets = users.callback_secrets(hook.user_id)
-        headers |= signed_headers(secrets, message.id, message.body)
-    if hook.format == MCP:
-        is_replaced = (hook.replaced_at or "") > clock.now(-users.OVERLAP_SECONDS)
-        secrets = [hook.secret, *([hook.replaced_secret] if is_replaced else [])]
-        headers |= signed_headers(secrets, message.id, message.body)
-    outcome = post_webhook(message.url, headers, message.body, interrupt, confirm)
+    outcome = transport.post_once(
+        message.url,
+        message.headers_now(),
+        message.body,
+        allowed=config["CALLBACK_ALLOWED"],
+        seconds=config["CALLBACK_TIMEOUT"],
+        interrupt=interrupt,
+        confirm=confirm,
+    )
+    if hook is None:
+        return outcome
     if message.is_last_attempt or (hook.format == MCP and outcome.status_code == TOO_LARGE):
         outcome = outcome._replace(permanent=True)
     # The response of ntfy repeats the message, and an answer link must not be stored.
     return outcome._replace(answer=None) if hook.answer_links else outcome
-
-
-def webhook_of(task: TaskRow, webhook_id: str) -> tuple[dict[str, str], bytes]:
-    """The headers and the body of a finished task's webhook, signed now."""
-    body = task_json.webhook_body(task)
-    return signed_headers(users.callback_secrets(task.user_id), webhook_id, body), body
-
-
-def signed_headers(secrets: Sequence[str], webhook_id: str, body: bytes) -> dict[str, str]:
-    signature = signing.sign(secrets, webhook_id, int(time.time()), body)
-    return {"content-type": "application/json", **signature}
-
-
-def post_webhook(
-    url: str,
-    headers: dict[str, str],
-    body: bytes,
-    interrupt: Interrupt | None = None,
-    confirm: Callable[[], None] = lambda: None,
-) -> Outcome:
-    """Send one webhook with the service's settings; raises what `transport.post_once` raises."""
-    # Imported here: it loads `requests`, a tenth of the time of a start, for webhooks only.
-    from taskservice.webhooks import transport
-
-    return transport.post_once(
-        url,
-        headers,
-        body,
-        allowed=current_app.config["CALLBACK_ALLOWED"],
-        seconds=current_app.config["CALLBACK_TIMEOUT"],
-        interrupt=interrupt,
-        confirm=confirm,
-    )
 
 
 def _record_receiver_health(leased: deliveries.Leased, outcome: Outcome) -> None:
@@ -273,14 +233,22 @@ def _leave_to_loop(leased: deliveries.Leased) -> str:
     return PENDING
 
 
-# What a hook is told: a webhook for a program, or one message for people.
+# What is told: the webhook of a callback; and to a hook a webhook, or one message for people.
 
 # Events whose agents one message counts; of the others it tells the number.
 MAX_DESCRIBED = 200
 
 
-def message_of(leased: deliveries.Leased) -> HookMessage:
+def webhook_of(task: TaskRow, delivery: Any) -> Message:
+    """The webhook of a finished task for its callback."""
+    body, secrets = task_json.webhook_body(task), users.callback_secrets(task.user_id)
+    return Message(delivery.id, delivery.callback_url, body, secrets)
+
+
+def _message_of(leased: deliveries.Leased) -> Message:
     """The message of a delivery that is sent now. Raises LeaseLost if it was deleted."""
+    if leased.hook_id is None:
+        return webhook_of(_task(leased.task_id), leased)
     is_told: ColumnElement[bool] = Event.id == leased.event_id
     if leased.is_shared:
         of_message = select(Delivery.event_id).where(
@@ -295,49 +263,65 @@ def message_of(leased: deliveries.Leased) -> HookMessage:
         count = connection.scalar(select(func.count()).select_from(Event).where(is_told)) or 0
     if hook is None or not events:
         raise deliveries.LeaseLost("The hook or the task was deleted.", FAILED)
+    event = events[0]
     if hook.format == MCP:
-        [event] = events
         is_last = (
             event.name == subscriptions.TERMINATED
             and leased.attempt_count + 1 >= subscriptions.MAX_TERMINATIONS
         )
-        return _for_mcp(hook, *subscriptions.message(hook, event), is_last)
+        message = _for_mcp(hook, *subscriptions.message(hook, event))
+        return message._replace(is_last_attempt=is_last)
     if hook.format == STANDARD:
-        [event] = events
-        return _event_webhook(hook, leased.id, event.name, event.at, _data(hook, event))
-    return _for_people(hook, leased.id, [_notice(hook, event) for event in events], count)
+        return _for_program(hook, leased.id, event.name, event.at, _data(hook, event))
+    return _for_people(hook, leased.id, [_notice(hook, each) for each in events], count)
 
 
-def sample(hook: AnyRow) -> HookMessage:
+def sample(hook: AnyRow) -> Message:
     """A message that shows how this hook is told of a broken agent."""
     now = clock.now()
     if hook.format == MCP:
         return _for_mcp(hook, *subscriptions.challenge(token_urlsafe(32)))
     if hook.format == STANDARD:
         data = {"agent": {"id": "sample", "name": "Sample"}, "url": page("")}
-        return _event_webhook(hook, clock.new_id(), AGENT_BROKEN, now, data)
+        return _for_program(hook, clock.new_id(), AGENT_BROKEN, now, data)
     notice = Notice(
         AGENT_BROKEN, now, "Sample", reason="This is a test: no agent broke.", url=page("")
     )
     return _for_people(hook, clock.new_id(), [notice], 1)
 
 
+def _for_mcp(hook: AnyRow, webhook_id: str, body: bytes) -> Message:
+    is_replaced = (hook.replaced_at or "") > clock.now(-users.OVERLAP_SECONDS)
+    secrets = [hook.secret, *([hook.replaced_secret] if is_replaced else [])]
+    headers = {subscriptions.SUBSCRIPTION_HEADER: hook.subscription}
+    return Message(webhook_id, hook.target, body, secrets, headers, hook)
+
+
+def _for_program(
+    hook: AnyRow, webhook_id: str, name: str, at: str, data: dict[str, Any]
+) -> Message:
+    body = strict_json.dumps({"type": name, "timestamp": at, "data": data})
+    secrets = users.callback_secrets(hook.user_id)
+    return Message(webhook_id, hook.target, body, secrets, hook=hook)
+
+
+def _for_people(hook: AnyRow, message_id: str, notices: Sequence[Notice], count: int) -> Message:
+    made = messages.FORMATS[hook.format](hook.target, notices, count)
+    headers = {"authorization": f"Bearer {hook.token}"} if hook.token else {}
+    return Message(message_id, made.url, made.body, None, headers, hook, made.subject)
+
+
+def _task(task_id: str | None) -> TaskRow:
+    task = tasks.find_by_id(task_id or "")
+    if task is None:
+        raise deliveries.LeaseLost("The task was deleted.", FAILED)
+    return task
+
+
 def page(path: str) -> str | None:
     """The address of a page of the dashboard; None if the service does not know its own."""
     public_url: str = current_app.config["PUBLIC_URL"]
     return f"{public_url.rstrip('/')}/{path}" if public_url else None
-
-
-def _event_webhook(
-    hook: AnyRow, webhook_id: str, name: str, at: str, data: dict[str, Any]
-) -> HookMessage:
-    body = strict_json.dumps({"type": name, "timestamp": at, "data": data})
-    return HookMessage(hook, webhook_id, hook.target, body, {})
-
-
-def _for_mcp(hook: AnyRow, webhook_id: str, body: bytes, is_last: bool = False) -> HookMessage:
-    headers = {subscriptions.SUBSCRIPTION_HEADER: hook.subscription}
-    return HookMessage(hook, webhook_id, hook.target, body, headers, is_last_attempt=is_last)
 
 
 def _data(hook: AnyRow, event: AnyRow) -> dict[str, Any]:
@@ -347,10 +331,7 @@ def _data(hook: AnyRow, event: AnyRow) -> dict[str, Any]:
         agent = agents.by_id(event.user_id, [event.agent_id]).get(event.agent_id)
         data["agent"] = agent and agent_of_task_schema.dump(agent)
     if event.task_id is not None:
-        task = tasks.find_by_id(event.task_id)
-        if task is None:
-            raise deliveries.LeaseLost("The task was deleted.", FAILED)
-        data["task"] = strict_json.fragment(task_json.webhook_body(task))
+        data["task"] = strict_json.fragment(task_json.webhook_body(_task(event.task_id)))
     if event.question_id is not None:
         question = questions.find_by_id(event.question_id)
         data["question"] = question_schema.dump(question)
@@ -391,11 +372,3 @@ def _notice(hook: AnyRow, event: AnyRow) -> Notice:
         choices=choices,
         task_id=event.task_id,
     )
-
-
-def _for_people(
-    hook: AnyRow, message_id: str, notices: Sequence[Notice], count: int
-) -> HookMessage:
-    made = messages.FORMATS[hook.format](hook.target, notices, count)
-    headers = {"authorization": f"Bearer {hook.token}"} if hook.token else {}
-    return HookMessage(hook, message_id, made.url, made.body, headers, made.subject)

@@ -176,7 +176,7 @@ def test(caller: Caller, hook_id: str) -> Outcome:
     with resources.find(FirstAttemptSlots).acquire(caller.user_id) as is_acquired:
         if not is_acquired:
             raise overloaded("Too many webhooks are being sent")
-        return attempts.send_to_hook(attempts.sample(hook))
+        return attempts.send(attempts.sample(hook))
 
 
 def list_deliveries(caller: Caller, hook_id: str) -> list[Any]:
