@@ -3,7 +3,7 @@
 import logging
 import time
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 from flask import current_app
 from sqlalchemy import TextClause, bindparam, exists, select, update
@@ -62,27 +62,6 @@ _END = (
 )
 
 
-class _ClockReading(NamedTuple):
-    """The database's clock, this machine's, and the monotonic one, read together."""
-
-    database: str
-    machine: str
-    monotonic: float
-
-    def follows(self, before: "_ClockReading") -> bool:
-        """Whether no clock was set and no gap has passed since the reading `before`."""
-        passed = self.monotonic - before.monotonic
-        return passed <= MAX_GAP_SECONDS and max(map(abs, self.jumps(before))) <= MAX_DRIFT_SECONDS
-
-    def jumps(self, before: "_ClockReading") -> tuple[float, float]:
-        """How many seconds the database's clock and this machine's were set since `before`."""
-        passed = self.monotonic - before.monotonic
-        return (
-            clock.seconds_between(before.database, self.database) - passed,
-            clock.seconds_between(before.machine, self.machine) - passed,
-        )
-
-
 class ClockMonitor:
     """Measures how long the clocks have been steady, so that old tasks may be ended or removed.
 
@@ -95,26 +74,33 @@ class ClockMonitor:
         self.now: str | None = None
         # Whether `now` is the first value since the clocks were last unsteady.
         self.is_first = False
-        self._last: _ClockReading | None = None
+        # The database's clock, this machine's, and the monotonic one, read together.
+        self._last: tuple[str, str, float] | None = None
         self._steady_since = 0.0
 
     def read_clocks(self) -> None:
         """Read the clocks; call it once in each round, before `now` is used."""
         was_steady, self.now = self.now is not None, None
-        database = database_time()
-        current = _ClockReading(database, clock.now(), time.monotonic())
-        if self._last is None or not current.follows(self._last):
-            was_steady = False
-            self._steady_since = current.monotonic
-            if self._last is not None:
-                jumps = current.jumps(self._last)
+        database, machine, monotonic = database_time(), clock.now(), time.monotonic()
+        is_steady = False
+        if self._last is not None:
+            *before, last = self._last
+            passed = monotonic - last
+            jumps = [
+                clock.seconds_between(since, until) - passed
+                for since, until in zip(before, (database, machine), strict=True)
+            ]
+            is_steady = passed <= MAX_GAP_SECONDS and max(map(abs, jumps)) <= MAX_DRIFT_SECONDS
+            if not is_steady:
                 logger.warning(
                     "A pause of %.0f s, a clock jump of %+.0f s on the database or of %+.0f s on "
                     "this machine: no task is timed out or pruned for %.0f s",
-                    current.monotonic - self._last.monotonic, *jumps, GRACE_SECONDS,
+                    passed, *jumps, GRACE_SECONDS,
                 )  # fmt: skip
-        self._last = current
-        if current.monotonic - self._steady_since >= GRACE_SECONDS:
+        if not is_steady:
+            was_steady, self._steady_since = False, monotonic
+        self._last = (database, machine, monotonic)
+        if monotonic - self._steady_since >= GRACE_SECONDS:
             self.now, self.is_first = database, not was_steady
 
 
