@@ -53,10 +53,10 @@ def get(agent_id: str, query: dict[str, Any]) -> Response:
 def _expanded(agents: Sequence[AnyRow], query: dict[str, Any]) -> list[dict[str, Any]]:
     """The agents as JSON, with the objects that `expand` names."""
     dumped: list[dict[str, Any]] = agent_schema.dump(agents, many=True)
-    if "expand" not in query:
-        return dumped
-    health = agent_service.health(agents)
-    return [agent | {"health": health[agent["id"]]} for agent in dumped]
+    if "expand" in query:
+        for agent, own in zip(agents, dumped, strict=True):
+            own["health"] = agent_service.health(agent, agent_service.runs(agent))
+    return dumped
 
 
 @blueprint.put("/agent/<agent_id>")

@@ -55,8 +55,9 @@ def list_all() -> Response:
     return page(
         "agents.html",
         agents=[
-            {**_facts(agent, runs), "recent_tasks": _last_tasks(agent.id, RECENT_TASKS)}
-            for agent, runs in agent_service.runs(used, agent_service.RECENT)
+            _facts(agent, agent_service.runs(agent))
+            | {"recent_tasks": _last_tasks(agent.id, RECENT_TASKS)}
+            for agent in used
         ],
         attention=attention.list_all(caller),
         loads=agent_service.loads(used, MAX_WAITING),
@@ -72,7 +73,7 @@ def list_all() -> Response:
 def show(agent_id: str) -> Response:
     agent = agent_service.get(caller, agent_id)
     expect = _stored_expect(agent)
-    ((_, runs),) = agent_service.runs([agent], PLOTTED_RUNS)
+    runs = agent_service.runs(agent, PLOTTED_RUNS)
     facts = _facts(agent, runs[-agent_service.RECENT :])
     return page(
         "agent.html",
@@ -202,7 +203,7 @@ def _expect(form: dict[str, str]) -> dict[str, Any] | None:
 
 def _facts(agent: AnyRow, recent: Sequence[AnyRow]) -> dict[str, Any]:
     """The facts about an agent on a page, from its last runs."""
-    health = agent_service.health_of(agent, recent)
+    health = agent_service.health(agent, recent)
     outcomes = Counter(outcome_of(task) for task in recent)
     counted = outcomes.total() - outcomes[CANCELLED]
     return {

@@ -66,7 +66,7 @@ def _expected_end(agent: AnyRow, task: TaskRow) -> str | None:
         spent = clock.seconds_between(task.claimed_at, task.updated_at)
         seconds = max(0.0, spent) / progress
         return clock.moved(task.claimed_at, seconds) if seconds < LONGEST else None
-    usual = agents.health([agent])[agent.id]["medianSeconds"]
+    usual = agents.health(agent, agents.runs(agent))["medianSeconds"]
     return None if usual is None else clock.moved(task.claimed_at, usual)
 
 

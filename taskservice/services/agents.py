@@ -62,14 +62,8 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
         changed = connection.execute(change if values else _AGENT, here).one_or_none()
         if changed is not None:
             return changed, False
-        new = {
-            "name": agent_id,
-            "description": "",
-            **values,
-            "user_id": caller.user_id,
-            "id": agent_id,
-            "created_at": clock.now(),
-        }
+        own = {"user_id": caller.user_id, "id": agent_id, "created_at": clock.now()}
+        new = {"name": agent_id, "description": "", **values, **own}
         return connection.execute(insert(Agent).returning(*AGENT_COLUMNS), new).one(), True
 
 
@@ -175,18 +169,9 @@ def get(caller: Caller, agent_id: str) -> AnyRow:
     return require(read_one(_AGENT, agent_id=agent_id, **caller.scope), "agent")
 
 
-def health(agents: Sequence[AnyRow]) -> dict[str, dict[str, Any]]:
-    """Agent id -> health, as in HealthOfAgentSchema; all agents belong to one user."""
-    return {agent.id: health_of(agent, recent) for agent, recent in runs(agents, RECENT)}
-
-
-def runs(agents: Sequence[AnyRow], count: int) -> list[tuple[AnyRow, Sequence[AnyRow]]]:
-    """Each agent with its last finished tasks, oldest first."""
-    found = []
-    for agent in agents:
-        newest = read_all(_RUNS, user_id=agent.user_id, agent_id=agent.id, count=count)
-        found.append((agent, newest[::-1]))
-    return found
+def runs(agent: AnyRow, count: int = RECENT) -> Sequence[AnyRow]:
+    """The last finished tasks of an agent, oldest first."""
+    return read_all(_RUNS, user_id=agent.user_id, agent_id=agent.id, count=count)[::-1]
 
 
 def newest_task(agent: AnyRow, max_input: int) -> AnyRow | None:
@@ -213,8 +198,8 @@ def loads(agents: Sequence[AnyRow], maximum: int) -> dict[str, Load]:
         }
 
 
-def health_of(agent: AnyRow, recent: Sequence[AnyRow]) -> dict[str, Any]:
-    """The health of an agent, computed from its tasks `recent`, oldest first."""
+def health(agent: AnyRow, recent: Sequence[AnyRow]) -> dict[str, Any]:
+    """The health of an agent as in HealthOfAgentSchema, from its last `runs`."""
     counted = [task for task in recent if task.error_type != terms.CANCELLED]
     complete = [task for task in counted if task.status == terms.COMPLETE]
     return {
@@ -349,9 +334,8 @@ def _outputs(
     caller: Caller, agent_id: str, count: int
 ) -> Iterator[tuple[AnyRow, Mapping[str, str]]]:
     """The last ended tasks with their numbers by path, newest first, up to MAX_BYTES."""
-    [(_, ended)] = runs([get(caller, agent_id)], count)
     left = MAX_BYTES
-    for task in reversed(ended):
+    for task in reversed(runs(get(caller, agent_id), count)):
         size, numbers = _numbers(task.id, task.version)
         left -= size
         if left < 0:
@@ -362,20 +346,18 @@ def _outputs(
 @lru_cache(CACHE_SIZE)
 def _numbers(task_id: str, version: int) -> tuple[int, Mapping[str, str]]:
     """The length of a task's output in this version, and its first numbers by their paths."""
-    text = next((row.output for row in read_all(_OUTPUT, task_id=task_id)), "{}")
+    text = getattr(read_one(_OUTPUT, task_id=task_id), "output", "{}")
     output = _decoder.decode(_LONG_LIST.sub("[]", text))
-    # A key with a dot wins over a nested one.
-    numbers = dict(islice(_top_level(output), MAX_PER_OUTPUT))
-    for path, number in islice(_nested(output), MAX_PER_OUTPUT - len(numbers)):
-        numbers.setdefault(path, number)
+    found = ((path, value) for path, value in _values(output) if isinstance(value, _Number))
+    numbers: dict[str, str] = {}
+    for path, number in islice(found, MAX_PER_OUTPUT):
+        numbers.setdefault(path, str(number))
     return len(text), numbers
 
 
-def _top_level(output: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    return ((key, str(value)) for key, value in output.items() if isinstance(value, _Number))
-
-
-def _nested(output: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _values(output: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The values of an output by their paths: a key with a dot comes before a nested one."""
+    yield from output.items()
     for key, value in output.items():
         if isinstance(value, dict):
-            yield from ((f"{key}.{inner}", number) for inner, number in _top_level(value))
+            yield from ((f"{key}.{inner}", each) for inner, each in value.items())
