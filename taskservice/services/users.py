@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from taskservice import auth
@@ -87,6 +87,9 @@ def _check_name(name: str) -> None:
 
 KEYS_PER_READ = 1_000
 _KEYS = select(*KEY_COLUMNS)
+_USER_KEYS = select(ApiKey.id).where(
+    visible_keys, ApiKey.agent_id.is_(None), ApiKey.access == FULL, ~ApiKey.login
+)
 
 
 def add_key(
@@ -104,8 +107,9 @@ def add_key(
         raise invalid({"name": ["A proxy can't send it: no comma, and no space at either end."]})
     try:
         with transaction() as connection:
-            own = {"agent_id": agent_id, "expires_at": expires_at, "access": access, "login": login}
-            return _insert_key(connection, get_id(connection, user_name), name, **own)
+            user_id = get_id(connection, user_name)
+            more = {"expires_at": expires_at, "login": login}
+            return _insert_key(connection, user_id, name, agent_id, access, **more)
     except IntegrityError:
         raise Problem(409, f"Another key already signs in {name}") from None
 
@@ -124,9 +128,9 @@ def create_key(caller: Caller, fields: dict[str, Any], key_id: str | None = None
             connection,
             caller.user_id,
             fields["name"],
-            agent_id=fields.get("agentId"),
+            fields.get("agentId"),
+            fields.get("access") or FULL,
             expires_at=expires_at,
-            access=fields.get("access") or FULL,
             id=key_id or clock.new_id(),
         )
 
@@ -136,9 +140,11 @@ def revoke_key(caller: Caller, key_id: str) -> AnyRow:
     with transaction() as connection:
         # The lock keeps two requests from revoking the last two user keys.
         _lock_user_of(connection, caller)
-        key = _key(connection, key_id, caller)
-        is_user_key = key.agent_id is None and key.access == FULL and not key.login
-        if is_user_key and not _has_other_user_key(connection, caller, key_id):
+        _key(connection, key_id, caller)
+        here = {**caller.scope, "now": clock.now()}
+        others = _USER_KEYS.where(ApiKey.id != key_id, *KEY_IS_VALID).limit(1)
+        is_user_key = connection.scalar(_USER_KEYS.where(ApiKey.id == key_id), here) is not None
+        if is_user_key and connection.scalar(others, here) is None:
             detail = "The last user key can only be revoked on the server"
             raise Problem(409, detail, code=LAST_USER_KEY)
         _revoke(connection, ApiKey.id == key_id)
@@ -212,40 +218,24 @@ def _key(connection: Connection, key_id: str, caller: Caller | None = None) -> A
     return require(connection.execute(key).one_or_none(), "key")
 
 
-def _has_other_user_key(connection: Connection, caller: Caller, key_id: str) -> bool:
-    others = select(func.count()).where(
-        ApiKey.user_id == caller.user_id,
-        ApiKey.id != key_id,
-        ApiKey.agent_id.is_(None),
-        ApiKey.access == FULL,
-        ~ApiKey.login,
-        *KEY_IS_VALID,
-    )
-    return bool(connection.scalar(others, {"now": clock.now()}))
-
-
-def _insert_key(connection: Connection, user_id: str, name: str, **columns: Any) -> Any:
+def _insert_key(
+    connection: Connection,
+    user_id: str,
+    name: str,
+    agent_id: str | None = None,
+    access: str = FULL,
+    **more: Any,
+) -> Any:
     """Insert a key; returns it with its `text`. Raises 422 for an unknown agent."""
-    key = {
-        "id": clock.new_id(),
-        "user_id": user_id,
-        "agent_id": None,
-        "access": FULL,
-        "login": False,
-        "name": name,
-        "created_at": clock.now(),
-        "expires_at": None,
-        "last_used_at": None,
-        "revoked_at": None,
-        **columns,
-    }
-    agent = select(Agent.id).where(Agent.user_id == user_id, Agent.id == key["agent_id"])
-    if key["agent_id"] is not None and connection.scalar(agent) is None:
+    agent = select(Agent.id).where(Agent.user_id == user_id, Agent.id == agent_id)
+    if agent_id is not None and connection.scalar(agent) is None:
         raise invalid({"agentId": ["No such agent; register it first."]})
-    text = auth.new(for_agent=key["agent_id"] is not None, access=key["access"])
-    key |= {"digest": auth.digest(text), "hint": "" if key["login"] else auth.hint(text)}
-    connection.execute(insert(ApiKey), key)
-    return SimpleNamespace(**key, text=text)
+    text = auth.new(for_agent=agent_id is not None, access=access)
+    of_user = {"id": clock.new_id(), "user_id": user_id, "created_at": clock.now()}
+    secret = {"digest": auth.digest(text), "hint": "" if more.get("login") else auth.hint(text)}
+    key = {**of_user, "name": name, "agent_id": agent_id, "access": access, **secret, **more}
+    row = connection.execute(insert(ApiKey).returning(*KEY_COLUMNS), key).one()
+    return SimpleNamespace(**row._asdict(), text=text)
 
 
 # Callback secrets, which are rotated with a day of overlap.
@@ -280,12 +270,8 @@ def rotate(caller: Caller) -> Any:
 
 
 def insert_secret(connection: Connection, user_id: str, now: str) -> Any:
-    secret = {
-        "id": clock.new_id(),
-        "user_id": user_id,
-        "secret": signing.new_secret(),
-        "created_at": now,
-    }
+    secret = {"id": clock.new_id(), "user_id": user_id, "created_at": now}
+    secret["secret"] = signing.new_secret()
     connection.execute(insert(CallbackSecret), secret)
     return SimpleNamespace(**secret)
 
