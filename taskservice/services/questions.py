@@ -22,7 +22,6 @@ from taskservice.database.types import (
     AnyRow,
     AnySelect,
     Identifier,
-    TaskRow,
     is_among,
     time_from_now,
 )
@@ -126,7 +125,13 @@ def ask(
             )
             if (replayed := idempotency.replayed(connection, of_task)) is not None:
                 return replayed, True
-        _check_may_ask(connection, task)
+        if task.status != terms.RUNNING:
+            raise tasks.finished_problem(task)
+        if task.claimed_at is None:
+            raise Problem(409, "No agent has claimed the task", code=terms.NOT_CLAIMED)
+        if len(_open(connection, task.id)) >= terms.MAX_OPEN_QUESTIONS:
+            detail = f"The task has {terms.MAX_OPEN_QUESTIONS} open questions already"
+            raise Problem(409, detail, code=terms.TOO_MANY_QUESTIONS)
         now = current_time(connection)
         seconds = fields.get("timeout")
         timeout = terms.QUESTION_TIMEOUT if seconds is None else seconds
@@ -148,16 +153,6 @@ def ask(
         return _get(connection, task.id, question["id"]), False
 
 
-def _check_may_ask(connection: Connection, task: TaskRow) -> None:
-    if task.status != terms.RUNNING:
-        raise tasks.finished_problem(task)
-    if task.claimed_at is None:
-        raise Problem(409, "No agent has claimed the task", code=terms.NOT_CLAIMED)
-    if len(_open(connection, task.id)) >= terms.MAX_OPEN_QUESTIONS:
-        detail = f"The task has {terms.MAX_OPEN_QUESTIONS} open questions already"
-        raise Problem(409, detail, code=terms.TOO_MANY_QUESTIONS)
-
-
 def answer(
     caller: Caller,
     task_id: str,
@@ -167,6 +162,7 @@ def answer(
     is_repeatable: bool = True,
 ) -> AnyRow:
     """Answer or decline a question. Raises 404, 409 if it is no longer open, and 422."""
+    values = {"state": terms.DECLINED}
     if action != terms.DECLINE:
         # Not in a transaction, since validation may take long.
         question = get(caller, task_id, question_id)
@@ -175,38 +171,35 @@ def answer(
             errors = json_schema.answer_problems(schema, content or {})
             if errors:
                 raise invalid(errors)
-    values = {"state": terms.DECLINED, "answered_by": caller.key_name}
-    if action != terms.DECLINE:
-        values |= {"state": terms.ANSWERED, "answer": strict_json.dumps(content or {}).decode()}
-    with transaction() as connection:
-        tasks.get_locked(connection, caller, task_id)
-        question = _get(connection, task_id, question_id)
-        is_same = is_repeatable and question.state == values["state"]
-        if is_same and question.state == terms.ANSWERED:
-            before = strict_json.loads(question.answer.encode())
-            is_same = strict_json.canonical(before) == strict_json.canonical(content or {})
-        return _close(connection, question, is_same, **values)
+        values = {"state": terms.ANSWERED, "answer": strict_json.dumps(content or {}).decode()}
+    values["answered_by"] = caller.key_name
+    return _close(caller, task_id, question_id, values, is_repeatable)
 
 
 def withdraw(caller: Caller, task_id: str, question_id: str) -> AnyRow:
     """Withdraw an open question; repeating it changes nothing. Raises 404, and 409 if it ended."""
+    return _close(caller, task_id, question_id, {"state": terms.WITHDRAWN}, is_repeatable=True)
+
+
+def _close(
+    caller: Caller, task_id: str, question_id: str, values: dict[str, str], is_repeatable: bool
+) -> AnyRow:
+    """Close a question; `is_repeatable`: it may already be closed in this way."""
     with transaction() as connection:
         tasks.get_locked(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
-        is_same = question.state == terms.WITHDRAWN
-        return _close(connection, question, is_same, state=terms.WITHDRAWN)
-
-
-def _close(connection: Connection, question: AnyRow, is_same: bool, **values: Any) -> AnyRow:
-    """Close a question of a locked task; `is_same`: it was already closed in this way."""
-    if is_same:
-        return question
-    if question.state != terms.OPEN:
-        detail, more = f"The question is {question.state}", question_schema.dump(question)
-        raise Problem(409, detail, code=terms.QUESTION_CLOSED, more={"question": more})
-    connection.execute(_CLOSE.values(values), {"of_question_id": question.id})
-    _store_open(connection, question.task_id)
-    return _get(connection, question.task_id, question.id)
+        is_same = question.state == values["state"]
+        if is_same and (text := values.get("answer")):
+            before, now = (strict_json.loads(each.encode()) for each in (question.answer, text))
+            is_same = strict_json.canonical(before) == strict_json.canonical(now)
+        if is_same and is_repeatable:
+            return question
+        if question.state != terms.OPEN:
+            detail, more = f"The question is {question.state}", question_schema.dump(question)
+            raise Problem(409, detail, code=terms.QUESTION_CLOSED, more={"question": more})
+        connection.execute(_CLOSE.values(values), {"of_question_id": question_id})
+        _store_open(connection, task_id)
+        return _get(connection, task_id, question_id)
 
 
 def _get(connection: Connection, task_id: str, question_id: str) -> AnyRow:
