@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from taskservice import resources
 from taskservice.database import clock
 from taskservice.database.models import Delivery, Event, Hook
-from taskservice.database.transactions import reading
+from taskservice.database.transactions import end_shared_reading, reading
 from taskservice.database.types import AnyRow, TaskRow
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import question_schema
@@ -67,7 +67,8 @@ class FirstAttemptSlots:
 
     @contextmanager
     def acquire(self, user_id: str) -> Iterator[bool]:
-        """Hold a slot for this user during the block; False when none is free."""
+        """Hold a slot for this user and no shared connection; False when none is free."""
+        end_shared_reading()
         with self._lock:
             is_acquired = len(self._held) + (user_id in self._held) < self._count
             if is_acquired:

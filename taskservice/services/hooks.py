@@ -13,13 +13,7 @@ from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Delivery, Event, Hook
-from taskservice.database.transactions import (
-    end_shared_reading,
-    read_all,
-    read_one,
-    retry_on_conflict,
-    transaction,
-)
+from taskservice.database.transactions import read_all, read_one, retry_on_conflict, transaction
 from taskservice.database.types import AnyRow, AnySelect, Identifier, time_from_now
 from taskservice.errors import Problem, invalid, overloaded, require
 from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS, hook_schema
@@ -172,7 +166,6 @@ def delete(caller: Caller, hook_id: str) -> AnyRow:
 def test(caller: Caller, hook_id: str) -> Outcome:
     """Send a sample to a hook, whatever its state. Raises 404, and 503 if too many are sent."""
     hook = get(caller, hook_id)
-    end_shared_reading()
     with resources.find(FirstAttemptSlots).acquire(caller.user_id) as is_acquired:
         if not is_acquired:
             raise overloaded("Too many webhooks are being sent")

@@ -18,13 +18,7 @@ from taskservice.database.transactions import (
     retry_on_conflict,
     transaction,
 )
-from taskservice.database.types import (
-    AnyRow,
-    AnySelect,
-    Identifier,
-    is_among,
-    time_from_now,
-)
+from taskservice.database.types import AnyRow, AnySelect, Identifier, is_among, time_from_now
 from taskservice.errors import Problem, invalid, require
 from taskservice.schemas import json_schema, strict_json
 from taskservice.schemas.tasks import QUESTION_COLUMNS, question_schema

@@ -21,12 +21,7 @@ from taskservice.database.models import (
     Hook,
     TaskLabel,
 )
-from taskservice.database.transactions import (
-    end_shared_reading,
-    reading,
-    retry_on_conflict,
-    transaction,
-)
+from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import AnyRow, AnySelect, database_now
 from taskservice.errors import invalid_key
 from taskservice.schemas import strict_json
@@ -181,9 +176,7 @@ def must_verify(caller: Caller, wanted: Wanted) -> bool:
     verified = select(Hook.id).where(*of_url, Hook.expires_at > clock.now(-VERIFIED_SECONDS))
     with reading() as connection:
         _check_count(connection, caller, id_of(caller, wanted))
-        is_verified = connection.scalar(verified.limit(1)) is not None
-    end_shared_reading()
-    return not is_verified
+        return connection.scalar(verified.limit(1)) is None
 
 
 def _check_count(connection: Connection, caller: Caller, subscription: str) -> None:
