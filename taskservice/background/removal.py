@@ -2,31 +2,19 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flask import current_app
-from sqlalchemy import (
-    BindParameter,
-    ColumnElement,
-    Connection,
-    and_,
-    bindparam,
-    delete,
-    exists,
-    func,
-    select,
-    update,
-)
+from sqlalchemy import Connection, and_, bindparam, delete, exists, func, select, update
 
 from taskservice import resources
 from taskservice.database import clock, name_index
 from taskservice.database.models import WITH_OLD_LOG, Agent, Delivery, Log, LogChunk, Task, User
 from taskservice.database.transactions import reading, transaction, write_lock
-from taskservice.database.types import Identifier, Timestamp, db, time_from_now
+from taskservice.database.types import db, time_from_now
 from taskservice.services import tasks, users
 from taskservice.terms import PENDING
 
@@ -183,48 +171,39 @@ class Bounds(NamedTuple):
                    _before(now, current_app.config["LOG_RETENTION_DAYS"]))  # fmt: skip
 
 
-@dataclass
-class PruneResult:
+class PruneResult(NamedTuple):
     """The number of removed tasks, and of logs of other tasks."""
 
-    tasks: int = 0
-    logs: int = 0
+    tasks: int
+    logs: int
 
 
-_BEFORE = bindparam("before", type_=Timestamp())
 # A task with a pending webhook is kept, with everything that the webhook will contain.
 _ENDED = and_(
-    Task.finished_at < _BEFORE,
+    Task.finished_at < bindparam("before"),
     ~exists().where(Delivery.task_id == Task.id, Delivery.state == PENDING),
 )
 # User by user, as the index of finished tasks is sorted.
 _OLD_TASKS = and_(Task.user_id.in_(select(User.id)), _ENDED)
 _OLD_LOGS = and_(WITH_OLD_LOG, _ENDED)
-_IDS: BindParameter[Any] = bindparam("task_ids", expanding=True)
-_LOCK = select(Task.id).where(Task.id.in_(_IDS)).with_for_update(skip_locked=True)
+_AMONG = Task.id.in_(bindparam("task_ids", expanding=True))
+_LOCK = select(Task.id).where(_AMONG).with_for_update(skip_locked=True)
 _EMPTY_LOG = (
     update(Task)
-    .where(Task.id.in_(_IDS))
-    .values(
-        first_log=Task.log_count + 1,
-        version=Task.version + 1,
-        updated_at=bindparam("now", type_=Timestamp()),
-    )
+    .where(_AMONG)
+    .values(first_log=Task.log_count + 1, version=Task.version + 1, updated_at=bindparam("now"))
 )
 
 
 def count_prunable(bounds: Bounds) -> PruneResult:
     """Count what `prune` would remove."""
-    found, others = PruneResult(), _OLD_LOGS
-    if bounds.tasks is not None:
-        found.tasks = _count(_OLD_TASKS, bounds.tasks)
-        others = and_(others, Task.finished_at >= bounds.tasks)
-    if bounds.logs is not None:
-        found.logs = _count(others, bounds.logs)
-    return found
+    others = and_(_OLD_LOGS, Task.finished_at >= bounds.tasks) if bounds.tasks else _OLD_LOGS
+    return PruneResult(_count(_OLD_TASKS, bounds.tasks), _count(others, bounds.logs))
 
 
-def _count(old: ColumnElement[bool], before: str) -> int:
+def _count(old: Any, before: str | None) -> int:
+    if before is None:
+        return 0
     with reading() as connection:
         count = select(func.count()).select_from(Task).where(old)
         return connection.scalar(count, {"before": before}) or 0
@@ -237,44 +216,48 @@ def prune(
 
     With a `dropped_ago` of SWEEP_AFTER_SECONDS, `sweep` removes their lines at once.
     """
-    removed, has_more = PruneResult(), False
-
-    def remove_tasks(connection: Connection, task_ids: Sequence[str]) -> None:
-        tasks.remove(connection, task_ids, dropped_ago)
-        removed.tasks += len(task_ids)
 
     def drop_logs(connection: Connection, task_ids: Sequence[str]) -> None:
         tasks.detach_logs(connection, task_ids, dropped_ago)
         connection.execute(_EMPTY_LOG, {"task_ids": task_ids, "now": clock.now()})
-        removed.logs += len(task_ids)
 
-    steps = (_OLD_TASKS, bounds.tasks, remove_tasks), (_OLD_LOGS, bounds.logs, drop_logs)
-    for condition, before, remove in steps:
-        if before is not None:
-            batch = partial(_task_batch, condition, {"before": before}, remove)
-            has_more |= in_batches(batch, seconds)
-    return removed, has_more
+    remove = partial(tasks.remove, logs_dropped_ago=dropped_ago)
+    steps = (_OLD_TASKS, bounds.tasks, remove), (_OLD_LOGS, bounds.logs, drop_logs)
+    done = [
+        _in_task_batches(condition, {"before": before}, remove, seconds) if before else (0, False)
+        for condition, before, remove in steps
+    ]
+    return PruneResult(*(count for count, _ in done)), any(is_left for _, is_left in done)
 
 
-def _task_batch(
-    condition: ColumnElement[bool],
+def _in_task_batches(
+    condition: Any,
     values: Mapping[str, Any],
-    remove_tasks: Callable[[Connection, Sequence[str]], None],
-) -> bool:
-    """Remove some tasks that meet `condition`; returns whether there may be more."""
+    remove: Callable[[Connection, Sequence[str]], None],
+    seconds: float = inf,
+) -> tuple[int, bool]:
+    """Remove tasks that meet `condition`; returns how many, and whether more may be left."""
     fitting = select(Task.id).where(condition)
-    with reading() as connection:
-        found = connection.scalars(fitting.limit(TASKS_PER_BATCH), values).all()
-    if not found:
-        return False
-    with transaction() as connection:
-        # On PostgreSQL the lock is a statement of its own: a statement that locks a row has read
-        # the other tables before, and would miss a delivery that was just redelivered.
-        locked = connection.scalars(_LOCK, {"task_ids": found}).all()
-        still = fitting.where(Task.id.in_(_IDS))
-        task_ids = connection.scalars(still, {**values, "task_ids": locked}).all()
-        remove_tasks(connection, task_ids)
-    return bool(task_ids)
+    count = 0
+
+    def batch() -> bool:
+        nonlocal count
+        with reading() as connection:
+            found = connection.scalars(fitting.limit(TASKS_PER_BATCH), values).all()
+        if not found:
+            return False
+        with transaction() as connection:
+            # On PostgreSQL the lock is a statement of its own: a statement that locks a row has
+            # read the other tables before, and would miss a delivery that was just redelivered.
+            locked = connection.scalars(_LOCK, {"task_ids": found}).all()
+            still = {**values, "task_ids": locked}
+            task_ids = connection.scalars(fitting.where(_AMONG), still).all()
+            remove(connection, task_ids)
+        count += len(task_ids)
+        return bool(task_ids)
+
+    has_more = in_batches(batch, seconds)
+    return count, has_more
 
 
 def _before(now: str, days: float) -> str | None:
@@ -283,14 +266,13 @@ def _before(now: str, days: float) -> str | None:
 
 PAUSE_SECONDS = 0.1
 
-_USER_ID = bindparam("user_id", type_=Identifier)
-_is_of_user = Task.user_id == _USER_ID
+_is_of_user = Task.user_id == bindparam("user_id")
 # Without this limit, tasks that keep being started would keep the removal from ever ending.
-_until_now = and_(_is_of_user, Task.id <= bindparam("newest", type_=Identifier))
-_LOCK_AGENTS = select(Agent.id).where(Agent.user_id == _USER_ID).with_for_update()
+_until_now = and_(_is_of_user, Task.id <= bindparam("newest"))
+_LOCK_AGENTS = select(Agent.id).where(Agent.user_id == bindparam("user_id")).with_for_update()
 _LAST = select(Task.id).where(_is_of_user).limit(TASKS_PER_BATCH)
 # The agents, keys and callback secrets follow.
-_DELETE_USER = delete(User).where(User.id == _USER_ID)
+_DELETE_USER = delete(User).where(User.id == bindparam("user_id"))
 
 
 def remove_user(name: str) -> int:
@@ -301,17 +283,11 @@ def remove_user(name: str) -> int:
     """
     with reading() as connection:
         user_id = users.get_id(connection, name)
-    count = 0
-
-    def remove_tasks(connection: Connection, task_ids: Sequence[str]) -> None:
-        nonlocal count
-        tasks.remove(connection, task_ids, SWEEP_AFTER_SECONDS)
-        count += len(task_ids)
-
-    is_removed = False
+    count, is_removed = 0, False
+    remove = partial(tasks.remove, logs_dropped_ago=SWEEP_AFTER_SECONDS)
     while not is_removed:
         values = {"user_id": user_id, "newest": clock.new_id()}
-        in_batches(partial(_task_batch, _until_now, values, remove_tasks), inf)
+        count += _in_task_batches(_until_now, values, remove)[0]
         # While the user exists, so that a command that is killed here can be repeated.
         _sweep_all()
         with transaction() as connection:
@@ -321,7 +297,9 @@ def remove_user(name: str) -> int:
             users.lock(connection, user_id)
             # Waiting for a task while the user is locked could be a deadlock.
             unlocked = _LAST.with_for_update(skip_locked=True)
-            remove_tasks(connection, connection.scalars(unlocked, values).all())
+            found = connection.scalars(unlocked, values).all()
+            remove(connection, found)
+            count += len(found)
             is_removed = connection.scalar(_LAST, values) is None
             if is_removed:
                 connection.execute(_DELETE_USER, values)

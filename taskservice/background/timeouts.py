@@ -13,7 +13,7 @@ from taskservice.background.removal import in_batches
 from taskservice.database import clock
 from taskservice.database.models import CLAIMED, CLAIMED_WITH_TIMEOUT, Log, ServiceHeartbeat, Task
 from taskservice.database.transactions import current_time, database_time, reading, transaction
-from taskservice.database.types import AnySelect, Identifier, Timestamp, database_now
+from taskservice.database.types import AnySelect, database_now
 from taskservice.operations.health import IS_CURRENT, MAX_GAP_SECONDS, seconds_ago
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.services import deliveries as delivery_service
@@ -41,7 +41,7 @@ _COLUMNS = (
 
 def _silent(claimed: TextClause, time: InstrumentedAttribute[Any], before: str) -> AnySelect:
     """Tasks of one index, the longest silence first."""
-    is_silent = time < bindparam(before, type_=Timestamp())
+    is_silent = time < bindparam(before)
     return select(*_COLUMNS).where(claimed, _ASKS_NOTHING, is_silent).order_by(time)
 
 
@@ -49,14 +49,14 @@ _SILENT_BY_DEFAULT = _silent(CLAIMED, Task.last_heartbeat_at, "long_ago")
 _SILENT_BY_TIMEOUT = _silent(CLAIMED_WITH_TIMEOUT, Task.heartbeat_deadline, "now")
 _END = (
     update(Task)
-    .where(Task.id == bindparam("of_task_id", type_=Identifier))
+    .where(Task.id == bindparam("of_task_id"))
     .values(
         status=ERROR,
         error_type=TIMEOUT,
         error_message=bindparam("message"),
         ended_by=SERVICE,
-        updated_at=bindparam("at", type_=Timestamp()),
-        finished_at=bindparam("at", type_=Timestamp()),
+        updated_at=bindparam("at"),
+        finished_at=bindparam("at"),
         version=Task.version + 1,
     )
 )

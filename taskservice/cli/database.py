@@ -177,7 +177,7 @@ def prune_command(dry_run: bool, as_json: bool) -> None:
     elif not removed.tasks:
         text = "Nothing"
     sentence = f"{text} {'would be deleted' if dry_run else 'deleted'}"
-    print_json(vars(removed)) if as_json else print_line(sentence)
+    print_json(removed._asdict()) if as_json else print_line(sentence)
 
 
 def _time(value: str) -> str:

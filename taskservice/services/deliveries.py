@@ -35,9 +35,7 @@ from taskservice.database.transactions import read_all, read_one, reading, trans
 from taskservice.database.types import (
     AnyRow,
     AnySelect,
-    Identifier,
     TaskRow,
-    Timestamp,
     database_now,
     time_from_now,
 )
@@ -49,25 +47,18 @@ from taskservice.webhooks import JITTER, LONGEST_DELAY_SECONDS, SCHEDULE, Outcom
 logger = logging.getLogger(__name__)
 
 # A literal, as in the conditions of the indexes, so that the database uses them.
-is_pending: ColumnElement[bool] = Delivery.state == literal_column(f"'{terms.PENDING}'")
+is_pending = Delivery.state == literal_column(f"'{terms.PENDING}'")
 # While a lease lasts, only its holder may post; an attempt is much shorter.
 LEASE_SECONDS = 60.0
 # A lease that ends later than a new one would (plus a second, since PostgreSQL rounds) was taken
 # before the clock was set back.
-is_unleased: ColumnElement[bool] = or_(
+is_unleased = or_(
     Delivery.leased_until.is_(None),
     Delivery.leased_until <= database_now(),
     Delivery.leased_until > database_now(LEASE_SECONDS + 1),
 )
-is_due: ColumnElement[bool] = and_(
-    is_pending, Delivery.next_attempt_at <= database_now(), is_unleased
-)
-# An attempt that is due later than any delay, plus a minute, was scheduled before the clock was
-# set back.
-is_too_far: ColumnElement[bool] = and_(
-    is_pending, Delivery.next_attempt_at > time_from_now(LONGEST_DELAY_SECONDS + 60)
-)
-is_of_callback: ColumnElement[bool] = Delivery.hook_id.is_(None)
+is_due = and_(is_pending, Delivery.next_attempt_at <= database_now(), is_unleased)
+is_of_callback = Delivery.hook_id.is_(None)
 _DELIVERIES: AnySelect = (
     select(*DELIVERY_COLUMNS, User.name.label("user_name"))
     .join(Task, Task.id == Delivery.task_id)
@@ -142,16 +133,16 @@ class ReceiverSlots:
 
     def full_hosts(self, user_id: str) -> list[str]:
         """The hosts at which this user has no free slot."""
-        of_user = {each for each in (*self._used, *self._failing) if each.user_id == user_id}
-        return sorted(each.host for each in of_user if not self.is_free(each))
+        known = {*self._used, *self._failing}
+        return [each.host for each in known if each.user_id == user_id and not self.is_free(each)]
 
     def acquire(self, receiver: Receiver) -> bool:
         """Use a slot of this receiver; False when none is free."""
-        if not self.is_free(receiver):
-            return False
-        self._used[receiver] += 1
-        self._left_to_failing -= receiver in self._failing
-        return True
+        is_free = self.is_free(receiver)
+        if is_free:
+            self._used[receiver] += 1
+            self._left_to_failing -= receiver in self._failing
+        return is_free
 
     def is_free(self, receiver: Receiver) -> bool:
         if receiver not in self._failing:
@@ -184,10 +175,10 @@ _DUE_OF_USER: AnySelect = (
     select(*_DUE_COLUMNS, literal_column("NULL").label("hook_id"))
     .outerjoin(Hook, Hook.id == Delivery.hook_id)
     .where(
-        Delivery.user_id == bindparam("of_user_id", type_=Identifier),
+        Delivery.user_id == bindparam("of_user_id"),
         is_due,
         # PostgreSQL uses the index only if the time is a parameter.
-        Delivery.next_attempt_at <= bindparam("now", type_=Timestamp()),
+        Delivery.next_attempt_at <= bindparam("now"),
         Delivery.host.not_in(bindparam("full_hosts", expanding=True)),
         or_(Hook.id.is_(None), _is_told_at_once),
     )
@@ -205,14 +196,12 @@ _first_due = (
     .correlate(Hook)
     .scalar_subquery()
 )
-is_not_quiet: ColumnElement[bool] = or_(
-    Hook.quiet_until.is_(None), Hook.quiet_until <= database_now()
-)
+is_not_quiet = or_(Hook.quiet_until.is_(None), Hook.quiet_until <= database_now())
 _DUE_HOOKS_OF_USER: AnySelect = (
     select(*_DUE_COLUMNS, Delivery.hook_id)
     .join(Hook, Delivery.id == _first_due)
     .where(
-        Hook.user_id == bindparam("of_user_id", type_=Identifier),
+        Hook.user_id == bindparam("of_user_id"),
         Hook.format.in_(terms.PEOPLE_FORMATS),
         Hook.state == terms.ACTIVE,
         is_not_quiet,
@@ -538,8 +527,12 @@ def _newest(connection: Connection, task_id: str) -> str | None:
 
 
 def make_far_due() -> bool:
-    """Make deliveries due that are too far ahead; returns whether there may be more."""
-    far = select(Delivery.id).where(is_too_far)
+    """Make deliveries due that are too far ahead; returns whether there may be more.
+
+    They are due later than any delay, plus a minute: the clock was set back in between.
+    """
+    far_ahead = Delivery.next_attempt_at > time_from_now(LONGEST_DELAY_SECONDS + 60)
+    far = select(Delivery.id).where(is_pending, far_ahead)
     if not read_all(far.limit(1)):
         return False
     with transaction() as connection:

@@ -30,7 +30,7 @@ from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Delivery, Event, EventStream, Hook, Question, Task
 from taskservice.database.transactions import read_all, transaction
-from taskservice.database.types import AnyRow, Identifier, Timestamp, database_now, position_in_text
+from taskservice.database.types import AnyRow, Timestamp, database_now, position_in_text
 from taskservice.schemas import strict_json
 
 # Events are kept for so many seconds. For so long after the last poll of an MCP client, all events
@@ -40,7 +40,7 @@ KEPT_SECONDS = 7 * 86_400.0
 BATCH = 200
 
 this_agent = (
-    Agent.user_id == bindparam("of_user_id", type_=Identifier),
+    Agent.user_id == bindparam("of_user_id"),
     Agent.id == bindparam("of_agent_id"),
 )
 _STATE = Statement[AnyRow](select(Agent.state, Agent.state_since).where(*this_agent))
@@ -73,23 +73,23 @@ _FIX = (
 _STREAM = Statement[AnyRow](
     # Locked, since a subscription that begins now must not miss an event.
     select(EventStream.polled_at)
-    .where(EventStream.user_id == bindparam("user_id", type_=Identifier))
+    .where(EventStream.user_id == bindparam("user_id"))
     .with_for_update()
 )
 # The parameters of _HOOKS: one call records at most three kinds of events (ended, failed, broken).
 _NAMES = ("first", "second", "third")
 _HOOKS = Statement[AnyRow](
     select(Hook.__table__).where(
-        Hook.user_id == bindparam("user_id", type_=Identifier),
+        Hook.user_id == bindparam("user_id"),
         Hook.state == terms.ACTIVE,
-        Hook.expires_at.is_(None) | (Hook.expires_at > bindparam("now", type_=Timestamp())),
+        Hook.expires_at.is_(None) | (Hook.expires_at > bindparam("now")),
         # Of fifty hooks most are told of none of these.
         or_(*(position_in_text(Hook.events, bindparam(name, type_=Text())) > 0 for name in _NAMES)),
     )
 )
 _NEXT_POSITION = (
     update(EventStream)
-    .where(EventStream.user_id == bindparam("of_user_id", type_=Identifier))
+    .where(EventStream.user_id == bindparam("of_user_id"))
     .values(position=EventStream.position + bindparam("count"))
     .returning(EventStream.position)
 )

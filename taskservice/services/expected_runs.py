@@ -14,7 +14,7 @@ from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Task
 from taskservice.database.transactions import transaction
-from taskservice.database.types import AnyRow, TaskRow, Timestamp
+from taskservice.database.types import AnyRow, TaskRow
 from taskservice.errors import invalid
 from taskservice.schemas import strict_json
 from taskservice.services import events
@@ -40,7 +40,7 @@ _HAS_CLAIMED_TASK = exists().where(
 _LATE = (
     select(Agent.user_id, Agent.id, Agent.due_at)
     .where(
-        Agent.late_at <= bindparam("now", type_=Timestamp()),
+        Agent.late_at <= bindparam("now"),
         Agent.late_since.is_(None),
         ~_HAS_CLAIMED_TASK,
     )

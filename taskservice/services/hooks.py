@@ -14,7 +14,7 @@ from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Delivery, Event, Hook
 from taskservice.database.transactions import read_all, read_one, retry_on_conflict, transaction
-from taskservice.database.types import AnyRow, AnySelect, Identifier, time_from_now
+from taskservice.database.types import AnyRow, AnySelect, time_from_now
 from taskservice.errors import Problem, invalid, overloaded, require
 from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS, hook_schema
 from taskservice.services import attempts, deliveries, events, subscriptions
@@ -25,12 +25,12 @@ from taskservice.webhooks.destinations import check_url, mail_address
 
 # The newest deliveries that a list of them has.
 MAX_LISTED = 100
-_OWN = Hook.user_id == bindparam("user_id", type_=Identifier)
+_OWN = Hook.user_id == bindparam("user_id")
 # The subscription of an MCP client ends when it expires.
 _IS_LIVE = or_(Hook.expires_at.is_(None), Hook.expires_at > time_from_now())
 _ALL: AnySelect = select(Hook.__table__).where(_OWN).order_by(Hook.created_at, Hook.id)
 _HOOKS = _ALL.where(_IS_LIVE)
-_THIS = Hook.id == bindparam("hook_id", type_=Identifier)
+_THIS = Hook.id == bindparam("hook_id")
 # The service turned them off, not their user.
 _OFF = _ALL.where(Hook.state == terms.OFF, Hook.reason.is_not(None))
 TURNED_OFF = _OFF.where(_IS_LIVE)
@@ -39,7 +39,7 @@ _TURNED_OFF = Statement[AnyRow](_OFF.where(Hook.expires_at.is_(None)))
 _DELIVERIES: AnySelect = (
     select(*HOOK_DELIVERY_COLUMNS)
     .join(Event, Event.id == Delivery.event_id)
-    .where(Delivery.hook_id == bindparam("hook_id", type_=Identifier))
+    .where(Delivery.hook_id == bindparam("hook_id"))
     .order_by(Delivery.created_at.desc(), Delivery.id.desc())
 )
 

@@ -18,7 +18,7 @@ from taskservice.database.transactions import (
     retry_on_conflict,
     transaction,
 )
-from taskservice.database.types import AnyRow, AnySelect, Identifier, is_among, time_from_now
+from taskservice.database.types import AnyRow, AnySelect, is_among, time_from_now
 from taskservice.errors import Problem, invalid, require
 from taskservice.schemas import json_schema, strict_json
 from taskservice.schemas.tasks import QUESTION_COLUMNS, question_schema
@@ -34,13 +34,13 @@ _STATE = case((has_expired, terms.EXPIRED), else_=Question.state).label("state")
 COLUMNS = tuple(_STATE if each is Question.state else each for each in QUESTION_COLUMNS)
 OF_TASK = (
     select(*COLUMNS)
-    .where(Question.task_id == bindparam("task_id", type_=Identifier))
+    .where(Question.task_id == bindparam("task_id"))
     .order_by(Question.asked_at, Question.id)
 )
 _is_unexpired = Question.expires_at.is_(None) | (Question.expires_at > time_from_now())
 can_be_answered = _is_open & _is_unexpired
 _OPEN = OF_TASK.where(can_be_answered)
-_ONE = OF_TASK.where(Question.id == bindparam("question_id", type_=Identifier))
+_ONE = OF_TASK.where(Question.id == bindparam("question_id"))
 
 
 def list_of_task(caller: Caller, task_id: str) -> Iterator[Sequence[AnyRow]]:
@@ -101,7 +101,7 @@ def count_asking_tasks(caller: Caller, maximum: int) -> int:
 BATCH = 50
 
 _CLOSE = update(Question).where(
-    Question.id == bindparam("of_question_id", type_=Identifier), Question.state == terms.OPEN
+    Question.id == bindparam("of_question_id"), Question.state == terms.OPEN
 )
 
 

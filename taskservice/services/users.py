@@ -20,7 +20,7 @@ from taskservice.database.transactions import (
     retry_on_conflict,
     transaction,
 )
-from taskservice.database.types import AnyRow, Identifier
+from taskservice.database.types import AnyRow
 from taskservice.errors import Problem, invalid, invalid_key, require
 from taskservice.schemas.users import KEY_COLUMNS, USER_COLUMNS
 from taskservice.terms import FULL, LAST_USER_KEY, MAX_NAME
@@ -28,7 +28,7 @@ from taskservice.webhooks import signing
 
 FIRST_KEY_NAME = "first"
 _USERS = select(*USER_COLUMNS)
-_USER = _USERS.where(User.id == bindparam("user_id", type_=Identifier))
+_USER = _USERS.where(User.id == bindparam("user_id"))
 
 
 def add(name: str) -> Any:
@@ -287,7 +287,7 @@ def current_callback_secret(user_id: str) -> AnyRow:
 _SIGNING = Statement[AnyRow](
     select(CallbackSecret.secret)
     .where(
-        CallbackSecret.user_id == bindparam("user_id", type_=Identifier),
+        CallbackSecret.user_id == bindparam("user_id"),
         or_(CallbackSecret.replaced_at.is_(None), CallbackSecret.replaced_at > bindparam("since")),
     )
     .order_by(CallbackSecret.id.desc())
