@@ -167,8 +167,8 @@ class Bounds(NamedTuple):
     @classmethod
     def from_settings(cls, now: str) -> "Bounds":
         """The bounds that the settings give at the time `now`."""
-        return cls(_before(now, current_app.config["RETENTION_DAYS"]),
-                   _before(now, current_app.config["LOG_RETENTION_DAYS"]))  # fmt: skip
+        days = (current_app.config[name] for name in ("RETENTION_DAYS", "LOG_RETENTION_DAYS"))
+        return cls(*(clock.moved(now, -each * DAY_SECONDS) if each else None for each in days))
 
 
 class PruneResult(NamedTuple):
@@ -260,19 +260,10 @@ def _in_task_batches(
     return count, has_more
 
 
-def _before(now: str, days: float) -> str | None:
-    return clock.moved(now, -days * DAY_SECONDS) if days else None
+# Users.
 
-
+# Until other requests have released the tasks that they change.
 PAUSE_SECONDS = 0.1
-
-_is_of_user = Task.user_id == bindparam("user_id")
-# Without this limit, tasks that keep being started would keep the removal from ever ending.
-_until_now = and_(_is_of_user, Task.id <= bindparam("newest"))
-_LOCK_AGENTS = select(Agent.id).where(Agent.user_id == bindparam("user_id")).with_for_update()
-_LAST = select(Task.id).where(_is_of_user).limit(TASKS_PER_BATCH)
-# The agents, keys and callback secrets follow.
-_DELETE_USER = delete(User).where(User.id == bindparam("user_id"))
 
 
 def remove_user(name: str) -> int:
@@ -283,29 +274,31 @@ def remove_user(name: str) -> int:
     """
     with reading() as connection:
         user_id = users.get_id(connection, name)
-    count, is_removed = 0, False
+    is_of_user = Task.user_id == user_id
+    left = select(Task.id).where(is_of_user).limit(TASKS_PER_BATCH)
     remove = partial(tasks.remove, logs_dropped_ago=SWEEP_AFTER_SECONDS)
-    while not is_removed:
-        values = {"user_id": user_id, "newest": clock.new_id()}
-        count += _in_task_batches(_until_now, values, remove)[0]
+    count = 0
+    while True:
+        # Without this limit, tasks that keep being started would keep the removal from ever ending.
+        until_now = and_(is_of_user, Task.id <= clock.new_id())
+        count += _in_task_batches(until_now, {}, remove)[0]
         # While the user exists, so that a command that is killed here can be repeated.
         _sweep_all()
         with transaction() as connection:
             # From here on no task, agent or key is added. Locked in the order in which a new task's
             # foreign keys lock both.
-            connection.execute(_LOCK_AGENTS, values)
+            agents = select(Agent.id).where(Agent.user_id == user_id)
+            connection.execute(agents.with_for_update())
             users.lock(connection, user_id)
             # Waiting for a task while the user is locked could be a deadlock.
-            unlocked = _LAST.with_for_update(skip_locked=True)
-            found = connection.scalars(unlocked, values).all()
-            remove(connection, found)
-            count += len(found)
-            is_removed = connection.scalar(_LAST, values) is None
-            if is_removed:
-                connection.execute(_DELETE_USER, values)
-        if not is_removed:
-            # Until other requests have released the tasks that they change.
-            resources.stopping.wait(PAUSE_SECONDS)
+            unlocked = connection.scalars(left.with_for_update(skip_locked=True)).all()
+            remove(connection, unlocked)
+            count += len(unlocked)
+            if connection.scalar(left) is None:
+                # The agents, keys and callback secrets follow.
+                connection.execute(delete(User).where(User.id == user_id))
+                break
+        resources.stopping.wait(PAUSE_SECONDS)
     _sweep_all()
     shrink(inf)
     return count
