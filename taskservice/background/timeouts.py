@@ -3,11 +3,9 @@
 import logging
 import time
 from types import SimpleNamespace
-from typing import Any
 
 from flask import current_app
-from sqlalchemy import TextClause, bindparam, exists, select, update
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy import bindparam, exists, select, update
 
 from taskservice.background.removal import in_batches
 from taskservice.database import clock
@@ -33,20 +31,20 @@ BATCH = 50
 
 _WAS_SERVING = exists().where(IS_CURRENT, ServiceHeartbeat.since <= seconds_ago("grace"))
 # An agent that waits for a person is not silent.
-_ASKS_NOTHING = Task.questions == NO_QUESTIONS
-_COLUMNS = (
-    Task.id, Task.user_id, Task.agent_id, Task.labels, Task.callback_url, Task.timeout,
-)  # fmt: skip
-
-
-def _silent(claimed: TextClause, time: InstrumentedAttribute[Any], before: str) -> AnySelect:
-    """Tasks of one index, the longest silence first."""
-    is_silent = time < bindparam(before)
-    return select(*_COLUMNS).where(claimed, _ASKS_NOTHING, is_silent).order_by(time)
-
-
-_SILENT_BY_DEFAULT = _silent(CLAIMED, Task.last_heartbeat_at, "long_ago")
-_SILENT_BY_TIMEOUT = _silent(CLAIMED_WITH_TIMEOUT, Task.heartbeat_deadline, "now")
+_ASKING_NOTHING = (
+    select(Task.id, Task.user_id, Task.agent_id, Task.labels, Task.callback_url, Task.timeout)
+    .where(Task.questions == NO_QUESTIONS)
+    .limit(BATCH)
+    # A locked task is being written to, so it is not silent.
+    .with_for_update(skip_locked=True)
+)
+# The longest silence first, as in an index.
+_SILENT_BY_DEFAULT = _ASKING_NOTHING.where(
+    CLAIMED, Task.last_heartbeat_at < bindparam("long_ago")
+).order_by(Task.last_heartbeat_at)
+_SILENT_BY_TIMEOUT = _ASKING_NOTHING.where(
+    CLAIMED_WITH_TIMEOUT, Task.heartbeat_deadline < bindparam("now")
+).order_by(Task.heartbeat_deadline)
 _END = (
     update(Task)
     .where(Task.id == bindparam("of_task_id"))
@@ -136,9 +134,7 @@ def _end_batch(silent: AnySelect, times: dict[str, str]) -> bool:
     """End some of the silent tasks; returns whether there may be more."""
     default: float = current_app.config["TASK_TIMEOUT"]
     with transaction() as connection:
-        # A locked task is being written to, so it is not silent.
-        locked = silent.limit(BATCH).with_for_update(skip_locked=True)
-        tasks = connection.execute(locked, times).all()
+        tasks = connection.execute(silent, times).all()
         events.lock_ends(connection, tasks, ERROR)
         now = current_time(connection)
         for task in tasks:
