@@ -141,7 +141,7 @@ def _end_batch(silent: AnySelect, times: dict[str, str]) -> bool:
             timeout = task.timeout if task.timeout is not None else default
             values = {"of_task_id": task.id, "message": _message(timeout), "at": now}
             connection.execute(_END, values)
-            delivery_service.enqueue_webhook_for_loop(connection, task, now)
+            delivery_service.enqueue_webhook(connection, task, now, for_loop=True)
         outcome = {"status": ERROR, "error_type": TIMEOUT, "finished_at": now}
         events.record_ends(
             connection, [SimpleNamespace(**task._asdict(), **outcome) for task in tasks]

@@ -67,6 +67,11 @@ _DELIVERIES: AnySelect = (
     .order_by(Delivery.created_at.desc(), Delivery.id.desc())
 )
 _OF_TASK = _DELIVERIES.where(Task.id == bindparam("task_id"), visible_tasks)
+_STATES = (
+    select(Delivery.task_id, Delivery.state)
+    .where(is_of_callback)
+    .order_by(Delivery.created_at, Delivery.id)
+)
 _ATTEMPTS = (
     select(*ATTEMPT_COLUMNS)
     .where(Attempt.delivery_id.in_(bindparam("delivery_ids", expanding=True)))
@@ -97,21 +102,17 @@ def with_attempts(deliveries: AnySelect, **values: Any) -> list[Any]:
 
 
 def read_with_attempts(connection: Connection, deliveries: AnySelect, **values: Any) -> list[Any]:
-    """The same, read on this connection."""
     rows = connection.execute(deliveries, values).all()
-    if not rows:
-        return []
-    found = connection.execute(_ATTEMPTS, {"delivery_ids": [row.id for row in rows]}).all()
-    made = {key: list(some) for key, some in groupby(found, lambda each: each.delivery_id)}
+    ids = [row.id for row in rows]
+    found = connection.execute(_ATTEMPTS, {"delivery_ids": ids}).all() if ids else []
+    made = {key: list(some) for key, some in groupby(found, attrgetter("delivery_id"))}
     return [SimpleNamespace(**row._asdict(), attempts=made.get(row.id, [])) for row in rows]
 
 
 def states(rows: Sequence[AnyRow]) -> dict[str, str]:
     """Task id -> the state of its newest delivery, for the tasks of `rows` that have one."""
-    are_these = Delivery.task_id.in_([row.id for row in rows])
-    found = select(Delivery.task_id, Delivery.state).where(are_these, is_of_callback)
-    in_order = found.order_by(Delivery.created_at, Delivery.id)
-    return {row.task_id: row.state for row in read_all(in_order)}
+    of_these = _STATES.where(Delivery.task_id.in_([row.id for row in rows]))
+    return {row.task_id: row.state for row in read_all(of_these)}
 
 
 # Chooses the deliveries to send next: users take turns, and each receiver has a few slots.
@@ -295,11 +296,13 @@ def cancel(connection: Connection, *which: ColumnElement[bool]) -> int:
     return connection.execute(update(Delivery).where(is_pending, *which).values(cancelled)).rowcount
 
 
-def enqueue_webhook(connection: Connection, task: TaskRow, now: str) -> Leased | None:
-    """Enqueue the webhook of a task that ends in this transaction.
+def enqueue_webhook(
+    connection: Connection, task: TaskRow, now: str, *, for_loop: bool = False
+) -> Leased | None:
+    """Enqueue the webhook of a task that ends in this transaction, in place of a pending one.
 
-    It is leased to this request, which posts it first, and replaces an older delivery that is still
-    pending. Returns None for a task without callback.
+    It is leased to this request, which posts it first, unless it is left to the loop. Returns None
+    for a task without callback.
     """
     if task.callback_url is None:
         return None
@@ -313,16 +316,12 @@ def enqueue_webhook(connection: Connection, task: TaskRow, now: str) -> Leased |
         attempt_count=0,
     )
     cancel(connection, Delivery.task_id == task.id, is_of_callback)
-    columns = {name: getattr(leased, name) for name in Leased._fields[:-1]}
-    connection.execute(_INSERT, {**columns, "created_at": now, "seconds": LEASE_SECONDS})
+    columns = leased._asdict() | {"created_at": now, "seconds": LEASE_SECONDS}
+    if for_loop:
+        columns |= {"lease": None, "seconds": None}
+    del columns["is_shared"]
+    connection.execute(_INSERT, columns)
     return leased
-
-
-def enqueue_webhook_for_loop(connection: Connection, task: TaskRow, now: str) -> None:
-    """Enqueue the webhook of a task that ends in this transaction, due now, for the loop."""
-    leased = enqueue_webhook(connection, task, now)
-    if leased is not None:
-        _release(connection, leased)
 
 
 def seconds_until_due() -> float | None:
@@ -343,7 +342,7 @@ def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
         acquired = (row for row in due if slots.acquire(Receiver(row.user_id, row.host)))
         chosen = list(islice(acquired, limit))
         ids = [row.id for row in chosen if row.hook_id is None]
-        leased = [Leased(**row._asdict()) for row in _claim(connection, Delivery.id.in_(ids))]
+        leased = [Leased(*row) for row in _claim(connection, Delivery.id.in_(ids))]
         of_people = (_lease_message(connection, row.hook_id) for row in chosen if row.hook_id)
         return leased + list(filter(None, of_people))
 
@@ -367,7 +366,7 @@ def _lease_message(connection: Connection, hook_id: str) -> Leased | None:
     pause = update(Hook).where(Hook.id == hook_id)
     connection.execute(pause.values(quiet_until=database_now(PAUSE_SECONDS)))
     first = min(claimed, key=attrgetter("attempt_count", "id"))
-    return Leased(**first._asdict(), is_shared=True)
+    return Leased(*first)._replace(is_shared=True)
 
 
 def release(leased: Collection[Leased]) -> None:
@@ -375,12 +374,8 @@ def release(leased: Collection[Leased]) -> None:
     if leased:
         with transaction() as connection:
             for each in leased:
-                _release(connection, each)
+                connection.execute(update(Delivery).where(*_held(each)).values(NO_LEASE))
         resources.find(DueDeliveries).set()
-
-
-def _release(connection: Connection, leased: Leased) -> None:
-    connection.execute(update(Delivery).where(*_held(leased)).values(NO_LEASE))
 
 
 def _held(leased: Leased) -> tuple[ColumnElement[bool], ...]:
@@ -390,19 +385,16 @@ def _held(leased: Leased) -> tuple[ColumnElement[bool], ...]:
 
 
 def require_lease(leased: Leased) -> None:
-    """Raises LeaseLost unless this lease still allows its holder to post the delivery.
-
-    Its task may have been deleted, or a late report may have replaced the delivery. While this
-    machine was suspended, the lease may have run out and passed to another process.
-    """
+    """Raises LeaseLost unless this lease still allows its holder to post the delivery."""
     holds = and_(Delivery.lease == leased.lease, ~is_unleased).label("holds")
-    delivery = select(Delivery.state, holds).where(Delivery.id == leased.id)
-    now = read_one(delivery)
+    now = read_one(select(Delivery.state, holds).where(Delivery.id == leased.id))
     if now is None:
         raise LeaseLost("The task was deleted.", terms.FAILED)
     if now.state == terms.CANCELLED:
+        # By a late report.
         raise LeaseLost("A newer delivery has replaced it.", terms.FAILED)
     if not now.holds:
+        # While this machine was suspended; another process may have it.
         raise LeaseLost("Its lease has run out.", now.state)
 
 
@@ -412,12 +404,9 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
     held = _held(leased)
     stored = ("duration_ms", "status_code", "message", "answer")
     attempt = {"at": started, **{name: getattr(outcome, name) for name in stored}}
-    values = {
-        "state": state,
-        "next_attempt_at": None if delay is None else database_now(delay),
-        "attempt_count": leased.attempt_count + 1,
-        **NO_LEASE,
-    }
+    next_attempt_at = None if delay is None else database_now(delay)
+    values: dict[str, Any] = {"state": state, "next_attempt_at": next_attempt_at, **NO_LEASE}
+    values["attempt_count"] = leased.attempt_count + 1
     with transaction() as connection:
         if leased.hook_id:
             # Before its deliveries, as in every transaction that changes both.
