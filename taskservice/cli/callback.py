@@ -14,10 +14,10 @@ from taskservice.schemas.fields import parse_id
 from taskservice.schemas.tasks import delivery_schema
 from taskservice.services import attempts, users
 from taskservice.services import deliveries as delivery_service
-from taskservice.services.attempts import Message
 from taskservice.terminal import exit_with_error, print_json, print_line, print_rows
 from taskservice.terms import DELIVERY_STATES
 from taskservice.webhooks import signing
+from taskservice.webhooks.messages import Message
 
 SAMPLE = {
     "id": "00000000-0000-7000-8000-000000000000",
@@ -51,7 +51,7 @@ def test(url: str, user: str | None) -> None:
             secrets = users.callback_secrets(user_id, overlap=0)
         sample = SAMPLE | {"callback": url, "finishedAt": clock.now()}
         body = strict_json.dumps(sample)
-        outcome = attempts.send(Message(clock.new_id(), url, body, secrets))
+        outcome = attempts.send(Message(url, body, id=clock.new_id(), secrets=secrets))
     print_line(outcome.message)
     sys.exit(0 if outcome.delivered else 1)
 

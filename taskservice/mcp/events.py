@@ -19,10 +19,11 @@ from taskservice.mcp.protocol import Call, RpcError
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import integer, label_texts, task_id
 from taskservice.services import agents, attempts, subscriptions, tasks
-from taskservice.services.attempts import FirstAttemptSlots, Message
+from taskservice.services.attempts import FirstAttemptSlots
 from taskservice.services.subscriptions import SUBSCRIPTION_HEADER, TooMany, Wanted
 from taskservice.webhooks import signing
 from taskservice.webhooks.destinations import RefusedError, check_url, kind_of
+from taskservice.webhooks.messages import Message
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +232,7 @@ def _verify(wanted: Wanted) -> None:
     times, text = resources.find(FailedChallenges)[caller.user_id], token_urlsafe(32)
     webhook_id, body = subscriptions.challenge(text)
     headers = {SUBSCRIPTION_HEADER: subscriptions.id_of(caller, wanted)}
-    challenge = Message(webhook_id, wanted.url, body, [wanted.secret], headers)
+    challenge = Message(wanted.url, body, "", webhook_id, headers, [wanted.secret])
     with resources.find(FirstAttemptSlots).acquire(caller.user_id) as is_acquired:
         if not is_acquired or time.monotonic() - times[0] < FAILURES_SECONDS:
             raise error("ResourceExhausted", limit="verifications")

@@ -1,15 +1,14 @@
 """Attempts: one POST or mail, by the request that ended the task or by the loop; what each says."""
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
 from secrets import token_urlsafe
 from threading import Lock
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from flask import Flask, current_app
 from sqlalchemy import ColumnElement, func, select
@@ -35,9 +34,9 @@ from taskservice.services import (
 )
 from taskservice.services.events import WITH_TASKS
 from taskservice.terms import AGENT_BROKEN, FAILED, MAIL, MCP, OPEN, PENDING, STANDARD
-from taskservice.webhooks import CircuitBreaker, Interrupt, Interrupted, Outcome, messages, signing
+from taskservice.webhooks import CircuitBreaker, Interrupt, Interrupted, Outcome, messages
 from taskservice.webhooks.destinations import mail_address
-from taskservice.webhooks.messages import Notice
+from taskservice.webhooks.messages import Message, Notice
 
 logger = logging.getLogger(__name__)
 
@@ -159,27 +158,6 @@ def _send(leased: deliveries.Leased, interrupt: Interrupt) -> Outcome:
         return Outcome("The service could not post the webhook; see the service's log.")
 
 
-class Message(NamedTuple):
-    """What is sent: a webhook, which the secrets sign when it is sent, or a message for people."""
-
-    id: str
-    url: str
-    body: bytes
-    secrets: Sequence[str] | None = None
-    headers: Mapping[str, str] = {}
-    # None for a callback.
-    hook: AnyRow | None = None
-    # Of a mail, of which the body is the text.
-    subject: str = ""
-    is_last_attempt: bool = False
-
-    def headers_now(self) -> dict[str, str]:
-        headers = {"content-type": "application/json", **self.headers}
-        if self.secrets is not None:
-            headers |= signing.sign(self.secrets, self.id, int(time.time()), self.body)
-        return headers
-
-
 def send(
     message: Message,
     interrupt: Interrupt | None = None,
@@ -243,7 +221,7 @@ MAX_DESCRIBED = 200
 def webhook_of(task: TaskRow, delivery: Any) -> Message:
     """The webhook of a finished task for its callback."""
     body, secrets = task_json.webhook_body(task), users.callback_secrets(task.user_id)
-    return Message(delivery.id, delivery.callback_url, body, secrets)
+    return Message(delivery.callback_url, body, id=delivery.id, secrets=secrets)
 
 
 def _message_of(leased: deliveries.Leased) -> Message:
@@ -295,7 +273,7 @@ def _for_mcp(hook: AnyRow, webhook_id: str, body: bytes) -> Message:
     is_replaced = (hook.replaced_at or "") > clock.now(-users.OVERLAP_SECONDS)
     secrets = [hook.secret, *([hook.replaced_secret] if is_replaced else [])]
     headers = {subscriptions.SUBSCRIPTION_HEADER: hook.subscription}
-    return Message(webhook_id, hook.target, body, secrets, headers, hook)
+    return Message(hook.target, body, "", webhook_id, headers, secrets, hook)
 
 
 def _for_program(
@@ -303,13 +281,13 @@ def _for_program(
 ) -> Message:
     body = strict_json.dumps({"type": name, "timestamp": at, "data": data})
     secrets = users.callback_secrets(hook.user_id)
-    return Message(webhook_id, hook.target, body, secrets, hook=hook)
+    return Message(hook.target, body, id=webhook_id, secrets=secrets, hook=hook)
 
 
 def _for_people(hook: AnyRow, message_id: str, notices: Sequence[Notice], count: int) -> Message:
     made = messages.FORMATS[hook.format](hook.target, notices, count)
     headers = {"authorization": f"Bearer {hook.token}"} if hook.token else {}
-    return Message(message_id, made.url, made.body, None, headers, hook, made.subject)
+    return made._replace(id=message_id, headers=headers, hook=hook)
 
 
 def _task(task_id: str | None) -> TaskRow:

@@ -1,14 +1,16 @@
-"""Formats events for people: as a message of ntfy, of Slack and compatible services, or as mail."""
+"""What is sent: events for people by ntfy, Slack and compatible services, or mail; webhooks."""
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from taskservice import quantities, terms
 from taskservice.terminal import escaped, shortened
+from taskservice.webhooks import signing
 
 # Maximum lengths in characters. A message that is still too long gets the shorter reasons.
 NAME_LENGTH = 80
@@ -85,11 +87,22 @@ class Notice(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What is sent for people: JSON to a URL, or a mail."""
+    """What is sent: for people JSON to a URL, or a mail; else a webhook."""
 
     url: str
     body: bytes
-    subject: str = ""  # of a mail
+    subject: str = ""  # of a mail, of which the body is the text
+    id: str = ""
+    headers: Mapping[str, str] = {}
+    secrets: Sequence[str] | None = None  # of a webhook, which is signed when it is sent
+    hook: Any = None  # its row; None for a callback
+    is_last_attempt: bool = False
+
+    def headers_now(self) -> dict[str, str]:
+        headers = {"content-type": "application/json", **self.headers}
+        if self.secrets is not None:
+            headers |= signing.sign(self.secrets, self.id, int(time.time()), self.body)
+        return headers
 
 
 def ntfy_address(target: str) -> tuple[str, str]:
