@@ -69,11 +69,21 @@ class DeliveryLoop(threading.Thread):
     def _round(self) -> float:
         """Start an attempt for each due delivery that can be leased; returns seconds to sleep."""
         try:
-            while (count := self._free_count()) > 0:
+            while True:
+                self._running = [each for each in self._running if not each.result.done()]
+                since = time.monotonic() - SLOW_SECONDS
+                recent = [each.started for each in self._running if each.started > since]
+                count = min(MAX_RECENT - len(recent), MAX_RUNNING - len(self._running))
+                if count <= 0:
+                    # Until the first of these counts as slow. One that finishes wakes the loop.
+                    is_full = len(self._running) >= MAX_RUNNING
+                    return ROUND_SECONDS if is_full else min(recent) - since
                 seconds = delivery_service.seconds_until_due()
                 if seconds is None or seconds > 0:
                     return min(seconds or ROUND_SECONDS, ROUND_SECONDS)
-                leases = delivery_service.lease_due(count, self._receiver_slots())
+                running = [each.leased.receiver for each in self._running]
+                failing = resources.find(CircuitBreaker).open_receivers()
+                leases = delivery_service.lease_due(count, ReceiverSlots(running, failing))
                 if not leases:
                     # Their receivers have no free slot, or another process was faster.
                     return ROUND_SECONDS
@@ -83,27 +93,6 @@ class DeliveryLoop(threading.Thread):
             logger.exception("Could not look for due deliveries")
             self._stopping.wait(FAILURE_SECONDS)
             return 0.0
-        # An attempt that finishes wakes the loop.
-        return self._seconds_until_slow()
-
-    def _free_count(self) -> int:
-        self._running = [each for each in self._running if not each.result.done()]
-        return min(MAX_RECENT - len(self._recent_starts()), MAX_RUNNING - len(self._running))
-
-    def _recent_starts(self) -> list[float]:
-        now = time.monotonic()
-        return [each.started for each in self._running if now - each.started < SLOW_SECONDS]
-
-    def _seconds_until_slow(self) -> float:
-        """Seconds until a running attempt counts as slow, so that another one may start."""
-        recent = self._recent_starts()
-        if not recent or len(self._running) >= MAX_RUNNING:
-            return ROUND_SECONDS
-        return min(recent) + SLOW_SECONDS - time.monotonic()
-
-    def _receiver_slots(self) -> ReceiverSlots:
-        running = [attempt.leased.receiver for attempt in self._running]
-        return ReceiverSlots(running, resources.find(CircuitBreaker).open_receivers())
 
     def _start_attempt(self, leased: Leased) -> None:
         """Raises RuntimeError without a thread: it is due again when its lease runs out."""
