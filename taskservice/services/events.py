@@ -10,20 +10,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from sqlalchemy import (
-    Connection,
-    Text,
-    and_,
-    bindparam,
-    case,
-    delete,
-    func,
-    insert,
-    literal,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Text, bindparam, case, delete, func, insert, or_, select, update
 
 from taskservice import terms
 from taskservice.database import clock
@@ -124,7 +111,7 @@ WITH_TASKS = (
         Question.state.label("question_state"),
         Question.expires_at.label("question_expires_at"),
     )
-    .outerjoin(Agent, and_(Agent.user_id == Event.user_id, Agent.id == Event.agent_id))
+    .outerjoin(Agent, (Agent.user_id == Event.user_id) & (Agent.id == Event.agent_id))
     .outerjoin(Task, Task.id == Event.task_id)
     .outerjoin(Question, Question.id == Event.question_id)
     .order_by(Event.position)
@@ -240,13 +227,16 @@ def lock_stream(connection: Connection, user_id: str, until: str = clock.EARLIES
 
     From the first call on, events are recorded for hooks; until KEPT_SECONDS after `until`, all.
     """
-    stream = select(EventStream.position).where(EventStream.user_id == user_id)
-    if connection.scalar(stream) is None:
-        connection.execute(insert(EventStream), {"user_id": user_id, "position": 0})
-    is_later = EventStream.polled_at > until
-    polled_at = case((is_later, EventStream.polled_at), else_=literal(until, Timestamp()))
-    locked = update(EventStream).where(EventStream.user_id == user_id).values(polled_at=polled_at)
-    return connection.execute(locked.returning(EventStream.position)).scalar_one()
+    of_user = EventStream.user_id == user_id
+    own = select(EventStream.position, EventStream.polled_at).where(of_user)
+    stream = connection.execute(own.with_for_update()).first()
+    if stream is None:
+        new = {"user_id": user_id, "position": 0, "polled_at": until}
+        connection.execute(insert(EventStream), new)
+        return 0
+    if until > (stream.polled_at or ""):
+        connection.execute(update(EventStream).where(of_user).values(polled_at=until))
+    return int(stream.position)
 
 
 def _concerns(hook: AnyRow, event: NewEvent) -> bool:
