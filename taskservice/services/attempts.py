@@ -134,7 +134,10 @@ def attempt_delivery(leased: deliveries.Leased, interrupt: Interrupt) -> str:
         started = clock.now()
         outcome = _send(leased, interrupt)
         logger.info("Delivery %s to %s: %s", leased.id, leased.host, outcome.message)
-        _record_receiver_health(leased, outcome)
+        is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
+        # A destination that was refused says nothing about its receiver.
+        if is_well or not outcome.permanent:
+            resources.find(CircuitBreaker).record(leased.receiver, has_failed=not is_well)
         return deliveries.record_attempt(leased, started, outcome)
     except Interrupted:
         return _leave_to_loop(leased)
@@ -195,13 +198,6 @@ def send(
         outcome = outcome._replace(permanent=True)
     # The response of ntfy repeats the message, and an answer link must not be stored.
     return outcome._replace(answer=None) if hook.answer_links else outcome
-
-
-def _record_receiver_health(leased: deliveries.Leased, outcome: Outcome) -> None:
-    """Record the outcome in the circuit breaker, unless the destination was refused."""
-    is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
-    if is_well or not outcome.permanent:
-        resources.find(CircuitBreaker).record(leased.receiver, has_failed=not is_well)
 
 
 def _leave_to_loop(leased: deliveries.Leased) -> str:

@@ -32,13 +32,7 @@ from taskservice.auth import Caller, visible_tasks
 from taskservice.database import clock
 from taskservice.database.models import Attempt, Delivery, Hook, Task, User
 from taskservice.database.transactions import read_all, read_one, reading, transaction
-from taskservice.database.types import (
-    AnyRow,
-    AnySelect,
-    TaskRow,
-    database_now,
-    time_from_now,
-)
+from taskservice.database.types import AnyRow, AnySelect, TaskRow, database_now, time_from_now
 from taskservice.errors import Problem, require
 from taskservice.schemas.tasks import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 from taskservice.services import tasks

@@ -31,18 +31,14 @@ _EXPECTED = Statement[AnyRow](
     .with_for_update(key_share=True)
 )
 _SET = update(Agent).where(*this_agent)
-_HAS_CLAIMED_TASK = exists().where(
-    is_of_agent,
-    Task.status == literal_column(f"'{RUNNING}'"),
-    Task.claimed_at.is_not(None),
-)
+_is_running = Task.status == literal_column(f"'{RUNNING}'")
 # A locked agent is being changed: it is found in the next round.
 _LATE = (
     select(Agent.user_id, Agent.id, Agent.due_at)
     .where(
         Agent.late_at <= bindparam("now"),
         Agent.late_since.is_(None),
-        ~_HAS_CLAIMED_TASK,
+        ~exists().where(is_of_agent, _is_running, Task.claimed_at.is_not(None)),
     )
     .limit(BATCH)
     .with_for_update(key_share=True, skip_locked=True)
@@ -101,10 +97,8 @@ def run_started(connection: Connection, task: TaskRow) -> None:
     expect = strict_json.loads(agent.expect.encode())
     connection.execute(_SET, here | columns(expect, task.created_at))
     if agent.late_since is not None:
-        details = {
-            "dueAt": agent.due_at,
-            "onTime": task.claimed_at is not None and task.claimed_at < agent.late_at,
-        }
+        on_time = task.claimed_at is not None and task.claimed_at < agent.late_at
+        details = {"dueAt": agent.due_at, "onTime": on_time}
         back = NewEvent.of_task(task, task.created_at, AGENT_BACK, **details)
         events.record_events(connection, [back])
 
@@ -113,12 +107,10 @@ def find_late(now: str) -> bool:
     """Record some agents as late that work on no task; returns whether there may be more."""
     with transaction() as connection:
         found = sorted(connection.execute(_LATE, {"now": now}).all())
-        for agent in found:
-            here = {"of_user_id": agent.user_id, "of_agent_id": agent.id}
+        late = []
+        for user_id, agent_id, due_at in found:
+            here = {"of_user_id": user_id, "of_agent_id": agent_id}
             connection.execute(_SET, here | {"late_since": now})
-        late = [
-            NewEvent(AGENT_LATE, now, agent.user_id, agent.id, details={"dueAt": agent.due_at})
-            for agent in found
-        ]
+            late.append(NewEvent(AGENT_LATE, now, user_id, agent_id, details={"dueAt": due_at}))
         events.record_events(connection, late)
     return len(found) == BATCH
