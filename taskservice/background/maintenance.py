@@ -102,7 +102,7 @@ class Maintenance(threading.Thread):
         if now is None:
             return False
         has_more = in_batches(lambda: events.prune(now))
-        _, is_left = removal.prune(removal.Bounds.from_settings(now))
+        _, is_left = removal.prune(*removal.bounds(now))
         return is_left or has_more
 
 

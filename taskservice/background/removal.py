@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flask import current_app
 from sqlalchemy import Connection, and_, bindparam, delete, exists, func, select, update
@@ -158,24 +158,14 @@ def _pragma(connection: Any, name: str) -> int:
 DAY_SECONDS = 86_400.0
 
 
-class Bounds(NamedTuple):
-    """Tasks that ended before `tasks` are removed, and logs of those before `logs`; None: none."""
+def bounds(now: str) -> tuple[str | None, str | None]:
+    """By the settings, remove tasks that ended before the first time, and logs before the second.
 
-    tasks: str | None
-    logs: str | None
-
-    @classmethod
-    def from_settings(cls, now: str) -> "Bounds":
-        """The bounds that the settings give at the time `now`."""
-        days = (current_app.config[name] for name in ("RETENTION_DAYS", "LOG_RETENTION_DAYS"))
-        return cls(*(clock.moved(now, -each * DAY_SECONDS) if each else None for each in days))
-
-
-class PruneResult(NamedTuple):
-    """The number of removed tasks, and of logs of other tasks."""
-
-    tasks: int
-    logs: int
+    Each is None if none are removed.
+    """
+    days = (current_app.config[name] for name in ("RETENTION_DAYS", "LOG_RETENTION_DAYS"))
+    of_tasks, of_logs = (clock.moved(now, -each * DAY_SECONDS) if each else None for each in days)
+    return of_tasks, of_logs
 
 
 # A task with a pending webhook is kept, with everything that the webhook will contain.
@@ -195,10 +185,10 @@ _EMPTY_LOG = (
 )
 
 
-def count_prunable(bounds: Bounds) -> PruneResult:
-    """Count what `prune` would remove."""
-    others = and_(_OLD_LOGS, Task.finished_at >= bounds.tasks) if bounds.tasks else _OLD_LOGS
-    return PruneResult(_count(_OLD_TASKS, bounds.tasks), _count(others, bounds.logs))
+def count_prunable(tasks_before: str | None, logs_before: str | None) -> list[int]:
+    """The numbers of tasks and logs that `prune` would remove."""
+    others = and_(_OLD_LOGS, Task.finished_at >= tasks_before) if tasks_before else _OLD_LOGS
+    return [_count(_OLD_TASKS, tasks_before), _count(others, logs_before)]
 
 
 def _count(old: Any, before: str | None) -> int:
@@ -210,11 +200,15 @@ def _count(old: Any, before: str | None) -> int:
 
 
 def prune(
-    bounds: Bounds, seconds: float = JOB_SECONDS, dropped_ago: float = 0.0
-) -> tuple[PruneResult, bool]:
-    """Remove tasks, then logs, for at most `seconds` each; the result is what, and if more is left.
+    tasks_before: str | None,
+    logs_before: str | None,
+    seconds: float = JOB_SECONDS,
+    dropped_ago: float = 0.0,
+) -> tuple[list[int], bool]:
+    """Remove old tasks, then logs of others, for at most `seconds` each.
 
-    With a `dropped_ago` of SWEEP_AFTER_SECONDS, `sweep` removes their lines at once.
+    Returns the numbers of tasks and logs that were removed, and whether more may be left. With a
+    `dropped_ago` of SWEEP_AFTER_SECONDS, `sweep` removes their lines at once.
     """
 
     def drop_logs(connection: Connection, task_ids: Sequence[str]) -> None:
@@ -222,12 +216,12 @@ def prune(
         connection.execute(_EMPTY_LOG, {"task_ids": task_ids, "now": clock.now()})
 
     remove = partial(tasks.remove, logs_dropped_ago=dropped_ago)
-    steps = (_OLD_TASKS, bounds.tasks, remove), (_OLD_LOGS, bounds.logs, drop_logs)
+    steps = (_OLD_TASKS, tasks_before, remove), (_OLD_LOGS, logs_before, drop_logs)
     done = [
         _in_task_batches(condition, {"before": before}, remove, seconds) if before else (0, False)
         for condition, before, remove in steps
     ]
-    return PruneResult(*(count for count, _ in done)), any(is_left for _, is_left in done)
+    return [count for count, _ in done], any(is_left for _, is_left in done)
 
 
 def _in_task_batches(

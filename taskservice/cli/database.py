@@ -13,7 +13,6 @@ from marshmallow import ValidationError
 from sqlalchemy.engine import URL, make_url
 
 from taskservice.background import removal
-from taskservice.background.removal import Bounds
 from taskservice.cli import options
 from taskservice.cli.serve import load_config, one_line_errors, prepare_files, service_app
 from taskservice.config import Config
@@ -160,24 +159,24 @@ def prune_command(dry_run: bool, as_json: bool) -> None:
     clock has been steady for five minutes.
     """
     with service_app():
-        bounds = Bounds.from_settings(database_time())
-        if bounds == Bounds(None, None):
+        bounds = removal.bounds(database_time())
+        if not any(bounds):
             notice(
                 "Retention is off: set TASKSERVICE_RETENTION_DAYS or TASKSERVICE_LOG_RETENTION_DAYS"
             )
         if dry_run:
-            removed = removal.count_prunable(bounds)
+            tasks, logs = removal.count_prunable(*bounds)
         else:
-            removed, _ = removal.prune(bounds, inf, removal.SWEEP_AFTER_SECONDS)
+            (tasks, logs), _ = removal.prune(*bounds, inf, removal.SWEEP_AFTER_SECONDS)
             removal.sweep(inf)
             removal.shrink(inf)
-    text = f"{removed.tasks} task{'' if removed.tasks == 1 else 's'}"
-    if removed.logs:
-        text += f" and the log{'' if removed.logs == 1 else 's'} of {removed.logs} more"
-    elif not removed.tasks:
+    text = f"{tasks} task{'' if tasks == 1 else 's'}"
+    if logs:
+        text += f" and the log{'' if logs == 1 else 's'} of {logs} more"
+    elif not tasks:
         text = "Nothing"
     sentence = f"{text} {'would be deleted' if dry_run else 'deleted'}"
-    print_json(removed._asdict()) if as_json else print_line(sentence)
+    print_json({"tasks": tasks, "logs": logs}) if as_json else print_line(sentence)
 
 
 def _time(value: str) -> str:

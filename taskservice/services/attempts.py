@@ -142,8 +142,9 @@ def attempt_delivery(leased: deliveries.Leased, interrupt: Interrupt) -> str:
     except Interrupted:
         return _leave_to_loop(leased)
     except deliveries.LeaseLost as lost:
-        logger.info("Delivery %s to %s is not posted: %s", leased.id, leased.host, lost)
-        return lost.state
+        reason, state = lost.args
+        logger.info("Delivery %s to %s is not posted: %s", leased.id, leased.host, reason)
+        return str(state)
     except Exception:
         logger.exception("Delivery %s stays pending", leased.id)
         return PENDING

@@ -249,12 +249,7 @@ class Leased(NamedTuple):
 
 
 class LeaseLost(Exception):
-    """The delivery must no longer be posted; the text is one sentence with the reason."""
-
-    def __init__(self, reason: str, state: str) -> None:
-        super().__init__(reason)
-        # The value for `Callback-Status`.
-        self.state = state
+    """The delivery must no longer be posted: the reason as one sentence, its `Callback-Status`."""
 
 
 # A hook for people gets one message in PAUSE_SECONDS, and nothing that is older than a day. What is

@@ -188,7 +188,7 @@ def test_log_that_changes_meanwhile_is_searched_on(
     assert following() == of_old
     alice.report(old, status="complete")
     with app.app_context():
-        removal.prune(removal.Bounds(tasks=None, logs="9999-01-01T00:00:00.000Z"))
+        removal.prune(None, "9999-01-01T00:00:00.000Z")
     assert following() == []
 
 
