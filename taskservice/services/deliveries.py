@@ -11,21 +11,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Integer,
-    and_,
-    bindparam,
-    delete,
-    func,
-    insert,
-    literal_column,
-    or_,
-    select,
-    union_all,
-    update,
-)
+from sqlalchemy import Connection, bindparam, delete, func, insert, literal_column, select, update
 
 from taskservice import resources, terms
 from taskservice.auth import Caller, visible_tasks
@@ -46,12 +32,12 @@ is_pending = Delivery.state == literal_column(f"'{terms.PENDING}'")
 LEASE_SECONDS = 60.0
 # A lease that ends later than a new one would (plus a second, since PostgreSQL rounds) was taken
 # before the clock was set back.
-is_unleased = or_(
-    Delivery.leased_until.is_(None),
-    Delivery.leased_until <= database_now(),
-    Delivery.leased_until > database_now(LEASE_SECONDS + 1),
+is_unleased = (
+    Delivery.leased_until.is_(None)
+    | (Delivery.leased_until <= database_now())
+    | (Delivery.leased_until > database_now(LEASE_SECONDS + 1))
 )
-is_due = and_(is_pending, Delivery.next_attempt_at <= database_now(), is_unleased)
+is_due = is_pending & (Delivery.next_attempt_at <= database_now()) & is_unleased
 is_of_callback = Delivery.hook_id.is_(None)
 _DELIVERIES: AnySelect = (
     select(*DELIVERY_COLUMNS, User.name.label("user_name"))
@@ -165,7 +151,7 @@ _USERS = (
     .where(database_now() >= _first_of_user)
 )
 _DUE_COLUMNS = (Delivery.id, Delivery.user_id, Delivery.host, Delivery.next_attempt_at)
-_is_told_at_once = and_(Hook.state == terms.ACTIVE, Hook.format.not_in(terms.PEOPLE_FORMATS))
+_is_told_at_once = (Hook.state == terms.ACTIVE) & Hook.format.not_in(terms.PEOPLE_FORMATS)
 _DUE_OF_USER: AnySelect = (
     select(*_DUE_COLUMNS, literal_column("NULL").label("hook_id"))
     .outerjoin(Hook, Hook.id == Delivery.hook_id)
@@ -175,10 +161,10 @@ _DUE_OF_USER: AnySelect = (
         # PostgreSQL uses the index only if the time is a parameter.
         Delivery.next_attempt_at <= bindparam("now"),
         Delivery.host.not_in(bindparam("full_hosts", expanding=True)),
-        or_(Hook.id.is_(None), _is_told_at_once),
+        Hook.id.is_(None) | _is_told_at_once,
     )
     .order_by(Delivery.next_attempt_at)
-    .limit(bindparam("limit", type_=Integer()))
+    .limit(bindparam("limit"))
     # PostgreSQL: skip what another process is leasing, rather than wait for it.
     .with_for_update(skip_locked=True, of=Delivery)
 )
@@ -191,7 +177,7 @@ _first_due = (
     .correlate(Hook)
     .scalar_subquery()
 )
-is_not_quiet = or_(Hook.quiet_until.is_(None), Hook.quiet_until <= database_now())
+is_not_quiet = Hook.quiet_until.is_(None) | (Hook.quiet_until <= database_now())
 _DUE_HOOKS_OF_USER: AnySelect = (
     select(*_DUE_COLUMNS, Delivery.hook_id)
     .join(Hook, Delivery.id == _first_due)
@@ -269,8 +255,7 @@ _INSERT = insert(Delivery).values(
 )
 # When the next lease runs out: its process may have died.
 _LEASED = select(func.min(Delivery.leased_until)).where(Delivery.leased_until > time_from_now())
-_TIMES = union_all(select(_FIRST_TIME.subquery()), _LEASED).subquery()
-_NEXT = select(func.min(_TIMES.c.time).label("next"), database_now().label("now"))
+_NEXT = select(_FIRST_TIME.scalar_subquery(), _LEASED.scalar_subquery(), database_now())
 _CLAIM = (
     update(Delivery)
     .where(is_due)
@@ -279,7 +264,7 @@ _CLAIM = (
 )
 
 
-def cancel(connection: Connection, *which: ColumnElement[bool]) -> int:
+def cancel(connection: Connection, *which: Any) -> int:
     """Cancel pending deliveries; returns how many there were."""
     cancelled = {"state": terms.CANCELLED, "next_attempt_at": None, **NO_LEASE}
     return connection.execute(update(Delivery).where(is_pending, *which).values(cancelled)).rowcount
@@ -315,8 +300,8 @@ def enqueue_webhook(
 
 def seconds_until_due() -> float | None:
     """Seconds until a delivery is due or a lease runs out; None when no delivery is pending."""
-    [row] = read_all(_NEXT)
-    return None if row.next is None else clock.seconds_between(row.now, row.next)
+    [(*times, now)] = read_all(_NEXT)
+    return min((clock.seconds_between(now, time) for time in times if time), default=None)
 
 
 def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
@@ -336,7 +321,7 @@ def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
         return leased + list(filter(None, of_people))
 
 
-def _claim(connection: Connection, which: ColumnElement[bool]) -> Sequence[AnyRow]:
+def _claim(connection: Connection, which: Any) -> Sequence[AnyRow]:
     lease = {"new_lease": clock.new_id(), "seconds": LEASE_SECONDS}
     return connection.execute(_CLAIM.where(which), lease).all()
 
@@ -367,7 +352,7 @@ def release(leased: Collection[Leased]) -> None:
         resources.find(DueDeliveries).set()
 
 
-def _held(leased: Leased) -> tuple[ColumnElement[bool], ...]:
+def _held(leased: Leased) -> tuple[Any, ...]:
     """The deliveries posted with this lease: one, or all that are one message for people."""
     which = Delivery.hook_id == leased.hook_id if leased.is_shared else Delivery.id == leased.id
     return which, Delivery.lease == leased.lease
@@ -375,7 +360,7 @@ def _held(leased: Leased) -> tuple[ColumnElement[bool], ...]:
 
 def require_lease(leased: Leased) -> None:
     """Raises LeaseLost unless this lease still allows its holder to post the delivery."""
-    holds = and_(Delivery.lease == leased.lease, ~is_unleased).label("holds")
+    holds = ((Delivery.lease == leased.lease) & ~is_unleased).label("holds")
     now = read_one(select(Delivery.state, holds).where(Delivery.id == leased.id))
     if now is None:
         raise LeaseLost("The task was deleted.", terms.FAILED)
