@@ -159,10 +159,7 @@ DAY_SECONDS = 86_400.0
 
 
 def bounds(now: str) -> tuple[str | None, str | None]:
-    """By the settings, remove tasks that ended before the first time, and logs before the second.
-
-    Each is None if none are removed.
-    """
+    """The times before which tasks ended that are removed, and those that lose their logs."""
     days = (current_app.config[name] for name in ("RETENTION_DAYS", "LOG_RETENTION_DAYS"))
     of_tasks, of_logs = (clock.moved(now, -each * DAY_SECONDS) if each else None for each in days)
     return of_tasks, of_logs

@@ -53,10 +53,7 @@ INTERRUPT_SECONDS = 0.2
 
 
 class FirstAttemptSlots:
-    """Limits the threads that wait for receivers, so that ordinary requests stay fast.
-
-    The last slot is for a user without one.
-    """
+    """Limits the threads that wait for receivers; the last slot is for a user without one."""
 
     def __init__(self, count: int) -> None:
         self._lock = Lock()
@@ -89,9 +86,9 @@ def init_app(app: Flask) -> None:
 def first_attempt(leased: deliveries.Leased | None) -> str:
     """Post a webhook in the request that ended its task; call it with no transaction open.
 
-    Returns the `Callback-Status`: `delivered`, `pending`, `failed` or `none`. The delivery is
-    left to the loop when no slot is free, when the last attempts at its receiver failed, and when
-    the process stops. Never raises: nothing here can undo the end of the task.
+    Returns the `Callback-Status`. The delivery is left to the loop when no slot is free, when the
+    last attempts at its receiver failed, and when the process stops. Never raises: nothing here can
+    undo the end of the task.
     """
     if leased is None:
         return "none"
@@ -172,27 +169,14 @@ def send(
     from taskservice.webhooks import smtp, transport
 
     hook, config = message.hook, current_app.config
+    attempt: dict[str, Any] = {"seconds": config["CALLBACK_TIMEOUT"]}
+    attempt |= {"interrupt": interrupt, "confirm": confirm}
     if hook is not None and hook.format == MAIL:
-        return smtp.send_mail(
-            config["SMTP_URL"],
-            config["MAIL_FROM"],
-            mail_address(hook.target),
-            message.subject,
-            message.body.decode(),
-            message_id=message.id,
-            seconds=config["CALLBACK_TIMEOUT"],
-            interrupt=interrupt,
-            confirm=confirm,
-        )
-    outcome = transport.post_once(
-        message.url,
-        message.headers_now(),
-        message.body,
-        allowed=config["CALLBACK_ALLOWED"],
-        seconds=config["CALLBACK_TIMEOUT"],
-        interrupt=interrupt,
-        confirm=confirm,
-    )
+        people = (config["MAIL_FROM"], mail_address(hook.target))
+        mail = (message.subject, message.body.decode())
+        return smtp.send_mail(config["SMTP_URL"], *people, *mail, message_id=message.id, **attempt)
+    webhook = (message.url, message.headers_now(), message.body)
+    outcome = transport.post_once(*webhook, allowed=config["CALLBACK_ALLOWED"], **attempt)
     if hook is None:
         return outcome
     if message.is_last_attempt or (hook.format == MCP and outcome.status_code == TOO_LARGE):

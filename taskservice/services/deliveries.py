@@ -490,10 +490,8 @@ def _newest(connection: Connection, task_id: str) -> str | None:
 
 
 def make_far_due() -> bool:
-    """Make deliveries due that are too far ahead; returns whether there may be more.
-
-    They are due later than any delay, plus a minute: the clock was set back in between.
-    """
+    """Make due what is too far ahead; returns whether there may be more."""
+    # Later than any delay: the clock was set back in between.
     far_ahead = Delivery.next_attempt_at > time_from_now(LONGEST_DELAY_SECONDS + 60)
     far = select(Delivery.id).where(is_pending, far_ahead)
     if not read_all(far.limit(1)):

@@ -138,10 +138,7 @@ class NewEvent(NamedTuple):
 
 
 def lock_ends(connection: Connection, tasks: Iterable[Any], status: str) -> None:
-    """Let the ends of tasks with this status change their agents in the order of `finishedAt`.
-
-    Called before that time is read.
-    """
+    """Before `finishedAt` is read: let the ends of tasks change their agents in its order."""
     if connection.dialect.name == "postgresql":
         for agent in sorted({f"{task.user_id} {task.agent_id}" for task in tasks}):
             _END_LOCKS[status].run(connection, agent=agent)

@@ -37,8 +37,9 @@ OF_TASK = (
     .where(Question.task_id == bindparam("task_id"))
     .order_by(Question.asked_at, Question.id)
 )
-_is_unexpired = Question.expires_at.is_(None) | (Question.expires_at > time_from_now())
-can_be_answered = _is_open & _is_unexpired
+can_be_answered = _is_open & (
+    Question.expires_at.is_(None) | (Question.expires_at > time_from_now())
+)
 _OPEN = OF_TASK.where(can_be_answered)
 _ONE = OF_TASK.where(Question.id == bindparam("question_id"))
 

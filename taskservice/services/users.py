@@ -67,12 +67,9 @@ def lock(connection: Connection, user_id: str) -> None:
 
 
 def _lock_user_of(connection: Connection, caller: Caller) -> None:
-    """Lock the caller's user, as `lock` does.
-
-    Raises 401 if the caller's key was revoked since its request was authenticated: a key that it
-    creates now would survive the revocation.
-    """
+    """Lock the caller's user. Raises 401 if the caller's key is no longer valid."""
     lock(connection, caller.user_id)
+    # A key that a revoked key creates now would survive the revocation.
     is_valid = select(ApiKey.id).where(ApiKey.id == caller.key_id, *KEY_IS_VALID)
     if connection.scalar(is_valid, {"now": clock.now()}) is None:
         raise invalid_key()

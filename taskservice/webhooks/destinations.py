@@ -189,8 +189,7 @@ def _network(entry: str) -> Network | None:
 def check_url(url: str, allowed: Destinations) -> Target:
     """Where `url` points, if a webhook may go there; raises RefusedError.
 
-    A host that is an address, in any notation, is checked here. The transport checks a name at
-    each attempt, when it is resolved.
+    The transport checks a host that is a name at each attempt, when it is resolved.
     """
     target = read_url(url)
     if target.literal and (reason := allowed.refusal(target.host, target.literal)):

@@ -150,11 +150,7 @@ class Connection(http.client.HTTPConnection):
 
 @functools.cache
 def tls_context() -> ssl.SSLContext:
-    """A context that trusts the authorities of the system and of certifi.
-
-    Add a private authority to the system's, or to the file that SSL_CERT_FILE names. The context
-    is cached, since reading the authorities takes 10 ms.
-    """
+    """Trusts the authorities of the system, or of SSL_CERT_FILE, and of certifi; read in 10 ms."""
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
     return context
