@@ -60,7 +60,7 @@ def list_all() -> Response:
             for agent in used
         ],
         attention=attention.list_all(caller),
-        loads=agent_service.loads(used, MAX_WAITING),
+        loads=agent_service.loads(caller, used, MAX_WAITING),
         max_waiting=MAX_WAITING,
         unused=[agent for agent in shown if agent not in used],
         is_first=number == 1,
@@ -80,7 +80,7 @@ def show(agent_id: str) -> Response:
         agent=agent,
         of=facts,
         inputs=schema_form.begun(agent.input_schema).fields,
-        loads=agent_service.loads([agent], MAX_WAITING),
+        loads=agent_service.loads(caller, [agent], MAX_WAITING),
         max_waiting=MAX_WAITING,
         last_tasks=_last_tasks(agent.id, LISTED_TASKS),
         attention=attention.list_all(caller),

@@ -180,11 +180,9 @@ def newest_task(agent: AnyRow, max_input: int) -> AnyRow | None:
     return read_one(_NEWEST_TASK, max_input=max_input, **here)
 
 
-def loads(agents: Sequence[AnyRow], maximum: int) -> dict[str, Load]:
-    """Agent id -> load; all agents belong to one user."""
-    if not agents:
-        return {}
-    user_id = agents[0].user_id
+def loads(caller: Caller, agents: Sequence[AnyRow], maximum: int) -> dict[str, Load]:
+    """Agent id -> load, for agents of the caller's user."""
+    user_id = caller.user_id
     with reading() as connection:
         tasks = _RUNNING.all(connection, user_id=user_id)
         running = Counter(task.agent_id for task in tasks if task.claimed_at)

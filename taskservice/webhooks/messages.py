@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -54,16 +54,9 @@ _IMPORTANCE = list(_KINDS)
 # Markdown and mentions, so an invisible space breaks what begins or joins one: `@here`, `<#1>`,
 # `[text](url)`, `~channel`. A code block would hide the links behind it.
 _SPACE = "\u200b"
-_SLACK_ESCAPES = str.maketrans(
-    {
-        "&": "&amp;",
-        "<": f"&lt;{_SPACE}",
-        ">": "&gt;",
-        "@": f"@{_SPACE}",
-        "]": f"]{_SPACE}",
-        "~": f"~{_SPACE}",
-        "`": "'",
-    }
+_SLACK_ESCAPES: dict[int, str] = str.maketrans(
+    {"&": "&amp;", "<": f"&lt;{_SPACE}", ">": "&gt;", "`": "'"}
+    | {sign: f"{sign}{_SPACE}" for sign in "@]~"}
 )
 
 
@@ -139,8 +132,8 @@ def ntfy(target: str, notices: Sequence[Notice], count: int) -> Message:
 def slack(target: str, notices: Sequence[Notice], count: int) -> Message:
     """A message for Slack, Mattermost, or Discord's `/slack`."""
     notices, more = _distinct(notices), count - len(notices)
-    title = _slack_escaped(_title(notices, more))
-    for text in _texts(notices, more, _slack_escaped):
+    title = _title(notices, more).translate(_SLACK_ESCAPES)
+    for text in _texts(notices, more, _SLACK_ESCAPES):
         if len(title) + 1 + len(text) <= SLACK_LENGTH:
             break
     return Message(target, json.dumps({"text": f"{title}\n{text}"}).encode())
@@ -155,10 +148,6 @@ def mail(target: str, notices: Sequence[Notice], count: int) -> Message:
 
 
 FORMATS = {terms.NTFY: ntfy, terms.SLACK: slack, terms.MAIL: mail}
-
-
-def _slack_escaped(text: str) -> str:
-    return text.translate(_SLACK_ESCAPES)
 
 
 def _buttons(notice: Notice) -> list[dict[str, object]]:
@@ -215,7 +204,7 @@ def _title(notices: Sequence[Notice], more: int) -> str:
 
 
 def _texts(
-    notices: Sequence[Notice], more: int, escape: Callable[[str], str] = str, has_links: bool = True
+    notices: Sequence[Notice], more: int, escapes: Mapping[int, str] = {}, has_links: bool = True
 ) -> Iterator[str]:
     """The text below the title, then shorter versions of it; the links are not escaped."""
     links = [(notice.answer_url or notice.url) if has_links else None for notice in notices]
@@ -223,13 +212,13 @@ def _texts(
         for length in REASON_LENGTHS:
             reason = _line(notices[0].reason or "", length)
             text = "\n".join(filter(None, [reason, *_details(notices[0])]))
-            yield "\n".join(filter(None, [escape(text), links[0]]))
+            yield "\n".join(filter(None, [text.translate(escapes), links[0]]))
         return
     lines = []
     for notice, link in zip(notices, links, strict=True):
         reason = _line(notice.reason or "", LINE_REASON_LENGTH)
         what = ": ".join(filter(None, [_KINDS[notice.event].one.format(notice.agent), reason]))
-        details = escape(f"- {what} ({'; '.join(_details(notice))})")
+        details = f"- {what} ({'; '.join(_details(notice))})".translate(escapes)
         lines.append(f"{details} {link}" if link else details)
     for end in range(min(len(lines), MAX_LINES), 0, -1):
         rest = more + len(lines) - end
