@@ -237,8 +237,8 @@ def _median_seconds(counted: Sequence[AnyRow]) -> float | None:
 
 
 def seconds(task: AnyRow) -> float | None:
-    """The duration of a finished task; None if no agent claimed it."""
-    if task.claimed_at is None:
+    """The duration of a finished task; None if it is running, or no agent claimed it."""
+    if task.claimed_at is None or task.finished_at is None:
         return None
     return max(0.0, clock.seconds_between(task.claimed_at, task.finished_at))
 

@@ -312,9 +312,6 @@ def _answer_url(event: AnyRow) -> str | None:
 def _notice(hook: AnyRow, event: AnyRow) -> Notice:
     """The event as a person is told of it."""
     details = strict_json.loads(event.details.encode())
-    seconds = None
-    if event.claimed_at and event.finished_at:
-        seconds = max(0.0, clock.seconds_between(event.claimed_at, event.finished_at))
     answer_url, choices = None, []
     if hook.answer_links and event.question_state == OPEN and (answer_url := _answer_url(event)):
         choices = links.choices(strict_json.loads(event.question_schema.encode()))
@@ -324,7 +321,7 @@ def _notice(hook: AnyRow, event: AnyRow) -> Notice:
         event.agent_name or event.agent_id,
         task=event.task_name,
         reason=event.question or event.error_message,
-        seconds=seconds,
+        seconds=agents.seconds(event),
         since=details.get("brokenSince") or details.get("dueAt"),
         on_time=details.get("onTime"),
         url=_url(event),
