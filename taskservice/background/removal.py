@@ -18,8 +18,6 @@ from taskservice.database.types import db, time_from_now
 from taskservice.services import tasks, users
 from taskservice.terms import PENDING
 
-# Long work in short transactions, with pauses for other writers.
-
 # How many tasks or chunks of logs one transaction removes, for which other writers wait.
 TASKS_PER_BATCH = 100
 CHUNKS_PER_BATCH = 1_000
@@ -250,8 +248,6 @@ def _in_task_batches(
     has_more = in_batches(batch, seconds)
     return count, has_more
 
-
-# Users.
 
 # Until other requests have released the tasks that they change.
 PAUSE_SECONDS = 0.1

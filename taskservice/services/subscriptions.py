@@ -2,11 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from secrets import token_hex
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, null, select, update
+from sqlalchemy import Connection, delete, exists, func, insert, null, select, update
 
 from taskservice import resources
 from taskservice.auth import KEY_IS_VALID, Caller
@@ -52,8 +52,6 @@ _CURSOR = re.compile(r"(([0-9]{1,18})-([0-9]{1,18}))-[0-9a-f]{8}")
 
 _HOOKS: AnySelect = select(Hook.__table__)
 
-Conditions = list[ColumnElement[bool]]
-
 
 class TooMany(Exception):
     """The user has as many subscriptions as are allowed."""
@@ -72,7 +70,7 @@ class Wanted(NamedTuple):
     # Until the subscription expires.
     seconds: float = 0
 
-    def conditions(self, caller: Caller) -> Conditions:
+    def conditions(self, caller: Caller) -> list[Any]:
         agent_id, task_id, label = map(self.arguments.get, ("agentId", "taskId", "label"))
         found = [Event.user_id == caller.user_id, Event.name == self.name]
         found += [Event.agent_id == each for each in (caller.agent_id, agent_id) if each]
@@ -111,7 +109,7 @@ def poll(caller: Caller, wanted: Wanted, limit: int) -> dict[str, Any]:
 
 def _start(
     connection: Connection, caller: Caller, wanted: Wanted, last: int
-) -> tuple[Conditions, bool]:
+) -> tuple[list[Any], bool]:
     """The conditions of the events after the cursor, or `last`, and whether any are missing."""
     conditions = [*wanted.conditions(caller), Event.position <= last]
     parts = _CURSOR.fullmatch(wanted.cursor or "")
@@ -250,7 +248,7 @@ def _refresh(connection: Connection, hook: AnyRow, wanted: Wanted, until: str) -
     connection.execute(update(Delivery).where(*waiting).values(next_attempt_at=database_now()))
 
 
-def _replay(connection: Connection, hook: AnyRow, conditions: Conditions) -> bool:
+def _replay(connection: Connection, hook: AnyRow, conditions: Sequence[Any]) -> bool:
     """Enqueue the newest events that meet the conditions; returns whether there are more."""
     waiting = select(Delivery.event_id).where(Delivery.hook_id == hook.id, deliveries.is_pending)
     # Not the task: locking it here could be a deadlock with its report.

@@ -90,8 +90,6 @@ def literal_address(host: str) -> Address | None:
         raise ValueError("no address") from error
 
 
-# The allowed destinations of webhooks: which URLs are valid, and which addresses are allowed.
-
 SETTING = "TASKSERVICE_CALLBACK_ALLOWED"
 KINDS = ("external", "private", "loopback")
 URL_BYTES = 2_000

@@ -49,11 +49,8 @@ class NoResponseError(Exception):
     """The receiver did not respond; the text is one sentence with the reason."""
 
 
-# One connection to a checked address, with one deadline for all that the receiver does.
-
-
 class Connection(http.client.HTTPConnection):
-    """HTTP or HTTPS to a target: resolves its host, checks each address, and connects."""
+    """HTTP or HTTPS to a target, with checked addresses and one deadline for all that it does."""
 
     def __init__(
         self,
