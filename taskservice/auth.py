@@ -154,6 +154,8 @@ T = TypeVar("T")
 
 # Id of a key -> the time of its last use. Maintenance stores it, so that no GET writes.
 key_uses: dict[str, str] = {}
+# User and agent -> the time of the last claim of a worker.
+worker_claims: dict[tuple[str, str], str] = {}
 
 
 def take_minutes(uses: dict[T, str]) -> dict[T, str]:

@@ -13,15 +13,7 @@ from taskservice.background import removal, timeouts
 from taskservice.background.delivery_loop import STOP_SECONDS, DeliveryLoop
 from taskservice.background.removal import in_batches
 from taskservice.operations import health
-from taskservice.services import (
-    agents,
-    deliveries,
-    events,
-    expected_runs,
-    questions,
-    subscriptions,
-    users,
-)
+from taskservice.services import deliveries, events, expected_runs, questions, subscriptions, users
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +31,8 @@ def expire_questions() -> None:
 # A job that returns true is not finished.
 JOBS: tuple[Callable[[], bool | None], ...] = (
     deliveries.make_far_due,
-    users.record_uses,
+    users.record_last_uses,
     deliveries.cancel_waiting,
-    agents.record_workers,
     subscriptions.maintain,
     removal.index_names,
     removal.sweep,

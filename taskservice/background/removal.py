@@ -68,8 +68,7 @@ _DROPPED = (
 _OF_LOG = LogChunk.log_id == bindparam("log_id")
 _FIRST_CHUNKS = (
     select(LogChunk.last).where(_OF_LOG).order_by(LogChunk.last).limit(bindparam("limit"))
-).subquery()
-_RANGE = select(func.min(_FIRST_CHUNKS.c.last), func.max(_FIRST_CHUNKS.c.last))
+)
 # PostgreSQL would read the whole table for the chunks of a subquery, or up to the last one.
 _DELETE_CHUNKS = delete(LogChunk).where(
     _OF_LOG, LogChunk.last.between(bindparam("first"), bindparam("last"))
@@ -91,10 +90,10 @@ def _sweep_batch() -> bool:
         left = CHUNKS_PER_BATCH
         for log_id in log_ids:
             of_log = {"log_id": log_id}
-            first, last = connection.execute(_RANGE, {**of_log, "limit": left}).one()
-            if first is not None:
-                chunks = {**of_log, "first": first, "last": last}
-                left -= connection.execute(_DELETE_CHUNKS, chunks).rowcount
+            found = connection.scalars(_FIRST_CHUNKS, {**of_log, "limit": left}).all()
+            if found:
+                connection.execute(_DELETE_CHUNKS, {**of_log, "first": found[0], "last": found[-1]})
+            left -= len(found)
             if not left:
                 break
             connection.execute(_DELETE_LOG, of_log)

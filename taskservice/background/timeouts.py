@@ -10,7 +10,7 @@ from sqlalchemy import bindparam, exists, select, update
 from taskservice.background.removal import in_batches
 from taskservice.database import clock
 from taskservice.database.models import CLAIMED, CLAIMED_WITH_TIMEOUT, Log, ServiceHeartbeat, Task
-from taskservice.database.transactions import current_time, database_time, reading, transaction
+from taskservice.database.transactions import current_time, database_time, read_all, transaction
 from taskservice.database.types import AnySelect, database_now
 from taskservice.operations.health import IS_CURRENT, MAX_GAP_SECONDS, seconds_ago
 from taskservice.schemas.fields import NO_QUESTIONS
@@ -29,7 +29,7 @@ MAX_DRIFT_SECONDS = 2.0
 BATCH = 50
 
 
-_WAS_SERVING = exists().where(IS_CURRENT, ServiceHeartbeat.since <= seconds_ago("grace"))
+_WAS_SERVING = select(exists().where(IS_CURRENT, ServiceHeartbeat.since <= seconds_ago("grace")))
 # An agent that waits for a person is not silent.
 _ASKING_NOTHING = (
     select(Task.id, Task.user_id, Task.agent_id, Task.labels, Task.callback_url, Task.timeout)
@@ -116,9 +116,8 @@ def correct_future_times(now: str) -> None:
 
 def was_serving() -> bool:
     """Whether agents could reach the service for as long as GRACE_SECONDS."""
-    with reading() as connection:
-        seconds = {"max_gap": MAX_GAP_SECONDS, "grace": GRACE_SECONDS}
-        return bool(connection.execute(select(_WAS_SERVING), seconds).scalar_one())
+    [(was_serving,)] = read_all(_WAS_SERVING, max_gap=MAX_GAP_SECONDS, grace=GRACE_SECONDS)
+    return bool(was_serving)
 
 
 def time_out_tasks(now: str) -> None:

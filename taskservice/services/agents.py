@@ -8,11 +8,11 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, case, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, case, exists, func, insert, select, update
 from sqlalchemy import delete as delete_from
 
 from taskservice import terms
-from taskservice.auth import Caller, is_of_agent, take_minutes, tasks_of_user, visible_agents
+from taskservice.auth import Caller, is_of_agent, tasks_of_user, visible_agents
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import ANNOTATIONS, Agent, Task
@@ -30,7 +30,6 @@ from taskservice.schemas import strict_json
 from taskservice.schemas.strict_json import fragment
 from taskservice.schemas.users import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS, agent_schema
 from taskservice.services import expected_runs
-from taskservice.services.events import this_agent
 from taskservice.services.tasks import is_unclaimed
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
@@ -76,25 +75,6 @@ def delete(caller: Caller, agent_id: str) -> Any:
         if connection.execute(delete_from(Agent).where(*_THIS, ~has_tasks), here).rowcount == 0:
             raise Problem(409, "The agent has tasks; delete them first", code=terms.AGENT_HAS_TASKS)
     return agent
-
-
-# User and agent -> the time of the last claim of a worker.
-worker_claims: dict[tuple[str, str], str] = {}
-
-
-def record_workers() -> None:
-    """Store when a worker last asked this process for a task of each agent, to the minute."""
-    # Another process may have stored a later claim.
-    is_later = or_(Agent.worker_seen_at.is_(None), Agent.worker_seen_at < bindparam("at"))
-    claim = update(Agent).where(*this_agent, is_later).values(worker_seen_at=bindparam("at"))
-    # In the order in which other transactions lock agents.
-    claims = [
-        {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
-        for (user_id, agent_id), time in sorted(take_minutes(worker_claims).items())
-    ]
-    if claims:
-        with transaction() as connection:
-            connection.execute(claim, claims)
 
 
 # Agents per read of a list: each has up to 20 KB.

@@ -31,6 +31,7 @@ _IS_LIVE = or_(Hook.expires_at.is_(None), Hook.expires_at > time_from_now())
 _ALL: AnySelect = select(Hook.__table__).where(_OWN).order_by(Hook.created_at, Hook.id)
 _HOOKS = _ALL.where(_IS_LIVE)
 _THIS = Hook.id == bindparam("hook_id")
+_HOOK = _HOOKS.where(_THIS)
 # The service turned them off, not their user.
 _OFF = _ALL.where(Hook.state == terms.OFF, Hook.reason.is_not(None))
 TURNED_OFF = _OFF.where(_IS_LIVE)
@@ -56,14 +57,14 @@ def list_all(caller: Caller) -> Sequence[AnyRow]:
 
 def get(caller: Caller, hook_id: str) -> AnyRow:
     """A hook of the user. Raises 404."""
-    hook: AnyRow | None = read_one(_HOOKS.where(_THIS), user_id=caller.user_id, hook_id=hook_id)
-    return require(hook, "hook")
+    here = {"user_id": caller.user_id, "hook_id": hook_id}
+    return require(read_one(_HOOK, **here), "hook")
 
 
 def _locked(connection: Connection, caller: Caller, hook_id: str) -> AnyRow:
     here = {"user_id": caller.user_id, "hook_id": hook_id}
-    locked = _HOOKS.where(_THIS).with_for_update(key_share=True)
-    return require(connection.execute(locked, here).one_or_none(), "hook")
+    locked = connection.execute(_HOOK.with_for_update(key_share=True), here)
+    return require(locked.one_or_none(), "hook")
 
 
 @retry_on_conflict

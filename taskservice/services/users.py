@@ -23,6 +23,7 @@ from taskservice.database.transactions import (
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem, invalid, invalid_key, require
 from taskservice.schemas.users import KEY_COLUMNS, USER_COLUMNS
+from taskservice.services.events import this_agent
 from taskservice.terms import FULL, LAST_USER_KEY, MAX_NAME
 from taskservice.webhooks import signing
 
@@ -169,17 +170,24 @@ def _revoke(connection: Connection, which: ColumnElement[bool]) -> int:
     return connection.execute(valid.values(revoked_at=clock.now())).rowcount
 
 
-def record_uses() -> None:
-    """Store when each key was last used in this process, to the minute."""
-    uses = [
-        {"of_key_id": key, "at": time} for key, time in auth.take_minutes(auth.key_uses).items()
+def record_last_uses() -> None:
+    """Store when keys, and agents' workers, were last seen in this process, to the minute."""
+    keys = [{"of_id": key, "at": time} for key, time in auth.take_minutes(auth.key_uses).items()]
+    # In the order in which other transactions lock agents.
+    workers = [
+        {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
+        for (user_id, agent_id), time in sorted(auth.take_minutes(auth.worker_claims).items())
     ]
-    # Another process may have stored a later use.
-    is_later = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < bindparam("at"))
-    use = update(ApiKey).where(ApiKey.id == bindparam("of_key_id"), is_later)
-    if uses:
-        with transaction() as connection:
-            connection.execute(use.values(last_used_at=bindparam("at")), uses)
+    for column, these, uses in (
+        (ApiKey.last_used_at, [ApiKey.id == bindparam("of_id")], keys),
+        (Agent.worker_seen_at, this_agent, workers),
+    ):
+        # Another process may have stored a later one.
+        is_later = column.is_(None) | (column < bindparam("at"))
+        used = update(column.class_).where(*these, is_later).values({column: bindparam("at")})
+        if uses:
+            with transaction() as connection:
+                connection.execute(used, uses)
 
 
 def get_key(caller: Caller, key_id: str) -> AnyRow:

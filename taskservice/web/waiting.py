@@ -11,7 +11,7 @@ from typing import TypeVar
 from flask import Response, after_this_request, request, stream_with_context
 
 from taskservice import resources
-from taskservice.auth import caller, still_valid
+from taskservice.auth import caller, still_valid, worker_claims
 from taskservice.database import clock, watcher
 from taskservice.database.transactions import end_shared_reading
 from taskservice.database.types import TaskRow
@@ -20,7 +20,7 @@ from taskservice.errors import invalid_key, not_found, overloaded
 from taskservice.operations import metrics
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import SHARED_FIELDS, TASK_COLUMNS, TASK_FIELDS
-from taskservice.services import agents, logs, task_json, tasks
+from taskservice.services import logs, task_json, tasks
 from taskservice.services.logs import LogDropped, TimedLine
 from taskservice.services.task_json import Shape
 from taskservice.terms import RUNNING
@@ -128,7 +128,7 @@ def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
         # Reading is cheap; a claim waits for the write lock. An earlier claim with the same key,
         # whose response was lost, can still be waiting, and then gets the task.
         has_task = tasks.has_task_for_claim(caller, agent_id, key)
-        agents.worker_claims[caller.user_id, agent_id] = clock.now()
+        worker_claims[caller.user_id, agent_id] = clock.now()
         return tasks.claim(caller, agent_id, key) if has_task else (None, False)
 
     return until(claim_if_any, lambda claim: claim[0] is not None)
