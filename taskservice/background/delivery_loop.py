@@ -24,8 +24,7 @@ MAX_RUNNING = 64
 SLOW_SECONDS = 1.0
 # The maximum sleep between two polls for due deliveries, which other processes can add.
 ROUND_SECONDS = 1.0
-# The sleep after a failure of the database.
-FAILURE_SECONDS = 5.0
+FAILURE_SECONDS = 5.0  # the sleep after a failure of the database
 # At a stop, running attempts have the first time to finish. Then they are interrupted, and have
 # the second time to release their leases.
 STOP_SECONDS = 1.0
@@ -51,8 +50,7 @@ class DeliveryLoop(threading.Thread):
         self._app = app
         self._due = resources.find(DueDeliveries, app)
         self._stopping = threading.Event()
-        # Only the thread of the loop uses it.
-        self._running: list[_RunningAttempt] = []
+        self._running: list[_RunningAttempt] = []  # only the thread of the loop uses it
 
     def stop(self) -> None:
         """Ask the loop to end; does not wait for it."""

@@ -100,14 +100,11 @@ def _sweep_batch() -> bool:
     return True
 
 
-# Free space that stays in the file for the next writes.
-SPARE_BYTES = 1024 * 1024
-# Pages that one step gives back.
-STEP_PAGES = 250
+SPARE_BYTES = 1024 * 1024  # free space that stays in the file for the next writes
+STEP_PAGES = 250  # that one step gives back
 # SQLite empties its write-ahead log by itself, but does not shorten the file.
 LARGE_LOG_BYTES = 8 * 1024 * 1024
-# How long writers wait for the last reader of the write-ahead log.
-CHECKPOINT_MILLISECONDS = 50
+CHECKPOINT_MILLISECONDS = 50  # how long writers wait for the last reader of the log
 
 
 def shrink(seconds: float = JOB_SECONDS) -> bool:
@@ -248,8 +245,7 @@ def _in_task_batches(
     return count, has_more
 
 
-# Until other requests have released the tasks that they change.
-PAUSE_SECONDS = 0.1
+PAUSE_SECONDS = 0.1  # until other requests have released the tasks that they change
 
 
 def remove_user(name: str) -> int:

@@ -77,14 +77,10 @@ def delete(caller: Caller, agent_id: str) -> Any:
     return agent
 
 
-# Agents per read of a list: each has up to 20 KB.
-AGENTS_PER_READ = 50
-# Maximum number of agents that a page offers as choices.
-MAX_CHOICES = 1_000
-# The number of finished tasks from which an agent's health is computed.
-RECENT = 30
-# Maximum number of a user's running tasks that are counted by agent.
-MAX_RUNNING = 2_000
+AGENTS_PER_READ = 50  # each has up to 20 KB
+MAX_CHOICES = 1_000  # agents that a page offers
+RECENT = 30  # finished tasks from which an agent's health is computed
+MAX_RUNNING = 2_000  # running tasks of a user that are counted by agent
 _OF_AGENT = (tasks_of_user, Task.agent_id == bindparam("agent_id"))
 _RUNS = Statement[AnyRow](
     select(Task.id, Task.name, Task.status, Task.error_type, Task.version)
@@ -249,14 +245,12 @@ def by_id(user_id: str, agent_ids: Collection[str]) -> dict[str, AnyRow]:
 
 # The numbers in the outputs of an agent's last tasks, exactly as they were reported.
 
-# The tasks whose outputs are searched for paths.
-SEARCHED = 100
+SEARCHED = 100  # tasks whose outputs are searched for paths
 MAX_PATHS = 50
 # The numbers of one output that count, and the bytes of outputs that one call reads.
 MAX_PER_OUTPUT = 100
 MAX_BYTES = 4 * 1024 * 1024
-# Outputs whose numbers a process keeps.
-CACHE_SIZE = 1_000
+CACHE_SIZE = 1_000  # outputs whose numbers a process keeps
 
 _OUTPUT = Statement[AnyRow](select(Task.output).where(Task.id == bindparam("task_id")))
 

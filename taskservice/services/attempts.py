@@ -42,8 +42,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# An MCP client refuses an event for good.
-TOO_LARGE = 413
+TOO_LARGE = 413  # an MCP client refuses an event for good
 
 # A first attempt notices within STOP_CHECK_SECONDS that the process stops. Its receiver then has
 # STOP_SECONDS to respond. Then the attempt is interrupted, and has INTERRUPT_SECONDS to end.
@@ -58,8 +57,7 @@ class FirstAttemptSlots:
     def __init__(self, count: int) -> None:
         self._lock = Lock()
         self._count = count
-        # The user of each slot that is held.
-        self._held: list[str] = []
+        self._held: list[str] = []  # the user of each slot
 
     @contextmanager
     def acquire(self, user_id: str) -> Iterator[bool]:

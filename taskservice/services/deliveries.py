@@ -216,18 +216,14 @@ class Leased(NamedTuple):
 
     id: str
     lease: str
-    # None for the event of a late agent.
-    task_id: str | None
+    task_id: str | None  # None for the event of a late agent
     user_id: str
     callback_url: str
-    # With the port, as in the URL.
-    host: str
+    host: str  # with the port, as in the URL
     attempt_count: int
-    # The hook that is told of an event; both are None for a callback.
-    hook_id: str | None = None
+    hook_id: str | None = None  # the hook that is told of an event; both are None for a callback
     event_id: str | None = None
-    # The hook is for people: all its deliveries with this lease are one message.
-    is_shared: bool = False
+    is_shared: bool = False  # all deliveries with this lease are one message for people
 
     @property
     def receiver(self) -> Receiver:
@@ -245,8 +241,7 @@ DAY_SECONDS = 86_400.0
 # A hook is turned off after as many deliveries in a row that failed for good, or after a 410.
 MAX_LOST = 3
 GONE = 410
-# How many deliveries that are too far ahead one transaction makes due.
-FAR_BATCH = 200
+FAR_BATCH = 200  # what one transaction makes due of what is too far ahead
 NO_LEASE = {"lease": None, "leased_until": None}
 _INSERT = insert(Delivery).values(
     state=terms.PENDING,

@@ -23,8 +23,7 @@ from taskservice.schemas import strict_json
 # Events are kept for so many seconds. For so long after the last poll of an MCP client, all events
 # of its user are recorded.
 KEPT_SECONDS = 7 * 86_400.0
-# Events that one transaction deletes.
-BATCH = 200
+BATCH = 200  # events that one transaction deletes
 
 this_agent = (
     Agent.user_id == bindparam("of_user_id"),

@@ -21,8 +21,7 @@ from taskservice.services import events
 from taskservice.services.events import NewEvent, this_agent
 from taskservice.terms import AGENT_BACK, AGENT_LATE, RUNNING
 
-# Maximum number of agents in one transaction.
-BATCH = 50
+BATCH = 50  # agents in one transaction
 
 # Locked, so that only one of several starts at once ends the lateness.
 _EXPECTED = Statement[AnyRow](

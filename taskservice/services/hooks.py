@@ -23,8 +23,7 @@ from taskservice.services.deliveries import DueDeliveries
 from taskservice.webhooks import Outcome, messages
 from taskservice.webhooks.destinations import check_url, mail_address
 
-# The newest deliveries that a list of them has.
-MAX_LISTED = 100
+MAX_LISTED = 100  # deliveries, the newest
 _OWN = Hook.user_id == bindparam("user_id")
 # The subscription of an MCP client ends when it expires.
 _IS_LIVE = or_(Hook.expires_at.is_(None), Hook.expires_at > time_from_now())

@@ -24,8 +24,7 @@ from taskservice.schemas import json_schema, strict_json
 from taskservice.schemas.tasks import QUESTION_COLUMNS, question_schema
 from taskservice.services import events, tasks
 
-# Questions per read of a list: each answer may have a megabyte.
-QUESTIONS_PER_READ = 4
+QUESTIONS_PER_READ = 4  # each answer may have a megabyte
 # A literal, as in the conditions of the indexes, so that the database uses them.
 _is_open = Question.state == literal_column(f"'{terms.OPEN}'")
 has_expired = _is_open & (Question.expires_at <= time_from_now())
@@ -98,8 +97,7 @@ def count_asking_tasks(caller: Caller, maximum: int) -> int:
     return len(read_all(asking))
 
 
-# How many questions one transaction expires.
-BATCH = 50
+BATCH = 50  # questions that one transaction expires
 
 _CLOSE = update(Question).where(
     Question.id == bindparam("of_question_id"), Question.state == terms.OPEN

@@ -34,16 +34,13 @@ from taskservice.webhooks import Outcome
 # What a client is told of its subscription: some events were given up, or it was ended. These are
 # stored as events that no client can poll.
 GAP, TERMINATED = "gap", "terminated"
-# Attempts to tell a client that its subscription was ended.
-MAX_TERMINATIONS = 3
+MAX_TERMINATIONS = 3  # attempts to tell a client that its subscription was ended
 FORBIDDEN = {"code": -32012, "message": "Forbidden"}
 SUBSCRIPTION_HEADER = "X-MCP-Subscription-Id"
-# In characters.
-MAX_ERROR = 1_000
+MAX_ERROR = 1_000  # characters
 # Maximum number of pending events of a subscription; of more, the oldest are given up.
 MAX_WAITING = 1_000
-# How long a URL stays verified after the last subscription there has ended.
-VERIFIED_SECONDS = 3_600.0
+VERIFIED_SECONDS = 3_600.0  # a URL stays verified after the last subscription there has ended
 # The stored time of a user's last poll is at most so much too early.
 POLLED_SECONDS = 60.0
 CURSOR_SECONDS = KEPT_SECONDS - POLLED_SECONDS
@@ -63,12 +60,10 @@ class Wanted(NamedTuple):
     name: str
     arguments: Mapping[str, str]
     cursor: str | None = None
-    # In milliseconds.
-    max_age: int | None = None
+    max_age: int | None = None  # milliseconds
     url: str = ""
     secret: str = ""
-    # Until the subscription expires.
-    seconds: float = 0
+    seconds: float = 0  # until the subscription expires
 
     def conditions(self, caller: Caller) -> list[Any]:
         agent_id, task_id, label = map(self.arguments.get, ("agentId", "taskId", "label"))

@@ -48,9 +48,7 @@ FORMAT = 1
 _task_schema = TaskSchema(exclude=(*TASK_EXPANSIONS, "logs", "questions"))
 _delivery_schema = DeliverySchema(exclude=("attempts",))
 
-
-# How many tasks one read finds; each is then read alone.
-TASKS_PER_READ = 1_000
+TASKS_PER_READ = 1_000  # each is then read alone
 _of_task = bindparam("task_id", type_=Identifier)
 _AGENTS: AnySelect = select(*AGENT_COLUMNS)
 _TASK = Statement[Any](

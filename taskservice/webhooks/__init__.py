@@ -69,10 +69,8 @@ class Outcome(NamedTuple):
 
 # Seconds from each failed attempt to the next one; after the last of them the delivery fails.
 SCHEDULE = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
-# The random part of each delay, which makes it shorter or longer.
-JITTER = 0.2
-# The maximum delay that a receiver can ask for.
-MAX_RETRY_AFTER = 86_400.0
+JITTER = 0.2  # the random part of each delay, which makes it shorter or longer
+MAX_RETRY_AFTER = 86_400.0  # the maximum delay that a receiver can ask for
 LONGEST_DELAY_SECONDS = max(max(SCHEDULE) * (1 + JITTER), MAX_RETRY_AFTER)
 
 MAX_FAILURES = 3
@@ -84,8 +82,7 @@ class Receiver(NamedTuple):
     """A host in one user's callbacks: at the same host, another user's callbacks may work."""
 
     user_id: str
-    # With the port, as in the URL.
-    host: str
+    host: str  # with the port, as in the URL
 
 
 class CircuitBreaker:
