@@ -68,10 +68,8 @@ class ClockMonitor:
     """
 
     def __init__(self) -> None:
-        # The database's time at the last reading; None until the clocks were steady long enough.
-        self.now: str | None = None
-        # Whether `now` is the first value since the clocks were last unsteady.
-        self.is_first = False
+        self.now: str | None = None  # of the database; None until the clocks were steady for long
+        self.is_first = False  # whether `now` is the first time since they were unsteady
         # The database's clock, this machine's, and the monotonic one, read together.
         self._last: tuple[str, str, float] | None = None
         self._steady_since = 0.0

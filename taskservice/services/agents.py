@@ -89,11 +89,9 @@ _RUNS = Statement[AnyRow](
     .order_by(Task.finished_at.desc())
     .limit(bindparam("count"))
 )
+_short_input = case((func.length(Task.input) <= bindparam("max_input"), Task.input))
 _NEWEST_TASK = Statement[AnyRow](
-    select(Task.id, Task.name, Task.created_at)
-    .add_columns(
-        case((func.length(Task.input) <= bindparam("max_input"), Task.input)).label("input")
-    )
+    select(Task.id, Task.name, Task.created_at, _short_input.label("input"))
     .where(*_OF_AGENT)
     .order_by(Task.created_at.desc(), Task.id.desc())
     .limit(1)

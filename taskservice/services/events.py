@@ -32,12 +32,10 @@ this_agent = (
 _STATE = Statement[AnyRow](select(Agent.state, Agent.state_since).where(*this_agent))
 # On PostgreSQL, completions of an agent share a lock, which a failure has alone: otherwise a
 # completion would not see a failure that is not committed yet.
+_agent_hash = func.hashtextextended(bindparam("agent"), 0)
 _END_LOCKS = {
-    status: Statement[Any](select(lock(func.hashtextextended(bindparam("agent"), 0))))
-    for status, lock in (
-        (terms.COMPLETE, func.pg_advisory_xact_lock_shared),
-        (terms.ERROR, func.pg_advisory_xact_lock),
-    )
+    terms.COMPLETE: Statement[Any](select(func.pg_advisory_xact_lock_shared(_agent_hash))),
+    terms.ERROR: Statement[Any](select(func.pg_advisory_xact_lock(_agent_hash))),
 }
 _was_broken, _at = Agent.state == terms.BROKEN, bindparam("at", type_=Timestamp())
 # One more failure, or the first of a row.

@@ -122,7 +122,8 @@ def ask(
             raise tasks.finished_problem(task)
         if task.claimed_at is None:
             raise Problem(409, "No agent has claimed the task", code=terms.NOT_CLAIMED)
-        if len(_open(connection, task.id)) >= terms.MAX_OPEN_QUESTIONS:
+        found = connection.execute(_OPEN, {"task_id": task.id}).all()
+        if len(found) >= terms.MAX_OPEN_QUESTIONS:
             detail = f"The task has {terms.MAX_OPEN_QUESTIONS} open questions already"
             raise Problem(409, detail, code=terms.TOO_MANY_QUESTIONS)
         now = current_time(connection)
@@ -200,10 +201,6 @@ def _get(connection: Connection, task_id: str, question_id: str) -> AnyRow:
     return require(connection.execute(_ONE, here).one_or_none(), "question")
 
 
-def _open(connection: Connection, task_id: str) -> Sequence[AnyRow]:
-    return connection.execute(_OPEN, {"task_id": task_id}).all()
-
-
 def _store_open(connection: Connection, task_id: str) -> None:
     """Store the open questions in the task, and restart its inactivity timeout."""
     values = {
@@ -217,8 +214,8 @@ def _store_open(connection: Connection, task_id: str) -> None:
 
 def open_json(connection: Connection, task_id: str) -> str:
     """The open questions of a task in the form of `Task.questions`."""
-    questions = question_schema.dump(_open(connection, task_id), many=True)
-    return strict_json.dumps(questions).decode()
+    found = connection.execute(_OPEN, {"task_id": task_id}).all()
+    return strict_json.dumps(question_schema.dump(found, many=True)).decode()
 
 
 def expire() -> bool:

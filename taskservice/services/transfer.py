@@ -247,12 +247,9 @@ class _Importer:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.imported = ImportResult()
-        # The user and id of each agent with new tasks.
-        self.changed_agents: set[tuple[str, str]] = set()
-        # Whether the last line was the end.
-        self.is_complete = False
-        # Ids of users in the file -> in the database.
-        self._users: dict[str, str] = {}
+        self.changed_agents: set[tuple[str, str]] = set()  # user and id, if they have new tasks
+        self.is_complete = False  # whether the last line was the end
+        self._users: dict[str, str] = {}  # ids of users in the file -> in the database
         # The tasks of the file, and whether the next lines are of one that is new here.
         self._count, self._is_new = 0, False
         self._log_id: int | None = None

@@ -27,7 +27,6 @@ from taskservice.services.events import this_agent
 from taskservice.terms import FULL, LAST_USER_KEY, MAX_NAME
 from taskservice.webhooks import signing
 
-FIRST_KEY_NAME = "first"
 _USERS = select(*USER_COLUMNS)
 _USER = _USERS.where(User.id == bindparam("user_id"))
 
@@ -40,7 +39,7 @@ def add(name: str) -> Any:
         with transaction() as connection:
             connection.execute(insert(User), user)
             insert_secret(connection, user["id"], user["created_at"])
-            return _insert_key(connection, user["id"], FIRST_KEY_NAME)
+            return _insert_key(connection, user["id"], "first")
     except IntegrityError:
         raise Problem(409, f"A user {name} already exists") from None
 

@@ -17,16 +17,14 @@ NAME_LENGTH = 80
 TITLE_LENGTH = 150
 REASON_LENGTHS = (500, 120, 40)
 LINE_REASON_LENGTH = 120
-# Maximum number of events that a message lists.
-MAX_LINES = 20
+MAX_LINES = 20  # events that a message lists
 LABEL_LENGTH = 40
 # ntfy makes an attachment of a message above 4,096 bytes, refuses a body above twice that, and
 # passes 4,000 bytes on to phones. This limits the whole body, of which its buttons get a part.
 NTFY_BYTES = 4_000
 NTFY_BUTTONS_BYTES = 1_500
 NTFY_BUTTONS = 3
-# The maximum of Discord; Mattermost and Slack accept more.
-SLACK_LENGTH = 2_000
+SLACK_LENGTH = 2_000  # of Discord; Mattermost and Slack accept more
 
 _NTFY_TOPIC = re.compile("[-_A-Za-z0-9]{1,64}")
 
