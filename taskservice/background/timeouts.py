@@ -119,7 +119,6 @@ def was_serving() -> bool:
 
 
 def time_out_tasks(now: str) -> None:
-    """End the tasks that are silent for too long at `now`."""
     default: float = current_app.config["TASK_TIMEOUT"]
     times = {"now": now, "long_ago": clock.moved(now, -default)}
     in_batches(lambda: _end_batch(_SILENT_BY_TIMEOUT, times))

@@ -198,7 +198,6 @@ MAX_DESCRIBED = 200
 
 
 def webhook_of(task: TaskRow, delivery: Any) -> Message:
-    """The webhook of a finished task for its callback."""
     body, secrets = task_json.webhook_body(task), users.callback_secrets(task.user_id)
     return Message(delivery.callback_url, body, id=delivery.id, secrets=secrets)
 
@@ -283,7 +282,6 @@ def page(path: str) -> str | None:
 
 
 def _data(hook: AnyRow, event: AnyRow) -> dict[str, Any]:
-    """The data of an event as a program gets it."""
     data: dict[str, Any] = {}
     if event.name.startswith("agent."):
         agent = agents.by_id(event.user_id, [event.agent_id]).get(event.agent_id)
@@ -308,7 +306,6 @@ def _answer_url(event: AnyRow) -> str | None:
 
 
 def _notice(hook: AnyRow, event: AnyRow) -> Notice:
-    """The event as a person is told of it."""
     details = strict_json.loads(event.details.encode())
     answer_url, choices = None, []
     if hook.answer_links and event.question_state == OPEN and (answer_url := _answer_url(event)):

@@ -129,7 +129,6 @@ class NewEvent(NamedTuple):
 
     @classmethod
     def of_task(cls, task: Any, at: str, name: str, **details: Any) -> "NewEvent":
-        """An event of a task, which has its columns."""
         of_task = (task.user_id, task.agent_id, task.id, task.labels)
         return cls(name, at, *of_task, details=details)
 
@@ -201,7 +200,6 @@ def store_events(connection: Connection, told: Sequence[tuple[NewEvent, Sequence
 
 
 def enqueue_for_hook(connection: Connection, hook: AnyRow, event_id: str, event: Any) -> None:
-    """Let the loop tell a hook of a stored event."""
     _ENQUEUE.run(
         connection,
         id=clock.new_id(),

@@ -41,8 +41,6 @@ class Interrupt:
 
 
 class Outcome(NamedTuple):
-    """How one attempt ended."""
-
     message: str  # one sentence for a person, without secrets and without path or query
     delivered: bool = False  # the response was 2xx
     permanent: bool = False  # do not try again: the URL is refused, or the response was 410

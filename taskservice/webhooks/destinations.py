@@ -108,8 +108,6 @@ class RefusedError(ValueError):
 
 
 class Target(NamedTuple):
-    """Where a checked URL points."""
-
     scheme: str
     host: str  # as in the URL, lower case, IDNA encoded, without brackets
     port: int
