@@ -17,8 +17,9 @@ from taskservice.schemas.tasks import (
 )
 from taskservice.services import deliveries as delivery_service
 from taskservice.services import links as link_service
-from taskservice.services import lists, logs, reports, task_json
+from taskservice.services import logs, reports, task_json
 from taskservice.services import tasks as task_service
+from taskservice.services.lists import TaskList
 from taskservice.services.tasks import Idempotency
 from taskservice.web import responses, waiting
 from taskservice.web.request import idempotency_key, operation
@@ -47,13 +48,12 @@ def list_all(query: dict[str, Any]) -> Response:
     tasks in a row, a page with a `Link` can have fewer tasks than `limit`, or none.
     """
     selection, shape = responses.selection(query), responses.shape(query)
+    tasks = TaskList(caller, selection)
     if "limit" not in query:
-        tasks = lists.all_tasks(caller, selection, shape)
-        return responses.stream(task_json.tasks(tasks, shape))
-    after, limit = responses.after(query), query["limit"]
-    tasks, end = lists.page(caller, selection, after, limit, shape)
+        return responses.stream(task_json.tasks(tasks.all(shape), shape))
+    page, end = tasks.page(responses.after(query), query["limit"], shape)
     headers = responses.link(selection, end)
-    return responses.stream(task_json.tasks(tasks, shape), headers=headers)
+    return responses.stream(task_json.tasks(page, shape), headers=headers)
 
 
 @blueprint.post("/task")

@@ -23,7 +23,7 @@ from taskservice.schemas.requests import PutAgentSchema, StartSchema
 from taskservice.services import agents as agent_service
 from taskservice.services import attention, lists, tasks
 from taskservice.services.expected_runs import due_times
-from taskservice.services.lists import Selection
+from taskservice.services.lists import Selection, TaskList
 from taskservice.services.tasks import Idempotency
 from taskservice.terms import BROKEN, CANCELLED, FAILED, TIMEOUT
 
@@ -221,5 +221,5 @@ def _facts(agent: AnyRow, recent: Sequence[AnyRow]) -> dict[str, Any]:
 
 
 def _last_tasks(agent_id: str, count: int) -> list[Any]:
-    found = lists.positions(caller, Selection(agent_id=agent_id), None, count)
-    return lists.summaries(caller, found.positions)
+    positions, _ = TaskList(caller, Selection(agent_id=agent_id)).positions(None, count)
+    return lists.summaries(caller, positions)

@@ -95,8 +95,7 @@ def _count(caller: Caller, selection: Selection, period: Period) -> dict[str, An
     boundaries = period.boundaries
     only = ERROR if selection.error_type else selection.status
     statuses = tuple(status for status in STATUSES if only in (None, status))
-    counted = lists.count_by_start(caller, selection, boundaries, statuses)
-    of_bars = list(zip(*counted.counts, strict=True))
+    of_bars, is_complete = lists.count_by_start(caller, selection, boundaries, statuses)
     highest = max(map(sum, of_bars))
     return {
         "period": period,
@@ -105,8 +104,8 @@ def _count(caller: Caller, selection: Selection, period: Period) -> dict[str, An
             for bounds, counts in zip(pairwise(boundaries), of_bars, strict=True)
         ],
         "highest": highest,
-        "totals": dict(zip(statuses, map(sum, counted.counts), strict=True)),
-        "is_complete": counted.are_complete,
+        "totals": dict(zip(statuses, map(sum, zip(*of_bars, strict=True)), strict=True)),
+        "is_complete": is_complete,
     }
 
 

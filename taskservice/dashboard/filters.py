@@ -19,7 +19,7 @@ from taskservice.errors import invalid
 from taskservice.schemas.requests import ListQuerySchema, SearchQuerySchema
 from taskservice.services import lists, search
 from taskservice.services import tasks as task_service
-from taskservice.services.lists import WAITING, Position, Selection
+from taskservice.services.lists import WAITING, Position, Selection, TaskList
 from taskservice.terms import CANCELLED, COMPLETE, FAILED, PENDING, RUNNING, TIMEOUT
 from taskservice.web import responses
 
@@ -136,7 +136,7 @@ def destination() -> str | None:
     key, value = [*re.split("[=:]", text, maxsplit=1), ""][:2]
     if terms.label_problem(key, value) is None:
         label = f"{key}:{value}"
-        if lists.positions(caller, Selection(labels=(label,)), None, 1).positions:
+        if TaskList(caller, Selection(labels=(label,))).positions(None, 1)[0]:
             return label_url(label, q=None)
     return None
 
@@ -186,9 +186,9 @@ def _in_logs(selection: Selection, query: dict[str, Any]) -> Found:
 
 def _in_errors(selection: Selection, query: dict[str, Any]) -> Found:
     text, after = query["text"], responses.after(query)
-    found = search.in_errors(caller, selection, text, after, query["limit"])
-    rows = lists.summaries(caller, found.positions)
-    return [(row, _lines_of_error(row, text)) for row in rows], found.reached
+    found, end = search.in_errors(caller, selection, text, after, query["limit"])
+    rows = lists.summaries(caller, found)
+    return [(row, _lines_of_error(row, text)) for row in rows], end
 
 
 def _lines_of_error(row: AnyRow, text: str) -> list[tuple[int | None, list[str]]]:

@@ -37,7 +37,7 @@ from taskservice.services import (
 )
 from taskservice.services import deliveries as delivery_service
 from taskservice.services import search as search_service
-from taskservice.services.lists import Position, Selection
+from taskservice.services.lists import Position, Selection, TaskList
 from taskservice.services.tasks import Idempotency
 from taskservice.web import responses, waiting
 from taskservice.web.request import TEXT, require_link
@@ -172,13 +172,13 @@ def _found(
     selection: Selection, query: dict[str, Any]
 ) -> tuple[list[Position], str | None, Position | None]:
     """The positions of a page, the query of the next one, and where one that is not full ends."""
-    limit = query["limit"]
+    tasks, limit = TaskList(caller, selection), query["limit"]
     if request.args.get("sort") == filters.LONGEST_FIRST:
-        positions, reached = lists.longest(caller, selection, limit)
-        return positions, None, reached
-    positions, reached = lists.page_positions(caller, selection, responses.after(query), limit)
-    following = responses.next_query(selection, reached) if reached else None
-    return positions, following, reached if len(positions) < limit else None
+        positions, end = tasks.longest(limit)
+        return positions, None, end
+    positions, end = tasks.positions(responses.after(query), limit)
+    following = responses.next_query(selection, end) if end else None
+    return positions, following, end if len(positions) < limit else None
 
 
 @blueprint.get("/tasks", strict_slashes=False)
@@ -422,8 +422,8 @@ def _confirm(back: str) -> Response:
         # Of those that the action can change.
         if action == terms.CANCEL and selection.status is None:
             selection = selection._replace(status=terms.RUNNING)
-        wanted, reached = lists.page_positions(caller, selection, None, terms.MAX_LIMIT)
-        has_more = reached is not None
+        wanted, end = TaskList(caller, selection).positions(None, terms.MAX_LIMIT)
+        has_more = end is not None
     else:
         ids = map(parse_id, request.form.getlist("taskId")[: terms.MAX_LIMIT])
         wanted = [Position("", task_id) for task_id in ids if task_id]

@@ -19,7 +19,7 @@ from taskservice.schemas.requests import SearchQuerySchema, StartSchema, dump_cu
 from taskservice.services import agents as agent_service
 from taskservice.services import lists, reports, search
 from taskservice.services import tasks as task_service
-from taskservice.services.lists import Position, Selection
+from taskservice.services.lists import Position, Selection, TaskList
 from taskservice.services.tasks import Idempotency
 from taskservice.terms import ACCEPT, DECLINE, MAX_SEARCHED_TEXT, READ, RUNNING, SORTS, STATUSES
 from taskservice.web import responses, waiting
@@ -313,15 +313,15 @@ def list_tasks(call: Call, arguments: Arguments) -> Result:
     """Lists tasks, newest first. Call this before you start the same work again."""
     selection = Selection(agent_id=arguments.get("agentId"), status=arguments.get("status"))
     limit = int(_number(arguments, "limit", TASKS))
-    found, reached = list[Position](), None
+    tasks, found, reached = TaskList(caller, selection), list[Position](), None
     # A search can stop before it has found all tasks.
     for _ in range(MAX_SEARCHES):
-        more, reached = lists.page_positions(caller, selection, reached, limit - len(found))
+        more, reached = tasks.positions(reached, limit - len(found))
         found += more
         if reached is None or len(found) == limit:
             break
-    tasks = [results.summary(task) for task in lists.summaries(caller, found)]
-    return results.tool_result({"tasks": tasks})
+    rows = lists.summaries(caller, found)
+    return results.tool_result({"tasks": [results.summary(row) for row in rows]})
 
 
 @fixed_tool(

@@ -16,7 +16,7 @@ from taskservice.database import clock
 from taskservice.database.clock import EARLIEST
 from taskservice.database.connections import Statement
 from taskservice.database.models import LogChunk, Task
-from taskservice.database.transactions import read_all, read_one, reading
+from taskservice.database.transactions import read_all, read_one
 from taskservice.database.types import (
     PAGE_BYTES,
     AnyRow,
@@ -30,7 +30,7 @@ from taskservice.database.types import (
 )
 from taskservice.errors import Problem, invalid, overloaded
 from taskservice.services import lists, logs, tasks
-from taskservice.services.lists import Filters, Position, Selection
+from taskservice.services.lists import Filters, Position, Selection, TaskList
 from taskservice.terms import COMPLETE, ERROR, NO_GOOD_RUN
 
 search_slots = BoundedSemaphore(2)
@@ -103,7 +103,7 @@ class Found(NamedTuple):
 class _Part(NamedTuple):
     """Chunks of some logs from one line to another; a search that has read it has reached `end`."""
 
-    tasks: Sequence[tuple[Position, AnyRow]]
+    tasks: Sequence[AnyRow]
     after: int
     until: int
     size: int
@@ -138,13 +138,13 @@ def search(
     hits: list[Hit] = []
     searched, size, deadline = set[str](), 0, monotonic() + SEARCH_SECONDS
     with slot():
-        for part in _parts(caller, selection, start):
-            searched.update(row.id for _, row in part.tasks)
+        for part in _parts(TaskList(caller, selection), start):
+            searched.update(row.id for row in part.tasks)
             size += part.size
-            for position, hit in _hits(part, _CHUNKS[is_exact], text, found_part):
+            for row, hit in _hits(part, _CHUNKS[is_exact], text, found_part):
                 hits.append(hit)
                 if len(hits) == limit:
-                    return Found(hits, len(searched), size, (*position, hit["line"]))
+                    return Found(hits, len(searched), size, (*_position(row), hit["line"]))
             if size >= SEARCH_BYTES or monotonic() >= deadline:
                 return Found(hits, len(searched), size, part.end)
     return Found(hits, len(searched), size, None)
@@ -157,71 +157,63 @@ def pattern(text: str, *, is_exact: bool = False) -> re.Pattern[str]:
 
 def in_errors(
     caller: Caller, selection: Selection, text: str, after: Position | None, limit: int
-) -> lists.SearchResult:
+) -> lists.Positions:
     """The next tasks whose error contains `text`, among MAX_ERRORS. Raises 503."""
-    selection = selection._replace(status=ERROR)
-    with slot(), reading() as connection:
-        ordered = lists.OrderedTasks(connection, caller, selection)
-        end = ordered.position(after, MAX_ERRORS)
-        rows = ordered.run(_errors_statement, after, end, part=text, count=limit)
+    tasks = TaskList(caller, selection._replace(status=ERROR))
+    with slot():
+        end = tasks.position(after, MAX_ERRORS)
+        rows = tasks.run(_errors_statement, after, end, part=text, count=limit)
     found = [Position(*row) for row in rows]
-    return lists.SearchResult(found, found[-1] if len(found) == limit else end)
+    return found, found[-1] if len(found) == limit else end
 
 
 @lru_cache(maxsize=lists.STATEMENTS)
 def _errors_statement(scan: lists.Scan) -> Statement[AnyRow]:
     contains = position_in_text(ascii_lower(Task.error_message), ascii_lower(_part)) > 0
-    conditions = [*lists.conditions_of(scan), contains]
-    return Statement(lists.in_order(conditions, scan.sort).limit(bindparam("count")))
+    return Statement(lists.in_order(scan, contains).limit(bindparam("count")))
 
 
-def _parts(caller: Caller, selection: Selection, start: End | None) -> Iterator[_Part]:
-    """The logs of all tasks of the selection from `start` on, in parts of about a megabyte."""
+def _parts(tasks: TaskList, start: End | None) -> Iterator[_Part]:
+    """The logs of all tasks of a list from `start` on, in parts of about a megabyte."""
     after = Position(*start[:2]) if start else None
     if after and start and len(start) > len(after):
-        yield from _parts_of(caller, selection, [after], start[-1])
+        yield from _parts_of(tasks, [after], start[-1])
     while True:
-        wanted, reached = lists.positions(caller, selection, after, TASKS_PER_READ)
-        yield from _parts_of(caller, selection, wanted)
-        after = reached or (wanted[-1] if wanted else None)
+        positions, after = tasks.positions(after, TASKS_PER_READ)
+        yield from _parts_of(tasks, positions)
         if after is None:
             return
         yield _Part((), 0, 0, 0, after)
 
 
-def _parts_of(
-    caller: Caller, selection: Selection, wanted: Sequence[Position], line: int = 0
-) -> Iterator[_Part]:
-    ids = [position.id for position in wanted]
-    rows: dict[str, Any] = {
-        row.id: row for row in lists.read(caller, selection, ids, _tasks_statement)
-    }
-    small: list[tuple[Position, AnyRow]] = []
+def _parts_of(tasks: TaskList, positions: Sequence[Position], line: int = 0) -> Iterator[_Part]:
+    small: list[AnyRow] = []
     size = 0
-    for position in wanted:
-        if (row := rows.get(position.id)) is None:
-            continue
+    for row in tasks.read([position.id for position in positions], _tasks_statement):
         if small and size + row.log_bytes > PAGE_BYTES:
-            yield _Part(small, line, LAST_LINE, size, small[-1][0])
+            yield _Part(small, line, LAST_LINE, size, _position(small[-1]))
             small, size = [], 0
         if row.log_bytes > PAGE_BYTES:
-            yield from _ranges(position, row, line)
+            yield from _ranges(row, line)
         else:
-            small.append((position, row))
+            small.append(row)
             size += row.log_bytes
     if small:
-        yield _Part(small, line, LAST_LINE, size, small[-1][0])
+        yield _Part(small, line, LAST_LINE, size, _position(small[-1]))
 
 
 @lru_cache(maxsize=lists.STATEMENTS)
 def _tasks_statement(filters: Filters) -> Statement[Any]:
     columns = (Task.id, Task.name, Task.agent_id, Task.status, Task.first_log, Task.log_bytes)
-    return Statement(
-        tasks.with_log([*columns, Task.log_count]).where(*lists.still_matches(filters))
-    )
+    found = tasks.with_log([*columns, Task.log_count, Task.created_at])
+    return Statement(found.where(*lists.still_match(filters)))
 
 
-def _ranges(position: Position, row: AnyRow, after: int) -> Iterator[_Part]:
+def _position(row: AnyRow) -> Position:
+    return Position(row.created_at, row.id)
+
+
+def _ranges(row: AnyRow, after: int) -> Iterator[_Part]:
     count = 16
     while True:
         with _turn:
@@ -231,15 +223,15 @@ def _ranges(position: Position, row: AnyRow, after: int) -> Iterator[_Part]:
         count = next_limit(found.count, found.size, logs.CHUNKS_PER_READ)
         if found.size > 2 * PAGE_BYTES and found.count > 1:
             continue
-        end = (*position, found.last) if found.last < row.log_count else position
-        yield _Part([(position, row)], after, found.last, found.size, end)
+        end = (*_position(row), found.last) if found.last < row.log_count else _position(row)
+        yield _Part([row], after, found.last, found.size, end)
         after = found.last
 
 
 def _hits(
     part: _Part, statement: Statement[Any], text: str, pattern: re.Pattern[str]
-) -> Iterator[tuple[Position, Hit]]:
-    log_ids = [row.log_id for _, row in part.tasks if row.log_id is not None]
+) -> Iterator[tuple[AnyRow, Hit]]:
+    log_ids = [row.log_id for row in part.tasks if row.log_id is not None]
     if not log_ids:
         return
     between = {"after": part.after, "until": part.until}
@@ -248,10 +240,10 @@ def _hits(
     chunks: dict[int, list[Any]] = {}
     for chunk in sorted(found, key=lambda chunk: chunk.last):
         chunks.setdefault(chunk.log_id, []).append(chunk)
-    for position, row in part.tasks:
+    for row in part.tasks:
         after = max(part.after, row.first_log - 1)
         for chunk in chunks.get(row.log_id, ()):
-            yield from ((position, hit) for hit in _hits_in(chunk, pattern, row, after))
+            yield from ((row, hit) for hit in _hits_in(chunk, pattern, row, after))
 
 
 def _hits_in(chunk: Any, pattern: re.Pattern[str], row: AnyRow, after: int) -> Iterator[Hit]:
