@@ -1,8 +1,8 @@
 """Logs: read in parts of bounded size, and appended to, once and in order."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, chain
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
@@ -121,10 +121,6 @@ class Page(NamedTuple):
     after: int
     until: int
 
-    @property
-    def end(self) -> int:
-        return min(self.until, int(self.chunks[-1].last))
-
     def lines(self) -> list[str]:
         return self._cut([line for chunk in self.chunks for line in chunk.text.split("\n")])
 
@@ -140,24 +136,10 @@ class Page(NamedTuple):
 
 
 def times_of(chunk: Any) -> list[str | None]:
-    if chunk.at is None or chunk.times is None:
-        time = None if chunk.at is None else clock.from_milliseconds(chunk.at)
-        return [time for _ in range(chunk.count)]
-    return [
-        clock.from_milliseconds(time) for time in clock.decode(chunk.at, chunk.times, chunk.count)
-    ]
-
-
-def _complete(chunks: Sequence[Any], after: int, until: int) -> Page:
-    """Raises LogDropped if a line between the chunks, or before them, is missing."""
-    before = chunks[0].last - chunks[0].count if chunks else until
-    if before > after or not chunks:
-        raise LogDropped()
-    for chunk in chunks:
-        if chunk.last - chunk.count != before:
-            raise LogDropped()
-        before = chunk.last
-    return Page(chunks, after, until)
+    if chunk.times is None:
+        return [None if chunk.at is None else clock.from_milliseconds(chunk.at)] * int(chunk.count)
+    times = clock.decode(chunk.at, chunk.times, chunk.count)
+    return [clock.from_milliseconds(time) for time in times]
 
 
 def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Page]:
@@ -174,10 +156,12 @@ def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Pa
         start = {"log_id": row.log_id, "after": after, "limit": min(limit, until - after)}
         found = read_all(_CHUNKS, **start)
         chunks = [chunk for chunk in found if chunk.last - chunk.count < until]
-        page = _complete(chunks, after, until)
-        yield page
-        after = page.end
-        limit = next_limit(len(chunks), sum(len(chunk.text) for chunk in chunks), CHUNKS_PER_READ)
+        before = chunks[0].last - chunks[0].count if chunks else until
+        if before > after or before + _line_count(chunks) != chunks[-1].last:
+            raise LogDropped()
+        yield Page(chunks, after, until)
+        after = min(until, chunks[-1].last)
+        limit = next_limit(len(chunks), _length(chunks), CHUNKS_PER_READ)
 
 
 def get_task(caller: Caller, task_id: str) -> TaskAndLines:
@@ -236,7 +220,15 @@ def _chunks_from_end(row: TaskRow) -> Iterator[Any]:
             raise LogDropped()
         yield from chunks
         until = chunks[-1].last - chunks[-1].count
-        limit = next_limit(len(chunks), sum(len(each.text) for each in chunks), CHUNKS_PER_READ)
+        limit = next_limit(len(chunks), _length(chunks), CHUNKS_PER_READ)
+
+
+def _length(chunks: Sequence[Any]) -> int:
+    return sum([len(chunk.text) for chunk in chunks])
+
+
+def _line_count(chunks: Sequence[Any]) -> int:
+    return sum([chunk.count for chunk in chunks])
 
 
 def ends(task_ids: Collection[str]) -> dict[str, str]:
@@ -271,8 +263,8 @@ def from_text(data: bytes, at: int | None = None) -> list[Chunk]:
     """
     # A line feed is never part of a longer character, even in invalid UTF-8.
     texts = (piece.decode(errors="replace") for piece in _pieces(data))
-    chunks = [_chunk(text.replace("\0", "\ufffd").replace("\r\n", "\n")) for text in texts]
-    return _checked(chunks, [] if at is None else [(0, at)])
+    lines = (text.replace("\0", "\ufffd").replace("\r\n", "\n") for text in texts)
+    return _chunks(lines, [] if at is None else [(0, at)])
 
 
 def from_strings(strings: Sequence[str], at: int | Sequence[int] | None = None) -> list[Chunk]:
@@ -290,7 +282,7 @@ def from_strings(strings: Sequence[str], at: int | Sequence[int] | None = None) 
         # Some strings contain line feeds.
         text = "\n".join(string.replace("\r\n", "\n").removesuffix("\n") for string in strings)
     # The last line also gets a line feed, so that it counts if it is empty.
-    return _checked([_chunk(piece.decode()) for piece in _pieces(f"{text}\n".encode())], times)
+    return _chunks((piece.decode() for piece in _pieces(f"{text}\n".encode())), times)
 
 
 def _part(times: Times, first: int, count: int) -> Times:
@@ -302,14 +294,12 @@ def _part(times: Times, first: int, count: int) -> Times:
 
 def without_first(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
     """These chunks without their first `count` lines."""
-    whole = 0
-    while whole < len(chunks) and count >= chunks[whole].count:
-        count -= chunks[whole].count
-        whole += 1
-    rest = list(chunks[whole:])
+    rest = list(chunks)
+    while rest and count >= rest[0].count:
+        count -= rest.pop(0).count
     if rest and count:
-        left = _chunk(rest[0].text.split("\n", count)[count] + "\n")
-        rest[0] = replace(left, times=_part(rest[0].times, count, left.count))
+        text, left = rest[0].text.split("\n", count)[count], rest[0].count - count
+        rest[0] = Chunk(text, left, len(text.encode()) + 1, _part(rest[0].times, count, left))
     return rest
 
 
@@ -327,29 +317,22 @@ def _pieces(data: bytes) -> Iterator[bytes]:
         start = end
 
 
-def _chunk(text: str) -> Chunk:
-    text = text.removesuffix("\n")
-    return Chunk(text, text.count("\n") + 1, len(text.encode()) + 1)
-
-
-def _checked(chunks: list[Chunk], times: Times) -> list[Chunk]:
-    """The chunks with the times of their lines. Raises 422 for lines that are too long."""
-    checked, first, too_long = [], 0, list[int]()
-    for chunk in chunks:
+def _chunks(texts: Iterable[str], times: Times) -> list[Chunk]:
+    """The chunks of these texts of whole lines. Raises 422 for lines that are too long."""
+    chunks, first, too_long = [], 0, list[str]()
+    for text in texts:
+        text = text.removesuffix("\n")
+        count, size = text.count("\n") + 1, len(text.encode()) + 1
         # No line is longer than its chunk.
-        lines = chunk.text.split("\n") if chunk.size > terms.MAX_LINE else []
-        too_long += [
-            number
-            for number, line in enumerate(lines, first)
-            if len(line.encode()) > terms.MAX_LINE
-        ]
-        own = _part(times, first, chunk.count)
-        checked.append(replace(chunk, times=own) if own else chunk)
-        first += chunk.count
+        if size > terms.MAX_LINE:
+            sizes = [len(line.encode()) for line in text.split("\n")]
+            too_long += [str(n) for n, size in enumerate(sizes, first) if size > terms.MAX_LINE]
+        chunks.append(Chunk(text, count, size, _part(times, first, count)))
+        first += count
     if too_long:
         reason = [f"Longer than {terms.MAX_LINE} bytes."]
-        raise invalid({"logs": {str(number): reason for number in too_long[:10]}})
-    return checked
+        raise invalid({"logs": dict.fromkeys(too_long[:10], reason)})
+    return chunks
 
 
 # `seq` is null if the given writer has sent no lines.
@@ -411,29 +394,33 @@ def append(
     stored are skipped. The default writer's name is empty. An append without lines is a heartbeat.
     Raises 404, 409 for a gap or a finished task, 413 for a full log, 422 for too many writers.
     """
+    here = {"task_id": task_id, **caller.scope}
     with transaction() as connection:
         if seq is not None:
-            sent = _not_stored(connection, caller, task_id, sent, seq, writer)
-        task = _update_task(connection, caller, task_id, sent, writer)
+            before: Any = tasks.get_locked(
+                connection, caller, task_id, _TASK_AND_SEQ, writer=writer
+            )
+            sent = _not_stored(before, sent, seq, writer)
+        lines, size = _line_count(sent), sum([chunk.size for chunk in sent])
+        if sent:
+            new = {"lines": lines, "default_lines": 0 if writer else lines, "bytes": size}
+            task = _ADD_LINES.one_or_none(connection, **here, **new, now=clock.now())
+        else:
+            task = _HEARTBEAT.one_or_none(connection, **here)
+        if task is None:
+            _require_open(tasks.get_locked(connection, caller, task_id))
+            detail = f"The task's log is full: the limit is {terms.MAX_LOG} bytes"
+            raise Problem(413, detail, code=terms.LOG_FULL)
         if sent and writer:
-            _add_to_writer(connection, task, writer, _line_count(sent))
+            _add_to_writer(connection, task, writer, lines)
         if sent:
             _store(connection, task, sent)
     return task.log_count, task.status
 
 
-def _not_stored(
-    connection: Connection,
-    caller: Caller,
-    task_id: str,
-    sent: Sequence[Chunk],
-    seq: int,
-    writer: str,
-) -> Sequence[Chunk]:
-    """The lines sent that `writer` has not sent before. Raises 404 and 409."""
-    task: Any = tasks.get_locked(connection, caller, task_id, _TASK_AND_SEQ, writer=writer)
-    if not _is_open(task):
-        raise tasks.finished_problem(task)
+def _not_stored(task: Any, sent: Sequence[Chunk], seq: int, writer: str) -> Sequence[Chunk]:
+    """The lines sent that `writer` has not sent before. Raises 409."""
+    _require_open(task)
     stored = (task.seq or 0) if writer else task.default_writer_seq
     if seq > stored + 1:
         detail = f"Lines are missing: this writer's next line is number {stored + 1}"
@@ -441,38 +428,10 @@ def _not_stored(
     return without_first(sent, stored + 1 - seq)
 
 
-def _update_task(
-    connection: Connection, caller: Caller, task_id: str, sent: Sequence[Chunk], writer: str
-) -> AnyRow:
-    """Record a heartbeat and count the lines, which locks the task. Raises 404, 409 and 413."""
-    here = {"task_id": task_id, **caller.scope}
-    if sent:
-        lines = _line_count(sent)
-        new = {
-            "lines": lines,
-            "default_lines": 0 if writer else lines,
-            "bytes": sum(chunk.size for chunk in sent),
-            "now": clock.now(),
-        }
-        updated = _ADD_LINES.one_or_none(connection, **here, **new)
-    else:
-        updated = _HEARTBEAT.one_or_none(connection, **here)
-    if updated is None:
-        task = tasks.get_locked(connection, caller, task_id)
-        if not _is_open(task):
-            raise tasks.finished_problem(task)
-        detail = f"The task's log is full: the limit is {terms.MAX_LOG} bytes"
-        raise Problem(413, detail, code=terms.LOG_FULL)
-    return updated
-
-
-def _is_open(task: TaskRow) -> bool:
-    """Whether `_accepts_lines` is true for this task."""
-    return task.status == terms.RUNNING or task.error_type == terms.TIMEOUT
-
-
-def _line_count(chunks: Sequence[Chunk]) -> int:
-    return sum(chunk.count for chunk in chunks)
+def _require_open(task: TaskRow) -> None:
+    """Raises 409 unless `_accepts_lines` is true for this task."""
+    if task.status != terms.RUNNING and task.error_type != terms.TIMEOUT:
+        raise tasks.finished_problem(task)
 
 
 def _add_to_writer(connection: Connection, task: AnyRow, writer: str, lines: int) -> None:
