@@ -99,6 +99,9 @@ def count_asking_tasks(caller: Caller, maximum: int) -> int:
 
 BATCH = 50  # questions that one transaction expires
 
+_WITH_KEY = OF_TASK.add_columns(Question.idempotency_digest).where(
+    Question.idempotency_key == bindparam("idempotency_key")
+)
 _CLOSE = update(Question).where(
     Question.id == bindparam("of_question_id"), Question.state == terms.OPEN
 )
@@ -106,18 +109,14 @@ _CLOSE = update(Question).where(
 
 @retry_on_conflict
 def ask(
-    caller: Caller, task_id: str, fields: dict[str, Any], idempotency: tasks.Idempotency | None
+    caller: Caller, task_id: str, fields: dict[str, Any], idempotency: tasks.Idempotency
 ) -> tuple[AnyRow, bool]:
     """Ask a question; returns it, and whether it existed already. Raises 404, 409 and 422."""
     with transaction() as connection:
         task = tasks.get_locked(connection, caller, task_id)
-        if idempotency is not None:
-            of_task = select(*COLUMNS, Question.idempotency_digest).where(
-                Question.task_id == task.id,
-                Question.idempotency_key == bindparam("idempotency_key"),
-            )
-            if (replayed := idempotency.replayed(connection, of_task)) is not None:
-                return replayed, True
+        replayed = idempotency.replayed(connection, _WITH_KEY, task_id=task.id)
+        if replayed is not None:
+            return replayed, True
         if task.status != terms.RUNNING:
             raise tasks.finished_problem(task)
         if task.claimed_at is None:
@@ -137,8 +136,7 @@ def ask(
             "state": terms.OPEN,
             "asked_at": now,
             "expires_at": clock.moved(now, timeout) if timeout else None,
-            "idempotency_key": idempotency.key if idempotency else None,
-            "idempotency_digest": idempotency.digest if idempotency else None,
+            **idempotency._asdict(),
         }
         connection.execute(insert(Question), question)
         _store_open(connection, task.id)

@@ -59,9 +59,7 @@ def with_log(columns: Iterable[Any]) -> AnySelect:
 
 
 tasks_with_log = with_log(TASK_COLUMNS)
-is_this_task: ColumnElement[bool] = and_(
-    Task.id == bindparam("task_id", type_=Identifier), visible_tasks
-)
+is_this_task: ColumnElement[bool] = and_(Task.id == bindparam("task_id"), visible_tasks)
 select_task = tasks_with_log.where(is_this_task)
 _SELECT_TASK = Statement[TaskRow](select_task)
 _VERSION = Statement[TaskVersion](
@@ -74,12 +72,12 @@ _RELATIVES = select(Task.id, Task.name, Task.agent_id, Task.status, Task.error_t
 _OLDEST_FIRST = (Task.created_at, Task.id)
 _NEWEST_FIRST = (Task.created_at.desc(), Task.id.desc())
 _CHILDREN = Statement[AnyRow](
-    _RELATIVES.where(Task.parent_id == bindparam("parent_id", type_=Identifier), visible_tasks)
+    _RELATIVES.where(Task.parent_id == bindparam("parent_id"), visible_tasks)
     .order_by(*_OLDEST_FIRST)
     .limit(bindparam("count"))
 )
 _NEWEST_RERUN = Statement[AnyRow](
-    _RELATIVES.where(Task.rerun_of == bindparam("rerun_of", type_=Identifier), visible_tasks)
+    _RELATIVES.where(Task.rerun_of == bindparam("rerun_of"), visible_tasks)
     .order_by(*_NEWEST_FIRST)
     .limit(1)
 )
@@ -191,24 +189,26 @@ def detach_logs(connection: Connection, task_ids: Sequence[str], seconds: float 
 
 
 class Idempotency(NamedTuple):
-    """The key with which a request can be repeated, and the digest of the request."""
+    """The key with which a request can be repeated, and the digest of the request, as columns."""
 
-    key: str
-    digest: str
+    idempotency_key: str | None = None
+    idempotency_digest: str | None = None
 
     @classmethod
-    def of(cls, key: str | None, body: Any, rerun_of: str | None = None) -> "Idempotency | None":
-        """None without a key. The digest of a rerun differs from the digest of any start."""
+    def of(cls, key: str | None, body: Any, rerun_of: str | None = None) -> "Idempotency":
+        """The digest of a rerun differs from the digest of any start."""
         if key is None:
-            return None
+            return cls()
         asked = body if rerun_of is None else {"rerunOf": rerun_of, "body": body}
         return cls(key, hashlib.sha256(strict_json.canonical(asked)).hexdigest())
 
     def replayed(self, connection: Connection, with_key: AnySelect, **values: str) -> Any:
         """The row that this key made; None if there is none. Raises 422 for another request."""
-        values["idempotency_key"] = self.key
+        if self.idempotency_key is None:
+            return None
+        values["idempotency_key"] = self.idempotency_key
         row: Any = connection.execute(with_key, values).one_or_none()
-        if row is not None and row.idempotency_digest != self.digest:
+        if row is not None and row.idempotency_digest != self.idempotency_digest:
             errors = {"Idempotency-Key": ["Was used with another body."]}
             raise invalid(errors, IDEMPOTENCY_KEY_REUSED)
         return row
@@ -242,9 +242,7 @@ MAX_CLAIMED_AGO = 30 * 86_400.0
 _RERUN_COLUMNS = ("agent_id", "name", "input", "callback_url", "timeout", "labels")
 
 
-def start(
-    caller: Caller, fields: dict[str, Any], idempotency: Idempotency | None
-) -> tuple[TaskRow, bool]:
+def start(caller: Caller, fields: dict[str, Any], idempotency: Idempotency) -> tuple[TaskRow, bool]:
     """Start a task that StartSchema loaded; returns it, and whether it existed already.
 
     It exists if the same user started it with the same idempotency key. Raises 422 for an agent
@@ -254,72 +252,65 @@ def start(
     """
     # An agent that starts a task has claimed it.
     is_claimed = bool(fields.get("claim")) or caller.agent_id is not None
-    _check_claimed_at(fields.get("claimedAt"), is_claimed=is_claimed)
+    claimed_at = fields.get("claimedAt")
+    if claimed_at is not None and not is_claimed:
+        raise invalid({"claimedAt": ["Only allowed with claim."]})
+    if claimed_at is not None and not clock.now(-MAX_CLAIMED_AGO) <= claimed_at <= clock.now():
+        raise invalid({"claimedAt": ["Must not be in the future, nor more than 30 days ago."]})
     # An invalid callback is rejected before the wait for the write lock.
     _check_callback(fields.get("callback"))
-    input_text = strict_json.dumps(fields.get("input") or {}).decode()
+    objects = {name: fields.get(name) or {} for name in ("input", "labels")}
+    sent = task_schema.stored(fields | objects) | {"timeout": fields.get("timeout")}
 
     def load(connection: Connection) -> tuple[dict[str, Any], Any]:
         agent = _AGENT.one_or_none(connection, agent_id=fields["agentId"], **caller.scope)
         if agent is None:
             raise invalid({"agentId": ["No such agent; register it first."]})
-        own = {
-            "name": fields.get("name") or agent.name,
-            "timeout": fields.get("timeout"),
-            "labels": strict_json.dumps(fields.get("labels") or {}).decode(),
-        }
-        rest = {name: fields[name] for name in fields.keys() - own - {"input"}}
-        return task_schema.stored(rest) | own, agent
+        return sent | {"name": fields.get("name") or agent.name}, agent
 
-    return _start(caller, load, input_text, idempotency, is_claimed=is_claimed)
+    return _start(caller, load, idempotency, is_claimed=is_claimed)
 
 
 def rerun(
-    caller: Caller, task_id: str, fields: dict[str, Any], idempotency: Idempotency | None
+    caller: Caller, task_id: str, fields: dict[str, Any], idempotency: Idempotency
 ) -> tuple[TaskRow, bool]:
     """Rerun a task, unclaimed, with fields that RerunSchema loaded; returns the same as `start`.
 
     Raises 404, and 422 for an input that does not match the agent's schema, for a callback that is
     no longer allowed, and for an idempotency key that was used with another request.
     """
-    new_input = fields.get("input")
-    input_text = None if new_input is None else strict_json.dumps(new_input).decode()
+    sent = {name: value for name, value in fields.items() if value is not None}
+    new = task_schema.stored(sent) | {"rerun_of": task_id}
 
     def load(connection: Connection) -> tuple[dict[str, Any], Any]:
         before: Any = get_locked(connection, caller, task_id, _TASK_TO_RERUN)
-        columns = {name: getattr(before, name) for name in _RERUN_COLUMNS}
-        if (labels := fields.get("labels")) is not None:
-            columns["labels"] = strict_json.dumps(labels).decode()
-        return columns | {"rerun_of": before.id}, before
+        return {name: getattr(before, name) for name in _RERUN_COLUMNS} | new, before
 
-    return _start(caller, load, input_text, idempotency, is_claimed=False)
+    return _start(caller, load, idempotency, is_claimed=False)
 
 
 @retry_on_conflict
 def _start(
     caller: Caller,
     load: Callable[[Connection], tuple[dict[str, Any], Any]],
-    new_input: str | None,
-    idempotency: Idempotency | None,
+    idempotency: Idempotency,
     *,
     is_claimed: bool,
 ) -> tuple[TaskRow, bool]:
-    """Start a task with the columns that `load` returns, and a row with its agent's columns.
-
-    `new_input` replaces the input of the columns.
-    """
+    """Start a task with the columns that `load` returns, with a row of its agent's columns."""
     valid_for = INPUT_SCHEMA
     while True:
         with transaction() as connection:
             # First, so that an agent key never gets a task that another agent started.
             columns, agent = load(connection)
-            if idempotency is not None:
-                own = {"user_id": caller.user_id}
-                if (task := idempotency.replayed(connection, _WITH_KEY, **own)) is not None:
-                    return task, True
+            task = idempotency.replayed(connection, _WITH_KEY, user_id=caller.user_id)
+            if task is not None:
+                return task, True
             _check_callback(columns.get("callback_url"))
-            _lock_parent(connection, caller, columns.get("parent_id"))
-            columns["input"] = text = new_input or columns["input"]
+            parent = {"task_id": columns.get("parent_id"), **caller.scope}
+            # Locked, so that it is not deleted before this transaction ends.
+            if parent["task_id"] is not None and _PARENT.one_or_none(connection, **parent) is None:
+                raise invalid({"parentId": ["No such task."]})
             # The program of a claimed task already runs: its work must be recorded.
             if is_claimed or agent.input_schema == valid_for:
                 task = _insert(connection, caller, columns, idempotency, is_claimed=is_claimed)
@@ -327,7 +318,7 @@ def _start(
                     expected_runs.run_started(connection, task)
                 return task, False
         # Not in a transaction, since validation may take long.
-        errors = input_problems(agent.input_schema, text)
+        errors = input_problems(agent.input_schema, columns["input"])
         if errors:
             raise invalid(errors)
         valid_for = agent.input_schema
@@ -341,27 +332,11 @@ def _check_callback(url: str | None) -> None:
             raise invalid({"callback": [str(error)]}) from None
 
 
-def _check_claimed_at(claimed_at: str | None, *, is_claimed: bool) -> None:
-    if claimed_at is None:
-        return
-    if not is_claimed:
-        raise invalid({"claimedAt": ["Only allowed with claim."]})
-    if not clock.now(-MAX_CLAIMED_AGO) <= claimed_at <= clock.now():
-        raise invalid({"claimedAt": ["Must not be in the future, nor more than 30 days ago."]})
-
-
-def _lock_parent(connection: Connection, caller: Caller, parent_id: str | None) -> None:
-    """Keep the parent from being deleted before this transaction. Raises 422."""
-    here = {"task_id": parent_id, **caller.scope}
-    if parent_id is not None and _PARENT.one_or_none(connection, **here) is None:
-        raise invalid({"parentId": ["No such task."]})
-
-
 def _insert(
     connection: Connection,
     caller: Caller,
     columns: dict[str, Any],
-    idempotency: Idempotency | None,
+    idempotency: Idempotency,
     *,
     is_claimed: bool,
 ) -> TaskRow:
@@ -383,8 +358,7 @@ def _insert(
         "log_count": 0,
         "log_bytes": 0,
         "version": 1,
-        "idempotency_key": idempotency.key if idempotency else None,
-        "idempotency_digest": idempotency.digest if idempotency else None,
+        **idempotency._asdict(),
     }
     _START.run(connection, **task, own_timeout=task["timeout"])
     inserted = cast(TaskRow, SimpleNamespace(**task, log_id=None))
