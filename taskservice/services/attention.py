@@ -20,7 +20,7 @@ from taskservice.database.models import (
     Task,
 )
 from taskservice.database.transactions import current_time, reading
-from taskservice.database.types import AnyRow, Identifier, Timestamp
+from taskservice.database.types import AnyRow
 from taskservice.quantities import seconds_text
 from taskservice.schemas.fields import NO_QUESTIONS, open_questions
 from taskservice.services import hooks
@@ -43,7 +43,7 @@ CALLBACK_SECONDS = 7 * 86_400.0
 MAX_FINISHED = 1_000
 
 _of_this_agent = (tasks_of_user, Task.agent_id == bindparam("agent_id"))
-_quiet_since = bindparam("quiet_since", type_=Timestamp())
+_quiet_since = bindparam("quiet_since")
 _oldest_question = (
     select(func.min(Question.asked_at))
     # As in the condition of the index.
@@ -79,7 +79,7 @@ _NEWEST_FAILURE = Statement[AnyRow](
 )
 _is_silent = and_(
     is_claimed,
-    Task.claimed_at < bindparam("claimed_before", type_=Timestamp()),
+    Task.claimed_at < bindparam("claimed_before"),
     Task.last_heartbeat_at < _quiet_since,
     Task.questions == NO_QUESTIONS,
 )
@@ -127,10 +127,10 @@ _FAILED_CALLBACKS = Statement[AnyRow](
     select(Delivery.task_id, Task.agent_id, Delivery.created_at, _last_message.label("message"))
     .join(Task, Task.id == Delivery.task_id)
     .where(
-        Delivery.user_id == bindparam("user_id", type_=Identifier),
+        Delivery.user_id == bindparam("user_id"),
         text("deliveries.state = 'failed'"),
         Delivery.hook_id.is_(None),
-        Delivery.created_at > bindparam("failed_after", type_=Timestamp()),
+        Delivery.created_at > bindparam("failed_after"),
         ~exists().where(
             _later.task_id == Delivery.task_id,
             _later.hook_id.is_(None),

@@ -17,7 +17,7 @@ from taskservice.auth import Caller, is_of_agent
 from taskservice.database import clock
 from taskservice.database.models import Agent, Link, Question, Task, User
 from taskservice.database.transactions import read_all, read_one, transaction
-from taskservice.database.types import AnyRow, AnySelect, Identifier, Timestamp, time_from_now
+from taskservice.database.types import AnyRow, AnySelect, time_from_now
 from taskservice.errors import Problem, invalid, not_found, require
 from taskservice.schemas import json_schema, strict_json
 from taskservice.schemas.tasks import LINK_COLUMNS
@@ -26,10 +26,10 @@ from taskservice.terms import LINK, LINK_DAYS, MAX_LINK_DAYS, MAX_LINKS, OPEN, T
 
 _TOKEN_BYTES = 24
 _DAY_SECONDS = 86_400.0
-_OF_TASK = Link.task_id == bindparam("task_id", type_=Identifier)
+_OF_TASK = Link.task_id == bindparam("task_id")
 _LIVE: AnySelect = (
     select(*LINK_COLUMNS)
-    .where(_OF_TASK, Link.expires_at > bindparam("now", type_=Timestamp()))
+    .where(_OF_TASK, Link.expires_at > bindparam("now"))
     .order_by(Link.created_at, Link.id)
 )
 
@@ -94,7 +94,7 @@ _QUESTION = (
     .join(User, User.id == Task.user_id)
     .join(Agent, is_of_agent)
     .where(
-        Question.id == bindparam("question_id", type_=Identifier),
+        Question.id == bindparam("question_id"),
         Question.asked_at > time_from_now(-VALID_SECONDS),
     )
 )

@@ -31,7 +31,6 @@ from taskservice.database.transactions import read_all, read_one, transaction
 from taskservice.database.types import (
     PAGE_BYTES,
     AnyRow,
-    Identifier,
     TaskAndLines,
     TaskRow,
     is_among,
@@ -357,9 +356,9 @@ _HEARTBEAT = Statement[AnyRow](_UPDATE.values(tasks.HEARTBEAT))
 _ADD_LINES = Statement[AnyRow](
     _UPDATE.where(Task.log_bytes <= terms.MAX_LOG - bindparam("bytes", type_=BigInteger()))
     .values(
-        log_count=Task.log_count + bindparam("lines", type_=BigInteger()),
-        log_bytes=Task.log_bytes + bindparam("bytes", type_=BigInteger()),
-        default_writer_seq=Task.default_writer_seq + bindparam("default_lines", type_=BigInteger()),
+        log_count=Task.log_count + bindparam("lines"),
+        log_bytes=Task.log_bytes + bindparam("bytes"),
+        default_writer_seq=Task.default_writer_seq + bindparam("default_lines"),
         version=Task.version + 1,
         updated_at=bindparam("now"),
         **tasks.HEARTBEAT,
@@ -370,17 +369,17 @@ _ADD_TO_WRITER = Statement[Any](
     update(LogWriter)
     # Not `writer`: SQLAlchemy reserves the names of columns for the values that an UPDATE sets.
     .where(
-        LogWriter.task_id == bindparam("of_task_id", type_=Identifier),
+        LogWriter.task_id == bindparam("of_task_id"),
         LogWriter.writer == bindparam("of_writer"),
     )
-    .values(seq=LogWriter.seq + bindparam("lines", type_=BigInteger()))
+    .values(seq=LogWriter.seq + bindparam("lines"))
     .returning(LogWriter.seq)
 )
 _WRITER_COUNT = Statement[Any](
-    select(func.count()).where(LogWriter.task_id == bindparam("task_id", type_=Identifier))
+    select(func.count()).where(LogWriter.task_id == bindparam("task_id"))
 )
 _NEW_WRITER = Statement[None](insert(LogWriter), ("task_id", "writer", "seq"))
-_LOG = Statement[Any](select(Log.id).where(Log.task_id == bindparam("task_id", type_=Identifier)))
+_LOG = Statement[Any](select(Log.id).where(Log.task_id == bindparam("task_id")))
 NEW_LOG = Statement[Any](insert(Log).returning(Log.id), ("task_id",))
 _NEW_CHUNK = Statement[None](insert(LogChunk), ("log_id", "last", "count", "text", "at", "times"))
 

@@ -292,7 +292,7 @@ _earlier = (
     visible_tasks,
     Task.user_id == bindparam("user_id"),
     Task.agent_id == bindparam("agent_id"),
-    Task.finished_at < bindparam("before", type_=Timestamp()),
+    Task.finished_at < bindparam("before"),
 )
 # Where the search ends, from the index alone.
 _end = select(Task.finished_at).where(*_earlier).order_by(Task.finished_at.desc()).limit(1)
