@@ -43,7 +43,7 @@ CALLBACK_SECONDS = 7 * 86_400.0
 MAX_FINISHED = 1_000
 
 _of_this_agent = (tasks_of_user, Task.agent_id == bindparam("agent_id"))
-_quiet_since = bindparam("quiet_since")
+_quiet_since: Any = bindparam("quiet_since")
 _oldest_question = (
     select(func.min(Question.asked_at))
     # As in the condition of the index.
