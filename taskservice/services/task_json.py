@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Any
 
 from taskservice.database.types import ListedTask, TaskRow
@@ -15,9 +16,6 @@ from taskservice.schemas.users import agent_of_task_schema, user_schema
 from taskservice.services import agents as agent_queries
 from taskservice.services import logs, users
 from taskservice.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
-
-# How many tasks, which the database wrote as JSON, are joined in one step.
-TASKS_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def with_lines(row: TaskRow, shape: Shape, lines: list[str]) -> bytes:
 def array(pages: Iterable[Sequence[Any]]) -> Iterator[bytes]:
     """The items of all pages as one JSON array, in parts."""
     yield b"["
-    yield from _joined(pages)
+    yield from _joined([dump_items(page)] for page in pages)
     yield b"]"
 
 
@@ -77,11 +75,11 @@ def log_page(row: TaskRow, after: int, count: int, *, has_times: bool = False) -
     # A page keeps them small.
     times: list[str | None] = []
 
-    def texts() -> Iterator[list[str]]:
+    def texts() -> Iterator[list[bytes]]:
         for page in logs.pages(row, after, count):
             if has_times:
                 times.extend(page.times())
-            yield page.lines()
+            yield [dump_items(page.lines())]
 
     yield b'{"logs":['
     yield from _joined(texts())
@@ -112,21 +110,16 @@ def webhook_body(row: TaskRow) -> bytes:
 
 def tasks(parts: Iterable[Sequence[ListedTask]], shape: Shape) -> Iterator[bytes]:
     """The tasks of a list as one JSON array, in parts."""
-    comma = b"["
-    for rows in filter(None, parts):
-        for texts in _texts(rows, shape):
-            yield comma
-            yield from texts
-            comma = b","
-    yield b"[]" if comma == b"[" else b"]"
+    yield b"["
+    yield from _joined(chain.from_iterable(_texts(rows, shape) for rows in parts if rows))
+    yield b"]"
 
 
 def _texts(rows: Sequence[ListedTask], shape: Shape) -> Iterator[Iterable[bytes]]:
-    """The tasks as JSON: several together, with commas between them, or each in pieces."""
+    """The tasks as JSON: all together, with commas between them, or each in pieces."""
     texts = [row.json for row in rows if row.json]
     if len(texts) == len(rows) and not shape.expand:
-        for start in range(0, len(texts), TASKS_AT_ONCE):
-            yield [b",".join(texts[start : start + TASKS_AT_ONCE])]
+        yield [b",".join(texts)]
         return
     embedded = _embedded(rows, shape)
     for row in rows:
@@ -143,16 +136,16 @@ def _task_text(row: TaskRow, shape: Shape, more: Mapping[str, Any]) -> Iterator[
     head, tail = split_at_lines(shape.schema.dump(row) | more)
     yield head
     if shape.has_logs:
-        yield from _joined(page.lines() for page in logs.pages(row))
+        yield from _joined([dump_items(page.lines())] for page in logs.pages(row))
         yield tail
 
 
-def _joined(pages: Iterable[Sequence[Any]]) -> Iterator[bytes]:
-    """The items of all pages as JSON with commas between them."""
+def _joined(texts: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
+    """Items as JSON, each text in pieces, with commas between the texts."""
     comma = b""
-    for lines in pages:
+    for pieces in texts:
         yield comma
-        yield dump_items(lines)
+        yield from pieces
         comma = b","
 
 
