@@ -26,10 +26,6 @@ from taskservice.services.questions import has_expired
 # MAX_MERGES times before it.
 QUICK_MERGE = 16 * 1024
 MAX_MERGES = 5
-# The columns of a finished task that a report may change.
-EDITABLE = {"name", "labels"}
-# The fields of a report that are not stored as they are sent.
-MERGED = {"labels", "output", "status", "error"}
 CANCELLED_MESSAGE = "Cancelled by its user"
 FAILED_MESSAGE = "The agent reported an error"
 _CHANGE = update(Task).where(Task.id == bindparam("of_task_id"))
@@ -55,7 +51,8 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
                 # A late report may end a task that the service ended by timeout.
                 ends = changes.get("status") in (terms.COMPLETE, terms.ERROR)
                 is_late = task.error_type == terms.TIMEOUT and ends
-                if values.keys() - EDITABLE and task.status != terms.RUNNING and not is_late:
+                is_result = bool(values.keys() - {"name", "labels"})
+                if is_result and task.status != terms.RUNNING and not is_late:
                     raise tasks.finished_problem(task)
                 changed, leased = _change(connection, caller, task, values, is_late=is_late)
                 break
@@ -84,7 +81,8 @@ def _cancel(caller: Caller, task_id: str) -> tuple[TaskRow, deliveries.Leased | 
 
 def _reported(task: TaskRow, changes: dict[str, Any], output: str) -> dict[str, Any]:
     """Column -> new value, for the columns that a report changes."""
-    wanted = task_schema.stored({name: changes[name] for name in changes.keys() - MERGED})
+    merged = {"labels", "output", "status", "error"}
+    wanted = task_schema.stored({name: changes[name] for name in changes.keys() - merged})
     if "labels" in changes:
         wanted["labels"] = _merged_labels(task.labels, changes["labels"])
     if "output" in changes:
@@ -139,19 +137,16 @@ def _change(
         events.lock_ends(connection, [task], values.get("status", task.status))
     now = current_time(connection) if ends else clock.now()
     if values:
-        values = {**values, "updated_at": now, "version": task.version + 1}
+        values |= {"updated_at": now, "version": task.version + 1}
     if ends:
-        values["finished_at"] = now
-        values["questions"] = NO_QUESTIONS
-        values["ended_by"] = caller.key_name
+        values |= {"finished_at": now, "questions": NO_QUESTIONS, "ended_by": caller.key_name}
     if "name" in values:
         values["name_folded"] = values["name"].casefold()
     # SQL, so it does not belong into the row that is returned.
     heartbeat = tasks.HEARTBEAT if task.status == terms.RUNNING else {}
     if values or heartbeat:
         connection.execute(_CHANGE.values(values | heartbeat), {"of_task_id": task.id})
-    columns = cast(AnyRow, task)._asdict() | values
-    changed = cast(TaskRow, SimpleNamespace(**columns))
+    changed = cast(TaskRow, SimpleNamespace(**cast(AnyRow, task)._asdict() | values))
     if ends and task.questions != NO_QUESTIONS:
         # Reads already show an expired question as expired, even if that is not stored yet.
         state = case((has_expired, terms.EXPIRED), else_=terms.WITHDRAWN)
