@@ -307,7 +307,7 @@ class TaskList:
                 yield list(group)
             else:
                 statement = partial(_large_task_statement, shape)
-                yield from (self.read([row.id], statement) for row in group)
+                yield from (self.read([str(UUID(row.id))], statement) for row in group)
 
     def read(self, ids: Sequence[str], make_statement: Callable[[Filters], Any]) -> list[Any]:
         """The tasks with these ids, in this order, by a statement whose WHERE is `still_match`."""
@@ -465,7 +465,7 @@ def _nth_position_statement(scan: Scan) -> Statement[AnyRow]:
 
 @lru_cache(maxsize=STATEMENTS)
 def _listed_statement(shape: Shape, scan: Scan) -> Statement[AnyRow]:
-    # The id is as the database stores it: only the last task's is used, in its position.
+    # The id is as the database stores it, since few are used.
     columns = (_sort_column(scan.sort).label("time"), type_coerce(Task.id, Text))
     found = in_order(scan).with_only_columns(*columns, *_listed_columns(shape))
     return Statement(found.limit(bindparam("count")))
