@@ -219,8 +219,8 @@ def lines(task_id: str) -> Response:
     lines = logs.lines_after(
         tasks.get(caller, task_id), max(after, 0), min(max(limit, 0), MAX_LINES)
     )
-    texts = [line.text[: MAX_LINE_LENGTH + 1] for line in lines]
-    return responses.json({"lines": texts, "times": [line.at for line in lines]})
+    texts = [text[: MAX_LINE_LENGTH + 1] for text, _ in lines]
+    return responses.json({"lines": texts, "times": [at for _, at in lines]})
 
 
 @blueprint.get("/tasks/<task_id>/new-lines")

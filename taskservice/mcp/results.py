@@ -223,7 +223,7 @@ def log_page(task: TaskRow, after: int | None, count: int) -> tuple[list[str], i
         lines = logs.last_lines(task, count, MAX_TEXT)
         # The last line alone can be longer.
         return lines or _fitting(logs.last_lines(task, 1, MAX_LINE)), task.log_count
-    lines = _fitting([line.text for line in logs.lines_after(task, after, count)])
+    lines = _fitting([text for text, _ in logs.lines_after(task, after, count)])
     return lines, max(after, task.first_log - 1) + len(lines)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -42,6 +42,8 @@ from taskservice.schemas.tasks import TASK_COLUMNS
 from taskservice.services import tasks
 
 T = TypeVar("T")
+# A line, and the time at which its agent printed it; None if that is unknown.
+TimedLine: TypeAlias = tuple[str, str | None]
 # A log of at most this many bytes is read together with its task, by a GET of this task.
 SMALL_LOG = 64 * 1024
 
@@ -60,13 +62,6 @@ _SMALL_LOG_TEXT = case((_IS_SMALL, select(TEXT_OF_LOG).scalar_subquery())).label
 _TASK_AND_LINES = Statement[TaskAndLines](
     tasks.with_log((*TASK_COLUMNS, _SMALL_LOG_TEXT)).where(tasks.is_this_task)
 )
-
-
-class TimedLine(NamedTuple):
-    """A line, and the time at which its agent printed it; None if that is unknown."""
-
-    text: str
-    at: str | None
 
 
 class LogDropped(Problem):
@@ -108,7 +103,7 @@ def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
     found: list[TimedLine] = []
     for page in pages(row, after, maximum):
         found += page.timed_lines()
-        if sum(len(line.text) for line in found) >= PAGE_BYTES:
+        if sum(len(text) for text, _ in found) >= PAGE_BYTES:
             break
     return found
 
@@ -127,7 +122,7 @@ class Page(NamedTuple):
         return self._cut(list(chain.from_iterable(map(times_of, self.chunks))))
 
     def timed_lines(self) -> list[TimedLine]:
-        return list(map(TimedLine, self.lines(), self.times()))
+        return list(zip(self.lines(), self.times(), strict=True))
 
     def _cut(self, of_lines: list[T]) -> list[T]:
         first = self.chunks[0].last - self.chunks[0].count + 1
