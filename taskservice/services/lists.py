@@ -22,7 +22,6 @@ from sqlalchemy import (
     exists,
     func,
     literal_column,
-    not_,
     null,
     select,
     text,
@@ -65,12 +64,12 @@ NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
 LATEST, HIGHEST_ID = "9999-12-31T23:59:59.999Z", "ffffffff-ffff-ffff-ffff-ffffffffffff"
 # Each label of a selection is a filter of its own, and all must match.
 LABELS = tuple(f"label{number}" for number in range(MAX_LABELS))
-CALLBACK_STATES = (PENDING, FAILED)
+_CALLBACKS = {f"callback_{state}": state for state in (PENDING, FAILED)}
 _is_asking = and_(IS_ASKING, exists(select(1).where(Question.task_id == Task.id, can_be_answered)))
-_of_callback = (Delivery.task_id == Task.id, Delivery.hook_id.is_(None))
-# Running tasks that no agent has claimed. The text repeats the WHERE of the index
-# `tasks_unclaimed`. `agent_id > ''` is always true; it makes SQLite prefer that index to the index
-# by status.
+_delivery = select(1).where(Delivery.task_id == Task.id, Delivery.hook_id.is_(None))
+_label = select(1).where(TaskLabel.task_id == Task.id)
+# Running tasks that no agent has claimed, as in the WHERE of the index `tasks_unclaimed`.
+# `agent_id > ''` is always true; it makes SQLite prefer that index to the index by status.
 WAITING = "waiting"
 IS_WAITING: Any = text(
     "tasks.status = 'running' AND tasks.claimed_at IS NULL AND tasks.agent_id > ''"
@@ -91,19 +90,13 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     "unclaimed": Task.claimed_at.is_(None),
     WAITING: IS_WAITING,
     "asking": _is_asking,
-    "not_asking": not_(_is_asking),
+    "not_asking": ~_is_asking,
     "parent_id": Task.parent_id == bindparam("parent_id"),
     "name_part": position_in_text(Task.name_folded, bindparam("name_part", type_=Text())) > 0,
     **{
-        f"callback_{state}": exists(select(1).where(*_of_callback, Delivery.state == state))
-        for state in CALLBACK_STATES
+        name: exists(_delivery.where(Delivery.state == state)) for name, state in _CALLBACKS.items()
     },
-    **{
-        name: exists(
-            select(1).where(TaskLabel.task_id == Task.id, TaskLabel.label == bindparam(name))
-        )
-        for name in LABELS
-    },
+    **{name: exists(_label.where(TaskLabel.label == bindparam(name))) for name in LABELS},
 }
 # The names of the given filters; a statement is compiled once for each set of them.
 Filters: TypeAlias = frozenset[str]
@@ -111,6 +104,11 @@ Filters: TypeAlias = frozenset[str]
 _IN_AN_INDEX = ("asking", "own_agent_id", "agent_id", "error_type", "status")
 # The maximum number of tasks that are read by their ids, and sorted, for one page.
 MAX_CANDIDATES = 5_000
+_user_id = bindparam("user_id", type_=Identifier)
+_deliveries = select(Delivery.task_id).where(
+    Delivery.user_id == _user_id, Delivery.hook_id.is_(None)
+)
+_labels = select(TaskLabel.task_id).where(TaskLabel.user_id == _user_id)
 # Filter -> the tasks that match it, from an index. Those of a callback are written as in the
 # conditions of the indexes, so that the database uses them.
 _SETS: dict[str, AnySelect] = {
@@ -119,19 +117,10 @@ _SETS: dict[str, AnySelect] = {
         for name in (*_IN_AN_INDEX, "parent_id", "finished", "created", WAITING)
     },
     **{
-        f"callback_{state}": select(Delivery.task_id).where(
-            Delivery.user_id == bindparam("user_id"),
-            Delivery.hook_id.is_(None),
-            text(f"deliveries.state = '{state}'"),
-        )
-        for state in CALLBACK_STATES
+        name: _deliveries.where(text(f"deliveries.state = '{state}'"))
+        for name, state in _CALLBACKS.items()
     },
-    **{
-        name: select(TaskLabel.task_id).where(
-            TaskLabel.user_id == bindparam("user_id"), TaskLabel.label == bindparam(name)
-        )
-        for name in LABELS
-    },
+    **{name: _labels.where(TaskLabel.label == bindparam(name)) for name in LABELS},
 }
 
 
@@ -172,7 +161,7 @@ class Selection(NamedTuple):
     created_after: str | None = None
     created_before: str | None = None
     finished_after: str | None = None
-    # Only tasks with a delivery in this state, one of CALLBACK_STATES.
+    # Only tasks with a delivery in this state, pending or failed.
     delivery: str | None = None
     sort: str = NEWEST_FIRST
 
@@ -441,15 +430,11 @@ def _indexed_filters(filters: Filters, sort: str) -> Filters:
 @lru_cache(maxsize=STATEMENTS)
 def _sizes_statement(names: Filters) -> Statement[AnyRow]:
     """The size of each of these sets, counted up to a limit."""
-    limited = {name: _SETS[name].limit(bindparam("maximum")).subquery() for name in names}
-    return Statement(
-        select(
-            *(
-                select(func.count()).select_from(found).scalar_subquery().label(name)
-                for name, found in limited.items()
-            )
-        )
-    )
+    sizes = []
+    for name in names:
+        limited = _SETS[name].limit(bindparam("maximum")).subquery()
+        sizes.append(select(func.count()).select_from(limited).scalar_subquery().label(name))
+    return Statement(select(*sizes))
 
 
 @lru_cache(maxsize=STATEMENTS)
@@ -554,8 +539,7 @@ def _value(schema: TaskSchema, name: str, field: fields.Field[Any]) -> tuple[str
     if not isinstance(column.type, Uuid | Timestamp):
         return "%s", json_string(column), true()
     # All tasks of a list have the same user, so this id is formatted once, as a constant.
-    is_user = column is Task.user_id
-    text = api_text(bindparam("user_id", type_=Identifier) if is_user else column)
+    text = api_text(_user_id if column is Task.user_id else column)
     # An id or a time has no characters that JSON escapes.
     if not column.nullable:
         return '"%s"', text, true()
