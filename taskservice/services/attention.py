@@ -56,14 +56,12 @@ _ASKING = Statement[AnyRow](
     .order_by(_oldest_question)
     .limit(MAX_ITEMS)
 )
-_is_late_alone = case((Agent.state == terms.BROKEN, 0), else_=1)
+_is_late_alone = Agent.state.is_distinct_from(terms.BROKEN)
 _IN_TROUBLE = Statement[AnyRow](
     select(Agent.id, Agent.state, Agent.state_since, Agent.failures, Agent.late_since)
     # As in the condition of the index, so that the database uses it.
     .where(visible_agents, text(f"({IN_TROUBLE.text})"))
-    .order_by(
-        _is_late_alone, case((_is_late_alone == 1, Agent.late_since), else_=Agent.state_since)
-    )
+    .order_by(_is_late_alone, case((_is_late_alone, Agent.late_since), else_=Agent.state_since))
     .limit(MAX_ITEMS)
 )
 _finished = (

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import Integer, Text, bindparam, func, literal, select
 
-from taskservice.auth import Caller, visible_tasks
+from taskservice.auth import Caller, tasks_of_user
 from taskservice.database import clock
 from taskservice.database.clock import EARLIEST
 from taskservice.database.connections import Statement
@@ -288,12 +288,8 @@ PAUSE_SECONDS = 0.0001
 # A good run is looked for among this many tasks of the agent, those that ended last.
 MAX_EARLIER = 5_000
 
-_earlier = (
-    visible_tasks,
-    Task.user_id == bindparam("user_id"),
-    Task.agent_id == bindparam("agent_id"),
-    Task.finished_at < bindparam("before"),
-)
+_of_agent = (tasks_of_user, Task.agent_id == bindparam("agent_id"))
+_earlier = (*_of_agent, Task.finished_at < bindparam("before"))
 # Where the search ends, from the index alone.
 _end = select(Task.finished_at).where(*_earlier).order_by(Task.finished_at.desc()).limit(1)
 _nth_end = _end.offset(bindparam("skipped")).scalar_subquery()
@@ -334,9 +330,9 @@ _SPACES = re.compile(rb"  (?<! {3}) *+(?=0)")
 
 def last_good_run(caller: Caller, task: TaskRow) -> TaskRow | None:
     """The agent's latest complete task that had ended when this task started."""
-    values: dict[str, Any] = {"user_id": task.user_id, "agent_id": task.agent_id}
-    values |= {"before": task.created_at, "skipped": MAX_EARLIER - 1, **caller.scope}
-    found = read_one(_LAST_GOOD, **values)
+    of_agent = {"user_id": task.user_id, "agent_id": task.agent_id}
+    before = {"before": task.created_at, "skipped": MAX_EARLIER - 1}
+    found = read_one(_LAST_GOOD, **of_agent, **before)
     return None if found is None else tasks.find(caller, found.id)
 
 
