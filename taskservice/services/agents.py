@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, case, exists, func, insert, select, update
+from sqlalchemy import bindparam, case, exists, func, insert, select, update
 from sqlalchemy import delete as delete_from
 
 from taskservice import terms
@@ -196,9 +196,9 @@ def health(agent: AnyRow, recent: Sequence[AnyRow]) -> dict[str, Any]:
     }
 
 
-def usual_seconds(connection: Connection, user_id: str, agent_id: str) -> float | None:
+def usual_seconds(user_id: str, agent_id: str) -> float | None:
     """The usual duration of an agent's tasks, `medianSeconds` of its health."""
-    recent = _RUNS.all(connection, user_id=user_id, agent_id=agent_id, count=RECENT)
+    recent = read_all(_RUNS, user_id=user_id, agent_id=agent_id, count=RECENT)
     return _median_seconds([task for task in recent if task.error_type != terms.CANCELLED])
 
 

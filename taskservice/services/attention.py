@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, case, exists, func, or_, select, text, tuple_
+from sqlalchemy import and_, bindparam, case, exists, func, or_, select, text, tuple_
 from sqlalchemy.orm import aliased
 
 from taskservice import terms
@@ -19,7 +19,7 @@ from taskservice.database.models import (
     Question,
     Task,
 )
-from taskservice.database.transactions import current_time, reading
+from taskservice.database.transactions import database_time, read_all, read_one
 from taskservice.database.types import AnyRow
 from taskservice.quantities import seconds_text
 from taskservice.schemas.fields import NO_QUESTIONS, open_questions
@@ -144,12 +144,11 @@ _HOOKS_OFF = Statement[AnyRow](hooks.TURNED_OFF)
 def list_all(caller: Caller) -> list[dict[str, Any]]:
     """Items as in AttentionSchema: in the order of ATTENTION, the oldest of a kind first."""
     for_user_key = (_failed_callbacks, _hooks_off) if caller.agent_id is None else ()
-    with reading() as connection:
-        now = current_time(connection)
-        here = {**caller.scope, "user_id": caller.user_id, "now": now}
-        here["quiet_since"] = clock.moved(now, -QUIET_SECONDS)
-        finders = (_questions, _in_trouble, _hanging, _without_worker, *for_user_key)
-        found = [item for find in finders for item in find(connection, here)]
+    now = database_time()
+    here = {**caller.scope, "user_id": caller.user_id, "now": now}
+    here["quiet_since"] = clock.moved(now, -QUIET_SECONDS)
+    finders = (_questions, _in_trouble, _hanging, _without_worker, *for_user_key)
+    found = [item for find in finders for item in find(here)]
     found.sort(key=lambda item: (terms.ATTENTION.index(item[0]), item[3]))
     names = ("kind", "agentId", "taskId", "since", "text")
     return [dict(zip(names, item, strict=True)) for item in found[:MAX_ITEMS]]
@@ -157,12 +156,10 @@ def list_all(caller: Caller) -> list[dict[str, Any]]:
 
 def missing_worker(agent: AnyRow) -> str | None:
     """One sentence if a task that is started for this agent would only wait."""
-    with reading() as connection:
-        now = current_time(connection)
-        is_seen = (agent.worker_seen_at or "") >= clock.moved(now, -QUIET_SECONDS)
-        here = {"user_id": agent.user_id, "agent_id": agent.id}
-        if is_seen or _IS_WORKING.one_or_none(connection, **here):
-            return None
+    now = database_time()
+    is_seen = (agent.worker_seen_at or "") >= clock.moved(now, -QUIET_SECONDS)
+    if is_seen or read_one(_IS_WORKING, user_id=agent.user_id, agent_id=agent.id):
+        return None
     return _no_worker(agent.worker_seen_at, now)
 
 
@@ -175,38 +172,39 @@ def failures_text(failures: int) -> str:
 Items = Iterator[tuple[str, str | None, str | None, str, str]]
 
 
-def _questions(connection: Connection, here: dict[str, Any]) -> Items:
-    for task in _ASKING.all(connection, **here):
+def _questions(here: dict[str, Any]) -> Items:
+    for task in read_all(_ASKING, **here):
         for question in open_questions(task.questions):
             message = _line(question["message"])
             yield terms.QUESTION, task.agent_id, task.id, question["askedAt"], message
 
 
-def _in_trouble(connection: Connection, here: dict[str, Any]) -> Items:
-    for agent in _IN_TROUBLE.all(connection, **here):
+def _in_trouble(here: dict[str, Any]) -> Items:
+    for agent in read_all(_IN_TROUBLE, **here):
         if agent.state == terms.BROKEN:
-            task_id = _NEWEST_FAILURE.scalar(connection, **here, agent_id=agent.id)
-            yield terms.BROKEN, agent.id, task_id, agent.state_since, failures_text(agent.failures)
+            newest = read_one(_NEWEST_FAILURE, **here, agent_id=agent.id)
+            reason = failures_text(agent.failures)
+            yield terms.BROKEN, agent.id, newest and newest.id, agent.state_since, reason
         if agent.late_since is not None:
             yield terms.LATE, agent.id, None, agent.late_since, "The expected run did not come"
 
 
-def _hanging(connection: Connection, here: dict[str, Any]) -> Items:
-    agents = _WITH_SILENT_TASK.all(connection, **here, claimed_before=here["quiet_since"])
+def _hanging(here: dict[str, Any]) -> Items:
+    agents = read_all(_WITH_SILENT_TASK, **here, claimed_before=here["quiet_since"])
     # An agent of many has a share of the list, so that few of their tasks are read.
     count = max(MIN_HANGING, MAX_ITEMS // max(len(agents), 1))
     for agent in agents:
-        usual = usual_seconds(connection, here["user_id"], agent.id)
+        usual = usual_seconds(here["user_id"], agent.id)
         if usual is not None:
             reason = f"Silent, and runs over three times as long as usual ({seconds_text(usual)})"
             before = clock.moved(here["now"], -max(QUIET_SECONDS, TIMES_USUAL * usual))
             of_agent = {"agent_id": agent.id, "claimed_before": before, "count": count}
-            for task in _SILENT.all(connection, **here, **of_agent):
+            for task in read_all(_SILENT, **here, **of_agent):
                 yield terms.HANGING, agent.id, task.id, task.last_heartbeat_at, reason
 
 
-def _without_worker(connection: Connection, here: dict[str, Any]) -> Items:
-    for agent in _WITHOUT_WORKER.all(connection, **here):
+def _without_worker(here: dict[str, Any]) -> Items:
+    for agent in read_all(_WITHOUT_WORKER, **here):
         reason = _no_worker(agent.worker_seen_at, here["now"])
         yield terms.NO_WORKER, agent.id, agent.task_id, agent.created_at, reason
 
@@ -220,15 +218,15 @@ def _no_worker(seen_at: str | None, now: str) -> str:
     return f"{sentence} for {seconds_text(max(seconds, 60))}"
 
 
-def _failed_callbacks(connection: Connection, here: dict[str, Any]) -> Items:
+def _failed_callbacks(here: dict[str, Any]) -> Items:
     failed_after = clock.moved(here["now"], -CALLBACK_SECONDS)
-    for row in _FAILED_CALLBACKS.all(connection, **here, failed_after=failed_after):
+    for row in read_all(_FAILED_CALLBACKS, **here, failed_after=failed_after):
         reason = _line(f"The callback was not delivered: {row.message}")
         yield terms.CALLBACK_FAILED, row.agent_id, row.task_id, row.created_at, reason
 
 
-def _hooks_off(connection: Connection, here: dict[str, Any]) -> Items:
-    for hook in _HOOKS_OFF.all(connection, **here):
+def _hooks_off(here: dict[str, Any]) -> Items:
+    for hook in read_all(_HOOKS_OFF, **here):
         reason = _line(f"The hook {hook.name} is off: {hook.reason}")
         since = hook.last_delivered_at or hook.created_at
         yield terms.HOOK_OFF, hook.agent_id, None, since, reason
