@@ -245,10 +245,7 @@ _RERUN_COLUMNS = ("agent_id", "name", "input", "callback_url", "timeout", "label
 def start(caller: Caller, fields: dict[str, Any], idempotency: Idempotency) -> tuple[TaskRow, bool]:
     """Start a task that StartSchema loaded; returns it, and whether it existed already.
 
-    It exists if the same user started it with the same idempotency key. Raises 422 for an agent
-    that is not registered, an unclaimed task whose input does not match the schema, a callback
-    that is not allowed, a wrong `claimedAt`, and an idempotency key that was used with another
-    body.
+    It exists if the same user started it with the same idempotency key. Raises 422.
     """
     # An agent that starts a task has claimed it.
     is_claimed = bool(fields.get("claim")) or caller.agent_id is not None
@@ -274,11 +271,7 @@ def start(caller: Caller, fields: dict[str, Any], idempotency: Idempotency) -> t
 def rerun(
     caller: Caller, task_id: str, fields: dict[str, Any], idempotency: Idempotency
 ) -> tuple[TaskRow, bool]:
-    """Rerun a task, unclaimed, with fields that RerunSchema loaded; returns the same as `start`.
-
-    Raises 404, and 422 for an input that does not match the agent's schema, for a callback that is
-    no longer allowed, and for an idempotency key that was used with another request.
-    """
+    """Rerun a task, unclaimed, with fields that RerunSchema loaded, as `start`. Raises 404 too."""
     sent = {name: value for name, value in fields.items() if value is not None}
     new = task_schema.stored(sent) | {"rerun_of": task_id}
 
@@ -313,7 +306,8 @@ def _start(
                 raise invalid({"parentId": ["No such task."]})
             # The program of a claimed task already runs: its work must be recorded.
             if is_claimed or agent.input_schema == valid_for:
-                task = _insert(connection, caller, columns, idempotency, is_claimed=is_claimed)
+                own = {"user_id": caller.user_id, "started_by": caller.key_name}
+                task = _insert(connection, columns | own | idempotency._asdict(), is_claimed)
                 if agent.expect is not None:
                     expected_runs.run_started(connection, task)
                 return task, False
@@ -332,25 +326,16 @@ def _check_callback(url: str | None) -> None:
             raise invalid({"callback": [str(error)]}) from None
 
 
-def _insert(
-    connection: Connection,
-    caller: Caller,
-    columns: dict[str, Any],
-    idempotency: Idempotency,
-    *,
-    is_claimed: bool,
-) -> TaskRow:
+def _insert(connection: Connection, columns: dict[str, Any], is_claimed: bool) -> TaskRow:
     now = clock.now()
     nulls = dict.fromkeys(column.key for column in TASK_COLUMNS)
     task = nulls | {
         **columns,
         "id": clock.new_id(),
-        "user_id": caller.user_id,
         "name_folded": columns["name"].casefold(),
         "status": RUNNING,
         "output": "{}",
         "questions": NO_QUESTIONS,
-        "started_by": caller.key_name,
         "created_at": now,
         "updated_at": now,
         "claimed_at": (columns.get("claimed_at") or now) if is_claimed else None,
@@ -358,7 +343,6 @@ def _insert(
         "log_count": 0,
         "log_bytes": 0,
         "version": 1,
-        **idempotency._asdict(),
     }
     _START.run(connection, **task, own_timeout=task["timeout"])
     inserted = cast(TaskRow, SimpleNamespace(**task, log_id=None))
@@ -428,8 +412,7 @@ def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRo
     """Claim the oldest unclaimed running task of an agent, or None when there is none.
 
     No task is given twice, except for the same idempotency key: then the second value is true.
-    Raises 404 for an unknown agent, and 401 if the caller's key was revoked or has expired since
-    the request came.
+    Raises 404, and 401 if the caller's key is no longer valid.
     """
     wanted = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "key": key}
     with transaction() as connection:
