@@ -30,9 +30,7 @@ DEFAULT_NUMBERS = 100
 
 
 @blueprint.get("/agent")
-@operation(
-    "listAgents", query=requests.AgentQuerySchema(), responses={200: [expanded_agent_schema]}
-)
+@operation("listAgents", [expanded_agent_schema], query=requests.AgentQuerySchema())
 def list_all(query: dict[str, Any]) -> Response:
     """List agents.
 
@@ -44,7 +42,7 @@ def list_all(query: dict[str, Any]) -> Response:
 
 
 @blueprint.get("/agent/<agent_id>")
-@operation("getAgent", query=requests.AgentQuerySchema(), responses={200: expanded_agent_schema})
+@operation("getAgent", expanded_agent_schema, query=requests.AgentQuerySchema())
 def get(agent_id: str, query: dict[str, Any]) -> Response:
     """Get an agent."""
     return responses.json(_expanded([agent_service.get(caller, agent_id)], query)[0])
@@ -82,7 +80,7 @@ def put(agent_id: str, body: dict[str, Any]) -> Response:
     query=requests.TaskQuerySchema(),
     headers=["Prefer", "Idempotency-Key"],
     responses={200: expanded_task_schema, 204: None},
-    response_headers=["Preference-Applied", "Retry-After", "Idempotency-Replayed"],
+    response_headers=["Idempotency-Replayed"],
     example={"claimedAt": examples.TIME},
 )
 def claim(agent_id: str, query: dict[str, Any]) -> Response:
@@ -102,8 +100,8 @@ def claim(agent_id: str, query: dict[str, Any]) -> Response:
 @blueprint.get("/agent/<agent_id>/numbers")
 @operation(
     "listNumbers",
+    (NumberPathsSchema(), [OutputNumberSchema()]),
     query=requests.NumbersQuerySchema(),
-    responses={200: (NumberPathsSchema(), [OutputNumberSchema()])},
 )
 def list_numbers(agent_id: str, query: dict[str, Any]) -> Response:
     """List the numbers in an agent's outputs.
@@ -120,9 +118,7 @@ def list_numbers(agent_id: str, query: dict[str, Any]) -> Response:
 
 
 @blueprint.delete("/agent/<agent_id>")
-@operation(
-    "deleteAgent", user_key=True, responses={200: expanded_agent_schema}, errors=[AGENT_HAS_TASKS]
-)
+@operation("deleteAgent", expanded_agent_schema, user_key=True, errors=[AGENT_HAS_TASKS])
 def delete(agent_id: str) -> Response:
     """Delete an agent.
 
@@ -133,7 +129,7 @@ def delete(agent_id: str) -> Response:
 
 
 @attention.get("/attention")
-@operation("listAttention", responses={200: [AttentionSchema()]})
+@operation("listAttention", [AttentionSchema()])
 def list_attention() -> Response:
     """List what needs attention.
 

@@ -21,7 +21,7 @@ blueprint = Blueprint("hooks", __name__)
 
 
 @blueprint.get("/hook")
-@operation("listHooks", user_key=True, responses={200: [hook_schema]})
+@operation("listHooks", [hook_schema], user_key=True)
 def list_all() -> Response:
     """List hooks.
 
@@ -33,9 +33,9 @@ def list_all() -> Response:
 @blueprint.post("/hook")
 @operation(
     "createHook",
+    responses={201: hook_schema},
     user_key=True,
     body=create_hook_schema,
-    responses={201: hook_schema},
     response_headers=["Location"],
     errors=[TOO_MANY_HOOKS],
 )
@@ -50,14 +50,14 @@ def create(body: dict[str, Any]) -> Response:
 
 
 @blueprint.get("/hook/<hook_id>")
-@operation("getHook", user_key=True, responses={200: hook_schema})
+@operation("getHook", hook_schema, user_key=True)
 def get(hook_id: str) -> Response:
     """Get a hook."""
     return responses.dump(hook_schema, hooks.get(caller, hook_id))
 
 
 @blueprint.patch("/hook/<hook_id>")
-@operation("changeHook", user_key=True, body=change_hook_schema, responses={200: hook_schema})
+@operation("changeHook", hook_schema, user_key=True, body=change_hook_schema)
 def change(hook_id: str, body: dict[str, Any]) -> Response:
     """Change a hook.
 
@@ -67,7 +67,7 @@ def change(hook_id: str, body: dict[str, Any]) -> Response:
 
 
 @blueprint.delete("/hook/<hook_id>")
-@operation("deleteHook", user_key=True, responses={200: hook_schema})
+@operation("deleteHook", hook_schema, user_key=True)
 def delete(hook_id: str) -> Response:
     """Delete a hook.
 
@@ -77,7 +77,7 @@ def delete(hook_id: str) -> Response:
 
 
 @blueprint.post("/hook/<hook_id>/test")
-@operation("testHook", user_key=True, responses={200: tested_hook_schema})
+@operation("testHook", tested_hook_schema, user_key=True)
 def test(hook_id: str) -> Response:
     """Test a hook.
 
@@ -87,7 +87,7 @@ def test(hook_id: str) -> Response:
 
 
 @blueprint.get("/hook/<hook_id>/deliveries")
-@operation("listHookDeliveries", user_key=True, responses={200: [hook_delivery_schema]})
+@operation("listHookDeliveries", [hook_delivery_schema], user_key=True)
 def list_deliveries(hook_id: str) -> Response:
     """List the deliveries of a hook.
 
@@ -100,8 +100,8 @@ def list_deliveries(hook_id: str) -> Response:
 @blueprint.post("/hook/<hook_id>/deliveries/<delivery_id>")
 @operation(
     "redeliverToHook",
-    user_key=True,
     responses={202: hook_delivery_schema},
+    user_key=True,
     errors=[DELIVERY_UNDER_WAY],
 )
 def redeliver(hook_id: str, delivery_id: str) -> Response:

@@ -30,9 +30,9 @@ VARY = {"Vary": "Accept"}
 @blueprint.route("/task/<task_id>/logs", methods=["POST", "PUT"])
 @operation(
     "appendLogs",
+    responses={201: AppendedSchema()},
     query=requests.AppendQuerySchema(),
     reads=(append_schema, TEXT),
-    responses={201: AppendedSchema()},
     errors=[TASK_FINISHED, SEQ_GAP],
 )
 def append(task_id: str, query: dict[str, Any]) -> Response:
@@ -62,13 +62,7 @@ def append(task_id: str, query: dict[str, Any]) -> Response:
 
 
 @blueprint.get("/task/<task_id>/logs")
-@operation(
-    "readLogs",
-    query=requests.LogQuerySchema(),
-    headers=["Prefer"],
-    responses={200: (LogPageSchema(), TEXT)},
-    response_headers=["Preference-Applied", "Retry-After"],
-)
+@operation("readLogs", (LogPageSchema(), TEXT), query=requests.LogQuerySchema(), headers=["Prefer"])
 def read(task_id: str, query: dict[str, Any]) -> Response:
     """Read lines of a log.
 
@@ -98,10 +92,10 @@ def read(task_id: str, query: dict[str, Any]) -> Response:
 @blueprint.get("/task/<task_id>/events")
 @operation(
     "followTask",
+    # OpenAPI 3.1 has no schema for the items of a stream: this is the schema of each event.
+    {EVENTS: EventSchema()},
     query=requests.FollowQuerySchema(),
     headers=["Last-Event-ID"],
-    # OpenAPI 3.1 has no schema for the items of a stream: this is the schema of each event.
-    responses={200: {EVENTS: EventSchema()}},
     response_headers=["X-Accel-Buffering"],
 )
 def follow(task_id: str, query: dict[str, Any]) -> Response:
@@ -120,7 +114,7 @@ def follow(task_id: str, query: dict[str, Any]) -> Response:
 
 
 @blueprint.get("/task/<task_id>/new-lines")
-@operation("readNewLines", query=requests.NewLinesQuerySchema(), responses={200: NewLinesSchema()})
+@operation("readNewLines", NewLinesSchema(), query=requests.NewLinesQuerySchema())
 def read_new_lines(task_id: str, query: dict[str, Any]) -> Response:
     """Read what is new in a log.
 
@@ -134,10 +128,7 @@ def read_new_lines(task_id: str, query: dict[str, Any]) -> Response:
 
 @blueprint.get("/search")
 @operation(
-    "searchLogs",
-    query=requests.SearchQuerySchema(),
-    responses={200: FoundSchema()},
-    response_headers=["Link"],
+    "searchLogs", FoundSchema(), query=requests.SearchQuerySchema(), response_headers=["Link"]
 )
 def search_all(query: dict[str, Any]) -> Response:
     """Search in logs.

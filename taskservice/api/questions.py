@@ -17,7 +17,7 @@ blueprint = Blueprint("questions", __name__)
 
 
 @blueprint.get("/task/<task_id>/question")
-@operation("listQuestions", responses={200: [question_schema]})
+@operation("listQuestions", [question_schema])
 def list_all(task_id: str) -> Response:
     """List a task's questions.
 
@@ -31,10 +31,10 @@ def list_all(task_id: str) -> Response:
 @blueprint.post("/task/<task_id>/question")
 @operation(
     "askQuestion",
+    responses={201: question_schema},
     body=AskSchema(),
     headers=["Idempotency-Key", "Prefer"],
-    responses={201: question_schema},
-    response_headers=["Location", "Preference-Applied", "Retry-After", "Idempotency-Replayed"],
+    response_headers=["Location", "Idempotency-Replayed"],
     errors=[terms.TASK_FINISHED, terms.NOT_CLAIMED, terms.TOO_MANY_QUESTIONS],
 )
 def ask(task_id: str, body: dict[str, Any], sent: Any) -> Response:
@@ -51,12 +51,7 @@ def ask(task_id: str, body: dict[str, Any], sent: Any) -> Response:
 
 
 @blueprint.get("/task/<task_id>/question/<question_id>")
-@operation(
-    "getQuestion",
-    headers=["Prefer"],
-    responses={200: question_schema},
-    response_headers=["Preference-Applied", "Retry-After"],
-)
+@operation("getQuestion", question_schema, headers=["Prefer"])
 def get(task_id: str, question_id: str) -> Response:
     """Get a question.
 
@@ -77,9 +72,9 @@ def _ended(task_id: str, question_id: str) -> Any:
 @blueprint.post("/task/<task_id>/question/<question_id>/answer")
 @operation(
     "answerQuestion",
+    question_schema,
     user_key=True,
     body=AnswerQuestionSchema(),
-    responses={200: question_schema},
     errors=[terms.QUESTION_CLOSED],
     example={"state": terms.ANSWERED, "answer": {"deploy": True}, "answeredBy": "laptop"},
 )
@@ -95,7 +90,7 @@ def answer(task_id: str, question_id: str, body: dict[str, Any]) -> Response:
 
 
 @blueprint.delete("/task/<task_id>/question/<question_id>")
-@operation("withdrawQuestion", responses={200: question_schema}, errors=[terms.QUESTION_CLOSED])
+@operation("withdrawQuestion", question_schema, errors=[terms.QUESTION_CLOSED])
 def withdraw(task_id: str, question_id: str) -> Response:
     """Withdraw a question.
 

@@ -1,6 +1,6 @@
 """Routes that need no key: liveness, readiness, metrics, and the documentation."""
 
-from functools import cache, partial
+from functools import cache
 from inspect import getmembers, isfunction
 
 from flask import Blueprint, Response, current_app, render_template, request
@@ -24,7 +24,7 @@ taskservice_tasks{status="running"} 3
 
 
 @operators.get("/livez")
-@operation("isLive", responses={200: HealthSchema()})
+@operation("isLive", HealthSchema())
 def live() -> Response:
     """Liveness.
 
@@ -34,7 +34,7 @@ def live() -> Response:
 
 
 @operators.get("/readyz")
-@operation("isReady", responses={200: ReadinessSchema()})
+@operation("isReady", ReadinessSchema())
 def ready() -> Response:
     """Readiness.
 
@@ -47,7 +47,7 @@ def ready() -> Response:
 
 
 @operators.get("/metrics")
-@operation("getMetrics", responses={200: METRICS_TYPES}, example=METRICS_EXAMPLE)
+@operation("getMetrics", METRICS_TYPES, example=METRICS_EXAMPLE)
 def show_metrics() -> Response:
     """Metrics.
 
@@ -75,11 +75,9 @@ POLICY = (
     "form-action 'none'; frame-ancestors 'none'"
 )
 
-conditional = partial(operation, headers=["If-None-Match"], response_headers=["ETag"])
-
 
 @docs.get("/openapi.json")
-@conditional("getOpenapi", responses={200: DocumentSchema(), 304: None})
+@operation("getOpenapi", DocumentSchema(), headers=["If-None-Match"])
 def show_document() -> Response:
     """Get the OpenAPI document.
 
@@ -89,7 +87,7 @@ def show_document() -> Response:
 
 
 @docs.get("/docs")
-@conditional("getDocs", responses={200: HTML, 304: None}, example="<!doctype html>...")
+@operation("getDocs", HTML, headers=["If-None-Match"], example="<!doctype html>...")
 def show_page() -> Response:
     """Get the documentation as a web page.
 

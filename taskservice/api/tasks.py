@@ -33,10 +33,7 @@ task_query = requests.TaskQuerySchema()
 
 @blueprint.get("/task")
 @operation(
-    "listTasks",
-    query=requests.ListQuerySchema(),
-    responses={200: [expanded_task_schema]},
-    response_headers=["Link"],
+    "listTasks", [expanded_task_schema], query=requests.ListQuerySchema(), response_headers=["Link"]
 )
 def list_all(query: dict[str, Any]) -> Response:
     """List tasks.
@@ -59,10 +56,10 @@ def list_all(query: dict[str, Any]) -> Response:
 @blueprint.post("/task")
 @operation(
     "startTask",
+    responses={201: expanded_task_schema},
     query=task_query,
     body=requests.StartSchema(),
     headers=["Idempotency-Key"],
-    responses={201: expanded_task_schema},
     response_headers=["Location", "Idempotency-Replayed"],
     example={"logs": [], "logCount": 0},
 )
@@ -79,13 +76,7 @@ def start(query: dict[str, Any], body: dict[str, Any], sent: Any) -> Response:
 
 
 @blueprint.get("/task/<task_id>")
-@operation(
-    "getTask",
-    query=task_query,
-    headers=["If-None-Match", "Prefer"],
-    responses={200: expanded_task_schema, 304: None},
-    response_headers=["ETag", "Preference-Applied", "Retry-After"],
-)
+@operation("getTask", expanded_task_schema, query=task_query, headers=["If-None-Match", "Prefer"])
 def get(task_id: str, query: dict[str, Any]) -> Response:
     """Get a task.
 
@@ -111,9 +102,9 @@ def _has_ended(task: TaskRow | TaskVersion) -> bool:
 @blueprint.patch("/task/<task_id>")
 @operation(
     "reportTask",
+    expanded_task_schema,
     query=task_query,
     body=requests.ReportSchema(),
-    responses={200: expanded_task_schema},
     response_headers=["Callback-Status"],
     errors=[terms.TASK_FINISHED],
     example={
@@ -143,9 +134,9 @@ def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Respons
 @blueprint.post("/task/<task_id>/cancel")
 @operation(
     "cancelTask",
+    expanded_task_schema,
     user_key=True,
     query=task_query,
-    responses={200: expanded_task_schema},
     response_headers=["Callback-Status"],
     errors=[terms.TASK_FINISHED],
     example={
@@ -169,10 +160,10 @@ def cancel(task_id: str, query: dict[str, Any]) -> Response:
 @blueprint.post("/task/<task_id>/rerun")
 @operation(
     "rerunTask",
+    responses={201: expanded_task_schema},
     query=task_query,
     body=requests.RerunSchema(),
     headers=["Idempotency-Key"],
-    responses={201: expanded_task_schema},
     response_headers=["Location", "Idempotency-Replayed"],
     example={"logs": [], "logCount": 0, "rerunOf": examples.TASK},
 )
@@ -192,10 +183,10 @@ def rerun(task_id: str, query: dict[str, Any], body: dict[str, Any], sent: Any) 
 @blueprint.post("/task/bulk")
 @operation(
     "changeTasks",
+    BulkResultSchema(),
     user_key=True,
     body=requests.BulkSchema(),
     headers=["Idempotency-Key"],
-    responses={200: BulkResultSchema()},
 )
 def change_many(body: dict[str, Any]) -> Response:
     """Cancel, delete or rerun many tasks.
@@ -210,7 +201,7 @@ def change_many(body: dict[str, Any]) -> Response:
 
 
 @blueprint.delete("/task/<task_id>")
-@operation("deleteTask", user_key=True, query=task_query, responses={200: expanded_task_schema})
+@operation("deleteTask", expanded_task_schema, user_key=True, query=task_query)
 def delete(task_id: str, query: dict[str, Any]) -> Response:
     """Delete a task for good.
 
@@ -225,7 +216,7 @@ def delete(task_id: str, query: dict[str, Any]) -> Response:
 
 
 @deliveries.get("/task/<task_id>/deliveries")
-@operation("listDeliveries", user_key=True, responses={200: [delivery_schema]})
+@operation("listDeliveries", [delivery_schema], user_key=True)
 def list_deliveries(task_id: str) -> Response:
     """List a task's deliveries.
 
@@ -240,8 +231,8 @@ def list_deliveries(task_id: str) -> Response:
 @deliveries.post("/task/<task_id>/deliveries")
 @operation(
     "redeliver",
-    user_key=True,
     responses={202: delivery_schema},
+    user_key=True,
     errors=[terms.NO_DELIVERY, terms.DELIVERY_UNDER_WAY],
     example={"nextAttemptAt": examples.TIME},
 )
@@ -259,7 +250,7 @@ def redeliver(task_id: str) -> Response:
 
 
 @links.get("/task/<task_id>/link")
-@operation("listLinks", user_key=True, responses={200: [link_schema]})
+@operation("listLinks", [link_schema], user_key=True)
 def list_links(task_id: str) -> Response:
     """List links to a task.
 
@@ -271,9 +262,9 @@ def list_links(task_id: str) -> Response:
 @links.post("/task/<task_id>/link")
 @operation(
     "createLink",
+    responses={201: link_with_url_schema},
     user_key=True,
     body=requests.CreateLinkSchema(),
-    responses={201: link_with_url_schema},
     errors=[terms.TOO_MANY_LINKS],
 )
 def create_link(task_id: str, body: dict[str, Any]) -> Response:
@@ -288,7 +279,7 @@ def create_link(task_id: str, body: dict[str, Any]) -> Response:
 
 
 @links.delete("/task/<task_id>/link/<link_id>")
-@operation("revokeLink", user_key=True, responses={200: link_schema})
+@operation("revokeLink", link_schema, user_key=True)
 def revoke_link(task_id: str, link_id: str) -> Response:
     """Revoke a link to a task.
 

@@ -24,7 +24,7 @@ keys = Blueprint("keys", __name__)
 
 
 @blueprint.get("/user")
-@operation("getUser", responses={200: WhoAmISchema()})
+@operation("getUser", WhoAmISchema())
 def get() -> Response:
     """Get the current user and key.
 
@@ -35,7 +35,7 @@ def get() -> Response:
 
 
 @keys.get("/key")
-@operation("listKeys", user_key=True, responses={200: [key_schema]})
+@operation("listKeys", [key_schema], user_key=True)
 def list_all() -> Response:
     """List API keys.
 
@@ -48,7 +48,7 @@ def list_all() -> Response:
 
 @keys.post("/key")
 @operation(
-    "createKey", user_key=True, body=CreateKeySchema(), responses={201: key_with_secret_schema}
+    "createKey", responses={201: key_with_secret_schema}, user_key=True, body=CreateKeySchema()
 )
 def create(body: dict[str, Any]) -> Response:
     """Create an API key.
@@ -62,8 +62,8 @@ def create(body: dict[str, Any]) -> Response:
 @keys.delete("/key/<key_id>")
 @operation(
     "revokeKey",
+    key_schema,
     user_key=True,
-    responses={200: key_schema},
     errors=[LAST_USER_KEY],
     example={"revokedAt": examples.TIME},
 )
@@ -76,9 +76,7 @@ def revoke(key_id: str) -> Response:
 
 
 @keys.get("/callback-secret")
-@operation(
-    "getCallbackSecret", user_key=True, full_access=True, responses={200: callback_secret_schema}
-)
+@operation("getCallbackSecret", callback_secret_schema, user_key=True, full_access=True)
 def show_secret() -> Response:
     """Get the callback secret.
 
@@ -91,8 +89,8 @@ def show_secret() -> Response:
 @keys.post("/callback-secret")
 @operation(
     "rotateCallbackSecret",
-    user_key=True,
     responses={201: callback_secret_schema},
+    user_key=True,
     errors=[TOO_MANY_REQUESTS],
 )
 def rotate_secret() -> Response:

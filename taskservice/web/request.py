@@ -124,6 +124,9 @@ def by_media_type(content: Content) -> dict[str, Any]:
 
 View = Callable[..., Response]
 
+# Request header -> the headers of the response to it.
+_RESPONSE_HEADERS = {"If-None-Match": ["ETag"], "Prefer": ["Preference-Applied", "Retry-After"]}
+
 
 def ignore_dates() -> None:
     """Ignore what Werkzeug reads dates for, since it fails at some, such as one of a huge year."""
@@ -213,9 +216,18 @@ def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None
         raise Problem(412, detail)
 
 
-def operation(name: str, **fields: Any) -> Callable[[View], Endpoint]:
-    """A decorator that makes a view an Endpoint; it takes the arguments of Operation."""
-    return partial(Endpoint, Operation(name, **fields))
+def operation(name: str, content: Content = None, **fields: Any) -> Callable[[View], Endpoint]:
+    """A decorator that makes a view an Endpoint; it takes the arguments of Operation.
+
+    `content` is that of status 200, if there is no other success. What `headers` lead to is added.
+    """
+    headers = fields.get("headers", ())
+    responses = fields.pop("responses", {200: content})
+    if "If-None-Match" in headers:
+        responses |= {304: None}
+    more = [header for name in headers for header in _RESPONSE_HEADERS.get(name, ())]
+    fields["response_headers"] = [*fields.get("response_headers", ()), *more]
+    return partial(Endpoint, Operation(name, responses=responses, **fields))
 
 
 def canonical(path: Mapping[str, str]) -> dict[str, str]:
