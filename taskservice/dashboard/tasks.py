@@ -203,7 +203,7 @@ def show(task_id: str) -> Response:
         again=tasks.newest_rerun(caller, task.id),
         previous=previous,
         following=following,
-        good=search_service.last_good_run(caller, task) if has_failed else None,
+        good=search_service.last_good_run(task) if has_failed else None,
         children=_waterfall(tasks.children(caller, task.id, MAX_CHILDREN + 1)),
         questions=questions.forms(task),
         ended_questions=questions.ended(task.id),
@@ -227,7 +227,7 @@ def lines(task_id: str) -> Response:
 def show_new_lines(task_id: str) -> Response:
     """What is new in a failure; page.js puts it into the page of the task."""
     task = tasks.get(caller, task_id)
-    good = search_service.last_good_run(caller, task)
+    good = search_service.last_good_run(task)
     if good is None:
         return redirect_to("tasks.show", task_id=task.id)
     try:

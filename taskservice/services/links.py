@@ -24,12 +24,10 @@ from taskservice.schemas.tasks import LINK_COLUMNS
 from taskservice.services import questions, tasks
 from taskservice.terms import LINK, LINK_DAYS, MAX_LINK_DAYS, MAX_LINKS, OPEN, TOO_MANY_LINKS
 
-_TOKEN_BYTES = 24
 _DAY_SECONDS = 86_400.0
-_OF_TASK = Link.task_id == bindparam("task_id")
 _LIVE: AnySelect = (
     select(*LINK_COLUMNS)
-    .where(_OF_TASK, Link.expires_at > bindparam("now"))
+    .where(Link.task_id == bindparam("task_id"), Link.expires_at > bindparam("now"))
     .order_by(Link.created_at, Link.id)
 )
 
@@ -40,7 +38,7 @@ def create(caller: Caller, task_id: str, expires_at: str | None) -> Any:
     expires_at = expires_at or clock.now(LINK_DAYS * _DAY_SECONDS)
     if not now < expires_at <= clock.now(MAX_LINK_DAYS * _DAY_SECONDS):
         raise invalid({"expiresAt": [f"Must be within the next {MAX_LINK_DAYS} days."]})
-    token = secrets.token_urlsafe(_TOKEN_BYTES)
+    token = secrets.token_urlsafe(24)
     link = {
         "id": clock.new_id(),
         "task_id": task_id,
@@ -114,9 +112,8 @@ def find_question(token: str) -> AnyRow:
         question_id = str(UUID(bytes=urlsafe_b64decode(f"{token}==")[:_ID_BYTES]))
     except ValueError:
         raise not_found("question") from None
-    if not hmac.compare_digest(token.encode(), token_of(question_id).encode()):
-        raise not_found("question")
-    question: AnyRow | None = read_one(_QUESTION, question_id=question_id)
+    is_ours = hmac.compare_digest(token.encode(), token_of(question_id).encode())
+    question: AnyRow | None = read_one(_QUESTION, question_id=question_id) if is_ours else None
     if question is None or question.state != OPEN:
         raise not_found("question")
     return question

@@ -294,9 +294,8 @@ _earlier = (*_of_agent, Task.finished_at < bindparam("before"))
 _end = select(Task.finished_at).where(*_earlier).order_by(Task.finished_at.desc()).limit(1)
 _nth_end = _end.offset(bindparam("skipped")).scalar_subquery()
 _is_near = Task.finished_at >= func.coalesce(_nth_end, literal(EARLIEST, Timestamp()))
-_LAST_GOOD = Statement[Any](
-    select(Task.id)
-    .where(*_earlier, _is_near, lists.unindexed([Task.status == COMPLETE]))
+_LAST_GOOD = Statement[TaskRow](
+    tasks.tasks_with_log.where(*_earlier, _is_near, lists.unindexed([Task.status == COMPLETE]))
     .order_by(Task.finished_at.desc())
     .limit(1)
 )
@@ -328,18 +327,16 @@ _NUMBERS = (b"00", b"0.0", b"0:0", b"0,0", b"0e0", b"0e-0", b"0e+0", b"0E0", b"0
 _SPACES = re.compile(rb"  (?<! {3}) *+(?=0)")
 
 
-def last_good_run(caller: Caller, task: TaskRow) -> TaskRow | None:
+def last_good_run(task: TaskRow) -> TaskRow | None:
     """The agent's latest complete task that had ended when this task started."""
     of_agent = {"user_id": task.user_id, "agent_id": task.agent_id}
-    before = {"before": task.created_at, "skipped": MAX_EARLIER - 1}
-    found = read_one(_LAST_GOOD, **of_agent, **before)
-    return None if found is None else tasks.find(caller, found.id)
+    return read_one(_LAST_GOOD, **of_agent, before=task.created_at, skipped=MAX_EARLIER - 1)
 
 
 def new_lines(caller: Caller, task_id: str, against_id: str | None) -> dict[str, Any]:
     """The new lines of a task, by default since the last good run. Raises 404 and 503."""
     task = tasks.get(caller, task_id)
-    good = last_good_run(caller, task) if against_id is None else tasks.get(caller, against_id)
+    good = last_good_run(task) if against_id is None else tasks.get(caller, against_id)
     if good is None:
         raise Problem(404, "No good run of the agent to compare with", code=NO_GOOD_RUN)
     return lines_not_in(good, task)
