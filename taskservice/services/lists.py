@@ -582,23 +582,11 @@ def _large_task_statement(shape: Shape, filters: Filters) -> Statement[ListedTas
 
 @lru_cache(maxsize=STATEMENTS)
 def _summaries_statement(filters: Filters) -> Statement[AnyRow]:
-    columns = [
-        Task.id,
-        Task.name,
-        Task.agent_id,
-        Task.status,
-        Task.error_type,
-        func.substr(Task.error_message, 1, MAX_REASON).label("error_message"),
-        Task.progress,
-        Task.note,
-        Task.labels,
-        (Task.questions != NO_QUESTIONS).label("asks"),
-        Task.created_at,
-        Task.claimed_at,
-        Task.finished_at,
-        Task.log_count,
-    ]
-    return Statement(select(*columns).where(*still_match(filters)))
+    large = {"input", "output", "error_message", "questions"}
+    columns = [column for column in TASK_COLUMNS if column.key not in large]
+    start = func.substr(Task.error_message, 1, MAX_REASON).label("error_message")
+    asks = (Task.questions != NO_QUESTIONS).label("asks")
+    return Statement(select(*columns, start, asks).where(*still_match(filters)))
 
 
 # Counts of tasks by status, for the tabs and the chart of a list; they stop at a limit.
