@@ -54,7 +54,7 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
                 is_result = bool(values.keys() - {"name", "labels"})
                 if is_result and task.status != terms.RUNNING and not is_late:
                     raise tasks.finished_problem(task)
-                changed, leased = _change(connection, caller, task, values, is_late=is_late)
+                changed, leased = _change(connection, caller, task, values)
                 break
         # After the transaction: no other writer waits for it.
         stored, merged = task.output, _merged_output(task.output, sent)
@@ -124,12 +124,7 @@ def _columns_of_end(task: TaskRow, status: str, failure: dict[str, Any] | None) 
 
 
 def _change(
-    connection: Connection,
-    caller: Caller,
-    task: TaskRow,
-    values: dict[str, Any],
-    *,
-    is_late: bool = False,
+    connection: Connection, caller: Caller, task: TaskRow, values: dict[str, Any]
 ) -> tuple[TaskRow, deliveries.Leased | None]:
     """Write the changed columns; if they end the task, record it and enqueue the webhook."""
     ends = bool(values.keys() & {"status", "error_type"})
@@ -157,7 +152,7 @@ def _change(
         tasks.insert_labels(connection, changed)
     if not ends:
         return changed, None
-    events.record_ends(connection, [changed], is_late)
+    events.record_ends(connection, [changed], is_late=task.error_type == terms.TIMEOUT)
     return changed, deliveries.enqueue_webhook(connection, changed, now)
 
 

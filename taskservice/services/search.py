@@ -50,20 +50,15 @@ LAST_LINE = (1 << 63) - 1
 _part: Any = bindparam("part", type_=Text())
 # Searches take turns at it, so that other requests have a processor.
 _turn = Lock()
-# The database searches: Python would keep other requests of the process waiting.
-_contains_exactly = position_in_text(LogChunk.text, _part) > 0
+_chunks = select(LogChunk.log_id, *logs.CHUNK_COLUMNS).where(
+    is_among(LogChunk.log_id, "log_ids"),
+    LogChunk.last > bindparam("after"),
+    LogChunk.last <= bindparam("until"),
+)
 _contains = position_in_text(ascii_lower(LogChunk.text), ascii_lower(_part)) > 0
-_CHUNKS = {
-    is_exact: Statement[Any](
-        select(LogChunk.log_id, *logs.CHUNK_COLUMNS).where(
-            is_among(LogChunk.log_id, "log_ids"),
-            LogChunk.last > bindparam("after"),
-            LogChunk.last <= bindparam("until"),
-            contains,
-        )
-    )
-    for is_exact, contains in ((True, _contains_exactly), (False, _contains))
-}
+# The database searches: Python would keep other requests of the process waiting.
+_CHUNKS = Statement[Any](_chunks.where(_contains))
+_EXACT_CHUNKS = Statement[Any](_chunks.where(position_in_text(LogChunk.text, _part) > 0))
 _next_chunks = (
     select(LogChunk.last, byte_length(LogChunk.text).label("size"))
     .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last > bindparam("after"))
@@ -134,6 +129,7 @@ def search(
     if "\n" in text:
         raise invalid({"text": ["Must be one line."]})
     text = text.replace("\0", "\ufffd")
+    statement = _EXACT_CHUNKS if is_exact else _CHUNKS
     found_part = pattern(text, is_exact=is_exact)
     hits: list[Hit] = []
     searched, size, deadline = set[str](), 0, monotonic() + SEARCH_SECONDS
@@ -141,7 +137,7 @@ def search(
         for part in _parts(TaskList(caller, selection), start):
             searched.update(row.id for row in part.tasks)
             size += part.size
-            for row, hit in _hits(part, _CHUNKS[is_exact], text, found_part):
+            for row, hit in _hits(part, statement, text, found_part):
                 hits.append(hit)
                 if len(hits) == limit:
                     return Found(hits, len(searched), size, (*_position(row), hit["line"]))
