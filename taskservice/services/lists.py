@@ -13,7 +13,6 @@ from marshmallow import fields
 from sqlalchemy import (
     ColumnElement,
     Text,
-    TextualSelect,
     Uuid,
     and_,
     bindparam,
@@ -124,7 +123,7 @@ _SETS: dict[str, AnySelect] = {
 }
 
 
-def _by_name_statement(found: TextualSelect, aggregate: Any) -> Statement[AnyRow]:
+def _by_name_statement(found: Any, aggregate: Any) -> Statement[AnyRow]:
     """The `size` of a set, counted up to a limit, and its `ids`, as one value."""
     ids = select(found.subquery().c.id).limit(bindparam("maximum")).subquery().c.id
     return Statement(select(func.count().label("size"), aggregate(ids).label("ids")))
@@ -336,11 +335,9 @@ class TaskList:
         """
         rows, end = self.newest(_runs_statement, MAX_SEARCHED)
         now = database_time()
-
-        def seconds(row: AnyRow) -> float:
-            return clock.seconds_between(row.claimed_at, row.finished_at or now)
-
-        longest = nlargest(count, rows, key=seconds)
+        longest = nlargest(
+            count, rows, lambda row: clock.seconds_between(row.claimed_at, row.finished_at or now)
+        )
         return [Position(row.created_at, row.id) for row in longest], end
 
     def newest(

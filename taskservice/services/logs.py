@@ -91,13 +91,6 @@ _ENDS = Statement[AnyRow](
 )
 
 
-def pages_of_one_chunk(row: TaskRow) -> Iterator["Page"]:
-    """The lines of a task in the chunks in which they arrived."""
-    for page in pages(row):
-        for chunk in page.chunks:
-            yield Page([chunk], max(page.after, chunk.last - chunk.count), page.until)
-
-
 def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
     """At most `maximum` lines after number `after`, or a megabyte. Raises LogDropped."""
     found: list[TimedLine] = []

@@ -126,11 +126,16 @@ def _task_lines(task_id: str) -> Generator[bytes, None, int]:
         own = [attempt_schema.dump(each) | {"answer": each.answer} for each in delivery.attempts]
         yield _line("delivery", of_task | _delivery_schema.dump(delivery) | {"attempts": own})
     try:
-        for page in logs.pages_of_one_chunk(row):
-            times = page.times()
-            at = times[0] if len(set(times)) == 1 else times
-            more = {"first": page.after + 1, "lines": page.lines(), "at": at}
-            yield _line("log", of_task | more)
+        for page in logs.pages(row):
+            for chunk in page.chunks:
+                # In the chunks in which they arrived.
+                part = page._replace(
+                    chunks=[chunk], after=max(page.after, chunk.last - chunk.count)
+                )
+                times = part.times()
+                at = times[0] if len(set(times)) == 1 else times
+                more = {"first": part.after + 1, "lines": part.lines(), "at": at}
+                yield _line("log", of_task | more)
     except logs.LogDropped:
         yield _line("void", of_task)
         return (yield from _task_lines(task_id))
