@@ -108,7 +108,7 @@ _deliveries = select(Delivery.task_id).where(
     Delivery.user_id == _user_id, Delivery.hook_id.is_(None)
 )
 _labels = select(TaskLabel.task_id).where(TaskLabel.user_id == _user_id)
-# Filter -> the tasks that match it, from an index. Those of a callback are written as in the
+# Filter -> the tasks that match it, from an index. The states of callbacks are written as in the
 # conditions of the indexes, so that the database uses them.
 _SETS: dict[str, AnySelect] = {
     **{
