@@ -129,15 +129,13 @@ def search(
     if "\n" in text:
         raise invalid({"text": ["Must be one line."]})
     text = text.replace("\0", "\ufffd")
-    statement = _EXACT_CHUNKS if is_exact else _CHUNKS
-    found_part = pattern(text, is_exact=is_exact)
     hits: list[Hit] = []
     searched, size, deadline = set[str](), 0, monotonic() + SEARCH_SECONDS
     with slot():
         for part in _parts(TaskList(caller, selection), start):
             searched.update(row.id for row in part.tasks)
             size += part.size
-            for row, hit in _hits(part, statement, text, found_part):
+            for row, hit in _hits(part, text, is_exact=is_exact):
                 hits.append(hit)
                 if len(hits) == limit:
                     return Found(hits, len(searched), size, (*_position(row), hit["line"]))
@@ -224,12 +222,11 @@ def _ranges(row: AnyRow, after: int) -> Iterator[_Part]:
         after = found.last
 
 
-def _hits(
-    part: _Part, statement: Statement[Any], text: str, pattern: re.Pattern[str]
-) -> Iterator[tuple[AnyRow, Hit]]:
+def _hits(part: _Part, text: str, *, is_exact: bool) -> Iterator[tuple[AnyRow, Hit]]:
     log_ids = [row.log_id for row in part.tasks if row.log_id is not None]
     if not log_ids:
         return
+    statement = _EXACT_CHUNKS if is_exact else _CHUNKS
     between = {"after": part.after, "until": part.until}
     with _turn:
         found = read_all(statement, log_ids=log_ids, part=text, **between)
@@ -239,7 +236,8 @@ def _hits(
     for row in part.tasks:
         after = max(part.after, row.first_log - 1)
         for chunk in chunks.get(row.log_id, ()):
-            yield from ((row, hit) for hit in _hits_in(chunk, pattern, row, after))
+            hits = _hits_in(chunk, pattern(text, is_exact=is_exact), row, after)
+            yield from ((row, hit) for hit in hits)
 
 
 def _hits_in(chunk: Any, pattern: re.Pattern[str], row: AnyRow, after: int) -> Iterator[Hit]:
