@@ -221,5 +221,5 @@ def _facts(agent: AnyRow, recent: Sequence[AnyRow]) -> dict[str, Any]:
 
 
 def _last_tasks(agent_id: str, count: int) -> list[Any]:
-    positions, _ = TaskList(caller, Selection(agent_id=agent_id)).positions(None, count)
+    positions, _ = TaskList(caller, Selection(agentId=agent_id)).positions(None, count)
     return lists.summaries(caller, positions)

@@ -80,7 +80,7 @@ def count(caller: Caller, selection: Selection, name: str) -> dict[str, Any]:
 
     Cached, since counting a million tasks takes long and every open page requests it once a second.
     """
-    selection = selection._replace(created_after=None, created_before=None)
+    selection = selection._replace(createdAfter=None, createdBefore=None)
     cached = _cached(caller.user_id, caller.agent_id, selection, name)
     began = time.monotonic()
     if began >= cached.expires:
@@ -93,7 +93,7 @@ def count(caller: Caller, selection: Selection, name: str) -> dict[str, Any]:
 
 def _count(caller: Caller, selection: Selection, period: Period) -> dict[str, Any]:
     boundaries = period.boundaries
-    only = ERROR if selection.error_type else selection.status
+    only = ERROR if selection.errorType else selection.status
     statuses = tuple(status for status in STATUSES if only in (None, status))
     of_bars, is_complete = lists.count_by_start(caller, selection, boundaries, statuses)
     highest = max(map(sum, of_bars))

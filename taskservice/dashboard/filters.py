@@ -136,7 +136,7 @@ def destination() -> str | None:
     key, value = [*re.split("[=:]", text, maxsplit=1), ""][:2]
     if terms.label_problem(key, value) is None:
         label = f"{key}:{value}"
-        if TaskList(caller, Selection(labels=(label,))).positions(None, 1)[0]:
+        if TaskList(caller, Selection(label=(label,))).positions(None, 1)[0]:
             return label_url(label, q=None)
     return None
 

@@ -311,7 +311,7 @@ def read_log(call: Call, arguments: Arguments) -> Result:
 )
 def list_tasks(call: Call, arguments: Arguments) -> Result:
     """Lists tasks, newest first. Call this before you start the same work again."""
-    selection = Selection(agent_id=arguments.get("agentId"), status=arguments.get("status"))
+    selection = Selection(agentId=arguments.get("agentId"), status=arguments.get("status"))
     limit = int(_number(arguments, "limit", TASKS))
     tasks, found, reached = TaskList(caller, selection), list[Position](), None
     # A search can stop before it has found all tasks.

@@ -78,20 +78,20 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     # Together with `tasks_of_user` the same as `visible_tasks`, whose OR would keep SQLite from
     # using the index of an agent.
     "own_agent_id": Task.agent_id == bindparam("own_agent_id"),
-    "agent_id": Task.agent_id == bindparam("agent_id"),
-    "error_type": Task.error_type == bindparam("error_type"),
+    "agentId": Task.agent_id == bindparam("agentId"),
+    "errorType": Task.error_type == bindparam("errorType"),
     "status": Task.status == bindparam("status"),
     "created": and_(
-        Task.created_at > bindparam("created_after"), Task.created_at < bindparam("created_before")
+        Task.created_at > bindparam("createdAfter"), Task.created_at < bindparam("createdBefore")
     ),
-    "finished": Task.finished_at > bindparam("finished_after"),
+    "finished": Task.finished_at > bindparam("finishedAfter"),
     "claimed": Task.claimed_at.is_not(None),
     "unclaimed": Task.claimed_at.is_(None),
     WAITING: IS_WAITING,
     "asking": _is_asking,
     "not_asking": ~_is_asking,
-    "parent_id": Task.parent_id == bindparam("parent_id"),
-    "name_part": position_in_text(Task.name_folded, bindparam("name_part", type_=Text())) > 0,
+    "parentId": Task.parent_id == bindparam("parentId"),
+    "q": position_in_text(Task.name_folded, bindparam("q", type_=Text())) > 0,
     **{
         name: exists(_delivery.where(Delivery.state == state)) for name, state in _CALLBACKS.items()
     },
@@ -100,7 +100,7 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
 # The names of the given filters; a statement is compiled once for each set of them.
 Filters: TypeAlias = frozenset[str]
 # The filters with an index of their own in the order of creation; the most selective first.
-_IN_AN_INDEX = ("asking", "own_agent_id", "agent_id", "error_type", "status")
+_IN_AN_INDEX = ("asking", "own_agent_id", "agentId", "errorType", "status")
 # The maximum number of tasks that are read by their ids, and sorted, for one page.
 MAX_CANDIDATES = 5_000
 _user_id = bindparam("user_id", type_=Identifier)
@@ -113,7 +113,7 @@ _labels = select(TaskLabel.task_id).where(TaskLabel.user_id == _user_id)
 _SETS: dict[str, AnySelect] = {
     **{
         name: select(Task.id).where(tasks_of_user, CONDITIONS[name])
-        for name in (*_IN_AN_INDEX, "parent_id", "finished", "created", WAITING)
+        for name in (*_IN_AN_INDEX, "parentId", "finished", "created", WAITING)
     },
     **{
         name: _deliveries.where(text(f"deliveries.state = '{state}'"))
@@ -146,20 +146,19 @@ _BY_NAME = {
 
 
 class Selection(NamedTuple):
-    """The filters and the order of a list; the bounds are exclusive."""
+    """The filters and the order of a list, as in FilterQuerySchema; the bounds are exclusive."""
 
     status: str | None = None
-    error_type: str | None = None
-    is_claimed: bool | None = None
-    is_asking: bool | None = None
-    agent_id: str | None = None
-    parent_id: str | None = None
-    # Each as `key:value`.
-    labels: tuple[str, ...] = ()
-    name_part: str | None = None
-    created_after: str | None = None
-    created_before: str | None = None
-    finished_after: str | None = None
+    errorType: str | None = None
+    claimed: bool | None = None
+    asking: bool | None = None
+    agentId: str | None = None
+    parentId: str | None = None
+    label: tuple[str, ...] = ()
+    q: str | None = None
+    createdAfter: str | None = None
+    createdBefore: str | None = None
+    finishedAfter: str | None = None
     # Only tasks with a delivery in this state, pending or failed.
     delivery: str | None = None
     sort: str = NEWEST_FIRST
@@ -170,19 +169,17 @@ def _parameters(caller: Caller, selection: Selection) -> dict[str, Any]:
     values = selection._asdict() | {
         "user_id": caller.user_id,
         "own_agent_id": caller.agent_id,
-        "name_part": (selection.name_part or "").casefold() or None,
-        "created": selection.created_after or selection.created_before,
-        "created_after": selection.created_after or EARLIEST,
-        "created_before": selection.created_before or LATEST,
-        "finished": selection.finished_after,
-        "finished_after": selection.finished_after or EARLIEST,
-        "claimed": selection.is_claimed,
-        "unclaimed": selection.is_claimed is False,
-        WAITING: selection.is_claimed is False and selection.status == RUNNING,
-        "asking": selection.is_asking,
-        "not_asking": selection.is_asking is False,
+        "q": (selection.q or "").casefold() or None,
+        "created": selection.createdAfter or selection.createdBefore,
+        "createdAfter": selection.createdAfter or EARLIEST,
+        "createdBefore": selection.createdBefore or LATEST,
+        "finished": selection.finishedAfter,
+        "finishedAfter": selection.finishedAfter or EARLIEST,
+        "unclaimed": selection.claimed is False,
+        WAITING: selection.claimed is False and selection.status == RUNNING,
+        "not_asking": selection.asking is False,
         f"callback_{selection.delivery}": selection.delivery,
-        **dict(zip(LABELS, dict.fromkeys(selection.labels), strict=False)),
+        **dict(zip(LABELS, dict.fromkeys(selection.label), strict=False)),
     }
     return {name: value for name, value in values.items() if value not in (None, False)}
 
@@ -252,8 +249,8 @@ class TaskList:
         # One filter bounds the part of the index in this order; `filters` are the others.
         bounded = "finished" if self._sort == BY_END else "created"
         self.filters = self._all_filters - {bounded}
-        lowest = Position(self.values[f"{bounded}_after"], HIGHEST_ID)
-        highest = Position(self.values.get(f"{bounded}_before", LATEST), LOWEST_ID)
+        lowest = Position(self.values[f"{bounded}After"], HIGHEST_ID)
+        highest = Position(self.values.get(f"{bounded}Before", LATEST), LOWEST_ID)
         is_newest_first = self._sort == NEWEST_FIRST
         self._start, self._end = (highest, lowest) if is_newest_first else (lowest, highest)
         # Whether the index in this order covers all filters, so that each task read is listed.
@@ -389,7 +386,7 @@ class TaskList:
 
         Stores the result of the name search in the values, since searching again is slow.
         """
-        maximum, part = MAX_CANDIDATES + 1, self.values.get("name_part", "")
+        maximum, part = MAX_CANDIDATES + 1, self.values.get("q", "")
         sizes: dict[str, int] = {}
         if names := self.filters & frozenset(_SETS):
             [row] = read_all(_sizes_statement(names), **self.values, maximum=maximum)
@@ -617,7 +614,7 @@ def count_by_state(caller: Caller, selection: Selection, maximum: int) -> Counts
     `maximum` running ones. Other filters are applied to the newest MAX_COUNTED tasks, or to a set
     of candidates.
     """
-    wanted = selection._replace(status=None, error_type=None, is_claimed=None, sort=NEWEST_FIRST)
+    wanted = selection._replace(status=None, errorType=None, claimed=None, sort=NEWEST_FIRST)
     tasks = TaskList(caller, wanted)
     if tasks.filters:
         [row], end = tasks.newest(_counts_statement, MAX_COUNTED)
@@ -656,7 +653,7 @@ def count_by_start(
     """
     # The bounds of a selection are exclusive.
     since = clock.moved(times[0], -MILLISECOND)
-    wanted = selection._replace(created_after=since, created_before=times[-1], sort=NEWEST_FIRST)
+    wanted = selection._replace(createdAfter=since, createdBefore=times[-1], sort=NEWEST_FIRST)
     tasks = TaskList(caller, wanted)
     if tasks.filters <= {"status"}:
         bounds = {f"time{number}": time for number, time in enumerate(times)}

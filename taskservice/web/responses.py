@@ -20,7 +20,6 @@ from taskservice.schemas.tasks import SHARED_FIELDS
 from taskservice.services import logs, task_json
 from taskservice.services.lists import Position, Selection
 from taskservice.services.task_json import WHOLE, Shape
-from taskservice.terms import SORTS
 from taskservice.web.request import JSON
 
 # The headers of a response whose path is a secret: no other site and no search engine gets it.
@@ -178,20 +177,7 @@ def shape(query: dict[str, Any]) -> Shape:
 
 
 def selection(query: dict[str, Any]) -> Selection:
-    return Selection(
-        status=query.get("status"),
-        error_type=query.get("errorType"),
-        is_claimed=query.get("claimed"),
-        is_asking=query.get("asking"),
-        agent_id=query.get("agentId"),
-        parent_id=query.get("parentId"),
-        labels=query.get("label", ()),
-        name_part=query.get("q"),
-        created_after=query.get("createdAfter"),
-        created_before=query.get("createdBefore"),
-        finished_after=query.get("finishedAfter"),
-        sort=query.get("sort", SORTS[0]),
-    )
+    return Selection(**{name: query[name] for name in Selection._fields if name in query})
 
 
 def after(query: dict[str, Any]) -> Position | None:
