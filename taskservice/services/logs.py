@@ -440,19 +440,12 @@ def _store(connection: Connection, task: AnyRow, chunks: Sequence[Chunk]) -> Non
         or _LOG.scalar(connection, task_id=task.id)
         or NEW_LOG.scalar(connection, task_id=task.id)
     )
+    # Times lie between the task's start or claim and now. The clock may have been set back since.
+    earliest = clock.milliseconds(min(task.created_at, task.claimed_at or task.created_at))
+    latest = max(earliest, clock.milliseconds(clock.now()))
     for chunk in chunks:
         last += chunk.count
-        at, times = _bounded_times(task, chunk)
-        new = {"count": chunk.count, "text": chunk.text, "at": at, "times": times}
+        times = [(line, max(earliest, min(time, latest))) for line, time in chunk.times]
+        at, later = clock.encode(times or [(0, latest)])
+        new = {"count": chunk.count, "text": chunk.text, "at": at, "times": later}
         _NEW_CHUNK.run(connection, log_id=log_id, last=last, **new)
-
-
-def _bounded_times(task: AnyRow, chunk: Chunk) -> clock.Columns:
-    """The times of a chunk's lines: not before the task's start or claim, and not after now."""
-    earliest = clock.milliseconds(min(task.created_at, task.claimed_at or task.created_at))
-    # The clock may have been set back since the start.
-    latest = max(earliest, clock.milliseconds(clock.now()))
-    if not chunk.times:
-        return clock.Columns(latest, None)
-    times = [(line, max(earliest, min(time, latest))) for line, time in chunk.times]
-    return clock.encode(times)
