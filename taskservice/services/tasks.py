@@ -140,12 +140,9 @@ def get_locked(
     statement: Statement[Any] = _SELECT_TASK,
     **values: Any,
 ) -> TaskRow:
-    """The task, locked until this transaction ends, as `statement` reads it. Raises 404.
-
-    On SQLite the transaction itself keeps other writers out; PostgreSQL gets the lock and the read
-    in one round trip.
-    """
+    """The task, locked until this transaction ends, as `statement` reads it. Raises 404."""
     here = {"task_id": task_id, **caller.scope}
+    # On SQLite the transaction itself keeps other writers out.
     if connection.dialect.name == "postgresql":
         # A SELECT that waits for a lock reads joined rows as they were before: so lock first.
         _LOCK.run(connection, **here)
