@@ -33,8 +33,6 @@ MAX_ITEMS = 100
 MAX_TEXT = 200
 # For this time in seconds, a task may be silent, or wait while no worker is seen.
 QUIET_SECONDS = 600.0
-# A silent task hangs if it runs this many times as long as usual.
-TIMES_USUAL = 3
 # At least this many such tasks of an agent are listed.
 MIN_HANGING = 10
 # For this time in seconds, a callback that failed is shown.
@@ -197,7 +195,7 @@ def _hanging(here: dict[str, Any]) -> Items:
         usual = usual_seconds(here["user_id"], agent.id)
         if usual is not None:
             reason = f"Silent, and runs over three times as long as usual ({seconds_text(usual)})"
-            before = clock.moved(here["now"], -max(QUIET_SECONDS, TIMES_USUAL * usual))
+            before = clock.moved(here["now"], -max(QUIET_SECONDS, 3 * usual))
             of_agent = {"agent_id": agent.id, "claimed_before": before, "count": count}
             for task in read_all(_SILENT, **here, **of_agent):
                 yield terms.HANGING, agent.id, task.id, task.last_heartbeat_at, reason

@@ -589,7 +589,6 @@ def _summaries_statement(filters: Filters) -> Statement[AnyRow]:
 # each page, and for the chart, which is cached.
 MAX_COUNTED = 5_000
 MAX_COUNTED_FOR_CHART = 10_000
-MILLISECOND = 0.001
 CLAIMED = "claimed"
 # A status, an error's type, or whether an agent has claimed a running task -> its condition.
 STATES: dict[str, ColumnElement[bool]] = {
@@ -652,7 +651,7 @@ def count_by_start(
     The second value is whether all were counted.
     """
     # The bounds of a selection are exclusive.
-    since = clock.moved(times[0], -MILLISECOND)
+    since = clock.moved(times[0], -0.001)
     wanted = selection._replace(createdAfter=since, createdBefore=times[-1], sort=NEWEST_FIRST)
     tasks = TaskList(caller, wanted)
     if tasks.filters <= {"status"}:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import (
     BigInteger,
@@ -41,7 +41,6 @@ from taskservice.errors import Problem, invalid, require
 from taskservice.schemas.tasks import TASK_COLUMNS
 from taskservice.services import tasks
 
-T = TypeVar("T")
 # A line, and the time at which its agent printed it; None if that is unknown.
 TimedLine: TypeAlias = tuple[str, str | None]
 # A log of at most this many bytes is read together with its task, by a GET of this task.
@@ -117,7 +116,7 @@ class Page(NamedTuple):
     def timed_lines(self) -> list[TimedLine]:
         return list(zip(self.lines(), self.times(), strict=True))
 
-    def _cut(self, of_lines: list[T]) -> list[T]:
+    def _cut(self, of_lines: list[Any]) -> list[Any]:
         first = self.chunks[0].last - self.chunks[0].count + 1
         return of_lines[self.after + 1 - first : self.until + 1 - first]
 

@@ -78,13 +78,12 @@ _RANGE = Statement[Any](
 # Where a search has stopped: at the position of a task, with the number of the last line that was
 # read if there are more.
 End: TypeAlias = Sequence[Any]
-Hit: TypeAlias = dict[str, Any]
 
 
 class Found(NamedTuple):
     """The hits of a search as JSON, how much it has read, and where it stopped before the end."""
 
-    hits: list[Hit]
+    hits: list[dict[str, Any]]
     tasks: int
     bytes: int
     end: End | None
@@ -129,7 +128,7 @@ def search(
     if "\n" in text:
         raise invalid({"text": ["Must be one line."]})
     text = text.replace("\0", "\ufffd")
-    hits: list[Hit] = []
+    hits: list[dict[str, Any]] = []
     searched, size, deadline = set[str](), 0, monotonic() + SEARCH_SECONDS
     with slot():
         for part in _parts(TaskList(caller, selection), start):
@@ -222,7 +221,7 @@ def _ranges(row: AnyRow, after: int) -> Iterator[_Part]:
         after = found.last
 
 
-def _hits(part: _Part, text: str, *, is_exact: bool) -> Iterator[tuple[AnyRow, Hit]]:
+def _hits(part: _Part, text: str, *, is_exact: bool) -> Iterator[tuple[AnyRow, dict[str, Any]]]:
     log_ids = [row.log_id for row in part.tasks if row.log_id is not None]
     if not log_ids:
         return
@@ -240,7 +239,9 @@ def _hits(part: _Part, text: str, *, is_exact: bool) -> Iterator[tuple[AnyRow, H
             yield from ((row, hit) for hit in hits)
 
 
-def _hits_in(chunk: Any, pattern: re.Pattern[str], row: AnyRow, after: int) -> Iterator[Hit]:
+def _hits_in(
+    chunk: Any, pattern: re.Pattern[str], row: AnyRow, after: int
+) -> Iterator[dict[str, Any]]:
     first = number = chunk.last - chunk.count + 1
     times: list[int] | None = None
     counted = begin = 0
@@ -277,8 +278,6 @@ MAX_NEW_LINES = 200
 # A comparison reads this much of the start of each log, and of its end, in at most this time.
 COMPARED_BYTES = 8 * 1024 * 1024
 COMPARED_SECONDS = 1.8
-# After each chunk other threads get their turn.
-PAUSE_SECONDS = 0.0001
 # A good run is looked for among this many tasks of the agent, those that ended last.
 MAX_EARLIER = 5_000
 
@@ -378,7 +377,7 @@ def _without_values(text: str) -> bytes:
     Replacing bytes is several times as fast as one pattern for all of these.
     """
     # Other threads get their turn.
-    sleep(PAUSE_SECONDS)
+    sleep(0.0001)
     data = f"\n{text}".encode().translate(_DIGITS)
     if b"h" * 12 in data.translate(_HEX):
         data = _LONG_HEX.sub(b"0", data)

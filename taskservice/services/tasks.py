@@ -232,8 +232,6 @@ _PARENT = Statement[Any](
 _TASK_TO_RERUN = Statement[Any](
     select_task.add_columns(Task.timeout, Agent.input_schema, Agent.expect).join(Agent, is_of_agent)
 )
-# How many seconds ago the work on a task that is started only now can have begun.
-MAX_CLAIMED_AGO = 30 * 86_400.0
 _RERUN_COLUMNS = ("agent_id", "name", "input", "callback_url", "timeout", "labels")
 
 
@@ -247,7 +245,7 @@ def start(caller: Caller, fields: dict[str, Any], idempotency: Idempotency) -> t
     claimed_at = fields.get("claimedAt")
     if claimed_at is not None and not is_claimed:
         raise invalid({"claimedAt": ["Only allowed with claim."]})
-    if claimed_at is not None and not clock.now(-MAX_CLAIMED_AGO) <= claimed_at <= clock.now():
+    if claimed_at is not None and not clock.now(-30 * 86_400.0) <= claimed_at <= clock.now():
         raise invalid({"claimedAt": ["Must not be in the future, nor more than 30 days ago."]})
     # An invalid callback is rejected before the wait for the write lock.
     _check_callback(fields.get("callback"))
