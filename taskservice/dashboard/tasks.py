@@ -149,6 +149,7 @@ def list_all() -> Response:
     positions, following, stopped = _found(selection, query)
     agent_ids, chosen = agents.ids(caller, agents.MAX_CHOICES), request.args.get("agentId")
     rows = lists.summaries(caller, positions)
+    counts, all_are_counted = lists.count_by_state(caller, selection, MAX_COUNT)
     return page(
         "tasks.html",
         rows=rows,
@@ -162,7 +163,8 @@ def list_all() -> Response:
         filters=filters,
         chart_height=chart.HEIGHT,
         bar_start=chart.bar_start,
-        counts=lists.count_by_state(caller, selection, MAX_COUNT),
+        counts=counts,
+        all_are_counted=all_are_counted,
         max_count=MAX_COUNT,
         chart=chart.count(caller, selection, own.get("since", chart.DEFAULT)),
     )

@@ -599,27 +599,22 @@ STATES: dict[str, ColumnElement[bool]] = {
 }
 
 
-class Counts(NamedTuple):
-    """Counts; unless they are complete, the search stopped early and there may be more tasks."""
-
-    counts: dict[str, int]
-    are_complete: bool = True
-
-
-def count_by_state(caller: Caller, selection: Selection, maximum: int) -> Counts:
-    """State -> the number of tasks in it; the selection's own filter by state is ignored.
+def count_by_state(
+    caller: Caller, selection: Selection, maximum: int
+) -> tuple[dict[str, int], bool]:
+    """State -> the number of tasks in it, without the selection's own filter by state.
 
     If an index covers the filters, a count stops at `maximum`; claimed tasks are counted among
     `maximum` running ones. Other filters are applied to the newest MAX_COUNTED tasks, or to a set
-    of candidates.
+    of candidates; the second value is whether these are all.
     """
     wanted = selection._replace(status=None, errorType=None, claimed=None, sort=NEWEST_FIRST)
-    tasks = TaskList(caller, wanted)
+    tasks, end = TaskList(caller, wanted), None
     if tasks.filters:
         [row], end = tasks.newest(_counts_statement, MAX_COUNTED)
-        return Counts(dict(zip(STATES, row, strict=True)), end is None)
-    [row] = read_all(_LIMITED_COUNTS, **tasks.values, maximum=maximum)
-    return Counts(dict(zip(STATES, row, strict=True)))
+    else:
+        [row] = read_all(_LIMITED_COUNTS, **tasks.values, maximum=maximum)
+    return dict(zip(STATES, row, strict=True)), end is None
 
 
 def _limited_count(state: str) -> Any:
