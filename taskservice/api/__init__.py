@@ -61,7 +61,6 @@ def _is_below_prefix(path: str) -> bool:
 
 
 # What everyone gets who has a link to a task.
-
 shared = Blueprint("shared", __name__, url_prefix="/shared/<token>")
 shared.before_request(require_link)
 

@@ -61,7 +61,6 @@ def show_metrics() -> Response:
 
 
 # The documentation: the OpenAPI document, and a page made from it.
-
 docs = Blueprint(
     "docs", __name__, template_folder="templates", static_folder="static", static_url_path="/docs"
 )
@@ -98,9 +97,7 @@ def show_page() -> Response:
     return response
 
 
-# Each is created at the first request, since it imports apispec, which nothing else needs.
-
-
+# Created at the first request, since it imports apispec, which nothing else needs.
 @cache
 def _document() -> bytes:
     from taskservice.openapi.document import document

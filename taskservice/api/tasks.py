@@ -212,9 +212,6 @@ def delete(task_id: str, query: dict[str, Any]) -> Response:
     return responses.task(task, responses.shape(query))
 
 
-# The deliveries of a task.
-
-
 @deliveries.get("/task/<task_id>/deliveries")
 @operation("listDeliveries", [delivery_schema], user_key=True)
 def list_deliveries(task_id: str) -> Response:
@@ -244,9 +241,6 @@ def redeliver(task_id: str) -> Response:
     """
     delivery = delivery_service.redeliver(caller, task_id)
     return responses.dump(delivery_schema, delivery, 202)
-
-
-# Links to a task.
 
 
 @links.get("/task/<task_id>/link")

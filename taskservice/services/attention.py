@@ -166,7 +166,6 @@ def failures_text(failures: int) -> str:
 
 
 # What needs attention: the kind, the agent, the task, since when, and why.
-
 Items = Iterator[tuple[str, str | None, str | None, str, str]]
 
 

@@ -57,8 +57,6 @@ from taskservice.services.task_json import Shape
 from taskservice.services.tasks import with_log
 from taskservice.terms import ERROR_TYPES, FAILED, MAX_LABELS, PENDING, RUNNING, SORTS, STATUSES
 
-# The filters of a list as SQL, and the candidates of those that may leave few tasks.
-
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
 LATEST, HIGHEST_ID = "9999-12-31T23:59:59.999Z", "ffffffff-ffff-ffff-ffff-ffffffffffff"
 # Each label of a selection is a filter of its own, and all must match.
@@ -198,8 +196,6 @@ def unindexed(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
     """All of `conditions`, in a form for which SQLite uses no index."""
     return and_(*conditions).is_(true())
 
-
-# The tasks of a list in its order.
 
 # How many tasks are checked against the filters: first a few, which is enough if many match. If
 # MAX_SEARCHED more are not enough either, the page ends, and the next page continues from there.
@@ -550,8 +546,6 @@ _STRINGS = func.replace(func.replace(func.replace(_STRING, r"\\", "\1"), r"\n", 
 _LINES = select(_STRINGS).scalar_subquery()
 
 
-# Reads of tasks that were found before.
-
 # How many characters of an error message a table shows.
 MAX_REASON = 4_000
 
@@ -582,8 +576,6 @@ def _summaries_statement(filters: Filters) -> Statement[AnyRow]:
     asks = (Task.questions != NO_QUESTIONS).label("asks")
     return Statement(select(*columns, start, asks).where(*still_match(filters)))
 
-
-# Counts of tasks by status, for the tabs and the chart of a list; they stop at a limit.
 
 # How many of the newest tasks are checked against the filters: for the tabs, which are counted for
 # each page, and for the chart, which is cached.

@@ -180,9 +180,6 @@ def detach_logs(connection: Connection, task_ids: Sequence[str], seconds: float 
     connection.execute(update(Log).where(Log.task_id.in_(task_ids)).values(dropped))
 
 
-# Starts and reruns tasks.
-
-
 class Idempotency(NamedTuple):
     """The key with which a request can be repeated, and the digest of the request, as columns."""
 
@@ -349,8 +346,6 @@ def insert_labels(connection: Connection, task: TaskRow) -> None:
             label = {"label": f"{key}:{value}", "user_id": task.user_id}
             _NEW_LABEL.run(connection, task_id=task.id, **label)
 
-
-# Gives a waiting task to one agent, once.
 
 # The status is a literal, as in the conditions of the indexes, so that the database uses them.
 _is_running = Task.status == literal_column(f"'{RUNNING}'")
