@@ -221,10 +221,7 @@ Positions: TypeAlias = tuple[list[Position], Position | None]
 
 
 class Scan(NamedTuple):
-    """All that the SQL of a list depends on: the key under which a compiled statement is kept.
-
-    With a `candidate_set`, its tasks are read and sorted; else an index in this order is read.
-    """
+    """All that SQL depends on; without a `candidate_set`, an index in this order is read."""
 
     filters: Filters
     sort: str
@@ -321,11 +318,7 @@ class TaskList:
         return found, after
 
     def longest(self, count: int) -> Positions:
-        """The tasks that ran longest, the longest first, with no page after them.
-
-        They are chosen among the newest MAX_SEARCHED tasks, of which the last one is the end, or
-        among few candidates.
-        """
+        """The longest runs of the newest MAX_SEARCHED tasks, or of candidates; no page follows."""
         rows, end = self.newest(_runs_statement, MAX_SEARCHED)
         now = database_time()
         longest = nlargest(
@@ -378,10 +371,7 @@ class TaskList:
         return list(read_all(statement, **self.values, **values))
 
     def _smallest_set(self) -> str | None:
-        """The name of the smallest set of candidates; None if all sets are too large.
-
-        Stores the result of the name search in the values, since searching again is slow.
-        """
+        """The name of the smallest set of candidates; None if all sets are too large."""
         maximum, part = MAX_CANDIDATES + 1, self.values.get("q", "")
         sizes: dict[str, int] = {}
         if names := self.filters & frozenset(_SETS):
@@ -393,6 +383,7 @@ class TaskList:
                     name = connection.dialect.name
                     patterns = {"trigrams": trigrams, "name_pattern": name_index.like_pattern(part)}
                     [found] = _BY_NAME[name][0].all(connection, **patterns, maximum=maximum)
+                    # Stored, since searching names again is slow.
                     sizes[name], self.values["candidates"] = found.size, found.ids or []
         smallest = min(sizes, key=sizes.__getitem__, default=None)
         return smallest if smallest is not None and sizes[smallest] <= MAX_CANDIDATES else None
@@ -633,10 +624,7 @@ def _counts_statement(scan: Scan) -> Statement[AnyRow]:
 def count_by_start(
     caller: Caller, selection: Selection, times: Sequence[str], statuses: tuple[str, ...]
 ) -> tuple[list[Sequence[int]], bool]:
-    """For each interval between `times`, how many tasks of each of `statuses` were started.
-
-    The second value is whether all were counted.
-    """
+    """How many tasks of each status were started in each interval, and whether all were counted."""
     # The bounds of a selection are exclusive.
     since = clock.moved(times[0], -0.001)
     wanted = selection._replace(createdAfter=since, createdBefore=times[-1], sort=NEWEST_FIRST)
