@@ -33,12 +33,8 @@ MAX_ITEMS = 100
 MAX_TEXT = 200
 # For this time in seconds, a task may be silent, or wait while no worker is seen.
 QUIET_SECONDS = 600.0
-# At least this many such tasks of an agent are listed.
-MIN_HANGING = 10
 # For this time in seconds, a callback that failed is shown.
 CALLBACK_SECONDS = 7 * 86_400.0
-# The newest failure of an agent is looked for among this many of its last finished tasks.
-MAX_FINISHED = 1_000
 
 _of_this_agent = (tasks_of_user, Task.agent_id == bindparam("agent_id"))
 _quiet_since: Any = bindparam("quiet_since")
@@ -66,10 +62,10 @@ _finished = (
     select(Task.id, Task.error_type)
     .where(*_of_this_agent, Task.finished_at.is_not(None))
     .order_by(Task.finished_at.desc())
-    .limit(MAX_FINISHED)
+    .limit(1_000)
     .subquery()
 )
-# Both databases read the subquery in its order, and stop at the first failure.
+# Of the last 1,000. Both databases read the subquery in its order, and stop at the first failure.
 _NEWEST_FAILURE = Statement[AnyRow](
     select(_finished.c.id).where(_finished.c.error_type != terms.CANCELLED).limit(1)
 )
@@ -188,8 +184,8 @@ def _in_trouble(here: dict[str, Any]) -> Items:
 
 def _hanging(here: dict[str, Any]) -> Items:
     agents = read_all(_WITH_SILENT_TASK, **here, claimed_before=here["quiet_since"])
-    # An agent of many has a share of the list, so that few of their tasks are read.
-    count = max(MIN_HANGING, MAX_ITEMS // max(len(agents), 1))
+    # An agent of many has a share of the list, at least ten, so that few of their tasks are read.
+    count = max(10, MAX_ITEMS // max(len(agents), 1))
     for agent in agents:
         usual = usual_seconds(here["user_id"], agent.id)
         if usual is not None:

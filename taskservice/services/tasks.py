@@ -233,7 +233,7 @@ _RERUN_COLUMNS = ("agent_id", "name", "input", "callback_url", "timeout", "label
 
 
 def start(caller: Caller, fields: dict[str, Any], idempotency: Idempotency) -> tuple[TaskRow, bool]:
-    """Start a task that StartSchema loaded, or return the one that its key started. Raises 422."""
+    """Start a task that StartSchema loaded; returns it, and whether it existed. Raises 422."""
     # An agent that starts a task has claimed it.
     is_claimed = bool(fields.get("claim")) or caller.agent_id is not None
     claimed_at = fields.get("claimedAt")
