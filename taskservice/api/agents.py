@@ -25,9 +25,6 @@ from taskservice.web.request import idempotency_key, operation
 blueprint = Blueprint("agents", __name__)
 attention = Blueprint("attention", __name__)
 
-# Numbers at a path without `limit`.
-DEFAULT_NUMBERS = 100
-
 
 @blueprint.get("/agent")
 @operation("listAgents", [expanded_agent_schema], query=requests.AgentQuerySchema())
@@ -113,7 +110,7 @@ def list_numbers(agent_id: str, query: dict[str, Any]) -> Response:
     """
     if "path" not in query:
         return responses.json({"paths": agent_service.number_paths(caller, agent_id)})
-    limit = query.get("limit", DEFAULT_NUMBERS)
+    limit = query.get("limit", 100)
     return responses.json(agent_service.numbers_at(caller, agent_id, query["path"], limit))
 
 

@@ -72,10 +72,6 @@ def revoke(caller: Caller, task_id: str, link_id: str) -> AnyRow:
 
 # Links that each answer one question, once, without a key; nothing is stored for them.
 
-# A link is valid for this time after its question was asked, if that stays open.
-VALID_SECONDS = 7 * _DAY_SECONDS
-# Maximum number of choices that become buttons of a message.
-MAX_CHOICES = 3
 # A token has the id of the question, and a code of 128 bits that proves that this service made it.
 _ID_BYTES, _CODE_BYTES = 16, 16
 
@@ -93,7 +89,8 @@ _QUESTION = (
     .join(Agent, is_of_agent)
     .where(
         Question.id == bindparam("question_id"),
-        Question.asked_at > time_from_now(-VALID_SECONDS),
+        # A link is valid for a week, if its question stays open.
+        Question.asked_at > time_from_now(-7 * _DAY_SECONDS),
     )
 )
 
@@ -127,12 +124,12 @@ def answer(question: AnyRow, action: str, content: dict[str, Any] | None) -> Non
 
 
 def choices(schema: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Label and form of each answer to a question with one field and few choices, else none."""
+    """Label and form of each answer to a question with one field and 1 to 3 choices, else none."""
     if len(schema["properties"]) != 1:
         return []
     [(name, field)] = schema["properties"].items()
     options = [] if field["type"] == "array" else json_schema.options(field)
-    if len(options) > MAX_CHOICES:
+    if len(options) > 3:
         return []
     key = json_schema.field_name(name)
     return [

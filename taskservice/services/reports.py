@@ -27,7 +27,6 @@ from taskservice.services.questions import has_expired
 QUICK_MERGE = 16 * 1024
 MAX_MERGES = 5
 CANCELLED_MESSAGE = "Cancelled by its user"
-FAILED_MESSAGE = "The agent reported an error"
 _CHANGE = update(Task).where(Task.id == bindparam("of_task_id"))
 
 
@@ -119,7 +118,7 @@ def _columns_of_end(task: TaskRow, status: str, failure: dict[str, Any] | None) 
         return {"status": status, "error_type": None, "error_message": None}
     if failure is None and task.status == terms.ERROR and task.error_type != terms.TIMEOUT:
         return {"status": terms.ERROR}
-    message = FAILED_MESSAGE if failure is None else failure["message"]
+    message = "The agent reported an error" if failure is None else failure["message"]
     return {"status": terms.ERROR, "error_type": terms.FAILED, "error_message": message}
 
 
