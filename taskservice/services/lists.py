@@ -221,7 +221,7 @@ Positions: TypeAlias = tuple[list[Position], Position | None]
 
 
 class Scan(NamedTuple):
-    """All that SQL depends on; without a `candidate_set`, an index in this order is read."""
+    """All that the SQL of a list depends on; without candidates, an index in its order is read."""
 
     filters: Filters
     sort: str
@@ -537,10 +537,6 @@ _STRINGS = func.replace(func.replace(func.replace(_STRING, r"\\", "\1"), r"\n", 
 _LINES = select(_STRINGS).scalar_subquery()
 
 
-# How many characters of an error message a table shows.
-MAX_REASON = 4_000
-
-
 def still_match(filters: Filters) -> tuple[ColumnElement[bool], ...]:
     """The conditions of `TaskList.read`."""
     return is_among(Task.id, "task_ids"), unindexed(_conditions(filters, filters))
@@ -563,7 +559,7 @@ def _large_task_statement(shape: Shape, filters: Filters) -> Statement[ListedTas
 def _summaries_statement(filters: Filters) -> Statement[AnyRow]:
     large = {"input", "output", "error_message", "questions"}
     columns = [column for column in TASK_COLUMNS if column.key not in large]
-    start = func.substr(Task.error_message, 1, MAX_REASON).label("error_message")
+    start = func.substr(Task.error_message, 1, 4_000).label("error_message")
     asks = (Task.questions != NO_QUESTIONS).label("asks")
     return Statement(select(*columns, start, asks).where(*still_match(filters)))
 
