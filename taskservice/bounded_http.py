@@ -55,7 +55,6 @@ class Limits(NamedTuple):
     min_rate: float = math.inf
 
     def apply(self, connection: http.client.HTTPConnection) -> None:
-        """Apply the current limits to all responses of this connection."""
         connection.response_class = cast(type[HTTPResponse], partial(_Response, self))
 
 
@@ -104,20 +103,20 @@ class LimitedStream(io.RawIOBase):
 
 
 class Session(requests.Session):
-    """Uses this adapter, and follows no redirect, which would send the headers to any address."""
+    """Applies limits to each response, and follows no redirect, which would send the headers on."""
 
-    def __init__(self, adapter: HTTPAdapter) -> None:
+    def __init__(self, limits: Limits) -> None:
         super().__init__()
         for scheme in ("http://", "https://"):
-            self.mount(scheme, adapter)
+            self.mount(scheme, _Adapter(limits))
 
     def get_redirect_target(self, response: requests.Response) -> None:
         # Otherwise the body of a redirect would be read, even if it must not be followed.
         return None
 
 
-class Adapter(HTTPAdapter):
-    """Applies limits to all connections, including those through a proxy of the environment."""
+class _Adapter(HTTPAdapter):
+    """All connections come from here, including those through a proxy of the environment."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from requests.exceptions import ChunkedEncodingError, ContentDecodingError, SSLE
 from urllib3.exceptions import ReadTimeoutError
 
 from taskservice import __version__, terms
-from taskservice.bounded_http import Adapter, Limits, Session
+from taskservice.bounded_http import Limits, Session
 from taskservice.client import responses
 from taskservice.client.responses import Expected, Response, SettingError, T, TaskServiceError
 from taskservice.terminal import without_user_info
@@ -84,16 +84,15 @@ class Connection:
         """
         patience = self.patience if patience is None else patience
         until = time.monotonic() + patience
-        has_wait = wait > 0
-        if has_wait:
-            self._local.repeat_at = time.monotonic() + REPEAT_SECONDS
-        for delay in delays():
+        repeat_at = time.monotonic() + REPEAT_SECONDS if wait else 0.0
+        pauses = delays()
+        while True:
             try:
-                response = self._once_with_wait(method, path, expected, wait, options)
-                if has_wait:
+                response = self.once(method, path, expected, wait=wait, **options)
+                if repeat_at:
                     retry_after = terms.seconds(response.headers.get("Retry-After", "")) or 0
-                    repeat_at = time.monotonic() + min(retry_after, MAX_PAUSE)
-                    self._local.repeat_at = max(self._local.repeat_at, repeat_at)
+                    paused_until = time.monotonic() + min(retry_after, MAX_PAUSE)
+                    self._local.repeat_at = max(repeat_at, paused_until)
                 return response
             except TaskServiceError as error:
                 if not self._is_temporary(error):
@@ -102,11 +101,10 @@ class Connection:
                     # The service may be reachable: many proxies cut off a request that takes long.
                     until, wait = time.monotonic() + patience, 0
                     continue
-                pause = pause_after(error, delay)
+                pause = pause_after(error, next(pauses))
                 if time.monotonic() + pause > until:
                     raise
                 sleep(pause)
-        raise AssertionError("delays never end")
 
     def _is_temporary(self, error: TaskServiceError) -> bool:
         if isinstance(error, responses.OtherVersion):
@@ -116,26 +114,29 @@ class Connection:
         is_known = self._has_responded and isinstance(error, responses.NotTheService)
         return is_known or isinstance(error, responses.RETRYABLE)
 
-    def _once_with_wait(
-        self, method: str, path: str, expected: Expected[T], wait: int, options: dict[str, Any]
-    ) -> Response[T]:
-        if not wait:
-            return self.once(method, path, expected, **options)
-        headers = {"Prefer": f"wait={wait}", **options.get("headers", {})}
-        options = {"timeout": (CONNECT_SECONDS, wait + READ_AFTER_WAIT)} | options
-        return self.once(method, path, expected, **(options | {"headers": headers}))
-
     def seconds_before_repeat(self) -> float:
         """How long to wait before this thread repeats its last request that had a `wait`."""
         repeat_at: float = getattr(self._local, "repeat_at", 0.0)
         return max(repeat_at - time.monotonic(), 0)
 
-    def once(self, method: str, path: str, expected: Expected[T], **options: Any) -> Response[T]:
+    def once(
+        self,
+        method: str,
+        path: str,
+        expected: Expected[T],
+        *,
+        wait: int = 0,
+        headers: Mapping[str, str] = {},
+        **options: Any,
+    ) -> Response[T]:
         """Make one attempt; `options` are passed to `requests`. Raises TaskServiceError."""
         if "json" in options:
             options["data"] = _as_json(options.pop("json"))
-            options["headers"] = {"Content-Type": responses.JSON, **options.get("headers", {})}
-        received = self._receive(method, API_PREFIX + path, options)
+            headers = {"Content-Type": responses.JSON, **headers}
+        if wait:
+            options.setdefault("timeout", (CONNECT_SECONDS, wait + READ_AFTER_WAIT))
+            headers = {"Prefer": f"wait={wait}", **headers}
+        received = self._receive(method, API_PREFIX + path, headers=headers, **options)
         try:
             response = responses.read(received, expected)
         except TaskServiceError as error:
@@ -148,7 +149,7 @@ class Connection:
     def _compare_versions(self) -> None:
         """Raise OtherVersion if the service has another version than this client."""
         try:
-            received = self._receive("GET", "/openapi.json", {})
+            received = self._receive("GET", "/openapi.json")
             version = responses.read(received, responses.OPENAPI).data["info"]["version"]
         except TaskServiceError:
             return
@@ -158,23 +159,21 @@ class Connection:
                 "upgrade the older one"
             )
 
-    def _receive(self, method: str, path: str, options: dict[str, Any]) -> responses.Received:
+    def _receive(self, method: str, path: str, **options: Any) -> requests.Response:
         options.setdefault("timeout", (CONNECT_SECONDS, READ_SECONDS))
         try:
-            response = self._session().request(method, self.url + path, **options)
+            return self._session().request(method, self.url + path, **options)
         # For a malformed response, the libraries below raise errors of many kinds.
         except Exception as error:
             reason = without_user_info(_reason(error))
             raise responses.Unreachable(f"cannot reach {self.url}: {reason}") from None
-        content = response.content
-        return Response(response.url, response.status_code, response.headers, content, None)
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None or self._local.process != os.getpid():
             # After a fork, the connections of the old session are the parent's.
             self._local.process = os.getpid()
-            session = self._local.session = Session(Adapter(Limits(MAX_BYTES, min_rate=MIN_RATE)))
+            session = self._local.session = Session(Limits(MAX_BYTES, min_rate=MIN_RATE))
             session.headers["apikey"] = self._apikey
             session.headers["User-Agent"] = f"taskservice/{__version__}"
         return session
@@ -213,21 +212,18 @@ def checked_url(url: str) -> str:
             "for example http://127.0.0.1:8000, or run `taskservice login`"
         )
     url = url.rstrip("/").removesuffix(API_PREFIX)
-    if not _is_usable(url):
+    try:
+        parts = urlsplit(url)
+        is_complete = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        has_more = parts.query or parts.fragment or "@" in parts.netloc
+        is_usable = is_complete and not has_more and url.isprintable()
+    except ValueError:
+        is_usable = False
+    if not is_usable:
         # The text before an @ may be a password.
         shown = "the value (hidden, because it contains an @)" if "@" in url else repr(url)
         raise SettingError(f"TASKSERVICE_URL: {shown} must be a URL such as http://127.0.0.1:8000")
     return url
-
-
-def _is_usable(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        is_complete = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        return False
-    has_more = parts.query or parts.fragment or "@" in parts.netloc
-    return bool(is_complete) and not has_more and url.isprintable()
 
 
 def _checked_key(key: str) -> str:
@@ -262,13 +258,9 @@ def _reason(error: Exception) -> str:
 
 def _innermost(error: BaseException) -> BaseException:
     """The original error, inside the errors of requests and urllib3."""
-    while True:
-        inner = getattr(error, "reason", None) or next(
-            (argument for argument in error.args if isinstance(argument, BaseException)), None
-        )
-        if not isinstance(inner, BaseException):
-            return error
-        error = inner
+    inner = next((each for each in error.args if isinstance(each, BaseException)), None)
+    inner = getattr(error, "reason", None) or inner
+    return _innermost(inner) if isinstance(inner, BaseException) else error
 
 
 # What `taskservice login` keeps: the address and key of each profile, in a file of mode 0600.

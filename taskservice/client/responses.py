@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import requests
+
 from taskservice import terms
 from taskservice.terminal import without_user_info
 from taskservice.terms import CANCELLED, NO_GOOD_RUN, NOT_FOUND, PROBLEM_TYPE
@@ -228,71 +230,63 @@ _REFUSALS: dict[int, type[Refused]] = {
 
 
 class Response(NamedTuple, Generic[T]):
-    """A response from the URL of the service; another program may have sent it.
+    """An expected response; `data` is the parsed `content`, None for a 204."""
 
-    `data` is the parsed JSON, None for a 204.
-    """
-
-    url: str
-    status_code: int
     headers: Mapping[str, str]
     content: bytes
     data: T
 
 
-# Before its content is parsed.
-Received = Response[Any]
+def read(received: requests.Response, expected: Expected[T]) -> Response[T]:
+    """Parse a response, which another program may have sent.
 
-
-def read(received: Received, expected: Expected[T]) -> Response[T]:
-    """Return the response with its data. Raises TaskServiceError unless it is as expected."""
+    Raises TaskServiceError unless it is as expected.
+    """
     status = received.status_code
     if not 200 <= status < 300:
         raise _error(received)
     if status not in expected.statuses:
-        raise _not_ours(received)
-    if status == 204:
-        return received
-    data = _json(received, JSON)
-    objects = data if expected.is_list else [data]
-    if not isinstance(objects, list) or not all(has(expected.members, each) for each in objects):
-        raise _not_ours(received)
-    return received._replace(data=data)
+        raise UnexpectedResponse(_not_ours(received))
+    data: Any = None
+    if status != 204:
+        data = _json(received, JSON)
+        objects = data if expected.is_list else [data]
+        is_list = isinstance(objects, list)
+        if not is_list or not all(has(expected.members, each) for each in objects):
+            raise UnexpectedResponse(_not_ours(received))
+    return Response(received.headers, received.content, data)
 
 
-def may_be_of_another_version(received: Received, error: TaskServiceError) -> bool:
+def may_be_of_another_version(received: requests.Response, error: TaskServiceError) -> bool:
     """Whether a service of another version may have sent the response that caused `error`."""
     if isinstance(error, Invalid):
         return "Unknown " in str(error)  # a field or a parameter
     return isinstance(error, UnexpectedResponse) and _media_type(received) == JSON
 
 
-def _error(received: Received) -> TaskServiceError:
+def _error(received: requests.Response) -> TaskServiceError:
     """The error for a response that is not 2xx."""
-    status = received.status_code
-    problem = _problem(received)
+    status, problem = received.status_code, _json(received, PROBLEM_TYPE)
+    if not (has("title,status,detail", problem) and problem["status"] == status):
+        problem = {}  # it is not from this service
     if status == 429 or status >= 500:
         retry_after = terms.seconds(received.headers.get("Retry-After", ""))
-        return Unavailable(status, problem or {}, retry_after)
-    if status == 413:
-        # A proxy can have its own limit, and its response is not a problem of this service.
-        return TooLarge(413, problem or {})
-    if problem is not None:
-        kind = _kind(status, problem)
-        if kind is not None:
-            return kind(status, problem)
+        return Unavailable(status, problem, retry_after)
+    if status == 413:  # also by the limit of a proxy
+        return TooLarge(413, problem)
+    # A 404 stops a program, so it must be certain: for an unknown path the service, and other
+    # programs that send problems, use another code.
+    if problem and (status != 404 or problem.get("code") in (NOT_FOUND, NO_GOOD_RUN)):
+        return _kind(status, problem)(status, problem)
     if 300 <= status < 400 and "Location" in received.headers:
         target = without_user_info(received.headers["Location"])
         return NotTheService(f"{received.url} redirects to {target}; use that URL")
-    return _not_ours(received, NotTheService)
+    return NotTheService(_not_ours(received))
 
 
-def _kind(status: int, problem: Mapping[str, Any]) -> type[Refused] | None:
-    """The class of the error for a problem; None if it is another program's."""
-    if status == 404 and problem.get("code") != NO_GOOD_RUN:
-        # It stops a program, so it must be certain: for an unknown path the service, and other
-        # programs that send problems, use another code.
-        return NotFound if problem.get("code") == NOT_FOUND else None
+def _kind(status: int, problem: Mapping[str, Any]) -> type[Refused]:
+    if status == 404 and problem.get("code") == NOT_FOUND:
+        return NotFound
     if status == 409 and "expected" in problem:
         return LineGap
     if status == 409 and "task" in problem:
@@ -301,30 +295,19 @@ def _kind(status: int, problem: Mapping[str, Any]) -> type[Refused] | None:
     return _REFUSALS.get(status, Refused)
 
 
-def _problem(received: Received) -> dict[str, Any] | None:
-    """The problem in a response; None if it is not a problem of this service."""
-    try:
-        problem: dict[str, Any] = _json(received, PROBLEM_TYPE)
-    except UnexpectedResponse:
-        return None
-    is_ours = has("title,status,detail", problem) and problem["status"] == received.status_code
-    return problem if is_ours else None
-
-
-def _not_ours(received: Received, kind: type[NotTheService] = UnexpectedResponse) -> NotTheService:
+def _not_ours(received: requests.Response) -> str:
     url = received.url.partition("?")[0]
-    return kind(f"{url} returned {received.status_code}, but the response is not from taskservice")
+    return f"{url} returned {received.status_code}, but the response is not from taskservice"
 
 
-def _json(received: Received, media_type: str) -> Any:
-    """The JSON of a response. Raises UnexpectedResponse if it has no JSON of this type."""
-    if _media_type(received) != media_type:
-        raise _not_ours(received)
+def _json(received: requests.Response, media_type: str) -> Any:
+    """The JSON of a response; None if it has no JSON of this type."""
     try:
-        return json.loads(received.content.decode())
+        is_of_type = _media_type(received) == media_type
+        return json.loads(received.content.decode()) if is_of_type else None
     except (ValueError, RecursionError):
-        raise _not_ours(received) from None
+        return None
 
 
-def _media_type(received: Received) -> str:
+def _media_type(received: requests.Response) -> str:
     return received.headers.get("Content-Type", "").partition(";")[0].strip().lower()
