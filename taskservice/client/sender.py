@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from itertools import accumulate, groupby
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
@@ -25,10 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 class InterruptSafeEvent:
-    """Like threading.Event, but safe with Ctrl-C.
+    """Like threading.Event, whose lock stays locked if Ctrl-C interrupts it.
 
-    Event takes its lock in Python code, where a KeyboardInterrupt can leave the lock held, so that
-    waiting threads wait forever. `put` and `get` of a SimpleQueue can't be interrupted halfway.
+    `put` and `get` of a SimpleQueue can't be interrupted halfway.
     """
 
     def __init__(self) -> None:
@@ -50,14 +50,12 @@ class InterruptSafeEvent:
             while True:
                 self._calls.get_nowait()
 
-    def wait(self, seconds: float) -> None:
-        """Return when it is set, sometimes earlier, or after this many seconds."""
+    def wait(self, seconds: float) -> bool:
+        """Wait until it is set, at most this many seconds; returns whether it is."""
         if not self._is_set:
             with suppress(Empty):
                 self._calls.get(timeout=seconds)
-
-
-# The time of a line: milliseconds since 1970, as the API writes them.
+        return self._is_set
 
 
 def now() -> int:
@@ -66,6 +64,7 @@ def now() -> int:
 
 
 def rfc3339(milliseconds: int) -> str:
+    """A time in milliseconds since 1970, as the API writes it."""
     time_of_line = datetime.fromtimestamp(milliseconds / 1000, UTC)
     return time_of_line.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -192,8 +191,8 @@ class Batch(NamedTuple):
 class LineQueue:
     """Lines that wait to be sent, in memory.
 
-    Ctrl-C can interrupt a thread that adds lines. It cannot interrupt it between taking this
-    lock and entering the `with`, as it can with a Condition, which would stay locked.
+    Ctrl-C can interrupt a thread that adds lines, but not between taking this lock and entering
+    the `with`, as it can with a Condition, which would stay locked.
     """
 
     def __init__(self) -> None:
@@ -294,11 +293,9 @@ class Sender(threading.Thread):
     ) -> None:
         super().__init__(name="sender", daemon=True)
         self.queue = queue
-        # Why nothing more will be sent.
-        self.stop_reason: TaskServiceError | None = None
-        # Why the last request failed, while the service is unavailable.
-        self.outage: TaskServiceError | None = None
-        self.last_response_at = time.monotonic()
+        self.stop_reason: TaskServiceError | None = None  # why nothing more will be sent
+        self.outage: TaskServiceError | None = None  # why the last request failed
+        self.last_response_at = -math.inf
         self.is_delivered = False
         # Set at the end of the thread. `is_alive` is unreliable: before Python 3.13 it is false
         # after Ctrl-C has interrupted a `join`.
@@ -311,8 +308,7 @@ class Sender(threading.Thread):
         self._report: dict[str, Any] | None = None
         self._closing = InterruptSafeEvent()
         self._abandoned = InterruptSafeEvent()
-        # The unsent progress.
-        self._progress: dict[str, Any] = {}
+        self._progress: dict[str, Any] = {}  # what is unsent of it
         self._progress_at = -math.inf  # when it was last sent
         self._lock = threading.Lock()
         # Held while the progress is sent, so that no older value arrives later.
@@ -347,27 +343,22 @@ class Sender(threading.Thread):
     # --- the thread ----------------------------------------------------------------------
 
     def run(self) -> None:
+        pauses = delays()
         try:
-            self._send()
+            while not (self._abandoned.is_set() or self.is_delivered):
+                try:
+                    self.is_delivered = self._step()
+                except (*responses.RETRYABLE, responses.NotTheService, responses.LineGap) as error:
+                    self._set_outage(error)
+                    self._abandoned.wait(pause_after(error, next(pauses)))
+                    continue
+                if not self.is_delivered:
+                    self._set_outage(None)
+                    pauses = delays()
+        except TaskServiceError as error:
+            self._handle_refusal(error)
         finally:
             self.has_ended.set()
-
-    def _send(self) -> None:
-        pauses = delays()
-        while not self._abandoned.is_set():
-            try:
-                if self._step():
-                    self.is_delivered = True
-                    return
-            except (*responses.RETRYABLE, responses.NotTheService, responses.LineGap) as error:
-                self._set_outage(error)
-                self._abandoned.wait(pause_after(error, next(pauses)))
-                continue
-            except TaskServiceError as error:
-                self._handle_refusal(error)
-                return
-            self._set_outage(None)
-            pauses = delays()
 
     def _handle_refusal(self, error: TaskServiceError) -> None:
         if isinstance(error, TaskFinished) and not isinstance(error, TaskCancelled):
@@ -500,7 +491,6 @@ EXIT_SECONDS = 5.0
 _POLL_SECONDS = 0.2
 # Outboxes with lines that may be unsent, even if the program no longer uses them.
 _outboxes: set["Outbox"] = set()
-_registered_processes: set[int] = set()
 
 
 class Outbox:
@@ -511,10 +501,8 @@ class Outbox:
     """
 
     def __init__(self, connection: Connection, task_id: str, writer: str, heartbeat: float) -> None:
-        self._connection = connection
-        self._task_id = task_id
-        self._writer = writer
-        self._heartbeat = heartbeat
+        self._connection, self._task_id = connection, task_id
+        self._writer, self._heartbeat = writer, heartbeat
         self.reset()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -534,7 +522,7 @@ class Outbox:
                 return sender
             _outboxes.difference_update([box for box in list(_outboxes) if box.is_sent()])
             _outboxes.add(self)
-            _register_in_child()
+            _register_exit(os.getpid())
             queue = LineQueue()
             # Unique, because the service numbers the lines of each writer.
             writer = f"{self._writer}-{uuid4().hex[:12]}"
@@ -585,10 +573,8 @@ class Outbox:
         began = time.monotonic()
         sender.finish(report)
         try:
-            while not sender.has_ended.is_set():
-                sender.has_ended.wait(_POLL_SECONDS)
-                if not sender.has_ended.is_set():
-                    self._raise_if_stuck(sender, began)
+            while not sender.has_ended.wait(_POLL_SECONDS):
+                self._raise_if_stuck(sender, began)
             if not sender.is_delivered:
                 error = sender.stop_reason or sender.outage
                 raise error or TaskServiceError("The final status could not be sent")
@@ -627,16 +613,15 @@ class Outbox:
             return
         sender.finish(None)
         sender.has_ended.wait(max(until - time.monotonic(), 0))
-        if not sender.is_delivered and sender.stop_reason is None:
+        if not self.is_sent():
             lines = plural(sender.queue.count(), "line")
             logger.warning("%s of task %s could not be sent in time", lines, self._task_id)
 
 
-def _register_in_child() -> None:
-    """Register an exit handler in a child of multiprocessing, which does not run atexit's."""
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None and os.getpid() not in _registered_processes:
-        _registered_processes.add(os.getpid())
+@cache
+def _register_exit(process_id: int) -> None:
+    """Once in each child of multiprocessing, which does not run the handlers of atexit."""
+    if util := sys.modules.get("multiprocessing.util"):
         util.Finalize(None, _send_rest, exitpriority=10)
 
 

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +94,7 @@ class Process:
         stderr: int,
     ) -> None:
         """Start it. Raises OSError if it can't be run."""
-        self.at_terminal = stdin is None and _has_terminal()
+        self.at_terminal = stdin is None and _foreground_group() is not None
         moves = [] if stdin is None else [(os.POSIX_SPAWN_DUP2, stdin, 0)]
         moves += [(os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
         # We block signals and wait for them; the program must not inherit that.
@@ -114,29 +114,30 @@ class Process:
 
     def wait(self) -> int:
         """Wait until it ends; returns the exit status, or minus the signal that killed it."""
-        ended = 0
-        with _wait_for_end(self.id) as wait:
+        ended, poll, seconds = 0, select.poll(), _POLL_SECONDS
+        with ExitStack() as opened:
+            with suppress(AttributeError, OSError):  # not on each system
+                file = os.pidfd_open(self.id)
+                opened.callback(os.close, file)
+                # Unlike `select`, it takes any file number: `work --parallel` can open many files.
+                poll.register(file, select.POLLIN)
+                seconds = JOIN_SECONDS
             while not ended:
                 self._kill_if_due()
-                wait()
+                poll.poll(seconds * 1000)
                 with self._lock:
                     ended, status = os.waitpid(self.id, os.WNOHANG)
                     # Its descendants still get the signals of `stop`.
                     self.has_ended = bool(ended) and not self._is_stopped
-        self._wait_for_descendants()
+        while self._is_stopped and time.monotonic() <= self._killed_at + _KILL_SECONDS:
+            self._kill_if_due()
+            with self._lock:
+                if not self._members():
+                    break
+            time.sleep(0.05)
         with self._lock:
             self.has_ended = True
         return os.waitstatus_to_exitcode(status)
-
-    def _wait_for_descendants(self) -> None:
-        """After `stop`, wait for its descendants too."""
-        while self._is_stopped:
-            self._kill_if_due()
-            with self._lock:
-                rest = self._members()
-            if not rest or time.monotonic() > self._killed_at + _KILL_SECONDS:
-                return
-            time.sleep(0.05)
 
     def send_signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
@@ -222,24 +223,9 @@ class Process:
 
     def received_from_terminal(self, number: int) -> bool:
         """Whether the terminal that sent us this signal also sent it to the program."""
-        return self.at_terminal and number in _TERMINAL_SIGNALS and _is_in_foreground()
-
-
-@contextmanager
-def _wait_for_end(process_id: int) -> Iterator[Callable[[], object]]:
-    """A function that waits for the end of the process, and returns in between."""
-    try:
-        file = os.pidfd_open(process_id)
-    except (AttributeError, OSError):  # not on this system
-        yield lambda: time.sleep(_POLL_SECONDS)
-        return
-    try:
-        # Unlike `select`, it accepts any file number: `work --parallel` can have many files open.
-        poll = select.poll()
-        poll.register(file, select.POLLIN)
-        yield lambda: poll.poll(JOIN_SECONDS * 1000)
-    finally:
-        os.close(file)
+        # None: the terminal has just hung up.
+        in_foreground = self.at_terminal and _foreground_group() in (os.getpgrp(), None)
+        return in_foreground and number in _TERMINAL_SIGNALS
 
 
 def _spawn(command: list[str], environment: dict[str, str], **options: Any) -> int:
@@ -264,25 +250,13 @@ def _kill(ids: Iterable[int], number: int) -> None:
             continue  # it has just ended, or has become another user's
 
 
-def _has_terminal() -> bool:
+def _foreground_group() -> int | None:
+    """The process group that our terminal sends Ctrl-C to; None without a terminal."""
     try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC))
+        with open("/dev/tty") as terminal:
+            return os.tcgetpgrp(terminal.fileno())
     except OSError:
-        return False
-    return True
-
-
-def _is_in_foreground() -> bool:
-    try:
-        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return True  # the terminal has just hung up
-    try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
-    except OSError:
-        return False
-    finally:
-        os.close(terminal)
+        return None
 
 
 def describe(status: int, received: Sequence[int]) -> str:
@@ -321,17 +295,17 @@ def forward_signals(forward: Callable[[int, bool], None]) -> None:
     # If our parent ignores SIGCHLD, so do we, and then the kernel discards exit statuses.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     numbers = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-        threading.Thread(target=_wait_for, args=[numbers, forward], daemon=True).start()
+    if not hasattr(signal, "sigwaitinfo"):
+        # On macOS: treat each signal as the terminal's.
+        for number in numbers:
+            signal.signal(number, lambda received, frame: forward(received, True))
         return
-    # On macOS: treat each signal as the terminal's.
-    for number in numbers:
-        signal.signal(number, lambda received, frame: forward(received, True))
 
+    def forward_all() -> None:
+        while True:
+            received = signal.sigwaitinfo(numbers)
+            # The code is positive if the kernel sent it, as for Ctrl-C.
+            forward(received.si_signo, received.si_code > 0)
 
-def _wait_for(numbers: Sequence[int], forward: Callable[[int, bool], None]) -> None:
-    while True:
-        received = signal.sigwaitinfo(numbers)
-        # The code is positive if the kernel sent it, as for Ctrl-C.
-        forward(received.si_signo, received.si_code > 0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    threading.Thread(target=forward_all, daemon=True).start()

@@ -77,7 +77,6 @@ def _parts(value: str) -> list[str]:
 
 # Splits a program's output, which arrives in blocks of bytes, into the lines of a log.
 
-
 # Maximum size of the stored part of a line, until it is masked.
 _MAX_PARTIAL = 2 * MAX_LINE
 
@@ -87,20 +86,19 @@ class LineSplitter:
 
     def __init__(self, masker: Masker) -> None:
         self._masker = masker
-        self._partial = b""  # the unfinished line, or its first bytes
+        # The first bytes of the unfinished line, and the carriage return at its end.
+        self._partial = b""
         self._excess_bytes = 0  # how many bytes of the line were dropped
-        self._ends_in_return = False  # whether the last byte was a carriage return
 
     def feed(self, block: bytes) -> bytes:
         """The text of the lines that end in this block."""
-        end = block.rfind(b"\n") + 1
-        if not end:
-            self._extend(block)
+        first, line_feed, others = block.partition(b"\n")
+        self._extend(first)
+        if not line_feed:
             return b""
-        first = block.find(b"\n")
-        self._extend(block[:first])
-        text = self._end_line() + b"\n" + _clean(block[first + 1 : end], self._masker)
-        self._extend(block[end:])
+        end = others.rfind(b"\n") + 1
+        text = self._end_line() + b"\n" + self._clean(others[:end])
+        self._extend(others[end:])
         return text
 
     def close(self) -> bytes:
@@ -109,39 +107,31 @@ class LineSplitter:
 
     def _extend(self, part: bytes) -> None:
         """Extend the unfinished line; a carriage return discards the text that it overwrites."""
-        text = part.rstrip(b"\r")
-        if text:
-            start = text.rfind(b"\r") + 1
-            if self._ends_in_return or start:
-                self._partial, self._excess_bytes = b"", 0
-            space = _MAX_PARTIAL - len(self._partial)
-            self._partial += text[start : start + space] if space > 0 else b""
-            self._excess_bytes += max(len(text) - start - space, 0)
-        self._ends_in_return = len(text) < len(part) or (self._ends_in_return and not part)
+        text = self._partial + part
+        shown = text.rstrip(b"\r")
+        start = shown.rfind(b"\r") + 1
+        line = shown[start : start + _MAX_PARTIAL]
+        dropped = len(shown) - start - len(line)
+        self._excess_bytes = dropped + (0 if start else self._excess_bytes)
+        self._partial = line + (b"\r" if line and len(shown) < len(text) else b"")
 
     def _end_line(self) -> bytes:
-        line, excess = self._partial, self._excess_bytes
-        self._partial, self._excess_bytes, self._ends_in_return = b"", 0, False
+        line, excess = self._partial.removesuffix(b"\r"), self._excess_bytes
+        self._partial, self._excess_bytes = b"", 0
         masked = self._masker.mask(line)
         if not excess:
             return cut_line(masked)
         # The part that is kept may end within a secret.
         return cut_line(masked[: max(len(masked) - self._masker.longest, 0)], len(line) + excess)
 
-
-def _clean(text: bytes, masker: Masker) -> bytes:
-    """Whole lines as the log stores them; most text needs no change."""
-    if text.endswith(b"\r\n"):
-        text = text.replace(b"\r\n", b"\n")  # fast if all lines end like this
-    if b"\r" in text:
-        # A progress bar draws its line repeatedly: store the last one.
-        text = b"\n".join([
-            line.rpartition(b"\r")[2] or line.rstrip(b"\r").rpartition(b"\r")[2]
-            for line in text.split(b"\n")
-        ])  # fmt: skip
-    # Before truncation, which could leave the first part of a secret.
-    text = masker.mask(text)
-    return b"\n".join(map(cut_line, text.split(b"\n")))
+    def _clean(self, text: bytes) -> bytes:
+        """Whole lines as the log stores them; most text needs no change."""
+        if b"\r" in text:
+            # A progress bar draws its line repeatedly: store the last one.
+            lines = text.split(b"\n")
+            text = b"\n".join([line.rstrip(b"\r").rpartition(b"\r")[2] for line in lines])
+        # Before truncation, which could leave the first part of a secret.
+        return b"\n".join(map(cut_line, self._masker.mask(text).split(b"\n")))
 
 
 class LastLine:
@@ -212,16 +202,15 @@ class Stream:
         self.reader, self.writer = open_terminal() if is_tty else os.pipe()
         self.lines = LineSplitter(masker)
         self.read_at = 0  # the time at which its last block was read
-        self.unread = 0  # bytes that were unread when the program ended
+        # When the program had ended: the bytes that were unread, and when to stop reading.
+        self.unread, self.done_at = 0, 0.0
         with contextlib.suppress(AttributeError, OSError):  # only on Linux, up to a limit
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._out = out
-        self._is_open = True
         self._blocks: SimpleQueue[bytes] = SimpleQueue()
         # Byte counts; only one thread writes each of them.
         self._queued = self._written = 0
         self.forwarded_at = 0.0  # the time at which the reader of our output last read something
-        threading.Thread(target=self._forward_all, name="forwarder", daemon=True).start()
 
     def read(self) -> bytes:
         """The next bytes; empty at the end."""
@@ -241,21 +230,20 @@ class Stream:
         """The number of bytes that are not forwarded yet."""
         return self._queued - self._written
 
-    def _forward_all(self) -> None:
+    def forward_all(self) -> None:
+        """Write the blocks of `forward` as they come, until the last one."""
+        is_open = True
         while block := self._blocks.get():
-            self._write(block)
+            rest = memoryview(block)
+            while rest and is_open:
+                try:
+                    rest = rest[os.write(self._out, rest) :]
+                except BlockingIOError:
+                    select.select([], [self._out], [])
+                except OSError:
+                    is_open = False
             self.forwarded_at = time.monotonic()
             self._written += len(block)
-
-    def _write(self, block: bytes) -> None:
-        rest = memoryview(block)
-        while rest and self._is_open:
-            try:
-                rest = rest[os.write(self._out, rest) :]
-            except BlockingIOError:
-                select.select([], [self._out], [])
-            except OSError:
-                self._is_open = False
 
 
 class OutputReader:
@@ -274,19 +262,23 @@ class OutputReader:
         self.last_line = LastLine()  # of stdout
         self._store = store
         self._has_ended = threading.Event()
-        self._done_at: float | None = None
         self._streams: list[Stream] = []
         try:
             for out in [1] if _is_stderr_stdout() else [1, 2]:
                 self._streams.append(Stream(out, masker, is_tty))
         except OSError:
+            for stream in self._streams:
+                os.close(stream.reader)
             self.close_writers()
-            self._close_readers()
             raise
         # What the program writes to.
         self.stdout, self.stderr = self._streams[0].writer, self._streams[-1].writer
-        self._reader = threading.Thread(target=self._read_all, name="reader", daemon=True)
-        self._reader.start()
+        self._readers = [
+            threading.Thread(target=self._read_all, args=[stream], name="reader", daemon=True)
+            for stream in self._streams
+        ]
+        for reader in self._readers:
+            reader.start()
 
     def resize(self) -> None:
         """Give the program's terminals the size of ours."""
@@ -301,10 +293,11 @@ class OutputReader:
     def finish(self) -> None:
         """Wait until all output of the program, which has ended, is stored."""
         self._has_ended.set()
-        # A signal can reach any thread, but Python runs its handler in the main thread, which a
-        # signal to another thread does not wake.
-        while self._reader.is_alive():
-            self._reader.join(JOIN_SECONDS)
+        for reader in self._readers:
+            # A signal can reach any thread, but Python runs its handler in the main thread, which
+            # a signal to another thread does not wake.
+            while reader.is_alive():
+                reader.join(JOIN_SECONDS)
 
     def flush(self, is_interrupted: threading.Event, max_wait: float) -> None:
         """Wait until all is forwarded, or a reader has read nothing for `max_wait` seconds."""
@@ -314,58 +307,38 @@ class OutputReader:
                 if time.monotonic() - max(began, stream.forwarded_at) > max_wait:
                     return
 
-    def _read_all(self) -> None:
+    def _read_all(self, stream: Stream) -> None:
+        threading.Thread(target=stream.forward_all, name="forwarder", daemon=True).start()
         with selectors.DefaultSelector() as selector:
-            open_streams = list(self._streams)
-            while open_streams and not self._is_done():
-                self._select_streams(selector, open_streams)
-                for key, _ in selector.select(0.1):
-                    stream: Stream = key.data
+            selector.register(stream.reader, selectors.EVENT_READ)
+            while not self._is_done(stream):
+                if stream.waiting_bytes() >= MAX_BUFFER_BYTES and not self._has_ended.is_set():
+                    self._has_ended.wait(0.1)  # a slow reader lets the program wait, as with a pipe
+                elif selector.select(0.1):
                     block = stream.read()
-                    if block:
-                        self._process(stream, block)
-                    else:
-                        selector.unregister(stream.reader)
-                        open_streams.remove(stream)
-        for stream in self._streams:
-            self._store(stream.lines.close(), stream.read_at)
-        self._close_readers()
+                    if not block:
+                        break
+                    stream.read_at = sender.now()
+                    stream.unread -= len(block)
+                    # The log first, so that it contains each line shown at the terminal, even
+                    # after a crash.
+                    self._store(stream.lines.feed(block), stream.read_at)
+                    stream.forward(block)
+                    if stream is self._streams[0]:
+                        self.last_line.feed(block)
+        self._store(stream.lines.close(), stream.read_at)
+        os.close(stream.reader)
+        stream.forward(b"")
 
-    def _close_readers(self) -> None:
-        for stream in self._streams:
-            os.close(stream.reader)
-            stream.forward(b"")
-
-    def _select_streams(self, selector: selectors.BaseSelector, streams: list[Stream]) -> None:
-        """Select the streams to read: a slow reader lets the program wait, as with a pipe."""
-        selected = selector.get_map()
-        for stream in streams:
-            is_wanted = self._has_ended.is_set() or (stream.waiting_bytes() < MAX_BUFFER_BYTES)
-            if is_wanted and stream.reader not in selected:
-                selector.register(stream.reader, selectors.EVENT_READ, stream)
-            elif not is_wanted and stream.reader in selected:
-                selector.unregister(stream.reader)
-
-    def _is_done(self) -> bool:
+    def _is_done(self, stream: Stream) -> bool:
         """Whether the program has ended, so that more output comes from another process."""
         if not self._has_ended.is_set():
             return False
-        if self._done_at is None:
-            self._done_at = time.monotonic() + SECONDS_AFTER_END
-            for stream in self._streams:
-                in_pipe = fcntl.ioctl(stream.reader, termios.FIONREAD, bytes(4))
-                stream.unread = int.from_bytes(in_pipe, sys.byteorder)
-        is_read = all(stream.unread <= 0 for stream in self._streams)
-        return is_read and time.monotonic() > self._done_at
-
-    def _process(self, stream: Stream, block: bytes) -> None:
-        stream.read_at = sender.now()
-        stream.unread -= len(block)
-        # The log first, so that it contains each line shown at the terminal, even after a crash.
-        self._store(stream.lines.feed(block), stream.read_at)
-        stream.forward(block)
-        if stream is self._streams[0]:
-            self.last_line.feed(block)
+        if not stream.done_at:
+            stream.done_at = time.monotonic() + SECONDS_AFTER_END
+            in_pipe = fcntl.ioctl(stream.reader, termios.FIONREAD, bytes(4))
+            stream.unread = int.from_bytes(in_pipe, sys.byteorder)
+        return stream.unread <= 0 and time.monotonic() > stream.done_at
 
 
 def _is_stderr_stdout() -> bool:

@@ -146,7 +146,7 @@ class Run:
         self._reader: OutputReader | None = None
         self._received: list[int] = []
         self._stop_waiting = threading.Event()
-        self._has_warned_full = False
+        self._notice_once = cache(notice)
         self._start_refusal = ""  # the error of a refused start
 
     # --- called by other threads ---------------------------------------------------------
@@ -181,7 +181,7 @@ class Run:
             notice(f"can't write to the disk, log lines are queued in memory: {error}")
         if self._saved.task_id is not None:
             return
-        failure = self._start_in_time(None if is_strict else notice)
+        failure = self._start_in_time(is_strict)
         if failure is None:
             return
         if is_strict:
@@ -194,27 +194,27 @@ class Run:
             text = "its log lines are queued until the service accepts the key and settings"
         notice(f"{failure}; the program runs, {text}")
 
-    def _start_in_time(self, warn: Callable[[str], None] | None) -> TaskServiceError | None:
+    def _start_in_time(self, is_strict: bool) -> TaskServiceError | None:
         """Return the reason why the task was not started within START_SECONDS.
 
-        In a thread, because there is no time limit for a name server, or for a response that
-        arrives byte by byte. A later response still counts.
+        In a thread, because a name server has no time limit. A later response still counts.
         """
-        errors: list[TaskServiceError] = []
+        reasons: list[TaskServiceError] = [
+            responses.Unreachable(f"{self._connection.url} does not respond")
+        ]
 
         def start_task() -> None:
+            limits = {"patience": START_SECONDS, "timeout": START_TIMEOUTS}
             try:
-                limits = {"patience": START_SECONDS, "timeout": START_TIMEOUTS}
-                self._start_task(warn, is_late=False, **limits)
+                self._start_task(is_strict=is_strict, is_late=False, **limits)
+                reasons.clear()
             except TaskServiceError as error:
-                errors.append(error)
+                reasons[:] = [error]
 
         starter = threading.Thread(target=start_task, name="starter", daemon=True)
         starter.start()
         starter.join(START_SECONDS + 0.5)
-        if starter.is_alive():
-            return responses.Unreachable(f"{self._connection.url} does not respond")
-        return errors[0] if errors else None
+        return next(iter(reasons), None)
 
     def execute(self) -> int:
         """Run the program and report its exit; returns the exit code."""
@@ -227,15 +227,14 @@ class Run:
             self._connection, self._spool, WRITER, self._task_id,
             heartbeat=self._heartbeat, on_stop=self._on_stop, on_outage=self._on_outage,
         )  # fmt: skip
-        if self._saved.task_id is None:
-            sender.last_response_at = float("-inf")  # no response yet
+        if self._saved.task_id is not None:
+            sender.last_response_at = time.monotonic()
         try:
-            reader = self._open_output()
+            reader = self._reader = self._open_output()
         except OSError:  # this process has too many open files
             self._spool.close()
             self._saved.remove()
             raise
-        self._reader = reader
         code, report = self._run_program(reader, sender)
         self._finish(sender, report)
         # After a signal, a reader that reads nothing does not delay the exit.
@@ -296,10 +295,10 @@ class Run:
 
     def _task_id(self) -> str:
         """The task's id; starts the task if that failed before."""
-        return self._saved.task_id or self._start_task(notice, patience=0)
+        return self._saved.task_id or self._start_task(patience=0)
 
-    def _start_task(self, warn: Callable[[str], None] | None, **options: Any) -> str:
-        task_id = self._saved.ensure_task(self._connection, warn, **options)
+    def _start_task(self, **options: Any) -> str:
+        task_id = self._saved.ensure_task(self._connection, **options)
         if sys.stderr is not None and sys.stderr.isatty():
             notice(f"{self._connection.url}/tasks/{task_id}")
         return task_id
@@ -320,9 +319,7 @@ class Run:
             notice(f"{error}; log lines are queued")
 
     def _on_full_disk(self, error: OSError) -> None:
-        if not self._has_warned_full:
-            self._has_warned_full = True
-            notice(f"log lines can't be written to the disk: {error.strerror or error}")
+        self._notice_once(f"log lines can't be written to the disk: {error.strerror or error}")
 
     def _report(self, status: int, reader: OutputReader) -> dict[str, Any]:
         report = failed(describe(status, self._received)) if status else {"status": terms.COMPLETE}
@@ -454,7 +451,7 @@ def resend(connection: Connection) -> bool:
     runs = saved_run.runs_folder()
     if not runs.exists():
         return True
-    saved_run.make_private(runs)
+    saved_run.check_private(runs, may_close=True)
     caller = cache(lambda: connection.call("GET", "/user", responses.USER).data)
     is_done = [_resend_one(connection, folder, caller) for folder in saved_run.leftover_runs(runs)]
     return all(is_done)
@@ -495,9 +492,7 @@ def _reason_not_to_send(
 
 def _send_left(connection: Connection, run: SavedRun, spool: Spool) -> bool:
     lines = plural(spool.count(), "line")
-    start_task = partial(run.ensure_task, connection, notice, patience=0)
-    sender = Sender(connection, spool, WRITER, start_task)
-    sender.last_response_at = float("-inf")  # no response yet
+    sender = Sender(connection, spool, WRITER, partial(run.ensure_task, connection, patience=0))
     sender.start()
     is_done = deliver(sender, run, run.report or failed(UNKNOWN_EXIT), threading.Event())
     if is_done:

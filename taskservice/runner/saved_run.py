@@ -9,7 +9,6 @@ import shutil
 import stat
 import struct
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from taskservice.client.responses import Invalid, NotFound, TaskCancelled, TaskS
 from taskservice.client.sender import LONGEST_STORED, Batch, LineQueue, note, now, timed
 from taskservice.client.task import start_task
 from taskservice.quantities import plural
+from taskservice.terminal import notice
 from taskservice.terms import MAX_LOG
 
 _FILE = "run.json"
@@ -70,7 +70,7 @@ class SavedRun:
         self.idempotency_key = uuid4().hex  # a repeated start creates one task
         self.report: dict[str, Any] | None = None
         self.folder: Path | None = None
-        self._lock_file = -1
+        self._lock = contextlib.ExitStack()  # closes the lock file
         self._write_lock = threading.Lock()
         if task is not None:
             self._set_task(task)
@@ -90,16 +90,15 @@ class SavedRun:
     def ensure_task(
         self,
         connection: Connection,
-        warn: Callable[[str], None] | None,
-        *,
+        is_strict: bool = False,
         is_late: bool = True,
         **options: Any,
     ) -> str:
         """Start the task unless there is one; returns its id. Raises TaskServiceError.
 
-        A field of OPTIONAL that the service refuses is left out, and `warn` is called with a
-        sentence about it. If `warn` is None, the refusal is raised instead. Only a start that
-        `is_late` contains `claimedAt`: it is refused if this machine's clock is ahead.
+        A field of OPTIONAL that the service refuses is left out, with a message, unless the start
+        `is_strict`. Only a start that `is_late` contains `claimedAt`: it is refused if this
+        machine's clock is ahead.
         """
         while self.task_id is None:
             fields = {n: value for n, value in self.fields.items() if is_late or n != "claimedAt"}
@@ -115,21 +114,22 @@ class SavedRun:
                 # Only an input can be too large, or nested too deeply.
                 named = error.errors.keys() if isinstance(error, Invalid) else {"input"}
                 refused = named & self.fields.keys() & OPTIONAL
-                if warn is None or not refused:
+                if is_strict or not refused:
                     raise
                 self.fields = {n: value for n, value in self.fields.items() if n not in refused}
                 why, left_out = str(error).rstrip("."), " and ".join(sorted(refused))
-                warn(f"{why}; the task is started without {left_out}")
+                notice(f"{why}; the task is started without {left_out}")
         return self.task_id
 
     def create_folder(self, runs: Path) -> None:
         """Create a folder in `runs`, locked before another process can see it. Raises OSError."""
-        make_private(runs)
+        runs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private(runs, may_close=True)
         draft = runs / f".{self.idempotency_key}"
         draft.mkdir(mode=0o700)
         self.folder = draft
         try:
-            self._lock_folder()
+            self._lock_folder(draft)
             self.write()
             self.folder = draft.rename(runs / self.idempotency_key)
         except OSError:
@@ -142,9 +142,8 @@ class SavedRun:
         if self.folder is None:
             return
         members = {name: getattr(self, attribute) for name, attribute in _MEMBERS.items()}
-        data = json.dumps(members)
         with self._write_lock:
-            _replace_file(self.folder / _FILE, data.encode().ljust(_RESERVED_BYTES))
+            _replace_file(self.folder / _FILE, json.dumps(members).encode().ljust(_RESERVED_BYTES))
 
     @classmethod
     def load(cls, folder: Path) -> "SavedRun | None":
@@ -154,34 +153,30 @@ class SavedRun:
         """
         run = cls("", {})
         run.folder = folder
-        try:
-            check_private(folder)
-            # A copy of a run can lack its lock file.
-            run._lock_folder()
-            data = json.loads(read_file(folder / _FILE, _MAX_FILE_BYTES))
-            for name, attribute in _MEMBERS.items():
-                setattr(run, attribute, data[name])
-        except (BlockingIOError, FileNotFoundError):
-            run.release()
-            return None
-        except (OSError, ValueError):
-            run.release()
-            raise
-        except (KeyError, TypeError, RecursionError) as error:
-            run.release()
-            raise ValueError(f"{_FILE} is not the file of a run") from error
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(run.release)
+            try:
+                check_private(folder)
+                # A copy of a run can lack its lock file.
+                run._lock_folder(folder)
+                data = json.loads(read_file(folder / _FILE, _MAX_FILE_BYTES))
+                for name, attribute in _MEMBERS.items():
+                    setattr(run, attribute, data[name])
+            except (BlockingIOError, FileNotFoundError):
+                return None
+            except (KeyError, TypeError, RecursionError) as error:
+                raise ValueError(f"{_FILE} is not the file of a run") from error
+            on_error.pop_all()
         return run
 
-    def _lock_folder(self) -> None:
-        assert self.folder is not None
-        self._lock_file = open_file(self.folder / _LOCK, os.O_RDWR | os.O_CREAT)
+    def _lock_folder(self, folder: Path) -> None:
+        file = open_file(folder / _LOCK, os.O_RDWR | os.O_CREAT)
+        self._lock.callback(os.close, file)
         # The kernel releases it when the process ends, even if it is killed.
-        fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def release(self) -> None:
-        if self._lock_file >= 0:
-            os.close(self._lock_file)
-            self._lock_file = -1
+        self._lock.close()
 
     def remove(self) -> None:
         """Remove the run from the disk."""
@@ -197,16 +192,12 @@ class SavedRun:
 
 
 def leftover_runs(runs: Path) -> list[Path]:
-    """The folders that can contain a saved run, and links to such folders, oldest first."""
-    found = [path for path in runs.iterdir() if path.is_symlink() or path.is_dir()]
-    return sorted((path for path in found if not path.name.startswith(".")), key=_modified_at)
-
-
-def _modified_at(folder: Path) -> float:
-    try:
-        return folder.lstat().st_mtime
-    except OSError:  # another process has just sent it
-        return time.time()
+    """The folders that can contain a saved run, oldest first."""
+    found = []
+    for path in runs.glob("[!.]*"):
+        with contextlib.suppress(OSError):  # another process has just sent it
+            found.append((path.lstat().st_mtime, path))
+    return [path for _, path in sorted(found)]
 
 
 def _replace_file(path: Path, text: bytes) -> None:
@@ -223,13 +214,10 @@ def _replace_file(path: Path, text: bytes) -> None:
 
 
 def _write_file(path: Path, text: bytes) -> None:
-    file = open_file(path, os.O_WRONLY | os.O_CREAT)
-    try:
-        _write(file, 0, text)
-        os.ftruncate(file, len(text))
+    with os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT), "wb") as file:
+        file.write(text)
+        file.truncate()
         os.fsync(file)
-    finally:
-        os.close(file)
 
 
 # Opens the files and folders of a run; refuses links, devices and other special files.
@@ -254,37 +242,23 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         return file.read(max_bytes)
 
 
-def make_private(folder: Path) -> None:
-    """Create a folder with its parents, or use an existing one, and close it to other users.
+def check_private(folder: Path, may_close: bool = False) -> None:
+    """Raise OSError unless the folder belongs to this user and is closed to other users.
 
-    Raises OSError if it belongs to another user or is not a folder.
+    With `may_close`, close it to them.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    opened = _open_folder(folder)
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if os.fstat(opened).st_mode & 0o077:
+        found = os.fstat(opened)
+        if found.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "It belongs to another user", str(folder))
+        if found.st_mode & 0o077 and not may_close:
+            problem = "Other users may enter it; its mode must be 0700"
+            raise PermissionError(errno.EPERM, problem, str(folder))
+        if found.st_mode & 0o077:
             os.fchmod(opened, 0o700)
     finally:
         os.close(opened)
-
-
-def check_private(folder: Path) -> None:
-    """Raise OSError unless the folder belongs to this user and is closed to other users."""
-    opened = _open_folder(folder)
-    mode = os.fstat(opened).st_mode
-    os.close(opened)
-    if mode & 0o077:
-        raise PermissionError(
-            errno.EPERM, "Other users may enter it; its mode must be 0700", str(folder)
-        )
-
-
-def _open_folder(folder: Path) -> int:
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    if os.fstat(opened).st_uid == os.geteuid():
-        return opened
-    os.close(opened)
-    raise PermissionError(errno.EPERM, "It belongs to another user", str(folder))
 
 
 # Stores waiting lines on the disk, so that they survive the process that wrote them.
