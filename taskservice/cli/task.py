@@ -21,7 +21,7 @@ from taskservice.cli.service_client import (
 )
 from taskservice.client import PAGE_TASKS, Client, NotFound, Refused, Task
 from taskservice.client.responses import FOUND, NEW_LINES, SHORT_FIELDS
-from taskservice.client.task import Line, pages, path_segment
+from taskservice.client.task import Line, pages, path_to
 from taskservice.terminal import exit_with_error, notice, print_json, print_line, print_log_line
 
 # How many tasks the table of `list` contains by default.
@@ -181,7 +181,7 @@ def new_lines(task_id: str, against: str | None, as_json: bool) -> None:
     task or no good run, 2 wrong use or key, 69 the service is unavailable.
     """
     with service_client(failure=UNAVAILABLE) as client:
-        path = f"/task/{path_segment(find_task_id(client, task_id))}/new-lines"
+        path = path_to("task", find_task_id(client, task_id), "new-lines")
         query = {"against": against and find_task_id(client, against)}
         try:
             found = client.connection.call("GET", path, NEW_LINES, params=query).data

@@ -46,7 +46,7 @@ from taskservice.client.task import (
     claim_task,
     given,
     pages,
-    path_segment,
+    path_to,
     read_task,
     register_agent,
     start_task,
@@ -267,9 +267,7 @@ class Hook(TypedDict):
     lastDeliveredAt: str | None
 
 
-_AGENT_MEMBERS = "id,name,description,userId,createdAt"
-_AGENTS: Expected[list[Agent]] = Expected(_AGENT_MEMBERS, is_list=True)
-_AGENTS_WITH_HEALTH: Expected[list[Agent]] = Expected(f"{_AGENT_MEMBERS},health", is_list=True)
+_AGENTS: Expected[list[Agent]] = Expected("id,name,description,userId,createdAt", is_list=True)
 _ATTENTION: Expected[list[Attention]] = Expected(Attention, is_list=True)
 _HOOK: Expected[Hook] = Expected(Hook, (200, 201))
 _HOOKS: Expected[list[Hook]] = Expected(Hook, is_list=True)
@@ -355,18 +353,15 @@ class Client:
         fields = given(agentId=agent_id, name=name, input=input, callback=callback, labels=labels)
         fields |= given(timeout=timeout, claim=claim, claimedAt=claimed_at)
         parent = own_task_id() if parent_id is None else parent_id
-        data = self._start(fields, parent, is_own=parent_id is None)
-        return Task(self.connection, data, heartbeat=heartbeat_for(timeout))
-
-    def _start(self, fields: dict[str, Any], parent: str, is_own: bool) -> dict[str, Any]:
-        with_parent = fields | ({"parentId": parent} if parent else {})
         try:
-            return start_task(self.connection, with_parent, uuid4().hex)
+            with_parent = fields | given(parentId=parent or None)
+            data = start_task(self.connection, with_parent, uuid4().hex)
         except Invalid as error:
-            if not is_own or "parentId" not in error.errors:
+            if parent_id is not None or "parentId" not in error.errors:
                 raise
-        logger.warning("Started without a parent: the key has no access to task %s", parent)
-        return start_task(self.connection, fields, uuid4().hex)
+            logger.warning("Started without a parent: the key has no access to task %s", parent)
+            data = start_task(self.connection, fields, uuid4().hex)
+        return Task(self.connection, data, heartbeat=heartbeat_for(timeout))
 
     def claim(self, agent_id: str, wait: float = WAIT_SECONDS) -> Task | None:
         """Claim the oldest waiting task of an agent, to do its work; None if there is none.
@@ -475,9 +470,8 @@ class Client:
             >>> [agent["name"] for agent in client.agents() if agent["id"] == "reader"]
             ['Reader']
         """
-        expected = _AGENTS_WITH_HEALTH if health else _AGENTS
         query = {"expand": "health"} if health else {}
-        return self.connection.call("GET", "/agent", expected, params=query).data
+        return self.connection.call("GET", "/agent", _AGENTS, params=query).data
 
     def attention(self) -> list[Attention]:
         """Return what a person should look at now, the most urgent first, at most 100.
@@ -566,7 +560,7 @@ class Client:
             NotFound: The agent does not exist.
             Forbidden: The key is an agent key.
         """
-        self.connection.call("DELETE", f"/agent/{path_segment(agent_id)}", responses.AGENT)
+        self.connection.call("DELETE", path_to("agent", agent_id), responses.AGENT)
 
     def hooks(self) -> list[Hook]:
         """Return all hooks of the user, oldest first; only user keys can."""
@@ -620,18 +614,18 @@ class Client:
             >>> client.change_hook(hook["id"], agentId="reader", state="active")["agentId"]
             'reader'
         """
-        return self.connection.call("PATCH", _hook_path(hook_id), _HOOK, json=changes).data
+        return self.connection.call("PATCH", path_to("hook", hook_id), _HOOK, json=changes).data
 
     def delete_hook(self, hook_id: str) -> None:
         """Delete a hook, and send nothing more to it."""
-        self.connection.call("DELETE", _hook_path(hook_id), _HOOK)
+        self.connection.call("DELETE", path_to("hook", hook_id), _HOOK)
 
     def test_hook(self, hook_id: str) -> dict[str, Any]:
         """Send a sample to a hook.
 
         The outcome has `delivered`, `statusCode` (None without a response) and `message`.
         """
-        path = f"{_hook_path(hook_id)}/test"
+        path = path_to("hook", hook_id, "test")
         return self.connection.call("POST", path, responses.HOOK_TEST).data
 
     def hook_deliveries(self, hook_id: str) -> list[dict[str, Any]]:
@@ -640,9 +634,5 @@ class Client:
         Each has `event`, `agentId`, `taskId`, `createdAt`, `state`, `nextAttemptAt`, and
         `attempts`, oldest first, each with `at`, `durationMs`, `statusCode` and `message`.
         """
-        path = f"{_hook_path(hook_id)}/deliveries"
+        path = path_to("hook", hook_id, "deliveries")
         return self.connection.call("GET", path, responses.HOOK_DELIVERIES).data
-
-
-def _hook_path(hook_id: str) -> str:
-    return f"/hook/{path_segment(hook_id)}"

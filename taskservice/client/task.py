@@ -51,14 +51,15 @@ def start_task(
 
 
 def read_task(connection: Connection, task_id: str) -> dict[str, Any]:
-    return connection.call("GET", task_path(task_id), SHORT_TASK, params=SHORT).data
+    return connection.call("GET", path_to("task", task_id), SHORT_TASK, params=SHORT).data
 
 
 def change_task(
     connection: Connection, task_id: str, changes: Mapping[str, Any], **options: Any
 ) -> None:
     """Report changes, without reading the task."""
-    connection.call("PATCH", task_path(task_id), Object("id"), json=changes, **ONLY_ID, **options)
+    path = path_to("task", task_id)
+    connection.call("PATCH", path, Object("id"), json=changes, **ONLY_ID, **options)
 
 
 def claim_task(
@@ -69,7 +70,7 @@ def claim_task(
     Repeated with the same key, it returns the same task.
     """
     headers = {"Idempotency-Key": idempotency_key}
-    path = f"/agent/{path_segment(agent_id)}/claim"
+    path = path_to("agent", agent_id, "claim")
     response = connection.call("POST", path, _CLAIMED, headers=headers, wait=seconds)
     if response.data is None:
         return None
@@ -94,8 +95,7 @@ def register_agent(
     connection: Connection, agent_id: str, body: Mapping[str, Any] = {}, **options: Any
 ) -> None:
     """Register an agent, or update these fields of it."""
-    path = f"/agent/{path_segment(agent_id)}"
-    connection.call("PUT", path, responses.AGENT, json=body, **options)
+    connection.call("PUT", path_to("agent", agent_id), responses.AGENT, json=body, **options)
 
 
 def given(**fields: Any) -> dict[str, Any]:
@@ -103,13 +103,10 @@ def given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def task_path(task_id: str, *rest: str) -> str:
-    return "/".join(["/task", *map(path_segment, (task_id, *rest))])
-
-
-def path_segment(text: str) -> str:
-    """An ID as one segment of a path; text that would change the path becomes an unknown ID."""
-    return quote(text.replace("/", "-"), safe="", errors="replace") if text.strip(".") else "-"
+def path_to(*names: str) -> str:
+    """The path of these names and IDs; text that would change the path becomes an unknown ID."""
+    texts = [text.replace("/", "-") if text.strip(".") else "-" for text in names]
+    return "".join(["/" + quote(text, safe="", errors="replace") for text in texts])
 
 
 # Questions of tasks: programs ask and wait for the answer, people answer.
@@ -160,7 +157,7 @@ def ask(
     # The message can contain lone surrogates, for example from the name of a file.
     text = message.encode(errors="replace").decode()
     post = partial(
-        connection.call, "POST", task_path(task_id, "question"), _QUESTION,
+        connection.call, "POST", path_to("task", task_id, "question"), _QUESTION,
         json=given(message=text, schema=schema, timeout=timeout),
         # With the same key, a repeated request asks no second question.
         headers={"Idempotency-Key": uuid4().hex},
@@ -169,10 +166,11 @@ def ask(
     try:
         question = post(sleep=sleep).data
         while question["state"] == terms.OPEN:
+            path = path_to("task", task_id, "question", question["id"])
+            patience = max(until - time.monotonic(), PATIENCE_SECONDS)
             question = connection.call(
-                "GET", task_path(task_id, "question", question["id"]), _QUESTION, wait=WAIT_SECONDS,
-                patience=max(until - time.monotonic(), PATIENCE_SECONDS), sleep=sleep,
-            ).data  # fmt: skip
+                "GET", path, _QUESTION, wait=WAIT_SECONDS, patience=patience, sleep=sleep
+            ).data
             if question["state"] == terms.OPEN:
                 time.sleep(connection.seconds_before_repeat())
     except TaskServiceError:
@@ -201,7 +199,7 @@ def _raise_reason(connection: Connection, task_id: str, question: Question) -> N
     if question["state"] in reasons:
         raise reasons[question["state"]](question)
     # If its task has ended, the service refuses a heartbeat.
-    path = task_path(task_id, "logs")
+    path = path_to("task", task_id, "logs")
     task = connection.call("POST", path, responses.APPENDED, json={"logs": []}).data
     if task["status"] != terms.RUNNING:
         ended = {"id": task_id, "status": task["status"], "error": None}
@@ -213,13 +211,13 @@ def withdraw(
     connection: Connection, task_id: str, question_id: str, patience: float | None = None
 ) -> None:
     """Withdraw an open question. Raises Conflict if it was answered."""
-    path = task_path(task_id, "question", question_id)
+    path = path_to("task", task_id, "question", question_id)
     connection.call("DELETE", path, _QUESTION, patience=patience)
 
 
 def list_questions(connection: Connection, task_id: str) -> list[Question]:
     """All questions of a task, oldest first."""
-    return connection.call("GET", task_path(task_id, "question"), _QUESTIONS).data
+    return connection.call("GET", path_to("task", task_id, "question"), _QUESTIONS).data
 
 
 class Output(dict[str, Any]):
@@ -622,20 +620,17 @@ class Task:
                 with quiet:
                     self._finish({"output": self.output} if is_new else None)
             elif error is None or _is_success(error):
-                self._complete_or_fail()
+                try:
+                    self.complete()
+                except (TypeError, ValueError) as problem:  # a value has changed since
+                    self._output = Output()
+                    self._fail_with(problem)
+                    raise
             else:
                 with quiet:
                     self._fail_with(error)
         finally:
             self._outbox.drop()
-
-    def _complete_or_fail(self) -> None:
-        try:
-            self.complete()
-        except (TypeError, ValueError) as error:  # a value has changed since
-            self._output = Output()
-            self._fail_with(error)
-            raise
 
     def _fail_with(self, error: BaseException) -> None:
         self.log("".join(traceback.format_exception(error)))
@@ -726,7 +721,7 @@ class Task:
     def _page(self, after: int, times: bool, wait: int = 0) -> dict[str, Any]:
         query = {"limit": str(terms.MAX_LINES), "after": str(after)}
         query |= {"times": "true"} if times else {}
-        path = task_path(self.id, "logs")
+        path = path_to("task", self.id, "logs")
         return self._connection.call("GET", path, responses.LOG_PAGE, params=query, wait=wait).data
 
     def answer(self, question_id: str, content: Mapping[str, Any]) -> Question:
@@ -758,7 +753,7 @@ class Task:
         return self._answer(question_id, {"action": terms.DECLINE})
 
     def _answer(self, question_id: str, body: Mapping[str, Any]) -> Question:
-        path = task_path(self.id, "question", question_id, "answer")
+        path = path_to("task", self.id, "question", question_id, "answer")
         return self._connection.call("POST", path, _QUESTION, json=body).data
 
     def cancel(self) -> "Task":
@@ -791,7 +786,7 @@ class Task:
             True
         """
         body, headers = given(input=input, labels=labels), {"Idempotency-Key": uuid4().hex}
-        path = task_path(self.id, "rerun")
+        path = path_to("task", self.id, "rerun")
         started = self._connection.call("POST", path, STARTED, json=body, headers=headers)
         return Task(self._connection, started.data)
 
@@ -808,10 +803,8 @@ class Task:
             Forbidden: The key is an agent key or a read key.
         """
         until = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
-        body = {"expiresAt": until and until.isoformat()}
-        return self._connection.call(
-            "POST", task_path(self.id, "link"), responses.LINK, json=body
-        ).data
+        body, path = {"expiresAt": until and until.isoformat()}, path_to("task", self.id, "link")
+        return self._connection.call("POST", path, responses.LINK, json=body).data
 
     def delete(self) -> None:
         """Delete the task permanently, with its log and its deliveries. Blocks.
@@ -819,10 +812,10 @@ class Task:
         Raises:
             Forbidden: The key is an agent key.
         """
-        self._connection.call("DELETE", task_path(self.id), Object("id"), **ONLY_ID)
+        self._connection.call("DELETE", path_to("task", self.id), Object("id"), **ONLY_ID)
 
     def _update(self, method: str, *rest: str, **options: Any) -> "Task":
-        path = task_path(self.id, *rest)
+        path = path_to("task", self.id, *rest)
         self.data |= self._connection.call(method, path, SHORT_TASK, params=SHORT, **options).data
         return self
 
