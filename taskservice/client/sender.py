@@ -71,11 +71,9 @@ def rfc3339(milliseconds: int) -> str:
 
 # Text as a log stores it: lines of valid UTF-8, none longer than the limit.
 
-# Lines of up to this many bytes always fit: a byte that is NUL or invalid UTF-8 becomes a
-# character of three bytes.
-ALWAYS_FITS = MAX_LINE // 3
-# Bytes of a truncated line that stay free for the marker.
-_MARKER_BYTES = 100
+# Lines of this size always fit: NUL or a byte that is not UTF-8 becomes a character of three bytes.
+_ALWAYS_FITS = MAX_LINE // 3
+_MARKER_BYTES = 100  # what stays free for the marker in a truncated line
 
 
 def note(text: str) -> bytes:
@@ -90,11 +88,8 @@ def as_lines(text: str) -> bytes:
 
 
 def cut_line(line: bytes, size: int | None = None) -> bytes:
-    """The line; if it is too long, its beginning and a marker with its size.
-
-    `size` is the line's full size in bytes if `line` is only its beginning.
-    """
-    if size is None and len(line) <= ALWAYS_FITS:
+    """The line or, if it is too long, its first part; `size` is that of the line if it is cut."""
+    if size is None and len(line) <= _ALWAYS_FITS:
         return line
     text = line.decode(errors="replace").replace("\0", "\ufffd").encode()
     if size is None and len(text) <= MAX_LINE:
@@ -127,17 +122,15 @@ def _cut_utf8(text: bytes, max_bytes: int) -> bytes:
     return text[:max_bytes].decode(errors="ignore").encode()
 
 
-# At most five requests a second, and a line is still seen within a second.
+# Seconds between two requests, and between two reports of the progress.
 REQUEST_INTERVAL = 0.2
-# Seconds between two reports of the progress.
 PROGRESS_INTERVAL = 1.0
 # After this time without a request a task sends a heartbeat, whose response shows a cancellation.
 HEARTBEAT_SECONDS = 5.0
 # The JSON of a claimed task does not contain its timeout: less than the shortest, 1 s.
 CLAIMED_HEARTBEAT_SECONDS = 0.8
 BATCH_BYTES = 512 * 1024
-# Bytes of a log that stay free for the marker that the log is full.
-_NOTE_BYTES = 200
+_NOTE_BYTES = 200  # what stays free in a log for the marker that it is full
 
 
 def heartbeat_for(timeout: int | None) -> float:
@@ -145,9 +138,7 @@ def heartbeat_for(timeout: int | None) -> float:
     return min(HEARTBEAT_SECONDS * 3, timeout) / 3 if timeout else HEARTBEAT_SECONDS
 
 
-# A waiting line begins with its time, in milliseconds since 1970, and a space.
-_TIME_BYTES = 14
-# A line with its time and its line feed.
+_TIME_BYTES = 14  # of the time in milliseconds and the space before a waiting line
 LONGEST_STORED = _TIME_BYTES + MAX_LINE + 1
 
 
@@ -168,10 +159,9 @@ class Batch(NamedTuple):
     @classmethod
     def of(cls, seq: int, stored: bytes) -> "Batch":
         lines = stored.split(b"\n")[:-1]
-        by_time = groupby(lines, lambda line: line[:_TIME_BYTES])
         texts = [
             (int(at), b"".join([line[_TIME_BYTES:] + b"\n" for line in same]))
-            for at, same in by_time
+            for at, same in groupby(lines, lambda line: line[:_TIME_BYTES])
         ]
         return cls(seq, len(lines), len(stored), texts)
 
@@ -212,11 +202,7 @@ class LineQueue:
         self.news.set()
 
     def peek(self, max_bytes: int) -> Batch | None:
-        """The next lines: at most `max_bytes`, but at least one line.
-
-        Until they are confirmed, each call returns the same lines; with a smaller `max_bytes`,
-        the first of them.
-        """
+        """The next lines: at most `max_bytes`, but at least one line; the same until confirmed."""
         with self._lock:
             if self._batch is None or self._batch.size > max_bytes:
                 stored = self._read(max(max_bytes, LONGEST_STORED))
@@ -225,7 +211,7 @@ class LineQueue:
             return self._batch
 
     def confirm(self, batch: Batch) -> None:
-        """Remove these lines, which were the last ones peeked: the service has stored them."""
+        """Remove the lines that were peeked last: the service has stored them."""
         with self._lock:
             if self._is_open:
                 self._seq += batch.lines
@@ -273,11 +259,10 @@ class LineQueue:
 class Sender(threading.Thread):
     """Sends lines in batches, heartbeats while there are none, and finally the report.
 
-    `task_id` is called before each request and returns the task's ID; it may have to start
-    the task first. `on_stop` is called when nothing more can be sent: the task was cancelled
-    or deleted, or the service refuses a request permanently. `on_outage` is called with the
-    error when the service becomes unavailable, and with None when it is reachable again. The
-    sender's own thread makes these calls.
+    Its thread calls `task_id` before each request for the task's ID, which may have to start the
+    task; `on_stop` when nothing more can be sent, since the task was cancelled or deleted or a
+    request was refused; `on_outage` with the error when the service becomes unavailable, and with
+    None when it is reachable again.
     """
 
     def __init__(
@@ -297,8 +282,7 @@ class Sender(threading.Thread):
         self.outage: TaskServiceError | None = None  # why the last request failed
         self.last_response_at = -math.inf
         self.is_delivered = False
-        # Set at the end of the thread. `is_alive` is unreliable: before Python 3.13 it is false
-        # after Ctrl-C has interrupted a `join`.
+        # Before Python 3.13 `is_alive` is false after Ctrl-C has interrupted a `join`.
         self.has_ended = InterruptSafeEvent()
         self._connection, self._writer, self._task_id = connection, writer, task_id
         self._heartbeat = heartbeat
@@ -405,9 +389,8 @@ class Sender(threading.Thread):
 
     def _request(self, method: str, path: str, expected: Object, **options: Any) -> None:
         pause = self._last_request_at + REQUEST_INTERVAL - time.monotonic()
-        if pause > 0:
-            # `finish` ends the pause, because larger batches are no longer useful.
-            self._closing.wait(pause)
+        # `finish` ends the pause, because larger batches are no longer useful.
+        self._closing.wait(max(pause, 0))
         self._last_request_at = time.monotonic()
         self._connection.once(method, path, expected, **options)
         self.last_response_at = time.monotonic()
@@ -439,8 +422,8 @@ class Sender(threading.Thread):
                 self._note_full_log(path, batch.seq)
             else:
                 # Raises TooLarge if even this is refused.
-                text = note(f"a line of {batch.size:,} bytes is left out here: it is too large")
-                self._append(path, Batch.of(batch.seq, timed(text, now())))
+                text = f"a line of {batch.size:,} bytes is left out here: it is too large"
+                self._append_note(path, batch.seq, text)
                 self.queue.confirm(batch)
         else:
             self.queue.confirm(batch)
@@ -449,11 +432,13 @@ class Sender(threading.Thread):
         lines = batch.json() | {"writer": self._writer}
         self._request("POST", f"{path}/logs", responses.APPENDED, json=lines)
 
+    def _append_note(self, path: str, seq: int, text: str) -> None:
+        self._append(path, Batch.of(seq, timed(note(text), now())))
+
     def _note_full_log(self, path: str, seq: int) -> None:
-        text = note("the log is full; later lines are dropped")
         # Other writers may have used the space for the marker too.
         with suppress(responses.TooLarge, responses.LineGap):
-            self._append(path, Batch.of(seq, timed(text, now())))
+            self._append_note(path, seq, "the log is full; later lines are dropped")
         self.queue.discard()
 
     def _send_report(self, path: str) -> bool:
@@ -482,9 +467,6 @@ class Sender(threading.Thread):
 
 # While this much is waiting in memory, the program waits too.
 MAX_BYTES = 16 * 1024 * 1024
-# Between two checks for space.
-_SPACE_POLL_SECONDS = 0.02
-
 # How long a program waits at its exit for the last lines to be sent; child processes too.
 EXIT_SECONDS = 5.0
 # How often a program that waits for its sender checks whether to keep waiting.
@@ -496,8 +478,7 @@ _outboxes: set["Outbox"] = set()
 class Outbox:
     """Sends for one task, in a thread that starts with the first line.
 
-    A copy in another process, by a fork or by pickle, starts empty: lines and thread belong to
-    the process that created them.
+    A copy in another process, by a fork or by pickle, starts empty.
     """
 
     def __init__(self, connection: Connection, task_id: str, writer: str, heartbeat: float) -> None:
@@ -543,7 +524,7 @@ class Outbox:
         sender = self.start()
         began = time.monotonic()
         while sender.queue.memory_bytes() >= MAX_BYTES:
-            time.sleep(_SPACE_POLL_SECONDS)
+            time.sleep(0.02)
             self._raise_if_stuck(sender, began)
         self.check()
         sender.queue.put(as_lines(text), milliseconds)
@@ -565,10 +546,7 @@ class Outbox:
             self.check()
 
     def finish(self, report: dict[str, Any] | None) -> None:
-        """Send all lines, then this report if there is one.
-
-        Raises the TaskServiceError that prevents it.
-        """
+        """Send all lines, then this report if there is one. Raises what prevents it."""
         sender = self.start()
         began = time.monotonic()
         sender.finish(report)

@@ -57,18 +57,11 @@ def _from_ps() -> Iterator[tuple[int, FoundProcess]]:
 # For Ctrl-C and the like, a terminal sends these to all of its foreground processes.
 _TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 # Signals whose meaning each program defines; macOS has none.
-_FIRST_REAL_TIME = getattr(signal, "SIGRTMIN", 0)
-REAL_TIME = range(_FIRST_REAL_TIME, getattr(signal, "SIGRTMAX", -1) + 1)
+REAL_TIME = range(getattr(signal, "SIGRTMIN", 0), getattr(signal, "SIGRTMAX", -1) + 1)
 # Sent only to the program: they kill a process that does not handle them.
 PROGRAM_ONLY = (signal.SIGUSR1, signal.SIGUSR2, *REAL_TIME)
 # Python ignores these, and a child inherits that.
 RESET_TO_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
-# A paused program gets these only when it continues.
-_NEED_CONTINUE = (signal.SIGTERM, signal.SIGHUP)
-# How often to check whether all processes are paused. Some never are: processes of another user,
-# and one that waits in vfork for a paused child.
-_MAX_CHECKS = 50
-_CHECK_INTERVAL = 0.01
 # How often signal handlers can run while a thread is waited for.
 JOIN_SECONDS = 0.2
 # How often to check for the program's end, if the system does not signal it.
@@ -97,13 +90,10 @@ class Process:
         self.at_terminal = stdin is None and _foreground_group() is not None
         moves = [] if stdin is None else [(os.POSIX_SPAWN_DUP2, stdin, 0)]
         moves += [(os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
-        # We block signals and wait for them; the program must not inherit that.
-        options: dict[str, Any] = {"setsigmask": (), "setsigdef": RESET_TO_DEFAULT}
+        options: dict[str, Any] = {"setpgroup": os.getpgrp() if self.at_terminal else 0}
         if stdin is not None:
             # In the background of our terminal it would be stopped when it reads from the terminal.
-            options["setsid"] = True
-        else:
-            options["setpgroup"] = os.getpgrp() if self.at_terminal else 0
+            options = {"setsid": True}
         self.id = _spawn(list(command), dict(environment), file_actions=moves, **options)
         self._seen: dict[int, FoundProcess] = {}  # what `_members` last found
         # A signal handler that interrupts `wait` can call `send_signal`.
@@ -150,7 +140,8 @@ class Process:
                 self._signal_all(number)
             else:
                 _kill([-self.id], number)
-                if number in _NEED_CONTINUE:
+                # A paused program gets these only when it continues.
+                if number in (signal.SIGTERM, signal.SIGHUP):
                     _kill([-self.id], signal.SIGCONT)
 
     def resize(self) -> None:
@@ -187,27 +178,23 @@ class Process:
     def _pause(self) -> None:
         """Pause all processes of the program, so that none starts another one.
 
-        Otherwise a process could start another one and end between the listing and the signal.
-        The new one would miss the signal and would have no parent that leads to it. A process
-        can still finish creating another one before it is paused, so list again until there
-        is no new one.
+        Otherwise one could start another one and end between the listing and the signal, which
+        the new one would miss. Before it is paused it still can, so list until none is new.
         """
         signalled: set[int] = set()
         were_paused = False
-        for _ in range(_MAX_CHECKS):
+        # Some are never paused: those of another user, and one in vfork that waits for its child.
+        for _ in range(50):
             new = self._members() - signalled
             if were_paused and not new:
                 return
             _kill(new, signal.SIGSTOP)
             signalled |= new
             were_paused = all(found.is_paused for found in self._seen.values())
-            time.sleep(_CHECK_INTERVAL)
+            time.sleep(0.01)
 
     def _members(self) -> set[int]:
-        """The ids of the running processes: the program, its process group, and its descendants.
-
-        A process found once stays a member, even if the parent in between has ended.
-        """
+        """The ids of the program, its group, and its descendants, also after a parent has ended."""
         found = processes()
         ids = {
             pid
@@ -229,6 +216,8 @@ class Process:
 
 
 def _spawn(command: list[str], environment: dict[str, str], **options: Any) -> int:
+    # We block signals and wait for them; the program must not inherit that.
+    options |= {"setsigmask": (), "setsigdef": RESET_TO_DEFAULT}
     if not command[0]:  # to posix_spawn, a wrong argument
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     try:

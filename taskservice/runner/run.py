@@ -39,11 +39,9 @@ from taskservice.terms import MAX_OBJECT
 
 # JSON whose numbers stay exact between the service and a program.
 
-# Deeper than the service accepts; Python's JSON recurses for each level, and the object is
-# written later with less of the stack left.
+# Deeper than the service accepts, which says so; Python's JSON recurses for each level.
 _MAX_DEPTH = 200
-# As deep as the service accepts an output; the report adds one level. A deeper line stays in the
-# log, and the service explains what is wrong with a deeper input or file.
+# As deep as the service accepts an output; a deeper last line stays in the log.
 _MAX_LINE_DEPTH = 63
 _MARKED = re.compile(r'"\\u0000([^"\\]*)\\u0000"')
 
@@ -53,12 +51,7 @@ def parse_object(text: bytes, max_depth: int = _MAX_DEPTH) -> dict[str, Any] | N
     if not text.strip().startswith(b"{") or len(text) > MAX_OBJECT:
         return None
     try:
-        value = json.loads(
-            text.decode(),
-            parse_constant=_exact_number,
-            parse_float=_exact_number,
-            object_pairs_hook=_unique_members,
-        )
+        value = _decoder.decode(text.decode())
         return value if isinstance(value, dict) and _depth(value) <= max_depth else None
     # ArithmeticError comes from a number that is too large for Decimal.
     except (ValueError, ArithmeticError, RecursionError):
@@ -92,30 +85,25 @@ def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-# The service counts lines by writer: one for this process, one for the program itself.
-WRITER = "run"
-PROGRAMS_WRITER = "program"
+_decoder = json.JSONDecoder(
+    parse_constant=_exact_number, parse_float=_exact_number, object_pairs_hook=_unique_members
+)
 
+WRITER = "run"
 # How long the start of the task can delay the program.
 START_SECONDS = 3.0
 START_TIMEOUTS = (2.0, 3.0)
 # After a cancellation, a program that has not ended in this time is killed.
 GRACE_SECONDS = 10.0
-# After the program's end, the run gives up if the service does not respond for this time; the
-# lines stay on the disk.
+# After the program's end, the run gives up if the service does not respond for this time, of which
+# the second part is after the end.
 SILENCE_SECONDS = 30.0
-# It waits at least this long, even if the service was unavailable before.
 MIN_SILENCE_SECONDS = 5.0
 # After a signal, the run waits this long for the readers of its stdout and stderr.
 FLUSH_SECONDS = 1.0
 _OUTAGE_PAGE = terms.documentation("docs/guides/run-programs.md#when-the-service-is-unreachable")
-NOT_FOUND = 127
-NOT_EXECUTABLE = 126
-
 OUTPUT = "TASKSERVICE_OUTPUT"
 _OUTPUT_FILE = "output.json"
-# The type of nearly every terminal, which programs treat as one with colours.
-_TERMINAL_TYPE = "xterm-256color"
 
 
 class Run:
@@ -224,7 +212,7 @@ class Run:
             self._on_full_disk(error)
             self._spool = Spool(None)
         sender = Sender(
-            self._connection, self._spool, WRITER, self._task_id,
+            self._connection, self._spool, WRITER, partial(self._start_task, patience=0),
             heartbeat=self._heartbeat, on_stop=self._on_stop, on_outage=self._on_outage,
         )  # fmt: skip
         if self._saved.task_id is not None:
@@ -282,9 +270,11 @@ class Run:
             return Process(self._command, self._environment(), stdin, reader.stdout, reader.stderr)
 
     def _environment(self) -> dict[str, str]:
-        own = {"TASKSERVICE_WRITER": PROGRAMS_WRITER}
-        if self._is_tty and "TERM" not in os.environ:
-            own["TERM"] = _TERMINAL_TYPE
+        # The service counts the lines of each writer.
+        own = {"TASKSERVICE_WRITER": "program"}
+        if self._is_tty:
+            # The type of nearly every terminal.
+            own["TERM"] = os.environ.get("TERM", "xterm-256color")
         if self._saved.folder is not None:
             own[OUTPUT] = str(self._saved.folder / _OUTPUT_FILE)
         if self._saved.task_id is not None:
@@ -293,13 +283,11 @@ class Run:
             own["TASKSERVICE_TASK_URL"] = url
         return _without_task(os.environ) | own
 
-    def _task_id(self) -> str:
-        """The task's id; starts the task if that failed before."""
-        return self._saved.task_id or self._start_task(patience=0)
-
     def _start_task(self, **options: Any) -> str:
+        """The task's id; starts the task, unless that was done."""
+        is_new = self._saved.task_id is None
         task_id = self._saved.ensure_task(self._connection, **options)
-        if sys.stderr is not None and sys.stderr.isatty():
+        if is_new and sys.stderr is not None and sys.stderr.isatty():
             notice(f"{self._connection.url}/tasks/{task_id}")
         return task_id
 
@@ -381,18 +369,15 @@ def _without_task(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _why_not_run(command: Sequence[str], error: OSError) -> tuple[int, str]:
-    """The exit code for a program that can't be run, and the reason."""
-    code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+    """The exit code for a program that can't be run, as shells give it, and the reason."""
+    code = 127 if isinstance(error, FileNotFoundError) else 126
     return code, f"{command[0]} can't be run: {error.strerror}"
 
 
 def deliver(
     sender: Sender, run: SavedRun, report: dict[str, Any], stop_waiting: threading.Event
 ) -> bool:
-    """Let a sender send the rest and the report, while it receives responses.
-
-    Return whether nothing is left to send.
-    """
+    """Let a sender send the rest and the report; returns whether nothing is left to send."""
     began = time.monotonic()
     sender.finish(report)
     while sender.is_alive() and not stop_waiting.is_set():
@@ -417,10 +402,9 @@ def _unsent_sentence(lines: int, lost: int, is_saved: bool) -> str:
 
 
 def _take_output_file(path: Path) -> bytes | None:
-    """Remove the file, which may contain secrets; returns its text, at most MAX_OBJECT + 1 bytes.
+    """Remove the file, which may contain secrets, and return at most MAX_OBJECT + 1 bytes of it.
 
-    None if there is no file or no text. Empty if it is not a regular file: a FIFO could block
-    forever.
+    None if there is no text; empty if it is not a regular file, since a FIFO could block forever.
     """
     try:
         text = saved_run.read_file(path, MAX_OBJECT + 1)
