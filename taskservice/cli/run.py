@@ -17,7 +17,7 @@ from taskservice.cli.service_client import did_you_mean, service_client
 from taskservice.client import own_task_id, responses
 from taskservice.client.http import PATIENCE_SECONDS, Connection, delays, pause_after
 from taskservice.client.responses import RETRYABLE, NotFound, NotTheService, TaskServiceError
-from taskservice.client.sender import now, rfc3339
+from taskservice.client.spool import now, rfc3339
 from taskservice.client.task import Task, change_task, claim_task, given, register_agent
 from taskservice.runner.process import PROGRAM_ONLY, forward_signals
 from taskservice.runner.program_output import Masker

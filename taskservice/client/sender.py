@@ -9,103 +9,32 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import cache
-from itertools import accumulate, groupby
-from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 from taskservice.client import responses
 from taskservice.client.http import Connection, delays, pause_after
 from taskservice.client.responses import Object, TaskCancelled, TaskFinished, TaskServiceError
+from taskservice.client.spool import (
+    Batch,
+    InterruptSafeEvent,
+    Spool,
+    as_lines,
+    cut_utf8,
+    note,
+    now,
+    timed,
+)
 from taskservice.quantities import plural
-from taskservice.terms import LOG_FULL, MAX_LINE, MAX_LOG, MAX_MESSAGE, MAX_NOTE
+from taskservice.terms import LOG_FULL, MAX_LOG, MAX_MESSAGE
 
 logger = logging.getLogger(__name__)
 
 
-class InterruptSafeEvent:
-    """Like threading.Event, whose lock stays locked if Ctrl-C interrupts it.
-
-    `put` and `get` of a SimpleQueue can't be interrupted halfway.
-    """
-
-    def __init__(self) -> None:
-        self._is_set = False
-        self._calls: SimpleQueue[None] = SimpleQueue()
-
-    def is_set(self) -> bool:
-        return self._is_set
-
-    def set(self) -> None:
-        if not self._is_set:
-            self._calls.put(None)
-            self._is_set = True
-
-    def clear(self) -> None:
-        """For the thread that waits."""
-        self._is_set = False
-        with suppress(Empty):
-            while True:
-                self._calls.get_nowait()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait until it is set, at most this many seconds; returns whether it is."""
-        if not self._is_set:
-            with suppress(Empty):
-                self._calls.get(timeout=seconds)
-        return self._is_set
-
-
-def now() -> int:
-    """Milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
-
-
-def rfc3339(milliseconds: int) -> str:
-    """A time in milliseconds since 1970, as the API writes it."""
-    time_of_line = datetime.fromtimestamp(milliseconds / 1000, UTC)
-    return time_of_line.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-# Text as a log stores it: lines of valid UTF-8, none longer than the limit.
-
-# Lines of this size always fit: NUL or a byte that is not UTF-8 becomes a character of three bytes.
-_ALWAYS_FITS = MAX_LINE // 3
-_MARKER_BYTES = 100  # what stays free for the marker in a truncated line
-
-
-def note(text: str) -> bytes:
-    """A line that taskservice itself adds to a program's log, with its line feed."""
-    return f"[taskservice: {text}]\n".encode()
-
-
-def as_lines(text: str) -> bytes:
-    """The lines of a text, each truncated to the limit; an empty text is one empty line."""
-    data = text.encode(errors="replace")
-    return b"".join([cut_line(line) + b"\n" for line in data.removesuffix(b"\n").split(b"\n")])
-
-
-def cut_line(line: bytes, size: int | None = None) -> bytes:
-    """The line or, if it is too long, its first part; `size` is that of the line if it is cut."""
-    if size is None and len(line) <= _ALWAYS_FITS:
-        return line
-    text = line.decode(errors="replace").replace("\0", "\ufffd").encode()
-    if size is None and len(text) <= MAX_LINE:
-        return line
-    marker = f"… [taskservice: truncated here, the line has {size or len(line):,} bytes]"
-    return _cut_utf8(text, MAX_LINE - _MARKER_BYTES) + marker.encode()
-
-
 def cut_message(text: str) -> str:
     """The text, truncated to the limit for the message of an error."""
-    return _cut_utf8(text.encode(errors="replace"), MAX_MESSAGE).decode().replace("\0", "\ufffd")
-
-
-def cut_note(text: str) -> str:
-    """The text, truncated to the limit for the note of a task."""
-    return text.encode(errors="replace").decode().replace("\0", "\ufffd")[:MAX_NOTE]
+    return cut_utf8(text.encode(errors="replace"), MAX_MESSAGE).decode().replace("\0", "\ufffd")
 
 
 def duration(seconds: float) -> str:
@@ -115,11 +44,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _cut_utf8(text: bytes, max_bytes: int) -> bytes:
-    """The longest prefix of at most `max_bytes` that does not split a character."""
-    return text[:max_bytes].decode(errors="ignore").encode()
 
 
 # Seconds between two requests, and between two reports of the progress.
@@ -138,124 +62,6 @@ def heartbeat_for(timeout: int | None) -> float:
     return min(HEARTBEAT_SECONDS * 3, timeout) / 3 if timeout else HEARTBEAT_SECONDS
 
 
-_TIME_BYTES = 14  # of the time in milliseconds and the space before a waiting line
-LONGEST_STORED = _TIME_BYTES + MAX_LINE + 1
-
-
-def timed(text: bytes, at: int) -> bytes:
-    """Whole lines as they wait to be sent, each with the time before it."""
-    time_of_line = b"%013d " % at
-    return time_of_line + text[:-1].replace(b"\n", b"\n" + time_of_line) + b"\n"
-
-
-class Batch(NamedTuple):
-    """Lines to send in one request; lines with the same time are one text."""
-
-    seq: int  # the number of the first line, counted by its writer from 1
-    lines: int
-    stored_bytes: int  # their size in the queue
-    texts: list[tuple[int, bytes]]
-
-    @classmethod
-    def of(cls, seq: int, stored: bytes) -> "Batch":
-        lines = stored.split(b"\n")[:-1]
-        texts = [
-            (int(at), b"".join([line[_TIME_BYTES:] + b"\n" for line in same]))
-            for at, same in groupby(lines, lambda line: line[:_TIME_BYTES])
-        ]
-        return cls(seq, len(lines), len(stored), texts)
-
-    @property
-    def size(self) -> int:
-        """The size of the lines in the log, in bytes."""
-        return self.stored_bytes - self.lines * _TIME_BYTES
-
-    def json(self) -> dict[str, Any]:
-        """The part of the batch in the body of an append."""
-        # A clock that was set back must not make the times descend.
-        times = accumulate((min(at, now()) for at, _ in self.texts), max)
-        logs = [text.decode(errors="replace") for _, text in self.texts]
-        return {"seq": self.seq, "logs": logs, "at": list(map(rfc3339, times))}
-
-
-class LineQueue:
-    """Lines that wait to be sent, in memory.
-
-    Ctrl-C can interrupt a thread that adds lines, but not between taking this lock and entering
-    the `with`, as it can with a Condition, which would stay locked.
-    """
-
-    def __init__(self) -> None:
-        self.sent_bytes = 0
-        self._memory = bytearray()
-        self._seq = 1
-        self._batch: Batch | None = None
-        self._is_open = True
-        self._lock = threading.Lock()
-        self.news = InterruptSafeEvent()  # set when the sender has something to do
-
-    def put(self, text: bytes, at: int) -> None:
-        """Add whole lines of one time, in milliseconds since 1970, without waiting."""
-        with self._lock:
-            if self._is_open and text:
-                self._store(text, at)
-        self.news.set()
-
-    def peek(self, max_bytes: int) -> Batch | None:
-        """The next lines: at most `max_bytes`, but at least one line; the same until confirmed."""
-        with self._lock:
-            if self._batch is None or self._batch.size > max_bytes:
-                stored = self._read(max(max_bytes, LONGEST_STORED))
-                end = stored.rfind(b"\n", 0, max(max_bytes, 0)) + 1 or stored.find(b"\n") + 1
-                self._batch = Batch.of(self._seq, stored[:end]) if end else None
-            return self._batch
-
-    def confirm(self, batch: Batch) -> None:
-        """Remove the lines that were peeked last: the service has stored them."""
-        with self._lock:
-            if self._is_open:
-                self._seq += batch.lines
-                self.sent_bytes += batch.size
-                self._batch = None
-                self._remove(batch)
-
-    def renumber(self, seq: int) -> None:
-        """Give this number to the next line."""
-        with self._lock:
-            self._seq, self._batch = seq, None
-
-    def discard(self) -> None:
-        """Drop all lines, and all lines added later."""
-        with self._lock:
-            self._is_open = False
-            self._batch = None
-            self._clear()
-
-    def count(self) -> int:
-        with self._lock:
-            return self._count()
-
-    def memory_bytes(self) -> int:
-        return len(self._memory)
-
-    # --- replaced by a subclass that stores the lines elsewhere --------------------------
-
-    def _store(self, text: bytes, at: int) -> None:
-        self._memory += timed(text, at)
-
-    def _read(self, max_bytes: int) -> bytes:
-        return bytes(self._memory[:max_bytes])
-
-    def _remove(self, batch: Batch) -> None:
-        del self._memory[: batch.stored_bytes]
-
-    def _clear(self) -> None:
-        self._memory.clear()
-
-    def _count(self) -> int:
-        return self._memory.count(b"\n")
-
-
 class Sender(threading.Thread):
     """Sends lines in batches, heartbeats while there are none, and finally the report.
 
@@ -268,7 +74,7 @@ class Sender(threading.Thread):
     def __init__(
         self,
         connection: Connection,
-        queue: LineQueue,
+        spool: Spool,
         writer: str,
         task_id: Callable[[], str],
         *,
@@ -277,7 +83,7 @@ class Sender(threading.Thread):
         on_outage: Callable[[TaskServiceError | None], None] = lambda error: None,
     ) -> None:
         super().__init__(name="sender", daemon=True)
-        self.queue = queue
+        self.spool = spool
         self.stop_reason: TaskServiceError | None = None  # why nothing more will be sent
         self.outage: TaskServiceError | None = None  # why the last request failed
         self.last_response_at = -math.inf
@@ -304,13 +110,13 @@ class Sender(threading.Thread):
         """Send the waiting lines, then the progress and this report, if any, and end."""
         self._report = report
         self._closing.set()
-        self.queue.news.set()
+        self.spool.news.set()
 
     def put_progress(self, progress: Mapping[str, Any]) -> None:
         """Send this within a second, unless a newer value replaces it; returns immediately."""
         with self._lock:
             self._progress |= progress
-        self.queue.news.set()
+        self.spool.news.set()
 
     def pop_progress(self) -> dict[str, Any]:
         """Remove and return the unsent progress, for the caller to send."""
@@ -322,7 +128,7 @@ class Sender(threading.Thread):
         """End without sending the rest."""
         self._abandoned.set()
         self._closing.set()
-        self.queue.news.set()
+        self.spool.news.set()
 
     # --- the thread ----------------------------------------------------------------------
 
@@ -347,7 +153,7 @@ class Sender(threading.Thread):
     def _handle_refusal(self, error: TaskServiceError) -> None:
         if isinstance(error, TaskFinished) and not isinstance(error, TaskCancelled):
             # Another program has ended the task. This one continues, but its lines are dropped.
-            self.queue.discard()
+            self.spool.discard()
             self._set_outage(None)
             self.is_delivered = True
         else:
@@ -368,8 +174,8 @@ class Sender(threading.Thread):
         if time.monotonic() >= next_progress and not closing:
             self._send_progress(path)
             return False
-        space = MAX_LOG - _NOTE_BYTES - self.queue.sent_bytes
-        batch = self.queue.peek(min(self._batch_bytes, space))
+        space = MAX_LOG - _NOTE_BYTES - self.spool.sent_bytes
+        batch = self.spool.peek(min(self._batch_bytes, space))
         if batch is not None and batch.size > space:
             self._note_full_log(path, batch.seq)
         elif batch is not None:
@@ -380,8 +186,8 @@ class Sender(threading.Thread):
             self._request("POST", f"{path}/logs", responses.APPENDED, json={"logs": []})
         else:
             until = min(self._last_request_at + self._heartbeat, next_progress)
-            self.queue.news.wait(max(until - time.monotonic(), 0))
-            self.queue.news.clear()
+            self.spool.news.wait(max(until - time.monotonic(), 0))
+            self.spool.news.clear()
         return False
 
     def _patch(self, path: str, changes: dict[str, Any]) -> None:
@@ -413,7 +219,7 @@ class Sender(threading.Thread):
         except responses.LineGap as error:
             if error.expected >= batch.seq:
                 raise
-            self.queue.renumber(error.expected)
+            self.spool.renumber(error.expected)
         except responses.TooLarge as error:
             # For the service, for a proxy, or for the rest of the log.
             if batch.lines > 1:
@@ -424,9 +230,9 @@ class Sender(threading.Thread):
                 # Raises TooLarge if even this is refused.
                 text = f"a line of {batch.size:,} bytes is left out here: it is too large"
                 self._append_note(path, batch.seq, text)
-                self.queue.confirm(batch)
+                self.spool.confirm(batch)
         else:
-            self.queue.confirm(batch)
+            self.spool.confirm(batch)
 
     def _append(self, path: str, batch: Batch) -> None:
         lines = batch.json() | {"writer": self._writer}
@@ -439,7 +245,7 @@ class Sender(threading.Thread):
         # Other writers may have used the space for the marker too.
         with suppress(responses.TooLarge, responses.LineGap):
             self._append_note(path, seq, "the log is full; later lines are dropped")
-        self.queue.discard()
+        self.spool.discard()
 
     def _send_report(self, path: str) -> bool:
         """Send the report; false if a shortened one must be sent."""
@@ -454,7 +260,7 @@ class Sender(threading.Thread):
             # The final status must arrive even if the output or a long message is refused.
             message = (report.get("error") or {}).get("message", "")
             if report.pop("output", None):
-                self.queue.put(note(f"the output was refused: {error}"), now())
+                self.spool.put(note(f"the output was refused: {error}"), now())
             elif isinstance(error, responses.TooLarge) and message:
                 report["error"] = {"message": message[: len(message) // 2]}
             else:
@@ -504,13 +310,13 @@ class Outbox:
             _outboxes.difference_update([box for box in list(_outboxes) if box.is_sent()])
             _outboxes.add(self)
             _register_exit(os.getpid())
-            queue = LineQueue()
+            spool = Spool(None, max_memory=math.inf)
             # Unique, because the service numbers the lines of each writer.
             writer = f"{self._writer}-{uuid4().hex[:12]}"
             sender = self.sender = Sender(
-                self._connection, queue, writer, lambda: self._task_id, heartbeat=self._heartbeat,
+                self._connection, spool, writer, lambda: self._task_id, heartbeat=self._heartbeat,
                 # A thread that waits for space must not wait any longer.
-                on_stop=lambda error: queue.discard(),
+                on_stop=lambda error: spool.discard(),
             )  # fmt: skip
             sender.start()
             return sender
@@ -523,11 +329,11 @@ class Outbox:
         """
         sender = self.start()
         began = time.monotonic()
-        while sender.queue.memory_bytes() >= MAX_BYTES:
+        while sender.spool.memory_bytes() >= MAX_BYTES:
             time.sleep(0.02)
             self._raise_if_stuck(sender, began)
         self.check()
-        sender.queue.put(as_lines(text), milliseconds)
+        sender.spool.put(as_lines(text), milliseconds)
 
     def pop_progress(self) -> dict[str, Any]:
         """Remove and return the unsent progress, for the caller to send."""
@@ -557,7 +363,7 @@ class Outbox:
                 error = sender.stop_reason or sender.outage
                 raise error or TaskServiceError("The final status could not be sent")
         except TaskServiceError as error:
-            if lines := sender.queue.count():
+            if lines := sender.spool.count():
                 error.args = (f"{error}; {plural(lines, 'line')} not sent",)
             self.drop()
             raise
@@ -575,7 +381,7 @@ class Outbox:
         with self._lock:
             if self.sender is not None:
                 self.sender.abandon()
-                self.sender.queue.discard()
+                self.sender.spool.discard()
                 self.sender = None
                 _outboxes.discard(self)
 
@@ -592,7 +398,7 @@ class Outbox:
         sender.finish(None)
         sender.has_ended.wait(max(until - time.monotonic(), 0))
         if not self.is_sent():
-            lines = plural(sender.queue.count(), "line")
+            lines = plural(sender.spool.count(), "line")
             logger.warning("%s of task %s could not be sent in time", lines, self._task_id)
 
 

@@ -16,7 +16,7 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from taskservice import terms
-from taskservice.client import responses, sender
+from taskservice.client import responses, sender, spool
 from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
 from taskservice.client.responses import SHORT_FIELDS, Expected, Object, T, TaskServiceError
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, HEARTBEAT_SECONDS, Outbox
@@ -405,7 +405,7 @@ class Task:
             Unreachable: 16 MiB are waiting, and the service has not responded for `patience`
                 seconds. The waiting lines are kept and sent later.
         """
-        self.log_at(sender.now(), " ".join(map(str, values)))
+        self.log_at(spool.now(), " ".join(map(str, values)))
 
     def log_at(self, milliseconds: int, text: str) -> None:
         """Add the lines of a text, like `log`, with a time of your own.
@@ -472,10 +472,13 @@ class Task:
             raise ValueError(f"progress must be from 0 to its total, not {done} of {total}")
         if note is None and (unit or total != 1):
             note = f"{done:,} of {total:,} {unit}".rstrip()
-        changes = {} if note is None else {"note": sender.cut_note(note)}
+        changes: dict[str, Any] = {"progress": done / total}
+        if note is not None:
+            text = note.encode(errors="replace").decode().replace("\0", "\ufffd")
+            changes["note"] = text[: terms.MAX_NOTE]
         sending = self._outbox.start()
         self._outbox.check()
-        sending.put_progress({"progress": done / total} | changes)
+        sending.put_progress(changes)
 
     @overload
     def ask(

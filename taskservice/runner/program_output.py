@@ -16,8 +16,7 @@ from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from typing import Any
 
-from taskservice.client import sender
-from taskservice.client.sender import cut_line
+from taskservice.client.spool import cut_line, now
 from taskservice.runner.process import JOIN_SECONDS
 from taskservice.terms import MAX_LINE, MAX_OBJECT
 
@@ -318,7 +317,7 @@ class OutputReader:
                     block = stream.read()
                     if not block:
                         break
-                    stream.read_at = sender.now()
+                    stream.read_at = now()
                     stream.unread -= len(block)
                     # The log first, so that it contains each line shown at the terminal, even
                     # after a crash.

@@ -25,15 +25,14 @@ from taskservice.client.sender import (
     Sender,
     cut_message,
     heartbeat_for,
-    note,
-    now,
 )
+from taskservice.client.spool import Spool, note, now
 from taskservice.client.task import Task
 from taskservice.quantities import plural
 from taskservice.runner import saved_run
 from taskservice.runner.process import PROGRAM_ONLY, RESET_TO_DEFAULT, Process, describe
 from taskservice.runner.program_output import Masker, OutputReader
-from taskservice.runner.saved_run import SavedRun, Spool
+from taskservice.runner.saved_run import SavedRun
 from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import MAX_OBJECT
 
@@ -386,7 +385,7 @@ def deliver(
             break
         sender.join(0.05)
     if sender.is_delivered or run.is_cancelled_or_deleted(sender.stop_reason):
-        sender.queue.discard()
+        sender.spool.discard()
         return True
     sender.abandon()
     return False

@@ -1,6 +1,7 @@
 """The times of lines: kept where a line is read, in the spool, and on the way to the service."""
 
 import logging
+import math
 import subprocess
 import threading
 from datetime import UTC, datetime
@@ -10,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from taskservice.client import Client, TaskHandler, sender
-from taskservice.client.sender import Batch, LineQueue, timed
-from taskservice.runner.saved_run import SavedRun, Spool
+from taskservice.client import Client, TaskHandler
+from taskservice.client.spool import Batch, Spool, now, rfc3339, timed
+from taskservice.runner.saved_run import SavedRun
 from tests.support.agent_machine import AgentMachine, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Receiver, unused_port
@@ -33,7 +34,7 @@ def read(person: RemoteClient) -> tuple[list[str], list[int]]:
     return page["logs"], [milliseconds(moment) for moment in page["times"]]
 
 
-def drained(spool: LineQueue, most: int = 10_000) -> list[tuple[bytes, int]]:
+def drained(spool: Spool, most: int = 10_000) -> list[tuple[bytes, int]]:
     """All lines with their times, as they would be sent."""
     found: list[tuple[bytes, int]] = []
     while (batch := spool.peek(most)) is not None:
@@ -50,7 +51,7 @@ def each_timed(count: int) -> list[tuple[bytes, int]]:
     return [(b"line %d" % number, BEGAN + number) for number in range(count)]
 
 
-def put_all(spool: LineQueue, lines: list[tuple[bytes, int]]) -> None:
+def put_all(spool: Spool, lines: list[tuple[bytes, int]]) -> None:
     for line, at in lines:
         spool.put(line + b"\n", at)
 
@@ -61,7 +62,7 @@ def put_all(spool: LineQueue, lines: list[tuple[bytes, int]]) -> None:
 @pytest.mark.parametrize("kind", ["disk", "memory of a run", "memory of a client"])
 def test_each_line_keeps_its_time(kind: str, tmp_path: Path) -> None:
     kinds = {"disk": Spool(tmp_path), "memory of a run": Spool(None)}
-    queue = kinds.get(kind, LineQueue())
+    queue = kinds.get(kind, Spool(None, max_memory=math.inf))
     put_all(queue, each_timed(3_000))
     assert drained(queue) == each_timed(3_000)
 
@@ -89,7 +90,7 @@ def test_clock_that_was_set_back_does_not_make_times_descend() -> None:
 
 def test_no_time_is_after_now() -> None:
     (sent,) = times_sent(9_999_999_999_999)
-    assert sent <= sender.now()
+    assert sent <= now()
 
 
 # --- the commands and the client ---------------------------------------------------------
@@ -105,7 +106,7 @@ def test_lines_have_the_time_at_which_they_were_read(
     assert process.stdout is not None
     assert process.stdout.readline() == "one\n"
     until(lambda: len(the_task(remote_alice)["logs"]) == 2)
-    printed_by = sender.now()
+    printed_by = now()
     process.communicate("go\n", timeout=60)
     lines, (one, two, three) = read(remote_alice)
     assert lines == ["one", "two", "three"]
@@ -117,7 +118,7 @@ def test_resent_lines_have_the_time_at_which_they_were_printed(
 ) -> None:
     """The task is made early, and its lines come hours later."""
     began = milliseconds(remote_alice.start("a")["createdAt"])
-    until(lambda: sender.now() > began + 20)
+    until(lambda: now() > began + 20)
     run = SavedRun(machine.url, {"agentId": "a"}, the_task(remote_alice))
     run.report = {"status": "complete"}
     run.create_folder(machine.home / "state" / "taskservice" / "runs")
@@ -136,9 +137,9 @@ def test_run_during_an_outage_keeps_its_times(
 ) -> None:
     away = machine.url = f"http://127.0.0.1:{unused_port()}"
     machine.give_up_soon()
-    before = sender.now()
+    before = now()
     machine.run("run", "--agent", "a", "--", "echo", "one")
-    ended_by = sender.now()
+    ended_by = now()
     (folder,) = machine.left_runs()
     record = folder / "run.json"
     record.write_text(record.read_text().replace(away, remote_alice.url))
@@ -178,7 +179,7 @@ def test_start_whose_response_was_lost_is_not_late(
 def test_start_that_a_clock_ahead_makes_impossible_loses_its_time(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    fields = {"agentId": "a", "claim": True, "claimedAt": sender.rfc3339(sender.now() + 3_600_000)}
+    fields = {"agentId": "a", "claim": True, "claimedAt": rfc3339(now() + 3_600_000)}
     run = SavedRun(machine.url, fields)
     run.report = {"status": "complete"}
     run.create_folder(machine.home / "state" / "taskservice" / "runs")
@@ -192,7 +193,7 @@ def test_start_that_a_clock_ahead_makes_impossible_loses_its_time(
 
 def test_python_program_says_when_its_work_began(remote_alice: RemoteClient) -> None:
     client = Client(remote_alice.url, str(remote_alice.session.headers["apikey"]))
-    began = sender.rfc3339(sender.now() - 3_600_000)
+    began = rfc3339(now() - 3_600_000)
     with client.start("a", claimed_at=began):
         pass
     assert the_task(remote_alice)["claimedAt"] == began
@@ -202,8 +203,8 @@ def test_lines_of_a_python_program_have_the_time_of_their_call(remote_alice: Rem
     client = Client(remote_alice.url, str(remote_alice.session.headers["apikey"]))
     with client.start("a") as task:
         task.log("one")
-        logged_by = sender.now()
-        until(lambda: sender.now() > logged_by + 5)
+        logged_by = now()
+        until(lambda: now() > logged_by + 5)
         task.log("two")
     lines, (one, two) = read(remote_alice)
     assert lines == ["one", "two"]
@@ -215,7 +216,7 @@ def test_logging_record_has_the_time_at_which_it_was_made(remote_alice: RemoteCl
     with client.start("a") as task:
         record = logging.makeLogRecord({"msg": "one", "levelname": "INFO", "name": "x"})
         made_at = int(record.created * 1000)
-        until(lambda: sender.now() > made_at + 5)
+        until(lambda: now() > made_at + 5)
         TaskHandler(task).handle(record)
     _, (at,) = read(remote_alice)
     assert at == max(made_at, milliseconds(the_task(remote_alice)["createdAt"]))

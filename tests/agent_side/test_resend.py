@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from taskservice.client.sender import now
-from taskservice.runner.saved_run import SavedRun, Spool
+from taskservice.client.spool import Spool, now
+from taskservice.runner.saved_run import SavedRun
 from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, machine_of, tasks, the_task

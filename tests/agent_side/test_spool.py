@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from taskservice.client.sender import Batch, now
-from taskservice.runner import saved_run
+from taskservice.client import spool as spool_module
+from taskservice.client.spool import Batch, Spool, now
 from taskservice.runner.program_output import LastLine, LineSplitter, Masker
-from taskservice.runner.saved_run import Spool
 
 
 def split(*blocks: bytes) -> list[bytes]:
@@ -172,7 +171,7 @@ def test_another_process_continues_after_all_was_sent(tmp_path: Path) -> None:
 def test_lines_over_the_limit_are_left_out_and_a_mark_says_how_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saved_run, "MAX_SPOOL_BYTES", 3_000_000)
+    monkeypatch.setattr(spool_module, "MAX_SPOOL_BYTES", 3_000_000)
     spool = Spool(tmp_path)
     put(spool, 1, 1_000_000)
     assert (tmp_path / "lines").stat().st_size <= 3_000_000

@@ -1,0 +1,356 @@
+"""Lines of a log on their way to the service: cut to size, timed, and kept until they are sent."""
+
+import errno
+import os
+import stat
+import struct
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from itertools import accumulate, groupby
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
+
+from taskservice.quantities import plural
+from taskservice.terms import MAX_LINE, MAX_LOG
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def rfc3339(milliseconds: int) -> str:
+    """A time in milliseconds since 1970, as the API writes it."""
+    time_of_line = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return time_of_line.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# Text as a log stores it: lines of valid UTF-8, none longer than the limit.
+
+# Lines of this size always fit: NUL or a byte that is not UTF-8 becomes a character of three bytes.
+_ALWAYS_FITS = MAX_LINE // 3
+_MARKER_BYTES = 100  # what stays free for the marker in a truncated line
+
+
+def note(text: str) -> bytes:
+    """A line that taskservice itself adds to a program's log, with its line feed."""
+    return f"[taskservice: {text}]\n".encode()
+
+
+def as_lines(text: str) -> bytes:
+    """The lines of a text, each truncated to the limit; an empty text is one empty line."""
+    data = text.encode(errors="replace")
+    return b"".join([cut_line(line) + b"\n" for line in data.removesuffix(b"\n").split(b"\n")])
+
+
+def cut_line(line: bytes, size: int | None = None) -> bytes:
+    """The line or, if it is too long, its first part; `size` is that of the line if it is cut."""
+    if size is None and len(line) <= _ALWAYS_FITS:
+        return line
+    text = line.decode(errors="replace").replace("\0", "\ufffd").encode()
+    if size is None and len(text) <= MAX_LINE:
+        return line
+    marker = f"… [taskservice: truncated here, the line has {size or len(line):,} bytes]"
+    return cut_utf8(text, MAX_LINE - _MARKER_BYTES) + marker.encode()
+
+
+def cut_utf8(text: bytes, max_bytes: int) -> bytes:
+    """The longest prefix of at most `max_bytes` that does not split a character."""
+    return text[:max_bytes].decode(errors="ignore").encode()
+
+
+_TIME_BYTES = 14  # of the time in milliseconds and the space before a waiting line
+LONGEST_STORED = _TIME_BYTES + MAX_LINE + 1
+
+
+def timed(text: bytes, at: int) -> bytes:
+    """Whole lines as they wait to be sent, each with the time before it."""
+    time_of_line = b"%013d " % at
+    return time_of_line + text[:-1].replace(b"\n", b"\n" + time_of_line) + b"\n"
+
+
+class Batch(NamedTuple):
+    """Lines to send in one request; lines with the same time are one text."""
+
+    seq: int  # the number of the first line, counted by its writer from 1
+    lines: int
+    stored_bytes: int  # their size in the spool
+    texts: list[tuple[int, bytes]]
+
+    @classmethod
+    def of(cls, seq: int, stored: bytes) -> "Batch":
+        lines = stored.split(b"\n")[:-1]
+        texts = [
+            (int(at), b"".join([line[_TIME_BYTES:] + b"\n" for line in same]))
+            for at, same in groupby(lines, lambda line: line[:_TIME_BYTES])
+        ]
+        return cls(seq, len(lines), len(stored), texts)
+
+    @property
+    def size(self) -> int:
+        """The size of the lines in the log, in bytes."""
+        return self.stored_bytes - self.lines * _TIME_BYTES
+
+    def json(self) -> dict[str, Any]:
+        """The part of the batch in the body of an append."""
+        # A clock that was set back must not make the times descend.
+        times = accumulate((min(at, now()) for at, _ in self.texts), max)
+        logs = [text.decode(errors="replace") for _, text in self.texts]
+        return {"seq": self.seq, "logs": logs, "at": list(map(rfc3339, times))}
+
+
+class InterruptSafeEvent:
+    """Like threading.Event, whose lock stays locked if Ctrl-C interrupts it.
+
+    `put` and `get` of a SimpleQueue can't be interrupted halfway.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._calls: SimpleQueue[None] = SimpleQueue()
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        if not self._is_set:
+            self._calls.put(None)
+            self._is_set = True
+
+    def clear(self) -> None:
+        """For the thread that waits."""
+        self._is_set = False
+        with suppress(Empty):
+            while True:
+                self._calls.get_nowait()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it is set, at most this many seconds; returns whether it is."""
+        if not self._is_set:
+            with suppress(Empty):
+                self._calls.get(timeout=seconds)
+        return self._is_set
+
+
+# A log cannot contain more.
+MAX_SPOOL_BYTES = MAX_LOG
+# Maximum size of the lines in memory, if nothing can be written to the disk.
+MAX_MEMORY_BYTES = 4 * 1024 * 1024
+_BLOCK_BYTES = 1024 * 1024
+# In the file `position`: the confirmed bytes of `lines`, the number of the next line, the sent
+# bytes, and the number of lines that were lost after the lines on the disk.
+_POSITION = struct.Struct("<4Q")
+# For an unknown position: the service refuses this number and returns the right one.
+_UNKNOWN_SEQ = 1 << 52
+
+
+class Spool:
+    """Lines that wait to be sent: in a file, which is emptied when all are confirmed, or in memory.
+
+    Each line is in the file before `put` returns, so it survives the end of this process. The
+    file is not synced for each line, so a power failure can lose the lines of the last seconds.
+    Over MAX_SPOOL_BYTES, on a full disk, or without a folder, lines wait in memory. Over
+    `max_memory` bytes they are dropped, and a marker in the log contains their number.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        on_full: Callable[[OSError], None] = lambda error: None,
+        max_memory: float = MAX_MEMORY_BYTES,
+    ) -> None:
+        """Resume with the lines of another process in the folder. Raises OSError."""
+        self.news = InterruptSafeEvent()  # set when the sender has something to do
+        self.sent_bytes = 0
+        self._seq = 1
+        self._batch: Batch | None = None
+        # Unlike a Condition, it can't stay locked if Ctrl-C interrupts a thread that adds lines.
+        self._lock = threading.Lock()
+        self._is_open = True
+        self._on_full, self._max_memory = on_full, max_memory
+        self._memory = bytearray()
+        self._file = self._position = -1
+        # The start and the end of the unconfirmed lines in the file.
+        self._start = self._end = 0
+        self._lost = 0  # lines without space, of which the log contains no marker yet
+        if folder is None:
+            return
+        with ExitStack() as on_error:
+            on_error.callback(self._close_files)
+            self._position = open_file(folder / "position", os.O_RDWR | os.O_CREAT)
+            self._file = open_file(folder / "lines", os.O_RDWR | os.O_CREAT)
+            self._resume()
+            # Now, while there is space: without it a later process could not resume.
+            self._write_position()
+            on_error.pop_all()
+
+    def put(self, text: bytes, at: int) -> None:
+        """Add whole lines of one time, in milliseconds since 1970, without waiting."""
+        with self._lock:
+            if self._is_open and text:
+                self._store(text, at)
+        self.news.set()
+
+    def peek(self, max_bytes: int) -> Batch | None:
+        """The next lines: at most `max_bytes`, but at least one line; the same until confirmed."""
+        with self._lock:
+            if self._batch is None or self._batch.size > max_bytes:
+                stored = self._read(max(max_bytes, LONGEST_STORED))
+                end = stored.rfind(b"\n", 0, max(max_bytes, 0)) + 1 or stored.find(b"\n") + 1
+                self._batch = Batch.of(self._seq, stored[:end]) if end else None
+            return self._batch
+
+    def confirm(self, batch: Batch) -> None:
+        """Remove the lines that were peeked last: the service has stored them."""
+        with self._lock:
+            if not self._is_open:
+                return
+            self._seq += batch.lines
+            self.sent_bytes += batch.size
+            self._batch = None
+            from_disk = min(batch.stored_bytes, self._end - self._start)
+            self._start += from_disk
+            del self._memory[: batch.stored_bytes - from_disk]
+            self._note_lost()
+            # If the position can't be written, lines are sent again, and the service skips them.
+            with suppress(OSError):
+                self._write_position()
+                if self._end and self._start == self._end:
+                    # After the position: of an empty file nothing counts as confirmed.
+                    self._empty_file()
+                    self._write_position()
+
+    def renumber(self, seq: int) -> None:
+        """Give this number to the next line."""
+        with self._lock:
+            self._seq, self._batch = seq, None
+
+    def discard(self) -> None:
+        """Drop all lines, and all lines added later."""
+        with self._lock:
+            self._is_open, self._batch, self._lost = False, None, 0
+            self._memory.clear()
+            if self._file >= 0:
+                self._empty_file()
+
+    def count(self) -> int:
+        with self._lock:
+            return self._count()
+
+    def memory_bytes(self) -> int:
+        return len(self._memory)
+
+    def close(self) -> tuple[int, int]:
+        """Sync the waiting lines to the disk and close the files.
+
+        Returns the number of lines on the disk, and of lost lines.
+        """
+        with self._lock:
+            self._is_open = False
+            in_memory = bytes(self._memory)
+            self._memory.clear()
+            # The disk may have space again; if not, `position` contains how many are lost.
+            if not self._store_on_disk(in_memory):
+                self._lost += in_memory.count(b"\n")
+            lines = self._count()
+            with suppress(OSError):  # the lines are written, but not synced
+                self._write_position()
+                if lines:
+                    os.fsync(self._file)
+            self._close_files()
+            return lines, self._lost
+
+    def _resume(self) -> None:
+        last = max(os.fstat(self._file).st_size - LONGEST_STORED, 0)
+        # An unfinished line is dropped.
+        self._end = last + os.pread(self._file, LONGEST_STORED, last).rfind(b"\n") + 1
+        position = os.pread(self._position, _POSITION.size, 0)
+        if len(position) == _POSITION.size:
+            self._start, self._seq, self.sent_bytes, self._lost = _POSITION.unpack(position)
+        elif self._end:
+            self._seq = _UNKNOWN_SEQ
+        self._start = min(self._start, self._end)
+        self._note_lost()
+
+    def _store(self, text: bytes, at: int) -> None:
+        left_out = b""
+        if self._lost:
+            left_out = note(f"{plural(self._lost, 'line')} left out here: there was no space")
+        stored = timed(left_out + text, at)
+        if self._store_on_disk(stored):
+            self._lost = 0
+        elif len(self._memory) + len(stored) <= self._max_memory:
+            self._memory += stored
+            self._lost = 0
+        else:
+            self._lost += text.count(b"\n")
+
+    def _store_on_disk(self, stored: bytes) -> bool:
+        """Append whole lines; returns whether there was space."""
+        is_full = self._end - self._start + len(stored) > MAX_SPOOL_BYTES
+        # Lines in memory are sent first, so the order stays.
+        if self._file < 0 or self._memory or is_full:
+            return False
+        try:
+            _write(self._file, self._end, stored)
+        except OSError as error:
+            os.ftruncate(self._file, self._end)
+            self._on_full(error)
+            return False
+        self._end += len(stored)
+        return True
+
+    def _note_lost(self) -> None:
+        if self._lost:
+            self._store(b"", now())
+
+    def _read(self, max_bytes: int) -> bytes:
+        size = min(max_bytes, self._end - self._start)
+        text = os.pread(self._file, size, self._start) if size else b""
+        return text + self._memory[: max_bytes - size]
+
+    def _empty_file(self) -> None:
+        os.ftruncate(self._file, 0)
+        self._start = self._end = 0
+
+    def _write_position(self) -> None:
+        """Raises OSError. The size is always the same, so overwriting needs no free space."""
+        if self._position >= 0:
+            position = _POSITION.pack(self._start, self._seq, self.sent_bytes, self._lost)
+            _write(self._position, 0, position)
+
+    def _count(self) -> int:
+        lines = self._memory.count(b"\n")
+        for start in range(self._start, self._end, _BLOCK_BYTES):
+            size = min(_BLOCK_BYTES, self._end - start)
+            lines += os.pread(self._file, size, start).count(b"\n")
+        return lines
+
+    def _close_files(self) -> None:
+        for file in {self._file, self._position} - {-1}:
+            os.close(file)
+        self._file = self._position = -1
+        self._start = self._end = 0
+
+
+def _write(file: int, start: int, text: bytes) -> None:
+    """Write all of the text at this position. Raises OSError, even if a part was written."""
+    if os.pwrite(file, text, start) != len(text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def open_file(path: Path, flags: int) -> int:
+    """A descriptor of a regular file, created with mode 0600 if `flags` contain O_CREAT.
+
+    Raises OSError, also for a symbolic link, a FIFO, a device or a folder, without waiting.
+    """
+    # Without O_NONBLOCK, opening a FIFO would wait for its other end.
+    file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "It is not a regular file", str(path))
+    return file
