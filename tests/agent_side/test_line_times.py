@@ -158,6 +158,7 @@ def test_start_whose_response_was_lost_is_not_late(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     """The service has the task already, without a time of its claim."""
+    remote_alice.request("PUT", "/agent/a").raise_for_status()
     answers_come = threading.Event()
     machine.give_up_soon()
     with Receiver() as receiver:
