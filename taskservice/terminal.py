@@ -105,18 +105,11 @@ def print_table(rows: Sequence[Sequence[str]], *, colours: Mapping[str, str] | N
         if colours and sys.stdout.isatty():
             line = shortened(line, shutil.get_terminal_size().columns)
             if "NO_COLOR" not in os.environ:
-                line = _with_colour(line, padded, colours)
+                cell = re.search(rf"(?<=  )({'|'.join(colours)})(?=  |$)", line)
+                if cell:
+                    word = f"\x1b[{colours[cell[0]]}m{cell[0]}{_PLAIN}"
+                    line = line[: cell.start()] + word + line[cell.end() :]
         _write(line)
-
-
-def _with_colour(line: str, cells: Sequence[str], colours: Mapping[str, str]) -> str:
-    start = 0
-    for cell in cells:
-        text = cell.rstrip()
-        if text in colours and line.startswith(text, start):
-            return f"{line[:start]}\x1b[{colours[text]}m{text}{_PLAIN}{line[start + len(text) :]}"
-        start += len(cell) + 2
-    return line
 
 
 def open_standard_files() -> None:

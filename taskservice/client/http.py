@@ -22,10 +22,8 @@ from taskservice.terminal import without_user_info
 from taskservice.terms import API_PREFIX, KEY_VARIABLE, PROFILE_VARIABLE
 
 CONNECT_SECONDS = 5.0
-# The service responds sooner.
 READ_SECONDS = 60.0
-# The same for a request that waits, in addition to its wait.
-READ_AFTER_WAIT = 30.0
+READ_AFTER_WAIT = 30.0  # in addition to the wait of a request
 # A response that arrives faster than this, in bytes per second, never times out.
 MIN_RATE = 16 * 1024
 # A page of the list can contain 100 tasks with two objects of 1 MiB each. A page of a log can
@@ -77,9 +75,8 @@ class Connection:
     ) -> Response[T]:
         """Make a request that may be repeated, and retry it for `patience` seconds.
 
-        `path` is the path below /api/v1, and `expected` describes the response. `wait` is how many
-        seconds the service may wait before it responds. `sleep` is called to wait before the next
-        attempt. `options` are passed to `once`. Raises TaskServiceError; a temporary one only
+        `path` is the path below /api/v1. `wait` is how many seconds the service may wait before it
+        responds. `sleep` waits for the next attempt. Raises TaskServiceError; a temporary one only
         after `patience`.
         """
         patience = self.patience if patience is None else patience
@@ -95,7 +92,11 @@ class Connection:
                     self._local.repeat_at = max(repeat_at, paused_until)
                 return response
             except TaskServiceError as error:
-                if not self._is_temporary(error):
+                # At first the response of another program means a wrong URL. Once the service has
+                # responded, it comes from a proxy whose service is unavailable.
+                is_known = self._has_responded and isinstance(error, responses.NotTheService)
+                is_temporary = is_known or isinstance(error, responses.RETRYABLE)
+                if not is_temporary or isinstance(error, responses.OtherVersion):
                     raise
                 if wait:
                     # The service may be reachable: many proxies cut off a request that takes long.
@@ -105,14 +106,6 @@ class Connection:
                 if time.monotonic() + pause > until:
                     raise
                 sleep(pause)
-
-    def _is_temporary(self, error: TaskServiceError) -> bool:
-        if isinstance(error, responses.OtherVersion):
-            return False
-        # At first the response of another program means a wrong URL. Once the service has
-        # responded, it comes from a proxy whose service is unavailable.
-        is_known = self._has_responded and isinstance(error, responses.NotTheService)
-        return is_known or isinstance(error, responses.RETRYABLE)
 
     def seconds_before_repeat(self) -> float:
         """How long to wait before this thread repeats its last request that had a `wait`."""
@@ -181,10 +174,9 @@ class Connection:
 
 def _as_json(value: Any) -> bytes:
     try:
+        # The largest output fits into a body as UTF-8, but not always with escapes.
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-        # The largest output fits into a body as UTF-8, but not always with escapes. The service
-        # refuses a lone surrogate.
-        return text.encode(errors="surrogatepass")
+        return text.encode(errors="surrogatepass")  # the service refuses a lone surrogate
     except (TypeError, ValueError) as error:
         raise TaskServiceError(f"This is not JSON: {error}") from None
 
@@ -269,7 +261,6 @@ DEFAULT_PROFILE = "default"
 
 
 def chosen_profile() -> str:
-    """The profile of this process."""
     return os.environ.get(PROFILE_VARIABLE) or DEFAULT_PROFILE
 
 
@@ -277,8 +268,7 @@ def kept_settings(url: str | None = None) -> tuple[str, str]:
     """The address and the key of the environment, or else of the profile; empty without any.
 
     With `url`, or if one of them is in the environment, nothing that was kept is used, so that a
-    kept key is only sent to the address for which it was kept. Raises SettingError if the profile
-    is unknown or the file can't be read.
+    kept key is only sent to its address. Raises SettingError.
     """
     environment = os.environ.get("TASKSERVICE_URL", ""), os.environ.get(KEY_VARIABLE, "")
     if url or any(environment):
