@@ -17,8 +17,8 @@ _CONTROL_CHARACTERS = (
 _UNSAFE = re.compile(f"[{_CONTROL_CHARACTERS}]")
 _UNSAFE_IN_LINES = re.compile(f"(?![\t\n])[{_CONTROL_CHARACTERS}]")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
-# The escape sequences that change only the look of text, such as its colour.
-_COLOUR = re.compile(r"(\x1b\[[0-9;:]*m)")
+# The first group has the escape sequences that change only the look of text, such as its colour.
+_COLOUR_OR_UNSAFE = re.compile(rf"(\x1b\[[0-9;:]*m)|{_UNSAFE_IN_LINES.pattern}")
 _PLAIN = "\x1b[0m"
 
 # A user name and password before the host of a URL.
@@ -38,13 +38,6 @@ def escaped_lines(text: str) -> str:
 def shortened(text: str, length: int) -> str:
     """The text, truncated with an ellipsis to at most `length` characters."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
-def coloured(text: str) -> str:
-    """A line of a log for a terminal: its colours stay, and are reset at its end."""
-    pieces = _COLOUR.split(text)
-    shown = "".join(piece if _COLOUR.fullmatch(piece) else escaped_lines(piece) for piece in pieces)
-    return shown + _PLAIN if len(pieces) > 1 and not shown.endswith(_PLAIN) else shown
 
 
 def _escape(character: re.Match[str]) -> str:
@@ -73,8 +66,12 @@ def exit_with_error(message: str, code: int = 1) -> NoReturn:
 
 
 def print_log_line(text: str) -> None:
-    """Print a line of a log: with its colours on a terminal, otherwise unchanged."""
-    _write(coloured(text) if sys.stdout.isatty() else text)
+    """Print a line of a log: with its colours, reset at its end, on a terminal; else unchanged."""
+    if sys.stdout.isatty():
+        text = _COLOUR_OR_UNSAFE.sub(lambda found: found[1] or _escape(found), text)
+        if "\x1b" in text and not text.endswith(_PLAIN):
+            text += _PLAIN
+    _write(text)
 
 
 def print_json(value: Any) -> None:

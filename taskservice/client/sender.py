@@ -146,20 +146,17 @@ class Sender(threading.Thread):
                     self._set_outage(None)
                     pauses = delays()
         except TaskServiceError as error:
-            self._handle_refusal(error)
+            if isinstance(error, TaskFinished) and not isinstance(error, TaskCancelled):
+                # Another program has ended the task. This one continues, without its lines.
+                self.spool.discard()
+                self._set_outage(None)
+                self.is_delivered = True
+            else:
+                self.stop_reason = error
+                self.abandon()
+                self._on_stop(error)
         finally:
             self.has_ended.set()
-
-    def _handle_refusal(self, error: TaskServiceError) -> None:
-        if isinstance(error, TaskFinished) and not isinstance(error, TaskCancelled):
-            # Another program has ended the task. This one continues, but its lines are dropped.
-            self.spool.discard()
-            self._set_outage(None)
-            self.is_delivered = True
-        else:
-            self.stop_reason = error
-            self.abandon()
-            self._on_stop(error)
 
     def _set_outage(self, error: TaskServiceError | None) -> None:
         if (self.outage is None) != (error is None):
@@ -392,14 +389,12 @@ class Outbox:
 
     def send_rest(self, until: float) -> None:
         """Send the waiting lines, at most until this time of the monotonic clock."""
-        sender = self.sender
-        if sender is None:
-            return
-        sender.finish(None)
-        sender.has_ended.wait(max(until - time.monotonic(), 0))
-        if not self.is_sent():
-            lines = plural(sender.spool.count(), "line")
-            logger.warning("%s of task %s could not be sent in time", lines, self._task_id)
+        if sender := self.sender:
+            sender.finish(None)
+            sender.has_ended.wait(max(until - time.monotonic(), 0))
+            if not self.is_sent():
+                lines = plural(sender.spool.count(), "line")
+                logger.warning("%s of task %s could not be sent in time", lines, self._task_id)
 
 
 @cache

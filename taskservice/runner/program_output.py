@@ -1,7 +1,6 @@
 """Reads the output of a program, stores it in the log, and forwards it to stdout and stderr."""
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -25,8 +24,6 @@ from taskservice.terms import MAX_LINE, MAX_OBJECT
 _NAME = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 # A shorter value, such as `true`, is not a secret, and masking it would mask other text too.
 _MIN_CHARACTERS = 8
-_MASK = b"***"
-_LINE_END = re.compile(r"[\r\n]+")
 
 
 class Masker:
@@ -42,7 +39,7 @@ class Masker:
     def mask(self, text: bytes) -> bytes:
         """The text with each secret replaced; its line feeds stay."""
         for secret in self._secrets:
-            text = text.replace(secret, _MASK)
+            text = text.replace(secret, b"***")
         return text
 
     def mask_text(self, text: str) -> str:
@@ -62,12 +59,10 @@ class Masker:
 
 
 def _parts(value: str) -> list[str]:
-    """The texts to mask: the value or, since a log consists of lines, each of its long lines.
-
-    Masking a line of punctuation would mask other text too.
-    """
-    lines = [line for line in _LINE_END.split(value) if line.strip()]
+    """The texts to mask: the value or, since a log consists of lines, each of its long lines."""
+    lines = [line for line in re.split(r"[\r\n]+", value) if line.strip()]
     if len(lines) > 1:
+        # Masking a line of punctuation would mask other text too.
         lines = [line.strip() for line in lines if any(map(str.isalnum, line))]
     secrets = [line for line in lines if len(line) >= _MIN_CHARACTERS]
     # Programs often strip the spaces around a secret.
@@ -151,21 +146,12 @@ class LastLine:
         return self._end.strip()
 
 
-# A pseudo-terminal for the output of a program, in place of a pipe.
-
-_DEFAULT_SIZE = os.terminal_size((80, 24))
-_OUTPUT_FLAGS = 1  # their index in the result of `tcgetattr`
-
-
 def open_terminal() -> tuple[int, int]:
-    """The descriptors to read from and to write to, as for a pipe; as wide as our terminal.
-
-    Raises OSError.
-    """
+    """The ends of a pseudo-terminal, as of a pipe; as wide as our terminal. Raises OSError."""
     reader, writer = os.openpty()
     # The text stays as it was printed: our own terminal converts the line ends.
-    attributes = termios.tcgetattr(writer)
-    attributes[_OUTPUT_FLAGS] &= ~termios.OPOST
+    input_flags, output_flags, *others = termios.tcgetattr(writer)
+    attributes = [input_flags, output_flags & ~termios.OPOST, *others]
     termios.tcsetattr(writer, termios.TCSANOW, attributes)
     copy_size(writer)
     return reader, writer
@@ -173,7 +159,7 @@ def open_terminal() -> tuple[int, int]:
 
 def copy_size(terminal: int) -> None:
     """Give a terminal the size of ours, or 80 by 24 without one."""
-    sizes = [_DEFAULT_SIZE]
+    sizes = [os.terminal_size((80, 24))]
     for descriptor in (0, 2, 1):
         with contextlib.suppress(OSError):
             sizes.append(os.get_terminal_size(descriptor))
@@ -211,15 +197,6 @@ class Stream:
         self._queued = self._written = 0
         self.forwarded_at = 0.0  # the time at which the reader of our output last read something
 
-    def read(self) -> bytes:
-        """The next bytes; empty at the end."""
-        try:
-            return os.read(self.reader, BLOCK_BYTES)
-        except OSError as error:
-            if error.errno == errno.EIO:  # the end of a terminal on Linux
-                return b""
-            raise
-
     def forward(self, block: bytes) -> None:
         """Write a block in the background without waiting; the last block is empty."""
         self._queued += len(block)
@@ -254,16 +231,13 @@ class OutputReader:
     """
 
     def __init__(self, store: Callable[[bytes, int], None], masker: Masker, is_tty: bool) -> None:
-        """`store` is called with the text of whole lines, and the time at which they were read.
-
-        Raises OSError, and then leaves no file open.
-        """
+        """`store` gets whole lines, and when they were read. Raises OSError, with no file open."""
         self.last_line = LastLine()  # of stdout
         self._store = store
         self._has_ended = threading.Event()
         self._streams: list[Stream] = []
         try:
-            for out in [1] if _is_stderr_stdout() else [1, 2]:
+            for out in [1] if os.path.sameopenfile(1, 2) else [1, 2]:
                 self._streams.append(Stream(out, masker, is_tty))
         except OSError:
             for stream in self._streams:
@@ -314,7 +288,9 @@ class OutputReader:
                 if stream.waiting_bytes() >= MAX_BUFFER_BYTES and not self._has_ended.is_set():
                     self._has_ended.wait(0.1)  # a slow reader lets the program wait, as with a pipe
                 elif selector.select(0.1):
-                    block = stream.read()
+                    block = b""
+                    with contextlib.suppress(OSError):  # the end of a terminal on Linux
+                        block = os.read(stream.reader, BLOCK_BYTES)
                     if not block:
                         break
                     stream.read_at = now()
@@ -338,11 +314,3 @@ class OutputReader:
             in_pipe = fcntl.ioctl(stream.reader, termios.FIONREAD, bytes(4))
             stream.unread = int.from_bytes(in_pipe, sys.byteorder)
         return stream.unread <= 0 and time.monotonic() > stream.done_at
-
-
-def _is_stderr_stdout() -> bool:
-    """Whether our stdout and stderr are the same file, such as a terminal."""
-    try:
-        return os.path.sameopenfile(1, 2)
-    except OSError:
-        return False

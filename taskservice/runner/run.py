@@ -286,7 +286,7 @@ class Run:
         """The task's id; starts the task, unless that was done."""
         is_new = self._saved.task_id is None
         task_id = self._saved.ensure_task(self._connection, **options)
-        if is_new and sys.stderr is not None and sys.stderr.isatty():
+        if is_new and sys.stderr.isatty():
             notice(f"{self._connection.url}/tasks/{task_id}")
         return task_id
 
@@ -332,9 +332,17 @@ class Run:
         lines, lost = self._spool.close()
         if is_done:
             self._saved.remove()
+            return
+        self._saved.release()
+        if is_saved:
+            text = f"{plural(lines, 'line')} and the exit status" if lines else "the exit status"
+            text += " could not be sent yet; send the rest with `taskservice run --resend`"
+            if lost:
+                text += f"; {plural(lost, 'line')} were lost because the disk is full"
         else:
-            notice(_unsent_sentence(lines, lost, is_saved))
-            self._saved.release()
+            count = plural(lines + lost, "line")
+            text = f"{count} and the exit status could not be sent and are lost"
+        notice(text)
 
     def _save_report(self, report: dict[str, Any]) -> bool:
         """Write the report to the disk, if necessary without the output; false if that failed."""
@@ -391,15 +399,6 @@ def deliver(
     return False
 
 
-def _unsent_sentence(lines: int, lost: int, is_saved: bool) -> str:
-    """A sentence about the unsent lines and the unsent final status of a run."""
-    if not is_saved:
-        return f"{plural(lines + lost, 'line')} and the exit status could not be sent and are lost"
-    text = f"{plural(lines, 'line')} and the exit status" if lines else "the exit status"
-    text = f"{text} could not be sent yet; send the rest with `taskservice run --resend`"
-    return f"{text}; {plural(lost, 'line')} were lost because the disk is full" if lost else text
-
-
 def _take_output_file(path: Path) -> bytes | None:
     """Remove the file, which may contain secrets, and return at most MAX_OBJECT + 1 bytes of it.
 
@@ -419,11 +418,6 @@ def _take_output_file(path: Path) -> bytes | None:
 def failed(text: str) -> dict[str, Any]:
     """A report of the status `error` with this message."""
     return {"status": terms.ERROR, "error": {"message": cut_message(text)}}
-
-
-# Sends the saved runs on the disk, which were unsent or killed.
-
-UNKNOWN_EXIT = "The exit status is unknown: `taskservice run` was killed"
 
 
 def resend(connection: Connection) -> bool:
@@ -453,31 +447,24 @@ def _resend_one(connection: Connection, folder: Path, caller: Callable[[], dict[
         except (OSError, ValueError) as error:
             notice(f"{folder} can't be read: {error}")
             return False
-        obstacle = _reason_not_to_send(connection, run, caller)
-        if obstacle is None:
+        if run.url != connection.url:
+            owner, own = run.url, f"TASKSERVICE_URL is {connection.url}"
+        elif run.user_id not in (None, caller()["id"]) or (
+            caller()["key"]["agentId"] not in (None, run.agent_id)
+        ):
+            owner, own = f"agent {run.agent_id}", "the key to another user or agent"
+        else:
             return _send_left(connection, run, spool)
-        notice(f"{obstacle}; the run stays in {folder}")
+        notice(f"a saved run belongs to {owner}, but {own}; the run stays in {folder}")
         return False
-
-
-def _reason_not_to_send(
-    connection: Connection, run: SavedRun, caller: Callable[[], dict[str, Any]]
-) -> str | None:
-    """The reason not to send a run to this service with this key; checked before sending."""
-    if run.url != connection.url:
-        return f"a saved run belongs to {run.url}, but TASKSERVICE_URL is {connection.url}"
-    user = caller()
-    is_own = run.user_id in (None, user["id"])
-    if not is_own or user["key"]["agentId"] not in (None, run.agent_id):
-        return f"a saved run belongs to agent {run.agent_id}, but the key to another user or agent"
-    return None
 
 
 def _send_left(connection: Connection, run: SavedRun, spool: Spool) -> bool:
     lines = plural(spool.count(), "line")
     sender = Sender(connection, spool, WRITER, partial(run.ensure_task, connection, patience=0))
     sender.start()
-    is_done = deliver(sender, run, run.report or failed(UNKNOWN_EXIT), threading.Event())
+    unknown = failed("The exit status is unknown: `taskservice run` was killed")
+    is_done = deliver(sender, run, run.report or unknown, threading.Event())
     if is_done:
         run.remove()
         sent = f"sent: {lines} and the exit status"
