@@ -91,8 +91,8 @@ def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: 
 def print_table(rows: Sequence[Sequence[str]], *, colours: Mapping[str, str] | None = None) -> None:
     """Print rows with aligned columns.
 
-    With `colours`, they are truncated to the width of a terminal. There, the first cell of a row
-    that is one of its keys has this colour (the number of an escape sequence).
+    With `colours`, a terminal shows as much of a row as it is wide, and the first cell that is one
+    of its keys in this colour (the number of an escape sequence).
     """
     table = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

@@ -238,10 +238,7 @@ class Response(NamedTuple, Generic[T]):
 
 
 def read(received: requests.Response, expected: Expected[T]) -> Response[T]:
-    """Parse a response, which another program may have sent.
-
-    Raises TaskServiceError unless it is as expected.
-    """
+    """Parse a response. Raises TaskServiceError unless it is as expected."""
     status = received.status_code
     if not 200 <= status < 300:
         raise _error(received)

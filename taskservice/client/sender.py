@@ -319,11 +319,7 @@ class Outbox:
             return sender
 
     def put_lines(self, milliseconds: int, text: str) -> None:
-        """Add the lines of this text, with their time in milliseconds since 1970.
-
-        Waits while the queue is full. Raises the reason to stop, and Unreachable if the service
-        has not responded for the connection's `patience`.
-        """
+        """Add the lines of this text, and wait while the spool is full; raises as `Task.log`."""
         sender = self.start()
         began = time.monotonic()
         while sender.spool.memory_bytes() >= MAX_BYTES:

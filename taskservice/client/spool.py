@@ -104,10 +104,7 @@ class Batch(NamedTuple):
 
 
 class InterruptSafeEvent:
-    """Like threading.Event, whose lock stays locked if Ctrl-C interrupts it.
-
-    `put` and `get` of a SimpleQueue can't be interrupted halfway.
-    """
+    """Like threading.Event, whose lock stays locked if Ctrl-C interrupts it; a queue has none."""
 
     def __init__(self) -> None:
         self._is_set = False
@@ -151,10 +148,9 @@ _UNKNOWN_SEQ = 1 << 52
 class Spool:
     """Lines that wait to be sent: in a file, which is emptied when all are confirmed, or in memory.
 
-    Each line is in the file before `put` returns, so it survives the end of this process. The
-    file is not synced for each line, so a power failure can lose the lines of the last seconds.
-    Over MAX_SPOOL_BYTES, on a full disk, or without a folder, lines wait in memory. Over
-    `max_memory` bytes they are dropped, and a marker in the log contains their number.
+    Each line is in the file before `put` returns, so it survives the end of this process; a power
+    failure can lose those of the last seconds. Without a folder or space on the disk, lines wait in
+    memory. Over `max_memory` bytes they are dropped, and a marker in the log has their number.
     """
 
     def __init__(
@@ -245,10 +241,7 @@ class Spool:
         return len(self._memory)
 
     def close(self) -> tuple[int, int]:
-        """Sync the waiting lines to the disk and close the files.
-
-        Returns the number of lines on the disk, and of lost lines.
-        """
+        """Sync the lines to the disk and close the files; returns how many are there, and lost."""
         with self._lock:
             self._is_open = False
             in_memory = bytes(self._memory)
@@ -344,10 +337,7 @@ def _write(file: int, start: int, text: bytes) -> None:
 
 
 def open_file(path: Path, flags: int) -> int:
-    """A descriptor of a regular file, created with mode 0600 if `flags` contain O_CREAT.
-
-    Raises OSError, also for a symbolic link, a FIFO, a device or a folder, without waiting.
-    """
+    """A descriptor of a regular file. Raises OSError, also for a link, a FIFO or a folder."""
     # Without O_NONBLOCK, opening a FIFO would wait for its other end.
     file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     if not stat.S_ISREG(os.fstat(file).st_mode):

@@ -182,10 +182,7 @@ class Run:
         notice(f"{failure}; the program runs, {text}")
 
     def _start_in_time(self, is_strict: bool) -> TaskServiceError | None:
-        """Return the reason why the task was not started within START_SECONDS.
-
-        In a thread, because a name server has no time limit. A later response still counts.
-        """
+        """Return the reason why the task was not started within START_SECONDS."""
         reasons: list[TaskServiceError] = [
             responses.Unreachable(f"{self._connection.url} does not respond")
         ]
@@ -198,6 +195,7 @@ class Run:
             except TaskServiceError as error:
                 reasons[:] = [error]
 
+        # In a thread, because a name server has no time limit. A later response still counts.
         starter = threading.Thread(target=start_task, name="starter", daemon=True)
         starter.start()
         starter.join(START_SECONDS + 0.5)
@@ -400,15 +398,12 @@ def deliver(
 
 
 def _take_output_file(path: Path) -> bytes | None:
-    """Remove the file, which may contain secrets, and return at most MAX_OBJECT + 1 bytes of it.
-
-    None if there is no text; empty if it is not a regular file, since a FIFO could block forever.
-    """
+    """Remove the file, which may contain secrets, and return its text; None without any."""
     try:
         text = saved_run.read_file(path, MAX_OBJECT + 1)
     except FileNotFoundError:
         return None
-    except OSError:
+    except OSError:  # not a regular file
         return b""
     with contextlib.suppress(OSError):
         path.unlink()
@@ -421,10 +416,7 @@ def failed(text: str) -> dict[str, Any]:
 
 
 def resend(connection: Connection) -> bool:
-    """Send all saved runs, oldest first, and print a line for each. Return whether none is left.
-
-    Raises OSError if the user has no home or the folder of the runs belongs to another user.
-    """
+    """Send all saved runs, and print a line for each; false if one is left. Raises OSError."""
     runs = saved_run.runs_folder()
     if not runs.exists():
         return True

@@ -20,11 +20,8 @@ from taskservice.client.task import start_task
 from taskservice.terminal import notice
 
 _FILE = "run.json"
-_LOCK = "lock"
 # Space reserved at the start, so that the report can be written when the disk is full.
 _RESERVED_BYTES = 16 * 1024
-# More than any run's file needs, even with every character of the output escaped.
-_MAX_FILE_BYTES = 16 * 1024 * 1024
 # Optional fields: if the service refuses one, the task is started without it.
 OPTIONAL = {"callback", "claimedAt", "input", "labels", "name", "parentId", "timeout"}
 # The members of the file, and the attribute of each.
@@ -35,10 +32,7 @@ _MEMBERS = {
 
 
 def runs_folder() -> Path:
-    """The folder of this user's runs, by the XDG Base Directory Specification.
-
-    Raises OSError if the user has no home.
-    """
+    """The folder of this user's runs, by the XDG specification. Raises OSError without a home."""
     state = os.environ.get("XDG_STATE_HOME", "")
     try:
         base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
@@ -48,10 +42,9 @@ def runs_folder() -> Path:
 
 
 class SavedRun:
-    """One run: its task, or the fields to start it with, and the final report.
+    """One run: its task, or the fields to start it with, and the final report, without the key.
 
-    `folder` is None if nothing can be written to the disk. The folder stays locked until
-    this process ends, even if it is killed. The API key is not stored.
+    `folder` is None if nothing can be written to the disk. It stays locked until this process ends.
     """
 
     def __init__(
@@ -76,25 +69,18 @@ class SavedRun:
         self.task_id = str(task["id"])
 
     def is_cancelled_or_deleted(self, error: TaskServiceError | None) -> bool:
-        """Whether this error means that the task was cancelled or deleted.
-
-        A 404 before there is a task means something else: the key is not allowed to start it.
-        """
+        """Whether this error means that the task was cancelled or deleted."""
+        # Before there is a task, a 404 means that the key is not allowed to start it.
         is_deleted = isinstance(error, NotFound) and self.task_id is not None
         return is_deleted or isinstance(error, TaskCancelled)
 
     def ensure_task(
-        self,
-        connection: Connection,
-        is_strict: bool = False,
-        is_late: bool = True,
-        **options: Any,
+        self, connection: Connection, is_strict: bool = False, is_late: bool = True, **options: Any
     ) -> str:
         """Start the task unless there is one; returns its id. Raises TaskServiceError.
 
-        A field of OPTIONAL that the service refuses is left out, with a message, unless the start
-        `is_strict`. Only a start that `is_late` contains `claimedAt`: it is refused if this
-        machine's clock is ahead.
+        A field of OPTIONAL that the service refuses is left out, unless the start `is_strict`.
+        Only a late one contains `claimedAt`, which is refused if this machine's clock is ahead.
         """
         while self.task_id is None:
             fields = {n: value for n, value in self.fields.items() if is_late or n != "claimedAt"}
@@ -143,10 +129,7 @@ class SavedRun:
 
     @classmethod
     def load(cls, folder: Path) -> "SavedRun | None":
-        """Lock and read a run whose process has ended; None if it is running or was just sent.
-
-        Raises OSError, and ValueError for a file that is not a run.
-        """
+        """Lock and read a run; None if it is running or was sent. Raises OSError and ValueError."""
         run = cls("", {})
         run.folder = folder
         with contextlib.ExitStack() as on_error:
@@ -155,7 +138,7 @@ class SavedRun:
                 check_private(folder)
                 # A copy of a run can lack its lock file.
                 run._lock_folder(folder)
-                data = json.loads(read_file(folder / _FILE, _MAX_FILE_BYTES))
+                data = json.loads(read_file(folder / _FILE))
                 for name, attribute in _MEMBERS.items():
                     setattr(run, attribute, data[name])
             except (BlockingIOError, FileNotFoundError):
@@ -166,7 +149,7 @@ class SavedRun:
         return run
 
     def _lock_folder(self, folder: Path) -> None:
-        file = open_file(folder / _LOCK, os.O_RDWR | os.O_CREAT)
+        file = open_file(folder / "lock", os.O_RDWR | os.O_CREAT)
         self._lock.callback(os.close, file)
         # The kernel releases it when the process ends, even if it is killed.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -184,7 +167,6 @@ class SavedRun:
                 self.folder = self.folder.rename(self.folder.with_name(f".{self.folder.name}"))
             self.release()
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.release()
 
 
 def leftover_runs(runs: Path) -> list[Path]:
@@ -216,17 +198,14 @@ def _write_file(path: Path, text: bytes) -> None:
         os.fsync(file)
 
 
-def read_file(path: Path, max_bytes: int) -> bytes:
-    """The first `max_bytes` bytes of a regular file. Raises OSError."""
+def read_file(path: Path, max_bytes: int = -1) -> bytes:
+    """The first bytes of a regular file. Raises OSError."""
     with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
         return file.read(max_bytes)
 
 
 def check_private(folder: Path, may_close: bool = False) -> None:
-    """Raise OSError unless the folder belongs to this user and is closed to other users.
-
-    With `may_close`, close it to them.
-    """
+    """Raise OSError unless the folder is this user's and closed to others, or `may_close` it."""
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = os.fstat(opened)
