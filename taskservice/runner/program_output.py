@@ -183,12 +183,8 @@ class Stream:
     may close it.
     """
 
-    def __init__(self, out: int, masker: Masker, is_tty: bool) -> None:
+    def __init__(self, out: int, is_tty: bool) -> None:
         self.reader, self.writer = open_terminal() if is_tty else os.pipe()
-        self.lines = LineSplitter(masker)
-        self.read_at = 0  # the time at which its last block was read
-        # When the program had ended: the bytes that were unread, and when to stop reading.
-        self.unread, self.done_at = 0, 0.0
         with contextlib.suppress(AttributeError, OSError):  # only on Linux, up to a limit
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._out = out
@@ -233,12 +229,12 @@ class OutputReader:
     def __init__(self, store: Callable[[bytes, int], None], masker: Masker, is_tty: bool) -> None:
         """`store` gets whole lines, and when they were read. Raises OSError, with no file open."""
         self.last_line = LastLine()  # of stdout
-        self._store = store
+        self._store, self._masker = store, masker
         self._has_ended = threading.Event()
         self._streams: list[Stream] = []
         try:
             for out in [1] if os.path.sameopenfile(1, 2) else [1, 2]:
-                self._streams.append(Stream(out, masker, is_tty))
+                self._streams.append(Stream(out, is_tty))
         except OSError:
             for stream in self._streams:
                 os.close(stream.reader)
@@ -282,10 +278,17 @@ class OutputReader:
 
     def _read_all(self, stream: Stream) -> None:
         threading.Thread(target=stream.forward_all, name="forwarder", daemon=True).start()
+        lines = LineSplitter(self._masker)
+        # When the program has ended, more output than what is unread comes from another process.
+        read_at, unread, done_at = 0, 0, 0.0
         with selectors.DefaultSelector() as selector:
             selector.register(stream.reader, selectors.EVENT_READ)
-            while not self._is_done(stream):
-                if stream.waiting_bytes() >= MAX_BUFFER_BYTES and not self._has_ended.is_set():
+            while not done_at or unread > 0 or time.monotonic() <= done_at:
+                if self._has_ended.is_set() and not done_at:
+                    done_at = time.monotonic() + SECONDS_AFTER_END
+                    in_pipe = fcntl.ioctl(stream.reader, termios.FIONREAD, bytes(4))
+                    unread = int.from_bytes(in_pipe, sys.byteorder)
+                if stream.waiting_bytes() >= MAX_BUFFER_BYTES and not done_at:
                     self._has_ended.wait(0.1)  # a slow reader lets the program wait, as with a pipe
                 elif selector.select(0.1):
                     block = b""
@@ -293,24 +296,12 @@ class OutputReader:
                         block = os.read(stream.reader, BLOCK_BYTES)
                     if not block:
                         break
-                    stream.read_at = now()
-                    stream.unread -= len(block)
-                    # The log first, so that it contains each line shown at the terminal, even
-                    # after a crash.
-                    self._store(stream.lines.feed(block), stream.read_at)
+                    read_at, unread = now(), unread - len(block)
+                    # First in the log: it has each line of the terminal, even after a crash.
+                    self._store(lines.feed(block), read_at)
                     stream.forward(block)
                     if stream is self._streams[0]:
                         self.last_line.feed(block)
-        self._store(stream.lines.close(), stream.read_at)
+        self._store(lines.close(), read_at)
         os.close(stream.reader)
         stream.forward(b"")
-
-    def _is_done(self, stream: Stream) -> bool:
-        """Whether the program has ended, so that more output comes from another process."""
-        if not self._has_ended.is_set():
-            return False
-        if not stream.done_at:
-            stream.done_at = time.monotonic() + SECONDS_AFTER_END
-            in_pipe = fcntl.ioctl(stream.reader, termios.FIONREAD, bytes(4))
-            stream.unread = int.from_bytes(in_pipe, sys.byteorder)
-        return stream.unread <= 0 and time.monotonic() > stream.done_at
