@@ -387,10 +387,8 @@ class Client:
         while True:
             seconds = min(max(math.ceil(until - time.monotonic()), 0), WAIT_SECONDS)
             task = claim_task(self.connection, agent_id, seconds, uuid4().hex)
-            if task is not None:
+            if task is not None or time.monotonic() + REPEAT_SECONDS > until:
                 return task
-            if time.monotonic() + REPEAT_SECONDS > until:
-                return None
             time.sleep(self.connection.seconds_before_repeat())
 
     def task(self, task_id: str) -> Task:

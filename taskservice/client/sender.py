@@ -364,8 +364,7 @@ class Outbox:
 
     def _raise_if_stuck(self, sender: Sender, began: float) -> None:
         """Raise the reason to stop waiting for the sender, if there is one."""
-        if sender.stop_reason is not None:
-            raise sender.stop_reason
+        self.check()
         if time.monotonic() - max(sender.last_response_at, began) > self._connection.patience:
             raise sender.outage or responses.Unreachable(f"{self._connection.url} does not respond")
 

@@ -11,7 +11,6 @@ from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from itertools import accumulate, groupby
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from taskservice.quantities import plural
@@ -104,32 +103,29 @@ class Batch(NamedTuple):
 
 
 class InterruptSafeEvent:
-    """Like threading.Event, whose lock stays locked if Ctrl-C interrupts it; a queue has none."""
+    """Like threading.Event, which can stay locked for all threads if Ctrl-C interrupts one."""
 
     def __init__(self) -> None:
         self._is_set = False
-        self._calls: SimpleQueue[None] = SimpleQueue()
+        self._gate = threading.Lock()  # open, that is unlocked, when it is set
+        self._gate.acquire()
 
     def is_set(self) -> bool:
         return self._is_set
 
     def set(self) -> None:
-        if not self._is_set:
-            self._calls.put(None)
-            self._is_set = True
+        self._is_set = True
+        with suppress(RuntimeError):  # the gate is open already
+            self._gate.release()
 
     def clear(self) -> None:
-        """For the thread that waits."""
         self._is_set = False
-        with suppress(Empty):
-            while True:
-                self._calls.get_nowait()
+        self._gate.acquire(blocking=False)
 
     def wait(self, seconds: float) -> bool:
         """Wait until it is set, at most this many seconds; returns whether it is."""
         if not self._is_set:
-            with suppress(Empty):
-                self._calls.get(timeout=seconds)
+            self._gate.acquire(timeout=seconds)
         return self._is_set
 
 
