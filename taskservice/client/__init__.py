@@ -22,6 +22,8 @@ from taskservice.client.responses import (
     LineGap,
     NotFound,
     NotTheService,
+    Object,
+    Objects,
     OtherVersion,
     QuestionDeclined,
     QuestionExpired,
@@ -115,9 +117,6 @@ class TaskHandler(logging.Handler):
             return  # the task's own methods raise it too
         except Exception:
             self.handleError(record)
-
-
-# The task of the `taskservice run` or `work` that started this program.
 
 
 def own_task_id() -> str:
@@ -506,8 +505,9 @@ class Client:
         for start in range(0, len(ids), PAGE_TASKS):
             body = {"action": action, "taskIds": ids[start : start + PAGE_TASKS]}
             headers = {"Idempotency-Key": uuid4().hex}
-            path, expected = "/task/bulk", responses.BULK
-            part = self.connection.call("POST", path, expected, json=body, headers=headers).data
+            part = self.connection.call(
+                "POST", "/task/bulk", Object("done,refused"), json=body, headers=headers
+            ).data
             total["done"] += part["done"]
             total["refused"] += part["refused"]
             total["tasks"] += part.get("tasks", [])
@@ -623,8 +623,8 @@ class Client:
 
         The outcome has `delivered`, `statusCode` (None without a response) and `message`.
         """
-        path = path_to("hook", hook_id, "test")
-        return self.connection.call("POST", path, responses.HOOK_TEST).data
+        path, expected = path_to("hook", hook_id, "test"), Object("delivered,statusCode,message")
+        return self.connection.call("POST", path, expected).data
 
     def hook_deliveries(self, hook_id: str) -> list[dict[str, Any]]:
         """Return the events that a hook is told of, the newest 100, newest first.
@@ -632,5 +632,6 @@ class Client:
         Each has `event`, `agentId`, `taskId`, `createdAt`, `state`, `nextAttemptAt`, and
         `attempts`, oldest first, each with `at`, `durationMs`, `statusCode` and `message`.
         """
-        path = path_to("hook", hook_id, "deliveries")
-        return self.connection.call("GET", path, responses.HOOK_DELIVERIES).data
+        members = "id,event,agentId,taskId,state,createdAt,nextAttemptAt,attempts"
+        path, expected = path_to("hook", hook_id, "deliveries"), Objects(members, is_list=True)
+        return self.connection.call("GET", path, expected).data

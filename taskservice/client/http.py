@@ -112,23 +112,18 @@ class Connection:
         repeat_at: float = getattr(self._local, "repeat_at", 0.0)
         return max(repeat_at - time.monotonic(), 0)
 
-    def once(
-        self,
-        method: str,
-        path: str,
-        expected: Expected[T],
-        *,
-        wait: int = 0,
-        headers: Mapping[str, str] = {},
-        **options: Any,
-    ) -> Response[T]:
-        """Make one attempt; `options` are passed to `requests`. Raises TaskServiceError."""
+    def once(self, method: str, path: str, expected: Expected[T], **options: Any) -> Response[T]:
+        """Make one attempt; `options`, but for `wait`, are those of `requests`.
+
+        Raises TaskServiceError.
+        """
+        headers = dict(options.pop("headers", {}))
         if "json" in options:
             options["data"] = _as_json(options.pop("json"))
-            headers = {"Content-Type": responses.JSON, **headers}
-        if wait:
+            headers["Content-Type"] = responses.JSON
+        if wait := options.pop("wait", 0):
             options.setdefault("timeout", (CONNECT_SECONDS, wait + READ_AFTER_WAIT))
-            headers = {"Prefer": f"wait={wait}", **headers}
+            headers["Prefer"] = f"wait={wait}"
         received = self._receive(method, API_PREFIX + path, headers=headers, **options)
         try:
             response = responses.read(received, expected)
@@ -143,7 +138,7 @@ class Connection:
         """Raise OtherVersion if the service has another version than this client."""
         try:
             received = self._receive("GET", "/openapi.json")
-            version = responses.read(received, responses.OPENAPI).data["info"]["version"]
+            version = responses.read(received, responses.Object("info")).data["info"]["version"]
         except TaskServiceError:
             return
         if version != __version__:

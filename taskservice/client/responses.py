@@ -11,8 +11,6 @@ from taskservice import terms
 from taskservice.terminal import without_user_info
 from taskservice.terms import CANCELLED, NO_GOOD_RUN, NOT_FOUND, PROBLEM_TYPE
 
-# The errors of the client: one class for each kind.
-
 
 class TaskServiceError(Exception):
     """The base class of all errors of the client; its text is one line for a person.
@@ -172,8 +170,6 @@ def _text(messages: Any) -> str:
     return " ".join(map(str, messages)) if isinstance(messages, list) else str(messages)
 
 
-# The expected responses.
-
 JSON = "application/json"
 
 # All fields of a task except the log, which can be long.
@@ -208,21 +204,13 @@ Object = Expected[dict[str, Any]]
 Objects = Expected[list[dict[str, Any]]]
 
 APPENDED = Object("logCount,status", (201,))
-LOG_PAGE = Object("logs,next,status")
 AGENT = Object("id", (200, 201))
 AGENTS = Objects("id", is_list=True)
-BULK = Object("done,refused")
 NUMBERS = Object("paths")
 FOUND = Object("hits,searched")
 NEW_LINES = Object("against,lines,cut")
-LINK = Object("id,url,createdAt,expiresAt", (201,))
 USER = Object("id,key")
-OPENAPI = Object("info")
 CALLBACK_SECRET = Object("secret")
-HOOK_TEST = Object("delivered,statusCode,message")
-HOOK_DELIVERIES = Objects(
-    "id,event,agentId,taskId,state,createdAt,nextAttemptAt,attempts", is_list=True
-)
 
 _REFUSALS: dict[int, type[Refused]] = {
     400: BadRequest, 401: InvalidKey, 403: Forbidden, 409: Conflict, 422: Invalid,

@@ -266,8 +266,6 @@ class Sender(threading.Thread):
         return True
 
 
-# The sender of a Python program, with its thread.
-
 # While this much is waiting in memory, the program waits too.
 MAX_BYTES = 16 * 1024 * 1024
 # How long a program waits at its exit for the last lines to be sent; child processes too.

@@ -22,14 +22,14 @@ from taskservice.client.responses import SHORT_FIELDS, Expected, Object, T, Task
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, HEARTBEAT_SECONDS, Outbox
 from taskservice.terms import ErrorType, Status
 
-# Requests that the client and the runner both make.
-
 # Responses contain tasks without their logs, which can be long.
 SHORT = {"fields": SHORT_FIELDS}
 SHORT_TASK = Object(SHORT_FIELDS)
 STARTED = Object(SHORT_FIELDS, (201,))
 ONLY_ID: dict[str, Any] = {"params": {"fields": "id"}}
 _NEXT = re.compile(r'<\?([^>]*)>; rel="next"')
+_LOG_PAGE = Object("logs,next,status")
+_LINK = Object("id,url,createdAt,expiresAt", (201,))
 _CLAIMED: Expected[dict[str, Any] | None] = Expected(SHORT_FIELDS, (200, 204))
 
 
@@ -108,8 +108,6 @@ def path_to(*names: str) -> str:
     texts = [text.replace("/", "-") if text.strip(".") else "-" for text in names]
     return "".join(["/" + quote(text, safe="", errors="replace") for text in texts])
 
-
-# Questions of tasks: programs ask and wait for the answer, people answer.
 
 # How long an interrupted program tries to withdraw its question.
 WITHDRAW_SECONDS = 5.0
@@ -725,7 +723,7 @@ class Task:
         query = {"limit": str(terms.MAX_LINES), "after": str(after)}
         query |= {"times": "true"} if times else {}
         path = path_to("task", self.id, "logs")
-        return self._connection.call("GET", path, responses.LOG_PAGE, params=query, wait=wait).data
+        return self._connection.call("GET", path, _LOG_PAGE, params=query, wait=wait).data
 
     def answer(self, question_id: str, content: Mapping[str, Any]) -> Question:
         """Answer an open question of the task, and return it; only user keys can. Blocks.
@@ -807,7 +805,7 @@ class Task:
         """
         until = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
         body, path = {"expiresAt": until and until.isoformat()}, path_to("task", self.id, "link")
-        return self._connection.call("POST", path, responses.LINK, json=body).data
+        return self._connection.call("POST", path, _LINK, json=body).data
 
     def delete(self) -> None:
         """Delete the task permanently, with its log and its deliveries. Blocks.

@@ -14,8 +14,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Finds processes, so that a program can be stopped with its descendants.
-
 
 class FoundProcess(NamedTuple):
     """A running process; `started` distinguishes it from a later one with the same id."""
@@ -129,8 +127,12 @@ class Process:
             self.has_ended = True
         return os.waitstatus_to_exitcode(status)
 
-    def send_signal(self, number: int) -> None:
-        """Send it a signal, unless it has ended."""
+    def send_signal(self, number: int, is_from_terminal: bool = False) -> None:
+        """Send it a signal, unless it has ended or got the same signal from the terminal."""
+        is_for_both = is_from_terminal and self.at_terminal and number in _TERMINAL_SIGNALS
+        # None: the terminal has just hung up.
+        if is_for_both and _foreground_group() in (os.getpgrp(), None):
+            return
         with self._lock:
             if self.has_ended:
                 return
@@ -208,12 +210,6 @@ class Process:
         self._seen = {pid: found[pid] for pid in ids}
         return ids
 
-    def received_from_terminal(self, number: int) -> bool:
-        """Whether the terminal that sent us this signal also sent it to the program."""
-        # None: the terminal has just hung up.
-        in_foreground = self.at_terminal and _foreground_group() in (os.getpgrp(), None)
-        return in_foreground and number in _TERMINAL_SIGNALS
-
 
 def _spawn(command: list[str], environment: dict[str, str], **options: Any) -> int:
     # We block signals and wait for them; the program must not inherit that.
@@ -264,8 +260,6 @@ def signal_name(number: int) -> str:
     except ValueError:
         return f"signal {number}"
 
-
-# Forwards signals from a person or a supervisor to the program.
 
 # Each signal that by default ends a process, except those that a process raises by its own fault.
 _ENDING = (

@@ -19,8 +19,6 @@ from taskservice.client.spool import cut_line, now
 from taskservice.runner.process import JOIN_SECONDS
 from taskservice.terms import MAX_LINE, MAX_OBJECT
 
-# Masks the secrets of the environment in the output of a program, before it is stored or sent.
-
 _NAME = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 # A shorter value, such as `true`, is not a secret, and masking it would mask other text too.
 _MIN_CHARACTERS = 8
@@ -68,8 +66,6 @@ def _parts(value: str) -> list[str]:
     # Programs often strip the spaces around a secret.
     return [core if len(core := line.strip()) >= _MIN_CHARACTERS else line for line in secrets]
 
-
-# Splits a program's output, which arrives in blocks of bytes, into the lines of a log.
 
 # Maximum size of the stored part of a line, until it is masked.
 _MAX_PARTIAL = 2 * MAX_LINE

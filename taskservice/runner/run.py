@@ -36,8 +36,6 @@ from taskservice.runner.saved_run import SavedRun
 from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import MAX_OBJECT
 
-# JSON whose numbers stay exact between the service and a program.
-
 # Deeper than the service accepts, which says so; Python's JSON recurses for each level.
 _MAX_DEPTH = 200
 # As deep as the service accepts an output; a deeper last line stays in the log.
@@ -94,8 +92,7 @@ START_SECONDS = 3.0
 START_TIMEOUTS = (2.0, 3.0)
 # After a cancellation, a program that has not ended in this time is killed.
 GRACE_SECONDS = 10.0
-# After the program's end, the run gives up if the service does not respond for this time, of which
-# the second part is after the end.
+# How long the service can be silent before the run gives up, and how long at least since its end.
 SILENCE_SECONDS = 30.0
 MIN_SILENCE_SECONDS = 5.0
 # After a signal, the run waits this long for the readers of its stdout and stderr.
@@ -147,8 +144,8 @@ class Run:
         if self._process.has_ended:
             if number not in PROGRAM_ONLY:
                 self._stop_waiting.set()
-        elif not (is_from_terminal and self._process.received_from_terminal(number)):
-            self._process.send_signal(number)
+        else:
+            self._process.send_signal(number, is_from_terminal)
 
     def resize(self) -> None:
         """Give the program's terminal the new size of ours."""
