@@ -9,9 +9,9 @@ from threading import current_thread
 from typing import Any, NotRequired, TypedDict
 from uuid import uuid4
 
-from taskservice.client import responses
 from taskservice.client.http import PATIENCE_SECONDS, REPEAT_SECONDS, WAIT_SECONDS, Connection
 from taskservice.client.responses import (
+    AGENT,
     SHORT_FIELDS,
     BadRequest,
     Conflict,
@@ -453,7 +453,7 @@ class Client:
             query[name] = str(value).lower()
         query["label"] = [f"{key}:{value}" for key, value in (labels or {}).items()]
         query |= {"fields": fields, "limit": str(page or PAGE_TASKS)}
-        found = pages(self.connection, "/task", query, responses.Objects(fields, is_list=True))
+        found = pages(self.connection, "/task", query, Objects(fields, is_list=True))
         return (Task(self.connection, data) for response in found for data in response.data)
 
     def agents(self, health: bool = False) -> list[Agent]:
@@ -558,7 +558,7 @@ class Client:
             NotFound: The agent does not exist.
             Forbidden: The key is an agent key.
         """
-        self.connection.call("DELETE", path_to("agent", agent_id), responses.AGENT)
+        self.connection.call("DELETE", path_to("agent", agent_id), AGENT)
 
     def hooks(self) -> list[Hook]:
         """Return all hooks of the user, oldest first; only user keys can."""

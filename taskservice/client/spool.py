@@ -207,7 +207,8 @@ class Spool:
             from_disk = min(batch.stored_bytes, self._end - self._start)
             self._start += from_disk
             del self._memory[: batch.stored_bytes - from_disk]
-            self._note_lost()
+            if self._lost:
+                self._store(b"", now())
             # If the position can't be written, lines are sent again, and the service skips them.
             with suppress(OSError):
                 self._write_position()
@@ -263,7 +264,8 @@ class Spool:
         elif self._end:
             self._seq = _UNKNOWN_SEQ
         self._start = min(self._start, self._end)
-        self._note_lost()
+        if self._lost:
+            self._store(b"", now())
 
     def _store(self, text: bytes, at: int) -> None:
         left_out = b""
@@ -292,10 +294,6 @@ class Spool:
             return False
         self._end += len(stored)
         return True
-
-    def _note_lost(self) -> None:
-        if self._lost:
-            self._store(b"", now())
 
     def _read(self, max_bytes: int) -> bytes:
         size = min(max_bytes, self._end - self._start)

@@ -255,10 +255,7 @@ def describe(status: int, received: Sequence[int]) -> str:
 
 
 def signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return next((each.name for each in signal.Signals if each == number), f"signal {number}")
 
 
 # Each signal that by default ends a process, except those that a process raises by its own fault.

@@ -248,22 +248,13 @@ class Run:
         sender.start()
         status = self._process.wait()
         reader.finish()
+        report = failed(describe(status, self._received)) if status else {"status": terms.COMPLETE}
+        if output := self._output(reader):
+            report["output"] = self._masker.mask_json(output)
         # As shells give it: 128 + n for a program killed by signal n.
-        code = status if status >= 0 else 128 - status
-        return code, self._report(status, reader)
+        return status if status >= 0 else 128 - status, report
 
     def _spawn(self, reader: OutputReader) -> Process:
-        with contextlib.ExitStack() as files:
-            stdin = None
-            if self._stdin_text is not None:
-                # A file, because a pipe would need a thread that writes to it.
-                file = files.enter_context(tempfile.TemporaryFile())
-                file.write(self._stdin_text)
-                file.seek(0)
-                stdin = file.fileno()
-            return Process(self._command, self._environment(), stdin, reader.stdout, reader.stderr)
-
-    def _environment(self) -> dict[str, str]:
         # The service counts the lines of each writer.
         own = {"TASKSERVICE_WRITER": "program"}
         if self._is_tty:
@@ -275,7 +266,16 @@ class Run:
             own["TASKSERVICE_TASK_ID"] = self._saved.task_id
             url = f"{self._connection.url}{terms.API_PREFIX}/task/{self._saved.task_id}"
             own["TASKSERVICE_TASK_URL"] = url
-        return _without_task(os.environ) | own
+        environment = _without_task(os.environ) | own
+        with contextlib.ExitStack() as files:
+            stdin = None
+            if self._stdin_text is not None:
+                # A file, because a pipe would need a thread that writes to it.
+                file = files.enter_context(tempfile.TemporaryFile())
+                file.write(self._stdin_text)
+                file.seek(0)
+                stdin = file.fileno()
+            return Process(self._command, environment, stdin, reader.stdout, reader.stderr)
 
     def _start_task(self, **options: Any) -> str:
         """The task's id; starts the task, unless that was done."""
@@ -302,11 +302,6 @@ class Run:
 
     def _on_full_disk(self, error: OSError) -> None:
         self._notice_once(f"log lines can't be written to the disk: {error.strerror or error}")
-
-    def _report(self, status: int, reader: OutputReader) -> dict[str, Any]:
-        report = failed(describe(status, self._received)) if status else {"status": terms.COMPLETE}
-        output = self._output(reader)
-        return report | {"output": self._masker.mask_json(output)} if output else report
 
     def _output(self, reader: OutputReader) -> dict[str, Any] | None:
         """The program's output: the JSON object in its output file, or in its last line."""
@@ -413,13 +408,17 @@ def failed(text: str) -> dict[str, Any]:
 
 
 def resend(connection: Connection) -> bool:
-    """Send all saved runs, and print a line for each; false if one is left. Raises OSError."""
+    """Send all saved runs, oldest first; false if one is left. Raises OSError."""
     runs = saved_run.runs_folder()
     if not runs.exists():
         return True
     saved_run.check_private(runs, may_close=True)
     caller = cache(lambda: connection.call("GET", "/user", responses.USER).data)
-    is_done = [_resend_one(connection, folder, caller) for folder in saved_run.leftover_runs(runs)]
+    found = []
+    for folder in runs.glob("[!.]*"):
+        with contextlib.suppress(OSError):  # another process has just sent it
+            found.append((folder.lstat().st_mtime, folder))
+    is_done = [_resend_one(connection, folder, caller) for _, folder in sorted(found)]
     return all(is_done)
 
 

@@ -124,8 +124,18 @@ class SavedRun:
         if self.folder is None:
             return
         members = {name: getattr(self, attribute) for name, attribute in _MEMBERS.items()}
+        text = json.dumps(members).encode().ljust(_RESERVED_BYTES)
+        path = self.folder / _FILE
+        draft = path.with_suffix(".new")
         with self._write_lock:
-            _replace_file(self.folder / _FILE, json.dumps(members).encode().ljust(_RESERVED_BYTES))
+            try:
+                _write_file(draft, text)
+                draft.rename(path)
+            except OSError:
+                draft.unlink(missing_ok=True)
+                if not path.exists() or len(text) > _RESERVED_BYTES:
+                    raise
+                _write_file(path, text)  # on a full disk, over its own blocks
 
     @classmethod
     def load(cls, folder: Path) -> "SavedRun | None":
@@ -167,28 +177,6 @@ class SavedRun:
                 self.folder = self.folder.rename(self.folder.with_name(f".{self.folder.name}"))
             self.release()
             shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def leftover_runs(runs: Path) -> list[Path]:
-    """The folders that can contain a saved run, oldest first."""
-    found = []
-    for path in runs.glob("[!.]*"):
-        with contextlib.suppress(OSError):  # another process has just sent it
-            found.append((path.lstat().st_mtime, path))
-    return [path for _, path in sorted(found)]
-
-
-def _replace_file(path: Path, text: bytes) -> None:
-    """Replace a file; on a full disk, overwrite its blocks. Raises OSError."""
-    draft = path.with_suffix(".new")
-    try:
-        _write_file(draft, text)
-        draft.rename(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        if not path.exists() or len(text) > _RESERVED_BYTES:
-            raise
-        _write_file(path, text)
 
 
 def _write_file(path: Path, text: bytes) -> None:
