@@ -99,10 +99,9 @@ class TaskHandler(logging.Handler):
         """Like Handler.handle, without the lock: waiting for space must block no other thread."""
         # Adding a record about sending would cause another one, and a sender would wait for itself
         # if there is no space.
-        is_request = record.name.startswith(("urllib3", "requests"))
-        if isinstance(current_thread(), Sender) or (
-            is_request and record.levelno < logging.WARNING
-        ):
+        is_of_request = record.name.startswith(("urllib3", "requests"))
+        is_minor = is_of_request and record.levelno < logging.WARNING
+        if is_minor or isinstance(current_thread(), Sender):
             return False
         result: Any = self.filter(record)  # since Python 3.12 it can be another record
         if result:
@@ -544,10 +543,10 @@ class Client:
             >>> schema = {"type": "object", "properties": {"pages": {"type": "integer"}}}
             >>> client.register("reader", description="Reads pages.", input_schema=schema)
         """
-        fields = given(name=name, description=description, tool=tool, expect=expect)
-        fields |= given(inputSchema=input_schema, annotations=annotations)
-        if expect == {}:
-            fields["expect"] = None
+        fields = given(name=name, description=description, tool=tool, annotations=annotations)
+        fields |= given(inputSchema=input_schema)
+        if expect is not None:
+            fields["expect"] = expect or None
         register_agent(self.connection, agent_id, fields)
 
     def delete_agent(self, agent_id: str) -> None:

@@ -16,25 +16,11 @@ from uuid import uuid4
 from taskservice.client import responses
 from taskservice.client.http import Connection, delays, pause_after
 from taskservice.client.responses import Object, TaskCancelled, TaskFinished, TaskServiceError
-from taskservice.client.spool import (
-    Batch,
-    InterruptSafeEvent,
-    Spool,
-    as_lines,
-    cut_utf8,
-    note,
-    now,
-    timed,
-)
+from taskservice.client.spool import Batch, InterruptSafeEvent, Spool, as_lines, note, now, timed
 from taskservice.quantities import plural
-from taskservice.terms import LOG_FULL, MAX_LOG, MAX_MESSAGE
+from taskservice.terms import LOG_FULL, MAX_LOG
 
 logger = logging.getLogger(__name__)
-
-
-def cut_message(text: str) -> str:
-    """The text, truncated to the limit for the message of an error."""
-    return cut_utf8(text.encode(errors="replace"), MAX_MESSAGE).decode().replace("\0", "\ufffd")
 
 
 def duration(seconds: float) -> str:
@@ -96,8 +82,7 @@ class Sender(threading.Thread):
         self._batch_bytes = BATCH_BYTES
         self._last_request_at = 0.0
         self._report: dict[str, Any] | None = None
-        self._closing = InterruptSafeEvent()
-        self._abandoned = InterruptSafeEvent()
+        self._closing, self._abandoned = InterruptSafeEvent(), InterruptSafeEvent()
         self._progress: dict[str, Any] = {}  # what is unsent of it
         self._progress_at = -math.inf  # when it was last sent
         self._lock = threading.Lock()

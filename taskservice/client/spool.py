@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from taskservice.quantities import plural
-from taskservice.terms import MAX_LINE, MAX_LOG
+from taskservice.terms import MAX_LINE, MAX_LOG, MAX_MESSAGE
 
 
 def now() -> int:
@@ -54,10 +54,15 @@ def cut_line(line: bytes, size: int | None = None) -> bytes:
     if size is None and len(text) <= MAX_LINE:
         return line
     marker = f"… [taskservice: truncated here, the line has {size or len(line):,} bytes]"
-    return cut_utf8(text, MAX_LINE - _MARKER_BYTES) + marker.encode()
+    return _cut_utf8(text, MAX_LINE - _MARKER_BYTES) + marker.encode()
 
 
-def cut_utf8(text: bytes, max_bytes: int) -> bytes:
+def cut_message(text: str) -> str:
+    """The text, truncated to the limit for the message of an error."""
+    return _cut_utf8(text.encode(errors="replace"), MAX_MESSAGE).decode().replace("\0", "\ufffd")
+
+
+def _cut_utf8(text: bytes, max_bytes: int) -> bytes:
     """The longest prefix of at most `max_bytes` that does not split a character."""
     return text[:max_bytes].decode(errors="ignore").encode()
 

@@ -190,12 +190,10 @@ def seconds_open(timeout: int | None) -> float:
 
 def _raise_reason(connection: Connection, task_id: str, question: Question) -> NoReturn:
     """Raise the reason why a question has no answer."""
-    reasons = {
-        terms.DECLINED: responses.QuestionDeclined,
-        terms.EXPIRED: responses.QuestionExpired,
-    }
-    if question["state"] in reasons:
-        raise reasons[question["state"]](question)
+    if question["state"] == terms.DECLINED:
+        raise responses.QuestionDeclined(question)
+    if question["state"] == terms.EXPIRED:
+        raise responses.QuestionExpired(question)
     # If its task has ended, the service refuses a heartbeat.
     path = path_to("task", task_id, "logs")
     task = connection.call("POST", path, responses.APPENDED, json={"logs": []}).data
@@ -240,10 +238,9 @@ def _check_output(members: Mapping[str, Any]) -> None:
             raise TypeError(f"The key {key!r} of an output must be a string")
         try:
             json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-        except TypeError as error:
-            raise TypeError(f"output[{key!r}] is not JSON: {error}") from None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"output[{key!r}] is not JSON: {error}") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"output[{key!r}] is not JSON: {error}") from None
 
 
 class Line(NamedTuple):
@@ -597,7 +594,7 @@ class Task:
             >>> task.error
             {'type': 'failed', 'message': 'The disk is full'}
         """
-        error = {"message": sender.cut_message(str(message))}
+        error = {"message": spool.cut_message(str(message))}
         self._finish({"status": terms.ERROR, "error": error, "output": self.output})
 
     def _finish(self, report: dict[str, Any] | None) -> None:
@@ -703,16 +700,15 @@ class Task:
         while True:
             page = self._page(after, times, wait)
             yield from _numbered(page)
-            is_due = (
-                page["status"] == terms.RUNNING and time.monotonic() - polled_at >= POLL_SECONDS
-            )
+            is_running = page["status"] == terms.RUNNING
+            is_due = is_running and time.monotonic() - polled_at >= POLL_SECONDS
             if on_question is not None and is_due:
                 for question in self.refresh().questions:
                     if question["id"] not in seen:
                         seen.add(question["id"])
                         on_question(question)
                 polled_at = time.monotonic()
-            if not page["logs"] and page["status"] != terms.RUNNING:
+            if not page["logs"] and not is_running:
                 self._output = Output(self.refresh().data["output"])
                 return
             if page["next"] <= after:

@@ -20,13 +20,8 @@ from taskservice import terms
 from taskservice.client import responses
 from taskservice.client.http import Connection
 from taskservice.client.responses import RETRYABLE, NotTheService, TaskCancelled, TaskServiceError
-from taskservice.client.sender import (
-    CLAIMED_HEARTBEAT_SECONDS,
-    Sender,
-    cut_message,
-    heartbeat_for,
-)
-from taskservice.client.spool import Spool, note, now
+from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
+from taskservice.client.spool import Spool, cut_message, note, now
 from taskservice.client.task import Task
 from taskservice.quantities import plural
 from taskservice.runner import saved_run
