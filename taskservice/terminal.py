@@ -16,13 +16,9 @@ _CONTROL_CHARACTERS = (
 )
 _UNSAFE = re.compile(f"[{_CONTROL_CHARACTERS}]")
 _UNSAFE_IN_LINES = re.compile(f"(?![\t\n])[{_CONTROL_CHARACTERS}]")
-_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 # The first group has the escape sequences that change only the look of text, such as its colour.
 _COLOUR_OR_UNSAFE = re.compile(rf"(\x1b\[[0-9;:]*m)|{_UNSAFE_IN_LINES.pattern}")
 _PLAIN = "\x1b[0m"
-
-# A user name and password before the host of a URL.
-_USER_INFO = re.compile(r"(?<=//)[^\s/?#]*@")
 
 
 def escaped(text: str) -> str:
@@ -46,7 +42,7 @@ def _escape(character: re.Match[str]) -> str:
 
 def without_user_info(text: str) -> str:
     """The text, without user names and passwords in its URLs."""
-    return _USER_INFO.sub("", text)
+    return re.sub(r"(?<=//)[^\s/?#]*@", "", text)
 
 
 def print_line(text: str = "", *, err: bool = False) -> None:
@@ -152,7 +148,7 @@ def _write(line: str, *, err: bool = False) -> None:
             print(line, flush=True)
         except UnicodeEncodeError:
             # The encoding of the locale does not contain some of the characters.
-            print(_NOT_ASCII.sub(_escape, line), flush=True)
+            print(re.sub(r"[^\x00-\x7f]", _escape, line), flush=True)
     except OSError as error:
         # Otherwise the rest of its buffer would fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

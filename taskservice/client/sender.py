@@ -382,6 +382,7 @@ def _register_exit(process_id: int) -> None:
         util.Finalize(None, _send_rest, exitpriority=10)
 
 
+@atexit.register
 def _send_rest() -> None:
     until = time.monotonic() + EXIT_SECONDS
     for outbox in list(_outboxes):
@@ -394,5 +395,4 @@ def _reset_after_fork() -> None:
     _outboxes.clear()
 
 
-atexit.register(_send_rest)
 os.register_at_fork(after_in_child=_reset_after_fork)

@@ -142,8 +142,6 @@ _BLOCK_BYTES = 1024 * 1024
 # In the file `position`: the confirmed bytes of `lines`, the number of the next line, the sent
 # bytes, and the number of lines that were lost after the lines on the disk.
 _POSITION = struct.Struct("<4Q")
-# For an unknown position: the service refuses this number and returns the right one.
-_UNKNOWN_SEQ = 1 << 52
 
 
 class Spool:
@@ -267,7 +265,7 @@ class Spool:
         if len(position) == _POSITION.size:
             self._start, self._seq, self.sent_bytes, self._lost = _POSITION.unpack(position)
         elif self._end:
-            self._seq = _UNKNOWN_SEQ
+            self._seq = 1 << 52  # the service refuses it and returns the right one
         self._start = min(self._start, self._end)
         if self._lost:
             self._store(b"", now())

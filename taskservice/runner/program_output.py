@@ -164,8 +164,6 @@ def copy_size(terminal: int) -> None:
         termios.tcsetwinsize(terminal, (lines, columns))
 
 
-BLOCK_BYTES = 256 * 1024
-PIPE_BYTES = 1024 * 1024
 # Unread output; with more, the program waits, as with a pipe.
 MAX_BUFFER_BYTES = 16 * 1024 * 1024
 # A background process of the program may keep its output open forever.
@@ -182,7 +180,7 @@ class Stream:
     def __init__(self, out: int, is_tty: bool) -> None:
         self.reader, self.writer = open_terminal() if is_tty else os.pipe()
         with contextlib.suppress(AttributeError, OSError):  # only on Linux, up to a limit
-            fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 1024 * 1024)
         self._out = out
         self._blocks: SimpleQueue[bytes] = SimpleQueue()
         # Byte counts; only one thread writes each of them.
@@ -289,7 +287,7 @@ class OutputReader:
                 elif selector.select(0.1):
                     block = b""
                     with contextlib.suppress(OSError):  # the end of a terminal on Linux
-                        block = os.read(stream.reader, BLOCK_BYTES)
+                        block = os.read(stream.reader, 256 * 1024)
                     if not block:
                         break
                     read_at, unread = now(), unread - len(block)

@@ -84,14 +84,9 @@ _decoder = json.JSONDecoder(
 WRITER = "run"
 # How long the start of the task can delay the program.
 START_SECONDS = 3.0
-START_TIMEOUTS = (2.0, 3.0)
-# After a cancellation, a program that has not ended in this time is killed.
-GRACE_SECONDS = 10.0
 # How long the service can be silent before the run gives up, and how long at least since its end.
 SILENCE_SECONDS = 30.0
 MIN_SILENCE_SECONDS = 5.0
-# After a signal, the run waits this long for the readers of its stdout and stderr.
-FLUSH_SECONDS = 1.0
 _OUTAGE_PAGE = terms.documentation("docs/guides/run-programs.md#when-the-service-is-unreachable")
 OUTPUT = "TASKSERVICE_OUTPUT"
 _OUTPUT_FILE = "output.json"
@@ -180,7 +175,7 @@ class Run:
         ]
 
         def start_task() -> None:
-            limits = {"patience": START_SECONDS, "timeout": START_TIMEOUTS}
+            limits = {"patience": START_SECONDS, "timeout": (2.0, 3.0)}
             try:
                 self._start_task(is_strict=is_strict, is_late=False, **limits)
                 reasons.clear()
@@ -215,7 +210,7 @@ class Run:
         code, report = self._run_program(reader, sender)
         self._finish(sender, report)
         # After a signal, a reader that reads nothing does not delay the exit.
-        reader.flush(self._stop_waiting, FLUSH_SECONDS if self._received else math.inf)
+        reader.flush(self._stop_waiting, max_wait=1.0 if self._received else math.inf)
         return code
 
     def _open_output(self) -> OutputReader:
@@ -285,7 +280,7 @@ class Run:
             what = "cancelled" if isinstance(error, TaskCancelled) else "deleted"
             if self._process is not None and not self._process.has_ended:
                 notice(f"the task was {what}; stopping the program")
-                self._process.stop(GRACE_SECONDS)
+                self._process.stop(grace=10.0)
         elif str(error) != self._start_refusal:
             notice(f"the service refused a request: {error}; the program continues")
 
