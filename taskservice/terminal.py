@@ -106,10 +106,7 @@ def print_table(rows: Sequence[Sequence[str]], *, colours: Mapping[str, str] | N
 
 
 def open_standard_files() -> None:
-    """Open /dev/null in place of each of stdin, stdout and stderr that is closed.
-
-    Otherwise the next file or socket would get its number, and the program would print into it.
-    """
+    """Open /dev/null as each closed standard file, whose number the next socket would get."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

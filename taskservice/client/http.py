@@ -24,21 +24,16 @@ from taskservice.terms import API_PREFIX, KEY_VARIABLE, PROFILE_VARIABLE
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
 READ_AFTER_WAIT = 30.0  # in addition to the wait of a request
-# A response that arrives faster than this, in bytes per second, never times out.
-MIN_RATE = 16 * 1024
-# A page of the list can contain 100 tasks with two objects of 1 MiB each. A page of a log can
-# contain a whole log, in which JSON turns some bytes into six.
+MIN_RATE = 16 * 1024  # a response with more bytes per second never times out
+# A page of a log can contain a whole log, in which JSON turns some bytes into six.
 MAX_BYTES = 8 * terms.MAX_LOG
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
-# The longest pause, whatever `Retry-After` says.
-MAX_PAUSE = 3600.0
-# How long the service usually waits for a change, in seconds.
-WAIT_SECONDS = 30
+MAX_PAUSE = 3600.0  # whatever `Retry-After` says
+WAIT_SECONDS = 30  # how long the service usually waits for a change
 # The service may respond to a waiting request immediately: the next one is sent after this time.
 REPEAT_SECONDS = 1.0
-# How many seconds a call is retried before it fails, by default.
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 60.0  # how long a call is retried before it fails, by default
 
 
 class Connection:
@@ -75,9 +70,8 @@ class Connection:
     ) -> Response[T]:
         """Make a request that may be repeated, and retry it for `patience` seconds.
 
-        `path` is the path below /api/v1. `wait` is how many seconds the service may wait before it
-        responds. `sleep` waits for the next attempt. Raises TaskServiceError; a temporary one only
-        after `patience`.
+        The service may take `wait` seconds to respond; `sleep` waits for the next attempt. Raises
+        TaskServiceError; a temporary one only after `patience`.
         """
         patience = self.patience if patience is None else patience
         until = time.monotonic() + patience
@@ -262,8 +256,8 @@ def chosen_profile() -> str:
 def kept_settings(url: str | None = None) -> tuple[str, str]:
     """The address and the key of the environment, or else of the profile; empty without any.
 
-    With `url`, or if one of them is in the environment, nothing that was kept is used, so that a
-    kept key is only sent to its address. Raises SettingError.
+    With `url` or one of them set, nothing kept is used: a kept key is only sent to its address.
+    Raises SettingError.
     """
     environment = os.environ.get("TASKSERVICE_URL", ""), os.environ.get(KEY_VARIABLE, "")
     if url or any(environment):

@@ -135,11 +135,8 @@ class QuestionNotAnswered(TaskServiceError):
     sentence = "The question was not answered"
 
     def __init__(self, question: Mapping[str, Any]) -> None:
-        super().__init__(question)
+        super().__init__(self.sentence)
         self.question = question
-
-    def __str__(self) -> str:
-        return self.sentence
 
 
 class QuestionDeclined(QuestionNotAnswered):
@@ -160,8 +157,7 @@ class QuestionWithdrawn(QuestionNotAnswered):
     sentence = "The question was withdrawn"
 
 
-# Another attempt can succeed.
-RETRYABLE = (Unreachable, UnexpectedResponse, Unavailable)
+RETRYABLE = (Unreachable, UnexpectedResponse, Unavailable)  # another attempt can succeed
 
 
 def _text(messages: Any) -> str:
@@ -172,7 +168,7 @@ def _text(messages: Any) -> str:
 
 JSON = "application/json"
 
-# All fields of a task except the log, which can be long.
+# All but the log, which can be long.
 SHORT_FIELDS = (
     "id,name,agentId,userId,createdAt,updatedAt,claimedAt,finishedAt,firstLog,logCount,input,output,"
     "status,error,progress,labels,questions,startedBy,endedBy,note,parentId,rerunOf,callback"

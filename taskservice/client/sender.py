@@ -51,10 +51,9 @@ def heartbeat_for(timeout: int | None) -> float:
 class Sender(threading.Thread):
     """Sends lines in batches, heartbeats while there are none, and finally the report.
 
-    Its thread calls `task_id` before each request for the task's ID, which may have to start the
-    task; `on_stop` when nothing more can be sent, since the task was cancelled or deleted or a
-    request was refused; `on_outage` with the error when the service becomes unavailable, and with
-    None when it is reachable again.
+    Its thread calls `task_id` before each request, which may have to start the task; `on_stop` when
+    nothing more can be sent; `on_outage` with the error when the service becomes unavailable, and
+    with None when it is reachable again.
     """
 
     def __init__(
@@ -120,7 +119,7 @@ class Sender(threading.Thread):
     def run(self) -> None:
         pauses = delays()
         try:
-            while not (self._abandoned.is_set() or self.is_delivered):
+            while not (self._abandoned.is_set or self.is_delivered):
                 try:
                     self.is_delivered = self._step()
                 except (*responses.RETRYABLE, responses.NotTheService, responses.LineGap) as error:
@@ -150,7 +149,7 @@ class Sender(threading.Thread):
 
     def _step(self) -> bool:
         """Make one request, or wait for a reason to make one. Return whether everything is sent."""
-        closing = self._closing.is_set()
+        closing = self._closing.is_set
         path = f"/task/{self._task_id()}"
         next_progress = self._progress_at + PROGRESS_INTERVAL if self._progress else math.inf
         if time.monotonic() >= next_progress and not closing:
@@ -251,12 +250,9 @@ class Sender(threading.Thread):
         return True
 
 
-# While this much is waiting in memory, the program waits too.
-MAX_BYTES = 16 * 1024 * 1024
-# How long a program waits at its exit for the last lines to be sent; child processes too.
-EXIT_SECONDS = 5.0
-# How often a program that waits for its sender checks whether to keep waiting.
-_POLL_SECONDS = 0.2
+MAX_BYTES = 16 * 1024 * 1024  # while this much is waiting in memory, the program waits too
+EXIT_SECONDS = 5.0  # how long a program, or a child, waits at its exit for its lines to be sent
+_POLL_SECONDS = 0.2  # how often a program that waits for its sender checks whether to keep waiting
 # Outboxes with lines that may be unsent, even if the program no longer uses them.
 _outboxes: set["Outbox"] = set()
 
@@ -305,7 +301,7 @@ class Outbox:
         """Add the lines of this text, and wait while the spool is full; raises as `Task.log`."""
         sender = self.start()
         began = time.monotonic()
-        while sender.spool.memory_bytes() >= MAX_BYTES:
+        while len(sender.spool.memory) >= MAX_BYTES:
             time.sleep(0.02)
             self._raise_if_stuck(sender, began)
         self.check()

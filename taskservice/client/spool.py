@@ -111,33 +111,28 @@ class InterruptSafeEvent:
     """Like threading.Event, which can stay locked for all threads if Ctrl-C interrupts one."""
 
     def __init__(self) -> None:
-        self._is_set = False
+        self.is_set = False
         self._gate = threading.Lock()  # open, that is unlocked, when it is set
         self._gate.acquire()
 
-    def is_set(self) -> bool:
-        return self._is_set
-
     def set(self) -> None:
-        self._is_set = True
+        self.is_set = True
         with suppress(RuntimeError):  # the gate is open already
             self._gate.release()
 
     def clear(self) -> None:
-        self._is_set = False
+        self.is_set = False
         self._gate.acquire(blocking=False)
 
     def wait(self, seconds: float) -> bool:
         """Wait until it is set, at most this many seconds; returns whether it is."""
-        if not self._is_set:
+        if not self.is_set:
             self._gate.acquire(timeout=seconds)
-        return self._is_set
+        return self.is_set
 
 
-# A log cannot contain more.
 MAX_SPOOL_BYTES = MAX_LOG
-# Maximum size of the lines in memory, if nothing can be written to the disk.
-MAX_MEMORY_BYTES = 4 * 1024 * 1024
+MAX_MEMORY_BYTES = 4 * 1024 * 1024  # of a run, if nothing can be written to the disk
 _BLOCK_BYTES = 1024 * 1024
 # In the file `position`: the confirmed bytes of `lines`, the number of the next line, the sent
 # bytes, and the number of lines that were lost after the lines on the disk.
@@ -164,10 +159,10 @@ class Spool:
         self._seq = 1
         self._batch: Batch | None = None
         # Unlike a Condition, it can't stay locked if Ctrl-C interrupts a thread that adds lines.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._is_open = True
         self._on_full, self._max_memory = on_full, max_memory
-        self._memory = bytearray()
+        self.memory = bytearray()
         self._file = self._position = -1
         # The start and the end of the unconfirmed lines in the file.
         self._start = self._end = 0
@@ -209,7 +204,7 @@ class Spool:
             self._batch = None
             from_disk = min(batch.stored_bytes, self._end - self._start)
             self._start += from_disk
-            del self._memory[: batch.stored_bytes - from_disk]
+            del self.memory[: batch.stored_bytes - from_disk]
             if self._lost:
                 self._store(b"", now())
             # If the position can't be written, lines are sent again, and the service skips them.
@@ -229,27 +224,28 @@ class Spool:
         """Drop all lines, and all lines added later."""
         with self._lock:
             self._is_open, self._batch, self._lost = False, None, 0
-            self._memory.clear()
+            self.memory.clear()
             if self._file >= 0:
                 self._empty_file()
 
     def count(self) -> int:
         with self._lock:
-            return self._count()
-
-    def memory_bytes(self) -> int:
-        return len(self._memory)
+            lines = self.memory.count(b"\n")
+            for start in range(self._start, self._end, _BLOCK_BYTES):
+                size = min(_BLOCK_BYTES, self._end - start)
+                lines += os.pread(self._file, size, start).count(b"\n")
+            return lines
 
     def close(self) -> tuple[int, int]:
         """Sync the lines to the disk and close the files; returns how many are there, and lost."""
         with self._lock:
             self._is_open = False
-            in_memory = bytes(self._memory)
-            self._memory.clear()
+            in_memory = bytes(self.memory)
+            self.memory.clear()
             # The disk may have space again; if not, `position` contains how many are lost.
             if not self._store_on_disk(in_memory):
                 self._lost += in_memory.count(b"\n")
-            lines = self._count()
+            lines = self.count()
             with suppress(OSError):  # the lines are written, but not synced
                 self._write_position()
                 if lines:
@@ -277,8 +273,8 @@ class Spool:
         stored = timed(left_out + text, at)
         if self._store_on_disk(stored):
             self._lost = 0
-        elif len(self._memory) + len(stored) <= self._max_memory:
-            self._memory += stored
+        elif len(self.memory) + len(stored) <= self._max_memory:
+            self.memory += stored
             self._lost = 0
         else:
             self._lost += text.count(b"\n")
@@ -287,7 +283,7 @@ class Spool:
         """Append whole lines; returns whether there was space."""
         is_full = self._end - self._start + len(stored) > MAX_SPOOL_BYTES
         # Lines in memory are sent first, so the order stays.
-        if self._file < 0 or self._memory or is_full:
+        if self._file < 0 or self.memory or is_full:
             return False
         try:
             _write(self._file, self._end, stored)
@@ -301,7 +297,7 @@ class Spool:
     def _read(self, max_bytes: int) -> bytes:
         size = min(max_bytes, self._end - self._start)
         text = os.pread(self._file, size, self._start) if size else b""
-        return text + self._memory[: max_bytes - size]
+        return text + self.memory[: max_bytes - size]
 
     def _empty_file(self) -> None:
         os.ftruncate(self._file, 0)
@@ -312,13 +308,6 @@ class Spool:
         if self._position >= 0:
             position = _POSITION.pack(self._start, self._seq, self.sent_bytes, self._lost)
             _write(self._position, 0, position)
-
-    def _count(self) -> int:
-        lines = self._memory.count(b"\n")
-        for start in range(self._start, self._end, _BLOCK_BYTES):
-            size = min(_BLOCK_BYTES, self._end - start)
-            lines += os.pread(self._file, size, start).count(b"\n")
-        return lines
 
     def _close_files(self) -> None:
         for file in {self._file, self._position} - {-1}:

@@ -109,10 +109,8 @@ def path_to(*names: str) -> str:
     return "".join(["/" + quote(text, safe="", errors="replace") for text in texts])
 
 
-# How long an interrupted program tries to withdraw its question.
-WITHDRAW_SECONDS = 5.0
-# How often a follower of a task requests its questions.
-POLL_SECONDS = 2
+WITHDRAW_SECONDS = 5.0  # how long an interrupted program tries to withdraw its question
+POLL_SECONDS = 2  # how often a follower of a task requests its questions
 
 
 class Question(TypedDict):

@@ -60,20 +60,16 @@ REAL_TIME = range(getattr(signal, "SIGRTMIN", 0), getattr(signal, "SIGRTMAX", -1
 PROGRAM_ONLY = (signal.SIGUSR1, signal.SIGUSR2, *REAL_TIME)
 # Python ignores these, and a child inherits that.
 RESET_TO_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
-# How often signal handlers can run while a thread is waited for.
-JOIN_SECONDS = 0.2
-# How often to check for the program's end, if the system does not signal it.
-_POLL_SECONDS = 0.02
-# How long the kernel can take to end a process after SIGKILL.
-_KILL_SECONDS = 2.0
+JOIN_SECONDS = 0.2  # how often signal handlers can run while a thread is waited for
+_POLL_SECONDS = 0.02  # how often to check for the program's end, if the system does not signal it
+_KILL_SECONDS = 2.0  # how long the kernel can take to end a process after SIGKILL
 
 
 class Process:
     """A running program.
 
     At a terminal it stays in our process group, so that it can read from the terminal and
-    receives Ctrl-C and Ctrl-Z as usual. Without a terminal, or with `stdin`, it gets its own
-    group. Signals go to its descendants too.
+    receives Ctrl-C as usual; else it gets its own group. Signals go to its descendants too.
     """
 
     def __init__(
@@ -269,8 +265,7 @@ FORWARDED = (*(getattr(signal, name) for name in _ENDING if hasattr(signal, name
 def forward_signals(forward: Callable[[int, bool], None]) -> None:
     """Call `forward` with the number of each signal, and whether it came from the terminal.
 
-    A signal that was ignored when we started stays ignored, as with nohup. Call this in the
-    main thread, before other threads start.
+    What was ignored stays so, as with nohup. Call this before other threads start.
     """
     # If our parent ignores SIGCHLD, so do we, and then the kernel discards exit statuses.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

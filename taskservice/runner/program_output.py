@@ -67,10 +67,6 @@ def _parts(value: str) -> list[str]:
     return [core if len(core := line.strip()) >= _MIN_CHARACTERS else line for line in secrets]
 
 
-# Maximum size of the stored part of a line, until it is masked.
-_MAX_PARTIAL = 2 * MAX_LINE
-
-
 class LineSplitter:
     """Splits one stream; its memory is bounded, however long a line is."""
 
@@ -100,7 +96,7 @@ class LineSplitter:
         text = self._partial + part
         shown = text.rstrip(b"\r")
         start = shown.rfind(b"\r") + 1
-        line = shown[start : start + _MAX_PARTIAL]
+        line = shown[start : start + 2 * MAX_LINE]  # masked, it can be shorter
         dropped = len(shown) - start - len(line)
         self._excess_bytes = dropped + (0 if start else self._excess_bytes)
         self._partial = line + (b"\r" if line and len(shown) < len(text) else b"")
@@ -164,17 +160,14 @@ def copy_size(terminal: int) -> None:
         termios.tcsetwinsize(terminal, (lines, columns))
 
 
-# Unread output; with more, the program waits, as with a pipe.
-MAX_BUFFER_BYTES = 16 * 1024 * 1024
-# A background process of the program may keep its output open forever.
-SECONDS_AFTER_END = 1.0
+MAX_BUFFER_BYTES = 16 * 1024 * 1024  # with more, the program waits, as with a pipe
+SECONDS_AFTER_END = 1.0  # a background process of the program may keep its output open forever
 
 
 class Stream:
-    """One of a program's outputs: the pipe that it writes to, and our stdout or stderr.
+    """One of a program's outputs: a pipe or a pseudo-terminal, and our stdout or stderr.
 
-    With `is_tty`, a pseudo-terminal replaces the pipe. The reader of our output may be slow, or
-    may close it.
+    The reader of our output may be slow, or may close it.
     """
 
     def __init__(self, out: int, is_tty: bool) -> None:
@@ -215,9 +208,8 @@ class Stream:
 class OutputReader:
     """Reads a program's output until it ends, in bounded memory and without delay.
 
-    If our stdout and stderr are the same file, as at a terminal, the program gets one pipe for
-    both, and the log contains its lines in exactly their order. Otherwise it gets two pipes, so
-    that stdout and stderr stay separate; the log contains the lines as they arrive.
+    If our stdout and stderr are the same file, as at a terminal, so are the program's, and the log
+    has its lines in exactly their order. Otherwise it has the lines as they arrive.
     """
 
     def __init__(self, store: Callable[[bytes, int], None], masker: Masker, is_tty: bool) -> None:
@@ -291,7 +283,7 @@ class OutputReader:
                     if not block:
                         break
                     read_at, unread = now(), unread - len(block)
-                    # First in the log: it has each line of the terminal, even after a crash.
+                    # First in the log, which has each line of the terminal even after a crash.
                     self._store(lines.feed(block), read_at)
                     stream.forward(block)
                     if stream is self._streams[0]:

@@ -31,14 +31,9 @@ from taskservice.runner.saved_run import SavedRun
 from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import MAX_OBJECT
 
-# Deeper than the service accepts, which says so; Python's JSON recurses for each level.
-_MAX_DEPTH = 200
-# As deep as the service accepts an output; a deeper last line stays in the log.
-_MAX_LINE_DEPTH = 63
-_MARKED = re.compile(r'"\\u0000([^"\\]*)\\u0000"')
 
-
-def parse_object(text: bytes, max_depth: int = _MAX_DEPTH) -> dict[str, Any] | None:
+# By default deeper than the service accepts, which says so.
+def parse_object(text: bytes, max_depth: int = 200) -> dict[str, Any] | None:
     """The JSON object in a text; None for any other text, or if a number would change."""
     if not text.strip().startswith(b"{") or len(text) > MAX_OBJECT:
         return None
@@ -54,7 +49,7 @@ def task_input(task: str) -> bytes:
     """The input in a task's JSON, with each number exactly as it is written there."""
     # NUL marks the numbers: no string of the service contains it.
     value = json.loads(task, parse_float=lambda number: f"\0{number}\0")["input"]
-    return _MARKED.sub(r"\1", json.dumps(value)).encode()
+    return re.sub(r'"\\u0000([^"\\]*)\\u0000"', r"\1", json.dumps(value)).encode()
 
 
 def _exact_number(text: str) -> float:
@@ -82,8 +77,7 @@ _decoder = json.JSONDecoder(
 )
 
 WRITER = "run"
-# How long the start of the task can delay the program.
-START_SECONDS = 3.0
+START_SECONDS = 3.0  # how long the start of the task can delay the program
 # How long the service can be silent before the run gives up, and how long at least since its end.
 SILENCE_SECONDS = 30.0
 MIN_SILENCE_SECONDS = 5.0
@@ -95,8 +89,7 @@ _OUTPUT_FILE = "output.json"
 class Run:
     """A program that runs as a task: call `start`, then `execute`, in any thread.
 
-    Pass either `fields`, which start the task, or `task`, which is already claimed. With
-    `is_tty`, the program prints to a pseudo-terminal.
+    Pass either `fields`, which start the task, or `task`, which is already claimed.
     """
 
     def __init__(
@@ -109,11 +102,9 @@ class Run:
     ) -> None:
         self._connection, self._command = connection, command
         self._saved = SavedRun(connection.url, fields or {}, task.data if task else None)
-        self._heartbeat = heartbeat_for(self._saved.fields.get("timeout"))
-        self._stdin_text: bytes | None = None
-        if task is not None:
-            self._heartbeat = CLAIMED_HEARTBEAT_SECONDS
-            self._stdin_text = task_input(task.json_text)
+        timeout = self._saved.fields.get("timeout")
+        self._heartbeat = CLAIMED_HEARTBEAT_SECONDS if task else heartbeat_for(timeout)
+        self._stdin_text = task_input(task.json_text) if task else None
         self._process: Process | None = None
         self._masker = Masker(os.environ)
         self._is_tty = is_tty
@@ -129,12 +120,9 @@ class Run:
         """Forward a signal; after the program's end, stop waiting for the service instead."""
         if number not in PROGRAM_ONLY:
             self._received.append(number)
-        if self._process is None:
-            return
-        if self._process.has_ended:
-            if number not in PROGRAM_ONLY:
+            if self._process is not None and self._process.has_ended:
                 self._stop_waiting.set()
-        else:
+        if self._process is not None:
             self._process.send_signal(number, is_from_terminal)
 
     def resize(self) -> None:
@@ -146,8 +134,7 @@ class Run:
     def start(self, is_strict: bool = False) -> None:
         """Start the task. If that fails, print a message on stderr; the program runs anyway.
 
-        With `is_strict`, raises TaskServiceError instead, also for a callback, label, name,
-        parent or timeout that would otherwise be left out.
+        With `is_strict`, raises TaskServiceError, also for a field that would be left out.
         """
         try:
             self._saved.create_folder(saved_run.runs_folder())
@@ -298,7 +285,8 @@ class Run:
         folder = self._saved.folder
         text = None if folder is None else _take_output_file(folder / _OUTPUT_FILE)
         if text is None:
-            return parse_object(reader.last_line.text(), _MAX_LINE_DEPTH)
+            # As deep as the service accepts it; a deeper last line stays in the log.
+            return parse_object(reader.last_line.text(), max_depth=63)
         output = parse_object(text)
         if output is None:
             problem = f"{OUTPUT} is not a regular file with a JSON object of at most 1 MiB"

@@ -20,8 +20,7 @@ from taskservice.client.task import start_task
 from taskservice.terminal import notice
 
 _FILE = "run.json"
-# Space reserved at the start, so that the report can be written when the disk is full.
-_RESERVED_BYTES = 16 * 1024
+_RESERVED_BYTES = 16 * 1024  # so that the report can be written when the disk is full
 # Optional fields: if the service refuses one, the task is started without it.
 OPTIONAL = {"callback", "claimedAt", "input", "labels", "name", "parentId", "timeout"}
 # The members of the file, and the attribute of each.
