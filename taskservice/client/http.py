@@ -107,10 +107,7 @@ class Connection:
         return max(repeat_at - time.monotonic(), 0)
 
     def once(self, method: str, path: str, expected: Expected[T], **options: Any) -> Response[T]:
-        """Make one attempt; `options`, but for `wait`, are those of `requests`.
-
-        Raises TaskServiceError.
-        """
+        """Make one attempt; `requests` gets all `options` but `wait`. Raises TaskServiceError."""
         headers = dict(options.pop("headers", {}))
         if "json" in options:
             options["data"] = _as_json(options.pop("json"))

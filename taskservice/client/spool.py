@@ -47,7 +47,7 @@ def as_lines(text: str) -> bytes:
 
 
 def cut_line(line: bytes, size: int | None = None) -> bytes:
-    """The line or, if it is too long, its first part; `size` is that of the line if it is cut."""
+    """The line or, if it is too long, its first part; `size` is the size of a line already cut."""
     if size is None and len(line) <= _ALWAYS_FITS:
         return line
     text = line.decode(errors="replace").replace("\0", "\ufffd").encode()
@@ -143,7 +143,7 @@ class Spool:
     """Lines that wait to be sent: in a file, which is emptied when all are confirmed, or in memory.
 
     Each line is in the file before `put` returns, so it survives the end of this process; a power
-    failure can lose those of the last seconds. Without a folder or space on the disk, lines wait in
+    failure can lose the last seconds. Without a folder or space on the disk, lines wait in
     memory. Over `max_memory` bytes they are dropped, and a marker in the log has their number.
     """
 

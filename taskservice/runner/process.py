@@ -181,7 +181,7 @@ class Process:
         """
         signalled: set[int] = set()
         were_paused = False
-        # Some are never paused: those of another user, and one in vfork that waits for its child.
+        # Some are never paused: another user's, and one in vfork that waits for its child.
         for _ in range(50):
             new = self._members() - signalled
             if were_paused and not new:

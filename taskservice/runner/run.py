@@ -32,7 +32,7 @@ from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import MAX_OBJECT
 
 
-# By default deeper than the service accepts, which says so.
+# By default deeper than the service accepts, whose own message is better.
 def parse_object(text: bytes, max_depth: int = 200) -> dict[str, Any] | None:
     """The JSON object in a text; None for any other text, or if a number would change."""
     if not text.strip().startswith(b"{") or len(text) > MAX_OBJECT:
@@ -414,14 +414,15 @@ def _resend_one(connection: Connection, folder: Path, caller: Callable[[], dict[
             notice(f"{folder} can't be read: {error}")
             return False
         if run.url != connection.url:
-            owner, own = run.url, f"TASKSERVICE_URL is {connection.url}"
+            problem = f"a saved run belongs to {run.url}, but TASKSERVICE_URL is {connection.url}"
         elif run.user_id not in (None, caller()["id"]) or (
             caller()["key"]["agentId"] not in (None, run.agent_id)
         ):
-            owner, own = f"agent {run.agent_id}", "the key to another user or agent"
+            owner = f"a saved run belongs to agent {run.agent_id}"
+            problem = f"{owner}, but the key to another user or agent"
         else:
             return _send_left(connection, run, spool)
-        notice(f"a saved run belongs to {owner}, but {own}; the run stays in {folder}")
+        notice(f"{problem}; the run stays in {folder}")
         return False
 
 
