@@ -258,10 +258,7 @@ _outboxes: set["Outbox"] = set()
 
 
 class Outbox:
-    """Sends for one task, in a thread that starts with the first line.
-
-    A copy in another process, by a fork or by pickle, starts empty.
-    """
+    """Sends for one task, in a thread from the first line on; a copy in a child has no lines."""
 
     def __init__(self, connection: Connection, task_id: str, writer: str, heartbeat: float) -> None:
         self._connection, self._task_id = connection, task_id

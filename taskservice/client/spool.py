@@ -116,9 +116,10 @@ class InterruptSafeEvent:
         self._gate.acquire()
 
     def set(self) -> None:
-        self.is_set = True
-        with suppress(RuntimeError):  # the gate is open already
-            self._gate.release()
+        if not self.is_set:
+            with suppress(RuntimeError):  # the gate is open already
+                self._gate.release()
+            self.is_set = True
 
     def clear(self) -> None:
         self.is_set = False
@@ -281,9 +282,10 @@ class Spool:
 
     def _store_on_disk(self, stored: bytes) -> bool:
         """Append whole lines; returns whether there was space."""
-        is_full = self._end - self._start + len(stored) > MAX_SPOOL_BYTES
         # Lines in memory are sent first, so the order stays.
-        if self._file < 0 or self.memory or is_full:
+        if self._file < 0 or self.memory:
+            return False
+        if self._end - self._start + len(stored) > MAX_SPOOL_BYTES:
             return False
         try:
             _write(self._file, self._end, stored)

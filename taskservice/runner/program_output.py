@@ -112,6 +112,8 @@ class LineSplitter:
 
     def _clean(self, text: bytes) -> bytes:
         """Whole lines as the log stores them; most text needs no change."""
+        if text.endswith(b"\r\n"):
+            text = text.replace(b"\r\n", b"\n")  # fast if all lines end like this
         if b"\r" in text:
             # A progress bar draws its line repeatedly: store the last one.
             lines = text.split(b"\n")
@@ -228,6 +230,8 @@ class OutputReader:
             raise
         # What the program writes to.
         self.stdout, self.stderr = self._streams[0].writer, self._streams[-1].writer
+        for stream in self._streams:
+            threading.Thread(target=stream.forward_all, name="forwarder", daemon=True).start()
         self._readers = [
             threading.Thread(target=self._read_all, args=[stream], name="reader", daemon=True)
             for stream in self._streams
@@ -263,7 +267,6 @@ class OutputReader:
                     return
 
     def _read_all(self, stream: Stream) -> None:
-        threading.Thread(target=stream.forward_all, name="forwarder", daemon=True).start()
         lines = LineSplitter(self._masker)
         # When the program has ended, more output than what is unread comes from another process.
         read_at, unread, done_at = 0, 0, 0.0

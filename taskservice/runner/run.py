@@ -114,8 +114,6 @@ class Run:
         self._notice_once = cache(notice)
         self._start_refusal = ""  # the error of a refused start
 
-    # --- called by other threads ---------------------------------------------------------
-
     def forward(self, number: int, is_from_terminal: bool = False) -> None:
         """Forward a signal; after the program's end, stop waiting for the service instead."""
         if number not in PROGRAM_ONLY:
