@@ -12,10 +12,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from taskservice.config import Config
-from taskservice.database import clock, migrations
+from taskservice.database import migrations
 from taskservice.database.engine import command_engine, sqlite3
 from taskservice.database.migrations import DatabaseError, reason
-from taskservice.operations.health import OLDEST_DUE
+from taskservice.operations.health import oldest_due_seconds
 from taskservice.terms import documentation
 
 OK, WARNING, ERROR = "ok", "warning", "error"
@@ -113,10 +113,9 @@ def _revision(connection: Connection) -> Verdict:
 
 
 def _deliveries(connection: Connection) -> Verdict:
-    oldest = connection.execute(OLDEST_DUE).one_or_none()
-    if oldest is None:
+    seconds = oldest_due_seconds(connection)
+    if seconds is None:
         return OK, "No webhooks are due"
-    seconds = clock.seconds_between(oldest.next_attempt_at, oldest.now)
     text = f"The oldest webhook has been due for {seconds:.0f} s"
     if seconds < LATE_SECONDS:
         return OK, text

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from flask import Flask
@@ -21,7 +21,7 @@ from taskservice.database.models import Agent, Delivery, ServiceHeartbeat
 from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import database_now, db
 from taskservice.errors import database_unavailable
-from taskservice.operations.metrics import Metric, Sample, gauge
+from taskservice.operations.metrics import gauge, gauges
 from taskservice.services.deliveries import is_due
 from taskservice.terms import BROKEN, LATE, OK
 
@@ -114,13 +114,19 @@ _AGENTS = sa.select(
     sa.func.count().filter(Agent.state == BROKEN).label(BROKEN),
     sa.func.count(Agent.late_since).label(LATE),
 )
-OLDEST_DUE = (
+_OLDEST_DUE = (
     sa.select(Delivery.next_attempt_at, database_now().label("now"))
     .where(is_due)
     .order_by(Delivery.next_attempt_at)
     .limit(1)
 )
 _SIZE = sa.select(sa.func.pg_database_size(sa.func.current_database()))
+
+
+def oldest_due_seconds(connection: sa.Connection) -> float | None:
+    """The age of the oldest due delivery; None if none is due."""
+    oldest = connection.execute(_OLDEST_DUE).one_or_none()
+    return seconds_between(oldest.next_attempt_at, oldest.now) if oldest else None
 
 
 class DatabaseProbe(Generic[T]):
@@ -155,37 +161,34 @@ class DatabaseProbe(Generic[T]):
             result.set_exception(error)
 
 
-class ReadinessProbe(DatabaseProbe[None]):
-    """Whether the database can be read and written."""
+class Probes(NamedTuple):
+    """Whether the database can be read and written, and its contents as metrics."""
 
-
-class MetricsProbe(DatabaseProbe[list[Metric]]):
-    """The contents of the database, as metrics."""
+    readiness: DatabaseProbe[None]
+    metrics: DatabaseProbe[list[str]]
 
 
 def init_app(app: Flask) -> None:
-    resources.provide(app, ReadinessProbe(app, _check_usable))
-    resources.provide(app, MetricsProbe(app, _count_rows))
+    resources.provide(app, Probes(DatabaseProbe(app, _check_usable), DatabaseProbe(app, _metrics)))
 
 
 def require_usable() -> None:
     """Raises a Problem, 503, unless the database can be read and written."""
     try:
-        resources.find(ReadinessProbe).result(READY_SECONDS)
+        resources.find(Probes).readiness.result(READY_SECONDS)
     except FAILURES as error:
         logger.error("The database can't be used: %s", getattr(error, "orig", error))
         raise database_unavailable("The database cannot be read and written now") from None
 
 
-def database_metrics() -> list[Metric]:
+def database_metrics() -> list[str]:
     """Metrics of the database's contents; if it does not respond, only `database_up` with 0."""
-    found: list[Metric] = []
+    found: list[str] = []
     try:
-        found = resources.find(MetricsProbe).result(METRICS_SECONDS)
+        found = resources.find(Probes).metrics.result(METRICS_SECONDS)
     except FAILURES as error:
         logger.error("The database metrics can't be read: %s", getattr(error, "orig", error))
-    is_up = Sample({}, int(bool(found)))
-    return [gauge("database_up", "Whether the database responded.", is_up), *found]
+    return [gauge("database_up", "Whether the database responded.", int(bool(found))), *found]
 
 
 def _check_usable() -> None:
@@ -218,44 +221,40 @@ def _file() -> Path | None:
     return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
 
 
-def _count_rows() -> list[Metric]:
+def _metrics() -> list[str]:
     with reading() as connection:
         counts = connection.execute(_COUNTS).one()
         agents = connection.execute(_AGENTS).one()._asdict()
-        oldest = connection.execute(OLDEST_DUE).one_or_none()
+        age = oldest_due_seconds(connection) or 0.0
         file = _file()
         sizes = _sizes(file) if file else {"database": connection.execute(_SIZE).scalar_one()}
-    complete = counts.tasks - counts.running - counts.error
-    failures = {"failed": counts.failed, "cancelled": counts.cancelled}
-    delivered = counts.deliveries - counts.pending - sum(failures.values())
-    tasks = {"running": counts.running, "complete": complete, "error": counts.error}
-    deliveries = {"pending": counts.pending, "delivered": delivered, **failures}
-    age = seconds_between(oldest.next_attempt_at, oldest.now) if oldest else 0.0
+    tasks = {"running": counts.running, "error": counts.error}
+    deliveries = {state: getattr(counts, state) for state in ("pending", "failed", "cancelled")}
+    tasks["complete"] = counts.tasks - sum(tasks.values())
+    deliveries["delivered"] = counts.deliveries - sum(deliveries.values())
     return [
-        gauge("tasks", "Tasks by status.", *_samples("status", tasks)),
-        gauge(
+        gauges("tasks", "Tasks by status.", "status", tasks),
+        gauges(
             "agents",
             "Agents by the outcome of their last task, and agents that are late.",
-            *_samples("state", agents),
+            "state",
+            agents,
         ),
-        gauge("deliveries", "Deliveries by state.", *_samples("state", deliveries)),
+        gauges("deliveries", "Deliveries by state.", "state", deliveries),
         gauge(
             "oldest_due_delivery_age_seconds",
             "Age of the oldest due delivery in seconds; 0 when none is due.",
-            Sample({}, age),
+            age,
         ),
-        gauge(
+        gauges(
             "database_size_bytes",
             "Size of the database, and of SQLite's write-ahead log.",
-            *_samples("part", sizes),
+            "part",
+            sizes,
         ),
     ]
 
 
-def _samples(label: str, values: dict[str, Any]) -> list[Sample]:
-    return [Sample({label: name}, value) for name, value in values.items()]
-
-
-def _sizes(file: Path) -> dict[str, Any]:
+def _sizes(file: Path) -> dict[str, int]:
     log = Path(f"{file}-wal")
     return {"database": file.stat().st_size, "wal": log.stat().st_size if log.exists() else 0}

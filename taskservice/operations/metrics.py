@@ -4,10 +4,11 @@ import mmap
 import sys
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import accumulate
+from operator import add
+from struct import pack_into, unpack_from
 from threading import Lock
-from typing import NamedTuple
 
 from taskservice import __version__
 
@@ -26,6 +27,7 @@ RECORDS = 1024
 # A record, in words of 8 bytes: its labels as text, a count for each bucket, microseconds.
 _WORD = 8
 _LABELS = 16
+_TEXT = f"{_LABELS * _WORD}s"
 _BUCKETS = len(BOUNDS) + 1
 _RECORD = _LABELS + _BUCKETS + 1
 # The start of a slot: how many records it has, and how many streams and waits are open.
@@ -34,33 +36,32 @@ _HEAD = 2
 _SLOT = _HEAD + (RECORDS + 1) * _RECORD
 
 
-class Labels(NamedTuple):
-    """The labels of a request; `route` is the rule that it matched, not its path."""
+def metric(kind: str, name: str, help: str, samples: Mapping[str, float]) -> str:
+    """A metric in Prometheus' text format, version 0.0.4.
 
-    route: str
-    method: str
-    status: int
-
-
-class Sample(NamedTuple):
-    """One value of a metric; `suffix` goes behind the metric's name."""
-
-    labels: Mapping[str, object]
-    value: float
-    suffix: str = ""
+    `samples` maps what follows its name, such as `{status="error"}`, to a value.
+    """
+    lines = [f"# HELP taskservice_{name} {help}", f"# TYPE taskservice_{name} {kind}"]
+    lines += [f"taskservice_{name}{suffix} {value}" for suffix, value in samples.items()]
+    return "\n".join([*lines, ""])
 
 
-class Metric(NamedTuple):
-    """A metric, of the kind counter, gauge or histogram, with its samples."""
-
-    name: str
-    kind: str
-    help: str
-    samples: Iterable[Sample]
+def gauge(name: str, help: str, value: float) -> str:
+    return metric("gauge", name, help, {"": value})
 
 
-def gauge(name: str, help: str, *samples: Sample) -> Metric:
-    return Metric(f"taskservice_{name}", "gauge", help, samples)
+def gauges(name: str, help: str, label: str, values: Mapping[str, float]) -> str:
+    """A gauge with a value for each value of its label."""
+    samples = {f'{{{label}="{text}"}}': value for text, value in values.items()}
+    return metric("gauge", name, help, samples)
+
+
+BUILD = metric(
+    "gauge",
+    "build_info",
+    "The version of the service, and of Python.",
+    {f'{{version="{__version__}",python="{sys.version.partition(" ")[0]}"}}': 1},
+)
 
 
 class RequestCounts:
@@ -82,16 +83,16 @@ class RequestCounts:
         """Use a free slot from now on, and return it; living processes have the slots `taken`."""
         slot = next(slot for slot in range(SLOTS + 1) if slot not in taken or slot == SLOTS)
         self._start = slot * _SLOT
-        self._offsets: dict[tuple[str, str, int], int] = dict(self._records(self._start))
+        self._offsets = dict(self._records(self._start))
         # The waits of a process that died ended with it.
         self._words[self._start + 1] = 0
         return slot
 
     def add(self, route: str | None, method: str, status: int, seconds: float) -> None:
-        """Count a request whose response began after `seconds`."""
+        """Count a request whose response began after `seconds`; `route` is a rule, not a path."""
         labels = (route or OTHER, method if method in METHODS else OTHER, status)
         with self._lock:
-            offset = self._offsets.get(labels) or self._add_record(Labels(*labels))
+            offset = self._offsets.get(labels) or self._add_record(labels)
             self._words[offset + bisect_left(BOUNDS, seconds)] += 1
             self._words[offset + _BUCKETS] += int(seconds * 1_000_000)
 
@@ -100,50 +101,57 @@ class RequestCounts:
         with self._lock:
             self._words[self._start + 1] += change
 
-    def waits(self, limit: int) -> list[Metric]:
-        """The number of open streams and waits in all processes, and its maximum."""
-        number = sum(self._words[slot * _SLOT + 1] for slot in range(SLOTS))
-        return [
-            gauge("waits", "Number of open streams and waits.", Sample({}, number)),
-            gauge("waits_limit", "Maximum number of streams and waits.", Sample({}, limit)),
-        ]
-
-    def metrics(self) -> list[Metric]:
-        """The counts of all processes since the service started."""
-        requests: Counter[Labels] = Counter()
+    def metrics(self, waits_limit: int) -> list[str]:
+        """The counts of all processes since the service started, and their open waits."""
+        requests: Counter[tuple[str, str, int]] = Counter()
         durations: dict[str, list[int]] = {}
+        waits = 0
         for slot in range(SLOTS):
+            waits += self._words[slot * _SLOT + 1]
             for labels, offset in self._records(slot * _SLOT):
                 numbers = self._words[offset : offset + _BUCKETS + 1].tolist()
                 requests[labels] += sum(numbers[:_BUCKETS])
-                before = durations.get(labels.route, [0] * len(numbers))
-                durations[labels.route] = [a + b for a, b in zip(before, numbers, strict=True)]
+                before = durations.get(labels[0], [0] * len(numbers))
+                durations[labels[0]] = list(map(add, before, numbers))
         # The duration of requests without a route means nothing.
         durations.pop(OTHER, None)
-        counts = [Sample(labels._asdict(), count) for labels, count in sorted(requests.items())]
-        help = "Requests by route, method and status."
-        buckets = [each for item in sorted(durations.items()) for each in _histogram(*item)]
-        seconds = "Seconds until the first byte of the response, by route."
+        counts = {
+            f'{{route="{route}",method="{method}",status="{status}"}}': count
+            for (route, method, status), count in sorted(requests.items())
+        }
+        seconds: dict[str, float] = {}
+        for route, (*buckets, microseconds) in sorted(durations.items()):
+            for bound, count in zip([*BOUNDS, "+Inf"], accumulate(buckets), strict=True):
+                seconds[f'_bucket{{route="{route}",le="{bound}"}}'] = count
+            seconds[f'_sum{{route="{route}"}}'] = microseconds / 1_000_000
+            seconds[f'_count{{route="{route}"}}'] = sum(buckets)
         return [
-            Metric("taskservice_requests_total", "counter", help, counts),
-            Metric("taskservice_request_duration_seconds", "histogram", seconds, buckets),
+            metric("counter", "requests_total", "Requests by route, method and status.", counts),
+            metric(
+                "histogram",
+                "request_duration_seconds",
+                "Seconds until the first byte of the response, by route.",
+                seconds,
+            ),
+            gauge("waits", "Number of open streams and waits.", waits),
+            gauge("waits_limit", "Maximum number of streams and waits.", waits_limit),
         ]
 
-    def _records(self, start: int) -> Iterator[tuple[Labels, int]]:
+    def _records(self, start: int) -> Iterator[tuple[tuple[str, str, int], int]]:
         """The labels of each record of the slot at `start`, and the offset of its counts."""
         for number in range(self._words[start]):
             offset = start + _HEAD + number * _RECORD
-            text = bytes(self._bytes[offset * _WORD : (offset + _LABELS) * _WORD])
+            (text,) = unpack_from(_TEXT, self._bytes, offset * _WORD)
             status, method, route = text.rstrip(b"\0").decode().split(" ", 2)
-            yield Labels(route, method, int(status)), offset + _LABELS
+            yield (route, method, int(status)), offset + _LABELS
 
-    def _add_record(self, labels: Labels) -> int:
+    def _add_record(self, labels: tuple[str, str, int]) -> int:
         number = self._words[self._start]
         offset = self._start + _HEAD + number * _RECORD
         if number < RECORDS:
-            text = f"{labels.status} {labels.method} {labels.route}".encode()
-            text = text[: _LABELS * _WORD].ljust(_LABELS * _WORD, b"\0")
-            self._bytes[offset * _WORD : (offset + _LABELS) * _WORD] = text
+            route, method, status = labels
+            text = f"{status} {method} {route}".encode()
+            pack_into(_TEXT, self._bytes, offset * _WORD, text)
             # Last, so that the record is complete even if this process dies.
             self._words[self._start] = number + 1
             self._offsets[labels] = offset + _LABELS
@@ -152,35 +160,3 @@ class RequestCounts:
 
 # Created at import, before the workers are forked, so that they share it.
 requests = RequestCounts()
-
-
-def build() -> Metric:
-    """The versions of the service and of Python."""
-    labels = {"version": __version__, "python": sys.version.partition(" ")[0]}
-    return gauge("build_info", "The version of the service, and of Python.", Sample(labels, 1))
-
-
-def text(metrics: Iterable[Metric]) -> str:
-    """Metrics in Prometheus' text format, version 0.0.4."""
-    return "".join(f"{line}\n" for metric in metrics for line in _lines(metric))
-
-
-def _lines(metric: Metric) -> Iterator[str]:
-    yield f"# HELP {metric.name} {metric.help}"
-    yield f"# TYPE {metric.name} {metric.kind}"
-    for sample in metric.samples:
-        labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in sample.labels.items())
-        shown = f"{{{labels}}}" if labels else ""
-        yield f"{metric.name}{sample.suffix}{shown} {sample.value}"
-
-
-def _escaped(value: object) -> str:
-    return str(value).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-
-def _histogram(route: str, numbers: list[int]) -> Iterator[Sample]:
-    *buckets, microseconds = numbers
-    for bound, count in zip([*BOUNDS, "+Inf"], accumulate(buckets), strict=True):
-        yield Sample({"route": route, "le": bound}, count, "_bucket")
-    yield Sample({"route": route}, microseconds / 1_000_000, "_sum")
-    yield Sample({"route": route}, sum(buckets), "_count")
