@@ -258,9 +258,7 @@ class TaskLabel(db.Model):
     __tablename__ = "task_labels"
     __table_args__ = (Index("task_labels_by_label", "user_id", "label", "task_id"),)
 
-    task_id: Mapped[str] = mapped_column(
-        Identifier, ForeignKey(Task.id, ondelete="CASCADE"), primary_key=True
-    )
+    task_id: Mapped[str] = mapped_column(ForeignKey(Task.id, ondelete="CASCADE"), primary_key=True)
     label: Mapped[str] = mapped_column(primary_key=True)
     # The task's user, copied here for the index.
     user_id: Mapped[str] = mapped_column(Identifier)
@@ -272,9 +270,7 @@ class Link(db.Model):
     __tablename__ = "links"
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)
-    task_id: Mapped[str] = mapped_column(
-        Identifier, ForeignKey(Task.id, ondelete="CASCADE"), index=True
-    )
+    task_id: Mapped[str] = mapped_column(ForeignKey(Task.id, ondelete="CASCADE"), index=True)
     digest: Mapped[str] = mapped_column(String(64), unique=True)
     created_at: Mapped[str] = mapped_column(Timestamp)
     expires_at: Mapped[str] = mapped_column(Timestamp)
@@ -301,7 +297,7 @@ class Question(db.Model):
     )
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)
-    task_id: Mapped[str] = mapped_column(Identifier, ForeignKey(Task.id, ondelete="CASCADE"))
+    task_id: Mapped[str] = mapped_column(ForeignKey(Task.id, ondelete="CASCADE"))
     message: Mapped[str]
     # JSON text, returned as it was stored; so is the answer.
     schema: Mapped[str]
@@ -324,7 +320,7 @@ class Log(db.Model):
     # Deleting a task sets this to NULL, which is fast even for a million lines; the sweep
     # removes the lines later.
     task_id: Mapped[str | None] = mapped_column(
-        Identifier, ForeignKey(Task.id, ondelete="SET NULL"), unique=True
+        ForeignKey(Task.id, ondelete="SET NULL"), unique=True
     )
     dropped_at: Mapped[str | None] = mapped_column(Timestamp, index=True)
 
@@ -353,9 +349,7 @@ class LogWriter(db.Model):
 
     __tablename__ = "log_writers"
 
-    task_id: Mapped[str] = mapped_column(
-        Identifier, ForeignKey(Task.id, ondelete="CASCADE"), primary_key=True
-    )
+    task_id: Mapped[str] = mapped_column(ForeignKey(Task.id, ondelete="CASCADE"), primary_key=True)
     writer: Mapped[str] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(BigInteger)
 
@@ -386,9 +380,7 @@ class Event(db.Model):
     name: Mapped[str]
     at: Mapped[str] = mapped_column(Timestamp, index=True)
     agent_id: Mapped[str]
-    task_id: Mapped[str | None] = mapped_column(
-        Identifier, ForeignKey(Task.id, ondelete="CASCADE"), index=True
-    )
+    task_id: Mapped[str | None] = mapped_column(ForeignKey(Task.id, ondelete="CASCADE"), index=True)
     # Not a foreign key: questions are deleted with their task only.
     question_id: Mapped[str | None] = mapped_column(Identifier)
     # A JSON object: what is known only when the event is made.
@@ -475,12 +467,10 @@ class Delivery(db.Model):
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)
     # Null for the event of a late agent, which has no task.
-    task_id: Mapped[str | None] = mapped_column(Identifier, ForeignKey(Task.id, ondelete="CASCADE"))
+    task_id: Mapped[str | None] = mapped_column(ForeignKey(Task.id, ondelete="CASCADE"))
     # The hook that is told, and of which event; both are null for a callback.
-    hook_id: Mapped[str | None] = mapped_column(Identifier, ForeignKey(Hook.id, ondelete="CASCADE"))
-    event_id: Mapped[str | None] = mapped_column(
-        Identifier, ForeignKey(Event.id, ondelete="CASCADE")
-    )
+    hook_id: Mapped[str | None] = mapped_column(ForeignKey(Hook.id, ondelete="CASCADE"))
+    event_id: Mapped[str | None] = mapped_column(ForeignKey(Event.id, ondelete="CASCADE"))
     # The task's user, copied here for the index.
     user_id: Mapped[str] = mapped_column(Identifier)
     callback_url: Mapped[str]
@@ -502,9 +492,7 @@ class Attempt(db.Model):
     __table_args__ = (Index(None, "delivery_id", "id"),)
 
     id: Mapped[int] = mapped_column(RowNumber, Identity(), primary_key=True)
-    delivery_id: Mapped[str] = mapped_column(
-        Identifier, ForeignKey(Delivery.id, ondelete="CASCADE")
-    )
+    delivery_id: Mapped[str] = mapped_column(ForeignKey(Delivery.id, ondelete="CASCADE"))
     at: Mapped[str] = mapped_column(Timestamp)
     duration_ms: Mapped[int] = mapped_column(Integer)
     status_code: Mapped[int | None] = mapped_column(Integer)
