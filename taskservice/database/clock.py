@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 # Before all others in any order of times and ids.
 EARLIEST = "0001-01-01T00:00:00.000Z"
@@ -61,7 +61,11 @@ def new_id() -> str:
         _last_id = fresh
     milliseconds, random_a, random_b = fresh >> 74, fresh >> 62 & 0xFFF, fresh & (1 << 62) - 1
     number = milliseconds << 80 | 0x7 << 76 | random_a << 64 | 0b10 << 62 | random_b
-    digits = f"{number:032x}"
+    return hyphenated(f"{number:032x}")
+
+
+def hyphenated(digits: str) -> str:
+    """The 32 digits of a UUID, as it is written."""
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
@@ -71,26 +75,19 @@ def new_id() -> str:
 Times: TypeAlias = Sequence[tuple[int, int]]
 
 
-class Columns(NamedTuple):
-    """The time of the first line in milliseconds since 1970, and how the others differ from it.
+def encode(of_lines: Times) -> tuple[int, str | None]:
+    """The time of line 0, the first entry, and how the times of the others differ from it.
 
-    `times` has `line:milliseconds` for each line whose time differs from the line before: its
+    The text has `line:milliseconds` for each line whose time differs from the line before: its
     index, and the difference to the first line. It is None if all lines have the same time.
     """
-
-    at: int
-    times: str | None
-
-
-def encode(of_lines: Times) -> Columns:
-    """The columns of lines with these times; the first entry is for line 0."""
     first = before = of_lines[0][1]
     changes = []
     for line, value in of_lines:
         if value != before:
             changes.append(f"{line}:{value - first}")
             before = value
-    return Columns(first, ",".join(changes) or None)
+    return first, ",".join(changes) or None
 
 
 def decode(at: int, times: str | None, count: int) -> list[int]:

@@ -329,7 +329,7 @@ class LogChunk(db.Model):
     """Lines of a log that arrived together: `count` of them, ending with number `last`.
 
     `text` joins them with line feeds, which no line contains. `at` is the time of the first line in
-    milliseconds since 1970; `times` has the later ones, in the form of `clock.Columns`. Both are
+    milliseconds since 1970; `times` has the later ones, as `clock.encode` writes them. Both are
     NULL for lines that were stored without times.
     """
 

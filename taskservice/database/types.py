@@ -7,7 +7,6 @@ import orjson
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import (
     ARRAY,
-    Boolean,
     Integer,
     MetaData,
     Row,
@@ -23,7 +22,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
+from sqlalchemy.types import NullType, TypeDecorator, TypeEngine, UserDefinedType
+
+from taskservice.database.clock import hyphenated
 
 
 class Timestamp(TypeDecorator[str]):
@@ -52,13 +53,9 @@ class _Identifier(Uuid[str]):
         super().__init__(as_uuid=False)
 
     def result_processor(self, dialect: Dialect, coltype: Any) -> Callable[[Any], Any] | None:
-        return None if dialect.supports_native_uuid else _with_hyphens
-
-
-def _with_hyphens(digits: str | None) -> str | None:
-    if digits is None:
-        return None
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+        if dialect.supports_native_uuid:
+            return None
+        return lambda digits: digits and hyphenated(digits)
 
 
 Identifier = _Identifier()
@@ -101,24 +98,6 @@ def _compile(element: _Function, compiler: SQLCompiler, **options: Any) -> str:
     return template.format(*arguments, all=", ".join(arguments))
 
 
-class in_list(_Function):
-    """SQL for whether the list in a parameter of the type `ListParameter` contains a value."""
-
-    inherit_cache = True
-    type = Boolean()
-    sqlite = "{0} IN (SELECT value FROM json_each({1}))"
-    postgresql = "{0} = ANY ({1})"
-
-    def self_group(self, against: Any = None) -> "in_list":
-        # Otherwise it would be compared to 1 on SQLite, which then does not use an index.
-        return self
-
-
-def is_among(column: Any, name: str) -> in_list:
-    """SQL for whether the list in the parameter `name` contains the value of a column."""
-    return in_list(column, bindparam(name, type_=ListParameter(column.type)))
-
-
 class Base(DeclarativeBase):
     """The base of all tables, which names their constraints."""
 
@@ -159,6 +138,11 @@ def _function(name: str, kind: TypeEngine[Any], sqlite: str, postgresql: str) ->
     return type(name, (_Function,), own)
 
 
+# Whether the list in a parameter of the type `ListParameter` contains a value. Not a Boolean, which
+# would be compared to 1 on SQLite, which then does not use an index.
+in_list = _function(
+    "in_list", NullType(), "{0} IN (SELECT value FROM json_each({1}))", "{0} = ANY ({1})"
+)
 # The length of a text in bytes, where `length` counts characters.
 byte_length = _function("byte_length", Integer(), "length(CAST({0} AS BLOB))", "octet_length({0})")
 # The position of a part in a text, from 1; 0 if the text does not contain it. SQLite's LIKE treats
@@ -207,6 +191,11 @@ class _Utf8(UserDefinedType[bytes]):
 # A text as UTF-8: a string in Python can take four times its size. PostgreSQL's driver reads bytes
 # slower than text.
 utf8 = _function("utf8", _Utf8(), "CAST({0} AS BLOB)", "{0}")
+
+
+def is_among(column: Any, name: str) -> _Function:
+    """SQL for whether the list in the parameter `name` contains the value of a column."""
+    return in_list(column, bindparam(name, type_=ListParameter(column.type)))
 
 
 # The types of rows, and how many rows one read takes.
