@@ -41,20 +41,12 @@ class KeptConnections:
 
     def acquire(self) -> Connection:
         """A connection for one thread; raises OperationalError and TimeoutError."""
-        while True:
-            try:
-                connection = self._kept.pop()
-            except IndexError:
-                return self.engine.connect()
-            is_usable = False
-            try:
-                is_usable = self._is_usable(connection)
-            finally:
-                if not is_usable:
-                    connection.invalidate()
-                    connection.close()
-            if is_usable:
+        for connection in self._all_kept():
+            if self._is_usable(connection):
                 return connection
+            connection.invalidate()
+            connection.close()
+        return self.engine.connect()
 
     def release(self, connection: Connection) -> None:
         """Keep a connection for the next use, or close it if it is broken or not needed."""
@@ -169,13 +161,11 @@ class _Plan:
     def rows(self, found: list[tuple[Any, ...]]) -> list[Any]:
         if not self._from_database:
             return list(map(self._make, found))
-        return [self._make(self._converted(row)) for row in found]
-
-    def _converted(self, row: tuple[Any, ...]) -> Sequence[Any]:
-        values = list(row)
-        for place, convert in self._from_database:
-            values[place] = convert(values[place])
-        return values
+        converted = [list(row) for row in found]
+        for values in converted:
+            for place, convert in self._from_database:
+                values[place] = convert(values[place])
+        return list(map(self._make, converted))
 
 
 def _converters(found: Any) -> list[tuple[Any, Converter]]:

@@ -1,7 +1,7 @@
 """Connections for reads and writes, and how writers take turns."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -53,44 +53,21 @@ def read_snapshot() -> Iterator[Connection]:
         connection.exec_driver_sql("COMMIT")
 
 
-class _Reading:
-    """A connection for the reads of a block, acquired at the first read.
-
-    If it is shared, it is kept for the next block of the request.
-    """
-
-    def __init__(self, is_shared: bool = False) -> None:
-        self.connection: Connection | None = None
-        self._is_shared = is_shared
-
-    def __enter__(self) -> Connection:
-        if self.connection is None:
-            self._connections = resources.find(Database).reads
-            self.connection = self._connections.acquire()
-        return self.connection
-
-    def __exit__(self, error: type[BaseException] | None, *_more: object) -> None:
-        if not self._is_shared:
-            self.end(error)
-
-    def end(self, error: object = None) -> None:
-        """Release the connection; after an error close it, since it may be unusable."""
-        if self.connection is None:
-            return
-        if error is None:
-            self._connections.release(self.connection)
-        else:
-            self._connections.discard(self.connection)
-        self.connection = None
-
-
-def reading() -> AbstractContextManager[Connection]:
+@contextmanager
+def reading() -> Iterator[Connection]:
     """A connection for reads, without a transaction.
 
     All reads of an API request share one, from `share_reading` to `end_shared_reading`, at the
     latest until the response is sent. Each read for a dashboard page has its own.
     """
-    return g.get("reading") or _Reading()
+    reads = resources.find(Database).reads
+    if "reading" not in g:
+        with reads.use() as connection:
+            yield connection
+        return
+    if g.reading is None:
+        g.reading = reads.acquire()
+    yield g.reading
 
 
 def read_all(statement: Any, /, **values: Any) -> Sequence[Any]:
@@ -124,14 +101,16 @@ def in_pages(
 
 def share_reading() -> None:
     """Let the reads of this request share a connection, which the first one acquires."""
-    g.reading = _Reading(is_shared=True)
+    g.reading = None
 
 
 def end_shared_reading(error: BaseException | None = None) -> None:
     """Release the shared connection, before anything that may take long."""
-    shared: _Reading | None = g.pop("reading", None)
-    if shared is not None:
-        shared.end(error)
+    connection: Connection | None = g.pop("reading", None)
+    if connection is not None:
+        reads = resources.find(Database).reads
+        # After an error it may be unusable.
+        reads.discard(connection) if error else reads.release(connection)
 
 
 def init_app(app: Flask) -> None:
@@ -159,10 +138,8 @@ def retry_on_conflict(function: Callable[P, T]) -> Callable[P, T]:
     @wraps(function)
     def again(*args: P.args, **kwargs: P.kwargs) -> T:
         for _ in range(MAX_RETRIES):
-            try:
+            with suppress(IntegrityError):
                 return function(*args, **kwargs)
-            except IntegrityError:
-                continue
         return function(*args, **kwargs)
 
     return again
