@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from flask import Flask
 from sqlalchemy import Connection, Engine, create_engine, event, pool
-from sqlalchemy.engine import URL, Dialect, ExceptionContext, make_url
+from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import DisconnectionError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -71,14 +71,34 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
 
 
 def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
-    event.listen(writer, "connect", prepare_sqlite_connection)
-    event.listen(writer, "begin", _begin_immediate)
-    event.listen(reader, "connect", _prepare_sqlite_reader)
-    files = _watched_files(writer, reader)
+    path = writer.url.database or ""
+
+    def connect() -> Any:
+        # If the file is missing, no new one may be created before the old one is restored.
+        try:
+            connection = sqlite3.connect(sqlite_uri(Path(path)), uri=True, check_same_thread=False)
+            prepare_sqlite_connection(connection)
+        except sqlite3.Error as error:
+            # As SQLAlchemy raises it for a connection of its own.
+            raise OperationalError("connect", None, error) from error
+        return connection
+
+    def begin(connection: Connection) -> None:
+        # A transaction that reads first and then writes fails as busy, immediately and with any
+        # timeout, if another has written in between.
+        statements.execute(connection, "BEGIN IMMEDIATE", has_rows=False)
+
+    files = DatabaseFiles(path, connect)
+    for engine in (writer, reader):
+        event.listen(engine, "do_connect", lambda *_: files.keep_open())
+        event.listen(engine, "connect", prepare_sqlite_connection)
+        event.listen(engine, "checkout", lambda *_: files.check())
+    event.listen(reader, "connect", lambda each, _: each.execute("PRAGMA query_only = ON"))
+    event.listen(writer, "begin", begin)
     return Database(
         reads=KeptConnections(reader, files.check_recently, threads),
         writes=KeptConnections(writer, files.check, 1),
-        writer_queue=WriterQueue(writer.url.database, threads),
+        writer_queue=WriterQueue(path, threads),
         files=files,
     )
 
@@ -87,9 +107,7 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
     # Imported here, since psycopg is an extra.
     from taskservice.database.postgresql import BatchingConnection, limit
 
-    def connect(
-        _dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]
-    ) -> Any:
+    def connect(_dialect: object, _record: object, arguments: Any, options: Any) -> Any:
         return BatchingConnection.connect(*arguments, **options)
 
     def prepare(connection: Any, _record: object) -> None:
@@ -104,8 +122,8 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
             reads.forget()
             writes.forget()
 
-    reads = KeptConnections(reader, _is_open, threads)
-    writes = KeptConnections(writer, _is_open, threads)
+    reads = KeptConnections(reader, _has_server, threads)
+    writes = KeptConnections(writer, _has_server, threads)
     event.listen(writer, "do_connect", connect)
     event.listen(writer, "begin", _begin_postgresql)
     for engine in (writer, reader):
@@ -114,28 +132,6 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
         event.listen(engine, "checkout", _check_open)
         event.listen(engine, "handle_error", handle_error)
     return Database(reads, writes)
-
-
-def _watched_files(*engines: Engine) -> DatabaseFiles:
-    """Check at each checkout from a pool that the open files were not replaced."""
-    path = engines[0].url.database or ""
-
-    def connect() -> Any:
-        # If the file is missing, no new one may be created before the old one is restored.
-        uri = sqlite_uri(Path(path))
-        try:
-            connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
-            prepare_sqlite_connection(connection)
-        except sqlite3.Error as error:
-            # As SQLAlchemy raises it for a connection of its own.
-            raise OperationalError("connect", None, error) from error
-        return connection
-
-    files = DatabaseFiles(path, connect)
-    for engine in engines:
-        event.listen(engine, "do_connect", lambda *_: files.keep_open())
-        event.listen(engine, "checkout", lambda *_: files.check())
-    return files
 
 
 def engine_arguments(address: URL) -> dict[str, Any]:
@@ -205,27 +201,12 @@ def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None
     read_as_text(connection)
 
 
-def _prepare_sqlite_reader(connection: Any, record: Any) -> None:
-    prepare_sqlite_connection(connection, record)
-    connection.execute("PRAGMA query_only = ON")
-
-
-def _begin_immediate(connection: Connection) -> None:
-    # A transaction that reads first and then writes fails as busy, immediately and with any
-    # timeout, if another has written in between.
-    statements.execute(connection, "BEGIN IMMEDIATE", has_rows=False)
-
-
 def _check_open(connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
     """Let the pool replace a connection that its server has ended since its last use."""
     # A new one is not checked: the pool raises InvalidRequestError when two in a row have ended.
     if "was_used" in record.info and not _has_server(connection):
         raise DisconnectionError
     record.info["was_used"] = True
-
-
-def _is_open(connection: Connection) -> bool:
-    return _has_server(connection.connection.driver_connection)
 
 
 def _has_server(connection: Any) -> bool:
