@@ -105,13 +105,13 @@ def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
 
 def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
     # Imported here, since psycopg is an extra.
-    from taskservice.database.postgresql import BatchingConnection, limit
+    from taskservice.database.postgresql import BatchingConnection
 
     def connect(_dialect: object, _record: object, arguments: Any, options: Any) -> Any:
         return BatchingConnection.connect(*arguments, **options)
 
     def prepare(connection: Any, _record: object) -> None:
-        limit(connection, STATEMENT_FACTOR * BUSY_SECONDS)
+        connection.statement_seconds = STATEMENT_FACTOR * BUSY_SECONDS
         _prepare_postgresql_connection(connection)
 
     def handle_error(context: ExceptionContext) -> None:
@@ -124,9 +124,9 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
 
     reads = KeptConnections(reader, _has_server, threads)
     writes = KeptConnections(writer, _has_server, threads)
-    event.listen(writer, "do_connect", connect)
     event.listen(writer, "begin", _begin_postgresql)
     for engine in (writer, reader):
+        event.listen(engine, "do_connect", connect)
         # First, since SQLAlchemy runs queries of its own when it connects.
         event.listen(engine, "connect", prepare, insert=True)
         event.listen(engine, "checkout", _check_open)
@@ -169,18 +169,16 @@ def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
     """Set the pragmas of a connection; their order matters, see the comments."""
     # Keeps pysqlite from beginning transactions itself.
     connection.isolation_level = None
-    cursor = connection.cursor()
     # First, so that the switch to WAL also waits for a lock.
-    cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+    connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
     # Ignored after WAL or the first table, but still a write: so only in an empty database.
-    if cursor.execute("PRAGMA page_count").fetchone() == (0,):
-        cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    cursor.execute("PRAGMA journal_mode = WAL")
+    if connection.execute("PRAGMA page_count").fetchone() == (0,):
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    connection.execute("PRAGMA journal_mode = WAL")
     # An acknowledged write must survive a power failure, so a commit waits for the disk.
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.execute("PRAGMA journal_size_limit = 67108864")
-    cursor.close()
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA journal_size_limit = 67108864")
 
 
 def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator
 from contextlib import suppress
-from functools import partial
+from math import inf
 from typing import Any
 
 from psycopg import ClientCursor, Connection, Error, InternalError, OperationalError
@@ -12,14 +12,20 @@ from psycopg.types.string import TextLoader
 
 # The seconds that a server has to confirm that it cancelled a statement.
 LAST_SECONDS = 1.0
+# From this number of characters on, waiting statements are sent: more would only take memory.
+MAX_WAITING = 64 * 1024
 
 
-def limit(connection: Any, seconds: float) -> None:
-    """Cancel each statement on this psycopg connection that takes longer than `seconds`.
+class BatchingConnection(Connection[Any]):
+    """A connection with a time limit, and with `execute_later` for statements without rows.
 
-    It then fails with QueryCanceled. If the server does not respond to the cancel request either
-    (its process or machine is stopped), the connection is closed, and the statement fails with
-    OperationalError. So does one whose connection the server ends.
+    These are sent together before the next statement, or the commit, which raises their errors:
+    each round trip takes time.
+
+    A statement that takes longer than `statement_seconds` is cancelled, and fails with
+    QueryCanceled. If the server does not respond to the cancel request either (its process or
+    machine is stopped), the connection is closed, and the statement fails with OperationalError. So
+    does one whose connection the server ends.
 
     A commit is not cancelled; its connection is closed instead. While a commit waits for a
     standby, a cancel would make it succeed without the standby, and others would see its writes.
@@ -29,78 +35,14 @@ def limit(connection: Any, seconds: float) -> None:
     would apply to other clients' transactions, and a transaction for each read would take half as
     long again.
     """
-    connection.wait = partial(_wait, connection, seconds, connection.wait)
 
-
-def _wait(
-    connection: Any, seconds: float, wait: Any, steps: Any, *options: Any, **more: Any
-) -> Any:
-    try:
-        return wait(_bounded(connection, seconds, steps), *options, **more)
-    except InternalError as error:
-        # psycopg counts the results of a BEGIN or COMMIT: the server's last message is one more.
-        if not connection.broken:
-            raise
-        raise OperationalError("the server has ended the connection") from error
-
-
-def _bounded(connection: Any, seconds: float, steps: Any) -> Generator[Any, Any, Any]:
-    """Pass on psycopg's steps, which come at least every tenth of a second."""
-    until = time.monotonic() + seconds
-    is_cancelled = False
-    try:
-        step = next(steps)
-        while True:
-            ready = yield step
-            if time.monotonic() >= until:
-                if is_cancelled or getattr(connection, "is_committing", False):
-                    connection.close()
-                    raise OperationalError("the server does not respond")
-                # If this fails, the connection is closed LAST_SECONDS later.
-                with suppress(Error):
-                    connection.cancel_safe(timeout=LAST_SECONDS)
-                is_cancelled, until = True, time.monotonic() + LAST_SECONDS
-            step = steps.send(ready)
-    except StopIteration as end:
-        return end.value
-
-
-def read_as_text(connection: Any) -> None:
-    """Let this connection read times and ids as texts of the API, which is faster."""
-    connection.adapters.register_loader("timestamptz", _MomentLoader)
-    connection.adapters.register_loader("uuid", TextLoader)
-
-
-class _MomentLoader(Loader):
-    def load(self, data: Any) -> str:
-        """`2026-11-24 13:36:00.12+00` -> `2026-11-24T13:36:00.120Z`."""
-        seconds, _, fraction = bytes(data).decode().removesuffix("+00").partition(".")
-        return f"{seconds.replace(' ', 'T')}.{fraction:0<3.3}Z"
-
-
-# Sends several statements together, since each round trip takes time.
-
-# From this number of characters on, waiting statements are sent: more would only take memory.
-MAX_WAITING = 64 * 1024
-
-
-class BatchingConnection(Connection[Any]):
-    """A connection with `execute_later`, for statements whose rows are not read.
-
-    They are sent before the next statement, or the commit, which raises their errors.
-    """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._waiting: list[str] = []
-        self._length = 0
-        # A commit that waits for a standby must not be cancelled: see `limit`.
-        self.is_committing = False
+    statement_seconds = inf
+    _is_committing = False
+    _waiting = ""
 
     def execute_later(self, query: str, values: Any = None) -> None:
-        self._waiting.append(self._text(query, values))
-        self._length += len(self._waiting[-1])
-        if self._length > MAX_WAITING:
+        self._waiting += f"{self._text(query, values)}; "
+        if len(self._waiting) > MAX_WAITING:
             self._send()
 
     def execute(self, query: Any, values: Any = None, **options: Any) -> Any:  # type: ignore[override]
@@ -115,33 +57,70 @@ class BatchingConnection(Connection[Any]):
         return super().cursor(*arguments, **options)
 
     def commit(self) -> None:
-        self.is_committing = True
+        self._is_committing = True
         try:
             if self._waiting:
                 self._send("COMMIT")
             else:
                 super().commit()
         finally:
-            self.is_committing = False
+            self._is_committing = False
 
     def rollback(self) -> None:
-        self._forget()
+        self._waiting = ""
         super().rollback()
 
     def _text(self, query: str, values: Any) -> str:
         """The statement with its values: PostgreSQL accepts several statements only as one text."""
         return ClientCursor(self).mogrify(query, values) if values is not None else query
 
-    def _send(self, *last: str) -> ClientCursor[Any]:
+    def _send(self, last: str = "") -> ClientCursor[Any]:
         """Send the waiting statements and `last`; the cursor has the rows of the last one."""
-        together = "; ".join([*self._waiting, *last])
-        self._forget()
+        together, self._waiting = self._waiting + last, ""
         cursor = ClientCursor(self)
         cursor.execute(together)
         while cursor.nextset():
             pass
         return cursor
 
-    def _forget(self) -> None:
-        self._waiting.clear()
-        self._length = 0
+    def wait(self, steps: Any, *options: Any, **more: Any) -> Any:  # type: ignore[override]
+        try:
+            return super().wait(self._within_limit(steps), *options, **more)
+        except InternalError as error:
+            # psycopg counts the results of a BEGIN or COMMIT: the last message is one more.
+            if not self.broken:
+                raise
+            raise OperationalError("the server has ended the connection") from error
+
+    def _within_limit(self, steps: Any) -> Generator[Any, Any, Any]:
+        """Pass on psycopg's steps, which come at least every tenth of a second."""
+        until = time.monotonic() + self.statement_seconds
+        is_cancelled = False
+        try:
+            step = next(steps)
+            while True:
+                ready = yield step
+                if time.monotonic() >= until:
+                    if is_cancelled or self._is_committing:
+                        self.close()
+                        raise OperationalError("the server does not respond")
+                    # If this fails, the connection is closed LAST_SECONDS later.
+                    with suppress(Error):
+                        self.cancel_safe(timeout=LAST_SECONDS)
+                    is_cancelled, until = True, time.monotonic() + LAST_SECONDS
+                step = steps.send(ready)
+        except StopIteration as end:
+            return end.value
+
+
+def read_as_text(connection: Any) -> None:
+    """Let this connection read times and ids as texts of the API, which is faster."""
+    connection.adapters.register_loader("timestamptz", _MomentLoader)
+    connection.adapters.register_loader("uuid", TextLoader)
+
+
+class _MomentLoader(Loader):
+    def load(self, data: Any) -> str:
+        """`2026-11-24 13:36:00.12+00` -> `2026-11-24T13:36:00.120Z`."""
+        seconds, _, fraction = bytes(data).decode().removesuffix("+00").partition(".")
+        return f"{seconds.replace(' ', 'T')}.{fraction:0<3.3}Z"
