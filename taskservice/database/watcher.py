@@ -2,13 +2,11 @@
 
 import logging
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TypeVar
 
 from flask import Flask
 from sqlalchemy import Connection, Engine
@@ -19,15 +17,11 @@ from taskservice.database.transactions import reading
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 POLL_SECONDS = 0.05
 # Added for each watching thread: after a change all of them read, which delays others.
 POLL_SECONDS_EACH = 0.001
 # The pause after a failed poll.
 PAUSE_SECONDS = 5.0
-# How often a waiting request checks that its client is still there.
-CLIENT_CHECK_SECONDS = 2.0
 
 # A cheap query whose result changes exactly when something is committed.
 CHANGE_QUERIES = {
@@ -144,27 +138,22 @@ class WaitSlots:
         # In the order in which they were acquired.
         self._held: list[WaitSlot] = []
 
-    @contextmanager
-    def acquire(self, wanted: WaitSlot) -> Iterator[WaitSlot | None]:
-        """Hold this slot during the block; None when there is none."""
-        slot = self._acquire(wanted)
-        try:
-            yield slot
-        finally:
-            with self._lock:
-                if slot in self._held:
-                    self._held.remove(slot)
-
-    def _acquire(self, slot: WaitSlot) -> WaitSlot | None:
+    def acquire(self, slot: WaitSlot) -> bool:
+        """Hold this slot until `release`; False if it is not free."""
         with self._lock:
             viewers = sum(held.is_viewer for held in self._held)
             if slot.is_viewer and viewers >= max(1, self._count // 4):
-                return None
+                return False
             is_full = len(self._held) >= self._count
             if is_full and (slot.is_viewer or not self._take_another(slot)):
-                return None
+                return False
             self._held.append(slot)
-            return slot
+            return True
+
+    def release(self, slot: WaitSlot) -> None:
+        with self._lock:
+            if not slot.is_over:
+                self._held.remove(slot)
 
     def _take_another(self, wanted: WaitSlot) -> bool:
         counts = Counter(slot.user_id for slot in self._held)
@@ -190,35 +179,3 @@ def init_app(app: Flask, waits: int) -> None:
     watcher = Watcher(resources.find(Database, app).reads.engine)
     resources.provide(app, watcher)
     resources.provide(app, WaitSlots(waits, watcher.wake))
-
-
-def wait_until(
-    read: Callable[[], T],
-    is_enough: Callable[[T], bool],
-    seconds: float,
-    is_wanted: Callable[[], bool],
-    *,
-    by_time: bool = False,
-) -> T:
-    """The result of `read` as soon as `is_enough` accepts it, or else after `seconds`.
-
-    Calls `read` again after each change of the database, and with `by_time` also every 2 s.
-    Ends early when `is_wanted` returns False, or when the process stops.
-    """
-    until = time.monotonic() + seconds
-    watcher = resources.find(Watcher)
-    since = None
-    with watcher.watching():
-        while True:
-            if by_time or watcher.changes != since:
-                since = watcher.changes
-                found = read()
-                if is_enough(found):
-                    return found
-            left = until - time.monotonic()
-            if left <= 0 or resources.stopping.is_set():
-                return found
-            watcher.wait(since, min(left, CLIENT_CHECK_SECONDS))
-            # The next `read` may claim a task, so check that the client is still connected.
-            if not is_wanted():
-                return found

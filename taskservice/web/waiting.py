@@ -12,7 +12,7 @@ from flask import Response, after_this_request, request, stream_with_context
 
 from taskservice import resources
 from taskservice.auth import caller, still_valid, worker_claims
-from taskservice.database import clock, watcher
+from taskservice.database import clock
 from taskservice.database.transactions import end_shared_reading
 from taskservice.database.types import TaskRow
 from taskservice.database.watcher import WaitSlot, WaitSlots, Watcher
@@ -29,6 +29,8 @@ from taskservice.web.request import EVENTS
 T = TypeVar("T")
 
 MAX_SECONDS = 60
+# How often a waiting request checks that its client is still there.
+CLIENT_CHECK_SECONDS = 2.0
 # Of several preferences with the same name, the first counts.
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?([0-9]+)"?\s*(?:[,;]|$)', re.IGNORECASE)
 # Later than any timestamp, as text.
@@ -76,16 +78,28 @@ def within(
         return result, seconds > 0
     end_shared_reading()
     is_valid = _key_check()
-
-    def is_wanted() -> bool:
-        if not is_valid():
-            raise not_found("link") if caller.task_id else invalid_key()
-        return slot is not None and not slot.is_over and is_client_connected()
-
+    ends_at = time.monotonic() + seconds
+    watch = resources.find(Watcher)
+    since = None
     with _slot() as slot:
         if slot is None:
             return result, False
-        result = watcher.wait_until(read, is_enough, seconds, is_wanted, by_time=by_time)
+        with watch.watching():
+            while True:
+                if by_time or watch.changes != since:
+                    since = watch.changes
+                    result = read()
+                    if is_enough(result):
+                        break
+                left = ends_at - time.monotonic()
+                if left <= 0 or resources.stopping.is_set():
+                    break
+                watch.wait(since, min(left, CLIENT_CHECK_SECONDS))
+                # The next `read` may claim a task for a client that has left.
+                if not is_valid():
+                    raise not_found("link") if caller.task_id else invalid_key()
+                if slot.is_over or not is_client_connected():
+                    break
         return result, not slot.is_over
 
 
@@ -108,17 +122,18 @@ def _key_check() -> Callable[[], bool]:
 @contextmanager
 def _slot(*, is_stream: bool = False) -> Iterator[WaitSlot | None]:
     """A slot and a thread of its own for this request; None if there is no slot."""
-    wanted = WaitSlot(caller.user_id, is_stream, is_viewer=bool(caller.task_id))
-    with resources.find(WaitSlots).acquire(wanted) as slot:
-        if slot is None:
-            yield None
-            return
+    slots = resources.find(WaitSlots)
+    slot = WaitSlot(caller.user_id, is_stream, is_viewer=bool(caller.task_id))
+    if not slots.acquire(slot):
+        yield None
+        return
+    metrics.requests.add_wait(1)
+    try:
         request.environ.get(resources.REPLACE_THREAD, lambda: None)()
-        metrics.requests.add_wait(1)
-        try:
-            yield slot
-        finally:
-            metrics.requests.add_wait(-1)
+        yield slot
+    finally:
+        metrics.requests.add_wait(-1)
+        slots.release(slot)
 
 
 def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
@@ -198,7 +213,7 @@ def _text(
         if slot.is_over or (event is None and not is_client_connected()):
             return
         # A stream can last for days, and the key can be revoked in that time.
-        if time.monotonic() - checked_at >= watcher.CLIENT_CHECK_SECONDS:
+        if time.monotonic() - checked_at >= CLIENT_CHECK_SECONDS:
             if not (is_allowed() and is_key_valid()):
                 return
             checked_at = time.monotonic()
@@ -222,7 +237,7 @@ def _events(task_id: str, after: int, has_times: bool) -> Iterator[bytes | None]
         while not resources.stopping.is_set():
             if watch.changes == since:
                 yield None
-                watch.wait(since, watcher.CLIENT_CHECK_SECONDS)
+                watch.wait(since, CLIENT_CHECK_SECONDS)
                 continue
             since = watch.changes
             row = tasks.find(caller, task_id)
