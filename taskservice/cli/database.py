@@ -118,8 +118,8 @@ def copy_(source: URL, target: URL, as_json: bool) -> None:
     with one_line_errors():
         copied = copy(source, target)
     for table in copied:
-        line = f"{table.table} {table.rows:,} rows, sha256 {table.sha256}"
-        print_json(vars(table)) if as_json else print_line(line)
+        line = f"{table['table']} {table['rows']:,} rows, sha256 {table['sha256']}"
+        print_json(table) if as_json else print_line(line)
     is_file = target.get_backend_name() == "sqlite"
     url = f"sqlite:///{Path(target.database or '').resolve()}" if is_file else shown(target)
     unseen = "" if is_file else " with the password and parameters of TO"

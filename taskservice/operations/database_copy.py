@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,59 +40,45 @@ _PROGRESS = sa.Table(
 )
 
 
-class CopyError(DatabaseError):
-    """The copy cannot continue; the message is one line for the operator."""
-
-
-@dataclass(frozen=True)
-class CopiedTable:
-    """A table that is the same in both databases.
-
-    The checksum is the sum modulo 2^256 of the SHA-256 of each row as JSON: the databases may
-    sort their rows differently.
-    """
-
-    table: str
-    rows: int
-    sha256: str
-
-
-def copy(source: URL, target: URL) -> list[CopiedTable]:
-    """Copy all rows, compare both databases, and return a summary of each table.
+def copy(source: URL, target: URL) -> list[dict[str, Any]]:
+    """Copy all rows, compare both databases, and return `table`, `rows` and `sha256` of each table.
 
     Each batch of rows is one transaction with the progress, so that the same call resumes an
-    interrupted copy. Raises CopyError, and DatabaseError for a database that cannot be used.
+    interrupted copy. Raises DatabaseError.
     """
     _check_addresses(source, target)
-    with _one_line_errors(target), _reading(source) as reads:
-        engine = _engine(target)
-        index, last_key = _begin(engine, target, shown(source))
-        while index < len(TABLES):
-            _copy_table(reads, engine, index, last_key)
-            index, last_key = index + 1, []
-        copied = [_compared(reads, engine, table) for table in TABLES]
-        _finish(engine)
+    try:
+        with _reading(source) as reads:
+            engine = _engine(target)
+            index, last_key = _begin(engine, target, shown(source))
+            while index < len(TABLES):
+                _copy_table(reads, engine, index, last_key)
+                index, last_key = index + 1, []
+            copied = [_compared(reads, engine, table) for table in TABLES]
+            _finish(engine)
+    except (DBAPIError, sqlite3.Error, OSError) as error:
+        why = migrations.reason(error, Path(target.database or "") if _is_sqlite(target) else None)
+        raise DatabaseError(
+            f"The copy stopped: {why}; run the same command again to resume"
+        ) from None
     return copied
-
-
-# --- the source --------------------------------------------------------------------------
 
 
 def _check_addresses(source: URL, target: URL) -> None:
     files = [Path(each.database or "").resolve() for each in (source, target) if _is_sqlite(each)]
     if source == target or (len(files) == 2 and files[0] == files[1]):
-        raise CopyError("FROM and TO are the same database")
+        raise DatabaseError("FROM and TO are the same database")
     if _is_sqlite(source):
         if not files[0].is_file():
-            raise CopyError(f"There is no database at {source.database}")
+            raise DatabaseError(f"There is no database at {source.database}")
         if is_open_elsewhere(files[0]):
             raise _in_use(source)
 
 
-def _in_use(address: URL) -> CopyError:
+def _in_use(address: URL) -> DatabaseError:
     # On PostgreSQL it is known when a process last served the database, not whether one does now.
     wait = "" if _is_sqlite(address) else f", and wait for {MAX_AGE_SECONDS:.0f} s"
-    return CopyError(
+    return DatabaseError(
         f"{shown(address)} is in use: stop the service, and every other command, first{wait}"
     )
 
@@ -103,23 +88,14 @@ def _is_sqlite(address: URL) -> bool:
 
 
 @contextmanager
-def _one_line_errors(target: URL) -> Iterator[None]:
-    try:
-        yield
-    except (DBAPIError, sqlite3.Error, OSError) as error:
-        why = migrations.reason(error, Path(target.database or "") if _is_sqlite(target) else None)
-        raise CopyError(f"The copy stopped: {why}; run the same command again to resume") from None
-
-
-@contextmanager
 def _reading(address: URL) -> Iterator[sa.Connection]:
     """A transaction that reads a snapshot of the database and keeps others from writing to it."""
     with _engine(address).connect() as connection:
         found = migrations.revision(connection)
         if found is None:
-            raise CopyError(f"There is no database at {shown(address)}")
+            raise DatabaseError(f"There is no database at {shown(address)}")
         if found != migrations.head():
-            raise CopyError(
+            raise DatabaseError(
                 f"{shown(address)} is at revision {found}; `taskservice db upgrade` with its "
                 f"TASKSERVICE_DATABASE_URL upgrades it to {migrations.head()}"
             )
@@ -152,15 +128,11 @@ def _lock_tables(connection: sa.Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
-# --- the target --------------------------------------------------------------------------
-
-
 def _begin(engine: sa.Engine, address: URL, source: str) -> tuple[int, Sequence[Any]]:
     """Create the target, unless an earlier copy created it; returns the progress of the copy.
 
-    Raises DatabaseError for a database of an older revision, which is left unchanged, and
-    CopyError for one that is served, has any row except the heartbeat of a stopped service, or
-    contains another copy.
+    Raises DatabaseError for a database that is of an older revision, is served, has any row except
+    the heartbeat of a stopped service, or contains another copy; it is left unchanged.
     """
     try:
         migrations.upgrade(address, may_change=False)
@@ -176,7 +148,9 @@ def _begin(engine: sa.Engine, address: URL, source: str) -> tuple[int, Sequence[
         for table in TABLES:
             any_row = sa.select(sa.literal(1)).select_from(table).limit(1)
             if connection.execute(any_row).one_or_none():
-                raise CopyError(f"{shown(address)} is not empty: its table {table.name} has rows")
+                raise DatabaseError(
+                    f"{shown(address)} is not empty: its table {table.name} has rows"
+                )
         _PROGRESS.create(connection)
         begun = {"source": source, "table_index": 0, "last_key": "[]"}
         connection.execute(sa.insert(_PROGRESS), begun)
@@ -186,12 +160,12 @@ def _begin(engine: sa.Engine, address: URL, source: str) -> tuple[int, Sequence[
 def _progress(connection: sa.Connection, address: URL, source: str) -> tuple[int, Sequence[Any]]:
     found = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
     if found != migrations.head():
-        raise CopyError(
+        raise DatabaseError(
             f"{shown(address)} has a copy from another version of taskservice; remove it first"
         )
     progress = connection.execute(sa.select(_PROGRESS)).one()
     if progress.source != source:
-        raise CopyError(
+        raise DatabaseError(
             f"{shown(address)} has an unfinished copy of {progress.source}; finish or remove it"
         )
     return progress.table_index, orjson.loads(progress.last_key)
@@ -220,26 +194,24 @@ def _advance(connection: sa.Connection, index: int, last_key: Sequence[Any]) -> 
     connection.commit()
 
 
-# --- the end -----------------------------------------------------------------------------
-
-
-def _compared(reads: sa.Connection, engine: sa.Engine, table: sa.Table) -> CopiedTable:
-    """Read the table on both sides; raises CopyError if they differ."""
+def _compared(reads: sa.Connection, engine: sa.Engine, table: sa.Table) -> dict[str, Any]:
+    """Read the table on both sides; raises DatabaseError if they differ."""
     with engine.connect() as connection:
         copied = _checksum(connection, table)
     if _checksum(reads, table) != copied:
-        raise CopyError(
+        raise DatabaseError(
             f"{table.name} has changed in FROM or TO during the copy; remove TO and copy again"
         )
     return copied
 
 
-def _checksum(connection: sa.Connection, table: sa.Table) -> CopiedTable:
+def _checksum(connection: sa.Connection, table: sa.Table) -> dict[str, Any]:
+    """The sum modulo 2^256 of the SHA-256 of each row as JSON, since databases sort differently."""
     count = total = 0
     for row in connection.execute(sa.select(table).execution_options(yield_per=READ_ROWS)):
         digest = hashlib.sha256(orjson.dumps(tuple(row))).digest()
         count, total = count + 1, total + int.from_bytes(digest, "big")
-    return CopiedTable(table.name, count, f"{total % 2**256:064x}")
+    return {"table": table.name, "rows": count, "sha256": f"{total % 2**256:064x}"}
 
 
 def _finish(engine: sa.Engine) -> None:

@@ -21,11 +21,11 @@ from taskservice.config import Config
 from taskservice.database import clock, migrations
 from taskservice.database.address import parse
 from taskservice.database.engine import dispose
+from taskservice.database.migrations import DatabaseError
 from taskservice.database.models import Log, LogChunk, Task
 from taskservice.database.transactions import transaction
 from taskservice.database.types import db
 from taskservice.operations import database_copy, health
-from taskservice.operations.database_copy import CopyError
 from tests.support.all_tables import PEOPLE, as_before, fill, seen
 from tests.support.api_client import ApiClient
 from tests.support.apps import Apps
@@ -488,6 +488,6 @@ def test_two_copies_into_one_target_do_not_mix(
         copy_table(reads, engine, index, last_key)
 
     monkeypatch.setattr(database_copy, "_copy_table", overtaken)
-    with pytest.raises(CopyError):
+    with pytest.raises(DatabaseError):
         database_copy.copy(*addresses)
     assert sorted_rows(move.rows(move.target)) == sorted_rows(move.rows(move.source))
