@@ -25,10 +25,9 @@ from taskservice.database.migrations import DatabaseError
 from taskservice.database.writer_queue import WriterQueue
 from taskservice.operations import database_check
 
-# SQLite files that get their name only when they are complete, checked, and on the disk.
-
-# The size of the steps between which a check can be interrupted.
+# The size of the steps between which a check or a backup can be interrupted.
 STEP_INSTRUCTIONS = 100_000
+STEP_PAGES = 1_000
 
 
 class BackupError(DatabaseError):
@@ -76,9 +75,6 @@ def _verified(file: Path) -> str:
             raise DatabaseError("The database is empty")
         return revision
 
-
-# The size of the steps between which a backup can be interrupted.
-STEP_PAGES = 1_000
 
 # The database, the other files of SQLite and of the writers' queue, and files of older versions.
 OWN_SUFFIXES = ("", "-wal", "-shm", "-journal", "-writers")
@@ -138,7 +134,6 @@ def _copy(database: Path, draft: Path) -> None:
 
 # The other files that SQLite needs to read a database, unlike its index of the log.
 _LOGS = ("-wal", "-journal")
-_IN_USE = "is open in another process; stop the service and every other command first"
 
 
 def restore(address: URL, backup: Path, replace: bool = False) -> Path | None:
@@ -204,17 +199,17 @@ def _closed(database: Path) -> Iterator[None]:
         return
     # This also works for a damaged file, which SQLite cannot lock.
     if is_open_elsewhere(database):
-        raise BackupError(f"{database} {_IN_USE}")
+        raise BackupError(
+            f"{database} is open in another process; stop the service and every other command first"
+        )
     with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
         connection.isolation_level = None
         try:
             # Write the log into the database, so that it is one file, and keep the lock on it.
             connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                raise
-            raise BackupError(f"{database} {_IN_USE}") from None
+        except sqlite3.OperationalError:
+            raise
         except sqlite3.DatabaseError:
             pass  # A damaged database is kept unchanged, with its log.
         yield

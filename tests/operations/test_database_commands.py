@@ -204,7 +204,13 @@ def wait(status, remaining, total):
     for _ in range(6000 if remaining else 0):
         time.sleep(0.01)
 
-backup._after_step = wait
+class SlowConnection(backup.sqlite3.Connection):
+    def backup(self, target, *, pages, progress):
+        super().backup(target, pages=pages, progress=wait)
+
+
+connect = backup.sqlite3.connect
+backup.sqlite3.connect = lambda *path, **options: connect(*path, factory=SlowConnection, **options)
 main(prog_name="taskservice")
 """
 
