@@ -28,7 +28,9 @@ LATE_SECONDS = 300.0
 # The releases of SQLite without its rare corruption of databases with several writers.
 FIXED_VERSIONS = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 # The PostgreSQL settings that durability needs. The service itself makes commits wait for the disk.
-DURABILITY_SETTINGS = ("fsync", "full_page_writes")
+_OFF = (
+    "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'"
+)
 
 Verdict: TypeAlias = tuple[str, str]
 
@@ -100,9 +102,6 @@ def _run_checks(
         yield Finding("connection", ERROR, reason(error))
 
 
-# --- both databases ----------------------------------------------------------------------
-
-
 def _revision(connection: Connection) -> Verdict:
     found, head = migrations.revision(connection), migrations.head()
     if found is None:
@@ -120,9 +119,6 @@ def _deliveries(connection: Connection) -> Verdict:
     if seconds < LATE_SECONDS:
         return OK, text
     return WARNING, f"{text}; is `taskservice serve` or `taskservice background` running?"
-
-
-# --- SQLite ------------------------------------------------------------------------------
 
 
 def _file(path: Path) -> Verdict:
@@ -150,9 +146,6 @@ def _integrity(connection: Connection) -> Verdict:
 _SQLITE_CHECKS = {"integrity": _integrity, "revision": _revision, "deliveries": _deliveries}
 
 
-# --- PostgreSQL --------------------------------------------------------------------------
-
-
 def _server(connection: Connection) -> Verdict:
     version = connection.exec_driver_sql("SHOW server_version").scalar_one()
     text = f"PostgreSQL {version}"
@@ -162,11 +155,7 @@ def _server(connection: Connection) -> Verdict:
 
 
 def _durability(connection: Connection) -> Verdict:
-    off = [
-        name
-        for name in DURABILITY_SETTINGS
-        if connection.exec_driver_sql(f"SHOW {name}").scalar_one() == "off"
-    ]
+    off = connection.exec_driver_sql(_OFF).scalars().all()
     if off:
         return WARNING, f"{', '.join(off)} is off: a power failure can lose acknowledged writes"
     return OK, "Acknowledged writes are on the disk"
