@@ -85,8 +85,6 @@ MIN_CHUNK_COST = 64
 TLS_HANDSHAKE = b"\x16"
 
 _HOST = re.compile(r"(?:[\w.~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::\d{0,5})?", re.ASCII)
-# The client then sends its body.
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 
 Result = TypeVar("Result")
@@ -95,12 +93,14 @@ Result = TypeVar("Result")
 class Request(http.Request):
     """gunicorn's request with a checked Host, and its body in `content` once it `is_complete`.
 
-    `length` is the length of the body in bytes, None for a chunked one.
+    `length` is the length of the body in bytes, None for a chunked one. The client
+    `expects_continue` if it waits for `100 Continue` before it sends the body.
     """
 
     content: IO[bytes]
     is_complete = False
     length: int | None
+    expects_continue: bool
     _expected_100_continue: bool
 
     def set_body_reader(self) -> None:
@@ -108,27 +108,19 @@ class Request(http.Request):
         assert isinstance(self.body, Body)
         reader = self.body.reader
         self.length = reader.length if isinstance(reader, LengthReader) else None
-        self._check_codings()
-        self._check_host()
-
-    def _check_codings(self) -> None:
-        # gunicorn accepts transfer codings that it does not decode.
+        # Cleared, or gunicorn would send it too.
+        self.expects_continue, self._expected_100_continue = self._expected_100_continue, False
         for name, value in self.headers:
-            codings = {coding.strip(" \t").lower() for coding in value.split(",")}
-            if name == "TRANSFER-ENCODING" and codings - {"chunked", "identity"}:
-                raise errors.UnsupportedTransferCoding(value)
-
-    def _check_host(self) -> None:
+            if name == "TRANSFER-ENCODING":
+                # gunicorn accepts transfer codings that it does not decode.
+                codings = {coding.strip(" \t").lower() for coding in value.split(",")}
+                if codings - {"chunked", "identity"}:
+                    raise errors.UnsupportedTransferCoding(value)
         host = next((value for name, value in self.headers if name == "HOST"), None)
         if host is None and self.version == (1, 0):
             return
         if host is None or not _HOST.fullmatch(host):
             raise errors.InvalidHeader("HOST", req=self)
-
-    def take_expect_continue(self) -> bool:
-        """Whether the client waits for `100 Continue`. Clears it, or gunicorn would send it too."""
-        waits, self._expected_100_continue = self._expected_100_continue, False
-        return waits
 
 
 # Yields None for more bytes, bytes to send, or a Request for the id of its owner (None: no owner).
@@ -157,9 +149,8 @@ class RequestParser:
             searched = len(self.received)
             yield None
         request = self._parse_head(self._take(end))
-        expects_continue = request.take_expect_continue()
         if request.length != 0:
-            request.content = yield from self._body(request, expects_continue)
+            request.content = yield from self._body(request)
         request.is_complete = True
         return request
 
@@ -194,19 +185,16 @@ class RequestParser:
         request.content = io.BytesIO()
         return request
 
-    def _body(self, request: Request, expects_continue: bool) -> Steps[RequestBody]:
+    def _body(self, request: Request) -> Steps[RequestBody]:
         owner: str | None = None
         if request.length is None or request.length > SMALL_BODY:
             owner = yield request
         limit = min(SMALL_BODY, self._max_body) if owner is None else self._max_body
         if request.length is not None and request.length > limit:
             raise Problem(413, BODY_TOO_LARGE)
-        if expects_continue and not self.received:
-            yield _CONTINUE
+        if request.expects_continue and not self.received:
+            yield b"HTTP/1.1 100 Continue\r\n\r\n"
         body = RequestBody(self._budget, owner or "")
-        return (yield from self._read_body(request, body, limit))
-
-    def _read_body(self, request: Request, body: RequestBody, limit: int) -> Steps[RequestBody]:
         try:
             if request.length is None:
                 yield from self._read_chunks(body, limit)
@@ -214,11 +202,10 @@ class RequestParser:
             else:
                 yield from self._read_bytes(body, request.length)
             body.seek(0)
-        except OSError as error:
+        except BaseException as error:
             body.close()
-            raise overloaded(TOO_MUCH_AT_ONCE) from error
-        except BaseException:
-            body.close()
+            if isinstance(error, OSError):
+                raise overloaded(TOO_MUCH_AT_ONCE) from error
             raise
         return body
 

@@ -209,7 +209,7 @@ class Output:
 class Response(wsgi.Response):
     """gunicorn's response; an empty piece of the body sends the headers alone."""
 
-    def __init__(self, request: Request, output: Output, cfg: Config) -> None:
+    def __init__(self, request: Request, _sock: object, cfg: Config, output: Output) -> None:
         super().__init__(request, output, cfg)
         self.output = output
         self._is_finished = False

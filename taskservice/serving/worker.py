@@ -1,7 +1,6 @@
 """The gunicorn worker: one loop receives whole requests, and a thread pool responds to them."""
 
 import errno
-import os
 import resource
 import select
 import selectors
@@ -14,7 +13,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from os import getppid
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Thread
 from types import FrameType
 from typing import Any
@@ -24,6 +23,7 @@ from gunicorn.config import Config
 from gunicorn.http import wsgi
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.base import Worker as BaseWorker
+from gunicorn.workers.gthread import PollableMethodQueue
 
 from taskservice import resources
 from taskservice.auth import OWNER
@@ -49,40 +49,6 @@ from taskservice.serving.responder import (
 )
 from taskservice.terms import STOPPING
 from taskservice.web.request import WsgiApplication
-
-# Calls that other threads and signal handlers pass to the worker's loop.
-
-
-class CallQueue:
-    """Calls for the loop to run; its file descriptor is readable while there are any."""
-
-    def __init__(self) -> None:
-        self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()
-        self._is_awake = False
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
-
-    def fileno(self) -> int:
-        return self._wake_read
-
-    def put(self, call: Callable[..., object], *arguments: object) -> None:
-        """Safe in a signal handler too: nothing here takes a lock of Python's."""
-        self._calls.put(partial(call, *arguments))
-        # One byte is enough for all calls that arrive before the loop reads it.
-        if not self._is_awake:
-            self._is_awake = True
-            os.write(self._wake_write, b"!")
-
-    def run_all(self, _file: object = None) -> None:
-        with suppress(BlockingIOError):
-            os.read(self._wake_read, 64)
-        # Before the queue is read: a call that is put from here on writes another byte.
-        self._is_awake = False
-        with suppress(Empty):
-            while True:
-                self._calls.get_nowait()()
-
 
 RECEIVE_SIZE = 64 * 1024
 # The kernel's buffer for a response; Linux doubles the number. On loopback it would grow to 2.6 MB,
@@ -142,7 +108,8 @@ class Worker(BaseWorker):
         self.must_quit = False
         self.next_sweep = 0.0
         self.selector = selectors.DefaultSelector()
-        self.calls = CallQueue()
+        self.calls = PollableMethodQueue()
+        self.calls.init()
         self.budget = BodyBudget(self.max_large_bodies * self.max_body)
         self.pool = ThreadPool(self.cfg.threads)
         self.probe_pool = ThreadPool(self.probe_threads)
@@ -159,14 +126,14 @@ class Worker(BaseWorker):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.alive = False
-        self.calls.put(lambda: None)
+        self.calls.defer(lambda: None)
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         self.must_quit = True
         self.handle_exit(sig, frame)
 
     def run(self) -> None:
-        self.selector.register(self.calls, selectors.EVENT_READ, self.calls.run_all)
+        self.selector.register(self.calls, selectors.EVENT_READ, self.calls.run_callbacks)
         for listener in self.sockets:
             listener.setblocking(False)
             # The accepted connections inherit it.
@@ -387,11 +354,11 @@ class Worker(BaseWorker):
             try:
                 self.send_refusal(connection, error, request)
             finally:
-                self.calls.put(self.linger, connection)
+                self.calls.defer(self.linger, connection)
             return True
         if isinstance(owner, Refusal):
             return self.respond(connection, request, owner)
-        self.calls.put(self.resume, connection, owner)
+        self.calls.defer(self.resume, connection, owner)
         return True
 
     def respond(
@@ -404,7 +371,7 @@ class Worker(BaseWorker):
             request.content.close()
         finally:
             has_replacement, connection.has_replacement = connection.has_replacement, False
-            self.calls.put(follow_up, connection)
+            self.calls.defer(follow_up, connection)
         return not has_replacement
 
     def send_response(
@@ -414,7 +381,17 @@ class Worker(BaseWorker):
         response = None
         try:
             response, environ = self.prepare(connection, request)
-            self.run_application(application, connection, response, environ)
+            began = datetime.now()
+            body = application(environ, response.start_response)
+            connection.owner = environ.get(OWNER)
+            try:
+                for piece in body:
+                    response.write(piece)
+                response.close()
+            finally:
+                if hasattr(body, "close"):
+                    body.close()
+                self.log.access(response, request, environ, datetime.now() - began)
         except ClientGoneError as error:
             self.log.debug("A client did not read its response to the end: %s", error)
             return self.reset
@@ -437,7 +414,8 @@ class Worker(BaseWorker):
             connection.client,
             connection.server,
             self.cfg,
-            response_class=lambda request, _socket, cfg: Response(request, output, cfg),
+            response_class=Response,
+            response_args=(output,),
         )
         environ["wsgi.input"] = request.content
         environ["wsgi.multithread"] = True
@@ -445,25 +423,6 @@ class Worker(BaseWorker):
         if not self.alive or not request.is_complete:
             response.force_close()
         return response, environ
-
-    def run_application(
-        self,
-        application: WsgiApplication,
-        connection: Connection,
-        response: Response,
-        environ: dict[str, Any],
-    ) -> None:
-        began = datetime.now()
-        body = application(environ, response.start_response)
-        connection.owner = environ.get(OWNER)
-        try:
-            for piece in body:
-                response.write(piece)
-            response.close()
-        finally:
-            if hasattr(body, "close"):
-                body.close()
-            self.log.access(response, response.req, environ, datetime.now() - began)
 
     def send_refusal(
         self, connection: Connection, error: BaseException, request: Request | None = None
