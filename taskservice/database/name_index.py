@@ -13,7 +13,7 @@
 import re
 
 from sqlalchemy import Connection, Integer, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from taskservice.database.types import Identifier
 
@@ -27,7 +27,12 @@ _OUTDATE = """
     SELECT old.rowid, old.name_folded WHERE old.rowid <= (SELECT last FROM task_names_indexed);
 """
 _LAST = "(SELECT coalesce(max(rowid), 0) FROM tasks)"
-_DEFINITIONS = (
+_DEFINITIONS: tuple[str, ...] = (
+    "DROP TRIGGER IF EXISTS task_names_rename",
+    "DROP TRIGGER IF EXISTS task_names_delete",
+    "DROP TABLE IF EXISTS task_names",
+    "DROP TABLE IF EXISTS task_names_indexed",
+    "DROP TABLE IF EXISTS task_names_outdated",
     # Without the names themselves, and without the positions of the trigrams in them.
     "CREATE VIRTUAL TABLE task_names USING fts5(name, content='', columnsize=0, detail=none, "
     "tokenize='trigram case_sensitive 1')",
@@ -60,10 +65,10 @@ _POSTGRESQL = (
 # operator class in the search path.
 _NOT_AVAILABLE = ("58P01", "0A000", "42501", "42704")
 _EXISTS = text(
-    "SELECT count(*) = 2 FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'tasks' "
+    "SELECT count(*) = 2 AND EXISTS (SELECT 1 FROM pragma_module_list WHERE name = 'fts5') "
+    "FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'tasks' "
     "AND name IN ('task_names_rename', 'task_names_delete')"
 )
-_HAS_FTS5 = text("SELECT count(*) FROM pragma_module_list WHERE name = 'fts5'")
 # The row numbers of all tasks whose names may have the part.
 CANDIDATES = text(
     "SELECT rowid AS id FROM task_names WHERE task_names MATCH :trigrams "
@@ -97,45 +102,27 @@ _UPDATE = (
 
 
 def is_usable(connection: Connection, part: str = "any") -> bool:
-    """Whether the index exists and can search for `part`; by default, whether it exists."""
+    """Whether the index exists and can search for `part`."""
     if connection.dialect.name == "postgresql":
         return bool(connection.scalar(_SERVES, {"part": part}))
-    return bool(connection.scalar(_EXISTS)) and bool(connection.scalar(_HAS_FTS5))
+    return bool(connection.scalar(_EXISTS))
 
 
 def ensure(connection: Connection) -> None:
     """Create the index if it is missing; without FTS5 or pg_trgm there is none."""
-    if connection.dialect.name == "postgresql":
-        _ensure_on_postgresql(connection)
-    else:
-        _ensure_on_sqlite(connection)
-
-
-def _ensure_on_postgresql(connection: Connection) -> None:
     if is_usable(connection):
         return
-    schema = connection.scalar(text("SELECT quote_ident(current_schema())"))
+    definitions, schema = _DEFINITIONS, None
+    if connection.dialect.name == "postgresql":
+        definitions = _POSTGRESQL
+        schema = connection.scalar(text("SELECT quote_ident(current_schema())"))
     try:
         with connection.begin_nested():
-            for definition in _POSTGRESQL:
+            for definition in definitions:
                 connection.exec_driver_sql(definition.format(schema=schema))
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) not in _NOT_AVAILABLE:
-            raise
-
-
-def _ensure_on_sqlite(connection: Connection) -> None:
-    if connection.scalar(_EXISTS):
-        return
-    try:
-        for name in ("task_names_rename", "task_names_delete"):
-            connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {name}")
-        for name in ("task_names", "task_names_indexed", "task_names_outdated"):
-            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name}")
-        for definition in _DEFINITIONS:
-            connection.exec_driver_sql(definition)
-    except OperationalError as error:
-        if "no such module" not in str(error.orig):
+        state = getattr(error.orig, "sqlstate", None)
+        if state not in _NOT_AVAILABLE and "no such module" not in str(error.orig):
             raise
 
 

@@ -37,16 +37,14 @@ MEMORY_FOLDER = Path("/dev", "shm")
 def gunicorn_settings(config: Config) -> dict[str, object]:
     """Setting -> value; all others keep gunicorn's defaults."""
 
-    def post_fork(arbiter: Arbiter, worker: Worker) -> None:
-        worker.max_body = config.MAX_BODY
-        worker.early_signals = arbiter.SIG_QUEUE
-
     def pre_fork(arbiter: Arbiter, worker: Worker) -> None:
         # Otherwise garbage collection would write to the memory that the processes share.
         gc.freeze()
         # Before the fork, so that the worker inherits the slot. A dead worker's slot is free again.
         taken = {each.slot for each in arbiter.WORKERS.values()}
         worker.slot = metrics.requests.use_free_slot(taken)
+        worker.max_body = config.MAX_BODY
+        worker.early_signals = arbiter.SIG_QUEUE
 
     class OwnLogger(Logger):
         """gunicorn's logger, in the format of our own log."""
@@ -65,7 +63,6 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "worker_class": Worker,
         "worker_connections": MAX_CONNECTIONS + config.WAITS,
         "pre_fork": pre_fork,
-        "post_fork": post_fork,
         "post_worker_init": connect_application,
         "worker_exit": lambda _arbiter, worker: join_loops(worker.background_threads),
         "on_starting": listen,

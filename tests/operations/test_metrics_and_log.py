@@ -285,7 +285,7 @@ def test_process_that_takes_over_a_slot_counts_on() -> None:
 
 def test_living_workers_never_share_a_slot(config: Config) -> None:
     settings: Any = gunicorn_settings(config)
-    arbiter: Any = SimpleNamespace(WORKERS={})
+    arbiter: Any = SimpleNamespace(WORKERS={}, SIG_QUEUE=None)
 
     def fork(pid: int) -> int:
         worker: Any = SimpleNamespace()

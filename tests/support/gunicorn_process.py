@@ -29,10 +29,7 @@ sys.path.insert(0, {root!r})
 
 from taskservice.serving.gunicorn_config import *
 
-settle = post_fork
-
 def post_fork(arbiter, worker):
-    settle(arbiter, worker)
     worker.request_seconds = worker.response_seconds = worker.linger_seconds = 0.7
     worker.sweep_seconds = 0.1
     for name, value in {attributes}.items():
