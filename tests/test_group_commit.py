@@ -173,8 +173,6 @@ def test_writers_that_give_up_at_any_moment_leave_nothing_half_done(
     database = resources.find(Database, app)
     queue, lock = database.writer_queue, threading.Lock()
     assert queue is not None
-    assert database.files is not None
-    check = database.files.check
     stored: list[str] = []
     refused: list[str] = []
 
@@ -185,7 +183,7 @@ def test_writers_that_give_up_at_any_moment_leave_nothing_half_done(
                 name = f"{writer}-{number}"
                 try:
                     seconds = chance.uniform(0, 0.01)
-                    with queue.transaction(database.writes, check, seconds) as connection:
+                    with queue.transaction(database.writes, seconds) as connection:
                         connection.exec_driver_sql(
                             "INSERT INTO users VALUES (?, ?, '2026')", (name, name)
                         )

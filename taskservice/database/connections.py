@@ -22,7 +22,7 @@ class KeptConnections:
 
     def __init__(self, engine: Engine, is_usable: Callable[[Any], bool], max_kept: int) -> None:
         self.engine = engine
-        self._is_usable = is_usable
+        self.is_usable = is_usable
         self._max_kept = max_kept
         # The connection that was used last is used next.
         self._kept: deque[Connection] = deque()
@@ -41,7 +41,7 @@ class KeptConnections:
     def acquire(self) -> Connection:
         """A connection for one thread; raises OperationalError and TimeoutError."""
         for connection in self._all_kept():
-            if self._is_usable(connection.connection.driver_connection):
+            if self.is_usable(connection.connection.driver_connection):
                 return connection
             connection.invalidate()
             connection.close()

@@ -30,10 +30,7 @@ def transaction() -> Iterator[Connection]:
         with database.writes.use() as connection, connection.begin():
             yield connection
         return
-    queue, files = database.writer_queue, database.files
-    # If the files were replaced in between, the next start would not find the committed data.
-    assert files is not None
-    with queue.transaction(database.writes, files.check, BUSY_SECONDS) as connection:
+    with database.writer_queue.transaction(database.writes, BUSY_SECONDS) as connection:
         yield connection
 
 

@@ -4,8 +4,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from sqlalchemy import Connection
@@ -64,16 +64,14 @@ class WriterQueue:
             self._threads.release()
 
     @contextmanager
-    def transaction(
-        self, connections: KeptConnections, check: Callable[[], object], seconds: float
-    ) -> Iterator[Connection]:
-        """A connection in a write transaction, then `check`. Raises OperationalError if late."""
+    def transaction(self, connections: KeptConnections, seconds: float) -> Iterator[Connection]:
+        """A connection in a write transaction. Raises OperationalError if late."""
         until = time.monotonic() + seconds
         group = self._acquire(seconds)
         try:
             if group is None:
                 with self._attempt():
-                    group = _Group(connections, check, self._hold(until), until)
+                    group = _Group(connections, self._hold(until), until)
         except BaseException:
             self._threads.release()
             raise
@@ -147,28 +145,24 @@ class WriterQueue:
 class _Group:
     """A transaction of several writers, one after the other, and the turn of this process."""
 
-    def __init__(
-        self, connections: KeptConnections, check: Callable[[], object], held: int, until: float
-    ) -> None:
-        self._connections, self._check, self._held = connections, check, held
+    def __init__(self, connections: KeptConnections, held: int, until: float) -> None:
+        self._connections, self._held = connections, held
         self._ended = threading.Event()
         self._error: BaseException | None = None
         self._is_sound = True
         self._parts = 0
         self._until = time.monotonic() + MAX_GROUP_SECONDS
-        try:
+        with ExitStack() as undo:
+            undo.callback(os.close, held)
             self._connection = connections.acquire()
-            try:
-                # The waits for the turn and for SQLite's own lock have the same deadline.
-                milliseconds = max(0, int((until - time.monotonic()) * 1000))
-                self._driver_connection().execute(f"PRAGMA busy_timeout = {milliseconds}")
-                self._connection.begin()
-            except BaseException:
-                self._connection.close()
-                raise
-        except BaseException:
-            os.close(held)
-            raise
+            undo.callback(self._connection.close)
+            driver: Any = self._connection.connection.driver_connection
+            self._driver = driver
+            # The waits for the turn and for SQLite's own lock have the same deadline.
+            milliseconds = max(0, int((until - time.monotonic()) * 1000))
+            driver.execute(f"PRAGMA busy_timeout = {milliseconds}")
+            self._connection.begin()
+            undo.pop_all()
 
     def has_room(self) -> bool:
         """Whether another writer may join."""
@@ -194,34 +188,30 @@ class _Group:
         try:
             try:
                 if self._is_sound:
-                    self._commit(self._connection)
+                    self._commit()
             finally:
                 self._connections.release(self._connection)
-            self._check()
+            # If the files were replaced, the next start would not find the committed data.
+            self._connections.is_usable(self._driver)
         except BaseException as error:
             self._error = error
         finally:
             os.close(self._held)
             self._ended.set()
 
-    def _commit(self, connection: Connection) -> None:
+    def _commit(self) -> None:
         # SQLite ends a transaction by itself when, for example, the disk is full.
         if not self._is_in_transaction():
             raise OperationalError("COMMIT", None, RuntimeError("SQLite has rolled back"))
         try:
-            connection.commit()
+            self._connection.commit()
         except BaseException:
             # The connection may still be in the transaction.
-            connection.invalidate()
+            self._connection.invalidate()
             raise
 
     def _is_in_transaction(self) -> bool:
-        if self._connection.invalidated:
-            return False
-        return bool(self._driver_connection().in_transaction)
-
-    def _driver_connection(self) -> Any:
-        return self._connection.connection.driver_connection
+        return not self._connection.invalidated and self._driver.in_transaction
 
     def wait(self) -> None:
         """Return when everything is committed; raises OperationalError if the commit failed."""
