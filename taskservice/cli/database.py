@@ -17,7 +17,7 @@ from taskservice.cli import options
 from taskservice.cli.serve import load_config, one_line_errors, prepare_files, service_app
 from taskservice.config import Config
 from taskservice.database import migrations
-from taskservice.database.address import parse, shown
+from taskservice.database.address import parse, shown, sqlite_file
 from taskservice.database.transactions import database_time
 from taskservice.operations import database_check
 from taskservice.operations.backup import backup, restore
@@ -120,9 +120,9 @@ def copy_(source: URL, target: URL, as_json: bool) -> None:
     for table in copied:
         line = f"{table['table']} {table['rows']:,} rows, sha256 {table['sha256']}"
         print_json(table) if as_json else print_line(line)
-    is_file = target.get_backend_name() == "sqlite"
-    url = f"sqlite:///{Path(target.database or '').resolve()}" if is_file else shown(target)
-    unseen = "" if is_file else " with the password and parameters of TO"
+    file = sqlite_file(target)
+    url = f"sqlite:///{file.resolve()}" if file else shown(target)
+    unseen = "" if file else " with the password and parameters of TO"
     # `notice` would remove the user from the URL.
     print_line(
         f"taskservice: to serve it, set TASKSERVICE_DATABASE_URL={url}{unseen}, and "
@@ -135,12 +135,12 @@ def copy_(source: URL, target: URL, as_json: bool) -> None:
 def _sqlite_file(instead: str) -> tuple[Config, Path]:
     """The settings and the file of the database; exits for PostgreSQL and prints what to do."""
     config = load_config()
-    address = make_url(config.DATABASE_URL)
+    file = sqlite_file(make_url(config.DATABASE_URL))
     # As after Ctrl-C, an unfinished copy is removed.
     signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
-    if address.get_backend_name() != "sqlite":
+    if file is None:
         exit_with_error(f"this command works only with SQLite; {instead}", 2)
-    return config, Path(address.database or "")
+    return config, file
 
 
 @options.command(

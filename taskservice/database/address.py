@@ -3,6 +3,7 @@
 import os
 import re
 from itertools import zip_longest
+from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
 from sqlalchemy.engine import URL
@@ -16,6 +17,11 @@ def parse(text: str) -> URL:
     if scheme == "sqlite" and rest.startswith("//"):
         return _sqlite(rest[1:])
     raise ValueError("must be postgresql://... or sqlite:////absolute/path")
+
+
+def sqlite_file(address: URL) -> Path | None:
+    """The file of an SQLite database; None for PostgreSQL."""
+    return Path(address.database or "") if address.get_backend_name() == "sqlite" else None
 
 
 def shown(address: URL) -> str:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from taskservice.config import Config
 from taskservice.database import migrations
+from taskservice.database.address import sqlite_file
 from taskservice.database.engine import command_engine, sqlite3
 from taskservice.database.migrations import DatabaseError, reason
 from taskservice.operations.health import oldest_due_seconds
@@ -47,10 +48,10 @@ class Finding:
 def findings(config: Config) -> Iterator[Finding]:
     """Check the database of these settings without migrating or creating it."""
     address = make_url(config.DATABASE_URL)
-    if address.get_backend_name() != "sqlite":
+    path = sqlite_file(address)
+    if path is None:
         yield from _run_checks(address, _POSTGRESQL_CHECKS)
         return
-    path = Path(address.database or "")
     yield Finding("sqlite", *sqlite_version(sqlite3.sqlite_version_info[:3]))
     if not path.is_file():
         yield Finding("file", ERROR, f"There is no database at {path}")

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -12,7 +11,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from taskservice.database import migrations
-from taskservice.database.address import shown
+from taskservice.database.address import shown, sqlite_file
 from taskservice.database.engine import command_engine, prepare_sqlite_connection, sqlite3
 from taskservice.database.files import is_open_elsewhere
 from taskservice.database.migrations import COPY_PROGRESS, DatabaseError, UnfinishedCopy
@@ -57,7 +56,7 @@ def copy(source: URL, target: URL) -> list[dict[str, Any]]:
             copied = [_compared(reads, engine, table) for table in TABLES]
             _finish(engine)
     except (DBAPIError, sqlite3.Error, OSError) as error:
-        why = migrations.reason(error, Path(target.database or "") if _is_sqlite(target) else None)
+        why = migrations.reason(error, sqlite_file(target))
         raise DatabaseError(
             f"The copy stopped: {why}; run the same command again to resume"
         ) from None
@@ -65,26 +64,22 @@ def copy(source: URL, target: URL) -> list[dict[str, Any]]:
 
 
 def _check_addresses(source: URL, target: URL) -> None:
-    files = [Path(each.database or "").resolve() for each in (source, target) if _is_sqlite(each)]
-    if source == target or (len(files) == 2 and files[0] == files[1]):
+    file, other = sqlite_file(source), sqlite_file(target)
+    if source == target or (file and other and file.resolve() == other.resolve()):
         raise DatabaseError("FROM and TO are the same database")
-    if _is_sqlite(source):
-        if not files[0].is_file():
+    if file:
+        if not file.is_file():
             raise DatabaseError(f"There is no database at {source.database}")
-        if is_open_elsewhere(files[0]):
+        if is_open_elsewhere(file):
             raise _in_use(source)
 
 
 def _in_use(address: URL) -> DatabaseError:
     # On PostgreSQL it is known when a process last served the database, not whether one does now.
-    wait = "" if _is_sqlite(address) else f", and wait for {MAX_AGE_SECONDS:.0f} s"
+    wait = "" if sqlite_file(address) else f", and wait for {MAX_AGE_SECONDS:.0f} s"
     return DatabaseError(
         f"{shown(address)} is in use: stop the service, and every other command, first{wait}"
     )
-
-
-def _is_sqlite(address: URL) -> bool:
-    return address.get_backend_name() == "sqlite"
 
 
 @contextmanager
@@ -99,7 +94,7 @@ def _reading(address: URL) -> Iterator[sa.Connection]:
                 f"{shown(address)} is at revision {found}; `taskservice db upgrade` with its "
                 f"TASKSERVICE_DATABASE_URL upgrades it to {migrations.head()}"
             )
-        if not _is_sqlite(address):
+        if not sqlite_file(address):
             if is_served(connection):
                 raise _in_use(address)
             connection.rollback()
@@ -110,7 +105,7 @@ def _reading(address: URL) -> Iterator[sa.Connection]:
 def _engine(address: URL) -> sa.Engine:
     """On SQLite each transaction locks out other writers from its start."""
     engine = command_engine(address)
-    if _is_sqlite(address):
+    if sqlite_file(address):
         sa.event.listen(engine, "connect", prepare_sqlite_connection)
         sa.event.listen(engine, "begin", lambda one: one.exec_driver_sql("BEGIN IMMEDIATE"))
     return engine
@@ -139,10 +134,11 @@ def _begin(engine: sa.Engine, address: URL, source: str) -> tuple[int, Sequence[
     except UnfinishedCopy:
         with engine.connect() as connection:
             return _progress(connection, address, source)
-    if _is_sqlite(address) and is_open_elsewhere(Path(address.database or "")):
+    file = sqlite_file(address)
+    if file and is_open_elsewhere(file):
         raise _in_use(address)
     with engine.begin() as connection:
-        if not _is_sqlite(address) and is_served(connection):
+        if not file and is_served(connection):
             raise _in_use(address)
         connection.execute(sa.delete(ServiceHeartbeat))
         for table in TABLES:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
 from taskservice.database import migrations
+from taskservice.database.address import sqlite_file
 from taskservice.database.clock import seconds_between
 from taskservice.database.models import Agent, Delivery, ServiceHeartbeat
 from taskservice.database.transactions import reading, retry_on_conflict, transaction
@@ -193,7 +194,7 @@ def database_metrics() -> list[str]:
 
 def _check_usable() -> None:
     """Raises an error if reads or writes of requests would fail."""
-    file = _file()
+    file = sqlite_file(db.engine.url)
     if file is not None:
         # An open connection does not notice that its file was removed.
         if not os.access(file, os.R_OK | os.W_OK):
@@ -215,18 +216,12 @@ def _check_usable() -> None:
     record()
 
 
-def _file() -> Path | None:
-    """The file of SQLite; None with PostgreSQL."""
-    url = db.engine.url
-    return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
-
-
 def _metrics() -> list[str]:
     with reading() as connection:
         counts = connection.execute(_COUNTS).one()
         agents = connection.execute(_AGENTS).one()._asdict()
         age = oldest_due_seconds(connection) or 0.0
-        file = _file()
+        file = sqlite_file(db.engine.url)
         sizes = _sizes(file) if file else {"database": connection.execute(_SIZE).scalar_one()}
     tasks = {"running": counts.running, "error": counts.error}
     deliveries = {state: getattr(counts, state) for state in ("pending", "failed", "cancelled")}

@@ -190,20 +190,17 @@ class Output:
     def sendall(self, data: bytes) -> None:
         if self._head is None:
             self._head = data
-        elif self.has_begun:
-            self._send(data)
-        elif len(data) > MAX_JOINED:
+            return
+        if len(data) > MAX_JOINED:
             self.flush()
-            self._send(data)
-        else:
-            self.has_begun = True
-            self._send(self._head + data)
+        head, self._head = self._head, b""
+        self.has_begun = True
+        self._send(head + data)
 
     def flush(self) -> None:
         """Send the headers now, unless they were sent."""
-        if self._head is not None and not self.has_begun:
-            self.has_begun = True
-            self._send(self._head)
+        if self._head:
+            self.sendall(b"")
 
 
 class Response(wsgi.Response):

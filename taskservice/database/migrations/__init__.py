@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from taskservice.database import name_index
-from taskservice.database.address import shown
+from taskservice.database.address import shown, sqlite_file
 from taskservice.database.engine import command_engine, prepare_sqlite_connection, sqlite3
 from taskservice.database.files import full_disk, make_folder, open_regular
 from taskservice.database.writer_queue import WriterQueue
@@ -55,14 +55,14 @@ def upgrade(
     not be changed.
     """
     address = make_url(url)
-    is_sqlite = address.get_backend_name() == "sqlite"
-    if is_sqlite:
-        _check_file(Path(address.database or ""), may_create)
+    file = sqlite_file(address)
+    if file:
+        _check_file(file, may_create)
     # On SQLite the switch to WAL fails immediately on a locked file.
-    turn = WriterQueue(address.database).turn(MIGRATION_SECONDS) if is_sqlite else nullcontext()
+    turn = WriterQueue(address.database).turn(MIGRATION_SECONDS) if file else nullcontext()
     try:
         with turn, command_engine(address).connect() as connection:
-            if not is_sqlite:
+            if not file:
                 # Limits the wait for the advisory lock and for table locks.
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MIGRATION_SECONDS * 1000}")
             # Before anything is written: the file may belong to another program.
@@ -74,14 +74,14 @@ def upgrade(
                     f"{shown(address)} has a database of revision {found}; upgrade or remove it"
                 )
             if found != (head() if target == "head" else target):
-                if is_sqlite:
+                if file:
                     _begin_sqlite(connection)
                 else:
                     connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
                 _run(connection, target)
                 connection.commit()
     except (DBAPIError, sqlite3.Error, OSError) as error:
-        why = reason(error, Path(address.database or "") if is_sqlite else None)
+        why = reason(error, file)
         raise DatabaseError(f"The database {shown(address)} cannot be used: {why}") from None
 
 
