@@ -183,7 +183,6 @@ class Task(db.Model):
         partial_index(
             "tasks_by_agent_end", "user_id, agent_id, finished_at", "finished_at IS NOT NULL"
         ),
-        # For claims.
         partial_index(
             "tasks_unclaimed",
             "user_id, agent_id, created_at, id",
@@ -195,7 +194,6 @@ class Task(db.Model):
             "user_id, agent_id, claimed_at",
             "status = 'running' AND claimed_at IS NOT NULL",
         ),
-        # For the tasks with open questions.
         partial_index("tasks_asking", "user_id, created_at, id", IS_ASKING),
         # For timeouts: the longest silence, or the next deadline, first.
         partial_index("tasks_claimed", "last_heartbeat_at", CLAIMED),
@@ -428,10 +426,6 @@ class Hook(db.Model):
     expires_at: Mapped[str | None] = mapped_column(Timestamp)
 
 
-_PENDING = text("state = 'pending'")
-_OF_HOOK = text("hook_id IS NOT NULL")
-
-
 class Delivery(db.Model):
     """One webhook for a callback or a hook; its id is the `webhook-id` of every attempt.
 
@@ -449,16 +443,16 @@ class Delivery(db.Model):
             "hook",
         ),
         Index(None, "task_id", "created_at"),
-        partial_index("deliveries_of_hook", "hook_id, created_at, id", _OF_HOOK),
+        partial_index("deliveries_of_hook", "hook_id, created_at, id", "hook_id IS NOT NULL"),
         partial_index(
             "deliveries_due_of_hook",
             "hook_id, next_attempt_at",
             "state = 'pending' AND hook_id IS NOT NULL",
         ),
-        partial_index("deliveries_of_event", "event_id", _OF_HOOK),
-        partial_index("deliveries_due", "next_attempt_at", _PENDING),
+        partial_index("deliveries_of_event", "event_id", "hook_id IS NOT NULL"),
+        partial_index("deliveries_due", "next_attempt_at", "state = 'pending'"),
         # The same for one user, since users take turns.
-        partial_index("deliveries_due_of_user", "user_id, next_attempt_at", _PENDING),
+        partial_index("deliveries_due_of_user", "user_id, next_attempt_at", "state = 'pending'"),
         partial_index("deliveries_leased", "leased_until", "leased_until IS NOT NULL"),
         partial_index("deliveries_in_vain", "state", "state IN ('failed', 'cancelled')"),
         # For the tasks whose webhook failed: their list, and the last ones.

@@ -86,10 +86,8 @@ def in_pages(
     """All rows in the order of these columns, which they have; `count` at a time, each a read."""
     page = rows.order_by(None).order_by(*order).limit(count)
     after = page
-    while True:
-        found = read_all(after, **(values or {}))
-        if found:
-            yield found
+    while found := read_all(after, **(values or {})):
+        yield found
         if len(found) < count:
             return
         last = [getattr(found[-1], column.key) for column in order]

@@ -12,15 +12,8 @@ from sqlalchemy import create_engine, pool
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from taskservice.database import clock, migrations
+from taskservice.database import clock, files, migrations
 from taskservice.database.engine import BUSY_SECONDS, sqlite3
-from taskservice.database.files import (
-    is_open_elsewhere,
-    make_folder,
-    open_regular,
-    sqlite_uri,
-    sync,
-)
 from taskservice.database.migrations import DatabaseError
 from taskservice.database.writer_queue import WriterQueue
 from taskservice.operations import database_check
@@ -60,7 +53,7 @@ def _verified(file: Path) -> str:
 
     def connect() -> Any:
         # Immutable, so that SQLite creates no other files.
-        connection = sqlite3.connect(sqlite_uri(file, "mode=ro&immutable=1"), uri=True)
+        connection = sqlite3.connect(files.sqlite_uri(file, "mode=ro&immutable=1"), uri=True)
         # So that Python handles signals during the check.
         connection.set_progress_handler(lambda: 0, STEP_INSTRUCTIONS)
         return connection
@@ -94,9 +87,9 @@ def backup(database: Path, secret_key: Path, target: Path, replace: bool = False
         with _draft_of(target) as draft:
             _copy(database, draft)
             revision = _verified(draft)
-            sync(draft)
+            files.sync(draft)
             draft.replace(target)
-            sync(target.parent)
+            files.sync(target.parent)
     return revision
 
 
@@ -117,7 +110,7 @@ def _check(database: Path, secret_key: Path, target: Path, replace: bool) -> Non
 
 def _copy(database: Path, draft: Path) -> None:
     with (
-        closing(sqlite3.connect(sqlite_uri(database), uri=True)) as source,
+        closing(sqlite3.connect(files.sqlite_uri(database), uri=True)) as source,
         closing(sqlite3.connect(draft)) as copy,
     ):
         source.isolation_level = None
@@ -146,7 +139,7 @@ def restore(address: URL, backup: Path, replace: bool = False) -> Path | None:
     # A symbolic link is kept, and the file that it points to is replaced.
     database = Path(os.path.realpath(address.database or ""))
     with _one_line_errors("restore", database):
-        make_folder(database.parent)
+        files.make_folder(database.parent)
         _check_restore(database, backup, replace)
         with _draft_of(database) as draft:
             _copy_verified(backup, draft)
@@ -154,7 +147,7 @@ def restore(address: URL, backup: Path, replace: bool = False) -> Path | None:
             with WriterQueue(address.database).turn(BUSY_SECONDS), _closed(database):
                 replaced = _keep_aside(database)
                 draft.replace(database)
-                sync(database.parent)
+                files.sync(database.parent)
         migrations.upgrade(address)
     return replaced
 
@@ -174,8 +167,8 @@ def _check_restore(database: Path, backup: Path, replace: bool) -> None:
 
 def _existing_files(database: Path) -> list[Path]:
     """The files of the database that exist, with the logs that SQLite would read."""
-    files = [Path(f"{database}{suffix}") for suffix in ("", *_LOGS)]
-    return [file for file in files if os.path.lexists(file)]
+    named = [Path(f"{database}{suffix}") for suffix in ("", *_LOGS)]
+    return [file for file in named if os.path.lexists(file)]
 
 
 def _copy_verified(backup: Path, draft: Path) -> None:
@@ -185,10 +178,10 @@ def _copy_verified(backup: Path, draft: Path) -> None:
                 f"{log} belongs to {backup}, which is a live database, not a backup; "
                 "`taskservice db backup` makes a backup of it"
             )
-    with open_regular(backup) as source, open(draft, "wb") as copy:
+    with files.open_regular(backup) as source, open(draft, "wb") as copy:
         shutil.copyfileobj(source, copy, 1024 * 1024)
     _verified(draft)
-    sync(draft)
+    files.sync(draft)
 
 
 @contextmanager
@@ -198,7 +191,7 @@ def _closed(database: Path) -> Iterator[None]:
         yield
         return
     # This also works for a damaged file, which SQLite cannot lock.
-    if is_open_elsewhere(database):
+    if files.is_open_elsewhere(database):
         raise BackupError(
             f"{database} is open in another process; stop the service and every other command first"
         )
@@ -225,8 +218,8 @@ def _keep_aside(database: Path) -> Path | None:
     existing = _existing_files(database)
     for file in existing:
         os.link(file, f"{aside}{str(file).removeprefix(str(database))}")
-    sync(database.parent)
+    files.sync(database.parent)
     for suffix in (*_LOGS, "-shm"):
         Path(f"{database}{suffix}").unlink(missing_ok=True)
-    sync(database.parent)
+    files.sync(database.parent)
     return aside if existing else None

@@ -7,6 +7,7 @@ import re
 import sys
 import textwrap
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from flask import Flask, Response, g, has_request_context, request
@@ -99,9 +100,10 @@ def request_id(requested: str) -> str:
     return requested if is_valid else f"{random.getrandbits(128):032x}"
 
 
-def log_extra(request_id: str) -> dict[str, Any]:
-    """The `extra` for a log line that belongs to this request but is written after it."""
-    return {"details": {"requestId": request_id}}
+def log_extra(headers: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
+    """The `extra` for a log line outside of a request, with the id in the headers, or a new one."""
+    named = (value for name, value in headers if name.lower() == "x-request-id")
+    return {"details": {"requestId": request_id(next(named, ""))}}
 
 
 def init_app(app: Flask) -> None:

@@ -8,7 +8,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -429,10 +429,10 @@ class Worker(BaseWorker):
     ) -> None:
         """Refuse a request because of `error`, without the application; also in the loop."""
         problem = problem_of(error)
+        method = request.method if request else None
         # The application counts all other requests; it did not see this one, or did not respond.
-        metrics.requests.add(None, request.method if request else "", problem.status, 0.0)
-        request_id = _request_id(request.headers if request else ())
-        extra = request_log.log_extra(request_id)
+        metrics.requests.add(None, method or "", problem.status, 0.0)
+        extra = request_log.log_extra(request.headers if request else ())
         if problem.status == 500:
             name = f"{request.method} {request.path}" if request else "a request"
             self.log.error("Could not respond to %s", name, exc_info=error, extra=extra)
@@ -442,18 +442,10 @@ class Worker(BaseWorker):
             why = client[0] if client else "a local socket", problem.status, problem.detail
             self.log.info("Refused a request from %s: %s %s", *why, extra=extra)
         with suppress(OSError):
-            method = request.method if request else None
-            connection.sock.send(as_response(problem, method, request_id))
+            connection.sock.send(as_response(problem, method, extra["details"]["requestId"]))
 
     def log_failure(
         self, message: str, response: Response, error: BaseException | None = None
     ) -> None:
-        extra = request_log.log_extra(_request_id(response.headers))
-        request = response.req
+        request, extra = response.req, request_log.log_extra(response.headers)
         self.log.error(message, request.method, request.path, exc_info=error, extra=extra)
-
-
-def _request_id(headers: Iterable[tuple[str, str]]) -> str:
-    """The request id in the headers of a request or response, or a new one."""
-    named = (value for name, value in headers if name.lower() == "x-request-id")
-    return request_log.request_id(next(named, ""))
