@@ -134,33 +134,24 @@ def _socket(address: tuple[str, int] | str, arbiter: Arbiter) -> BaseSocket:
     return kind(address, arbiter.cfg, arbiter.log)
 
 
-# Runs gunicorn in this process, for `taskservice serve`.
-
-
-class Application(BaseApplication):
-    """Takes its settings from `config` alone: no command line, file or GUNICORN_CMD_ARGS."""
-
-    def __init__(self, make_app: Callable[[], Any], config: Config) -> None:
-        self._make_app = make_app
-        self._settings = gunicorn_settings(config)
-        super().__init__(prog="taskservice serve")
-
-    def load_config(self) -> None:
-        assert self.cfg
-        for name, value in self._settings.items():
-            self.cfg.set(name, value)
-
-    def load(self) -> Any:
-        return self._make_app()
-
-
 def serve(make_app: Callable[[], Any], config: Config) -> NoReturn:
     """Serve until a signal, then exit: with 0 after SIGTERM or Ctrl-C, 1 if it can't listen.
 
     `make_app` is called in each worker, after the fork, for the WSGI application.
     """
+
+    class Application(BaseApplication):
+        """Takes its settings from `config` alone: no command line, file or GUNICORN_CMD_ARGS."""
+
+        def load_config(self) -> None:
+            for name, value in gunicorn_settings(config).items():
+                self.cfg.set(name, value)
+
+        def load(self) -> Any:
+            return make_app()
+
     try:
-        Application(make_app, config).run()
+        Application(prog="taskservice serve").run()
     except KeyboardInterrupt:
         # Ctrl-C before gunicorn has installed its signal handlers.
         sys.exit(130)
