@@ -1,7 +1,7 @@
 """Connections that stay checked out of their pool between two uses, and compiled statements."""
 
 from collections import deque, namedtuple
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -63,15 +63,14 @@ class KeptConnections:
         connection.close()
 
     def forget(self) -> None:
-        """Close all kept connections, since their server is probably lost."""
+        """Close all kept connections, as when their server is probably lost."""
         for kept in self._all_kept():
             kept.invalidate()
             kept.close()
 
     def close(self) -> None:
         """Close all; none may be in use."""
-        for kept in self._all_kept():
-            kept.close()
+        self.forget()
         self.engine.dispose()
 
     def _all_kept(self) -> Iterator[Connection]:
@@ -84,8 +83,6 @@ class KeptConnections:
 
 R = TypeVar("R")
 
-Converter = Callable[[Any], Any]
-
 
 class Statement(Generic[R]):
     """An SQLAlchemy statement for the hot paths; `values` are its bind parameters.
@@ -97,9 +94,8 @@ class Statement(Generic[R]):
     An INSERT sets `columns`, with parameters of the same names, in addition to its clause.
     """
 
-    def __init__(self, clause: Any, columns: Iterable[str] | None = None) -> None:
-        self._clause = clause
-        self._columns = None if columns is None else list(columns)
+    def __init__(self, clause: Any, columns: Collection[str] | None = None) -> None:
+        self._clause, self._columns = clause, columns
         self._plans: dict[str, _Plan] = {}
 
     def all(self, connection: Connection, **values: Any) -> list[R]:
@@ -132,7 +128,7 @@ class Statement(Generic[R]):
 class _Plan:
     """How one kind of database runs a statement: its SQL, its parameters, and its rows."""
 
-    def __init__(self, clause: Any, inserted: list[str] | None, dialect: Dialect) -> None:
+    def __init__(self, clause: Any, inserted: Collection[str] | None, dialect: Dialect) -> None:
         compiled: SQLCompiler = clause.compile(dialect=dialect, column_keys=inserted)
         self.sql = str(compiled)
         self._names = compiled.positiontup if compiled.positional else None
@@ -167,7 +163,7 @@ class _Plan:
         return list(map(self._make, converted))
 
 
-def _converters(found: Any) -> list[tuple[Any, Converter]]:
+def _converters(found: Any) -> list[tuple[Any, Callable[[Any], Any]]]:
     return [(where, convert) for where, convert in found if convert is not None]
 
 
