@@ -79,8 +79,6 @@ class KeptConnections:
                 yield self._kept.pop()
 
 
-# Statements that are compiled once, and run without SQLAlchemy's work at each execution.
-
 R = TypeVar("R")
 
 

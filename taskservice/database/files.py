@@ -111,8 +111,6 @@ def sqlite_uri(path: Path, options: str = "mode=rw") -> str:
     return f"file:{quote(os.fsencode(path.absolute()))}?{options}"
 
 
-# Notices when SQLite's files are removed or replaced while a process has them open.
-
 # How long reads rely on a check, which takes twice as long as reading a key.
 RECENT_SECONDS = 0.02
 

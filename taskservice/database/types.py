@@ -198,8 +198,6 @@ def is_among(column: Any, name: str) -> _Function:
     return in_list(column, bindparam(name, type_=ListParameter(column.type)))
 
 
-# The types of rows, and how many rows one read takes.
-
 AnySelect: TypeAlias = Select[*tuple[Any, ...]]
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 

@@ -20,8 +20,6 @@ from taskservice.errors import Problem, overloaded
 BODY_TOO_LARGE = "The request's body is too large"
 TOO_MUCH_AT_ONCE = "Too many large requests at once; try again later"
 
-# The body of a request while it arrives, and the limit of all bodies together.
-
 # A body of up to this many bytes stays in memory and does not count towards the budget.
 SMALL_BODY = 64 * 1024
 

@@ -25,8 +25,6 @@ from taskservice.terms import PROBLEM_TYPE
 
 logger = logging.getLogger(__name__)
 
-# The threads that run the application, and the state of a client's connection.
-
 
 class ThreadPool:
     """Threads that run the `jobs`; a thread ends when its job returns False."""
@@ -100,8 +98,6 @@ class Connection:
             self.pool.add_thread()
 
 
-# Sends responses as fast as their clients read them, and limits the threads that wait.
-
 PIECE_SIZE = 64 * 1024
 # A client that reads nothing for this time is slow.
 SLOW_MILLISECONDS = 100
@@ -169,8 +165,6 @@ def _send_some(connection: Connection, data: bytes | memoryview) -> int:
         return 0
 
 
-# A response that is sent by our own function instead of gunicorn's.
-
 # A larger piece of the body is sent apart from the headers: joining them would copy the piece.
 MAX_JOINED = 256 * 1024
 
@@ -227,8 +221,6 @@ class Response(wsgi.Response):
         self.output.flush()
         self._is_finished = True
 
-
-# Requests that the server itself refuses.
 
 _INTERNAL = (500, "Internal error; see the service's log")
 _BAD_HEADER = (400, "A header is malformed, missing, duplicated or contradictory")
