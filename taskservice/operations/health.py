@@ -22,7 +22,7 @@ from taskservice.database.models import Agent, Delivery, ServiceHeartbeat
 from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import database_now, db
 from taskservice.errors import database_unavailable
-from taskservice.operations.metrics import gauge, gauges
+from taskservice.operations.metrics import gauge
 from taskservice.services.deliveries import is_due
 from taskservice.terms import BROKEN, LATE, OK
 
@@ -189,7 +189,7 @@ def database_metrics() -> list[str]:
         found = resources.find(Probes).metrics.result(METRICS_SECONDS)
     except FAILURES as error:
         logger.error("The database metrics can't be read: %s", getattr(error, "orig", error))
-    return [gauge("database_up", "Whether the database responded.", int(bool(found))), *found]
+    return [gauge("database_up", int(bool(found))), *found]
 
 
 def _check_usable() -> None:
@@ -228,25 +228,11 @@ def _metrics() -> list[str]:
     tasks["complete"] = counts.tasks - sum(tasks.values())
     deliveries["delivered"] = counts.deliveries - sum(deliveries.values())
     return [
-        gauges("tasks", "Tasks by status.", "status", tasks),
-        gauges(
-            "agents",
-            "Agents by the outcome of their last task, and agents that are late.",
-            "state",
-            agents,
-        ),
-        gauges("deliveries", "Deliveries by state.", "state", deliveries),
-        gauge(
-            "oldest_due_delivery_age_seconds",
-            "Age of the oldest due delivery in seconds; 0 when none is due.",
-            age,
-        ),
-        gauges(
-            "database_size_bytes",
-            "Size of the database, and of SQLite's write-ahead log.",
-            "part",
-            sizes,
-        ),
+        gauge("tasks", tasks, "status"),
+        gauge("agents", agents, "state"),
+        gauge("deliveries", deliveries, "state"),
+        gauge("oldest_due_delivery_age_seconds", age),
+        gauge("database_size_bytes", sizes, "part"),
     ]
 
 

@@ -36,32 +36,42 @@ _HEAD = 2
 _SLOT = _HEAD + (RECORDS + 1) * _RECORD
 
 
-def metric(kind: str, name: str, help: str, samples: Mapping[str, float]) -> str:
+HELP = {
+    "agents": "Agents by the outcome of their last task, and agents that are late.",
+    "build_info": "The version of the service, and of Python.",
+    "database_size_bytes": "Size of the database, and of SQLite's write-ahead log.",
+    "database_up": "Whether the database responded.",
+    "deliveries": "Deliveries by state.",
+    "oldest_due_delivery_age_seconds": (
+        "Age of the oldest due delivery in seconds; 0 when none is due."
+    ),
+    "request_duration_seconds": "Seconds until the first byte of the response, by route.",
+    "requests_total": "Requests by route, method and status.",
+    "tasks": "Tasks by status.",
+    "waits": "Number of open streams and waits.",
+    "waits_limit": "Maximum number of streams and waits.",
+}
+
+
+def metric(kind: str, name: str, samples: Mapping[str, float]) -> str:
     """A metric in Prometheus' text format, version 0.0.4.
 
     `samples` maps what follows its name, such as `{status="error"}`, to a value.
     """
-    lines = [f"# HELP taskservice_{name} {help}", f"# TYPE taskservice_{name} {kind}"]
+    lines = [f"# HELP taskservice_{name} {HELP[name]}", f"# TYPE taskservice_{name} {kind}"]
     lines += [f"taskservice_{name}{suffix} {value}" for suffix, value in samples.items()]
     return "\n".join([*lines, ""])
 
 
-def gauge(name: str, help: str, value: float) -> str:
-    return metric("gauge", name, help, {"": value})
+def gauge(name: str, value: float | Mapping[str, float], label: str = "") -> str:
+    """A gauge with one value, or with one for each value of its label."""
+    if isinstance(value, Mapping):
+        return metric("gauge", name, {f'{{{label}="{of}"}}': each for of, each in value.items()})
+    return metric("gauge", name, {"": value})
 
 
-def gauges(name: str, help: str, label: str, values: Mapping[str, float]) -> str:
-    """A gauge with a value for each value of its label."""
-    samples = {f'{{{label}="{text}"}}': value for text, value in values.items()}
-    return metric("gauge", name, help, samples)
-
-
-BUILD = metric(
-    "gauge",
-    "build_info",
-    "The version of the service, and of Python.",
-    {f'{{version="{__version__}",python="{sys.version.partition(" ")[0]}"}}': 1},
-)
+_VERSIONS = f'{{version="{__version__}",python="{sys.version.partition(" ")[0]}"}}'
+BUILD = metric("gauge", "build_info", {_VERSIONS: 1})
 
 
 class RequestCounts:
@@ -126,15 +136,10 @@ class RequestCounts:
             seconds[f'_sum{{route="{route}"}}'] = microseconds / 1_000_000
             seconds[f'_count{{route="{route}"}}'] = sum(buckets)
         return [
-            metric("counter", "requests_total", "Requests by route, method and status.", counts),
-            metric(
-                "histogram",
-                "request_duration_seconds",
-                "Seconds until the first byte of the response, by route.",
-                seconds,
-            ),
-            gauge("waits", "Number of open streams and waits.", waits),
-            gauge("waits_limit", "Maximum number of streams and waits.", waits_limit),
+            metric("counter", "requests_total", counts),
+            metric("histogram", "request_duration_seconds", seconds),
+            gauge("waits", waits),
+            gauge("waits_limit", waits_limit),
         ]
 
     def _records(self, start: int) -> Iterator[tuple[tuple[str, str, int], int]]:
