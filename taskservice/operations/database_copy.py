@@ -86,19 +86,28 @@ def _in_use(address: URL) -> DatabaseError:
 def _reading(address: URL) -> Iterator[sa.Connection]:
     """A transaction that reads a snapshot of the database and keeps others from writing to it."""
     with _engine(address).connect() as connection:
-        found = migrations.revision(connection)
+        found, head = migrations.revision(connection), migrations.head()
         if found is None:
             raise DatabaseError(f"There is no database at {shown(address)}")
-        if found != migrations.head():
+        if found != head:
             raise DatabaseError(
                 f"{shown(address)} is at revision {found}; `taskservice db upgrade` with its "
-                f"TASKSERVICE_DATABASE_URL upgrades it to {migrations.head()}"
+                f"TASKSERVICE_DATABASE_URL upgrades it to {head}"
             )
         if not sqlite_file(address):
             if is_served(connection):
                 raise _in_use(address)
             connection.rollback()
-            _lock_tables(connection.execution_options(isolation_level="REPEATABLE READ"))
+            connection.execution_options(isolation_level="REPEATABLE READ")
+            names = ", ".join(table.name for table in TABLES)
+            # Lock out writers before the transaction's first read, which takes the snapshot.
+            for statement in (
+                f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000}",
+                "SET LOCAL statement_timeout = 0",
+                "SET LOCAL idle_in_transaction_session_timeout = 0",
+                f"LOCK TABLE {names} IN SHARE MODE",
+            ):
+                connection.exec_driver_sql(statement)
         yield connection
 
 
@@ -109,18 +118,6 @@ def _engine(address: URL) -> sa.Engine:
         sa.event.listen(engine, "connect", prepare_sqlite_connection)
         sa.event.listen(engine, "begin", lambda one: one.exec_driver_sql("BEGIN IMMEDIATE"))
     return engine
-
-
-def _lock_tables(connection: sa.Connection) -> None:
-    """Lock out writers before the transaction's first read, which takes the snapshot."""
-    names = ", ".join(table.name for table in TABLES)
-    for statement in (
-        f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000}",
-        "SET LOCAL statement_timeout = 0",
-        "SET LOCAL idle_in_transaction_session_timeout = 0",
-        f"LOCK TABLE {names} IN SHARE MODE",
-    ):
-        connection.exec_driver_sql(statement)
 
 
 def _begin(engine: sa.Engine, address: URL, source: str) -> tuple[int, Sequence[Any]]:
@@ -142,14 +139,11 @@ def _begin(engine: sa.Engine, address: URL, source: str) -> tuple[int, Sequence[
             raise _in_use(address)
         connection.execute(sa.delete(ServiceHeartbeat))
         for table in TABLES:
-            any_row = sa.select(sa.literal(1)).select_from(table).limit(1)
-            if connection.execute(any_row).one_or_none():
-                raise DatabaseError(
-                    f"{shown(address)} is not empty: its table {table.name} has rows"
-                )
+            if connection.scalar(sa.select(sa.exists().select_from(table))):
+                rows = f"its table {table.name} has rows"
+                raise DatabaseError(f"{shown(address)} is not empty: {rows}")
         _PROGRESS.create(connection)
-        begun = {"source": source, "table_index": 0, "last_key": "[]"}
-        connection.execute(sa.insert(_PROGRESS), begun)
+        connection.execute(_PROGRESS.insert().values(source=source, table_index=0, last_key="[]"))
     return 0, []
 
 
@@ -174,8 +168,8 @@ def _copy_table(
     table, key = TABLES[index], [*TABLES[index].primary_key]
     rows = sa.select(table).order_by(*key).execution_options(yield_per=READ_ROWS)
     if last_key:
-        values = [sa.literal(each, column.type) for each, column in zip(last_key, key, strict=True)]
-        rows = rows.where(sa.tuple_(*key) > sa.tuple_(*values))
+        types = [column.type for column in key]
+        rows = rows.where(sa.tuple_(*key) > sa.tuple_(*last_key, types=types))
     with engine.connect() as connection, reads.execute(rows) as result:
         for number, read in enumerate(result.mappings().partitions(), 1):
             connection.execute(sa.insert(table), [dict(row) for row in read])
