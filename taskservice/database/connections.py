@@ -68,11 +68,6 @@ class KeptConnections:
             kept.invalidate()
             kept.close()
 
-    def close(self) -> None:
-        """Close all; none may be in use."""
-        self.forget()
-        self.engine.dispose()
-
     def _all_kept(self) -> Iterator[Connection]:
         with suppress(IndexError):
             while True:

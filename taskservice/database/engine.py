@@ -31,6 +31,15 @@ sqlite3 = _sqlite3
 BUSY_SECONDS = 5.0
 # The time limit of a statement on PostgreSQL, as a multiple of BUSY_SECONDS; ours are much faster.
 STATEMENT_FACTOR = 2
+# SERIALIZABLE, which may be the database's default, would make most concurrent writes fail. A
+# commit waits for the disk, even if the database's default is not to. All settings end with the
+# transaction: behind a pooler, the next one on the connection may be another client's.
+_BEGIN = (
+    "BEGIN ISOLATION LEVEL READ COMMITTED; "
+    f"SELECT set_config('lock_timeout', '{int(BUSY_SECONDS * 1000)}', true), "
+    "set_config('synchronous_commit', "
+    "replace(current_setting('synchronous_commit'), 'off', 'on'), true)"
+)
 
 
 class Database(NamedTuple):
@@ -56,8 +65,8 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
     }
     autocommit = {"isolation_level": "AUTOCOMMIT"}
     app.config["SQLALCHEMY_DATABASE_URI"] = address
-    # On PostgreSQL `_begin_postgresql` begins a transaction with its settings in one round trip;
-    # psycopg would need one more for its own BEGIN.
+    # On PostgreSQL `_BEGIN` begins a transaction with its settings in one round trip; psycopg would
+    # need one more for its own BEGIN.
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options if is_sqlite else options | autocommit
     # A separate engine: AUTOCOMMIT on the write engine would still fire its begin hook, and a
     # read would take the write lock.
@@ -83,18 +92,15 @@ def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
             raise OperationalError("connect", None, error) from error
         return connection
 
-    def begin(connection: Connection) -> None:
-        # A transaction that reads first and then writes fails as busy, immediately and with any
-        # timeout, if another has written in between.
-        statements.execute(connection, "BEGIN IMMEDIATE", has_rows=False)
-
     files = DatabaseFiles(path, connect)
     for engine in (writer, reader):
         event.listen(engine, "do_connect", lambda *_: files.keep_open())
         event.listen(engine, "connect", prepare_sqlite_connection)
         event.listen(engine, "checkout", lambda *_: files.check())
     event.listen(reader, "connect", lambda each, _: each.execute("PRAGMA query_only = ON"))
-    event.listen(writer, "begin", begin)
+    # A transaction that reads first and then writes fails as busy, immediately and with any
+    # timeout, if another has written in between.
+    event.listen(writer, "begin", lambda each: statements.execute(each, "BEGIN IMMEDIATE"))
     return Database(
         reads=KeptConnections(reader, files.check_recently, threads),
         writes=KeptConnections(writer, files.check, 1),
@@ -110,6 +116,9 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
     def connect(_dialect: object, _record: object, arguments: Any, options: Any) -> Any:
         return BatchingConnection.connect(*arguments, **options)
 
+    def begin(connection: Connection) -> None:
+        statements.execute(connection, _BEGIN, None, has_rows=False)
+
     def prepare(connection: Any, _record: object) -> None:
         connection.statement_seconds = STATEMENT_FACTOR * BUSY_SECONDS
         _prepare_postgresql_connection(connection)
@@ -124,7 +133,7 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
 
     reads = KeptConnections(reader, _has_server, threads)
     writes = KeptConnections(writer, _has_server, threads)
-    event.listen(writer, "begin", _begin_postgresql)
+    event.listen(writer, "begin", begin)
     for engine in (writer, reader):
         event.listen(engine, "do_connect", connect)
         # First, since SQLAlchemy runs queries of its own when it connects.
@@ -220,25 +229,11 @@ def _has_server(connection: Any) -> bool:
     return not waiting.poll(0)
 
 
-def _begin_postgresql(connection: Connection) -> None:
-    # SERIALIZABLE, which may be the database's default, would make most concurrent writes fail.
-    # A commit waits for the disk, even if the database's default is not to. All settings end with
-    # the transaction: behind a pooler, the next one on the connection may be another client's.
-    statements.execute(
-        connection,
-        "BEGIN ISOLATION LEVEL READ COMMITTED; "
-        f"SELECT set_config('lock_timeout', '{int(BUSY_SECONDS * 1000)}', true), "
-        "set_config('synchronous_commit', "
-        "replace(current_setting('synchronous_commit'), 'off', 'on'), true)",
-        None,
-        has_rows=False,
-    )
-
-
 def dispose(app: Flask) -> None:
     """Close all connections of `app`; none may be open when the process forks."""
     database = resources.find(Database, app)
-    database.writes.close()
-    database.reads.close()
+    for connections in (database.writes, database.reads):
+        connections.forget()
+        connections.engine.dispose()
     if database.files:
         database.files.close()

@@ -5,18 +5,7 @@ from typing import Any, Protocol, TypeAlias
 
 import orjson
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import (
-    ARRAY,
-    Integer,
-    MetaData,
-    Row,
-    Select,
-    String,
-    Text,
-    Uuid,
-    bindparam,
-    select,
-)
+from sqlalchemy import ARRAY, Integer, MetaData, Row, Select, String, Text, Uuid, bindparam, select
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase

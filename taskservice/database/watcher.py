@@ -141,14 +141,15 @@ class WaitSlots:
     def acquire(self, slot: WaitSlot) -> bool:
         """Hold this slot until `release`; False if it is not free."""
         with self._lock:
-            viewers = sum(held.is_viewer for held in self._held)
-            if slot.is_viewer and viewers >= max(1, self._count // 4):
-                return False
-            is_full = len(self._held) >= self._count
-            if is_full and (slot.is_viewer or not self._take_another(slot)):
-                return False
-            self._held.append(slot)
-            return True
+            has_room = len(self._held) < self._count
+            if slot.is_viewer:
+                viewers = sum(held.is_viewer for held in self._held)
+                has_room = has_room and viewers < max(1, self._count // 4)
+            elif not has_room:
+                has_room = self._take_another(slot)
+            if has_room:
+                self._held.append(slot)
+            return has_room
 
     def release(self, slot: WaitSlot) -> None:
         with self._lock:

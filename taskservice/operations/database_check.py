@@ -78,8 +78,8 @@ def sqlite_version(version: tuple[int, int, int]) -> Verdict:
 
 def integrity_problems(connection: Connection) -> list[str]:
     """Describe the damaged pages and broken references of an SQLite database; empty if intact."""
-    pages = connection.exec_driver_sql("PRAGMA integrity_check(10)").scalars().all()
-    problems = [] if list(pages) == ["ok"] else [str(line) for line in pages]
+    pages = connection.exec_driver_sql("PRAGMA integrity_check(10)").scalars()
+    problems = [str(line) for line in pages if line != "ok"]
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
     return problems + [
         f"row {row[1]} of {row[0]} refers to a missing row of {row[2]}" for row in broken
