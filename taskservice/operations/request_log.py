@@ -27,23 +27,40 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _LOGGERS = ("taskservice", "gunicorn.error")
 
 
-class _TextFormatter(logging.Formatter):
-    """A line is a time, a level, a message, and then each detail as `name=value`.
+class _Formatter(logging.Formatter):
+    """A line of JSON; or a time, a level, a message, and then each detail as `name=value`.
 
     Clients choose the path and some values. So that they can forge neither lines nor details,
     ambiguous values and messages with `=` are quoted and escaped as in JSON, and the lines of a
     traceback are indented.
     """
 
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self._form = form
+
     def format(self, record: logging.LogRecord) -> str:
-        reason = _database_failure(record)
-        message = f"{record.getMessage()}{f': {reason}' if reason else ''}"
-        shown = _quoted(message) if "=" in message else escaped(message)
-        details = [f"{name}={_value(value)}" for name, value in _details(record).items()]
-        text = " ".join([now(), f"{record.levelname:7}", shown, *details])
-        if record.exc_info and not reason:
-            traceback = escaped_lines(self.formatException(record.exc_info))
-            text += "\n" + textwrap.indent(traceback, "  ")
+        message, details = record.getMessage(), getattr(record, "details", {})
+        if has_request_context() and "request_id" in g:
+            details = {**details, "requestId": g.request_id}
+        error = record.exc_info[1] if record.exc_info else None
+        # A failure of the database needs no traceback.
+        is_failure = isinstance(error, OperationalError | TimeoutError)
+        reason = str(getattr(error, "orig", error)) if is_failure else ""
+        trace = self.formatException(record.exc_info) if record.exc_info and not reason else ""
+        if self._form == "json":
+            entry = {"at": now(), "level": record.levelname.lower(), "logger": record.name}
+            entry |= {"message": message, **details}
+            if record.exc_info:
+                entry["exception"] = reason or trace
+            text = json.dumps(entry)
+        else:
+            message += f": {reason}" if reason else ""
+            shown = _quoted(message) if "=" in message else escaped(message)
+            pairs = [f"{name}={_value(value)}" for name, value in details.items()]
+            text = " ".join([now(), f"{record.levelname:7}", shown, *pairs])
+            if trace:
+                text += "\n" + textwrap.indent(escaped_lines(trace), "  ")
         return _SECRET.sub(r"\1…", text)
 
 
@@ -56,36 +73,10 @@ def _quoted(text: str) -> str:
     return escaped(json.dumps(text, ensure_ascii=False))
 
 
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, Any] = {"at": now(), "level": record.levelname.lower()}
-        entry |= {"logger": record.name, "message": record.getMessage(), **_details(record)}
-        if record.exc_info:
-            reason = _database_failure(record)
-            entry["exception"] = reason or self.formatException(record.exc_info)
-        return _SECRET.sub(r"\1…", json.dumps(entry))
-
-
-def _database_failure(record: logging.LogRecord) -> str:
-    """The reason, if the record is a database failure: this needs no traceback."""
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, OperationalError | TimeoutError):
-        return str(getattr(error, "orig", error))
-    return ""
-
-
-def _details(record: logging.LogRecord) -> dict[str, Any]:
-    """The contents of a line in addition to its message: `details` and the request id."""
-    details: dict[str, Any] = getattr(record, "details", {})
-    if has_request_context() and "request_id" in g:
-        return {**details, "requestId": g.request_id}
-    return details
-
-
 def configure_logging(level: str, form: str) -> None:
     """Send the log of the service and of gunicorn to stderr; `form` is `text` or `json`."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
+    handler.setFormatter(_Formatter(form))
     for name in _LOGGERS:
         named = logging.getLogger(name)
         named.handlers[:] = [handler]
