@@ -121,44 +121,37 @@ def time_from_now(seconds: Any = 0.0) -> Any:
     return select(database_now(seconds)).scalar_subquery()
 
 
-def _function(name: str, kind: TypeEngine[Any], sqlite: str, postgresql: str) -> type[_Function]:
+def _function(kind: TypeEngine[Any], sqlite: str, postgresql: str) -> type[_Function]:
     """A class of its own: SQLAlchemy keeps compiled statements by the classes of their parts."""
     own = {"inherit_cache": True, "type": kind, "sqlite": sqlite, "postgresql": postgresql}
-    return type(name, (_Function,), own)
+    return type("_Function", (_Function,), own)
 
 
 # Whether the list in a parameter of the type `ListParameter` contains a value. Not a Boolean, which
 # would be compared to 1 on SQLite, which then does not use an index.
-in_list = _function(
-    "in_list", NullType(), "{0} IN (SELECT value FROM json_each({1}))", "{0} = ANY ({1})"
-)
+in_list = _function(NullType(), "{0} IN (SELECT value FROM json_each({1}))", "{0} = ANY ({1})")
 # The length of a text in bytes, where `length` counts characters.
-byte_length = _function("byte_length", Integer(), "length(CAST({0} AS BLOB))", "octet_length({0})")
+byte_length = _function(Integer(), "length(CAST({0} AS BLOB))", "octet_length({0})")
 # The position of a part in a text, from 1; 0 if the text does not contain it. SQLite's LIKE treats
 # several characters, such as U+FFFE and U+FFFF, as U+FFFD.
-position_in_text = _function("position_in_text", Integer(), "instr({all})", "strpos({all})")
+position_in_text = _function(Integer(), "instr({all})", "strpos({all})")
 # A text in which the ASCII letters are lower case, and no others changed.
-ascii_lower = _function("ascii_lower", Text(), "lower({0})", 'lower({0} COLLATE "C")')
+ascii_lower = _function(Text(), "lower({0})", 'lower({0} COLLATE "C")')
 # The texts of several rows in one, with line feeds between them, in their order.
 joined_by_line_feed = _function(
-    "joined_by_line_feed", Text(), "group_concat({all}, char(10))", "string_agg({all}, chr(10))"
+    Text(), "group_concat({all}, char(10))", "string_agg({all}, chr(10))"
 )
 # A text in which each `%s` is replaced by the next value.
-formatted = _function("formatted", Text(), "printf({all})", "format({all})")
+formatted = _function(Text(), "printf({all})", "format({all})")
 # A text as a JSON string, as orjson writes it, or `null`.
-json_string = _function(
-    "json_string", Text(), "json_quote({0})", "coalesce(to_json({0})::text, 'null')"
-)
+json_string = _function(Text(), "json_quote({0})", "coalesce(to_json({0})::text, 'null')")
 _id_text = _function(
-    "id_text",
     Text(),
     "printf('%s-%s-%s-%s-%s', substr({0}, 1, 8), substr({0}, 9, 4), substr({0}, 13, 4), "
     "substr({0}, 17, 4), substr({0}, 21, 12))",
     "{0}",
 )
-_time_text = _function(
-    "time_text", Text(), "{0}", """to_char({0}, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
-)
+_time_text = _function(Text(), "{0}", """to_char({0}, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')""")
 
 
 def api_text(column: Any) -> _Function:
@@ -179,7 +172,7 @@ class _Utf8(UserDefinedType[bytes]):
 
 # A text as UTF-8: a string in Python can take four times its size. PostgreSQL's driver reads bytes
 # slower than text.
-utf8 = _function("utf8", _Utf8(), "CAST({0} AS BLOB)", "{0}")
+utf8 = _function(_Utf8(), "CAST({0} AS BLOB)", "{0}")
 
 
 def is_among(column: Any, name: str) -> _Function:

@@ -81,9 +81,8 @@ def integrity_problems(connection: Connection) -> list[str]:
     pages = connection.exec_driver_sql("PRAGMA integrity_check(10)").scalars()
     problems = [str(line) for line in pages if line != "ok"]
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-    return problems + [
-        f"row {row[1]} of {row[0]} refers to a missing row of {row[2]}" for row in broken
-    ]
+    problems += [f"row {row[1]} of {row[0]} refers to a missing row of {row[2]}" for row in broken]
+    return problems
 
 
 def _run_checks(

@@ -246,6 +246,7 @@ _REFUSALS: dict[type[BaseException], tuple[int, str]] = {
     errors.InvalidResponseHeader: _INTERNAL,
     errors.InvalidResponseHeaderName: _INTERNAL,
     errors.ConfigurationProblem: _INTERNAL,
+    BaseException: _INTERNAL,
 }
 
 
@@ -253,9 +254,7 @@ def problem_of(error: BaseException) -> Problem:
     """The problem for the client; a 500 if `error` is not the client's fault."""
     if isinstance(error, Problem):
         return error
-    return Problem(
-        *next((_REFUSALS[kind] for kind in type(error).__mro__ if kind in _REFUSALS), _INTERNAL)
-    )
+    return Problem(*next(_REFUSALS[kind] for kind in type(error).__mro__ if kind in _REFUSALS))
 
 
 def as_response(problem: Problem, method: str | None, request_id: str) -> bytes:
