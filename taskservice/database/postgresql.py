@@ -8,7 +8,6 @@ from typing import Any
 
 from psycopg import ClientCursor, Connection, Error, InternalError, OperationalError
 from psycopg.adapt import Loader
-from psycopg.types.string import TextLoader
 
 # The seconds that a server has to confirm that it cancelled a statement.
 LAST_SECONDS = 1.0
@@ -113,13 +112,7 @@ class BatchingConnection(Connection[Any]):
             return end.value
 
 
-def read_as_text(connection: Any) -> None:
-    """Let this connection read times and ids as texts of the API, which is faster."""
-    connection.adapters.register_loader("timestamptz", _MomentLoader)
-    connection.adapters.register_loader("uuid", TextLoader)
-
-
-class _MomentLoader(Loader):
+class TimestampLoader(Loader):
     def load(self, data: Any) -> str:
         """`2026-11-24 13:36:00.12+00` -> `2026-11-24T13:36:00.120Z`."""
         seconds, _, fraction = bytes(data).decode().removesuffix("+00").partition(".")

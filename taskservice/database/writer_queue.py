@@ -91,7 +91,8 @@ class WriterQueue:
             self._waiting -= 1
             # The group may have been left open for this very thread.
             if not has_turn and not self._threads.acquire(blocking=False):
-                raise _refused(TimeoutError("other writers took too long"))
+                error = TimeoutError("other writers took too long")
+                raise OperationalError("BEGIN IMMEDIATE", None, error)
             group, self._left_open = self._left_open, None
             return group
 
@@ -139,7 +140,7 @@ class WriterQueue:
         try:
             return lock(self._path, until - time.monotonic(), os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            raise _refused(error) from None
+            raise OperationalError("BEGIN IMMEDIATE", None, error) from None
 
 
 class _Group:
@@ -220,7 +221,3 @@ class _Group:
             # Each writer gets an error of its own, since several threads raise it.
             cause = getattr(self._error, "orig", None) or self._error
             raise OperationalError("COMMIT", None, cause) from self._error
-
-
-def _refused(error: Exception) -> OperationalError:
-    return OperationalError("BEGIN IMMEDIATE", None, error)

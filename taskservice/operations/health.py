@@ -42,9 +42,7 @@ def seconds_ago(parameter: str) -> database_now:
 
 
 # A heartbeat in the future is ignored: the clock was set.
-IS_CURRENT: sa.ColumnElement[bool] = ServiceHeartbeat.until.between(
-    seconds_ago("max_gap"), database_now()
-)
+IS_CURRENT = ServiceHeartbeat.until.between(seconds_ago("max_gap"), database_now())
 _RENEW = sa.update(ServiceHeartbeat).values(
     since=sa.case((IS_CURRENT, ServiceHeartbeat.since), else_=database_now()), until=database_now()
 )
@@ -52,13 +50,13 @@ _INSERT = sa.insert(ServiceHeartbeat).values(id=1, since=database_now(), until=d
 
 
 @retry_on_conflict
-def record(max_age: float = HEARTBEAT_SECONDS) -> None:
+def record() -> None:
     """Record that agents can reach the service now, for all processes that may end tasks.
 
-    Nothing is written if a process has recorded it within the last `max_age` seconds.
+    Nothing is written if a process has recorded it within the last HEARTBEAT_SECONDS.
     """
     with reading() as connection:
-        if is_served(connection, max_age):
+        if is_served(connection, HEARTBEAT_SECONDS):
             return
     with transaction() as connection:
         if connection.execute(_RENEW, {"max_gap": MAX_GAP_SECONDS}).rowcount == 0:

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from queue import SimpleQueue
 from threading import Lock
@@ -16,10 +16,9 @@ from gunicorn.config import Config
 from gunicorn.http import errors, wsgi
 from gunicorn.util import http_date
 
-from taskservice import errors as problems
 from taskservice import resources
 from taskservice.auth import KEY_HEADERS
-from taskservice.errors import Problem
+from taskservice.errors import Problem, body
 from taskservice.serving.request_parser import Request, RequestParser, Steps
 from taskservice.terms import PROBLEM_TYPE
 
@@ -75,16 +74,13 @@ class Connection:
     parser: RequestParser
     pool: ThreadPool
     owner: str | None = None
-    active_at: float = field(default_factory=time.monotonic)
+    active_at: float = 0.0
     deadline: float = NEVER
     request_deadline: float = NEVER
     watched: bool = False
     lingering: bool = False
     # Whether the pool started a thread in place of the one that has this connection.
     has_replacement: bool = False
-
-    def __post_init__(self) -> None:
-        self.expect_request()
 
     def expect_request(self) -> None:
         self.steps: Steps[Request] = self.parser.request()
@@ -259,18 +255,18 @@ def problem_of(error: BaseException) -> Problem:
 
 def as_response(problem: Problem, method: str | None, request_id: str) -> bytes:
     """The bytes of the response, after which the connection closes; no body for HEAD."""
-    body = problems.body(problem, request_id)
+    content = body(problem, request_id)
     headers = {
         "Date": http_date(),
         "Connection": "close",
         "Cache-Control": "no-store",
         "Vary": KEY_HEADERS,
         "Content-Type": PROBLEM_TYPE,
-        "Content-Length": len(body),
+        "Content-Length": len(content),
         "X-Request-Id": request_id,
         **problem.headers,
     }
     lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     head = "\r\n".join(lines) + "\r\n\r\n"
-    return head.encode() + (b"" if method == "HEAD" else body)
+    return head.encode() + (b"" if method == "HEAD" else content)

@@ -199,6 +199,7 @@ class Worker(BaseWorker):
         parser = RequestParser(self.cfg, client, self.max_body, self.budget)
         connection = Connection(sock, client, listener.getsockname(), parser, self.pool)
         self.connections.add(connection)
+        connection.expect_request()
         self.wait_for(connection, self.request_seconds)
         if is_full:
             self.refuse(connection, overloaded(TOO_MUCH_AT_ONCE))
@@ -332,7 +333,7 @@ class Worker(BaseWorker):
                     connection.sock.send(wanted)
 
     def submit(self, connection: Connection, job: Callable[[], bool]) -> None:
-        """Hand the connection to a thread of the pool, until the thread puts a call for it."""
+        """Hand the connection to a thread of the pool, until the thread defers a call for it."""
         connection.in_pool = True
         connection.deadline = NEVER
         connection.pool.jobs.put(job)
@@ -444,8 +445,6 @@ class Worker(BaseWorker):
         with suppress(OSError):
             connection.sock.send(as_response(problem, method, extra["details"]["requestId"]))
 
-    def log_failure(
-        self, message: str, response: Response, error: BaseException | None = None
-    ) -> None:
+    def log_failure(self, message: str, response: Response, error: object = None) -> None:
         request, extra = response.req, request_log.log_extra(response.headers)
         self.log.error(message, request.method, request.path, exc_info=error, extra=extra)
