@@ -24,7 +24,6 @@ from taskservice.auth import caller
 from taskservice.background.maintenance import join_loops, start_loops
 from taskservice.config import Config
 from taskservice.operations import metrics, request_log
-from taskservice.operations.request_log import configure_logging
 from taskservice.serving.worker import Worker
 from taskservice.terminal import exit_with_error
 from taskservice.terms import MCP_PATH
@@ -51,7 +50,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
 
         def setup(self, cfg: GunicornConfig) -> None:
             super().setup(cfg)
-            configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
+            request_log.configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
 
     return {
         "bind": config.BIND,
