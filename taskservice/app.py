@@ -39,7 +39,7 @@ def create_app(config: Config | None = None, may_create: bool = True) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = min(MAX_SMALL_BODY, config.MAX_BODY)
     migrations.upgrade(config.DATABASE_URL, may_create=may_create)
     engine.init_app(app, config.DATABASE_URL, config.THREADS)
-    transactions.init_app(app)
+    app.teardown_request(transactions.end_shared_reading)
     watcher.init_app(app, config.WAITS)
     health.init_app(app)
     attempts.init_app(app)

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from flask import Flask, g
+from flask import g
 from sqlalchemy import Connection, select, tuple_
 from sqlalchemy.exc import IntegrityError
 
@@ -106,10 +106,6 @@ def end_shared_reading(error: BaseException | None = None) -> None:
         reads = resources.find(Database).reads
         # After an error it may be unusable.
         reads.discard(connection) if error else reads.release(connection)
-
-
-def init_app(app: Flask) -> None:
-    app.teardown_request(end_shared_reading)
 
 
 def database_time() -> str:

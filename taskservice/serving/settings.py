@@ -15,7 +15,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config as GunicornConfig
 from gunicorn.glogging import Logger
-from gunicorn.sock import BaseSocket, TCP6Socket, TCPSocket, UnixSocket
+from gunicorn.sock import TCP6Socket, TCPSocket, UnixSocket
 from gunicorn.util import is_ipv6
 
 from taskservice import mcp, resources
@@ -114,23 +114,20 @@ def listen(arbiter: Arbiter) -> None:
         return
     for address in arbiter.cfg.address:
         try:
-            arbiter.LISTENERS = [*arbiter.LISTENERS, _socket(address, arbiter)]
+            if isinstance(address, str):
+                kind = UnixSocket
+                # gunicorn removes any socket that it finds there.
+                with socket.socket(socket.AF_UNIX) as client:
+                    if client.connect_ex(address) == 0:
+                        raise OSError(errno.EADDRINUSE, "another program listens there")
+            else:
+                kind = TCP6Socket if is_ipv6(address[0]) else TCPSocket
+            arbiter.LISTENERS = [*arbiter.LISTENERS, kind(address, arbiter.cfg, arbiter.log)]
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             code = 2 if isinstance(error, socket.gaierror) else 1
             shown = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
             exit_with_error(f"can't listen on {shown}: {reason}", code)
-
-
-def _socket(address: tuple[str, int] | str, arbiter: Arbiter) -> BaseSocket:
-    if isinstance(address, str):
-        # gunicorn removes any socket that it finds there.
-        with socket.socket(socket.AF_UNIX) as client:
-            if client.connect_ex(address) == 0:
-                raise OSError(errno.EADDRINUSE, "another program listens there")
-        return UnixSocket(address, arbiter.cfg, arbiter.log)
-    kind = TCP6Socket if is_ipv6(address[0]) else TCPSocket
-    return kind(address, arbiter.cfg, arbiter.log)
 
 
 def serve(make_app: Callable[[], Any], config: Config) -> NoReturn:
