@@ -409,14 +409,9 @@ class Worker(BaseWorker):
     def prepare(self, connection: Connection, request: Request) -> tuple[Response, dict[str, Any]]:
         """The response to fill, and the WSGI environ of the request."""
         output = Output(partial(self.sender.send, connection))
+        addresses = connection.client, connection.server
         response, environ = wsgi.create(
-            request,
-            connection.sock,
-            connection.client,
-            connection.server,
-            self.cfg,
-            response_class=Response,
-            response_args=(output,),
+            request, connection.sock, *addresses, self.cfg, Response, (output,)
         )
         environ["wsgi.input"] = request.content
         environ["wsgi.multithread"] = True
