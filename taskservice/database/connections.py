@@ -96,8 +96,7 @@ class Statement(Generic[R]):
 
     def one_or_none(self, connection: Connection, **values: Any) -> R | None:
         """The row, or None; for a statement that finds at most one."""
-        found = self.all(connection, **values)
-        return found[0] if found else None
+        return next(iter(self.all(connection, **values)), None)
 
     def scalar(self, connection: Connection, **values: Any) -> Any:
         """The first column of the row, or None; for a statement that finds at most one."""

@@ -17,7 +17,6 @@ from sqlalchemy.exc import DBAPIError
 
 from taskservice.database.types import Identifier
 
-TRIGRAM_LENGTH = 3
 # How many trigrams of a longer part are used.
 MAX_TRIGRAMS = 32
 # How many names one transaction adds or removes; this takes about 5 ms.
@@ -128,11 +127,8 @@ def ensure(connection: Connection) -> None:
 
 def is_behind(connection: Connection) -> bool:
     """Whether `update` has anything to do."""
-    return (
-        connection.dialect.name == "sqlite"
-        and is_usable(connection)
-        and bool(connection.scalar(_IS_BEHIND))
-    )
+    is_filled_later = connection.dialect.name == "sqlite" and is_usable(connection)
+    return is_filled_later and bool(connection.scalar(_IS_BEHIND))
 
 
 def update(connection: Connection) -> None:
@@ -143,13 +139,11 @@ def update(connection: Connection) -> None:
 
 def trigram_query(part: str) -> str | None:
     """The FTS5 query for names with all trigrams of a case-folded part; None if it has none."""
-    starts = range(len(part) - TRIGRAM_LENGTH + 1)
-    trigrams = dict.fromkeys(part[start : start + TRIGRAM_LENGTH] for start in starts)
+    trigrams = dict.fromkeys(part[start : start + 3] for start in range(len(part) - 2))
     quoted = [trigram.replace('"', '""') for trigram in list(trigrams)[:MAX_TRIGRAMS]]
     return " AND ".join(f'"{trigram}"' for trigram in quoted) or None
 
 
 def like_pattern(part: str) -> str:
     """The LIKE pattern for names with a case-folded part."""
-    escaped = re.sub("[%_/]", r"/\g<0>", part)
-    return f"%{escaped}%"
+    return "%" + re.sub("[%_/]", r"/\g<0>", part) + "%"

@@ -64,10 +64,8 @@ def findings(config: Config) -> Iterator[Finding]:
 def sqlite_version(version: tuple[int, int, int]) -> Verdict:
     """Whether this version of SQLite has the rare bug with several connections."""
     shown = f"SQLite {'.'.join(map(str, version))}"
-    is_fixed = version >= FIXED_VERSIONS[0] or any(
-        version[:2] == release[:2] and version >= release for release in FIXED_VERSIONS
-    )
-    if is_fixed:
+    fixed = {release[:2]: release for release in FIXED_VERSIONS}
+    if version >= fixed.get(version[:2], FIXED_VERSIONS[0]):
         return OK, shown
     return WARNING, (
         f"{shown} has a rare bug that taskservice avoids: do not let other programs write to the "

@@ -51,10 +51,7 @@ _INSERT = sa.insert(ServiceHeartbeat).values(id=1, since=database_now(), until=d
 
 @retry_on_conflict
 def record() -> None:
-    """Record that agents can reach the service now, for all processes that may end tasks.
-
-    Nothing is written if a process has recorded it within the last HEARTBEAT_SECONDS.
-    """
+    """Record for all processes that agents can reach the service now, once in HEARTBEAT_SECONDS."""
     with reading() as connection:
         if is_served(connection, HEARTBEAT_SECONDS):
             return
