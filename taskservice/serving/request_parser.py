@@ -91,13 +91,13 @@ Result = TypeVar("Result")
 class Request(http.Request):
     """gunicorn's request with a checked Host, and its body in `content` once it `is_complete`.
 
-    `length` is the length of the body in bytes, None for a chunked one. The client
-    `expects_continue` if it waits for `100 Continue` before it sends the body.
+    `length` is the length of the body in bytes, None for a chunked one.
     """
 
     content: IO[bytes]
     is_complete = False
     length: int | None
+    # Whether the client waits for `100 Continue` before it sends the body.
     expects_continue: bool
     _expected_100_continue: bool
 

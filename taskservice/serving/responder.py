@@ -1,7 +1,6 @@
 """Sends responses as fast as clients read them, and the refusals of the server itself."""
 
 import logging
-import math
 import select
 import socket
 import time
@@ -9,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from math import inf
 from queue import SimpleQueue
 from threading import Lock
 
@@ -47,9 +47,6 @@ class ThreadPool:
                 logger.exception("Unhandled error in a thread of the pool")
 
 
-NEVER = math.inf
-
-
 def is_ready(sock: socket.socket, event: int, milliseconds: int = 0) -> bool:
     """Whether this event of `poll` happens within a time."""
     poll = select.poll()
@@ -75,8 +72,8 @@ class Connection:
     pool: ThreadPool
     owner: str | None = None
     active_at: float = 0.0
-    deadline: float = NEVER
-    request_deadline: float = NEVER
+    deadline: float = inf
+    request_deadline: float = inf
     watched: bool = False
     lingering: bool = False
     # Whether the pool started a thread in place of the one that has this connection.

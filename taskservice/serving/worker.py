@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from math import inf
 from os import getppid
 from queue import SimpleQueue
 from threading import Thread
@@ -36,7 +37,6 @@ from taskservice.serving.request_parser import (
     RequestParser,
 )
 from taskservice.serving.responder import (
-    NEVER,
     ClientGoneError,
     Connection,
     Output,
@@ -335,7 +335,7 @@ class Worker(BaseWorker):
     def submit(self, connection: Connection, job: Callable[[], bool]) -> None:
         """Hand the connection to a thread of the pool, until the thread defers a call for it."""
         connection.in_pool = True
-        connection.deadline = NEVER
+        connection.deadline = inf
         connection.pool.jobs.put(job)
 
     def resume(self, connection: Connection, owner: str | None) -> None:
