@@ -89,13 +89,11 @@ Result = TypeVar("Result")
 
 
 class Request(http.Request):
-    """gunicorn's request with a checked Host, and its body in `content` once it `is_complete`.
-
-    `length` is the length of the body in bytes, None for a chunked one.
-    """
+    """gunicorn's request with a checked Host, and its body in `content` once it `is_complete`."""
 
     content: IO[bytes]
     is_complete = False
+    # The length of the body in bytes, None for a chunked one.
     length: int | None
     # Whether the client waits for `100 Continue` before it sends the body.
     expects_continue: bool
