@@ -69,9 +69,8 @@ def hyphenated(digits: str) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-# The times of a chunk's lines as two columns: a few bytes for each append, not for each line.
-
-# The index of a line, and the time in milliseconds since 1970 of this line and later ones.
+# Times of lines, stored as two columns: a few bytes for each append, not for each line. An entry is
+# the index of a line, and the time in milliseconds since 1970 of this line and later ones.
 Times: TypeAlias = Sequence[tuple[int, int]]
 
 

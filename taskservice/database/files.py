@@ -18,7 +18,6 @@ from sqlalchemy.exc import OperationalError
 # SQLite creates an index of this size next to a database.
 FULL_DISK_BYTES = 32 * 1024
 LOCK_SECONDS = 10.0
-LOCK_POLL_SECONDS = 0.001
 # The bytes that each connection to a database in WAL mode keeps locked, by SQLite's file format.
 _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 
@@ -49,7 +48,7 @@ def lock(path: Path | str, seconds: float, flags: int = os.O_RDONLY) -> int:
                     message = f"another program keeps {path} locked"
                     raise TimeoutError(errno.ETIMEDOUT, message) from None
                 # flock itself has no timeout.
-                time.sleep(LOCK_POLL_SECONDS)
+                time.sleep(0.001)
     except BaseException:
         os.close(descriptor)
         raise

@@ -34,6 +34,7 @@ _OFF = (
 )
 
 Verdict: TypeAlias = tuple[str, str]
+Check: TypeAlias = Callable[[Connection], Verdict]
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,7 @@ def integrity_problems(connection: Connection) -> list[str]:
     return problems
 
 
-def _run_checks(
-    address: URL, checks: Mapping[str, Callable[[Connection], Verdict]]
-) -> Iterator[Finding]:
+def _run_checks(address: URL, checks: Mapping[str, Check]) -> Iterator[Finding]:
     try:
         with command_engine(address).connect() as connection:
             for name, check in checks.items():

@@ -24,7 +24,6 @@ _SECRET = re.compile(r"(tsk_[a-z]+_|whsec_|/answer/|/shared/)[0-9A-Za-z+/=_%-]+"
 # Text that could be read as more than one value, or as a value with its name.
 _AMBIGUOUS = re.compile(r"""[\s="\\]|^$""")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_LOGGERS = ("taskservice", "gunicorn.error")
 
 
 class _Formatter(logging.Formatter):
@@ -77,7 +76,7 @@ def configure_logging(level: str, form: str) -> None:
     """Send the log of the service and of gunicorn to stderr; `form` is `text` or `json`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(form))
-    for name in _LOGGERS:
+    for name in ("taskservice", "gunicorn.error"):
         named = logging.getLogger(name)
         named.handlers[:] = [handler]
         named.propagate = False

@@ -86,7 +86,6 @@ class Worker(BaseWorker):
     # These requests have threads of their own: a probe must not wait for requests that wait for the
     # database.
     probe_paths = frozenset({"/livez", "/readyz", "/metrics"})
-    probe_threads = 2
     # The budget for the large bodies of all requests together, in bodies of `max_body`.
     max_large_bodies = 25
     request_seconds = 30.0
@@ -112,7 +111,7 @@ class Worker(BaseWorker):
         self.calls.init()
         self.budget = BodyBudget(self.max_large_bodies * self.max_body)
         self.pool = ThreadPool(self.cfg.threads)
-        self.probe_pool = ThreadPool(self.probe_threads)
+        self.probe_pool = ThreadPool(2)
         self.sender = Sender(self.max_slow_clients, self.response_seconds, self.stop_seconds)
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
