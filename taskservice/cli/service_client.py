@@ -13,7 +13,7 @@ import click
 
 from taskservice.cli import options
 from taskservice.client import Client, SettingError, TaskServiceError, http, responses
-from taskservice.client.sender import rfc3339
+from taskservice.client.spool import rfc3339
 from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import KEY_VARIABLE, MAX_LIMIT, PROFILE_VARIABLE
 
