@@ -369,7 +369,7 @@ def shared(view: Callable[..., Response]) -> Callable[..., Response]:
     @wraps(view)
     def respond(**values: Any) -> Response:
         if request.method == "POST" or ("signed_in" in g and "_flashes" in session):
-            # A page with a message must appear once.
+            # A page with a message, or with what a form refused, must appear once.
             return view(**values)
         token = form_token() if "signed_in" in g else ""
         page = _page(request.script_root, request.full_path, caller.key_id, token)

@@ -195,6 +195,7 @@ def show(task_id: str) -> Response:
     agent = agents.get(caller, task.agent_id)
     previous, following = tasks.runs_beside(task)
     has_failed = task.error_type in (terms.FAILED, terms.TIMEOUT)
+    is_waiting = formatting.state_of(task) == lists.WAITING
     return page(
         "task.html",
         task=task,
@@ -209,7 +210,7 @@ def show(task_id: str) -> Response:
         children=_waterfall(tasks.children(caller, task.id, MAX_CHILDREN + 1)),
         questions=questions.forms(task),
         ended_questions=questions.ended(task.id),
-        no_worker=attention.missing_worker(agent),
+        no_worker=attention.missing_worker(agent) if is_waiting else None,
         expected=_expected_end(agent, task),
     )
 

@@ -129,7 +129,10 @@ _RESPONSE_HEADERS = {"If-None-Match": ["ETag"], "Prefer": ["Preference-Applied",
 
 
 def ignore_dates() -> None:
-    """Ignore what Werkzeug reads dates for, since it fails at some, such as one of a huge year."""
+    """Ignore what Werkzeug reads dates for, since it fails at some, such as one of a huge year.
+
+    Without its `If-Range`, a range is not wanted either.
+    """
     for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_RANGE", "HTTP_RANGE"):
         request.environ.pop(name, None)
 
