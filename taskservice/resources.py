@@ -47,7 +47,7 @@ def start_future(name: str, run: Callable[[], T]) -> Future[T]:
     def work() -> None:
         try:
             result.set_result(run())
-        except Exception as error:
+        except BaseException as error:
             result.set_exception(error)
 
     start_thread(name, work)

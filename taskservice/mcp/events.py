@@ -232,7 +232,7 @@ def _verify(wanted: Wanted) -> None:
     times, text = resources.find(FailedChallenges)[caller.user_id], token_urlsafe(32)
     webhook_id, body = subscriptions.challenge(text)
     headers = {SUBSCRIPTION_HEADER: subscriptions.id_of(caller, wanted)}
-    challenge = Message(wanted.url, body, "", webhook_id, headers, [wanted.secret])
+    challenge = Message(wanted.url, body, id=webhook_id, headers=headers, secrets=[wanted.secret])
     with resources.find(FirstAttemptSlots).acquire(caller.user_id) as is_acquired:
         if not is_acquired or time.monotonic() - times[0] < FAILURES_SECONDS:
             raise error("ResourceExhausted", limit="verifications")

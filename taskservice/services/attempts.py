@@ -163,16 +163,20 @@ def send(
     confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Send a message with the service's settings; raises what `transport.post_once` raises."""
-    # Imported here: it loads `requests`, a tenth of the time of a start, for webhooks only.
-    from taskservice.webhooks import smtp, transport
-
+    # Imported where they are needed: `requests` takes a tenth of the time of a start to load.
     hook, config = message.hook, current_app.config
     attempt: dict[str, Any] = {"seconds": config["CALLBACK_TIMEOUT"]}
     attempt |= {"interrupt": interrupt, "confirm": confirm}
     if hook is not None and hook.format == MAIL:
-        people = (config["MAIL_FROM"], mail_address(hook.target))
-        mail = (message.subject, message.body.decode())
-        return smtp.send_mail(config["SMTP_URL"], *people, *mail, message_id=message.id, **attempt)
+        from taskservice.webhooks import smtp
+
+        sender, recipient = config["MAIL_FROM"], mail_address(hook.target)
+        text = (message.subject, message.body.decode())
+        return smtp.send_mail(
+            config["SMTP_URL"], sender, recipient, *text, message_id=message.id, **attempt
+        )
+    from taskservice.webhooks import transport
+
     webhook = (message.url, message.headers_now(), message.body)
     outcome = transport.post_once(*webhook, allowed=config["CALLBACK_ALLOWED"], **attempt)
     if hook is None:
@@ -251,7 +255,7 @@ def _for_mcp(hook: AnyRow, webhook_id: str, body: bytes) -> Message:
     is_replaced = (hook.replaced_at or "") > clock.now(-users.OVERLAP_SECONDS)
     secrets = [hook.secret, *([hook.replaced_secret] if is_replaced else [])]
     headers = {subscriptions.SUBSCRIPTION_HEADER: hook.subscription}
-    return Message(hook.target, body, "", webhook_id, headers, secrets, hook)
+    return Message(hook.target, body, id=webhook_id, headers=headers, secrets=secrets, hook=hook)
 
 
 def _for_program(

@@ -171,22 +171,31 @@ def _revoke(connection: Connection, which: ColumnElement[bool]) -> int:
 
 def record_last_uses() -> None:
     """Store when keys, and agents' workers, were last seen in this process, to the minute."""
-    keys = [{"of_id": key, "at": time} for key, time in auth.take_minutes(auth.key_uses).items()]
-    # In the order in which other transactions lock agents.
-    workers = [
-        {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
-        for (user_id, agent_id), time in sorted(auth.take_minutes(auth.worker_claims).items())
-    ]
-    for column, these, uses in (
-        (ApiKey.last_used_at, [ApiKey.id == bindparam("of_id")], keys),
-        (Agent.worker_seen_at, this_agent, workers),
-    ):
-        # Another process may have stored a later one.
-        is_later = column.is_(None) | (column < bindparam("at"))
-        used = update(column.class_).where(*these, is_later).values({column: bindparam("at")})
-        if uses:
-            with transaction() as connection:
-                connection.execute(used, uses)
+    keys = auth.take_minutes(auth.key_uses)
+    _store_last_uses(
+        ApiKey.last_used_at,
+        ApiKey.id == bindparam("of_id"),
+        [{"of_id": key, "at": time} for key, time in keys.items()],
+    )
+    workers = auth.take_minutes(auth.worker_claims)
+    _store_last_uses(
+        Agent.worker_seen_at,
+        and_(*this_agent),
+        # In the order in which other transactions lock agents.
+        [
+            {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
+            for (user_id, agent_id), time in sorted(workers.items())
+        ],
+    )
+
+
+def _store_last_uses(column: Any, is_this: ColumnElement[bool], uses: list[dict[str, str]]) -> None:
+    # Another process may have stored a later one.
+    is_later = column.is_(None) | (column < bindparam("at"))
+    used = update(column.class_).where(is_this, is_later).values({column: bindparam("at")})
+    if uses:
+        with transaction() as connection:
+            connection.execute(used, uses)
 
 
 def get_key(caller: Caller, key_id: str) -> AnyRow:
