@@ -11,8 +11,8 @@ from sqlalchemy.engine import URL
 
 def parse(text: str) -> URL:
     """The address that a URL names; raises ValueError with the expected form."""
-    scheme, _, rest = text.partition("://")
-    if scheme in ("postgresql", "postgresql+psycopg"):
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme in ("postgresql", "postgresql+psycopg"):
         return _postgresql(f"postgresql://{rest}")
     if scheme == "sqlite" and rest.startswith("//"):
         return _sqlite(rest[1:])

@@ -40,10 +40,15 @@ class KeptConnections:
     def acquire(self) -> Connection:
         """A connection for one thread; raises OperationalError and TimeoutError."""
         for connection in self._all_kept():
-            if self.is_usable(connection.connection.driver_connection):
+            is_usable = False
+            try:
+                is_usable = self.is_usable(connection.connection.driver_connection)
+            finally:
+                if not is_usable:
+                    connection.invalidate()
+                    connection.close()
+            if is_usable:
                 return connection
-            connection.invalidate()
-            connection.close()
         return self.engine.connect()
 
     def release(self, connection: Connection) -> None:

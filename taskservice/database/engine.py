@@ -36,7 +36,7 @@ STATEMENT_FACTOR = 2
 # transaction: behind a pooler, the next one on the connection may be another client's.
 _BEGIN = (
     "BEGIN ISOLATION LEVEL READ COMMITTED; "
-    f"SELECT set_config('lock_timeout', '{int(BUSY_SECONDS * 1000)}', true), "
+    "SELECT set_config('lock_timeout', '{}', true), "
     "set_config('synchronous_commit', "
     "replace(current_setting('synchronous_commit'), 'off', 'on'), true)"
 )
@@ -117,7 +117,9 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
         return BatchingConnection.connect(*arguments, **options)
 
     def begin(connection: Connection) -> None:
-        statements.execute(connection, _BEGIN, None, has_rows=False)
+        statements.execute(
+            connection, _BEGIN.format(int(BUSY_SECONDS * 1000)), None, has_rows=False
+        )
 
     def prepare(connection: Any, _record: object) -> None:
         connection.statement_seconds = STATEMENT_FACTOR * BUSY_SECONDS

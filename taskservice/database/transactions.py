@@ -105,7 +105,7 @@ def end_shared_reading(error: BaseException | None = None) -> None:
     if connection is not None:
         reads = resources.find(Database).reads
         # After an error it may be unusable.
-        reads.discard(connection) if error else reads.release(connection)
+        reads.discard(connection) if error is not None else reads.release(connection)
 
 
 def database_time() -> str:

@@ -184,6 +184,9 @@ def _copy_verified(backup: Path, draft: Path) -> None:
     files.sync(draft)
 
 
+_IN_USE = "is open in another process; stop the service and every other command first"
+
+
 @contextmanager
 def _closed(database: Path) -> Iterator[None]:
     """Lock the database for all other processes; raises BackupError if it is in use."""
@@ -192,17 +195,17 @@ def _closed(database: Path) -> Iterator[None]:
         return
     # This also works for a damaged file, which SQLite cannot lock.
     if files.is_open_elsewhere(database):
-        raise BackupError(
-            f"{database} is open in another process; stop the service and every other command first"
-        )
+        raise BackupError(f"{database} {_IN_USE}")
     with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
         connection.isolation_level = None
         try:
             # Write the log into the database, so that it is one file, and keep the lock on it.
             connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:
-            raise
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            raise BackupError(f"{database} {_IN_USE}") from None
         except sqlite3.DatabaseError:
             pass  # A damaged database is kept unchanged, with its log.
         yield

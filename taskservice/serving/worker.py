@@ -1,6 +1,7 @@
 """The gunicorn worker: one loop receives whole requests, and a thread pool responds to them."""
 
 import errno
+import os
 import resource
 import select
 import selectors
@@ -13,8 +14,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from math import inf
-from os import getppid
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from types import FrameType
 from typing import Any
@@ -24,7 +24,6 @@ from gunicorn.config import Config
 from gunicorn.http import wsgi
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.base import Worker as BaseWorker
-from gunicorn.workers.gthread import PollableMethodQueue
 
 from taskservice import resources
 from taskservice.auth import OWNER
@@ -49,6 +48,38 @@ from taskservice.serving.responder import (
 )
 from taskservice.terms import STOPPING
 from taskservice.web.request import WsgiApplication
+
+
+class CallQueue:
+    """Calls for the loop to run; its file descriptor is readable while there are any."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._is_awake = False
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+
+    def fileno(self) -> int:
+        return self._wake_read
+
+    def put(self, call: Callable[..., object], *arguments: object) -> None:
+        """Safe in a signal handler too: nothing here takes a lock of Python's."""
+        self._calls.put(partial(call, *arguments))
+        # One byte is enough for all calls that arrive before the loop reads it.
+        if not self._is_awake:
+            self._is_awake = True
+            os.write(self._wake_write, b"!")
+
+    def run_all(self, _file: object = None) -> None:
+        with suppress(BlockingIOError):
+            os.read(self._wake_read, 64)
+        # Before the queue is read: a call that is put from here on writes another byte.
+        self._is_awake = False
+        with suppress(Empty):
+            while True:
+                self._calls.get_nowait()()
+
 
 RECEIVE_SIZE = 64 * 1024
 # The kernel's buffer for a response; Linux doubles the number. On loopback it would grow to 2.6 MB,
@@ -107,8 +138,7 @@ class Worker(BaseWorker):
         self.must_quit = False
         self.next_sweep = 0.0
         self.selector = selectors.DefaultSelector()
-        self.calls = PollableMethodQueue()
-        self.calls.init()
+        self.calls = CallQueue()
         self.budget = BodyBudget(self.max_large_bodies * self.max_body)
         self.pool = ThreadPool(self.cfg.threads)
         self.probe_pool = ThreadPool(2)
@@ -125,20 +155,20 @@ class Worker(BaseWorker):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.alive = False
-        self.calls.defer(lambda: None)
+        self.calls.put(lambda: None)
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         self.must_quit = True
         self.handle_exit(sig, frame)
 
     def run(self) -> None:
-        self.selector.register(self.calls, selectors.EVENT_READ, self.calls.run_callbacks)
+        self.selector.register(self.calls, selectors.EVENT_READ, self.calls.run_all)
         for listener in self.sockets:
             listener.setblocking(False)
             # The accepted connections inherit it.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             self.selector.register(listener, selectors.EVENT_READ, self.accept_some)
-        while self.alive and self.ppid == getppid():
+        while self.alive and self.ppid == os.getppid():
             self.run_once(self.sweep_seconds)
         self.stop()
 
@@ -354,11 +384,11 @@ class Worker(BaseWorker):
             try:
                 self.send_refusal(connection, error, request)
             finally:
-                self.calls.defer(self.linger, connection)
+                self.calls.put(self.linger, connection)
             return True
         if isinstance(owner, Refusal):
             return self.respond(connection, request, owner)
-        self.calls.defer(self.resume, connection, owner)
+        self.calls.put(self.resume, connection, owner)
         return True
 
     def respond(
@@ -371,7 +401,7 @@ class Worker(BaseWorker):
             request.content.close()
         finally:
             has_replacement, connection.has_replacement = connection.has_replacement, False
-            self.calls.defer(follow_up, connection)
+            self.calls.put(follow_up, connection)
         return not has_replacement
 
     def send_response(
