@@ -43,7 +43,7 @@ WRONG = {
     ],
     "DATABASE_URL": [
         "mysql://localhost/x", "sqlite:///relative.db", "sqlite:////a?b/taskservice.db",
-        "sqlite:////a%00b.db", "postgresql://host:hidden/x", "postgresql://host:0/x",
+        "sqlite:////a%00b.db", "postgresql", "postgresql+psycopg", "postgresql://host:hidden/x", "postgresql://host:0/x",
         "postgresql://a:1,b:2:3/x", "postgresql://a,b,c/x?port=1,2", "postgresql://host/x?port=1,2",
         "postgresql://host:70000/x", "postgresql://host:٣/x", "postgresql://[::1/x",
         "postgresql://[]/x", "postgresql://[::1]hidden/x", "postgresql://me:hidden%00@host/x",
