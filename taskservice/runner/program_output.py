@@ -122,22 +122,12 @@ class LineSplitter:
         return b"\n".join(map(cut_line, self._masker.mask(text).split(b"\n")))
 
 
-class LastLine:
-    """Stores the end of a stream, so that its last line can become the task's output."""
-
-    def __init__(self) -> None:
-        self._end = b""
-
-    def feed(self, block: bytes) -> None:
-        text = self._end + block
-        printed = text.rstrip()
-        # A progress bar that draws its line for hours would make each block slow.
-        start = max(printed.rfind(b"\n"), printed.rfind(b"\r")) + 1
-        self._end = text[max(start, len(text) - 2 * MAX_OBJECT) :]
-
-    def text(self) -> bytes:
-        """The last line that is not empty, as in the log; of a very long one only the end."""
-        return self._end.strip()
+def last_line(text: bytes) -> bytes:
+    """The text from its last line that is not empty on; of a very long one only the end."""
+    printed = text.rstrip()
+    # A progress bar that draws its line for hours would make each block slow.
+    start = max(printed.rfind(b"\n"), printed.rfind(b"\r")) + 1
+    return text[max(start, len(text) - 2 * MAX_OBJECT) :]
 
 
 def open_terminal() -> tuple[int, int]:
@@ -216,7 +206,7 @@ class OutputReader:
 
     def __init__(self, store: Callable[[bytes, int], None], masker: Masker, is_tty: bool) -> None:
         """`store` gets whole lines, and when they were read. Raises OSError, with no file open."""
-        self.last_line = LastLine()  # of stdout
+        self.last_line = b""  # of stdout: it can become the task's output
         self._store, self._masker = store, masker
         self._has_ended = threading.Event()
         self._streams: list[Stream] = []
@@ -290,7 +280,7 @@ class OutputReader:
                     self._store(lines.feed(block), read_at)
                     stream.forward(block)
                     if stream is self._streams[0]:
-                        self.last_line.feed(block)
+                        self.last_line = last_line(self.last_line + block)
         self._store(lines.close(), read_at)
         os.close(stream.reader)
         stream.forward(b"")

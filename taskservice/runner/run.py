@@ -284,7 +284,7 @@ class Run:
         text = None if folder is None else _take_output_file(folder / _OUTPUT_FILE)
         if text is None:
             # As deep as the service accepts it; a deeper last line stays in the log.
-            return parse_object(reader.last_line.text(), max_depth=63)
+            return parse_object(reader.last_line.strip(), max_depth=63)
         output = parse_object(text)
         if output is None:
             problem = f"{OUTPUT} is not a regular file with a JSON object of at most 1 MiB"
