@@ -174,13 +174,9 @@ class Process:
             _kill(ids, signal.SIGCONT)
 
     def _pause(self) -> None:
-        """Pause all processes of the program, so that none starts another one.
-
-        Otherwise one could start another one and end between the listing and the signal, which
-        the new one would miss. Before it is paused it still can, so list until none is new.
-        """
-        signalled: set[int] = set()
-        were_paused = False
+        """Pause all processes, so that none starts one between the listing and the signal."""
+        signalled, were_paused = set[int](), False
+        # Before it is paused, each can still start another one: list until none is new.
         # Some are never paused: another user's, and one in vfork that waits for its child.
         for _ in range(50):
             new = self._members() - signalled
@@ -225,10 +221,9 @@ def _spawn(command: list[str], environment: dict[str, str], **options: Any) -> i
 def _kill(ids: Iterable[int], number: int) -> None:
     """Send a signal to processes, or to groups by their negative ids."""
     for process_id in ids:
-        try:
+        # It may have just ended, or have become another user's.
+        with suppress(ProcessLookupError, PermissionError):
             os.kill(process_id, number)
-        except (ProcessLookupError, PermissionError):
-            continue  # it has just ended, or has become another user's
 
 
 def _foreground_group() -> int | None:
@@ -242,10 +237,8 @@ def _foreground_group() -> int | None:
 
 def describe(status: int, received: Sequence[int]) -> str:
     """The exit of a failed program, in one sentence."""
-    if status < 0:
-        text = f"Killed by signal {-status} ({signal_name(-status)})"
-    else:
-        text = f"Exit status {status}"
+    killed = f"Killed by signal {-status} ({signal_name(-status)})"
+    text = killed if status < 0 else f"Exit status {status}"
     others = [signal_name(number) for number in received if number != -status]
     return f"{text}, after {' and '.join(others)}" if others else text
 
