@@ -134,8 +134,8 @@ def open_terminal() -> tuple[int, int]:
     """The ends of a pseudo-terminal, as of a pipe; as wide as our terminal. Raises OSError."""
     reader, writer = os.openpty()
     # The text stays as it was printed: our own terminal converts the line ends.
-    input_flags, output_flags, *others = termios.tcgetattr(writer)
-    attributes = [input_flags, output_flags & ~termios.OPOST, *others]
+    attributes = termios.tcgetattr(writer)
+    attributes[1] &= ~termios.OPOST
     termios.tcsetattr(writer, termios.TCSANOW, attributes)
     copy_size(writer)
     return reader, writer
@@ -157,10 +157,7 @@ SECONDS_AFTER_END = 1.0  # a background process of the program may keep its outp
 
 
 class Stream:
-    """One of a program's outputs: a pipe or a pseudo-terminal, and our stdout or stderr.
-
-    The reader of our output may be slow, or may close it.
-    """
+    """A program's pipe or pseudo-terminal, and our own output, whose reader may be slow or end."""
 
     def __init__(self, out: int, is_tty: bool) -> None:
         self.reader, self.writer = open_terminal() if is_tty else os.pipe()
