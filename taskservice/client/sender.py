@@ -304,10 +304,6 @@ class Outbox:
         self.check()
         sender.spool.put(as_lines(text), milliseconds)
 
-    def pop_progress(self) -> dict[str, Any]:
-        """Remove and return the unsent progress, for the caller to send."""
-        return {} if self.sender is None else self.sender.pop_progress()
-
     def check(self) -> None:
         """Raise the reason to stop, if there is one."""
         if self.sender is not None and self.sender.stop_reason is not None:

@@ -65,10 +65,7 @@ def change_task(
 def claim_task(
     connection: Connection, agent_id: str, seconds: int, idempotency_key: str
 ) -> "Task | None":
-    """Claim the oldest waiting task of an agent; None if there is none within `seconds`.
-
-    Repeated with the same key, it returns the same task.
-    """
+    """Claim an agent's oldest waiting task, once for each key; None without one in `seconds`."""
     headers = {"Idempotency-Key": idempotency_key}
     path = path_to("agent", agent_id, "claim")
     response = connection.call("POST", path, _CLAIMED, headers=headers, wait=seconds)
@@ -434,10 +431,11 @@ class Task:
             >>> task.report(output={"pages": 3}, labels={"env": None})
         """
         _check_output(changes.get("output") or {})
-        if "status" in changes and self._outbox.sender is not None:
+        sending = self._outbox.sender
+        if "status" in changes and sending is not None:
             self._finish(changes)
         else:
-            changes = self._outbox.pop_progress() | changes
+            changes = (sending.pop_progress() if sending else {}) | changes
             self._update("PATCH", json=changes, sleep=self._outbox.pause)
         self._has_ended = self._has_ended or "status" in changes
 
