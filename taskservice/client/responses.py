@@ -232,8 +232,7 @@ def read(received: requests.Response, expected: Expected[T]) -> Response[T]:
     if status != 204:
         data = _json(received, JSON)
         objects = data if expected.is_list else [data]
-        is_list = isinstance(objects, list)
-        if not is_list or not all(has(expected.members, each) for each in objects):
+        if not (isinstance(objects, list) and all(has(expected.members, each) for each in objects)):
             raise UnexpectedResponse(_not_ours(received))
     return Response(received.headers, received.content, data)
 
