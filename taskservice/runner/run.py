@@ -138,9 +138,7 @@ class Run:
             self._saved.create_folder(saved_run.runs_folder())
         except OSError as error:
             notice(f"can't write to the disk, log lines are queued in memory: {error}")
-        if self._saved.task_id is not None:
-            return
-        failure = self._start_in_time(is_strict)
+        failure = self._start_in_time(is_strict) if self._saved.task_id is None else None
         if failure is None:
             return
         if is_strict:
@@ -237,10 +235,9 @@ class Run:
             own["TERM"] = os.environ.get("TERM", "xterm-256color")
         if self._saved.folder is not None:
             own[OUTPUT] = str(self._saved.folder / _OUTPUT_FILE)
-        if self._saved.task_id is not None:
-            own["TASKSERVICE_TASK_ID"] = self._saved.task_id
-            url = f"{self._connection.url}{terms.API_PREFIX}/task/{self._saved.task_id}"
-            own["TASKSERVICE_TASK_URL"] = url
+        if task_id := self._saved.task_id:
+            own["TASKSERVICE_TASK_ID"] = task_id
+            own["TASKSERVICE_TASK_URL"] = f"{self._connection.url}{terms.API_PREFIX}/task/{task_id}"
         environment = _without_task(os.environ) | own
         with contextlib.ExitStack() as files:
             stdin = None
