@@ -126,12 +126,11 @@ def own_task_id() -> str:
 
 def require_task_id() -> str:
     """Like `own_task_id`, but raises SettingError outside of a task."""
-    task_id = own_task_id()
-    if not task_id:
-        raise SettingError(
-            "TASKSERVICE_TASK_ID is not set: this program was not started by `taskservice run`"
-        )
-    return task_id
+    if task_id := own_task_id():
+        return task_id
+    raise SettingError(
+        "TASKSERVICE_TASK_ID is not set: this program was not started by `taskservice run`"
+    )
 
 
 def current(connection: Connection | None = None) -> Task:
