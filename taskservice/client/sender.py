@@ -39,7 +39,6 @@ PROGRESS_INTERVAL = 1.0
 HEARTBEAT_SECONDS = 5.0
 # The JSON of a claimed task does not contain its timeout: less than the shortest, 1 s.
 CLAIMED_HEARTBEAT_SECONDS = 0.8
-BATCH_BYTES = 512 * 1024
 _NOTE_BYTES = 200  # what stays free in a log for the marker that it is full
 
 
@@ -78,7 +77,7 @@ class Sender(threading.Thread):
         self._connection, self._writer, self._task_id = connection, writer, task_id
         self._heartbeat = heartbeat
         self._on_stop, self._on_outage = on_stop, on_outage
-        self._batch_bytes = BATCH_BYTES
+        self._batch_bytes = 512 * 1024
         self._last_request_at = 0.0
         self._report: dict[str, Any] | None = None
         self._closing, self._abandoned = InterruptSafeEvent(), InterruptSafeEvent()
