@@ -171,7 +171,8 @@ def ask(
     except BaseException:
         with suppress(TaskServiceError):
             opened = post(patience=WITHDRAW_SECONDS).data
-            withdraw(connection, task_id, opened["id"], patience=WITHDRAW_SECONDS)
+            path = path_to("task", task_id, "question", opened["id"])
+            connection.call("DELETE", path, _QUESTION, patience=WITHDRAW_SECONDS)
         raise
     if question["state"] != terms.ANSWERED:
         _raise_reason(connection, task_id, question)
@@ -196,14 +197,6 @@ def _raise_reason(connection: Connection, task_id: str, question: Question) -> N
         ended = {"id": task_id, "status": task["status"], "error": None}
         raise responses.TaskFinished(409, {"detail": "The task is finished", "task": ended})
     raise responses.QuestionWithdrawn(question)
-
-
-def withdraw(
-    connection: Connection, task_id: str, question_id: str, patience: float | None = None
-) -> None:
-    """Withdraw an open question. Raises Conflict if it was answered."""
-    path = path_to("task", task_id, "question", question_id)
-    connection.call("DELETE", path, _QUESTION, patience=patience)
 
 
 def list_questions(connection: Connection, task_id: str) -> list[Question]:

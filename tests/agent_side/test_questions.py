@@ -24,7 +24,6 @@ from taskservice.client import (
     TaskCancelled,
     TaskFinished,
 )
-from taskservice.client.task import withdraw
 from tests.support import receiver as play
 from tests.support.agent_machine import AgentMachine, kill, machine_of, objects, the_task
 from tests.support.api_client import RemoteClient
@@ -532,7 +531,7 @@ def test_client_tells_why_there_is_no_answer(remote_alice: RemoteClient, client:
 
     assert error(lambda task, question_id: task.decline(question_id)) is QuestionDeclined
     assert error(
-        lambda task, question_id: withdraw(client.connection, task.id, question_id)
+        lambda task, each: remote_alice.request("DELETE", f"/task/{task.id}/question/{each}")
     ) is QuestionWithdrawn  # fmt: skip
     assert error(lambda task, question_id: task.cancel()) is TaskCancelled
     assert error(lambda task, question_id: task.delete()) is NotFound
