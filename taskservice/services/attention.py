@@ -8,17 +8,9 @@ from sqlalchemy.orm import aliased
 
 from taskservice import terms
 from taskservice.auth import Caller, is_of_agent, tasks_of_user, visible_agents, visible_tasks
-from taskservice.database import clock
+from taskservice.database import clock, models
 from taskservice.database.connections import Statement
-from taskservice.database.models import (
-    IN_TROUBLE,
-    IS_ASKING,
-    Agent,
-    Attempt,
-    Delivery,
-    Question,
-    Task,
-)
+from taskservice.database.models import Agent, Attempt, Delivery, Question, Task
 from taskservice.database.transactions import database_time, read_all, read_one
 from taskservice.database.types import AnyRow
 from taskservice.quantities import seconds_text
@@ -46,7 +38,7 @@ _oldest_question = (
 )
 _ASKING = Statement[AnyRow](
     select(Task.id, Task.agent_id, Task.questions)
-    .where(visible_tasks, IS_ASKING)
+    .where(visible_tasks, models.IS_ASKING)
     .order_by(_oldest_question)
     .limit(MAX_ITEMS)
 )
@@ -54,7 +46,7 @@ _is_late_alone = Agent.state.is_distinct_from(terms.BROKEN)
 _IN_TROUBLE = Statement[AnyRow](
     select(Agent.id, Agent.state, Agent.state_since, Agent.failures, Agent.late_since)
     # As in the condition of the index, so that the database uses it.
-    .where(visible_agents, text(f"({IN_TROUBLE.text})"))
+    .where(visible_agents, text(f"({models.IN_TROUBLE.text})"))
     .order_by(_is_late_alone, case((_is_late_alone, Agent.late_since), else_=Agent.state_since))
     .limit(MAX_ITEMS)
 )

@@ -30,25 +30,12 @@ from sqlalchemy import (
 )
 
 from taskservice.auth import Caller, tasks_of_user, visible_tasks
-from taskservice.database import clock, name_index
+from taskservice.database import clock, name_index, types
 from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.connections import Statement
 from taskservice.database.models import IS_ASKING, Delivery, Question, Task, TaskLabel
 from taskservice.database.transactions import database_time, read_all, reading
-from taskservice.database.types import (
-    AnyRow,
-    AnySelect,
-    Identifier,
-    ListedTask,
-    Timestamp,
-    api_text,
-    formatted,
-    in_list,
-    is_among,
-    json_string,
-    position_in_text,
-    utf8,
-)
+from taskservice.database.types import AnyRow, AnySelect, Identifier, ListedTask, Timestamp
 from taskservice.schemas.fields import NO_QUESTIONS, Lines, OpenQuestions, StoredJson, StoredNumber
 from taskservice.schemas.tasks import TASK_COLUMNS, TaskError, TaskSchema
 from taskservice.services.logs import TEXT_OF_LOG
@@ -89,7 +76,7 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     "asking": _is_asking,
     "not_asking": ~_is_asking,
     "parentId": Task.parent_id == bindparam("parentId"),
-    "q": position_in_text(Task.name_folded, bindparam("q", type_=Text())) > 0,
+    "q": types.position_in_text(Task.name_folded, bindparam("q", type_=Text())) > 0,
     **{
         name: exists(_delivery.where(Delivery.state == state)) for name, state in _CALLBACKS.items()
     },
@@ -132,13 +119,13 @@ def _by_name_statement(found: Any, aggregate: Any) -> Statement[AnyRow]:
 _BY_NAME = {
     "sqlite": (
         _by_name_statement(name_index.CANDIDATES, func.json_group_array),
-        in_list(literal_column("tasks.rowid"), bindparam("candidates", type_=Text())),
+        types.in_list(literal_column("tasks.rowid"), bindparam("candidates", type_=Text())),
     ),
     "postgresql": (
         _by_name_statement(
             name_index.POSTGRESQL_CANDIDATES, lambda ids: func.array_agg(cast(ids, Text()))
         ),
-        is_among(Task.id, "candidates"),
+        types.is_among(Task.id, "candidates"),
     ),
 }
 
@@ -495,7 +482,7 @@ def _task_as_json(schema: TaskSchema) -> ColumnElement[bytes | None]:
         *(_value(schema, name, field) for name, field in schema.dump_fields.items()), strict=True
     )
     template = ",".join(f'"{name}":{text}' for name, text in zip(names, texts, strict=True))
-    return case((and_(*are_small), utf8(formatted("{" + template + "}", *values))))
+    return case((and_(*are_small), types.utf8(types.formatted("{" + template + "}", *values))))
 
 
 def _value(schema: TaskSchema, name: str, field: fields.Field[Any]) -> tuple[str, Any, Any]:
@@ -518,28 +505,30 @@ def _value(schema: TaskSchema, name: str, field: fields.Field[Any]) -> tuple[str
     if isinstance(field, StoredNumber):
         return "%s", func.coalesce(column, "null"), true()
     if not isinstance(column.type, Uuid | Timestamp):
-        return "%s", json_string(column), true()
+        return "%s", types.json_string(column), true()
     # All tasks of a list have the same user, so this id is formatted once, as a constant.
-    text = api_text(_user_id if column is Task.user_id else column)
+    text = types.api_text(_user_id if column is Task.user_id else column)
     # An id or a time has no characters that JSON escapes.
     if not column.nullable:
         return '"%s"', text, true()
-    return "%s", case((column.is_(None), "null"), else_=json_string(text)), true()
+    return "%s", case((column.is_(None), "null"), else_=types.json_string(text)), true()
 
 
-_ERROR = formatted(
-    '{"type":%s,"message":%s}', json_string(Task.error_type), json_string(Task.error_message)
+_ERROR = types.formatted(
+    '{"type":%s,"message":%s}',
+    types.json_string(Task.error_type),
+    types.json_string(Task.error_message),
 )
 # All lines become one JSON string, in which the border between two strings then replaces each `\n`.
 # Before that, `\1`, which JSON does not contain, replaces `\\`: `\\n` is not a line feed.
-_STRING = json_string(TEXT_OF_LOG)
+_STRING = types.json_string(TEXT_OF_LOG)
 _STRINGS = func.replace(func.replace(func.replace(_STRING, r"\\", "\1"), r"\n", '","'), "\1", r"\\")
 _LINES = select(_STRINGS).scalar_subquery()
 
 
 def still_match(filters: Filters) -> tuple[ColumnElement[bool], ...]:
     """The conditions of `TaskList.read`."""
-    return is_among(Task.id, "task_ids"), unindexed(_conditions(filters, filters))
+    return types.is_among(Task.id, "task_ids"), unindexed(_conditions(filters, filters))
 
 
 @lru_cache(maxsize=STATEMENTS)

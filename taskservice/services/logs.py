@@ -23,20 +23,12 @@ from sqlalchemy import (
 
 from taskservice import terms
 from taskservice.auth import Caller
-from taskservice.database import clock
+from taskservice.database import clock, types
 from taskservice.database.clock import Times
 from taskservice.database.connections import Statement
 from taskservice.database.models import Log, LogChunk, LogWriter, Task
 from taskservice.database.transactions import read_all, read_one, transaction
-from taskservice.database.types import (
-    PAGE_BYTES,
-    AnyRow,
-    TaskAndLines,
-    TaskRow,
-    is_among,
-    joined_by_line_feed,
-    next_limit,
-)
+from taskservice.database.types import AnyRow, TaskAndLines, TaskRow
 from taskservice.errors import Problem, invalid, require
 from taskservice.schemas.tasks import TASK_COLUMNS
 from taskservice.services import tasks
@@ -55,7 +47,7 @@ _CHUNKS_OF_TASK = (
     .subquery()
 )
 # The lines of a task's log, joined by line feeds.
-TEXT_OF_LOG = joined_by_line_feed(_CHUNKS_OF_TASK.c.text)
+TEXT_OF_LOG = types.joined_by_line_feed(_CHUNKS_OF_TASK.c.text)
 _IS_SMALL = Task.log_bytes <= literal_column(str(SMALL_LOG))
 _SMALL_LOG_TEXT = case((_IS_SMALL, select(TEXT_OF_LOG).scalar_subquery())).label("lines")
 _TASK_AND_LINES = Statement[TaskAndLines](
@@ -86,7 +78,7 @@ _ENDS = Statement[AnyRow](
     select(Task.id, case((_LENGTH > MAX_END, _END), else_=LogChunk.text).label("text"))
     .join(Log, Log.task_id == Task.id)
     .join(LogChunk, (LogChunk.log_id == Log.id) & (LogChunk.last == Task.log_count))
-    .where(is_among(Task.id, "task_ids"))
+    .where(types.is_among(Task.id, "task_ids"))
 )
 
 
@@ -95,7 +87,7 @@ def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
     found: list[TimedLine] = []
     for page in pages(row, after, maximum):
         found += page.timed_lines()
-        if sum(len(text) for text, _ in found) >= PAGE_BYTES:
+        if sum(len(text) for text, _ in found) >= types.PAGE_BYTES:
             break
     return found
 
@@ -137,7 +129,7 @@ def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Pa
     after = max(after, row.first_log - 1)
     until = row.log_count if count is None else min(row.log_count, after + count)
     # At most one row for each line that is left, since each row has a line or more.
-    limit = 4096 if row.log_bytes <= PAGE_BYTES else 16
+    limit = 4096 if row.log_bytes <= types.PAGE_BYTES else 16
     while after < until:
         start = {"log_id": row.log_id, "after": after, "limit": min(limit, until - after)}
         found = read_all(_CHUNKS, **start)
@@ -147,7 +139,7 @@ def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Pa
             raise LogDropped()
         yield Page(chunks, after, until)
         after = min(until, chunks[-1].last)
-        limit = next_limit(len(chunks), _length(chunks), CHUNKS_PER_READ)
+        limit = types.next_limit(len(chunks), _length(chunks), CHUNKS_PER_READ)
 
 
 def get_task(caller: Caller, task_id: str) -> TaskAndLines:
@@ -206,7 +198,7 @@ def _chunks_from_end(row: TaskRow) -> Iterator[Any]:
             raise LogDropped()
         yield from chunks
         until = chunks[-1].last - chunks[-1].count
-        limit = next_limit(len(chunks), _length(chunks), CHUNKS_PER_READ)
+        limit = types.next_limit(len(chunks), _length(chunks), CHUNKS_PER_READ)
 
 
 def _length(chunks: Sequence[Any]) -> int:

@@ -12,22 +12,12 @@ from typing import Any, NamedTuple, TypeAlias
 from sqlalchemy import Integer, Text, bindparam, func, literal, select
 
 from taskservice.auth import Caller, tasks_of_user
-from taskservice.database import clock
+from taskservice.database import clock, types
 from taskservice.database.clock import EARLIEST
 from taskservice.database.connections import Statement
 from taskservice.database.models import LogChunk, Task
 from taskservice.database.transactions import read_all, read_one
-from taskservice.database.types import (
-    PAGE_BYTES,
-    AnyRow,
-    TaskRow,
-    Timestamp,
-    ascii_lower,
-    byte_length,
-    is_among,
-    next_limit,
-    position_in_text,
-)
+from taskservice.database.types import AnyRow, TaskRow, Timestamp
 from taskservice.errors import Problem, invalid, overloaded
 from taskservice.services import lists, logs, tasks
 from taskservice.services.lists import Filters, Position, Selection, TaskList
@@ -37,7 +27,7 @@ search_slots = BoundedSemaphore(2)
 # A search ends after this time, and after this many bytes of logs. At most 64 MiB are read, since
 # the sizes of the next chunks of a large log, CHUNKS_PER_READ of them, may have been read too.
 SEARCH_SECONDS = 1.0
-SEARCH_BYTES = 48 * PAGE_BYTES
+SEARCH_BYTES = 48 * types.PAGE_BYTES
 # How many tasks one statement reads at most.
 TASKS_PER_READ = 400
 # How many tasks a search in error messages reads at most.
@@ -51,16 +41,16 @@ _part: Any = bindparam("part", type_=Text())
 # Searches take turns at it, so that other requests have a processor.
 _turn = Lock()
 _chunks = select(LogChunk.log_id, *logs.CHUNK_COLUMNS).where(
-    is_among(LogChunk.log_id, "log_ids"),
+    types.is_among(LogChunk.log_id, "log_ids"),
     LogChunk.last > bindparam("after"),
     LogChunk.last <= bindparam("until"),
 )
-_contains = position_in_text(ascii_lower(LogChunk.text), ascii_lower(_part)) > 0
+_contains = types.position_in_text(types.ascii_lower(LogChunk.text), types.ascii_lower(_part)) > 0
 # The database searches: Python would keep other requests of the process waiting.
 _CHUNKS = Statement[Any](_chunks.where(_contains))
-_EXACT_CHUNKS = Statement[Any](_chunks.where(position_in_text(LogChunk.text, _part) > 0))
+_EXACT_CHUNKS = Statement[Any](_chunks.where(types.position_in_text(LogChunk.text, _part) > 0))
 _next_chunks = (
-    select(LogChunk.last, byte_length(LogChunk.text).label("size"))
+    select(LogChunk.last, types.byte_length(LogChunk.text).label("size"))
     .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last > bindparam("after"))
     .order_by(LogChunk.last)
     .limit(bindparam("count"))
@@ -162,7 +152,9 @@ def in_errors(
 
 @lru_cache(maxsize=lists.STATEMENTS)
 def _errors_statement(scan: lists.Scan) -> Statement[AnyRow]:
-    contains = position_in_text(ascii_lower(Task.error_message), ascii_lower(_part)) > 0
+    contains = (
+        types.position_in_text(types.ascii_lower(Task.error_message), types.ascii_lower(_part)) > 0
+    )
     return Statement(lists.in_order(scan, contains).limit(bindparam("count")))
 
 
@@ -183,10 +175,10 @@ def _parts_of(tasks: TaskList, positions: Sequence[Position], line: int = 0) -> 
     small: list[AnyRow] = []
     size = 0
     for row in tasks.read([position.id for position in positions], _tasks_statement):
-        if small and size + row.log_bytes > PAGE_BYTES:
+        if small and size + row.log_bytes > types.PAGE_BYTES:
             yield _Part(small, line, LAST_LINE, size, _position(small[-1]))
             small, size = [], 0
-        if row.log_bytes > PAGE_BYTES:
+        if row.log_bytes > types.PAGE_BYTES:
             yield from _ranges(row, line)
         else:
             small.append(row)
@@ -213,8 +205,8 @@ def _ranges(row: AnyRow, after: int) -> Iterator[_Part]:
             [found] = read_all(_RANGE, log_id=row.log_id, after=after, count=count)
         if not found.count:
             return
-        count = next_limit(found.count, found.size, logs.CHUNKS_PER_READ)
-        if found.size > 2 * PAGE_BYTES and found.count > 1:
+        count = types.next_limit(found.count, found.size, logs.CHUNKS_PER_READ)
+        if found.size > 2 * types.PAGE_BYTES and found.count > 1:
             continue
         end = (*_position(row), found.last) if found.last < row.log_count else _position(row)
         yield _Part([row], after, found.last, found.size, end)

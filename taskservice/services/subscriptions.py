@@ -10,17 +10,9 @@ from sqlalchemy import Connection, delete, exists, func, insert, null, select, u
 
 from taskservice import resources
 from taskservice.auth import KEY_IS_VALID, Caller
-from taskservice.database import clock
+from taskservice.database import clock, models
 from taskservice.database.clock import EARLIEST, LOWEST_ID
-from taskservice.database.models import (
-    ApiKey,
-    Attempt,
-    Delivery,
-    Event,
-    EventStream,
-    Hook,
-    TaskLabel,
-)
+from taskservice.database.models import ApiKey, Attempt, Delivery, Event, EventStream, Hook
 from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import AnyRow, AnySelect, database_now
 from taskservice.errors import invalid_key
@@ -70,7 +62,9 @@ class Wanted(NamedTuple):
         found = [Event.user_id == caller.user_id, Event.name == self.name]
         found += [Event.agent_id == each for each in (caller.agent_id, agent_id) if each]
         found += [Event.task_id == task_id] if task_id else []
-        has_label = exists().where(TaskLabel.task_id == Event.task_id, TaskLabel.label == label)
+        has_label = exists().where(
+            models.TaskLabel.task_id == Event.task_id, models.TaskLabel.label == label
+        )
         return [*found, has_label] if label else found
 
 

@@ -12,18 +12,9 @@ from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 from sqlalchemy.orm import DeclarativeBase, aliased
 
 from taskservice import __version__, terms
-from taskservice.database import clock
+from taskservice.database import clock, models
 from taskservice.database.connections import Statement
-from taskservice.database.models import (
-    Agent,
-    Attempt,
-    Delivery,
-    LogChunk,
-    LogWriter,
-    Question,
-    Task,
-    User,
-)
+from taskservice.database.models import Agent, Attempt, Delivery, LogWriter, Question, Task, User
 from taskservice.database.transactions import in_pages, read_all, read_snapshot, transaction
 from taskservice.database.types import AnyRow, AnySelect, Identifier, TaskRow
 from taskservice.errors import Problem, invalid, sentences
@@ -362,7 +353,7 @@ class _Importer:
             "at": at,
             "times": times,
         }
-        self._insert(LogChunk, chunk)
+        self._insert(models.LogChunk, chunk)
 
     def _add_void(self, line: dict[str, Any]) -> None:
         """Remove the task of the lines before: it was deleted, or is exported again below."""
