@@ -13,17 +13,10 @@ from sqlalchemy import delete as delete_from
 
 from taskservice import terms
 from taskservice.auth import Caller, is_of_agent, tasks_of_user, visible_agents
-from taskservice.database import clock
+from taskservice.database import clock, transactions
 from taskservice.database.connections import Statement
 from taskservice.database.models import ANNOTATIONS, Agent, Task
-from taskservice.database.transactions import (
-    in_pages,
-    read_all,
-    read_one,
-    reading,
-    retry_on_conflict,
-    transaction,
-)
+from taskservice.database.transactions import read_all, read_one, reading, transaction
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem, invalid, not_found, require
 from taskservice.schemas import strict_json
@@ -38,7 +31,7 @@ _THIS = (visible_agents, Agent.id == bindparam("agent_id"))
 _AGENT = select(*AGENT_COLUMNS).where(*_THIS)
 
 
-@retry_on_conflict
+@transactions.retry_on_conflict
 def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, bool]:
     """Register or change an agent; returns it, and whether it is new. Raises 404 and 422."""
     if not terms.AGENT_ID.fullmatch(agent_id):
@@ -124,7 +117,7 @@ class Load(NamedTuple):
 
 def list_all(caller: Caller) -> Iterator[Sequence[AnyRow]]:
     """All agents that the caller may see, ordered by id, some at a time."""
-    return in_pages(_AGENTS, (Agent.id,), AGENTS_PER_READ, caller.scope)
+    return transactions.in_pages(_AGENTS, (Agent.id,), AGENTS_PER_READ, caller.scope)
 
 
 def ids(caller: Caller, count: int | None = None, *, are_tools: bool = False) -> Sequence[str]:

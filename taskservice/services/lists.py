@@ -31,7 +31,6 @@ from sqlalchemy import (
 
 from taskservice.auth import Caller, tasks_of_user, visible_tasks
 from taskservice.database import clock, name_index, types
-from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.connections import Statement
 from taskservice.database.models import IS_ASKING, Delivery, Question, Task, TaskLabel
 from taskservice.database.transactions import database_time, read_all, reading
@@ -156,10 +155,10 @@ def _parameters(caller: Caller, selection: Selection) -> dict[str, Any]:
         "own_agent_id": caller.agent_id,
         "q": (selection.q or "").casefold() or None,
         "created": selection.createdAfter or selection.createdBefore,
-        "createdAfter": selection.createdAfter or EARLIEST,
+        "createdAfter": selection.createdAfter or clock.EARLIEST,
         "createdBefore": selection.createdBefore or LATEST,
         "finished": selection.finishedAfter,
-        "finishedAfter": selection.finishedAfter or EARLIEST,
+        "finishedAfter": selection.finishedAfter or clock.EARLIEST,
         "unclaimed": selection.claimed is False,
         WAITING: selection.claimed is False and selection.status == RUNNING,
         "not_asking": selection.asking is False,
@@ -230,7 +229,7 @@ class TaskList:
         bounded = "finished" if self._sort == BY_END else "created"
         self.filters = self._all_filters - {bounded}
         lowest = Position(self.values[f"{bounded}After"], HIGHEST_ID)
-        highest = Position(self.values.get(f"{bounded}Before", LATEST), LOWEST_ID)
+        highest = Position(self.values.get(f"{bounded}Before", LATEST), clock.LOWEST_ID)
         is_newest_first = self._sort == NEWEST_FIRST
         self._start, self._end = (highest, lowest) if is_newest_first else (lowest, highest)
         # Whether the index in this order covers all filters, so that each task read is listed.

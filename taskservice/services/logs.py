@@ -24,7 +24,6 @@ from sqlalchemy import (
 from taskservice import terms
 from taskservice.auth import Caller
 from taskservice.database import clock, types
-from taskservice.database.clock import Times
 from taskservice.database.connections import Statement
 from taskservice.database.models import Log, LogChunk, LogWriter, Task
 from taskservice.database.transactions import read_all, read_one, transaction
@@ -230,7 +229,7 @@ class Chunk:
     text: str
     count: int
     size: int
-    times: Times = ()
+    times: clock.Times = ()
 
 
 def from_text(data: bytes, at: int | None = None) -> list[Chunk]:
@@ -247,7 +246,7 @@ def from_text(data: bytes, at: int | None = None) -> list[Chunk]:
 
 def from_strings(strings: Sequence[str], at: int | Sequence[int] | None = None) -> list[Chunk]:
     """The lines of strings without NUL; `at` is one time, or one for each. Raises 422."""
-    times: Times = [(0, at)] if isinstance(at, int) else []
+    times: clock.Times = [(0, at)] if isinstance(at, int) else []
     if isinstance(at, Sequence):
         if len(at) != len(strings):
             raise invalid({"at": ["Must have one time for each string of logs."]})
@@ -263,7 +262,7 @@ def from_strings(strings: Sequence[str], at: int | Sequence[int] | None = None) 
     return _chunks((piece.decode() for piece in _pieces(f"{text}\n".encode())), times)
 
 
-def _part(times: Times, first: int, count: int) -> Times:
+def _part(times: clock.Times, first: int, count: int) -> clock.Times:
     """The times of `count` lines from line `first` on, which becomes line 0."""
     start = bisect_right(times, first, key=itemgetter(0)) - 1
     end = bisect_left(times, first + count, key=itemgetter(0))
@@ -295,7 +294,7 @@ def _pieces(data: bytes) -> Iterator[bytes]:
         start = end
 
 
-def _chunks(texts: Iterable[str], times: Times) -> list[Chunk]:
+def _chunks(texts: Iterable[str], times: clock.Times) -> list[Chunk]:
     """The chunks of these texts of whole lines. Raises 422 for lines that are too long."""
     chunks, first, too_long = [], 0, list[str]()
     for text in texts:

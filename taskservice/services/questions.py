@@ -7,17 +7,9 @@ from sqlalchemy import Connection, bindparam, case, func, insert, literal_column
 
 from taskservice import terms
 from taskservice.auth import Caller
-from taskservice.database import clock
+from taskservice.database import clock, transactions
 from taskservice.database.models import IS_ASKING, Question, Task
-from taskservice.database.transactions import (
-    current_time,
-    in_pages,
-    read_all,
-    read_one,
-    reading,
-    retry_on_conflict,
-    transaction,
-)
+from taskservice.database.transactions import read_all, read_one, reading, transaction
 from taskservice.database.types import AnyRow, AnySelect, is_among, time_from_now
 from taskservice.errors import Problem, invalid, require
 from taskservice.schemas import json_schema, strict_json
@@ -51,8 +43,8 @@ def list_of_task(caller: Caller, task_id: str) -> Iterator[Sequence[AnyRow]]:
 
 def pages(questions: AnySelect, task_id: str) -> Iterator[Sequence[AnyRow]]:
     """The questions of a task that `questions` selects, oldest first, a few at a time."""
-    of_task = {"task_id": task_id}
-    return in_pages(questions, (Question.asked_at, Question.id), QUESTIONS_PER_READ, of_task)
+    order, of_task = (Question.asked_at, Question.id), {"task_id": task_id}
+    return transactions.in_pages(questions, order, QUESTIONS_PER_READ, of_task)
 
 
 def ids_among(caller: Caller, task_id: str, question_ids: Collection[str]) -> Sequence[str]:
@@ -107,7 +99,7 @@ _CLOSE = update(Question).where(
 )
 
 
-@retry_on_conflict
+@transactions.retry_on_conflict
 def ask(
     caller: Caller, task_id: str, fields: dict[str, Any], idempotency: tasks.Idempotency
 ) -> tuple[AnyRow, bool]:
@@ -125,7 +117,7 @@ def ask(
         if len(found) >= terms.MAX_OPEN_QUESTIONS:
             detail = f"The task has {terms.MAX_OPEN_QUESTIONS} open questions already"
             raise Problem(409, detail, code=terms.TOO_MANY_QUESTIONS)
-        now = current_time(connection)
+        now = transactions.current_time(connection)
         seconds = fields.get("timeout")
         timeout = terms.QUESTION_TIMEOUT if seconds is None else seconds
         question = {

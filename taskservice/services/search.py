@@ -13,7 +13,6 @@ from sqlalchemy import Integer, Text, bindparam, func, literal, select
 
 from taskservice.auth import Caller, tasks_of_user
 from taskservice.database import clock, types
-from taskservice.database.clock import EARLIEST
 from taskservice.database.connections import Statement
 from taskservice.database.models import LogChunk, Task
 from taskservice.database.transactions import read_all, read_one
@@ -278,7 +277,7 @@ _earlier = (*_of_agent, Task.finished_at < bindparam("before"))
 # Where the search ends, from the index alone.
 _end = select(Task.finished_at).where(*_earlier).order_by(Task.finished_at.desc()).limit(1)
 _nth_end = _end.offset(bindparam("skipped")).scalar_subquery()
-_is_near = Task.finished_at >= func.coalesce(_nth_end, literal(EARLIEST, Timestamp()))
+_is_near = Task.finished_at >= func.coalesce(_nth_end, literal(clock.EARLIEST, Timestamp()))
 _LAST_GOOD = Statement[TaskRow](
     tasks.tasks_with_log.where(*_earlier, _is_near, lists.unindexed([Task.status == COMPLETE]))
     .order_by(Task.finished_at.desc())

@@ -11,7 +11,6 @@ from sqlalchemy import Connection, delete, exists, func, insert, null, select, u
 from taskservice import resources
 from taskservice.auth import KEY_IS_VALID, Caller
 from taskservice.database import clock, models
-from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.models import ApiKey, Attempt, Delivery, Event, EventStream, Hook
 from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import AnyRow, AnySelect, database_now
@@ -250,7 +249,7 @@ def _replay(connection: Connection, hook: AnyRow, conditions: Sequence[Any]) -> 
 
 
 def _delivery_status(connection: Connection, hook: AnyRow) -> dict[str, Any]:
-    is_later = Attempt.at > (hook.last_delivered_at or EARLIEST)
+    is_later = Attempt.at > (hook.last_delivered_at or clock.EARLIEST)
     attempts = select(Attempt.at, Attempt.message, Attempt.status_code).order_by(Attempt.id)
     of_hook = attempts.join(Delivery, Delivery.id == Attempt.delivery_id)
     failed = connection.execute(of_hook.where(Delivery.hook_id == hook.id, is_later)).all()
@@ -298,7 +297,7 @@ def message(hook: AnyRow, event: AnyRow) -> tuple[str, bytes]:
 
 
 def _reached(
-    connection: Connection, hook: AnyRow, position: int, at: str, event_id: str = LOWEST_ID
+    connection: Connection, hook: AnyRow, position: int, at: str, event_id: str = clock.LOWEST_ID
 ) -> str:
     """The cursor up to which all events of a subscription are delivered or given up.
 

@@ -22,27 +22,13 @@ from sqlalchemy import (
 )
 from sqlalchemy import delete as sql_delete
 
-from taskservice.auth import (
-    KEY_IS_VALID,
-    Caller,
-    is_of_agent,
-    tasks_of_user,
-    visible_agents,
-    visible_tasks,
-)
-from taskservice.database import clock
+from taskservice import auth
+from taskservice.auth import Caller, is_of_agent, tasks_of_user, visible_agents, visible_tasks
+from taskservice.database import clock, types
 from taskservice.database.connections import Statement
 from taskservice.database.models import INPUT_SCHEMA, Agent, ApiKey, Log, Task, TaskLabel
 from taskservice.database.transactions import read_all, read_one, retry_on_conflict, transaction
-from taskservice.database.types import (
-    AnyRow,
-    AnySelect,
-    Identifier,
-    TaskRow,
-    TaskVersion,
-    Timestamp,
-    database_now,
-)
+from taskservice.database.types import AnyRow, AnySelect, TaskRow, TaskVersion, database_now
 from taskservice.errors import Problem, invalid, invalid_key, require
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
@@ -84,7 +70,7 @@ _NEWEST_RERUN = Statement[AnyRow](
 _RUNS = _RELATIVES.where(tasks_of_user, Task.agent_id == bindparam("agent_id")).limit(1)
 _STARTED = tuple_(*_OLDEST_FIRST)
 _THIS_START = tuple_(
-    bindparam("created_at", type_=Timestamp()), bindparam("task_id", type_=Identifier)
+    bindparam("created_at", type_=types.Timestamp()), bindparam("task_id", type_=types.Identifier)
 )
 _PREVIOUS = Statement[AnyRow](_RUNS.where(_STARTED < _THIS_START).order_by(*_NEWEST_FIRST))
 _NEXT = Statement[AnyRow](_RUNS.where(_STARTED > _THIS_START).order_by(*_OLDEST_FIRST))
@@ -382,7 +368,7 @@ _CLAIM = _claim_of(_OLDEST_UNCLAIMED.with_for_update(skip_locked=True))
 # Another change than a claim may lock a task: if no other task is left, wait for the lock.
 _CLAIM_LOCKED = _claim_of(_OLDEST_UNCLAIMED.with_for_update())
 _CLAIMED = select(Task.id).where(_OF_THIS_AGENT, Task.claim_key == bindparam("key"))
-_VALID_KEY = select(ApiKey.id).where(ApiKey.id == bindparam("key_id"), *KEY_IS_VALID)
+_VALID_KEY = select(ApiKey.id).where(ApiKey.id == bindparam("key_id"), *auth.KEY_IS_VALID)
 _LOCK_KEY = _VALID_KEY.with_for_update(read=True)
 
 

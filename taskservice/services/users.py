@@ -10,16 +10,10 @@ from sqlalchemy.exc import IntegrityError
 
 from taskservice import auth
 from taskservice.auth import KEY_IS_VALID, Caller, visible_keys
-from taskservice.database import clock
+from taskservice.database import clock, transactions
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, ApiKey, CallbackSecret, User
-from taskservice.database.transactions import (
-    in_pages,
-    read_all,
-    reading,
-    retry_on_conflict,
-    transaction,
-)
+from taskservice.database.transactions import read_all, reading, retry_on_conflict, transaction
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem, invalid, invalid_key, require
 from taskservice.schemas.users import KEY_COLUMNS, USER_COLUMNS
@@ -213,7 +207,7 @@ def list_keys() -> Sequence[AnyRow]:
 def keys_of_user(caller: Caller) -> Iterator[Sequence[AnyRow]]:
     """All keys of the caller's user, including revoked and expired ones, some at a time."""
     keys = _KEYS.where(visible_keys)
-    return in_pages(keys, (ApiKey.created_at, ApiKey.id), KEYS_PER_READ, caller.scope)
+    return transactions.in_pages(keys, (ApiKey.created_at, ApiKey.id), KEYS_PER_READ, caller.scope)
 
 
 def newest_keys(caller: Caller, count: int, *, are_valid: bool) -> Sequence[AnyRow]:
