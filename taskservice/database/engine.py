@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flask import Flask
-from sqlalchemy import Connection, Engine, create_engine, event, pool
+from sqlalchemy import Engine, create_engine, event, pool
 from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import DisconnectionError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -117,9 +117,8 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
         return BatchingConnection.connect(*arguments, **options)
 
     def begin(connection: Connection) -> None:
-        statements.execute(
-            connection, _BEGIN.format(int(BUSY_SECONDS * 1000)), None, has_rows=False
-        )
+        begins = _BEGIN.format(int(BUSY_SECONDS * 1000))
+        statements.execute(connection, begins, None, has_rows=False)
 
     def prepare(connection: Any, _record: object) -> None:
         connection.statement_seconds = STATEMENT_FACTOR * BUSY_SECONDS
@@ -223,11 +222,9 @@ def _check_open(connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> No
 
 
 def _has_server(connection: Any) -> bool:
-    """Whether the server has not ended this idle connection, as it does when it restarts.
-
-    Asking the server, as `pool_pre_ping` does, would take as long as a read. An idle connection
-    has something to read only when the server has ended it, or its keepalive probes have failed.
-    """
+    """Whether the server has not ended this idle connection, as it does when it restarts."""
+    # Asking the server, as `pool_pre_ping` does, would take as long as a read. An idle connection
+    # has something to read only when the server has ended it, or its keepalive probes have failed.
     if connection.closed:
         return False
     waiting = select.poll()

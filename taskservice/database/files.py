@@ -82,10 +82,8 @@ def full_disk(path: Path) -> str:
 
 
 def is_open_elsewhere(database: Path) -> bool:
-    """Whether another process uses this SQLite database, which may be damaged.
-
-    This process must not have it open: closing the file drops its locks.
-    """
+    """Whether another process uses this SQLite database, which may be damaged."""
+    # This process must not have it open: closing the file drops its locks.
     descriptor = os.open(database, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, _SHARED_SIZE, _SHARED_FIRST)

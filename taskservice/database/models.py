@@ -324,12 +324,7 @@ class Log(db.Model):
 
 
 class LogChunk(db.Model):
-    """Lines of a log that arrived together: `count` of them, ending with number `last`.
-
-    `text` joins them with line feeds, which no line contains. `at` is the time of the first line in
-    milliseconds since 1970; `times` has the later ones, as `clock.encode` writes them. Both are
-    NULL for lines that were stored without times.
-    """
+    """Lines of a log that arrived together: `count` of them, ending with number `last`."""
 
     __tablename__ = "log_chunks"
     __table_args__ = (CheckConstraint("count BETWEEN 1 AND last", "count"),)
@@ -337,7 +332,10 @@ class LogChunk(db.Model):
     log_id: Mapped[int] = mapped_column(RowNumber, ForeignKey(Log.id), primary_key=True)
     last: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     count: Mapped[int] = mapped_column(Integer)
+    # Joined with line feeds, which no line contains.
     text: Mapped[str] = mapped_column(Text)
+    # The time of the first line in milliseconds since 1970, and the later ones, as `clock.encode`
+    # writes them; both are NULL for lines that were stored without times.
     at: Mapped[int | None] = mapped_column(BigInteger)
     times: Mapped[str | None] = mapped_column(Text)
 
@@ -353,12 +351,10 @@ class LogWriter(db.Model):
 
 
 class EventStream(db.Model):
-    """The position of a user's last event, and when an MCP client last asked for events.
+    """The position of a user's last event, and when an MCP client last asked for events."""
 
-    The row is locked by each transaction that makes an event, so that the order of positions is
-    the order of commits.
-    """
-
+    # The row is locked by each transaction that makes an event, so that the order of positions is
+    # the order of commits.
     __tablename__ = "event_streams"
 
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
@@ -427,10 +423,7 @@ class Hook(db.Model):
 
 
 class Delivery(db.Model):
-    """One webhook for a callback or a hook; its id is the `webhook-id` of every attempt.
-
-    Until `leased_until`, only the holder of `lease` may post it.
-    """
+    """One webhook for a callback or a hook; its id is the `webhook-id` of every attempt."""
 
     __tablename__ = "deliveries"
     __table_args__ = (
@@ -475,6 +468,7 @@ class Delivery(db.Model):
     # Attempts since the last redelivery.
     attempt_count: Mapped[int] = mapped_column(Integer)
     next_attempt_at: Mapped[str | None] = mapped_column(Timestamp)
+    # Until `leased_until`, only the holder of `lease` may post it.
     lease: Mapped[str | None] = mapped_column(Identifier)
     leased_until: Mapped[str | None] = mapped_column(Timestamp)
 

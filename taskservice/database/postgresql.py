@@ -18,23 +18,20 @@ MAX_WAITING = 64 * 1024
 class BatchingConnection(Connection[Any]):
     """A connection with a time limit, and with `execute_later` for statements without rows.
 
-    These are sent together before the next statement, or the commit, which raises their errors:
-    each round trip takes time.
+    These are sent together with the next statement, or the commit, which raises their errors.
 
     A statement that takes longer than `statement_seconds` is cancelled, and fails with
-    QueryCanceled. If the server does not respond to the cancel request either (its process or
-    machine is stopped), the connection is closed, and the statement fails with OperationalError. So
-    does one whose connection the server ends.
-
-    A commit is not cancelled; its connection is closed instead. While a commit waits for a
-    standby, a cancel would make it succeed without the standby, and others would see its writes.
-    PostgreSQL keeps waiting for the standby after the client has disconnected.
-
-    The client measures the time: behind a pooler in transaction mode, `SET statement_timeout`
-    would apply to other clients' transactions, and a transaction for each read would take half as
-    long again.
+    QueryCanceled. If the server does not respond to the cancel request either, the connection is
+    closed, and the statement fails with OperationalError. So does one whose connection the server
+    ends. A commit is not cancelled; its connection is closed instead.
     """
 
+    # While a commit waits for a standby, a cancel would make it succeed without the standby, and
+    # others would see its writes. PostgreSQL keeps waiting after the client has disconnected.
+    #
+    # The client measures the time: behind a pooler in transaction mode, `SET statement_timeout`
+    # would apply to other clients' transactions, and a transaction for each read would take half as
+    # long again.
     statement_seconds = inf
     _is_committing = False
     _waiting = ""

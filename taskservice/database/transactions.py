@@ -114,11 +114,9 @@ def database_time() -> str:
 
 
 def current_time(connection: Connection) -> str:
-    """The current time by the clock of this connection's database, read inside its transaction.
-
-    `finishedAt` is stored by this clock. So `sort=finishedAt` is correct across machines, and a
-    machine with a wrong clock cannot make a task appear old enough to be removed.
-    """
+    """The current time by the clock of this connection's database, read inside its transaction."""
+    # `finishedAt` is stored by this clock. So `sort=finishedAt` is correct across machines, and a
+    # machine with a wrong clock cannot make a task appear old enough to be removed.
     now: str = _NOW.scalar(connection)
     return now
 

@@ -17,12 +17,10 @@ from taskservice.database.clock import hyphenated
 
 
 class Timestamp(TypeDecorator[str]):
-    """A time as RFC 3339 text in UTC with milliseconds, which sorts by time.
+    """A time as RFC 3339 text in UTC with milliseconds, which sorts by time."""
 
-    SQLite stores the text itself, so that nothing is converted between the disk and the response.
-    PostgreSQL stores a `timestamptz(3)`, which its connections read as this text.
-    """
-
+    # SQLite stores the text itself, so that nothing is converted between the disk and the response.
+    # PostgreSQL stores a `timestamptz(3)`, which its connections read as this text.
     impl = String(24)
     cache_ok = True
 
@@ -185,10 +183,7 @@ AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 
 
 class TaskRow(Protocol):
-    """The columns of a task that code reads; TaskSchema dumps all its columns.
-
-    It is a row of the database, or a namespace with the same names.
-    """
+    """The columns that code reads of a task, which is a row or a namespace."""
 
     id: str
     name: str

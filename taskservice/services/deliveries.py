@@ -192,15 +192,13 @@ _DUE_HOOKS_OF_USER: AnySelect = (
 
 
 def due_deliveries(connection: Connection, limit: int, slots: ReceiverSlots) -> list[AnyRow]:
-    """Due deliveries, at most `limit` of each user, in the order in which to send them.
-
-    A row with a `hook_id` stands for all that is due for this hook, which is for people.
-    """
+    """Due deliveries, at most `limit` of each user, in the order in which to send them."""
     ranked: list[tuple[int, str, AnyRow]] = []
     for user in connection.execute(_USERS).all():
         wanted = {"of_user_id": user.id, "now": user.now, "limit": limit}
         wanted["full_hosts"] = slots.full_hosts(user.id)
         found = connection.execute(_DUE_OF_USER, wanted).all()
+        # Each stands for all that is due for a hook for people; only these have a `hook_id`.
         of_people = connection.execute(_DUE_HOOKS_OF_USER, wanted).all()
         due = sorted((*found, *of_people), key=attrgetter("next_attempt_at"))
         ranked += [(user.leases + n, row.next_attempt_at, row) for n, row in enumerate(due)]
@@ -270,8 +268,7 @@ def enqueue_webhook(
 ) -> Leased | None:
     """Enqueue the webhook of a task that ends in this transaction, in place of a pending one.
 
-    It is leased to this request, which posts it first, unless it is left to the loop. Returns None
-    for a task without callback.
+    It is leased to this request, unless `for_loop`. Returns None for a task without callback.
     """
     if task.callback_url is None:
         return None

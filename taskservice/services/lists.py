@@ -169,10 +169,8 @@ def _parameters(caller: Caller, selection: Selection) -> dict[str, Any]:
 
 
 def _conditions(filters: Filters, by_index: Filters) -> list[ColumnElement[bool]]:
-    """The conditions of these filters; SQLite may use an index only for those in `by_index`.
-
-    Without statistics, SQLite would often prefer another index to the one in the list's order.
-    """
+    """The conditions of these filters; SQLite may use an index only for those in `by_index`."""
+    # Without statistics, SQLite would often prefer another index to the one in the list's order.
     searched = [CONDITIONS[name] for name in CONDITIONS if name in by_index]
     checked = [CONDITIONS[name] for name in CONDITIONS if name in filters - by_index]
     return [tasks_of_user, *searched, *([unindexed(checked)] if checked else [])]
@@ -321,11 +319,9 @@ class TaskList:
         return self.run(make_statement, None, end, candidate_set), end
 
     def position(self, after: Position | None, number: int) -> Position | None:
-        """The position `number` tasks later in the index in this order, if there is one.
-
-        A search finds its end before it starts: if a task were deleted in between, it would
-        otherwise stop too late, and skip a task.
-        """
+        """The position `number` tasks later in the index in this order, if there is one."""
+        # A search finds its end before it starts: if a task were deleted in between, it would
+        # otherwise stop too late, and skip a task.
         rows = self.run(_nth_position_statement, after, skipped=number - 1)
         return Position(*rows[0]) if rows else None
 

@@ -299,10 +299,7 @@ def message(hook: AnyRow, event: AnyRow) -> tuple[str, bytes]:
 def _reached(
     connection: Connection, hook: AnyRow, position: int, at: str, event_id: str = clock.LOWEST_ID
 ) -> str:
-    """The cursor up to which all events of a subscription are delivered or given up.
-
-    That is `position`, unless an event up to there, other than `event_id`, is pending.
-    """
+    """The cursor at `position`, or before the first pending event up to there, not `event_id`."""
     pending = (
         select(Event.position, Event.at)
         .join(Delivery, Delivery.event_id == Event.id)
