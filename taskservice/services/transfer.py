@@ -193,9 +193,6 @@ _SET_STATE = text("""
 class InvalidExport(Exception):
     """An invalid line; the message contains its number."""
 
-    def __init__(self, number: int, reason: str) -> None:
-        super().__init__(f"line {number}: {reason}")
-
 
 @dataclass
 class ImportResult:
@@ -218,23 +215,24 @@ def import_from(file: BinaryIO) -> ImportResult:
                 # A task has both its input and its output.
                 importer.add(strict_json.loads(line, 2 * strict_json.MAX_CONTAINERS))
             if not importer.is_complete:
-                raise InvalidExport(number + 1, "the end is missing: the export was cut off")
+                number += 1
+                raise ValueError("the end is missing: the export was cut off")
             for statement in _CLEAR_MISSING:
                 connection.execute(statement)
             for user_id, agent_id in sorted(importer.changed_agents):
                 connection.execute(_SET_STATE, {"user_id": user_id, "agent_id": agent_id})
+        return importer.imported
     except Problem as problem:
-        raise InvalidExport(number, " ".join(sentences(problem.more["errors"]))) from None
+        reason = " ".join(sentences(problem.more["errors"]))
     except KeyError as error:
-        raise InvalidExport(number, f"{error} is missing") from None
+        reason = f"{error} is missing"
     except ValueError as error:
-        raise InvalidExport(number, str(error)) from None
+        reason = str(error)
     except (AttributeError, TypeError, ProgrammingError):
-        raise InvalidExport(number, "a value has the wrong type") from None
+        reason = "a value has the wrong type"
     except (DataError, IntegrityError) as error:
-        reason = str(error.orig).partition("\n")[0]
-        raise InvalidExport(number, f"does not fit the database: {reason}") from None
-    return importer.imported
+        reason = "does not fit the database: " + str(error.orig).partition("\n")[0]
+    raise InvalidExport(f"line {number}: {reason}")
 
 
 class _Importer:
