@@ -84,9 +84,8 @@ def init_app(app: Flask) -> None:
 def first_attempt(leased: deliveries.Leased | None) -> str:
     """Post a webhook in the request that ended its task; call it with no transaction open.
 
-    Returns the `Callback-Status`. The delivery is left to the loop when no slot is free, when the
-    last attempts at its receiver failed, and when the process stops. Never raises: nothing here can
-    undo the end of the task.
+    Returns the `Callback-Status`. The loop gets the delivery if no slot is free, the last attempts
+    at its receiver failed, or the process stops. Never raises: the task has ended already.
     """
     if leased is None:
         return "none"
@@ -212,11 +211,8 @@ def _message_of(leased: deliveries.Leased) -> Message:
         return webhook_of(_task(leased.task_id), leased)
     is_told: ColumnElement[bool] = Event.id == leased.event_id
     if leased.is_shared:
-        of_message = select(Delivery.event_id).where(
-            Delivery.hook_id == leased.hook_id,
-            Delivery.state == PENDING,
-            Delivery.lease == leased.lease,
-        )
+        held = deliveries.held(leased)
+        of_message = select(Delivery.event_id).where(*held, Delivery.state == PENDING)
         is_told = Event.id.in_(of_message)
     with reading() as connection:
         hook = connection.execute(select(Hook.__table__).where(Hook.id == leased.hook_id)).first()
@@ -226,11 +222,9 @@ def _message_of(leased: deliveries.Leased) -> Message:
         raise deliveries.LeaseLost("The hook or the task was deleted.", FAILED)
     event = events[0]
     if hook.format == MCP:
-        is_last = (
-            event.name == subscriptions.TERMINATED
-            and leased.attempt_count + 1 >= subscriptions.MAX_TERMINATIONS
-        )
         message = _for_mcp(hook, *subscriptions.message(hook, event))
+        is_enough = leased.attempt_count + 1 >= subscriptions.MAX_TERMINATIONS
+        is_last = is_enough and event.name == subscriptions.TERMINATED
         return message._replace(is_last_attempt=is_last)
     if hook.format == STANDARD:
         return _for_program(hook, leased.id, event.name, event.at, _data(hook, event))

@@ -340,11 +340,11 @@ def release(leased: Collection[Leased]) -> None:
     if leased:
         with transaction() as connection:
             for each in leased:
-                connection.execute(update(Delivery).where(*_held(each)).values(NO_LEASE))
+                connection.execute(update(Delivery).where(*held(each)).values(NO_LEASE))
         resources.find(DueDeliveries).set()
 
 
-def _held(leased: Leased) -> tuple[Any, ...]:
+def held(leased: Leased) -> tuple[Any, ...]:
     """The deliveries posted with this lease: one, or all that are one message for people."""
     which = Delivery.hook_id == leased.hook_id if leased.is_shared else Delivery.id == leased.id
     return which, Delivery.lease == leased.lease
@@ -367,7 +367,7 @@ def require_lease(leased: Leased) -> None:
 def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
     """Store an attempt, and the next state of its deliveries if the lease holds; returns it."""
     state, delay = _next_state(outcome, leased.attempt_count)
-    held = _held(leased)
+    these = held(leased)
     stored = ("duration_ms", "status_code", "message", "answer")
     attempt = {"at": started, **{name: getattr(outcome, name) for name in stored}}
     next_attempt_at = None if delay is None else database_now(delay)
@@ -383,14 +383,14 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
                 values["next_attempt_at"] = database_now(DAY_SECONDS)
         # The attempt of a deleted delivery is not stored; PostgreSQL waits for its deletion.
         # A single delivery keeps an attempt even if its lease has passed to another holder.
-        attempted = select(Delivery.id).where(*held if leased.is_shared else held[:1])
+        attempted = select(Delivery.id).where(*these if leased.is_shared else these[:1])
         ids = connection.scalars(attempted.with_for_update()).all()
         if ids:
             connection.execute(insert(Attempt), [{**attempt, "delivery_id": each} for each in ids])
         newest_first = select(Attempt.id).where(Attempt.delivery_id == leased.id)
         older = newest_first.order_by(Attempt.id.desc()).offset(terms.MAX_ATTEMPTS)
         connection.execute(delete(Attempt).where(Attempt.id.in_(older)))
-        changed = connection.execute(update(Delivery).where(*held).values(values))
+        changed = connection.execute(update(Delivery).where(*these).values(values))
         if leased.hook_id and changed.rowcount:
             _record_outcome_of_hook(connection, leased.hook_id, state, outcome)
     if state == terms.PENDING:
