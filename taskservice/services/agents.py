@@ -23,7 +23,7 @@ from taskservice.schemas import strict_json
 from taskservice.schemas.strict_json import fragment
 from taskservice.schemas.users import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS, agent_schema
 from taskservice.services import expected_runs
-from taskservice.services.tasks import is_unclaimed
+from taskservice.services.tasks import is_unclaimed, of_this_agent
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
 _TOOLS = _AGENTS.where(Agent.tool)
@@ -74,25 +74,24 @@ AGENTS_PER_READ = 50  # each has up to 20 KB
 MAX_CHOICES = 1_000  # agents that a page offers
 RECENT = 30  # finished tasks from which an agent's health is computed
 MAX_RUNNING = 2_000  # running tasks of a user that are counted by agent
-_OF_AGENT = (tasks_of_user, Task.agent_id == bindparam("agent_id"))
 _RUNS = Statement[AnyRow](
     select(Task.id, Task.name, Task.status, Task.error_type, Task.version)
     .add_columns(Task.claimed_at, Task.finished_at)
-    .where(*_OF_AGENT, Task.finished_at.is_not(None))
+    .where(*of_this_agent, Task.finished_at.is_not(None))
     .order_by(Task.finished_at.desc())
     .limit(bindparam("count"))
 )
 _short_input = case((func.length(Task.input) <= bindparam("max_input"), Task.input))
 _NEWEST_TASK = Statement[AnyRow](
     select(Task.id, Task.name, Task.created_at, _short_input.label("input"))
-    .where(*_OF_AGENT)
+    .where(*of_this_agent)
     .order_by(Task.created_at.desc(), Task.id.desc())
     .limit(1)
 )
 _WAITING = Statement[AnyRow](
     select(func.count()).select_from(
         select(Task.id)
-        .where(*_OF_AGENT, is_unclaimed)
+        .where(*of_this_agent, is_unclaimed)
         .order_by(Task.created_at, Task.id)
         .limit(bindparam("maximum"))
         .subquery()

@@ -7,7 +7,7 @@ from sqlalchemy import and_, bindparam, case, exists, func, or_, select, text, t
 from sqlalchemy.orm import aliased
 
 from taskservice import terms
-from taskservice.auth import Caller, is_of_agent, tasks_of_user, visible_agents, visible_tasks
+from taskservice.auth import Caller, is_of_agent, visible_agents, visible_tasks
 from taskservice.database import clock, models
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Attempt, Delivery, Question, Task
@@ -17,7 +17,7 @@ from taskservice.quantities import seconds_text
 from taskservice.schemas.fields import NO_QUESTIONS, open_questions
 from taskservice.services import hooks
 from taskservice.services.agents import usual_seconds
-from taskservice.services.tasks import is_claimed, is_unclaimed
+from taskservice.services.tasks import is_claimed, is_unclaimed, of_this_agent
 from taskservice.terminal import shortened
 
 MAX_ITEMS = 100
@@ -28,7 +28,6 @@ QUIET_SECONDS = 600.0
 # For this time in seconds, a callback that failed is shown.
 CALLBACK_SECONDS = 7 * 86_400.0
 
-_of_this_agent = (tasks_of_user, Task.agent_id == bindparam("agent_id"))
 _quiet_since: Any = bindparam("quiet_since")
 _oldest_question = (
     select(func.min(Question.asked_at))
@@ -52,7 +51,7 @@ _IN_TROUBLE = Statement[AnyRow](
 )
 _finished = (
     select(Task.id, Task.error_type)
-    .where(*_of_this_agent, Task.finished_at.is_not(None))
+    .where(*of_this_agent, Task.finished_at.is_not(None))
     .order_by(Task.finished_at.desc())
     .limit(1_000)
     .subquery()
@@ -69,11 +68,11 @@ _is_silent = and_(
 )
 _SILENT = Statement[AnyRow](
     select(Task.id, Task.last_heartbeat_at)
-    .where(*_of_this_agent, _is_silent)
+    .where(*of_this_agent, _is_silent)
     .order_by(Task.claimed_at)
     .limit(bindparam("count"))
 )
-_IS_WORKING = Statement[AnyRow](select(Task.id).where(*_of_this_agent, is_claimed).limit(1))
+_IS_WORKING = Statement[AnyRow](select(Task.id).where(*of_this_agent, is_claimed).limit(1))
 
 
 def _first_task(condition: Any) -> Any:

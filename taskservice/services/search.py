@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import Integer, Text, bindparam, func, literal, select
 
-from taskservice.auth import Caller, tasks_of_user
+from taskservice.auth import Caller
 from taskservice.database import clock, types
 from taskservice.database.connections import Statement
 from taskservice.database.models import LogChunk, Task
@@ -272,8 +272,7 @@ COMPARED_SECONDS = 1.8
 # A good run is looked for among this many tasks of the agent, those that ended last.
 MAX_EARLIER = 5_000
 
-_of_agent = (tasks_of_user, Task.agent_id == bindparam("agent_id"))
-_earlier = (*_of_agent, Task.finished_at < bindparam("before"))
+_earlier = (*tasks.of_this_agent, Task.finished_at < bindparam("before"))
 # Where the search ends, from the index alone.
 _end = select(Task.finished_at).where(*_earlier).order_by(Task.finished_at.desc()).limit(1)
 _nth_end = _end.offset(bindparam("skipped")).scalar_subquery()

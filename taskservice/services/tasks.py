@@ -67,7 +67,8 @@ _NEWEST_RERUN = Statement[AnyRow](
     .order_by(*_NEWEST_FIRST)
     .limit(1)
 )
-_RUNS = _RELATIVES.where(tasks_of_user, Task.agent_id == bindparam("agent_id")).limit(1)
+of_this_agent = (tasks_of_user, Task.agent_id == bindparam("agent_id"))
+_RUNS = _RELATIVES.where(*of_this_agent).limit(1)
 _STARTED = tuple_(*_OLDEST_FIRST)
 _THIS_START = tuple_(
     bindparam("created_at", type_=types.Timestamp()), bindparam("task_id", type_=types.Identifier)
