@@ -18,8 +18,6 @@ from taskservice.database.types import AnyRow, AnySelect, time_from_now
 from taskservice.errors import Problem, invalid, overloaded, require
 from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS, hook_schema
 from taskservice.services import attempts, deliveries, events, subscriptions
-from taskservice.services.attempts import FirstAttemptSlots
-from taskservice.services.deliveries import DueDeliveries
 from taskservice.webhooks import Outcome, messages
 from taskservice.webhooks.destinations import check_url, mail_address
 
@@ -104,7 +102,7 @@ def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> AnyRow:
         if fields.get("state", before.state) != before.state:
             deliveries.set_hook_state(connection, hook_id, fields["state"])
         changed = _locked(connection, caller, hook_id)
-    resources.find(DueDeliveries).set()
+    resources.find(deliveries.DueDeliveries).set()
     return changed
 
 
@@ -166,7 +164,7 @@ def delete(caller: Caller, hook_id: str) -> AnyRow:
 def test(caller: Caller, hook_id: str) -> Outcome:
     """Send a sample to a hook, whatever its state. Raises 404, and 503 if too many are sent."""
     hook = get(caller, hook_id)
-    with resources.find(FirstAttemptSlots).acquire(caller.user_id) as is_acquired:
+    with resources.find(attempts.FirstAttemptSlots).acquire(caller.user_id) as is_acquired:
         if not is_acquired:
             raise overloaded("Too many webhooks are being sent")
         return attempts.send(attempts.sample(hook))
@@ -190,6 +188,6 @@ def redeliver(caller: Caller, hook_id: str, delivery_id: str) -> Any:
         if is_old and hook.format in terms.PEOPLE_FORMATS:
             raise Problem(409, "People are not told what is older than a day")
         deliveries.make_due(connection, delivery_id)
-    resources.find(DueDeliveries).set()
+    resources.find(deliveries.DueDeliveries).set()
     [delivery] = deliveries.with_attempts(this, hook_id=hook_id)
     return delivery

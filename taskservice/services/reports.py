@@ -19,8 +19,7 @@ from taskservice.errors import Problem, invalid, require
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS, parse_id
 from taskservice.schemas.tasks import task_schema
-from taskservice.services import attempts, deliveries, events, tasks
-from taskservice.services.questions import has_expired
+from taskservice.services import attempts, deliveries, events, questions, tasks
 
 # A report merges outputs of up to QUICK_MERGE bytes together in its transaction, and larger ones
 # MAX_MERGES times before it.
@@ -143,7 +142,7 @@ def _change(
     changed = cast(TaskRow, SimpleNamespace(**cast(AnyRow, task)._asdict() | values))
     if ends and task.questions != NO_QUESTIONS:
         # Reads already show an expired question as expired, even if that is not stored yet.
-        state = case((has_expired, terms.EXPIRED), else_=terms.WITHDRAWN)
+        state = case((questions.has_expired, terms.EXPIRED), else_=terms.WITHDRAWN)
         are_open = (Question.task_id == task.id, Question.state == terms.OPEN)
         connection.execute(update(Question).where(*are_open).values(state=state))
     if "labels" in values:

@@ -17,7 +17,6 @@ from taskservice.database.types import AnyRow, AnySelect, database_now
 from taskservice.errors import invalid_key
 from taskservice.schemas import strict_json
 from taskservice.services import deliveries, events
-from taskservice.services.events import KEPT_SECONDS, NewEvent
 from taskservice.terminal import shortened
 from taskservice.terms import ACTIVE, CANCELLED, EVENTS, MAX_HOOKS, MCP, TASK_ASKS
 from taskservice.webhooks import Outcome
@@ -34,7 +33,7 @@ MAX_WAITING = 1_000
 VERIFIED_SECONDS = 3_600.0  # a URL stays verified after the last subscription there has ended
 # The stored time of a user's last poll is at most so much too early.
 POLLED_SECONDS = 60.0
-CURSOR_SECONDS = KEPT_SECONDS - POLLED_SECONDS
+CURSOR_SECONDS = events.KEPT_SECONDS - POLLED_SECONDS
 # A position among a user's events, the time when it was the last one, and a checksum.
 _CURSOR = re.compile(r"(([0-9]{1,18})-([0-9]{1,18}))-[0-9a-f]{8}")
 
@@ -107,7 +106,7 @@ def _start(
     conditions.append(Event.position > int(parts[2]))
     is_truncated = int(parts[3]) < clock.milliseconds(clock.now(-CURSOR_SECONDS))
     if wanted.max_age is not None:
-        oldest = clock.now(-min(wanted.max_age / 1000, KEPT_SECONDS))
+        oldest = clock.now(-min(wanted.max_age / 1000, events.KEPT_SECONDS))
         older = select(Event.id).where(*conditions, Event.at < oldest).limit(1)
         is_truncated |= connection.scalar(older) is not None
         conditions.append(Event.at >= oldest)
@@ -335,7 +334,7 @@ def _end(connection: Connection, hook: AnyRow) -> int:
 
 
 def _tell(connection: Connection, hook: AnyRow, name: str) -> None:
-    event = NewEvent(name, clock.now(), hook.user_id, hook.agent_id or "")
+    event = events.NewEvent(name, clock.now(), hook.user_id, hook.agent_id or "")
     events.store_events(connection, [(event, [hook])])
 
 
