@@ -179,7 +179,7 @@ def health(agent: AnyRow, recent: Sequence[AnyRow]) -> dict[str, Any]:
         ],
         "successRate": len(complete) / len(counted) if counted else None,
         "lastSuccessAt": complete[-1].finished_at if complete else None,
-        "medianSeconds": _median_seconds(counted),
+        "medianSeconds": _median_seconds(recent),
         "state": agent.state,
         "stateSince": agent.state_since,
         "workerSeenAt": agent.worker_seen_at,
@@ -190,11 +190,11 @@ def health(agent: AnyRow, recent: Sequence[AnyRow]) -> dict[str, Any]:
 
 def usual_seconds(user_id: str, agent_id: str) -> float | None:
     """The usual duration of an agent's tasks, `medianSeconds` of its health."""
-    recent = read_all(_RUNS, user_id=user_id, agent_id=agent_id, count=RECENT)
-    return _median_seconds([task for task in recent if task.error_type != terms.CANCELLED])
+    return _median_seconds(read_all(_RUNS, user_id=user_id, agent_id=agent_id, count=RECENT))
 
 
-def _median_seconds(counted: Sequence[AnyRow]) -> float | None:
+def _median_seconds(recent: Sequence[AnyRow]) -> float | None:
+    counted = [task for task in recent if task.error_type != terms.CANCELLED]
     # Imported here, since few requests need it.
     from statistics import median
 
