@@ -113,13 +113,12 @@ RECENT_SECONDS = 0.02
 
 
 class DatabaseFiles:
-    """The database, its write-ahead log and the log's index, as this process has them open.
+    """The database, its write-ahead log and the log's index, as this process has them open."""
 
-    A connection keeps writing to the files that it has open, even if their names now belong to
-    others: its writes are then lost at the next start. SQLite removes the log when the last
-    connection closes, so one is kept open from the first use on: while it is open, the kernel does
-    not reuse the inode numbers.
-    """
+    # A connection keeps writing to the files that it has open, even if their names now belong to
+    # others: its writes are then lost at the next start. SQLite removes the log when the last
+    # connection closes, so one is kept open from the first use on: while it is open, the kernel
+    # does not reuse the inode numbers.
 
     def __init__(self, path: str, connect: Callable[[], Any]) -> None:
         self._paths = (path, f"{path}-wal", f"{path}-shm")

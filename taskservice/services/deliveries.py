@@ -299,9 +299,8 @@ def seconds_until_due() -> float | None:
 def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
     """Lease at most `limit` deliveries that are due, for each user the longest due first.
 
-    Users take turns: the next delivery belongs to the user with the fewest leases in all
-    processes. A receiver gets at most its free slots, so fewer than `limit` may be leased while
-    more are due: call it again.
+    Users take turns: the next one is of the user with the fewest leases in all processes. A
+    receiver gets at most its free slots, so more may be due than are leased: call it again.
     """
     with transaction() as connection:
         due = due_deliveries(connection, limit, slots)
