@@ -41,7 +41,6 @@ _delivery_schema = DeliverySchema(exclude=("attempts",))
 
 TASKS_PER_READ = 1_000  # each is then read alone
 _of_task = bindparam("task_id", type_=Identifier)
-_AGENTS: AnySelect = select(*AGENT_COLUMNS)
 _TASK = Statement[Any](
     tasks.tasks_with_log.add_columns(
         Task.timeout, Task.default_writer_seq, Task.idempotency_key, Task.idempotency_digest
@@ -75,7 +74,7 @@ def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
     for row in people:
         yield _line("user", user_schema.dump(row))
     user_ids = [row.id for row in people]
-    agents = _AGENTS.where(Agent.user_id.in_(user_ids))
+    agents = select(*AGENT_COLUMNS).where(Agent.user_id.in_(user_ids))
     written: set[tuple[str, str]] = set()
     yield from _new_agents(agents, written)
     found = select(Task.id, Task.user_id, Task.agent_id).where(Task.user_id.in_(user_ids))
@@ -120,12 +119,11 @@ def _task_lines(task_id: str) -> Generator[bytes, None, int]:
         for page in logs.pages(row):
             for chunk in page.chunks:
                 # In the chunks in which they arrived.
-                part = page._replace(
-                    chunks=[chunk], after=max(page.after, chunk.last - chunk.count)
-                )
+                after = max(page.after, chunk.last - chunk.count)
+                part = page._replace(chunks=[chunk], after=after)
                 times = part.times()
                 at = times[0] if len(set(times)) == 1 else times
-                more = {"first": part.after + 1, "lines": part.lines(), "at": at}
+                more = {"first": after + 1, "lines": part.lines(), "at": at}
                 yield _line("log", of_task | more)
     except logs.LogDropped:
         yield _line("void", of_task)
