@@ -211,26 +211,17 @@ def seconds(task: AnyRow) -> float | None:
 
 def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AnyRow]:
     """Agents with `last_used_at`: broken ones first, then late ones, then the last used."""
-    last_used_at = (
-        select(func.max(Task.created_at)).where(is_of_agent).scalar_subquery().label("last_used_at")
-    )
-    agents = (
-        select(*AGENT_COLUMNS, last_used_at)
-        .where(visible_agents)
-        .order_by(
-            case((Agent.state == terms.BROKEN, 0), (Agent.late_since.is_not(None), 1), else_=2),
-            last_used_at.desc().nulls_last(),
-            Agent.id,
-        )
-    )
-    return read_all(agents.offset(start).limit(count), **caller.scope)
+    newest = select(func.max(Task.created_at)).where(is_of_agent)
+    last_used_at = newest.scalar_subquery().label("last_used_at")
+    trouble = case((Agent.state == terms.BROKEN, 0), (Agent.late_since.is_not(None), 1), else_=2)
+    agents = select(*AGENT_COLUMNS, last_used_at).where(visible_agents)
+    in_order = agents.order_by(trouble, last_used_at.desc().nulls_last(), Agent.id)
+    return read_all(in_order.offset(start).limit(count), **caller.scope)
 
 
 def by_id(user_id: str, agent_ids: Collection[str]) -> dict[str, AnyRow]:
-    agents = select(*AGENT_OF_TASK_COLUMNS).where(
-        Agent.user_id == user_id, Agent.id.in_(sorted(agent_ids))
-    )
-    return {row.id: row for row in read_all(agents)}
+    these = (Agent.user_id == user_id, Agent.id.in_(sorted(agent_ids)))
+    return {row.id: row for row in read_all(select(*AGENT_OF_TASK_COLUMNS).where(*these))}
 
 
 # The numbers in the outputs of an agent's last tasks, exactly as they were reported.

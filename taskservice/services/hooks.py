@@ -54,8 +54,7 @@ def list_all(caller: Caller) -> Sequence[AnyRow]:
 
 def get(caller: Caller, hook_id: str) -> AnyRow:
     """A hook of the user. Raises 404."""
-    here = {"user_id": caller.user_id, "hook_id": hook_id}
-    return require(read_one(_HOOK, **here), "hook")
+    return require(read_one(_HOOK, user_id=caller.user_id, hook_id=hook_id), "hook")
 
 
 def _locked(connection: Connection, caller: Caller, hook_id: str) -> AnyRow:
@@ -97,8 +96,7 @@ def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> AnyRow:
             raise invalid({name: [reason] for name in refused})
         _check(before._asdict() | values)
         if values:
-            here = {"hook_id": hook_id}
-            connection.execute(update(Hook).where(_THIS).values(values), here)
+            connection.execute(update(Hook).where(Hook.id == hook_id).values(values))
         if fields.get("state", before.state) != before.state:
             deliveries.set_hook_state(connection, hook_id, fields["state"])
         changed = _locked(connection, caller, hook_id)

@@ -584,9 +584,8 @@ def _limited_count(state: str) -> Any:
     # The index of waiting tasks is not ordered by creation over all agents.
     created = CONDITIONS["created"] if state != WAITING else unindexed([CONDITIONS["created"]])
     # No index contains claimed tasks only: they are counted among the running ones.
-    counted, is_found = (
-        (Task.claimed_at, STATES[RUNNING]) if state == CLAIMED else (Task.id, STATES[state])
-    )
+    counted, among = (Task.claimed_at, RUNNING) if state == CLAIMED else (Task.id, state)
+    is_found = STATES[among]
     found = select(counted).where(tasks_of_user, created, is_found).limit(bindparam("maximum"))
     return select(func.count(found.subquery().c[0])).scalar_subquery()
 

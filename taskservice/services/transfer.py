@@ -262,8 +262,7 @@ class _Importer:
 
     def _add_user(self, line: dict[str, Any]) -> None:
         """Users are matched by their names."""
-        of_name = select(User.id).where(User.name == line["name"])
-        found = self._connection.scalar(of_name)
+        found = self._connection.scalar(select(User.id).where(User.name == line["name"]))
         self._users[line["id"]] = found or line["id"]
         if found is None:
             self._insert(User, user_schema.stored(line))
