@@ -116,7 +116,7 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
     def connect(_dialect: object, _record: object, arguments: Any, options: Any) -> Any:
         return BatchingConnection.connect(*arguments, **options)
 
-    def begin(connection: Connection) -> None:
+    def begin(connection: Any) -> None:
         begins = _BEGIN.format(int(BUSY_SECONDS * 1000))
         statements.execute(connection, begins, None, has_rows=False)
 
