@@ -159,7 +159,7 @@ worker_claims: dict[tuple[str, str], str] = {}
 
 
 def take_minutes(uses: dict[T, str]) -> dict[T, str]:
-    """Empty `uses`, while other threads add some, and return their times cut to the minute."""
+    """Empty `uses`, while others add to it and none takes; return the times cut to the minute."""
     return {used: f"{uses.pop(used)[:MINUTE]}:00.000Z" for used in list(uses)}
 
 

@@ -40,7 +40,7 @@ class Problem(Exception):
     detail: str
     _: KW_ONLY
     code: str = ""
-    more: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
