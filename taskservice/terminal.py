@@ -98,7 +98,7 @@ def print_table(rows: Sequence[Sequence[str]], *, colours: Mapping[str, str] | N
         if colours and sys.stdout.isatty():
             line = shortened(line, shutil.get_terminal_size().columns)
             if "NO_COLOR" not in os.environ:
-                cell = re.search(rf"(?<=  )({'|'.join(colours)})(?=  |$)", line)
+                cell = re.search(rf"(?<=  )({'|'.join(colours)})(?=  |…?$)", line)
                 if cell:
                     word = f"\x1b[{colours[cell[0]]}m{cell[0]}{_PLAIN}"
                     line = line[: cell.start()] + word + line[cell.end() :]

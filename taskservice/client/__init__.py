@@ -545,7 +545,7 @@ class Client:
         fields = given(name=name, description=description, tool=tool, annotations=annotations)
         fields |= given(inputSchema=input_schema)
         if expect is not None:
-            fields["expect"] = expect or None
+            fields["expect"] = None if expect == {} else expect
         register_agent(self.connection, agent_id, fields)
 
     def delete_agent(self, agent_id: str) -> None:

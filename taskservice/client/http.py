@@ -75,15 +75,17 @@ class Connection:
         """
         patience = self.patience if patience is None else patience
         until = time.monotonic() + patience
-        repeat_at = time.monotonic() + REPEAT_SECONDS if wait else 0.0
+        has_wait = wait > 0
+        if has_wait:
+            self._local.repeat_at = time.monotonic() + REPEAT_SECONDS
         pauses = delays()
         while True:
             try:
                 response = self.once(method, path, expected, wait=wait, **options)
-                if repeat_at:
+                if has_wait:
                     retry_after = terms.seconds(response.headers.get("Retry-After", "")) or 0
                     paused_until = time.monotonic() + min(retry_after, MAX_PAUSE)
-                    self._local.repeat_at = max(repeat_at, paused_until)
+                    self._local.repeat_at = max(self._local.repeat_at, paused_until)
                 return response
             except TaskServiceError as error:
                 # At first the response of another program means a wrong URL. Once the service has

@@ -335,7 +335,8 @@ class Outbox:
 
     def _raise_if_stuck(self, sender: Sender, began: float) -> None:
         """Raise the reason to stop waiting for the sender, if there is one."""
-        self.check()
+        if sender.stop_reason is not None:
+            raise sender.stop_reason
         if time.monotonic() - max(sender.last_response_at, began) > self._connection.patience:
             raise sender.outage or responses.Unreachable(f"{self._connection.url} does not respond")
 
@@ -358,7 +359,7 @@ class Outbox:
         if sender := self.sender:
             sender.finish(None)
             sender.has_ended.wait(max(until - time.monotonic(), 0))
-            if not self.is_sent():
+            if not sender.is_delivered and sender.stop_reason is None:
                 lines = plural(sender.spool.count(), "line")
                 logger.warning("%s of task %s could not be sent in time", lines, self._task_id)
 

@@ -206,6 +206,8 @@ class OutputReader:
         self.last_line = b""  # of stdout: it can become the task's output
         self._store, self._masker = store, masker
         self._has_ended = threading.Event()
+        # Held from the read of a block until it is stored, so that no later block overtakes it.
+        self._arrival = threading.Lock()
         self._streams: list[Stream] = []
         try:
             for out in [1] if os.path.sameopenfile(1, 2) else [1, 2]:
@@ -268,13 +270,14 @@ class OutputReader:
                     self._has_ended.wait(0.1)  # a slow reader lets the program wait, as with a pipe
                 elif selector.select(0.1):
                     block = b""
-                    with contextlib.suppress(OSError):  # the end of a terminal on Linux
-                        block = os.read(stream.reader, 256 * 1024)
+                    with self._arrival:
+                        with contextlib.suppress(OSError):  # the end of a terminal on Linux
+                            block = os.read(stream.reader, 256 * 1024)
+                        read_at, unread = now() if block else read_at, unread - len(block)
+                        # First in the log, which has each line of the terminal even after a crash.
+                        self._store(lines.feed(block), read_at)
                     if not block:
                         break
-                    read_at, unread = now(), unread - len(block)
-                    # First in the log, which has each line of the terminal even after a crash.
-                    self._store(lines.feed(block), read_at)
                     stream.forward(block)
                     if stream is self._streams[0]:
                         self.last_line = last_line(self.last_line + block)

@@ -388,7 +388,9 @@ def resend(connection: Connection) -> bool:
     saved_run.check_private(runs, may_close=True)
     caller = cache(lambda: connection.call("GET", "/user", responses.USER).data)
     found = []
-    for folder in runs.glob("[!.]*"):
+    for folder in runs.iterdir():
+        if folder.name.startswith(".") or not (folder.is_symlink() or folder.is_dir()):
+            continue
         with contextlib.suppress(OSError):  # another process has just sent it
             found.append((folder.lstat().st_mtime, folder))
     is_done = [_resend_one(connection, folder, caller) for _, folder in sorted(found)]

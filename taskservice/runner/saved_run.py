@@ -20,6 +20,7 @@ from taskservice.client.task import start_task
 from taskservice.terminal import notice
 
 _FILE = "run.json"
+_MAX_FILE_BYTES = 16 * 1024 * 1024
 _RESERVED_BYTES = 16 * 1024  # so that the report can be written when the disk is full
 # Optional fields: if the service refuses one, the task is started without it.
 OPTIONAL = {"callback", "claimedAt", "input", "labels", "name", "parentId", "timeout"}
@@ -147,7 +148,7 @@ class SavedRun:
                 check_private(folder)
                 # A copy of a run can lack its lock file.
                 run._lock_folder(folder)
-                data = json.loads(read_file(folder / _FILE))
+                data = json.loads(read_file(folder / _FILE, _MAX_FILE_BYTES))
                 for name, attribute in _MEMBERS.items():
                     setattr(run, attribute, data[name])
             except (BlockingIOError, FileNotFoundError):
