@@ -81,6 +81,17 @@ def test_run_that_was_copied_without_its_lock_is_sent(
     assert machine.left_runs() == []
 
 
+def test_file_that_is_no_run_is_left_alone(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    note = run_without_a_task(machine).with_name("notes.txt")
+    note.write_text("mine")
+    resent = machine.run("run", "--resend")
+    assert (resent.returncode, resent.stderr) == (0, "")
+    assert the_task(remote_alice)["logs"] == ["from afar"]
+    assert machine.left_runs() == [note]
+
+
 def test_run_of_another_agent_is_kept(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     folder = run_without_a_task(machine)
     machine.key = agent_key(remote_alice, "other")
