@@ -8,14 +8,8 @@ from flask import Blueprint, Response
 from taskservice.auth import caller
 from taskservice.database.types import AnyRow
 from taskservice.schemas import examples, requests
+from taskservice.schemas import users as user_schemas
 from taskservice.schemas.tasks import expanded_task_schema
-from taskservice.schemas.users import (
-    AttentionSchema,
-    NumberPathsSchema,
-    OutputNumberSchema,
-    agent_schema,
-    expanded_agent_schema,
-)
 from taskservice.services import agents as agent_service
 from taskservice.services import attention as attention_service
 from taskservice.terms import AGENT_HAS_TASKS
@@ -27,7 +21,7 @@ attention = Blueprint("attention", __name__)
 
 
 @blueprint.get("/agent")
-@operation("listAgents", [expanded_agent_schema], query=requests.AgentQuerySchema())
+@operation("listAgents", [user_schemas.expanded_agent_schema], query=requests.AgentQuerySchema())
 def list_all(query: dict[str, Any]) -> Response:
     """List agents.
 
@@ -39,7 +33,7 @@ def list_all(query: dict[str, Any]) -> Response:
 
 
 @blueprint.get("/agent/<agent_id>")
-@operation("getAgent", expanded_agent_schema, query=requests.AgentQuerySchema())
+@operation("getAgent", user_schemas.expanded_agent_schema, query=requests.AgentQuerySchema())
 def get(agent_id: str, query: dict[str, Any]) -> Response:
     """Get an agent."""
     return responses.json(_expanded([agent_service.get(caller, agent_id)], query)[0])
@@ -47,7 +41,7 @@ def get(agent_id: str, query: dict[str, Any]) -> Response:
 
 def _expanded(agents: Sequence[AnyRow], query: dict[str, Any]) -> list[dict[str, Any]]:
     """The agents as JSON, with the objects that `expand` names."""
-    dumped: list[dict[str, Any]] = agent_schema.dump(agents, many=True)
+    dumped: list[dict[str, Any]] = user_schemas.agent_schema.dump(agents, many=True)
     if "expand" in query:
         for agent, own in zip(agents, dumped, strict=True):
             own["health"] = agent_service.health(agent, agent_service.runs(agent))
@@ -58,7 +52,7 @@ def _expanded(agents: Sequence[AnyRow], query: dict[str, Any]) -> list[dict[str,
 @operation(
     "putAgent",
     body=requests.PutAgentSchema(),
-    responses={200: expanded_agent_schema, 201: expanded_agent_schema},
+    responses={200: user_schemas.expanded_agent_schema, 201: user_schemas.expanded_agent_schema},
 )
 def put(agent_id: str, body: dict[str, Any]) -> Response:
     """Register or change an agent.
@@ -68,7 +62,7 @@ def put(agent_id: str, body: dict[str, Any]) -> Response:
     its name is its ID.
     """
     agent, is_new = agent_service.put(caller, agent_id, body)
-    return responses.dump(agent_schema, agent, 201 if is_new else 200)
+    return responses.dump(user_schemas.agent_schema, agent, 201 if is_new else 200)
 
 
 @blueprint.post("/agent/<agent_id>/claim")
@@ -97,7 +91,7 @@ def claim(agent_id: str, query: dict[str, Any]) -> Response:
 @blueprint.get("/agent/<agent_id>/numbers")
 @operation(
     "listNumbers",
-    (NumberPathsSchema(), [OutputNumberSchema()]),
+    (user_schemas.NumberPathsSchema(), [user_schemas.OutputNumberSchema()]),
     query=requests.NumbersQuerySchema(),
 )
 def list_numbers(agent_id: str, query: dict[str, Any]) -> Response:
@@ -115,18 +109,20 @@ def list_numbers(agent_id: str, query: dict[str, Any]) -> Response:
 
 
 @blueprint.delete("/agent/<agent_id>")
-@operation("deleteAgent", expanded_agent_schema, user_key=True, errors=[AGENT_HAS_TASKS])
+@operation(
+    "deleteAgent", user_schemas.expanded_agent_schema, user_key=True, errors=[AGENT_HAS_TASKS]
+)
 def delete(agent_id: str) -> Response:
     """Delete an agent.
 
     The keys of the agent are deleted too.
     """
     agent = agent_service.delete(caller, agent_id)
-    return responses.dump(agent_schema, agent)
+    return responses.dump(user_schemas.agent_schema, agent)
 
 
 @attention.get("/attention")
-@operation("listAttention", [AttentionSchema()])
+@operation("listAttention", [user_schemas.AttentionSchema()])
 def list_attention() -> Response:
     """List what needs attention.
 

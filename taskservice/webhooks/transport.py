@@ -16,15 +16,7 @@ import requests
 
 from taskservice import resources, terms
 from taskservice.bounded_http import Deadline, Limits, TooLargeError
-from taskservice.webhooks import MAX_RETRY_AFTER, Interrupt, Outcome
-from taskservice.webhooks.destinations import (
-    Address,
-    Destinations,
-    RefusedError,
-    Target,
-    check_url,
-    read_address,
-)
+from taskservice.webhooks import MAX_RETRY_AFTER, Interrupt, Outcome, destinations
 
 MAX_RESPONSE_BYTES = 64 * 1024
 MAX_LOOKUPS = 64
@@ -54,8 +46,8 @@ class Connection(http.client.HTTPConnection):
 
     def __init__(
         self,
-        target: Target,
-        allowed: Destinations,
+        target: destinations.Target,
+        allowed: destinations.Destinations,
         deadline: Deadline,
         resolve: Resolver,
         interrupt: Interrupt,
@@ -126,14 +118,14 @@ class Connection(http.client.HTTPConnection):
             sentence = f"{self.host} does not speak TLS on port {self.port}."
             raise NoResponseError(sentence) from error
 
-    def _allowed_addresses(self) -> list[Address]:
+    def _allowed_addresses(self) -> list[destinations.Address]:
         """The allowed addresses of the host; raises RefusedError when there are none."""
         host, literal = self._target.host, self._target.literal
         addresses = [literal] if literal else look_up(self._resolve, host, self._deadline)
         refusals = {each: self._allowed.refusal(host, each) for each in addresses}
         allowed = [address for address in addresses if not refusals[address]]
         if not allowed:
-            raise RefusedError(refusals[addresses[0]])
+            raise destinations.RefusedError(refusals[addresses[0]])
         return allowed
 
     def _connect_failure(self, error: OSError) -> str:
@@ -159,7 +151,7 @@ def system_addresses(host: str) -> list[str]:
     return [str(socket_address[0]) for *_, socket_address in found]
 
 
-def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[Address]:
+def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[destinations.Address]:
     """The addresses that `resolve` finds; raises NoResponseError when there are none in time."""
 
     def run() -> list[str]:
@@ -176,7 +168,7 @@ def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[Address]:
         except RuntimeError as error:
             _lookups.release()
             raise OSError(errno.EAGAIN, "the machine has no more threads") from error
-        addresses = [read_address(text) for text in found.result(deadline.remaining())]
+        addresses = [destinations.read_address(text) for text in found.result(deadline.remaining())]
     except TimeoutError as error:
         raise NoResponseError(f"{host} was not resolved within {deadline.seconds:g} s.") from error
     except OSError as error:
@@ -191,7 +183,7 @@ def post_once(
     headers: Mapping[str, str],
     body: bytes,
     *,
-    allowed: Destinations,
+    allowed: destinations.Destinations,
     seconds: float,
     resolve: Resolver = system_addresses,
     interrupt: Interrupt | None = None,
@@ -207,7 +199,7 @@ def post_once(
     """
     deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
     try:
-        target = check_url(url, allowed)
+        target = destinations.check_url(url, allowed)
         connection = Connection(target, allowed, deadline, resolve, interrupt)
         # Sent without a session of requests, which would use proxies and .netrc, and read the whole
         # decoded body of a redirect.
@@ -219,7 +211,7 @@ def post_once(
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request("POST", request.path_url, request.body, request.headers)
             outcome = _outcome_of(connection.getresponse())
-    except RefusedError as refusal:
+    except destinations.RefusedError as refusal:
         outcome = Outcome(str(refusal), permanent=True)
     except (NoResponseError, TooLargeError, OSError, http.client.HTTPException) as error:
         outcome = Outcome(_explain(error, seconds))
