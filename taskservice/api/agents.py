@@ -28,8 +28,7 @@ def list_all(query: dict[str, Any]) -> Response:
     All agents that the key has access to; an agent key is limited to its own agent. The list is
     streamed: if the server fails midway, the connection breaks.
     """
-    pages = agent_service.list_all(caller)
-    return responses.array(_expanded(page, query) for page in pages)
+    return responses.array(_expanded(page, query) for page in agent_service.list_all(caller))
 
 
 @blueprint.get("/agent/<agent_id>")
@@ -117,8 +116,7 @@ def delete(agent_id: str) -> Response:
 
     The keys of the agent are deleted too.
     """
-    agent = agent_service.delete(caller, agent_id)
-    return responses.dump(user_schemas.agent_schema, agent)
+    return responses.dump(user_schemas.agent_schema, agent_service.delete(caller, agent_id))
 
 
 @attention.get("/attention")

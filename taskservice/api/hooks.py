@@ -93,8 +93,7 @@ def list_deliveries(hook_id: str) -> Response:
 
     The newest 100, newest first; those older than 7 days are deleted.
     """
-    rows = hooks.list_deliveries(caller, hook_id)
-    return responses.dump(hook_delivery_schema, rows, many=True)
+    return responses.dump(hook_delivery_schema, hooks.list_deliveries(caller, hook_id), many=True)
 
 
 @blueprint.post("/hook/<hook_id>/deliveries/<delivery_id>")
@@ -109,5 +108,4 @@ def redeliver(hook_id: str, delivery_id: str) -> Response:
 
     Makes this delivery due now, whatever its state, and restarts its retry schedule.
     """
-    delivery = hooks.redeliver(caller, hook_id, delivery_id)
-    return responses.dump(hook_delivery_schema, delivery, 202)
+    return responses.dump(hook_delivery_schema, hooks.redeliver(caller, hook_id, delivery_id), 202)

@@ -51,13 +51,8 @@ def append(task_id: str, query: dict[str, Any]) -> Response:
     stop on 404, or if the `error` in `task` has the type `cancelled`; not on any other error.
     """
     fields = _append_fields(query)
-    count, status = logs.append(
-        caller,
-        task_id,
-        fields["chunks"],
-        fields.get("seq"),
-        (fields.get("writer") or "").replace("\0", "\ufffd"),
-    )
+    writer = (fields.get("writer") or "").replace("\0", "\ufffd")
+    count, status = logs.append(caller, task_id, fields["chunks"], fields.get("seq"), writer)
     return responses.json({"logCount": count, "status": status}, 201)
 
 
@@ -148,8 +143,7 @@ def search_all(query: dict[str, Any]) -> Response:
         limit=query.get("limit", DEFAULT_HITS),
         start=responses.end_of(query),
     )
-    headers = responses.link(selection, found.end)
-    return responses.json(found.as_json(), headers=headers)
+    return responses.json(found.as_json(), headers=responses.link(selection, found.end))
 
 
 def _last_event_id() -> int:

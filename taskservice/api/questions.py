@@ -83,9 +83,8 @@ def answer(task_id: str, question_id: str, body: dict[str, Any]) -> Response:
 
     The first answer counts; repeating it changes nothing. `answeredBy` becomes the name of the key.
     """
-    question = question_service.answer(
-        caller, task_id, question_id, body["action"], body.get("content")
-    )
+    action, content = body["action"], body.get("content")
+    question = question_service.answer(caller, task_id, question_id, action, content)
     return responses.dump(question_schema, question)
 
 
@@ -96,5 +95,4 @@ def withdraw(task_id: str, question_id: str) -> Response:
 
     The agent no longer needs an answer. An answered question can't be withdrawn.
     """
-    question = question_service.withdraw(caller, task_id, question_id)
-    return responses.dump(question_schema, question)
+    return responses.dump(question_schema, question_service.withdraw(caller, task_id, question_id))

@@ -49,8 +49,7 @@ def list_all(query: dict[str, Any]) -> Response:
     if "limit" not in query:
         return responses.stream(task_json.tasks(tasks.all(shape), shape))
     page, end = tasks.page(responses.after(query), query["limit"], shape)
-    headers = responses.link(selection, end)
-    return responses.stream(task_json.tasks(page, shape), headers=headers)
+    return responses.stream(task_json.tasks(page, shape), headers=responses.link(selection, end))
 
 
 @blueprint.post("/task")
@@ -126,9 +125,8 @@ def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Respons
     409; a report that changes nothing is 200 and sends no webhook. The exception is the late
     report: after a `timeout`, the agent can still report the outcome.
     """
-    task, callback_status = reports.report(caller, task_id, body)
-    headers = {"Callback-Status": callback_status}
-    return responses.task(task, responses.shape(query), headers=headers)
+    task, status = reports.report(caller, task_id, body)
+    return responses.task(task, responses.shape(query), headers={"Callback-Status": status})
 
 
 @blueprint.post("/task/<task_id>/cancel")
@@ -152,9 +150,8 @@ def cancel(task_id: str, query: dict[str, Any]) -> Response:
     A running task ends with an `error` of type `cancelled`, and a webhook is sent to its callback.
     Cancelling it again is 200 and changes nothing.
     """
-    task, callback_status = reports.cancel(caller, task_id)
-    headers = {"Callback-Status": callback_status}
-    return responses.task(task, responses.shape(query), headers=headers)
+    task, status = reports.cancel(caller, task_id)
+    return responses.task(task, responses.shape(query), headers={"Callback-Status": status})
 
 
 @blueprint.post("/task/<task_id>/rerun")
@@ -195,9 +192,8 @@ def change_many(body: dict[str, Any]) -> Response:
     are changed. Webhooks are sent after the response. An `Idempotency-Key` makes reruns safe to
     repeat; the other actions are safe without one.
     """
-    return responses.json(
-        reports.change_many(caller, body["action"], body["taskIds"], idempotency_key())
-    )
+    result = reports.change_many(caller, body["action"], body["taskIds"], idempotency_key())
+    return responses.json(result)
 
 
 @blueprint.delete("/task/<task_id>")
@@ -208,8 +204,7 @@ def delete(task_id: str, query: dict[str, Any]) -> Response:
     Deletes its log and its deliveries too, and sends no webhook. The response is the deleted
     task.
     """
-    task = task_service.delete(caller, task_id)
-    return responses.task(task, responses.shape(query))
+    return responses.task(task_service.delete(caller, task_id), responses.shape(query))
 
 
 @deliveries.get("/task/<task_id>/deliveries")
@@ -239,8 +234,7 @@ def redeliver(task_id: str) -> Response:
     Makes the newest delivery due now, whatever its state, and restarts its retry schedule. It is
     sent soon after this response, with the same `webhook-id` and the current task.
     """
-    delivery = delivery_service.redeliver(caller, task_id)
-    return responses.dump(delivery_schema, delivery, 202)
+    return responses.dump(delivery_schema, delivery_service.redeliver(caller, task_id), 202)
 
 
 @links.get("/task/<task_id>/link")

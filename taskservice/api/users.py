@@ -42,8 +42,7 @@ def list_all() -> Response:
     All keys of the user, including revoked and expired ones. The list is streamed: if the server
     fails midway, the connection breaks.
     """
-    pages = users.keys_of_user(caller)
-    return responses.array(key_schema.dump(page, many=True) for page in pages)
+    return responses.array(key_schema.dump(page, many=True) for page in users.keys_of_user(caller))
 
 
 @keys.post("/key")
@@ -82,8 +81,7 @@ def show_secret() -> Response:
 
     Every Standard Webhooks library accepts it unchanged.
     """
-    secret = users.current_callback_secret(caller.user_id)
-    return responses.dump(callback_secret_schema, secret)
+    return responses.dump(callback_secret_schema, users.current_callback_secret(caller.user_id))
 
 
 @keys.post("/callback-secret")
