@@ -32,8 +32,7 @@ class Caller(NamedTuple):
     key_name: str
     user_name: str
     access: str = FULL
-    # The one task that a link shows; empty for a key.
-    task_id: str = ""
+    task_id: str = ""  # the one task that a link shows; empty for a key
 
     @property
     def can_manage(self) -> bool:
@@ -147,8 +146,7 @@ BEARER = "bearer"
 OWNER = "taskservice.owner"
 # The errors of a read or a write if the user of the request was deleted in between.
 ERRORS_OF_DELETED_USER = (IntegrityError, NoResultFound)
-# The length of a time as text up to the minute.
-MINUTE = len("2026-11-24T13:36")
+MINUTE = len("2026-11-24T13:36")  # of a time as text, up to the minute
 T = TypeVar("T")
 
 
@@ -173,14 +171,12 @@ def authenticate() -> None:
 
 
 def key_in_headers(apikey: str | None, authorization: str | None) -> str:
-    """The key in these two headers; empty unless there is exactly one, or the same in both.
-
-    gunicorn joins a header that was sent twice with a comma, which no key contains.
-    """
+    """The key in these two headers; empty unless there is exactly one, or the same in both."""
     credentials = (authorization or "").split(",")
     if not any(each.lower().split()[:1] == [BEARER] for each in credentials):
         # Another scheme, such as Basic, is meant for a proxy.
         return apikey or ""
+    # gunicorn joins a header that was sent twice with a comma, which no key contains.
     if len(credentials) > 1:
         return ""
     key = credentials[0].strip(" ")[len(BEARER) :].strip(" ")

@@ -45,13 +45,10 @@ class Deadline:
 
 
 class Limits(NamedTuple):
-    """The maximum size and time of each response of a connection, with its headers and framing.
-
-    A response must arrive before `deadline`, or else within the timeout of its socket in all.
-    """
+    """The maximum size and time of each response of a connection, with its headers and framing."""
 
     max_bytes: int
-    deadline: Deadline | None = None
+    deadline: Deadline | None = None  # without one, the timeout of the socket is for all of it
     min_rate: float = math.inf
 
     def apply(self, connection: http.client.HTTPConnection) -> None:

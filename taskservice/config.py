@@ -263,8 +263,7 @@ def _create_secret_key(path: Path) -> None:
     with locked(path.parent):
         if path.exists():
             return
-        # It gets its name when it is complete and on the disk. A draft that a killed process has
-        # left is replaced.
+        # It gets its name when it is on the disk; a killed process may have left a draft.
         draft = path.with_name(f"{path.name}.new")
         draft.unlink(missing_ok=True)
         try:

@@ -28,15 +28,13 @@ def find(kind: type[T], app: Flask | None = None) -> T:
 
 
 def start_thread(name: str, run: Callable[[], object]) -> Thread:
-    """Call `run` in a new daemon thread; raises RuntimeError when no thread can be started.
-
-    A lack of memory can also end a thread later, at any time: check `is_alive`.
-    """
+    """Call `run` in a new daemon thread; raises RuntimeError when no thread can be started."""
     try:
         thread = Thread(target=run, name=name, daemon=True)
         thread.start()
     except MemoryError as error:
         raise RuntimeError("no memory for a thread") from error
+    # A lack of memory can also end it later, at any time: check `is_alive`.
     return thread
 
 

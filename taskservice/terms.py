@@ -10,8 +10,7 @@ from typing import Final, Literal, NamedTuple, get_args
 API_PREFIX = "/api/v1"
 PROBLEM_TYPE = "application/problem+json"
 
-# The address of the built documents, with a slash at the end; empty while they have none. See
-# docs/releasing.md.
+# The address of the built documents, with a slash at the end, or empty: see docs/releasing.md.
 DOCUMENTATION_URL = ""
 
 
@@ -111,8 +110,7 @@ MAX_OBJECT = 1024 * 1024
 # Maximum number of writers of one task: one transaction deletes the rows of all of them.
 MAX_WRITERS = 1_000
 MAX_OPEN_QUESTIONS = 8
-# Maximum number of attempts that are stored for a delivery: the newest ones.
-MAX_ATTEMPTS = 50
+MAX_ATTEMPTS = 50  # that are stored for a delivery: the newest ones
 MAX_HOOKS = 50
 # Maximum number of links to a task, and for how many days they are valid.
 MAX_LINKS = 50
@@ -127,8 +125,7 @@ MAX_LIMIT = 1_000
 # Maximum and default number of lines on one page of a log.
 MAX_LINES = 10_000
 DEFAULT_LINES = 1_000
-# Default number of hits of a search.
-DEFAULT_HITS = 100
+DEFAULT_HITS = 100  # of a search
 # A webhook contains the last lines of the log: maximum number, and maximum bytes.
 WEBHOOK_LINES = 1_000
 WEBHOOK_LOG_BYTES = 256 * 1024
@@ -242,8 +239,7 @@ def seconds(retry_after: str) -> float | None:
 MCP_PATH = "/mcp"
 # The environment variable from which a client reads the key, so that no file contains it.
 KEY_VARIABLE = "TASKSERVICE_APIKEY"
-# The one that names what `taskservice login` kept.
-PROFILE_VARIABLE = "TASKSERVICE_PROFILE"
+PROFILE_VARIABLE = "TASKSERVICE_PROFILE"  # names what `taskservice login` kept
 
 
 class McpClient(NamedTuple):
@@ -251,10 +247,8 @@ class McpClient(NamedTuple):
 
     name: str
     title: str
-    # The configuration file that contains the lines; None if they are a command.
-    file: str | None
-    # With URL for the address of `/mcp`, and KEY for the name of the variable.
-    lines: str
+    file: str | None  # the configuration file that contains the lines; None: they are a command
+    lines: str  # with URL for the address of `/mcp`, and KEY for the name of the variable
 
     @property
     def where(self) -> str:

@@ -25,10 +25,8 @@ SLOW_SECONDS = 1.0
 # The maximum sleep between two polls for due deliveries, which other processes can add.
 ROUND_SECONDS = 1.0
 FAILURE_SECONDS = 5.0  # the sleep after a failure of the database
-# At a stop, running attempts have the first time to finish. Then they are interrupted, and have
-# the second time to release their leases.
-STOP_SECONDS = 1.0
-INTERRUPT_SECONDS = 0.3
+STOP_SECONDS = 1.0  # for running attempts to finish at a stop; then they are interrupted
+INTERRUPT_SECONDS = 0.3  # for those to end, before their leases are released
 
 
 class _RunningAttempt(NamedTuple):
@@ -39,11 +37,7 @@ class _RunningAttempt(NamedTuple):
 
 
 class DeliveryLoop(threading.Thread):
-    """Posts webhooks that are due until it is stopped, and then releases its leases.
-
-    It leases only what it can send immediately. Any number of loops, in any number of processes,
-    may share a database.
-    """
+    """Posts what is due until it is stopped, and then releases its leases; any number may run."""
 
     def __init__(self, app: Flask) -> None:
         super().__init__(name="deliveries", daemon=True)

@@ -20,8 +20,7 @@ logger = logging.getLogger(__name__)
 # From the start of a round to the start of the next one, however long its jobs take. If a job is
 # not finished, the next round starts immediately.
 ROUND_SECONDS = 20.0
-# At a stop, the time that the loops have to finish their writes.
-WRITE_SECONDS = 3.0
+WRITE_SECONDS = 3.0  # for the loops to finish their writes at a stop
 
 
 def expire_questions() -> None:

@@ -21,20 +21,15 @@ from taskservice.terms import PENDING
 # How many tasks or chunks of logs one transaction removes, for which other writers wait.
 TASKS_PER_BATCH = 100
 CHUNKS_PER_BATCH = 1_000
-# The time of one call in a round. A round of 20 s has eight calls.
-JOB_SECONDS = 1.9
+JOB_SECONDS = 1.9  # of one call in a round: a round of 20 s has eight calls
 
 
 def in_batches(batch: Callable[[], bool], seconds: float = JOB_SECONDS) -> bool:
-    """Call `batch`, a short transaction, until it returns False because nothing is left.
-
-    After each batch it pauses for as long as the batch took, so that writers wait for one batch
-    at most. It ends early after `seconds`, or when the process begins to stop; returns whether it
-    ended early, so that more may be left.
-    """
+    """Call `batch` until it returns False; True if it ended early, after `seconds` or at a stop."""
     until = time.monotonic() + seconds
     began = time.monotonic()
     while batch():
+        # A pause for as long as the batch took, so that writers wait for one batch at most.
         took = time.monotonic() - began
         if time.monotonic() > until or resources.stopping.wait(took):
             return True

@@ -61,11 +61,7 @@ _END = (
 
 
 class ClockMonitor:
-    """Measures how long the clocks have been steady, so that old tasks may be ended or removed.
-
-    A suspended machine, a clock that was set, and an unavailable database show as a gap or a jump
-    between two readings.
-    """
+    """Measures how long the clocks have been steady, so that old tasks may be ended or removed."""
 
     def __init__(self) -> None:
         self.now: str | None = None  # of the database; None until the clocks were steady for long
@@ -81,6 +77,7 @@ class ClockMonitor:
         is_steady = False
         if self._last is not None:
             *before, last = self._last
+            # A suspended machine, a set clock and an unavailable database show as a gap or a jump.
             passed = monotonic - last
             jumps = [
                 clock.seconds_between(since, until) - passed

@@ -13,8 +13,7 @@ from markupsafe import Markup, escape
 
 from taskservice.openapi.document import ALWAYS_REFUSED, REFUSALS, Object
 
-# A longer pattern is left out: the description says the same.
-MAX_PATTERN = 40
+MAX_PATTERN = 40  # a longer one is left out: the description says the same
 
 _MARK = re.compile(r"`(.+?)`|\*(.+?)\*")
 

@@ -125,11 +125,7 @@ class Destinations:
 
     @classmethod
     def parse(cls, text: str) -> "Destinations":
-        """Read `external`, `private`, `loopback`, networks and hosts, separated by commas.
-
-        A network is `10.0.0.0/8`, `fd00::/8` or one address; a host is `hooks.internal`,
-        or `*.lan` with `*` for any characters. Raises ValueError with one sentence.
-        """
+        """Read KINDS, networks and hosts such as `*.lan`, between commas; raises ValueError."""
         kinds, networks, hosts = set(), [], []
         for entry in filter(None, (part.strip().lower() for part in text.split(","))):
             if entry in KINDS:
@@ -146,13 +142,9 @@ class Destinations:
         return cls(frozenset(kinds), tuple(networks), tuple(hosts))
 
     def refusal(self, host: str, address: Address) -> str | None:
-        """Why no webhook may go to `host` at `address`; None if it is allowed.
-
-        An address is allowed by the name of its kind, or by a network that contains it; kinds other
-        than external, private and loopback need a network. A host pattern allows a name with any
-        address.
-        """
+        """Why no webhook may go to `host` at `address`; None if it is allowed."""
         literal, name = literal_address(host), host.lower().removesuffix(".")
+        # A pattern allows a name with any address. Kinds other than KINDS need a network.
         if literal is None and any(fnmatchcase(name, pattern) for pattern in self.hosts):
             return None
         kind = kind_of(address)
@@ -183,10 +175,8 @@ def _network(entry: str) -> Network | None:
 
 
 def check_url(url: str, allowed: Destinations) -> Target:
-    """Where `url` points, if a webhook may go there; raises RefusedError.
-
-    The transport checks a host that is a name at each attempt, when it is resolved.
-    """
+    """Where `url` points, if a webhook may go there; raises RefusedError."""
+    # The transport checks a host that is a name at each attempt, when it is resolved.
     target = read_url(url)
     if target.literal and (reason := allowed.refusal(target.host, target.literal)):
         raise RefusedError(reason)

@@ -71,10 +71,8 @@ class Notice(NamedTuple):
     on_time: bool | None = None  # back: the run was not late, only its report
     url: str | None = None  # the page of the task or agent
     answer_url: str | None = None
-    # Label, and form-encoded body of its POST to `answer_url`, of each button.
-    choices: Sequence[tuple[str, str]] = ()
-    # Of the events of one task at one time, only the most important is told.
-    task_id: str | None = None
+    choices: Sequence[tuple[str, str]] = ()  # of each button: label, form-encoded body of its POST
+    task_id: str | None = None  # of its events at one time, only the most important is told
 
 
 class Message(NamedTuple):

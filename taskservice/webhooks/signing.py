@@ -22,10 +22,9 @@ def new_secret() -> str:
 def sign(secrets: Sequence[str], webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
     """The three headers of a webhook, signed by each of `secrets`, newest first.
 
-    `timestamp` is the time of this attempt in seconds since 1970; `webhook_id` is the same at
-    every attempt. Send exactly the bytes of `body`. Raises ValueError without a secret, for an
-    invalid secret, and for an id with a full stop, which would let one signature match two
-    messages.
+    `timestamp` is the time of this attempt in seconds since 1970; `webhook_id` is the same at every
+    attempt. Raises ValueError without a secret, for an invalid secret, and for an id with a full
+    stop, which would let one signature match two messages.
     Source: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
     """
     if not secrets:
