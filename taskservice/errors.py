@@ -30,16 +30,13 @@ UNAVAILABLE_STATES = ("08", "25", "53", "55P03", "57", "42501", "42703", "42P01"
 
 @dataclass(eq=False)
 class Problem(Exception):
-    """An error of a request: its status, and one sentence that the caller can act on.
-
-    `code` is one of `terms.CODES`, by default the first of the status. `more` has additional
-    members of the JSON, `headers` additional headers.
-    """
+    """An error of a request: its status, and one sentence that the caller can act on."""
 
     status: int
     detail: str
     _: KW_ONLY
-    code: str = ""
+    code: str = ""  # one of `terms.CODES`, by default the first of the status
+    # Additional members of the JSON.
     more: Mapping[str, Any] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -158,9 +155,7 @@ def _from_http_exception(error: HTTPException) -> Problem:
 
 def _failure(bug: Exception) -> Problem:
     """500; raises `bug` instead if Flask shows it to a debugger or a test."""
-    propagates = current_app.config["PROPAGATE_EXCEPTIONS"]
-    if propagates is None:
-        propagates = current_app.testing or current_app.debug
-    if propagates:
+    chosen = current_app.config["PROPAGATE_EXCEPTIONS"]
+    if chosen or (chosen is None and (current_app.testing or current_app.debug)):
         raise bug
     return Problem(500, "Internal error; see the service's log")

@@ -97,11 +97,10 @@ def print_table(rows: Sequence[Sequence[str]], *, colours: Mapping[str, str] | N
         line = "  ".join(padded).rstrip()
         if colours and sys.stdout.isatty():
             line = shortened(line, shutil.get_terminal_size().columns)
-            if "NO_COLOR" not in os.environ:
-                cell = re.search(rf"(?<=  )({'|'.join(colours)})(?=  |…?$)", line)
-                if cell:
-                    word = f"\x1b[{colours[cell[0]]}m{cell[0]}{_PLAIN}"
-                    line = line[: cell.start()] + word + line[cell.end() :]
+            pattern = rf"(?<=  )({'|'.join(colours)})(?=  |…?$)"
+            if "NO_COLOR" not in os.environ and (cell := re.search(pattern, line)):
+                word = f"\x1b[{colours[cell[0]]}m{cell[0]}{_PLAIN}"
+                line = line[: cell.start()] + word + line[cell.end() :]
         _write(line)
 
 
@@ -137,8 +136,7 @@ def _write(line: str, *, err: bool = False) -> None:
                 sys.stderr.write(f"{line}\n")
                 sys.stderr.flush()
         return
-    # None if it was closed before the start.
-    if sys.stdout is None:
+    if sys.stdout is None:  # it was closed before the start
         return
     try:
         try:

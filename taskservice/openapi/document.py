@@ -151,8 +151,7 @@ REFUSALS = {
     408: "TooSlow", 412: "PreconditionFailed", 413: "TooLarge", 414: "UrlTooLong",
     415: "WrongContentType", 422: "Invalid", 431: "HeadersTooLarge", 500: "Failure", 503: "Busy",
 }  # fmt: skip
-# Any request can get these.
-ALWAYS_REFUSED = (400, 406, 408, 413, 414, 422, 431, 500, 503)
+ALWAYS_REFUSED = (400, 406, 408, 413, 414, 422, 431, 500, 503)  # any request can get these
 # Members of an error's example that differ from the meaning of its code.
 EXAMPLES: dict[str, Object] = {
     "invalid_key": {"detail": "API key is invalid"},
@@ -257,10 +256,8 @@ def document(app: Flask, secured: str) -> Object:
             "contact": {"name": "The operator of this service"},
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        # Relative to the document's own URL, so that it holds under any prefix.
-        servers=[{"url": "."}],
-        # Either of them.
-        security=[{"apikey": []}, {"bearer": []}],
+        servers=[{"url": "."}],  # relative to the document's own URL: it holds under any prefix
+        security=[{"apikey": []}, {"bearer": []}],  # either of them
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
         webhooks=webhooks(example_of(task_schema)),
     )
@@ -344,11 +341,10 @@ def _operation(view: Any, rule: Rule, method: str, *, needs_key: bool) -> Object
 
 
 def _responses(operation: Operation) -> Object:
-    names = (*operation.response_headers, "X-Request-Id")
     return {
         str(status): {
             "description": f"{HTTPStatus(status).phrase.capitalize()}.".replace("Ok", "Success"),
-            "headers": {name: name for name in names},
+            "headers": {name: name for name in [*operation.response_headers, "X-Request-Id"]},
             **_content(by_media_type(content), operation.example),
         }
         for status, content in operation.responses.items()
@@ -373,10 +369,9 @@ def _problem(status: int, codes: Iterable[str]) -> Object:
         "code": codes[0],
         **EXAMPLES.get(codes[0], {}),
     }
-    headers = [*ERROR_HEADERS.get(status, []), "X-Request-Id"]
     return {
         "description": " ".join(f"`{code}`: {terms.CODES[code].meaning}" for code in codes),
-        "headers": {name: name for name in headers},
+        "headers": {name: name for name in [*ERROR_HEADERS.get(status, []), "X-Request-Id"]},
         "content": {terms.PROBLEM_TYPE: {"schema": problem_schema, "example": example}},
     }
 

@@ -54,11 +54,8 @@ class Connection(http.client.HTTPConnection):
     ) -> None:
         super().__init__(target.host.removesuffix("."), target.port)
         Limits(MAX_RESPONSE_BYTES, deadline).apply(self)
-        self._target = target
-        self._allowed = allowed
-        self._deadline = deadline
-        self._resolve = resolve
-        self._interrupt = interrupt
+        self._target, self._allowed = target, allowed
+        self._deadline, self._resolve, self._interrupt = deadline, resolve, interrupt
         if target.scheme == "https":
             self.default_port = http.client.HTTPS_PORT
 
@@ -191,11 +188,9 @@ def post_once(
 ) -> Outcome:
     """POST `body` to `url` within `seconds`; failures of the receiver are outcomes.
 
-    Status and headers decide; a slow or broken body only adds to the duration. `headers` override
-    the default ones. Raises Interrupted when `interrupt` was set before the response.
-
-    `confirm` is called after the connection is made, which may take long, and before anything is
-    sent. Its errors end the attempt and are raised here.
+    Status and headers decide; a slow or broken body only adds to the duration. Raises Interrupted
+    when `interrupt` was set before the response, and the errors of `confirm`, which is called when
+    the connection is made, which may take long, and before anything is sent.
     """
     deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
     try:
