@@ -11,18 +11,8 @@ from threading import Lock
 from types import SimpleNamespace
 from typing import Any, cast
 
-from flask import (
-    Blueprint,
-    Response,
-    current_app,
-    flash,
-    g,
-    redirect,
-    render_template,
-    request,
-    session,
-    url_for,
-)
+import flask
+from flask import Blueprint, Response, current_app, flash, g, render_template, request, session
 from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import HTTPException
 
@@ -238,14 +228,14 @@ def html_response(html: str | bytes, status: int = 200) -> Response:
 
 
 def see_other(url: str) -> Response:
-    return cast(Response, redirect(url, 303))
+    return cast(Response, flask.redirect(url, 303))
 
 
 def redirect_to(endpoint: str, message: str = "", **values: Any) -> Response:
     """A redirect to this page of the dashboard, which shows the message once."""
     if message:
         flash(message)
-    return see_other(url_for(f"dashboard.{endpoint}", **values))
+    return see_other(flask.url_for(f"dashboard.{endpoint}", **values))
 
 
 def texts(values: MultiDict[str, str]) -> dict[str, list[str]]:

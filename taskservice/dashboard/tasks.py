@@ -24,20 +24,11 @@ from taskservice.quantities import plural
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import open_questions, parse_id
 from taskservice.schemas.requests import BulkSchema, RerunSchema
-from taskservice.services import (
-    agents,
-    attempts,
-    attention,
-    links,
-    lists,
-    logs,
-    reports,
-    task_json,
-    tasks,
-)
+from taskservice.services import agents, attempts, attention, links, lists, logs, reports, tasks
 from taskservice.services import deliveries as delivery_service
 from taskservice.services import search as search_service
 from taskservice.services.lists import Position, Selection, TaskList
+from taskservice.services.task_json import log_text
 from taskservice.services.tasks import Idempotency
 from taskservice.web import responses, waiting
 from taskservice.web.request import TEXT, require_link
@@ -260,7 +251,7 @@ def events(task_id: str) -> Response:
 def download(task_id: str) -> Response:
     task = tasks.get(caller, task_id)
     headers = {"Content-Disposition": f'attachment; filename="{task.id}.log.txt"'}
-    lines = task_json.log_text(task, 0, None)
+    lines = log_text(task, 0, None)
     return responses.stream(lines, headers=headers, media_type=TEXT)
 
 

@@ -29,23 +29,9 @@ from taskservice import resources
 from taskservice.auth import OWNER
 from taskservice.errors import RETRY_SECONDS, Problem, overloaded
 from taskservice.operations import metrics, request_log
-from taskservice.serving.request_parser import (
-    TOO_MUCH_AT_ONCE,
-    BodyBudget,
-    Request,
-    RequestParser,
-)
-from taskservice.serving.responder import (
-    ClientGoneError,
-    Connection,
-    Output,
-    Response,
-    Sender,
-    ThreadPool,
-    as_response,
-    is_ready,
-    problem_of,
-)
+from taskservice.serving import responder
+from taskservice.serving.request_parser import TOO_MUCH_AT_ONCE, BodyBudget, Request, RequestParser
+from taskservice.serving.responder import Connection, Output, Response, Sender, ThreadPool, is_ready
 from taskservice.terms import STOPPING
 from taskservice.web.request import WsgiApplication
 
@@ -422,7 +408,7 @@ class Worker(BaseWorker):
                 if hasattr(body, "close"):
                     body.close()
                 self.log.access(response, request, environ, datetime.now() - began)
-        except ClientGoneError as error:
+        except responder.ClientGoneError as error:
             self.log.debug("A client did not read its response to the end: %s", error)
             return self.reset
         except (Exception, SystemExit) as error:
@@ -453,7 +439,7 @@ class Worker(BaseWorker):
         self, connection: Connection, error: BaseException, request: Request | None = None
     ) -> None:
         """Refuse a request because of `error`, without the application; also in the loop."""
-        problem = problem_of(error)
+        problem = responder.problem_of(error)
         method = request.method if request else None
         # The application counts all other requests; it did not see this one, or did not respond.
         metrics.requests.add(None, method or "", problem.status, 0.0)
@@ -467,7 +453,8 @@ class Worker(BaseWorker):
             why = client[0] if client else "a local socket", problem.status, problem.detail
             self.log.info("Refused a request from %s: %s %s", *why, extra=extra)
         with suppress(OSError):
-            connection.sock.send(as_response(problem, method, extra["details"]["requestId"]))
+            request_id = extra["details"]["requestId"]
+            connection.sock.send(responder.as_response(problem, method, request_id))
 
     def log_failure(self, message: str, response: Response, error: object = None) -> None:
         request, extra = response.req, request_log.log_extra(response.headers)
