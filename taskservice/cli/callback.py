@@ -49,8 +49,7 @@ def test(url: str, user: str | None) -> None:
             with reading() as connection:
                 user_id = users.get_id(connection, user)
             secrets = users.callback_secrets(user_id, overlap=0)
-        sample = SAMPLE | {"callback": url, "finishedAt": clock.now()}
-        body = strict_json.dumps(sample)
+        body = strict_json.dumps(SAMPLE | {"callback": url, "finishedAt": clock.now()})
         outcome = attempts.send(Message(url, body, id=clock.new_id(), secrets=secrets))
     print_line(outcome.message)
     sys.exit(0 if outcome.delivered else 1)

@@ -187,8 +187,7 @@ def _in_logs(selection: Selection, query: dict[str, Any]) -> Found:
 def _in_errors(selection: Selection, query: dict[str, Any]) -> Found:
     text, after = query["text"], responses.after(query)
     found, end = search.in_errors(caller, selection, text, after, query["limit"])
-    rows = lists.summaries(caller, found)
-    return [(row, _lines_of_error(row, text)) for row in rows], end
+    return [(row, _lines_of_error(row, text)) for row in lists.summaries(caller, found)], end
 
 
 def _lines_of_error(row: AnyRow, text: str) -> list[tuple[int | None, list[str]]]:

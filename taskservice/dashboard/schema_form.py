@@ -329,8 +329,7 @@ class InputForm:
             try:
                 content = _loads(self.text)
             except ValueError as error:
-                message = f"Not valid JSON: {error}."
-                raise ValidationError({"input": [message]}) from error
+                raise ValidationError({"input": [f"Not valid JSON: {error}."]}) from error
         problems = input_problems(self.stored_schema, _text(content))
         # The error of a field replaces the errors of its value.
         if problems := problems | {f"input.{name}": each for name, each in errors.items()}:

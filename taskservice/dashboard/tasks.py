@@ -54,8 +54,7 @@ def _expected_end(agent: AnyRow, task: TaskRow) -> str | None:
         return None
     progress = float(task.progress or 0)
     if progress > 0:
-        spent = clock.seconds_between(task.claimed_at, task.updated_at)
-        seconds = max(0.0, spent) / progress
+        seconds = _seconds(task.claimed_at, task.updated_at) / progress
         return clock.moved(task.claimed_at, seconds) if seconds < LONGEST else None
     usual = agents.health(agent, agents.runs(agent))["medianSeconds"]
     return None if usual is None else clock.moved(task.claimed_at, usual)
@@ -251,8 +250,7 @@ def events(task_id: str) -> Response:
 def download(task_id: str) -> Response:
     task = tasks.get(caller, task_id)
     headers = {"Content-Disposition": f'attachment; filename="{task.id}.log.txt"'}
-    lines = log_text(task, 0, None)
-    return responses.stream(lines, headers=headers, media_type=TEXT)
+    return responses.stream(log_text(task, 0, None), headers=headers, media_type=TEXT)
 
 
 @managed.route("/tasks/<task_id>/cancel", methods=["GET", "POST"])
@@ -280,8 +278,7 @@ def delete(task_id: str) -> Response:
         flash(f"Deleted “{task.name}”.")
         return redirect_to_page(way_back(), "tasks.list_all")
     task = tasks.get(caller, task_id)
-    deliveries = delivery_service.list_of_task(caller, task.id)
-    return page("delete.html", task=task, deliveries=deliveries)
+    return page("delete.html", task=task, deliveries=delivery_service.list_of_task(caller, task.id))
 
 
 @managed.post("/tasks/<task_id>/redeliver")
@@ -377,8 +374,7 @@ def _rerun(task: TaskRow, input_form: InputForm) -> Response:
     submission = submission_id.encode() + strict_json.dumps([value, body])
     key = hashlib.sha256(submission).hexdigest()
     again, _ = tasks.rerun(caller, task.id, fields, Idempotency.of(key, body, task.id))
-    message = f"Started a rerun of “{again.name}”."
-    return redirect_to("tasks.show", message, task_id=again.id)
+    return redirect_to("tasks.show", f"Started a rerun of “{again.name}”.", task_id=again.id)
 
 
 def _label_lines(task: TaskRow) -> list[str]:

@@ -163,8 +163,7 @@ def _complete_result(task: TaskRow) -> dict[str, Any]:
 def error_of(task: TaskRow | AnyRow, length: int = MAX_SHOWN_ERROR) -> dict[str, Any] | None:
     if task.error_type is None:
         return None
-    message = shortened(task.error_message or "", length)
-    return {"type": task.error_type, "message": message}
+    return {"type": task.error_type, "message": shortened(task.error_message or "", length)}
 
 
 def summary(task: AnyRow) -> dict[str, Any]:

@@ -148,8 +148,7 @@ def _begin(engine: sa.Engine, address: URL, source: str) -> tuple[int, Sequence[
 
 
 def _progress(connection: sa.Connection, address: URL, source: str) -> tuple[int, Sequence[Any]]:
-    found = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
-    if found != migrations.head():
+    if connection.scalar(sa.text("SELECT version_num FROM alembic_version")) != migrations.head():
         raise DatabaseError(
             f"{shown(address)} has a copy from another version of taskservice; remove it first"
         )

@@ -155,8 +155,7 @@ class RequestCounts:
         offset = self._start + _HEAD + number * _RECORD
         if number < RECORDS:
             route, method, status = labels
-            text = f"{status} {method} {route}".encode()
-            pack_into(_TEXT, self._bytes, offset * _WORD, text)
+            pack_into(_TEXT, self._bytes, offset * _WORD, f"{status} {method} {route}".encode())
             # Last, so that the record is complete even if this process dies.
             self._words[self._start] = number + 1
             self._offsets[labels] = offset + _LABELS

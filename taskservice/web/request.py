@@ -55,8 +55,7 @@ def trust_proxies(application: WsgiApplication, hops: int) -> WsgiApplication:
     fixed = ProxyFix(application, x_for=hops, x_proto=hops, x_host=hops)
 
     def with_prefix(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        header = environ.get("HTTP_X_FORWARDED_PREFIX", "")
-        values = [value.strip() for value in header.split(",")]
+        values = [value.strip() for value in environ.get("HTTP_X_FORWARDED_PREFIX", "").split(",")]
         outermost = values[-hops] if len(values) >= hops else values[0]
         # `//other.example` would be another host.
         if outermost.startswith("/") and not outermost.startswith("//"):
@@ -215,8 +214,7 @@ def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None
     if "question_id" in path:
         questions.get(caller, task_id, require_id("question", path["question_id"]))
     if environ["HTTP_IF_MATCH"].strip() != "*":
-        detail = "If-Match does not match: ETags of tasks are weak, so only `*` can"
-        raise Problem(412, detail)
+        raise Problem(412, "If-Match does not match: ETags of tasks are weak, so only `*` can")
 
 
 def operation(name: str, content: Content = None, **fields: Any) -> Callable[[View], Endpoint]:
@@ -267,8 +265,7 @@ def idempotency_key(given: str | None = None) -> str | None:
 def load_query(schema: Schema) -> dict[str, Any]:
     """The query string, loaded by `schema`; raises 422 for an unknown or repeated parameter."""
     try:
-        query = request.query_string.decode()
-        pairs = parse_qsl(query, keep_blank_values=True, errors="strict")
+        pairs = parse_qsl(request.query_string.decode(), keep_blank_values=True, errors="strict")
     except ValueError:
         raise Problem(400, "The query string is not UTF-8") from None
     values: dict[str, Any] = {}
@@ -330,8 +327,7 @@ def _parsed(data: bytes) -> Any:
 
 def body_bytes() -> bytes:
     """The body as received; raises 413, and 415 if it is compressed or not in UTF-8."""
-    encoding = request.environ.get("HTTP_CONTENT_ENCODING", "")
-    if encoding.strip().lower() not in ("", "identity"):
+    if request.environ.get("HTTP_CONTENT_ENCODING", "").strip().lower() not in ("", "identity"):
         raise Problem(415, "The body must be sent without a Content-Encoding")
     if request.content_type not in (JSON, None):
         charset = request.mimetype_params.get("charset", "utf-8").lower()
