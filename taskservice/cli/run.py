@@ -119,8 +119,7 @@ def _resend(agent: str | None, command_line: tuple[str, ...]) -> None:
     sys.exit(0)
 
 
-# How long the service may hold a claim. A signal does not interrupt the request, and a task in
-# its response still runs.
+# How long the service may hold a claim. No signal interrupts it, and a task in its response runs.
 CLAIM_SECONDS = 2
 # For the first request, in seconds: a person should soon see whether it works.
 FIRST_TIMEOUTS = (2.0, 3.0)

@@ -76,11 +76,9 @@ _cached = lru_cache(CACHE_SIZE)(lambda *_key: SimpleNamespace(chart=None, expire
 
 
 def count(caller: Caller, selection: Selection, name: str) -> dict[str, Any]:
-    """The chart of a list in the period `name`, a key of PERIODS; the list's own period is ignored.
-
-    Cached, since counting a million tasks takes long and every open page requests it once a second.
-    """
+    """The chart of a list in the period `name`, a key of PERIODS, in place of the list's own."""
     selection = selection._replace(createdAfter=None, createdBefore=None)
+    # Counting a million tasks takes long, and every open page requests it once a second.
     cached = _cached(caller.user_id, caller.agent_id, selection, name)
     began = time.monotonic()
     if began >= cached.expires:

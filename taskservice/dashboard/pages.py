@@ -75,8 +75,7 @@ LIFETIME = timedelta(days=7)
 def resume_session() -> bool:
     """Set the caller of this request, and `g.signed_in`: its key, with `user_name`.
 
-    False if there is no session, or its key is no longer valid. Raises 403 for someone whom the
-    proxy names but who has no key.
+    False without a session or a valid key. Raises 403 for someone whom the proxy names without key.
     """
     now = clock.now()
     if current_app.config["LOGIN_HEADER"]:
@@ -123,8 +122,7 @@ def submission_id() -> str:
 def create_once(create: Callable[[str], Any]) -> Any:
     """What `create` makes of the form and its id; None, with a message, if it was sent before.
 
-    The new row gets this id, so the database accepts only one of two concurrent submissions, and
-    `create` returns None for the other one.
+    The new row gets this id, so that of two concurrent submissions, `create` returns None for one.
     """
     submitted = request.form.get("submission_id", "").encode()
     is_first = secrets.compare_digest(submitted, submission_id().encode())
@@ -335,16 +333,13 @@ def leave() -> Response:
 
 # Pages that the open tabs of a session share: each tab requests its page once a second.
 
-# The maximum age of a page in seconds, since some of it, such as the bars of the chart, depends on
-# the time.
+# The maximum age of a page in seconds, since some of it, such as the chart, depends on the time.
 MAX_AGE = 2.0
-# The maximum time in seconds for which a request waits while another one makes the page, so that a
-# slow page does not hold all threads.
+# How long a request waits, in seconds, for another one that makes the page: it holds a thread.
 MAX_WAIT = 2.0
 CACHE_SIZE = 50
 
-# A page, and the `change_marker` and the time from before it was made. The one request that makes
-# it holds the lock.
+# A page, and the `change_marker` and the time before it was made, by the request with the lock.
 _page = lru_cache(CACHE_SIZE)(
     lambda *_key: SimpleNamespace(lock=Lock(), html=b"", marker=None, began=0.0)
 )

@@ -123,10 +123,7 @@ def loaded(row: AnyRow) -> Json:
 def form(
     question: Json, task_id: str | None, typed: Texts | None = None, errors: Errors | None = None
 ) -> Json:
-    """The form of an open question, by default with the defaults of its schema.
-
-    Without `task_id`, it is the form of an answer link, which is sent to the link itself.
-    """
+    """The form of an open question; without `task_id`, one that is sent to its answer link."""
     fields = schema_form.fields(question["schema"], typed, errors)
     return {**question, "taskId": task_id, "fields": fields, "buttons": _buttons(fields)}
 

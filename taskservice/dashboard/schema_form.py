@@ -355,10 +355,7 @@ def from_request(schema: str, typed: Texts, default: str = "") -> InputForm:
 
 
 def begun(schema: str, stored: str | None = None, is_text: bool = False) -> InputForm:
-    """The form that starts with this input, or with the defaults: as JSON if `is_text`.
-
-    As JSON too if the fields can't show all of it.
-    """
+    """The form with this input, or the defaults: as JSON if `is_text`, or fields can't show it."""
     own = {each.name: each for each in fields(_loads(schema))}
     if stored is not None:
         content = _loads(stored)

@@ -290,10 +290,7 @@ def redeliver(task_id: str) -> Response:
 
 @managed.get("/tasks/<task_id>/webhook.sh")
 def webhook(task_id: str) -> Response:
-    """A command for a shell that sends the newest webhook, signed now. Raises 409 without one.
-
-    The body goes through a pipe, since an argument of a program has at most 128 KiB.
-    """
+    """A command for a shell that sends the newest webhook, signed now. Raises 409 without one."""
     task = tasks.get(caller, task_id)
     deliveries = delivery_service.list_of_task(caller, task.id)
     if not deliveries:
@@ -303,6 +300,7 @@ def webhook(task_id: str) -> Response:
     options = [f"--header {shlex.quote(header)}" for header in headers]
     url, body = shlex.quote(webhook.url), shlex.quote(webhook.body.decode())
     parts = ["curl --globoff", *options, "--data-binary @-", f"--url {url}"]
+    # Through a pipe, since an argument of a program has at most 128 KiB.
     command = f"printf %s {body} |\n  " + " \\\n  ".join(parts) + "\n"
     return Response(command, mimetype=TEXT)
 

@@ -47,16 +47,14 @@ NAMED_BY |= dict.fromkeys(("events/poll", "events/subscribe", "events/unsubscrib
 
 
 class Call(NamedTuple):
-    """A request, or without an id a notification, which gets no response.
-
-    `capabilities` of the client are known for modern calls only.
-    """
+    """A request, or without an id a notification, which gets no response."""
 
     method: str
     params: dict[str, Any]
     id: Any
     is_notification: bool
     is_modern: bool = False
+    # Of the client; known for modern calls only.
     capabilities: Mapping[str, Any] = {}
 
     @property

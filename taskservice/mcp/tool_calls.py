@@ -40,10 +40,9 @@ _INVALID = re.compile("[^a-z0-9_]")
 def _agents_by_name() -> dict[str, str]:
     """Name of a tool -> the id of its agent, for all agents of the caller.
 
-    Agents that are not listed have names too. Otherwise a name could pass to another agent, and a
-    client with cached tools, or a prompt, would start that agent. An id that is a valid name is
-    always the name of its agent; if other ids become the same name, none of them has it. Two
-    agents with the same digest have no name.
+    Agents that are not listed have names too, or a name could pass to another agent, which a client
+    with cached tools, or a prompt, would start. An id that is a valid name is always the name of
+    its agent; if other ids become the same name, or have the same digest, none of them has it.
     """
     names = {agent_id: _INVALID.sub("_", agent_id) for agent_id in agent_service.ids(caller)}
     claims = Counter(names.values())

@@ -114,8 +114,7 @@ def _copy(database: Path, draft: Path) -> None:
         closing(sqlite3.connect(draft)) as copy,
     ):
         source.isolation_level = None
-        # Copy one snapshot: otherwise each write would restart the copy. Writers do not wait for
-        # readers.
+        # One snapshot, or each write would restart the copy. Writers do not wait for readers.
         source.execute("BEGIN")
         source.execute("SELECT count(*) FROM sqlite_master").fetchone()
         # The file is not used before it is complete.
@@ -214,8 +213,7 @@ def _closed(database: Path) -> Iterator[None]:
 def _keep_aside(database: Path) -> Path | None:
     """Give the files of the old database a second name, and remove the log's original names.
 
-    The database itself keeps its name until the new one replaces it. SQLite would apply an old log
-    to the new database.
+    The database keeps its name until it is replaced. SQLite would apply an old log to a new one.
     """
     aside = Path(f"{database}.replaced-{clock.now().replace(':', '')}")
     existing = _existing_files(database)

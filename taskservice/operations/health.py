@@ -126,10 +126,7 @@ def oldest_due_seconds(connection: sa.Connection) -> float | None:
 
 
 class DatabaseProbe(Generic[T]):
-    """Runs `query` in a thread, one at a time, and gives its result to all waiting callers.
-
-    Callers wait for a limited time even if the database never responds.
-    """
+    """Runs `query` in one thread at a time, for all callers, who wait only for a limited time."""
 
     def __init__(self, app: Flask, query: Callable[[], T]) -> None:
         self._app, self._query = app, query

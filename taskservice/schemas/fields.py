@@ -133,10 +133,7 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d
 
 
 def in_utc(value: Any, more: timedelta = timedelta(0)) -> str:
-    """A time in RFC 3339 with an offset, in UTC with milliseconds and `Z`. Raises ValidationError.
-
-    Stored times have milliseconds: they are truncated, or with 999 µs `more` rounded up.
-    """
+    """A time in RFC 3339 with an offset, as UTC with milliseconds and `Z`; or a ValidationError."""
     try:
         if not isinstance(value, str) or not _TIME.fullmatch(value):
             raise ValueError
@@ -150,6 +147,7 @@ def in_utc(value: Any, more: timedelta = timedelta(0)) -> str:
         raise ValidationError(f"Must be a time in RFC 3339, such as {example}.") from None
 
 
+# Stored times have milliseconds: they are truncated, or with 999 µs more rounded up.
 timestamp = partial(raw, post_load=in_utc, type="string", format="date-time")
 upper_bound = partial(timestamp, post_load=partial(in_utc, more=timedelta(microseconds=999)))
 
@@ -328,8 +326,7 @@ class RowSchema(ResponseSchema):
     """A schema that serializes rows with functions built once from its fields, which is faster.
 
     A field has the value of the column with its name in the `model`, such as `created_at` for
-    `createdAt`, or of its `column`. The result equals marshmallow's own `dump`; a test compares
-    the two.
+    `createdAt`, or of its `column`. The result equals marshmallow's own `dump`, as a test shows.
     """
 
     model: ClassVar[type[DeclarativeBase]]

@@ -25,10 +25,7 @@ SMALL_BODY = 64 * 1024
 
 
 class BodyBudget:
-    """Limits the bytes that the large bodies of all requests use together.
-
-    No user may use more than what is left free: one alone gets half, two get a third each.
-    """
+    """Limits the bytes that the large bodies of all requests use together."""
 
     def __init__(self, size: int) -> None:
         self._free = size
@@ -37,6 +34,7 @@ class BodyBudget:
 
     def acquire(self, size: int, owner: str) -> None:
         with self._lock:
+            # No user may use more than what is left free: one gets half, two get a third each.
             if self._used[owner] + size > self._free - size:
                 raise overloaded(TOO_MUCH_AT_ONCE)
             self._free -= size
@@ -153,8 +151,7 @@ class RequestParser:
     def _end_of_head(self, searched: int) -> int:
         """The length of the head: 0 while incomplete, all received bytes if it is malformed.
 
-        Skips the first `searched` bytes, so that a head that arrives byte by byte costs no more
-        than any other.
+        Skips the first `searched` bytes, so that a head that arrives byte by byte costs no more.
         """
         received = self.received
         end = received.find(b"\r\n\r\n", max(0, searched - 3))

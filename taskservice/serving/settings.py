@@ -106,8 +106,7 @@ def find_owner(app: Flask, environ: dict[str, Any]) -> str | Response | None:
 def listen(arbiter: Arbiter) -> None:
     """Open the listening sockets, or print one line with the reason and exit.
 
-    The exit code is 2 for a host without an address, else 1. gunicorn itself would try five times,
-    a second apart.
+    The exit code is 2 for a host without an address, else 1. gunicorn itself would try five times.
     """
     if arbiter.master_pid or "LISTEN_FDS" in os.environ:
         # systemd, or the process that this one replaces, passes its sockets on.

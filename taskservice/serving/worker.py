@@ -69,8 +69,7 @@ class CallQueue:
 
 RECEIVE_SIZE = 64 * 1024
 # The kernel's buffer for a response; Linux doubles the number. On loopback it would grow to 2.6 MB,
-# and accept more only when a third is free: a steady reader of 10 KB/s would seem to be stuck for
-# more than a minute.
+# of which a third must be free: a steady reader of 10 KB/s would seem stuck for over a minute.
 SEND_BUFFER = 128 * 1024
 # How often a stopping loop checks whether all connections are done, in seconds.
 STOPPING_SECONDS = 0.05
@@ -100,8 +99,7 @@ class Worker(BaseWorker):
     # WSGI environ without the body -> the id of the request's owner, or a response that refuses it;
     # a request without an owner may only have a small body.
     find_owner: Callable[[dict[str, Any]], str | Refusal | None] = staticmethod(lambda _environ: "")
-    # These requests have threads of their own: a probe must not wait for requests that wait for the
-    # database.
+    # They have threads of their own: a probe must not wait for requests that wait for the database.
     probe_paths = frozenset({"/livez", "/readyz", "/metrics"})
     # The budget for the large bodies of all requests together, in bodies of `max_body`.
     max_large_bodies = 25
@@ -221,11 +219,9 @@ class Worker(BaseWorker):
         return True
 
     def evict(self) -> bool:
-        """Close the longest idle connection, those without a key first; False if there is none.
-
-        A connection that was just accepted counts as one with a key, unless most have none.
-        """
+        """Close the longest idle connection, those without a key first; False if there is none."""
         waiting = [each for each in self.connections if not each.in_pool]
+        # One that was just accepted counts as one with a key, unless most have none.
         is_crowd = 2 * sum(each.owner is None for each in waiting) > len(waiting)
         new_since = time.monotonic() - (0.0 if is_crowd else NEW_SECONDS)
 

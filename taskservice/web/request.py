@@ -128,16 +128,13 @@ _RESPONSE_HEADERS = {"If-None-Match": ["ETag"], "Prefer": ["Preference-Applied",
 
 
 def ignore_dates() -> None:
-    """Ignore what Werkzeug reads dates for, since it fails at some, such as one of a huge year.
-
-    Without its `If-Range`, a range is not wanted either.
-    """
+    """Ignore what Werkzeug reads dates for, since it fails at some, such as one of a huge year."""
+    # Without its `If-Range`, a range is not wanted either.
     for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_RANGE", "HTTP_RANGE"):
         request.environ.pop(name, None)
 
 
-# Maximum size of a body in bytes, unless its operation takes a large one: twice the maximum size of
-# the input or the output of a task.
+# Maximum size of a body in bytes, unless its operation takes a large one: twice that of an input.
 MAX_SMALL_BODY = 2 * 1024 * 1024
 
 # Parsing a larger body, or one of unknown size, can take a dozen times its size in memory.
@@ -282,10 +279,8 @@ def load_query(schema: Schema) -> dict[str, Any]:
 
 
 def json_body(schema: Schema) -> Any:
-    """The body as strict JSON, for `schema`; raises 400, 415 and 422.
-
-    No body counts as `{}`. Some clients send an empty body of type JSON, or null, instead.
-    """
+    """The body as strict JSON, for `schema`; raises 400, 415 and 422."""
+    # No body counts as `{}`. Some clients send an empty body of type JSON, or null, instead.
     data, content_type = body_bytes(), request.content_type
     if not data and not content_type:
         return {}

@@ -32,8 +32,7 @@ PIECE_BYTES = 64 * 1024
 class FastResponse(Response):
     """A response whose headers are not copied if they are complete, or if it is a 304.
 
-    Werkzeug would copy them to add a length, to remove the headers of a body from a 304, and to
-    quote a `Location`.
+    Werkzeug would copy them to add a length, remove a body's headers, and quote a `Location`.
     """
 
     # A response without a body has no type.
@@ -137,14 +136,12 @@ def stream(
     headers: Mapping[str, str] | Headers | None = None,
     media_type: str = JSON,
 ) -> Response:
-    """A response of one piece, or a stream of several.
-
-    A failure midway breaks the connection, so that no client takes a part for the whole.
-    """
+    """A response of one piece, or a stream of several."""
     pieces = _in_pieces(texts)
     first, second = next(pieces), next(pieces, None)
     if second is None:
         return FastResponse(first, status, headers, mimetype=media_type)
+    # A failure midway breaks the connection, so that no client takes a part for the whole.
     rest = stream_with_context(chain((first, second), pieces))
     return Response(rest, status, headers, mimetype=media_type)
 

@@ -69,9 +69,8 @@ def within(
 ) -> tuple[T, bool]:
     """The result of `read` as soon as it `is_enough`, or after `seconds`; whether it waited.
 
-    Without a free slot it does not wait, and it can lose its slot before the end. The wait ends
-    when the client disconnects. Raises 401 when the key is no longer valid. Holds no connection to
-    the database.
+    Without a free slot it does not wait, and it can lose its slot before the end. It ends when the
+    client disconnects, and holds no database connection. Raises 401 once the key is invalid.
     """
     result = read()
     if not seconds or is_enough(result):
@@ -226,9 +225,8 @@ def _text(
 def _events(task_id: str, after: int, has_times: bool) -> Iterator[bytes | None]:
     """Yields the task, its lines after number `after`, and each change, until the task ends.
 
-    The task comes first, again whenever anything but the log has changed, and last when it has
-    ended; None when nothing has changed since the last check of the client. The iterator also ends
-    when the task is deleted or the process stops.
+    The task comes first, after each change of more than its log, and last; None if nothing changes
+    between two checks of the client. A deletion or the end of the process ends the iterator too.
     """
     shown: tuple[object, ...] | None = None
     watch = resources.find(Watcher)
