@@ -95,8 +95,7 @@ def _choices(field: Mapping[str, Any]) -> dict[str, str]:
 def _described(field: Mapping[str, Any]) -> str:
     choices = _choices(field)
     several = "any of " if field["type"] == "array" else ""
-    texts = [f"{value} ({title})" if title else value for value, title in choices.items()]
-    if texts:
+    if texts := [f"{value} ({title})" if title else value for value, title in choices.items()]:
         return several + ", ".join(texts)
     words = {"string": "text", "boolean": "true or false", "integer": "whole number"}
     return str(field.get("format") or words.get(field["type"], field["type"]))

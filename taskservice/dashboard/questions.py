@@ -112,8 +112,7 @@ def _in_words(question: Json, content: Json) -> list[tuple[str, str]]:
 
 def loaded(row: AnyRow) -> Json:
     """The question of a row as the API returns it."""
-    question: Json = strict_json.loads(strict_json.dumps(question_schema.dump(row)))
-    return question
+    return dict(strict_json.loads(strict_json.dumps(question_schema.dump(row))))
 
 
 # Questions as the API returns them, for the list of tasks and the page of a task. An open question

@@ -119,8 +119,7 @@ class Field:
 
     def content(self) -> Json:
         """The property with its typed or chosen value; empty if left out. Raises ValueError."""
-        texts = [text for text in self.texts if text]
-        if texts:
+        if texts := [text for text in self.texts if text]:
             return {self.name: self._value(texts)}
         if not self.is_required:
             return {}

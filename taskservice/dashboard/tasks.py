@@ -208,10 +208,8 @@ def show(task_id: str) -> Response:
 @blueprint.get("/tasks/<task_id>/lines")
 def lines(task_id: str) -> Response:
     """At most `limit` lines of the log after line number `after`, with their times, as JSON."""
-    after, limit = (request.args.get(name, 0, type=int) for name in ("after", "limit"))
-    lines = logs.lines_after(
-        tasks.get(caller, task_id), max(after, 0), min(max(limit, 0), MAX_LINES)
-    )
+    after, limit = (max(request.args.get(name, 0, type=int), 0) for name in ("after", "limit"))
+    lines = logs.lines_after(tasks.get(caller, task_id), after, min(limit, MAX_LINES))
     texts = [text[: MAX_LINE_LENGTH + 1] for text, _ in lines]
     return responses.json({"lines": texts, "times": [at for _, at in lines]})
 
@@ -229,9 +227,8 @@ def show_new_lines(task_id: str) -> Response:
         if problem.status != 503:
             raise
         found, status = None, 503
-    differences = _differences(task, good)
     sizes = {"shown": SHOWN_LINES, "max_differences": MAX_DIFFERENCES}
-    values = {"task": task, "good": good, "found": found, "differences": differences}
+    values = {"task": task, "good": good, "found": found, "differences": _differences(task, good)}
     return page("new_lines.html", status, **values, **sizes)
 
 

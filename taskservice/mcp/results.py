@@ -134,8 +134,7 @@ def _running_result(task: TaskRow) -> dict[str, Any]:
     structured = {**task_header(task), "log": _last_lines(task, LINES_WHILE_RUNNING)}
     if note := task.note or (None if task.claimed_at or task.log_count else WAITING):
         structured["note"] = note
-    questions = open_questions(task.questions)
-    if questions:
+    if questions := open_questions(task.questions):
         structured["questions"] = [
             {"questionId": each["id"], "message": each["message"], "schema": each["schema"]}
             for each in questions

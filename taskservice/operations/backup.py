@@ -60,8 +60,7 @@ def _verified(file: Path) -> str:
 
     engine = create_engine("sqlite://", module=sqlite3, creator=connect, poolclass=pool.NullPool)
     with engine.connect() as connection:
-        problems = database_check.integrity_problems(connection)
-        if problems:
+        if problems := database_check.integrity_problems(connection):
             raise DatabaseError(problems[0])
         revision = migrations.revision(connection)
         if revision is None:

@@ -134,8 +134,7 @@ def _disk(path: Path) -> Verdict:
 
 
 def _integrity(connection: Connection) -> Verdict:
-    problems = integrity_problems(connection)
-    if problems:
+    if problems := integrity_problems(connection):
         return ERROR, "; ".join(problems[:3])
     return OK, "All pages and references are intact"
 
@@ -152,8 +151,7 @@ def _server(connection: Connection) -> Verdict:
 
 
 def _durability(connection: Connection) -> Verdict:
-    off = connection.exec_driver_sql(_OFF).scalars().all()
-    if off:
+    if off := connection.exec_driver_sql(_OFF).scalars().all():
         return WARNING, f"{', '.join(off)} is off: a power failure can lose acknowledged writes"
     return OK, "Acknowledged writes are on the disk"
 

@@ -29,9 +29,8 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 class _Formatter(logging.Formatter):
     """A line of JSON; or a time, a level, a message, and then each detail as `name=value`.
 
-    Clients choose the path and some values. So that they can forge neither lines nor details,
-    ambiguous values and messages with `=` are quoted and escaped as in JSON, and the lines of a
-    traceback are indented.
+    So that clients can forge neither lines nor details, ambiguous values and messages with `=` are
+    quoted and escaped as in JSON, and the lines of a traceback are indented.
     """
 
     def __init__(self, form: str) -> None:

@@ -90,8 +90,7 @@ class Worker(BaseWorker):
     """
 
     max_body = 10 * 1024 * 1024
-    # Signals that arrive before this process has its own handlers: the inherited handlers of its
-    # parent put them here, for the parent's loop.
+    # Signals from before this process has its own handlers: its parent's handlers put them here.
     early_signals: SimpleQueue[int] = SimpleQueue()
     # Where the metrics of this process are stored; no two living workers share one.
     slot = 0

@@ -305,9 +305,7 @@ def _require_json() -> None:
 
 def _check_no_body() -> None:
     """Raises 400 and 422 for a body of any type, unless it is empty, null or `{}`."""
-    data = _received()
-    body = _parsed(data) if data else None
-    if body is not None:
+    if (data := _received()) and (body := _parsed(data)) is not None:
         EmptySchema().load(body)
 
 
