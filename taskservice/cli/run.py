@@ -119,12 +119,6 @@ def _resend(agent: str | None, command_line: tuple[str, ...]) -> None:
     sys.exit(0)
 
 
-# How long the service may hold a claim. No signal interrupts it, and a task in its response runs.
-CLAIM_SECONDS = 2
-# For the first request, in seconds: a person should soon see whether it works.
-FIRST_TIMEOUTS = (2.0, 3.0)
-
-
 @options.command(
     "taskservice work",
     "--agent summarizer -- python -u summarize.py",
@@ -208,7 +202,8 @@ class Worker:
         if not self._is_registered:
             self._register()
         try:
-            task = claim_task(self._connection, self._agent_id, CLAIM_SECONDS, self._claim_key)
+            # Held for 2 s at most: no signal interrupts it, and a task in its response still runs.
+            task = claim_task(self._connection, self._agent_id, 2, self._claim_key)
         except NotFound:  # the agent was deleted
             self._is_registered = False
             return None
@@ -217,8 +212,8 @@ class Worker:
 
     def _register(self) -> None:
         """Print the agent whose tasks it claims; register a new agent and print similar ids."""
-        expected, timeout = responses.AGENTS, FIRST_TIMEOUTS
-        agents = self._connection.call("GET", "/agent", expected, timeout=timeout).data
+        # A person should soon see whether the first request works.
+        agents = self._connection.call("GET", "/agent", responses.AGENTS, timeout=(2.0, 3.0)).data
         known = [agent["id"] for agent in agents]
         if self._agent_id not in known:
             register_agent(self._connection, self._agent_id)

@@ -64,8 +64,6 @@ def service_app(may_create: bool = False) -> Iterator[None]:
         dispose(app)
 
 
-# gunicorn reads these when it is imported, and fails if one is invalid; we have our own settings.
-GUNICORN_VARIABLES = ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE")
 SETTINGS = "".join(f"\n  {name}={default}\n      {text}" for name, default, text in documented())
 
 
@@ -81,7 +79,8 @@ def command() -> None:
     with one_line_errors():
         # It has no open connection, so the server processes can inherit it.
         app = create_app(config)
-    for name in GUNICORN_VARIABLES:
+    # gunicorn reads these when it is imported, and fails if one is invalid; we have our own.
+    for name in ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE"):
         os.environ.pop(name, None)
     notice(f"data in {config.DATA}, listening on {config.BIND}")
     quick_import("taskservice.serving.settings").serve(lambda: app, config)

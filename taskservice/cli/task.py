@@ -388,10 +388,6 @@ def _follow(task_id: str, shown: _Lines) -> NoReturn:
     sys.exit(OUTCOMES.get(task.error["type"], 1) if task.error else 0)
 
 
-# How long one part of a search is retried while the service is busy or unavailable.
-SEARCH_PATIENCE_SECONDS = 60.0
-
-
 @options.command(
     "taskservice grep",
     '"disk full" --failed --since 7d',
@@ -416,7 +412,8 @@ def grep_command(
     query["limit"] = str(min(limit or terms.MAX_LIMIT, terms.MAX_LIMIT))
     query["label"] = [f"{key}:{value}" for key, value in (query.pop("labels") or {}).items()]
     is_found = False
-    with service_client(SEARCH_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
+    # Each part of the search is retried for a minute while the service is busy or unavailable.
+    with service_client(60.0, failure=UNAVAILABLE) as client:
         if agent is not None:
             query["agentId"] = find_agent_id(client, agent)
         for hit in islice(_hits(client, query, failed), limit):

@@ -20,7 +20,6 @@ from taskservice.web.responses import FastResponse
 
 MAX_LOGGED = 64
 OTHER_METHODS = ("GET", "PUT", "PATCH", "DELETE", "OPTIONS")
-EXPOSED = "Retry-After, WWW-Authenticate, X-Request-Id"
 CACHED = ("tools/list", "events/list", "server/discover")
 CACHE = {"ttlMs": 60_000, "cacheScope": "private"}
 SERVER = {"name": "taskservice", "title": "taskservice", "version": __version__}
@@ -179,7 +178,7 @@ def add_headers(response: Response) -> Response:
             headers["Access-Control-Allow-Headers"] = requested
             headers["Access-Control-Max-Age"] = "7200"
         else:
-            headers["Access-Control-Expose-Headers"] = EXPOSED
+            headers["Access-Control-Expose-Headers"] = "Retry-After, WWW-Authenticate, X-Request-Id"
     return response
 
 

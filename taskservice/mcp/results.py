@@ -20,15 +20,14 @@ from taskservice.services import questions as question_service
 from taskservice.terminal import escaped, shortened
 from taskservice.terms import ACCEPT, API_PREFIX, CANCELLED, COMPLETE, MAX_LINE, RUNNING
 
-# Not found, not possible in the current state, invalid.
-CORRECTABLE = (404, 409, 422)
 REFUSED = (Problem, ValidationError)
 
 
 def reason(error: Exception) -> str:
     """The reason for an error, for a model that can correct it. Raises any other error itself."""
     problem = problems.from_exception(error)
-    if problem.status not in CORRECTABLE:
+    # Not found, not possible in the current state, invalid.
+    if problem.status not in (404, 409, 422):
         raise error
     if errors := problem.more.get("errors"):
         return " ".join(problems.sentences(errors))

@@ -86,7 +86,6 @@ def _definition(name: str, agent: AnyRow) -> dict[str, Any]:
 MAX_SECONDS = 45
 # How long a client that can follow tasks waits for one that ends immediately.
 SHORT_SECONDS = 0.5
-IDEMPOTENCY_KEY = "taskservice/idempotencyKey"
 
 _start_schema = StartSchema()
 _search_query = SearchQuerySchema()
@@ -134,7 +133,7 @@ def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
 
 def _start(call: Call, agent_id: str, arguments: Arguments) -> str:
     body = {"agentId": agent_id, "input": arguments, "labels": {"via": "mcp"}}
-    given = call.meta.get(IDEMPOTENCY_KEY)
+    given = call.meta.get("taskservice/idempotencyKey")
     key = idempotency_key(given if isinstance(given, str) else None)
     task, _ = task_service.start(caller, _start_schema.load(body), Idempotency.of(key, body))
     return task.id

@@ -77,7 +77,6 @@ def _fault(
 
 
 def _sentence(error: "jsonschema_rs.ValidationError") -> str:
-    """The message for an error."""
     kind: Any = error.kind
     if kind.name == "type":
         return f"Must be {' or '.join(TYPES[each] for each in kind.value)}."
@@ -283,7 +282,6 @@ def _steps(value: Any) -> int:
 
 @lru_cache(maxsize=256)
 def _pattern_size(pattern: str) -> int:
-    """The size of a pattern when compiled."""
     for size in _PATTERN_SIZES[:-1]:
         with suppress(ValueError):
             _validator({"pattern": pattern}, size)
@@ -326,8 +324,6 @@ DEFAULT: dict[str, Any] = {
     "required": ["answer"],
 }
 
-_ROOT = {"$schema", "type", "properties", "required"}
-_EVERY = {"type", "title", "description", "default"}
 # Type of a property -> the other allowed keywords.
 _KEYWORDS = {
     "string": {"minLength", "maxLength", "format", "enum", "enumNames", "oneOf"},
@@ -341,7 +337,7 @@ _FORMATS = ("date", "date-time", "email", "uri")
 
 def check_question_schema(schema: dict[str, Any]) -> None:
     """Raises ValidationError if this schema is not allowed for a question."""
-    if unknown := schema.keys() - _ROOT:
+    if unknown := schema.keys() - {"$schema", "type", "properties", "required"}:
         raise ValidationError(f"Not allowed here: {', '.join(sorted(unknown))}.")
     properties = schema.get("properties")
     if schema.get("type") != "object" or not isinstance(properties, dict):
@@ -360,7 +356,7 @@ def _check_property(name: str, schema: Any) -> None:
     kind = schema.get("type") if isinstance(schema, dict) else None
     if kind not in list(_KEYWORDS):
         raise ValidationError(f"{name}: the type must be one of {', '.join(_KEYWORDS)}.")
-    if unknown := schema.keys() - _EVERY - _KEYWORDS[kind]:
+    if unknown := schema.keys() - {"type", "title", "description", "default"} - _KEYWORDS[kind]:
         raise ValidationError(f"{name}: not allowed here: {', '.join(sorted(unknown))}.")
     if schema.get("format", "email") not in _FORMATS:
         raise ValidationError(f"{name}: the format must be one of {', '.join(_FORMATS)}.")

@@ -67,7 +67,6 @@ class CallQueue:
                 self._calls.get_nowait()()
 
 
-RECEIVE_SIZE = 64 * 1024
 # The kernel's buffer for a response; Linux doubles the number. On loopback it would grow to 2.6 MB,
 # of which a third must be free: a steady reader of 10 KB/s would seem stuck for over a minute.
 SEND_BUFFER = 128 * 1024
@@ -77,7 +76,6 @@ STOPPING_SECONDS = 0.05
 ACCEPTS_PER_EVENT = 16
 # The seconds that a new client has to send its key.
 NEW_SECONDS = 1.0
-STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 # The linger option with which a close resets the connection.
 RESET = struct.pack("ii", 1, 0)
 
@@ -133,7 +131,7 @@ class Worker(BaseWorker):
     def init_signals(self) -> None:
         super().init_signals()
         while not self.early_signals.empty():
-            if self.early_signals.get() in STOP_SIGNALS:
+            if self.early_signals.get() in {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}:
                 self.alive = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -300,7 +298,7 @@ class Worker(BaseWorker):
             self.unwatch(connection)
             return
         try:
-            data = connection.sock.recv(RECEIVE_SIZE)
+            data = connection.sock.recv(64 * 1024)
         except BlockingIOError:
             return
         except OSError:

@@ -33,8 +33,6 @@ MAX_SECONDS = 60
 CLIENT_CHECK_SECONDS = 2.0
 # Of several preferences with the same name, the first counts.
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?([0-9]+)"?\s*(?:[,;]|$)', re.IGNORECASE)
-# Later than any timestamp, as text.
-NEVER = "~"
 # Seconds before a wait without a slot is repeated: a hundred clients take 1 % of a processor.
 RETRY_SECONDS = 15
 
@@ -112,7 +110,8 @@ def _key_check() -> Callable[[], bool]:
         if watch.changes != since:
             since = watch.changes
             key = still_valid()
-            expires_at = "" if key is None else key.expires_at or NEVER
+            # No timestamp is later than "~".
+            expires_at = "" if key is None else key.expires_at or "~"
         return clock.now() < expires_at
 
     return is_valid
