@@ -146,10 +146,7 @@ def start_form(
     empty: str = "",
     **values: Any,
 ) -> Response:
-    """The form that starts a task of an agent: as `begun`, or what was refused, with the reasons.
-
-    `empty` replaces an empty JSON text.
-    """
+    """The form that starts a task: as `begun`, or as refused; `empty` replaces an empty text."""
     input_form, fault = begun, ""
     if request.method == "POST":
         input_form = schema_form.from_request(agent.input_schema, texts(request.form), empty)

@@ -134,10 +134,7 @@ TICKS = {
 
 
 def plot(runs: Sequence[AnyRow], usual: float | None) -> dict[str, Any] | None:
-    """The plot of finished tasks, oldest first; None if no agent claimed any of them.
-
-    Its `points` are at `x` percent of the width and `y` pixels, its `ticks` are (text, y).
-    """
+    """The plot of finished tasks, oldest first; None if no agent claimed any of them."""
     lasted = [(task, found) for task in runs if (found := seconds(task)) is not None]
     if not lasted:
         return None
@@ -150,6 +147,7 @@ def plot(runs: Sequence[AnyRow], usual: float | None) -> dict[str, Any] | None:
         share = _share(math.log(min(max(duration, low), high)), math.log(low), math.log(high))
         return round(PLOT_HEIGHT * (1 - share), 1)
 
+    # Points are at `x` percent of the width and `y` pixels.
     ends = [datetime.fromisoformat(task.finished_at).timestamp() for task, _ in lasted]
     points = [
         {"task": task, "x": _share(end, ends[0], ends[-1]) * 100, "y": y(found), "seconds": found,

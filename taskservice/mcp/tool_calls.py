@@ -140,15 +140,13 @@ def _start(call: Call, agent_id: str, arguments: Arguments) -> str:
 
 
 def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -> Result:
-    """The task as soon as it has ended or asks a question, at the latest after `seconds`.
-
-    A client that shows forms gets the forms of all questions but the `closed` ones.
-    """
+    """The task as soon as it has ended or asks a question, at the latest after `seconds`."""
     task = _wait(
         task_id,
         seconds,
         lambda seen: seen.status != RUNNING or bool(open_questions(seen.questions)),
     )
+    # A client that shows forms gets the forms of all questions but the `closed` ones.
     questions = [each for each in open_questions(task.questions) if each["id"] not in closed]
     if questions and call.takes_forms and not call.declares_tasks:
         forms = {"inputRequests": results.as_forms(questions), "requestState": task.id}

@@ -130,10 +130,7 @@ def listen(arbiter: Arbiter) -> None:
 
 
 def serve(make_app: Callable[[], Any], config: Config) -> NoReturn:
-    """Serve until a signal, then exit: with 0 after SIGTERM or Ctrl-C, 1 if it can't listen.
-
-    `make_app` is called in each worker, after the fork, for the WSGI application.
-    """
+    """Serve until a signal, then exit: with 0 after SIGTERM or Ctrl-C, 1 if it can't listen."""
 
     class Application(BaseApplication):
         """Takes its settings from `config` alone: no command line, file or GUNICORN_CMD_ARGS."""
@@ -143,6 +140,7 @@ def serve(make_app: Callable[[], Any], config: Config) -> NoReturn:
                 self.cfg.set(name, value)
 
         def load(self) -> Any:
+            # In each worker, after the fork.
             return make_app()
 
     try:

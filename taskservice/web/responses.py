@@ -30,15 +30,13 @@ PIECE_BYTES = 64 * 1024
 
 
 class FastResponse(Response):
-    """A response whose headers are not copied if they are complete, or if it is a 304.
-
-    Werkzeug would copy them to add a length, remove a body's headers, and quote a `Location`.
-    """
+    """A response whose headers are not copied if they are complete, or if it is a 304."""
 
     # A response without a body has no type.
     default_mimetype = None
 
     def get_wsgi_headers(self, environ: dict[str, Any]) -> Headers:
+        # Werkzeug would copy them to add a length, remove a body's headers, and quote a `Location`.
         if self.status_code == 304:
             remove_entity_headers(self.headers)
             return self.headers

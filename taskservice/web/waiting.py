@@ -38,10 +38,7 @@ RETRY_SECONDS = 15
 
 
 def until(read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: bool = False) -> T:
-    """The result of `read`: immediately, or with `Prefer: wait` as soon as it `is_enough`.
-
-    With `by_time`, the result can also change without a change of the database.
-    """
+    """The result of `read`: immediately, or with `Prefer: wait` as soon as it `is_enough`."""
     # An invalid preference is ignored. Python refuses to read a number of thousands of digits.
     wait = _WAIT.search(request.environ.get("HTTP_PREFER", ""))
     seconds = min(int(wait[1].lstrip("0")[:9] or 0), MAX_SECONDS) if wait else 0
@@ -83,6 +80,7 @@ def within(
             return result, False
         with watch.watching():
             while True:
+                # With `by_time`, the result also changes without a change of the database.
                 if by_time or watch.changes != since:
                     since = watch.changes
                     result = read()
