@@ -154,7 +154,7 @@ def answer_command(
 
 
 def _question(client: Client, task_id: str, prefix: str | None) -> Question:
-    """The only open question, else the last one; or the one whose id has this prefix; or exits."""
+    """The only open question, or the last one, or the one with this prefix; otherwise exits."""
     questions = list_questions(client.connection, task_id)
     if prefix is None:
         found = [item for item in questions if item["state"] == OPEN] or questions[-1:]
