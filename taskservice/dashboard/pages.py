@@ -122,7 +122,7 @@ def submission_id() -> str:
 def create_once(create: Callable[[str], Any]) -> Any:
     """What `create` makes of the form and its id; None, with a message, if it was sent before.
 
-    The new row gets this id, so that of two concurrent submissions, `create` returns None for one.
+    The new row gets this id: if two forms are sent at once, `create` returns None for one of them.
     """
     submitted = request.form.get("submission_id", "").encode()
     is_first = secrets.compare_digest(submitted, submission_id().encode())

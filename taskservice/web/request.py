@@ -134,7 +134,7 @@ def ignore_dates() -> None:
         request.environ.pop(name, None)
 
 
-# Maximum size of a body in bytes, unless its operation takes a large one: twice that of an input.
+# Maximum size of a body in bytes, unless its operation takes a large one: twice the largest input.
 MAX_SMALL_BODY = 2 * 1024 * 1024
 
 # Parsing a larger body, or one of unknown size, can take a dozen times its size in memory.
