@@ -22,7 +22,6 @@ ALLOWED_IN_VIEWS = {
     "taskservice.database.clock",
     "taskservice.database.types.AnyRow",
     "taskservice.database.types.TaskRow",
-    "taskservice.database.types.TaskVersion",
     "taskservice.database.watcher.change_marker",
 }
 

@@ -6,7 +6,7 @@ from flask import Blueprint, Response
 
 from taskservice import terms
 from taskservice.auth import caller
-from taskservice.database.types import TaskRow, TaskVersion
+from taskservice.database.types import TaskRow
 from taskservice.schemas import examples, requests
 from taskservice.schemas.tasks import (
     BulkResultSchema,
@@ -94,8 +94,8 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
     return unchanged or responses.versioned_task(read(caller, task_id), shape)
 
 
-def _has_ended(task: TaskRow | TaskVersion) -> bool:
-    return task.status != terms.RUNNING
+def _has_ended(task: TaskRow) -> bool:
+    return bool(task.status != terms.RUNNING)
 
 
 @blueprint.patch("/task/<task_id>")

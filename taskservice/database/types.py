@@ -1,7 +1,7 @@
 """The base of all tables, and our own column types and SQL functions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import orjson
 from flask_sqlalchemy import SQLAlchemy
@@ -180,60 +180,8 @@ def is_among(column: Any, name: str) -> _Function:
 
 AnySelect: TypeAlias = Select[*tuple[Any, ...]]
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
-
-
-class TaskRow(Protocol):
-    """The columns that code reads of a task, which is a row or a namespace."""
-
-    id: str
-    name: str
-    agent_id: str
-    user_id: str
-    created_at: str
-    claimed_at: str | None
-    finished_at: str | None
-    input: str
-    output: str
-    labels: str
-    # The open ones as JSON; see `schemas.fields.open_questions`.
-    questions: str
-    callback_url: str | None
-    status: str
-    error_type: str | None
-    error_message: str | None
-    progress: str | None
-    note: str | None
-    parent_id: str | None
-    rerun_of: str | None
-    updated_at: str
-    version: int
-    # The log: its id, None before the first line; the numbers of the first and the last line; and
-    # the bytes that were ever appended.
-    log_id: int | None
-    first_log: int
-    log_count: int
-    log_bytes: int
-
-
-class TaskVersion(Protocol):
-    """The columns that show whether a task has changed or ended."""
-
-    version: int
-    status: str
-    questions: str
-
-
-class TaskAndLines(TaskRow, Protocol):
-    """A task's row with its `lines`, joined by line feeds; None if the log is large or has none."""
-
-    lines: str | None
-
-
-class ListedTask(TaskRow, Protocol):
-    """A task of a list: its `json` as the database wrote it, or else None and the task's row."""
-
-    json: bytes | None
-
+# A task: the columns that its statement selects, or a namespace with the same names.
+TaskRow: TypeAlias = AnyRow
 
 # The approximate number of bytes that one read takes into memory.
 PAGE_BYTES = 1024 * 1024

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taskservice.auth import caller
-from taskservice.database.types import AnyRow, TaskRow, TaskVersion
+from taskservice.database.types import AnyRow, TaskRow
 from taskservice.errors import invalid
 from taskservice.mcp import results
 from taskservice.mcp.protocol import INVALID_PARAMS, Call, RpcError
@@ -136,7 +136,7 @@ def _start(call: Call, agent_id: str, arguments: Arguments) -> str:
     given = call.meta.get("taskservice/idempotencyKey")
     key = idempotency_key(given if isinstance(given, str) else None)
     task, _ = task_service.start(caller, _start_schema.load(body), Idempotency.of(key, body))
-    return task.id
+    return str(task.id)
 
 
 def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -> Result:
@@ -154,7 +154,7 @@ def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -
     return results.tool_result_of(task)
 
 
-def _wait(task_id: str, seconds: float, is_enough: Callable[[TaskVersion], bool]) -> TaskRow:
+def _wait(task_id: str, seconds: float, is_enough: Callable[[TaskRow], bool]) -> TaskRow:
     waiting.within(seconds, lambda: task_service.get_version(caller, task_id), is_enough)
     return task_service.get(caller, task_id)
 
@@ -171,7 +171,7 @@ def _task_of_state(call: Call, **expected: str) -> str:
     task = None if task_id is None else task_service.find(caller, task_id)
     if task is None or any(getattr(task, name) != value for name, value in expected.items()):
         raise RpcError(INVALID_PARAMS, "The requestState does not belong to this tool")
-    return task.id
+    return str(task.id)
 
 
 # The tools that every user has, for tasks of all agents. Models read their docstrings.

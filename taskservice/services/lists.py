@@ -34,7 +34,7 @@ from taskservice.database import clock, name_index, types
 from taskservice.database.connections import Statement
 from taskservice.database.models import IS_ASKING, Delivery, Question, Task, TaskLabel
 from taskservice.database.transactions import database_time, read_all, reading
-from taskservice.database.types import AnyRow, AnySelect, Identifier, ListedTask, Timestamp
+from taskservice.database.types import AnyRow, AnySelect, Identifier, TaskRow, Timestamp
 from taskservice.schemas.fields import NO_QUESTIONS, Lines, OpenQuestions, StoredJson, StoredNumber
 from taskservice.schemas.tasks import TASK_COLUMNS, TaskError, TaskSchema
 from taskservice.services.logs import TEXT_OF_LOG
@@ -233,7 +233,7 @@ class TaskList:
         # Whether the index in this order covers all filters, so that each task read is listed.
         self._is_indexed = self.filters <= _indexed_filters(self.filters, self._sort)
 
-    def all(self, shape: Shape) -> Iterator[Sequence[ListedTask]]:
+    def all(self, shape: Shape) -> Iterator[Sequence[TaskRow]]:
         """The whole list, in parts of bounded size."""
         limit = TASKS_PER_READ if self._is_indexed else POSITIONS_PER_READ
         end: Position | None = None
@@ -245,7 +245,7 @@ class TaskList:
 
     def page(
         self, after: Position | None, limit: int, shape: Shape
-    ) -> tuple[Iterator[Sequence[ListedTask]], Position | None]:
+    ) -> tuple[Iterator[Sequence[TaskRow]], Position | None]:
         """The next `limit` tasks, in parts, and the end of the page if there may be more."""
         if limit > TASKS_PER_READ or not self._is_indexed:
             positions, end = self.positions(after, limit)
@@ -255,14 +255,12 @@ class TaskList:
         last = rows[limit - 1] if len(rows) > limit else None
         return self._parts(rows[:limit], shape), last and Position(last.time, str(UUID(last.id)))
 
-    def _tasks_at(
-        self, positions: Sequence[Position], shape: Shape
-    ) -> Iterator[Sequence[ListedTask]]:
+    def _tasks_at(self, positions: Sequence[Position], shape: Shape) -> Iterator[Sequence[TaskRow]]:
         for start in range(0, len(positions), TASKS_PER_READ):
             ids = [position.id for position in positions[start : start + TASKS_PER_READ]]
             yield from self._parts(self.read(ids, partial(_tasks_at_statement, shape)), shape)
 
-    def _parts(self, rows: Sequence[ListedTask], shape: Shape) -> Iterator[Sequence[ListedTask]]:
+    def _parts(self, rows: Sequence[TaskRow], shape: Shape) -> Iterator[Sequence[TaskRow]]:
         """The same tasks; each large one is read again, alone."""
         for is_small, group in groupby(rows, lambda row: row.json is not None):
             if is_small:
@@ -527,12 +525,12 @@ def still_match(filters: Filters) -> tuple[ColumnElement[bool], ...]:
 
 
 @lru_cache(maxsize=STATEMENTS)
-def _tasks_at_statement(shape: Shape, filters: Filters) -> Statement[ListedTask]:
+def _tasks_at_statement(shape: Shape, filters: Filters) -> Statement[TaskRow]:
     return Statement(select(Task.id, *_listed_columns(shape)).where(*still_match(filters)))
 
 
 @lru_cache(maxsize=STATEMENTS)
-def _large_task_statement(shape: Shape, filters: Filters) -> Statement[ListedTask]:
+def _large_task_statement(shape: Shape, filters: Filters) -> Statement[TaskRow]:
     # Without the texts, of up to a megabyte, that this shape leaves out.
     left_out = {"input", "output"} - shape.schema.columns.keys()
     columns = [column for column in TASK_COLUMNS if column.key not in left_out]

@@ -27,7 +27,7 @@ from taskservice.database import clock, types
 from taskservice.database.connections import Statement
 from taskservice.database.models import Log, LogChunk, LogWriter, Task
 from taskservice.database.transactions import read_all, read_one, transaction
-from taskservice.database.types import AnyRow, TaskAndLines, TaskRow
+from taskservice.database.types import AnyRow, TaskRow
 from taskservice.errors import Problem, invalid, require
 from taskservice.schemas.tasks import TASK_COLUMNS
 from taskservice.services import tasks
@@ -49,7 +49,7 @@ _CHUNKS_OF_TASK = (
 TEXT_OF_LOG = types.joined_by_line_feed(_CHUNKS_OF_TASK.c.text)
 _IS_SMALL = Task.log_bytes <= literal_column(str(SMALL_LOG))
 _SMALL_LOG_TEXT = case((_IS_SMALL, select(TEXT_OF_LOG).scalar_subquery())).label("lines")
-_TASK_AND_LINES = Statement[TaskAndLines](
+_TASK_AND_LINES = Statement[TaskRow](
     tasks.with_log((*TASK_COLUMNS, _SMALL_LOG_TEXT)).where(tasks.is_this_task)
 )
 
@@ -141,13 +141,13 @@ def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Pa
         limit = types.next_limit(len(chunks), _length(chunks), CHUNKS_PER_READ)
 
 
-def get_task(caller: Caller, task_id: str) -> TaskAndLines:
+def get_task(caller: Caller, task_id: str) -> TaskRow:
     """A task that the caller may see, with the lines of a small log. Raises 404."""
-    task: TaskAndLines | None = read_one(_TASK_AND_LINES, task_id=task_id, **caller.scope)
+    task: TaskRow | None = read_one(_TASK_AND_LINES, task_id=task_id, **caller.scope)
     return require(task, "task")
 
 
-def lines_in(row: TaskAndLines) -> list[str] | None:
+def lines_in(row: TaskRow) -> list[str] | None:
     """The lines that were read with a task; None if its log is large and was not read."""
     count = row.log_count - row.first_log + 1
     if not count:

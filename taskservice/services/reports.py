@@ -14,7 +14,7 @@ from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.models import Question, Task, TaskLabel
 from taskservice.database.transactions import current_time, transaction
-from taskservice.database.types import AnyRow, TaskRow
+from taskservice.database.types import TaskRow
 from taskservice.errors import Problem, invalid, require
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS, parse_id
@@ -139,7 +139,7 @@ def _change(
     heartbeat = tasks.HEARTBEAT if task.status == terms.RUNNING else {}
     if values or heartbeat:
         connection.execute(_CHANGE.values(values | heartbeat), {"of_task_id": task.id})
-    changed = cast(TaskRow, SimpleNamespace(**cast(AnyRow, task)._asdict() | values))
+    changed = cast(TaskRow, SimpleNamespace(**task._asdict() | values))
     if ends and task.questions != NO_QUESTIONS:
         # Reads already show an expired question as expired, even if that is not stored yet.
         state = case((questions.has_expired, terms.EXPIRED), else_=terms.WITHDRAWN)

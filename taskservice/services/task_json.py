@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any
 
-from taskservice.database.types import ListedTask, TaskRow
+from taskservice.database.types import TaskRow
 from taskservice.errors import not_found
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import dump_items, split_at_lines
@@ -108,14 +108,14 @@ def webhook_body(row: TaskRow) -> bytes:
     return head + dump_items(lines) + tail
 
 
-def tasks(parts: Iterable[Sequence[ListedTask]], shape: Shape) -> Iterator[bytes]:
+def tasks(parts: Iterable[Sequence[TaskRow]], shape: Shape) -> Iterator[bytes]:
     """The tasks of a list as one JSON array, in parts."""
     yield b"["
     yield from _joined(chain.from_iterable(_texts(rows, shape) for rows in parts if rows))
     yield b"]"
 
 
-def _texts(rows: Sequence[ListedTask], shape: Shape) -> Iterator[Iterable[bytes]]:
+def _texts(rows: Sequence[TaskRow], shape: Shape) -> Iterator[Iterable[bytes]]:
     """The tasks as JSON: all together, with commas between them, or each in pieces."""
     texts = [row.json for row in rows if row.json]
     if len(texts) == len(rows) and not shape.expand:

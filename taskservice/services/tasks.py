@@ -28,7 +28,7 @@ from taskservice.database import clock, types
 from taskservice.database.connections import Statement
 from taskservice.database.models import INPUT_SCHEMA, Agent, ApiKey, Log, Task, TaskLabel
 from taskservice.database.transactions import read_all, read_one, retry_on_conflict, transaction
-from taskservice.database.types import AnyRow, AnySelect, TaskRow, TaskVersion, database_now
+from taskservice.database.types import AnyRow, AnySelect, TaskRow, database_now
 from taskservice.errors import Problem, invalid, invalid_key, require
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
@@ -48,9 +48,7 @@ tasks_with_log = with_log(TASK_COLUMNS)
 is_this_task: ColumnElement[bool] = and_(Task.id == bindparam("task_id"), visible_tasks)
 select_task = tasks_with_log.where(is_this_task)
 _SELECT_TASK = Statement[TaskRow](select_task)
-_VERSION = Statement[TaskVersion](
-    select(Task.version, Task.status, Task.questions).where(is_this_task)
-)
+_VERSION = Statement[TaskRow](select(Task.version, Task.status, Task.questions).where(is_this_task))
 _TASK_BY_ID = Statement[TaskRow](tasks_with_log.where(Task.id == bindparam("task_id")))
 _RELATIVES = select(Task.id, Task.name, Task.agent_id, Task.status, Task.error_type).add_columns(
     Task.created_at, Task.claimed_at, Task.finished_at
@@ -92,9 +90,9 @@ def find_by_id(task_id: str) -> TaskRow | None:
     return read_one(_TASK_BY_ID, task_id=task_id)
 
 
-def get_version(caller: Caller, task_id: str) -> TaskVersion:
+def get_version(caller: Caller, task_id: str) -> TaskRow:
     """The version of a task that the caller may see. Raises 404."""
-    version: TaskVersion | None = read_one(_VERSION, task_id=task_id, **caller.scope)
+    version: TaskRow | None = read_one(_VERSION, task_id=task_id, **caller.scope)
     return require(version, "task")
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlencode
 
 from flask import Response, current_app, request, stream_with_context
@@ -11,7 +11,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import quote_etag, remove_entity_headers
 
 from taskservice.auth import caller
-from taskservice.database.types import TaskAndLines, TaskRow, TaskVersion
+from taskservice.database.types import TaskRow
 from taskservice.errors import invalid
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS, open_questions
@@ -93,7 +93,7 @@ def is_conditional(shape: Shape) -> bool:
     return "HTTP_IF_NONE_MATCH" in request.environ and not shape.expand
 
 
-def not_modified(seen: TaskVersion, shape: Shape) -> Response | None:
+def not_modified(seen: TaskRow, shape: Shape) -> Response | None:
     """304 when the caller has this version of a task; else None."""
     headers = _version_headers(seen, shape)
     known = request.environ["HTTP_IF_NONE_MATCH"]
@@ -102,18 +102,18 @@ def not_modified(seen: TaskVersion, shape: Shape) -> Response | None:
     return None
 
 
-def versioned_task(row: TaskRow | TaskAndLines, shape: Shape) -> Response:
+def versioned_task(row: TaskRow, shape: Shape) -> Response:
     """A task with its ETag. A shape with logs needs a row of `logs.get_task`, others take any."""
     if shape.expand:
         return task(row, shape)
     headers = _version_headers(row, shape)
-    lines = logs.lines_in(cast(TaskAndLines, row)) if shape.has_logs else None
+    lines = logs.lines_in(row) if shape.has_logs else None
     if lines is None:
         return task(row, shape, headers=headers)
     return FastResponse(task_json.with_lines(row, shape, lines), 200, headers, content_type=JSON)
 
 
-def _version_headers(seen: TaskVersion, shape: Shape) -> Headers:
+def _version_headers(seen: TaskRow, shape: Shape) -> Headers:
     # Werkzeug would take longer to make them of a dictionary.
     headers = Headers()
     headers.add("ETag", quote_etag(_etag(seen, shape), weak=True))
@@ -121,7 +121,7 @@ def _version_headers(seen: TaskVersion, shape: Shape) -> Headers:
     return headers
 
 
-def _etag(seen: TaskVersion, shape: Shape) -> str:
+def _etag(seen: TaskRow, shape: Shape) -> str:
     if seen.questions == NO_QUESTIONS:
         return f"{seen.version}-{shape.version}"
     # A question expires without a new version.
