@@ -30,7 +30,7 @@ from tests.support.crashing_service import (
 from tests.support.deliveries import addresses, deliveries_of, enqueue_each, enqueue_many
 from tests.support.receiver import Receiver
 from tests.support.service import Service
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 TASKS = int(os.environ.get("CALLBACK_TASKS", "2000"))
 KILLS = int(os.environ.get("CALLBACK_KILLS", "20"))
@@ -242,7 +242,7 @@ def test_each_of_many_due_deliveries_is_posted_by_one_of_three_background_proces
     with ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(working(app))
-        receiver.wait_for(DUE, timeout=DUE / 20)
+        receiver.wait_for(DUE, timeout=PATIENCE_SECONDS + DUE / 20)
         seconds = time.monotonic() - began
         wait_until_all_is_delivered(app)
     assert len({request.headers["webhook-id"] for request in receiver.requests}) == DUE
