@@ -57,14 +57,14 @@ def reading() -> Iterator[Connection]:
     All reads of an API request share one, from `share_reading` to `end_shared_reading`, at the
     latest until the response is sent. Each read for a dashboard page has its own.
     """
-    reads = resources.find(Database).reads
-    if "reading" not in g:
-        with reads.use() as connection:
+    connection = g.get("reading", False)
+    if connection is False:
+        with resources.find(Database).reads.use() as connection:
             yield connection
         return
-    if g.reading is None:
-        g.reading = reads.acquire()
-    yield g.reading
+    if connection is None:
+        connection = g.reading = resources.find(Database).reads.acquire()
+    yield connection
 
 
 def read_all(statement: Any, /, **values: Any) -> Sequence[Any]:

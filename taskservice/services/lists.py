@@ -240,9 +240,14 @@ class TaskList:
         end: Position | None = None
         while True:
             tasks, end = self.page(end, limit, shape)
-            yield from tasks
+            size = 0
+            for part in tasks:
+                size += _size(part)
+                yield part
             if end is None:
                 return
+            if self._is_indexed:
+                limit = types.next_limit(limit, size, TASKS_PER_READ)
 
     def page(
         self, after: Position | None, limit: int, shape: Shape
@@ -257,9 +262,12 @@ class TaskList:
         return self._parts(rows[:limit], shape), last and Position(last.time, str(UUID(last.id)))
 
     def _tasks_at(self, positions: Sequence[Position], shape: Shape) -> Iterator[Sequence[TaskRow]]:
-        for start in range(0, len(positions), TASKS_PER_READ):
-            ids = [position.id for position in positions[start : start + TASKS_PER_READ]]
-            yield from self._parts(self.read(ids, partial(_tasks_at_statement, shape)), shape)
+        start, count = 0, TASKS_PER_READ
+        while ids := [position.id for position in positions[start : start + count]]:
+            rows = self.read(ids, partial(_tasks_at_statement, shape))
+            yield from self._parts(rows, shape)
+            start += len(ids)
+            count = types.next_limit(len(ids), _size(rows), TASKS_PER_READ)
 
     def _parts(self, rows: Sequence[TaskRow], shape: Shape) -> Iterator[Sequence[TaskRow]]:
         """The same tasks; each large one is read again, alone."""
@@ -314,7 +322,7 @@ class TaskList:
     ) -> tuple[list[AnyRow], Position | None]:
         """The rows for few candidates, or for the newest `maximum` tasks, and where these end."""
         candidate_set = self._smallest_set()
-        end = None if candidate_set else self.position(None, maximum)
+        end = None if candidate_set else self.position(None, maximum + 1)
         return self.run(make_statement, None, end, candidate_set), end
 
     def position(self, after: Position | None, number: int) -> Position | None:
@@ -368,6 +376,10 @@ class TaskList:
                     sizes[name], self.values["candidates"] = found.size, found.ids or []
         smallest = min(sizes, key=sizes.__getitem__, default=None)
         return smallest if smallest is not None and sizes[smallest] <= MAX_CANDIDATES else None
+
+
+def _size(rows: Sequence[TaskRow]) -> int:
+    return sum([len(row.json or b"") for row in rows])
 
 
 def ids_with_prefix(caller: Caller, digits: str) -> list[str]:

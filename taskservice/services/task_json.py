@@ -116,10 +116,10 @@ def tasks(parts: Iterable[Sequence[TaskRow]], shape: Shape) -> Iterator[bytes]:
 
 
 def _texts(rows: Sequence[TaskRow], shape: Shape) -> Iterator[Iterable[bytes]]:
-    """The tasks as JSON: all together, with commas between them, or each in pieces."""
+    """The tasks as JSON: several together, with commas between them, or each in pieces."""
     texts = [row.json for row in rows if row.json]
     if len(texts) == len(rows) and not shape.expand:
-        yield [b",".join(texts)]
+        yield from ([b",".join(texts[start : start + 50])] for start in range(0, len(texts), 50))
         return
     embedded = _embedded(rows, shape)
     for row in rows:
