@@ -166,21 +166,15 @@ def _revoke(connection: Connection, which: ColumnElement[bool]) -> int:
 def record_last_uses() -> None:
     """Store when keys, and agents' workers, were last seen in this process, to the minute."""
     keys = auth.take_minutes(auth.key_uses)
-    _store_last_uses(
-        ApiKey.last_used_at,
-        ApiKey.id == bindparam("of_id"),
-        [{"of_id": key, "at": time} for key, time in keys.items()],
-    )
+    of_keys = [{"of_id": key, "at": time} for key, time in keys.items()]
+    _store_last_uses(ApiKey.last_used_at, ApiKey.id == bindparam("of_id"), of_keys)
     workers = auth.take_minutes(auth.worker_claims)
-    _store_last_uses(
-        Agent.worker_seen_at,
-        and_(*this_agent),
-        # In the order in which other transactions lock agents.
-        [
-            {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
-            for (user_id, agent_id), time in sorted(workers.items())
-        ],
-    )
+    # In the order in which other transactions lock agents.
+    of_workers = [
+        {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
+        for (user_id, agent_id), time in sorted(workers.items())
+    ]
+    _store_last_uses(Agent.worker_seen_at, and_(*this_agent), of_workers)
 
 
 def _store_last_uses(column: Any, is_this: ColumnElement[bool], uses: list[dict[str, str]]) -> None:
