@@ -127,9 +127,8 @@ def shrink(seconds: float = JOB_SECONDS) -> bool:
         log = Path(f"{db.engine.url.database}-wal")
         if is_shorter or (log.exists() and log.stat().st_size > LARGE_LOG_BYTES):
             connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_MILLISECONDS}")
-            # Moves the log into the database, and truncates it if no reader uses it. Locked,
-            # because SQLite before 3.51.3 can corrupt a database when another connection writes
-            # at the very end of a checkpoint.
+            # Moves the log into the database, and truncates it if no reader uses it. Locked, since
+            # SQLite before 3.51.3 can corrupt a database that is written as a checkpoint ends.
             with write_lock():
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     finally:

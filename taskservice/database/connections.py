@@ -87,7 +87,6 @@ class Statement(Generic[R]):
     `Connection.execute` takes 25 µs more: each time it computes the key of the compiled statement,
     and creates a context, a result and its rows. Here rows are named tuples. Errors are SQLAlchemy
     errors, and listeners of the event `before_cursor_execute` are called.
-
     An INSERT sets `columns`, with parameters of the same names, in addition to its clause.
     """
 

@@ -2,7 +2,6 @@
 
 # On PostgreSQL it needs the extension pg_trgm, and names have a table of their own: in an index of
 # `tasks`, each append would add all trigrams of the name again, as it writes a new row version.
-#
 # On SQLite maintenance fills it in batches: alone, adding one name takes a third of the time of a
 # request that starts a task; in a batch, a hundredth of that. It covers the tasks up to the row
 # number in `task_names_indexed`. Later tasks, and tasks in `task_names_outdated`, are always

@@ -19,7 +19,6 @@ class BatchingConnection(Connection[Any]):
     """A connection with a time limit, and with `execute_later` for statements without rows.
 
     These are sent together with the next statement, or the commit, which raises their errors.
-
     A statement that takes longer than `statement_seconds` is cancelled, and fails with
     QueryCanceled. If the server does not respond to the cancel request either, the connection is
     closed, and the statement fails with OperationalError. So does one whose connection the server

@@ -25,11 +25,9 @@ class WriterQueue:
     """The queue of all threads and processes that want to write to one SQLite file.
 
     With SQLite's own waiting, a writer sleeps and retries, and others can overtake it for seconds.
-    Here threads wait for a lock, and the process whose turn it is holds a lock on a file.
-
-    Most of a write's time is spent in its commit, which waits for the disk. So a writer leaves its
-    transaction open for the next writer that is already waiting; the last one commits for all of
-    them. Each gets the outcome of this commit. A writer that is alone commits alone.
+    Here threads wait for a lock, and the process whose turn it is holds a lock on a file. A write
+    mostly waits for its commit, so a writer leaves its transaction open for a writer that waits
+    already; the last one commits for all of them, and each gets the outcome of this commit.
 
     While another process keeps the database locked, at most half of the `threads` of this process
     wait for it, so that the others can read.

@@ -34,7 +34,6 @@ def loads(data: bytes, max_containers: int = MAX_CONTAINERS) -> Any:
     """The value of the UTF-8 text `data`.
 
     NUL in a string becomes U+FFFD. A number that Python would round is an `orjson.Fragment`.
-
     Raises NotJson for invalid JSON, NaN, Infinity, duplicate keys, lone surrogates, a byte order
     mark, nesting over 64, or too many objects and arrays, each of which takes some hundred bytes;
     UnsupportedNumber for a number past the range of a double or of more than 1,000 characters.

@@ -8,10 +8,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import NamedTuple
 from urllib.parse import unquote
 
-# Python's own tables differ between versions and miss some networks. Sources: the
-# special-purpose registries of IANA for IPv4 and IPv6
-# (https://www.iana.org/assignments/iana-ipv4-special-registry and -ipv6-), and the
-# documentation of the clouds for their metadata addresses.
+# Python's own tables differ between versions and miss some networks. Sources: IANA's registries of
+# special addresses (https://www.iana.org/assignments/iana-ipv4-special-registry and -ipv6-), and
+# the documentation of the clouds for their metadata addresses.
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -47,8 +46,7 @@ _KINDS = {
         "0.0.0.0/8 192.0.0.0/24 192.31.196.0/24 192.52.193.0/24 192.175.48.0/24 240.0.0.0/4",
         "2001::/23 2620:4f:8000::/48",
     ),
-    # Of IPv6 only 2000::/3 is allocated: all else, such as ::, the IPv4-compatible ::a.b.c.d and
-    # the old site-local fec0::/10, is reserved.
+    # Of IPv6 only 2000::/3 is allocated: all else, such as ::a.b.c.d or fec0::/10, is reserved.
     "external": _networks("0.0.0.0/0 2000::/3"),
 }
 
