@@ -1,7 +1,6 @@
 """JSON-RPC 2.0 and MCP: the message of a request, its errors and its headers."""
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -130,7 +129,7 @@ def _decoded(value: str | None) -> str | None:
         return value
     try:
         return base64.b64decode(match[1], validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:
         # Not a valid name: no name contains NUL.
         return "\0"
 

@@ -243,6 +243,7 @@ WRONG_NAMES = [
     in_base64("other"),
     "=?base64?%%%?=",
     "=?base64?/w==?=",
+    "=?base64?é?=",
 ]
 
 
