@@ -222,13 +222,14 @@ def _outcome_of(response: http.client.HTTPResponse) -> Outcome:
     if 300 <= status < 400:
         sentence += "; redirects are not followed"
     delivered = 200 <= status < 300
-    retry_after = terms.seconds(response.headers.get("Retry-After", ""))
+    asked = "" if delivered else response.headers.get("Retry-After", "")
+    retry_after = terms.seconds(asked) if asked else None
     return Outcome(
         f"{sentence}.",
         delivered,
         permanent=status == HTTPStatus.GONE,
         status_code=status,
-        retry_after=min(retry_after, MAX_RETRY_AFTER) if retry_after and not delivered else None,
+        retry_after=min(retry_after, MAX_RETRY_AFTER) if retry_after else None,
         answer=_beginning(response),
     )
 
