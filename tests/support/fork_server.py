@@ -34,7 +34,7 @@ IMPORTED = [
     *COMMANDS.values(), "alembic.ddl.postgresql", "gunicorn.app.wsgiapp",
     "psycopg", "sqlalchemy.dialects.postgresql.psycopg", "sqlalchemy.dialects.sqlite.pysqlite",
     "taskservice.client", "alembic.command",
-    "taskservice.openapi.document", "taskservice.serving.worker",
+    "taskservice.openapi", "taskservice.serving.worker",
     "taskservice.webhooks.transport",
 ]  # fmt: skip
 # Read once, by the interpreter and the C library as they start, and by gunicorn's import.
