@@ -85,7 +85,7 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
     `expand` there is no ETag, since embedded objects have no version.
     """
     shape = responses.shape(query)
-    read = logs.get_task if shape.has_logs else task_service.get
+    read = logs.get_task if shape.has_logs else task_service.get  # the first reads a small log too
     if not responses.is_conditional(shape):
         task = waiting.until(lambda: read(caller, task_id), _has_ended)
         return responses.versioned_task(task, shape)

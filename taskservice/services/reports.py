@@ -34,8 +34,8 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
     if changes.get("error") is not None and changes.get("status") != terms.ERROR:
         raise invalid({"error": ["Only allowed with the status error."]})
     sent = changes.get("output") or {}
-    # In a transaction other writers would wait for a large merge. So it is done before, and again
-    # if another report has changed the stored output since.
+    # Usually one pass. In a transaction other writers would wait for a large merge: it is done
+    # outside, and again if another report has changed the stored output since.
     size, stored, merged = len(strict_json.dumps(sent)), "", ""
     for merges in count():
         with transaction() as connection:
