@@ -128,8 +128,7 @@ def test_continued_search_finds_each_line_once(
     assert len(whole) > 20
     assert whole == sorted(whole, key=lambda hit: (hit[0], -hit[1]), reverse=True)
     for page_bytes in (10_000, 64):
-        for module in (search, types):
-            monkeypatch.setattr(module, "PAGE_BYTES", page_bytes)
+        monkeypatch.setattr(types, "PAGE_BYTES", page_bytes)
         for limit in (1, 3, 1_000):
             for search_bytes in (1, 700):
                 monkeypatch.setattr(search, "SEARCH_BYTES", search_bytes)
@@ -267,8 +266,7 @@ def test_search_reads_at_most_64_mib_of_uneven_logs(
     monkeypatch.setattr(search, "SEARCH_BYTES", search.SEARCH_BYTES // 1024)
     monkeypatch.setattr(search, "SEARCH_SECONDS", PATIENCE_SECONDS)
     monkeypatch.setattr(logs, "CHUNK_LINES", 1)
-    for module in (search, types):
-        monkeypatch.setattr(module, "PAGE_BYTES", 1024)
+    monkeypatch.setattr(types, "PAGE_BYTES", 1024)
     large, small = ["x" * 63], ["x"]
     strings = [*large * 700, *small * 500, *large * 1_200]
     with_log(alice, *strings)
