@@ -197,7 +197,7 @@ class Position(NamedTuple):
     """The position of one task in a list; a cursor is the position of a page's last task."""
 
     # The task's `created_at`; `finished_at` if the list is sorted by it.
-    moment: str
+    time: str
     id: str
 
 
@@ -354,8 +354,8 @@ class TaskList:
         # A cursor may be one of another list.
         further = min if self._sort == NEWEST_FIRST else max
         after, end = further(after or self._start, self._start), end or self._end
-        values |= {"after_time": after.moment, "after_id": after.id}
-        values |= {"end_time": end.moment, "end_id": end.id}
+        values |= {"after_time": after.time, "after_id": after.id}
+        values |= {"end_time": end.time, "end_id": end.id}
         statement = make_statement(Scan(self.filters, self._sort, candidate_set))
         return list(read_all(statement, **self.values, **values))
 
