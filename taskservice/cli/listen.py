@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
+from http.cookiejar import DefaultCookiePolicy
 from http.server import BaseHTTPRequestHandler
 from itertools import accumulate
 from socketserver import TCPServer
@@ -36,6 +37,11 @@ OVERLAP = timedelta(seconds=60)
 # Seconds after each failure until the same webhook is posted again.
 RETRY_DELAYS = (1, 2, 5, 10, 30, 60)
 ATTEMPT_SECONDS = 10.0
+_HEADERS = {
+    "Content-Type": "application/json",
+    "User-Agent": "taskservice",
+    "Connection": "close",
+}
 # The command reached the service at its start, so other programs' responses come from a proxy.
 _UNAVAILABLE = (*RETRYABLE, NotTheService)
 _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
@@ -170,6 +176,12 @@ class Forwarder:
 
     def __init__(self, client: Client, url: str) -> None:
         self._client, self._url = client, url
+        # One for all: Python loses a signal that arrives while a session is being finalized.
+        self._session = requests.Session()
+        # Like the service: without the proxies and passwords of the environment, and cookies.
+        self._session.trust_env = False
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._session.headers.update(_HEADERS)
         response = client.connection.call("GET", "/user", USER)
         # The clock of this machine can differ, and a proxy can have removed or damaged the header.
         self._since = terms.http_date(response.headers.get("Date", "")) or datetime.now(UTC)
@@ -214,12 +226,22 @@ class Forwarder:
             del self._due[webhook_id]
             return
         headers = signing.sign([_secret(self._client)], webhook_id, int(time.time()), text)
-        result = _send(self._url, headers, text)
+        result = self._send(headers, text)
         print_line(f"{task_id} {task.name}: {result}")
         del self._due[webhook_id]
         if not result.startswith("2") and failures < len(RETRY_DELAYS):
             retry_at = time.monotonic() + RETRY_DELAYS[failures]
             self._due[webhook_id] = (retry_at, failures + 1, task_id)
+
+    def _send(self, headers: Mapping[str, str], text: bytes) -> str:
+        """The receiver's response, or why there was none."""
+        try:
+            response = self._session.post(
+                self._url, text, headers=headers, timeout=ATTEMPT_SECONDS, allow_redirects=False
+            )
+        except requests.RequestException as error:
+            return type(error).__name__
+        return f"{response.status_code} {response.reason}".rstrip()
 
 
 def _webhook_body(task: Mapping[str, Any], lines: Sequence[str]) -> bytes:
@@ -232,19 +254,3 @@ def _webhook_body(task: Mapping[str, Any], lines: Sequence[str]) -> bytes:
     position = list(task).index("input") + 1
     body = dict(members[:position]) | log | dict(members[position:]) | log
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _send(url: str, headers: Mapping[str, str], text: bytes) -> str:
-    """The receiver's response, or why there was none."""
-    own = {"Content-Type": "application/json", "User-Agent": "taskservice"}
-    with requests.Session() as session:
-        # Like the service: without the proxies and passwords of the environment.
-        session.trust_env = False
-        try:
-            response = session.post(
-                url, data=text, headers={**own, **headers},
-                timeout=ATTEMPT_SECONDS, allow_redirects=False,
-            )  # fmt: skip
-        except requests.RequestException as error:
-            return type(error).__name__
-    return f"{response.status_code} {response.reason}".rstrip()

@@ -124,7 +124,7 @@ def test_receiver_that_fails_gets_the_same_webhook_again(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     with Receiver() as local, listening(machine, local.url) as process:
-        local.answer = play.answer(500)
+        local.answer = play.answer(500, {"Set-Cookie": "a=b"})
         failing = remote_alice.start(name="failing")
         finish(remote_alice, failing)
         local.wait_for(1, 20)
@@ -139,6 +139,7 @@ def test_receiver_that_fails_gets_the_same_webhook_again(
     assert len(repeats) == 2
     assert repeats[0].headers["webhook-id"] == repeats[1].headers["webhook-id"]
     assert repeats[0].body == repeats[1].body
+    assert not any("cookie" in request.headers for request in requests)
 
 
 def test_listener_survives_a_restart_of_the_service(tmp_path: Path) -> None:
