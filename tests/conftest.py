@@ -1,5 +1,6 @@
 """Fixtures: the service on both databases, its people, and a receiver for callbacks."""
 
+import gc
 import shutil
 import signal
 from collections import Counter
@@ -198,6 +199,11 @@ def trusted(
     transport.tls_context.cache_clear()
     yield
     transport.tls_context.cache_clear()
+
+
+def pytest_collection_finish() -> None:
+    # What was collected stays until the end: the collections of garbage need not look at it.
+    gc.freeze()
 
 
 def pytest_sessionfinish() -> None:
