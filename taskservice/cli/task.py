@@ -20,8 +20,8 @@ from taskservice.cli.service_client import (
     service_client,
 )
 from taskservice.client import PAGE_TASKS, Client, NotFound, Refused, Task
-from taskservice.client.responses import FOUND, NEW_LINES, SHORT_FIELDS
-from taskservice.client.task import Line, pages, path_to
+from taskservice.client.responses import FOUND, NEW_LINES
+from taskservice.client.task import SHORT_FIELDS, Line, pages, path_to
 from taskservice.terminal import exit_with_error, notice, print_json, print_line, print_log_line
 
 # How many tasks the table of `list` contains by default.

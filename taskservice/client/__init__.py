@@ -12,7 +12,6 @@ from uuid import uuid4
 from taskservice.client.http import PATIENCE_SECONDS, REPEAT_SECONDS, WAIT_SECONDS, Connection
 from taskservice.client.responses import (
     AGENT,
-    SHORT_FIELDS,
     BadRequest,
     Conflict,
     Expected,
@@ -41,6 +40,7 @@ from taskservice.client.responses import (
 )
 from taskservice.client.sender import Sender, heartbeat_for
 from taskservice.client.task import (
+    SHORT_FIELDS,
     Failure,
     Line,
     Question,

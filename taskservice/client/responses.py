@@ -1,4 +1,4 @@
-"""Checks the responses of the service, and names the fields of a task that the client reads."""
+"""Checks the responses of the service, and raises what it refused as errors."""
 
 import json
 from collections.abc import Mapping
@@ -167,13 +167,6 @@ def _text(messages: Any) -> str:
 
 
 JSON = "application/json"
-
-# All but the log, which can be long.
-SHORT_FIELDS = (
-    "id,name,agentId,userId,createdAt,updatedAt,claimedAt,finishedAt,firstLog,logCount,input,output,"
-    "status,error,progress,labels,questions,startedBy,endedBy,note,parentId,rerunOf,callback"
-)
-
 
 T = TypeVar("T")
 

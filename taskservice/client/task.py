@@ -18,11 +18,15 @@ from weakref import WeakValueDictionary
 from taskservice import terms
 from taskservice.client import responses, sender, spool
 from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
-from taskservice.client.responses import SHORT_FIELDS, Expected, Object, T, TaskServiceError
+from taskservice.client.responses import Expected, Object, T, TaskServiceError
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, HEARTBEAT_SECONDS, Outbox
 from taskservice.terms import ErrorType, Status
 
-# Responses contain tasks without their logs, which can be long.
+# The fields of a task that the client reads: all but the log, which can be long.
+SHORT_FIELDS = (
+    "id,name,agentId,userId,createdAt,updatedAt,claimedAt,finishedAt,firstLog,logCount,input,output,"
+    "status,error,progress,labels,questions,startedBy,endedBy,note,parentId,rerunOf,callback"
+)
 SHORT = {"fields": SHORT_FIELDS}
 SHORT_TASK = Object(SHORT_FIELDS)
 STARTED = Object(SHORT_FIELDS, (201,))

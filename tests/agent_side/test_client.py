@@ -37,7 +37,7 @@ from taskservice.client import (
     Unreachable,
     responses,
 )
-from taskservice.client.responses import SHORT_FIELDS
+from taskservice.client.task import SHORT_FIELDS
 from taskservice.schemas.tasks import TASK_FIELDS
 from tests.support import receiver as play
 from tests.support import service_answers as played

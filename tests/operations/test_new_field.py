@@ -43,7 +43,7 @@ EDITS = {
         '    labels = fields.labels("Labels to set;',
         '    host = fields.text("Its machine.", "one", allow_none=True, validate=Length(max=9))',
     ),
-    "client/responses.py": (
+    "client/task.py": (
         '    "status,error,progress,',
         '    "host,"',
     ),

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from itertools import count
 from typing import Any
 
-from taskservice.client.responses import SHORT_FIELDS
+from taskservice.client.task import SHORT_FIELDS
 from taskservice.schemas.tasks import task_schema
 from tests.support import receiver as play
 from tests.support.api_client import RemoteClient
