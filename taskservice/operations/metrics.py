@@ -1,4 +1,4 @@
-"""Counts requests in memory that all workers share, and writes the Prometheus text format."""
+"""Prometheus metrics: requests are counted here, in shared memory; `health` asks the database."""
 
 import mmap
 import sys

@@ -72,7 +72,7 @@ class TaskSchema(fields.RowSchema):
         "The lines of the log, in order of arrival.",
         ["Synopsis: Running"],
         items=String(),
-        # A row has only their size.
+        # Most rows have only their size.
         attribute="log_bytes",
     )
     firstLog = fields.integer(

@@ -97,17 +97,17 @@ def first_attempt(leased: deliveries.Leased | None) -> str:
     return _leave_to_loop(leased)
 
 
-def until_stop(send: Callable[[Interrupt], T]) -> T | None:
-    """The result of `send`; None if the process stops first: then nothing more is sent."""
+def until_stop(attempt: Callable[[Interrupt], T]) -> T | None:
+    """The result of `attempt`; None if the process stops first: then nothing more is sent."""
     interrupt = Interrupt()
     # A look-up or a connect cannot be interrupted, only abandoned: so the attempt has a thread
     # of its own, in the context of this request.
-    run = partial(copy_context().run, send, interrupt)
+    run = partial(copy_context().run, attempt, interrupt)
     try:
         result = resources.start_future("first attempt", run)
     except RuntimeError:
         # The machine has no more threads.
-        return send(interrupt)
+        return attempt(interrupt)
     while not resources.stopping.is_set() and not wait([result], STOP_CHECK_SECONDS).done:
         pass
     if not wait([result], STOP_SECONDS).done:

@@ -40,7 +40,7 @@ from taskservice.schemas.tasks import TASK_COLUMNS, TaskError, TaskSchema
 from taskservice.services.logs import TEXT_OF_LOG
 from taskservice.services.questions import can_be_answered
 from taskservice.services.task_json import Shape
-from taskservice.services.tasks import with_log
+from taskservice.services.tasks import with_log_id
 from taskservice.terms import ERROR_TYPES, FAILED, MAX_LABELS, PENDING, RUNNING, SORTS, STATUSES
 
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
@@ -547,7 +547,7 @@ def _large_task_statement(shape: Shape, filters: Filters) -> Statement[TaskRow]:
     # Without the texts, of up to a megabyte, that this shape leaves out.
     left_out = {"input", "output"} - shape.schema.columns.keys()
     columns = [column for column in TASK_COLUMNS if column.key not in left_out]
-    return Statement(with_log([*columns, null().label("json")]).where(*still_match(filters)))
+    return Statement(with_log_id([*columns, null().label("json")]).where(*still_match(filters)))
 
 
 @lru_cache(maxsize=STATEMENTS)

@@ -50,7 +50,7 @@ TEXT_OF_LOG = types.joined_by_line_feed(_CHUNKS_OF_TASK.c.text)
 _IS_SMALL = Task.log_bytes <= literal_column(str(SMALL_LOG))
 _SMALL_LOG_TEXT = case((_IS_SMALL, select(TEXT_OF_LOG).scalar_subquery())).label("lines")
 _TASK_AND_LINES = Statement[TaskRow](
-    tasks.with_log((*TASK_COLUMNS, _SMALL_LOG_TEXT)).where(tasks.is_this_task)
+    tasks.with_log_id((*TASK_COLUMNS, _SMALL_LOG_TEXT)).where(tasks.is_this_task)
 )
 
 

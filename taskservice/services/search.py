@@ -189,7 +189,7 @@ def _parts_of(tasks: TaskList, positions: Sequence[Position], line: int = 0) -> 
 @lru_cache(maxsize=lists.STATEMENTS)
 def _tasks_statement(filters: Filters) -> Statement[Any]:
     columns = (Task.id, Task.name, Task.agent_id, Task.status, Task.first_log, Task.log_bytes)
-    found = tasks.with_log([*columns, Task.log_count, Task.created_at])
+    found = tasks.with_log_id([*columns, Task.log_count, Task.created_at])
     return Statement(found.where(*lists.still_match(filters)))
 
 
@@ -278,7 +278,7 @@ _end = select(Task.finished_at).where(*_earlier).order_by(Task.finished_at.desc(
 _nth_end = _end.offset(bindparam("skipped")).scalar_subquery()
 _is_near = Task.finished_at >= func.coalesce(_nth_end, literal(clock.EARLIEST, Timestamp()))
 _LAST_GOOD = Statement[TaskRow](
-    tasks.tasks_with_log.where(*_earlier, _is_near, lists.unindexed([Task.status == COMPLETE]))
+    tasks.tasks_with_log_id.where(*_earlier, _is_near, lists.unindexed([Task.status == COMPLETE]))
     .order_by(Task.finished_at.desc())
     .limit(1)
 )

@@ -39,17 +39,17 @@ from taskservice.terms import IDEMPOTENCY_KEY_REUSED, RUNNING, TASK_FINISHED
 from taskservice.webhooks.destinations import check_url
 
 
-def with_log(columns: Iterable[Any]) -> AnySelect:
+def with_log_id(columns: Iterable[Any]) -> AnySelect:
     statement: AnySelect = select(*columns, Log.id.label("log_id"))
     return statement.outerjoin(Log, Log.task_id == Task.id)
 
 
-tasks_with_log = with_log(TASK_COLUMNS)
+tasks_with_log_id = with_log_id(TASK_COLUMNS)
 is_this_task: ColumnElement[bool] = and_(Task.id == bindparam("task_id"), visible_tasks)
-select_task = tasks_with_log.where(is_this_task)
+select_task = tasks_with_log_id.where(is_this_task)
 _SELECT_TASK = Statement[TaskRow](select_task)
 _VERSION = Statement[TaskRow](select(Task.version, Task.status, Task.questions).where(is_this_task))
-_TASK_BY_ID = Statement[TaskRow](tasks_with_log.where(Task.id == bindparam("task_id")))
+_TASK_BY_ID = Statement[TaskRow](tasks_with_log_id.where(Task.id == bindparam("task_id")))
 _RELATIVES = select(Task.id, Task.name, Task.agent_id, Task.status, Task.error_type).add_columns(
     Task.created_at, Task.claimed_at, Task.finished_at
 )
@@ -205,7 +205,7 @@ _AGENT = Statement[Any](
         visible_agents, Agent.id == bindparam("agent_id")
     )
 )
-_WITH_KEY = tasks_with_log.add_columns(Task.idempotency_digest).where(
+_WITH_KEY = tasks_with_log_id.add_columns(Task.idempotency_digest).where(
     Task.user_id == bindparam("user_id"), Task.idempotency_key == bindparam("idempotency_key")
 )
 _PARENT = Statement[Any](

@@ -42,7 +42,7 @@ _delivery_schema = DeliverySchema(exclude=("attempts",))
 TASKS_PER_READ = 1_000  # each is then read alone
 _of_task = bindparam("task_id", type_=Identifier)
 _TASK = Statement[Any](
-    tasks.tasks_with_log.add_columns(
+    tasks.tasks_with_log_id.add_columns(
         Task.timeout, Task.default_writer_seq, Task.idempotency_key, Task.idempotency_digest
     ).where(Task.id == _of_task)
 )
