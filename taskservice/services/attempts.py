@@ -147,8 +147,11 @@ def attempt_delivery(leased: deliveries.Leased, interrupt: Interrupt) -> str:
 def _send(leased: deliveries.Leased, interrupt: Interrupt) -> Outcome:
     """The outcome of one POST; an unexpected error counts, or it would be repeated forever."""
     try:
-        confirm = partial(deliveries.require_lease, leased)
-        return send(_message_of(leased), interrupt, confirm)
+        if leased.hook_id is None:
+            message = webhook_of(_task(leased.task_id), leased)
+        else:
+            message = _message_to_hook(leased)
+        return send(message, interrupt, partial(deliveries.require_lease, leased))
     except (SQLAlchemyError, Interrupted, deliveries.LeaseLost):
         raise  # these errors are not the receiver's
     except Exception:
@@ -205,10 +208,8 @@ def webhook_of(task: TaskRow, delivery: Any) -> Message:
     return Message(delivery.callback_url, body, id=delivery.id, secrets=secrets)
 
 
-def _message_of(leased: deliveries.Leased) -> Message:
-    """The message of a delivery that is sent now. Raises LeaseLost if it was deleted."""
-    if leased.hook_id is None:
-        return webhook_of(_task(leased.task_id), leased)
+def _message_to_hook(leased: deliveries.Leased) -> Message:
+    """The message of a delivery to a hook. Raises LeaseLost if the hook or the task was deleted."""
     is_told: ColumnElement[bool] = Event.id == leased.event_id
     if leased.is_shared:
         held = deliveries.held(leased)

@@ -42,11 +42,11 @@ def until(read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: boo
     # An invalid preference is ignored. Python refuses to read a number of thousands of digits.
     wait = _WAIT.search(request.environ.get("HTTP_PREFER", ""))
     seconds = min(int(wait[1].lstrip("0")[:9] or 0), MAX_SECONDS) if wait else 0
+    if not seconds:
+        return read()
     result, has_waited = within(seconds, read, is_enough, by_time=by_time)
-    header = {}
-    if has_waited:
-        header = {"Preference-Applied": f"wait={seconds}"}
-    elif seconds and not is_enough(result):
+    header = {"Preference-Applied": f"wait={seconds}"} if has_waited else {}
+    if not (has_waited or is_enough(result)):
         header = {"Retry-After": str(RETRY_SECONDS)}
 
     def add_header(response: Response) -> Response:
