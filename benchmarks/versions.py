@@ -2,7 +2,7 @@
 
 Both serve at the same time on one processor, and each path is measured in ROUNDS turns, because a
 machine that is faster for a minute must not favour one of them. The processor time of a request is
-the steadier figure where other programs use the machine too.
+the steadier figure where other programs use the machine too. At the end, both start in turns.
 """
 
 import os
@@ -62,6 +62,18 @@ def main(other: Path) -> None:
             print(f"{'path':20}{'other, ms':>12}{'this, ms':>12}{'ratio':>8}{'requests':>10}")
             for path in wanted[0]:
                 compare(path, servers, [each[path] for each in wanted])
+        compare_starts(servers)
+
+
+def compare_starts(servers: list[Server]) -> None:
+    """Start them in turns, and print the seconds until the first answer."""
+    seconds: list[list[float]] = [[], []]
+    for turn in range(ROUNDS * 2):
+        for which in (0, 1) if turn % 2 else (1, 0):
+            seconds[which].append(servers[which].start())
+            servers[which].stop()
+    this, other = map(median, seconds)
+    print(f"{'start, s':20}{other:12.3f}{this:12.3f}{other / this:8.2f}")
 
 
 def compare(path: str, servers: list[Server], requests: list[list[bytes]]) -> None:
