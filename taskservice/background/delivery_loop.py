@@ -89,7 +89,7 @@ class DeliveryLoop(threading.Thread):
     def _start_attempt(self, leased: Leased) -> None:
         """Raises RuntimeError without a thread: it is due again when its lease runs out."""
         interrupt, started = Interrupt(), time.monotonic()
-        result = resources.start_future("sender", partial(self._send, leased, interrupt))
+        result = resources.start_future("attempt", partial(self._send, leased, interrupt))
         self._running.append(_RunningAttempt(leased, interrupt, started, result))
         result.add_done_callback(lambda _: self._due.set())
 

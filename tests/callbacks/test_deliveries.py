@@ -194,8 +194,8 @@ def test_task_that_is_deleted_between_claim_and_post_is_not_posted(
     leases: list[Any] = []
 
     def delete_first(statement: str, _: Any) -> None:
-        is_sender = threading.current_thread().name == "sender"
-        if is_sender and "FROM tasks" in statement and not leases:
+        is_attempt = threading.current_thread().name == "attempt"
+        if is_attempt and "FROM tasks" in statement and not leases:
             leases.extend(columns(app, "lease"))
             with ThreadPoolExecutor(1) as pool:
                 person = ApiClient(app, alice.name, alice.key)

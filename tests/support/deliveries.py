@@ -83,7 +83,7 @@ def _stop(loop: DeliveryLoop) -> None:
     assert not loop.is_alive()
     # Those that have been given up may still be at it, and use the database.
     for thread in threading.enumerate():
-        if thread.name == "sender":
+        if thread.name == "attempt":
             thread.join(PATIENCE_SECONDS)
 
 
