@@ -202,7 +202,7 @@ def trusted(
 
 
 def pytest_collection_finish() -> None:
-    # What was collected stays until the end: the collections of garbage need not look at it.
+    # The tests stay until the end, so the garbage collector need not look at them each time.
     gc.freeze()
 
 

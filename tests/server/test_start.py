@@ -52,7 +52,6 @@ def test_start_migrates_a_new_database(service: TracedService) -> None:
 def test_garbage_is_collected_again_when_a_command_is_loaded() -> None:
     main.get_command(click.Context(main), "serve")
     assert gc.isenabled()
-    gc.unfreeze()
 
 
 def test_processes_that_start_concurrently_make_one_private_secret_key(
