@@ -639,7 +639,8 @@ def test_search_among_many_tasks_says_how_far_it_came(
         alice.start(name=name)
     text = browser.get("/?q=oldest").text
     assert "No task on this page matches the filters." in text
-    assert "Searched until" in text
+    assert "Searched back to the tasks of" in text
+    assert "Searched up to the tasks of" in browser.get("/?q=last&sort=createdAt").text
     assert "At least <b>0 tasks</b> started" in text
     assert set(tabs(text).values()) == {"0+"}
     (further,) = re.findall(r'href="\?([^"]+)" rel="next">Continue searching', text)
