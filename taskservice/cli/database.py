@@ -22,6 +22,7 @@ from taskservice.database.transactions import database_time
 from taskservice.operations import database_check
 from taskservice.operations.backup import backup, restore
 from taskservice.operations.database_copy import copy
+from taskservice.quantities import plural
 from taskservice.schemas.fields import in_utc
 from taskservice.services import transfer
 from taskservice.services.transfer import InvalidExport, import_from
@@ -232,8 +233,8 @@ def import_command(as_json: bool) -> None:
         except (InvalidExport, OSError) as error:
             exit_with_error(f"Nothing was imported: {error}")
     sentence = (
-        f"{imported.tasks:,} tasks imported, {imported.existing_tasks:,} already existed; "
-        f"{len(imported.users):,} users and {imported.agents:,} agents added"
+        f"{plural(imported.tasks, 'task')} imported, {imported.existing_tasks:,} already existed; "
+        f"{plural(len(imported.users), 'user')} and {plural(imported.agents, 'agent')} added"
     )
     print_json(asdict(imported)) if as_json else print_line(sentence)
     for name in imported.users:

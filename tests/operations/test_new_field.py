@@ -133,7 +133,7 @@ def test_new_field_is_everywhere_when_the_recipe_is_followed(tmp_path: Path) -> 
     # An export from before the field, into the new version; and one with it, into the old.
     again = environment(tmp_path / "again") | new
     run(again, "db", "upgrade")
-    assert "1 tasks imported" in run(again, "import", stdin=before)
+    assert "1 task imported" in run(again, "import", stdin=before)
     assert '"host":null' in run(again, "export")
     run(old, "db", "upgrade")
     assert "2 tasks imported" in run(old, "import", stdin=exported)
