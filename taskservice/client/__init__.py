@@ -291,10 +291,7 @@ class Client:
     """
 
     def __init__(
-        self,
-        url: str | None = None,
-        apikey: str | None = None,
-        patience: float = PATIENCE_SECONDS,
+        self, url: str | None = None, apikey: str | None = None, patience: float = PATIENCE_SECONDS
     ) -> None:
         self.connection = Connection(url, apikey, patience)
 

@@ -160,9 +160,7 @@ def _send(leased: deliveries.Leased, interrupt: Interrupt) -> Outcome:
 
 
 def send(
-    message: Message,
-    interrupt: Interrupt | None = None,
-    confirm: Callable[[], None] = lambda: None,
+    message: Message, interrupt: Interrupt | None = None, confirm: Callable[[], None] = lambda: None
 ) -> Outcome:
     """Send a message with the service's settings; raises what `transport.post_once` raises."""
     # Imported where they are needed: `requests` takes a tenth of the time of a start to load.

@@ -25,10 +25,7 @@ from taskservice.schemas import strict_json
 KEPT_SECONDS = 7 * 86_400.0
 BATCH = 200  # events that one transaction deletes
 
-this_agent = (
-    Agent.user_id == bindparam("of_user_id"),
-    Agent.id == bindparam("of_agent_id"),
-)
+this_agent = (Agent.user_id == bindparam("of_user_id"), Agent.id == bindparam("of_agent_id"))
 _STATE = Statement[AnyRow](select(Agent.state, Agent.state_since).where(*this_agent))
 # On PostgreSQL, completions of an agent share a lock, which a failure has alone: otherwise a
 # completion would not see a failure that is not committed yet.

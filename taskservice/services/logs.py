@@ -346,10 +346,7 @@ _ADD_LINES = Statement[AnyRow](
 _ADD_TO_WRITER = Statement[Any](
     update(LogWriter)
     # Not `writer`: SQLAlchemy reserves the names of columns for the values that an UPDATE sets.
-    .where(
-        LogWriter.task_id == bindparam("of_task_id"),
-        LogWriter.writer == bindparam("of_writer"),
-    )
+    .where(LogWriter.task_id == bindparam("of_task_id"), LogWriter.writer == bindparam("of_writer"))
     .values(seq=LogWriter.seq + bindparam("lines"))
     .returning(LogWriter.seq)
 )
