@@ -4,14 +4,17 @@ import os
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
-from flask import Flask, Response
+from flask import Flask, Response, url_for
+from werkzeug.routing import rules
 
 import taskservice
 from taskservice.config import Config
 from taskservice.database import engine, migrations
 from tests.support.api_client import ApiClient
+from tests.support.apps import new_app
 from tests.support.marks import one_database
 
 
@@ -73,3 +76,20 @@ def test_bug_reaches_the_debugger_and_tests(
     assert app.test_client().get("/api/v1/user").status_code == 401
     app.config["PROPAGATE_EXCEPTIONS"] = False
     assert app.test_client().get(path).status_code == 500
+
+
+@one_database
+def test_rule_compiles_how_to_build_its_urls_when_it_builds_the_first(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+
+    def note(code: Any, *arguments: Any) -> Any:
+        compiled.append(code)
+        return compile(code, *arguments)
+
+    monkeypatch.setattr(rules, "compile", note, raising=False)
+    with new_app(config) as app, app.test_request_context():
+        assert compiled == []
+        urls = [url_for("dashboard.tasks.show", task_id=each, line=3) for each in ("a", "b")]
+        assert (urls, len(compiled)) == (["/tasks/a?line=3", "/tasks/b?line=3"], 1)
