@@ -33,17 +33,10 @@ def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service
         yield service
 
 
-@pytest.fixture(scope="module")
-def owner(shared_service: Service) -> RemoteClient:
-    return shared_service.add_user()
-
-
 @pytest.fixture
-def remote_alice(owner: RemoteClient) -> RemoteClient:
-    """A user without any tasks."""
-    for task in owner.request("GET", "/task?fields=id").json():
-        owner.request("DELETE", f"/task/{task['id']}").raise_for_status()
-    return owner
+def remote_alice(shared_service: Service) -> RemoteClient:
+    """A new user in each test, so that none finds what an earlier one has left."""
+    return shared_service.add_user()
 
 
 @pytest.fixture

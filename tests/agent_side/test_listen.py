@@ -11,7 +11,6 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-import pytest
 import requests
 from standardwebhooks import Webhook
 
@@ -23,24 +22,6 @@ from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import Received, Receiver
 from tests.support.service import Service, free_port
 from tests.support.service_answers import losing
-
-
-@pytest.fixture(scope="module")
-def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One for all tests here."""
-    with Service(tmp_path_factory.mktemp("listen") / "data") as service:
-        yield service
-
-
-@pytest.fixture
-def remote_alice(shared_service: Service) -> RemoteClient:
-    """A user without any tasks; the service tells its time by the second."""
-    return shared_service.add_user()
-
-
-@pytest.fixture
-def machine(remote_alice: RemoteClient, tmp_path: Path) -> AgentMachine:
-    return machine_of(remote_alice, tmp_path / "home")
 
 
 @contextmanager

@@ -235,6 +235,7 @@ def test_start_prints_the_id_of_a_task_that_waits(
 def test_start_takes_its_input_from_a_file_or_stdin(
     remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path
 ) -> None:
+    remote_alice.request("PUT", "/agent/one", json={}).raise_for_status()
     (tmp_path / "input.json").write_text('{"from": "a file", "exact": 12345678901234567890}')
     with open(tmp_path / "input.json") as file:
         options: tuple[tuple[str, dict[str, object]], ...] = (
