@@ -192,6 +192,11 @@ function applyFilters() {
 }
 
 search?.addEventListener("change", applyFilters);
+// A press on the button to another page leaves the focus in the field: otherwise the filters would
+// apply and move the button away before it is released.
+search?.addEventListener("mousedown", (event) => {
+  if (event.target.hasAttribute("formaction")) event.preventDefault();
+});
 search?.addEventListener("submit", (event) => {
   if (event.submitter?.hasAttribute("formaction")) return;
   event.preventDefault();
