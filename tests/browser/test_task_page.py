@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from flask import Flask
@@ -35,16 +36,16 @@ TRACEBACK = [
 
 @dataclass
 class Site:
-    """A service in use, and an app of this process on its data."""
+    """A service in use, an app of this process on its data, and a user."""
 
     url: str
     app: Flask
     alice: ApiClient
-    receiver: Receiver
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Flask]]:
+    """One service for all tests of this module, and the app."""
     data = tmp_path_factory.mktemp("site") / "data"
     config = Config(
         DATA=data,
@@ -52,12 +53,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         CALLBACK_ALLOWED=Destinations.parse("loopback"),
     ).completed()
     with ExitStack() as stack:
-        receiver = stack.enter_context(Receiver())
         app = create_app(config)
         stack.callback(dispose, app)
-        alice = add_user(app, "alice")
-        service = stack.enter_context(Service(data))
-        yield Site(service.url, app, alice, receiver)
+        yield stack.enter_context(Service(data)).url, app
+
+
+@pytest.fixture
+def site(served: tuple[str, Flask]) -> Site:
+    """With a new user in each test, so that none finds what an earlier one has left."""
+    return Site(*served, add_user(served[1], f"alice {uuid4()}"))
 
 
 @pytest.fixture
@@ -408,10 +412,10 @@ def test_output_is_shown_as_it_is_read(visitor: Visitor, site: Site) -> None:
 
 
 def test_tables_answers_and_code_keep_the_rules_of_accessibility(
-    visitor: Visitor, site: Site
+    visitor: Visitor, site: Site, receiver: Receiver
 ) -> None:
-    site.receiver.answer = answer(503, body=b"The queue is full\n" * 50)
-    task = start(site, name="Answered", callback=site.receiver.url)
+    receiver.answer = answer(503, body=b"The queue is full\n" * 50)
+    task = start(site, name="Answered", callback=receiver.url)
     rows = [{"name": f"row {n}", "text": "long " * 20} for n in range(3)]
     tables = "| a | b |\n|---|---|\n| 1 | 2 |\n"
     text = f"### Third\n\n{tables}\n# First\n\n{tables}\n```\n{'code ' * 99}\n```\n\n#### Fourth"
@@ -419,7 +423,7 @@ def test_tables_answers_and_code_keep_the_rules_of_accessibility(
     site.alice.report(task, status="complete", output=output)
     expect(open_task(visitor, task).locator(".attempts pre")).to_have_count(1)
     site.alice.post(f"/task/{task['id']}/deliveries")
-    site.receiver.wait_for(2)
+    receiver.wait_for(2)
     page = visitor.page
     expect(page.locator(".attempts pre")).to_have_count(2)
     check_accessible(page)
