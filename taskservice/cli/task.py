@@ -26,8 +26,8 @@ from taskservice.terminal import exit_with_error, notice, print_json, print_line
 
 # How many tasks the table of `list` contains by default.
 ROWS = 20
-# How long `follow` retries while the service is unavailable.
-FOLLOW_PATIENCE_SECONDS = 60.0
+# How long `follow` and each part of a `grep` are retried while the service is busy or unavailable.
+LONG_PATIENCE_SECONDS = 60.0
 # The exit codes of `follow`, by the type of error; click uses 2 for wrong arguments.
 OUTCOMES = {terms.FAILED: 1, terms.CANCELLED: 3, terms.TIMEOUT: 4}
 DELETED = 5
@@ -371,7 +371,7 @@ class _Lines(NamedTuple):
 
 def _follow(task_id: str, shown: _Lines) -> NoReturn:
     # The service restarts in less time.
-    with service_client(FOLLOW_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
+    with service_client(LONG_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
         try:
             task = client.task(find_task_id(client, task_id, DELETED))
         except NotFound as error:
@@ -412,8 +412,7 @@ def grep_command(
     query["limit"] = str(min(limit or terms.MAX_LIMIT, terms.MAX_LIMIT))
     query["label"] = [f"{key}:{value}" for key, value in (query.pop("labels") or {}).items()]
     is_found = False
-    # Each part of the search is retried for a minute while the service is busy or unavailable.
-    with service_client(60.0, failure=UNAVAILABLE) as client:
+    with service_client(LONG_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
         if agent is not None:
             query["agentId"] = find_agent_id(client, agent)
         for hit in islice(_hits(client, query, failed), limit):

@@ -26,7 +26,7 @@ GIVE_UP_SOON = """
 from taskservice.cli import service_client, task
 from taskservice.runner import run
 
-service_client.PATIENCE_SECONDS = task.FOLLOW_PATIENCE_SECONDS = 0.3
+service_client.PATIENCE_SECONDS = task.LONG_PATIENCE_SECONDS = 0.3
 run.START_SECONDS = run.MIN_SILENCE_SECONDS = 0.3
 """
 
