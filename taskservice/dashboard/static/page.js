@@ -192,11 +192,6 @@ function applyFilters() {
 }
 
 search?.addEventListener("change", applyFilters);
-// A press on the button to another page leaves the focus in the field: otherwise the filters would
-// apply and move the button away before it is released.
-search?.addEventListener("mousedown", (event) => {
-  if (event.target.hasAttribute("formaction")) event.preventDefault();
-});
 search?.addEventListener("submit", (event) => {
   if (event.submitter?.hasAttribute("formaction")) return;
   event.preventDefault();
@@ -302,6 +297,20 @@ addEventListener("beforeunload", () => {
 });
 const isLeaving = () => performance.now() - leftAt < LEAVING_MS;
 
+// While a link or button is pressed, the page stays as it is: the click on one that is replaced or
+// moved meanwhile would be lost.
+let release = () => {};
+let released = Promise.resolve();
+addEventListener("pointerdown", ({ button, target }) => {
+  if (button !== 0 || !target.closest?.("a, button, summary, [type=checkbox]")) return;
+  release();
+  released = new Promise((resolve) => (release = resolve));
+});
+for (const type of ["pointerup", "pointercancel", "contextmenu"]) {
+  // The click comes right after it.
+  addEventListener(type, () => setTimeout(release));
+}
+
 // Fetches this page again; returns "same", "changed", "unreachable" or "gone".
 export async function refresh() {
   if (isGone) return "gone";
@@ -311,6 +320,7 @@ export async function refresh() {
   try {
     response = await fetch(address, { headers, redirect: "manual", cache: "no-store" });
     body = await response.text();
+    await released;
   } catch {
     if (isLeaving()) return "same";
     showNotice("The service can’t be reached. Trying again…");
