@@ -219,7 +219,7 @@ def test_search_box_leads_to_a_task_and_to_lines_of_logs(
     page.get_by_label("Name").fill("DISK")
     page.get_by_role("button", name="In logs").hover()
     # The button has its place until it is released, though the filter applies.
-    with page.expect_response(lambda response: "q=DISK" in response.url and response.text()):
+    with page.expect_response(lambda response: "q=DISK" in response.url and response.text() != ""):
         page.mouse.down()
     page.mouse.up()
     page.get_by_role("heading", name="Search in logs").wait_for()
@@ -508,6 +508,23 @@ def test_tab_in_the_background_asks_every_ten_seconds(
     with page.expect_response(lambda response: response.request.resource_type == "fetch"):
         page.evaluate("isHidden = false; document.dispatchEvent(new Event('visibilitychange'))")
     expect(page.locator("html")).to_have_attribute("data-waits", "1000,10000,1000")
+
+
+def test_focus_in_a_row_that_changes_leads_nobody_back_to_it(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    for name in range(10):
+        task = alice.start(name=str(name), claim=True)
+    page = visitor.go("/?status=running")
+    page.set_viewport_size({"width": 1280, "height": 420})
+    box = page.locator(f"#task-{task['id']} input")
+    box.check()
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    expect(box).not_to_be_in_viewport()
+    report(alice, task, note="half")
+    expect(page.locator(f"#task-{task['id']} .reason")).to_have_text("half")
+    expect(box).to_be_focused()
+    expect(box).not_to_be_in_viewport()
 
 
 def test_selected_tasks_stay_selected_while_they_change(

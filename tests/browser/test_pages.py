@@ -426,6 +426,25 @@ def test_number_of_a_line_is_a_link_to_it(visitor: Visitor, site: Site) -> None:
     assert text == "".join(f"line {n}\n" for n in range(1, 2_001))
 
 
+def test_click_in_a_log_that_grows_is_not_lost(visitor: Visitor, site: Site) -> None:
+    task = start(site, name="Grows")
+    site.alice.append(task, *[f"line {n}" for n in range(1, 101)])
+    page = visitor.go(f"/tasks/{task['id']}")
+    number = page.get_by_role("link", name="99", exact=True)
+    number.hover()
+    page.mouse.down()
+    site.alice.append(task, "one", "two", "three")
+    other = visitor.context.new_page()
+    other.goto(page.url)
+    # What this page shows, the first has got too.
+    expect(other.locator("#log .line").last).to_have_text("103three")
+    expect(page.locator("#log .line").last).to_have_text("100line 100")
+    page.mouse.up()
+    expect(page.locator("#log .marked")).to_have_text("99line 99")
+    site.alice.append(task, "four")
+    expect(page.locator("#log-count")).to_have_text("104 lines")
+
+
 def test_restart_under_an_open_page_loses_and_doubles_no_line(visitor: Visitor, site: Site) -> None:
     task = start(site, name="Restarted")
     site.alice.append(task, "one", "two")

@@ -8,7 +8,7 @@ import {
 import { LINE, forgetHeights, lineAt, noteHeight, topOf } from "./line_heights.js";
 import { pauseBetween, pauseText, timeText } from "./line_times.js";
 import { grow, highlight, init as initSearch, lowerBound, showAllLevels } from "./log_search.js";
-import { copyText, refresh } from "./page.js";
+import { copyText, refresh, released } from "./page.js";
 
 // Rows that are drawn above and below the visible ones, for smooth scrolling.
 const OVERSCAN = 15;
@@ -175,9 +175,10 @@ function showTime(element) {
 
 let isDrawQueued = false;
 
-function draw() {
+async function draw() {
   if (isDrawQueued) return;
   isDrawQueued = true;
+  await released;
   requestAnimationFrame(() => {
     isDrawQueued = false;
     drawNow();

@@ -6,6 +6,9 @@ const REFRESH_MS = 1_000;
 const HIDDEN_MS = 10_000;
 // As long as the next page may take to come.
 const LEAVING_MS = 10_000;
+// As long as a press lasts at most, and until its click has come.
+const PRESS_MS = 10_000;
+const CLICK_MS = 400;
 
 // The only way from text to HTML: for our own pages, which the server has escaped.
 const htmlPolicy = globalThis.trustedTypes
@@ -233,7 +236,7 @@ function replace(part, fresh) {
   part.replaceWith(node);
   for (const box of node.querySelectorAll("[form=selected]")) box.checked = selected.includes(box.value);
   for (const fold of node.querySelectorAll("details")) fold.open ||= open.includes(fold.id);
-  if (focused) counterpart(node, focused)?.focus();
+  if (focused) counterpart(node, focused)?.focus({ preventScroll: true });
   return node;
 }
 
@@ -297,18 +300,31 @@ addEventListener("beforeunload", () => {
 });
 const isLeaving = () => performance.now() - leftAt < LEAVING_MS;
 
-// While a link or button is pressed, the page stays as it is: the click on one that is replaced or
-// moved meanwhile would be lost.
-let release = () => {};
-let released = Promise.resolve();
+// While something is pressed that takes a click, the page stays as it is: if it were replaced or
+// moved, the click would be lost.
+export let released = Promise.resolve();
+let release = null;
+let releasing = null;
+
+function releaseIn(pause) {
+  clearTimeout(releasing);
+  releasing = setTimeout(() => {
+    release?.();
+    release = null;
+  }, pause);
+}
+
 addEventListener("pointerdown", ({ button, target }) => {
-  if (button !== 0 || !target.closest?.("a, button, summary, [type=checkbox]")) return;
-  release();
-  released = new Promise((resolve) => (release = resolve));
+  if (button > 1 || !target.closest?.("a, button, summary, label, [type=checkbox]")) return;
+  // What happens to the pointer while a choice is open is not told.
+  if (target.closest("select")) return;
+  if (!release) released = new Promise((resolve) => (release = resolve));
+  releaseIn(PRESS_MS);
 });
-for (const type of ["pointerup", "pointercancel", "contextmenu"]) {
-  // The click comes right after it.
-  addEventListener(type, () => setTimeout(release));
+// Of a finger, the click comes some time after it was lifted.
+addEventListener("pointerup", () => releaseIn(CLICK_MS));
+for (const type of ["click", "auxclick", "pointercancel", "dragstart", "contextmenu"]) {
+  addEventListener(type, () => releaseIn(0));
 }
 
 // Fetches this page again; returns "same", "changed", "unreachable" or "gone".
@@ -375,6 +391,7 @@ async function load(part, address) {
   const answer = fetch(address, { redirect: "manual" }).then((response) => response.text());
   const text = htmlPolicy.createHTML(await answer.catch(() => ""));
   const fresh = new DOMParser().parseFromString(text, "text/html").getElementById(part.id);
+  await released;
   // The link stays if there is no such part.
   if (!fresh) return;
   for (const link of fresh.querySelectorAll("a[href*='#']")) link.setAttribute("href", link.hash);
