@@ -160,7 +160,7 @@ def test_start_whose_response_was_lost_is_not_late(
     """The service has the task already, without a time of its claim."""
     remote_alice.request("PUT", "/agent/a").raise_for_status()
     answers_come = threading.Event()
-    machine.give_up_soon()
+    machine.start_without_service()
     with Receiver() as receiver:
         receiver.answer = losing(remote_alice, lambda _: not answers_come.is_set())
         machine.url = receiver.url.rstrip("/")

@@ -160,7 +160,7 @@ def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
     with Receiver() as receiver:
         receiver.answer = play.answer(503)
         machine.url = receiver.url
-        machine.give_up_soon()
+        machine.start_without_service()
         script = "echo ready; read word; sleep 0.5; echo done; exit 7"
         process = machine.spawn(
             "run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE

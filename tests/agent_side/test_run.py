@@ -37,9 +37,6 @@ os.write(1, b"one\\n"); os.write(2, b"two\\n"); os.write(1, b"three\\n")
 DRIPS = b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
 
 
-START_WITHOUT_SERVICE = "from taskservice.runner import run; run.START_SECONDS = 0.3"
-
-
 # Runs a program, and prints the most memory that it or a child of it had, in bytes.
 MEASURED = """
 import resource, subprocess, sys
@@ -735,6 +732,7 @@ def test_input_waits_on_the_disk_while_the_service_is_away(
     record = folder / "run.json"
     record.write_text(record.read_text().replace(machine.url, url))
     machine.url = url
+    machine.wait_as_usual()
     assert machine.run("run", "--resend").returncode == 0
     assert the_task(remote_alice)["input"] == {"x": "y", "n": 1.5}
 
@@ -866,7 +864,7 @@ def test_service_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
         machine = machine_of(alice, tmp_path / "home")
-        machine.patch(START_WITHOUT_SERVICE)
+        machine.start_without_service()
         kill(service)
         script = "seq -f 'line %g' 3; read word; seq -f 'line %g' 4 6; exit 2"
         process = machine.spawn(
@@ -886,7 +884,7 @@ def test_service_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
 
 
 def test_signal_at_the_end_does_not_wait_for_the_service(machine: AgentMachine) -> None:
-    machine.patch(START_WITHOUT_SERVICE)
+    machine.start_without_service()
     machine.url = f"http://127.0.0.1:{unused_port()}"
     process = machine.spawn("run", "--agent", "a", "--", "echo", "hello")
     assert process.stdout is not None

@@ -56,6 +56,10 @@ class AgentMachine:
         """From now on its commands wait hardly at all for a service that is away."""
         self.patch(GIVE_UP_SOON)
 
+    def start_without_service(self) -> None:
+        """From now on its runs wait hardly at all for the start of their task, else as usual."""
+        self.patch("from taskservice.runner import run; run.START_SECONDS = 0.3")
+
     def wait_as_usual(self) -> None:
         """From now on its commands wait for a busy service again."""
         self.patch("")
