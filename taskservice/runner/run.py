@@ -81,6 +81,7 @@ START_SECONDS = 3.0  # how long the start of the task can delay the program
 # How long the service can be silent before the run gives up, and how long at least since its end.
 SILENCE_SECONDS = 30.0
 MIN_SILENCE_SECONDS = 5.0
+LATE_SIGNAL_SECONDS = 1.0  # how long after a program's end the signal that ended it can come here
 _OUTAGE_PAGE = terms.documentation("docs/guides/run-programs.md#when-the-service-is-unreachable")
 OUTPUT = "TASKSERVICE_OUTPUT"
 _OUTPUT_FILE = "output.json"
@@ -106,6 +107,7 @@ class Run:
         self._heartbeat = CLAIMED_HEARTBEAT_SECONDS if task else heartbeat_for(timeout)
         self._stdin_text = task_input(task.json_text) if task else None
         self._process: Process | None = None
+        self._ended_at = math.inf
         self._masker = Masker(os.environ)
         self._is_tty = is_tty
         self._reader: OutputReader | None = None
@@ -118,7 +120,8 @@ class Run:
         """Forward a signal; after the program's end, stop waiting for the service instead."""
         if number not in PROGRAM_ONLY:
             self._received.append(number)
-            if self._process is not None and self._process.has_ended:
+            # The program gets the terminal's signals at the same time.
+            if time.monotonic() > self._ended_at + is_from_terminal * LATE_SIGNAL_SECONDS:
                 self._stop_waiting.set()
         if self._process is not None:
             self._process.send_signal(number, is_from_terminal)
@@ -220,6 +223,7 @@ class Run:
         reader.close_writers()
         sender.start()
         status = self._process.wait()
+        self._ended_at = time.monotonic()
         reader.finish()
         report = failed(describe(status, self._received)) if status else {"status": terms.COMPLETE}
         if output := self._output(reader):

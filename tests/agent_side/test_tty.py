@@ -24,6 +24,29 @@ while signal.sigwait([signal.SIGWINCH, signal.SIGTERM]) == signal.SIGWINCH:
     print(tuple(os.get_terminal_size(1)), flush=True)
 """
 
+ENDS_AT_CTRL_C = "trap 'echo got it; exit 4' INT; echo ready; read word"
+
+# The signal is handled after the end of the program, and before the rest is sent.
+LATE_SIGNAL = """
+import threading
+from taskservice.runner import run
+
+ended, handled = threading.Event(), threading.Event()
+
+def forward(self, *signal, at_once=run.Run.forward):
+    ended.wait()
+    at_once(self, *signal)
+    handled.set()
+
+def finish(self, *sent, at_once=run.Run._finish):
+    ended.set()
+    handled.wait()
+    at_once(self, *sent)
+
+run.Run.forward, run.Run._finish = forward, finish
+run.LATE_SIGNAL_SECONDS = 1000.0
+"""
+
 
 def run(
     machine: AgentMachine, *program: str, **options: object
@@ -161,12 +184,23 @@ def test_size_is_a_usual_one_without_a_terminal(machine: AgentMachine) -> None:
 
 
 def test_ctrl_c_reaches_the_program(remote_alice: RemoteClient, at_terminal: AtTerminal) -> None:
-    script = "trap 'echo got it; exit 4' INT; echo ready; read word"
-    process, leader = at_terminal("sh", "-c", script)
+    process, leader = at_terminal("sh", "-c", ENDS_AT_CTRL_C)
     until(lambda: the_log(remote_alice) == ["ready"])
     os.write(leader, b"\x03")
     assert until(lambda: process.poll() is not None)
     assert (process.returncode, the_log(remote_alice)) == (4, ["ready", "got it"])
+
+
+def test_ctrl_c_that_is_noticed_after_its_program_ended_leaves_nothing_unsent(
+    remote_alice: RemoteClient, machine: AgentMachine, at_terminal: AtTerminal
+) -> None:
+    machine.patch(LATE_SIGNAL)
+    process, leader = at_terminal("sh", "-c", ENDS_AT_CTRL_C)
+    until(lambda: the_log(remote_alice) == ["ready"])
+    os.write(leader, b"\x03")
+    assert until(lambda: process.poll() is not None)
+    assert the_log(remote_alice) == ["ready", "got it"]
+    assert machine.left_runs() == []
 
 
 def test_program_reads_from_the_terminal(
