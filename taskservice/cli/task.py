@@ -26,7 +26,7 @@ from taskservice.terminal import exit_with_error, notice, print_json, print_line
 
 # How many tasks the table of `list` contains by default.
 ROWS = 20
-# How long `follow` and each part of a `grep` are retried while the service is busy or unavailable.
+# How long `follow` and each part of a `grep` are retried; the service restarts in less time.
 LONG_PATIENCE_SECONDS = 60.0
 # The exit codes of `follow`, by the type of error; click uses 2 for wrong arguments.
 OUTCOMES = {terms.FAILED: 1, terms.CANCELLED: 3, terms.TIMEOUT: 4}
@@ -370,7 +370,6 @@ class _Lines(NamedTuple):
 
 
 def _follow(task_id: str, shown: _Lines) -> NoReturn:
-    # The service restarts in less time.
     with service_client(LONG_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
         try:
             task = client.task(find_task_id(client, task_id, DELETED))
