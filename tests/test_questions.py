@@ -11,6 +11,7 @@ from flask import Flask
 
 from taskservice.background.maintenance import Maintenance
 from tests.support.api_client import ApiClient, expect, problem
+from tests.support.clocks import Clocks
 from tests.support.concurrency import at_once
 from tests.support.internals import column, rows
 from tests.support.maintenance import fall_silent
@@ -339,10 +340,11 @@ def test_deleted_task_has_no_questions(alice: ApiClient, task: Json, app: Flask)
 
 
 def test_question_expires_in_every_read_at_once(
-    alice: ApiClient, task: Json, app: Flask, maintenance: Maintenance
+    alice: ApiClient, task: Json, app: Flask, maintenance: Maintenance, clocks: Clocks
 ) -> None:
-    question = ask(alice, task, timeout=1)
+    question = ask(alice, task, timeout=600)
     etag = alice.get(f"/task/{task['id']}").headers["ETag"]
+    clocks.go_on(600)
 
     def has_expired() -> bool:
         seen = expect(alice.get(path(task, question)), 200)

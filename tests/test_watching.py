@@ -14,6 +14,7 @@ from taskservice import resources
 from taskservice.database.watcher import WaitSlots, Watcher
 from taskservice.web import waiting as task_events
 from tests.support.api_client import API, ApiClient, expect, problem
+from tests.support.clocks import Clocks
 from tests.support.followers import numbered
 from tests.support.marks import one_database
 from tests.support.waiting import until
@@ -249,14 +250,17 @@ def test_key_that_is_revoked_ends_its_waits(alice: ApiClient, task: dict[str, An
     assert [answer().status_code for answer in waits] == [401, 401]
 
 
-def test_key_that_expires_ends_its_waits(alice: ApiClient, task: dict[str, Any]) -> None:
+def test_key_that_expires_ends_its_waits(
+    alice: ApiClient, task: dict[str, Any], clocks: Clocks
+) -> None:
     alice.register("idle")
-    ahead = datetime.now(UTC) + timedelta(seconds=1)
+    ahead = datetime.now(UTC) + timedelta(hours=1)
     guest, _ = guest_of(alice, expiresAt=ahead.isoformat())
     waits = [
         waiting(guest, f"/task/{task['id']}/logs"),
         waiting(guest, "/agent/idle/claim", method="POST"),
     ]
+    clocks.go_on(3_600)
     for answer in waits:
         problem(answer(), 401)
 

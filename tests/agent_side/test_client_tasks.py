@@ -216,7 +216,7 @@ def test_step_says_how_long_it_took(remote_alice: RemoteClient, client: Client) 
         task.log("inside")
     inside, line = the_task(remote_alice)["logs"]
     assert inside == "inside"
-    assert re.fullmatch(r"read the mail took 0\.\d\d s", line)
+    assert re.fullmatch(r"read the mail took \d+\.\d\d s", line)
 
 
 def test_step_that_fails_says_so(remote_alice: RemoteClient, client: Client) -> None:
@@ -226,8 +226,8 @@ def test_step_that_fails_says_so(remote_alice: RemoteClient, client: Client) -> 
         with pytest.raises(SystemExit), task.step("stop"):
             raise SystemExit(0)
     failed, stopped = the_task(remote_alice)["logs"]
-    assert re.fullmatch(r"read the mail failed after 0\.\d\d s: KeyError: 'subject'", failed)
-    assert re.fullmatch(r"stop took 0\.\d\d s", stopped)
+    assert re.fullmatch(r"read the mail failed after \d+\.\d\d s: KeyError: 'subject'", failed)
+    assert re.fullmatch(r"stop took \d+\.\d\d s", stopped)
 
 
 def test_step_of_a_cancelled_task_raises_the_programs_own_error(client: Client) -> None:
@@ -270,7 +270,7 @@ def test_coroutines_work_on_tasks_side_by_side(remote_alice: RemoteClient, clien
     for task in done:
         assert (task["status"], task["progress"]) == ("complete", 0.5)
         assert task["output"] == {"number": int(task["name"])}
-        assert re.fullmatch(r"sleep took 0\.\d\d s", *task["logs"])
+        assert re.fullmatch(r"sleep took \d+\.\d\d s", *task["logs"])
 
 
 # --- reruns, times, agents ---------------------------------------------------------------

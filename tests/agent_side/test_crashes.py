@@ -130,7 +130,7 @@ def test_client_survives_a_service_that_is_killed_again_and_again(tmp_path: Path
 
 @pytest.mark.parametrize("is_away", [False, True], ids=["service-there", "service-away"])
 def test_run_that_is_killed_leaves_everything_to_resend(tmp_path: Path, is_away: bool) -> None:
-    program = [sys.executable, "-c", NUMBERED, str(LINES), "6", "0"]
+    program = [sys.executable, "-c", NUMBERED, str(LINES), "60", "0"]
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
         machine = machine_of(alice, tmp_path / "home")

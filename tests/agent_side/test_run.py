@@ -827,7 +827,7 @@ def test_without_the_service_the_program_runs_and_its_task_comes_later(
 def test_service_that_hangs_does_not_hold_the_program(
     machine: AgentMachine, behaviour: play.Behaviour
 ) -> None:
-    machine.give_up_soon()
+    machine.start_without_service()
     with Receiver() as receiver:
         receiver.answer = behaviour
         machine.url = receiver.url

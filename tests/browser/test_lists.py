@@ -357,8 +357,8 @@ def test_open_list_asks_less_than_once_a_second_and_gets_304(
         with page.expect_response(lambda response: response.request.resource_type == "fetch"):
             pass
     assert min(after - before for before, after in pairwise(moments)) >= 1_000
-    # The first has no ETag yet.
-    assert statuses[1:] == [304] * len(statuses[1:])
+    # The first has no ETag yet; at the full hour the chart changes.
+    assert statuses[1:].count(304) >= len(statuses) - 2
 
 
 def test_agent_is_run_and_edited(visitor: Visitor, alice: RemoteClient) -> None:
@@ -486,8 +486,8 @@ def test_many_open_tabs_each_ask_less_than_once_a_second_and_get_304(
             pass
     for found in answers.values():
         assert min(after - before for (before, _), (after, _) in pairwise(found)) >= 1_000
-        # The first has no ETag yet.
-        assert {status for _, status in found[1:]} == {304}
+        # The first has no ETag yet; at the full hour the chart changes.
+        assert [status for _, status in found].count(304) >= len(found) - 2
 
 
 def test_tab_in_the_background_asks_every_ten_seconds(

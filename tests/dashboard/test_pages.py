@@ -204,7 +204,7 @@ def test_cookie_of_another_service_or_of_last_month_opens_no_session(
 def test_session_ends_in_time_though_its_cookie_was_renewed(
     app: Flask, alice: ApiClient, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pages, "LIFETIME", timedelta(seconds=3))
+    monkeypatch.setattr(pages, "LIFETIME", timedelta(seconds=6))
     browser = Browser(app)
     browser.sign_in(alice.key)
     with closing(browser.get(f"/tasks/{task['id']}/events")) as stream:

