@@ -34,9 +34,9 @@ from tests.support.waiting import PATIENCE_SECONDS, until
 
 @pytest.fixture
 def app(config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
-    """The app; its writers time out after 0.3 s."""
+    """The app; its writers time out after 0.6 s."""
     for module in (engine, transactions):
-        monkeypatch.setattr(module, "BUSY_SECONDS", 0.3)
+        monkeypatch.setattr(module, "BUSY_SECONDS", 0.6)
     with new_app(config) as app:
         yield app
 
