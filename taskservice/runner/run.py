@@ -81,7 +81,7 @@ START_SECONDS = 3.0  # how long the start of the task can delay the program
 # How long the service can be silent before the run gives up, and how long at least since its end.
 SILENCE_SECONDS = 30.0
 MIN_SILENCE_SECONDS = 5.0
-LATE_SIGNAL_SECONDS = 1.0  # how long after a program's end the signal that ended it can come here
+LATE_SIGNAL_SECONDS = 1.0  # how late a signal that has ended the program can be noticed here
 _OUTAGE_PAGE = terms.documentation("docs/guides/run-programs.md#when-the-service-is-unreachable")
 OUTPUT = "TASKSERVICE_OUTPUT"
 _OUTPUT_FILE = "output.json"
@@ -120,7 +120,7 @@ class Run:
         """Forward a signal; after the program's end, stop waiting for the service instead."""
         if number not in PROGRAM_ONLY:
             self._received.append(number)
-            # The program gets the terminal's signals at the same time.
+            # At a terminal the program gets Ctrl-C too, and can end before it is noticed here.
             if time.monotonic() > self._ended_at + is_from_terminal * LATE_SIGNAL_SECONDS:
                 self._stop_waiting.set()
         if self._process is not None:

@@ -884,7 +884,8 @@ def test_service_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
 
 
 def test_signal_at_the_end_does_not_wait_for_the_service(machine: AgentMachine) -> None:
-    machine.start_without_service()
+    limits = "run.START_SECONDS, run.MIN_SILENCE_SECONDS = 0.3, 1000.0"
+    machine.patch(f"from taskservice.runner import run; {limits}")
     machine.url = f"http://127.0.0.1:{unused_port()}"
     process = machine.spawn("run", "--agent", "a", "--", "echo", "hello")
     assert process.stdout is not None

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.agent_machine import AgentMachine, the_log, the_task
 from tests.support.api_client import RemoteClient
+from tests.support.receiver import unused_port
 from tests.support.waiting import until
 
 SHOWS_ITS_SIZE = """
@@ -33,19 +34,21 @@ from taskservice.runner import run
 
 ended, handled = threading.Event(), threading.Event()
 
-def forward(self, *signal, at_once=run.Run.forward):
+def forward(self, *signal, original=run.Run.forward):
     ended.wait()
-    at_once(self, *signal)
+    original(self, *signal)
     handled.set()
 
-def finish(self, *sent, at_once=run.Run._finish):
+def finish(self, *sent, original=run.Run._finish):
     ended.set()
     handled.wait()
-    at_once(self, *sent)
+    original(self, *sent)
 
 run.Run.forward, run.Run._finish = forward, finish
 run.LATE_SIGNAL_SECONDS = 1000.0
 """
+
+NEVER_GIVES_UP = "run.START_SECONDS, run.MIN_SILENCE_SECONDS = 0.3, 1000.0"
 
 
 def run(
@@ -61,7 +64,7 @@ def test_program_prints_to_a_terminal(remote_alice: RemoteClient, machine: Agent
     assert sorted(the_task(remote_alice)["logs"]) == ["oops", "yes"]
 
 
-def test_line_is_seen_at_once_though_the_program_does_not_flush(
+def test_line_is_seen_original_though_the_program_does_not_flush(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     program = "import time; print('one'); time.sleep(1000)"
@@ -201,6 +204,20 @@ def test_ctrl_c_that_is_noticed_after_its_program_ended_leaves_nothing_unsent(
     assert until(lambda: process.poll() is not None)
     assert the_log(remote_alice) == ["ready", "got it"]
     assert machine.left_runs() == []
+
+
+def test_later_ctrl_c_ends_the_wait_for_a_service_that_is_away(
+    machine: AgentMachine, at_terminal: AtTerminal
+) -> None:
+    machine.url = f"http://127.0.0.1:{unused_port()}"
+    machine.patch(f"{LATE_SIGNAL}\nrun.LATE_SIGNAL_SECONDS = -1.0\n{NEVER_GIVES_UP}")
+    process, leader = at_terminal("sh", "-c", ENDS_AT_CTRL_C)
+    shown = b""
+    while b"ready" not in shown:
+        shown += os.read(leader, 1000)
+    os.write(leader, b"\x03")
+    assert until(lambda: process.poll() is not None)
+    assert len(machine.left_runs()) == 1
 
 
 def test_program_reads_from_the_terminal(

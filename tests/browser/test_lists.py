@@ -248,7 +248,8 @@ def test_click_during_a_refresh_is_not_lost(visitor: Visitor, alice: RemoteClien
     page.mouse.up()
     body = {"note": "35 of 68"}
     alice.request("PATCH", f"/task/{task['id']}", json=body).raise_for_status()
-    expect(page.locator(".progress")).to_contain_text("35 of 68")
+    # Sooner than a press ends by itself.
+    expect(page.locator(".progress")).to_contain_text("35 of 68", timeout=8_000)
 
 
 def test_time_until_an_end_is_rounded_and_not_cut(visitor: Visitor, alice: RemoteClient) -> None:

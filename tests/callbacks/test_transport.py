@@ -530,7 +530,7 @@ def test_dripping_body_ends_at_the_deadline_and_the_status_counts(
     head = b"HTTP/1.1 %d Whatever\r\n%b\r\n\r\n" % (status, framing)
     receiver.answer = drip(b"1\r\nx\r\n" * 150, first=head)
 
-    # Time enough for the head.
+    # The head arrives before this deadline.
     outcome = deliver(receiver.url, deadline=2.0)
 
     assert outcome.status_code == status
@@ -1046,8 +1046,7 @@ def interrupted(
 def test_interrupt_breaks_the_connection_immediately(
     scheme: str, authority: Authority, trusted: None
 ) -> None:
-    closed: list[float] = []
-    came = threading.Event()
+    came, closed = threading.Event(), threading.Event()
     hold = held_until_closed(closed)
 
     def behave(exchange: Exchange) -> None:
@@ -1058,7 +1057,7 @@ def test_interrupt_breaks_the_connection_immediately(
     with Receiver(tls=tls, answer=behave) as receiver:
         url = f"{scheme}://localhost:{receiver.port}/"
         assert interrupted(url, came, resolve=finding("127.0.0.1")) < LATE / 2
-        until(lambda: closed)
+        until(closed.is_set)
 
 
 def test_interrupt_breaks_a_handshake() -> None:

@@ -6,7 +6,7 @@ import time
 
 from tests.support.followers import Follower, append_surely, numbered, until_answered
 from tests.support.service import Service
-from tests.support.waiting import PATIENCE_SECONDS
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 
 def test_ten_followers_have_every_line_once_though_workers_are_killed(two_workers: Service) -> None:
@@ -18,7 +18,8 @@ def test_ten_followers_have_every_line_once_though_workers_are_killed(two_worker
         follower.start()
     total, batch = 5_000, 25
     began = time.monotonic()
-    # All may have the same one.
+    # All followers may be on one worker.
+    until(lambda: len(two_workers.workers()) == 2)
     one, other = two_workers.workers()
     kills = {total // 2 + 1: one, total // 4 * 3 + 1: other}
     for first in range(1, total + 1, batch):

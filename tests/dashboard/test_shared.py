@@ -229,7 +229,7 @@ def test_wrong_links_get_the_same_page(alice: ApiClient, task: Json, stranger: B
 
 @contextmanager
 def viewer(app: Flask, path: str, lines: int = 2) -> Iterator[Future[str]]:
-    """Someone who has the events of so many lines, and reads until the stream ends."""
+    """Reads the events of a link to their end; yields once this number of lines has arrived."""
     read = b""
 
     def read_all() -> str:

@@ -179,7 +179,7 @@ def test_steady_but_slow_reader_gets_all_of_a_large_answer(tmp_path: Path) -> No
         size = 0
         while piece := client.recv(200_000):
             size += len(piece)
-            time.sleep(0.06)
+            time.sleep(0.12)
     assert size > 8_000_000
 
 

@@ -268,8 +268,8 @@ def test_task_is_not_given_to_a_client_that_disconnected_while_waiting(service: 
         with socket.create_connection(("127.0.0.1", service.port)) as waiting:
             waiting.sendall(f"{head}Prefer: wait=20\r\n\r\n".encode())
             until(lambda: open_waits(service) == 1)
-        until(lambda: open_waits(service) == 0)
         task = alice.start()
+        until(lambda: open_waits(service) == 0)
         assert alice.request("POST", "/agent/summarizer/claim").json()["id"] == task["id"]
 
 

@@ -29,9 +29,9 @@ from taskservice.runner import run
 
 service_client.PATIENCE_SECONDS = task.LONG_PATIENCE_SECONDS = run.MIN_SILENCE_SECONDS = 0.3
 
-def start_task(self, at_once=run.Run._start_task, **options):
-    # An answer that comes has its time.
-    return at_once(self, **options | {"patience": min(options["patience"], 0.3)})
+def start_task(self, original=run.Run._start_task, **options):
+    # Limits only the retries: a slow response is still waited for.
+    return original(self, **options | {"patience": min(options["patience"], 0.3)})
 
 run.Run._start_task = start_task
 """
@@ -147,7 +147,7 @@ def kill(service: Service) -> None:
     workers = service.workers()
     service.stop(9)
     for worker in workers:
-        # It may have noticed, and be gone.
+        # A worker exits by itself when its parent has ended.
         with suppress(ProcessLookupError):
             os.kill(worker, 9)
 

@@ -76,13 +76,13 @@ def silence(exchange: Exchange) -> None:
     exchange.stopping.wait()
 
 
-def held_until_closed(closed: list[float]) -> Behaviour:
-    """No answer; notes in `closed` when (time.monotonic()) the sender closed the connection."""
+def held_until_closed(closed: threading.Event) -> Behaviour:
+    """No answer; sets `closed` when the sender has closed the connection."""
 
     def behave(exchange: Exchange) -> None:
         with contextlib.suppress(OSError):
             exchange.connection.recv(1)
-        closed.append(time.monotonic())
+        closed.set()
 
     return behave
 
@@ -206,7 +206,7 @@ class Receiver:
                     self._open.add(connection)
             request = self._read(connection)
             with self._changed:
-                # Who has seen the request may set another answer for the next.
+                # A test that has seen this request can set the behaviour of the next one.
                 behaviour = self.paths.get(request.path.partition("?")[0], self.answer)
                 self.requests.append(request)
                 self._changed.notify_all()

@@ -175,11 +175,11 @@ function showTime(element) {
 
 let isDrawQueued = false;
 
-async function draw() {
+function draw() {
   if (isDrawQueued) return;
   isDrawQueued = true;
-  await released;
-  requestAnimationFrame(() => {
+  requestAnimationFrame(async () => {
+    await released;
     isDrawQueued = false;
     drawNow();
   });

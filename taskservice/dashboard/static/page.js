@@ -6,7 +6,7 @@ const REFRESH_MS = 1_000;
 const HIDDEN_MS = 10_000;
 // As long as the next page may take to come.
 const LEAVING_MS = 10_000;
-// As long as a press lasts at most, and until its click has come.
+// The longest press, and the longest time from its end to its click.
 const PRESS_MS = 10_000;
 const CLICK_MS = 400;
 
@@ -316,12 +316,12 @@ function releaseIn(pause) {
 
 addEventListener("pointerdown", ({ button, target }) => {
   if (button > 1 || !target.closest?.("a, button, summary, label, [type=checkbox]")) return;
-  // What happens to the pointer while a choice is open is not told.
+  // While the list of a select is open, a browser may send no pointer events.
   if (target.closest("select")) return;
   if (!release) released = new Promise((resolve) => (release = resolve));
   releaseIn(PRESS_MS);
 });
-// Of a finger, the click comes some time after it was lifted.
+// On a touch screen, the click comes some time after this event.
 addEventListener("pointerup", () => releaseIn(CLICK_MS));
 for (const type of ["click", "auxclick", "pointercancel", "dragstart", "contextmenu"]) {
   addEventListener(type, () => releaseIn(0));
@@ -336,13 +336,15 @@ export async function refresh() {
   try {
     response = await fetch(address, { headers, redirect: "manual", cache: "no-store" });
     body = await response.text();
-    await released;
   } catch {
-    if (isLeaving()) return "same";
+    response = null;
+  }
+  await released;
+  if (isLeaving()) return "same";
+  if (!response) {
     showNotice("The service can’t be reached. Trying again…");
     return "unreachable";
   }
-  if (isLeaving()) return "same";
   if (response.type === "opaqueredirect" && search && new URLSearchParams(location.search).has("q")) {
     // The text is the ID of a task, or a label: it leads to another page.
     location.reload();
