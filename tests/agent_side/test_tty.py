@@ -64,7 +64,7 @@ def test_program_prints_to_a_terminal(remote_alice: RemoteClient, machine: Agent
     assert sorted(the_task(remote_alice)["logs"]) == ["oops", "yes"]
 
 
-def test_line_is_seen_original_though_the_program_does_not_flush(
+def test_line_is_seen_at_once_though_the_program_does_not_flush(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     program = "import time; print('one'); time.sleep(1000)"

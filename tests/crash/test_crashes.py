@@ -35,7 +35,7 @@ CHATS = 6
 WORKERS = 4
 KILL_EVERY = 5.0
 # How long after a kill a connection may still break because of it.
-BREAK_SECONDS = 4.0
+BREAK_SECONDS = 3.0
 
 
 def kill_workers(service: Service, until: float) -> list[float]:

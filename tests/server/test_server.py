@@ -287,14 +287,14 @@ def test_body_that_is_too_large_is_413_and_the_client_can_read_that(
 
 
 def test_refusal_can_be_read_by_a_client_that_first_sends_its_whole_body(tmp_path: Path) -> None:
-    patient = {"request_seconds": 30.0, "linger_seconds": 15.0}
+    patient = {"request_seconds": 30.0, "linger_seconds": 3.0}
     with (
         started(tmp_path, attributes=patient) as server,
         server.connect(post(b"", length=3 * MIB)) as client,
     ):
-        for _ in range(24):
-            client.sendall(bytes(MIB // 8))
-            time.sleep(0.1)
+        for _ in range(48):
+            client.sendall(bytes(MIB // 16))
+            time.sleep(0.08)
         problem_in(read_to_end(client), 413)
 
 
