@@ -3,11 +3,14 @@
 import os
 import re
 import shutil
+import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 import requests
@@ -41,8 +44,9 @@ AROUND_CADDY = """
 
 def without_prefix(text: str) -> str:
     """Changed as the first lines of the file say."""
-    text = re.sub(r".*header_up X-Forwarded-Prefix.*\n", "", text)
-    return re.sub('/tasks(?=[/"])', "", text.replace("handle_path /tasks/*", "handle"))
+    text = text.replace("header_up X-Forwarded-Prefix /tasks", "header_up -X-Forwarded-Prefix")
+    text = re.sub(r"\tredir .*\n", "", text).replace("handle_path /tasks/*", "handle")
+    return re.sub('/tasks(?=[/"])', "", text)
 
 
 @contextmanager
@@ -184,6 +188,44 @@ def test_what_needs_no_key_is_not_passed_on(alice: RemoteClient) -> None:
         assert "taskservice" not in answer.text
 
 
+def test_address_without_its_last_slash_redirects_to_the_dashboard(alice: RemoteClient) -> None:
+    response = alice.session.get(alice.url, allow_redirects=False, timeout=60)
+    assert response.status_code == 301
+    assert urljoin(response.url, response.headers["Location"]) == f"{alice.url}/"
+
+
+def test_other_paths_return_404(alice: RemoteClient) -> None:
+    for path in ("/", "/tasks-of-others", "/api/v1/task"):
+        url = alice.url.removesuffix(PREFIX) + path
+        assert alice.session.get(url, timeout=60).status_code == 404
+
+
+def test_browsers_are_served_over_http_2(alice: RemoteClient) -> None:
+    address = urlsplit(alice.url)
+    tls = ssl.create_default_context(cafile=str(alice.session.verify))
+    tls.set_alpn_protocols(["h2", "http/1.1"])
+    with (
+        socket.create_connection((address.hostname, address.port), timeout=60) as connection,
+        tls.wrap_socket(connection, server_hostname=address.hostname) as secured,
+    ):
+        assert secured.selected_alpn_protocol() == "h2"
+
+
+def test_prefix_that_a_client_sends_is_ignored(alice: RemoteClient) -> None:
+    check_prefix_is_ignored(alice, PREFIX)
+
+
+def check_prefix_is_ignored(person: RemoteClient, prefix: str) -> None:
+    page = person.session.get(
+        f"{person.url}/agents",
+        headers={"X-Forwarded-Prefix": "/evil"},
+        allow_redirects=False,
+        timeout=60,
+    )
+    assert page.status_code == 303
+    assert urlsplit(page.headers["Location"]).path == f"{prefix}/sign-in"
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_without_a_prefix_it_is_at_the_root(program: str, tmp_path: Path) -> None:
     with service_behind(program, tmp_path, "") as alice:
@@ -194,6 +236,7 @@ def test_without_a_prefix_it_is_at_the_root(program: str, tmp_path: Path) -> Non
         page = alice.session.get(f"{alice.url}/", timeout=60)
         assert page.status_code == 200
         assert "/tasks/tasks" not in page.text
+        check_prefix_is_ignored(alice, "")
 
 
 def status(nginx: DeployedNginx, method: str) -> int:
