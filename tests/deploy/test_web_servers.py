@@ -90,13 +90,21 @@ PROGRAMS = {"nginx": ("nginx.conf", nginx), "caddy": ("Caddyfile", caddy)}
 @contextmanager
 def service_behind(program: str, folder: Path, prefix: str) -> Iterator[RemoteClient]:
     """A user of the service, through the program."""
-    name, run = PROGRAMS[program]
+    name, _ = PROGRAMS[program]
     text = (DEPLOY / name).read_text()
-    with (
-        Service(folder / "data", PROXY_HOPS="1") as service,
-        run(folder, text if prefix else without_prefix(text), service.port) as (url, authority),
-    ):
-        person = service.add_user("alice")
+    with Service(folder / "data", PROXY_HOPS="1") as service:
+        text = text if prefix else without_prefix(text)
+        with user_through(program, folder, text, service, prefix) as person:
+            yield person
+
+
+@contextmanager
+def user_through(
+    program: str, folder: Path, text: str, service: Service, prefix: str
+) -> Iterator[RemoteClient]:
+    _, run = PROGRAMS[program]
+    person = service.add_user("alice")
+    with run(folder, text, service.port) as (url, authority):
         person.url, person.session.verify = f"{url}{prefix}", str(authority)
         # What the service itself sends is compared with its document.
         person.session.headers["Accept-Encoding"] = "identity"
@@ -267,3 +275,110 @@ def test_nginx_asks_another_node_when_one_is_away(method: str, tmp_path: Path) -
         DeployedNginx(tmp_path, [unused_port(), node.port]) as nginx,
     ):
         assert [status(nginx, method) for _ in range(4)] == [204] * 4
+
+
+# --- people who sign in at the proxy -----------------------------------------------------
+
+PERSON, PASSWORD = "ann@example.org", "a password of the proxy"
+
+
+def printed_by(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def with_password_file(folder: Path, text: str) -> str:
+    """The text of nginx.conf with nginx-login.conf, and one person in the password file."""
+    login, passwords = folder / "login.conf", folder / "passwords"
+    passwords.write_text(f"{PERSON}:{printed_by('openssl', 'passwd', '-apr1', PASSWORD)}")
+    passwords.chmod(0o644)
+    values = {"/etc/nginx/taskservice.htpasswd": str(passwords)}
+    login.write_text(replaced((DEPLOY / "nginx-login.conf").read_text(), values))
+    return replaced(text, {"#include /etc/nginx/taskservice-login.conf": f"include {login}"})
+
+
+def with_hash(folder: Path, text: str) -> str:
+    """The text of Caddyfile with Caddyfile-login, and the hash of the person's password."""
+    if shutil.which("caddy") is None:
+        needs("Caddy", "install the package caddy")
+    login = folder / "login"
+    hashed = printed_by("caddy", "hash-password", "--plaintext", PASSWORD)
+    of_file = (DEPLOY / "Caddyfile-login").read_text()
+    login.write_text(re.sub(rf"{PERSON} .*\n", f"{PERSON} {hashed}", of_file))
+    return replaced(text, {"#import /etc/caddy/Caddyfile-login": f"import {login}"})
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def behind_passwords(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RemoteClient]:
+    folder = tmp_path_factory.mktemp("passwords")
+    name, _ = PROGRAMS[request.param]
+    change = {"nginx": with_password_file, "caddy": with_hash}[request.param]
+    text = change(folder, (DEPLOY / name).read_text())
+    settings = {"PROXY_HOPS": "1", "LOGIN_HEADER": "X-Remote-User"}
+    with (
+        Service(folder / "data", **settings) as service,
+        user_through(request.param, folder, text, service, PREFIX) as person,
+    ):
+        added = service.run("key", "add", "alice", "--name", PERSON, "--login")
+        assert added.returncode == 0, added.stderr
+        yield person
+
+
+def browse(
+    person: RemoteClient, path: str, password: str | None, **headers: str
+) -> requests.Response:
+    """GET without an API key, as a browser sends it, with dots and escapes as they are."""
+    user = (PERSON, password) if password is not None else None
+    with requests.Session() as browser:
+        browser.trust_env = False
+        prepared = browser.prepare_request(
+            requests.Request("GET", person.url, auth=user, headers=headers)
+        )
+        prepared.url = person.url + path
+        return browser.send(prepared, verify=person.session.verify, timeout=60)
+
+
+def test_password_of_the_proxy_signs_in_to_the_dashboard(behind_passwords: RemoteClient) -> None:
+    for password in (None, "", "wrong"):
+        refused = browse(behind_passwords, "/", password)
+        assert refused.status_code == 401
+        assert refused.headers["WWW-Authenticate"].startswith("Basic ")
+    for headers in ({}, {"X-Remote-User": "boss"}, {"X-Forwarded-Prefix": "/evil"}):
+        page = browse(behind_passwords, "/agents", PASSWORD, **headers)
+        assert page.status_code == 200
+        assert PERSON in page.text
+        links = re.findall(r'(?:href|src)="(/[^"]*)"', page.text)
+        assert [link for link in links if not link.startswith(f"{PREFIX}/")] == []
+
+
+def test_programs_and_links_need_no_password_of_the_proxy(behind_passwords: RemoteClient) -> None:
+    alice = behind_passwords
+    task = alice.start(claim=True)
+    alice.request("PUT", "/agent/reader").raise_for_status()
+    assert "tasks" in structured(McpClient(alice).call("list_tasks"))
+    created = alice.request("POST", f"/task/{task['id']}/link")
+    link = created.json()["url"].removeprefix(alice.url)
+    page = browse(alice, link, None)
+    assert page.status_code == 200
+    for path in re.findall(rf'(?:href|src)="{PREFIX}(/static/[^"]*)"', page.text):
+        assert browse(alice, path, None).status_code == 200
+    # The page says that the token is wrong.
+    assert browse(alice, "/answer/x", None).status_code == 404
+    for path in ("/docs", "/openapi.json", "/favicon.ico"):
+        assert browse(alice, path, None).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/agents", "/static/../agents", "/static/%2e%2e/agents", "/static/..%2fagents",
+     "//agents", "/mcp/../agents", "/agents;/mcp", "/agents?/tasks/mcp", "/MCP/../agents",
+     "/shared/x/..%2f..%2fagents"],
+)  # fmt: skip
+def test_person_that_a_client_names_is_not_signed_in(
+    behind_passwords: RemoteClient, path: str
+) -> None:
+    for password in (None, "wrong"):
+        page = browse(behind_passwords, path, password, **{"X-Remote-User": PERSON})
+        assert page.status_code in (401, 404)
+        assert "<nav" not in page.text
