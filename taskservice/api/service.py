@@ -52,7 +52,7 @@ def show_metrics() -> Response:
     """Metrics.
 
     The metrics of all server processes together, in the Prometheus text format. If the database
-    does not respond, only the metrics that do not need it.
+    cannot be read, only the metrics that do not need it.
     """
     limit = current_app.config["WAITS"] * current_app.config["WORKERS"]
     found = [metrics.BUILD, *metrics.requests.metrics(limit), *health.database_metrics()]

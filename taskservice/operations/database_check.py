@@ -16,7 +16,7 @@ from taskservice.database import migrations
 from taskservice.database.address import sqlite_file
 from taskservice.database.engine import command_engine, sqlite3
 from taskservice.database.migrations import DatabaseError, reason
-from taskservice.operations.health import oldest_due_seconds
+from taskservice.operations.health import MIN_FREE_BYTES, oldest_due_seconds
 from taskservice.terms import documentation
 
 OK, WARNING, ERROR = "ok", "warning", "error"
@@ -130,7 +130,9 @@ def _file(path: Path) -> Verdict:
 
 def _disk(path: Path) -> Verdict:
     free = shutil.disk_usage(path.parent).free
-    return WARNING if free < LOW_DISK_BYTES else OK, f"{free / MEGABYTE:,.0f} MB are free"
+    if free < MIN_FREE_BYTES:
+        return ERROR, "The disk is full: writes fail"
+    return WARNING if free < LOW_DISK_BYTES else OK, f"{free / MEGABYTE:,.1f} MB are free"
 
 
 def _integrity(connection: Connection) -> Verdict:

@@ -167,21 +167,27 @@ def init_app(app: Flask) -> None:
 
 def require_usable() -> None:
     """Raises a Problem, 503, unless the database can be read and written."""
+    if not _is_usable():
+        raise database_unavailable("The database cannot be read and written now")
+
+
+def database_metrics() -> list[str]:
+    """Whether the database can be read and written, and metrics of what can be read of it."""
+    contents: list[str] = []
+    try:
+        contents = resources.find(Probes).metrics.result(METRICS_SECONDS)
+    except FAILURES as error:
+        logger.error("The database metrics can't be read: %s", getattr(error, "orig", error))
+    return [gauge("database_up", int(_is_usable())), *contents]
+
+
+def _is_usable() -> bool:
     try:
         resources.find(Probes).readiness.result(READY_SECONDS)
     except FAILURES as error:
         logger.error("The database can't be used: %s", getattr(error, "orig", error))
-        raise database_unavailable("The database cannot be read and written now") from None
-
-
-def database_metrics() -> list[str]:
-    """Metrics of the database's contents; if it does not respond, only `database_up` with 0."""
-    found: list[str] = []
-    try:
-        found = resources.find(Probes).metrics.result(METRICS_SECONDS)
-    except FAILURES as error:
-        logger.error("The database metrics can't be read: %s", getattr(error, "orig", error))
-    return [gauge("database_up", int(bool(found))), *found]
+        return False
+    return True
 
 
 def _check_usable() -> None:

@@ -40,7 +40,7 @@ HELP = {
     "agents": "Agents by the outcome of their last task, and agents that are late.",
     "build_info": "The version of the service, and of Python.",
     "database_size_bytes": "Size of the database, and of SQLite's write-ahead log.",
-    "database_up": "Whether the database responded.",
+    "database_up": "Whether the database can be read and written.",
     "deliveries": "Deliveries by state.",
     "oldest_due_delivery_age_seconds": (
         "Age of the oldest due delivery in seconds; 0 when none is due."

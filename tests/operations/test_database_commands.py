@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -21,7 +22,7 @@ from tests.support.api_client import RemoteClient
 from tests.support.commands import check, one_line, run
 from tests.support.databases import Databases
 from tests.support.fork_server import ForkedPopen, run_forked
-from tests.support.mounts import fill, small_disk
+from tests.support.mounts import fill, read_only, small_disk
 from tests.support.service import COMMAND, Service, environment
 from tests.support.waiting import until
 
@@ -311,6 +312,28 @@ def test_sound_postgresql_is_ok(databases: Databases, tmp_path: Path) -> None:
     # The server of the tests may run without fsync.
     del found["durability"]
     assert states(found) == {"ok"}
+
+
+def test_full_disk_is_an_error(data: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        shutil.copy(data / "taskservice.db", disk)
+        filler = fill(disk)
+        found = check(disk, 1)["disk"]
+        assert (found["state"], found["message"]) == ("error", "The disk is full: writes fail")
+        filler.unlink()
+        assert check(disk)["disk"]["state"] == "warning"
+
+
+def test_read_only_disk_is_an_error(data: Path) -> None:
+    with read_only(data):
+        assert "cannot be written" in check(data, 1)["file"]["message"]
+
+
+def test_read_only_server_is_an_error(databases: Databases, tmp_path: Path) -> None:
+    url = databases.new_postgresql()
+    options = quote("-c default_transaction_read_only=on")
+    read_only_url = f"{url}{'&' if '?' in url else '?'}options={options}"
+    assert "read-only" in check(tmp_path, 1, DATABASE_URL=read_only_url)["server"]["message"]
 
 
 def corrupt(database: Path) -> None:

@@ -89,13 +89,14 @@ def is_ready(app: Flask) -> bool:
 
 
 def refused_as_unready(app: Flask) -> dict[str, Any]:
-    """The problem of a service that lives but is not ready; it says so soon."""
+    """The problem of a service that lives but is not ready; it says so soon, in its metrics too."""
     client = app.test_client()
     began = time.monotonic()
     response = client.get("/readyz")
     assert time.monotonic() - began < 3
     assert int(response.headers["Retry-After"]) > 0
     assert client.get("/livez").status_code == 200
+    assert scrape(app).get("taskservice_database_up") == 0
     return problem(response, 503)
 
 
@@ -490,6 +491,8 @@ def test_full_disk_makes_unready(app_on_small_disk: Flask, tmp_path: Path) -> No
     until(lambda: is_ready(app_on_small_disk))
     filler = fill(tmp_path / "data")
     refused_as_unready(app_on_small_disk)
+    # What can be read is still counted.
+    assert scrape(app_on_small_disk).by("status", "taskservice_tasks")
     filler.unlink()
     until(lambda: is_ready(app_on_small_disk))
 

@@ -48,6 +48,8 @@ def test_every_write_on_a_full_disk_is_503_and_goes_on_with_space(
     empty_log(disk)
     filler = fill(disk)
     writes.are_refused()
+    assert "taskservice_database_up 0\n" in requests.get(f"{service.url}/metrics", timeout=60).text
+    assert check(disk, 1)["disk"]["state"] == "error"
     filler.unlink()
     writes.succeed()
     is_sound(disk)
@@ -82,6 +84,7 @@ def test_disk_that_fills_up_has_what_was_answered_and_nothing_else(
         answered |= {line for line, status in zip(lines, statuses, strict=True) if status == 201}
     logs = [alice.request("GET", f"/task/{task['id']}").json()["logs"] for task in tasks]
     assert sorted(line for log in logs for line in log) == sorted(answered)
+    filler.unlink()
     is_sound(disk)
 
 
