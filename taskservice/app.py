@@ -12,7 +12,7 @@ from taskservice.config import Config
 from taskservice.database import engine, migrations, transactions, watcher
 from taskservice.operations import health, request_log
 from taskservice.services import attempts
-from taskservice.web.request import MAX_SMALL_BODY, trust_proxies
+from taskservice.web.request import MAX_SMALL_BODY, Request, trust_proxies
 from taskservice.web.responses import FastResponse
 
 
@@ -45,6 +45,7 @@ def create_app(config: Config | None = None, may_create: bool = True) -> Flask:
     config = config or Config.from_environment(may_create=may_create)
     # Flask's default instance folder can lie inside the virtual environment.
     app = Service(__name__, instance_path=str(config.DATA), static_folder=None)
+    app.request_class = Request
     app.response_class = FastResponse
     app.config.from_object(config)
     # Otherwise Flask answers `//` in a path with a redirect in HTML.

@@ -9,11 +9,15 @@ from threading import BoundedSemaphore
 from typing import Any, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from flask import Flask, Request, Response, current_app, request
+import flask
+from flask import Flask, Response, current_app, request
 from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface
 from marshmallow import Schema, fields
+from werkzeug.datastructures import ImmutableMultiDict, MIMEAccept
 from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.http import parse_accept_header
 from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.utils import cached_property
 
 from taskservice.auth import authenticate_link, caller
 from taskservice.database.transactions import end_shared_reading
@@ -63,6 +67,25 @@ def trust_proxies(application: WsgiApplication, hops: int) -> WsgiApplication:
         return fixed(environ, start_response)
 
     return with_prefix
+
+
+# A longer `Accept` counts as none, as RFC 9110 allows; a browser's has some 140 characters.
+MAX_ACCEPT = 1_000
+
+
+class Request(flask.Request):
+    """A request that parses its headers in linear time, where Werkzeug's takes quadratic time."""
+
+    @cached_property
+    def cookies(self) -> ImmutableMultiDict[str, str]:
+        """The cookies, without the decoding of quoted values: ours have no quotes."""
+        pairs = (pair.partition("=") for pair in self.environ.get("HTTP_COOKIE", "").split(";"))
+        return ImmutableMultiDict((name.strip(), value.strip()) for name, _, value in pairs)
+
+    @cached_property
+    def accept_mimetypes(self) -> MIMEAccept:
+        accepted = self.environ.get("HTTP_ACCEPT", "")
+        return parse_accept_header(accepted if len(accepted) <= MAX_ACCEPT else "*/*", MIMEAccept)
 
 
 # The declaration of a route: its endpoint validates requests by it, and OpenAPI documents it.
@@ -365,7 +388,7 @@ _NO_SESSION = NullSession()
 class Sessions(SecureCookieSessionInterface):
     """Flask's sessions, in a cookie for this service alone; requests to the API have none."""
 
-    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
+    def open_session(self, app: Flask, request: flask.Request) -> SecureCookieSession | None:
         # The API should not pay for what only pages use.
         is_api = request.path.startswith(f"{API_PREFIX}/")
         return _NO_SESSION if is_api else super().open_session(app, request)

@@ -201,6 +201,16 @@ def test_cookie_of_another_service_or_of_last_month_opens_no_session(
 
 
 @one_database
+def test_session_is_found_among_the_cookies_of_other_programs(app: Flask, alice: ApiClient) -> None:
+    header = Browser(app).sign_in(alice.key).headers["Set-Cookie"].partition(";")[0]
+    stranger = app.test_client(use_cookies=False)
+    for before, after in (("", " ;"), ('a="b', "; c"), (";;=; a=b;\t", '\t;d="')):
+        cookies = f"{before};{header}{after};{'e=' + 'f' * 5_000}"
+        assert stranger.get("/", headers={"Cookie": cookies}).status_code == 200
+    assert stranger.get("/", headers={"Cookie": f'a="{header}"'}).status_code == 303
+
+
+@one_database
 def test_session_ends_in_time_though_its_cookie_was_renewed(
     app: Flask, alice: ApiClient, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
