@@ -171,7 +171,10 @@ def authenticate() -> None:
 
 
 def key_in_headers(apikey: str | None, authorization: str | None) -> str:
-    """The key in these two headers; empty unless there is exactly one, or the same in both."""
+    """The key in these two headers; empty unless there is exactly one, or the same in both.
+
+    A header without a key counts as none: some generated clients send both, one of them empty.
+    """
     credentials = (authorization or "").split(",")
     if not any(each.lower().split()[:1] == [BEARER] for each in credentials):
         # Another scheme, such as Basic, is meant for a proxy.
@@ -180,7 +183,9 @@ def key_in_headers(apikey: str | None, authorization: str | None) -> str:
     if len(credentials) > 1:
         return ""
     key = credentials[0].strip(" ")[len(BEARER) :].strip(" ")
-    return key if apikey in (None, key) else ""
+    if key and apikey and key != apikey:
+        return ""
+    return key or apikey or ""
 
 
 def valid_key(text: str, now: str) -> AnyRow:
