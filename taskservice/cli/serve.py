@@ -76,6 +76,7 @@ SETTINGS = "".join(f"\n  {name}={default}\n      {text}" for name, default, text
 def command() -> None:
     """Run the service: the API, the dashboard and the background work."""
     config = load_config(may_create=True)
+    configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
     with one_line_errors():
         # It has no open connection, so the server processes can inherit it.
         app = create_app(config)

@@ -3,6 +3,7 @@
 import sqlite3
 import threading
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -131,7 +132,7 @@ def test_migration_does_not_wait_for_ever(
             upgrade(url)
 
 
-def lock_users(connection: Connection, target: str) -> None:
+def lock_users(connection: Connection, *_: Any) -> None:
     """As a migration of that table does."""
     connection.execute(text("LOCK TABLE users"))
 

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import shutil
 import signal
 import sys
@@ -33,7 +34,7 @@ from tests.support.fork_server import run_forked
 from tests.support.internals import rows, run_sql
 from tests.support.old_database import REVISIONS, Rows, make_old_database, not_kept_before
 from tests.support.receiver import Receiver
-from tests.support.service import environment
+from tests.support.service import Service, environment
 
 
 @contextmanager
@@ -138,6 +139,33 @@ def test_upgraded_database_has_its_data_and_the_schema_of_a_new_one(
     new = new_url(kind, databases, tmp_path / "new")
     migrations.upgrade(new)
     assert schema(url) ^ schema(new) == set()
+
+
+MIGRATED = re.compile(r"INFO +Migrated the database to revision (\d{4}) in \d+\.\d s")
+
+
+def test_each_migration_at_a_start_is_a_line_in_the_log(
+    url: str, rows_of_today: Rows, tmp_path: Path
+) -> None:
+    make_old_database(url, REVISIONS[-3], rows_of_today)
+    settings = {
+        "DATABASE_URL": url.replace("+psycopg", ""),
+        "SECRET_KEY": "a secret key for tests, long enough",
+    }
+    for expected in (REVISIONS[-2:], []):
+        with Service(tmp_path / "data", **settings) as service:
+            assert MIGRATED.findall(service.log.read_text()) == expected
+            service.log.unlink()
+
+
+def test_new_database_is_one_line_in_the_log(tmp_path: Path) -> None:
+    with NewService(tmp_path / "data") as service:
+        (line,) = [line for line in service.log.read_text().splitlines() if "revision" in line]
+        assert f"Created the database at revision {migrations.head()}" in line
+
+
+class NewService(Service):
+    has_database = False
 
 
 SCHEMAS = {

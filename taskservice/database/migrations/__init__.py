@@ -1,5 +1,7 @@
 """Brings the database up to date with Alembic, one process at a time."""
 
+import logging
+import time
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,8 @@ from taskservice.database.address import shown, sqlite_file
 from taskservice.database.engine import command_engine, prepare_sqlite_connection, sqlite3
 from taskservice.database.files import full_disk, make_folder, open_regular
 from taskservice.database.writer_queue import WriterQueue
+
+logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 MIGRATION_SECONDS = 60
@@ -78,7 +82,7 @@ def upgrade(
                     _begin_sqlite(connection)
                 else:
                     connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
-                _run(connection, target)
+                _run(connection, target, _StepLog(is_new=found is None))
                 connection.commit()
     except (DBAPIError, sqlite3.Error, OSError) as error:
         why = reason(error, file)
@@ -127,7 +131,24 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _run(connection: Connection, target: str) -> None:
+class _StepLog:
+    """Logs each migration after it has run; of a new database only the last one."""
+
+    def __init__(self, is_new: bool) -> None:
+        self._is_new = is_new
+        self._began = time.monotonic()
+
+    def __call__(self, step: Any, **_: Any) -> None:
+        revision, now = step.up_revision_id, time.monotonic()
+        if not self._is_new:
+            seconds = now - self._began
+            logger.info("Migrated the database to revision %s in %.1f s", revision, seconds)
+        elif revision == head():
+            logger.info("Created the database at revision %s", revision)
+        self._began = now
+
+
+def _run(connection: Connection, target: str, step_log: _StepLog) -> None:
     # Imported here: most databases are up to date, and Alembic takes a fifth of a start to load.
     from alembic import command
     from alembic.config import Config
@@ -137,6 +158,7 @@ def _run(connection: Connection, target: str) -> None:
     config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
     # In the transaction that is already open: all migrations take effect, or none.
     config.attributes["connection"] = connection
+    config.attributes["step_log"] = step_log
     command.upgrade(config, target)
     if target == "head":
         name_index.ensure(connection)

@@ -8,6 +8,7 @@ context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=models.Task.metadata,
     render_as_batch=True,
+    on_version_apply=context.config.attributes["step_log"],
 )
 with context.begin_transaction():
     context.run_migrations()
