@@ -55,7 +55,8 @@ def show_metrics() -> Response:
     cannot be read, only the metrics that do not need it.
     """
     limit = current_app.config["WAITS"] * current_app.config["WORKERS"]
-    found = [metrics.BUILD, *metrics.requests.metrics(limit), *health.database_metrics()]
+    of_processes = [metrics.BUILD, *metrics.requests.metrics(limit)]
+    found = [*of_processes, *health.database_metrics(), *health.backup_metrics()]
     return Response("".join(found), content_type=metrics.CONTENT_TYPE)
 
 

@@ -129,7 +129,8 @@ def status_command(as_json: bool) -> None:
     """Print what needs attention.
 
     These are open questions, agents whose last task failed, agents that are late, tasks that hang,
-    tasks that no worker claims, callbacks that failed in the last 7 days, and hooks that are off.
+    tasks that no worker claims, callbacks that failed in the last 7 days, hooks that are off, and
+    backups of the service that fail.
     Exit codes: 0 nothing, 1 something, 2 wrong use or key, 69 the service is unavailable.
     """
     with service_client(failure=UNAVAILABLE) as client:

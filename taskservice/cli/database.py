@@ -18,6 +18,7 @@ from taskservice.cli.serve import load_config, one_line_errors, prepare_files, s
 from taskservice.config import Config
 from taskservice.database import migrations
 from taskservice.database.address import parse, shown, sqlite_file
+from taskservice.database.files import LAST_BACKUP
 from taskservice.database.transactions import database_time
 from taskservice.operations import database_check
 from taskservice.operations.backup import backup, restore
@@ -75,6 +76,11 @@ def back_up(file: Path, force: bool) -> None:
     with one_line_errors():
         revision = backup(database, config.secret_key_file, file, force)
     print_line(f"{file}: {file.stat().st_size} bytes, revision {revision}, verified")
+    marker = config.DATA / LAST_BACKUP
+    try:
+        marker.touch(0o600)
+    except OSError as error:
+        notice(f"{marker} can't be written: {error.strerror}; the time of this backup is unknown")
     key = config.secret_key_file
     if key.is_file() and key.read_bytes().strip() == config.SECRET_KEY.encode():
         notice(f"also back up {key}")

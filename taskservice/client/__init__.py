@@ -195,9 +195,9 @@ class Health(TypedDict):
 class Attention(TypedDict):
     """Something that a person should look at now; `text` is one line.
 
-    `kind` is "question", "broken", "late", "hanging", "no_worker", "callback_failed" or
-    "hook_off". `agentId` and `taskId` are None if it is not about one. `since` is an RFC 3339
-    time.
+    `kind` is "question", "broken", "late", "hanging", "no_worker", "callback_failed",
+    "hook_off" or "backup_old". `agentId` and `taskId` are None if it is not about one. `since` is
+    an RFC 3339 time.
     """
 
     kind: str

@@ -94,6 +94,18 @@ def is_open_elsewhere(database: Path) -> bool:
     return False
 
 
+# A file in DATA, which is touched after each backup.
+LAST_BACKUP = "last_backup"
+
+
+def last_backup(data: Path) -> os.stat_result | None:
+    """`st_mtime` is the time of the last backup, 0 if none succeeded; None if none was tried."""
+    try:
+        return (data / LAST_BACKUP).stat()
+    except OSError:
+        return None
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

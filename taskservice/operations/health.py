@@ -11,13 +11,14 @@ from threading import Lock
 from typing import Generic, NamedTuple, TypeVar
 
 import sqlalchemy as sa
-from flask import Flask
+from flask import Flask, current_app
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
 from taskservice.database import migrations
 from taskservice.database.address import sqlite_file
 from taskservice.database.clock import seconds_between
+from taskservice.database.files import last_backup
 from taskservice.database.models import Agent, Delivery, ServiceHeartbeat
 from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import database_now, db
@@ -179,6 +180,12 @@ def database_metrics() -> list[str]:
     except FAILURES as error:
         logger.error("The database metrics can't be read: %s", getattr(error, "orig", error))
     return [gauge("database_up", int(_is_usable())), *contents]
+
+
+def backup_metrics() -> list[str]:
+    """The time of the last backup, where backups are made."""
+    backup = last_backup(current_app.config["DATA"])
+    return [gauge("last_backup_timestamp_seconds", backup.st_mtime)] if backup else []
 
 
 def _is_usable() -> bool:

@@ -42,6 +42,7 @@ HELP = {
     "database_size_bytes": "Size of the database, and of SQLite's write-ahead log.",
     "database_up": "Whether the database can be read and written.",
     "deliveries": "Deliveries by state.",
+    "last_backup_timestamp_seconds": "Time of the last backup; 0 if none has succeeded.",
     "oldest_due_delivery_age_seconds": (
         "Age of the oldest due delivery in seconds; 0 when none is due."
     ),

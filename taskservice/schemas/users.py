@@ -172,7 +172,7 @@ class AttentionSchema(fields.ResponseSchema):
 
     kind = fields.choice("The kind.", ATTENTION, BROKEN)
     agentId = fields.text(
-        "The agent; null for a hook of all agents.", "summarizer", allow_none=True
+        "The agent; null for a hook of all agents, and for a backup.", "summarizer", allow_none=True
     )
     taskId = fields.text("The task.", examples.TASK, format="uuid", allow_none=True)
     since = fields.time("The start of the trouble.", examples.TIME)

@@ -1,8 +1,10 @@
 """What needs attention, read from indexes and from what is stored when it happens."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
+from flask import current_app
 from sqlalchemy import and_, bindparam, case, exists, func, or_, select, text, tuple_
 from sqlalchemy.orm import aliased
 
@@ -10,6 +12,7 @@ from taskservice import terms
 from taskservice.auth import Caller, is_of_agent, visible_agents, visible_tasks
 from taskservice.database import clock, models
 from taskservice.database.connections import Statement
+from taskservice.database.files import last_backup
 from taskservice.database.models import Agent, Attempt, Delivery, Question, Task
 from taskservice.database.transactions import database_time, read_all, read_one
 from taskservice.database.types import AnyRow
@@ -27,6 +30,8 @@ MAX_TEXT = 200
 QUIET_SECONDS = 600.0
 # For this time in seconds, a callback that failed is shown.
 CALLBACK_SECONDS = 7 * 86_400.0
+# After this time in seconds, the next backup is missing; one is made each night.
+BACKUP_SECONDS = 2 * 86_400.0
 
 _quiet_since: Any = bindparam("quiet_since")
 _oldest_question = (
@@ -128,7 +133,7 @@ _HOOKS_OFF = Statement[AnyRow](hooks.TURNED_OFF)
 
 def list_all(caller: Caller) -> list[dict[str, Any]]:
     """Items as in AttentionSchema: in the order of ATTENTION, the oldest of a kind first."""
-    for_user_key = (_failed_callbacks, _hooks_off) if caller.agent_id is None else ()
+    for_user_key = (_failed_callbacks, _hooks_off, _old_backup) if caller.agent_id is None else ()
     now = database_time()
     here = {**caller.scope, "user_id": caller.user_id, "now": now}
     here["quiet_since"] = clock.moved(now, -QUIET_SECONDS)
@@ -214,6 +219,16 @@ def _hooks_off(here: dict[str, Any]) -> Items:
         reason = _line(f"The hook {hook.name} is off: {hook.reason}")
         since = hook.last_delivered_at or hook.created_at
         yield terms.HOOK_OFF, hook.agent_id, None, since, reason
+
+
+def _old_backup(_here: dict[str, Any]) -> Items:
+    backup = last_backup(current_app.config["DATA"])
+    if backup and (age := time.time() - backup.st_mtime) > BACKUP_SECONDS:
+        reason = f"The last backup is {seconds_text(age)} old"
+        if not backup.st_mtime:
+            reason = "No backup has succeeded yet"
+        since = clock.from_milliseconds(int((backup.st_mtime or backup.st_ctime) * 1000))
+        yield terms.BACKUP_OLD, None, None, since, reason
 
 
 def _line(words: str) -> str:

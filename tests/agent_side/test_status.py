@@ -1,5 +1,6 @@
 """`taskservice status`: what needs attention, and the exit codes for it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,17 @@ def test_status_exits_with_0_when_nothing_needs_attention(machine: AgentMachine)
     assert (shown.returncode, shown.stdout) == (0, "")
     as_json = machine.run("status", "--json")
     assert (as_json.returncode, as_json.stdout) == (0, "")
+
+
+def test_status_tells_of_an_old_backup(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service:
+        machine = machine_of(service.add_user(), tmp_path / "home")
+        (tmp_path / "data/last_backup").touch()
+        assert machine.run("status").returncode == 0
+        os.utime(tmp_path / "data/last_backup", (0, 0))
+        shown = machine.run("status")
+        assert shown.returncode == 1
+        assert "No backup has succeeded yet" in shown.stdout
 
 
 def test_status_that_is_unknown_has_other_exit_codes(machine: AgentMachine) -> None:

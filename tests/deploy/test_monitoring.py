@@ -34,11 +34,13 @@ Sample = tuple[str, dict[str, str]]
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     """What a service exports that has answered a few requests: names and labels."""
-    with Service(tmp_path_factory.mktemp("monitoring") / "data") as service:
+    data = tmp_path_factory.mktemp("monitoring") / "data"
+    with Service(data) as service:
         alice = service.add_user()
         # A webhook that nobody receives is due again.
         task = alice.start(claim=True, callback="http://127.0.0.1:1/")
         alice.request("PATCH", f"/task/{task['id']}", json={"status": "complete"})
+        (data / "last_backup").touch()
         text = requests.get(f"{service.url}/metrics", timeout=60).text
     families = text_string_to_metric_families(text)
     return [(sample.name, sample.labels) for family in families for sample in family.samples]

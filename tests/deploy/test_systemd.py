@@ -148,9 +148,15 @@ def test_backup_has_a_dated_name_and_the_oldest_are_removed(machine: Machine) ->
     assert others == ["notes.db", "secret_key"]
     assert oldest == "taskservice-2026-01-03T000000Z.db"
     assert re.fullmatch(r"taskservice-\d{4}-\d\d-\d\dT\d{6}Z\.db", newest)
+    assert last_backup(machine) > 0
     restored = machine.root / "restored"
     assert run(restored, "db", "restore", str(folder / newest)).returncode == 0
     assert "alice" in run(restored, "user", "list").stdout
+
+
+def last_backup(machine: Machine) -> float:
+    """When a backup last succeeded, in seconds since 1970; 0 if none did."""
+    return (machine.root / "var/lib/taskservice/last_backup").stat().st_mtime
 
 
 def test_failed_backup_fails_the_unit_and_removes_none(machine: Machine) -> None:
@@ -161,6 +167,8 @@ def test_failed_backup_fails_the_unit_and_removes_none(machine: Machine) -> None
     assert result.returncode != 0
     assert "no database" in result.stderr
     assert old.exists()
+    # So that an alert comes though no backup has ever succeeded.
+    assert last_backup(machine) == 0
 
 
 def test_backup_that_would_not_be_kept_is_refused(
@@ -191,6 +199,8 @@ def test_postgresql_is_backed_up_by_pg_dump(machine: Machine, databases: Databas
     (dump,) = folder.iterdir()
     assert dump.suffix == ".dump"
     assert dump.stat().st_mode & 0o777 == 0o600
+    succeeded_at = last_backup(machine)
+    assert succeeded_at > 0
     listed = subprocess.check_output(
         ["pg_restore", "--list", dump], env={"PATH": programs}, text=True, timeout=60
     )
@@ -198,3 +208,4 @@ def test_postgresql_is_backed_up_by_pg_dump(machine: Machine, databases: Databas
     refused = machine.run(unit, **settings, PATH=programs, PGOPTIONS="-c nonsense=1")
     assert refused.returncode != 0
     assert [path.name for path in folder.iterdir()] == [dump.name]
+    assert last_backup(machine) == succeeded_at

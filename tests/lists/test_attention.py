@@ -1,8 +1,11 @@
 """What a person should look at now: each kind, its order, and what ends it."""
 
+import os
 import re
+import time
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -231,6 +234,32 @@ def test_hook_that_is_off_is_listed(alice: ApiClient, app: Flask, receiver: Rece
     assert items(alice) == []
 
 
+def test_old_backup_is_listed_until_the_next_one(alice: ApiClient, data_folder: Path) -> None:
+    marker = data_folder / "last_backup"
+    made_at = make_backup_old(data_folder)
+    (found,) = items(alice)
+    assert found == {
+        "kind": "backup_old", "agentId": None, "taskId": None,
+        "since": clock.from_milliseconds(made_at * 1000), "text": "The last backup is 3 d old",
+    }  # fmt: skip
+    assert items(alice.read_key()) == [found]
+    marker.touch()
+    assert items(alice) == []
+    # As the nightly backup leaves it when no backup has succeeded.
+    os.utime(marker, (0, 0))
+    (found,) = items(alice)
+    assert found["text"] == "No backup has succeeded yet"
+    assert found["since"] > clock.now(-DAY)
+
+
+def make_backup_old(data: Path) -> int:
+    """Let the last backup be three days old; returns its time in seconds since 1970."""
+    made_at = int(time.time() - 3 * DAY)
+    (data / "last_backup").touch()
+    os.utime(data / "last_backup", (made_at, made_at))
+    return made_at
+
+
 def test_subscription_that_has_ended_is_no_longer_listed(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
@@ -276,13 +305,18 @@ def troubled(
 
 
 def test_kinds_come_in_the_order_of_their_urgency(
-    alice: ApiClient, bob: ApiClient, troubled: Callable[[ApiClient], None]
+    alice: ApiClient, bob: ApiClient, troubled: Callable[[ApiClient], None], data_folder: Path
 ) -> None:
     troubled(alice)
+    assert items(bob) == []
+    make_backup_old(data_folder)
     assert kinds(alice) == [
         "question", "broken", "late", "hanging", "no_worker", "callback_failed", "hook_off",
+        "backup_old",
     ]  # fmt: skip
-    assert items(bob) == []
+    # It belongs to nobody.
+    assert kinds(bob) == ["backup_old"]
+    assert kinds(alice.agent_key("waits")) == ["no_worker"]
 
 
 def test_agent_key_gets_what_concerns_its_agent(

@@ -112,6 +112,24 @@ def test_backup_made_while_others_write_serves_all_that_was_acknowledged(
         assert restored.run("db", "check").returncode == 0
 
 
+def test_time_of_a_backup_is_recorded_when_it_succeeded(data: Path, tmp_path: Path) -> None:
+    marker, began = data / "last_backup", time.time()
+    assert run(data, "db", "backup", str(tmp_path)).returncode == 1
+    assert not marker.exists()
+    assert run(data, "db", "backup", str(tmp_path / "backup.db")).returncode == 0
+    # The clock of a file system is a little behind.
+    assert began - 1 < marker.stat().st_mtime <= time.time()
+    assert marker.stat().st_mode & 0o777 == 0o600
+
+
+def test_backup_whose_time_cannot_be_recorded_is_a_backup(data: Path, tmp_path: Path) -> None:
+    (data / "last_backup").symlink_to("missing/file")
+    result = run(data, "db", "backup", str(tmp_path / "backup.db"))
+    assert result.returncode == 0
+    assert "last_backup can't be written" in result.stderr
+    assert (tmp_path / "backup.db").exists()
+
+
 def test_backup_names_the_secret_key(data: Path, tmp_path: Path) -> None:
     run(data, "db", "upgrade", SECRET_KEY="")
     kept = run(data, "db", "backup", str(tmp_path / "one.db"), SECRET_KEY="")

@@ -233,6 +233,15 @@ def test_metrics_have_the_size_of_the_database(
     assert min(sizes.values()) > 0
 
 
+def test_metrics_have_the_time_of_the_last_backup(app: Flask, data_folder: Path) -> None:
+    name = "taskservice_last_backup_timestamp_seconds"
+    # Where no backup was made, an alert would never end.
+    assert (name, frozenset[Any]()) not in scrape(app).samples
+    (data_folder / "last_backup").touch()
+    os.utime(data_folder / "last_backup", (1_700_000_000, 1_700_000_000))
+    assert scrape(app).get(name) == 1_700_000_000
+
+
 @only_sqlite
 def test_counts_of_a_large_database_read_indexes_only(app: Flask) -> None:
     with app.app_context(), transactions.reading() as connection:
