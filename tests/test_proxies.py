@@ -46,6 +46,8 @@ def test_forwarded_header_with_too_few_values_is_ignored() -> None:
         ("/outer, /inner", "/outer/"),
         ("/spoofed, /outer, /inner", "/outer/"),
         ("//other.example", "/"),
+        # The last byte of some letters is a space in Latin-1.
+        ("/outer/\xc3\xa0 , /inner", "/outer/à/"),
         ("relative", "/"),
         ("", "/"),
     ],

@@ -25,7 +25,7 @@ from taskservice.errors import Problem
 from taskservice.services import hooks
 from taskservice.terms import API_PREFIX, PROBLEM_TYPE
 from taskservice.web import responses
-from taskservice.web.request import canonical, ignore_dates, url_parts
+from taskservice.web.request import SPACE, canonical, ignore_dates, url_parts
 
 dashboard = Blueprint(
     "dashboard",
@@ -93,7 +93,7 @@ def resume_session() -> bool:
 def _of_proxy(now: str) -> AnyRow | None:
     """The key of the person in the proxy's header; None if the header is empty. Raises 403."""
     # WSGI gives the bytes of a header as Latin-1. One that is sent twice is joined by a comma.
-    sent = request.headers.get(current_app.config["LOGIN_HEADER"], "").strip()
+    sent = request.headers.get(current_app.config["LOGIN_HEADER"], "").strip(SPACE)
     name = sent.encode("latin-1").decode(errors="replace")
     key = find(KEY_OF_LOGIN, name, now) if name and "," not in name else None
     if name and key is None:

@@ -1,5 +1,6 @@
 """A form made from a JSON Schema: its fields, and their values as JSON."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -377,9 +378,14 @@ def _loads(text: str) -> Any:
 
 def labels(text: str) -> dict[str, str]:
     """The labels of a form: one `key=value` per line. Raises ValidationError."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines_of(text) if line.strip()]
     if wrong := [line for line in lines if "=" not in line]:
         messages = [f"“{line[:80]}” is not of the form key=value." for line in wrong[:3]]
         raise ValidationError({"labels": messages})
     pairs = [line.partition("=") for line in lines]
-    return {key.strip(): value.strip() for key, _, value in pairs}
+    return {key.strip(): value.strip(" \t") for key, _, value in pairs}
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text area; other separators of lines are a part of the text."""
+    return re.split("\r\n?|\n", text)

@@ -362,7 +362,7 @@ def _rerun(task: TaskRow, input_form: InputForm) -> Response:
     is_same = strict_json.canonical(value) == strict_json.canonical(before)
     body = {} if is_same else {"input": value}
     typed = request.form.get("labels")
-    if typed is not None and typed.splitlines() != _label_lines(task):
+    if typed is not None and schema_form.lines_of(typed) != _label_lines(task):
         body["labels"] = schema_form.labels(typed)
     fields = rerun_schema.load(body)
     submission_id = request.form.get("submission_id") or clock.new_id()
@@ -375,7 +375,7 @@ def _rerun(task: TaskRow, input_form: InputForm) -> Response:
 def _label_lines(task: TaskRow) -> list[str]:
     """The labels as the form shows them; a value can have several lines."""
     pairs = strict_json.loads(task.labels.encode()).items()
-    return "\n".join(f"{key}={value}" for key, value in pairs).splitlines()
+    return schema_form.lines_of("\n".join(f"{key}={value}" for key, value in pairs))
 
 
 # The page that says which tasks of a list are cancelled, deleted or run again, and does it.

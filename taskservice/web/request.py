@@ -47,6 +47,10 @@ def is_loopback(host: str | None) -> bool:
         return host is not None and (host == "localhost" or host.endswith(".localhost"))
 
 
+# What may surround the value of a header: its letters are UTF-8 in Latin-1, so that their bytes
+# A0 and 85 would count as spaces too.
+SPACE = " \t"
+
 WsgiApplication: TypeAlias = Callable[..., Iterable[bytes]]
 
 
@@ -59,7 +63,8 @@ def trust_proxies(application: WsgiApplication, hops: int) -> WsgiApplication:
     fixed = ProxyFix(application, x_for=hops, x_proto=hops, x_host=hops)
 
     def with_prefix(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        values = [value.strip() for value in environ.get("HTTP_X_FORWARDED_PREFIX", "").split(",")]
+        prefixes = environ.get("HTTP_X_FORWARDED_PREFIX", "").split(",")
+        values = [prefix.strip(SPACE) for prefix in prefixes]
         outermost = values[-hops] if len(values) >= hops else values[0]
         # `//other.example` would be another host.
         if outermost.startswith("/") and not outermost.startswith("//"):
@@ -233,7 +238,7 @@ def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None
     tasks.get_version(caller, task_id)
     if "question_id" in path:
         questions.get(caller, task_id, require_id("question", path["question_id"]))
-    if environ["HTTP_IF_MATCH"].strip() != "*":
+    if environ["HTTP_IF_MATCH"].strip(SPACE) != "*":
         raise Problem(412, "If-Match does not match: ETags of tasks are weak, so only `*` can")
 
 
@@ -343,7 +348,10 @@ def _parsed(data: bytes) -> Any:
 
 def body_bytes() -> bytes:
     """The body as received; raises 413, and 415 if it is compressed or not in UTF-8."""
-    if request.environ.get("HTTP_CONTENT_ENCODING", "").strip().lower() not in ("", "identity"):
+    if request.environ.get("HTTP_CONTENT_ENCODING", "").strip(SPACE).lower() not in (
+        "",
+        "identity",
+    ):
         raise Problem(415, "The body must be sent without a Content-Encoding")
     if request.content_type not in (JSON, None):
         charset = request.mimetype_params.get("charset", "utf-8").lower()

@@ -70,6 +70,14 @@ def test_person_whom_the_proxy_names_is_signed_in(app: Flask, alice: ApiClient) 
     assert (key["login"], key["access"], key["hint"]) == (True, "full", "")
 
 
+@pytest.mark.parametrize("name", ["Tomà", "Å", "по-ихнему на х", "ПЁТР"])
+def test_name_may_end_in_any_letter(app: Flask, alice: ApiClient, name: str) -> None:
+    """The last bytes of some letters are spaces or line ends in Latin-1."""
+    login(app, name)
+    assert named(app, name).get("/").status_code == 200
+    assert named(app, f" \t{name}\t ").get("/").status_code == 200
+
+
 def test_rights_are_those_of_the_key(app: Flask, alice: ApiClient, bob: ApiClient) -> None:
     login(app, access="read")
     login(app, "bert", team="bob")

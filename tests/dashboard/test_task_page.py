@@ -81,6 +81,14 @@ def test_task_is_run_again_with_other_labels(browser: Browser, alice: ApiClient)
     assert len(reruns(alice, task)) == 2
 
 
+def test_only_line_ends_separate_labels(browser: Browser, alice: ApiClient) -> None:
+    labels = {"a": "one\u2028b=two", "c": "three\x85\x0b\x1cfour", "d": "five\u00a0"}
+    task = alice.start(labels=labels)
+    typed = "\r\n".join(f"{key}={value}" for key, value in labels.items())
+    browser.send(f"/tasks/{task['id']}/rerun", input="{}", labels=f"{typed}\r\ne=six")
+    assert reruns(alice, task)[0]["labels"] == labels | {"e": "six"}
+
+
 def test_task_is_run_again_with_another_input(browser: Browser, alice: ApiClient) -> None:
     task = alice.start(input={"a": 1})
     browser.send(f"/tasks/{task['id']}/rerun", input='{"a": 2, "text": "' + "é" * 300_000 + '"}')
