@@ -95,8 +95,11 @@ def main() -> None:
         print(f"{LINES:,} lines searched in {sum(seconds):.1f} s by {len(seconds)} requests, "
               f"{max(seconds):.2f} s at most; {cost} MB more memory")  # fmt: skip
         alone = p95_of_gets(alice, small)
-        key = str(alice.session.headers["apikey"])
-        searchers = [Process(target=search_forever, args=(alice.url, key)) for _ in range(2)]
+        bob = service.add_user("bob")
+        fill(bob, LINES_PER_TASK, lambda number: f"order {number:08} is on its way\n")
+        # A user searches once at a time.
+        keys = [str(person.session.headers["apikey"]) for person in (alice, bob)]
+        searchers = [Process(target=search_forever, args=(alice.url, key)) for key in keys]
         for searcher in searchers:
             searcher.start()
         beside = p95_of_gets(alice, small)

@@ -580,12 +580,17 @@ def test_resend_into_the_middle_of_a_chunk_adds_the_new_lines(alice: ApiClient) 
 
 
 @one_database
-def test_number_of_large_bodies_parsed_concurrently_is_limited(
-    alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+def test_large_bodies_are_parsed_one_for_each_of_two_users_at_a_time(
+    alice: ApiClient, bob: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(request, "LARGE_BODY_SECONDS", 0.1)
+    slots = request.large_body_slots
+    monkeypatch.setattr(slots, "wait_seconds", 0.1)
     task, large = alice.start(), b"line\n" * 300_000
-    with request.large_body_slots, request.large_body_slots:
+    of_bob = bob.start()
+    with slots.hold(task["userId"]):
+        expect(append_text(bob, of_bob, large), 201)
+    with slots.hold(task["userId"]), slots.hold("another user"):
+        problem(append_text(bob, of_bob, large), 503)
         refused = append_text(alice, task, large)
         assert problem(refused, 503)["code"] == "overloaded"
         assert int(refused.headers["Retry-After"]) > 0

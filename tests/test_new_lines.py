@@ -172,6 +172,6 @@ def test_at_most_200_new_lines_are_listed(alice: ApiClient) -> None:
 @one_database
 def test_comparison_needs_one_of_the_places_for_searches(alice: ApiClient) -> None:
     task = run(alice, "one")
-    with search.slot(), search.slot():
+    with search.slots.hold(task["userId"]):
         response = alice.get(f"/task/{task['id']}/new-lines?against={task['id']}")
         assert problem(response, 503)["code"] == "overloaded"

@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from operator import itemgetter
-from threading import BoundedSemaphore, Lock
+from threading import Lock
 from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,12 +16,13 @@ from taskservice.database.connections import Statement
 from taskservice.database.models import LogChunk, Task
 from taskservice.database.transactions import read_all, read_one
 from taskservice.database.types import AnyRow, TaskRow, Timestamp
-from taskservice.errors import Problem, invalid, overloaded
+from taskservice.errors import Problem, invalid
 from taskservice.services import lists, logs, tasks
 from taskservice.services.lists import Filters, Position, Selection, TaskList
 from taskservice.terms import COMPLETE, ERROR, NO_GOOD_RUN
+from taskservice.user_slots import UserSlots
 
-search_slots = BoundedSemaphore(2)
+slots = UserSlots(2, 1.0, "Too many searches at once; try again later")
 # A search ends after this time, and after this many bytes of logs. At most 64 MiB are read, since
 # the sizes of the next chunks of a large log, CHUNKS_PER_READ of them, may have been read too.
 SEARCH_SECONDS = 1.0
@@ -93,17 +93,6 @@ class _Part(NamedTuple):
     end: End
 
 
-@contextmanager
-def slot() -> Iterator[None]:
-    """One of the places for searches; raises 503 if none is free."""
-    if not search_slots.acquire(blocking=False):
-        raise overloaded("Too many searches at once; try again later")
-    try:
-        yield
-    finally:
-        search_slots.release()
-
-
 def search(
     caller: Caller,
     selection: Selection,
@@ -118,8 +107,9 @@ def search(
         raise invalid({"text": ["Must be one line."]})
     text = text.replace("\0", "\ufffd")
     hits: list[dict[str, Any]] = []
-    searched, size, deadline = set[str](), 0, monotonic() + SEARCH_SECONDS
-    with slot():
+    searched, size = set[str](), 0
+    with slots.hold(caller.user_id):
+        deadline = monotonic() + SEARCH_SECONDS
         for part in _parts(TaskList(caller, selection), start):
             searched.update(row.id for row in part.tasks)
             size += part.size
@@ -142,7 +132,7 @@ def in_errors(
 ) -> lists.Positions:
     """The next tasks whose error contains `text`, among MAX_ERRORS. Raises 503."""
     tasks = TaskList(caller, selection._replace(status=ERROR))
-    with slot():
+    with slots.hold(caller.user_id):
         end = tasks.position(after, MAX_ERRORS)
         rows = tasks.run(_errors_statement, after, end, part=text, count=limit)
     found = [Position(*row) for row in rows]
@@ -327,10 +317,10 @@ def new_lines(caller: Caller, task_id: str, against_id: str | None) -> dict[str,
 
 def lines_not_in(good: TaskRow, task: TaskRow) -> dict[str, Any]:
     """The lines of `task` that `good` does not have, as JSON. Raises 503."""
-    began = monotonic()
     is_cut = max(task.log_bytes, good.log_bytes) > 2 * COMPARED_BYTES
     known, lines = set[bytes](), list[dict[str, Any]]()
-    with slot():
+    with slots.hold(task.user_id):
+        began = monotonic()
         for chunk in logs.ends_of(good, COMPARED_BYTES):
             known.update(_without_values(chunk.text).split(b"\n"))
             if is_late := monotonic() > began + COMPARED_SECONDS / 2:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
 from itertools import chain
-from threading import BoundedSemaphore
 from typing import Any, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
@@ -21,12 +20,13 @@ from werkzeug.utils import cached_property
 
 from taskservice.auth import authenticate_link, caller
 from taskservice.database.transactions import end_shared_reading
-from taskservice.errors import Problem, invalid, overloaded, require
+from taskservice.errors import Problem, invalid, require
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import EmptySchema
 from taskservice.services import questions, tasks
 from taskservice.terms import API_PREFIX, MAX_IDEMPOTENCY_KEY
+from taskservice.user_slots import UserSlots
 
 # Reads URLs and hosts that clients send, which can contain anything.
 
@@ -167,9 +167,7 @@ MAX_SMALL_BODY = 2 * 1024 * 1024
 
 # Parsing a larger body, or one of unknown size, can take a dozen times its size in memory.
 LARGE_BODY = 1024 * 1024
-# Maximum number of large bodies that one process parses at a time, and how long another waits.
-large_body_slots = BoundedSemaphore(2)
-LARGE_BODY_SECONDS = 3.0
+large_body_slots = UserSlots(2, 3.0, "Too many large requests at once; try again later")
 
 
 class Endpoint:
@@ -194,12 +192,8 @@ class Endpoint:
         if self.operation.reads is None or (size is not None and size <= LARGE_BODY):
             return self._view(**self._arguments(request.environ, path))
         end_shared_reading()
-        if not large_body_slots.acquire(timeout=LARGE_BODY_SECONDS):
-            raise overloaded("Too many large requests at once; try again later")
-        try:
+        with large_body_slots.hold(caller.user_id):
             return self._view(**self._arguments(request.environ, path))
-        finally:
-            large_body_slots.release()
 
     def _arguments(self, environ: Mapping[str, Any], path: Mapping[str, str]) -> dict[str, Any]:
         if self.operation.full_access:

@@ -185,8 +185,8 @@ def test_hostile_text_is_shown_as_text(alice: ApiClient, browser: Browser) -> No
 
 @one_database
 def test_busy_search_says_so_and_offers_to_try_again(alice: ApiClient, browser: Browser) -> None:
-    with_log(alice, "hit")
-    with search.slot(), search.slot():
+    task = with_log(alice, "hit")
+    with search.slots.hold(task["userId"]):
         for where in ("logs", "errors"):
             response = browser.get(f"/search?q=hit&where={where}")
             assert response.status_code == 503

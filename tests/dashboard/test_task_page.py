@@ -489,7 +489,7 @@ def test_failure_is_compared_with_the_last_good_run(
     path = f"/tasks/{again['id']}/new-lines"
     assert "No line of the log is new" in browser.get(path).text
     assert "<table" not in browser.get(path).text
-    with search.slot(), search.slot():
+    with search.slots.hold(good["userId"]):
         response = browser.get(path)
     assert (response.status_code, "Try again" in response.text) == (503, True)
 

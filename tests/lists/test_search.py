@@ -1,6 +1,9 @@
 """Searches in the logs of tasks: what is found, in which order, and where a search continues."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from time import thread_time
 from typing import Any
 from urllib.parse import unquote
 
@@ -13,10 +16,10 @@ from taskservice.database import types
 from taskservice.database.transactions import reading
 from taskservice.services import lists, logs, search
 from tests.support.api_client import ApiClient, expect, problem
-from tests.support.internals import reads
+from tests.support.internals import before_reads, reads
 from tests.support.marks import one_database
 from tests.support.paging import ROOT, next_url
-from tests.support.waiting import PATIENCE_SECONDS
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 Page = dict[str, Any]
 PARTS = (
@@ -224,13 +227,62 @@ def test_wrong_search_is_refused(alice: ApiClient, subtests: pytest.Subtests) ->
 
 
 @one_database
-def test_third_search_at_a_time_is_refused(alice: ApiClient) -> None:
-    with_log(alice, "hit")
-    with search.slot(), search.slot():
-        response = alice.get("/search?text=hit")
-        assert problem(response, 503)["code"] == "overloaded"
-        assert response.headers["Retry-After"].isdigit()
+def test_searches_of_one_user_leave_a_place_for_another(
+    app: Flask, alice: ApiClient, bob: ApiClient
+) -> None:
+    with_log(alice, "hit", agent_id="of-alice")
+    with_log(bob, "hit")
+    is_searching, may_go_on = Event(), Event()
+
+    def wait(_statement: str, values: Any) -> None:
+        if "of-alice" in values:
+            is_searching.set()
+            may_go_on.wait(PATIENCE_SECONDS)
+
+    with ThreadPoolExecutor() as pool, before_reads(app, wait):
+        of_alice = ApiClient(app, "alice", alice.key)
+        first = pool.submit(of_alice.get, "/search?text=hit&agentId=of-alice")
+        assert is_searching.wait(PATIENCE_SECONDS)
+        refused = alice.get("/search?text=hit")
+        assert problem(refused, 503)["code"] == "overloaded"
+        assert refused.headers["Retry-After"].isdigit()
+        assert len(hits(bob, "hit")) == 1
+        may_go_on.set()
+        expect(first.result(), 200)
     assert len(hits(alice, "hit")) == 1
+
+
+@one_database
+def test_one_search_of_a_user_waits_for_another(
+    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert search.slots.wait_seconds == 1.0
+    monkeypatch.setattr(search.slots, "wait_seconds", PATIENCE_SECONDS)
+    task = with_log(alice, "hit")
+    with ThreadPoolExecutor() as pool:
+        with search.slots.hold(task["userId"]):
+            of_alice = ApiClient(app, "alice", alice.key)
+            waiting = pool.submit(of_alice.get, "/search?text=hit")
+            until(lambda: search.slots._waiting)
+            # Another one would hold a second thread.
+            problem(alice.get("/search?text=hit"), 503)
+            assert not waiting.done()
+        assert len(expect(waiting.result(), 200)["hits"]) == 1
+
+
+@one_database
+def test_any_case_costs_little_more_than_exact_text(alice: ApiClient) -> None:
+    """No other thread runs while Python searches, here for a text that begins at each place."""
+    text = "a" * 199 + "b"
+    with_log(alice, *["a" * 60_000 + text] * 8)
+
+    def seconds(case: str) -> float:
+        began = thread_time()
+        assert len(lines(alice, text, case=case)) == 8
+        return thread_time() - began
+
+    any_case, exact = (min(seconds(case) for _ in range(3)) for case in ("false", "true"))
+    assert any_case < 8 * exact
 
 
 def test_append_has_no_index_to_keep(app: Flask) -> None:

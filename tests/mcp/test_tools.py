@@ -531,7 +531,7 @@ def test_search_logs_finds_lines_and_says_how_to_continue(
 @one_database
 def test_search_logs_takes_one_of_the_places_for_searches(alice: ApiClient, mcp: McpClient) -> None:
     arguments = {"text": "hit"}
-    with search.slot(), search.slot():
+    with search.slots.hold(alice.start()["userId"]):
         response = mcp.modern("tools/call", {"name": "search_logs", "arguments": arguments})
     assert response.status == 503
     assert mcp.call("search_logs", arguments)["structuredContent"]["hits"] == []
