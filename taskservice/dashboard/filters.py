@@ -192,7 +192,7 @@ def _in_errors(selection: Selection, query: dict[str, Any]) -> Found:
 
 def _lines_of_error(row: AnyRow, text: str) -> list[tuple[int | None, list[str]]]:
     """The first lines of an error message that contain the text."""
-    message, pattern = row.error_message, search.pattern(text)
+    message, pattern = row.error_message, _pattern(text)
     # A summary has the start of a long message.
     if not pattern.search(message) and (task := task_service.find(caller, row.id)):
         message = task.error_message or ""
@@ -202,6 +202,11 @@ def _lines_of_error(row: AnyRow, text: str) -> list[tuple[int | None, list[str]]
 
 
 def _pieces(line: str, text: str) -> list[str]:
-    pattern = search.pattern(text)
+    pattern = _pattern(text)
     pieces = re.split(f"({pattern.pattern})", line, flags=pattern.flags)
     return [formatting.without_escapes(piece) for piece in pieces]
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """What the database finds, in Python."""
+    return re.compile(re.escape(text), re.ASCII | re.IGNORECASE)

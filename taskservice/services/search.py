@@ -122,11 +122,6 @@ def search(
     return Found(hits, len(searched), size, None)
 
 
-def pattern(text: str, *, is_exact: bool = False) -> re.Pattern[str]:
-    """What the database finds, in Python."""
-    return re.compile(re.escape(text), re.ASCII | (0 if is_exact else re.IGNORECASE))
-
-
 def in_errors(
     caller: Caller, selection: Selection, text: str, after: Position | None, limit: int
 ) -> lists.Positions:
@@ -216,26 +211,33 @@ def _hits(part: _Part, text: str, *, is_exact: bool) -> Iterator[tuple[AnyRow, d
     for row in part.tasks:
         after = max(part.after, row.first_log - 1)
         for chunk in chunks.get(row.log_id, ()):
-            hits = _hits_in(chunk, pattern(text, is_exact=is_exact), row, after)
+            # Other threads get their turn.
+            sleep(0.0001)
+            hits = _hits_in(chunk, text, row, after, is_exact=is_exact)
             yield from ((row, hit) for hit in hits)
 
 
 def _hits_in(
-    chunk: Any, pattern: re.Pattern[str], row: AnyRow, after: int
+    chunk: Any, text: str, row: AnyRow, after: int, *, is_exact: bool
 ) -> Iterator[dict[str, Any]]:
     first = number = chunk.last - chunk.count + 1
     times: list[int] | None = None
-    counted = begin = 0
-    while match := pattern.search(chunk.text, begin):
-        start = chunk.text.rfind("\n", 0, match.start()) + 1
-        end = chunk.text.find("\n", match.end())
-        line = chunk.text[start : end if end >= 0 else None]
-        number += chunk.text.count("\n", counted, start)
-        counted, begin = start, start + len(line) + 1
+    # `lower` of bytes, as of the database, knows ASCII alone; it is many times as fast as a
+    # regular expression, during which no other thread runs.
+    data, part = chunk.text.encode(), text.encode()
+    searched, part = (data, part) if is_exact else (data.lower(), part.lower())
+    counted = 0
+    while (place := searched.find(part, counted)) >= 0:
+        start = data.rfind(b"\n", 0, place) + 1
+        end = data.find(b"\n", place)
+        end = len(data) if end < 0 else end
+        number += data.count(b"\n", counted, start)
+        counted = end
         if number > after:
             if times is None and chunk.at is not None:
                 times = clock.decode(chunk.at, chunk.times, chunk.count)
             at = clock.from_milliseconds(times[number - first]) if times else None
+            line, begin = data[start:end].decode(), len(data[start:place].decode())
             yield {
                 "taskId": row.id,
                 "name": row.name,
@@ -243,7 +245,7 @@ def _hits_in(
                 "status": row.status,
                 "line": number,
                 "at": at,
-                "text": excerpt(line, match.start() - start, match.end() - start),
+                "text": excerpt(line, begin, begin + len(text)),
             }
 
 
