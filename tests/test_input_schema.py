@@ -7,8 +7,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from flask import Flask
+from sqlalchemy import update
 
-from taskservice.schemas.json_schema import input_problems
+from taskservice.database.models import Agent
+from taskservice.database.transactions import transaction
+from taskservice.schemas.json_schema import DIALECT, input_problems
 from taskservice.services import tasks
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.marks import one_database
@@ -67,7 +71,7 @@ def faults(alice: ApiClient, given: Json) -> Json:
 
 FIT: tuple[Json, ...] = (
     MAIL,
-    {"type": "object", "$schema": "https://json-schema.org/draft/2020-12/schema"},
+    {"type": "object", "$schema": DIALECT},
     # Where a keyword's name is only a name, or data, it means nothing.
     has(**{"$ref": {"type": "string"}, "$id": {}, "oneOf": True, "enum": {"type": "null"}}),
     has(x={"const": {"$ref": "http://x.example/"}, "enum": [{"$id": "x"}], "default": {"$ref": 1}}),
@@ -118,10 +122,10 @@ UNFIT: tuple[tuple[Json, str], ...] = (
     (has(x={"pattern": r"(a)\1"}), f"properties.x.pattern: {PATTERN}"),
     (has(x={"pattern": "(a{1000}){1000}"}), f"properties.x.pattern: {PATTERN}"),
     ({"type": "object", "patternProperties": {"(?!a)": {}}}, f"patternProperties.(?!a): {PATTERN}"),
-    (has(x={"$ref": "#/nowhere"}), "Not a JSON Schema: Pointer '/nowhere' does not exist."),
-    (has(x={"$ref": "http://x.example/"}), "Not a JSON Schema: Resource 'http://x.example/'"),
-    (has(x={"$ref": "https://json-schema.org/draft/2020-12/schema"}), 'x: $ref must be "#/..."'),
-    (has(x={"$ref": "other.json"}), "Not a JSON Schema: Resource 'other.json'"),
+    *(
+        (has(x={"$ref": target}), 'properties.x: $ref must be "#/..." and refer to a schema.')
+        for target in ("#/nowhere", "http://x.example/", DIALECT, "other.json")
+    ),
     (has(x={"$ref": 5}), "properties.x.$ref: Must be a string."),
     # What is data is no schema.
     (has(x={"$ref": "#/properties/y/default"}, y={"default": {}}), "properties.x: $ref must be"),
@@ -145,6 +149,14 @@ UNFIT: tuple[tuple[Json, str], ...] = (
         "More than 4,000 values",
     ),
     (doubled(30), "More than 4,000 values, with each $ref followed;"),
+    (has(**{f"p{n}": {"pattern": f"a{n}"} for n in range(51)}), "More than 50 patterns, with each"),
+    (
+        {
+            **has(x={"allOf": [{"$ref": "#/$defs/y"}] * 3}),
+            "$defs": {"y": {"patternProperties": {f"a{n}": True for n in range(17)}}},
+        },
+        "More than 50 patterns, with each $ref followed.",
+    ),
 )
 
 
@@ -328,6 +340,7 @@ LONG: tuple[tuple[Json, Json, str | None], ...] = (
     # The validator compares such numbers digit by digit.
     (has(x={"items": {"enum": HALVES}}), {"x": [1799.5] * 3_500}, TOO_LARGE),
     (has(x={"items": {"allOf": [{"multipleOf": 3}] * 300}}), {"x": [3e307] * 2_000}, TOO_LARGE),
+    (has(x={"items": {"enum": [*range(900), 3e307]}}), {"x": [3e307] * 2_000}, TOO_LARGE),
     (
         has(x={"items": {"allOf": [{"uniqueItems": True}] * 90}}),
         {"x": [[n + 0.5 for n in range(15)]] * 200},
@@ -349,6 +362,26 @@ def test_long_input_is_checked_but_never_for_long(
                 alice.start(input=given)
             else:
                 assert faults(alice, given) == {"input": [message]}
+
+
+def test_schema_that_was_stored_before_a_limit_is_named(app: Flask, alice: ApiClient) -> None:
+    task = alice.start(input={"x": "a"})
+    for schema, reason in (
+        (has(x={"allOf": [{"pattern": f"a{n}"} for n in range(51)]}), "More than 50 patterns,"),
+        (has(x={"$ref": "#"}), "More than 4,000 values,"),
+        (has(x={"type": "any"}), "properties.x.type: must be one or several of object,"),
+        ({"properties": []}, "properties: Must be an object."),
+        (has(x={"$ref": "http://x.example/"}), 'properties.x: $ref must be "#/..."'),
+    ):
+        with app.app_context(), transaction() as connection:
+            connection.execute(update(Agent).values(input_schema=json.dumps(schema)))
+        for refused in (
+            alice.post("/task", json={"agentId": "summarizer", "input": {"x": "a"}}),
+            alice.post(f"/task/{task['id']}/rerun"),
+        ):
+            (message,) = problem(refused, 422)["errors"]["input"]
+            assert message.startswith(f"The agent's inputSchema is not allowed: {reason}")
+        alice.start(input={"x": "a"}, claim=True)
 
 
 @one_database

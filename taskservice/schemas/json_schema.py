@@ -5,10 +5,10 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache, reduce
+from functools import cache, reduce
 from itertools import islice
 from operator import getitem
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from marshmallow import ValidationError
@@ -92,8 +92,9 @@ def _sentence(error: "jsonschema_rs.ValidationError") -> str:
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_SCHEMA = 16 * 1024
 MAX_DEPTH = 16
-# Maximum number of values in a schema, with each `$ref` replaced by its target.
+# Maximum numbers of values and of patterns in a schema, with each `$ref` replaced by its target.
 MAX_VALUES = 4_000
+MAX_PATTERNS = 50
 # A compiled pattern takes memory, and for each byte of a text time, in proportion to its size in
 # bytes. It is known only to be one of these, which are tried.
 _PATTERN_SIZES = (4 << 10, 32 << 10, 128 << 10)
@@ -137,20 +138,16 @@ def check_input_schema(schema: dict[str, Any]) -> None:
         raise ValidationError(f"Not allowed at the top level: {', '.join(unwanted)}.")
     if schema.get("$schema", DIALECT) not in (DIALECT, f"{DIALECT}#"):
         raise ValidationError(f"$schema, if given, must be {DIALECT}.")
-    try:
-        _compiled(text.decode())
-    except ValueError as error:
-        raise ValidationError(_reason(error)) from None
+    _compiled(text.decode())
 
 
-def _reason(error: Any) -> str:
+def _reason(error: "jsonschema_rs.ValidationError") -> str:
     """Why the validator does not take a schema."""
-    if not getattr(error, "instance_path", ()):
-        return f"Not a JSON Schema: {error.args[0].splitlines()[0]}."
     place = ".".join(map(str, error.instance_path))
-    if error.instance_path[-1] == "type":
+    if error.instance_path[-1:] == ["type"]:
         return f"{place}: must be one or several of {', '.join(TYPES)}."
-    if error.kind.name == "format" and error.kind.value == "regex":
+    kind: Any = error.kind
+    if kind.name == "format":
         return (
             f"{place}: unsupported pattern. Look-around and backreferences are not allowed, and a "
             f"pattern can have at most {MAX_PATTERN_SIZE >> 10} KiB when compiled (a . has about "
@@ -159,17 +156,18 @@ def _reason(error: Any) -> str:
     return f"{place}: {_sentence(error)}"
 
 
-# The validator keeps the interpreter's lock, so its time is estimated in steps of about 20 ns: one
-# for each value of the input and each value of the schema, and more for these.
-NUMBER_STEPS = 150
+# The validator keeps the interpreter's lock, so its time is bounded in steps of about 20 ns: one
+# for each value of the input and each value of the schema, or SLOW where one that is compared is
+# a fraction or a very large number.
+SLOW = 150
 _SLOW_KEYWORDS = {"multipleOf", "uniqueItems"}
 # For each byte of the input.
 FORMAT_STEPS = 4
 PATTERN_SIZE_OF_STEP = 400
 MAX_STEPS = 20_000_000
-# Up to this number of steps errors are named: each takes as long as a thousand steps, and has a
-# copy of the value that is wrong.
-MAX_NAMED = 200_000
+# Up to this number of steps errors are named: there may be one for every other step, and each has
+# a copy of the value that is wrong.
+MAX_NAMED = 100_000
 BYTES_COPIED_IN_STEP = 100
 # Larger numbers than these are compared digit by digit, as are fractions.
 _MAX_WHOLE = 1 << 53
@@ -183,56 +181,103 @@ def input_problems(schema: str, text: str) -> dict[str, list[str]]:
 
 
 def _problems(place: str, schema: str, text: str, name: str) -> dict[str, list[str]]:
-    validator, of_value, of_byte = _compiled(schema)
-    size = len(text.encode())
-    values = sum(map(text.count, ",:[{")) + 1
-    if values * of_value + size * of_byte > MAX_STEPS:
+    try:
+        validator, weight = _compiled(schema)
+    except ValidationError as error:
+        # It was stored before there was this limit.
+        return {place: [f"{name[0].upper()}{name[1:]} is not allowed: {error.messages[0]}"]}
+    instance, slow_numbers = _loads(text)
+    values, size = sum(map(text.count, ",:[{")) + 1, len(text.encode())
+    slow = slow_numbers * weight.numbers + values * weight.slow
+    if values * weight.values + SLOW * slow + size * weight.of_byte > MAX_STEPS:
         return {place: [f"Too large to be checked against {name}."]}
-    instance = _loads(text)
     if validator.is_valid(instance):
         return {}
-    if (values + size // BYTES_COPIED_IN_STEP) * of_value > MAX_NAMED:
+    if (values + size // BYTES_COPIED_IN_STEP) * weight.values > MAX_NAMED:
         return {place: [f"Does not match {name}."]}
     return _named(place, instance, validator.iter_errors(instance))
 
 
-# The patterns of each take up to some MiB.
-@lru_cache(maxsize=32)
-def _compiled(schema: str) -> "tuple[jsonschema_rs.Draft202012Validator, int, int]":
-    """The validator, and as `_cost`. Raises ValueError, or ValidationError as `_cost`."""
-    parsed = _loads(schema)
-    # First, since its errors name the values that a keyword can't have.
-    return _validator(parsed), *_cost(parsed)
+class Weight(NamedTuple):
+    """What a schema has, with each `$ref` replaced by its target."""
+
+    values: int
+    numbers: int
+    # Numbers and keywords that make a comparison slow.
+    slow: int
+    # Steps for each byte of an input.
+    of_byte: int
 
 
-def _cost(root: dict[str, Any]) -> tuple[int, int]:
-    """The steps of a check for each value and each byte of an input. Raises ValidationError."""
+def _compiled(schema: str) -> "tuple[jsonschema_rs.Draft202012Validator, Weight]":
+    """The validator, and the weight of the schema. Raises ValidationError."""
+    # Here, since few requests need it.
+    import jsonschema_rs
+
+    root, _ = _loads(schema)
+    try:
+        # First, since the weight relies on the types of the keywords' values.
+        _schema_of_schemas().validate(root)
+        weight = _weight(root)
+        return _validator(root), weight
+    except jsonschema_rs.ValidationError as error:
+        raise ValidationError(_reason(error)) from None
+
+
+def _validator(
+    schema: dict[str, Any], pattern_size: int = MAX_PATTERN_SIZE
+) -> "jsonschema_rs.Draft202012Validator":
+    import jsonschema_rs
+
+    options = jsonschema_rs.RegexOptions(size_limit=pattern_size, dfa_size_limit=_PATTERN_CACHE)
+    return jsonschema_rs.Draft202012Validator(
+        schema, validate_formats=True, mask="The value", pattern_options=options, offline=True
+    )
+
+
+@cache
+def _schema_of_schemas() -> "jsonschema_rs.Draft202012Validator":
+    return _validator({"$ref": DIALECT})
+
+
+def _weight(root: dict[str, Any]) -> Weight:
+    """Raises ValidationError."""
     schemas = dict(_schemas("#", root))
-    count = of_value = of_byte = 0
+    count = numbers = slow = formats = 0
+    patterns: list[str] = []
     waiting = ["#"]
     while waiting:
         pointer = waiting.pop()
         schema = schemas[pointer]
-        values = [schema]
+        count += 1
         if isinstance(schema, dict):
             waiting += dict(_inner(pointer, schema))
             waiting += _reference(pointer, schema, schemas)
             data = schema.keys() - _ONE - _LISTS - _OBJECTS
-            values += _values([schema[keyword] for keyword in data])
-            of_value += NUMBER_STEPS * len(_SLOW_KEYWORDS & schema.keys())
-            patterns = [*schema.get("patternProperties", ())]
-            if "pattern" in schema:
-                patterns.append(schema["pattern"])
-            of_byte += sum(map(_pattern_size, patterns)) // PATTERN_SIZE_OF_STEP
-            of_byte += FORMAT_STEPS * ("format" in schema)
-        count += len(values)
-        of_value += sum(map(_steps, values))
+            values = [*_values([schema[keyword] for keyword in data])]
+            count += len(values)
+            numbers += sum(isinstance(value, int | float) for value in values)
+            slow += len(_SLOW_KEYWORDS & schema.keys()) + sum(map(_is_slow, values))
+            formats += "format" in schema
+            patterns += schema.get("patternProperties", ())
+            patterns += [schema["pattern"]] if "pattern" in schema else []
         if count > MAX_VALUES:
             raise ValidationError(
                 f"More than {MAX_VALUES:,} values, with each $ref followed; a $ref must not lead "
                 "back to itself."
             )
-    return of_value, of_byte
+        if len(patterns) > MAX_PATTERNS:
+            raise ValidationError(f"More than {MAX_PATTERNS} patterns, with each $ref followed.")
+    of_patterns = sum(map(_pattern_size, patterns)) // PATTERN_SIZE_OF_STEP
+    return Weight(count, numbers, slow, FORMAT_STEPS * formats + of_patterns)
+
+
+def _pattern_size(pattern: str) -> int:
+    for size in _PATTERN_SIZES[:-1]:
+        with suppress(ValueError):
+            _validator({"pattern": pattern}, size)
+            return size
+    return MAX_PATTERN_SIZE
 
 
 def _schemas(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
@@ -274,36 +319,21 @@ def _values(value: Any) -> Iterator[Any]:
             yield from _values(each)
 
 
-def _steps(value: Any) -> int:
-    """The steps of a comparison with this value of a schema."""
-    is_whole = isinstance(value, int) and abs(value) <= _MAX_WHOLE
-    return NUMBER_STEPS if isinstance(value, int | float) and not is_whole else 1
+def _is_slow(number: Any) -> bool:
+    return isinstance(number, float) or (isinstance(number, int) and abs(number) > _MAX_WHOLE)
 
 
-@lru_cache(maxsize=256)
-def _pattern_size(pattern: str) -> int:
-    for size in _PATTERN_SIZES[:-1]:
-        with suppress(ValueError):
-            _validator({"pattern": pattern}, size)
-            return size
-    return MAX_PATTERN_SIZE
+def _loads(text: str) -> tuple[Any, int]:
+    """JSON that was checked before, with the numbers that the validator gets; and its slow ones."""
+    slow_numbers = 0
 
+    def number(digits: str) -> int | float:
+        nonlocal slow_numbers
+        value = _number(digits)
+        slow_numbers += _is_slow(value)
+        return value
 
-def _validator(
-    schema: dict[str, Any], pattern_size: int = MAX_PATTERN_SIZE
-) -> "jsonschema_rs.Draft202012Validator":
-    # Here, since few requests need it.
-    import jsonschema_rs
-
-    options = jsonschema_rs.RegexOptions(size_limit=pattern_size, dfa_size_limit=_PATTERN_CACHE)
-    return jsonschema_rs.Draft202012Validator(
-        schema, validate_formats=True, mask="The value", pattern_options=options, offline=True
-    )
-
-
-def _loads(text: str) -> Any:
-    """JSON that was checked before, with the numbers that the validator gets."""
-    return json.loads(text, parse_float=_number, parse_int=_number)
+    return json.loads(text, parse_float=number, parse_int=number), slow_numbers
 
 
 def _number(text: str) -> int | float:

@@ -20,10 +20,10 @@ from tests.support.concurrency import at_once, copies
 from tests.support.databases import Databases
 from tests.support.mcp import TASKS as MCP_TASKS
 from tests.support.mcp import McpClient
+from tests.support.memory import MEGABYTE, memory
 from tests.support.quiet_writer import QuietWriter
 from tests.support.service import Service
 
-MEGABYTE = 1024 * 1024
 JSON = "application/json"
 # What an answer of any size may add to the memory of the service.
 BOUND = 48 * MEGABYTE
@@ -52,14 +52,6 @@ def forget_peak(service: Service) -> int:
     (worker,) = service.workers()
     Path(f"/proc/{worker}/clear_refs").write_text("5")
     return memory(service, "VmRSS")
-
-
-def memory(service: Service, which: str) -> int:
-    """Bytes in the memory of the service's worker: `VmRSS` now, `VmHWM` the most there were."""
-    (worker,) = service.workers()
-    status = Path(f"/proc/{worker}/status").read_text()
-    kilobytes = next(line for line in status.splitlines() if line.startswith(which))
-    return int(kilobytes.split()[1]) * 1024
 
 
 def restart(service: Service) -> None:

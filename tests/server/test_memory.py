@@ -1,0 +1,46 @@
+"""No key makes a worker take more than 400 MiB, whatever its largest requests have."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.api_client import RemoteClient
+from tests.support.memory import MEGABYTE, memory
+from tests.support.service import Service
+
+MAX_MEMORY = 400 * MEGABYTE
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def own_service(tmp_path: Path) -> Iterator[Service]:
+    with Service(tmp_path / "data") as service:
+        yield service
+
+
+def agent_key(service: Service) -> RemoteClient:
+    """A key that is narrowed to one agent."""
+    alice = service.add_user()
+    alice.request("PUT", "/agent/summarizer").raise_for_status()
+    body = {"name": "agent", "agentId": "summarizer"}
+    key = alice.request("POST", "/key", json=body).json()["key"]
+    return RemoteClient(service.url, key)
+
+
+def test_schemas_full_of_patterns_take_no_memory(own_service: Service) -> None:
+    agent = agent_key(own_service)
+    for number in range(30):
+        for count in (605, 50):
+            patterns = [{"pattern": f"^.{{1,99}}{number}_{n}$"} for n in range(count)]
+            schema: Json = {"type": "object", "properties": {"x": {"anyOf": patterns}}}
+            while len(json.dumps(schema, separators=(",", ":"))) > 16 * 1024:
+                patterns.pop()
+            agent.request("PUT", "/agent/summarizer", json={"inputSchema": schema})
+            body = {"agentId": "summarizer", "input": {"x": "a"}}
+            started = agent.request("POST", "/task", json=body)
+            started.raise_for_status()
+            agent.request("POST", f"/task/{started.json()['id']}/rerun")
+    assert memory(own_service, "VmHWM") < MAX_MEMORY
