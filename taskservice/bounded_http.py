@@ -5,9 +5,10 @@ import io
 import math
 import socket
 import time
+from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPMessage, HTTPResponse, RemoteDisconnected
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -44,8 +45,12 @@ class Deadline:
         self._until = min(extended, time.monotonic() + self.seconds)
 
 
-class Limits(NamedTuple):
-    """The maximum size and time of each response of a connection, with its headers and framing."""
+@dataclass
+class Limits:
+    """The maximum size and time of each response of a connection, with its headers and framing.
+
+    A change holds from the next response on.
+    """
 
     max_bytes: int
     deadline: Deadline | None = None  # without one, the timeout of the socket is for all of it
@@ -85,7 +90,7 @@ class LimitedStream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         if not self._bytes_left:
-            raise TooLargeError
+            raise TooLargeError("the response is too large")
         self._sock.settimeout(self._deadline.remaining())
         count = self._stream.readinto(memoryview(buffer)[: self._bytes_left]) or 0
         if not count and self.in_headers:  # the base class would accept half of the headers
@@ -104,6 +109,8 @@ class Session(requests.Session):
 
     def __init__(self, limits: Limits) -> None:
         super().__init__()
+        self.limits = limits
+        self.headers["Accept-Encoding"] = "identity"
         for scheme in ("http://", "https://"):
             self.mount(scheme, _Adapter(limits))
 
@@ -123,6 +130,13 @@ class _Adapter(HTTPAdapter):
         pool: Any = super().get_connection_with_tls_context(*args, **options)
         pool.ConnectionCls = partial(self._connection, type(pool).ConnectionCls)
         return pool
+
+    def build_response(self, request: Any, response: Any) -> requests.Response:
+        # The limit is for the bytes that arrive, of which each could become a thousand.
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            response.close()
+            raise requests.RequestException("the response is compressed")
+        return super().build_response(request, response)
 
     def _connection(self, kind: type[HTTPConnection], **options: Any) -> HTTPConnection:
         connection = kind(**options)

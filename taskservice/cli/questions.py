@@ -76,12 +76,12 @@ def _values(schema: Mapping[str, Any]) -> list[str]:
             typed = (f"{name}={each}" if re.search("^-|=", each) else each for each in choices)
             return [shlex.quote(each) for each in typed]
         return [_placeholder(field)]
-    required = schema.get("required") or fields
+    required = [name for name in schema.get("required") or fields if name in fields]
     return [" ".join(f"{shlex.quote(name)}={_placeholder(fields[name])}" for name in required)]
 
 
 def _placeholder(field: Mapping[str, Any]) -> str:
-    return "<choice>" if _choices(field) else PLACEHOLDERS[field["type"]]
+    return "<choice>" if _choices(field) else PLACEHOLDERS.get(field["type"], "<text>")
 
 
 def _choices(field: Mapping[str, Any]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from taskservice.client.responses import (
     BadRequest,
     Conflict,
     Expected,
+    Failure,
     Forbidden,
     Invalid,
     InvalidKey,
@@ -24,6 +25,7 @@ from taskservice.client.responses import (
     Object,
     Objects,
     OtherVersion,
+    Question,
     QuestionDeclined,
     QuestionExpired,
     QuestionNotAnswered,
@@ -33,6 +35,7 @@ from taskservice.client.responses import (
     TaskCancelled,
     TaskFinished,
     TaskServiceError,
+    Timestamp,
     TooLarge,
     Unavailable,
     UnexpectedResponse,
@@ -41,9 +44,7 @@ from taskservice.client.responses import (
 from taskservice.client.sender import Sender, heartbeat_for
 from taskservice.client.task import (
     SHORT_FIELDS,
-    Failure,
     Line,
-    Question,
     Task,
     claim_task,
     given,
@@ -166,7 +167,7 @@ class FinishedTask(TypedDict):
     id: str
     status: Status
     errorType: NotRequired[ErrorType | None]
-    finishedAt: str
+    finishedAt: Timestamp
     seconds: float | None
 
 
@@ -183,13 +184,13 @@ class Health(TypedDict):
 
     recent: list[FinishedTask]
     successRate: float | None
-    lastSuccessAt: str | None
+    lastSuccessAt: Timestamp | None
     medianSeconds: float | None
     state: str | None
-    stateSince: str | None
-    workerSeenAt: str | None
-    dueAt: NotRequired[str | None]
-    lateSince: NotRequired[str | None]
+    stateSince: Timestamp | None
+    workerSeenAt: Timestamp | None
+    dueAt: NotRequired[Timestamp | None]
+    lateSince: NotRequired[Timestamp | None]
 
 
 class Attention(TypedDict):
@@ -203,7 +204,7 @@ class Attention(TypedDict):
     kind: str
     agentId: str | None
     taskId: str | None
-    since: str
+    since: Timestamp
     text: str
 
 
@@ -238,7 +239,7 @@ class Agent(TypedDict):
     name: str
     description: str
     userId: str
-    createdAt: str
+    createdAt: Timestamp
     inputSchema: dict[str, Any]
     annotations: Annotations
     tool: bool
@@ -257,14 +258,37 @@ class Hook(TypedDict):
     agentId: str | None
     label: str | None
     answerLinks: bool
-    createdAt: str
-    expiresAt: str | None
+    createdAt: Timestamp
+    expiresAt: Timestamp | None
     state: str
     reason: str | None
-    lastDeliveredAt: str | None
+    lastDeliveredAt: Timestamp | None
+
+
+class _AgentWithHealth(TypedDict):
+    id: str
+    name: str
+    health: Health
+
+
+class _Attempt(TypedDict):
+    message: str
+
+
+class _Delivery(TypedDict):
+    """A delivery of a hook, as far as the commands read it."""
+
+    event: str
+    agentId: str
+    taskId: str | None
+    state: str
+    createdAt: Timestamp
+    nextAttemptAt: Timestamp | None
+    attempts: list[_Attempt]
 
 
 _AGENTS: Expected[list[Agent]] = Expected("id,name,description,userId,createdAt", is_list=True)
+_AGENTS_WITH_HEALTH: Expected[list[Agent]] = Expected(_AgentWithHealth, is_list=True)
 _ATTENTION: Expected[list[Attention]] = Expected(Attention, is_list=True)
 _HOOK: Expected[Hook] = Expected(Hook, (200, 201))
 _HOOKS: Expected[list[Hook]] = Expected(Hook, is_list=True)
@@ -462,8 +486,8 @@ class Client:
             >>> [agent["name"] for agent in client.agents() if agent["id"] == "reader"]
             ['Reader']
         """
-        query = {"expand": "health"} if health else {}
-        return self.connection.call("GET", "/agent", _AGENTS, params=query).data
+        query, expected = ({"expand": "health"}, _AGENTS_WITH_HEALTH) if health else ({}, _AGENTS)
+        return self.connection.call("GET", "/agent", expected, params=query).data
 
     def attention(self) -> list[Attention]:
         """Return what a person should look at now, the most urgent first, at most 100.
@@ -627,6 +651,5 @@ class Client:
         Each has `event`, `agentId`, `taskId`, `createdAt`, `state`, `nextAttemptAt`, and
         `attempts`, oldest first, each with `at`, `durationMs`, `statusCode` and `message`.
         """
-        members = "id,event,agentId,taskId,state,createdAt,nextAttemptAt,attempts"
-        path, expected = path_to("hook", hook_id, "deliveries"), Objects(members, is_list=True)
+        path, expected = path_to("hook", hook_id, "deliveries"), Objects(_Delivery, is_list=True)
         return self.connection.call("GET", path, expected).data

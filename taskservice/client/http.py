@@ -25,8 +25,6 @@ CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
 READ_AFTER_WAIT = 30.0  # in addition to the wait of a request
 MIN_RATE = 16 * 1024  # a response with more bytes per second never times out
-# A page of a log can contain a whole log, in which JSON turns some bytes into six.
-MAX_BYTES = 8 * terms.MAX_LOG
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
 MAX_PAUSE = 3600.0  # whatever `Retry-After` says
@@ -117,7 +115,7 @@ class Connection:
         if wait := options.pop("wait", 0):
             options.setdefault("timeout", (CONNECT_SECONDS, wait + READ_AFTER_WAIT))
             headers["Prefer"] = f"wait={wait}"
-        received = self._receive(method, API_PREFIX + path, headers=headers, **options)
+        received = self._receive(method, API_PREFIX + path, expected, headers=headers, **options)
         try:
             response = responses.read(received, expected)
         except TaskServiceError as error:
@@ -130,8 +128,8 @@ class Connection:
     def _compare_versions(self) -> None:
         """Raise OtherVersion if the service has another version than this client."""
         try:
-            received = self._receive("GET", "/openapi.json")
-            version = responses.read(received, responses.Object("info")).data["info"]["version"]
+            received = self._receive("GET", "/openapi.json", responses.VERSION)
+            version = responses.read(received, responses.VERSION).data["info"]["version"]
         except TaskServiceError:
             return
         if version != __version__:
@@ -140,21 +138,27 @@ class Connection:
                 "upgrade the older one"
             )
 
-    def _receive(self, method: str, path: str, **options: Any) -> requests.Response:
+    def _receive(
+        self, method: str, path: str, expected: Expected[Any], **options: Any
+    ) -> requests.Response:
         options.setdefault("timeout", (CONNECT_SECONDS, READ_SECONDS))
+        session = self._session()
+        session.limits.max_bytes = expected.max_bytes
         try:
-            return self._session().request(method, self.url + path, **options)
+            return session.request(method, self.url + path, **options)
         # For a malformed response, the libraries below raise errors of many kinds.
         except Exception as error:
             reason = without_user_info(_reason(error))
             raise responses.Unreachable(f"cannot reach {self.url}: {reason}") from None
 
-    def _session(self) -> requests.Session:
-        session: requests.Session | None = getattr(self._local, "session", None)
+    def _session(self) -> Session:
+        session: Session | None = getattr(self._local, "session", None)
         if session is None or self._local.process != os.getpid():
             # After a fork, the connections of the old session are the parent's.
             self._local.process = os.getpid()
-            session = self._local.session = Session(Limits(MAX_BYTES, min_rate=MIN_RATE))
+            session = self._local.session = Session(
+                Limits(responses.MAX_OBJECT_BYTES, min_rate=MIN_RATE)
+            )
             session.headers["apikey"] = self._apikey
             session.headers["User-Agent"] = f"taskservice/{__version__}"
         return session

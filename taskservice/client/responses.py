@@ -1,15 +1,30 @@
 """Checks the responses of the service, and raises what it refused as errors."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from datetime import datetime
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    NotRequired,
+    TypedDict,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    is_typeddict,
+)  # fmt: skip
 
 import requests
 
 from taskservice import terms
 from taskservice.terminal import without_user_info
-from taskservice.terms import CANCELLED, NO_GOOD_RUN, NOT_FOUND, PROBLEM_TYPE
+from taskservice.terms import CANCELLED, NO_GOOD_RUN, NOT_FOUND, PROBLEM_TYPE, ErrorType
 
 
 class TaskServiceError(Exception):
@@ -168,25 +183,178 @@ def _text(messages: Any) -> str:
 
 JSON = "application/json"
 
+# Maximum bytes of a response: a task with its input and output, or a list of tasks or of lines. A
+# page of a log can contain a whole log, in which JSON turns some bytes into six.
+MAX_OBJECT_BYTES = 4 * terms.MAX_OBJECT
+MAX_LIST_BYTES = 8 * terms.MAX_LOG
+MAX_DEPTH = 200  # more than the service accepts
+MAX_NUMBER = 2**53
+
 T = TypeVar("T")
+
+Timestamp = Annotated[str, "RFC 3339"]
+
+
+class Failure(TypedDict):
+    """The reason why a task ended with the status `error`."""
+
+    type: ErrorType
+    message: str
+
+
+class Choice(TypedDict):
+    """A value that the schema of a question allows."""
+
+    const: Any
+    title: NotRequired[str]
+
+
+class Choices(TypedDict):
+    """The values that the schema of a question allows, in one of its three forms."""
+
+    enum: NotRequired[list[Any]]
+    oneOf: NotRequired[list[Choice]]
+    anyOf: NotRequired[list[Choice]]
+
+
+class AnswerField(Choices):
+    """A field in the schema of a question."""
+
+    type: str
+    items: NotRequired[Choices]
+    title: NotRequired[str]
+    description: NotRequired[str]
+
+
+class AnswerSchema(TypedDict):
+    """The JSON Schema of the answer to a question."""
+
+    properties: dict[str, AnswerField]
+    required: NotRequired[list[str]]
+
+
+class Question(TypedDict):
+    """A question as the API returns it.
+
+    `schema` is the JSON Schema of the answer. `state` is open, answered, declined, expired or
+    withdrawn. Times are RFC 3339; `expiresAt` is None without a limit. `answer` and
+    `answeredBy`, the name of a key, are None until the question is answered.
+    """
+
+    id: str
+    message: str
+    schema: AnswerSchema
+    state: str
+    askedAt: Timestamp
+    expiresAt: Timestamp | None
+    answer: dict[str, Any] | None
+    answeredBy: str | None
+
+
+# The type of each member that the client reads, by its name; see `is_of_type`.
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("id", "name", "agentId", "userId", "status", "description"), str),
+    **dict.fromkeys(("code", "message", "path", "secret", "taskId", "text", "url", "version"), str),
+    **dict.fromkeys(
+        ("callback", "endedBy", "note", "parentId", "rerunOf", "startedBy"), str | None
+    ),
+    **dict.fromkeys(("createdAt", "updatedAt"), Timestamp),
+    **dict.fromkeys(("claimedAt", "finishedAt", "expiresAt"), Timestamp | None),
+    **dict.fromkeys(("done", "firstLog", "line", "logCount", "next"), int),
+    **dict.fromkeys(("input", "output"), dict[str, Any]),
+    **dict.fromkeys(("cut", "delivered"), bool),
+    "against": "id",
+    "error": Failure | None,
+    "hits": ["taskId,line,text"],
+    "info": "version",
+    "key": "name",
+    "labels": dict[str, str],
+    "lines": ["line,text"],
+    "logs": [str],
+    "paths": ["path"],
+    "progress": float | None,
+    "questions": [Question],
+    "refused": ["id,code"],
+    "times": [Timestamp | None],
+}
+
+
+def is_of_type(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of a type.
+
+    `kind` is a type, a list with the type of the items, or a text with the names of an object's
+    members, with commas between them. Objects can have more members.
+    """
+    if isinstance(kind, str):
+        members = {name: _TYPES.get(name, Any) for name in kind.split(",")}
+        return isinstance(value, dict) and _has_members(value, members, members)
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(is_of_type(item, kind[0]) for item in value)
+    if is_typeddict(kind):
+        required = kind.__required_keys__
+        return isinstance(value, dict) and _has_members(value, kind.__annotations__, required)
+    if kind is Timestamp:
+        return isinstance(value, str) and _is_time(value)
+    if kind in (int, float):  # NaN is in no range
+        is_number = isinstance(value, int if kind is int else int | float)
+        return is_number and -MAX_NUMBER <= value <= MAX_NUMBER
+    return _is_of_generic(value, kind, get_args(kind))
+
+
+def _is_of_generic(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
+    origin = get_origin(kind)
+    if origin is NotRequired:
+        return is_of_type(value, arguments[0])
+    if origin in (Union, UnionType):
+        return any(is_of_type(value, argument) for argument in arguments)
+    if origin is list:
+        return is_of_type(value, [arguments[0]])
+    if origin is dict:
+        return isinstance(value, dict) and is_of_type([*value.values()], [arguments[1]])
+    if origin is Literal:  # a newer service may have more values
+        return isinstance(value, str)
+    return kind is Any or isinstance(value, kind)
+
+
+def _has_members(
+    value: Mapping[str, Any], members: Mapping[str, Any], required: Collection[str]
+) -> bool:
+    return all(
+        is_of_type(value[name], kind) if name in value else name not in required
+        for name, kind in members.items()
+    )
+
+
+def _is_time(text: str) -> bool:
+    """Whether this is a time with its offset, which each time zone can show."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return time.tzinfo is not None and 1 < time.year < 9999
+
+
+def depth(value: Any) -> int:
+    """The depth of nesting; a RecursionError means very deep."""
+    children = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(depth, children), default=0) if isinstance(value, dict | list) else 0
 
 
 @dataclass(frozen=True)
 class Expected(Generic[T]):
-    """The expected response: one of these statuses, with a JSON object or a list of objects.
+    """The expected response: one of these statuses, with an object or a list of objects.
 
-    Each object has at least these members: a text with commas between them, or a TypedDict.
+    `members` is the type of each object; see `is_of_type`.
     """
 
-    members: str | type
+    members: Any
     statuses: tuple[int, ...] = (200,)
     is_list: bool = False
+    is_log: bool = False
 
-
-def has(members: str | type, data: Any) -> bool:
-    """Whether this is an object with these members."""
-    names = members.split(",") if isinstance(members, str) else members.__annotations__
-    return isinstance(data, dict) and data.keys() >= set(names)
+    @property
+    def max_bytes(self) -> int:
+        return MAX_LIST_BYTES if self.is_list or self.is_log else MAX_OBJECT_BYTES
 
 
 Object = Expected[dict[str, Any]]
@@ -197,9 +365,29 @@ AGENT = Object("id", (200, 201))
 AGENTS = Objects("id", is_list=True)
 NUMBERS = Object("paths")
 FOUND = Object("hits,searched")
-NEW_LINES = Object("against,lines,cut")
-USER = Object("id,key")
+NEW_LINES = Object("against,lines,cut", is_log=True)
+USER = Object("id,name,key")
 CALLBACK_SECRET = Object("secret")
+VERSION = Object("info")
+
+
+class _FinishedTask(TypedDict):
+    id: str
+    status: str
+    error: Failure | None
+
+
+class _Problem(TypedDict):
+    """What a refusal contains, by RFC 9457, with the members that some codes add to it."""
+
+    title: str
+    status: int
+    detail: str
+    code: NotRequired[str]
+    errors: NotRequired[dict[str, Any]]
+    expected: NotRequired[int]
+    task: NotRequired[_FinishedTask]
+
 
 _REFUSALS: dict[int, type[Refused]] = {
     400: BadRequest, 401: InvalidKey, 403: Forbidden, 409: Conflict, 422: Invalid,
@@ -224,8 +412,7 @@ def read(received: requests.Response, expected: Expected[T]) -> Response[T]:
     data: Any = None
     if status != 204:
         data = _json(received, JSON)
-        objects = data if expected.is_list else [data]
-        if not (isinstance(objects, list) and all(has(expected.members, each) for each in objects)):
+        if not is_of_type(data, [expected.members] if expected.is_list else expected.members):
             raise UnexpectedResponse(_not_ours(received))
     return Response(received.headers, received.content, data)
 
@@ -240,7 +427,10 @@ def may_be_of_another_version(received: requests.Response, error: TaskServiceErr
 def _error(received: requests.Response) -> TaskServiceError:
     """The error for a response that is not 2xx."""
     status, problem = received.status_code, _json(received, PROBLEM_TYPE)
-    if not (has("title,status,detail", problem) and problem["status"] == status):
+    is_problem = problem is not None
+    if not (is_of_type(problem, _Problem) and problem["status"] == status) or (
+        problem.get("expected", 1) < 1
+    ):
         problem = {}  # it is not from this service
     if status == 429 or status >= 500:
         retry_after = terms.seconds(received.headers.get("Retry-After", ""))
@@ -254,7 +444,8 @@ def _error(received: requests.Response) -> TaskServiceError:
     if 300 <= status < 400 and "Location" in received.headers:
         target = without_user_info(received.headers["Location"])
         return NotTheService(f"{received.url} redirects to {target}; use that URL")
-    return NotTheService(_not_ours(received))
+    kind = UnexpectedResponse if is_problem and not problem else NotTheService
+    return kind(_not_ours(received))
 
 
 def _kind(status: int, problem: Mapping[str, Any]) -> type[Refused]:
@@ -276,8 +467,10 @@ def _not_ours(received: requests.Response) -> str:
 def _json(received: requests.Response, media_type: str) -> Any:
     """The JSON of a response; None if it has no JSON of this type."""
     try:
-        is_of_type = _media_type(received) == media_type
-        return json.loads(received.content.decode()) if is_of_type else None
+        if _media_type(received) != media_type:
+            return None
+        value = json.loads(received.content.decode())
+        return value if depth(value) <= MAX_DEPTH else None
     except (ValueError, RecursionError):
         return None
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain, count, repeat
-from typing import Any, NamedTuple, NoReturn, TypedDict, cast, overload
+from typing import Any, NamedTuple, NoReturn, cast, overload
 from urllib.parse import quote
 from uuid import uuid4
 from weakref import WeakValueDictionary
@@ -18,9 +18,16 @@ from weakref import WeakValueDictionary
 from taskservice import terms
 from taskservice.client import responses, sender, spool
 from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
-from taskservice.client.responses import Expected, Object, T, TaskServiceError
+from taskservice.client.responses import (
+    Expected,
+    Failure,
+    Object,
+    Question,
+    T,
+    TaskServiceError,
+)
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, HEARTBEAT_SECONDS, Outbox
-from taskservice.terms import ErrorType, Status
+from taskservice.terms import Status
 
 # The fields of a task that the client reads: all but the log, which can be long.
 SHORT_FIELDS = (
@@ -32,7 +39,8 @@ SHORT_TASK = Object(SHORT_FIELDS)
 STARTED = Object(SHORT_FIELDS, (201,))
 ONLY_ID: dict[str, Any] = {"params": {"fields": "id"}}
 _NEXT = re.compile(r'<\?([^>]*)>; rel="next"')
-_LOG_PAGE = Object("logs,next,status")
+_LOG_PAGE = Object("logs,next,status", is_log=True)
+_TIMED_LOG_PAGE = Object("logs,next,status,times", is_log=True)
 _LINK = Object("id,url,createdAt,expiresAt", (201,))
 _CLAIMED: Expected[dict[str, Any] | None] = Expected(SHORT_FIELDS, (200, 204))
 
@@ -112,24 +120,6 @@ def path_to(*names: str) -> str:
 
 WITHDRAW_SECONDS = 5.0  # how long an interrupted program tries to withdraw its question
 POLL_SECONDS = 2  # how often a follower of a task requests its questions
-
-
-class Question(TypedDict):
-    """A question as the API returns it.
-
-    `schema` is the JSON Schema of the answer. `state` is open, answered, declined, expired or
-    withdrawn. Times are RFC 3339; `expiresAt` is None without a limit. `answer` and
-    `answeredBy`, the name of a key, are None until the question is answered.
-    """
-
-    id: str
-    message: str
-    schema: dict[str, Any]
-    state: str
-    askedAt: str
-    expiresAt: str | None
-    answer: dict[str, Any] | None
-    answeredBy: str | None
 
 
 _QUESTION: Expected[Question] = Expected(Question, (200, 201))
@@ -248,13 +238,6 @@ class Line(NamedTuple):
 
     def __str__(self) -> str:
         return self.text
-
-
-class Failure(TypedDict):
-    """The reason why a task ended with the status `error`."""
-
-    type: ErrorType
-    message: str
 
 
 class Task:
@@ -711,8 +694,8 @@ class Task:
     def _page(self, after: int, times: bool, wait: int = 0) -> dict[str, Any]:
         query = {"limit": str(terms.MAX_LINES), "after": str(after)}
         query |= {"times": "true"} if times else {}
-        path = path_to("task", self.id, "logs")
-        return self._connection.call("GET", path, _LOG_PAGE, params=query, wait=wait).data
+        path, expected = path_to("task", self.id, "logs"), _TIMED_LOG_PAGE if times else _LOG_PAGE
+        return self._connection.call("GET", path, expected, params=query, wait=wait).data
 
     def answer(self, question_id: str, content: Mapping[str, Any]) -> Question:
         """Answer an open question of the task, and return it; only user keys can. Blocks.

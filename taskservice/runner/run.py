@@ -33,13 +33,13 @@ from taskservice.terms import MAX_OBJECT
 
 
 # By default deeper than the service accepts, whose own message is better.
-def parse_object(text: bytes, max_depth: int = 200) -> dict[str, Any] | None:
+def parse_object(text: bytes, max_depth: int = responses.MAX_DEPTH) -> dict[str, Any] | None:
     """The JSON object in a text; None for any other text, or if a number would change."""
     if not text.strip().startswith(b"{") or len(text) > MAX_OBJECT:
         return None
     try:
         value = _decoder.decode(text.decode())
-        return value if isinstance(value, dict) and _depth(value) <= max_depth else None
+        return value if isinstance(value, dict) and responses.depth(value) <= max_depth else None
     # ArithmeticError comes from a number that is too large for Decimal.
     except (ValueError, ArithmeticError, RecursionError):
         return None
@@ -57,12 +57,6 @@ def _exact_number(text: str) -> float:
     if not math.isfinite(number) or Decimal(repr(number)) != Decimal(text):
         raise ValueError(f"{text} can't be stored exactly as a number")
     return number
-
-
-def _depth(value: Any) -> int:
-    """The depth of nesting; a RecursionError means very deep."""
-    children = value.values() if isinstance(value, dict) else value
-    return 1 + max(map(_depth, children), default=0) if isinstance(value, dict | list) else 0
 
 
 def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -417,7 +411,7 @@ def _resend_one(connection: Connection, folder: Path, caller: Callable[[], dict[
         if run.url != connection.url:
             problem = f"a saved run belongs to {run.url}, but TASKSERVICE_URL is {connection.url}"
         elif run.user_id not in (None, caller()["id"]) or (
-            caller()["key"]["agentId"] not in (None, run.agent_id)
+            caller()["key"].get("agentId") not in (None, run.agent_id)
         ):
             owner = f"a saved run belongs to agent {run.agent_id}"
             problem = f"{owner}, but the key to another user or agent"

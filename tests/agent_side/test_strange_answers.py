@@ -1,9 +1,12 @@
 """Answers that are not from this service: nothing is lost, and the error is one sentence."""
 
 import gc
+import gzip
 import signal
 import subprocess
+import tracemalloc
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -22,6 +25,15 @@ HTML = {"Content-Type": "text/html"}
 LOGIN_PAGE = play.answer(200, HTML, b"<h1>Sign in</h1>")
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 APPENDED = b'{"logCount": 1, "status": "running"}'
+
+
+def nested(depth: int) -> Any:
+    value: Any = "deep"
+    for _ in range(depth):
+        value = {"x": value}
+    return value
+
+
 STRANGE = {
     "a login page": LOGIN_PAGE,
     "null": played.answer(200, None),
@@ -45,6 +57,21 @@ STRANGE = {
     "a problem of another program": played.problem(404, "No static resource"),
     "a problem without members": play.answer(404, played.PROBLEM, b"{}"),
     "a problem in a list": play.answer(409, played.PROBLEM, b"[]"),
+    "a finished task that is null": played.problem(409, "Finished", task=None),
+    "a finished task without an error": played.problem(409, "Finished", task={"id": "1"}),
+    "a finished task with a number": played.problem(
+        409, "Finished", task={"id": "1", "status": "error", "error": 5}
+    ),
+    "a gap before the first line": played.problem(409, "A gap", expected=-1),
+    "a gap that is no number": played.problem(409, "A gap", expected="x"),
+    "errors that are a text": played.problem(422, "Invalid", errors="x"),
+    "errors in a list": played.problem(422, "Invalid", errors=[["agentId"]]),
+    "errors that are deep": played.problem(422, "Invalid", errors={"x": nested(900)}),
+    "a code that is a list": played.problem(404, "Not found", code=["not_found"]),
+    "a detail that is an object": played.problem(403, {"x": "Forbidden"}),
+    "compressed": play.answer(
+        201, played.JSON | {"Content-Encoding": "gzip"}, gzip.compress(APPENDED)
+    ),
 }
 strange_answers = pytest.mark.parametrize("strange", STRANGE.values(), ids=STRANGE)
 
@@ -67,13 +94,12 @@ CALLS: dict[str, Callable[[Client], object]] = {
     "claim": lambda client: client.claim("a", wait=0),
     "get": lambda client: client.task("1"),
     "list": lambda client: list(client.tasks()),
-    "lines": lambda client: list(a_task(client).lines()),
-    "follow": lambda client: list(a_task(client).follow()),
+    "lines": lambda client: list(a_task(client).lines(times=True)),
+    "follow": lambda client: list(a_task(client).follow(times=True)),
     "cancel": lambda client: a_task(client).cancel(),
     "delete": lambda client: a_task(client).delete(),
     "register": lambda client: client.register("a"),
     "rerun": lambda client: a_task(client).rerun(),
-    "lines with times": lambda client: list(a_task(client).lines(times=True)),
     "ask": lambda client: ask(client.connection, "1", "x", timeout=1),
     "answer": lambda client: a_task(client).answer("1", {"answer": "x"}),
     "questions": lambda client: list_questions(client.connection, "1"),
@@ -93,6 +119,31 @@ def test_strange_answer_is_one_sentence(call: Callable[[Client], object]) -> Non
                 call(client)
             assert str(error.value), name
             assert len(str(error.value).splitlines()) == 1, name
+
+
+QUESTION = {
+    "id": "1", "message": "ok?", "schema": {"properties": {}}, "state": "open",
+    "askedAt": played.MOMENT, "expiresAt": None, "answer": None, "answeredBy": None,
+}  # fmt: skip
+PAGE = {"logs": ["one"], "next": 1, "status": "complete", "times": [None]}
+ODD_MEMBERS = {
+    "a huge number": ("get", played.a_task(progress=10**400)),
+    "a time without a zone": ("get", played.a_task(createdAt="2026-11-24T13:36:00")),
+    "a time that no zone can show": ("get", played.a_task(createdAt="0001-01-01T00:00:00Z")),
+    "labels in a list": ("get", played.a_task(labels=["a"])),
+    "a question without a schema": ("get", played.a_task(questions=[QUESTION | {"schema": {}}])),
+    "a question's time": ("questions", [QUESTION | {"askedAt": 5}]),
+    "a number as a line": ("lines", PAGE | {"logs": [5]}),
+    "a word as a time": ("lines", PAGE | {"times": ["soon"]}),
+}
+
+
+@pytest.mark.parametrize(("call", "value"), ODD_MEMBERS.values(), ids=ODD_MEMBERS)
+def test_member_of_another_type_is_an_error(call: str, value: Any) -> None:
+    with Receiver() as receiver:
+        receiver.answer = played.answer(200, value)
+        with pytest.raises(TaskServiceError, match="not from taskservice"):
+            CALLS[call](Client(receiver.url, "key", patience=0))
 
 
 @strange_answers
@@ -123,14 +174,38 @@ def test_large_answers_of_the_service_are_read() -> None:
     text = "x" * 10 * 2**20
     with Receiver() as receiver:
         client = Client(receiver.url, "key", patience=20)
-        receiver.answer = played.task(output={"text": text})
+        receiver.answer = played.task(output={"text": text[: 3 * 2**20]})
         task = client.task("1")
-        assert task.output == {"text": text}
+        assert task.output == {"text": text[: 3 * 2**20]}
         receiver.answer = in_turn(
             played.answer(200, {"logs": [text, text], "next": 2, "status": "running"}),
             played.answer(200, {"logs": [], "next": 2, "status": "running"}),
         )
         assert [len(line.text) for line in task.lines()] == [len(text)] * 2
+
+
+LARGE = {
+    "compressed": play.answer(
+        201, played.JSON | {"Content-Encoding": "gzip"}, gzip.compress(bytes(256 * 2**20))
+    ),
+    "plain": play.answer(201, played.JSON, APPENDED + b" " * 64 * 2**20),
+    "endless": play.endless(b" " * 65536, b"HTTP/1.1 201 Created\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("large", LARGE.values(), ids=LARGE)
+def test_large_answer_to_an_append_fills_no_memory(large: Behaviour) -> None:
+    with Receiver() as receiver:
+        receiver.answer = large
+        client = Client(receiver.url, "key", patience=0)
+        tracemalloc.start()
+        try:
+            with pytest.raises(TaskServiceError):
+                append(client)
+            assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+        finally:
+            tracemalloc.stop()
+    assert receiver.requests[0].headers["accept-encoding"] == "identity"
 
 
 # --- Retry-After -------------------------------------------------------------------------
@@ -209,6 +284,28 @@ def test_run_that_starts_under_a_page_loses_nothing(
     task = the_task(remote_alice)
     assert (task["logs"], task["error"]["message"]) == (["one"], "Exit status 7")
     assert machine.left_runs() == []
+
+
+@pytest.mark.parametrize("name", [name for name in STRANGE if "gap" in name or "finished" in name])
+def test_run_exits_as_its_program_whatever_refuses_its_lines(
+    remote_alice: RemoteClient, machine: AgentMachine, name: str
+) -> None:
+    pass_on, refuse = losing(remote_alice, lambda number: False), STRANGE[name]
+
+    def between_them(exchange: Exchange) -> None:
+        (refuse if "/logs" in exchange.request.path else pass_on)(exchange)
+
+    machine.give_up_soon()
+    with Receiver() as between:
+        between.answer = between_them
+        machine.url = between.url
+        ended = machine.run("run", "--agent", "a", "--", "sh", "-c", "echo one; exit 7")
+        assert (ended.returncode, ended.stdout) == (7, "one\n")
+        assert "Traceback" not in ended.stderr
+        assert "1 line and the exit status could not be sent yet" in ended.stderr
+        between.answer = pass_on
+        assert machine.run("run", "--resend").returncode == 0
+    assert the_task(remote_alice)["logs"] == ["one"]
 
 
 def test_run_behind_a_proxy_that_refuses_each_body_loses_nothing(
