@@ -19,7 +19,7 @@ import yaml
 from taskservice.config import Config, unknown_names
 from tests.support.api_client import RemoteClient
 from tests.support.deployed_nginx import replaced
-from tests.support.documents import ROOT
+from tests.support.documents import ROOT, block_in
 from tests.support.followers import open_stream
 from tests.support.requirements import needs
 from tests.support.service import free_port
@@ -68,13 +68,26 @@ def test_user_is_not_root_and_data_is_one_volume() -> None:
     assert f"0.0.0.0:{only('EXPOSE')}" == config.BIND
 
 
+def test_upgrade_builds_and_runs_a_container_as_the_first_one() -> None:
+    first = block_in("operate", "container").splitlines()
+    upgrade = block_in("operate", "upgrade a container").splitlines()
+    assert first[-1].startswith("podman exec tasks taskservice user add")
+    assert [line for line in upgrade if line in first] == first[:-1]
+    back = block_in("operate", "roll back a container").splitlines()
+    assert back[-1] == f"{upgrade[-1]}:before"
+
+
 # --- the compose file --------------------------------------------------------------------
 
 
 @pytest.fixture
 def services() -> dict[str, Any]:
     """The services of the compose file, with values for the variables that it asks for."""
-    values = {"POSTGRES_PASSWORD": "p@ss/word", "TASKSERVICE_SECRET_KEY": "a" * 64}
+    values = {
+        "POSTGRES_PASSWORD": "p@ss/word",
+        "TASKSERVICE_SECRET_KEY": "a" * 64,
+        "PUBLIC_URL": "https://tasks.example.org/tasks",
+    }
 
     def value(found: re.Match[str]) -> str:
         return values.get(found[1]) or found[2]
@@ -99,6 +112,7 @@ def test_service_takes_the_settings_of_the_compose_file(services: dict[str, Any]
     # PostgreSQL names the database after its first user.
     assert {address.username, address.database} == {database["POSTGRES_USER"]}
     assert environment["PGPASSWORD"] == database["POSTGRES_PASSWORD"]
+    assert environment["TASKSERVICE_PUBLIC_URL"] == "https://tasks.example.org/tasks"
 
 
 def test_data_is_in_volumes_and_only_this_machine_is_served(services: dict[str, Any]) -> None:

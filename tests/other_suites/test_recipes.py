@@ -146,12 +146,13 @@ def test_recipe_for_openai_agents_logs_each_tool_and_asks(
 
 # --- validators --------------------------------------------------------------------------
 
-# Recipe -> the program that reads it, with its arguments.
+# Folder and recipe -> the program that reads it, with its arguments.
 VALIDATORS = {
-    "github": "check-jsonschema --builtin-schema vendor.github-workflows",
-    "gitlab": "check-jsonschema --builtin-schema vendor.gitlab-ci",
-    "compose": "check-jsonschema --builtin-schema vendor.compose-spec",
-    "kubernetes": "kubernetes-validate --strict",
+    ("guides", "github"): "check-jsonschema --builtin-schema vendor.github-workflows",
+    ("guides", "gitlab"): "check-jsonschema --builtin-schema vendor.gitlab-ci",
+    ("guides", "compose"): "check-jsonschema --builtin-schema vendor.compose-spec",
+    ("guides", "kubernetes"): "kubernetes-validate --strict",
+    ("operate", "kubernetes service"): "kubernetes-validate --strict",
 }
 
 
@@ -161,14 +162,14 @@ def accepts(validator: str, path: Path) -> bool:
     return subprocess.run(command, capture_output=True, timeout=RUN_SECONDS).returncode == 0
 
 
-@pytest.mark.parametrize("recipe", VALIDATORS)
-def test_recipe_follows_the_schema_of_its_format(recipe: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("folder", "recipe"), VALIDATORS)
+def test_recipe_follows_the_schema_of_its_format(folder: str, recipe: str, tmp_path: Path) -> None:
     path = tmp_path / f"{recipe}.yml"
-    text = block_in("guides", f"recipe: {recipe}")
+    text = block_in(folder, f"recipe: {recipe}")
     path.write_text(text)
-    assert accepts(VALIDATORS[recipe], path)
+    assert accepts(VALIDATORS[folder, recipe], path)
     path.write_text(f"{text}\nmisspelt: 1\n")
-    assert not accepts(VALIDATORS[recipe], path)
+    assert not accepts(VALIDATORS[folder, recipe], path)
 
 
 def test_systemd_reads_the_units_of_the_recipe(tmp_path: Path) -> None:
