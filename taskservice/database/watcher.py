@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -117,8 +117,8 @@ class WaitSlot:
 
     user_id: str
     is_stream: bool = False
-    # Whether a link shows the user's task.
-    is_viewer: bool = False
+    # The link that shows the user's task; empty for a key.
+    link_id: str = ""
     is_over: bool = False
 
 
@@ -129,7 +129,8 @@ class WaitSlots:
     slots gets one from the user with the most, and a stream gets one from a wait of its own user:
     a wait that ends early is just repeated. The oldest wait loses its slot, or the oldest stream
     if there is no wait. `wake` makes the loser notice. Viewers of links hold at most a quarter of
-    the slots, at least one, and take none from others.
+    the slots, at least one. They share these in the same way, by user and then by link, and take
+    none from others.
     """
 
     def __init__(self, count: int, wake: Callable[[], None]) -> None:
@@ -142,11 +143,12 @@ class WaitSlots:
         """Hold this slot until `release`; False if it is not free."""
         with self._lock:
             has_room = len(self._held) < self._count
-            if slot.is_viewer:
-                viewers = sum(held.is_viewer for held in self._held)
-                has_room = has_room and viewers < max(1, self._count // 4)
+            if slot.link_id:
+                viewers = [held for held in self._held if held.link_id]
+                has_room = has_room and len(viewers) < max(1, self._count // 4)
+                has_room = has_room or self._take_another(slot, viewers)
             elif not has_room:
-                has_room = self._take_another(slot)
+                has_room = self._take_another(slot, self._held)
             if has_room:
                 self._held.append(slot)
             return has_room
@@ -156,23 +158,33 @@ class WaitSlots:
             if not slot.is_over:
                 self._held.remove(slot)
 
-    def _take_another(self, wanted: WaitSlot) -> bool:
-        counts = Counter(slot.user_id for slot in self._held)
-        most = max(counts.values())
-        # Otherwise two users would keep taking the last slot from each other.
-        if most > counts[wanted.user_id] + 1:
-            held = [slot for slot in self._held if counts[slot.user_id] == most]
-        else:
-            own = (slot for slot in self._held if slot.user_id == wanted.user_id)
-            held = [slot for slot in own if wanted.is_stream and not slot.is_stream]
-        if not held:
+    def _take_another(self, wanted: WaitSlot, slots: Sequence[WaitSlot]) -> bool:
+        own = [slot for slot in slots if slot.user_id == wanted.user_id]
+        losers = _of_most(slots, attrgetter("user_id"), wanted)
+        if not losers and wanted.link_id:
+            losers = _of_most(own, attrgetter("link_id"), wanted)
+        elif not losers and wanted.is_stream:
+            losers = [slot for slot in own if not slot.is_stream]
+        if not losers:
             return False
         # The first, which is the oldest.
-        given_up = min(held, key=attrgetter("is_stream"))
+        given_up = min(losers, key=attrgetter("is_stream"))
         self._held.remove(given_up)
         given_up.is_over = True
         self._wake()
         return True
+
+
+def _of_most(
+    slots: Sequence[WaitSlot], owner: Callable[[WaitSlot], str], wanted: WaitSlot
+) -> list[WaitSlot]:
+    """The slots of the owner with the most; none if the owner of `wanted` has about as many."""
+    counts = Counter(map(owner, slots))
+    most = max(counts.values(), default=0)
+    # Otherwise two owners would keep taking the last slot from each other.
+    if most <= counts[owner(wanted)] + 1:
+        return []
+    return [slot for slot in slots if counts[owner(slot)] == most]
 
 
 def init_app(app: Flask, waits: int) -> None:

@@ -119,7 +119,7 @@ def _key_check() -> Callable[[], bool]:
 def _slot(*, is_stream: bool = False) -> Iterator[WaitSlot | None]:
     """A slot and a thread of its own for this request; None if there is no slot."""
     slots = resources.find(WaitSlots)
-    slot = WaitSlot(caller.user_id, is_stream, is_viewer=bool(caller.task_id))
+    slot = WaitSlot(caller.user_id, is_stream, caller.key_id if caller.task_id else "")
     if not slots.acquire(slot):
         yield None
         return

@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -284,6 +284,32 @@ def test_stream_ends_when_its_link_expires(
         # Only the end of the stream ends this.
         assert events.result()
     check_invalid(Browser(app), path)
+
+
+def test_viewers_of_one_link_leave_places_to_other_links_and_users(
+    app: Flask, alice: ApiClient, bob: ApiClient, task: Json, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = resources.find(WaitSlots, app)
+    # Viewers get four places.
+    monkeypatch.setattr(slots, "_count", 16)
+    paths = [link_to(alice, task)[1] for _ in range(3)]
+    path_of_bob = link_to(bob, bob.start())[1]
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(viewer(app, paths[0])) for _ in range(4)]
+        # The oldest leaves its place, and does not get it back.
+        stack.enter_context(viewer(app, paths[1]))
+        assert crowd[0].result().count("event: log") == 2
+        problem(Browser(app).get(f"{paths[0]}/events"), 503)
+        stack.enter_context(viewer(app, path_of_bob, lines=0))
+        assert crowd[1].result().count("event: log") == 2
+        stack.enter_context(viewer(app, path_of_bob, lines=0))
+        assert crowd[2].result().count("event: log") == 2
+        assert [bool(slot.link_id) for slot in slots._held] == [True] * 4
+        # Each user has two places.
+        problem(Browser(app).get(f"{paths[2]}/events"), 503)
+        problem(Browser(app).get(f"{path_of_bob}/events"), 503)
+        alice.report(task, status="complete")
+        expect(bob.delete(f"/task/{expect(bob.get('/task'), 200)[0]['id']}"), 200)
 
 
 def test_viewers_take_no_place_from_their_user(app: Flask, alice: ApiClient, task: Json) -> None:
