@@ -99,7 +99,7 @@ def list_numbers(agent_id: str, query: dict[str, Any]) -> Response:
     Without `path`, `{"paths": [{path, last, count}]}`: where the outputs of the last 100 ended
     tasks have numbers, two levels deep; at most 50 paths, the most frequent first. With `path`, the
     newest numbers there, oldest first: `[{taskId, finishedAt, value}]`. A path is a key, or two
-    keys with a dot between them.
+    keys with a dot between them, and has at most 200 characters.
     """
     if "path" not in query:
         return responses.json({"paths": agent_service.number_paths(caller, agent_id)})

@@ -228,10 +228,12 @@ def by_id(user_id: str, agent_ids: Collection[str]) -> dict[str, AnyRow]:
 
 SEARCHED = 100  # tasks whose outputs are searched for paths
 MAX_PATHS = 50
-# The numbers of one output that count, and the bytes of outputs that one call reads.
+MAX_PATH = 200  # characters
+# The first numbers of an output count, as long as they and their paths have this many bytes.
 MAX_PER_OUTPUT = 100
-MAX_BYTES = 4 * 1024 * 1024
-CACHE_SIZE = 1_000  # outputs whose numbers a process keeps
+MAX_NUMBERS_BYTES = 8 * 1024
+MAX_BYTES = 4 * 1024 * 1024  # of outputs that one call reads
+CACHE_SIZE = 1_000  # outputs whose numbers a process keeps, each in up to 50 KB
 
 _OUTPUT = Statement[AnyRow](select(Task.output).where(Task.id == bindparam("task_id")))
 
@@ -301,10 +303,18 @@ def _numbers(task_id: str, version: int) -> tuple[int, Mapping[str, str]]:
     """The length of a task's output in this version, and its first numbers by their paths."""
     text = getattr(read_one(_OUTPUT, task_id=task_id), "output", "{}")
     output = _decoder.decode(_LONG_LIST.sub("[]", text))
-    found = ((path, value) for path, value in _values(output) if isinstance(value, _Number))
+    found = (
+        (path, str(value))
+        for path, value in _values(output)
+        if isinstance(value, _Number) and len(path) <= MAX_PATH
+    )
     numbers: dict[str, str] = {}
+    size = 0
     for path, number in islice(found, MAX_PER_OUTPUT):
-        numbers.setdefault(path, str(number))
+        size += len(path.encode()) + len(number)
+        if size > MAX_NUMBERS_BYTES:
+            break
+        numbers.setdefault(path, number)
     return len(text), numbers
 
 
@@ -312,5 +322,5 @@ def _values(output: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The values of an output by their paths: a key with a dot comes before a nested one."""
     yield from output.items()
     for key, value in output.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and len(key) <= MAX_PATH:
             yield from ((f"{key}.{inner}", each) for inner, each in value.items())

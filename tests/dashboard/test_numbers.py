@@ -1,5 +1,6 @@
 """The charts of the numbers in an agent's outputs."""
 
+import json
 import re
 from html import unescape
 from typing import Any
@@ -66,3 +67,12 @@ def test_extreme_numbers_are_drawn(window: Browser, alice: ApiClient) -> None:
 def test_equal_numbers_are_on_one_line(numbers: list[str]) -> None:
     series = chart.series("n", [Number("", "", text) for text in numbers])
     assert {y for _, _, y in series["points"]} == {chart.SERIES_HEIGHT / 2}
+
+
+def test_page_stays_small_whatever_the_numbers_are_called(
+    window: Browser, alice: ApiClient
+) -> None:
+    for _ in range(3):
+        end(alice, json.dumps({"k" * 1_000_000: {f"n{n}": n for n in range(100)}, "cost": 1}))
+    assert list(charts(window)) == ["cost"]
+    assert len(window.get("/agents/summarizer").data) < 100_000

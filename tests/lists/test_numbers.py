@@ -125,6 +125,19 @@ def test_outputs_with_very_many_numbers_count_with_their_first_ones(alice: ApiCl
 
 
 @one_database
+def test_paths_have_up_to_200_characters(alice: ApiClient) -> None:
+    end(alice, {"k" * 201: 1, "k" * 200: 2, "n" * 198: {"ab": 3, "a": 4}, "m" * 500_000: {"n": 5}})
+    assert paths(alice) == {"k" * 200: (2, 1), f"{'n' * 198}.a": (4, 1)}
+    assert values(alice, "k" * 201) == []
+
+
+@one_database
+def test_numbers_of_an_output_and_their_paths_have_up_to_8_kib(alice: ApiClient) -> None:
+    end(alice, {f"{n:0196}": 1_000 + n for n in range(60)})
+    assert list(paths(alice)) == [f"{n:0196}" for n in range(40)]
+
+
+@one_database
 def test_outputs_of_4_mib_are_read(alice: ApiClient) -> None:
     for number in range(5):
         end(alice, {"rows": number, "text": "x" * 1_000_000})

@@ -44,3 +44,15 @@ def test_schemas_full_of_patterns_take_no_memory(own_service: Service) -> None:
             started.raise_for_status()
             agent.request("POST", f"/task/{started.json()['id']}/rerun")
     assert memory(own_service, "VmHWM") < MAX_MEMORY
+
+
+def test_numbers_of_long_names_take_no_memory(own_service: Service) -> None:
+    agent = agent_key(own_service)
+    numbers = {f"n{n}": n for n in range(100)}
+    for number in range(16):
+        task = agent.start()
+        output = {f"{number}" + "k" * 1_040_000: numbers}
+        body = {"status": "complete", "output": output}
+        agent.request("PATCH", f"/task/{task['id']}", json=body).raise_for_status()
+        assert agent.request("GET", "/agent/summarizer/numbers").json() == {"paths": []}
+    assert memory(own_service, "VmHWM") < MAX_MEMORY
