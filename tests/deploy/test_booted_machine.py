@@ -1,0 +1,131 @@
+"""What deploy/ ships, started by systemd as the manual says: backups, a socket, proxies."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.booted_machine import SHARED, BootedMachine
+from tests.support.certificates import Authority
+from tests.support.documents import block_in
+from tests.support.packages import wheel
+from tests.support.requirements import needs
+
+HOST = "tasks.example.org"
+# Of a root who lets others read nothing.
+CAREFUL = 0o077
+
+
+# One test, since each needs an installed machine.
+@pytest.mark.timeout(900)
+def test_machine_serves_as_the_manual_says(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    with BootedMachine(tmp_path / "machine") as machine:
+        key = install(machine)
+        with subtests.test("the nightly backup"):
+            backup_is_made(machine)
+        with subtests.test("a backup in a folder of its own"):
+            backup_is_made_in_a_folder_of_its_own(machine)
+        with subtests.test("a backup that fails"):
+            backup_that_fails_is_noticed(machine, key)
+        machine.run(block_in("operate", "socket"))
+        with subtests.test("nginx on a socket"):
+            nginx_passes_requests_to_a_socket(machine, key)
+        with subtests.test("Caddy on a socket"):
+            caddy_passes_requests_to_a_socket(machine, key)
+        with subtests.test("others"):
+            others_reach_neither_data_nor_socket(machine)
+
+
+def install(machine: BootedMachine) -> str:
+    """Install and start it as a careful root does; returns the first user's key."""
+    if machine.start("python3 -m venv /opt/tried && rm -r /opt/tried").returncode:
+        needs("venv of the system's Python", "install the package python3-venv")
+    file = SHARED / wheel(machine.folder).relative_to(machine.folder)
+    commands = block_in("operate", "install")
+    installed = re.sub(r"'(taskservice|\.)\[", f"'{file}[", commands)
+    assert installed != commands
+    machine.run(installed, CAREFUL, has_internet=True)
+    machine.run(block_in("operate", "start"), CAREFUL)
+    key = machine.run(block_in("operate", "first user"), CAREFUL).split()[-1]
+    assert machine.run("curl -fsS http://127.0.0.1:8000/readyz") == '{"status":"ok"}'
+    return key
+
+
+def last_backup(machine: BootedMachine) -> float:
+    shown = machine.run(curl("/metrics"))
+    (seconds,) = re.findall(r"^taskservice_last_backup_timestamp_seconds (\S+)$", shown, re.M)
+    return float(seconds)
+
+
+def curl(path: str, *options: str) -> str:
+    return " ".join(["curl", "-fsS", *options, f"http://127.0.0.1:8000{path}"])
+
+
+def backup_is_made(machine: BootedMachine) -> None:
+    began = time.time()
+    machine.run("systemctl is-enabled taskservice-backup.timer")
+    machine.run("systemctl start taskservice-backup.service")
+    names = machine.run("ls /var/lib/taskservice-backups").split()
+    assert [name.partition("-2")[0] for name in names] == ["secret_key", "taskservice"]
+    assert last_backup(machine) > began - 1
+
+
+def backup_is_made_in_a_folder_of_its_own(machine: BootedMachine) -> None:
+    machine.run(block_in("operate", "backup folder"))
+    names = machine.run("ls /backup").split()
+    assert [name.partition("-2")[0] for name in names] == ["secret_key", "taskservice"]
+
+
+def backup_that_fails_is_noticed(machine: BootedMachine, key: str) -> None:
+    machine.run("chown root /backup; rm /var/lib/taskservice/last_backup")
+    assert machine.start("systemctl start taskservice-backup.service").returncode != 0
+    assert last_backup(machine) == 0
+    shown = machine.start(
+        f"TASKSERVICE_APIKEY={key} TASKSERVICE_URL=http://127.0.0.1:8000 "
+        "/opt/taskservice/bin/taskservice status"
+    )
+    assert shown.returncode == 1
+    assert "No backup has succeeded yet" in shown.stdout
+
+
+def user_at_the_proxy(machine: BootedMachine, key: str, authority: Path) -> str:
+    """Who the key belongs to, through TLS and the prefix."""
+    trusted = f"--cacert {authority} --resolve {HOST}:443:127.0.0.1 --retry 20 --retry-all-errors"
+    url = f"https://{HOST}/tasks/api/v1/user"
+    return machine.run(f"curl -fsS {trusted} -H 'apikey: {key}' {url}")
+
+
+def nginx_passes_requests_to_a_socket(machine: BootedMachine, key: str) -> None:
+    authority = Authority()
+    (machine.folder / "authority.pem").write_bytes(authority.pem)
+    (machine.folder / "server.pem").write_bytes(authority.server_pem(HOST))
+    if machine.start("systemctl cat nginx").returncode:
+        needs("nginx", "install the package nginx-light")
+    machine.run(
+        f"cp {SHARED}/server.pem /etc/ssl/certs/{HOST}.pem\n"
+        f"cp {SHARED}/server.pem /etc/ssl/private/{HOST}.key\n"
+        "install -m 644 deploy/nginx.conf /etc/nginx/conf.d/taskservice.conf"
+    )
+    machine.run(block_in("operate", "nginx on a socket"))
+    shown = user_at_the_proxy(machine, key, SHARED / "authority.pem")
+    machine.run("systemctl stop nginx")
+    assert '"name":"alice"' in shown
+
+
+def caddy_passes_requests_to_a_socket(machine: BootedMachine, key: str) -> None:
+    if machine.start("systemctl cat caddy").returncode:
+        needs("Caddy", "install the package caddy")
+    machine.run("install -m 644 deploy/Caddyfile /etc/caddy/Caddyfile")
+    # Nobody outside can prove the name of this machine.
+    machine.run(f"sed -i 's/^{HOST} {{/&\\n\\ttls internal/' /etc/caddy/Caddyfile")
+    machine.run(block_in("operate", "caddy on a socket"))
+    root = "/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt"
+    shown = user_at_the_proxy(machine, key, Path(root))
+    assert '"name":"alice"' in shown
+
+
+def others_reach_neither_data_nor_socket(machine: BootedMachine) -> None:
+    paths = "/var/lib/taskservice", "/var/lib/taskservice-backups", "/run/taskservice"
+    for path in paths:
+        assert machine.start(f"runuser -u nobody -- ls {path}").returncode != 0
