@@ -9,13 +9,21 @@ from sqlalchemy import bindparam, exists, select, update
 
 from taskservice.background.removal import in_batches
 from taskservice.database import clock
-from taskservice.database.models import CLAIMED, CLAIMED_WITH_TIMEOUT, Log, ServiceHeartbeat, Task
+from taskservice.database.models import (
+    CLAIMED,
+    CLAIMED_WITH_TIMEOUT,
+    Agent,
+    ApiKey,
+    Log,
+    ServiceHeartbeat,
+    Task,
+)
 from taskservice.database.transactions import current_time, database_time, read_all, transaction
 from taskservice.database.types import AnySelect, database_now
 from taskservice.operations.health import IS_CURRENT, MAX_GAP_SECONDS, seconds_ago
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.services import deliveries as delivery_service
-from taskservice.services import events
+from taskservice.services import events, expected_runs, questions
 from taskservice.services.tasks import HEARTBEAT
 from taskservice.terms import ERROR, SERVICE, TIMEOUT
 
@@ -98,15 +106,19 @@ class ClockMonitor:
 
 
 def correct_future_times(now: str) -> None:
-    """Set heartbeats and drops in the future to now: else nothing would end until then."""
+    """Count from now on what began in the future: else nothing would end or be due until then."""
     ahead = clock.moved(now, MAX_DRIFT_SECONDS)
     with transaction() as connection:
         for claimed in (CLAIMED, CLAIMED_WITH_TIMEOUT):
             connection.execute(
                 update(Task).where(claimed, Task.last_heartbeat_at > ahead).values(HEARTBEAT)
             )
-        dropped = update(Log).where(Log.dropped_at > ahead)
-        connection.execute(dropped.values(dropped_at=database_now()))
+        for column in (Log.dropped_at, Agent.worker_seen_at, ApiKey.last_used_at):
+            connection.execute(
+                update(column.class_).where(column > ahead).values({column: database_now()})
+            )
+    questions.correct_future_times(ahead, now)
+    expected_runs.correct_future_times(now)
 
 
 def was_serving() -> bool:

@@ -13,7 +13,7 @@ from taskservice.auth import is_of_agent
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Task
-from taskservice.database.transactions import transaction
+from taskservice.database.transactions import read_all, transaction
 from taskservice.database.types import AnyRow, TaskRow
 from taskservice.errors import invalid
 from taskservice.schemas import strict_json
@@ -30,6 +30,9 @@ _EXPECTED = Statement[AnyRow](
     .with_for_update(key_share=True)
 )
 _SET = update(Agent).where(*this_agent)
+_NEXT = select(Agent.user_id, Agent.id, Agent.expect, Agent.due_at).where(
+    Agent.due_at > bindparam("now"), Agent.late_since.is_(None)
+)
 _is_running = Task.status == literal_column(f"'{RUNNING}'")
 # A locked agent is being changed: it is found in the next round.
 _LATE = (
@@ -100,6 +103,17 @@ def run_started(connection: Connection, task: TaskRow) -> None:
         details = {"dueAt": agent.due_at, "onTime": on_time}
         back = NewEvent.of_task(task, task.created_at, AGENT_BACK, **details)
         events.record_events(connection, [back])
+
+
+def correct_future_times(now: str) -> None:
+    """Expect the runs after now of the agents whose latest one, or `expect`, is of the future."""
+    for agent in read_all(_NEXT, now=now):
+        from_now = columns(strict_json.loads(agent.expect.encode()), now)
+        # A run of the past is followed by one that is due then, or earlier.
+        if agent.due_at > str(from_now["due_at"]):
+            here = {"of_user_id": agent.user_id, "of_agent_id": agent.id}
+            with transaction() as connection:
+                connection.execute(_SET.where(Agent.due_at == agent.due_at), here | from_now)
 
 
 def find_late(now: str) -> bool:

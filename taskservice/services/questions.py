@@ -94,7 +94,7 @@ BATCH = 50  # questions that one transaction expires
 _WITH_KEY = OF_TASK.add_columns(Question.idempotency_digest).where(
     Question.idempotency_key == bindparam("idempotency_key")
 )
-_CLOSE = update(Question).where(
+_CHANGE_OPEN = update(Question).where(
     Question.id == bindparam("of_question_id"), Question.state == terms.OPEN
 )
 
@@ -181,7 +181,7 @@ def _close(
         if question.state != terms.OPEN:
             detail, more = f"The question is {question.state}", question_schema.dump(question)
             raise Problem(409, detail, code=terms.QUESTION_CLOSED, more={"question": more})
-        connection.execute(_CLOSE.values(values), {"of_question_id": question_id})
+        connection.execute(_CHANGE_OPEN.values(values), {"of_question_id": question_id})
         _store_open(connection, task_id)
         return _get(connection, task_id, question_id)
 
@@ -208,6 +208,19 @@ def open_json(connection: Connection, task_id: str) -> str:
     return strict_json.dumps(question_schema.dump(found, many=True)).decode()
 
 
+def correct_future_times(ahead: str, now: str) -> None:
+    """Let open questions that were asked after `ahead` expire as if they were asked now."""
+    begun = select(Question.id, Question.task_id, Question.asked_at, Question.expires_at)
+    for question in read_all(begun.where(_is_open, Question.asked_at > ahead)):
+        times = {"asked_at": now}
+        if question.expires_at is not None:
+            seconds = clock.seconds_between(question.asked_at, question.expires_at)
+            times["expires_at"] = clock.moved(now, seconds)
+        with transaction() as connection:
+            connection.execute(_CHANGE_OPEN.values(times), {"of_question_id": question.id})
+            _store_open(connection, question.task_id)
+
+
 def expire() -> bool:
     """Store that some questions have expired; returns whether there may be more."""
     expired = select(Question.id, Question.task_id).where(has_expired)
@@ -219,7 +232,7 @@ def expire() -> bool:
             task = select(Task.id).where(Task.id == question.task_id)
             # A task that is locked is being changed: the next round finds its question again.
             if connection.scalar(task.with_for_update(skip_locked=True)) is not None:
-                closed = _CLOSE.values(state=terms.EXPIRED)
+                closed = _CHANGE_OPEN.values(state=terms.EXPIRED)
                 connection.execute(closed, {"of_question_id": question.id})
                 _store_open(connection, question.task_id)
     return len(due) == BATCH

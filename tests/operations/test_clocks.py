@@ -9,6 +9,7 @@ from flask import Flask
 from sqlalchemy import update
 
 from taskservice.background.maintenance import Maintenance
+from taskservice.database import clock
 from taskservice.database.models import Delivery
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import database_time, reading, transaction
@@ -151,6 +152,49 @@ def test_timeout_restarts_if_its_start_is_in_the_future(
     fall_silent(app, tasks[1], 61)
     maintenance.do_round()
     assert alice.task(tasks[1])["status"] == "error"
+
+
+def test_what_began_while_the_clock_was_ahead_does_not_last_longer(
+    app: Flask, alice: ApiClient, clocks: Clocks, no_grace: None
+) -> None:
+    expected = {"every": {"every": 3_600}, "cron": {"cron": "0 * * * *"}}
+    for agent_id, expect_runs in expected.items():
+        alice.register(agent_id, expect=expect_runs)
+    for whose in (clocks.set_machine, clocks.set_database):
+        whose(30 * DAY)
+    for agent_id in expected:
+        alice.start(agent_id)
+    expect(alice.post("/agent/idle/claim"), 404)
+    alice.register("idle")
+    expect(alice.post("/agent/idle/claim"), 204)
+    task = alice.start(claim=True)
+    body = {"message": "Deploy?", "timeout": 3_600}
+    question = expect(alice.post(f"/task/{task['id']}/question", json=body), 201)
+    forever = expect(alice.post(f"/task/{task['id']}/question", json=body | {"timeout": 0}), 201)
+    Maintenance(app).do_round()
+    for whose in (clocks.set_machine, clocks.set_database):
+        whose(0)
+    Maintenance(app).do_round()
+
+    def seconds(time: str) -> float:
+        return (moment(time) - moment(clock.now())).total_seconds()
+
+    agents = {
+        agent["id"]: agent["health"] for agent in expect(alice.get("/agent?expand=health"), 200)
+    }
+    for agent_id in expected:
+        assert 0 < seconds(agents[agent_id]["dueAt"]) <= 3_600
+    assert seconds(agents["idle"]["workerSeenAt"]) < 60
+    (key,) = expect(alice.get("/key"), 200)
+    assert seconds(key["lastUsedAt"]) < 60
+    question, forever = (
+        expect(alice.get(f"/task/{task['id']}/question/{each['id']}"), 200)
+        for each in (question, forever)
+    )
+    assert 3_000 < seconds(question["expiresAt"]) <= 3_600
+    assert (forever["state"], forever["expiresAt"]) == ("open", None)
+    assert alice.task(task)["questions"] == [question, forever]
+    assert alice.task(task)["status"] == "running"
 
 
 def test_clocks_that_are_set_back_a_day_spoil_no_order(
