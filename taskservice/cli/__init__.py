@@ -2,13 +2,15 @@
 
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import click
 
 from taskservice import __version__
-from taskservice.terminal import exit_with_error
+from taskservice.terminal import escaped, exit_with_error
 from taskservice.terms import PROFILE_VARIABLE
 
 # Client commands must not load Flask or SQLAlchemy.
@@ -46,7 +48,25 @@ GROUPS = {
 COMMANDS = CLIENT_COMMANDS | SERVER_COMMANDS
 
 
+@contextmanager
+def _escaped_errors() -> Iterator[None]:
+    """Escape what click's errors quote: arguments, or names that came from the service."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = escaped(error.message)
+        raise
+
+
 class _CommandsOnDemand(click.Group):
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with _escaped_errors():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _escaped_errors():
+            return super().invoke(ctx)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return _load(cmd_name) if cmd_name in COMMANDS else None
 

@@ -14,6 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from taskservice.quantities import typed, typed_seconds
+from taskservice.terminal import escaped
 from taskservice.terms import MAX_OBJECT
 
 if TYPE_CHECKING:
@@ -93,7 +94,11 @@ class Known(click.ParamType[Any]):
             found = list(self.values(Client(patience=0)))
         except TaskServiceError:
             return []
-        return [CompletionItem(id, help=word) for id, word in found if id.startswith(incomplete)]
+        return [
+            CompletionItem(escaped(id), help=escaped(word))
+            for id, word in found
+            if id.startswith(incomplete)
+        ]
 
 
 def _newest_tasks(client: "Client") -> Iterable["Task"]:

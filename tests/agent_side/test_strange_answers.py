@@ -121,11 +121,11 @@ def test_strange_answer_is_one_sentence(call: Callable[[Client], object]) -> Non
             assert len(str(error.value).splitlines()) == 1, name
 
 
-QUESTION = {
+QUESTION: dict[str, Any] = {
     "id": "1", "message": "ok?", "schema": {"properties": {}}, "state": "open",
     "askedAt": played.MOMENT, "expiresAt": None, "answer": None, "answeredBy": None,
 }  # fmt: skip
-PAGE = {"logs": ["one"], "next": 1, "status": "complete", "times": [None]}
+PAGE: dict[str, Any] = {"logs": ["one"], "next": 1, "status": "complete", "times": [None]}
 ODD_MEMBERS = {
     "a huge number": ("get", played.a_task(progress=10**400)),
     "a time without a zone": ("get", played.a_task(createdAt="2026-11-24T13:36:00")),

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import requests
 
 from taskservice.app import create_app
+from taskservice.cli import main
 from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.services import users as user_service
@@ -152,6 +154,67 @@ def test_tasks_are_listed_and_shown_escaped(nasty: RemoteClient, machine: AgentM
         assert obeyed(shown) == []
         assert SHOWN in shown
     assert f'"{SHOWN}": [' in on_terminal([*COMMAND, "task", "show", task_id], machine.environment)
+
+
+def test_names_of_fields_of_a_question_are_escaped(
+    nasty: RemoteClient, machine: AgentMachine
+) -> None:
+    task_id = start(nasty, claim=True)
+    properties = {NASTY: {"type": "boolean"}, "n": {"type": "number"}}
+    question = {"message": "ok?", "schema": {"type": "object", "properties": properties}}
+    nasty.request("POST", f"/task/{task_id}/question", json=question).raise_for_status()
+    for values in (["wrong"], [f"{NASTY}=maybe"], [f"{NASTY}=true", f"{NASTY}=false"], []):
+        shown = on_terminal([*COMMAND, "task", "answer", task_id, *values], machine.environment)
+        assert obeyed(shown) == []
+        assert SHOWN in shown
+
+
+def _paths(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from _paths(inner, (*path, name))
+
+
+def test_wrong_use_of_each_command_is_quoted_escaped(
+    machine: AgentMachine, subtests: pytest.Subtests
+) -> None:
+    for path in _paths(main):
+        with subtests.test(" ".join(path)):
+            wrong = machine.run(*path, f"--{NASTY}")
+            assert wrong.returncode == 2
+            assert obeyed(wrong.stdout + wrong.stderr) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["task", "start", "--agent", "one", "--input", f"@{NASTY}"],
+        ["agent", "add", "one", "--input-schema", f"@{NASTY}"],
+        ["task", "answer", NASTY, "--accept", "--decline"],
+        ["hook", "add", "mailto:a@b.example", "--token-file", NASTY],
+        ["export", "--since", NASTY],
+        [NASTY],
+    ],
+)
+def test_wrong_value_of_an_option_is_quoted_escaped(
+    machine: AgentMachine, arguments: list[str]
+) -> None:
+    wrong = machine.run(*arguments)
+    assert wrong.returncode == 2
+    assert obeyed(wrong.stdout + wrong.stderr) == []
+
+
+def test_completions_of_a_shell_are_escaped(nasty: RemoteClient, machine: AgentMachine) -> None:
+    start(nasty)
+    line = {"COMP_WORDS": "taskservice task show ", "COMP_CWORD": "3"}
+    machine.settings = {"_TASKSERVICE_COMPLETE": "zsh_complete", **line}
+    completed = machine.run()
+    assert obeyed(completed.stdout) == []
+    assert SHOWN in completed.stdout
 
 
 def test_follow_prints_colours_and_no_other_control_characters(
