@@ -1,5 +1,6 @@
 """What deploy/ ships, started by systemd as the manual says: backups, a socket, proxies."""
 
+import json
 import re
 import time
 from pathlib import Path
@@ -28,11 +29,21 @@ def test_machine_serves_as_the_manual_says(tmp_path: Path, subtests: pytest.Subt
             backup_is_made_in_a_folder_of_its_own(machine)
         with subtests.test("a backup that fails"):
             backup_that_fails_is_noticed(machine, key)
+        with subtests.test("nginx"):
+            prepare_nginx(machine)
+            machine.run("systemctl restart nginx")
+            assert user_by_nginx(machine, key) == "alice"
+        with subtests.test("Caddy"):
+            prepare_caddy(machine)
+            machine.run("systemctl restart caddy")
+            assert user_by_caddy(machine, key) == "alice"
         machine.run(block_in("operate", "socket"))
         with subtests.test("nginx on a socket"):
-            nginx_passes_requests_to_a_socket(machine, key)
+            machine.run(block_in("operate", "nginx on a socket"))
+            assert user_by_nginx(machine, key) == "alice"
         with subtests.test("Caddy on a socket"):
-            caddy_passes_requests_to_a_socket(machine, key)
+            machine.run(block_in("operate", "caddy on a socket"))
+            assert user_by_caddy(machine, key) == "alice"
         with subtests.test("others"):
             others_reach_neither_data_nor_socket(machine)
 
@@ -65,6 +76,7 @@ def curl(path: str, *options: str) -> str:
 def backup_is_made(machine: BootedMachine) -> None:
     began = time.time()
     machine.run("systemctl is-enabled taskservice-backup.timer")
+    machine.run("systemctl is-active taskservice-backup.timer")
     machine.run("systemctl start taskservice-backup.service")
     names = machine.run("ls /var/lib/taskservice-backups").split()
     assert [name.partition("-2")[0] for name in names] == ["secret_key", "taskservice"]
@@ -89,14 +101,29 @@ def backup_that_fails_is_noticed(machine: BootedMachine, key: str) -> None:
     assert "No backup has succeeded yet" in shown.stdout
 
 
-def user_at_the_proxy(machine: BootedMachine, key: str, authority: Path) -> str:
+def user_by(machine: BootedMachine, key: str, authority: Path) -> str:
     """Who the key belongs to, through TLS and the prefix."""
     trusted = f"--cacert {authority} --resolve {HOST}:443:127.0.0.1 --retry 20 --retry-all-errors"
     url = f"https://{HOST}/tasks/api/v1/user"
-    return machine.run(f"curl -fsS {trusted} -H 'apikey: {key}' {url}")
+    shown = machine.run(f"curl -fsS {trusted} -H 'apikey: {key}' {url}")
+    return str(json.loads(shown)["name"])
 
 
-def nginx_passes_requests_to_a_socket(machine: BootedMachine, key: str) -> None:
+def user_by_nginx(machine: BootedMachine, key: str) -> str:
+    name = user_by(machine, key, SHARED / "authority.pem")
+    # Both listen on port 443.
+    machine.run("systemctl stop nginx")
+    return name
+
+
+def user_by_caddy(machine: BootedMachine, key: str) -> str:
+    root = Path("/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt")
+    name = user_by(machine, key, root)
+    machine.run("systemctl stop caddy")
+    return name
+
+
+def prepare_nginx(machine: BootedMachine) -> None:
     authority = Authority()
     (machine.folder / "authority.pem").write_bytes(authority.pem)
     (machine.folder / "server.pem").write_bytes(authority.server_pem(HOST))
@@ -107,22 +134,14 @@ def nginx_passes_requests_to_a_socket(machine: BootedMachine, key: str) -> None:
         f"cp {SHARED}/server.pem /etc/ssl/private/{HOST}.key\n"
         "install -m 644 deploy/nginx.conf /etc/nginx/conf.d/taskservice.conf"
     )
-    machine.run(block_in("operate", "nginx on a socket"))
-    shown = user_at_the_proxy(machine, key, SHARED / "authority.pem")
-    machine.run("systemctl stop nginx")
-    assert '"name":"alice"' in shown
 
 
-def caddy_passes_requests_to_a_socket(machine: BootedMachine, key: str) -> None:
+def prepare_caddy(machine: BootedMachine) -> None:
     if machine.start("systemctl cat caddy").returncode:
         needs("Caddy", "install the package caddy")
     machine.run("install -m 644 deploy/Caddyfile /etc/caddy/Caddyfile")
     # Nobody outside can prove the name of this machine.
     machine.run(f"sed -i 's/^{HOST} {{/&\\n\\ttls internal/' /etc/caddy/Caddyfile")
-    machine.run(block_in("operate", "caddy on a socket"))
-    root = "/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt"
-    shown = user_at_the_proxy(machine, key, Path(root))
-    assert '"name":"alice"' in shown
 
 
 def others_reach_neither_data_nor_socket(machine: BootedMachine) -> None:
