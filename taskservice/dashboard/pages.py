@@ -338,6 +338,7 @@ MAX_AGE = 2.0
 # How long a request waits, in seconds, for another one that makes the page: it holds a thread.
 MAX_WAIT = 2.0
 CACHE_SIZE = 50
+MAX_CACHED = 1024 * 1024  # bytes; each tab has a larger page made for itself
 
 # A page, and the `change_marker` and the time before it was made, by the request with the lock.
 _page = lru_cache(CACHE_SIZE)(
@@ -365,10 +366,11 @@ def shared(view: Callable[..., Response]) -> Callable[..., Response]:
             marker, began = change_marker(), time.monotonic()
             if not page.html or page.marker != marker or began - page.began > MAX_AGE:
                 response = view(**values)
-                if response.status_code not in (200, 304):
-                    return response
                 # A 304 has the page too; it is left out when the response is sent.
-                page.html, page.marker, page.began = response.get_data(), marker, began
+                html = response.get_data()
+                if response.status_code not in (200, 304) or len(html) > MAX_CACHED:
+                    return response
+                page.html, page.marker, page.began = html, marker, began
             return html_response(page.html)
         finally:
             page.lock.release()

@@ -56,3 +56,18 @@ def test_numbers_of_long_names_take_no_memory(own_service: Service) -> None:
         agent.request("PATCH", f"/task/{task['id']}", json=body).raise_for_status()
         assert agent.request("GET", "/agent/summarizer/numbers").json() == {"paths": []}
     assert memory(own_service, "VmHWM") < MAX_MEMORY
+
+
+def test_large_pages_are_not_kept(own_service: Service) -> None:
+    alice = own_service.add_user()
+    task = alice.start(claim=True)
+    body = {"status": "complete", "output": {"text": "'" * 1_000_000}}
+    alice.request("PATCH", f"/task/{task['id']}", json=body).raise_for_status()
+    link = alice.request("POST", f"/task/{task['id']}/link", json={}).json()["url"]
+    for number in range(50):
+        page = alice.session.get(f"{link}?tab={number}", timeout=30)
+        assert page.status_code == 200
+        assert len(page.content) > 4 * MEGABYTE
+        if number == 5:
+            before = memory(own_service, "VmRSS")
+    assert memory(own_service, "VmRSS") - before < 100 * MEGABYTE
