@@ -39,11 +39,14 @@ def ready() -> Response:
     """Readiness.
 
     200 if the database can be read and written; 503 if it can't, or does not respond within one
-    second. `notice` is present if the server does no background work.
+    second. `notice` is present if neither the server nor `taskservice background` does the
+    background work.
     """
     health.require_usable()
     notice = current_app.config.get("NOTICE")
-    return responses.json({"status": "ok"} | ({"notice": notice} if notice else {}))
+    if notice is None or health.is_background_running(current_app.config["DATA"]):
+        return responses.json({"status": "ok"})
+    return responses.json({"status": "ok", "notice": notice})
 
 
 @operators.get("/metrics")

@@ -17,6 +17,7 @@ from taskservice.database.engine import dispose
 from taskservice.database.files import keep_owner_permissions
 from taskservice.database.migrations import DatabaseError
 from taskservice.errors import Problem
+from taskservice.operations import health
 from taskservice.operations.request_log import configure_logging
 from taskservice.terminal import exit_with_error, notice, open_standard_files
 
@@ -103,6 +104,7 @@ def background_command() -> None:
         app = create_app(config, may_create=False)
     # Threads inherit this mask, so a signal waits for `sigwait` below.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    health.show_background(config.DATA)
     loops = start_loops(app, serves=False)
     notice(f"background work started, data in {config.DATA}")
     signal.sigwait(SIGNALS)

@@ -1,9 +1,11 @@
 """Checks within a short time whether the database can be used, and counts its contents."""
 
+import fcntl
 import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -73,8 +75,11 @@ logger = logging.getLogger(__name__)
 
 NO_BACKGROUND_WORK = (
     "This server does no background work: webhooks are not retried, silent tasks do not time out "
-    "and old tasks are not removed. Use `taskservice serve`, or gunicorn with our settings."
+    "and old tasks are not removed. Run `taskservice background` too, or use `taskservice serve`."
 )
+
+# The file in `DATA` that each `taskservice background` locks, together with others.
+BACKGROUND_LOCK = "background.lock"
 
 READY_SECONDS = 1.0
 METRICS_SECONDS = 2.0
@@ -118,6 +123,25 @@ _OLDEST_DUE = (
     .limit(1)
 )
 _SIZE = sa.select(sa.func.pg_database_size(sa.func.current_database()))
+
+
+def show_background(data: Path) -> None:
+    """Let `is_background_running` be true until this process ends."""
+    with suppress(OSError):
+        descriptor = os.open(data / BACKGROUND_LOCK, os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
+def is_background_running(data: Path) -> bool:
+    """Whether `taskservice background` runs on this machine with this `DATA`."""
+    try:
+        with open(data / BACKGROUND_LOCK, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def oldest_due_seconds(connection: sa.Connection) -> float | None:

@@ -71,11 +71,11 @@ def _quoted(text: str) -> str:
     return escaped(json.dumps(text, ensure_ascii=False))
 
 
-def configure_logging(level: str, form: str) -> None:
-    """Send the log of the service and of gunicorn to stderr; `form` is `text` or `json`."""
+def configure_logging(level: str, form: str, *others: str) -> None:
+    """Send the log of the service and of `others` to stderr; `form` is `text` or `json`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(form))
-    for name in ("taskservice", "gunicorn.error"):
+    for name in ("taskservice", *others):
         named = logging.getLogger(name)
         named.handlers[:] = [handler]
         named.propagate = False

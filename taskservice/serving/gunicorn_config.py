@@ -1,4 +1,4 @@
-"""The settings for `gunicorn -c python:taskservice.serving.gunicorn_config wsgi:app`."""
+"""gunicorn's settings: `-c python:taskservice.serving.gunicorn_config taskservice.wsgi:app`."""
 
 from taskservice.config import Config, ConfigError
 from taskservice.database.files import keep_owner_permissions

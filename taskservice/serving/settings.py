@@ -50,7 +50,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
 
         def setup(self, cfg: GunicornConfig) -> None:
             super().setup(cfg)
-            request_log.configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
+            request_log.configure_logging(config.LOG_LEVEL, config.LOG_FORMAT, "gunicorn.error")
 
     return {
         "bind": config.BIND,

@@ -39,16 +39,16 @@ from taskservice.operations.request_log import configure_logging
 from taskservice.serving.settings import gunicorn_settings
 from tests.support.api_client import ApiClient, RemoteClient, expect, problem
 from tests.support.databases import Databases
+from tests.support.fork_server import ForkedPopen
 from tests.support.internals import run_sql, set_for_database
 from tests.support.marks import only_postgresql
 from tests.support.mcp import McpClient
 from tests.support.mounts import fill, read_only, small_disk
 from tests.support.plain_browser import hidden_text
 from tests.support.receiver import Receiver, answer
-from tests.support.service import Service
+from tests.support.service import COMMAND, Service
 from tests.support.waiting import until
 
-ROOT = Path(__file__).parents[2]
 REQUESTS = "taskservice_requests_total"
 DURATION = "taskservice_request_duration_seconds"
 PROMETHEUS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4"
@@ -320,12 +320,13 @@ class OwnGunicorn(Service):
         return ("-c", "python:taskservice.serving.gunicorn_config")
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "gunicorn", *self.options(), "wsgi:app"]
+        command = [sys.executable, "-m", "gunicorn", *self.options(), "taskservice.wsgi:app"]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 command,
                 env=self.environment,
-                cwd=ROOT,
+                # No clone, which would have a wsgi.py.
+                cwd=self.log.parent,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -349,13 +350,32 @@ def two_workers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Serv
 
 def test_server_without_our_settings_says_that_background_work_is_missing(tmp_path: Path) -> None:
     assert "webhooks are not retried" in NO_BACKGROUND_WORK
+    assert "`taskservice background`" in NO_BACKGROUND_WORK
     with OwnGunicorn(tmp_path / "data") as own:
-        until(lambda: requests.get(f"{own.url}/readyz", timeout=10).json() == {"status": "ok"})
+        until(lambda: readiness(own) == {"status": "ok"})
     assert NO_BACKGROUND_WORK not in own.log.read_text()
     with OtherServer(tmp_path / "data") as other:
-        said = {"status": "ok", "notice": NO_BACKGROUND_WORK}
-        until(lambda: requests.get(f"{other.url}/readyz", timeout=10).json() == said)
+        until(lambda: readiness(other) == {"status": "ok", "notice": NO_BACKGROUND_WORK})
+        background = ForkedPopen([*COMMAND, "background"], env=other.environment)
+        try:
+            until(lambda: readiness(other) == {"status": "ok"})
+        finally:
+            background.kill()
+            background.wait()
+        until(lambda: "notice" in readiness(other))
     assert other.log.read_text().count(NO_BACKGROUND_WORK) == 1
+
+
+def readiness(service: Service) -> Any:
+    return requests.get(f"{service.url}/readyz", timeout=10).json()
+
+
+def test_requests_are_in_the_log_under_any_server(tmp_path: Path) -> None:
+    with OtherServer(tmp_path / "data", LOG_FORMAT="json") as other:
+        assert readiness(other)["status"] == "ok"
+        lines = [line for line in other.log.read_text().splitlines() if line.startswith("{")]
+    entries = [json.loads(line) for line in lines]
+    assert "GET /readyz" in [entry["message"] for entry in entries if entry.get("status") == 200]
 
 
 def count_by(service: Service) -> float:

@@ -1,0 +1,25 @@
+"""The WSGI application for other servers than `taskservice serve`: `taskservice.wsgi:app`."""
+
+import logging
+import sys
+
+from taskservice.app import create_app
+from taskservice.config import Config, ConfigError
+from taskservice.database.migrations import DatabaseError
+from taskservice.operations.health import NO_BACKGROUND_WORK, is_background_running
+from taskservice.operations.request_log import configure_logging
+from taskservice.terminal import exit_with_error
+
+# Any WSGI server can serve requests, but only these gunicorn settings start the background work.
+works_in_background = "taskservice.serving.gunicorn_config" in sys.modules
+try:
+    config = Config.from_environment()
+    if not works_in_background:
+        configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
+    app = create_app(config)
+except (ConfigError, DatabaseError) as error:
+    exit_with_error(str(error), 2)
+if not works_in_background:
+    app.config["NOTICE"] = NO_BACKGROUND_WORK
+    if not is_background_running(config.DATA):
+        logging.getLogger(__name__).warning(NO_BACKGROUND_WORK)
