@@ -44,6 +44,8 @@ def test_machine_serves_as_the_manual_says(tmp_path: Path, subtests: pytest.Subt
         with subtests.test("Caddy on a socket"):
             machine.run(block_in("operate", "caddy on a socket"))
             assert user_by_caddy(machine, key) == "alice"
+        with subtests.test("Litestream"):
+            litestream_copies_the_database(machine)
         with subtests.test("others"):
             others_reach_neither_data_nor_socket(machine)
 
@@ -144,7 +146,26 @@ def prepare_caddy(machine: BootedMachine) -> None:
     machine.run(f"sed -i 's/^{HOST} {{/&\\n\\ttls internal/' /etc/caddy/Caddyfile")
 
 
+def litestream_copies_the_database(machine: BootedMachine) -> None:
+    machine.run(block_in("operate", "litestream unit"), CAREFUL, has_internet=True)
+    machine.run(f"{shell()}\ntaskservice user add carol")
+    # It copies the rest before it ends.
+    machine.run("systemctl stop taskservice-litestream")
+    machine.run(
+        "/opt/taskservice/bin/litestream restore -o /replica/restored.db file:///replica\n"
+        "TASKSERVICE_DATA=/replica/data /opt/taskservice/bin/taskservice "
+        "db restore /replica/restored.db"
+    )
+    users = "TASKSERVICE_DATA=/replica/data /opt/taskservice/bin/taskservice user list"
+    assert "carol" in machine.run(users)
+
+
+def shell() -> str:
+    """What makes a shell the root shell of docs/operate/install.md."""
+    return "\n".join(block_in("operate", "first user").splitlines()[:2])
+
+
 def others_reach_neither_data_nor_socket(machine: BootedMachine) -> None:
-    paths = "/var/lib/taskservice", "/var/lib/taskservice-backups", "/run/taskservice"
+    paths = ["/var/lib/taskservice", "/var/lib/taskservice-backups", "/run/taskservice", "/replica"]
     for path in paths:
         assert machine.start(f"runuser -u nobody -- ls {path}").returncode != 0

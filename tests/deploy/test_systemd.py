@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,10 @@ from tests.support.systemd import Machine
 from tests.support.waiting import until
 
 DEPLOY = ROOT / "deploy"
-UNITS = ("taskservice.service", "taskservice-backup.service", "taskservice-backup.timer")
+UNITS = (
+    "taskservice.service", "taskservice-backup.service", "taskservice-backup.timer",
+    "taskservice-litestream.service",
+)  # fmt: skip
 MAX_EXPOSURE = 4.0
 # Of Linux 6.3 and newer: memory that was writable never becomes executable.
 PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
@@ -35,6 +39,7 @@ def machine(tmp_path: Path) -> Machine:
     machine = Machine(tmp_path)
     commands = install_commands(tmp_path / "opt/taskservice/bin")
     shutil.copy(DEPLOY / "taskservice-backup", commands)
+    (commands / "litestream").symlink_to(Path(sys.executable).with_name("litestream"))
     machine.units.mkdir(parents=True)
     for name in ("taskservice", "taskservice-backups"):
         (tmp_path / "var/lib" / name).mkdir(parents=True)
