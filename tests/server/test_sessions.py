@@ -98,7 +98,9 @@ def test_tutorial_runs_as_printed(service: Service, terminal: Terminal, tmp_path
         assert terminal.run(block("first")).splitlines()[-1] == '{"sum": 6}'
         first = newest(alice, "first")
         assert first is not None
-        assert first["id"][:13] in terminal.run(block("list"))
+        listed = terminal.run(block("list"))
+        assert first["id"][:13] in listed
+        assert listed.splitlines()[0].split() == block("listed").splitlines()[0].split()
         shown = terminal.run(block("show").replace("ID", first["id"][:13]))
         assert re.search(r'^output +\{\s*"sum": 6\s*\}', shown, re.MULTILINE)
         assert re.search(r"^\S+ .*line 3$", shown, re.MULTILINE)
