@@ -1,6 +1,8 @@
 """Problems: each has a code for programs, and a 422 names the invalid fields."""
 
+import gc
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -135,3 +137,18 @@ def test_document_lists_every_code(app: Flask) -> None:
 def test_table_of_codes_is_the_codes() -> None:
     codes = [[f"`{name}`", str(status), meaning] for name, (status, meaning) in CODES.items()]
     assert table("docs/reference/errors.md", "## Error codes") == codes
+
+
+@one_database
+def test_invalid_body_is_freed_with_its_request(alice: ApiClient) -> None:
+    """Without the garbage collector, which runs late if most objects are strings."""
+    alice.register()
+    body = {"agentId": "summarizer", "input": {"a": [f"{n}" for n in range(200_000)]}}
+    gc.disable()
+    try:
+        problem(alice.post("/task", json=body), 422)
+        before = sys.getallocatedblocks()
+        problem(alice.post("/task", json=body), 422)
+        assert sys.getallocatedblocks() < before + 100_000
+    finally:
+        gc.enable()
