@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import product
 from threading import Barrier
 from typing import Any
@@ -17,7 +18,7 @@ from taskservice.database.transactions import transaction
 from taskservice.services.logs import CHUNK_BYTES, CHUNK_LINES
 from taskservice.terms import MAX_LINE, MAX_WRITER, MAX_WRITERS
 from taskservice.web import request
-from tests.support.api_client import ApiClient, expect, problem
+from tests.support.api_client import API, ApiClient, expect, problem
 from tests.support.internals import column, rows
 from tests.support.marks import one_database
 
@@ -598,6 +599,29 @@ def test_large_bodies_are_parsed_one_for_each_of_two_users_at_a_time(
     expect(append_text(alice, task, large), 201)
     expect(append_text(alice, task, large), 201)
     assert alice.append(task)["logCount"] == 600_001
+
+
+@one_database
+def test_large_json_of_every_other_request_is_parsed_in_a_slot_too(
+    alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = request.large_body_slots
+    monkeypatch.setattr(slots, "wait_seconds", 0.0)
+    task, blanks = alice.start(), b" " * request.LARGE_BODY
+    bodies = {
+        ("POST", f"{API}/task"): b'{"agentId": "summarizer"}',
+        ("PATCH", f"{API}/task/{task['id']}"): b'{"output": {"a": 1}}',
+        ("POST", f"{API}/task/{task['id']}/cancel"): b"{}",
+        ("POST", "/mcp"): b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}',
+    }
+    for (method, path), body in bodies.items():
+        send = partial(
+            alice.app.test_client().open, path, method=method, headers={"apikey": alice.key},
+            data=body + blanks, content_type="application/json",
+        )  # fmt: skip
+        with slots.hold(task["userId"]):
+            assert problem(send(), 503)["code"] == "overloaded"
+        assert send().status_code in (200, 201)
 
 
 # --- at once -----------------------------------------------------------------------------

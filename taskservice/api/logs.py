@@ -17,7 +17,7 @@ from taskservice.schemas.tasks import (
 from taskservice.services import logs, search, task_json, tasks
 from taskservice.terms import DEFAULT_HITS, DEFAULT_LINES, RUNNING, SEQ_GAP, TASK_FINISHED
 from taskservice.web import responses, waiting
-from taskservice.web.request import EVENTS, JSON, TEXT, body_bytes, json_body, operation, quality
+from taskservice.web.request import EVENTS, JSON, TEXT, body_bytes, json_value, operation, quality
 
 blueprint = Blueprint("logs", __name__)
 
@@ -160,5 +160,5 @@ def _append_fields(query: dict[str, Any]) -> dict[str, Any]:
         return query | {"chunks": logs.from_text(body_bytes(), query.get("at"))}
     if query:
         raise invalid({name: ["Belongs in the JSON body."] for name in query})
-    body: dict[str, Any] = append_schema.load(json_body(append_schema))
+    body: dict[str, Any] = append_schema.load(json_value(body_bytes(), append_schema))
     return body | {"chunks": logs.from_strings(body["logs"], body.get("at"))}

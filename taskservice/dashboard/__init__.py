@@ -47,8 +47,6 @@ def init_app(app: Flask) -> None:
         PERMANENT_SESSION_LIFETIME=LIFETIME,
     )
     app.session_interface = Sessions()
-    # A form can contain the input of a task, which can be longer than Flask's limit.
-    app.config["MAX_FORM_MEMORY_SIZE"] = app.config["MAX_CONTENT_LENGTH"]
     app.register_blueprint(dashboard)
     for status in (404, 405):
         app.register_error_handler(status, unknown_page)

@@ -16,6 +16,7 @@ from taskservice.dashboard.formatting import pretty
 from taskservice.errors import from_exception, sentences
 from taskservice.schemas import strict_json
 from taskservice.schemas.json_schema import field_name, input_problems, options, plain
+from taskservice.web.request import large_body_slot
 
 Json: TypeAlias = dict[str, Any]
 # The name of a field in the form -> its texts: several for checkboxes, none if left empty.
@@ -140,7 +141,7 @@ class Field:
             return _number(texts[0])
         if self.kind == JSON:
             try:
-                return _loads(texts[0])
+                return strict_json.loads_request(texts[0].encode())
             except ValueError as error:
                 raise ValueError(f"Not valid JSON: {error}.") from None
         return _with_zone(texts[0]) if self._is_time else texts[0]
@@ -326,8 +327,10 @@ class InputForm:
         if self.text is None:
             content, errors = content_of(self._schema, self.typed)
         else:
+            text = self.text.encode()
             try:
-                content = _loads(self.text)
+                with large_body_slot(len(text)):
+                    content = strict_json.loads_request(text)
             except ValueError as error:
                 raise ValidationError({"input": [f"Not valid JSON: {error}."]}) from error
         problems = input_problems(self.stored_schema, _text(content))

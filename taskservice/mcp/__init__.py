@@ -15,7 +15,13 @@ from taskservice.operations import request_log
 from taskservice.services import reports, tasks
 from taskservice.terms import FOREIGN_ORIGIN, MCP_PATH, READ, TASK_FINISHED
 from taskservice.web import responses
-from taskservice.web.request import is_loopback, json_bytes, require_id, url_parts
+from taskservice.web.request import (
+    is_loopback,
+    json_bytes,
+    large_body_slot,
+    require_id,
+    url_parts,
+)
 from taskservice.web.responses import FastResponse
 
 MAX_LOGGED = 64
@@ -98,7 +104,9 @@ OF_READ_KEYS = {*OF_AGENT_KEYS, "ping", "tools/list", "tools/call", "tasks/get"}
 def handle() -> Response:
     message_id = None
     try:
-        call = protocol.read_call(json_bytes())
+        data = json_bytes()
+        with large_body_slot(len(data)):
+            call = protocol.read_call(data)
         # All requests have the same path: the log names the method and the tool.
         name = call.params.get("name")
         tool = {"tool": name[:MAX_LOGGED]} if isinstance(name, str) else {}

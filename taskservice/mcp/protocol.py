@@ -74,7 +74,7 @@ class Call(NamedTuple):
 def read_call(data: bytes) -> Call:
     """The call in the body of a request, before its headers are read. Raises RpcError."""
     try:
-        value = strict_json.loads(data)
+        value = strict_json.loads_request(data)
     except (strict_json.NotJson, strict_json.UnsupportedNumber) as error:
         raise RpcError(PARSE_ERROR, f"The body cannot be read as JSON: {error}") from None
     if not (

@@ -210,8 +210,7 @@ def import_from(file: BinaryIO) -> ImportResult:
             importer = _Importer(connection)
             for line in file:
                 number += 1
-                # A task has both its input and its output.
-                importer.add(strict_json.loads(line, 2 * strict_json.MAX_CONTAINERS))
+                importer.add(strict_json.loads(line))
             if not importer.is_complete:
                 number += 1
                 raise ValueError("the end is missing: the export was cut off")

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from html import unescape
 from importlib import import_module
+from io import BytesIO
 from typing import Any
 from urllib.parse import unquote, urlencode
 
@@ -198,6 +199,17 @@ def test_cookie_of_another_service_or_of_last_month_opens_no_session(
         assert browser.get("/").status_code == 303
     app.config["SECRET_KEY"] = "another secret key for tests"
     assert browser.get("/").status_code == 303
+
+
+@one_database
+def test_form_that_is_not_of_a_page_is_refused(app: Flask) -> None:
+    client, fields = app.test_client(), "&".join(f"{number}=" for number in range(10_001))
+    form = "application/x-www-form-urlencoded"
+    assert client.post("/sign-in", data=fields, content_type=form).status_code == 413
+    page = client.get("/sign-in")
+    # With the token, but of a type that no page sends.
+    data = {"token": token(page), "file": (BytesIO(b"a"), "name")}
+    assert client.post("/sign-in", data=data).status_code == 403
 
 
 @one_database

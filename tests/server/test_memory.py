@@ -2,14 +2,18 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
-from tests.support.api_client import RemoteClient
+from tests.support.api_client import API, RemoteClient
+from tests.support.concurrency import at_once
 from tests.support.memory import MEGABYTE, memory
 from tests.support.service import Service
+from tests.support.waiting import PATIENCE_SECONDS
 
 MAX_MEMORY = 400 * MEGABYTE
 Json = dict[str, Any]
@@ -71,3 +75,53 @@ def test_large_pages_are_not_kept(own_service: Service) -> None:
         if number == 5:
             before = memory(own_service, "VmRSS")
     assert memory(own_service, "VmRSS") - before < 100 * MEGABYTE
+
+
+def filled(begin: bytes, item: bytes, end: bytes, size: int = 2 * MEGABYTE) -> bytes:
+    """A body of at most this size; `%d` in the item becomes a number."""
+    items: list[bytes] = []
+    size -= len(begin) + len(end)
+    while size > len(item) + 10:
+        items.append(item.replace(b"%d", b"%06d" % len(items)))
+        size -= len(items[-1])
+    return begin + b"".join(items) + end
+
+
+START, INPUT = "/task", b'{"agentId":"summarizer","input":{"x":'
+JSON, FORM = "application/json", "application/x-www-form-urlencoded"
+# Path, type and body of what takes the most memory for its size.
+LARGEST = {
+    "arrays in arrays": (START, JSON, filled(INPUT + b"[", b"[" * 50 + b"]" * 50 + b",", b"0]}}")),
+    "objects": (START, JSON, filled(INPUT + b"[", b'{"a":1},', b"0]}}")),
+    "members": (START, JSON, filled(INPUT + b"{", b'"%d":1,', b'"x":1}}}')),
+    "members, not too many": (START, JSON, filled(INPUT + b"{", b'"%d":1,', b'"x":1}}}', 655_000)),
+    "strings": (START, JSON, filled(INPUT + b"[", '"é€",'.encode(), b"0]}}")),
+    "lines": ("/task/{id}/logs", JSON, filled(b'{"logs":[', b'"ab",', b'""]}', 10 * MEGABYTE)),
+    "text": ("/task/{id}/logs", "text/plain", b"\n" * 10 * MEGABYTE),
+    "a call": ("/mcp", JSON, filled(
+        b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{', b'"%d":1,', b'"x":1}}'
+    )),
+    "a form": ("/sign-in", FORM, filled(b"a=b", b"&%d=", b"")),
+}  # fmt: skip
+
+
+def test_the_largest_bodies_at_once_take_no_memory(
+    own_service: Service, subtests: pytest.Subtests
+) -> None:
+    people = [own_service.add_user(name) for name in ("ann", "ben", "cleo", "dan")]
+    tasks = [person.start() for person in people]
+
+    def send(number: int, path: str, content_type: str, body: bytes) -> int:
+        person = people[number % len(people)]
+        path = path.format(id=tasks[number % len(people)]["id"])
+        url = own_service.url + (path if path in ("/mcp", "/sign-in") else f"{API}{path}")
+        headers = {"apikey": person.session.headers["apikey"], "Content-Type": content_type}
+        return requests.post(url, body, headers=headers, timeout=PATIENCE_SECONDS).status_code
+
+    for name, (path, content_type, body) in LARGEST.items():
+        with subtests.test(name):
+            sends = [partial(send, number, path, content_type, body) for number in range(16)]
+            for status in at_once(sends):
+                assert status in (200, 201, 400, 403, 413, 422, 503)
+            assert requests.get(f"{own_service.url}/livez", timeout=PATIENCE_SECONDS).ok
+            assert memory(own_service, "VmHWM") < MAX_MEMORY
