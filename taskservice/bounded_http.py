@@ -1,18 +1,28 @@
 """Limits the time and the size of a whole response of `requests`, and follows no redirects."""
 
+import functools
 import http.client
 import io
 import math
 import socket
+import ssl
 import time
 from dataclasses import dataclass
-from functools import partial
 from http.client import HTTPMessage, HTTPResponse, RemoteDisconnected
 from typing import Any, cast
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection
+
+
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """Trusts the CAs of the system or of SSL_CERT_FILE, and of requests; read in 10 ms."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
+    return context
 
 
 class TooLargeError(Exception):
@@ -57,7 +67,7 @@ class Limits:
     min_rate: float = math.inf
 
     def apply(self, connection: http.client.HTTPConnection) -> None:
-        connection.response_class = cast(type[HTTPResponse], partial(_Response, self))
+        connection.response_class = cast(type[HTTPResponse], functools.partial(_Response, self))
 
 
 class _Response(HTTPResponse):
@@ -128,8 +138,14 @@ class _Adapter(HTTPAdapter):
 
     def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
         pool: Any = super().get_connection_with_tls_context(*args, **options)
-        pool.ConnectionCls = partial(self._connection, type(pool).ConnectionCls)
+        pool.ConnectionCls = functools.partial(self._connection, type(pool).ConnectionCls)
         return pool
+
+    def build_connection_pool_key_attributes(self, *args: Any, **options: Any) -> Any:
+        host, pool = super().build_connection_pool_key_attributes(*args, **options)
+        if host["scheme"] == "https":
+            pool["ssl_context"] = tls_context()
+        return host, pool
 
     def build_response(self, request: Any, response: Any) -> requests.Response:
         # The limit is for the bytes that arrive, of which each could become a thousand.

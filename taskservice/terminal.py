@@ -8,6 +8,8 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
+from functools import partial
 from typing import Any, NoReturn
 
 # C0, DEL and C1; characters that end or reorder a line; lone surrogates.
@@ -75,13 +77,32 @@ def print_json(value: Any) -> None:
     print_line(json.dumps(value, ensure_ascii=False))
 
 
+def local_time(timestamp: str | None, precision: str = "minutes", has_offset: bool = False) -> str:
+    """The time in this machine's time zone; `-` if there is none."""
+    if timestamp is None:
+        return "-"
+    local = datetime.fromisoformat(timestamp).astimezone()
+    return (local if has_offset else local.replace(tzinfo=None)).isoformat(" ", precision)
+
+
+with_offset = partial(local_time, precision="seconds", has_offset=True)
+
+
 def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
-    """Print rows on stdout: one JSON object per line, or a table with aligned columns."""
+    """Print rows on stdout: one JSON object per line, or a table with aligned columns.
+
+    The table has the times, in members such as `createdAt`, in this machine's time zone.
+    """
     if as_json:
         for row in rows:
             print_json(row)
         return
-    print_table([list(columns), *([str(row[name] or "-") for name in columns] for row in rows)])
+    print_table([list(columns), *([_cell(name, row[name]) for name in columns] for row in rows)])
+
+
+def _cell(name: str, value: Any) -> str:
+    is_time = name == "at" or name.endswith("At")
+    return local_time(value, "seconds") if is_time else str(value or "-")
 
 
 def print_table(rows: Sequence[Sequence[str]], *, colours: Mapping[str, str] | None = None) -> None:

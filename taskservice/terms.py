@@ -5,6 +5,7 @@ import re
 import shlex
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Final, Literal, NamedTuple, get_args
 
 API_PREFIX = "/api/v1"
@@ -17,6 +18,13 @@ DOCUMENTATION_URL = ""
 def documentation(page: str) -> str:
     """The address of a page such as `docs/tutorial.md#let-it-fail`, or its path without one."""
     return DOCUMENTATION_URL + page.replace(".md", ".html") if DOCUMENTATION_URL else page
+
+
+def see_documentation(page: str) -> str:
+    """The end of a message that names a page; empty where an installation has no such page."""
+    clone = Path(__file__).parent.parent
+    is_readable = DOCUMENTATION_URL or (clone / page.partition("#")[0]).is_file()
+    return f"; see {documentation(page)}" if is_readable else ""
 
 
 # A task's status.

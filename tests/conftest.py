@@ -11,11 +11,11 @@ import pytest
 from flask import Flask
 from sqlalchemy.engine import make_url
 
+from taskservice import bounded_http
 from taskservice.background import timeouts
 from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.operations import health
-from taskservice.webhooks import transport
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, add_user
 from tests.support.apps import Apps
@@ -196,9 +196,9 @@ def trusted(
     """Our own authority in SSL_CERT_FILE, as a team adds a private one."""
     (tmp_path / "authority.pem").write_bytes(authority.pem)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    transport.tls_context.cache_clear()
+    bounded_http.tls_context.cache_clear()
     yield
-    transport.tls_context.cache_clear()
+    bounded_http.tls_context.cache_clear()
 
 
 def pytest_collection_finish() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from taskservice import __version__
+from taskservice.installation import install_command
 from taskservice.terminal import escaped, exit_with_error
 from taskservice.terms import PROFILE_VARIABLE
 
@@ -54,7 +55,7 @@ def _escaped_errors() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = escaped(error.message)
+        vars(error)["message"] = escaped(error.message)
         raise
 
 
@@ -94,7 +95,7 @@ def _load(name: str) -> click.Command:
     except ModuleNotFoundError as error:
         if name in CLIENT_COMMANDS or str(error.name).startswith("taskservice"):
             raise
-        sentence = f"{name} needs taskservice[server]: pip install 'taskservice[server]'"
+        sentence = f"{name} needs taskservice[server]: {install_command('server')}"
         return click.Command(
             name,
             callback=lambda: exit_with_error(sentence, 2),

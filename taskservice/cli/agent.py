@@ -12,12 +12,11 @@ from taskservice.cli.service_client import (
     registered_agent_id,
     service_client,
 )
-from taskservice.cli.task_text import local_time
 from taskservice.client import Agent
 from taskservice.client.http import checked_url, kept_settings
 from taskservice.client.responses import NUMBERS
 from taskservice.quantities import percent, seconds_text
-from taskservice.terminal import print_json, print_line, print_rows, print_table
+from taskservice.terminal import local_time, print_json, print_line, print_rows, print_table
 from taskservice.terms import CANCELLED, CLIENTS, KEY_VARIABLE, MAX_TIMEOUT
 
 HEADER = ("ID", "NAME", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY", "NEXT RUN")

@@ -14,7 +14,7 @@ from taskservice.schemas.fields import parse_id
 from taskservice.schemas.tasks import delivery_schema
 from taskservice.services import attempts, users
 from taskservice.services import deliveries as delivery_service
-from taskservice.terminal import exit_with_error, print_json, print_line, print_rows
+from taskservice.terminal import exit_with_error, print_json, print_line, print_rows, with_offset
 from taskservice.terms import DELIVERY_STATES
 from taskservice.webhooks import signing
 from taskservice.webhooks.messages import Message
@@ -88,7 +88,8 @@ def show(delivery_id: str, as_json: bool) -> None:
         print_json(delivery)
         return
     for name in LIST_COLUMNS:
-        print_line(f"{name + ':':15}{delivery[name] or '-'}")
+        value = with_offset(delivery[name]) if name.endswith("At") else delivery[name]
+        print_line(f"{name + ':':15}{value or '-'}")
     print_line()
     print_rows(delivery["attempts"], ("at", "durationMs", "statusCode", "message"), as_json=False)
 
@@ -96,7 +97,7 @@ def show(delivery_id: str, as_json: bool) -> None:
 @delivery_command.command("redeliver", "01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80")
 @click.argument("delivery_id", metavar="ID")
 def redeliver(delivery_id: str) -> None:
-    """Make a delivery due now; `serve` or `background` posts it within 20 seconds."""
+    """Make a delivery due now; `serve` or `background` posts it within a few seconds."""
     with service_app():
         delivery_service.redeliver_any(_parse_id(delivery_id))
 

@@ -7,9 +7,16 @@ import click
 
 from taskservice.cli import options
 from taskservice.cli.service_client import find_agent_id, only_match, service_client
-from taskservice.cli.task_text import SHORT_ID, id_length, local_time, with_offset
+from taskservice.cli.task_text import SHORT_ID, id_length
 from taskservice.client import Client, Hook
-from taskservice.terminal import notice, print_json, print_line, print_table
+from taskservice.terminal import (
+    local_time,
+    notice,
+    print_json,
+    print_line,
+    print_table,
+    with_offset,
+)
 from taskservice.terms import ACTIVE, DEFAULT_EVENTS, EVENTS, HOOK_FORMATS
 
 HEADER = ("ID", "STATE", "FORMAT", "NAME", "EVENTS", "AGENT", "LABEL", "LAST DELIVERED", "REASON")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import islice
+from typing import Any
 
 import click
 
@@ -114,11 +115,10 @@ def did_you_mean(known: Sequence[str], agent_id: str) -> str:
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 
-profile_option = options.text_option(
-    "--profile",
-    metavar="NAME",
-    help=f"Profile to keep (default: {PROFILE_VARIABLE}, else {http.DEFAULT_PROFILE}).",
-)
+def _profile_option(action: str) -> Callable[[Any], Any]:
+    default = f"{PROFILE_VARIABLE}, else {http.DEFAULT_PROFILE}"
+    text = f"Profile to {action} (default: {default})."
+    return options.text_option("--profile", metavar="NAME", help=text)
 
 
 @options.command(
@@ -127,7 +127,7 @@ profile_option = options.text_option(
     "--profile team https://tasks.example.org < key.txt",
 )
 @click.argument("url", type=options.text, default="")
-@profile_option
+@_profile_option("store")
 def login_command(url: str, profile: str | None) -> None:
     """Keep the address URL and an API key.
 
@@ -163,7 +163,7 @@ def _save(kept: Mapping[str, Mapping[str, str]]) -> None:
 
 
 @options.command("taskservice logout", "", "--profile team")
-@profile_option
+@_profile_option("remove")
 def logout_command(profile: str | None) -> None:
     """Remove the kept address and key. The key itself stays valid until it is revoked."""
     name = profile or http.chosen_profile()

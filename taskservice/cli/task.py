@@ -22,7 +22,14 @@ from taskservice.cli.service_client import (
 from taskservice.client import PAGE_TASKS, Client, NotFound, Refused, Task
 from taskservice.client.responses import FOUND, NEW_LINES
 from taskservice.client.task import SHORT_FIELDS, Line, pages, path_to
-from taskservice.terminal import exit_with_error, notice, print_json, print_line, print_log_line
+from taskservice.terminal import (
+    exit_with_error,
+    local_time,
+    notice,
+    print_json,
+    print_line,
+    print_log_line,
+)
 
 # How many tasks the table of `list` contains by default.
 ROWS = 20
@@ -365,7 +372,7 @@ class _Lines(NamedTuple):
         if self.as_json:
             print_json(line._asdict())
         else:
-            time = f"{task_text.local_time(line.at, 'milliseconds')} " if self.times else ""
+            time = f"{local_time(line.at, 'milliseconds')} " if self.times else ""
             print_log_line(time + line.text)
 
 

@@ -3,11 +3,10 @@
 import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from functools import partial
 
 from taskservice.client import Task
 from taskservice.quantities import percent_done, seconds_text
-from taskservice.terminal import print_table, shortened
+from taskservice.terminal import local_time, print_table, shortened, with_offset
 from taskservice.terms import CANCELLED, COMPLETE, FAILED, RUNNING, TIMEOUT
 
 WAITING = "waiting"
@@ -124,14 +123,3 @@ def _progress(task: Task) -> str:
     """The progress and the note, such as `50 % 34 of 68 pages`; empty without both."""
     share, note = task.data["progress"], task.data["note"]
     return " ".join(([] if share is None else [percent_done(share)]) + ([note] if note else []))
-
-
-def local_time(timestamp: str | None, precision: str = "minutes", has_offset: bool = False) -> str:
-    """The time in this machine's time zone; `-` if there is none."""
-    if timestamp is None:
-        return "-"
-    local = datetime.fromisoformat(timestamp).astimezone()
-    return (local if has_offset else local.replace(tzinfo=None)).isoformat(" ", precision)
-
-
-with_offset = partial(local_time, precision="seconds", has_offset=True)

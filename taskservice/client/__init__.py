@@ -129,9 +129,12 @@ def require_task_id() -> str:
     """Like `own_task_id`, but raises SettingError outside of a task."""
     if task_id := own_task_id():
         return task_id
-    raise SettingError(
-        "TASKSERVICE_TASK_ID is not set: this program was not started by `taskservice run`"
-    )
+    # `run` always sets this one.
+    is_in_run = "TASKSERVICE_WRITER" in os.environ
+    reason = "`taskservice run` has not reached the service before it started this program"
+    if not is_in_run:
+        reason = "this program was not started by `taskservice run`"
+    raise SettingError(f"TASKSERVICE_TASK_ID is not set: {reason}")
 
 
 def current(connection: Connection | None = None) -> Task:

@@ -120,18 +120,23 @@ class Connection:
             response = responses.read(received, expected)
         except TaskServiceError as error:
             if responses.may_be_of_another_version(received, error):
-                self._compare_versions()
+                self._compare_versions(isinstance(error, responses.UnknownPath))
             raise
         self._has_responded = True
         return response
 
-    def _compare_versions(self) -> None:
-        """Raise OtherVersion if the service has another version than this client."""
+    def _compare_versions(self, is_too_old: bool) -> None:
+        """Raise OtherVersion if the service `is_too_old`, or has not the version of this client."""
         try:
             received = self._receive("GET", "/openapi.json", responses.VERSION)
             version = responses.read(received, responses.VERSION).data["info"]["version"]
         except TaskServiceError:
             return
+        if is_too_old:
+            raise responses.OtherVersion(
+                f"the service is too old for this command: it has the version {version}, and this "
+                f"client {__version__}"
+            )
         if version != __version__:
             raise responses.OtherVersion(
                 f"the service has the version {version}, and this client {__version__}: "

@@ -24,7 +24,14 @@ import requests
 
 from taskservice import terms
 from taskservice.terminal import without_user_info
-from taskservice.terms import CANCELLED, NO_GOOD_RUN, NOT_FOUND, PROBLEM_TYPE, ErrorType
+from taskservice.terms import (
+    CANCELLED,
+    NO_GOOD_RUN,
+    NO_SUCH_PATH,
+    NOT_FOUND,
+    PROBLEM_TYPE,
+    ErrorType,
+)
 
 
 class TaskServiceError(Exception):
@@ -55,6 +62,10 @@ class UnexpectedResponse(NotTheService):
 
     The service has possibly not processed the request.
     """
+
+
+class UnknownPath(NotTheService):
+    """The server has no such path, as an older service or another program has it."""
 
 
 class OtherVersion(UnexpectedResponse):
@@ -421,7 +432,8 @@ def may_be_of_another_version(received: requests.Response, error: TaskServiceErr
     """Whether a service of another version may have sent the response that caused `error`."""
     if isinstance(error, Invalid):
         return "Unknown " in str(error)  # a field or a parameter
-    return isinstance(error, UnexpectedResponse) and _media_type(received) == JSON
+    is_unexpected = isinstance(error, UnexpectedResponse) and _media_type(received) == JSON
+    return is_unexpected or isinstance(error, UnknownPath)
 
 
 def _error(received: requests.Response) -> TaskServiceError:
@@ -441,6 +453,8 @@ def _error(received: requests.Response) -> TaskServiceError:
     # programs that send problems, use another code.
     if problem and (status != 404 or problem.get("code") in (NOT_FOUND, NO_GOOD_RUN)):
         return _kind(status, problem)(status, problem)
+    if problem.get("code") == NO_SUCH_PATH:
+        return UnknownPath(_not_ours(received))
     if 300 <= status < 400 and "Location" in received.headers:
         target = without_user_info(received.headers["Location"])
         return NotTheService(f"{received.url} redirects to {target}; use that URL")

@@ -8,6 +8,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 from sqlalchemy.engine import URL
 
+from taskservice.installation import install_command
+
 
 def parse(text: str) -> URL:
     """The address that a URL names; raises ValueError with the expected form."""
@@ -80,7 +82,7 @@ def _read_by_libpq(text: str) -> dict[str, str]:
         from psycopg import Error, conninfo
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "psycopg":
-            problem = "needs taskservice[postgresql]: pip install 'taskservice[postgresql]'"
+            problem = f"needs taskservice[postgresql]: {install_command('postgresql')}"
         else:
             problem = "needs psycopg, which can't be loaded: " + str(error).partition("\n")[0]
         raise ValueError(problem) from None

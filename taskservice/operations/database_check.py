@@ -16,8 +16,9 @@ from taskservice.database import migrations
 from taskservice.database.address import sqlite_file
 from taskservice.database.engine import command_engine, sqlite3
 from taskservice.database.migrations import DatabaseError, reason
+from taskservice.installation import install_command
 from taskservice.operations.health import MIN_FREE_BYTES, oldest_due_seconds
-from taskservice.terms import documentation
+from taskservice.terms import see_documentation
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 
@@ -70,8 +71,8 @@ def sqlite_version(version: tuple[int, int, int]) -> Verdict:
         return OK, shown
     return WARNING, (
         f"{shown} has a rare bug that taskservice avoids: do not let other programs write to the "
-        "file; pip install 'taskservice[sqlite]' installs a newer one; see "
-        + documentation("docs/operate/postgresql.md#sqlite-files-and-versions")
+        f"file; {install_command('sqlite')} installs a newer one"
+        + see_documentation("docs/operate/postgresql.md#sqlite-files-and-versions")
     )
 
 

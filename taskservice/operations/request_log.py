@@ -117,8 +117,8 @@ def _end(response: Response) -> Response:
     seconds = time.perf_counter() - g.started
     method = environ["REQUEST_METHOD"]
     metrics.requests.add(rule.rule if rule else None, method, response.status_code, seconds)
-    # An open page polls every few seconds, and mostly gets 304.
-    level = logging.DEBUG if response.status_code == 304 else logging.INFO
+    # An open page and an idle worker poll every few seconds, and mostly get these.
+    level = logging.DEBUG if response.status_code in (204, 304) else logging.INFO
     if logger.isEnabledFor(level):
         details = {"status": response.status_code, "ms": round(seconds * 1000, 1)}
         caller: Caller | None = g.get("caller")

@@ -76,7 +76,7 @@ START_SECONDS = 3.0  # how long the start of the task can delay the program
 SILENCE_SECONDS = 30.0
 MIN_SILENCE_SECONDS = 5.0
 LATE_SIGNAL_SECONDS = 1.0  # how late a signal that has ended the program can be noticed here
-_OUTAGE_PAGE = terms.documentation("docs/guides/run-programs.md#when-the-service-is-unreachable")
+_OUTAGE_PAGE = "docs/guides/run-programs.md#when-the-service-is-unreachable"
 OUTPUT = "TASKSERVICE_OUTPUT"
 _OUTPUT_FILE = "output.json"
 
@@ -142,7 +142,8 @@ class Run:
             self._saved.remove()
             raise failure
         if isinstance(failure, (*RETRYABLE, NotTheService)):
-            text = f"the task will be started when the service is reachable; see {_OUTAGE_PAGE}"
+            text = "the task will be started when the service is reachable"
+            text += terms.see_documentation(_OUTAGE_PAGE)
         else:
             self._start_refusal = str(failure)
             text = "its log lines are queued until the service accepts the key and settings"

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import functools
 import http.client
 import socket
 import ssl
@@ -11,11 +10,10 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-import certifi
 import requests
 
 from taskservice import resources, terms
-from taskservice.bounded_http import Deadline, Limits, TooLargeError
+from taskservice.bounded_http import Deadline, Limits, TooLargeError, tls_context
 from taskservice.webhooks import MAX_RETRY_AFTER, Interrupt, Outcome, destinations
 
 MAX_RESPONSE_BYTES = 64 * 1024
@@ -132,14 +130,6 @@ class Connection(http.client.HTTPConnection):
         if isinstance(error, ConnectionRefusedError):
             return f"{self.host} refused a connection to port {self.port}."
         return f"{self.host} can't be reached: {error.strerror}."
-
-
-@functools.cache
-def tls_context() -> ssl.SSLContext:
-    """Trusts the authorities of the system, or of SSL_CERT_FILE, and of certifi; read in 10 ms."""
-    context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
-    return context
 
 
 def system_addresses(host: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 
-from taskservice.cli.task_text import local_time
+from taskservice.terminal import local_time
 from tests.support.agent_machine import AgentMachine, objects
 from tests.support.api_client import RemoteClient
 from tests.support.pseudo_terminal import NASTY, SHOWN, obeyed, on_terminal

@@ -204,6 +204,14 @@ def test_progress_outside_of_a_task_is_one_line(machine: AgentMachine) -> None:
     assert "this program was not started by `taskservice run`" in done.stderr
 
 
+def test_progress_in_a_run_without_a_service_says_so(machine: AgentMachine) -> None:
+    machine.give_up_soon()
+    machine.url = f"http://127.0.0.1:{unused_port()}"
+    done = machine.run("run", "--agent", "a", "--", *machine.command, "progress", "0.5")
+    assert done.returncode == 2
+    assert "`taskservice run` has not reached the service before it started" in done.stderr
+
+
 def test_progress_that_is_none_is_refused(machine: AgentMachine, subtests: CheapSubtests) -> None:
     for wrong in ("half", "2", "101%", "3/2", "1/0", "1//2", "-1", "nan", "١", "1e-1", "\udcff"):
         with subtests.test(ascii(wrong)):

@@ -420,6 +420,22 @@ def test_command_says_which_version_each_side_has(machine: AgentMachine) -> None
         assert len(receiver.requests) == before + 1  # it costs nothing where all is well
 
 
+def test_service_that_is_too_old_for_a_command_is_named_as_such(machine: AgentMachine) -> None:
+    with Receiver() as receiver:
+        machine.url = receiver.url
+        receiver.answer = played.problem(404, "No such path: /api/v1/hook", code="no_such_path")
+        receiver.paths["/openapi.json"] = played.answer(200, {"info": {"version": "0.0.1"}})
+        old = machine.run("hook", "list")
+        assert (old.returncode, old.stdout) == (1, "")
+        assert old.stderr == (
+            "taskservice: the service is too old for this command: it has the version 0.0.1, "
+            f"and this client {__version__}\n"
+        )
+        # The address of another program, or a wrong path before the API.
+        receiver.paths["/openapi.json"] = play.answer(404)
+        assert "not from taskservice" in machine.run("hook", "list").stderr
+
+
 def test_run_at_a_service_of_another_version_waits_for_its_upgrade(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from taskservice import bounded_http
 from taskservice.bounded_http import Deadline
 from taskservice.webhooks import Interrupt, Interrupted, Outcome, transport
 from taskservice.webhooks.destinations import Destinations, check_url
@@ -934,13 +935,13 @@ def test_environment_of_requests_does_not_add_an_authority(
     (tmp_path / "authority.pem").write_bytes(authority.pem)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
     monkeypatch.setenv("CURL_CA_BUNDLE", str(tmp_path / "authority.pem"))
-    transport.tls_context.cache_clear()
+    bounded_http.tls_context.cache_clear()
 
     assert not deliver_securely(authority.server("hooks.example"))[0].delivered
 
 
 def test_public_authorities_are_trusted_beside_a_private_one(trusted: None) -> None:
-    assert len(transport.tls_context().get_ca_certs()) > 50
+    assert len(bounded_http.tls_context().get_ca_certs()) > 50
 
 
 def test_dripping_answer_over_tls_ends_at_the_deadline(authority: Authority, trusted: None) -> None:

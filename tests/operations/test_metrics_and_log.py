@@ -796,6 +796,11 @@ def test_poll_without_news_is_logged_at_debug_alone(tmp_path: Path) -> None:
             etag = {"If-None-Match": first.headers["ETag"]}
             second = browser.get(service.url, headers=etag, timeout=10)
             assert (first.status_code, second.status_code) == (200, 304)
+            person = service.add_user("worker")
+            person.request("PUT", "/agent/idle")
+            claim = person.request("POST", "/agent/idle/claim")
+            assert claim.status_code == 204
             log = service.log.read_text()
         assert first.headers["X-Request-Id"] in log
-        assert (second.headers["X-Request-Id"] in log) == is_logged
+        for poll in (second, claim):
+            assert (poll.headers["X-Request-Id"] in log) == is_logged

