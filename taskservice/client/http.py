@@ -140,7 +140,7 @@ class Connection:
         if version != __version__:
             raise responses.OtherVersion(
                 f"the service has the version {version}, and this client {__version__}: "
-                "upgrade the older one"
+                "install the same version on both sides"
             )
 
     def _receive(
