@@ -401,7 +401,9 @@ def test_listener_waits_until_a_page_is_gone(
     assert listener.returncode == 0
 
 
-VERSIONS = "the service has the version {}, and this client {}: install the same version on both sides"
+VERSIONS = (
+    "the service has the version {}, and this client {}: install the same version on both sides"
+)
 
 
 def test_command_says_which_version_each_side_has(machine: AgentMachine) -> None:

@@ -219,6 +219,26 @@ def test_browsers_are_served_over_http_2(alice: RemoteClient) -> None:
         assert secured.selected_alpn_protocol() == "h2"
 
 
+def test_events_arrive_line_by_line_over_http_2(alice: RemoteClient) -> None:
+    task = alice.start(claim=True)
+    command = [
+        "curl", "--silent", "--show-error", "--no-buffer", "--http2", "--include",
+        "--max-time", "60", "--cacert", str(alice.session.verify),
+        "--header", f"apikey: {alice.session.headers['apikey']}", f"{alice.url}/api/v1/task/{task['id']}/events",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as curl:
+        assert curl.stdout is not None
+        try:
+            assert curl.stdout.readline().startswith("HTTP/2 200")
+            for number in range(1, 4):
+                # If it was held back, the next one would not be sent.
+                line = {"logs": [f"line {number}"]}
+                alice.request("POST", f"/task/{task['id']}/logs", json=line).raise_for_status()
+                assert f'data: "line {number}"\n' in iter(curl.stdout.readline, "")
+        finally:
+            curl.kill()
+
+
 def test_prefix_that_a_client_sends_is_ignored(alice: RemoteClient) -> None:
     check_prefix_is_ignored(alice, PREFIX)
 
