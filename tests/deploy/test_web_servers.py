@@ -220,12 +220,11 @@ def test_browsers_are_served_over_http_2(alice: RemoteClient) -> None:
 
 
 def test_events_arrive_line_by_line_over_http_2(alice: RemoteClient) -> None:
-    task = alice.start(claim=True)
+    task, key = alice.start(claim=True), str(alice.session.headers["apikey"])
     command = [
         "curl", "--silent", "--show-error", "--no-buffer", "--http2", "--include",
         "--max-time", "60", "--cacert", str(alice.session.verify),
-        "--header", f"apikey: {alice.session.headers['apikey']}",
-        f"{alice.url}/api/v1/task/{task['id']}/events",
+        "--header", f"apikey: {key}", f"{alice.url}/api/v1/task/{task['id']}/events",
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as curl:
         assert curl.stdout is not None
