@@ -293,11 +293,15 @@ def test_viewers_of_one_link_leave_places_to_other_links_and_users(
     # Viewers get four places.
     monkeypatch.setattr(slots, "_count", 16)
     paths = [link_to(alice, task)[1] for _ in range(3)]
-    path_of_bob = link_to(bob, bob.start())[1]
+    of_bob = bob.start(claim=True)
+    path_of_bob = link_to(bob, of_bob)[1]
     with ExitStack() as stack:
         crowd = [stack.enter_context(viewer(app, paths[0])) for _ in range(4)]
-        # The oldest leaves its place, and does not get it back.
+        # The end of the tasks ends the streams.
+        stack.callback(alice.report, task, status="complete")
         stack.enter_context(viewer(app, paths[1]))
+        stack.callback(bob.report, of_bob, status="complete")
+        # The oldest leaves its place, and does not get it back.
         assert crowd[0].result().count("event: log") == 2
         problem(Browser(app).get(f"{paths[0]}/events"), 503)
         stack.enter_context(viewer(app, path_of_bob, lines=0))
@@ -309,7 +313,7 @@ def test_viewers_of_one_link_leave_places_to_other_links_and_users(
         problem(Browser(app).get(f"{paths[2]}/events"), 503)
         problem(Browser(app).get(f"{path_of_bob}/events"), 503)
         alice.report(task, status="complete")
-        expect(bob.delete(f"/task/{expect(bob.get('/task'), 200)[0]['id']}"), 200)
+        bob.report(of_bob, status="complete")
 
 
 def test_viewers_take_no_place_from_their_user(app: Flask, alice: ApiClient, task: Json) -> None:
