@@ -104,9 +104,7 @@ OF_READ_KEYS = {*OF_AGENT_KEYS, "ping", "tools/list", "tools/call", "tasks/get"}
 def handle() -> Response:
     message_id = None
     try:
-        data = json_bytes()
-        with large_body_slot(len(data)):
-            call = protocol.read_call(data)
+        call = _read_call()
         # All requests have the same path: the log names the method and the tool.
         name = call.params.get("name")
         tool = {"tool": name[:MAX_LOGGED]} if isinstance(name, str) else {}
@@ -127,6 +125,12 @@ def handle() -> Response:
     except RpcError as error:
         refusal = {"jsonrpc": "2.0", "id": message_id, "error": error.json}
         return responses.json(refusal, error.status)
+
+
+def _read_call() -> Call:
+    data = json_bytes()
+    with large_body_slot(len(data)):
+        return protocol.read_call(data)
 
 
 def _result(call: Call) -> dict[str, Any]:

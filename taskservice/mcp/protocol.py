@@ -71,6 +71,10 @@ class Call(NamedTuple):
         return isinstance(modes, dict) and (not modes or "form" in modes)
 
 
+# Maximum size of a call without its arguments and answers.
+MAX_KEPT = 64 * 1024
+
+
 def read_call(data: bytes) -> Call:
     """The call in the body of a request, before its headers are read. Raises RpcError."""
     try:
@@ -87,7 +91,12 @@ def read_call(data: bytes) -> Call:
         and not isinstance(value.get("id"), bool)
     ):
         raise RpcError(INVALID_REQUEST, "The body must be one JSON-RPC 2.0 request")
-    return Call(value["method"], value.get("params", {}), value.get("id"), "id" not in value)
+    params = value.get("params", {})
+    kept = {name: params[name] for name in params if name not in ("arguments", "inputResponses")}
+    # It stays in memory while the call waits.
+    if len(strict_json.dumps(value | {"params": kept})) > MAX_KEPT:
+        raise RpcError(INVALID_REQUEST, "Only arguments and inputResponses can be this large")
+    return Call(value["method"], params, value.get("id"), "id" not in value)
 
 
 def with_era(call: Call, headers: Headers) -> Call:

@@ -161,7 +161,7 @@ def _wait(task_id: str, seconds: float, is_enough: Callable[[TaskRow], bool]) ->
 
 def _answered(call: Call, task_id: str) -> Collection[str]:
     """Answer the forms in the call; returns the questions whose form was closed unanswered."""
-    responses = call.params.get("inputResponses")
+    responses = call.params.pop("inputResponses", None)
     return () if responses is None else results.answer_forms(task_id, responses)
 
 

@@ -177,8 +177,8 @@ def test_charset_of_json_is_accepted(mcp: McpClient) -> None:
 
 
 def ping_of(size: int) -> bytes:
-    empty = len(json.dumps(PING | {"params": {"a": ""}}))
-    return json.dumps(PING | {"params": {"a": "x" * (size - empty)}}).encode()
+    empty = len(json.dumps(PING | {"params": {"arguments": ""}}))
+    return json.dumps(PING | {"params": {"arguments": "x" * (size - empty)}}).encode()
 
 
 def test_body_of_more_than_2_mib_is_refused(mcp: McpClient) -> None:

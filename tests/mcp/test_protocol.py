@@ -177,6 +177,14 @@ def test_body_that_is_not_one_request_is_invalid(mcp: McpClient, body: Any) -> N
 # --- errors of the era, in the order in which they are checked -----------------------------
 
 
+def test_only_arguments_and_answers_may_be_large(mcp: McpClient) -> None:
+    ping, large = {"jsonrpc": "2.0", "id": 1, "method": "ping"}, {"x": "y" * 70_000}
+    for params in ({"arguments": large}, {"inputResponses": large}):
+        assert mcp.post(ping | {"params": params}).result == {}
+    for body in ({"params": large}, {"params": {"_meta": large}}, {"id": "y" * 70_000}, large):
+        assert mcp.post(ping | body).refused == (400, -32600)
+
+
 def test_unsupported_version_gets_the_supported_ones(mcp: McpClient) -> None:
     for version in ("v999.0.0", *LEGACY):
         meta = {VERSION_KEY: version}

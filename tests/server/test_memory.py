@@ -99,7 +99,7 @@ LARGEST = {
     "lines": ("/task/{id}/logs", JSON, filled(b'{"logs":[', b'"ab",', b'""]}', 10 * MEGABYTE)),
     "text": ("/task/{id}/logs", "text/plain", b"\n" * 10 * MEGABYTE),
     "a call": ("/mcp", JSON, filled(
-        b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{', b'"%d":1,', b'"x":1}}'
+        b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"arguments":{', b'"%d":1,', b'"x":1}}}'
     )),
     "a form": ("/sign-in", FORM, filled(b"a=b", b"&%d=", b"")),
 }  # fmt: skip
