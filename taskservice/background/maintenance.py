@@ -27,11 +27,15 @@ def expire_questions() -> None:
     in_batches(questions.expire)
 
 
+def expire_deliveries() -> bool:
+    return in_batches(deliveries.expire)
+
+
 # A job that returns true is not finished.
 JOBS: tuple[Callable[[], bool | None], ...] = (
     deliveries.make_far_due,
     users.record_last_uses,
-    deliveries.cancel_waiting,
+    expire_deliveries,
     subscriptions.maintain,
     removal.index_names,
     removal.sweep,

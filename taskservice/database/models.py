@@ -388,6 +388,7 @@ class Hook(db.Model):
     __table_args__ = (
         CheckConstraint(_one_of("state", *terms.HOOK_STATES), "state"),
         Index(None, "user_id", "created_at", "id"),
+        partial_index("hooks_due", "next_attempt_at", "next_attempt_at IS NOT NULL"),
     )
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)
@@ -406,10 +407,16 @@ class Hook(db.Model):
     state: Mapped[str]
     # Why it is off, as one sentence.
     reason: Mapped[str | None]
-    # How many deliveries in a row have failed for good.
+    # How many deliveries in a row have failed permanently.
     failures: Mapped[int] = mapped_column(Integer, server_default="0")
     last_delivered_at: Mapped[str | None] = mapped_column(Timestamp)
-    # Before this time, a hook for people gets no other message.
+    # How many attempts have failed since then, since when, and why the last one did.
+    attempt_count: Mapped[int] = mapped_column(Integer, server_default="0")
+    failed_since: Mapped[str | None] = mapped_column(Timestamp)
+    last_error: Mapped[str | None]
+    # When a hook for people gets its next message, if something is pending for it; and before
+    # which time it gets no other one.
+    next_attempt_at: Mapped[str | None] = mapped_column(Timestamp)
     quiet_until: Mapped[str | None] = mapped_column(Timestamp)
     # A subscription of an MCP client: its id there, the key that made it, the task that it is
     # limited to, its secrets and its end.

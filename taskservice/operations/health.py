@@ -21,12 +21,12 @@ from taskservice.database import migrations
 from taskservice.database.address import sqlite_file
 from taskservice.database.clock import seconds_between
 from taskservice.database.files import last_backup
-from taskservice.database.models import Agent, Delivery, ServiceHeartbeat
+from taskservice.database.models import Agent, Delivery, Hook, ServiceHeartbeat
 from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import database_now, db
 from taskservice.errors import database_unavailable
 from taskservice.operations.metrics import gauge
-from taskservice.services.deliveries import is_due
+from taskservice.services.deliveries import is_due, is_message_due
 from taskservice.terms import BROKEN, LATE, OK
 
 # The heartbeat of the serving processes, which shows that a database is in use.
@@ -116,11 +116,11 @@ _AGENTS = sa.select(
     sa.func.count().filter(Agent.state == BROKEN).label(BROKEN),
     sa.func.count(Agent.late_since).label(LATE),
 )
-_OLDEST_DUE = (
-    sa.select(Delivery.next_attempt_at, database_now().label("now"))
-    .where(is_due)
-    .order_by(Delivery.next_attempt_at)
-    .limit(1)
+_DUE = sa.select(Delivery.next_attempt_at).where(is_due).order_by(Delivery.next_attempt_at)
+_OLDEST_DUE = sa.select(
+    _DUE.limit(1).scalar_subquery(),
+    sa.select(sa.func.min(Hook.next_attempt_at)).where(is_message_due).scalar_subquery(),
+    database_now(),
 )
 _SIZE = sa.select(sa.func.pg_database_size(sa.func.current_database()))
 
@@ -146,8 +146,8 @@ def is_background_running(data: Path) -> bool:
 
 def oldest_due_seconds(connection: sa.Connection) -> float | None:
     """The age of the oldest due delivery; None if none is due."""
-    oldest = connection.execute(_OLDEST_DUE).one_or_none()
-    return seconds_between(oldest.next_attempt_at, oldest.now) if oldest else None
+    *oldest, now = connection.execute(_OLDEST_DUE).one()
+    return max((seconds_between(time, now) for time in oldest if time), default=None)
 
 
 class DatabaseProbe(Generic[T]):

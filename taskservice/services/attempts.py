@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from flask import Flask, current_app
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
@@ -127,7 +127,7 @@ def attempt_delivery(leased: deliveries.Leased, interrupt: Interrupt) -> str:
     try:
         started = clock.now()
         outcome = _send(leased, interrupt)
-        logger.info("Delivery %s to %s: %s", leased.id, leased.host, outcome.message)
+        logger.info("Delivery %s to %s: %s", leased.id, leased.destination, outcome.message)
         is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
         # A destination that was refused says nothing about its receiver.
         if is_well or not outcome.permanent:
@@ -137,7 +137,7 @@ def attempt_delivery(leased: deliveries.Leased, interrupt: Interrupt) -> str:
         return _leave_to_loop(leased)
     except deliveries.LeaseLost as lost:
         reason, state = lost.args
-        logger.info("Delivery %s to %s is not posted: %s", leased.id, leased.host, reason)
+        logger.info("Delivery %s to %s is not posted: %s", leased.id, leased.destination, reason)
         return str(state)
     except Exception:
         logger.exception("Delivery %s stays pending", leased.id)
@@ -155,7 +155,7 @@ def _send(leased: deliveries.Leased, interrupt: Interrupt) -> Outcome:
     except (SQLAlchemyError, Interrupted, deliveries.LeaseLost):
         raise  # these errors are not the receiver's
     except Exception:
-        logger.exception("Delivery %s to %s could not be posted", leased.id, leased.host)
+        logger.exception("Delivery %s to %s could not be posted", leased.id, leased.destination)
         return Outcome("The service could not post the webhook; see the service's log.")
 
 
@@ -208,15 +208,14 @@ def webhook_of(task: TaskRow, delivery: Any) -> Message:
 
 def _message_to_hook(leased: deliveries.Leased) -> Message:
     """The message of a delivery to a hook. Raises LeaseLost if the hook or the task was deleted."""
-    is_told: ColumnElement[bool] = Event.id == leased.event_id
-    if leased.is_shared:
-        held = deliveries.held(leased)
-        of_message = select(Delivery.event_id).where(*held, Delivery.state == PENDING)
-        is_told = Event.id.in_(of_message)
+    told = deliveries.of_message(leased)
+    newest = WITH_TASKS.join(Delivery, Delivery.event_id == Event.id).where(*told)
+    newest = newest.order_by(None).order_by(Event.position.desc()).limit(MAX_DESCRIBED)
+    number = select(func.count()).select_from(Delivery).join(Event, Event.id == Delivery.event_id)
     with reading() as connection:
         hook = connection.execute(select(Hook.__table__).where(Hook.id == leased.hook_id)).first()
-        events = connection.execute(WITH_TASKS.where(is_told).limit(MAX_DESCRIBED)).all()
-        count = connection.scalar(select(func.count()).select_from(Event).where(is_told)) or 0
+        events = connection.execute(newest).all()[::-1]
+        count = connection.scalar(number.where(*told)) or 0
     if hook is None or not events:
         raise deliveries.LeaseLost("The hook or the task was deleted.", FAILED)
     event = events[0]

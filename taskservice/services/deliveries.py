@@ -2,27 +2,55 @@
 
 import logging
 import random
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence, Set
 from itertools import groupby, islice
 from operator import attrgetter
-from threading import Event
+from threading import Event as Flag
 from types import SimpleNamespace
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, literal_column, select, update
+from sqlalchemy import (
+    Connection,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 
 from taskservice import resources, terms
 from taskservice.auth import Caller, visible_tasks
 from taskservice.database import clock
-from taskservice.database.models import Attempt, Delivery, Hook, Task, User
+from taskservice.database.models import (
+    Attempt,
+    Delivery,
+    Event,
+    EventStream,
+    Hook,
+    Question,
+    Task,
+    User,
+)
 from taskservice.database.transactions import read_all, read_one, reading, transaction
 from taskservice.database.types import AnyRow, AnySelect, TaskRow, database_now, time_from_now
 from taskservice.errors import Problem, require
 from taskservice.schemas.tasks import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 from taskservice.services import tasks
-from taskservice.webhooks import JITTER, LONGEST_DELAY_SECONDS, SCHEDULE, Outcome, Receiver
+from taskservice.services.events import DAY_SECONDS
+from taskservice.webhooks import (
+    JITTER,
+    LONGEST_DELAY_SECONDS,
+    SCHEDULE,
+    Outcome,
+    Receiver,
+    host_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -145,15 +173,22 @@ _FIRST_TIME: AnySelect = (
     .limit(1)
 )
 _first_of_user = _FIRST_TIME.where(Delivery.user_id == User.id).scalar_subquery()
+# All that is pending for a hook for people is one message, whose schedule is the hook's.
+_is_active = Hook.state == terms.ACTIVE
+is_message_due = _is_active & (Hook.next_attempt_at <= database_now())
 _USERS = (
     select(User.id, func.coalesce(_LEASES.c.count, 0).label("leases"), database_now().label("now"))
     .outerjoin(_LEASES, _LEASES.c.user_id == User.id)
-    .where(database_now() >= _first_of_user)
+    .where(
+        or_(
+            database_now() >= _first_of_user,
+            User.id.in_(select(Hook.user_id).where(is_message_due)),
+        )
+    )
 )
-_DUE_COLUMNS = (Delivery.id, Delivery.user_id, Delivery.host, Delivery.next_attempt_at)
-_is_told_at_once = (Hook.state == terms.ACTIVE) & Hook.format.not_in(terms.PEOPLE_FORMATS)
+_is_told_at_once = _is_active & Hook.format.not_in(terms.PEOPLE_FORMATS)
 _DUE_OF_USER: AnySelect = (
-    select(*_DUE_COLUMNS, literal_column("NULL").label("hook_id"))
+    select(Delivery.id, Delivery.host, Delivery.next_attempt_at)
     .outerjoin(Hook, Hook.id == Delivery.hook_id)
     .where(
         Delivery.user_id == bindparam("of_user_id"),
@@ -168,44 +203,40 @@ _DUE_OF_USER: AnySelect = (
     # PostgreSQL: skip what another process is leasing, rather than wait for it.
     .with_for_update(skip_locked=True, of=Delivery)
 )
-# All that is due for a hook for people is one message, with the host and time of the first one.
-_first_due = (
-    select(Delivery.id)
-    .where(Delivery.hook_id == Hook.id, is_due)
-    .order_by(Delivery.next_attempt_at)
-    .limit(1)
-    .correlate(Hook)
-    .scalar_subquery()
-)
-is_not_quiet = Hook.quiet_until.is_(None) | (Hook.quiet_until <= database_now())
-_DUE_HOOKS_OF_USER: AnySelect = (
-    select(*_DUE_COLUMNS, Delivery.hook_id)
-    .join(Hook, Delivery.id == _first_due)
-    .where(
-        Hook.user_id == bindparam("of_user_id"),
-        Hook.format.in_(terms.PEOPLE_FORMATS),
-        Hook.state == terms.ACTIVE,
-        is_not_quiet,
-        Delivery.host.not_in(bindparam("full_hosts", expanding=True)),
-    )
+_DUE_HOOKS_OF_USER = select(Hook.id, Hook.target, Hook.next_attempt_at).where(
+    Hook.user_id == bindparam("of_user_id"), is_message_due
 )
 
 
-def due_deliveries(connection: Connection, limit: int, slots: ReceiverSlots) -> list[AnyRow]:
-    """Due deliveries, at most `limit` of each user, in the order in which to send them."""
-    ranked: list[tuple[int, str, AnyRow]] = []
+class _Due(NamedTuple):
+    """A delivery that is due, or a hook for people with a message that is due."""
+
+    next_attempt_at: str
+    receiver: Receiver
+    delivery_id: str | None = None
+    hook_id: str | None = None
+
+
+def due_deliveries(connection: Connection, limit: int, slots: ReceiverSlots) -> list[_Due]:
+    """What is due, at most `limit` deliveries of each user, in the order in which to send it."""
+    ranked: list[tuple[int, str, _Due]] = []
     for user in connection.execute(_USERS).all():
-        wanted = {"of_user_id": user.id, "now": user.now, "limit": limit}
-        wanted["full_hosts"] = slots.full_hosts(user.id)
-        found = connection.execute(_DUE_OF_USER, wanted).all()
-        # Each stands for all that is due for a hook for people; only these have a `hook_id`.
-        of_people = connection.execute(_DUE_HOOKS_OF_USER, wanted).all()
-        due = sorted((*found, *of_people), key=attrgetter("next_attempt_at"))
-        ranked += [(user.leases + n, row.next_attempt_at, row) for n, row in enumerate(due)]
-    return [row for *_, row in sorted(ranked, key=lambda entry: entry[:2])]
+        values = {"of_user_id": user.id, "now": user.now, "limit": limit}
+        values["full_hosts"] = slots.full_hosts(user.id)
+        due = [
+            _Due(row.next_attempt_at, Receiver(user.id, row.host), delivery_id=row.id)
+            for row in connection.execute(_DUE_OF_USER, values)
+        ]
+        due += [
+            _Due(hook.next_attempt_at, Receiver(user.id, host_of(hook.target)), hook_id=hook.id)
+            for hook in connection.execute(_DUE_HOOKS_OF_USER, {"of_user_id": user.id})
+        ]
+        due.sort(key=attrgetter("next_attempt_at"))
+        ranked += [(user.leases + n, each.next_attempt_at, each) for n, each in enumerate(due)]
+    return [due for *_, due in sorted(ranked, key=lambda entry: entry[:2])]
 
 
-class DueDeliveries(Event):
+class DueDeliveries(Flag):
     """Set when the loop of this process should look for due deliveries."""
 
 
@@ -221,26 +252,36 @@ class Leased(NamedTuple):
     attempt_count: int
     hook_id: str | None = None  # the hook that is told of an event; both are None for a callback
     event_id: str | None = None
-    is_shared: bool = False  # all deliveries with this lease are one message for people
+    # A message for people: when it was leased, and the position of the last event that it tells.
+    # Without a position it tells this event only.
+    leased_at: str | None = None
+    last_position: int | None = None
 
     @property
     def receiver(self) -> Receiver:
         return Receiver(self.user_id, self.host)
+
+    @property
+    def destination(self) -> str:
+        """The host, or the domain of a mail address."""
+        return self.host or self.callback_url.rpartition("@")[2]
 
 
 class LeaseLost(Exception):
     """The delivery must no longer be posted: the reason as one sentence, its `Callback-Status`."""
 
 
-# A hook for people gets one message in PAUSE_SECONDS, and nothing that is older than a day. What is
-# pending waits for a day, too, for a hook that is off.
+# A hook for people gets one message in PAUSE_SECONDS, and nothing that is older than a day: that is
+# the `next_attempt_at` of its deliveries, at which they expire. What is pending waits for a day,
+# too, for a hook that is off.
 PAUSE_SECONDS = 30.0
-DAY_SECONDS = 86_400.0
-# A hook is turned off after as many deliveries in a row that failed for good, or after a 410.
+# A hook is turned off after as many deliveries in a row that failed permanently, or after a 410.
 MAX_LOST = 3
 GONE = 410
-FAR_BATCH = 200  # what one transaction makes due of what is too far ahead
+_NO_FAILURES = {"failures": 0, "attempt_count": 0, "failed_since": None, "last_error": None}
+BATCH = 200  # deliveries that one transaction changes
 NO_LEASE = {"lease": None, "leased_until": None}
+_PENDING = {"state": terms.PENDING, **NO_LEASE}
 _INSERT = insert(Delivery).values(
     state=terms.PENDING,
     next_attempt_at=database_now(),
@@ -248,12 +289,47 @@ _INSERT = insert(Delivery).values(
 )
 # When the next lease runs out: its process may have died.
 _LEASED = select(func.min(Delivery.leased_until)).where(Delivery.leased_until > time_from_now())
-_NEXT = select(_FIRST_TIME.scalar_subquery(), _LEASED.scalar_subquery(), database_now())
+_FIRST_MESSAGE = select(func.min(Hook.next_attempt_at)).where(_is_active)
+_NEXT = select(
+    _FIRST_TIME.scalar_subquery(),
+    _FIRST_MESSAGE.scalar_subquery(),
+    _LEASED.scalar_subquery(),
+    database_now(),
+)
 _CLAIM = (
     update(Delivery)
-    .where(is_due)
     .values(lease=bindparam("new_lease"), leased_until=database_now(bindparam("seconds")))
-    .returning(*(getattr(Delivery, name) for name in Leased._fields[:-1]))
+    .returning(*(getattr(Delivery, name) for name in Leased._fields[:-2]))
+)
+# Pending for a hook for people, and not older than a day.
+_of_message = (
+    Delivery.hook_id == bindparam("of_hook_id"),
+    is_pending,
+    is_unleased,
+    Delivery.next_attempt_at > database_now(),
+)
+_FIRST_OF_MESSAGE = (
+    select(Delivery.id)
+    .where(*_of_message)
+    .order_by(Delivery.next_attempt_at, Delivery.id)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+)
+# A question is a message of its own, as long as it is open: its buttons answer it.
+_FIRST_QUESTION = (
+    select(Delivery.id)
+    .join(Event, Event.id == Delivery.event_id)
+    .join(Question, Question.id == Event.question_id)
+    .where(
+        *_of_message,
+        Event.name == terms.TASK_ASKS,
+        Question.state == literal_column(f"'{terms.OPEN}'"),
+        # So that the databases find it by the few open questions, not by all that is pending.
+        Delivery.task_id == Question.task_id,
+    )
+    .order_by(Delivery.next_attempt_at, Delivery.id)
+    .limit(1)
+    .with_for_update(skip_locked=True, of=Delivery)
 )
 
 
@@ -278,14 +354,14 @@ def enqueue_webhook(
         task_id=task.id,
         user_id=task.user_id,
         callback_url=task.callback_url,
-        host=urlsplit(task.callback_url).netloc.lower(),
+        host=host_of(task.callback_url),
         attempt_count=0,
     )
     cancel(connection, Delivery.task_id == task.id, is_of_callback)
     columns = leased._asdict() | {"created_at": now, "seconds": LEASE_SECONDS}
     if for_loop:
         columns |= {"lease": None, "seconds": None}
-    del columns["is_shared"]
+    del columns["leased_at"], columns["last_position"]
     connection.execute(_INSERT, columns)
     return leased
 
@@ -304,34 +380,51 @@ def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
     """
     with transaction() as connection:
         due = due_deliveries(connection, limit, slots)
-        acquired = (row for row in due if slots.acquire(Receiver(row.user_id, row.host)))
-        chosen = list(islice(acquired, limit))
-        ids = [row.id for row in chosen if row.hook_id is None]
-        leased = [Leased(*row) for row in _claim(connection, Delivery.id.in_(ids))]
-        of_people = (_lease_message(connection, row.hook_id) for row in chosen if row.hook_id)
-        return leased + list(filter(None, of_people))
+        chosen = list(islice((each for each in due if slots.acquire(each.receiver)), limit))
+        ids = [each.delivery_id for each in chosen if each.delivery_id]
+        leased = _claim(connection, is_due, ids)
+        messages = (_lease_message(connection, each.hook_id) for each in chosen if each.hook_id)
+        return leased + list(filter(None, messages))
 
 
-def _claim(connection: Connection, which: Any) -> Sequence[AnyRow]:
+def _claim(connection: Connection, which: Any, ids: Sequence[str]) -> list[Leased]:
     lease = {"new_lease": clock.new_id(), "seconds": LEASE_SECONDS}
-    return connection.execute(_CLAIM.where(which), lease).all()
+    rows = connection.execute(_CLAIM.where(which, Delivery.id.in_(ids)), lease)
+    return [Leased(*row) for row in rows]
 
 
 def _lease_message(connection: Connection, hook_id: str) -> Leased | None:
-    """Lease all that is due for a hook for people, and start its pause; None if another did."""
-    this = (Hook.id == hook_id, is_not_quiet)
-    hook = select(Hook.id).where(*this).with_for_update(skip_locked=True, key_share=True)
-    if connection.scalar(hook) is None:
+    """Lease the first delivery of a message for people, and start the pause of its hook.
+
+    Returns None if another process did, or if nothing is left to tell.
+    """
+    this = (Hook.id == hook_id, is_message_due)
+    due = select(Hook.target, Hook.attempt_count, Hook.user_id, database_now().label("now"))
+    locked = due.where(*this).with_for_update(skip_locked=True, key_share=True)
+    hook = connection.execute(locked).first()
+    if hook is None:
         return None
-    of_hook = Delivery.hook_id == hook_id
-    cancel(connection, of_hook, is_due, Delivery.created_at < database_now(-DAY_SECONDS))
-    claimed = _claim(connection, of_hook)
-    if not claimed:
+    of_hook = {"of_hook_id": hook_id}
+    # Positions are in the order of commits, so no earlier event appears later.
+    of_user = EventStream.user_id == hook.user_id
+    position = connection.scalar(select(EventStream.position).where(of_user))
+    question = connection.scalar(_FIRST_QUESTION, of_hook)
+    first = question or connection.scalar(_FIRST_OF_MESSAGE, of_hook)
+    change = update(Hook).where(Hook.id == hook_id)
+    if first is None:
+        connection.execute(change.values(next_attempt_at=None))
         return None
-    pause = update(Hook).where(Hook.id == hook_id)
-    connection.execute(pause.values(quiet_until=database_now(PAUSE_SECONDS)))
-    first = min(claimed, key=attrgetter("attempt_count", "id"))
-    return Leased(*first)._replace(is_shared=True)
+    [leased] = _claim(connection, is_pending, [first])
+    # Until this lease runs out, no other process sends a message.
+    times = {"quiet_until": PAUSE_SECONDS, "next_attempt_at": LEASE_SECONDS}
+    connection.execute(change.values({name: database_now(times[name]) for name in times}))
+    return leased._replace(
+        callback_url=hook.target,
+        host=host_of(hook.target),
+        attempt_count=hook.attempt_count,
+        leased_at=hook.now,
+        last_position=None if question else position,
+    )
 
 
 def release(leased: Collection[Leased]) -> None:
@@ -339,14 +432,28 @@ def release(leased: Collection[Leased]) -> None:
     if leased:
         with transaction() as connection:
             for each in leased:
+                if each.leased_at:
+                    this = update(Hook).where(Hook.id == each.hook_id, exists().where(*held(each)))
+                    connection.execute(this.values(next_attempt_at=database_now()))
                 connection.execute(update(Delivery).where(*held(each)).values(NO_LEASE))
         resources.find(DueDeliveries).set()
 
 
 def held(leased: Leased) -> tuple[Any, ...]:
-    """The deliveries posted with this lease: one, or all that are one message for people."""
-    which = Delivery.hook_id == leased.hook_id if leased.is_shared else Delivery.id == leased.id
-    return which, Delivery.lease == leased.lease
+    """The delivery that is posted with this lease, as long as it holds."""
+    return Delivery.id == leased.id, Delivery.lease == leased.lease
+
+
+def of_message(leased: Leased) -> tuple[Any, ...]:
+    """The deliveries that a message for people tells, in a statement with their events."""
+    if leased.last_position is None:
+        return (Delivery.id == leased.id,)
+    return (
+        Delivery.hook_id == leased.hook_id,
+        is_pending,
+        Delivery.next_attempt_at > leased.leased_at,
+        Event.position <= leased.last_position,
+    )
 
 
 def require_lease(leased: Leased) -> None:
@@ -366,35 +473,74 @@ def require_lease(leased: Leased) -> None:
 def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
     """Store an attempt, and the next state of its deliveries if the lease holds; returns it."""
     state, delay = _next_state(outcome, leased.attempt_count)
-    these = held(leased)
+    if leased.last_position is not None and state != terms.PENDING:
+        _settle_message(leased, state)
     stored = ("duration_ms", "status_code", "message", "answer")
     attempt = {"at": started, **{name: getattr(outcome, name) for name in stored}}
-    next_attempt_at = None if delay is None else database_now(delay)
-    values: dict[str, Any] = {"state": state, "next_attempt_at": next_attempt_at, **NO_LEASE}
-    values["attempt_count"] = leased.attempt_count + 1
+    values: dict[str, Any] = {"state": state, **NO_LEASE}
+    values["attempt_count"] = Delivery.attempt_count + 1
+    if delay is None:
+        values["next_attempt_at"] = None
+    elif not leased.leased_at:
+        values["next_attempt_at"] = database_now(delay)
     with transaction() as connection:
         if leased.hook_id:
             # Before its deliveries, as in every transaction that changes both.
             hook = select(Hook.state).where(Hook.id == leased.hook_id)
             hook_state = connection.scalar(hook.with_for_update(key_share=True))
-            if state == terms.PENDING and hook_state == terms.OFF:
+            if not leased.leased_at and state == terms.PENDING and hook_state == terms.OFF:
                 # It was turned off during the attempt: this waits like all that is pending for it.
                 values["next_attempt_at"] = database_now(DAY_SECONDS)
-        # The attempt of a deleted delivery is not stored; PostgreSQL waits for its deletion.
-        # A single delivery keeps an attempt even if its lease has passed to another holder.
-        attempted = select(Delivery.id).where(*these if leased.is_shared else these[:1])
-        ids = connection.scalars(attempted.with_for_update()).all()
-        if ids:
-            connection.execute(insert(Attempt), [{**attempt, "delivery_id": each} for each in ids])
+        # The attempt of a deleted delivery is not stored; PostgreSQL waits for its deletion. A
+        # delivery keeps an attempt even if its lease has passed to another holder.
+        attempted = select(Delivery.id).where(Delivery.id == leased.id)
+        if connection.scalar(attempted.with_for_update()):
+            connection.execute(insert(Attempt), {**attempt, "delivery_id": leased.id})
         newest_first = select(Attempt.id).where(Attempt.delivery_id == leased.id)
         older = newest_first.order_by(Attempt.id.desc()).offset(terms.MAX_ATTEMPTS)
         connection.execute(delete(Attempt).where(Attempt.id.in_(older)))
-        changed = connection.execute(update(Delivery).where(*these).values(values))
+        changed = connection.execute(update(Delivery).where(*held(leased)).values(values))
         if leased.hook_id and changed.rowcount:
+            if leased.leased_at:
+                _schedule_message(connection, leased.hook_id, delay)
             _record_outcome_of_hook(connection, leased.hook_id, state, outcome)
     if state == terms.PENDING:
         resources.find(DueDeliveries).set()
     return state
+
+
+def _settle_message(leased: Leased, state: str) -> None:
+    """Set the state of all deliveries of a message but the leased one, if the lease holds."""
+    holds = exists().where(*held(leased)).correlate(None)
+    others = (
+        select(Delivery.id)
+        .join(Event, Event.id == Delivery.event_id)
+        .where(*of_message(leased), Delivery.id != leased.id)
+        .order_by(Delivery.next_attempt_at)
+        .limit(BATCH)
+    )
+    count = BATCH
+    while count == BATCH:
+        began = time.monotonic()
+        with transaction() as connection:
+            ids = connection.scalars(others).all()
+            these = update(Delivery).where(Delivery.id.in_(ids), is_pending, holds)
+            count = connection.execute(these.values(state=state, next_attempt_at=None)).rowcount
+        if count == BATCH:
+            # So that writers wait for one batch at most.
+            time.sleep(time.monotonic() - began)
+
+
+def _schedule_message(connection: Connection, hook_id: str, delay: float | None) -> None:
+    """Set when a hook for people gets its next message: never if nothing is pending for it."""
+    this = update(Hook).where(Hook.id == hook_id)
+    if delay is not None:
+        later = database_now(max(delay, PAUSE_SECONDS))
+        connection.execute(this.values(next_attempt_at=later))
+        return
+    is_left = exists().where(Delivery.hook_id == hook_id, is_pending)
+    connection.execute(this.where(is_left).values(next_attempt_at=Hook.quiet_until))
+    connection.execute(this.where(~is_left).values(next_attempt_at=None))
 
 
 def _record_outcome_of_hook(
@@ -403,25 +549,35 @@ def _record_outcome_of_hook(
     """Turn off a hook whose address is gone, or at which MAX_LOST deliveries in a row failed."""
     this = update(Hook).where(Hook.id == hook_id)
     if state == terms.DELIVERED:
-        connection.execute(this.values(failures=0, last_delivered_at=database_now()))
-    elif state == terms.FAILED:
-        lost = this.values(failures=Hook.failures + 1).returning(Hook.failures, Hook.format)
-        hook = connection.execute(lost).one()
-        # An MCP client means only this event.
-        is_gone = outcome.status_code == GONE and hook.format != terms.MCP
-        if hook.failures >= MAX_LOST or is_gone:
-            set_hook_state(connection, hook_id, terms.OFF, outcome.message)
+        connection.execute(this.values(_NO_FAILURES | {"last_delivered_at": database_now()}))
+        return
+    attempted = this.values(
+        attempt_count=Hook.attempt_count + 1,
+        failed_since=func.coalesce(Hook.failed_since, database_now()),
+        last_error=outcome.message,
+        failures=Hook.failures + int(state == terms.FAILED),
+    )
+    hook = connection.execute(attempted.returning(Hook.failures, Hook.format)).one()
+    # An MCP client means only this event.
+    is_gone = outcome.status_code == GONE and hook.format != terms.MCP
+    if state == terms.FAILED and (hook.failures >= MAX_LOST or is_gone):
+        set_hook_state(connection, hook_id, terms.OFF, outcome.message)
 
 
 def set_hook_state(
     connection: Connection, hook_id: str, state: str, reason: str | None = None
 ) -> None:
     """Turn a hook on or off; what is pending is due now, or waits for a day."""
-    values = {"state": state, "reason": reason, "failures": 0}
-    connection.execute(update(Hook).where(Hook.id == hook_id).values(values))
-    waiting = update(Delivery).where(Delivery.hook_id == hook_id, is_pending)
-    due = database_now(DAY_SECONDS if state == terms.OFF else 0.0)
-    connection.execute(waiting.values(next_attempt_at=due))
+    is_on = state == terms.ACTIVE
+    is_for_people = Hook.format.in_(terms.PEOPLE_FORMATS)
+    this = update(Hook).where(Hook.id == hook_id)
+    connection.execute(this.values(_NO_FAILURES | {"state": state, "reason": reason}))
+    due = database_now() if is_on else None
+    message = connection.execute(this.where(is_for_people).values(next_attempt_at=due))
+    if not message.rowcount:
+        waiting = update(Delivery).where(Delivery.hook_id == hook_id, is_pending)
+        later = database_now(0.0 if is_on else DAY_SECONDS)
+        connection.execute(waiting.values(next_attempt_at=later))
 
 
 def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None]:
@@ -437,11 +593,35 @@ def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None
     return terms.PENDING, max(delay, outcome.retry_after or 0)
 
 
-def cancel_waiting() -> None:
-    """Cancel what has waited for a day for a hook that is off."""
-    for hook in read_all(select(Hook.id).where(Hook.state == terms.OFF)):
-        with transaction() as connection:
-            cancel(connection, Delivery.hook_id == hook.id, is_due)
+def expire() -> bool:
+    """End some of what has waited for a day for a hook for people, or for one that is off.
+
+    Returns whether there may be more. What a hook for people did not get although it was tried
+    counts as lost.
+    """
+    waits = or_(Hook.state == terms.OFF, Hook.format.in_(terms.PEOPLE_FORMATS))
+    expired = exists().where(Delivery.hook_id == Hook.id, is_due)
+    first = read_one(select(Hook.id).where(waits, expired).limit(1))
+    if first is None:
+        return False
+    hook_id = first.id
+    with transaction() as connection:
+        this = select(Hook.__table__).where(Hook.id == hook_id)
+        hook = connection.execute(this.with_for_update(key_share=True)).first()
+        which = select(Delivery.id).where(Delivery.hook_id == hook_id, is_due)
+        oldest = which.order_by(Delivery.next_attempt_at).limit(BATCH)
+        ids = connection.scalars(oldest.with_for_update(skip_locked=True)).all()
+        # Otherwise this service was unavailable rather than the receiver.
+        is_lost = hook is not None and hook.state == terms.ACTIVE and hook.attempt_count >= MAX_LOST
+        ended = {"state": terms.FAILED if is_lost else terms.CANCELLED, "next_attempt_at": None}
+        connection.execute(update(Delivery).where(Delivery.id.in_(ids)).values(ended | NO_LEASE))
+        if hook is not None and is_lost:
+            failures = hook.failures + len(ids)
+            lost = update(Hook).where(Hook.id == hook_id)
+            connection.execute(lost.values(failures=failures))
+            if failures >= MAX_LOST:
+                set_hook_state(connection, hook_id, terms.OFF, hook.last_error)
+    return bool(ids)
 
 
 def redeliver(caller: Caller, task_id: str) -> Any:
@@ -483,22 +663,42 @@ def _newest(connection: Connection, task_id: str) -> str | None:
 def make_far_due() -> bool:
     """Make due what is too far ahead; returns whether there may be more."""
     # Later than any delay: the clock was set back in between.
-    far_ahead = Delivery.next_attempt_at > time_from_now(LONGEST_DELAY_SECONDS + 60)
-    far = select(Delivery.id).where(is_pending, far_ahead)
-    if not read_all(far.limit(1)):
+    limit = time_from_now(LONGEST_DELAY_SECONDS + 60)
+    of_people = select(Hook.id).where(Hook.format.in_(terms.PEOPLE_FORMATS))
+    has_schedule = is_of_callback | Delivery.hook_id.not_in(of_people)
+    far = select(Delivery.id).where(is_pending, Delivery.next_attempt_at > limit, has_schedule)
+    far_hooks = select(Hook.id).where(Hook.next_attempt_at > limit)
+    if not read_all(far.limit(1)) and not read_all(far_hooks.limit(1)):
         return False
+    now = {"next_attempt_at": database_now()}
     with transaction() as connection:
-        found = connection.scalars(far.limit(FAR_BATCH).with_for_update(skip_locked=True)).all()
-        these = update(Delivery).where(Delivery.id.in_(found))
-        connection.execute(these.values(next_attempt_at=database_now()))
+        connection.execute(update(Hook).where(Hook.id.in_(far_hooks)).values(now))
+        ids = connection.scalars(far.limit(BATCH).with_for_update(skip_locked=True)).all()
+        connection.execute(update(Delivery).where(Delivery.id.in_(ids)).values(now))
     resources.find(DueDeliveries).set()
-    return len(found) == FAR_BATCH
+    return len(ids) == BATCH
 
 
 def make_due(connection: Connection, delivery_id: str) -> None:
     """Deliver again now. Raises 409 while the delivery is being posted."""
-    due = {"state": terms.PENDING, "attempt_count": 0, "next_attempt_at": database_now()}
+    due = {"attempt_count": 0, "next_attempt_at": database_now()}
     this = update(Delivery).where(Delivery.id == delivery_id, is_unleased)
-    if connection.execute(this.values(due | NO_LEASE)).rowcount == 0:
-        detail = "The delivery is being posted; wait for the outcome"
-        raise Problem(409, detail, code=terms.DELIVERY_UNDER_WAY)
+    if connection.execute(this.values(_PENDING | due)).rowcount == 0:
+        raise _under_way()
+
+
+def make_message_due(connection: Connection, hook_id: str, delivery: AnyRow) -> None:
+    """Tell people again now, with all that is pending. Raises 409 while they are being told."""
+    is_leased = is_pending & ~is_unleased
+    if connection.scalar(select(exists().where(Delivery.hook_id == hook_id, is_leased))):
+        raise _under_way()
+    expires_at = clock.moved(delivery.created_at, DAY_SECONDS)
+    this = update(Delivery).where(Delivery.id == delivery.id)
+    connection.execute(this.values(_PENDING | {"next_attempt_at": expires_at}))
+    hook = update(Hook).where(Hook.id == hook_id)
+    connection.execute(hook.values(attempt_count=0, next_attempt_at=database_now()))
+
+
+def _under_way() -> Problem:
+    detail = "The delivery is being posted; wait for the outcome"
+    return Problem(409, detail, code=terms.DELIVERY_UNDER_WAY)

@@ -8,7 +8,6 @@ from functools import partial
 from itertools import groupby, zip_longest
 from operator import attrgetter
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, Text, bindparam, case, delete, func, insert, or_, select, update
 
@@ -19,10 +18,12 @@ from taskservice.database.models import Agent, Delivery, Event, EventStream, Hoo
 from taskservice.database.transactions import read_all, transaction
 from taskservice.database.types import AnyRow, Timestamp, database_now, position_in_text
 from taskservice.schemas import strict_json
+from taskservice.webhooks import host_of
 
 # Events are kept for so many seconds. For so long after the last poll of an MCP client, all events
 # of its user are recorded.
 KEPT_SECONDS = 7 * 86_400.0
+DAY_SECONDS = 86_400.0  # people are not told of what is older
 BATCH = 200  # events that one transaction deletes
 
 this_agent = (Agent.user_id == bindparam("of_user_id"), Agent.id == bindparam("of_agent_id"))
@@ -75,15 +76,24 @@ _NEXT_POSITION = (
     .returning(EventStream.position)
 )
 _INSERT = Statement[None](insert(Event), [column.key for column in Event.__table__.columns])
-_quiet_until = bindparam("quiet_until", type_=Timestamp())
 _ENQUEUE = Statement[None](
     insert(Delivery).values(
-        state=terms.PENDING,
-        attempt_count=0,
-        # Until then, a hook for people gets no other message.
-        next_attempt_at=case((_quiet_until > database_now(), _quiet_until), else_=database_now()),
+        state=terms.PENDING, attempt_count=0, next_attempt_at=database_now(bindparam("seconds"))
     ),
     ["id", "task_id", "hook_id", "event_id", "user_id", "callback_url", "host", "created_at"],
+)
+# The next message of a hook for people. The row is locked even if it does not change: otherwise a
+# transaction that has just told everything could unset this.
+_SCHEDULE_MESSAGE = Statement[None](
+    update(Hook)
+    .where(Hook.id == bindparam("this_hook_id"))
+    .values(
+        next_attempt_at=case(
+            (Hook.next_attempt_at.is_not(None), Hook.next_attempt_at),
+            (Hook.quiet_until > database_now(), Hook.quiet_until),
+            else_=database_now(),
+        )
+    )
 )
 
 # Events with what their messages tell of the agent, the task and the question.
@@ -197,6 +207,9 @@ def store_events(connection: Connection, told: Sequence[tuple[NewEvent, Sequence
 
 
 def enqueue_for_hook(connection: Connection, hook: AnyRow, event_id: str, event: Any) -> None:
+    is_for_people = hook.format in terms.PEOPLE_FORMATS
+    if is_for_people:
+        _SCHEDULE_MESSAGE.run(connection, this_hook_id=hook.id)
     _ENQUEUE.run(
         connection,
         id=clock.new_id(),
@@ -205,9 +218,10 @@ def enqueue_for_hook(connection: Connection, hook: AnyRow, event_id: str, event:
         event_id=event_id,
         user_id=hook.user_id,
         callback_url=hook.target,
-        host=urlsplit(hook.target).netloc.lower(),
+        host=host_of(hook.target),
         created_at=event.at,
-        quiet_until=hook.quiet_until,
+        # For people this is when it expires.
+        seconds=DAY_SECONDS if is_for_people else 0.0,
     )
 
 

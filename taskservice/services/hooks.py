@@ -170,8 +170,17 @@ def test(caller: Caller, hook_id: str) -> Outcome:
 
 def list_deliveries(caller: Caller, hook_id: str) -> list[Any]:
     """The newest MAX_LISTED deliveries of a hook, each with its `attempts`. Raises 404."""
-    hook = get(caller, hook_id)
-    return deliveries.with_attempts(_DELIVERIES.limit(MAX_LISTED), hook_id=hook.id)
+    return _with_attempts(get(caller, hook_id), _DELIVERIES.limit(MAX_LISTED))
+
+
+def _with_attempts(hook: AnyRow, which: AnySelect) -> list[Any]:
+    """Deliveries of a hook; what is pending for people is sent when their next message is."""
+    rows = deliveries.with_attempts(which, hook_id=hook.id)
+    if hook.format in terms.PEOPLE_FORMATS:
+        next_attempt_at = hook.next_attempt_at if hook.state == terms.ACTIVE else None
+        for row in rows:
+            row.next_attempt_at = row.next_attempt_at and next_attempt_at
+    return rows
 
 
 def redeliver(caller: Caller, hook_id: str, delivery_id: str) -> Any:
@@ -182,10 +191,13 @@ def redeliver(caller: Caller, hook_id: str, delivery_id: str) -> Any:
         delivery = require(connection.execute(this, {"hook_id": hook_id}).one_or_none(), "delivery")
         if hook.state == terms.OFF:
             raise Problem(409, "The hook is off; turn it on first")
-        is_old = delivery.created_at < clock.now(-deliveries.DAY_SECONDS)
-        if is_old and hook.format in terms.PEOPLE_FORMATS:
-            raise Problem(409, "People are not told what is older than a day")
-        deliveries.make_due(connection, delivery_id)
+        if hook.format in terms.PEOPLE_FORMATS:
+            if delivery.created_at < clock.now(-events.DAY_SECONDS):
+                raise Problem(409, "People are not told what is older than a day")
+            deliveries.make_message_due(connection, hook_id, delivery)
+        else:
+            deliveries.make_due(connection, delivery_id)
     resources.find(deliveries.DueDeliveries).set()
-    [delivery] = deliveries.with_attempts(this, hook_id=hook_id)
-    return delivery
+    # The delivery may have been deleted in the meantime.
+    rows = _with_attempts(get(caller, hook_id), this)
+    return require(next(iter(rows), None), "delivery")

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 
 class Interrupted(Exception):
@@ -81,6 +82,11 @@ class Receiver(NamedTuple):
 
     user_id: str
     host: str  # with the port, as in the URL
+
+
+def host_of(url: str) -> str:
+    """The host of a URL with its port, in lower case; empty for a mail address."""
+    return urlsplit(url).netloc.lower()
 
 
 class CircuitBreaker:

@@ -7,23 +7,27 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import update
+from sqlalchemy import event as sql_event
+from sqlalchemy import insert, select, update
 from standardwebhooks import Webhook
 
 from taskservice.background.maintenance import Maintenance
 from taskservice.database import clock
-from taskservice.database.models import Delivery, Event, Hook
+from taskservice.database.models import Attempt, Delivery, Event, EventStream
 from taskservice.database.transactions import transaction
-from taskservice.database.types import database_now
+from taskservice.database.types import database_now, db
 from taskservice.terms import EVENTS
+from taskservice.webhooks import JITTER, SCHEDULE
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, expect, problem
+from tests.support.clocks import Clocks
 from tests.support.concurrency import at_once
-from tests.support.deliveries import change, looping, make_due
+from tests.support.deliveries import change, columns, looping, make_due, make_message_due
 from tests.support.internals import before_writes, column, is_waiting_for_a_lock, moment
 from tests.support.maintenance import DAY, count, fall_silent
 from tests.support.marks import one_database, only_postgresql
@@ -173,8 +177,7 @@ def test_every_field_of_a_hook_can_be_changed(
         assert json.loads(request.body)["topic"] == "topic"
         until(lambda: the_hook(alice, hook)["lastDeliveredAt"])
         expect(alice.patch(here, json={"token": None}), 200)
-        with app.app_context(), transaction() as connection:
-            connection.execute(update(Hook).values(quiet_until=None))
+        make_message_due(app)
         run(alice, "error", labels={"env": "prod"})
         assert "authorization" not in receiver.wait_for(2)[1].headers
 
@@ -440,8 +443,7 @@ def test_what_is_pending_waits_while_the_hook_is_off_but_at_most_a_day(
         assert deliveries_of(alice, hook)[0]["state"] == "pending"
         assert len(receiver.requests) == posted
         expect(alice.patch(f"/hook/{hook['id']}", json={"state": "active"}), 200)
-        with app.app_context(), transaction() as connection:
-            connection.execute(update(Hook).values(quiet_until=None))
+        make_message_due(app)
         receiver.wait_for(posted + 1)
         until(lambda: {row["state"] for row in deliveries_of(alice, hook)} == {"delivered"})
     expect(alice.patch(f"/hook/{hook['id']}", json={"state": "off"}), 200)
@@ -503,11 +505,133 @@ def test_failed_attempt_begins_the_pause_of_people_too(
     with looping(app):
         receiver.wait_for(1)
         until(lambda: deliveries_of(alice, hook)[0]["attempts"])
-        make_due(app)
         run(alice)
         newest = deliveries_of(alice, hook)[0]
         assert newest["nextAttemptAt"] > newest["createdAt"]
         assert len(receiver.requests) == 1
+
+
+def attempts_of(person: ApiClient, hook: dict[str, Any]) -> list[dict[str, Any]]:
+    """The attempts of all deliveries of a hook, oldest first."""
+    rows = deliveries_of(person, hook)
+    return sorted((each for row in rows for each in row["attempts"]), key=itemgetter("at"))
+
+
+def test_message_for_people_that_fails_is_one_attempt_and_no_event_restarts_its_schedule(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, f"{receiver.url}slack", events=["task.ended"])
+    receiver.answer = answer(503)
+    for _ in range(3):
+        run(alice)
+    with looping(app):
+        for number, seconds in enumerate((30, *SCHEDULE[1:4]), 1):
+            until(lambda count=number: len(attempts_of(alice, hook)) >= count)
+            run(alice)
+            [*_, attempt] = attempts_of(alice, hook)
+            due = deliveries_of(alice, hook)[0]["nextAttemptAt"]
+            wait = (moment(due) - moment(attempt["at"])).total_seconds()
+            assert seconds * (1 - JITTER) <= wait <= seconds * (1 + JITTER) + 5
+            assert len(attempts_of(alice, hook)) == len(receiver.requests) == number
+            if number == 4:
+                receiver.answer = answer()
+            make_message_due(app)
+        until(lambda: {row["state"] for row in deliveries_of(alice, hook)} == {"delivered"})
+    assert len(receiver.requests) == 5
+
+
+def test_hook_for_people_is_off_when_it_could_not_be_told_for_a_day(
+    app: Flask, alice: ApiClient, receiver: Receiver, clocks: Clocks
+) -> None:
+    hook = add_hook(alice, f"{receiver.url}slack", events=["task.ended"])
+    receiver.answer = answer(503)
+    maintenance = Maintenance(app)
+
+    def has_settled() -> bool:
+        due = [row["nextAttemptAt"] for row in deliveries_of(alice, hook)]
+        return not [time for time in due if time and time <= clock.now()]
+
+    with looping(app):
+        for _ in range(26):
+            run(alice)
+            until(has_settled)
+            assert the_hook(alice, hook)["state"] == "active"
+            clocks.go_on(3_600)
+            maintenance.do_round()
+            until(has_settled)
+            if the_hook(alice, hook)["state"] == "off":
+                break
+        maintenance.do_round()
+    assert "503" in the_hook(alice, hook)["reason"]
+    assert len(receiver.requests) < 10
+    states = Counter(row["state"] for row in deliveries_of(alice, hook))
+    assert states["failed"] == 3
+
+
+def test_people_are_not_blamed_for_the_absence_of_the_service(
+    app: Flask, alice: ApiClient, receiver: Receiver, clocks: Clocks
+) -> None:
+    hook = add_hook(alice, f"{receiver.url}slack", events=["task.ended"])
+    receiver.answer = answer(503)
+    with looping(app):
+        for _ in range(4):
+            run(alice)
+        until(lambda: attempts_of(alice, hook))
+    clocks.go_on(3 * DAY)
+    Maintenance(app).do_round()
+    assert the_hook(alice, hook)["state"] == "active"
+    assert {row["state"] for row in deliveries_of(alice, hook)} == {"cancelled"}
+    receiver.answer = answer()
+    run(alice)
+    with looping(app):
+        until(lambda: deliveries_of(alice, hook)[0]["state"] == "delivered")
+
+
+def repeat_event(app: Flask, times: int) -> None:
+    """Tell the only hook this many times more of the only event."""
+    with app.app_context(), transaction() as connection:
+        event = connection.execute(select(Event.__table__)).one()._asdict()
+        delivery = connection.execute(select(Delivery.__table__)).one()._asdict()
+        ids = [(clock.new_id(), clock.new_id()) for _ in range(times)]
+        positions = range(event["position"] + 1, event["position"] + times + 1)
+        connection.execute(
+            insert(Event),
+            [
+                event | {"id": event_id, "position": position}
+                for (event_id, _), position in zip(ids, positions, strict=True)
+            ],
+        )
+        connection.execute(
+            insert(Delivery),
+            [delivery | {"event_id": event_id, "id": own_id} for event_id, own_id in ids],
+        )
+        connection.execute(update(EventStream).values(position=positions[-1]))
+
+
+def test_no_transaction_changes_more_than_a_few_hundred_deliveries_of_people(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    add_hook(alice, f"{receiver.url}slack", events=["task.ended"])
+    run(alice)
+    repeat_event(app, 1_500)
+    counts: list[int] = []
+
+    def add(*call: Any) -> None:
+        counts.append(call[1].rowcount)
+
+    with app.app_context():
+        engine = db.engine
+    sql_event.listen(engine, "after_cursor_execute", add)
+    try:
+        receiver.answer = answer(503)
+        with looping(app):
+            until(lambda: count(app, Attempt))
+            receiver.answer = answer()
+            make_message_due(app)
+            until(lambda: set(columns(app, "state")) == {("delivered",)})
+    finally:
+        sql_event.remove(engine, "after_cursor_execute", add)
+    assert max(counts) <= 200
 
 
 def test_deletion_cancels_what_is_pending(app: Flask, alice: ApiClient, receiver: Receiver) -> None:
@@ -562,9 +686,7 @@ def test_people_get_one_message_and_then_a_pause(
         pause = timedelta(seconds=30)
         assert moment(began) + pause <= moment(newest["nextAttemptAt"]) <= sent + pause
         assert len(receiver.requests) == 1
-        with app.app_context(), transaction() as connection:
-            connection.execute(update(Hook).values(quiet_until=None))
-        make_due(app)
+        make_message_due(app)
         receiver.wait_for(2)
     message = receiver.requests[0].body.decode()
     assert "40 agents broke: agent-0, agent-1" in message
@@ -610,11 +732,14 @@ def test_people_are_not_told_what_is_older_than_a_day(
     hook = add_hook(alice, f"{receiver.url}slack", events=["task.failed"])
     old = run(alice, "error")
     with app.app_context(), transaction() as connection:
-        connection.execute(update(Delivery).values(created_at=database_now(-DAY - 1)))
+        old_times = {"created_at": database_now(-DAY - 1), "next_attempt_at": database_now(-1)}
+        connection.execute(update(Delivery).values(old_times))
     new = run(alice, "error")
     with looping(app):
         receiver.wait_for(1)
         until(lambda: deliveries_of(alice, hook)[0]["state"] == "delivered")
+    assert b"more" not in receiver.requests[0].body
+    Maintenance(app).do_round()
     assert deliveries_of(alice, hook)[1]["state"] == "cancelled"
     assert old["id"] != new["id"]
 

@@ -13,7 +13,7 @@ from sqlalchemy import insert, select, update
 from taskservice.background import delivery_loop
 from taskservice.background.delivery_loop import DeliveryLoop
 from taskservice.database import clock
-from taskservice.database.models import Delivery, Task
+from taskservice.database.models import Delivery, Hook, Task
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
 from taskservice.terms import COMPLETE, PENDING
@@ -51,6 +51,14 @@ def columns(app: Flask, *names: str) -> list[tuple[Any, ...]]:
 def make_due(app: Flask) -> None:
     """As if the time had come for all that is pending, and the loop had slept till then."""
     change(app, next_attempt_at=database_now(-1))
+
+
+def make_message_due(app: Flask) -> None:
+    """As if the pause of all hooks for people, and the wait after a failure, were over."""
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Hook).values(quiet_until=None))
+        waiting = update(Hook).where(Hook.next_attempt_at.is_not(None))
+        connection.execute(waiting.values(next_attempt_at=database_now(-1)))
 
 
 def change(app: Flask, **values: Any) -> None:
