@@ -319,4 +319,5 @@ def _notice(hook: AnyRow, event: AnyRow) -> Notice:
         answer_url=answer_url,
         choices=choices,
         task_id=event.task_id,
+        agent_id=event.agent_id,
     )

@@ -95,6 +95,8 @@ def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> AnyRow:
             reason = "Only its MCP client can change this of a subscription."
             raise invalid({name: [reason] for name in refused})
         _check(before._asdict() | values)
+        if _is_elsewhere(before, values):
+            values.setdefault("token", None)
         if values:
             connection.execute(update(Hook).where(Hook.id == hook_id).values(values))
         if fields.get("state", before.state) != before.state:
@@ -102,6 +104,13 @@ def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> AnyRow:
         changed = _locked(connection, caller, hook_id)
     resources.find(deliveries.DueDeliveries).set()
     return changed
+
+
+def _is_elsewhere(hook: AnyRow, values: dict[str, Any]) -> bool:
+    """Whether these changes send the hook's token to another host, or in another form."""
+    before, after = urlsplit(hook.target), urlsplit(values.get("target", hook.target))
+    is_same = (before.scheme, before.netloc.lower()) == (after.scheme, after.netloc.lower())
+    return not is_same or values.get("format", hook.format) != hook.format
 
 
 def _stored(fields: dict[str, Any]) -> dict[str, Any]:

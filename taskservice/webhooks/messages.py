@@ -3,8 +3,9 @@
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
@@ -50,12 +51,14 @@ _IMPORTANCE = list(_KINDS)
 
 # Slack escapes three characters as HTML does. Discord and Mattermost undo this, and then read
 # Markdown and mentions, so an invisible space breaks what begins or joins one: `@here`, `<#1>`,
-# `[text](url)`, `~channel`. A code block would hide the links behind it.
+# `[text](url)`, `~channel`. A code block would hide the links behind it. All three also make links
+# of `https://example.com`, and some of `example.com`.
 _SPACE = "\u200b"
 _SLACK_ESCAPES: dict[int, str] = str.maketrans(
     {"&": "&amp;", "<": f"&lt;{_SPACE}", ">": "&gt;", "`": "'"}
     | {sign: f"{sign}{_SPACE}" for sign in "@]~"}
 )
+_JOINTS_OF_LINKS = re.compile(r":(?=//)|\.(?=[^\W\d_])")
 
 
 class Notice(NamedTuple):
@@ -73,6 +76,7 @@ class Notice(NamedTuple):
     answer_url: str | None = None
     choices: Sequence[tuple[str, str]] = ()  # of each button: label, form-encoded body of its POST
     task_id: str | None = None  # of its events at one time, only the most important is told
+    agent_id: str = ""  # of the states of one agent, only the last is told
 
 
 class Message(NamedTuple):
@@ -128,11 +132,15 @@ def ntfy(target: str, notices: Sequence[Notice], count: int) -> Message:
 def slack(target: str, notices: Sequence[Notice], count: int) -> Message:
     """A message for Slack, Mattermost, or Discord's `/slack`."""
     notices, more = _distinct(notices), count - len(notices)
-    title = _title(notices, more).translate(_SLACK_ESCAPES)
-    for text in _texts(notices, more, _SLACK_ESCAPES):
+    title = _escaped_for_slack(_title(notices, more))
+    for text in _texts(notices, more, _escaped_for_slack):
         if len(title) + 1 + len(text) <= SLACK_LENGTH:
             break
     return Message(target, json.dumps({"text": f"{title}\n{text}"}).encode())
+
+
+def _escaped_for_slack(text: str) -> str:
+    return _JOINTS_OF_LINKS.sub(rf"\g<0>{_SPACE}", text.translate(_SLACK_ESCAPES))
 
 
 def mail(target: str, notices: Sequence[Notice], count: int) -> Message:
@@ -167,8 +175,12 @@ def _buttons(notice: Notice) -> list[dict[str, object]]:
 
 def _distinct(notices: Sequence[Notice]) -> list[Notice]:
     """The notices to tell, the most important first, with names that fit into a line."""
+    latest: dict[object, Notice] = {}
+    for index, notice in enumerate(sorted(notices, key=attrgetter("at"))):
+        is_state = notice.event.startswith("agent.")
+        latest[notice.agent_id or notice.agent if is_state else index] = notice
     distinct: dict[object, Notice] = {}
-    ordered = sorted(notices, key=lambda notice: _IMPORTANCE.index(notice.event))
+    ordered = sorted(latest.values(), key=lambda notice: _IMPORTANCE.index(notice.event))
     for index, notice in enumerate(ordered):
         end = (notice.task_id, notice.at) if notice.task_id else index
         distinct.setdefault(end, notice)
@@ -200,7 +212,10 @@ def _title(notices: Sequence[Notice], more: int) -> str:
 
 
 def _texts(
-    notices: Sequence[Notice], more: int, escapes: Mapping[int, str] = {}, has_links: bool = True
+    notices: Sequence[Notice],
+    more: int,
+    escape: Callable[[str], str] = str,
+    has_links: bool = True,
 ) -> Iterator[str]:
     """The text below the title, then shorter versions of it; the links are not escaped."""
     links = [(notice.answer_url or notice.url) if has_links else None for notice in notices]
@@ -208,13 +223,13 @@ def _texts(
         for length in REASON_LENGTHS:
             reason = _line(notices[0].reason or "", length)
             text = "\n".join(filter(None, [reason, *_details(notices[0])]))
-            yield "\n".join(filter(None, [text.translate(escapes), links[0]]))
+            yield "\n".join(filter(None, [escape(text), links[0]]))
         return
     lines = []
     for notice, link in zip(notices, links, strict=True):
         reason = _line(notice.reason or "", LINE_REASON_LENGTH)
         what = ": ".join(filter(None, [_KINDS[notice.event].one.format(notice.agent), reason]))
-        details = f"- {what} ({'; '.join(_details(notice))})".translate(escapes)
+        details = escape(f"- {what} ({'; '.join(_details(notice))})")
         lines.append(f"{details} {link}" if link else details)
     for end in range(min(len(lines), MAX_LINES), 0, -1):
         rest = more + len(lines) - end

@@ -17,6 +17,7 @@ from tests.support.receiver import Receiver
 
 AT = "2026-11-28T13:36:05.123Z"
 EARLIER = "2026-11-28T10:16:00.000Z"
+LATER = "2026-11-28T13:40:00.000Z"
 PAGE = "https://tasks.example/tasks/0193"
 NTFY = "https://ntfy.example/alerts"
 SLACK = "https://hooks.slack.com/services/T0/B0/x"
@@ -39,7 +40,8 @@ HOSTILE = [
     "&lt;!channel&gt;", "&#60;!channel&#62;", "&#64;everyone", "&commat;here", "&amp;lt;@1&amp;gt;",
     "```", "~~~", "`", "<t:1:R>", "</x:1>", "<id:home>", "<:x:1>", "<mailto:x@y|z>", "~off-topic",
     "<!date^1^{date}^https://evil.example|x>", "\r\nBcc: evil@example.org\r\n\r\nx", "\0",
-    "\x1b[2J", "@bob",
+    "\x1b[2J", "@bob", "https://evil.example/x", "see HTTP://127.0.0.1/x", "www.evil.example",
+    "evil.example/x", "discord.gg/evil", "ftp://evil", "x://y",
     "=?utf-8?q?a=0D=0ABcc:_evil@example.org?=", "\u202eevil", "\u2028x", "\x85Bcc: x",
     '","actions":[{"action":"http"}],"x":"', "{}", "{0}", "%s", "\ud800", "", " ", "a\tb",
 ]  # fmt: skip
@@ -188,13 +190,25 @@ def test_one_agent_that_broke_twice_is_one_agent() -> None:
     assert ntfy(FAILED, FAILED._replace(at=EARLIER))["title"] == "nightly failed"
 
 
+def test_last_state_of_each_agent_is_told() -> None:
+    flip, other = FAILED._replace(agent="flip", agent_id="flip"), FAILED._replace(agent="z1")
+    fixed = Notice(terms.AGENT_FIXED, EARLIER, "flip", agent_id="flip", since=EARLIER)
+    for notices in ([fixed, flip, other], [flip, other, fixed]):
+        assert ntfy(*notices)["title"] == "2 agents broke: flip, z1"
+    works = "z1 failed; flip works again"
+    assert ntfy(flip, other, fixed._replace(at=LATER))["title"] == works
+    # Two agents of one name are two.
+    namesake = fixed._replace(agent_id="other")
+    assert ntfy(flip, namesake)["title"] == "flip failed; flip works again"
+
+
 def test_end_of_a_task_is_told_once() -> None:
     end = [
         FAILED._replace(event=event, task_id="0193")
         for event in (terms.TASK_ENDED, terms.TASK_FAILED, terms.AGENT_BROKEN)
     ]
     assert slack(*end) == slack(FAILED)
-    late_report = FAILED._replace(event=terms.AGENT_FIXED, task_id="0193", at=EARLIER)
+    late_report = FAILED._replace(event=terms.AGENT_FIXED, task_id="0193", at=LATER)
     assert slack(*end, late_report).count("\n- ") == 2
 
 
@@ -223,7 +237,7 @@ def test_messages_stay_below_the_limits_of_their_services(character: str) -> Non
         agent=long.agent, reason=long.reason, choices=[(character * 300, "x=1")] * 3
     )
     for count in (1, 20, 500):
-        notices = [long] * min(count, 20)
+        notices = [long._replace(agent_id=str(number)) for number in range(min(count, 20))]
         fields = ntfy(*notices, count=count)
         assert len(fields["title"]) <= 150
         assert fields["message"]
@@ -251,6 +265,10 @@ def test_users_text_adds_nothing_but_text(hostile: str) -> None:
         # Discord and Mattermost, which undo the escapes.
         read = html.unescape(text)
         assert not re.search(r"@[^\u200b]|[<~][^\u200b]|\][^\u200b]", read)
+        # No address but ours becomes a link.
+        ours = [PAGE, str(ASKS.answer_url)]
+        rest = re.sub("|".join(map(re.escape, ours)), "", read)
+        assert not re.search(r"://|\w\.[a-zA-Z]", rest)
         # No other line than ours: an error can't imitate the message of another agent.
         lines = len(slack(*harmless[: len(together)]).split("\n"))
         assert len(text.splitlines()) <= lines
