@@ -4,12 +4,24 @@
 # that two transactions cannot wait for each other.
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from itertools import groupby, zip_longest
+from functools import cache, partial
+from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Text, bindparam, case, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Text,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 
 from taskservice import terms
 from taskservice.database import clock
@@ -58,17 +70,23 @@ _STREAM = Statement[AnyRow](
     .where(EventStream.user_id == bindparam("user_id"))
     .with_for_update()
 )
-# The parameters of _HOOKS: one call records at most three kinds of events (ended, failed, broken).
-_NAMES = ("first", "second", "third")
-_HOOKS = Statement[AnyRow](
-    select(Hook.__table__).where(
-        Hook.user_id == bindparam("user_id"),
-        Hook.state == terms.ACTIVE,
-        Hook.expires_at.is_(None) | (Hook.expires_at > bindparam("now")),
-        # Of fifty hooks most are told of none of these.
-        or_(*(position_in_text(Hook.events, bindparam(name, type_=Text())) > 0 for name in _NAMES)),
+
+
+@cache
+def _hooks(names: tuple[str, ...]) -> Statement[AnyRow]:
+    """Selects the hooks of a user that are told of events with one of these names."""
+    # Of fifty hooks most are told of none of these.
+    is_told = (position_in_text(Hook.events, literal(f'"{name}"', Text())) > 0 for name in names)
+    return Statement(
+        select(Hook.__table__).where(
+            Hook.user_id == bindparam("user_id"),
+            Hook.state == terms.ACTIVE,
+            Hook.expires_at.is_(None) | (Hook.expires_at > bindparam("now")),
+            or_(*is_told),
+        )
     )
-)
+
+
 _NEXT_POSITION = (
     update(EventStream)
     .where(EventStream.user_id == bindparam("of_user_id"))
@@ -184,9 +202,8 @@ def record_events(connection: Connection, events: Iterable[NewEvent]) -> None:
         if stream is None:
             continue
         now, happened = clock.now(), list(found)
-        quoted = [f'"{name}"' for name in sorted({event.name for event in happened})]
-        names = zip_longest(_NAMES, quoted, fillvalue=quoted[0])
-        hooks = _HOOKS.all(connection, user_id=user_id, now=now, **dict(names))
+        names = tuple(sorted({event.name for event in happened}))
+        hooks = _hooks(names).all(connection, user_id=user_id, now=now)
         is_polled = (stream.polled_at or "") > clock.moved(now, -KEPT_SECONDS)
         told = [(event, [hook for hook in hooks if _concerns(hook, event)]) for event in happened]
         store_events(connection, [(event, of) for event, of in told if of or is_polled])
