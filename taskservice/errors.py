@@ -81,6 +81,12 @@ def overloaded(detail: str, seconds: int = RETRY_SECONDS) -> Problem:
     return Problem(503, detail, code=terms.OVERLOADED, headers={"Retry-After": str(seconds)})
 
 
+def stopping() -> Problem:
+    """503: this process ends; another one can take the request."""
+    headers = {"Retry-After": str(RETRY_SECONDS)}
+    return Problem(503, "The service is stopping", code=terms.STOPPING, headers=headers)
+
+
 def sentences(errors: Mapping[str, Any]) -> Iterator[str]:
     """The `errors` of a 422 for a person, as `labels: env: Must be a string.`."""
     for name, inner in errors.items():

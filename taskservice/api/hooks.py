@@ -13,7 +13,7 @@ from taskservice.schemas.hooks import (
     tested_hook_schema,
 )
 from taskservice.services import hooks
-from taskservice.terms import DELIVERY_UNDER_WAY, TOO_MANY_HOOKS
+from taskservice.terms import DELIVERY_UNDER_WAY, TOO_MANY_HOOKS, TOO_MANY_REQUESTS
 from taskservice.web import responses
 from taskservice.web.request import operation
 
@@ -77,11 +77,12 @@ def delete(hook_id: str) -> Response:
 
 
 @blueprint.post("/hook/<hook_id>/test")
-@operation("testHook", tested_hook_schema, user_key=True)
+@operation("testHook", tested_hook_schema, user_key=True, errors=[TOO_MANY_REQUESTS])
 def test(hook_id: str) -> Response:
     """Test a hook.
 
-    Sends a sample and waits for the outcome.
+    Sends one of the hook's events with all its data, marked as a test, and waits for the outcome:
+    once in 10 s to one address, and ten times a minute for a user.
     """
     return responses.dump(tested_hook_schema, hooks.test(caller, hook_id))
 

@@ -123,9 +123,10 @@ def show(hook_id: str, as_json: bool) -> None:
 @hook_argument
 @options.json_object
 def test(hook_id: str, as_json: bool) -> None:
-    """Send a sample to a hook, and print the outcome in one sentence.
+    """Send one of its events, marked as a test, and print the outcome in one sentence.
 
-    The exit code is 1 if it was not delivered.
+    One address gets at most one test in 10 s, and a user can send ten a minute. The exit code is 1
+    if it was not delivered.
     """
     with service_client() as client:
         outcome = client.test_hook(_find(client, hook_id)["id"])

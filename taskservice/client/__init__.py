@@ -641,12 +641,16 @@ class Client:
         self.connection.call("DELETE", path_to("hook", hook_id), _HOOK)
 
     def test_hook(self, hook_id: str) -> dict[str, Any]:
-        """Send a sample to a hook.
+        """Send a sample to a hook: once in 10 s to one address, ten times a minute for a user.
 
-        The outcome has `delivered`, `statusCode` (None without a response) and `message`.
+        The outcome has `delivered`, `statusCode` (None without a response) and `message`. This
+        call is not retried: a second one would send a second test.
+
+        Raises:
+            Unavailable: Too many tests were sent.
         """
         path, expected = path_to("hook", hook_id, "test"), Object("delivered,statusCode,message")
-        return self.connection.call("POST", path, expected).data
+        return self.connection.once("POST", path, expected).data
 
     def hook_deliveries(self, hook_id: str) -> list[dict[str, Any]]:
         """Return the events that a hook is told of, the newest 100, newest first.

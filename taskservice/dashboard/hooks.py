@@ -99,9 +99,16 @@ def show(hook_id: str) -> Response:
 
 @blueprint.post("/notifications/<hook_id>/test")
 def test(hook_id: str) -> Response:
-    outcome = hooks.test(caller, hook_id)
-    arrived = "The test was delivered." if outcome.delivered else "The test was not delivered."
-    return redirect_to("hooks.show", f"{arrived} {outcome.message}", hook_id=hook_id)
+    try:
+        outcome = hooks.test(caller, hook_id)
+    except Problem as problem:
+        if problem.status != 429:
+            raise
+        message = f"No test was sent. {problem.detail}."
+    else:
+        arrived = "The test was delivered." if outcome.delivered else "The test was not delivered."
+        message = f"{arrived} {outcome.message}"
+    return redirect_to("hooks.show", message, hook_id=hook_id)
 
 
 @blueprint.post("/notifications/<hook_id>/state")

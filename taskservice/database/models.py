@@ -429,6 +429,19 @@ class Hook(db.Model):
     expires_at: Mapped[str | None] = mapped_column(Timestamp)
 
 
+class HookTest(db.Model):
+    """A test of a hook in the last minute; it stays if the hook is deleted, since it counts."""
+
+    __tablename__ = "hook_tests"
+    __table_args__ = (Index(None, "user_id", "at"),)
+
+    id: Mapped[str] = mapped_column(Identifier, primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
+    # Not a foreign key.
+    hook_id: Mapped[str] = mapped_column(Identifier)
+    at: Mapped[str] = mapped_column(Timestamp)
+
+
 class Delivery(db.Model):
     """One webhook for a callback or a hook; its id is the `webhook-id` of every attempt."""
 

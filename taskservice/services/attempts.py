@@ -27,13 +27,14 @@ from taskservice.services import (
     deliveries,
     links,
     questions,
+    samples,
     subscriptions,
     task_json,
     tasks,
     users,
 )
 from taskservice.services.events import WITH_TASKS
-from taskservice.terms import AGENT_BROKEN, FAILED, MAIL, MCP, OPEN, PENDING, STANDARD
+from taskservice.terms import FAILED, MAIL, MCP, OPEN, PENDING, STANDARD
 from taskservice.webhooks import CircuitBreaker, Interrupt, Interrupted, Outcome, messages
 from taskservice.webhooks.destinations import mail_address
 from taskservice.webhooks.messages import Message, Notice
@@ -230,17 +231,16 @@ def _message_to_hook(leased: deliveries.Leased) -> Message:
 
 
 def sample(hook: AnyRow) -> Message:
-    """A message that shows how this hook is told of a broken agent."""
-    now = clock.now()
+    """A message that shows how this hook is told of one of its events, marked as a test."""
     if hook.format == MCP:
         return _for_mcp(hook, *subscriptions.challenge(token_urlsafe(32)))
+    event, agent, task, question = samples.sample(hook)
+    message_id, url = clock.new_id(), page("")
     if hook.format == STANDARD:
-        data = {"agent": {"id": "sample", "name": "Sample"}, "url": page("")}
-        return _for_program(hook, clock.new_id(), AGENT_BROKEN, now, data)
-    notice = Notice(
-        AGENT_BROKEN, now, "Sample", reason="This is a test: no agent broke.", url=page("")
-    )
-    return _for_people(hook, clock.new_id(), [notice], 1)
+        body = task and task_json.with_lines(task, task_json.WHOLE, [samples.TEXT])
+        data = _data_of(hook, event, agent, body, question) | {"url": url}
+        return _for_program(hook, message_id, event.name, event.at, data, test=True)
+    return _for_people(hook, message_id, [_notice(hook, event)._replace(url=url)], 1)
 
 
 def _for_mcp(hook: AnyRow, webhook_id: str, body: bytes) -> Message:
@@ -251,9 +251,9 @@ def _for_mcp(hook: AnyRow, webhook_id: str, body: bytes) -> Message:
 
 
 def _for_program(
-    hook: AnyRow, webhook_id: str, name: str, at: str, data: dict[str, Any]
+    hook: AnyRow, webhook_id: str, name: str, at: str, data: dict[str, Any], **marks: bool
 ) -> Message:
-    body = strict_json.dumps({"type": name, "timestamp": at, "data": data})
+    body = strict_json.dumps({"type": name, "timestamp": at, **marks, "data": data})
     secrets = users.callback_secrets(hook.user_id)
     return Message(hook.target, body, id=webhook_id, secrets=secrets, hook=hook)
 
@@ -278,14 +278,23 @@ def page(path: str) -> str | None:
 
 
 def _data(hook: AnyRow, event: AnyRow) -> dict[str, Any]:
+    ids = [event.agent_id] if event.name.startswith("agent.") else []
+    agent = agents.by_id(event.user_id, ids).get(event.agent_id)
+    task = event.task_id and task_json.webhook_body(_task(event.task_id))
+    question = event.question_id and questions.find_by_id(event.question_id)
+    return _data_of(hook, event, agent, task, question)
+
+
+def _data_of(
+    hook: AnyRow, event: AnyRow, agent: Any, task: bytes | None, question: Any
+) -> dict[str, Any]:
+    """What a program is told of an event, with its agent, the JSON of its task, its question."""
     data: dict[str, Any] = {}
     if event.name.startswith("agent."):
-        agent = agents.by_id(event.user_id, [event.agent_id]).get(event.agent_id)
         data["agent"] = agent and agent_of_task_schema.dump(agent)
-    if event.task_id is not None:
-        data["task"] = strict_json.fragment(task_json.webhook_body(_task(event.task_id)))
-    if event.question_id is not None:
-        question = questions.find_by_id(event.question_id)
+    if task is not None:
+        data["task"] = strict_json.fragment(task)
+    if question is not None:
         data["question"] = question_schema.dump(question)
         if hook.answer_links:
             data["answerUrl"] = _answer_url(event)

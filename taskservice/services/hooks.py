@@ -1,6 +1,8 @@
 """Hooks: created, changed, tested and deleted by their user, and the log of what they were told."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,16 +14,21 @@ from taskservice import resources, terms
 from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.connections import Statement
-from taskservice.database.models import Delivery, Event, Hook
+from taskservice.database.models import Delivery, Event, Hook, HookTest
 from taskservice.database.transactions import read_all, read_one, retry_on_conflict, transaction
 from taskservice.database.types import AnyRow, AnySelect, time_from_now
-from taskservice.errors import Problem, invalid, overloaded, require
+from taskservice.errors import Problem, invalid, overloaded, require, stopping
 from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS, hook_schema
 from taskservice.services import attempts, deliveries, events, subscriptions
 from taskservice.webhooks import Outcome, messages
 from taskservice.webhooks.destinations import check_url, mail_address
 
 MAX_LISTED = 100  # deliveries, the newest
+# How often a user can send a test, and how often to one address. What it says of a receiver would
+# otherwise be a way to search a network, and its mails could flood a mailbox.
+MAX_TESTS = 10
+MINUTE_SECONDS = 60.0
+TEST_SECONDS = 10.0
 _OWN = Hook.user_id == bindparam("user_id")
 # The subscription of an MCP client ends when it expires.
 _IS_LIVE = or_(Hook.expires_at.is_(None), Hook.expires_at > time_from_now())
@@ -169,12 +176,53 @@ def delete(caller: Caller, hook_id: str) -> AnyRow:
 
 
 def test(caller: Caller, hook_id: str) -> Outcome:
-    """Send a sample to a hook, whatever its state. Raises 404, and 503 if too many are sent."""
+    """Send a sample to a hook, whatever its state.
+
+    Raises 404, 429, and 503 if too many are sent or the process stops.
+    """
     hook = get(caller, hook_id)
     with resources.find(attempts.FirstAttemptSlots).acquire(caller.user_id) as is_acquired:
         if not is_acquired:
             raise overloaded("Too many webhooks are being sent")
-        return attempts.send(attempts.sample(hook))
+        _count_test(hook)
+        outcome = attempts.until_stop(partial(attempts.send, attempts.sample(hook)))
+    if outcome is None:
+        raise stopping()
+    return outcome
+
+
+def _count_test(hook: AnyRow) -> None:
+    """Raises 429 if this user, or this address, was sent a test not long ago."""
+    now = clock.now()
+    recent = (
+        select(HookTest.at, HookTest.hook_id, Hook.target)
+        .outerjoin(Hook, Hook.id == HookTest.hook_id)
+        .where(HookTest.user_id == hook.user_id)
+        .order_by(HookTest.at)
+    )
+    with transaction() as connection:
+        # No other transaction counts a test of this user at the same time.
+        events.lock_stream(connection, hook.user_id)
+        # One of the future was sent before the clock was set back.
+        is_recent = HookTest.at.between(clock.moved(now, -MINUTE_SECONDS), now)
+        connection.execute(delete_from(HookTest).where(~is_recent))
+        tests = connection.execute(recent).all()
+        if len(tests) >= MAX_TESTS:
+            sent = f"{MAX_TESTS} tests were sent in the last minute"
+            raise _too_many_tests(sent, tests[0].at, MINUTE_SECONDS, now)
+        for test in tests:
+            is_same = hook.id == test.hook_id or hook.target == test.target
+            if is_same and test.at > clock.moved(now, -TEST_SECONDS):
+                sent = f"A test was sent there less than {TEST_SECONDS:.0f} s ago"
+                raise _too_many_tests(sent, test.at, TEST_SECONDS, now)
+        new = {"id": clock.new_id(), "user_id": hook.user_id, "hook_id": hook.id, "at": now}
+        connection.execute(insert(HookTest), new)
+
+
+def _too_many_tests(sent: str, since: str, seconds: float, now: str) -> Problem:
+    wait = max(1, math.ceil(seconds - clock.seconds_between(since, now)))
+    detail = f"{sent}; the next one is possible in {wait} s"
+    return Problem(429, detail, headers={"Retry-After": str(wait)})
 
 
 def list_deliveries(caller: Caller, hook_id: str) -> list[Any]:

@@ -76,12 +76,15 @@ def test_options_say_what_is_told_and_how(
     assert hook | wanted == hook
     file = machine.home / "token.txt"
     file.write_text("tk_from_file\n")
-    other = add(machine, target, "--format", "ntfy", "--token-file", str(file))
-    for hook_id, token in ((hook["id"], "tk_from_stdin"), (other, "tk_from_file")):
+    other = add(machine, f"{target}-2", "--format", "ntfy", "--token-file", str(file))
+    for hook_id, token, topic in (
+        (hook["id"], "tk_from_stdin", "alerts"),
+        (other, "tk_from_file", "alerts-2"),
+    ):
         assert machine.run("hook", "test", hook_id).returncode == 0
         *_, request = receiver.requests
         assert request.headers["authorization"] == f"Bearer {token}"
-        assert json.loads(request.body)["topic"] == "alerts"
+        assert json.loads(request.body)["topic"] == topic
 
 
 def test_agent_that_does_not_exist_is_named_with_similar_ones(
@@ -124,17 +127,20 @@ def test_agent_key_is_told_that_hooks_need_a_user_key(
 
 def test_test_says_what_happened(machine: AgentMachine, receiver: Receiver) -> None:
     receiver.answer = in_turn(answer(204), answer(500), answer(500))
-    hook_id = add(machine, f"{receiver.url}hook")
-    done = machine.run("hook", "test", hook_id)
+    first, second, third = (add(machine, f"{receiver.url}hook{number}") for number in range(3))
+    done = machine.run("hook", "test", first)
     assert (done.returncode, done.stderr) == (0, "")
     assert "204" in done.stdout
-    failed = machine.run("hook", "test", hook_id)
+    failed = machine.run("hook", "test", second)
     assert (failed.returncode, failed.stderr) == (1, "")
     assert "500" in failed.stdout
-    failed = machine.run("hook", "test", hook_id, "--json")
+    failed = machine.run("hook", "test", third, "--json")
     assert failed.returncode == 1
     (outcome,) = objects(failed.stdout)
     assert (outcome["delivered"], outcome["statusCode"]) == (False, 500)
+    refused = machine.run("hook", "test", third)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "A test was sent there less than 10 s ago" in refused.stderr
 
 
 def test_hook_that_was_turned_off_says_why_and_is_turned_on(

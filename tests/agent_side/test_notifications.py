@@ -118,7 +118,7 @@ def test_chats_get_a_text(
     assert [hook["format"] for hook in added] == ["slack", "slack", "slack"]
     for hook in added:
         path = f"/hook/{hook['id']}"
-        changes = {"target": f"{stand_in.url}hook"}
+        changes = {"target": f"{stand_in.url}{hook['id']}"}
         remote_alice.request("PATCH", path, json=changes).raise_for_status()
         assert machine.run("hook", "test", hook["id"]).returncode == 0
     for request in stand_in.requests:

@@ -7,7 +7,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import pytest
@@ -28,7 +28,13 @@ from tests.support.api_client import ApiClient, expect, problem
 from tests.support.clocks import Clocks
 from tests.support.concurrency import at_once
 from tests.support.deliveries import change, columns, looping, make_due, make_message_due
-from tests.support.internals import before_writes, column, is_waiting_for_a_lock, moment
+from tests.support.internals import (
+    before_reads,
+    before_writes,
+    column,
+    is_waiting_for_a_lock,
+    moment,
+)
 from tests.support.maintenance import DAY, count, fall_silent
 from tests.support.marks import one_database, only_postgresql
 from tests.support.receiver import Exchange, Receiver, answer, silence
@@ -517,6 +523,10 @@ def attempts_of(person: ApiClient, hook: dict[str, Any]) -> list[dict[str, Any]]
     return sorted((each for row in rows for each in row["attempts"]), key=itemgetter("at"))
 
 
+def has_attempts(person: ApiClient, hook: dict[str, Any], count: int) -> bool:
+    return len(attempts_of(person, hook)) >= count
+
+
 def test_message_for_people_that_fails_is_one_attempt_and_no_event_restarts_its_schedule(
     app: Flask, alice: ApiClient, receiver: Receiver
 ) -> None:
@@ -526,7 +536,7 @@ def test_message_for_people_that_fails_is_one_attempt_and_no_event_restarts_its_
         run(alice)
     with looping(app):
         for number, seconds in enumerate((30, *SCHEDULE[1:4]), 1):
-            until(lambda count=number: len(attempts_of(alice, hook)) >= count)
+            until(partial(has_attempts, alice, hook, number))
             run(alice)
             [*_, attempt] = attempts_of(alice, hook)
             due = deliveries_of(alice, hook)[0]["nextAttemptAt"]
@@ -659,12 +669,170 @@ def test_delivery_is_repeated_on_request(app: Flask, alice: ApiClient, receiver:
 
 def test_test_message_is_sent_and_its_outcome_told(alice: ApiClient, receiver: Receiver) -> None:
     hook = add_hook(alice, receiver.url)
-    path = f"/hook/{hook['id']}/test"
-    assert expect(alice.post(path), 200)["delivered"] is True
+    assert expect(alice.post(f"/hook/{hook['id']}/test"), 200)["delivered"] is True
     receiver.answer = answer(404)
-    failed = expect(alice.post(path), 200)
+    other = add_hook(alice, f"{receiver.url}other")
+    failed = expect(alice.post(f"/hook/{other['id']}/test"), 200)
     assert (failed["delivered"], failed["statusCode"]) == (False, 404)
     assert told(alice, hook) == []
+
+
+FIELDS = {
+    "task.ended": {"task"},
+    "task.failed": {"task"},
+    "task.asks": {"task", "question", "answerUrl"},
+    "agent.broken": {"agent", "task"},
+    "agent.fixed": {"agent", "task", "brokenSince"},
+    "agent.late": {"agent", "dueAt"},
+    "agent.back": {"agent", "task", "dueAt", "onTime"},
+}
+
+
+def send_test(person: ApiClient, receiver: Receiver, target: str, **fields: Any) -> Any:
+    """The body of a test of a new hook."""
+    hook = add_hook(person, target, **fields)
+    sent = len(receiver.requests)
+    assert expect(person.post(f"/hook/{hook['id']}/test"), 200)["delivered"]
+    return json.loads(receiver.wait_for(sent + 1)[sent].body)
+
+
+def test_test_is_one_of_the_hooks_events_with_all_its_fields(
+    alice: ApiClient, receiver: Receiver
+) -> None:
+    assert FIELDS.keys() == set(EVENTS)
+    task = alice.start()
+    for event, fields in FIELDS.items():
+        body = send_test(
+            alice, receiver, f"{receiver.url}{event}", events=[event], answerLinks=True
+        )
+        assert (body["type"], body["test"]) == (event, True)
+        assert body["data"].keys() == fields | {"url"}
+        if "task" in fields:
+            assert body["data"]["task"].keys() == task.keys()
+            assert body["data"]["task"]["logs"] == ["This is a test: nothing happened."]
+        if "agent" in fields:
+            assert body["data"]["agent"]["userId"] == task["userId"]
+        if "question" in fields:
+            assert body["data"]["question"]["state"] == "open"
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_test_for_people_is_one_of_the_hooks_events_and_says_that_it_is_a_test(
+    alice: ApiClient, receiver: Receiver, event: str
+) -> None:
+    name = alice.register("summarizer")["name"]
+    fields = {"events": [event], "agentId": "summarizer", "answerLinks": True}
+    text = send_test(alice, receiver, f"{receiver.url}slack", **fields)["text"]
+    titles = ("failed", "asks", "is late", "works again", "ran again", "ended")
+    assert any(text.startswith(f"Test: {name} {title}\n") for title in titles)
+    assert "This is a test: nothing happened" in text
+    ntfy = send_test(alice, receiver, f"{receiver.url}topic", format="ntfy", **fields)
+    assert ntfy["title"] == text.split("\n")[0]
+    assert ("actions" in ntfy) == (event == "task.asks")
+
+
+def test_a_hook_is_tested_once_in_ten_seconds(
+    app: Flask, alice: ApiClient, receiver: Receiver, clocks: Clocks
+) -> None:
+    hook, same = add_hook(alice, receiver.url), add_hook(alice, receiver.url)
+    expect(alice.post(f"/hook/{hook['id']}/test"), 200)
+    for again in (hook, same):
+        refused = alice.post(f"/hook/{again['id']}/test")
+        assert "less than 10 s ago" in problem(refused, 429)["detail"]
+        assert 1 <= int(refused.headers["Retry-After"]) <= 10
+    # Another address does not give a hook another test.
+    expect(alice.patch(f"/hook/{hook['id']}", json={"target": f"{receiver.url}other"}), 200)
+    problem(alice.post(f"/hook/{hook['id']}/test"), 429)
+    clocks.go_on(10)
+    expect(alice.post(f"/hook/{same['id']}/test"), 200)
+    assert len(receiver.requests) == 2
+
+
+def test_a_user_sends_ten_tests_a_minute(
+    app: Flask, alice: ApiClient, bob: ApiClient, receiver: Receiver, clocks: Clocks
+) -> None:
+    hooks = [add_hook(alice, f"{receiver.url}{number}") for number in range(11)]
+    for hook in hooks[:10]:
+        expect(alice.post(f"/hook/{hook['id']}/test"), 200)
+    # Deleted hooks count.
+    expect(alice.delete(f"/hook/{hooks[0]['id']}"), 200)
+    last = partial(alice.post, f"/hook/{hooks[10]['id']}/test")
+    refused = last()
+    assert "10 tests were sent in the last minute" in problem(refused, 429)["detail"]
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    of_bob = add_hook(bob, f"{receiver.url}bob")
+    expect(bob.post(f"/hook/{of_bob['id']}/test"), 200)
+    clocks.go_on(61)
+    expect(last(), 200)
+
+
+def test_token_is_not_sent_to_a_new_address_or_in_another_form(
+    alice: ApiClient, receiver: Receiver
+) -> None:
+    token, topic = "tk_secret", f"{receiver.url}topic"
+    with Receiver() as elsewhere:
+        for number, (change, is_kept) in enumerate(
+            [
+                ({"target": f"{receiver.url}other"}, True),
+                ({"name": "Phone"}, True),
+                ({"target": f"{elsewhere.url}topic"}, False),
+                ({"format": "slack"}, False),
+                ({"target": f"{elsewhere.url}mine", "token": token}, True),
+            ]
+        ):
+            hook = add_hook(alice, f"{topic}{number}", format="ntfy", token=token)
+            expect(alice.patch(f"/hook/{hook['id']}", json=change), 200)
+            expect(alice.post(f"/hook/{hook['id']}/test"), 200)
+            [*_, request] = sorted([*receiver.requests, *elsewhere.requests], key=attrgetter("at"))
+            assert (request.headers.get("authorization") == f"Bearer {token}") == is_kept
+
+
+def test_delivery_that_is_deleted_while_it_is_redelivered_is_404(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, receiver.url, events=["task.ended"])
+    task = run(alice)
+    [delivery] = deliveries_of(alice, hook)
+    deletions: list[bool] = []
+
+    def delete_first(statement: str, _: Any) -> None:
+        if "FROM deliveries" in statement and not deletions:
+            deletions.append(True)
+            with ThreadPoolExecutor(1) as pool:
+                person = ApiClient(app, alice.name, alice.key)
+                expect(pool.submit(person.delete, f"/task/{task['id']}").result(), 200)
+
+    with before_reads(app, delete_first):
+        problem(alice.post(f"/hook/{hook['id']}/deliveries/{delivery['id']}"), 404)
+    assert deletions
+
+
+def test_question_is_a_message_of_its_own_with_its_buttons(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    fields = {"format": "ntfy", "answerLinks": True}
+    hook = add_hook(alice, f"{receiver.url}topic", **fields)
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    run(alice, "error")
+    for message in ("Deploy?", "Remove?"):
+        asking = alice.start(claim=True)
+        question = {"message": message, "schema": schema}
+        expect(alice.post(f"/task/{asking['id']}/question", json=question), 201)
+    run(alice)
+    with looping(app):
+        for count in (1, 2, 3):
+            receiver.wait_for(count)
+            until(lambda: the_hook(alice, hook)["lastDeliveredAt"])
+            until(partial(has_attempts, alice, hook, count))
+            make_message_due(app)
+        until(lambda: {row["state"] for row in deliveries_of(alice, hook)} == {"delivered"})
+    first, second, third = (json.loads(request.body) for request in receiver.requests)
+    for body, message in ((first, "Deploy?"), (second, "Remove?")):
+        assert body["title"].endswith("asks")
+        assert body["message"].startswith(message)
+        assert len(body["actions"]) == 2
+    assert third["title"].endswith("works again")
+    assert third["message"].count("\n- ") == 0
 
 
 def test_people_get_one_message_and_then_a_pause(

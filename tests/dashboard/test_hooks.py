@@ -254,14 +254,17 @@ def deliveries_of(person: ApiClient, hook: Json) -> list[Json]:
 def test_test_says_in_a_sentence_what_happened(
     window: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
-    hook = add_hook(alice, receiver.url)
-    path = f"{PAGE}/{hook['id']}"
     for status, sentence in ((200, "was delivered."), (503, "was not delivered.")):
+        hook = add_hook(alice, f"{receiver.url}{status}")
+        path = f"{PAGE}/{hook['id']}"
         receiver.answer = answer(status)
         done = window.send(path, f"{path}/test")
         assert (done.status_code, done.location) == (303, path)
         text = text_of(window, path)
         assert f"The test {sentence} The receiver responded with {status}" in text
+    assert window.send(path, f"{path}/test").location == path
+    text = text_of(window, path)
+    assert "No test was sent. A test was sent there less than 10 s ago; the next one is" in text
     assert len(receiver.requests) == 2
     assert "A test does not appear here" in text
 

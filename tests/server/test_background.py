@@ -15,7 +15,7 @@ from flask import Flask
 
 from taskservice.database.types import database_now
 from tests.support import receiver as play
-from tests.support.api_client import ApiClient, RemoteClient
+from tests.support.api_client import ApiClient, RemoteClient, expect
 from tests.support.background_process import working
 from tests.support.commands import one_line, run
 from tests.support.deliveries import change, columns, deliveries_of, finish, make_due, the_delivery
@@ -153,6 +153,25 @@ def test_stopping_service_releases_the_webhook_of_a_report(
         until(lambda: the_delivery(alice, task)["state"] == "delivered")
     first, second = receiver.requests
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
+
+
+def test_stopping_service_ends_the_test_of_a_hook(
+    alice: ApiClient, app: Flask, receiver: Receiver, tmp_path: Path
+) -> None:
+    hook = expect(alice.post("/hook", json={"target": receiver.url}), 201)
+    receiver.answer = play.silence
+    url = app.config["DATABASE_URL"]
+    with Service(tmp_path / "data", DATABASE_URL=url, CALLBACK_TIMEOUT="30") as service:
+        person = RemoteClient(service.url, alice.key)
+        with ThreadPoolExecutor(1) as pool:
+            test = pool.submit(person.request, "POST", f"/hook/{hook['id']}/test")
+            receiver.wait_for(1)
+            began = time.monotonic()
+            assert service.stop() == 0
+            # A test that ran until its timeout would take 30 s.
+            assert time.monotonic() - began < 15
+            assert test.result().status_code == 503
+            assert test.result().json()["code"] == "stopping"
 
 
 def test_receivers_that_hang_hold_up_neither_readers_nor_other_reports(tmp_path: Path) -> None:

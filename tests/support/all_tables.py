@@ -61,7 +61,8 @@ def _fill_for(app: Flask, person: ApiClient, receiver: Receiver) -> None:
 
 def _tell(person: ApiClient) -> None:
     hook = {"target": "https://hooks.invalid/?a=b", "token": "secret", "events": ["task.failed"]}
-    expect(person.post("/hook", json=hook | {"name": ODD_TEXTS[1], "agentId": "idle"}), 201)
+    added = person.post("/hook", json=hook | {"name": ODD_TEXTS[1], "agentId": "idle"})
+    expect(person.post(f"/hook/{expect(added, 201)['id']}/test"), 200)
     person.report(person.start("idle", claim=True), status="error")
 
 

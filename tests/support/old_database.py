@@ -35,6 +35,7 @@ NOT_KEPT_BEFORE = {
         "DELETE FROM hooks",
     ],
     "0016": ["UPDATE api_keys SET access = 'full', login = false", "DELETE FROM links"],
+    "0017": ["DELETE FROM hook_tests"],
     "0012": ["UPDATE tasks SET started_by = NULL", "UPDATE questions SET answered_by = NULL"],
 }
 TABLES_BEFORE = {"0005": {"service_heartbeat": "presence"}}

@@ -1,11 +1,11 @@
-"""The schedule of a hook's messages for people, and its failures, at the hook."""
+"""The schedule of a hook's messages for people, and its failures, at the hook; its tests."""
 
 # ruff: noqa: S608 - all parts of these statements are constants
 
 import sqlalchemy as sa
 from alembic import op
 
-from taskservice.database.types import Timestamp
+from taskservice.database.types import Identifier, Timestamp
 
 revision = "0017"
 down_revision = "0016"
@@ -33,6 +33,18 @@ def upgrade() -> None:
         f" WHERE {FOR_PEOPLE} AND state = 'active'"
         f" AND EXISTS (SELECT 1 FROM deliveries WHERE {IS_PENDING})"
     )
+    op.create_table(
+        "hook_tests",
+        sa.Column("id", Identifier, nullable=False),
+        sa.Column("user_id", Identifier, nullable=False),
+        sa.Column("hook_id", Identifier, nullable=False),
+        sa.Column("at", Timestamp(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["users.id"], name=op.f("hook_tests_user_id_fkey"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("hook_tests_pkey")),
+    )
+    op.create_index("hook_tests_user_id_at", "hook_tests", ["user_id", "at"])
     # The deliveries of people have the time at which they expire.
     a_day_later = "strftime('%Y-%m-%dT%H:%M:%fZ', created_at, '+1 day')"
     if op.get_context().dialect.name == "postgresql":

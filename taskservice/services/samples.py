@@ -1,0 +1,121 @@
+"""What a test of a hook tells: one of its own events, with all data, of a task that never was."""
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from taskservice import terms
+from taskservice.database import clock
+from taskservice.database.models import Agent, Question, Task
+from taskservice.database.types import AnyRow, TaskRow
+from taskservice.schemas import strict_json
+from taskservice.services import agents
+from taskservice.services.events import WITH_TASKS
+
+TEXT = "This is a test: nothing happened."
+HOUR_SECONDS = 3_600.0
+RUN_SECONDS = 42.0
+# With a button for each choice, where the format has buttons.
+YES_OR_NO = {"type": "object", "properties": {"answer": {"type": "boolean"}}}
+
+
+class Sample(NamedTuple):
+    """Rows as the database has them of an event."""
+
+    event: Any
+    agent: Any
+    task: Any | None
+    question: Any | None
+
+
+def sample(hook: AnyRow) -> Sample:
+    """The first of the hook's events, as if it had just happened."""
+    name, now, earlier = _names(hook)[0], clock.now(), clock.now(-HOUR_SECONDS)
+    agent = _agent(hook, earlier)
+    task = None if name == terms.AGENT_LATE else _task(hook, agent.id, name, now)
+    question = _question(now) if name == terms.TASK_ASKS else None
+    details = {
+        terms.AGENT_FIXED: {"brokenSince": earlier},
+        terms.AGENT_LATE: {"dueAt": earlier},
+        terms.AGENT_BACK: {"dueAt": earlier, "onTime": False},
+    }
+    event: dict[str, Any] = {column.key or "": None for column in WITH_TASKS.selected_columns}
+    event |= {"name": name, "at": now, "user_id": hook.user_id}
+    event |= {"agent_id": agent.id, "agent_name": f"Test: {agent.name}", "error_message": TEXT}
+    event["details"] = strict_json.dumps(details.get(name, {})).decode()
+    if task is not None:
+        event |= {"task_id": task.id, "task_name": task.name}
+        event |= {"claimed_at": task.claimed_at, "finished_at": task.finished_at}
+    if question is not None:
+        event |= {"question_id": question.id, "question": question.message}
+        event |= {"question_schema": question.schema, "question_state": question.state}
+    return Sample(SimpleNamespace(**event), agent, task, question)
+
+
+def _names(hook: AnyRow) -> list[str]:
+    names: list[str] = strict_json.loads(hook.events.encode())
+    return names
+
+
+def _row(model: Any, **values: Any) -> Any:
+    empty = {column.key: None for column in model.__table__.columns}
+    return SimpleNamespace(**empty | values)
+
+
+def _agent(hook: AnyRow, created_at: str) -> Any:
+    agent_id = hook.agent_id or "sample"
+    sample_agent = _row(
+        Agent,
+        id=agent_id,
+        name=agent_id,
+        description=TEXT,
+        user_id=hook.user_id,
+        created_at=created_at,
+    )
+    return agents.by_id(hook.user_id, [agent_id]).get(agent_id, sample_agent)
+
+
+def _task(hook: AnyRow, agent_id: str, name: str, now: str) -> TaskRow:
+    began = clock.moved(now, -RUN_SECONDS)
+    status = {
+        terms.TASK_FAILED: terms.ERROR,
+        terms.AGENT_BROKEN: terms.ERROR,
+        terms.TASK_ASKS: terms.RUNNING,
+        terms.AGENT_BACK: terms.RUNNING,
+    }.get(name, terms.COMPLETE)
+    has_failed, is_running = status == terms.ERROR, status == terms.RUNNING
+    key, _, value = (hook.label or "").partition(":")
+    task: TaskRow = _row(
+        Task,
+        id=clock.new_id(),
+        user_id=hook.user_id,
+        agent_id=agent_id,
+        name="test",
+        status=status,
+        error_type=terms.FAILED if has_failed else None,
+        error_message=TEXT if has_failed else None,
+        input="{}",
+        output="{}",
+        labels=strict_json.dumps({key: value} if key else {}).decode(),
+        questions="[]",
+        created_at=began,
+        updated_at=now,
+        claimed_at=began,
+        finished_at=None if is_running else now,
+        first_log=1,
+        log_count=1,
+        log_bytes=len(TEXT) + 1,
+        version=1,
+    )
+    return task
+
+
+def _question(now: str) -> Any:
+    return _row(
+        Question,
+        id=clock.new_id(),
+        message=TEXT,
+        schema=strict_json.dumps(YES_OR_NO | {"required": ["answer"]}).decode(),
+        state=terms.OPEN,
+        asked_at=now,
+        expires_at=clock.moved(now, float(terms.QUESTION_TIMEOUT)),
+    )
