@@ -55,6 +55,7 @@ def test_kept_key_serves_commands_and_the_python_client(
     assert laptop.run("logout").stdout == f"Logged out of {remote_alice.url}\n"
     assert key_of(remote_alice) not in file.read_text()
     assert laptop.run("task", "list").returncode == 2
+    assert "Profile to remove" in laptop.run("logout", "--help").stdout
     again = laptop.run("logout")
     assert (again.returncode, again.stderr) == (
         1,

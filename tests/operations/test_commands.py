@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -22,6 +23,17 @@ from tests.support.databases import Databases
 from tests.support.fork_server import ForkedPopen, run_forked
 from tests.support.receiver import Receiver
 from tests.support.service import COMMAND, Service, environment
+
+
+def test_tables_have_the_times_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    run(tmp_path, "user", "add", "alice")
+    for noun in ("user", "key"):
+        (row,) = map(json.loads, run(tmp_path, noun, "list", "--json").stdout.splitlines())
+        local = datetime.fromisoformat(row["createdAt"]) + timedelta(hours=5, minutes=30)
+        assert f"{local:%Y-%m-%d %H:%M:%S}" in run(tmp_path, noun, "list").stdout
 
 
 def test_user_add_prints_the_key_alone(tmp_path: Path) -> None:

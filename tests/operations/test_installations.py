@@ -125,6 +125,13 @@ def test_package_alone_is_the_whole_agents_side(tmp_path: Path) -> None:
     refused = run("taskservice", "serve")
     assert refused.returncode == 2
     assert refused.stderr.endswith(f": pip install '{file}[server]'\n")
+    away = {"TASKSERVICE_URL": "http://127.0.0.1:1", "TASKSERVICE_APIKEY": "x"}
+    away["XDG_STATE_HOME"] = str(tmp_path / "away")
+    # There is no page of the documents to name.
+    assert (
+        "when the service is reachable\n"
+        in run("taskservice", "run", "--agent", "a", "--", "true", **away).stderr
+    )
     completed = run(
         "taskservice",
         _TASKSERVICE_COMPLETE="bash_complete", COMP_WORDS="taskservice task re", COMP_CWORD="2",
