@@ -247,7 +247,7 @@ def test_idle_workers_ask_seldom_whether_or_not_the_service_holds_their_claims(
     tmp_path: Path,
 ) -> None:
     """With its default settings, a service holds at most eight claims at a time."""
-    with Service(tmp_path / "data", LOG_LEVEL="INFO") as service:
+    with Service(tmp_path / "data", LOG_LEVEL="DEBUG") as service:
         alice, bob = service.add_user("alice"), service.add_user("bob")
         machine = machine_of(alice, tmp_path / "home")
         workers = [work(machine, "true") for _ in range(12)]
