@@ -39,7 +39,7 @@ def test_put_of_a_registered_agent_changes_it(alice: ApiClient) -> None:
 def test_omitted_fields_stay(alice: ApiClient) -> None:
     agent = alice.register(name="a name", description="a description")
     assert expect(alice.put("/agent/summarizer"), 200) == agent
-    names = ("name", "description", "inputSchema", "annotations", "tool")
+    names = ("name", "description", "inputSchema", "annotations")
     nothing = dict.fromkeys(names)
     assert expect(alice.put("/agent/summarizer", json=nothing), 200) == agent
     renamed = expect(alice.put("/agent/summarizer", json={"name": "new"}), 200)
@@ -54,9 +54,15 @@ def test_omitted_fields_stay(alice: ApiClient) -> None:
 DEFAULT_HINTS = {"readOnlyHint": False, "destructiveHint": True, "openWorldHint": True}
 
 
+def test_null_resets_whether_an_agent_is_a_tool(alice: ApiClient) -> None:
+    agent = alice.register(tool=True)
+    assert expect(alice.put("/agent/summarizer"), 200) == agent
+    assert alice.register(tool=None) == agent | {"tool": None}
+
+
 def test_agent_is_a_tool_that_may_destroy_until_it_says_otherwise(alice: ApiClient) -> None:
     agent = alice.register()
-    assert (agent["inputSchema"], agent["tool"]) == ({"type": "object"}, True)
+    assert (agent["inputSchema"], agent["tool"]) == ({"type": "object"}, None)
     assert agent["annotations"] == DEFAULT_HINTS
     hints = {"title": "Sum up", "readOnlyHint": True, "idempotentHint": True}
     changed = alice.register(annotations=hints)

@@ -72,7 +72,7 @@ def test_locked_database_is_503_and_nothing_is_half_written(
 def test_call_of_a_tool_is_503_while_the_database_is_locked(
     app: Flask, alice: ApiClient, data_folder: Path
 ) -> None:
-    alice.register()
+    alice.register(tool=True)
     mcp = McpClient(alice, TASKS)
     with sqlite3.connect(data_folder / "taskservice.db", isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")

@@ -68,7 +68,10 @@ def list_all(as_json: bool) -> None:
     "--annotations", help='MCP tool hints, such as {"readOnlyHint": true}, or @FILE.'
 )
 @click.option(
-    "--tool/--no-tool", default=None, help="Whether the agent gets its own MCP tool (default: yes)."
+    "--tool/--no-tool",
+    default=None,
+    help="Whether the agent gets its own MCP tool (default: while a worker was seen in the last "
+    "30 days).",
 )
 @click.option(
     "--every",

@@ -245,7 +245,7 @@ class Agent(TypedDict):
     createdAt: Timestamp
     inputSchema: dict[str, Any]
     annotations: Annotations
-    tool: bool
+    tool: bool | None
     expect: NotRequired[Expect | None]
     health: NotRequired[Health]
 
@@ -554,7 +554,8 @@ class Client:
             input_schema: JSON Schema of the tasks' input, up to 16 KiB. The service validates
                 the input of each unclaimed start and each rerun against it.
             annotations: MCP tool hints; they replace all earlier ones.
-            tool: Whether MCP clients get a tool for this agent (default of a new agent: True).
+            tool: Whether MCP clients get a tool for this agent; by default while a worker was seen
+                in the last 30 days.
             expect: When its tasks are expected to start, such as `{"every": 90_000}` or
                 `{"cron": "0 2 * * *", "timeZone": "Europe/Berlin"}`; `{}` for no expectation.
 

@@ -14,7 +14,6 @@ from sqlalchemy import (
     UniqueConstraint,
     false,
     text,
-    true,
 )
 from sqlalchemy.orm import Mapped, configure_mappers, mapped_column
 
@@ -83,8 +82,9 @@ class Agent(db.Model):
     # JSON text, returned as it was stored.
     input_schema: Mapped[str] = mapped_column(server_default=INPUT_SCHEMA)
     annotations: Mapped[str] = mapped_column(server_default=ANNOTATIONS)
-    # Whether the agent is an MCP tool.
-    tool: Mapped[bool] = mapped_column(server_default=true())
+    # Whether the agent is an MCP tool; null: while a worker was seen. And when it last became one.
+    tool: Mapped[bool | None]
+    tool_since: Mapped[str | None] = mapped_column(Timestamp)
     # `ok` or `broken` by its last task that ended, since when, and how many failed in a row.
     state: Mapped[str | None]
     state_since: Mapped[str | None] = mapped_column(Timestamp)

@@ -5,6 +5,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from taskservice.auth import caller
@@ -41,18 +42,24 @@ def _agents_by_name() -> dict[str, str]:
     """Name of a tool -> the id of its agent, for all agents of the caller.
 
     Agents that are not listed have names too, or a name could pass to another agent, which a client
-    with cached tools, or a prompt, would start. An id that is a valid name is always the name of
-    its agent; if other ids become the same name, or have the same digest, none of them has it.
+    with cached tools, or a prompt, would start. A name that two agents could have, with or without
+    their digests, is the name of neither.
     """
-    names = {agent_id: _INVALID.sub("_", agent_id) for agent_id in agent_service.ids(caller)}
-    claims = Counter(names.values())
-    for agent_id, name in names.items():
-        is_taken = agent_id != name and claims[name] > 1
-        if is_taken or len(name) > MAX_NAME or name in FIXED:
-            digest = hashlib.sha256(agent_id.encode()).hexdigest()
-            names[agent_id] = f"{name[: MAX_NAME - 7]}_{digest[:6]}"
-    claims = Counter(names.values())
-    return {name: id for id, name in names.items() if id == name or claims[name] == 1}
+    plain = {agent_id: _INVALID.sub("_", agent_id) for agent_id in agent_service.ids(caller)}
+    hashed = {agent_id: _with_digest(name, agent_id) for agent_id, name in plain.items()}
+    claims = Counter([*plain.values(), *hashed.values(), *FIXED])
+    tools = {}
+    for agent_id in plain:
+        for name in (plain[agent_id], hashed[agent_id]):
+            if claims[name] == 1 and len(name) <= MAX_NAME:
+                tools[name] = agent_id
+                break
+    return tools
+
+
+def _with_digest(name: str, agent_id: str) -> str:
+    digest = hashlib.sha256(agent_id.encode()).hexdigest()
+    return f"{name[: MAX_NAME - 7]}_{digest[:6]}"
 
 
 def definitions() -> list[dict[str, Any]]:
@@ -62,8 +69,9 @@ def definitions() -> list[dict[str, Any]]:
     names = {agent_id: name for name, agent_id in _agents_by_name().items()}
     agents = agent_service.list_tools(caller, MAX_AGENTS + MAX_OTHERS)
     tools = [agent for agent in agents[:MAX_AGENTS] if agent.id in names]
+    tools.sort(key=attrgetter("id"))
     fixed = {name: dict(tool.definition) for name, tool in FIXED.items()}
-    if others := ", ".join(agent.id for agent in agents if agent not in tools):
+    if others := ", ".join(sorted(agent.id for agent in agents if agent not in tools)):
         fixed["start_task"]["description"] += f" These agents have no tool of their own: {others}."
     return [*(_definition(names[agent.id], agent) for agent in tools), *fixed.values()]
 
@@ -113,8 +121,8 @@ def run(call: Call) -> Result:
 
 def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
     """Start a task, or continue with the task in the call's `requestState`, and wait for it."""
-    agent_id = _agents_by_name().get(name)
-    if agent_id is None or agent_id not in agent_service.ids(caller, MAX_AGENTS, are_tools=True):
+    agent_id = _agents_by_name().get(name, "")
+    if agent_id not in [agent.id for agent in agent_service.list_tools(caller, MAX_AGENTS)]:
         raise RpcError(INVALID_PARAMS, f"Unknown tool: {name}")
     if "requestState" in call.params:
         task_id = _task_of_state(call, agent_id=agent_id)

@@ -256,7 +256,11 @@ class PutAgentSchema(fields.RequestSchema):
         type={"const": "object"},
     )
     annotations = Nested(AnnotationsSchema())
-    tool = fields.StrictBoolean("Whether MCP clients get a tool for this agent.", True)
+    tool = fields.StrictBoolean(
+        "Whether MCP clients get a tool for this agent; null, the default: while a worker was seen "
+        "in the last 30 days.",
+        True,
+    )
     expect = Nested(ExpectSchema())
 
 

@@ -136,7 +136,11 @@ class AgentSchema(AgentOfTaskSchema):
         "The MCP tool annotations.",
         {"readOnlyHint": False, "destructiveHint": True, "openWorldHint": True},
     )
-    tool = fields.boolean("Whether MCP clients get a tool for this agent.", True)
+    tool = fields.boolean(
+        "Whether MCP clients get a tool for this agent; null: while a worker was seen in the last "
+        "30 days.",
+        None,
+    )
     expect = fields.StoredJson(
         "When a task is expected to start; null if none is.",
         None,

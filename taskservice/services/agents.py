@@ -8,7 +8,19 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, case, exists, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy import delete as delete_from
 
 from taskservice import terms
@@ -26,7 +38,6 @@ from taskservice.services import expected_runs
 from taskservice.services.tasks import is_unclaimed, of_this_agent
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
-_TOOLS = _AGENTS.where(Agent.tool)
 _THIS = (visible_agents, Agent.id == bindparam("agent_id"))
 _AGENT = select(*AGENT_COLUMNS).where(*_THIS)
 
@@ -38,23 +49,26 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
         raise invalid({"agentId": [f"Must match {terms.AGENT_ID.pattern}"]})
     if caller.agent_id not in (None, agent_id):
         raise not_found("agent")
-    # Null leaves a field as it is, but ends the expectation of runs.
+    # Null leaves a field as it is, but ends the expectation of runs, and resets what is a tool.
     changes = {
-        name: value for name, value in fields.items() if value is not None or name == "expect"
+        name: value
+        for name, value in fields.items()
+        if value is not None or name in ("expect", "tool")
     }
     if "annotations" in changes:
         # An omitted hint gets its default, even if the agent had another value.
         changes["annotations"] = strict_json.loads(ANNOTATIONS.encode()) | changes["annotations"]
-    values = agent_schema.stored(changes)
+    values, now = agent_schema.stored(changes), clock.now()
     if "expect" in changes:
-        values |= expected_runs.columns(changes["expect"], clock.now())
+        values |= expected_runs.columns(changes["expect"], now)
     here = {"agent_id": agent_id, **caller.scope}
     with transaction() as connection:
-        change = update(Agent).where(*_THIS).values(values).returning(*AGENT_COLUMNS)
+        since = {"tool_since": tool_since(now)} if "tool" in changes else {}
+        change = update(Agent).where(*_THIS).values(values | since).returning(*AGENT_COLUMNS)
         changed = connection.execute(change if values else _AGENT, here).one_or_none()
         if changed is not None:
             return changed, False
-        own = {"user_id": caller.user_id, "id": agent_id, "created_at": clock.now()}
+        own = {"user_id": caller.user_id, "id": agent_id, "created_at": now}
         new = {"name": agent_id, "description": "", **values, **own}
         return connection.execute(insert(Agent).returning(*AGENT_COLUMNS), new).one(), True
 
@@ -119,15 +133,32 @@ def list_all(caller: Caller) -> Iterator[Sequence[AnyRow]]:
     return transactions.in_pages(_AGENTS, (Agent.id,), AGENTS_PER_READ, caller.scope)
 
 
-def ids(caller: Caller, count: int | None = None, *, are_tools: bool = False) -> Sequence[str]:
-    """The ids of the first `count` agents or tools that the caller may see, or of all, in order."""
-    first = (_TOOLS if are_tools else _AGENTS).with_only_columns(Agent.id).limit(count)
-    return [row.id for row in read_all(first, **caller.scope)]
+def ids(caller: Caller, count: int | None = None) -> Sequence[str]:
+    """The ids of the first `count` agents that the caller may see, or of all, in order."""
+    return [
+        row.id for row in read_all(_AGENTS.with_only_columns(Agent.id).limit(count), **caller.scope)
+    ]
+
+
+TOOL_SECONDS = 30 * 86_400  # how long an agent is a tool after a worker was seen
 
 
 def list_tools(caller: Caller, count: int) -> Sequence[AnyRow]:
-    """The first `count` agents that are MCP tools, ordered by id."""
-    return read_all(_TOOLS.limit(count), **caller.scope)
+    """The `count` agents that were MCP tools first."""
+    tools = select(*AGENT_COLUMNS).where(visible_agents, is_tool(clock.now()))
+    since = func.coalesce(Agent.tool_since, Agent.created_at)
+    return read_all(tools.order_by(since, Agent.id).limit(count), **caller.scope)
+
+
+def is_tool(now: str) -> ColumnElement[bool]:
+    # A tool that no worker serves only waits.
+    is_served = Agent.worker_seen_at >= clock.moved(now, -TOOL_SECONDS)
+    return or_(Agent.tool.is_(True), and_(Agent.tool.is_(None), is_served))
+
+
+def tool_since(now: str) -> ColumnElement[Any]:
+    """When an agent that is a tool from now on became one."""
+    return case((is_tool(now), Agent.tool_since), else_=literal(now, Agent.tool_since.type))
 
 
 def get(caller: Caller, agent_id: str) -> AnyRow:

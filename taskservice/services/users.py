@@ -1,8 +1,8 @@
 """Users with their API keys and callback secrets: added, listed, revoked and rotated."""
 
 import math
-from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, insert, or_, select, update
@@ -17,6 +17,7 @@ from taskservice.database.transactions import read_all, reading, retry_on_confli
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem, invalid, invalid_key, require
 from taskservice.schemas.users import KEY_COLUMNS, USER_COLUMNS
+from taskservice.services.agents import tool_since
 from taskservice.services.events import this_agent
 from taskservice.terms import FULL, LAST_USER_KEY, MAX_NAME
 from taskservice.webhooks import signing
@@ -167,20 +168,28 @@ def record_last_uses() -> None:
     """Store when keys, and agents' workers, were last seen in this process, to the minute."""
     keys = auth.take_minutes(auth.key_uses)
     of_keys = [{"of_id": key, "at": time} for key, time in keys.items()]
-    _store_last_uses(ApiKey.last_used_at, ApiKey.id == bindparam("of_id"), of_keys)
+    _store_last_uses(of_keys, ApiKey.last_used_at, ApiKey.id == bindparam("of_id"))
     workers = auth.take_minutes(auth.worker_claims)
     # In the order in which other transactions lock agents.
     of_workers = [
         {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
         for (user_id, agent_id), time in sorted(workers.items())
     ]
-    _store_last_uses(Agent.worker_seen_at, and_(*this_agent), of_workers)
+    # An agent with a worker can be a tool from now on.
+    since = {"tool_since": tool_since(clock.now())}
+    _store_last_uses(of_workers, Agent.worker_seen_at, and_(*this_agent), since)
 
 
-def _store_last_uses(column: Any, is_this: ColumnElement[bool], uses: list[dict[str, str]]) -> None:
+def _store_last_uses(
+    uses: list[dict[str, str]],
+    column: Any,
+    is_this: ColumnElement[bool],
+    values: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     # Another process may have stored a later one.
     is_later = column.is_(None) | (column < bindparam("at"))
-    used = update(column.class_).where(is_this, is_later).values({column: bindparam("at")})
+    used = update(column.class_).where(is_this, is_later)
+    used = used.values({**values, column.key: bindparam("at")})
     if uses:
         with transaction() as connection:
             connection.execute(used, uses)

@@ -115,7 +115,8 @@ def test_worker_that_asks_before_it_deletes(
     assert run("--decline") == ({"deleted": 0}, everything)
     # In a chat, whose client shows the question as a form.
     chat = McpClient(remote_alice, TASKS, FORMS)
-    assert chat.tools()["clean_up"]["inputSchema"] == json.loads(schema.read_text())
+    tool = until(lambda: chat.tools().get("clean_up"))
+    assert tool["inputSchema"] == json.loads(schema.read_text())
     task_id = chat.call("clean_up", given)["taskId"]
     until(lambda: chat.state(task_id)["status"] == "input_required")
     ((question_id, form),) = chat.state(task_id)["inputRequests"].items()

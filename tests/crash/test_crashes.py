@@ -57,7 +57,7 @@ def test_every_acknowledged_write_survives_killed_workers(
     with Service(data_folder, DATABASE_URL=database_url, WORKERS="2") as service:
         alice = service.add_user()
         for agent_id in ("worker", "asker", "tool"):
-            alice.request("PUT", f"/agent/{agent_id}")
+            alice.request("PUT", f"/agent/{agent_id}", json={"tool": True})
         load = callers(alice, ledger)
         for caller in load:
             caller.start()

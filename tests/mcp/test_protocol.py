@@ -353,7 +353,7 @@ def test_task_that_is_unknown_deleted_or_of_another_user_is_invalid(
 
 @pytest.mark.parametrize("name", ["nothing", "summarizer ", "", None, 5, ["list_tasks"]])
 def test_unknown_tool_is_invalid(mcp: McpClient, alice: ApiClient, name: Any) -> None:
-    alice.register()
+    alice.register(tool=True)
     call = {"name": name, "arguments": {}}
     assert mcp.modern("tools/call", call, Mcp_Name=in_base64(str(name or ""))).code in (
         -32602,

@@ -224,7 +224,7 @@ def claimed(person: ApiClient, mcp: McpClient) -> Json:
 
 
 def test_call_asks_and_goes_on_with_its_task(forms: McpClient, alice: ApiClient) -> None:
-    alice.register()
+    alice.register(tool=True)
     arguments = {"mailbox": "office"}
     with forms.calling("summarizer", arguments) as call:
         task = claimed(alice, forms)
@@ -259,6 +259,7 @@ def test_closed_form_ends_the_call_with_the_question_open(
     forms: McpClient, alice: ApiClient, task: Json
 ) -> None:
     """`claude -p` closes each form by itself: asking again would never end."""
+    alice.register(tool=True)
     question = ask(alice, task)
     again = {"inputResponses": {question["id"]: CLOSED}, "requestState": task["id"]}
     result = forms.call("summarizer", {}, **again)
@@ -272,6 +273,7 @@ def test_closed_form_ends_the_call_with_the_question_open(
 def test_response_that_does_not_fit_is_an_error_of_the_call(
     forms: McpClient, alice: ApiClient, task: Json
 ) -> None:
+    alice.register(tool=True)
     question = ask(alice, task)
     again = {"inputResponses": {question["id"]: UNFIT[-1]}, "requestState": task["id"]}
     result = forms.call("summarizer", {}, **again)

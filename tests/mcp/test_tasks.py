@@ -21,14 +21,14 @@ from tests.support.waiting import until
 @pytest.fixture
 def mcp(alice: ApiClient) -> McpClient:
     """A client that follows tasks and shows forms."""
-    alice.register()
+    alice.register(tool=True)
     return McpClient(alice, TASKS, FORMS)
 
 
 @pytest.fixture
 def plain(alice: ApiClient) -> McpClient:
     """A client that does neither."""
-    alice.register()
+    alice.register(tool=True)
     return McpClient(alice)
 
 

@@ -6,9 +6,12 @@ import re
 from typing import Any
 
 import pytest
+from flask import Flask
 
+from taskservice.background.maintenance import Maintenance
 from taskservice.services import lists, search
 from tests.support.api_client import ApiClient, expect
+from tests.support.clocks import Clocks
 from tests.support.marks import one_database
 from tests.support.mcp import TASKS, Json, McpClient, structured
 
@@ -31,8 +34,10 @@ def hashed(agent_id: str, beginning: str) -> str:
 
 
 def test_agents_are_tools_before_the_fixed_ones(alice: ApiClient, mcp: McpClient) -> None:
-    alice.register("backup", name="Nightly backup ü", description="Saves everything.\n名前")
-    alice.register("a-2.b")
+    alice.register(
+        "backup", name="Nightly backup ü", description="Saves everything.\n名前", tool=True
+    )
+    alice.register("a-2.b", tool=True)
     tools = mcp.tools()
     assert list(tools) == ["a_2_b", "backup", *FIXED]
     assert tools["a_2_b"]["description"] == "Starts a task of the agent a-2.b."
@@ -54,7 +59,7 @@ SCHEMA = {
 
 
 def test_tool_has_the_schema_and_the_hints_of_its_agent(alice: ApiClient, mcp: McpClient) -> None:
-    alice.register("weather", inputSchema=SCHEMA, annotations={"readOnlyHint": True})
+    alice.register("weather", inputSchema=SCHEMA, annotations={"readOnlyHint": True}, tool=True)
     tool = mcp.tools()["weather"]
     assert tool["inputSchema"] == SCHEMA
     assert tool["annotations"] == {"readOnlyHint": True, "openWorldHint": True}
@@ -91,7 +96,7 @@ def test_fixed_tools_say_what_they_do_and_take(mcp: McpClient) -> None:
 
 
 def test_agent_of_another_user_is_no_tool(alice: ApiClient, bob: ApiClient, mcp: McpClient) -> None:
-    bob.register("secret")
+    bob.register("secret", tool=True)
     assert "secret" not in mcp.tools()
     assert mcp.modern("tools/call", {"name": "secret"}).refused == (200, -32602)
 
@@ -101,14 +106,14 @@ def test_name_that_is_too_long_taken_or_fixed_ends_with_a_digest(
 ) -> None:
     long, other = "a" * 40 + "1", "a" * 40 + "2"
     for agent_id in ("b-c", "b.c", "b_c", "start-task", "wait_task", long, other, "a" * 40):
-        alice.register(agent_id)
+        alice.register(agent_id, tool=True)
     assert {name: tool["title"] for name, tool in mcp.tools().items() if name not in FIXED} == {
         "a" * 40: "a" * 40,
         hashed(long, "a" * 33): long,
         hashed(other, "a" * 33): other,
         hashed("b-c", "b_c"): "b-c",
         hashed("b.c", "b_c"): "b.c",
-        "b_c": "b_c",
+        hashed("b_c", "b_c"): "b_c",
         hashed("start-task", "start_task"): "start-task",
         hashed("wait_task", "wait_task"): "wait_task",
     }
@@ -127,24 +132,23 @@ def test_name_never_passes_to_an_agent_with_another_id(alice: ApiClient, mcp: Mc
             return None
         return str(expect(alice.get(f"/task/{answer.result['taskId']}"), 200)["agentId"])
 
-    alice.register("deploy_prod")
+    alice.register("deploy_prod", tool=True)
     assert runs("deploy_prod") == "deploy_prod"
-    alice.register("deploy-prod")
-    assert runs("deploy_prod") == "deploy_prod"
-    assert runs(hashed("deploy-prod", "deploy_prod")) == "deploy-prod"
-    # The agent that has the name is no tool.
-    alice.register("deploy_prod", tool=False)
+    alice.register("deploy-prod", tool=True)
     assert runs("deploy_prod") is None
+    assert runs(hashed("deploy_prod", "deploy_prod")) == "deploy_prod"
     assert runs(hashed("deploy-prod", "deploy_prod")) == "deploy-prod"
-    # Two have an equal claim to a name: neither has it.
-    alice.register("clean-up")
+    # Nor does an agent that is no tool leave its name to another.
+    alice.register("clean-up", tool=True)
     assert runs("clean_up") == "clean-up"
     alice.register("clean.up", tool=False)
     assert runs("clean_up") is None
     assert runs(hashed("clean-up", "clean_up")) == "clean-up"
-    # An id is the name that another would have by its digest.
-    alice.register(hashed("clean-up", "clean_up"))
-    assert runs(hashed("clean-up", "clean_up")) == hashed("clean-up", "clean_up")
+    # An id is the name that another has by its digest.
+    taken = hashed("clean-up", "clean_up")
+    alice.register(taken, tool=True)
+    assert runs(taken) is None
+    assert runs(hashed(taken, taken[:33])) == taken
 
 
 def test_agents_whose_digests_are_the_same_are_started_by_id_alone(
@@ -152,7 +156,7 @@ def test_agents_whose_digests_are_the_same_are_started_by_id_alone(
 ) -> None:
     agents = [f"{'a' * 38}-{number}" for number in (351, 4113)]
     for agent_id in agents:
-        alice.register(agent_id)
+        alice.register(agent_id, tool=True)
     (name,) = {hashed(agent_id, "a" * 33) for agent_id in agents}
     tools = mcp.tools()
     assert list(tools) == FIXED
@@ -163,8 +167,8 @@ def test_agents_whose_digests_are_the_same_are_started_by_id_alone(
 @one_database
 def test_agents_past_the_limit_of_tools_keep_their_names(alice: ApiClient, mcp: McpClient) -> None:
     for number in range(64):
-        alice.register(f"agent-{number:02}")
-    alice.register("agent_63")
+        alice.register(f"agent-{number:02}", tool=True)
+    alice.register("agent_63", tool=True)
     assert "agent_63" not in mcp.tools()
     assert hashed("agent-63", "agent_63") in mcp.tools()
     assert mcp.modern("tools/call", {"name": "agent_63"}).refused == (200, -32602)
@@ -172,7 +176,7 @@ def test_agents_past_the_limit_of_tools_keep_their_names(alice: ApiClient, mcp: 
 
 def test_each_tool_runs_its_own_agent(alice: ApiClient, mcp: McpClient) -> None:
     for agent_id in ("b-c", "b.c", "wait_task", "a" * 64):
-        alice.register(agent_id)
+        alice.register(agent_id, tool=True)
     follower = McpClient(alice, TASKS)
     for name, tool in mcp.tools().items():
         if name not in FIXED:
@@ -180,12 +184,54 @@ def test_each_tool_runs_its_own_agent(alice: ApiClient, mcp: McpClient) -> None:
             assert expect(alice.get(f"/task/{task_id}"), 200)["agentId"] == tool["title"]
 
 
+def test_agent_is_a_tool_while_a_worker_was_seen_in_the_last_30_days(
+    app: Flask, alice: ApiClient, mcp: McpClient, clocks: Clocks
+) -> None:
+    for agent_id, tool in (("served", None), ("idle", None), ("chosen", True), ("hidden", False)):
+        alice.register(agent_id, tool=tool)
+    assert list(mcp.tools()) == ["chosen", *FIXED]
+    assert mcp.modern("tools/call", {"name": "served"}).refused == (200, -32602)
+    for agent_id in ("served", "hidden"):
+        expect(alice.post(f"/agent/{agent_id}/claim"), 204)
+    Maintenance(app).do_round()
+    assert list(mcp.tools()) == ["chosen", "served", *FIXED]
+    assert McpClient(alice, TASKS).call("served")["resultType"] == "task"
+    clocks.go_on(29 * 86_400)
+    assert list(mcp.tools()) == ["chosen", "served", *FIXED]
+    clocks.go_on(86_400 + 60)
+    assert list(mcp.tools()) == ["chosen", *FIXED]
+
+
+def test_agents_that_were_tools_first_stay(
+    app: Flask, alice: ApiClient, mcp: McpClient, clocks: Clocks
+) -> None:
+    alice.register("old")
+    for number in range(64):
+        alice.register(f"agent-{number:02}", tool=True)
+    first = [f"agent_{number:02}" for number in range(64)]
+    assert list(mcp.tools()) == first + FIXED
+    # Whatever is registered later, gets a worker, or is chosen again.
+    alice.register("0", tool=True)
+    expect(alice.post("/agent/old/claim"), 204)
+    Maintenance(app).do_round()
+    alice.register("agent-63", tool=True)
+    tools = mcp.tools()
+    assert list(tools) == first + FIXED
+    assert tools["start_task"]["description"].endswith("of their own: 0, old.")
+    assert mcp.modern("tools/call", {"name": "old"}).refused == (200, -32602)
+    # One that was no tool for a time comes after those that were.
+    alice.register("agent-00", tool=False)
+    assert list(mcp.tools()) == ["0", *first[1:], *FIXED]
+    alice.register("agent-00", tool=True)
+    assert list(mcp.tools()) == ["0", *first[1:], *FIXED]
+
+
 @one_database
 def test_first_64_agents_are_tools_and_the_others_are_started_by_id(
     alice: ApiClient, mcp: McpClient
 ) -> None:
     for number in range(70):
-        alice.register(f"agent-{number:02}")
+        alice.register(f"agent-{number:02}", tool=True)
     tools = mcp.tools()
     others = ", ".join(f"agent-{number}" for number in range(64, 70))
     assert tools["start_task"]["description"].endswith(f"of their own: {others}.")
@@ -209,7 +255,7 @@ TEXTS = [
 
 def test_names_in_every_script_are_told_as_they_are(alice: ApiClient, mcp: McpClient) -> None:
     for number, text in enumerate(TEXTS):
-        alice.register(f"agent{number}", name=text, description=text)
+        alice.register(f"agent{number}", name=text, description=text, tool=True)
     tools = mcp.tools()
     for number, text in enumerate(TEXTS):
         tool = tools[f"agent{number}"]
@@ -223,7 +269,7 @@ def test_names_in_every_script_are_told_as_they_are(alice: ApiClient, mcp: McpCl
 
 
 def test_numbers_are_kept_exactly(alice: ApiClient, mcp: McpClient) -> None:
-    alice.register()
+    alice.register(tool=True)
     text = '{"n":12345678901234567890123,"x":0.1000000000000000000001}'
     arguments = f'{{"agentId":"summarizer","input":{text}}}'
     call = f'{{"name":"start_task","arguments":{arguments}}}'
@@ -342,7 +388,7 @@ def test_task_that_is_deleted_ends_the_call_that_waits(alice: ApiClient, mcp: Mc
 
 
 def test_start_task_returns_at_once(alice: ApiClient, mcp: McpClient) -> None:
-    alice.register()
+    alice.register(tool=True)
     content = structured(mcp.call("start_task", {"agentId": "summarizer", "input": {"a": 1}}))
     assert (content["status"], content["log"]) == ("running", [])
     task = expect(alice.get(f"/task/{content['taskId']}"), 200)

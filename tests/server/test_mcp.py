@@ -47,7 +47,7 @@ def answered(person: RemoteClient) -> int:
 def test_client_that_hangs_up_frees_its_thread_and_its_task_goes_on(tmp_path: Path) -> None:
     with Service(tmp_path / "data", WAITS="2") as service:
         alice = service.add_user("alice")
-        alice.request("PUT", "/agent/summarizer").raise_for_status()
+        alice.request("PUT", "/agent/summarizer", json={"tool": True}).raise_for_status()
         began = time.monotonic()
         for count in (1, 2):
             with socket.create_connection(("127.0.0.1", service.port)) as client:
@@ -65,7 +65,7 @@ def test_client_that_hangs_up_frees_its_thread_and_its_task_goes_on(tmp_path: Pa
 def test_of_a_hundred_calls_eight_may_wait_and_the_rest_is_told_at_once(tmp_path: Path) -> None:
     with Service(tmp_path / "data", WAITS="8") as service:
         alice = service.add_user("alice")
-        alice.request("PUT", "/agent/summarizer").raise_for_status()
+        alice.request("PUT", "/agent/summarizer", json={"tool": True}).raise_for_status()
         callers = [McpClient(person) for person in copies(alice, CALLERS)]
         with ThreadPoolExecutor(CALLERS) as pool:
             calls = [pool.submit(caller.call, "summarizer") for caller in callers]
@@ -82,7 +82,7 @@ def test_of_a_hundred_calls_eight_may_wait_and_the_rest_is_told_at_once(tmp_path
 
 def test_service_that_dies_between_start_and_answer_starts_nothing_twice(service: Service) -> None:
     alice = service.add_user("alice")
-    alice.request("PUT", "/agent/summarizer").raise_for_status()
+    alice.request("PUT", "/agent/summarizer", json={"tool": True}).raise_for_status()
     call = partial(
         McpClient(alice).call, "summarizer", {"a": 1}, _meta={"taskservice/idempotencyKey": "k"}
     )
@@ -102,7 +102,7 @@ def test_service_that_dies_between_start_and_answer_starts_nothing_twice(service
 
 def test_task_of_a_client_survives_the_end_of_the_service(service: Service) -> None:
     alice = service.add_user("alice")
-    alice.request("PUT", "/agent/summarizer").raise_for_status()
+    alice.request("PUT", "/agent/summarizer", json={"tool": True}).raise_for_status()
     follower = McpClient(alice, TASKS)
     task_id = follower.call("summarizer")["taskId"]
     service.kill()
@@ -113,7 +113,7 @@ def test_task_of_a_client_survives_the_end_of_the_service(service: Service) -> N
 def test_call_that_waits_is_answered_when_the_service_stops(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user("alice")
-        alice.request("PUT", "/agent/summarizer").raise_for_status()
+        alice.request("PUT", "/agent/summarizer", json={"tool": True}).raise_for_status()
         other = RemoteClient(service.url, str(alice.session.headers["apikey"]))
         with McpClient(alice).calling("summarizer") as call:
             until(lambda: tasks_of(other))

@@ -22,6 +22,7 @@ class EveryWrite:
             name: alice.start(name=name, claim=name != "claim", callback=callback)
             for name in ("append", "report", "cancel", "delete", "rerun", "ask", "claim")
         }
+        alice.request("PUT", "/agent/summarizer", json={"tool": True}).raise_for_status()
         self.question = self._asked("Deploy?")
         self.withdrawn = self._asked("Really?")
         alice.request("PUT", "/agent/unused").raise_for_status()

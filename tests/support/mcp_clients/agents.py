@@ -109,7 +109,8 @@ def working(owner: RemoteClient, home: Path) -> Iterator[None]:
     workers = []
     try:
         for agent_id, agent in AGENTS.items():
-            owner.request("PUT", f"/agent/{agent_id}", json=agent.fields).raise_for_status()
+            fields = agent.fields | {"tool": True}
+            owner.request("PUT", f"/agent/{agent_id}", json=fields).raise_for_status()
             # A client may leave a task that still runs.
             options = ["--agent", agent_id, "--parallel", "8"]
             with (home / f"{agent_id}.log").open("w") as log:
