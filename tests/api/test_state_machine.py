@@ -251,7 +251,7 @@ class Api(RuleBasedStateMachine):
             "createdAt": agent["createdAt"],
             "inputSchema": {"type": "object"},
             "annotations": ANY,
-            "tool": True,
+            "tool": None,
             "expect": None,
         }
         given: Json = {
