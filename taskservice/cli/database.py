@@ -25,8 +25,8 @@ from taskservice.operations.backup import backup, restore
 from taskservice.operations.database_copy import copy
 from taskservice.quantities import plural
 from taskservice.schemas.fields import in_utc
-from taskservice.services import transfer
-from taskservice.services.transfer import InvalidExport, import_from
+from taskservice.services import exports
+from taskservice.services.imports import InvalidExport, import_from
 from taskservice.terminal import exit_with_error, notice, print_json, print_line
 
 
@@ -200,18 +200,18 @@ def _time(value: str) -> str:
     "--user alice --since 2026-11-24T00:00:00Z > tasks.jsonl",
     short_help="Export tasks as JSON Lines.",
 )
-@options.text_option("--user", metavar="NAME", help="Only the tasks of this user.")
+@options.text_option("--user", metavar="NAME", help="Only this user.")
 @click.option(
     "--since", type=_time, metavar="TIME", help="Only tasks updated at or after this time."
 )
 def export_command(user: str | None, since: str | None) -> None:
-    """Print tasks with their logs, questions and deliveries as JSON Lines.
+    """Print users with their agents, hooks and tasks as JSON Lines.
 
-    The service can be running. Keys and secrets are not exported.
+    The service can be running. Keys, secrets and links are not exported.
     """
     with service_app():
         try:
-            for line in transfer.lines(user, since):
+            for line in exports.lines(user, since):
                 sys.stdout.buffer.write(line)
             sys.stdout.buffer.flush()
         except BrokenPipeError:
@@ -223,9 +223,10 @@ def export_command(user: str | None, since: str | None) -> None:
 @options.command("taskservice import", "< tasks.jsonl")
 @options.json_object
 def import_command(as_json: bool) -> None:
-    """Add the tasks of an export on stdin: all of them or none.
+    """Add what an export on stdin has: all of it or nothing.
 
-    Tasks keep their ids. Tasks that already exist are skipped. No webhooks are sent.
+    Tasks and hooks keep their ids, and those that already exist are skipped. Nobody is notified,
+    and hooks are off. The error names the line that the API would refuse.
     """
     with service_app():
         try:
@@ -240,8 +241,11 @@ def import_command(as_json: bool) -> None:
             exit_with_error(f"Nothing was imported: {error}")
     sentence = (
         f"{plural(imported.tasks, 'task')} imported, {imported.existing_tasks:,} already existed; "
-        f"{plural(len(imported.users), 'user')} and {plural(imported.agents, 'agent')} added"
+        f"{plural(len(imported.users), 'user')}, {plural(imported.agents, 'agent')} and "
+        f"{plural(imported.hooks, 'hook')} added"
     )
     print_json(asdict(imported)) if as_json else print_line(sentence)
     for name in imported.users:
         notice(f"user {name} has no key yet; add one with `taskservice key add`")
+    if imported.hooks:
+        notice("the hooks are off; their users turn them on with `taskservice hook on ID`")

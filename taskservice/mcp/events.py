@@ -17,7 +17,7 @@ from taskservice.auth import caller
 from taskservice.errors import Problem
 from taskservice.mcp.protocol import Call, RpcError
 from taskservice.schemas import strict_json
-from taskservice.schemas.fields import integer, label_texts, task_id
+from taskservice.schemas.fields import integer, label_texts, uuid
 from taskservice.services import agents, attempts, subscriptions, tasks
 from taskservice.services.attempts import FirstAttemptSlots
 from taskservice.services.subscriptions import SUBSCRIPTION_HEADER, TooMany, Wanted
@@ -154,7 +154,7 @@ class _EndpointSchema(Schema):
 class _ArgumentsSchema(Schema):
     agentId = fields.String()
     label = fields.String(validate=lambda text: label_texts("").deserialize([text]))
-    taskId = task_id()
+    taskId = uuid()
 
 
 _poll_schema = _ParametersSchema(exclude=["ttl", "delivery"], unknown=EXCLUDE)

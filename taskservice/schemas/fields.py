@@ -218,9 +218,8 @@ agent_id = partial(
 strings = partial(_Strings, items=fields.String(), required=True)
 timeout = partial(integer, validate=validate.Range(0, terms.MAX_TIMEOUT))
 # Of a key that did something.
-key_name = partial(text, maxLength=terms.MAX_NAME)
-uuid = partial(text, format="uuid")
-time = partial(text, format="date-time")
+key_name = partial(text, validate=validate.Length(max=terms.MAX_NAME))
+time = partial(text, post_load=in_utc, format="date-time")
 
 
 def bytes_at_most(limit: int) -> dict[str, Any]:
@@ -245,7 +244,7 @@ def _load_id(text: str) -> str:
 
 
 # A UUID, loaded in lower case.
-task_id = partial(text, post_load=_load_id, format="uuid")
+uuid = partial(text, post_load=_load_id, format="uuid")
 
 
 # How rows become JSON: schemas that serialize them, and the fields of stored JSON.
@@ -318,7 +317,8 @@ class ResponseSchema(Schema):
     optional: ClassVar[tuple[str, ...]] = ()
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        # For the documentation only: responses are dumped, not loaded.
+        # For the documentation only: of responses, only the fields of rows are also loaded, by
+        # an import.
         field_obj.required = field_name not in self.optional
 
 

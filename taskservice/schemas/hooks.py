@@ -97,7 +97,11 @@ class HookSchema(HookFieldsSchema, fields.RowSchema):
         terms.HOOK_STATES,
         terms.ACTIVE,
     )
-    reason = fields.text("Why the service turned it off, in one sentence.", None)
+    reason = fields.text(
+        "Why the service turned it off, in one sentence.",
+        None,
+        **fields.bytes_at_most(terms.MAX_MESSAGE),
+    )
     lastDeliveredAt = fields.time("When it was last told of something.", None)
 
 

@@ -54,7 +54,7 @@ class StartSchema(fields.RequestSchema):
         "When the work of a claimed task began, if its start is sent later: up to 30 days ago."
     )
     labels = fields.labels("Key–value pairs to filter by.")
-    parentId = fields.task_id("The parent task; the key must have access to it.", None)
+    parentId = fields.uuid("The parent task; the key must have access to it.", None)
 
 
 class RerunSchema(fields.RequestSchema):
@@ -340,7 +340,7 @@ class FilterQuerySchema(Schema):
     claimed = fields.flag("`true`: only claimed tasks; `false`: only unclaimed tasks.")
     asking = fields.flag("`true`: only tasks with open questions; `false`: only others.")
     agentId = fields.agent_id("Only tasks of this agent.")
-    parentId = fields.task_id("Only child tasks of this task.")
+    parentId = fields.uuid("Only child tasks of this task.")
     label = fields.label_texts(
         "Only tasks with this label, `key:value`; if repeated, with all of them."
     )
@@ -393,7 +393,7 @@ class SearchQuerySchema(FilterQuerySchema):
 class NewLinesQuerySchema(Schema):
     """The task to compare with."""
 
-    against = fields.task_id(
+    against = fields.uuid(
         "The task to compare with; by default the agent's latest complete task that ended "
         "before this one started."
     )

@@ -29,7 +29,11 @@ class TaskErrorSchema(fields.ResponseSchema):
         terms.ERROR_TYPES,
         terms.FAILED,
     )
-    message = fields.text("The reason, for people.", "The mailbox is locked")
+    message = fields.text(
+        "The reason, for people.",
+        "The mailbox is locked",
+        **fields.bytes_at_most(terms.MAX_MESSAGE),
+    )
 
 
 class QuestionSchema(fields.RowSchema):
@@ -76,9 +80,11 @@ class TaskSchema(fields.RowSchema):
         attribute="log_bytes",
     )
     firstLog = fields.integer(
-        "The number of the first stored line; `logCount` + 1 if none is left.", 1, minimum=1
+        "The number of the first stored line; `logCount` + 1 if none is left.",
+        1,
+        validate=validate.Range(1),
     )
-    logCount = fields.integer("The number of lines appended so far.", 1, minimum=0)
+    logCount = fields.integer("The number of lines appended so far.", 1, validate=validate.Range(0))
     output = fields.StoredJson("The task's output.", {})
     status = fields.choice("The task's status.", terms.STATUSES, terms.RUNNING)
     error = TaskError(
@@ -277,11 +283,19 @@ class AttemptSchema(fields.RowSchema):
 
     model = Attempt
     at = fields.time("When the attempt began.", examples.TIME)
-    durationMs = fields.integer("Duration in milliseconds.", 10_002, minimum=0)
-    statusCode = fields.integer(
-        "The receiver's HTTP status; null without a response.", None, minimum=0, maximum=999
+    durationMs = fields.integer(
+        "Duration in milliseconds.", 10_002, validate=validate.Range(0, (1 << 31) - 1)
     )
-    message = fields.text("The outcome in one sentence.", "No response within 10 s.")
+    statusCode = fields.integer(
+        "The receiver's HTTP status; null without a response.",
+        None,
+        validate=validate.Range(0, 999),
+    )
+    message = fields.text(
+        "The outcome in one sentence.",
+        "No response within 10 s.",
+        **fields.bytes_at_most(terms.MAX_MESSAGE),
+    )
 
 
 class DeliverySchema(fields.RowSchema):

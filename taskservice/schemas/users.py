@@ -13,7 +13,7 @@ class UserSchema(fields.RowSchema):
 
     model = User
     id = fields.uuid("The user's ID.", examples.USER)
-    name = fields.text("The user's name.", "alice")
+    name = fields.name("The user's name.", "alice")
     createdAt = fields.time("When the user was added.", examples.TIME)
 
 
@@ -116,7 +116,7 @@ class AgentOfTaskSchema(fields.RowSchema):
     """The agent of a task."""
 
     model = Agent
-    id = fields.text("The agent's ID, chosen by its user.", "summarizer")
+    id = fields.agent_id("The agent's ID, chosen by its user.", "summarizer")
     name = fields.text("The agent's name.", "Nightly summarizer")
     description = fields.text("The purpose.", "Sums up the day's mail.")
     userId = fields.uuid("The user that owns the agent.", examples.USER)

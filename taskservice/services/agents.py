@@ -55,12 +55,7 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
         for name, value in fields.items()
         if value is not None or name in ("expect", "tool")
     }
-    if "annotations" in changes:
-        # An omitted hint gets its default, even if the agent had another value.
-        changes["annotations"] = strict_json.loads(ANNOTATIONS.encode()) | changes["annotations"]
-    values, now = agent_schema.stored(changes), clock.now()
-    if "expect" in changes:
-        values |= expected_runs.columns(changes["expect"], now)
+    values, now = columns(changes), clock.now()
     here = {"agent_id": agent_id, **caller.scope}
     with transaction() as connection:
         since = {"tool_since": tool_since(now)} if "tool" in changes else {}
@@ -71,6 +66,18 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
         own = {"user_id": caller.user_id, "id": agent_id, "created_at": now}
         new = {"name": agent_id, "description": "", **values, **own}
         return connection.execute(insert(Agent).returning(*AGENT_COLUMNS), new).one(), True
+
+
+def columns(fields: dict[str, Any]) -> dict[str, Any]:
+    """Column -> value, of an agent with these fields. Raises 422."""
+    if "annotations" in fields:
+        # An omitted hint gets its default, even if the agent had another value.
+        hints = strict_json.loads(ANNOTATIONS.encode()) | fields["annotations"]
+        fields = fields | {"annotations": hints}
+    values = agent_schema.stored(fields)
+    if "expect" in fields:
+        values |= expected_runs.columns(fields["expect"], clock.now())
+    return values
 
 
 def delete(caller: Caller, agent_id: str) -> Any:

@@ -1,7 +1,7 @@
 """Hooks: created, changed, tested and deleted by their user, and the log of what they were told."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +21,7 @@ from taskservice.errors import Problem, invalid, overloaded, require, stopping
 from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS, hook_schema
 from taskservice.services import attempts, deliveries, events, subscriptions
 from taskservice.webhooks import Outcome, messages
-from taskservice.webhooks.destinations import check_url, mail_address
+from taskservice.webhooks.destinations import check_url, mail_address, read_url
 
 MAX_LISTED = 100  # deliveries, the newest
 # How often a user can send a test, and how often to one address. What it says of a receiver would
@@ -142,19 +142,22 @@ def _defaults(target: str) -> dict[str, Any]:
     return {"format": kind, "name": name}
 
 
+def check_target(target: str, kind: str, check: Callable[[str], Any] = read_url) -> None:
+    """Raises 422 for a target that does not fit the format; `check` is for a URL."""
+    try:
+        mail_address(target) if kind == terms.MAIL else check(target)
+        if kind == terms.NTFY:
+            messages.ntfy_address(target)
+    except ValueError as error:
+        raise invalid({"target": [str(error)]}) from None
+
+
 def _check(hook: dict[str, Any]) -> None:
     """Raises 422 for a target that does not fit the format or the settings."""
     config = current_app.config
+    is_allowed = partial(check_url, allowed=config["CALLBACK_ALLOWED"])
+    check_target(hook["target"], hook["format"], is_allowed)
     is_mail = hook["format"] == terms.MAIL
-    try:
-        if is_mail:
-            mail_address(hook["target"])
-        else:
-            check_url(hook["target"], config["CALLBACK_ALLOWED"])
-        if hook["format"] == terms.NTFY:
-            messages.ntfy_address(hook["target"])
-    except ValueError as error:
-        raise invalid({"target": [str(error)]}) from None
     if is_mail and not (config["SMTP_URL"] and config["MAIL_FROM"]):
         detail = "This service sends no mail: its SMTP_URL and MAIL_FROM are not set."
         raise invalid({"target": [detail]})

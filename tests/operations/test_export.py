@@ -20,7 +20,8 @@ from taskservice.database.address import parse
 from taskservice.database.engine import dispose
 from taskservice.database.models import Log, LogChunk, Task
 from taskservice.database.transactions import transaction
-from taskservice.services import transfer
+from taskservice.schemas import export_lines
+from taskservice.services import exports, imports
 from taskservice.services import users as user_service
 from taskservice.terms import EVENTS
 from tests.support.all_tables import ODD_TEXTS, fill
@@ -37,6 +38,8 @@ from tests.support.receiver import Receiver, answer
 from tests.support.service import COMMAND, Service, environment
 
 Json = dict[str, Any]
+OTHER_ID = "0193a6f0-0000-7000-8000-000000000001"
+FAILED = {"type": "failed", "message": "x"}
 
 
 @dataclass
@@ -136,10 +139,13 @@ def test_export_comes_back_as_it_was(here: Place, there: Place, receiver: Receiv
     assert sorted(imported["users"]) == ["alice", "bob"]
     again = there.export()
     changed = [(a, b) for a, b in zip(parsed(exported), parsed(again), strict=True) if a != b]
-    # Only a pending delivery differs: it is cancelled.
-    assert {(a["type"], a["state"], b["state"]) for a, b in changed} == {
-        ("delivery", "pending", "cancelled")
-    }
+    # Only a pending delivery differs, which is cancelled, and the hooks, which are off.
+    assert {a["type"] for a, _ in changed} == {"delivery", "user"}
+    of_deliveries = [(a["state"], b["state"]) for a, b in changed if a["type"] == "delivery"]
+    assert set(of_deliveries) == {("pending", "cancelled")}
+    off = {"state": "off", "reason": imports.IMPORTED}
+    for before, after in ((a["hooks"], b["hooks"]) for a, b in changed if a["type"] == "user"):
+        assert after == [hook | off for hook in before]
     for person in people:
         assert answers(there.person(person.name)) == answers(person)
 
@@ -230,11 +236,14 @@ def test_import_again_changes_nothing(here: Place, there: Place, receiver: Recei
     before = rows(there.app)
     second = there.add(exported)
     assert second == {
-        "tasks": 0, "existing_tasks": first["tasks"], "users": [], "agents": 0,
+        "tasks": 0, "existing_tasks": first["tasks"], "users": [], "agents": 0, "hooks": 0,
     }  # fmt: skip
     assert rows(there.app) == before
     shown = there.run("import", stdin=exported).stdout.decode()
-    assert f"0 tasks imported, {first['tasks']} already existed; 0 users and 0 agents" in shown
+    assert (
+        f"0 tasks imported, {first['tasks']} already existed; 0 users, 0 agents and 0 hooks"
+        in shown
+    )
 
 
 @both_ways
@@ -349,11 +358,12 @@ def test_exports_of_older_and_later_versions_are_imported(here: Place, there: Pl
     asking, lines = alice.task(task), here.export()
 
     def change(line: Json) -> None:
+        line.pop("hooks", None)
         line.pop("startedBy", None)
         line.pop("answeredBy", None)
         line["colour"] = "red"
 
-    for kind in ("task", "question"):
+    for kind in ("user", "task", "question"):
         lines = with_line(lines, change, kind)
     there.add(lines)
     assert there.person("alice").task(task) == asking | {"startedBy": None}
@@ -388,34 +398,66 @@ def test_lines_of_an_export_are_documented(here: Place, receiver: Receiver) -> N
     }
     exported = {line["type"]: line.keys() - {"type"} for line in parsed(here.export())}
     assert documented == exported | {"void": {"taskId"}}
-    assert tuple(documented) == transfer.LINE_TYPES
+    assert list(documented) == list(export_lines.LINES)
 
 
 # --- refused -----------------------------------------------------------------------------
 
-UNFIT = "does not fit the database: "
+REUSED = "does not fit the database: "
 WRONG: dict[str, tuple[str, Callable[[Json], Any], str]] = {
-    "missing field": ("task", lambda line: line.pop("status"), UNFIT),
-    "missing name": ("task", lambda line: line.pop("name"), "'name' is missing"),
-    "name of another type": ("user", lambda line: line.update(name={}), "a value has"),
-    "id of another type": ("task", lambda line: line.update(id=[1]), "a value has"),
-    "wrong status": ("task", lambda line: line.update(status="done"), UNFIT),
-    "no such agent": ("task", lambda line: line.update(agentId="x"), UNFIT),
-    "no such user": ("agent", lambda line: line.update(userId="x"), "'x' is missing"),
-    "ended twice": (
-        "task", lambda line: line.update(status="complete"), UNFIT
-    ),
+    "missing field": ("task", lambda line: line.pop("status"), "status: Missing data"),
+    "name of another type": ("user", lambda line: line.update(name={}), "name: Not a valid string"),
+    "id of another type": ("task", lambda line: line.update(id=[1]), "id: Not a valid string"),
+    "wrong status": ("task", lambda line: line.update(status="done"), "status: Must be one of"),
+    "no such agent": ("task", lambda line: line.update(agentId="x"), "agentId: No line before"),
+    "no such user": ("agent", lambda line: line.update(userId=OTHER_ID), "userId: No line before"),
+    "ended twice": ("task", lambda line: line.update(status="complete"), "finishedAt: Must be"),
+    "failed, but running": ("task", lambda line: line.update(error=FAILED), "error: Must belong"),
     "other format": ("export", lambda line: line.update(format=2), "format: must be 1, not 2"),
     "other type": ("agent", lambda line: line.update(type="x"), "its type must be one of"),
-    "wrong time": ("log", lambda line: line.update(at="then"), "Invalid isoformat string"),
+    "wrong time": ("log", lambda line: line.update(at="then"), "at: Must be a time in RFC 3339"),
+    "no times": ("log", lambda line: line.update(at=[]), "at: Must have one time for each"),
+    "a gap": ("log", lambda line: line.update(first=2), "first: The next line of the log is 1."),
+    "a line too many": ("log", lambda line: line["lines"].append("x"), "at: Must have one time"),
+    "too many lines": ("task", lambda line: line.update(logCount=9_999), "logCount: The last line"),
+    "too many bytes": ("task", lambda line: line.update(logBytes=10**7), "logBytes: The log has"),
+    "a full log": ("task", lambda line: line.update(logBytes=10**15), "logBytes: Must be"),
     "wrong count": ("end", lambda line: line.update(tasks=1), "tasks: there are"),
     "wrong cron": (
         "agent",
         lambda line: line.update(expect={"cron": "x", "timeZone": "UTC", "grace": 0}),
         "expect: cron: Not a cron expression",
     ),
-    "unanswered": (
-        "question", lambda line: line.update(answer=None), UNFIT
+    "late for good": (
+        "agent", lambda line: line.update(expect={"every": 1e300, "grace": -1e18}), "expect: every:"
+    ),
+    "line feed": ("agent", lambda line: line.update(id="summarizer\n"), "id: String does not"),
+    "wrong input schema": (
+        "agent", lambda line: line.update(inputSchema={"type": "x"}), "inputSchema: "
+    ),
+    "wrong hint": (
+        "agent", lambda line: line.update(annotations={"readOnlyHint": 1}), "annotations: readOnly"
+    ),
+    "wrong question": ("question", lambda line: line.update(schema={}), "schema: Must have the"),
+    "unanswered": ("question", lambda line: line.update(answer=None), "answer: Must belong"),
+    "wrong answer": ("question", lambda line: line.update(answer={"a": 1}), "content.a: Unknown"),
+    "question of another task": (
+        "question", lambda line: line.update(taskId=OTHER_ID), "taskId: Is not the task before it."
+    ),
+    "log of another task": (
+        "log", lambda line: line.update(taskId=OTHER_ID), "taskId: Is not the task before it."
+    ),
+    "wrong callback": (
+        "task", lambda line: line.update(callback="http://["), "callback: The URL has no valid host"
+    ),
+    "wrong attempt": (
+        "delivery", lambda line: line["attempts"][0].update(statusCode=1e9), "attempts: 0: statusC"
+    ),
+    "wrong hook": (
+        "user", lambda line: line["hooks"][0].update(target="file:///x"), "target: The URL does not"
+    ),
+    "hook without events": (
+        "user", lambda line: line["hooks"][0].update(events=[]), "hooks: 0: events: Must have at"
     ),
 }  # fmt: skip
 
@@ -430,9 +472,8 @@ def test_wrong_line_is_named_and_nothing_is_imported(
     for name, (kind, change, reason) in WRONG.items():
         with subtests.test(name):
             line = there.refuse(with_line(exported, change, kind))
-            assert f": {reason}" in line
             number = next(n for n, each in enumerate(parsed(exported), 1) if each["type"] == kind)
-            assert f"Nothing was imported: line {number}: " in line
+            assert f"Nothing was imported: line {number}: {reason}" in line
 
 
 @both_ways
@@ -446,10 +487,10 @@ def test_file_that_is_cut_off_is_refused(here: Place, there: Place, receiver: Re
     }  # fmt: skip
     for what, rest in cut.items():
         assert "Nothing was imported: line " in there.refuse(b"".join(rest)), what
-    # What the database itself refuses: an id that another user has.
+    # What the database itself refuses: a user's ID that has another name.
     other = with_line(exported, lambda line: line.update(name="other"), "user")
     there.add(exported)
-    assert UNFIT in there.refuse(other)
+    assert REUSED in there.refuse(other)
 
 
 def test_export_ends_quietly_with_its_reader_and_import_needs_its_input(here: Place) -> None:
@@ -506,7 +547,7 @@ def test_task_whose_log_goes_while_it_is_exported_is_exported_as_it_is_then(
                 drop_log(here.app, tasks[2])
 
     with here.app.app_context(), before_reads(here.app, act):
-        exported = b"".join(transfer.lines())
+        exported = b"".join(exports.lines())
     assert [line["type"] for line in parsed(exported)].count("void") == 2
     assert there.add(exported)["tasks"] == 2
     moved = there.person("alice")

@@ -1,0 +1,335 @@
+"""Imports all of an export that does not exist yet, in one transaction."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+from types import SimpleNamespace
+from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
+
+from marshmallow import ValidationError
+from sqlalchemy import Connection, bindparam, exists, func, insert, select, text, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import DeclarativeBase, aliased
+
+from taskservice import terms
+from taskservice.database import clock
+from taskservice.database.connections import Statement
+from taskservice.database.models import (
+    Agent,
+    Attempt,
+    Delivery,
+    Hook,
+    LogChunk,
+    LogWriter,
+    Question,
+    Task,
+    User,
+)
+from taskservice.database.transactions import transaction
+from taskservice.database.types import Identifier, TaskRow
+from taskservice.errors import Problem, from_exception, invalid, sentences
+from taskservice.schemas import export_lines, strict_json
+from taskservice.schemas.fields import NO_QUESTIONS
+from taskservice.services import agents, hooks, logs, questions, tasks
+from taskservice.services.users import insert_secret
+
+# Of a line that other programs have written, with more escapes: three times of what an export has.
+MAX_LINE_BYTES = 16 * 1024 * 1024
+IMPORTED = "It was imported; turn it on to be notified."
+_parent = aliased(Task)
+# For each column that refers to tasks: clear references to tasks that the user does not have.
+_CLEAR_MISSING = tuple(
+    update(Task)
+    .where(
+        column.is_not(None),
+        ~exists().where(_parent.id == column, _parent.user_id == Task.user_id).correlate(Task),
+    )
+    .values({column: None})
+    for column in (Task.parent_id, Task.rerun_of)
+)
+# The state of an agent follows from its finished tasks, of which cancelled ones do not count.
+_SET_STATE = text("""
+    WITH ended AS (
+        SELECT id, finished_at, CASE WHEN error_type IS NULL THEN 'ok' ELSE 'broken' END AS state
+        FROM tasks WHERE user_id = :user_id AND agent_id = :agent_id
+            AND finished_at IS NOT NULL AND coalesce(error_type, '') <> 'cancelled'
+    ), last AS (
+        SELECT state FROM ended ORDER BY finished_at DESC, id DESC LIMIT 1
+    ), before AS (
+        SELECT max(finished_at) AS at FROM ended WHERE state <> (SELECT state FROM last)
+    ), current AS (
+        SELECT last.state, min(finished_at) AS since, count(*) AS count
+        FROM ended JOIN last ON last.state = ended.state CROSS JOIN before
+        WHERE before.at IS NULL OR finished_at >= before.at GROUP BY last.state
+    )
+    UPDATE agents SET (state, state_since, failures) = (
+        SELECT state, since, CASE state WHEN 'broken' THEN count ELSE 0 END FROM current
+    ) WHERE user_id = :user_id AND id = :agent_id AND EXISTS (SELECT 1 FROM current)
+""").bindparams(bindparam("user_id", type_=Identifier))
+
+
+class InvalidExport(Exception):
+    """An invalid line; the message contains its number."""
+
+
+@dataclass
+class ImportResult:
+    """What an import added, and the number of skipped tasks."""
+
+    tasks: int = 0
+    existing_tasks: int = 0
+    users: list[str] = field(default_factory=list)
+    agents: int = 0
+    hooks: int = 0
+
+
+def import_from(file: BinaryIO) -> ImportResult:
+    """Import the tasks that are not there yet. Raises InvalidExport, with nothing changed."""
+    with transaction() as connection:
+        importer = _Importer(connection)
+        try:
+            for line in iter(partial(file.readline, MAX_LINE_BYTES + 1), b""):
+                importer.add(line)
+            if not importer.is_complete:
+                importer.number += 1
+                raise ValueError("the end is missing: the export was cut off")
+        except IntegrityError as error:
+            reason = "does not fit the database: " + str(error.orig).partition("\n")[0]
+        except (Problem, ValidationError) as error:
+            reason = " ".join(sentences(from_exception(error).more["errors"]))
+        except ValueError as error:
+            reason = str(error)
+        else:
+            for statement in _CLEAR_MISSING:
+                connection.execute(statement)
+            for user_id, agent_id in sorted(importer.changed_agents):
+                connection.execute(_SET_STATE, {"user_id": user_id, "agent_id": agent_id})
+            return importer.imported
+        raise InvalidExport(f"line {importer.number}: {reason}")
+
+
+@dataclass
+class _FileTask:
+    """A task of the file, and what has been read of its lines."""
+
+    fields: dict[str, Any]
+    number: int  # of its line in the file
+    is_new: bool  # whether the database does not have it yet
+    last: int  # number of the last line of its log
+    size: int = 0  # bytes of its log
+    log_id: int | None = None
+    open_questions: int = 0
+
+
+class _Importer:
+    """Writes lines, one after another, in an open transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.imported = ImportResult()
+        self.number = 0  # of the line that is added, or is invalid
+        self.changed_agents: set[tuple[str, str]] = set()  # user and id, if they have new tasks
+        self.is_complete = False  # whether the last line was the end
+        self._users: dict[str, str] = {}  # ids of users in the file -> in the database
+        self._agents: set[tuple[str, str]] = set()  # user and id
+        self._count = 0  # tasks of the file
+        self._task: _FileTask | None = None  # that the next lines can belong to
+
+    def add(self, line: bytes) -> None:
+        """Write a line. Raises ValidationError, Problem, ValueError and IntegrityError."""
+        self.number += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise ValueError(f"longer than {MAX_LINE_BYTES:,} bytes")
+        parsed = strict_json.loads(line)
+        kind = parsed.get("type") if isinstance(parsed, dict) else None
+        if kind not in list(export_lines.LINES):
+            raise ValueError(f"its type must be one of {', '.join(export_lines.LINES)}")
+        self.is_complete = kind == "end"
+        fields = export_lines.LINES[kind].load(parsed)
+        if "taskId" not in fields:
+            self._end_task()
+            getattr(self, f"_add_{kind}")(fields)
+        elif self._task is None or self._task.fields["id"] != fields["taskId"]:
+            raise invalid({"taskId": ["Is not the task before it."]})
+        else:
+            getattr(self, f"_add_{kind}")(fields, self._task)
+
+    def _add_export(self, fields: dict[str, Any]) -> None:
+        if fields["format"] != export_lines.FORMAT:
+            raise ValueError(f"format: must be {export_lines.FORMAT}, not {fields['format']}")
+        self._count = 0
+
+    def _add_user(self, fields: dict[str, Any]) -> None:
+        """Users are matched by their names."""
+        known_id = self._connection.scalar(select(User.id).where(User.name == fields["name"]))
+        user_id = self._users[fields["id"]] = known_id or fields["id"]
+        if known_id is None:
+            self._insert(User, export_lines.user_rows.stored(fields))
+            # Exports have no secrets.
+            insert_secret(self._connection, user_id, clock.now())
+            self.imported.users.append(fields["name"])
+        for hook in fields["hooks"]:
+            self._add_hook(user_id, hook)
+
+    def _add_hook(self, user_id: str, fields: dict[str, Any]) -> None:
+        """An active hook is off: nobody is told anything by an import, and its token is missing."""
+        hooks.check_target(fields["target"], fields["format"])
+        if not self._is_new(Hook, fields["id"], user_id):
+            return
+        count = select(func.count()).where(Hook.user_id == user_id, Hook.expires_at.is_(None))
+        if (self._connection.scalar(count) or 0) >= terms.MAX_HOOKS:
+            raise invalid({"hooks": [f"The user has {terms.MAX_HOOKS} hooks already."]})
+        is_on = fields["state"] == terms.ACTIVE
+        state = {"state": terms.OFF, "reason": IMPORTED} if is_on else {}
+        self._insert(Hook, export_lines.hook_rows.stored(fields | state) | {"user_id": user_id})
+        self.imported.hooks += 1
+
+    def _add_agent(self, fields: dict[str, Any]) -> None:
+        user_id = self._user_id(fields)
+        values = agents.columns(fields) | {"user_id": user_id}
+        self._agents.add((user_id, fields["id"]))
+        there = exists().where(Agent.user_id == user_id, Agent.id == fields["id"])
+        if not self._connection.scalar(select(there)):
+            self._insert(Agent, values)
+            self.imported.agents += 1
+
+    def _add_task(self, fields: dict[str, Any]) -> None:
+        user_id, error = self._user_id(fields), fields["error"] or {}
+        if (user_id, fields["agentId"]) not in self._agents:
+            raise invalid({"agentId": ["No line before this one has this agent."]})
+        self._count += 1
+        is_new = self._is_new(Task, fields["id"], user_id)
+        self._task = _FileTask(fields, self.number, is_new, fields["firstLog"] - 1)
+        if not is_new:
+            self.imported.existing_tasks += 1
+            return
+        writers = fields["writers"]
+        values = {"labels": "{}", **export_lines.task_rows.stored(fields)} | {
+            "user_id": user_id,
+            "name_folded": fields["name"].casefold(),
+            "error_type": error.get("type"),
+            "error_message": error.get("message"),
+            "questions": NO_QUESTIONS,
+            "log_bytes": fields["logBytes"],
+            "default_writer_seq": writers.get("", 0),
+            "version": fields["version"],
+            "timeout": fields["timeout"],
+        }
+        key = _key(fields)
+        of_key = Task.idempotency_key == key.get("idempotency_key")
+        # A key that another task already uses is left out.
+        if not self._connection.scalar(select(exists().where(Task.user_id == user_id, of_key))):
+            values |= key
+        self._insert(Task, values, own_timeout=fields["timeout"])
+        tasks.insert_labels(self._connection, cast(TaskRow, SimpleNamespace(**values)))
+        for writer, seq in writers.items():
+            if writer:
+                self._insert(LogWriter, {"task_id": fields["id"], "writer": writer, "seq": seq})
+        self.imported.tasks += 1
+        self.changed_agents.add((user_id, fields["agentId"]))
+
+    def _add_question(self, fields: dict[str, Any], task: _FileTask) -> None:
+        is_open = fields["state"] == terms.OPEN
+        task.open_questions += is_open
+        if is_open and task.fields["status"] != terms.RUNNING:
+            raise invalid({"state": ["The task has ended, so it asks nothing."]})
+        if task.open_questions > terms.MAX_OPEN_QUESTIONS:
+            detail = f"More than {terms.MAX_OPEN_QUESTIONS} questions of the task are open."
+            raise invalid({"state": [detail]})
+        if task.is_new:
+            of_task = {"task_id": fields["taskId"]}
+            values = export_lines.question_rows.stored(fields) | of_task | _key(fields)
+            self._insert(Question, values)
+        if task.is_new and is_open:
+            open_json = questions.open_json(self._connection, fields["taskId"])
+            of_id = update(Task).where(Task.id == fields["taskId"])
+            self._connection.execute(of_id.values(questions=open_json))
+
+    def _add_delivery(self, fields: dict[str, Any], task: _FileTask) -> None:
+        """A pending delivery becomes cancelled: an import sends no webhook."""
+        if not task.is_new:
+            return
+        is_pending = fields["state"] == terms.PENDING
+        delivery = export_lines.delivery_rows.stored(fields) | {
+            "task_id": fields["taskId"],
+            "user_id": self._users[task.fields["userId"]],
+            "host": urlsplit(fields["callback"]).netloc.lower(),
+            "state": terms.CANCELLED if is_pending else fields["state"],
+            "next_attempt_at": None,
+            "attempt_count": len(fields["attempts"]),
+        }
+        self._insert(Delivery, delivery)
+        for attempt in fields["attempts"]:
+            more = {"delivery_id": fields["id"], "answer": attempt.get("answer")}
+            self._insert(Attempt, export_lines.attempt_rows.stored(attempt) | more)
+
+    def _add_log(self, fields: dict[str, Any], task: _FileTask) -> None:
+        """The next lines of the task; `first` is the number of the first one."""
+        if fields["first"] != task.last + 1:
+            raise invalid({"first": [f"The next line of the log is {task.last + 1}."]})
+        if task.is_new and task.log_id is None:
+            task.log_id = logs.NEW_LOG.scalar(self._connection, task_id=fields["taskId"])
+        for chunk in logs.from_strings(fields["lines"], fields.get("at")):
+            task.last += chunk.count
+            task.size += chunk.size
+            at, times = clock.encode(chunk.times) if chunk.times else (None, None)
+            values = {"log_id": task.log_id, "last": task.last, "count": chunk.count}
+            if task.is_new:
+                more = {"text": chunk.text, "at": at, "times": times}
+                self._insert(LogChunk, values | more)
+
+    def _add_void(self, fields: dict[str, Any], task: _FileTask) -> None:
+        """Remove the task before it: it was deleted, or is exported again below."""
+        self._count -= 1
+        self._task = None
+        if task.is_new:
+            tasks.remove(self._connection, [fields["taskId"]])
+            self.imported.tasks -= 1
+        else:
+            self.imported.existing_tasks -= 1
+
+    def _end_task(self) -> None:
+        """Check the log of the task whose lines have ended."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        wrong = {}
+        if task.last != task.fields["logCount"]:
+            wrong["logCount"] = [f"The last line of the log is {task.last}."]
+        # Retention has removed the lines before `firstLog`, and their number of bytes is unknown.
+        given = task.fields["logBytes"]
+        if task.size > given or (task.size < given and task.fields["firstLog"] == 1):
+            wrong["logBytes"] = [f"The log has {task.size} bytes."]
+        if wrong:
+            self.number = task.number
+            raise invalid(wrong)
+
+    def _add_end(self, fields: dict[str, Any]) -> None:
+        if fields["tasks"] != self._count:
+            raise ValueError(f"tasks: there are {self._count}")
+
+    def _user_id(self, fields: Mapping[str, Any]) -> str:
+        if fields["userId"] not in self._users:
+            raise invalid({"userId": ["No line before this one has this user."]})
+        return self._users[fields["userId"]]
+
+    def _is_new(self, model: type[Hook] | type[Task], row_id: str, user_id: str) -> bool:
+        """Whether nobody has a row with this ID. Raises 422 if another user has it."""
+        owner = self._connection.scalar(select(model.user_id).where(model.id == row_id))
+        if owner not in (None, user_id):
+            raise invalid({"id": ["Another user has it."]})
+        return owner is None
+
+    def _insert(self, model: type[DeclarativeBase], values: dict[str, Any], **more: Any) -> None:
+        _insertion(model, tuple(values)).run(self._connection, **values, **more)
+
+
+def _key(fields: Mapping[str, Any]) -> dict[str, Any]:
+    key = fields["idempotency"]
+    return {f"idempotency_{name}": key[name] for name in ("key", "digest")} if key else {}
+
+
+@cache
+def _insertion(model: type[DeclarativeBase], columns: tuple[str, ...]) -> Statement[None]:
+    return Statement(tasks.NEW_TASK if model is Task else insert(model), columns)
