@@ -37,6 +37,12 @@ from taskservice.services.users import insert_secret
 # Of a line that other programs have written, with more escapes: three times of what an export has.
 MAX_LINE_BYTES = 16 * 1024 * 1024
 IMPORTED = "It was imported; turn it on to be notified."
+_OWNERS = {
+    model: Statement[Any](
+        select(model.user_id).where(model.id == bindparam("row_id", type_=Identifier))
+    )
+    for model in (Hook, Task)
+}
 _parent = aliased(Task)
 # For each column that refers to tasks: clear references to tasks that the user does not have.
 _CLEAR_MISSING = tuple(
@@ -216,11 +222,11 @@ class _Importer:
             "version": fields["version"],
             "timeout": fields["timeout"],
         }
-        key = _key(fields)
-        of_key = Task.idempotency_key == key.get("idempotency_key")
-        # A key that another task already uses is left out.
-        if not self._connection.scalar(select(exists().where(Task.user_id == user_id, of_key))):
-            values |= key
+        if key := _key(fields):
+            of_key = Task.idempotency_key == key["idempotency_key"]
+            # A key that another task already uses is left out.
+            is_used = select(exists().where(Task.user_id == user_id, of_key))
+            values |= {} if self._connection.scalar(is_used) else key
         self._insert(Task, values, own_timeout=fields["timeout"])
         tasks.insert_labels(self._connection, cast(TaskRow, SimpleNamespace(**values)))
         for writer, seq in writers.items():
@@ -316,7 +322,7 @@ class _Importer:
 
     def _is_new(self, model: type[Hook] | type[Task], row_id: str, user_id: str) -> bool:
         """Whether nobody has a row with this ID. Raises 422 if another user has it."""
-        owner = self._connection.scalar(select(model.user_id).where(model.id == row_id))
+        owner = _OWNERS[model].scalar(self._connection, row_id=row_id)
         if owner not in (None, user_id):
             raise invalid({"id": ["Another user has it."]})
         return owner is None
