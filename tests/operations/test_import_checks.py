@@ -255,6 +255,7 @@ def use(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
     assert load(app, exported) is None
 
 
+@pytest.mark.timeout(900)
 def test_each_altered_field_is_refused_or_harms_nothing(
     app: Flask, exported: list[Json], caplog: pytest.LogCaptureFixture, subtests: pytest.Subtests
 ) -> None:
