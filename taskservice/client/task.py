@@ -366,7 +366,7 @@ class Task:
 
         A line feed starts another line. A line over 64 KiB is truncated, and lines over 100 MiB
         in all are dropped; a marker in the log shows it. Returns immediately: a background
-        thread sends the lines in order, each exactly once. Blocks only while 16 MiB of lines
+        thread sends the lines in order, none of them twice. Blocks only while 16 MiB of lines
         are waiting to be sent.
 
         Raises:
