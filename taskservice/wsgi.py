@@ -6,7 +6,13 @@ import sys
 from taskservice.app import create_app
 from taskservice.config import Config, ConfigError
 from taskservice.database.migrations import DatabaseError
-from taskservice.operations.health import NO_BACKGROUND_WORK, is_background_running
+from taskservice.operations.health import (
+    BACKGROUND_LOCK,
+    NO_BACKGROUND_WORK,
+    SERVER_LOCK,
+    is_running,
+    show_running,
+)
 from taskservice.operations.request_log import configure_logging
 from taskservice.terminal import exit_with_error
 
@@ -20,6 +26,7 @@ try:
 except (ConfigError, DatabaseError) as error:
     exit_with_error(str(error), 2)
 if not works_in_background:
+    show_running(config.DATA / SERVER_LOCK)
     app.config["NOTICE"] = NO_BACKGROUND_WORK
-    if not is_background_running(config.DATA):
+    if not is_running(config.DATA / BACKGROUND_LOCK):
         logging.getLogger(__name__).warning(NO_BACKGROUND_WORK)

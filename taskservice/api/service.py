@@ -44,7 +44,7 @@ def ready() -> Response:
     """
     health.require_usable()
     notice = current_app.config.get("NOTICE")
-    if notice is None or health.is_background_running(current_app.config["DATA"]):
+    if notice is None or health.is_running(current_app.config["DATA"] / health.BACKGROUND_LOCK):
         return responses.json({"status": "ok"})
     return responses.json({"status": "ok", "notice": notice})
 

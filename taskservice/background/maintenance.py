@@ -48,12 +48,11 @@ class Maintenance(threading.Thread):
 
     def __init__(self, app: Flask, *, serves: bool = True) -> None:
         super().__init__(name="maintenance", daemon=True)
-        self._app = app
-        heartbeats = [health.record] if serves else []
+        self._app, self._serves = app, serves
         self._clock = timeouts.ClockMonitor()
         # Before the timeouts: an expired question no longer delays them.
         self._first_jobs = (
-            *heartbeats,
+            self._record_heartbeat,
             expire_questions,
             self._clock.read_clocks,
             self._end_silent,
@@ -79,6 +78,10 @@ class Maintenance(threading.Thread):
                 except Exception:
                     logger.exception("Maintenance failed: %s", job.__name__)
         return has_more
+
+    def _record_heartbeat(self) -> None:
+        if self._serves or health.is_running(self._app.config["DATA"] / health.SERVER_LOCK):
+            health.record()
 
     def _end_silent(self) -> None:
         if self._clock.now is not None:

@@ -96,7 +96,8 @@ def background_command() -> None:
     """Run only the background work: webhooks, timeouts, retention.
 
     Each process of `serve` does this too, and any number of processes can share a database.
-    Tasks time out only while `serve` runs, because otherwise their agents could not report.
+    Tasks time out only while `serve` or another WSGI server runs, because otherwise their agents
+    could not report.
     """
     config = load_config()
     configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
@@ -104,7 +105,7 @@ def background_command() -> None:
         app = create_app(config, may_create=False)
     # Threads inherit this mask, so a signal waits for `sigwait` below.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    health.show_background(config.DATA)
+    health.show_running(config.DATA / health.BACKGROUND_LOCK)
     loops = start_loops(app, serves=False)
     notice(f"background work started, data in {config.DATA}")
     signal.sigwait(SIGNALS)

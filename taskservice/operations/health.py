@@ -78,8 +78,10 @@ NO_BACKGROUND_WORK = (
     "and old tasks are not removed. Run `taskservice background` too, or use `taskservice serve`."
 )
 
-# The file in `DATA` that each `taskservice background` locks, together with others.
+# Files in `DATA` that processes lock while they run: `taskservice background`, and another WSGI
+# server, for which the former writes the heartbeat.
 BACKGROUND_LOCK = "background.lock"
+SERVER_LOCK = "server.lock"
 
 READY_SECONDS = 1.0
 METRICS_SECONDS = 2.0
@@ -125,17 +127,17 @@ _OLDEST_DUE = sa.select(
 _SIZE = sa.select(sa.func.pg_database_size(sa.func.current_database()))
 
 
-def show_background(data: Path) -> None:
-    """Let `is_background_running` be true until this process ends."""
+def show_running(lock: Path) -> None:
+    """Let `is_running` be true until this process and all that it forks have ended."""
     with suppress(OSError):
-        descriptor = os.open(data / BACKGROUND_LOCK, os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(lock, os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 
-def is_background_running(data: Path) -> bool:
-    """Whether `taskservice background` runs on this machine with this `DATA`."""
+def is_running(lock: Path) -> bool:
+    """Whether a process that called `show_running` runs on this machine."""
     try:
-        with open(data / BACKGROUND_LOCK, "rb") as file:
+        with open(lock, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -27,13 +27,20 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text, update
 
 from taskservice.app import create_app
+from taskservice.background.maintenance import Maintenance
 from taskservice.config import Config
 from taskservice.database import clock, migrations, transactions
 from taskservice.database.engine import dispose
 from taskservice.database.models import Delivery
 from taskservice.database.transactions import transaction
 from taskservice.operations import metrics
-from taskservice.operations.health import _COUNTS, NO_BACKGROUND_WORK, DatabaseProbe
+from taskservice.operations.health import (
+    _COUNTS,
+    NO_BACKGROUND_WORK,
+    SERVER_LOCK,
+    DatabaseProbe,
+    is_running,
+)
 from taskservice.operations.metrics import RECORDS, SLOTS, RequestCounts
 from taskservice.operations.request_log import configure_logging
 from taskservice.serving.settings import gunicorn_settings
@@ -41,6 +48,7 @@ from tests.support.api_client import ApiClient, RemoteClient, expect, problem
 from tests.support.databases import Databases
 from tests.support.fork_server import ForkedPopen
 from tests.support.internals import run_sql, set_for_database
+from tests.support.maintenance import DAY, fall_silent
 from tests.support.marks import only_postgresql
 from tests.support.mcp import McpClient
 from tests.support.mounts import fill, read_only, small_disk
@@ -364,6 +372,35 @@ def test_server_without_our_settings_says_that_background_work_is_missing(tmp_pa
             background.wait()
         until(lambda: "notice" in readiness(other))
     assert other.log.read_text().count(NO_BACKGROUND_WORK) == 1
+
+
+def test_background_process_ends_silent_tasks_while_a_server_without_our_settings_runs(
+    tmp_path: Path, no_grace: None
+) -> None:
+    other = OtherServer(tmp_path / "data")
+    # No monitoring reads /readyz, which writes the heartbeat.
+    other.ready_path = "/livez"
+
+    def status(task: dict[str, Any]) -> Any:
+        return alice.request("GET", f"/task/{task['id']}").json()["status"]
+
+    with other:
+        alice = other.add_user()
+        early, late = alice.start(claim=True), alice.start(claim=True)
+        app = create_app(Config.from_environment(other.environment))
+        background = Maintenance(app, serves=False)
+        fall_silent(app, early, 2 * DAY)
+        background.do_round()
+        assert status(early) == "error"
+    # Its killed processes can live for a moment longer.
+    until(lambda: not is_running(tmp_path / "data" / SERVER_LOCK))
+    fall_silent(app, late, 2 * DAY)
+    # As if it had ended more than a minute ago.
+    run_sql(app, "DELETE FROM service_heartbeat")
+    background.do_round()
+    dispose(app)
+    with other:
+        assert status(late) == "running"
 
 
 def readiness(service: Service) -> Any:
