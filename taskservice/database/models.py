@@ -82,7 +82,8 @@ class Agent(db.Model):
     # JSON text, returned as it was stored.
     input_schema: Mapped[str] = mapped_column(server_default=INPUT_SCHEMA)
     annotations: Mapped[str] = mapped_column(server_default=ANNOTATIONS)
-    # Whether the agent is an MCP tool; null: while a worker was seen. And when it last became one.
+    # Whether the agent is an MCP tool; null: while a worker was seen. And since when, if that is
+    # not `created_at`.
     tool: Mapped[bool | None]
     tool_since: Mapped[str | None] = mapped_column(Timestamp)
     # `ok` or `broken` by its last task that ended, since when, and how many failed in a row.

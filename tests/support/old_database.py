@@ -36,6 +36,7 @@ NOT_KEPT_BEFORE = {
     ],
     "0016": ["UPDATE api_keys SET access = 'full', login = false", "DELETE FROM links"],
     "0017": ["DELETE FROM hook_tests"],
+    "0018": ["UPDATE agents SET tool = coalesce(tool, true), tool_since = NULL"],
     "0012": ["UPDATE tasks SET started_by = NULL", "UPDATE questions SET answered_by = NULL"],
 }
 TABLES_BEFORE = {"0005": {"service_heartbeat": "presence"}}
@@ -91,6 +92,10 @@ def _add(
         for row, of_today in zip(added, rows, strict=True)
         if "hook_id" in row or not of_today.get("hook_id")
     ]
+    # Whether an agent was a tool was true or false.
+    for row in added if revision < "0018" else ():
+        if "tool" in row:
+            row["tool"] = row["tool"] is not False
     connection.execute(target.insert(), added)
     if connection.dialect.name == "postgresql":
         for each in kept.values():

@@ -18,4 +18,3 @@ def upgrade() -> None:
     op.drop_column("agents", "tool")
     op.alter_column("agents", "is_tool", new_column_name="tool")
     op.add_column("agents", sa.Column("tool_since", Timestamp(), nullable=True))
-    op.execute("UPDATE agents SET tool_since = created_at")
