@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
@@ -17,13 +18,19 @@ from urllib.parse import urlsplit
 from uuid import UUID, uuid5
 
 import click
-import requests
 
 from taskservice import terms
+from taskservice.bounded_http import Limits, Session
 from taskservice.cli import options
 from taskservice.cli.service_client import service_client
 from taskservice.client import Client, NotFound
-from taskservice.client.responses import CALLBACK_SECRET, RETRYABLE, USER, NotTheService
+from taskservice.client.responses import (
+    CALLBACK_SECRET,
+    RETRYABLE,
+    USER,
+    NotTheService,
+    UnexpectedResponse,
+)
 from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.webhooks import signing
 
@@ -37,6 +44,7 @@ OVERLAP = timedelta(seconds=60)
 # Seconds after each failure until the same webhook is posted again.
 RETRY_DELAYS = (1, 2, 5, 10, 30, 60)
 ATTEMPT_SECONDS = 10.0
+MAX_RESPONSE_BYTES = 64 * 1024
 _HEADERS = {"Content-Type": "application/json", "User-Agent": "taskservice", "Connection": "close"}
 # The command reached the service at its start, so other programs' responses come from a proxy.
 _UNAVAILABLE = (*RETRYABLE, NotTheService)
@@ -95,7 +103,10 @@ def _is_url(text: str) -> bool:
 
 def _secret(client: Client) -> str:
     response = client.connection.call("GET", "/callback-secret", CALLBACK_SECRET)
-    return str(response.data["secret"])
+    secret = str(response.data["secret"])
+    if not signing.is_secret(secret):
+        raise UnexpectedResponse("the service has no valid callback secret")
+    return secret
 
 
 def _receive(client: Client, port: int, show: Callable[[bytes], str]) -> NoReturn:
@@ -173,7 +184,7 @@ class Forwarder:
     def __init__(self, client: Client, url: str) -> None:
         self._client, self._url = client, url
         # One for all: Python loses a signal that arrives while a session is being finalized.
-        self._session = requests.Session()
+        self._session = Session(Limits(MAX_RESPONSE_BYTES))
         # Like the service: without the proxies and passwords of the environment, and cookies.
         self._session.trust_env = False
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -233,10 +244,14 @@ class Forwarder:
         """The receiver's response, or why there was none."""
         try:
             response = self._session.post(
-                self._url, text, headers=headers, timeout=ATTEMPT_SECONDS, allow_redirects=False
+                self._url, text, headers=headers, timeout=ATTEMPT_SECONDS, stream=True
             )
-        except requests.RequestException as error:
+        # For a malformed response, the libraries below raise errors of many kinds.
+        except Exception as error:
             return type(error).__name__
+        # Status and headers decide, as in the service.
+        with suppress(Exception), response:
+            _ = response.content
         return f"{response.status_code} {response.reason}".rstrip()
 
 

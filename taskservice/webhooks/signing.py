@@ -19,6 +19,15 @@ def new_secret() -> str:
     return PREFIX + base64.b64encode(token_bytes(SECRET_BYTES)).decode()
 
 
+def is_secret(text: str) -> bool:
+    """Whether this has the form of a secret."""
+    try:
+        _key(text)
+    except ValueError:
+        return False
+    return True
+
+
 def sign(secrets: Sequence[str], webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
     """The three headers of a webhook, signed by each of `secrets`, newest first.
 
@@ -51,7 +60,12 @@ def is_signed(secrets: Sequence[str], headers: Mapping[str, str], body: bytes, n
 
 
 def _signature(secret: str, content: bytes) -> str:
+    digest = hmac.digest(_key(secret), content, hashlib.sha256)
+    return "v1," + base64.b64encode(digest).decode()
+
+
+def _key(secret: str) -> bytes:
     key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
     if not key:
         raise ValueError("The secret of a webhook is empty.")
-    return "v1," + base64.b64encode(hmac.digest(key, content, hashlib.sha256)).decode()
+    return key

@@ -16,6 +16,7 @@ from standardwebhooks import Webhook
 
 from taskservice.webhooks.signing import new_secret, sign
 from tests.support import receiver as play
+from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, kill, machine_of
 from tests.support.api_client import RemoteClient
 from tests.support.cheap_subtests import CheapSubtests
@@ -60,7 +61,7 @@ def test_finished_tasks_come_as_the_webhooks_would(
         (ours,) = local.wait_for(1, 20)
         (theirs,) = callback.wait_for(1, 20)
     assert ours.body == theirs.body
-    own = {"host", "webhook-id", "webhook-timestamp", "webhook-signature", "accept-encoding"}
+    own = {"host", "webhook-id", "webhook-timestamp", "webhook-signature"}
     assert {k: v for k, v in ours.headers.items() if k not in own} == {
         k: v for k, v in theirs.headers.items() if k not in own
     }
@@ -147,6 +148,46 @@ def test_listener_survives_the_page_of_a_proxy(
             proxy.answer = passed_on
             task = remote_alice.start()
             finish(remote_alice, task)
+            assert ids(local.wait_for(1)) == [task["id"]]
+
+
+def test_response_of_the_receiver_is_read_in_part(
+    remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
+) -> None:
+    head = b"HTTP/1.1 200 Fine\r\n\r\n"
+    machine.patch("listen.ATTEMPT_SECONDS = 3")
+    with Receiver() as local, listening(machine, local.url) as process:
+        for name, answer in {
+            "endless": play.endless(b"x" * 65_536, head),
+            "dripping": play.drip(b"x" * 100_000, 0.1, head),
+        }.items():
+            with subtests.test(name):
+                local.answer = answer
+                finish(remote_alice, remote_alice.start(name=name))
+                assert printed(process).endswith(f" {name}: 200 Fine\n")
+
+
+def test_malformed_secret_is_one_line(
+    remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
+) -> None:
+    with Receiver() as service:
+        machine.url = service.url
+        for kept in ("", "whsec_", "whsec_abc", "whsec_é", "\ud800"):
+            with subtests.test(ascii(kept)):
+                service.answer = played.answer(200, {"secret": kept})
+                result = machine.run("listen", "--forward", "http://127.0.0.1:9/")
+                assert result.returncode == 2
+                assert len(result.stderr.splitlines()) == 1
+                assert "the service has no valid callback secret" in result.stderr
+    with Receiver() as service, Receiver() as local:
+        service.answer = passed_on = losing(remote_alice, lambda number: False)
+        machine.url = service.url
+        with listening(machine, local.url) as process:
+            service.paths["/api/v1/callback-secret"] = played.answer(200, {"secret": "whsec_a"})
+            task = remote_alice.start()
+            finish(remote_alice, task)
+            assert printed(process) == "the service has no valid callback secret\n"
+            service.paths["/api/v1/callback-secret"] = passed_on
             assert ids(local.wait_for(1)) == [task["id"]]
 
 
