@@ -128,6 +128,9 @@ def _function(kind: TypeEngine[Any], sqlite: str, postgresql: str) -> type[_Func
 # Whether the list in a parameter of the type `ListParameter` contains a value. Not a Boolean, which
 # would be compared to 1 on SQLite, which then does not use an index.
 in_list = _function(NullType(), "{0} IN (SELECT value FROM json_each({1}))", "{0} = ANY ({1})")
+a_day_after = _function(
+    Timestamp(), "strftime('%Y-%m-%dT%H:%M:%fZ', {0}, '+1 day')", "({0} + interval '1 day')"
+)
 # The length of a text in bytes, where `length` counts characters.
 byte_length = _function(Integer(), "length(CAST({0} AS BLOB))", "octet_length({0})")
 # The position of a part in a text, from 1; 0 if the text does not contain it. SQLite's LIKE treats

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     Connection,
     bindparam,
+    case,
     delete,
     exists,
     func,
@@ -38,11 +39,18 @@ from taskservice.database.models import (
     User,
 )
 from taskservice.database.transactions import read_all, read_one, reading, transaction
-from taskservice.database.types import AnyRow, AnySelect, TaskRow, database_now, time_from_now
+from taskservice.database.types import (
+    AnyRow,
+    AnySelect,
+    TaskRow,
+    a_day_after,
+    database_now,
+    time_from_now,
+)
 from taskservice.errors import Problem, require
 from taskservice.schemas.tasks import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 from taskservice.services import tasks
-from taskservice.services.events import DAY_SECONDS
+from taskservice.services.events import DAY_SECONDS, after_pause
 from taskservice.webhooks import (
     JITTER,
     LONGEST_DELAY_SECONDS,
@@ -533,7 +541,8 @@ def _settle_message(leased: Leased, state: str) -> None:
 
 def _schedule_message(connection: Connection, hook_id: str, delay: float | None) -> None:
     """Set when a hook for people gets its next message: never if nothing is pending for it."""
-    this = update(Hook).where(Hook.id == hook_id)
+    # Its form may have changed during the attempt.
+    this = update(Hook).where(Hook.id == hook_id, Hook.format.in_(terms.PEOPLE_FORMATS))
     if delay is not None:
         later = database_now(max(delay, PAUSE_SECONDS))
         connection.execute(this.values(next_attempt_at=later))
@@ -567,17 +576,22 @@ def _record_outcome_of_hook(
 def set_hook_state(
     connection: Connection, hook_id: str, state: str, reason: str | None = None
 ) -> None:
-    """Turn a hook on or off; what is pending is due now, or waits for a day."""
+    """Turn a hook on or off; what is pending is due, for people after their pause, or waits."""
     is_on = state == terms.ACTIVE
     is_for_people = Hook.format.in_(terms.PEOPLE_FORMATS)
-    this = update(Hook).where(Hook.id == hook_id)
-    connection.execute(this.values(_NO_FAILURES | {"state": state, "reason": reason}))
-    due = database_now() if is_on else None
-    message = connection.execute(this.where(is_for_people).values(next_attempt_at=due))
-    if not message.rowcount:
+    values: dict[str, Any] = {"state": state, "reason": reason, **_NO_FAILURES}
+    values["next_attempt_at"] = case((is_for_people, after_pause)) if is_on else None
+    this = update(Hook).where(Hook.id == hook_id).values(values)
+    if connection.scalar(this.returning(Hook.format)) not in terms.PEOPLE_FORMATS:
         waiting = update(Delivery).where(Delivery.hook_id == hook_id, is_pending)
         later = database_now(0.0 if is_on else DAY_SECONDS)
         connection.execute(waiting.values(next_attempt_at=later))
+
+
+def expire_after_a_day(connection: Connection, hook_id: str) -> None:
+    """Let what is pending expire, for a hook that now is one for people."""
+    waiting = update(Delivery).where(Delivery.hook_id == hook_id, is_pending)
+    connection.execute(waiting.values(next_attempt_at=a_day_after(Delivery.created_at)))
 
 
 def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None]:
@@ -688,7 +702,7 @@ def make_due(connection: Connection, delivery_id: str) -> None:
 
 
 def make_message_due(connection: Connection, hook_id: str, delivery: AnyRow) -> None:
-    """Tell people again now, with all that is pending. Raises 409 while they are being told."""
+    """Tell people again after their pause. Raises 409 while they are being told."""
     is_leased = is_pending & ~is_unleased
     if connection.scalar(select(exists().where(Delivery.hook_id == hook_id, is_leased))):
         raise _under_way()
@@ -696,7 +710,7 @@ def make_message_due(connection: Connection, hook_id: str, delivery: AnyRow) -> 
     this = update(Delivery).where(Delivery.id == delivery.id)
     connection.execute(this.values(_PENDING | {"next_attempt_at": expires_at}))
     hook = update(Hook).where(Hook.id == hook_id)
-    connection.execute(hook.values(attempt_count=0, next_attempt_at=database_now()))
+    connection.execute(hook.values(attempt_count=0, next_attempt_at=after_pause))
 
 
 def _under_way() -> Problem:

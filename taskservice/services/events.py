@@ -100,6 +100,8 @@ _ENQUEUE = Statement[None](
     ),
     ["id", "task_id", "hook_id", "event_id", "user_id", "callback_url", "host", "created_at"],
 )
+# Now, or when a hook for people may get another message.
+after_pause = case((Hook.quiet_until > database_now(), Hook.quiet_until), else_=database_now())
 # The next message of a hook for people. The row is locked even if it does not change: otherwise a
 # transaction that has just told everything could unset this.
 _SCHEDULE_MESSAGE = Statement[None](
@@ -107,9 +109,7 @@ _SCHEDULE_MESSAGE = Statement[None](
     .where(Hook.id == bindparam("this_hook_id"))
     .values(
         next_attempt_at=case(
-            (Hook.next_attempt_at.is_not(None), Hook.next_attempt_at),
-            (Hook.quiet_until > database_now(), Hook.quiet_until),
-            else_=database_now(),
+            (Hook.next_attempt_at.is_not(None), Hook.next_attempt_at), else_=after_pause
         )
     )
 )

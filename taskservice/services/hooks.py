@@ -106,9 +106,14 @@ def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> AnyRow:
             values.setdefault("token", None)
         if values:
             connection.execute(update(Hook).where(Hook.id == hook_id).values(values))
-        if fields.get("state", before.state) != before.state:
-            deliveries.set_hook_state(connection, hook_id, fields["state"])
         changed = _locked(connection, caller, hook_id)
+        if changed.format in terms.PEOPLE_FORMATS and before.format not in terms.PEOPLE_FORMATS:
+            deliveries.expire_after_a_day(connection, hook_id)
+        is_moved = (changed.target, changed.format) != (before.target, before.format)
+        # The failures so far were at the address before.
+        if changed.state != before.state or (is_moved and changed.state == terms.ACTIVE):
+            deliveries.set_hook_state(connection, hook_id, changed.state)
+            changed = _locked(connection, caller, hook_id)
     resources.find(deliveries.DueDeliveries).set()
     return changed
 

@@ -860,6 +860,62 @@ def test_people_get_one_message_and_then_a_pause(
     assert "40 agents broke: agent-0, agent-1" in message
 
 
+def test_corrected_address_does_not_wait_for_the_schedule_of_the_wrong_one(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, f"{receiver.url}wrong/slack", events=["task.ended"])
+    receiver.answer = answer(503)
+    run(alice)
+    with looping(app):
+        until(lambda: len(attempts_of(alice, hook)) == 1)
+        # The next attempt after this one is some minutes later.
+        make_message_due(app)
+        until(lambda: len(attempts_of(alice, hook)) == 2)
+        receiver.answer = answer()
+        path = f"/hook/{hook['id']}"
+        expect(alice.patch(path, json={"target": f"{receiver.url}right/slack"}), 200)
+        [pending] = deliveries_of(alice, hook)
+        [*_, last] = pending["attempts"]
+        assert moment(pending["nextAttemptAt"]) <= moment(last["at"]) + timedelta(seconds=35)
+        make_message_due(app)
+        assert receiver.wait_for(3)[2].path == "/right/slack"
+        until(lambda: deliveries_of(alice, hook)[0]["state"] == "delivered")
+
+
+@pytest.mark.parametrize(("before", "after"), [("slack", "standard"), ("standard", "slack")])
+def test_what_is_pending_is_sent_in_the_new_form(
+    app: Flask, alice: ApiClient, receiver: Receiver, before: str, after: str
+) -> None:
+    hook = add_hook(alice, receiver.url, format=before, events=["task.ended"])
+    run(alice)
+    run(alice)
+    expect(alice.patch(f"/hook/{hook['id']}", json={"format": after}), 200)
+    Maintenance(app).do_round()
+    with looping(app):
+        until(lambda: {row["state"] for row in deliveries_of(alice, hook)} == {"delivered"})
+    signed = ["webhook-id" in request.headers for request in receiver.requests]
+    assert signed == ([True, True] if after == "standard" else [False])
+
+
+def test_people_have_their_pause_whatever_a_user_does(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, f"{receiver.url}slack", events=["task.ended"])
+    path = f"/hook/{hook['id']}"
+    run(alice)
+    with looping(app):
+        until(lambda: deliveries_of(alice, hook)[0]["state"] == "delivered")
+        [delivery] = deliveries_of(alice, hook)
+        again = expect(alice.post(f"{path}/deliveries/{delivery['id']}"), 202)
+        pause = moment(delivery["attempts"][0]["at"]) + timedelta(seconds=29)
+        assert moment(again["nextAttemptAt"]) > pause
+        for state in ("off", "active"):
+            expect(alice.patch(path, json={"state": state}), 200)
+        assert moment(deliveries_of(alice, hook)[0]["nextAttemptAt"]) > pause
+        make_message_due(app)
+        receiver.wait_for(2)
+
+
 def test_two_processes_send_people_one_message(
     app: Flask, alice: ApiClient, receiver: Receiver
 ) -> None:
