@@ -53,6 +53,13 @@ def test_help_has_two_groups_as_the_documents_have(tmp_path: Path) -> None:
         assert len(names) == len(set(names))
 
 
+def test_groups_without_a_command_print_their_help(tmp_path: Path) -> None:
+    for command in ((), ("task",), ("db",)):
+        printed = run(tmp_path, *command)
+        asked = run(tmp_path, *command, "--help")
+        assert (printed.stdout + printed.stderr).rstrip() == asked.stdout.rstrip()
+
+
 def test_help_names_no_file_that_pip_does_not_install() -> None:
     helps = [cli.main.get_help(click.Context(cli.main))]
     helps += [each.get_help(click.Context(each)) for each in commands().values()]

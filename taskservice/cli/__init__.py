@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from taskservice import __version__
 from taskservice.installation import install_command
@@ -54,6 +55,8 @@ def _escaped_errors() -> Iterator[None]:
     """Escape what click's errors quote: arguments, or names that came from the service."""
     try:
         yield
+    except NoArgsIsHelpError:
+        raise  # the help is of several lines, and quotes nothing
     except click.ClickException as error:
         vars(error)["message"] = escaped(error.message)
         raise
