@@ -363,6 +363,11 @@ _KEYWORDS = {
     "array": {"items", "minItems", "maxItems"},
 }
 _FORMATS = ("date", "date-time", "email", "uri")
+# Maximum numbers of properties and of choices of a question, and of bytes in a property's name: a
+# form repeats the name with each of its choices, and a page has the forms of 80 questions.
+MAX_PROPERTIES = 50
+MAX_CHOICES = 250
+MAX_PROPERTY_NAME = 200
 
 
 def check_question_schema(schema: dict[str, Any]) -> None:
@@ -377,9 +382,15 @@ def check_question_schema(schema: dict[str, Any]) -> None:
         raise ValidationError("required must be a list of names of properties.")
     if not isinstance(schema.get("$schema", ""), str):
         raise ValidationError("$schema must be a string.")
+    if len(properties) > MAX_PROPERTIES:
+        raise ValidationError(f"More than {MAX_PROPERTIES} properties.")
+    if any(len(name.encode()) > MAX_PROPERTY_NAME for name in properties):
+        raise ValidationError(f"A name is longer than {MAX_PROPERTY_NAME} bytes.")
     for name, each in properties.items():
         _check_property(name, each)
     check_input_schema(_closed(schema))
+    if sum(len(options(each)) for each in properties.values()) > MAX_CHOICES:
+        raise ValidationError(f"More than {MAX_CHOICES} choices.")
 
 
 def _check_property(name: str, schema: Any) -> None:

@@ -12,6 +12,7 @@ from flask import Flask
 from taskservice.background.maintenance import Maintenance
 from taskservice.dashboard import questions
 from taskservice.database.transactions import reading
+from taskservice.schemas import json_schema
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
 from tests.support.html_page import Page
@@ -278,7 +279,7 @@ def test_form_needs_the_token_of_its_session(window: Browser, alice: ApiClient, 
 def test_hostile_names_and_texts_are_shown_as_text(
     window: Browser, alice: ApiClient, task: Json
 ) -> None:
-    names = [HOSTILE, "a.b", "a", "b c&d=e+f", "नाम", "שם", "\u202eexe", "x" * 300]
+    names = [HOSTILE, "a.b", "a", "b c&d=e+f", "नाम", "שם", "\u202eexe", "x" * 200]
     schema: Json = {
         "type": "object",
         "properties": {
@@ -358,12 +359,27 @@ def test_answer_on_the_list_leads_back_to_it(window: Browser, alice: ApiClient, 
     assert sent.headers["Location"] == f"/tasks/{task['id']}"
 
 
-def large(number: int) -> Json:
-    """A schema as large as can be: many fields, or one with many options."""
-    fields = {f"f{each}": {"type": "string"} for each in range(650)}
-    if number % 2:
-        return {"type": "object", "properties": fields}
-    return choice(*(f"{each:x}" for each in range(2_000)))
+def test_question_that_was_stored_before_a_limit_can_be_answered_and_declined(
+    window: Browser, alice: ApiClient, task: Json, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"x" * n: {"type": "string"} for n in range(1, 220, 3)},
+    }
+    with monkeypatch.context() as before:
+        before.setattr(json_schema, "MAX_PROPERTIES", 1_000)
+        before.setattr(json_schema, "MAX_PROPERTY_NAME", 1_000)
+        asked = [ask(alice, task, schema=schema) for _ in range(3)]
+    for page in ("/", f"/tasks/{task['id']}", path_of(task, asked[0])):
+        assert f'name="field.{"x" * 217}"' in text_of(window, page)
+    accepted = {f"field.{'x' * 217}": "last"}
+    assert window.send(path_of(task, asked[0]), **accepted).status_code == 303
+    assert window.send(path_of(task, asked[1]), action="decline").status_code == 303
+    answer = {"action": "accept", "content": {"x": "first"}}
+    expect(alice.post(f"/task/{task['id']}/question/{asked[2]['id']}/answer", json=answer), 200)
+    states = [each["state"] for each in expect(alice.get(f"/task/{task['id']}/question"), 200)]
+    assert states == ["answered", "declined", "answered"]
+    assert "last" in text_of(window, f"/tasks/{task['id']}")
 
 
 def hidden_fields(text: str) -> dict[str, str]:

@@ -381,6 +381,16 @@ def test_import_leaves_a_user_no_more_hooks_than_the_api(app: Flask, exported: l
     assert load(app, to_bytes(exported)) is None
 
 
+def test_import_takes_no_question_that_the_api_refuses(app: Flask, exported: list[Json]) -> None:
+    number = next(n for n, line in enumerate(exported) if line["type"] == "question")
+    fields = {f"f{each}": {"type": "string"} for each in range(51)}
+    schema = {"type": "object", "properties": fields}
+    wide = altered(exported[number], ("schema",), schema)
+    reason = load(app, to_bytes([*exported[:number], wide, *exported[number + 1 :]]))
+    assert reason == f"line {number + 1}: schema: More than 50 properties."
+    assert load(app, to_bytes(exported)) is None
+
+
 def test_log_that_lacks_lines_ends_an_export(app: Flask) -> None:
     alice = add_user(app, "alice")
     task = alice.start(claim=True)
