@@ -132,7 +132,7 @@ def test_host_of_a_large_request_is_checked_too_but_not_behind_a_proxy(tmp_path:
 
 
 def sized(size: int) -> bytes:
-    body: Any = {"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"a": "x" * size}}
+    body: Any = {"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"arguments": "x" * size}}
     return json.dumps(body).encode()
 
 
