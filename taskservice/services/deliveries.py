@@ -502,13 +502,16 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
         # The attempt of a deleted delivery is not stored; PostgreSQL waits for its deletion. A
         # delivery keeps an attempt even if its lease has passed to another holder.
         attempted = select(Delivery.id).where(Delivery.id == leased.id)
-        if connection.scalar(attempted.with_for_update()):
+        is_deleted = connection.scalar(attempted.with_for_update()) is None
+        if not is_deleted:
             connection.execute(insert(Attempt), {**attempt, "delivery_id": leased.id})
         newest_first = select(Attempt.id).where(Attempt.delivery_id == leased.id)
         older = newest_first.order_by(Attempt.id.desc()).offset(terms.MAX_ATTEMPTS)
         connection.execute(delete(Attempt).where(Attempt.id.in_(older)))
         changed = connection.execute(update(Delivery).where(*held(leased)).values(values))
-        if leased.hook_id and changed.rowcount:
+        # A message for people also told the others.
+        is_current = changed.rowcount or (leased.leased_at and is_deleted)
+        if leased.hook_id and hook_state and is_current:
             if leased.leased_at:
                 _schedule_message(connection, leased.hook_id, delay)
             _record_outcome_of_hook(connection, leased.hook_id, state, outcome)
@@ -518,8 +521,9 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
 
 
 def _settle_message(leased: Leased, state: str) -> None:
-    """Set the state of all deliveries of a message but the leased one, if the lease holds."""
-    holds = exists().where(*held(leased)).correlate(None)
+    """Set the state of all deliveries of a message but the leased one, unless the lease is lost."""
+    is_other = Delivery.lease.is_distinct_from(leased.lease)
+    is_lost = exists().where(Delivery.id == leased.id, is_other).correlate(None)
     others = (
         select(Delivery.id)
         .join(Event, Event.id == Delivery.event_id)
@@ -527,14 +531,16 @@ def _settle_message(leased: Leased, state: str) -> None:
         .order_by(Delivery.next_attempt_at)
         .limit(BATCH)
     )
-    count = BATCH
-    while count == BATCH:
+    has_more = True
+    while has_more:
         began = time.monotonic()
         with transaction() as connection:
             ids = connection.scalars(others).all()
-            these = update(Delivery).where(Delivery.id.in_(ids), is_pending, holds)
-            count = connection.execute(these.values(state=state, next_attempt_at=None)).rowcount
-        if count == BATCH:
+            these = update(Delivery).where(Delivery.id.in_(ids), is_pending, ~is_lost)
+            changed = connection.execute(these.values(state=state, next_attempt_at=None))
+        # Fewer have changed if some were deleted in between.
+        has_more = len(ids) == BATCH and changed.rowcount > 0
+        if has_more:
             # So that writers wait for one batch at most.
             time.sleep(time.monotonic() - began)
 

@@ -916,6 +916,29 @@ def test_people_have_their_pause_whatever_a_user_does(
         receiver.wait_for(2)
 
 
+def test_message_whose_first_task_is_deleted_meanwhile_is_sent_once(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, f"{receiver.url}slack", events=["task.ended"])
+    is_deleted = threading.Event()
+
+    def answer_when_it_is_deleted(exchange: Exchange) -> None:
+        is_deleted.wait(PATIENCE_SECONDS)
+        answer()(exchange)
+
+    receiver.answer = answer_when_it_is_deleted
+    first, *_ = [run(alice) for _ in range(3)]
+    with looping(app):
+        receiver.wait_for(1)
+        expect(alice.delete(f"/task/{first['id']}"), 200)
+        until(lambda: len(deliveries_of(alice, hook)) == 2)
+        is_deleted.set()
+        until(lambda: the_hook(alice, hook)["lastDeliveredAt"])
+    rows = deliveries_of(alice, hook)
+    assert [row["state"] for row in rows] == ["delivered", "delivered"]
+    assert len(receiver.requests) == 1
+
+
 def test_two_processes_send_people_one_message(
     app: Flask, alice: ApiClient, receiver: Receiver
 ) -> None:
