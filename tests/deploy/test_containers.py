@@ -73,8 +73,11 @@ def test_upgrade_builds_and_runs_a_container_as_the_first_one() -> None:
     upgrade = block_in("operate", "upgrade a container").splitlines()
     assert first[-1].startswith("podman exec tasks taskservice user add")
     assert [line for line in upgrade if line in first] == first[:-1]
+    # The image `taskservice` is the one that runs, so another upgrade keeps the right one.
     back = block_in("operate", "roll back a container").splitlines()
-    assert back[-1] == f"{upgrade[-1]}:before"
+    assert "podman tag taskservice taskservice:before" in upgrade
+    assert "podman tag taskservice:before taskservice" in back
+    assert back[-1] == upgrade[-1]
 
 
 # --- the compose file --------------------------------------------------------------------
