@@ -325,7 +325,7 @@ _FIRST_OF_MESSAGE = (
 )
 # A question is a message of its own, as long as it is open: its buttons answer it.
 _FIRST_QUESTION = (
-    select(Delivery.id)
+    select(Delivery.id, Event.position)
     .join(Event, Event.id == Delivery.event_id)
     .join(Question, Question.id == Event.question_id)
     .where(
@@ -334,6 +334,20 @@ _FIRST_QUESTION = (
         Question.state == literal_column(f"'{terms.OPEN}'"),
         # So that the databases find it by the few open questions, not by all that is pending.
         Delivery.task_id == Question.task_id,
+    )
+    .order_by(Event.position)
+    .limit(1)
+    .with_for_update(skip_locked=True, of=Delivery)
+)
+# It comes first, but not before news that has waited for this time: an agent may ask all day.
+WAIT_SECONDS = 300.0
+_FIRST_BEFORE_QUESTION = (
+    select(Delivery.id)
+    .join(Event, Event.id == Delivery.event_id)
+    .where(
+        *_of_message,
+        Event.position < bindparam("position"),
+        Delivery.next_attempt_at <= database_now(DAY_SECONDS - WAIT_SECONDS),
     )
     .order_by(Delivery.next_attempt_at, Delivery.id)
     .limit(1)
@@ -416,8 +430,14 @@ def _lease_message(connection: Connection, hook_id: str) -> Leased | None:
     # Positions are in the order of commits, so no earlier event appears later.
     of_user = EventStream.user_id == hook.user_id
     position = connection.scalar(select(EventStream.position).where(of_user))
-    question = connection.scalar(_FIRST_QUESTION, of_hook)
-    first = question or connection.scalar(_FIRST_OF_MESSAGE, of_hook)
+    question = connection.execute(_FIRST_QUESTION, of_hook).first()
+    if question is None:
+        first = connection.scalar(_FIRST_OF_MESSAGE, of_hook)
+    else:
+        before = of_hook | {"position": question.position}
+        first = connection.scalar(_FIRST_BEFORE_QUESTION, before)
+        position = question.position - 1 if first else None
+        first = first or question.id
     change = update(Hook).where(Hook.id == hook_id)
     if first is None:
         connection.execute(change.values(next_attempt_at=None))
@@ -431,7 +451,7 @@ def _lease_message(connection: Connection, hook_id: str) -> Leased | None:
         host=host_of(hook.target),
         attempt_count=hook.attempt_count,
         leased_at=hook.now,
-        last_position=None if question else position,
+        last_position=position,
     )
 
 

@@ -939,6 +939,32 @@ def test_message_whose_first_task_is_deleted_meanwhile_is_sent_once(
     assert len(receiver.requests) == 1
 
 
+def test_questions_do_not_delay_other_news_for_long(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, f"{receiver.url}slack", events=["task.ended", "task.asks"])
+    run(alice)
+    change(app, next_attempt_at=database_now(DAY - 600))
+    ask(alice, "First?")
+    ask(alice, "Second?")
+
+    def has_attempts(number: int) -> bool:
+        return len(attempts_of(alice, hook)) == number
+
+    with looping(app):
+        for number in range(1, 4):
+            until(partial(has_attempts, number))
+            make_message_due(app)
+        until(lambda: {row["state"] for row in deliveries_of(alice, hook)} == {"delivered"})
+    bodies = [request.body.decode() for request in receiver.requests]
+    marks = ["First?", "Second?", "ended"]
+    assert [[mark in body for mark in marks] for body in bodies] == [
+        [False, False, True],
+        [True, False, False],
+        [False, True, False],
+    ]
+
+
 def test_two_processes_send_people_one_message(
     app: Flask, alice: ApiClient, receiver: Receiver
 ) -> None:
