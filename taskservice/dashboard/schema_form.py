@@ -16,7 +16,7 @@ from taskservice.dashboard.formatting import pretty
 from taskservice.errors import from_exception, sentences
 from taskservice.schemas import strict_json
 from taskservice.schemas.json_schema import field_name, input_problems, options, plain
-from taskservice.web.request import large_body_slot
+from taskservice.web.request import large_json_slot
 
 Json: TypeAlias = dict[str, Any]
 # The name of a field in the form -> its texts: several for checkboxes, none if left empty.
@@ -141,7 +141,7 @@ class Field:
             return _number(texts[0])
         if self.kind == JSON:
             try:
-                return strict_json.loads_request(texts[0].encode())
+                return strict_json.loads_request(texts[0].encode(), strict_json.FEW_CONTAINERS)
             except ValueError as error:
                 raise ValueError(f"Not valid JSON: {error}.") from None
         return _with_zone(texts[0]) if self._is_time else texts[0]
@@ -329,7 +329,7 @@ class InputForm:
         else:
             text = self.text.encode()
             try:
-                with large_body_slot(len(text)):
+                with large_json_slot(text):
                     content = strict_json.loads_request(text)
             except ValueError as error:
                 raise ValidationError({"input": [f"Not valid JSON: {error}."]}) from error

@@ -18,7 +18,7 @@ from taskservice.web import responses
 from taskservice.web.request import (
     is_loopback,
     json_bytes,
-    large_body_slot,
+    large_json_slot,
     require_id,
     url_parts,
 )
@@ -129,7 +129,7 @@ def handle() -> Response:
 
 def _read_call() -> Call:
     data = json_bytes()
-    with large_body_slot(len(data)):
+    with large_json_slot(data):
         return protocol.read_call(data)
 
 

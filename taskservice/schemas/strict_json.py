@@ -12,8 +12,10 @@ import orjson
 MAX_DEPTH = 64
 MAX_NUMBER = 1_000
 # Of a request. An object takes up to 230 bytes of memory, another value with its key up to 190.
-MAX_CONTAINERS = 50_000
+MAX_CONTAINERS = 250_000
 MAX_VALUES = 500_000
+# Parsing text with fewer takes little memory for its size.
+FEW_CONTAINERS = 50_000
 
 # A string, up to the end of the text if it has no end, or what counts.
 _STRING_OR_COUNTED = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{\[,]', re.DOTALL)
@@ -30,11 +32,16 @@ class UnsupportedNumber(ValueError):
     """A number that many programs can't read exactly; the message is the reason."""
 
 
-def loads_request(data: bytes) -> Any:
+def loads_request(data: bytes, max_containers: int = MAX_CONTAINERS) -> Any:
     """Like `loads`, for text of a client; raises NotJson also for too many values."""
     # Before they are parsed, since that is what takes the memory.
-    _check_counts(data)
+    _check_counts(data, max_containers)
     return loads(data)
+
+
+def has_many_containers(data: bytes) -> bool:
+    """Whether there may be more than FEW_CONTAINERS objects and arrays in this text."""
+    return data.count(b"{") + data.count(b"[") > FEW_CONTAINERS
 
 
 def loads(data: bytes) -> Any:
@@ -77,17 +84,17 @@ canonical = partial(orjson.dumps, option=orjson.OPT_SORT_KEYS)
 fragment = orjson.Fragment
 
 
-def _check_counts(data: bytes) -> None:
+def _check_counts(data: bytes, max_containers: int) -> None:
     containers = data.count(b"{") + data.count(b"[")
-    if containers <= MAX_CONTAINERS and containers + data.count(b",") <= MAX_VALUES:
+    if containers <= max_containers and containers + data.count(b",") <= MAX_VALUES:
         return
     # Most may be inside of strings.
     containers = values = 0
     for match in _STRING_OR_COUNTED.finditer(data):
         containers += match[0] in (b"{", b"[")
         values += match[0] in (b"{", b"[", b",")
-        if containers > MAX_CONTAINERS:
-            raise NotJson(f"more than {MAX_CONTAINERS:,} objects and arrays")
+        if containers > max_containers:
+            raise NotJson(f"more than {max_containers:,} objects and arrays")
         if values > MAX_VALUES:
             raise NotJson(f"more than {MAX_VALUES:,} values")
 

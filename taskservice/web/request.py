@@ -193,9 +193,13 @@ LARGE_BODY = 640 * 1024
 large_body_slots = UserSlots(2, 3.0, "Too many large requests at once; try again later")
 
 
-def large_body_slot(size: int | None) -> AbstractContextManager[None]:
-    """Hold a slot while a body of this size, None if unknown, is parsed. Raises 503."""
-    if size is not None and size <= LARGE_BODY:
+def large_json_slot(data: bytes) -> AbstractContextManager[None]:
+    """Hold a slot while this JSON is parsed, if that takes much memory. Raises 503."""
+    return _slot(len(data) > LARGE_BODY or strict_json.has_many_containers(data))
+
+
+def _slot(is_large: bool) -> AbstractContextManager[None]:
+    if not is_large:
         return nullcontext()
     end_shared_reading()
     return large_body_slots.hold(caller.user_id)
@@ -221,7 +225,8 @@ class Endpoint:
     def __call__(self, **path: str) -> Response:
         if self.operation.reads is None:
             return self._view(**self._arguments(request.environ, path))
-        with large_body_slot(request.content_length):
+        size = request.content_length
+        with _slot(size is None or size > LARGE_BODY):
             return self._view(**self._arguments(request.environ, path))
 
     def _arguments(self, environ: Mapping[str, Any], path: Mapping[str, str]) -> dict[str, Any]:
@@ -241,7 +246,7 @@ class Endpoint:
             request.max_content_length = current_app.config["MAX_BODY"]
         if self.operation.body is not None:
             data = body_bytes()
-            with large_body_slot(len(data)):
+            with large_json_slot(data):
                 sent = json_value(data, self.operation.body)
                 arguments["body"] = self.operation.body.load(sent)
             if "Idempotency-Replayed" in self.operation.response_headers:
@@ -358,7 +363,7 @@ def _require_json() -> None:
 def _check_no_body() -> None:
     """Raises 400 and 422 for a body of any type, unless it is empty, null or `{}`."""
     if data := _received():
-        with large_body_slot(len(data)):
+        with large_json_slot(data):
             if (body := _parsed(data)) is not None:
                 EmptySchema().load(body)
 

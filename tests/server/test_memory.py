@@ -92,6 +92,7 @@ JSON, FORM = "application/json", "application/x-www-form-urlencoded"
 # Path, type and body of what takes the most memory for its size.
 LARGEST = {
     "arrays in arrays": (START, JSON, filled(INPUT + b"[", b"[" * 50 + b"]" * 50 + b",", b"0]}}")),
+    "arrays, not too many": (START, JSON, filled(INPUT + b"[", b"[],", b"0]}}", 640_000)),
     "objects": (START, JSON, filled(INPUT + b"[", b'{"a":1},', b"0]}}")),
     "members": (START, JSON, filled(INPUT + b"{", b'"%d":1,', b'"x":1}}}')),
     "members, not too many": (START, JSON, filled(INPUT + b"{", b'"%d":1,', b'"x":1}}}', 655_000)),
