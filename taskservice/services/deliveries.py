@@ -514,10 +514,12 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
     with transaction() as connection:
         if leased.hook_id:
             # Before its deliveries, as in every transaction that changes both.
-            hook = select(Hook.state).where(Hook.id == leased.hook_id)
-            hook_state = connection.scalar(hook.with_for_update(key_share=True))
-            if not leased.leased_at and state == terms.PENDING and hook_state == terms.OFF:
-                # It was turned off during the attempt: this waits like all that is pending for it.
+            waits = or_(Hook.state == terms.OFF, Hook.format.in_(terms.PEOPLE_FORMATS))
+            hook = select(waits.label("waits")).where(Hook.id == leased.hook_id)
+            is_waiting = connection.scalar(hook.with_for_update(key_share=True))
+            if not leased.leased_at and state == terms.PENDING and is_waiting:
+                # It was turned off, or made one for people, during the attempt: this waits like all
+                # that is pending for it.
                 values["next_attempt_at"] = database_now(DAY_SECONDS)
         # The attempt of a deleted delivery is not stored; PostgreSQL waits for its deletion. A
         # delivery keeps an attempt even if its lease has passed to another holder.
@@ -599,6 +601,16 @@ def _record_outcome_of_hook(
         set_hook_state(connection, hook_id, terms.OFF, outcome.message)
 
 
+# When a hook for people can get a message. The end of the attempt that is under way sets it again,
+# unless its process dies.
+_end_of_lease = (
+    select(func.max(Delivery.leased_until))
+    .where(Delivery.hook_id == Hook.id, is_pending, ~is_unleased)
+    .scalar_subquery()
+)
+_next_message_at = func.coalesce(_end_of_lease, after_pause)
+
+
 def set_hook_state(
     connection: Connection, hook_id: str, state: str, reason: str | None = None
 ) -> None:
@@ -606,7 +618,7 @@ def set_hook_state(
     is_on = state == terms.ACTIVE
     is_for_people = Hook.format.in_(terms.PEOPLE_FORMATS)
     values: dict[str, Any] = {"state": state, "reason": reason, **_NO_FAILURES}
-    values["next_attempt_at"] = case((is_for_people, after_pause)) if is_on else None
+    values["next_attempt_at"] = case((is_for_people, _next_message_at)) if is_on else None
     this = update(Hook).where(Hook.id == hook_id).values(values)
     if connection.scalar(this.returning(Hook.format)) not in terms.PEOPLE_FORMATS:
         waiting = update(Delivery).where(Delivery.hook_id == hook_id, is_pending)

@@ -21,6 +21,7 @@ from taskservice.database import clock
 from taskservice.database.models import Attempt, Delivery, Event, EventStream
 from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now, db
+from taskservice.services import deliveries
 from taskservice.terms import EVENTS
 from taskservice.webhooks import JITTER, SCHEDULE
 from taskservice.webhooks.destinations import Destinations
@@ -525,6 +526,29 @@ def attempts_of(person: ApiClient, hook: dict[str, Any]) -> list[dict[str, Any]]
 
 def has_attempts(person: ApiClient, hook: dict[str, Any], count: int) -> bool:
     return len(attempts_of(person, hook)) >= count
+
+
+def seconds_until_message(person: ApiClient, hook: dict[str, Any], since: str) -> float:
+    due = [row["nextAttemptAt"] for row in deliveries_of(person, hook) if row["nextAttemptAt"]]
+    return (moment(due[0]) - moment(since)).total_seconds()
+
+
+def test_message_is_sent_although_its_process_was_killed_while_the_hook_was_turned_on(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, f"{receiver.url}slack", events=["task.ended"])
+    run(alice)
+    began = clock.now()
+    with app.app_context():
+        assert len(deliveries.lease_due(1, deliveries.ReceiverSlots([], set()))) == 1
+    for state in ("off", "active"):
+        expect(alice.patch(f"/hook/{hook['id']}", json={"state": state}), 200)
+    # Until its lease runs out, the process could still send it.
+    assert seconds_until_message(alice, hook, began) >= deliveries.LEASE_SECONDS
+    change(app, leased_until=database_now(-1))
+    make_message_due(app)
+    with looping(app):
+        until(lambda: deliveries_of(alice, hook)[0]["state"] == "delivered")
 
 
 def test_message_for_people_that_fails_is_one_attempt_and_no_event_restarts_its_schedule(
