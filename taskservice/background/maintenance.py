@@ -13,7 +13,15 @@ from taskservice.background import removal, timeouts
 from taskservice.background.delivery_loop import STOP_SECONDS, DeliveryLoop
 from taskservice.background.removal import in_batches
 from taskservice.operations import health
-from taskservice.services import deliveries, events, expected_runs, questions, subscriptions, users
+from taskservice.services import (
+    deliveries,
+    events,
+    expected_runs,
+    hooks,
+    questions,
+    subscriptions,
+    users,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +39,16 @@ def expire_deliveries() -> bool:
     return in_batches(deliveries.expire)
 
 
+def remove_deleted_hooks() -> bool:
+    return in_batches(hooks.remove_deleted)
+
+
 # A job that returns true is not finished.
 JOBS: tuple[Callable[[], bool | None], ...] = (
     deliveries.make_far_due,
     users.record_last_uses,
     expire_deliveries,
+    remove_deleted_hooks,
     subscriptions.maintain,
     removal.index_names,
     removal.sweep,

@@ -511,12 +511,13 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
         values["next_attempt_at"] = None
     elif not leased.leased_at:
         values["next_attempt_at"] = database_now(delay)
+    hook = None
     with transaction() as connection:
         if leased.hook_id:
             # Before its deliveries, as in every transaction that changes both.
-            waits = or_(Hook.state == terms.OFF, Hook.format.in_(terms.PEOPLE_FORMATS))
-            hook = select(waits.label("waits")).where(Hook.id == leased.hook_id)
-            is_waiting = connection.scalar(hook.with_for_update(key_share=True))
+            row = select(Hook.state, Hook.format).where(Hook.id == leased.hook_id)
+            hook = connection.execute(row.with_for_update(key_share=True)).one_or_none()
+            is_waiting = hook and (hook.state == terms.OFF or hook.format in terms.PEOPLE_FORMATS)
             if not leased.leased_at and state == terms.PENDING and is_waiting:
                 # It was turned off, or made one for people, during the attempt: this waits like all
                 # that is pending for it.
@@ -533,7 +534,7 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
         changed = connection.execute(update(Delivery).where(*held(leased)).values(values))
         # A message for people also told the others.
         is_current = changed.rowcount or (leased.leased_at and is_deleted)
-        if leased.hook_id and hook_state and is_current:
+        if hook and leased.hook_id and is_current:
             if leased.leased_at:
                 _schedule_message(connection, leased.hook_id, delay)
             _record_outcome_of_hook(connection, leased.hook_id, state, outcome)

@@ -171,7 +171,10 @@ def _check(hook: dict[str, Any]) -> None:
 
 
 def delete(caller: Caller, hook_id: str) -> AnyRow:
-    """Delete a hook with its deliveries, and tell an MCP client; returns it. Raises 404."""
+    """Delete a hook with its deliveries, and tell an MCP client; returns it. Raises 404.
+
+    `remove_deleted` removes the rows, of which there may be very many.
+    """
     with transaction() as connection:
         # In this order, as a client that ends its subscription.
         events.lock_stream(connection, caller.user_id)
@@ -179,8 +182,29 @@ def delete(caller: Caller, hook_id: str) -> AnyRow:
         if hook.subscription:
             subscriptions.terminate(connection, hook)
         else:
-            connection.execute(delete_from(Hook).where(_THIS), {"hook_id": hook_id})
+            gone = {"expires_at": clock.now(), "reason": None, "next_attempt_at": None}
+            this = update(Hook).where(Hook.id == hook_id)
+            connection.execute(this.values(state=terms.OFF, **gone))
+            # What is about to be sent is not sent any more.
+            leased = (Delivery.hook_id == hook_id, Delivery.lease.is_not(None))
+            connection.execute(delete_from(Delivery).where(*leased))
     return hook
+
+
+def remove_deleted() -> bool:
+    """Remove some deliveries of a deleted hook, or the hook; returns whether there may be more."""
+    # A subscription that ended stays for some time.
+    is_deleted = Hook.expires_at.is_not(None) & Hook.subscription.is_(None)
+    hook = read_one(select(Hook.id).where(is_deleted).limit(1))
+    if hook is None:
+        return False
+    some = select(Delivery.id).where(Delivery.hook_id == hook.id).limit(deliveries.BATCH)
+    with transaction() as connection:
+        ids = connection.scalars(some).all()
+        connection.execute(delete_from(Delivery).where(Delivery.id.in_(ids)))
+        if not ids:
+            connection.execute(delete_from(Hook).where(Hook.id == hook.id))
+    return True
 
 
 def test(caller: Caller, hook_id: str) -> Outcome:

@@ -363,7 +363,7 @@ def maintain() -> None:
         old = Hook.expires_at <= clock.moved(now, -VERIFIED_SECONDS)
         with transaction() as connection:
             deliveries.cancel(connection, Delivery.hook_id.in_(ended), is_untold)
-            connection.execute(delete(Hook).where(old))
+            connection.execute(delete(Hook).where(old, Hook.subscription.is_not(None)))
 
 
 def _give_up(connection: Connection, hook: AnyRow) -> None:

@@ -18,7 +18,7 @@ from standardwebhooks import Webhook
 
 from taskservice.background.maintenance import Maintenance
 from taskservice.database import clock
-from taskservice.database.models import Attempt, Delivery, Event, EventStream
+from taskservice.database.models import Attempt, Delivery, Event, EventStream, Hook
 from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now, db
 from taskservice.services import deliveries
@@ -676,7 +676,30 @@ def test_deletion_cancels_what_is_pending(app: Flask, alice: ApiClient, receiver
     assert count(app, Event) == 0
     run(alice)
     expect(alice.delete(f"/hook/{hook['id']}"), 200)
+    Maintenance(app).do_round()
     assert count(app, Delivery) == 0
+
+
+@pytest.mark.parametrize("kind", ["standard", "slack"])
+def test_deliveries_of_a_deleted_hook_are_removed_some_at_a_time(
+    app: Flask, alice: ApiClient, receiver: Receiver, kind: str
+) -> None:
+    hook = add_hook(alice, receiver.url, format=kind, events=["task.ended"])
+    run(alice)
+    repeat_event(app, 500)
+    expect(alice.delete(f"/hook/{hook['id']}"), 200)
+    # Otherwise other writers would wait for thousands of them.
+    assert count(app, Delivery) == 501
+    problem(alice.get(f"/hook/{hook['id']}"), 404)
+    problem(alice.get(f"/hook/{hook['id']}/deliveries"), 404)
+    problem(alice.patch(f"/hook/{hook['id']}", json={"state": "active"}), 404)
+    assert expect(alice.get("/hook"), 200) == []
+    assert expect(alice.get("/attention"), 200) == []
+    with looping(app):
+        run(alice)
+        Maintenance(app).do_round()
+        assert count(app, Delivery) == count(app, Hook) == 0
+    assert receiver.requests == []
 
 
 def test_delivery_is_repeated_on_request(app: Flask, alice: ApiClient, receiver: Receiver) -> None:
