@@ -44,6 +44,9 @@ def test_progress_and_note_raise_the_version_and_stay_at_the_end(
     [
         ({"progress": -0.1}, "progress"),
         ({"progress": 1.01}, "progress"),
+        ({"seconds": -1}, "seconds"),
+        ({"seconds": 1e9}, "seconds"),
+        ({"seconds": "12"}, "seconds"),
         ({"progress": "0.5"}, "progress"),
         ({"progress": True}, "progress"),
         ({"note": "x" * 201}, "note"),
@@ -57,6 +60,19 @@ def test_unfit_progress_or_note_is_422(
     answer = problem(alice.patch(f"/task/{task['id']}", json=change), 422)
     assert list(answer["errors"]) == [field]
     assert alice.task(task) == task
+
+
+def test_reported_duration_is_that_of_the_task_and_counts_for_its_agent(
+    alice: ApiClient,
+) -> None:
+    task = alice.start(claim=True)
+    ended = alice.report(task, status="complete", seconds=12.5)
+    assert ended["seconds"] == alice.task(task)["seconds"] == 12.5
+    # The same report again changes nothing.
+    assert alice.report(task, status="complete", seconds=12.5) == ended
+    problem(alice.patch(f"/task/{task['id']}", json={"seconds": 13}), 409)
+    agent = expect(alice.get(f"/agent/{task['agentId']}?expand=health"), 200)
+    assert agent["health"]["medianSeconds"] == agent["health"]["recent"][0]["seconds"] == 12.5
 
 
 def test_finished_task_takes_no_progress(alice: ApiClient, task: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ WAITING = "waiting"
 
 # The fields in the table; an output could be long.
 ROW_FIELDS = (
-    "id,name,agentId,createdAt,claimedAt,finishedAt,logCount,status,error,progress,note,labels,"
+    "id,name,agentId,createdAt,claimedAt,finishedAt,seconds,logCount,status,error,progress,note,labels,"
     "questions"
 )
 # A narrow terminal does not show the last ones.
@@ -102,10 +102,12 @@ def state(task: Task) -> str:
 
 
 def duration(task: Task) -> str:
-    """The time from the claim to the end, or until now; `-` for an unclaimed task."""
+    """The reported time, else that from the claim to the end or until now; `-` if unclaimed."""
     claimed, finished = task.data["claimedAt"], task.data["finishedAt"]
     if claimed is None:
         return "-"
+    if task.data["seconds"] is not None:
+        return seconds_text(task.data["seconds"])
     end = datetime.fromisoformat(finished) if finished else datetime.now(UTC)
     return seconds_text(max((end - datetime.fromisoformat(claimed)).total_seconds(), 0))
 

@@ -284,6 +284,7 @@ _TYPES: dict[str, Any] = {
     "logs": [str],
     "paths": ["path"],
     "progress": float | None,
+    "seconds": float | None,
     "questions": [Question],
     "refused": ["id,code"],
     "times": [Timestamp | None],

@@ -222,6 +222,8 @@ class Task(db.Model):
     # A JSON number as text, so that both databases return it as it was sent.
     progress: Mapped[str | None]
     note: Mapped[str | None]
+    # How long the work took, as its agent measured it: a number too.
+    seconds: Mapped[str | None]
     # Its open questions as a JSON array, oldest first, so that a read needs no other table.
     questions: Mapped[str] = mapped_column(server_default="[]")
     # Not foreign keys, which SQLite cannot add to a table without rebuilding it. Deleting a task

@@ -204,6 +204,7 @@ class Run:
         return OutputReader(self._spool.put, self._masker, is_tty=False)
 
     def _run_program(self, reader: OutputReader, sender: Sender) -> tuple[int, dict[str, Any]]:
+        began = time.monotonic()
         try:
             self._process = self._spawn(reader)
         except OSError as error:
@@ -220,7 +221,11 @@ class Run:
         status = self._process.wait()
         self._ended_at = time.monotonic()
         reader.finish()
-        report = failed(describe(status, self._received)) if status else {"status": terms.COMPLETE}
+        report: dict[str, Any] = {"status": terms.COMPLETE}
+        if status:
+            report = failed(describe(status, self._received))
+        # The report may be sent hours later.
+        report["seconds"] = round(self._ended_at - began, 3)
         if output := self._output(reader):
             report["output"] = self._masker.mask_json(output)
         # As shells give it: 128 + n for a program killed by signal n.

@@ -78,15 +78,17 @@ class StrictBoolean(Documented, fields.Boolean):
         return value
 
 
-class Share(Documented, fields.Float):
-    """A JSON number from 0 to 1; neither a string nor a boolean."""
+class Number(Documented, fields.Float):
+    """A JSON number; neither a string nor a boolean."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.make_error("invalid", input=value)
-        if not 0 <= value <= 1:
-            raise ValidationError("Must be from 0 to 1.")
         return value
+
+
+def up_to(maximum: int) -> validate.Range:
+    return validate.Range(0, maximum, error="Must be from {min} to {max}.")
 
 
 def labels(description: str, *, may_remove: bool = False) -> fields.Dict:

@@ -103,12 +103,18 @@ class ReportSchema(Schema):
     )
     error = Nested(FailureSchema(), allow_none=True)
     name = fields.name("A new name.")
-    progress = fields.Share("The progress.", 0.5, allow_none=True, minimum=0, maximum=1)
+    progress = fields.Number("The progress.", 0.5, allow_none=True, validate=fields.up_to(1))
     note = fields.text(
         "The progress in words.",
         "34 of 68 pages",
         allow_none=True,
         validate=Length(max=terms.MAX_NOTE),
+    )
+    seconds = fields.Number(
+        "How long the work took, for a report that may arrive later than the work ended.",
+        12.5,
+        allow_none=True,
+        validate=fields.up_to(terms.MAX_TIMEOUT),
     )
     labels = fields.labels("Labels to set; null removes a label.", may_remove=True)
 

@@ -101,6 +101,11 @@ class TaskSchema(fields.RowSchema):
     )
     progress = fields.StoredNumber("Progress from 0 to 1, as reported.", 0.5, minimum=0, maximum=1)
     note = fields.text("The progress in words.", "34 of 68 pages", maxLength=terms.MAX_NOTE)
+    seconds = fields.StoredNumber(
+        "How long the work took, as its agent measured it; null if it did not report this.",
+        12.5,
+        minimum=0,
+    )
     labels = fields.StoredJson(
         "Key–value pairs to filter by.", {"env": "prod"}, additionalProperties={"type": "string"}
     )

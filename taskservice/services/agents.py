@@ -97,7 +97,7 @@ RECENT = 30  # finished tasks from which an agent's health is computed
 MAX_RUNNING = 2_000  # running tasks of a user that are counted by agent
 _RUNS = Statement[AnyRow](
     select(Task.id, Task.name, Task.status, Task.error_type, Task.version)
-    .add_columns(Task.claimed_at, Task.finished_at)
+    .add_columns(Task.claimed_at, Task.finished_at, Task.seconds)
     .where(*of_this_agent, Task.finished_at.is_not(None))
     .order_by(Task.finished_at.desc())
     .limit(bindparam("count"))
@@ -244,6 +244,8 @@ def seconds(task: AnyRow) -> float | None:
     """The duration of a finished task; None if it is running, or no agent claimed it."""
     if task.claimed_at is None or task.finished_at is None:
         return None
+    if task.seconds is not None:
+        return float(task.seconds)
     return max(0.0, clock.seconds_between(task.claimed_at, task.finished_at))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from taskservice.client.spool import Spool, now
+from taskservice.database import clock
 from taskservice.runner.saved_run import SavedRun
 from tests.support import receiver as play
 from tests.support import service_answers as played
@@ -69,6 +70,23 @@ def test_run_of_another_user_is_kept(
     assert machine.run("run", "--resend").returncode == 0
     assert the_task(remote_alice)["logs"] == ["ready"]
     assert machine.left_runs() == []
+
+
+def test_run_that_is_sent_later_took_as_long_as_its_program(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    url, machine.url = machine.url, f"http://127.0.0.1:{unused_port()}"
+    assert machine.run("run", "--agent", "a", "--", "true").returncode == 0
+    (folder,) = machine.left_runs()
+    machine.url = url
+    run = json.loads((folder / "run.json").read_text())
+    # As if it had ended hours ago.
+    run["startFields"]["claimedAt"] = clock.now(-4 * 3600)
+    (folder / "run.json").write_text(json.dumps(run | {"url": url}))
+    assert machine.run("run", "--resend").returncode == 0
+    assert the_task(remote_alice)["seconds"] < 3600
+    header, row = machine.run("task", "list").stdout.splitlines()
+    assert re.match(r"(< )?[0-9.]+ s ", row[header.index("TOOK") :]), row
 
 
 def test_run_that_was_copied_without_its_lock_is_sent(

@@ -99,6 +99,7 @@ reports = st.one_of(
         optional={
             "status": statuses,
             "progress": st.sampled_from([None, 0, 0.5, 1]),
+            "seconds": st.sampled_from([None, 0, 12.5]),
             "note": st.sampled_from([None, "", "ü"]),
             "labels": st.dictionaries(st.sampled_from("ab"), st.sampled_from([None, "x", "y"])),
         },
@@ -366,6 +367,7 @@ class Api(RuleBasedStateMachine):
             "startedBy": "first" if key is key.user.keys[0] else "k",
             "endedBy": None,
             "progress": None,
+            "seconds": None,
             "note": None,
             "labels": body.get("labels", {}),
             "parentId": None,

@@ -38,7 +38,7 @@ def _fill_for(app: Flask, person: ApiClient, receiver: Receiver) -> None:
     }  # fmt: skip
     parent = expect(person.post("/task", json=started, headers={"Idempotency-Key": "once"}), 201)
     expect(person.post(f"/task/{parent['id']}/link"), 201)
-    person.report(parent, progress=0.50, note=ODD_TEXTS[3])
+    person.report(parent, progress=0.50, note=ODD_TEXTS[3], seconds=1.50)
     _append(person, parent)
     _ask(app, person, parent)
     for name in ODD_TEXTS:

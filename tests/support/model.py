@@ -162,8 +162,9 @@ def reported(task: Task, changes: Json) -> Json | None:
     if "labels" in changes:
         labels = was["labels"] | changes["labels"]
         now["labels"] = {key: value for key, value in labels.items() if value is not None}
-    now |= {name: changes[name] for name in ("progress", "note") if name in changes}
-    changed = changed or any(now[name] != was[name] for name in ("progress", "note"))
+    plain = ("progress", "note", "seconds")
+    now |= {name: changes[name] for name in plain if name in changes}
+    changed = changed or any(now[name] != was[name] for name in plain)
     late_report = task.error_type == "timeout" and status in ("complete", "error")
     if changed and not (task.running or late_report):
         return None

@@ -36,6 +36,7 @@ NOT_KEPT_BEFORE = {
     ],
     "0016": ["UPDATE api_keys SET access = 'full', login = false", "DELETE FROM links"],
     "0017": ["DELETE FROM hook_tests"],
+    "0019": ["UPDATE tasks SET seconds = NULL"],
     "0018": ["UPDATE agents SET tool = coalesce(tool, true), tool_since = NULL"],
     "0012": ["UPDATE tasks SET started_by = NULL", "UPDATE questions SET answered_by = NULL"],
 }
