@@ -125,6 +125,7 @@ WITH_TASKS = (
         Task.created_at,
         Task.claimed_at,
         Task.finished_at,
+        Task.seconds,
         Task.ended_by,
         Task.error_type,
         Task.error_message,

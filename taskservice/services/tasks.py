@@ -51,7 +51,7 @@ _SELECT_TASK = Statement[TaskRow](select_task)
 _VERSION = Statement[TaskRow](select(Task.version, Task.status, Task.questions).where(is_this_task))
 _TASK_BY_ID = Statement[TaskRow](tasks_with_log_id.where(Task.id == bindparam("task_id")))
 _RELATIVES = select(Task.id, Task.name, Task.agent_id, Task.status, Task.error_type).add_columns(
-    Task.created_at, Task.claimed_at, Task.finished_at
+    Task.created_at, Task.claimed_at, Task.finished_at, Task.seconds
 )
 _OLDEST_FIRST = (Task.created_at, Task.id)
 _NEWEST_FIRST = (Task.created_at.desc(), Task.id.desc())
