@@ -11,9 +11,10 @@ import orjson
 
 MAX_DEPTH = 64
 MAX_NUMBER = 1_000
-# Of a request. An object takes up to 230 bytes of memory, another value with its key up to 190.
-MAX_CONTAINERS = 250_000
-MAX_VALUES = 500_000
+# Of a request: as many as fit into the largest input or output. An object takes up to 230 bytes of
+# memory, another value with its key up to 190.
+MAX_CONTAINERS = 350_000
+MAX_VALUES = 700_000
 # Parsing text with fewer takes little memory for its size.
 FEW_CONTAINERS = 50_000
 

@@ -417,17 +417,17 @@ def test_largest_body_is_fit(alice: ApiClient, config: Config) -> None:
 def test_json_with_very_many_values_is_400(alice: ApiClient) -> None:
     task = alice.start()
     path = f"/task/{task['id']}"
-    few = b"[]," * 249_997 + b"0"
+    few = b"[]," * 349_500 + b"0"
     expect(alice.patch(path, data=b'{"output":{"a":[' + few + b"]}}", content_type=JSON), 200)
-    for many in (b"[" * 250_001, b"[" + b"{}," * 250_000, b"\xff" + b"[]," * 250_001):
+    for many in (b"[" * 350_001, b"[" + b"{}," * 350_000, b"\xff" + b"[]," * 350_001):
         refused = problem(alice.patch(path, data=many, content_type=JSON), 400)
-        assert "more than 250,000 objects and arrays" in refused["detail"]
-    few = b'{"logs":[' + b'"a",' * 499_997
+        assert "more than 350,000 objects and arrays" in refused["detail"]
+    few = b'{"logs":[' + b'"a",' * 699_997
     expect(alice.post(f"{path}/logs", data=few + b'"a"]}', content_type=JSON), 201)
     refused = problem(alice.post(f"{path}/logs", data=few + b'"","",""]}', content_type=JSON), 400)
-    assert "more than 500,000 values" in refused["detail"]
+    assert "more than 700,000 values" in refused["detail"]
     # In strings they do not count, also in one without an end.
-    assert alice.append(task, *[r'{"a":[[[[[[[[[["\\"]]]]]]]]]]}'] * 60_000)["logCount"] == 559_998
+    assert alice.append(task, *[r'{"a":[[[[[[[[[["\\"]]]]]]]]]]}'] * 60_000)["logCount"] == 759_998
     endless = b'{"name":"' + rb"\"" * 500_000 + b"[" * 700_000
     refused = problem(alice.patch(path, data=endless, content_type=JSON), 400)
     assert "Unterminated string" in refused["detail"]

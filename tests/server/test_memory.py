@@ -98,6 +98,9 @@ LARGEST = {
     "members, not too many": (START, JSON, filled(INPUT + b"{", b'"%d":1,', b'"x":1}}}', 655_000)),
     "strings": (START, JSON, filled(INPUT + b"[", '"é€",'.encode(), b"0]}}")),
     "lines": ("/task/{id}/logs", JSON, filled(b'{"logs":[', b'"ab",', b'""]}', 10 * MEGABYTE)),
+    "lines, not too many": (
+        "/task/{id}/logs", JSON, filled(b'{"logs":[', b'"ab",', b'""]}', 3_400_000)
+    ),
     "text": ("/task/{id}/logs", "text/plain", b"\n" * 10 * MEGABYTE),
     "a call": ("/mcp", JSON, filled(
         b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"arguments":{', b'"%d":1,', b'"x":1}}}'
