@@ -168,7 +168,7 @@ def test_copy_to_a_disk_that_fills_up_goes_on_with_space(source: Path, disk: Pat
 def test_migration_on_a_disk_that_fills_up_changes_nothing(disk: Path) -> None:
     migrations.upgrade(f"sqlite:///{disk / 'taskservice.db'}", REVISIONS[0])
     with closing(sqlite3.connect(disk / "taskservice.db")) as connection:
-        connection.execute("INSERT INTO users VALUES ('u', 'alice', '2026')")
+        connection.execute("INSERT INTO users VALUES ('u', 'alice', '2026-11-24T13:36:00.123Z')")
         connection.commit()
     filler, failures = fill(disk), 0
     while (upgraded := run(disk, "db", "upgrade")).returncode:
