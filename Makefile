@@ -16,6 +16,7 @@ PYTEST ?=
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-lists test-dashboard test-browser test-callbacks test-server \
 	test-agent test-operations test-mcp test-deploy test-nodes test-crash test-api test-big test-all lint \
+	fix dev \
 	bench bench-peers bench-more bench-scaling docs docs-links reference screenshots dist image clean
 
 help: ## List the targets
@@ -105,6 +106,13 @@ lint: $(VENV)/installed-test ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fix: $(VENV)/installed-test ## Format the code, and mend what the linters can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+dev: install ## Serve on 127.0.0.1:8000 with a debugger, and restart on each change of the code
+	$(BIN)/flask --app taskservice.app run --debug --port 8000
 
 bench: $(VENV)/installed-test ## Compare with simpler programs that could be written instead, in ten minutes
 	$(BIN)/python -m benchmarks $(BENCH)

@@ -36,7 +36,7 @@ html_search_scorer = str(Path(__file__).with_name("search_scorer.js"))
 
 def prepare(app: Sphinx, name: str, source: list[str]) -> None:
     """The lists of the index become the navigation; on a code host they are only lists."""
-    if name in ("CHANGELOG", "CONTRIBUTING"):
+    if name in ("CHANGELOG", "CONTRIBUTING", "docs/recipes-for-changes"):
         # They would have a part in the result of each search.
         source[0] = f"---\nnosearch: true\n---\n{source[0]}"
     if name == root_doc:

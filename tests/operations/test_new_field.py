@@ -1,4 +1,4 @@
-"""The recipe "A new field of a task" of CONTRIBUTING, followed in a copy of the package."""
+"""The recipe "A new field of a task" of docs/, followed in a copy of the package."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def with_new_field(folder: Path) -> dict[str, str]:
 
 
 def test_recipe_of_a_new_field_names_the_files_that_it_needs() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
+    text = (ROOT / "docs" / "recipes-for-changes.md").read_text()
     recipe = text.partition("## A new field of a task")[2].partition("To show it to people")[0]
     code = re.findall(
         r"^\d\. `taskservice/([a-z_/]+\.py|database/migrations/versions/)`", recipe, re.M
