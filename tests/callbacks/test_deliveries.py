@@ -35,6 +35,7 @@ from tests.support.deliveries import (
     addresses,
     change,
     columns,
+    deleting_first,
     deliveries_of,
     enqueue_each,
     enqueue_many,
@@ -771,18 +772,8 @@ def test_redelivery_of_a_task_that_is_being_deleted_is_404(
 ) -> None:
     task = alice.start(callback=receiver.url)
     finish(alice, task)
-    deletions: list[bool] = []
-
-    def delete_first(statement: str, _: Any) -> None:
-        if "FROM deliveries" in statement and not deletions:
-            deletions.append(True)
-            with ThreadPoolExecutor(1) as pool:
-                person = ApiClient(app, alice.name, alice.key)
-                expect(pool.submit(person.delete, f"/task/{task['id']}").result(), 200)
-
-    with before_reads(app, delete_first):
+    with deleting_first(app, alice, task):
         problem(alice.post(f"/task/{task['id']}/deliveries"), 404)
-    assert deletions
 
 
 def test_only_the_newest_attempts_are_kept(

@@ -28,9 +28,15 @@ from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.clocks import Clocks
 from tests.support.concurrency import at_once
-from tests.support.deliveries import change, columns, looping, make_due, make_message_due
+from tests.support.deliveries import (
+    change,
+    columns,
+    deleting_first,
+    looping,
+    make_due,
+    make_message_due,
+)
 from tests.support.internals import (
-    before_reads,
     before_writes,
     column,
     is_waiting_for_a_lock,
@@ -840,18 +846,8 @@ def test_delivery_that_is_deleted_while_it_is_redelivered_is_404(
     hook = add_hook(alice, receiver.url, events=["task.ended"])
     task = run(alice)
     [delivery] = deliveries_of(alice, hook)
-    deletions: list[bool] = []
-
-    def delete_first(statement: str, _: Any) -> None:
-        if "FROM deliveries" in statement and not deletions:
-            deletions.append(True)
-            with ThreadPoolExecutor(1) as pool:
-                person = ApiClient(app, alice.name, alice.key)
-                expect(pool.submit(person.delete, f"/task/{task['id']}").result(), 200)
-
-    with before_reads(app, delete_first):
+    with deleting_first(app, alice, task):
         problem(alice.post(f"/hook/{hook['id']}/deliveries/{delivery['id']}"), 404)
-    assert deletions
 
 
 def test_question_is_a_message_of_its_own_with_its_buttons(

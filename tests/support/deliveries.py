@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
 from taskservice.terms import COMPLETE, PENDING
 from tests.support.api_client import ApiClient, expect
+from tests.support.internals import before_reads
 from tests.support.receiver import Receiver
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -126,3 +128,20 @@ def addresses(receiver: Receiver, path: str, count: int, first: int = 0) -> list
         f"http://127.{n // 62_500 + 1}.{n // 250 % 250}.{n % 250 + 1}:{receiver.port}/{path}"
         for n in range(first, first + count)
     ]
+
+
+@contextmanager
+def deleting_first(app: Flask, person: ApiClient, task: dict[str, Any]) -> Iterator[None]:
+    """Delete a task once in this block, just before its deliveries are read."""
+    deletions: list[bool] = []
+
+    def delete_first(statement: str, _: Any) -> None:
+        if "FROM deliveries" in statement and not deletions:
+            deletions.append(True)
+            with ThreadPoolExecutor(1) as pool:
+                other = ApiClient(app, person.name, person.key)
+                expect(pool.submit(other.delete, f"/task/{task['id']}").result(), 200)
+
+    with before_reads(app, delete_first):
+        yield
+    assert deletions
