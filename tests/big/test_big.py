@@ -133,8 +133,8 @@ def test_full_log_that_is_got_listed_and_deleted_keeps_no_writer_waiting(
         (b"ab\n" * (3 * MEGABYTE), "text/plain", 100),
         (b"\n" * (9 * MEGABYTE), "text/plain", 100),
         # Almost as many as JSON may have. Here each line is a separate object for a while.
-        (b'{"logs":[' + b'"",' * 699_000 + b'""]}', JSON, 300),
-        (b'{"logs":[' + b'"ab",' * 699_000 + b'""]}', JSON, 300),
+        (b'{"logs":[' + b'"",' * 699_000 + b'""]}', JSON, 250),
+        (b'{"logs":[' + b'"ab",' * 699_000 + b'""]}', JSON, 250),
     ],
     ids=["short lines", "empty lines", "empty strings", "short strings"],
 )
