@@ -3,6 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BIOME_VERSION := 2.6.8
+BIOME := $(VENV)/biome-$(BIOME_VERSION)/node_modules/.bin/biome
+# CI needs it; elsewhere it may be missing, and then JavaScript is not checked.
+NPM := $(if $(CI),npm,$(shell command -v npm 2>/dev/null))
 UV_INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 USER_NAME ?= me
 BIND = $(or $(TASKSERVICE_BIND),127.0.0.1:8000)
@@ -16,7 +20,7 @@ PYTEST ?=
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-lists test-dashboard test-browser test-callbacks test-server \
 	test-agent test-operations test-mcp test-deploy test-nodes test-crash test-api test-big test-all lint \
-	fix dev \
+	lint-python lint-js fix dev \
 	bench bench-peers bench-more bench-scaling docs docs-links reference screenshots dist image clean
 
 help: ## List the targets
@@ -102,14 +106,23 @@ test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, m
 test-all: $(VENV)/installed-test ## All but the core in one run, which takes less than one target after the other
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal --durations=12 $(PYTEST) $(sort $(dir $(wildcard tests/*/test_*.py)))
 
-lint: $(VENV)/installed-test ## Check style and types
+lint: lint-python lint-js ## Check style and types; of JavaScript too, where npm is installed
+
+lint-python: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fix: $(VENV)/installed-test ## Format the code, and mend what the linters can
+$(BIOME):
+	npm install --silent --no-fund --no-audit --prefix $(VENV)/biome-$(BIOME_VERSION) @biomejs/biome@$(BIOME_VERSION)
+
+lint-js: $(if $(NPM),$(BIOME))
+	$(if $(NPM),$(BIOME) check --error-on-warnings,@echo "npm is not installed: JavaScript is not checked.")
+
+fix: $(VENV)/installed-test $(if $(NPM),$(BIOME)) ## Format the code, and mend what the linters can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(if $(NPM),$(BIOME) check --write)
 
 dev: install ## Serve on 127.0.0.1:8000 with a debugger, and restart on each change of the code
 	$(BIN)/flask --app taskservice.app run --debug --port 8000

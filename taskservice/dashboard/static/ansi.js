@@ -15,13 +15,31 @@ const SEQUENCE = new RegExp(
 );
 
 const PALETTE = [
-  [0, 0, 0], [205, 0, 0], [0, 205, 0], [205, 205, 0],
-  [0, 0, 238], [205, 0, 205], [0, 205, 205], [229, 229, 229],
-  [127, 127, 127], [255, 0, 0], [0, 255, 0], [255, 255, 0],
-  [92, 92, 255], [255, 0, 255], [0, 255, 255], [255, 255, 255],
+  [0, 0, 0],
+  [205, 0, 0],
+  [0, 205, 0],
+  [205, 205, 0],
+  [0, 0, 238],
+  [205, 0, 205],
+  [0, 205, 205],
+  [229, 229, 229],
+  [127, 127, 127],
+  [255, 0, 0],
+  [0, 255, 0],
+  [255, 255, 0],
+  [92, 92, 255],
+  [255, 0, 255],
+  [0, 255, 255],
+  [255, 255, 255],
 ];
 const STYLES = { 1: "bold", 2: "dim", 3: "italic", 4: "underline", 7: "inverse", 9: "strike" };
-const STYLE_ENDS = { 22: ["bold", "dim"], 23: ["italic"], 24: ["underline"], 27: ["inverse"], 29: ["strike"] };
+const STYLE_ENDS = {
+  22: ["bold", "dim"],
+  23: ["italic"],
+  24: ["underline"],
+  27: ["inverse"],
+  29: ["strike"],
+};
 
 function nearest(red, green, blue) {
   const distances = PALETTE.map(([r, g, b]) => (r - red) ** 2 + (g - green) ** 2 + (b - blue) ** 2);
@@ -56,7 +74,7 @@ function applyCodes(state, text) {
       state.styles.clear();
       state.foreground = state.background = null;
     } else if (STYLES[code]) state.styles.add(STYLES[code]);
-    else if (STYLE_ENDS[code]) STYLE_ENDS[code].forEach((style) => state.styles.delete(style));
+    else if (STYLE_ENDS[code]) for (const style of STYLE_ENDS[code]) state.styles.delete(style);
     else if (code >= 30 && code <= 37) state.foreground = code - 30;
     else if (code >= 90 && code <= 97) state.foreground = code - 82;
     else if (code >= 40 && code <= 47) state.background = code - 40;
@@ -75,8 +93,10 @@ function classes({ styles, foreground, background }) {
     names.delete("inverse");
     [foreground, background] = [background, foreground];
   }
-  if (background !== null) names.delete("dim"), names.add(`bg-${background}`);
-  else if (foreground !== null) names.add(`fg-${foreground}`);
+  if (background !== null) {
+    names.delete("dim");
+    names.add(`bg-${background}`);
+  } else if (foreground !== null) names.add(`fg-${foreground}`);
   return [...names].join(" ");
 }
 
@@ -106,7 +126,8 @@ export function painted(line) {
   // An address may have several styles.
   const addresses = addressesIn(plain(line));
   const nodes = [];
-  let start = 0, offset = 0;
+  let start = 0,
+    offset = 0;
   const add = (end) => {
     if (end === start) return;
     nodes.push(...textNodes(linked(last.slice(start, end), addresses, offset), state));

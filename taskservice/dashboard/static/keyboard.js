@@ -10,7 +10,8 @@ function move(step) {
   const links = [...document.querySelectorAll(ROWS)];
   const row = document.activeElement.closest("#rows tr, .agents section");
   let current = links.findIndex((link) => row?.contains(link));
-  if (current < 0) current = links.findIndex((link) => link.href === sessionStorage.getItem(OPENED));
+  if (current < 0)
+    current = links.findIndex((link) => link.href === sessionStorage.getItem(OPENED));
   links[current < 0 ? 0 : current + step]?.focus();
 }
 

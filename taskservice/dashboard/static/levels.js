@@ -16,7 +16,11 @@ const PATTERNS = LEVELS.map((level) => {
   const word = WORDS[level];
   const atStart = `${PREFIX}[\\[(<]?(?:${word})\\b(?!\\s*[=(]|\\w|['’.-]\\w)`;
   const named = `\\b(?:level|lvl|severity|levelname)"?\\s*[=:]\\s*"?(?:${word})\\b`;
-  return [level, new RegExp(`${atStart}|${named}`, "i"), new RegExp(`\\b(?:${word.toUpperCase()})\\b`)];
+  return [
+    level,
+    new RegExp(`${atStart}|${named}`, "i"),
+    new RegExp(`\\b(?:${word.toUpperCase()})\\b`),
+  ];
 });
 const TRACEBACK = /^\s*Traceback \(most recent call last\)/;
 const FAULT = new RegExp(
@@ -40,7 +44,9 @@ const REASON = new RegExp(
     "\\b(?:no such file or directory|command not found|no space left on device)\\b",
     "(?:^|[:\\])>] *)(?:cannot|can['’]t|could not|couldn['’]t|unable to|failed to|abort)\\b",
     "\\b(?:non-?zero )?exit(?:ed|s)?\\b[^:=\\n]{0,20}?\\b(?:status|code)\\b[ :=]*-?[1-9]\\d*\\b",
-  ].map((words) => `${words}(?!\\s*[=:]\\s*(?:0|no|none|false)\\b)`).join("|"),
+  ]
+    .map((words) => `${words}(?!\\s*[=:]\\s*(?:0|no|none|false)\\b)`)
+    .join("|"),
   "gi",
 );
 // Before such words: it did not happen, as in "0 requests timed out".

@@ -36,7 +36,10 @@ export function isBlockLoaded(number) {
 export function store(number, text, time) {
   const index = blockOf(number);
   let block = blocks.get(index);
-  if (!block) blocks.set(index, (block = new Array(BLOCK)));
+  if (!block) {
+    block = new Array(BLOCK);
+    blocks.set(index, block);
+  }
   const shown = text.length > MAX_LENGTH ? `${text.slice(0, MAX_LENGTH)} … truncated` : text;
   block[(number - 1) % BLOCK] = { text: shown, at: time ? Date.parse(time) : null };
 }
@@ -83,5 +86,7 @@ export async function loadAround(number, first) {
 }
 
 function storeAll(first, { lines, times }) {
-  lines.forEach((text, index) => store(first + index, text, times[index]));
+  lines.forEach((text, index) => {
+    store(first + index, text, times[index]);
+  });
 }

@@ -53,7 +53,11 @@ export function lineAt(pixel, first) {
 
 function lineInBlock(pixel, first, start, extra) {
   let number = start;
-  let bottom = (start - first) * LINE;
-  while ((bottom += LINE + (extra.get(number) ?? 0)) <= pixel) number++;
+  const height = () => LINE + (extra.get(number) ?? 0);
+  let bottom = (start - first) * LINE + height();
+  while (bottom <= pixel) {
+    number++;
+    bottom += height();
+  }
   return number;
 }

@@ -7,7 +7,11 @@ const PAUSE_MS = 30_000;
 const MINUTE = 60_000;
 
 const clock = new Intl.DateTimeFormat("en-GB", {
-  hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3, hourCycle: "h23",
+  hour: "2-digit",
+  minute: "2-digit",
+  second: "2-digit",
+  fractionalSecondDigits: 3,
+  hourCycle: "h23",
 });
 
 function two(number) {
@@ -34,8 +38,8 @@ function spanText(milliseconds) {
 
 // The kinds of times; each makes text of a line's number and time.
 const FORMATS = {
-  clock: (number, at) => clock.format(at),
-  start: (number, at, start) => span(at - start),
+  clock: (_number, at) => clock.format(at),
+  start: (_number, at, start) => span(at - start),
   before: (number, at) => {
     const before = timeOf(number - 1);
     return typeof before === "number" ? `+${span(at - before)}` : "";

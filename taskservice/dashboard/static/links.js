@@ -42,7 +42,9 @@ export function linked(text, addresses = addressesIn(text), offset = 0) {
   const node = (from, to) => document.createTextNode(shown(text.slice(from, to)));
   let start = 0;
   for (const { address, from, to } of addresses) {
-    const [first, end] = [from, to].map((at) => Math.max(start, Math.min(at - offset, text.length)));
+    const [first, end] = [from, to].map((at) =>
+      Math.max(start, Math.min(at - offset, text.length)),
+    );
     if (first === end) continue;
     nodes.push(node(start, first), link(address, node(first, end)));
     start = end;

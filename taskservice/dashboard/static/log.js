@@ -3,9 +3,16 @@
 import { painted, plain } from "./ansi.js";
 import { levelOf } from "./levels.js";
 import {
-  MAX_LINES, dropDistant, fetchLines, isBlockLoaded, line, loadAround, store, timeOf,
+  dropDistant,
+  fetchLines,
+  isBlockLoaded,
+  line,
+  loadAround,
+  MAX_LINES,
+  store,
+  timeOf,
 } from "./line_cache.js";
-import { LINE, forgetHeights, lineAt, noteHeight, topOf } from "./line_heights.js";
+import { forgetHeights, LINE, lineAt, noteHeight, topOf } from "./line_heights.js";
 import { pauseBetween, pauseText, timeText } from "./line_times.js";
 import { grow, highlight, init as initSearch, lowerBound, showAllLevels } from "./log_search.js";
 import { copyText, refresh, released } from "./page.js";
@@ -108,7 +115,10 @@ function visible() {
   let to = Math.min(lastPlace(), placeAt(pixel + box.clientHeight) + OVERSCAN);
   const selection = selected();
   if (selection) {
-    from = Math.max(firstPlace(), Math.min(from, Math.max(selection.from, from - SELECTED_OVERSCAN)));
+    from = Math.max(
+      firstPlace(),
+      Math.min(from, Math.max(selection.from, from - SELECTED_OVERSCAN)),
+    );
     to = Math.min(lastPlace(), Math.max(to, Math.min(selection.to, to + SELECTED_OVERSCAN)));
   }
   return { from, to, top };
@@ -226,7 +236,8 @@ function measureRows() {
   const wasAtEnd = isAtEnd();
   const { place, above } = anchor();
   let hasChanged = false;
-  for (const row of rows.values()) hasChanged = noteHeight(row.place, row.offsetHeight) || hasChanged;
+  for (const row of rows.values())
+    hasChanged = noteHeight(row.place, row.offsetHeight) || hasChanged;
   if (!hasChanged) return;
   content.style.height = `${height()}px`;
   if (wasAtEnd) scrollToEnd();
@@ -443,7 +454,12 @@ times.addEventListener("change", () => {
 // --- silence -----------------------------------------------------------------------------
 
 const silence = get("log-silence");
-const ENDS = { failed: "failed", timeout: "timed out", cancelled: "cancelled", complete: "complete" };
+const ENDS = {
+  failed: "failed",
+  timeout: "timed out",
+  cancelled: "cancelled",
+  complete: "complete",
+};
 
 // After the last line: the time without output, which is known when the line is in view.
 function showSilence() {
@@ -640,7 +656,7 @@ for (const name of ["follow", "wrap"]) buttons[name].hidden = false;
 initSearch({
   range: () => ({ first, count }),
   top: () => numberAt(visible().top) ?? first,
-  marked: () => marked && marked.from,
+  marked: () => marked?.from ?? null,
   show: (number) => {
     history.replaceState(null, "", `#L${number}`);
     show(number, number);

@@ -2,7 +2,7 @@
 
 import { plain } from "./ansi.js";
 import { levelReader } from "./levels.js";
-import { MAX_LINES, fetchLines } from "./line_cache.js";
+import { fetchLines, MAX_LINES } from "./line_cache.js";
 
 const DELAY_MS = 250;
 
@@ -68,7 +68,7 @@ async function scan() {
     const lines = await fetchLines(scannedTo, MAX_LINES);
     if (mine !== runNumber) return;
     if (!lines?.length) break;
-    lines.forEach((line, index) => note(scannedTo + index + 1, plain(line)));
+    for (const [index, line] of lines.entries()) note(scannedTo + index + 1, plain(line));
     scannedTo += lines.length;
     if (levels.size) log.filter(shown);
     takeStep();
@@ -108,7 +108,8 @@ function showState() {
 function stateText() {
   const total = matches.length.toLocaleString("en");
   if (!needle) return isScanning ? "Searching…" : "";
-  if (current !== null && matches[current]) return `${(current + 1).toLocaleString("en")} of ${total}`;
+  if (current !== null && matches[current])
+    return `${(current + 1).toLocaleString("en")} of ${total}`;
   if (isScanning) return "Searching…";
   return matches.length ? `${total} found` : "Not found";
 }
@@ -172,7 +173,8 @@ async function showError(direction) {
   isScanning = false;
   set(found, "Searching…");
   for (let done = first - 1; done < count; done += MAX_LINES) {
-    const after = direction > 0 ? done : Math.max(first - 1, count - (done - first + 1) - MAX_LINES);
+    const after =
+      direction > 0 ? done : Math.max(first - 1, count - (done - first + 1) - MAX_LINES);
     const number = await errorIn(after, Math.min(MAX_LINES, count - done), direction);
     if (mine !== runNumber) return;
     if (number !== null) {

@@ -14,8 +14,12 @@ const QUOTE = /^ {0,3}>\s?/;
 const ROW = /^\s*\|(.*)\|\s*$/;
 const DIVIDER = /^\s*\|(?:\s*:?-+:?\s*\|)+\s*$/;
 const LOOKS = [
-  /^ {0,3}#{1,6}\s\S/m, /^ {0,3}(?:`{3}|~{3})/m, /\*\*[^*\n]+\*\*/, /^[ \t]*\|(?:[ \t]*:?-+:?[ \t]*\|)+[ \t]*$/m,
-  /\[[^[\]\n]{1,200}\]\(https?:/, /^[ \t]*[-*+] \S.*\n[ \t]*[-*+] \S/m,
+  /^ {0,3}#{1,6}\s\S/m,
+  /^ {0,3}(?:`{3}|~{3})/m,
+  /\*\*[^*\n]+\*\*/,
+  /^[ \t]*\|(?:[ \t]*:?-+:?[ \t]*\|)+[ \t]*$/m,
+  /\[[^[\]\n]{1,200}\]\(https?:/,
+  /^[ \t]*[-*+] \S.*\n[ \t]*[-*+] \S/m,
 ];
 const INLINE = new RegExp(
   [
@@ -127,9 +131,14 @@ function list(lines, at) {
 
 function table(lines, at) {
   const end = endOf(lines, at, (line) => ROW.test(line));
-  const cells = (line) => line.match(ROW)[1].split("|").map((cell) => inline(cell.trim()));
+  const cells = (line) =>
+    line
+      .match(ROW)[1]
+      .split("|")
+      .map((cell) => inline(cell.trim()));
   const head = element("tr", ...cells(lines[at]).map((nodes) => element("th", ...nodes)));
-  const rows = lines.slice(at + 2, end)
+  const rows = lines
+    .slice(at + 2, end)
     .map((line) => element("tr", ...cells(line).map((nodes) => element("td", ...nodes))));
   const box = element("div", element("table", element("thead", head), element("tbody", ...rows)));
   box.className = "table-box";

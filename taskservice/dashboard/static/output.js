@@ -38,7 +38,7 @@ class Exact {
 }
 
 function parse(text) {
-  return JSON.parse(text, (key, value, context) =>
+  return JSON.parse(text, (_key, value, context) =>
     typeof value === "number" && context?.source !== undefined && context.source !== String(value)
       ? new Exact(context.source)
       : value,
@@ -46,7 +46,8 @@ function parse(text) {
 }
 
 const isArray = Array.isArray;
-const isObject = (value) => typeof value === "object" && value !== null && !isArray(value) && !(value instanceof Exact);
+const isObject = (value) =>
+  typeof value === "object" && value !== null && !isArray(value) && !(value instanceof Exact);
 const isNumber = (value) => typeof value === "number" || value instanceof Exact;
 const isNested = (value) => isArray(value) || isObject(value);
 
@@ -132,7 +133,9 @@ function fields(value, depth) {
   return growing(element("div", "", list), entries.length, ITEMS, "field", (from, to) => {
     for (const [key, part] of entries.slice(from, to)) {
       const name = element("dt", "", shown(key));
-      list.append(element("div", isShort(part) ? "short" : "", name, element("dd", "", view(part, depth))));
+      list.append(
+        element("div", isShort(part) ? "short" : "", name, element("dd", "", view(part, depth))),
+      );
     }
   });
 }
@@ -155,7 +158,10 @@ function textView(text, size) {
   if (!text) return element("span", "faint", "empty");
   const sample = text.slice(0, SAMPLE);
   const isRead = size === TEXT_PART && isMarkdown(sample);
-  const box = element("div", isRead ? "markdown" : isPreformatted(sample) ? "text aligned" : "text");
+  const box = element(
+    "div",
+    isRead ? "markdown" : isPreformatted(sample) ? "text aligned" : "text",
+  );
   let done = 0;
   const more = button("", () => next());
   const next = () => {
@@ -208,18 +214,24 @@ function table(rows, depth) {
     growing(outer, order.length, ROWS, "row", (from, to) => {
       body.append(...order.slice(from, to).map((row) => tableRow(row, columns, numeric, depth)));
     });
-    if (left) outer.append(element("p", "faint", `${plural(left, "more column")} in the raw output`));
+    if (left)
+      outer.append(element("p", "faint", `${plural(left, "more column")} in the raw output`));
   };
-  heads.forEach((cell, index) =>
-    cell.firstChild.addEventListener("click", () => fill(sortBy(rows, columns[index], heads, cell))),
-  );
+  for (const [index, cell] of heads.entries()) {
+    cell.firstChild.addEventListener("click", () =>
+      fill(sortBy(rows, columns[index], heads, cell)),
+    );
+  }
   fill(rows);
   return outer;
 }
 
 // Whether the first rows have numbers in a column, and nothing else.
 function isNumeric(rows, column) {
-  const values = rows.slice(0, 1_000).map((row) => row[column] ?? null).filter((value) => value !== null);
+  const values = rows
+    .slice(0, 1_000)
+    .map((row) => row[column] ?? null)
+    .filter((value) => value !== null);
   return values.length > 0 && values.every(isNumber);
 }
 
@@ -243,11 +255,18 @@ function sortBy(rows, column, heads, cell) {
 function compare(one, other) {
   const [a, b] = [one, other].map((value) => (value instanceof Exact ? Number(value.text) : value));
   if (typeof a === "number" && typeof b === "number") return a - b;
-  return collator.compare(isNested(a) ? JSON.stringify(a) : String(a), isNested(b) ? JSON.stringify(b) : String(b));
+  return collator.compare(
+    isNested(a) ? JSON.stringify(a) : String(a),
+    isNested(b) ? JSON.stringify(b) : String(b),
+  );
 }
 
 function tableRow(row, columns, numeric, depth) {
-  return element("tr", "", ...columns.map((column) => tableCell(row, column, numeric.has(column), depth)));
+  return element(
+    "tr",
+    "",
+    ...columns.map((column) => tableCell(row, column, numeric.has(column), depth)),
+  );
 }
 
 function tableCell(row, column, isEnd, depth) {
@@ -269,7 +288,8 @@ function isSearching() {
 function countIn(text) {
   const lower = text.toLowerCase();
   let count = 0;
-  for (let at = lower.indexOf(needle); at >= 0; at = lower.indexOf(needle, at + needle.length)) count++;
+  for (let at = lower.indexOf(needle); at >= 0; at = lower.indexOf(needle, at + needle.length))
+    count++;
   return count;
 }
 
@@ -306,7 +326,10 @@ function matchingItems(value) {
   const found = value.map((item) => (isObject(item) ? matchingFields(item, true) : matching(item)));
   const kept = found.filter(Boolean);
   if (!kept.length) return undefined;
-  return { part: kept.map(({ part }) => part), count: kept.reduce((sum, { count }) => sum + count, 0) };
+  return {
+    part: kept.map(({ part }) => part),
+    count: kept.reduce((sum, { count }) => sum + count, 0),
+  };
 }
 
 // A row of a table keeps its other fields.
@@ -332,7 +355,11 @@ let current = -1;
 function findRanges(box) {
   [ranges, current] = [[], -1];
   const walker = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
-  for (let node = walker.nextNode(); needle && node && ranges.length < MAX_HIGHLIGHTS; node = walker.nextNode()) {
+  for (
+    let node = walker.nextNode();
+    needle && node && ranges.length < MAX_HIGHLIGHTS;
+    node = walker.nextNode()
+  ) {
     const text = node.data.toLowerCase();
     if (text.length !== node.length) continue;
     for (let at = text.indexOf(needle); at >= 0; at = text.indexOf(needle, at + needle.length)) {
@@ -363,7 +390,10 @@ function step(direction) {
   range.startContainer.parentElement.scrollIntoView({ block: "nearest", inline: "nearest" });
   // A long text is one element.
   const box = range.startContainer.parentElement.closest("pre");
-  box?.scrollBy(0, range.getBoundingClientRect().top - box.getBoundingClientRect().top - box.clientHeight / 2);
+  box?.scrollBy(
+    0,
+    range.getBoundingClientRect().top - box.getBoundingClientRect().top - box.clientHeight / 2,
+  );
   const { top, bottom } = range.getBoundingClientRect();
   if (top < 0 || bottom > innerHeight) scrollBy(0, top - innerHeight / 2);
 }
@@ -379,7 +409,9 @@ function show() {
   const box = element("div", "");
   box.id = "output-view";
   raw.before(box);
-  const [field, rawButton, found] = ["find", "raw", "found"].map((name) => document.getElementById(`output-${name}`));
+  const [field, rawButton, found] = ["find", "raw", "found"].map((name) =>
+    document.getElementById(`output-${name}`),
+  );
   let count = 0;
   const draw = () => {
     const kept = isSearching() ? matching(value) : { part: value, count: 0 };

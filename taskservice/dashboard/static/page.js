@@ -20,14 +20,22 @@ const htmlPolicy = globalThis.trustedTypes
 // With 24 hours, like the times of log lines.
 const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium", hourCycle: "h23" });
 const full = new Intl.DateTimeFormat(undefined, {
-  dateStyle: "medium", timeStyle: "medium", hourCycle: "h23",
+  dateStyle: "medium",
+  timeStyle: "medium",
+  hourCycle: "h23",
 });
 
 const minutes = new Intl.DateTimeFormat(undefined, {
-  dateStyle: "medium", timeStyle: "short", hourCycle: "h23",
+  dateStyle: "medium",
+  timeStyle: "short",
+  hourCycle: "h23",
 });
 const date = new Intl.DateTimeFormat(undefined, {
-  day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23",
+  day: "numeric",
+  month: "short",
+  hour: "2-digit",
+  minute: "2-digit",
+  hourCycle: "h23",
 });
 const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 
@@ -39,8 +47,11 @@ function durationText(seconds) {
     [Math.floor(seconds) % 60, "s"],
   ];
   while (parts.length > 1 && parts[0][0] === 0) parts.shift();
-  return parts.slice(0, 2).filter(([count, unit]) => count || unit === "s")
-    .map(([count, unit]) => `${count} ${unit}`).join(" ");
+  return parts
+    .slice(0, 2)
+    .filter(([count, unit]) => count || unit === "s")
+    .map(([count, unit]) => `${count} ${unit}`)
+    .join(" ");
 }
 
 // Tasks of one day would have the same age after a while, and a phone shows no titles.
@@ -78,7 +89,9 @@ function period(from, until) {
   const next = new Date(from.getFullYear(), from.getMonth(), from.getDate() + 1);
   const isDay = from.getHours() + from.getMinutes() === 0 && next.getTime() === until.getTime();
   const format = [from, until].every((time) => time % 60_000 === 0) ? minutes : full;
-  return isDay ? `on ${day.format(from)}` : `from ${format.format(from)} to ${format.format(until)}`;
+  return isDay
+    ? `on ${day.format(from)}`
+    : `from ${format.format(from)} to ${format.format(until)}`;
 }
 
 function ago(time) {
@@ -132,7 +145,9 @@ export async function copyText(text) {
 // Copies the text of an element, or the response of another address.
 async function copy(button) {
   const source = button.dataset.copy;
-  await copyText(source.startsWith("#") ? document.querySelector(source).textContent : await textOf(source));
+  await copyText(
+    source.startsWith("#") ? document.querySelector(source).textContent : await textOf(source),
+  );
   const label = button.firstChild;
   label.data = "Copied";
   setTimeout(() => (label.data = "Copy"), 1_500);
@@ -234,7 +249,8 @@ function replace(part, fresh) {
   const open = [...part.querySelectorAll("details[open]")].map(({ id }) => id);
   const selected = [...part.querySelectorAll("[form=selected]:checked")].map(({ value }) => value);
   part.replaceWith(node);
-  for (const box of node.querySelectorAll("[form=selected]")) box.checked = selected.includes(box.value);
+  for (const box of node.querySelectorAll("[form=selected]"))
+    box.checked = selected.includes(box.value);
   for (const fold of node.querySelectorAll("details")) fold.open ||= open.includes(fold.id);
   if (focused) counterpart(node, focused)?.focus({ preventScroll: true });
   return node;
@@ -345,7 +361,11 @@ export async function refresh() {
     showNotice("The service can’t be reached. Trying again…");
     return "unreachable";
   }
-  if (response.type === "opaqueredirect" && search && new URLSearchParams(location.search).has("q")) {
+  if (
+    response.type === "opaqueredirect" &&
+    search &&
+    new URLSearchParams(location.search).has("q")
+  ) {
     // The text is the ID of a task, or a label: it leads to another page.
     location.reload();
     return "gone";
@@ -423,7 +443,8 @@ async function keepFresh() {
   const state = document.querySelector("[data-live]:not(#hooks-off)") ? await refresh() : "same";
   const pause = document.hidden ? HIDDEN_MS : REFRESH_MS;
   clearTimeout(nextRefresh);
-  if (state !== "gone") nextRefresh = setTimeout(keepFresh, state === "unreachable" ? 2 * pause : pause);
+  if (state !== "gone")
+    nextRefresh = setTimeout(keepFresh, state === "unreachable" ? 2 * pause : pause);
 }
 
 document.addEventListener("visibilitychange", () => {

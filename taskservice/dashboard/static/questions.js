@@ -9,7 +9,9 @@ addEventListener("input", ({ target }) => {
 document.addEventListener("refreshed", ({ detail: page }) => {
   for (const question of document.querySelectorAll(".question")) {
     const isOpen = page.getElementById(question.id) !== null;
-    const text = isOpen ? "" : endText(page.getElementById(question.id.replace("question", "ended")));
+    const text = isOpen
+      ? ""
+      : endText(page.getElementById(question.id.replace("question", "ended")));
     const status = question.querySelector(".ended");
     // An agent key has no form.
     if (!status) continue;
