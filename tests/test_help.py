@@ -11,7 +11,7 @@ import click
 import pytest
 
 from taskservice import cli, config
-from taskservice.cli.agent import INTRODUCTION
+from taskservice.cli.mcp_config import INTRODUCTION
 from taskservice.cli.options import Duration
 from taskservice.runner import saved_run
 from tests.support.commands import run

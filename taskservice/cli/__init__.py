@@ -17,19 +17,19 @@ from taskservice.terms import PROFILE_VARIABLE
 
 # Client commands must not load Flask or SQLAlchemy.
 CLIENT_COMMANDS = {
-    "login": "taskservice.cli.service_client",
-    "logout": "taskservice.cli.service_client",
+    "login": "taskservice.cli.login",
+    "logout": "taskservice.cli.login",
     "run": "taskservice.cli.run",
-    "work": "taskservice.cli.run",
+    "work": "taskservice.cli.work",
     "progress": "taskservice.cli.questions",
     "ask": "taskservice.cli.questions",
     "task": "taskservice.cli.task",
     "agent": "taskservice.cli.agent",
     "grep": "taskservice.cli.task",
-    "status": "taskservice.cli.agent",
+    "status": "taskservice.cli.status",
     "hook": "taskservice.cli.hook",
     "listen": "taskservice.cli.listen",
-    "mcp-config": "taskservice.cli.agent",
+    "mcp-config": "taskservice.cli.mcp_config",
 }
 SERVER_COMMANDS = {
     "serve": "taskservice.cli.serve",
@@ -38,10 +38,10 @@ SERVER_COMMANDS = {
     "key": "taskservice.cli.user",
     "callback": "taskservice.cli.callback",
     "delivery": "taskservice.cli.callback",
-    "db": "taskservice.cli.database",
-    "prune": "taskservice.cli.database",
-    "export": "taskservice.cli.database",
-    "import": "taskservice.cli.database",
+    "db": "taskservice.cli.db",
+    "prune": "taskservice.cli.prune",
+    "export": "taskservice.cli.export",
+    "import": "taskservice.cli.export",
 }
 GROUPS = {
     "Client commands (they need `taskservice login`)": CLIENT_COMMANDS,
@@ -106,8 +106,7 @@ def _load(name: str) -> click.Command:
             add_help_option=False,
             context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         )
-    # A module of several commands names each of them.
-    name = name.replace("-", "_")
+    # Only a command that is not in a file of its name has a name of its own.
     command: click.Command = getattr(module, f"{name}_command", None) or module.command
     return command
 

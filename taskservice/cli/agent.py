@@ -1,36 +1,29 @@
-"""`taskservice agent`, `status` and `mcp-config`: agents, what needs attention, MCP clients."""
+"""`taskservice agent`: the programs that work on tasks."""
 
-import sys
 from typing import Any
 
 import click
 
 from taskservice.cli import options
-from taskservice.cli.service_client import (
-    UNAVAILABLE,
-    one_line_errors,
-    registered_agent_id,
-    service_client,
-)
+from taskservice.cli.service_client import registered_agent_id, service_client
 from taskservice.client import Agent
-from taskservice.client.http import checked_url, kept_settings
 from taskservice.client.responses import NUMBERS
 from taskservice.quantities import percent, seconds_text
-from taskservice.terminal import local_time, print_json, print_line, print_rows, print_table
-from taskservice.terms import CANCELLED, CLIENTS, KEY_VARIABLE, MAX_TIMEOUT
+from taskservice.terminal import local_time, print_json, print_line, print_table
+from taskservice.terms import CANCELLED, MAX_TIMEOUT
 
 HEADER = ("ID", "NAME", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY", "NEXT RUN")
 
 
 @click.group("agent", cls=options.Group)
-def agent_command() -> None:
+def command() -> None:
     """Manage agents: the programs that work on tasks.
 
     AGENT_ID can be any unambiguous prefix of an agent's id.
     """
 
 
-@agent_command.command("list")
+@command.command("list")
 @options.json_lines
 def list_all(as_json: bool) -> None:
     """List agents, with the success rate and the usual duration of their last 30 tasks.
@@ -49,7 +42,7 @@ def list_all(as_json: bool) -> None:
             print_table([HEADER, *map(_row, agents)])
 
 
-@agent_command.command(
+@command.command(
     "add",
     "summarizer",
     'summarizer --name Summarizer --description "Sums up the mail."',
@@ -101,7 +94,7 @@ def add(agent_id: str, **fields: Any) -> None:
     print_line(f"{agent_id} is registered")
 
 
-@agent_command.command("delete", "summarizer")
+@command.command("delete", "summarizer")
 @click.argument("agent_id", type=options.known_agent)
 def delete(agent_id: str) -> None:
     """Delete an agent that has no tasks, and its keys."""
@@ -123,55 +116,3 @@ def _row(agent: Agent) -> tuple[str, ...]:
         "-" if usual is None else seconds_text(usual),
         local_time(health.get("dueAt")) + (" late" if health.get("lateSince") else ""),
     )
-
-
-@options.command("taskservice status", "", "--json | jq -r .agentId")
-@options.json_lines
-def status_command(as_json: bool) -> None:
-    """Print what needs attention.
-
-    These are open questions, agents whose last task failed, agents that are late, tasks that hang,
-    tasks that no worker claims, callbacks that failed in the last 7 days, hooks that are off, and
-    backups of the service that fail.
-    Exit codes: 0 nothing, 1 something, 2 wrong use or key, 69 the service is unavailable.
-    """
-    with service_client(failure=UNAVAILABLE) as client:
-        items: list[dict[str, Any]] = [{**item} for item in client.attention()]
-    for item in items if not as_json else ():
-        item["since"] = local_time(item["since"])
-    if items:
-        print_rows(items, ["kind", "since", "agentId", "taskId", "text"], as_json)
-    sys.exit(1 if items else 0)
-
-
-INTRODUCTION = f"""\
-# Each client reads a user key from {KEY_VARIABLE}, except VS Code, which asks for it."""
-
-
-@options.command(
-    "taskservice mcp-config",
-    "",
-    "--client claude-code | sh",
-    "--client vscode | tee .vscode/mcp.json",
-    short_help="Print the configuration of MCP clients.",
-)
-@click.option(
-    "--client",
-    "name",
-    type=click.Choice(list(CLIENTS)),
-    help="Print the configuration of this client only.",
-)
-def mcp_config_command(name: str | None) -> None:
-    """Print the configuration with which an MCP client can call each agent as a tool.
-
-    The address is TASKSERVICE_URL, or was kept by `taskservice login`. The key itself is not
-    printed.
-    """
-    with one_line_errors():
-        url = checked_url(kept_settings()[0])
-    text = INTRODUCTION if name is None else CLIENTS[name].text(url)
-    if name is None:
-        for client in CLIENTS.values():
-            text += f"\n\n# {client.title}: {client.where}\n\n{client.text(url)}"
-    for line in text.split("\n"):
-        print_line(line)

@@ -1,27 +1,21 @@
-"""`taskservice run` and `work`: any program becomes a task, or does each task of an agent."""
+"""`taskservice run`: any program becomes a task."""
 
-import contextlib
 import os
 import signal
 import sys
-import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-from uuid import uuid4
 
 import click
 
 from taskservice.cli import options
-from taskservice.cli.service_client import did_you_mean, service_client
-from taskservice.client import own_task_id, responses
-from taskservice.client.http import PATIENCE_SECONDS, Connection, delays, pause_after
-from taskservice.client.responses import RETRYABLE, NotFound, NotTheService, TaskServiceError
+from taskservice.cli.service_client import service_client
+from taskservice.client import own_task_id
 from taskservice.client.spool import now, rfc3339
-from taskservice.client.task import Task, change_task, claim_task, given, register_agent
-from taskservice.runner.process import PROGRAM_ONLY, forward_signals
+from taskservice.client.task import given
+from taskservice.runner.process import forward_signals
 from taskservice.runner.program_output import Masker
-from taskservice.runner.run import Run, become_program, failed, resend
+from taskservice.runner.run import Run, become_program, resend
 from taskservice.terminal import exit_with_error, notice, open_standard_files
 from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
 
@@ -40,7 +34,7 @@ from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
 @options.flag("--strict", "is_strict", help="Do not run CMD if the task can't be started.")
 @options.flag("--resend", "is_resend", help="Send the saved data of earlier runs, then exit.")
 @click.argument("command_line", metavar="-- CMD ...", nargs=-1, type=click.UNPROCESSED)
-def run_command(
+def command(
     agent: str | None,
     is_tty: bool,
     is_strict: bool,
@@ -117,130 +111,3 @@ def _resend(agent: str | None, command_line: tuple[str, ...]) -> None:
         if not is_done:
             exit_with_error("Not everything could be sent")
     sys.exit(0)
-
-
-@options.command(
-    "taskservice work",
-    "--agent summarizer -- python -u summarize.py",
-    "--agent summarizer --parallel 4 -- ./summarize.sh",
-    short_help="Claim tasks of an agent, and run a program for each.",
-)
-@options.agent_option(required=True, help="Agent whose tasks to claim; registered if new.")
-@click.option(
-    "--parallel", default=1, type=click.IntRange(1, 256), help="Maximum number of tasks at a time."
-)
-@click.argument(
-    "command_line", metavar="-- CMD ...", nargs=-1, required=True, type=click.UNPROCESSED
-)
-def work_command(agent: str, parallel: int, command_line: tuple[str, ...]) -> None:
-    """Claim the tasks of an agent as they come, and run CMD for each, as `run` does.
-
-    CMD reads the task's input as JSON from stdin. Any number of workers can run, on any
-    machines: each task is given to only one of them. The worker forwards signals to its running
-    programs, and ends when they have ended.
-    """
-    open_standard_files()
-    # The worker itself retries, without a limit.
-    with service_client(patience=0) as client:
-        worker = Worker(client.connection, agent, command_line, parallel)
-        forward_signals(worker.stop)
-        worker.work()
-
-
-class Worker:
-    """Runs at most `parallel` tasks at once, until `stop` is called."""
-
-    def __init__(
-        self, connection: Connection, agent_id: str, command: Sequence[str], parallel: int = 1
-    ) -> None:
-        self._connection, self._agent_id = connection, agent_id
-        self._command, self._parallel = command, parallel
-        self._slots = threading.Semaphore(parallel)
-        self._runs: dict[str, Run] = {}
-        self._stopping = False
-        self._claim_key = uuid4().hex  # the Idempotency-Key of a claim, until its response
-        self._is_registered = False
-        self._has_begun = False
-
-    def stop(self, number: int, is_from_terminal: bool = False) -> None:
-        """Forward a signal to the programs; unless it is only for them, claim no more tasks."""
-        if number not in PROGRAM_ONLY:
-            self._stopping = True
-        for run in list(self._runs.values()):
-            run.forward(number, is_from_terminal)
-
-    def work(self) -> None:
-        """Claim tasks until `stop`, then wait for the programs. Raises TaskServiceError."""
-        printed: type[Exception] | None = None
-        pauses = delays()
-        while not self._stopping:
-            if not self._slots.acquire(timeout=0.2):
-                continue
-            try:
-                task = None if self._stopping else self._claim()
-            except (*RETRYABLE, NotTheService) as error:
-                self._slots.release()
-                # At first this means a wrong URL; later, a proxy whose service is unavailable.
-                if not (self._has_begun or isinstance(error, RETRYABLE)):
-                    raise
-                if type(error) is not printed:
-                    notice(f"{error}; retrying")
-                printed = type(error)
-                self._pause(pause_after(error, next(pauses)))
-                continue
-            pauses, printed = delays(), None
-            if task is None:
-                self._slots.release()
-                self._pause(self._connection.seconds_before_repeat())
-            else:
-                threading.Thread(target=self._run_task, args=[task], name=task.id).start()
-        for _ in range(self._parallel):
-            while not self._slots.acquire(timeout=0.2):
-                pass  # signal handlers run between the attempts
-
-    def _claim(self) -> Task | None:
-        if not self._is_registered:
-            self._register()
-        try:
-            # Held for 2 s at most: no signal interrupts it, and a task in its response still runs.
-            task = claim_task(self._connection, self._agent_id, 2, self._claim_key)
-        except NotFound:  # the agent was deleted
-            self._is_registered = False
-            return None
-        self._claim_key = uuid4().hex
-        return task
-
-    def _register(self) -> None:
-        """Print the agent whose tasks it claims; register a new agent and print similar ids."""
-        # A person should soon see whether the first request works.
-        agents = self._connection.call("GET", "/agent", responses.AGENTS, timeout=(2.0, 3.0)).data
-        known = [agent["id"] for agent in agents]
-        if self._agent_id not in known:
-            register_agent(self._connection, self._agent_id)
-            similar = did_you_mean(known, self._agent_id)
-            notice(f"agent {self._agent_id} was registered just now{similar}")
-        notice(f"waiting for tasks of agent {self._agent_id}")
-        self._is_registered = self._has_begun = True
-
-    def _pause(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not self._stopping and time.monotonic() < until:
-            time.sleep(0.1)
-
-    def _run_task(self, task: Task) -> None:
-        try:
-            notice(f"task {task.id} {task.name}")
-            run = self._runs[task.id] = Run(self._connection, self._command, task=task)
-            run.start()
-            run.execute()
-        except TaskServiceError as error:
-            notice(f"task {task.id}: {error}")
-        except (OSError, RuntimeError) as error:
-            text = f"The worker could not start the program: {error}"
-            notice(f"task {task.id}: {text}")
-            # No other worker would take the task.
-            with contextlib.suppress(TaskServiceError):
-                change_task(self._connection, task.id, failed(text), patience=PATIENCE_SECONDS)
-        finally:
-            self._runs.pop(task.id, None)
-            self._slots.release()

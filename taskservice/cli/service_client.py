@@ -1,22 +1,18 @@
-"""A client for the client commands, whose errors become one line; `login`, `logout`."""
+"""A client for the client commands, whose errors become one line; IDs by their prefixes."""
 
 import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import islice
-from typing import Any
 
-import click
-
-from taskservice.cli import options
-from taskservice.client import Client, SettingError, TaskServiceError, http, responses
+from taskservice.client import Client, SettingError, TaskServiceError, responses
 from taskservice.client.spool import rfc3339
-from taskservice.terminal import exit_with_error, notice, print_line
-from taskservice.terms import KEY_VARIABLE, MAX_LIMIT, PROFILE_VARIABLE
+from taskservice.terminal import exit_with_error
+from taskservice.terms import KEY_VARIABLE, MAX_LIMIT
 
 # How long a command retries while the service is unavailable.
 PATIENCE_SECONDS = 5.0
@@ -113,64 +109,3 @@ def did_you_mean(known: Sequence[str], agent_id: str) -> str:
     """The agents with a similar id, as the end of a sentence; empty without any."""
     similar = get_close_matches(agent_id, known)
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
-
-
-def _profile_option(action: str) -> Callable[[Any], Any]:
-    default = f"{PROFILE_VARIABLE}, else {http.DEFAULT_PROFILE}"
-    text = f"Profile to {action} (default: {default})."
-    return options.text_option("--profile", metavar="NAME", help=text)
-
-
-@options.command(
-    "taskservice login",
-    "https://tasks.example.org",
-    "--profile team https://tasks.example.org < key.txt",
-)
-@click.argument("url", type=options.text, default="")
-@_profile_option("store")
-def login_command(url: str, profile: str | None) -> None:
-    """Keep the address URL and an API key.
-
-    The command asks for the key, without showing it, and tries it. Without a terminal, it reads
-    the key from stdin. The default address is TASKSERVICE_URL, or the one that was kept
-    before, or else http://127.0.0.1:8000.
-
-    Both are kept in a file that only its owner can read, and used by the client commands and the
-    Python client. If TASKSERVICE_URL or TASKSERVICE_APIKEY is set, nothing that was kept is used.
-    """
-    name = profile or http.chosen_profile()
-    with one_line_errors():
-        kept = http.load_profiles()
-        url = url or os.environ.get("TASKSERVICE_URL") or kept.get(name, {}).get("url", "")
-        url = url or "http://127.0.0.1:8000"
-        if sys.stdin.isatty():
-            key = click.prompt(f"API key for {url}", hide_input=True, err=True).strip()
-        else:
-            key = sys.stdin.readline().strip()
-        connection = http.Connection(url, key, PATIENCE_SECONDS)
-        user = connection.call("GET", "/user", responses.USER).data
-        _save({**kept, name: {"url": connection.url, "apikey": key}})
-    print_line(f"{user['name']} is logged in to {connection.url} (key {user['key']['name']})")
-
-
-def _save(kept: Mapping[str, Mapping[str, str]]) -> None:
-    try:
-        http.save_profiles(kept)
-    except OSError as error:
-        exit_with_error(f"{http.profiles_file()} can't be written: {error.strerror}")
-    if set_variables := [name for name in ("TASKSERVICE_URL", KEY_VARIABLE) if name in os.environ]:
-        notice(f"as long as {set_variables[0]} is set, nothing that was kept is used")
-
-
-@options.command("taskservice logout", "", "--profile team")
-@_profile_option("remove")
-def logout_command(profile: str | None) -> None:
-    """Remove the kept address and key. The key itself stays valid until it is revoked."""
-    name = profile or http.chosen_profile()
-    with one_line_errors():
-        kept = http.load_profiles()
-        if name not in kept:
-            exit_with_error(f"There is no kept profile {name}")
-        url = kept.pop(name)["url"]
-        _save(kept)
-    print_line(f"Logged out of {url}")

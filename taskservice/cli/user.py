@@ -13,11 +13,11 @@ from taskservice.terms import FULL, READ
 
 
 @click.group("user", cls=options.Group)
-def user_command() -> None:
+def command() -> None:
     """Manage users: the people or teams that own tasks."""
 
 
-@user_command.command("add", "alice")
+@command.command("add", "alice")
 @click.argument("name", type=options.text)
 def add(name: str) -> None:
     """Add a user and print the first API key; it can't be shown again."""
@@ -25,7 +25,7 @@ def add(name: str) -> None:
         print_line(user_service.add(name).text)
 
 
-@user_command.command(
+@command.command(
     "delete", "alice", "alice --yes", short_help="Delete a user with all tasks, agents and keys."
 )
 @click.argument("name", type=options.text)
@@ -43,7 +43,7 @@ def delete(name: str, yes: bool) -> None:
         print_line(f"user {name} and {count} task{'' if count == 1 else 's'} deleted")
 
 
-@user_command.command("list", "--json")
+@command.command("list", "--json")
 @options.json_lines
 def list_all(as_json: bool) -> None:
     """List the users."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from taskservice.cli.run import Worker
+from taskservice.cli.work import Worker
 from taskservice.client import Client
 from tests.support import receiver as play
 from tests.support import service_answers as played

@@ -1,32 +1,21 @@
-"""`taskservice db`, `prune`, `export` and `import`: the database, and its tasks as JSON Lines."""
+"""`taskservice db`: the database."""
 
-import shutil
 import signal
 import sys
-import tempfile
-from dataclasses import asdict
-from math import inf
 from pathlib import Path
 
 import click
-from marshmallow import ValidationError
 from sqlalchemy.engine import URL, make_url
 
-from taskservice.background import removal
 from taskservice.cli import options
 from taskservice.cli.serve import load_config, one_line_errors, prepare_files, service_app
 from taskservice.config import Config
 from taskservice.database import migrations
 from taskservice.database.address import parse, shown, sqlite_file
 from taskservice.database.files import LAST_BACKUP
-from taskservice.database.transactions import database_time
 from taskservice.operations import database_check
 from taskservice.operations.backup import backup, restore
 from taskservice.operations.database_copy import copy
-from taskservice.quantities import plural
-from taskservice.schemas.fields import in_utc
-from taskservice.services import exports
-from taskservice.services.imports import InvalidExport, import_from
 from taskservice.terminal import exit_with_error, notice, print_json, print_line
 
 
@@ -41,18 +30,18 @@ def _address(value: str) -> URL:
 
 
 @click.group("db", cls=options.Group)
-def db_command() -> None:
+def command() -> None:
     """Upgrade, check, back up, restore and copy the database."""
 
 
-@db_command.command("upgrade")
+@command.command("upgrade")
 def upgrade() -> None:
     """Migrate the database to the newest revision, and print the revision."""
     with service_app(may_create=True):
         print_line(migrations.head())
 
 
-@db_command.command("check")
+@command.command("check")
 @options.json_lines
 def check(as_json: bool) -> None:
     """Check the database without changing it.
@@ -67,7 +56,7 @@ def check(as_json: bool) -> None:
     sys.exit(1 if database_check.ERROR in states else 0)
 
 
-@db_command.command("backup", "/backup/taskservice.db")
+@command.command("backup", "/backup/taskservice.db")
 @click.argument("file", type=click.Path(path_type=Path))
 @options.flag("--force", help="Replace FILE if it exists.")
 def back_up(file: Path, force: bool) -> None:
@@ -86,7 +75,7 @@ def back_up(file: Path, force: bool) -> None:
         notice(f"also back up {key}")
 
 
-@db_command.command("restore", "/backup/taskservice.db")
+@command.command("restore", "/backup/taskservice.db")
 @click.argument("file", type=click.Path(path_type=Path))
 @options.flag("--force", help="Replace an existing database; it is kept as a file next to it.")
 def restore_(file: Path, force: bool) -> None:
@@ -107,7 +96,7 @@ def restore_(file: Path, force: bool) -> None:
         )
 
 
-@db_command.command(
+@command.command(
     "copy",
     "instance/taskservice.db postgresql://tasks@db.example.org/tasks",
     "postgresql://tasks@db.example.org/tasks instance/taskservice.db",
@@ -148,104 +137,3 @@ def _sqlite_file(instead: str) -> tuple[Config, Path]:
     if file is None:
         exit_with_error(f"this command works only with SQLite; {instead}", 2)
     return config, file
-
-
-@options.command(
-    "TASKSERVICE_RETENTION_DAYS=30 taskservice prune",
-    "--dry-run",
-    "",
-    short_help="Delete tasks and logs older than the retention time.",
-)
-@options.flag("--dry-run", help="Print what would be deleted, and delete nothing.")
-@options.json_object
-def prune_command(dry_run: bool, as_json: bool) -> None:
-    """Delete finished tasks and logs older than the retention time, and free disk space.
-
-    TASKSERVICE_RETENTION_DAYS and TASKSERVICE_LOG_RETENTION_DAYS set the number of days.
-    The service can be running. Unlike the service, this command does not require that the
-    clock has been steady for five minutes.
-    """
-    with service_app():
-        bounds = removal.bounds(database_time())
-        if not any(bounds):
-            notice(
-                "Retention is off: set TASKSERVICE_RETENTION_DAYS or TASKSERVICE_LOG_RETENTION_DAYS"
-            )
-        if dry_run:
-            tasks, logs = removal.count_prunable(*bounds)
-        else:
-            (tasks, logs), _ = removal.prune(*bounds, inf, removal.SWEEP_AFTER_SECONDS)
-            removal.sweep(inf)
-            removal.shrink(inf)
-    text = f"{tasks} task{'' if tasks == 1 else 's'}"
-    if logs:
-        text += f" and the log{'' if logs == 1 else 's'} of {logs} more"
-    elif not tasks:
-        text = "Nothing"
-    sentence = f"{text} {'would be deleted' if dry_run else 'deleted'}"
-    print_json({"tasks": tasks, "logs": logs}) if as_json else print_line(sentence)
-
-
-def _time(value: str) -> str:
-    """A time in RFC 3339."""
-    try:
-        return in_utc(value)
-    except ValidationError as error:
-        raise click.BadParameter(str(error.messages[0])) from None
-
-
-@options.command(
-    "taskservice export",
-    "> tasks.jsonl",
-    "--user alice --since 2026-11-24T00:00:00Z > tasks.jsonl",
-    short_help="Export tasks as JSON Lines.",
-)
-@options.text_option("--user", metavar="NAME", help="Only this user.")
-@click.option(
-    "--since", type=_time, metavar="TIME", help="Only tasks updated at or after this time."
-)
-def export_command(user: str | None, since: str | None) -> None:
-    """Print users with their agents, hooks and tasks as JSON Lines.
-
-    The service can be running. Keys, secrets and links are not exported.
-    """
-    with service_app():
-        try:
-            for line in exports.lines(user, since):
-                sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            exit_with_error(f"stdout can't be written: {error.strerror}")
-
-
-@options.command("taskservice import", "< tasks.jsonl")
-@options.json_object
-def import_command(as_json: bool) -> None:
-    """Add what an export on stdin has: all of it or nothing.
-
-    Tasks and hooks keep their ids, and those that already exist are skipped. Nobody is notified,
-    and hooks are off. The error names the line that the API would refuse.
-    """
-    with service_app():
-        try:
-            # Not `sys.stdin`, which is None if it was closed at the start.
-            with open(0, "rb", closefd=False) as stdin, tempfile.TemporaryFile() as copy:
-                if not stdin.seekable():
-                    # Writers wait during the import, and a pipe can be slow.
-                    shutil.copyfileobj(stdin, copy)
-                    copy.seek(0)
-                imported = import_from(stdin if stdin.seekable() else copy)
-        except (InvalidExport, OSError) as error:
-            exit_with_error(f"Nothing was imported: {error}")
-    sentence = (
-        f"{plural(imported.tasks, 'task')} imported, {imported.existing_tasks:,} already existed; "
-        f"{plural(len(imported.users), 'user')}, {plural(imported.agents, 'agent')} and "
-        f"{plural(imported.hooks, 'hook')} added"
-    )
-    print_json(asdict(imported)) if as_json else print_line(sentence)
-    for name in imported.users:
-        notice(f"user {name} has no key yet; add one with `taskservice key add`")
-    if imported.hooks:
-        notice("the hooks are off; their users turn them on with `taskservice hook on ID`")

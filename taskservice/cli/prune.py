@@ -1,0 +1,45 @@
+"""`taskservice prune`: delete tasks and logs older than the retention time."""
+
+from math import inf
+
+from taskservice.background import removal
+from taskservice.cli import options
+from taskservice.cli.serve import service_app
+from taskservice.database.transactions import database_time
+from taskservice.terminal import notice, print_json, print_line
+
+
+@options.command(
+    "TASKSERVICE_RETENTION_DAYS=30 taskservice prune",
+    "--dry-run",
+    "",
+    short_help="Delete tasks and logs older than the retention time.",
+)
+@options.flag("--dry-run", help="Print what would be deleted, and delete nothing.")
+@options.json_object
+def command(dry_run: bool, as_json: bool) -> None:
+    """Delete finished tasks and logs older than the retention time, and free disk space.
+
+    TASKSERVICE_RETENTION_DAYS and TASKSERVICE_LOG_RETENTION_DAYS set the number of days.
+    The service can be running. Unlike the service, this command does not require that the
+    clock has been steady for five minutes.
+    """
+    with service_app():
+        bounds = removal.bounds(database_time())
+        if not any(bounds):
+            notice(
+                "Retention is off: set TASKSERVICE_RETENTION_DAYS or TASKSERVICE_LOG_RETENTION_DAYS"
+            )
+        if dry_run:
+            tasks, logs = removal.count_prunable(*bounds)
+        else:
+            (tasks, logs), _ = removal.prune(*bounds, inf, removal.SWEEP_AFTER_SECONDS)
+            removal.sweep(inf)
+            removal.shrink(inf)
+    text = f"{tasks} task{'' if tasks == 1 else 's'}"
+    if logs:
+        text += f" and the log{'' if logs == 1 else 's'} of {logs} more"
+    elif not tasks:
+        text = "Nothing"
+    sentence = f"{text} {'would be deleted' if dry_run else 'deleted'}"
+    print_json({"tasks": tasks, "logs": logs}) if as_json else print_line(sentence)
