@@ -15,7 +15,7 @@ from taskservice import cli, client, config
 from taskservice.database import engine, postgresql
 from taskservice.openapi import openapi_path
 from taskservice.schemas import strict_json
-from taskservice.webhooks import JITTER, SCHEDULE
+from taskservice.webhooks.retry_schedule import JITTER, SCHEDULE
 from tests import reference_pages
 from tests.support.documents import (
     DOCUMENTS,

@@ -13,7 +13,8 @@ from taskservice import resources
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.deliveries import DueDeliveries, Leased, ReceiverSlots
-from taskservice.webhooks import CircuitBreaker, Interrupt
+from taskservice.webhooks.circuit_breaker import CircuitBreaker
+from taskservice.webhooks.interrupt import Interrupt
 
 logger = logging.getLogger(__name__)
 

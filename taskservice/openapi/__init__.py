@@ -17,7 +17,7 @@ from taskservice import __version__, terms
 from taskservice.schemas import examples
 from taskservice.schemas.tasks import PartialTaskSchema, problem_schema, task_schema
 from taskservice.web.request import Operation, by_media_type, is_optional
-from taskservice.webhooks import MAX_RETRY_AFTER, SCHEDULE
+from taskservice.webhooks.retry_schedule import MAX_RETRY_AFTER, SCHEDULE
 
 Object: TypeAlias = dict[str, Any]
 

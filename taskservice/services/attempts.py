@@ -35,9 +35,12 @@ from taskservice.services import (
 )
 from taskservice.services.events import WITH_TASKS
 from taskservice.terms import FAILED, MAIL, MCP, OPEN, PENDING, STANDARD
-from taskservice.webhooks import CircuitBreaker, Interrupt, Interrupted, Outcome, messages
+from taskservice.webhooks import messages
+from taskservice.webhooks.circuit_breaker import CircuitBreaker
 from taskservice.webhooks.destinations import mail_address
+from taskservice.webhooks.interrupt import Interrupt, Interrupted
 from taskservice.webhooks.messages import Message, Notice
+from taskservice.webhooks.outcome import Outcome
 
 logger = logging.getLogger(__name__)
 

@@ -51,14 +51,9 @@ from taskservice.errors import Problem, require
 from taskservice.schemas.tasks import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 from taskservice.services import tasks
 from taskservice.services.events import DAY_SECONDS, after_pause
-from taskservice.webhooks import (
-    JITTER,
-    LONGEST_DELAY_SECONDS,
-    SCHEDULE,
-    Outcome,
-    Receiver,
-    host_of,
-)
+from taskservice.webhooks.circuit_breaker import Receiver, host_of
+from taskservice.webhooks.outcome import Outcome
+from taskservice.webhooks.retry_schedule import JITTER, LONGEST_DELAY_SECONDS, SCHEDULE
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from taskservice.database.models import Agent, Delivery, Event, EventStream, Hoo
 from taskservice.database.transactions import read_all, transaction
 from taskservice.database.types import AnyRow, Timestamp, database_now, position_in_text
 from taskservice.schemas import strict_json
-from taskservice.webhooks import host_of
+from taskservice.webhooks.circuit_breaker import host_of
 
 # Events are kept for so many seconds. For so long after the last poll of an MCP client, all events
 # of its user are recorded.

@@ -20,8 +20,9 @@ from taskservice.database.types import AnyRow, AnySelect, time_from_now
 from taskservice.errors import Problem, invalid, overloaded, require, stopping
 from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS, hook_schema
 from taskservice.services import attempts, deliveries, events, subscriptions
-from taskservice.webhooks import Outcome, messages
+from taskservice.webhooks import messages
 from taskservice.webhooks.destinations import check_url, mail_address, read_url
+from taskservice.webhooks.outcome import Outcome
 
 MAX_LISTED = 100  # deliveries, the newest
 # How often a user can send a test, and how often to one address. What it says of a receiver would

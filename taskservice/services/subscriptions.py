@@ -19,7 +19,7 @@ from taskservice.schemas import strict_json
 from taskservice.services import deliveries, events
 from taskservice.terminal import shortened
 from taskservice.terms import ACTIVE, CANCELLED, EVENTS, MAX_HOOKS, MCP, TASK_ASKS
-from taskservice.webhooks import Outcome
+from taskservice.webhooks.outcome import Outcome
 
 # What a client is told of its subscription: some events were given up, or it was ended. These are
 # stored as events that no client can poll.

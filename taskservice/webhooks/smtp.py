@@ -10,8 +10,9 @@ from email.policy import SMTP
 from typing import Any
 
 from taskservice.bounded_http import Deadline, LimitedStream, Limits, TooLargeError
-from taskservice.webhooks import Interrupt, Outcome
 from taskservice.webhooks.destinations import Destinations, MailServer
+from taskservice.webhooks.interrupt import Interrupt
+from taskservice.webhooks.outcome import Outcome
 from taskservice.webhooks.transport import Connection, NoResponseError, system_addresses
 
 SETTING = "TASKSERVICE_SMTP_URL"

@@ -14,7 +14,10 @@ import requests
 
 from taskservice import resources, terms
 from taskservice.bounded_http import Deadline, Limits, TooLargeError, tls_context
-from taskservice.webhooks import MAX_RETRY_AFTER, Interrupt, Outcome, destinations
+from taskservice.webhooks import destinations
+from taskservice.webhooks.interrupt import Interrupt
+from taskservice.webhooks.outcome import Outcome
+from taskservice.webhooks.retry_schedule import MAX_RETRY_AFTER
 
 MAX_RESPONSE_BYTES = 64 * 1024
 MAX_LOOKUPS = 64

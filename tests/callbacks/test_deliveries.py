@@ -26,8 +26,9 @@ from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.deliveries import MAX_PER_RECEIVER
 from taskservice.terms import MAX_ATTEMPTS
-from taskservice.webhooks import JITTER, MAX_FAILURES, SCHEDULE
+from taskservice.webhooks.circuit_breaker import MAX_FAILURES
 from taskservice.webhooks.destinations import Destinations
+from taskservice.webhooks.retry_schedule import JITTER, SCHEDULE
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.certificates import Authority

@@ -23,8 +23,8 @@ from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now, db
 from taskservice.services import deliveries
 from taskservice.terms import EVENTS
-from taskservice.webhooks import JITTER, SCHEDULE
 from taskservice.webhooks.destinations import Destinations
+from taskservice.webhooks.retry_schedule import JITTER, SCHEDULE
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.clocks import Clocks
 from tests.support.concurrency import at_once

@@ -14,7 +14,9 @@ import pytest
 from flask import Flask
 
 from taskservice.config import Config, ConfigError
-from taskservice.webhooks import Interrupt, Interrupted, Outcome, destinations, smtp
+from taskservice.webhooks import destinations, smtp
+from taskservice.webhooks.interrupt import Interrupt, Interrupted
+from taskservice.webhooks.outcome import Outcome
 from tests.support.api_client import ApiClient, expect
 from tests.support.certificates import Authority
 from tests.support.deliveries import looping

@@ -21,8 +21,10 @@ import pytest
 
 from taskservice import bounded_http
 from taskservice.bounded_http import Deadline
-from taskservice.webhooks import Interrupt, Interrupted, Outcome, transport
+from taskservice.webhooks import transport
 from taskservice.webhooks.destinations import Destinations, check_url
+from taskservice.webhooks.interrupt import Interrupt, Interrupted
+from taskservice.webhooks.outcome import Outcome
 from taskservice.webhooks.transport import (
     Connection,
     Resolver,

@@ -14,7 +14,7 @@ from taskservice.database.models import Delivery
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import database_time, reading, transaction
 from taskservice.database.types import database_now
-from taskservice.webhooks import LONGEST_DELAY_SECONDS
+from taskservice.webhooks.retry_schedule import LONGEST_DELAY_SECONDS
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.clocks import Clocks

@@ -20,7 +20,8 @@ from sqlalchemy.engine.default import DefaultDialect
 from taskservice.background import maintenance, timeouts
 from taskservice.cli import main
 from taskservice.services import deliveries as delivery_service
-from taskservice.webhooks import SCHEDULE, smtp, transport
+from taskservice.webhooks import smtp, transport
+from taskservice.webhooks.retry_schedule import SCHEDULE
 
 ARMED = Path(os.environ["CRASH_ARMED"])
 AT = int(os.environ["CRASH_AT"])

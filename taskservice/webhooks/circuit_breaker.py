@@ -1,0 +1,52 @@
+"""Stops first attempts at receivers that failed several times in a row."""
+
+import threading
+import time
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+MAX_FAILURES = 3  # in a row; then it is open
+OPEN_SECONDS = 60.0  # since the last failure
+MAX_RECEIVERS = 1_000  # that are counted; the receiver whose last failure is the oldest goes first
+
+
+class Receiver(NamedTuple):
+    """A host in one user's callbacks: at the same host, another user's callbacks may work."""
+
+    user_id: str
+    host: str  # with the port, as in the URL
+
+
+def host_of(url: str) -> str:
+    """The host of a URL with its port, in lower case; empty for a mail address."""
+    return urlsplit(url).netloc.lower()
+
+
+class CircuitBreaker:
+    """Opens for a receiver after three failures in a row, until a minute after the last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # How many in a row, and when the last one was; in the order of these times.
+        self._failures: dict[Receiver, tuple[int, float]] = {}
+
+    def is_open(self, receiver: Receiver) -> bool:
+        return self._recent_failures(receiver) >= MAX_FAILURES
+
+    def open_receivers(self) -> set[Receiver]:
+        with self._lock:
+            return {receiver for receiver in self._failures if self.is_open(receiver)}
+
+    def record(self, receiver: Receiver, *, has_failed: bool) -> None:
+        """Count how an attempt ended: a success resets the count of its receiver."""
+        with self._lock:
+            count = self._recent_failures(receiver)
+            self._failures.pop(receiver, None)
+            if has_failed:
+                self._failures[receiver] = (count + 1, time.monotonic())
+                if len(self._failures) > MAX_RECEIVERS:
+                    del self._failures[next(iter(self._failures))]
+
+    def _recent_failures(self, receiver: Receiver) -> int:
+        in_a_row, last = self._failures.get(receiver, (0, 0.0))
+        return 0 if time.monotonic() - last > OPEN_SECONDS else in_a_row
