@@ -16,7 +16,8 @@ import click
 from taskservice.cli import options
 from taskservice.cli.service_client import UNAVAILABLE, WRONG_USE, find_task_id, service_client
 from taskservice.cli.task_text import LONGER_ID, asks
-from taskservice.client import Client, Question, Task, require_task_id, responses
+from taskservice.client import Client, Question, Task, responses
+from taskservice.client.current_task import require_task_id
 from taskservice.client.task import (
     ask,
     change_task,

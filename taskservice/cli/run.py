@@ -10,7 +10,7 @@ import click
 
 from taskservice.cli import options
 from taskservice.cli.service_client import service_client
-from taskservice.client import own_task_id
+from taskservice.client.current_task import own_task_id
 from taskservice.client.spool import now, rfc3339
 from taskservice.client.task import given
 from taskservice.runner.process import forward_signals

@@ -19,7 +19,8 @@ from taskservice.cli.service_client import (
     registered_agent_id,
     service_client,
 )
-from taskservice.client import PAGE_TASKS, Client, NotFound, Refused, Task
+from taskservice.client import Client, NotFound, Refused, Task
+from taskservice.client.client import PAGE_TASKS
 from taskservice.client.responses import FOUND, NEW_LINES
 from taskservice.client.task import SHORT_FIELDS, Line, pages, path_to
 from taskservice.terminal import (

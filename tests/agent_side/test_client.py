@@ -497,7 +497,7 @@ def test_claim_waits_for_a_task(remote_alice: RemoteClient, client: Client) -> N
 def test_all_tasks_come_over_all_pages(
     remote_alice: RemoteClient, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(package, "PAGE_TASKS", 2)
+    monkeypatch.setattr("taskservice.client.client.PAGE_TASKS", 2)
     started = [client.start("summarizer", name=f"n {number}").id for number in range(5)]
     client.start("other")
     assert [task.id for task in client.tasks(agent_id="summarizer")] == started[::-1]

@@ -1,0 +1,410 @@
+"""The client of one API key, with the methods that programs call."""
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+from taskservice.client.current_task import own_task_id
+from taskservice.client.http import PATIENCE_SECONDS, REPEAT_SECONDS, WAIT_SECONDS, Connection
+from taskservice.client.objects import (
+    Agent,
+    AgentWithHealth,
+    Annotations,
+    Attention,
+    Delivery,
+    Expect,
+    Hook,
+)
+from taskservice.client.responses import AGENT, Expected, Invalid, Object, Objects
+from taskservice.client.sender import heartbeat_for
+from taskservice.client.task import (
+    SHORT_FIELDS,
+    Task,
+    claim_task,
+    given,
+    pages,
+    path_to,
+    read_task,
+    register_agent,
+    start_task,
+)
+from taskservice.terms import BulkAction, ErrorType, Sort, Status
+
+logger = logging.getLogger(__name__)
+
+PAGE_TASKS = 100
+
+_AGENTS: Expected[list[Agent]] = Expected("id,name,description,userId,createdAt", is_list=True)
+_AGENTS_WITH_HEALTH: Expected[list[Agent]] = Expected(AgentWithHealth, is_list=True)
+_ATTENTION: Expected[list[Attention]] = Expected(Attention, is_list=True)
+_HOOK: Expected[Hook] = Expected(Hook, (200, 201))
+_HOOKS: Expected[list[Hook]] = Expected(Hook, is_list=True)
+
+
+class Client:
+    """Connects to a taskservice server with one API key.
+
+    Threads can share a client, and forked children can use it. Creating one sends nothing.
+    Each call blocks until the service has responded, and is retried for up to `patience`
+    seconds while the service is unreachable or busy; a repeated call has no second effect.
+
+    Args:
+        url: Address of the service, such as "https://tasks.example.org"
+            (default: the environment variable TASKSERVICE_URL).
+        apikey: A user key or an agent key (default: TASKSERVICE_APIKEY).
+        patience: Seconds to keep retrying a call (default: 60).
+
+    Raises:
+        SettingError: The address or the key is missing or malformed.
+
+    All calls can also raise Unreachable or Unavailable after `patience` seconds, NotTheService
+    if something else responds at the address, and InvalidKey if the key is not valid.
+    """
+
+    def __init__(
+        self, url: str | None = None, apikey: str | None = None, patience: float = PATIENCE_SECONDS
+    ) -> None:
+        self.connection = Connection(url, apikey, patience)
+
+    def __repr__(self) -> str:
+        return f"<Client of {self.connection.url}>"
+
+    def start(
+        self,
+        agent_id: str,
+        *,
+        name: str | None = None,
+        input: Mapping[str, Any] | None = None,
+        callback: str | None = None,
+        timeout: int | None = None,
+        claim: bool = True,
+        labels: Mapping[str, str] | None = None,
+        parent_id: str | None = None,
+        claimed_at: str | None = None,
+    ) -> Task:
+        """Start a task; register its agent first if it does not exist.
+
+        If this program does the work, use the result in a `with` block: the block reports
+        `complete` at its end, or `error` with the traceback if an exception leaves it.
+
+        Args:
+            agent_id: The agent: 1 to 64 characters of a-z, 0-9, ".", "_" and "-", the first
+                one a letter or a digit.
+            name: Display name, up to 200 characters (default: the agent's name).
+            input: JSON object, up to 1 MiB. With `claim=False` it is validated against the
+                agent's input schema.
+            callback: http(s) URL that receives a signed webhook when the task ends, up to
+                2,000 bytes.
+            timeout: Seconds without a line or report after which the service ends the task, up
+                to 366 days; 0 for never (default: a setting of the service, 24 hours). A
+                `with` block sends heartbeats.
+            claim: True if this program does the work; False leaves the task to a worker.
+            labels: Up to 16 pairs to filter by; values of 1 to 256 characters.
+            parent_id: The parent task (default: the task that this program was started for, if
+                there is one and the key has access to it); "" for none.
+            claimed_at: RFC 3339 time at which the work began, for a task that is started
+                afterwards: at most 30 days ago. Its lines can be as old.
+
+        Raises:
+            Invalid: A value was rejected; `errors` maps each field to messages.
+            TooLarge: The input is larger than 1 MiB.
+            NotFound: An agent key was used for another agent.
+
+        Example:
+            >>> task = client.start("reader", input={"pages": 2}, claim=False)
+            >>> task.status, task.input
+            ('running', {'pages': 2})
+        """
+        fields = given(agentId=agent_id, name=name, input=input, callback=callback, labels=labels)
+        fields |= given(timeout=timeout, claim=claim, claimedAt=claimed_at)
+        parent = own_task_id() if parent_id is None else parent_id
+        try:
+            with_parent = fields | given(parentId=parent or None)
+            data = start_task(self.connection, with_parent, uuid4().hex)
+        except Invalid as error:
+            if parent_id is not None or "parentId" not in error.errors:
+                raise
+            logger.warning("Started without a parent: the key has no access to task %s", parent)
+            data = start_task(self.connection, fields, uuid4().hex)
+        return Task(self.connection, data, heartbeat=heartbeat_for(timeout))
+
+    def claim(self, agent_id: str, wait: float = WAIT_SECONDS) -> Task | None:
+        """Claim the oldest waiting task of an agent, to do its work; None if there is none.
+
+        Blocks for up to `wait` seconds. The service gives each task to only one caller.
+
+        Args:
+            agent_id: The agent.
+            wait: Seconds to wait for a task (default: 30); 0 returns immediately.
+
+        Raises:
+            NotFound: The agent does not exist, or the key has no access to it.
+
+        Example:
+            >>> waiting = client.start("reader", input={"pages": 2}, claim=False)
+            >>> if task := client.claim("reader"):
+            ...     with task:
+            ...         task.output["read"] = task.input["pages"]
+            >>> waiting.refresh().data["output"]
+            {'read': 2}
+        """
+        until = time.monotonic() + wait
+        while True:
+            seconds = min(max(math.ceil(until - time.monotonic()), 0), WAIT_SECONDS)
+            task = claim_task(self.connection, agent_id, seconds, uuid4().hex)
+            if task is not None or time.monotonic() + REPEAT_SECONDS > until:
+                return task
+            time.sleep(self.connection.seconds_before_repeat())
+
+    def task(self, task_id: str) -> Task:
+        """Return one task, without its log.
+
+        Raises:
+            NotFound: The task does not exist, was deleted, or the key has no access to it.
+        """
+        return Task(self.connection, read_task(self.connection, task_id))
+
+    def tasks(
+        self,
+        *,
+        status: Status | None = None,
+        error_type: ErrorType | None = None,
+        claimed: bool | None = None,
+        asking: bool | None = None,
+        agent_id: str | None = None,
+        parent_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        q: str | None = None,
+        created_after: str | None = None,
+        created_before: str | None = None,
+        finished_after: str | None = None,
+        sort: Sort | None = None,
+        fields: str = SHORT_FIELDS,
+        page: int | None = None,
+    ) -> Iterator[Task]:
+        """Iterate over the tasks that the key has access to, without their logs.
+
+        A task must match all given filters. The iterator blocks while it requests the next
+        page. Times are RFC 3339 strings, such as "2026-11-24T13:36:00Z".
+
+        Args:
+            status: "running", "complete" or "error".
+            error_type: "failed", "cancelled" or "timeout".
+            claimed: True for claimed tasks, False for waiting tasks.
+            asking: True for tasks with open questions, False for all others.
+            agent_id: The agent of the tasks.
+            parent_id: The parent of the tasks.
+            labels: Pairs that a task must have, all of them.
+            q: Text contained in the name, in any case.
+            created_after, created_before, finished_after: Exclusive bounds.
+            sort: "-createdAt" (default: newest first), "createdAt", or "finishedAt", which
+                lists finished tasks only.
+            fields: Fields to read, separated by commas, with "id" among them (default: all
+                except the log). Properties of the other fields raise KeyError.
+            page: Tasks per request, 1 to 1,000 (default: 100).
+
+        Raises:
+            Invalid: A filter is invalid; raised by the iteration.
+
+        Example:
+            >>> client.start("backup", name="nightly").fail("The disk is full")
+            >>> for task in client.tasks(error_type="failed", q="night"):
+            ...     print(task.name, task.error["message"])
+            nightly The disk is full
+        """
+        query: dict[str, Any] = {"status": status, "errorType": error_type, "q": q, "sort": sort}
+        query |= {"agentId": agent_id, "parentId": parent_id, "createdAfter": created_after}
+        query |= {"createdBefore": created_before, "finishedAfter": finished_after}
+        for name, value in given(claimed=claimed, asking=asking).items():
+            query[name] = str(value).lower()
+        query["label"] = [f"{key}:{value}" for key, value in (labels or {}).items()]
+        query |= {"fields": fields, "limit": str(page or PAGE_TASKS)}
+        found = pages(self.connection, "/task", query, Objects(fields, is_list=True))
+        return (Task(self.connection, data) for response in found for data in response.data)
+
+    def agents(self, health: bool = False) -> list[Agent]:
+        """Return all agents that the key has access to, sorted by ID.
+
+        Args:
+            health: Include `health`, statistics on the last 30 finished tasks of each agent.
+
+        Example:
+            >>> client.register("reader", name="Reader")
+            >>> [agent["name"] for agent in client.agents() if agent["id"] == "reader"]
+            ['Reader']
+        """
+        query, expected = ({"expand": "health"}, _AGENTS_WITH_HEALTH) if health else ({}, _AGENTS)
+        return self.connection.call("GET", "/agent", expected, params=query).data
+
+    def attention(self) -> list[Attention]:
+        """Return what a person should look at now, the most urgent first, at most 100.
+
+        Example:
+            >>> with client.start("reader", name="nightly") as task:
+            ...     task.fail("The disk is full")
+            >>> [(each["kind"], each["text"]) for each in client.attention()]
+            [('broken', 'The last task failed')]
+        """
+        return self.connection.call("GET", "/attention", _ATTENTION).data
+
+    def bulk(self, action: BulkAction, task_ids: Iterable[str]) -> dict[str, Any]:
+        """Cancel, delete or rerun many tasks; only user keys can.
+
+        Blocks for one request for each 100 tasks. If a request is repeated because its response
+        was lost, tasks that it had deleted count as refused, as "not_found".
+
+        Args:
+            action: "cancel", "delete" or "rerun".
+            task_ids: The IDs; one that is given twice counts once.
+
+        Returns:
+            `done`, the number of changed tasks; `refused`, each with its `id` and an error `code`;
+            and `tasks`, the IDs of the new tasks of reruns.
+
+        Example:
+            >>> waiting = [client.start("reader", claim=False).id for _ in range(3)]
+            >>> client.bulk("delete", waiting)["done"]
+            3
+        """
+        ids = list(dict.fromkeys(task_ids))
+        total: dict[str, Any] = {"done": 0, "refused": [], "tasks": []}
+        for start in range(0, len(ids), PAGE_TASKS):
+            body = {"action": action, "taskIds": ids[start : start + PAGE_TASKS]}
+            headers = {"Idempotency-Key": uuid4().hex}
+            part = self.connection.call(
+                "POST", "/task/bulk", Object("done,refused"), json=body, headers=headers
+            ).data
+            total["done"] += part["done"]
+            total["refused"] += part["refused"]
+            total["tasks"] += part.get("tasks", [])
+        return total
+
+    def register(
+        self,
+        agent_id: str,
+        name: str | None = None,
+        description: str | None = None,
+        input_schema: dict[str, Any] | None = None,
+        annotations: Annotations | None = None,
+        tool: bool | None = None,
+        expect: Expect | None = None,
+    ) -> None:
+        """Register an agent, or update the fields that are not None of an existing one.
+
+        Args:
+            agent_id: 1 to 64 characters of a-z, 0-9, ".", "_" and "-".
+            name: Display name, up to 200 characters (default of a new agent: its ID).
+            description: What the agent does, up to 2,000 characters.
+            input_schema: JSON Schema of the tasks' input, up to 16 KiB. The service validates
+                the input of each unclaimed start and each rerun against it.
+            annotations: MCP tool hints; they replace all earlier ones.
+            tool: Whether MCP clients get a tool for this agent; by default while a worker was seen
+                in the last 30 days.
+            expect: When its tasks are expected to start, such as `{"every": 90_000}` or
+                `{"cron": "0 2 * * *", "timeZone": "Europe/Berlin"}`; `{}` for no expectation.
+
+        Raises:
+            Invalid: The ID, the schema or another value was rejected; see `errors`.
+            NotFound: An agent key was used for another agent.
+
+        Example:
+            >>> schema = {"type": "object", "properties": {"pages": {"type": "integer"}}}
+            >>> client.register("reader", description="Reads pages.", input_schema=schema)
+        """
+        fields = given(name=name, description=description, tool=tool, annotations=annotations)
+        fields |= given(inputSchema=input_schema)
+        if expect is not None:
+            fields["expect"] = None if expect == {} else expect
+        register_agent(self.connection, agent_id, fields)
+
+    def delete_agent(self, agent_id: str) -> None:
+        """Delete an agent and the agent keys that belong to it.
+
+        Raises:
+            Conflict: The agent has tasks; delete them first.
+            NotFound: The agent does not exist.
+            Forbidden: The key is an agent key.
+        """
+        self.connection.call("DELETE", path_to("agent", agent_id), AGENT)
+
+    def hooks(self) -> list[Hook]:
+        """Return all hooks of the user, oldest first; only user keys can."""
+        return self.connection.call("GET", "/hook", _HOOKS).data
+
+    def add_hook(
+        self,
+        target: str,
+        *,
+        name: str | None = None,
+        format: str | None = None,
+        events: Sequence[str] | None = None,
+        agent_id: str | None = None,
+        label: str | None = None,
+        token: str | None = None,
+        answer_links: bool = False,
+    ) -> Hook:
+        """Create a hook: an address that is told of events of agents from now on.
+
+        This is the only call that is not retried: a second one would create a second hook.
+
+        Args:
+            target: http(s) URL, or "mailto:ADDRESS".
+            name: Display name (default: the host, or the mail address).
+            format: "standard", "ntfy", "slack" or "mail" (default: it follows from the target).
+            events: Names such as "agent.broken" (default: "agent.broken", "agent.fixed",
+                "task.asks", "agent.late" and "agent.back").
+            agent_id: Only events of this agent.
+            label: Only events of tasks with this label, as "key:value".
+            token: The access token of an ntfy server.
+            answer_links: Whether the message of a question has a link that answers it.
+
+        Raises:
+            Invalid: A value was rejected; `errors` maps each field to messages.
+            Conflict: The user has 50 hooks already.
+
+        Example:
+            >>> hook = client.add_hook("http://127.0.0.1:2586/alerts", format="ntfy")
+            >>> hook["state"]
+            'active'
+        """
+        fields = given(target=target, name=name, format=format, events=events, agentId=agent_id)
+        fields |= given(label=label, token=token, answerLinks=answer_links)
+        return self.connection.once("POST", "/hook", _HOOK, json=fields).data
+
+    def change_hook(self, hook_id: str, **changes: Any) -> Hook:
+        """Change fields of a hook, by their names in the API; `state="active"` turns it on.
+
+        Example:
+            >>> hook = client.add_hook("http://127.0.0.1:2586/alerts", format="ntfy")
+            >>> client.change_hook(hook["id"], agentId="reader", state="active")["agentId"]
+            'reader'
+        """
+        return self.connection.call("PATCH", path_to("hook", hook_id), _HOOK, json=changes).data
+
+    def delete_hook(self, hook_id: str) -> None:
+        """Delete a hook, and send nothing more to it."""
+        self.connection.call("DELETE", path_to("hook", hook_id), _HOOK)
+
+    def test_hook(self, hook_id: str) -> dict[str, Any]:
+        """Send a sample to a hook: once in 10 s to one address, ten times a minute for a user.
+
+        The outcome has `delivered`, `statusCode` (None without a response) and `message`. This
+        call is not retried: a second one would send a second test.
+
+        Raises:
+            Unavailable: Too many tests were sent.
+        """
+        path, expected = path_to("hook", hook_id, "test"), Object("delivered,statusCode,message")
+        return self.connection.once("POST", path, expected).data
+
+    def hook_deliveries(self, hook_id: str) -> list[dict[str, Any]]:
+        """Return the events that a hook is told of, the newest 100, newest first.
+
+        Each has `event`, `agentId`, `taskId`, `createdAt`, `state`, `nextAttemptAt`, and
+        `attempts`, oldest first, each with `at`, `durationMs`, `statusCode` and `message`.
+        """
+        path, expected = path_to("hook", hook_id, "deliveries"), Objects(Delivery, is_list=True)
+        return self.connection.call("GET", path, expected).data

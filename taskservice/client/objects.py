@@ -1,0 +1,132 @@
+"""What the API returns, as types for programs: agents, hooks, what needs attention."""
+
+from typing import Any, NotRequired, TypedDict
+
+from taskservice.client.responses import Timestamp
+from taskservice.terms import ErrorType, Status
+
+
+class FinishedTask(TypedDict):
+    """A finished task in `Health`; `seconds` is its duration, or None if no agent claimed it."""
+
+    id: str
+    status: Status
+    errorType: NotRequired[ErrorType | None]
+    finishedAt: Timestamp
+    seconds: float | None
+
+
+class Health(TypedDict):
+    """Statistics on an agent's last 30 finished tasks.
+
+    `recent` lists them, oldest first. `successRate` is from 0 to 1 and `medianSeconds` is a
+    duration; both leave out cancelled tasks. `state` is "broken" if the last task failed or
+    timed out, else "ok", and `stateSince` is when the first task of this state ended. A worker
+    last asked for a task at `workerSeenAt`. `dueAt` is when the next run is expected, and
+    `lateSince` since when the agent is late; see `Expect`. Times are RFC 3339. All but `recent`
+    can be None.
+    """
+
+    recent: list[FinishedTask]
+    successRate: float | None
+    lastSuccessAt: Timestamp | None
+    medianSeconds: float | None
+    state: str | None
+    stateSince: Timestamp | None
+    workerSeenAt: Timestamp | None
+    dueAt: NotRequired[Timestamp | None]
+    lateSince: NotRequired[Timestamp | None]
+
+
+class Attention(TypedDict):
+    """Something that a person should look at now; `text` is one line.
+
+    `kind` is "question", "broken", "late", "hanging", "no_worker", "callback_failed",
+    "hook_off" or "backup_old". `agentId` and `taskId` are None if it is not about one. `since` is
+    an RFC 3339 time.
+    """
+
+    kind: str
+    agentId: str | None
+    taskId: str | None
+    since: Timestamp
+    text: str
+
+
+class Expect(TypedDict, total=False):
+    """When an agent's tasks are expected to start: either `every` or `cron`.
+
+    `every` is the maximum number of seconds from one start to the next. `cron` has five fields;
+    `timeZone` is the name of its time zone (default: UTC). An agent is late `grace` seconds after
+    the expected time (default: 3600).
+    """
+
+    every: int
+    cron: str
+    timeZone: str
+    grace: int
+
+
+class Annotations(TypedDict, total=False):
+    """MCP tool hints for an agent; every key is optional."""
+
+    title: str
+    readOnlyHint: bool
+    destructiveHint: bool
+    idempotentHint: bool
+    openWorldHint: bool
+
+
+class Agent(TypedDict):
+    """An agent as the API returns it; `health` only if it was requested."""
+
+    id: str
+    name: str
+    description: str
+    userId: str
+    createdAt: Timestamp
+    inputSchema: dict[str, Any]
+    annotations: Annotations
+    tool: bool | None
+    expect: NotRequired[Expect | None]
+    health: NotRequired[Health]
+
+
+class Hook(TypedDict):
+    """An address that is told about agents, as the API returns it; times are RFC 3339."""
+
+    id: str
+    name: str
+    target: str
+    format: str
+    events: list[str]
+    agentId: str | None
+    label: str | None
+    answerLinks: bool
+    createdAt: Timestamp
+    expiresAt: Timestamp | None
+    state: str
+    reason: str | None
+    lastDeliveredAt: Timestamp | None
+
+
+class AgentWithHealth(TypedDict):
+    id: str
+    name: str
+    health: Health
+
+
+class Attempt(TypedDict):
+    message: str
+
+
+class Delivery(TypedDict):
+    """A delivery of a hook, as far as the commands read it."""
+
+    event: str
+    agentId: str
+    taskId: str | None
+    state: str
+    createdAt: Timestamp
+    nextAttemptAt: Timestamp | None
+    attempts: list[Attempt]
