@@ -12,7 +12,7 @@ import click
 from flask import Flask
 
 from taskservice import api, cli, config
-from taskservice.openapi import openapi_path
+from taskservice.openapi.document import openapi_path
 from taskservice.terms import API_PREFIX
 from taskservice.web.request import Operation
 

@@ -10,8 +10,9 @@ import pytest
 import requests
 from flask import Flask
 
-from taskservice.openapi import ALWAYS_REFUSED, openapi_path
-from taskservice.openapi import document as document_of
+from taskservice.openapi.components import ALWAYS_REFUSED
+from taskservice.openapi.document import document as document_of
+from taskservice.openapi.document import openapi_path
 from taskservice.openapi.page import resolved
 from taskservice.schemas.tasks import TaskSchema
 from taskservice.terms import API_PREFIX

@@ -13,7 +13,7 @@ from flask import Flask
 
 from taskservice import cli, client, config
 from taskservice.database import engine, postgresql
-from taskservice.openapi import openapi_path
+from taskservice.openapi.document import openapi_path
 from taskservice.schemas import strict_json
 from taskservice.webhooks.retry_schedule import JITTER, SCHEDULE
 from tests import reference_pages

@@ -103,7 +103,7 @@ def show_page() -> Response:
 # Created at the first request, since it imports apispec, which nothing else needs.
 @cache
 def _document() -> bytes:
-    from taskservice.openapi import document
+    from taskservice.openapi.document import document
 
     return strict_json.dumps(document(current_app, secured=API_PREFIX))
 

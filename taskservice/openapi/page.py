@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from markupsafe import Markup, escape
 
-from taskservice.openapi import ALWAYS_REFUSED, REFUSALS, Object
+from taskservice.openapi.components import ALWAYS_REFUSED, REFUSALS, Object
 
 MAX_PATTERN = 40  # a longer one is left out: the description says the same
 

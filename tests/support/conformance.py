@@ -16,7 +16,8 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.test import TestResponse
 
 from taskservice import api
-from taskservice.openapi import ALWAYS_REFUSED, document, openapi_path
+from taskservice.openapi.components import ALWAYS_REFUSED
+from taskservice.openapi.document import document, openapi_path
 from taskservice.openapi.page import resolved
 from taskservice.terms import API_PREFIX
 
