@@ -58,8 +58,6 @@ HOOK_STATES = (ACTIVE, OFF)
 STANDARD, NTFY, SLACK, MAIL = "standard", "ntfy", "slack", "mail"
 PEOPLE_FORMATS = (NTFY, SLACK, MAIL)
 HOOK_FORMATS = (STANDARD, *PEOPLE_FORMATS)
-# The format of the subscriptions of MCP clients, which only these create.
-MCP = "mcp"
 
 # The events that a hook can be told of.
 TASK_ENDED, TASK_FAILED, TASK_ASKS = "task.ended", "task.failed", "task.asks"

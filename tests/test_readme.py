@@ -43,7 +43,6 @@ RELIABILITY = "docs/background/guarantees.md"
 NAMES_OF_MCP = (
     "tools/",
     "tasks/",
-    "events/",
     "server/",
     "notifications/",
     "io.modelcontextprotocol/",

@@ -25,7 +25,7 @@ blueprint = Blueprint("hooks", __name__)
 def list_all() -> Response:
     """List hooks.
 
-    All hooks of the user, oldest first; the subscriptions of MCP clients too.
+    All hooks of the user, oldest first.
     """
     return responses.dump(hook_schema, hooks.list_all(caller), many=True)
 

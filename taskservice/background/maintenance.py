@@ -13,15 +13,7 @@ from taskservice.background import removal, timeouts
 from taskservice.background.delivery_loop import STOP_SECONDS, DeliveryLoop
 from taskservice.background.removal import in_batches
 from taskservice.operations import health
-from taskservice.services import (
-    deliveries,
-    events,
-    expected_runs,
-    hooks,
-    questions,
-    subscriptions,
-    users,
-)
+from taskservice.services import deliveries, events, expected_runs, hooks, questions, users
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +41,6 @@ JOBS: tuple[Callable[[], bool | None], ...] = (
     users.record_last_uses,
     expire_deliveries,
     remove_deleted_hooks,
-    subscriptions.maintain,
     removal.index_names,
     removal.sweep,
     removal.shrink,

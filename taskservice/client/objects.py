@@ -104,7 +104,6 @@ class Hook(TypedDict):
     label: str | None
     answerLinks: bool
     createdAt: Timestamp
-    expiresAt: Timestamp | None
     state: str
     reason: str | None
     lastDeliveredAt: Timestamp | None

@@ -135,11 +135,10 @@ def redeliver(hook_id: str, delivery_id: str) -> Response:
 
 
 def _shown(hook: AnyRow) -> dict[str, Any]:
-    """A hook for the templates; the URL of an MCP client is shown without its query."""
-    target = hook.target.partition("?")[0] if hook.subscription else hook.target
+    """A hook for the templates."""
     shown = {
-        "target": target.removeprefix("mailto:"),
-        "kind": "MCP client" if hook.subscription else KINDS[hook.format][0],
+        "target": hook.target.removeprefix("mailto:"),
+        "kind": KINDS[hook.format][0],
         "events": strict_json.loads(hook.events.encode()),
     }
     return hook._asdict() | shown

@@ -354,7 +354,7 @@ class LogWriter(db.Model):
 
 
 class EventStream(db.Model):
-    """The position of a user's last event, and when an MCP client last asked for events."""
+    """The position of a user's last event; from the first hook on, a user has one."""
 
     # The row is locked by each transaction that makes an event, so that the order of positions is
     # the order of commits.
@@ -362,11 +362,10 @@ class EventStream(db.Model):
 
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
     position: Mapped[int] = mapped_column(BigInteger)
-    polled_at: Mapped[str | None] = mapped_column(Timestamp)
 
 
 class Event(db.Model):
-    """Something that a hook or an MCP client is told; kept for some days."""
+    """Something that a hook is told; kept for some days."""
 
     __tablename__ = "events"
     __table_args__ = (UniqueConstraint("user_id", "position"),)
@@ -385,7 +384,7 @@ class Event(db.Model):
 
 
 class Hook(db.Model):
-    """An address that is told about a user's agents; a subscription of an MCP client too."""
+    """An address that is told about a user's agents."""
 
     __tablename__ = "hooks"
     __table_args__ = (
@@ -421,15 +420,8 @@ class Hook(db.Model):
     # which time it gets no other one.
     next_attempt_at: Mapped[str | None] = mapped_column(Timestamp)
     quiet_until: Mapped[str | None] = mapped_column(Timestamp)
-    # A subscription of an MCP client: its id there, the key that made it, the task that it is
-    # limited to, its secrets and its end.
-    subscription: Mapped[str | None] = mapped_column(unique=True)
-    key_id: Mapped[str | None] = mapped_column(Identifier)
-    task_id: Mapped[str | None] = mapped_column(Identifier)
-    secret: Mapped[str | None]
-    replaced_secret: Mapped[str | None]
-    replaced_at: Mapped[str | None] = mapped_column(Timestamp)
-    expires_at: Mapped[str | None] = mapped_column(Timestamp)
+    # Its deliveries are removed in batches, and then it.
+    deleted_at: Mapped[str | None] = mapped_column(Timestamp)
 
 
 class HookTest(db.Model):

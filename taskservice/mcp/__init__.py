@@ -6,10 +6,10 @@ from typing import Any
 from flask import Blueprint, Flask, Response, current_app, request
 from werkzeug.exceptions import MethodNotAllowed
 
-from taskservice import __version__, resources
+from taskservice import __version__
 from taskservice.auth import KEY_HEADERS, authenticate, caller
 from taskservice.errors import Problem
-from taskservice.mcp import events, protocol, results, tool_calls
+from taskservice.mcp import protocol, results, tool_calls
 from taskservice.mcp.protocol import MISSING_CAPABILITY, Call, RpcError
 from taskservice.operations import request_log
 from taskservice.services import reports, tasks
@@ -26,11 +26,9 @@ from taskservice.web.responses import FastResponse
 
 MAX_LOGGED = 64
 OTHER_METHODS = ("GET", "PUT", "PATCH", "DELETE", "OPTIONS")
-CACHED = ("tools/list", "events/list", "server/discover")
+CACHED = ("tools/list", "server/discover")
 CACHE = {"ttlMs": 60_000, "cacheScope": "private"}
 SERVER = {"name": "taskservice", "title": "taskservice", "version": __version__}
-# Some clients look for events here, others among the extensions.
-CAPABILITIES: dict[str, Any] = {"tools": {}, "events": {}}
 INSTRUCTIONS = (
     "Each tool named after an agent starts a task, which a worker runs. The task keeps running "
     "even if this conversation ends. If the status in a result is running, call wait_task with "
@@ -46,7 +44,7 @@ def initialize(call: Call) -> dict[str, Any]:
     version = call.params.get("protocolVersion")
     return {
         "protocolVersion": version if version in protocol.LEGACY else protocol.LEGACY[0],
-        "capabilities": {**CAPABILITIES, "extensions": {protocol.EVENTS: {}}},
+        "capabilities": {"tools": {}},
         "serverInfo": SERVER,
         "instructions": INSTRUCTIONS,
     }
@@ -55,7 +53,7 @@ def initialize(call: Call) -> dict[str, Any]:
 def discover(call: Call) -> dict[str, Any]:
     return {
         "supportedVersions": protocol.VERSIONS,
-        "capabilities": {**CAPABILITIES, "extensions": {protocol.TASKS: {}, protocol.EVENTS: {}}},
+        "capabilities": {"tools": {}, "extensions": {protocol.TASKS: {}}},
         "instructions": INSTRUCTIONS,
     }
 
@@ -85,19 +83,13 @@ def _task_id(call: Call) -> str:
 
 Method = Callable[[Call], dict[str, Any]]
 _TASKS = {"tasks/get": get_task, "tasks/update": update_task, "tasks/cancel": cancel_task}
-_EVENTS: dict[str, Method] = {
-    "events/list": lambda call: {"events": events.DEFINITIONS},
-    **events.METHODS,
-}
 _BOTH: dict[str, Method] = {
     "tools/list": lambda call: {"tools": tool_calls.definitions()},
     "tools/call": tool_calls.run,
-    **_EVENTS,
 }
 MODERN_METHODS = {**_BOTH, "server/discover": discover, **_TASKS}
 LEGACY_METHODS = {**_BOTH, "initialize": initialize, "ping": lambda call: {}}
-OF_AGENT_KEYS = {*_EVENTS, "server/discover", "initialize"}
-OF_READ_KEYS = {*OF_AGENT_KEYS, "ping", "tools/list", "tools/call", "tasks/get"}
+OF_READ_KEYS = {"server/discover", "initialize", "ping", "tools/list", "tools/call", "tasks/get"}
 
 
 @blueprint.post(MCP_PATH, provide_automatic_options=False)
@@ -114,8 +106,7 @@ def handle() -> Response:
             return FastResponse(status=202)
         if caller.agent_id is not None or call.method not in OF_READ_KEYS:
             caller.require_full_access()
-        if call.method not in OF_AGENT_KEYS:
-            caller.require_user_key()
+        caller.require_user_key()
         message_id = call.id
         call = protocol.with_era(call, request.headers)
         if caller.access == READ:
@@ -212,5 +203,4 @@ def _is_local() -> bool:
 
 
 def init_app(app: Flask) -> None:
-    resources.provide(app, events.FailedChallenges())
     app.register_blueprint(blueprint)

@@ -37,12 +37,10 @@ VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
 CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
 SERVER_KEY = "io.modelcontextprotocol/serverInfo"
 TASKS = "io.modelcontextprotocol/tasks"
-EVENTS = "io.modelcontextprotocol/events"
 
 # Method -> the parameter that the header `Mcp-Name` repeats.
 NAMED_BY = {"tools/call": "name"}
 NAMED_BY |= dict.fromkeys(("tasks/get", "tasks/update", "tasks/cancel"), "taskId")
-NAMED_BY |= dict.fromkeys(("events/poll", "events/subscribe", "events/unsubscribe"), "name")
 
 
 class Call(NamedTuple):
@@ -119,7 +117,7 @@ def with_era(call: Call, headers: Headers) -> Call:
         raise RpcError(HEADER_MISMATCH, "Mcp-Method differs from the method")
     if call.method in NAMED_BY:
         parameter, name = NAMED_BY[call.method], _header(headers, "Mcp-Name")
-        # Some clients leave the header out for other methods.
+        # Some clients leave the header out for tasks.
         is_needed = call.method == "tools/call" or name is not None
         if is_needed and _decoded(name) != call.params.get(parameter):
             raise RpcError(HEADER_MISMATCH, f"Mcp-Name differs from {parameter}")

@@ -1,7 +1,5 @@
 """The schemas of hooks: what is told to whom, and the log of their deliveries."""
 
-from typing import Any
-
 from marshmallow import Schema, validate
 from marshmallow.fields import String
 
@@ -11,18 +9,11 @@ from taskservice.schemas import examples, fields
 from taskservice.schemas.tasks import DeliverySchema
 
 
-class Target(fields.Documented, String):
-    """A target, for MCP clients without its query, which can contain their secrets."""
-
-    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> Any:
-        return value.partition("?")[0] if obj.format == terms.MCP else value
-
-
 class HookFieldsSchema(Schema):
     """A hook to create."""
 
     name = fields.name("The name; by default the host or the mail address.", "Phone")
-    target = Target(
+    target = fields.text(
         "A URL, which must be allowed as a callback's, or `mailto:ADDRESS`.",
         "https://ntfy.example/alerts",
         required=True,
@@ -84,13 +75,11 @@ class HookSchema(HookFieldsSchema, fields.RowSchema):
         # All but the token.
         fields = (
             "id", "name", "target", "format", "events", "agentId", "label", "answerLinks",
-            "createdAt", "expiresAt", "state", "reason", "lastDeliveredAt",
+            "createdAt", "state", "reason", "lastDeliveredAt",
         )  # fmt: skip
 
     id = fields.uuid("The hook's ID.", examples.HOOK)
-    format = fields.text("The form; `mcp` is an MCP client.", terms.NTFY)
     createdAt = fields.time("When it was created.", examples.TIME)
-    expiresAt = fields.time("When the subscription of an MCP client expires; else null.", None)
     state = fields.choice(
         "While it is `off`, it is told of nothing. Three deliveries in a row that failed for good "
         "turn it off, and a response of 410.",

@@ -6,7 +6,6 @@ from concurrent.futures import wait
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
-from secrets import token_urlsafe
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -28,13 +27,12 @@ from taskservice.services import (
     links,
     questions,
     samples,
-    subscriptions,
     task_json,
     tasks,
     users,
 )
 from taskservice.services.events import WITH_TASKS
-from taskservice.terms import FAILED, MAIL, MCP, OPEN, PENDING, STANDARD
+from taskservice.terms import FAILED, MAIL, OPEN, PENDING, STANDARD
 from taskservice.webhooks import messages
 from taskservice.webhooks.circuit_breaker import CircuitBreaker
 from taskservice.webhooks.destinations import mail_address
@@ -45,8 +43,6 @@ from taskservice.webhooks.outcome import Outcome
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-TOO_LARGE = 413  # an MCP client refuses an event for good
 
 # A first attempt notices within STOP_CHECK_SECONDS that the process stops. Its receiver then has
 # STOP_SECONDS to respond. Then the attempt is interrupted, and has INTERRUPT_SECONDS to end.
@@ -183,12 +179,9 @@ def send(
 
     webhook = (message.url, message.headers_now(), message.body)
     outcome = transport.post_once(*webhook, allowed=config["CALLBACK_ALLOWED"], **attempt)
-    if hook is None:
-        return outcome
-    if message.is_last_attempt or (hook.format == MCP and outcome.status_code == TOO_LARGE):
-        outcome = outcome._replace(permanent=True)
     # The response of ntfy repeats the message, and an answer link must not be stored.
-    return outcome._replace(answer=None) if hook.answer_links else outcome
+    is_secret = hook is not None and hook.answer_links
+    return outcome._replace(answer=None) if is_secret else outcome
 
 
 def _leave_to_loop(leased: deliveries.Leased) -> str:
@@ -222,21 +215,14 @@ def _message_to_hook(leased: deliveries.Leased) -> Message:
         count = connection.scalar(number.where(*told)) or 0
     if hook is None or not events:
         raise deliveries.LeaseLost("The hook or the task was deleted.", FAILED)
-    event = events[0]
-    if hook.format == MCP:
-        message = _for_mcp(hook, *subscriptions.message(hook, event))
-        is_enough = leased.attempt_count + 1 >= subscriptions.MAX_TERMINATIONS
-        is_last = is_enough and event.name == subscriptions.TERMINATED
-        return message._replace(is_last_attempt=is_last)
     if hook.format == STANDARD:
+        event = events[0]
         return _for_program(hook, leased.id, event.name, event.at, _data(hook, event))
     return _for_people(hook, leased.id, [_notice(hook, each) for each in events], count)
 
 
 def sample(hook: AnyRow) -> Message:
     """A message that shows how this hook is told of one of its events, marked as a test."""
-    if hook.format == MCP:
-        return _for_mcp(hook, *subscriptions.challenge(token_urlsafe(32)))
     event, agent, task, question = samples.sample(hook)
     message_id, url = clock.new_id(), page("")
     if hook.format == STANDARD:
@@ -244,13 +230,6 @@ def sample(hook: AnyRow) -> Message:
         data = _data_of(hook, event, agent, body, question) | {"url": url}
         return _for_program(hook, message_id, event.name, event.at, data, test=True)
     return _for_people(hook, message_id, [_notice(hook, event)._replace(url=url)], 1)
-
-
-def _for_mcp(hook: AnyRow, webhook_id: str, body: bytes) -> Message:
-    is_replaced = (hook.replaced_at or "") > clock.now(-users.OVERLAP_SECONDS)
-    secrets = [hook.secret, *([hook.replaced_secret] if is_replaced else [])]
-    headers = {subscriptions.SUBSCRIPTION_HEADER: hook.subscription}
-    return Message(hook.target, body, id=webhook_id, headers=headers, secrets=secrets, hook=hook)
 
 
 def _for_program(

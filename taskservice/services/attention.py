@@ -128,7 +128,6 @@ _FAILED_CALLBACKS = Statement[AnyRow](
     .order_by(Delivery.created_at)
     .limit(MAX_ITEMS)
 )
-_HOOKS_OFF = Statement[AnyRow](hooks.TURNED_OFF)
 
 
 def list_all(caller: Caller) -> list[dict[str, Any]]:
@@ -215,7 +214,7 @@ def _failed_callbacks(here: dict[str, Any]) -> Items:
 
 
 def _hooks_off(here: dict[str, Any]) -> Items:
-    for hook in read_all(_HOOKS_OFF, **here):
+    for hook in read_all(hooks.TURNED_OFF, **here):
         reason = _line(f"The hook {hook.name} is off: {hook.reason}")
         since = hook.last_delivered_at or hook.created_at
         yield terms.HOOK_OFF, hook.agent_id, None, since, reason

@@ -590,10 +590,8 @@ def _record_outcome_of_hook(
         last_error=outcome.message,
         failures=Hook.failures + int(state == terms.FAILED),
     )
-    hook = connection.execute(attempted.returning(Hook.failures, Hook.format)).one()
-    # An MCP client means only this event.
-    is_gone = outcome.status_code == GONE and hook.format != terms.MCP
-    if state == terms.FAILED and (hook.failures >= MAX_LOST or is_gone):
+    failures = connection.execute(attempted.returning(Hook.failures)).scalar_one()
+    if state == terms.FAILED and (failures >= MAX_LOST or outcome.status_code == GONE):
         set_hook_state(connection, hook_id, terms.OFF, outcome.message)
 
 

@@ -32,8 +32,6 @@ from taskservice.database.types import AnyRow, Timestamp, database_now, position
 from taskservice.schemas import strict_json
 from taskservice.webhooks.circuit_breaker import host_of
 
-# Events are kept for so many seconds. For so long after the last poll of an MCP client, all events
-# of its user are recorded.
 KEPT_SECONDS = 7 * 86_400.0
 DAY_SECONDS = 86_400.0  # people are not told of what is older
 BATCH = 200  # events that one transaction deletes
@@ -65,8 +63,8 @@ _FIX = (
     .values(state=terms.OK, state_since=_at, failures=0)
 )
 _STREAM = Statement[AnyRow](
-    # Locked, since a subscription that begins now must not miss an event.
-    select(EventStream.polled_at)
+    # Locked, since no hook must be deleted before what it is told is stored.
+    select(EventStream.position)
     .where(EventStream.user_id == bindparam("user_id"))
     .with_for_update()
 )
@@ -81,7 +79,7 @@ def _hooks(names: tuple[str, ...]) -> Statement[AnyRow]:
         select(Hook.__table__).where(
             Hook.user_id == bindparam("user_id"),
             Hook.state == terms.ACTIVE,
-            Hook.expires_at.is_(None) | (Hook.expires_at > bindparam("now")),
+            Hook.deleted_at.is_(None),
             or_(*is_told),
         )
     )
@@ -132,7 +130,6 @@ WITH_TASKS = (
         Question.message.label("question"),
         Question.schema.label("question_schema"),
         Question.state.label("question_state"),
-        Question.expires_at.label("question_expires_at"),
     )
     .outerjoin(Agent, (Agent.user_id == Event.user_id) & (Agent.id == Event.agent_id))
     .outerjoin(Task, Task.id == Event.task_id)
@@ -196,35 +193,38 @@ def _ends(connection: Connection, task: Any, is_late: bool) -> list[NewEvent]:
 
 
 def record_events(connection: Connection, events: Iterable[NewEvent]) -> None:
-    """Record the events that a hook of their user or an MCP client is told of."""
+    """Record the events that a hook of their user is told of."""
     of_user = attrgetter("user_id")
-    for user_id, found in groupby(sorted(events, key=of_user), of_user):
-        stream = _STREAM.one_or_none(connection, user_id=user_id)
-        if stream is None:
+    for user_id, events_of_user in groupby(sorted(events, key=of_user), of_user):
+        if _STREAM.one_or_none(connection, user_id=user_id) is None:
             continue
-        now, happened = clock.now(), list(found)
+        happened = list(events_of_user)
         names = tuple(sorted({event.name for event in happened}))
-        hooks = _hooks(names).all(connection, user_id=user_id, now=now)
-        is_polled = (stream.polled_at or "") > clock.moved(now, -KEPT_SECONDS)
-        told = [(event, [hook for hook in hooks if _concerns(hook, event)]) for event in happened]
-        store_events(connection, [(event, of) for event, of in told if of or is_polled])
+        hooks = _hooks(names).all(connection, user_id=user_id)
+        told = [
+            (event, hooks_of_event)
+            for event in happened
+            if (hooks_of_event := [hook for hook in hooks if _concerns(hook, event)])
+        ]
+        if told:
+            _store_events(connection, user_id, told)
 
 
-def store_events(connection: Connection, told: Sequence[tuple[NewEvent, Sequence[AnyRow]]]) -> None:
+def _store_events(
+    connection: Connection, user_id: str, told: Sequence[tuple[NewEvent, Sequence[AnyRow]]]
+) -> None:
     """Store events of one user, each with a delivery for each hook that is told of it."""
-    if not told:
-        return
-    wanted = {"of_user_id": told[0][0].user_id, "count": len(told)}
-    last = connection.execute(_NEXT_POSITION, wanted).scalar_one()
+    next_positions = {"of_user_id": user_id, "count": len(told)}
+    last = connection.execute(_NEXT_POSITION, next_positions).scalar_one()
     for position, (event, hooks) in enumerate(told, last - len(told) + 1):
         columns = event._asdict() | {"id": clock.new_id(), "position": position}
         columns["details"] = strict_json.dumps(event.details).decode()
         _INSERT.run(connection, **columns)
         for hook in hooks:
-            enqueue_for_hook(connection, hook, columns["id"], event)
+            _enqueue_for_hook(connection, hook, columns["id"], event)
 
 
-def enqueue_for_hook(connection: Connection, hook: AnyRow, event_id: str, event: Any) -> None:
+def _enqueue_for_hook(connection: Connection, hook: AnyRow, event_id: str, event: NewEvent) -> None:
     is_for_people = hook.format in terms.PEOPLE_FORMATS
     if is_for_people:
         _SCHEDULE_MESSAGE.run(connection, this_hook_id=hook.id)
@@ -243,21 +243,13 @@ def enqueue_for_hook(connection: Connection, hook: AnyRow, event_id: str, event:
     )
 
 
-def lock_stream(connection: Connection, user_id: str, until: str = clock.EARLIEST) -> int:
-    """Keep other transactions from recording events of the user; returns the last position.
+def lock_stream(connection: Connection, user_id: str) -> None:
+    """Keep other transactions from recording events of the user.
 
-    From the first call on, events are recorded for hooks; until KEPT_SECONDS after `until`, all.
+    From the first call on, events are recorded for hooks.
     """
-    of_user = EventStream.user_id == user_id
-    own = select(EventStream.position, EventStream.polled_at).where(of_user)
-    stream = connection.execute(own.with_for_update()).first()
-    if stream is None:
-        new = {"user_id": user_id, "position": 0, "polled_at": until}
-        connection.execute(insert(EventStream), new)
-        return 0
-    if until > (stream.polled_at or ""):
-        connection.execute(update(EventStream).where(of_user).values(polled_at=until))
-    return int(stream.position)
+    if _STREAM.one_or_none(connection, user_id=user_id) is None:
+        connection.execute(insert(EventStream), {"user_id": user_id, "position": 0})
 
 
 def _concerns(hook: AnyRow, event: NewEvent) -> bool:
@@ -265,7 +257,6 @@ def _concerns(hook: AnyRow, event: NewEvent) -> bool:
     return (
         f'"{event.name}"' in hook.events
         and hook.agent_id in (None, event.agent_id)
-        and hook.task_id in (None, event.task_id)
         and (not key or strict_json.loads(event.labels.encode()).get(key) == value)
     )
 

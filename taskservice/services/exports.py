@@ -34,10 +34,9 @@ _DELIVERIES: AnySelect = (
 _QUESTIONS: AnySelect = questions.OF_TASK.add_columns(
     Question.idempotency_key, Question.idempotency_digest
 )
-# Without the subscriptions of MCP clients, which expire and are nothing without their secrets.
 _HOOKS: AnySelect = (
     select(*export_lines.hook_rows.columns.values())
-    .where(Hook.user_id == bindparam("user_id"), Hook.expires_at.is_(None))
+    .where(Hook.user_id == bindparam("user_id"), Hook.deleted_at.is_(None))
     .order_by(Hook.created_at, Hook.id)
 )
 

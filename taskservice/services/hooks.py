@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flask import current_app
-from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
 from sqlalchemy import delete as delete_from
 
 from taskservice import resources, terms
@@ -16,10 +16,10 @@ from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Delivery, Event, Hook, HookTest
 from taskservice.database.transactions import read_all, read_one, retry_on_conflict, transaction
-from taskservice.database.types import AnyRow, AnySelect, time_from_now
+from taskservice.database.types import AnyRow, AnySelect
 from taskservice.errors import Problem, invalid, overloaded, require, stopping
 from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS, hook_schema
-from taskservice.services import attempts, deliveries, events, subscriptions
+from taskservice.services import attempts, deliveries, events
 from taskservice.webhooks import messages
 from taskservice.webhooks.destinations import check_url, mail_address, read_url
 from taskservice.webhooks.outcome import Outcome
@@ -30,18 +30,12 @@ MAX_LISTED = 100  # deliveries, the newest
 MAX_TESTS = 10
 MINUTE_SECONDS = 60.0
 TEST_SECONDS = 10.0
-_OWN = Hook.user_id == bindparam("user_id")
-# The subscription of an MCP client ends when it expires.
-_IS_LIVE = or_(Hook.expires_at.is_(None), Hook.expires_at > time_from_now())
-_ALL: AnySelect = select(Hook.__table__).where(_OWN).order_by(Hook.created_at, Hook.id)
-_HOOKS = _ALL.where(_IS_LIVE)
+_OWN = and_(Hook.user_id == bindparam("user_id"), Hook.deleted_at.is_(None))
+_HOOKS: AnySelect = select(Hook.__table__).where(_OWN).order_by(Hook.created_at, Hook.id)
 _THIS = Hook.id == bindparam("hook_id")
 _HOOK = _HOOKS.where(_THIS)
 # The service turned them off, not their user.
-_OFF = _ALL.where(Hook.state == terms.OFF, Hook.reason.is_not(None))
-TURNED_OFF = _OFF.where(_IS_LIVE)
-# Subscriptions have an expiry. For a condition on `subscription`, SQLite would use its index.
-_TURNED_OFF = Statement[AnyRow](_OFF.where(Hook.expires_at.is_(None)))
+TURNED_OFF = Statement[AnyRow](_HOOKS.where(Hook.state == terms.OFF, Hook.reason.is_not(None)))
 _DELIVERIES: AnySelect = (
     select(*HOOK_DELIVERY_COLUMNS)
     .join(Event, Event.id == Delivery.event_id)
@@ -51,8 +45,8 @@ _DELIVERIES: AnySelect = (
 
 
 def turned_off(caller: Caller) -> Sequence[AnyRow]:
-    """The hooks of the user that the service has turned off, apart from subscriptions."""
-    return read_all(_TURNED_OFF, user_id=caller.user_id)
+    """The hooks of the user that the service has turned off."""
+    return read_all(TURNED_OFF, user_id=caller.user_id)
 
 
 def list_all(caller: Caller) -> Sequence[AnyRow]:
@@ -85,8 +79,7 @@ def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -
         events.lock_stream(connection, caller.user_id)
         if connection.scalar(select(Hook.id).where(_THIS), {"hook_id": new_id}):
             return None
-        # Subscriptions expire. SQLite would search for the condition in the index of their ids.
-        count = select(func.count()).where(_OWN, Hook.expires_at.is_(None))
+        count = select(func.count()).where(_OWN)
         if (connection.scalar(count, {"user_id": caller.user_id}) or 0) >= terms.MAX_HOOKS:
             detail = f"The user has {terms.MAX_HOOKS} hooks already"
             raise Problem(409, detail, code=terms.TOO_MANY_HOOKS)
@@ -99,9 +92,6 @@ def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> AnyRow:
     values = _stored(fields)
     with transaction() as connection:
         before = _locked(connection, caller, hook_id)
-        if before.subscription and (refused := fields.keys() - {"name", "state"}):
-            reason = "Only its MCP client can change this of a subscription."
-            raise invalid({name: [reason] for name in refused})
         _check(before._asdict() | values)
         if _is_elsewhere(before, values):
             values.setdefault("token", None)
@@ -172,31 +162,26 @@ def _check(hook: dict[str, Any]) -> None:
 
 
 def delete(caller: Caller, hook_id: str) -> AnyRow:
-    """Delete a hook with its deliveries, and tell an MCP client; returns it. Raises 404.
+    """Delete a hook with its deliveries; returns it. Raises 404.
 
     `remove_deleted` removes the rows, of which there may be very many.
     """
     with transaction() as connection:
-        # In this order, as a client that ends its subscription.
+        # No other transaction stores a delivery for it at the same time.
         events.lock_stream(connection, caller.user_id)
         hook = _locked(connection, caller, hook_id)
-        if hook.subscription:
-            subscriptions.terminate(connection, hook)
-        else:
-            gone = {"expires_at": clock.now(), "reason": None, "next_attempt_at": None}
-            this = update(Hook).where(Hook.id == hook_id)
-            connection.execute(this.values(state=terms.OFF, **gone))
-            # What is about to be sent is not sent any more.
-            leased = (Delivery.hook_id == hook_id, Delivery.lease.is_not(None))
-            connection.execute(delete_from(Delivery).where(*leased))
+        gone = {"deleted_at": clock.now(), "reason": None, "next_attempt_at": None}
+        this = update(Hook).where(Hook.id == hook_id)
+        connection.execute(this.values(state=terms.OFF, **gone))
+        # What is about to be sent is not sent any more.
+        leased = (Delivery.hook_id == hook_id, Delivery.lease.is_not(None))
+        connection.execute(delete_from(Delivery).where(*leased))
     return hook
 
 
 def remove_deleted() -> bool:
     """Remove some deliveries of a deleted hook, or the hook; returns whether there may be more."""
-    # A subscription that ended stays for some time.
-    is_deleted = Hook.expires_at.is_not(None) & Hook.subscription.is_(None)
-    hook = read_one(select(Hook.id).where(is_deleted).limit(1))
+    hook = read_one(select(Hook.id).where(Hook.deleted_at.is_not(None)).limit(1))
     if hook is None:
         return False
     some = select(Delivery.id).where(Delivery.hook_id == hook.id).limit(deliveries.BATCH)

@@ -183,7 +183,7 @@ class _Importer:
         hooks.check_target(fields["target"], fields["format"])
         if not self._is_new(Hook, fields["id"], user_id):
             return
-        count = select(func.count()).where(Hook.user_id == user_id, Hook.expires_at.is_(None))
+        count = select(func.count()).where(Hook.user_id == user_id, Hook.deleted_at.is_(None))
         if (self._connection.scalar(count) or 0) >= terms.MAX_HOOKS:
             raise invalid({"hooks": [f"The user has {terms.MAX_HOOKS} hooks already."]})
         is_on = fields["state"] == terms.ACTIVE

@@ -89,7 +89,6 @@ class Message(NamedTuple):
     headers: Mapping[str, str] = {}
     secrets: Sequence[str] | None = None  # of a webhook, which is signed when it is sent
     hook: Any = None  # its row; None for a callback
-    is_last_attempt: bool = False
 
     def headers_now(self) -> dict[str, str]:
         headers = {"content-type": "application/json", **self.headers}

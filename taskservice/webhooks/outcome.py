@@ -11,16 +11,3 @@ class Outcome(NamedTuple):
     retry_after: float | None = None  # seconds that the receiver asks for, at most a day
     duration_ms: int = 0
     answer: str | None = None  # the first KiB of the response's body
-
-    @property
-    def failure(self) -> str | None:
-        """The kind of the failure, as MCP's events name it; None if there was none."""
-        if self.delivered:
-            return None
-        if self.status_code is not None:
-            return "http_5xx" if self.status_code >= 500 else "http_4xx"
-        # See the sentences in `transport`.
-        if " within " in self.message:
-            return "timeout"
-        is_of_tls = self.message.startswith("The certificate") or " TLS " in self.message
-        return "tls_error" if is_of_tls else "connection_refused"

@@ -351,23 +351,6 @@ def test_agent_key_has_no_notifications(app: Flask, alice: ApiClient, receiver: 
     assert "The receiver is gone." not in text
 
 
-def test_subscription_of_an_mcp_client_is_shown_without_its_query(
-    app: Flask, window: Browser, alice: ApiClient, receiver: Receiver
-) -> None:
-    hook = add_hook(alice, f"{receiver.url}mcp?secret=42")
-    with app.app_context(), transaction() as connection:
-        ends = {"subscription": "sub_1", "expires_at": "2100-01-01T00:00:00.000Z"}
-        connection.execute(update(Hook).values(ends))
-    path = f"{PAGE}/{hook['id']}"
-    for page in (PAGE, path, f"{path}/delete"):
-        text = text_of(window, page)
-        assert "MCP client" in text
-        assert f"{receiver.url}mcp" in text
-        assert "secret=42" not in text
-    turn_off(app, hook)
-    assert 'class="failure"' not in text_of(window, "/")
-
-
 # --- each page says which are off ----------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import update
 
 from taskservice.background.maintenance import Maintenance
 from taskservice.database import clock
-from taskservice.database.models import Agent, Hook
+from taskservice.database.models import Agent
 from taskservice.database.transactions import reading, transaction
 from taskservice.services.deliveries import set_hook_state
 from taskservice.terms import ATTENTION
@@ -258,21 +258,6 @@ def make_backup_old(data: Path) -> int:
     (data / "last_backup").touch()
     os.utime(data / "last_backup", (made_at, made_at))
     return made_at
-
-
-def test_subscription_that_has_ended_is_no_longer_listed(
-    alice: ApiClient, app: Flask, receiver: Receiver
-) -> None:
-    hook = dict(expect(alice.post("/hook", json={"target": receiver.url}), 201))
-    with app.app_context(), transaction() as connection:
-        set_hook_state(connection, hook["id"], "off", "The receiver is gone.")
-        # As of a subscription of MCP; a hook of a person has no end.
-        end = update(Hook).values(expires_at=clock.now(MINUTE))
-        connection.execute(end)
-    assert kinds(alice) == ["hook_off"]
-    with app.app_context(), transaction() as connection:
-        connection.execute(update(Hook).values(expires_at=clock.now(-MINUTE)))
-    assert items(alice) == []
 
 
 # --- all of them -------------------------------------------------------------------------

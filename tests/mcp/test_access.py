@@ -61,9 +61,11 @@ def test_no_oauth_is_offered(app: Flask, name: str) -> None:
 
 
 def test_agent_key_may_not_call(alice: ApiClient) -> None:
-    answer = McpClient(alice.agent_key()).post(PING)
-    check_problem(answer, 403, "user_key_required")
-    assert "WWW-Authenticate" not in answer.headers
+    client = McpClient(alice.agent_key())
+    for method in ("ping", "initialize", "server/discover", "tools/list", "tools/call"):
+        answer = client.post(PING | {"method": method})
+        check_problem(answer, 403, "user_key_required")
+        assert "WWW-Authenticate" not in answer.headers
 
 
 # --- hosts and origins -------------------------------------------------------------------

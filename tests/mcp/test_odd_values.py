@@ -27,20 +27,6 @@ PARAMETERS: dict[str, dict[str, str]] = {
     "tasks/get": {"taskId": TASK},
     "tasks/update": {"taskId": TASK, "inputResponses": "{}"},
     "tasks/cancel": {"taskId": TASK},
-    "events/poll": {
-        "name": '"task.ended"',
-        "arguments": '{"taskId": TASK}',
-        "cursor": "null",
-        "maxEvents": "1",
-        "maxAgeMs": "0",
-    },
-    # Nothing is sent to a mode that is not supported.
-    "events/subscribe": {"name": '"task.ended"', "delivery": '{"mode": "push"}', "ttlMs": "1"},
-    "events/unsubscribe": {
-        "name": '"task.ended"',
-        "arguments": '{"label": "a:b"}',
-        "delivery": '{"url": "https://chat.example/"}',
-    },
 }
 ARGUMENTS: dict[str, dict[str, str]] = {
     "start_task": {"agentId": '"summarizer"', "input": "{}"},

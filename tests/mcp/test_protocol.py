@@ -20,7 +20,6 @@ from tests.support.mcp import (
 
 pytestmark = one_database
 
-EVENTS: Json = {"extensions": {"io.modelcontextprotocol/events": {}}}
 LEGACY = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"]
 REQUEST = {"jsonrpc": "2.0", "id": 7, "method": "ping"}
 
@@ -40,7 +39,7 @@ def test_initialize_answers_the_legacy_version_that_was_asked_for(
     answer = mcp.legacy("initialize", {"protocolVersion": version, "capabilities": {}})
     result = answer.result
     assert result["protocolVersion"] == version
-    assert result["capabilities"] == {"tools": {}, "events": {}, **EVENTS}
+    assert result["capabilities"] == {"tools": {}}
     assert result["serverInfo"]["name"] == "taskservice"
     assert result["serverInfo"]["version"] == __version__
     assert "list_tasks" in result["instructions"]
@@ -61,8 +60,7 @@ def test_discover_tells_what_the_service_can_do(mcp: McpClient) -> None:
     answer = mcp.modern("server/discover")
     result = answer.result
     assert result["supportedVersions"] == [MODERN, *LEGACY]
-    extensions = {"extensions": TASKS["extensions"] | EVENTS["extensions"]}
-    assert result["capabilities"] == {"tools": {}, "events": {}, **extensions}
+    assert result["capabilities"] == {"tools": {}, **TASKS}
     assert result["resultType"] == "complete"
     assert (result["ttlMs"], result["cacheScope"]) == (60_000, "private")
     server = result["_meta"]["io.modelcontextprotocol/serverInfo"]

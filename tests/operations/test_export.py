@@ -33,7 +33,6 @@ from tests.support.deliveries import the_delivery
 from tests.support.documents import table
 from tests.support.fork_server import ForkedPopen, run_forked
 from tests.support.internals import before_reads, copy_task, rows, set_columns
-from tests.support.mcp import McpClient
 from tests.support.receiver import Receiver, answer
 from tests.support.service import COMMAND, Service, environment
 
@@ -193,22 +192,17 @@ def test_state_of_an_agent_follows_from_its_imported_tasks(here: Place, there: P
 
 
 @both_ways
-def test_import_tells_neither_hooks_nor_mcp_clients(
-    here: Place, there: Place, receiver: Receiver
-) -> None:
+def test_import_tells_no_hooks(here: Place, there: Place, receiver: Receiver) -> None:
     alice = add_user(here.app, "alice")
     alice.report(alice.start("backup", claim=True), status="complete")
     there.add(here.export())
     imported = there.person("alice")
     hook = expect(imported.post("/hook", json={"target": receiver.url, "events": EVENTS}), 201)
-    client, params = McpClient(imported), {"name": "task.ended"}
-    cursor = client.legacy("events/poll", params).result["cursor"]
     task = alice.start("backup", claim=True)
     expect(alice.post(f"/task/{task['id']}/question", json={"message": "Go?"}), 201)
     alice.report(task, status="error")
     there.add(here.export())
     assert imported.task(task)["status"] == "error"
-    assert client.legacy("events/poll", params | {"cursor": cursor}).result["events"] == []
     # What happens next is told as if the imported tasks had ended here.
     imported.report(imported.start("backup", claim=True), status="complete")
     told = expect(imported.get(f"/hook/{hook['id']}/deliveries"), 200)

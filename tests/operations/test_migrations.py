@@ -320,6 +320,54 @@ def test_lines_that_were_sent_without_a_writer_stay_counted(empty_url: str) -> N
         assert writers.all() == [("a", 2), ("b", 5)]
 
 
+def test_subscriptions_are_removed_and_hooks_keep_what_is_pending(empty_url: str) -> None:
+    upgrade(empty_url, "0018")
+    engine = create_engine(empty_url, poolclass=pool.NullPool)
+    ids = [f"01a20e6392c47f10b3a59e1d6c2f4b8{number}" for number in range(4)]
+    user_id, phone, program, client = ids
+    columns = "id, user_id, name, target, format, events, answer_links, created_at, state"
+    made = f"'{user_id}', 'it', 'http://x/', '{{}}', '[]', false, '2026-01-01', 'active'"
+    statements = (
+        f"INSERT INTO users VALUES ('{user_id}', 'alice', '2026-01-01')",
+        f"INSERT INTO hooks ({columns}, failures, attempt_count, next_attempt_at) "
+        f"VALUES ('{phone}', {made.format('ntfy')}, 1, 2, '2026-01-02')",
+        f"INSERT INTO hooks ({columns}) VALUES ('{program}', {made.format('standard')})",
+        f"INSERT INTO hooks ({columns}, subscription, key_id, secret, expires_at) "
+        f"VALUES ('{client}', {made.format('mcp')}, 'sub_1', '{user_id}', 'whsec_x', '2027-01-01')",
+        f"INSERT INTO event_streams VALUES ('{user_id}', 3, '2027-01-01')",
+        "INSERT INTO events (id, user_id, position, name, at, agent_id) "
+        f"VALUES ('{user_id}', '{user_id}', 3, 'agent.late', '2026-01-01', 'nightly')",
+        *(
+            "INSERT INTO deliveries (id, hook_id, event_id, user_id, callback_url, host, state, "
+            "created_at, attempt_count, next_attempt_at) SELECT id, id, user_id, user_id, target, "
+            f"'x', 'pending', created_at, 1, '2026-01-02' FROM hooks WHERE id = '{hook_id}'"
+            for hook_id in (phone, program, client)
+        ),
+        "INSERT INTO attempts (delivery_id, at, duration_ms, message) "
+        "SELECT id, created_at, 1, 'It failed.' FROM deliveries",
+    )
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+        before = kept_of_hooks(connection)
+    upgrade(empty_url)
+    with engine.connect() as connection:
+        assert kept_of_hooks(connection) == [rows[:2] for rows in before]
+        position = connection.execute(text("SELECT user_id, position FROM event_streams"))
+        assert position.all() == [(connection.scalar(text("SELECT id FROM users")), 3)]
+
+
+def kept_of_hooks(connection: Connection) -> list[Any]:
+    """The hooks, their deliveries and the attempts of these, in the same order."""
+    queries = (
+        "SELECT id, user_id, name, target, format, events, answer_links, created_at, state, "
+        "failures, attempt_count, next_attempt_at FROM hooks ORDER BY id",
+        "SELECT * FROM deliveries ORDER BY id",
+        "SELECT delivery_id, message FROM attempts ORDER BY delivery_id",
+    )
+    return [connection.execute(text(query)).all() for query in queries]
+
+
 def test_sqlite_file_has_the_pragmas_that_the_promises_need(tmp_path: Path) -> None:
     path = tmp_path / "taskservice.db"
     upgrade(f"sqlite:///{path}")
