@@ -131,8 +131,7 @@ def test_read_key_has_the_tools_of_mcp_that_only_read(alice: ApiClient) -> None:
     screen = McpClient(alice.read_key(), FORMS, TASKS)
     tools = screen.modern("tools/list").result["tools"]
     names = {tool["name"] for tool in tools}
-    assert {"wait_task", "read_log", "list_tasks", "search_logs"} <= names
-    assert not names & {"reader", "summarizer", "start_task", "answer_task", "cancel_task"}
+    assert names == {"wait_task", "read_log", "list_tasks", "search_logs", "attention"}
     assert all(tool["annotations"]["readOnlyHint"] for tool in tools)
     before = rows(alice.app)
 
@@ -142,6 +141,7 @@ def test_read_key_has_the_tools_of_mcp_that_only_read(alice: ApiClient) -> None:
     here = {"taskId": task["id"]}
     assert call("list_tasks").result["structuredContent"]["tasks"][0]["taskId"] == task["id"]
     assert call("read_log", **here).result["structuredContent"]["lines"] == ["a line"]
+    assert call("attention").result["structuredContent"]["items"][0]["kind"] == "question"
     (hit,) = call("search_logs", text="LINE").result["structuredContent"]["hits"]
     assert (hit["taskId"], hit["text"]) == (task["id"], "a line")
     # It gets the question as text, not as a form, whose answer would be refused.
@@ -151,6 +151,7 @@ def test_read_key_has_the_tools_of_mcp_that_only_read(alice: ApiClient) -> None:
     answer = {question["id"]: {"action": "accept", "content": {"answer": "yes"}}}
     for response in (
         call("start_task", agentId="summarizer"),
+        call("rerun_task", **here),
         call("reader"),
         call("cancel_task", **here),
         call("answer_task", questionId=question["id"], decline=True, **here),

@@ -100,6 +100,7 @@ SLOW_POLL_AFTER_SECONDS = 600.0
 
 WAITING = "waits for a worker"
 WAIT_NEXT = "Call wait_task with this taskId."
+NO_WORKER_NEXT = f"Tell your user that this agent needs a worker. {WAIT_NEXT}"
 ASK_NEXT = (
     "Ask your user, then call answer_task with this taskId and the questionId. If somebody else "
     "will answer, call wait_task."
@@ -115,10 +116,13 @@ def tool_result(
     return {**result, "isError": True} if is_error else result
 
 
-def tool_result_of(task: TaskRow) -> dict[str, Any]:
-    """The result of the tool that started a task, or that waited for it."""
+def tool_result_of(task: TaskRow, no_worker: str | None = None) -> dict[str, Any]:
+    """The result of the tool that started a task, or that waited for it.
+
+    `no_worker` says in one sentence that no worker would claim it.
+    """
     if task.status == RUNNING:
-        return _running_result(task)
+        return _running_result(task, no_worker)
     if task.status == COMPLETE:
         return _complete_result(task)
     lines = _last_lines(task, LINES_OF_ERROR)
@@ -129,7 +133,7 @@ def task_header(task: TaskRow | AnyRow) -> dict[str, Any]:
     return {"taskId": task.id, "agentId": task.agent_id, "status": task.status}
 
 
-def _running_result(task: TaskRow) -> dict[str, Any]:
+def _running_result(task: TaskRow, no_worker: str | None) -> dict[str, Any]:
     structured = {**task_header(task), "log": _last_lines(task, LINES_WHILE_RUNNING)}
     if note := task.note or (None if task.claimed_at or task.log_count else WAITING):
         structured["note"] = note
@@ -138,6 +142,9 @@ def _running_result(task: TaskRow) -> dict[str, Any]:
             {"questionId": each["id"], "message": each["message"], "schema": each["schema"]}
             for each in questions
         ]
+    if no_worker:
+        structured["noWorker"] = no_worker
+        return tool_result({**structured, "next": NO_WORKER_NEXT})
     return tool_result({**structured, "next": ASK_NEXT if questions else WAIT_NEXT})
 
 

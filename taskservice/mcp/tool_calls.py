@@ -16,8 +16,14 @@ from taskservice.mcp.protocol import INVALID_PARAMS, Call, RpcError
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import open_questions, parse_id
 from taskservice.schemas.json_schema import input_problems
-from taskservice.schemas.requests import SearchQuerySchema, StartSchema, dump_cursor
+from taskservice.schemas.requests import (
+    RerunSchema,
+    SearchQuerySchema,
+    StartSchema,
+    dump_cursor,
+)
 from taskservice.services import agents as agent_service
+from taskservice.services import attention as attention_service
 from taskservice.services import lists, reports, search
 from taskservice.services import tasks as task_service
 from taskservice.services.lists import Position, Selection, TaskList
@@ -95,7 +101,11 @@ MAX_SECONDS = 45
 # How long a client that can follow tasks waits for one that ends immediately.
 SHORT_SECONDS = 0.5
 
+# Of each task that a tool starts.
+LABELS = {"via": "mcp"}
+
 _start_schema = StartSchema()
+_rerun_schema = RerunSchema()
 _search_query = SearchQuerySchema()
 
 
@@ -140,11 +150,15 @@ def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
 
 
 def _start(call: Call, agent_id: str, arguments: Arguments) -> str:
-    body = {"agentId": agent_id, "input": arguments, "labels": {"via": "mcp"}}
-    given = call.meta.get("taskservice/idempotencyKey")
-    key = idempotency_key(given if isinstance(given, str) else None)
-    task, _ = task_service.start(caller, _start_schema.load(body), Idempotency.of(key, body))
+    body = {"agentId": agent_id, "input": arguments, "labels": LABELS}
+    idempotency = Idempotency.of(_idempotency_key(call), body)
+    task, _ = task_service.start(caller, _start_schema.load(body), idempotency)
     return str(task.id)
+
+
+def _idempotency_key(call: Call) -> str | None:
+    given = call.meta.get("taskservice/idempotencyKey")
+    return idempotency_key(given if isinstance(given, str) else None)
 
 
 def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -> Result:
@@ -258,8 +272,36 @@ def fixed_tool(
 )
 def start_task(call: Call, arguments: Arguments) -> Result:
     """Starts a task of any agent and returns immediately, with its taskId."""
-    task_id = _start(call, arguments["agentId"], arguments.get("input", {}))
-    return results.tool_result_of(task_service.get(caller, task_id))
+    return _started(_start(call, arguments["agentId"], arguments.get("input", {})))
+
+
+@fixed_tool(
+    "Rerun a task",
+    ["taskId"],
+    CHANGES | {"openWorldHint": True},
+    taskId=_TASK_ID,
+    input=_argument("object", "The input of the new task; by default the same."),
+)
+def rerun_task(call: Call, arguments: Arguments) -> Result:
+    """Starts a new task like an earlier one and returns immediately, with the taskId of the new
+    one.
+    """
+    task_id = require_id("task", arguments["taskId"])
+    labels = strict_json.loads(task_service.get(caller, task_id).labels.encode())
+    given = {"input": arguments["input"]} if "input" in arguments else {}
+    fields = _rerun_schema.load({**given, "labels": labels | LABELS})
+    idempotency = Idempotency.of(_idempotency_key(call), arguments, rerun_of=task_id)
+    task, _ = task_service.rerun(caller, task_id, fields, idempotency)
+    return _started(task.id)
+
+
+def _started(task_id: str) -> Result:
+    """The result of a tool that does not wait, with a notice if no worker would claim the task."""
+    task = task_service.get(caller, task_id)
+    if task.status != RUNNING or task.claimed_at is not None:
+        return results.tool_result_of(task)
+    agent = agent_service.get(caller, task.agent_id)
+    return results.tool_result_of(task, attention_service.missing_worker(agent))
 
 
 @fixed_tool(
@@ -361,6 +403,14 @@ def search_logs(call: Call, arguments: Arguments) -> Result:
             f"arguments and the cursor {following}"
         )
     return results.tool_result(structured, "\n".join(lines) or "No line contains this text.")
+
+
+@fixed_tool("List what needs attention", [])
+def attention(call: Call, arguments: Arguments) -> Result:
+    """Lists what a person should look at, the most urgent kind first: open questions, agents that
+    fail or are late, tasks that hang or that no worker claims, callbacks and hooks that fail.
+    """
+    return results.tool_result({"items": attention_service.list_all(caller)})
 
 
 @fixed_tool(

@@ -30,10 +30,12 @@ PARAMETERS: dict[str, dict[str, str]] = {
 }
 ARGUMENTS: dict[str, dict[str, str]] = {
     "start_task": {"agentId": '"summarizer"', "input": "{}"},
+    "rerun_task": {"taskId": TASK, "input": "{}"},
     "wait_task": {"taskId": TASK, "seconds": "0"},
     "read_log": {"taskId": TASK, "after": "0", "limit": "1"},
     "list_tasks": {"agentId": '"summarizer"', "status": '"running"', "limit": "1"},
     "search_logs": {"text": '"a"', "agentId": '"summarizer"', "limit": "1", "cursor": '"a"'},
+    "attention": {},
     "answer_task": {"taskId": TASK, "questionId": TASK, "content": "{}", "decline": "false"},
     "cancel_task": {"taskId": TASK},
 }

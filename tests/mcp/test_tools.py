@@ -15,8 +15,8 @@ from tests.support.clocks import Clocks
 from tests.support.marks import one_database
 from tests.support.mcp import TASKS, Json, McpClient, structured
 
-READING = ["wait_task", "read_log", "list_tasks", "search_logs"]
-FIXED = ["start_task", *READING, "answer_task", "cancel_task"]
+READING = ["wait_task", "read_log", "list_tasks", "search_logs", "attention"]
+FIXED = ["start_task", "rerun_task", *READING, "answer_task", "cancel_task"]
 # What every client takes as a name.
 NAME = re.compile("[a-z0-9_]{1,40}")
 
@@ -395,6 +395,69 @@ def test_start_task_returns_at_once(alice: ApiClient, mcp: McpClient) -> None:
     assert (task["input"], task["labels"], task["claimedAt"]) == ({"a": 1}, {"via": "mcp"}, None)
 
 
+def test_rerun_task_starts_the_same_again_or_with_another_input(
+    alice: ApiClient, mcp: McpClient
+) -> None:
+    labels = {"env": "prod"}
+    failed = alice.start(name="nightly", input={"a": 1}, labels=labels, claim=True)
+    alice.report(failed, status="error", error={"message": "no"})
+    again = structured(mcp.call("rerun_task", {"taskId": failed["id"].upper()}))
+    assert (again["status"], again["agentId"]) == ("running", "summarizer")
+    task = expect(alice.get(f"/task/{again['taskId']}"), 200)
+    assert (task["rerunOf"], task["name"], task["input"]) == (failed["id"], "nightly", {"a": 1})
+    assert (task["labels"], task["claimedAt"]) == (labels | {"via": "mcp"}, None)
+    other = mcp.call("rerun_task", {"taskId": failed["id"], "input": {"a": 2}})
+    assert alice.task({"id": structured(other)["taskId"]})["input"] == {"a": 2}
+
+
+def test_repeated_rerun_with_the_same_key_starts_one_task(alice: ApiClient, mcp: McpClient) -> None:
+    task = alice.start()
+    key = {"_meta": {"taskservice/idempotencyKey": "k-1"}}
+    first, second = (mcp.call("rerun_task", {"taskId": task["id"]}, **key) for _ in range(2))
+    assert structured(first)["taskId"] == structured(second)["taskId"]
+    refused = mcp.call("rerun_task", {"taskId": task["id"], "input": {"b": 1}}, **key)
+    assert refused["isError"] is True
+
+
+def test_rerun_checks_the_input_by_the_schema_of_the_agent(
+    alice: ApiClient, mcp: McpClient
+) -> None:
+    task = alice.start()
+    alice.register(inputSchema=SCHEMA)
+    refused = mcp.call("rerun_task", {"taskId": task["id"], "input": {"days": 8}})
+    assert refused["isError"] is True
+    assert "city" in refused["content"][0]["text"]
+
+
+@pytest.mark.parametrize("tool", ["start_task", "rerun_task"])
+def test_task_that_no_worker_would_claim_says_so_at_once(
+    alice: ApiClient, mcp: McpClient, tool: str
+) -> None:
+    task = alice.start("backup")
+    arguments = {"taskId": task["id"]} if tool == "rerun_task" else {"agentId": "backup"}
+    waiting = structured(mcp.call(tool, arguments))
+    assert waiting["noWorker"] == "No worker has asked for work of this agent yet"
+    assert "Tell your user" in waiting["next"]
+    expect(alice.post("/agent/backup/claim"), 200)
+    seen = structured(mcp.call(tool, arguments))
+    assert "noWorker" not in seen
+    assert seen["next"] == "Call wait_task with this taskId."
+
+
+def test_attention_is_what_the_api_lists(alice: ApiClient, bob: ApiClient, mcp: McpClient) -> None:
+    assert structured(mcp.call("attention")) == {"items": []}
+    for person in (alice, bob):
+        person.report(person.start("backup", claim=True), status="error")
+        asking = person.start(claim=True)
+        expect(person.post(f"/task/{asking['id']}/question", json={"message": "Delete?"}), 201)
+    items = structured(mcp.call("attention"))["items"]
+    assert [(item["kind"], item["agentId"]) for item in items] == [
+        ("question", "summarizer"),
+        ("broken", "backup"),
+    ]
+    assert items == expect(alice.get("/attention"), 200)
+
+
 def test_wait_task_returns_when_the_task_ends(alice: ApiClient, mcp: McpClient) -> None:
     task = alice.start()
     with mcp.calling("wait_task", {"taskId": task["id"].upper(), "seconds": 45}) as call:
@@ -415,6 +478,7 @@ def test_task_of_another_user_is_not_found_by_any_tool(bob: ApiClient, mcp: McpC
     calls: dict[str, Json] = {
         "wait_task": {},
         "read_log": {},
+        "rerun_task": {},
         "cancel_task": {},
         "answer_task": {"questionId": question["id"], "decline": True},
     }

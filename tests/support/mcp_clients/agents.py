@@ -83,8 +83,8 @@ AGENTS = {
     ),
 }
 FIXED_TOOLS = {
-    "start_task", "wait_task", "read_log", "search_logs", "list_tasks", "answer_task",
-    "cancel_task",
+    "start_task", "rerun_task", "wait_task", "read_log", "search_logs", "list_tasks",
+    "attention", "answer_task", "cancel_task",
 }  # fmt: skip
 TOOLS = AGENTS.keys() | FIXED_TOOLS
 
