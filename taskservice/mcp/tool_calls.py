@@ -28,7 +28,17 @@ from taskservice.services import lists, reports, search
 from taskservice.services import tasks as task_service
 from taskservice.services.lists import Position, Selection, TaskList
 from taskservice.services.tasks import Idempotency
-from taskservice.terms import ACCEPT, DECLINE, MAX_SEARCHED_TEXT, READ, RUNNING, SORTS, STATUSES
+from taskservice.terms import (
+    ACCEPT,
+    DECLINE,
+    FAILED,
+    MAX_SEARCHED_TEXT,
+    READ,
+    RUNNING,
+    SORTS,
+    STATUSES,
+    TIMEOUT,
+)
 from taskservice.web import responses, waiting
 from taskservice.web.request import idempotency_key, require_id
 
@@ -214,10 +224,7 @@ def _limit(maximum: int, default: int, description: str) -> dict[str, Any]:
 
 
 _TASK_ID = _argument("string", "The task's ID.")
-_FILTERS = {
-    "agentId": _argument("string", "Only tasks of this agent."),
-    "status": _argument("string", "Only tasks with this status.", enum=list(STATUSES)),
-}
+_AGENT_ID = _argument("string", "Only tasks of this agent.")
 
 Function = Callable[[Call, Arguments], Result]
 READ_ONLY = {"readOnlyHint": True, "openWorldHint": False}
@@ -352,22 +359,51 @@ def read_log(call: Call, arguments: Arguments) -> Result:
     return results.tool_result(page)
 
 
+# The status in a call -> the filters of the lists that have its tasks.
+_LISTS: dict[str | None, Sequence[dict[str, Any]]] = {
+    None: [{}],
+    **{status: [{"status": status}] for status in STATUSES},
+    FAILED: [{"errorType": FAILED}, {"errorType": TIMEOUT}],
+    lists.WAITING: [{"status": RUNNING, "claimed": False}],
+}
+
+
 @fixed_tool(
-    "List tasks", [], **_FILTERS, limit=_limit(MAX_TASKS, TASKS, "Maximum number of tasks.")
+    "List tasks",
+    [],
+    agentId=_AGENT_ID,
+    status=_argument(
+        "string",
+        "Only tasks with this status; failed: those that failed or timed out; waiting: those that "
+        "no worker has claimed.",
+        enum=[status for status in _LISTS if status],
+    ),
+    limit=_limit(MAX_TASKS, TASKS, "Maximum number of tasks."),
 )
 def list_tasks(call: Call, arguments: Arguments) -> Result:
     """Lists tasks, newest first. Call this before you start the same work again."""
-    selection = Selection(agentId=arguments.get("agentId"), status=arguments.get("status"))
     limit = int(_number(arguments, "limit", TASKS))
-    tasks, found, reached = TaskList(caller, selection), list[Position](), None
-    # A search can stop before it has found all tasks.
-    for _ in range(MAX_SEARCHES):
-        more, reached = tasks.positions(reached, limit - len(found))
-        found += more
-        if reached is None or len(found) == limit:
-            break
-    rows = lists.summaries(caller, found)
+    selections = (
+        Selection(agentId=arguments.get("agentId"), **filters)
+        for filters in _LISTS[arguments.get("status")]
+    )
+    positions = sorted(
+        (position for selection in selections for position in _newest(selection, limit)),
+        reverse=True,
+    )
+    rows = lists.summaries(caller, positions[:limit])
     return results.tool_result({"tasks": [results.summary(row) for row in rows]})
+
+
+def _newest(selection: Selection, limit: int) -> list[Position]:
+    """The positions of the newest tasks; a search can stop before it has found all of them."""
+    tasks, positions, reached = TaskList(caller, selection), list[Position](), None
+    for _ in range(MAX_SEARCHES):
+        page, reached = tasks.positions(reached, limit - len(positions))
+        positions += page
+        if reached is None or len(positions) == limit:
+            break
+    return positions
 
 
 @fixed_tool(
@@ -379,7 +415,8 @@ def list_tasks(call: Call, arguments: Arguments) -> Result:
         minLength=1,
         maxLength=MAX_SEARCHED_TEXT,
     ),
-    **_FILTERS,
+    agentId=_AGENT_ID,
+    status=_argument("string", "Only tasks with this status.", enum=list(STATUSES)),
     limit=_limit(MAX_HITS, HITS, "Maximum number of lines."),
     cursor=_argument("string", "`next` of the result to continue."),
 )

@@ -12,6 +12,7 @@ from taskservice.background.maintenance import Maintenance
 from taskservice.services import lists, search
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
+from tests.support.internals import end_for_silence
 from tests.support.marks import one_database
 from tests.support.mcp import TASKS, Json, McpClient, structured
 
@@ -584,6 +585,28 @@ def test_list_tasks_is_filtered_and_limited(alice: ApiClient, mcp: McpClient) ->
     assert listed(agentId="other") == newest[:1]
     assert listed(status="complete") == [tasks[3]["id"]]
     assert listed(agentId="other", status="complete") == listed(agentId="Nobody\0") == []
+
+
+def test_list_tasks_knows_what_failed_and_what_waits(
+    app: Flask, alice: ApiClient, mcp: McpClient
+) -> None:
+    waiting, running, failed, silent, failed_later, cancelled = (
+        alice.start(claim=number > 0) for number in range(6)
+    )
+    for task in (failed, failed_later):
+        alice.report(task, status="error", error={"message": "no"})
+    end_for_silence(app, silent)
+    expect(alice.post(f"/task/{cancelled['id']}/cancel"), 200)
+
+    def listed(**arguments: Any) -> list[str]:
+        return [task["taskId"] for task in structured(mcp.call("list_tasks", arguments))["tasks"]]
+
+    assert listed(status="waiting") == [waiting["id"]]
+    assert listed(status="running") == [running["id"], waiting["id"]]
+    assert listed(status="failed") == [failed_later["id"], silent["id"], failed["id"]]
+    assert listed(status="failed", limit=2) == [failed_later["id"], silent["id"]]
+    assert listed(status="failed", agentId="other") == []
+    assert mcp.call("search_logs", {"text": "a", "status": "failed"})["isError"] is True
 
 
 def test_list_tasks_goes_on_where_a_search_stops(
