@@ -12,7 +12,7 @@ from sqlalchemy import update
 
 from taskservice.database.models import Agent
 from taskservice.database.transactions import transaction
-from taskservice.schemas.json_schema import DIALECT, input_problems
+from taskservice.schemas.input_schema import DIALECT, input_problems
 from taskservice.services import tasks
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.marks import one_database

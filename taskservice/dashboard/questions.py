@@ -12,7 +12,7 @@ from taskservice.dashboard.schema_form import CHOICE, Choice, Errors, Field, Jso
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
 from taskservice.operations import request_log
-from taskservice.schemas import json_schema, strict_json
+from taskservice.schemas import answer_schema, strict_json
 from taskservice.schemas.fields import open_questions
 from taskservice.schemas.tasks import question_schema
 from taskservice.services import links, tasks
@@ -75,7 +75,7 @@ def submitted(question: Json, typed: Texts) -> tuple[Json | None, Errors]:
         return None, {}
     schema = question["schema"]
     content, errors = schema_form.content_of(schema, typed)
-    problems = json_schema.answer_problems(schema, content)
+    problems = answer_schema.answer_problems(schema, content)
     return content, schema_form.by_property(schema, problems, "content")[0] | errors
 
 

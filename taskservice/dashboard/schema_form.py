@@ -15,7 +15,8 @@ from marshmallow import ValidationError
 from taskservice.dashboard.formatting import pretty
 from taskservice.errors import from_exception, sentences
 from taskservice.schemas import strict_json
-from taskservice.schemas.json_schema import field_name, input_problems, options, plain
+from taskservice.schemas.answer_schema import field_name, options, plain
+from taskservice.schemas.input_schema import input_problems
 from taskservice.web.request import large_json_slot
 
 Json: TypeAlias = dict[str, Any]

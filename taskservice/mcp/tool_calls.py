@@ -15,7 +15,7 @@ from taskservice.mcp import results
 from taskservice.mcp.protocol import INVALID_PARAMS, Call, RpcError
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import open_questions, parse_id
-from taskservice.schemas.json_schema import input_problems
+from taskservice.schemas.input_schema import input_problems
 from taskservice.schemas.requests import (
     RerunSchema,
     SearchQuerySchema,

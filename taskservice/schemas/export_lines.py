@@ -10,8 +10,8 @@ from marshmallow.validate import Length, Range, Regexp
 
 from taskservice import terms
 from taskservice.schemas import fields
+from taskservice.schemas.answer_schema import answer_problems
 from taskservice.schemas.hooks import HookFieldsSchema, HookSchema
-from taskservice.schemas.json_schema import answer_problems
 from taskservice.schemas.requests import (
     AnswerQuestionSchema,
     AppendSchema,

@@ -13,7 +13,7 @@ from marshmallow.validate import Equal, Length, Range
 
 from taskservice import terms
 from taskservice.database import clock
-from taskservice.schemas import examples, fields, json_schema
+from taskservice.schemas import answer_schema, examples, fields, input_schema
 from taskservice.schemas.tasks import TASK_EXPANSIONS, TASK_FIELDS
 from taskservice.schemas.users import AGENT_EXPANSIONS
 
@@ -132,7 +132,7 @@ class AskSchema(fields.RequestSchema):
         "A flat JSON Schema of the answer, as in MCP elicitation; by default one required "
         "string `answer`.",
         {"type": "object", "properties": {"deploy": {"type": "boolean"}}, "required": ["deploy"]},
-        json_schema.check_question_schema,
+        answer_schema.check_question_schema,
         type={"const": "object"},
         properties={"type": "object"},
     )
@@ -258,7 +258,7 @@ class PutAgentSchema(fields.RequestSchema):
         "oneOf, anyOf, allOf, not, if, enum or $ref; each $ref begins with #/ and does not "
         "lead back to itself.",
         examples.INPUT_SCHEMA,
-        json_schema.check_input_schema,
+        input_schema.check_input_schema,
         type={"const": "object"},
     )
     annotations = Nested(AnnotationsSchema())

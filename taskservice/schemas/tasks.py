@@ -7,7 +7,7 @@ from marshmallow.fields import Nested, String
 
 from taskservice import terms
 from taskservice.database.models import Attempt, Delivery, Link, Question, Task
-from taskservice.schemas import examples, fields, json_schema
+from taskservice.schemas import answer_schema, examples, fields
 from taskservice.schemas.users import AgentOfTaskSchema, UserSchema
 
 TASK_EXPANSIONS = ("agent", "user")
@@ -42,7 +42,7 @@ class QuestionSchema(fields.RowSchema):
     model = Question
     id = fields.uuid("The question's ID.", examples.QUESTION)
     message = fields.text("The question.", "Deploy to production?")
-    schema = fields.StoredJson("The JSON Schema of the answer.", json_schema.DEFAULT)
+    schema = fields.StoredJson("The JSON Schema of the answer.", answer_schema.DEFAULT)
     state = fields.choice(
         "Only an open question can be answered.", terms.QUESTION_STATES, terms.OPEN
     )

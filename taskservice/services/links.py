@@ -19,7 +19,7 @@ from taskservice.database.models import Agent, Link, Question, Task, User
 from taskservice.database.transactions import read_all, read_one, transaction
 from taskservice.database.types import AnyRow, AnySelect, time_from_now
 from taskservice.errors import Problem, invalid, not_found, require
-from taskservice.schemas import json_schema, strict_json
+from taskservice.schemas import answer_schema, strict_json
 from taskservice.schemas.tasks import LINK_COLUMNS
 from taskservice.services import questions, tasks
 from taskservice.terms import LINK, LINK_DAYS, MAX_LINK_DAYS, MAX_LINKS, OPEN, TOO_MANY_LINKS
@@ -128,10 +128,10 @@ def choices(schema: Mapping[str, Any]) -> list[tuple[str, str]]:
     if len(schema["properties"]) != 1:
         return []
     [(name, field)] = schema["properties"].items()
-    options = [] if field["type"] == "array" else json_schema.options(field)
+    options = [] if field["type"] == "array" else answer_schema.options(field)
     if len(options) > 3:
         return []
-    key = json_schema.field_name(name)
+    key = answer_schema.field_name(name)
     return [
         (label, urlencode({key: strict_json.dumps(value).decode()})) for value, label in options
     ]

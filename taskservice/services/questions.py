@@ -12,7 +12,7 @@ from taskservice.database.models import IS_ASKING, Question, Task
 from taskservice.database.transactions import read_all, read_one, reading, transaction
 from taskservice.database.types import AnyRow, AnySelect, is_among, time_from_now
 from taskservice.errors import Problem, invalid, require
-from taskservice.schemas import json_schema, strict_json
+from taskservice.schemas import answer_schema, strict_json
 from taskservice.schemas.tasks import QUESTION_COLUMNS, question_schema
 from taskservice.services import events, tasks
 
@@ -124,7 +124,7 @@ def ask(
             "id": clock.new_id(),
             "task_id": task.id,
             "message": fields["message"],
-            "schema": strict_json.dumps(fields.get("schema") or json_schema.DEFAULT).decode(),
+            "schema": strict_json.dumps(fields.get("schema") or answer_schema.DEFAULT).decode(),
             "state": terms.OPEN,
             "asked_at": now,
             "expires_at": clock.moved(now, timeout) if timeout else None,
@@ -152,7 +152,7 @@ def answer(
         question = get(caller, task_id, question_id)
         if question.state == terms.OPEN:
             schema = strict_json.loads(question.schema.encode())
-            errors = json_schema.answer_problems(schema, content or {})
+            errors = answer_schema.answer_problems(schema, content or {})
             if errors:
                 raise invalid(errors)
         values = {"state": terms.ANSWERED, "answer": strict_json.dumps(content or {}).decode()}

@@ -32,7 +32,7 @@ from taskservice.database.types import AnyRow, AnySelect, TaskRow, database_now
 from taskservice.errors import Problem, invalid, invalid_key, require
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
-from taskservice.schemas.json_schema import input_problems
+from taskservice.schemas.input_schema import input_problems
 from taskservice.schemas.tasks import TASK_COLUMNS, task_schema
 from taskservice.services import expected_runs
 from taskservice.terms import IDEMPOTENCY_KEY_REUSED, RUNNING, TASK_FINISHED

@@ -12,7 +12,7 @@ from flask import Flask
 from taskservice.background.maintenance import Maintenance
 from taskservice.dashboard import questions
 from taskservice.database.transactions import reading
-from taskservice.schemas import json_schema
+from taskservice.schemas import answer_schema
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
 from tests.support.html_page import Page
@@ -367,8 +367,8 @@ def test_question_that_was_stored_before_a_limit_can_be_answered_and_declined(
         "properties": {"x" * n: {"type": "string"} for n in range(1, 220, 3)},
     }
     with monkeypatch.context() as before:
-        before.setattr(json_schema, "MAX_PROPERTIES", 1_000)
-        before.setattr(json_schema, "MAX_PROPERTY_NAME", 1_000)
+        before.setattr(answer_schema, "MAX_PROPERTIES", 1_000)
+        before.setattr(answer_schema, "MAX_PROPERTY_NAME", 1_000)
         asked = [ask(alice, task, schema=schema) for _ in range(3)]
     for page in ("/", f"/tasks/{task['id']}", path_of(task, asked[0])):
         assert f'name="field.{"x" * 217}"' in text_of(window, page)

@@ -19,7 +19,7 @@ from taskservice.database.engine import dispose
 from taskservice.database.migrations import DatabaseError, upgrade
 from taskservice.database.types import db
 from taskservice.schemas import strict_json
-from taskservice.schemas.json_schema import DEFAULT
+from taskservice.schemas.answer_schema import DEFAULT
 from taskservice.services import users as user_service
 from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.databases import Databases

@@ -1,93 +1,22 @@
-"""The JSON Schemas of inputs and answers: which ones are allowed, and whether a value matches."""
+"""The JSON Schema of an agent's input: which ones are allowed, and whether a value matches."""
 
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache, reduce
-from itertools import islice
-from operator import getitem
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from marshmallow import ValidationError
 
 from taskservice.schemas import strict_json
+from taskservice.schemas.schema_errors import TYPES, named, sentence
 
 if TYPE_CHECKING:
     import jsonschema_rs
 
-
-# Maximum number of errors in a response.
-MAX_ERRORS = 10
-
-TYPES = {
-    "object": "an object",
-    "array": "an array",
-    "string": "a string",
-    "number": "a number",
-    "integer": "a whole number",
-    "boolean": "true or false",
-    "null": "null",
-}
-
-
-# Keyword -> the message for an error of it; `.value` is the keyword's value.
-_SENTENCES = {
-    "format": "Must have the format {.value}.",
-    "pattern": "Must match {.value}",
-    "anyOf": "Must match one of several.",
-    "oneOf": "Must match exactly one of several.",
-    "not": "Not allowed.",
-    "falseSchema": "Not allowed.",
-    "contains": "Must contain at least one matching item.",
-    "propertyNames": "Contains a property name that is not allowed.",
-}
-
-
-def _named(
-    place: str, instance: Any, errors: "Iterator[jsonschema_rs.ValidationError]"
-) -> dict[str, list[str]]:
-    """`place.<name>` -> the errors of the value there."""
-    found: dict[str, list[str]] = {}
-    for error in islice(errors, MAX_ERRORS):
-        ends, message = _fault(instance, error)
-        for end in islice(ends, MAX_ERRORS):
-            messages = found.setdefault(".".join(map(str, [place, *error.instance_path, *end])), [])
-            if message not in messages:
-                messages.append(message)
-    return found
-
-
-def _fault(
-    instance: Any, error: "jsonschema_rs.ValidationError"
-) -> tuple[Iterable[Sequence[str]], str]:
-    """The ends of the paths of the properties that an error is about, or `()`; and the message."""
-    kind: Any = error.kind
-    if kind.name == "required":
-        return [(kind.value,)], "Missing."
-    unknown = kind.value if kind.name == "additionalProperties" else ()
-    if kind.name == "falseSchema" and error.schema_path[-1] == "additionalProperties":
-        # The validator's error for an object that must have no properties at all.
-        unknown = reduce(getitem, error.instance_path, instance)
-    if unknown:
-        return ((name,) for name in unknown), "Unknown field."
-    return [()], _sentence(error)
-
-
-def _sentence(error: "jsonschema_rs.ValidationError") -> str:
-    kind: Any = error.kind
-    if kind.name == "type":
-        return f"Must be {' or '.join(TYPES[each] for each in kind.value)}."
-    if kind.name in ("enum", "const"):
-        start, values = ("one of ", kind.value) if kind.name == "enum" else ("", [kind.value])
-        texts = [json.dumps(value, ensure_ascii=False, default=str) for value in values]
-        return f"Must be {start}{', '.join(texts)}."
-    return _SENTENCES[kind.name].format(kind) if kind.name in _SENTENCES else f"{error.message}."
-
-
-# The JSON Schema of an agent's input: which schemas are allowed.
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_SCHEMA = 16 * 1024
@@ -153,7 +82,7 @@ def _reason(error: "jsonschema_rs.ValidationError") -> str:
             f"pattern can have at most {MAX_PATTERN_SIZE >> 10} KiB when compiled (a . has about "
             "1 KiB for each repetition)."
         )
-    return f"{place}: {_sentence(error)}"
+    return f"{place}: {sentence(error)}"
 
 
 # The validator keeps the interpreter's lock, so its time is bounded in steps of about 20 ns: one
@@ -177,10 +106,10 @@ _SMALLEST = 1e-20
 
 def input_problems(schema: str, text: str) -> dict[str, list[str]]:
     """`input.<name>` -> the errors there, if any; this takes too long for a transaction."""
-    return _problems("input", schema, text, "the agent's inputSchema")
+    return problems("input", schema, text, "the agent's inputSchema")
 
 
-def _problems(place: str, schema: str, text: str, name: str) -> dict[str, list[str]]:
+def problems(place: str, schema: str, text: str, name: str) -> dict[str, list[str]]:
     try:
         validator, weight = _compiled(schema)
     except ValidationError as error:
@@ -195,7 +124,7 @@ def _problems(place: str, schema: str, text: str, name: str) -> dict[str, list[s
         return {}
     if (values + size // BYTES_COPIED_IN_STEP) * weight.values > MAX_NAMED:
         return {place: [f"Does not match {name}."]}
-    return _named(place, instance, validator.iter_errors(instance))
+    return named(place, instance, validator.iter_errors(instance))
 
 
 class Weight(NamedTuple):
@@ -343,123 +272,3 @@ def _number(text: str) -> int | float:
     value = float(text)
     size = min(max(abs(value), _SMALLEST), sys.float_info.max) if value else 0
     return int(value) if size <= _MAX_WHOLE and value.is_integer() else math.copysign(size, value)
-
-
-# The schema of a question: as MCP elicitation allows it, and whether an answer matches it.
-
-# The schema of a question without one: a single text.
-DEFAULT: dict[str, Any] = {
-    "type": "object",
-    "properties": {"answer": {"type": "string"}},
-    "required": ["answer"],
-}
-
-# Type of a property -> the other allowed keywords.
-_KEYWORDS = {
-    "string": {"minLength", "maxLength", "format", "enum", "enumNames", "oneOf"},
-    "number": {"minimum", "maximum"},
-    "integer": {"minimum", "maximum"},
-    "boolean": set[str](),
-    "array": {"items", "minItems", "maxItems"},
-}
-_FORMATS = ("date", "date-time", "email", "uri")
-# Maximum numbers of properties and of choices of a question, and of bytes in a property's name: a
-# form repeats the name with each of its choices, and a page has the forms of 80 questions.
-MAX_PROPERTIES = 50
-MAX_CHOICES = 250
-MAX_PROPERTY_NAME = 200
-
-
-def check_question_schema(schema: dict[str, Any]) -> None:
-    """Raises ValidationError if this schema is not allowed for a question."""
-    if unknown := schema.keys() - {"$schema", "type", "properties", "required"}:
-        raise ValidationError(f"Not allowed here: {', '.join(sorted(unknown))}.")
-    properties = schema.get("properties")
-    if schema.get("type") != "object" or not isinstance(properties, dict):
-        raise ValidationError("Must have the type object and properties.")
-    required = schema.get("required", [])
-    if not isinstance(required, list) or not set(map(str, required)) <= properties.keys():
-        raise ValidationError("required must be a list of names of properties.")
-    if not isinstance(schema.get("$schema", ""), str):
-        raise ValidationError("$schema must be a string.")
-    if len(properties) > MAX_PROPERTIES:
-        raise ValidationError(f"More than {MAX_PROPERTIES} properties.")
-    if any(len(name.encode()) > MAX_PROPERTY_NAME for name in properties):
-        raise ValidationError(f"A name is longer than {MAX_PROPERTY_NAME} bytes.")
-    for name, each in properties.items():
-        _check_property(name, each)
-    check_input_schema(_closed(schema))
-    if sum(len(options(each)) for each in properties.values()) > MAX_CHOICES:
-        raise ValidationError(f"More than {MAX_CHOICES} choices.")
-
-
-def _check_property(name: str, schema: Any) -> None:
-    kind = schema.get("type") if isinstance(schema, dict) else None
-    if kind not in list(_KEYWORDS):
-        raise ValidationError(f"{name}: the type must be one of {', '.join(_KEYWORDS)}.")
-    if unknown := schema.keys() - {"type", "title", "description", "default"} - _KEYWORDS[kind]:
-        raise ValidationError(f"{name}: not allowed here: {', '.join(sorted(unknown))}.")
-    if schema.get("format", "email") not in _FORMATS:
-        raise ValidationError(f"{name}: the format must be one of {', '.join(_FORMATS)}.")
-    if kind == "array" and not _is_choice(schema.get("items")):
-        raise ValidationError(f"{name}: items must be an enum.")
-    if not _are_options(schema.get("oneOf", [])):
-        raise ValidationError(f"{name}: oneOf must be objects with const and title.")
-
-
-def _is_choice(items: Any) -> bool:
-    """Whether this is an enum of strings, or options with titles."""
-    if not isinstance(items, dict) or items.keys() - {"type", "enum", "anyOf"}:
-        return False
-    if "anyOf" in items:
-        return _are_options(items["anyOf"])
-    return items.get("type") == "string" and isinstance(items.get("enum"), list)
-
-
-def _are_options(options: Any) -> bool:
-    return isinstance(options, list) and all(
-        isinstance(each, dict) and each.keys() == {"const", "title"} for each in options
-    )
-
-
-def answer_problems(schema: dict[str, Any], content: dict[str, Any]) -> dict[str, list[str]]:
-    """`content.<name>` -> the errors there, if any; this takes too long for a transaction."""
-    closed, text = (strict_json.dumps(each).decode() for each in (_closed(schema), content))
-    return _problems("content", closed, text, "the question's schema")
-
-
-def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema without other properties, and without its dialect, which makes no difference."""
-    own = {name: each for name, each in schema.items() if name != "$schema"}
-    return {**own, "additionalProperties": False}
-
-
-def field_name(name: str) -> str:
-    """The name of a property in a form."""
-    # Browsers change some characters of names, such as line ends.
-    return f"field.{quote(name, safe='')}"
-
-
-def options(schema: dict[str, Any]) -> list[tuple[Any, str]]:
-    """The values to choose from, each with its label; empty if it is not a choice."""
-    if schema.get("type") == "boolean":
-        return [(True, "Yes"), (False, "No")]
-    if schema.get("type") == "array":
-        schema = schema.get("items", {})
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    found = schema.get("oneOf", schema.get("anyOf"))
-    pairs: Iterable[tuple[Any, str]] = ()
-    if isinstance(values, list):
-        names = schema.get("enumNames")
-        titles = list(map(str, names)) if isinstance(names, list) else []
-        pairs = zip(values, [*titles, *map(plain, values[len(titles) :])], strict=False)
-    elif isinstance(found, list) and all(
-        isinstance(each, dict) and "const" in each for each in found
-    ):
-        pairs = [(each["const"], str(each.get("title") or plain(each["const"]))) for each in found]
-    return [(value, title or "“”") for value, title in pairs]
-
-
-def plain(value: Any) -> str:
-    """A value for a person: a text itself, or else JSON."""
-    return value if isinstance(value, str) else strict_json.dumps(value).decode()

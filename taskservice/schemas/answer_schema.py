@@ -1,0 +1,131 @@
+"""The JSON Schema of the answers to a question: which ones are allowed, and what matches."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from marshmallow import ValidationError
+
+from taskservice.schemas import strict_json
+from taskservice.schemas.input_schema import check_input_schema, problems
+
+if TYPE_CHECKING:
+    pass
+
+
+# The schema of a question without one: a single text.
+DEFAULT: dict[str, Any] = {
+    "type": "object",
+    "properties": {"answer": {"type": "string"}},
+    "required": ["answer"],
+}
+
+# Type of a property -> the other allowed keywords.
+_KEYWORDS = {
+    "string": {"minLength", "maxLength", "format", "enum", "enumNames", "oneOf"},
+    "number": {"minimum", "maximum"},
+    "integer": {"minimum", "maximum"},
+    "boolean": set[str](),
+    "array": {"items", "minItems", "maxItems"},
+}
+_FORMATS = ("date", "date-time", "email", "uri")
+# Maximum numbers of properties and of choices of a question, and of bytes in a property's name: a
+# form repeats the name with each of its choices, and a page has the forms of 80 questions.
+MAX_PROPERTIES = 50
+MAX_CHOICES = 250
+MAX_PROPERTY_NAME = 200
+
+
+def check_question_schema(schema: dict[str, Any]) -> None:
+    """Raises ValidationError if this schema is not allowed for a question."""
+    if unknown := schema.keys() - {"$schema", "type", "properties", "required"}:
+        raise ValidationError(f"Not allowed here: {', '.join(sorted(unknown))}.")
+    properties = schema.get("properties")
+    if schema.get("type") != "object" or not isinstance(properties, dict):
+        raise ValidationError("Must have the type object and properties.")
+    required = schema.get("required", [])
+    if not isinstance(required, list) or not set(map(str, required)) <= properties.keys():
+        raise ValidationError("required must be a list of names of properties.")
+    if not isinstance(schema.get("$schema", ""), str):
+        raise ValidationError("$schema must be a string.")
+    if len(properties) > MAX_PROPERTIES:
+        raise ValidationError(f"More than {MAX_PROPERTIES} properties.")
+    if any(len(name.encode()) > MAX_PROPERTY_NAME for name in properties):
+        raise ValidationError(f"A name is longer than {MAX_PROPERTY_NAME} bytes.")
+    for name, each in properties.items():
+        _check_property(name, each)
+    check_input_schema(_closed(schema))
+    if sum(len(options(each)) for each in properties.values()) > MAX_CHOICES:
+        raise ValidationError(f"More than {MAX_CHOICES} choices.")
+
+
+def _check_property(name: str, schema: Any) -> None:
+    kind = schema.get("type") if isinstance(schema, dict) else None
+    if kind not in list(_KEYWORDS):
+        raise ValidationError(f"{name}: the type must be one of {', '.join(_KEYWORDS)}.")
+    if unknown := schema.keys() - {"type", "title", "description", "default"} - _KEYWORDS[kind]:
+        raise ValidationError(f"{name}: not allowed here: {', '.join(sorted(unknown))}.")
+    if schema.get("format", "email") not in _FORMATS:
+        raise ValidationError(f"{name}: the format must be one of {', '.join(_FORMATS)}.")
+    if kind == "array" and not _is_choice(schema.get("items")):
+        raise ValidationError(f"{name}: items must be an enum.")
+    if not _are_options(schema.get("oneOf", [])):
+        raise ValidationError(f"{name}: oneOf must be objects with const and title.")
+
+
+def _is_choice(items: Any) -> bool:
+    """Whether this is an enum of strings, or options with titles."""
+    if not isinstance(items, dict) or items.keys() - {"type", "enum", "anyOf"}:
+        return False
+    if "anyOf" in items:
+        return _are_options(items["anyOf"])
+    return items.get("type") == "string" and isinstance(items.get("enum"), list)
+
+
+def _are_options(options: Any) -> bool:
+    return isinstance(options, list) and all(
+        isinstance(each, dict) and each.keys() == {"const", "title"} for each in options
+    )
+
+
+def answer_problems(schema: dict[str, Any], content: dict[str, Any]) -> dict[str, list[str]]:
+    """`content.<name>` -> the errors there, if any; this takes too long for a transaction."""
+    closed, text = (strict_json.dumps(each).decode() for each in (_closed(schema), content))
+    return problems("content", closed, text, "the question's schema")
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema without other properties, and without its dialect, which makes no difference."""
+    own = {name: each for name, each in schema.items() if name != "$schema"}
+    return {**own, "additionalProperties": False}
+
+
+def field_name(name: str) -> str:
+    """The name of a property in a form."""
+    # Browsers change some characters of names, such as line ends.
+    return f"field.{quote(name, safe='')}"
+
+
+def options(schema: dict[str, Any]) -> list[tuple[Any, str]]:
+    """The values to choose from, each with its label; empty if it is not a choice."""
+    if schema.get("type") == "boolean":
+        return [(True, "Yes"), (False, "No")]
+    if schema.get("type") == "array":
+        schema = schema.get("items", {})
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    found = schema.get("oneOf", schema.get("anyOf"))
+    pairs: Iterable[tuple[Any, str]] = ()
+    if isinstance(values, list):
+        names = schema.get("enumNames")
+        titles = list(map(str, names)) if isinstance(names, list) else []
+        pairs = zip(values, [*titles, *map(plain, values[len(titles) :])], strict=False)
+    elif isinstance(found, list) and all(
+        isinstance(each, dict) and "const" in each for each in found
+    ):
+        pairs = [(each["const"], str(each.get("title") or plain(each["const"]))) for each in found]
+    return [(value, title or "“”") for value, title in pairs]
+
+
+def plain(value: Any) -> str:
+    """A value for a person: a text itself, or else JSON."""
+    return value if isinstance(value, str) else strict_json.dumps(value).decode()
