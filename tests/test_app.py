@@ -62,7 +62,7 @@ def bug() -> Response:
 @one_database
 @pytest.mark.parametrize("setting", ["TESTING", "DEBUG", "PROPAGATE_EXCEPTIONS"])
 @pytest.mark.parametrize(
-    ("endpoint", "path"), [("operations.live", "/livez"), ("dashboard.enter", "/sign-in")]
+    ("endpoint", "path"), [("operations.live", "/livez"), ("dashboard.sign_in.enter", "/sign-in")]
 )
 def test_bug_reaches_the_debugger_and_tests(
     app: Flask, monkeypatch: pytest.MonkeyPatch, setting: str, endpoint: str, path: str

@@ -7,7 +7,7 @@ import pytest
 from flask import Flask
 
 from taskservice.database.transactions import reading
-from taskservice.services import search
+from taskservice.services import new_lines, search
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.internals import Statement, before_reads
 from tests.support.marks import one_database
@@ -118,7 +118,7 @@ def test_run_without_a_good_one_has_no_new_lines(alice: ApiClient, bob: ApiClien
 def test_good_run_is_looked_for_in_the_last_tasks(
     alice: ApiClient, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "MAX_EARLIER", 3)
+    monkeypatch.setattr(new_lines, "MAX_EARLIER", 3)
     good = run(alice, "one")
     for _ in range(2):
         run(alice, "two", "error")
@@ -141,9 +141,9 @@ def test_good_run_is_looked_for_in_the_last_tasks(
 def test_long_log_is_compared_at_both_ends(
     alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert search.COMPARED_BYTES == 8 * 1024 * 1024
-    assert search.COMPARED_SECONDS < 2
-    monkeypatch.setattr(search, "COMPARED_BYTES", 100)
+    assert new_lines.COMPARED_BYTES == 8 * 1024 * 1024
+    assert new_lines.COMPARED_SECONDS < 2
+    monkeypatch.setattr(new_lines, "COMPARED_BYTES", 100)
     good = run(alice, "one")
     task = alice.start(claim=True)
     for part in range(30):
@@ -152,7 +152,7 @@ def test_long_log_is_compared_at_both_ends(
     assert (numbers(found)[0], found["cut"]) == (1, True)
     assert {1, 600} <= set(numbers(found))
     assert 300 not in numbers(found)
-    monkeypatch.setattr(search, "COMPARED_SECONDS", -1.0)
+    monkeypatch.setattr(new_lines, "COMPARED_SECONDS", -1.0)
     found = compared(alice, task, f"?against={good['id']}")
     # One chunk of each.
     assert (numbers(found), found["cut"]) == ([*range(581, 601)], True)

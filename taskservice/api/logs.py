@@ -14,7 +14,7 @@ from taskservice.schemas.tasks import (
     LogPageSchema,
     NewLinesSchema,
 )
-from taskservice.services import logs, search, task_json, tasks
+from taskservice.services import logs, new_lines, search, task_json, tasks
 from taskservice.terms import DEFAULT_HITS, DEFAULT_LINES, RUNNING, SEQ_GAP, TASK_FINISHED
 from taskservice.web import responses, waiting
 from taskservice.web.request import EVENTS, JSON, TEXT, body_bytes, json_value, operation, quality
@@ -118,7 +118,7 @@ def read_new_lines(task_id: str, query: dict[str, Any]) -> Response:
     hexadecimal digits, dates, clock times and paths in /tmp are taken as equal. Only the first and
     last 8 MiB of a log are compared, for at most 2 s; `cut` says that something was left out.
     """
-    return responses.json(search.new_lines(caller, task_id, query.get("against")))
+    return responses.json(new_lines.new_lines(caller, task_id, query.get("against")))
 
 
 @blueprint.get("/search")

@@ -7,15 +7,28 @@ from typing import Any
 from flask import Flask
 
 from taskservice import quantities
-from taskservice.dashboard import agents, filters, formatting, hooks, keys, pages, questions, tasks
-from taskservice.dashboard.pages import LIFETIME, dashboard, unknown_page
+from taskservice.dashboard import (
+    agents,
+    formatting,
+    hooks,
+    keys,
+    pages,
+    questions,
+    search,
+    sessions,
+    sign_in,
+    tasks,
+)
+from taskservice.dashboard.pages import dashboard, unknown_page
+from taskservice.dashboard.sessions import LIFETIME
 from taskservice.database import clock
 from taskservice.terms import documentation
 from taskservice.web.request import Sessions
 
 for blueprint in (
     tasks.blueprint,
-    filters.blueprint,
+    search.blueprint,
+    sign_in.blueprint,
     questions.blueprint,
     agents.blueprint,
     hooks.blueprint,
@@ -30,9 +43,9 @@ for blueprint in (
 FUNCTIONS: dict[str, Any] = {
     **dict(getmembers(formatting, isfunction) + getmembers(quantities, isfunction)),
     "documentation": documentation,
-    "form_token": pages.form_token,
+    "form_token": sessions.form_token,
     "seconds_between": clock.seconds_between,
-    "submission_id": pages.submission_id,
+    "submission_id": sessions.submission_id,
     "way_back": pages.way_back,
 }
 dashboard.app_context_processor(lambda: FUNCTIONS)

@@ -11,7 +11,8 @@ from marshmallow import ValidationError
 from taskservice.auth import caller
 from taskservice.dashboard import chart, schema_form
 from taskservice.dashboard.formatting import outcome_of
-from taskservice.dashboard.pages import first_texts, page, redirect_to, shared, texts
+from taskservice.dashboard.page_cache import shared
+from taskservice.dashboard.pages import first_texts, page, redirect_to, texts
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
 from taskservice.database.types import AnyRow

@@ -9,8 +9,10 @@ from marshmallow import ValidationError
 from taskservice import terms
 from taskservice.auth import caller
 from taskservice.dashboard import schema_form
-from taskservice.dashboard.pages import create_once, page, redirect_to, shared, texts
+from taskservice.dashboard.page_cache import shared
+from taskservice.dashboard.pages import page, redirect_to, texts
 from taskservice.dashboard.schema_form import Errors, Json
+from taskservice.dashboard.sessions import create_once
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
 from taskservice.schemas import strict_json

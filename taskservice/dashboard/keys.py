@@ -5,7 +5,8 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from taskservice.auth import caller
-from taskservice.dashboard.pages import create_once, first_texts, page, redirect_to
+from taskservice.dashboard.pages import first_texts, page, redirect_to
+from taskservice.dashboard.sessions import create_once
 from taskservice.database import clock
 from taskservice.errors import invalid
 from taskservice.schemas.requests import CreateKeySchema

@@ -13,9 +13,10 @@ from flask import Blueprint, Response, flash, request
 
 from taskservice import terms
 from taskservice.auth import caller
-from taskservice.dashboard import chart, filters, formatting, pages, questions, schema_form
+from taskservice.dashboard import chart, filters, formatting, questions, schema_form, sessions
 from taskservice.dashboard.agents import start_form
-from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, shared, way_back
+from taskservice.dashboard.page_cache import shared
+from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, see_other, way_back
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
 from taskservice.database.types import AnyRow, TaskRow
@@ -24,9 +25,18 @@ from taskservice.quantities import plural
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import open_questions, parse_id
 from taskservice.schemas.requests import BulkSchema, RerunSchema
-from taskservice.services import agents, attempts, attention, links, lists, logs, reports, tasks
+from taskservice.services import (
+    agents,
+    attempts,
+    attention,
+    links,
+    lists,
+    logs,
+    new_lines,
+    reports,
+    tasks,
+)
 from taskservice.services import deliveries as delivery_service
-from taskservice.services import search as search_service
 from taskservice.services.lists import Position, Selection, TaskList
 from taskservice.services.task_json import log_text
 from taskservice.services.tasks import Idempotency
@@ -135,7 +145,7 @@ def list_all() -> Response:
         return complete
     query, own, selection = filters.load()
     if url := filters.destination():
-        return pages.see_other(url)
+        return see_other(url)
     positions, following, stopped = _found(selection, query)
     agent_ids, chosen = agents.ids(caller, agents.MAX_CHOICES), request.args.get("agentId")
     rows = lists.summaries(caller, positions)
@@ -196,7 +206,7 @@ def show(task_id: str) -> Response:
         again=tasks.newest_rerun(caller, task.id),
         previous=previous,
         following=following,
-        good=search_service.last_good_run(task) if has_failed else None,
+        good=new_lines.last_good_run(task) if has_failed else None,
         children=_waterfall(tasks.children(caller, task.id, MAX_CHILDREN + 1)),
         questions=questions.forms(task),
         ended_questions=questions.ended(task.id),
@@ -218,11 +228,11 @@ def lines(task_id: str) -> Response:
 def show_new_lines(task_id: str) -> Response:
     """What is new in a failure; page.js puts it into the page of the task."""
     task = tasks.get(caller, task_id)
-    good = search_service.last_good_run(task)
+    good = new_lines.last_good_run(task)
     if good is None:
         return redirect_to("tasks.show", task_id=task.id)
     try:
-        found, status = search_service.lines_not_in(good, task), 200
+        found, status = new_lines.lines_not_in(good, task), 200
     except Problem as problem:
         if problem.status != 503:
             raise
@@ -239,7 +249,7 @@ def events(task_id: str) -> Response:
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
     task = tasks.get(caller, task_id)
     # A link needs no session.
-    is_allowed = (lambda: True) if caller.task_id else pages.is_session_unexpired
+    is_allowed = (lambda: True) if caller.task_id else sessions.is_session_unexpired
     return waiting.follow(task.id, max(after, 0), is_allowed, has_times=True)
 
 

@@ -1,17 +1,13 @@
 """The JSON Schema of the answers to a question: which ones are allowed, and what matches."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from marshmallow import ValidationError
 
 from taskservice.schemas import strict_json
 from taskservice.schemas.input_schema import check_input_schema, problems
-
-if TYPE_CHECKING:
-    pass
-
 
 # The schema of a question without one: a single text.
 DEFAULT: dict[str, Any] = {

@@ -1,25 +1,23 @@
 """Searches in logs without an index: for a text, and for what is new since a good run."""
 
-import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from operator import itemgetter
 from threading import Lock
 from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy import Integer, Text, bindparam, func, literal, select
+from sqlalchemy import Integer, Text, bindparam, func, select
 
 from taskservice.auth import Caller
 from taskservice.database import clock, types
 from taskservice.database.connections import Statement
 from taskservice.database.models import LogChunk, Task
-from taskservice.database.transactions import read_all, read_one
-from taskservice.database.types import AnyRow, TaskRow, Timestamp
-from taskservice.errors import Problem, invalid
+from taskservice.database.transactions import read_all
+from taskservice.database.types import AnyRow
+from taskservice.errors import invalid
 from taskservice.services import lists, logs, tasks
 from taskservice.services.lists import Filters, Position, Selection, TaskList
-from taskservice.terms import COMPLETE, ERROR, NO_GOOD_RUN
+from taskservice.terms import ERROR
 from taskservice.user_slots import UserSlots
 
 slots = UserSlots(2, 1.0, "Too many searches at once; try again later")
@@ -253,124 +251,3 @@ def excerpt(line: str, start: int, end: int) -> str:
     """A line, or the part of a long one that has its characters from `start` in the middle."""
     begin = max(0, min((start + end - MAX_SHOWN_LINE) // 2, len(line) - MAX_SHOWN_LINE))
     return line[begin : begin + MAX_SHOWN_LINE]
-
-
-# The lines of a log that another log does not have, apart from numbers, times and ids.
-
-MAX_NEW_LINES = 200
-# A comparison reads this much of the start of each log, and of its end, in at most this time.
-COMPARED_BYTES = 8 * 1024 * 1024
-COMPARED_SECONDS = 1.8
-# A good run is looked for among this many tasks of the agent, those that ended last.
-MAX_EARLIER = 5_000
-
-_earlier = (*tasks.of_this_agent, Task.finished_at < bindparam("before"))
-# Where the search ends, from the index alone.
-_end = select(Task.finished_at).where(*_earlier).order_by(Task.finished_at.desc()).limit(1)
-_nth_end = _end.offset(bindparam("skipped")).scalar_subquery()
-_is_near = Task.finished_at >= func.coalesce(_nth_end, literal(clock.EARLIEST, Timestamp()))
-_LAST_GOOD = Statement[TaskRow](
-    tasks.tasks_with_log_id.where(*_earlier, _is_near, lists.unindexed([Task.status == COMPLETE]))
-    .order_by(Task.finished_at.desc())
-    .limit(1)
-)
-
-_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
-_HEX = bytes(ord("h") if chr(code) in "0123456789abcdefABCDEF" else 0 for code in range(256))
-_H = rb"[0a-fA-F]"
-# Each begins with a set of bytes or a literal: so Python finds candidates quickly. UUIDs, and 16
-# or more hexadecimal digits; then hexadecimal numbers and temporary paths; then names in dates.
-_LONG_HEX = re.compile(
-    _H + _H + rb"{7}(?:-" + (_H + rb"{4}-") * 3 + _H + rb"{12}|" + _H + rb"{8,})"
-)
-_SHORT_HEX = re.compile(rb"0[xX][0a-fA-F]+")
-_TEMPORARY = re.compile(rb"/tmp/[^\s'\":,)]*")
-# After its first three letters, a name must not have begun before them, and may be abbreviated.
-_IS_WHOLE = rb"(?<!\w.{3})"
-_MONTH = re.compile(
-    rb"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
-    + _IS_WHOLE
-    + rb"(?:uary|ruary|ch|il|e|y|ust|t|tember|ober|ember)?\.?[ /-]+(?=0)"
-)
-_WEEKDAY = re.compile(
-    rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)" + _IS_WHOLE + rb"(?:day|sday|nesday|rsday|urday)?,? +(?=0)"
-)
-# What comes before a sign, and which parts of numbers become one zero.
-_SIGNS = [f"{before}{sign}0".encode() for before in "\n\t =:,([" for sign in "-+"]
-_NUMBERS = (b"00", b"0.0", b"0:0", b"0,0", b"0e0", b"0e-0", b"0e+0", b"0E0", b"0E-0", b"0E+0")
-# Spaces that align numbers; each series of spaces is looked at once.
-_SPACES = re.compile(rb"  (?<! {3}) *+(?=0)")
-
-
-def last_good_run(task: TaskRow) -> TaskRow | None:
-    """The agent's latest complete task that had ended when this task started."""
-    of_agent = {"user_id": task.user_id, "agent_id": task.agent_id}
-    return read_one(_LAST_GOOD, **of_agent, before=task.created_at, skipped=MAX_EARLIER - 1)
-
-
-def new_lines(caller: Caller, task_id: str, against_id: str | None) -> dict[str, Any]:
-    """The new lines of a task, by default since the last good run. Raises 404 and 503."""
-    task = tasks.get(caller, task_id)
-    good = last_good_run(task) if against_id is None else tasks.get(caller, against_id)
-    if good is None:
-        raise Problem(404, "No good run of the agent to compare with", code=NO_GOOD_RUN)
-    return lines_not_in(good, task)
-
-
-def lines_not_in(good: TaskRow, task: TaskRow) -> dict[str, Any]:
-    """The lines of `task` that `good` does not have, as JSON. Raises 503."""
-    is_cut = max(task.log_bytes, good.log_bytes) > 2 * COMPARED_BYTES
-    known, lines = set[bytes](), list[dict[str, Any]]()
-    with slots.hold(task.user_id):
-        began = monotonic()
-        for chunk in logs.ends_of(good, COMPARED_BYTES):
-            known.update(_without_values(chunk.text).split(b"\n"))
-            if is_late := monotonic() > began + COMPARED_SECONDS / 2:
-                is_cut |= is_late
-                break
-        for chunk in logs.ends_of(task, COMPARED_BYTES):
-            lines += _unknown(chunk, known, task.first_log)
-            if is_late := monotonic() > began + COMPARED_SECONDS:
-                is_cut |= is_late
-                break
-    lines.sort(key=itemgetter("line"))
-    # The error is at the end.
-    shown, is_cut = lines[-MAX_NEW_LINES:], is_cut or len(lines) > MAX_NEW_LINES
-    against = {"id": good.id, "finishedAt": good.finished_at}
-    return {"against": against, "lines": shown, "cut": is_cut}
-
-
-def _unknown(chunk: Any, known: set[bytes], first_log: int) -> Iterator[dict[str, Any]]:
-    """The last lines of a chunk that are not known."""
-    found = _without_values(chunk.text).split(b"\n")
-    places = [place for place, line in enumerate(found) if line not in known]
-    first = chunk.last - chunk.count + 1
-    places = [place for place in places if first + place >= first_log][-MAX_NEW_LINES - 1 :]
-    if places:
-        texts, times = chunk.text.split("\n"), logs.times_of(chunk)
-        for place in places:
-            text = texts[place][:MAX_SHOWN_LINE]
-            yield {"line": first + place, "at": times[place], "text": text}
-
-
-def _without_values(text: str) -> bytes:
-    """The lines, with one zero for each number, id, time and temporary path."""
-    # Replacing bytes is several times as fast as one pattern for all of these.
-    # Other threads get their turn.
-    sleep(0.0001)
-    data = f"\n{text}".encode().translate(_DIGITS)
-    if b"h" * 12 in data.translate(_HEX):
-        data = _LONG_HEX.sub(b"0", data)
-    for mark, pattern in ((b"0x", _SHORT_HEX), (b"0X", _SHORT_HEX), (b"/tmp/", _TEMPORARY)):
-        if mark in data:
-            data = pattern.sub(b"0", data)
-    if _MONTH.search(data):
-        data = _MONTH.sub(b"0", data)
-        data = _WEEKDAY.sub(b"0", data)
-    data = data.replace(b"0000", b"0")
-    for signed in _SIGNS:
-        data = data.replace(signed, signed[:1] + b"0")
-    for digits in _NUMBERS:
-        while digits in data:
-            data = data.replace(digits, b"0")
-    return _SPACES.sub(b" ", data[1:])

@@ -22,8 +22,8 @@ from werkzeug.test import TestResponse
 from taskservice import terms
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.dashboard import pages
-from taskservice.dashboard.pages import LIFETIME
+from taskservice.dashboard import page_cache, sessions
+from taskservice.dashboard.sessions import LIFETIME
 from taskservice.database import clock as timestamps
 from taskservice.database.engine import dispose
 from taskservice.database.transactions import reading
@@ -226,7 +226,7 @@ def test_session_is_found_among_the_cookies_of_other_programs(app: Flask, alice:
 def test_session_ends_in_time_though_its_cookie_was_renewed(
     app: Flask, alice: ApiClient, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pages, "LIFETIME", timedelta(seconds=6))
+    monkeypatch.setattr(sessions, "LIFETIME", timedelta(seconds=6))
     browser = Browser(app)
     browser.sign_in(alice.key)
     with closing(browser.get(f"/tasks/{task['id']}/events")) as stream:
@@ -556,7 +556,7 @@ def test_tabs_share_a_page_until_something_changes(
     app: Flask, browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a busy machine a page may take longer than its maximum age.
-    monkeypatch.setattr(pages, "MAX_AGE", 600.0)
+    monkeypatch.setattr(page_cache, "MAX_AGE", 600.0)
     task = alice.start(name="Before")
     for path in ("/", f"/tasks/{task['id']}", "/agents"):
         first = browser.get(path)

@@ -1,0 +1,60 @@
+"""Pages that the open tabs of a session share: each tab requests its page once a second."""
+
+import time
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from threading import Lock
+from types import SimpleNamespace
+from typing import Any
+
+from flask import Response, g, request, session
+
+from taskservice import errors
+from taskservice.auth import caller
+from taskservice.dashboard.pages import html_response
+from taskservice.dashboard.sessions import form_token
+from taskservice.database.watcher import change_marker
+
+# The maximum age of a page in seconds, since some of it, such as the chart, depends on the time.
+MAX_AGE = 2.0
+# How long a request waits, in seconds, for another one that makes the page: it holds a thread.
+MAX_WAIT = 2.0
+CACHE_SIZE = 50
+MAX_CACHED = 1024 * 1024  # bytes; each tab has a larger page made for itself
+
+# A page, and the `change_marker` and the time before it was made, by the request with the lock.
+_page = lru_cache(CACHE_SIZE)(
+    lambda *_key: SimpleNamespace(lock=Lock(), html=b"", marker=None, began=0.0)
+)
+
+
+def shared(view: Callable[..., Response]) -> Callable[..., Response]:
+    """Let the view make its page once for all tabs of a session, or viewers of a link.
+
+    The page is made again after any commit to the database; forms are never shared. Raises 503.
+    """
+
+    @wraps(view)
+    def respond(**values: Any) -> Response:
+        if request.method == "POST" or ("signed_in" in g and "_flashes" in session):
+            # A page with a message, or with what a form refused, must appear once.
+            return view(**values)
+        token = form_token() if "signed_in" in g else ""
+        page = _page(request.script_root, request.full_path, caller.key_id, token)
+        if not page.lock.acquire(timeout=MAX_WAIT):
+            raise errors.overloaded("The page takes too long; try again later")
+        try:
+            # Before the page is read, so that no later commit is missed.
+            marker, began = change_marker(), time.monotonic()
+            if not page.html or page.marker != marker or began - page.began > MAX_AGE:
+                response = view(**values)
+                # A 304 has the page too; it is left out when the response is sent.
+                html = response.get_data()
+                if response.status_code not in (200, 304) or len(html) > MAX_CACHED:
+                    return response
+                page.html, page.marker, page.began = html, marker, began
+            return html_response(page.html)
+        finally:
+            page.lock.release()
+
+    return respond

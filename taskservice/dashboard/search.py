@@ -1,0 +1,88 @@
+"""The search page: lines of logs, or tasks by their error."""
+
+import re
+from itertools import groupby
+from typing import Any, TypeAlias
+
+from flask import Blueprint, Response, request
+
+from taskservice.auth import caller
+from taskservice.dashboard import formatting
+from taskservice.dashboard.filters import arguments, load, without_empty_fields
+from taskservice.dashboard.pages import first_texts, page
+from taskservice.database.types import AnyRow
+from taskservice.schemas.requests import SearchQuerySchema
+from taskservice.services import lists, search
+from taskservice.services import tasks as task_service
+from taskservice.services.lists import Position, Selection
+from taskservice.web import responses
+
+blueprint = Blueprint("search", __name__)
+
+search_query = SearchQuerySchema()
+# The other parameters of the page are filters.
+OF_PAGE = ("q", "where", "sort", "cursor")
+# How many lines of an error message are shown.
+MAX_LINES = 3
+
+
+# The found tasks, each with its lines, and where a search continues. A line has its number, None in
+# an error message, and its pieces: every second one is the text that was searched for.
+Found: TypeAlias = tuple[list[tuple[AnyRow, list[tuple[int | None, list[str]]]]], search.End | None]
+
+
+@blueprint.get("/search")
+def show() -> Response:
+    """The lines of logs that contain `q`, or with `where=errors` the tasks whose error does."""
+    if complete := without_empty_fields():
+        return complete
+    kept = [pair for pair in request.args.items(multi=True) if pair[0] not in OF_PAGE]
+    values = first_texts(request.args)
+    text, where = values.pop("q", ""), values.pop("where", "logs")
+    values.pop("sort", None)
+    query, _, selection = load({**values, "text": text or "?"}, search_query)
+    find = _in_errors if where == "errors" else _in_logs
+    found, end = find(selection, query) if text else (None, None)
+    more: dict[str, Any] = {"where": where, "kept": kept, "arguments": arguments}
+    if end:
+        more |= {"next": responses.next_query(selection, end), "until": end[0]}
+    return page("search.html", found=found, **more)
+
+
+def _in_logs(selection: Selection, query: dict[str, Any]) -> Found:
+    text, start = query["text"], responses.end_of(query)
+    found = search.search(caller, selection, text, start=start, limit=query["limit"])
+    lines = {
+        task_id: [(hit["line"], _pieces(hit["text"], text)) for hit in hits]
+        for task_id, hits in groupby(found.hits, lambda hit: hit["taskId"])
+    }
+    rows = lists.summaries(caller, [Position("", task_id) for task_id in lines])
+    return [(row, lines[row.id]) for row in rows], found.end
+
+
+def _in_errors(selection: Selection, query: dict[str, Any]) -> Found:
+    text, after = query["text"], responses.after(query)
+    found, end = search.in_errors(caller, selection, text, after, query["limit"])
+    return [(row, _lines_of_error(row, text)) for row in lists.summaries(caller, found)], end
+
+
+def _lines_of_error(row: AnyRow, text: str) -> list[tuple[int | None, list[str]]]:
+    """The first lines of an error message that contain the text."""
+    message, pattern = row.error_message, _pattern(text)
+    # A summary has the start of a long message.
+    if not pattern.search(message) and (task := task_service.find(caller, row.id)):
+        message = task.error_message or ""
+    found = ((line, pattern.search(line)) for line in message.split("\n"))
+    lines = [search.excerpt(line, *match.span()) for line, match in found if match]
+    return [(None, _pieces(line, text)) for line in lines[:MAX_LINES]]
+
+
+def _pieces(line: str, text: str) -> list[str]:
+    pattern = _pattern(text)
+    pieces = re.split(f"({pattern.pattern})", line, flags=pattern.flags)
+    return [formatting.without_escapes(piece) for piece in pieces]
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """What the database finds, in Python."""
+    return re.compile(re.escape(text), re.ASCII | re.IGNORECASE)

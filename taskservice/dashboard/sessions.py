@@ -1,0 +1,101 @@
+"""Sessions: a signed cookie with the ID of the key that signed in, never the key itself."""
+
+import secrets
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from flask import current_app, flash, g, request, session
+
+from taskservice.auth import KEY_BY_ID, KEY_OF_LOGIN, find, set_caller, valid_key
+from taskservice.database import clock
+from taskservice.database.types import AnyRow
+from taskservice.errors import Problem
+from taskservice.web.request import SPACE
+
+# Checked in the session too: a copied cookie must not be valid longer.
+LIFETIME = timedelta(days=7)
+
+
+def resume_session() -> bool:
+    """Set the caller of this request, and `g.signed_in`: its key, with `user_name`.
+
+    False without a session or a valid key. Raises 403 for someone whom the proxy names without key.
+    """
+    now = clock.now()
+    if current_app.config["LOGIN_HEADER"]:
+        key = _of_proxy(now)
+    else:
+        key = find(KEY_BY_ID, session["key"], now) if is_session_unexpired() else None
+    if key is None:
+        session.pop("key", None)
+    else:
+        set_caller(key, now)
+        g.signed_in = key
+    return key is not None
+
+
+def _of_proxy(now: str) -> AnyRow | None:
+    """The key of the person in the proxy's header; None if the header is empty. Raises 403."""
+    # WSGI gives the bytes of a header as Latin-1. One that is sent twice is joined by a comma.
+    sent = request.headers.get(current_app.config["LOGIN_HEADER"], "").strip(SPACE)
+    name = sent.encode("latin-1").decode(errors="replace")
+    key = find(KEY_OF_LOGIN, name, now) if name and "," not in name else None
+    if name and key is None:
+        remedy = "ask the people who run this service to add this name with"
+        raise Problem(403, f"{name} can't sign in here: {remedy} taskservice key add --login")
+    return key
+
+
+def is_session_unexpired() -> bool:
+    """Whether the session of this request has not expired; a proxy has its own sessions."""
+    if current_app.config["LOGIN_HEADER"]:
+        return True
+    return "key" in session and clock.now() < session.get("until", "")
+
+
+def form_token() -> str:
+    """The CSRF token in each form of this session."""
+    return str(session.setdefault("token", secrets.token_urlsafe(32)))
+
+
+def submission_id() -> str:
+    """The id in a form that can be sent only once; it changes after each submission."""
+    return str(session.setdefault("submission_id", clock.new_id()))
+
+
+def create_once(create: Callable[[str], Any]) -> Any:
+    """What `create` makes of the form and its id; None, with a message, if it was sent before.
+
+    The new row gets this id: if two forms are sent at once, `create` returns None for one of them.
+    """
+    submitted = request.form.get("submission_id", "").encode()
+    is_first = secrets.compare_digest(submitted, submission_id().encode())
+    created = create(submission_id()) if is_first else None
+    if created is None:
+        flash("This form was already sent.")
+    else:
+        session.pop("submission_id", None)
+    return created
+
+
+def check_form() -> None:
+    """Raises Problem 403 unless this form comes from a page of this session."""
+    submitted = request.form.get("token", "").encode()
+    is_foreign = request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
+    if is_foreign or not secrets.compare_digest(submitted, form_token().encode()):
+        remedy = "go back, reload and try again"
+        raise Problem(403, f"This form is out of date, or cookies are disabled: {remedy}")
+
+
+def begin_session() -> None:
+    """Sign this browser in with the key in the form. Raises 401, and 403 behind a proxy."""
+    if current_app.config["LOGIN_HEADER"]:
+        raise Problem(403, "Sign in at the proxy: this service accepts no keys here")
+    now = clock.now()
+    key = valid_key(request.form.get("key", "").strip(), now)
+    set_caller(key, now)
+    session.clear()
+    session["key"] = key.id
+    # The cookie is renewed with each change of the session; this end stays.
+    session["until"] = clock.now(LIFETIME.total_seconds())
