@@ -21,7 +21,7 @@ from gunicorn.sock import TCP6Socket, TCPSocket, UnixSocket
 from gunicorn.util import is_ipv6
 
 from taskservice import mcp, resources
-from taskservice.api import require_key
+from taskservice.api.access import require_key
 from taskservice.auth import caller
 from taskservice.background.maintenance import join_loops, start_loops
 from taskservice.config import Config

@@ -1,0 +1,36 @@
+"""Before and after each request: the key below `/api/v1`, and headers against caches."""
+
+from flask import Response, request
+
+from taskservice.auth import KEY_HEADERS, authenticate, caller, still_valid
+from taskservice.errors import from_exception, invalid_key, respond
+from taskservice.terms import API_PREFIX
+
+BELOW_PREFIX = f"{API_PREFIX}/"
+
+
+def require_key() -> None:
+    """Check the key before anything else, even if no route matches: 404 and 405 need one too."""
+    if _is_below_prefix(request.path):
+        authenticate()
+        if request.method not in ("GET", "HEAD"):
+            caller.require_full_access()
+
+
+def refuse_deleted_user(error: Exception) -> Response:
+    """401 to a request whose user was deleted since it came; other errors are as elsewhere."""
+    return respond(from_exception(error) if still_valid() else invalid_key())
+
+
+def prevent_caching(response: Response) -> Response:
+    """Send `Cache-Control: no-store` unless the view set it, and vary responses by the key."""
+    headers = response.headers
+    if _is_below_prefix(request.path):
+        headers.add("Vary", KEY_HEADERS)
+    if "Cache-Control" not in headers:
+        headers.add("Cache-Control", "no-store")
+    return response
+
+
+def _is_below_prefix(path: str) -> bool:
+    return path.startswith(BELOW_PREFIX) or path == API_PREFIX

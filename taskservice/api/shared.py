@@ -1,0 +1,29 @@
+"""What everyone gets who has a link to a task."""
+
+from flask import Blueprint, Response
+
+from taskservice.api import logs, tasks
+from taskservice.web import responses
+from taskservice.web.request import require_link
+
+blueprint = Blueprint("shared", __name__, url_prefix="/shared/<token>")
+blueprint.before_request(require_link)
+
+# Pages of every origin may read what a link shows: who has the link needs no cookie.
+CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Headers": "Prefer, If-None-Match, Last-Event-ID",
+    "Access-Control-Expose-Headers": "ETag, Preference-Applied, Retry-After, X-Request-Id",
+}
+
+
+@blueprint.after_request
+def add_headers(response: Response) -> Response:
+    response.headers.update({**CORS, **responses.PRIVATE, "Cache-Control": "no-store"})
+    return response
+
+
+# As the API answers them, for the task of the link.
+blueprint.get("/task")(tasks.get)
+blueprint.get("/logs")(logs.read)
+blueprint.get("/events")(logs.follow)
