@@ -12,6 +12,7 @@ import click
 from flask import Flask
 
 from taskservice import api, cli, config
+from taskservice.cli.commands import CLIENT_COMMANDS, SERVER_COMMANDS
 from taskservice.openapi.document import openapi_path
 from taskservice.terms import API_PREFIX
 from taskservice.web.request import Operation
@@ -19,9 +20,9 @@ from taskservice.web.request import Operation
 ROOT = Path(__file__).parent.parent
 # Page -> the commands that it describes.
 COMMANDS = {
-    "docs/reference/cli.md": [name for name in cli.CLIENT_COMMANDS if name != "task"],
+    "docs/reference/cli.md": [name for name in CLIENT_COMMANDS if name != "task"],
     "docs/reference/cli-task.md": ["task"],
-    "docs/reference/cli-server.md": list(cli.SERVER_COMMANDS),
+    "docs/reference/cli-server.md": list(SERVER_COMMANDS),
 }
 SETTINGS = "docs/reference/configuration.md"
 ACCESS = "docs/background/security-model.md"

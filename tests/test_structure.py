@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from taskservice.cli import CLIENT_COMMANDS
+from taskservice.cli.commands import CLIENT_COMMANDS
 from tests.support.documents import ROOT, table
 from tests.support.packages import dependencies
 

@@ -11,7 +11,8 @@ from sqlalchemy.exc import DBAPIError
 from taskservice import resources
 from taskservice.app import create_app
 from taskservice.background.maintenance import join_loops, start_loops
-from taskservice.cli import options, quick_import
+from taskservice.cli import options
+from taskservice.cli.commands import quick_import
 from taskservice.config import Config, ConfigError, documented, unknown_names
 from taskservice.database.engine import dispose
 from taskservice.database.files import keep_owner_permissions

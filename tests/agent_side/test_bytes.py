@@ -2,7 +2,8 @@
 
 import click
 
-from taskservice.cli import CLIENT_COMMANDS, main
+from taskservice.cli import main
+from taskservice.cli.commands import CLIENT_COMMANDS
 from tests.support.agent_machine import AgentMachine, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.cheap_subtests import CheapSubtests

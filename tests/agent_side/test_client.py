@@ -18,7 +18,7 @@ import pytest
 
 from taskservice import client as package
 from taskservice import terms
-from taskservice.cli import CLIENT_COMMANDS
+from taskservice.cli.commands import CLIENT_COMMANDS
 from taskservice.client import (
     Client,
     Forbidden,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from taskservice.cli import CLIENT_COMMANDS, SERVER_COMMANDS
+from taskservice.cli.commands import CLIENT_COMMANDS, SERVER_COMMANDS
 from tests.support.documents import ROOT, blocks
 from tests.support.packages import (
     build,

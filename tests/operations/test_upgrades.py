@@ -18,7 +18,8 @@ import pytest
 from flask import Flask
 from sqlalchemy import create_engine, inspect, make_url, pool, text
 
-from taskservice.cli import SERVER_COMMANDS, main
+from taskservice.cli import main
+from taskservice.cli.commands import SERVER_COMMANDS
 from taskservice.config import Config
 from taskservice.database import migrations
 from taskservice.database.address import parse

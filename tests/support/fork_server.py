@@ -27,7 +27,7 @@ from typing import Any
 
 import gunicorn.config
 
-from taskservice.cli import COMMANDS
+from taskservice.cli.commands import COMMANDS
 from taskservice.operations import metrics
 
 IMPORTED = [

@@ -1,0 +1,138 @@
+"""`taskservice`: its commands by name; each one's module is imported when it is called."""
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import click
+from click.exceptions import NoArgsIsHelpError
+
+from taskservice import __version__
+from taskservice.installation import install_command
+from taskservice.terminal import escaped, exit_with_error
+from taskservice.terms import PROFILE_VARIABLE
+
+# Client commands must not load Flask or SQLAlchemy.
+CLIENT_COMMANDS = {
+    "login": "taskservice.cli.login",
+    "logout": "taskservice.cli.login",
+    "run": "taskservice.cli.run",
+    "work": "taskservice.cli.work",
+    "progress": "taskservice.cli.questions",
+    "ask": "taskservice.cli.questions",
+    "task": "taskservice.cli.task",
+    "agent": "taskservice.cli.agent",
+    "grep": "taskservice.cli.task",
+    "status": "taskservice.cli.status",
+    "hook": "taskservice.cli.hook",
+    "listen": "taskservice.cli.listen",
+    "mcp-config": "taskservice.cli.mcp_config",
+}
+SERVER_COMMANDS = {
+    "serve": "taskservice.cli.serve",
+    "background": "taskservice.cli.serve",
+    "user": "taskservice.cli.user",
+    "key": "taskservice.cli.user",
+    "callback": "taskservice.cli.callback",
+    "delivery": "taskservice.cli.callback",
+    "db": "taskservice.cli.db",
+    "prune": "taskservice.cli.prune",
+    "export": "taskservice.cli.export",
+    "import": "taskservice.cli.export",
+}
+GROUPS = {
+    "Client commands (they need `taskservice login`)": CLIENT_COMMANDS,
+    "Server commands": SERVER_COMMANDS,
+}
+COMMANDS = CLIENT_COMMANDS | SERVER_COMMANDS
+
+
+@contextmanager
+def _escaped_errors() -> Iterator[None]:
+    """Escape what click's errors quote: arguments, or names that came from the service."""
+    try:
+        yield
+    except NoArgsIsHelpError:
+        raise  # the help is of several lines, and quotes nothing
+    except click.ClickException as error:
+        vars(error)["message"] = escaped(error.message)
+        raise
+
+
+class _CommandsOnDemand(click.Group):
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with _escaped_errors():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _escaped_errors():
+            return super().invoke(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return _load(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for heading, names in GROUPS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name, _load(name).get_short_help_str(60)) for name in names])
+
+
+def quick_import(name: str) -> Any:
+    """Import a module quickly; call it in the main thread, before other threads start."""
+    # Objects created during an import are not garbage: no collection saves a tenth of the time.
+    gc.disable()
+    try:
+        return import_module(name)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _load(name: str) -> click.Command:
+    """A command; a stand-in for a server command where only the client is installed."""
+    try:
+        module = quick_import(COMMANDS[name])
+    except ModuleNotFoundError as error:
+        if name in CLIENT_COMMANDS or str(error.name).startswith("taskservice"):
+            raise
+        sentence = f"{name} needs taskservice[server]: {install_command('server')}"
+        return click.Command(
+            name,
+            callback=lambda: exit_with_error(sentence, 2),
+            short_help="needs taskservice[server]",
+            add_help_option=False,
+            context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+        )
+    # Only a command that is not in a file of its name has a name of its own.
+    command: click.Command = getattr(module, f"{name}_command", None) or module.command
+    return command
+
+
+def _choose_profile(ctx: click.Context, param: click.Parameter, name: str | None) -> None:
+    # Programs that the command starts use it too.
+    if name is not None:
+        os.environ[PROFILE_VARIABLE] = name
+
+
+@click.group(
+    cls=_CommandsOnDemand,
+    commands=[click.Command(name) for name in COMMANDS],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="taskservice")
+@click.option(
+    "--profile",
+    metavar="NAME",
+    expose_value=False,
+    callback=_choose_profile,
+    help=f"Use what `login --profile NAME` kept (default: {PROFILE_VARIABLE}).",
+)
+def main() -> None:
+    """Record the runs of agents with live logs, and send a signed webhook when each one ends.
+
+    Settings are environment variables; `taskservice serve --help` lists the settings of the server.
+    `taskservice COMMAND --help` shows examples.
+    """
