@@ -7,13 +7,13 @@ from typing import Any
 from flask import Flask
 from werkzeug.routing import Rule
 
-from taskservice import api, dashboard, errors, mcp
+from taskservice import api, dashboard, errors, mcp, resources
 from taskservice.config import Config
 from taskservice.database import engine, migrations, transactions, watcher
 from taskservice.operations import health, request_log
 from taskservice.services import attempts
 from taskservice.web.request import MAX_SMALL_BODY, Request, trust_proxies
-from taskservice.web.responses import FastResponse
+from taskservice.web.responses import FastResponse, LongListSlots
 
 
 class LazyRule(Rule):
@@ -57,6 +57,7 @@ def create_app(config: Config | None = None, may_create: bool = True) -> Flask:
     watcher.init_app(app, config.WAITS)
     health.init_app(app)
     attempts.init_app(app)
+    resources.provide(app, LongListSlots(config.THREADS))
     errors.init_app(app)
     request_log.init_app(app)
     api.init_app(app)

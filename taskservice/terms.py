@@ -207,7 +207,9 @@ _code("internal", 500, "Internal error; see the service's log.")
 _code("not_implemented", 501, "The service does not support this transfer encoding.")
 _code("unavailable", 503, "The database is busy, full or unavailable.")
 OVERLOADED = _code(
-    "overloaded", 503, "A limit on large bodies, streams, searches or open files has been reached."
+    "overloaded",
+    503,
+    "A limit on large bodies, long lists, streams, searches or open files has been reached.",
 )
 LOG_DROPPED = _code("log_dropped", 503, "The log was deleted while it was being read.")
 STOPPING = _code("stopping", 503, "The service is stopping.")

@@ -4,39 +4,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Condition
 
+from taskservice.database.transactions import end_shared_reading
 from taskservice.errors import overloaded
 
 
 class UserSlots:
-    """Slots for requests that do the same costly work; a user holds one at a time.
+    """Slots for requests that do the same costly work; a user holds `per_user` at a time.
 
     Since a waiting request holds a thread, only one of each user waits for a slot.
     """
 
-    def __init__(self, count: int, wait_seconds: float, refusal: str) -> None:
-        self._count, self.wait_seconds, self._refusal = count, wait_seconds, refusal
+    def __init__(self, count: int, wait_seconds: float, refusal: str, per_user: int = 1) -> None:
+        self._count, self._per_user = count, per_user
+        self.wait_seconds, self._refusal = wait_seconds, refusal
         self._changed = Condition()
-        # The ids of users.
-        self._holding, self._waiting = set[str](), set[str]()
+        # The ids of users, once for each slot.
+        self._holding: list[str] = []
+        self._waiting = set[str]()
 
     @contextmanager
     def hold(self, user_id: str) -> Iterator[None]:
         """Hold a slot for this user; raises 503 if none is free in time."""
 
         def is_free() -> bool:
-            return user_id not in self._holding and len(self._holding) < self._count
+            is_allowed = self._holding.count(user_id) < self._per_user
+            return is_allowed and len(self._holding) < self._count
 
         with self._changed:
             if not is_free():
                 if user_id in self._waiting:
                     raise overloaded(self._refusal)
+                end_shared_reading()
                 self._waiting.add(user_id)
                 try:
                     if not self._changed.wait_for(is_free, self.wait_seconds):
                         raise overloaded(self._refusal)
                 finally:
                     self._waiting.remove(user_id)
-            self._holding.add(user_id)
+            self._holding.append(user_id)
         try:
             yield
         finally:

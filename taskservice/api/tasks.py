@@ -47,7 +47,7 @@ def list_all(query: dict[str, Any]) -> Response:
     selection, shape = responses.selection(query), responses.shape(query)
     tasks = TaskList(caller, selection)
     if "limit" not in query:
-        return responses.stream(task_json.tasks(tasks.all(shape), shape))
+        return responses.whole_list(task_json.tasks(tasks.all(shape), shape))
     page, end = tasks.page(responses.after(query), query["limit"], shape)
     return responses.stream(task_json.tasks(page, shape), headers=responses.link(selection, end))
 

@@ -1,6 +1,7 @@
 """Responses, which can be streamed; and the filters of a list, from the query string."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from typing import Any
 from urllib.parse import urlencode
@@ -10,6 +11,7 @@ from marshmallow import Schema
 from werkzeug.datastructures import Headers
 from werkzeug.http import quote_etag, remove_entity_headers
 
+from taskservice import resources
 from taskservice.auth import caller
 from taskservice.database.types import TaskRow
 from taskservice.errors import invalid
@@ -20,6 +22,7 @@ from taskservice.schemas.tasks import SHARED_FIELDS
 from taskservice.services import logs, task_json
 from taskservice.services.lists import Position, Selection
 from taskservice.services.task_json import WHOLE, Shape
+from taskservice.user_slots import UserSlots
 from taskservice.web.request import JSON
 
 # The headers of a response whose path is a secret: no other site and no search engine gets it.
@@ -61,9 +64,22 @@ def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None
     return FastResponse(strict_json.dumps(value), status, headers, content_type=JSON)
 
 
+class LongListSlots(UserSlots):
+    """Slots for long lists without `limit`, so that other requests have threads."""
+
+    def __init__(self, threads: int) -> None:
+        refusal = "Too many long lists at once; try again later, or use `limit`"
+        super().__init__(threads // 2, 3.0, refusal, per_user=threads // 4)
+
+
 def array(pages: Iterable[Sequence[Any]]) -> Response:
-    """The items of all pages as one JSON array; streamed if it is large."""
-    return stream(task_json.array(pages))
+    """The items of all pages as one JSON array; streamed if it is large. Raises 503."""
+    return whole_list(task_json.array(pages))
+
+
+def whole_list(texts: Iterable[bytes]) -> Response:
+    """A list without `limit`, which holds a slot while it is streamed. Raises 503."""
+    return stream(texts, slots=resources.find(LongListSlots))
 
 
 def task(
@@ -133,15 +149,21 @@ def stream(
     status: int = 200,
     headers: Mapping[str, str] | Headers | None = None,
     media_type: str = JSON,
+    slots: UserSlots | None = None,
 ) -> Response:
-    """A response of one piece, or a stream of several."""
+    """A response of one piece, or a stream of several, which holds one of the `slots`."""
     pieces = _in_pieces(texts)
     first, second = next(pieces), next(pieces, None)
     if second is None:
         return FastResponse(first, status, headers, mimetype=media_type)
+    held = ExitStack()
+    if slots is not None:
+        held.enter_context(slots.hold(caller.user_id))
     # A failure midway breaks the connection, so that no client takes a part for the whole.
     rest = stream_with_context(chain((first, second), pieces))
-    return Response(rest, status, headers, mimetype=media_type)
+    response = Response(rest, status, headers, mimetype=media_type)
+    response.call_on_close(held.close)
+    return response
 
 
 def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:

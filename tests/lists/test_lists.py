@@ -20,6 +20,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import insert, select, update
 
+from taskservice import resources
 from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.database import clock
@@ -27,6 +28,7 @@ from taskservice.database.engine import dispose
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
 from taskservice.services import lists as list_queries
+from taskservice.web.responses import LongListSlots
 from tests.support.api_client import ApiClient, add_user, expect, of_task, problem
 from tests.support.internals import Statement, before_reads, end_for_silence, reads
 from tests.support.marks import one_database
@@ -996,3 +998,34 @@ def test_page_costs_no_more_where_there_are_more_tasks(
         with subtests.test(query(**fields)):
             # A page of twenty takes some thousand steps; a scan of all tasks takes many more.
             assert all(now <= 2 * then + 5 for then, now in zip(sooner, later, strict=True))
+
+
+LONG = 6
+
+
+@one_database
+@pytest.mark.parametrize("path", ["/task", "/agent", "/agent?expand=health"])
+def test_long_lists_of_one_user_leave_threads_for_another(
+    app: Flask, alice: ApiClient, bob: ApiClient, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = resources.find(LongListSlots, app)
+    assert slots.wait_seconds == 3.0
+    monkeypatch.setattr(slots, "wait_seconds", 0.0)
+    for number in range(LONG):
+        alice.register(
+            f"agent-{number}", inputSchema={"type": "object", "description": "x" * 15_000}
+        )
+        alice.start(f"agent-{number}", input={"text": "x" * 15_000})
+    bob.start()
+    count, headers = app.config["THREADS"] // 4, {"apikey": alice.key}
+    client = app.test_client()
+    reading = [client.get(f"/api/v1{path}", headers=headers) for _ in range(count)]
+    assert {response.status_code for response in reading} == {200}
+    refused = alice.get(path)
+    assert problem(refused, 503)["code"] == "overloaded"
+    assert refused.headers["Retry-After"].isdigit()
+    assert expect(bob.get(path), 200)
+    assert len(expect(alice.get("/task?limit=1000"), 200)) == LONG
+    for response in reading:
+        response.close()
+    assert len(expect(alice.get(path), 200)) == LONG

@@ -11,8 +11,10 @@ import pytest
 from flask import Flask
 from sqlalchemy import inspect
 
+from taskservice import resources
 from taskservice.background import removal
 from taskservice.database import types
+from taskservice.database.engine import Database
 from taskservice.database.transactions import reading
 from taskservice.services import lists, logs, search
 from tests.support.api_client import ApiClient, expect, problem
@@ -264,6 +266,7 @@ def test_one_search_of_a_user_waits_for_another(
             of_alice = ApiClient(app, "alice", alice.key)
             waiting = pool.submit(of_alice.get, "/search?text=hit")
             until(lambda: search.slots._waiting)
+            assert resources.find(Database, app).reads._kept
             # Another one would hold a second thread.
             problem(alice.get("/search?text=hit"), 503)
             assert not waiting.done()
