@@ -16,12 +16,7 @@ from taskservice.mcp.protocol import INVALID_PARAMS, Call, RpcError
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import open_questions, parse_id
 from taskservice.schemas.input_schema import input_problems
-from taskservice.schemas.requests import (
-    RerunSchema,
-    SearchQuerySchema,
-    StartSchema,
-    dump_cursor,
-)
+from taskservice.schemas.requests import RerunSchema, SearchQuerySchema, StartSchema, dump_cursor
 from taskservice.services import agents as agent_service
 from taskservice.services import attention as attention_service
 from taskservice.services import lists, reports, search

@@ -20,11 +20,12 @@ from gunicorn.glogging import Logger
 from gunicorn.sock import TCP6Socket, TCPSocket, UnixSocket
 from gunicorn.util import is_ipv6
 
-from taskservice import mcp, resources
+from taskservice import resources
 from taskservice.api.access import require_key
 from taskservice.auth import caller
 from taskservice.background.maintenance import join_loops, start_loops
 from taskservice.config import Config
+from taskservice.mcp.access import require_access
 from taskservice.operations import metrics, request_log
 from taskservice.serving.worker import Worker
 from taskservice.terminal import exit_with_error
@@ -108,7 +109,7 @@ def find_owner(app: Flask, environ: dict[str, Any]) -> str | Response | None:
         try:
             require_key()
             if request.path == MCP_PATH:
-                mcp.require_access()
+                require_access()
         except Exception as error:
             return app.finalize_request(app.handle_user_exception(error))
         return caller.user_id if "caller" in g else None

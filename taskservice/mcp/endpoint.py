@@ -1,0 +1,63 @@
+"""The Model Context Protocol at `/mcp`: one JSON-RPC message in, one response out, no session."""
+
+from flask import Blueprint, Response, request
+from werkzeug.exceptions import MethodNotAllowed
+
+from taskservice.auth import caller
+from taskservice.mcp import access, protocol
+from taskservice.mcp.methods import result_of
+from taskservice.mcp.protocol import Call, RpcError
+from taskservice.operations import request_log
+from taskservice.terms import MCP_PATH, READ
+from taskservice.web import responses
+from taskservice.web.request import json_bytes, large_json_slot
+from taskservice.web.responses import FastResponse
+
+MAX_LOGGED = 64
+OTHER_METHODS = ("GET", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+OF_READ_KEYS = {"server/discover", "initialize", "ping", "tools/list", "tools/call", "tasks/get"}
+
+blueprint = Blueprint("mcp", __name__)
+blueprint.before_request(access.require_access)
+blueprint.after_request(access.add_headers)
+
+
+@blueprint.post(MCP_PATH, provide_automatic_options=False)
+def handle() -> Response:
+    message_id = None
+    try:
+        call = _read_call()
+        # All requests have the same path: the log names the method and the tool.
+        name = call.params.get("name")
+        tool = {"tool": name[:MAX_LOGGED]} if isinstance(name, str) else {}
+        request_log.add_details(method=call.method[:MAX_LOGGED], **tool)
+        if call.is_notification:
+            # Not even `notifications/cancelled` ends a task: clients send it for finished calls.
+            return FastResponse(status=202)
+        if caller.agent_id is not None or call.method not in OF_READ_KEYS:
+            caller.require_full_access()
+        caller.require_user_key()
+        message_id = call.id
+        call = protocol.with_era(call, request.headers)
+        if caller.access == READ:
+            # It can't answer questions, so it gets no forms.
+            call = call._replace(capabilities={**call.capabilities, "elicitation": None})
+        return responses.json({"jsonrpc": "2.0", "id": message_id, "result": result_of(call)})
+    except RpcError as error:
+        refusal = {"jsonrpc": "2.0", "id": message_id, "error": error.json}
+        return responses.json(refusal, error.status)
+
+
+def _read_call() -> Call:
+    data = json_bytes()
+    with large_json_slot(data):
+        return protocol.read_call(data)
+
+
+@blueprint.route(MCP_PATH, methods=OTHER_METHODS, provide_automatic_options=False)
+def refuse() -> Response:
+    """Reject other methods, after the same checks; respond to CORS preflight requests."""
+    if access.is_preflight():
+        return FastResponse(status=204)
+    raise MethodNotAllowed(["POST"])
