@@ -59,12 +59,6 @@ STANDARD, NTFY, SLACK, MAIL = "standard", "ntfy", "slack", "mail"
 PEOPLE_FORMATS = (NTFY, SLACK, MAIL)
 HOOK_FORMATS = (STANDARD, *PEOPLE_FORMATS)
 
-# The events that a hook can be told of.
-TASK_ENDED, TASK_FAILED, TASK_ASKS = "task.ended", "task.failed", "task.asks"
-AGENT_BROKEN, AGENT_FIXED = "agent.broken", "agent.fixed"
-AGENT_LATE, AGENT_BACK = "agent.late", "agent.back"
-EVENTS = (TASK_ENDED, TASK_FAILED, TASK_ASKS, AGENT_BROKEN, AGENT_FIXED, AGENT_LATE, AGENT_BACK)
-DEFAULT_EVENTS = (AGENT_BROKEN, AGENT_FIXED, TASK_ASKS, AGENT_LATE, AGENT_BACK)
 # An agent's state, by its last task that ended.
 OK, BROKEN = "ok", "broken"
 AGENT_STATES = (OK, BROKEN)

@@ -9,6 +9,7 @@ from taskservice.cli import options
 from taskservice.cli.service_client import find_agent_id, only_match, service_client
 from taskservice.cli.task_text import SHORT_ID, id_length
 from taskservice.client import Client, Hook
+from taskservice.event_kinds import DEFAULT_EVENTS, EVENTS
 from taskservice.terminal import (
     local_time,
     notice,
@@ -17,7 +18,7 @@ from taskservice.terminal import (
     print_table,
     with_offset,
 )
-from taskservice.terms import ACTIVE, DEFAULT_EVENTS, EVENTS, HOOK_FORMATS
+from taskservice.terms import ACTIVE, HOOK_FORMATS
 
 HEADER = ("ID", "STATE", "FORMAT", "NAME", "EVENTS", "AGENT", "LABEL", "LAST DELIVERED", "REASON")
 DELIVERY_HEADER = ("HAPPENED", "EVENT", "AGENT", "TASK", "STATE", "NEXT ATTEMPT", "LAST OUTCOME")
@@ -52,8 +53,7 @@ def command() -> None:
     "events",
     type=click.Choice(EVENTS),
     multiple=True,
-    help="Event to tell. Repeatable. By default agent.broken, agent.fixed, task.asks, agent.late "
-    "and agent.back.",
+    help=f"Event to tell. Repeatable. By default {', '.join(DEFAULT_EVENTS)}.",
 )
 @options.agent_option("agent_id", help="Only events of this agent.")
 @click.option("--label", type=options.known_label, help="Only events of tasks with this label.")

@@ -354,8 +354,8 @@ class Client:
             target: http(s) URL, or "mailto:ADDRESS".
             name: Display name (default: the host, or the mail address).
             format: "standard", "ntfy", "slack" or "mail" (default: it follows from the target).
-            events: Names such as "agent.broken" (default: "agent.broken", "agent.fixed",
-                "task.asks", "agent.late" and "agent.back").
+            events: Names such as "agent.broken" (default: those that `taskservice hook add`
+                has by default).
             agent_id: Only events of this agent.
             label: Only events of tasks with this label, as "key:value".
             token: The access token of an ntfy server.

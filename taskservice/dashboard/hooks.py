@@ -15,6 +15,7 @@ from taskservice.dashboard.schema_form import Errors, Json
 from taskservice.dashboard.sessions import create_once
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
+from taskservice.event_kinds import DEFAULT_EVENTS, KINDS
 from taskservice.schemas import strict_json
 from taskservice.schemas.hooks import change_hook_schema, create_hook_schema
 from taskservice.services import agents, hooks
@@ -23,7 +24,7 @@ blueprint = Blueprint("hooks", __name__)
 blueprint.before_request(lambda: caller.require_full_user_key())
 
 # What a hook with this format is, in one word and in more, and its address.
-KINDS = {
+FORMATS = {
     terms.NTFY: (
         "Phone",
         "ntfy",
@@ -36,16 +37,6 @@ KINDS = {
     ),
     terms.MAIL: ("Mail", "", "the mail address"),
     terms.STANDARD: ("Program", "signed webhooks", "its URL"),
-}
-# What an event is called, and when it happens.
-EVENTS = {
-    terms.AGENT_BROKEN: ("agent breaks", "it fails, and the time before it did not"),
-    terms.AGENT_FIXED: ("agent works again", "it was broken"),
-    terms.TASK_ASKS: ("task asks", "a question waits for an answer"),
-    terms.AGENT_LATE: ("agent is late", "an expected run did not come"),
-    terms.AGENT_BACK: ("late agent runs", "its run came after all"),
-    terms.TASK_FAILED: ("task fails", "each of them"),
-    terms.TASK_ENDED: ("task ends", "each of them"),
 }
 
 
@@ -67,7 +58,7 @@ def list_all() -> Response:
         422 if errors else 200,
         hooks=[_shown(hook) for hook in hooks.list_all(caller)],
         fields=schema_form.fields(schema, typed, errors),
-        events=EVENTS,
+        event_kinds=KINDS,
         has_errors=bool(errors),
     )
 
@@ -93,7 +84,7 @@ def show(hook_id: str) -> Response:
     return page(
         "hook.html",
         hook=_shown(hook),
-        events=EVENTS,
+        event_kinds=KINDS,
         deliveries=deliveries,
         is_truncated=len(deliveries) == hooks.MAX_LISTED,
     )
@@ -140,7 +131,7 @@ def _shown(hook: AnyRow) -> dict[str, Any]:
     """A hook for the templates."""
     shown = {
         "target": hook.target.removeprefix("mailto:"),
-        "kind": KINDS[hook.format][0],
+        "kind": FORMATS[hook.format][0],
         "events": strict_json.loads(hook.events.encode()),
     }
     return hook._asdict() | shown
@@ -149,16 +140,21 @@ def _shown(hook: AnyRow) -> dict[str, Any]:
 def _form_schema() -> Json:
     """The form of a new hook, as a JSON Schema; its properties are named as in the API."""
     config = current_app.config
-    kinds = {name: kind for name, kind in KINDS.items() if name != terms.MAIL or config["SMTP_URL"]}
-    events = {name: f"{title} ({when})" for name, (title, when) in EVENTS.items()}
-    addresses = " ".join(f"{title}: {address}." for title, _, address in kinds.values())
-    formats = {name: f"{title} ({of})" if of else title for name, (title, of, _) in kinds.items()}
+    has_mail = bool(config["SMTP_URL"])
+    shown = {
+        name: of_format for name, of_format in FORMATS.items() if name != terms.MAIL or has_mail
+    }
+    formats = {name: f"{title} ({of})" if of else title for name, (title, of, _) in shown.items()}
+    addresses = " ".join(f"{title}: {address}." for title, _, address in shown.values())
+    kinds = sorted(KINDS.values(), key=lambda kind: not kind.is_default)
+    events = {kind.name: f"{kind.label} ({kind.when})" for kind in kinds}
     answers = "Everyone who gets a message can answer its question with a link, without a key."
-    told = list(terms.DEFAULT_EVENTS)
     properties: Json = {
         "format": _choice("Send to", formats, default=terms.NTFY),
         "target": _property("Address", addresses),
-        "events": _property("When", type="array", items=_choice("", events), default=told),
+        "events": _property(
+            "When", type="array", items=_choice("", events), default=list(DEFAULT_EVENTS)
+        ),
         "name": _property("Name", "By default the host, or the mail address."),
         "agentId": _property("Only of the agent", enum=agents.ids(caller, agents.MAX_CHOICES)),
         "label": _property("Only of tasks with the label", "Such as env:prod."),

@@ -3,7 +3,7 @@
 from marshmallow import Schema, validate
 from marshmallow.fields import String
 
-from taskservice import terms
+from taskservice import event_kinds, terms
 from taskservice.database.models import Event, Hook
 from taskservice.schemas import examples, fields
 from taskservice.schemas.tasks import DeliverySchema
@@ -28,8 +28,8 @@ class HookFieldsSchema(Schema):
     )
     events = fields.StoredNames(
         "The events to tell; by default broken, fixed, asks, late and back.",
-        list(terms.DEFAULT_EVENTS),
-        items=String(validate=validate.OneOf(terms.EVENTS)),
+        list(event_kinds.DEFAULT_EVENTS),
+        items=String(validate=validate.OneOf(event_kinds.EVENTS)),
         validate=validate.Length(min=1, error="Must have at least one event."),
         minItems=1,
     )
@@ -97,7 +97,7 @@ class HookSchema(HookFieldsSchema, fields.RowSchema):
 class HookDeliverySchema(DeliverySchema):
     """One event that a hook is told of."""
 
-    event = fields.text("The event.", terms.AGENT_BROKEN, column=Event.name)
+    event = fields.text("The event.", event_kinds.AGENT_BROKEN.name, column=Event.name)
     agentId = fields.text("The agent's ID.", "summarizer", column=Event.agent_id)
     taskId = fields.uuid("The task's ID; null for a late agent.", None, column=Event.task_id)
     createdAt = fields.time("When it happened.", examples.TIME)

@@ -18,6 +18,7 @@ from taskservice.database import clock
 from taskservice.database.models import Delivery, Event, Hook
 from taskservice.database.transactions import end_shared_reading, reading
 from taskservice.database.types import AnyRow, TaskRow
+from taskservice.event_kinds import KINDS
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import question_schema
 from taskservice.schemas.users import agent_of_task_schema
@@ -260,7 +261,7 @@ def page(path: str) -> str | None:
 
 
 def _data(hook: AnyRow, event: AnyRow) -> dict[str, Any]:
-    ids = [event.agent_id] if event.name.startswith("agent.") else []
+    ids = [event.agent_id] if KINDS[event.name].is_of_agent else []
     agent = agents.by_id(event.user_id, ids).get(event.agent_id)
     task = event.task_id and task_json.webhook_body(_task(event.task_id))
     question = event.question_id and questions.find_by_id(event.question_id)
@@ -272,7 +273,7 @@ def _data_of(
 ) -> dict[str, Any]:
     """What a program is told of an event, with its agent, the JSON of its task, its question."""
     data: dict[str, Any] = {}
-    if event.name.startswith("agent."):
+    if KINDS[event.name].is_of_agent:
         data["agent"] = agent and agent_of_task_schema.dump(agent)
     if task is not None:
         data["task"] = strict_json.fragment(task)
@@ -293,18 +294,18 @@ def _answer_url(event: AnyRow) -> str | None:
 
 
 def _notice(hook: AnyRow, event: AnyRow) -> Notice:
-    details = strict_json.loads(event.details.encode())
+    kind, details = KINDS[event.name], strict_json.loads(event.details.encode())
     answer_url, choices = None, []
     if hook.answer_links and event.question_state == OPEN and (answer_url := _answer_url(event)):
         choices = links.choices(strict_json.loads(event.question_schema.encode()))
     return Notice(
-        event.name,
+        kind,
         event.at,
         event.agent_name or event.agent_id,
         task=event.task_name,
         reason=event.question or event.error_message,
         seconds=agents.seconds(event),
-        since=details.get("brokenSince") or details.get("dueAt"),
+        since=details[kind.since] if kind.since else None,
         on_time=details.get("onTime"),
         url=_url(event),
         answer_url=answer_url,

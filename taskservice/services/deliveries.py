@@ -48,6 +48,7 @@ from taskservice.database.types import (
     time_from_now,
 )
 from taskservice.errors import Problem, require
+from taskservice.event_kinds import TASK_ASKS
 from taskservice.schemas.tasks import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 from taskservice.services import tasks
 from taskservice.services.events import DAY_SECONDS, after_pause
@@ -325,7 +326,7 @@ _FIRST_QUESTION = (
     .join(Question, Question.id == Event.question_id)
     .where(
         *_of_message,
-        Event.name == terms.TASK_ASKS,
+        Event.name == TASK_ASKS.name,
         Question.state == literal_column(f"'{terms.OPEN}'"),
         # So that the databases find it by the few open questions, not by all that is pending.
         Delivery.task_id == Question.task_id,

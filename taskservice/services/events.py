@@ -23,12 +23,13 @@ from sqlalchemy import (
     update,
 )
 
-from taskservice import terms
+from taskservice import event_kinds, terms
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Delivery, Event, EventStream, Hook, Question, Task
 from taskservice.database.transactions import read_all, transaction
 from taskservice.database.types import AnyRow, Timestamp, database_now, position_in_text
+from taskservice.event_kinds import EventKind
 from taskservice.schemas import strict_json
 from taskservice.webhooks.circuit_breaker import host_of
 
@@ -141,7 +142,7 @@ WITH_TASKS = (
 class NewEvent(NamedTuple):
     """An event to record; `labels` are its task's, as they are stored."""
 
-    name: str
+    kind: EventKind
     at: str
     user_id: str
     agent_id: str
@@ -151,9 +152,9 @@ class NewEvent(NamedTuple):
     details: Mapping[str, Any] = {}
 
     @classmethod
-    def of_task(cls, task: Any, at: str, name: str, **details: Any) -> "NewEvent":
+    def of_task(cls, task: Any, at: str, kind: EventKind, **details: Any) -> "NewEvent":
         of_task = (task.user_id, task.agent_id, task.id, task.labels)
-        return cls(name, at, *of_task, details=details)
+        return cls(kind, at, *of_task, details=details)
 
 
 def lock_ends(connection: Connection, tasks: Iterable[Any], status: str) -> None:
@@ -173,7 +174,7 @@ def record_ends(connection: Connection, tasks: Iterable[Any], is_late: bool = Fa
 
 def _ends(connection: Connection, task: Any, is_late: bool) -> list[NewEvent]:
     event = partial(NewEvent.of_task, task, task.finished_at)
-    ended = event(terms.TASK_ENDED)
+    ended = event(event_kinds.TASK_ENDED)
     if task.error_type == terms.CANCELLED:
         return [ended]
     here = {"of_user_id": task.user_id, "of_agent_id": task.agent_id}
@@ -183,13 +184,13 @@ def _ends(connection: Connection, task: Any, is_late: bool) -> list[NewEvent]:
         is_changed = before.state != terms.OK and connection.execute(_FIX, here | at).rowcount
         if not is_changed or before.state is None:
             return [ended]
-        return [ended, event(terms.AGENT_FIXED, brokenSince=before.state_since)]
-    failed = [ended, event(terms.TASK_FAILED)]
+        return [ended, event(event_kinds.AGENT_FIXED, brokenSince=before.state_since)]
+    failed = [ended, event(event_kinds.TASK_FAILED)]
     if is_late and _STATE.scalar(connection, **here) == terms.BROKEN:
         # This failure was counted when the task timed out.
         return failed
     is_first = connection.scalar(_BREAK, here | at) == 1
-    return [*failed, event(terms.AGENT_BROKEN)] if is_first else failed
+    return [*failed, event(event_kinds.AGENT_BROKEN)] if is_first else failed
 
 
 def record_events(connection: Connection, events: Iterable[NewEvent]) -> None:
@@ -199,7 +200,7 @@ def record_events(connection: Connection, events: Iterable[NewEvent]) -> None:
         if _STREAM.one_or_none(connection, user_id=user_id) is None:
             continue
         happened = list(events_of_user)
-        names = tuple(sorted({event.name for event in happened}))
+        names = tuple(sorted({event.kind.name for event in happened}))
         hooks = _hooks(names).all(connection, user_id=user_id)
         told = [
             (event, hooks_of_event)
@@ -218,6 +219,7 @@ def _store_events(
     last = connection.execute(_NEXT_POSITION, next_positions).scalar_one()
     for position, (event, hooks) in enumerate(told, last - len(told) + 1):
         columns = event._asdict() | {"id": clock.new_id(), "position": position}
+        columns["name"] = columns.pop("kind").name
         columns["details"] = strict_json.dumps(event.details).decode()
         _INSERT.run(connection, **columns)
         for hook in hooks:
@@ -255,7 +257,7 @@ def lock_stream(connection: Connection, user_id: str) -> None:
 def _concerns(hook: AnyRow, event: NewEvent) -> bool:
     key, _, value = (hook.label or "").partition(":")
     return (
-        f'"{event.name}"' in hook.events
+        f'"{event.kind.name}"' in hook.events
         and hook.agent_id in (None, event.agent_id)
         and (not key or strict_json.loads(event.labels.encode()).get(key) == value)
     )

@@ -16,10 +16,11 @@ from taskservice.database.models import Agent, Task
 from taskservice.database.transactions import read_all, transaction
 from taskservice.database.types import AnyRow, TaskRow
 from taskservice.errors import invalid
+from taskservice.event_kinds import AGENT_BACK, AGENT_LATE
 from taskservice.schemas import strict_json
 from taskservice.services import events
 from taskservice.services.events import NewEvent, this_agent
-from taskservice.terms import AGENT_BACK, AGENT_LATE, RUNNING
+from taskservice.terms import RUNNING
 
 BATCH = 50  # agents in one transaction
 

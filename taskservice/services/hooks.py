@@ -18,6 +18,7 @@ from taskservice.database.models import Delivery, Event, Hook, HookTest
 from taskservice.database.transactions import read_all, read_one, retry_on_conflict, transaction
 from taskservice.database.types import AnyRow, AnySelect
 from taskservice.errors import Problem, invalid, overloaded, require, stopping
+from taskservice.event_kinds import DEFAULT_EVENTS
 from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS, hook_schema
 from taskservice.services import attempts, deliveries, events
 from taskservice.webhooks import messages
@@ -68,7 +69,7 @@ def _locked(connection: Connection, caller: Caller, hook_id: str) -> AnyRow:
 @retry_on_conflict
 def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -> Any:
     """Create a hook; None if there is one with the id `hook_id`. Raises 409 and 422."""
-    defaults = {"events": terms.DEFAULT_EVENTS, "answerLinks": False}
+    defaults = {"events": DEFAULT_EVENTS, "answerLinks": False}
     defaults |= _defaults(fields["target"])
     new_id = hook_id or clock.new_id()
     new = {"id": new_id, "user_id": caller.user_id, "created_at": clock.now()}

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, case, func, insert, literal_column, select, update
 
-from taskservice import terms
+from taskservice import event_kinds, terms
 from taskservice.auth import Caller
 from taskservice.database import clock, transactions
 from taskservice.database.models import IS_ASKING, Question, Task
@@ -132,7 +132,7 @@ def ask(
         }
         connection.execute(insert(Question), question)
         _store_open(connection, task.id)
-        asks = events.NewEvent.of_task(task, now, terms.TASK_ASKS)
+        asks = events.NewEvent.of_task(task, now, event_kinds.TASK_ASKS)
         events.record_events(connection, [asks._replace(question_id=question["id"])])
         return _get(connection, task.id, question["id"]), False
 

@@ -7,6 +7,7 @@ from taskservice import terms
 from taskservice.database import clock
 from taskservice.database.models import Agent, Question, Task
 from taskservice.database.types import AnyRow, TaskRow
+from taskservice.event_kinds import KINDS, TASK_ASKS, EventKind
 from taskservice.schemas import strict_json
 from taskservice.services import agents
 from taskservice.services.events import WITH_TASKS
@@ -29,19 +30,15 @@ class Sample(NamedTuple):
 
 def sample(hook: AnyRow) -> Sample:
     """The first of the hook's events, as if it had just happened."""
-    name, now, earlier = _names(hook)[0], clock.now(), clock.now(-HOUR_SECONDS)
+    kind, now, earlier = _first_kind(hook), clock.now(), clock.now(-HOUR_SECONDS)
     agent = _agent(hook, earlier)
-    task = None if name == terms.AGENT_LATE else _task(hook, agent.id, name, now)
-    question = _question(now) if name == terms.TASK_ASKS else None
-    details = {
-        terms.AGENT_FIXED: {"brokenSince": earlier},
-        terms.AGENT_LATE: {"dueAt": earlier},
-        terms.AGENT_BACK: {"dueAt": earlier, "onTime": False},
-    }
+    task = _task(hook, agent.id, kind.sample_status, now) if kind.sample_status else None
+    question = _question(now) if kind == TASK_ASKS else None
+    since = {kind.since: earlier} if kind.since else {}
     event: dict[str, Any] = {column.key or "": None for column in WITH_TASKS.selected_columns}
-    event |= {"name": name, "at": now, "user_id": hook.user_id}
+    event |= {"name": kind.name, "at": now, "user_id": hook.user_id}
     event |= {"agent_id": agent.id, "agent_name": f"Test: {agent.name}", "error_message": TEXT}
-    event["details"] = strict_json.dumps(details.get(name, {})).decode()
+    event["details"] = strict_json.dumps({**since, **kind.sample_data}).decode()
     if task is not None:
         event |= {"task_id": task.id, "task_name": task.name}
         event |= {"claimed_at": task.claimed_at, "finished_at": task.finished_at}
@@ -51,9 +48,8 @@ def sample(hook: AnyRow) -> Sample:
     return Sample(SimpleNamespace(**event), agent, task, question)
 
 
-def _names(hook: AnyRow) -> list[str]:
-    names: list[str] = strict_json.loads(hook.events.encode())
-    return names
+def _first_kind(hook: AnyRow) -> EventKind:
+    return KINDS[strict_json.loads(hook.events.encode())[0]]
 
 
 def _row(model: Any, **values: Any) -> Any:
@@ -74,14 +70,8 @@ def _agent(hook: AnyRow, created_at: str) -> Any:
     return agents.by_id(hook.user_id, [agent_id]).get(agent_id, sample_agent)
 
 
-def _task(hook: AnyRow, agent_id: str, name: str, now: str) -> TaskRow:
+def _task(hook: AnyRow, agent_id: str, status: terms.Status, now: str) -> TaskRow:
     began = clock.moved(now, -RUN_SECONDS)
-    status = {
-        terms.TASK_FAILED: terms.ERROR,
-        terms.AGENT_BROKEN: terms.ERROR,
-        terms.TASK_ASKS: terms.RUNNING,
-        terms.AGENT_BACK: terms.RUNNING,
-    }.get(name, terms.COMPLETE)
     has_failed, is_running = status == terms.ERROR, status == terms.RUNNING
     key, _, value = (hook.label or "").partition(":")
     task: TaskRow = _row(

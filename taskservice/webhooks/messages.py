@@ -5,11 +5,13 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from taskservice import quantities, terms
+from taskservice.event_kinds import AGENT_LATE, EVENTS, EventKind
 from taskservice.terminal import escaped, shortened
 from taskservice.webhooks import signing
 
@@ -25,29 +27,11 @@ LABEL_LENGTH = 40
 NTFY_BYTES = 4_000
 NTFY_BUTTONS_BYTES = 1_500
 NTFY_BUTTONS = 3
+NTFY_DEFAULT, NTFY_HIGH = 3, 4  # priorities
 SLACK_LENGTH = 2_000  # of Discord; Mattermost and Slack accept more
 
 _NTFY_TOPIC = re.compile("[-_A-Za-z0-9]{1,64}")
 
-
-class _Kind(NamedTuple):
-    one: str  # the title of one event
-    several: str
-    tag: str  # of ntfy, which shows it as an emoji
-    priority: int  # of ntfy: 3 is the default, 4 is high
-
-
-# The most important first.
-_KINDS = {
-    terms.TASK_ASKS: _Kind("{} asks", "{} questions", "question", 4),
-    terms.AGENT_BROKEN: _Kind("{} failed", "{} agents broke", "warning", 4),
-    terms.TASK_FAILED: _Kind("{} failed", "{} tasks failed", "warning", 4),
-    terms.AGENT_LATE: _Kind("{} is late", "{} agents are late", "hourglass", 4),
-    terms.AGENT_FIXED: _Kind("{} works again", "{} agents work again", "white_check_mark", 3),
-    terms.AGENT_BACK: _Kind("{} ran again", "{} agents ran again", "white_check_mark", 3),
-    terms.TASK_ENDED: _Kind("{} ended", "{} tasks ended", "checkered_flag", 3),
-}
-_IMPORTANCE = list(_KINDS)
 
 # Slack escapes three characters as HTML does. Discord and Mattermost undo this, and then read
 # Markdown and mentions, so an invisible space breaks what begins or joins one: `@here`, `<#1>`,
@@ -64,13 +48,13 @@ _JOINTS_OF_LINKS = re.compile(r":(?=//)|\.(?=[^\W\d_])")
 class Notice(NamedTuple):
     """One event, as a person is told of it."""
 
-    event: str  # a name of terms.EVENTS
+    kind: EventKind
     at: str  # RFC 3339
     agent: str  # its name, or else its id
     task: str | None = None  # the name of the task
     reason: str | None = None  # the whole text of the error or of the question
     seconds: float | None = None  # how long the task ran
-    since: str | None = None  # fixed: broken since; late, back: when the run was due
+    since: str | None = None  # see `EventKind.since`
     on_time: bool | None = None  # back: the run was not late, only its report
     url: str | None = None  # the page of the task or agent
     answer_url: str | None = None
@@ -114,8 +98,8 @@ def ntfy(target: str, notices: Sequence[Notice], count: int) -> Message:
     fields: dict[str, object] = {
         "topic": topic,
         "title": _title(notices, more),
-        "tags": [_KINDS[first.event].tag],
-        "priority": _KINDS[first.event].priority,
+        "tags": [first.kind.tag],
+        "priority": NTFY_HIGH if first.kind.is_urgent else NTFY_DEFAULT,
     }
     if is_alone and (click := first.answer_url or first.url):
         fields["click"] = click
@@ -176,10 +160,10 @@ def _distinct(notices: Sequence[Notice]) -> list[Notice]:
     """The notices to tell, the most important first, with names that fit into a line."""
     latest: dict[object, Notice] = {}
     for index, notice in enumerate(sorted(notices, key=attrgetter("at"))):
-        is_state = notice.event.startswith("agent.")
+        is_state = notice.kind.is_of_agent
         latest[notice.agent_id or notice.agent if is_state else index] = notice
     distinct: dict[object, Notice] = {}
-    ordered = sorted(latest.values(), key=lambda notice: _IMPORTANCE.index(notice.event))
+    ordered = sorted(latest.values(), key=lambda notice: EVENTS.index(notice.kind.name))
     for index, notice in enumerate(ordered):
         end = (notice.task_id, notice.at) if notice.task_id else index
         distinct.setdefault(end, notice)
@@ -194,17 +178,15 @@ def _distinct(notices: Sequence[Notice]) -> list[Notice]:
 
 def _title(notices: Sequence[Notice], more: int) -> str:
     """Such as `nightly failed`, or `2 agents broke: nightly, weekly; backup is late; 5 more`."""
-    agents: dict[str, list[str]] = {}
-    for notice in notices:
-        agents.setdefault(notice.event, []).append(notice.agent)
     parts = []
-    for event, names in agents.items():
+    for kind, of_kind in groupby(notices, attrgetter("kind")):
+        names = [notice.agent for notice in of_kind]
         different = list(dict.fromkeys(names))
-        number = len(different if event.startswith("agent.") else names)
+        number = len(different if kind.is_of_agent else names)
         if number == 1:
-            parts.append(_KINDS[event].one.format(names[0]))
+            parts.append(kind.title.format(names[0]))
         else:
-            parts.append(f"{_KINDS[event].several.format(number)}: {', '.join(different)}")
+            parts.append(f"{kind.several.format(number)}: {', '.join(different)}")
     if more:
         parts.append(f"{more} more")
     return shortened("; ".join(parts), TITLE_LENGTH)
@@ -227,7 +209,7 @@ def _texts(
     lines = []
     for notice, link in zip(notices, links, strict=True):
         reason = _line(notice.reason or "", LINE_REASON_LENGTH)
-        what = ": ".join(filter(None, [_KINDS[notice.event].one.format(notice.agent), reason]))
+        what = ": ".join(filter(None, [notice.kind.title.format(notice.agent), reason]))
         details = escape(f"- {what} ({'; '.join(_details(notice))})")
         lines.append(f"{details} {link}" if link else details)
     for end in range(min(len(lines), MAX_LINES), 0, -1):
@@ -241,13 +223,11 @@ def _details(notice: Notice) -> Iterator[str]:
         since = _time(notice.since)
         passed = datetime.fromisoformat(notice.at) - datetime.fromisoformat(notice.since)
         length = quantities.seconds_text(passed.total_seconds())
-        if notice.event == terms.AGENT_FIXED:
-            yield f"Broken since {since}, for {length}"
-        elif notice.on_time:
+        if notice.on_time:
             yield f"Due {since}; it ran on time, and reported late"
         else:
-            yield f"Due {since}, {length} late"
-    if notice.event != terms.AGENT_LATE:
+            yield notice.kind.since_line.format(since=since, length=length)
+    if notice.kind != AGENT_LATE:
         task = f"Task {notice.task}" if notice.task and notice.task != notice.agent else None
         ran = None if notice.seconds is None else f"after {quantities.seconds_text(notice.seconds)}"
         yield ", ".join(filter(None, [task, _time(notice.at), ran]))

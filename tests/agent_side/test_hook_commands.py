@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from standardwebhooks import Webhook
 
-from taskservice.terms import DEFAULT_EVENTS
+from taskservice.event_kinds import DEFAULT_EVENTS
 from tests.support.agent_machine import AgentMachine, objects
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Receiver, answer, in_turn

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from taskservice.terms import DEFAULT_EVENTS, EVENTS
+from taskservice.event_kinds import DEFAULT_EVENTS, EVENTS
 from tests.support.agent_machine import AgentMachine, machine_of, objects, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.documents import Terminal, blocks, table

@@ -17,7 +17,7 @@ from taskservice.config import Config
 from taskservice.database import clock
 from taskservice.database.models import Agent, Event, Question, Task
 from taskservice.database.transactions import reading, transaction
-from taskservice.terms import EVENTS
+from taskservice.event_kinds import EVENTS
 from taskservice.webhooks import destinations
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect

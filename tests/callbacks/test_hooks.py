@@ -21,8 +21,8 @@ from taskservice.database import clock
 from taskservice.database.models import Attempt, Delivery, Event, EventStream, Hook
 from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now, db
+from taskservice.event_kinds import EVENTS
 from taskservice.services import deliveries
-from taskservice.terms import EVENTS
 from taskservice.webhooks.destinations import Destinations
 from taskservice.webhooks.retry_schedule import JITTER, SCHEDULE
 from tests.support.api_client import ApiClient, expect, problem
@@ -94,7 +94,7 @@ def test_defaults_follow_from_the_target(alice: ApiClient, receiver: Receiver) -
     assert hook["format"] == "standard"
     assert hook["name"] == "127.0.0.1"
     assert hook["events"] == [
-        "agent.broken", "agent.fixed", "task.asks", "agent.late", "agent.back",
+        "task.asks", "agent.broken", "agent.late", "agent.fixed", "agent.back",
     ]  # fmt: skip
     assert (hook["state"], hook["answerLinks"]) == ("active", False)
     assert add_hook(alice, f"{receiver.url}abc/slack")["format"] == "slack"

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from taskservice import terms
+from taskservice.event_kinds import (
+    AGENT_BACK,
+    AGENT_BROKEN,
+    AGENT_FIXED,
+    AGENT_LATE,
+    KINDS,
+    TASK_ASKS,
+    TASK_ENDED,
+    TASK_FAILED,
+)
 from taskservice.webhooks import messages
 from taskservice.webhooks.messages import Notice
 from tests.support.api_client import ApiClient, expect
@@ -22,14 +31,14 @@ PAGE = "https://tasks.example/tasks/0193"
 NTFY = "https://ntfy.example/alerts"
 SLACK = "https://hooks.slack.com/services/T0/B0/x"
 FAILED = Notice(
-    terms.AGENT_BROKEN, AT, "nightly", task="summary", reason="exit code 1", seconds=200.5, url=PAGE
+    AGENT_BROKEN, AT, "nightly", task="summary", reason="exit code 1", seconds=200.5, url=PAGE
 )
 ASKS = Notice(
-    terms.TASK_ASKS, AT, "deployer", task="deploy", reason="Deploy?", url=PAGE,
+    TASK_ASKS, AT, "deployer", task="deploy", reason="Deploy?", url=PAGE,
     answer_url="https://tasks.example/answer/abc",
     choices=[("yes", "ok=true"), ("no", "ok=false")],
 )  # fmt: skip
-LATE = Notice(terms.AGENT_LATE, AT, "backup", since=EARLIER, url=PAGE)
+LATE = Notice(AGENT_LATE, AT, "backup", since=EARLIER, url=PAGE)
 
 # What a name, an error or a question can try.
 HOSTILE = [
@@ -98,18 +107,18 @@ def test_failure_says_who_why_when_how_long_and_where() -> None:
 @pytest.mark.parametrize(
     ("notice", "title", "text", "priority"),
     [
-        (FAILED._replace(event=terms.TASK_FAILED), "nightly failed",
+        (FAILED._replace(kind=TASK_FAILED), "nightly failed",
          "exit code 1\nTask summary, 28 Nov 13:36 UTC, after 3 min 20 s", 4),
         (ASKS, "deployer asks", "Deploy?\nTask deploy, 28 Nov 13:36 UTC", 4),
         (LATE, "backup is late", "Due 28 Nov 10:16 UTC, 3 h 20 min late", 4),
-        (Notice(terms.AGENT_FIXED, AT, "nightly", task="nightly", seconds=12, since=EARLIER),
+        (Notice(AGENT_FIXED, AT, "nightly", task="nightly", seconds=12, since=EARLIER),
          "nightly works again",
          "Broken since 28 Nov 10:16 UTC, for 3 h 20 min\n28 Nov 13:36 UTC, after 12 s", 3),
-        (Notice(terms.AGENT_BACK, AT, "backup", since=EARLIER, on_time=False),
+        (Notice(AGENT_BACK, AT, "backup", since=EARLIER, on_time=False),
          "backup ran again", "Due 28 Nov 10:16 UTC, 3 h 20 min late\n28 Nov 13:36 UTC", 3),
-        (Notice(terms.AGENT_BACK, AT, "backup", since=EARLIER, on_time=True), "backup ran again",
+        (Notice(AGENT_BACK, AT, "backup", since=EARLIER, on_time=True), "backup ran again",
          "Due 28 Nov 10:16 UTC; it ran on time, and reported late\n28 Nov 13:36 UTC", 3),
-        (Notice(terms.TASK_ENDED, AT, "x"), "x ended", "28 Nov 13:36 UTC", 3),
+        (Notice(TASK_ENDED, AT, "x"), "x ended", "28 Nov 13:36 UTC", 3),
     ],
 )  # fmt: skip
 def test_each_event_has_its_words(notice: Notice, title: str, text: str, priority: int) -> None:
@@ -119,8 +128,8 @@ def test_each_event_has_its_words(notice: Notice, title: str, text: str, priorit
 
 
 def test_every_event_can_be_told() -> None:
-    for event in terms.EVENTS:
-        assert ntfy(Notice(event, AT, "x", since=AT))["title"].startswith("x ")
+    for kind in KINDS.values():
+        assert ntfy(Notice(kind, AT, "x", since=AT))["title"].startswith("x ")
 
 
 def test_question_leads_to_its_answer() -> None:
@@ -168,8 +177,8 @@ def test_several_events_are_one_message() -> None:
 
 
 def test_different_events_go_by_importance_and_the_rest_is_counted() -> None:
-    fixed = Notice(terms.AGENT_FIXED, AT, "nightly", since=EARLIER)
-    ended = [Notice(terms.TASK_ENDED, AT, "x") for _ in range(2)]
+    fixed = Notice(AGENT_FIXED, AT, "nightly", since=EARLIER)
+    ended = [Notice(TASK_ENDED, AT, "x") for _ in range(2)]
     fields = ntfy(*ended, fixed, LATE, count=25)
     assert fields["title"] == (
         "backup is late; nightly works again; 2 tasks ended: x; 21 more"
@@ -192,7 +201,7 @@ def test_one_agent_that_broke_twice_is_one_agent() -> None:
 
 def test_last_state_of_each_agent_is_told() -> None:
     flip, other = FAILED._replace(agent="flip", agent_id="flip"), FAILED._replace(agent="z1")
-    fixed = Notice(terms.AGENT_FIXED, EARLIER, "flip", agent_id="flip", since=EARLIER)
+    fixed = Notice(AGENT_FIXED, EARLIER, "flip", agent_id="flip", since=EARLIER)
     for notices in ([fixed, flip, other], [flip, other, fixed]):
         assert ntfy(*notices)["title"] == "2 agents broke: flip, z1"
     works = "z1 failed; flip works again"
@@ -204,11 +213,11 @@ def test_last_state_of_each_agent_is_told() -> None:
 
 def test_end_of_a_task_is_told_once() -> None:
     end = [
-        FAILED._replace(event=event, task_id="0193")
-        for event in (terms.TASK_ENDED, terms.TASK_FAILED, terms.AGENT_BROKEN)
+        FAILED._replace(kind=kind, task_id="0193")
+        for kind in (TASK_ENDED, TASK_FAILED, AGENT_BROKEN)
     ]
     assert slack(*end) == slack(FAILED)
-    late_report = FAILED._replace(event=terms.AGENT_FIXED, task_id="0193", at=LATER)
+    late_report = FAILED._replace(kind=AGENT_FIXED, task_id="0193", at=LATER)
     assert slack(*end, late_report).count("\n- ") == 2
 
 

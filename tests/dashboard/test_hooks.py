@@ -14,7 +14,7 @@ from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.database.models import Hook
 from taskservice.database.transactions import transaction
-from taskservice.terms import DEFAULT_EVENTS, EVENTS
+from taskservice.event_kinds import DEFAULT_EVENTS, EVENTS
 from taskservice.webhooks import destinations
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.deliveries import looping

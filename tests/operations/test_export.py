@@ -20,10 +20,10 @@ from taskservice.database.address import parse
 from taskservice.database.engine import dispose
 from taskservice.database.models import Log, LogChunk, Task
 from taskservice.database.transactions import transaction
+from taskservice.event_kinds import EVENTS
 from taskservice.schemas import export_lines
 from taskservice.services import exports, imports
 from taskservice.services import users as user_service
-from taskservice.terms import EVENTS
 from tests.support.all_tables import ODD_TEXTS, fill
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.apps import Apps

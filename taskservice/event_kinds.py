@@ -1,0 +1,138 @@
+"""The kinds of events that hooks are told of: one row for each, and all else follows from it."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from taskservice.terms import COMPLETE, ERROR, RUNNING, Status
+
+
+class EventKind(NamedTuple):
+    """What is said of an event; what happened is recorded by `services/events.py`."""
+
+    name: str
+    # The title of a message for people about one event, with the agent's name, and about several,
+    # with their number.
+    title: str
+    several: str
+    tag: str  # of ntfy, which shows it as an emoji
+    # In the form of a new hook: what it is called, and when it happens.
+    label: str
+    when: str
+    is_default: bool = True  # a hook is told of it unless its events are chosen
+    is_urgent: bool = False  # for ntfy
+    # It is a new state of an agent: its data has the agent, and people are told the last one only.
+    is_of_agent: bool = False
+    # The field of its data that is the beginning of this state, and the line that shows it with
+    # the time that passed since then.
+    since: str | None = None
+    since_line: str = ""
+    # In the test of a hook: the status of the task, which some events do not have, and more data.
+    sample_status: Status | None = COMPLETE
+    sample_data: Mapping[str, Any] = {}
+
+
+KINDS: dict[str, EventKind] = {}
+
+
+def _add(kind: EventKind) -> EventKind:
+    KINDS[kind.name] = kind
+    return kind
+
+
+# The most important first, as messages for people tell them.
+
+TASK_ASKS = _add(
+    EventKind(
+        "task.asks",
+        title="{} asks",
+        several="{} questions",
+        tag="question",
+        label="task asks",
+        when="a question waits for an answer",
+        is_urgent=True,
+        sample_status=RUNNING,
+    )
+)
+AGENT_BROKEN = _add(
+    EventKind(
+        "agent.broken",
+        title="{} failed",
+        several="{} agents broke",
+        tag="warning",
+        label="agent breaks",
+        when="it fails, and the time before it did not",
+        is_urgent=True,
+        is_of_agent=True,
+        sample_status=ERROR,
+    )
+)
+TASK_FAILED = _add(
+    EventKind(
+        "task.failed",
+        title="{} failed",
+        several="{} tasks failed",
+        tag="warning",
+        label="task fails",
+        when="each of them",
+        is_default=False,
+        is_urgent=True,
+        sample_status=ERROR,
+    )
+)
+AGENT_LATE = _add(
+    EventKind(
+        "agent.late",
+        title="{} is late",
+        several="{} agents are late",
+        tag="hourglass",
+        label="agent is late",
+        when="an expected run did not come",
+        is_urgent=True,
+        is_of_agent=True,
+        since="dueAt",
+        since_line="Due {since}, {length} late",
+        sample_status=None,
+    )
+)
+AGENT_FIXED = _add(
+    EventKind(
+        "agent.fixed",
+        title="{} works again",
+        several="{} agents work again",
+        tag="white_check_mark",
+        label="agent works again",
+        when="it was broken",
+        is_of_agent=True,
+        since="brokenSince",
+        since_line="Broken since {since}, for {length}",
+    )
+)
+AGENT_BACK = _add(
+    EventKind(
+        "agent.back",
+        title="{} ran again",
+        several="{} agents ran again",
+        tag="white_check_mark",
+        label="late agent runs",
+        when="its run came after all",
+        is_of_agent=True,
+        since="dueAt",
+        since_line="Due {since}, {length} late",
+        sample_status=RUNNING,
+        sample_data={"onTime": False},
+    )
+)
+TASK_ENDED = _add(
+    EventKind(
+        "task.ended",
+        title="{} ended",
+        several="{} tasks ended",
+        tag="checkered_flag",
+        label="task ends",
+        when="each of them",
+        is_default=False,
+    )
+)
+
+EVENTS = tuple(KINDS)
+DEFAULT_EVENTS = tuple(name for name, kind in KINDS.items() if kind.is_default)
