@@ -138,7 +138,7 @@ def test_documented_time_of_a_server_that_does_not_answer_is_that_of_the_code() 
     *_, (cause, seconds) = table(
         "docs/operate/monitoring.md", "## When the database is unavailable"
     )
-    once = engine.BUSY_SECONDS * engine.STATEMENT_FACTOR + postgresql.LAST_SECONDS
+    once = engine.BUSY_SECONDS * engine.STATEMENT_FACTOR + postgresql.CANCEL_SECONDS
     assert "does not even respond" in cause
     assert seconds == f"{once:g} s once, then {engine.BUSY_SECONDS:g} s"
 

@@ -169,12 +169,8 @@ def execute(
     driver_connection: Any = connection.connection.dbapi_connection
     for listener in connection.engine.dispatch.before_cursor_execute:
         listener(connection, None, sql, arguments, None, False)
-    run = driver_connection.execute
-    if not has_rows:
-        # For writes to PostgreSQL, see `postgresql`.
-        run = getattr(driver_connection, "execute_later", run)
     try:
-        cursor = run(sql, arguments)
+        cursor = driver_connection.execute(sql, arguments)
         return cursor.fetchall() if has_rows else []
     except connection.dialect.loaded_dbapi.Error as error:
         raise _failure(connection, sql, error) from error

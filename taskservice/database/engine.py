@@ -111,10 +111,10 @@ def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
 
 def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
     # Imported here, since psycopg is an extra.
-    from taskservice.database.postgresql import BatchingConnection
+    from taskservice.database.postgresql import TimedConnection
 
     def connect(_dialect: object, _record: object, arguments: Any, options: Any) -> Any:
-        return BatchingConnection.connect(*arguments, **options)
+        return TimedConnection.connect(*arguments, **options)
 
     def begin(connection: Any) -> None:
         begins = _BEGIN.format(int(BUSY_SECONDS * 1000))

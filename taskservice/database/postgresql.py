@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: their time limits, batches of statements, and types of values."""
+"""Connections to PostgreSQL: their time limits, and types of values."""
 
 import time
 from collections.abc import Generator
@@ -6,23 +6,18 @@ from contextlib import suppress
 from math import inf
 from typing import Any
 
-from psycopg import ClientCursor, Connection, Error, InternalError, OperationalError
+from psycopg import Connection, Error, InternalError, OperationalError
 from psycopg.adapt import Loader
 
 # The seconds that a server has to confirm that it cancelled a statement.
-LAST_SECONDS = 1.0
-# From this number of characters on, waiting statements are sent: more would only take memory.
-MAX_WAITING = 64 * 1024
+CANCEL_SECONDS = 1.0
 
 
-class BatchingConnection(Connection[Any]):
-    """A connection with a time limit, and with `execute_later` for statements without rows.
+class TimedConnection(Connection[Any]):
+    """A connection that is closed when a statement or commit takes over `statement_seconds`.
 
-    These are sent together with the next statement, or the commit, which raises their errors.
-    A statement that takes longer than `statement_seconds` is cancelled, and fails with
-    QueryCanceled. If the server does not respond to the cancel request either, the connection is
-    closed, and the statement fails with OperationalError. So does one whose connection the server
-    ends. A commit is not cancelled; its connection is closed instead.
+    It then fails with OperationalError. The statement is cancelled, so that the server does not
+    keep its locks; a commit is not.
     """
 
     # While a commit waits for a standby, a cancel would make it succeed without the standby, and
@@ -30,53 +25,16 @@ class BatchingConnection(Connection[Any]):
     #
     # The client measures the time: behind a pooler in transaction mode, `SET statement_timeout`
     # would apply to other clients' transactions, and a transaction for each read would take half as
-    # long again.
+    # long again. Nor would a server respond in time whose processes are stopped.
     statement_seconds = inf
     _is_committing = False
-    _waiting = ""
-
-    def execute_later(self, query: str, values: Any = None) -> None:
-        self._waiting += f"{self._text(query, values)}; "
-        if len(self._waiting) > MAX_WAITING:
-            self._send()
-
-    def execute(self, query: Any, values: Any = None, **options: Any) -> Any:  # type: ignore[override]
-        if not self._waiting:
-            return super().execute(query, values, **options)
-        return self._send(self._text(query, values))
-
-    def cursor(self, *arguments: Any, **options: Any) -> Any:
-        # The waiting statements come first.
-        if self._waiting:
-            self._send()
-        return super().cursor(*arguments, **options)
 
     def commit(self) -> None:
         self._is_committing = True
         try:
-            if self._waiting:
-                self._send("COMMIT")
-            else:
-                super().commit()
+            super().commit()
         finally:
             self._is_committing = False
-
-    def rollback(self) -> None:
-        self._waiting = ""
-        super().rollback()
-
-    def _text(self, query: str, values: Any) -> str:
-        """The statement with its values: PostgreSQL accepts several statements only as one text."""
-        return ClientCursor(self).mogrify(query, values) if values is not None else query
-
-    def _send(self, last: str = "") -> ClientCursor[Any]:
-        """Send the waiting statements and `last`; the cursor has the rows of the last one."""
-        together, self._waiting = self._waiting + last, ""
-        cursor = ClientCursor(self)
-        cursor.execute(together)
-        while cursor.nextset():
-            pass
-        return cursor
 
     def wait(self, steps: Any, *options: Any, **more: Any) -> Any:  # type: ignore[override]
         try:
@@ -90,22 +48,17 @@ class BatchingConnection(Connection[Any]):
     def _within_limit(self, steps: Any) -> Generator[Any, Any, Any]:
         """Pass on psycopg's steps, which come at least every tenth of a second."""
         until = time.monotonic() + self.statement_seconds
-        is_cancelled = False
         try:
             step = next(steps)
-            while True:
-                ready = yield step
-                if time.monotonic() >= until:
-                    if is_cancelled or self._is_committing:
-                        self.close()
-                        raise OperationalError("the server does not respond")
-                    # If this fails, the connection is closed LAST_SECONDS later.
-                    with suppress(Error):
-                        self.cancel_safe(timeout=LAST_SECONDS)
-                    is_cancelled, until = True, time.monotonic() + LAST_SECONDS
-                step = steps.send(ready)
+            while time.monotonic() < until:
+                step = steps.send((yield step))
         except StopIteration as end:
             return end.value
+        if not self._is_committing:
+            with suppress(Error):
+                self.cancel_safe(timeout=CANCEL_SECONDS)
+        self.close()
+        raise OperationalError("the server took too long")
 
 
 class TimestampLoader(Loader):
