@@ -23,6 +23,7 @@ from typing import (
 import requests
 
 from taskservice import terms
+from taskservice.exact_json import is_deeper
 from taskservice.terminal import without_user_info
 from taskservice.terms import (
     CANCELLED,
@@ -346,12 +347,6 @@ def _is_time(text: str) -> bool:
     return time.tzinfo is not None and 1 < time.year < 9999
 
 
-def depth(value: Any) -> int:
-    """The depth of nesting; a RecursionError means very deep."""
-    children = value.values() if isinstance(value, dict) else value
-    return 1 + max(map(depth, children), default=0) if isinstance(value, dict | list) else 0
-
-
 @dataclass(frozen=True)
 class Expected(Generic[T]):
     """The expected response: one of these statuses, with an object or a list of objects.
@@ -485,7 +480,7 @@ def _json(received: requests.Response, media_type: str) -> Any:
         if _media_type(received) != media_type:
             return None
         value = json.loads(received.content.decode())
-        return value if depth(value) <= MAX_DEPTH else None
+        return None if is_deeper(value, MAX_DEPTH) else value
     except (ValueError, RecursionError):
         return None
 

@@ -11,7 +11,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +22,7 @@ from taskservice.client.responses import RETRYABLE, NotTheService, TaskCancelled
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
 from taskservice.client.spool import Spool, cut_message, note, now
 from taskservice.client.task import Task
+from taskservice.exact_json import exact_double, is_deeper, unique_members
 from taskservice.quantities import plural
 from taskservice.runner import saved_run
 from taskservice.runner.process import PROGRAM_ONLY, RESET_TO_DEFAULT, Process, describe
@@ -39,9 +39,8 @@ def parse_object(text: bytes, max_depth: int = responses.MAX_DEPTH) -> dict[str,
         return None
     try:
         value = _decoder.decode(text.decode())
-        return value if isinstance(value, dict) and responses.depth(value) <= max_depth else None
-    # ArithmeticError comes from a number that is too large for Decimal.
-    except (ValueError, ArithmeticError, RecursionError):
+        return value if isinstance(value, dict) and not is_deeper(value, max_depth) else None
+    except (ValueError, RecursionError):
         return None
 
 
@@ -53,21 +52,14 @@ def task_input(task: str) -> bytes:
 
 
 def _exact_number(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number) or Decimal(repr(number)) != Decimal(text):
+    number = exact_double(text)
+    if number is None:
         raise ValueError(f"{text} can't be stored exactly as a number")
     return number
 
 
-def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        raise ValueError("One of two values with the same key would be lost")
-    return members
-
-
 _decoder = json.JSONDecoder(
-    parse_constant=_exact_number, parse_float=_exact_number, object_pairs_hook=_unique_members
+    parse_constant=_exact_number, parse_float=_exact_number, object_pairs_hook=unique_members
 )
 
 WRITER = "run"

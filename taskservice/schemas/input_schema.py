@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from marshmallow import ValidationError
 
+from taskservice.exact_json import is_deeper
 from taskservice.schemas import strict_json
 from taskservice.schemas.schema_errors import TYPES, named, sentence
 
@@ -57,7 +58,7 @@ def check_input_schema(schema: dict[str, Any]) -> None:
     text = strict_json.dumps(schema)
     if len(text) > MAX_SCHEMA:
         raise ValidationError(f"Longer than {MAX_SCHEMA} bytes.")
-    if strict_json.depth(schema) > MAX_DEPTH:
+    if is_deeper(schema, MAX_DEPTH):
         raise ValidationError(f"Nested deeper than {MAX_DEPTH} levels.")
     if text.count(rb"\\") > MAX_BACKSLASHES:
         raise ValidationError(f"More than {MAX_BACKSLASHES} backslashes.")

@@ -1,13 +1,13 @@
 """JSON by RFC 8259 and RFC 7493: read strictly, written compactly."""
 
 import json
-import math
 import re
-from decimal import Decimal, InvalidOperation
 from functools import partial
 from typing import Any
 
 import orjson
+
+from taskservice.exact_json import exact_double, is_deeper, unique_members
 
 MAX_DEPTH = 64
 MAX_NUMBER = 1_000
@@ -68,7 +68,7 @@ def loads(data: bytes) -> Any:
         raise NotJson(f"nested deeper than {MAX_DEPTH} levels") from None
     except json.JSONDecodeError as error:
         raise NotJson(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
-    if text.count("{") + text.count("[") > MAX_DEPTH and depth(value) > MAX_DEPTH:
+    if text.count("{") + text.count("[") > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
         raise NotJson(f"nested deeper than {MAX_DEPTH} levels")
     if "\\ud" in text.lower():
         try:
@@ -100,25 +100,11 @@ def _check_counts(data: bytes, max_containers: int) -> None:
             raise NotJson(f"more than {MAX_VALUES:,} values")
 
 
-def depth(value: Any) -> int:
-    """How deep objects and arrays are nested, at most MAX_DEPTH + 1."""
-    levels, level = 0, _children([value])
-    while level and levels <= MAX_DEPTH:
-        levels, level = levels + 1, [child for parent in level for child in _children(parent)]
-    return levels
-
-
-def _children(parent: Any) -> list[Any]:
-    """The objects and arrays directly inside one."""
-    inside = parent.values() if isinstance(parent, dict) else parent
-    return [child for child in inside if isinstance(child, dict | list)]
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise NotJson("the same key twice in one object")
-    return result
+    try:
+        return unique_members(pairs)
+    except ValueError as error:
+        raise NotJson(str(error)) from None
 
 
 def _no_constant(name: str) -> Any:
@@ -132,17 +118,11 @@ def _integer(text: str) -> Any:
 
 
 def _float(text: str) -> Any:
-    value = float(text)
-    if math.isinf(value):
-        raise UnsupportedNumber("a number is too large for a double")
-    # A double keeps 15 significant digits; with more, the number can change.
-    if len(text) <= 16 and "e" not in text.lower():
-        return value
     try:
-        exact = len(text) <= MAX_NUMBER and Decimal(text) == Decimal(repr(value))
-    except InvalidOperation:
-        raise UnsupportedNumber("a number's exponent is out of range") from None
-    return value if exact else _as_written(text)
+        value = exact_double(text) if len(text) <= MAX_NUMBER else None
+    except ValueError as error:
+        raise UnsupportedNumber(str(error)) from None
+    return _as_written(text) if value is None else value
 
 
 def _as_written(text: str) -> orjson.Fragment:

@@ -1,0 +1,41 @@
+"""What a strict reader of JSON checks, alike in the service and in `taskservice run`."""
+
+import math
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+
+def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of these members. Raises ValueError if two have the same key."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("the same key twice in one object")
+    return members
+
+
+def exact_double(text: str) -> float | None:
+    """The double of a number; None if it would change. Raises ValueError if there is none."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number is too large for a double")
+    # A double keeps 15 significant digits; with more, the number can change.
+    if len(text) <= 16 and "e" not in text.lower():
+        return value
+    try:
+        return value if Decimal(text) == Decimal(repr(value)) else None
+    except InvalidOperation:
+        raise ValueError("a number's exponent is out of range") from None
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether objects and arrays are nested deeper than this."""
+    level = _containers([value])
+    for _ in range(levels):
+        level = [child for parent in level for child in _containers(parent)]
+    return bool(level)
+
+
+def _containers(parent: Any) -> list[Any]:
+    """The objects and arrays directly inside one."""
+    inside = parent.values() if isinstance(parent, dict) else parent
+    return [child for child in inside if isinstance(child, dict | list)]
