@@ -16,8 +16,9 @@ from werkzeug.local import LocalProxy
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, ApiKey, Link, Task, User
+from taskservice.database.rows import KeyRow
 from taskservice.database.transactions import read_one, share_reading
-from taskservice.database.types import AnyRow, Identifier, Timestamp
+from taskservice.database.types import Identifier, Timestamp
 from taskservice.errors import Problem, invalid_key, require
 from taskservice.schemas.users import KEY_COLUMNS
 from taskservice.terms import FULL, LINK, READ, READ_ONLY
@@ -121,20 +122,20 @@ _KEYS = (
     .join(User, User.id == ApiKey.user_id)
     .where(*KEY_IS_VALID)
 )
-_KEY = Statement[AnyRow](_KEYS.where(ApiKey.digest == bindparam("value")))
-KEY_BY_ID = Statement[AnyRow](_KEYS.where(ApiKey.id == bindparam("value")))
-KEY_OF_LOGIN = Statement[AnyRow](_KEYS.where(ApiKey.login, ApiKey.name == bindparam("value")))
+_KEY = Statement[KeyRow](_KEYS.where(ApiKey.digest == bindparam("value")))
+KEY_BY_ID = Statement[KeyRow](_KEYS.where(ApiKey.id == bindparam("value")))
+KEY_OF_LOGIN = Statement[KeyRow](_KEYS.where(ApiKey.login, ApiKey.name == bindparam("value")))
 _LINKS = (
     select(Link.id, Link.task_id, Link.expires_at, Task.user_id, User.name.label("user_name"))
     .join(Task, Task.id == Link.task_id)
     .join(User, User.id == Task.user_id)
     .where(Link.expires_at > bindparam("now", type_=Timestamp()))
 )
-_LINK = Statement[AnyRow](_LINKS.where(Link.digest == bindparam("value")))
-_LINK_BY_ID = Statement[AnyRow](_LINKS.where(Link.id == bindparam("value")))
+_LINK = Statement[KeyRow](_LINKS.where(Link.digest == bindparam("value")))
+_LINK_BY_ID = Statement[KeyRow](_LINKS.where(Link.id == bindparam("value")))
 
 
-def find(statement: Statement[AnyRow], value: str, now: str) -> AnyRow | None:
+def find(statement: Statement[KeyRow], value: str, now: str) -> KeyRow | None:
     """The valid key or link, with its `user_name`; None without one."""
     return read_one(statement, value=value, now=now)
 
@@ -188,7 +189,7 @@ def key_in_headers(apikey: str | None, authorization: str | None) -> str:
     return key or apikey or ""
 
 
-def valid_key(text: str, now: str) -> AnyRow:
+def valid_key(text: str, now: str) -> KeyRow:
     """The key with this text; raises 401, always the same, unless it is valid now."""
     key = find(_KEY, digest(text), now) if is_well_formed(text) else None
     if key is None:
@@ -196,7 +197,7 @@ def valid_key(text: str, now: str) -> AnyRow:
     return key
 
 
-def set_caller(key: AnyRow, now: str) -> None:
+def set_caller(key: KeyRow, now: str) -> None:
     """Let this request act as the caller of `key`, and record the key's use."""
     key_uses[key.id] = now
     request.environ[OWNER] = key.user_id
@@ -210,7 +211,7 @@ def authenticate_link(token: str) -> None:
     g.caller = Caller(link.user_id, None, link.id, LINK, link.user_name, READ, link.task_id)
 
 
-def still_valid() -> AnyRow | None:
+def still_valid() -> KeyRow | None:
     """The key or link of this request; None if it was revoked or has expired."""
     return find(_LINK_BY_ID if caller.task_id else KEY_BY_ID, caller.key_id, clock.now())
 

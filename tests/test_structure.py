@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -17,11 +18,22 @@ from tests.support.packages import dependencies
 
 PACKAGE = ROOT / "taskservice"
 DATABASE_LIBRARIES = ("sqlalchemy", "flask_sqlalchemy", "sqlite3", "pysqlite3", "psycopg")
+# Row type -> a column.
+ROW_TYPES = {
+    "AgentRow": "late_since",
+    "EndedTaskRow": "finished_at",
+    "HookRow": "format",
+    "KeyRow": "digest",
+    "LinkRow": "expires_at",
+    "QuestionRow": "asked_at",
+    "TaskRow": "finished_at",
+    "UserRow": "created_at",
+}
 # What views import of `database/`: the time, the types of rows, and what tells pages of a change.
 ALLOWED_IN_VIEWS = {
     "taskservice.database.clock",
+    *(f"taskservice.database.rows.{name}" for name in ROW_TYPES),
     "taskservice.database.types.AnyRow",
-    "taskservice.database.types.TaskRow",
     "taskservice.database.watcher.change_marker",
 }
 
@@ -165,8 +177,19 @@ def test_views_neither_query_nor_commit() -> None:
     ],
 )  # fmt: skip
 def test_view_that_queries_is_found(line: str, name: str) -> None:
-    source = f"def show():\n    {line}\n    from taskservice.database.types import TaskRow\n"
+    source = f"def show():\n    {line}\n    from taskservice.database.rows import TaskRow\n"
     assert forbidden_in_views(source) == [name]
+
+
+def test_type_checker_reports_a_misspelt_column(tmp_path: Path) -> None:
+    file = tmp_path / "columns.py"
+    lines = [f"def read_{name}(row: rows.{name}) -> object: return row.{column}, row.{column}x"
+             for name, column in ROW_TYPES.items()]  # fmt: skip
+    file.write_text("\n".join(["from taskservice.database import rows", *lines]))
+    command = [sys.executable, "-m", "mypy", "--no-error-summary", str(file)]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    errors = re.findall(r'error: "(\w+)" has no attribute "(\w+)"', checked.stdout)
+    assert errors == [(name, f"{column}x") for name, column in ROW_TYPES.items()], checked.stderr
 
 
 def test_every_module_docstring_is_one_line() -> None:

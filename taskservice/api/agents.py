@@ -6,7 +6,7 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice.auth import caller
-from taskservice.database.types import AnyRow
+from taskservice.database.rows import AgentRow
 from taskservice.schemas import examples, requests
 from taskservice.schemas import users as user_schemas
 from taskservice.schemas.tasks import expanded_task_schema
@@ -38,7 +38,7 @@ def get(agent_id: str, query: dict[str, Any]) -> Response:
     return responses.json(_expanded([agent_service.get(caller, agent_id)], query)[0])
 
 
-def _expanded(agents: Sequence[AnyRow], query: dict[str, Any]) -> list[dict[str, Any]]:
+def _expanded(agents: Sequence[AgentRow], query: dict[str, Any]) -> list[dict[str, Any]]:
     """The agents as JSON, with the objects that `expand` names."""
     dumped: list[dict[str, Any]] = user_schemas.agent_schema.dump(agents, many=True)
     if "expand" in query:

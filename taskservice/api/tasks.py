@@ -6,7 +6,7 @@ from flask import Blueprint, Response
 
 from taskservice import terms
 from taskservice.auth import caller
-from taskservice.database.types import TaskRow
+from taskservice.database.rows import TaskRow
 from taskservice.schemas import examples, requests
 from taskservice.schemas.tasks import (
     BulkResultSchema,

@@ -2,7 +2,9 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import cast
 
 from flask import current_app
 from sqlalchemy import bindparam, exists, select, update
@@ -18,6 +20,7 @@ from taskservice.database.models import (
     ServiceHeartbeat,
     Task,
 )
+from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import current_time, database_time, read_all, transaction
 from taskservice.database.types import AnySelect, database_now
 from taskservice.operations.health import IS_CURRENT, MAX_GAP_SECONDS, seconds_ago
@@ -139,7 +142,7 @@ def _end_batch(silent: AnySelect, times: dict[str, str]) -> bool:
     """End some of the silent tasks; returns whether there may be more."""
     default: float = current_app.config["TASK_TIMEOUT"]
     with transaction() as connection:
-        tasks = connection.execute(silent, times).all()
+        tasks = cast(Sequence[TaskRow], connection.execute(silent, times).all())
         events.lock_ends(connection, tasks, ERROR)
         now = current_time(connection)
         for task in tasks:

@@ -15,7 +15,7 @@ from taskservice.dashboard.page_cache import shared
 from taskservice.dashboard.pages import first_texts, page, redirect_to, texts
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
-from taskservice.database.types import AnyRow
+from taskservice.database.rows import AgentRow, TaskRow
 from taskservice.errors import Problem
 from taskservice.quantities import typed, typed_seconds
 from taskservice.schemas import strict_json
@@ -93,7 +93,9 @@ def show(agent_id: str) -> Response:
             if len(found) >= chart.MIN_NUMBERS
         ],
         is_by_cron="cron" in (expect or {}),
-        due_times=[agent.due_at, *due_times(expect, agent.due_at, 2)] if expect else [],
+        due_times=[agent.due_at, *due_times(expect, agent.due_at, 2)]
+        if expect and agent.due_at
+        else [],
     )
 
 
@@ -141,7 +143,7 @@ def run(agent_id: str) -> Response:
 
 def start_form(
     template: str,
-    agent: AnyRow,
+    agent: AgentRow,
     begun: InputForm,
     start: Callable[[InputForm], Response],
     empty: str = "",
@@ -160,7 +162,7 @@ def start_form(
     return page(template, 422 if fault else 200, **values)
 
 
-def _start(agent: AnyRow, input_form: InputForm) -> Response:
+def _start(agent: AgentRow, input_form: InputForm) -> Response:
     """Start one task, however often the form is sent; errors, 422, are of all fields."""
     form = first_texts(request.form)
     body: dict[str, Any] = {"agentId": agent.id, "name": form["name"] or None}
@@ -180,7 +182,7 @@ def _start(agent: AnyRow, input_form: InputForm) -> Response:
     return redirect_to("tasks.show", f"Started “{task.name}”.", task_id=task.id)
 
 
-def _stored_expect(agent: AnyRow) -> Any:
+def _stored_expect(agent: AgentRow) -> Any:
     return agent.expect and strict_json.loads(agent.expect.encode())
 
 
@@ -199,7 +201,7 @@ def _expect(form: dict[str, str]) -> dict[str, Any] | None:
     return {name: each for name, each in expect.items() if each != ""}
 
 
-def _facts(agent: AnyRow, recent: Sequence[AnyRow]) -> dict[str, Any]:
+def _facts(agent: AgentRow, recent: Sequence[TaskRow]) -> dict[str, Any]:
     """The facts about an agent on a page, from its last runs."""
     health = agent_service.health(agent, recent)
     outcomes = Counter(outcome_of(task) for task in recent)

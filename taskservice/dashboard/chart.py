@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from taskservice.auth import Caller
 from taskservice.dashboard import formatting
 from taskservice.database import clock
-from taskservice.database.types import AnyRow
+from taskservice.database.rows import EndedTaskRow
 from taskservice.services import lists
 from taskservice.services.agents import Number, seconds
 from taskservice.services.lists import Selection
@@ -133,7 +133,7 @@ TICKS = {
 }  # fmt: skip
 
 
-def plot(runs: Sequence[AnyRow], usual: float | None) -> dict[str, Any] | None:
+def plot(runs: Sequence[EndedTaskRow], usual: float | None) -> dict[str, Any] | None:
     """The plot of finished tasks, oldest first; None if no agent claimed any of them."""
     lasted = [(task, found) for task in runs if (found := seconds(task)) is not None]
     if not lasted:

@@ -13,7 +13,7 @@ from taskservice.dashboard.page_cache import shared
 from taskservice.dashboard.pages import page, redirect_to, texts
 from taskservice.dashboard.schema_form import Errors, Json
 from taskservice.dashboard.sessions import create_once
-from taskservice.database.types import AnyRow
+from taskservice.database.rows import HookRow
 from taskservice.errors import Problem
 from taskservice.event_kinds import DEFAULT_EVENTS, KINDS
 from taskservice.schemas import strict_json
@@ -127,7 +127,7 @@ def redeliver(hook_id: str, delivery_id: str) -> Response:
     return redirect_to("hooks.show", message, hook_id=hook_id, _anchor="deliveries")
 
 
-def _shown(hook: AnyRow) -> dict[str, Any]:
+def _shown(hook: HookRow) -> dict[str, Any]:
     """A hook for the templates."""
     shown = {
         "target": hook.target.removeprefix("mailto:"),

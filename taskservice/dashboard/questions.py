@@ -9,7 +9,7 @@ from taskservice.auth import Caller, caller
 from taskservice.dashboard import schema_form
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, texts
 from taskservice.dashboard.schema_form import CHOICE, Choice, Errors, Field, Json, Texts
-from taskservice.database.types import AnyRow
+from taskservice.database.rows import QuestionRow
 from taskservice.errors import Problem
 from taskservice.operations import request_log
 from taskservice.schemas import answer_schema, strict_json
@@ -110,7 +110,7 @@ def _in_words(question: Json, content: Json) -> list[tuple[str, str]]:
     ]
 
 
-def loaded(row: AnyRow) -> Json:
+def loaded(row: QuestionRow) -> Json:
     """The question of a row as the API returns it."""
     return dict(strict_json.loads(strict_json.dumps(question_schema.dump(row))))
 

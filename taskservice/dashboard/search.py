@@ -10,7 +10,7 @@ from taskservice.auth import caller
 from taskservice.dashboard import formatting
 from taskservice.dashboard.filters import arguments, load, without_empty_fields
 from taskservice.dashboard.pages import first_texts, page
-from taskservice.database.types import AnyRow
+from taskservice.database.rows import TaskRow
 from taskservice.schemas.requests import SearchQuerySchema
 from taskservice.services import lists, search
 from taskservice.services import tasks as task_service
@@ -28,7 +28,9 @@ MAX_LINES = 3
 
 # The found tasks, each with its lines, and where a search continues. A line has its number, None in
 # an error message, and its pieces: every second one is the text that was searched for.
-Found: TypeAlias = tuple[list[tuple[AnyRow, list[tuple[int | None, list[str]]]]], search.End | None]
+Found: TypeAlias = tuple[
+    list[tuple[TaskRow, list[tuple[int | None, list[str]]]]], search.End | None
+]
 
 
 @blueprint.get("/search")
@@ -66,9 +68,9 @@ def _in_errors(selection: Selection, query: dict[str, Any]) -> Found:
     return [(row, _lines_of_error(row, text)) for row in lists.summaries(caller, found)], end
 
 
-def _lines_of_error(row: AnyRow, text: str) -> list[tuple[int | None, list[str]]]:
+def _lines_of_error(row: TaskRow, text: str) -> list[tuple[int | None, list[str]]]:
     """The first lines of an error message that contain the text."""
-    message, pattern = row.error_message, _pattern(text)
+    message, pattern = row.error_message or "", _pattern(text)
     # A summary has the start of a long message.
     if not pattern.search(message) and (task := task_service.find(caller, row.id)):
         message = task.error_message or ""

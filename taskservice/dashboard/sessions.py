@@ -9,7 +9,7 @@ from flask import current_app, flash, g, request, session
 
 from taskservice.auth import KEY_BY_ID, KEY_OF_LOGIN, find, set_caller, valid_key
 from taskservice.database import clock
-from taskservice.database.types import AnyRow
+from taskservice.database.rows import KeyRow
 from taskservice.errors import Problem
 from taskservice.web.request import SPACE
 
@@ -35,7 +35,7 @@ def resume_session() -> bool:
     return key is not None
 
 
-def _of_proxy(now: str) -> AnyRow | None:
+def _of_proxy(now: str) -> KeyRow | None:
     """The key of the person in the proxy's header; None if the header is empty. Raises 403."""
     # WSGI gives the bytes of a header as Latin-1. One that is sent twice is joined by a comma.
     sent = request.headers.get(current_app.config["LOGIN_HEADER"], "").strip(SPACE)

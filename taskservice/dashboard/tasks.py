@@ -19,7 +19,7 @@ from taskservice.dashboard.page_cache import shared
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, see_other, way_back
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
-from taskservice.database.types import AnyRow, TaskRow
+from taskservice.database.rows import AgentRow, TaskRow
 from taskservice.errors import Problem
 from taskservice.quantities import plural
 from taskservice.schemas import strict_json
@@ -57,7 +57,7 @@ SHOWN_LINES = 20
 LONGEST = 366 * 86_400
 
 
-def _expected_end(agent: AnyRow, task: TaskRow) -> str | None:
+def _expected_end(agent: AgentRow, task: TaskRow) -> str | None:
     """The expected end of a running task: from its progress, or its agent's usual duration."""
     if task.status != terms.RUNNING or task.claimed_at is None or open_questions(task.questions):
         # Nobody knows how long a person takes to answer.
@@ -70,7 +70,7 @@ def _expected_end(agent: AnyRow, task: TaskRow) -> str | None:
     return None if usual is None else clock.moved(task.claimed_at, usual)
 
 
-def _waterfall(children: Sequence[AnyRow]) -> dict[str, Any] | None:
+def _waterfall(children: Sequence[TaskRow]) -> dict[str, Any] | None:
     """The first children of a task over time: where the bar of each begins, and its width."""
     if not children:
         return None

@@ -18,7 +18,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, configure_mappers, mapped_column
 
 from taskservice import terms
-from taskservice.database.types import Identifier, Timestamp, db
+from taskservice.database.types import Identifier, Model, Timestamp
 
 # The default input schema and tool annotations of an agent.
 INPUT_SCHEMA = '{"type":"object"}'
@@ -39,7 +39,7 @@ def _one_of(column: str, *words: str) -> str:
     return f"{column} IN ({', '.join(repr(word) for word in words)})"
 
 
-class User(db.Model):
+class User(Model):
     """A person or team, who owns agents, tasks and keys."""
 
     __tablename__ = "users"
@@ -49,7 +49,7 @@ class User(db.Model):
     created_at: Mapped[str] = mapped_column(Timestamp)
 
 
-class CallbackSecret(db.Model):
+class CallbackSecret(Model):
     """A secret that signs a user's webhooks; the newest is current, older ones sign for a day."""
 
     __tablename__ = "callback_secrets"
@@ -64,7 +64,7 @@ class CallbackSecret(db.Model):
 IN_TROUBLE = text("state = 'broken' OR late_since IS NOT NULL")
 
 
-class Agent(db.Model):
+class Agent(Model):
     """A program that runs tasks; its user chose its id."""
 
     __tablename__ = "agents"
@@ -100,7 +100,7 @@ class Agent(db.Model):
     late_since: Mapped[str | None] = mapped_column(Timestamp)
 
 
-class ApiKey(db.Model):
+class ApiKey(Model):
     """The digest of an API key, which belongs to a user or to one of the user's agents."""
 
     __tablename__ = "api_keys"
@@ -144,7 +144,7 @@ WITH_OLD_LOG = text("finished_at IS NOT NULL AND first_log <= log_count")
 IS_ASKING = text("questions <> '[]'")
 
 
-class Task(db.Model):
+class Task(Model):
     """One execution of an agent, and its results; its lines are in LogChunk."""
 
     __tablename__ = "tasks"
@@ -253,7 +253,7 @@ class Task(db.Model):
     claim_key: Mapped[str | None]
 
 
-class TaskLabel(db.Model):
+class TaskLabel(Model):
     """One label of a task as `key:value`, for the lists of the tasks that have it."""
 
     __tablename__ = "task_labels"
@@ -265,7 +265,7 @@ class TaskLabel(db.Model):
     user_id: Mapped[str] = mapped_column(Identifier)
 
 
-class Link(db.Model):
+class Link(Model):
     """The digest of a link with which everyone can look at one task."""
 
     __tablename__ = "links"
@@ -277,7 +277,7 @@ class Link(db.Model):
     expires_at: Mapped[str] = mapped_column(Timestamp)
 
 
-class Question(db.Model):
+class Question(Model):
     """A question of an agent to a person; open ones are also in `Task.questions`."""
 
     __tablename__ = "questions"
@@ -312,7 +312,7 @@ class Question(db.Model):
     idempotency_digest: Mapped[str | None] = mapped_column(String(64))
 
 
-class Log(db.Model):
+class Log(Model):
     """A task's log; the sweep deletes the lines of logs without a task in small batches."""
 
     __tablename__ = "logs"
@@ -326,7 +326,7 @@ class Log(db.Model):
     dropped_at: Mapped[str | None] = mapped_column(Timestamp, index=True)
 
 
-class LogChunk(db.Model):
+class LogChunk(Model):
     """Lines of a log that arrived together: `count` of them, ending with number `last`."""
 
     __tablename__ = "log_chunks"
@@ -343,7 +343,7 @@ class LogChunk(db.Model):
     times: Mapped[str | None] = mapped_column(Text)
 
 
-class LogWriter(db.Model):
+class LogWriter(Model):
     """How many lines of a task's log a writer with a name has sent."""
 
     __tablename__ = "log_writers"
@@ -353,7 +353,7 @@ class LogWriter(db.Model):
     seq: Mapped[int] = mapped_column(BigInteger)
 
 
-class EventStream(db.Model):
+class EventStream(Model):
     """The position of a user's last event; from the first hook on, a user has one."""
 
     # The row is locked by each transaction that makes an event, so that the order of positions is
@@ -364,7 +364,7 @@ class EventStream(db.Model):
     position: Mapped[int] = mapped_column(BigInteger)
 
 
-class Event(db.Model):
+class Event(Model):
     """Something that a hook is told; kept for some days."""
 
     __tablename__ = "events"
@@ -383,7 +383,7 @@ class Event(db.Model):
     details: Mapped[str] = mapped_column(server_default="{}")
 
 
-class Hook(db.Model):
+class Hook(Model):
     """An address that is told about a user's agents."""
 
     __tablename__ = "hooks"
@@ -424,7 +424,7 @@ class Hook(db.Model):
     deleted_at: Mapped[str | None] = mapped_column(Timestamp)
 
 
-class HookTest(db.Model):
+class HookTest(Model):
     """A test of a hook in the last minute; it stays if the hook is deleted, since it counts."""
 
     __tablename__ = "hook_tests"
@@ -437,7 +437,7 @@ class HookTest(db.Model):
     at: Mapped[str] = mapped_column(Timestamp)
 
 
-class Delivery(db.Model):
+class Delivery(Model):
     """One webhook for a callback or a hook; its id is the `webhook-id` of every attempt."""
 
     __tablename__ = "deliveries"
@@ -488,7 +488,7 @@ class Delivery(db.Model):
     leased_until: Mapped[str | None] = mapped_column(Timestamp)
 
 
-class Attempt(db.Model):
+class Attempt(Model):
     """One attempt of a delivery, with its outcome as one sentence."""
 
     __tablename__ = "attempts"
@@ -504,7 +504,7 @@ class Attempt(db.Model):
     answer: Mapped[str | None]
 
 
-class ServiceHeartbeat(db.Model):
+class ServiceHeartbeat(Model):
     """The latest period in which agents could reach a process without a gap: at most one row."""
 
     __tablename__ = "service_heartbeat"

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from taskservice import resources
 from taskservice.database.connections import Statement
 from taskservice.database.engine import BUSY_SECONDS, Database
-from taskservice.database.types import AnyRow, AnySelect, database_now
+from taskservice.database.types import AnySelect, database_now
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,7 +82,7 @@ def read_one(statement: Any, /, **values: Any) -> Any | None:
 
 def in_pages(
     rows: AnySelect, order: Sequence[Any], count: int, values: Mapping[str, Any] | None = None
-) -> Iterator[Sequence[AnyRow]]:
+) -> Iterator[Sequence[Any]]:
     """All rows in the order of these columns, which they have; `count` at a time, each a read."""
     page = rows.order_by(None).order_by(*order).limit(count)
     after = page

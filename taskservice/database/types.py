@@ -1,7 +1,7 @@
 """The base of all tables, and our own column types and SQL functions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import orjson
 from flask_sqlalchemy import SQLAlchemy
@@ -100,6 +100,11 @@ class Base(DeclarativeBase):
 
 
 db = SQLAlchemy(model_class=Base, disable_autonaming=True)
+if TYPE_CHECKING:
+    # mypy does not take an attribute for a class.
+    Model = Base
+else:
+    Model = db.Model
 
 
 class database_now(_Function):
@@ -183,8 +188,6 @@ def is_among(column: Any, name: str) -> _Function:
 
 AnySelect: TypeAlias = Select[*tuple[Any, ...]]
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
-# A task: the columns that its statement selects, or a namespace with the same names.
-TaskRow: TypeAlias = AnyRow
 
 # The approximate number of bytes that one read takes into memory.
 PAGE_BYTES = 1024 * 1024

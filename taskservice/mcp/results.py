@@ -9,7 +9,7 @@ from marshmallow import ValidationError
 from taskservice import errors as problems
 from taskservice.auth import caller
 from taskservice.database import clock
-from taskservice.database.types import AnyRow, TaskRow
+from taskservice.database.rows import QuestionRow, TaskRow
 from taskservice.errors import Problem, invalid
 from taskservice.mcp.protocol import Call
 from taskservice.schemas import strict_json
@@ -51,7 +51,7 @@ def as_forms(questions: list[dict[str, Any]]) -> dict[str, Any]:
     return {id: {"method": "elicitation/create", "params": form} for id, form in forms.items()}
 
 
-def answer(task_id: str, question_id: str, given: dict[str, Any]) -> AnyRow:
+def answer(task_id: str, question_id: str, given: dict[str, Any]) -> QuestionRow:
     """Answer a question with an `action`, and the `content` of an answer. Raises 404, 409, 422."""
     loaded = {"content": None} | _answer_schema.load(given)
     return question_service.answer(caller, task_id, question_id, **loaded)
@@ -129,7 +129,7 @@ def tool_result_of(task: TaskRow, no_worker: str | None = None) -> dict[str, Any
     return tool_result({**task_header(task), "error": error_of(task), "log": lines}, is_error=True)
 
 
-def task_header(task: TaskRow | AnyRow) -> dict[str, Any]:
+def task_header(task: TaskRow) -> dict[str, Any]:
     return {"taskId": task.id, "agentId": task.agent_id, "status": task.status}
 
 
@@ -165,13 +165,13 @@ def _complete_result(task: TaskRow) -> dict[str, Any]:
     return tool_result({**task_header(task), "output": output}, text)
 
 
-def error_of(task: TaskRow | AnyRow, length: int = MAX_SHOWN_ERROR) -> dict[str, Any] | None:
+def error_of(task: TaskRow, length: int = MAX_SHOWN_ERROR) -> dict[str, Any] | None:
     if task.error_type is None:
         return None
     return {"type": task.error_type, "message": shortened(task.error_message or "", length)}
 
 
-def summary(task: AnyRow) -> dict[str, Any]:
+def summary(task: TaskRow) -> dict[str, Any]:
     more = {"name": task.name, "createdAt": task.created_at, "finishedAt": task.finished_at}
     optional = {"note": task.note, "error": error_of(task, MAX_SHOWN_LINE)}
     return {**task_header(task), **more, **{name: each for name, each in optional.items() if each}}

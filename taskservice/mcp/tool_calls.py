@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from taskservice.auth import caller
-from taskservice.database.types import AnyRow, TaskRow
+from taskservice.database.rows import AgentRow, TaskRow
 from taskservice.errors import invalid
 from taskservice.mcp import results
 from taskservice.mcp.protocol import INVALID_PARAMS, Call, RpcError
@@ -87,7 +87,7 @@ def definitions() -> list[dict[str, Any]]:
     return [*(_definition(names[agent.id], agent) for agent in tools), *fixed.values()]
 
 
-def _definition(name: str, agent: AnyRow) -> dict[str, Any]:
+def _definition(name: str, agent: AgentRow) -> dict[str, Any]:
     hints: dict[str, Any] = strict_json.loads(agent.annotations.encode())
     if hints.get("readOnlyHint"):
         # The default of this hint is meant for tools that change something.

@@ -28,6 +28,7 @@ from taskservice.auth import Caller, is_of_agent, tasks_of_user, visible_agents
 from taskservice.database import clock, transactions
 from taskservice.database.connections import Statement
 from taskservice.database.models import ANNOTATIONS, Agent, Task
+from taskservice.database.rows import AgentRow, EndedTaskRow, TaskRow
 from taskservice.database.transactions import read_all, read_one, reading, transaction
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem, invalid, not_found, require
@@ -95,7 +96,7 @@ AGENTS_PER_READ = 50  # each has up to 20 KB
 MAX_CHOICES = 1_000  # agents that a page offers
 RECENT = 30  # finished tasks from which an agent's health is computed
 MAX_RUNNING = 2_000  # running tasks of a user that are counted by agent
-_RUNS = Statement[AnyRow](
+_RUNS = Statement[EndedTaskRow](
     select(Task.id, Task.name, Task.status, Task.error_type, Task.version)
     .add_columns(Task.claimed_at, Task.finished_at, Task.seconds)
     .where(*of_this_agent, Task.finished_at.is_not(None))
@@ -103,7 +104,7 @@ _RUNS = Statement[AnyRow](
     .limit(bindparam("count"))
 )
 _short_input = case((func.length(Task.input) <= bindparam("max_input"), Task.input))
-_NEWEST_TASK = Statement[AnyRow](
+_NEWEST_TASK = Statement[TaskRow](
     select(Task.id, Task.name, Task.created_at, _short_input.label("input"))
     .where(*of_this_agent)
     .order_by(Task.created_at.desc(), Task.id.desc())
@@ -135,7 +136,7 @@ class Load(NamedTuple):
     is_complete: bool
 
 
-def list_all(caller: Caller) -> Iterator[Sequence[AnyRow]]:
+def list_all(caller: Caller) -> Iterator[Sequence[AgentRow]]:
     """All agents that the caller may see, ordered by id, some at a time."""
     return transactions.in_pages(_AGENTS, (Agent.id,), AGENTS_PER_READ, caller.scope)
 
@@ -150,7 +151,7 @@ def ids(caller: Caller, count: int | None = None) -> Sequence[str]:
 TOOL_SECONDS = 30 * 86_400  # how long an agent is a tool after a worker was seen
 
 
-def list_tools(caller: Caller, count: int) -> Sequence[AnyRow]:
+def list_tools(caller: Caller, count: int) -> Sequence[AgentRow]:
     """The `count` agents that were MCP tools first."""
     tools = select(*AGENT_COLUMNS).where(visible_agents, is_tool(clock.now()))
     since = func.coalesce(Agent.tool_since, Agent.created_at)
@@ -168,23 +169,24 @@ def tool_since(now: str) -> ColumnElement[Any]:
     return case((is_tool(now), Agent.tool_since), else_=literal(now, Agent.tool_since.type))
 
 
-def get(caller: Caller, agent_id: str) -> AnyRow:
+def get(caller: Caller, agent_id: str) -> AgentRow:
     """An agent that the caller may see. Raises 404."""
-    return require(read_one(_AGENT, agent_id=agent_id, **caller.scope), "agent")
+    agent: AgentRow = require(read_one(_AGENT, agent_id=agent_id, **caller.scope), "agent")
+    return agent
 
 
-def runs(agent: AnyRow, count: int = RECENT) -> Sequence[AnyRow]:
+def runs(agent: AgentRow, count: int = RECENT) -> Sequence[EndedTaskRow]:
     """The last finished tasks of an agent, oldest first."""
     return read_all(_RUNS, user_id=agent.user_id, agent_id=agent.id, count=count)[::-1]
 
 
-def newest_task(agent: AnyRow, max_input: int) -> AnyRow | None:
+def newest_task(agent: AgentRow, max_input: int) -> TaskRow | None:
     """The newest task of an agent; its `input` is None if it is longer than `max_input`."""
     here = {"user_id": agent.user_id, "agent_id": agent.id}
     return read_one(_NEWEST_TASK, max_input=max_input, **here)
 
 
-def loads(caller: Caller, agents: Sequence[AnyRow], maximum: int) -> dict[str, Load]:
+def loads(caller: Caller, agents: Sequence[AgentRow], maximum: int) -> dict[str, Load]:
     """Agent id -> load, for agents of the caller's user."""
     user_id = caller.user_id
     with reading() as connection:
@@ -200,7 +202,7 @@ def loads(caller: Caller, agents: Sequence[AnyRow], maximum: int) -> dict[str, L
         }
 
 
-def health(agent: AnyRow, recent: Sequence[AnyRow]) -> dict[str, Any]:
+def health(agent: AgentRow, recent: Sequence[TaskRow]) -> dict[str, Any]:
     """The health of an agent as in HealthOfAgentSchema, from its last `runs`."""
     counted = [task for task in recent if task.error_type != terms.CANCELLED]
     complete = [task for task in counted if task.status == terms.COMPLETE]
@@ -231,7 +233,7 @@ def usual_seconds(user_id: str, agent_id: str) -> float | None:
     return _median_seconds(read_all(_RUNS, user_id=user_id, agent_id=agent_id, count=RECENT))
 
 
-def _median_seconds(recent: Sequence[AnyRow]) -> float | None:
+def _median_seconds(recent: Sequence[TaskRow]) -> float | None:
     counted = [task for task in recent if task.error_type != terms.CANCELLED]
     # Imported here, since few requests need it.
     from statistics import median
@@ -240,7 +242,7 @@ def _median_seconds(recent: Sequence[AnyRow]) -> float | None:
     return round(median(durations), 3) if durations else None
 
 
-def seconds(task: AnyRow) -> float | None:
+def seconds(task: TaskRow | AnyRow) -> float | None:
     """The duration of a finished task; None if it is running, or no agent claimed it."""
     if task.claimed_at is None or task.finished_at is None:
         return None
@@ -249,7 +251,7 @@ def seconds(task: AnyRow) -> float | None:
     return max(0.0, clock.seconds_between(task.claimed_at, task.finished_at))
 
 
-def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AnyRow]:
+def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AgentRow]:
     """Agents with `last_used_at`: broken ones first, then late ones, then the last used."""
     newest = select(func.max(Task.created_at)).where(is_of_agent)
     last_used_at = newest.scalar_subquery().label("last_used_at")
@@ -259,7 +261,7 @@ def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AnyRow]:
     return read_all(in_order.offset(start).limit(count), **caller.scope)
 
 
-def by_id(user_id: str, agent_ids: Collection[str]) -> dict[str, AnyRow]:
+def by_id(user_id: str, agent_ids: Collection[str]) -> dict[str, AgentRow]:
     these = (Agent.user_id == user_id, Agent.id.in_(sorted(agent_ids)))
     return {row.id: row for row in read_all(select(*AGENT_OF_TASK_COLUMNS).where(*these))}
 
@@ -275,7 +277,7 @@ MAX_NUMBERS_BYTES = 8 * 1024
 MAX_BYTES = 4 * 1024 * 1024  # of outputs that one call reads
 CACHE_SIZE = 1_000  # outputs whose numbers a process keeps, each in up to 50 KB
 
-_OUTPUT = Statement[AnyRow](select(Task.output).where(Task.id == bindparam("task_id")))
+_OUTPUT = Statement[TaskRow](select(Task.output).where(Task.id == bindparam("task_id")))
 
 
 class _Number(str):
@@ -327,7 +329,7 @@ def numbers_at(caller: Caller, agent_id: str, path: str, limit: int) -> list[dic
 
 def _outputs(
     caller: Caller, agent_id: str, count: int
-) -> Iterator[tuple[AnyRow, Mapping[str, str]]]:
+) -> Iterator[tuple[EndedTaskRow, Mapping[str, str]]]:
     """The last ended tasks with their numbers by path, newest first, up to MAX_BYTES."""
     left = MAX_BYTES
     for task in reversed(runs(get(caller, agent_id), count)):

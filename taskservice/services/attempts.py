@@ -16,8 +16,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from taskservice import resources
 from taskservice.database import clock
 from taskservice.database.models import Delivery, Event, Hook
+from taskservice.database.rows import HookRow, TaskRow
 from taskservice.database.transactions import end_shared_reading, reading
-from taskservice.database.types import AnyRow, TaskRow
+from taskservice.database.types import AnyRow
 from taskservice.event_kinds import KINDS
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import question_schema
@@ -211,7 +212,9 @@ def _message_to_hook(leased: deliveries.Leased) -> Message:
     newest = newest.order_by(None).order_by(Event.position.desc()).limit(MAX_DESCRIBED)
     number = select(func.count()).select_from(Delivery).join(Event, Event.id == Delivery.event_id)
     with reading() as connection:
-        hook = connection.execute(select(Hook.__table__).where(Hook.id == leased.hook_id)).first()
+        hook: Any = connection.execute(
+            select(Hook.__table__).where(Hook.id == leased.hook_id)
+        ).first()
         events = connection.execute(newest).all()[::-1]
         count = connection.scalar(number.where(*told)) or 0
     if hook is None or not events:
@@ -222,7 +225,7 @@ def _message_to_hook(leased: deliveries.Leased) -> Message:
     return _for_people(hook, leased.id, [_notice(hook, each) for each in events], count)
 
 
-def sample(hook: AnyRow) -> Message:
+def sample(hook: HookRow) -> Message:
     """A message that shows how this hook is told of one of its events, marked as a test."""
     event, agent, task, question = samples.sample(hook)
     message_id, url = clock.new_id(), page("")
@@ -234,14 +237,14 @@ def sample(hook: AnyRow) -> Message:
 
 
 def _for_program(
-    hook: AnyRow, webhook_id: str, name: str, at: str, data: dict[str, Any], **marks: bool
+    hook: HookRow, webhook_id: str, name: str, at: str, data: dict[str, Any], **marks: bool
 ) -> Message:
     body = strict_json.dumps({"type": name, "timestamp": at, **marks, "data": data})
     secrets = users.callback_secrets(hook.user_id)
     return Message(hook.target, body, id=webhook_id, secrets=secrets, hook=hook)
 
 
-def _for_people(hook: AnyRow, message_id: str, notices: Sequence[Notice], count: int) -> Message:
+def _for_people(hook: HookRow, message_id: str, notices: Sequence[Notice], count: int) -> Message:
     made = messages.FORMATS[hook.format](hook.target, notices, count)
     headers = {"authorization": f"Bearer {hook.token}"} if hook.token else {}
     return made._replace(id=message_id, headers=headers, hook=hook)
@@ -260,7 +263,7 @@ def page(path: str) -> str | None:
     return f"{public_url.rstrip('/')}/{path}" if public_url else None
 
 
-def _data(hook: AnyRow, event: AnyRow) -> dict[str, Any]:
+def _data(hook: HookRow, event: AnyRow) -> dict[str, Any]:
     ids = [event.agent_id] if KINDS[event.name].is_of_agent else []
     agent = agents.by_id(event.user_id, ids).get(event.agent_id)
     task = event.task_id and task_json.webhook_body(_task(event.task_id))
@@ -269,7 +272,7 @@ def _data(hook: AnyRow, event: AnyRow) -> dict[str, Any]:
 
 
 def _data_of(
-    hook: AnyRow, event: AnyRow, agent: Any, task: bytes | None, question: Any
+    hook: HookRow, event: AnyRow, agent: Any, task: bytes | None, question: Any
 ) -> dict[str, Any]:
     """What a program is told of an event, with its agent, the JSON of its task, its question."""
     data: dict[str, Any] = {}
@@ -293,7 +296,7 @@ def _answer_url(event: AnyRow) -> str | None:
     return page(f"answer/{links.token_of(event.question_id)}")
 
 
-def _notice(hook: AnyRow, event: AnyRow) -> Notice:
+def _notice(hook: HookRow, event: AnyRow) -> Notice:
     kind, details = KINDS[event.name], strict_json.loads(event.details.encode())
     answer_url, choices = None, []
     if hook.answer_links and event.question_state == OPEN and (answer_url := _answer_url(event)):

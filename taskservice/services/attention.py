@@ -14,6 +14,7 @@ from taskservice.database import clock, models
 from taskservice.database.connections import Statement
 from taskservice.database.files import last_backup
 from taskservice.database.models import Agent, Attempt, Delivery, Question, Task
+from taskservice.database.rows import AgentRow
 from taskservice.database.transactions import database_time, read_all, read_one
 from taskservice.database.types import AnyRow
 from taskservice.quantities import seconds_text
@@ -143,7 +144,7 @@ def list_all(caller: Caller) -> list[dict[str, Any]]:
     return [dict(zip(names, item, strict=True)) for item in found[:MAX_ITEMS]]
 
 
-def missing_worker(agent: AnyRow) -> str | None:
+def missing_worker(agent: AgentRow) -> str | None:
     """One sentence if a task that is started for this agent would only wait."""
     now = database_time()
     is_seen = (agent.worker_seen_at or "") >= clock.moved(now, -QUIET_SECONDS)

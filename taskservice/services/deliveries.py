@@ -38,15 +38,9 @@ from taskservice.database.models import (
     Task,
     User,
 )
+from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import read_all, read_one, reading, transaction
-from taskservice.database.types import (
-    AnyRow,
-    AnySelect,
-    TaskRow,
-    a_day_after,
-    database_now,
-    time_from_now,
-)
+from taskservice.database.types import AnyRow, AnySelect, a_day_after, database_now, time_from_now
 from taskservice.errors import Problem, require
 from taskservice.event_kinds import TASK_ASKS
 from taskservice.schemas.tasks import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
@@ -121,7 +115,7 @@ def read_with_attempts(connection: Connection, deliveries: AnySelect, **values: 
     return [SimpleNamespace(**row._asdict(), attempts=made.get(row.id, [])) for row in rows]
 
 
-def states(rows: Sequence[AnyRow]) -> dict[str, str]:
+def states(rows: Sequence[TaskRow]) -> dict[str, str]:
     """Task id -> the state of its newest delivery, for the tasks of `rows` that have one."""
     of_these = _STATES.where(Delivery.task_id.in_([row.id for row in rows]))
     return {row.task_id: row.state for row in read_all(of_these)}

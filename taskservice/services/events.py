@@ -27,6 +27,7 @@ from taskservice import event_kinds, terms
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Delivery, Event, EventStream, Hook, Question, Task
+from taskservice.database.rows import AgentRow, HookRow
 from taskservice.database.transactions import read_all, transaction
 from taskservice.database.types import AnyRow, Timestamp, database_now, position_in_text
 from taskservice.event_kinds import EventKind
@@ -38,7 +39,7 @@ DAY_SECONDS = 86_400.0  # people are not told of what is older
 BATCH = 200  # events that one transaction deletes
 
 this_agent = (Agent.user_id == bindparam("of_user_id"), Agent.id == bindparam("of_agent_id"))
-_STATE = Statement[AnyRow](select(Agent.state, Agent.state_since).where(*this_agent))
+_STATE = Statement[AgentRow](select(Agent.state, Agent.state_since).where(*this_agent))
 # On PostgreSQL, completions of an agent share a lock, which a failure has alone: otherwise a
 # completion would not see a failure that is not committed yet.
 _agent_hash = func.hashtextextended(bindparam("agent"), 0)
@@ -72,7 +73,7 @@ _STREAM = Statement[AnyRow](
 
 
 @cache
-def _hooks(names: tuple[str, ...]) -> Statement[AnyRow]:
+def _hooks(names: tuple[str, ...]) -> Statement[HookRow]:
     """Selects the hooks of a user that are told of events with one of these names."""
     # Of fifty hooks most are told of none of these.
     is_told = (position_in_text(Hook.events, literal(f'"{name}"', Text())) > 0 for name in names)
@@ -212,7 +213,7 @@ def record_events(connection: Connection, events: Iterable[NewEvent]) -> None:
 
 
 def _store_events(
-    connection: Connection, user_id: str, told: Sequence[tuple[NewEvent, Sequence[AnyRow]]]
+    connection: Connection, user_id: str, told: Sequence[tuple[NewEvent, Sequence[HookRow]]]
 ) -> None:
     """Store events of one user, each with a delivery for each hook that is told of it."""
     next_positions = {"of_user_id": user_id, "count": len(told)}
@@ -226,7 +227,9 @@ def _store_events(
             _enqueue_for_hook(connection, hook, columns["id"], event)
 
 
-def _enqueue_for_hook(connection: Connection, hook: AnyRow, event_id: str, event: NewEvent) -> None:
+def _enqueue_for_hook(
+    connection: Connection, hook: HookRow, event_id: str, event: NewEvent
+) -> None:
     is_for_people = hook.format in terms.PEOPLE_FORMATS
     if is_for_people:
         _SCHEDULE_MESSAGE.run(connection, this_hook_id=hook.id)
@@ -254,7 +257,7 @@ def lock_stream(connection: Connection, user_id: str) -> None:
         connection.execute(insert(EventStream), {"user_id": user_id, "position": 0})
 
 
-def _concerns(hook: AnyRow, event: NewEvent) -> bool:
+def _concerns(hook: HookRow, event: NewEvent) -> bool:
     key, _, value = (hook.label or "").partition(":")
     return (
         f'"{event.kind.name}"' in hook.events

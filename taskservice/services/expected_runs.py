@@ -13,8 +13,9 @@ from taskservice.auth import is_of_agent
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Task
+from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import read_all, transaction
-from taskservice.database.types import AnyRow, TaskRow
+from taskservice.database.types import AnyRow
 from taskservice.errors import invalid
 from taskservice.event_kinds import AGENT_BACK, AGENT_LATE
 from taskservice.schemas import strict_json

@@ -8,8 +8,9 @@ from sqlalchemy import bindparam, select
 from taskservice import __version__
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Delivery, Hook, LogWriter, Question, Task, User
+from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import in_pages, read_all, read_snapshot
-from taskservice.database.types import AnyRow, AnySelect, Identifier, TaskRow
+from taskservice.database.types import AnyRow, AnySelect, Identifier
 from taskservice.errors import Problem, invalid
 from taskservice.schemas import export_lines, strict_json
 from taskservice.schemas.tasks import DELIVERY_COLUMNS

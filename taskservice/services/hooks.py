@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from flask import current_app
@@ -15,8 +15,9 @@ from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Delivery, Event, Hook, HookTest
+from taskservice.database.rows import HookRow
 from taskservice.database.transactions import read_all, read_one, retry_on_conflict, transaction
-from taskservice.database.types import AnyRow, AnySelect
+from taskservice.database.types import AnySelect
 from taskservice.errors import Problem, invalid, overloaded, require, stopping
 from taskservice.event_kinds import DEFAULT_EVENTS
 from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS, hook_schema
@@ -36,7 +37,7 @@ _HOOKS: AnySelect = select(Hook.__table__).where(_OWN).order_by(Hook.created_at,
 _THIS = Hook.id == bindparam("hook_id")
 _HOOK = _HOOKS.where(_THIS)
 # The service turned them off, not their user.
-TURNED_OFF = Statement[AnyRow](_HOOKS.where(Hook.state == terms.OFF, Hook.reason.is_not(None)))
+TURNED_OFF = Statement[HookRow](_HOOKS.where(Hook.state == terms.OFF, Hook.reason.is_not(None)))
 _DELIVERIES: AnySelect = (
     select(*HOOK_DELIVERY_COLUMNS)
     .join(Event, Event.id == Delivery.event_id)
@@ -45,25 +46,26 @@ _DELIVERIES: AnySelect = (
 )
 
 
-def turned_off(caller: Caller) -> Sequence[AnyRow]:
+def turned_off(caller: Caller) -> Sequence[HookRow]:
     """The hooks of the user that the service has turned off."""
     return read_all(TURNED_OFF, user_id=caller.user_id)
 
 
-def list_all(caller: Caller) -> Sequence[AnyRow]:
+def list_all(caller: Caller) -> Sequence[HookRow]:
     """All hooks of the user, oldest first."""
     return read_all(_HOOKS, user_id=caller.user_id)
 
 
-def get(caller: Caller, hook_id: str) -> AnyRow:
+def get(caller: Caller, hook_id: str) -> HookRow:
     """A hook of the user. Raises 404."""
-    return require(read_one(_HOOK, user_id=caller.user_id, hook_id=hook_id), "hook")
+    hook: HookRow = require(read_one(_HOOK, user_id=caller.user_id, hook_id=hook_id), "hook")
+    return hook
 
 
-def _locked(connection: Connection, caller: Caller, hook_id: str) -> AnyRow:
+def _locked(connection: Connection, caller: Caller, hook_id: str) -> HookRow:
     here = {"user_id": caller.user_id, "hook_id": hook_id}
     locked = connection.execute(_HOOK.with_for_update(key_share=True), here)
-    return require(locked.one_or_none(), "hook")
+    return cast(HookRow, require(locked.one_or_none(), "hook"))
 
 
 @retry_on_conflict
@@ -88,7 +90,7 @@ def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -
         return _locked(connection, caller, new_id)
 
 
-def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> AnyRow:
+def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> HookRow:
     """Change fields of a hook; its format stays unless it is named. Raises 404 and 422."""
     values = _stored(fields)
     with transaction() as connection:
@@ -110,7 +112,7 @@ def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> AnyRow:
     return changed
 
 
-def _is_elsewhere(hook: AnyRow, values: dict[str, Any]) -> bool:
+def _is_elsewhere(hook: HookRow, values: dict[str, Any]) -> bool:
     """Whether these changes send the hook's token to another host, or in another form."""
     before, after = urlsplit(hook.target), urlsplit(values.get("target", hook.target))
     is_same = (before.scheme, before.netloc.lower()) == (after.scheme, after.netloc.lower())
@@ -162,7 +164,7 @@ def _check(hook: dict[str, Any]) -> None:
         raise invalid({"answerLinks": ["This service does not know its own PUBLIC_URL."]})
 
 
-def delete(caller: Caller, hook_id: str) -> AnyRow:
+def delete(caller: Caller, hook_id: str) -> HookRow:
     """Delete a hook with its deliveries; returns it. Raises 404.
 
     `remove_deleted` removes the rows, of which there may be very many.
@@ -210,7 +212,7 @@ def test(caller: Caller, hook_id: str) -> Outcome:
     return outcome
 
 
-def _count_test(hook: AnyRow) -> None:
+def _count_test(hook: HookRow) -> None:
     """Raises 429 if this user, or this address, was sent a test not long ago."""
     now = clock.now()
     recent = (
@@ -249,7 +251,7 @@ def list_deliveries(caller: Caller, hook_id: str) -> list[Any]:
     return _with_attempts(get(caller, hook_id), _DELIVERIES.limit(MAX_LISTED))
 
 
-def _with_attempts(hook: AnyRow, which: AnySelect) -> list[Any]:
+def _with_attempts(hook: HookRow, which: AnySelect) -> list[Any]:
     """Deliveries of a hook; what is pending for people is sent when their next message is."""
     rows = deliveries.with_attempts(which, hook_id=hook.id)
     if hook.format in terms.PEOPLE_FORMATS:

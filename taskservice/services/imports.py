@@ -26,8 +26,9 @@ from taskservice.database.models import (
     Task,
     User,
 )
+from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import transaction
-from taskservice.database.types import Identifier, TaskRow
+from taskservice.database.types import Identifier
 from taskservice.errors import Problem, from_exception, invalid, sentences
 from taskservice.schemas import export_lines, strict_json
 from taskservice.schemas.fields import NO_QUESTIONS

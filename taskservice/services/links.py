@@ -5,7 +5,7 @@ import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -16,8 +16,9 @@ from taskservice import auth
 from taskservice.auth import Caller, is_of_agent
 from taskservice.database import clock
 from taskservice.database.models import Agent, Link, Question, Task, User
+from taskservice.database.rows import LinkRow, QuestionRow
 from taskservice.database.transactions import read_all, read_one, transaction
-from taskservice.database.types import AnyRow, AnySelect, time_from_now
+from taskservice.database.types import AnySelect, time_from_now
 from taskservice.errors import Problem, invalid, not_found, require
 from taskservice.schemas import answer_schema, strict_json
 from taskservice.schemas.tasks import LINK_COLUMNS
@@ -55,19 +56,19 @@ def create(caller: Caller, task_id: str, expires_at: str | None) -> Any:
     return SimpleNamespace(**link, token=token)
 
 
-def list_all(caller: Caller, task_id: str) -> Sequence[AnyRow]:
+def list_all(caller: Caller, task_id: str) -> Sequence[LinkRow]:
     """The links to a task that have not expired, oldest first. Raises 404."""
     tasks.get_version(caller, task_id)
     return read_all(_LIVE, task_id=task_id, now=clock.now())
 
 
-def revoke(caller: Caller, task_id: str, link_id: str) -> AnyRow:
+def revoke(caller: Caller, task_id: str, link_id: str) -> LinkRow:
     """Delete a link to a task; what shows the task by it ends soon. Raises 404."""
     with transaction() as connection:
         tasks.get_locked(connection, caller, task_id)
         here = (Link.task_id == task_id, Link.id == link_id)
         link = connection.execute(delete(Link).where(*here).returning(*LINK_COLUMNS)).one_or_none()
-    return require(link, "link")
+    return cast(LinkRow, require(link, "link"))
 
 
 # Links that each answer one question, once, without a key; nothing is stored for them.
@@ -103,20 +104,20 @@ def token_of(question_id: str) -> str:
     return urlsafe_b64encode(own + code).decode().rstrip("=")
 
 
-def find_question(token: str) -> AnyRow:
+def find_question(token: str) -> QuestionRow:
     """The open question of a token, with `task_name`, `agent_name` and its user. Raises 404."""
     try:
         question_id = str(UUID(bytes=urlsafe_b64decode(f"{token}==")[:_ID_BYTES]))
     except ValueError:
         raise not_found("question") from None
     is_ours = hmac.compare_digest(token.encode(), token_of(question_id).encode())
-    question: AnyRow | None = read_one(_QUESTION, question_id=question_id) if is_ours else None
+    question: QuestionRow | None = read_one(_QUESTION, question_id=question_id) if is_ours else None
     if question is None or question.state != OPEN:
         raise not_found("question")
     return question
 
 
-def answer(question: AnyRow, action: str, content: dict[str, Any] | None) -> None:
+def answer(question: QuestionRow, action: str, content: dict[str, Any] | None) -> None:
     """Answer or decline a question that `find_question` returned; raises 404, 409 and 422."""
     caller = Caller(question.user_id, None, "", LINK, question.user_name)
     here = (question.task_id, question.id)

@@ -33,8 +33,9 @@ from taskservice.auth import Caller, tasks_of_user, visible_tasks
 from taskservice.database import clock, name_index, types
 from taskservice.database.connections import Statement
 from taskservice.database.models import IS_ASKING, Delivery, Question, Task, TaskLabel
+from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import database_time, read_all, reading
-from taskservice.database.types import AnyRow, AnySelect, Identifier, TaskRow, Timestamp
+from taskservice.database.types import AnyRow, AnySelect, Identifier, Timestamp
 from taskservice.schemas.fields import NO_QUESTIONS, Lines, OpenQuestions, StoredJson, StoredNumber
 from taskservice.schemas.tasks import TASK_COLUMNS, TaskError, TaskSchema
 from taskservice.services.logs import TEXT_OF_LOG
@@ -318,8 +319,8 @@ class TaskList:
         return [Position(row.created_at, row.id) for row in longest], end
 
     def newest(
-        self, make_statement: Callable[[Scan], Statement[AnyRow]], maximum: int
-    ) -> tuple[list[AnyRow], Position | None]:
+        self, make_statement: Callable[[Scan], Statement[Any]], maximum: int
+    ) -> tuple[list[Any], Position | None]:
         """The rows for few candidates, or for the newest `maximum` tasks, and where these end."""
         candidate_set = self._smallest_set()
         end = None if candidate_set else self.position(None, maximum + 1)
@@ -344,12 +345,12 @@ class TaskList:
 
     def run(
         self,
-        make_statement: Callable[[Scan], Statement[AnyRow]],
+        make_statement: Callable[[Scan], Statement[Any]],
         after: Position | None = None,
         end: Position | None = None,
         candidate_set: str | None = None,
         **values: Any,
-    ) -> list[AnyRow]:
+    ) -> list[Any]:
         """The rows of the statement for tasks from `after`, exclusive, to `end`, inclusive."""
         # A cursor may be one of another list.
         further = min if self._sort == NEWEST_FIRST else max
@@ -389,7 +390,7 @@ def ids_with_prefix(caller: Caller, digits: str) -> list[str]:
     return [row.id for row in read_all(found, **caller.scope)]
 
 
-def summaries(caller: Caller, positions: Sequence[Position]) -> list[AnyRow]:
+def summaries(caller: Caller, positions: Sequence[Position]) -> list[TaskRow]:
     """The tasks at these positions, in their order, with the columns that a table shows."""
     ids = [position.id for position in positions]
     return TaskList(caller, Selection()).read(ids, _summaries_statement)
@@ -423,7 +424,7 @@ def _nth_position_statement(scan: Scan) -> Statement[AnyRow]:
 
 
 @lru_cache(maxsize=STATEMENTS)
-def _listed_statement(shape: Shape, scan: Scan) -> Statement[AnyRow]:
+def _listed_statement(shape: Shape, scan: Scan) -> Statement[TaskRow]:
     # The id is as the database stores it, since few are used.
     columns = (_sort_column(scan.sort).label("time"), type_coerce(Task.id, Text))
     found = in_order(scan).with_only_columns(*columns, *_listed_columns(shape))
@@ -551,7 +552,7 @@ def _large_task_statement(shape: Shape, filters: Filters) -> Statement[TaskRow]:
 
 
 @lru_cache(maxsize=STATEMENTS)
-def _summaries_statement(filters: Filters) -> Statement[AnyRow]:
+def _summaries_statement(filters: Filters) -> Statement[TaskRow]:
     large = {"input", "output", "error_message", "questions"}
     columns = [column for column in TASK_COLUMNS if column.key not in large]
     start = func.substr(Task.error_message, 1, 4_000).label("error_message")

@@ -26,8 +26,9 @@ from taskservice.auth import Caller
 from taskservice.database import clock, types
 from taskservice.database.connections import Statement
 from taskservice.database.models import Log, LogChunk, LogWriter, Task
+from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import read_all, read_one, transaction
-from taskservice.database.types import AnyRow, TaskRow
+from taskservice.database.types import AnyRow
 from taskservice.errors import Problem, invalid, require
 from taskservice.schemas.tasks import TASK_COLUMNS
 from taskservice.services import tasks
@@ -330,8 +331,8 @@ _UPDATE = (
         Task.id, Task.status, Task.created_at, Task.claimed_at, Task.log_count, Task.first_log
     )
 )
-_HEARTBEAT = Statement[AnyRow](_UPDATE.values(tasks.HEARTBEAT))
-_ADD_LINES = Statement[AnyRow](
+_HEARTBEAT = Statement[TaskRow](_UPDATE.values(tasks.HEARTBEAT))
+_ADD_LINES = Statement[TaskRow](
     _UPDATE.where(Task.log_bytes <= terms.MAX_LOG - bindparam("bytes", type_=BigInteger()))
     .values(
         log_count=Task.log_count + bindparam("lines"),
@@ -408,7 +409,7 @@ def _require_open(task: TaskRow) -> None:
         raise tasks.finished_problem(task)
 
 
-def _add_to_writer(connection: Connection, task: AnyRow, writer: str, lines: int) -> None:
+def _add_to_writer(connection: Connection, task: TaskRow, writer: str, lines: int) -> None:
     """Add to the line count of a writer with a name. Raises 422 for too many writers."""
     of_writer = {"of_task_id": task.id, "of_writer": writer}
     if _ADD_TO_WRITER.one_or_none(connection, lines=lines, **of_writer) is None:
@@ -417,7 +418,7 @@ def _add_to_writer(connection: Connection, task: AnyRow, writer: str, lines: int
         _NEW_WRITER.run(connection, task_id=task.id, writer=writer, seq=lines)
 
 
-def _store(connection: Connection, task: AnyRow, chunks: Sequence[Chunk]) -> None:
+def _store(connection: Connection, task: TaskRow, chunks: Sequence[Chunk]) -> None:
     """Store chunks, whose lines the task already counts, in its log; create the log if needed."""
     last = task.log_count - _line_count(chunks)
     # On PostgreSQL RETURNING reads the other tables as they were before it waited for the task.

@@ -12,8 +12,9 @@ from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Task
+from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import read_one
-from taskservice.database.types import TaskRow, Timestamp
+from taskservice.database.types import Timestamp
 from taskservice.errors import Problem
 from taskservice.services import lists, logs, tasks
 from taskservice.services.search import MAX_SHOWN_LINE, slots

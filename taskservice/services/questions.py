@@ -1,7 +1,7 @@
 """Questions: asked by agents, answered by people, withdrawn, and expired by maintenance."""
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection, bindparam, case, func, insert, literal_column, select, update
 
@@ -9,8 +9,9 @@ from taskservice import event_kinds, terms
 from taskservice.auth import Caller
 from taskservice.database import clock, transactions
 from taskservice.database.models import IS_ASKING, Question, Task
+from taskservice.database.rows import QuestionRow, TaskRow
 from taskservice.database.transactions import read_all, read_one, reading, transaction
-from taskservice.database.types import AnyRow, AnySelect, is_among, time_from_now
+from taskservice.database.types import AnySelect, is_among, time_from_now
 from taskservice.errors import Problem, invalid, require
 from taskservice.schemas import answer_schema, strict_json
 from taskservice.schemas.tasks import QUESTION_COLUMNS, question_schema
@@ -35,13 +36,13 @@ _OPEN = OF_TASK.where(can_be_answered)
 _ONE = OF_TASK.where(Question.id == bindparam("question_id"))
 
 
-def list_of_task(caller: Caller, task_id: str) -> Iterator[Sequence[AnyRow]]:
+def list_of_task(caller: Caller, task_id: str) -> Iterator[Sequence[QuestionRow]]:
     """All questions of a task, oldest first, a few at a time. Raises 404."""
     tasks.get_version(caller, task_id)
     return pages(OF_TASK, task_id)
 
 
-def pages(questions: AnySelect, task_id: str) -> Iterator[Sequence[AnyRow]]:
+def pages(questions: AnySelect, task_id: str) -> Iterator[Sequence[QuestionRow]]:
     """The questions of a task that `questions` selects, oldest first, a few at a time."""
     order, of_task = (Question.asked_at, Question.id), {"task_id": task_id}
     return transactions.in_pages(questions, order, QUESTIONS_PER_READ, of_task)
@@ -55,19 +56,19 @@ def ids_among(caller: Caller, task_id: str, question_ids: Collection[str]) -> Se
     return [row.id for row in read_all(among, task_id=task_id, question_ids=list(question_ids))]
 
 
-def get(caller: Caller, task_id: str, question_id: str) -> AnyRow:
+def get(caller: Caller, task_id: str, question_id: str) -> QuestionRow:
     """A question of a task. Raises 404, for the task or for the question."""
     tasks.get_version(caller, task_id)
     with reading() as connection:
         return _get(connection, task_id, question_id)
 
 
-def find_by_id(question_id: str) -> AnyRow | None:
+def find_by_id(question_id: str) -> QuestionRow | None:
     """A question of any user: for the service itself, never for a caller."""
     return read_one(select(*COLUMNS).where(Question.id == question_id))
 
 
-def ended(task_id: str, count: int) -> Sequence[AnyRow]:
+def ended(task_id: str, count: int) -> Sequence[QuestionRow]:
     """The newest `count` questions of a task that are no longer open, the newest first."""
     has_ended = (Question.state != terms.OPEN) | has_expired
     found = select(*COLUMNS).where(Question.task_id == task_id, has_ended)
@@ -75,7 +76,7 @@ def ended(task_id: str, count: int) -> Sequence[AnyRow]:
     return read_all(newest_first.limit(count))
 
 
-def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[AnyRow]:
+def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[TaskRow]:
     """The oldest `count` tasks with open questions, with `length` characters of their input."""
     start = func.substr(Task.input, 1, length).label("input")
     asking = select(Task.id, Task.name, Task.agent_id, Task.created_at, start, Task.questions)
@@ -102,7 +103,7 @@ _CHANGE_OPEN = update(Question).where(
 @transactions.retry_on_conflict
 def ask(
     caller: Caller, task_id: str, fields: dict[str, Any], idempotency: tasks.Idempotency
-) -> tuple[AnyRow, bool]:
+) -> tuple[QuestionRow, bool]:
     """Ask a question; returns it, and whether it existed already. Raises 404, 409 and 422."""
     with transaction() as connection:
         task = tasks.get_locked(connection, caller, task_id)
@@ -144,7 +145,7 @@ def answer(
     action: str,
     content: dict[str, Any] | None,
     is_repeatable: bool = True,
-) -> AnyRow:
+) -> QuestionRow:
     """Answer or decline a question. Raises 404, 409 if it is no longer open, and 422."""
     values = {"state": terms.DECLINED}
     if action != terms.DECLINE:
@@ -160,20 +161,20 @@ def answer(
     return _close(caller, task_id, question_id, values, is_repeatable)
 
 
-def withdraw(caller: Caller, task_id: str, question_id: str) -> AnyRow:
+def withdraw(caller: Caller, task_id: str, question_id: str) -> QuestionRow:
     """Withdraw an open question; repeating it changes nothing. Raises 404, and 409 if it ended."""
     return _close(caller, task_id, question_id, {"state": terms.WITHDRAWN}, is_repeatable=True)
 
 
 def _close(
     caller: Caller, task_id: str, question_id: str, values: dict[str, str], is_repeatable: bool
-) -> AnyRow:
+) -> QuestionRow:
     """Close a question; `is_repeatable`: it may already be closed in this way."""
     with transaction() as connection:
         tasks.get_locked(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
         is_same = question.state == values["state"]
-        if is_same and (text := values.get("answer")):
+        if is_same and question.answer and (text := values.get("answer")):
             before, now = (strict_json.loads(each.encode()) for each in (question.answer, text))
             is_same = strict_json.canonical(before) == strict_json.canonical(now)
         if is_same and is_repeatable:
@@ -186,9 +187,9 @@ def _close(
         return _get(connection, task_id, question_id)
 
 
-def _get(connection: Connection, task_id: str, question_id: str) -> AnyRow:
+def _get(connection: Connection, task_id: str, question_id: str) -> QuestionRow:
     here = {"task_id": task_id, "question_id": question_id}
-    return require(connection.execute(_ONE, here).one_or_none(), "question")
+    return cast(QuestionRow, require(connection.execute(_ONE, here).one_or_none(), "question"))
 
 
 def _store_open(connection: Connection, task_id: str) -> None:

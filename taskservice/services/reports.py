@@ -13,8 +13,8 @@ from taskservice import resources, terms
 from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.models import Question, Task, TaskLabel
+from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import current_time, transaction
-from taskservice.database.types import TaskRow
 from taskservice.errors import Problem, invalid, require
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS, parse_id

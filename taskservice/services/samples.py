@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from taskservice import terms
 from taskservice.database import clock
 from taskservice.database.models import Agent, Question, Task
-from taskservice.database.types import AnyRow, TaskRow
+from taskservice.database.rows import HookRow, TaskRow
 from taskservice.event_kinds import KINDS, TASK_ASKS, EventKind
 from taskservice.schemas import strict_json
 from taskservice.services import agents
@@ -28,7 +28,7 @@ class Sample(NamedTuple):
     question: Any | None
 
 
-def sample(hook: AnyRow) -> Sample:
+def sample(hook: HookRow) -> Sample:
     """The first of the hook's events, as if it had just happened."""
     kind, now, earlier = _first_kind(hook), clock.now(), clock.now(-HOUR_SECONDS)
     agent = _agent(hook, earlier)
@@ -48,7 +48,7 @@ def sample(hook: AnyRow) -> Sample:
     return Sample(SimpleNamespace(**event), agent, task, question)
 
 
-def _first_kind(hook: AnyRow) -> EventKind:
+def _first_kind(hook: HookRow) -> EventKind:
     return KINDS[strict_json.loads(hook.events.encode())[0]]
 
 
@@ -57,7 +57,7 @@ def _row(model: Any, **values: Any) -> Any:
     return SimpleNamespace(**empty | values)
 
 
-def _agent(hook: AnyRow, created_at: str) -> Any:
+def _agent(hook: HookRow, created_at: str) -> Any:
     agent_id = hook.agent_id or "sample"
     sample_agent = _row(
         Agent,
@@ -70,7 +70,7 @@ def _agent(hook: AnyRow, created_at: str) -> Any:
     return agents.by_id(hook.user_id, [agent_id]).get(agent_id, sample_agent)
 
 
-def _task(hook: AnyRow, agent_id: str, status: terms.Status, now: str) -> TaskRow:
+def _task(hook: HookRow, agent_id: str, status: terms.Status, now: str) -> TaskRow:
     began = clock.moved(now, -RUN_SECONDS)
     has_failed, is_running = status == terms.ERROR, status == terms.RUNNING
     key, _, value = (hook.label or "").partition(":")

@@ -12,6 +12,7 @@ from taskservice.auth import Caller
 from taskservice.database import clock, types
 from taskservice.database.connections import Statement
 from taskservice.database.models import LogChunk, Task
+from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import read_all
 from taskservice.database.types import AnyRow
 from taskservice.errors import invalid
@@ -84,7 +85,7 @@ class Found(NamedTuple):
 class _Part(NamedTuple):
     """Chunks of some logs from one line to another; a search that has read it has reached `end`."""
 
-    tasks: Sequence[AnyRow]
+    tasks: Sequence[TaskRow]
     after: int
     until: int
     size: int
@@ -154,7 +155,7 @@ def _parts(tasks: TaskList, start: End | None) -> Iterator[_Part]:
 
 
 def _parts_of(tasks: TaskList, positions: Sequence[Position], line: int = 0) -> Iterator[_Part]:
-    small: list[AnyRow] = []
+    small: list[TaskRow] = []
     size = 0
     for row in tasks.read([position.id for position in positions], _tasks_statement):
         if small and size + row.log_bytes > types.PAGE_BYTES:
@@ -176,11 +177,11 @@ def _tasks_statement(filters: Filters) -> Statement[Any]:
     return Statement(found.where(*lists.still_match(filters)))
 
 
-def _position(row: AnyRow) -> Position:
+def _position(row: TaskRow) -> Position:
     return Position(row.created_at, row.id)
 
 
-def _ranges(row: AnyRow, after: int) -> Iterator[_Part]:
+def _ranges(row: TaskRow, after: int) -> Iterator[_Part]:
     count = 16
     while True:
         with _turn:
@@ -195,7 +196,7 @@ def _ranges(row: AnyRow, after: int) -> Iterator[_Part]:
         after = found.last
 
 
-def _hits(part: _Part, text: str, *, is_exact: bool) -> Iterator[tuple[AnyRow, dict[str, Any]]]:
+def _hits(part: _Part, text: str, *, is_exact: bool) -> Iterator[tuple[TaskRow, dict[str, Any]]]:
     log_ids = [row.log_id for row in part.tasks if row.log_id is not None]
     if not log_ids:
         return
@@ -203,7 +204,7 @@ def _hits(part: _Part, text: str, *, is_exact: bool) -> Iterator[tuple[AnyRow, d
     between = {"after": part.after, "until": part.until}
     with _turn:
         found = read_all(statement, log_ids=log_ids, part=text, **between)
-    chunks: dict[int, list[Any]] = {}
+    chunks: dict[int | None, list[Any]] = {}
     for chunk in sorted(found, key=lambda chunk: chunk.last):
         chunks.setdefault(chunk.log_id, []).append(chunk)
     for row in part.tasks:
@@ -216,7 +217,7 @@ def _hits(part: _Part, text: str, *, is_exact: bool) -> Iterator[tuple[AnyRow, d
 
 
 def _hits_in(
-    chunk: Any, text: str, row: AnyRow, after: int, *, is_exact: bool
+    chunk: Any, text: str, row: TaskRow, after: int, *, is_exact: bool
 ) -> Iterator[dict[str, Any]]:
     first = number = chunk.last - chunk.count + 1
     times: list[int] | None = None

@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any
 
-from taskservice.database.types import TaskRow
+from taskservice.database.rows import TaskRow
 from taskservice.errors import not_found
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import dump_items, split_at_lines

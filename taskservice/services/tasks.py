@@ -27,8 +27,9 @@ from taskservice.auth import Caller, is_of_agent, tasks_of_user, visible_agents,
 from taskservice.database import clock, types
 from taskservice.database.connections import Statement
 from taskservice.database.models import INPUT_SCHEMA, Agent, ApiKey, Log, Task, TaskLabel
+from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import read_all, read_one, retry_on_conflict, transaction
-from taskservice.database.types import AnyRow, AnySelect, TaskRow, database_now
+from taskservice.database.types import AnySelect, database_now
 from taskservice.errors import Problem, invalid, invalid_key, require
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
@@ -55,12 +56,12 @@ _RELATIVES = select(Task.id, Task.name, Task.agent_id, Task.status, Task.error_t
 )
 _OLDEST_FIRST = (Task.created_at, Task.id)
 _NEWEST_FIRST = (Task.created_at.desc(), Task.id.desc())
-_CHILDREN = Statement[AnyRow](
+_CHILDREN = Statement[TaskRow](
     _RELATIVES.where(Task.parent_id == bindparam("parent_id"), visible_tasks)
     .order_by(*_OLDEST_FIRST)
     .limit(bindparam("count"))
 )
-_NEWEST_RERUN = Statement[AnyRow](
+_NEWEST_RERUN = Statement[TaskRow](
     _RELATIVES.where(Task.rerun_of == bindparam("rerun_of"), visible_tasks)
     .order_by(*_NEWEST_FIRST)
     .limit(1)
@@ -71,8 +72,8 @@ _STARTED = tuple_(*_OLDEST_FIRST)
 _THIS_START = tuple_(
     bindparam("created_at", type_=types.Timestamp()), bindparam("task_id", type_=types.Identifier)
 )
-_PREVIOUS = Statement[AnyRow](_RUNS.where(_STARTED < _THIS_START).order_by(*_NEWEST_FIRST))
-_NEXT = Statement[AnyRow](_RUNS.where(_STARTED > _THIS_START).order_by(*_OLDEST_FIRST))
+_PREVIOUS = Statement[TaskRow](_RUNS.where(_STARTED < _THIS_START).order_by(*_NEWEST_FIRST))
+_NEXT = Statement[TaskRow](_RUNS.where(_STARTED > _THIS_START).order_by(*_OLDEST_FIRST))
 
 
 def get(caller: Caller, task_id: str) -> TaskRow:
@@ -96,16 +97,16 @@ def get_version(caller: Caller, task_id: str) -> TaskRow:
     return require(version, "task")
 
 
-def children(caller: Caller, task_id: str, count: int) -> Sequence[AnyRow]:
+def children(caller: Caller, task_id: str, count: int) -> Sequence[TaskRow]:
     """The oldest `count` tasks that a task has started, in this order."""
     return read_all(_CHILDREN, parent_id=task_id, count=count, **caller.scope)
 
 
-def newest_rerun(caller: Caller, task_id: str) -> AnyRow | None:
+def newest_rerun(caller: Caller, task_id: str) -> TaskRow | None:
     return read_one(_NEWEST_RERUN, rerun_of=task_id, **caller.scope)
 
 
-def runs_beside(task: TaskRow) -> tuple[AnyRow | None, AnyRow | None]:
+def runs_beside(task: TaskRow) -> tuple[TaskRow | None, TaskRow | None]:
     """The previous and the next task of the agent of a task that the caller may see."""
     here = {"user_id": task.user_id, "agent_id": task.agent_id}
     here |= {"created_at": task.created_at, "task_id": task.id}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -13,6 +13,7 @@ from taskservice.auth import KEY_IS_VALID, Caller, visible_keys
 from taskservice.database import clock, transactions
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, ApiKey, CallbackSecret, User
+from taskservice.database.rows import KeyRow, UserRow
 from taskservice.database.transactions import read_all, reading, retry_on_conflict, transaction
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem, invalid, invalid_key, require
@@ -39,12 +40,12 @@ def add(name: str) -> Any:
         raise Problem(409, f"A user {name} already exists") from None
 
 
-def get(user_id: str) -> AnyRow:
+def get(user_id: str) -> UserRow:
     with reading() as connection:
-        return connection.execute(_USER, {"user_id": user_id}).one()
+        return cast(UserRow, connection.execute(_USER, {"user_id": user_id}).one())
 
 
-def list_all() -> Sequence[AnyRow]:
+def list_all() -> Sequence[UserRow]:
     return read_all(_USERS.order_by(User.name))
 
 
@@ -127,7 +128,7 @@ def create_key(caller: Caller, fields: dict[str, Any], key_id: str | None = None
         )
 
 
-def revoke_key(caller: Caller, key_id: str) -> AnyRow:
+def revoke_key(caller: Caller, key_id: str) -> KeyRow:
     """Revoke a key of the caller's user. Raises 401, 404, and 409 for the last user key."""
     with transaction() as connection:
         # The lock keeps two requests from revoking the last two user keys.
@@ -143,7 +144,7 @@ def revoke_key(caller: Caller, key_id: str) -> AnyRow:
         return _key(connection, key_id)
 
 
-def revoke_any_key(key_id: str) -> AnyRow:
+def revoke_any_key(key_id: str) -> KeyRow:
     """Revoke a key of any user; revoking it again changes nothing. Raises 404."""
     with transaction() as connection:
         _revoke(connection, ApiKey.id == key_id)
@@ -195,25 +196,25 @@ def _store_last_uses(
             connection.execute(used, uses)
 
 
-def get_key(caller: Caller, key_id: str) -> AnyRow:
+def get_key(caller: Caller, key_id: str) -> KeyRow:
     """A key of the caller's user. Raises 404."""
     with reading() as connection:
         return _key(connection, key_id, caller)
 
 
-def list_keys() -> Sequence[AnyRow]:
+def list_keys() -> Sequence[KeyRow]:
     """All keys of all users, each with its `user_name`."""
     keys = _KEYS.add_columns(User.name.label("user_name")).join(User, User.id == ApiKey.user_id)
     return read_all(keys.order_by(User.name, ApiKey.created_at, ApiKey.id))
 
 
-def keys_of_user(caller: Caller) -> Iterator[Sequence[AnyRow]]:
+def keys_of_user(caller: Caller) -> Iterator[Sequence[KeyRow]]:
     """All keys of the caller's user, including revoked and expired ones, some at a time."""
     keys = _KEYS.where(visible_keys)
     return transactions.in_pages(keys, (ApiKey.created_at, ApiKey.id), KEYS_PER_READ, caller.scope)
 
 
-def newest_keys(caller: Caller, count: int, *, are_valid: bool) -> Sequence[AnyRow]:
+def newest_keys(caller: Caller, count: int, *, are_valid: bool) -> Sequence[KeyRow]:
     """The newest valid keys of the caller's user, or the newest other keys."""
     is_valid = and_(*KEY_IS_VALID)
     keys = _KEYS.where(visible_keys, is_valid if are_valid else ~is_valid)
@@ -221,11 +222,11 @@ def newest_keys(caller: Caller, count: int, *, are_valid: bool) -> Sequence[AnyR
     return read_all(newest_first.limit(count), now=clock.now(), **caller.scope)
 
 
-def _key(connection: Connection, key_id: str, caller: Caller | None = None) -> AnyRow:
+def _key(connection: Connection, key_id: str, caller: Caller | None = None) -> KeyRow:
     key = _KEYS.where(ApiKey.id == key_id)
     if caller is not None:
         key = key.where(visible_keys).params(caller.scope)
-    return require(connection.execute(key).one_or_none(), "key")
+    return cast(KeyRow, require(connection.execute(key).one_or_none(), "key"))
 
 
 def _insert_key(

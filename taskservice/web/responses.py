@@ -13,7 +13,7 @@ from werkzeug.http import quote_etag, remove_entity_headers
 
 from taskservice import resources
 from taskservice.auth import caller
-from taskservice.database.types import TaskRow
+from taskservice.database.rows import TaskRow
 from taskservice.errors import invalid
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS, open_questions

@@ -13,8 +13,8 @@ from flask import Response, after_this_request, request, stream_with_context
 from taskservice import resources
 from taskservice.auth import caller, still_valid, worker_claims
 from taskservice.database import clock
+from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import end_shared_reading
-from taskservice.database.types import TaskRow
 from taskservice.database.watcher import WaitSlot, WaitSlots, Watcher
 from taskservice.errors import invalid_key, not_found, overloaded
 from taskservice.operations import metrics
