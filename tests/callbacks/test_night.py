@@ -10,7 +10,7 @@ from taskservice.background.maintenance import Maintenance
 from taskservice.database import clock
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
-from tests.support.deliveries import looping
+from tests.support.deliveries import columns, looping
 from tests.support.receiver import Receiver
 from tests.support.waiting import until
 
@@ -23,7 +23,7 @@ class Night:
     """Agents that run once a day, and a person who is told by ntfy what happens to them."""
 
     def __init__(self, app: Flask, person: ApiClient, phone: Receiver, clocks: Clocks) -> None:
-        self.person, self.phone, self.clocks = person, phone, clocks
+        self.app, self.person, self.phone, self.clocks = app, person, phone, clocks
         self.maintenance = Maintenance(app)
         # The titles of the messages so far.
         self.seen: list[str] = []
@@ -49,6 +49,8 @@ class Night:
         expected = [*self.seen, *titles]
         until(lambda: len(self.titles()) >= len(expected))
         assert self.titles() == expected
+        # If the clocks went on before its outcome is stored, its lease would run out.
+        until(lambda: ("pending",) not in columns(self.app, "state"))
         self.seen = expected
 
 
