@@ -126,15 +126,12 @@ def test_invalid_hook_is_422(alice: ApiClient, fields: dict[str, Any], name: str
     assert expect(alice.get("/hook"), 200) == []
 
 
-def test_hook_is_changed_and_deleted(alice: ApiClient, receiver: Receiver) -> None:
+def test_hook_is_deleted(alice: ApiClient, receiver: Receiver) -> None:
     hook = add_hook(alice, receiver.url, token="secret")
     assert "token" not in hook
     path = f"/hook/{hook['id']}"
-    changes = {"name": "Phone", "events": ["task.ended"], "agentId": "later", "label": "env:prod"}
-    changed = expect(alice.patch(path, json=changes), 200)
-    assert changed == hook | changes == the_hook(alice, hook)
     assert "target" in problem(alice.patch(path, json={"target": "http://10.0.0.1"}), 422)["errors"]
-    assert expect(alice.delete(path), 200) == changed
+    assert expect(alice.delete(path), 200) == hook
     problem(alice.get(path), 404)
 
 
@@ -158,18 +155,12 @@ def test_hooks_of_others_do_not_exist(alice: ApiClient, bob: ApiClient, receiver
 
 
 def test_user_has_at_most_50_hooks(alice: ApiClient, receiver: Receiver) -> None:
-    for _ in range(50):
-        add_hook(alice, receiver.url)
-    refused = problem(alice.post("/hook", json={"target": receiver.url}), 409)
-    assert refused["code"] == "too_many_hooks"
-
-
-def test_hooks_that_are_added_at_once_are_at_most_50(alice: ApiClient, receiver: Receiver) -> None:
     for _ in range(49):
         add_hook(alice, receiver.url)
     adding = partial(alice.post, "/hook", json={"target": receiver.url})
     responses = at_once([adding] * 4)
     assert sorted(each.status_code for each in responses) == [201, 409, 409, 409]
+    assert problem(adding(), 409)["code"] == "too_many_hooks"
 
 
 def test_every_field_of_a_hook_can_be_changed(
@@ -182,7 +173,7 @@ def test_every_field_of_a_hook_can_be_changed(
     }  # fmt: skip
     here = f"/hook/{hook['id']}"
     changed = expect(alice.patch(here, json={**fields, "token": "tk_secret"}), 200)
-    assert changed == hook | fields
+    assert changed == hook | fields == the_hook(alice, hook)
     with looping(app):
         run(alice, "error", labels={"env": "prod"})
         [request] = receiver.wait_for(1)
@@ -263,12 +254,6 @@ def test_cancelled_task_neither_breaks_nor_fixes(alice: ApiClient, receiver: Rec
     assert told(alice, hook) == ["agent.broken", "agent.fixed"]
 
 
-def test_first_task_of_an_agent_can_break_it(alice: ApiClient, receiver: Receiver) -> None:
-    hook = add_hook(alice, receiver.url)
-    run(alice, "error")
-    assert told(alice, hook) == ["agent.broken"]
-
-
 def test_late_report_fixes_or_fails_again_without_breaking_twice(
     app: Flask, alice: ApiClient, receiver: Receiver, no_grace: None
 ) -> None:
@@ -328,27 +313,7 @@ def test_hook_is_told_of_nothing_before_it_was_created(
     assert told(alice, hook) == ["agent.fixed"]
 
 
-def test_event_is_sent_with_the_same_id_until_it_is_delivered(
-    app: Flask, alice: ApiClient, receiver: Receiver
-) -> None:
-    receiver.answer = answer(503)
-    hook = add_hook(alice, receiver.url)
-    run(alice, "error")
-    with looping(app):
-        receiver.wait_for(1)
-        receiver.answer = answer()
-        until(lambda: deliveries_of(alice, hook)[0]["attempts"])
-        make_due(app)
-        receiver.wait_for(2)
-        until(lambda: deliveries_of(alice, hook)[0]["state"] == "delivered")
-    first, second = receiver.requests
-    [delivery] = deliveries_of(alice, hook)
-    assert first.headers["webhook-id"] == second.headers["webhook-id"] == delivery["id"]
-    assert [each["statusCode"] for each in delivery["attempts"]] == [503, 200]
-    assert the_hook(alice, hook)["lastDeliveredAt"]
-
-
-def test_message_has_the_task_as_it_is_when_it_is_sent(
+def test_event_is_sent_with_the_same_id_and_the_task_as_it_is_until_it_is_delivered(
     app: Flask, alice: ApiClient, receiver: Receiver
 ) -> None:
     receiver.answer = answer(503)
@@ -360,14 +325,23 @@ def test_message_has_the_task_as_it_is_when_it_is_sent(
         alice.report(task, name="after")
         receiver.answer = answer()
         make_due(app)
-        receiver.wait_for(2)
-    names = [json.loads(each.body)["data"]["task"]["name"] for each in receiver.requests]
+        until(lambda: deliveries_of(alice, hook)[0]["state"] == "delivered")
+    first, second = receiver.requests
+    [delivery] = deliveries_of(alice, hook)
+    assert first.headers["webhook-id"] == second.headers["webhook-id"] == delivery["id"]
+    assert [each["statusCode"] for each in delivery["attempts"]] == [503, 200]
+    names = [json.loads(each.body)["data"]["task"]["name"] for each in (first, second)]
     assert names == ["before", "after"]
+    assert the_hook(alice, hook)["lastDeliveredAt"]
 
 
 def deliveries_of(person: ApiClient, hook: dict[str, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = expect(person.get(f"/hook/{hook['id']}/deliveries"), 200)
     return found
+
+
+def until_all_is_delivered(person: ApiClient, hook: dict[str, Any]) -> None:
+    until(lambda: {row["state"] for row in deliveries_of(person, hook)} == {"delivered"})
 
 
 def test_report_does_not_wait_for_a_hook(alice: ApiClient, receiver: Receiver) -> None:
@@ -407,30 +381,19 @@ def test_410_turns_a_hook_off_and_on_again_it_is_told_of_what_waited(
 def test_three_lost_deliveries_in_a_row_turn_a_hook_off(
     app: Flask, alice: ApiClient, receiver: Receiver
 ) -> None:
-    receiver.answer = answer(500)
     hook = add_hook(alice, receiver.url, events=["task.ended"])
-    for _ in range(3):
-        run(alice)
-    with app.app_context(), transaction() as connection:
-        connection.execute(update(Delivery).values(attempt_count=9))
-    with looping(app):
-        until(lambda: the_hook(alice, hook)["state"] == "off")
-    assert "500" in the_hook(alice, hook)["reason"]
-    assert {each["state"] for each in deliveries_of(alice, hook)} == {"failed"}
-
-
-def test_delivery_that_arrives_begins_the_count_of_lost_ones_anew(
-    app: Flask, alice: ApiClient, receiver: Receiver
-) -> None:
-    hook = add_hook(alice, receiver.url, events=["task.ended"])
-    for number, status in enumerate((500, 500, 204, 500, 500), 1):
+    for number, status in enumerate((500, 500, 204, 500, 500, 500), 1):
+        assert the_hook(alice, hook)["state"] == "active"
         receiver.answer = answer(status)
         run(alice)
         change(app, attempt_count=9)
         with looping(app):
             receiver.wait_for(number)
             until(lambda: deliveries_of(alice, hook)[0]["state"] != "pending")
-    assert the_hook(alice, hook)["state"] == "active"
+    assert the_hook(alice, hook)["state"] == "off"
+    assert "500" in the_hook(alice, hook)["reason"]
+    states = [row["state"] for row in deliveries_of(alice, hook)]
+    assert states == ["failed"] * 3 + ["delivered"] + ["failed"] * 2
 
 
 @pytest.mark.parametrize("path", ["", "slack"])
@@ -458,7 +421,7 @@ def test_what_is_pending_waits_while_the_hook_is_off_but_at_most_a_day(
         expect(alice.patch(f"/hook/{hook['id']}", json={"state": "active"}), 200)
         make_message_due(app)
         receiver.wait_for(posted + 1)
-        until(lambda: {row["state"] for row in deliveries_of(alice, hook)} == {"delivered"})
+        until_all_is_delivered(alice, hook)
     expect(alice.patch(f"/hook/{hook['id']}", json={"state": "off"}), 200)
     delivery = deliveries_of(alice, hook)[0]
     again = f"/hook/{hook['id']}/deliveries/{delivery['id']}"
@@ -507,21 +470,6 @@ def test_attempt_that_is_under_way_when_its_hook_is_turned_off_counts(
     found = the_hook(alice, hook)
     assert (found["state"], bool(found["reason"])) == ("off", is_gone)
     assert bool(found["lastDeliveredAt"]) == (state == "delivered")
-
-
-def test_failed_attempt_begins_the_pause_of_people_too(
-    app: Flask, alice: ApiClient, receiver: Receiver
-) -> None:
-    hook = add_hook(alice, f"{receiver.url}slack", events=["task.ended"])
-    receiver.answer = answer(503)
-    run(alice)
-    with looping(app):
-        receiver.wait_for(1)
-        until(lambda: deliveries_of(alice, hook)[0]["attempts"])
-        run(alice)
-        newest = deliveries_of(alice, hook)[0]
-        assert newest["nextAttemptAt"] > newest["createdAt"]
-        assert len(receiver.requests) == 1
 
 
 def attempts_of(person: ApiClient, hook: dict[str, Any]) -> list[dict[str, Any]]:
@@ -576,7 +524,7 @@ def test_message_for_people_that_fails_is_one_attempt_and_no_event_restarts_its_
             if number == 4:
                 receiver.answer = answer()
             make_message_due(app)
-        until(lambda: {row["state"] for row in deliveries_of(alice, hook)} == {"delivered"})
+        until_all_is_delivered(alice, hook)
     assert len(receiver.requests) == 5
 
 
@@ -674,16 +622,13 @@ def test_no_transaction_changes_more_than_a_few_hundred_deliveries_of_people(
     assert max(counts) <= 200
 
 
-def test_deletion_cancels_what_is_pending(app: Flask, alice: ApiClient, receiver: Receiver) -> None:
+def test_deletion_of_a_task_cancels_what_is_pending(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
     hook = add_hook(alice, receiver.url, events=["task.ended"])
-    task = run(alice)
-    expect(alice.delete(f"/task/{task['id']}"), 200)
+    expect(alice.delete(f"/task/{run(alice)['id']}"), 200)
     assert told(alice, hook) == []
     assert count(app, Event) == 0
-    run(alice)
-    expect(alice.delete(f"/hook/{hook['id']}"), 200)
-    Maintenance(app).do_round()
-    assert count(app, Delivery) == 0
 
 
 @pytest.mark.parametrize("kind", ["standard", "slack"])
@@ -868,7 +813,7 @@ def test_question_is_a_message_of_its_own_with_its_buttons(
             until(lambda: the_hook(alice, hook)["lastDeliveredAt"])
             until(partial(has_attempts, alice, hook, count))
             make_message_due(app)
-        until(lambda: {row["state"] for row in deliveries_of(alice, hook)} == {"delivered"})
+        until_all_is_delivered(alice, hook)
     first, second, third = (json.loads(request.body) for request in receiver.requests)
     for body, message in ((first, "Deploy?"), (second, "Remove?")):
         assert body["title"].endswith("asks")
@@ -886,9 +831,9 @@ def test_people_get_one_message_and_then_a_pause(
         alice.register(f"agent-{number}")
         run(alice, "error", agent_id=f"agent-{number}")
     began = clock.now()
-    with looping(app):
-        receiver.wait_for(1)
-        until(lambda: {each["state"] for each in deliveries_of(alice, hook)} == {"delivered"})
+    # As in two processes.
+    with looping(app), looping(app):
+        until_all_is_delivered(alice, hook)
         run(alice, "error")
         until(lambda: len(deliveries_of(alice, hook)) == 41)
         newest = deliveries_of(alice, hook)[0]
@@ -935,7 +880,7 @@ def test_what_is_pending_is_sent_in_the_new_form(
     expect(alice.patch(f"/hook/{hook['id']}", json={"format": after}), 200)
     Maintenance(app).do_round()
     with looping(app):
-        until(lambda: {row["state"] for row in deliveries_of(alice, hook)} == {"delivered"})
+        until_all_is_delivered(alice, hook)
     signed = ["webhook-id" in request.headers for request in receiver.requests]
     assert signed == ([True, True] if after == "standard" else [False])
 
@@ -998,7 +943,7 @@ def test_questions_do_not_delay_other_news_for_long(
         for number in range(1, 4):
             until(partial(has_attempts, number))
             make_message_due(app)
-        until(lambda: {row["state"] for row in deliveries_of(alice, hook)} == {"delivered"})
+        until_all_is_delivered(alice, hook)
     bodies = [request.body.decode() for request in receiver.requests]
     marks = ["First?", "Second?", "ended"]
     assert [[mark in body for mark in marks] for body in bodies] == [
@@ -1006,18 +951,6 @@ def test_questions_do_not_delay_other_news_for_long(
         [True, False, False],
         [False, True, False],
     ]
-
-
-def test_two_processes_send_people_one_message(
-    app: Flask, alice: ApiClient, receiver: Receiver
-) -> None:
-    hook = add_hook(alice, f"{receiver.url}slack", events=["task.ended"])
-    for _ in range(20):
-        run(alice)
-    with looping(app), looping(app):
-        receiver.wait_for(1)
-        until(lambda: {each["state"] for each in deliveries_of(alice, hook)} == {"delivered"})
-    assert len(receiver.requests) == 1
 
 
 @pytest.mark.timeout(300 + FAILURES // 2)
@@ -1047,12 +980,9 @@ def test_people_are_not_told_what_is_older_than_a_day(
 ) -> None:
     hook = add_hook(alice, f"{receiver.url}slack", events=["task.failed"])
     old = run(alice, "error")
-    with app.app_context(), transaction() as connection:
-        old_times = {"created_at": database_now(-DAY - 1), "next_attempt_at": database_now(-1)}
-        connection.execute(update(Delivery).values(old_times))
+    change(app, created_at=database_now(-DAY - 1), next_attempt_at=database_now(-1))
     new = run(alice, "error")
     with looping(app):
-        receiver.wait_for(1)
         until(lambda: deliveries_of(alice, hook)[0]["state"] == "delivered")
     assert b"more" not in receiver.requests[0].body
     Maintenance(app).do_round()

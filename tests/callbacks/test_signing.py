@@ -25,21 +25,15 @@ def test_signature_is_the_fixed_vector_of_the_standard_libraries() -> None:
     }
 
 
-def test_standard_library_verifies_what_we_sign() -> None:
+def test_standard_library_verifies_what_we_sign_and_no_changed_byte() -> None:
     secret = new_secret()
     body = json.dumps({"name": "Zürich \u2028 🎉"}, ensure_ascii=False).encode()
 
     headers = sign([secret], "0193", int(time.time()), body)
 
     assert Webhook(secret).verify(body, headers) == {"name": "Zürich \u2028 🎉"}
-
-
-def test_a_changed_byte_breaks_the_signature() -> None:
-    secret = new_secret()
-    headers = sign([secret], "0193", int(time.time()), BODY)
-
     with pytest.raises(WebhookVerificationError):
-        Webhook(secret).verify(BODY.replace(b"4", b"5", 1), headers)
+        Webhook(secret).verify(body.replace(b"r", b"s", 1), headers)
 
 
 def test_every_secret_signs_newest_first_and_each_receiver_verifies() -> None:

@@ -133,14 +133,6 @@ def test_webhook_arrives_as_it_was_given(receiver: Receiver) -> None:
     assert 0 <= outcome.duration_ms < 5000
 
 
-def test_callers_headers_go_before_our_own(receiver: Receiver) -> None:
-    post_once(receiver.url, {"user-agent": "mine/1"}, b"", allowed=LOOPBACK, seconds=LATE)
-
-    (request,) = receiver.wait_for(1)
-    assert request.headers["user-agent"] == "mine/1"
-    assert request.headers["content-length"] == "0"
-
-
 @pytest.mark.parametrize("path", ["", "?a", "a/../b", "/a", "%2e%2e", "?a=%zz"])
 def test_unusual_paths_arrive(receiver: Receiver, path: str) -> None:
     assert deliver(receiver.url + path).delivered
@@ -216,19 +208,6 @@ def test_cookies_and_connections_are_not_kept(receiver: Receiver) -> None:
     assert receiver.connections == 2
 
 
-def test_many_webhooks_are_sent_concurrently(receiver: Receiver) -> None:
-    outcomes = []
-    threads = [
-        threading.Thread(target=lambda: outcomes.append(deliver(receiver.url))) for _ in range(40)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert [outcome.delivered for outcome in outcomes] == [True] * 40
-
-
 # What the receiver answers.
 
 
@@ -265,27 +244,25 @@ def test_only_2xx_is_success_and_only_410_is_final(
     )
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_redirect_is_a_failure_and_is_not_followed(receiver: Receiver, status: int) -> None:
-    with Receiver() as elsewhere:
-        receiver.answer = answer(status, {"Location": elsewhere.url})
-
-        outcome = deliver(receiver.url)
-
-        assert not outcome.delivered
-        assert not outcome.permanent
-        assert outcome.status_code == status
-        assert outcome.message.endswith("; redirects are not followed.")
-        assert elsewhere.connections == 0
-
-
-@pytest.mark.parametrize("location", ["http://169.254.169.254/", "http://[", "\xff\xfe", "//", ""])
-def test_location_of_a_redirect_is_not_resolved(
-    receiver: Receiver, location: str, connected: list[str]
+@pytest.mark.parametrize(
+    ("status", "location"),
+    [
+        (301, "http://127.0.0.1:9/"),
+        (302, "http://169.254.169.254/"),
+        (303, "http://["),
+        (307, "\xff\xfe"),
+        (308, "//"),
+    ],
+)
+def test_redirect_is_a_failure_and_is_not_followed(
+    receiver: Receiver, status: int, location: str, connected: list[str]
 ) -> None:
-    receiver.answer = answer(302, {"Location": location})
+    receiver.answer = answer(status, {"Location": location})
 
-    assert deliver(receiver.url).status_code == 302
+    outcome = deliver(receiver.url)
+
+    assert outcome[1:4] == (False, False, status)
+    assert outcome.message.endswith("; redirects are not followed.")
     assert connected == ["127.0.0.1"]
 
 
@@ -323,31 +300,12 @@ def test_retry_after_is_seconds_or_a_date_and_a_day_at_most(
 @pytest.mark.parametrize(
     "value",
     [
-        "",
-        "0",
-        "-1",
-        "+5",
-        "1.5",
-        "1e3",
-        "inf",
-        "nan",
-        "soon",
-        "1_000",
-        "0x10",
-        "²",
-        "5 seconds",
-        "Thu, 01 Jan 1970 00:00:00 GMT",
-        "Fri, 31 Dec 99999 23:59:59 GMT",
-        "Fri, 31 Dec 99999999999999999999 23:59:59 GMT",
-        "Wed, 99 Foo 2030",
-        "Wed, 21 Oct 2099 07:28:00 +9999",
-        "120, 240",
-        "\xff",
-        ",,,",
-        "00:00",
-        "Mon, 1",
+        "", "0", "-1", "+5", "1.5", "1e3", "inf", "nan", "soon", "1_000", "0x10", "²", "5 seconds",
+        "Thu, 01 Jan 1970 00:00:00 GMT", "Fri, 31 Dec 99999 23:59:59 GMT",
+        "Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "Wed, 99 Foo 2030",
+        "Wed, 21 Oct 2099 07:28:00 +9999", "120, 240", "\xff", ",,,", "00:00", "Mon, 1",
     ],
-)
+)  # fmt: skip
 def test_unusable_retry_after_is_ignored(receiver: Receiver, value: str) -> None:
     receiver.answer = answer(503, {"Retry-After": value})
 
@@ -464,26 +422,26 @@ def test_gzip_bomb_is_not_unpacked(receiver: Receiver, status: int) -> None:
         assert deliver(receiver.url).status_code == status
 
 
-@pytest.mark.parametrize("status", [b"100 Continue", b"102 Processing", b"103 Early Hints"])
-def test_endless_interim_answers_are_left_soon(receiver: Receiver, status: bytes) -> None:
-    receiver.answer = endless(b"HTTP/1.1 " + status + b"\r\nA: b\r\n\r\n")
+@pytest.mark.parametrize(
+    ("part", "first"),
+    [
+        (b"HTTP/1.1 100 Continue\r\nA: b\r\n\r\n", b""),
+        (b"HTTP/1.1 103 Early Hints\r\nA: b\r\n\r\n", b""),
+        (b"x" * 1000, b""),
+        (b"x" * 1000, b"HTTP/1.1 200 OK\r\nA: "),
+    ],
+    ids=["100", "103", "status line", "header"],
+)
+def test_endless_head_is_left_soon(receiver: Receiver, part: bytes, first: bytes) -> None:
+    receiver.answer = endless(part, first=first)
 
     outcome = deliver(receiver.url, deadline=120)
 
-    assert outcome.message == "The receiver sent 65,536 bytes without the end of its response."
-    assert not outcome.delivered
-    assert not outcome.permanent
+    assert outcome[1:4] == (False, False, None)
     assert outcome.duration_ms < LATE * 1000
-
-
-@pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\nA: "])
-def test_endless_head_is_left_soon(receiver: Receiver, first: bytes) -> None:
-    receiver.answer = endless(b"x" * 1000, first=first)
-
-    outcome = deliver(receiver.url, deadline=120)
-
-    assert not outcome.delivered
-    assert outcome.duration_ms < LATE * 1000
+    if part.startswith(b"HTTP"):
+        too_large = "The receiver sent 65,536 bytes without the end of its response."
+        assert outcome.message == too_large
 
 
 @contextmanager
@@ -501,6 +459,12 @@ def memory_below(megabytes: float) -> Iterator[None]:
 # How long it takes.
 
 
+@pytest.fixture(params=["http", "https"])
+def tls(request: pytest.FixtureRequest, authority: Authority, trusted: None) -> Any:
+    """How a receiver encrypts: not at all, or with a certificate that is trusted."""
+    return authority.server("127.0.0.1") if request.param == "https" else None
+
+
 @pytest.mark.parametrize(
     "behaviour",
     [
@@ -512,12 +476,9 @@ def memory_below(megabytes: float) -> Iterator[None]:
     ],
     ids=["silence", "status line", "header", "100", "103"],
 )
-def test_no_whole_head_by_the_deadline_is_no_answer(
-    receiver: Receiver, behaviour: Behaviour
-) -> None:
-    receiver.answer = behaviour
-
-    outcome = deliver(receiver.url, deadline=SOON)
+def test_no_whole_head_by_the_deadline_is_no_answer(behaviour: Behaviour, tls: Any) -> None:
+    with Receiver(tls=tls, answer=behaviour) as receiver:
+        outcome = deliver(receiver.url, deadline=SOON)
 
     assert outcome[:4] == ("No response within 0.4 s.", False, False, None)
     assert SOON * 1000 <= outcome.duration_ms < OVERDUE_MS
@@ -543,12 +504,10 @@ def test_dripping_body_ends_at_the_deadline_and_the_status_counts(
 
 @pytest.mark.parametrize("behaviour", [silence, sip(every=0.05)], ids=["not", "slowly"])
 def test_receiver_that_does_not_take_the_body_is_left_at_the_deadline(
-    receiver: Receiver, behaviour: Behaviour
+    behaviour: Behaviour, tls: Any
 ) -> None:
-    receiver.reads_body = False
-    receiver.answer = behaviour
-
-    outcome = deliver(receiver.url, deadline=SOON, body=b"x" * 30_000_000)
+    with Receiver(tls=tls, reads_body=False, answer=behaviour) as receiver:
+        outcome = deliver(receiver.url, deadline=SOON, body=b"x" * 30_000_000)
 
     assert outcome.message == "No response within 0.4 s."
     assert outcome.duration_ms < OVERDUE_MS
@@ -629,57 +588,33 @@ def test_refused_connection_is_tried_again_later() -> None:
 
 
 LOOPBACK_SPELLINGS = [
-    "127.0.0.1",
-    "127.0.0.1.",
-    "2130706433",
-    "017700000001",
-    "0x7f000001",
-    "0177.0.0.1",
-    "0x7f.1",
-    "127.1",
-    "%31%32%37.0.0.1",
-    "[::ffff:127.0.0.1]",
-    "[::ffff:7f00:1]",
-]
+    "127.0.0.1", "127.0.0.1.", "2130706433", "017700000001", "0x7f000001", "0177.0.0.1", "0x7f.1",
+    "127.1", "%31%32%37.0.0.1", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("host", LOOPBACK_SPELLINGS)
-def test_loopback_in_any_spelling_is_refused_before_a_byte_is_sent(
+def test_loopback_in_any_spelling_is_refused_before_a_byte_is_sent_or_allowed(
     receiver: Receiver, host: str, connected: list[str]
 ) -> None:
     url = f"http://{host}:{receiver.port}/"
 
     outcome = deliver(url, allowed=Destinations.parse("external,private"))
 
-    assert (outcome.delivered, outcome.permanent, outcome.status_code) == (False, True, None)
+    assert outcome[1:4] == (False, True, None)
     assert outcome.message.endswith("a loopback address; add it to TASKSERVICE_CALLBACK_ALLOWED")
-    assert connected == []
-    assert receiver.connections == 0
-
-
-@pytest.mark.parametrize("host", LOOPBACK_SPELLINGS)
-@pytest.mark.parametrize("allowed", ["loopback", "127.0.0.0/8", "127.0.0.1"])
-def test_loopback_in_any_spelling_is_let_through_by_word_or_network(
-    receiver: Receiver, host: str, allowed: str
-) -> None:
-    url = f"http://{host}:{receiver.port}/"
-
-    assert deliver(url, allowed=Destinations.parse(allowed)).delivered
+    assert (connected, receiver.connections) == ([], 0)
+    for allowed in ("loopback", "127.0.0.0/8", "127.0.0.1"):
+        assert deliver(url, allowed=Destinations.parse(allowed)).delivered
 
 
 @pytest.mark.parametrize(
     "url",
     [
         "http://127.0.0.1:{}\\@example.com/",
-        "http://127.0.0.1:{}@example.com/",
-        "//127.0.0.1:{}/",
         "http://example.com@127.0.0.1:{}/",
-        "http://127.0.0.1:{}#@example.com/",
-        "http:127.0.0.1:{}",
         "http://[::1%25lo]:{}/",
         "http://１２７.0.0.1:{}/",
-        "http://127。0。0。1:{}/",
-        " http://127.1:{}",
     ],
 )
 def test_url_that_could_be_read_two_ways_is_refused_before_a_byte_is_sent(
@@ -695,23 +630,13 @@ def test_url_that_could_be_read_two_ways_is_refused_before_a_byte_is_sent(
 @pytest.mark.parametrize(
     ("address", "kind"),
     [
-        ("127.0.0.1", "loopback"),
         ("::1", "loopback"),
         ("::ffff:127.0.0.1", "loopback"),
         ("10.0.0.5", "private"),
-        ("fd12::1", "private"),
         ("169.254.169.254", "metadata"),
-        ("168.63.129.16", "metadata"),
-        ("fd00:ec2::254", "metadata"),
-        ("169.254.1.1", "link-local"),
         ("fe80::1%lo", "link-local"),
         ("0.0.0.0", "reserved"),
-        ("::", "reserved"),
-        ("::127.0.0.1", "reserved"),
         ("64:ff9b::7f00:1", "NAT64"),
-        ("2002:7f00:1::", "6to4"),
-        ("224.0.0.1", "multicast"),
-        ("255.255.255.255", "reserved"),
     ],
 )
 def test_name_of_a_special_address_is_refused_before_a_byte_is_sent(
@@ -792,25 +717,18 @@ def test_next_address_is_tried_within_the_deadline_when_the_first_is_dead(
         assert connected == [host, "127.0.0.1"]
 
 
-def test_name_that_does_not_resolve_is_tried_again_later() -> None:
-    def unknown(host: str) -> list[str]:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    outcome = deliver("http://hooks.lan/", resolve=unknown)
-
-    assert outcome[:4] == (
-        "hooks.lan can't be resolved: Name or service not known.",
-        False,
-        False,
-        None,
-    )
+def unknown(host: str) -> list[str]:
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
-def test_name_without_an_address_is_tried_again_later() -> None:
-    outcome = deliver("http://hooks.lan/", resolve=finding())
+@pytest.mark.parametrize(
+    ("resolve", "reason"),
+    [(unknown, "Name or service not known"), (finding(), "it has no address")],
+)
+def test_name_that_does_not_resolve_is_tried_again_later(resolve: Resolver, reason: str) -> None:
+    outcome = deliver("http://hooks.lan/", resolve=resolve)
 
-    assert not outcome.permanent
-    assert outcome.message == "hooks.lan can't be resolved: it has no address."
+    assert outcome[:4] == (f"hooks.lan can't be resolved: {reason}.", False, False, None)
 
 
 def test_slow_lookup_ends_at_the_deadline() -> None:
@@ -891,43 +809,25 @@ def test_certificate_for_an_address_or_a_name_with_a_final_dot_is_accepted(
 
 
 @pytest.mark.parametrize(
-    ("names", "flaw", "reason"),
+    ("context", "reason"),
     [
-        (
-            ["hooks.example"],
-            {"expired": True},
-            "certificate has expired",
-        ),
-        (["other.example"], {}, "not valid for 'hooks.example'"),
-        (["127.0.0.1"], {}, "not valid for 'hooks.example'"),
+        (lambda known: known.server("hooks.example", expired=True), "certificate has expired."),
+        (lambda known: known.server("other.example"), "not valid for 'hooks.example'."),
+        (lambda known: known.server("127.0.0.1"), "not valid for 'hooks.example'."),
+        (lambda _: Authority().server("hooks.example"), "local issuer certificate."),
+        # OpenSSL writes it with and without a hyphen.
+        (lambda _: Authority().server("hooks.example", self_signed=True), "signed certificate."),
     ],
-    ids=["expired", "wrong name", "address alone"],
+    ids=["expired", "wrong name", "address alone", "unknown authority", "self-signed"],
 )
 def test_bad_certificate_is_refused_before_the_request(
-    authority: Authority, trusted: None, names: list[str], flaw: dict[str, bool], reason: str
+    authority: Authority, trusted: None, context: Callable[[Authority], Any], reason: str
 ) -> None:
-    outcome, requests = deliver_securely(authority.server(*names, **flaw))
+    outcome, requests = deliver_securely(context(authority))
 
-    assert (outcome.delivered, outcome.permanent, outcome.status_code) == (False, False, None)
+    assert outcome[1:4] == (False, False, None)
     assert outcome.message.startswith("The certificate of hooks.example is refused: ")
-    assert outcome.message.endswith(f"{reason}.")
-    assert requests == []
-
-
-def test_self_signed_certificate_is_refused(trusted: None) -> None:
-    outcome, requests = deliver_securely(Authority().server("hooks.example", self_signed=True))
-
-    assert "self-signed certificate" in outcome.message.replace("self signed", "self-signed")
-    assert not outcome.delivered
-    assert requests == []
-
-
-def test_certificate_of_an_unknown_authority_is_refused(
-    authority: Authority, trusted: None
-) -> None:
-    outcome, requests = deliver_securely(Authority().server("hooks.example"))
-
-    assert outcome.message.startswith("The certificate of hooks.example is refused: ")
+    assert outcome.message.endswith(reason)
     assert requests == []
 
 
@@ -944,28 +844,6 @@ def test_environment_of_requests_does_not_add_an_authority(
 
 def test_public_authorities_are_trusted_beside_a_private_one(trusted: None) -> None:
     assert len(bounded_http.tls_context().get_ca_certs()) > 50
-
-
-def test_dripping_answer_over_tls_ends_at_the_deadline(authority: Authority, trusted: None) -> None:
-    with Receiver(tls=authority.server("127.0.0.1")) as receiver:
-        receiver.answer = drip(OK * 100)
-
-        outcome = deliver(receiver.url, deadline=SOON)
-
-    assert outcome.message == "No response within 0.4 s."
-    assert outcome.duration_ms < OVERDUE_MS
-
-
-@pytest.mark.parametrize("behaviour", [silence, sip(every=0.05)], ids=["not", "slowly"])
-def test_body_that_is_not_taken_over_tls_ends_at_the_deadline(
-    authority: Authority, trusted: None, behaviour: Behaviour
-) -> None:
-    context = authority.server("127.0.0.1")
-    with Receiver(tls=context, reads_body=False, answer=behaviour) as receiver:
-        outcome = deliver(receiver.url, deadline=SOON, body=b"x" * 30_000_000)
-
-    assert outcome.message == "No response within 0.4 s."
-    assert outcome.duration_ms < OVERDUE_MS
 
 
 def test_receiver_that_does_not_speak_tls_is_explained() -> None:
