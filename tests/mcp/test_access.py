@@ -71,14 +71,8 @@ def test_agent_key_may_not_call(alice: ApiClient) -> None:
 # --- hosts and origins -------------------------------------------------------------------
 
 LOOPBACK = ["localhost", "localhost:8000", "127.0.0.1:1", "127.9.9.9", "[::1]:8000", "a.localhost"]
-OUTSIDE = [
-    "evil.example.com",
-    "evil.example.com:8000",
-    "10.0.0.1",
-    "localhost.evil.com",
-    "[::2]",
-    "[",
-]
+EVIL = "evil.example.com"
+OUTSIDE = [EVIL, f"{EVIL}:8000", "10.0.0.1", "localhost.evil.com", "[::2]", "["]
 
 
 @pytest.mark.parametrize("host", LOOPBACK)
@@ -165,16 +159,10 @@ def test_other_methods_are_refused(mcp: McpClient, method: str) -> None:
     assert answer.headers["Allow"] == "POST"
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", None, ""])
-def test_other_types_are_refused(mcp: McpClient, kind: str | None) -> None:
-    check_problem(mcp.post(PING, Content_Type=kind), 415, "unsupported_media_type")
-
-
-def test_compressed_body_is_refused(mcp: McpClient) -> None:
+def test_other_types_are_refused(mcp: McpClient) -> None:
+    for kind in ("text/plain", "application/x-www-form-urlencoded", None, ""):
+        check_problem(mcp.post(PING, Content_Type=kind), 415, "unsupported_media_type")
     check_problem(mcp.post(PING, Content_Encoding="gzip"), 415, "unsupported_media_type")
-
-
-def test_charset_of_json_is_accepted(mcp: McpClient) -> None:
     assert mcp.post(PING, Content_Type="application/json; charset=utf-8").result == {}
 
 

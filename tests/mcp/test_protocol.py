@@ -32,28 +32,20 @@ def mcp(alice: ApiClient) -> McpClient:
 # --- eras --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", LEGACY)
-def test_initialize_answers_the_legacy_version_that_was_asked_for(
-    mcp: McpClient, version: str
+@pytest.mark.parametrize("version", [*LEGACY, MODERN, "1999-01-01", None, 5])
+def test_initialize_answers_the_legacy_version_that_was_asked_for_or_the_newest(
+    mcp: McpClient, version: Any
 ) -> None:
     answer = mcp.legacy("initialize", {"protocolVersion": version, "capabilities": {}})
     result = answer.result
-    assert result["protocolVersion"] == version
+    assert result["protocolVersion"] == (version if version in LEGACY else LEGACY[0])
+    assert mcp.legacy("initialize").result["protocolVersion"] == LEGACY[0]
     assert result["capabilities"] == {"tools": {}}
     assert result["serverInfo"]["name"] == "taskservice"
     assert result["serverInfo"]["version"] == __version__
     assert "list_tasks" in result["instructions"]
     assert "resultType" not in result
     assert "Mcp-Session-Id" not in answer.headers
-
-
-@pytest.mark.parametrize("version", [MODERN, "1999-01-01", None, 5])
-def test_initialize_answers_the_newest_legacy_version_for_any_other(
-    mcp: McpClient, version: Any
-) -> None:
-    result = mcp.legacy("initialize", {"protocolVersion": version}).result
-    assert result["protocolVersion"] == "2025-11-25"
-    assert mcp.legacy("initialize").result["protocolVersion"] == "2025-11-25"
 
 
 def test_discover_tells_what_the_service_can_do(mcp: McpClient) -> None:
@@ -184,29 +176,27 @@ def test_only_arguments_and_answers_may_be_large(mcp: McpClient) -> None:
 
 
 def test_unsupported_version_gets_the_supported_ones(mcp: McpClient) -> None:
-    for version in ("v999.0.0", *LEGACY):
-        meta = {VERSION_KEY: version}
-        answer = mcp.modern("server/discover", {"_meta": meta}, MCP_Protocol_Version=version)
+    in_both = [
+        (version, mcp.modern("server/discover", {"_meta": {VERSION_KEY: version}},
+                             MCP_Protocol_Version=version))
+        for version in ("v999.0.0", *LEGACY)
+    ]  # fmt: skip
+    in_header = [
+        (version, mcp.legacy("ping", MCP_Protocol_Version=version))
+        for version in ("2031-01-01", "")
+    ]
+    for version, answer in in_both + in_header:
         assert answer.refused == (400, -32022), version
         data = answer.json["error"]["data"]
         assert data == {"supported": [MODERN, *LEGACY], "requested": version}
 
 
-def test_unknown_version_in_the_header_alone_is_unsupported(mcp: McpClient) -> None:
-    for version in ("2031-01-01", ""):
-        answer = mcp.legacy("ping", MCP_Protocol_Version=version)
-        assert answer.refused == (400, -32022)
-        assert answer.json["error"]["data"]["requested"] == version
-
-
-@pytest.mark.parametrize("header", ["2025-11-25", "v999.0.0", None, f"{MODERN}, {MODERN}"])
-def test_version_in_the_header_must_be_that_of_the_body(mcp: McpClient, header: str | None) -> None:
-    answer = mcp.modern("tools/list", MCP_Protocol_Version=header)
-    assert answer.refused == (400, -32020)
-    assert answer.json["id"] == 1
-
-
-def test_version_that_is_no_text_differs_from_every_header(mcp: McpClient) -> None:
+def test_version_in_the_header_must_be_that_of_the_body(mcp: McpClient) -> None:
+    for header in ("2025-11-25", "v999.0.0", None, f"{MODERN}, {MODERN}"):
+        answer = mcp.modern("tools/list", MCP_Protocol_Version=header)
+        assert answer.refused == (400, -32020)
+        assert isinstance(answer.json["id"], int)
+    # One that is no text differs from every header.
     for version in (None, 5, [MODERN]):
         answer = mcp.modern("tools/list", {"_meta": {VERSION_KEY: version}})
         assert answer.refused == (400, -32020)
@@ -242,29 +232,18 @@ def in_base64(text: str) -> str:
 
 
 WRONG_NAMES = [
-    None,
-    "",
-    "other",
-    "LIST_TASKS",
-    in_base64("other"),
-    "=?base64?%%%?=",
-    "=?base64?/w==?=",
+    None, "", "other", "LIST_TASKS", in_base64("other"), "=?base64?%%%?=", "=?base64?/w==?=",
     "=?base64?é?=",
-]
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("header", WRONG_NAMES)
-def test_name_in_the_header_must_be_that_of_the_tool(mcp: McpClient, header: str | None) -> None:
+def test_name_in_the_header_must_be_that_of_the_tool(mcp: McpClient) -> None:
     call = {"name": "list_tasks", "arguments": {}}
-    assert mcp.modern("tools/call", call, Mcp_Name=header).refused == (400, -32020)
-
-
-@pytest.mark.parametrize("header", ["  list_tasks  ", in_base64("list_tasks"), "\tlist_tasks"])
-def test_name_in_the_header_may_have_blanks_around_it_or_be_in_base64(
-    mcp: McpClient, header: str
-) -> None:
-    call = {"name": "list_tasks", "arguments": {}}
-    assert mcp.modern("tools/call", call, Mcp_Name=header).status == 200
+    for header in WRONG_NAMES:
+        assert mcp.modern("tools/call", call, Mcp_Name=header).refused == (400, -32020), header
+    # It may have spaces around it, or be in base64.
+    for header in ("  list_tasks  ", in_base64("list_tasks"), "\tlist_tasks"):
+        assert mcp.modern("tools/call", call, Mcp_Name=header).status == 200, header
 
 
 def test_name_of_another_script_fits_in_base64_alone(mcp: McpClient) -> None:
@@ -281,27 +260,13 @@ def test_name_may_be_absent_but_not_another_for_a_task(mcp: McpClient, alice: Ap
         assert mcp.modern(method, params, Mcp_Name="other").refused == (400, -32020)
 
 
-REMOVED = [
-    "initialize",
-    "ping",
-    "tasks/list",
-    "tasks/result",
-    "prompts/list",
-    "a/b",
-    "",
-    "x" * 9_000,
-]
-
-
-@pytest.mark.parametrize("method", REMOVED)
-def test_unknown_method_is_404_in_the_modern_era(mcp: McpClient, method: str) -> None:
-    answer = mcp.modern(method, {"taskId": "any", "name": "any"}, Mcp_Name=None)
-    assert answer.refused == (404, -32601)
-
-
-@pytest.mark.parametrize("method", ["server/discover", "tasks/get", "tasks/cancel", "prompts/list"])
-def test_unknown_method_is_200_in_the_legacy_era(mcp: McpClient, method: str) -> None:
-    assert mcp.legacy(method, {"taskId": "any"}).refused == (200, -32601)
+def test_unknown_method_is_404_in_the_modern_era_and_200_in_the_legacy_era(mcp: McpClient) -> None:
+    removed = ("initialize", "ping", "tasks/list", "tasks/result")
+    for method in (*removed, "prompts/list", "a/b", "", "x" * 9_000):
+        answer = mcp.modern(method, {"taskId": "any", "name": "any"}, Mcp_Name=None)
+        assert answer.refused == (404, -32601), method
+    for method in ("server/discover", "tasks/get", "tasks/cancel", "prompts/list"):
+        assert mcp.legacy(method, {"taskId": "any"}).refused == (200, -32601), method
 
 
 def test_version_is_checked_before_meta_and_method(mcp: McpClient) -> None:

@@ -118,8 +118,12 @@ def test_name_that_is_too_long_taken_or_fixed_ends_with_a_digest(
         hashed("start-task", "start_task"): "start-task",
         hashed("wait_task", "wait_task"): "wait_task",
     }
-    for name in mcp.tools():
+    follower = McpClient(alice, TASKS)
+    for name, tool in mcp.tools().items():
         assert NAME.fullmatch(name)
+        if name not in FIXED:
+            task = alice.task({"id": follower.call(name)["taskId"]})
+            assert task["agentId"] == tool["title"]
 
 
 def test_name_never_passes_to_an_agent_with_another_id(alice: ApiClient, mcp: McpClient) -> None:
@@ -165,26 +169,6 @@ def test_agents_whose_digests_are_the_same_are_started_by_id_alone(
     assert mcp.modern("tools/call", {"name": name}).refused == (200, -32602)
 
 
-@one_database
-def test_agents_past_the_limit_of_tools_keep_their_names(alice: ApiClient, mcp: McpClient) -> None:
-    for number in range(64):
-        alice.register(f"agent-{number:02}", tool=True)
-    alice.register("agent_63", tool=True)
-    assert "agent_63" not in mcp.tools()
-    assert hashed("agent-63", "agent_63") in mcp.tools()
-    assert mcp.modern("tools/call", {"name": "agent_63"}).refused == (200, -32602)
-
-
-def test_each_tool_runs_its_own_agent(alice: ApiClient, mcp: McpClient) -> None:
-    for agent_id in ("b-c", "b.c", "wait_task", "a" * 64):
-        alice.register(agent_id, tool=True)
-    follower = McpClient(alice, TASKS)
-    for name, tool in mcp.tools().items():
-        if name not in FIXED:
-            task_id = follower.call(name)["taskId"]
-            assert expect(alice.get(f"/task/{task_id}"), 200)["agentId"] == tool["title"]
-
-
 def test_agent_is_a_tool_while_a_worker_was_seen_in_the_last_30_days(
     app: Flask, alice: ApiClient, mcp: McpClient, clocks: Clocks
 ) -> None:
@@ -225,22 +209,6 @@ def test_agents_that_were_tools_first_stay(
     assert list(mcp.tools()) == ["0", *first[1:], *FIXED]
     alice.register("agent-00", tool=True)
     assert list(mcp.tools()) == ["0", *first[1:], *FIXED]
-
-
-@one_database
-def test_first_64_agents_are_tools_and_the_others_are_started_by_id(
-    alice: ApiClient, mcp: McpClient
-) -> None:
-    for number in range(70):
-        alice.register(f"agent-{number:02}", tool=True)
-    tools = mcp.tools()
-    others = ", ".join(f"agent-{number}" for number in range(64, 70))
-    assert tools["start_task"]["description"].endswith(f"of their own: {others}.")
-    names = list(tools)
-    assert names == [f"agent_{number:02}" for number in range(64)] + FIXED
-    assert mcp.modern("tools/call", {"name": "agent_64"}).refused == (200, -32602)
-    started = structured(mcp.call("start_task", {"agentId": "agent-64"}))
-    assert started["agentId"] == "agent-64"
 
 
 TEXTS = [
@@ -365,24 +333,18 @@ def test_failed_task_is_an_error_with_its_log(alice: ApiClient, mcp: McpClient) 
     assert json.loads(result["content"][0]["text"]) == content
 
 
-def test_cancelled_task_is_an_error_to_the_call_that_waits(
-    alice: ApiClient, mcp: McpClient
+@pytest.mark.parametrize(
+    ("method", "action", "reason"), [("POST", "/cancel", "cancelled"), ("DELETE", "", "not found")]
+)
+def test_task_that_is_cancelled_or_deleted_ends_the_call_that_waits(
+    alice: ApiClient, mcp: McpClient, method: str, action: str, reason: str
 ) -> None:
     task = alice.start()
     with mcp.calling("wait_task", {"taskId": task["id"]}) as call:
-        expect(alice.post(f"/task/{task['id']}/cancel"), 200)
+        expect(alice.request(method, f"/task/{task['id']}{action}"), 200)
         result = call.result()
     assert result["isError"] is True
-    assert structured(result)["error"]["type"] == "cancelled"
-
-
-def test_task_that_is_deleted_ends_the_call_that_waits(alice: ApiClient, mcp: McpClient) -> None:
-    task = alice.start()
-    with mcp.calling("wait_task", {"taskId": task["id"]}) as call:
-        expect(alice.delete(f"/task/{task['id']}"), 200)
-        result = call.result()
-    assert result["isError"] is True
-    assert "not found" in result["content"][0]["text"]
+    assert reason in result["content"][0]["text"]
 
 
 # --- the fixed tools ---------------------------------------------------------------------
@@ -459,18 +421,16 @@ def test_attention_is_what_the_api_lists(alice: ApiClient, bob: ApiClient, mcp: 
     assert items == expect(alice.get("/attention"), 200)
 
 
-def test_wait_task_returns_when_the_task_ends(alice: ApiClient, mcp: McpClient) -> None:
-    task = alice.start()
-    with mcp.calling("wait_task", {"taskId": task["id"].upper(), "seconds": 45}) as call:
-        alice.report(task, status="complete", output={"sum": 15})
-        assert structured(call.result())["output"] == {"sum": 15}
-
-
-def test_wait_task_ends_after_its_seconds(alice: ApiClient, mcp: McpClient) -> None:
+def test_wait_task_returns_after_its_seconds_or_when_the_task_ends(
+    alice: ApiClient, mcp: McpClient
+) -> None:
     task = alice.start()
     for seconds in (0, 0.05, 1):
         result = mcp.call("wait_task", {"taskId": task["id"], "seconds": seconds})
         assert structured(result)["status"] == "running"
+    with mcp.calling("wait_task", {"taskId": task["id"].upper(), "seconds": 45}) as call:
+        alice.report(task, status="complete", output={"sum": 15})
+        assert structured(call.result())["output"] == {"sum": 15}
 
 
 def test_task_of_another_user_is_not_found_by_any_tool(bob: ApiClient, mcp: McpClient) -> None:
@@ -571,20 +531,19 @@ def test_list_tasks_has_the_newest_first(alice: ApiClient, mcp: McpClient) -> No
     ]
 
 
+def listed(mcp: McpClient, **arguments: Any) -> list[str]:
+    return [task["taskId"] for task in structured(mcp.call("list_tasks", arguments))["tasks"]]
+
+
 def test_list_tasks_is_filtered_and_limited(alice: ApiClient, mcp: McpClient) -> None:
     tasks = [alice.start() for _ in range(25)] + [alice.start("other")]
     alice.report(tasks[3], status="complete")
-
-    def listed(**arguments: Any) -> list[str]:
-        found = structured(mcp.call("list_tasks", arguments))["tasks"]
-        return [task["taskId"] for task in found]
-
     newest = [task["id"] for task in reversed(tasks)]
-    assert listed() == newest[:20]
-    assert listed(limit=50) == newest
-    assert listed(agentId="other") == newest[:1]
-    assert listed(status="complete") == [tasks[3]["id"]]
-    assert listed(agentId="other", status="complete") == listed(agentId="Nobody\0") == []
+    assert listed(mcp) == newest[:20]
+    assert listed(mcp, limit=50) == newest
+    assert listed(mcp, agentId="other") == newest[:1]
+    assert listed(mcp, status="complete") == [tasks[3]["id"]]
+    assert listed(mcp, agentId="other", status="complete") == listed(mcp, agentId="Nobody\0") == []
 
 
 def test_list_tasks_knows_what_failed_and_what_waits(
@@ -597,15 +556,11 @@ def test_list_tasks_knows_what_failed_and_what_waits(
         alice.report(task, status="error", error={"message": "no"})
     end_for_silence(app, silent)
     expect(alice.post(f"/task/{cancelled['id']}/cancel"), 200)
-
-    def listed(**arguments: Any) -> list[str]:
-        return [task["taskId"] for task in structured(mcp.call("list_tasks", arguments))["tasks"]]
-
-    assert listed(status="waiting") == [waiting["id"]]
-    assert listed(status="running") == [running["id"], waiting["id"]]
-    assert listed(status="failed") == [failed_later["id"], silent["id"], failed["id"]]
-    assert listed(status="failed", limit=2) == [failed_later["id"], silent["id"]]
-    assert listed(status="failed", agentId="other") == []
+    assert listed(mcp, status="waiting") == [waiting["id"]]
+    assert listed(mcp, status="running") == [running["id"], waiting["id"]]
+    assert listed(mcp, status="failed") == [failed_later["id"], silent["id"], failed["id"]]
+    assert listed(mcp, status="failed", limit=2) == [failed_later["id"], silent["id"]]
+    assert listed(mcp, status="failed", agentId="other") == []
     assert mcp.call("search_logs", {"text": "a", "status": "failed"})["isError"] is True
 
 
@@ -619,9 +574,8 @@ def test_list_tasks_goes_on_where_a_search_stops(
     for task in (tasks[0], tasks[1], tasks[7]):
         alice.report(task, status="complete")
     for limit, wanted in ((1, [7]), (2, [7, 1]), (50, [7, 1, 0])):
-        arguments = {"agentId": "summarizer", "status": "complete", "limit": limit}
-        found = structured(mcp.call("list_tasks", arguments))["tasks"]
-        assert [task["taskId"] for task in found] == [tasks[number]["id"] for number in wanted]
+        complete = listed(mcp, agentId="summarizer", status="complete", limit=limit)
+        assert complete == [tasks[number]["id"] for number in wanted]
 
 
 def test_search_logs_finds_lines_and_says_how_to_continue(
