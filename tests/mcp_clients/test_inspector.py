@@ -1,4 +1,4 @@
-"""The Inspector's command lines: `--cli` for single calls, `mcpdo` with a connection it keeps."""
+"""The Inspector's `mcpdo`, which keeps a connection; `test_documented_lines` has its `--cli`."""
 
 import json
 import os
@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_urlsafe
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
 
 from tests.support.api_client import RemoteClient
-from tests.support.mcp_clients.agents import TOOLS, newest_task, task_of
+from tests.support.mcp_clients.agents import newest_task, task_of
 from tests.support.waiting import until
 
 COMMAND_SECONDS = 100
@@ -45,16 +44,6 @@ class Inspector:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def call(self, tool: str, /, *, era: str = "legacy", **arguments: Any) -> Any:
-        """What `--cli` shows of the call of a tool."""
-        options = ["--tool-name", tool, "--tool-args-json", json.dumps(arguments)]
-        return self.cli("tools/call", *options, era=era)
-
-    def cli(self, method: str, *options: str, era: str = "legacy") -> Any:
-        given = ["--config", str(self._config), "--server", "taskservice", "--protocol-era", era]
-        command = self.spawn("mcp-inspector", "--cli", *given, "--method", method, *options)
-        return json.loads(_output(command))
-
     def mcpdo(self, *arguments: str) -> str:
         """What a command shows to a person."""
         return _output(self.spawn("mcpdo", *arguments))
@@ -78,33 +67,6 @@ def inspector(node: Path, owner: RemoteClient) -> Iterator[Inspector]:
         inspector = Inspector(node, Path(home), owner)
         yield inspector
         inspector.mcpdo("daemon", "stop")
-
-
-def test_cli_starts_watches_answers_and_cancels(inspector: Inspector, owner: RemoteClient) -> None:
-    assert {tool["name"] for tool in inspector.cli("tools/list")["tools"]} == TOOLS
-    greeted = inspector.call("greet", era="modern", name="World")
-    assert greeted["content"] == [{"type": "text", "text": "Hello, World!"}]
-    # It follows the task until that has ended.
-    slow = inspector.call("slow_compute", era="modern", seconds=2, label="short")
-    assert slow["structuredContent"]["output"] == {"label": "short", "seconds": 2}
-
-    asked = inspector.call("confirm_delete", filename="old.txt")["structuredContent"]
-    (question,) = asked["questions"]
-    assert question["message"] == "Delete old.txt?"
-    task = {"taskId": asked["taskId"]}
-    answer = {"questionId": question["questionId"], "content": {"confirm": True}}
-    assert inspector.call("answer_task", **task, **answer)["structuredContent"]["state"]
-    deleted = inspector.call("wait_task", **task)
-    assert deleted["structuredContent"]["output"] == {"filename": "old.txt", "deleted": True}
-
-    long = {"seconds": 600, "label": "long"}
-    started = inspector.call("start_task", agentId="slow_compute", input=long)
-    task = {"taskId": started["structuredContent"]["taskId"]}
-    until(lambda: task_of(owner, task["taskId"])["logs"])
-    watched = inspector.call("wait_task", **task, seconds=0)["structuredContent"]
-    assert watched["log"][0].startswith("computing long")
-    inspector.call("cancel_task", **task)
-    assert task_of(owner, task["taskId"])["error"]["type"] == "cancelled"
 
 
 def test_mcpdo_starts_watches_answers_and_cancels(

@@ -40,9 +40,6 @@ async def status_with_message(task: ToolTask, text: str) -> dict[str, Any]:
 async def use(client: Client) -> dict[str, Any]:
     steps: dict[str, Any] = {"tools": [tool.name for tool in await client.list_tools()]}
     steps["greet"] = (await client.call_tool("greet", {"name": "World"})).content[0].text
-    steps["computed"] = (
-        await client.call_tool("slow_compute", {"seconds": 2, "label": "short"})
-    ).data or "no output schema"
     steps["fails"] = await refusal(client.call_tool("failing_job", {}))
 
     asking = await call_tool_task(client, "confirm_delete", {"filename": "old.txt"})
