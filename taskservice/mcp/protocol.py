@@ -90,9 +90,9 @@ def read_call(data: bytes) -> Call:
     ):
         raise RpcError(INVALID_REQUEST, "The body must be one JSON-RPC 2.0 request")
     params = value.get("params", {})
-    kept = {name: params[name] for name in params if name not in ("arguments", "inputResponses")}
-    # It stays in memory while the call waits.
-    if len(strict_json.dumps(value | {"params": kept})) > MAX_KEPT:
+    others = {name: params[name] for name in params if name not in ("arguments", "inputResponses")}
+    # They stay in memory while the call waits.
+    if len(strict_json.dumps(value | {"params": others})) > MAX_KEPT:
         raise RpcError(INVALID_REQUEST, "Only arguments and inputResponses can be this large")
     return Call(value["method"], params, value.get("id"), "id" not in value)
 

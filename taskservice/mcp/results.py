@@ -31,8 +31,8 @@ def reason(error: Exception) -> str:
         raise error
     if errors := problem.more.get("errors"):
         return " ".join(problems.sentences(errors))
-    given = problem.more.get("question", {}).get("answer")
-    text = "" if given is None else f": {strict_json.dumps(given).decode()}"
+    content = problem.more.get("question", {}).get("answer")
+    text = "" if content is None else f": {strict_json.dumps(content).decode()}"
     return f"{problem.detail}{text}."
 
 
@@ -44,16 +44,22 @@ _answer_schema = AnswerQuestionSchema()
 
 def as_forms(questions: list[dict[str, Any]]) -> dict[str, Any]:
     """Id of a question -> the form that a client shows for it (elicitation)."""
-    forms = {
-        each["id"]: {"mode": "form", "message": each["message"], "requestedSchema": each["schema"]}
-        for each in questions
+    return {
+        question["id"]: {
+            "method": "elicitation/create",
+            "params": {
+                "mode": "form",
+                "message": question["message"],
+                "requestedSchema": question["schema"],
+            },
+        }
+        for question in questions
     }
-    return {id: {"method": "elicitation/create", "params": form} for id, form in forms.items()}
 
 
-def answer(task_id: str, question_id: str, given: dict[str, Any]) -> QuestionRow:
+def answer(task_id: str, question_id: str, fields: dict[str, Any]) -> QuestionRow:
     """Answer a question with an `action`, and the `content` of an answer. Raises 404, 409, 422."""
-    loaded = {"content": None} | _answer_schema.load(given)
+    loaded = {"content": None} | _answer_schema.load(fields)
     return question_service.answer(caller, task_id, question_id, **loaded)
 
 
@@ -66,7 +72,7 @@ def answer_forms(task_id: str, responses: Any) -> set[str]:
     if not isinstance(responses, dict):
         raise invalid({"inputResponses": ["Must be an object."]})
     closed, refused = set[str](), dict[str, list[str]]()
-    by_id = {key: each for key, each in responses.items() if parse_id(key) == key}
+    by_id = {key: response for key, response in responses.items() if parse_id(key) == key}
     for question_id in question_service.ids_among(caller, task_id, by_id):
         response = by_id[question_id]
         if isinstance(response, dict) and response.get("action") == CANCEL:
@@ -75,9 +81,9 @@ def answer_forms(task_id: str, responses: Any) -> set[str]:
             fields = response if isinstance(response, dict) else {}
             # Some clients send an empty content with every action.
             names = ("action", "content") if fields.get("action") == ACCEPT else ("action",)
+            known = {name: fields[name] for name in names if name in fields}
             try:
-                given = {name: fields[name] for name in names if name in fields}
-                answer(task_id, question_id, given)
+                answer(task_id, question_id, known)
             except REFUSED as error:
                 refused[f"question {question_id} of task {task_id}"] = [reason(error)]
     if refused:
@@ -111,8 +117,9 @@ def tool_result(
     structured: dict[str, Any], text: str | None = None, *, is_error: bool = False
 ) -> dict[str, Any]:
     """The result of a tool; some clients show only the text, some only the structured content."""
-    shown = strict_json.dumps(structured).decode() if text is None else text
-    result = {"content": [{"type": "text", "text": shown}], "structuredContent": structured}
+    if text is None:
+        text = strict_json.dumps(structured).decode()
+    result = {"content": [{"type": "text", "text": text}], "structuredContent": structured}
     return {**result, "isError": True} if is_error else result
 
 
@@ -139,8 +146,8 @@ def _running_result(task: TaskRow, no_worker: str | None) -> dict[str, Any]:
         structured["note"] = note
     if questions := open_questions(task.questions):
         structured["questions"] = [
-            {"questionId": each["id"], "message": each["message"], "schema": each["schema"]}
-            for each in questions
+            {"questionId": row["id"], "message": row["message"], "schema": row["schema"]}
+            for row in questions
         ]
     if no_worker:
         structured["noWorker"] = no_worker
@@ -152,12 +159,12 @@ def _complete_result(task: TaskRow) -> dict[str, Any]:
     size = len(task.output.encode())
     if size > MAX_TEXT:
         path = f"{API_PREFIX}/task/{task.id}?fields=output"
-        more = {
+        start = {
             "outputStart": truncated(task.output, MAX_TEXT),
             "outputBytes": size,
             "next": f"The output is too long for one result; GET {path} returns all of it.",
         }
-        return tool_result({**task_header(task), **more})
+        return tool_result({**task_header(task), **start})
     output = strict_json.fragment(task.output)
     value = strict_json.loads(task.output.encode())
     is_text = value.keys() == {"text"} and isinstance(value["text"], str)
@@ -172,9 +179,11 @@ def error_of(task: TaskRow, length: int = MAX_SHOWN_ERROR) -> dict[str, Any] | N
 
 
 def summary(task: TaskRow) -> dict[str, Any]:
-    more = {"name": task.name, "createdAt": task.created_at, "finishedAt": task.finished_at}
+    """A task in a list."""
+    fields = {"name": task.name, "createdAt": task.created_at, "finishedAt": task.finished_at}
     optional = {"note": task.note, "error": error_of(task, MAX_SHOWN_LINE)}
-    return {**task_header(task), **more, **{name: each for name, each in optional.items() if each}}
+    present = {name: value for name, value in optional.items() if value}
+    return {**task_header(task), **fields, **present}
 
 
 def task_state(call: Call, task: TaskRow) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def run(call: Call) -> Result:
         if tool is None:
             return _run_agent(call, name, arguments)
         if errors := input_problems(tool.schema, strict_json.dumps(arguments).decode()):
-            raise invalid({path.removeprefix("input."): each for path, each in errors.items()})
+            raise invalid({path.removeprefix("input."): errors[path] for path in errors})
         return tool.run(call, arguments)
     except results.REFUSED as error:
         reason = results.reason(error)
@@ -162,8 +162,8 @@ def _start(call: Call, agent_id: str, arguments: Arguments) -> str:
 
 
 def _idempotency_key(call: Call) -> str | None:
-    given = call.meta.get("taskservice/idempotencyKey")
-    return idempotency_key(given if isinstance(given, str) else None)
+    key = call.meta.get("taskservice/idempotencyKey")
+    return idempotency_key(key if isinstance(key, str) else None)
 
 
 def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -> Result:
@@ -174,7 +174,7 @@ def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -
         lambda seen: seen.status != RUNNING or bool(open_questions(seen.questions)),
     )
     # A client that shows forms gets the forms of all questions but the `closed` ones.
-    questions = [each for each in open_questions(task.questions) if each["id"] not in closed]
+    questions = [row for row in open_questions(task.questions) if row["id"] not in closed]
     if questions and call.takes_forms and not call.declares_tasks:
         forms = {"inputRequests": results.as_forms(questions), "requestState": task.id}
         return {"resultType": "input_required", **forms}
@@ -290,8 +290,10 @@ def rerun_task(call: Call, arguments: Arguments) -> Result:
     """
     task_id = require_id("task", arguments["taskId"])
     labels = strict_json.loads(task_service.get(caller, task_id).labels.encode())
-    given = {"input": arguments["input"]} if "input" in arguments else {}
-    fields = _rerun_schema.load({**given, "labels": labels | LABELS})
+    body = {"labels": labels | LABELS}
+    if "input" in arguments:
+        body["input"] = arguments["input"]
+    fields = _rerun_schema.load(body)
     idempotency = Idempotency.of(_idempotency_key(call), arguments, rerun_of=task_id)
     task, _ = task_service.rerun(caller, task_id, fields, idempotency)
     return _started(task.id)
@@ -424,15 +426,15 @@ def search_logs(call: Call, arguments: Arguments) -> Result:
     query = _search_query.load({**arguments, "limit": str(limit)})
     selection = responses.selection(query)
     start = responses.end_of(query)
-    found = search.search(caller, selection, query["text"], start=start, limit=limit)
-    structured = found.as_json()
-    lines = [f"{hit['taskId']}:{hit['line']}: {hit['text']}" for hit in found.hits]
-    if found.end:
-        following = structured["next"] = dump_cursor(SORTS[0], *found.end)
+    page = search.search(caller, selection, query["text"], start=start, limit=limit)
+    structured = page.as_json()
+    lines = [f"{hit['taskId']}:{hit['line']}: {hit['text']}" for hit in page.hits]
+    if page.end:
+        cursor = structured["next"] = dump_cursor(SORTS[0], *page.end)
         lines.append(
             "There are more tasks or lines: this search stopped at a task of "
             f"{structured['searched']['until']}. To continue, call search_logs with the same "
-            f"arguments and the cursor {following}"
+            f"arguments and the cursor {cursor}"
         )
     return results.tool_result(structured, "\n".join(lines) or "No line contains this text.")
 
@@ -460,9 +462,10 @@ def answer_task(call: Call, arguments: Arguments) -> Result:
     """Answers a question of a task. Ask your user first: the question is for a person."""
     task_id = require_id("task", arguments["taskId"])
     question_id = require_id("question", arguments["questionId"])
-    given = {"content": arguments["content"]} if "content" in arguments else {}
-    given["action"] = DECLINE if arguments.get("decline") else ACCEPT
-    question = results.answer(task_id, question_id, given)
+    fields = {"action": DECLINE if arguments.get("decline") else ACCEPT}
+    if "content" in arguments:
+        fields["content"] = arguments["content"]
+    question = results.answer(task_id, question_id, fields)
     result = {"taskId": task_id, "questionId": question.id, "state": question.state}
     return results.tool_result({**result, "next": results.WAIT_NEXT})
 

@@ -207,8 +207,8 @@ def webhook_of(task: TaskRow, delivery: Any) -> Message:
 
 def _message_to_hook(leased: deliveries.Leased) -> Message:
     """The message of a delivery to a hook. Raises LeaseLost if the hook or the task was deleted."""
-    told = deliveries.of_message(leased)
-    newest = WITH_TASKS.join(Delivery, Delivery.event_id == Event.id).where(*told)
+    of_message = deliveries.of_message(leased)
+    newest = WITH_TASKS.join(Delivery, Delivery.event_id == Event.id).where(*of_message)
     newest = newest.order_by(None).order_by(Event.position.desc()).limit(MAX_DESCRIBED)
     number = select(func.count()).select_from(Delivery).join(Event, Event.id == Delivery.event_id)
     with reading() as connection:
@@ -216,13 +216,13 @@ def _message_to_hook(leased: deliveries.Leased) -> Message:
             select(Hook.__table__).where(Hook.id == leased.hook_id)
         ).first()
         events = connection.execute(newest).all()[::-1]
-        count = connection.scalar(number.where(*told)) or 0
+        count = connection.scalar(number.where(*of_message)) or 0
     if hook is None or not events:
         raise deliveries.LeaseLost("The hook or the task was deleted.", FAILED)
     if hook.format == STANDARD:
         event = events[0]
         return _for_program(hook, leased.id, event.name, event.at, _data(hook, event))
-    return _for_people(hook, leased.id, [_notice(hook, each) for each in events], count)
+    return _for_people(hook, leased.id, [_notice(hook, event) for event in events], count)
 
 
 def sample(hook: HookRow) -> Message:
@@ -245,9 +245,9 @@ def _for_program(
 
 
 def _for_people(hook: HookRow, message_id: str, notices: Sequence[Notice], count: int) -> Message:
-    made = messages.FORMATS[hook.format](hook.target, notices, count)
+    message = messages.FORMATS[hook.format](hook.target, notices, count)
     headers = {"authorization": f"Bearer {hook.token}"} if hook.token else {}
-    return made._replace(id=message_id, headers=headers, hook=hook)
+    return message._replace(id=message_id, headers=headers, hook=hook)
 
 
 def _task(task_id: str | None) -> TaskRow:

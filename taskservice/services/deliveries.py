@@ -110,9 +110,9 @@ def with_attempts(deliveries: AnySelect, **values: Any) -> list[Any]:
 def read_with_attempts(connection: Connection, deliveries: AnySelect, **values: Any) -> list[Any]:
     rows = connection.execute(deliveries, values).all()
     ids = [row.id for row in rows]
-    found = connection.execute(_ATTEMPTS, {"delivery_ids": ids}).all() if ids else []
-    made = {key: list(some) for key, some in groupby(found, attrgetter("delivery_id"))}
-    return [SimpleNamespace(**row._asdict(), attempts=made.get(row.id, [])) for row in rows]
+    attempts = connection.execute(_ATTEMPTS, {"delivery_ids": ids}).all() if ids else []
+    by_id = {key: list(group) for key, group in groupby(attempts, attrgetter("delivery_id"))}
+    return [SimpleNamespace(**row._asdict(), attempts=by_id.get(row.id, [])) for row in rows]
 
 
 def states(rows: Sequence[TaskRow]) -> dict[str, str]:
@@ -141,7 +141,8 @@ class ReceiverSlots:
     def full_hosts(self, user_id: str) -> list[str]:
         """The hosts at which this user has no free slot."""
         known = {*self._used, *self._failing}
-        return [each.host for each in known if each.user_id == user_id and not self.is_free(each)]
+        of_user = (receiver for receiver in known if receiver.user_id == user_id)
+        return [receiver.host for receiver in of_user if not self.is_free(receiver)]
 
     def acquire(self, receiver: Receiver) -> bool:
         """Use a slot of this receiver; False when none is free."""
@@ -230,8 +231,8 @@ def due_deliveries(connection: Connection, limit: int, slots: ReceiverSlots) -> 
             for hook in connection.execute(_DUE_HOOKS_OF_USER, {"of_user_id": user.id})
         ]
         due.sort(key=attrgetter("next_attempt_at"))
-        ranked += [(user.leases + n, each.next_attempt_at, each) for n, each in enumerate(due)]
-    return [due for *_, due in sorted(ranked, key=lambda entry: entry[:2])]
+        ranked += [(user.leases + n, entry.next_attempt_at, entry) for n, entry in enumerate(due)]
+    return [entry for *_, entry in sorted(ranked, key=lambda ranks: ranks[:2])]
 
 
 class DueDeliveries(Flag):
@@ -392,10 +393,10 @@ def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
     """
     with transaction() as connection:
         due = due_deliveries(connection, limit, slots)
-        chosen = list(islice((each for each in due if slots.acquire(each.receiver)), limit))
-        ids = [each.delivery_id for each in chosen if each.delivery_id]
+        chosen = list(islice((entry for entry in due if slots.acquire(entry.receiver)), limit))
+        ids = [entry.delivery_id for entry in chosen if entry.delivery_id]
         leased = _claim(connection, is_due, ids)
-        messages = (_lease_message(connection, each.hook_id) for each in chosen if each.hook_id)
+        messages = (_lease_message(connection, entry.hook_id) for entry in chosen if entry.hook_id)
         return leased + list(filter(None, messages))
 
 
@@ -449,11 +450,12 @@ def release(leased: Collection[Leased]) -> None:
     """End leases early, with no attempt counted, so that another process may post."""
     if leased:
         with transaction() as connection:
-            for each in leased:
-                if each.leased_at:
-                    this = update(Hook).where(Hook.id == each.hook_id, exists().where(*held(each)))
+            for lease in leased:
+                if lease.leased_at:
+                    is_held = exists().where(*held(lease))
+                    this = update(Hook).where(Hook.id == lease.hook_id, is_held)
                     connection.execute(this.values(next_attempt_at=database_now()))
-                connection.execute(update(Delivery).where(*held(each)).values(NO_LEASE))
+                connection.execute(update(Delivery).where(*held(lease)).values(NO_LEASE))
         resources.find(DueDeliveries).set()
 
 

@@ -178,19 +178,19 @@ def _ends(connection: Connection, task: Any, is_late: bool) -> list[NewEvent]:
     ended = event(event_kinds.TASK_ENDED)
     if task.error_type == terms.CANCELLED:
         return [ended]
-    here = {"of_user_id": task.user_id, "of_agent_id": task.agent_id}
+    agent_ids = {"of_user_id": task.user_id, "of_agent_id": task.agent_id}
     at = {"at": task.finished_at}
     if task.status == terms.COMPLETE:
-        [before] = _STATE.all(connection, **here)
-        is_changed = before.state != terms.OK and connection.execute(_FIX, here | at).rowcount
+        [before] = _STATE.all(connection, **agent_ids)
+        is_changed = before.state != terms.OK and connection.execute(_FIX, agent_ids | at).rowcount
         if not is_changed or before.state is None:
             return [ended]
         return [ended, event(event_kinds.AGENT_FIXED, brokenSince=before.state_since)]
     failed = [ended, event(event_kinds.TASK_FAILED)]
-    if is_late and _STATE.scalar(connection, **here) == terms.BROKEN:
+    if is_late and _STATE.scalar(connection, **agent_ids) == terms.BROKEN:
         # This failure was counted when the task timed out.
         return failed
-    is_first = connection.scalar(_BREAK, here | at) == 1
+    is_first = connection.scalar(_BREAK, agent_ids | at) == 1
     return [*failed, event(event_kinds.AGENT_BROKEN)] if is_first else failed
 
 
@@ -203,22 +203,22 @@ def record_events(connection: Connection, events: Iterable[NewEvent]) -> None:
         happened = list(events_of_user)
         names = tuple(sorted({event.kind.name for event in happened}))
         hooks = _hooks(names).all(connection, user_id=user_id)
-        told = [
+        with_hooks = [
             (event, hooks_of_event)
             for event in happened
             if (hooks_of_event := [hook for hook in hooks if _concerns(hook, event)])
         ]
-        if told:
-            _store_events(connection, user_id, told)
+        if with_hooks:
+            _store_events(connection, user_id, with_hooks)
 
 
 def _store_events(
-    connection: Connection, user_id: str, told: Sequence[tuple[NewEvent, Sequence[HookRow]]]
+    connection: Connection, user_id: str, with_hooks: Sequence[tuple[NewEvent, Sequence[HookRow]]]
 ) -> None:
     """Store events of one user, each with a delivery for each hook that is told of it."""
-    next_positions = {"of_user_id": user_id, "count": len(told)}
+    next_positions = {"of_user_id": user_id, "count": len(with_hooks)}
     last = connection.execute(_NEXT_POSITION, next_positions).scalar_one()
-    for position, (event, hooks) in enumerate(told, last - len(told) + 1):
+    for position, (event, hooks) in enumerate(with_hooks, last - len(with_hooks) + 1):
         columns = event._asdict() | {"id": clock.new_id(), "position": position}
         columns["name"] = columns.pop("kind").name
         columns["details"] = strict_json.dumps(event.details).decode()

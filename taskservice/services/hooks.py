@@ -63,8 +63,8 @@ def get(caller: Caller, hook_id: str) -> HookRow:
 
 
 def _locked(connection: Connection, caller: Caller, hook_id: str) -> HookRow:
-    here = {"user_id": caller.user_id, "hook_id": hook_id}
-    locked = connection.execute(_HOOK.with_for_update(key_share=True), here)
+    ids = {"user_id": caller.user_id, "hook_id": hook_id}
+    locked = connection.execute(_HOOK.with_for_update(key_share=True), ids)
     return cast(HookRow, require(locked.one_or_none(), "hook"))
 
 
@@ -187,9 +187,9 @@ def remove_deleted() -> bool:
     hook = read_one(select(Hook.id).where(Hook.deleted_at.is_not(None)).limit(1))
     if hook is None:
         return False
-    some = select(Delivery.id).where(Delivery.hook_id == hook.id).limit(deliveries.BATCH)
+    batch = select(Delivery.id).where(Delivery.hook_id == hook.id).limit(deliveries.BATCH)
     with transaction() as connection:
-        ids = connection.scalars(some).all()
+        ids = connection.scalars(batch).all()
         connection.execute(delete_from(Delivery).where(Delivery.id.in_(ids)))
         if not ids:
             connection.execute(delete_from(Hook).where(Hook.id == hook.id))

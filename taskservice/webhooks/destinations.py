@@ -261,9 +261,9 @@ def mail_sender(text: str) -> str:
 def mail_address(target: str) -> str:
     """The address of `mailto:ADDRESS`; raises ValueError with one sentence."""
     scheme, _, text = target.partition(":")
-    found = unquote(text)
-    if scheme.lower() != "mailto" or {"?", "#"} & set(text) or not _MAIL_ADDRESS.fullmatch(found):
+    address = unquote(text)
+    if scheme.lower() != "mailto" or {"?", "#"} & set(text) or not _MAIL_ADDRESS.fullmatch(address):
         raise ValueError(
             "The target is not mailto: with one mail address in ASCII and without parameters."
         )
-    return found
+    return address

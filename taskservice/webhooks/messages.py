@@ -92,12 +92,12 @@ def ntfy_address(target: str) -> tuple[str, str]:
 
 def ntfy(target: str, notices: Sequence[Notice], count: int) -> Message:
     """A message to a topic. `notices` are the first of `count` events; so in `slack` and `mail`."""
-    notices, more = _distinct(notices), count - len(notices)
-    first, is_alone = notices[0], len(notices) + more == 1
+    notices, unlisted = _distinct(notices), count - len(notices)
+    first, is_alone = notices[0], len(notices) + unlisted == 1
     url, topic = ntfy_address(target)
     fields: dict[str, object] = {
         "topic": topic,
-        "title": _title(notices, more),
+        "title": _title(notices, unlisted),
         "tags": [first.kind.tag],
         "priority": NTFY_HIGH if first.kind.is_urgent else NTFY_DEFAULT,
     }
@@ -105,7 +105,7 @@ def ntfy(target: str, notices: Sequence[Notice], count: int) -> Message:
         fields["click"] = click
     if is_alone and (buttons := _buttons(first)):
         fields["actions"] = buttons
-    for text in _texts(notices, more, has_links=not is_alone):
+    for text in _texts(notices, unlisted, has_links=not is_alone):
         body = json.dumps(fields | {"message": text}, ensure_ascii=False).encode()
         if len(body) <= NTFY_BYTES:
             break
@@ -114,9 +114,9 @@ def ntfy(target: str, notices: Sequence[Notice], count: int) -> Message:
 
 def slack(target: str, notices: Sequence[Notice], count: int) -> Message:
     """A message for Slack, Mattermost, or Discord's `/slack`."""
-    notices, more = _distinct(notices), count - len(notices)
-    title = _escaped_for_slack(_title(notices, more))
-    for text in _texts(notices, more, _escaped_for_slack):
+    notices, unlisted = _distinct(notices), count - len(notices)
+    title = _escaped_for_slack(_title(notices, unlisted))
+    for text in _texts(notices, unlisted, _escaped_for_slack):
         if len(title) + 1 + len(text) <= SLACK_LENGTH:
             break
     return Message(target, json.dumps({"text": f"{title}\n{text}"}).encode())
@@ -127,9 +127,9 @@ def _escaped_for_slack(text: str) -> str:
 
 
 def mail(target: str, notices: Sequence[Notice], count: int) -> Message:
-    notices, more = _distinct(notices), count - len(notices)
-    title, text = _title(notices, more), next(_texts(notices, more))
-    reason = notices[0].reason if len(notices) + more == 1 else None
+    notices, unlisted = _distinct(notices), count - len(notices)
+    title, text = _title(notices, unlisted), next(_texts(notices, unlisted))
+    reason = notices[0].reason if len(notices) + unlisted == 1 else None
     subject = f"{title}: {_line(reason, TITLE_LENGTH)}" if reason else title
     return Message(target, f"{title}\n\n{text}\n".encode(), shortened(subject, TITLE_LENGTH))
 
@@ -176,7 +176,7 @@ def _distinct(notices: Sequence[Notice]) -> list[Notice]:
     ]
 
 
-def _title(notices: Sequence[Notice], more: int) -> str:
+def _title(notices: Sequence[Notice], unlisted: int) -> str:
     """Such as `nightly failed`, or `2 agents broke: nightly, weekly; backup is late; 5 more`."""
     parts = []
     for kind, of_kind in groupby(notices, attrgetter("kind")):
@@ -187,20 +187,20 @@ def _title(notices: Sequence[Notice], more: int) -> str:
             parts.append(kind.title.format(names[0]))
         else:
             parts.append(f"{kind.several.format(number)}: {', '.join(different)}")
-    if more:
-        parts.append(f"{more} more")
+    if unlisted:
+        parts.append(f"{unlisted} more")
     return shortened("; ".join(parts), TITLE_LENGTH)
 
 
 def _texts(
     notices: Sequence[Notice],
-    more: int,
+    unlisted: int,
     escape: Callable[[str], str] = str,
     has_links: bool = True,
 ) -> Iterator[str]:
     """The text below the title, then shorter versions of it; the links are not escaped."""
     links = [(notice.answer_url or notice.url) if has_links else None for notice in notices]
-    if len(notices) + more == 1:
+    if len(notices) + unlisted == 1:
         for length in REASON_LENGTHS:
             reason = _line(notices[0].reason or "", length)
             text = "\n".join(filter(None, [reason, *_details(notices[0])]))
@@ -213,8 +213,8 @@ def _texts(
         details = escape(f"- {what} ({'; '.join(_details(notice))})")
         lines.append(f"{details} {link}" if link else details)
     for end in range(min(len(lines), MAX_LINES), 0, -1):
-        rest = more + len(lines) - end
-        yield "\n".join([*lines[:end], *([f"- and {rest} more"] if rest else [])])
+        omitted = unlisted + len(lines) - end
+        yield "\n".join([*lines[:end], *([f"- and {omitted} more"] if omitted else [])])
 
 
 def _details(notice: Notice) -> Iterator[str]:

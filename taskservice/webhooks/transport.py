@@ -120,7 +120,7 @@ class Connection(http.client.HTTPConnection):
         """The allowed addresses of the host; raises RefusedError when there are none."""
         host, literal = self._target.host, self._target.literal
         addresses = [literal] if literal else look_up(self._resolve, host, self._deadline)
-        refusals = {each: self._allowed.refusal(host, each) for each in addresses}
+        refusals = {address: self._allowed.refusal(host, address) for address in addresses}
         allowed = [address for address in addresses if not refusals[address]]
         if not allowed:
             raise destinations.RefusedError(refusals[addresses[0]])
@@ -137,8 +137,8 @@ class Connection(http.client.HTTPConnection):
 
 def system_addresses(host: str) -> list[str]:
     """The addresses of a host by the system's resolver, best first; raises OSError."""
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return [str(socket_address[0]) for *_, socket_address in found]
+    entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(socket_address[0]) for *_, socket_address in entries]
 
 
 def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[destinations.Address]:
@@ -154,18 +154,18 @@ def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[destinatio
         if not _lookups.acquire(timeout=deadline.remaining()):
             raise TimeoutError
         try:
-            found = resources.start_future("webhook-lookup", run)
+            future = resources.start_future("webhook-lookup", run)
         except RuntimeError as error:
             _lookups.release()
             raise OSError(errno.EAGAIN, "the machine has no more threads") from error
-        addresses = [destinations.read_address(text) for text in found.result(deadline.remaining())]
+        texts = future.result(deadline.remaining())
     except TimeoutError as error:
         raise NoResponseError(f"{host} was not resolved within {deadline.seconds:g} s.") from error
     except OSError as error:
         raise NoResponseError(f"{host} can't be resolved: {error.strerror}.") from error
-    if not addresses:
+    if not texts:
         raise NoResponseError(f"{host} can't be resolved: it has no address.")
-    return addresses
+    return [destinations.read_address(text) for text in texts]
 
 
 def post_once(
