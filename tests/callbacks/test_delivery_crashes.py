@@ -6,7 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -30,11 +30,10 @@ from tests.support.crashing_service import (
 from tests.support.deliveries import addresses, deliveries_of, enqueue_each, enqueue_many
 from tests.support.receiver import Receiver
 from tests.support.service import Service
-from tests.support.waiting import PATIENCE_SECONDS, until
+from tests.support.waiting import until
 
 TASKS = int(os.environ.get("CALLBACK_TASKS", "2000"))
 KILLS = int(os.environ.get("CALLBACK_KILLS", "20"))
-DUE = int(os.environ.get("CALLBACK_DUE", "10000"))
 # A queue by time would already hold up the others with a few hundred; 100,000 show slow queries.
 MANY = int(os.environ.get("CALLBACK_MANY", "100000"))
 # The moments from one kill to the next.
@@ -231,23 +230,6 @@ def test_every_task_that_finishes_while_the_service_is_killed_is_posted(
 
 
 # --- and with many at it -----------------------------------------------------------------
-
-
-@pytest.mark.timeout(600)
-def test_each_of_many_due_deliveries_is_posted_by_one_of_three_background_processes(
-    app: Flask, alice: ApiClient, receiver: Receiver
-) -> None:
-    enqueue_many(app, alice, receiver.url, DUE)
-    began = time.monotonic()
-    with ExitStack() as stack:
-        for _ in range(3):
-            stack.enter_context(working(app))
-        receiver.wait_for(DUE, timeout=PATIENCE_SECONDS + DUE / 20)
-        seconds = time.monotonic() - began
-        wait_until_all_is_delivered(app)
-    assert len({request.headers["webhook-id"] for request in receiver.requests}) == DUE
-    assert len(receiver.requests) == DUE
-    print(f"\n{DUE} deliveries in {seconds:.1f} s")
 
 
 @pytest.mark.timeout(600)
