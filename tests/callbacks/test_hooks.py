@@ -178,7 +178,7 @@ def test_every_field_of_a_hook_can_be_changed(
         run(alice, "error", labels={"env": "prod"})
         [request] = receiver.wait_for(1)
         assert request.headers["authorization"] == "Bearer tk_secret"
-        assert json.loads(request.body)["topic"] == "topic"
+        assert (request.path, json.loads(request.body)["topic"]) == ("/", "topic")
         until(lambda: the_hook(alice, hook)["lastDeliveredAt"])
         expect(alice.patch(here, json={"token": None}), 200)
         make_message_due(app)

@@ -20,9 +20,6 @@ from taskservice.event_kinds import (
 )
 from taskservice.webhooks import messages
 from taskservice.webhooks.messages import Notice
-from tests.support.api_client import ApiClient, expect
-from tests.support.marks import one_database
-from tests.support.receiver import Receiver
 
 AT = "2026-11-28T13:36:05.123Z"
 EARLIER = "2026-11-28T10:16:00.000Z"
@@ -300,18 +297,6 @@ def test_ordinary_text_stays_readable() -> None:
 
 
 # ntfy.
-
-
-@one_database
-def test_message_for_a_topic_is_posted_to_the_root(alice: ApiClient, receiver: Receiver) -> None:
-    fields = {"target": f"{receiver.url}alerts", "format": "ntfy", "token": "tk_secret"}
-    hook = expect(alice.post("/hook", json=fields), 201)
-    assert expect(alice.post(f"/hook/{hook['id']}/test"), 200)["delivered"]
-    [request] = receiver.wait_for(1)
-    assert request.path == "/"
-    assert request.headers["authorization"] == "Bearer tk_secret"
-    assert request.headers["content-type"] == "application/json"
-    assert json.loads(request.body)["topic"] == "alerts"
 
 
 @pytest.mark.parametrize(
