@@ -10,9 +10,10 @@ from werkzeug.routing import Rule
 from taskservice import api, dashboard, errors, mcp, resources
 from taskservice.config import Config
 from taskservice.database import engine, migrations, transactions, watcher
+from taskservice.http_request import Request
 from taskservice.operations import health, request_log
 from taskservice.services import attempts
-from taskservice.web.request import MAX_SMALL_BODY, Request, trust_proxies
+from taskservice.web.request import MAX_SMALL_BODY, trust_proxies
 from taskservice.web.responses import FastResponse, LongListSlots
 
 

@@ -5,7 +5,8 @@ import re
 import secrets
 import string
 import zlib
-from typing import NamedTuple, TypeVar, cast
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar, cast
 
 from flask import g, request
 from sqlalchemy import ColumnElement, and_, bindparam, or_, select
@@ -117,16 +118,18 @@ KEY_IS_VALID = (
     ApiKey.revoked_at.is_(None),
     or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > bindparam("now", type_=Timestamp())),
 )
-_KEYS = (
-    select(*KEY_COLUMNS, User.name.label("user_name"))
+_user_name = User.name.label("user_name")
+_KEYS = select(*KEY_COLUMNS, _user_name).join(User, User.id == ApiKey.user_id).where(*KEY_IS_VALID)
+# Of each request: it has only what becomes the caller.
+_KEY = Statement[KeyRow](
+    select(ApiKey.id, ApiKey.user_id, ApiKey.agent_id, ApiKey.name, ApiKey.access, _user_name)
     .join(User, User.id == ApiKey.user_id)
-    .where(*KEY_IS_VALID)
+    .where(ApiKey.digest == bindparam("value"), *KEY_IS_VALID)
 )
-_KEY = Statement[KeyRow](_KEYS.where(ApiKey.digest == bindparam("value")))
 KEY_BY_ID = Statement[KeyRow](_KEYS.where(ApiKey.id == bindparam("value")))
 KEY_OF_LOGIN = Statement[KeyRow](_KEYS.where(ApiKey.login, ApiKey.name == bindparam("value")))
 _LINKS = (
-    select(Link.id, Link.task_id, Link.expires_at, Task.user_id, User.name.label("user_name"))
+    select(Link.id, Link.task_id, Link.expires_at, Task.user_id, _user_name)
     .join(Task, Task.id == Link.task_id)
     .join(User, User.id == Task.user_id)
     .where(Link.expires_at > bindparam("now", type_=Timestamp()))
@@ -162,13 +165,12 @@ def take_minutes(uses: dict[T, str]) -> dict[T, str]:
     return {used: f"{uses.pop(used)[:MINUTE]}:00.000Z" for used in list(uses)}
 
 
-def authenticate() -> None:
-    """Set `caller` from the key in the request's headers; raises 401 unless it is valid."""
+def authenticate(environ: Mapping[str, Any]) -> Caller:
+    """Set the `caller` from the key in a request's headers; raises 401 unless it is valid."""
     share_reading()
-    headers = request.environ
-    text = key_in_headers(headers.get("HTTP_APIKEY"), headers.get("HTTP_AUTHORIZATION"))
+    text = key_in_headers(environ.get("HTTP_APIKEY"), environ.get("HTTP_AUTHORIZATION"))
     now = clock.now()
-    set_caller(valid_key(text, now), now)
+    return set_caller(valid_key(text, now), now)
 
 
 def key_in_headers(apikey: str | None, authorization: str | None) -> str:
@@ -176,8 +178,8 @@ def key_in_headers(apikey: str | None, authorization: str | None) -> str:
 
     A header without a key counts as none: some generated clients send both, one of them empty.
     """
-    credentials = (authorization or "").split(",")
-    if not any(each.lower().split()[:1] == [BEARER] for each in credentials):
+    credentials = authorization.split(",") if authorization else []
+    if not any(text.lower().split()[:1] == [BEARER] for text in credentials):
         # Another scheme, such as Basic, is meant for a proxy.
         return apikey or ""
     # gunicorn joins a header that was sent twice with a comma, which no key contains.
@@ -197,11 +199,13 @@ def valid_key(text: str, now: str) -> KeyRow:
     return key
 
 
-def set_caller(key: KeyRow, now: str) -> None:
+def set_caller(key: KeyRow, now: str) -> Caller:
     """Let this request act as the caller of `key`, and record the key's use."""
     key_uses[key.id] = now
     request.environ[OWNER] = key.user_id
-    g.caller = Caller(key.user_id, key.agent_id, key.id, key.name, key.user_name, key.access)
+    caller = Caller(key.user_id, key.agent_id, key.id, key.name, key.user_name, key.access)
+    g.caller = caller
+    return caller
 
 
 def authenticate_link(token: str) -> None:
@@ -216,4 +220,9 @@ def still_valid() -> KeyRow | None:
     return find(_LINK_BY_ID if caller.task_id else KEY_BY_ID, caller.key_id, clock.now())
 
 
-caller = cast(Caller, LocalProxy(lambda: g.caller))
+def current_caller() -> Caller:
+    found: Caller = g.caller
+    return found
+
+
+caller = cast(Caller, LocalProxy(current_caller))

@@ -8,12 +8,13 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 import orjson
-from flask import Flask, Response, current_app, g, request
+from flask import Flask, Response, current_app
 from marshmallow import ValidationError
 from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException
 
 from taskservice import terms
+from taskservice.http_request import request
 from taskservice.terms import PROBLEM_TYPE
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def sentences(errors: Mapping[str, Any]) -> Iterator[str]:
 
 
 def respond(problem: Problem) -> Response:
-    response = Response(body(problem, g.request_id), problem.status, mimetype=PROBLEM_TYPE)
+    response = Response(body(problem, request.id), problem.status, mimetype=PROBLEM_TYPE)
     response.headers.update(problem.headers)
     return response
 

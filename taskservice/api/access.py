@@ -1,9 +1,10 @@
 """Before and after each request: the key below `/api/v1`, and headers against caches."""
 
-from flask import Response, request
+from flask import Response
 
-from taskservice.auth import KEY_HEADERS, authenticate, caller, still_valid
+from taskservice.auth import KEY_HEADERS, authenticate, still_valid
 from taskservice.errors import from_exception, invalid_key, respond
+from taskservice.http_request import request
 from taskservice.terms import API_PREFIX
 
 BELOW_PREFIX = f"{API_PREFIX}/"
@@ -11,9 +12,10 @@ BELOW_PREFIX = f"{API_PREFIX}/"
 
 def require_key() -> None:
     """Check the key before anything else, even if no route matches: 404 and 405 need one too."""
-    if _is_below_prefix(request.path):
-        authenticate()
-        if request.method not in ("GET", "HEAD"):
+    this = request.itself
+    if _is_below_prefix(this.path):
+        caller = authenticate(this.environ)
+        if this.method not in ("GET", "HEAD"):
             caller.require_full_access()
 
 

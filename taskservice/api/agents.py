@@ -5,7 +5,7 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from taskservice.auth import caller
+from taskservice.auth import Caller
 from taskservice.database.rows import AgentRow
 from taskservice.schemas import examples, requests
 from taskservice.schemas import users as user_schemas
@@ -22,7 +22,7 @@ attention = Blueprint("attention", __name__)
 
 @blueprint.get("/agent")
 @operation("listAgents", [user_schemas.expanded_agent_schema], query=requests.AgentQuerySchema())
-def list_all(query: dict[str, Any]) -> Response:
+def list_all(caller: Caller, query: dict[str, Any]) -> Response:
     """List agents.
 
     All agents that the key has access to; an agent key is limited to its own agent. The list is
@@ -33,7 +33,7 @@ def list_all(query: dict[str, Any]) -> Response:
 
 @blueprint.get("/agent/<agent_id>")
 @operation("getAgent", user_schemas.expanded_agent_schema, query=requests.AgentQuerySchema())
-def get(agent_id: str, query: dict[str, Any]) -> Response:
+def get(caller: Caller, agent_id: str, query: dict[str, Any]) -> Response:
     """Get an agent."""
     return responses.json(_expanded([agent_service.get(caller, agent_id)], query)[0])
 
@@ -53,7 +53,7 @@ def _expanded(agents: Sequence[AgentRow], query: dict[str, Any]) -> list[dict[st
     body=requests.PutAgentSchema(),
     responses={200: user_schemas.expanded_agent_schema, 201: user_schemas.expanded_agent_schema},
 )
-def put(agent_id: str, body: dict[str, Any]) -> Response:
+def put(caller: Caller, agent_id: str, body: dict[str, Any]) -> Response:
     """Register or change an agent.
 
     Fields that are null or left out keep their values, but `"expect": null` ends the expectation
@@ -73,7 +73,7 @@ def put(agent_id: str, body: dict[str, Any]) -> Response:
     response_headers=["Idempotency-Replayed"],
     example={"claimedAt": examples.TIME},
 )
-def claim(agent_id: str, query: dict[str, Any]) -> Response:
+def claim(caller: Caller, agent_id: str, query: dict[str, Any]) -> Response:
     """Claim a task.
 
     Claims the oldest unclaimed running task of the agent; 204 if there is none. Each task is given
@@ -84,7 +84,8 @@ def claim(agent_id: str, query: dict[str, Any]) -> Response:
     task, replayed = waiting.for_claim(agent_id, idempotency_key())
     if task is None:
         return responses.FastResponse(status=204)
-    return responses.task(task, responses.shape(query), headers=responses.replayed_header(replayed))
+    headers = responses.replayed_header(replayed)
+    return responses.task(task, responses.shape(caller, query), headers=headers)
 
 
 @blueprint.get("/agent/<agent_id>/numbers")
@@ -93,7 +94,7 @@ def claim(agent_id: str, query: dict[str, Any]) -> Response:
     (user_schemas.NumberPathsSchema(), [user_schemas.OutputNumberSchema()]),
     query=requests.NumbersQuerySchema(),
 )
-def list_numbers(agent_id: str, query: dict[str, Any]) -> Response:
+def list_numbers(caller: Caller, agent_id: str, query: dict[str, Any]) -> Response:
     """List the numbers in an agent's outputs.
 
     Without `path`, `{"paths": [{path, last, count}]}`: where the outputs of the last 100 ended
@@ -111,7 +112,7 @@ def list_numbers(agent_id: str, query: dict[str, Any]) -> Response:
 @operation(
     "deleteAgent", user_schemas.expanded_agent_schema, user_key=True, errors=[AGENT_HAS_TASKS]
 )
-def delete(agent_id: str) -> Response:
+def delete(caller: Caller, agent_id: str) -> Response:
     """Delete an agent.
 
     The keys of the agent are deleted too.
@@ -121,7 +122,7 @@ def delete(agent_id: str) -> Response:
 
 @attention.get("/attention")
 @operation("listAttention", [user_schemas.AttentionSchema()])
-def list_attention() -> Response:
+def list_attention(caller: Caller) -> Response:
     """List what needs attention.
 
     At most 100 things for a person to look at: the most urgent kind first, the oldest of each kind

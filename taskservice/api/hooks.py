@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from taskservice.auth import caller
+from taskservice.auth import Caller
 from taskservice.schemas.hooks import (
     change_hook_schema,
     create_hook_schema,
@@ -22,7 +22,7 @@ blueprint = Blueprint("hooks", __name__)
 
 @blueprint.get("/hook")
 @operation("listHooks", [hook_schema], user_key=True)
-def list_all() -> Response:
+def list_all(caller: Caller) -> Response:
     """List hooks.
 
     All hooks of the user, oldest first.
@@ -39,7 +39,7 @@ def list_all() -> Response:
     response_headers=["Location"],
     errors=[TOO_MANY_HOOKS],
 )
-def create(body: dict[str, Any]) -> Response:
+def create(caller: Caller, body: dict[str, Any]) -> Response:
     """Create a hook.
 
     The target gets a signed webhook for each event from now on, or messages in a format for
@@ -51,14 +51,14 @@ def create(body: dict[str, Any]) -> Response:
 
 @blueprint.get("/hook/<hook_id>")
 @operation("getHook", hook_schema, user_key=True)
-def get(hook_id: str) -> Response:
+def get(caller: Caller, hook_id: str) -> Response:
     """Get a hook."""
     return responses.dump(hook_schema, hooks.get(caller, hook_id))
 
 
 @blueprint.patch("/hook/<hook_id>")
 @operation("changeHook", hook_schema, user_key=True, body=change_hook_schema)
-def change(hook_id: str, body: dict[str, Any]) -> Response:
+def change(caller: Caller, hook_id: str, body: dict[str, Any]) -> Response:
     """Change a hook.
 
     Changes the given fields. The state `active` turns a hook on that was turned off.
@@ -68,7 +68,7 @@ def change(hook_id: str, body: dict[str, Any]) -> Response:
 
 @blueprint.delete("/hook/<hook_id>")
 @operation("deleteHook", hook_schema, user_key=True)
-def delete(hook_id: str) -> Response:
+def delete(caller: Caller, hook_id: str) -> Response:
     """Delete a hook.
 
     Cancels its pending deliveries. The response is the deleted hook.
@@ -78,7 +78,7 @@ def delete(hook_id: str) -> Response:
 
 @blueprint.post("/hook/<hook_id>/test")
 @operation("testHook", tested_hook_schema, user_key=True, errors=[TOO_MANY_REQUESTS])
-def test(hook_id: str) -> Response:
+def test(caller: Caller, hook_id: str) -> Response:
     """Test a hook.
 
     Sends one of the hook's events with all its data, marked as a test, and waits for the outcome:
@@ -89,7 +89,7 @@ def test(hook_id: str) -> Response:
 
 @blueprint.get("/hook/<hook_id>/deliveries")
 @operation("listHookDeliveries", [hook_delivery_schema], user_key=True)
-def list_deliveries(hook_id: str) -> Response:
+def list_deliveries(caller: Caller, hook_id: str) -> Response:
     """List the deliveries of a hook.
 
     The newest 100, newest first; those older than 7 days are deleted.
@@ -104,7 +104,7 @@ def list_deliveries(hook_id: str) -> Response:
     user_key=True,
     errors=[DELIVERY_UNDER_WAY],
 )
-def redeliver(hook_id: str, delivery_id: str) -> Response:
+def redeliver(caller: Caller, hook_id: str, delivery_id: str) -> Response:
     """Deliver to a hook again.
 
     Makes this delivery due now, whatever its state, and restarts its retry schedule.

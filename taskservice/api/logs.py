@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from taskservice.auth import caller
+from taskservice.auth import Caller
 from taskservice.errors import invalid
 from taskservice.schemas import requests
 from taskservice.schemas.tasks import (
@@ -35,7 +35,7 @@ VARY = {"Vary": "Accept"}
     reads=(append_schema, TEXT),
     errors=[TASK_FINISHED, SEQ_GAP],
 )
-def append(task_id: str, query: dict[str, Any]) -> Response:
+def append(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Append lines to a log.
 
     The body is JSON or plain text; a PUT without a content type is plain text. A line ends at a
@@ -58,7 +58,7 @@ def append(task_id: str, query: dict[str, Any]) -> Response:
 
 @blueprint.get("/task/<task_id>/logs")
 @operation("readLogs", (LogPageSchema(), TEXT), query=requests.LogQuerySchema(), headers=["Prefer"])
-def read(task_id: str, query: dict[str, Any]) -> Response:
+def read(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Read lines of a log.
 
     As JSON, one page of the lines after number `after`; pass `next` as `after` to get the next
@@ -93,7 +93,7 @@ def read(task_id: str, query: dict[str, Any]) -> Response:
     headers=["Last-Event-ID"],
     response_headers=["X-Accel-Buffering"],
 )
-def follow(task_id: str, query: dict[str, Any]) -> Response:
+def follow(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Follow a task.
 
     Server-Sent Events. The first event is `task`: the task without its log. Each line is a `log`
@@ -110,7 +110,7 @@ def follow(task_id: str, query: dict[str, Any]) -> Response:
 
 @blueprint.get("/task/<task_id>/new-lines")
 @operation("readNewLines", NewLinesSchema(), query=requests.NewLinesQuerySchema())
-def read_new_lines(task_id: str, query: dict[str, Any]) -> Response:
+def read_new_lines(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Read what is new in a log.
 
     The lines of the task that another task does not have: `against`, by default the agent's latest
@@ -125,7 +125,7 @@ def read_new_lines(task_id: str, query: dict[str, Any]) -> Response:
 @operation(
     "searchLogs", FoundSchema(), query=requests.SearchQuerySchema(), response_headers=["Link"]
 )
-def search_all(query: dict[str, Any]) -> Response:
+def search_all(caller: Caller, query: dict[str, Any]) -> Response:
     """Search in logs.
 
     The lines that contain `text`, in the logs of all tasks that match the filters. The newest task

@@ -5,7 +5,7 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice import terms
-from taskservice.auth import caller
+from taskservice.auth import Caller
 from taskservice.schemas.requests import AnswerQuestionSchema, AskSchema
 from taskservice.schemas.tasks import question_schema
 from taskservice.services import questions as question_service
@@ -18,7 +18,7 @@ blueprint = Blueprint("questions", __name__)
 
 @blueprint.get("/task/<task_id>/question")
 @operation("listQuestions", [question_schema])
-def list_all(task_id: str) -> Response:
+def list_all(caller: Caller, task_id: str) -> Response:
     """List a task's questions.
 
     All questions of the task, oldest first; the task itself contains the open ones. The list is
@@ -37,7 +37,7 @@ def list_all(task_id: str) -> Response:
     response_headers=["Location", "Idempotency-Replayed"],
     errors=[terms.TASK_FINISHED, terms.NOT_CLAIMED, terms.TOO_MANY_QUESTIONS],
 )
-def ask(task_id: str, body: dict[str, Any], sent: Any) -> Response:
+def ask(caller: Caller, task_id: str, body: dict[str, Any], sent: Any) -> Response:
     """Ask a question.
 
     A question to a person, from a running task that an agent has claimed. While a question is open,
@@ -45,22 +45,22 @@ def ask(task_id: str, body: dict[str, Any], sent: Any) -> Response:
     """
     idempotency = Idempotency.of(idempotency_key(), sent)
     question, replayed = question_service.ask(caller, task_id, body, idempotency)
-    ended = _ended(task_id, question.id)
+    ended = _ended(caller, task_id, question.id)
     headers = {"Location": f"question/{question.id}", **responses.replayed_header(replayed)}
     return responses.dump(question_schema, ended, 201, headers)
 
 
 @blueprint.get("/task/<task_id>/question/<question_id>")
 @operation("getQuestion", question_schema, headers=["Prefer"])
-def get(task_id: str, question_id: str) -> Response:
+def get(caller: Caller, task_id: str, question_id: str) -> Response:
     """Get a question.
 
     With `Prefer: wait`, the request waits until the question is closed.
     """
-    return responses.dump(question_schema, _ended(task_id, question_id))
+    return responses.dump(question_schema, _ended(caller, task_id, question_id))
 
 
-def _ended(task_id: str, question_id: str) -> Any:
+def _ended(caller: Caller, task_id: str, question_id: str) -> Any:
     """The question; with `Prefer: wait` as soon as it is closed, even if only time closes it."""
     return waiting.until(
         lambda: question_service.get(caller, task_id, question_id),
@@ -78,7 +78,7 @@ def _ended(task_id: str, question_id: str) -> Any:
     errors=[terms.QUESTION_CLOSED],
     example={"state": terms.ANSWERED, "answer": {"deploy": True}, "answeredBy": "laptop"},
 )
-def answer(task_id: str, question_id: str, body: dict[str, Any]) -> Response:
+def answer(caller: Caller, task_id: str, question_id: str, body: dict[str, Any]) -> Response:
     """Answer a question.
 
     The first answer counts; repeating it changes nothing. `answeredBy` becomes the name of the key.
@@ -90,7 +90,7 @@ def answer(task_id: str, question_id: str, body: dict[str, Any]) -> Response:
 
 @blueprint.delete("/task/<task_id>/question/<question_id>")
 @operation("withdrawQuestion", question_schema, errors=[terms.QUESTION_CLOSED])
-def withdraw(task_id: str, question_id: str) -> Response:
+def withdraw(caller: Caller, task_id: str, question_id: str) -> Response:
     """Withdraw a question.
 
     The agent no longer needs an answer. An answered question can't be withdrawn.

@@ -24,7 +24,7 @@ taskservice_tasks{status="running"} 3
 
 
 @operators.get("/livez")
-@operation("isLive", HealthSchema())
+@operation("isLive", HealthSchema(), is_public=True)
 def live() -> Response:
     """Liveness.
 
@@ -34,7 +34,7 @@ def live() -> Response:
 
 
 @operators.get("/readyz")
-@operation("isReady", ReadinessSchema())
+@operation("isReady", ReadinessSchema(), is_public=True)
 def ready() -> Response:
     """Readiness.
 
@@ -50,7 +50,7 @@ def ready() -> Response:
 
 
 @operators.get("/metrics")
-@operation("getMetrics", METRICS_TYPES, example=METRICS_EXAMPLE)
+@operation("getMetrics", METRICS_TYPES, example=METRICS_EXAMPLE, is_public=True)
 def show_metrics() -> Response:
     """Metrics.
 
@@ -79,7 +79,7 @@ POLICY = (
 
 
 @docs.get("/openapi.json")
-@operation("getOpenapi", DocumentSchema(), headers=["If-None-Match"])
+@operation("getOpenapi", DocumentSchema(), headers=["If-None-Match"], is_public=True)
 def show_document() -> Response:
     """Get the OpenAPI document.
 
@@ -89,7 +89,7 @@ def show_document() -> Response:
 
 
 @docs.get("/docs")
-@operation("getDocs", HTML, headers=["If-None-Match"], example="<!doctype html>...")
+@operation("getDocs", HTML, headers=["If-None-Match"], example="<!doctype html>...", is_public=True)
 def show_page() -> Response:
     """Get the documentation as a web page.
 

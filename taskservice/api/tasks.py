@@ -5,7 +5,7 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice import terms
-from taskservice.auth import caller
+from taskservice.auth import Caller
 from taskservice.database.rows import TaskRow
 from taskservice.schemas import examples, requests
 from taskservice.schemas.tasks import (
@@ -35,7 +35,7 @@ task_query = requests.TaskQuerySchema()
 @operation(
     "listTasks", [expanded_task_schema], query=requests.ListQuerySchema(), response_headers=["Link"]
 )
-def list_all(query: dict[str, Any]) -> Response:
+def list_all(caller: Caller, query: dict[str, Any]) -> Response:
     """List tasks.
 
     All tasks that the key has access to and that match the filters, newest first. Time bounds are
@@ -44,7 +44,7 @@ def list_all(query: dict[str, Any]) -> Response:
     that existed at the first page is neither left out nor repeated. If filters exclude very many
     tasks in a row, a page with a `Link` can have fewer tasks than `limit`, or none.
     """
-    selection, shape = responses.selection(query), responses.shape(query)
+    selection, shape = responses.selection(query), responses.shape(caller, query)
     tasks = TaskList(caller, selection)
     if "limit" not in query:
         return responses.whole_list(task_json.tasks(tasks.all(shape), shape))
@@ -62,7 +62,7 @@ def list_all(query: dict[str, Any]) -> Response:
     response_headers=["Location", "Idempotency-Replayed"],
     example={"logs": [], "logCount": 0},
 )
-def start(query: dict[str, Any], body: dict[str, Any], sent: Any) -> Response:
+def start(caller: Caller, query: dict[str, Any], body: dict[str, Any], sent: Any) -> Response:
     """Start a task.
 
     The task waits, without a time limit, until an agent claims it. With `claim`, or with an agent
@@ -71,12 +71,12 @@ def start(query: dict[str, Any], body: dict[str, Any], sent: Any) -> Response:
     idempotency = Idempotency.of(idempotency_key(), sent)
     task, replayed = task_service.start(caller, body, idempotency)
     headers = {"Location": f"task/{task.id}", **responses.replayed_header(replayed)}
-    return responses.task(task, responses.shape(query), 201, headers)
+    return responses.task(task, responses.shape(caller, query), 201, headers)
 
 
 @blueprint.get("/task/<task_id>")
 @operation("getTask", expanded_task_schema, query=task_query, headers=["If-None-Match", "Prefer"])
-def get(task_id: str, query: dict[str, Any]) -> Response:
+def get(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Get a task.
 
     With `Prefer: wait`, the request waits until the task has ended, at most for the given time.
@@ -84,7 +84,7 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
     With `If-None-Match`, the response is 304 without a body if the task has not changed. With
     `expand` there is no ETag, since embedded objects have no version.
     """
-    shape = responses.shape(query)
+    shape = responses.shape(caller, query)
     read = logs.get_task if shape.has_logs else task_service.get  # the first reads a small log too
     if not responses.is_conditional(shape):
         task = waiting.until(lambda: read(caller, task_id), _has_ended)
@@ -113,7 +113,7 @@ def _has_ended(task: TaskRow) -> bool:
         "endedBy": "laptop",
     },
 )
-def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Response:
+def report(caller: Caller, task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Response:
     """Report on a task.
 
     Changes the status, output, error, name, progress, note or labels of a task. Every report is a
@@ -126,7 +126,7 @@ def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Respons
     report: after a `timeout`, the agent can still report the outcome.
     """
     task, status = reports.report(caller, task_id, body)
-    return responses.task(task, responses.shape(query), headers={"Callback-Status": status})
+    return responses.task(task, responses.shape(caller, query), headers={"Callback-Status": status})
 
 
 @blueprint.post("/task/<task_id>/cancel")
@@ -144,14 +144,14 @@ def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Respons
         "endedBy": "laptop",
     },
 )
-def cancel(task_id: str, query: dict[str, Any]) -> Response:
+def cancel(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Cancel a task.
 
     A running task ends with an `error` of type `cancelled`, and a webhook is sent to its callback.
     Cancelling it again is 200 and changes nothing.
     """
     task, status = reports.cancel(caller, task_id)
-    return responses.task(task, responses.shape(query), headers={"Callback-Status": status})
+    return responses.task(task, responses.shape(caller, query), headers={"Callback-Status": status})
 
 
 @blueprint.post("/task/<task_id>/rerun")
@@ -164,7 +164,9 @@ def cancel(task_id: str, query: dict[str, Any]) -> Response:
     response_headers=["Location", "Idempotency-Replayed"],
     example={"logs": [], "logCount": 0, "rerunOf": examples.TASK},
 )
-def rerun(task_id: str, query: dict[str, Any], body: dict[str, Any], sent: Any) -> Response:
+def rerun(
+    caller: Caller, task_id: str, query: dict[str, Any], body: dict[str, Any], sent: Any
+) -> Response:
     """Run a task again.
 
     Starts a new task with the same agent, name, callback and timeout, and with the same input and
@@ -174,7 +176,7 @@ def rerun(task_id: str, query: dict[str, Any], body: dict[str, Any], sent: Any) 
     task, replayed = task_service.rerun(caller, task_id, body, idempotency)
     # Relative to the path of the request.
     headers = {"Location": f"../{task.id}", **responses.replayed_header(replayed)}
-    return responses.task(task, responses.shape(query), 201, headers)
+    return responses.task(task, responses.shape(caller, query), 201, headers)
 
 
 @blueprint.post("/task/bulk")
@@ -185,7 +187,7 @@ def rerun(task_id: str, query: dict[str, Any], body: dict[str, Any], sent: Any) 
     body=requests.BulkSchema(),
     headers=["Idempotency-Key"],
 )
-def change_many(body: dict[str, Any]) -> Response:
+def change_many(caller: Caller, body: dict[str, Any]) -> Response:
     """Cancel, delete or rerun many tasks.
 
     Does with each task what its own route does, one after the other: if one is refused, the others
@@ -198,18 +200,18 @@ def change_many(body: dict[str, Any]) -> Response:
 
 @blueprint.delete("/task/<task_id>")
 @operation("deleteTask", expanded_task_schema, user_key=True, query=task_query)
-def delete(task_id: str, query: dict[str, Any]) -> Response:
+def delete(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Delete a task for good.
 
     Deletes its log and its deliveries too, and sends no webhook. The response is the deleted
     task.
     """
-    return responses.task(task_service.delete(caller, task_id), responses.shape(query))
+    return responses.task(task_service.delete(caller, task_id), responses.shape(caller, query))
 
 
 @deliveries.get("/task/<task_id>/deliveries")
 @operation("listDeliveries", [delivery_schema], user_key=True)
-def list_deliveries(task_id: str) -> Response:
+def list_deliveries(caller: Caller, task_id: str) -> Response:
     """List a task's deliveries.
 
     Newest first, each with its newest attempts. The list is empty while the task runs, and if the
@@ -228,7 +230,7 @@ def list_deliveries(task_id: str) -> Response:
     errors=[terms.NO_DELIVERY, terms.DELIVERY_UNDER_WAY],
     example={"nextAttemptAt": examples.TIME},
 )
-def redeliver(task_id: str) -> Response:
+def redeliver(caller: Caller, task_id: str) -> Response:
     """Deliver again.
 
     Makes the newest delivery due now, whatever its state, and restarts its retry schedule. It is
@@ -239,7 +241,7 @@ def redeliver(task_id: str) -> Response:
 
 @links.get("/task/<task_id>/link")
 @operation("listLinks", [link_schema], user_key=True)
-def list_links(task_id: str) -> Response:
+def list_links(caller: Caller, task_id: str) -> Response:
     """List links to a task.
 
     Oldest first, without those that have expired.
@@ -255,7 +257,7 @@ def list_links(task_id: str) -> Response:
     body=requests.CreateLinkSchema(),
     errors=[terms.TOO_MANY_LINKS],
 )
-def create_link(task_id: str, body: dict[str, Any]) -> Response:
+def create_link(caller: Caller, task_id: str, body: dict[str, Any]) -> Response:
     """Create a link to a task.
 
     Everyone who has the link can look at this task, without a key: its name, status, log, output
@@ -268,7 +270,7 @@ def create_link(task_id: str, body: dict[str, Any]) -> Response:
 
 @links.delete("/task/<task_id>/link/<link_id>")
 @operation("revokeLink", link_schema, user_key=True)
-def revoke_link(task_id: str, link_id: str) -> Response:
+def revoke_link(caller: Caller, task_id: str, link_id: str) -> Response:
     """Revoke a link to a task.
 
     Pages and streams that show the task by this link end within seconds.

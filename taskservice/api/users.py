@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from taskservice.auth import caller
+from taskservice.auth import Caller
 from taskservice.schemas import examples
 from taskservice.schemas.requests import CreateKeySchema
 from taskservice.schemas.users import (
@@ -25,7 +25,7 @@ keys = Blueprint("keys", __name__)
 
 @blueprint.get("/user")
 @operation("getUser", WhoAmISchema())
-def get() -> Response:
+def get(caller: Caller) -> Response:
     """Get the current user and key.
 
     The user that the key belongs to, and the key without its text.
@@ -36,7 +36,7 @@ def get() -> Response:
 
 @keys.get("/key")
 @operation("listKeys", [key_schema], user_key=True)
-def list_all() -> Response:
+def list_all(caller: Caller) -> Response:
     """List API keys.
 
     All keys of the user, including revoked and expired ones. The list is streamed: if the server
@@ -49,7 +49,7 @@ def list_all() -> Response:
 @operation(
     "createKey", responses={201: key_with_secret_schema}, user_key=True, body=CreateKeySchema()
 )
-def create(body: dict[str, Any]) -> Response:
+def create(caller: Caller, body: dict[str, Any]) -> Response:
     """Create an API key.
 
     With `agentId` it is an agent key, otherwise a user key. With `access` read it can only read, of
@@ -66,7 +66,7 @@ def create(body: dict[str, Any]) -> Response:
     errors=[LAST_USER_KEY],
     example={"revokedAt": examples.TIME},
 )
-def revoke(key_id: str) -> Response:
+def revoke(caller: Caller, key_id: str) -> Response:
     """Revoke an API key.
 
     From now on, requests with it are rejected. The last user key can only be revoked on the server.
@@ -76,7 +76,7 @@ def revoke(key_id: str) -> Response:
 
 @keys.get("/callback-secret")
 @operation("getCallbackSecret", callback_secret_schema, user_key=True, full_access=True)
-def show_secret() -> Response:
+def show_secret(caller: Caller) -> Response:
     """Get the callback secret.
 
     Every Standard Webhooks library accepts it unchanged.
@@ -91,7 +91,7 @@ def show_secret() -> Response:
     user_key=True,
     errors=[TOO_MANY_REQUESTS],
 )
-def rotate_secret() -> Response:
+def rotate_secret(caller: Caller) -> Response:
     """Rotate the callback secret.
 
     The replaced secret also signs for another 24 hours. At most 10 secrets are valid at a time.

@@ -2,7 +2,7 @@
 
 from collections import deque, namedtuple
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -39,10 +39,10 @@ class KeptConnections:
 
     def acquire(self) -> Connection:
         """A connection for one thread; raises OperationalError and TimeoutError."""
-        for connection in self._all_kept():
+        while connection := self._pop():
             is_usable = False
             try:
-                is_usable = self.is_usable(connection.connection.driver_connection)
+                is_usable = self.is_usable(connection.connection.dbapi_connection)
             finally:
                 if not is_usable:
                     connection.invalidate()
@@ -68,14 +68,15 @@ class KeptConnections:
 
     def forget(self) -> None:
         """Close all kept connections, as when their server is probably lost."""
-        for kept in self._all_kept():
+        while kept := self._pop():
             kept.invalidate()
             kept.close()
 
-    def _all_kept(self) -> Iterator[Connection]:
-        with suppress(IndexError):
-            while True:
-                yield self._kept.pop()
+    def _pop(self) -> Connection | None:
+        try:
+            return self._kept.pop()
+        except IndexError:
+            return None
 
 
 R = TypeVar("R")

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select, tuple_
 from sqlalchemy.exc import IntegrityError
 
 from taskservice import resources
-from taskservice.database.connections import Statement
+from taskservice.database.connections import KeptConnections, Statement
 from taskservice.database.engine import BUSY_SECONDS, Database
 from taskservice.database.types import AnySelect, database_now
 
@@ -50,21 +50,38 @@ def read_snapshot() -> Iterator[Connection]:
         connection.exec_driver_sql("COMMIT")
 
 
-@contextmanager
-def reading() -> Iterator[Connection]:
+class SharedReading:
+    """One connection for all reads of a request, which the first of them acquires."""
+
+    def __init__(self, connections: KeptConnections) -> None:
+        self._connections = connections
+        self._connection: Connection | None = None
+
+    def __enter__(self) -> Connection:
+        if self._connection is None:
+            self._connection = self._connections.acquire()
+        return self._connection
+
+    def __exit__(self, *_error: object) -> None:
+        """Keep the connection for the next read."""
+
+    def end(self, error: BaseException | None) -> None:
+        """Release the connection; close it after an error, since it may be unusable."""
+        if self._connection is None:
+            return
+        if error is None:
+            self._connections.release(self._connection)
+        else:
+            self._connections.discard(self._connection)
+
+
+def reading() -> AbstractContextManager[Connection]:
     """A connection for reads, without a transaction.
 
     All reads of an API request share one, from `share_reading` to `end_shared_reading`, at the
     latest until the response is sent. Each read for a dashboard page has its own.
     """
-    connection = g.get("reading", False)
-    if connection is False:
-        with resources.find(Database).reads.use() as connection:
-            yield connection
-        return
-    if connection is None:
-        connection = g.reading = resources.find(Database).reads.acquire()
-    yield connection
+    return g.get("reading") or resources.find(Database).reads.use()
 
 
 def read_all(statement: Any, /, **values: Any) -> Sequence[Any]:
@@ -95,17 +112,15 @@ def in_pages(
 
 
 def share_reading() -> None:
-    """Let the reads of this request share a connection, which the first one acquires."""
-    g.reading = None
+    """Let the reads of this request share a connection."""
+    g.reading = SharedReading(resources.find(Database).reads)
 
 
 def end_shared_reading(error: BaseException | None = None) -> None:
     """Release the shared connection, before anything that may take long."""
-    connection: Connection | None = g.pop("reading", None)
-    if connection is not None:
-        reads = resources.find(Database).reads
-        # After an error it may be unusable.
-        reads.discard(connection) if error is not None else reads.release(connection)
+    shared: SharedReading | None = g.pop("reading", None)
+    if shared is not None:
+        shared.end(error)
 
 
 def database_time() -> str:

@@ -22,7 +22,7 @@ def require_access() -> None:
         detail = "Pages of this Origin are not allowed; add it to TASKSERVICE_MCP_ORIGINS"
         raise Problem(403, detail, code=FOREIGN_ORIGIN)
     if not is_preflight():
-        authenticate()
+        authenticate(request.environ)
 
 
 def add_headers(response: Response) -> Response:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import random
 import re
 import sys
 import textwrap
@@ -10,11 +9,12 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from flask import Flask, Response, g, has_request_context, request
+from flask import Flask, Response, g, has_request_context
 from sqlalchemy.exc import OperationalError, TimeoutError
 
 from taskservice.auth import Caller
 from taskservice.database.clock import now
+from taskservice.http_request import request, request_id
 from taskservice.operations import metrics
 from taskservice.terminal import escaped, escaped_lines
 
@@ -23,7 +23,6 @@ logger = logging.getLogger("taskservice.request")
 _SECRET = re.compile(r"(tsk_[a-z]+_|whsec_|/answer/|/shared/)[0-9A-Za-z+/=_%-]+")
 # Text that could be read as more than one value, or as a value with its name.
 _AMBIGUOUS = re.compile(r"""[\s="\\]|^$""")
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class _Formatter(logging.Formatter):
@@ -39,8 +38,8 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         message, details = record.getMessage(), getattr(record, "details", {})
-        if has_request_context() and "request_id" in g:
-            details = {**details, "requestId": g.request_id}
+        if has_request_context():
+            details = {**details, "requestId": request.id}
         error = record.exc_info[1] if record.exc_info else None
         # A failure of the database needs no traceback.
         is_failure = isinstance(error, OperationalError | TimeoutError)
@@ -82,13 +81,6 @@ def configure_logging(level: str, form: str, *others: str) -> None:
         named.setLevel(level.upper())
 
 
-def request_id(requested: str) -> str:
-    """The id of a request: its `X-Request-Id` if that is valid, else a random one."""
-    # It is not secret, so it needs no secure random bits, which take 5 µs to read.
-    is_valid = requested and _REQUEST_ID.fullmatch(requested)
-    return requested if is_valid else f"{random.getrandbits(128):032x}"
-
-
 def log_extra(headers: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
     """The `extra` for a log line outside of a request, with the id in the headers, or a new one."""
     named = (value for name, value in headers if name.lower() == "x-request-id")
@@ -96,14 +88,7 @@ def log_extra(headers: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
 
 
 def init_app(app: Flask) -> None:
-    app.before_request(begin)
     app.after_request(_end)
-
-
-def begin() -> None:
-    """Store the id of this request, and when it began."""
-    g.started = time.perf_counter()
-    g.request_id = request_id(request.environ.get("HTTP_X_REQUEST_ID", ""))
 
 
 def add_details(**details: str) -> None:
@@ -112,19 +97,19 @@ def add_details(**details: str) -> None:
 
 
 def _end(response: Response) -> Response:
-    environ, rule = request.environ, request.url_rule
-    response.headers.add("X-Request-Id", g.request_id)
-    seconds = time.perf_counter() - g.started
-    method = environ["REQUEST_METHOD"]
+    this = request.itself
+    rule, method = this.url_rule, this.method
+    response.headers.add("X-Request-Id", this.id)
+    seconds = time.perf_counter() - this.began
     metrics.requests.add(rule.rule if rule else None, method, response.status_code, seconds)
     # An open page and an idle worker poll every few seconds, and mostly get these.
     level = logging.DEBUG if response.status_code in (204, 304) else logging.INFO
     if logger.isEnabledFor(level):
-        details = {"status": response.status_code, "ms": round(seconds * 1000, 1)}
+        details: dict[str, Any] = {"status": response.status_code, "ms": round(seconds * 1000, 1)}
         caller: Caller | None = g.get("caller")
         if caller is not None:
             details |= {"user": caller.user_name, "key": caller.key_name, "keyId": caller.key_id}
         details |= g.get("more_details", {})
         # The path only: a query can contain a misplaced secret.
-        logger.log(level, "%s %s", method, request.path, extra={"details": details})
+        logger.log(level, "%s %s", method, this.path, extra={"details": details})
     return response

@@ -105,7 +105,6 @@ def find_owner(app: Flask, environ: dict[str, Any]) -> str | Response | None:
     None for a route that needs no key; the response if the application refuses the request.
     """
     with app.request_context(environ):
-        request_log.begin()
         try:
             require_key()
             if request.path == MCP_PATH:

@@ -1,29 +1,25 @@
 """Reads requests strictly, as their operations declare them, before a view is called."""
 
-import io
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
 from itertools import chain
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import flask
-from flask import Flask, Response, current_app, request
+from flask import Flask, Response, current_app
 from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface
 from marshmallow import Schema, fields
-from werkzeug.datastructures import ImmutableMultiDict, MIMEAccept
 from werkzeug.exceptions import RequestEntityTooLarge
-from werkzeug.formparser import FormDataParser
-from werkzeug.http import parse_accept_header
 from werkzeug.middleware.proxy_fix import ProxyFix
-from werkzeug.utils import cached_property
 
-from taskservice.auth import authenticate_link, caller
+from taskservice.auth import Caller, authenticate_link, caller, current_caller
 from taskservice.database.transactions import end_shared_reading
 from taskservice.errors import Problem, invalid, require
+from taskservice.http_request import request
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import EmptySchema
@@ -77,45 +73,6 @@ def trust_proxies(application: WsgiApplication, hops: int) -> WsgiApplication:
     return with_prefix
 
 
-# All forms of our pages are URL-encoded.
-FORM = "application/x-www-form-urlencoded"
-MAX_FORM_FIELDS = 10_000
-
-
-class FormParser(FormDataParser):
-    """Parses the forms of our pages; very many fields would take 100 times their size in memory."""
-
-    def parse(self, stream: IO[bytes], mimetype: str, *args: Any, **options: Any) -> Any:
-        """Returns empty forms for other types of content. Raises 413."""
-        if mimetype != FORM:
-            return stream, self.cls(), self.cls()
-        data = stream.read()
-        if data.count(b"&") >= MAX_FORM_FIELDS:
-            raise RequestEntityTooLarge
-        return super().parse(io.BytesIO(data), mimetype, *args, **options)
-
-
-# A longer `Accept` counts as none, as RFC 9110 allows; a browser's has some 140 characters.
-MAX_ACCEPT = 1_000
-
-
-class Request(flask.Request):
-    """A request that parses its headers in linear time, where Werkzeug's takes quadratic time."""
-
-    form_data_parser_class = FormParser
-
-    @cached_property
-    def cookies(self) -> ImmutableMultiDict[str, str]:
-        """The cookies, without the decoding of quoted values: ours have no quotes."""
-        pairs = (pair.partition("=") for pair in self.environ.get("HTTP_COOKIE", "").split(";"))
-        return ImmutableMultiDict((name.strip(), value.strip()) for name, _, value in pairs)
-
-    @cached_property
-    def accept_mimetypes(self) -> MIMEAccept:
-        accepted = self.environ.get("HTTP_ACCEPT", "")
-        return parse_accept_header(accepted if len(accepted) <= MAX_ACCEPT else "*/*", MIMEAccept)
-
-
 # The declaration of a route: its endpoint validates requests by it, and OpenAPI documents it.
 
 JSON = "application/json"
@@ -145,6 +102,8 @@ class Operation:
     responses: Mapping[int, Content] = field(default_factory=dict)
     # The error codes that only some operations have.
     errors: Sequence[str] = ()
+    # Whether it needs no key, and its view no `caller`.
+    is_public: bool = False
     # Whether agent keys are rejected.
     user_key: bool = False
     # Whether read keys are rejected although the method only reads.
@@ -208,9 +167,9 @@ def _slot(is_large: bool) -> AbstractContextManager[None]:
 class Endpoint:
     """A view that is called with the arguments that its operation declares, from the request.
 
-    The view gets the ids of its path, and `query` and `body` where its operation has schemas
-    for them; also `sent`, the body before it was loaded, if the response can be a replayed one.
-    Raises 400, 403, 404, 406, 412, 413, 415, 422 and 503.
+    The view gets the `caller`, the ids of its path, and `query` and `body` where its operation has
+    schemas for them; also `sent`, the body before it was loaded, if the response can be a replayed
+    one. Raises 400, 403, 404, 406, 412, 413, 415, 422 and 503.
     """
 
     def __init__(self, operation: Operation, view: View) -> None:
@@ -230,12 +189,10 @@ class Endpoint:
             return self._view(**self._arguments(request.environ, path))
 
     def _arguments(self, environ: Mapping[str, Any], path: Mapping[str, str]) -> dict[str, Any]:
-        if self.operation.full_access:
-            caller.require_full_access()
-        if self.operation.user_key:
-            caller.require_user_key()
-        _check_accept(environ.get("HTTP_ACCEPT"), self._media_types)
         arguments: dict[str, Any] = {}
+        if not self.operation.is_public:
+            arguments["caller"] = self._allowed_caller()
+        _check_accept(environ.get("HTTP_ACCEPT"), self._media_types)
         is_given = self._needs_query or environ.get("QUERY_STRING")
         query = load_query(self.operation.query) if is_given else {}
         if self._has_query:
@@ -254,6 +211,15 @@ class Endpoint:
         elif self.operation.reads is None and environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             _check_no_body()
         return arguments | canonical(path)
+
+    def _allowed_caller(self) -> Caller:
+        """The caller; raises 403 if the operation is not for its key."""
+        caller = current_caller()
+        if self.operation.full_access:
+            caller.require_full_access()
+        if self.operation.user_key:
+            caller.require_user_key()
+        return caller
 
 
 def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None:
@@ -355,8 +321,9 @@ def json_bytes() -> bytes:
 
 
 def _require_json() -> None:
-    is_json = request.content_type == JSON or request.mimetype == JSON
-    if not is_json and not request.mimetype.endswith("+json"):
+    this = request.itself
+    is_json = this.content_type == JSON or this.mimetype == JSON
+    if not is_json and not this.mimetype.endswith("+json"):
         raise Problem(415, "The body must be application/json")
 
 
@@ -379,27 +346,27 @@ def _parsed(data: bytes) -> Any:
 
 def body_bytes() -> bytes:
     """The body as received; raises 413, and 415 if it is compressed or not in UTF-8."""
-    if request.environ.get("HTTP_CONTENT_ENCODING", "").strip(SPACE).lower() not in (
-        "",
-        "identity",
-    ):
+    this = request.itself
+    encoding = this.environ.get("HTTP_CONTENT_ENCODING", "").strip(SPACE).lower()
+    if encoding not in ("", "identity"):
         raise Problem(415, "The body must be sent without a Content-Encoding")
-    if request.content_type not in (JSON, None):
-        charset = request.mimetype_params.get("charset", "utf-8").lower()
+    if this.content_type not in (JSON, None):
+        charset = this.mimetype_params.get("charset", "utf-8").lower()
         if charset not in ("utf-8", "utf8", "us-ascii"):
             raise Problem(415, "The body must be UTF-8")
     return _received()
 
 
 def _received() -> bytes:
-    limit = request.max_content_length or 0
-    if request.content_length is not None:
-        if request.content_length > limit:
+    this = request.itself
+    limit = this.max_content_length or 0
+    if this.content_length is not None:
+        if this.content_length > limit:
             raise RequestEntityTooLarge
-        return request.get_data(cache=False)
+        return this.get_data(cache=False)
     # Werkzeug silently truncates a chunked body to this limit.
-    request.max_content_length = limit + 1
-    data = request.get_data(cache=False)
+    this.max_content_length = limit + 1
+    data = this.get_data(cache=False)
     if len(data) > limit:
         raise RequestEntityTooLarge
     return data

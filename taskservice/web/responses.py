@@ -12,7 +12,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import quote_etag, remove_entity_headers
 
 from taskservice import resources
-from taskservice.auth import caller
+from taskservice.auth import Caller, caller
 from taskservice.database.rows import TaskRow
 from taskservice.errors import invalid
 from taskservice.schemas import strict_json
@@ -181,7 +181,7 @@ def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
 # Reads the query string of a list: the tasks, their fields, and the page.
 
 
-def shape(query: dict[str, Any]) -> Shape:
+def shape(caller: Caller, query: dict[str, Any]) -> Shape:
     """The shape that a request asks for. Raises 422 for what a link does not show."""
     if caller.task_id:
         wanted = query.get("fields", SHARED_FIELDS)

@@ -1,0 +1,75 @@
+"""The class of all requests: what each one has, and how its headers and forms are parsed."""
+
+import io
+import random
+import re
+import time
+from typing import IO, Any, cast
+
+import flask
+from werkzeug.datastructures import ImmutableMultiDict, MIMEAccept
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.formparser import FormDataParser
+from werkzeug.http import parse_accept_header
+from werkzeug.utils import cached_property
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def request_id(requested: str) -> str:
+    """The id of a request: its `X-Request-Id` if that is valid, else a random one."""
+    # It is not secret, so it needs no secure random bits, which take 5 µs to read.
+    is_valid = requested and _REQUEST_ID.fullmatch(requested)
+    return requested if is_valid else f"{random.getrandbits(128):032x}"
+
+
+# All forms of our pages are URL-encoded.
+FORM = "application/x-www-form-urlencoded"
+MAX_FORM_FIELDS = 10_000
+
+
+class FormParser(FormDataParser):
+    """Parses the forms of our pages; very many fields would take 100 times their size in memory."""
+
+    def parse(self, stream: IO[bytes], mimetype: str, *args: Any, **options: Any) -> Any:
+        """Returns empty forms for other types of content. Raises 413."""
+        if mimetype != FORM:
+            return stream, self.cls(), self.cls()
+        data = stream.read()
+        if data.count(b"&") >= MAX_FORM_FIELDS:
+            raise RequestEntityTooLarge
+        return super().parse(io.BytesIO(data), mimetype, *args, **options)
+
+
+# A longer `Accept` counts as none, as RFC 9110 allows; a browser's has some 140 characters.
+MAX_ACCEPT = 1_000
+
+
+class Request(flask.Request):
+    """A request with an ID, whose headers take linear time to parse; Werkzeug's quadratic time."""
+
+    form_data_parser_class = FormParser
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.began = time.perf_counter()
+        self.id = request_id(self.environ.get("HTTP_X_REQUEST_ID", ""))
+
+    @property
+    def itself(self) -> "Request":
+        """This object: each attribute of Flask's `request` takes half a microsecond to look up."""
+        return self
+
+    @cached_property
+    def cookies(self) -> ImmutableMultiDict[str, str]:
+        """The cookies, without the decoding of quoted values: ours have no quotes."""
+        pairs = (pair.partition("=") for pair in self.environ.get("HTTP_COOKIE", "").split(";"))
+        return ImmutableMultiDict((name.strip(), value.strip()) for name, _, value in pairs)
+
+    @cached_property
+    def accept_mimetypes(self) -> MIMEAccept:
+        accepted = self.environ.get("HTTP_ACCEPT", "")
+        return parse_accept_header(accepted if len(accepted) <= MAX_ACCEPT else "*/*", MIMEAccept)
+
+
+request = cast(Request, flask.request)
