@@ -4,25 +4,22 @@ import json
 
 from taskservice.terminal import local_time
 from tests.support.agent_machine import AgentMachine, objects
-from tests.support.api_client import RemoteClient
 from tests.support.pseudo_terminal import NASTY, SHOWN, obeyed, on_terminal
 
 
-def test_add_registers_and_changes(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_add_registers_and_changes(machine: AgentMachine) -> None:
     added = machine.run("agent", "add", "added-agent")
     assert (added.stdout, added.stderr) == ("added-agent is registered\n", "")
-    assert remote_alice.request("GET", "/agent/added-agent").json()["name"] == "added-agent"
+    assert machine.user.read("/agent/added-agent")["name"] == "added-agent"
     machine.run("agent", "add", "added-agent", "--name", "Other", "--description", "Does it.")
-    changed = remote_alice.request("GET", "/agent/added-agent").json()
+    changed = machine.user.read("/agent/added-agent")
     assert (changed["name"], changed["description"]) == ("Other", "Does it.")
     refused = machine.run("agent", "add", "B@D")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert len(refused.stderr.splitlines()) == 1
 
 
-def test_add_takes_the_schema_of_the_input_and_the_hints_of_a_tool(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_add_takes_the_schema_of_the_input_and_the_hints_of_a_tool(machine: AgentMachine) -> None:
     schema = {"type": "object", "properties": {"day": {"type": "string"}}, "required": ["day"]}
     (machine.home / "input.json").write_text(json.dumps(schema))
     file = f"@{machine.home / 'input.json'}"
@@ -36,7 +33,7 @@ def test_add_takes_the_schema_of_the_input_and_the_hints_of_a_tool(
     assert (agent["inputSchema"], agent["tool"]) == (schema, False)
     assert agent["annotations"]["readOnlyHint"]
     machine.run("agent", "add", "checked", "--tool")
-    assert remote_alice.request("GET", "/agent/checked").json()["tool"]
+    assert machine.user.read("/agent/checked")["tool"]
     refused = machine.run("task", "start", "--agent", "checked", "--input", '{"day": 1}')
     assert refused.returncode == 1
     assert "input.day: Must be a string." in refused.stderr
@@ -45,11 +42,9 @@ def test_add_takes_the_schema_of_the_input_and_the_hints_of_a_tool(
     assert 'Must have "type": "object".' in refused.stderr
 
 
-def test_add_takes_when_runs_are_expected(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_add_takes_when_runs_are_expected(machine: AgentMachine) -> None:
     def expected() -> object:
-        return remote_alice.request("GET", "/agent/expected").json()["expect"]
+        return machine.user.read("/agent/expected")["expect"]
 
     machine.run("agent", "add", "expected", "--every", "25h")
     assert expected() == {"every": 90_000, "grace": 3_600}
@@ -58,7 +53,7 @@ def test_add_takes_when_runs_are_expected(
         for line in machine.run("agent", "list").stdout.splitlines()
         if line.startswith("expected ")
     )
-    agent = remote_alice.request("GET", "/agent/expected?expand=health").json()
+    agent = machine.user.read("/agent/expected?expand=health")
     assert row.endswith(f"  {local_time(agent['health']['dueAt'])}")
     machine.run("agent", "add", "expected", "--name", "Still expected")
     assert expected() is not None
@@ -76,14 +71,12 @@ def test_add_takes_when_runs_are_expected(
     assert expected() is None
 
 
-def test_list_says_how_the_last_tasks_went(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_list_says_how_the_last_tasks_went(machine: AgentMachine) -> None:
     for status in ("complete", "error"):
-        task = remote_alice.start("listed-agent", claim=True)
+        task = machine.user.start("listed-agent", claim=True)
         end = {"status": status} | ({"error": {"message": "no"}} if status == "error" else {})
-        remote_alice.request("PATCH", f"/task/{task['id']}", json=end).raise_for_status()
-    remote_alice.request("PUT", "/agent/unused-agent", json={"name": NASTY}).raise_for_status()
+        machine.user.report(task, **end)
+    machine.user.write("PUT", "/agent/unused-agent", name=NASTY)
     header, *rows = machine.run("agent", "list").stdout.splitlines()
     assert header.split("  ")[0] == "ID"
     shown = {row.split()[0]: row for row in rows}
@@ -98,30 +91,26 @@ def test_list_says_how_the_last_tasks_went(
     assert SHOWN in terminal
 
 
-def test_list_counts_and_rounds_as_the_dashboard_does(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_list_counts_and_rounds_as_the_dashboard_does(machine: AgentMachine) -> None:
     # One more was cancelled. The dashboard says the same of these: see tests/dashboard.
     for agent_id, complete, failed, said in (
         ("two-of-three", 2, 1, ["67", "%", "3"]),
         ("none-of-two", 0, 2, ["0", "%", "2"]),
     ):
         ends = ["complete"] * complete + ["error"] * failed
-        for task in [remote_alice.start(agent_id, claim=True) for _ in ends]:
+        for task in [machine.user.start(agent_id, claim=True) for _ in ends]:
             report = {"status": ends.pop()}
-            remote_alice.request("PATCH", f"/task/{task['id']}", json=report).raise_for_status()
-        task = remote_alice.start(agent_id)
-        remote_alice.request("POST", f"/task/{task['id']}/cancel").raise_for_status()
+            machine.user.report(task, **report)
+        task = machine.user.start(agent_id)
+        machine.user.cancel(task)
         lines = machine.run("agent", "list").stdout.splitlines()
         (row,) = [line.split() for line in lines if line.startswith(agent_id)]
         assert row[2:5] == said
 
 
-def test_delete_takes_the_beginning_of_an_id(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_delete_takes_the_beginning_of_an_id(machine: AgentMachine) -> None:
     for agent_id in ("twin", "twin-one", "twin-two", "busy"):
-        remote_alice.request("PUT", f"/agent/{agent_id}").raise_for_status()
+        machine.user.register(agent_id)
     several = machine.run("agent", "delete", "twin-")
     assert (several.returncode, several.stdout) == (2, "")
     assert several.stderr == "taskservice: Several agents match twin-: twin-one, twin-two\n"
@@ -129,17 +118,17 @@ def test_delete_takes_the_beginning_of_an_id(
     assert machine.run("agent", "delete", "twin-o").stdout == "twin-one is deleted\n"
     unknown = machine.run("agent", "delete", "nobody")
     assert (unknown.returncode, unknown.stderr) == (1, "taskservice: There is no agent nobody\n")
-    remote_alice.start("busy")
+    machine.user.start("busy")
     busy = machine.run("agent", "delete", "busy")
     assert busy.returncode == 1
     assert "tasks" in busy.stderr
 
 
 def test_tasks_are_started_and_listed_by_the_beginning_of_an_agents_id(
-    remote_alice: RemoteClient, machine: AgentMachine
+    machine: AgentMachine,
 ) -> None:
     for agent_id in ("mail-reader", "mail-sorter"):
-        remote_alice.request("PUT", f"/agent/{agent_id}").raise_for_status()
+        machine.user.register(agent_id)
     (task,) = objects(machine.run("task", "start", "--agent", "mail-r", "--json").stdout)
     assert task["agentId"] == "mail-reader"
     several = machine.run("task", "start", "--agent", "mail")
@@ -150,16 +139,14 @@ def test_tasks_are_started_and_listed_by_the_beginning_of_an_agents_id(
     assert objects(machine.run("task", "list", "--agent", "mail-s", "--json").stdout) == []
     # Another agent may have such an id.
     machine.run("run", "--agent", "mail-r", "--", "true")
-    registered = [agent["id"] for agent in remote_alice.request("GET", "/agent").json()]
+    registered = [agent["id"] for agent in machine.user.read("/agent")]
     assert {"mail-r", "mail-reader", "mail-sorter"} <= set(registered)
 
 
-def test_list_as_json_has_the_numbers_of_the_outputs(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    task = remote_alice.start("counted", claim=True)
+def test_list_as_json_has_the_numbers_of_the_outputs(machine: AgentMachine) -> None:
+    task = machine.user.start("counted", claim=True)
     report = {"status": "complete", "output": {"usage": {"tokens": 1_843}}}
-    remote_alice.request("PATCH", f"/task/{task['id']}", json=report).raise_for_status()
+    machine.user.report(task, **report)
     agents = objects(machine.run("agent", "list", "--json").stdout)
     numbers = {agent["id"]: agent["numbers"] for agent in agents}
     assert numbers["counted"] == [{"path": "usage.tokens", "last": 1_843, "count": 1}]

@@ -4,8 +4,7 @@ import click
 
 from taskservice.cli import main
 from taskservice.cli.commands import CLIENT_COMMANDS
-from tests.support.agent_machine import AgentMachine, the_task
-from tests.support.api_client import RemoteClient
+from tests.support.agent_machine import AgentMachine
 from tests.support.cheap_subtests import CheapSubtests
 
 REFUSED = (
@@ -41,30 +40,28 @@ def test_each_text_of_a_command_is_checked() -> None:
             assert unchecked == [], part.name
 
 
-def test_program_may_get_any_bytes(
-    remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
-) -> None:
+def test_program_may_get_any_bytes(machine: AgentMachine, subtests: CheapSubtests) -> None:
     show = 'printf "$1" | od -An -tx1'
     with subtests.test("arguments"):
         done = machine.run("run", "--agent", "a", "--", "sh", "-c", show, "sh", "\udcff")
         assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["ff"], "")
-        assert the_task(remote_alice)["logs"] == [" ff"]
+        assert machine.user.the_task()["logs"] == [" ff"]
     with subtests.test("a name of no program"):
         done = machine.run("run", "--agent", "b", "--", "./\udcff")
         assert (done.returncode, len(done.stderr.splitlines())) == (127, 1)
-        newest = remote_alice.request("GET", "/task").json()[0]
+        newest = machine.user.read("/task")[0]
         assert newest["error"]["message"] == "./? can't be run: No such file or directory"
 
 
 def test_variable_that_is_no_text_is_one_sentence(
-    remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
+    machine: AgentMachine, subtests: CheapSubtests
 ) -> None:
     for name in ("URL", "APIKEY"):
         with subtests.test(name):
             machine.settings = {f"TASKSERVICE_{name}": "http://\udcff"}
             done = machine.run("task", "list")
             assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    task = remote_alice.start()
+    task = machine.user.start()
     with subtests.test("TASK_ID"):
         machine.settings = {"TASKSERVICE_TASK_ID": "\udcff"}
         _, errors = machine.python(LOGS_TO_CURRENT).communicate(timeout=60)
@@ -72,4 +69,4 @@ def test_variable_that_is_no_text_is_one_sentence(
     with subtests.test("WRITER"):
         machine.settings = {"TASKSERVICE_TASK_ID": task["id"], "TASKSERVICE_WRITER": "\udcff"}
         assert machine.python(LOGS_TO_CURRENT).communicate(timeout=60) == ("", "")
-        assert remote_alice.request("GET", f"/task/{task['id']}").json()["logs"] == ["own"]
+        assert machine.user.read(f"/task/{task['id']}")["logs"] == ["own"]

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
@@ -28,6 +27,7 @@ from taskservice.client import (
     NotFound,
     NotTheService,
     SettingError,
+    Task,
     TaskCancelled,
     TaskFinished,
     TaskHandler,
@@ -41,39 +41,32 @@ from taskservice.client.task import SHORT_FIELDS
 from taskservice.schemas.tasks import TASK_FIELDS
 from tests.support import receiver as play
 from tests.support import service_answers as played
-from tests.support.agent_machine import AgentMachine, kill, tasks, the_task
+from tests.support.agent_machine import AgentMachine, kill
 from tests.support.api_client import RemoteClient
 from tests.support.fork_server import run_forked
-from tests.support.receiver import Behaviour, Exchange, Received, Receiver, in_turn, unused_port
+from tests.support.receiver import Behaviour, Received, Receiver, in_turn, unused_port
 from tests.support.service import Service
-from tests.support.service_answers import losing
+from tests.support.service_answers import losing, passing_on
 from tests.support.waiting import until
 
 PACKAGE = Path(package.__file__).parent.parent
 
 
-@pytest.fixture
-def client(remote_alice: RemoteClient) -> Client:
-    return client_of(remote_alice)
-
-
-def client_of(person: RemoteClient, patience: float = 20) -> Client:
-    return Client(person.url, str(person.session.headers["apikey"]), patience)
-
-
 # --- doing the work ----------------------------------------------------------------------
 
 
-def test_block_becomes_a_task(remote_alice: RemoteClient, client: Client) -> None:
+def test_block_becomes_a_task(remote_alice: RemoteClient) -> None:
     with (
         Receiver() as receiver,
-        client.start("summarizer", name="nightly", input={"day": 1}, callback=receiver.url) as task,
+        remote_alice.client().start(
+            "summarizer", name="nightly", input={"day": 1}, callback=receiver.url
+        ) as task,
     ):
         task.log("one")
         task.log("two\nthree", "and four")
         task.log()
         task.output["sum"] = 15
-    found = the_task(remote_alice)
+    found = remote_alice.the_task()
     assert found["logs"] == ["one", "two", "three and four", ""]
     assert (found["name"], found["input"]) == ("nightly", {"day": 1})
     assert (found["status"], found["output"]) == ("complete", {"sum": 15})
@@ -81,157 +74,98 @@ def test_block_becomes_a_task(remote_alice: RemoteClient, client: Client) -> Non
     assert len(receiver.requests) == 1
 
 
-def test_exception_becomes_an_error_and_is_raised_on(
-    remote_alice: RemoteClient, client: Client
-) -> None:
+def test_exception_becomes_an_error_and_is_raised_on(remote_alice: RemoteClient) -> None:
     def work() -> None:
-        with client.start("summarizer") as task:
+        with remote_alice.client().start("summarizer") as task:
             task.output["share"] = 1
             task.output["share"] = 1 // 0
 
     with pytest.raises(ZeroDivisionError):
         work()
-    found = the_task(remote_alice)
+    found = remote_alice.the_task()
     assert found["error"]["message"].startswith("ZeroDivisionError: ")
     assert found["logs"][0] == "Traceback (most recent call last):"
     assert found["logs"][-1] == found["error"]["message"]
     assert found["output"] == {"share": 1}
 
 
-def test_exit_of_the_program_is_told_apart(remote_alice: RemoteClient, client: Client) -> None:
+def test_exit_of_the_program_is_told_apart(remote_alice: RemoteClient) -> None:
     for code, status in ((0, "complete"), (None, "complete"), (3, "error")):
-        with pytest.raises(SystemExit), client.start("summarizer"):
+        with pytest.raises(SystemExit), remote_alice.client().start("summarizer"):
             sys.exit(code)
-        assert tasks(remote_alice)[0]["status"] == status
+        assert remote_alice.tasks()[0]["status"] == status
 
 
 NO_JSON = (datetime.now(), float("nan"), b"x", {"a": {1}}, "\ud800")
 
 
-def test_output_that_is_no_json_is_refused_where_it_is_set(
-    remote_alice: RemoteClient, client: Client
-) -> None:
-    with client.start("summarizer") as task:
+def test_output_that_is_no_json_is_refused_where_it_is_set(remote_alice: RemoteClient) -> None:
+    with remote_alice.client().start("summarizer") as task:
         task.output["good"] = 1
         for value in NO_JSON:
-            with pytest.raises((TypeError, ValueError), match=r"output\['when'\] is not JSON"):
-                task.output["when"] = value
-            with pytest.raises((TypeError, ValueError), match="'when'"):
-                task.output.update(when=value)
-            with pytest.raises((TypeError, ValueError), match="'when'"):
-                task.output |= {"when": value}
-            with pytest.raises((TypeError, ValueError), match="'when'"):
-                task.output.setdefault("when", value)
-            with pytest.raises((TypeError, ValueError), match="'when'"):
-                task.output = {"when": value}
-            with pytest.raises((TypeError, ValueError), match="'when'"):
-                task.report(output={"when": value})
-            with pytest.raises((TypeError, ValueError), match="'when'"):
-                task.complete(when=value)
+            for set_it in (
+                partial(task.output.__setitem__, "when", value),
+                partial(task.output.update, when=value),
+                partial(task.output.__ior__, {"when": value}),
+                partial(task.output.setdefault, "when", value),
+                partial(setattr, task, "output", {"when": value}),
+                partial(task.report, output={"when": value}),
+                partial(task.complete, when=value),
+            ):
+                with pytest.raises((TypeError, ValueError), match=r"output\['when'\] is not JSON"):
+                    set_it()
         with pytest.raises(TypeError, match="key 1"):
             task.output[1] = 1  # type: ignore[index]
         task.output.setdefault("rows", []).append(2)
-    found = the_task(remote_alice)
+    found = remote_alice.the_task()
     assert (found["status"], found["output"]) == ("complete", {"good": 1, "rows": [2]})
 
 
-def test_output_that_has_become_no_json_is_an_error(
-    remote_alice: RemoteClient, client: Client
-) -> None:
+def test_output_that_has_become_no_json_is_an_error(remote_alice: RemoteClient) -> None:
     def work() -> None:
-        with client.start("summarizer") as task:
+        with remote_alice.client().start("summarizer") as task:
             task.output |= {"good": 1, "rows": []}
             task.output["rows"].append(datetime.now())
 
     with pytest.raises(TypeError, match=r"output\['rows'\] is not JSON"):
         work()
-    found = the_task(remote_alice)
+    found = remote_alice.the_task()
     assert found["status"] == "error"
     assert "output['rows']" in found["error"]["message"]
 
 
-def test_logged_values_are_one_line_as_printed(remote_alice: RemoteClient, client: Client) -> None:
-    task = client.start("summarizer")
+def test_logged_values_are_one_line_as_printed(remote_alice: RemoteClient) -> None:
+    task = remote_alice.client().start("summarizer")
     task.log({"a": 1}, 1.5, None, ValueError("bad"), b"x", Path("y"))
     task.fail(ValueError("no good"))
-    found = the_task(remote_alice)
+    found = remote_alice.the_task()
     assert found["logs"] == ["{'a': 1} 1.5 None bad b'x' y"]
     assert found["error"]["message"] == "no good"
 
 
-def test_report_is_sent_immediately(remote_alice: RemoteClient, client: Client) -> None:
-    with client.start("summarizer") as task:
+def test_report_is_sent_immediately(remote_alice: RemoteClient) -> None:
+    with remote_alice.client().start("summarizer") as task:
         task.report(output={"share": 0.5}, name="half done")
-        found = the_task(remote_alice)
+        found = remote_alice.the_task()
         assert (found["output"], found["name"]) == ({"share": 0.5}, "half done")
-    assert the_task(remote_alice)["output"] == {"share": 0.5}
+    assert remote_alice.the_task()["output"] == {"share": 0.5}
 
 
-def test_report_of_the_end_comes_after_the_lines(
-    remote_alice: RemoteClient, client: Client
-) -> None:
-    task = client.start("summarizer")
+def test_report_of_the_end_comes_after_the_lines(remote_alice: RemoteClient) -> None:
+    task = remote_alice.client().start("summarizer")
     task.log("one\ntwo")
     task.report(status="complete", output={"sum": 15})
-    found = the_task(remote_alice)
+    found = remote_alice.the_task()
     assert found["logs"] == ["one", "two"]
     assert (found["status"], found["output"]) == ("complete", {"sum": 15})
 
 
-def test_end_that_the_block_reports_itself_is_the_end(
-    remote_alice: RemoteClient, client: Client
-) -> None:
-    with client.start("summarizer") as task:
+def test_end_that_the_block_reports_itself_is_the_end(remote_alice: RemoteClient) -> None:
+    with remote_alice.client().start("summarizer") as task:
         task.log("one")
         task.fail("no")
-    found = the_task(remote_alice)
+    found = remote_alice.the_task()
     assert (found["logs"], found["error"]["message"]) == (["one"], "no")
-
-
-def test_first_lines_may_come_from_several_threads(
-    remote_alice: RemoteClient, client: Client
-) -> None:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for _ in range(5):
-            task = client.start("summarizer")
-            names = [str(number) for number in range(8)]
-            threads = [threading.Thread(target=task.log, args=[name]) for name in names]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            task.complete()
-            assert sorted(tasks(remote_alice)[0]["logs"]) == names
-    finally:
-        sys.setswitchinterval(before)
-
-
-FORKS = """
-import multiprocessing
-from taskservice.client import Client
-
-def work(task, number):
-    task.log(f"child {number}")
-
-with Client().start("forked") as task:
-    task.log("before")
-    context = multiprocessing.get_context("fork")
-    children = [context.Process(target=work, args=(task, number)) for number in range(3)]
-    for child in children: child.start()
-    for child in children: child.join()
-    task.log("after")
-"""
-
-
-def test_lines_of_children_arrive_too(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    process = machine.python(FORKS)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, "")
-    task = the_task(remote_alice)
-    assert sorted(task["logs"]) == ["after", "before", "child 0", "child 1", "child 2"]
-    assert task["status"] == "complete"
 
 
 POOLS = """
@@ -250,6 +184,7 @@ def refused(task):
 def main():
     context = multiprocessing.get_context(sys.argv[1])
     with Client().start("spread", input={"n": 1}) as task:
+        task.log("before")
         task.output["sum"] = 15
         with context.Pool(2) as pool:
             assert pool.map(partial(work, task), range(3), chunksize=1) == [0, 1, 2]
@@ -260,6 +195,7 @@ def main():
         child = context.Process(target=work, args=(task, 6))
         child.start()
         child.join()
+        task.log("after")
     with context.Pool(1) as pool:
         try:
             pool.apply(refused, [task])
@@ -272,9 +208,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
-def test_task_goes_to_other_processes(
-    remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path, method: str
-) -> None:
+def test_task_goes_to_other_processes(machine: AgentMachine, tmp_path: Path, method: str) -> None:
     (tmp_path / "pools.py").write_text(POOLS)
     command = [sys.executable, str(tmp_path / "pools.py"), method]
     result = run_forked(
@@ -282,22 +216,23 @@ def test_task_goes_to_other_processes(
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("complete ")
-    task = the_task(remote_alice)
-    assert sorted(task["logs"]) == [f"child {number}" for number in range(7)]
+    task = machine.user.the_task()
+    children = [f"child {number}" for number in range(7)]
+    assert sorted(task["logs"]) == ["after", "before", *children]
     assert (task["status"], task["output"]) == ("complete", {"sum": 15})
 
 
 def test_task_that_comes_to_a_process_often_sends_from_one_thread(
-    remote_alice: RemoteClient, client: Client
+    remote_alice: RemoteClient,
 ) -> None:
-    task = client.start("summarizer")
+    task = remote_alice.client().start("summarizer")
     copies = [pickle.loads(pickle.dumps(task)) for _ in range(10)]
     before = threading.active_count()
     for number, copy in enumerate(copies):
         copy.log(str(number))
     assert threading.active_count() <= before + 1
     task.complete()
-    assert the_task(remote_alice)["logs"] == [str(number) for number in range(10)]
+    assert remote_alice.the_task()["logs"] == [str(number) for number in range(10)]
 
 
 @pytest.mark.parametrize(
@@ -316,16 +251,6 @@ def test_error_goes_to_other_processes(error: TaskServiceError) -> None:
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
-def test_lines_arrive_of_a_program_that_just_ends(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    program = "from taskservice.client import Client; Client().start('short').log('one\\ntwo')"
-    process = machine.python(program)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, "")
-    assert the_task(remote_alice)["logs"] == ["one", "two"]
-
-
 def test_program_does_not_wait_long_for_a_service_that_is_away(machine: AgentMachine) -> None:
     program = (
         "from taskservice.client import Client, sender; sender.EXIT_SECONDS = 0.5\n"
@@ -340,20 +265,21 @@ def test_program_does_not_wait_long_for_a_service_that_is_away(machine: AgentMac
     assert "2 lines of task 1 could not be sent in time" in errors
 
 
-def test_lines_that_could_not_be_sent_are_counted() -> None:
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "9" * 400}], ids=["plain", "enormous"])
+def test_lines_that_could_not_be_sent_are_counted(headers: dict[str, str]) -> None:
     with Receiver() as receiver:
         receiver.paths["/api/v1/task"] = played.task(201)
-        receiver.answer = play.answer(503)
+        receiver.answer = play.answer(503, headers)
         task = Client(receiver.url, "key", patience=1).start("summarizer")
         task.log("one\ntwo")
         with pytest.raises(Unavailable, match="2 lines not sent"):
             task.complete()
 
 
-def test_cancel_is_raised_at_the_next_report(remote_alice: RemoteClient, client: Client) -> None:
+def test_cancel_is_raised_at_the_next_report(remote_alice: RemoteClient) -> None:
     def work() -> None:
-        with client.start("summarizer") as task:
-            remote_alice.request("POST", f"/task/{task.id}/cancel").raise_for_status()
+        with remote_alice.client().start("summarizer") as task:
+            remote_alice.cancel(task.data)
             while True:
                 task.log("still here")
                 time.sleep(0.05)
@@ -361,63 +287,64 @@ def test_cancel_is_raised_at_the_next_report(remote_alice: RemoteClient, client:
     with pytest.raises(TaskCancelled) as cancelled:
         work()
     assert cancelled.value.task["error"]["type"] == "cancelled"
-    assert the_task(remote_alice)["error"]["type"] == "cancelled"
+    assert remote_alice.the_task()["error"]["type"] == "cancelled"
 
 
-def test_cancel_is_raised_at_the_end_too(remote_alice: RemoteClient, client: Client) -> None:
-    with pytest.raises(TaskCancelled), client.start("summarizer") as task:
-        remote_alice.request("POST", f"/task/{task.id}/cancel").raise_for_status()
+def test_cancel_and_deletion_are_raised_at_the_end_too(remote_alice: RemoteClient) -> None:
+    with pytest.raises(TaskCancelled), remote_alice.client().start("summarizer") as task:
+        remote_alice.cancel(task.data)
+    with pytest.raises(NotFound), remote_alice.client().start("summarizer") as task:
+        remote_alice.delete(task.data)
 
 
-def test_deletion_is_raised(remote_alice: RemoteClient, client: Client) -> None:
-    with pytest.raises(NotFound), client.start("summarizer") as task:
-        remote_alice.request("DELETE", f"/task/{task.id}").raise_for_status()
-    assert remote_alice.request("GET", "/task").json() == []
-
-
-def test_own_exception_is_raised_where_a_cancel_came_too(
-    remote_alice: RemoteClient, client: Client
-) -> None:
+def test_own_exception_is_raised_where_a_cancel_came_too(remote_alice: RemoteClient) -> None:
     def work() -> None:
-        with client.start("summarizer") as task:
-            remote_alice.request("POST", f"/task/{task.id}/cancel").raise_for_status()
+        with remote_alice.client().start("summarizer") as task:
+            remote_alice.cancel(task.data)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         work()
-    assert the_task(remote_alice)["error"]["type"] == "cancelled"
+    assert remote_alice.the_task()["error"]["type"] == "cancelled"
 
 
-def test_long_and_invalid_lines_are_made_to_fit(remote_alice: RemoteClient, client: Client) -> None:
-    with client.start("summarizer") as task:
+def test_long_and_invalid_lines_are_made_to_fit(remote_alice: RemoteClient) -> None:
+    with remote_alice.client().start("summarizer") as task:
         task.log("x" * 100_000)
         task.log("a\0b")
         task.log("lone \ud800 surrogate")
-    long, nul, lone = the_task(remote_alice)["logs"]
+    long, nul, lone = remote_alice.the_task()["logs"]
     assert long.endswith("[taskservice: truncated here, the line has 100,000 bytes]")
     assert (nul, lone) == ("a\ufffdb", "lone ? surrogate")
 
 
-def test_many_threads_write_to_one_task(remote_alice: RemoteClient, client: Client) -> None:
-    def write(number: int) -> None:
-        for place in range(200):
-            task.log(f"{number} {place}")
+def test_many_threads_write_to_one_task(client: Client) -> None:
+    """Also its first lines, which start the thread that sends them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(5):
+            task = client.start("summarizer")
+            with ThreadPoolExecutor(8) as threads:
+                for number in range(8):
+                    threads.submit(write_lines, task, number)
+            task.complete()
+            lines = [line.text for line in task.lines()]
+            for number in range(8):
+                written = [line for line in lines if line.startswith(f"{number} ")]
+                assert written == [f"{number} {place}" for place in range(40)]
+    finally:
+        sys.setswitchinterval(before)
 
-    with client.start("summarizer") as task:
-        threads = [threading.Thread(target=write, args=[number]) for number in range(5)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    logs = the_task(remote_alice)["logs"]
-    for number in range(5):
-        own = [line for line in logs if line.startswith(f"{number} ")]
-        assert own == [f"{number} {count}" for count in range(200)]
+
+def write_lines(task: Task, number: int) -> None:
+    for place in range(40):
+        task.log(f"{number} {place}")
 
 
-def test_log_arguments_become_lines(remote_alice: RemoteClient, client: Client) -> None:
+def test_log_arguments_become_lines(remote_alice: RemoteClient) -> None:
     logger = logging.getLogger("app")
-    with client.start("summarizer") as task:
+    with remote_alice.client().start("summarizer") as task:
         handler = TaskHandler(task)
         logging.getLogger().addHandler(handler)
         logging.getLogger().setLevel(logging.DEBUG)
@@ -434,7 +361,7 @@ def test_log_arguments_become_lines(remote_alice: RemoteClient, client: Client) 
         finally:
             logging.getLogger().removeHandler(handler)
             logging.getLogger().setLevel(logging.WARNING)
-    logs = the_task(remote_alice)["logs"]
+    logs = remote_alice.the_task()["logs"]
     expected = ["WARNING app: watch out for this", "of the program", "ERROR app: it failed"]
     assert logs[:3] == expected
     assert logs[-1] == "ValueError: bad"
@@ -452,18 +379,14 @@ with Client(patience=10).start("agent") as task:
 """
 
 
-def test_more_is_logged_than_can_wait_while_the_sender_logs_too(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_more_is_logged_than_can_wait_while_the_sender_logs_too(machine: AgentMachine) -> None:
     """As where all that a program and its libraries log, at DEBUG, goes to its task."""
     program = machine.python(CHATTY)
     assert program.communicate(timeout=100) == ("", "")
-    assert the_task(remote_alice)["logCount"] == 400
+    assert machine.user.the_task()["logCount"] == 400
 
 
-def test_claim_takes_what_was_started_for_an_agent(
-    remote_alice: RemoteClient, client: Client
-) -> None:
+def test_claim_takes_what_was_started_for_an_agent(client: Client) -> None:
     client.register("summarizer", description="Sums up")
     assert client.claim("summarizer", wait=0) is None
     first = client.start("summarizer", input={"n": 1}, claim=False)
@@ -476,15 +399,11 @@ def test_claim_takes_what_was_started_for_an_agent(
     assert client.task(first.id).data["output"] == {"n": 1}
 
 
-def test_claim_waits_no_less_than_it_was_told(remote_alice: RemoteClient, client: Client) -> None:
+def test_claim_waits_for_a_task(client: Client) -> None:
     client.register("summarizer")
     began = time.monotonic()
     assert client.claim("summarizer", wait=1) is None
     assert time.monotonic() - began >= 0.9
-
-
-def test_claim_waits_for_a_task(remote_alice: RemoteClient, client: Client) -> None:
-    client.register("summarizer")
     timer = threading.Timer(0.5, lambda: client.start("summarizer", claim=False))
     timer.start()
     assert client.claim("summarizer", wait=20) is not None
@@ -494,9 +413,7 @@ def test_claim_waits_for_a_task(remote_alice: RemoteClient, client: Client) -> N
 # --- watching ----------------------------------------------------------------------------
 
 
-def test_all_tasks_come_over_all_pages(
-    remote_alice: RemoteClient, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_tasks_come_over_all_pages(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskservice.client.client.PAGE_TASKS", 2)
     started = [client.start("summarizer", name=f"n {number}").id for number in range(5)]
     client.start("other")
@@ -507,9 +424,7 @@ def test_all_tasks_come_over_all_pages(
     assert "logs" not in oldest.data
 
 
-def test_follow_gives_each_line_once_until_the_end(
-    remote_alice: RemoteClient, client: Client
-) -> None:
+def test_follow_gives_each_line_once_until_the_end(client: Client) -> None:
     with client.start("summarizer") as task:
         task.log("one\ntwo")
         watched = client.task(task.id)
@@ -523,32 +438,19 @@ def test_follow_gives_each_line_once_until_the_end(
     assert list(watched.lines(after=1)) == [Line(2, "two"), Line(3, "three")]
 
 
-def test_follow_continues_after_a_restart(tmp_path: Path) -> None:
-    with Service(tmp_path / "data") as service:
-        client = client_of(service.add_user(), patience=60)
-        with client.start("summarizer") as task:
-            lines = client.task(task.id).follow()
-            task.log("one")
-            assert next(lines) == Line(1, "one")
-            kill(service)
-            task.log("two")
-            timer = threading.Timer(1, service.start)
-            timer.start()
-            assert next(lines) == Line(2, "two")
-            timer.join()
-        assert list(lines) == []
-
-
-def proxy(person: RemoteClient, refuses: Callable[[Received], bool], page: Behaviour) -> Receiver:
-    """Passes on all requests, but answers some of them itself; to be used with `with`."""
-    passed_on = losing(person, lambda number: False)
-    between = Receiver()
-
-    def behave(exchange: Exchange) -> None:
-        (page if refuses(exchange.request) else passed_on)(exchange)
-
-    between.answer = behave
-    return between
+def test_follow_continues_after_a_restart(own_service: Service, own_machine: AgentMachine) -> None:
+    client = own_machine.user.client(patience=60)
+    with client.start("summarizer") as task:
+        lines = client.task(task.id).follow()
+        task.log("one")
+        assert next(lines) == Line(1, "one")
+        kill(own_service)
+        task.log("two")
+        timer = threading.Timer(1, own_service.start)
+        timer.start()
+        assert next(lines) == Line(2, "two")
+        timer.join()
+    assert list(lines) == []
 
 
 def test_follow_and_claim_go_on_where_a_proxy_cuts_off_long_requests(
@@ -559,10 +461,10 @@ def test_follow_and_claim_go_on_where_a_proxy_cuts_off_long_requests(
 
     client.register("agent")
     cut_off = play.answer(504, {"Connection": "close"})
-    key = str(remote_alice.session.headers["apikey"])
-    with proxy(remote_alice, waits, cut_off) as between, ThreadPoolExecutor() as threads:
-        assert Client(between.url, key, patience=0).claim("agent", wait=1) is None
-        behind = Client(between.url, key, patience=3)
+    with Receiver() as between, ThreadPoolExecutor() as threads:
+        between.answer = passing_on(remote_alice, waits, cut_off)
+        assert remote_alice.client(between.url, patience=0).claim("agent", wait=1) is None
+        behind = remote_alice.client(between.url, patience=3)
         claimed = threads.submit(behind.claim, "agent", wait=60)
         until(lambda: sum(map(waits, between.requests)) > 3)
         assert not claimed.done()
@@ -577,19 +479,18 @@ def test_follow_and_claim_go_on_where_a_proxy_cuts_off_long_requests(
         assert followed.result() == [Line(1, "late")]
 
 
-def test_follow_continues_after_another_programs_page(
-    remote_alice: RemoteClient, client: Client
-) -> None:
+def test_follow_continues_after_another_programs_page(remote_alice: RemoteClient) -> None:
     """As a proxy answers for a service that is being replaced."""
     pages = count()
 
     def is_away(request: Received) -> bool:
         return "/logs" in request.path and 1 <= next(pages) < 4
 
-    task = client.start("agent")
+    task = remote_alice.client().start("agent")
     page = play.answer(404, {"Content-Type": "text/plain"}, b"404 page not found")
-    with proxy(remote_alice, is_away, page) as between:
-        behind = Client(between.url, str(remote_alice.session.headers["apikey"]), patience=20)
+    with Receiver() as between:
+        between.answer = passing_on(remote_alice, is_away, page)
+        behind = remote_alice.client(between.url, patience=20)
         lines = behind.task(task.id).follow()
         task.log("first")
         assert next(lines) == Line(1, "first")
@@ -597,7 +498,7 @@ def test_follow_continues_after_another_programs_page(
         assert list(lines) == []
 
 
-def test_follow_of_a_deleted_task_is_raised(remote_alice: RemoteClient, client: Client) -> None:
+def test_follow_of_a_deleted_task_is_raised(client: Client) -> None:
     task = client.start("summarizer")
     timer = threading.Timer(0.5, task.delete)
     timer.start()
@@ -606,8 +507,8 @@ def test_follow_of_a_deleted_task_is_raised(remote_alice: RemoteClient, client: 
     timer.join()
 
 
-def test_cancel_and_delete(remote_alice: RemoteClient, client: Client) -> None:
-    task = client.start("summarizer")
+def test_cancel_and_delete(remote_alice: RemoteClient) -> None:
+    task = remote_alice.client().start("summarizer")
     assert task.cancel().error == {"type": "cancelled", "message": "Cancelled by its user"}
     task.delete()
     with pytest.raises(NotFound):
@@ -620,12 +521,12 @@ def test_cancel_and_delete(remote_alice: RemoteClient, client: Client) -> None:
 def test_line_that_is_larger_than_a_body_may_be_is_left_out(tmp_path: Path) -> None:
     with Service(tmp_path / "data", MAX_BODY="2000") as service:
         alice = service.add_user()
-        client = Client(alice.url, str(alice.session.headers["apikey"]))
+        client = alice.client()
         with suppress(RuntimeError), client.start("a") as task:
             task.log("\n".join(["before", "x" * 60_000, *map(str, range(500))]))
             task.output["text"] = "x" * 3_000
             raise RuntimeError("z" * 60_000)
-        found = the_task(alice)
+        found = alice.the_task()
     before, long, *numbers = found["logs"][:502]
     assert (before, numbers) == ("before", [str(n) for n in range(500)])
     assert long == "[taskservice: a line of 60,001 bytes is left out here: it is too large]"
@@ -654,9 +555,9 @@ def test_one_exception_for_each_problem(remote_alice: RemoteClient, client: Clie
         list(Client(remote_alice.url, "wrong").tasks())
     with pytest.raises(TooLarge):
         client.start("summarizer", input={"x": "x" * 11_000_000})
-    agent_key = remote_alice.request("POST", "/key", json={"name": "a", "agentId": "summarizer"})
+    narrow = Client(remote_alice.url, remote_alice.agent_key("summarizer"))
     with pytest.raises(Forbidden):
-        Client(remote_alice.url, agent_key.json()["key"]).task(task.id).cancel()
+        narrow.task(task.id).cancel()
     with pytest.raises(Unreachable, match="Connection refused"):
         next(Client(f"http://127.0.0.1:{unused_port()}", "key", patience=0).tasks())
     with pytest.raises(TaskServiceError, match="not JSON"):
@@ -684,8 +585,7 @@ def test_wrong_settings_say_which_and_how(
 
 
 def test_url_may_be_that_of_the_api(remote_alice: RemoteClient) -> None:
-    key = str(remote_alice.session.headers["apikey"])
-    assert list(Client(f"{remote_alice.url}/api/v1/", key).tasks()) == []
+    assert list(Client(f"{remote_alice.url}/api/v1/", remote_alice.key).tasks()) == []
 
 
 GOOD = played.answer(200, [played.a_task()])
@@ -726,16 +626,6 @@ def test_retry_after_is_honoured() -> None:
     assert unavailable.value.retry_after == 1_000
 
 
-def test_enormous_retry_after_ends_no_thread() -> None:
-    with Receiver() as receiver:
-        receiver.paths["/api/v1/task"] = played.task(201)
-        receiver.answer = play.answer(503, {"Retry-After": "9" * 400})
-        task = Client(receiver.url, "key", patience=1).start("summarizer")
-        task.log("one")
-        with pytest.raises(Unavailable):
-            task.complete()
-
-
 DRIPPING = {
     "a body": play.drip(b" " * 10_000, 0.1, b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n"),
     "a head": play.drip(b"X: y\r\n" * 10_000, 0.1, b"HTTP/1.1 200 OK\r\n"),
@@ -760,6 +650,7 @@ def test_answer_that_drips_has_no_more_time_than_one_that_does_not_come(drip: Be
         ("http://service", {"http_proxy": "http://:::"}, ":::"),
         ("http://service", {"http_proxy": "socks5://127.0.0.1"}, "SOCKS"),
         ("https://service", {"REQUESTS_CA_BUNDLE": "/nowhere"}, "/nowhere"),
+        ("http://no-such-name.invalid", {}, r"cannot reach [^()]*$"),
     ],
 )
 def test_error_says_why_a_request_cannot_be_made(
@@ -769,11 +660,6 @@ def test_error_says_why_a_request_cannot_be_made(
         monkeypatch.setenv(name, text)
     with pytest.raises(Unreachable, match=reason):
         Client(url, "key", patience=0).task("x")
-
-
-def test_unknown_host_name_is_a_plain_sentence() -> None:
-    with pytest.raises(Unreachable, match=r"cannot reach [^()]*$"):
-        Client("http://no-such-name.invalid", "key", patience=0).task("1")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422])
@@ -796,26 +682,20 @@ def test_redirect_is_not_followed_with_the_key() -> None:
 
 
 def has_line(person: RemoteClient, task: package.Task, number: int) -> bool:
-    found = person.request("GET", f"/task/{task.id}?fields=logCount").json()
+    found = person.read(f"/task/{task.id}?fields=logCount")
     return bool(found["logCount"] >= number)
 
 
-def test_answers_lost_at_appends_double_nothing(remote_alice: RemoteClient, client: Client) -> None:
+def test_answers_lost_at_appends_double_nothing(remote_alice: RemoteClient) -> None:
     """A proxy between client and service loses every third answer."""
-    with client.start("summarizer") as task:
-        pass
-    path = f"/task/{task.id}"
-    assert remote_alice.request("GET", path).json()["logs"] == []
-
     with Receiver() as between:
         between.answer = losing(remote_alice, lambda number: number % 3 == 0)
-        key = str(remote_alice.session.headers["apikey"])
-        with Client(between.url, key, patience=30).start("relayed") as task:
+        with remote_alice.client(between.url, patience=30).start("relayed") as task:
             for number in range(8):
                 task.log(f"line {number}")
                 # Each line is sent in a separate request.
                 until(partial(has_line, remote_alice, task, number + 1))
-    (found,) = tasks(remote_alice, agentId="relayed")
+    found = remote_alice.the_task()
     assert found["logs"] == [f"line {number}" for number in range(8)]
     assert found["status"] == "complete"
     assert len(between.requests) > 9
@@ -825,23 +705,22 @@ def test_answer_lost_at_a_claim_loses_no_task(remote_alice: RemoteClient) -> Non
     first, second = remote_alice.start("lossy"), remote_alice.start("lossy")
     with Receiver() as between:
         between.answer = losing(remote_alice, lambda number: number == 1)
-        client = Client(between.url, str(remote_alice.session.headers["apikey"]), patience=30)
+        client = remote_alice.client(between.url, patience=30)
         claimed = [client.claim("lossy", wait=0) for _ in range(3)]
     assert [task.id if task else None for task in claimed] == [first["id"], second["id"], None]
     assert len(between.requests) == 4
 
 
-def test_service_that_stays_away_is_raised_and_does_not_hang(tmp_path: Path) -> None:
-    with Service(tmp_path / "data") as service:
-        client = client_of(service.add_user(), patience=1)
+def test_service_that_stays_away_is_raised_and_does_not_hang(own_service: Service) -> None:
+    client = own_service.add_user().client(patience=1)
 
-        def work() -> None:
-            with client.start("summarizer") as task:
-                task.log("one")
-                kill(service)
+    def work() -> None:
+        with client.start("summarizer") as task:
+            task.log("one")
+            kill(own_service)
 
-        with pytest.raises(Unreachable):
-            work()
+    with pytest.raises(Unreachable):
+        work()
 
 
 # --- the package -------------------------------------------------------------------------

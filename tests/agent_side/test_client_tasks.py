@@ -11,28 +11,14 @@ from typing import Any
 
 import pytest
 
-from taskservice.client import (
-    Client,
-    Conflict,
-    Invalid,
-    Line,
-    NotFound,
-    TaskCancelled,
-    sender,
-)
-from taskservice.client.sender import duration
+from taskservice.client import Client, Conflict, Invalid, Line, NotFound, TaskCancelled, sender
 from tests.support import receiver as play
 from tests.support import service_answers as played
-from tests.support.agent_machine import AgentMachine, tasks, the_task
+from tests.support.agent_machine import AgentMachine
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Behaviour, Exchange, Receiver, in_turn
 from tests.support.service_answers import losing
 from tests.support.waiting import until
-
-
-@pytest.fixture
-def client(remote_alice: RemoteClient) -> Client:
-    return Client(remote_alice.url, str(remote_alice.session.headers["apikey"]), 20)
 
 
 def reports(receiver: Receiver) -> list[Any]:
@@ -84,10 +70,7 @@ def test_parent_is_the_task_of_the_program(client: Client, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("unseen", ["nonsense", "00000000-0000-7000-8000-000000000000"])
 def test_task_of_the_program_that_the_key_may_not_see_is_no_parent(
-    client: Client,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    unseen: str,
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, unseen: str
 ) -> None:
     monkeypatch.setenv("TASKSERVICE_TASK_ID", unseen)
     with caplog.at_level(logging.WARNING):
@@ -110,19 +93,19 @@ def test_filters_find_what_they_name(client: Client) -> None:
 # --- progress and steps ------------------------------------------------------------------
 
 
-def test_progress_is_seen_while_the_task_runs(remote_alice: RemoteClient, client: Client) -> None:
-    with client.start("one") as task:
+def test_progress_is_seen_while_the_task_runs(remote_alice: RemoteClient) -> None:
+    with remote_alice.client().start("one") as task:
         task.progress(34, 68, "pages")
-        until(lambda: the_task(remote_alice)["progress"] == 0.5)
-        assert the_task(remote_alice)["note"] == "34 of 68 pages"
+        until(lambda: remote_alice.the_task()["progress"] == 0.5)
+        assert remote_alice.the_task()["note"] == "34 of 68 pages"
 
 
-def test_last_progress_is_there_at_the_end(remote_alice: RemoteClient, client: Client) -> None:
-    with client.start("one") as task:
+def test_last_progress_is_there_at_the_end(remote_alice: RemoteClient) -> None:
+    with remote_alice.client().start("one") as task:
         for page in range(1, 1001):
             task.progress(page, 1000, "pages")
     assert (task.data["progress"], task.data["note"]) == (1, "1,000 of 1,000 pages")
-    assert the_task(remote_alice)["status"] == "complete"
+    assert remote_alice.the_task()["status"] == "complete"
 
 
 def test_loop_sends_progress_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,19 +133,19 @@ def test_progress_that_could_not_be_sent_is_sent_again(monkeypatch: pytest.Monke
     assert reports(receiver) == [{"progress": 0.25, "note": "a quarter"}] * 3
 
 
-def test_progress_of_a_program_that_just_ends_is_sent(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_lines_and_progress_of_a_program_that_just_ends_are_sent(machine: AgentMachine) -> None:
     program = (
         "from taskservice.client import Client, sender\n"
         "sender.PROGRESS_INTERVAL = 1000\n"
         "task = Client().start('one')\n"
+        "task.log('one\\ntwo')\n"
         "for page in range(1, 4): task.progress(page, 4)\n"
     )
     process = machine.python(program)
-    _, remarks = process.communicate(timeout=60)
-    assert (process.returncode, remarks) == (0, "")
-    assert the_task(remote_alice)["progress"] == 0.75
+    _, notices = process.communicate(timeout=60)
+    assert (process.returncode, notices) == (0, "")
+    task = machine.user.the_task()
+    assert (task["logs"], task["progress"]) == (["one", "two"], 0.75)
 
 
 def test_program_ends_although_the_service_holds_its_progress() -> None:
@@ -182,9 +165,7 @@ def test_program_ends_although_the_service_holds_its_progress() -> None:
 
 
 @pytest.mark.parametrize("block", ["", "with task: "])
-def test_program_below_run_tells_its_progress(
-    remote_alice: RemoteClient, machine: AgentMachine, block: str
-) -> None:
+def test_program_below_run_tells_its_progress(machine: AgentMachine, block: str) -> None:
     program = (
         "from taskservice.client import current, sender\n"
         "sender.PROGRESS_INTERVAL = 1000\n"
@@ -193,7 +174,7 @@ def test_program_below_run_tells_its_progress(
     )
     ended = machine.run("run", "--agent", "one", "--", sys.executable, "-c", program)
     assert ended.returncode == 0, ended.stderr
-    task = the_task(remote_alice)
+    task = machine.user.the_task()
     assert (task["status"], task["progress"], task["note"]) == ("complete", 0.75, "3 of 4 pages")
 
 
@@ -211,21 +192,21 @@ def test_progress_that_is_none_is_refused_where_it_is_told(client: Client) -> No
             task.progress(done, total)
 
 
-def test_step_says_how_long_it_took(remote_alice: RemoteClient, client: Client) -> None:
-    with client.start("one") as task, task.step("read the mail"):
+def test_step_says_how_long_it_took(remote_alice: RemoteClient) -> None:
+    with remote_alice.client().start("one") as task, task.step("read the mail"):
         task.log("inside")
-    inside, line = the_task(remote_alice)["logs"]
+    inside, line = remote_alice.the_task()["logs"]
     assert inside == "inside"
     assert re.fullmatch(r"read the mail took \d+\.\d\d s", line)
 
 
-def test_step_that_fails_says_so(remote_alice: RemoteClient, client: Client) -> None:
-    with client.start("one") as task:
+def test_step_that_fails_says_so(remote_alice: RemoteClient) -> None:
+    with remote_alice.client().start("one") as task:
         with pytest.raises(KeyError), task.step("read the mail"):
             raise KeyError("subject")
         with pytest.raises(SystemExit), task.step("stop"):
             raise SystemExit(0)
-    failed, stopped = the_task(remote_alice)["logs"]
+    failed, stopped = remote_alice.the_task()["logs"]
     assert re.fullmatch(r"read the mail failed after \d+\.\d\d s: KeyError: 'subject'", failed)
     assert re.fullmatch(r"stop took \d+\.\d\d s", stopped)
 
@@ -245,17 +226,9 @@ def test_step_of_a_cancelled_task_raises_the_programs_own_error(client: Client) 
         task.complete()
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2149, "0.21 s"), (34.12, "34.1 s"), (125, "2 min 5 s"), (3720, "1 h 2 min")],
-)
-def test_duration_is_short(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-def test_coroutines_work_on_tasks_side_by_side(remote_alice: RemoteClient, client: Client) -> None:
+def test_coroutines_work_on_tasks_side_by_side(remote_alice: RemoteClient) -> None:
     async def work(number: int) -> None:
-        task = await asyncio.to_thread(client.start, "one", name=str(number))
+        task = await asyncio.to_thread(remote_alice.client().start, "one", name=str(number))
         with task.step("sleep"):
             await asyncio.sleep(0.01)
         task.progress(1, 2)
@@ -265,7 +238,7 @@ def test_coroutines_work_on_tasks_side_by_side(remote_alice: RemoteClient, clien
         await asyncio.gather(*map(work, range(8)))
 
     asyncio.run(work_on_all())
-    done = tasks(remote_alice)
+    done = remote_alice.tasks()
     assert {task["name"] for task in done} == set(map(str, range(8)))
     for task in done:
         assert (task["status"], task["progress"]) == ("complete", 0.5)
@@ -289,18 +262,17 @@ def test_rerun_has_the_same_input_and_labels_or_others(client: Client) -> None:
 
 
 def test_lost_answer_starts_one_task(remote_alice: RemoteClient) -> None:
-    key = str(remote_alice.session.headers["apikey"])
     with Receiver() as between:
         between.answer = losing(remote_alice, lambda number: number == 2)
-        client = Client(between.url, key, patience=20)
+        client = remote_alice.client(between.url, patience=20)
         task = client.task(str(remote_alice.start("one")["id"]))
         again = task.rerun()
         assert len(between.requests) == 3
-    assert {found["id"] for found in tasks(remote_alice)} == {task.id, again.id}
+    assert {found["id"] for found in remote_alice.tasks()} == {task.id, again.id}
 
 
-def test_lines_come_with_their_times(remote_alice: RemoteClient, client: Client) -> None:
-    task = client.start("one")
+def test_lines_come_with_their_times(remote_alice: RemoteClient) -> None:
+    task = remote_alice.client().start("one")
     body = {"logs": ["one"], "at": "2000-01-01T00:00:00Z"}
     remote_alice.request("POST", f"/task/{task.id}/logs", json=body).raise_for_status()
     at = task.data["createdAt"]
@@ -342,6 +314,6 @@ def test_objects_show_what_they_are_and_no_key(client: Client) -> None:
     assert repr(pickle.loads(pickle.dumps(task))) == repr(task)
 
 
-def test_page_url_is_that_of_the_dashboard(remote_alice: RemoteClient, client: Client) -> None:
-    task = client.start("one")
+def test_page_url_is_that_of_the_dashboard(remote_alice: RemoteClient) -> None:
+    task = remote_alice.client().start("one")
     assert task.page_url == f"{remote_alice.url}/tasks/{task.id}"

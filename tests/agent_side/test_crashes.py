@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.agent_machine import kill, machine_of, tasks, the_task
+from tests.support.agent_machine import AgentMachine, kill
 from tests.support.documents import ROOT
 from tests.support.packages import install, new_environment
 from tests.support.receiver import Receiver
@@ -99,98 +99,91 @@ def under_kills(service: Service, process: subprocess.Popen[str]) -> tuple[str, 
     return printed
 
 
-def test_run_survives_a_service_that_is_killed_again_and_again(tmp_path: Path) -> None:
-    with Service(tmp_path / "data") as service:
-        alice = service.add_user()
-        program = [sys.executable, "-c", NUMBERED, str(LINES), str(SECONDS), "3"]
-        process = machine_of(alice, tmp_path / "home").spawn("run", "--agent", "a", "--", *program)
-        printed, remarks = under_kills(service, process)
-        task = the_task(alice)
-    print(
-        f"\n{KILLS} kills, {remarks.count('reachable again')} times back, {task['logCount']} lines"
-    )
+def test_run_survives_a_service_that_is_killed_again_and_again(
+    own_service: Service, own_machine: AgentMachine
+) -> None:
+    program = [sys.executable, "-c", NUMBERED, str(LINES), str(SECONDS), "3"]
+    process = own_machine.spawn("run", "--agent", "a", "--", *program)
+    printed, notices = under_kills(own_service, process)
+    task = own_machine.user.the_task()
+    restarts = notices.count("reachable again")
+    print(f"\n{KILLS} kills, {restarts} times back, {task['logCount']} lines")
     assert printed.splitlines() == numbered(LINES)
     assert task["logs"] == numbered(LINES)
     assert process.returncode == 3
     assert task["error"] == {"type": "failed", "message": "Exit status 3"}
-    assert not list((tmp_path / "home" / "state").glob("taskservice/runs/*"))
+    assert own_machine.left_runs() == []
 
 
-def test_client_survives_a_service_that_is_killed_again_and_again(tmp_path: Path) -> None:
-    with Service(tmp_path / "data") as service:
-        alice = service.add_user()
-        machine = machine_of(alice, tmp_path / "home")
-        process = machine.python(WITH_THE_CLIENT, str(LINES), str(SECONDS))
-        _, errors = under_kills(service, process)
-        task = the_task(alice)
+def test_client_survives_a_service_that_is_killed_again_and_again(
+    own_service: Service, own_machine: AgentMachine
+) -> None:
+    process = own_machine.python(WITH_THE_CLIENT, str(LINES), str(SECONDS))
+    _, errors = under_kills(own_service, process)
+    task = own_machine.user.the_task()
     assert (process.returncode, errors) == (0, "")
     assert task["logs"] == numbered(LINES)
     assert (task["status"], task["output"]) == ("complete", {"lines": LINES})
 
 
 @pytest.mark.parametrize("is_away", [False, True], ids=["service-there", "service-away"])
-def test_run_that_is_killed_leaves_everything_to_resend(tmp_path: Path, is_away: bool) -> None:
+def test_run_that_is_killed_leaves_everything_to_resend(
+    own_service: Service, own_machine: AgentMachine, tmp_path: Path, is_away: bool
+) -> None:
     program = [sys.executable, "-c", NUMBERED, str(LINES), "60", "0"]
-    with Service(tmp_path / "data") as service:
-        alice = service.add_user()
-        machine = machine_of(alice, tmp_path / "home")
-        shown = tmp_path / "shown"
-        with open(shown, "w") as out:
-            process = machine.spawn("run", "--agent", "a", "--", *program, stdout=out)
-            until(lambda: shown.stat().st_size > 1_000)
-            if is_away:
-                kill(service)
-            time.sleep(2)
-            process.send_signal(signal.SIGKILL)
-            process.communicate(timeout=30)
+    shown = tmp_path / "shown"
+    with open(shown, "w") as out:
+        process = own_machine.spawn("run", "--agent", "a", "--", *program, stdout=out)
+        until(lambda: shown.stat().st_size > 1_000)
         if is_away:
-            service.start()
-        seen = shown.read_text().rpartition("\n")[0].splitlines()
-        resent = machine.run("run", "--resend")
-        task = the_task(alice)
-        again = machine.run("run", "--resend")
+            kill(own_service)
+        time.sleep(2)
+        process.end(signal.SIGKILL)
+    if is_away:
+        own_service.start()
+    seen = shown.read_text().rpartition("\n")[0].splitlines()
+    resent = own_machine.resend()
+    task = own_machine.user.the_task()
+    again = own_machine.resend()
     assert resent.returncode == 0, resent.stderr
     assert task["logs"] == numbered(len(task["logs"]))
     assert len(seen) <= len(task["logs"]) < LINES
     assert task["status"] == "error"
     assert "unknown" in task["error"]["message"]
     assert (again.returncode, again.stdout) == (0, "")
-    assert machine.left_runs() == []
+    assert own_machine.left_runs() == []
 
 
-def test_plain_installation_in_an_empty_environment_is_enough(tmp_path: Path) -> None:
+def test_plain_installation_in_an_empty_environment_is_enough(
+    own_machine: AgentMachine, tmp_path: Path
+) -> None:
     folder = tmp_path / "venv"
     python = new_environment(folder)
     # An installation builds in the folder that it is given.
     source = shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".*"))
     install(python, str(source))
-    with Service(tmp_path / "data") as service:
-        alice = service.add_user()
-        machine = machine_of(alice, tmp_path / "home")
-        machine.command = [str(folder / "bin" / "taskservice")]
-        in_the_folder = {"cwd": tmp_path}
-        result = machine.run("run", "--agent", "a", "--", "echo", "from afar", **in_the_folder)
-        listed = machine.run("task", "list", **in_the_folder)
-        task = the_task(alice)
-        program = tmp_path / "program.py"
-        program.write_text(TYPED)
-        with Receiver() as receiver:
-            listener = machine.spawn("listen", "--forward", receiver.url, cwd=tmp_path)
-            worker = machine.spawn("work", "--agent", "w", "--", "cat", cwd=tmp_path)
-            assert listener.stderr is not None
-            listener.stderr.readline()
-            command = [str(python), str(program)]
-            subprocess.run(command, cwd=tmp_path, env=machine.environment, check=True, timeout=60)
-            receiver.wait_for(2, 60)
-        done = tasks(alice)
-        for process in (listener, worker):
-            process.terminate()
-            process.communicate(timeout=30)
-        killed = machine.spawn("run", "--agent", "k", "--", "sleep", "1000", cwd=tmp_path)
-        until(lambda: tasks(alice, agentId="k"))
-        killed.kill()
-        killed.communicate()
-        resent = machine.run("run", "--resend", **in_the_folder)
+    own_machine.command = [str(folder / "bin" / "taskservice")]
+    in_the_folder = {"cwd": tmp_path}
+    result = own_machine.run("run", "--agent", "a", "--", "echo", "from afar", **in_the_folder)
+    listed = own_machine.run("task", "list", **in_the_folder)
+    task = own_machine.user.the_task()
+    program = tmp_path / "program.py"
+    program.write_text(TYPED)
+    with Receiver() as receiver:
+        listener = own_machine.spawn("listen", "--forward", receiver.url, cwd=tmp_path)
+        worker = own_machine.spawn("work", "--agent", "w", "--", "cat", cwd=tmp_path)
+        listener.read_error()
+        command = [str(python), str(program)]
+        subprocess.run(command, cwd=tmp_path, env=own_machine.environment, check=True, timeout=60)
+        receiver.wait_for(2, 60)
+    done = own_machine.user.tasks()
+    for process in (listener, worker):
+        process.end()
+    killed = own_machine.spawn("run", "--agent", "k", "--", "sleep", "1000", cwd=tmp_path)
+    until(lambda: own_machine.user.tasks(agentId="k"))
+    killed.kill()
+    killed.communicate()
+    resent = own_machine.run("run", "--resend", **in_the_folder)
     by_agent = {found["agentId"]: found for found in done}
     assert (by_agent["c"]["logs"], by_agent["c"]["output"]) == (["one"], {"sum": 15})
     assert by_agent["w"]["output"] == {"n": 1}

@@ -39,7 +39,7 @@ def test_example_does_what_it_shows(
 ) -> None:
     owner = shared_service.add_user()
     monkeypatch.setenv("TASKSERVICE_URL", owner.url)
-    monkeypatch.setenv("TASKSERVICE_APIKEY", str(owner.session.headers["apikey"]))
+    monkeypatch.setenv("TASKSERVICE_APIKEY", owner.key)
     client = Client()
     task = client.start("agent")
     given = {**vars(package), "client": client, "task": task}

@@ -1,13 +1,12 @@
 """The agent's side where HOME is not there, and where the disk of the service is full."""
 
-import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.support.agent_machine import AgentMachine, machine_of, tasks
+from tests.support.agent_machine import AgentMachine
 from tests.support.api_client import RemoteClient
 from tests.support.databases import Databases
 from tests.support.mounts import empty_log, fill, small_disk
@@ -35,7 +34,7 @@ def alice(service: Service) -> RemoteClient:
 
 @pytest.fixture
 def machine(alice: RemoteClient, tmp_path: Path) -> AgentMachine:
-    return machine_of(alice, tmp_path / "home")
+    return AgentMachine(tmp_path / "home", alice)
 
 
 def test_program_is_run_where_home_is_not_there(
@@ -48,11 +47,10 @@ def test_program_is_run_where_home_is_not_there(
     assert "can't write to the disk, log lines are queued in memory" in said
     alice.start("w")
     worker = machine.spawn("work", "--agent", "w", "--", "echo", "from work", cwd=tmp_path)
-    until(lambda: {task["status"] for task in tasks(alice)} == {"complete"})
-    worker.send_signal(signal.SIGTERM)
-    _, remarks = worker.communicate(timeout=60)
+    until(lambda: {task["status"] for task in alice.tasks()} == {"complete"})
+    _, remarks = worker.end()
     assert "log lines are queued in memory" in remarks
-    assert [task["logs"] for task in tasks(alice)] == [["from work"], ["from run"]]
+    assert [task["logs"] for task in alice.tasks()] == [["from work"], ["from run"]]
     assert not list(tmp_path.glob("**/taskservice/runs"))
 
 
@@ -73,7 +71,7 @@ def test_command_that_meets_a_full_disk_of_the_service_is_one_line(
             assert (failed.returncode, failed.stdout) == (1, "")
             (said,) = failed.stderr.splitlines()
             assert said.endswith("The database is busy, full or unavailable")
-    assert [each["status"] for each in tasks(alice)] == ["running"]
+    assert [each["status"] for each in alice.tasks()] == ["running"]
 
 
 def test_programs_go_on_while_the_disk_of_the_service_is_full(
@@ -82,7 +80,7 @@ def test_programs_go_on_while_the_disk_of_the_service_is_full(
     asker, waiting = alice.start("asker", claim=True), alice.start("worker")
     empty_log(disk)
     filler = fill(disk)
-    before = tasks(alice)
+    before = alice.tasks()
     mark, go_on = tmp_path / "it runs", tmp_path / "go on"
     script = f"seq 1000; touch '{mark}'; while ! test -e '{go_on}'; do sleep 0.1; done"
     run = machine.spawn("run", "--agent", "runner", "--", "sh", "-c", script)
@@ -90,22 +88,21 @@ def test_programs_go_on_while_the_disk_of_the_service_is_full(
     machine.settings = {"TASKSERVICE_TASK_ID": asker["id"]}
     ask = machine.spawn("ask", "Deploy?")
     until(mark.exists)
-    assert tasks(alice) == before
+    assert alice.tasks() == before
     filler.unlink()
     until(partial(is_complete, alice, waiting["id"]))
-    question = until(lambda: alice.request("GET", f"/task/{asker['id']}/question").json())[0]
+    question = until(lambda: alice.read(f"/task/{asker['id']}/question"))[0]
     answer = {"action": "accept", "content": {"answer": "yes"}}
     path = f"/task/{asker['id']}/question/{question['id']}/answer"
     alice.request("POST", path, json=answer).raise_for_status()
     assert ask.communicate(timeout=60)[0] == "yes\n"
     go_on.touch()
     run.communicate(timeout=60)
-    worker.send_signal(signal.SIGTERM)
-    worker.communicate(timeout=60)
-    logs = {task["agentId"]: task["logs"] for task in tasks(alice)}
+    worker.end()
+    logs = {task["agentId"]: task["logs"] for task in alice.tasks()}
     assert logs["runner"] == [str(number) for number in range(1, 1001)]
     assert logs["worker"] == ["worked"]
 
 
 def is_complete(alice: RemoteClient, task_id: str) -> bool:
-    return bool(alice.request("GET", f"/task/{task_id}").json()["status"] == "complete")
+    return bool(alice.read(f"/task/{task_id}")["status"] == "complete")

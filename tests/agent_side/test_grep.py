@@ -1,28 +1,14 @@
 """`taskservice grep` and `taskservice task new-lines`: what they print, and their exit codes."""
 
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import pytest
-
 from tests.support import receiver as play
-from tests.support.agent_machine import AgentMachine, end_for_silence, machine_of, objects
+from tests.support.agent_machine import AgentMachine, end_for_silence, objects
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Exchange, Receiver
 from tests.support.service import Service, free_port
 from tests.support.service_answers import PROBLEM
-
-
-@pytest.fixture
-def newcomer(shared_service: Service) -> RemoteClient:
-    """A user without agents."""
-    return shared_service.add_user()
-
-
-@pytest.fixture
-def machine(newcomer: RemoteClient, tmp_path: Path) -> AgentMachine:
-    return machine_of(newcomer, tmp_path / "home")
 
 
 def with_log(person: RemoteClient, *lines: str, agent_id: str = "backup", **report: Any) -> str:
@@ -36,9 +22,9 @@ def with_log(person: RemoteClient, *lines: str, agent_id: str = "backup", **repo
 FAILED: dict[str, Any] = {"status": "error", "error": {"message": "no"}}
 
 
-def test_grep_prints_each_line_with_its_task(newcomer: RemoteClient, machine: AgentMachine) -> None:
-    first = with_log(newcomer, "one", "Disk full: 50%", "disk again", **FAILED)
-    second = with_log(newcomer, "no\tdisk é", agent_id="report")
+def test_grep_prints_each_line_with_its_task(machine: AgentMachine) -> None:
+    first = with_log(machine.user, "one", "Disk full: 50%", "disk again", **FAILED)
+    second = with_log(machine.user, "no\tdisk é", agent_id="report")
     shown = machine.run("grep", "disk")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout.splitlines() == [
@@ -48,7 +34,7 @@ def test_grep_prints_each_line_with_its_task(newcomer: RemoteClient, machine: Ag
     ]
     as_json = objects(machine.run("grep", "disk", "--json").stdout)
     path = "/search?text=disk&limit=1000"
-    assert as_json == newcomer.request("GET", path).json()["hits"]
+    assert as_json == machine.user.read(path)["hits"]
     for options in (["--agent", "bac"], ["--label", "env=backup"], ["--failed"]):
         assert machine.run("grep", "disk", *options).stdout.splitlines() == [
             f"{first}:2: Disk full: 50%",
@@ -60,16 +46,16 @@ def test_grep_prints_each_line_with_its_task(newcomer: RemoteClient, machine: Ag
 
 
 def test_grep_continues_and_waits_while_too_many_search(
-    newcomer: RemoteClient, machine: AgentMachine, receiver: Receiver
+    machine: AgentMachine, receiver: Receiver
 ) -> None:
-    task = with_log(newcomer, *(f"hit {number}" for number in range(1, 1_102)))
+    task = with_log(machine.user, *(f"hit {number}" for number in range(1, 1_102)))
     full = play.answer(503, {**PROBLEM, "Retry-After": "1"}, b"{}")
 
     def pass_on(exchange: Exchange) -> None:
         if len(receiver.requests) == 2:
             full(exchange)
             return
-        answer = newcomer.request("GET", exchange.request.path.removeprefix("/api/v1"))
+        answer = machine.user.request("GET", exchange.request.path.removeprefix("/api/v1"))
         names = ("Content-Type", "Link")
         headers = {name: answer.headers[name] for name in names if name in answer.headers}
         play.answer(answer.status_code, headers, answer.content)(exchange)
@@ -83,20 +69,20 @@ def test_grep_continues_and_waits_while_too_many_search(
 
 
 def test_failed_are_those_that_timed_out_too(
-    newcomer: RemoteClient, machine: AgentMachine, shared_service: Service
+    machine: AgentMachine, shared_service: Service
 ) -> None:
-    silent = with_log(newcomer, "disk")
+    silent = with_log(machine.user, "disk")
     end_for_silence(shared_service)
-    failed = with_log(newcomer, "disk", **FAILED)
-    with_log(newcomer, "disk", status="complete")
-    cancelled = with_log(newcomer, "disk")
-    newcomer.request("POST", f"/task/{cancelled}/cancel").raise_for_status()
+    failed = with_log(machine.user, "disk", **FAILED)
+    with_log(machine.user, "disk", status="complete")
+    cancelled = with_log(machine.user, "disk")
+    machine.user.request("POST", f"/task/{cancelled}/cancel").raise_for_status()
     shown = machine.run("grep", "disk", "--failed")
     assert shown.stdout.splitlines() == [f"{failed}:1: disk", f"{silent}:1: disk"]
 
 
-def test_grep_has_exit_codes(newcomer: RemoteClient, machine: AgentMachine) -> None:
-    with_log(newcomer, "one")
+def test_grep_has_exit_codes(machine: AgentMachine) -> None:
+    with_log(machine.user, "one")
     nothing = machine.run("grep", "two")
     assert (nothing.returncode, nothing.stdout, nothing.stderr) == (1, "", "")
     for arguments in (["x" * 201], [""], ["one", "--agent", "NOT one"], ["one", "--limit", "0"]):
@@ -113,14 +99,14 @@ def test_both_have_an_exit_code_without_a_service(machine: AgentMachine) -> None
     assert machine.run("task", "new-lines", str(uuid4())).returncode == 69
 
 
-def test_new_lines_are_printed(newcomer: RemoteClient, machine: AgentMachine) -> None:
-    first = with_log(newcomer, "page 1", "boom", **FAILED)
+def test_new_lines_are_printed(machine: AgentMachine) -> None:
+    first = with_log(machine.user, "page 1", "boom", **FAILED)
     nothing = machine.run("task", "new-lines", first)
     assert (nothing.returncode, nothing.stdout) == (1, "")
-    good = with_log(newcomer, "page 1", status="complete")
-    failed = with_log(newcomer, "page 2", "boom", **FAILED)
+    good = with_log(machine.user, "page 1", status="complete")
+    failed = with_log(machine.user, "page 2", "boom", **FAILED)
     shown = machine.run("task", "new-lines", failed)
     assert (shown.returncode, shown.stdout) == (0, "2: boom\n")
     assert good in shown.stderr
     as_json = objects(machine.run("task", "new-lines", failed, "--against", first, "--json").stdout)
-    assert as_json == [newcomer.request("GET", f"/task/{failed}/new-lines?against={first}").json()]
+    assert as_json == [machine.user.read(f"/task/{failed}/new-lines?against={first}")]

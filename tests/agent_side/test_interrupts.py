@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from taskservice.client import Client, Task
-from tests.support.agent_machine import the_task
+from taskservice.client import Task
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Exchange, Receiver
-from tests.support.service_answers import losing
+from tests.support.service_answers import passing_on
 
 # Python looks for signals when a function begins, and after a call.
 MOMENTS = ("call", "return", "c_return")
@@ -24,7 +23,7 @@ MOMENTS = ("call", "return", "c_return")
 @pytest.fixture
 def client_task(remote_alice: RemoteClient) -> Iterator[Task]:
     # A sender that waits for a lock does not wait for the service.
-    client = Client(remote_alice.url, str(remote_alice.session.headers["apikey"]), patience=5)
+    client = remote_alice.client(patience=5)
     with client.start("agent") as task:
         task.log("first")
         yield task
@@ -67,7 +66,7 @@ def test_line_may_be_interrupted_at_any_moment(
     while interrupted_at(moment, partial(client_task.log, moment)):
         moment += 1
     client_task.complete()
-    logs = the_task(remote_alice)["logs"]
+    logs = remote_alice.the_task()["logs"]
     assert moment > 10
     # An interrupted line is there or not; none comes twice, or in another place.
     assert logs[0] == "first"
@@ -82,11 +81,11 @@ def test_end_may_be_interrupted_at_any_moment(
 ) -> None:
     if interrupted_at(moment, client_task.complete):
         client_task.complete()
-    assert the_task(remote_alice)["status"] == "complete"
+    assert remote_alice.the_task()["status"] == "complete"
 
 
 def test_end_may_be_interrupted_while_it_waits(remote_alice: RemoteClient) -> None:
-    pass_on, may_answer = losing(remote_alice, lambda number: False), threading.Event()
+    pass_on, may_answer = passing_on(remote_alice), threading.Event()
     main = threading.get_ident()
 
     def hold(exchange: Exchange) -> None:
@@ -97,10 +96,10 @@ def test_end_may_be_interrupted_while_it_waits(remote_alice: RemoteClient) -> No
 
     with Receiver() as between:
         between.answer = hold
-        task = Client(between.url, str(remote_alice.session.headers["apikey"])).start("agent")
+        task = remote_alice.client(between.url).start("agent")
         task.log("line")
         with pytest.raises(KeyboardInterrupt):
             task.complete()
         may_answer.set()
         task.complete()
-    assert the_task(remote_alice)["status"] == "complete"
+    assert remote_alice.the_task()["status"] == "complete"

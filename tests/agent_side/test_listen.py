@@ -7,9 +7,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from subprocess import Popen
-from typing import Any
 
 import requests
 from standardwebhooks import Webhook
@@ -17,47 +14,36 @@ from standardwebhooks import Webhook
 from taskservice.webhooks.signing import new_secret, sign
 from tests.support import receiver as play
 from tests.support import service_answers as played
-from tests.support.agent_machine import AgentMachine, kill, machine_of
+from tests.support.agent_machine import AgentMachine, Command, kill
 from tests.support.api_client import RemoteClient
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import Received, Receiver
 from tests.support.service import Service, free_port
-from tests.support.service_answers import losing
+from tests.support.service_answers import passing_on
 
 
 @contextmanager
-def listening(machine: AgentMachine, url: str) -> Iterator[Popen[str]]:
+def listening(machine: AgentMachine, url: str) -> Iterator[Command]:
     process = machine.spawn("listen", "--forward", url)
-    assert process.stderr is not None
-    assert "forwarding finished tasks to" in process.stderr.readline()
+    assert "forwarding finished tasks to" in process.read_error()
     yield process
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.end(signal.SIGINT)
     assert process.returncode == 0
 
 
-def finish(person: RemoteClient, task: dict[str, Any], **changes: Any) -> None:
-    changes = {"status": "complete"} | changes
-    person.request("PATCH", f"/task/{task['id']}", json=changes).raise_for_status()
-
-
 def secret(person: RemoteClient) -> str:
-    return str(person.request("GET", "/callback-secret").json()["secret"])
+    return str(person.read("/callback-secret")["secret"])
 
 
 def ids(requests: list[Received]) -> list[str]:
     return [json.loads(request.body)["id"] for request in requests]
 
 
-def test_finished_tasks_come_as_the_webhooks_would(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_finished_tasks_come_as_the_webhooks_would(machine: AgentMachine) -> None:
     with Receiver() as callback, Receiver() as local, listening(machine, local.url):
-        task = remote_alice.start(name="nächtlich \u2028", callback=callback.url, input={"a": 1.5})
-        lines = [f"line {number}" for number in range(1_500)]
-        path = f"/task/{task['id']}/logs"
-        remote_alice.request("POST", path, json={"logs": lines}).raise_for_status()
-        finish(remote_alice, task, output={"sum": 15})
+        task = machine.user.start(name="nächtlich \u2028", callback=callback.url, input={"a": 1.5})
+        machine.user.append(task, *(f"line {number}" for number in range(1_500)))
+        machine.user.report(task, status="complete", output={"sum": 15})
         (ours,) = local.wait_for(1, 20)
         (theirs,) = callback.wait_for(1, 20)
     assert ours.body == theirs.body
@@ -65,56 +51,48 @@ def test_finished_tasks_come_as_the_webhooks_would(
     assert {k: v for k, v in ours.headers.items() if k not in own} == {
         k: v for k, v in theirs.headers.items() if k not in own
     }
-    Webhook(secret(remote_alice)).verify(ours.body, ours.headers)
+    Webhook(secret(machine.user)).verify(ours.body, ours.headers)
 
 
-def test_log_of_long_lines_is_cut_as_the_webhook_has_it(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_log_of_long_lines_is_cut_as_the_webhook_has_it(machine: AgentMachine) -> None:
     with Receiver() as callback, Receiver() as local, listening(machine, local.url):
-        task = remote_alice.start(callback=callback.url)
-        lines = {"logs": ["ü" * 30_000] * 20}
-        remote_alice.request("POST", f"/task/{task['id']}/logs", json=lines).raise_for_status()
-        finish(remote_alice, task)
+        task = machine.user.start(callback=callback.url)
+        machine.user.append(task, *["ü" * 30_000] * 20)
+        machine.user.report(task, status="complete")
         (ours,) = local.wait_for(1, 20)
         (theirs,) = callback.wait_for(1, 20)
     assert ours.body == theirs.body
     assert json.loads(ours.body)["firstLog"] == 17
 
 
-def test_each_task_comes_once_and_none_from_before(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    before = remote_alice.start()
-    finish(remote_alice, before)
+def test_each_task_comes_once_and_none_from_before(machine: AgentMachine) -> None:
+    before = machine.user.start()
+    machine.user.report(before, status="complete")
     # The service tells its time by the second.
     time.sleep(1.1)
     with Receiver() as local, listening(machine, local.url):
-        tasks = [remote_alice.start() for _ in range(120)]
+        tasks = [machine.user.start() for _ in range(120)]
         for task in tasks:
-            finish(remote_alice, task)
+            machine.user.report(task, status="complete")
         local.wait_for(120, 60)
-        last = remote_alice.start()
-        finish(remote_alice, last)
+        last = machine.user.start()
+        machine.user.report(last, status="complete")
         received = local.wait_for(121, 20)
     assert sorted(ids(received)) == sorted([*(task["id"] for task in tasks), last["id"]])
     assert len({request.headers["webhook-id"] for request in received}) == 121
 
 
-def test_receiver_that_fails_gets_the_same_webhook_again(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_receiver_that_fails_gets_the_same_webhook_again(machine: AgentMachine) -> None:
     with Receiver() as local, listening(machine, local.url) as process:
         local.answer = play.answer(500, {"Set-Cookie": "a=b"})
-        failing = remote_alice.start(name="failing")
-        finish(remote_alice, failing)
+        failing = machine.user.start(name="failing")
+        machine.user.report(failing, status="complete")
         local.wait_for(1, 20)
         local.answer = play.answer(204)
-        other = remote_alice.start()
-        finish(remote_alice, other)
+        other = machine.user.start()
+        machine.user.report(other, status="complete")
         requests = local.wait_for(3, 20)
-        assert process.stdout is not None
-        first = process.stdout.readline()
+        first = process.read_line()
     assert first.startswith(f"{failing['id']} failing: 500 ")
     repeats = [r for r in requests if json.loads(r.body)["id"] == failing["id"]]
     assert len(repeats) == 2
@@ -123,36 +101,19 @@ def test_receiver_that_fails_gets_the_same_webhook_again(
     assert not any("cookie" in request.headers for request in requests)
 
 
-def test_listener_survives_a_restart_of_the_service(tmp_path: Path) -> None:
-    with Service(tmp_path / "data") as service:
-        alice = service.add_user()
-        machine = machine_of(alice, tmp_path / "home")
-        with Receiver() as local, listening(machine, local.url):
-            kill(service)
-            service.start()
-            task = alice.start()
-            finish(alice, task)
-            assert ids(local.wait_for(1, 30)) == [task["id"]]
-
-
-def test_listener_survives_the_page_of_a_proxy(
-    remote_alice: RemoteClient, machine: AgentMachine
+def test_listener_survives_a_restart_of_the_service(
+    own_service: Service, own_machine: AgentMachine
 ) -> None:
-    with Receiver() as proxy, Receiver() as local:
-        proxy.answer = passed_on = losing(remote_alice, lambda number: False)
-        machine.url = proxy.url
-        with listening(machine, local.url) as process:
-            proxy.answer = play.answer(404, {"Content-Type": "text/plain"}, b"404 page not found")
-            assert process.stdout is not None
-            assert "returned 404, but the response is not from" in process.stdout.readline()
-            proxy.answer = passed_on
-            task = remote_alice.start()
-            finish(remote_alice, task)
-            assert ids(local.wait_for(1)) == [task["id"]]
+    with Receiver() as local, listening(own_machine, local.url):
+        kill(own_service)
+        own_service.start()
+        task = own_machine.user.start()
+        own_machine.user.report(task, status="complete")
+        assert ids(local.wait_for(1)) == [task["id"]]
 
 
 def test_response_of_the_receiver_is_read_in_part(
-    remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
+    machine: AgentMachine, subtests: CheapSubtests
 ) -> None:
     head = b"HTTP/1.1 200 Fine\r\n\r\n"
     machine.patch("listen.ATTEMPT_SECONDS = 3")
@@ -163,13 +124,11 @@ def test_response_of_the_receiver_is_read_in_part(
         }.items():
             with subtests.test(name):
                 local.answer = answer
-                finish(remote_alice, remote_alice.start(name=name))
-                assert printed(process).endswith(f" {name}: 200 Fine\n")
+                machine.user.report(machine.user.start(name=name), status="complete")
+                assert process.read_line().endswith(f" {name}: 200 Fine\n")
 
 
-def test_malformed_secret_is_one_line(
-    remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
-) -> None:
+def test_malformed_secret_is_one_line(machine: AgentMachine, subtests: CheapSubtests) -> None:
     with Receiver() as service:
         machine.url = service.url
         for kept in ("", "whsec_", "whsec_abc", "whsec_é", "\ud800"):
@@ -180,36 +139,31 @@ def test_malformed_secret_is_one_line(
                 assert len(result.stderr.splitlines()) == 1
                 assert "the service has no valid callback secret" in result.stderr
     with Receiver() as service, Receiver() as local:
-        service.answer = passed_on = losing(remote_alice, lambda number: False)
+        service.answer = passed_on = passing_on(machine.user)
         machine.url = service.url
         with listening(machine, local.url) as process:
             service.paths["/api/v1/callback-secret"] = played.answer(200, {"secret": "whsec_a"})
-            task = remote_alice.start()
-            finish(remote_alice, task)
-            assert printed(process) == "the service has no valid callback secret\n"
+            task = machine.user.start()
+            machine.user.report(task, status="complete")
+            assert process.read_line() == "the service has no valid callback secret\n"
             service.paths["/api/v1/callback-secret"] = passed_on
             assert ids(local.wait_for(1)) == [task["id"]]
 
 
-def test_netrc_of_the_home_folder_is_not_used(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_netrc_of_the_home_folder_is_not_used(machine: AgentMachine) -> None:
     (machine.home / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
     with Receiver() as local, listening(machine, local.url):
-        finish(remote_alice, remote_alice.start())
+        machine.user.report(machine.user.start(), status="complete")
         (request,) = local.wait_for(1, 20)
     assert "authorization" not in request.headers
 
 
-def test_wrong_use_is_one_line(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_wrong_use_is_one_line(machine: AgentMachine) -> None:
     for url in ("nonsense", "http://[::1", "http://x:99999/"):
         nowhere = machine.run("listen", "--forward", url)
         assert nowhere.returncode == 2
         assert "must be a URL such as" in nowhere.stderr
-    remote_alice.request("PUT", "/agent/a").raise_for_status()
-    machine.key = remote_alice.request("POST", "/key", json={"name": "a", "agentId": "a"}).json()[
-        "key"
-    ]
+    machine.key = machine.user.agent_key("a")
     narrow = machine.run("listen", "--forward", "http://127.0.0.1:9/")
     assert narrow.returncode == 1
     assert len(narrow.stderr.splitlines()) == 1
@@ -220,59 +174,50 @@ def test_wrong_use_is_one_line(remote_alice: RemoteClient, machine: AgentMachine
 
 
 @contextmanager
-def receiving(machine: AgentMachine, *options: str) -> Iterator[tuple[Popen[str], str]]:
+def receiving(machine: AgentMachine, *options: str) -> Iterator[tuple[Command, str]]:
     """`listen` without --forward, and the callback that it shows."""
     port = free_port()
     process = machine.spawn("listen", "--port", str(port), *options)
     url = f"http://127.0.0.1:{port}/"
-    assert process.stderr is not None
-    assert f"listening on {url}" in process.stderr.readline()
+    assert f"listening on {url}" in process.read_error()
     yield process, url
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.end(signal.SIGINT)
     assert process.returncode == 0
 
 
-def printed(process: Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline()
-
-
-def test_callback_is_verified_and_shown(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_callback_is_verified_and_shown(machine: AgentMachine) -> None:
     with receiving(machine) as (process, url):
-        task = remote_alice.start(name="nächtlich", callback=url)
+        task = machine.user.start(name="nächtlich", callback=url)
         changes = {"status": "complete", "output": {"sum": 15}}
-        ended = remote_alice.request("PATCH", f"/task/{task['id']}", json=changes)
+        ended = machine.user.request("PATCH", f"/task/{task['id']}", json=changes)
         assert ended.headers["Callback-Status"] == "delivered"
-        assert printed(process) == (
+        assert process.read_line() == (
             f'{task["id"]} nächtlich: complete {{"sum": 15}}, signature verified\n'
         )
-        task = remote_alice.start(callback=url)
-        finish(remote_alice, task, status="error", error={"message": "two\nlines"})
-        assert f"{task['id']} " in (line := printed(process))
+        task = machine.user.start(callback=url)
+        machine.user.report(task, status="error", error={"message": "two\nlines"})
+        assert f"{task['id']} " in (line := process.read_line())
         assert "error failed: two" in line
         assert line.endswith("lines, signature verified\n")
 
 
-def test_callback_is_shown_as_it_came(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_callback_is_shown_as_it_came(machine: AgentMachine) -> None:
     with receiving(machine, "--json") as (process, url):
-        task = remote_alice.start(callback=url, input={"a": 1.5})
-        finish(remote_alice, task)
-        shown = json.loads(printed(process))
-    assert shown == remote_alice.request("GET", f"/task/{task['id']}").json()
+        task = machine.user.start(callback=url, input={"a": 1.5})
+        machine.user.report(task, status="complete")
+        shown = json.loads(process.read_line())
+    assert shown == machine.user.read(f"/task/{task['id']}")
 
 
-def test_callback_is_verified_after_the_secret_was_rotated(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_callback_is_verified_after_the_secret_was_rotated(machine: AgentMachine) -> None:
     with receiving(machine) as (process, url):
-        remote_alice.request("POST", "/callback-secret").raise_for_status()
-        finish(remote_alice, remote_alice.start(callback=url))
-        assert "signature verified" in printed(process)
+        machine.user.request("POST", "/callback-secret").raise_for_status()
+        machine.user.report(machine.user.start(callback=url), status="complete")
+        assert "signature verified" in process.read_line()
 
 
 def test_malformed_request_is_refused_and_the_listener_goes_on(
-    remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
+    machine: AgentMachine, subtests: CheapSubtests
 ) -> None:
     with receiving(machine) as (process, url):
         for request, status in {
@@ -298,8 +243,8 @@ def test_malformed_request_is_refused_and_the_listener_goes_on(
         }.items():
             with subtests.test(repr(request[:50])):
                 assert status_of(url, request.encode("latin-1") + b"\r\n\r\n") == status
-        finish(remote_alice, remote_alice.start(callback=url))
-        assert "signature verified" in printed(process)
+        machine.user.report(machine.user.start(callback=url), status="complete")
+        assert "signature verified" in process.read_line()
 
 
 def status_of(url: str, request: bytes) -> int:
@@ -315,34 +260,28 @@ def status_of(url: str, request: bytes) -> int:
     return int(found[1] or found[2])
 
 
-def test_unsigned_request_is_refused_and_not_shown(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_unsigned_request_is_refused_and_not_shown(machine: AgentMachine) -> None:
     with receiving(machine) as (process, url):
         body = json.dumps({"id": "1", "name": "x", "status": "complete", "output": {}}).encode()
         signed = sign([new_secret()], "0193", int(time.time()), body)
         assert requests.post(url, data=body, timeout=10).status_code == 400
         assert requests.post(url, data=body, headers=signed, timeout=10).status_code == 400
         assert requests.get(url, timeout=10).status_code == 501
-        assert process.stderr is not None
-        assert "refused a request without a valid signature" in process.stderr.readline()
+        assert "refused a request without a valid signature" in process.read_error()
         # A sender may close the connection in the middle of its body.
         with socket.create_connection(("127.0.0.1", int(url.split(":")[2].strip("/")))) as half:
             half.sendall(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nab")
-        task = remote_alice.start(callback=url)
-        finish(remote_alice, task)
-        assert printed(process).startswith(task["id"])
+        task = machine.user.start(callback=url)
+        machine.user.report(task, status="complete")
+        assert process.read_line().startswith(task["id"])
 
 
-def test_callback_waits_while_the_listener_cannot_ask_for_the_secret(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_callback_waits_while_the_listener_cannot_ask_for_the_secret(machine: AgentMachine) -> None:
     machine.give_up_soon()
     with Receiver() as proxy:
-        proxy.answer = passed_on = losing(remote_alice, lambda number: False)
+        proxy.answer = passed_on = passing_on(machine.user)
         machine.url = proxy.url
         with receiving(machine) as (process, url):
-            assert process.stderr is not None
             for failure, message in (
                 (play.reset(), "cannot reach"),
                 (play.answer(503), "returned status 503"),
@@ -350,10 +289,10 @@ def test_callback_waits_while_the_listener_cannot_ask_for_the_secret(
             ):
                 proxy.answer = failure
                 assert requests.post(url, data=b"{}", timeout=60).status_code == 503
-                assert message in process.stderr.readline()
+                assert message in process.read_error()
             proxy.answer = passed_on
-            finish(remote_alice, remote_alice.start(callback=url))
-            assert "signature verified" in printed(process)
+            machine.user.report(machine.user.start(callback=url), status="complete")
+            assert "signature verified" in process.read_line()
 
 
 def test_port_that_is_taken_is_one_line(machine: AgentMachine) -> None:

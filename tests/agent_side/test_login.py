@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.agent_machine import AgentMachine, objects, tasks
+from tests.support.agent_machine import AgentMachine, objects
 from tests.support.api_client import RemoteClient
 from tests.support.pseudo_terminal import on_terminal
 from tests.support.receiver import Receiver, unused_port
@@ -24,7 +24,7 @@ def laptop(machine: AgentMachine) -> AgentMachine:
 
 
 def key_of(person: RemoteClient) -> str:
-    return str(person.session.headers["apikey"])
+    return person.key
 
 
 def log_in(laptop: AgentMachine, person: RemoteClient, *options: str) -> Any:
@@ -35,25 +35,23 @@ def kept_file(laptop: AgentMachine) -> Path:
     return laptop.home / "config" / "taskservice" / "profiles.json"
 
 
-def test_kept_key_serves_commands_and_the_python_client(
-    remote_alice: RemoteClient, laptop: AgentMachine
-) -> None:
+def test_kept_key_serves_commands_and_the_python_client(laptop: AgentMachine) -> None:
     before = laptop.run("task", "list")
     assert (before.returncode, "run `taskservice login`" in before.stderr) == (2, True)
-    kept = log_in(laptop, remote_alice)
+    kept = log_in(laptop, laptop.user)
     assert kept.returncode == 0, kept.stderr
-    assert f"is logged in to {remote_alice.url} (key first)" in kept.stdout
-    assert key_of(remote_alice) not in kept.stdout + kept.stderr
+    assert f"is logged in to {laptop.user.url} (key first)" in kept.stdout
+    assert key_of(laptop.user) not in kept.stdout + kept.stderr
     assert laptop.run("run", "--agent", "nightly", "--", "true").returncode == 0
     with laptop.python("from taskservice.client import Client\nClient().start('two').complete()"):
         pass
-    assert {task["agentId"] for task in tasks(remote_alice)} == {"nightly", "two"}
-    assert f"{remote_alice.url}/mcp" in laptop.run("mcp-config").stdout
+    assert {task["agentId"] for task in laptop.user.tasks()} == {"nightly", "two"}
+    assert f"{laptop.user.url}/mcp" in laptop.run("mcp-config").stdout
     file = kept_file(laptop)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    assert laptop.run("logout").stdout == f"Logged out of {remote_alice.url}\n"
-    assert key_of(remote_alice) not in file.read_text()
+    assert laptop.run("logout").stdout == f"Logged out of {laptop.user.url}\n"
+    assert key_of(laptop.user) not in file.read_text()
     assert laptop.run("task", "list").returncode == 2
     assert "Profile to remove" in laptop.run("logout", "--help").stdout
     again = laptop.run("logout")
@@ -63,51 +61,43 @@ def test_kept_key_serves_commands_and_the_python_client(
     )
 
 
-def test_terminal_asks_for_the_key_and_does_not_show_it(
-    remote_alice: RemoteClient, laptop: AgentMachine
-) -> None:
-    command = [*laptop.command, "login", remote_alice.url]
-    typed = {f"API key for {remote_alice.url}: ": key_of(remote_alice)}
+def test_terminal_asks_for_the_key_and_does_not_show_it(laptop: AgentMachine) -> None:
+    command = [*laptop.command, "login", laptop.user.url]
+    typed = {f"API key for {laptop.user.url}: ": key_of(laptop.user)}
     shown = on_terminal(command, laptop.environment, typed)
     assert "is logged in" in shown
-    assert key_of(remote_alice) not in shown
+    assert key_of(laptop.user) not in shown
     assert laptop.run("task", "list").returncode == 0
 
 
-def test_what_does_not_work_is_not_kept(remote_alice: RemoteClient, laptop: AgentMachine) -> None:
-    refused = laptop.run("login", remote_alice.url, input="wrong\n")
+def test_what_does_not_work_is_not_kept(laptop: AgentMachine) -> None:
+    refused = laptop.run("login", laptop.user.url, input="wrong\n")
     assert refused.returncode == 2
     assert "API key is invalid" in refused.stderr
     assert laptop.run("login", "ftp://x", input="key\n").returncode == 2
-    assert laptop.run("login", remote_alice.url, input="").returncode == 2
+    assert laptop.run("login", laptop.user.url, input="").returncode == 2
     laptop.give_up_soon()
     away = laptop.run("login", f"http://127.0.0.1:{unused_port()}", input="key\n")
     assert (away.returncode, "refused" in away.stderr) == (1, True)
     assert not kept_file(laptop).exists()
 
 
-def test_address_of_the_environment_is_the_default(
-    remote_alice: RemoteClient, laptop: AgentMachine
-) -> None:
-    laptop.url = remote_alice.url
-    kept = laptop.run("login", input=f"{key_of(remote_alice)}\n")
-    assert f"is logged in to {remote_alice.url}" in kept.stdout
+def test_address_of_the_environment_is_the_default(laptop: AgentMachine) -> None:
+    laptop.url = laptop.user.url
+    kept = laptop.run("login", input=f"{key_of(laptop.user)}\n")
+    assert f"is logged in to {laptop.user.url}" in kept.stdout
     assert "as long as TASKSERVICE_URL is set, nothing that was kept is used" in kept.stderr
 
 
-def test_file_that_cannot_be_written_is_one_line(
-    remote_alice: RemoteClient, laptop: AgentMachine
-) -> None:
+def test_file_that_cannot_be_written_is_one_line(laptop: AgentMachine) -> None:
     laptop.settings["XDG_CONFIG_HOME"] = "/proc"
-    refused = log_in(laptop, remote_alice)
+    refused = log_in(laptop, laptop.user)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert len(refused.stderr.splitlines()) == 1
 
 
-def test_address_in_python_gets_no_kept_key(
-    remote_alice: RemoteClient, laptop: AgentMachine
-) -> None:
-    log_in(laptop, remote_alice)
+def test_address_in_python_gets_no_kept_key(laptop: AgentMachine) -> None:
+    log_in(laptop, laptop.user)
     with Receiver() as stranger:
         program = f"from taskservice.client import Client\nClient({stranger.url!r}).agents()"
         with laptop.python(program, stderr=subprocess.PIPE) as process:
@@ -116,9 +106,9 @@ def test_address_in_python_gets_no_kept_key(
 
 
 def test_environment_wins_and_a_kept_key_goes_nowhere_else(
-    remote_alice: RemoteClient, laptop: AgentMachine, shared_service: Service
+    laptop: AgentMachine, shared_service: Service
 ) -> None:
-    log_in(laptop, remote_alice)
+    log_in(laptop, laptop.user)
     bob = shared_service.add_user()
     bob.start("of-bob")
     laptop.url, laptop.key = bob.url, key_of(bob)
@@ -133,13 +123,11 @@ def test_environment_wins_and_a_kept_key_goes_nowhere_else(
     assert "TASKSERVICE_URL is not set" in laptop.run("task", "list").stderr
 
 
-def test_each_profile_has_its_own_key(
-    remote_alice: RemoteClient, laptop: AgentMachine, shared_service: Service
-) -> None:
+def test_each_profile_has_its_own_key(laptop: AgentMachine, shared_service: Service) -> None:
     bob = shared_service.add_user()
     bob.start("of-bob")
-    remote_alice.start("of-alice")
-    log_in(laptop, remote_alice)
+    laptop.user.start("of-alice")
+    log_in(laptop, laptop.user)
     log_in(laptop, bob, "--profile", "team")
 
     def agents(*options: str) -> list[str]:
@@ -161,8 +149,8 @@ def test_each_profile_has_its_own_key(
     assert "taem is not a kept profile (default, team)" in unknown.stderr
 
 
-def test_damaged_file_is_named(remote_alice: RemoteClient, laptop: AgentMachine) -> None:
-    log_in(laptop, remote_alice)
+def test_damaged_file_is_named(laptop: AgentMachine) -> None:
+    log_in(laptop, laptop.user)
     for text in ("{", "[]", json.dumps({"profiles": 1}), '{"profiles": {"default": {}}}'):
         kept_file(laptop).write_text(text)
         refused = laptop.run("task", "list")

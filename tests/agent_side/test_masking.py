@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from taskservice.runner.program_output import LineSplitter, Masker
-from tests.support.agent_machine import AgentMachine, tasks, the_task
-from tests.support.api_client import RemoteClient
-from tests.support.receiver import unused_port
+from tests.support.agent_machine import AgentMachine
 from tests.support.waiting import until
 
 SECRET = "hunter2-hunter2"
@@ -130,44 +128,35 @@ def test_long_line_of_many_secrets_shows_no_part_of_one() -> None:
     assert b"hunter" not in kept
 
 
-def test_secret_that_two_writes_print_is_found(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_secret_that_two_writes_print_is_found(machine: AgentMachine) -> None:
     machine.settings["DB_PASSWORD"] = SECRET
     program = [sys.executable, "-c", BYTE_BY_BYTE, f"log in with {SECRET}\n", f"{SECRET}"]
     done = machine.run("run", "--agent", "a", "--", *program)
     assert done.stdout == f"log in with {SECRET}\n{SECRET}"
-    assert the_task(remote_alice)["logs"] == ["log in with ***", "***"]
+    assert machine.user.the_task()["logs"] == ["log in with ***", "***"]
 
 
 # --- the commands ------------------------------------------------------------------------
 
 
-def test_secret_is_shown_and_neither_stored_nor_sent(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_secret_is_shown_and_neither_stored_nor_sent(machine: AgentMachine) -> None:
     """While the service is away its lines and output are on the disk."""
     machine.settings["DB_PASSWORD"] = SECRET
-    url, machine.url = machine.url, f"http://127.0.0.1:{unused_port()}"
-    machine.give_up_soon()
+    machine.lose_service()
     script = """
     echo "one $DB_PASSWORD"; echo "two $DB_PASSWORD" >&2; echo three
     echo "{\\"password\\": \\"$DB_PASSWORD\\", \\"a\\": [1.5, true, null]}" > "$TASKSERVICE_OUTPUT"
     exit 7
     """
-    done = machine.run("run", "--agent", "a", "--", "sh", "-c", script)
+    done = machine.run_script(script)
     assert done.returncode == 7
     assert done.stdout.splitlines()[:2] == [f"one {SECRET}", "three"]
     assert f"two {SECRET}" in done.stderr
     (folder,) = machine.left_runs()
     assert files_with(SECRET, folder) == []
     assert files_with("***", folder) != []
-    record = folder / "run.json"
-    record.write_text(record.read_text().replace(machine.url, url))
-    machine.url = url
-    machine.wait_as_usual()
-    assert machine.run("run", "--resend").returncode == 0
-    task = the_task(remote_alice)
+    assert machine.resend().returncode == 0
+    task = machine.user.the_task()
     assert SECRET not in json.dumps(task)
     assert sorted(task["logs"])[:3] == ["one ***", "three", "two ***"]
     assert task["output"] == {"password": "***", "a": [1.5, True, None]}
@@ -178,53 +167,42 @@ def files_with(text: str, folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if text.encode() in path.read_bytes()]
 
 
-def test_secret_in_the_file_of_the_output_is_not_sent(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_secret_in_the_file_of_the_output_is_not_sent(machine: AgentMachine) -> None:
     machine.settings["PIN_TOKEN"] = "12345678"
     output = '{"12345678": [{"x": "a 12345678 b"}], "pin": 12345678, "more": 123}'
     script = f"""echo '{output}' > "$TASKSERVICE_OUTPUT" """
-    machine.run("run", "--agent", "a", "--", "sh", "-c", script)
+    machine.run_script(script)
     hidden = {"***": [{"x": "a *** b"}], "pin": "***", "more": 123}
-    assert the_task(remote_alice)["output"] == hidden
+    assert machine.user.the_task()["output"] == hidden
 
 
 def test_secret_in_the_name_of_a_program_that_is_not_there_is_not_sent(
-    remote_alice: RemoteClient, machine: AgentMachine
+    machine: AgentMachine,
 ) -> None:
     machine.settings["A_SECRET"] = SECRET
     done = machine.run("run", "--agent", "a", "--", f"./{SECRET}")
     assert done.returncode == 127
     message = "./*** can't be run: No such file or directory"
-    assert the_task(remote_alice)["error"]["message"] == message
+    assert machine.user.the_task()["error"]["message"] == message
 
 
-def test_secret_in_the_options_of_a_run_is_not_stored(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_secret_in_the_options_of_a_run_is_not_stored(machine: AgentMachine) -> None:
     """While the service is away they are on the disk."""
     machine.settings["DB_PASSWORD"] = SECRET
-    url, machine.url = machine.url, f"http://127.0.0.1:{unused_port()}"
-    machine.give_up_soon()
+    machine.lose_service()
     options = [f"--name=of {SECRET}", f"--label=db={SECRET}", f"--label=key-{SECRET}=x"]
     options += [f"--input=password=<{SECRET}>", f'--input={{"{SECRET}": [1, "{SECRET}"]}}']
     done = machine.run("run", "--agent", "a", *options, "--", "true")
     (folder,) = machine.left_runs()
     assert files_with(SECRET, folder) == []
     assert "labels: key-***: The key must match" in done.stderr
-    record = folder / "run.json"
-    record.write_text(record.read_text().replace(machine.url, url))
-    machine.url = url
-    machine.wait_as_usual()
-    assert machine.run("run", "--resend").returncode == 0
-    task = the_task(remote_alice)
+    assert machine.resend().returncode == 0
+    task = machine.user.the_task()
     assert (task["name"], task["labels"]) == ("of ***", {"db": "***"})
     assert task["input"] == {"password": "<***>", "***": [1, "***"]}
 
 
-def test_secret_that_a_program_tells_and_asks_is_not_stored(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_secret_that_a_program_tells_and_asks_is_not_stored(machine: AgentMachine) -> None:
     machine.settings["DB_PASSWORD"] = SECRET
     field = {"type": "string", "title": f"not {SECRET}"}
     machine.settings["FIELDS"] = json.dumps({"type": "object", "properties": {"a": field}})
@@ -236,9 +214,9 @@ def test_secret_that_a_program_tells_and_asks_is_not_stored(
     """
     program = ["sh", "-c", script, "-", *machine.command]
     running = machine.spawn("run", "--agent", "a", "--", *program)
-    until(lambda: sum(len(task["questions"]) for task in tasks(remote_alice)) == 2)
-    task = the_task(remote_alice)
-    remote_alice.request("POST", f"/task/{task['id']}/cancel").raise_for_status()
+    until(lambda: sum(len(task["questions"]) for task in machine.user.tasks()) == 2)
+    task = machine.user.the_task()
+    machine.user.cancel(task)
     running.communicate(timeout=60)
     assert task["note"] == "with ***"
     choices, fields = sorted(task["questions"], key=lambda question: str(question["message"]))
@@ -248,12 +226,11 @@ def test_secret_that_a_program_tells_and_asks_is_not_stored(
     assert SECRET not in json.dumps(task)
 
 
-def test_worker_hides_secrets_too(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    task = remote_alice.start("a", claim=False)
+def test_worker_hides_secrets_too(machine: AgentMachine) -> None:
+    task = machine.user.start("a", claim=False)
     machine.settings["A_SECRET"] = SECRET
     worker = machine.spawn("work", "--agent", "a", "--", "sh", "-c", "echo $A_SECRET")
     path = f"/task/{task['id']}?fields=status"
-    assert remote_alice.request("GET", path, headers={"Prefer": "wait=50"}).json()
-    worker.terminate()
-    worker.communicate(timeout=60)
-    assert the_task(remote_alice)["logs"] == ["***"]
+    assert machine.user.request("GET", path, headers={"Prefer": "wait=50"}).json()
+    worker.end()
+    assert machine.user.the_task()["logs"] == ["***"]

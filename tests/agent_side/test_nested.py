@@ -4,12 +4,9 @@ import sys
 
 import pytest
 
-from taskservice.client import Client
-from tests.support.agent_machine import AgentMachine, tasks, the_task
-from tests.support.api_client import RemoteClient
+from tests.support.agent_machine import AgentMachine
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.pseudo_terminal import on_terminal
-from tests.support.receiver import unused_port
 
 STARTS_A_TASK = """
 import logging
@@ -20,32 +17,18 @@ with Client().start("inner"): pass
 NO_TASK = "01a20e63-9249-713c-aada-f8fd1cd47589"
 
 
-def client_of(person: RemoteClient) -> Client:
-    return Client(person.url, str(person.session.headers["apikey"]))
-
-
-def agent_key(person: RemoteClient, agent_id: str) -> str:
-    person.request("PUT", f"/agent/{agent_id}").raise_for_status()
-    fields = {"name": agent_id, "agentId": agent_id}
-    return str(person.request("POST", "/key", json=fields).json()["key"])
-
-
 # --- labels ------------------------------------------------------------------------------
 
 
-def test_labels_are_kept_whatever_is_in_their_value(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_labels_are_kept_whatever_is_in_their_value(machine: AgentMachine) -> None:
     labels = {"env": "a=b:c", "who": "🦊" * 256}
     options = [f"--label={key}={value}" for key, value in labels.items()]
     done = machine.run("run", "--agent", "a", *options, "--", "true")
     assert (done.returncode, done.stderr) == (0, "")
-    assert the_task(remote_alice)["labels"] == labels
+    assert machine.user.the_task()["labels"] == labels
 
 
-def test_label_that_is_refused_is_left_out(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_label_that_is_refused_is_left_out(machine: AgentMachine) -> None:
     wrong = {
         "Env=x": "labels: Env: The key must match",
         "long=" + "x" * 257: "labels: long: Must be",
@@ -60,27 +43,24 @@ def test_label_that_is_refused_is_left_out(
     for warning, text in zip(warnings, wrong.values(), strict=True):
         assert text in warning
         assert "The task is started without this label" in warning
-    assert the_task(remote_alice)["labels"] == {"env": "prod"}
-    strict = machine.run("run", "--strict", "--agent", "a", *options, "--", "echo", "ran")
-    assert (strict.returncode, strict.stdout) == (1, "")
-    assert wrong["Env=x"] in strict.stderr
+    assert machine.user.the_task()["labels"] == {"env": "prod"}
+    assert wrong["Env=x"] in machine.fail(
+        "run", "--strict", "--agent", "a", *options, "--", "echo", "ran"
+    )
 
 
-def test_label_past_the_limit_is_left_out(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_label_past_the_limit_is_left_out(machine: AgentMachine) -> None:
     labels = {f"k{number}": "x" for number in range(17)}
     options = [f"--label={key}={value}" for key, value in labels.items()]
     done = machine.run("run", "--agent", "a", *options, "--", "true")
     (warning,) = done.stderr.splitlines()
     assert "labels: k16: A task has at most 16 labels." in warning
     del labels["k16"]
-    assert the_task(remote_alice)["labels"] == labels
+    assert machine.user.the_task()["labels"] == labels
 
 
 def test_wrong_label_is_told_of_where_the_service_is_away(machine: AgentMachine) -> None:
-    machine.url = f"http://127.0.0.1:{unused_port()}"
-    machine.give_up_soon()
+    machine.lose_service()
     done = machine.run("run", "--agent", "a", "--label=Env=x", "--", "true")
     assert "labels: Env: The key must match" in done.stderr.splitlines()[0]
     (folder,) = machine.left_runs()
@@ -88,54 +68,49 @@ def test_wrong_label_is_told_of_where_the_service_is_away(machine: AgentMachine)
 
 
 def test_label_without_a_value_is_a_mistake_that_starts_nothing(
-    remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
+    machine: AgentMachine, subtests: CheapSubtests
 ) -> None:
     for label in ("env", "=x", ""):
         with subtests.test(label):
-            done = machine.run("run", "--agent", "a", "--label", label, "--", "echo", "ran")
-            assert (done.returncode, done.stdout) == (2, "")
-            assert "must be KEY=VALUE" in done.stderr
-    assert tasks(remote_alice) == []
+            assert "must be KEY=VALUE" in machine.fail(
+                "run", "--agent", "a", "--label", label, "--", "echo", "ran", code=2
+            )
+    assert machine.user.tasks() == []
 
 
 # --- parents -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("inner", ["run", "client"])
-def test_task_inside_a_run_has_it_as_its_parent(
-    remote_alice: RemoteClient, machine: AgentMachine, inner: str
-) -> None:
+def test_task_inside_a_run_has_it_as_its_parent(machine: AgentMachine, inner: str) -> None:
     nested = {
         "run": [*machine.command, "run", "--agent", "inner", "--", "true"],
         "client": [sys.executable, "-c", STARTS_A_TASK],
     }
     done = machine.run("run", "--agent", "outer", "--", *nested[inner])
     assert (done.returncode, done.stderr) == (0, "")
-    child, parent = tasks(remote_alice)
+    child, parent = machine.user.tasks()
     assert (child["agentId"], parent["agentId"]) == ("inner", "outer")
     assert (child["parentId"], parent["parentId"]) == (parent["id"], None)
 
 
 def test_task_inside_the_program_of_a_worker_has_its_task_as_its_parent(
-    remote_alice: RemoteClient, machine: AgentMachine
+    machine: AgentMachine,
 ) -> None:
-    parent = remote_alice.start("outer", claim=False)
+    parent = machine.user.start("outer", claim=False)
     inner = [*machine.command, "run", "--agent", "inner", "--", "true"]
     worker = machine.spawn("work", "--agent", "outer", "--", *inner)
-    for _ in client_of(remote_alice).task(parent["id"]).follow():
+    for _ in machine.user.client().task(parent["id"]).follow():
         pass
-    worker.terminate()
-    worker.communicate(timeout=60)
-    child = tasks(remote_alice, agentId="inner")[0]
+    worker.end()
+    child = machine.user.tasks(agentId="inner")[0]
     assert child["parentId"] == parent["id"]
 
 
 @pytest.mark.parametrize("inner", ["run", "client"])
-def test_parent_that_the_key_may_not_see_is_left_out(
-    remote_alice: RemoteClient, machine: AgentMachine, inner: str
-) -> None:
-    parent = remote_alice.start("outer")
-    machine.key = agent_key(remote_alice, "inner")
+def test_parent_that_the_key_may_not_see_is_left_out(machine: AgentMachine, inner: str) -> None:
+    parent = machine.user.start("outer")
+    machine.key = machine.user.agent_key("inner")
     machine.settings["TASKSERVICE_TASK_ID"] = parent["id"]
     if inner == "run":
         done = machine.run("run", "--agent", "inner", "--", "sh", "-c", "exit 3")
@@ -146,27 +121,25 @@ def test_parent_that_the_key_may_not_see_is_left_out(
         _, warning = program.communicate(timeout=60)
         assert program.returncode == 0
     assert f"has no access to task {parent['id']}" in warning or "without parentId" in warning
-    child, _ = tasks(remote_alice)
+    child, _ = machine.user.tasks()
     assert (child["agentId"], child["parentId"]) == ("inner", None)
 
 
-def test_parent_that_is_no_id_is_left_out(
-    remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
-) -> None:
+def test_parent_that_is_no_id_is_left_out(machine: AgentMachine, subtests: CheapSubtests) -> None:
     for wrong in ("no id", "\udcff", NO_TASK):
         with subtests.test(ascii(wrong)):
             machine.settings["TASKSERVICE_TASK_ID"] = wrong
             done = machine.run("run", "--agent", "a", "--", "true")
             assert done.returncode == 0
             assert "the task is started without parentId" in done.stderr
-    assert [task["parentId"] for task in tasks(remote_alice)] == [None] * 3
+    assert [task["parentId"] for task in machine.user.tasks()] == [None] * 3
 
 
-def test_strict_run_needs_the_parent(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_strict_run_needs_the_parent(machine: AgentMachine) -> None:
     machine.settings["TASKSERVICE_TASK_ID"] = NO_TASK
     done = machine.run("run", "--strict", "--agent", "a", "--", "echo", "ran")
     assert (done.returncode, done.stdout) == (1, "")
-    assert tasks(remote_alice) == []
+    assert machine.user.tasks() == []
 
 
 # --- progress ----------------------------------------------------------------------------
@@ -184,29 +157,25 @@ def test_strict_run_needs_the_parent(remote_alice: RemoteClient, machine: AgentM
     ],
 )
 def test_program_says_how_far_it_is(
-    remote_alice: RemoteClient,
-    machine: AgentMachine,
-    arguments: str,
-    progress: float,
-    note: str | None,
+    machine: AgentMachine, arguments: str, progress: float, note: str | None
 ) -> None:
     script = f'"$@" progress {arguments}'
     done = machine.run("run", "--agent", "a", "--", "sh", "-c", script, "sh", *machine.command)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    task = the_task(remote_alice)
+    task = machine.user.the_task()
     assert task["progress"] == pytest.approx(progress)
     assert task["note"] == note
 
 
-def test_progress_outside_of_a_task_is_one_line(machine: AgentMachine) -> None:
-    done = machine.run("progress", "0.5")
+@pytest.mark.parametrize("command", [["progress", "0.5"], ["ask", "Deploy?"]])
+def test_command_outside_of_a_task_is_one_line(machine: AgentMachine, command: list[str]) -> None:
+    done = machine.run(*command)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert "this program was not started by `taskservice run`" in done.stderr
 
 
 def test_progress_in_a_run_without_a_service_says_so(machine: AgentMachine) -> None:
-    machine.give_up_soon()
-    machine.url = f"http://127.0.0.1:{unused_port()}"
+    machine.lose_service()
     done = machine.run("run", "--agent", "a", "--", *machine.command, "progress", "0.5")
     assert done.returncode == 2
     assert "`taskservice run` has not reached the service before it started" in done.stderr
@@ -215,16 +184,12 @@ def test_progress_in_a_run_without_a_service_says_so(machine: AgentMachine) -> N
 def test_progress_that_is_none_is_refused(machine: AgentMachine, subtests: CheapSubtests) -> None:
     for wrong in ("half", "2", "101%", "3/2", "1/0", "1//2", "-1", "nan", "١", "1e-1", "\udcff"):
         with subtests.test(ascii(wrong)):
-            done = machine.run("progress", "--", wrong)
-            assert (done.returncode, done.stdout) == (2, "")
-            assert "like 34/68" in done.stderr
+            assert "like 34/68" in machine.fail("progress", "--", wrong, code=2)
 
 
-def test_progress_of_a_finished_task_is_one_line(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    task = remote_alice.start("a")
-    remote_alice.request("POST", f"/task/{task['id']}/cancel").raise_for_status()
+def test_progress_of_a_finished_task_is_one_line(machine: AgentMachine) -> None:
+    task = machine.user.start("a")
+    machine.user.cancel(task)
     machine.settings["TASKSERVICE_TASK_ID"] = task["id"]
     done = machine.run("progress", "0.5")
     assert (done.returncode, done.stderr) == (1, "taskservice: The task is finished\n")
@@ -233,10 +198,8 @@ def test_progress_of_a_finished_task_is_one_line(
 # --- the link ----------------------------------------------------------------------------
 
 
-def test_run_on_a_terminal_prints_the_address_of_its_page(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_run_on_a_terminal_prints_the_address_of_its_page(machine: AgentMachine) -> None:
     command = [*machine.command, "run", "--agent", "a", "--", "echo", "hello"]
     shown = on_terminal(command, machine.environment).splitlines()
-    page = f"{remote_alice.url}/tasks/{the_task(remote_alice)['id']}"
+    page = f"{machine.user.url}/tasks/{machine.user.the_task()['id']}"
     assert shown == [f"taskservice: {page}", "hello"]

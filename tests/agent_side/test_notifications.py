@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from taskservice.event_kinds import DEFAULT_EVENTS, EVENTS
-from tests.support.agent_machine import AgentMachine, machine_of, objects, the_task
+from tests.support.agent_machine import AgentMachine, Command, objects
 from tests.support.api_client import RemoteClient
 from tests.support.documents import Terminal, blocks, table
 from tests.support.mail_server import MailServer
@@ -26,12 +26,6 @@ GUIDE = "docs/guides/notifications.md"
 def block(part: str) -> str:
     (found,) = blocks(GUIDE, f"notifications: {part}")
     return found
-
-
-@pytest.fixture
-def remote_alice(shared_service: Service) -> RemoteClient:
-    """A user without any hooks, whose agents have never failed."""
-    return shared_service.add_user()
 
 
 @pytest.fixture
@@ -56,9 +50,9 @@ def test_phone_is_told_of_a_failure(
     assert message["topic"] == "backups-7Kq2vX9mTz"
     assert message["title"] == "backup failed"
     assert "Exit status 3" in message["message"]
-    assert message["click"] == f"{remote_alice.url}/tasks/{the_task(remote_alice)['id']}"
+    assert message["click"] == f"{remote_alice.url}/tasks/{remote_alice.the_task()['id']}"
     shown = agents_terminal.run(block("look"))
-    (hook,) = remote_alice.request("GET", "/hook").json()
+    (hook,) = remote_alice.read("/hook")
     assert hook["id"][:13] in shown
     assert "agent.broken" in shown.splitlines()[-1]
 
@@ -68,8 +62,7 @@ def test_page_needs_the_address_of_a_phone_only(
 ) -> None:
     window = requests.Session()
     sign_in, page = f"{remote_alice.url}/sign-in", f"{remote_alice.url}/notifications"
-    key = str(remote_alice.session.headers["apikey"])
-    window.post(sign_in, {**hidden_text(window.get(sign_in).text), "key": key})
+    window.post(sign_in, {**hidden_text(window.get(sign_in).text), "key": remote_alice.key})
     form = window.get(page).text
     fields = re.findall(r'name="(field\.\w+)" value="([^"]+)" checked', form)
     fields += [*hidden_text(form).items(), ("field.target", f"{stand_in.url}backups")]
@@ -110,16 +103,16 @@ def test_own_server_gets_the_token(
 
 
 def test_chats_get_a_text(
-    remote_alice: RemoteClient, agents_terminal: Terminal, machine: AgentMachine, stand_in: Receiver
+    agents_terminal: Terminal, machine: AgentMachine, stand_in: Receiver
 ) -> None:
     # As printed they are not sent to, since only this machine may be.
     agents_terminal.run(block("chats"))
-    added = remote_alice.request("GET", "/hook").json()
+    added = machine.user.read("/hook")
     assert [hook["format"] for hook in added] == ["slack", "slack", "slack"]
     for hook in added:
         path = f"/hook/{hook['id']}"
         changes = {"target": f"{stand_in.url}{hook['id']}"}
-        remote_alice.request("PATCH", path, json=changes).raise_for_status()
+        machine.user.request("PATCH", path, json=changes).raise_for_status()
         assert machine.run("hook", "test", hook["id"]).returncode == 0
     for request in stand_in.requests:
         assert list(json.loads(request.body)) == ["text"]
@@ -132,7 +125,7 @@ def test_mailbox_is_told_of_a_failure(tmp_path: Path) -> None:
     with MailServer() as server:
         settings["SMTP_URL"] = server.url
         with Service(tmp_path / "data", **settings) as service:
-            machine = machine_of(service.add_user(), tmp_path / "home")
+            machine = AgentMachine(tmp_path / "home", service.add_user())
             words = block("mail").split()
             assert words[0] == "taskservice"
             assert machine.run(*words[1:]).returncode == 0
@@ -147,7 +140,7 @@ def test_documented_runs_are_expected(
     remote_alice: RemoteClient, agents_terminal: Terminal
 ) -> None:
     agents_terminal.run(block("late"))
-    backup, report = remote_alice.request("GET", "/agent?expand=health").json()
+    backup, report = remote_alice.read("/agent?expand=health")
     assert backup["expect"] == {"every": 90_000, "grace": 3_600}
     cron = {"cron": "0 2 * * 1-5", "timeZone": "Europe/Berlin", "grace": 1_800}
     assert report["expect"] == cron
@@ -156,18 +149,16 @@ def test_documented_runs_are_expected(
 
 
 def test_program_is_told_as_the_guide_shows(
-    remote_alice: RemoteClient, machine: AgentMachine, agents_terminal: Terminal, tmp_path: Path
+    machine: AgentMachine, agents_terminal: Terminal
 ) -> None:
     port = free_port()
     listener = machine.spawn("listen", "--port", str(port))
-    assert listener.stderr is not None
-    assert listener.stdout is not None
-    assert "listening on" in listener.stderr.readline()
+    assert "listening on" in listener.read_error()
     agents_terminal.run(block("program").replace("9000", str(port)))
     run = ["run", "--agent", "backup", "--label", "env=prod"]
     machine.run(*run, "--", "false")
-    page = f"{remote_alice.url}/tasks/{the_task(remote_alice)['id']}"
-    lines = [listener.stdout.readline().split(maxsplit=1)[1] for _ in range(2)]
+    page = f"{machine.user.url}/tasks/{machine.user.the_task()['id']}"
+    lines = [listener.read_line().split(maxsplit=1)[1] for _ in range(2)]
     assert sorted(lines) == [
         f"agent.broken {page}, signature verified\n",
         f"task.ended {page}, signature verified\n",
@@ -178,9 +169,7 @@ def test_program_is_told_as_the_guide_shows(
     assert len(shown["deliveries"]) == 2
 
 
-def test_receiver_of_webhooks_receives_events_too(
-    remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path
-) -> None:
+def test_receiver_of_webhooks_receives_events_too(machine: AgentMachine) -> None:
     (receiver,) = blocks("docs/guides/receivers.md", "receiver: python")
     lines, port = receiver.splitlines(), str(free_port())
     for name, line in zip(("verify(", "print("), block("receiver").splitlines(), strict=True):
@@ -188,25 +177,24 @@ def test_receiver_of_webhooks_receives_events_too(
         indent = lines[place][: len(lines[place]) - len(lines[place].lstrip())]
         lines[place] = indent + line.strip()
     program = "\n".join(lines).replace("9000", port)
-    secret = remote_alice.request("GET", "/callback-secret").json()["secret"]
-    process = subprocess.Popen(
+    secret = machine.user.read("/callback-secret")["secret"]
+    process = Command(
         [sys.executable, "-c", program],
         env={**machine.environment, "CALLBACK_SECRET": secret},
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        assert process.stdout is not None
         machine.run("hook", "add", f"http://127.0.0.1:{port}/", "--event", "task.failed")
         machine.run("run", "--agent", "backup", "--", "false")
-        page = f"{remote_alice.url}/tasks/{the_task(remote_alice)['id']}"
-        assert process.stdout.readline() == f"task.failed {page}\n"
+        page = f"{machine.user.url}/tasks/{machine.user.the_task()['id']}"
+        assert process.read_line() == f"task.failed {page}\n"
     finally:
         process.kill()
         process.communicate()
 
 
 def test_documented_body_of_an_event_is_what_is_sent(
-    remote_alice: RemoteClient, machine: AgentMachine, stand_in: Receiver
+    machine: AgentMachine, stand_in: Receiver
 ) -> None:
     machine.run("hook", "add", f"{stand_in.url}hook", "--event", "agent.broken")
     machine.run("run", "--agent", "backup", "--", "false")
@@ -215,7 +203,7 @@ def test_documented_body_of_an_event_is_what_is_sent(
     assert sent.keys() == documented.keys()
     assert list(sent["data"]) == list(documented["data"])
     assert sent["data"]["agent"].keys() == documented["data"]["agent"].keys()
-    assert sent["data"]["task"]["id"] == the_task(remote_alice)["id"]
+    assert sent["data"]["task"]["id"] == machine.user.the_task()["id"]
 
 
 def test_table_has_every_event_those_told_by_default_first() -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pty
 import resource
 import select
 import shutil
@@ -10,14 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from taskservice.runner import process as process_tree
 from taskservice.runner.process import Process
-from tests.support.agent_machine import AgentMachine, the_log, the_task
+from tests.agent_side.conftest import AtTerminal
+from tests.support.agent_machine import AgentMachine
 from tests.support.api_client import RemoteClient
 from tests.support.waiting import PATIENCE_SECONDS, until
 
@@ -140,7 +140,7 @@ def test_paused_program_gets_a_signal() -> None:
 
 
 def test_script_that_does_not_say_what_runs_it_is_run_by_the_shell(
-    remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path
+    machine: AgentMachine, tmp_path: Path
 ) -> None:
     script = tmp_path / "script"
     script.write_text('echo "got $1"; exit 3\n')
@@ -149,15 +149,13 @@ def test_script_that_does_not_say_what_runs_it_is_run_by_the_shell(
     assert (result.returncode, result.stdout) == (3, "got this\n")
 
 
-def test_other_signals_reach_the_program(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_other_signals_reach_the_program(machine: AgentMachine) -> None:
     script = "trap 'echo got it; exit 4' USR1; echo ready; while :; do sleep 0.1; done"
-    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGUSR1)
-    printed, _ = process.communicate(timeout=20)
+    process = machine.spawn_script(script)
+    assert process.read_line() == "ready\n"
+    printed, _ = process.end(signal.SIGUSR1)
     assert (process.returncode, printed) == (4, "got it\n")
-    assert the_task(remote_alice)["error"]["message"] == "Exit status 4"
+    assert machine.user.the_task()["error"]["message"] == "Exit status 4"
 
 
 @pytest.mark.skipif(shutil.which("ps") is None, reason="no ps: install the package procps")
@@ -174,50 +172,16 @@ AS_ON_MACOS = (
 )
 
 
-def test_run_works_without_the_calls_that_macos_lacks(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_run_works_without_the_calls_that_macos_lacks(machine: AgentMachine) -> None:
     machine.command = [sys.executable, "-c", f"{AS_ON_MACOS}; main()"]
-    assert machine.run("run", "--agent", "a", "--", "sh", "-c", "exit 3").returncode == 3
-    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    assert machine.run_script("exit 3").returncode == 3
+    process = machine.spawn_script("echo ready; sleep 1000")
+    assert process.read_line() == "ready\n"
+    process.end()
     assert process.returncode == 143
 
 
 # --- at a terminal -----------------------------------------------------------------------
-
-AtTerminal = Callable[..., tuple[subprocess.Popen[bytes], int]]
-
-
-@pytest.fixture
-def at_terminal(machine: AgentMachine) -> Iterator[AtTerminal]:
-    """Runs a program as a task on a new terminal; returns the terminal's other end."""
-    take = (
-        "import fcntl, os, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); "
-        "os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    opened = []
-
-    def start(*program: str, stdin: int | None = None) -> tuple[subprocess.Popen[bytes], int]:
-        leader, follower = pty.openpty()
-        command = [*machine.command, "run", "--agent", "a", "--", *program]
-        process = subprocess.Popen(
-            [sys.executable, "-c", take, *command], env=machine.environment, start_new_session=True,
-            stdin=follower if stdin is None else stdin, stdout=follower, stderr=follower,
-        )  # fmt: skip
-        os.close(follower)
-        opened.append((process, leader))
-        return process, leader
-
-    yield start
-    for process, leader in opened:
-        os.close(leader)
-        if process.poll() is None:
-            process.kill()
-        process.wait()
 
 
 def test_program_at_a_terminal_gets_ctrl_c_once_and_can_read(
@@ -235,49 +199,51 @@ def test_program_at_a_terminal_gets_ctrl_c_once_and_can_read(
     )
     process, leader = at_terminal(sys.executable, "-c", program)
     os.write(leader, b"world\n")
-    until(lambda: "hello world" in " ".join(the_log(remote_alice)))
+    until(lambda: "hello world" in " ".join(remote_alice.the_log()))
     # The pause separates a second signal from the first, or the program would see only one.
     process.send_signal(signal.SIGSTOP)
     os.write(leader, b"\x03")
     time.sleep(0.5)
     process.send_signal(signal.SIGCONT)
-    until(lambda: process.poll() is not None)
-    assert process.returncode == 0
-    assert the_log(remote_alice)[-1] == "interrupts: 1"
+    assert process.wait(PATIENCE_SECONDS) == 0
+    assert remote_alice.the_log()[-1] == "interrupts: 1"
 
 
-def test_program_may_open_the_terminal_where_its_stdin_is_elsewhere(
-    remote_alice: RemoteClient, at_terminal: AtTerminal
-) -> None:
-    script = "echo ready; read word </dev/tty; echo got $word"
-    process, leader = at_terminal("sh", "-c", script, stdin=subprocess.DEVNULL)
-    until(lambda: the_log(remote_alice) == ["ready"])
+@pytest.mark.parametrize(
+    ("options", "stdin", "source"),
+    [([], subprocess.DEVNULL, "/dev/tty"), (["--tty"], None, "/dev/stdin")],
+    ids=["elsewhere", "terminal"],
+)
+def test_program_reads_from_the_terminal_wherever_its_stdin_is(
+    remote_alice: RemoteClient, at_terminal: AtTerminal,
+    options: list[str], stdin: int | None, source: str,
+) -> None:  # fmt: skip
+    script = f"echo ready; read word <{source}; echo got $word"
+    process, leader = at_terminal("sh", "-c", script, options=options, stdin=stdin)
+    until(lambda: remote_alice.the_log() == ["ready"])
     os.write(leader, b"this\n")
-    assert until(lambda: process.poll() is not None)
-    assert (process.returncode, the_log(remote_alice)) == (0, ["ready", "got this"])
+    assert (process.wait(PATIENCE_SECONDS), remote_alice.the_log()) == (0, ["ready", "got this"])
 
 
 def test_interrupt_that_does_not_come_from_the_terminal_reaches_the_program(
     remote_alice: RemoteClient, at_terminal: AtTerminal
 ) -> None:
     process, _ = at_terminal("sh", "-c", "trap 'echo got it; exit 4' INT; echo ready; read word")
-    until(lambda: the_log(remote_alice) == ["ready"])
+    until(lambda: remote_alice.the_log() == ["ready"])
     process.send_signal(signal.SIGINT)
-    assert until(lambda: process.poll() is not None)
-    assert (process.returncode, the_log(remote_alice)) == (4, ["ready", "got it"])
+    assert (process.wait(PATIENCE_SECONDS), remote_alice.the_log()) == (4, ["ready", "got it"])
 
 
 def test_cancel_at_a_terminal_stops_what_the_program_has_started(
-    remote_alice: RemoteClient, machine: AgentMachine, at_terminal: AtTerminal
+    machine: AgentMachine, at_terminal: AtTerminal
 ) -> None:
     machine.beat_often()
     process, _ = at_terminal("sh", "-c", "echo ready; sleep 1000; echo after")
-    until(lambda: the_log(remote_alice) == ["ready"])
+    until(lambda: machine.user.the_log() == ["ready"])
     (shell,) = _children(process.pid)
     (sleep,) = until(lambda: _children(shell))
-    remote_alice.request("POST", f"/task/{the_task(remote_alice)['id']}/cancel").raise_for_status()
-    assert until(lambda: process.poll() is not None)
-    assert process.returncode == 143
+    machine.user.cancel(machine.user.the_task())
+    assert process.wait(PATIENCE_SECONDS) == 143
     until(lambda: not Path(f"/proc/{sleep}").exists())
 
 

@@ -25,7 +25,7 @@ from taskservice.client import (
     TaskFinished,
 )
 from tests.support import receiver as play
-from tests.support.agent_machine import AgentMachine, kill, machine_of, objects, the_task
+from tests.support.agent_machine import AgentMachine, kill, objects
 from tests.support.api_client import RemoteClient
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import Receiver, in_turn
@@ -53,20 +53,15 @@ DEPLOY = schema(
 
 
 @pytest.fixture
-def task(remote_alice: RemoteClient, machine: AgentMachine) -> Json:
+def task(machine: AgentMachine) -> Json:
     """A task whose program runs on the machine."""
-    task = remote_alice.start("one", claim=True)
+    task = machine.user.start("one", claim=True)
     machine.settings["TASKSERVICE_TASK_ID"] = task["id"]
     return task
 
 
-@pytest.fixture
-def client(remote_alice: RemoteClient) -> Client:
-    return Client(remote_alice.url, str(remote_alice.session.headers["apikey"]), 20)
-
-
 def questions(person: RemoteClient, task: Json) -> list[Json]:
-    return list(person.request("GET", f"/task/{task['id']}/question").json())
+    return list(person.read(f"/task/{task['id']}/question"))
 
 
 def asked(person: RemoteClient, task: Json) -> Json:
@@ -79,40 +74,34 @@ def asked(person: RemoteClient, task: Json) -> Json:
 
 
 def ask(person: RemoteClient, task: Json, message: str = "Deploy?", **fields: Any) -> Json:
-    body = {"message": message, **fields}
-    answer = person.request("POST", f"/task/{task['id']}/question", json=body)
-    answer.raise_for_status()
-    return dict(answer.json())
+    return dict(person.write("POST", f"/task/{task['id']}/question", message=message, **fields))
 
 
 def end(person: RemoteClient, task: Json, question: Json, **content: Any) -> None:
     """Answer a question, or decline it without content."""
     body = {"action": "accept", "content": content} if content else {"action": "decline"}
-    path = f"/task/{task['id']}/question/{question['id']}"
-    person.request("POST", f"{path}/answer", json=body).raise_for_status()
+    person.write("POST", f"/task/{task['id']}/question/{question['id']}/answer", **body)
 
 
 # --- taskservice ask ---------------------------------------------------------------------
 
 
-def test_program_asks_and_gets_the_answer(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_program_asks_and_gets_the_answer(machine: AgentMachine) -> None:
     script = 'echo "answer: $("$@" ask "Deploy  it?" --choice yes --choice no --choice no)"'
     command = ("sh", "-c", script, "sh", *machine.command)
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(machine.run, "run", "--agent", "one", "--", *command)
-        task = until(lambda: remote_alice.request("GET", "/task").json())[0]
-        question = asked(remote_alice, task)
+        task = until(lambda: machine.user.read("/task"))[0]
+        question = asked(machine.user, task)
         assert question["message"] == "Deploy  it?"
         assert question["schema"] == schema("answer", answer=CHOICE)
         answered = machine.run("task", "answer", task["id"][:18], "no")
         assert (answered.returncode, answered.stdout) == (0, "answered\n")
         done = running.result()
-    page = f"{remote_alice.url}/tasks/{task['id']}"
+    page = f"{machine.user.url}/tasks/{task['id']}"
     remark = f"taskservice: asks: Deploy it? (answer at {page})"
     assert (done.returncode, done.stdout, done.stderr) == (0, "answer: no\n", f"{remark}\n")
-    assert sorted(the_task(remote_alice)["logs"]) == ["answer: no", remark]
+    assert sorted(machine.user.the_task()["logs"]) == ["answer: no", remark]
 
 
 @pytest.mark.parametrize(
@@ -126,31 +115,25 @@ def test_program_asks_and_gets_the_answer(
     ],
 )
 def test_one_value_is_printed_bare_and_others_as_json(
-    remote_alice: RemoteClient,
-    machine: AgentMachine,
-    task: Json,
-    tmp_path: Path,
-    fields: Json,
-    content: Json,
-    printed: str,
+    machine: AgentMachine, task: Json, tmp_path: Path, fields: Json, content: Json, printed: str
 ) -> None:
     (tmp_path / "schema.json").write_text(json.dumps(schema(**fields)))
     process = machine.spawn("ask", "What?", "--schema", str(tmp_path / "schema.json"))
-    end(remote_alice, task, asked(remote_alice, task), **content)
+    end(machine.user, task, asked(machine.user, task), **content)
     shown, _ = process.communicate(timeout=40)
     assert (process.returncode, shown) == (0, printed)
 
 
-def test_ask_exits_by_the_outcome(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_ask_exits_by_the_outcome(machine: AgentMachine) -> None:
     def outcome(*options: str, method: str = "", end: str = "", **body: Any) -> tuple[int, str]:
         """The exit code and the remark of an `ask` that is ended by a request."""
-        task = remote_alice.start("one", claim=True)
+        task = machine.user.start("one", claim=True)
         machine.settings["TASKSERVICE_TASK_ID"] = task["id"]
         process = machine.spawn("ask", "Deploy?", *options)
         if method:
-            question = asked(remote_alice, task)["id"]
+            question = asked(machine.user, task)["id"]
             path = f"/task/{task['id']}{end.format(question)}"
-            remote_alice.request(method, path, json=body or None).raise_for_status()
+            machine.user.write(method, path, **body)
         printed, remarks = process.communicate(timeout=60)
         assert printed == ""
         _, remark = remarks.splitlines()
@@ -166,17 +149,15 @@ def test_ask_exits_by_the_outcome(remote_alice: RemoteClient, machine: AgentMach
     assert outcome(method="DELETE", end="/question/{}") == (4, "The question was withdrawn")
 
 
-def test_task_that_has_ended_asks_nothing(
-    remote_alice: RemoteClient, machine: AgentMachine, task: Json
-) -> None:
-    remote_alice.request("POST", f"/task/{task['id']}/cancel").raise_for_status()
+def test_task_that_has_ended_asks_nothing(machine: AgentMachine, task: Json) -> None:
+    machine.user.cancel(task)
     assert machine.run("ask", "Deploy?").returncode == 4
-    remote_alice.request("DELETE", f"/task/{task['id']}").raise_for_status()
+    machine.user.delete(task)
     assert machine.run("ask", "Deploy?").returncode == 4
 
 
 def test_question_that_cannot_be_asked_is_refused(
-    remote_alice: RemoteClient, machine: AgentMachine, task: Json, tmp_path: Path
+    machine: AgentMachine, task: Json, tmp_path: Path
 ) -> None:
     wrong, right = tmp_path / "wrong.json", tmp_path / "right.json"
     wrong.write_text('{"type": "object", "properties": {"a": {"type": "object"}}}')
@@ -191,97 +172,84 @@ def test_question_that_cannot_be_asked_is_refused(
         refused = machine.run("ask", *arguments)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert sentence in refused.stderr
-    assert questions(remote_alice, task) == []
+    assert questions(machine.user, task) == []
     for _ in range(8):
-        ask(remote_alice, task)
+        ask(machine.user, task)
     assert machine.run("ask", "x").returncode == 69
-
-
-def test_ask_outside_of_a_task_is_one_line(machine: AgentMachine) -> None:
-    done = machine.run("ask", "Deploy?")
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
-    assert "this program was not started by `taskservice run`" in done.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_withdraws_the_question(
-    remote_alice: RemoteClient, machine: AgentMachine, task: Json, number: int, code: int
+    machine: AgentMachine, task: Json, number: int, code: int
 ) -> None:
     process = machine.spawn("ask", "Deploy?")
-    asked(remote_alice, task)
-    process.send_signal(number)
-    printed, remarks = process.communicate(timeout=40)
+    asked(machine.user, task)
+    printed, remarks = process.end(number)
     assert (process.returncode, printed, len(remarks.splitlines())) == (code, "", 1)
-    assert [each["state"] for each in questions(remote_alice, task)] == ["withdrawn"]
+    assert [each["state"] for each in questions(machine.user, task)] == ["withdrawn"]
 
 
 def test_signal_before_the_service_has_answered_withdraws_the_question(
-    remote_alice: RemoteClient, machine: AgentMachine, task: Json
+    machine: AgentMachine, task: Json
 ) -> None:
-    passed_on = losing(remote_alice, lambda number: number == 1)
+    passed_on = losing(machine.user, lambda number: number == 1)
     with Receiver() as between:
         between.answer = in_turn(passed_on, play.silence)
         machine.url = between.url
         process = machine.spawn("ask", "Deploy?")
         between.wait_for(2, 40)
         between.answer = passed_on
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=40)
+        process.end()
     assert process.returncode == 143
-    assert [each["state"] for each in questions(remote_alice, task)] == ["withdrawn"]
+    assert [each["state"] for each in questions(machine.user, task)] == ["withdrawn"]
 
 
-def test_ask_is_one_question_though_answers_are_lost(
-    remote_alice: RemoteClient, machine: AgentMachine, task: Json
-) -> None:
-    relay = losing(remote_alice, lambda number: number in (1, 2, 4, 5))
+def test_ask_is_one_question_though_answers_are_lost(machine: AgentMachine, task: Json) -> None:
+    relay = losing(machine.user, lambda number: number in (1, 2, 4, 5))
     busy = play.answer(503, {"Retry-After": "0"})
     with Receiver() as between:
         between.answer = in_turn(play.answer(502), relay, busy, relay, relay, relay)
         machine.url = between.url
         process = machine.spawn("ask", "Deploy?")
-        end(remote_alice, task, asked(remote_alice, task), answer="yes")
+        end(machine.user, task, asked(machine.user, task), answer="yes")
         printed, remarks = process.communicate(timeout=60)
     assert (process.returncode, printed) == (0, "yes\n")
     assert "the service does not respond; retrying" in remarks
-    assert len(questions(remote_alice, task)) == 1
+    assert len(questions(machine.user, task)) == 1
 
 
-def test_ask_waits_through_restarts_of_the_service(tmp_path: Path) -> None:
-    with Service(tmp_path / "data") as service:
-        alice = service.add_user()
-        machine = machine_of(alice, tmp_path / "home")
-        task = alice.start("one", claim=True)
-        machine.settings["TASKSERVICE_TASK_ID"] = task["id"]
-        process = machine.spawn("ask", "Deploy?")
-        asked(alice, task)
-        kill(service)
-        assert process.stderr is not None
-        process.stderr.readline()
-        assert "the service does not respond" in process.stderr.readline()
-        service.start()
-        question = asked(alice, task)
-        service.stop()
-        service.start()
-        end(alice, task, question, answer="yes")
-        printed, _ = process.communicate(timeout=60)
-        assert (process.returncode, printed) == (0, "yes\n")
-        assert len(questions(alice, task)) == 1
+def test_ask_waits_through_restarts_of_the_service(
+    own_service: Service, own_machine: AgentMachine
+) -> None:
+    user = own_machine.user
+    task = user.start("one", claim=True)
+    own_machine.settings["TASKSERVICE_TASK_ID"] = task["id"]
+    process = own_machine.spawn("ask", "Deploy?")
+    asked(user, task)
+    kill(own_service)
+    process.read_error()
+    assert "the service does not respond" in process.read_error()
+    own_service.start()
+    question = asked(user, task)
+    own_service.stop()
+    own_service.start()
+    end(user, task, question, answer="yes")
+    printed, _ = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (0, "yes\n")
+    assert len(questions(user, task)) == 1
 
 
 # --- taskservice task answer -------------------------------------------------------------
 
 
-def test_values_are_converted_by_the_schema(
-    remote_alice: RemoteClient, machine: AgentMachine, task: Json
-) -> None:
-    ask(remote_alice, task, schema=DEPLOY)
+def test_values_are_converted_by_the_schema(machine: AgentMachine, task: Json) -> None:
+    ask(machine.user, task, schema=DEPLOY)
     answered = machine.run(
         "task", "answer", task["id"], "deploy=Yes", "where=us", "where=eu", "size=s",
         "count=12345678901234567890", "share=-0.5", "when=2026-11-26", "--json",
     )  # fmt: skip
     assert answered.stderr == ""
-    (question,) = questions(remote_alice, task)
+    (question,) = questions(machine.user, task)
     assert question["answer"] == {
         "deploy": True, "where": ["us", "eu"], "size": "s",
         "count": 12345678901234567890, "share": -0.5, "when": "2026-11-26",
@@ -302,22 +270,17 @@ def test_values_are_converted_by_the_schema(
     ],
 )
 def test_value_of_a_single_field_needs_no_key(
-    remote_alice: RemoteClient,
-    machine: AgentMachine,
-    task: Json,
-    field: Json,
-    values: list[str],
-    answer: Any,
+    machine: AgentMachine, task: Json, field: Json, values: list[str], answer: Any
 ) -> None:
-    ask(remote_alice, task, schema=schema(only=field))
+    ask(machine.user, task, schema=schema(only=field))
     assert machine.run("task", "answer", task["id"], *values).returncode == 0
-    assert questions(remote_alice, task)[0]["answer"] == {"only": answer}
+    assert questions(machine.user, task)[0]["answer"] == {"only": answer}
 
 
 def test_answer_that_does_not_fit_says_why(
-    remote_alice: RemoteClient, machine: AgentMachine, task: Json, subtests: CheapSubtests
+    machine: AgentMachine, task: Json, subtests: CheapSubtests
 ) -> None:
-    question = ask(remote_alice, task, schema=DEPLOY)
+    question = ask(machine.user, task, schema=DEPLOY)
     for values, code, sentence in (
         (["yes"], 2, "yes: must be KEY=VALUE; keys: deploy, where, size"),
         (["Deploy=yes"], 2, "Deploy=yes: must be KEY=VALUE"),
@@ -332,32 +295,26 @@ def test_answer_that_does_not_fit_says_why(
         (["--accept", "--decline"], 2, "Give values, --accept or --decline"),
     ):
         with subtests.test(str(values)):
-            refused = machine.run("task", "answer", task["id"], *values)
-            assert (refused.returncode, refused.stdout) == (code, "")
-            assert sentence in refused.stderr
-    assert questions(remote_alice, task) == [question]
+            assert sentence in machine.fail("task", "answer", task["id"], *values, code=code)
+    assert questions(machine.user, task) == [question]
 
 
-def test_question_is_declined_or_accepted_without_values(
-    remote_alice: RemoteClient, machine: AgentMachine, task: Json
-) -> None:
-    ask(remote_alice, task)
+def test_question_is_declined_or_accepted_without_values(machine: AgentMachine, task: Json) -> None:
+    ask(machine.user, task)
     declined = machine.run("task", "answer", task["id"], "--decline")
     assert (declined.returncode, declined.stdout) == (0, "declined\n")
-    ask(remote_alice, task, "Delete all?", schema=schema())
+    ask(machine.user, task, "Delete all?", schema=schema())
     shown = machine.run("task", "answer", task["id"])
     assert "--accept" in shown.stdout
     accepted = machine.run("task", "answer", task["id"], "--accept")
     assert (accepted.returncode, accepted.stdout) == (0, "answered\n")
-    states = [(each["state"], each["answer"]) for each in questions(remote_alice, task)]
+    states = [(each["state"], each["answer"]) for each in questions(machine.user, task)]
     assert states == [("declined", None), ("answered", {})]
 
 
-def test_answer_without_values_shows_the_question(
-    remote_alice: RemoteClient, machine: AgentMachine, task: Json
-) -> None:
+def test_answer_without_values_shows_the_question(machine: AgentMachine, task: Json) -> None:
     begin = f"taskservice task answer {task['id'][:18]}"
-    question = ask(remote_alice, task, "Deploy?\nNow \x1b[2J?", schema=DEPLOY)
+    question = ask(machine.user, task, "Deploy?\nNow \x1b[2J?", schema=DEPLOY)
     shown = machine.run("task", "answer", task["id"])
     assert (shown.returncode, shown.stderr) == (2, "")
     assert shown.stdout.splitlines() == [
@@ -372,13 +329,11 @@ def test_answer_without_values_shows_the_question(
         f"to answer:   {begin} deploy=<true or false> where=<choice>",
         f"to decline:  {begin} --decline",
     ]
-    assert questions(remote_alice, task) == [question]
+    assert questions(machine.user, task) == [question]
 
 
-def test_one_of_several_questions_is_chosen_by_its_id(
-    remote_alice: RemoteClient, machine: AgentMachine, task: Json
-) -> None:
-    first, second = ask(remote_alice, task, "One?"), ask(remote_alice, task, "Two?")
+def test_one_of_several_questions_is_chosen_by_its_id(machine: AgentMachine, task: Json) -> None:
+    first, second = ask(machine.user, task, "One?"), ask(machine.user, task, "Two?")
     several = machine.run("task", "answer", task["id"], "yes")
     assert (several.returncode, several.stdout) == (2, "")
     assert several.stderr.splitlines() == [
@@ -390,7 +345,7 @@ def test_one_of_several_questions_is_chosen_by_its_id(
     assert f"--question {second['id']} <text>" in shown.stdout
     chosen = machine.run("task", "answer", task["id"], "--question", second["id"], "yes")
     assert chosen.returncode == 0
-    assert [each["state"] for each in questions(remote_alice, task)] == ["open", "answered"]
+    assert [each["state"] for each in questions(machine.user, task)] == ["open", "answered"]
     again = machine.run("task", "answer", task["id"], "--question", second["id"], "no")
     was_yes = 'The question is answered by key first: {"answer": "yes"}'
     assert (again.returncode, again.stderr) == (1, f"taskservice: {was_yes}\n")
@@ -400,9 +355,7 @@ def test_one_of_several_questions_is_chosen_by_its_id(
     )  # fmt: skip
 
 
-def test_task_that_asks_nothing_cannot_be_answered(
-    remote_alice: RemoteClient, machine: AgentMachine, task: Json
-) -> None:
+def test_task_that_asks_nothing_cannot_be_answered(machine: AgentMachine, task: Json) -> None:
     for task_id, sentence in (
         (task["id"], "The task has no questions"),
         ("ffff", "No task matches ffff"),
@@ -412,24 +365,18 @@ def test_task_that_asks_nothing_cannot_be_answered(
         assert (refused.returncode, refused.stderr) == (1, f"taskservice: {sentence}\n")
 
 
-def test_answer_says_what_became_of_a_question(
-    remote_alice: RemoteClient, machine: AgentMachine, task: Json
-) -> None:
-    ask(remote_alice, task)
-    for code, sentence in ((0, ""), (0, "")):
+def test_answer_says_what_became_of_a_question(machine: AgentMachine, task: Json) -> None:
+    ask(machine.user, task)
+    for _ in range(2):
         answered = machine.run("task", "answer", task["id"], "yes")
-        assert (answered.returncode, answered.stdout, answered.stderr) == (
-            code, "answered\n", sentence,
-        )  # fmt: skip
+        assert (answered.returncode, answered.stdout, answered.stderr) == (0, "answered\n", "")
     was_yes = 'taskservice: The question is answered by key first: {"answer": "yes"}\n'
     for values in (["no"], ["--decline"], []):
         refused = machine.run("task", "answer", task["id"], *values)
         assert (refused.returncode, refused.stderr) == (1, was_yes)
 
 
-def test_shown_commands_are_safe_to_paste_into_a_shell(
-    remote_alice: RemoteClient, machine: AgentMachine, task: Json
-) -> None:
+def test_shown_commands_are_safe_to_paste_into_a_shell(machine: AgentMachine, task: Json) -> None:
     """A command gives the choice that stands in it, or is a syntax error."""
 
     def commands() -> list[str]:
@@ -437,12 +384,12 @@ def test_shown_commands_are_safe_to_paste_into_a_shell(
         return [line.split(None, 2)[2] for line in shown if line.startswith("to answer:")]
 
     choices = ["yes", "no; touch x", "--decline", "answer=no"]
-    ask(remote_alice, task, schema=schema("answer", answer={"type": "string", "enum": choices}))
+    ask(machine.user, task, schema=schema("answer", answer={"type": "string", "enum": choices}))
     values = [shlex.split(command)[4:] for command in commands()]
     assert values == [["yes"], ["no; touch x"], ["answer=--decline"], ["answer=answer=no"]]
     assert machine.run("task", "answer", task["id"], *values[2]).returncode == 0
-    assert questions(remote_alice, task)[0]["answer"] == {"answer": "--decline"}
-    ask(remote_alice, task, schema=DEPLOY)
+    assert questions(machine.user, task)[0]["answer"] == {"answer": "--decline"}
+    ask(machine.user, task, schema=DEPLOY)
     (command,) = commands()
     assert subprocess.run(["bash", "-n", "-c", command], capture_output=True).returncode != 0
 
@@ -450,36 +397,31 @@ def test_shown_commands_are_safe_to_paste_into_a_shell(
 # --- show, list, follow ------------------------------------------------------------------
 
 
-def test_show_and_list_have_open_questions(
-    remote_alice: RemoteClient, machine: AgentMachine, task: Json
-) -> None:
-    ask(remote_alice, task, "Deploy\nit?", schema=schema("answer", answer=CHOICE))
+def test_show_and_list_have_open_questions(machine: AgentMachine, task: Json) -> None:
+    ask(machine.user, task, "Deploy\nit?", schema=schema("answer", answer=CHOICE))
     shown = machine.run("task", "show", task["id"]).stdout.splitlines()
     command = f"answer: taskservice task answer {task['id'][:18]}"
     assert shown[-3:] == ["asks: Deploy it?", f"{command} yes", f"{command} no"]
     (found,) = objects(machine.run("task", "list", "--json").stdout)
-    assert found["questions"] == questions(remote_alice, task)
+    assert found["questions"] == questions(machine.user, task)
     assert "asks: Deploy it?" in machine.run("task", "list").stdout
     machine.run("task", "answer", task["id"], "yes")
     assert "asks:" not in machine.run("task", "list").stdout
     assert "asks:" not in machine.run("task", "show", task["id"]).stdout
 
 
-def test_follow_prints_each_question_once(
-    remote_alice: RemoteClient, machine: AgentMachine, task: Json
-) -> None:
+def test_follow_prints_each_question_once(machine: AgentMachine, task: Json) -> None:
     process = machine.spawn("task", "follow", task["id"])
-    assert process.stderr is not None
     begin = f"answer: taskservice task answer {task['id'][:18]}"
-    first = ask(remote_alice, task)
-    assert [process.stderr.readline() for _ in range(2)] == ["asks: Deploy?\n", f"{begin} <text>\n"]
-    second = ask(remote_alice, task, "And now?")
-    assert [process.stderr.readline() for _ in range(2)] == [
+    first = ask(machine.user, task)
+    assert [process.read_error() for _ in range(2)] == ["asks: Deploy?\n", f"{begin} <text>\n"]
+    second = ask(machine.user, task, "And now?")
+    assert [process.read_error() for _ in range(2)] == [
         "asks: And now?\n", f"{begin} --question {second['id']} <text>\n",
     ]  # fmt: skip
-    end(remote_alice, task, first, answer="yes")
-    remote_alice.request("POST", f"/task/{task['id']}/logs", json={"logs": ["one"]})
-    remote_alice.request("PATCH", f"/task/{task['id']}", json={"status": "complete"})
+    end(machine.user, task, first, answer="yes")
+    machine.user.append(task, "one")
+    machine.user.report(task, status="complete")
     printed, remarks = process.communicate(timeout=40)
     assert (process.returncode, printed, remarks) == (0, "one\n", "complete\n")
 
@@ -487,10 +429,8 @@ def test_follow_prints_each_question_once(
 # --- the client --------------------------------------------------------------------------
 
 
-def test_client_asks_for_a_text_a_choice_or_an_object(
-    remote_alice: RemoteClient, client: Client
-) -> None:
-    task = client.start("one")
+def test_client_asks_for_a_text_a_choice_or_an_object(remote_alice: RemoteClient) -> None:
+    task = remote_alice.client().start("one")
     with ThreadPoolExecutor(1) as threads:
         text = threads.submit(task.ask, "Which \udcff?")
         question = asked(remote_alice, task.data)
@@ -543,18 +483,15 @@ def test_client_tells_why_there_is_no_answer(remote_alice: RemoteClient, client:
     assert again.question["state"] == "expired"
 
 
-def test_interrupted_program_withdraws_its_question(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_interrupted_program_withdraws_its_question(machine: AgentMachine) -> None:
     program = (
         "from taskservice.client import Client\n"
         "with Client().start('one') as task:\n"
         "    task.ask('Which?')\n"
     )
     process = machine.python(program)
-    task = until(lambda: remote_alice.request("GET", "/task").json())[0]
-    asked(remote_alice, task)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=40)
-    assert [each["state"] for each in questions(remote_alice, task)] == ["withdrawn"]
-    assert the_task(remote_alice)["error"]["message"] == "KeyboardInterrupt"
+    task = until(lambda: machine.user.read("/task"))[0]
+    asked(machine.user, task)
+    process.end(signal.SIGINT)
+    assert [each["state"] for each in questions(machine.user, task)] == ["withdrawn"]
+    assert machine.user.the_task()["error"]["message"] == "KeyboardInterrupt"

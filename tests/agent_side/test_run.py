@@ -12,17 +12,7 @@ import pytest
 
 from tests.support import receiver as play
 from tests.support import service_answers as played
-from tests.support.agent_machine import (
-    AgentMachine,
-    end_for_silence,
-    has_ended,
-    kill,
-    machine_of,
-    tasks,
-    the_log,
-    the_task,
-)
-from tests.support.api_client import RemoteClient
+from tests.support.agent_machine import AgentMachine, end_for_silence, has_ended, kill
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import Receiver, unused_port
 from tests.support.service import Service
@@ -45,8 +35,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 """
 
 
-def run(machine: AgentMachine, script: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return machine.run("run", "--agent", "a", *options, "--", "sh", "-c", script)
+pipe_or_terminal = pytest.mark.parametrize("options", [[], ["--tty"]], ids=["pipe", "terminal"])
 
 
 def quiet(result: subprocess.CompletedProcess[str]) -> int:
@@ -55,9 +44,9 @@ def quiet(result: subprocess.CompletedProcess[str]) -> int:
     return result.returncode
 
 
-def test_program_becomes_a_task(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    result = run(machine, "echo hello; echo oops >&2", "--name", "nightly", "--timeout", "60")
-    task = the_task(remote_alice)
+def test_program_becomes_a_task(machine: AgentMachine) -> None:
+    result = machine.run_script("echo hello; echo oops >&2", "--name", "nightly", "--timeout", "60")
+    task = machine.user.the_task()
     assert quiet(result) == 0
     assert (result.stdout, result.stderr) == ("hello\n", "oops\n")
     assert sorted(task["logs"]) == ["hello", "oops"]
@@ -74,104 +63,84 @@ def test_program_becomes_a_task(remote_alice: RemoteClient, machine: AgentMachin
         ("kill -TERM $$", 143, "Killed by signal 15 (SIGTERM)"),
     ],
 )
+@pipe_or_terminal
 def test_failure_is_reported_and_passed_on(
-    remote_alice: RemoteClient, machine: AgentMachine, script: str, code: int, message: str
+    machine: AgentMachine, script: str, code: int, message: str, options: list[str]
 ) -> None:
-    assert quiet(run(machine, script)) == code
-    task = the_task(remote_alice)
-    assert task["error"] == {"type": "failed", "message": message}
+    assert quiet(machine.run_script(script, *options)) == code
+    assert machine.user.the_task()["error"] == {"type": "failed", "message": message}
 
 
-def test_program_that_is_not_there_is_an_error_too(
-    remote_alice: RemoteClient, machine: AgentMachine
+@pytest.mark.parametrize("name", ["no-such-program", ""])
+@pipe_or_terminal
+def test_program_that_does_not_exist_is_an_error_too(
+    machine: AgentMachine, name: str, options: list[str]
 ) -> None:
-    result = machine.run("run", "--agent", "a", "--", "no-such-program")
-    assert result.returncode == 127
-    assert "no-such-program can't be run" in result.stderr
-    assert "no-such-program can't be run" in the_task(remote_alice)["error"]["message"]
+    result = machine.run("run", "--agent", "a", *options, "--", name)
+    sentence = f"{name} can't be run: No such file or directory"
+    assert (result.returncode, result.stderr) == (127, f"taskservice: {sentence}\n")
+    assert machine.user.the_task()["error"]["message"] == sentence
 
 
-def test_program_without_a_name_is_an_error_too(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    result = machine.run("run", "--agent", "a", "--", "")
-    assert result.returncode == 127
-    assert result.stderr == "taskservice:  can't be run: No such file or directory\n"
-    assert the_task(remote_alice)["status"] == "error"
-
-
-def test_exit_status_is_known_where_that_of_children_is_not_wanted(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_exit_status_is_known_where_that_of_children_is_not_wanted(machine: AgentMachine) -> None:
     """As started by a program that ignores SIGCHLD, so that it need not wait for its children."""
     machine.command = ["bash", "-c", "trap '' CHLD; exec \"$@\"", "bash", *machine.command]
-    result = machine.run("run", "--agent", "a", "--", "sh", "-c", "echo ran; exit 3")
+    result = machine.run_script("echo ran; exit 3")
     assert (result.returncode, result.stdout, result.stderr) == (3, "ran\n", "")
-    assert the_task(remote_alice)["error"]["message"] == "Exit status 3"
+    assert machine.user.the_task()["error"]["message"] == "Exit status 3"
 
 
-def test_callback_is_called_before_the_run_ends(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_callback_is_called_before_the_run_ends(machine: AgentMachine) -> None:
     with Receiver() as receiver:
-        run(machine, "echo done", "--callback", receiver.url)
+        machine.run_script("echo done", "--callback", receiver.url)
     (request,) = receiver.requests
     assert b'"logs":["done"]' in request.body
 
 
-def test_lines_are_seen_while_the_program_runs(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo first; sleep 1000")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "first\n"
+def test_lines_are_seen_while_the_program_runs(machine: AgentMachine) -> None:
+    process = machine.spawn_script("echo first; sleep 1000")
+    assert process.read_line() == "first\n"
     # The program still runs.
-    until(lambda: the_task(remote_alice)["logs"] == ["first"])
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    until(lambda: machine.user.the_task()["logs"] == ["first"])
+    process.end()
 
 
+@pipe_or_terminal
 def test_order_is_exact_where_both_outputs_go_to_one_place(
-    remote_alice: RemoteClient, machine: AgentMachine
+    machine: AgentMachine, options: list[str]
 ) -> None:
     program = [sys.executable, "-c", PRINTS * 50]
     both = {"capture_output": False, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    result = machine.run("run", "--agent", "a", "--", *program, **both)
+    result = machine.run("run", "--agent", "a", *options, "--", *program, **both)
     assert result.stdout.splitlines() == ["one", "two", "three"] * 50
-    assert the_task(remote_alice)["logs"] == ["one", "two", "three"] * 50
+    assert machine.user.the_task()["logs"] == ["one", "two", "three"] * 50
 
 
-def test_outputs_stay_apart_where_they_go_to_two_places(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_outputs_stay_apart_where_they_go_to_two_places(machine: AgentMachine) -> None:
     result = machine.run("run", "--agent", "a", "--", sys.executable, "-c", PRINTS)
     assert (result.stdout, result.stderr) == ("one\nthree\n", "two\n")
-    assert sorted(the_task(remote_alice)["logs"]) == ["one", "three", "two"]
+    assert sorted(machine.user.the_task()["logs"]) == ["one", "three", "two"]
 
 
-def test_output_that_is_read_late_is_shown_whole(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_output_that_is_read_late_is_shown_whole(machine: AgentMachine) -> None:
     process = machine.spawn("run", "--agent", "a", "--", "seq", "300000")
-    until(lambda: remote_alice.request("GET", "/task?status=complete&fields=id").json())
+    until(lambda: machine.user.tasks(status="complete", fields="id"))
     shown, _ = process.communicate(timeout=20)
     assert shown.splitlines() == [str(number) for number in range(1, 300_001)]
     assert process.returncode == 0
 
 
-def test_progress_bar_is_one_line(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_progress_bar_is_one_line(machine: AgentMachine) -> None:
     bar = r"printf '10%%\r50%%\r'; sleep 0.3; printf '100%%\ndone\r\n\rlast'"
-    run(machine, bar)
-    assert the_task(remote_alice)["logs"] == ["100%", "done", "last"]
+    machine.run_script(bar)
+    assert machine.user.the_task()["logs"] == ["100%", "done", "last"]
 
 
-def test_long_and_binary_lines_are_made_to_fit(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_long_and_binary_lines_are_made_to_fit(machine: AgentMachine) -> None:
     long = "head -c 1000000 /dev/zero | tr '\\0' x; echo"
     script = rf"{long}; printf '\377\000a\n'; {long}; echo end"
-    machine.run("run", "--agent", "a", "--", "sh", "-c", script, text=False)
-    first, binary, second, last = the_task(remote_alice)["logs"]
+    machine.run_script(script, text=False)
+    first, binary, second, last = machine.user.the_task()["logs"]
     assert first == second
     assert first.startswith("xxx")
     assert first.endswith("[taskservice: truncated here, the line has 1,000,000 bytes]")
@@ -206,30 +175,27 @@ def test_long_and_binary_lines_are_made_to_fit(
     ],
 )
 def test_output_is_the_last_line_or_the_named_file(
-    remote_alice: RemoteClient, machine: AgentMachine, script: str, output: dict[str, object]
+    machine: AgentMachine, script: str, output: dict[str, object]
 ) -> None:
-    command = ["run", "--agent", "a", "--", "sh", "-c", script]
-    result = machine.run(*command, errors="replace")
-    task = the_task(remote_alice)
+    result = machine.run_script(script, errors="replace")
+    task = machine.user.the_task()
     assert "Traceback" not in result.stderr
     assert quiet(result) == (0 if task["status"] == "complete" else 1)
     assert task["output"] == output
     assert machine.left_runs() == []
 
 
-def test_last_line_that_is_nested_too_deep_is_a_line(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_last_line_that_is_nested_too_deep_is_a_line(machine: AgentMachine) -> None:
     # The service takes 64 levels, one of which is the report's. Python can read about 970.
     for depth in (64, 930, 940, 950, 960, 970):
         deep = '{"a":' * depth + "1" + "}" * depth
-        assert quiet(run(machine, f"echo '{deep}'; exit 3")) == 3
-        task = tasks(remote_alice)[0]
+        assert quiet(machine.run_script(f"echo '{deep}'; exit 3")) == 3
+        task = machine.user.tasks()[0]
         assert (task["output"], task["logs"]) == ({}, [deep])
         assert task["error"]["message"] == "Exit status 3"
     deepest = '{"a":' * 63 + "1" + "}" * 63
-    assert quiet(run(machine, f"echo '{deepest}'")) == 0
-    assert tasks(remote_alice)[0]["output"] == json.loads(deepest)
+    assert quiet(machine.run_script(f"echo '{deepest}'")) == 0
+    assert machine.user.tasks()[0]["output"] == json.loads(deepest)
 
 
 @pytest.mark.parametrize(
@@ -244,50 +210,42 @@ def test_last_line_that_is_nested_too_deep_is_a_line(
     ],
     ids=["FIFO", "folder", "link to a device", "link to a file", "socket"],
 )
-def test_output_that_is_no_regular_file_is_not_read(
-    remote_alice: RemoteClient, machine: AgentMachine, make: str
-) -> None:
+def test_output_that_is_no_regular_file_is_not_read(machine: AgentMachine, make: str) -> None:
     (machine.home / "elsewhere").write_text('{"secret": 1}')
     # Where the name of a socket may be no longer than 108 bytes.
     script = f'cd "$(dirname "$TASKSERVICE_OUTPUT")"; {make} "$(basename "$TASKSERVICE_OUTPUT")"'
-    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", f"{script} && exit 3")
+    process = machine.spawn_script(f"{script} && exit 3")
     try:
         _, remarks = process.communicate(timeout=20)
     finally:
         process.kill()
     assert process.returncode == 3
     assert "TASKSERVICE_OUTPUT is not a regular file" in remarks
-    task = the_task(remote_alice)
+    task = machine.user.the_task()
     assert (task["error"]["message"], task["output"]) == ("Exit status 3", {})
     assert "TASKSERVICE_OUTPUT is not a regular file" in task["logs"][-1]
     assert machine.left_runs() == []
 
 
-def test_output_file_without_a_json_object_is_reported(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    result = run(machine, 'echo nonsense > "$TASKSERVICE_OUTPUT"')
-    task = the_task(remote_alice)
+def test_output_file_without_a_json_object_is_reported(machine: AgentMachine) -> None:
+    result = machine.run_script('echo nonsense > "$TASKSERVICE_OUTPUT"')
+    task = machine.user.the_task()
     assert result.returncode == 0
     assert "TASKSERVICE_OUTPUT is not a regular file with a JSON object" in result.stderr
     assert "TASKSERVICE_OUTPUT" in task["logs"][-1]
     assert (task["status"], task["output"]) == ("complete", {})
 
 
-def test_output_that_the_service_refuses_does_not_hide_the_end(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_output_that_the_service_refuses_does_not_hide_the_end(machine: AgentMachine) -> None:
     half = '{"a": "\\ud800"}'
-    quiet(run(machine, f"printf '%s\\n' '{half}'; exit 3"))
-    task = the_task(remote_alice)
+    quiet(machine.run_script(f"printf '%s\\n' '{half}'; exit 3"))
+    task = machine.user.the_task()
     assert (task["error"]["message"], task["output"]) == ("Exit status 3", {})
     assert task["logs"][0] == half
     assert "the output was refused: " in task["logs"][1]
 
 
-def test_program_can_report_more_by_itself(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_program_can_report_more_by_itself(machine: AgentMachine) -> None:
     program = (
         "from taskservice.client import current\n"
         "task = current()\n"
@@ -296,14 +254,12 @@ def test_program_can_report_more_by_itself(
         "task.report(output={'share': 0.5}, name='half done')\n"
     )
     assert quiet(machine.run("run", "--agent", "a", "--", sys.executable, "-c", program)) == 0
-    task = the_task(remote_alice)
+    task = machine.user.the_task()
     assert sorted(task["logs"]) == ["printed", "sent"]
     assert (task["output"], task["name"]) == ({"share": 0.5}, "half done")
 
 
-def test_block_in_a_program_leaves_the_end_to_run(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_block_in_a_program_leaves_the_end_to_run(machine: AgentMachine) -> None:
     program = (
         "import sys\n"
         "from taskservice.client import current\n"
@@ -314,22 +270,22 @@ def test_block_in_a_program_leaves_the_end_to_run(
         "sys.exit(4)\n"
     )
     assert quiet(machine.run("run", "--agent", "a", "--", sys.executable, "-c", program)) == 4
-    task = the_task(remote_alice)
+    task = machine.user.the_task()
     assert (task["logs"], task["output"]) == (["sent", "and more"], {"share": 1})
     assert task["error"]["message"] == "Exit status 4"
 
 
-def test_program_knows_its_task(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    result = run(machine, "echo $TASKSERVICE_TASK_ID $TASKSERVICE_TASK_URL $TASKSERVICE_WRITER")
-    task_id = the_task(remote_alice)["id"]
-    url = f"{remote_alice.url}/api/v1/task/{task_id}"
+def test_program_knows_its_task(machine: AgentMachine) -> None:
+    result = machine.run_script(
+        "echo $TASKSERVICE_TASK_ID $TASKSERVICE_TASK_URL $TASKSERVICE_WRITER"
+    )
+    task_id = machine.user.the_task()["id"]
+    url = f"{machine.user.url}/api/v1/task/{task_id}"
     assert result.stdout == f"{task_id} {url} program\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_reaches_all_of_the_program(
-    remote_alice: RemoteClient, machine: AgentMachine, number: signal.Signals
-) -> None:
+def test_signal_reaches_all_of_the_program(machine: AgentMachine, number: signal.Signals) -> None:
     # The shell's own child, too: it would go on alone.
     script = "sleep 1000 & echo $!; wait"
     process = machine.spawn(
@@ -337,11 +293,9 @@ def test_signal_reaches_all_of_the_program(
         f"import subprocess; raise SystemExit(subprocess.run(['sh', '-c', {script!r}]).returncode)",
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
-    assert process.stdout is not None
-    child = int(process.stdout.readline())
-    process.send_signal(number)
-    process.communicate(timeout=20)
-    error = the_task(remote_alice)["error"]
+    child = int(process.read_line())
+    process.end(number)
+    error = machine.user.the_task()["error"]
     assert process.returncode != 0
     assert error["type"] == "failed"
     if number == signal.SIGTERM:
@@ -354,34 +308,25 @@ def test_signal_reaches_all_of_the_program(
 
 
 @pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGXCPU, signal.SIGPWR, signal.SIGRTMIN])
-def test_signal_that_would_end_a_program_ends_this_one(
-    remote_alice: RemoteClient, machine: AgentMachine, number: int
-) -> None:
-    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; exec sleep 60")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    process.communicate(timeout=20)
+def test_signal_that_would_end_a_program_ends_this_one(machine: AgentMachine, number: int) -> None:
+    process = machine.spawn_script("echo ready; exec sleep 60")
+    assert process.read_line() == "ready\n"
+    process.end(number)
     assert process.returncode == 128 + number
-    assert the_task(remote_alice)["status"] == "error"
+    assert machine.user.the_task()["status"] == "error"
 
 
-def test_signals_that_come_together_reach_the_program(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 60")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+def test_signals_that_come_together_reach_the_program(machine: AgentMachine) -> None:
+    process = machine.spawn_script("echo ready; sleep 60")
+    assert process.read_line() == "ready\n"
     # As systemd stops what it has paused.
-    for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGCONT):
-        process.send_signal(number)
-    process.communicate(timeout=20)
+    process.send_signal(signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    process.end(signal.SIGCONT)
     assert process.returncode == 143
 
 
-def test_program_that_takes_a_signal_and_ends_well_is_complete(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_program_that_takes_a_signal_and_ends_well_is_complete(machine: AgentMachine) -> None:
     program = (
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('stopping')))\n"
@@ -389,56 +334,41 @@ def test_program_that_takes_a_signal_and_ends_well_is_complete(
         "time.sleep(1000)\n"
     )
     process = machine.spawn("run", "--agent", "a", "--", sys.executable, "-c", program)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
-    task = the_task(remote_alice)
+    assert process.read_line() == "ready\n"
+    process.end()
+    task = machine.user.the_task()
     assert (process.returncode, task["status"]) == (0, "complete")
     assert task["logs"] == ["ready", "stopping"]
 
 
-def test_cancel_stops_the_program(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+@pytest.mark.parametrize("how", ["cancelled", "deleted"])
+@pytest.mark.parametrize("script", ["sleep 1000", "while :; do echo more; sleep 0.2; done"])
+def test_cancel_and_deletion_stop_the_program(machine: AgentMachine, how: str, script: str) -> None:
     machine.beat_often()
-    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
-    until(lambda: the_log(remote_alice) == ["ready"])
-    remote_alice.request("POST", f"/task/{the_task(remote_alice)['id']}/cancel").raise_for_status()
-    _, remarks = process.communicate(timeout=30)
+    process = machine.spawn_script(f"echo ready; {script}")
+    until(lambda: machine.user.the_log()[:1] == ["ready"])
+    end = machine.user.cancel if how == "cancelled" else machine.user.delete
+    end(machine.user.the_task())
+    _, notices = process.communicate(timeout=30)
     assert process.returncode == 143
-    assert "the task was cancelled" in remarks
-    assert the_task(remote_alice)["error"]["type"] == "cancelled"
+    assert f"the task was {how}" in notices
+    assert [task["endedBy"] for task in machine.user.tasks()] in (["first"], [])
     assert machine.left_runs() == []
 
 
-def test_deletion_stops_the_program(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    script = "echo ready; while :; do echo more; sleep 0.2; done"
-    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
-    until(lambda: the_log(remote_alice)[:1] == ["ready"])
-    remote_alice.request("DELETE", f"/task/{the_task(remote_alice)['id']}").raise_for_status()
-    _, remarks = process.communicate(timeout=30)
-    assert process.returncode == 143
-    assert "the task was deleted" in remarks
-    assert machine.left_runs() == []
-
-
-def test_program_continues_after_another_client_finished_its_task(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_program_continues_after_another_client_finished_its_task(machine: AgentMachine) -> None:
     script = "echo ready; read word; echo more; sleep 0.5; echo still here; exit 4"
-    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE)
-    until(lambda: the_log(remote_alice) == ["ready"])
-    path = f"/task/{the_task(remote_alice)['id']}"
-    remote_alice.request("PATCH", path, json={"status": "complete"}).raise_for_status()
+    process = machine.spawn_script(script)
+    until(lambda: machine.user.the_log() == ["ready"])
+    machine.user.report(machine.user.the_task(), status="complete")
     printed, _ = process.communicate("go on\n", timeout=30)
     assert printed == "ready\nmore\nstill here\n"
     assert process.returncode == 4
-    assert the_task(remote_alice)["status"] == "complete"
+    assert machine.user.the_task()["status"] == "complete"
     assert machine.left_runs() == []
 
 
-def test_heartbeats_come_while_the_program_is_silent(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_heartbeats_come_while_the_program_is_silent(machine: AgentMachine) -> None:
     with Receiver() as receiver:
         receiver.answer = played.appended()
         receiver.paths["/api/v1/task"] = played.task(201)
@@ -459,7 +389,7 @@ def test_lines_come_in_about_five_requests_a_second(machine: AgentMachine) -> No
         receiver.paths["/api/v1/task"] = played.task(201)
         receiver.paths["/api/v1/task/1"] = played.task()
         machine.url = receiver.url
-        run(machine, "for number in $(seq 100); do echo $number; sleep 0.02; done")
+        machine.run_script("for number in $(seq 100); do echo $number; sleep 0.02; done")
     appends = [request for request in receiver.requests if b'"seq"' in request.body]
     # The receiver closes each connection, which can look as if its answer had been lost.
     once = {body["seq"]: "".join(body["logs"]) for body in (json.loads(a.body) for a in appends)}
@@ -468,59 +398,41 @@ def test_lines_come_in_about_five_requests_a_second(machine: AgentMachine) -> No
     assert 2 < len(once) < seconds * 10
 
 
-def test_line_of_100_mb_takes_little_memory(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    command = [
-        *machine.command,
-        "run",
-        "--agent",
-        "a",
-        "--",
-        "head",
-        "-c",
-        "100000000",
-        "/dev/zero",
-    ]
+def test_line_of_100_mb_takes_little_memory(machine: AgentMachine) -> None:
+    command = ["run", "--agent", "a", "--", "head", "-c", "100000000", "/dev/zero"]
     # In a small process: a child's peak memory includes what it inherits at its start.
-    process = machine.python(MEASURED, *command)
+    process = machine.python(MEASURED, *machine.command, *command)
     measured, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert int(measured) < 100_000_000
-    (line,) = the_task(remote_alice)["logs"]
+    (line,) = machine.user.the_task()["logs"]
     assert line.endswith("[taskservice: truncated here, the line has 100,000,000 bytes]")
 
 
+@pipe_or_terminal
 def test_background_process_does_not_hold_the_run(
-    remote_alice: RemoteClient, machine: AgentMachine
+    machine: AgentMachine, options: list[str]
 ) -> None:
-    result = run(machine, "sleep 1000 & echo $!")
+    result = machine.run_script("sleep 1000 & echo $!", *options)
     os.kill(int(result.stdout), signal.SIGKILL)
-    assert the_task(remote_alice)["status"] == "complete"
+    assert machine.user.the_task()["status"] == "complete"
 
 
-def test_output_without_a_reader_does_not_hold_up_the_log(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_output_without_a_reader_does_not_hold_up_the_log(machine: AgentMachine) -> None:
     script = "seq 100000; echo ready; sleep 1000"
-    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
-    until(lambda: the_log(remote_alice)[-1:] == ["ready"])
+    process = machine.spawn_script(script)
+    until(lambda: machine.user.the_log()[-1:] == ["ready"])
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 143
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    process.stderr.close()
-    task = the_task(remote_alice)
+    process.communicate()
+    task = machine.user.the_task()
     assert (task["logCount"], task["error"]["type"]) == (100_001, "failed")
     assert machine.left_runs() == []
 
 
-def test_signal_after_the_end_waits_no_longer_for_a_reader(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_signal_after_the_end_waits_no_longer_for_a_reader(machine: AgentMachine) -> None:
     process = machine.spawn("run", "--agent", "a", "--", "seq", "100000")
-    until(lambda: tasks(remote_alice) and the_task(remote_alice)["status"] == "complete")
+    until(lambda: machine.user.tasks() and machine.user.the_task()["status"] == "complete")
     time.sleep(0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
@@ -532,23 +444,19 @@ def test_signal_after_the_end_waits_no_longer_for_a_reader(
 # --- settings and refusals ---------------------------------------------------------------
 
 
-def test_missing_and_wrong_settings_are_one_line(machine: AgentMachine, tmp_path: Path) -> None:
-    sentences = []
-    for url, key in (
-        ("", machine.key), ("nonsense", machine.key), (machine.url, ""), (machine.url, "wrong"),
-        (f"{machine.url}/elsewhere", machine.key),
-    ):  # fmt: skip
-        command = ["run", "--strict", "--agent", "a", "--", "echo", "x"]
-        result = AgentMachine(tmp_path / "other", url, key).run(*command)
+def test_missing_and_wrong_settings_are_one_line(machine: AgentMachine) -> None:
+    url, key = machine.url, machine.key
+    for machine.url, machine.key, sentence in (
+        ("", key, "TASKSERVICE_URL is not set"),
+        ("nonsense", key, "TASKSERVICE_URL: 'nonsense' must be a URL"),
+        (url, "", "TASKSERVICE_APIKEY is not set"),
+        (url, "wrong", "TASKSERVICE_APIKEY: API key is invalid"),
+        (f"{url}/elsewhere", key, "elsewhere"),
+    ):
+        result = machine.run_script("echo x", "--strict")
         assert (result.returncode, result.stdout) == (2, "")
         (line,) = result.stderr.splitlines()
-        sentences.append(line)
-    no_url, no_such_url, no_key, wrong_key, elsewhere = sentences
-    assert "TASKSERVICE_URL is not set" in no_url
-    assert "TASKSERVICE_URL: 'nonsense' must be a URL" in no_such_url
-    assert "TASKSERVICE_APIKEY is not set" in no_key
-    assert "TASKSERVICE_APIKEY: API key is invalid" in wrong_key
-    assert "elsewhere" in elsewhere
+        assert sentence in line
 
 
 def test_password_in_an_address_is_not_printed(
@@ -577,17 +485,15 @@ def test_password_in_an_address_is_not_printed(
     with subtests.test("a receiver"):
         machine.settings = {}
         listener = machine.spawn("listen", "--forward", "http://user:secret@127.0.0.1:9/")
-        assert listener.stderr is not None
-        assert "forwarding finished tasks to http://127.0.0.1:9/" in listener.stderr.readline()
-        listener.terminate()
-        listener.communicate()
+        assert "forwarding finished tasks to http://127.0.0.1:9/" in listener.read_error()
+        listener.end()
 
 
 def test_url_of_another_program_is_reported(machine: AgentMachine) -> None:
     with Receiver() as receiver:
         receiver.answer = play.answer(301, {"Location": "https://elsewhere.example/"})
         machine.url = receiver.url
-        moved = run(machine, "echo x", "--strict")
+        moved = machine.run_script("echo x", "--strict")
     assert moved.returncode == 2
     assert "TASKSERVICE_URL: " in moved.stderr
     assert "redirects to https://elsewhere.example/" in moved.stderr
@@ -604,15 +510,15 @@ def test_url_of_another_program_is_reported(machine: AgentMachine) -> None:
 def test_refused_start_does_not_run_a_strict_program(
     machine: AgentMachine, options: list[str], sentence: str
 ) -> None:
-    result = machine.run("run", "--strict", *options, "--", "echo", "x")
-    assert (result.returncode, result.stdout) == (1, "")
-    (line,) = result.stderr.splitlines()
-    assert sentence in line
+    assert sentence in machine.fail("run", "--strict", *options, "--", "echo", "x")
     assert machine.left_runs() == []
 
 
 STARTS_REFUSED = {
     "a login page": play.answer(200, {"Content-Type": "text/html"}, b"<h1>Sign in</h1>"),
+    "null": played.answer(200, None),
+    "a list": played.answer(200, [1]),
+    "an object": played.answer(200, {}),
     "another program": play.answer(404, {"Content-Type": "text/html"}, b"<h1>Not here</h1>"),
     "a redirect": play.answer(302, {"Location": "https://elsewhere.example/"}),
     "a revoked key": played.problem(401, "API key is invalid"),
@@ -623,32 +529,29 @@ STARTS_REFUSED = {
 
 @pytest.mark.parametrize("refusal", STARTS_REFUSED.values(), ids=STARTS_REFUSED)
 def test_program_runs_whatever_the_service_says(
-    remote_alice: RemoteClient, machine: AgentMachine, refusal: play.Behaviour
+    machine: AgentMachine, refusal: play.Behaviour
 ) -> None:
     machine.give_up_soon()
     with Receiver() as receiver:
         receiver.answer = refusal
         machine.url = receiver.url.rstrip("/")
-        strict = run(machine, "echo ran", "--strict")
+        strict = machine.run_script("echo ran", "--strict")
         assert (strict.returncode in (1, 2), strict.stdout) == (True, "")
         assert machine.left_runs() == []
-        result = run(machine, "echo ran; exit 7")
-        (folder,) = machine.left_runs()
+        result = machine.run_script("echo ran; exit 7")
+        assert machine.run("run", "--resend").returncode != 0
     assert (result.returncode, result.stdout) == (7, "ran\n")
     warning, left = result.stderr.splitlines()
     assert "; the program runs, " in warning
     assert "1 line and the exit status could not be sent yet" in left
-    record = folder / "run.json"
-    record.write_text(record.read_text().replace(machine.url, remote_alice.url))
-    machine.url = remote_alice.url
-    machine.wait_as_usual()
-    assert machine.run("run", "--resend").returncode == 0
-    task = the_task(remote_alice)
+    assert machine.resend().returncode == 0
+    task = machine.user.the_task()
     assert (task["logs"], task["error"]["message"]) == (["ran"], "Exit status 7")
+    assert machine.left_runs() == []
 
 
 def test_program_of_an_agent_id_that_none_can_have_runs_without_a_task(
-    remote_alice: RemoteClient, machine: AgentMachine
+    machine: AgentMachine,
 ) -> None:
     """It is told of before the program runs, and nothing stays on the disk."""
     machine.settings["TASKSERVICE_TASK_ID"] = "of an outer run"
@@ -668,7 +571,7 @@ def test_program_of_an_agent_id_that_none_can_have_runs_without_a_task(
     assert missing.returncode == 127
     assert "./not-there can't be run: No such file or directory" in missing.stderr
     assert machine.left_runs() == []
-    assert tasks(remote_alice) == []
+    assert machine.user.tasks() == []
 
 
 @pytest.mark.parametrize(
@@ -682,14 +585,14 @@ def test_program_of_an_agent_id_that_none_can_have_runs_without_a_task(
     ],
 )
 def test_refused_fields_of_a_start_are_left_out(
-    remote_alice: RemoteClient, machine: AgentMachine, option: str, value: str, word: str
+    machine: AgentMachine, option: str, value: str, word: str
 ) -> None:
-    result = run(machine, "echo ran; exit 7", option, value)
+    result = machine.run_script("echo ran; exit 7", option, value)
     assert (result.returncode, result.stdout) == (7, "ran\n")
     (warning,) = result.stderr.splitlines()
     assert f"taskservice: {word}: " in warning
     assert f"the task is started without {word}" in warning
-    task = the_task(remote_alice)
+    task = machine.user.the_task()
     assert (task["logs"], task["callback"], task["name"]) == (["ran"], None, "a")
     assert task["error"]["message"] == "Exit status 7"
     assert machine.left_runs() == []
@@ -698,74 +601,61 @@ def test_refused_fields_of_a_start_are_left_out(
 # --- its input ---------------------------------------------------------------------------
 
 
-def test_input_is_that_of_the_task(
-    remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path
-) -> None:
+def test_input_is_that_of_the_task(machine: AgentMachine, tmp_path: Path) -> None:
     (tmp_path / "input.json").write_text('{"day": 1, "exact": 12345678901234567890}')
     given = [f"@{tmp_path / 'input.json'}", "box=a=b", '{"day": 2}', "empty="]
-    result = run(machine, "true", *[f"--input={each}" for each in given])
+    result = machine.run_script("true", *[f"--input={each}" for each in given])
     assert quiet(result) == 0
     exact = {"day": 2, "exact": 12345678901234567890, "box": "a=b", "empty": ""}
-    assert the_task(remote_alice)["input"] == exact
+    assert machine.user.the_task()["input"] == exact
 
 
 def test_agent_that_requires_an_input_is_recorded_without_and_with_it(
-    remote_alice: RemoteClient, machine: AgentMachine
+    machine: AgentMachine,
 ) -> None:
     required = {"type": "object", "required": ["x"], "properties": {"x": {"type": "string"}}}
-    remote_alice.request("PUT", "/agent/a", json={"inputSchema": required}).raise_for_status()
-    assert quiet(run(machine, "echo important; exit 3")) == 3
-    assert quiet(run(machine, "echo important; exit 3", "--input=x=y")) == 3
-    with_it, without = tasks(remote_alice)
+    machine.user.register("a", inputSchema=required)
+    assert quiet(machine.run_script("echo important; exit 3")) == 3
+    assert quiet(machine.run_script("echo important; exit 3", "--input=x=y")) == 3
+    with_it, without = machine.user.tasks()
     assert (with_it["input"], without["input"]) == ({"x": "y"}, {})
     assert with_it["logs"] == without["logs"] == ["important"]
     assert machine.left_runs() == []
 
 
-def test_input_waits_on_the_disk_while_the_service_is_away(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    url, machine.url = machine.url, f"http://127.0.0.1:{unused_port()}"
-    machine.give_up_soon()
-    assert run(machine, "exit 3", "--input=x=y", '--input={"n": 1.50}').returncode == 3
-    (folder,) = machine.left_runs()
-    record = folder / "run.json"
-    record.write_text(record.read_text().replace(machine.url, url))
-    machine.url = url
-    machine.wait_as_usual()
-    assert machine.run("run", "--resend").returncode == 0
-    assert the_task(remote_alice)["input"] == {"x": "y", "n": 1.5}
+def test_input_waits_on_the_disk_while_the_service_is_away(machine: AgentMachine) -> None:
+    machine.lose_service()
+    assert machine.run_script("exit 3", "--input=x=y", '--input={"n": 1.50}').returncode == 3
+    assert machine.resend().returncode == 0
+    assert machine.user.the_task()["input"] == {"x": "y", "n": 1.5}
 
 
 @pytest.mark.parametrize(
     "given", ['{"a": ' * 70 + "1" + "}" * 70, '{"a": "' + "x" * (1024**2 - 100) + '"}']
 )
 def test_input_that_the_service_refuses_is_left_out(
-    remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path, given: str
+    machine: AgentMachine, tmp_path: Path, given: str
 ) -> None:
     (tmp_path / "input.json").write_text(given)
     options = [f"--input=@{tmp_path / 'input.json'}", "--input=more=" + "x" * 1_000]
-    result = run(machine, "exit 3", *options)
+    result = machine.run_script("exit 3", *options)
     assert result.returncode == 3
     assert "the task is started without input" in result.stderr
-    assert the_task(remote_alice)["input"] == {}
+    assert machine.user.the_task()["input"] == {}
     assert machine.left_runs() == []
 
 
-def test_input_that_cannot_be_one_starts_nothing(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_input_that_cannot_be_one_starts_nothing(machine: AgentMachine) -> None:
     for given in ("word", "[1]", "=x", "@/not/there", '{"a": 1'):
-        result = run(machine, "echo ran", f"--input={given}")
+        result = machine.run_script("echo ran", f"--input={given}")
         assert (result.returncode, result.stdout) == (2, "")
         assert "'--input'" in result.stderr
-    assert tasks(remote_alice) == []
+    assert machine.user.tasks() == []
 
 
 def test_strict_program_does_not_run_without_the_service(machine: AgentMachine) -> None:
-    machine.give_up_soon()
-    machine.url = f"http://127.0.0.1:{unused_port()}"
-    result = run(machine, "echo ran", "--strict")
+    machine.lose_service()
+    result = machine.run_script("echo ran", "--strict")
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
     assert "cannot reach" in line
@@ -774,48 +664,41 @@ def test_strict_program_does_not_run_without_the_service(machine: AgentMachine) 
 
 def test_usage_is_explained(machine: AgentMachine) -> None:
     for arguments in (["--", "echo"], ["--agent", "a"], ["--resend", "--agent", "a"]):
-        result = machine.run("run", *arguments)
-        assert (result.returncode, result.stdout) == (2, "")
-        assert "Usage:" in result.stderr
+        assert "Usage:" in machine.fail("run", *arguments, code=2)
 
 
 # --- the service is away -----------------------------------------------------------------
 
 
 def test_end_of_a_program_without_lines_is_all_that_waits(machine: AgentMachine) -> None:
-    machine.give_up_soon()
-    machine.url = f"http://127.0.0.1:{unused_port()}"
-    left = run(machine, "true").stderr.splitlines()[-1]
+    machine.lose_service()
+    left = machine.run_script("true").stderr.splitlines()[-1]
     assert "taskservice: the exit status could not be sent yet; " in left
     assert left.endswith("send the rest with `taskservice run --resend`")
 
 
 def test_without_the_service_the_program_runs_and_its_task_comes_later(
-    remote_alice: RemoteClient, machine: AgentMachine
+    machine: AgentMachine,
 ) -> None:
-    away = f"http://127.0.0.1:{unused_port()}"
-    machine.give_up_soon()
-    machine.url = away
-    result = run(machine, "echo hello; exit 3", "--name", "away")
+    machine.lose_service()
+    away = machine.url
+    result = machine.run_script("echo hello; exit 3", "--name", "away")
     assert (result.returncode, result.stdout) == (3, "hello\n")
     assert f"cannot reach {away}: Connection refused; the program runs" in result.stderr
     assert "1 line and the exit status could not be sent yet" in result.stderr
-    assert remote_alice.request("GET", "/task").json() == []
+    assert machine.user.tasks() == []
     (folder,) = machine.left_runs()
     assert not [path for path in folder.rglob("*") if machine.key.encode() in path.read_bytes()]
     assert folder.stat().st_mode & 0o777 == 0o700
     other = machine.run("run", "--resend")
     assert other.returncode == 1
-    machine.url = remote_alice.url
-    machine.wait_as_usual()
+    machine.url = machine.user.url
     foreign = machine.run("run", "--resend")
     assert foreign.returncode == 1
     assert f"a saved run belongs to {away}" in foreign.stderr
     # The same service, at another place.
-    record = folder / "run.json"
-    record.write_text(record.read_text().replace(away, remote_alice.url))
-    resent = machine.run("run", "--resend")
-    task = the_task(remote_alice)
+    resent = machine.resend()
+    task = machine.user.the_task()
     assert (resent.returncode, resent.stderr) == (0, "")
     assert resent.stdout == f"{task['id']} sent: 1 line and the exit status\n"
     assert (task["name"], task["logs"]) == ("away", ["hello"])
@@ -833,52 +716,44 @@ def test_service_that_hangs_does_not_hold_the_program(
         machine.url = receiver.url
         began = time.monotonic()
         process = machine.spawn("run", "--agent", "a", "--", "echo", "hello")
-        assert process.stdout is not None
-        assert process.stdout.readline() == "hello\n"
+        assert process.read_line() == "hello\n"
         # The run waits 0.3 s for the service; the client's own time limit is 60 s.
         assert time.monotonic() - began < 30
         # The first signal after the program's end.
         until(lambda: child_ids(process.pid) == [])
-        process.send_signal(signal.SIGTERM)
-        _, remarks = process.communicate(timeout=20)
+        _, remarks = process.end()
     assert process.returncode == 0
     assert "does not respond" in remarks
     assert "the program runs" in remarks
     assert len(machine.left_runs()) == 1
 
 
-def test_resend_leaves_a_run_that_is_alive_alone(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
-    until(lambda: the_log(remote_alice) == ["ready"])
+def test_resend_leaves_a_run_that_is_alive_alone(machine: AgentMachine) -> None:
+    process = machine.spawn_script("echo ready; sleep 1000")
+    until(lambda: machine.user.the_log() == ["ready"])
     resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stdout, resent.stderr) == (0, "", "")
-    assert the_task(remote_alice)["status"] == "running"
+    assert machine.user.the_task()["status"] == "running"
     assert len(machine.left_runs()) == 1
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.end()
 
 
-def test_service_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
-    with Service(tmp_path / "data") as service:
-        alice = service.add_user()
-        machine = machine_of(alice, tmp_path / "home")
-        machine.start_without_service()
-        kill(service)
-        script = "seq -f 'line %g' 3; read word; seq -f 'line %g' 4 6; exit 2"
-        process = machine.spawn(
-            "run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE
-        )
-        assert process.stderr is not None
-        warning = process.stderr.readline()
-        assert "the task will be started when the service is reachable" in warning
-        assert warning.endswith("docs/guides/run-programs.md#when-the-service-is-unreachable\n")
-        service.start()
-        assert process.stderr.readline() == f"taskservice: {service.url} is reachable again\n"
-        _, remarks = process.communicate("go on\n", timeout=60)
-        task = the_task(alice)
-    assert (process.returncode, remarks) == (2, "")
+def test_service_that_comes_back_gets_everything_once(
+    own_service: Service, own_machine: AgentMachine
+) -> None:
+    own_machine.start_without_service()
+    kill(own_service)
+    process = own_machine.spawn_script(
+        "seq -f 'line %g' 3; read word; seq -f 'line %g' 4 6; exit 2"
+    )
+    warning = process.read_error()
+    assert "the task will be started when the service is reachable" in warning
+    assert warning.endswith("docs/guides/run-programs.md#when-the-service-is-unreachable\n")
+    own_service.start()
+    assert process.read_error() == f"taskservice: {own_service.url} is reachable again\n"
+    _, notices = process.communicate("go on\n", timeout=60)
+    task = own_machine.user.the_task()
+    assert (process.returncode, notices) == (2, "")
     assert task["logs"] == [f"line {number}" for number in range(1, 7)]
     assert task["error"]["message"] == "Exit status 2"
 
@@ -888,58 +763,44 @@ def test_signal_at_the_end_does_not_wait_for_the_service(machine: AgentMachine) 
     machine.patch(f"from taskservice.runner import run; {limits}")
     machine.url = f"http://127.0.0.1:{unused_port()}"
     process = machine.spawn("run", "--agent", "a", "--", "echo", "hello")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "hello\n"
+    assert process.read_line() == "hello\n"
     until(lambda: has_ended(machine))
-    process.send_signal(signal.SIGTERM)
-    _, remarks = process.communicate(timeout=PATIENCE_SECONDS)
+    _, remarks = process.end()
     assert process.returncode == 0
     assert "--resend" in remarks
     assert len(machine.left_runs()) == 1
 
 
-def test_revoked_key_is_reported_and_keeps_the_lines(
-    shared_service: Service, tmp_path: Path
-) -> None:
-    bob = shared_service.add_user("bob")
-    machine = machine_of(bob, tmp_path / "home")
-    script = "echo first; read word; echo second"
-    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE)
-    until(lambda: the_log(bob) == ["first"])
-    key = bob.request("POST", "/key", json={"name": "other"}).json()["key"]
-    own = bob.request("GET", "/user").json()["key"]["id"]
-    bob.request("DELETE", f"/key/{own}").raise_for_status()
+def test_revoked_key_is_reported_and_keeps_the_lines(machine: AgentMachine) -> None:
+    user = machine.user
+    process = machine.spawn_script("echo first; read word; echo second")
+    until(lambda: user.the_log() == ["first"])
+    key = user.write("POST", "/key", name="other")["key"]
+    user.write("DELETE", f"/key/{user.read('/user')['key']['id']}")
     _, remarks = process.communicate("go on\n", timeout=30)
     assert process.returncode == 0
     assert "API key is invalid" in remarks
-    machine.key = bob.session.headers["apikey"] = key
-    assert machine.run("run", "--resend").returncode == 0
-    assert the_log(bob) == ["first", "second"]
+    machine.key = user.session.headers["apikey"] = key
+    assert machine.resend().returncode == 0
+    assert user.the_log() == ["first", "second"]
 
 
-def test_late_report_is_accepted(tmp_path: Path) -> None:
-    with Service(tmp_path / "data") as service:
-        alice = service.add_user()
-        machine = machine_of(alice, tmp_path / "home")
-        script = "echo 1; read word; echo 2"
-        process = machine.spawn(
-            "run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE
-        )
-        until(lambda: the_log(alice) == ["1"])
-        end_for_silence(service)
-        process.communicate("go on\n", timeout=30)
-        task = the_task(alice)
+def test_late_report_is_accepted(own_service: Service, own_machine: AgentMachine) -> None:
+    process = own_machine.spawn_script("echo 1; read word; echo 2")
+    until(lambda: own_machine.user.the_log() == ["1"])
+    end_for_silence(own_service)
+    process.communicate("go on\n", timeout=30)
+    task = own_machine.user.the_task()
     assert process.returncode == 0
     assert (task["status"], task["error"], task["logs"]) == ("complete", None, ["1", "2"])
 
 
 @pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
 def test_closed_outputs_get_nothing_and_the_log_has_the_lines(
-    remote_alice: RemoteClient, machine: AgentMachine, closed: list[int]
+    machine: AgentMachine, closed: list[int]
 ) -> None:
-    command = ["run", "--agent", "a", "--", "sh", "-c", "echo out; echo err >&2"]
-    result = machine.run(*command, closed=closed)
-    task = the_task(remote_alice)
+    result = machine.run_script("echo out; echo err >&2", closed=closed)
+    task = machine.user.the_task()
     assert (result.returncode, sorted(task["logs"])) == (0, ["err", "out"])
     assert result.stdout == ("" if 1 in closed else "out\n")
     assert result.stderr == ("" if 2 in closed else "err\n")

@@ -4,7 +4,9 @@ import errno
 import random
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -89,23 +91,29 @@ def test_last_line_is_the_last_text_of_a_progress_bar() -> None:
 # --- the spool ---------------------------------------------------------------------------
 
 
-def numbered(first: int, last: int) -> list[bytes]:
-    return [b"line %d" % number for number in range(first, last + 1)]
+Lines = list[tuple[bytes, int]]  # each with its time
+BEGAN = 1_795_000_000_000
+
+
+def numbered(first: int, last: int) -> Lines:
+    """A thousand lines each have the same time."""
+    return [
+        (b"line %d" % number, BEGAN + (number - 1) // 1_000) for number in range(first, last + 1)
+    ]
 
 
 def put(spool: Spool, first: int, last: int) -> None:
-    """Lines with these numbers, a thousand at a time."""
-    for start in range(first, last + 1, 1_000):
-        spool.put(text_of(numbered(start, min(start + 999, last))), now())
+    for at, lines in groupby(numbered(first, last), itemgetter(1)):
+        spool.put(text_of(lines), at)
 
 
-def text_of(lines: list[bytes]) -> bytes:
-    return b"".join(line + b"\n" for line in lines)
+def text_of(lines: Iterable[tuple[bytes, int]]) -> bytes:
+    return b"".join(line + b"\n" for line, _ in lines)
 
 
-def drained(spool: Spool, most: int = 100_000) -> list[bytes]:
+def drained(spool: Spool, most: int = 100_000) -> Lines:
     """All lines, as they would be sent; their numbers must be those of a writer that counts."""
-    lines: list[bytes] = []
+    lines: Lines = []
     expected = None
     while (batch := spool.peek(most)) is not None:
         assert spool.peek(most) == batch
@@ -120,8 +128,8 @@ def drained(spool: Spool, most: int = 100_000) -> list[bytes]:
     return lines
 
 
-def lines_of(batch: Batch) -> list[bytes]:
-    return b"".join(text for _, text in batch.texts).split(b"\n")[:-1]
+def lines_of(batch: Batch) -> Lines:
+    return [(line, at) for at, text in batch.texts for line in text.split(b"\n")[:-1]]
 
 
 def test_lines_come_out_in_order_and_leave_nothing(tmp_path: Path) -> None:
@@ -173,7 +181,7 @@ def test_lines_over_the_limit_are_left_out_and_a_mark_says_how_many(
     spool = Spool(tmp_path)
     put(spool, 1, 1_000_000)
     assert (tmp_path / "lines").stat().st_size <= 3_000_000
-    *first, mark = drained(spool)
+    *first, (mark, _) = drained(spool)
     assert first == numbered(1, len(first))
     assert len(first) + left_out(mark) == 1_000_000
     put(spool, 1, 1_000)
@@ -211,9 +219,9 @@ def test_full_disk_leaves_the_memory(tmp_path: Path) -> None:
 def test_lines_that_found_no_room_leave_a_mark_on_the_disk(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     put(spool, 1, 1_000)
-    spool.put(text_of([b"x" * 50_000] * 3), now())  # too large for any file here
+    spool.put(text_of([(b"x" * 50_000, 0)] * 3), now())  # too large for any file here
     assert spool.close() == (1_000, 3)
-    *lines, mark = drained(Spool(tmp_path))
+    *lines, (mark, _) = drained(Spool(tmp_path))
     assert lines == numbered(1, 1_000)
     assert left_out(mark) == 3
 
@@ -243,7 +251,7 @@ def test_place_that_cannot_be_read_loses_no_line(tmp_path: Path) -> None:
 def test_without_a_folder_lines_wait_in_memory() -> None:
     spool = Spool(None)
     put(spool, 1, 1_000_000)
-    *first, mark = drained(spool)
+    *first, (mark, _) = drained(spool)
     assert first == numbered(1, len(first))
     assert len(first) + left_out(mark) == 1_000_000
     assert len(first) > 100_000

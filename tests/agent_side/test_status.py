@@ -3,32 +3,18 @@
 import os
 from pathlib import Path
 
-import pytest
-
-from tests.support.agent_machine import AgentMachine, machine_of, objects
-from tests.support.api_client import RemoteClient
+from tests.support.agent_machine import AgentMachine, objects
 from tests.support.pseudo_terminal import NASTY
-from tests.support.service import Service, free_port
+from tests.support.service import free_port
 
 
-@pytest.fixture
-def newcomer(shared_service: Service) -> RemoteClient:
-    """A user without agents."""
-    return shared_service.add_user()
-
-
-@pytest.fixture
-def machine(newcomer: RemoteClient, tmp_path: Path) -> AgentMachine:
-    return machine_of(newcomer, tmp_path / "home")
-
-
-def test_status_prints_what_needs_attention(newcomer: RemoteClient, machine: AgentMachine) -> None:
-    task = newcomer.start("backup", claim=True)
+def test_status_prints_what_needs_attention(machine: AgentMachine) -> None:
+    task = machine.user.start("backup", claim=True)
     path = f"/task/{task['id']}"
-    newcomer.request("POST", f"{path}/question", json={"message": NASTY}).raise_for_status()
-    failed = newcomer.start("report", claim=True)
+    machine.user.request("POST", f"{path}/question", json={"message": NASTY}).raise_for_status()
+    failed = machine.user.start("report", claim=True)
     report = {"status": "error", "error": {"message": "no"}}
-    newcomer.request("PATCH", f"/task/{failed['id']}", json=report).raise_for_status()
+    machine.user.report(failed, **report)
     shown = machine.run("status")
     assert (shown.returncode, shown.stderr) == (1, "")
     header, asks, broken = shown.stdout.splitlines()
@@ -38,7 +24,7 @@ def test_status_prints_what_needs_attention(newcomer: RemoteClient, machine: Age
     assert broken.endswith(f"  report   {failed['id']}  The last task failed")
     as_json = machine.run("status", "--json")
     assert as_json.returncode == 1
-    assert objects(as_json.stdout) == newcomer.request("GET", "/attention").json()
+    assert objects(as_json.stdout) == machine.user.read("/attention")
     assert [each["taskId"] for each in objects(as_json.stdout)] == [task["id"], failed["id"]]
 
 
@@ -49,15 +35,13 @@ def test_status_exits_with_0_when_nothing_needs_attention(machine: AgentMachine)
     assert (as_json.returncode, as_json.stdout) == (0, "")
 
 
-def test_status_tells_of_an_old_backup(tmp_path: Path) -> None:
-    with Service(tmp_path / "data") as service:
-        machine = machine_of(service.add_user(), tmp_path / "home")
-        (tmp_path / "data/last_backup").touch()
-        assert machine.run("status").returncode == 0
-        os.utime(tmp_path / "data/last_backup", (0, 0))
-        shown = machine.run("status")
-        assert shown.returncode == 1
-        assert "No backup has succeeded yet" in shown.stdout
+def test_status_tells_of_an_old_backup(own_machine: AgentMachine, tmp_path: Path) -> None:
+    (tmp_path / "data/last_backup").touch()
+    assert own_machine.run("status").returncode == 0
+    os.utime(tmp_path / "data/last_backup", (0, 0))
+    shown = own_machine.run("status")
+    assert shown.returncode == 1
+    assert "No backup has succeeded yet" in shown.stdout
 
 
 def test_status_that_is_unknown_has_other_exit_codes(machine: AgentMachine) -> None:

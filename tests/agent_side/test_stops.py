@@ -4,18 +4,18 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from taskservice.client import Client, Task, TaskCancelled
+from taskservice.client import Task, TaskCancelled
 from tests.support import receiver as play
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Exchange, Receiver
-from tests.support.service_answers import losing
+from tests.support.service_answers import passing_on
 from tests.support.waiting import PATIENCE_SECONDS, until
 
 LINE = "x" * 60_000
 
 
 def cancel(person: RemoteClient, task: Task) -> None:
-    person.request("POST", f"/task/{task.id}/cancel").raise_for_status()
+    person.cancel(task.data)
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Program:
 
 
 def test_report_with_a_later_retry_raises_soon(remote_alice: RemoteClient) -> None:
-    passed_on = losing(remote_alice, lambda number: False)
+    passed_on = passing_on(remote_alice)
 
     def behave(exchange: Exchange) -> None:
         is_report = exchange.request.method == "PATCH"
@@ -52,9 +52,7 @@ def test_report_with_a_later_retry_raises_soon(remote_alice: RemoteClient) -> No
 
     with Receiver() as between:
         between.answer = behave
-        task = Client(between.url, str(remote_alice.session.headers["apikey"]), patience=90).start(
-            "a"
-        )
+        task = remote_alice.client(between.url, patience=90).start("a")
         task.log("one")
         program = Program(lambda: task.report(name="new"))
         until(lambda: [r for r in between.requests if r.method == "PATCH"])
@@ -64,16 +62,14 @@ def test_report_with_a_later_retry_raises_soon(remote_alice: RemoteClient) -> No
 
 def test_log_raises_soon_while_lines_arrive(remote_alice: RemoteClient) -> None:
     """The service itself, which takes lines more slowly than the program makes them."""
-    task = Client(remote_alice.url, str(remote_alice.session.headers["apikey"])).start("a")
+    task = remote_alice.client().start("a")
 
     def log_on() -> None:
         while True:
             task.log("\n".join([LINE] * 20))
 
     programs = [Program(log_on) for _ in range(3)]
-    until(
-        lambda: remote_alice.request("GET", f"/task/{task.id}?fields=logCount").json()["logCount"]
-    )
+    until(lambda: remote_alice.read(f"/task/{task.id}?fields=logCount")["logCount"])
     cancel(remote_alice, task)
     for program in programs:
         assert isinstance(program.end(), TaskCancelled)

@@ -3,7 +3,6 @@
 import gc
 import gzip
 import signal
-import subprocess
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +14,10 @@ from taskservice.client import Client, Task, TaskServiceError, Unavailable, Unre
 from taskservice.client.task import ask, list_questions
 from tests.support import receiver as play
 from tests.support import service_answers as played
-from tests.support.agent_machine import AgentMachine, has_ended, the_task
+from tests.support.agent_machine import AgentMachine, Command, has_ended
 from tests.support.api_client import RemoteClient
-from tests.support.receiver import Behaviour, Exchange, Receiver, in_turn
-from tests.support.service_answers import losing
+from tests.support.receiver import Behaviour, Received, Receiver, in_turn
+from tests.support.service_answers import passing_on
 from tests.support.waiting import until
 
 HTML = {"Content-Type": "text/html"}
@@ -151,21 +150,21 @@ def test_sender_continues_after_a_strange_answer(
     remote_alice: RemoteClient, strange: Behaviour
 ) -> None:
     """At the first append and at the first report, and the service does not even see them."""
-    passed_on = losing(remote_alice, lambda number: False)
-    appends, reports = in_turn(strange, passed_on), in_turn(strange, passed_on)
+    refused = set[str]()
 
-    def between_them(exchange: Exchange) -> None:
-        is_append = exchange.request.path.partition("?")[0].endswith("/logs")
-        is_report = exchange.request.method == "PATCH"
-        (appends if is_append else reports if is_report else passed_on)(exchange)
+    def is_first(request: Received) -> bool:
+        """Whether this is the first append, or the first report."""
+        kind = "append" if "/logs" in request.path else request.method
+        is_new = kind in ("append", "PATCH") and kind not in refused
+        refused.add(kind)
+        return is_new
 
     with Receiver() as between:
-        between.answer = between_them
-        key = str(remote_alice.session.headers["apikey"])
-        with Client(between.url, key, patience=30).start("a") as task:
+        between.answer = passing_on(remote_alice, is_first, strange)
+        with remote_alice.client(between.url, patience=30).start("a") as task:
             task.log("one\ntwo")
             task.output["sum"] = 15
-    found = the_task(remote_alice)
+    found = remote_alice.the_task()
     assert (found["logs"], found["output"]) == (["one", "two"], {"sum": 15})
     assert found["status"] == "complete"
 
@@ -237,16 +236,14 @@ def test_retry_after_is_read_or_left(text: str, seconds: float | None) -> None:
 
 def test_sender_continues_after_any_text_in_retry_after(remote_alice: RemoteClient) -> None:
     texts = ("Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "-1", "soon", "\xff", "9" * 0)
-    passed_on = losing(remote_alice, lambda number: False)
+    passed_on = passing_on(remote_alice)
     busy = [play.answer(503, {"Retry-After": text}) for text in texts]
     with Receiver() as between:
         between.answer = in_turn(passed_on, *busy, passed_on)
-        key = str(remote_alice.session.headers["apikey"])
-        client = Client(between.url, key, patience=60)
-        remote_alice.request("PUT", "/agent/a").raise_for_status()
-        with client.start("a") as task:
+        remote_alice.register("a")
+        with remote_alice.client(between.url, patience=60).start("a") as task:
             task.log("one")
-    assert the_task(remote_alice)["logs"] == ["one"]
+    assert remote_alice.the_task()["logs"] == ["one"]
 
 
 # --- the commands ------------------------------------------------------------------------
@@ -255,149 +252,84 @@ PAGES = {name: STRANGE[name] for name in ("a login page", "null", "a list", "an 
 pages = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 
 
-def ended(machine: AgentMachine, process: subprocess.Popen[str]) -> tuple[str, str]:
+def ended(machine: AgentMachine, process: Command) -> tuple[str, str]:
     """What a run has printed; it waits for no service any more when its program has ended."""
     until(lambda: has_ended(machine))
-    process.send_signal(signal.SIGTERM)
-    return process.communicate(timeout=40)
+    return process.end()
 
 
-@pages
-def test_run_that_starts_under_a_page_loses_nothing(
-    remote_alice: RemoteClient, machine: AgentMachine, page: Behaviour
-) -> None:
-    machine.give_up_soon()
-    with Receiver() as between:
-        between.answer = page
-        machine.url = between.url
-        process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo one; exit 7")
-        printed, remarks = ended(machine, process)
-        assert (process.returncode, printed) == (7, "one\n")
-        assert "not from taskservice; the program runs" in remarks
-        assert "1 line and the exit status could not be sent yet" in remarks
-        assert machine.run("run", "--resend").returncode != 0
-        assert len(machine.left_runs()) == 1
-        between.answer = losing(remote_alice, lambda number: False)
-        machine.wait_as_usual()
-        resent = machine.run("run", "--resend")
-    assert (resent.returncode, resent.stderr) == (0, "")
-    task = the_task(remote_alice)
-    assert (task["logs"], task["error"]["message"]) == (["one"], "Exit status 7")
-    assert machine.left_runs() == []
+LINES_REFUSED = {name: STRANGE[name] for name in STRANGE if "gap" in name or "finished" in name}
+LINES_REFUSED["each body of a size"] = play.answer(413)
 
 
-@pytest.mark.parametrize("name", [name for name in STRANGE if "gap" in name or "finished" in name])
+@pytest.mark.parametrize("refusal", LINES_REFUSED.values(), ids=LINES_REFUSED)
 def test_run_exits_as_its_program_whatever_refuses_its_lines(
-    remote_alice: RemoteClient, machine: AgentMachine, name: str
+    machine: AgentMachine, refusal: Behaviour
 ) -> None:
-    pass_on, refuse = losing(remote_alice, lambda number: False), STRANGE[name]
-
-    def between_them(exchange: Exchange) -> None:
-        (refuse if "/logs" in exchange.request.path else pass_on)(exchange)
-
     machine.give_up_soon()
     with Receiver() as between:
-        between.answer = between_them
+        between.answer = passing_on(machine.user, lambda request: "/logs" in request.path, refusal)
         machine.url = between.url
-        ended = machine.run("run", "--agent", "a", "--", "sh", "-c", "echo one; exit 7")
+        ended = machine.run_script("echo one; exit 7")
         assert (ended.returncode, ended.stdout) == (7, "one\n")
         assert "Traceback" not in ended.stderr
         assert "1 line and the exit status could not be sent yet" in ended.stderr
-        between.answer = pass_on
-        assert machine.run("run", "--resend").returncode == 0
-    assert the_task(remote_alice)["logs"] == ["one"]
-
-
-def test_run_behind_a_proxy_that_refuses_each_body_loses_nothing(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    pass_on, refuse = losing(remote_alice, lambda number: False), play.answer(413)
-
-    def between_them(exchange: Exchange) -> None:
-        (refuse if "/logs" in exchange.request.path else pass_on)(exchange)
-
-    with Receiver() as between:
-        between.answer = between_them
-        machine.url = between.url
-        ended = machine.run("run", "--agent", "a", "--", "sh", "-c", "echo one; exit 7")
-        assert (ended.returncode, ended.stdout) == (7, "one\n")
-        assert "1 line and the exit status could not be sent yet" in ended.stderr
-        between.answer = pass_on
-        assert machine.run("run", "--resend").returncode == 0
-    assert the_task(remote_alice)["logs"] == ["one"]
+    assert machine.resend().returncode == 0
+    assert machine.user.the_task()["logs"] == ["one"]
 
 
 @pages
-def test_run_that_a_page_comes_over_loses_nothing(
-    remote_alice: RemoteClient, machine: AgentMachine, page: Behaviour
-) -> None:
-    passed_on = losing(remote_alice, lambda number: False)
-    script = "echo one; read word; echo $word; exit 7"
+def test_run_that_a_page_comes_over_loses_nothing(machine: AgentMachine, page: Behaviour) -> None:
     with Receiver() as between:
-        between.answer = passed_on
+        between.answer = passing_on(machine.user)
         machine.url = between.url
-        process = machine.spawn(
-            "run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE
-        )
-        until(lambda: remote_alice.request("GET", "/task").json()[0:1])
-        until(lambda: the_task(remote_alice)["logs"] == ["one"])
+        process = machine.spawn_script("echo one; read word; echo $word; exit 7")
+        until(lambda: machine.user.the_log() == ["one"])
         between.answer = page
-        assert process.stdin is not None
         process.stdin.write("two\n")
         process.stdin.flush()
         printed, remarks = ended(machine, process)
         assert (process.returncode, printed) == (7, "one\ntwo\n")
         assert "1 line and the exit status could not be sent yet" in remarks
-        between.answer = passed_on
-        resent = machine.run("run", "--resend")
+    resent = machine.resend()
     assert (resent.returncode, resent.stderr) == (0, "")
-    task = the_task(remote_alice)
+    task = machine.user.the_task()
     assert (task["logs"], task["error"]["message"]) == (["one", "two"], "Exit status 7")
     assert machine.left_runs() == []
 
 
 @pages
-def test_worker_waits_until_a_page_is_gone(
-    remote_alice: RemoteClient, machine: AgentMachine, page: Behaviour
-) -> None:
-    remote_alice.start("worker")
+def test_worker_waits_until_a_page_is_gone(machine: AgentMachine, page: Behaviour) -> None:
+    machine.user.start("worker")
     with Receiver() as between:
         between.answer = page
         machine.url = between.url
         worker = machine.spawn("work", "--agent", "worker", "--", "echo", "done")
         between.wait_for(2, 30)
-        between.answer = losing(remote_alice, lambda number: False)
-        until(lambda: the_task(remote_alice)["finishedAt"])
-        worker.send_signal(signal.SIGTERM)
-        _, remarks = worker.communicate(timeout=40)
+        between.answer = passing_on(machine.user)
+        until(lambda: machine.user.the_task()["finishedAt"])
+        _, remarks = worker.end()
     assert worker.returncode == 0
     assert "not from taskservice; retrying" in remarks
-    assert the_task(remote_alice)["logs"] == ["done"]
+    assert machine.user.the_task()["logs"] == ["done"]
 
 
-def test_listener_waits_until_a_page_is_gone(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    passed_on = losing(remote_alice, lambda number: False)
+def test_listener_waits_until_a_page_is_gone(machine: AgentMachine) -> None:
+    passed_on = passing_on(machine.user)
     machine.give_up_soon()
     with Receiver() as between, Receiver() as local:
         between.answer = passed_on
         machine.url = between.url
         listener = machine.spawn("listen", "--forward", local.url)
-        assert listener.stderr is not None
-        assert listener.stdout is not None
-        listener.stderr.readline()
-        for page in PAGES.values():
+        listener.read_error()
+        for page in (*PAGES.values(), play.answer(404, HTML, b"404 page not found")):
             between.answer = page
             between.wait_for(len(between.requests) + 2, 60)
-            assert "not from taskservice" in listener.stdout.readline()
+            assert "the response is not from taskservice" in listener.read_line()
         between.answer = passed_on
-        task = remote_alice.start("a", claim=True)
-        path = f"/task/{task['id']}"
-        remote_alice.request("PATCH", path, json={"status": "complete"}).raise_for_status()
+        machine.user.report(machine.user.start("a"), status="complete")
         local.wait_for(1, 30)
-        listener.send_signal(signal.SIGINT)
-        listener.communicate(timeout=20)
+        listener.end(signal.SIGINT)
     assert listener.returncode == 0
 
 
@@ -438,9 +370,7 @@ def test_service_that_is_too_old_for_a_command_is_named_as_such(machine: AgentMa
         assert "not from taskservice" in machine.run("hook", "list").stderr
 
 
-def test_run_at_a_service_of_another_version_waits_for_its_upgrade(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_run_at_a_service_of_another_version_waits_for_its_upgrade(machine: AgentMachine) -> None:
     machine.give_up_soon()
     with Receiver() as receiver:
         receiver.paths["/openapi.json"] = played.answer(200, {"info": {"version": "0.0.1"}})
@@ -449,13 +379,8 @@ def test_run_at_a_service_of_another_version_waits_for_its_upgrade(
         _, errors = ended(machine, machine.spawn("run", "--agent", "a", "--", "echo", "ran"))
     # By chance a connection breaks before, and the task is first started without `claimedAt`.
     assert VERSIONS.format("0.0.1", __version__) in errors
-    (folder,) = machine.left_runs()
-    record = folder / "run.json"
-    record.write_text(record.read_text().replace(machine.url, remote_alice.url))
-    machine.url = remote_alice.url
-    machine.wait_as_usual()
-    assert machine.run("run", "--resend").returncode == 0
-    assert the_task(remote_alice)["logs"] == ["ran"]
+    assert machine.resend().returncode == 0
+    assert machine.user.the_task()["logs"] == ["ran"]
 
 
 def test_command_reports_a_strange_answer_in_one_line(
@@ -474,7 +399,4 @@ def test_command_reports_a_strange_answer_in_one_line(
             "listen --forward http://127.0.0.1:9/",
         ):  # fmt: skip
             with subtests.test(command):
-                result = machine.run(*command.split())
-                assert (result.returncode, result.stdout) == (2, "")
-                (line,) = result.stderr.splitlines()
-                assert "not from taskservice" in line
+                assert "not from taskservice" in machine.fail(*command.split(), code=2)

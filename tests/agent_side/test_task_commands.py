@@ -13,26 +13,16 @@ import requests
 
 from tests.support import receiver as play
 from tests.support import service_answers as played
-from tests.support.agent_machine import AgentMachine, end_for_silence, objects, the_task
-from tests.support.api_client import RemoteClient
+from tests.support.agent_machine import AgentMachine, end_for_silence, objects
 from tests.support.pseudo_terminal import on_terminal
 from tests.support.receiver import Receiver
 from tests.support.service import Service
 
 
-def report(person: RemoteClient, task: dict[str, object], **changes: object) -> None:
-    person.request("PATCH", f"/task/{task['id']}", json=changes).raise_for_status()
-
-
-def append(person: RemoteClient, task: dict[str, object], *lines: str) -> None:
-    body = {"logs": list(lines)}
-    person.request("POST", f"/task/{task['id']}/logs", json=body).raise_for_status()
-
-
-def test_list_has_a_line_for_each_task(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    first = remote_alice.start("one", name="first")
-    second = remote_alice.start("two", name="bad \x1b[2J\nname")
-    report(remote_alice, first, status="error", error={"message": "no"})
+def test_list_has_a_line_for_each_task(machine: AgentMachine) -> None:
+    first = machine.user.start("one", name="first")
+    second = machine.user.start("two", name="bad \x1b[2J\nname")
+    machine.user.report(first, status="error", error={"message": "no"})
     header, newest, oldest = machine.run("task", "list").stdout.splitlines()
     assert header.split() == ["ID", "STATUS", "STARTED", "TOOK", "LINES", "AGENT", "NAME", "NOTE"]
     assert newest.startswith(str(second["id"])[:13])
@@ -45,32 +35,29 @@ def test_list_has_a_line_for_each_task(remote_alice: RemoteClient, machine: Agen
     assert [task["id"] for task in objects(limited.stdout)] == [second["id"]]
 
 
-def test_show_has_everything_but_the_log(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    task = remote_alice.start("one", name="first", input={"day": 1})
-    append(remote_alice, task, "one", "two")
-    report(remote_alice, task, status="error", error={"message": "no"}, output={"sum": 15})
+def test_show_has_everything_but_the_log(machine: AgentMachine) -> None:
+    task = machine.user.start("one", name="first", input={"day": 1})
+    machine.user.append(task, "one", "two")
+    machine.user.report(task, status="error", error={"message": "no"}, output={"sum": 15})
     shown = machine.run("task", "show", str(task["id"]))
     words = {line.split()[0]: line for line in shown.stdout.splitlines()}
     assert words["status"].split(maxsplit=1)[1] == "error: failed: no"
     assert words["lines"].split()[1] == "2"
-    assert words["page"].split()[1] == f"{remote_alice.url}/tasks/{task['id']}"
+    assert words["page"].split()[1] == f"{machine.user.url}/tasks/{task['id']}"
     assert words['"sum":'].strip() == '"sum": 15'
     as_json = machine.run("task", "show", str(task["id"]), "--json")
     (found,) = objects(as_json.stdout)
     assert found["input"] == {"day": 1}
 
 
-def test_follow_prints_the_log_as_it_grows(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    task = remote_alice.start("one")
-    append(remote_alice, task, "one")
+def test_follow_prints_the_log_as_it_grows(machine: AgentMachine) -> None:
+    task = machine.user.start("one")
+    machine.user.append(task, "one")
     process = machine.spawn("task", "follow", str(task["id"]))
-    assert process.stdout is not None
-    assert process.stdout.readline() == "one\n"
-    append(remote_alice, task, "two")
-    assert process.stdout.readline() == "two\n"
-    report(remote_alice, task, status="complete")
+    assert process.read_line() == "one\n"
+    machine.user.append(task, "two")
+    assert process.read_line() == "two\n"
+    machine.user.report(task, status="complete")
     printed, remarks = process.communicate(timeout=40)
     assert (printed, remarks, process.returncode) == ("", "complete\n", 0)
     as_json = machine.run("task", "follow", str(task["id"]), "--json")
@@ -83,18 +70,16 @@ def test_follow_prints_the_log_as_it_grows(
     assert last["status"] == "complete"
 
 
-def test_follow_keeps_colours_in_a_file(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    task = remote_alice.start("one")
-    append(remote_alice, task, "\x1b[31mred\x1b[0m ü")
-    report(remote_alice, task, status="complete")
+def test_follow_keeps_colours_in_a_file(machine: AgentMachine) -> None:
+    task = machine.user.start("one")
+    machine.user.append(task, "\x1b[31mred\x1b[0m ü")
+    machine.user.report(task, status="complete")
     followed = machine.run("task", "follow", str(task["id"]))
     assert followed.stdout == "\x1b[31mred\x1b[0m ü\n"
 
 
-def test_terminal_that_lacks_a_character_is_no_failure(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    remote_alice.start("one", name="nächtlich ☾")
+def test_terminal_that_lacks_a_character_is_no_failure(machine: AgentMachine) -> None:
+    machine.user.start("one", name="nächtlich ☾")
     command = [*machine.command, "task", "list"]
     environment = {**machine.environment, "PYTHONIOENCODING": "latin-1"}
     listed = subprocess.run(command, env=environment, capture_output=True, check=True)
@@ -111,12 +96,10 @@ def test_short_list_asks_for_no_more_than_it_shows(machine: AgentMachine) -> Non
     assert "output" not in request.path
 
 
-def test_follow_exits_by_the_outcome(
-    remote_alice: RemoteClient, machine: AgentMachine, shared_service: Service
-) -> None:
-    failed, cancelled, silent = (remote_alice.start("one") for _ in range(3))
-    report(remote_alice, failed, status="error", error={"message": "no"})
-    remote_alice.request("POST", f"/task/{cancelled['id']}/cancel").raise_for_status()
+def test_follow_exits_by_the_outcome(machine: AgentMachine, shared_service: Service) -> None:
+    failed, cancelled, silent = (machine.user.start("one") for _ in range(3))
+    machine.user.report(failed, status="error", error={"message": "no"})
+    machine.user.cancel(cancelled)
     end_for_silence(shared_service)
     for task, code in ((failed, 1), (cancelled, 3), (silent, 4)):
         result = machine.run("task", "follow", str(task["id"]))
@@ -124,22 +107,17 @@ def test_follow_exits_by_the_outcome(
         assert result.stderr.startswith("error: ")
 
 
-def test_follow_of_a_task_that_is_deleted_says_so(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    task = remote_alice.start("one")
-    append(remote_alice, task, "one")
+def test_follow_of_a_task_that_is_deleted_says_so(machine: AgentMachine) -> None:
+    task = machine.user.start("one")
+    machine.user.append(task, "one")
     process = machine.spawn("task", "follow", str(task["id"]))
-    assert process.stdout is not None
-    process.stdout.readline()
-    remote_alice.request("DELETE", f"/task/{task['id']}").raise_for_status()
+    process.read_line()
+    machine.user.delete(task)
     _, remarks = process.communicate(timeout=40)
     assert (process.returncode, remarks) == (5, "taskservice: The task was deleted\n")
 
 
-def test_follow_tells_a_failed_task_from_one_that_cannot_be_asked(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_follow_tells_a_failed_task_from_one_that_cannot_be_asked(machine: AgentMachine) -> None:
     unknown = machine.run("task", "follow", "nonsense")
     assert (unknown.returncode, unknown.stderr) == (5, "taskservice: Task's ID is not found\n")
     with Receiver() as receiver:
@@ -149,19 +127,17 @@ def test_follow_tells_a_failed_task_from_one_that_cannot_be_asked(
     assert away.returncode == 69
 
 
-def test_follow_ends_at_ctrl_c(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    task = remote_alice.start("one")
-    append(remote_alice, task, "one")
+def test_follow_ends_at_ctrl_c(machine: AgentMachine) -> None:
+    task = machine.user.start("one")
+    machine.user.append(task, "one")
     process = machine.spawn("task", "follow", str(task["id"]))
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    _, remarks = process.communicate(timeout=40)
+    process.read_line()
+    _, remarks = process.end(signal.SIGINT)
     assert (process.returncode, remarks) == (130, "")
 
 
-def test_cancel_and_delete(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    task_id = str(remote_alice.start("one")["id"])
+def test_cancel_and_delete(machine: AgentMachine) -> None:
+    task_id = str(machine.user.start("one")["id"])
     cancelled = machine.run("task", "cancel", task_id)
     assert cancelled.stdout == "error: cancelled: Cancelled by its user\n"
     deleted = machine.run("task", "delete", task_id)
@@ -170,10 +146,10 @@ def test_cancel_and_delete(remote_alice: RemoteClient, machine: AgentMachine) ->
     assert (again.returncode, again.stderr) == (1, "taskservice: Task's ID is not found\n")
 
 
-def test_refusals_are_one_line(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    remote_alice.start("one")
-    done = remote_alice.start("one")
-    report(remote_alice, done, status="complete")
+def test_refusals_are_one_line(machine: AgentMachine) -> None:
+    machine.user.start("one")
+    done = machine.user.start("one")
+    machine.user.report(done, status="complete")
     for arguments, sentence in (
         (["cancel", str(done["id"])], "The task is finished"),
         (["show", "nonsense"], "Task's ID is not found"),
@@ -184,28 +160,21 @@ def test_refusals_are_one_line(remote_alice: RemoteClient, machine: AgentMachine
         (["rerun", "nonsense"], "Task's ID is not found"),
         (["logs", "nonsense"], "Task's ID is not found"),
     ):
-        result = machine.run("task", *arguments)
-        assert (result.returncode, result.stdout) == (1, "")
-        (line,) = result.stderr.splitlines()
-        assert sentence in line
+        assert sentence in machine.fail("task", *arguments)
 
 
-def test_closed_output_is_no_failure_of_ours(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_closed_output_is_no_failure_of_ours(machine: AgentMachine) -> None:
     for _ in range(3):
-        remote_alice.start("one")
+        machine.user.start("one")
     process = machine.spawn("task", "list")
     with process:
-        assert process.stdout is not None
         process.stdout.close()
-        assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
 
 
-def test_follow_waits_for_lines(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    task = remote_alice.start("one")
-    timer = threading.Timer(1, lambda: report(remote_alice, task, status="complete"))
+def test_follow_waits_for_lines(machine: AgentMachine) -> None:
+    task = machine.user.start("one")
+    timer = threading.Timer(1, lambda: machine.user.report(task, status="complete"))
     timer.start()
     result = machine.run("task", "follow", str(task["id"]))
     timer.join()
@@ -215,27 +184,23 @@ def test_follow_waits_for_lines(remote_alice: RemoteClient, machine: AgentMachin
 # --- starting ----------------------------------------------------------------------------
 
 
-def test_start_prints_the_id_of_a_task_that_waits(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    remote_alice.request("PUT", "/agent/one").raise_for_status()
+def test_start_prints_the_id_of_a_task_that_waits(machine: AgentMachine) -> None:
+    machine.user.register("one")
     started = machine.run(
         "task", "start", "--agent", "one", "--name", "by hand", "--input", '{"day": 1}',
         "--label", "env=prod", "--label", "odd=a=b:c", "--timeout", "1h30m",
     )  # fmt: skip
-    task = the_task(remote_alice)
+    task = machine.user.the_task()
     assert started.stdout == f"{task['id']}\n"
     assert started.stderr == (
-        f"taskservice: waiting for a worker of agent one: {remote_alice.url}/tasks/{task['id']}\n"
+        f"taskservice: waiting for a worker of agent one: {machine.user.url}/tasks/{task['id']}\n"
     )
     assert (task["name"], task["input"], task["claimedAt"]) == ("by hand", {"day": 1}, None)
     assert task["labels"] == {"env": "prod", "odd": "a=b:c"}
 
 
-def test_start_takes_its_input_from_a_file_or_stdin(
-    remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path
-) -> None:
-    remote_alice.request("PUT", "/agent/one", json={}).raise_for_status()
+def test_start_takes_its_input_from_a_file_or_stdin(machine: AgentMachine, tmp_path: Path) -> None:
+    machine.user.register("one")
     (tmp_path / "input.json").write_text('{"from": "a file", "exact": 12345678901234567890}')
     with open(tmp_path / "input.json") as file:
         options: tuple[tuple[str, dict[str, object]], ...] = (
@@ -252,9 +217,9 @@ def test_start_takes_its_input_from_a_file_or_stdin(
 
 
 def test_input_that_is_none_says_why_and_starts_nothing(
-    remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path
+    machine: AgentMachine, tmp_path: Path
 ) -> None:
-    task = remote_alice.start("one")
+    task = machine.user.start("one")
     for text, reason in (
         ("{", "is not JSON"),
         ("\udcff", "is not JSON"),
@@ -269,45 +234,39 @@ def test_input_that_is_none_says_why_and_starts_nothing(
             refused = machine.run("task", *command, "--input", text)
             assert (refused.returncode, refused.stdout) == (2, "")
             assert reason in " ".join(refused.stderr.split()), text
-    assert the_task(remote_alice)["id"] == task["id"]
+    assert machine.user.the_task()["id"] == task["id"]
 
 
-def test_unknown_agent_is_refused_with_similar_names(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    remote_alice.request("PUT", "/agent/word-count").raise_for_status()
+def test_unknown_agent_is_refused_with_similar_names(machine: AgentMachine) -> None:
+    machine.user.register("word-count")
     for command in (["task", "start", "--agent"], ["task", "list", "--agent"], ["agent", "delete"]):
         refused = machine.run(*command, "word-cuont")
         assert (refused.returncode, refused.stdout) == (1, "")
         line = "taskservice: There is no agent word-cuont; did you mean word-count?\n"
         assert refused.stderr == line
-    assert remote_alice.request("GET", "/agent/word-cuont").status_code == 404
+    assert machine.user.request("GET", "/agent/word-cuont").status_code == 404
 
 
-def test_started_task_is_followed_until_a_worker_has_done_it(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    remote_alice.request("PUT", "/agent/followed").raise_for_status()
+def test_started_task_is_followed_until_a_worker_has_done_it(machine: AgentMachine) -> None:
+    machine.user.register("followed")
     process = machine.spawn("task", "start", "--agent", "followed", "--follow")
-    claim = remote_alice.request("POST", "/agent/followed/claim", headers={"Prefer": "wait=50"})
-    append(remote_alice, claim.json(), "one")
-    report(remote_alice, claim.json(), status="error", error={"message": "no"})
+    claim = machine.user.request("POST", "/agent/followed/claim", headers={"Prefer": "wait=50"})
+    machine.user.append(claim.json(), "one")
+    machine.user.report(claim.json(), status="error", error={"message": "no"})
     printed, remarks = process.communicate(timeout=40)
     task_id = claim.json()["id"]
     assert (printed, process.returncode) == ("one\n", 1)
     assert remarks.splitlines() == [
-        f"taskservice: task {task_id}: {remote_alice.url}/tasks/{task_id}",
+        f"taskservice: task {task_id}: {machine.user.url}/tasks/{task_id}",
         "error: failed: no",
     ]
 
 
-def test_rerun_prints_the_id_of_the_new_task(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    task = remote_alice.start("one", name="first", input={"day": 1}, labels={"env": "prod"})
-    report(remote_alice, task, status="error", error={"message": "no"})
+def test_rerun_prints_the_id_of_the_new_task(machine: AgentMachine) -> None:
+    task = machine.user.start("one", name="first", input={"day": 1}, labels={"env": "prod"})
+    machine.user.report(task, status="error", error={"message": "no"})
     again = machine.run("task", "rerun", str(task["id"])).stdout.strip()
-    found = remote_alice.request("GET", f"/task/{again}").json()
+    found = machine.user.read(f"/task/{again}")
     assert (found["rerunOf"], found["input"]) == (task["id"], {"day": 1})
     (other,) = objects(
         machine.run("task", "rerun", again, "--input", '{"day": 2}', "--json").stdout
@@ -327,17 +286,17 @@ def shown_ids(machine: AgentMachine, *filters: str) -> list[str]:
 
 
 def test_list_has_filters_for_what_a_person_looks_for(
-    remote_alice: RemoteClient, machine: AgentMachine, shared_service: Service
+    machine: AgentMachine, shared_service: Service
 ) -> None:
-    silent = str(remote_alice.start("one", claim=True)["id"])
+    silent = str(machine.user.start("one", claim=True)["id"])
     end_for_silence(shared_service)
-    failed, cancelled = (remote_alice.start("one", labels={"env": "prod"}) for _ in range(2))
-    report(remote_alice, failed, status="error", error={"message": "no"})
-    remote_alice.request("POST", f"/task/{cancelled['id']}/cancel").raise_for_status()
-    waiting = remote_alice.start("one", labels={"env": "prod", "team": "a=b"})
-    child = str(remote_alice.start("two", parentId=waiting["id"], claim=True)["id"])
+    failed, cancelled = (machine.user.start("one", labels={"env": "prod"}) for _ in range(2))
+    machine.user.report(failed, status="error", error={"message": "no"})
+    machine.user.cancel(cancelled)
+    waiting = machine.user.start("one", labels={"env": "prod", "team": "a=b"})
+    child = str(machine.user.start("two", parentId=waiting["id"], claim=True)["id"])
     body = {"message": "Go on?"}
-    remote_alice.request("POST", f"/task/{child}/question", json=body).raise_for_status()
+    machine.user.request("POST", f"/task/{child}/question", json=body).raise_for_status()
     assert shown_ids(machine, "--failed") == [failed["id"]]
     assert shown_ids(machine, "--cancelled") == [cancelled["id"]]
     assert shown_ids(machine, "--timeout") == [silent]
@@ -354,14 +313,12 @@ def test_list_has_filters_for_what_a_person_looks_for(
         assert "can't be used with another status" in refused.stderr
 
 
-def test_list_shows_labels_and_how_far_a_task_is(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    waiting = remote_alice.start("one", name="waiting")
-    running = remote_alice.start("one", name="running", claim=True, labels={"env": "prod"})
-    report(remote_alice, running, progress=0.5, note="34 of 68 pages")
-    failed = remote_alice.start("one", name="x" * 200)
-    report(remote_alice, failed, status="error", error={"message": "first line\nsecond line"})
+def test_list_shows_labels_and_how_far_a_task_is(machine: AgentMachine) -> None:
+    waiting = machine.user.start("one", name="waiting")
+    running = machine.user.start("one", name="running", claim=True, labels={"env": "prod"})
+    machine.user.report(running, progress=0.5, note="34 of 68 pages")
+    failed = machine.user.start("one", name="x" * 200)
+    machine.user.report(failed, status="error", error={"message": "first line\nsecond line"})
     machine.settings["TZ"] = "Asia/Kolkata"
     header, *rows = machine.run("task", "list").stdout.splitlines()
     columns = header.split()
@@ -379,9 +336,9 @@ def test_list_shows_labels_and_how_far_a_task_is(
     assert {line.index("one") for line in rows} == {header.index("AGENT")}
 
 
-def test_list_says_that_there_are_more(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_list_says_that_there_are_more(machine: AgentMachine) -> None:
     for number in range(21):
-        remote_alice.start("one", name=f"number {number}")
+        machine.user.start("one", name=f"number {number}")
     listed = machine.run("task", "list")
     assert len(listed.stdout.splitlines()) == 21
     assert "these are the newest 20" in listed.stderr
@@ -390,10 +347,8 @@ def test_list_says_that_there_are_more(remote_alice: RemoteClient, machine: Agen
     assert (len(all_of_them.stdout.splitlines()), all_of_them.stderr) == (22, "")
 
 
-def test_terminal_shows_as_much_of_a_row_as_fits(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    remote_alice.start("one", name="x" * 50)
+def test_terminal_shows_as_much_of_a_row_as_fits(machine: AgentMachine) -> None:
+    machine.user.start("one", name="x" * 50)
     environment = machine.environment | {"COLUMNS": "80", "NO_COLOR": "1"}
     header, row = on_terminal([*machine.command, "task", "list"], environment).splitlines()
     assert header.startswith("ID ")
@@ -401,11 +356,9 @@ def test_terminal_shows_as_much_of_a_row_as_fits(
     assert row.endswith("x…")
 
 
-def test_terminal_shows_each_status_in_its_colour(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    task = remote_alice.start("one", name="failed")
-    report(remote_alice, task, status="error", error={"message": "no"})
+def test_terminal_shows_each_status_in_its_colour(machine: AgentMachine) -> None:
+    task = machine.user.start("one", name="failed")
+    machine.user.report(task, status="error", error={"message": "no"})
     shown = on_terminal([*machine.command, "task", "list"], machine.environment)
     assert shown.splitlines()[1].startswith(f"{str(task['id'])[:13]}  \x1b[31mfailed\x1b[0m  ")
     assert shown.count("\x1b") == 2
@@ -414,10 +367,10 @@ def test_terminal_shows_each_status_in_its_colour(
     assert "\x1b" not in machine.run("task", "list").stdout
 
 
-def test_duration_is_shown_for_what_ran(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_duration_is_shown_for_what_ran(machine: AgentMachine) -> None:
     began = (datetime.now(UTC) - timedelta(minutes=90)).isoformat()
-    task = remote_alice.start("one", name="one", claim=True, claimedAt=began)
-    report(remote_alice, task, status="complete")
+    task = machine.user.start("one", name="one", claim=True, claimedAt=began)
+    machine.user.report(task, status="complete")
     (header, row) = machine.run("task", "list").stdout.splitlines()
     # The task has the name of its agent, so there is no column NAME.
     assert header.split() == ["ID", "STATUS", "STARTED", "TOOK", "LINES", "AGENT"]
@@ -427,10 +380,10 @@ def test_duration_is_shown_for_what_ran(remote_alice: RemoteClient, machine: Age
     )
 
 
-def test_status_is_any_word_of_the_table(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    failed = remote_alice.start("one")
-    report(remote_alice, failed, status="error", error={"message": "no"})
-    remote_alice.start("one")
+def test_status_is_any_word_of_the_table(machine: AgentMachine) -> None:
+    failed = machine.user.start("one")
+    machine.user.report(failed, status="error", error={"message": "no"})
+    machine.user.start("one")
     for word, count in (
         ("failed", 1),
         ("waiting", 1),
@@ -442,9 +395,7 @@ def test_status_is_any_word_of_the_table(remote_alice: RemoteClient, machine: Ag
         assert (word, len(objects(listed.stdout))) == (word, count)
 
 
-def test_list_shows_ids_that_tell_its_tasks_apart(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_list_shows_ids_that_tell_its_tasks_apart(machine: AgentMachine) -> None:
     same = "01a20e63-9249"
     rows = [played.a_task(id=f"{same}-7{digit}13-aada-f8fd1cd47589") for digit in "01"]
     with Receiver() as receiver:
@@ -455,14 +406,12 @@ def test_list_shows_ids_that_tell_its_tasks_apart(
             assert [row.split()[0] for row in shown] == [task["id"][:length] for task in tasks]
 
 
-def test_show_has_the_fields_that_tell_where_a_task_comes_from(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    parent = remote_alice.start("one")
-    task = remote_alice.start("one", labels={"env": "prod"}, parentId=parent["id"])
-    report(remote_alice, task, progress=0.25, note="a quarter")
-    again = remote_alice.request("POST", f"/task/{task['id']}/rerun").json()
-    report(remote_alice, task, status="complete")
+def test_show_has_the_fields_that_tell_where_a_task_comes_from(machine: AgentMachine) -> None:
+    parent = machine.user.start("one")
+    task = machine.user.start("one", labels={"env": "prod"}, parentId=parent["id"])
+    machine.user.report(task, progress=0.25, note="a quarter")
+    again = machine.user.request("POST", f"/task/{task['id']}/rerun").json()
+    machine.user.report(task, status="complete")
     lines = machine.run("task", "show", str(task["id"])).stdout.splitlines()
     words = {line[:10].strip(): line[12:] for line in lines}
     assert words["progress"] == "25 % a quarter"
@@ -477,11 +426,9 @@ def test_show_has_the_fields_that_tell_where_a_task_comes_from(
 # --- logs --------------------------------------------------------------------------------
 
 
-def test_logs_prints_the_lines_with_their_times(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    task = remote_alice.start("one")
-    append(remote_alice, task, "\x1b[31mred\x1b[0m", "two")
+def test_logs_prints_the_lines_with_their_times(machine: AgentMachine) -> None:
+    task = machine.user.start("one")
+    machine.user.append(task, "\x1b[31mred\x1b[0m", "two")
     assert machine.run("task", "logs", str(task["id"])).stdout == "\x1b[31mred\x1b[0m\ntwo\n"
     machine.settings["TZ"] = "Asia/Kolkata"
     first, second = objects(machine.run("task", "logs", str(task["id"]), "--json").stdout)
@@ -490,17 +437,17 @@ def test_logs_prints_the_lines_with_their_times(
     time = local.replace(tzinfo=None).isoformat(" ", timespec="milliseconds")
     timed = machine.run("task", "logs", str(task["id"]), "--times").stdout.splitlines()
     assert timed == [f"{time} \x1b[31mred\x1b[0m", f"{time} two"]
-    report(remote_alice, task, status="complete")
+    machine.user.report(task, status="complete")
     followed = machine.run("task", "follow", str(task["id"]), "--times")
     assert followed.stdout.splitlines() == timed
 
 
-def test_logs_prints_a_part(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_logs_prints_a_part(machine: AgentMachine) -> None:
     began = datetime.now(UTC) - timedelta(hours=2)
-    task = remote_alice.start("one", claim=True, claimedAt=began.isoformat())
+    task = machine.user.start("one", claim=True, claimedAt=began.isoformat())
     body = {"logs": ["old one", "old Error"], "at": began.isoformat()}
-    remote_alice.request("POST", f"/task/{task['id']}/logs", json=body).raise_for_status()
-    append(remote_alice, task, "new one", "new error", "end")
+    machine.user.write("POST", f"/task/{task['id']}/logs", **body)
+    machine.user.append(task, "new one", "new error", "end")
 
     def logs(*options: str) -> list[str]:
         return machine.run("task", "logs", str(task["id"]), *options).stdout.splitlines()
@@ -512,10 +459,9 @@ def test_logs_prints_a_part(remote_alice: RemoteClient, machine: AgentMachine) -
     assert logs("--grep", "eRROR") == ["old Error", "new error"]
     assert logs("--grep", "error", "--since", "1h") == ["new error"]
     following = machine.spawn("task", "logs", str(task["id"]), "--tail", "2", "--grep", "e", "-f")
-    assert following.stdout is not None
-    assert [following.stdout.readline() for _ in range(2)] == ["new error\n", "end\n"]
-    append(remote_alice, task, "not", "later")
-    report(remote_alice, task, status="complete")
+    assert [following.read_line() for _ in range(2)] == ["new error\n", "end\n"]
+    machine.user.append(task, "not", "later")
+    machine.user.report(task, status="complete")
     assert following.communicate()[0] == "later\n"
     assert following.returncode == 0
 
@@ -523,8 +469,8 @@ def test_logs_prints_a_part(remote_alice: RemoteClient, machine: AgentMachine) -
 # --- completion --------------------------------------------------------------------------
 
 
-def test_shell_completes_ids_and_labels(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    task = remote_alice.start("nightly-import", name="first", labels={"env": "prod"})
+def test_shell_completes_ids_and_labels(machine: AgentMachine) -> None:
+    task = machine.user.start("nightly-import", name="first", labels={"env": "prod"})
 
     def completed(*words: str) -> list[str]:
         machine.settings = {
@@ -545,10 +491,10 @@ def test_shell_completes_ids_and_labels(remote_alice: RemoteClient, machine: Age
 # --- beginnings of ids -------------------------------------------------------------------
 
 
-def test_beginning_of_an_id_will_do(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    task = remote_alice.start("one")
-    append(remote_alice, task, "one")
-    report(remote_alice, task, status="complete")
+def test_beginning_of_an_id_will_do(machine: AgentMachine) -> None:
+    task = machine.user.start("one")
+    machine.user.append(task, "one")
+    machine.user.report(task, status="complete")
     task_id = str(task["id"])
     for beginning in (task_id[:18], task_id[:4], task_id[:-1], task_id.upper(), task_id[:13]):
         (found,) = objects(machine.run("task", "show", beginning, "--json").stdout)
@@ -560,10 +506,8 @@ def test_beginning_of_an_id_will_do(remote_alice: RemoteClient, machine: AgentMa
     assert machine.run("task", "delete", again[:23]).stdout == f"{again} is deleted\n"
 
 
-def test_beginning_that_fits_several_tasks_or_none_says_so(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    ids = [str(remote_alice.start("one")["id"]) for _ in range(3)]
+def test_beginning_that_fits_several_tasks_or_none_says_so(machine: AgentMachine) -> None:
+    ids = [str(machine.user.start("one")["id"]) for _ in range(3)]
     for command in ("show", "logs", "follow", "rerun", "cancel", "delete"):
         several = machine.run("task", command, ids[0][:6])
         assert (several.returncode, several.stdout) == (2, "")
@@ -589,11 +533,11 @@ def test_beginning_is_looked_for_among_the_tasks_of_its_time(machine: AgentMachi
     assert {query["fields"][0] for query in asked} == {"id"}
 
 
-def test_link_shows_the_task_to_everyone(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    task = remote_alice.start("one", name="first")
-    append(remote_alice, task, "two")
+def test_link_shows_the_task_to_everyone(machine: AgentMachine) -> None:
+    task = machine.user.start("one", name="first")
+    machine.user.append(task, "two")
     printed = machine.run("task", "link", str(task["id"])[:20]).stdout.strip()
-    url = remote_alice.url + urlsplit(printed).path
+    url = machine.user.url + urlsplit(printed).path
     assert "first" in requests.get(url, timeout=30).text
     assert requests.get(f"{url}/logs", timeout=30).json()["logs"] == ["two"]
     as_json = machine.run("task", "link", str(task["id"]), "--expires", "90d", "--json")

@@ -3,7 +3,6 @@
 import os
 import resource
 import signal
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -17,19 +16,19 @@ from taskservice.cli.work import Worker
 from taskservice.client import Client
 from tests.support import receiver as play
 from tests.support import service_answers as played
-from tests.support.agent_machine import AgentMachine, kill, machine_of, tasks, the_task
+from tests.support.agent_machine import AgentMachine, Command, kill
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Exchange, Receiver
 from tests.support.service import Service
-from tests.support.service_answers import losing
+from tests.support.service_answers import passing_on
 from tests.support.waiting import PATIENCE_SECONDS, until
 
 
-def work(machine: AgentMachine, script: str, *options: str) -> subprocess.Popen[str]:
+def work(machine: AgentMachine, script: str, *options: str) -> Command:
     return machine.spawn("work", "--agent", "worker", *options, "--", "sh", "-c", script)
 
 
-def stop(*workers: subprocess.Popen[str]) -> list[tuple[str, str]]:
+def stop(*workers: Command) -> list[tuple[str, str]]:
     """What the workers have printed, after they were told to stop."""
     for worker in workers:
         worker.send_signal(signal.SIGTERM)
@@ -38,17 +37,15 @@ def stop(*workers: subprocess.Popen[str]) -> list[tuple[str, str]]:
 
 def all_finished(person: RemoteClient, count: int) -> list[dict[str, Any]]:
     return until(
-        lambda: len(found := [t for t in tasks(person) if t["finishedAt"]]) == count and found
+        lambda: len(found := [t for t in person.tasks() if t["finishedAt"]]) == count and found
     )
 
 
-def test_task_is_done_and_its_caller_is_called_back(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_task_is_done_and_its_caller_is_called_back(machine: AgentMachine) -> None:
     worker = work(machine, """echo working; sed 's/.*/{"got": &}/'""")
     with Receiver() as receiver:
-        remote_alice.start("worker", input={"n": 1}, callback=receiver.url)
-        (task,) = all_finished(remote_alice, 1)
+        machine.user.start("worker", input={"n": 1}, callback=receiver.url)
+        (task,) = all_finished(machine.user, 1)
         until(lambda: receiver.requests)
     ((printed, remarks),) = stop(worker)
     assert (task["status"], task["output"]) == ("complete", {"got": {"n": 1}})
@@ -58,29 +55,25 @@ def test_task_is_done_and_its_caller_is_called_back(
     assert worker.returncode == 0
 
 
-def test_failure_of_one_task_does_not_end_the_worker(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    remote_alice.start("worker", input={"code": 3})
-    remote_alice.start("worker", input={"code": 0})
+def test_failure_of_one_task_does_not_end_the_worker(machine: AgentMachine) -> None:
+    machine.user.start("worker", input={"code": 3})
+    machine.user.start("worker", input={"code": 0})
     worker = work(machine, "exit $(tr -dc 0-9)")
-    found = all_finished(remote_alice, 2)
+    found = all_finished(machine.user, 2)
     stop(worker)
     assert [task["status"] for task in found] == ["complete", "error"]
     assert found[1]["error"] == {"type": "failed", "message": "Exit status 3"}
 
 
-def test_threads_of_a_program_end_with_it(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_threads_of_a_program_end_with_it(machine: AgentMachine) -> None:
     worker = work(machine, "echo one")
 
     def threads() -> int:
         return len(list(Path(f"/proc/{worker.pid}/task").iterdir()))
 
     def do_one(count: int) -> None:
-        remote_alice.start("worker")
-        all_finished(remote_alice, count)
+        machine.user.start("worker")
+        all_finished(machine.user, count)
         until(lambda: not machine.left_runs())
 
     do_one(1)
@@ -92,16 +85,14 @@ def test_threads_of_a_program_end_with_it(
     stop(worker)
 
 
-def test_several_workers_do_each_task_once(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_several_workers_do_each_task_once(machine: AgentMachine) -> None:
     for number in range(12):
-        remote_alice.start("worker", input={"number": number})
+        machine.user.start("worker", input={"number": number})
     # Each program makes one write, because programs that run in parallel share the output.
     program = "printf '%s\\n' \"$(cat)\"; sleep 0.2"
     workers = [work(machine, program) for _ in range(2)]
     workers.append(work(machine, program, "--parallel", "3"))
-    found = all_finished(remote_alice, 12)
+    found = all_finished(machine.user, 12)
     printed = "".join(out for out, _ in stop(*workers))
     assert Counter(line for line in printed.splitlines() if line) == Counter(
         f'{{"number": {number}}}' for number in range(12)
@@ -109,30 +100,26 @@ def test_several_workers_do_each_task_once(
     assert all(task["status"] == "complete" for task in found)
 
 
-def test_parallel_limits_concurrent_programs(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_parallel_limits_concurrent_programs(machine: AgentMachine) -> None:
     for _ in range(4):
-        remote_alice.start("worker")
+        machine.user.start("worker")
     worker = work(machine, "sleep 1000", "--parallel", "3")
-    until(lambda: sum(task["claimedAt"] is not None for task in tasks(remote_alice)) == 3)
+    until(lambda: sum(task["claimedAt"] is not None for task in machine.user.tasks()) == 3)
     time.sleep(1)
-    assert sum(task["claimedAt"] is not None for task in tasks(remote_alice)) == 3
+    assert sum(task["claimedAt"] is not None for task in machine.user.tasks()) == 3
     stop(worker)
-    ended = [task["error"]["message"] for task in tasks(remote_alice) if task["finishedAt"]]
+    ended = [task["error"]["message"] for task in machine.user.tasks() if task["finishedAt"]]
     assert ended == ["Killed by signal 15 (SIGTERM)"] * 3
     assert worker.returncode == 0
 
 
-def test_cancel_stops_the_program_and_not_the_worker(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    first = remote_alice.start("worker", input={"seconds": 1000})
+def test_cancel_stops_the_program_and_not_the_worker(machine: AgentMachine) -> None:
+    first = machine.user.start("worker", input={"seconds": 1000})
     worker = work(machine, "sleep $(tr -dc 0-9)")
-    until(lambda: remote_alice.request("GET", f"/task/{first['id']}").json()["claimedAt"])
-    remote_alice.request("POST", f"/task/{first['id']}/cancel").raise_for_status()
-    remote_alice.start("worker", input={"seconds": 0})
-    newest, oldest = all_finished(remote_alice, 2)
+    until(lambda: machine.user.read(f"/task/{first['id']}")["claimedAt"])
+    machine.user.cancel(first)
+    machine.user.start("worker", input={"seconds": 0})
+    newest, oldest = all_finished(machine.user, 2)
     stop(worker)
     assert (oldest["error"]["type"], newest["status"]) == ("cancelled", "complete")
 
@@ -140,8 +127,8 @@ def test_cancel_stops_the_program_and_not_the_worker(
 def test_worker_waits_for_a_service_that_is_away(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
-        worker = work(machine_of(alice, tmp_path / "home"), "echo done")
-        until(lambda: alice.request("GET", "/agent").json())
+        worker = work(AgentMachine(tmp_path / "home", alice), "echo done")
+        until(lambda: alice.read("/agent"))
         kill(service)
         time.sleep(1)
         service.start()
@@ -152,16 +139,13 @@ def test_worker_waits_for_a_service_that_is_away(tmp_path: Path) -> None:
     assert "retrying" in remarks
 
 
-def test_worker_says_for_which_agent_it_waits(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_worker_says_for_which_agent_it_waits(machine: AgentMachine) -> None:
     for agent_id in ("word-count", "backup"):
-        remote_alice.request("PUT", f"/agent/{agent_id}").raise_for_status()
+        machine.user.register(agent_id)
     said = []
     for lines in (2, 1):
         worker = machine.spawn("work", "--agent", "word-cuont", "--", "true")
-        assert worker.stderr is not None
-        said += [worker.stderr.readline() for _ in range(lines)]
+        said += [worker.read_error() for _ in range(lines)]
         ((_, rest),) = stop(worker)
         assert rest == ""
     assert said == [
@@ -171,9 +155,7 @@ def test_worker_says_for_which_agent_it_waits(
     ]
 
 
-def test_worker_continues_after_another_programs_page(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_worker_continues_after_another_programs_page(machine: AgentMachine) -> None:
     """A proxy answers while its service is away; at first, the URL would be wrong.
 
     The connection breaks before: the worker tells each reason once.
@@ -186,26 +168,23 @@ def test_worker_continues_after_another_programs_page(
         receiver.paths["/api/v1/agent"] = played.answer(200, [{"id": "worker"}])
         receiver.answer = play.in_turn(play.reset(), page)
         worker = work(machine, "true")
-        assert worker.stderr is not None
-        assert "waiting for tasks" in worker.stderr.readline()
-        assert "retrying" in worker.stderr.readline()
+        assert "waiting for tasks" in worker.read_error()
+        assert "retrying" in worker.read_error()
         # On a busy machine another connection may break first.
-        while "not from taskservice; retrying" not in (line := worker.stderr.readline()):
+        while "not from taskservice; retrying" not in (line := worker.read_error()):
             assert "retrying" in line
         stop(worker)
     assert worker.returncode == 0
 
 
-def test_program_gets_each_number_as_it_was_given(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_program_gets_each_number_as_it_was_given(machine: AgentMachine) -> None:
     numbers = "[0.1, 1e-400, 12345678901234567890.123, 100000000000000000000, -2.5]"
-    remote_alice.request("PUT", "/agent/worker").raise_for_status()
+    machine.user.register("worker")
     start = f'{{"agentId": "worker", "input": {{"numbers": {numbers}, "text": "\\\\u0000 1.5"}}}}'
     headers = {"Content-Type": "application/json"}
-    remote_alice.request("POST", "/task", data=start, headers=headers).raise_for_status()
+    machine.user.request("POST", "/task", data=start, headers=headers).raise_for_status()
     worker = work(machine, "cat")
-    (task,) = all_finished(remote_alice, 1)
+    (task,) = all_finished(machine.user, 1)
     stop(worker)
     assert task["logs"] == [f'{{"numbers": {numbers}, "text": "\\\\u0000 1.5"}}']
 
@@ -218,11 +197,11 @@ def test_worker_with_a_wrong_key_ends(machine: AgentMachine) -> None:
 
 
 def test_stopping_worker_finishes_its_claimed_tasks(
-    remote_alice: RemoteClient, machine: AgentMachine, monkeypatch: pytest.MonkeyPatch
+    machine: AgentMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(machine.home))
-    remote_alice.request("PUT", "/agent/worker").raise_for_status()
-    passed_on, started = losing(remote_alice, lambda number: False), threading.Event()
+    machine.user.register("worker")
+    passed_on, started = passing_on(machine.user), threading.Event()
 
     def wait_for_a_task(exchange: Exchange) -> None:
         started.wait(PATIENCE_SECONDS)
@@ -237,10 +216,10 @@ def test_stopping_worker_finishes_its_claimed_tasks(
         thread.start()
         until(lambda: [r for r in between.requests if r.path.endswith("/claim")])
         worker.stop(signal.SIGTERM)
-        remote_alice.start("worker")
+        machine.user.start("worker")
         started.set()
         thread.join(PATIENCE_SECONDS)
-    assert the_task(remote_alice)["status"] == "complete"
+    assert machine.user.the_task()["status"] == "complete"
 
 
 def test_idle_workers_ask_seldom_whether_or_not_the_service_holds_their_claims(
@@ -249,7 +228,7 @@ def test_idle_workers_ask_seldom_whether_or_not_the_service_holds_their_claims(
     """With its default settings, a service holds at most eight claims at a time."""
     with Service(tmp_path / "data", LOG_LEVEL="DEBUG") as service:
         alice, bob = service.add_user("alice"), service.add_user("bob")
-        machine = machine_of(alice, tmp_path / "home")
+        machine = AgentMachine(tmp_path / "home", alice)
         workers = [work(machine, "true") for _ in range(12)]
         until(lambda: service.log.read_text().count("claim status=204") >= 12)
         before = service.log.read_text().count("claim status=204")
@@ -311,13 +290,11 @@ def test_claim_is_repeated_as_one_and_its_task_beats_often(machine: AgentMachine
     assert r"task 1 bad \u001b[2Jname" in remarks
 
 
-def test_task_that_cannot_be_run_does_not_stay_claimed(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    remote_alice.start("worker")
+def test_task_that_cannot_be_run_does_not_stay_claimed(machine: AgentMachine) -> None:
+    machine.user.start("worker")
     few_files = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))}
     worker = machine.spawn("work", "--agent", "worker", "--", "true", **few_files)
-    (task,) = all_finished(remote_alice, 1)
+    (task,) = all_finished(machine.user, 1)
     # Three standard files, and at most two connections.
     until(lambda: len(os.listdir(f"/proc/{worker.pid}/fd")) <= 5)
     stop(worker)

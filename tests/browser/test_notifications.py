@@ -13,7 +13,7 @@ import pytest
 import requests
 from playwright.sync_api import Browser, expect
 
-from tests.support.agent_machine import AgentMachine, machine_of
+from tests.support.agent_machine import AgentMachine
 from tests.support.api_client import RemoteClient
 from tests.support.browser import Visitor
 from tests.support.requirements import needs
@@ -53,7 +53,7 @@ def is_up(url: str) -> bool:
 
 @pytest.fixture
 def machine(alice: RemoteClient, tmp_path: Path) -> Iterator[AgentMachine]:
-    machine = machine_of(alice, tmp_path / "home")
+    machine = AgentMachine(tmp_path / "home", alice)
     yield machine
     machine.kill_left()
 
@@ -83,7 +83,7 @@ def test_phone_is_told_of_a_failure_and_answers_a_script(
     chromium: Browser, service: Service, alice: RemoteClient, machine: AgentMachine, ntfy: str
 ) -> None:
     visitor = Visitor(chromium, service.url)
-    visitor.sign_in(str(alice.session.headers["apikey"]))
+    visitor.sign_in(alice.key)
     add(visitor, f"{ntfy}/nights")
     assert message(f"{ntfy}/nights", 1)["title"]
     assert machine.run("run", "--agent", "backup", "--", "sh", "-c", "exit 3").returncode == 3

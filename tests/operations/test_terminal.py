@@ -19,7 +19,7 @@ from taskservice.cli import main
 from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.services import users as user_service
-from tests.support.agent_machine import AgentMachine, machine_of, objects
+from tests.support.agent_machine import AgentMachine, objects
 from tests.support.api_client import RemoteClient
 from tests.support.documents import ROOT
 from tests.support.pseudo_terminal import NASTY, SHOWN, obeyed, on_terminal
@@ -49,7 +49,7 @@ def nasty(shared_service: Service) -> RemoteClient:
 
 @pytest.fixture
 def machine(nasty: RemoteClient, tmp_path: Path) -> AgentMachine:
-    return machine_of(nasty, tmp_path / "home")
+    return AgentMachine(tmp_path / "home", nasty)
 
 
 def start(person: RemoteClient, **fields: object) -> str:
@@ -249,9 +249,7 @@ def test_remarks_of_run_work_and_listen_are_escaped(
     assert SHOWN in shown
     with Receiver() as receiver:
         listen = machine.spawn("listen", "--forward", f"{receiver.url}a\u202eb")
-        assert listen.stderr is not None
-        assert listen.stdout is not None
-        assert r"a\u202eb" in listen.stderr.readline()
+        assert r"a\u202eb" in listen.read_error()
         change(nasty, start(nasty), status="complete")
         # The task of `run` may be posted too: it ended in the same second.
         assert any(SHOWN in line for line in listen.stdout)

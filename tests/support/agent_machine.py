@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
+import signal
 import sqlite3
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests.support.api_client import RemoteClient
 from tests.support.fork_server import ForkedPopen, run_forked
+from tests.support.receiver import unused_port
 from tests.support.service import Service
+from tests.support.waiting import PATIENCE_SECONDS
 
 # The agent's side as it is, but the pauses between its requests are short.
 COMMAND = """
@@ -37,17 +41,38 @@ run.Run._start_task = start_task
 """
 
 
+class Command(ForkedPopen):
+    """A running command, whose output a test reads as it comes."""
+
+    stdin: IO[str]
+    stdout: IO[str]
+    stderr: IO[str]
+
+    def read_line(self) -> str:
+        """The next line that it prints."""
+        return self.stdout.readline()
+
+    def read_error(self) -> str:
+        """The next line of its stderr."""
+        return self.stderr.readline()
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[str, str]:
+        """Send a signal, and wait for the end; returns what was not read of stdout and stderr."""
+        self.send_signal(number)
+        return self.communicate(timeout=PATIENCE_SECONDS)
+
+
 class AgentMachine:
-    """Runs the agent's side of `taskservice` as a person would.
+    """Runs the agent's side of `taskservice` as a person would, with the key of a `user`.
 
     `url`, `key` and `settings`, more variables of its environment, may be changed.
     """
 
-    def __init__(self, home: Path, url: str, key: str) -> None:
+    def __init__(self, home: Path, user: RemoteClient) -> None:
         home.mkdir(exist_ok=True)
-        self.home, self.url, self.key = home, url, key
+        self.home, self.user, self.url, self.key = home, user, user.url, user.key
         self.settings: dict[str, str] = {}
-        self._spawned: list[subprocess.Popen[str]] = []
+        self._spawned: list[Command] = []
         self.patch("")
 
     def patch(self, statements: str) -> None:
@@ -59,16 +84,17 @@ class AgentMachine:
         self.patch("from taskservice.client import sender; sender.HEARTBEAT_SECONDS = 0.3")
 
     def give_up_soon(self) -> None:
-        """From now on its commands wait hardly at all for a service that is away."""
+        """From now on its commands wait hardly at all for a service that is unavailable."""
         self.patch(GIVE_UP_SOON)
+
+    def lose_service(self) -> None:
+        """From now on no service listens at its address, and its commands soon give up."""
+        self.url = f"http://127.0.0.1:{unused_port()}"
+        self.give_up_soon()
 
     def start_without_service(self) -> None:
         """From now on its runs wait hardly at all for the start of their task, else as usual."""
         self.patch("from taskservice.runner import run; run.START_SECONDS = 0.3")
-
-    def wait_as_usual(self) -> None:
-        """From now on its commands wait for a busy service again."""
-        self.patch("")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -85,12 +111,45 @@ class AgentMachine:
         options = {"capture_output": True, "text": True, "timeout": 100, "check": False} | options
         return run_forked([*self.command, *arguments], env=self.environment, **options)
 
-    def spawn(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    def fail(self, *arguments: str, code: int = 1) -> str:
+        """Run a command that must fail with one line, or a line about its use; returns stderr."""
+        done = self.run(*arguments)
+        assert (done.returncode, done.stdout) == (code, ""), done
+        assert done.stderr.startswith("Usage: ") or done.stderr.count("\n") == 1
+        return done.stderr
+
+    def spawn(self, *arguments: str, **options: Any) -> Command:
+        return self._spawn([*self.command, *arguments], options)
+
+    def python(self, program: str, *arguments: str, **options: Any) -> Command:
+        """A program in Python that uses the client."""
+        return self._spawn([sys.executable, "-c", program, *arguments], options)
+
+    def _spawn(self, command: list[str], options: dict[str, Any]) -> Command:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-        self._spawned.append(
-            ForkedPopen([*self.command, *arguments], env=self.environment, **options)
-        )
+        self._spawned.append(Command(command, env=self.environment, **options))
         return self._spawned[-1]
+
+    def run_script(
+        self, script: str, *options: str, **others: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a shell script as a task of the agent `a`."""
+        return self.run("run", "--agent", "a", *options, "--", "sh", "-c", script, **others)
+
+    def spawn_script(self, script: str, **options: Any) -> Command:
+        """Start a shell script as a task of the agent `a`; it can read from a pipe."""
+        options = {"stdin": subprocess.PIPE} | options
+        return self.spawn("run", "--agent", "a", "--", "sh", "-c", script, **options)
+
+    def resend(self) -> subprocess.CompletedProcess[str]:
+        """Send what runs have left to the service of its user, as if that had moved there."""
+        for folder in self.left_runs():
+            record = folder / "run.json"
+            text = re.sub('"url": "[^"]*"', f'"url": "{self.user.url}"', record.read_text())
+            record.write_text(text)
+        self.url = self.user.url
+        self.patch("")
+        return self.run("run", "--resend")
 
     def kill_left(self) -> None:
         """Kill what a failed test has left, which would disturb the next one."""
@@ -99,12 +158,6 @@ class AgentMachine:
                 process.kill()
                 with process:
                     pass
-
-    def python(self, program: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """A program in Python that uses the client."""
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-        command = [sys.executable, "-c", program, *arguments]
-        return ForkedPopen(command, env=self.environment, **options)
 
     def left_runs(self) -> list[Path]:
         """The runs that are kept on the disk, alive or left."""
@@ -124,24 +177,6 @@ def _has_report(record: Path) -> bool:
         return False
 
 
-def machine_of(person: RemoteClient, home: Path) -> AgentMachine:
-    return AgentMachine(home, person.url, str(person.session.headers["apikey"]))
-
-
-def tasks(person: RemoteClient, **query: str) -> list[dict[str, Any]]:
-    """All tasks, newest first, with their logs."""
-    answer = person.request("GET", "/task", params=query)
-    assert answer.ok, answer.text
-    found: list[dict[str, Any]] = answer.json()
-    return found
-
-
-def the_task(person: RemoteClient) -> dict[str, Any]:
-    """The one task that there is."""
-    (task,) = tasks(person)
-    return task
-
-
 def kill(service: Service) -> None:
     """End the service as a power failure would: no process of it has a last word."""
     workers = service.workers()
@@ -155,11 +190,6 @@ def kill(service: Service) -> None:
 def objects(text: str) -> list[Any]:
     """What a command printed with --json."""
     return [json.loads(line) for line in text.splitlines()]
-
-
-def the_log(person: RemoteClient) -> list[str]:
-    found = person.request("GET", "/task").json()
-    return found[0]["logs"] if found else []
 
 
 def end_for_silence(service: Service) -> None:

@@ -1,6 +1,7 @@
 """People and programs that talk to the service, in this process or over a socket."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -8,6 +9,7 @@ import requests
 from flask import Flask
 from werkzeug.test import TestResponse
 
+from taskservice.client import Client
 from taskservice.services import users as user_service
 from taskservice.terms import CODES
 from tests.support import conformance
@@ -137,9 +139,17 @@ class RemoteClient:
         self.session.trust_env = False
         self.session.headers["apikey"] = key
 
+    @property
+    def key(self) -> str:
+        return str(self.session.headers["apikey"])
+
+    def client(self, url: str = "", patience: float = 20) -> Client:
+        """The Python client with the same key; a proxy can be at the `url`."""
+        return Client(url or self.url, self.key, patience)
+
     def copy(self) -> "RemoteClient":
         """The same person with connections of their own, for another thread."""
-        other = RemoteClient(self.url, str(self.session.headers["apikey"]))
+        other = RemoteClient(self.url, self.key)
         other.session.verify = self.session.verify
         return other
 
@@ -160,3 +170,46 @@ class RemoteClient:
         response = self.request("POST", "/task", json={"agentId": agent_id, **fields})
         response.raise_for_status()
         return dict(response.json())
+
+    def read(self, path: str, **query: str) -> Any:
+        response = self.request("GET", path, params=query)
+        assert response.ok, response.text
+        return response.json()
+
+    def write(self, method: str, path: str, **body: Any) -> Any:
+        response = self.request(method, path, json=body or None)
+        assert response.ok, response.text
+        return response.json()
+
+    def register(self, agent_id: str, **fields: Any) -> None:
+        self.write("PUT", f"/agent/{agent_id}", **fields)
+
+    def append(self, task: Mapping[str, Any], *lines: str, **more: Any) -> None:
+        self.write("POST", f"/task/{task['id']}/logs", logs=lines, **more)
+
+    def report(self, task: Mapping[str, Any], **changes: Any) -> None:
+        self.write("PATCH", f"/task/{task['id']}", **changes)
+
+    def cancel(self, task: Mapping[str, Any]) -> None:
+        self.write("POST", f"/task/{task['id']}/cancel")
+
+    def delete(self, task: Mapping[str, Any]) -> None:
+        self.write("DELETE", f"/task/{task['id']}")
+
+    def agent_key(self, agent_id: str) -> str:
+        """A new key that is narrowed to one agent."""
+        self.register(agent_id)
+        return str(self.write("POST", "/key", name="narrow", agentId=agent_id)["key"])
+
+    def tasks(self, **query: str) -> list[dict[str, Any]]:
+        """All tasks, newest first, with their logs."""
+        return list(self.read("/task", **query))
+
+    def the_task(self) -> dict[str, Any]:
+        """The one task that there is."""
+        (task,) = self.tasks()
+        return task
+
+    def the_log(self) -> list[str]:
+        """The lines of the newest task; empty without one."""
+        return [line for task in self.tasks()[:1] for line in task["logs"]]

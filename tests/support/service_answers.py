@@ -10,7 +10,7 @@ from taskservice.client.task import SHORT_FIELDS
 from taskservice.schemas.tasks import task_schema
 from tests.support import receiver as play
 from tests.support.api_client import RemoteClient
-from tests.support.receiver import Behaviour, Exchange
+from tests.support.receiver import Behaviour, Exchange, Received
 
 JSON = {"Content-Type": "application/json"}
 PROBLEM = {"Content-Type": "application/problem+json"}
@@ -45,6 +45,16 @@ def problem(status: int, detail: Any, **more: Any) -> Behaviour:
     title = HTTPStatus(status).phrase
     text = {"type": "about:blank", "title": title, "status": status, "detail": detail} | more
     return play.answer(status, PROBLEM, json.dumps(text).encode())
+
+
+def passing_on(
+    person: RemoteClient,
+    is_refused: Callable[[Received], object] = lambda request: False,
+    refusal: Behaviour = play.silence,
+) -> Behaviour:
+    """Passes on all requests to the service but the refused ones, as a proxy."""
+    passed_on = losing(person, lambda number: False)
+    return lambda exchange: (refusal if is_refused(exchange.request) else passed_on)(exchange)
 
 
 def losing(person: RemoteClient, is_lost: Callable[[int], bool]) -> Behaviour:

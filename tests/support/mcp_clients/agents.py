@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support.agent_machine import machine_of
+from tests.support.agent_machine import AgentMachine
 from tests.support.api_client import RemoteClient
 from tests.support.mcp_clients.packages import TESTS
 from tests.support.waiting import PATIENCE_SECONDS
@@ -104,7 +104,7 @@ def newest_task(owner: RemoteClient, agent_id: str) -> dict[str, Any]:
 @contextmanager
 def working(owner: RemoteClient, home: Path) -> Iterator[None]:
     """The agents are registered, and a worker waits for the tasks of each."""
-    machine = machine_of(owner, home)
+    machine = AgentMachine(home, owner)
     machine.beat_often()
     workers = []
     try:
