@@ -66,7 +66,7 @@ def exit_with_error(message: str, code: int = 1) -> NoReturn:
 def print_log_line(text: str) -> None:
     """Print a line of a log: with its colours, reset at its end, on a terminal; else unchanged."""
     if sys.stdout.isatty():
-        text = _COLOUR_OR_UNSAFE.sub(lambda found: found[1] or _escape(found), text)
+        text = _COLOUR_OR_UNSAFE.sub(lambda match: match[1] or _escape(match), text)
         if "\x1b" in text and not text.endswith(_PLAIN):
             text += _PLAIN
     _write(text)

@@ -241,7 +241,7 @@ def seconds(retry_after: str) -> float | None:
 MCP_PATH = "/mcp"
 # The environment variable from which a client reads the key, so that no file contains it.
 KEY_VARIABLE = "TASKSERVICE_APIKEY"
-PROFILE_VARIABLE = "TASKSERVICE_PROFILE"  # names what `taskservice login` kept
+PROFILE_VARIABLE = "TASKSERVICE_PROFILE"  # names what `taskservice login` stored
 
 
 class McpClient(NamedTuple):

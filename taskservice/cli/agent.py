@@ -99,9 +99,9 @@ def add(agent_id: str, **fields: Any) -> None:
 def delete(agent_id: str) -> None:
     """Delete an agent that has no tasks, and its keys."""
     with service_client() as client:
-        found = registered_agent_id(client, agent_id)
-        client.delete_agent(found)
-    print_line(f"{found} is deleted")
+        whole_id = registered_agent_id(client, agent_id)
+        client.delete_agent(whole_id)
+    print_line(f"{whole_id} is deleted")
 
 
 def _row(agent: Agent) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ def _choose_profile(ctx: click.Context, param: click.Parameter, name: str | None
     metavar="NAME",
     expose_value=False,
     callback=_choose_profile,
-    help=f"Use what `login --profile NAME` kept (default: {PROFILE_VARIABLE}).",
+    help=f"Use what `login --profile NAME` stored (default: {PROFILE_VARIABLE}).",
 )
 def main() -> None:
     """Record the runs of agents with live logs, and send a signed webhook when each one ends.

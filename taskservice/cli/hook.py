@@ -1,4 +1,4 @@
-"""`taskservice hook`: the addresses that are told about agents: add, list, show, test, delete."""
+"""`taskservice hook`: the addresses that are notified of events: add, list, show, test, delete."""
 
 import sys
 from typing import Any
@@ -28,7 +28,7 @@ hook_argument = click.argument("hook_id", type=options.text)
 
 @click.group("hook", cls=options.Group)
 def command() -> None:
-    """Manage hooks: phones, chats, mailboxes and programs that are told about agents.
+    """Manage hooks: phones, chats, mailboxes and programs that are notified of events.
 
     HOOK_ID can be any unambiguous prefix of a hook's id.
     """
@@ -53,7 +53,7 @@ def command() -> None:
     "events",
     type=click.Choice(EVENTS),
     multiple=True,
-    help=f"Event to tell. Repeatable. By default {', '.join(DEFAULT_EVENTS)}.",
+    help=f"Event to notify of. Repeatable. By default {', '.join(DEFAULT_EVENTS)}.",
 )
 @options.agent_option("agent_id", help="Only events of this agent.")
 @click.option("--label", type=options.known_label, help="Only events of tasks with this label.")
@@ -158,8 +158,8 @@ def delete(hook_id: str, as_json: bool) -> None:
 def _find(client: Client, text: str) -> Hook:
     """The only hook whose id has this prefix."""
     hooks = {hook["id"]: hook for hook in client.hooks()}
-    found = [hook_id for hook_id in hooks if text and hook_id.startswith(text.lower())]
-    return hooks[only_match(found, "hook", text)]
+    ids = [hook_id for hook_id in hooks if text and hook_id.startswith(text.lower())]
+    return hooks[only_match(ids, "hook", text)]
 
 
 def _row(hook: Hook, length: int) -> tuple[str, ...]:

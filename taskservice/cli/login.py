@@ -30,16 +30,16 @@ def command(url: str, profile: str | None) -> None:
     """Keep the address URL and an API key.
 
     The command asks for the key, without showing it, and tries it. Without a terminal, it reads
-    the key from stdin. The default address is TASKSERVICE_URL, or the one that was kept
+    the key from stdin. The default address is TASKSERVICE_URL, or the one that was stored
     before, or else http://127.0.0.1:8000.
 
-    Both are kept in a file that only its owner can read, and used by the client commands and the
-    Python client. If TASKSERVICE_URL or TASKSERVICE_APIKEY is set, nothing that was kept is used.
+    Both are stored in a file that only its owner can read, and used by the client commands and the
+    Python client. If TASKSERVICE_URL or TASKSERVICE_APIKEY is set, nothing that was stored is used.
     """
     name = profile or http.chosen_profile()
     with service_client.one_line_errors():
-        kept = http.load_profiles()
-        url = url or os.environ.get("TASKSERVICE_URL") or kept.get(name, {}).get("url", "")
+        profiles = http.load_profiles()
+        url = url or os.environ.get("TASKSERVICE_URL") or profiles.get(name, {}).get("url", "")
         url = url or "http://127.0.0.1:8000"
         if sys.stdin.isatty():
             key = click.prompt(f"API key for {url}", hide_input=True, err=True).strip()
@@ -47,28 +47,28 @@ def command(url: str, profile: str | None) -> None:
             key = sys.stdin.readline().strip()
         connection = http.Connection(url, key, service_client.PATIENCE_SECONDS)
         user = connection.call("GET", "/user", responses.USER).data
-        _save({**kept, name: {"url": connection.url, "apikey": key}})
+        _save({**profiles, name: {"url": connection.url, "apikey": key}})
     print_line(f"{user['name']} is logged in to {connection.url} (key {user['key']['name']})")
 
 
-def _save(kept: Mapping[str, Mapping[str, str]]) -> None:
+def _save(profiles: Mapping[str, Mapping[str, str]]) -> None:
     try:
-        http.save_profiles(kept)
+        http.save_profiles(profiles)
     except OSError as error:
         exit_with_error(f"{http.profiles_file()} can't be written: {error.strerror}")
     if set_variables := [name for name in ("TASKSERVICE_URL", KEY_VARIABLE) if name in os.environ]:
-        notice(f"as long as {set_variables[0]} is set, nothing that was kept is used")
+        notice(f"while {set_variables[0]} is set, nothing that was stored is used")
 
 
 @options.command("taskservice logout", "", "--profile team")
 @_profile_option("remove")
 def logout_command(profile: str | None) -> None:
-    """Remove the kept address and key. The key itself stays valid until it is revoked."""
+    """Remove the stored address and key. The key itself stays valid until it is revoked."""
     name = profile or http.chosen_profile()
     with service_client.one_line_errors():
-        kept = http.load_profiles()
-        if name not in kept:
-            exit_with_error(f"There is no kept profile {name}")
-        url = kept.pop(name)["url"]
-        _save(kept)
+        profiles = http.load_profiles()
+        if name not in profiles:
+            exit_with_error(f"There is no stored profile {name}")
+        url = profiles.pop(name)["url"]
+        _save(profiles)
     print_line(f"Logged out of {url}")

@@ -4,7 +4,7 @@ import click
 
 from taskservice.cli import options
 from taskservice.cli.service_client import one_line_errors
-from taskservice.client.http import checked_url, kept_settings
+from taskservice.client.http import checked_url, stored_settings
 from taskservice.terminal import print_line
 from taskservice.terms import CLIENTS, KEY_VARIABLE
 
@@ -28,11 +28,11 @@ INTRODUCTION = f"""\
 def command(name: str | None) -> None:
     """Print the configuration with which an MCP client can call each agent as a tool.
 
-    The address is TASKSERVICE_URL, or was kept by `taskservice login`. The key itself is not
+    The address is TASKSERVICE_URL, or was stored by `taskservice login`. The key itself is not
     printed.
     """
     with one_line_errors():
-        url = checked_url(kept_settings()[0])
+        url = checked_url(stored_settings()[0])
     text = INTRODUCTION if name is None else CLIENTS[name].text(url)
     if name is None:
         for client in CLIENTS.values():

@@ -46,14 +46,12 @@ class Duration(click.ParamType[int]):
         return seconds
 
 
+A_CENTURY = 36_600 * 86_400  # in seconds, rounded up to whole days
+
+
 def time_before(ctx: click.Context, param: click.Parameter, seconds: int | None) -> str | None:
-    """The time that was as long ago as a Duration; None without one, and before the first year."""
-    if seconds is None:
-        return None
-    try:
-        return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
-    except OverflowError:
-        return None
+    """The time that was as long ago as a Duration; None without one."""
+    return None if seconds is None else (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
 
 
 def text(value: str) -> str:
@@ -91,12 +89,12 @@ class Known(click.ParamType[Any]):
         from taskservice.client import Client, TaskServiceError
 
         try:
-            found = list(self.values(Client(patience=0)))
+            values = list(self.values(Client(patience=0)))
         except TaskServiceError:
             return []
         return [
             CompletionItem(escaped(id), help=escaped(word))
-            for id, word in found
+            for id, word in values
             if id.startswith(incomplete)
         ]
 
@@ -110,7 +108,9 @@ def _labels(client: "Client") -> Iterable[tuple[str, str]]:
     return ((f"{key}={text}", "") for key, text in sorted(pairs))
 
 
-known_agent = Known("id", lambda client: ((each["id"], each["name"]) for each in client.agents()))
+known_agent = Known(
+    "id", lambda client: ((agent["id"], agent["name"]) for agent in client.agents())
+)
 known_task = Known(
     "task_id",
     lambda client: ((task.id, f"{task.name}: {task.status}") for task in _newest_tasks(client)),
@@ -184,7 +184,9 @@ labels_option = partial(
     multiple=True,
     callback=lambda ctx, param, pairs: dict(pairs) or None,
 )
-since_option = partial(click.option, "--since", type=Duration(), callback=time_before)
+since_option = partial(
+    click.option, "--since", type=Duration(maximum=A_CENTURY), callback=time_before
+)
 agent_filter = agent_option(help="Only tasks of this agent.")
 label_filter = labels_option(help="Only tasks with this label. Repeat to require several.")
 
@@ -210,7 +212,7 @@ def task_options(contact: str, timeout: Duration) -> Callable[[Any], Any]:
 
 def _examples(line: str, arguments: Sequence[str]) -> str:
     """The end of a command's help: an example for each of the arguments, by default without any."""
-    examples = [f"  {line} {each}".rstrip() for each in arguments or [""]]
+    examples = [f"  {line} {text}".rstrip() for text in arguments or [""]]
     return "\n".join(["\b", "Examples:" if len(examples) > 1 else "Example:", *examples])
 
 

@@ -20,7 +20,6 @@ from taskservice.client import Client, Question, Task, responses
 from taskservice.client.current_task import require_task_id
 from taskservice.client.task import (
     ask,
-    change_task,
     list_questions,
     schema_of_choices,
     seconds_open,
@@ -74,8 +73,8 @@ def _values(schema: Mapping[str, Any]) -> list[str]:
         choices = ["true", "false"] if field["type"] == "boolean" else list(_choices(field))
         if 0 < len(choices) <= MAX_CHOICES:
             # With its field if it looks like an option or like KEY=VALUE.
-            typed = (f"{name}={each}" if re.search("^-|=", each) else each for each in choices)
-            return [shlex.quote(each) for each in typed]
+            typed = (f"{name}={text}" if re.search("^-|=", text) else text for text in choices)
+            return list(map(shlex.quote, typed))
         return [_placeholder(field)]
     required = [name for name in schema.get("required") or fields if name in fields]
     return [" ".join(f"{shlex.quote(name)}={_placeholder(fields[name])}" for name in required)]
@@ -136,11 +135,11 @@ def answer_command(
     if (accept, decline, bool(values)).count(True) > 1:
         raise click.UsageError("Give values, --accept or --decline.")
     with service_client() as client:
-        found = find_task_id(client, task_id)
-        question = _question(client, found, question_id)
+        task_id = find_task_id(client, task_id)
+        question = _question(client, task_id, question_id)
         if not (values or accept or decline):
-            _print_question(found, question, question_id is None)
-        task = Task(client.connection, {"id": found})
+            _print_question(task_id, question, question_id is None)
+        task = Task(client.connection, {"id": task_id})
         try:
             if decline:
                 answered = task.decline(question["id"])
@@ -150,7 +149,7 @@ def answer_command(
             # The person typed the fields, not the object that contains them.
             exit_with_error(str(error).replace("content.", ""))
         except responses.Conflict:
-            exit_with_error(outcome(_question(client, found, question["id"])))
+            exit_with_error(outcome(_question(client, task_id, question["id"])))
         print_json(answered) if as_json else print_line(answered["state"])
 
 
@@ -158,18 +157,18 @@ def _question(client: Client, task_id: str, prefix: str | None) -> Question:
     """The only open question, or the last one, or the one with this prefix; otherwise exits."""
     questions = list_questions(client.connection, task_id)
     if prefix is None:
-        found = [item for item in questions if item["state"] == OPEN] or questions[-1:]
+        matches = [item for item in questions if item["state"] == OPEN] or questions[-1:]
         problem = "The task has no questions"
     else:
-        found = [item for item in questions if item["id"].startswith(prefix.lower())]
+        matches = [item for item in questions if item["id"].startswith(prefix.lower())]
         problem = f"No question matches {prefix}"
-    if not found:
+    if not matches:
         exit_with_error(problem)
-    if len(found) > 1:
-        for item in found:
+    if len(matches) > 1:
+        for item in matches:
             print_line(f"{item['id']}  {asks(item['message'])}", err=True)
         exit_with_error("Several questions match; choose one with --question ID", WRONG_USE)
-    return found[0]
+    return matches[0]
 
 
 def _print_question(task_id: str, question: Question, is_only: bool) -> NoReturn:
@@ -288,12 +287,12 @@ def _answered(
     notice(f"{asks(message)} (answer at {client.connection.url}/tasks/{task_id})")
     print_once = cache(notice)
 
-    def wait(seconds: float) -> None:
+    def pause(seconds: float, _: responses.TaskServiceError) -> None:
         print_once("the service does not respond; retrying")
         time.sleep(seconds)
 
     try:
-        return ask(client.connection, task_id, message, schema, timeout, wait)
+        return ask(client.connection, task_id, message, schema, timeout, pause=pause)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except responses.QuestionNotAnswered as error:
@@ -333,4 +332,4 @@ def progress_command(share: float, note: str | None) -> None:
     """
     noted = {} if note is None else {"note": Masker(os.environ).mask_text(note)}
     with service_client() as client:
-        change_task(client.connection, require_task_id(), {"progress": share, **noted})
+        Task(client.connection, {"id": require_task_id()}).report(progress=share, **noted)

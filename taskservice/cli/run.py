@@ -10,9 +10,9 @@ import click
 
 from taskservice.cli import options
 from taskservice.cli.service_client import service_client
-from taskservice.client.current_task import own_task_id
+from taskservice.client.current_task import current_task_id
 from taskservice.client.spool import now, rfc3339
-from taskservice.client.task import given
+from taskservice.client.task import not_none
 from taskservice.runner.process import forward_signals
 from taskservice.runner.program_output import Masker
 from taskservice.runner.run import Run, become_program, resend
@@ -73,7 +73,7 @@ def command(
     masker = Masker(os.environ)
     valid = _valid_labels(masker.mask_json(labels or {}), is_strict)
     fields |= {name: masker.mask_json(fields[name]) for name in ("name", "input")}
-    fields = given(**fields, labels=valid or None, parentId=own_task_id() or None)
+    fields = not_none(**fields, labels=valid or None, parentId=current_task_id() or None)
     with service_client() as client:
         fields = {"agentId": agent, **fields, "claim": True, "claimedAt": rfc3339(now())}
         run = Run(client.connection, command_line, fields, is_tty=is_tty)

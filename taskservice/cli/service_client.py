@@ -73,7 +73,7 @@ def find_task_id(client: Client, text: str, not_found: int = 1) -> str:
     digits = prefix.replace("-", "")[:_TIME_DIGITS]
     first, last = (int(digits.ljust(_TIME_DIGITS, filler), 16) for filler in "0f")
     bounds = (first - _MARGIN_MS, last + _MARGIN_MS)
-    after, before = (rfc3339(min(max(each, 0), _MAX_MS)) for each in bounds)
+    after, before = (rfc3339(min(max(bound, 0), _MAX_MS)) for bound in bounds)
     tasks = client.tasks(created_after=after, created_before=before, fields="id", page=MAX_LIMIT)
     ids = list(islice((task.id for task in tasks if task.id.startswith(prefix)), 2))
     return only_match(ids, "task", text, not_found)
@@ -91,12 +91,12 @@ def only_match(ids: Sequence[str], noun: str, text: str, not_found: int = 1) -> 
 def find_agent_id(client: Client, text: str, unknown: Callable[[str], object] = str) -> str:
     """The id of the only agent with this prefix; else the text, once `unknown` was called."""
     known = [agent["id"] for agent in client.agents()]
-    found = [text] if text in known else [name for name in known if text and name.startswith(text)]
-    if len(found) > 1:
-        exit_with_error(f"Several agents match {text}: {', '.join(found)}", WRONG_USE)
-    if not found:
+    ids = [text] if text in known else [name for name in known if text and name.startswith(text)]
+    if len(ids) > 1:
+        exit_with_error(f"Several agents match {text}: {', '.join(ids)}", WRONG_USE)
+    if not ids:
         unknown(did_you_mean(known, text))
-    return found[0] if found else text
+    return ids[0] if ids else text
 
 
 def registered_agent_id(client: Client, text: str) -> str:

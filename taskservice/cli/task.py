@@ -22,7 +22,7 @@ from taskservice.cli.service_client import (
 from taskservice.client import Client, NotFound, Refused, Task
 from taskservice.client.client import PAGE_TASKS
 from taskservice.client.responses import FOUND, NEW_LINES
-from taskservice.client.task import SHORT_FIELDS, Line, pages, path_to
+from taskservice.client.task import SHORT_FIELDS, Line, not_none, pages, path_to
 from taskservice.terminal import (
     exit_with_error,
     local_time,
@@ -128,13 +128,13 @@ def list_all(
                 notice(f"these are the newest {rows}; use --limit N for more, or --json for all")
 
 
-def _filters(given: dict[str, Any]) -> dict[str, Any]:
-    """The filters for the given options; those in STATES exclude each other."""
-    states = [state for state in STATES if given.pop(state, False)]
-    states += [status] if (status := given.pop("status")) else []
+def _filters(values: dict[str, Any]) -> dict[str, Any]:
+    """The filters for these options; those in STATES exclude each other."""
+    states = [state for state in STATES if values.pop(state, False)]
+    states += [status] if (status := values.pop("status")) else []
     if len(states) > 1:
         raise click.UsageError(f"--{states[0]} can't be used with another status.")
-    return given | (STATES.get(states[0], {"status": states[0]}) if states else {})
+    return values | (STATES.get(states[0], {"status": states[0]}) if states else {})
 
 
 @command.command("show", "01a20e63-9249-713c")
@@ -170,7 +170,7 @@ def logs(task_id: str, is_followed: bool, **others: Any) -> None:
         _follow(task_id, shown)
     with service_client() as client:
         task = client.task(find_task_id(client, task_id))
-        for line in task.lines(*shown.wanted(task)):
+        for line in task.lines(*shown.to_read(task)):
             shown.show(line)
 
 
@@ -192,18 +192,18 @@ def new_lines(task_id: str, against: str | None, as_json: bool) -> None:
         path = path_to("task", find_task_id(client, task_id), "new-lines")
         query = {"against": against and find_task_id(client, against)}
         try:
-            found = client.connection.call("GET", path, NEW_LINES, params=query).data
+            comparison = client.connection.call("GET", path, NEW_LINES, params=query).data
         except Refused as error:
             if error.status not in (404, 422):
                 raise
             exit_with_error(str(error))
         if as_json:
-            print_json(found)
+            print_json(comparison)
             return
-        for line in found["lines"]:
+        for line in comparison["lines"]:
             print_log_line(f"{line['line']}: {line['text']}")
-        cut = "; some lines were left out" if found["cut"] else ""
-        notice(f"compared with task {found['against']['id']}{cut}")
+        cut = "; some lines were left out" if comparison["cut"] else ""
+        notice(f"compared with task {comparison['against']['id']}{cut}")
 
 
 @command.command("follow", "01a20e63-9249-713c && echo complete")
@@ -235,7 +235,7 @@ def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Calla
     @click.option(
         "--before",
         "created_before",
-        type=options.Duration(maximum=36_600 * 86_400, needs_unit=True),
+        type=options.Duration(maximum=options.A_CENTURY, needs_unit=True),
         callback=options.time_before,
         help="All tasks started longer ago than this, such as 30d.",
     )
@@ -244,8 +244,8 @@ def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Calla
     def command(task_ids: tuple[str, ...], yes: bool, as_json: bool, **others: Any) -> None:
         filters = _filters({name: others.pop(name) for name in CHOICES})
         # An empty text is a filter too, which no task matches.
-        given = {name: value for name, value in filters.items() if value is not None}
-        if bool(task_ids) == bool(given):
+        filters = not_none(**filters)
+        if bool(task_ids) == bool(filters):
             raise click.UsageError("Name tasks by TASK_ID, or choose them by options.")
         if len(task_ids) != 1 and any(value not in (None, False) for value in others.values()):
             raise click.UsageError("--input and --follow need exactly one TASK_ID.")
@@ -256,8 +256,8 @@ def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Calla
                 return
             if not ids:
                 running = {"status": terms.RUNNING} if action == terms.CANCEL else {}
-                found = client.tasks(**running | given, fields="id", page=terms.MAX_LIMIT)
-                ids = [task.id for task in found]
+                tasks = client.tasks(**running | filters, fields="id", page=terms.MAX_LIMIT)
+                ids = [task.id for task in tasks]
             _change_all(client, action, ids, yes, as_json)
 
     return command
@@ -308,7 +308,7 @@ def rerun(task: Task, input: dict[str, Any] | None, is_followed: bool, as_json: 
 def cancel(task: Task, as_json: bool) -> None:
     """Cancel tasks and stop their programs.
 
-    Options in place of TASK_ID choose among the running tasks.
+    Options instead of TASK_ID choose among the running tasks.
     """
     task.cancel()
     print_json(task.data) if as_json else print_line(task_text.outcome(task))
@@ -361,7 +361,7 @@ class _Lines(NamedTuple):
     since: str | None = None
     text: str | None = None
 
-    def wanted(self, task: Task) -> tuple[int, bool]:
+    def to_read(self, task: Task) -> tuple[int, bool]:
         """The number of the last line before the ones to read, and whether to read their times."""
         after = 0 if self.tail is None else max(task.data["logCount"] - self.tail, 0)
         return after, self.times or self.as_json or self.since is not None
@@ -385,7 +385,7 @@ def _follow(task_id: str, shown: _Lines) -> NoReturn:
             exit_with_error(str(error), DELETED)
         try:
             on_question = partial(questions.print_open, task, err=True)
-            for line in task.follow(*shown.wanted(task), on_question):
+            for line in task.follow(*shown.to_read(task), on_question):
                 shown.show(line)
         except NotFound:
             exit_with_error("The task was deleted", DELETED)

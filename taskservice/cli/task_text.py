@@ -40,7 +40,7 @@ def print_tasks(tasks: Sequence[Task]) -> None:
 
 def id_length(ids: Sequence[str]) -> int:
     """How many characters of each id a table shows."""
-    is_short_unique = len({each[:SHORT_ID] for each in ids}) == len(ids)
+    is_short_unique = len({task_id[:SHORT_ID] for task_id in ids}) == len(ids)
     return SHORT_ID if is_short_unique else LONGER_ID
 
 

@@ -1,19 +1,20 @@
 """`taskservice work`: a program does each task of an agent."""
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Sequence
-from uuid import uuid4
+from typing import Any
 
 import click
 
 from taskservice.cli import options
 from taskservice.cli.service_client import did_you_mean, service_client
 from taskservice.client import responses
-from taskservice.client.http import PATIENCE_SECONDS, Connection, delays, pause_after
-from taskservice.client.responses import RETRYABLE, NotFound, NotTheService, TaskServiceError
-from taskservice.client.task import Task, change_task, claim_task, register_agent
+from taskservice.client.http import PATIENCE_SECONDS, Connection
+from taskservice.client.responses import NotFound, TaskServiceError
+from taskservice.client.task import Task, claim_task, register_agent
 from taskservice.runner.process import PROGRAM_ONLY, forward_signals
 from taskservice.runner.run import Run, failed
 from taskservice.terminal import notice, open_standard_files
@@ -40,8 +41,7 @@ def command(agent: str, parallel: int, command_line: tuple[str, ...]) -> None:
     programs, and ends when they have ended.
     """
     open_standard_files()
-    # The worker itself retries, without a limit.
-    with service_client(patience=0) as client:
+    with service_client(PATIENCE_SECONDS) as client:
         worker = Worker(client.connection, agent, command_line, parallel)
         forward_signals(worker.stop)
         worker.work()
@@ -58,9 +58,8 @@ class Worker:
         self._slots = threading.Semaphore(parallel)
         self._runs: dict[str, Run] = {}
         self._stopping = False
-        self._claim_key = uuid4().hex  # the Idempotency-Key of a claim, until its response
         self._is_registered = False
-        self._has_begun = False
+        self._printed: type[Exception] | None = None  # the error that was last printed
 
     def stop(self, number: int, is_from_terminal: bool = False) -> None:
         """Forward a signal to the programs; unless it is only for them, claim no more tasks."""
@@ -71,24 +70,10 @@ class Worker:
 
     def work(self) -> None:
         """Claim tasks until `stop`, then wait for the programs. Raises TaskServiceError."""
-        printed: type[Exception] | None = None
-        pauses = delays()
         while not self._stopping:
             if not self._slots.acquire(timeout=0.2):
                 continue
-            try:
-                task = None if self._stopping else self._claim()
-            except (*RETRYABLE, NotTheService) as error:
-                self._slots.release()
-                # At first this means a wrong URL; later, a proxy whose service is unavailable.
-                if not (self._has_begun or isinstance(error, RETRYABLE)):
-                    raise
-                if type(error) is not printed:
-                    notice(f"{error}; retrying")
-                printed = type(error)
-                self._pause(pause_after(error, next(pauses)))
-                continue
-            pauses, printed = delays(), None
+            task = None if self._stopping else self._claim()
             if task is None:
                 self._slots.release()
                 self._pause(self._connection.seconds_before_repeat())
@@ -99,33 +84,45 @@ class Worker:
                 pass  # signal handlers run between the attempts
 
     def _claim(self) -> Task | None:
-        if not self._is_registered:
-            self._register()
+        retries: dict[str, Any] = {"patience": math.inf, "pause": self._pause}
         try:
+            if not self._is_registered:
+                self._register(**retries)
             # Held for 2 s at most: no signal interrupts it, and a task in its response still runs.
-            task = claim_task(self._connection, self._agent_id, 2, self._claim_key)
+            task = claim_task(self._connection, self._agent_id, 2, **retries)
         except NotFound:  # the agent was deleted
             self._is_registered = False
             return None
-        self._claim_key = uuid4().hex
+        except TaskServiceError:
+            if self._stopping:
+                return None
+            raise
+        self._printed = None
         return task
 
-    def _register(self) -> None:
+    def _register(self, **retries: Any) -> None:
         """Print the agent whose tasks it claims; register a new agent and print similar ids."""
         # A person should soon see whether the first request works.
-        agents = self._connection.call("GET", "/agent", responses.AGENTS, timeout=(2.0, 3.0)).data
+        retries["timeout"] = (2.0, 3.0)
+        agents = self._connection.call("GET", "/agent", responses.AGENTS, **retries).data
         known = [agent["id"] for agent in agents]
         if self._agent_id not in known:
-            register_agent(self._connection, self._agent_id)
+            register_agent(self._connection, self._agent_id, **retries)
             similar = did_you_mean(known, self._agent_id)
             notice(f"agent {self._agent_id} was registered just now{similar}")
         notice(f"waiting for tasks of agent {self._agent_id}")
-        self._is_registered = self._has_begun = True
+        self._is_registered = True
 
-    def _pause(self, seconds: float) -> None:
+    def _pause(self, seconds: float, error: TaskServiceError | None = None) -> None:
+        """Wait, after an `error` before the next attempt; raise it once the worker stops."""
+        if error is not None and type(error) is not self._printed:
+            self._printed = type(error)
+            notice(f"{error}; retrying")
         until = time.monotonic() + seconds
         while not self._stopping and time.monotonic() < until:
             time.sleep(0.1)
+        if error is not None and self._stopping:
+            raise error
 
     def _run_task(self, task: Task) -> None:
         try:
@@ -140,7 +137,7 @@ class Worker:
             notice(f"task {task.id}: {text}")
             # No other worker would take the task.
             with contextlib.suppress(TaskServiceError):
-                change_task(self._connection, task.id, failed(text), patience=PATIENCE_SECONDS)
+                task.report(**failed(text))
         finally:
             self._runs.pop(task.id, None)
             self._slots.release()

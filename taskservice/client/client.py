@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-from taskservice.client.current_task import own_task_id
+from taskservice.client.current_task import current_task_id
 from taskservice.client.http import PATIENCE_SECONDS, REPEAT_SECONDS, WAIT_SECONDS, Connection
 from taskservice.client.objects import (
     Agent,
-    AgentWithHealth,
     Annotations,
     Attention,
     Delivery,
@@ -24,7 +23,7 @@ from taskservice.client.task import (
     SHORT_FIELDS,
     Task,
     claim_task,
-    given,
+    not_none,
     pages,
     path_to,
     read_task,
@@ -37,8 +36,7 @@ logger = logging.getLogger(__name__)
 
 PAGE_TASKS = 100
 
-_AGENTS: Expected[list[Agent]] = Expected("id,name,description,userId,createdAt", is_list=True)
-_AGENTS_WITH_HEALTH: Expected[list[Agent]] = Expected(AgentWithHealth, is_list=True)
+_AGENTS: Expected[list[Agent]] = Expected(Agent, is_list=True)
 _ATTENTION: Expected[list[Attention]] = Expected(Attention, is_list=True)
 _HOOK: Expected[Hook] = Expected(Hook, (200, 201))
 _HOOKS: Expected[list[Hook]] = Expected(Hook, is_list=True)
@@ -118,11 +116,13 @@ class Client:
             >>> task.status, task.input
             ('running', {'pages': 2})
         """
-        fields = given(agentId=agent_id, name=name, input=input, callback=callback, labels=labels)
-        fields |= given(timeout=timeout, claim=claim, claimedAt=claimed_at)
-        parent = own_task_id() if parent_id is None else parent_id
+        fields = not_none(
+            agentId=agent_id, name=name, input=input, callback=callback, labels=labels
+        )
+        fields |= not_none(timeout=timeout, claim=claim, claimedAt=claimed_at)
+        parent = current_task_id() if parent_id is None else parent_id
         try:
-            with_parent = fields | given(parentId=parent or None)
+            with_parent = fields | not_none(parentId=parent or None)
             data = start_task(self.connection, with_parent, uuid4().hex)
         except Invalid as error:
             if parent_id is not None or "parentId" not in error.errors:
@@ -154,7 +154,7 @@ class Client:
         until = time.monotonic() + wait
         while True:
             seconds = min(max(math.ceil(until - time.monotonic()), 0), WAIT_SECONDS)
-            task = claim_task(self.connection, agent_id, seconds, uuid4().hex)
+            task = claim_task(self.connection, agent_id, seconds)
             if task is not None or time.monotonic() + REPEAT_SECONDS > until:
                 return task
             time.sleep(self.connection.seconds_before_repeat())
@@ -218,12 +218,12 @@ class Client:
         query: dict[str, Any] = {"status": status, "errorType": error_type, "q": q, "sort": sort}
         query |= {"agentId": agent_id, "parentId": parent_id, "createdAfter": created_after}
         query |= {"createdBefore": created_before, "finishedAfter": finished_after}
-        for name, value in given(claimed=claimed, asking=asking).items():
+        for name, value in not_none(claimed=claimed, asking=asking).items():
             query[name] = str(value).lower()
         query["label"] = [f"{key}:{value}" for key, value in (labels or {}).items()]
         query |= {"fields": fields, "limit": str(page or PAGE_TASKS)}
-        found = pages(self.connection, "/task", query, Objects(fields, is_list=True))
-        return (Task(self.connection, data) for response in found for data in response.data)
+        responses = pages(self.connection, "/task", query, Objects(fields, is_list=True))
+        return (Task(self.connection, data) for response in responses for data in response.data)
 
     def agents(self, health: bool = False) -> list[Agent]:
         """Return all agents that the key has access to, sorted by ID.
@@ -236,8 +236,8 @@ class Client:
             >>> [agent["name"] for agent in client.agents() if agent["id"] == "reader"]
             ['Reader']
         """
-        query, expected = ({"expand": "health"}, _AGENTS_WITH_HEALTH) if health else ({}, _AGENTS)
-        return self.connection.call("GET", "/agent", expected, params=query).data
+        query = {"expand": "health"} if health else {}
+        return self.connection.call("GET", "/agent", _AGENTS, params=query).data
 
     def attention(self) -> list[Attention]:
         """Return what a person should look at now, the most urgent first, at most 100.
@@ -245,7 +245,7 @@ class Client:
         Example:
             >>> with client.start("reader", name="nightly") as task:
             ...     task.fail("The disk is full")
-            >>> [(each["kind"], each["text"]) for each in client.attention()]
+            >>> [(item["kind"], item["text"]) for item in client.attention()]
             [('broken', 'The last task failed')]
         """
         return self.connection.call("GET", "/attention", _ATTENTION).data
@@ -314,8 +314,8 @@ class Client:
             >>> schema = {"type": "object", "properties": {"pages": {"type": "integer"}}}
             >>> client.register("reader", description="Reads pages.", input_schema=schema)
         """
-        fields = given(name=name, description=description, tool=tool, annotations=annotations)
-        fields |= given(inputSchema=input_schema)
+        fields = not_none(name=name, description=description, tool=tool, annotations=annotations)
+        fields |= not_none(inputSchema=input_schema)
         if expect is not None:
             fields["expect"] = None if expect == {} else expect
         register_agent(self.connection, agent_id, fields)
@@ -346,7 +346,7 @@ class Client:
         token: str | None = None,
         answer_links: bool = False,
     ) -> Hook:
-        """Create a hook: an address that is told of events of agents from now on.
+        """Create a hook: an address that is notified of events of agents from now on.
 
         This is the only call that is not retried: a second one would create a second hook.
 
@@ -370,8 +370,8 @@ class Client:
             >>> hook["state"]
             'active'
         """
-        fields = given(target=target, name=name, format=format, events=events, agentId=agent_id)
-        fields |= given(label=label, token=token, answerLinks=answer_links)
+        fields = not_none(target=target, name=name, format=format, events=events, agentId=agent_id)
+        fields |= not_none(label=label, token=token, answerLinks=answer_links)
         return self.connection.once("POST", "/hook", _HOOK, json=fields).data
 
     def change_hook(self, hook_id: str, **changes: Any) -> Hook:
@@ -401,7 +401,7 @@ class Client:
         return self.connection.once("POST", path, expected).data
 
     def hook_deliveries(self, hook_id: str) -> list[dict[str, Any]]:
-        """Return the events that a hook is told of, the newest 100, newest first.
+        """Return the deliveries of a hook, the newest 100, newest first.
 
         Each has `event`, `agentId`, `taskId`, `createdAt`, `state`, `nextAttemptAt`, and
         `attempts`, oldest first, each with `at`, `durationMs`, `statusCode` and `message`.

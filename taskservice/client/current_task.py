@@ -8,15 +8,15 @@ from taskservice.client.responses import SettingError
 from taskservice.client.task import Task, read_task
 
 
-def own_task_id() -> str:
+def current_task_id() -> str:
     """The ID of the task that this program was started for; empty outside of a task."""
     # Undecodable bytes give an invalid ID, which the service rejects.
     return os.environ.get("TASKSERVICE_TASK_ID", "").encode(errors="replace").decode()
 
 
 def require_task_id() -> str:
-    """Like `own_task_id`, but raises SettingError outside of a task."""
-    if task_id := own_task_id():
+    """Like `current_task_id`, but raises SettingError outside of a task."""
+    if task_id := current_task_id():
         return task_id
     # `run` always sets this one.
     is_in_run = "TASKSERVICE_WRITER" in os.environ

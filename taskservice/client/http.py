@@ -1,6 +1,7 @@
 """Sends every request to the service: its settings, headers, deadlines, retries and errors."""
 
 import json
+import math
 import os
 import random
 import threading
@@ -40,8 +41,8 @@ class Connection:
     def __init__(
         self, url: str | None = None, apikey: str | None = None, patience: float = PATIENCE_SECONDS
     ) -> None:
-        """The default is the environment, or what `taskservice login` kept. Raises SettingError."""
-        default_url, default_key = ("", "") if url and apikey else kept_settings(url)
+        """By default of the environment, or what `login` stored. Raises SettingError."""
+        default_url, default_key = ("", "") if url and apikey else stored_settings(url)
         self.url = checked_url(url or default_url)
         self.patience = patience
         self._apikey = _checked_key(apikey or default_key)
@@ -63,13 +64,13 @@ class Connection:
         *,
         wait: int = 0,
         patience: float | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        pause: Callable[[float, TaskServiceError], None] = lambda seconds, _: time.sleep(seconds),
         **options: Any,
     ) -> Response[T]:
         """Make a request that may be repeated, and retry it for `patience` seconds.
 
-        The service may take `wait` seconds to respond; `sleep` waits for the next attempt. Raises
-        TaskServiceError; a temporary one only after `patience`.
+        The service may take `wait` seconds to respond. `pause` waits for the next attempt, and may
+        raise an error. Raises TaskServiceError; a temporary one only after `patience`.
         """
         patience = self.patience if patience is None else patience
         until = time.monotonic() + patience
@@ -90,16 +91,18 @@ class Connection:
                 # responded, it comes from a proxy whose service is unavailable.
                 is_known = self._has_responded and isinstance(error, responses.NotTheService)
                 is_temporary = is_known or isinstance(error, responses.RETRYABLE)
-                if not is_temporary or isinstance(error, responses.OtherVersion):
+                # Another version remains for longer than most callers wait.
+                is_final = isinstance(error, responses.OtherVersion) and patience < math.inf
+                if is_final or not is_temporary:
                     raise
                 if wait:
                     # The service may be reachable: many proxies cut off a request that takes long.
                     until, wait = time.monotonic() + patience, 0
                     continue
-                pause = pause_after(error, next(pauses))
-                if time.monotonic() + pause > until:
+                seconds = pause_after(error, next(pauses))
+                if time.monotonic() + seconds > until:
                     raise
-                sleep(pause)
+                pause(seconds, error)
 
     def seconds_before_repeat(self) -> float:
         """How long to wait before this thread repeats its last request that had a `wait`."""
@@ -247,12 +250,12 @@ def _reason(error: Exception) -> str:
 
 def _innermost(error: BaseException) -> BaseException:
     """The original error, inside the errors of requests and urllib3."""
-    inner = next((each for each in error.args if isinstance(each, BaseException)), None)
+    inner = next((part for part in error.args if isinstance(part, BaseException)), None)
     inner = getattr(error, "reason", None) or inner
     return _innermost(inner) if isinstance(inner, BaseException) else error
 
 
-# What `taskservice login` keeps: the address and key of each profile, in a file of mode 0600.
+# What `taskservice login` stores: the address and key of each profile, in a file of mode 0600.
 
 DEFAULT_PROFILE = "default"
 
@@ -261,32 +264,32 @@ def chosen_profile() -> str:
     return os.environ.get(PROFILE_VARIABLE) or DEFAULT_PROFILE
 
 
-def kept_settings(url: str | None = None) -> tuple[str, str]:
+def stored_settings(url: str | None = None) -> tuple[str, str]:
     """The address and the key of the environment, or else of the profile; empty without any.
 
-    With `url` or one of them set, nothing kept is used: a kept key is only sent to its address.
+    With `url` or one of them set, nothing stored is used: a stored key is only sent to its address.
     Raises SettingError.
     """
     environment = os.environ.get("TASKSERVICE_URL", ""), os.environ.get(KEY_VARIABLE, "")
     if url or any(environment):
         return environment
     profiles = load_profiles()
-    kept = profiles.get(chosen_profile())
-    if kept is None and os.environ.get(PROFILE_VARIABLE):
+    profile = profiles.get(chosen_profile())
+    if profile is None and os.environ.get(PROFILE_VARIABLE):
         known = ", ".join(profiles) or "none"
         raise SettingError(
-            f"{PROFILE_VARIABLE}: {chosen_profile()} is not a kept profile ({known})"
+            f"{PROFILE_VARIABLE}: {chosen_profile()} is not a stored profile ({known})"
         )
-    return (kept["url"], kept["apikey"]) if kept else ("", "")
+    return (profile["url"], profile["apikey"]) if profile else ("", "")
 
 
 def load_profiles() -> dict[str, Mapping[str, str]]:
-    """The kept profiles by name, each with `url` and `apikey`. Raises SettingError."""
+    """The stored profiles by name, each with `url` and `apikey`. Raises SettingError."""
     path = profiles_file()
     try:
         profiles = json.loads(path.read_text(encoding="utf-8"))["profiles"]
         names = ("url", "apikey")
-        return {key: {name: str(kept[name]) for name in names} for key, kept in profiles.items()}
+        return {key: {name: str(text[name]) for name in names} for key, text in profiles.items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -304,10 +307,10 @@ def save_profiles(profiles: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def profiles_file() -> Path:
-    """The file in the user's configuration folder, by the XDG Base Directory Specification."""
-    folder = os.environ.get("XDG_CONFIG_HOME", "")
+    """The file in the user's configuration directory, by the XDG Base Directory Specification."""
+    directory = os.environ.get("XDG_CONFIG_HOME", "")
     try:
-        base = Path(folder) if folder.startswith("/") else Path.home() / ".config"
+        base = Path(directory) if directory.startswith("/") else Path.home() / ".config"
     except RuntimeError:
         raise SettingError("neither XDG_CONFIG_HOME nor HOME is set") from None
     return base / "taskservice" / "profiles.json"

@@ -93,7 +93,7 @@ class Agent(TypedDict):
 
 
 class Hook(TypedDict):
-    """An address that is told about agents, as the API returns it; times are RFC 3339."""
+    """An address that is notified of events, as the API returns it; times are RFC 3339."""
 
     id: str
     name: str
@@ -107,12 +107,6 @@ class Hook(TypedDict):
     state: str
     reason: str | None
     lastDeliveredAt: Timestamp | None
-
-
-class AgentWithHealth(TypedDict):
-    id: str
-    name: str
-    health: Health
 
 
 class Attempt(TypedDict):

@@ -23,15 +23,6 @@ from taskservice.terms import LOG_FULL, MAX_LOG
 logger = logging.getLogger(__name__)
 
 
-def duration(seconds: float) -> str:
-    """`0.21 s`, `34.1 s`, `2 min 5 s`, `1 h 2 min`."""
-    if seconds < 60:
-        return f"{seconds:.{2 if seconds < 10 else 1}f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
 # Seconds between two requests, and between two reports of the progress.
 REQUEST_INTERVAL = 0.2
 PROGRESS_INTERVAL = 1.0
@@ -308,7 +299,7 @@ class Outbox:
         if self.sender is not None and self.sender.stop_reason is not None:
             raise self.sender.stop_reason
 
-    def pause(self, seconds: float) -> None:
+    def pause(self, seconds: float, _: TaskServiceError) -> None:
         """Wait before the next attempt; raise the reason to stop as soon as there is one."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:

@@ -1,4 +1,4 @@
-"""Lines of a log on their way to the service: cut to size, timed, and kept until they are sent."""
+"""Lines of a log on their way to the service: truncated, timed, and stored until they are sent."""
 
 import errno
 import os
@@ -43,26 +43,28 @@ def note(text: str) -> bytes:
 def as_lines(text: str) -> bytes:
     """The lines of a text, each truncated to the limit; an empty text is one empty line."""
     data = text.encode(errors="replace")
-    return b"".join([cut_line(line) + b"\n" for line in data.removesuffix(b"\n").split(b"\n")])
+    return b"".join([truncate_line(line) + b"\n" for line in data.removesuffix(b"\n").split(b"\n")])
 
 
-def cut_line(line: bytes, size: int | None = None) -> bytes:
-    """The line or, if it is too long, its first part; `size` is the size of a line already cut."""
+def truncate_line(line: bytes, size: int | None = None) -> bytes:
+    """The line or, if it is too long, its first part; `size` is that of the whole line."""
     if size is None and len(line) <= _ALWAYS_FITS:
         return line
     text = line.decode(errors="replace").replace("\0", "\ufffd").encode()
     if size is None and len(text) <= MAX_LINE:
         return line
     marker = f"… [taskservice: truncated here, the line has {size or len(line):,} bytes]"
-    return _cut_utf8(text, MAX_LINE - _MARKER_BYTES) + marker.encode()
+    return _truncate_utf8(text, MAX_LINE - _MARKER_BYTES) + marker.encode()
 
 
-def cut_message(text: str) -> str:
+def truncate_message(text: str) -> str:
     """The text, truncated to the limit for the message of an error."""
-    return _cut_utf8(text.encode(errors="replace"), MAX_MESSAGE).decode().replace("\0", "\ufffd")
+    return (
+        _truncate_utf8(text.encode(errors="replace"), MAX_MESSAGE).decode().replace("\0", "\ufffd")
+    )
 
 
-def _cut_utf8(text: bytes, max_bytes: int) -> bytes:
+def _truncate_utf8(text: bytes, max_bytes: int) -> bytes:
     """The longest prefix of at most `max_bytes` that does not split a character."""
     return text[:max_bytes].decode(errors="ignore").encode()
 
@@ -144,17 +146,17 @@ class Spool:
     """Lines that wait to be sent: in a file, which is emptied when all are confirmed, or in memory.
 
     Each line is in the file before `put` returns, so it survives the end of this process; a power
-    failure can lose the last seconds. Without a folder or space on the disk, lines wait in
+    failure can lose the last seconds. Without a directory or space on the disk, lines wait in
     memory. Over `max_memory` bytes they are dropped, and a marker in the log has their number.
     """
 
     def __init__(
         self,
-        folder: Path | None,
+        directory: Path | None,
         on_full: Callable[[OSError], None] = lambda error: None,
         max_memory: float = MAX_MEMORY_BYTES,
     ) -> None:
-        """Resume with the lines of another process in the folder. Raises OSError."""
+        """Resume with the lines of another process in the directory. Raises OSError."""
         self.news = InterruptSafeEvent()  # set when the sender has something to do
         self.sent_bytes = 0
         self._seq = 1
@@ -168,12 +170,12 @@ class Spool:
         # The start and the end of the unconfirmed lines in the file.
         self._start = self._end = 0
         self._lost = 0  # lines without space, of which the log contains no marker yet
-        if folder is None:
+        if directory is None:
             return
         with ExitStack() as on_error:
             on_error.callback(self._close_files)
-            self._position = open_file(folder / "position", os.O_RDWR | os.O_CREAT)
-            self._file = open_file(folder / "lines", os.O_RDWR | os.O_CREAT)
+            self._position = open_file(directory / "position", os.O_RDWR | os.O_CREAT)
+            self._file = open_file(directory / "lines", os.O_RDWR | os.O_CREAT)
             self._resume()
             # Now, while there is space: without it a later process could not resume.
             self._write_position()
@@ -325,7 +327,7 @@ def _write(file: int, start: int, text: bytes) -> None:
 
 
 def open_file(path: Path, flags: int) -> int:
-    """A descriptor of a regular file. Raises OSError, also for a link, a FIFO or a folder."""
+    """A descriptor of a regular file. Raises OSError, also for a link, a FIFO or a directory."""
     # Without O_NONBLOCK, opening a FIFO would wait for its other end.
     file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     if not stat.S_ISREG(os.fstat(file).st_mode):

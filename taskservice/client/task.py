@@ -16,7 +16,7 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from taskservice import terms
-from taskservice.client import responses, sender, spool
+from taskservice.client import responses, spool
 from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
 from taskservice.client.responses import (
     Expected,
@@ -27,6 +27,7 @@ from taskservice.client.responses import (
     TaskServiceError,
 )
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, HEARTBEAT_SECONDS, Outbox
+from taskservice.quantities import seconds_text
 from taskservice.terms import Status
 
 # The fields of a task that the client reads: all but the log, which can be long.
@@ -66,21 +67,14 @@ def read_task(connection: Connection, task_id: str) -> dict[str, Any]:
     return connection.call("GET", path_to("task", task_id), SHORT_TASK, params=SHORT).data
 
 
-def change_task(
-    connection: Connection, task_id: str, changes: Mapping[str, Any], **options: Any
-) -> None:
-    """Report changes, without reading the task."""
-    path = path_to("task", task_id)
-    connection.call("PATCH", path, Object("id"), json=changes, **ONLY_ID, **options)
-
-
 def claim_task(
-    connection: Connection, agent_id: str, seconds: int, idempotency_key: str
+    connection: Connection, agent_id: str, seconds: int, **options: Any
 ) -> "Task | None":
-    """Claim an agent's oldest waiting task, once for each key; None without one in `seconds`."""
-    headers = {"Idempotency-Key": idempotency_key}
+    """Claim an agent's oldest waiting task; None without one in `seconds`."""
+    # With the same key, a repeated request claims no second task.
+    options["headers"] = {"Idempotency-Key": uuid4().hex}
     path = path_to("agent", agent_id, "claim")
-    response = connection.call("POST", path, _CLAIMED, headers=headers, wait=seconds)
+    response = connection.call("POST", path, _CLAIMED, wait=seconds, **options)
     if response.data is None:
         return None
     json_text = response.content.decode()
@@ -107,7 +101,7 @@ def register_agent(
     connection.call("PUT", path_to("agent", agent_id), responses.AGENT, json=body, **options)
 
 
-def given(**fields: Any) -> dict[str, Any]:
+def not_none(**fields: Any) -> dict[str, Any]:
     """The fields that are not None."""
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -138,25 +132,25 @@ def ask(
     message: str,
     schema: Mapping[str, Any] | None = None,
     timeout: int | None = None,
-    sleep: Callable[[float], None] = time.sleep,
+    **options: Any,
 ) -> Question:
     """Ask once, and wait for the answer, as `Task.ask` does; returns the answered question."""
     # The message can contain lone surrogates, for example from the name of a file.
     text = message.encode(errors="replace").decode()
     post = partial(
         connection.call, "POST", path_to("task", task_id, "question"), _QUESTION,
-        json=given(message=text, schema=schema, timeout=timeout),
+        json=not_none(message=text, schema=schema, timeout=timeout),
         # With the same key, a repeated request asks no second question.
         headers={"Idempotency-Key": uuid4().hex},
     )  # fmt: skip
     until = time.monotonic() + seconds_open(timeout)
     try:
-        question = post(sleep=sleep).data
+        question = post(**options).data
         while question["state"] == terms.OPEN:
             path = path_to("task", task_id, "question", question["id"])
             patience = max(until - time.monotonic(), PATIENCE_SECONDS)
             question = connection.call(
-                "GET", path, _QUESTION, wait=WAIT_SECONDS, patience=patience, sleep=sleep
+                "GET", path, _QUESTION, wait=WAIT_SECONDS, patience=patience, **options
             ).data
             if question["state"] == terms.OPEN:
                 time.sleep(connection.seconds_before_repeat())
@@ -416,7 +410,7 @@ class Task:
             self._finish(changes)
         else:
             changes = (sending.pop_progress() if sending else {}) | changes
-            self._update("PATCH", json=changes, sleep=self._outbox.pause)
+            self._update("PATCH", json=changes, pause=self._outbox.pause)
         self._has_ended = self._has_ended or "status" in changes
 
     def progress(
@@ -500,7 +494,7 @@ class Task:
             raise ValueError("a question has either a schema or choices")
         answer_schema = schema_of_choices(choices) if choices is not None else schema
         question = ask(
-            self._connection, self.id, message, answer_schema, timeout, self._outbox.pause
+            self._connection, self.id, message, answer_schema, timeout, pause=self._outbox.pause
         )
         answer = question["answer"] or {}
         return answer if schema is not None else str(answer["answer"])
@@ -516,14 +510,14 @@ class Task:
         try:
             yield
         except BaseException as error:
-            took = sender.duration(time.monotonic() - began)
+            took = _duration(time.monotonic() - began)
             if _is_success(error):
                 self.log(f"{name} took {took}")
             else:
                 with suppress(TaskServiceError):
                     self.log(f"{name} failed after {took}: {_message(error)}")
             raise
-        self.log(f"{name} took {sender.duration(time.monotonic() - began)}")
+        self.log(f"{name} took {_duration(time.monotonic() - began)}")
 
     def raise_if_cancelled(self) -> None:
         """Raise an error if the task was cancelled or deleted. Sends nothing.
@@ -570,7 +564,7 @@ class Task:
             >>> task.error
             {'type': 'failed', 'message': 'The disk is full'}
         """
-        error = {"message": spool.cut_message(str(message))}
+        error = {"message": spool.truncate_message(str(message))}
         self._finish({"status": terms.ERROR, "error": error, "output": self.output})
 
     def _finish(self, report: dict[str, Any] | None) -> None:
@@ -758,7 +752,7 @@ class Task:
             >>> task.rerun(input={"pages": 3}).data["rerunOf"] == task.id
             True
         """
-        body, headers = given(input=input, labels=labels), {"Idempotency-Key": uuid4().hex}
+        body, headers = not_none(input=input, labels=labels), {"Idempotency-Key": uuid4().hex}
         path = path_to("task", self.id, "rerun")
         started = self._connection.call("POST", path, STARTED, json=body, headers=headers)
         return Task(self._connection, started.data)
@@ -807,6 +801,11 @@ def _unpickle(kind: type[Task], state: dict[str, Any]) -> Task:
 def _numbered(page: Mapping[str, Any]) -> Iterable[Line]:
     first, times = page["next"] - len(page["logs"]) + 1, page.get("times", ())
     return map(Line, count(first), page["logs"], chain(times, repeat(None)))
+
+
+def _duration(seconds: float) -> str:
+    """Like `seconds_text`, but a short one with two decimals."""
+    return f"{seconds:.2f} s" if seconds < 10 else seconds_text(seconds)
 
 
 def _message(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from typing import Any
 
-from taskservice.client.spool import cut_line, now
+from taskservice.client.spool import now, truncate_line
 from taskservice.runner.process import JOIN_SECONDS
 from taskservice.terms import MAX_LINE, MAX_OBJECT
 
@@ -106,9 +106,11 @@ class LineSplitter:
         self._partial, self._excess_bytes = b"", 0
         masked = self._masker.mask(line)
         if not excess:
-            return cut_line(masked)
-        # The part that is kept may end within a secret.
-        return cut_line(masked[: max(len(masked) - self._masker.longest, 0)], len(line) + excess)
+            return truncate_line(masked)
+        # The first part of the line may end within a secret.
+        return truncate_line(
+            masked[: max(len(masked) - self._masker.longest, 0)], len(line) + excess
+        )
 
     def _clean(self, text: bytes) -> bytes:
         """Whole lines as the log stores them; most text needs no change."""
@@ -119,7 +121,7 @@ class LineSplitter:
             lines = text.split(b"\n")
             text = b"\n".join([line.rstrip(b"\r").rpartition(b"\r")[2] for line in lines])
         # Before truncation, which could leave the first part of a secret.
-        return b"\n".join(map(cut_line, self._masker.mask(text).split(b"\n")))
+        return b"\n".join(map(truncate_line, self._masker.mask(text).split(b"\n")))
 
 
 def last_line(text: bytes) -> bytes:

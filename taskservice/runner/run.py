@@ -20,7 +20,7 @@ from taskservice.client import responses
 from taskservice.client.http import Connection
 from taskservice.client.responses import RETRYABLE, NotTheService, TaskCancelled, TaskServiceError
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
-from taskservice.client.spool import Spool, cut_message, note, now
+from taskservice.client.spool import Spool, note, now, truncate_message
 from taskservice.client.task import Task
 from taskservice.exact_json import exact_double, is_deeper, unique_members
 from taskservice.quantities import plural
@@ -124,7 +124,7 @@ class Run:
         With `is_strict`, raises TaskServiceError, also for a field that would be left out.
         """
         try:
-            self._saved.create_folder(saved_run.runs_folder())
+            self._saved.create_directory(saved_run.runs_directory())
         except OSError as error:
             notice(f"can't write to the disk, log lines are queued in memory: {error}")
         failure = self._start_in_time(is_strict) if self._saved.task_id is None else None
@@ -164,7 +164,7 @@ class Run:
     def execute(self) -> int:
         """Run the program and report its exit; returns the exit code."""
         try:
-            self._spool = Spool(self._saved.folder, self._on_full_disk)
+            self._spool = Spool(self._saved.directory, self._on_full_disk)
         except OSError as error:
             self._on_full_disk(error)
             self._spool = Spool(None)
@@ -225,16 +225,17 @@ class Run:
 
     def _spawn(self, reader: OutputReader) -> Process:
         # The service counts the lines of each writer.
-        own = {"TASKSERVICE_WRITER": "program"}
+        variables = {"TASKSERVICE_WRITER": "program"}
         if self._is_tty:
             # The type of nearly every terminal.
-            own["TERM"] = os.environ.get("TERM", "xterm-256color")
-        if self._saved.folder is not None:
-            own[OUTPUT] = str(self._saved.folder / _OUTPUT_FILE)
+            variables["TERM"] = os.environ.get("TERM", "xterm-256color")
+        if self._saved.directory is not None:
+            variables[OUTPUT] = str(self._saved.directory / _OUTPUT_FILE)
         if task_id := self._saved.task_id:
-            own["TASKSERVICE_TASK_ID"] = task_id
-            own["TASKSERVICE_TASK_URL"] = f"{self._connection.url}{terms.API_PREFIX}/task/{task_id}"
-        environment = _without_task(os.environ) | own
+            variables["TASKSERVICE_TASK_ID"] = task_id
+            url = f"{self._connection.url}{terms.API_PREFIX}/task/{task_id}"
+            variables["TASKSERVICE_TASK_URL"] = url
+        environment = _without_task(os.environ) | variables
         with contextlib.ExitStack() as files:
             stdin = None
             if self._stdin_text is not None:
@@ -273,8 +274,8 @@ class Run:
 
     def _output(self, reader: OutputReader) -> dict[str, Any] | None:
         """The program's output: the JSON object in its output file, or in its last line."""
-        folder = self._saved.folder
-        text = None if folder is None else _take_output_file(folder / _OUTPUT_FILE)
+        directory = self._saved.directory
+        text = None if directory is None else _take_output_file(directory / _OUTPUT_FILE)
         if text is None:
             # As deep as the service accepts it; a deeper last line stays in the log.
             return parse_object(reader.last_line.strip(), max_depth=63)
@@ -305,7 +306,7 @@ class Run:
 
     def _save_report(self, report: dict[str, Any]) -> bool:
         """Write the report to the disk, if necessary without the output; false if that failed."""
-        if self._saved.folder is None:
+        if self._saved.directory is None:
             return False
         for saved in (report, {name: report[name] for name in report if name != "output"}):
             self._saved.report = saved
@@ -373,38 +374,40 @@ def _take_output_file(path: Path) -> bytes | None:
 
 def failed(text: str) -> dict[str, Any]:
     """A report of the status `error` with this message."""
-    return {"status": terms.ERROR, "error": {"message": cut_message(text)}}
+    return {"status": terms.ERROR, "error": {"message": truncate_message(text)}}
 
 
 def resend(connection: Connection) -> bool:
     """Send all saved runs, oldest first; false if one is left. Raises OSError."""
-    runs = saved_run.runs_folder()
+    runs = saved_run.runs_directory()
     if not runs.exists():
         return True
     saved_run.check_private(runs, may_close=True)
     caller = cache(lambda: connection.call("GET", "/user", responses.USER).data)
-    found = []
-    for folder in runs.iterdir():
-        if folder.name.startswith(".") or not (folder.is_symlink() or folder.is_dir()):
+    saved = []
+    for directory in runs.iterdir():
+        if directory.name.startswith(".") or not (directory.is_symlink() or directory.is_dir()):
             continue
         with contextlib.suppress(OSError):  # another process has just sent it
-            found.append((folder.lstat().st_mtime, folder))
-    is_done = [_resend_one(connection, folder, caller) for _, folder in sorted(found)]
+            saved.append((directory.lstat().st_mtime, directory))
+    is_done = [_resend_one(connection, directory, caller) for _, directory in sorted(saved)]
     return all(is_done)
 
 
-def _resend_one(connection: Connection, folder: Path, caller: Callable[[], dict[str, Any]]) -> bool:
-    """Send the run in this folder, and print the result; false if it stays there."""
+def _resend_one(
+    connection: Connection, directory: Path, caller: Callable[[], dict[str, Any]]
+) -> bool:
+    """Send the run in this directory, and print the result; false if it stays there."""
     with contextlib.ExitStack() as opened:
         try:
-            run = SavedRun.load(folder)
+            run = SavedRun.load(directory)
             if run is None:
                 return True
             opened.callback(run.release)
-            spool = Spool(folder)
+            spool = Spool(directory)
             opened.callback(spool.close)
         except (OSError, ValueError) as error:
-            notice(f"{folder} can't be read: {error}")
+            notice(f"{directory} can't be read: {error}")
             return False
         if run.url != connection.url:
             problem = f"a saved run belongs to {run.url}, but TASKSERVICE_URL is {connection.url}"
@@ -415,7 +418,7 @@ def _resend_one(connection: Connection, folder: Path, caller: Callable[[], dict[
             problem = f"{owner}, but the key to another user or agent"
         else:
             return _send_left(connection, run, spool)
-        notice(f"{problem}; the run stays in {folder}")
+        notice(f"{problem}; the run stays in {directory}")
         return False
 
 
@@ -432,6 +435,6 @@ def _send_left(connection: Connection, run: SavedRun, spool: Spool) -> bool:
     else:
         notice(
             f"{run.task_id or 'a task'}: {sender.stop_reason or sender.outage}; "
-            f"the run stays in {run.folder}; remove that folder to discard it"
+            f"the run stays in {run.directory}; remove that directory to discard it"
         )
     return is_done

@@ -1,4 +1,4 @@
-"""A run in a folder on the disk, so that it can be sent after its process has ended."""
+"""A run in a directory on the disk, so that it can be sent after its process has ended."""
 
 import contextlib
 import errno
@@ -31,8 +31,8 @@ _MEMBERS = {
 }  # fmt: skip
 
 
-def runs_folder() -> Path:
-    """The folder of this user's runs, by the XDG specification. Raises OSError without a home."""
+def runs_directory() -> Path:
+    """The directory of the user's runs, by the XDG specification. Raises OSError without a home."""
     state = os.environ.get("XDG_STATE_HOME", "")
     try:
         base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
@@ -44,7 +44,7 @@ def runs_folder() -> Path:
 class SavedRun:
     """One run: its task, or the fields to start it with, and the final report, without the key.
 
-    `folder` is None if nothing can be written to the disk. It stays locked until this process ends.
+    `directory` is None if nothing can be written to the disk. It is locked until this process ends.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class SavedRun:
         self.agent_id = str(self.fields.get("agentId", ""))
         self.idempotency_key = uuid4().hex  # a repeated start creates one task
         self.report: dict[str, Any] | None = None
-        self.folder: Path | None = None
+        self.directory: Path | None = None
         self._lock = contextlib.ExitStack()  # closes the lock file
         self._write_lock = threading.Lock()
         if task is not None:
@@ -103,29 +103,29 @@ class SavedRun:
                 notice(f"{why}; the task is started without {left_out}")
         return self.task_id
 
-    def create_folder(self, runs: Path) -> None:
-        """Create a folder in `runs`, locked before another process can see it. Raises OSError."""
+    def create_directory(self, runs: Path) -> None:
+        """Create the directory in `runs`, locked before others can see it. Raises OSError."""
         runs.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_private(runs, may_close=True)
         draft = runs / f".{self.idempotency_key}"
         draft.mkdir(mode=0o700)
-        self.folder = draft
+        self.directory = draft
         try:
-            self._lock_folder(draft)
+            self._lock_directory(draft)
             self.write()
-            self.folder = draft.rename(runs / self.idempotency_key)
+            self.directory = draft.rename(runs / self.idempotency_key)
         except OSError:
             self.remove()
-            self.folder = None
+            self.directory = None
             raise
 
     def write(self) -> None:
         """Replace the file, completely or not at all. Raises OSError."""
-        if self.folder is None:
+        if self.directory is None:
             return
         members = {name: getattr(self, attribute) for name, attribute in _MEMBERS.items()}
         text = json.dumps(members).encode().ljust(_RESERVED_BYTES)
-        path = self.folder / _FILE
+        path = self.directory / _FILE
         draft = path.with_suffix(".new")
         with self._write_lock:
             try:
@@ -138,17 +138,17 @@ class SavedRun:
                 _write_file(path, text)  # on a full disk, over its own blocks
 
     @classmethod
-    def load(cls, folder: Path) -> "SavedRun | None":
+    def load(cls, directory: Path) -> "SavedRun | None":
         """Lock and read a run; None if it is running or was sent. Raises OSError and ValueError."""
         run = cls("", {})
-        run.folder = folder
+        run.directory = directory
         with contextlib.ExitStack() as on_error:
             on_error.callback(run.release)
             try:
-                check_private(folder)
+                check_private(directory)
                 # A copy of a run can lack its lock file.
-                run._lock_folder(folder)
-                data = json.loads(read_file(folder / _FILE, _MAX_FILE_BYTES))
+                run._lock_directory(directory)
+                data = json.loads(read_file(directory / _FILE, _MAX_FILE_BYTES))
                 for name, attribute in _MEMBERS.items():
                     setattr(run, attribute, data[name])
             except (BlockingIOError, FileNotFoundError):
@@ -158,8 +158,8 @@ class SavedRun:
             on_error.pop_all()
         return run
 
-    def _lock_folder(self, folder: Path) -> None:
-        file = open_file(folder / "lock", os.O_RDWR | os.O_CREAT)
+    def _lock_directory(self, directory: Path) -> None:
+        file = open_file(directory / "lock", os.O_RDWR | os.O_CREAT)
         self._lock.callback(os.close, file)
         # The kernel releases it when the process ends, even if it is killed.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,14 +169,16 @@ class SavedRun:
 
     def remove(self) -> None:
         """Remove the run from the disk."""
-        if self.folder is not None:
+        if self.directory is not None:
             with contextlib.suppress(OSError):
-                # The file first: without it, the rest of the folder is not a run.
-                (self.folder / _FILE).unlink(missing_ok=True)
+                # The file first: without it, the rest of the directory is not a run.
+                (self.directory / _FILE).unlink(missing_ok=True)
                 # Hidden, because a process that searches for runs would create the lock file again.
-                self.folder = self.folder.rename(self.folder.with_name(f".{self.folder.name}"))
+                self.directory = self.directory.rename(
+                    self.directory.with_name(f".{self.directory.name}")
+                )
             self.release()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def _write_file(path: Path, text: bytes) -> None:
@@ -192,17 +194,17 @@ def read_file(path: Path, max_bytes: int = -1) -> bytes:
         return file.read(max_bytes)
 
 
-def check_private(folder: Path, may_close: bool = False) -> None:
-    """Raise OSError unless the folder is this user's and closed to others, or `may_close` it."""
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def check_private(directory: Path, may_close: bool = False) -> None:
+    """Raise OSError unless the directory is this user's and closed to others, or `may_close` it."""
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        found = os.fstat(opened)
-        if found.st_uid != os.geteuid():
-            raise PermissionError(errno.EPERM, "It belongs to another user", str(folder))
-        if found.st_mode & 0o077 and not may_close:
+        status = os.fstat(opened)
+        if status.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "It belongs to another user", str(directory))
+        if status.st_mode & 0o077 and not may_close:
             problem = "Other users may enter it; its mode must be 0700"
-            raise PermissionError(errno.EPERM, problem, str(folder))
-        if found.st_mode & 0o077:
+            raise PermissionError(errno.EPERM, problem, str(directory))
+        if status.st_mode & 0o077:
             os.fchmod(opened, 0o700)
     finally:
         os.close(opened)

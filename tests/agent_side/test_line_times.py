@@ -66,9 +66,9 @@ def test_resent_lines_have_the_time_at_which_they_were_printed(machine: AgentMac
     until(lambda: now() > began + 20)
     run = SavedRun(machine.url, {"agentId": "a"}, machine.user.the_task())
     run.report = {"status": "complete"}
-    run.create_folder(machine.home / "state" / "taskservice" / "runs")
-    assert run.folder is not None
-    spool = Spool(run.folder)
+    run.create_directory(machine.home / "state" / "taskservice" / "runs")
+    assert run.directory is not None
+    spool = Spool(run.directory)
     spool.put(b"one\ntwo\n", began + 3)
     spool.put(b"three\n", began + 9)
     spool.close()
@@ -113,7 +113,7 @@ def test_start_that_a_clock_ahead_makes_impossible_loses_its_time(machine: Agent
     fields = {"agentId": "a", "claim": True, "claimedAt": rfc3339(now() + 3_600_000)}
     run = SavedRun(machine.url, fields)
     run.report = {"status": "complete"}
-    run.create_folder(machine.home / "state" / "taskservice" / "runs")
+    run.create_directory(machine.home / "state" / "taskservice" / "runs")
     run.release()
     resent = machine.run("run", "--resend")
     assert resent.returncode == 0

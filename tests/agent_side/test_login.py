@@ -57,7 +57,7 @@ def test_kept_key_serves_commands_and_the_python_client(laptop: AgentMachine) ->
     again = laptop.run("logout")
     assert (again.returncode, again.stderr) == (
         1,
-        "taskservice: There is no kept profile default\n",
+        "taskservice: There is no stored profile default\n",
     )
 
 
@@ -86,7 +86,7 @@ def test_address_of_the_environment_is_the_default(laptop: AgentMachine) -> None
     laptop.url = laptop.user.url
     kept = laptop.run("login", input=f"{key_of(laptop.user)}\n")
     assert f"is logged in to {laptop.user.url}" in kept.stdout
-    assert "as long as TASKSERVICE_URL is set, nothing that was kept is used" in kept.stderr
+    assert "while TASKSERVICE_URL is set, nothing that was stored is used" in kept.stderr
 
 
 def test_file_that_cannot_be_written_is_one_line(laptop: AgentMachine) -> None:
@@ -146,7 +146,7 @@ def test_each_profile_has_its_own_key(laptop: AgentMachine, shared_service: Serv
     laptop.settings["TASKSERVICE_PROFILE"] = "taem"
     unknown = laptop.run("task", "list")
     assert unknown.returncode == 2
-    assert "taem is not a kept profile (default, team)" in unknown.stderr
+    assert "taem is not a stored profile (default, team)" in unknown.stderr
 
 
 def test_damaged_file_is_named(laptop: AgentMachine) -> None:

@@ -38,13 +38,13 @@ def run_without_a_task(machine: AgentMachine, agent_id: str = "a", **fields: obj
     """The folder of a run that ended while the service was away."""
     run = SavedRun(machine.url, {"agentId": agent_id, "claim": True, **fields})
     run.report = {"status": "complete"}
-    run.create_folder(machine.home / "state" / "taskservice" / "runs")
-    assert run.folder is not None
-    spool = Spool(run.folder)
+    run.create_directory(machine.home / "state" / "taskservice" / "runs")
+    assert run.directory is not None
+    spool = Spool(run.directory)
     spool.put(b"from afar\n", now())
     spool.close()
     run.release()
-    return run.folder
+    return run.directory
 
 
 def test_run_of_another_user_or_agent_is_kept(
@@ -95,7 +95,7 @@ def test_run_that_is_refused_says_how_to_forget_it(machine: AgentMachine) -> Non
     folder = run_without_a_task(machine, "A b")
     refused = machine.run("run", "--resend")
     assert refused.returncode == 1
-    assert f"the run stays in {folder}; remove that folder to discard it" in refused.stderr
+    assert f"the run stays in {folder}; remove that directory to discard it" in refused.stderr
     assert machine.left_runs() == [folder]
 
 
