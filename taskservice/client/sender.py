@@ -198,10 +198,7 @@ class Sender(threading.Thread):
             elif error.problem.get("code") == LOG_FULL:
                 self._note_full_log(path, batch.seq)
             else:
-                # Raises TooLarge if even this is refused.
-                text = f"a line of {batch.size:,} bytes is left out here: it is too large"
-                self._append_note(path, batch.seq, text)
-                self.spool.confirm(batch)
+                raise
         else:
             self.spool.confirm(batch)
 
@@ -209,17 +206,15 @@ class Sender(threading.Thread):
         lines = batch.json() | {"writer": self._writer}
         self._request("POST", f"{path}/logs", responses.APPENDED, json=lines)
 
-    def _append_note(self, path: str, seq: int, text: str) -> None:
-        self._append(path, Batch.of(seq, timed(note(text), now())))
-
     def _note_full_log(self, path: str, seq: int) -> None:
+        marker = note("the log is full; later lines are dropped")
         # Other writers may have used the space for the marker too.
         with suppress(responses.TooLarge, responses.LineGap):
-            self._append_note(path, seq, "the log is full; later lines are dropped")
+            self._append(path, Batch.of(seq, timed(marker, now())))
         self.spool.discard()
 
     def _send_report(self, path: str) -> bool:
-        """Send the report; false if a shortened one must be sent."""
+        """Send the report; false if it must be sent again without its output."""
         with self._lock:
             report = self._report = self._progress | (self._report or {})
             self._progress = {}
@@ -228,14 +223,10 @@ class Sender(threading.Thread):
         try:
             self._patch(path, report)
         except (responses.BadRequest, responses.TooLarge, responses.Invalid) as error:
-            # The final status must arrive even if the output or a long message is refused.
-            message = (report.get("error") or {}).get("message", "")
-            if report.pop("output", None):
-                self.spool.put(note(f"the output was refused: {error}"), now())
-            elif isinstance(error, responses.TooLarge) and message:
-                report["error"] = {"message": message[: len(message) // 2]}
-            else:
+            # The final status must arrive even if the output is refused.
+            if not report.pop("output", None):
                 raise
+            self.spool.put(note(f"the output was refused: {error}"), now())
             return False
         return True
 

@@ -47,7 +47,7 @@ def as_lines(text: str) -> bytes:
 
 
 def truncate_line(line: bytes, size: int | None = None) -> bytes:
-    """The line or, if it is too long, its first part; `size` is that of the whole line."""
+    """The line or, if it is too long, its first part; `size` is the size of all of it."""
     if size is None and len(line) <= _ALWAYS_FITS:
         return line
     text = line.decode(errors="replace").replace("\0", "\ufffd").encode()

@@ -5,13 +5,13 @@ import pty
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from taskservice.client import Client, http, sender
-from tests.support.agent_machine import AgentMachine
+from tests.support.agent_machine import AgentMachine, AtTerminal
 from tests.support.api_client import RemoteClient
 from tests.support.documents import ROOT, Terminal, install_commands
 from tests.support.service import Service
@@ -75,7 +75,6 @@ TAKES_THE_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); "
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
-AtTerminal = Callable[..., tuple[subprocess.Popen[bytes], int]]
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ import pytest
 
 from taskservice.runner import process as process_tree
 from taskservice.runner.process import Process
-from tests.agent_side.conftest import AtTerminal
-from tests.support.agent_machine import AgentMachine
+from tests.support.agent_machine import AgentMachine, AtTerminal
 from tests.support.api_client import RemoteClient
 from tests.support.waiting import PATIENCE_SECONDS, until
 

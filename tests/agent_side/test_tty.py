@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.agent_side.conftest import AtTerminal
-from tests.support.agent_machine import AgentMachine
+from tests.support.agent_machine import AgentMachine, AtTerminal
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import unused_port
 from tests.support.waiting import PATIENCE_SECONDS, until

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -39,6 +40,10 @@ def start_task(self, original=run.Run._start_task, **options):
 
 run.Run._start_task = start_task
 """
+
+
+# Runs a program as a task on a new terminal; returns the terminal's other end too.
+AtTerminal = Callable[..., tuple[subprocess.Popen[bytes], int]]
 
 
 class Command(ForkedPopen):
