@@ -27,6 +27,7 @@ from taskservice.terms import (
     ACCEPT,
     DECLINE,
     FAILED,
+    MAX_LABELS,
     MAX_SEARCHED_TEXT,
     READ,
     RUNNING,
@@ -290,7 +291,8 @@ def rerun_task(call: Call, arguments: Arguments) -> Result:
     """
     task_id = require_id("task", arguments["taskId"])
     labels = strict_json.loads(task_service.get(caller, task_id).labels.encode())
-    body = {"labels": labels | LABELS}
+    # One with all the labels that a task can have keeps them.
+    body = {"labels": labels | LABELS if len(labels) < MAX_LABELS else labels}
     if "input" in arguments:
         body["input"] = arguments["input"]
     fields = _rerun_schema.load(body)

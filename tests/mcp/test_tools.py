@@ -10,6 +10,7 @@ from flask import Flask
 
 from taskservice.background.maintenance import Maintenance
 from taskservice.services import lists, search
+from taskservice.terms import MAX_LABELS
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
 from tests.support.internals import end_for_silence
@@ -371,6 +372,13 @@ def test_rerun_task_starts_the_same_again_or_with_another_input(
     assert (task["labels"], task["claimedAt"]) == (labels | {"via": "mcp"}, None)
     other = mcp.call("rerun_task", {"taskId": failed["id"], "input": {"a": 2}})
     assert alice.task({"id": structured(other)["taskId"]})["input"] == {"a": 2}
+
+
+def test_rerun_of_a_task_with_all_the_labels_it_can_have(alice: ApiClient, mcp: McpClient) -> None:
+    labels = {f"label{number}": "x" for number in range(MAX_LABELS)}
+    task = alice.start(labels=labels)
+    again = structured(mcp.call("rerun_task", {"taskId": task["id"]}))
+    assert alice.task({"id": again["taskId"]})["labels"] == labels
 
 
 def test_repeated_rerun_with_the_same_key_starts_one_task(alice: ApiClient, mcp: McpClient) -> None:
