@@ -59,7 +59,7 @@ def test_task_runs_in_the_background_of_a_terminal_until_it_is_stopped(
 
 
 def test_form_on_the_terminal_answers_the_question_of_a_task(
-    node: Path, owner: RemoteClient, tmp_path: Path
+    node: Path, owner: RemoteClient, mcp_service: Service, tmp_path: Path
 ) -> None:
     turns = [tool("confirm_delete", filename="old.txt"), "It will ask.", "It is gone."]
     with StubModel(turns) as model:
@@ -76,6 +76,9 @@ def test_form_on_the_terminal_answers_the_question_of_a_task(
             terminal.until_it_shows("Status: input required · asks: Delete old.txt?")
             terminal.until_it_shows("Enter to answer")
             terminal.press(ENTER, "Esc to answer later")
+            # The form stays open meanwhile.
+            mcp_service.stop()
+            mcp_service.start()
             accept(terminal)
             terminal.until_it_shows("claude: It is gone.")
         told = str(model.requests[-1]["messages"])
@@ -102,20 +105,6 @@ def test_task_outlives_its_session_and_a_restart_of_the_service(
             terminal.until_it_shows("(taskservice/confirm_delete) completed")
             terminal.until_it_shows("claude: It is gone.")
     assert task_of(owner, task["id"])["output"] == {"filename": "old.txt", "deleted": True}
-
-
-def test_form_stays_open_while_the_service_restarts(
-    node: Path, owner: RemoteClient, mcp_service: Service, tmp_path: Path
-) -> None:
-    turns = [tool("confirm_delete", filename="old.txt"), "It will ask.", "It is gone."]
-    with StubModel(turns) as model:
-        claude = machine(node, tmp_path, model, owner)
-        with claude.terminal("Delete old.txt.") as terminal:
-            terminal.until_it_shows("Esc to answer later")
-            mcp_service.stop()
-            mcp_service.start()
-            accept(terminal)
-    assert newest_task(owner, "confirm_delete")["output"]["deleted"] is True
 
 
 def test_print_mode_starts_watches_answers_and_cancels_with_plain_tools(
