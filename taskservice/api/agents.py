@@ -42,8 +42,8 @@ def _expanded(agents: Sequence[AgentRow], query: dict[str, Any]) -> list[dict[st
     """The agents as JSON, with the objects that `expand` names."""
     dumped: list[dict[str, Any]] = user_schemas.agent_schema.dump(agents, many=True)
     if "expand" in query:
-        for agent, own in zip(agents, dumped, strict=True):
-            own["health"] = agent_service.health(agent, agent_service.runs(agent))
+        for agent, agent_json in zip(agents, dumped, strict=True):
+            agent_json["health"] = agent_service.health(agent, agent_service.runs(agent))
     return dumped
 
 

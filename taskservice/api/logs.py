@@ -135,7 +135,7 @@ def search_all(caller: Caller, query: dict[str, Any]) -> Response:
     a time, one for each user. Another one waits for up to 1 s, then it is 503, with `Retry-After`.
     """
     selection = responses.selection(query)
-    found = search.search(
+    result = search.search(
         caller,
         selection,
         query["text"],
@@ -143,7 +143,7 @@ def search_all(caller: Caller, query: dict[str, Any]) -> Response:
         limit=query.get("limit", DEFAULT_HITS),
         start=responses.end_of(query),
     )
-    return responses.json(found.as_json(), headers=responses.link(selection, found.end))
+    return responses.json(result.as_json(), headers=responses.link(selection, result.end))
 
 
 def _last_event_id() -> int:

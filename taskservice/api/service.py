@@ -59,8 +59,8 @@ def show_metrics() -> Response:
     """
     limit = current_app.config["WAITS"] * current_app.config["WORKERS"]
     of_processes = [metrics.BUILD, *metrics.requests.metrics(limit)]
-    found = [*of_processes, *health.database_metrics(), *health.backup_metrics()]
-    return Response("".join(found), content_type=metrics.CONTENT_TYPE)
+    lines = [*of_processes, *health.database_metrics(), *health.backup_metrics()]
+    return Response("".join(lines), content_type=metrics.CONTENT_TYPE)
 
 
 # The documentation: the OpenAPI document, and a page made from it.

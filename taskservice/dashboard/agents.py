@@ -88,9 +88,9 @@ def show(agent_id: str) -> Response:
         plot=chart.plot(runs, facts["health"]["medianSeconds"]),
         plot_height=chart.PLOT_HEIGHT,
         series=[
-            chart.series(path, found)
-            for path, found in agent_service.numbers_by_path(caller, agent.id).items()
-            if len(found) >= chart.MIN_NUMBERS
+            chart.series(path, numbers)
+            for path, numbers in agent_service.numbers_by_path(caller, agent.id).items()
+            if len(numbers) >= chart.MIN_NUMBERS
         ],
         is_by_cron="cron" in (expect or {}),
         due_times=[agent.due_at, *due_times(expect, agent.due_at, 2)]
@@ -198,7 +198,7 @@ def _expect(form: dict[str, str]) -> dict[str, Any] | None:
         if expect[name] is None:
             message = f"“{text[:80]}” is not a duration such as 25h."
             raise ValidationError({"expect": {name: [message]}})
-    return {name: each for name, each in expect.items() if each != ""}
+    return {name: value for name, value in expect.items() if value != ""}
 
 
 def _facts(agent: AgentRow, recent: Sequence[TaskRow]) -> dict[str, Any]:

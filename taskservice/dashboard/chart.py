@@ -135,10 +135,10 @@ TICKS = {
 
 def plot(runs: Sequence[EndedTaskRow], usual: float | None) -> dict[str, Any] | None:
     """The plot of finished tasks, oldest first; None if no agent claimed any of them."""
-    lasted = [(task, found) for task in runs if (found := seconds(task)) is not None]
+    lasted = [(task, duration) for task in runs if (duration := seconds(task)) is not None]
     if not lasted:
         return None
-    durations = [found for _, found in lasted]
+    durations = [duration for _, duration in lasted]
     # The ticks below and above all durations.
     low = max((tick for tick in TICKS if tick <= min(durations)), default=min(TICKS))
     high = min((tick for tick in TICKS if tick > max(durations)), default=max(TICKS))
@@ -150,9 +150,9 @@ def plot(runs: Sequence[EndedTaskRow], usual: float | None) -> dict[str, Any] | 
     # Points are at `x` percent of the width and `y` pixels.
     ends = [datetime.fromisoformat(task.finished_at).timestamp() for task, _ in lasted]
     points = [
-        {"task": task, "x": _share(end, ends[0], ends[-1]) * 100, "y": y(found), "seconds": found,
-         "outcome": formatting.outcome_of(task)}
-        for (task, found), end in zip(lasted, ends, strict=True)
+        {"task": task, "x": _share(end, ends[0], ends[-1]) * 100, "y": y(duration),
+         "seconds": duration, "outcome": formatting.outcome_of(task)}
+        for (task, duration), end in zip(lasted, ends, strict=True)
     ]  # fmt: skip
     ticks = [(text, y(tick)) for tick, text in TICKS.items() if low <= tick <= high]
     return {"points": points, "ticks": ticks, "usual": None if usual is None else y(usual)}

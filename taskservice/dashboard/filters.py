@@ -42,29 +42,33 @@ list_query_schema = ListQuerySchema()
 
 
 def load(
-    given: Mapping[str, str] | None = None, schema: Schema = list_query_schema
+    sent: Mapping[str, str] | None = None, schema: Schema = list_query_schema
 ) -> tuple[dict[str, Any], dict[str, str], Selection]:
     """The filters of the query string: for the API's list, from OWN_FILTERS, and as a selection.
 
-    `given` replaces the query string, `schema` the schema of the list. Raises 403 and 422.
+    `sent` replaces the query string, `schema` the schema of the list. Raises 403 and 422.
     """
-    given = first_texts(request.args) if given is None else given
-    values: dict[str, Any] = {"limit": str(PAGE_SIZE), **given}
+    sent = first_texts(request.args) if sent is None else sent
+    values: dict[str, Any] = {"limit": str(PAGE_SIZE), **sent}
     if "label" in values:
         values["label"] = labels()
-    own = {name: values.pop(name) for name in OWN_FILTERS if name in values}
+    page_filters = {name: values.pop(name) for name in OWN_FILTERS if name in values}
     if values.get("sort") == LONGEST_FIRST:
         del values["sort"]
     query: dict[str, Any] = schema.load(values)
-    for name, text in own.items():
+    for name, text in page_filters.items():
         if text not in OWN_FILTERS[name]:
             raise invalid({name: ["Must be one of: " + ", ".join(OWN_FILTERS[name]) + "."]})
-    if "callback" in own:
+    if "callback" in page_filters:
         caller.require_user_key()
-    if "since" in own:
+    if "since" in page_filters:
         # A bar of the chart selects a part of the period.
-        query.setdefault("createdAfter", PERIODS[own["since"]].since)
-    return query, own, responses.selection(query)._replace(delivery=own.get("callback"))
+        query.setdefault("createdAfter", PERIODS[page_filters["since"]].since)
+    return (
+        query,
+        page_filters,
+        responses.selection(query)._replace(delivery=page_filters.get("callback")),
+    )
 
 
 def labels() -> list[str]:

@@ -160,7 +160,9 @@ def texts(values: MultiDict[str, str]) -> dict[str, list[str]]:
 
 def first_texts(values: MultiDict[str, str]) -> dict[str, str]:
     """Like `texts`, but only the first text of each name; other names have an empty text."""
-    return defaultdict(str, {name: each[0] for name, each in texts(values).items()})
+    return defaultdict(
+        str, {name: texts_of_name[0] for name, texts_of_name in texts(values).items()}
+    )
 
 
 def endpoint_of(path: str) -> str:

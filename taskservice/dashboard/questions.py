@@ -104,9 +104,9 @@ def _answer_text(question: Json, content: Json) -> str:
 def _in_words(question: Json, content: Json) -> list[tuple[str, str]]:
     """An answer for a person: (label, text) of each value."""
     return [
-        (each.label, each.in_words(content[each.name]))
-        for each in schema_form.fields(question["schema"])
-        if each.name in content
+        (field.label, field.in_words(content[field.name]))
+        for field in schema_form.fields(question["schema"])
+        if field.name in content
     ]
 
 
@@ -144,7 +144,10 @@ def forms(task: Any) -> list[Json]:
 def ended(task_id: str) -> list[Json]:
     """The last questions of a task that are no longer open, newest first; answers in words."""
     questions = map(loaded, question_service.ended(task_id, SHOWN_ENDED))
-    return [{**each, "answer": _in_words(each, each["answer"] or {})} for each in questions]
+    return [
+        {**question, "answer": _in_words(question, question["answer"] or {})}
+        for question in questions
+    ]
 
 
 def asking(caller: Caller) -> Json:
@@ -174,19 +177,19 @@ def asking(caller: Caller) -> Json:
 @answers.route("/<path:token>", methods=["GET", "POST"])
 def answer_by_link(token: str) -> Response:
     """The token replaces a session and the token of forms; link previews get the form too."""
-    found = links.find_question(token)
-    question, typed, errors = loaded(found), None, Errors()
+    row = links.find_question(token)
+    question, typed, errors = loaded(row), None, Errors()
     if request.method == "POST":
         typed = texts(request.form)
         content, errors = submitted(question, typed)
         if not errors:
-            links.answer(found, DECLINE if content is None else ACCEPT, content)
-            request_log.add_details(user=found.user_name, key=LINK)
+            links.answer(row, DECLINE if content is None else ACCEPT, content)
+            request_log.add_details(user=row.user_name, key=LINK)
             return page("answer_link.html", outcome=outcome_text(question, content))
     return page(
         "answer_link.html",
         422 if errors else 200,
-        task_name=found.task_name,
-        agent_name=found.agent_name,
+        task_name=row.task_name,
+        agent_name=row.agent_name,
         question=form(question, None, typed, errors),
     )

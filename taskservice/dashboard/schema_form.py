@@ -89,19 +89,22 @@ class Field:
     @property
     def attributes(self) -> dict[str, Any]:
         """Attributes of the `input`, `select` or `textarea`; those that are None are left out."""
-        found: dict[str, Any] = {"required": "required" if self.is_required else None}
+        attributes: dict[str, Any] = {"required": "required" if self.is_required else None}
         if self.kind == NUMBER:
-            found |= {"type": "number", "step": "1" if self.schema["type"] == "integer" else "any"}
+            attributes |= {
+                "type": "number",
+                "step": "1" if self.schema["type"] == "integer" else "any",
+            }
             for name, keyword in (("min", "minimum"), ("max", "maximum")):
                 if keyword in self.schema:
-                    found[name] = _text(self.schema[keyword])
+                    attributes[name] = _text(self.schema[keyword])
         if self.kind in (TEXT, LONG_TEXT):
             for keyword in ("minLength", "maxLength"):
-                found[keyword.lower()] = _whole(self.schema.get(keyword))
+                attributes[keyword.lower()] = _whole(self.schema.get(keyword))
         if self.kind == TEXT:
-            found["type"] = _INPUT_TYPES.get(str(self.schema.get("format")), "text")
-            found["step"] = "1" if self._is_time else None
-        return found
+            attributes["type"] = _INPUT_TYPES.get(str(self.schema.get("format")), "text")
+            attributes["step"] = "1" if self._is_time else None
+        return attributes
 
     @property
     def choices(self) -> list[Choice]:
@@ -153,7 +156,7 @@ class Field:
         if self.kind in (TEXT, LONG_TEXT) and isinstance(value, str):
             return [_in_utc(value) if self._is_time else value]
         if self.kind == CHOICES and isinstance(value, list):
-            return [_text(each) for each in value]
+            return [_text(item) for item in value]
         if self.kind == JSON:
             return [orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()]
         return [_text(value)]
@@ -173,49 +176,51 @@ class Field:
 
     def in_words(self, value: Any) -> str:
         values = value if self.kind == CHOICES and isinstance(value, list) else [value]
-        return ", ".join(self._labels.get(_text(each), plain(each)) for each in values)
+        return ", ".join(self._labels.get(_text(item), plain(item)) for item in values)
 
 
 def fields(schema: Json, typed: Texts | None = None, errors: Errors | None = None) -> list[Field]:
     """The fields of the form, in the order of the properties; without `typed` with defaults."""
-    found = []
-    for name, each in schema.get("properties", {}).items():
-        own, is_nullable = _without_null(_resolved(each, schema), schema)
-        if "items" in own:
-            own = {**own, "items": _resolved(own["items"], schema)}
+    form_fields = []
+    for name, property_schema in schema.get("properties", {}).items():
+        field_schema, is_nullable = _without_null(_resolved(property_schema, schema), schema)
+        if "items" in field_schema:
+            field_schema = {**field_schema, "items": _resolved(field_schema["items"], schema)}
         is_required = name in schema.get("required", ())
         texts = () if typed is None else typed.get(field_name(name), ())
-        new = Field(name, own, is_required, is_nullable, texts, (errors or {}).get(name, ()))
-        if typed is None and "default" in own:
-            new = replace(new, texts=new.texts_of(own["default"]))
-        found.append(new)
-    return found
+        new = Field(
+            name, field_schema, is_required, is_nullable, texts, (errors or {}).get(name, ())
+        )
+        if typed is None and "default" in field_schema:
+            new = replace(new, texts=new.texts_of(field_schema["default"]))
+        form_fields.append(new)
+    return form_fields
 
 
 def content_of(schema: Json, texts: Texts) -> tuple[Json, Errors]:
     """The content of a form, and its errors; fields that are left empty are left out."""
     content, errors = Json(), Errors()
-    for each in fields(schema, texts):
+    for form_field in fields(schema, texts):
         try:
-            content |= each.content()
+            content |= form_field.content()
         except ValueError as error:
-            errors[each.name] = [str(error)]
+            errors[form_field.name] = [str(error)]
     return content, errors
 
 
 def by_property(schema: Json, errors: Errors, prefix: str) -> tuple[Errors, Errors]:
     """Splits errors by path, such as `content.name`, into errors by property and others."""
     # Longer names first, since a name can contain a point.
-    names = sorted((each.name for each in fields(schema)), key=len, reverse=True)
-    own, others = Errors(), Errors()
+    names = sorted((field.name for field in fields(schema)), key=len, reverse=True)
+    of_fields, others = Errors(), Errors()
     for path, messages in errors.items():
-        found = (name for name in names if f"{path}.".startswith(f"{prefix}.{name}."))
-        name = next(found, None)
+        matching = (name for name in names if f"{path}.".startswith(f"{prefix}.{name}."))
+        name = next(matching, None)
         if name is None:
             others[path] = messages
         else:
-            own.setdefault(name, []).extend(messages)
-    return own, others
+            of_fields.setdefault(name, []).extend(messages)
+    return of_fields, others
 
 
 # --- the schema ----------------------------------------------------------------------------
@@ -241,10 +246,10 @@ def _without_null(schema: Json, root: Json) -> tuple[Json, bool]:
     """A schema that allows one type or null, without the null; and whether it does."""
     kinds = schema.get("type")
     if isinstance(kinds, list) and "null" in kinds and len(kinds) == 2:
-        (kind,) = (each for each in kinds if each != "null")
+        (kind,) = (name for name in kinds if name != "null")
         return {**schema, "type": kind}, True
     variants = schema.get("anyOf")
-    others = [each for each in variants or () if each != {"type": "null"}]
+    others = [variant for variant in variants or () if variant != {"type": "null"}]
     if isinstance(variants, list) and len(others) == 1 and len(variants) == 2:
         siblings = {name: value for name, value in schema.items() if name != "anyOf"}
         return {**_resolved(others[0], root), **siblings}, True
@@ -295,7 +300,7 @@ def errors_of(error: Exception) -> dict[str, Any]:
 
 
 def sentence_of(errors: Mapping[str, Any]) -> str:
-    return " ".join(f"{each[:1].upper()}{each[1:]}" for each in sentences(errors))
+    return " ".join(f"{sentence[:1].upper()}{sentence[1:]}" for sentence in sentences(errors))
 
 
 # --- the input of a task: fields by its agent's schema, or one JSON text -------------------
@@ -319,8 +324,8 @@ class InputForm:
     @property
     def fields(self) -> list[Field]:
         """The fields, those that are required first."""
-        own = fields(self._schema, self.typed, self.errors)
-        return sorted(own, key=lambda each: not each.is_required)
+        form_fields = fields(self._schema, self.typed, self.errors)
+        return sorted(form_fields, key=lambda field: not field.is_required)
 
     def value(self) -> Any:
         """The input. Raises ValidationError, under `input` or `input.<name>`."""
@@ -336,18 +341,18 @@ class InputForm:
                 raise ValidationError({"input": [f"Not valid JSON: {error}."]}) from error
         problems = input_problems(self.stored_schema, _text(content))
         # The error of a field replaces the errors of its value.
-        if problems := problems | {f"input.{name}": each for name, each in errors.items()}:
+        if problems := problems | {f"input.{name}": messages for name, messages in errors.items()}:
             raise ValidationError(problems)
         return content
 
     def refused(self, error: Exception) -> tuple["InputForm", str]:
         """The form with errors next to its fields, and the others in words; raises other errors."""
-        own: Errors = {}
+        of_fields: Errors = {}
         others = errors_of(error)
         if self.text is None:
-            own, others = by_property(self._schema, others, "input")
+            of_fields, others = by_property(self._schema, others, "input")
         reason = sentence_of(others) or "Fix the errors below."
-        return replace(self, errors=own), f"Nothing was started. {reason}"
+        return replace(self, errors=of_fields), f"Nothing was started. {reason}"
 
 
 def from_request(schema: str, typed: Texts, default: str = "") -> InputForm:
@@ -360,19 +365,21 @@ def from_request(schema: str, typed: Texts, default: str = "") -> InputForm:
 
 def begun(schema: str, stored: str | None = None, is_text: bool = False) -> InputForm:
     """The form with this input, or the defaults: as JSON if `is_text`, or fields can't show it."""
-    own = {each.name: each for each in fields(_loads(schema))}
+    by_name = {field.name: field for field in fields(_loads(schema))}
     if stored is not None:
         content = _loads(stored)
         is_text = is_text or not all(
-            name in own and own[name].keeps(value) for name, value in content.items()
+            name in by_name and by_name[name].keeps(value) for name, value in content.items()
         )
     else:
         content = {
-            name: each.schema["default"] for name, each in own.items() if "default" in each.schema
+            name: field.schema["default"]
+            for name, field in by_name.items()
+            if "default" in field.schema
         }
-    if is_text or not own:
+    if is_text or not by_name:
         return InputForm(schema, text=pretty(_text(content)))
-    typed = {own[name].key: own[name].texts_of(value) for name, value in content.items()}
+    typed = {by_name[name].key: by_name[name].texts_of(value) for name, value in content.items()}
     return InputForm(schema, typed)
 
 

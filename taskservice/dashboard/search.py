@@ -44,28 +44,28 @@ def show() -> Response:
     values.pop("sort", None)
     query, _, selection = load({**values, "text": text or "?"}, search_query)
     find = _in_errors if where == "errors" else _in_logs
-    found, end = find(selection, query) if text else (None, None)
-    more: dict[str, Any] = {"where": where, "kept": kept, "arguments": arguments}
+    tasks, end = find(selection, query) if text else (None, None)
+    context: dict[str, Any] = {"where": where, "kept": kept, "arguments": arguments}
     if end:
-        more |= {"next": responses.next_query(selection, end), "until": end[0]}
-    return page("search.html", found=found, **more)
+        context |= {"next": responses.next_query(selection, end), "until": end[0]}
+    return page("search.html", found=tasks, **context)
 
 
 def _in_logs(selection: Selection, query: dict[str, Any]) -> Found:
     text, start = query["text"], responses.end_of(query)
-    found = search.search(caller, selection, text, start=start, limit=query["limit"])
+    result = search.search(caller, selection, text, start=start, limit=query["limit"])
     lines = {
         task_id: [(hit["line"], _pieces(hit["text"], text)) for hit in hits]
-        for task_id, hits in groupby(found.hits, lambda hit: hit["taskId"])
+        for task_id, hits in groupby(result.hits, lambda hit: hit["taskId"])
     }
     rows = lists.summaries(caller, [Position("", task_id) for task_id in lines])
-    return [(row, lines[row.id]) for row in rows], found.end
+    return [(row, lines[row.id]) for row in rows], result.end
 
 
 def _in_errors(selection: Selection, query: dict[str, Any]) -> Found:
     text, after = query["text"], responses.after(query)
-    found, end = search.in_errors(caller, selection, text, after, query["limit"])
-    return [(row, _lines_of_error(row, text)) for row in lists.summaries(caller, found)], end
+    positions, end = search.in_errors(caller, selection, text, after, query["limit"])
+    return [(row, _lines_of_error(row, text)) for row in lists.summaries(caller, positions)], end
 
 
 def _lines_of_error(row: TaskRow, text: str) -> list[tuple[int | None, list[str]]]:
@@ -74,8 +74,8 @@ def _lines_of_error(row: TaskRow, text: str) -> list[tuple[int | None, list[str]
     # A summary has the start of a long message.
     if not pattern.search(message) and (task := task_service.find(caller, row.id)):
         message = task.error_message or ""
-    found = ((line, pattern.search(line)) for line in message.split("\n"))
-    lines = [search.excerpt(line, *match.span()) for line, match in found if match]
+    searched = ((line, pattern.search(line)) for line in message.split("\n"))
+    lines = [search.excerpt(line, *match.span()) for line, match in searched if match]
     return [(None, _pieces(line, text)) for line in lines[:MAX_LINES]]
 
 

@@ -96,16 +96,16 @@ def _seconds(since: str, until: str) -> float:
 
 def _differences(task: TaskRow, good: TaskRow) -> list[tuple[str, ...]]:
     """Where a task differs from the last good run: part, key, and both values as JSON, or ""."""
-    found = []
+    differences = []
     for part in ("Input", "Labels", "Output"):
-        here, there = (_values(getattr(run, part.lower())) for run in (task, good))
-        for key in here | there:
-            pair = here.get(key, ""), there.get(key, "")
+        of_task, of_good = (_values(getattr(run, part.lower())) for run in (task, good))
+        for key in of_task | of_good:
+            pair = of_task.get(key, ""), of_good.get(key, "")
             if pair[0] != pair[1]:
                 # Of long values, the part around the first difference.
                 start = max(0, sum(takewhile(bool, map(eq, *pair))) - MAX_VALUE // 2)
-                found.append((part, key, *(_shortened(text, start) for text in pair)))
-    return found
+                differences.append((part, key, *(_shortened(text, start) for text in pair)))
+    return differences
 
 
 def _shortened(text: str, start: int) -> str:
@@ -118,8 +118,8 @@ def _shortened(text: str, start: int) -> str:
 
 def _values(text: str) -> dict[str, str]:
     """The keys of a JSON object, and their values as JSON."""
-    found = strict_json.loads(text.encode())
-    return {key: strict_json.canonical(value).decode() for key, value in found.items()}
+    loaded = strict_json.loads(text.encode())
+    return {key: strict_json.canonical(value).decode() for key, value in loaded.items()}
 
 
 blueprint = Blueprint("tasks", __name__)
@@ -143,7 +143,7 @@ MAX_LINE_LENGTH = 5_000
 def list_all() -> Response:
     if complete := filters.without_empty_fields():
         return complete
-    query, own, selection = filters.load()
+    query, page_filters, selection = filters.load()
     if url := filters.destination():
         return see_other(url)
     positions, following, stopped = _found(selection, query)
@@ -166,7 +166,7 @@ def list_all() -> Response:
         counts=counts,
         all_are_counted=all_are_counted,
         max_count=MAX_COUNT,
-        chart=chart.count(caller, selection, own.get("since", chart.DEFAULT)),
+        chart=chart.count(caller, selection, page_filters.get("since", chart.DEFAULT)),
     )
 
 
@@ -232,13 +232,18 @@ def show_new_lines(task_id: str) -> Response:
     if good is None:
         return redirect_to("tasks.show", task_id=task.id)
     try:
-        found, status = new_lines.lines_not_in(good, task), 200
+        compared, status = new_lines.lines_not_in(good, task), 200
     except Problem as problem:
         if problem.status != 503:
             raise
-        found, status = None, 503
+        compared, status = None, 503
     sizes = {"shown": SHOWN_LINES, "max_differences": MAX_DIFFERENCES}
-    values = {"task": task, "good": good, "found": found, "differences": _differences(task, good)}
+    values = {
+        "task": task,
+        "good": good,
+        "found": compared,
+        "differences": _differences(task, good),
+    }
     return page("new_lines.html", status, **values, **sizes)
 
 
@@ -401,10 +406,10 @@ def change_selected() -> Response:
     if "ids" not in request.form:
         return _confirm(back)
     fields = {"action": request.form.get("action"), "taskIds": request.form["ids"].split()}
-    wanted = bulk_schema.load(fields)
+    change = bulk_schema.load(fields)
     key = request.form.get("submission_id") or None
-    result = reports.change_many(caller, wanted["action"], wanted["taskIds"], key)
-    flash(f"{plural(result['done'], 'task')} {PARTICIPLES[wanted['action']]}.")
+    result = reports.change_many(caller, change["action"], change["taskIds"], key)
+    flash(f"{plural(result['done'], 'task')} {PARTICIPLES[change['action']]}.")
     for code, count in Counter(refused["code"] for refused in result["refused"]).items():
         flash(f"{plural(count, 'task')} left as before: {terms.CODES[code].meaning}")
     return redirect_to_page(back, "tasks.list_all")
@@ -417,16 +422,16 @@ def _confirm(back: str) -> Response:
         # Of those that the action can change.
         if action == terms.CANCEL and selection.status is None:
             selection = selection._replace(status=terms.RUNNING)
-        wanted, end = TaskList(caller, selection).positions(None, terms.MAX_LIMIT)
+        positions, end = TaskList(caller, selection).positions(None, terms.MAX_LIMIT)
         has_more = end is not None
     else:
         ids = map(parse_id, request.form.getlist("taskId")[: terms.MAX_LIMIT])
-        wanted = [Position("", task_id) for task_id in ids if task_id]
-    rows = lists.summaries(caller, wanted)
+        positions = [Position("", task_id) for task_id in ids if task_id]
+    rows = lists.summaries(caller, positions)
     if action == terms.CANCEL:
         rows = [row for row in rows if row.status == terms.RUNNING]
     if not rows or action not in PARTICIPLES:
-        flash("Nothing is selected." if not wanted else "No selected task is running.")
+        flash("Nothing is selected." if not positions else "No selected task is running.")
         return redirect_to_page(back, "tasks.list_all")
     return page(
         "bulk.html",

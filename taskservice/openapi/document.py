@@ -33,19 +33,19 @@ class Converter(OpenAPIConverter):
     """Converts marshmallow to JSON Schema, with the description that apispec leaves out."""
 
     def schema2jsonschema(self, schema: Any) -> Object:
-        found = super().schema2jsonschema(schema)
-        return {"description": inspect.getdoc(schema), **found, **getattr(schema, "rule", {})}
+        converted = super().schema2jsonschema(schema)
+        return {"description": inspect.getdoc(schema), **converted, **getattr(schema, "rule", {})}
 
     def metadata2properties(self, field: Any, **kwargs: Any) -> Object:
         known: Object = super().metadata2properties(field, **kwargs)
         # Keywords of OpenAPI 3.1 that apispec would leave out.
-        more = {"propertyNames", "contentMediaType"} & field.metadata.keys()
-        return known | {name: field.metadata[name] for name in more}
+        keywords = {"propertyNames", "contentMediaType"} & field.metadata.keys()
+        return known | {name: field.metadata[name] for name in keywords}
 
     def dict2properties(self, field: Any, **kwargs: Any) -> Object:
         # For any value apispec writes `{}`, which generators for Go read as a pointer.
-        found = super().dict2properties(field, **kwargs)
-        return {name: value or True for name, value in found.items()}
+        converted = super().dict2properties(field, **kwargs)
+        return {name: value or True for name, value in converted.items()}
 
 
 def document(app: Flask, secured: str) -> Object:
@@ -157,11 +157,11 @@ def _responses(operation: Operation) -> Object:
     }
 
 
-def _refusals(statuses: Sequence[int], own: Sequence[str]) -> Object:
-    """Status -> the name of a shared response, or one with the operation's `own` error codes."""
+def _refusals(statuses: Sequence[int], codes: Sequence[str]) -> Object:
+    """Status -> the name of a shared response, or one with the operation's own error `codes`."""
     responses: Object = {str(status): REFUSALS[status] for status in statuses}
-    for status in {terms.CODES[code].status for code in own}:
-        responses[str(status)] = _problem(status, own)
+    for status in {terms.CODES[code].status for code in codes}:
+        responses[str(status)] = _problem(status, codes)
     return dict(sorted(responses.items()))
 
 
@@ -210,12 +210,12 @@ def _media(schema: Any, example: Any) -> Object:
 
 def example_of(schema: Schema) -> Object:
     """The example of a schema: the first example of each field that has one."""
-    found: Object = {}
+    members: Object = {}
     for name, field in schema.fields.items():
         inner = field.inner if isinstance(field, fields.List) else field
         if "examples" in field.metadata:
-            found[field.data_key or name] = field.metadata["examples"][0]
+            members[field.data_key or name] = field.metadata["examples"][0]
         elif field.required and isinstance(inner, fields.Nested):
             example = example_of(inner.schema)
-            found[name] = [example] if isinstance(field, fields.List) else example
-    return found
+            members[name] = [example] if isinstance(field, fields.List) else example
+    return members

@@ -46,7 +46,7 @@ def kind(schema: Object) -> Markup:
 def limits(schema: Object) -> Iterator[Markup]:
     """The constraints of a value."""
     if "enum" in schema:
-        words = [each if isinstance(each, str) else json.dumps(each) for each in schema["enum"]]
+        words = [value if isinstance(value, str) else json.dumps(value) for value in schema["enum"]]
         yield Markup(", ").join(map(Markup("<code>{}</code>").format, words))
     if "items" in schema:
         yield from limits(schema["items"])

@@ -48,10 +48,10 @@ def check_question_schema(schema: dict[str, Any]) -> None:
         raise ValidationError(f"More than {MAX_PROPERTIES} properties.")
     if any(len(name.encode()) > MAX_PROPERTY_NAME for name in properties):
         raise ValidationError(f"A name is longer than {MAX_PROPERTY_NAME} bytes.")
-    for name, each in properties.items():
-        _check_property(name, each)
+    for name, property_schema in properties.items():
+        _check_property(name, property_schema)
     check_input_schema(_closed(schema))
-    if sum(len(options(each)) for each in properties.values()) > MAX_CHOICES:
+    if sum(len(options(property_schema)) for property_schema in properties.values()) > MAX_CHOICES:
         raise ValidationError(f"More than {MAX_CHOICES} choices.")
 
 
@@ -80,20 +80,20 @@ def _is_choice(items: Any) -> bool:
 
 def _are_options(options: Any) -> bool:
     return isinstance(options, list) and all(
-        isinstance(each, dict) and each.keys() == {"const", "title"} for each in options
+        isinstance(option, dict) and option.keys() == {"const", "title"} for option in options
     )
 
 
 def answer_problems(schema: dict[str, Any], content: dict[str, Any]) -> dict[str, list[str]]:
     """`content.<name>` -> the errors there, if any; this takes too long for a transaction."""
-    closed, text = (strict_json.dumps(each).decode() for each in (_closed(schema), content))
+    closed, text = (strict_json.dumps(value).decode() for value in (_closed(schema), content))
     return problems("content", closed, text, "the question's schema")
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema without other properties, and without its dialect, which makes no difference."""
-    own = {name: each for name, each in schema.items() if name != "$schema"}
-    return {**own, "additionalProperties": False}
+    keywords = {name: value for name, value in schema.items() if name != "$schema"}
+    return {**keywords, "additionalProperties": False}
 
 
 def field_name(name: str) -> str:
@@ -109,16 +109,19 @@ def options(schema: dict[str, Any]) -> list[tuple[Any, str]]:
     if schema.get("type") == "array":
         schema = schema.get("items", {})
     values = [schema["const"]] if "const" in schema else schema.get("enum")
-    found = schema.get("oneOf", schema.get("anyOf"))
+    variants = schema.get("oneOf", schema.get("anyOf"))
     pairs: Iterable[tuple[Any, str]] = ()
     if isinstance(values, list):
         names = schema.get("enumNames")
         titles = list(map(str, names)) if isinstance(names, list) else []
         pairs = zip(values, [*titles, *map(plain, values[len(titles) :])], strict=False)
-    elif isinstance(found, list) and all(
-        isinstance(each, dict) and "const" in each for each in found
+    elif isinstance(variants, list) and all(
+        isinstance(variant, dict) and "const" in variant for variant in variants
     ):
-        pairs = [(each["const"], str(each.get("title") or plain(each["const"]))) for each in found]
+        pairs = [
+            (variant["const"], str(variant.get("title") or plain(variant["const"])))
+            for variant in variants
+        ]
     return [(value, title or "“”") for value, title in pairs]
 
 

@@ -26,18 +26,22 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def _documented(
-    create: Callable[..., T], description: str = "", *examples: Any, items: Any = None, **more: Any
+    create: Callable[..., T],
+    description: str = "",
+    *examples: Any,
+    items: Any = None,
+    **keywords: Any,
 ) -> T:
     """Create a field of marshmallow; `items` is the field of each item of a list.
 
     Options that marshmallow does not know document the field: they are keywords of JSON Schema.
     The first example becomes part of the schema's example; if it is null, the field can be null.
     """
-    own = {"allow_none": examples[:1] == (None,)}
-    own |= {name: more.pop(name) for name in _OPTIONS & more.keys()}
-    own |= {} if items is None else {"cls_or_instance": items}
-    more |= {"examples": list(examples)} if examples else {}
-    return create(**own, metadata={"description": description, **more})
+    arguments = {"allow_none": examples[:1] == (None,)}
+    arguments |= {name: keywords.pop(name) for name in _OPTIONS & keywords.keys()}
+    arguments |= {} if items is None else {"cls_or_instance": items}
+    keywords |= {"examples": list(examples)} if examples else {}
+    return create(**arguments, metadata={"description": description, **keywords})
 
 
 class Documented(fields.Field[Any]):
@@ -95,16 +99,16 @@ def labels(description: str, *, may_remove: bool = False) -> fields.Dict:
     """An object of up to 16 labels; with `may_remove`, null removes a label."""
     value = {"type": "string", "minLength": 1, "maxLength": terms.MAX_LABEL_VALUE}
 
-    def problem(key: str, given: Any) -> str | None:
-        return terms.label_problem(key, "-" if given is None and may_remove else given)
+    def problem(key: str, value: Any) -> str | None:
+        return terms.label_problem(key, "-" if value is None and may_remove else value)
 
-    def check(given: dict[str, Any]) -> dict[str, Any]:
-        wrong = {key: [error] for key, each in given.items() if (error := problem(key, each))}
+    def check(labels: dict[str, Any]) -> dict[str, Any]:
+        wrong = {key: [error] for key, value in labels.items() if (error := problem(key, value))}
         if wrong:
             raise ValidationError(wrong)
-        if len(given) > terms.MAX_LABELS:
+        if len(labels) > terms.MAX_LABELS:
             raise ValidationError(f"More than {terms.MAX_LABELS} labels.")
-        return given
+        return labels
 
     return members(
         description,
@@ -120,13 +124,13 @@ def label_texts(description: str) -> fields.List[Any]:
     """Labels as `key:value`, from a parameter that can be repeated."""
     label = fields.String(metadata={"pattern": f"^{terms.LABEL_KEY.pattern}:."})
 
-    def check(given: list[str]) -> tuple[str, ...]:
-        for key, _, value in (text.partition(":") for text in given):
+    def check(labels: list[str]) -> tuple[str, ...]:
+        for key, _, value in (text.partition(":") for text in labels):
             if terms.label_problem(key, value):
                 raise ValidationError("Must be key:value.")
-        if len(given) > terms.MAX_LABELS:
+        if len(labels) > terms.MAX_LABELS:
             raise ValidationError(f"More than {terms.MAX_LABELS} labels.")
-        return tuple(given)
+        return tuple(labels)
 
     return array(description, items=label, maxItems=terms.MAX_LABELS, post_load=check)
 
@@ -134,7 +138,7 @@ def label_texts(description: str) -> fields.List[Any]:
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
-def in_utc(value: Any, more: timedelta = timedelta(0)) -> str:
+def in_utc(value: Any, shift: timedelta = timedelta(0)) -> str:
     """A time in RFC 3339 with an offset, as UTC with milliseconds and `Z`; or a ValidationError."""
     try:
         if not isinstance(value, str) or not _TIME.fullmatch(value):
@@ -142,8 +146,8 @@ def in_utc(value: Any, more: timedelta = timedelta(0)) -> str:
         # RFC 3339 allows `t` and `z`, which Python does not accept.
         time = datetime.fromisoformat(value.upper())
         # Python has no time after the year 9999.
-        latest = datetime.max.replace(tzinfo=time.tzinfo) - more
-        return clock.rfc3339(min(time, latest) + more)
+        latest = datetime.max.replace(tzinfo=time.tzinfo) - shift
+        return clock.rfc3339(min(time, latest) + shift)
     except (ValueError, OverflowError):
         example = "2026-11-24T13:36:00Z"
         raise ValidationError(f"Must be a time in RFC 3339, such as {example}.") from None
@@ -151,15 +155,15 @@ def in_utc(value: Any, more: timedelta = timedelta(0)) -> str:
 
 # Stored times have milliseconds: they are truncated, or with 999 µs more rounded up.
 timestamp = partial(raw, post_load=in_utc, type="string", format="date-time")
-upper_bound = partial(timestamp, post_load=partial(in_utc, more=timedelta(microseconds=999)))
+upper_bound = partial(timestamp, post_load=partial(in_utc, shift=timedelta(microseconds=999)))
 
 
 def _milliseconds(value: Any) -> Any:
     texts = value if isinstance(value, list) else [value]
-    found = [clock.milliseconds(in_utc(text)) for text in texts]
-    if found != sorted(found):
+    times = [clock.milliseconds(in_utc(text)) for text in texts]
+    if times != sorted(times):
         raise ValidationError("Must be ascending.")
-    return found if isinstance(value, list) else found[0]
+    return times if isinstance(value, list) else times[0]
 
 
 # A time, or an ascending list of times; loaded as milliseconds since 1970.
@@ -182,10 +186,10 @@ def names(known: Sequence[str], description: str, **options: Any) -> fields.Raw:
     """Names separated by commas, each one of `known`."""
 
     def split(value: str) -> tuple[str, ...]:
-        given = tuple(value.split(","))
-        if unknown := [f"Unknown name: {each!r}." for each in given if each not in known]:
+        names = tuple(value.split(","))
+        if unknown := [f"Unknown name: {text!r}." for text in names if text not in known]:
             raise ValidationError(unknown)
-        return given
+        return names
 
     # Documented as text, since some clients can't join an array with commas.
     name = f"(?:{'|'.join(known)})"
@@ -298,7 +302,11 @@ def open_questions(stored: str) -> list[dict[str, Any]]:
     """The questions in `Task.questions` that are still open."""
     now = clock.now()
     questions: list[dict[str, Any]] = strict_json.loads(stored.encode())
-    return [each for each in questions if each["expiresAt"] is None or each["expiresAt"] > now]
+    return [
+        question
+        for question in questions
+        if question["expiresAt"] is None or question["expiresAt"] > now
+    ]
 
 
 class RequestSchema(Schema):

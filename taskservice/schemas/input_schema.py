@@ -213,8 +213,8 @@ def _pattern_size(pattern: str) -> int:
 def _schemas(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
     """The schema itself and all inside it, with their JSON pointers."""
     yield pointer, schema
-    for inner_pointer, each in _inner(pointer, schema):
-        yield from _schemas(inner_pointer, each)
+    for inner_pointer, inner in _inner(pointer, schema):
+        yield from _schemas(inner_pointer, inner)
 
 
 def _inner(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
@@ -223,9 +223,9 @@ def _inner(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
         if keyword in _ONE:
             yield f"{pointer}/{keyword}", value
         elif keyword in _LISTS or keyword in _OBJECTS:
-            for name, each in value.items() if keyword in _OBJECTS else enumerate(value):
+            for name, inner in value.items() if keyword in _OBJECTS else enumerate(value):
                 part = str(name).replace("~", "~0").replace("/", "~1")
-                yield f"{pointer}/{keyword}/{part}", each
+                yield f"{pointer}/{keyword}/{part}", inner
 
 
 def _reference(pointer: str, schema: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
@@ -243,10 +243,10 @@ def _reference(pointer: str, schema: dict[str, Any], schemas: dict[str, Any]) ->
 
 def _values(value: Any) -> Iterator[Any]:
     """All values inside a value."""
-    for each in value.values() if isinstance(value, dict) else value:
-        yield each
-        if isinstance(each, dict | list):
-            yield from _values(each)
+    for inner in value.values() if isinstance(value, dict) else value:
+        yield inner
+        if isinstance(inner, dict | list):
+            yield from _values(inner)
 
 
 def _is_slow(number: Any) -> bool:

@@ -312,7 +312,7 @@ class TaskQuerySchema(Schema):
     )
 
 
-def _cursor(more: str = "", sorts: Sequence[str] = terms.SORTS, max_lines: int = 0) -> Raw:
+def _cursor(note: str = "", sorts: Sequence[str] = terms.SORTS, max_lines: int = 0) -> Raw:
     """The end of a page: the sort, a time, a task's id, and in a search the last line's number."""
 
     def load(text: str) -> tuple[Any, ...]:
@@ -324,12 +324,12 @@ def _cursor(more: str = "", sorts: Sequence[str] = terms.SORTS, max_lines: int =
                 and clock.rfc3339(datetime.fromisoformat(time)) == time
                 and fields.parse_id(task_id) == task_id
                 and len(line) <= max_lines
-                and all(type(each) is int and 0 <= each < 1 << 63 for each in line)
+                and all(type(number) is int and 0 <= number < 1 << 63 for number in line)
             ):
                 return sort, time, task_id, *line
         raise ValidationError("Not a cursor of this list.")
 
-    description = f"Opaque position from the previous page's `Link`.{more}"
+    description = f"Opaque position from the previous page's `Link`.{note}"
     return fields.raw(description, post_load=load, type="string")
 
 

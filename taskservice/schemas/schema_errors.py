@@ -42,14 +42,16 @@ def named(
     place: str, instance: Any, errors: "Iterator[jsonschema_rs.ValidationError]"
 ) -> dict[str, list[str]]:
     """`place.<name>` -> the errors of the value there."""
-    found: dict[str, list[str]] = {}
+    by_place: dict[str, list[str]] = {}
     for error in islice(errors, MAX_ERRORS):
         ends, message = _fault(instance, error)
         for end in islice(ends, MAX_ERRORS):
-            messages = found.setdefault(".".join(map(str, [place, *error.instance_path, *end])), [])
+            messages = by_place.setdefault(
+                ".".join(map(str, [place, *error.instance_path, *end])), []
+            )
             if message not in messages:
                 messages.append(message)
-    return found
+    return by_place
 
 
 def _fault(
@@ -71,7 +73,7 @@ def _fault(
 def sentence(error: "jsonschema_rs.ValidationError") -> str:
     kind: Any = error.kind
     if kind.name == "type":
-        return f"Must be {' or '.join(TYPES[each] for each in kind.value)}."
+        return f"Must be {' or '.join(TYPES[type_name] for type_name in kind.value)}."
     if kind.name in ("enum", "const"):
         start, values = ("one of ", kind.value) if kind.name == "enum" else ("", [kind.value])
         texts = [json.dumps(value, ensure_ascii=False, default=str) for value in values]

@@ -124,11 +124,11 @@ def by_media_type(content: Content) -> dict[str, Any]:
     if isinstance(content, Mapping):
         return dict(content)
     bodies = content if isinstance(content, tuple) else (content,)
-    found: dict[str, Any] = {}
+    schemas: dict[str, Any] = {}
     for body in bodies:
         kind, schema = (body, None) if isinstance(body, str) else (JSON, body)
-        found[kind] = (found[kind], schema) if kind in found else schema
-    return found
+        schemas[kind] = (schemas[kind], schema) if kind in schemas else schema
+    return schemas
 
 
 View = Callable[..., Response]
@@ -247,8 +247,8 @@ def operation(name: str, content: Content = None, **fields: Any) -> Callable[[Vi
     responses = fields.pop("responses", {200: content})
     if "If-None-Match" in headers:
         responses |= {304: None}
-    more = [header for name in headers for header in _RESPONSE_HEADERS.get(name, ())]
-    fields["response_headers"] = [*fields.get("response_headers", ()), *more]
+    sent = [header for name in headers for header in _RESPONSE_HEADERS.get(name, ())]
+    fields["response_headers"] = [*fields.get("response_headers", ()), *sent]
     return partial(Endpoint, Operation(name, responses=responses, **fields))
 
 
@@ -275,9 +275,9 @@ def require_id(thing: str, text: str) -> str:
     return require(parse_id(text), thing)
 
 
-def idempotency_key(given: str | None = None) -> str | None:
-    """The key of a request that can be repeated, `given` or in its header. Raises 422."""
-    key = request.headers.get("Idempotency-Key") if given is None else given
+def idempotency_key(key: str | None = None) -> str | None:
+    """The key of a request that can be repeated, `key` or in its header. Raises 422."""
+    key = request.headers.get("Idempotency-Key") if key is None else key
     if key is not None and not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
         raise invalid({"Idempotency-Key": [f"Must have 1 to {MAX_IDEMPOTENCY_KEY} characters."]})
     return key

@@ -184,10 +184,10 @@ def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
 def shape(caller: Caller, query: dict[str, Any]) -> Shape:
     """The shape that a request asks for. Raises 422 for what a link does not show."""
     if caller.task_id:
-        wanted = query.get("fields", SHARED_FIELDS)
-        if "expand" in query or not set(wanted) <= set(SHARED_FIELDS):
+        names = query.get("fields", SHARED_FIELDS)
+        if "expand" in query or not set(names) <= set(SHARED_FIELDS):
             raise invalid({"fields": [f"A link shows only {', '.join(SHARED_FIELDS)}."]})
-        return Shape(fields=wanted)
+        return Shape(fields=names)
     if not query:
         return WHOLE
     return Shape(fields=query.get("fields", ()), expand=query.get("expand", ()))

@@ -266,6 +266,6 @@ def _task(row: TaskRow) -> bytes:
 def _lines(first: int, lines: list[TimedLine], has_times: bool) -> bytes:
     data = [{"at": at, "line": text} if has_times else text for text, at in lines]
     return b"".join(
-        b"id: %d\nevent: log\ndata: %b\n\n" % (number, strict_json.dumps(each))
-        for number, each in enumerate(data, first)
+        b"id: %d\nevent: log\ndata: %b\n\n" % (number, strict_json.dumps(line))
+        for number, line in enumerate(data, first)
     )
