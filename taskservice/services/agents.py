@@ -57,15 +57,15 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
         if value is not None or name in ("expect", "tool")
     }
     values, now = columns(changes), clock.now()
-    here = {"agent_id": agent_id, **caller.scope}
+    this_agent = {"agent_id": agent_id, **caller.scope}
     with transaction() as connection:
         since = {"tool_since": tool_since(now)} if "tool" in changes else {}
         change = update(Agent).where(*_THIS).values(values | since).returning(*AGENT_COLUMNS)
-        changed = connection.execute(change if values else _AGENT, here).one_or_none()
+        changed = connection.execute(change if values else _AGENT, this_agent).one_or_none()
         if changed is not None:
             return changed, False
-        own = {"user_id": caller.user_id, "id": agent_id, "created_at": now}
-        new = {"name": agent_id, "description": "", **values, **own}
+        identity = {"user_id": caller.user_id, "id": agent_id, "created_at": now}
+        new = {"name": agent_id, "description": "", **values, **identity}
         return connection.execute(insert(Agent).returning(*AGENT_COLUMNS), new).one(), True
 
 
@@ -83,11 +83,11 @@ def columns(fields: dict[str, Any]) -> dict[str, Any]:
 
 def delete(caller: Caller, agent_id: str) -> Any:
     """Delete an agent and its keys; returns it. Raises 404, and 409 while it has tasks."""
-    here = {"agent_id": agent_id, **caller.scope}
+    ids = {"agent_id": agent_id, **caller.scope}
     has_tasks = exists().where(is_of_agent)
     with transaction() as connection:
-        agent = require(connection.execute(_AGENT.with_for_update(), here).one_or_none(), "agent")
-        if connection.execute(delete_from(Agent).where(*_THIS, ~has_tasks), here).rowcount == 0:
+        agent = require(connection.execute(_AGENT.with_for_update(), ids).one_or_none(), "agent")
+        if connection.execute(delete_from(Agent).where(*_THIS, ~has_tasks), ids).rowcount == 0:
             raise Problem(409, "The agent has tasks; delete them first", code=terms.AGENT_HAS_TASKS)
     return agent
 
@@ -182,8 +182,8 @@ def runs(agent: AgentRow, count: int = RECENT) -> Sequence[EndedTaskRow]:
 
 def newest_task(agent: AgentRow, max_input: int) -> TaskRow | None:
     """The newest task of an agent; its `input` is None if it is longer than `max_input`."""
-    here = {"user_id": agent.user_id, "agent_id": agent.id}
-    return read_one(_NEWEST_TASK, max_input=max_input, **here)
+    this_agent = {"user_id": agent.user_id, "agent_id": agent.id}
+    return read_one(_NEWEST_TASK, max_input=max_input, **this_agent)
 
 
 def loads(caller: Caller, agents: Sequence[AgentRow], maximum: int) -> dict[str, Load]:
@@ -301,30 +301,30 @@ class Number(NamedTuple):
 
 def numbers_by_path(caller: Caller, agent_id: str) -> dict[str, list[Number]]:
     """Path -> its last numbers, oldest first; the MAX_PATHS most frequent. Raises 404."""
-    found: dict[str, list[Number]] = {}
+    by_path: dict[str, list[Number]] = {}
     for task, numbers in reversed([*_outputs(caller, agent_id, SEARCHED)]):
         for path, text in numbers.items():
-            found.setdefault(path, []).append(Number(task.id, task.finished_at, text))
-    paths = sorted(found, key=lambda path: -len(found[path]))
-    return {path: found[path] for path in paths[:MAX_PATHS]}
+            by_path.setdefault(path, []).append(Number(task.id, task.finished_at, text))
+    paths = sorted(by_path, key=lambda path: -len(by_path[path]))
+    return {path: by_path[path] for path in paths[:MAX_PATHS]}
 
 
 def number_paths(caller: Caller, agent_id: str) -> list[dict[str, Any]]:
     """The paths that `numbers_by_path` finds, as in NumberPathSchema. Raises 404."""
     return [
-        {"path": path, "last": fragment(found[-1].text), "count": len(found)}
-        for path, found in numbers_by_path(caller, agent_id).items()
+        {"path": path, "last": fragment(numbers[-1].text), "count": len(numbers)}
+        for path, numbers in numbers_by_path(caller, agent_id).items()
     ]
 
 
 def numbers_at(caller: Caller, agent_id: str, path: str, limit: int) -> list[dict[str, Any]]:
     """The newest numbers at a path, oldest first, as in OutputNumberSchema. Raises 404."""
-    found = (
+    at_path = (
         {"taskId": task.id, "finishedAt": task.finished_at, "value": fragment(numbers[path])}
         for task, numbers in _outputs(caller, agent_id, terms.MAX_LIMIT)
         if path in numbers
     )
-    return list(islice(found, limit))[::-1]
+    return list(islice(at_path, limit))[::-1]
 
 
 def _outputs(
@@ -345,14 +345,14 @@ def _numbers(task_id: str, version: int) -> tuple[int, Mapping[str, str]]:
     """The length of a task's output in this version, and its first numbers by their paths."""
     text = getattr(read_one(_OUTPUT, task_id=task_id), "output", "{}")
     output = _decoder.decode(_LONG_LIST.sub("[]", text))
-    found = (
+    by_path = (
         (path, str(value))
         for path, value in _values(output)
         if isinstance(value, _Number) and len(path) <= MAX_PATH
     )
     numbers: dict[str, str] = {}
     size = 0
-    for path, number in islice(found, MAX_PER_OUTPUT):
+    for path, number in islice(by_path, MAX_PER_OUTPUT):
         size += len(path.encode()) + len(number)
         if size > MAX_NUMBERS_BYTES:
             break
@@ -365,4 +365,4 @@ def _values(output: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield from output.items()
     for key, value in output.items():
         if isinstance(value, dict) and len(key) <= MAX_PATH:
-            yield from ((f"{key}.{inner}", each) for inner, each in value.items())
+            yield from ((f"{key}.{inner}", nested) for inner, nested in value.items())

@@ -83,9 +83,9 @@ _IS_WORKING = Statement[AnyRow](select(Task.id).where(*of_this_agent, is_claimed
 
 def _first_task(condition: Any) -> Any:
     """The oldest such task of an agent; to look for any, PostgreSQL would read all tasks."""
-    found = select(Task.id).where(is_of_agent, condition)
+    ids = select(Task.id).where(is_of_agent, condition)
     order = (Task.created_at, Task.id) if condition is is_unclaimed else (Task.claimed_at,)
-    return found.order_by(*order).limit(1).correlate(Agent).scalar_subquery()
+    return ids.order_by(*order).limit(1).correlate(Agent).scalar_subquery()
 
 
 _WITH_SILENT_TASK = Statement[AnyRow](
@@ -135,13 +135,13 @@ def list_all(caller: Caller) -> list[dict[str, Any]]:
     """Items as in AttentionSchema: in the order of ATTENTION, the oldest of a kind first."""
     for_user_key = (_failed_callbacks, _hooks_off, _old_backup) if caller.agent_id is None else ()
     now = database_time()
-    here = {**caller.scope, "user_id": caller.user_id, "now": now}
-    here["quiet_since"] = clock.moved(now, -QUIET_SECONDS)
+    values = {**caller.scope, "user_id": caller.user_id, "now": now}
+    values["quiet_since"] = clock.moved(now, -QUIET_SECONDS)
     finders = (_questions, _in_trouble, _hanging, _without_worker, *for_user_key)
-    found = [item for find in finders for item in find(here)]
-    found.sort(key=lambda item: (terms.ATTENTION.index(item[0]), item[3]))
+    items = [item for find in finders for item in find(values)]
+    items.sort(key=lambda item: (terms.ATTENTION.index(item[0]), item[3]))
     names = ("kind", "agentId", "taskId", "since", "text")
-    return [dict(zip(names, item, strict=True)) for item in found[:MAX_ITEMS]]
+    return [dict(zip(names, item, strict=True)) for item in items[:MAX_ITEMS]]
 
 
 def missing_worker(agent: AgentRow) -> str | None:
@@ -161,40 +161,40 @@ def failures_text(failures: int) -> str:
 Items = Iterator[tuple[str, str | None, str | None, str, str]]
 
 
-def _questions(here: dict[str, Any]) -> Items:
-    for task in read_all(_ASKING, **here):
+def _questions(values: dict[str, Any]) -> Items:
+    for task in read_all(_ASKING, **values):
         for question in open_questions(task.questions):
             message = _line(question["message"])
             yield terms.QUESTION, task.agent_id, task.id, question["askedAt"], message
 
 
-def _in_trouble(here: dict[str, Any]) -> Items:
-    for agent in read_all(_IN_TROUBLE, **here):
+def _in_trouble(values: dict[str, Any]) -> Items:
+    for agent in read_all(_IN_TROUBLE, **values):
         if agent.state == terms.BROKEN:
-            newest = read_one(_NEWEST_FAILURE, **here, agent_id=agent.id)
+            newest = read_one(_NEWEST_FAILURE, **values, agent_id=agent.id)
             reason = failures_text(agent.failures)
             yield terms.BROKEN, agent.id, newest and newest.id, agent.state_since, reason
         if agent.late_since is not None:
             yield terms.LATE, agent.id, None, agent.late_since, "The expected run did not come"
 
 
-def _hanging(here: dict[str, Any]) -> Items:
-    agents = read_all(_WITH_SILENT_TASK, **here, claimed_before=here["quiet_since"])
+def _hanging(values: dict[str, Any]) -> Items:
+    agents = read_all(_WITH_SILENT_TASK, **values, claimed_before=values["quiet_since"])
     # An agent of many has a share of the list, at least ten, so that few of their tasks are read.
     count = max(10, MAX_ITEMS // max(len(agents), 1))
     for agent in agents:
-        usual = usual_seconds(here["user_id"], agent.id)
+        usual = usual_seconds(values["user_id"], agent.id)
         if usual is not None:
             reason = f"Silent, and runs over three times as long as usual ({seconds_text(usual)})"
-            before = clock.moved(here["now"], -max(QUIET_SECONDS, 3 * usual))
+            before = clock.moved(values["now"], -max(QUIET_SECONDS, 3 * usual))
             of_agent = {"agent_id": agent.id, "claimed_before": before, "count": count}
-            for task in read_all(_SILENT, **here, **of_agent):
+            for task in read_all(_SILENT, **values, **of_agent):
                 yield terms.HANGING, agent.id, task.id, task.last_heartbeat_at, reason
 
 
-def _without_worker(here: dict[str, Any]) -> Items:
-    for agent in read_all(_WITHOUT_WORKER, **here):
-        reason = _no_worker(agent.worker_seen_at, here["now"])
+def _without_worker(values: dict[str, Any]) -> Items:
+    for agent in read_all(_WITHOUT_WORKER, **values):
+        reason = _no_worker(agent.worker_seen_at, values["now"])
         yield terms.NO_WORKER, agent.id, agent.task_id, agent.created_at, reason
 
 
@@ -207,15 +207,15 @@ def _no_worker(seen_at: str | None, now: str) -> str:
     return f"{sentence} for {seconds_text(max(seconds, 60))}"
 
 
-def _failed_callbacks(here: dict[str, Any]) -> Items:
-    failed_after = clock.moved(here["now"], -CALLBACK_SECONDS)
-    for row in read_all(_FAILED_CALLBACKS, **here, failed_after=failed_after):
+def _failed_callbacks(values: dict[str, Any]) -> Items:
+    failed_after = clock.moved(values["now"], -CALLBACK_SECONDS)
+    for row in read_all(_FAILED_CALLBACKS, **values, failed_after=failed_after):
         reason = _line(f"The callback was not delivered: {row.message}")
         yield terms.CALLBACK_FAILED, row.agent_id, row.task_id, row.created_at, reason
 
 
-def _hooks_off(here: dict[str, Any]) -> Items:
-    for hook in read_all(hooks.TURNED_OFF, **here):
+def _hooks_off(values: dict[str, Any]) -> Items:
+    for hook in read_all(hooks.TURNED_OFF, **values):
         reason = _line(f"The hook {hook.name} is off: {hook.reason}")
         since = hook.last_delivered_at or hook.created_at
         yield terms.HOOK_OFF, hook.agent_id, None, since, reason

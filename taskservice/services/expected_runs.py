@@ -80,10 +80,10 @@ def due_times(expect: Mapping[str, Any], since: str, count: int) -> list[str]:
         raise invalid({"expect": {"cron": [reason]}}) from None
     # In the hour that a clock repeats in autumn, it starts with times of the first pass.
     later = (tick for tick in ticks if tick.astimezone(UTC) > start)
-    found = [clock.rfc3339(tick) for tick in islice(later, count)]
-    if not found:
+    times = [clock.rfc3339(tick) for tick in islice(later, count)]
+    if not times:
         raise invalid({"expect": {"cron": ["Never comes."]}})
-    return found
+    return times
 
 
 @cache
@@ -94,12 +94,12 @@ def _time_zones() -> frozenset[str]:
 
 def run_started(connection: Connection, task: TaskRow) -> None:
     """Count a start as the run that was expected of the task's agent, which ends its lateness."""
-    here = {"of_user_id": task.user_id, "of_agent_id": task.agent_id}
-    agent = _EXPECTED.one_or_none(connection, **here)
+    ids = {"of_user_id": task.user_id, "of_agent_id": task.agent_id}
+    agent = _EXPECTED.one_or_none(connection, **ids)
     if agent is None:
         return
     expect = strict_json.loads(agent.expect.encode())
-    connection.execute(_SET, here | columns(expect, task.created_at))
+    connection.execute(_SET, ids | columns(expect, task.created_at))
     if agent.late_since is not None:
         on_time = task.claimed_at is not None and task.claimed_at < agent.late_at
         details = {"dueAt": agent.due_at, "onTime": on_time}
@@ -113,19 +113,19 @@ def correct_future_times(now: str) -> None:
         from_now = columns(strict_json.loads(agent.expect.encode()), now)
         # A run of the past is followed by one that is due then, or earlier.
         if agent.due_at > str(from_now["due_at"]):
-            here = {"of_user_id": agent.user_id, "of_agent_id": agent.id}
+            ids = {"of_user_id": agent.user_id, "of_agent_id": agent.id}
             with transaction() as connection:
-                connection.execute(_SET.where(Agent.due_at == agent.due_at), here | from_now)
+                connection.execute(_SET.where(Agent.due_at == agent.due_at), ids | from_now)
 
 
 def find_late(now: str) -> bool:
     """Record some agents as late that work on no task; returns whether there may be more."""
     with transaction() as connection:
-        found = sorted(connection.execute(_LATE, {"now": now}).all())
+        late_agents = sorted(connection.execute(_LATE, {"now": now}).all())
         late = []
-        for user_id, agent_id, due_at in found:
-            here = {"of_user_id": user_id, "of_agent_id": agent_id}
-            connection.execute(_SET, here | {"late_since": now})
+        for user_id, agent_id, due_at in late_agents:
+            ids = {"of_user_id": user_id, "of_agent_id": agent_id}
+            connection.execute(_SET, ids | {"late_since": now})
             late.append(NewEvent(AGENT_LATE, now, user_id, agent_id, details={"dueAt": due_at}))
         events.record_events(connection, late)
-    return len(found) == BATCH
+    return len(late_agents) == BATCH

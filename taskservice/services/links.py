@@ -66,8 +66,10 @@ def revoke(caller: Caller, task_id: str, link_id: str) -> LinkRow:
     """Delete a link to a task; what shows the task by it ends soon. Raises 404."""
     with transaction() as connection:
         tasks.get_locked(connection, caller, task_id)
-        here = (Link.task_id == task_id, Link.id == link_id)
-        link = connection.execute(delete(Link).where(*here).returning(*LINK_COLUMNS)).one_or_none()
+        this_link = (Link.task_id == task_id, Link.id == link_id)
+        link = connection.execute(
+            delete(Link).where(*this_link).returning(*LINK_COLUMNS)
+        ).one_or_none()
     return cast(LinkRow, require(link, "link"))
 
 
@@ -98,10 +100,10 @@ _QUESTION = (
 
 def token_of(question_id: str) -> str:
     """The token in the answer link of a question, always the same."""
-    own = UUID(question_id).bytes
+    id_bytes = UUID(question_id).bytes
     key = str(current_app.config["SECRET_KEY"]).encode()
-    code = hmac.digest(key, b"answer link " + own, "sha256")[:_CODE_BYTES]
-    return urlsafe_b64encode(own + code).decode().rstrip("=")
+    code = hmac.digest(key, b"answer link " + id_bytes, "sha256")[:_CODE_BYTES]
+    return urlsafe_b64encode(id_bytes + code).decode().rstrip("=")
 
 
 def find_question(token: str) -> QuestionRow:
@@ -120,8 +122,8 @@ def find_question(token: str) -> QuestionRow:
 def answer(question: QuestionRow, action: str, content: dict[str, Any] | None) -> None:
     """Answer or decline a question that `find_question` returned; raises 404, 409 and 422."""
     caller = Caller(question.user_id, None, "", LINK, question.user_name)
-    here = (question.task_id, question.id)
-    questions.answer(caller, *here, action, content, is_repeatable=False)
+    ids = (question.task_id, question.id)
+    questions.answer(caller, *ids, action, content, is_repeatable=False)
 
 
 def choices(schema: Mapping[str, Any]) -> list[tuple[str, str]]:

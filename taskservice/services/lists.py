@@ -108,9 +108,9 @@ _SETS: dict[str, AnySelect] = {
 }
 
 
-def _by_name_statement(found: Any, aggregate: Any) -> Statement[AnyRow]:
+def _by_name_statement(ids_by_name: Any, aggregate: Any) -> Statement[AnyRow]:
     """The `size` of a set, counted up to a limit, and its `ids`, as one value."""
-    ids = select(found.subquery().c.id).limit(bindparam("maximum")).subquery().c.id
+    ids = select(ids_by_name.subquery().c.id).limit(bindparam("maximum")).subquery().c.id
     return Statement(select(func.count().label("size"), aggregate(ids).label("ids")))
 
 
@@ -290,24 +290,30 @@ class TaskList:
         if self._sort == BY_END and self.values.get("status") == RUNNING:
             # A search for the next one would read all finished tasks.
             return [], None
-        found, stopped = self._search(after, limit + 1)
-        return (found[:limit], found[limit - 1]) if len(found) > limit else (found, stopped)
+        positions, stopped = self._search(after, limit + 1)
+        return (
+            (positions[:limit], positions[limit - 1])
+            if len(positions) > limit
+            else (positions, stopped)
+        )
 
     def _search(self, after: Position | None, count: int) -> Positions:
         """The next positions among a limited number of tasks, or among few candidates."""
         if self._is_indexed:
             return self._positions(after, None, count), None
-        found: list[Position] = []
+        positions: list[Position] = []
         for number in (FIRST_SEARCHED, MAX_SEARCHED):
             end = self.position(after, number)
-            found += self._positions(after, end, count - len(found))
-            if end is None or len(found) == count:
-                return found, None
+            positions += self._positions(after, end, count - len(positions))
+            if end is None or len(positions) == count:
+                return positions, None
             after = end
             candidate_set = self._smallest_set() if number == FIRST_SEARCHED else None
             if candidate_set is not None:
-                return found + self._positions(after, None, count - len(found), candidate_set), None
-        return found, after
+                return positions + self._positions(
+                    after, None, count - len(positions), candidate_set
+                ), None
+        return positions, after
 
     def longest(self, count: int) -> Positions:
         """The longest runs of the newest MAX_SEARCHED tasks, or of candidates; no page follows."""
@@ -372,9 +378,9 @@ class TaskList:
                 if name_index.is_usable(connection, part):
                     name = connection.dialect.name
                     patterns = {"trigrams": trigrams, "name_pattern": name_index.like_pattern(part)}
-                    [found] = _BY_NAME[name][0].all(connection, **patterns, maximum=maximum)
+                    [named] = _BY_NAME[name][0].all(connection, **patterns, maximum=maximum)
                     # Stored, since searching names again is slow.
-                    sizes[name], self.values["candidates"] = found.size, found.ids or []
+                    sizes[name], self.values["candidates"] = named.size, named.ids or []
         smallest = min(sizes, key=sizes.__getitem__, default=None)
         return smallest if smallest is not None and sizes[smallest] <= MAX_CANDIDATES else None
 
@@ -386,8 +392,8 @@ def _size(rows: Sequence[TaskRow]) -> int:
 def ids_with_prefix(caller: Caller, digits: str) -> list[str]:
     """The ids, at most two, of tasks that begin with these hexadecimal digits (without hyphens)."""
     is_between = Task.id.between(digits.ljust(32, "0"), digits.ljust(32, "f"))
-    found = select(Task.id).where(is_between, unindexed([visible_tasks])).limit(2)
-    return [row.id for row in read_all(found, **caller.scope)]
+    ids = select(Task.id).where(is_between, unindexed([visible_tasks])).limit(2)
+    return [row.id for row in read_all(ids, **caller.scope)]
 
 
 def summaries(caller: Caller, positions: Sequence[Position]) -> list[TaskRow]:
@@ -427,21 +433,21 @@ def _nth_position_statement(scan: Scan) -> Statement[AnyRow]:
 def _listed_statement(shape: Shape, scan: Scan) -> Statement[TaskRow]:
     # The id is as the database stores it, since few are used.
     columns = (_sort_column(scan.sort).label("time"), type_coerce(Task.id, Text))
-    found = in_order(scan).with_only_columns(*columns, *_listed_columns(shape))
-    return Statement(found.limit(bindparam("count")))
+    statement = in_order(scan).with_only_columns(*columns, *_listed_columns(shape))
+    return Statement(statement.limit(bindparam("count")))
 
 
 @lru_cache(maxsize=STATEMENTS)
 def _runs_statement(scan: Scan) -> Statement[AnyRow]:
-    found = select(Task.created_at, Task.id, Task.claimed_at, Task.finished_at)
-    return Statement(found.where(*_conditions_of(scan), Task.claimed_at.is_not(None)))
+    tasks = select(Task.created_at, Task.id, Task.claimed_at, Task.finished_at)
+    return Statement(tasks.where(*_conditions_of(scan), Task.claimed_at.is_not(None)))
 
 
-def in_order(scan: Scan, *more: ColumnElement[bool]) -> Any:
+def in_order(scan: Scan, *conditions: ColumnElement[bool]) -> Any:
     """SELECT the positions of the tasks for which `more` is true too, in their order."""
     column = _sort_column(scan.sort)
     order = (column.desc(), Task.id.desc()) if scan.sort == NEWEST_FIRST else (column, Task.id)
-    return select(column, Task.id).where(*_conditions_of(scan), *more).order_by(*order)
+    return select(column, Task.id).where(*_conditions_of(scan), *conditions).order_by(*order)
 
 
 def _conditions_of(scan: Scan) -> list[ColumnElement[bool]]:
@@ -583,8 +589,8 @@ def count_by_state(
     `maximum` running ones. Other filters are applied to the newest MAX_COUNTED tasks, or to a set
     of candidates; the second value is whether these are all.
     """
-    wanted = selection._replace(status=None, errorType=None, claimed=None, sort=NEWEST_FIRST)
-    tasks, end = TaskList(caller, wanted), None
+    of_all_states = selection._replace(status=None, errorType=None, claimed=None, sort=NEWEST_FIRST)
+    tasks, end = TaskList(caller, of_all_states), None
     if tasks.filters:
         [row], end = tasks.newest(_counts_statement, MAX_COUNTED)
     else:
@@ -598,8 +604,8 @@ def _limited_count(state: str) -> Any:
     # No index contains claimed tasks only: they are counted among the running ones.
     counted, among = (Task.claimed_at, RUNNING) if state == CLAIMED else (Task.id, state)
     is_found = STATES[among]
-    found = select(counted).where(tasks_of_user, created, is_found).limit(bindparam("maximum"))
-    return select(func.count(found.subquery().c[0])).scalar_subquery()
+    rows = select(counted).where(tasks_of_user, created, is_found).limit(bindparam("maximum"))
+    return select(func.count(rows.subquery().c[0])).scalar_subquery()
 
 
 _LIMITED_COUNTS = Statement[Any](select(*map(_limited_count, STATES)))
@@ -618,8 +624,8 @@ def count_by_start(
     """How many tasks of each status were started in each interval, and whether all were counted."""
     # The bounds of a selection are exclusive.
     since = clock.moved(times[0], -0.001)
-    wanted = selection._replace(createdAfter=since, createdBefore=times[-1], sort=NEWEST_FIRST)
-    tasks = TaskList(caller, wanted)
+    of_times = selection._replace(createdAfter=since, createdBefore=times[-1], sort=NEWEST_FIRST)
+    tasks = TaskList(caller, of_times)
     if tasks.filters <= {"status"}:
         bounds = {f"time{number}": time for number, time in enumerate(times)}
         statement = _interval_counts_statement(statuses, len(times))

@@ -84,12 +84,12 @@ _ENDS = Statement[AnyRow](
 
 def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
     """At most `maximum` lines after number `after`, or a megabyte. Raises LogDropped."""
-    found: list[TimedLine] = []
+    lines: list[TimedLine] = []
     for page in pages(row, after, maximum):
-        found += page.timed_lines()
-        if sum(len(text) for text, _ in found) >= types.PAGE_BYTES:
+        lines += page.timed_lines()
+        if sum(len(text) for text, _ in lines) >= types.PAGE_BYTES:
             break
-    return found
+    return lines
 
 
 class Page(NamedTuple):
@@ -132,8 +132,8 @@ def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Pa
     limit = 4096 if row.log_bytes <= types.PAGE_BYTES else 16
     while after < until:
         start = {"log_id": row.log_id, "after": after, "limit": min(limit, until - after)}
-        found = read_all(_CHUNKS, **start)
-        chunks = [chunk for chunk in found if chunk.last - chunk.count < until]
+        chunks = read_all(_CHUNKS, **start)
+        chunks = [chunk for chunk in chunks if chunk.last - chunk.count < until]
         before = chunks[0].last - chunks[0].count if chunks else until
         if before > after or before + _line_count(chunks) != chunks[-1].last:
             raise LogDropped()
@@ -369,7 +369,7 @@ def append(
     stored are skipped. The default writer's name is empty. An append without lines is a heartbeat.
     Raises 404, 409 for a gap or a finished task, 413 for a full log, 422 for too many writers.
     """
-    here = {"task_id": task_id, **caller.scope}
+    this_task = {"task_id": task_id, **caller.scope}
     with transaction() as connection:
         if seq is not None:
             before: Any = tasks.get_locked(
@@ -379,9 +379,9 @@ def append(
         lines, size = _line_count(sent), sum([chunk.size for chunk in sent])
         if sent:
             new = {"lines": lines, "default_lines": 0 if writer else lines, "bytes": size}
-            task = _ADD_LINES.one_or_none(connection, **here, **new, now=clock.now())
+            task = _ADD_LINES.one_or_none(connection, **this_task, **new, now=clock.now())
         else:
-            task = _HEARTBEAT.one_or_none(connection, **here)
+            task = _HEARTBEAT.one_or_none(connection, **this_task)
         if task is None:
             _require_open(tasks.get_locked(connection, caller, task_id))
             detail = f"The task's log is full: the limit is {terms.MAX_LOG} bytes"

@@ -79,8 +79,8 @@ def lines_not_in(good: TaskRow, task: TaskRow) -> dict[str, Any]:
 
 def _unknown(chunk: Any, known: set[bytes], first_log: int) -> Iterator[dict[str, Any]]:
     """The last lines of a chunk that are not known."""
-    found = _without_values(chunk.text).split(b"\n")
-    places = [place for place, line in enumerate(found) if line not in known]
+    lines = _without_values(chunk.text).split(b"\n")
+    places = [place for place, line in enumerate(lines) if line not in known]
     first = chunk.last - chunk.count + 1
     places = [place for place in places if first + place >= first_log][-MAX_NEW_LINES - 1 :]
     if places:

@@ -23,7 +23,7 @@ _is_open = Question.state == literal_column(f"'{terms.OPEN}'")
 has_expired = _is_open & (Question.expires_at <= time_from_now())
 # Reads show an open question past its expiry as expired; maintenance stores that later.
 _STATE = case((has_expired, terms.EXPIRED), else_=Question.state).label("state")
-COLUMNS = tuple(_STATE if each is Question.state else each for each in QUESTION_COLUMNS)
+COLUMNS = tuple(_STATE if column is Question.state else column for column in QUESTION_COLUMNS)
 OF_TASK = (
     select(*COLUMNS)
     .where(Question.task_id == bindparam("task_id"))
@@ -71,8 +71,8 @@ def find_by_id(question_id: str) -> QuestionRow | None:
 def ended(task_id: str, count: int) -> Sequence[QuestionRow]:
     """The newest `count` questions of a task that are no longer open, the newest first."""
     has_ended = (Question.state != terms.OPEN) | has_expired
-    found = select(*COLUMNS).where(Question.task_id == task_id, has_ended)
-    newest_first = found.order_by(Question.asked_at.desc(), Question.id.desc())
+    ended_questions = select(*COLUMNS).where(Question.task_id == task_id, has_ended)
+    newest_first = ended_questions.order_by(Question.asked_at.desc(), Question.id.desc())
     return read_all(newest_first.limit(count))
 
 
@@ -114,8 +114,8 @@ def ask(
             raise tasks.finished_problem(task)
         if task.claimed_at is None:
             raise Problem(409, "No agent has claimed the task", code=terms.NOT_CLAIMED)
-        found = connection.execute(_OPEN, {"task_id": task.id}).all()
-        if len(found) >= terms.MAX_OPEN_QUESTIONS:
+        open_questions = connection.execute(_OPEN, {"task_id": task.id}).all()
+        if len(open_questions) >= terms.MAX_OPEN_QUESTIONS:
             detail = f"The task has {terms.MAX_OPEN_QUESTIONS} open questions already"
             raise Problem(409, detail, code=terms.TOO_MANY_QUESTIONS)
         now = transactions.current_time(connection)
@@ -175,21 +175,23 @@ def _close(
         question = _get(connection, task_id, question_id)
         is_same = question.state == values["state"]
         if is_same and question.answer and (text := values.get("answer")):
-            before, now = (strict_json.loads(each.encode()) for each in (question.answer, text))
+            before, now = (
+                strict_json.loads(answer_text.encode()) for answer_text in (question.answer, text)
+            )
             is_same = strict_json.canonical(before) == strict_json.canonical(now)
         if is_same and is_repeatable:
             return question
         if question.state != terms.OPEN:
-            detail, more = f"The question is {question.state}", question_schema.dump(question)
-            raise Problem(409, detail, code=terms.QUESTION_CLOSED, more={"question": more})
+            detail, shown = f"The question is {question.state}", question_schema.dump(question)
+            raise Problem(409, detail, code=terms.QUESTION_CLOSED, more={"question": shown})
         connection.execute(_CHANGE_OPEN.values(values), {"of_question_id": question_id})
         _store_open(connection, task_id)
         return _get(connection, task_id, question_id)
 
 
 def _get(connection: Connection, task_id: str, question_id: str) -> QuestionRow:
-    here = {"task_id": task_id, "question_id": question_id}
-    return cast(QuestionRow, require(connection.execute(_ONE, here).one_or_none(), "question"))
+    ids = {"task_id": task_id, "question_id": question_id}
+    return cast(QuestionRow, require(connection.execute(_ONE, ids).one_or_none(), "question"))
 
 
 def _store_open(connection: Connection, task_id: str) -> None:
@@ -205,8 +207,8 @@ def _store_open(connection: Connection, task_id: str) -> None:
 
 def open_json(connection: Connection, task_id: str) -> str:
     """The open questions of a task in the form of `Task.questions`."""
-    found = connection.execute(_OPEN, {"task_id": task_id}).all()
-    return strict_json.dumps(question_schema.dump(found, many=True)).decode()
+    open_questions = connection.execute(_OPEN, {"task_id": task_id}).all()
+    return strict_json.dumps(question_schema.dump(open_questions, many=True)).decode()
 
 
 def correct_future_times(ahead: str, now: str) -> None:

@@ -80,14 +80,14 @@ def _cancel(caller: Caller, task_id: str) -> tuple[TaskRow, deliveries.Leased | 
 def _reported(task: TaskRow, changes: dict[str, Any], output: str) -> dict[str, Any]:
     """Column -> new value, for the columns that a report changes."""
     merged = {"labels", "output", "status", "error"}
-    wanted = task_schema.stored({name: changes[name] for name in changes.keys() - merged})
+    columns = task_schema.stored({name: changes[name] for name in changes.keys() - merged})
     if "labels" in changes:
-        wanted["labels"] = _merged_labels(task.labels, changes["labels"])
+        columns["labels"] = _merged_labels(task.labels, changes["labels"])
     if "output" in changes:
-        wanted["output"] = output
+        columns["output"] = output
     if "status" in changes:
-        wanted |= _columns_of_end(task, changes["status"], changes.get("error"))
-    return {name: value for name, value in wanted.items() if value != getattr(task, name)}
+        columns |= _columns_of_end(task, changes["status"], changes.get("error"))
+    return {name: value for name, value in columns.items() if value != getattr(task, name)}
 
 
 def _merged_output(stored: str, changes: dict[str, Any]) -> str:

@@ -129,8 +129,8 @@ def in_errors(
     with slots.hold(caller.user_id):
         end = tasks.position(after, MAX_ERRORS)
         rows = tasks.run(_errors_statement, after, end, part=text, count=limit)
-    found = [Position(*row) for row in rows]
-    return found, found[-1] if len(found) == limit else end
+    positions = [Position(*row) for row in rows]
+    return positions, positions[-1] if len(positions) == limit else end
 
 
 @lru_cache(maxsize=lists.STATEMENTS)
@@ -173,8 +173,8 @@ def _parts_of(tasks: TaskList, positions: Sequence[Position], line: int = 0) -> 
 @lru_cache(maxsize=lists.STATEMENTS)
 def _tasks_statement(filters: Filters) -> Statement[Any]:
     columns = (Task.id, Task.name, Task.agent_id, Task.status, Task.first_log, Task.log_bytes)
-    found = tasks.with_log_id([*columns, Task.log_count, Task.created_at])
-    return Statement(found.where(*lists.still_match(filters)))
+    columns_of_logs = tasks.with_log_id([*columns, Task.log_count, Task.created_at])
+    return Statement(columns_of_logs.where(*lists.still_match(filters)))
 
 
 def _position(row: TaskRow) -> Position:
@@ -185,15 +185,15 @@ def _ranges(row: TaskRow, after: int) -> Iterator[_Part]:
     count = 16
     while True:
         with _turn:
-            [found] = read_all(_RANGE, log_id=row.log_id, after=after, count=count)
-        if not found.count:
+            [span] = read_all(_RANGE, log_id=row.log_id, after=after, count=count)
+        if not span.count:
             return
-        count = types.next_limit(found.count, found.size, logs.CHUNKS_PER_READ)
-        if found.size > 2 * types.PAGE_BYTES and found.count > 1:
+        count = types.next_limit(span.count, span.size, logs.CHUNKS_PER_READ)
+        if span.size > 2 * types.PAGE_BYTES and span.count > 1:
             continue
-        end = (*_position(row), found.last) if found.last < row.log_count else _position(row)
-        yield _Part([row], after, found.last, found.size, end)
-        after = found.last
+        end = (*_position(row), span.last) if span.last < row.log_count else _position(row)
+        yield _Part([row], after, span.last, span.size, end)
+        after = span.last
 
 
 def _hits(part: _Part, text: str, *, is_exact: bool) -> Iterator[tuple[TaskRow, dict[str, Any]]]:
@@ -203,9 +203,9 @@ def _hits(part: _Part, text: str, *, is_exact: bool) -> Iterator[tuple[TaskRow, 
     statement = _EXACT_CHUNKS if is_exact else _CHUNKS
     between = {"after": part.after, "until": part.until}
     with _turn:
-        found = read_all(statement, log_ids=log_ids, part=text, **between)
+        matching = read_all(statement, log_ids=log_ids, part=text, **between)
     chunks: dict[int | None, list[Any]] = {}
-    for chunk in sorted(found, key=lambda chunk: chunk.last):
+    for chunk in sorted(matching, key=lambda chunk: chunk.last):
         chunks.setdefault(chunk.log_id, []).append(chunk)
     for row in part.tasks:
         after = max(part.after, row.first_log - 1)

@@ -84,8 +84,8 @@ def log_page(row: TaskRow, after: int, count: int, *, has_times: bool = False) -
     yield b'{"logs":['
     yield from _joined(texts())
     last = max(after, row.first_log - 1, min(row.log_count, after + count))
-    more = {"times": times} if has_times else {}
-    yield b"]," + strict_json.dumps({**more, "next": last, "status": row.status})[1:]
+    timestamps = {"times": times} if has_times else {}
+    yield b"]," + strict_json.dumps({**timestamps, "next": last, "status": row.status})[1:]
 
 
 def log_text(
@@ -124,16 +124,16 @@ def _texts(rows: Sequence[TaskRow], shape: Shape) -> Iterator[Iterable[bytes]]:
     embedded = _embedded(rows, shape)
     for row in rows:
         if row.agent_id in embedded:
-            more = embedded[row.agent_id]
+            agent_json = embedded[row.agent_id]
             if row.json:
                 # The text of a JSON object, with more fields.
-                yield [row.json[:-1] + b"," + strict_json.dumps(more)[1:]]
+                yield [row.json[:-1] + b"," + strict_json.dumps(agent_json)[1:]]
             else:
-                yield _task_text(row, shape, more)
+                yield _task_text(row, shape, agent_json)
 
 
-def _task_text(row: TaskRow, shape: Shape, more: Mapping[str, Any]) -> Iterator[bytes]:
-    head, tail = split_at_lines(shape.schema.dump(row) | more)
+def _task_text(row: TaskRow, shape: Shape, members: Mapping[str, Any]) -> Iterator[bytes]:
+    head, tail = split_at_lines(shape.schema.dump(row) | members)
     yield head
     if shape.has_logs:
         yield from _joined([dump_items(page.lines())] for page in logs.pages(row))
@@ -159,6 +159,6 @@ def _embedded(rows: Sequence[TaskRow], shape: Shape) -> dict[str, dict[str, Any]
     agents = agent_queries.by_id(user_id, agent_ids)
     embedded = {}
     for key, agent in agents.items():
-        each = {"agent": agent_of_task_schema.dump(agent), "user": user}
-        embedded[key] = {name: each[name] for name in TASK_EXPANSIONS if name in shape.expand}
+        expanded = {"agent": agent_of_task_schema.dump(agent), "user": user}
+        embedded[key] = {name: expanded[name] for name in TASK_EXPANSIONS if name in shape.expand}
     return embedded

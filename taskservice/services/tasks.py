@@ -108,9 +108,9 @@ def newest_rerun(caller: Caller, task_id: str) -> TaskRow | None:
 
 def runs_beside(task: TaskRow) -> tuple[TaskRow | None, TaskRow | None]:
     """The previous and the next task of the agent of a task that the caller may see."""
-    here = {"user_id": task.user_id, "agent_id": task.agent_id}
-    here |= {"created_at": task.created_at, "task_id": task.id}
-    return read_one(_PREVIOUS, **here), read_one(_NEXT, **here)
+    values = {"user_id": task.user_id, "agent_id": task.agent_id}
+    values |= {"created_at": task.created_at, "task_id": task.id}
+    return read_one(_PREVIOUS, **values), read_one(_NEXT, **values)
 
 
 # The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this
@@ -127,12 +127,12 @@ def get_locked(
     **values: Any,
 ) -> TaskRow:
     """The task, locked until this transaction ends, as `statement` reads it. Raises 404."""
-    here = {"task_id": task_id, **caller.scope}
+    this_task = {"task_id": task_id, **caller.scope}
     # On SQLite the transaction itself keeps other writers out.
     if connection.dialect.name == "postgresql":
         # A SELECT that waits for a lock reads joined rows as they were before: so lock first.
-        _LOCK.run(connection, **here)
-    task: TaskRow | None = statement.one_or_none(connection, **here, **values)
+        _LOCK.run(connection, **this_task)
+    task: TaskRow | None = statement.one_or_none(connection, **this_task, **values)
     return require(task, "task")
 
 
@@ -279,8 +279,10 @@ def _start(
                 raise invalid({"parentId": ["No such task."]})
             # The program of a claimed task already runs: its work must be recorded.
             if is_claimed or agent.input_schema == valid_for:
-                own = {"user_id": caller.user_id, "started_by": caller.key_name}
-                task = _insert(connection, columns | own | idempotency._asdict(), is_claimed)
+                caller_columns = {"user_id": caller.user_id, "started_by": caller.key_name}
+                task = _insert(
+                    connection, columns | caller_columns | idempotency._asdict(), is_claimed
+                )
                 if agent.expect is not None:
                     expected_runs.run_started(connection, task)
                 return task, False
@@ -374,8 +376,8 @@ _LOCK_KEY = _VALID_KEY.with_for_update(read=True)
 
 def has_task_for_claim(caller: Caller, agent_id: str, key: str | None) -> bool:
     """Whether a claim with this key would return a task, maybe an earlier one. Raises 404."""
-    found = read_one(_AGENT_HAS_TASK, agent_id=agent_id, claim_key=key, **caller.scope)
-    return bool(require(found, "agent")[0])
+    has_task = read_one(_AGENT_HAS_TASK, agent_id=agent_id, claim_key=key, **caller.scope)
+    return bool(require(has_task, "agent")[0])
 
 
 @retry_on_conflict
@@ -385,19 +387,19 @@ def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRo
     No task is given twice, except for the same idempotency key: then the second value is true.
     Raises 404, and 401 if the caller's key is no longer valid.
     """
-    wanted = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "key": key}
+    values = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "key": key}
     with transaction() as connection:
         require(_AGENT.one_or_none(connection, agent_id=agent_id, **caller.scope), "agent")
-        known_id = None if key is None else connection.scalar(_CLAIMED, wanted)
-        wanted["now"] = clock.now()
-        task_id = known_id or connection.scalar(_CLAIM, wanted)
+        known_id = None if key is None else connection.scalar(_CLAIMED, values)
+        values["now"] = clock.now()
+        task_id = known_id or connection.scalar(_CLAIM, values)
         if task_id is None and connection.dialect.name == "postgresql":
-            task_id = connection.scalar(_CLAIM_LOCKED, wanted)
+            task_id = connection.scalar(_CLAIM_LOCKED, values)
         if task_id is None:
             return None, False
         # The request may have waited for a task, and for its turn to write. A revocation waits
         # until this transaction ends.
-        own = {"key_id": caller.key_id, "now": clock.now()}
-        if connection.scalar(_LOCK_KEY, own) is None:
+        key_use = {"key_id": caller.key_id, "now": clock.now()}
+        if connection.scalar(_LOCK_KEY, key_use) is None:
             raise invalid_key()
         return get_locked(connection, caller, task_id), known_id is not None

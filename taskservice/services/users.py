@@ -101,8 +101,8 @@ def add_key(
     try:
         with transaction() as connection:
             user_id = get_id(connection, user_name)
-            more = {"expires_at": expires_at, "login": login}
-            return _insert_key(connection, user_id, name, agent_id, access, **more)
+            options = {"expires_at": expires_at, "login": login}
+            return _insert_key(connection, user_id, name, agent_id, access, **options)
     except IntegrityError:
         raise Problem(409, f"Another key already signs in {name}") from None
 
@@ -134,10 +134,10 @@ def revoke_key(caller: Caller, key_id: str) -> KeyRow:
         # The lock keeps two requests from revoking the last two user keys.
         _lock_user_of(connection, caller)
         _key(connection, key_id, caller)
-        here = {**caller.scope, "now": clock.now()}
+        values = {**caller.scope, "now": clock.now()}
         others = _USER_KEYS.where(ApiKey.id != key_id, *KEY_IS_VALID).limit(1)
-        is_user_key = connection.scalar(_USER_KEYS.where(ApiKey.id == key_id), here) is not None
-        if is_user_key and connection.scalar(others, here) is None:
+        is_user_key = connection.scalar(_USER_KEYS.where(ApiKey.id == key_id), values) is not None
+        if is_user_key and connection.scalar(others, values) is None:
             detail = "The last user key can only be revoked on the server"
             raise Problem(409, detail, code=LAST_USER_KEY)
         _revoke(connection, ApiKey.id == key_id)
@@ -235,7 +235,7 @@ def _insert_key(
     name: str,
     agent_id: str | None = None,
     access: str = FULL,
-    **more: Any,
+    **columns: Any,
 ) -> Any:
     """Insert a key; returns it with its `text`. Raises 422 for an unknown agent."""
     agent = select(Agent.id).where(Agent.user_id == user_id, Agent.id == agent_id)
@@ -243,8 +243,8 @@ def _insert_key(
         raise invalid({"agentId": ["No such agent; register it first."]})
     text = auth.new(for_agent=agent_id is not None, access=access)
     of_user = {"id": clock.new_id(), "user_id": user_id, "created_at": clock.now()}
-    secret = {"digest": auth.digest(text), "hint": "" if more.get("login") else auth.hint(text)}
-    key = {**of_user, "name": name, "agent_id": agent_id, "access": access, **secret, **more}
+    secret = {"digest": auth.digest(text), "hint": "" if columns.get("login") else auth.hint(text)}
+    key = {**of_user, "name": name, "agent_id": agent_id, "access": access, **secret, **columns}
     row = connection.execute(insert(ApiKey).returning(*KEY_COLUMNS), key).one()
     return SimpleNamespace(**row._asdict(), text=text)
 
@@ -259,12 +259,12 @@ MAX_SIGNING = 10
 
 def rotate(caller: Caller) -> Any:
     """Create a callback secret; the replaced one signs for 24 h more. Raises 401 and 429."""
-    own = CallbackSecret.user_id == caller.user_id
+    of_user = CallbackSecret.user_id == caller.user_id
     with transaction() as connection:
         _lock_user_of(connection, caller)
         since = clock.now(-OVERLAP_SECONDS)
         replaced_at = CallbackSecret.replaced_at
-        recent = select(replaced_at).where(own, replaced_at > since).order_by(replaced_at)
+        recent = select(replaced_at).where(of_user, replaced_at > since).order_by(replaced_at)
         replaced = connection.scalars(recent).all()
         if len(replaced) >= MAX_SIGNING - 1:
             wait = math.ceil(clock.seconds_between(since, str(replaced[0])))
@@ -275,7 +275,7 @@ def rotate(caller: Caller) -> Any:
                 headers={"Retry-After": str(wait)},
             )
         now = clock.now()
-        current = update(CallbackSecret).where(own, replaced_at.is_(None))
+        current = update(CallbackSecret).where(of_user, replaced_at.is_(None))
         connection.execute(current.values(replaced_at=now))
         return insert_secret(connection, caller.user_id, now)
 
