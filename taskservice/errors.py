@@ -38,7 +38,7 @@ class Problem(Exception):
     _: KW_ONLY
     code: str = ""  # one of `terms.CODES`, by default the first of the status
     # Additional members of the JSON.
-    more: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    members: Mapping[str, Any] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -68,8 +68,8 @@ def invalid_key() -> Problem:
 
 def invalid(errors: Mapping[str, Any], code: str = "") -> Problem:
     """422 for an invalid request; `errors` maps fields, parameters and headers to messages."""
-    more = {"errors": dict(errors)}
-    return Problem(422, "The request is invalid: see `errors`", code=code, more=more)
+    members = {"errors": dict(errors)}
+    return Problem(422, "The request is invalid: see `errors`", code=code, members=members)
 
 
 def database_unavailable(detail: str = "The database is busy, full or unavailable") -> Problem:
@@ -108,7 +108,7 @@ def body(problem: Problem, request_id: str) -> bytes:
         "status": problem.status,
         "detail": problem.detail,
         "code": problem.code,
-        **problem.more,
+        **problem.members,
     }
     if problem.status != 401:
         # All 401s have the same bytes.

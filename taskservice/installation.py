@@ -9,7 +9,10 @@ from urllib.request import url2pathname
 
 def install_command(extra: str) -> str:
     """The command of pip, from where the package was installed: a clone, a wheel or an index."""
-    files = (each.read_text("direct_url.json") for each in distributions(name="taskservice"))
+    files = (
+        distribution.read_text("direct_url.json")
+        for distribution in distributions(name="taskservice")
+    )
     origin = json.loads(next(filter(None, files), "{}"))
     url, vcs = origin.get("url", ""), origin.get("vcs_info", {}).get("vcs")
     source = f"taskservice[{extra}]"

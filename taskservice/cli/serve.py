@@ -50,7 +50,7 @@ def one_line_errors() -> Iterator[None]:
     except DBAPIError as error:
         exit_with_error(f"The database refused a statement: {error.orig}")
     except Problem as problem:
-        errors = problem.more.get("errors", {})
+        errors = problem.members.get("errors", {})
         messages = [str(message) for texts in errors.values() for message in texts]
         exit_with_error("; ".join(messages) or problem.detail)
 

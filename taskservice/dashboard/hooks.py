@@ -168,10 +168,10 @@ def _form_schema() -> Json:
     return {"type": "object", "properties": properties, "required": required}
 
 
-def _property(title: str, description: str = "", **more: Any) -> Json:
-    return {"type": "string", "title": title, "description": description, **more}
+def _property(title: str, description: str = "", **keywords: Any) -> Json:
+    return {"type": "string", "title": title, "description": description, **keywords}
 
 
-def _choice(title: str, titles: Mapping[str, str], **more: Any) -> Json:
-    options = [{"const": value, "title": each} for value, each in titles.items()]
-    return _property(title, oneOf=options, **more)
+def _choice(title: str, titles: Mapping[str, str], **keywords: Any) -> Json:
+    options = [{"const": value, "title": text} for value, text in titles.items()]
+    return _property(title, oneOf=options, **keywords)

@@ -293,7 +293,7 @@ def _with_zone(text: str) -> str:
 
 def errors_of(error: Exception) -> dict[str, Any]:
     """Field -> its errors. Raises an error that is not about the form's fields."""
-    errors = from_exception(error).more.get("errors")
+    errors = from_exception(error).members.get("errors")
     if not errors:
         raise error
     return dict(errors)

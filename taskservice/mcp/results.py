@@ -29,9 +29,9 @@ def reason(error: Exception) -> str:
     # Not found, not possible in the current state, invalid.
     if problem.status not in (404, 409, 422):
         raise error
-    if errors := problem.more.get("errors"):
+    if errors := problem.members.get("errors"):
         return " ".join(problems.sentences(errors))
-    content = problem.more.get("question", {}).get("answer")
+    content = problem.members.get("question", {}).get("answer")
     text = "" if content is None else f": {strict_json.dumps(content).decode()}"
     return f"{problem.detail}{text}."
 

@@ -104,7 +104,7 @@ def import_from(file: BinaryIO) -> ImportResult:
         except IntegrityError as error:
             reason = "does not fit the database: " + str(error.orig).partition("\n")[0]
         except (Problem, ValidationError) as error:
-            reason = " ".join(sentences(from_exception(error).more["errors"]))
+            reason = " ".join(sentences(from_exception(error).members["errors"]))
         except ValueError as error:
             reason = str(error)
         else:
@@ -268,8 +268,8 @@ class _Importer:
         }
         self._insert(Delivery, delivery)
         for attempt in fields["attempts"]:
-            others = {"delivery_id": fields["id"], "answer": attempt.get("answer")}
-            self._insert(Attempt, export_lines.attempt_rows.stored(attempt) | others)
+            more = {"delivery_id": fields["id"], "answer": attempt.get("answer")}
+            self._insert(Attempt, export_lines.attempt_rows.stored(attempt) | more)
 
     def _add_log(self, fields: dict[str, Any], task: _FileTask) -> None:
         """The next lines of the task; `first` is the number of the first one."""
@@ -283,8 +283,8 @@ class _Importer:
             at, times = clock.encode(chunk.times) if chunk.times else (None, None)
             values = {"log_id": task.log_id, "last": task.last, "count": chunk.count}
             if task.is_new:
-                text_and_times = {"text": chunk.text, "at": at, "times": times}
-                self._insert(LogChunk, values | text_and_times)
+                more = {"text": chunk.text, "at": at, "times": times}
+                self._insert(LogChunk, values | more)
 
     def _add_void(self, fields: dict[str, Any], task: _FileTask) -> None:
         """Remove the task before it: it was deleted, or is exported again below."""
@@ -305,8 +305,8 @@ class _Importer:
         if task.last != task.fields["logCount"]:
             wrong["logCount"] = [f"The last line of the log is {task.last}."]
         # Retention has removed the lines before `firstLog`, and their number of bytes is unknown.
-        stated = task.fields["logBytes"]
-        if task.size > stated or (task.size < stated and task.fields["firstLog"] == 1):
+        given = task.fields["logBytes"]
+        if task.size > given or (task.size < given and task.fields["firstLog"] == 1):
             wrong["logBytes"] = [f"The log has {task.size} bytes."]
         if wrong:
             self.number = task.number
@@ -328,8 +328,8 @@ class _Importer:
             raise invalid({"id": ["Another user has it."]})
         return owner is None
 
-    def _insert(self, model: type[DeclarativeBase], values: dict[str, Any], **others: Any) -> None:
-        _insertion(model, tuple(values)).run(self._connection, **values, **others)
+    def _insert(self, model: type[DeclarativeBase], values: dict[str, Any], **more: Any) -> None:
+        _insertion(model, tuple(values)).run(self._connection, **values, **more)
 
 
 def _key(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -399,7 +399,7 @@ def _not_stored(task: Any, sent: Sequence[Chunk], seq: int, writer: str) -> Sequ
     stored = (task.seq or 0) if writer else task.default_writer_seq
     if seq > stored + 1:
         detail = f"Lines are missing: this writer's next line is number {stored + 1}"
-        raise Problem(409, detail, code=terms.SEQ_GAP, more={"expected": stored + 1})
+        raise Problem(409, detail, code=terms.SEQ_GAP, members={"expected": stored + 1})
     return without_first(sent, stored + 1 - seq)
 
 

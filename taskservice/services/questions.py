@@ -183,7 +183,7 @@ def _close(
             return question
         if question.state != terms.OPEN:
             detail, shown = f"The question is {question.state}", question_schema.dump(question)
-            raise Problem(409, detail, code=terms.QUESTION_CLOSED, more={"question": shown})
+            raise Problem(409, detail, code=terms.QUESTION_CLOSED, members={"question": shown})
         connection.execute(_CHANGE_OPEN.values(values), {"of_question_id": question_id})
         _store_open(connection, task_id)
         return _get(connection, task_id, question_id)

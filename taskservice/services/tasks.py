@@ -140,7 +140,7 @@ def finished_problem(task: TaskRow) -> Problem:
     """409 with the task's final status: an agent stops only if the task was cancelled."""
     error = {"type": task.error_type, "message": task.error_message} if task.error_type else None
     ended = {"id": task.id, "status": task.status, "error": error}
-    return Problem(409, "The task is finished", code=TASK_FINISHED, more={"task": ended})
+    return Problem(409, "The task is finished", code=TASK_FINISHED, members={"task": ended})
 
 
 def delete(caller: Caller, task_id: str) -> TaskRow:
