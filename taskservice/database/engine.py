@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 from flask import Flask
 from sqlalchemy import Engine, create_engine, event, pool
 from sqlalchemy.engine import URL, ExceptionContext, make_url
-from sqlalchemy.exc import DisconnectionError, OperationalError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.exc import OperationalError
 
 from taskservice import resources
 from taskservice.database import connections as statements
@@ -62,6 +61,8 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
         "pool_size": threads + 8,
         "max_overflow": 8,
         "pool_timeout": BUSY_SECONDS,
+        # Most uses take a connection that is kept outside of the pool, for which this is too slow.
+        "pool_pre_ping": not is_sqlite,
     }
     autocommit = {"isolation_level": "AUTOCOMMIT"}
     app.config["SQLALCHEMY_DATABASE_URI"] = address
@@ -139,7 +140,6 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
         event.listen(engine, "do_connect", connect)
         # First, since SQLAlchemy runs queries of its own when it connects.
         event.listen(engine, "connect", prepare, insert=True)
-        event.listen(engine, "checkout", _check_open)
         event.listen(engine, "handle_error", handle_error)
     return Database(reads, writes)
 
@@ -211,14 +211,6 @@ def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None
     connection.commit()
     connection.adapters.register_loader("timestamptz", TimestampLoader)
     connection.adapters.register_loader("uuid", TextLoader)
-
-
-def _check_open(connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
-    """Let the pool replace a connection that its server has ended since its last use."""
-    # A new one is not checked: the pool raises InvalidRequestError when two in a row have ended.
-    if "was_used" in record.info and not _has_server(connection):
-        raise DisconnectionError
-    record.info["was_used"] = True
 
 
 def _has_server(connection: Any) -> bool:
