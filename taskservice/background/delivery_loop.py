@@ -63,9 +63,9 @@ class DeliveryLoop(threading.Thread):
         """Start an attempt for each due delivery that can be leased; returns seconds to sleep."""
         try:
             while True:
-                self._running = [each for each in self._running if not each.result.done()]
+                self._running = [attempt for attempt in self._running if not attempt.result.done()]
                 since = time.monotonic() - SLOW_SECONDS
-                recent = [each.started for each in self._running if each.started > since]
+                recent = [attempt.started for attempt in self._running if attempt.started > since]
                 count = min(MAX_RECENT - len(recent), MAX_RUNNING - len(self._running))
                 if count <= 0:
                     # Until the first of these counts as slow. One that finishes wakes the loop.
@@ -74,7 +74,7 @@ class DeliveryLoop(threading.Thread):
                 seconds = delivery_service.seconds_until_due()
                 if seconds is None or seconds > 0:
                     return min(seconds or ROUND_SECONDS, ROUND_SECONDS)
-                running = [each.leased.receiver for each in self._running]
+                running = [attempt.leased.receiver for attempt in self._running]
                 failing = resources.find(CircuitBreaker).open_receivers()
                 leases = delivery_service.lease_due(count, ReceiverSlots(running, failing))
                 if not leases:

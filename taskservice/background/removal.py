@@ -85,10 +85,11 @@ def _sweep_batch() -> bool:
         left = CHUNKS_PER_BATCH
         for log_id in log_ids:
             of_log = {"log_id": log_id}
-            found = connection.scalars(_FIRST_CHUNKS, {**of_log, "limit": left}).all()
-            if found:
-                connection.execute(_DELETE_CHUNKS, {**of_log, "first": found[0], "last": found[-1]})
-            left -= len(found)
+            chunks = connection.scalars(_FIRST_CHUNKS, {**of_log, "limit": left}).all()
+            if chunks:
+                first_last = {"first": chunks[0], "last": chunks[-1]}
+                connection.execute(_DELETE_CHUNKS, of_log | first_last)
+            left -= len(chunks)
             if not left:
                 break
             connection.execute(_DELETE_LOG, of_log)
@@ -149,7 +150,9 @@ DAY_SECONDS = 86_400.0
 def bounds(now: str) -> tuple[str | None, str | None]:
     """The times before which tasks ended that are removed, and those that lose their logs."""
     days = (current_app.config[name] for name in ("RETENTION_DAYS", "LOG_RETENTION_DAYS"))
-    of_tasks, of_logs = (clock.moved(now, -each * DAY_SECONDS) if each else None for each in days)
+    of_tasks, of_logs = (
+        clock.moved(now, -count * DAY_SECONDS) if count else None for count in days
+    )
     return of_tasks, of_logs
 
 
@@ -222,15 +225,15 @@ def _in_task_batches(
     def batch() -> bool:
         nonlocal count
         with reading() as connection:
-            found = connection.scalars(fitting.limit(TASKS_PER_BATCH), values).all()
-        if not found:
+            old = connection.scalars(fitting.limit(TASKS_PER_BATCH), values).all()
+        if not old:
             return False
         with transaction() as connection:
             # On PostgreSQL the lock is a statement of its own: a statement that locks a row has
             # read the other tables before, and would miss a delivery that was just redelivered.
-            locked = connection.scalars(_LOCK, {"task_ids": found}).all()
-            still = {**values, "task_ids": locked}
-            task_ids = connection.scalars(fitting.where(_AMONG), still).all()
+            locked = connection.scalars(_LOCK, {"task_ids": old}).all()
+            among = {**values, "task_ids": locked}
+            task_ids = connection.scalars(fitting.where(_AMONG), among).all()
             remove(connection, task_ids)
         count += len(task_ids)
         return bool(task_ids)

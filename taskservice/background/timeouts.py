@@ -159,6 +159,6 @@ def _end_batch(silent: AnySelect, times: dict[str, str]) -> bool:
 
 def _message(timeout: float) -> str:
     units = ((3_600, "hour"), (60, "minute"), (1, "second"))
-    size, unit = next(each for each in units if timeout % each[0] == 0 or each[0] == 1)
+    size, unit = next((size, unit) for size, unit in units if size == 1 or timeout % size == 0)
     plural = "" if timeout == size else "s"
     return f"Nothing was heard from its agent for {timeout / size:g} {unit}{plural}"

@@ -32,7 +32,7 @@ def shown(address: URL) -> str:
         return address.database or ""
     host, port = address.query.get("host", address.host), address.query.get("port", address.port)
     # IPv6, or a name; the folder of a socket has a / in it.
-    hosts = [f"[{each}]" if ":" in each else _quoted(each) for each in str(host or "").split(",")]
+    hosts = [f"[{name}]" if ":" in name else _quoted(name) for name in str(host or "").split(",")]
     pairs = zip_longest(hosts, str(port or "").split(","), fillvalue="")
     shown_hosts = ",".join(host + (port and f":{port}") for host, port in pairs)
     user = f"{_quoted(address.username)}@" if address.username else ""

@@ -54,14 +54,14 @@ def rfc3339(aware: datetime) -> str:
 def new_id() -> str:
     """A new UUID of version 7 (RFC 9562, 6.2, method 2); ids of one process strictly ascend."""
     global _last_id
-    fresh = time.time_ns() // 1_000_000 << 74 | secrets.randbits(74)
+    number = time.time_ns() // 1_000_000 << 74 | secrets.randbits(74)
     with _lock:
-        if fresh >> 74 <= _last_id >> 74:
-            fresh = _last_id + 1 + secrets.randbits(32)
-        _last_id = fresh
-    milliseconds, random_a, random_b = fresh >> 74, fresh >> 62 & 0xFFF, fresh & (1 << 62) - 1
-    number = milliseconds << 80 | 0x7 << 76 | random_a << 64 | 0b10 << 62 | random_b
-    return hyphenated(f"{number:032x}")
+        if number >> 74 <= _last_id >> 74:
+            number = _last_id + 1 + secrets.randbits(32)
+        _last_id = number
+    milliseconds, random_a, random_b = number >> 74, number >> 62 & 0xFFF, number & (1 << 62) - 1
+    uuid = milliseconds << 80 | 0x7 << 76 | random_a << 64 | 0b10 << 62 | random_b
+    return hyphenated(f"{uuid:032x}")
 
 
 def hyphenated(digits: str) -> str:

@@ -105,8 +105,8 @@ class Statement(Generic[R]):
 
     def scalar(self, connection: Connection, **values: Any) -> Any:
         """The first column of the row, or None; for a statement that finds at most one."""
-        found: Any = self.one_or_none(connection, **values)
-        return None if found is None else found[0]
+        row: Any = self.one_or_none(connection, **values)
+        return None if row is None else row[0]
 
     def run(self, connection: Connection, **values: Any) -> None:
         """Execute it without reading rows."""
@@ -149,18 +149,19 @@ class _Plan:
             values[name] = convert(values[name])
         return values if self._names is None else tuple([values[name] for name in self._names])
 
-    def rows(self, found: list[tuple[Any, ...]]) -> list[Any]:
+    def rows(self, fetched: list[tuple[Any, ...]]) -> list[Any]:
         if not self._from_database:
-            return list(map(self._make, found))
-        converted = [list(row) for row in found]
+            return list(map(self._make, fetched))
+        converted = [list(row) for row in fetched]
         for values in converted:
             for place, convert in self._from_database:
                 values[place] = convert(values[place])
         return list(map(self._make, converted))
 
 
-def _converters(found: Any) -> list[tuple[Any, Callable[[Any], Any]]]:
-    return [(where, convert) for where, convert in found if convert is not None]
+def _converters(processors: Any) -> list[tuple[Any, Callable[[Any], Any]]]:
+    """The pairs of a column and SQLAlchemy's processor of its values, without None."""
+    return [(column, convert) for column, convert in processors if convert is not None]
 
 
 def execute(

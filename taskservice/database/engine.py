@@ -98,10 +98,14 @@ def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
         event.listen(engine, "do_connect", lambda *_: files.keep_open())
         event.listen(engine, "connect", prepare_sqlite_connection)
         event.listen(engine, "checkout", lambda *_: files.check())
-    event.listen(reader, "connect", lambda each, _: each.execute("PRAGMA query_only = ON"))
+    event.listen(
+        reader, "connect", lambda connection, _: connection.execute("PRAGMA query_only = ON")
+    )
     # A transaction that reads first and then writes fails as busy, immediately and with any
     # timeout, if another has written in between.
-    event.listen(writer, "begin", lambda each: statements.execute(each, "BEGIN IMMEDIATE"))
+    event.listen(
+        writer, "begin", lambda connection: statements.execute(connection, "BEGIN IMMEDIATE")
+    )
     return Database(
         reads=KeptConnections(reader, files.check_recently, threads),
         writes=KeptConnections(writer, files.check, 1),

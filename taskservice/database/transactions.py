@@ -103,12 +103,12 @@ def in_pages(
     """All rows in the order of these columns, which they have; `count` at a time, each a read."""
     page = rows.order_by(None).order_by(*order).limit(count)
     after = page
-    while found := read_all(after, **(values or {})):
-        yield found
-        if len(found) < count:
+    while page_rows := read_all(after, **(values or {})):
+        yield page_rows
+        if len(page_rows) < count:
             return
-        last = [getattr(found[-1], column.key) for column in order]
-        after = page.where(tuple_(*order) > tuple_(*last, types=[each.type for each in order]))
+        last = [getattr(page_rows[-1], column.key) for column in order]
+        after = page.where(tuple_(*order) > tuple_(*last, types=[column.type for column in order]))
 
 
 def share_reading() -> None:

@@ -67,7 +67,7 @@ class ListParameter(TypeDecorator[Sequence[Any]]):
         if value is None or dialect.name == "postgresql":
             return value
         convert = self.item.dialect_impl(dialect).bind_processor(dialect)
-        return orjson.dumps([convert(each) for each in value] if convert else value).decode()
+        return orjson.dumps([convert(item) for item in value] if convert else value).decode()
 
 
 class _Function(FunctionElement[Any]):
@@ -126,8 +126,8 @@ def time_from_now(seconds: Any = 0.0) -> Any:
 
 def _function(kind: TypeEngine[Any], sqlite: str, postgresql: str) -> type[_Function]:
     """A class of its own: SQLAlchemy keeps compiled statements by the classes of their parts."""
-    own = {"inherit_cache": True, "type": kind, "sqlite": sqlite, "postgresql": postgresql}
-    return type("_Function", (_Function,), own)
+    attributes = {"inherit_cache": True, "type": kind, "sqlite": sqlite, "postgresql": postgresql}
+    return type("_Function", (_Function,), attributes)
 
 
 # Whether the list in a parameter of the type `ListParameter` contains a value. Not a Boolean, which

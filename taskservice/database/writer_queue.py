@@ -53,11 +53,11 @@ class WriterQueue:
             if group:
                 group.end()
             with self._attempt():
-                held = self._hold(until)
+                descriptor = self._hold(until)
             try:
                 yield
             finally:
-                os.close(held)
+                os.close(descriptor)
         finally:
             self._threads.release()
 

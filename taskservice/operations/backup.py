@@ -97,8 +97,8 @@ def _check(database: Path, secret_key: Path, target: Path, replace: bool) -> Non
         raise BackupError(f"There is no database at {database}")
     if target.is_dir():
         raise BackupError(f"{target} is a folder; give the path of a file")
-    own = [secret_key, *(Path(f"{database}{suffix}") for suffix in OWN_SUFFIXES)]
-    if target in [Path(os.path.realpath(file)) for file in own]:
+    own_files = [secret_key, *(Path(f"{database}{suffix}") for suffix in OWN_SUFFIXES)]
+    if target in [Path(os.path.realpath(file)) for file in own_files]:
         raise BackupError(f"{target} belongs to the database itself")
     for file in (database, target):
         if file.exists() and not file.is_file():

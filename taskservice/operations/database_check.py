@@ -101,12 +101,12 @@ def _run_checks(address: URL, checks: Mapping[str, Check]) -> Iterator[Finding]:
 
 
 def _revision(connection: Connection) -> Verdict:
-    found, head = migrations.revision(connection), migrations.head()
-    if found is None:
+    current, head = migrations.revision(connection), migrations.head()
+    if current is None:
         return ERROR, "The database is empty"
-    if found != head:
-        return WARNING, f"Revision {found}; any other command upgrades it to {head}"
-    return OK, f"Revision {found}"
+    if current != head:
+        return WARNING, f"Revision {current}; any other command upgrades it to {head}"
+    return OK, f"Revision {current}"
 
 
 def _deliveries(connection: Connection) -> Verdict:

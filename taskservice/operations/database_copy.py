@@ -86,12 +86,12 @@ def _in_use(address: URL) -> DatabaseError:
 def _reading(address: URL) -> Iterator[sa.Connection]:
     """A transaction that reads a snapshot of the database and keeps others from writing to it."""
     with _engine(address).connect() as connection:
-        found, head = migrations.revision(connection), migrations.head()
-        if found is None:
+        current, head = migrations.revision(connection), migrations.head()
+        if current is None:
             raise DatabaseError(f"There is no database at {shown(address)}")
-        if found != head:
+        if current != head:
             raise DatabaseError(
-                f"{shown(address)} is at revision {found}; `taskservice db upgrade` with its "
+                f"{shown(address)} is at revision {current}; `taskservice db upgrade` with its "
                 f"TASKSERVICE_DATABASE_URL upgrades it to {head}"
             )
         if not sqlite_file(address):
@@ -116,7 +116,9 @@ def _engine(address: URL) -> sa.Engine:
     engine = command_engine(address)
     if sqlite_file(address):
         sa.event.listen(engine, "connect", prepare_sqlite_connection)
-        sa.event.listen(engine, "begin", lambda one: one.exec_driver_sql("BEGIN IMMEDIATE"))
+        sa.event.listen(
+            engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE")
+        )
     return engine
 
 

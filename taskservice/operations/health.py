@@ -65,8 +65,8 @@ def record() -> None:
 
 def is_served(connection: sa.Connection, max_age: float = MAX_AGE_SECONDS) -> bool:
     """Whether a process has written the heartbeat within the last `max_age` seconds."""
-    fresh = sa.select(ServiceHeartbeat.id).where(IS_CURRENT)
-    return connection.scalar(fresh, {"max_gap": max_age}) is not None
+    current = sa.select(ServiceHeartbeat.id).where(IS_CURRENT)
+    return connection.scalar(current, {"max_gap": max_age}) is not None
 
 
 T = TypeVar("T")

@@ -64,7 +64,8 @@ def metric(kind: str, name: str, samples: Mapping[str, float]) -> str:
 def gauge(name: str, value: float | Mapping[str, float], label: str = "") -> str:
     """A gauge with one value, or with one for each value of its label."""
     if isinstance(value, Mapping):
-        return metric("gauge", name, {f'{{{label}="{of}"}}': each for of, each in value.items()})
+        samples = {f'{{{label}="{text}"}}': number for text, number in value.items()}
+        return metric("gauge", name, samples)
     return metric("gauge", name, {"": value})
 
 

@@ -60,7 +60,7 @@ class LineSchema(Schema):
         for name, column in rows.columns.items():
             if name in declared:
                 continue
-            source = next((each for each in requests if name in each.fields), rows)
+            source = next((schema for schema in requests if name in schema.fields), rows)
             field = loaders[name] = copy(source.fields[name])
             field.attribute, field.allow_none = None, bool(column.nullable)
             # An older version may lack it: then it is null, or has the column's default.

@@ -61,11 +61,11 @@ def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
     of_users = select(*AGENT_COLUMNS).where(Agent.user_id.in_(user_ids))
     written: set[tuple[str, str]] = set()
     yield from _new_agents(of_users, written)
-    found = select(Task.id, Task.user_id, Task.agent_id).where(Task.user_id.in_(user_ids))
+    of_people = select(Task.id, Task.user_id, Task.agent_id).where(Task.user_id.in_(user_ids))
     if since is not None:
-        found = found.where(Task.updated_at >= since)
+        of_people = of_people.where(Task.updated_at >= since)
     number = 0
-    for page in in_pages(found, (Task.id,), TASKS_PER_READ):
+    for page in in_pages(of_people, (Task.id,), TASKS_PER_READ):
         for task in page:
             if (task.user_id, task.agent_id) not in written:
                 yield from _new_agents(of_users, written)
@@ -76,7 +76,7 @@ def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
 def _new_agents(of_users: AnySelect, written: set[tuple[str, str]]) -> Iterator[bytes]:
     rows = read_all(of_users)
     # Sorted here: databases sort text in different orders.
-    for row in sorted(rows, key=lambda each: (each.user_id, each.id)):
+    for row in sorted(rows, key=lambda row: (row.user_id, row.id)):
         if (row.user_id, row.id) not in written:
             written.add((row.user_id, row.id))
             yield _line("agent", export_lines.agent_rows.dump(row))
@@ -109,8 +109,8 @@ def _questions_and_deliveries(task_id: str, of_task: Sequence[Any]) -> Iterator[
     for page in questions.pages(_QUESTIONS, task_id):
         for question in page:
             dumped = export_lines.question_rows.dump(question)
-            more = {"taskId": task_id, "idempotency": _idempotency(question)}
-            yield _line("question", dumped | more)
+            of_question = {"taskId": task_id, "idempotency": _idempotency(question)}
+            yield _line("question", dumped | of_question)
     for delivery in of_task:
         attempts = [
             export_lines.attempt_rows.dump(attempt) | {"answer": attempt.answer}

@@ -268,8 +268,8 @@ class _Importer:
         }
         self._insert(Delivery, delivery)
         for attempt in fields["attempts"]:
-            more = {"delivery_id": fields["id"], "answer": attempt.get("answer")}
-            self._insert(Attempt, export_lines.attempt_rows.stored(attempt) | more)
+            of_delivery = {"delivery_id": fields["id"], "answer": attempt.get("answer")}
+            self._insert(Attempt, export_lines.attempt_rows.stored(attempt) | of_delivery)
 
     def _add_log(self, fields: dict[str, Any], task: _FileTask) -> None:
         """The next lines of the task; `first` is the number of the first one."""
@@ -283,8 +283,8 @@ class _Importer:
             at, times = clock.encode(chunk.times) if chunk.times else (None, None)
             values = {"log_id": task.log_id, "last": task.last, "count": chunk.count}
             if task.is_new:
-                more = {"text": chunk.text, "at": at, "times": times}
-                self._insert(LogChunk, values | more)
+                lines = {"text": chunk.text, "at": at, "times": times}
+                self._insert(LogChunk, values | lines)
 
     def _add_void(self, fields: dict[str, Any], task: _FileTask) -> None:
         """Remove the task before it: it was deleted, or is exported again below."""
@@ -305,8 +305,8 @@ class _Importer:
         if task.last != task.fields["logCount"]:
             wrong["logCount"] = [f"The last line of the log is {task.last}."]
         # Retention has removed the lines before `firstLog`, and their number of bytes is unknown.
-        given = task.fields["logBytes"]
-        if task.size > given or (task.size < given and task.fields["firstLog"] == 1):
+        log_bytes = task.fields["logBytes"]
+        if task.size > log_bytes or (task.size < log_bytes and task.fields["firstLog"] == 1):
             wrong["logBytes"] = [f"The log has {task.size} bytes."]
         if wrong:
             self.number = task.number

@@ -70,19 +70,19 @@ def upgrade(
                 # Limits the wait for the advisory lock and for table locks.
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MIGRATION_SECONDS * 1000}")
             # Before anything is written: the file may belong to another program.
-            found = revision(connection)
-            if found is None and not may_create:
+            current = revision(connection)
+            if current is None and not may_create:
                 raise NoDatabase(shown(address))
-            if found not in (None, head()) and not may_change:
+            if current not in (None, head()) and not may_change:
                 raise DatabaseError(
-                    f"{shown(address)} has a database of revision {found}; upgrade or remove it"
+                    f"{shown(address)} has a database of revision {current}; upgrade or remove it"
                 )
-            if found != (head() if target == "head" else target):
+            if current != (head() if target == "head" else target):
                 if file:
                     _begin_sqlite(connection)
                 else:
                     connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
-                _run(connection, target, _StepLog(is_new=found is None))
+                _run(connection, target, _StepLog(is_new=current is None))
                 connection.commit()
     except (DBAPIError, sqlite3.Error, OSError) as error:
         why = reason(error, file)
