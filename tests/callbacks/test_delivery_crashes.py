@@ -2,21 +2,15 @@
 
 import json
 import os
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
 import pytest
-import requests
 from flask import Flask
 
 from tests.support import receiver as play
-from tests.support.api_client import ApiClient, RemoteClient, expect
+from tests.support.api_client import ApiClient
 from tests.support.background_process import working
 from tests.support.crashing_service import (
     MOMENTS,
@@ -29,30 +23,12 @@ from tests.support.crashing_service import (
 )
 from tests.support.deliveries import addresses, deliveries_of, enqueue_each, enqueue_many
 from tests.support.receiver import Receiver
-from tests.support.service import Service
 from tests.support.waiting import until
 
-TASKS = int(os.environ.get("CALLBACK_TASKS", "2000"))
-KILLS = int(os.environ.get("CALLBACK_KILLS", "20"))
 # A queue by time would already hold up the others with a few hundred; 100,000 show slow queries.
 MANY = int(os.environ.get("CALLBACK_MANY", "100000"))
 # The moments from one kill to the next.
 STEP = int(os.environ.get("CALLBACK_STEP", "1"))
-CLIENTS = 8
-
-
-def check_that_received_is_finished(alice: ApiClient, receiver: Receiver) -> int:
-    """The tasks of the webhooks are the finished ones, each under one id; returns how many."""
-    listed = expect(alice.get("/task?fields=id,status,callback"), 200)
-    finished = {task["id"] for task in listed if task["status"] != "running" and task["callback"]}
-    ids: dict[str, set[str]] = {}
-    for request in receiver.requests:
-        task_id = json.loads(request.body)["id"]
-        ids.setdefault(task_id, set()).add(request.headers["webhook-id"])
-    assert ids.keys() == finished
-    assert all(len(some) == 1 for some in ids.values())
-    assert len(set().union(*ids.values())) == len(ids)
-    return len(finished)
 
 
 # --- at each moment ----------------------------------------------------------------------
@@ -169,64 +145,6 @@ def test_killed_at_any_moment_no_webhook_is_lost_or_invented(
     # Moments are for example each commit and each send, in requests and in the loop.
     assert moment > SCENARIOS[scenario]
     print(f"\n{scenario.__name__}: {moment // STEP} crashes, {len(receiver.requests)} posts")
-
-
-# --- again and again ---------------------------------------------------------------------
-
-
-class Reporter(threading.Thread):
-    """Starts tasks and finishes them, and repeats what got no answer."""
-
-    def __init__(self, service: Service, key: str, left: Iterator[int], done: list[str]) -> None:
-        super().__init__(daemon=True)
-        self.person = RemoteClient(service.url, key)
-        self.left, self.done = left, done
-        self.url = ""
-
-    def run(self) -> None:
-        for _ in self.left:
-            body = {"agentId": "worker", "callback": self.url}
-            headers = {"Idempotency-Key": str(uuid4())}
-            task = self.call("POST", "/task", json=body, headers=headers)
-            self.call("PATCH", f"/task/{task['id']}", json={"status": "complete"})
-            self.done.append(task["id"])
-
-    def call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        while True:
-            with suppress(requests.RequestException):
-                answer = self.person.request(method, path, **options)
-                if answer.ok:
-                    return dict(answer.json())
-            time.sleep(0.1)
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_every_task_that_finishes_while_the_service_is_killed_is_posted(
-    app: Flask, alice: ApiClient, receiver: Receiver, tmp_path: Path
-) -> None:
-    alice.register("worker")
-    service = CrashingService(app, tmp_path, lease=3.0)
-    service.start()
-    left, done = iter(range(TASKS)), list[str]()
-    clients = [Reporter(service, alice.key, left, done) for _ in range(CLIENTS)]
-    try:
-        for client in clients:
-            client.url = receiver.url
-            client.start()
-        for number in range(1, KILLS + 1):
-            while len(done) < number * TASKS // (KILLS + 1):
-                time.sleep(0.005)
-            service.kill()
-            service.start()
-        for client in clients:
-            client.join()
-        wait_until_all_is_delivered(app)
-    finally:
-        service.kill()
-    assert len(done) == TASKS
-    assert check_that_received_is_finished(alice, receiver) == TASKS
-    print(f"\n{TASKS} tasks, {KILLS} kills, {len(receiver.requests) - TASKS} posts repeated")
 
 
 # --- and with many at it -----------------------------------------------------------------
