@@ -3,6 +3,7 @@
 import hashlib
 import sqlite3
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,10 @@ class Person:
 
 
 def add_person(server: Server, name: str) -> Person:
-    # Of the version that serves.
-    command = [server.command[0], "-m", "taskservice", "user", "add", name]
     added = subprocess.run(
-        command, env=server.environment, capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-m", "taskservice", "user", "add", name],
+        env=server.environment, cwd=server.checkout, capture_output=True, text=True, check=True,
+    )  # fmt: skip
     return Person(server, added.stdout.strip())
 
 

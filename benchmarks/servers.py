@@ -47,13 +47,20 @@ class Server:
     """A server, started by `with` and stopped at its end."""
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], port: int, first: bytes
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        port: int,
+        first: bytes,
+        checkout: Path | None = None,
     ) -> None:
         self.port, self.environment = port, dict(environment)
         self.url = f"http://127.0.0.1:{port}"
         # What it must answer before it counts as started.
         self.first = first
         self.command = command
+        # The folder of another version, whose modules it imports.
+        self.checkout = checkout
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the server is used
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -73,8 +80,8 @@ class Server:
         """Start it; returns the seconds until its first answer."""
         began = time.perf_counter()
         self.process = subprocess.Popen(
-            self.command, env=self.environment, stdout=self._log, stderr=self._log,
-            start_new_session=True, preexec_fn=prepare_server,
+            self.command, env=self.environment, cwd=self.checkout, stdout=self._log,
+            stderr=self._log, start_new_session=True, preexec_fn=prepare_server,
         )  # fmt: skip
         while not self._answers():
             self._require_running(began)
@@ -116,6 +123,22 @@ class Server:
             found += [int(child) for child in children.split()]
         return found
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop all of its processes for a block."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self.process.pid, signal.SIGCONT)
+
+    def processor_seconds(self) -> float:
+        """The processor time of all its processes."""
+        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2] for pid in self.pids()]
+        ticks = sum(int(stat.split()[place]) for stat in stats for place in (11, 12))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def megabytes(self) -> float:
         """Memory of all its processes, what they share counted once (PSS)."""
         return sum(_kilobytes(pid, "smaps_rollup", "Pss:") for pid in self.pids()) / 1024
@@ -146,12 +169,12 @@ def exchange(port: int, data: bytes) -> bytes:
         return answer
 
 
-def ours(data: Path, **settings: str) -> Server:
-    """`taskservice serve`, with its data in this folder."""
+def ours(data: Path, checkout: Path | None = None, **settings: str) -> Server:
+    """`taskservice serve`, of another version in `checkout`, with its data in this folder."""
     port = free_port()
     variables = environment(data, BIND=f"127.0.0.1:{port}", LOG_LEVEL="warning", **settings)
     command = [sys.executable, "-m", "taskservice", "serve"]
-    return Server(command, variables, port, request("GET", "/livez"))
+    return Server(command, variables, port, request("GET", "/livez"), checkout)
 
 
 def on_our_worker(module: str, first: bytes, workers: int = 1, **variables: str) -> Server:

@@ -79,27 +79,22 @@ class Clients(threading.Thread):
         self._paused.append(client)
 
 
-def cpu_seconds(server: Server) -> float:
-    ticks = 0
-    for pid in server.pids():
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 def cpu_share(server: Server, clients: Clients) -> str:
     """CPU usage of the service while no other requests come."""
-    before, began, claims = cpu_seconds(server), time.monotonic(), clients.claims
+    before, began, claims = server.processor_seconds(), time.monotonic(), clients.claims
     time.sleep(SECONDS)
     seconds = time.monotonic() - began
-    used, repeated = (cpu_seconds(server) - before) / seconds, (clients.claims - claims) / seconds
+    used, repeated = (
+        (server.processor_seconds() - before) / seconds,
+        (clients.claims - claims) / seconds,
+    )
     return f"{used:.1%} of a processor, {repeated:.1f} claims repeated a second"
 
 
 def delays(person: Person, appends: int) -> str:
     """Latency of ten GETs a second, while another task gets this many appends a second."""
     path = f"/task/{person.start([])['id']}/logs"
-    before, began, times, sent = cpu_seconds(person.server), time.monotonic(), [], 0
+    before, began, times, sent = person.server.processor_seconds(), time.monotonic(), [], 0
     while (passed := time.monotonic() - began) < SECONDS:
         if sent < passed * appends:
             person.call("POST", path, json={"logs": ["a line"]})
@@ -108,7 +103,7 @@ def delays(person: Person, appends: int) -> str:
         person.call("GET", "/user")
         times.append(1000 * (time.perf_counter() - asked))
         time.sleep(0.1)
-    used = (cpu_seconds(person.server) - before) / passed
+    used = (person.server.processor_seconds() - before) / passed
     median, late = statistics.median(times), statistics.quantiles(times, n=20)[-1]
     return f"a GET takes {median:.1f} ms (95 %: {late:.1f}); {used:.1%} of a processor"
 
