@@ -20,9 +20,10 @@ from taskservice.database.models import Agent, ApiKey, Link, Task, User
 from taskservice.database.rows import KeyRow
 from taskservice.database.transactions import read_one, share_reading
 from taskservice.database.types import Identifier, Timestamp
+from taskservice.error_codes import READ_ONLY
 from taskservice.errors import Problem, invalid_key, require
 from taskservice.schemas.users import KEY_COLUMNS
-from taskservice.terms import FULL, LINK, READ, READ_ONLY
+from taskservice.terms import FULL, LINK, READ
 
 
 class Caller(NamedTuple):

@@ -1,4 +1,4 @@
-"""Turns every error into an `application/problem+json` (RFC 9457); `terms.CODES` lists them."""
+"""Turns every error into an `application/problem+json` (RFC 9457), in one place."""
 
 import errno
 import logging
@@ -13,7 +13,7 @@ from marshmallow import ValidationError
 from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException
 
-from taskservice import terms
+from taskservice import error_codes
 from taskservice.http_request import request
 from taskservice.terms import PROBLEM_TYPE
 
@@ -36,14 +36,14 @@ class Problem(Exception):
     status: int
     detail: str
     _: KW_ONLY
-    code: str = ""  # one of `terms.CODES`, by default the first of the status
+    code: str = ""  # one of `error_codes.CODES`, by default the first of the status
     # Additional members of the JSON.
     members: Mapping[str, Any] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__(self.detail)
-        self.code = self.code or terms.default(self.status)
+        self.code = self.code or error_codes.default(self.status)
 
 
 def not_found(thing: str) -> Problem:
@@ -79,13 +79,13 @@ def database_unavailable(detail: str = "The database is busy, full or unavailabl
 
 def overloaded(detail: str, seconds: int = RETRY_SECONDS) -> Problem:
     """503: the request can succeed when others have ended."""
-    return Problem(503, detail, code=terms.OVERLOADED, headers={"Retry-After": str(seconds)})
+    return Problem(503, detail, code=error_codes.OVERLOADED, headers={"Retry-After": str(seconds)})
 
 
 def stopping() -> Problem:
     """503: this process ends; another one can take the request."""
     headers = {"Retry-After": str(RETRY_SECONDS)}
-    return Problem(503, "The service is stopping", code=terms.STOPPING, headers=headers)
+    return Problem(503, "The service is stopping", code=error_codes.STOPPING, headers=headers)
 
 
 def sentences(errors: Mapping[str, Any]) -> Iterator[str]:
@@ -156,7 +156,7 @@ def _from_http_exception(error: HTTPException) -> Problem:
     if status == 413:
         detail = "The request's body is too large"
     if status == 404:
-        detail, code = f"No such path: {request.path}", terms.NO_SUCH_PATH
+        detail, code = f"No such path: {request.path}", error_codes.NO_SUCH_PATH
     headers = dict(error.get_headers())
     del headers["Content-Type"]
     return Problem(status, detail, code=code, headers=headers)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from taskservice.terms import CODES
+from taskservice.error_codes import CODES
 from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.documents import ROOT, table
 from tests.support.marks import one_database

@@ -7,12 +7,12 @@ from flask import Blueprint, Response
 
 from taskservice.auth import Caller
 from taskservice.database.rows import AgentRow
+from taskservice.error_codes import AGENT_HAS_TASKS
 from taskservice.schemas import examples, requests
 from taskservice.schemas import users as user_schemas
 from taskservice.schemas.tasks import expanded_task_schema
 from taskservice.services import agents as agent_service
 from taskservice.services import attention as attention_service
-from taskservice.terms import AGENT_HAS_TASKS
 from taskservice.web import responses, waiting
 from taskservice.web.request import idempotency_key, operation
 

@@ -5,6 +5,7 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice.auth import Caller
+from taskservice.error_codes import DELIVERY_UNDER_WAY, TOO_MANY_HOOKS, TOO_MANY_REQUESTS
 from taskservice.schemas.hooks import (
     change_hook_schema,
     create_hook_schema,
@@ -13,7 +14,6 @@ from taskservice.schemas.hooks import (
     tested_hook_schema,
 )
 from taskservice.services import hooks
-from taskservice.terms import DELIVERY_UNDER_WAY, TOO_MANY_HOOKS, TOO_MANY_REQUESTS
 from taskservice.web import responses
 from taskservice.web.request import operation
 

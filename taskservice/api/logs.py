@@ -5,6 +5,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from taskservice.auth import Caller
+from taskservice.error_codes import SEQ_GAP, TASK_FINISHED
 from taskservice.errors import invalid
 from taskservice.schemas import requests
 from taskservice.schemas.tasks import (
@@ -15,7 +16,7 @@ from taskservice.schemas.tasks import (
     NewLinesSchema,
 )
 from taskservice.services import logs, new_lines, search, task_json, tasks
-from taskservice.terms import DEFAULT_HITS, DEFAULT_LINES, RUNNING, SEQ_GAP, TASK_FINISHED
+from taskservice.terms import DEFAULT_HITS, DEFAULT_LINES, RUNNING
 from taskservice.web import responses, waiting
 from taskservice.web.request import EVENTS, JSON, TEXT, body_bytes, json_value, operation, quality
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from taskservice import terms
+from taskservice import error_codes, terms
 from taskservice.auth import Caller
 from taskservice.schemas.requests import AnswerQuestionSchema, AskSchema
 from taskservice.schemas.tasks import question_schema
@@ -35,7 +35,7 @@ def list_all(caller: Caller, task_id: str) -> Response:
     body=AskSchema(),
     headers=["Idempotency-Key", "Prefer"],
     response_headers=["Location", "Idempotency-Replayed"],
-    errors=[terms.TASK_FINISHED, terms.NOT_CLAIMED, terms.TOO_MANY_QUESTIONS],
+    errors=[error_codes.TASK_FINISHED, error_codes.NOT_CLAIMED, error_codes.TOO_MANY_QUESTIONS],
 )
 def ask(caller: Caller, task_id: str, body: dict[str, Any], sent: Any) -> Response:
     """Ask a question.
@@ -75,7 +75,7 @@ def _ended(caller: Caller, task_id: str, question_id: str) -> Any:
     question_schema,
     user_key=True,
     body=AnswerQuestionSchema(),
-    errors=[terms.QUESTION_CLOSED],
+    errors=[error_codes.QUESTION_CLOSED],
     example={"state": terms.ANSWERED, "answer": {"deploy": True}, "answeredBy": "laptop"},
 )
 def answer(caller: Caller, task_id: str, question_id: str, body: dict[str, Any]) -> Response:
@@ -89,7 +89,7 @@ def answer(caller: Caller, task_id: str, question_id: str, body: dict[str, Any])
 
 
 @blueprint.delete("/task/<task_id>/question/<question_id>")
-@operation("withdrawQuestion", question_schema, errors=[terms.QUESTION_CLOSED])
+@operation("withdrawQuestion", question_schema, errors=[error_codes.QUESTION_CLOSED])
 def withdraw(caller: Caller, task_id: str, question_id: str) -> Response:
     """Withdraw a question.
 

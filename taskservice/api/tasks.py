@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from taskservice import terms
+from taskservice import error_codes, terms
 from taskservice.auth import Caller
 from taskservice.database.rows import TaskRow
 from taskservice.schemas import examples, requests
@@ -105,7 +105,7 @@ def _has_ended(task: TaskRow) -> bool:
     query=task_query,
     body=requests.ReportSchema(),
     response_headers=["Callback-Status"],
-    errors=[terms.TASK_FINISHED],
+    errors=[error_codes.TASK_FINISHED],
     example={
         "status": terms.COMPLETE,
         "output": {"sum": 15},
@@ -136,7 +136,7 @@ def report(caller: Caller, task_id: str, query: dict[str, Any], body: dict[str, 
     user_key=True,
     query=task_query,
     response_headers=["Callback-Status"],
-    errors=[terms.TASK_FINISHED],
+    errors=[error_codes.TASK_FINISHED],
     example={
         "status": terms.ERROR,
         "error": {"type": terms.CANCELLED, "message": reports.CANCELLED_MESSAGE},
@@ -227,7 +227,7 @@ def list_deliveries(caller: Caller, task_id: str) -> Response:
     "redeliver",
     responses={202: delivery_schema},
     user_key=True,
-    errors=[terms.NO_DELIVERY, terms.DELIVERY_UNDER_WAY],
+    errors=[error_codes.NO_DELIVERY, error_codes.DELIVERY_UNDER_WAY],
     example={"nextAttemptAt": examples.TIME},
 )
 def redeliver(caller: Caller, task_id: str) -> Response:
@@ -255,7 +255,7 @@ def list_links(caller: Caller, task_id: str) -> Response:
     responses={201: link_with_url_schema},
     user_key=True,
     body=requests.CreateLinkSchema(),
-    errors=[terms.TOO_MANY_LINKS],
+    errors=[error_codes.TOO_MANY_LINKS],
 )
 def create_link(caller: Caller, task_id: str, body: dict[str, Any]) -> Response:
     """Create a link to a task.

@@ -5,6 +5,7 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice.auth import Caller
+from taskservice.error_codes import LAST_USER_KEY, TOO_MANY_REQUESTS
 from taskservice.schemas import examples
 from taskservice.schemas.requests import CreateKeySchema
 from taskservice.schemas.users import (
@@ -15,7 +16,6 @@ from taskservice.schemas.users import (
     user_schema,
 )
 from taskservice.services import users
-from taskservice.terms import LAST_USER_KEY, TOO_MANY_REQUESTS
 from taskservice.web import responses
 from taskservice.web.request import operation
 

@@ -23,16 +23,10 @@ from typing import (
 import requests
 
 from taskservice import terms
+from taskservice.error_codes import NO_GOOD_RUN, NO_SUCH_PATH, NOT_FOUND
 from taskservice.exact_json import is_deeper
 from taskservice.terminal import without_user_info
-from taskservice.terms import (
-    CANCELLED,
-    NO_GOOD_RUN,
-    NO_SUCH_PATH,
-    NOT_FOUND,
-    PROBLEM_TYPE,
-    ErrorType,
-)
+from taskservice.terms import CANCELLED, PROBLEM_TYPE, ErrorType
 
 
 class TaskServiceError(Exception):

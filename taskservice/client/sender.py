@@ -17,8 +17,9 @@ from taskservice.client import responses
 from taskservice.client.http import Connection, delays, pause_after
 from taskservice.client.responses import Object, TaskCancelled, TaskFinished, TaskServiceError
 from taskservice.client.spool import Batch, InterruptSafeEvent, Spool, as_lines, note, now, timed
+from taskservice.error_codes import LOG_FULL
 from taskservice.quantities import plural
-from taskservice.terms import LOG_FULL, MAX_LOG
+from taskservice.terms import MAX_LOG
 
 logger = logging.getLogger(__name__)
 

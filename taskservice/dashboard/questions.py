@@ -10,6 +10,7 @@ from taskservice.dashboard import schema_form
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, texts
 from taskservice.dashboard.schema_form import CHOICE, Choice, Errors, Field, Json, Texts
 from taskservice.database.rows import QuestionRow
+from taskservice.error_codes import QUESTION_CLOSED
 from taskservice.errors import Problem
 from taskservice.operations import request_log
 from taskservice.schemas import answer_schema, strict_json
@@ -18,7 +19,7 @@ from taskservice.schemas.tasks import question_schema
 from taskservice.services import links, tasks
 from taskservice.services import questions as question_service
 from taskservice.terminal import escaped, shortened
-from taskservice.terms import ACCEPT, ANSWERED, DECLINE, LINK, OPEN, QUESTION_CLOSED
+from taskservice.terms import ACCEPT, ANSWERED, DECLINE, LINK, OPEN
 
 blueprint = Blueprint("questions", __name__)
 answers = Blueprint("answer_links", __name__, url_prefix="/answer")

@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import Blueprint, Response, flash, request
 
-from taskservice import terms
+from taskservice import error_codes, terms
 from taskservice.auth import caller
 from taskservice.dashboard import chart, filters, formatting, questions, schema_form, sessions
 from taskservice.dashboard.agents import start_form
@@ -306,7 +306,7 @@ def webhook(task_id: str) -> Response:
     task = tasks.get(caller, task_id)
     deliveries = delivery_service.list_of_task(caller, task.id)
     if not deliveries:
-        raise Problem(409, "The task has no webhook", code=terms.NO_DELIVERY)
+        raise Problem(409, "The task has no webhook", code=error_codes.NO_DELIVERY)
     webhook = attempts.webhook_of(task, deliveries[0])
     headers = (f"{name}: {value}" for name, value in webhook.headers_now().items())
     options = [f"--header {shlex.quote(header)}" for header in headers]
@@ -411,7 +411,7 @@ def change_selected() -> Response:
     result = reports.change_many(caller, change["action"], change["taskIds"], key)
     flash(f"{plural(result['done'], 'task')} {PARTICIPLES[change['action']]}.")
     for code, count in Counter(refused["code"] for refused in result["refused"]).items():
-        flash(f"{plural(count, 'task')} left as before: {terms.CODES[code].meaning}")
+        flash(f"{plural(count, 'task')} left as before: {error_codes.CODES[code].meaning}")
     return redirect_to_page(back, "tasks.list_all")
 
 

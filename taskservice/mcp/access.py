@@ -3,8 +3,8 @@
 from flask import Response, current_app, request
 
 from taskservice.auth import KEY_HEADERS, authenticate
+from taskservice.error_codes import FOREIGN_ORIGIN
 from taskservice.errors import Problem
-from taskservice.terms import FOREIGN_ORIGIN
 from taskservice.web.request import is_loopback, url_parts
 
 

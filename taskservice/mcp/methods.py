@@ -5,11 +5,11 @@ from typing import Any
 
 from taskservice import __version__
 from taskservice.auth import caller
+from taskservice.error_codes import TASK_FINISHED
 from taskservice.errors import Problem
 from taskservice.mcp import protocol, results, tool_calls
 from taskservice.mcp.protocol import MISSING_CAPABILITY, Call, RpcError
 from taskservice.services import reports, tasks
-from taskservice.terms import TASK_FINISHED
 from taskservice.web.request import require_id
 
 SERVER = {"name": "taskservice", "title": "taskservice", "version": __version__}

@@ -13,7 +13,7 @@ from flask import Flask
 from marshmallow import Schema, fields
 from werkzeug.routing import Rule
 
-from taskservice import __version__, terms
+from taskservice import __version__, error_codes, terms
 from taskservice.openapi.components import (
     ALWAYS_REFUSED,
     DESCRIPTION,
@@ -75,7 +75,7 @@ def document(app: Flask, secured: str) -> Object:
     for name, header in RESPONSE_HEADERS.items():
         spec.components.header(name, header)
     for status, name in REFUSALS.items():
-        spec.components.response(name, _problem(status, terms.CODES))
+        spec.components.response(name, _problem(status, error_codes.CODES))
     for rule in _rules(app):
         view = app.view_functions[rule.endpoint]
         needs_key = rule.rule.startswith(f"{secured}/")
@@ -160,7 +160,7 @@ def _responses(operation: Operation) -> Object:
 def _refusals(statuses: Sequence[int], codes: Sequence[str]) -> Object:
     """Status -> the name of a shared response, or one with the operation's own error `codes`."""
     responses: Object = {str(status): REFUSALS[status] for status in statuses}
-    for status in {terms.CODES[code].status for code in codes}:
+    for status in {error_codes.CODES[code].status for code in codes}:
         responses[str(status)] = _problem(status, codes)
     return dict(sorted(responses.items()))
 
@@ -168,7 +168,7 @@ def _refusals(statuses: Sequence[int], codes: Sequence[str]) -> Object:
 # Members of an error's example that differ from the meaning of its code.
 EXAMPLES: dict[str, Object] = {
     "invalid_key": {"detail": "API key is invalid"},
-    terms.NOT_FOUND: {"detail": "Task's ID is not found"},
+    error_codes.NOT_FOUND: {"detail": "Task's ID is not found"},
     "invalid": {"errors": {"stauts": ["Unknown field."]}},
 }
 ERROR_HEADERS = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}
@@ -176,16 +176,16 @@ ERROR_HEADERS = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-A
 
 def _problem(status: int, codes: Iterable[str]) -> Object:
     """The response of an error with one of those codes that have this status."""
-    codes = [code for code in codes if terms.CODES[code].status == status]
+    codes = [code for code in codes if error_codes.CODES[code].status == status]
     example = example_of(problem_schema) | {
         "title": HTTPStatus(status).phrase,
         "status": status,
-        "detail": terms.CODES[codes[0]].meaning.rstrip("."),
+        "detail": error_codes.CODES[codes[0]].meaning.rstrip("."),
         "code": codes[0],
         **EXAMPLES.get(codes[0], {}),
     }
     return {
-        "description": " ".join(f"`{code}`: {terms.CODES[code].meaning}" for code in codes),
+        "description": " ".join(f"`{code}`: {error_codes.CODES[code].meaning}" for code in codes),
         "headers": {name: name for name in [*ERROR_HEADERS.get(status, []), "X-Request-Id"]},
         "content": {terms.PROBLEM_TYPE: {"schema": problem_schema, "example": example}},
     }

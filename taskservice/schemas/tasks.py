@@ -5,7 +5,7 @@ from typing import Any
 from marshmallow import INCLUDE, validate
 from marshmallow.fields import Nested, String
 
-from taskservice import terms
+from taskservice import error_codes, terms
 from taskservice.database.models import Attempt, Delivery, Link, Question, Task
 from taskservice.schemas import answer_schema, examples, fields
 from taskservice.schemas.users import AgentOfTaskSchema, UserSchema
@@ -128,7 +128,7 @@ class RefusedSchema(fields.ResponseSchema):
     """A task on which the action was not possible."""
 
     id = fields.text("The task's ID, as it was sent.", examples.TASK)
-    code = fields.text("The error code of the refusal.", terms.TASK_FINISHED)
+    code = fields.text("The error code of the refusal.", error_codes.TASK_FINISHED)
 
 
 class BulkResultSchema(fields.ResponseSchema):
@@ -360,9 +360,10 @@ class ProblemSchema(fields.ResponseSchema):
     code = fields.choice(
         "The kind of error, for programs. "
         + " ".join(
-            f"`{code}` ({status}): {meaning}" for code, (status, meaning) in terms.CODES.items()
+            f"`{code}` ({status}): {meaning}"
+            for code, (status, meaning) in error_codes.CODES.items()
         ),
-        terms.CODES,
+        error_codes.CODES,
         "not_found",
     )
     errors = fields.members(

@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import delete as delete_from
 
-from taskservice import terms
+from taskservice import error_codes, terms
 from taskservice.auth import Caller, is_of_agent, tasks_of_user, visible_agents
 from taskservice.database import clock, transactions
 from taskservice.database.connections import Statement
@@ -88,7 +88,9 @@ def delete(caller: Caller, agent_id: str) -> Any:
     with transaction() as connection:
         agent = require(connection.execute(_AGENT.with_for_update(), ids).one_or_none(), "agent")
         if connection.execute(delete_from(Agent).where(*_THIS, ~has_tasks), ids).rowcount == 0:
-            raise Problem(409, "The agent has tasks; delete them first", code=terms.AGENT_HAS_TASKS)
+            raise Problem(
+                409, "The agent has tasks; delete them first", code=error_codes.AGENT_HAS_TASKS
+            )
     return agent
 
 

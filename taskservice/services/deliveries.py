@@ -25,7 +25,7 @@ from sqlalchemy import (
     update,
 )
 
-from taskservice import resources, terms
+from taskservice import error_codes, resources, terms
 from taskservice.auth import Caller, visible_tasks
 from taskservice.database import clock
 from taskservice.database.models import (
@@ -674,7 +674,7 @@ def redeliver(caller: Caller, task_id: str) -> Any:
         newest = _newest(connection, task_id)
         if newest is None:
             detail = "The task has no delivery: it is running, or has no callback"
-            raise Problem(409, detail, code=terms.NO_DELIVERY)
+            raise Problem(409, detail, code=error_codes.NO_DELIVERY)
         make_due(connection, newest)
     resources.find(DueDeliveries).set()
     # The task may have been deleted in the meantime.
@@ -744,4 +744,4 @@ def make_message_due(connection: Connection, hook_id: str, delivery: AnyRow) -> 
 
 def _under_way() -> Problem:
     detail = "The delivery is being posted; wait for the outcome"
-    return Problem(409, detail, code=terms.DELIVERY_UNDER_WAY)
+    return Problem(409, detail, code=error_codes.DELIVERY_UNDER_WAY)

@@ -10,7 +10,7 @@ from flask import current_app
 from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
 from sqlalchemy import delete as delete_from
 
-from taskservice import resources, terms
+from taskservice import error_codes, resources, terms
 from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.connections import Statement
@@ -85,7 +85,7 @@ def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -
         count = select(func.count()).where(_OWN)
         if (connection.scalar(count, {"user_id": caller.user_id}) or 0) >= terms.MAX_HOOKS:
             detail = f"The user has {terms.MAX_HOOKS} hooks already"
-            raise Problem(409, detail, code=terms.TOO_MANY_HOOKS)
+            raise Problem(409, detail, code=error_codes.TOO_MANY_HOOKS)
         connection.execute(insert(Hook), new)
         return _locked(connection, caller, new_id)
 

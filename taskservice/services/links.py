@@ -19,11 +19,12 @@ from taskservice.database.models import Agent, Link, Question, Task, User
 from taskservice.database.rows import LinkRow, QuestionRow
 from taskservice.database.transactions import read_all, read_one, transaction
 from taskservice.database.types import AnySelect, time_from_now
+from taskservice.error_codes import TOO_MANY_LINKS
 from taskservice.errors import Problem, invalid, not_found, require
 from taskservice.schemas import answer_schema, strict_json
 from taskservice.schemas.tasks import LINK_COLUMNS
 from taskservice.services import questions, tasks
-from taskservice.terms import LINK, LINK_DAYS, MAX_LINK_DAYS, MAX_LINKS, OPEN, TOO_MANY_LINKS
+from taskservice.terms import LINK, LINK_DAYS, MAX_LINK_DAYS, MAX_LINKS, OPEN
 
 _DAY_SECONDS = 86_400.0
 _LIVE: AnySelect = (

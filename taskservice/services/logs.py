@@ -21,7 +21,7 @@ from sqlalchemy import (
     update,
 )
 
-from taskservice import terms
+from taskservice import error_codes, terms
 from taskservice.auth import Caller
 from taskservice.database import clock, types
 from taskservice.database.connections import Statement
@@ -60,7 +60,7 @@ class LogDropped(Problem):
 
     def __init__(self) -> None:
         detail = "The log was dropped while it was read"
-        super().__init__(503, detail, code=terms.LOG_DROPPED, headers={"Retry-After": "1"})
+        super().__init__(503, detail, code=error_codes.LOG_DROPPED, headers={"Retry-After": "1"})
 
 
 CHUNK_COLUMNS = (LogChunk.last, LogChunk.count, LogChunk.text, LogChunk.at, LogChunk.times)
@@ -385,7 +385,7 @@ def append(
         if task is None:
             _require_open(tasks.get_locked(connection, caller, task_id))
             detail = f"The task's log is full: the limit is {terms.MAX_LOG} bytes"
-            raise Problem(413, detail, code=terms.LOG_FULL)
+            raise Problem(413, detail, code=error_codes.LOG_FULL)
         if sent and writer:
             _add_to_writer(connection, task, writer, lines)
         if sent:
@@ -399,7 +399,7 @@ def _not_stored(task: Any, sent: Sequence[Chunk], seq: int, writer: str) -> Sequ
     stored = (task.seq or 0) if writer else task.default_writer_seq
     if seq > stored + 1:
         detail = f"Lines are missing: this writer's next line is number {stored + 1}"
-        raise Problem(409, detail, code=terms.SEQ_GAP, members={"expected": stored + 1})
+        raise Problem(409, detail, code=error_codes.SEQ_GAP, members={"expected": stored + 1})
     return without_first(sent, stored + 1 - seq)
 
 

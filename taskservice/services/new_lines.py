@@ -15,10 +15,11 @@ from taskservice.database.models import Task
 from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import read_one
 from taskservice.database.types import Timestamp
+from taskservice.error_codes import NO_GOOD_RUN
 from taskservice.errors import Problem
 from taskservice.services import lists, logs, tasks
 from taskservice.services.search import MAX_SHOWN_LINE, slots
-from taskservice.terms import COMPLETE, NO_GOOD_RUN
+from taskservice.terms import COMPLETE
 
 MAX_NEW_LINES = 200
 # A comparison reads this much of the start of each log, and of its end, in at most this time.

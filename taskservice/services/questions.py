@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, bindparam, case, func, insert, literal_column, select, update
 
-from taskservice import event_kinds, terms
+from taskservice import error_codes, event_kinds, terms
 from taskservice.auth import Caller
 from taskservice.database import clock, transactions
 from taskservice.database.models import IS_ASKING, Question, Task
@@ -113,11 +113,11 @@ def ask(
         if task.status != terms.RUNNING:
             raise tasks.finished_problem(task)
         if task.claimed_at is None:
-            raise Problem(409, "No agent has claimed the task", code=terms.NOT_CLAIMED)
+            raise Problem(409, "No agent has claimed the task", code=error_codes.NOT_CLAIMED)
         open_questions = connection.execute(_OPEN, {"task_id": task.id}).all()
         if len(open_questions) >= terms.MAX_OPEN_QUESTIONS:
             detail = f"The task has {terms.MAX_OPEN_QUESTIONS} open questions already"
-            raise Problem(409, detail, code=terms.TOO_MANY_QUESTIONS)
+            raise Problem(409, detail, code=error_codes.TOO_MANY_QUESTIONS)
         now = transactions.current_time(connection)
         seconds = fields.get("timeout")
         timeout = terms.QUESTION_TIMEOUT if seconds is None else seconds
@@ -183,7 +183,9 @@ def _close(
             return question
         if question.state != terms.OPEN:
             detail, shown = f"The question is {question.state}", question_schema.dump(question)
-            raise Problem(409, detail, code=terms.QUESTION_CLOSED, members={"question": shown})
+            raise Problem(
+                409, detail, code=error_codes.QUESTION_CLOSED, members={"question": shown}
+            )
         connection.execute(_CHANGE_OPEN.values(values), {"of_question_id": question_id})
         _store_open(connection, task_id)
         return _get(connection, task_id, question_id)

@@ -30,13 +30,14 @@ from taskservice.database.models import INPUT_SCHEMA, Agent, ApiKey, Log, Task, 
 from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import read_all, read_one, retry_on_conflict, transaction
 from taskservice.database.types import AnySelect, database_now
+from taskservice.error_codes import IDEMPOTENCY_KEY_REUSED, TASK_FINISHED
 from taskservice.errors import Problem, invalid, invalid_key, require
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.schemas.input_schema import input_problems
 from taskservice.schemas.tasks import TASK_COLUMNS, task_schema
 from taskservice.services import expected_runs
-from taskservice.terms import IDEMPOTENCY_KEY_REUSED, RUNNING, TASK_FINISHED
+from taskservice.terms import RUNNING
 from taskservice.webhooks.destinations import check_url
 
 

@@ -16,11 +16,12 @@ from taskservice.database.models import Agent, ApiKey, CallbackSecret, User
 from taskservice.database.rows import KeyRow, UserRow
 from taskservice.database.transactions import read_all, reading, retry_on_conflict, transaction
 from taskservice.database.types import AnyRow
+from taskservice.error_codes import LAST_USER_KEY
 from taskservice.errors import Problem, invalid, invalid_key, require
 from taskservice.schemas.users import KEY_COLUMNS, USER_COLUMNS
 from taskservice.services.agents import tool_since
 from taskservice.services.events import this_agent
-from taskservice.terms import FULL, LAST_USER_KEY, MAX_NAME
+from taskservice.terms import FULL, MAX_NAME
 from taskservice.webhooks import signing
 
 _USERS = select(*USER_COLUMNS)

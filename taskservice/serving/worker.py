@@ -27,12 +27,12 @@ from gunicorn.workers.base import Worker as BaseWorker
 
 from taskservice import resources
 from taskservice.auth import OWNER
+from taskservice.error_codes import STOPPING
 from taskservice.errors import RETRY_SECONDS, Problem, overloaded
 from taskservice.operations import metrics, request_log
 from taskservice.serving import responder
 from taskservice.serving.request_parser import TOO_MUCH_AT_ONCE, BodyBudget, Request, RequestParser
 from taskservice.serving.responder import Connection, Output, Response, Sender, ThreadPool, is_ready
-from taskservice.terms import STOPPING
 from taskservice.web.request import WsgiApplication
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from taskservice import client as package
-from taskservice import terms
+from taskservice import error_codes
 from taskservice.cli.commands import CLIENT_COMMANDS
 from taskservice.client import (
     Client,
@@ -658,7 +658,7 @@ def test_error_says_why_a_request_cannot_be_made(
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422])
 def test_permanent_errors_are_not_retried(status: int) -> None:
     with Receiver() as receiver:
-        code = terms.default(status)
+        code = error_codes.default(status)
         receiver.answer = played.problem(status, "Task's ID is not found", code=code)
         with pytest.raises(TaskServiceError, match="Task's ID is not found") as refused:
             list(Client(receiver.url, "key", patience=20).tasks())

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from taskservice.terms import CODES
+from taskservice.error_codes import CODES
 from tests.support.gunicorn_process import (
     EMBEDDED,
     GUNICORN,

@@ -18,7 +18,8 @@ import psycopg
 import pytest
 
 from taskservice import auth, terms
-from taskservice.terms import CODES, MAX_CALLBACK, MAX_NAME, MAX_OBJECT
+from taskservice.error_codes import CODES
+from taskservice.terms import MAX_CALLBACK, MAX_NAME, MAX_OBJECT
 from tests.support.api_client import API, RemoteClient
 from tests.support.databases import Databases
 from tests.support.service import Service

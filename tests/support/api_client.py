@@ -10,8 +10,8 @@ from flask import Flask
 from werkzeug.test import TestResponse
 
 from taskservice.client import Client
+from taskservice.error_codes import CODES
 from taskservice.services import users as user_service
-from taskservice.terms import CODES
 from tests.support import conformance
 
 API = "/api/v1"
