@@ -222,8 +222,8 @@ def still_valid() -> KeyRow | None:
 
 
 def current_caller() -> Caller:
-    found: Caller = g.caller
-    return found
+    request_caller: Caller = g.caller
+    return request_caller
 
 
 caller = cast(Caller, LocalProxy(current_caller))

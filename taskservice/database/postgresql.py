@@ -36,9 +36,9 @@ class TimedConnection(Connection[Any]):
         finally:
             self._is_committing = False
 
-    def wait(self, steps: Any, *options: Any, **more: Any) -> Any:  # type: ignore[override]
+    def wait(self, steps: Any, *options: Any, **keywords: Any) -> Any:  # type: ignore[override]
         try:
-            return super().wait(self._within_limit(steps), *options, **more)
+            return super().wait(self._within_limit(steps), *options, **keywords)
         except InternalError as error:
             # psycopg counts the results of a BEGIN or COMMIT: the last message is one more.
             if not self.broken:

@@ -158,13 +158,13 @@ class WaitSlots:
             if not slot.is_over:
                 self._held.remove(slot)
 
-    def _take_another(self, wanted: WaitSlot, slots: Sequence[WaitSlot]) -> bool:
-        own = [slot for slot in slots if slot.user_id == wanted.user_id]
-        losers = _of_most(slots, attrgetter("user_id"), wanted)
-        if not losers and wanted.link_id:
-            losers = _of_most(own, attrgetter("link_id"), wanted)
-        elif not losers and wanted.is_stream:
-            losers = [slot for slot in own if not slot.is_stream]
+    def _take_another(self, new_slot: WaitSlot, slots: Sequence[WaitSlot]) -> bool:
+        of_user = [slot for slot in slots if slot.user_id == new_slot.user_id]
+        losers = _of_most(slots, attrgetter("user_id"), new_slot)
+        if not losers and new_slot.link_id:
+            losers = _of_most(of_user, attrgetter("link_id"), new_slot)
+        elif not losers and new_slot.is_stream:
+            losers = [slot for slot in of_user if not slot.is_stream]
         if not losers:
             return False
         # The first, which is the oldest.
@@ -176,13 +176,13 @@ class WaitSlots:
 
 
 def _of_most(
-    slots: Sequence[WaitSlot], owner: Callable[[WaitSlot], str], wanted: WaitSlot
+    slots: Sequence[WaitSlot], owner: Callable[[WaitSlot], str], new_slot: WaitSlot
 ) -> list[WaitSlot]:
-    """The slots of the owner with the most; none if the owner of `wanted` has about as many."""
+    """The slots of the owner with the most; none if the owner of `new_slot` has about as many."""
     counts = Counter(map(owner, slots))
     most = max(counts.values(), default=0)
     # Otherwise two owners would keep taking the last slot from each other.
-    if most <= counts[owner(wanted)] + 1:
+    if most <= counts[owner(new_slot)] + 1:
         return []
     return [slot for slot in slots if counts[owner(slot)] == most]
 

@@ -184,22 +184,22 @@ class Process:
                 return
             _kill(new, signal.SIGSTOP)
             signalled |= new
-            were_paused = all(found.is_paused for found in self._seen.values())
+            were_paused = all(process.is_paused for process in self._seen.values())
             time.sleep(0.01)
 
     def _members(self) -> set[int]:
         """The ids of the program, its group, and its descendants, also after a parent has ended."""
-        found = processes()
+        running = processes()
         ids = {
             pid
-            for pid, process in found.items()
+            for pid, process in running.items()
             if pid == self.id
             or (process.group == self.id and not self.at_terminal)
             or (pid in self._seen and process.started == self._seen[pid].started)
         }
-        while new := {pid for pid in found.keys() - ids if found[pid].parent in ids}:
+        while new := {pid for pid in running.keys() - ids if running[pid].parent in ids}:
             ids |= new
-        self._seen = {pid: found[pid] for pid in ids}
+        self._seen = {pid: running[pid] for pid in ids}
         return ids
 
 
@@ -244,7 +244,7 @@ def describe(status: int, received: Sequence[int]) -> str:
 
 
 def signal_name(number: int) -> str:
-    return next((each.name for each in signal.Signals if each == number), f"signal {number}")
+    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
 
 
 # Each signal that by default ends a process, except those that a process raises by its own fault.

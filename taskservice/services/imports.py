@@ -328,8 +328,8 @@ class _Importer:
             raise invalid({"id": ["Another user has it."]})
         return owner is None
 
-    def _insert(self, model: type[DeclarativeBase], values: dict[str, Any], **more: Any) -> None:
-        _insertion(model, tuple(values)).run(self._connection, **values, **more)
+    def _insert(self, model: type[DeclarativeBase], values: dict[str, Any], **others: Any) -> None:
+        _insertion(model, tuple(values)).run(self._connection, **values, **others)
 
 
 def _key(fields: Mapping[str, Any]) -> dict[str, Any]:
