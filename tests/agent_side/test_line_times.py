@@ -122,21 +122,14 @@ def test_start_that_a_clock_ahead_makes_impossible_loses_its_time(machine: Agent
     assert task["claimedAt"] == task["createdAt"]
 
 
-def test_python_program_says_when_its_work_began(remote_alice: RemoteClient) -> None:
-    client = remote_alice.client()
+def test_python_program_says_when_its_work_and_each_line_began(remote_alice: RemoteClient) -> None:
     began = rfc3339(now() - 3_600_000)
-    with client.start("a", claimed_at=began):
-        pass
-    assert remote_alice.the_task()["claimedAt"] == began
-
-
-def test_lines_of_a_python_program_have_the_time_of_their_call(remote_alice: RemoteClient) -> None:
-    client = remote_alice.client()
-    with client.start("a") as task:
+    with remote_alice.client().start("a", claimed_at=began) as task:
         task.log("one")
         logged_by = now()
         until(lambda: now() > logged_by + 5)
         task.log("two")
+    assert remote_alice.the_task()["claimedAt"] == began
     lines, (one, two) = read(remote_alice)
     assert lines == ["one", "two"]
     assert one <= logged_by < two

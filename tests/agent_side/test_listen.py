@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import pytest
 import requests
 from standardwebhooks import Webhook
 
@@ -39,30 +40,27 @@ def ids(requests: list[Received]) -> list[str]:
     return [json.loads(request.body)["id"] for request in requests]
 
 
-def test_finished_tasks_come_as_the_webhooks_would(machine: AgentMachine) -> None:
+@pytest.mark.parametrize(
+    ("lines", "first"), [([f"line {n}" for n in range(1_500)], 501), (["ü" * 30_000] * 20, 17)]
+)
+def test_finished_tasks_come_as_the_webhooks_would(
+    machine: AgentMachine, lines: list[str], first: int
+) -> None:
+    """With the last lines of a long log, and without a password of the home directory."""
+    (machine.home / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
     with Receiver() as callback, Receiver() as local, listening(machine, local.url):
         task = machine.user.start(name="nächtlich \u2028", callback=callback.url, input={"a": 1.5})
-        machine.user.append(task, *(f"line {number}" for number in range(1_500)))
+        machine.user.append(task, *lines)
         machine.user.report(task, status="complete", output={"sum": 15})
         (ours,) = local.wait_for(1, 20)
         (theirs,) = callback.wait_for(1, 20)
     assert ours.body == theirs.body
+    assert json.loads(ours.body)["firstLog"] == first
     own = {"host", "webhook-id", "webhook-timestamp", "webhook-signature"}
     assert {k: v for k, v in ours.headers.items() if k not in own} == {
         k: v for k, v in theirs.headers.items() if k not in own
     }
     Webhook(secret(machine.user)).verify(ours.body, ours.headers)
-
-
-def test_log_of_long_lines_is_cut_as_the_webhook_has_it(machine: AgentMachine) -> None:
-    with Receiver() as callback, Receiver() as local, listening(machine, local.url):
-        task = machine.user.start(callback=callback.url)
-        machine.user.append(task, *["ü" * 30_000] * 20)
-        machine.user.report(task, status="complete")
-        (ours,) = local.wait_for(1, 20)
-        (theirs,) = callback.wait_for(1, 20)
-    assert ours.body == theirs.body
-    assert json.loads(ours.body)["firstLog"] == 17
 
 
 def test_each_task_comes_once_and_none_from_before(machine: AgentMachine) -> None:
@@ -150,14 +148,6 @@ def test_malformed_secret_is_one_line(machine: AgentMachine, subtests: CheapSubt
             assert ids(local.wait_for(1)) == [task["id"]]
 
 
-def test_netrc_of_the_home_folder_is_not_used(machine: AgentMachine) -> None:
-    (machine.home / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
-    with Receiver() as local, listening(machine, local.url):
-        machine.user.report(machine.user.start(), status="complete")
-        (request,) = local.wait_for(1, 20)
-    assert "authorization" not in request.headers
-
-
 def test_wrong_use_is_one_line(machine: AgentMachine) -> None:
     for url in ("nonsense", "http://[::1", "http://x:99999/"):
         nowhere = machine.run("listen", "--forward", url)
@@ -194,6 +184,7 @@ def test_callback_is_verified_and_shown(machine: AgentMachine) -> None:
         assert process.read_line() == (
             f'{task["id"]} nächtlich: complete {{"sum": 15}}, signature verified\n'
         )
+        machine.user.write("POST", "/callback-secret")  # the listener verifies by the new one
         task = machine.user.start(callback=url)
         machine.user.report(task, status="error", error={"message": "two\nlines"})
         assert f"{task['id']} " in (line := process.read_line())
@@ -207,13 +198,6 @@ def test_callback_is_shown_as_it_came(machine: AgentMachine) -> None:
         machine.user.report(task, status="complete")
         shown = json.loads(process.read_line())
     assert shown == machine.user.read(f"/task/{task['id']}")
-
-
-def test_callback_is_verified_after_the_secret_was_rotated(machine: AgentMachine) -> None:
-    with receiving(machine) as (process, url):
-        machine.user.request("POST", "/callback-secret").raise_for_status()
-        machine.user.report(machine.user.start(callback=url), status="complete")
-        assert "signature verified" in process.read_line()
 
 
 def test_malformed_request_is_refused_and_the_listener_goes_on(
