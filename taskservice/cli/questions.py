@@ -287,8 +287,8 @@ def _answered(
     notice(f"{asks(message)} (answer at {client.connection.url}/tasks/{task_id})")
     print_once = cache(notice)
 
-    def pause(seconds: float, _: responses.TaskServiceError) -> None:
-        print_once("the service does not respond; retrying")
+    def pause(seconds: float, error: responses.TaskServiceError) -> None:
+        print_once(f"{error}; retrying")
         time.sleep(seconds)
 
     try:

@@ -48,8 +48,8 @@ def test_program_is_run_where_home_is_not_there(
     alice.start("w")
     worker = machine.spawn("work", "--agent", "w", "--", "echo", "from work", cwd=tmp_path)
     until(lambda: {task["status"] for task in alice.tasks()} == {"complete"})
-    _, remarks = worker.end()
-    assert "log lines are queued in memory" in remarks
+    _, notices = worker.end()
+    assert "log lines are queued in memory" in notices
     assert [task["logs"] for task in alice.tasks()] == [["from work"], ["from run"]]
     assert not list(tmp_path.glob("**/taskservice/runs"))
 

@@ -103,8 +103,8 @@ def test_start_whose_response_was_lost_is_not_late(machine: AgentMachine) -> Non
         process = machine.spawn_script(script)
         assert process.read_line() == "ready\n"
         answers_come.set()
-        _, remarks = process.communicate("go\n", timeout=60)
-    assert "claimedAt" not in remarks
+        _, notices = process.communicate("go\n", timeout=60)
+    assert "claimedAt" not in notices
     task = machine.user.the_task()
     assert (task["status"], task["claimedAt"]) == ("complete", task["createdAt"])
 

@@ -99,9 +99,9 @@ def test_program_asks_and_gets_the_answer(machine: AgentMachine) -> None:
         assert (answered.returncode, answered.stdout) == (0, "answered\n")
         done = running.result()
     page = f"{machine.user.url}/tasks/{task['id']}"
-    remark = f"taskservice: asks: Deploy it? (answer at {page})"
-    assert (done.returncode, done.stdout, done.stderr) == (0, "answer: no\n", f"{remark}\n")
-    assert sorted(machine.user.the_task()["logs"]) == ["answer: no", remark]
+    notice = f"taskservice: asks: Deploy it? (answer at {page})"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "answer: no\n", f"{notice}\n")
+    assert sorted(machine.user.the_task()["logs"]) == ["answer: no", notice]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_one_value_is_printed_bare_and_others_as_json(
 
 def test_ask_exits_by_the_outcome(machine: AgentMachine) -> None:
     def outcome(*options: str, method: str = "", end: str = "", **body: Any) -> tuple[int, str]:
-        """The exit code and the remark of an `ask` that is ended by a request."""
+        """The exit code and the notice of an `ask` that is ended by a request."""
         task = machine.user.start("one", claim=True)
         machine.settings["TASKSERVICE_TASK_ID"] = task["id"]
         process = machine.spawn("ask", "Deploy?", *options)
@@ -134,10 +134,10 @@ def test_ask_exits_by_the_outcome(machine: AgentMachine) -> None:
             question = asked(machine.user, task)["id"]
             path = f"/task/{task['id']}{end.format(question)}"
             machine.user.write(method, path, **body)
-        printed, remarks = process.communicate(timeout=60)
+        printed, notices = process.communicate(timeout=60)
         assert printed == ""
-        _, remark = remarks.splitlines()
-        return process.returncode, remark.removeprefix("taskservice: ")
+        _, notice = notices.splitlines()
+        return process.returncode, notice.removeprefix("taskservice: ")
 
     declined = outcome(method="POST", end="/question/{}/answer", action="decline")
     assert declined == (1, "The question was declined")
@@ -184,8 +184,8 @@ def test_signal_withdraws_the_question(
 ) -> None:
     process = machine.spawn("ask", "Deploy?")
     asked(machine.user, task)
-    printed, remarks = process.end(number)
-    assert (process.returncode, printed, len(remarks.splitlines())) == (code, "", 1)
+    printed, notices = process.end(number)
+    assert (process.returncode, printed, len(notices.splitlines())) == (code, "", 1)
     assert [each["state"] for each in questions(machine.user, task)] == ["withdrawn"]
 
 
@@ -212,9 +212,9 @@ def test_ask_is_one_question_though_answers_are_lost(machine: AgentMachine, task
         machine.url = between.url
         process = machine.spawn("ask", "Deploy?")
         end(machine.user, task, asked(machine.user, task), answer="yes")
-        printed, remarks = process.communicate(timeout=60)
+        printed, notices = process.communicate(timeout=60)
     assert (process.returncode, printed) == (0, "yes\n")
-    assert "the service does not respond; retrying" in remarks
+    assert "status 502; retrying" in notices
     assert len(questions(machine.user, task)) == 1
 
 
@@ -228,7 +228,7 @@ def test_ask_waits_through_restarts_of_the_service(
     asked(user, task)
     kill(own_service)
     process.read_error()
-    assert "the service does not respond" in process.read_error()
+    assert "Connection refused; retrying" in process.read_error()
     own_service.start()
     question = asked(user, task)
     own_service.stop()
@@ -422,8 +422,8 @@ def test_follow_prints_each_question_once(machine: AgentMachine, task: Json) -> 
     end(machine.user, task, first, answer="yes")
     machine.user.append(task, "one")
     machine.user.report(task, status="complete")
-    printed, remarks = process.communicate(timeout=40)
-    assert (process.returncode, printed, remarks) == (0, "one\n", "complete\n")
+    printed, notices = process.communicate(timeout=40)
+    assert (process.returncode, printed, notices) == (0, "one\n", "complete\n")
 
 
 # --- the client --------------------------------------------------------------------------

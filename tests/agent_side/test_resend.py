@@ -147,9 +147,9 @@ def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
         process = machine.spawn_script(script)
         assert process.read_line() == "ready\n"
         receiver.answer = played.problem(404, "No such agent", code="not_found")
-        printed, remarks = process.communicate("go on\n", timeout=30)
+        printed, notices = process.communicate("go on\n", timeout=30)
     assert (process.returncode, printed) == (7, "done\n")
-    assert "the service refused a request: No such agent; the program continues" in remarks
+    assert "the service refused a request: No such agent; the program continues" in notices
     assert len(machine.left_runs()) == 1
 
 

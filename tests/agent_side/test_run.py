@@ -203,11 +203,11 @@ def test_output_that_is_no_regular_file_is_not_read(machine: AgentMachine, make:
     script = f'cd "$(dirname "$TASKSERVICE_OUTPUT")"; {make} "$(basename "$TASKSERVICE_OUTPUT")"'
     process = machine.spawn_script(f"{script} && exit 3")
     try:
-        _, remarks = process.communicate(timeout=20)
+        _, notices = process.communicate(timeout=20)
     finally:
         process.kill()
     assert process.returncode == 3
-    assert "TASKSERVICE_OUTPUT is not a regular file with a JSON object" in remarks
+    assert "TASKSERVICE_OUTPUT is not a regular file with a JSON object" in notices
     task = machine.user.the_task()
     assert (task["error"]["message"], task["output"]) == ("Exit status 3", {})
     assert "TASKSERVICE_OUTPUT is not a regular file" in task["logs"][-1]
@@ -665,10 +665,10 @@ def test_service_that_hangs_does_not_hold_the_program(
         assert time.monotonic() - began < 30
         # The first signal after the program's end.
         until(lambda: child_ids(process.pid) == [])
-        _, remarks = process.end()
+        _, notices = process.end()
     assert process.returncode == 0
-    assert "does not respond" in remarks
-    assert "the program runs" in remarks
+    assert "does not respond" in notices
+    assert "the program runs" in notices
     assert len(machine.left_runs()) == 1
 
 
@@ -709,9 +709,9 @@ def test_signal_at_the_end_does_not_wait_for_the_service(machine: AgentMachine) 
     process = machine.spawn("run", "--agent", "a", "--", "echo", "hello")
     assert process.read_line() == "hello\n"
     until(lambda: has_ended(machine))
-    _, remarks = process.end()
+    _, notices = process.end()
     assert process.returncode == 0
-    assert "--resend" in remarks
+    assert "--resend" in notices
     assert len(machine.left_runs()) == 1
 
 
@@ -721,9 +721,9 @@ def test_revoked_key_is_reported_and_keeps_the_lines(machine: AgentMachine) -> N
     until(lambda: user.the_log() == ["first"])
     key = user.write("POST", "/key", name="other")["key"]
     user.write("DELETE", f"/key/{user.read('/user')['key']['id']}")
-    _, remarks = process.communicate("go on\n", timeout=30)
+    _, notices = process.communicate("go on\n", timeout=30)
     assert process.returncode == 0
-    assert "API key is invalid" in remarks
+    assert "API key is invalid" in notices
     machine.key = user.session.headers["apikey"] = key
     assert machine.resend().returncode == 0
     assert user.the_log() == ["first", "second"]
@@ -751,7 +751,7 @@ def test_closed_outputs_get_nothing_and_the_log_has_the_lines(
     assert machine.left_runs() == []
 
 
-def test_remarks_do_not_go_to_stdout_where_stderr_is_closed(machine: AgentMachine) -> None:
+def test_notices_do_not_go_to_stdout_where_stderr_is_closed(machine: AgentMachine) -> None:
     # This one starts in a real shell.
     command = [*machine.command, "run", "--agent", "a", "--", "no-such-program"]
     shell = ["sh", "-c", '"$@" 2>&-', "sh", *command]

@@ -288,9 +288,9 @@ def test_run_that_a_page_comes_over_loses_nothing(machine: AgentMachine, page: B
         between.answer = page
         process.stdin.write("two\n")
         process.stdin.flush()
-        printed, remarks = ended(machine, process)
+        printed, notices = ended(machine, process)
         assert (process.returncode, printed) == (7, "one\ntwo\n")
-        assert "1 line and the exit status could not be sent yet" in remarks
+        assert "1 line and the exit status could not be sent yet" in notices
     resent = machine.resend()
     assert (resent.returncode, resent.stderr) == (0, "")
     task = machine.user.the_task()
@@ -308,9 +308,9 @@ def test_worker_waits_until_a_page_is_gone(machine: AgentMachine, page: Behaviou
         between.wait_for(2, 30)
         between.answer = passing_on(machine.user)
         until(lambda: machine.user.the_task()["finishedAt"])
-        _, remarks = worker.end()
+        _, notices = worker.end()
     assert worker.returncode == 0
-    assert "not from taskservice; retrying" in remarks
+    assert "not from taskservice; retrying" in notices
     assert machine.user.the_task()["logs"] == ["done"]
 
 

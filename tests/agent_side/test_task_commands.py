@@ -57,8 +57,8 @@ def test_follow_prints_the_log_as_it_grows(machine: AgentMachine) -> None:
     machine.user.append(task, "two")
     assert process.read_line() == "two\n"
     machine.user.report(task, status="complete")
-    printed, remarks = process.communicate(timeout=40)
-    assert (printed, remarks, process.returncode) == ("", "complete\n", 0)
+    printed, notices = process.communicate(timeout=40)
+    assert (printed, notices, process.returncode) == ("", "complete\n", 0)
     as_json = machine.run("task", "follow", str(task["id"]), "--json")
     first, second, last = objects(as_json.stdout)
     assert [line | {"at": None} for line in (first, second)] == [
@@ -104,8 +104,8 @@ def test_follow_of_a_task_that_is_deleted_says_so(machine: AgentMachine) -> None
     process = machine.spawn("task", "follow", str(task["id"]))
     process.read_line()
     machine.user.delete(task)
-    _, remarks = process.communicate(timeout=40)
-    assert (process.returncode, remarks) == (5, "taskservice: The task was deleted\n")
+    _, notices = process.communicate(timeout=40)
+    assert (process.returncode, notices) == (5, "taskservice: The task was deleted\n")
 
 
 def test_follow_tells_a_failed_task_from_one_that_cannot_be_asked(machine: AgentMachine) -> None:
@@ -123,8 +123,8 @@ def test_follow_ends_at_ctrl_c(machine: AgentMachine) -> None:
     machine.user.append(task, "one")
     process = machine.spawn("task", "follow", str(task["id"]))
     process.read_line()
-    _, remarks = process.end(signal.SIGINT)
-    assert (process.returncode, remarks) == (130, "")
+    _, notices = process.end(signal.SIGINT)
+    assert (process.returncode, notices) == (130, "")
 
 
 def test_refusals_are_one_line(machine: AgentMachine) -> None:
@@ -226,10 +226,10 @@ def test_started_task_is_followed_until_a_worker_has_done_it(machine: AgentMachi
     claim = machine.user.request("POST", "/agent/followed/claim", headers={"Prefer": "wait=50"})
     machine.user.append(claim.json(), "one")
     machine.user.report(claim.json(), status="error", error={"message": "no"})
-    printed, remarks = process.communicate(timeout=40)
+    printed, notices = process.communicate(timeout=40)
     task_id = claim.json()["id"]
     assert (printed, process.returncode) == ("one\n", 1)
-    assert remarks.splitlines() == [
+    assert notices.splitlines() == [
         f"taskservice: task {task_id}: {machine.user.url}/tasks/{task_id}",
         "error: failed: no",
     ]

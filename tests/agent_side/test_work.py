@@ -47,11 +47,11 @@ def test_task_is_done_and_its_caller_is_called_back(machine: AgentMachine) -> No
         machine.user.start("worker", input={"n": 1}, callback=receiver.url)
         (task,) = all_finished(machine.user, 1)
         until(lambda: receiver.requests)
-    ((printed, remarks),) = stop(worker)
+    ((printed, notices),) = stop(worker)
     assert (task["status"], task["output"]) == ("complete", {"got": {"n": 1}})
     assert task["logs"] == ["working", '{"got": {"n": 1}}']
     assert "working" in printed
-    assert str(task["id"]) in remarks
+    assert str(task["id"]) in notices
     assert worker.returncode == 0
 
 
@@ -134,9 +134,9 @@ def test_worker_waits_for_a_service_that_is_away(tmp_path: Path) -> None:
         service.start()
         alice.start("worker")
         (task,) = all_finished(alice, 1)
-        ((_, remarks),) = stop(worker)
+        ((_, notices),) = stop(worker)
     assert task["logs"] == ["done"]
-    assert "retrying" in remarks
+    assert "retrying" in notices
 
 
 def test_worker_says_for_which_agent_it_waits(machine: AgentMachine) -> None:
@@ -282,12 +282,12 @@ def test_claim_is_repeated_as_one_and_its_task_beats_often(machine: AgentMachine
         until(lambda: [r for r in receiver.requests if r.method == "PATCH"])
         requests = list(receiver.requests)
         worker.kill()
-        _, remarks = worker.communicate()
+        _, notices = worker.communicate()
     keys = [r.headers["idempotency-key"] for r in requests if r.path.endswith("/claim")]
     assert len(set(keys[:3])) == 1
     assert len(set(keys[2:])) == len(keys[2:])
     assert len([r for r in requests if r.body == b'{"logs": []}']) >= 2
-    assert r"task 1 bad \u001b[2Jname" in remarks
+    assert r"task 1 bad \u001b[2Jname" in notices
 
 
 def test_task_that_cannot_be_run_does_not_stay_claimed(machine: AgentMachine) -> None:
