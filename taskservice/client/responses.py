@@ -294,39 +294,27 @@ def is_of_type(value: Any, kind: Any) -> bool:
     """
     if isinstance(kind, str):
         members = {name: _TYPES.get(name, Any) for name in kind.split(",")}
-        return isinstance(value, dict) and _has_members(value, members, members)
-    if isinstance(kind, list):
-        return isinstance(value, list) and all(is_of_type(item, kind[0]) for item in value)
+        return _has_members(value, members, members)
     if is_typeddict(kind):
-        required = kind.__required_keys__
-        return isinstance(value, dict) and _has_members(value, kind.__annotations__, required)
+        return _has_members(value, kind.__annotations__, kind.__required_keys__)
     if kind is Timestamp:
         return isinstance(value, str) and _is_time(value)
     if kind in (int, float):  # NaN is in no range
         is_number = isinstance(value, int if kind is int else int | float)
         return is_number and -MAX_NUMBER <= value <= MAX_NUMBER
-    return _is_of_generic(value, kind, get_args(kind))
-
-
-def _is_of_generic(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
-    origin = get_origin(kind)
-    if origin is NotRequired:
-        return is_of_type(value, arguments[0])
-    if origin in (Union, UnionType):
-        return any(is_of_type(value, argument) for argument in arguments)
-    if origin is list:
-        return is_of_type(value, [arguments[0]])
+    origin, arguments = get_origin(kind), kind if isinstance(kind, list) else get_args(kind)
+    if origin is list or isinstance(kind, list):
+        return isinstance(value, list) and all(is_of_type(item, arguments[0]) for item in value)
     if origin is dict:
         return isinstance(value, dict) and is_of_type([*value.values()], [arguments[1]])
-    if origin is Literal:  # a newer service may have more values
-        return isinstance(value, str)
-    return kind is Any or isinstance(value, kind)
+    if origin in (Union, UnionType, NotRequired):
+        return any(is_of_type(value, argument) for argument in arguments)
+    # Of a Literal, a newer service may have more values.
+    return kind is Any or isinstance(value, str if origin is Literal else kind)
 
 
-def _has_members(
-    value: Mapping[str, Any], members: Mapping[str, Any], required: Collection[str]
-) -> bool:
-    return all(
+def _has_members(value: Any, members: Mapping[str, Any], required: Collection[str]) -> bool:
+    return isinstance(value, dict) and all(
         is_of_type(value[name], kind) if name in value else name not in required
         for name, kind in members.items()
     )
