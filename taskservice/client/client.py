@@ -38,7 +38,7 @@ PAGE_TASKS = 100
 
 _AGENTS: Expected[list[Agent]] = Expected(Agent, is_list=True)
 _ATTENTION: Expected[list[Attention]] = Expected(Attention, is_list=True)
-_HOOK: Expected[Hook] = Expected(Hook, (200, 201))
+_HOOK: Expected[Hook] = Expected(Hook)
 _HOOKS: Expected[list[Hook]] = Expected(Hook, is_list=True)
 
 

@@ -331,13 +331,13 @@ def _is_time(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Expected(Generic[T]):
-    """The expected response: one of these statuses, with an object or a list of objects.
+    """The expected response: an object or a list of objects; no content only if it `is_optional`.
 
     `members` is the type of each object; see `is_of_type`.
     """
 
     members: Any
-    statuses: tuple[int, ...] = (200,)
+    is_optional: bool = False
     is_list: bool = False
     is_log: bool = False
 
@@ -349,8 +349,8 @@ class Expected(Generic[T]):
 Object = Expected[dict[str, Any]]
 Objects = Expected[list[dict[str, Any]]]
 
-APPENDED = Object("logCount,status", (201,))
-AGENT = Object("id", (200, 201))
+APPENDED = Object("logCount,status")
+AGENT = Object("id")
 AGENTS = Objects("id", is_list=True)
 NUMBERS = Object("paths")
 FOUND = Object("hits,searched")
@@ -396,13 +396,11 @@ def read(received: requests.Response, expected: Expected[T]) -> Response[T]:
     status = received.status_code
     if not 200 <= status < 300:
         raise _error(received)
-    if status not in expected.statuses:
+    data: Any = _json(received, JSON)
+    is_empty = status == 204 and expected.is_optional
+    kind = [expected.members] if expected.is_list else expected.members
+    if not (is_empty or is_of_type(data, kind)):
         raise UnexpectedResponse(_not_ours(received))
-    data: Any = None
-    if status != 204:
-        data = _json(received, JSON)
-        if not is_of_type(data, [expected.members] if expected.is_list else expected.members):
-            raise UnexpectedResponse(_not_ours(received))
     return Response(received.headers, received.content, data)
 
 

@@ -37,13 +37,12 @@ SHORT_FIELDS = (
 )
 SHORT = {"fields": SHORT_FIELDS}
 SHORT_TASK = Object(SHORT_FIELDS)
-STARTED = Object(SHORT_FIELDS, (201,))
 ONLY_ID: dict[str, Any] = {"params": {"fields": "id"}}
 _NEXT = re.compile(r'<\?([^>]*)>; rel="next"')
 _LOG_PAGE = Object("logs,next,status", is_log=True)
 _TIMED_LOG_PAGE = Object("logs,next,status,times", is_log=True)
-_LINK = Object("id,url,createdAt,expiresAt", (201,))
-_CLAIMED: Expected[dict[str, Any] | None] = Expected(SHORT_FIELDS, (200, 204))
+_LINK = Object("id,url,createdAt,expiresAt")
+_CLAIMED: Expected[dict[str, Any] | None] = Expected(SHORT_FIELDS, is_optional=True)
 
 
 def start_task(
@@ -52,7 +51,7 @@ def start_task(
     """Start a task, once for each idempotency key; register its agent if it does not exist."""
     headers = {"Idempotency-Key": idempotency_key}
     start = partial(
-        connection.call, "POST", "/task", STARTED, json=fields, headers=headers, **options
+        connection.call, "POST", "/task", SHORT_TASK, json=fields, headers=headers, **options
     )
     try:
         return start().data
@@ -116,7 +115,7 @@ WITHDRAW_SECONDS = 5.0  # how long an interrupted program tries to withdraw its 
 POLL_SECONDS = 2  # how often a follower of a task requests its questions
 
 
-_QUESTION: Expected[Question] = Expected(Question, (200, 201))
+_QUESTION: Expected[Question] = Expected(Question)
 _QUESTIONS: Expected[list[Question]] = Expected(Question, is_list=True)
 
 
@@ -751,7 +750,7 @@ class Task:
         """
         body, headers = not_none(input=input, labels=labels), {"Idempotency-Key": uuid4().hex}
         path = path_to("task", self.id, "rerun")
-        started = self._connection.call("POST", path, STARTED, json=body, headers=headers)
+        started = self._connection.call("POST", path, SHORT_TASK, json=body, headers=headers)
         return Task(self._connection, started.data)
 
     def link(self, seconds: float | None = None) -> dict[str, Any]:

@@ -42,7 +42,7 @@ STRANGE = {
     "an object-201": played.answer(201, {}),
     "another type": play.answer(201, HTML, APPENDED),
     "no type": play.answer(201, {}, APPENDED),
-    "another status": play.answer(202, played.JSON, APPENDED),
+    "another status": play.answer(205),
     "201 without a body": play.answer(201, played.JSON),
     "half": play.answer(201, played.JSON, APPENDED[:-5]),
     "broken off": play.answer(201, played.JSON | {"Content-Length": "100"}, APPENDED),
