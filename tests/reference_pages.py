@@ -83,7 +83,10 @@ def operations() -> Iterator[tuple[str, str, tuple[bool, ...]]]:
 
 def _access() -> str:
     rows = [
-        (f"{method} `{openapi_path(rule)}`", *("yes" if each else "no" for each in kinds))
+        (
+            f"{method} `{openapi_path(rule)}`",
+            *("yes" if is_allowed else "no" for is_allowed in kinds),
+        )
         for method, rule, kinds in operations()
     ]
     return _table(("operation", *KINDS), rows)
@@ -101,15 +104,15 @@ def _refusal(parse: object) -> str:
 
 def _commands(names: Iterable[str]) -> str:
     top = click.Context(cli.main, info_name="taskservice")
-    found = [each for name in names for each in _leaves(cli.main, name, top)]
+    leaves = [leaf for name in names for leaf in _leaves(cli.main, name, top)]
     overview = [
         (
             f"[`{context.command_path}`](#{context.command_path.replace(' ', '-')})",
             command.get_short_help_str(_WIDTH),
         )
-        for command, context in found
+        for command, context in leaves
     ]
-    sections = [_section(command, context) for command, context in found]
+    sections = [_section(command, context) for command, context in leaves]
     return "\n\n".join([_table(("command", "does"), overview), *sections])
 
 
@@ -129,7 +132,9 @@ def _leaves(
 def _section(command: click.Command, context: click.Context) -> str:
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     records = [
-        each.get_help_record(context) for each in command.params if isinstance(each, click.Option)
+        parameter.get_help_record(context)
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
     ]
     options = [
         (f"`{names}`", _marked(" ".join(help.split()))) for names, help in filter(None, records)
@@ -155,7 +160,7 @@ def _marked(text: str) -> str:
     """The text for Markdown, with options, variables and stars as code."""
     pieces = re.split(r"(`[^`]*`)", text)
     code = re.compile(r"--[a-z][\w-]*|\$?\b[A-Z]+_[A-Z_]+\b|\$[A-Z_]+|\*{2,}")
-    pieces[::2] = [code.sub(lambda found: f"`{found[0]}`", piece) for piece in pieces[::2]]
+    pieces[::2] = [code.sub(lambda match: f"`{match[0]}`", piece) for piece in pieces[::2]]
     return "".join(pieces)
 
 

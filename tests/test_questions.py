@@ -76,7 +76,7 @@ def test_question_is_in_its_task_while_it_is_open(alice: ApiClient, task: Json) 
     assert question["schema"] == DEPLOY
     assert (question["state"], question["answer"]) == ("open", None)
     assert question["answeredBy"] is None
-    asked, expires = (datetime.fromisoformat(question[each]) for each in ("askedAt", "expiresAt"))
+    asked, expires = (datetime.fromisoformat(question[name]) for name in ("askedAt", "expiresAt"))
     assert expires - asked == timedelta(seconds=60)
     assert alice.task(task)["questions"] == [question]
     assert expect(alice.get("/task"), 200) == [alice.task(task)]
@@ -89,7 +89,7 @@ def test_question_is_in_its_task_while_it_is_open(alice: ApiClient, task: Json) 
 def test_question_wants_one_text_and_lasts_a_day_by_default(alice: ApiClient, task: Json) -> None:
     question = ask(alice, task, schema=None, timeout=None)
     assert question["schema"]["required"] == ["answer"]
-    asked, expires = (datetime.fromisoformat(question[each]) for each in ("askedAt", "expiresAt"))
+    asked, expires = (datetime.fromisoformat(question[name]) for name in ("askedAt", "expiresAt"))
     assert expires - asked == timedelta(days=1)
     assert ask(alice, task, timeout=0)["expiresAt"] is None
 
@@ -223,8 +223,8 @@ def test_answer_is_kept_as_it_was_given(alice: ApiClient, task: Json) -> None:
     question = ask(alice, task, schema=DEPLOY)
     content = {"deploy": True, "where": ["b", "a"], "size": "s", "when": "2026-11-24T13:36:00Z"}
     answered = expect(answer(alice, task, question, **content), 200)
-    given = {"state": "answered", "answer": content, "answeredBy": "first"}
-    assert answered == question | given
+    changed = {"state": "answered", "answer": content, "answeredBy": "first"}
+    assert answered == question | changed
     assert expect(alice.get(path(task, question)), 200) == answered
     assert alice.task(task)["questions"] == []
 
@@ -276,9 +276,9 @@ def test_answer_that_takes_too_long_to_check_is_422(alice: ApiClient, task: Json
 
 def test_numbers_are_kept_exactly(alice: ApiClient, task: Json) -> None:
     number = {"type": "number", "minimum": 12345678901234567890}
-    wanted = {"type": "object", "properties": {"number": number}}
-    question = ask(alice, task, schema=wanted)
-    assert question["schema"] == wanted
+    schema = {"type": "object", "properties": {"number": number}}
+    question = ask(alice, task, schema=schema)
+    assert question["schema"] == schema
     problem(answer(alice, task, question, number=12345678901234560000), 422)
     text = '{"action": "accept", "content": {"number": 22345678901234567890.123456789}}'
     headers = {"Content-Type": "application/json"}
@@ -308,7 +308,7 @@ def test_answer_and_decline_name_the_key_that_gave_them(alice: ApiClient, task: 
     assert (declined["state"], declined["answeredBy"]) == ("declined", "phone")
     assert expect(alice.delete(path(task, withdrawn)), 200)["answeredBy"] is None
     listed = expect(alice.get(path(task)), 200)
-    assert [each["answeredBy"] for each in listed] == ["laptop", "phone", None]
+    assert [question["answeredBy"] for question in listed] == ["laptop", "phone", None]
 
 
 def test_question_of_another_user_does_not_exist(
@@ -332,9 +332,9 @@ def test_one_of_many_answers_at_once_counts(alice: ApiClient, task: Json) -> Non
             for number, client in enumerate(clients)
         ]
     )
-    statuses = sorted(each.status_code for each in answers)
+    statuses = sorted(response.status_code for response in answers)
     assert statuses == [200] + [409] * 5
-    winner = next(each.json for each in answers if each.status_code == 200)
+    winner = next(response.json for response in answers if response.status_code == 200)
     assert expect(alice.get(path(task, question)), 200) == winner
 
 
@@ -366,7 +366,7 @@ def test_end_of_the_task_withdraws_its_questions(alice: ApiClient, task: Json) -
     kept, left = ask(alice, task), ask(alice, task)
     expect(answer(alice, task, kept, answer="yes"), 200)
     assert alice.report(task, status="complete")["questions"] == []
-    states = [each["state"] for each in expect(alice.get(path(task)), 200)]
+    states = [question["state"] for question in expect(alice.get(path(task)), 200)]
     assert states == ["answered", "withdrawn"]
     problem(answer(alice, task, left, answer="late"), 409)
 
@@ -415,7 +415,7 @@ def test_question_that_has_expired_stays_so_at_the_end_of_its_task(
     expired, left = ask(alice, task, timeout=1), ask(alice, task)
     until(lambda: expect(alice.get(path(task, expired)), 200)["state"] == "expired")
     alice.report(task, status="complete")
-    states = [each["state"] for each in expect(alice.get(path(task)), 200)]
+    states = [question["state"] for question in expect(alice.get(path(task)), 200)]
     assert states == ["expired", "withdrawn"]
     assert expect(alice.delete(path(task, left)), 200)["state"] == "withdrawn"
 

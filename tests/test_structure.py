@@ -89,12 +89,12 @@ def test_modules_import_only_from_those_above() -> None:
     rank = {name: place for place, name in enumerate(order())}
     wrong = []
     for path in PACKAGE.rglob("*.py"):
-        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        if own == "__main__":
+        folder = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if folder == "__main__":
             continue
         for module in imports(path):
             other = top(module)
-            if other in rank and other != own and rank[other] > rank[own]:
+            if other in rank and other != folder and rank[other] > rank[folder]:
                 wrong.append(f"{path.relative_to(ROOT)} imports {module}")
     assert wrong == []
 
@@ -136,28 +136,28 @@ def test_agents_side_reaches_only_its_own_dependencies() -> None:
 
 def forbidden_in_views(source: str) -> list[str]:
     """The names that a view imports and that could query or commit."""
-    found = []
+    imported_names = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            imported_names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
+            imported_names += [f"{node.module}.{alias.name}" for alias in node.names]
     return [
         name
-        for name in found
+        for name in imported_names
         if name.startswith((*DATABASE_LIBRARIES, "taskservice.database"))
         and name not in ALLOWED_IN_VIEWS
     ]
 
 
 def test_views_neither_query_nor_commit() -> None:
-    found = {
+    names_of = {
         str(path.relative_to(ROOT)): forbidden_in_views(path.read_text())
         for folder in ("api", "mcp", "dashboard")
         for path in (PACKAGE / folder).rglob("*.py")
     }
-    assert len(found) > 20
-    assert {path: names for path, names in found.items() if names} == {}
+    assert len(names_of) > 20
+    assert {path: names for path, names in names_of.items() if names} == {}
 
 
 @pytest.mark.parametrize(
@@ -201,11 +201,11 @@ def test_every_module_docstring_is_one_line() -> None:
 
 def test_tests_import_no_other_test_module() -> None:
     modules = re.compile(r"^\s*(?:from|import) tests\.(?!support\.|support )(\S+)", re.MULTILINE)
-    found = {
+    modules_of = {
         str(path.relative_to(ROOT)): modules.findall(path.read_text())
         for path in (ROOT / "tests").rglob("*.py")
     }
-    assert {path: names for path, names in found.items() if names} == {}
+    assert {path: names for path, names in modules_of.items() if names} == {}
 
 
 def test_each_folder_of_tests_has_one_target_and_ci_runs_each_target() -> None:
@@ -235,7 +235,7 @@ def test_each_test_that_ci_leaves_to_the_night_is_there() -> None:
         option, path, *name = re.split("=|::", line)
         assert option == "--deselect"
         functions = re.findall(r"^def (test_\w+)", (ROOT / path).read_text(), re.MULTILINE)
-        assert {each.partition("[")[0] for each in name} <= set(functions), line
+        assert {test.partition("[")[0] for test in name} <= set(functions), line
 
 
 # Documented in spite of their underscore: of marshmallow, of named tuples, of SQLAlchemy's rows.
@@ -245,35 +245,35 @@ DOCUMENTED = {"_serialize", "_deserialize", "_asdict", "_mapping", "_replace"}
 def private_names(trees: list[ast.Module]) -> set[str]:
     """What the code uses of other libraries that begins with an underscore."""
     nodes = [node for tree in trees for node in ast.walk(tree)]
-    own, used, declared = set[str](), set[str](), set[str]()
+    defined, used, declared = set[str](), set[str](), set[str]()
     for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            own.add(node.name)
+            defined.add(node.name)
         elif isinstance(node, ast.Attribute):
-            (own if isinstance(node.ctx, ast.Store) else used).add(node.attr)
+            (defined if isinstance(node.ctx, ast.Store) else used).add(node.attr)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            own.add(node.id)
+            defined.add(node.id)
         elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith("taskservice"):
             used |= {alias.name for alias in node.names}
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             # Without a value it is another class's, which only the type checker is told of.
-            (own if node.value else declared).add(node.target.id)
-    return {name for name in used - own | declared if re.match(r"_[a-z]", name)}
+            (defined if node.value else declared).add(node.target.id)
+    return {name for name in used - defined | declared if re.match(r"_[a-z]", name)}
 
 
 def overridden_names() -> set[str]:
     """The private methods of other libraries that a class of ours replaces."""
-    found = set()
+    overridden = set()
     for path in PACKAGE.rglob("*.py"):
         if "migrations" in path.parts or path.stem in ("__main__", "gunicorn_config"):
             continue
         module = importlib.import_module(module_name(path))
-        for each in vars(module).values():
-            if isinstance(each, type) and each.__module__ == module.__name__:
-                foreign = [base for base in each.__mro__[1:-1] if top(base.__module__) is None]
-                own = {name for name, value in vars(each).items() if is_function(value)}
-                found |= {name for base in foreign for name in own & vars(base).keys()}
-    return {name for name in found if re.match(r"_[a-z]", name)}
+        for kind in vars(module).values():
+            if isinstance(kind, type) and kind.__module__ == module.__name__:
+                foreign = [base for base in kind.__mro__[1:-1] if top(base.__module__) is None]
+                methods = {name for name, value in vars(kind).items() if is_function(value)}
+                overridden |= {name for base in foreign for name in methods & vars(base).keys()}
+    return {name for name in overridden if re.match(r"_[a-z]", name)}
 
 
 def is_function(value: object) -> bool:

@@ -60,13 +60,13 @@ def test_add_takes_when_runs_are_expected(machine: AgentMachine) -> None:
     cron = ("--cron", "0 2 * * 1-5", "--time-zone", "Europe/Berlin", "--grace", "30m")
     machine.run("agent", "add", "expected", *cron)
     assert expected() == {"cron": "0 2 * * 1-5", "timeZone": "Europe/Berlin", "grace": 1_800}
-    for wrong, said in (
+    for wrong, message in (
         ("--cron", "expect: cron: Not a cron expression of five fields: Wrong number of fields."),
         ("--time-zone", "expect: every: Either every or cron is required."),
     ):
         refused = machine.run("agent", "add", "expected", wrong, "daily")
         assert (refused.returncode, refused.stdout) == (1, "")
-        assert refused.stderr == f"taskservice: {said}\n"
+        assert refused.stderr == f"taskservice: {message}\n"
     machine.run("agent", "add", "expected", "--every", "0")
     assert expected() is None
 
@@ -83,8 +83,8 @@ def test_list_says_how_the_last_tasks_went(machine: AgentMachine) -> None:
     assert shown["listed-agent"].split()[2:5] == ["50", "%", "2"]
     assert shown["listed-agent"].split()[-2:] == ["s", "-"]
     assert shown["unused-agent"].split()[-5:] == ["-", "0", "-", "-", "-"]
-    found = objects(machine.run("agent", "list", "--json").stdout)
-    agents = {agent["id"]: agent for agent in found}
+    listed = objects(machine.run("agent", "list", "--json").stdout)
+    agents = {agent["id"]: agent for agent in listed}
     assert agents["listed-agent"]["health"]["successRate"] == 0.5
     terminal = on_terminal([*machine.command, "agent", "list"], machine.environment)
     assert obeyed(terminal) == []
@@ -93,7 +93,7 @@ def test_list_says_how_the_last_tasks_went(machine: AgentMachine) -> None:
 
 def test_list_counts_and_rounds_as_the_dashboard_does(machine: AgentMachine) -> None:
     # One more was cancelled. The dashboard says the same of these: see tests/dashboard.
-    for agent_id, complete, failed, said in (
+    for agent_id, complete, failed, shown_rate in (
         ("two-of-three", 2, 1, ["67", "%", "3"]),
         ("none-of-two", 0, 2, ["0", "%", "2"]),
     ):
@@ -105,7 +105,7 @@ def test_list_counts_and_rounds_as_the_dashboard_does(machine: AgentMachine) -> 
         machine.user.cancel(task)
         lines = machine.run("agent", "list").stdout.splitlines()
         (row,) = [line.split() for line in lines if line.startswith(agent_id)]
-        assert row[2:5] == said
+        assert row[2:5] == shown_rate
 
 
 def test_delete_takes_the_beginning_of_an_id(machine: AgentMachine) -> None:
@@ -135,7 +135,7 @@ def test_tasks_are_started_and_listed_by_the_beginning_of_an_agents_id(
     assert several.returncode == 2
     assert "Several agents match mail: mail-reader, mail-sorter" in several.stderr
     listed = objects(machine.run("task", "list", "--agent", "mail-r", "--json").stdout)
-    assert [found["id"] for found in listed] == [task["id"]]
+    assert [task["id"] for task in listed] == [task["id"]]
     assert objects(machine.run("task", "list", "--agent", "mail-s", "--json").stdout) == []
     # Another agent may have such an id.
     machine.run("run", "--agent", "mail-r", "--", "true")

@@ -36,7 +36,9 @@ def test_each_text_of_a_command_is_checked() -> None:
         command = main.get_command(context, name)
         assert command is not None
         for part in getattr(command, "commands", {name: command}).values():
-            unchecked = [found.name for found in part.params if found.type is click.STRING]
+            unchecked = [
+                parameter.name for parameter in part.params if parameter.type is click.STRING
+            ]
             assert unchecked == [], part.name
 
 

@@ -65,10 +65,10 @@ def test_block_becomes_a_task(remote_alice: RemoteClient) -> None:
         task.log("two\nthree", "and four")
         task.log()
         task.output["sum"] = 15
-    found = remote_alice.the_task()
-    assert found["logs"] == ["one", "two", "three and four", ""]
-    assert (found["name"], found["input"]) == ("nightly", {"day": 1})
-    assert (found["status"], found["output"]) == ("complete", {"sum": 15})
+    stored = remote_alice.the_task()
+    assert stored["logs"] == ["one", "two", "three and four", ""]
+    assert (stored["name"], stored["input"]) == ("nightly", {"day": 1})
+    assert (stored["status"], stored["output"]) == ("complete", {"sum": 15})
     assert (task.status, task.error, task.data["output"]) == ("complete", None, {"sum": 15})
     assert len(receiver.requests) == 1
 
@@ -81,11 +81,11 @@ def test_exception_becomes_an_error_and_is_raised_on(remote_alice: RemoteClient)
 
     with pytest.raises(ZeroDivisionError):
         work()
-    found = remote_alice.the_task()
-    assert found["error"]["message"].startswith("ZeroDivisionError: ")
-    assert found["logs"][0] == "Traceback (most recent call last):"
-    assert found["logs"][-1] == found["error"]["message"]
-    assert found["output"] == {"share": 1}
+    stored = remote_alice.the_task()
+    assert stored["error"]["message"].startswith("ZeroDivisionError: ")
+    assert stored["logs"][0] == "Traceback (most recent call last):"
+    assert stored["logs"][-1] == stored["error"]["message"]
+    assert stored["output"] == {"share": 1}
 
 
 def test_exit_of_the_program_is_told_apart(remote_alice: RemoteClient) -> None:
@@ -116,8 +116,8 @@ def test_output_that_is_no_json_is_refused_where_it_is_set(remote_alice: RemoteC
         with pytest.raises(TypeError, match="key 1"):
             task.output[1] = 1  # type: ignore[index]
         task.output.setdefault("rows", []).append(2)
-    found = remote_alice.the_task()
-    assert (found["status"], found["output"]) == ("complete", {"good": 1, "rows": [2]})
+    stored = remote_alice.the_task()
+    assert (stored["status"], stored["output"]) == ("complete", {"good": 1, "rows": [2]})
 
 
 def test_output_that_has_become_no_json_is_an_error(remote_alice: RemoteClient) -> None:
@@ -128,25 +128,25 @@ def test_output_that_has_become_no_json_is_an_error(remote_alice: RemoteClient) 
 
     with pytest.raises(TypeError, match=r"output\['rows'\] is not JSON"):
         work()
-    found = remote_alice.the_task()
-    assert found["status"] == "error"
-    assert "output['rows']" in found["error"]["message"]
+    stored = remote_alice.the_task()
+    assert stored["status"] == "error"
+    assert "output['rows']" in stored["error"]["message"]
 
 
 def test_logged_values_are_one_line_as_printed(remote_alice: RemoteClient) -> None:
     task = remote_alice.client().start("summarizer")
     task.log({"a": 1}, 1.5, None, ValueError("bad"), b"x", Path("y"))
     task.fail(ValueError("no good"))
-    found = remote_alice.the_task()
-    assert found["logs"] == ["{'a': 1} 1.5 None bad b'x' y"]
-    assert found["error"]["message"] == "no good"
+    stored = remote_alice.the_task()
+    assert stored["logs"] == ["{'a': 1} 1.5 None bad b'x' y"]
+    assert stored["error"]["message"] == "no good"
 
 
 def test_report_is_sent_immediately(remote_alice: RemoteClient) -> None:
     with remote_alice.client().start("summarizer") as task:
         task.report(output={"share": 0.5}, name="half done")
-        found = remote_alice.the_task()
-        assert (found["output"], found["name"]) == ({"share": 0.5}, "half done")
+        stored = remote_alice.the_task()
+        assert (stored["output"], stored["name"]) == ({"share": 0.5}, "half done")
     assert remote_alice.the_task()["output"] == {"share": 0.5}
 
 
@@ -154,17 +154,17 @@ def test_report_of_the_end_comes_after_the_lines(remote_alice: RemoteClient) -> 
     task = remote_alice.client().start("summarizer")
     task.log("one\ntwo")
     task.report(status="complete", output={"sum": 15})
-    found = remote_alice.the_task()
-    assert found["logs"] == ["one", "two"]
-    assert (found["status"], found["output"]) == ("complete", {"sum": 15})
+    stored = remote_alice.the_task()
+    assert stored["logs"] == ["one", "two"]
+    assert (stored["status"], stored["output"]) == ("complete", {"sum": 15})
 
 
 def test_end_that_the_block_reports_itself_is_the_end(remote_alice: RemoteClient) -> None:
     with remote_alice.client().start("summarizer") as task:
         task.log("one")
         task.fail("no")
-    found = remote_alice.the_task()
-    assert (found["logs"], found["error"]["message"]) == (["one"], "no")
+    stored = remote_alice.the_task()
+    assert (stored["logs"], stored["error"]["message"]) == (["one"], "no")
 
 
 POOLS = """
@@ -523,11 +523,11 @@ def test_lines_are_sent_in_smaller_parts_and_a_large_output_is_left_out(tmp_path
         with alice.client().start("a") as task:
             task.log("\n".join(map(str, range(500))))
             task.output["text"] = "x" * 3_000
-        found = alice.the_task()
-    *numbers, note = found["logs"]
+        stored = alice.the_task()
+    *numbers, note = stored["logs"]
     assert numbers == [str(number) for number in range(500)]
     assert note == "[taskservice: the output was refused: The request's body is too large]"
-    assert (found["status"], found["output"]) == ("complete", {})
+    assert (stored["status"], stored["output"]) == ("complete", {})
 
 
 # --- problems ----------------------------------------------------------------------------
@@ -675,8 +675,8 @@ def test_redirect_is_not_followed_with_the_key() -> None:
 
 
 def has_line(person: RemoteClient, task: package.Task, number: int) -> bool:
-    found = person.read(f"/task/{task.id}?fields=logCount")
-    return bool(found["logCount"] >= number)
+    stored = person.read(f"/task/{task.id}?fields=logCount")
+    return bool(stored["logCount"] >= number)
 
 
 def test_answers_lost_at_appends_double_nothing(remote_alice: RemoteClient) -> None:
@@ -688,9 +688,9 @@ def test_answers_lost_at_appends_double_nothing(remote_alice: RemoteClient) -> N
                 task.log(f"line {number}")
                 # Each line is sent in a separate request.
                 until(partial(has_line, remote_alice, task, number + 1))
-    found = remote_alice.the_task()
-    assert found["logs"] == [f"line {number}" for number in range(8)]
-    assert found["status"] == "complete"
+    stored = remote_alice.the_task()
+    assert stored["logs"] == [f"line {number}" for number in range(8)]
+    assert stored["status"] == "complete"
     assert len(between.requests) > 9
 
 

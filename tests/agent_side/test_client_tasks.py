@@ -23,7 +23,7 @@ from tests.support.waiting import until
 
 def reports(receiver: Receiver) -> list[Any]:
     """The bodies of the reports that came, without those that only ask."""
-    sent = [json.loads(each.body) for each in receiver.requests if each.method == "PATCH"]
+    sent = [json.loads(request.body) for request in receiver.requests if request.method == "PATCH"]
     return [body for body in sent if body]
 
 
@@ -82,12 +82,15 @@ def test_filters_find_what_they_name(client: Client) -> None:
     waiting = client.start("one", claim=False)
     failed, cancelled = client.start("one"), client.start("one").cancel()
     failed.fail("no")
-    found = client.tasks
-    assert [task.id for task in found(error_type="failed")] == [failed.id]
-    assert [task.id for task in found(status="error", claimed=True)] == [cancelled.id, failed.id]
-    assert [task.id for task in found(claimed=False)] == [waiting.id]
-    assert [task.id for task in found(asking=True)] == []
-    assert len(list(found(asking=False))) == 3
+    list_tasks = client.tasks
+    assert [task.id for task in list_tasks(error_type="failed")] == [failed.id]
+    assert [task.id for task in list_tasks(status="error", claimed=True)] == [
+        cancelled.id,
+        failed.id,
+    ]
+    assert [task.id for task in list_tasks(claimed=False)] == [waiting.id]
+    assert [task.id for task in list_tasks(asking=True)] == []
+    assert len(list(list_tasks(asking=False))) == 3
 
 
 # --- progress and steps ------------------------------------------------------------------
@@ -268,7 +271,7 @@ def test_lost_answer_starts_one_task(remote_alice: RemoteClient) -> None:
         task = client.task(str(remote_alice.start("one")["id"]))
         again = task.rerun()
         assert len(between.requests) == 3
-    assert {found["id"] for found in remote_alice.tasks()} == {task.id, again.id}
+    assert {task_json["id"] for task_json in remote_alice.tasks()} == {task.id, again.id}
 
 
 def test_lines_come_with_their_times(remote_alice: RemoteClient) -> None:

@@ -184,7 +184,7 @@ def test_plain_installation_in_an_empty_environment_is_enough(
     killed.kill()
     killed.communicate()
     resent = own_machine.run("run", "--resend", **in_the_folder)
-    by_agent = {found["agentId"]: found for found in done}
+    by_agent = {task["agentId"]: task for task in done}
     assert (by_agent["c"]["logs"], by_agent["c"]["output"]) == (["one"], {"sum": 15})
     assert by_agent["w"]["output"] == {"n": 1}
     assert resent.returncode == 0, resent.stderr

@@ -19,8 +19,8 @@ def public() -> Iterator[tuple[str, object]]:
         exported = getattr(package, name)
         yield name, exported
         if name in ("Client", "Task", "TaskHandler"):
-            members = {key: each for key, each in vars(exported).items() if key[0] != "_"}
-            yield from ((f"{name}.{key}", each) for key, each in members.items())
+            members = {key: member for key, member in vars(exported).items() if key[0] != "_"}
+            yield from ((f"{name}.{key}", member) for key, member in members.items())
 
 
 DOCSTRINGS = {name: inspect.getdoc(thing) or "" for name, thing in public()}
@@ -42,8 +42,8 @@ def test_example_does_what_it_shows(
     monkeypatch.setenv("TASKSERVICE_APIKEY", owner.key)
     client = Client()
     task = client.start("agent")
-    given = {**vars(package), "client": client, "task": task}
-    example = doctest.DocTestParser().get_doctest(CALLS[name], given, name, None, None)
+    names = {**vars(package), "client": client, "task": task}
+    example = doctest.DocTestParser().get_doctest(CALLS[name], names, name, None, None)
     assert example.examples, name
     person = threading.Thread(target=answer_questions, args=[client.task(task.id)])
     person.start()

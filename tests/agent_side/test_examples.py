@@ -82,7 +82,7 @@ def test_worker_that_asks_before_it_deletes(machine: AgentMachine, tmp_path: Pat
     schema = EXAMPLES / "clean_up.json"
     added = machine.run("agent", "add", "clean-up", "--input-schema", f"@{schema}")
     assert added.returncode == 0, added.stderr
-    given = {"folder": str(tmp_path / "folder"), "days": 10}
+    task_input = {"folder": str(tmp_path / "folder"), "days": 10}
     refused = machine.run("task", "start", "--agent", "clean-up", "--input", '{"folder": 1}')
     assert (refused.returncode, refused.stdout) == (1, "")
     old, kept = ["one.txt", "two.txt"], ["folder", "link", "new.txt"]
@@ -98,7 +98,7 @@ def test_worker_that_asks_before_it_deletes(machine: AgentMachine, tmp_path: Pat
 
     def run(*answer: str) -> tuple[Any, list[str]]:
         """The output of a task whose question is answered so, and what is in the folder."""
-        task = machine.user.start("clean-up", input=given)
+        task = machine.user.start("clean-up", input=task_input)
         (question,) = until(lambda: machine.user.tasks()[0]["questions"])
         assert question["message"].splitlines() == [f"Delete 2 files of {folder}?", *old]
         assert machine.run("task", "answer", task["id"], *answer).returncode == 0
@@ -113,7 +113,7 @@ def test_worker_that_asks_before_it_deletes(machine: AgentMachine, tmp_path: Pat
     chat = McpClient(machine.user, TASKS, FORMS)
     tool = until(lambda: chat.tools().get("clean_up"))
     assert tool["inputSchema"] == json.loads(schema.read_text())
-    task_id = chat.call("clean_up", given)["taskId"]
+    task_id = chat.call("clean_up", task_input)["taskId"]
     until(lambda: chat.state(task_id)["status"] == "input_required")
     ((question_id, form),) = chat.state(task_id)["inputRequests"].items()
     assert form["params"]["requestedSchema"]["properties"]["answer"]["enum"] == ["delete", "keep"]

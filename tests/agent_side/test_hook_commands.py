@@ -57,11 +57,11 @@ def test_options_say_what_is_told_and_how(machine: AgentMachine, receiver: Recei
     (hook,) = objects(add(machine, target, *options, "--token-file", "-", input="tk_from_stdin\n"))
     (shown,) = objects(machine.run("hook", "show", hook["id"], "--json").stdout)
     assert shown == hook | {"deliveries": []}
-    wanted = {
+    fields = {
         "name": "Phone", "target": target, "format": "ntfy", "events": ["task.ended", "task.asks"],
         "agentId": "reader", "label": "env:prod", "answerLinks": True,
     }  # fmt: skip
-    assert hook | wanted == hook
+    assert hook | fields == hook
     file = machine.home / "token.txt"
     file.write_text("tk_from_file\n")
     other = add(machine, f"{target}-2", "--format", "ntfy", "--token-file", str(file))

@@ -119,11 +119,11 @@ def drained(spool: Spool, most: int = 100_000) -> Lines:
         assert spool.peek(most) == batch
         assert expected in (None, batch.seq)
         expected = batch.seq + batch.lines
-        found = lines_of(batch)
-        assert len(found) == batch.lines
-        assert batch.size == len(text_of(found))
+        batch_lines = lines_of(batch)
+        assert len(batch_lines) == batch.lines
+        assert batch.size == len(text_of(batch_lines))
         assert batch.size <= most or batch.lines == 1
-        lines += found
+        lines += batch_lines
         spool.confirm(batch)
     return lines
 

@@ -25,7 +25,7 @@ def test_status_prints_what_needs_attention(machine: AgentMachine) -> None:
     as_json = machine.run("status", "--json")
     assert as_json.returncode == 1
     assert objects(as_json.stdout) == machine.user.read("/attention")
-    assert [each["taskId"] for each in objects(as_json.stdout)] == [task["id"], failed["id"]]
+    assert [item["taskId"] for item in objects(as_json.stdout)] == [task["id"], failed["id"]]
 
 
 def test_status_exits_with_0_when_nothing_needs_attention(machine: AgentMachine) -> None:

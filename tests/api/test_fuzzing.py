@@ -35,7 +35,7 @@ def test_generated_requests_find_no_error_and_nothing_undocumented(
         "--max-time", str(SECONDS),
         "--continue-on-failure", "--no-color",
     ]  # fmt: skip
-    found = subprocess.run(
+    fuzzed = subprocess.run(
         [*command, *options],
         cwd=tmp_path,
         env={
@@ -46,7 +46,7 @@ def test_generated_requests_find_no_error_and_nothing_undocumented(
         },
         capture_output=True, text=True, timeout=SECONDS + 90, check=False,
     )  # fmt: skip
-    print(found.stdout)
-    assert found.returncode == 0, found.stdout + found.stderr
+    print(fuzzed.stdout)
+    assert fuzzed.returncode == 0, fuzzed.stdout + fuzzed.stderr
     assert alice.request("GET", "/user").status_code == 200
     assert "Traceback" not in service.log.read_text()

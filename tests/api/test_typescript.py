@@ -101,11 +101,11 @@ def errors(folder: Path, *files: str) -> dict[str, list[str]]:
     options = ["--strict", "--noEmit", "--target", "es2022", "--module", "nodenext"]
     compiled = run(folder, "node_modules/.bin/tsc", *options, *files)
     print(compiled.stdout)
-    found: dict[str, list[str]] = {}
+    codes: dict[str, list[str]] = {}
     for file, code in re.findall(r"^(\S+)\(\d+,\d+\): error (TS\d+)", compiled.stdout, re.M):
-        found.setdefault(file, []).append(code)
-    assert bool(found) == (compiled.returncode != 0), compiled.stdout + compiled.stderr
-    return found
+        codes.setdefault(file, []).append(code)
+    assert bool(codes) == (compiled.returncode != 0), compiled.stdout + compiled.stderr
+    return codes
 
 
 def test_program_with_the_generated_types_compiles(folder: Path) -> None:

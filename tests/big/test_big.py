@@ -399,8 +399,8 @@ def test_answers_of_an_mcp_client_read_no_other_question(
     restart(sqlite_service)
     before = forget_peak(sqlite_service)
     responses = {asked["id"]: {"action": "accept", "content": {"answer": "yes"}}}
-    given = {"taskId": task["id"], "inputResponses": responses}
-    assert McpClient(remote_alice, MCP_TASKS).modern("tasks/update", given).status == 200
+    params = {"taskId": task["id"], "inputResponses": responses}
+    assert McpClient(remote_alice, MCP_TASKS).modern("tasks/update", params).status == 200
     answered = remote_alice.request("GET", f"{path}/{asked['id']}").json()
     assert (answered["state"], answered["answer"]) == ("answered", {"answer": "yes"})
     assert memory(sqlite_service, "VmHWM") - before < BOUND

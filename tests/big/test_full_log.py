@@ -34,7 +34,7 @@ def test_log_of_100_mib_is_fit_and_one_byte_more_is_not(alice: ApiClient, app: F
     assert expect(append_text(alice, task, line, "?seq=1"), 201)["logCount"] == 1600
     path = f"/task/{task['id']}"
     assert alice.patch(path, json={"output": {"full": True}}).status_code == 200
-    wanted = b'{"logs":[' + b",".join([b'"' + line[:-1] + b'"'] * 1600) + b"]}"
-    is_whole = alice.get(f"{path}?fields=logs").data == wanted
+    body = b'{"logs":[' + b",".join([b'"' + line[:-1] + b'"'] * 1600) + b"]}"
+    is_whole = alice.get(f"{path}?fields=logs").data == body
     assert is_whole  # whose explanation by pytest would take longer than all of it
     assert expect(alice.delete(f"{path}?fields=logCount"), 200) == {"logCount": 1600}

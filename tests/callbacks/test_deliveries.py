@@ -69,7 +69,7 @@ def hold_and_check() -> tuple[Behaviour, Behaviour, list[bytes]]:
     If it is open, the next gets no answer either.
     """
     held: list[socket.socket] = []
-    found: list[bytes] = []
+    received: list[bytes] = []
 
     def hold(exchange: Exchange) -> None:
         held.append(exchange.connection.dup())
@@ -77,10 +77,10 @@ def hold_and_check() -> tuple[Behaviour, Behaviour, list[bytes]]:
 
     def check(exchange: Exchange) -> None:
         with held[0] as first:
-            found.append(first.recv(1, socket.MSG_DONTWAIT))
+            received.append(first.recv(1, socket.MSG_DONTWAIT))
         play.answer(204)(exchange)
 
-    return hold, check, found
+    return hold, check, received
 
 
 def redeliver(person: ApiClient, task: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def test_receiver_that_calls_back_sees_the_committed_task_and_may_change_its_nam
     assert alice.task(task)["name"] == "first"
     make_due(app)
     assert until_attempts(alice, task, 2)["state"] == "delivered"
-    assert [each["status"] for each in seen] == ["complete", "complete"]
+    assert [body["status"] for body in seen] == ["complete", "complete"]
     assert alice.task(task)["name"] == "second"
 
 
@@ -231,7 +231,7 @@ def test_task_that_is_deleted_between_claim_and_post_is_not_posted(
         until(lambda: "The task was deleted." in caplog.text)
     assert leases != [(None,)]
     assert len(receiver.requests) == 1
-    assert [each.message for each in caplog.records if each.levelname == "ERROR"] == []
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_delivery_that_is_no_longer_due_after_the_handshake_is_not_posted(
     assert slow_receiver.requests == []
     with looping(app):
         until(lambda: not {("pending",)} & set(columns(app, "state")))
-    assert [json.loads(each.body)["status"] for each in slow_receiver.requests] == posts
+    assert [json.loads(request.body)["status"] for request in slow_receiver.requests] == posts
 
 
 def test_task_that_is_deleted_while_the_loop_shakes_hands_is_not_posted(
@@ -333,12 +333,12 @@ def test_attempts_under_way_have_an_upper_limit(
     hosts = MAX_RUNNING // MAX_PER_RECEIVER + 1
     with ExitStack() as stack:
         hanging = [stack.enter_context(Receiver(answer=play.silence)) for _ in range(hosts)]
-        for each in hanging:
-            enqueue_many(app, alice, each.url, MAX_PER_RECEIVER)
+        for host in hanging:
+            enqueue_many(app, alice, host.url, MAX_PER_RECEIVER)
         with looping(app, stop_seconds=0):
-            until(lambda: sum(each.connections for each in hanging) >= MAX_RUNNING)
+            until(lambda: sum(host.connections for host in hanging) >= MAX_RUNNING)
             time.sleep(2 * delivery_loop.SLOW_SECONDS)
-            assert sum(each.connections for each in hanging) == MAX_RUNNING
+            assert sum(host.connections for host in hanging) == MAX_RUNNING
 
 
 def test_hosts_that_keep_failing_get_one_sender_each_and_half_of_them_together(
@@ -347,18 +347,18 @@ def test_hosts_that_keep_failing_get_one_sender_each_and_half_of_them_together(
     app.config["CALLBACK_TIMEOUT"] = 30.0
     with ExitStack() as stack:
         failing = [stack.enter_context(Receiver(answer=play.answer(500))) for _ in range(10)]
-        for each in failing:
+        for host in failing:
             for _ in range(MAX_FAILURES):
-                finish(alice, alice.start(callback=each.url))
-            each.answer = play.silence
-            each.requests.clear()
+                finish(alice, alice.start(callback=host.url))
+            host.answer = play.silence
+            host.requests.clear()
         make_due(app)
         enqueue_many(app, alice, receiver.url, 1)
         with looping(app, stop_seconds=0):
             receiver.wait_for(1)
-            until(lambda: sum(len(each.requests) for each in failing) >= MAX_RECENT // 2)
+            until(lambda: sum(len(host.requests) for host in failing) >= MAX_RECENT // 2)
             time.sleep(2 * delivery_loop.SLOW_SECONDS)
-            assert sorted(len(each.requests) for each in failing) == [0] * 2 + [1] * 8
+            assert sorted(len(host.requests) for host in failing) == [0] * 2 + [1] * 8
 
 
 # --- users take turns --------------------------------------------------------------------
@@ -381,7 +381,7 @@ def test_user_whose_callbacks_hang_does_not_hold_up_others_at_the_same_host(
         enqueue_many(app, bob, f"{receiver.url}bob", 3 * MAX_PER_RECEIVER)
         posts = receiver.wait_for(4 * MAX_PER_RECEIVER)
     # Each user has the slots of a host.
-    assert Counter(each.path for each in posts) == {
+    assert Counter(post.path for post in posts) == {
         "/alice": MAX_PER_RECEIVER,
         "/bob": 3 * MAX_PER_RECEIVER,
     }
@@ -416,7 +416,7 @@ def test_user_with_more_leases_in_other_processes_comes_later(
     enqueue_each(app, bob, addresses(hanging, "bob", MAX_RECENT))
     with looping(app, stop_seconds=0):
         posts = hanging.wait_for(MAX_RECENT)[:MAX_RECENT]
-    assert {each.path for each in posts} == {"/bob"}
+    assert {post.path for post in posts} == {"/bob"}
 
 
 def test_users_with_equal_leases_share_the_senders(
@@ -427,7 +427,7 @@ def test_users_with_equal_leases_share_the_senders(
     enqueue_each(app, bob, addresses(hanging, "bob", MAX_RUNNING))
     with looping(app, stop_seconds=0):
         posts = hanging.wait_for(MAX_RUNNING)
-    assert Counter(each.path for each in posts) == {"/alice": 32, "/bob": 32}
+    assert Counter(post.path for post in posts) == {"/alice": 32, "/bob": 32}
 
 
 def test_last_place_for_a_first_attempt_is_for_another_user(
@@ -455,7 +455,7 @@ def test_last_place_for_a_first_attempt_is_for_another_user(
         assert finish(people[2], tasks[2]) == "pending"
         assert finish(bob, bob.start(callback=receiver.url)) == "delivered"
         answering.set()
-        assert [each.result() for each in held] == ["delivered"] * 2
+        assert [attempt.result() for attempt in held] == ["delivered"] * 2
     # Past their share of the threads, first attempts are left to the loop.
     assert the_delivery(alice, tasks[2])["attempts"] == []
     with looping(app):
@@ -563,7 +563,7 @@ def test_task_that_is_deleted_while_its_attempt_is_recorded_is_no_error(
     receiver.answer = answer
     with ThreadPoolExecutor(1) as pool:
         assert finish(alice, task) == "delivered"
-    assert [each.message for each in caplog.records if each.levelname == "ERROR"] == []
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
     problem(alice.get(f"/task/{task['id']}"), 404)
 
 
@@ -571,7 +571,7 @@ def test_stopping_loop_breaks_its_connections_and_then_releases_its_leases(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
-    hold, check, found = hold_and_check()
+    hold, check, received = hold_and_check()
     receiver.answer = one_after_another(play.answer(500), hold, check)
     task = alice.start(callback=receiver.url)
     finish(alice, task)
@@ -585,7 +585,7 @@ def test_stopping_loop_breaks_its_connections_and_then_releases_its_leases(
     ]
     with looping(app):
         delivery = until_attempts(alice, task, 2)
-    assert found == [b""]
+    assert received == [b""]
     assert [attempt["statusCode"] for attempt in delivery["attempts"]] == [500, 204]
 
 
@@ -595,7 +595,7 @@ def test_first_attempt_is_interrupted_before_another_process_may_post(
     app.config["CALLBACK_TIMEOUT"] = 30.0
     stop = threading.Event()
     monkeypatch.setattr(resources, "stopping", stop)
-    hold, check, found = hold_and_check()
+    hold, check, received = hold_and_check()
     receiver.answer = one_after_another(hold, check)
     task = alice.start(callback=receiver.url)
     with ThreadPoolExecutor(1) as pool:
@@ -605,8 +605,10 @@ def test_first_attempt_is_interrupted_before_another_process_may_post(
         assert report.result() == "pending"
     assert columns(app, "lease", "attempt_count") == [(None, 0)]
     with looping(app):
-        assert [each["statusCode"] for each in until_attempts(alice, task, 1)["attempts"]] == [204]
-    assert found == [b""]
+        assert [
+            attempt["statusCode"] for attempt in until_attempts(alice, task, 1)["attempts"]
+        ] == [204]
+    assert received == [b""]
 
 
 def test_late_report_takes_the_place_of_a_pending_delivery(
@@ -713,8 +715,13 @@ def test_only_the_newest_attempts_are_kept(
         finish(alice, task)
     ids = [deliveries_of(alice, task)[0]["id"] for task in tasks]
     older = [
-        {"delivery_id": each, "at": "2026-11-24T13:36:00.000Z", "duration_ms": 1, "message": "old"}
-        for each in ids
+        {
+            "delivery_id": delivery_id,
+            "at": "2026-11-24T13:36:00.000Z",
+            "duration_ms": 1,
+            "message": "old",
+        }
+        for delivery_id in ids
         for _ in range(120)
     ]
     with app.app_context(), transaction() as connection:
@@ -725,7 +732,7 @@ def test_only_the_newest_attempts_are_kept(
         until(lambda: deliveries_of(alice, tasks[0])[0]["state"] == "delivered")
     kept, others = (deliveries_of(alice, task)[0]["attempts"] for task in tasks)
     assert len(kept) == MAX_ATTEMPTS
-    assert [each["statusCode"] for each in kept] == [None] * (MAX_ATTEMPTS - 1) + [204]
+    assert [attempt["statusCode"] for attempt in kept] == [None] * (MAX_ATTEMPTS - 1) + [204]
     assert len(others) == 121
 
 

@@ -75,7 +75,7 @@ def settle(app: Flask) -> None:
 
     def is_over() -> bool:
         with app.app_context(), reading() as connection:
-            return not any(connection.execute(each).first() for each in (silent, late))
+            return not any(connection.execute(statement).first() for statement in (silent, late))
 
     until(is_over)
     wait_until_all_is_delivered(app)
@@ -109,31 +109,31 @@ def expected(app: Flask) -> Counter[tuple[str, str]]:
 def check(app: Flask, program: Receiver, people: Receiver, mail_server: MailServer) -> None:
     """All that happened was told, to the program under one id each; nothing else was."""
     events = made(app)
-    of_tasks = [each for each in events if each.name not in LATENESS]
-    assert Counter((each.name, each.task_id) for each in of_tasks) == expected(app)
-    lateness = [each.name for each in events if each.name in LATENESS]
+    of_tasks = [event for event in events if event.name not in LATENESS]
+    assert Counter((event.name, event.task_id) for event in of_tasks) == expected(app)
+    lateness = [event.name for event in events if event.name in LATENESS]
     with app.app_context(), reading() as connection:
         late_since = connection.scalar(select(Agent.late_since).where(Agent.id == "nightly"))
     assert lateness == [LATENESS[number % 2] for number in range(len(lateness))]
     assert len(lateness) % 2 == (late_since is not None)
-    assert [each.position for each in events] == list(range(1, len(events) + 1))
+    assert [event.position for event in events] == list(range(1, len(events) + 1))
     sent: dict[str, set[str]] = {}
     for request in list(program.requests):
         body = json.loads(request.body)
         task_id = body["data"].get("task", {}).get("id")
         key = f"{body['type']} {body['timestamp']} {task_id}"
         sent.setdefault(key, set()).add(request.headers["webhook-id"])
-    assert sent.keys() == {f"{each.name} {each.at} {each.task_id}" for each in events}
+    assert sent.keys() == {f"{event.name} {event.at} {event.task_id}" for event in events}
     assert {len(ids) for ids in sent.values()} <= {1}
     assert len(set().union(*sent.values())) == len(sent)
-    messages = b"\n".join(each.body for each in list(people.requests)).decode()
-    mails = "\n".join(each.text for each in list(mail_server.mails))
+    messages = b"\n".join(message.body for message in list(people.requests)).decode()
+    mails = "\n".join(mail.text for mail in list(mail_server.mails))
     with app.app_context(), reading() as connection:
         failed = connection.scalars(select(Task.error_message).where(Task.error_type.is_not(None)))
         failures = set(map(str, failed))
         questions = set(connection.scalars(select(Question.message)))
-    assert not [each for each in failures | questions if each not in messages]
-    assert not [each for each in failures if each not in mails]
+    assert not [text for text in failures | questions if text not in messages]
+    assert not [text for text in failures if text not in mails]
 
 
 @pytest.mark.timeout(600)
@@ -153,7 +153,9 @@ def test_killed_at_any_moment_each_event_is_told_under_one_id(
             expect(alice.post("/hook", json={"target": target, "events": events}), 201)
         service = CrashingService(app, tmp_path, lease=1.0)
         mail_settings = {"SMTP_URL": mail_server.url, "MAIL_FROM": "tasks@example.org"}
-        service.environment |= {f"TASKSERVICE_{name}": each for name, each in mail_settings.items()}
+        service.environment |= {
+            f"TASKSERVICE_{name}": value for name, value in mail_settings.items()
+        }
         crashes = 0
         for moment in range(1, MOMENTS, STEP):
             service.crash_at(moment)

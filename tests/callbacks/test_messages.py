@@ -282,9 +282,9 @@ def test_users_text_adds_nothing_but_text(hostile: str) -> None:
         assert set(fields) <= {"topic", "title", "tags", "priority", "click", "actions", "message"}
         assert len(fields.get("actions", [])) == (2 if together == [notices[1]] else 0)
         subject, body = mail(*together)
-        for each in (text, subject, body, fields["title"], fields["message"]):
+        for part in (text, subject, body, fields["title"], fields["message"]):
             assert not re.search(
-                r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e\ud800-\udfff]", each
+                r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e\ud800-\udfff]", part
             )
         assert len(subject.splitlines()) == 1
 

@@ -42,7 +42,7 @@ class Night:
         return task | {"question": expect(asked, 201)}
 
     def titles(self) -> list[str]:
-        return [json.loads(each.body)["title"] for each in self.phone.requests]
+        return [json.loads(request.body)["title"] for request in self.phone.requests]
 
     def gets(self, *titles: str) -> None:
         """Wait for the next messages of the person."""

@@ -82,7 +82,10 @@ def test_every_acknowledged_write_survives_killed_workers(
     check_tasks(ledger, stored)
     check_tools(ledger, stored)
     check_questions(ledger, questions)
-    ends, states = {"answered", "declined", "withdrawn"}, {each["state"] for each in questions}
+    ends, states = (
+        {"answered", "declined", "withdrawn"},
+        {question["state"] for question in questions},
+    )
     # Few are declined or withdrawn, by chance none in a shorter run.
     assert states == ends if SECONDS >= 30 else {"answered"} <= states <= ends
     if database_url.startswith("sqlite"):

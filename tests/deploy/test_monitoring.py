@@ -49,12 +49,12 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
 def selectors(expression: str) -> Iterator[tuple[str, dict[str, tuple[str, str]]]]:
     """Each metric that an expression selects, with its matchers: label -> operator and value."""
     for name, text in re.findall(r"\b(taskservice_\w+|up)\b(?:\{([^}]*)\})?", expression):
-        found = re.findall(r'(\w+)(=~|!=|=)"([^"]*)"', text)
-        yield name, {label: (operator, value) for label, operator, value in found}
+        matchers = re.findall(r'(\w+)(=~|!=|=)"([^"]*)"', text)
+        yield name, {label: (operator, value) for label, operator, value in matchers}
 
 
-def matches(labels: dict[str, str], wanted: dict[str, tuple[str, str]]) -> bool:
-    for label, (operator, value) in wanted.items():
+def matches(labels: dict[str, str], matchers: dict[str, tuple[str, str]]) -> bool:
+    for label, (operator, value) in matchers.items():
         if label not in labels or (operator == "=" and labels[label] != value):
             return False
     return True
@@ -66,11 +66,11 @@ def test_every_metric_and_label_is_exported(
     used = set()
     for expression in EXPRESSIONS:
         with subtests.test(expression):
-            for name, wanted in selectors(expression):
+            for name, matchers in selectors(expression):
                 used.add(name)
                 if name not in OTHERS:
                     there = [labels for other, labels in samples if other == name]
-                    assert any(matches(labels, wanted) for labels in there), (name, wanted)
+                    assert any(matches(labels, matchers) for labels in there), (name, matchers)
             grouped = re.findall(r"\bby \(([^)]*)\)", expression)
             for label in {word.strip() for words in grouped for word in words.split(",")}:
                 assert any(label in labels for _, labels in samples), label
@@ -111,7 +111,7 @@ def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
     assert "SUCCESS" in promtool("test", "rules", CASES.name, folder=tmp_path)
     cases = yaml.safe_load(CASES.read_text())["tests"]
     for case in cases:
-        tried = {each["alertname"] for each in case["alert_rule_test"]}
+        tried = {test["alertname"] for test in case["alert_rule_test"]}
         assert tried == {rule["alert"] for rule in RULES}
 
 

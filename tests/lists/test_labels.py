@@ -140,8 +140,8 @@ def test_labels_that_are_set_at_the_same_instant_are_all_kept(two_workers: Servi
     expected = {f"{name}{number}": "new" for name in "lm" for number in range(4)}
     assert alice.request("GET", path).json()["labels"] == expected
     for key in expected:
-        (found,) = alice.request("GET", f"/task?label={key}:new").json()
-        assert found["id"] == task["id"]
+        (labelled,) = alice.request("GET", f"/task?label={key}:new").json()
+        assert labelled["id"] == task["id"]
     assert alice.request("GET", "/task?label=l4:old").json() == []
 
 

@@ -36,13 +36,13 @@ def end_as_written(person: ApiClient, output: str) -> dict[str, Any]:
 
 def paths(person: ApiClient) -> dict[str, tuple[Any, int]]:
     """Path -> the last number and the count, in the order of the answer."""
-    found = expect(person.get(NUMBERS), 200)["paths"]
-    return {each["path"]: (each["last"], each["count"]) for each in found}
+    listed = expect(person.get(NUMBERS), 200)["paths"]
+    return {entry["path"]: (entry["last"], entry["count"]) for entry in listed}
 
 
 def values(person: ApiClient, path: str, **query: Any) -> list[Any]:
-    found = expect(person.get(NUMBERS, query_string={"path": path, **query}), 200)
-    return [each["value"] for each in found]
+    listed = expect(person.get(NUMBERS, query_string={"path": path, **query}), 200)
+    return [entry["value"] for entry in listed]
 
 
 def test_numbers_are_found_two_levels_deep(alice: ApiClient) -> None:
@@ -66,8 +66,8 @@ def test_newest_numbers_come_oldest_first(alice: ApiClient) -> None:
     failed = end(alice, {"rows": 4, "other": 1}, status="error")
     alice.report(alice.start(claim=True), output={"rows": 5})
     expect(alice.post(f"/task/{alice.start()['id']}/cancel"), 200)
-    found = expect(alice.get(f"{NUMBERS}?path=rows&limit=2"), 200)
-    assert found == [
+    numbers = expect(alice.get(f"{NUMBERS}?path=rows&limit=2"), 200)
+    assert numbers == [
         {"taskId": task["id"], "finishedAt": task["finishedAt"], "value": value}
         for task, value in ((ended[3], 3), (failed, 4))
     ]
@@ -111,17 +111,17 @@ def test_late_report_counts(alice: ApiClient) -> None:
 def test_most_frequent_paths_are_listed(alice: ApiClient) -> None:
     end(alice, {f"a{number}": number for number in range(60)})
     end(alice, {"a59": 1, "a58": 2})
-    found = paths(alice)
-    assert len(found) == 50
-    assert list(found)[:3] == ["a58", "a59", "a0"]
+    listed = paths(alice)
+    assert len(listed) == 50
+    assert list(listed)[:3] == ["a58", "a59", "a0"]
 
 
 @one_database
 def test_outputs_with_very_many_numbers_count_with_their_first_ones(alice: ApiClient) -> None:
     end(alice, {"list": [1] * 400_000, "rows": 3})
     end(alice, {"nested": {f"{number:x}": number for number in range(60_000)}, "rows": 4})
-    found = paths(alice)
-    assert (len(found), found["rows"]) == (50, (4, 2))
+    listed = paths(alice)
+    assert (len(listed), listed["rows"]) == (50, (4, 2))
 
 
 @one_database

@@ -34,14 +34,14 @@ LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
 
 def pages(person: ApiClient, text: str, **query: Any) -> list[Page]:
     """The pages of a search, each by the `Link` of the one before."""
-    found: list[Page] = []
+    all_pages: list[Page] = []
     response = person.get("/search", query_string={"text": text, **query})
     while True:
-        found.append(expect(response, 200))
+        all_pages.append(expect(response, 200))
         url = next_url(f"{ROOT}/search", response)
-        assert (found[-1]["searched"]["until"] is None) == (url is None)
+        assert (all_pages[-1]["searched"]["until"] is None) == (url is None)
         if url is None:
-            return found
+            return all_pages
         response = person.get(url.removeprefix(ROOT))
 
 
@@ -140,12 +140,12 @@ def test_continued_search_finds_each_line_once(
                 assert lines(alice, "hit", limit=limit) == whole
         assert lines(alice, "hit", label="odd:1") == of_label
     # Nothing is found, but each page reads only a part.
-    found = pages(alice, "absent")
-    assert len(found) == 3
-    assert {page["searched"]["until"] for page in found[:-1]} <= {
+    all_pages = pages(alice, "absent")
+    assert len(all_pages) == 3
+    assert {page["searched"]["until"] for page in all_pages[:-1]} <= {
         task["createdAt"] for task in expect(alice.get("/task"), 200)
     }
-    assert not any(page["hits"] for page in found)
+    assert not any(page["hits"] for page in all_pages)
 
 
 def test_search_that_took_its_time_continues(
@@ -155,10 +155,10 @@ def test_search_that_took_its_time_continues(
     assert search.SEARCH_SECONDS == 1.0
     monkeypatch.setattr(search, "SEARCH_SECONDS", 0.0)
     monkeypatch.setattr(search, "TASKS_PER_READ", 1)
-    found = pages(alice, "hit")
-    assert [len(page["hits"]) for page in found] == [1, 1, 0]
-    assert [page["searched"]["tasks"] for page in found] == [1, 1, 0]
-    assert [page["searched"]["until"] for page in found] == [
+    all_pages = pages(alice, "hit")
+    assert [len(page["hits"]) for page in all_pages] == [1, 1, 0]
+    assert [page["searched"]["tasks"] for page in all_pages] == [1, 1, 0]
+    assert [page["searched"]["until"] for page in all_pages] == [
         tasks[1]["createdAt"], tasks[0]["createdAt"], None,
     ]  # fmt: skip
     monkeypatch.setattr(lists, "FIRST_SEARCHED", 1)
@@ -183,8 +183,8 @@ def test_log_that_changes_meanwhile_is_searched_on(
     with_log(alice, "hit")
 
     def following() -> list[tuple[str, int]]:
-        found = expect(alice.get(rest.removeprefix(ROOT)), 200)["hits"]
-        return [(hit["taskId"], hit["line"]) for hit in found]
+        hits = expect(alice.get(rest.removeprefix(ROOT)), 200)["hits"]
+        return [(hit["taskId"], hit["line"]) for hit in hits]
 
     of_old = [(old["id"], number) for number in (1, 2, 3, 4)]
     assert following() == [*((task["id"], number) for number in (4, 5)), *of_old]
@@ -306,9 +306,9 @@ def test_large_log_is_read_in_parts(alice: ApiClient, app: Flask) -> None:
     for _ in range(3):
         alice.append(task, *["x" * 60_000] * 40)
     alice.append(task, "hit")
-    found: list[tuple[str, int]] = []
-    statements = reads(app, lambda: found.extend(lines(alice, "hit")))
-    assert found == [(task["id"], 121)]
+    hits: list[tuple[str, int]] = []
+    statements = reads(app, lambda: hits.extend(lines(alice, "hit")))
+    assert hits == [(task["id"], 121)]
     assert len([sql for sql, _ in statements if "instr(lower(" in sql]) > 3
 
 
@@ -325,10 +325,10 @@ def test_search_reads_at_most_64_mib_of_uneven_logs(
     large, small = ["x" * 63], ["x"]
     strings = [*large * 700, *small * 500, *large * 1_200]
     with_log(alice, *strings)
-    found: list[Page] = []
-    statements = reads(app, lambda: found.append(expect(alice.get("/search?text=a"), 200)))
+    all_pages: list[Page] = []
+    statements = reads(app, lambda: all_pages.append(expect(alice.get("/search?text=a"), 200)))
     parts = [(values[1], values[2]) for sql, values in statements if "AS BLOB" in sql]
     last = max(after + count for after, count in parts)
     assert sum(len(text) + 1 for text in strings[:last]) <= 64 * 1024
-    assert 40 * 1024 < found[0]["searched"]["bytes"] <= 64 * 1024
-    assert found[0]["searched"]["until"]
+    assert 40 * 1024 < all_pages[0]["searched"]["bytes"] <= 64 * 1024
+    assert all_pages[0]["searched"]["until"]

@@ -187,11 +187,17 @@ def test_of_two_clients_that_answer_at_once_one_wins_and_the_other_is_told(
 ) -> None:
     for _ in range(5):
         question = ask(alice, task)
-        more = {"taskId": task["id"], "questionId": question["id"], "content": {"deploy": False}}
+        arguments = {
+            "taskId": task["id"],
+            "questionId": question["id"],
+            "content": {"deploy": False},
+        }
         updated, answered = at_once(
             [
                 partial(update, follower, task, {question["id"]: YES}),
-                partial(plain.modern, "tools/call", {"name": "answer_task", "arguments": more}),
+                partial(
+                    plain.modern, "tools/call", {"name": "answer_task", "arguments": arguments}
+                ),
             ]
         )
         was_accepted = "result" in updated.json

@@ -451,8 +451,8 @@ def test_task_of_another_user_is_not_found_by_any_tool(bob: ApiClient, mcp: McpC
         "cancel_task": {},
         "answer_task": {"questionId": question["id"], "decline": True},
     }
-    for name, more in calls.items():
-        result = mcp.call(name, {"taskId": task["id"], **more})
+    for name, arguments in calls.items():
+        result = mcp.call(name, {"taskId": task["id"], **arguments})
         assert result["isError"] is True
         assert "not found" in result["content"][0]["text"]
     assert bob.task(task)["questions"] == [question]
@@ -581,9 +581,9 @@ def test_list_tasks_goes_on_where_a_search_stops(
     tasks = [alice.start() for _ in range(12)]
     for task in (tasks[0], tasks[1], tasks[7]):
         alice.report(task, status="complete")
-    for limit, wanted in ((1, [7]), (2, [7, 1]), (50, [7, 1, 0])):
+    for limit, numbers in ((1, [7]), (2, [7, 1]), (50, [7, 1, 0])):
         complete = listed(mcp, agentId="summarizer", status="complete", limit=limit)
-        assert complete == [tasks[number]["id"] for number in wanted]
+        assert complete == [tasks[number]["id"] for number in numbers]
 
 
 def test_search_logs_finds_lines_and_says_how_to_continue(
@@ -597,17 +597,17 @@ def test_search_logs_finds_lines_and_says_how_to_continue(
     texts = [f"{task['id']}:{line}: {text}" for task, line, text in newest]
     whole = mcp.call("search_logs", {"text": "disk"})
     assert whole["content"][0]["text"].splitlines() == texts
-    found = whole["structuredContent"]
-    assert [hit["agentId"] for hit in found["hits"]] == ["other", "summarizer", "summarizer"]
-    assert found["searched"]["until"] is None
-    assert "next" not in found
+    content = whole["structuredContent"]
+    assert [hit["agentId"] for hit in content["hits"]] == ["other", "summarizer", "summarizer"]
+    assert content["searched"]["until"] is None
+    assert "next" not in content
     assert mcp.call("search_logs", {"text": "disk", "limit": 50}) == whole
     page = mcp.call("search_logs", {"text": "disk", "limit": 2})
-    *lines, more = page["content"][0]["text"].splitlines()
+    *lines, notice = page["content"][0]["text"].splitlines()
     assert lines == texts[:2]
     cursor = page["structuredContent"]["next"]
-    assert first["createdAt"] in more
-    assert cursor in more
+    assert first["createdAt"] in notice
+    assert cursor in notice
     rest = mcp.call("search_logs", {"text": "disk", "cursor": cursor})
     assert rest["content"][0]["text"] == texts[2]
     agent = {"text": "DISK", "agentId": "other", "status": "running"}

@@ -70,7 +70,9 @@ def test_form_on_the_terminal_answers_the_question_of_a_task(
             terminal.until_it_shows("Esc to answer later")
             task = newest_task(owner, "confirm_delete")
             terminal.press(ESCAPE, "needs your input")
-            assert [each["state"] for each in task_of(owner, task["id"])["questions"]] == ["open"]
+            assert [question["state"] for question in task_of(owner, task["id"])["questions"]] == [
+                "open"
+            ]
 
             see_the_task(terminal)
             terminal.until_it_shows("Status: input required · asks: Delete old.txt?")

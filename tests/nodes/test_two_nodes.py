@@ -287,7 +287,7 @@ def check_webhooks(ledger: Ledger, receiver: Receiver) -> None:
 
 def webhooks(receiver: Receiver) -> dict[str, set[str]]:
     """The ids of the webhooks that came for each task."""
-    found = defaultdict(set)
+    ids = defaultdict(set)
     for request in list(receiver.requests):
-        found[json.loads(request.body)["id"]].add(request.headers["webhook-id"])
-    return found
+        ids[json.loads(request.body)["id"]].add(request.headers["webhook-id"])
+    return ids

@@ -188,8 +188,8 @@ def test_what_began_while_the_clock_was_ahead_does_not_last_longer(
     (key,) = expect(alice.get("/key"), 200)
     assert seconds(key["lastUsedAt"]) < 60
     question, forever = (
-        expect(alice.get(f"/task/{task['id']}/question/{each['id']}"), 200)
-        for each in (question, forever)
+        expect(alice.get(f"/task/{task['id']}/question/{asked['id']}"), 200)
+        for asked in (question, forever)
     )
     assert 3_000 < seconds(question["expiresAt"]) <= 3_600
     assert (forever["state"], forever["expiresAt"]) == ("open", None)
@@ -213,7 +213,7 @@ def test_clocks_that_are_set_back_a_day_spoil_no_order(
     # A page goes on where it was: nothing is left out, and nothing comes twice.
     second = expect_page(alice, first.headers["Link"].partition(">")[0].lstrip("<"))
     listed = [task["id"] for task in [*first.json, *second.json]]
-    assert [each for each in listed if each in ids(before)] == ids(before)[::-1]
+    assert [task_id for task_id in listed if task_id in ids(before)] == ids(before)[::-1]
     assert len(set(listed)) == len(listed)
     assert ids([*before, *after]) == sorted(ids([*before, *after]))
     log = expect(alice.get(f"/task/{before[0]['id']}/logs?times=true"), 200)

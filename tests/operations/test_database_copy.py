@@ -57,8 +57,8 @@ class Move:
     config: Config
     apps: Apps
 
-    def copy(self, *more: str) -> subprocess.CompletedProcess[str]:
-        return run(self.folder, "db", "copy", self.source, self.target, *more)
+    def copy(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return run(self.folder, "db", "copy", self.source, self.target, *options)
 
     @contextmanager
     def app(self, url: str) -> Iterator[Flask]:
@@ -130,7 +130,7 @@ from_postgresql = pytest.mark.parametrize("move", ["postgresql to sqlite"], indi
 def test_copy_has_everything_that_the_api_returns(move: Move, receiver: Receiver) -> None:
     people = move.fill(receiver)
     before, answers = move.rows(move.source), move.seen(move.source, people)
-    assert all(before.values()), [name for name, found in before.items() if not found]
+    assert all(before.values()), [name for name, table_rows in before.items() if not table_rows]
     copied = move.copy()
     assert copied.returncode == 0, copied
     lines = [line.split() for line in copied.stdout.splitlines()]
@@ -144,13 +144,13 @@ def test_copy_has_everything_that_the_api_returns(move: Move, receiver: Receiver
     assert sorted_rows(move.rows(move.target)) == sorted_rows(before)
     assert move.rows(move.source) == before
     assert move.seen(move.target, people) == answers
-    found = check(move.folder, DATABASE_URL=move.target)
-    assert {found[name]["state"] for name in ("revision", "deliveries")} <= {"ok"}
+    findings = check(move.folder, DATABASE_URL=move.target)
+    assert {findings[name]["state"] for name in ("revision", "deliveries")} <= {"ok"}
 
 
 def sorted_rows(tables: dict[str, list[tuple[Any, ...]]]) -> dict[str, list[tuple[Any, ...]]]:
     """Databases sort text in different orders."""
-    return {name: sorted(found, key=repr) for name, found in tables.items()}
+    return {name: sorted(table_rows, key=repr) for name, table_rows in tables.items()}
 
 
 @both_ways
@@ -164,7 +164,7 @@ def test_copy_works_like_any_other_database(move: Move, receiver: Receiver) -> N
         alice.append(task, "one")
         assert alice.report(task, status="complete")["logs"] == ["one"]
         deliveries = alice.get(f"/task/{task['id']}/deliveries").json
-        assert [each["state"] for each in deliveries or []] == ["delivered"]
+        assert [delivery["state"] for delivery in deliveries or []] == ["delivered"]
 
 
 @both_ways
@@ -437,7 +437,9 @@ def test_copy_replaces_what_a_service_has_made_before_its_first_user(
             assert "is in use: stop the service" in one_line(move.copy(), 1)
         service.stop()
     with move.app(move.target) as app:
-        assert [name for name, found in rows(app).items() if found] == ["service_heartbeat"]
+        assert [name for name, table_rows in rows(app).items() if table_rows] == [
+            "service_heartbeat"
+        ]
         run_sql(app, AGE_HEARTBEAT)
     assert move.copy().returncode == 0
     assert sorted_rows(move.rows(move.target)) == sorted_rows(move.rows(move.source))

@@ -98,8 +98,8 @@ def rows_of_today(filled: Filled) -> Rows:
     with new_app(filled.apps, filled.config) as app:
         return {
             name: [dict(zip(db.metadata.tables[name].columns.keys(), row, strict=True))
-                   for row in found]
-            for name, found in rows(app).items()
+                   for row in table_rows]
+            for name, table_rows in rows(app).items()
         }  # fmt: skip
 
 
@@ -220,10 +220,10 @@ def kill_upgrades(url: str, folder: Path, step: int) -> int:
         if done.returncode == 0:
             return kills
         assert done.returncode == KILLED, done
-        found = everything(url)
-        if found != before:
+        state = everything(url)
+        if state != before:
             # Killed after the commit: the next upgrade finds nothing to do.
-            assert found.revision == REVISIONS[-1]
+            assert state.revision == REVISIONS[-1]
     raise AssertionError
 
 
@@ -238,7 +238,7 @@ class Everything(NamedTuple):
 def everything(url: str) -> Everything:
     engine = create_engine(url, poolclass=pool.NullPool)
     with engine.connect() as connection:
-        found = {
+        tables = {
             name: Counter(map(tuple, connection.execute(text(f'SELECT * FROM "{name}"'))))
             for name in inspect(connection).get_table_names()
             # The index's own, which is made by the statements that make its rows.
@@ -246,7 +246,7 @@ def everything(url: str) -> Everything:
         }
         if engine.dialect.name == "sqlite":
             assert connection.exec_driver_sql("PRAGMA integrity_check").all() == [("ok",)]
-        return Everything(migrations.revision(connection), schema(url), found)
+        return Everything(migrations.revision(connection), schema(url), tables)
 
 
 def check_killed_upgrades(
@@ -283,8 +283,8 @@ def test_first_start_that_is_killed_works_again(
     if url.startswith("sqlite"):
         pragmas = ("auto_vacuum", "journal_mode")
         with create_engine(url).connect() as connection:
-            found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in pragmas]
-        assert found == [2, "wal"]
+            values = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in pragmas]
+        assert values == [2, "wal"]
 
 
 def test_running_process_is_unavailable_where_a_newer_version_renamed_a_column(
@@ -326,7 +326,7 @@ def commands_on_the_server() -> Iterator[str]:
     for name in SERVER_COMMANDS:
         command = main.get_command(click.Context(main), name)
         if isinstance(command, click.Group):
-            yield from (f"{name} {each}" for each in command.commands)
+            yield from (f"{name} {command_name}" for command_name in command.commands)
         else:
             yield name
 

@@ -150,7 +150,7 @@ def linted(service: Service, owner: RemoteClient, request: Request) -> HttpRespo
     version, status, phrase = line.split(b" ", 2)
     answered.process_response_topline(version, status, phrase)
     answered.process_headers(
-        [(name, value.strip()) for name, _, value in (each.partition(b":") for each in lines)]
+        [(name, value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
     )
     answered.feed_content(body)
     answered.finish_content(True)

@@ -99,13 +99,13 @@ def test_pages_have_no_error_and_no_warning(
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=280, check=True
     )
-    found = [
+    messages = [
         (paths.get(Path(message["url"]).name, "broken"), message["message"])
         for message in json.loads(done.stdout)["messages"]
     ]
-    assert any(path == "broken" for path, _ in found)
-    found = [(path, text) for path, text in found if path != "broken"]
-    excused = {text for _, text in found if text.startswith(tuple(EXCUSED))}
-    assert [(path, text) for path, text in found if text not in excused] == []
+    assert any(path == "broken" for path, _ in messages)
+    messages = [(path, text) for path, text in messages if path != "broken"]
+    excused = {text for _, text in messages if text.startswith(tuple(EXCUSED))}
+    assert [(path, text) for path, text in messages if text not in excused] == []
     # An excuse that is no longer needed goes.
     assert len(excused) == len(EXCUSED)

@@ -58,7 +58,7 @@ def test_every_write_on_a_full_disk_is_503_and_goes_on_with_space(
 
 def is_sound(data: Path) -> None:
     """`db check` finds nothing but that the disk is small, or that SQLite has a known bug."""
-    states = {name: found["state"] for name, found in check(data).items()}
+    states = {name: finding["state"] for name, finding in check(data).items()}
     assert {name for name, state in states.items() if state != "ok"} <= {"disk", "sqlite"}
 
 

@@ -68,8 +68,8 @@ def test_many_writers_at_a_lock_are_answered_in_time_and_keep_no_other_waiting(
     else:
         # The lock ended before they gave up.
         assert {answer.status_code for answer in answers} == {201}
-    found = writes.alice.request("GET", f"/task/{task['id']}").json()
-    assert found["logs"] == ([] if is_sqlite else ["a"] * len(answers))
+    stored = writes.alice.request("GET", f"/task/{task['id']}").json()
+    assert stored["logs"] == ([] if is_sqlite else ["a"] * len(answers))
 
 
 @one_database

@@ -32,8 +32,8 @@ def request_of(person: RemoteClient, method: str, params: Json) -> bytes:
 
 
 def tasks_of(person: RemoteClient) -> list[Json]:
-    found: list[Json] = person.request("GET", "/task").json()
-    return found
+    tasks: list[Json] = person.request("GET", "/task").json()
+    return tasks
 
 
 def answered(person: RemoteClient) -> int:

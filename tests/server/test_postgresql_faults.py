@@ -112,9 +112,9 @@ def test_standby_is_503_for_writes_until_it_is_promoted(
         with Service(tmp_path / "data", DATABASE_URL=url_of(primary)) as service:
             writes = EveryWrite(service.add_user())
         until(lambda: is_as_new(standby, primary))
-        found = check(tmp_path, 1, DATABASE_URL=url)["server"]
-        assert found["state"] == "error"
-        assert found["message"].endswith("it is read-only: a standby?")
+        finding = check(tmp_path, 1, DATABASE_URL=url)["server"]
+        assert finding["state"] == "error"
+        assert finding["message"].endswith("it is read-only: a standby?")
         at_standby = Service(tmp_path / "data", DATABASE_URL=url)
         at_standby.ready_path = "/livez"
         with at_standby as service:

@@ -38,11 +38,11 @@ def wait_until_open(service: Service, database: Path) -> None:
 
 
 def open_files(pid: int) -> set[str]:
-    found = set()
+    files = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # closed meanwhile
-            found.add(os.readlink(link))
-    return found
+            files.add(os.readlink(link))
+    return files
 
 
 def remove_log_and_index(database: Path) -> None:

@@ -86,14 +86,14 @@ def test_tutorial_runs_as_printed(service: Service, terminal: Terminal, tmp_path
     alice = service.add_user()
 
     def block(part: str, mark: str = "tutorial") -> str:
-        (found,) = blocks(TUTORIAL, f"{mark}: {part}")
-        return found
+        (lines,) = blocks(TUTORIAL, f"{mark}: {part}")
+        return lines
 
     first_lines = settings_of(block("settings"), alice, tmp_path)
     (tmp_path / "report.sh").write_text(block("report.sh"))
     with Terminal(tmp_path) as third:
-        for each in (terminal, third):
-            each.run(first_lines)
+        for shell in (terminal, third):
+            shell.run(first_lines)
         # A program as a task.
         assert terminal.run(block("first")).splitlines()[-1] == '{"sum": 6}'
         first = newest(alice, "first")

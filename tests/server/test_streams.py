@@ -409,7 +409,7 @@ def test_waits_for_an_answer_end_in_every_process(two_workers: Service) -> None:
         waits = [threads.submit(wait) for _ in range(6)]
         answered = {"action": "accept", "content": {"answer": "yes"}}
         person.request("POST", f"{path}/answer", json=answered).raise_for_status()
-        for each in waits:
-            answer = each.result(PATIENCE_SECONDS)
+        for waiting in waits:
+            answer = waiting.result(PATIENCE_SECONDS)
             assert answer.json()["answer"] == {"answer": "yes"}
             assert answer.headers["Preference-Applied"] == "wait=60"

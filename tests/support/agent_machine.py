@@ -104,13 +104,13 @@ class AgentMachine:
     @property
     def environment(self) -> dict[str, str]:
         clean = {name: text for name, text in os.environ.items() if "TASKSERVICE" not in name}
-        own = {"TASKSERVICE_URL": self.url, "TASKSERVICE_APIKEY": self.key}
-        given = {name: text for name, text in own.items() if text}
+        settings = {"TASKSERVICE_URL": self.url, "TASKSERVICE_APIKEY": self.key}
+        nonempty = {name: text for name, text in settings.items() if text}
         places = {"HOME": str(self.home)}
         places |= {
             f"XDG_{kind}_HOME": str(self.home / kind.lower()) for kind in ("CONFIG", "STATE")
         }
-        return clean | given | places | self.settings
+        return clean | nonempty | places | self.settings
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         options = {"capture_output": True, "text": True, "timeout": 100, "check": False} | options

@@ -300,8 +300,12 @@ def check_tasks(ledger: Ledger, stored: dict[str, dict[str, Any]]) -> None:
 
 def check_questions(ledger: Ledger, stored: Sequence[dict[str, Any]]) -> None:
     """None is lost, none was asked twice, and the answer that a person was told of counts."""
-    assert {each["id"]: each["message"] for each in stored} == ledger.asked
-    assert len({each["message"] for each in stored}) == len(stored)
-    assert {each["id"]: each for each in stored} == ledger.ended
-    answers = {each["id"]: each["answer"] for each in stored if each["state"] != "withdrawn"}
+    assert {question["id"]: question["message"] for question in stored} == ledger.asked
+    assert len({question["message"] for question in stored}) == len(stored)
+    assert {question["id"]: question for question in stored} == ledger.ended
+    answers = {
+        question["id"]: question["answer"]
+        for question in stored
+        if question["state"] != "withdrawn"
+    }
     assert answers == ledger.accepted

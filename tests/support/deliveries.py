@@ -33,8 +33,8 @@ def finish(person: ApiClient, task: dict[str, Any], **changes: Any) -> str:
 
 def deliveries_of(person: ApiClient, task: dict[str, Any]) -> list[dict[str, Any]]:
     """The deliveries of a task, newest first, as its user sees them."""
-    found: list[dict[str, Any]] = expect(person.get(f"/task/{task['id']}/deliveries"), 200)
-    return found
+    deliveries: list[dict[str, Any]] = expect(person.get(f"/task/{task['id']}/deliveries"), 200)
+    return deliveries
 
 
 def the_delivery(person: ApiClient, task: dict[str, Any]) -> dict[str, Any]:
@@ -45,9 +45,9 @@ def the_delivery(person: ApiClient, task: dict[str, Any]) -> dict[str, Any]:
 
 def columns(app: Flask, *names: str) -> list[tuple[Any, ...]]:
     """These columns of each delivery there is, oldest first."""
-    wanted = [getattr(Delivery, name) for name in names]
+    columns = [getattr(Delivery, name) for name in names]
     with app.app_context(), reading() as connection:
-        return [tuple(row) for row in connection.execute(select(*wanted).order_by(Delivery.id))]
+        return [tuple(row) for row in connection.execute(select(*columns).order_by(Delivery.id))]
 
 
 def make_due(app: Flask) -> None:

@@ -78,15 +78,17 @@ def make_old_database(url: str, revision: str, rows: Rows) -> None:
 def _add(
     connection: Connection, revision: str, old: str, new: str, rows: list[dict[str, Any]]
 ) -> None:
-    existing = {each["name"] for each in inspect(connection).get_columns(old)}
+    existing = {info["name"] for info in inspect(connection).get_columns(old)}
     names = names_before(revision, COLUMNS_BEFORE)
     kept = {
-        names.get(each.name, each.name): each
-        for each in db.metadata.tables[new].columns
-        if names.get(each.name, each.name) in existing
+        names.get(target_column.name, target_column.name): target_column
+        for target_column in db.metadata.tables[new].columns
+        if names.get(target_column.name, target_column.name) in existing
     }
-    target = table(old, *(column(name, each.type) for name, each in kept.items()))
-    added = [{name: row[each.name] for name, each in kept.items()} for row in rows]
+    target = table(old, *(column(name, target_column.type) for name, target_column in kept.items()))
+    added = [
+        {name: row[target_column.name] for name, target_column in kept.items()} for row in rows
+    ]
     # Before there were hooks, all deliveries were of callbacks.
     added = [
         row
@@ -99,17 +101,19 @@ def _add(
             row["tool"] = row["tool"] is not False
     connection.execute(target.insert(), added)
     if connection.dialect.name == "postgresql":
-        for each in kept.values():
-            if each.identity is not None:
-                sequence = func.pg_get_serial_sequence(old, each.name)
-                highest = max(row[each.name] for row in added)
+        for target_column in kept.values():
+            if target_column.identity is not None:
+                sequence = func.pg_get_serial_sequence(old, target_column.name)
+                highest = max(row[target_column.name] for row in added)
                 connection.execute(select(func.setval(sequence, highest)))
 
 
 def _count_lines_as_before(connection: Connection, tasks: list[dict[str, Any]]) -> None:
     """The writer without a name had a row as the others have, and timeouts a time of their own."""
     types = db.metadata.tables["log_writers"].columns
-    writers = table("log_writers", *(column(each.name, each.type) for each in types))
+    writers = table(
+        "log_writers", *(column(target_column.name, target_column.type) for target_column in types)
+    )
     counts = [
         {"task_id": task["id"], "writer": "", "seq": task["default_writer_seq"]}
         for task in tasks

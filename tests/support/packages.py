@@ -36,18 +36,22 @@ def dependencies(extra: str | None = None) -> dict[str, Requirement]:
         _SETUP["options.extras_require"][extra] if extra else _SETUP["options"]["install_requires"]
     )
     parsed = [Requirement(line) for line in text.split("\n") if line]
-    return {normalized(each.name): each for each in parsed if each.name != "taskservice"}
+    return {
+        normalized(requirement.name): requirement
+        for requirement in parsed
+        if requirement.name != "taskservice"
+    }
 
 
 def with_their_own(direct: dict[str, Requirement]) -> set[str]:
     """The names of these packages and of all that they need, as they are installed here."""
-    waiting, found = list(direct.values()), set()
+    waiting, names = list(direct.values()), set()
     while waiting:
-        each = waiting.pop()
-        if normalized(each.name) not in found:
-            found.add(normalized(each.name))
-            waiting += _needed_by(each)
-    return found
+        requirement = waiting.pop()
+        if normalized(requirement.name) not in names:
+            names.add(normalized(requirement.name))
+            waiting += _needed_by(requirement)
+    return names
 
 
 def _needed_by(requirement: Requirement) -> Iterator[Requirement]:

@@ -4,10 +4,10 @@ import json
 import sys
 import time
 
-wanted = json.load(sys.stdin)
-seconds = wanted["seconds"]
+task_input = json.load(sys.stdin)
+seconds = task_input["seconds"]
 began = time.monotonic()
 while (passed := time.monotonic() - began) < seconds:
-    print(f"computing {wanted['label']}: {passed:.1f} of {seconds} s", flush=True)
+    print(f"computing {task_input['label']}: {passed:.1f} of {seconds} s", flush=True)
     time.sleep(min(0.2, seconds - passed))
-print(json.dumps({"label": wanted["label"], "seconds": seconds}))
+print(json.dumps({"label": task_input["label"], "seconds": seconds}))

@@ -88,9 +88,9 @@ class StubModel:
         if not (isinstance(value, str) and value.startswith("$")):
             return value
         for result in reversed(self.results):
-            found = _values(result, value[1:])
-            if found:
-                return found[0]
+            values = _values(result, value[1:])
+            if values:
+                return values[0]
         raise AssertionError(f"No result has {value}: {self.results}")
 
 
@@ -106,17 +106,17 @@ def _results(messages: list[dict[str, Any]]) -> Iterator[str]:
 
 def _values(text: str, name: str) -> list[str]:
     """The values of a name in a JSON text, however deep."""
-    found: list[str] = []
+    values: list[str] = []
 
     def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found.extend(value for key, value in pairs if key == name)
+        values.extend(value for key, value in pairs if key == name)
         return dict(pairs)
 
     try:
         json.loads(text, object_pairs_hook=look)
     except ValueError:
         return []
-    return found
+    return values
 
 
 def _events(content: dict[str, Any]) -> Iterator[bytes]:
