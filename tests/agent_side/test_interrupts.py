@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment leaves a task whose lines and end still arrive."""
+"""Ctrl-C at any time leaves a task whose lines and end still arrive."""
 
 import signal
 import sys
@@ -17,7 +17,7 @@ from tests.support.receiver import Exchange, Receiver
 from tests.support.service_answers import passing_on
 
 # Python looks for signals when a function begins, and after a call.
-MOMENTS = ("call", "return", "c_return")
+POINTS = ("call", "return", "c_return")
 
 
 @pytest.fixture
@@ -38,14 +38,14 @@ def is_in_finalizer(frame: FrameType | None) -> bool:
     return False
 
 
-def interrupted_at(moment: int, deed: Callable[[], object]) -> bool:
-    """Whether the deed has that many moments; it is interrupted at this one, as by Ctrl-C."""
-    left = moment
+def interrupted_at(point: int, deed: Callable[[], object]) -> bool:
+    """Whether the deed has that many points; it is interrupted at this one, as by Ctrl-C."""
+    left = point
 
     def interrupt(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal left
-        left -= event in MOMENTS
-        if left <= 0 and event in MOMENTS and not is_in_finalizer(frame):
+        left -= event in POINTS
+        if left <= 0 and event in POINTS and not is_in_finalizer(frame):
             sys.setprofile(None)
             raise KeyboardInterrupt
 
@@ -62,24 +62,24 @@ def interrupted_at(moment: int, deed: Callable[[], object]) -> bool:
 def test_line_may_be_interrupted_at_any_moment(
     remote_alice: RemoteClient, client_task: Task
 ) -> None:
-    moment = 1
-    while interrupted_at(moment, partial(client_task.log, moment)):
-        moment += 1
+    point = 1
+    while interrupted_at(point, partial(client_task.log, point)):
+        point += 1
     client_task.complete()
     logs = remote_alice.the_task()["logs"]
-    assert moment > 10
+    assert point > 10
     # An interrupted line is there or not; none comes twice, or in another place.
     assert logs[0] == "first"
-    assert logs[-1] == str(moment)
+    assert logs[-1] == str(point)
     numbers = list(map(int, logs[1:]))
     assert numbers == sorted(set(numbers))
 
 
-@pytest.mark.parametrize("moment", range(1, 60, 3))
+@pytest.mark.parametrize("point", range(1, 60, 3))
 def test_end_may_be_interrupted_at_any_moment(
-    remote_alice: RemoteClient, client_task: Task, moment: int
+    remote_alice: RemoteClient, client_task: Task, point: int
 ) -> None:
-    if interrupted_at(moment, client_task.complete):
+    if interrupted_at(point, client_task.complete):
         client_task.complete()
     assert remote_alice.the_task()["status"] == "complete"
 

@@ -18,15 +18,15 @@ from tests.support.waiting import until
 BEGAN = 1_795_000_000_000
 
 
-def milliseconds(moment: str) -> int:
-    return round(datetime.fromisoformat(moment).timestamp() * 1000)
+def milliseconds(timestamp: str) -> int:
+    return round(datetime.fromisoformat(timestamp).timestamp() * 1000)
 
 
 def read(person: RemoteClient) -> tuple[list[str], list[int]]:
     """The lines of the one task, and the time of each."""
     task = person.the_task()
     page: dict[str, Any] = person.read(f"/task/{task['id']}/logs?times=true")
-    return page["logs"], [milliseconds(moment) for moment in page["times"]]
+    return page["logs"], [milliseconds(timestamp) for timestamp in page["times"]]
 
 
 # --- a batch -----------------------------------------------------------------------------
@@ -34,7 +34,7 @@ def read(person: RemoteClient) -> tuple[list[str], list[int]]:
 
 def times_sent(*times: int) -> list[int]:
     batch = Batch.of(1, b"".join(timed(b"line\n", at) for at in times))
-    return [milliseconds(moment) for moment in batch.json()["at"]]
+    return [milliseconds(timestamp) for timestamp in batch.json()["at"]]
 
 
 def test_clock_that_was_set_back_does_not_make_times_descend() -> None:

@@ -122,7 +122,7 @@ def test_strange_answer_is_one_sentence(call: Callable[[Client], object]) -> Non
 
 QUESTION: dict[str, Any] = {
     "id": "1", "message": "ok?", "schema": {"properties": {}}, "state": "open",
-    "askedAt": played.MOMENT, "expiresAt": None, "answer": None, "answeredBy": None,
+    "askedAt": played.TIME, "expiresAt": None, "answer": None, "answeredBy": None,
 }  # fmt: skip
 PAGE: dict[str, Any] = {"logs": ["one"], "next": 1, "status": "complete", "times": [None]}
 ODD_MEMBERS = {

@@ -1,4 +1,4 @@
-"""Kills the service repeatedly, at any moment: no webhook is lost or invented."""
+"""Kills the service repeatedly, at any time: no webhook is lost or invented."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.support import receiver as play
 from tests.support.api_client import ApiClient
 from tests.support.background_process import working
 from tests.support.crashing_service import (
-    MOMENTS,
+    POINTS,
     Client,
     CrashingService,
     Scenario,
@@ -27,11 +27,11 @@ from tests.support.waiting import until
 
 # A queue by time would already hold up the others with a few hundred; 100,000 show slow queries.
 MANY = int(os.environ.get("CALLBACK_MANY", "100000"))
-# The moments from one kill to the next.
+# The points from one kill to the next.
 STEP = int(os.environ.get("CALLBACK_STEP", "1"))
 
 
-# --- at each moment ----------------------------------------------------------------------
+# --- at each point -----------------------------------------------------------------------
 
 
 def finish_and_redeliver(client: Client) -> None:
@@ -105,13 +105,13 @@ def check_that_nothing_is_lost_or_invented(alice: ApiClient, receiver: Receiver)
 
 
 def crash_at(
-    moment: int, scenario: Scenario, service: CrashingService, alice: ApiClient, receiver: Receiver
+    point: int, scenario: Scenario, service: CrashingService, alice: ApiClient, receiver: Receiver
 ) -> bool:
-    """Put right what the last crash has left, then live through a scenario till this moment.
+    """Put right what the last crash has left, then live through a scenario till this point.
 
     Returns whether the service was alive at the end of it.
     """
-    service.crash_at(moment)
+    service.crash_at(point)
     service.start()
     try:
         wait_until_all_is_put_right(alice)
@@ -136,15 +136,15 @@ def test_killed_at_any_moment_no_webhook_is_lost_or_invented(
     alice.register("worker")
     receiver.answer = failing_at_first()
     service = CrashingService(app, tmp_path, lease=1.0)
-    moment = next(
-        moment
-        for moment in range(1, MOMENTS, STEP)
-        if crash_at(moment, scenario, service, alice, receiver)
+    point = next(
+        point
+        for point in range(1, POINTS, STEP)
+        if crash_at(point, scenario, service, alice, receiver)
     )
     check_that_nothing_is_lost_or_invented(alice, receiver)
-    # Moments are for example each commit and each send, in requests and in the loop.
-    assert moment > SCENARIOS[scenario]
-    print(f"\n{scenario.__name__}: {moment // STEP} crashes, {len(receiver.requests)} posts")
+    # Points are for example each commit and each send, in requests and in the loop.
+    assert point > SCENARIOS[scenario]
+    print(f"\n{scenario.__name__}: {point // STEP} crashes, {len(receiver.requests)} posts")
 
 
 # --- and with many at it -----------------------------------------------------------------

@@ -22,7 +22,7 @@ from taskservice.webhooks import destinations
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect
 from tests.support.crashing_service import (
-    MOMENTS,
+    POINTS,
     Client,
     CrashingService,
     failing_at_first,
@@ -34,7 +34,7 @@ from tests.support.maintenance import DAY, fall_silent
 from tests.support.receiver import Exchange, Receiver
 from tests.support.waiting import until
 
-# The moments from one kill to the next.
+# The points from one kill to the next.
 STEP = int(os.environ.get("CALLBACK_STEP", "1"))
 LATENESS = ("agent.late", "agent.back")
 
@@ -157,8 +157,8 @@ def test_killed_at_any_moment_each_event_is_told_under_one_id(
             f"TASKSERVICE_{name}": value for name, value in mail_settings.items()
         }
         crashes = 0
-        for moment in range(1, MOMENTS, STEP):
-            service.crash_at(moment)
+        for point in range(1, POINTS, STEP):
+            service.crash_at(point)
             service.start()
             try:
                 settle(app)
@@ -171,9 +171,9 @@ def test_killed_at_any_moment_each_event_is_told_under_one_id(
                 service.kill()
             crashes += 1
         else:
-            pytest.fail("There are more moments.")
+            pytest.fail("There are more points.")
         # For example before and after each commit and each send.
-        assert moment > 20
+        assert point > 20
         service.crash_at(0)
         service.start()
         settle(app)

@@ -74,11 +74,11 @@ def test_id_with_a_full_stop_is_refused() -> None:
 
 
 def test_standard_library_s_signature_is_verified() -> None:
-    moment = datetime.now(UTC)
+    now = datetime.now(UTC)
     headers = {
         "webhook-id": "0193",
-        "webhook-timestamp": str(int(moment.timestamp())),
-        "webhook-signature": "v1a,other " + Webhook(SECRET).sign("0193", moment, BODY.decode()),
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": "v1a,other " + Webhook(SECRET).sign("0193", now, BODY.decode()),
     }
 
     assert is_signed([new_secret(), SECRET], headers, BODY, time.time())

@@ -172,8 +172,8 @@ def test_finished_task_tells_how_long_it_is_kept(
     task_id = mcp.call("summarizer")["taskId"]
     assert mcp.state(task_id)["ttlMs"] is None
     alice.report(claimed(alice), status="complete")
-    moments = {"created_at": "2026-01-01T00:00:00.000Z", "finished_at": "2026-01-01T00:01:00.500Z"}
-    set_columns(app, {"id": task_id}, **moments)
+    times = {"created_at": "2026-01-01T00:00:00.000Z", "finished_at": "2026-01-01T00:01:00.500Z"}
+    set_columns(app, {"id": task_id}, **times)
     assert mcp.state(task_id)["ttlMs"] == 2 * 86_400_000 + 60_500
 
 

@@ -174,7 +174,7 @@ def recover(installation: Installation) -> None:
 
 
 def suffer(installation: Installation, name: str) -> None:
-    """One fault, from its begin to the moment when all is as before."""
+    """One fault, from its begin to the time when all is as before."""
     FAULTS[name](installation)
     ended = time.monotonic()
     recover(installation)

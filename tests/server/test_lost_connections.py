@@ -1,4 +1,4 @@
-"""Connections that PostgreSQL ends: at each moment of a request, with and without a word."""
+"""Connections that PostgreSQL ends: at each point of a request, with and without a word."""
 
 import math
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""Runs a command of the service, which is killed at the n-th moment at which that could hurt.
+"""Runs a command of the service, which is killed at the n-th point at which that could hurt.
 
     CRASH_ARMED=file CRASH_AT=n CRASH_LEASE=seconds python -m tests.support.crash_points serve
 
-Such moments are before and after each commit and each send, of any process; they are counted
+Such points are before and after each commit and each send, of any process; they are counted
 while the file is there. At the n-th all processes of the group get SIGKILL, as if the power
 were cut. Leases are short, and so are the waits for the second attempt and for maintenance.
 """
@@ -26,22 +26,22 @@ from taskservice.webhooks.retry_schedule import SCHEDULE
 ARMED = Path(os.environ["CRASH_ARMED"])
 AT = int(os.environ["CRASH_AT"])
 
-moments = itertools.count(1)
+points = itertools.count(1)
 
 T = TypeVar("T")
 
 
-def moment() -> None:
-    if ARMED.exists() and next(moments) == AT:
+def point() -> None:
+    if ARMED.exists() and next(points) == AT:
         os.killpg(0, signal.SIGKILL)
 
 
-def between_moments(function: Callable[..., T]) -> Callable[..., T]:
+def between_points(function: Callable[..., T]) -> Callable[..., T]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> T:
-        moment()
+        point()
         result = function(*args, **kwargs)
-        moment()
+        point()
         return result
 
     return call
@@ -53,9 +53,9 @@ for place, name, value in (
     (delivery_service, "SCHEDULE", (0.3,) * len(SCHEDULE)),
     (timeouts, "GRACE_SECONDS", 0.0),
     (maintenance, "ROUND_SECONDS", 0.3),
-    (DefaultDialect, "do_commit", between_moments(DefaultDialect.do_commit)),
-    (transport, "post_once", between_moments(transport.post_once)),
-    (smtp, "send_mail", between_moments(smtp.send_mail)),
+    (DefaultDialect, "do_commit", between_points(DefaultDialect.do_commit)),
+    (transport, "post_once", between_points(transport.post_once)),
+    (smtp, "send_mail", between_points(smtp.send_mail)),
 ):
     setattr(place, name, value)
 

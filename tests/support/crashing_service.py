@@ -21,8 +21,8 @@ from tests.support.receiver import Exchange, Receiver
 from tests.support.service import Service
 from tests.support.waiting import until
 
-# There are fewer moments; a test ends at the first that does not come.
-MOMENTS = 300
+# There are fewer points; a test ends at the first that does not come.
+POINTS = 300
 
 
 class CrashingService(Service):
@@ -38,9 +38,9 @@ class CrashingService(Service):
         self.environment |= {"CRASH_ARMED": str(self.armed), "CRASH_LEASE": str(lease)}
         self.crash_at(0)
 
-    def crash_at(self, moment: int) -> None:
+    def crash_at(self, point: int) -> None:
         """Count from 1 while `armed` is there; 0 never comes."""
-        self.environment["CRASH_AT"] = str(moment)
+        self.environment["CRASH_AT"] = str(point)
 
     def kill(self) -> None:
         assert self.process is not None
@@ -76,7 +76,7 @@ def wait_until_all_is_delivered(app: Flask, seconds: float = 60) -> None:
 
 
 class Client:
-    """Calls a service that may die at any moment: ConnectionError then."""
+    """Calls a service that may die at any time: ConnectionError then."""
 
     def __init__(self, service: Service, key: str, receiver: Receiver) -> None:
         self.service, self.receiver = service, receiver

@@ -1,8 +1,8 @@
-"""Runs a command of the service, which is killed at the n-th moment of a migration.
+"""Runs a command of the service, which is killed at the n-th point of a migration.
 
     KILL_AT=n python -m tests.support.killed_upgrade db upgrade
 
-Such moments are before and after each statement and each commit.
+Such points are before and after each statement and each commit.
 """
 
 import itertools
@@ -17,24 +17,24 @@ from taskservice.cli import main
 
 AT = int(os.environ["KILL_AT"])
 
-moments = itertools.count(1)
+points = itertools.count(1)
 do_commit: Any = DefaultDialect.do_commit
 
 
-def moment(*_: Any) -> None:
-    if next(moments) == AT:
+def point(*_: Any) -> None:
+    if next(points) == AT:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def commit_between_moments(dialect: DefaultDialect, connection: Any) -> None:
-    moment()
+def commit_between_points(dialect: DefaultDialect, connection: Any) -> None:
+    point()
     do_commit(dialect, connection)
-    moment()
+    point()
 
 
-event.listen(Engine, "before_cursor_execute", moment)
-event.listen(Engine, "after_cursor_execute", moment)
-DefaultDialect.do_commit = commit_between_moments  # type: ignore[method-assign]
+event.listen(Engine, "before_cursor_execute", point)
+event.listen(Engine, "after_cursor_execute", point)
+DefaultDialect.do_commit = commit_between_points  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ from unittest.mock import ANY
 from tests.support.api_client import ApiClient
 
 Json = dict[str, Any]
-# Stands for the moment of a change, which only the service knows.
+# Stands for the time of a change, which only the service knows.
 NOW = object()
 
 
@@ -105,10 +105,10 @@ class Task:
         if expected == was:
             assert seen == was
             return
-        moment = seen["updatedAt"]
-        assert moment >= was["updatedAt"]
-        expected = {name: moment if value is NOW else value for name, value in expected.items()}
-        assert seen == expected | {"updatedAt": moment}
+        updated_at = seen["updatedAt"]
+        assert updated_at >= was["updatedAt"]
+        expected = {name: updated_at if value is NOW else value for name, value in expected.items()}
+        assert seen == expected | {"updatedAt": updated_at}
         self.json = seen
 
 

@@ -14,7 +14,7 @@ from tests.support.receiver import Behaviour, Exchange, Received
 
 JSON = {"Content-Type": "application/json"}
 PROBLEM = {"Content-Type": "application/problem+json"}
-MOMENT = "2026-11-24T13:36:00.123Z"
+TIME = "2026-11-24T13:36:00.123Z"
 
 
 # As in the documentation, with every field but the log.
@@ -25,7 +25,7 @@ _EXAMPLE = {
 
 def a_task(**changes: Any) -> dict[str, Any]:
     """A task that runs, as the service has it in its lists."""
-    claimed = {"id": "1", "agentId": "a", "claimedAt": MOMENT, "callback": None}
+    claimed = {"id": "1", "agentId": "a", "claimedAt": TIME, "callback": None}
     return _EXAMPLE | claimed | changes
 
 
