@@ -119,6 +119,19 @@ def test_there_are_no_circular_imports() -> None:
     assert left == {}
 
 
+def test_packages_are_doors() -> None:
+    """What a package does is in modules that are named for it."""
+    defined = {
+        f"{path.parent.relative_to(ROOT)}: {node.name}"
+        for path in PACKAGE.rglob("__init__.py")
+        # The folder in which Alembic looks for the migrations.
+        if path.parent.name != "migrations"
+        for node in tree(path).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name != "init_app"
+    }
+    assert defined == set()
+
+
 def test_agents_side_reaches_only_its_own_dependencies() -> None:
     """Also by imports inside of functions."""
     files = {module_name(path): path for path in PACKAGE.rglob("*.py")}
