@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar, cast
 
-from flask import g, request
+from flask import g
 from sqlalchemy import ColumnElement, and_, bindparam, or_, select
 from sqlalchemy.exc import IntegrityError, NoResultFound
 from sqlalchemy.types import Text
@@ -147,8 +147,6 @@ def find(statement: Statement[KeyRow], value: str, now: str) -> KeyRow | None:
 # The headers that carry a key; the value of `Vary`.
 KEY_HEADERS = "apikey, Authorization"
 BEARER = "bearer"
-# In the WSGI environ: the id of the user whose key is in the request, for the server.
-OWNER = "taskservice.owner"
 # The errors of a read or a write if the user of the request was deleted in between.
 ERRORS_OF_DELETED_USER = (IntegrityError, NoResultFound)
 MINUTE = len("2026-11-24T13:36")  # of a time as text, up to the minute
@@ -203,7 +201,6 @@ def valid_key(text: str, now: str) -> KeyRow:
 def set_caller(key: KeyRow, now: str) -> Caller:
     """Let this request act as the caller of `key`, and record the key's use."""
     key_uses[key.id] = now
-    request.environ[OWNER] = key.user_id
     caller = Caller(key.user_id, key.agent_id, key.id, key.name, key.user_name, key.access)
     g.caller = caller
     return caller

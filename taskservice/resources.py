@@ -11,9 +11,10 @@ from flask import Flask, current_app
 T = TypeVar("T")
 
 EXTENSION = "taskservice"
-# In the WSGI environ, if the server has a thread pool: a function that starts a thread in place of
-# this request's thread until its response is sent.
-REPLACE_THREAD = "taskservice.replace_thread"
+
+
+def replace_thread() -> None:
+    """Start a thread of the server instead of this request's; the server provides how."""
 
 
 def provide(app: Flask, resource: object) -> None:

@@ -18,7 +18,7 @@ from taskservice.schemas.tasks import (
 from taskservice.services import logs, new_lines, search, task_json, tasks
 from taskservice.terms import DEFAULT_HITS, DEFAULT_LINES, RUNNING
 from taskservice.web import responses, waiting
-from taskservice.web.request import EVENTS, JSON, TEXT, body_bytes, json_value, operation, quality
+from taskservice.web.request import EVENTS, JSON, TEXT, json_value, operation, quality
 
 blueprint = Blueprint("logs", __name__)
 
@@ -36,7 +36,7 @@ VARY = {"Vary": "Accept"}
     reads=(append_schema, TEXT),
     errors=[TASK_FINISHED, SEQ_GAP],
 )
-def append(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
+def append(caller: Caller, task_id: str, query: dict[str, Any], data: bytes) -> Response:
     """Append lines to a log.
 
     The body is JSON or plain text; a PUT without a content type is plain text. A line ends at a
@@ -51,7 +51,7 @@ def append(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     `expected` is the next number. A finished task is 409, with its state in `task`. An agent must
     stop on 404, or if the `error` in `task` has the type `cancelled`; not on any other error.
     """
-    fields = _append_fields(query)
+    fields = _append_fields(query, data)
     writer = (fields.get("writer") or "").replace("\0", "\ufffd")
     count, status = logs.append(caller, task_id, fields["chunks"], fields.get("seq"), writer)
     return responses.json({"logCount": count, "status": status}, 201)
@@ -154,12 +154,12 @@ def _last_event_id() -> int:
     return int(text)
 
 
-def _append_fields(query: dict[str, Any]) -> dict[str, Any]:
+def _append_fields(query: dict[str, Any], data: bytes) -> dict[str, Any]:
     """The fields of an append, from its text and query or from its JSON, and `chunks` of lines."""
     # `curl -T log.txt` sends PUT and names no type.
     if request.mimetype == TEXT or (request.method == "PUT" and not request.content_type):
-        return query | {"chunks": logs.from_text(body_bytes(), query.get("at"))}
+        return query | {"chunks": logs.from_text(data, query.get("at"))}
     if query:
         raise invalid({name: ["Belongs in the JSON body."] for name in query})
-    body: dict[str, Any] = append_schema.load(json_value(body_bytes(), append_schema))
+    body: dict[str, Any] = append_schema.load(json_value(data, append_schema))
     return body | {"chunks": logs.from_strings(body["logs"], body.get("at"))}

@@ -16,7 +16,7 @@ from taskservice.errors import Problem
 from taskservice.services import hooks
 from taskservice.terms import API_PREFIX, PROBLEM_TYPE
 from taskservice.web import responses
-from taskservice.web.request import canonical, ignore_dates, url_parts
+from taskservice.web.request import MAX_BODY_WITHOUT_KEY, canonical, ignore_dates, url_parts
 
 dashboard = Blueprint(
     "dashboard",
@@ -60,10 +60,11 @@ POLICY = (
 @dashboard.before_request
 def require_session() -> Response | None:
     """Send visitors who are not signed in to sign in; check the token of forms, and ids."""
-    if request.endpoint in (STATIC, ICON) or request.blueprint in PUBLIC:
-        return None
-    if not resume_session():
-        return None if request.endpoint in (ENTER, LEAVE) else _to_sign_in()
+    is_public = request.endpoint in (STATIC, ICON) or request.blueprint in PUBLIC
+    if is_public or not resume_session():
+        request.max_content_length = MAX_BODY_WITHOUT_KEY
+        needs_key = not is_public and request.endpoint not in (ENTER, LEAVE)
+        return _to_sign_in() if needs_key else None
     if request.method == "POST" and request.endpoint != ENTER:
         check_form()
         if request.endpoint != LEAVE:

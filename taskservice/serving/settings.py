@@ -8,28 +8,26 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flask import Flask, Response, g, request
+from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config as GunicornConfig
 from gunicorn.glogging import Logger
+from gunicorn.http.errors import ParseException
 from gunicorn.sock import TCP6Socket, TCPSocket, UnixSocket
 from gunicorn.util import is_ipv6
 
 from taskservice import resources
-from taskservice.api.access import require_key
-from taskservice.auth import caller
 from taskservice.background.maintenance import join_loops, start_loops
 from taskservice.config import Config
-from taskservice.mcp.access import require_access
+from taskservice.errors import respond
 from taskservice.operations import metrics, request_log
+from taskservice.serving.refusals import problem_of
 from taskservice.serving.worker import Worker
 from taskservice.terminal import exit_with_error
-from taskservice.terms import MCP_PATH
 
 # Connections of a server process, in addition to streams and waits.
 MAX_CONNECTIONS = 500
@@ -46,7 +44,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         # Before the fork, so that the worker inherits the slot. A dead worker's slot is free again.
         taken = {each.slot for each in arbiter.WORKERS.values()}
         worker.slot = metrics.requests.use_free_slot(taken)
-        worker.max_body = config.MAX_BODY
+        worker.more_threads = config.WAITS
         worker.early_signals = arbiter.SIG_QUEUE
 
     class OwnLogger(Logger):
@@ -71,6 +69,8 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "on_starting": listen,
         # Longer than nginx keeps idle connections (60 s), so that it never uses a closing one.
         "keepalive": 75,
+        # For requests in progress at a stop; systemd and Docker kill the service after 10 s.
+        "graceful_timeout": 8,
         # The heartbeat is a file; in memory it neither waits for a disk nor needs space on one.
         "worker_tmp_dir": str(MEMORY_FOLDER) if os.access(MEMORY_FOLDER, os.W_OK) else None,
         # Two services of one user would share one socket.
@@ -91,27 +91,12 @@ def return_freed_memory() -> None:
 
 
 def connect_application(worker: Worker) -> None:
-    """Let the worker ask our application for the owners of requests; start the background loops."""
+    """Let our application refuse malformed chunks; start its background loops."""
     return_freed_memory()
     app = worker.app.wsgi()
     if isinstance(app, Flask) and resources.EXTENSION in app.extensions:
-        worker.find_owner = partial(find_owner, app)
+        app.register_error_handler(ParseException, lambda error: respond(problem_of(error)))
         worker.background_threads = start_loops(app, serves=True)
-
-
-def find_owner(app: Flask, environ: dict[str, Any]) -> str | Response | None:
-    """The id of the user whose key is in the headers of a request, before a large body arrives.
-
-    None for a route that needs no key; the response if the application refuses the request.
-    """
-    with app.request_context(environ):
-        try:
-            require_key()
-            if request.path == MCP_PATH:
-                require_access()
-        except Exception as error:
-            return app.finalize_request(app.handle_user_exception(error))
-        return caller.user_id if "caller" in g else None
 
 
 def listen(arbiter: Arbiter) -> None:

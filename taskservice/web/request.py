@@ -146,10 +146,15 @@ def ignore_dates() -> None:
 
 # Maximum size of a body in bytes, unless its operation takes a large one: twice the largest input.
 MAX_SMALL_BODY = 2 * 1024 * 1024
+# The same for a body that needs no key.
+MAX_BODY_WITHOUT_KEY = 64 * 1024
 
 # Parsing a larger body takes up to 25 times its size. A batch of `taskservice run` is smaller.
 LARGE_BODY = 640 * 1024
-large_body_slots = UserSlots(2, 3.0, "Too many large requests at once; try again later")
+_TOO_MANY = "Too many large requests at once; try again later"
+large_body_slots = UserSlots(2, 3.0, _TOO_MANY)
+# For large bodies that arrive.
+_arriving_slots = UserSlots(16, 3.0, _TOO_MANY, per_user=8)
 
 
 def large_json_slot(data: bytes) -> AbstractContextManager[None]:
@@ -157,11 +162,11 @@ def large_json_slot(data: bytes) -> AbstractContextManager[None]:
     return _slot(len(data) > LARGE_BODY or strict_json.has_many_containers(data))
 
 
-def _slot(is_large: bool) -> AbstractContextManager[None]:
+def _slot(is_large: bool, slots: UserSlots = large_body_slots) -> AbstractContextManager[None]:
     if not is_large:
         return nullcontext()
     end_shared_reading()
-    return large_body_slots.hold(caller.user_id)
+    return slots.hold(caller.user_id)
 
 
 class Endpoint:
@@ -169,7 +174,8 @@ class Endpoint:
 
     The view gets the `caller`, the ids of its path, and `query` and `body` where its operation has
     schemas for them; also `sent`, the body before it was loaded, if the response can be a replayed
-    one. Raises 400, 403, 404, 406, 412, 413, 415, 422 and 503.
+    one, and `data`, the body as received, if its operation only describes what the view `reads`.
+    Raises 400, 403, 404, 406, 412, 413, 415, 422 and 503.
     """
 
     def __init__(self, operation: Operation, view: View) -> None:
@@ -182,11 +188,9 @@ class Endpoint:
         update_wrapper(self, view)
 
     def __call__(self, **path: str) -> Response:
-        if self.operation.reads is None:
-            return self._view(**self._arguments(request.environ, path))
-        size = request.content_length
-        with _slot(size is None or size > LARGE_BODY):
-            return self._view(**self._arguments(request.environ, path))
+        arguments = self._arguments(request.environ, path)
+        with _slot(len(arguments.get("data", "")) > LARGE_BODY):
+            return self._view(**arguments)
 
     def _arguments(self, environ: Mapping[str, Any], path: Mapping[str, str]) -> dict[str, Any]:
         arguments: dict[str, Any] = {}
@@ -201,6 +205,7 @@ class Endpoint:
             _check_if_match(environ, path)
         if self.operation.reads is not None:
             request.max_content_length = current_app.config["MAX_BODY"]
+            arguments["data"] = body_bytes()
         if self.operation.body is not None:
             data = body_bytes()
             with large_json_slot(data):
@@ -359,14 +364,19 @@ def body_bytes() -> bytes:
 
 def _received() -> bytes:
     this = request.itself
-    limit = this.max_content_length or 0
-    if this.content_length is not None:
-        if this.content_length > limit:
-            raise RequestEntityTooLarge
-        return this.get_data(cache=False)
-    # Werkzeug silently truncates a chunked body to this limit.
-    this.max_content_length = limit + 1
-    data = this.get_data(cache=False)
+    limit, size = this.max_content_length or 0, this.content_length or 0
+    is_chunked = "HTTP_TRANSFER_ENCODING" in this.environ
+    if not (size or is_chunked):
+        return b""
+    if is_chunked:
+        # Werkzeug silently truncates a chunked body to this limit.
+        this.max_content_length = limit + 1
+    elif size > limit:
+        raise RequestEntityTooLarge
+    # The body can take as long as a request.
+    end_shared_reading()
+    with _slot(is_chunked or size > LARGE_BODY, _arriving_slots):
+        data = this.get_data(cache=False)
     if len(data) > limit:
         raise RequestEntityTooLarge
     return data

@@ -125,7 +125,7 @@ def _slot(*, is_stream: bool = False) -> Iterator[WaitSlot | None]:
         return
     metrics.requests.add_wait(1)
     try:
-        request.environ.get(resources.REPLACE_THREAD, lambda: None)()
+        resources.replace_thread()
         yield slot
     finally:
         metrics.requests.add_wait(-1)

@@ -1,6 +1,5 @@
 """deploy/nginx.conf and deploy/Caddyfile, in the real programs; only addresses are replaced."""
 
-import os
 import re
 import shutil
 import socket
@@ -16,30 +15,18 @@ import pytest
 import requests
 
 from tests.support.api_client import RemoteClient
-from tests.support.deployed_nginx import HOST, DeployedNginx, answers, replaced
+from tests.support.deployed_caddy import deployed_caddy
+from tests.support.deployed_nginx import DeployedNginx, replaced
 from tests.support.documents import ROOT
 from tests.support.followers import events, open_stream
 from tests.support.mcp import McpClient, structured
 from tests.support.receiver import Receiver, answer, reset, unused_port
 from tests.support.requirements import needs
-from tests.support.service import Service, free_port
-from tests.support.waiting import until
+from tests.support.service import Service
 
 DEPLOY = ROOT / "deploy"
 PREFIX = "/tasks"
 MAX_BODY = 10 * 1024 * 1024
-# A test has neither the ports of a machine's own Caddy, nor may it change what the machine trusts.
-AROUND_CADDY = """
-{
-	admin off
-	auto_https disable_redirects
-	skip_install_trust
-	grace_period 1s
-	servers {
-		protocols h1 h2
-	}
-}
-"""
 
 
 def without_prefix(text: str) -> str:
@@ -50,41 +37,12 @@ def without_prefix(text: str) -> str:
 
 
 @contextmanager
-def running(command: list[str], folder: Path, url: str, authority: Path) -> Iterator[str]:
-    """The program, until the block ends; it answers at the URL."""
-    own = {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | own)
-    try:
-        until(partial(answers, process, folder / "log", url, authority))
-        yield url
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-@contextmanager
 def nginx(folder: Path, text: str, behind: int) -> Iterator[tuple[str, Path]]:
     with DeployedNginx(folder, [behind], text) as running:
         yield running.url, running.authority
 
 
-@contextmanager
-def caddy(folder: Path, text: str, behind: int) -> Iterator[tuple[str, Path]]:
-    program = shutil.which("caddy")
-    if program is None:
-        needs("Caddy", "install the package caddy")
-    url = f"https://{HOST}:{free_port()}"
-    values = {"127.0.0.1:8000": f"127.0.0.1:{behind}", "\ntasks.example.org {": f"\n{url} {{"}
-    path = folder / "Caddyfile"
-    path.write_text(AROUND_CADDY + replaced(text, values))
-    command = [program, "run", "--adapter", "caddyfile", "--config", str(path)]
-    authority = folder / "caddy/pki/authorities/local/root.crt"
-    with running(command, folder, url, authority) as url:
-        yield url, authority
-
-
-PROGRAMS = {"nginx": ("nginx.conf", nginx), "caddy": ("Caddyfile", caddy)}
+PROGRAMS = {"nginx": ("nginx.conf", nginx), "caddy": ("Caddyfile", deployed_caddy)}
 
 
 @contextmanager

@@ -2,15 +2,12 @@
 
 import json
 import os
-import re
-import select
 import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -86,70 +83,68 @@ def problem_in(answer: bytes, status: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("begin", "drip"),
-    [
-        (b"", b""),
-        (b"GET /hello HTTP/1.1\r\nX-Slow: ", b"x"),
-        (post(b"", length=MIB), b""),
-        (post(b"", length=MIB), b"x"),
-        (chunked(b"first"), b"1\r\nx\r\n"),
-        (chunked() + b"5;name=", b"x"),
-        (b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n", b""),
-        (b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b""),
-        (post(b"", path="/unread", length=100 * MIB), b""),
-    ],
-    ids=[
-        "idle",
-        "dripping-head",
-        "body-never-comes",
-        "dripping-body",
-        "dripping-chunks",
-        "dripping-chunk-size",
-        "answer-never-read",
-        "never-closes",
-        "too-large-body-never-comes",
-    ],
-)
-def test_twice_as_many_slow_clients_as_threads_leave_others_a_quick_answer(
-    patient: GunicornProcess, begin: bytes, drip: bytes
-) -> None:
-    with ExitStack() as stack:
-        slow = [stack.enter_context(patient.connect(begin)) for _ in range(2 * THREADS)]
-        for _ in range(5):
-            for client in slow if drip else []:
-                client.sendall(drip)
-            assert patient.seconds_to_answer() < QUICK_SECONDS
-            time.sleep(0.05)
-
-
-@pytest.mark.parametrize(
     "begin",
-    [b"GET / HTTP/1.1\r\nX-Slow: ", post(b"", length=MIB), chunked(b"first")],
+    [
+        b"GET / HTTP/1.1\r\nX-Slow: ",
+        post(b"", length=MIB),
+        chunked(b"first") + b"fffff\r\n",
+    ],
     ids=["head", "body", "chunks"],
 )
 def test_request_that_is_not_here_in_time_is_408_however_it_drips(
     server: GunicornProcess, begin: bytes
 ) -> None:
     with server.connect(begin) as client:
-        ended = Event()
-        dripping = Thread(target=drip_until, args=(client, ended))
-        dripping.start()
-        try:
-            answer = read_to_end(client)
-        finally:
-            ended.set()
-            dripping.join()
-    problem_in(answer, 408)
+        problem_in(answer_to_drips(client), 408)
+
+
+def test_answer_to_a_body_that_drips_unread_arrives(server: GunicornProcess) -> None:
+    with server.connect(post(b"", path="/unread", length=MIB)) as client:
+        assert answer_to_drips(client).endswith(b"\r\n\r\nno")
+
+
+def answer_to_drips(client: socket.socket) -> bytes:
+    """All that comes, to a client that sends a byte now and then."""
+    ended = Event()
+    dripping = Thread(target=drip_until, args=(client, ended))
+    dripping.start()
+    try:
+        return read_to_end(client)
+    finally:
+        ended.set()
+        dripping.join()
 
 
 def drip_until(client: socket.socket, ended: Event) -> None:
-    while not ended.wait(0.1):
-        client.send(b"1")
+    with suppress(OSError):
+        while not ended.wait(0.1):
+            client.send(b"1")
 
 
-def test_client_that_never_sends_anything_gets_no_answer(server: GunicornProcess) -> None:
-    with server.connect() as client:
-        assert read_to_end(client) == b""
+def test_clients_that_never_send_anything_hold_no_thread_and_get_no_answer(tmp_path: Path) -> None:
+    with started(tmp_path, settings={"keepalive": 2}) as server, ExitStack() as stack:
+        idle = [stack.enter_context(server.connect()) for _ in range(3 * THREADS)]
+        assert server.get("/hello") == b"hello"
+        assert [read_to_end(client) for client in idle] == [b""] * len(idle)
+
+
+def test_reader_that_stands_still_is_cut_off_and_its_thread_freed(server: GunicornProcess) -> None:
+    request = b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n"
+    with ExitStack() as stack:
+        for _ in range(2 * THREADS):
+            stack.enter_context(server.connect(request, receive_buffer=16_384))
+        # Only a thread that one of them held can answer.
+        assert server.get("/hello") == b"hello"
+    assert "Traceback" not in server.log
+
+
+def test_slow_clients_in_all_threads_leave_others_an_answer(patient: GunicornProcess) -> None:
+    slow = [b"GET /hello HTTP/1.1\r\nX-Slow: ", post(b"x", length=MIB), chunked(b"first")]
+    with ExitStack() as stack:
+        for begin in slow * THREADS:
+            stack.enter_context(patient.connect(begin))
+        for _ in range(3):
+            assert patient.seconds_to_answer() < QUICK_SECONDS
 
 
 def test_each_request_on_a_connection_has_its_own_time_limit(server: GunicornProcess) -> None:
@@ -158,16 +153,6 @@ def test_each_request_on_a_connection_has_its_own_time_limit(server: GunicornPro
         time.sleep(0.9)
         client.sendall(HELLO)
         assert read_bodies(client) == [b"hello"]
-
-
-def test_clients_past_the_limit_take_the_place_of_the_idlest(tmp_path: Path) -> None:
-    with (
-        started(tmp_path, attributes=PATIENT, settings={"worker_connections": 6}) as server,
-        ExitStack() as stack,
-    ):
-        idle = [stack.enter_context(server.connect()) for _ in range(20)]
-        assert server.seconds_to_answer() < QUICK_SECONDS
-        assert idle[0].recv(1) == b""
 
 
 def test_steady_but_slow_reader_gets_all_of_a_large_answer(tmp_path: Path) -> None:
@@ -181,51 +166,6 @@ def test_steady_but_slow_reader_gets_all_of_a_large_answer(tmp_path: Path) -> No
             size += len(piece)
             time.sleep(0.12)
     assert size > 8_000_000
-
-
-def test_reader_that_stands_still_is_cut_off_and_its_thread_freed(server: GunicornProcess) -> None:
-    usual = int(server.get("/threads"))
-    with ExitStack() as stack:
-        request = b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n"
-        slow = [stack.enter_context(server.connect(request)) for _ in range(3)]
-        for client in slow:
-            until(partial(is_reset, client))
-            with pytest.raises(ConnectionResetError):
-                read_to_end(client)
-        until(lambda: int(server.get("/threads")) == usual)
-
-
-def test_reader_that_drips_is_cut_off_too(server: GunicornProcess) -> None:
-    request = b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n"
-    with (
-        server.connect(request, receive_buffer=16_384) as client,
-        pytest.raises(ConnectionResetError),
-    ):
-        drip_from(client)
-
-
-def drip_from(client: socket.socket) -> None:
-    for _ in range(100):
-        assert client.recv(7000)
-        time.sleep(0.1)
-
-
-def test_past_the_limit_of_slow_readers_the_longest_waiting_is_cut_off(tmp_path: Path) -> None:
-    attributes = {"max_slow_clients": 1, "response_seconds": 30.0}
-    request = b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n"
-    with started(tmp_path, attributes=attributes) as server:
-        usual = int(server.get("/threads"))
-        with server.connect(request) as first:
-            until(lambda: int(server.get("/threads")) > usual)
-            with server.connect(request) as second:
-                until(lambda: is_reset(first))
-                assert second.recv(10).startswith(b"HTTP/1.1 2")
-
-
-def is_reset(client: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(client, 0)
-    return bool(poll.poll(0))
 
 
 # A request is taken in whole.
@@ -274,113 +214,20 @@ def test_client_that_asks_before_it_sends_is_told_to_go_on(server: GunicornProce
         assert read_bodies(client) == [b"body"]
 
 
-def test_client_that_asks_to_send_too_much_is_refused_immediately(server: GunicornProcess) -> None:
-    with server.connect(post(b"", "Expect: 100-continue", length=3 * MIB)) as client:
-        problem_in(read_to_end(client), 413)
-
-
-def test_body_that_is_too_large_is_413_and_the_client_can_read_that(
-    patient: GunicornProcess,
-) -> None:
-    with patient.connect(post(bytes(3 * MIB), length=10_000 * MIB)) as client:
-        problem_in(read_to_end(client), 413)
-
-
-def test_refusal_can_be_read_by_a_client_that_first_sends_its_whole_body(tmp_path: Path) -> None:
-    patient = {"request_seconds": 30.0, "linger_seconds": 3.0}
-    with (
-        started(tmp_path, attributes=patient) as server,
-        server.connect(post(b"", length=3 * MIB)) as client,
-    ):
-        for _ in range(48):
-            client.sendall(bytes(MIB // 16))
-            time.sleep(0.08)
-        problem_in(read_to_end(client), 413)
-
-
-def test_client_that_sends_on_after_a_refusal_has_no_more_time_for_it(
-    server: GunicornProcess,
-) -> None:
-    with server.connect(post(b"", length=3 * MIB)) as client:
-        problem_in(read_to_end(client), 413)
-        with pytest.raises((BrokenPipeError, ConnectionResetError)):
-            drip_for_ever(client)
-
-
-def drip_for_ever(client: socket.socket) -> None:
-    for _ in range(100):
-        client.sendall(b"x")
-        time.sleep(0.1)
-
-
-def test_chunks_that_become_too_large_are_413(server: GunicornProcess) -> None:
-    with server.connect(chunked(bytes(MIB), bytes(MIB))) as client:
-        client.sendall(b"1\r\n")
-        problem_in(read_to_end(client), 413)
-
-
-def test_body_in_too_many_chunks_is_413(patient: GunicornProcess) -> None:
-    # Each counts as 64 bytes at least, so that 2 MiB are 32,768 chunks at most.
-    tiny = b"1\r\nx\r\n"
-    assert patient.ask(chunked() + tiny * 32_767 + b"0\r\n\r\n").endswith(b"x" * 32_767)
-    with patient.connect(chunked() + tiny * 32_769) as client:
-        problem = problem_in(read_to_end(client), 413)
-    assert problem["detail"] == "The request's body has too many chunks"
-
-
-def test_answer_to_an_unread_body_arrives_and_the_connection_stays_open(
-    server: GunicornProcess,
-) -> None:
-    with server.connect(post(bytes(2 * MIB), path="/unread") + HELLO) as client:
-        assert read_bodies(client, 2) == [b"no", b"hello"]
-
-
-def is_read(client: socket.socket) -> bool:
-    """Whether the server has read all that this client has sent."""
-    # Connections to other servers may have the same local port.
-    ports = {f"{name[1]:04X}" for name in (client.getsockname(), client.getpeername())}
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
-    queues = [row[4] for row in rows if {row[1][-4:], row[2][-4:]} == ports]
-    return queues == ["00000000:00000000"] * 2
-
-
-def test_large_bodies_together_have_a_limit_and_small_ones_always_go(tmp_path: Path) -> None:
-    with started(tmp_path, attributes={"max_large_bodies": 2, "request_seconds": 30.0}) as server:
-        with server.connect(post(bytes(2 * MIB - 10), length=2 * MIB)) as first:
-            until(lambda: is_read(first))
-            with server.connect(post(bytes(MIB))) as second:
-                answer = read_to_end(second)
-            problem_in(answer, 503)
-            assert b"Retry-After:" in answer
-            assert server.ask(post(b"x" * 60_000)).endswith(b"x" * 60_000)
-            first.sendall(bytes(10))
-            assert len(read_bodies(first)[0]) == 2 * MIB
-        until(lambda: len(server.ask(post(bytes(2 * MIB)))) > 2 * MIB)
-
-
-def test_body_that_the_disk_has_no_room_for_is_503(tmp_path: Path) -> None:
-    small_files = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash", *GUNICORN]
-    with started(tmp_path, small_files, attributes=PATIENT) as server:
-        for _ in range(2 * THREADS):
-            with server.connect(post(bytes(2 * MIB))) as client:
-                assert problem_in(read_to_end(client), 503)["code"] == "overloaded"
-        with server.connect(post(bytes(180_000), length=MIB)) as client:
-            for _ in range(50):
-                client.sendall(bytes(1000))
-                time.sleep(0.001)
-            problem_in(read_to_end(client), 503)
-        assert server.ask(post(b"x" * 100_000)).endswith(b"x" * 100_000)
+def test_answer_to_an_unread_body_arrives(server: GunicornProcess) -> None:
+    for size in (1000, 2 * MIB):
+        with server.connect(post(bytes(size), path="/unread")) as client:
+            assert read_bodies(client) == [b"no"]
 
 
 # What is no valid request is refused as problem+json.
 
 
 REFUSED = {
-    "a malformed request line, TLS or HTTP/2 on the port": {
+    "a malformed request line, or HTTP/2": {
         "no-version": (b"GET /\r\n\r\n", 400),
         "bare-line-feeds": (b"GET / HTTP/1.1\n\n", 400),
         "nothing-but-empty-lines": (b"\r\n\r\n", 400),
-        "https-by-mistake": (b"\x16\x03\x01\x02\x00\x01", 400),
         "small-letters": (b"get / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         "unknown-version": (b"GET / HTTP/3.7\r\nHost: x\r\n\r\n", 400),
         "http-2-preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
@@ -415,10 +262,6 @@ REFUSED = {
         "chunk-size-no-number": (chunked() + b"x\r\n", 400),
         "chunk-size-negative": (chunked() + b"-1\r\n", 400),
         "chunk-size-missing": (chunked() + b"\r\n", 400),
-        "chunk-size-endless": (chunked() + b"1" * 2000, 400),
-        "chunk-line-too-long": (chunked() + b"1;a=%b\r\nx\r\n0\r\n\r\n" % (b"x" * 2000), 400),
-        "trailer-too-long": (chunked() + b"0\r\nA: %b\r\n\r\n" % (b"x" * 2000), 400),
-        "chunk-with-bare-line-feeds": (chunked() + b"5\nhello\n0\n\n", 400),
         "chunk-extension-malformed": (chunked() + b"1;=\r\n", 400),
         "chunk-longer-than-it-says": (chunked() + b"5\r\nhelloX0\r\n\r\n", 400),
         "trailer-that-must-not-be": (chunked() + b"0\r\nHost: y\r\n\r\n", 400),
@@ -431,21 +274,15 @@ REFUSED = {
             501,
         ),
     },
-    "a length or a chunk past the limit": {
-        "length-too-large": (post(b"", length=3 * MIB), 413),
-        "chunk-too-large": (chunked() + b"fffffffffffffff\r\n", 413),
-    },
-    "a request line that is too long or endless": {
+    "a request line that is too long": {
         "line-too-long": (b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * 9000), 414),
-        "line-endless": (b"GET /%b" % (b"x" * 70_000), 414),
     },
-    "headers that are too many, too long or endless": {
+    "headers that are too many or too long": {
         "too-many-headers": (
             b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 101 + b"\r\n",
             431,
         ),
         "header-too-long": (b"GET / HTTP/1.1\r\nHost: x\r\nA: %b\r\n\r\n" % (b"x" * 9000), 431),
-        "header-endless": (b"GET / HTTP/1.1\r\nHost: x\r\nA: %b" % (b"x" * 70_000), 431),
     },
     "an expectation that nobody knows": {
         "unknown-expectation": (post(b"", "Expect: miracles"), 417),
@@ -476,7 +313,7 @@ def test_refusals_echo_nothing_to_the_client_or_the_log(server: GunicornProcess)
     assert "tsk_user_secret" not in server.log
 
 
-@pytest.mark.parametrize("path", ["/fail", "/exit", "/os-error", "/bad-header"])
+@pytest.mark.parametrize("path", ["/fail", "/bad-header"])
 def test_application_that_fails_is_500_without_its_reasons(
     server: GunicornProcess, path: str
 ) -> None:
@@ -489,7 +326,7 @@ def test_application_that_fails_is_500_without_its_reasons(
 def test_answers_that_the_application_did_not_give_are_counted_once_each(
     fresh: GunicornProcess,
 ) -> None:
-    for path in ("/fail", "/fail", "/exit", "/late-failure"):
+    for path in ("/fail", "/fail", "/bad-header", "/late-failure"):
         fresh.ask(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     fresh.ask(b"nonsense\r\n\r\n")
     counts = [line for line in fresh.get("/metrics").decode().splitlines() if "_total{" in line]
@@ -506,21 +343,13 @@ def test_refusal_of_a_head_request_has_no_body(server: GunicornProcess) -> None:
 # An answer is whole, or visibly broken.
 
 
-@pytest.mark.parametrize("path", ["/break", "/short"])
-@pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_answer_that_fails_midway_is_reset(
-    server: GunicornProcess, path: str, version: str
-) -> None:
-    request = f"GET {path} HTTP/{version}\r\nHost: x\r\n\r\n".encode()
-    with server.connect(request) as client, pytest.raises(ConnectionResetError):
-        # What was sent before may have arrived, or be lost with the reset.
-        read_to_end(client)
+def test_answer_that_fails_midway_does_not_look_whole(server: GunicornProcess) -> None:
+    answer = server.ask(b"GET /break HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.endswith(b"\r\n\r\n4\r\npart\r\n")
 
 
 def test_failure_after_a_whole_answer_leaves_that_as_it_is(server: GunicornProcess) -> None:
-    request = b"GET /late-failure HTTP/1.1\r\nHost: x\r\n\r\n"
-    with server.connect(request * 2) as client:
-        assert read_bodies(client, 2) == [b"whole", b"whole"]
+    assert server.get("/late-failure") == b"whole"
 
 
 def test_pieces_leave_as_they_are_made(server: GunicornProcess) -> None:
@@ -600,7 +429,6 @@ def test_open_streams_and_idle_and_slow_clients_do_not_delay_the_end(
         HELLO,
         STREAM,
         b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n",
         post(b"", length=MIB),
         b"",
     ]
@@ -610,7 +438,7 @@ def test_open_streams_and_idle_and_slow_clients_do_not_delay_the_end(
         assert fresh.end(signum) == 0
         assert read_to_end(clients[1]).endswith(b"3\r\nend\r\n0\r\n\r\n")
         assert read_to_end(clients[2]).endswith(b"waited")
-        assert problem_in(read_to_end(clients[4]), 503)["code"] == "stopping"
+        assert problem_in(read_to_end(clients[3]), 503)["code"] == "stopping"
     assert fresh.process.returncode == 0
     assert "Traceback" not in fresh.log
 
@@ -622,32 +450,6 @@ def test_answer_under_way_at_the_end_is_completed(fresh: GunicornProcess) -> Non
         assert fresh.end(signal.SIGTERM) == 0
         answer = read_to_end(client)
     assert answer.endswith(b"slept")
-
-
-def test_client_that_waits_to_be_let_in_at_the_end_is_answered(fresh: GunicornProcess) -> None:
-    worker = fresh.worker()
-    os.kill(worker, signal.SIGSTOP)
-    # Of two signals that a process has not noticed yet, it takes SIGTERM first.
-    until(lambda: re.search(r"State:\s*T", status_of(worker)))
-    with fresh.connect(HELLO) as client:
-        fresh.process.send_signal(signal.SIGTERM)
-        # The worker has its own signal, which it gets once it goes on.
-        until(lambda: has_pending(worker, signal.SIGTERM))
-        os.kill(worker, signal.SIGCONT)
-        answer = read_to_end(client)
-    assert answer.endswith(b"hello")
-    assert b"Connection: close" in answer
-
-
-def has_pending(process: int, signum: int) -> bool:
-    """Whether a process that is stopped has been sent this signal."""
-    (pending,) = re.findall(r"ShdPnd:\s*(\w+)", status_of(process))
-    return bool(int(pending, 16) >> (signum - 1) & 1)
-
-
-def status_of(process: int) -> str:
-    """What the kernel says of a process."""
-    return Path(f"/proc/{process}/status").read_text()
 
 
 def test_second_ctrl_c_is_not_needed_for_a_request_that_hangs(fresh: GunicornProcess) -> None:

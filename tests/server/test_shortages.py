@@ -2,18 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
-from tests.support.gunicorn_process import THREADS, started
+from tests.support.gunicorn_process import started
 from tests.support.waiting import until
-
-
-def test_failures_of_any_kind_leave_the_server_all_its_threads(tmp_path: Path) -> None:
-    with started(tmp_path) as server:
-        for _ in range(THREADS + 1):
-            with pytest.raises(ConnectionResetError):
-                server.get("/end-thread")
-        assert server.get("/hello") == b"hello"
 
 
 class Code(str):

@@ -30,8 +30,7 @@ sys.path.insert(0, {root!r})
 from taskservice.serving.gunicorn_config import *
 
 def post_fork(arbiter, worker):
-    worker.request_seconds = worker.response_seconds = worker.linger_seconds = 0.7
-    worker.sweep_seconds = 0.1
+    worker.request_seconds = worker.response_seconds = 0.7
     for name, value in {attributes}.items():
         setattr(worker, name, value)
 

@@ -2,10 +2,8 @@
 
 import json
 import os
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from taskservice import resources
@@ -47,23 +45,12 @@ def application(  # noqa: C901 - a list of behaviours
         return answer(bytes(int(argument)))
     if path == "/pieces":
         return pieces(b"first", b"", b"last")
-    if path == "/threads":
-        return answer(str(threading.active_count()).encode())
     if path == "/pid":
         return answer(str(os.getpid()).encode())
     if path == "/fail":
         raise ValueError("a secret")
-    if path == "/exit":
-        raise SystemExit(1)
-    if path == "/end-thread":
-        raise GeneratorExit
-    if path == "/os-error":
-        Path("/nowhere/at/all").read_bytes()
     if path == "/bad-header":
         start_response("200 OK", [("X-Split", "a\r\nb")])
-    if path == "/short":
-        start_response("200 OK", [("Content-Length", "10")])
-        return [b"short"]
     if path == "/break":
         start_response("200 OK", [])
         return breaking()
