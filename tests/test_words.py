@@ -13,7 +13,7 @@ from flask import Flask
 from taskservice import cli
 from tests.support.documents import ROOT
 from tests.support.marks import one_database
-from tests.support.words import ODD
+from tests.support.words import FILLERS, ODD
 
 PACKAGE = ROOT / "taskservice"
 # A help text or a description begins with a noun or a verb.
@@ -49,17 +49,34 @@ def comments(source: str) -> Iterator[str]:
 
 def odd_phrases(path: Path) -> list[str]:
     texts = (re.sub(r"\s+", " ", re.sub(r"`[^`]*`", "", text)) for text in prose(path))
-    return [found[0] for text in texts for found in ODD.finditer(text)]
+    return [match[0] for text in texts for match in ODD.finditer(text)]
 
 
 def test_code_has_plain_words() -> None:
     files = [path for path in sorted(PACKAGE.rglob("*")) if path.suffix in {".py", ".html", ".js"}]
-    found = {
+    phrases_of = {
         str(path.relative_to(PACKAGE)): phrases
         for path in files
         if path.parent.name != "versions" and (phrases := odd_phrases(path))
     }
-    assert found == {}
+    assert phrases_of == {}
+
+
+def assigned_names(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+
+
+def test_names_say_what_they_hold() -> None:
+    fillers = {
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path in PACKAGE.rglob("*.py")
+        for name in FILLERS.intersection(assigned_names(path.read_text()))
+    }
+    assert fillers == set()
 
 
 def helps(command: click.Command) -> Iterator[str]:
@@ -94,5 +111,5 @@ def test_help_begins_with_a_noun_or_a_verb(app: Flask) -> None:
         "--help": helps(cli.main),
         "/openapi.json": descriptions(app.test_client().get("/openapi.json").json),
     }
-    found = {name: sorted(set(filter(ODD_START.match, each))) for name, each in texts.items()}
-    assert found == {"--help": [], "/openapi.json": []}
+    odd = {name: sorted(set(filter(ODD_START.match, lines))) for name, lines in texts.items()}
+    assert odd == {"--help": [], "/openapi.json": []}

@@ -42,7 +42,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         # Otherwise garbage collection would write to the memory that the processes share.
         gc.freeze()
         # Before the fork, so that the worker inherits the slot. A dead worker's slot is free again.
-        taken = {each.slot for each in arbiter.WORKERS.values()}
+        taken = {other.slot for other in arbiter.WORKERS.values()}
         worker.slot = metrics.requests.use_free_slot(taken)
         worker.more_threads = config.WAITS
         worker.early_signals = arbiter.SIG_QUEUE

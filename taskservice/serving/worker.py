@@ -42,16 +42,16 @@ PIECE = 64 * 1024
 
 
 class ThreadPool:
-    """Daemon threads for requests: `size`, and up to `more` while these are all held up.
+    """Daemon threads for requests: `size`, and up to `max_extra` while these are all held up.
 
     A request that waits for a change brings a thread of its own.
     """
 
-    def __init__(self, size: int, more: int) -> None:
+    def __init__(self, size: int, max_extra: int) -> None:
         self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
         self._current = local()
         self._begun_at = 0.0
-        self._max_more, self._more = more, list[Thread]()
+        self._max_extra, self._extra = max_extra, list[Thread]()
         for _ in range(size):
             resources.start_thread("pool", self._run)
 
@@ -73,11 +73,11 @@ class ThreadPool:
         """Start a thread for each request that waits for one, if all are held up."""
         waiting = self._jobs.qsize()
         if waiting and time.monotonic() - self._begun_at > HELD_UP_SECONDS:
-            self._more = [thread for thread in self._more if thread.is_alive()]
+            self._extra = [thread for thread in self._extra if thread.is_alive()]
             # Without memory for a thread, the requests wait longer.
             with suppress(RuntimeError):
-                for _ in range(min(waiting, self._max_more - len(self._more))):
-                    self._more.append(resources.start_thread("pool", self._run_once))
+                for _ in range(min(waiting, self._max_extra - len(self._extra))):
+                    self._extra.append(resources.start_thread("pool", self._run_once))
 
     def _run(self) -> None:
         self._current.is_replaced = False

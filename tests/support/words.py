@@ -12,3 +12,5 @@ ODD = re.compile(
     r"(?:clients?|tools?|errors?) of (?:MCP|JSON-RPC)|says? so|answered? (?:200|4\d\d|5\d\d))\b",
     re.IGNORECASE,
 )
+# Names that do not say what they hold.
+FILLERS = {"each", "found", "given", "here", "more", "own", "said", "wanted"}
