@@ -21,7 +21,7 @@ PYTEST ?=
 .PHONY: help install run test test-lists test-dashboard test-browser test-callbacks test-server \
 	test-agent test-operations test-mcp test-deploy test-nodes test-crash test-api test-big test-all lint \
 	lint-python lint-js fix dev \
-	bench bench-peers bench-more bench-scaling docs docs-links reference screenshots dist image clean
+	bench bench-more bench-scaling docs docs-links reference screenshots dist image clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
@@ -129,9 +129,6 @@ dev: install ## Serve on 127.0.0.1:8000 with a debugger, and restart on each cha
 
 bench: $(VENV)/installed-test ## Compare with simpler programs that could be written instead, in ten minutes
 	$(BIN)/python -m benchmarks $(BENCH)
-
-bench-peers: $(VENV)/installed-test ## Compare with other services, which it installs
-	$(BIN)/python -m benchmarks.peers $(BENCH)
 
 bench-more: $(VENV)/installed-test ## Measure webhooks, waits for maintenance, long logs in a browser, `run`, searches
 	$(BIN)/python -m benchmarks.callbacks

@@ -4,7 +4,7 @@ import re
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,6 @@ from sqlalchemy import create_engine
 
 from benchmarks.contents import DAYS, LINES, Person, add_person, multiply
 from benchmarks.load import Load, load, request
-from benchmarks.plot import Plot
 from benchmarks.servers import Server, exchange, ours
 from benchmarks.table import OUR_WORKER, Goal, Row, Run, interleaved, row
 from taskservice.database import name_index
@@ -49,8 +48,6 @@ TAIL = "last 100 lines of a long log"
 FOUND = (FINISHED, ENDED, RARE, LIST_PAGE, FAILED_PAGE, AGENTS_PAGE, TASK_PAGE)
 NOT_FOUND = (SEARCH, AGENT_SEARCH, SHORT_SEARCH, SEARCH_PAGE)
 OF_TASKS = (GET, PAGE, ATTENTION, *FOUND, *NOT_FOUND)
-# The plot shows fewer lines.
-PLOTTED = (GET, PAGE, FINISHED, SEARCH, LIST_PAGE, SEARCH_PAGE, AGENTS_PAGE)
 TABS_OF = (LIST_PAGE, FAILED_PAGE, SEARCH_PAGE, AGENTS_PAGE, TASK_PAGE)
 OF_LINES = (APPEND, TAIL)
 
@@ -110,7 +107,6 @@ def growth(run: Run) -> list[Row]:
                 rows.append(row(goal, largest, {OUR_WORKER: smallest}))
             else:
                 rows.append(_beside_tabs(run, goal, grown[-1], path.partition(" tabs: ")[2]))
-    rows[0].plots = _plots(sizes, figures)
     return rows
 
 
@@ -129,16 +125,6 @@ def _waits(run: Run, grown: Sequence[Grown]) -> dict[str, list[list[float]]]:
     return {
         path: [figures[f"{path} {number}"] for number in range(len(grown))]
         for path in (*OF_TASKS, *OF_LINES)
-    }
-
-
-def _plots(sizes: Sequence[int], figures: Mapping[str, list[list[float]]]) -> dict[str, str]:
-    def of(title: str, unit: str, paths: Sequence[str]) -> str:
-        return Plot(title, unit, sizes, {path: figures[path] for path in paths}).svg()
-
-    return {
-        "tasks.svg": of("Median wait of one client, by tasks of a user", "tasks", PLOTTED),
-        "lines.svg": of("Median wait of one client, by lines of a log", "lines", OF_LINES),
     }
 
 

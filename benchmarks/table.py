@@ -60,8 +60,6 @@ class Row:
     ratios: dict[str, float] = field(default_factory=dict)
     left_out: str = ""
     rounds: dict[str, list[float]] = field(default_factory=dict)
-    # Name of a file -> its SVG.
-    plots: dict[str, str] = field(default_factory=dict)
 
     @property
     def judged(self) -> float:
@@ -77,9 +75,7 @@ class Row:
         return "yes" if goal.is_reached(self.judged, goal.at_least) else "NO"
 
     def as_json(self) -> dict[str, Any]:
-        figures = asdict(self) | {"verdict": self.verdict}
-        del figures["plots"]
-        return figures
+        return asdict(self) | {"verdict": self.verdict}
 
 
 def row(goal: Goal, ours: Samples, beside: Mapping[str, Samples], *, inverted: bool = False) -> Row:

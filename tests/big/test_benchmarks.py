@@ -24,7 +24,7 @@ def test_every_row_of_the_table_can_be_measured(tmp_path: Path, section: str) ->
     written = tmp_path / "rows.json"
     command = [sys.executable, "-m", "benchmarks", *QUICK, "--only", section]
     result = subprocess.run(
-        [*command, "--json", str(written), "--plots", str(tmp_path)],
+        [*command, "--json", str(written)],
         cwd=ROOT, capture_output=True, text=True, timeout=850, check=True,
     )  # fmt: skip
     rows = json.loads(written.read_text())
@@ -37,9 +37,6 @@ def test_every_row_of_the_table_can_be_measured(tmp_path: Path, section: str) ->
         assert row["ours"] > 0
         assert all(ratio > 0 for ratio in row["ratios"].values())
         assert row["goal"]["path"] in result.stdout
-    if section == "growth":
-        for name in ("tasks.svg", "lines.svg"):
-            assert (tmp_path / name).read_text().startswith("<svg")
 
 
 @pytest.mark.timeout(900)
