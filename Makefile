@@ -130,10 +130,9 @@ dev: install ## Serve on 127.0.0.1:8000 with a debugger, and restart on each cha
 bench: $(VENV)/installed-test ## Compare with simpler programs that could be written instead, in ten minutes
 	$(BIN)/python -m benchmarks $(BENCH)
 
-bench-more: $(VENV)/installed-test ## Measure webhooks, waits for maintenance, long logs in a browser, `run`, searches
+bench-more: $(VENV)/installed-test ## Measure webhooks, idle clients, long logs in a browser, `run`, searches
 	$(BIN)/python -m benchmarks.callbacks
 	$(BIN)/python -m benchmarks.waits
-	$(BIN)/python -m benchmarks.writer_waits
 	$(BIN)/python -m benchmarks.long_log
 	$(BIN)/python -m benchmarks.run_overhead
 	$(BIN)/python -m benchmarks.search

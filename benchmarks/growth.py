@@ -19,7 +19,7 @@ from sqlalchemy import create_engine
 from benchmarks.contents import DAYS, LINES, Person, add_person, multiply
 from benchmarks.load import Load, load, request
 from benchmarks.servers import Server, exchange, ours
-from benchmarks.table import OUR_WORKER, Goal, Row, Run, interleaved, row
+from benchmarks.table import Goal, Row, Run, interleaved, row
 from taskservice.database import name_index
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
@@ -104,7 +104,7 @@ def growth(run: Run) -> list[Row]:
             path = goal.path.removeprefix("1,000,000: ")
             if path in figures:
                 smallest, largest = figures[path][0], figures[path][-1]
-                rows.append(row(goal, largest, {OUR_WORKER: smallest}))
+                rows.append(row(goal, largest, smallest))
             else:
                 rows.append(_beside_tabs(run, goal, grown[-1], path.partition(" tabs: ")[2]))
     return rows
@@ -134,7 +134,7 @@ def _beside_tabs(run: Run, goal: Goal, grown: Grown, tab: str) -> Row:
         alone.append(grown.p95(GET, run.seconds))
         with _tabs(grown, tab):
             beside.append(grown.p95(GET, run.seconds))
-    return row(goal, beside, {OUR_WORKER: alone})
+    return row(goal, beside, alone)
 
 
 @contextmanager

@@ -54,15 +54,15 @@ def measured(
     """
     # Else the disk would still be busy with what was written before.
     os.sync()
-    quiet, _ = _with_writer(writer, lambda: time.sleep(QUIET_SECONDS))
+    quiet, _ = with_writer(writer, lambda: time.sleep(QUIET_SECONDS))
     finished = store.number("SELECT count(*) FROM tasks WHERE finished_at IS NOT NULL")
     rate = _prune(server, DAYS * (1 - count / finished))
-    tasks, _ = _with_writer(writer, lambda: _prune(server, DAYS * (1 - 2 * count / finished)))
-    log, seconds = _with_writer(writer, lambda: _log_gone(store, writer, task_id, is_quick))
+    tasks, _ = with_writer(writer, lambda: _prune(server, DAYS * (1 - 2 * count / finished)))
+    log, seconds = with_writer(writer, lambda: _log_gone(store, writer, task_id, is_quick))
     return Removal(quiet, rate, tasks, seconds, log)
 
 
-def _with_writer(writer: Person, act: Callable[[], Result]) -> tuple[Waits, Result]:
+def with_writer(writer: Person, act: Callable[[], Result]) -> tuple[Waits, Result]:
     """The longest waits beside `act`, and what that returns."""
     quiet = QuietWriter(RemoteClient(writer.server.url, writer.key))
     with _plain_file(writer.server.environment["TASKSERVICE_DATA"]) as waits, quiet:

@@ -303,13 +303,20 @@ def _measure_count(place: Place) -> None:
 
 def _measure_backup(place: Place, databases: Databases) -> None:
     file = place.run.folder / f"backup-{place.store.kind}"
-    began = time.perf_counter()
-    if place.store.kind == SQLITE:
-        command(place.reader.server, "db", "backup", str(file))
-    else:
-        dump = [str(databases.programs / "pg_dump"), "-Fc", "-f", str(file), place.store.url]
-        subprocess.run(dump, check=True, capture_output=True)
-    place.add(BACKUP, time.perf_counter() - began, "s")
+
+    def back_up() -> float:
+        began = time.perf_counter()
+        if place.store.kind == SQLITE:
+            command(place.reader.server, "db", "backup", str(file))
+        else:
+            dump = [str(databases.programs / "pg_dump"), "-Fc", "-f", str(file), place.store.url]
+            subprocess.run(dump, check=True, capture_output=True)
+        return time.perf_counter() - began
+
+    place.add(BACKUP, back_up(), "s")
+    file.unlink()
+    waits, _ = removal.with_writer(place.writer, back_up)
+    place.add_waits("while a backup is made", waits)
     place.add("size of this backup", file.stat().st_size / 1e6, "MB")
     file.unlink()
 

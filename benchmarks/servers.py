@@ -21,13 +21,6 @@ THREADS = 16
 IS_PINNED = (os.cpu_count() or 1) > 1
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
-# In place of gunicorn's own command: the same application on our worker class.
-ON_OUR_WORKER = (
-    "import sys; from importlib import import_module; "
-    "from taskservice.config import Config; from taskservice.serving.settings import serve; "
-    "make_app = import_module(sys.argv[1]).create_app; "
-    "serve(make_app, Config.from_environment())"
-)
 
 
 def pin_load() -> None:
@@ -177,19 +170,8 @@ def ours(data: Path, checkout: Path | None = None, **settings: str) -> Server:
     return Server(command, variables, port, request("GET", "/livez"), checkout)
 
 
-def on_our_worker(module: str, first: bytes, workers: int = 1, **variables: str) -> Server:
-    """An application of `benchmarks.yardsticks` on our worker class."""
-    port = free_port()
-    own = environment(
-        Path(tempfile.gettempdir(), f"yardstick-{port}"),
-        BIND=f"127.0.0.1:{port}", LOG_LEVEL="warning", WORKERS=str(workers), THREADS=str(THREADS),
-    )  # fmt: skip
-    command = [sys.executable, "-c", ON_OUR_WORKER, f"benchmarks.yardsticks.{module}"]
-    return Server(command, own | variables, port, first)
-
-
-def on_gthread(module: str, first: bytes, workers: int = 1, **variables: str) -> Server:
-    """An application of `benchmarks.yardsticks` on gunicorn's gthread."""
+def yardstick(module: str, first: bytes, workers: int = 1, **variables: str) -> Server:
+    """An application of `benchmarks.yardsticks`, on gunicorn's gthread."""
     port = free_port()
     command = [
         sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--no-control-socket",
@@ -197,14 +179,6 @@ def on_gthread(module: str, first: bytes, workers: int = 1, **variables: str) ->
         "--log-level", "warning", f"benchmarks.yardsticks.{module}:create_app()",
     ]  # fmt: skip
     return Server(command, os.environ | variables, port, first)
-
-
-def on_both(module: str, first: bytes, workers: int = 1, **variables: str) -> dict[str, Server]:
-    """An application on gthread and on our worker class, by the names of the columns."""
-    return {
-        "gthread": on_gthread(module, first, workers, **variables),
-        "our worker": on_our_worker(module, first, workers, **variables),
-    }
 
 
 @contextlib.contextmanager

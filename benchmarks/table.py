@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-GTHREAD, OUR_WORKER = "gthread", "our worker"
 Samples = Sequence[float]
 
 
@@ -32,7 +31,6 @@ class Goal:
     """A path, what it is measured beside, and the ratio that it should reach.
 
     Where `is_absolute`, `at_least` and `stretch` are figures of ours in `unit`, not ratios.
-    `server` is the column whose ratio counts.
     """
 
     path: str
@@ -42,7 +40,6 @@ class Goal:
     stretch: float | None
     is_less_better: bool = False
     is_absolute: bool = False
-    server: str = OUR_WORKER
 
     def is_reached(self, figure: float, bound: float | None) -> bool | None:
         if bound is None or math.isnan(figure):
@@ -56,14 +53,14 @@ class Row:
 
     goal: Goal
     ours: float = math.nan
-    beside: dict[str, float] = field(default_factory=dict)
-    ratios: dict[str, float] = field(default_factory=dict)
+    beside: float = math.nan
+    ratio: float = math.nan
     left_out: str = ""
     rounds: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def judged(self) -> float:
-        return self.ours if self.goal.is_absolute else self.ratios.get(self.goal.server, math.nan)
+        return self.ours if self.goal.is_absolute else self.ratio
 
     @property
     def verdict(self) -> str:
@@ -78,18 +75,18 @@ class Row:
         return asdict(self) | {"verdict": self.verdict}
 
 
-def row(goal: Goal, ours: Samples, beside: Mapping[str, Samples], *, inverted: bool = False) -> Row:
+def row(goal: Goal, ours: Samples, beside: Samples = (), *, inverted: bool = False) -> Row:
     """The row of figures that were measured in turn; `inverted` for how many times as fast."""
-    ratios = {
-        name: statistics.median(
-            (theirs / own) if inverted else (own / theirs)
-            for own, theirs in zip(ours, figures, strict=True)
-        )
-        for name, figures in beside.items()
-    }
-    medians = {name: statistics.median(figures) for name, figures in beside.items()}
-    rounds = {"ours": list(ours)} | {name: list(figures) for name, figures in beside.items()}
-    return Row(goal, statistics.median(ours), medians, ratios, rounds=rounds)
+    if not beside:
+        return Row(goal, statistics.median(ours), rounds={"ours": list(ours)})
+    ratio = statistics.median(own / other for own, other in zip(ours, beside, strict=True))
+    return Row(
+        goal,
+        statistics.median(ours),
+        statistics.median(beside),
+        1 / ratio if inverted else ratio,
+        rounds={"ours": list(ours), "beside": list(beside)},
+    )
 
 
 def interleaved(
@@ -103,8 +100,7 @@ def interleaved(
     return figures
 
 
-HEAD = ("path", "ours", "beside, gthread", "ratio", "beside, our worker", "ratio",
-        "at least", "stretch", "reached")  # fmt: skip
+HEAD = ("path", "ours", "beside", "ratio", "at least", "stretch", "reached")
 
 
 def cells(row: Row) -> list[str]:
@@ -112,17 +108,14 @@ def cells(row: Row) -> list[str]:
     own = [f"{goal.path} / {goal.beside}", figure_text(row.ours, goal.unit)]
     if row.left_out:
         own[1] = f"left out: {row.left_out}"
-    columns = []
-    for server in (GTHREAD, OUR_WORKER):
-        columns.append(figure_text(row.beside.get(server), goal.unit))
-        columns.append(_number(row.ratios.get(server)))
+    beside = "" if math.isnan(row.beside) else figure_text(row.beside, goal.unit)
     sign = "≤ " if goal.is_less_better else ""
     unit = goal.unit if goal.is_absolute else ""
     goals = [
         sign + figure_text(bound, unit) if bound is not None else ""
         for bound in (goal.at_least, goal.stretch)
     ]
-    return [*own, *columns, *goals, row.verdict]
+    return [*own, beside, _number(row.ratio), *goals, row.verdict]
 
 
 def figure_text(value: float | None, unit: str) -> str:
