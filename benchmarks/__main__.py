@@ -17,7 +17,7 @@ def main() -> None:
         for name in options.only or SECTIONS:
             print(f"{time.monotonic() - began:4.0f} s  {name}", file=sys.stderr, flush=True)
             rows += measured(name, run)
-    show(options, began, HEAD, [cells(row) for row in rows])
+    show(began, HEAD, [cells(row) for row in rows])
     if options.json:
         options.json.write_text(json.dumps([row.as_json() for row in rows], indent=1))
 

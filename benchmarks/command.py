@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.load import WRK
 from benchmarks.servers import pin_load
-from benchmarks.table import Run, markdown, text
+from benchmarks.table import Run, markdown
 
 # A helper of the tests skips or fails where PostgreSQL can't be started.
 UNMEASURABLE = (Exception, pytest.skip.Exception, pytest.fail.Exception)
@@ -26,7 +26,6 @@ def parser(program: str, description: str | None, parts: Iterable[str]) -> argpa
     options.add_argument("--seconds", type=float, default=2.0, help="of each measurement (2)")
     options.add_argument("--rounds", type=int, default=3, help="of all measurements in turn (3)")
     options.add_argument("--scale", type=float, default=1.0, help="of the numbers of tasks (1)")
-    options.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     options.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return options
 
@@ -49,13 +48,11 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def show(
-    options: argparse.Namespace, began: float, head: Sequence[str], lines: Sequence[Sequence[str]]
-) -> None:
+def show(began: float, head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """Print a table below the date, the machine and the time that it took since `began`."""
     seconds = time.monotonic() - began
     print(f"{datetime.now(UTC):%Y-%m-%d}, {_machine()}, measured in {seconds:.0f} s\n")
-    print((markdown if options.markdown else text)(head, lines))
+    print(markdown(head, lines))
 
 
 def _machine() -> str:

@@ -43,7 +43,7 @@ from benchmarks.stores import (
     copy_to_postgresql,
     durable_postgresql,
 )
-from benchmarks.table import Goal, Row, Run, figure_text, interleaved, markdown, text
+from benchmarks.table import Goal, Row, Run, figure_text, interleaved, markdown
 from tests.support.databases import Databases
 from tests.support.receiver import Receiver
 
@@ -89,10 +89,10 @@ LOG_REMOVED = "while this log is removed"
 GOALS = {
     goal.path: goal
     for goal in (
-        Goal(RATE, "", "tasks/s", 1_000, None, is_absolute=True),
-        Goal(f"{WRITER_WAIT} {TASKS_REMOVED}", "", "ms", 250, None, True, True),
-        Goal(LOG_SECONDS, "", "s", 120, None, True, True),
-        Goal(f"{WRITER_WAIT} {LOG_REMOVED}", "", "ms", 250, None, True, True),
+        Goal(RATE, "", "tasks/s", 1_000, is_absolute=True),
+        Goal(f"{WRITER_WAIT} {TASKS_REMOVED}", "", "ms", 250, True, True),
+        Goal(LOG_SECONDS, "", "s", 120, True, True),
+        Goal(f"{WRITER_WAIT} {LOG_REMOVED}", "", "ms", 250, True, True),
     )
 }
 
@@ -421,9 +421,9 @@ def main() -> None:
     with measuring(options) as run:
         figures = measured(run, kinds)
     (head, lines), *others = _tables(figures, kinds)
-    show(options, began, head, lines)
+    show(began, head, lines)
     for head, lines in others:
-        print("\n" + (markdown if options.markdown else text)(head, lines))
+        print("\n" + markdown(head, lines))
     for kind, why in figures.left_out.items():
         print(f"\n{kind} left out: {why}")
     if options.json:

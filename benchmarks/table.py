@@ -30,21 +30,20 @@ class Run:
 class Goal:
     """A path, what it is measured beside, and the ratio that it should reach.
 
-    Where `is_absolute`, `at_least` and `stretch` are figures of ours in `unit`, not ratios.
+    Where `is_absolute`, `at_least` is a figure of ours in `unit`, not a ratio.
     """
 
     path: str
     beside: str
     unit: str
     at_least: float | None
-    stretch: float | None
     is_less_better: bool = False
     is_absolute: bool = False
 
-    def is_reached(self, figure: float, bound: float | None) -> bool | None:
-        if bound is None or math.isnan(figure):
+    def is_reached(self, figure: float) -> bool | None:
+        if self.at_least is None or math.isnan(figure):
             return None
-        return figure <= bound if self.is_less_better else figure >= bound
+        return figure <= self.at_least if self.is_less_better else figure >= self.at_least
 
 
 @dataclass
@@ -64,12 +63,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        goal = self.goal
-        if goal.is_reached(self.judged, goal.at_least) is None:
-            return ""
-        if goal.is_reached(self.judged, goal.stretch):
-            return "stretch"
-        return "yes" if goal.is_reached(self.judged, goal.at_least) else "NO"
+        return {None: "", True: "yes", False: "NO"}[self.goal.is_reached(self.judged)]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"verdict": self.verdict}
@@ -100,22 +94,19 @@ def interleaved(
     return figures
 
 
-HEAD = ("path", "ours", "beside", "ratio", "at least", "stretch", "reached")
+HEAD = ("path", "ours", "beside", "ratio", "goal", "reached")
 
 
 def cells(row: Row) -> list[str]:
     goal = row.goal
-    own = [f"{goal.path} / {goal.beside}", figure_text(row.ours, goal.unit)]
+    own = [" / ".join(filter(None, (goal.path, goal.beside))), figure_text(row.ours, goal.unit)]
     if row.left_out:
         own[1] = f"left out: {row.left_out}"
     beside = "" if math.isnan(row.beside) else figure_text(row.beside, goal.unit)
     sign = "≤ " if goal.is_less_better else ""
     unit = goal.unit if goal.is_absolute else ""
-    goals = [
-        sign + figure_text(bound, unit) if bound is not None else ""
-        for bound in (goal.at_least, goal.stretch)
-    ]
-    return [*own, beside, _number(row.ratio), *goals, row.verdict]
+    bound = "" if goal.at_least is None else sign + figure_text(goal.at_least, unit)
+    return [*own, beside, _number(row.ratio), bound, row.verdict]
 
 
 def figure_text(value: float | None, unit: str) -> str:
@@ -128,21 +119,7 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 20 else f"{value:.2f}"
 
 
-def text(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal."""
-    all_lines = [head, *lines]
-    # What was left out says why in a cell that may be wider than its column.
-    widths = [max(len(line[column]) for line in all_lines if "left out" not in line[column])
-              for column in range(len(head))]  # fmt: skip
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in all_lines
-    )
-
-
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table as in the documents."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines])
