@@ -4,7 +4,9 @@ import gc
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from taskservice.database.engine import dispose
 from taskservice.operations import health
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, add_user
-from tests.support.apps import Apps
+from tests.support.apps import Apps, new_app
 from tests.support.certificates import Authority
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.clocks import Clocks
@@ -97,6 +99,13 @@ def app(config: Config, standard_config: Config, apps: Apps) -> Iterator[Flask]:
     app = apps.new(config)
     yield app
     dispose(app)
+
+
+@pytest.fixture
+def app_with(config: Config) -> Iterator[Callable[..., Flask]]:
+    """Makes another app on the test's database, with these settings changed."""
+    with ExitStack() as stack:
+        yield lambda **changes: stack.enter_context(new_app(replace(config, **changes)))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.support.api_client import RemoteClient
-from tests.support.browser import CHROMIUM, launched
+from tests.support.browser import CHROMIUM, Visitor, launched
 from tests.support.requirements import needs
 from tests.support.service import Service
 
@@ -30,3 +30,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def alice(service: Service) -> RemoteClient:
     """A new user in each test, so that each list has its own tasks."""
     return service.add_user(f"alice {time.monotonic_ns()}")
+
+
+@pytest.fixture
+def visitor(chromium: Browser, service: Service, alice: RemoteClient) -> Iterator[Visitor]:
+    """Alice's window, signed in; whatever it did, it must have done quietly."""
+    visitor = Visitor(chromium, service.url)
+    visitor.sign_in(str(alice.session.headers["apikey"]))
+    yield visitor
+    visitor.check()
+    visitor.close()

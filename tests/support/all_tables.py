@@ -76,7 +76,8 @@ def _append(person: ApiClient, task: dict[str, Any]) -> None:
 def _ask(app: Flask, person: ApiClient, task: dict[str, Any]) -> None:
     path = f"/task/{task['id']}/question"
     asked: list[dict[str, Any]] = []
-    for text in ("May I?", "And now?", "Whom?", ODD_TEXTS[1]):
+    # A migration must not take the last one for the end of a question.
+    for text in ("May I?", "And now?", "Whom?", f'{ODD_TEXTS[1]}","answer":null}}'):
         headers = {"Idempotency-Key": f"ask {len(asked)}"}
         asked.append(expect(person.post(path, json={"message": text}, headers=headers), 201))
     accept = {"action": "accept", "content": {"answer": ODD_TEXTS[0]}}

@@ -1,10 +1,11 @@
 """People and programs that talk to the service, in this process or over a socket."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 import requests
 from flask import Flask
 from werkzeug.test import TestResponse
@@ -116,6 +117,19 @@ def problem(response: TestResponse, status: int) -> dict[str, Any]:
     assert CODES[body["code"]].status == status
     assert (status == 422) == ("errors" in body)
     return dict(body)
+
+
+def check_invalid_fields(
+    send: Callable[..., TestResponse],
+    valid: dict[str, Any],
+    invalid: dict[str, list[Any]],
+    subtests: pytest.Subtests,
+) -> None:
+    """A body that is valid but for one field is a 422 that names it, for each of these values."""
+    for name, values in invalid.items():
+        for value in values:
+            with subtests.test(f"{name}: {value!r}"[:60]):
+                assert list(problem(send(json=valid | {name: value}), 422)["errors"]) == [name]
 
 
 def problem_text(response: TestResponse) -> dict[str, Any]:

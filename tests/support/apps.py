@@ -20,8 +20,10 @@ from taskservice.services import attempts
 @contextmanager
 def new_app(config: Config) -> Iterator[Flask]:
     app = create_app(config)
-    yield app
-    engine.dispose(app)
+    try:
+        yield app
+    finally:
+        engine.dispose(app)
 
 
 @contextmanager

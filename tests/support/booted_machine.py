@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from types import TracebackType
 
 from tests.support.documents import ROOT
 from tests.support.requirements import needs
@@ -79,12 +78,7 @@ class BootedMachine:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end()
 
     def _is_booted(self) -> bool:
@@ -107,11 +101,8 @@ class BootedMachine:
         """Run lines of a root shell, each of which must succeed."""
         namespaces = ["mount", "pid", "uts", "ipc", "cgroup", *(() if has_internet else ("net",))]
         enter = [
-            "nsenter",
-            f"--target={self._pid}",
-            "--root",
-            *(f"--{name}" for name in namespaces),
-        ]
+            "nsenter", f"--target={self._pid}", "--root", *(f"--{name}" for name in namespaces),
+        ]  # fmt: skip
         # Python's own variables would lead a virtual environment back to the tests.
         environment = {name: os.environ[name] for name in os.environ if "PYTHON" not in name}
         prepared = f"umask {umask:03o}; cd {shlex.quote(str(ROOT))}\n{script}"

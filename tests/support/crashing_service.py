@@ -1,13 +1,9 @@
 """A service that is killed at a critical point, and a client that survives this."""
 
 import json
-import os
-import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +14,7 @@ from tests.support import receiver as play
 from tests.support.api_client import RemoteClient
 from tests.support.deliveries import columns
 from tests.support.receiver import Exchange, Receiver
-from tests.support.service import Service
+from tests.support.service import Service, is_port_free
 from tests.support.waiting import until
 
 # There are fewer points; a test ends at the first that does not come.
@@ -43,16 +39,9 @@ class CrashingService(Service):
         self.environment["CRASH_AT"] = str(point)
 
     def kill(self) -> None:
-        assert self.process is not None
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        # Its workers, which nobody here can wait for, hold the port until they are gone too.
-        until(self._is_closed)
-
-    def _is_closed(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) != 0
+        super().kill()
+        # Its workers, for which no one here can wait, hold the port until they have ended too.
+        until(lambda: is_port_free(self.port))
 
 
 def failing_at_first() -> play.Behaviour:

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 
 ROOT = Path(__file__).parent.parent.parent
 # Every document of the repository, by its path.
@@ -107,12 +106,7 @@ class Terminal:
     def __enter__(self) -> "Terminal":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         assert self._shell.stdin is not None
         self._shell.stdin.close()
         os.killpg(self._shell.pid, signal.SIGTERM)

@@ -108,6 +108,12 @@ def is_waiting_for_a_lock(app: Flask) -> bool:
         return bool(connection.exec_driver_sql(waiting).scalar_one())
 
 
+def is_writer_waiting(app: Flask) -> bool:
+    """Whether a writer waits for another one: on SQLite in the queue, on PostgreSQL for a lock."""
+    queue = resources.find(Database, app).writer_queue
+    return is_waiting_for_a_lock(app) if queue is None else queue._waiting > 0
+
+
 def before_writes(app: Flask, act: Callable[[str, Any], None]) -> AbstractContextManager[None]:
     """Call `act` with each statement of a transaction that may write, and its parameters."""
     with app.app_context():
@@ -134,6 +140,13 @@ def reads(app: Flask, deed: Callable[[], Any]) -> list[Statement]:
     return statements
 
 
+def plan_of(app: Flask, sql: str, parameters: Any = ()) -> list[str]:
+    """How SQLite finds the rows of a statement, step by step."""
+    with app.app_context(), reading() as connection:
+        rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", parameters)
+        return [row.detail for row in rows]
+
+
 def copy_task(app: Flask, task: dict[str, Any], count: int) -> list[str]:
     """Add copies of a task without its log; returns their ids, oldest first."""
     ids = [clock.new_id() for _ in range(count)]
@@ -148,14 +161,9 @@ def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
     """What maintenance does to a task whose agent has fallen silent, without its callback."""
     now = clock.now()
     values = {
-        "status": ERROR,
-        "error_type": TIMEOUT,
-        "error_message": "Its agent fell silent",
-        "ended_by": SERVICE,
-        "finished_at": now,
-        "updated_at": now,
-        "version": Task.version + 1,
-    }
+        "status": ERROR, "error_type": TIMEOUT, "error_message": "Its agent fell silent",
+        "ended_by": SERVICE, "finished_at": now, "updated_at": now, "version": Task.version + 1,
+    }  # fmt: skip
     with app.app_context(), transaction() as connection:
         ended = update(Task).where(Task.id == task["id"]).values(values)
         events.record_ends(connection, connection.execute(ended.returning(Task.__table__)).all())

@@ -3,14 +3,13 @@
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import requests
-
+from tests.support.readiness import is_up
 from tests.support.service import free_port
+from tests.support.waiting import until
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 PREFIX = "/agents/tasks"
@@ -78,20 +77,10 @@ def nginx(folder: Path, behind: int, caching: str = "") -> Iterator[str]:
     assert NGINX
     command = [NGINX, "-c", str(file), "-e", str(folder / "error.log"), "-p", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}{PREFIX}"
     try:
-        _wait(f"http://127.0.0.1:{port}{PREFIX}", folder / "error.log")
-        yield f"http://127.0.0.1:{port}{PREFIX}"
+        until(lambda: is_up(f"{url}/livez"))
+        yield url
     finally:
         process.terminate()
         process.wait(timeout=10)
-
-
-def _wait(url: str, log: Path) -> None:
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
-        try:
-            if requests.get(f"{url}/livez", timeout=5).ok:
-                return
-        except requests.RequestException:
-            time.sleep(0.05)
-    raise AssertionError(f"nginx did not come up: {log.read_text()}")

@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import Any
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.support.documents import block_in
-from tests.support.service import free_port
+from tests.support.service import free_port, is_port_free
+from tests.support.waiting import until
 
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 
@@ -52,7 +51,8 @@ class PgBouncer:
     def start(self) -> None:
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        _wait(self._port, self._process, self._log)
+        until(lambda: not is_port_free(self._port) or self._process.poll() is not None)
+        assert self._process.poll() is None, self._log.read_text()
 
     def kill(self) -> None:
         # SIGTERM would have it wait for its clients.
@@ -68,15 +68,3 @@ def pgbouncer(folder: Path, url: str, connections: int) -> Iterator[PgBouncer]:
         yield bouncer
     finally:
         bouncer.kill()
-
-
-def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + 10
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            time.sleep(0.02)
-        else:
-            return
-    raise AssertionError(f"PgBouncer did not come up: {log.read_text()}")

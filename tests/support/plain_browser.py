@@ -7,6 +7,8 @@ from typing import Any
 from flask import Flask
 from werkzeug.test import TestResponse
 
+from tests.support.api_client import ApiClient
+
 
 class Browser:
     """A browser without scripts: it keeps cookies, and sends forms as pages have them."""
@@ -43,6 +45,20 @@ class Browser:
 
     def cookies(self) -> list[str]:
         return list(self.get("/sign-in").headers.getlist("Set-Cookie"))
+
+
+def signed_in(person: ApiClient) -> Browser:
+    """A browser in which this person has signed in."""
+    browser = Browser(person.app)
+    assert browser.sign_in(person.key).status_code == 303
+    return browser
+
+
+def text_of(browser: Browser, path: str) -> str:
+    """The text of a page, which must be there."""
+    response = browser.get(path)
+    assert response.status_code == 200, response.text
+    return response.text
 
 
 def hidden(response: TestResponse) -> dict[str, str]:

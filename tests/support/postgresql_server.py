@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from tests.support.service import free_port
-from tests.support.waiting import child_ids, until
+from tests.support.waiting import child_ids, has_ended, until
 
 # What every server has; `synchronous_commit` would lose answered writes if the service let it.
 SETTINGS = {
@@ -106,7 +106,7 @@ class PostgresqlServer:
     def kill(self) -> None:
         """End it as the loss of its machine would."""
         for pid in self.signal(signal.SIGKILL):
-            until(partial(_has_ended, pid))
+            until(partial(has_ended, pid))
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
@@ -155,12 +155,3 @@ def _signal(pid: int, with_signal: int) -> None:
         os.kill(pid, with_signal)
     except ProcessLookupError:
         return
-
-
-def _has_ended(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    # Nobody may be there to wait for it.
-    return state == "Z"

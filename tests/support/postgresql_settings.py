@@ -7,34 +7,27 @@ from pathlib import Path
 
 from flask import Flask
 
-from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.database.engine import dispose
 from tests.support.api_client import ApiClient, expect
+from tests.support.apps import new_app
 
 TEXT = "☃ \\ 'one' %"
 # What a database, or a user, may be set to, and what the service must not depend on.
 SETTINGS = (
     {
-        "datestyle": "German",
-        "timezone": "Pacific/Auckland",
-        "client_encoding": "LATIN1",
-        "default_transaction_isolation": "serializable",
-        "standard_conforming_strings": "off",
+        "datestyle": "German", "timezone": "Pacific/Auckland", "client_encoding": "LATIN1",
+        "default_transaction_isolation": "serializable", "standard_conforming_strings": "off",
         "bytea_output": "escape",
     },
     {
-        "datestyle": "SQL, DMY",
-        "client_encoding": "SQL_ASCII",
-        "default_transaction_isolation": "repeatable read",
-        "default_transaction_deferrable": "on",
-        "intervalstyle": "sql_standard",
-        "extra_float_digits": "-15",
+        "datestyle": "SQL, DMY", "client_encoding": "SQL_ASCII",
+        "default_transaction_isolation": "repeatable read", "default_transaction_deferrable": "on",
+        "intervalstyle": "sql_standard", "extra_float_digits": "-15",
     },
-)
+)  # fmt: skip
 
 
-@contextmanager
+@contextmanager  # fmt: skip
 def app_at(url: str, folder: Path) -> Iterator[Flask]:
     config = Config(
         DATA=folder,
@@ -42,11 +35,8 @@ def app_at(url: str, folder: Path) -> Iterator[Flask]:
         SECRET_KEY="a secret key for tests, long enough",
         THREADS=4,
     )
-    app = create_app(config.completed())
-    try:
+    with new_app(config.completed()) as app:
         yield app
-    finally:
-        dispose(app)
 
 
 def driven(url: str) -> str:

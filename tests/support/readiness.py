@@ -5,6 +5,14 @@ import requests
 from tests.support.service import Service
 
 
+def is_up(url: str) -> bool:
+    """Whether a GET of this URL succeeds."""
+    try:
+        return requests.get(url, timeout=60).ok
+    except requests.RequestException:
+        return False
+
+
 def is_ready(node: Service) -> bool:
     """Whether /readyz says so, while /livez says that the process lives."""
     assert requests.get(f"{node.url}/livez", timeout=30).ok

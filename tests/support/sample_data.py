@@ -90,11 +90,7 @@ DAYS = {
     "properties": {"days": {"type": "integer", "title": "Days", "minimum": 7, "default": 30}},
     "required": ["days"],
 }
-DELETE = {
-    "type": "object",
-    "properties": {"delete": {"type": "boolean"}},
-    "required": ["delete"],
-}
+DELETE = {"type": "object", "properties": {"delete": {"type": "boolean"}}, "required": ["delete"]}
 TERM: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -107,10 +103,7 @@ TERM: dict[str, Any] = {
         "gender": {
             "type": "string",
             "title": "Gender",
-            "oneOf": [
-                {"const": "f", "title": "feminine"},
-                {"const": "m", "title": "masculine"},
-            ],
+            "oneOf": [{"const": "f", "title": "feminine"}, {"const": "m", "title": "masculine"}],
         },
         "note": {"type": "string", "title": "Note to the translator", "maxLength": 1_000},
     },
@@ -282,11 +275,7 @@ def _ask(
 
 
 def append_over(
-    person: ApiClient,
-    task: dict[str, Any],
-    texts: list[str],
-    start: datetime,
-    pauses: list[float],
+    person: ApiClient, task: dict[str, Any], texts: list[str], start: datetime, pauses: list[float]
 ) -> None:
     """Append lines; `pauses` has the seconds between each and the one before."""
     at = [rfc3339(start + timedelta(seconds=seconds)) for seconds in accumulate(pauses)]

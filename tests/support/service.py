@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
@@ -45,6 +44,11 @@ def free_port() -> int:
         return port
 
 
+def is_port_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
 @cache
 def _migrated_database() -> bytes:
     """A database as the first start makes it, which takes half the time of that start."""
@@ -71,8 +75,7 @@ class Service:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = data.parent / "service.log"
         self.environment = environment(
-            data,
-            **{"BIND": f"127.0.0.1:{self.port}", "CALLBACK_ALLOWED": "loopback"} | settings,
+            data, **{"BIND": f"127.0.0.1:{self.port}", "CALLBACK_ALLOWED": "loopback"} | settings
         )
         # In place of the log, as `subprocess` has them.
         self.streams: dict[str, Any] = {}
@@ -82,17 +85,12 @@ class Service:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.kill()
 
     def start(self) -> None:
         # Killed workers, for which no one here can wait, hold the port until they are gone.
-        until(self._is_port_free)
+        until(lambda: is_port_free(self.port))
         self._make_database()
         with open(self.log, "ab") as log:
             self.process = ForkedPopen(
@@ -108,10 +106,6 @@ class Service:
             data.mkdir(mode=0o700)
             (data / "taskservice.db").touch(0o600)
             (data / "taskservice.db").write_bytes(_migrated_database())
-
-    def _is_port_free(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) != 0
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.support.documents import ROOT
-from tests.support.waiting import until
+from tests.support.waiting import has_ended, until
 
 
 class Machine:
@@ -75,20 +75,11 @@ class Machine:
         if self._pid_file(unit).exists():
             pid = int(self._pid_file(unit).read_text())
             os.kill(pid, signal.SIGTERM)
-            until(partial(_has_ended, pid))
+            until(partial(has_ended, pid))
             self._pid_file(unit).unlink()
 
     def _pid_file(self, unit: str) -> Path:
         return self.root / f"{unit}.pid"
-
-
-def _has_ended(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    # Nobody may be there to wait for it.
-    return state == "Z"
 
 
 def main(root: str, verb: str, *names: str) -> None:

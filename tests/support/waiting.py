@@ -20,6 +20,15 @@ def until(happened: Callable[[], Result | Literal[False] | None]) -> Result:
     return result
 
 
+def has_ended(process_id: int) -> bool:
+    """Whether a process has ended, also if no process has waited for it."""
+    try:
+        stat = Path(f"/proc/{process_id}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return stat.rpartition(")")[2].split()[0] == "Z"
+
+
 def child_ids(process_id: int) -> list[int]:
     """The ids of the processes that the main thread of this process has started."""
     children = Path(f"/proc/{process_id}/task/{process_id}/children").read_text()
