@@ -11,6 +11,7 @@ from tests.support.api_client import RemoteClient
 from tests.support.concurrency import at_once, copies
 from tests.support.receiver import Receiver
 from tests.support.service import Service
+from tests.support.waiting import PATIENCE_SECONDS
 
 CALLERS = 24
 WISHES = {"agentId": "summarizer", "input": {"a": 1, "b": [2, None]}}
@@ -94,7 +95,9 @@ def test_deletion_meanwhile_frees_the_key_and_fails_no_request(two_workers: Serv
     new = [answer.json()["id"] for answer in answers if not is_replay(answer)]
     replayed = {answer.json()["id"] for answer in answers if is_replay(answer)}
     assert len(new) == len(set(new))
+    assert replayed
     assert replayed <= set(new)
+    assert deletions[200]
     assert deletions.keys() <= {200, 404}
     assert len(alice.request("GET", "/task").json()) == len(new) - deletions[200] <= 1
 
@@ -125,22 +128,34 @@ def test_rerun_with_one_key_at_the_same_instant_starts_one_task(two_workers: Ser
 def test_parent_can_be_deleted_while_children_are_started(two_workers: Service) -> None:
     """No child is left that names a parent which is not there."""
     alice = two_workers.add_user()
+    parent = alice.start()
+    child = {"agentId": "summarizer", "parentId": parent["id"]}
+    path = f"/task/{parent['id']}"
+    started, are_some_started = list[str](), threading.Event()
+
+    def start_until_refused(person: RemoteClient, path: str, body: Any) -> int:
+        """The status of the refusal, which comes once the parent is deleted."""
+        while (answer := person.request("POST", path, json=body)).status_code == 201:
+            started.append(answer.json()["id"])
+            if len(started) >= 10:
+                are_some_started.set()
+        return answer.status_code
+
+    def delete_after_some(person: RemoteClient) -> int:
+        assert are_some_started.wait(PATIENCE_SECONDS)
+        return person.request("DELETE", path).status_code
+
     people = copies(alice, 12)
-    for _ in range(4):
-        parent = alice.start()
-        child = {"agentId": "summarizer", "parentId": parent["id"]}
-        again = f"/task/{parent['id']}/rerun"
-        starts = [partial(person.request, "POST", "/task", json=child) for person in people[2:7]]
-        reruns = [partial(person.request, "POST", again) for person in people[7:]]
-        deletes = [
-            partial(person.request, "DELETE", f"/task/{parent['id']}") for person in people[:2]
-        ]
-        answers = at_once([*starts, *deletes, *reruns])
-        assert {answer.status_code for answer in answers[:5]} <= {201, 422}
-        assert sorted(answer.status_code for answer in answers[5:7]) == [200, 404]
-        assert {answer.status_code for answer in answers[7:]} <= {201, 404}
+    statuses = at_once([
+        *(partial(start_until_refused, one, "/task", child) for one in people[:5]),
+        *(partial(start_until_refused, one, f"{path}/rerun", None) for one in people[5:10]),
+        *(partial(delete_after_some, one) for one in people[10:]),
+    ])  # fmt: skip
+    assert statuses[:10] == [422] * 5 + [404] * 5
+    assert sorted(statuses[10:]) == [200, 404]
     left = alice.request("GET", "/task").json()
-    assert {(task["parentId"], task["rerunOf"]) for task in left} <= {(None, None)}
+    assert {task["id"] for task in left} == set(started)
+    assert {(task["parentId"], task["rerunOf"]) for task in left} == {(None, None)}
 
 
 # --- claims ------------------------------------------------------------------------------
