@@ -21,7 +21,7 @@ from taskservice.terms import ATTENTION
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
 from tests.support.deliveries import finish, looping, the_delivery
-from tests.support.internals import copy_task, reads, run_sql
+from tests.support.internals import copy_task, plan_of, reads, run_sql
 from tests.support.marks import one_database, only_postgresql
 from tests.support.receiver import Receiver, answer
 from tests.support.waiting import until
@@ -358,7 +358,6 @@ def test_of_many_late_agents_the_oldest_are_listed(alice: ApiClient, app: Flask)
     assert found == [f"agent-{number}" for number in range(100, 0, -1)]
 
 
-@one_database
 def test_reading_attention_writes_nothing(alice: ApiClient, app: Flask) -> None:
     alice.start()
     assert all(text.startswith("SELECT") for text, _ in reads(app, lambda: items(alice)))
@@ -371,9 +370,7 @@ def test_each_kind_is_read_from_an_index(
     troubled(alice)
     plans = []
     for statement, parameters in reads(app, lambda: items(alice)):
-        with app.app_context(), reading() as connection:
-            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-            plans += [row.detail for row in rows]
+        plans += plan_of(app, statement, parameters)
     # A subquery that is read row by row.
     assert {step for step in plans if step.startswith("SCAN")} <= {
         "SCAN CONSTANT ROW",

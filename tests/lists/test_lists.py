@@ -2,7 +2,6 @@
 
 import json
 import random
-import sqlite3
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter
@@ -11,26 +10,22 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from itertools import islice, product
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 from uuid import uuid4
 
 import pytest
 from flask import Flask
-from sqlalchemy import insert, select, update
+from sqlalchemy import update
 
 from taskservice import resources
-from taskservice.app import create_app
-from taskservice.config import Config
 from taskservice.database import clock
-from taskservice.database.engine import dispose
 from taskservice.database.models import Task as TaskModel
-from taskservice.database.transactions import reading, transaction
+from taskservice.database.transactions import transaction
 from taskservice.services import lists as list_queries
 from taskservice.web.responses import LongListSlots
 from tests.support.api_client import ApiClient, add_user, expect, of_task, problem
-from tests.support.internals import Statement, before_reads, end_for_silence, reads
+from tests.support.internals import Statement, before_reads, end_for_silence, plan_of, reads
 from tests.support.marks import one_database
 from tests.support.paging import ROOT, Task, in_pages, next_url, pages
 
@@ -123,19 +118,15 @@ def test_every_filter_alone_and_with_all_others_in_every_order(
 ) -> None:
     bob.start(name="Nightly run of another user")
     choices: dict[str, list[str | None]] = {
-        "status": [None, "running", "complete", "error"],
-        "agentId": [None, "translator"],
-        "q": [None, "NIGHTLY"],
-        "createdAfter": [None, tasks[2]["createdAt"]],
+        "status": [None, "running", "complete", "error"], "agentId": [None, "translator"],
+        "q": [None, "NIGHTLY"], "createdAfter": [None, tasks[2]["createdAt"]],
         "createdBefore": [None, tasks[9]["createdAt"]],
-        "finishedAfter": [None, tasks[1]["finishedAt"]],
-        "errorType": [None, None, None, "failed"],
+        "finishedAfter": [None, tasks[1]["finishedAt"]], "errorType": [None, None, None, "failed"],
         "claimed": [None, None, None, "true", "false"],
         "asking": [None, None, None, "true", "false"],
         "parentId": [None, None, None, tasks[0]["id"]],
-        "label": [None, None, None, "env:prod", "n:1"],
-        "sort": [None, "createdAt", "finishedAt"],
-    }
+        "label": [None, None, None, "env:prod", "n:1"], "sort": [None, "createdAt", "finishedAt"],
+    }  # fmt: skip
     sizes = set()
     for values in list(product(*choices.values()))[::STEP]:
         fields = dict(zip(choices, values, strict=True))
@@ -229,34 +220,18 @@ def test_bounds_may_be_written_with_any_offset(alice: ApiClient, tasks: list[Tas
         assert ids(listed(alice, createdAfter=shifted, sort="createdAt")) == ids(tasks[5:])
 
 
-def test_unknown_agent_has_no_tasks(alice: ApiClient, tasks: list[Task]) -> None:
-    assert listed(alice, agentId="nobody") == []
-
-
 # --- q -----------------------------------------------------------------------------------
 
 
 NAMES_AND_PARTS = (
-    ("Nightly Summary", "nightly", True),
-    ("Nightly Summary", "LY SUM", True),
-    ("Nightly Summary", "nightly  summary", False),
-    ("Straße", "STRASSE", True),
-    ("STRASSE", "straße", True),
-    ("Straße", "ẞ", True),
-    ("Straße", "ß", True),
-    ("İstanbul", "İSTANBUL", True),
-    ("İstanbul", "i̇stanbul", True),
-    ("ISTANBUL", "istanbul", True),
-    ("ÜBER allem", "über", True),
-    ("über allem", "ÜBER", True),
-    ("über allem", "uber", False),
-    ("ΣΊΣΥΦΟΣ", "σίσυφος", True),
-    ("ЁЖИК", "ёжик", True),
-    ("ﬁle", "FILE", True),
-    ("日本語の要約", "本語", True),
-    ("👩‍🚀 launch", "👩‍🚀", True),
-    ("ß" * 200, "SS" * 100, True),
-)
+    ("Nightly Summary", "nightly", True), ("Nightly Summary", "LY SUM", True),
+    ("Nightly Summary", "nightly  summary", False), ("Straße", "STRASSE", True),
+    ("STRASSE", "straße", True), ("Straße", "ẞ", True), ("Straße", "ß", True),
+    ("İstanbul", "İSTANBUL", True), ("İstanbul", "i̇stanbul", True), ("ISTANBUL", "istanbul", True),
+    ("ÜBER allem", "über", True), ("über allem", "ÜBER", True), ("über allem", "uber", False),
+    ("ΣΊΣΥΦΟΣ", "σίσυφος", True), ("ЁЖИК", "ёжик", True), ("ﬁle", "FILE", True),
+    ("日本語の要約", "本語", True), ("👩‍🚀 launch", "👩‍🚀", True), ("ß" * 200, "SS" * 100, True),
+)  # fmt: skip
 
 
 def test_q_finds_a_part_of_the_name_in_any_case(
@@ -489,15 +464,6 @@ def test_task_deleted_with_its_agent_during_a_read_is_left_out(
         problem(alice.get(f"/task/{going[0]['id']}?expand=agent"), 404)
 
 
-@one_database
-def test_head_of_a_list_is_its_get_without_the_body(alice: ApiClient, tasks: list[Task]) -> None:
-    for path in ("/task", "/task?limit=2"):
-        head, get = alice.request("HEAD", path), alice.get(path)
-        assert (head.status_code, head.data) == (200, b"")
-        assert head.content_type == get.content_type
-        assert ("Link" in head.headers) == ("Link" in get.headers)
-
-
 def test_agent_key_lists_its_own_agents_tasks_only(alice: ApiClient, tasks: list[Task]) -> None:
     agent = alice.agent_key("translator")
     own = [task for task in tasks if task["agentId"] == "translator"]
@@ -534,8 +500,8 @@ def test_list_without_more_has_no_link(alice: ApiClient, tasks: list[Task]) -> N
 
 
 @one_database
-def test_links_hold_under_the_prefix_of_a_proxy(config: Config) -> None:
-    app = create_app(Config(**{**config.__dict__, "PROXY_HOPS": 1}))
+def test_links_hold_under_the_prefix_of_a_proxy(app_with: Callable[..., Flask]) -> None:
+    app = app_with(PROXY_HOPS=1)
     alice = add_user(app, "alice")
     started = [alice.start() for _ in range(5)]
     outside = "https://tools.example/our/tasks"
@@ -553,7 +519,6 @@ def test_links_hold_under_the_prefix_of_a_proxy(config: Config) -> None:
         found += ids(expect(response, 200))
         url = next_url(url, response)
     assert found == ids(started)[::-1]
-    dispose(app)
 
 
 # --- what does not fit -------------------------------------------------------------------
@@ -875,13 +840,6 @@ def selective(tasks: list[Task]) -> dict[str, dict[str, str]]:
     }
 
 
-def plan_of(app: Flask, statement: str, parameters: Any) -> list[str]:
-    """How SQLite would run a statement, step by step."""
-    with app.app_context(), reading() as connection:
-        rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-        return [row.detail for row in rows]
-
-
 def statements_on_tasks(app: Flask, request: Callable[[], Any]) -> list[Statement]:
     """What a request reads of the table of tasks."""
     on_tasks = [statement for statement in reads(app, request) if "FROM tasks" in statement[0]]
@@ -926,78 +884,6 @@ def test_filter_that_leaves_few_finds_them_in_an_index(
             looks = [step for plan in plans for step in plan if "task" in step]
             assert all(step.startswith("SEARCH") for step in looks), plans
             assert any(f" {index} " in step for step in looks), plans
-
-
-class Crowd:
-    """Enough tasks that a query that reads all of them is slow."""
-
-    def __init__(self, app: Flask, tasks: list[Task]) -> None:
-        self.app = app
-        chosen = {"running": tasks[6], "complete": tasks[7], "error": tasks[8]}
-        with app.app_context(), reading() as connection:
-            rows = connection.execute(select(TaskModel.__table__)).mappings()
-            # The copies have no logs.
-            by_id = {row["id"]: {**row, "log_count": 0, "log_bytes": 0} for row in rows}
-        self.templates = {status: by_id[task["id"]] for status, task in chosen.items()}
-
-    def grow(self, count: int) -> None:
-        """More finished tasks of both agents, a second apart, before those of the tests."""
-        rows = []
-        for number in range(count):
-            moment = clock.now(number - 86_400)
-            rows.append(
-                self.templates["error" if number % 3 else "complete"]
-                | {"id": clock.new_id(), "agent_id": ("summarizer", "translator")[number % 2]}
-                | {"created_at": moment, "finished_at": moment, "parent_id": None}
-            )
-        with self.app.app_context(), transaction() as connection:
-            connection.execute(insert(TaskModel), rows)
-
-
-def steps(database: Path, statements: list[Statement]) -> int:
-    """How many thousand steps SQLite's machine takes for these statements."""
-    count = 0
-
-    def another() -> int:
-        nonlocal count
-        count += 1
-        return 0
-
-    connection = sqlite3.connect(database)
-    connection.set_progress_handler(another, 1_000)
-    for statement, parameters in statements:
-        connection.execute(statement, parameters).fetchall()
-    connection.close()
-    return count
-
-
-def costs(app: Flask, person: ApiClient, fields: dict[str, str], database: Path) -> list[int]:
-    """The steps for a first and a second page."""
-    first = f"/task?{query(**fields, limit=20)}"
-    paths = [first]
-    url = next_url(ROOT + first, person.get(first))
-    if url is not None:
-        paths.append(url.removeprefix(ROOT))
-    of_pages = [statements_on_tasks(app, partial(person.get, path)) for path in paths]
-    return [steps(database, statements) for statements in of_pages]
-
-
-@one_database
-def test_page_costs_no_more_where_there_are_more_tasks(
-    alice: ApiClient, app: Flask, tasks: list[Task], config: Config, subtests: pytest.Subtests
-) -> None:
-    lists = list(
-        product((alice, alice.agent_key("translator")), (*LISTS, *selective(tasks).values()))
-    )
-    crowd, database = Crowd(app, tasks), config.DATA / "taskservice.db"
-    crowd.grow(1_000)
-    before = [costs(app, *one, database) for one in lists]
-    crowd.grow(3_000)
-    after = [costs(app, *one, database) for one in lists]
-    for (_, fields), sooner, later in zip(lists, before, after, strict=True):
-        with subtests.test(query(**fields)):
-            # A page of twenty takes some thousand steps; a scan of all tasks takes many more.
-            assert all(now <= 2 * then + 5 for then, now in zip(sooner, later, strict=True))
 
 
 LONG = 6

@@ -23,17 +23,9 @@ from tests.support.internals import reads
 from tests.support.marks import one_database
 
 WORDS = (
-    "nightly",
-    "summary",
-    "Straße",
-    "ΣΊΣΥΦΟΣ",
-    "日本語の要約",
-    'a "b" c',
-    "import 77",
-    "👩‍🚀 up",
-    "odd \ufffe\ud7ff",
-    "100%_/a",
-)
+    "nightly", "summary", "Straße", "ΣΊΣΥΦΟΣ", "日本語の要約", 'a "b" c', "import 77", "👩‍🚀 up",
+    "odd \ufffe\ud7ff", "100%_/a",
+)  # fmt: skip
 PARTS = (
     *WORDS, "ight", "ly su", "STRASSE", "本語の", '"b"', 'a "', "7 n", "absent", "abs", "nig%",
     "ss", "y", "ort 7", "\ufffe", "\uffff", "\ufffd", "odd \ufffe", "odd \uffff", "odd \ufffd",
