@@ -115,11 +115,7 @@ filters = st.fixed_dictionaries(
     },
 )
 # Each bound, and the member of a task that it is compared with.
-BOUNDS = {
-    "createdAfter": "createdAt",
-    "createdBefore": "createdAt",
-    "finishedAfter": "finishedAt",
-}
+BOUNDS = {"createdAfter": "createdAt", "createdBefore": "createdAt", "finishedAfter": "finishedAt"}
 bounds = st.sampled_from(["finishedAfter", None, *BOUNDS])
 
 
@@ -246,15 +242,10 @@ class Api(RuleBasedStateMachine):
         known = key.user.agents.get(agent_id)
         agent = expect(response, 200 if known else 201)
         before = known or {
-            "id": agent_id,
-            "description": "",
-            "userId": key.user.id,
-            "createdAt": agent["createdAt"],
-            "inputSchema": {"type": "object"},
-            "annotations": ANY,
-            "tool": None,
-            "expect": None,
-        }
+            "id": agent_id, "description": "", "userId": key.user.id,
+            "createdAt": agent["createdAt"], "inputSchema": {"type": "object"}, "annotations": ANY,
+            "tool": None, "expect": None,
+        }  # fmt: skip
         given: Json = {
             field: stored(text)
             for field, text in (("name", name), ("description", description))

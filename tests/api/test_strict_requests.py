@@ -14,7 +14,7 @@ from taskservice.config import Config
 from taskservice.schemas.strict_json import MAX_DEPTH, MAX_NUMBER
 from taskservice.terms import MAX_OBJECT
 from tests.support.api_client import ApiClient, expect, problem
-from tests.support.internals import FITTING_BODIES, PREFIX, filled, rows, rules
+from tests.support.internals import FITTING_BODIES, filled, rows, rules
 from tests.support.marks import one_database
 
 JSON = "application/json"
@@ -36,29 +36,20 @@ def ids(alice: ApiClient) -> dict[str, str]:
     [delivery] = expect(alice.get(f"/hook/{hook['id']}/deliveries"), 200)
     link = expect(alice.post(f"/task/{task['id']}/link"), 201)
     return {
-        "task_id": task["id"],
-        "link_id": link["id"],
-        "question_id": question["id"],
-        "agent_id": "summarizer",
-        "key_id": key["id"],
-        "hook_id": hook["id"],
+        "task_id": task["id"], "link_id": link["id"], "question_id": question["id"],
+        "agent_id": "summarizer", "key_id": key["id"], "hook_id": hook["id"],
         "delivery_id": delivery["id"],
-    }
+    }  # fmt: skip
 
 
 def doors(alice: ApiClient) -> list[tuple[str, str]]:
     """Every way in for JSON."""
     task = alice.start()
     return [
-        ("POST", "/task"),
-        ("PATCH", f"/task/{task['id']}"),
-        ("POST", f"/task/{task['id']}/logs"),
-        ("PUT", f"/task/{task['id']}/logs"),
-        ("PUT", "/agent/summarizer"),
-        ("PUT", "/agent/new"),
-        ("POST", "/key"),
-        ("POST", "/hook"),
-    ]
+        ("POST", "/task"), ("PATCH", f"/task/{task['id']}"), ("POST", f"/task/{task['id']}/logs"),
+        ("PUT", f"/task/{task['id']}/logs"), ("PUT", "/agent/summarizer"), ("PUT", "/agent/new"),
+        ("POST", "/key"), ("POST", "/hook"),
+    ]  # fmt: skip
 
 
 def start_text(alice: ApiClient, text: bytes) -> TestResponse:
@@ -69,129 +60,71 @@ def start_text(alice: ApiClient, text: bytes) -> TestResponse:
 
 # --- JSON, read strictly -----------------------------------------------------------------
 
-UNREADABLE: dict[str, dict[str, bytes]] = {
-    "a blank body": {
-        "blanks": b" \n",
-    },
-    "a body that is not UTF-8": {
-        "UTF-16": '{"name":"x"}'.encode("utf-16"),
-        "UTF-16 without a mark": '{"name":"x"}'.encode("utf-16-le"),
-        "UTF-32": '{"name":"x"}'.encode("utf-32"),
-        "Latin-1": '{"name":"ü"}'.encode("latin-1"),
-        "a byte order mark": b'\xef\xbb\xbf{"name":"x"}',
-        "a stray byte": b'{"name":"\xff"}',
-        "overlong UTF-8": b'{"name":"\xc0\xaf"}',
-        "UTF-8 past Unicode": b'{"name":"\xf4\x90\x80\x80"}',
-        "UTF-8 cut short": b'{"name":"\xe2\x82"}',
-        "a surrogate in UTF-8": b'{"name":"\xed\xa0\x80"}',
-    },
-    "a lone surrogate": {
-        "a lone surrogate": b'{"name":"\\ud800"}',
-        "a lone low surrogate": b'{"name":"\\uDC00"}',
-        "surrogates the wrong way round": b'{"name":"\\ude00\\ud83d"}',
-        "a lone surrogate in a key": b'{"\\ud800":1}',
-        "a lone surrogate deep inside": b'{"output":{"a":[{"b":"x\\udfffy"}]}}',
-    },
-    "NaN or Infinity": {
-        "NaN": b'{"name":NaN}',
-        "NaN alone": b"NaN",
-        "Infinity": b'{"name":Infinity}',
-        "minus Infinity": b'{"output":{"x":[-Infinity]}}',
-    },
-    "a key twice in one object": {
-        "a key twice": b'{"name":"x","name":"x"}',
-        "a key twice inside": b'{"output":{"a":{"b":1,"c":2,"b":3}}}',
-        "a key twice in an array": b'{"output":{"a":[{"b":1,"b":1}]}}',
-        "a key twice, spelled in two ways": b'{"name":"x","\\u006eame":"y"}',
-        "NUL twice in two spellings": b'{"output":{"\\u0000":1,"\\ufffd":2}}',
-    },
-    "a raw control character in a string": {
-        "a raw NUL": b'{"name":"a\0b"}',
-        "a raw line feed": b'{"name":"a\nb"}',
-        "a raw tab": b'{"name":"a\tb"}',
-        "a raw control character": b'{"name":"a\x1fb"}',
-    },
-    "something after the end": {
-        "a NUL after it": b'{"name":"x"}\0',
-        "something after it": b'{"name":"x"} x',
-        "two of them": b'{"name":"x"}{"name":"y"}',
-        "a comma after it": b'{"name":"x"},',
-    },
-    "commas, quotes, comments and escapes that JSON lacks": {
-        "a comma before the end": b'{"name":"x",}',
-        "a comma before the end of an array": b'{"logs":["x",]}',
-        "single quotes": b"{'name':'x'}",
-        "no quotes": b'{name:"x"}',
-        "a comment": b'{"name":"x"} // y',
-        "an unknown escape": b'{"name":"\\x41"}',
-        "half an escape": b'{"name":"\\u00"}',
-        "a word of Python": b'{"name":True}',
-        "a form feed": b'\x0c{"name":"x"}',
-        "a no-break space": b'\xc2\xa0{"name":"x"}',
-    },
-    "a number spelled as JSON does not": {
-        "a plus": b'{"name":+1}',
-        "a leading zero": b'{"name":01}',
-        "no digit before the point": b'{"name":.5}',
-        "no digit after the point": b'{"name":5.}',
-        "a hexadecimal number": b'{"name":0x10}',
-    },
-    "a text that breaks off": {
-        "an end that is missing": b'{"name":"x"',
-        "a string without end": b'{"name":"x',
-        "a value that is missing": b'{"name":}',
-    },
-    "depth 65 and more, up to 100,000": {
-        "depth 65": b'{"output":' + nested(MAX_DEPTH) + b"}",
-        "depth 65 without an object": nested(MAX_DEPTH + 1),
-        "depth 65 of objects": nested(MAX_DEPTH, b'{"a":', b"}").replace(b":}", b":{}}"),
-        "depth 65 beside others": b'{"a":' + b"[[]," * 63 + b"1" + b"]" * 63 + b"}",
-        "depth 1,000": nested(1_000),
-        "depth 100,000": nested(100_000),
-        "depth 100,000 of objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
-        "depth 100,000 without end": b"[" * 100_000,
-        "depth 100,000 of objects without end": b'{"":' * 100_000,
-    },
-    "a form or XML": {
-        "a form": b"name=x&agentId=summarizer",
-        "XML": b"<name>x</name>",
-    },
-}
-UNFIT: dict[str, dict[str, bytes]] = {
-    "JSON that is not an object": {
-        "an array": b"[]",
-        "an array of objects": b'[{"name":"x"}]',
-        "a string": b'"x"',
-        "a number": b"5",
-        "a large number": b"123456789012345678901234567890",
-        "true": b"true",
-    },
-    "a number past a double": {
-        "a number past a double": b'{"name":1e999}',
-        "a negative one": b'{"name":-1e999}',
-        "a number far past a double": b'{"name":1e99999999999999999999}',
-        "a number far below a double": b'{"name":1e-99999999999999999999}',
-    },
-    "a number of 5,000 or 100,000 digits": {
-        "a number of 5,000 digits": b'{"name":' + b"1" * 5_000 + b"}",
-        "a negative number of 5,000 digits": b'{"name":-' + b"1" * 5_000 + b"}",
-        "a fraction of 5,000 digits": b'{"name":0.' + b"1" * 5_000 + b"}",
-        "a number of 100,000 digits": b'{"name":' + b"9" * 100_000 + b"}",
-    },
-    "an unknown member": {
-        "an unknown member": b'{"nonsense":1}',
-        "an unknown member without a name": b'{"":1}',
-        "an unknown member of odd name": '{"ü\\u0000\\n\\"":1}'.encode(),
-    },
-}
+UNREADABLE: dict[str, list[bytes]] = {
+    "a blank body": [b" \n"],
+    "a body that is not UTF-8": [
+        '{"name":"x"}'.encode("utf-16"), '{"name":"x"}'.encode("utf-16-le"),
+        '{"name":"x"}'.encode("utf-32"), '{"name":"ü"}'.encode("latin-1"),
+        b'\xef\xbb\xbf{"name":"x"}', b'{"name":"\xff"}', b'{"name":"\xc0\xaf"}',
+        b'{"name":"\xf4\x90\x80\x80"}', b'{"name":"\xe2\x82"}', b'{"name":"\xed\xa0\x80"}',
+    ],
+    "a lone surrogate": [
+        b'{"name":"\\ud800"}', b'{"name":"\\uDC00"}', b'{"name":"\\ude00\\ud83d"}',
+        b'{"\\ud800":1}', b'{"output":{"a":[{"b":"x\\udfffy"}]}}',
+    ],
+    "NaN or Infinity": [
+        b'{"name":NaN}', b"NaN", b'{"name":Infinity}', b'{"output":{"x":[-Infinity]}}',
+    ],
+    "a key twice in one object": [
+        b'{"name":"x","name":"x"}', b'{"output":{"a":{"b":1,"c":2,"b":3}}}',
+        b'{"output":{"a":[{"b":1,"b":1}]}}', b'{"name":"x","\\u006eame":"y"}',
+        b'{"output":{"\\u0000":1,"\\ufffd":2}}',
+    ],
+    "a raw control character in a string": [
+        b'{"name":"a\0b"}', b'{"name":"a\nb"}', b'{"name":"a\tb"}', b'{"name":"a\x1fb"}',
+    ],
+    "something after the end": [
+        b'{"name":"x"}\0', b'{"name":"x"} x', b'{"name":"x"}{"name":"y"}', b'{"name":"x"},',
+    ],
+    "commas, quotes, comments and escapes that JSON lacks": [
+        b'{"name":"x",}', b'{"logs":["x",]}', b"{'name':'x'}", b'{name:"x"}', b'{"name":"x"} // y',
+        b'{"name":"\\x41"}', b'{"name":"\\u00"}', b'{"name":True}', b'\x0c{"name":"x"}',
+        b'\xc2\xa0{"name":"x"}',
+    ],
+    "a number spelled as JSON does not": [
+        b'{"name":+1}', b'{"name":01}', b'{"name":.5}', b'{"name":5.}', b'{"name":0x10}',
+    ],
+    "a text that breaks off": [b'{"name":"x"', b'{"name":"x', b'{"name":}'],
+    "depth 65 and more, up to 100,000": [
+        b'{"output":' + nested(MAX_DEPTH) + b"}", nested(MAX_DEPTH + 1),
+        nested(MAX_DEPTH, b'{"a":', b"}").replace(b":}", b":{}}"),
+        b'{"a":' + b"[[]," * 63 + b"1" + b"]" * 63 + b"}", nested(1_000), nested(100_000),
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000, b"[" * 100_000, b'{"":' * 100_000,
+    ],
+    "a form or XML": [b"name=x&agentId=summarizer", b"<name>x</name>"],
+}  # fmt: skip
+UNFIT: dict[str, list[bytes]] = {
+    "JSON that is not an object": [
+        b"[]", b'[{"name":"x"}]', b'"x"', b"5", b"123456789012345678901234567890", b"true",
+    ],
+    "a number past a double": [
+        b'{"name":1e999}', b'{"name":-1e999}', b'{"name":1e99999999999999999999}',
+        b'{"name":1e-99999999999999999999}',
+    ],
+    "a number of 5,000 or 100,000 digits": [
+        b'{"name":' + b"1" * 5_000 + b"}", b'{"name":-' + b"1" * 5_000 + b"}",
+        b'{"name":0.' + b"1" * 5_000 + b"}", b'{"name":' + b"9" * 100_000 + b"}",
+    ],
+    "an unknown member": [b'{"nonsense":1}', b'{"":1}', '{"ü\\u0000\\n\\"":1}'.encode()],
+}  # fmt: skip
 
 
 @one_database
 def test_invalid_json_is_400(alice: ApiClient, app: Flask, subtests: pytest.Subtests) -> None:
     ways, before = doors(alice), rows(app)
     for group, texts in UNREADABLE.items():
-        for name, data in texts.items():
-            with subtests.test(group), subtests.test(name):
+        for data in texts:
+            with subtests.test(f"{group}: {data[:40]!r}"):
                 for method, path in ways:
                     problem(alice.request(method, path, data=data, content_type=JSON), 400)
     assert rows(app) == before
@@ -203,8 +136,8 @@ def test_json_that_does_not_fit_is_422(
 ) -> None:
     ways, before = doors(alice), rows(app)
     for group, texts in UNFIT.items():
-        for name, data in texts.items():
-            with subtests.test(group), subtests.test(name):
+        for data in texts:
+            with subtests.test(f"{group}: {data[:40]!r}"):
                 for method, path in ways:
                     body = problem(alice.request(method, path, data=data, content_type=JSON), 422)
                     assert body["errors"]
@@ -774,31 +707,6 @@ def check_answer(response: TestResponse) -> None:
         problem(response, status)
 
 
-REFUSED: tuple[tuple[int, str, str, dict[str, Any]], ...] = (
-    (400, "POST", "/task", {"data": b"{", "content_type": JSON}),
-    (404, "GET", "/nothing", {}),
-    (404, "GET", "/task/x", {}),
-    (405, "PUT", "/task", {}),
-    (406, "GET", "/task", {"headers": {"Accept": "text/html"}}),
-    (415, "POST", "/task", {"data": b"x", "content_type": "text/html"}),
-    (422, "POST", "/task", {"json": {}}),
-)
-
-
-@one_database
-def test_problem_has_the_members_of_rfc_9457(alice: ApiClient, subtests: pytest.Subtests) -> None:
-    for status, method, path, options in REFUSED:
-        with subtests.test(f"{status} {path}"):
-            response = alice.request(method, path, **options)
-            body = problem(response, status)
-            assert body["type"] == "about:blank"
-            assert [type(body[name]) for name in ("title", "status", "detail")] == [str, int, str]
-            assert ("errors" in body) == (status == 422)
-            assert len(body["detail"]) < 200
-            assert b"Traceback" not in response.data
-            assert int(response.headers["Content-Length"]) == len(response.data)
-
-
 # --- HEAD, and the id of a request -------------------------------------------------------
 
 
@@ -816,33 +724,6 @@ def test_head_is_get_without_its_body(alice: ApiClient, app: Flask) -> None:
         assert [pair for pair in head.headers if pair[0] not in different] == [
             pair for pair in get.headers if pair[0] not in different
         ]
-
-
-@one_database
-def test_head_of_a_long_answer_has_no_body(alice: ApiClient) -> None:
-    task = alice.start()
-    alice.append(task, *["x" * 1000] * 200)
-    head = alice.request("HEAD", f"/task/{task['id']}")
-    assert (head.status_code, head.data) == (200, b"")
-
-
-@one_database
-def test_request_id_comes_back(alice: ApiClient) -> None:
-    response = alice.get("/task", headers={"X-Request-Id": "mine-42"})
-    assert response.headers["X-Request-Id"] == "mine-42"
-    refused = alice.get("/nothing", headers={"X-Request-Id": "mine-43"})
-    assert refused.headers["X-Request-Id"] == "mine-43"
-
-
-@one_database
-def test_request_without_an_id_gets_one_of_its_own(alice: ApiClient, app: Flask) -> None:
-    answers = [
-        alice.get("/task"),
-        alice.get("/nothing"),
-        app.test_client().get(f"{PREFIX}/task"),
-        app.test_client().get("/livez"),
-    ]
-    assert len({answer.headers["X-Request-Id"] for answer in answers}) == len(answers)
 
 
 ODD_REQUEST_IDS = ("", "a b", "ü", "x" * 129, "a\tb")
