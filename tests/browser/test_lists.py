@@ -3,7 +3,6 @@
 import re
 import subprocess
 import time
-from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 
@@ -11,33 +10,13 @@ import pytest
 from playwright.sync_api import Browser, Page, Response, Route, expect
 
 from tests.support.api_client import RemoteClient
-from tests.support.browser import Visitor, violations
+from tests.support.browser import Visitor, check_accessible, violations
 from tests.support.sample_data import HOSTILE
 from tests.support.service import Service
 
 
-@pytest.fixture
-def visitor(chromium: Browser, service: Service, alice: RemoteClient) -> Iterator[Visitor]:
-    """Alice's window, signed in; whatever it did, it must have done quietly."""
-    visitor = Visitor(chromium, service.url)
-    visitor.sign_in(str(alice.session.headers["apikey"]))
-    yield visitor
-    visitor.check()
-    visitor.close()
-
-
 def report(alice: RemoteClient, task: dict[str, str], **changes: object) -> None:
     alice.request("PATCH", f"/task/{task['id']}", json=changes).raise_for_status()
-
-
-def check_both_ways(page: Page) -> None:
-    """A page has no fault in light and wide, nor in dark and narrow."""
-    for scheme, width in (("light", 1440), ("dark", 390)):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-        page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(100)
-        assert violations(page) == [], page.url
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), page.url
 
 
 def test_row_says_what_its_task_does_and_then_why_it_failed(
@@ -57,7 +36,7 @@ def test_row_says_what_its_task_does_and_then_why_it_failed(
     report(alice, task, status="error", error={"message": f"{HOSTILE}\nsecond line"})
     expect(row.locator(".reason")).to_have_text(HOSTILE)
     expect(row.get_by_role("progressbar")).to_have_count(0)
-    check_both_ways(page)
+    check_accessible(page)
     page = visitor.go("/agents")
     page.set_viewport_size({"width": 1000, "height": 800})
     # A long reason leaves space for the name.
@@ -101,7 +80,7 @@ def test_labels_and_tabs_filter_and_the_form_keeps_them(
     page.reload()
     expect(page.locator("#rows tr")).to_have_count(1)
     expect(page.locator("#tabs [aria-current]")).to_contain_text("Waiting")
-    check_both_ways(page)
+    check_accessible(page)
     page.get_by_role("link", name="Remove the label team:a:b=c&d").click()
     expect(page.locator(".chip.selected")).to_have_count(1)
     assert "q=fir" in page.url
@@ -184,7 +163,7 @@ def test_deletion_leads_back_to_the_filtered_list(visitor: Visitor, alice: Remot
         page.get_by_role("link", name=name, exact=True).click()
         page.get_by_role("link", name="Delete…").click()
         expect(page.locator(".confirm")).to_contain_text("waiting · summarizer · started")
-        check_both_ways(page)
+        check_accessible(page)
         page.get_by_role("button", name="Delete for good").click()
         page.wait_for_url(f"{visitor.url}/?sort=createdAt")
         expect(page.locator("#notice")).to_have_text(f"Deleted “{name}”.")
@@ -203,7 +182,7 @@ def test_filters_apply_by_their_button(visitor: Visitor, alice: RemoteClient) ->
     page.get_by_role("button", name="Apply").click()
     page.wait_for_url(f"{visitor.url}/?q=fir")
     expect(page.locator("#rows tr")).to_have_count(1)
-    check_both_ways(page)
+    check_accessible(page)
 
 
 def test_search_box_leads_to_a_task_and_to_lines_of_logs(
@@ -225,7 +204,7 @@ def test_search_box_leads_to_a_task_and_to_lines_of_logs(
     page.mouse.up()
     page.get_by_role("heading", name="Search in logs").wait_for()
     expect(page.locator("mark")).to_have_text("disk")
-    check_both_ways(page)
+    check_accessible(page)
     page.get_by_role("link", name="disk full").click()
     page.wait_for_url(re.compile(f"/tasks/{task['id']}.*#L2$"))
     page.keyboard.press("u")
@@ -272,10 +251,10 @@ def test_expected_runs_are_in_the_zone_of_the_person(
     visitor = Visitor(chromium, service.url, timezone_id="Asia/Kolkata", locale="en-GB")
     visitor.sign_in(str(alice.session.headers["apikey"]))
     page = visitor.go("/agents/backup")
-    check_both_ways(page)
+    check_accessible(page)
     page.get_by_role("link", name="Set when it is expected").click()
     expect(page.get_by_label("in the time zone")).to_have_value("Asia/Calcutta")
-    check_both_ways(page)
+    check_accessible(page)
     page.get_by_label("times of cron").fill("30 4 * * *")
     page.get_by_role("button", name="Save").click()
     expect(page.locator("#notice")).to_have_text("Saved.")
@@ -344,43 +323,18 @@ def full_hours() -> int:
     return int(time.time() // 3_600)
 
 
-def test_open_list_asks_less_than_once_a_second_and_gets_304(
-    visitor: Visitor, alice: RemoteClient
-) -> None:
-    hours = full_hours()
-    alice.start(name="Unchanged")
-    page = visitor.go()
-    # The chart may have been cached before.
-    expect(page.locator("#chart")).to_contain_text("1 task started")
-    moments: list[float] = []
-    statuses: list[int] = []
-
-    def note(response: Response) -> None:
-        if response.request.resource_type == "fetch":
-            moments.append(response.request.timing["startTime"])
-            statuses.append(response.status)
-
-    page.on("response", note)
-    for _ in range(5):
-        with page.expect_response(lambda response: response.request.resource_type == "fetch"):
-            pass
-    assert min(after - before for before, after in pairwise(moments)) >= 1_000
-    # The first has no ETag yet.
-    assert statuses[1:].count(304) >= len(statuses[1:]) - (full_hours() - hours)
-
-
 def test_agent_is_run_and_edited(visitor: Visitor, alice: RemoteClient) -> None:
     task = alice.start("backup", name="First", claim=True)
     report(alice, task, status="complete")
     page = visitor.go("/agents")
-    check_both_ways(page)
+    check_accessible(page)
     page.get_by_role("link", name="backup", exact=True).first.click()
     expect(page.locator(".plot .point")).to_have_count(1)
     page.locator("#durations summary").click()
     expect(page.locator("#durations-table td", has_text="complete")).to_be_visible()
-    check_both_ways(page)
+    check_accessible(page)
     page.get_by_role("link", name="Edit…").click()
-    check_both_ways(page)
+    check_accessible(page)
     page.get_by_label("Name").fill("The backup")
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_role("heading", name="The backup")).to_be_visible()
@@ -388,7 +342,7 @@ def test_agent_is_run_and_edited(visitor: Visitor, alice: RemoteClient) -> None:
     page.get_by_label("Input, a JSON object").fill("{")
     page.get_by_role("button", name="Run").click()
     expect(page.get_by_role("alert")).to_contain_text("Nothing was started.")
-    check_both_ways(page)
+    check_accessible(page)
     page.get_by_label("Input, a JSON object").fill('{"path": "/srv"}')
     page.get_by_label("Labels").fill("env=prod")
     page.get_by_role("button", name="Run").click()
@@ -410,7 +364,7 @@ def test_page_of_the_api_has_the_header_copies_and_folds_on_a_phone(visitor: Vis
         "document.querySelectorAll('article:not(#getUser, #cancelTask, #followTask)')"
         ".forEach(article => article.remove())"
     )
-    check_both_ways(page)
+    check_accessible(page)
     # Narrow by now.
     link = page.get_by_role("link", name="post Cancel a task").first
     expect(link).to_be_hidden()
@@ -429,7 +383,7 @@ def test_curl_commands_of_the_start_page_end_their_task(
     expect(page.locator("#start-install")).to_have_text(
         "python3 -m pip install path/to/taskservice"
     )
-    check_both_ways(page)
+    check_accessible(page)
     key = str(alice.session.headers["apikey"])
     commands = str(page.locator("#start-curl").text_content()).replace("tsk_…", key)
     subprocess.run(["sh", "-ec", commands], check=True, timeout=60)
@@ -552,10 +506,10 @@ def test_selected_tasks_stay_selected_while_they_change(
     expect(page.locator(f"#task-{one['id']} .reason")).to_have_text("half")
     expect(boxes[0]).to_be_checked()
     expect(boxes[2]).not_to_be_checked()
-    check_both_ways(page)
+    check_accessible(page)
     page.get_by_role("button", name="Delete…").click()
     expect(page.get_by_role("heading")).to_have_text("Delete 2 tasks?")
-    check_both_ways(page)
+    check_accessible(page)
     page.get_by_role("button", name="Delete for good").click()
     expect(page.locator("#rows tr")).to_have_count(1)
     assert page.url.endswith("/?status=running&claimed=true")

@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, expect
 from tests.support.agent_machine import AgentMachine
 from tests.support.api_client import RemoteClient
 from tests.support.browser import Visitor
+from tests.support.readiness import is_up
 from tests.support.requirements import needs
 from tests.support.service import Service, free_port
 from tests.support.waiting import PATIENCE_SECONDS, until
@@ -37,18 +38,11 @@ def ntfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             cwd=folder, stdout=log, stderr=log,
         )  # fmt: skip
     try:
-        until(lambda: is_up(url))
+        until(lambda: is_up(f"{url}/v1/health"))
         yield url
     finally:
         server.kill()
         server.wait(PATIENCE_SECONDS)
-
-
-def is_up(url: str) -> bool:
-    try:
-        return requests.get(f"{url}/v1/health", timeout=5).ok
-    except requests.ConnectionError:
-        return False
 
 
 @pytest.fixture

@@ -25,22 +25,16 @@ from taskservice.webhooks.destinations import Destinations
 from tests.support import sample_data
 from tests.support.api_client import ApiClient, RemoteClient, add_user
 from tests.support.api_client import expect as answered
-from tests.support.browser import Visitor, violations
+from tests.support.browser import Visitor, check_accessible, violations
 from tests.support.nginx import NGINX, nginx
 from tests.support.receiver import Receiver, answer
 from tests.support.requirements import needs
 from tests.support.service import Service
 
 PAGES = (
-    "/",
-    "/?status=error&q=nothing",
-    "/?status=wrong",
-    "/agents",
-    "/keys",
-    "/notifications",
-    "/callback-secret/rotate",
-    "/tasks/nothing",
-)
+    "/", "/?status=error&q=nothing", "/?status=wrong", "/agents", "/keys", "/notifications",
+    "/callback-secret/rotate", "/tasks/nothing",
+)  # fmt: skip
 
 
 @dataclass
@@ -411,11 +405,8 @@ def test_number_of_a_line_is_a_link_to_it(visitor: Visitor, site: Site) -> None:
     finder = page.get_by_label("Find in the log")
     finder.fill("NE 17")
     for keys, number in (
-        ("Enter", 1700),
-        ("Enter", 1701),
-        ("Shift+Enter", 1700),
-        ("Shift+Enter", 179),
-    ):
+        ("Enter", 1700), ("Enter", 1701), ("Shift+Enter", 1700), ("Shift+Enter", 179),
+    ):  # fmt: skip
         finder.press(keys)
         expect(marked).to_have_count(1)
         expect(marked).to_have_text(f"{number}line {number}")
@@ -532,43 +523,6 @@ def test_log_of_an_open_page_stops_when_its_session_has_ended(
     guest.close()
 
 
-def test_wrong_key_is_refused_in_the_words_of_the_api(chromium: Browser, site: Site) -> None:
-    guest = Visitor(chromium, site.url)
-    page = guest.go("/tasks/whatever")
-    page.get_by_label("API key").fill("tsk_user_wrong")
-    page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_role("alert")).to_have_text("API key is invalid")
-    assert violations(page) == []
-    guest.close()
-
-
-def test_task_is_cancelled_and_deleted_after_a_question(visitor: Visitor, site: Site) -> None:
-    task = start(site, name="To be stopped")
-    page = visitor.go(f"/tasks/{task['id']}")
-    page.get_by_role("link", name="Cancel…").click()
-    page.get_by_role("link", name="Keep it running").click()
-    page.get_by_role("link", name="Cancel…").click()
-    page.get_by_role("button", name="Cancel the task").click()
-    expect(page.locator("#notice")).to_contain_text("The task was cancelled.")
-    assert site.alice.task(task)["error"]["type"] == "cancelled"
-    page.get_by_role("link", name="Delete…").click()
-    page.get_by_role("button", name="Delete for good").click()
-    expect(page.locator("#notice")).to_contain_text("Deleted “To be stopped”.")
-    expect(page.locator(f"#task-{task['id']}")).to_have_count(0)
-
-
-def test_webhook_is_delivered_again(visitor: Visitor, site: Site) -> None:
-    task = start(site, name="Redelivered", callback=f"{site.bad.url}hook")
-    site.alice.report(task, status="complete")
-    page = visitor.go(f"/tasks/{task['id']}")
-    callback = page.locator("#callback")
-    expect(callback).to_contain_text("The receiver responded with 503")
-    site.bad.paths["/hook"] = answer(204)
-    callback.get_by_role("button", name="Redeliver").click()
-    expect(page.locator("#callback .delivery-state")).to_have_text("delivered")
-    expect(callback.locator(".attempts li")).to_have_count(2)
-
-
 def test_key_is_created_copied_used_and_revoked(
     visitor: Visitor, chromium: Browser, site: Site
 ) -> None:
@@ -643,43 +597,32 @@ def test_every_page_keeps_the_rules_of_accessibility(visitor: Visitor, site: Sit
     tasks = [re.findall("/tasks/[^/]+$", str(link.get_attribute("href")))[0] for link in links]
     tasks.append(f"/tasks/{start(site, name=chr(0x200B))['id']}")
     for path in [*PAGES, *tasks]:
-        check_both_ways(visitor.go(path), path)
+        check_accessible(visitor.go(path))
     for question in ("cancel", "delete"):
         page = visitor.go(f"{tasks[0]}/{question}")
         assert violations(page) == [], question
     page = visitor.go("/keys")
     page.get_by_role("link", name="Revoke…").last.click()
-    check_both_ways(page, "a question")
+    check_accessible(page)
     page = visitor.go("/keys")
     page.get_by_label("Name").fill("to be seen")
     page.get_by_role("button", name="Create").click()
-    check_both_ways(page, "a new key")
+    check_accessible(page)
     page = visitor.go("/notifications")
     page.get_by_label("Program").check()
     page.get_by_label("Address").fill(f"{site.bad.url}notifications")
     page.get_by_role("button", name="Add").click()
     page.get_by_role("button", name="Send a test").click()
     expect(page.locator("#notice")).to_contain_text("The receiver responded with 503")
-    check_both_ways(page, "a hook")
+    check_accessible(page)
     sign_out(page)
-    check_both_ways(page, "signed out")
+    check_accessible(page)
     visitor.sign_in(site.alice.agent_key().key)
-    check_both_ways(visitor.go("/keys"), "403")
+    check_accessible(visitor.go("/keys"))
     errors = ("404", "422", "403")
     visitor.complaints[:] = [
         text for text in visitor.complaints if not any(status in text for status in errors)
     ]
-
-
-def check_both_ways(page: Page, path: str) -> None:
-    """A page has no fault in light and wide, nor in dark and narrow."""
-    for scheme, width in (("light", 1280), ("dark", 390)):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-        page.set_viewport_size({"width": width, "height": 800})
-        page.wait_for_timeout(100)
-        assert violations(page) == [], path
-        fits = page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert fits, f"{path} is wider than the window"
 
 
 def test_hostile_content_does_nothing(chromium: Browser, site: Site) -> None:

@@ -1,15 +1,13 @@
 """Forms made from a schema in a real browser: those of questions, and those that run an agent."""
 
 import re
-from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.support.api_client import RemoteClient
-from tests.support.browser import Visitor, violations
+from tests.support.browser import Visitor, check_accessible, violations
 from tests.support.sample_data import DELETE, HOSTILE, TERM
 from tests.support.service import Service
 from tests.support.waiting import until
@@ -31,15 +29,6 @@ MANY: Json = {
     },
     "required": ["mail", "force"],
 }  # fmt: skip
-
-
-@pytest.fixture
-def visitor(chromium: Browser, service: Service, alice: RemoteClient) -> Iterator[Visitor]:
-    """Alice's window, signed in; whatever it did, it must have done quietly."""
-    visitor = window(chromium, service, alice)
-    yield visitor
-    visitor.check()
-    visitor.close()
 
 
 def window(chromium: Browser, service: Service, alice: RemoteClient, **options: Any) -> Visitor:
@@ -71,17 +60,6 @@ def answer(alice: RemoteClient, task: Json, question: Json, **content: Any) -> N
 
 def form_of(page: Page, question: Json) -> Any:
     return page.locator(f"#question-{question['id']}")
-
-
-def check_in_all_ways(page: Page) -> None:
-    """A page has no fault, in light and dark, wide and narrow."""
-    for scheme in ("light", "dark"):
-        for width in (1440, 390):
-            page.emulate_media(color_scheme=scheme)
-            page.set_viewport_size({"width": width, "height": 900})
-            page.wait_for_timeout(100)
-            assert violations(page) == [], page.url
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), page.url
 
 
 def test_question_appears_is_counted_in_the_title_and_answered_by_keyboard_only(
@@ -278,7 +256,7 @@ def test_refused_answer_is_shown_with_its_reasons(visitor: Visitor, alice: Remot
     expect(copies).to_have_value("99")
     expect(copies).to_have_accessible_description("The value is greater than the maximum of 9.")
     expect(page.get_by_role("group", name="force")).to_have_accessible_description("Choose one.")
-    check_in_all_ways(page)
+    check_accessible(page)
     copies.fill("3")
     page.get_by_label("mail").fill("a@example.org")
     page.get_by_label("No", exact=True).check()
@@ -301,7 +279,7 @@ def test_pages_with_questions_have_no_fault(visitor: Visitor, alice: RemoteClien
     for path in ("/", f"/tasks/{task['id']}"):
         page = visitor.go(path)
         expect(page.locator(".question")).to_have_count(3)
-        check_in_all_ways(page)
+        check_accessible(page)
 
 
 def test_notification_tells_of_a_question_and_of_the_end(
@@ -333,7 +311,7 @@ def test_notification_tells_of_a_question_and_of_the_end(
 def test_agent_is_run_by_keyboard_and_as_json(visitor: Visitor, alice: RemoteClient) -> None:
     alice.request("PUT", "/agent/backup", json={"inputSchema": MANY}).raise_for_status()
     page = visitor.go("/agents/backup/run")
-    check_in_all_ways(page)
+    check_accessible(page)
     page.get_by_label("mail").focus()
     page.keyboard.type("a@example.org")
     page.keyboard.press("Tab")
@@ -344,19 +322,19 @@ def test_agent_is_run_by_keyboard_and_as_json(visitor: Visitor, alice: RemoteCli
     started = {HOSTILE: HOSTILE, "mail": "a@example.org", "copies": 2, "force": True}
     assert task_of(alice, page)["input"] == started
     page.get_by_role("link", name="Run again").click()
-    check_in_all_ways(page)
+    check_accessible(page)
     assert page.locator("form .buttons .button").evaluate_all(FIT) == [True, True]
     page.get_by_role("link", name="As JSON").click()
     field = page.get_by_label("Input, a JSON object")
     expect(field).to_have_value(re.compile('"copies": 2'))
-    check_in_all_ways(page)
+    check_accessible(page)
     field.fill(field.input_value().replace('"copies": 2', '"copies": 4'))
     page.get_by_role("button", name="Run again").click()
     page.wait_for_url(re.compile("/tasks/[^/]+$"))
     assert task_of(alice, page)["input"] == started | {"copies": 4}
     page.goto(f"{visitor.url}/agents/backup")
     expect(page.get_by_role("row", name="copies")).to_contain_text("whole number, from 1, up to 9")
-    check_in_all_ways(page)
+    check_accessible(page)
 
 
 def task_of(alice: RemoteClient, page: Page) -> Json:

@@ -20,7 +20,7 @@ from taskservice.database.engine import dispose
 from taskservice.webhooks.destinations import Destinations
 from tests.support import sample_data
 from tests.support.api_client import ApiClient, add_user
-from tests.support.browser import Visitor, violations
+from tests.support.browser import Visitor, check_accessible, violations
 from tests.support.internals import end_for_silence
 from tests.support.receiver import Receiver, answer
 from tests.support.service import Service
@@ -93,16 +93,6 @@ IS_IN_VIEW = """() => {
 def highlighted(page: Page, name: str) -> list[str]:
     """The texts that a search has marked."""
     return list(page.evaluate("name => [...(CSS.highlights.get(name) ?? [])].map(String)", name))
-
-
-def check_accessible(page: Page) -> None:
-    """A page has no fault in light and wide, nor in dark and narrow."""
-    for scheme, width in (("light", 1440), ("dark", 390)):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-        page.set_viewport_size({"width": width, "height": 844})
-        page.wait_for_timeout(100)
-        assert violations(page) == []
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 # --- the log -----------------------------------------------------------------------------
@@ -550,14 +540,10 @@ def test_of_a_megabyte_only_the_beginning_is_drawn(visitor: Visitor, site: Site)
     item = "- **item** `code` [a](https://example.org)\n"
     row = {"b": "some text in a cell", "c": {"d": [1]}}
     outputs: dict[str, dict[str, Any]] = {
-        "one string": {"text": "x" * size},
-        "one line of words": {"text": "word " * (size // 5)},
-        "Markdown": {"text": "# Title\n\n" + item * 22_000},
-        "stars": {"text": "**" * (size // 2)},
-        "brackets": {"text": "[" * size},
-        "blanks": {"text": "# " + " " * (size - 10) + "x"},
-        "line feeds": {"text": "\n" * (size // 2)},
-        "numbers": {"list": list(range(140_000))},
+        "one string": {"text": "x" * size}, "one line of words": {"text": "word " * (size // 5)},
+        "Markdown": {"text": "# Title\n\n" + item * 22_000}, "stars": {"text": "**" * (size // 2)},
+        "brackets": {"text": "[" * size}, "blanks": {"text": "# " + " " * (size - 10) + "x"},
+        "line feeds": {"text": "\n" * (size // 2)}, "numbers": {"list": list(range(140_000))},
         "rows": {"rows": [{"a": n, **row} for n in range(16_000)]},
         "fields": {f"field {n}": n for n in range(50_000)},
     }  # fmt: skip
