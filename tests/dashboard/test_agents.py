@@ -11,33 +11,14 @@ from werkzeug.test import TestResponse
 
 from taskservice.background.maintenance import Maintenance
 from taskservice.database import clock
-from taskservice.database.transactions import reading
 from taskservice.schemas import strict_json
 from taskservice.services.expected_runs import due_times
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
-from tests.support.internals import end_for_silence, reads
+from tests.support.internals import end_for_silence, plan_of, reads
 from tests.support.marks import one_database
-from tests.support.plain_browser import Browser, hidden
+from tests.support.plain_browser import Browser, hidden, signed_in, text_of
 from tests.support.sample_data import HOSTILE
-
-
-@pytest.fixture
-def window(app: Flask, alice: ApiClient) -> Browser:
-    """Alice's, signed in."""
-    return signed_in(app, alice.key)
-
-
-def signed_in(app: Flask, key: str) -> Browser:
-    window = Browser(app)
-    assert window.sign_in(key).status_code == 303
-    return window
-
-
-def text_of(window: Browser, path: str) -> str:
-    response = window.get(path)
-    assert response.status_code == 200, response.text
-    return response.text
 
 
 def facts(text: str) -> dict[str, str]:
@@ -236,7 +217,7 @@ def test_agent_key_sees_its_agent_without_forms(
     app: Flask, alice: ApiClient, used: dict[str, Any]
 ) -> None:
     alice.register("other")
-    window = signed_in(app, alice.agent_key("backup").key)
+    window = signed_in(alice.agent_key("backup"))
     text = text_of(window, "/agents/backup")
     assert "Run…" not in text
     assert "Edit…" not in text
@@ -257,9 +238,7 @@ def test_pages_of_agents_read_few_tasks_by_their_indexes(
     for path in ("/agents", "/agents/backup", "/agents/backup/run"):
         searched = set()
         for sql, parameters in reads(app, lambda: text_of(window, path)):  # noqa: B023
-            with app.app_context(), reading() as connection:
-                rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", parameters)
-                plan = [row.detail for row in rows]
+            plan = plan_of(app, sql, parameters)
             # The alias is joined by its id.
             looks = {step for step in plan if " tasks " in step}
             assert all(step.startswith("SEARCH tasks USING") for step in looks), plan
@@ -371,12 +350,3 @@ def test_late_agent_is_marked(
     assert facts(text_of(window, "/agents/backup"))["Next run"].endswith(" late")
     assert send_expected(window, form | {"every": "25h"}).status_code == 303
     assert not facts(text_of(window, "/agents/backup"))["Next run"].endswith(" late")
-
-
-def test_agent_key_sees_when_runs_are_due_but_no_form(app: Flask, alice: ApiClient) -> None:
-    alice.register("backup", expect={"every": 60})
-    window = signed_in(app, alice.agent_key("backup").key)
-    text = text_of(window, "/agents/backup")
-    assert len(times_due(text)) == 3
-    token = hidden(window.get("/"))
-    assert window.post("/agents/backup/edit", EMPTY | token).status_code == 403

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Callable
 from html import unescape
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -11,9 +12,6 @@ import pytest
 from flask import Flask
 from standardwebhooks import Webhook
 
-from taskservice.app import create_app
-from taskservice.config import Config
-from taskservice.database.engine import dispose
 from taskservice.operations.request_log import configure_logging
 from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.clocks import Clocks
@@ -23,7 +21,7 @@ from tests.support.html_page import Page
 from tests.support.internals import rows
 from tests.support.maintenance import DAY
 from tests.support.marks import one_database
-from tests.support.plain_browser import Browser
+from tests.support.plain_browser import Browser, signed_in
 from tests.support.receiver import Received, Receiver, answer
 from tests.support.sample_data import HOSTILE
 from tests.support.waiting import until
@@ -44,12 +42,6 @@ def hook(alice: ApiClient, receiver: Receiver) -> Json:
     """For a program, with answer links."""
     receiver.answer = answer(200)
     return add_hook(alice, receiver.url)
-
-
-@pytest.fixture
-def stranger(app: Flask) -> Browser:
-    """A browser without a session."""
-    return Browser(app)
 
 
 def add_hook(person: ApiClient, target: str, **fields: Any) -> Json:
@@ -112,8 +104,7 @@ def test_link_answers_its_question_once(
     before = rows(alice.app)
     check_invalid(stranger, path)
     assert rows(alice.app) == before
-    window = Browser(alice.app)
-    window.sign_in(alice.key)
+    window = signed_in(alice)
     assert "by an answer link" in window.get(f"/tasks/{task['id']}").text
 
 
@@ -146,8 +137,7 @@ def test_page_is_private_and_has_nothing_but_the_question(
 ) -> None:
     alice.register("summarizer", name="Summaries")
     task, path = link_to(alice, receiver)
-    window = Browser(alice.app)
-    window.sign_in(alice.key)
+    window = signed_in(alice)
     for browser in (Browser(alice.app), window):
         for status, address in ((200, path), (404, f"{path}x"), (404, f"{path}/x")):
             response = browser.get(address)
@@ -430,9 +420,9 @@ def test_no_token_reaches_the_log(
 
 
 @one_database
-def test_link_works_below_a_prefix(config: Config, receiver: Receiver) -> None:
+def test_link_works_below_a_prefix(app_with: Callable[..., Flask], receiver: Receiver) -> None:
     url = "https://public.example/agents/one"
-    app = create_app(Config(**{**config.__dict__, "PROXY_HOPS": 1, "PUBLIC_URL": url}))
+    app = app_with(PROXY_HOPS=1, PUBLIC_URL=url)
     alice = add_user(app, "alice")
     add_hook(alice, receiver.url)
     task, message = asked_message(alice, receiver)
@@ -448,24 +438,23 @@ def test_link_works_below_a_prefix(config: Config, receiver: Receiver) -> None:
     assert page.values("action") == []
     assert stranger.post(path, {"field.answer": "yes"}).status_code == 200
     assert the_question(alice, task)["answer"] == {"answer": "yes"}
-    dispose(app)
 
 
 @one_database
-def test_service_without_public_url_makes_no_links(config: Config, receiver: Receiver) -> None:
-    app = create_app(Config(**{**config.__dict__, "BIND": "0.0.0.0:8000", "PUBLIC_URL": ""}))
+def test_service_without_public_url_makes_no_links(
+    app_with: Callable[..., Flask], receiver: Receiver
+) -> None:
+    app = app_with(BIND="0.0.0.0:8000", PUBLIC_URL="")
     alice = add_user(app, "alice")
     body = {"target": receiver.url, "answerLinks": True}
     assert "answerLinks" in problem(alice.post("/hook", json=body), 422)["errors"]
-    dispose(app)
 
 
 @one_database
 def test_secret_key_of_another_service_makes_other_links(
-    app: Flask, config: Config, alice: ApiClient, hook: Json, receiver: Receiver
+    app: Flask, app_with: Callable[..., Flask], alice: ApiClient, hook: Json, receiver: Receiver
 ) -> None:
     _, path = link_to(alice, receiver)
-    other = create_app(Config(**{**config.__dict__, "SECRET_KEY": "another secret key, as long"}))
+    other = app_with(SECRET_KEY="another secret key, as long")
     check_invalid(Browser(other), path)
     assert Browser(app).get(path).status_code == 200
-    dispose(other)

@@ -4,7 +4,6 @@ import re
 from html import unescape
 from typing import Any
 
-import pytest
 from flask import Flask
 
 from taskservice.background.maintenance import Maintenance
@@ -12,18 +11,10 @@ from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
 from tests.support.deliveries import finish
 from tests.support.internals import run_sql
-from tests.support.plain_browser import Browser
+from tests.support.plain_browser import Browser, signed_in
 from tests.support.receiver import Receiver, answer
 
 MINUTE = 60.0
-
-
-@pytest.fixture
-def window(app: Flask, alice: ApiClient) -> Browser:
-    """Alice's, signed in."""
-    window = Browser(app)
-    assert window.sign_in(alice.key).status_code == 303
-    return window
 
 
 def lines(text: str) -> list[str]:
@@ -44,22 +35,6 @@ def cards(text: str) -> dict[str, str]:
     """The card of each agent, in the order of the page."""
     found = re.findall(r'<section class="card" id="of-([\w-]+)"(.+?)</section>', text, re.DOTALL)
     return dict(found)
-
-
-def test_lines_above_the_list_lead_to_what_needs_attention(
-    window: Browser, alice: ApiClient, app: Flask
-) -> None:
-    assert lines(window.get("/").text) == []
-    failed = run(alice, "backup", "error")
-    alice.register("nightly")
-    run_sql(app, "UPDATE agents SET late_since = '2026-11-24T13:36:00Z' WHERE id = 'nightly'")
-    text = window.get("/").text
-    assert lines(text) == [
-        "backup The last task failed",
-        "nightly The expected run did not come",
-    ]
-    above = text.partition('class="attention"')[2].partition("</ul>")[0]
-    assert re.findall('href="([^"]+)"', above) == [f"/tasks/{failed['id']}", "/agents/nightly"]
 
 
 def test_each_kind_is_a_line_above_the_list(
@@ -89,8 +64,7 @@ def test_each_kind_is_a_line_above_the_list(
     above = text.partition('class="attention"')[2].partition("</ul>")[0]
     assert all(f'href="/tasks/{task["id"]}"' in above for task in tasks)
     # The top of the page says that of the hook, but not to a key that can change nothing.
-    screen = Browser(app)
-    screen.sign_in(alice.read_key().key)
+    screen = signed_in(alice.read_key())
     assert lines(screen.get("/").text) == [*found, "The hook phone is off: The receiver is gone."]
 
 

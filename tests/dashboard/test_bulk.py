@@ -4,23 +4,14 @@ import re
 from html import unescape
 from typing import Any
 
-import pytest
 from flask import Flask
 
 from tests.support.api_client import ApiClient, expect
 from tests.support.internals import copy_task
 from tests.support.marks import one_database
-from tests.support.plain_browser import Browser, hidden
+from tests.support.plain_browser import Browser, hidden, signed_in
 
 Task = dict[str, Any]
-
-
-@pytest.fixture
-def window(app: Flask, alice: ApiClient) -> Browser:
-    """Alice's, signed in."""
-    window = Browser(app)
-    assert window.sign_in(alice.key).status_code == 303
-    return window
 
 
 def ask(window: Browser, path: str, action: str, *tasks: Task, **data: str) -> tuple[str, str]:
@@ -150,8 +141,7 @@ def test_nothing_selected_changes_nothing(
 @one_database
 def test_agent_key_selects_nothing(app: Flask, alice: ApiClient) -> None:
     task = alice.start()
-    window = Browser(app)
-    window.sign_in(alice.agent_key().key)
+    window = signed_in(alice.agent_key())
     page = window.get("/")
     assert 'id="selected"' not in page.text
     assert 'name="taskId"' not in page.text

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from html import unescape
 from typing import Any
 
@@ -9,9 +10,6 @@ import pytest
 from flask import Flask
 from sqlalchemy import update
 
-from taskservice.app import create_app
-from taskservice.config import Config
-from taskservice.database.engine import dispose
 from taskservice.database.models import Hook
 from taskservice.database.transactions import transaction
 from taskservice.event_kinds import DEFAULT_EVENTS, EVENTS
@@ -19,27 +17,15 @@ from taskservice.webhooks import destinations
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.deliveries import looping
 from tests.support.html_page import Page
-from tests.support.internals import reads
+from tests.support.internals import plan_of, reads
 from tests.support.marks import one_database
-from tests.support.plain_browser import Browser, hidden
+from tests.support.plain_browser import Browser, hidden, signed_in
 from tests.support.receiver import Receiver, answer, unused_port
 from tests.support.sample_data import HOSTILE
 from tests.support.waiting import until
 
 Json = dict[str, Any]
 PAGE = "/notifications"
-
-
-@pytest.fixture
-def window(app: Flask, alice: ApiClient) -> Browser:
-    """Alice's, signed in."""
-    return signed_in(app, alice)
-
-
-def signed_in(app: Flask, person: ApiClient) -> Browser:
-    window = Browser(app)
-    assert window.sign_in(person.key).status_code == 303
-    return window
 
 
 def text_of(window: Browser, path: str = PAGE) -> str:
@@ -143,12 +129,12 @@ def test_only_the_address_is_needed(
 
 
 @one_database
-def test_mail_is_offered_where_the_service_can_send_it(config: Config) -> None:
+def test_mail_is_offered_where_the_service_can_send_it(app_with: Callable[..., Flask]) -> None:
     server = destinations.MailServer.parse(f"smtp://127.0.0.1:{unused_port()}")
-    settings = {**config.__dict__, "SMTP_URL": server, "MAIL_FROM": "tasks@example.org"}
-    app = create_app(Config(**settings))
+    settings = {"SMTP_URL": server, "MAIL_FROM": "tasks@example.org"}
+    app = app_with(**settings)
     alice = add_user(app, "alice")
-    window = signed_in(app, alice)
+    window = signed_in(alice)
     for typed in ("ann@example.org", "mailto:ann@example.org"):
         made = add(window, "mail", typed)
         assert made.status_code == 303
@@ -158,18 +144,16 @@ def test_mail_is_offered_where_the_service_can_send_it(config: Config) -> None:
     assert add(window, "mail", "nobody").status_code == 422
     tested = window.send(made.location, f"{made.location}/test")
     assert "The test was not delivered. " in text_of(window, tested.location)
-    dispose(app)
 
 
 @one_database
 def test_without_an_own_address_no_answer_links_are_offered(
-    config: Config, receiver: Receiver
+    app_with: Callable[..., Flask], receiver: Receiver
 ) -> None:
-    app = create_app(Config(**{**config.__dict__, "BIND": "0.0.0.0:8000", "PUBLIC_URL": ""}))
-    window = signed_in(app, add_user(app, "alice"))
+    app = app_with(BIND="0.0.0.0:8000", PUBLIC_URL="")
+    window = signed_in(add_user(app, "alice"))
     assert "Answer links" not in text_of(window)
     assert add(window, "standard", receiver.url).status_code == 303
-    dispose(app)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +314,7 @@ def test_hooks_of_others_do_not_exist(
     hook = add_hook(alice, receiver.url, name="Alice's phone")
     alice.report(alice.start(claim=True), status="complete")
     [delivery] = deliveries_of(alice, hook)
-    window = signed_in(app, bob)
+    window = signed_in(bob)
     assert "Alice" not in text_of(window)
     path = f"{PAGE}/{hook['id']}"
     for page in (path, f"{path}/delete", f"{PAGE}/nothing"):
@@ -344,7 +328,7 @@ def test_hooks_of_others_do_not_exist(
 def test_agent_key_has_no_notifications(app: Flask, alice: ApiClient, receiver: Receiver) -> None:
     hook = add_hook(alice, receiver.url)
     turn_off(app, hook)
-    window = signed_in(app, alice.agent_key())
+    window = signed_in(alice.agent_key())
     assert window.get(PAGE).status_code == 403
     text = text_of(window, "/")
     assert PAGE not in text
@@ -372,7 +356,7 @@ def test_every_page_says_which_hooks_the_service_turned_off(
     turn_off(app, second)
     for path in pages:
         assert f'<a href="{PAGE}">2 notifications</a> are off' in window.get(path).text, path
-    assert 'class="failure"' not in text_of(signed_in(app, bob), "/")
+    assert 'class="failure"' not in text_of(signed_in(bob), "/")
     expect(alice.patch(f"/hook/{second['id']}", json={"state": "active"}), 200)
     expect(alice.delete(f"/hook/{first['id']}"), 200)
     assert 'class="failure"' not in text_of(window, "/")
@@ -384,9 +368,5 @@ def test_hooks_that_are_off_are_found_by_an_index(
 ) -> None:
     statements = reads(app, lambda: text_of(window, "/keys"))
     [(sql, parameters)] = [each for each in statements if "FROM hooks" in each[0]]
-    with app.app_context(), transaction() as connection:
-        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", parameters).all()
-    steps = [row.detail for row in plan]
-    assert [step.partition("(")[0] for step in steps] == [
-        "SEARCH hooks USING INDEX hooks_user_id_created_at_id "
-    ]
+    (step,) = plan_of(app, sql, parameters)
+    assert step.startswith("SEARCH hooks USING INDEX hooks_user_id_created_at_id (")

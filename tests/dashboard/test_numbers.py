@@ -6,20 +6,11 @@ from html import unescape
 from typing import Any
 
 import pytest
-from flask import Flask
 
 from taskservice.dashboard import chart
 from taskservice.services.agents import Number
 from tests.support.api_client import ApiClient
 from tests.support.plain_browser import Browser
-
-
-@pytest.fixture
-def window(app: Flask, alice: ApiClient) -> Browser:
-    """Alice's, signed in."""
-    window = Browser(app)
-    assert window.sign_in(alice.key).status_code == 303
-    return window
 
 
 def end(person: ApiClient, output: str) -> dict[str, Any]:

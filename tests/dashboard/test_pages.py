@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -20,13 +20,9 @@ from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
 from taskservice import terms
-from taskservice.app import create_app
-from taskservice.config import Config
 from taskservice.dashboard import page_cache, sessions
 from taskservice.dashboard.sessions import LIFETIME
 from taskservice.database import clock as timestamps
-from taskservice.database.engine import dispose
-from taskservice.database.transactions import reading
 from taskservice.services import agents, lists
 from taskservice.web.request import Sessions
 from taskservice.webhooks.destinations import Destinations
@@ -39,12 +35,13 @@ from tests.support.internals import (
     expire,
     filled,
     is_page,
+    plan_of,
     reads,
     rows,
     set_columns,
 )
 from tests.support.marks import one_database
-from tests.support.plain_browser import Browser, hidden, hidden_text
+from tests.support.plain_browser import Browser, hidden, hidden_text, signed_in
 from tests.support.receiver import Receiver, answer
 from tests.support.sample_data import HOSTILE, make_hostile
 from tests.support.service import Service
@@ -61,14 +58,6 @@ def token(response: TestResponse) -> str:
 
 
 NO_LINES: dict[str, Any] = {"lines": [], "times": []}
-
-
-@pytest.fixture
-def browser(app: Flask, alice: ApiClient) -> Browser:
-    """Alice's, signed in."""
-    browser = Browser(app)
-    assert browser.sign_in(alice.key).status_code == 303
-    return browser
 
 
 @pytest.fixture
@@ -91,9 +80,9 @@ def test_every_page_redirects_to_the_sign_in_without_a_session(
         if not is_page(rule) or rule.rule in ("/sign-in", "/sign-out") or is_open(rule):
             continue
         for method in {"GET", "POST"} & (rule.methods or set()):
-            browser, path = Browser(app), filled(rule.rule, task_id=task["id"])
-            data = {"token": token(browser.get("/sign-in"))} if method == "POST" else None
-            response = browser.client.open(path, method=method, data=data)
+            window, path = Browser(app), filled(rule.rule, task_id=task["id"])
+            data = {"token": token(window.get("/sign-in"))} if method == "POST" else None
+            response = window.client.open(path, method=method, data=data)
             assert response.status_code == 303, path
             assert response.location.partition("?")[0] == "/sign-in"
             assert task["name"] not in response.text
@@ -106,11 +95,11 @@ def test_every_page_redirects_to_the_sign_in_without_a_session(
 def test_wrong_key_gets_the_sentence_of_the_api(app: Flask, alice: ApiClient) -> None:
     mistyped = alice.key[:-1] + ("y" if alice.key.endswith("x") else "x")
     for key in ("", "nonsense", mistyped, alice.key.replace("user", "agent")):
-        browser = Browser(app)
-        response = browser.sign_in(key)
+        window = Browser(app)
+        response = window.sign_in(key)
         assert response.status_code == 401
         assert "API key is invalid" in response.text
-        assert browser.get("/").status_code == 303
+        assert window.get("/").status_code == 303
 
 
 @one_database
@@ -125,11 +114,11 @@ def test_sign_in_leads_back_to_the_page_that_was_asked_for(
     app: Flask, alice: ApiClient, task: dict[str, Any]
 ) -> None:
     for wanted in (f"/tasks/{task['id']}?x=%26", "/?status=error&q=%C3%A9"):
-        browser = Browser(app)
-        response = browser.get(wanted)
-        page = browser.get(response.location)
+        window = Browser(app)
+        response = window.get(wanted)
+        page = window.get(response.location)
         field = re.findall(r'name="next" value="([^"]+)"', page.text)[0]
-        again = browser.sign_in(alice.key, next=unescape(field))
+        again = window.sign_in(alice.key, next=unescape(field))
         assert again.location == wanted
 
 
@@ -146,13 +135,13 @@ def test_sign_in_leads_to_no_other_site(app: Flask, alice: ApiClient, path: str)
 
 @one_database
 def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: ApiClient) -> None:
-    browser = Browser(app)
-    response = browser.sign_in(alice.key)
+    window = Browser(app)
+    response = window.sign_in(alice.key)
     (cookie,) = response.headers.getlist("Set-Cookie")
     assert alice.key not in cookie
     attributes = cookie.split("; ")[1:]
     assert set(attributes) == {"HttpOnly", "Path=/", "SameSite=Lax"}
-    session = browser.client.get_cookie(cookie.partition("=")[0])
+    session = window.client.get_cookie(cookie.partition("=")[0])
     assert session is not None
     serializer = Sessions().get_signing_serializer(app)
     assert serializer is not None
@@ -161,44 +150,38 @@ def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: ApiClient) 
     assert alice.key[9:20] not in str(said)
 
 
-@one_database
-def test_cookie_is_secure_behind_tls(app: Flask) -> None:
-    (cookie,) = Browser(app, base_url="https://tasks.example").cookies()
-    assert "; Secure" in cookie
-
-
 def test_revoked_and_expired_keys_end_their_sessions(app: Flask, alice: ApiClient) -> None:
     for expires in (False, True):
         fields = {"name": "old", "expiresAt": timestamps.now(3600)}
         key = expect(alice.post("/key", json=fields), 201)
-        browser = Browser(app)
-        browser.sign_in(key["key"])
-        assert browser.get("/").status_code == 200
+        window = Browser(app)
+        window.sign_in(key["key"])
+        assert window.get("/").status_code == 200
         if expires:
             expire(app, key)
         else:
             alice.delete(f"/key/{key['id']}")
-        assert browser.get("/").location == "/sign-in"
+        assert window.get("/").location == "/sign-in"
 
 
 @one_database
-def test_signing_out_ends_the_session(browser: Browser) -> None:
-    assert browser.send("/", "/sign-out").location == "/sign-in"
-    assert "You are signed out" in browser.get("/sign-in").text
-    assert browser.get("/").status_code == 303
+def test_signing_out_ends_the_session(window: Browser) -> None:
+    assert window.send("/", "/sign-out").location == "/sign-in"
+    assert "You are signed out" in window.get("/sign-in").text
+    assert window.get("/").status_code == 303
 
 
 @one_database
 def test_cookie_of_another_service_or_of_last_month_opens_no_session(
-    app: Flask, browser: Browser, monkeypatch: pytest.MonkeyPatch
+    app: Flask, window: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert browser.get("/").status_code == 200
+    assert window.get("/").status_code == 200
     later = time.time() + LIFETIME.total_seconds() + 60
     with monkeypatch.context() as context:
         context.setattr("itsdangerous.timed.time.time", lambda: later)
-        assert browser.get("/").status_code == 303
+        assert window.get("/").status_code == 303
     app.config["SECRET_KEY"] = "another secret key for tests"
-    assert browser.get("/").status_code == 303
+    assert window.get("/").status_code == 303
 
 
 @one_database
@@ -227,24 +210,23 @@ def test_session_ends_in_time_though_its_cookie_was_renewed(
     app: Flask, alice: ApiClient, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sessions, "LIFETIME", timedelta(seconds=6))
-    browser = Browser(app)
-    browser.sign_in(alice.key)
-    with closing(browser.get(f"/tasks/{task['id']}/events")) as stream:
+    window = signed_in(alice)
+    with closing(window.get(f"/tasks/{task['id']}/events")) as stream:
         # The form leaves a message for the next page, which renews the cookie.
-        browser.send("/callback-secret/rotate")
-        assert browser.get("/keys").status_code == 200
+        window.send("/callback-secret/rotate")
+        assert window.get("/keys").status_code == 200
         # The page of the keys costs less than the list.
-        until(lambda: browser.get("/keys").status_code == 303)
-        assert browser.get("/").location == "/sign-in"
+        until(lambda: window.get("/keys").status_code == 303)
+        assert window.get("/").location == "/sign-in"
         # An open stream of the session ends too.
         assert stream.text.startswith("event: task")
 
 
 @one_database
 def test_api_takes_no_session_and_the_dashboard_no_header(
-    browser: Browser, alice: ApiClient
+    window: Browser, alice: ApiClient
 ) -> None:
-    assert browser.get("/api/v1/user").status_code == 401
+    assert window.get("/api/v1/user").status_code == 401
     assert Browser(alice.app).get("/", headers={"apikey": alice.key}).status_code == 303
 
 
@@ -270,28 +252,27 @@ def forms(app: Flask, task: dict[str, Any]) -> Iterator[str]:
 
 @one_database
 def test_no_form_is_taken_without_the_token_of_its_session(
-    app: Flask, browser: Browser, task: dict[str, Any], bob: ApiClient
+    app: Flask, window: Browser, task: dict[str, Any], bob: ApiClient
 ) -> None:
-    other = Browser(app)
-    other.sign_in(bob.key)
+    other = signed_in(bob)
     stolen = token(other.get("/"))
     before = rows(app)
     for path in forms(app, task):
         for data in ({}, {"token": ""}, {"token": "wrong"}, {"token": "é"}, {"token": stolen}):
-            response = browser.post(path, {"key": bob.key, **data})
+            response = window.post(path, {"key": bob.key, **data})
             assert (response.status_code, response.location) == refusal(path), path
     assert rows(app) == before
-    assert "<bdi>alice</bdi>" in browser.get("/").text
+    assert "<bdi>alice</bdi>" in window.get("/").text
 
 
 @one_database
 def test_no_form_is_taken_from_another_site(
-    app: Flask, browser: Browser, task: dict[str, Any]
+    app: Flask, window: Browser, task: dict[str, Any]
 ) -> None:
-    right = token(browser.get("/"))
+    right = token(window.get("/"))
     for path in forms(app, task):
         for site in ("cross-site", "same-site"):
-            response = browser.post(path, {"token": right}, headers={"Sec-Fetch-Site": site})
+            response = window.post(path, {"token": right}, headers={"Sec-Fetch-Site": site})
             assert (response.status_code, response.location) == refusal(path), path
 
 
@@ -306,20 +287,20 @@ def test_form_of_a_session_that_has_ended_leads_to_the_sign_in_and_back(
         ("/", ""),
         ("/docs", ""),
     ]:
-        browser = Browser(app)
+        window = Browser(app)
         headers = {"Referer": f"http://localhost{referrer}"}
-        response = browser.post(f"{path}/redeliver", {"token": "old"}, headers=headers)
+        response = window.post(f"{path}/redeliver", {"token": "old"}, headers=headers)
         assert response.status_code == 303
         assert unquote(unquote(response.location)) == f"/sign-in{way_back}"
-        assert "Nothing was changed" in browser.get(response.location).text
+        assert "Nothing was changed" in window.get(response.location).text
     assert alice.task(task)["status"] == "running"
 
 
 @one_database
-def test_old_sign_in_form_is_no_dead_end(app: Flask, browser: Browser, alice: ApiClient) -> None:
-    assert browser.get("/sign-in").location == "/"
-    assert browser.get("/sign-in?next=/agents").location == "/agents"
-    assert browser.post("/sign-in", {"token": "old", "key": alice.key}).location == "/"
+def test_old_sign_in_form_is_no_dead_end(app: Flask, window: Browser, alice: ApiClient) -> None:
+    assert window.get("/sign-in").location == "/"
+    assert window.get("/sign-in?next=/agents").location == "/agents"
+    assert window.post("/sign-in", {"token": "old", "key": alice.key}).location == "/"
     response = Browser(app).post("/sign-in", {"token": "old", "key": alice.key})
     assert response.status_code == 403
     assert "This form is out of date" in response.text
@@ -331,11 +312,11 @@ def test_old_sign_in_form_is_no_dead_end(app: Flask, browser: Browser, alice: Ap
 
 @one_database
 def test_pages_are_not_cached_and_run_nothing_from_elsewhere(
-    app: Flask, browser: Browser, task: dict[str, Any]
+    app: Flask, window: Browser, task: dict[str, Any]
 ) -> None:
     for rule in app.url_map.iter_rules():
         if is_page(rule) and "GET" in (rule.methods or ()) and not is_open(rule):
-            response = browser.get(filled(rule.rule, task_id=task["id"]), buffered=False)
+            response = window.get(filled(rule.rule, task_id=task["id"]), buffered=False)
             policy = response.headers["Content-Security-Policy"]
             assert "default-src 'none'" in policy
             assert "unsafe" not in policy
@@ -356,14 +337,14 @@ ODD_HEADERS: list[dict[str, str]] = [
 @one_database
 @pytest.mark.usefixtures("patient_probe")
 def test_unusual_headers_never_cause_a_500(
-    app: Flask, browser: Browser, task: dict[str, Any], subtests: pytest.Subtests
+    app: Flask, window: Browser, task: dict[str, Any], subtests: pytest.Subtests
 ) -> None:
     """On pages, and on all else that is not below /api/v1."""
     places = [rule for rule in app.url_map.iter_rules() if not rule.rule.startswith("/api/")]
     for rule in places:
         path = filled(rule.rule, task_id=task["id"], filename="page.js")
         for headers in ODD_HEADERS:
-            for person in (browser, Browser(app)):
+            for person in (window, Browser(app)):
                 for ask in (person.get, partial(person.post, data={})):
                     with subtests.test(f"{rule.rule} {headers}"):
                         with ask(path, headers=headers, buffered=False) as response:
@@ -373,12 +354,12 @@ def test_unusual_headers_never_cause_a_500(
 
 @one_database
 def test_pages_have_no_inline_code_and_ids_once(
-    browser: Browser, alice: ApiClient, task: dict[str, Any]
+    window: Browser, alice: ApiClient, task: dict[str, Any]
 ) -> None:
     for path in ("/", f"/tasks/{task['id']}", f"/tasks/{task['id']}/cancel",
                  f"/tasks/{task['id']}/delete", "/agents", "/keys", "/callback-secret/rotate",
                  "/notifications", "/sign-in"):  # fmt: skip
-        page = Page(browser.get(path).text)
+        page = Page(window.get(path).text)
         assert page.values("style") == []
         names = [name for _, attributes in page.elements for name in attributes]
         assert not [name for name in names if name.startswith("on")]
@@ -390,23 +371,23 @@ def test_pages_have_no_inline_code_and_ids_once(
 
 @one_database
 def test_stored_markup_is_shown_as_text(
-    app: Flask, browser: Browser, alice: ApiClient, receiver: Receiver
+    window: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
     task = make_hostile(alice, f"{receiver.url}hook")
     for path in ("/", "/?q=<script>", f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete",
                  f"/tasks/{task['id']}/cancel", f"/tasks/{task['id']}/rerun", "/agents",
                  "/agents/hostile", "/agents/hostile/run", "/keys"):  # fmt: skip
-        text = browser.get(path).text
+        text = window.get(path).text
         assert "<img src=x" not in text
         assert "<script>" not in text
         # The product appears only if a template runs the text as code.
         assert str(31337 * 31337) not in text, path
-    page = unescape(browser.get(f"/tasks/{task['id']}").text)
+    page = unescape(window.get(f"/tasks/{task['id']}").text)
     assert HOSTILE in page
-    lines = browser.get(f"/tasks/{task['id']}/lines?after=0&limit=10").json
+    lines = window.get(f"/tasks/{task['id']}/lines?after=0&limit=10").json
     assert lines is not None
     assert lines["lines"][0] == HOSTILE
-    download = browser.get(f"/tasks/{task['id']}/log.txt")
+    download = window.get(f"/tasks/{task['id']}/log.txt")
     assert download.content_type == "text/plain; charset=utf-8"
     assert download.headers["Content-Disposition"].startswith("attachment")
 
@@ -414,20 +395,19 @@ def test_stored_markup_is_shown_as_text(
 def test_no_user_sees_things_of_another_user(
     app: Flask, task: dict[str, Any], bob: ApiClient
 ) -> None:
-    browser = Browser(app)
-    browser.sign_in(bob.key)
+    window = signed_in(bob)
     before = rows(app)
-    right = token(browser.get("/"))
+    right = token(window.get("/"))
     for rule in app.url_map.iter_rules():
         if is_page(rule) and "task_id" in rule.arguments:
             path = filled(rule.rule, task_id=task["id"])
             for method in {"GET", "POST"} & (rule.methods or set()):
                 data = {"token": right} if method == "POST" else None
-                response = browser.client.open(path, method=method, data=data)
+                response = window.client.open(path, method=method, data=data)
                 assert response.status_code == 404, path
                 assert "This task was deleted" in response.text
-    assert task["name"] not in browser.get("/").text
-    assert "summarizer" not in browser.get("/agents").text
+    assert task["name"] not in window.get("/").text
+    assert "summarizer" not in window.get("/agents").text
     assert rows(app) == before
 
 
@@ -435,222 +415,221 @@ def test_agent_key_sees_its_tasks_and_no_forbidden_buttons(
     app: Flask, alice: ApiClient, task: dict[str, Any]
 ) -> None:
     other = alice.start("translator", name="not for this key")
-    browser = Browser(app)
-    browser.sign_in(alice.agent_key("summarizer").key)
-    text = browser.get("/").text
+    window = signed_in(alice.agent_key("summarizer"))
+    text = window.get("/").text
     assert task["name"] in text
     assert other["name"] not in text
     assert "/keys" not in text
-    page = browser.get(f"/tasks/{task['id']}").text
+    page = window.get(f"/tasks/{task['id']}").text
     assert "Cancel…" not in page
     assert "Delete…" not in page
     before = rows(app)
-    right = token(browser.get("/"))
+    right = token(window.get("/"))
     for path in forms(app, task):
         if "sign" not in path and not path.endswith("/rerun"):
-            assert browser.post(path, {"token": right}).status_code == 403, path
-    assert browser.get("/keys").status_code == 403
+            assert window.post(path, {"token": right}).status_code == 403, path
+    assert window.get("/keys").status_code == 403
     assert rows(app) == before
 
 
 @one_database
-def test_errors_of_pages_are_pages_and_of_the_api_are_problems(browser: Browser) -> None:
+def test_errors_of_pages_are_pages_and_of_the_api_are_problems(window: Browser) -> None:
     wrong = ("/?status=unknown", "/?stauts=error", "/?since=1y", "/?cursor=x")
     for path, status in [("/tasks/nothing", 404), *((path, 422) for path in wrong)]:
-        response = browser.get(path)
+        response = window.get(path)
         assert response.status_code == status
         assert response.content_type == "text/html; charset=utf-8"
     for path in ("/nowhere", "/api/v1/nowhere"):
-        assert browser.get(path).content_type == "application/problem+json"
+        assert window.get(path).content_type == "application/problem+json"
 
 
 @one_database
 def test_unknown_paths_are_pages_for_a_browser(
-    app: Flask, browser: Browser, alice: ApiClient
+    app: Flask, window: Browser, alice: ApiClient
 ) -> None:
     headers = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     for path, status in (("/nowhere", 404), ("/sign-out", 405), ("/keys/x", 404)):
-        response = browser.get(path, headers=headers)
+        response = window.get(path, headers=headers)
         assert response.status_code == status
         assert response.content_type == "text/html; charset=utf-8"
         assert "default-src 'none'" in response.headers["Content-Security-Policy"]
         assert "<bdi>alice</bdi>" in response.text
         assert "Sign out" not in Browser(app).get(path, headers=headers).text
     keyed = {**headers, "apikey": alice.key}
-    response = browser.get("/api/v1/nowhere", headers=keyed)
+    response = window.get("/api/v1/nowhere", headers=keyed)
     assert response.content_type == "application/problem+json"
     for path in ("/tasks", "/tasks/"):
-        assert browser.get(path).location == "/"
+        assert window.get(path).location == "/"
     for path in ("/agents/", "/keys/", "/notifications/"):
-        assert browser.get(path).status_code == 200
+        assert window.get(path).status_code == 200
 
 
 @one_database
 def test_page_of_a_deleted_task_says_that_it_was_deleted(
-    browser: Browser, alice: ApiClient, task: dict[str, Any]
+    window: Browser, alice: ApiClient, task: dict[str, Any]
 ) -> None:
     alice.delete(f"/task/{task['id']}")
     for path in (f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete", "/tasks/nothing"):
-        response = browser.get(path)
+        response = window.get(path)
         assert response.status_code == 404
         assert "This task was deleted or never existed" in response.text
         assert response.headers["Task-Gone"] == "true"
-    assert "Task-Gone" not in browser.get("/keys/nothing/revoke").headers
+    assert "Task-Gone" not in window.get("/keys/nothing/revoke").headers
 
 
 @one_database
 def test_cancel_of_a_finished_task_says_so(
-    browser: Browser, alice: ApiClient, task: dict[str, Any]
+    window: Browser, alice: ApiClient, task: dict[str, Any]
 ) -> None:
     path = f"/tasks/{task['id']}"
-    asked = hidden(browser.get(f"{path}/cancel"))
+    asked = hidden(window.get(f"{path}/cancel"))
     alice.report(task, status="complete")
-    assert browser.post(f"{path}/cancel", asked).location == path
-    assert "The task has already ended." in browser.get(path).text
-    assert browser.get(f"{path}/cancel").location == path
+    assert window.post(f"{path}/cancel", asked).location == path
+    assert "The task has already ended." in window.get(path).text
+    assert window.get(f"{path}/cancel").location == path
     assert alice.task(task)["status"] == "complete"
 
 
 @one_database
 @pytest.mark.parametrize("name", [" ", "\u200b", "\u2003\ufeff", "\u3164"])
-def test_invisible_name_is_still_a_link(browser: Browser, alice: ApiClient, name: str) -> None:
+def test_invisible_name_is_still_a_link(window: Browser, alice: ApiClient, name: str) -> None:
     task = alice.start("blank", name=name)
     alice.register("blank", name=name)
     alice.post("/key", json={"name": name})
     for path, back in (("/", ""), ("/agents", "?back=/agents")):
         link = f'<a href="/tasks/{task["id"]}{back}"><span class="faint">unnamed</span></a>'
-        assert link in browser.get(path).text
-    assert "<title>waiting · unnamed" in browser.get(f"/tasks/{task['id']}").text
-    assert "unnamed" in browser.get("/keys").text
+        assert link in window.get(path).text
+    assert "<title>waiting · unnamed" in window.get(f"/tasks/{task['id']}").text
+    assert "unnamed" in window.get("/keys").text
 
 
-def test_filters_and_pages_are_those_of_the_api(browser: Browser, alice: ApiClient) -> None:
+def test_filters_and_pages_are_those_of_the_api(window: Browser, alice: ApiClient) -> None:
     started = [alice.start(name=f"Task {number:02}") for number in range(55)]
     alice.report(started[3], status="error")
     alice.start("translator", name="Other")
-    first = browser.get("/?agentId=summarizer")
+    first = window.get("/?agentId=summarizer")
     names = re.findall(r"Task \d\d", first.text)
     assert names == [f"Task {number:02}" for number in range(54, 4, -1)]
     (following,) = re.findall(r'href="\?([^"]+)" rel="next"', first.text)
-    rest = browser.get(f"/?{unescape(following)}").text
+    rest = window.get(f"/?{unescape(following)}").text
     assert re.findall(r"Task \d\d", rest) == [f"Task {number:02}" for number in range(4, -1, -1)]
-    assert re.findall(r"Task \d\d", browser.get("/?status=error").text) == ["Task 03"]
-    assert re.findall(r"Task \d\d", browser.get("/?q=task+0&sort=createdAt&since=1h").text) == [
+    assert re.findall(r"Task \d\d", window.get("/?status=error").text) == ["Task 03"]
+    assert re.findall(r"Task \d\d", window.get("/?q=task+0&sort=createdAt&since=1h").text) == [
         f"Task {number:02}" for number in range(10)
     ]
-    assert browser.get("/?status=error&q=&agentId=").location == "/?status=error"
+    assert window.get("/?status=error&q=&agentId=").location == "/?status=error"
 
 
 @one_database
-def test_page_that_has_not_changed_is_304(browser: Browser, alice: ApiClient) -> None:
+def test_page_that_has_not_changed_is_304(window: Browser, alice: ApiClient) -> None:
     alice.start()
-    response = browser.get("/")
+    response = window.get("/")
     headers = {"If-None-Match": response.headers["ETag"]}
-    assert browser.get("/", headers=headers).status_code == 304
+    assert window.get("/", headers=headers).status_code == 304
     alice.start()
-    assert browser.get("/", headers=headers).status_code == 200
+    assert window.get("/", headers=headers).status_code == 200
 
 
 @one_database  # on PostgreSQL a commit to another database of the server counts too
 def test_tabs_share_a_page_until_something_changes(
-    app: Flask, browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+    app: Flask, window: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a busy machine a page may take longer than its maximum age.
     monkeypatch.setattr(page_cache, "MAX_AGE", 600.0)
     task = alice.start(name="Before")
     for path in ("/", f"/tasks/{task['id']}", "/agents"):
-        first = browser.get(path)
+        first = window.get(path)
         same: list[str] = []
         # Only the key is read.
-        assert len(reads(app, lambda: same.append(browser.get(path).text))) == 1  # noqa: B023
+        assert len(reads(app, lambda: same.append(window.get(path).text))) == 1  # noqa: B023
         assert same == [first.text]
         alice.report(task, name=f"After {path}")
-        assert f"After {path}" in browser.get(path).text
+        assert f"After {path}" in window.get(path).text
 
 
-def test_chart_and_tabs_count_the_filtered_tasks(browser: Browser, alice: ApiClient) -> None:
+def test_chart_and_tabs_count_the_filtered_tasks(window: Browser, alice: ApiClient) -> None:
     for number in range(4):
         task = alice.start(name=f"Morning {number}" if number else "Evening")
         if number > 1:
             alice.report(task, status="error")
-    text = browser.get("/?q=morning").text
+    text = window.get("/?q=morning").text
     assert "<b>3 tasks</b> started in the last 24 hours" in text
     assert "2 failed, cancelled or timed out 1 running or waiting." in text
     by_status = {"all": "3", "running": "0", "complete": "0"}
     by_state = {"waiting": "1", "failed": "2", "cancelled": "0", "timeout": "0"}
     assert tabs(text) == by_status | by_state
-    text = browser.get("/?q=morning&status=error").text
+    text = window.get("/?q=morning&status=error").text
     assert "<b>2 tasks</b> started" in text
     assert "running or waiting." not in text
     assert tabs(text)["waiting"] == "1"
-    text = browser.get("/?q=morning&status=running&claimed=false").text
+    text = window.get("/?q=morning&status=running&claimed=false").text
     assert "1 waiting." in text
     assert ">1 waiting<" in text
-    assert "<b>0 tasks</b>" in browser.get("/?agentId=other").text
+    assert "<b>0 tasks</b>" in window.get("/?agentId=other").text
 
 
 @one_database
 def test_chart_counts_the_tasks_that_the_list_has(
-    app: Flask, browser: Browser, alice: ApiClient
+    app: Flask, window: Browser, alice: ApiClient
 ) -> None:
     """Whatever the time of day: some tasks are just inside of each period, some just outside."""
     for minutes in (0, 59, 61, 23 * 60 + 59, 24 * 60 + 1, 7 * 24 * 60 - 1, 30 * 24 * 60 - 1,
                     33 * 24 * 60):  # fmt: skip
         set_columns(app, alice.start(), created_at=timestamps.now(-60.0 * minutes))
     for since, fewest in (("1h", 2), ("24h", 4), ("7d", 6), ("30d", 7)):
-        text = browser.get(f"/?since={since}").text
+        text = window.get(f"/?since={since}").text
         (counted,) = re.findall(r"<b>(\d) tasks</b> started in the last", text)
         assert tabs(text)["all"] == counted
         assert text.count('<tr id="task-') == int(counted) >= fewest
-    text = browser.get("/").text
+    text = window.get("/").text
     (counted,) = re.findall(r"<b>(\d) of 8 tasks</b> started in the last 24 hours", text)
     assert int(counted) in (4, 5)
     alice.report(alice.start(), status="complete")
-    assert "<b>1 task</b> started" in browser.get("/?status=complete").text
+    assert "<b>1 task</b> started" in window.get("/?status=complete").text
 
 
 @one_database
-def test_whole_day_is_named_by_its_date(app: Flask, browser: Browser, alice: ApiClient) -> None:
+def test_whole_day_is_named_by_its_date(window: Browser, alice: ApiClient) -> None:
     alice.start()
     day = "createdAfter=2026-11-01T23:59:59.999Z&createdBefore=2026-11-03T00:00:00Z"
-    assert ">on 2 Nov 2026 (UTC)</span>" in browser.get(f"/?{day}").text
+    assert ">on 2 Nov 2026 (UTC)</span>" in window.get(f"/?{day}").text
     hours = "createdAfter=2026-11-02T11:59:59.999Z&createdBefore=2026-11-02T18:00:00Z"
     said = ">from 2 Nov 2026, 12:00:00 UTC to 2 Nov 2026, 18:00:00 UTC</span>"
-    assert said in browser.get(f"/?{hours}").text
+    assert said in window.get(f"/?{hours}").text
 
 
 @one_database
-def test_last_moment_there_is_may_bound_the_list(browser: Browser) -> None:
+def test_last_moment_there_is_may_bound_the_list(window: Browser) -> None:
     last = "9999-12-31T23:59:59.999Z"
-    assert browser.get(f"/?createdAfter={last}&createdBefore={last}").status_code == 200
+    assert window.get(f"/?createdAfter={last}&createdBefore={last}").status_code == 200
 
 
-def test_bar_of_the_chart_leads_to_its_tasks(browser: Browser, alice: ApiClient) -> None:
+def test_bar_of_the_chart_leads_to_its_tasks(window: Browser, alice: ApiClient) -> None:
     started = alice.start(name="In the bar")
-    text = browser.get("/?since=1h&q=bar").text
+    text = window.get("/?since=1h&q=bar").text
     links = [unescape(link) for link in re.findall(r'<a href="([^"]+createdAfter[^"]+)"', text)]
-    found = [link for link in links if f"/tasks/{started['id']}" in browser.get(link).text]
+    found = [link for link in links if f"/tasks/{started['id']}" in window.get(link).text]
     assert len(found) == 1
     assert "q=bar" in found[0]
-    page = browser.get(found[0]).text
+    page = window.get(found[0]).text
     assert page.count('class="selected"') == 1
     assert "<b>1 task</b> started in the last hour" in page
 
 
 @one_database
 def test_many_tasks_are_not_counted_to_the_end(
-    browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+    window: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(import_module("taskservice.dashboard.tasks"), "MAX_COUNT", 2)
     for _ in range(3):
         alice.start(claim=True)
-    text = browser.get("/").text
+    text = window.get("/").text
     assert tabs(text)["running"] == "2+"
     assert "<title>2+ running · Tasks" in text
 
 
 def test_search_among_many_tasks_says_how_far_it_came(
-    browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+    window: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lists, "FIRST_SEARCHED", 1)
     monkeypatch.setattr(lists, "MAX_SEARCHED", 1)
@@ -658,13 +637,13 @@ def test_search_among_many_tasks_says_how_far_it_came(
     monkeypatch.setattr(lists, "MAX_COUNTED", 2)
     monkeypatch.setattr(lists, "MAX_COUNTED_FOR_CHART", 2)
     tasks = [alice.start(name=name) for name in ("Oldest", "Second", "Third", "Last")]
-    text = browser.get("/?q=oldest").text
+    text = window.get("/?q=oldest").text
     assert "No task on this page matches the filters." in text
     assert "Searched back to the tasks of" in text
     assert "At least <b>0 tasks</b> started" in text
     assert set(tabs(text).values()) == {"0+"}
     (further,) = re.findall(r'href="\?([^"]+)" rel="next">Continue searching', text)
-    text = browser.get(f"/?{unescape(further)}").text
+    text = window.get(f"/?{unescape(further)}").text
     assert "<bdi>Oldest</bdi>" in text
     for task in tasks:
         alice.report(task, status="complete")
@@ -672,11 +651,11 @@ def test_search_among_many_tasks_says_how_far_it_came(
         ("", "back"), ("&sort=-createdAt", "back"), ("&sort=duration", "back"),
         ("&sort=createdAt", "up"), ("&sort=finishedAt", "up"),
     ):  # fmt: skip
-        assert f"Searched {direction} to the tasks" in browser.get(f"/?q=absent{sort}").text, sort
+        assert f"Searched {direction} to the tasks" in window.get(f"/?q=absent{sort}").text, sort
 
 
 def test_list_says_why_a_task_failed_and_what_one_that_runs_does(
-    browser: Browser, alice: ApiClient
+    window: Browser, alice: ApiClient
 ) -> None:
     for message, shown in (
         ("disk is full\nsecond line", "disk is full"),
@@ -687,19 +666,19 @@ def test_list_says_why_a_task_failed_and_what_one_that_runs_does(
     ):
         task = alice.start(name="Failed", claim=True)
         alice.report(task, status="error", error={"message": message})
-        text = browser.get("/").text
+        text = window.get("/").text
         reasons = re.findall('<p class="reason failed"><bdi>(.*?)</bdi>', text)
         assert unescape(reasons[0]) == shown
         assert "second line" not in text
     alice.report(alice.start(claim=True), progress=0.5, note="34 of 68 pages")
-    text = browser.get("/").text
+    text = window.get("/").text
     assert "<bdi>34 of 68 pages</bdi>" in text
     assert '<progress value="0.5" aria' in text
-    assert "<progress" not in browser.get("/?status=error").text
+    assert "<progress" not in window.get("/?status=error").text
 
 
 def test_generic_message_is_followed_by_the_last_line_of_the_log(
-    app: Flask, browser: Browser, alice: ApiClient
+    window: Browser, alice: ApiClient
 ) -> None:
     def fail(message: str | None, *lines: str) -> None:
         task = alice.start(claim=True)
@@ -715,7 +694,7 @@ def test_generic_message_is_followed_by_the_last_line_of_the_log(
     fail("Exit status of the disk: full", "not shown")
     fail("error in the plan", "not shown")
     end = '<span class="last-line">· <bdi>(.*?)</bdi>'
-    found = [unescape(line) for line in re.findall(end, browser.get("/").text)]
+    found = [unescape(line) for line in re.findall(end, window.get("/").text)]
     *others, long = reversed(found)
     assert others == [f"why {HOSTILE}"] * len(generic)
     assert len(long) <= 300
@@ -724,30 +703,21 @@ def test_generic_message_is_followed_by_the_last_line_of_the_log(
 
 @one_database
 def test_ends_of_logs_are_read_by_one_statement_and_by_keys(
-    app: Flask, browser: Browser, alice: ApiClient
+    app: Flask, window: Browser, alice: ApiClient
 ) -> None:
     for _ in range(3):
         task = alice.start(claim=True)
         alice.append(task, "why")
         alice.report(task, status="error")
-    found = reads(app, lambda: browser.get("/"))
+    found = reads(app, lambda: window.get("/"))
     ((sql, parameters),) = (read for read in found if "log_chunks" in read[0])
-    with app.app_context(), reading() as connection:
-        rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", parameters)
-        plan = [row.detail for row in rows if "json_each" not in row.detail]
+    plan = [step for step in plan_of(app, sql, parameters) if "json_each" not in step]
     steps = [step for step in plan if re.search(" (tasks|logs|log_chunks)", step)]
     assert len(steps) == 3, plan
     assert all(step.startswith("SEARCH") for step in steps), plan
 
 
-def test_task_without_an_agent_is_waiting(browser: Browser, alice: ApiClient) -> None:
-    task = alice.start(name="Not claimed")
-    assert '<span class="pill waiting">waiting</span>' in browser.get("/").text
-    alice.post(f"/agent/{task['agentId']}/claim")
-    assert '<span class="pill running">running</span>' in browser.get("/").text
-
-
-def test_longest_tasks_of_the_filters_come_first(browser: Browser, alice: ApiClient) -> None:
+def test_longest_tasks_of_the_filters_come_first(window: Browser, alice: ApiClient) -> None:
     for name, minutes in (("short", 5), ("long", 90), ("middle", 30), ("other", 200)):
         began = (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
         task = alice.start(
@@ -757,15 +727,15 @@ def test_longest_tasks_of_the_filters_come_first(browser: Browser, alice: ApiCli
         if name != "middle":
             alice.report(task, status="complete")
     alice.start(name="Run waiting")
-    text = browser.get("/?sort=duration&agentId=summarizer").text
+    text = window.get("/?sort=duration&agentId=summarizer").text
     # A running one counts until now; a waiting one has no duration.
     assert re.findall(r"<bdi>Run (\w+)</bdi>", text) == ["long", "middle", "short"]
     assert '<option value="duration" selected>' in text
-    assert re.findall(r"<bdi>Run (\w+)</bdi>", browser.get("/?sort=duration").text)[0] == "other"
+    assert re.findall(r"<bdi>Run (\w+)</bdi>", window.get("/?sort=duration").text)[0] == "other"
 
 
 def test_tabs_filter_by_state_and_keep_the_other_filters(
-    app: Flask, browser: Browser, alice: ApiClient
+    app: Flask, window: Browser, alice: ApiClient
 ) -> None:
     names = ("waiting", "running", "complete", "failed", "cancelled", "timeout")
     label = {"env": "a=b"}
@@ -787,42 +757,40 @@ def test_tabs_filter_by_state_and_keep_the_other_filters(
         f"{filtered}&status=running&claimed=false",
         f"{filtered}&errorType=failed",
     ):
-        text = browser.get(start).text
+        text = window.get(start).text
         assert tabs(text) == {name: str(len(shown)) for name, shown in expected.items()}
         for name, shown in expected.items():
             (link,) = re.findall(f'id="tab-{name}" href="([^"]+)"', text)
-            page = browser.get(unescape(link)).text
+            page = window.get(unescape(link)).text
             assert re.findall(r"<bdi>Task (\w+)</bdi>", page) == shown
             assert re.findall('id="tab-([a-z]+)"[^>]* aria-current', page) == [name]
-    assert tabs(browser.get("/").text)["waiting"] == "2"
-    assert tabs(browser.get("/?since=1h").text)["failed"] == "1"
-    assert "<b>1 task</b> started" in browser.get("/?errorType=failed").text
+    assert tabs(window.get("/").text)["waiting"] == "2"
+    assert tabs(window.get("/?since=1h").text)["failed"] == "1"
+    assert "<b>1 task</b> started" in window.get("/?errorType=failed").text
 
 
 @one_database
-def test_wrong_filter_is_said_in_a_sentence(browser: Browser) -> None:
+def test_wrong_filter_is_said_in_a_sentence(window: Browser) -> None:
     for path in ("/?status=done", "/?errorType=x", "/?unknown=1"):
-        response = browser.get(path)
+        response = window.get(path)
         assert response.status_code == 422
         assert "contains an invalid value</h1>" in response.text
         assert "see `errors`" not in response.text
-    assert "<b>status</b>: Must be one of: " in browser.get("/?status=done").text
+    assert "<b>status</b>: Must be one of: " in window.get("/?status=done").text
 
 
-def test_labels_are_chips_that_filter_and_can_be_removed(
-    browser: Browser, alice: ApiClient
-) -> None:
+def test_labels_are_chips_that_filter_and_can_be_removed(window: Browser, alice: ApiClient) -> None:
     unusual = {"a": "=", "b": "x:y", "c": "🙂" * 256, "d": "&#%+ ", "e": "1", "f": "2"}
     alice.start(name="Wanted", labels=unusual)
     alice.start(name="Other", labels={"e": "1"})
-    text = browser.get("/").text
+    text = window.get("/").text
     chips = re.findall('<a class="chip" href="([^"]+)"', text)
     assert len(chips) == 5
     assert ">+2</span>" in text
     for link in chips[1:]:
-        page = browser.get(unescape(link)).text
+        page = window.get(unescape(link)).text
         assert re.findall("<bdi>(Wanted|Other)</bdi>", page) == ["Wanted"]
-    both = browser.get("/?label=e:1&label=a:%3D&status=running")
+    both = window.get("/?label=e:1&label=a:%3D&status=running")
     assert re.findall("<bdi>(Wanted|Other)</bdi>", both.text) == ["Wanted"]
     removals = re.findall('<a href="([^"]+)" aria-label="Remove the label', both.text)
     assert [unescape(link) for link in removals] == [
@@ -830,39 +798,38 @@ def test_labels_are_chips_that_filter_and_can_be_removed(
     ]  # fmt: skip
     kept = re.findall('<input type="hidden" name="(label|status)" value="([^"]+)">', both.text)
     assert kept == [("label", "e:1"), ("label", "a:="), ("status", "running")]
-    assert browser.get("/?label=e:1&label=&q=").location == "/?label=e%3A1"
-    assert browser.get("/?label=nothing").status_code == 422
+    assert window.get("/?label=e:1&label=&q=").location == "/?label=e%3A1"
+    assert window.get("/?label=nothing").status_code == 422
 
 
 def test_list_is_narrowed_to_callbacks_that_did_not_arrive(
-    app: Flask, browser: Browser, alice: ApiClient, receiver: Receiver
+    app: Flask, window: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
     for name, status in (("Good", 204), ("Later", 503), ("Never", 410)):
         receiver.answer = answer(status)
         alice.report(alice.start(name=name, claim=True, callback=receiver.url), status="complete")
     for state, name in (("pending", "Later"), ("failed", "Never")):
-        text = browser.get(f"/?callback={state}").text
+        text = window.get(f"/?callback={state}").text
         assert re.findall("<bdi>(Good|Later|Never)</bdi>", text) == [name]
-    assert browser.get("/?callback=delivered").status_code == 422
-    guest = Browser(app)
-    guest.sign_in(alice.agent_key().key)
+    assert window.get("/?callback=delivered").status_code == 422
+    guest = signed_in(alice.agent_key())
     assert guest.get("/?callback=failed").status_code == 403
 
 
-def documents(browser: Browser, path: str) -> list[str]:
+def documents(window: Browser, path: str) -> list[str]:
     """The pages of the documents that a page names."""
-    return re.findall("<code>(docs/[^<]+)</code>", browser.get(path).text)
+    return re.findall("<code>(docs/[^<]+)</code>", window.get(path).text)
 
 
 @one_database
 def test_pages_name_the_document_that_a_reader_needs_there(
-    app: Flask, browser: Browser, alice: ApiClient, receiver: Receiver
+    app: Flask, window: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
     assert documents(Browser(app), "/sign-in") == ["docs/guides/troubleshooting.md#i-lost-the-key"]
-    assert documents(browser, "/") == ["docs/tutorial.md#run-a-program-as-a-task"]
+    assert documents(window, "/") == ["docs/tutorial.md#run-a-program-as-a-task"]
     waiting = f"/tasks/{alice.start()['id']}"
-    assert documents(browser, waiting) == ["docs/guides/workers.md#run-a-worker"]
-    assert documents(browser, "/") == []
+    assert documents(window, waiting) == ["docs/guides/workers.md#run-a-worker"]
+    assert documents(window, "/") == []
     redeliver = "docs/guides/webhooks.md#inspect-and-redeliver-webhooks"
     receiver.answer = answer(410)
     for allowed, named in (
@@ -871,10 +838,10 @@ def test_pages_name_the_document_that_a_reader_needs_there(
     ):
         app.config["CALLBACK_ALLOWED"] = Destinations.parse("loopback")
         task = alice.start(claim=True, callback=receiver.url)
-        assert documents(browser, f"/tasks/{task['id']}") == []
+        assert documents(window, f"/tasks/{task['id']}") == []
         app.config["CALLBACK_ALLOWED"] = Destinations.parse(allowed)
         alice.report(task, status="complete")
-        assert documents(browser, f"/tasks/{task['id']}") == named
+        assert documents(window, f"/tasks/{task['id']}") == named
 
 
 @one_database
@@ -888,29 +855,29 @@ def test_document_is_a_link_when_the_documents_have_an_address(
     assert "docs/guides/troubleshooting.md" not in page
 
 
-def test_agents_are_sorted_by_their_last_tasks(browser: Browser, alice: ApiClient) -> None:
+def test_agents_are_sorted_by_their_last_tasks(window: Browser, alice: ApiClient) -> None:
     for name in ("a", "b", "c", "unused"):
         alice.register(name)
     for name in ("a", "c", "b", "c"):
         alice.start(name)
         time.sleep(0.002)
-    text = browser.get("/agents").text
+    text = window.get("/agents").text
     assert re.findall(r'id="of-(\w+)"', text) == ["c", "b", "a"]
     unused = text[text.index("Agents without tasks:") :]
     assert re.findall("<code>(.+?)</code>", unused) == ["unused"]
-    assert browser.get("/agents?page=x").status_code == 200
-    assert "<code>" not in browser.get(f"/agents?page={'9' * 30}").text
+    assert window.get("/agents?page=x").status_code == 200
+    assert "<code>" not in window.get(f"/agents?page={'9' * 30}").text
 
 
 @one_database
 def test_keys_of_this_session_come_first_and_invalid_ones_last(
-    browser: Browser, alice: ApiClient
+    window: Browser, alice: ApiClient
 ) -> None:
     for name in ("first made", "gone"):
         key = alice.post("/key", json={"name": name}).json
     assert key is not None
     alice.delete(f"/key/{key['id']}")
-    text = browser.get("/keys").text
+    text = window.get("/keys").text
     places = [
         text.index(word)
         for word in ("this session", "first made", "1 revoked or expired key", "gone")
@@ -920,15 +887,15 @@ def test_keys_of_this_session_come_first_and_invalid_ones_last(
 
 @one_database
 def test_page_of_keys_shows_the_newest_ones(
-    browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+    window: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(import_module("taskservice.dashboard.keys"), "MAX_KEYS", 2)
-    assert "Only the newest" not in browser.get("/keys").text
+    assert "Only the newest" not in window.get("/keys").text
     for name in ("key 1", "key 2", "key 3", "gone 1", "gone 2", "gone 3"):
         key = alice.post("/key", json={"name": name}).json
         if key is not None and name.startswith("gone"):
             alice.delete(f"/key/{key['id']}")
-    text = browser.get("/keys").text
+    text = window.get("/keys").text
     assert "Only the newest 2 keys of each kind" in text
     shown = set(re.findall(r"(?:key|gone) \d", text[: text.index('id="create-title"')]))
     assert shown == {"key 2", "key 3", "gone 2", "gone 3"}
@@ -936,59 +903,48 @@ def test_page_of_keys_shows_the_newest_ones(
 
 @one_database
 def test_pages_offer_the_first_agents_and_the_one_that_is_chosen(
-    browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+    window: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agents, "MAX_CHOICES", 2)
     for agent_id in ("a", "b", "c", "d"):
         alice.start(agent_id)
 
     def choices(page: str) -> list[str]:
-        return re.findall('id="agent-choice-(.+?)"', browser.get(page).text)
+        return re.findall('id="agent-choice-(.+?)"', window.get(page).text)
 
     assert choices("/keys") == choices("/") == ["a", "b"]
     assert choices("/?agentId=d") == ["a", "b", "d"]
 
 
 @one_database
-def test_every_page_has_an_emblem_and_a_way_back(app: Flask, browser: Browser) -> None:
+def test_every_page_has_an_emblem_and_a_way_back(app: Flask, window: Browser) -> None:
     with Browser(app).get("/favicon.ico") as icon:
         assert (icon.status_code, icon.mimetype) == (200, "image/svg+xml")
-    assert '<a class="title" href="./">' in browser.get("/docs").text
+    assert '<a class="title" href="./">' in window.get("/docs").text
     headers = {"X-Forwarded-Prefix": "/deep"}
-    assert "/deep/" not in browser.get("/docs", headers=headers).text
-
-
-def test_chart_counts_what_was_started(browser: Browser, alice: ApiClient) -> None:
-    alice.report(alice.start(), status="complete")
-    alice.start()
-    text = browser.get("/?since=1h").text
-    assert "<b>2 tasks</b> started in the last hour" in text
-    # Of one bar, or of two where the second task fell into the next minute.
-    assert "1 complete" in text
-    assert "1 running or waiting." in text
-    assert "<b>2 tasks</b> started in the last 30 days" in browser.get("/?since=30d").text
+    assert "/deep/" not in window.get("/docs", headers=headers).text
 
 
 # --- what can be done --------------------------------------------------------------------
 
 
 def test_cancel_and_delete_ask_first_and_say_what_will_be_gone(
-    browser: Browser, alice: ApiClient, receiver: Receiver
+    window: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
     task = alice.start(name="to go", claim=True, callback=receiver.url)
     alice.append(task, "one", "two")
     path = f"/tasks/{task['id']}"
-    assert receiver.url in browser.get(f"{path}/cancel").text
+    assert receiver.url in window.get(f"{path}/cancel").text
     assert alice.task(task)["status"] == "running"
-    assert browser.send(f"{path}/cancel").location == path
-    assert "The task was cancelled. Webhook: delivered." in browser.get(path).text
+    assert window.send(f"{path}/cancel").location == path
+    assert "The task was cancelled. Webhook: delivered." in window.get(path).text
     assert alice.task(task)["error"]["type"] == "cancelled"
-    question = browser.get(f"{path}/delete").text
+    question = window.get(f"{path}/delete").text
     assert "its log: 2 lines" in question
     assert "1 delivery" in question
-    assert browser.send(f"{path}/delete").location == "/"
-    assert "Deleted “to go”." in browser.get("/").text
-    assert browser.get(path).status_code == 404
+    assert window.send(f"{path}/delete").location == "/"
+    assert "Deleted “to go”." in window.get("/").text
+    assert window.get(path).status_code == 404
     assert alice.get(path.replace("tasks", "task")).status_code == 404
 
 
@@ -1003,56 +959,56 @@ def action(name: str, page: str) -> str:
 
 @one_database
 def test_end_of_a_task_leads_back_to_the_list_where_one_was(
-    browser: Browser, alice: ApiClient
+    window: Browser, alice: ApiClient
 ) -> None:
     tasks = [alice.start(name=f"run {number}", labels={"t": "é &=1"}) for number in range(53)]
     where = "/?sort=createdAt&label=t:%C3%A9+%26%3D1&q=run"
-    (following,) = re.findall(r'href="(\?[^"]+)" rel="next"', browser.get(where).text)
+    (following,) = re.findall(r'href="(\?[^"]+)" rel="next"', window.get(where).text)
     where = f"/{unescape(following)}"
     for task, word, said in (
         (tasks[50], "Cancel", "The task was cancelled."),
         (tasks[50], "Delete", "Deleted “run 50”."),
         (tasks[51], "Delete", "Deleted “run 51”."),
     ):
-        page = browser.get(link_to(task, browser.get(where).text)).text
+        page = window.get(link_to(task, window.get(where).text)).text
         assert f'<link rel="up" href="{where}">' in unescape(page)
         confirmation = action(word, page)
         # Whoever changes their mind keeps the way back too.
-        page = browser.get(confirmation).text
-        assert confirmation == action(word, browser.get(link_to(task, page)).text)
-        assert browser.send(confirmation).location == where
-        assert said in browser.get(where).text
-    rows = re.findall("<bdi>(run .+?)</bdi>", browser.get(where).text.partition("<tbody")[2])
+        page = window.get(confirmation).text
+        assert confirmation == action(word, window.get(link_to(task, page)).text)
+        assert window.send(confirmation).location == where
+        assert said in window.get(where).text
+    rows = re.findall("<bdi>(run .+?)</bdi>", window.get(where).text.partition("<tbody")[2])
     assert rows == ["run 52"]
 
 
 @one_database
 def test_way_back_outlives_reruns_relatives_questions_and_redeliveries(
-    browser: Browser, alice: ApiClient, receiver: Receiver
+    window: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
     parent = alice.start(name="parent", claim=True, callback=receiver.url)
     child = alice.start(name="child", parentId=parent["id"], claim=True)
     path = f"/tasks/{parent['id']}?back=/?status=running"
     asked = expect(alice.post(f"/task/{parent['id']}/question", json={"message": "Go on?"}), 201)
-    back = unescape(re.findall(r'name="back" value="([^"]+)"', browser.get(path).text)[0])
+    back = unescape(re.findall(r'name="back" value="([^"]+)"', window.get(path).text)[0])
     answer = {"back": back, "field.answer": "yes"}
-    answered = browser.send(path, f"/tasks/{parent['id']}/questions/{asked['id']}", **answer)
+    answered = window.send(path, f"/tasks/{parent['id']}/questions/{asked['id']}", **answer)
     assert unquote(answered.location) == path
-    assert "back=/?status" in unquote(link_to(child, browser.get(path).text))
-    rerun = unescape(re.findall(r'href="([^"]+)">Run again…', browser.get(path).text)[0])
-    assert unquote(browser.send(rerun, input="{}").location).endswith("?back=/?status=running")
+    assert "back=/?status" in unquote(link_to(child, window.get(path).text))
+    rerun = unescape(re.findall(r'href="([^"]+)">Run again…', window.get(path).text)[0])
+    assert unquote(window.send(rerun, input="{}").location).endswith("?back=/?status=running")
     alice.report(parent, status="complete")
-    (redeliver,) = re.findall(r'action="([^"]+/redeliver[^"]*)"', browser.get(path).text)
-    assert unquote(browser.send(path, unescape(redeliver)).location) == f"{path}#callback"
+    (redeliver,) = re.findall(r'action="([^"]+/redeliver[^"]*)"', window.get(path).text)
+    assert unquote(window.send(path, unescape(redeliver)).location) == f"{path}#callback"
 
 
 @one_database
-def test_task_of_an_agents_page_leads_back_to_that_page(browser: Browser, alice: ApiClient) -> None:
+def test_task_of_an_agents_page_leads_back_to_that_page(window: Browser, alice: ApiClient) -> None:
     for where in ("/agents/summarizer", "/agents"):
         task = alice.start()
-        page = browser.get(link_to(task, browser.get(where).text)).text
-        assert browser.send(action("Delete", page)).location == where
-        assert "Deleted “" in browser.get(where).text
+        page = window.get(link_to(task, window.get(where).text)).text
+        assert window.send(action("Delete", page)).location == where
+        assert "Deleted “" in window.get(where).text
 
 
 @pytest.mark.parametrize(
@@ -1062,28 +1018,28 @@ def test_task_of_an_agents_page_leads_back_to_that_page(browser: Browser, alice:
      "/?q=" + "x" * 2_000, "//agents", "//agents/x", "//", "agents"],
 )  # fmt: skip
 @one_database
-def test_way_back_leads_only_to_a_list(browser: Browser, alice: ApiClient, path: str) -> None:
+def test_way_back_leads_only_to_a_list(window: Browser, alice: ApiClient, path: str) -> None:
     task = alice.start()
     page = f"/tasks/{task['id']}?{urlencode({'back': path})}"
-    assert 'rel="up"' not in browser.get(page).text
+    assert 'rel="up"' not in window.get(page).text
     query = urlencode({"back": path})
-    assert browser.send(f"/tasks/{task['id']}/cancel?{query}").location == f"/tasks/{task['id']}"
-    assert browser.send(f"/tasks/{task['id']}/delete?{query}").location == "/"
+    assert window.send(f"/tasks/{task['id']}/cancel?{query}").location == f"/tasks/{task['id']}"
+    assert window.send(f"/tasks/{task['id']}/delete?{query}").location == "/"
 
 
 @one_database
 def test_confirmation_tells_the_task_from_others_of_its_name(
-    browser: Browser, task: dict[str, Any]
+    window: Browser, task: dict[str, Any]
 ) -> None:
     for word in ("cancel", "delete"):
-        text = browser.get(f"/tasks/{task['id']}/{word}").text
+        text = window.get(f"/tasks/{task['id']}/{word}").text
         assert '<p><span class="pill running">running</span> · summarizer · started <time' in text
         assert f'datetime="{task["createdAt"]}"' in text
 
 
 @one_database
 def test_every_form_has_a_button_that_sends_it(
-    browser: Browser, alice: ApiClient, task: dict[str, Any]
+    window: Browser, alice: ApiClient, task: dict[str, Any]
 ) -> None:
     alice.post(f"/task/{task['id']}/question", json={"message": "Go on?"})
     path = f"/tasks/{task['id']}"
@@ -1091,7 +1047,7 @@ def test_every_form_has_a_button_that_sends_it(
                  "/agents/summarizer", "/agents/summarizer/edit", "/agents/summarizer/run",
                  "/keys", "/callback-secret/rotate", "/notifications"):  # fmt: skip
         # A browser with scripts takes no elements from `noscript`.
-        text = re.sub("<noscript>.*?</noscript>", "", browser.get(page).text, flags=re.DOTALL)
+        text = re.sub("<noscript>.*?</noscript>", "", window.get(page).text, flags=re.DOTALL)
         forms = re.findall("<form.*?</form>", text, re.DOTALL)
         assert forms, page
         buttons = [re.findall('<button(?! type="button")', form) for form in forms]
@@ -1099,45 +1055,45 @@ def test_every_form_has_a_button_that_sends_it(
 
 
 def test_each_attempt_is_shown_and_a_webhook_delivered_again(
-    app: Flask, browser: Browser, alice: ApiClient, receiver: Receiver
+    app: Flask, window: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
     receiver.answer = answer(503)
     task = alice.start(claim=True, callback=receiver.url)
     alice.report(task, status="complete")
     path = f"/tasks/{task['id']}"
-    assert "The receiver responded with 503" in browser.get(path).text
+    assert "The receiver responded with 503" in window.get(path).text
     receiver.answer = answer(204)
-    assert browser.send(path, f"{path}/redeliver").location == f"{path}#callback"
+    assert window.send(path, f"{path}/redeliver").location == f"{path}#callback"
     with looping(app):
         first, second = receiver.wait_for(2)
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
-    assert second.headers["webhook-id"] in browser.get(path).text
+    assert second.headers["webhook-id"] in window.get(path).text
 
 
-def test_key_is_created_shown_once_used_and_revoked(app: Flask, browser: Browser) -> None:
-    made = browser.send("/keys", name="machine", agent="", expires="7 days")
+def test_key_is_created_shown_once_used_and_revoked(app: Flask, window: Browser) -> None:
+    made = window.send("/keys", name="machine", agent="", expires="7 days")
     assert made.status_code == 201
     # Once to copy, and once in the lines for MCP clients.
     (key,) = set(re.findall(r"tsk_user_[0-9A-Za-z]{40,}", made.text))
-    assert key not in browser.get("/keys").text
+    assert key not in window.get("/keys").text
     guest = Browser(app)
     assert guest.sign_in(key).status_code == 303
     (path,) = re.findall(
         r'href="(/keys/[^"]+)">Revoke…<span class="visually-hidden"> machine', made.text
     )
-    assert browser.send(path).location == "/keys"
+    assert window.send(path).location == "/keys"
     assert guest.get("/").status_code == 303
-    assert "revoked <time" in browser.get("/keys").text
+    assert "revoked <time" in window.get("/keys").text
 
 
 def test_form_that_is_sent_twice_concurrently_creates_one_key(two_workers: Service) -> None:
     alice, url = two_workers.add_user(), f"{two_workers.url}/keys"
-    browser = requests.Session()
-    form = hidden_text(browser.get(f"{two_workers.url}/sign-in", timeout=30).text)
+    window = requests.Session()
+    form = hidden_text(window.get(f"{two_workers.url}/sign-in", timeout=30).text)
     form["key"] = str(alice.session.headers["apikey"])
-    browser.post(f"{two_workers.url}/sign-in", form, timeout=30).raise_for_status()
-    form = hidden_text(browser.get(url, timeout=30).text) | {"name": "machine"}
-    cookies = browser.cookies.get_dict()
+    window.post(f"{two_workers.url}/sign-in", form, timeout=30).raise_for_status()
+    form = hidden_text(window.get(url, timeout=30).text) | {"name": "machine"}
+    cookies = window.cookies.get_dict()
     post = partial(requests.post, url, form, cookies=cookies, allow_redirects=False, timeout=30)
     answers = at_once([post] * 6)
     assert sorted(answer.status_code for answer in answers) == [201, *[303] * 5]
@@ -1146,99 +1102,91 @@ def test_form_that_is_sent_twice_concurrently_creates_one_key(two_workers: Servi
 
 
 @one_database
-def test_form_that_creates_a_key_does_so_once(browser: Browser) -> None:
-    data = {**hidden(browser.get("/keys")), "name": "machine"}
+def test_form_that_creates_a_key_does_so_once(window: Browser) -> None:
+    data = {**hidden(window.get("/keys")), "name": "machine"}
     # An invalid value can be corrected in the same form.
-    assert browser.post("/keys", data | {"name": ""}).status_code == 422
-    assert browser.post("/keys", data).status_code == 201
-    again = browser.post("/keys", data)
+    assert window.post("/keys", data | {"name": ""}).status_code == 422
+    assert window.post("/keys", data).status_code == 201
+    again = window.post("/keys", data)
     assert (again.status_code, again.location) == (303, "/keys")
-    page = browser.get("/keys").text
+    page = window.get("/keys").text
     assert "This form was already sent" in page
     assert page.count("<bdi>machine</bdi>") == 1
-    assert browser.send("/keys", name="another").status_code == 201
+    assert window.send("/keys", name="another").status_code == 201
 
 
 @one_database
-def test_key_that_does_not_fit_says_why(browser: Browser, alice: ApiClient) -> None:
+def test_key_that_does_not_fit_says_why(window: Browser, alice: ApiClient) -> None:
     for data in ({"name": ""}, {"name": "x", "agent": "nobody"}, {"name": "x", "expires": "soon"}):
-        response = browser.send("/keys", **data)
+        response = window.send("/keys", **data)
         assert response.status_code == 422
         assert "<b>" in response.text
 
 
-def test_nul_and_absurd_numbers_are_no_failure(browser: Browser, alice: ApiClient) -> None:
+def test_nul_and_absurd_numbers_are_no_failure(window: Browser, alice: ApiClient) -> None:
     task = alice.start()
     alice.report(task, status="complete")
-    assert "No task matches the filters" in browser.get("/?q=a%00b").text
-    assert "a\ufffdb" in browser.send("/keys", name="a\0b").text
-    assert browser.send("/keys", name="x", agent="a\0b").status_code == 422
-    assert browser.get("/agents?after=%00").status_code == 200
-    assert browser.get("/tasks/%00").status_code == 404
+    assert "No task matches the filters" in window.get("/?q=a%00b").text
+    assert "a\ufffdb" in window.send("/keys", name="a\0b").text
+    assert window.send("/keys", name="x", agent="a\0b").status_code == 422
+    assert window.get("/agents?after=%00").status_code == 200
+    assert window.get("/tasks/%00").status_code == 404
     path = f"/tasks/{task['id']}"
     for number in ("9" * 30, "9" * 5_000, "-1", "x", "٣"):
-        assert browser.get(f"{path}/lines?limit=5&after={number}").json == NO_LINES
-        assert browser.read(f"{path}/events?after={number}").startswith("event: task")
-    resumed = browser.read(f"{path}/events", headers={"Last-Event-ID": "x"})
+        assert window.get(f"{path}/lines?limit=5&after={number}").json == NO_LINES
+        assert window.read(f"{path}/events?after={number}").startswith("event: task")
+    resumed = window.read(f"{path}/events", headers={"Last-Event-ID": "x"})
     assert resumed.startswith("event: task")
 
 
 @one_database
-def test_last_user_key_stays(browser: Browser) -> None:
-    (path,) = re.findall(r'href="(/keys/[^"]+/revoke)"', browser.get("/keys").text)
-    response = browser.send(path)
-    assert response.status_code == 409
-    assert "last user key" in response.text
-
-
-@one_database
-def test_callback_secret_is_shown_and_rotated(browser: Browser, alice: ApiClient) -> None:
+def test_callback_secret_is_shown_and_rotated(window: Browser, alice: ApiClient) -> None:
     before = alice.get("/callback-secret").json
     assert before is not None
-    assert before["secret"] in browser.get("/keys").text
-    browser.send("/callback-secret/rotate")
+    assert before["secret"] in window.get("/keys").text
+    window.send("/callback-secret/rotate")
     after = alice.get("/callback-secret").json
     assert after is not None
     assert after["secret"] != before["secret"]
-    assert after["secret"] in browser.get("/keys").text
+    assert after["secret"] in window.get("/keys").text
 
 
 # --- the log -----------------------------------------------------------------------------
 
 
-def test_lines_come_by_range(browser: Browser, alice: ApiClient) -> None:
+def test_lines_come_by_range(window: Browser, alice: ApiClient) -> None:
     task = alice.start(claim=True)
     for start in range(0, 300, 7):
         alice.append(task, *[f"line {number}" for number in range(start + 1, start + 8)])
     path = f"/tasks/{task['id']}/lines"
     for after, limit in ((0, 1), (0, 10), (5, 100), (6, 1), (7, 7), (290, 100), (301, 5), (999, 5)):
         expected = [f"line {number}" for number in range(1, 302)][after : after + limit]
-        found = browser.get(f"{path}?after={after}&limit={limit}").json
+        found = window.get(f"{path}?after={after}&limit={limit}").json
         assert found is not None
         assert found["lines"] == expected
         assert len(found["times"]) == len(expected)
-    assert browser.get(path).json == NO_LINES
-    assert browser.get(f"{path}?after=-5&limit=x").json == NO_LINES
+    assert window.get(path).json == NO_LINES
+    assert window.get(f"{path}?after=-5&limit=x").json == NO_LINES
 
 
 @one_database
-def test_long_lines_come_few_at_a_time_and_cut(browser: Browser, alice: ApiClient) -> None:
+def test_long_lines_come_few_at_a_time_and_cut(window: Browser, alice: ApiClient) -> None:
     task = alice.start(claim=True)
     for _ in range(60):
         alice.append(task, "x" * 64_000)
-    found = browser.get(f"/tasks/{task['id']}/lines?after=0&limit=1000").json
+    found = window.get(f"/tasks/{task['id']}/lines?after=0&limit=1000").json
     assert found is not None
     lines = found["lines"]
     assert 10 < len(lines) < 40
     assert {len(line) for line in lines} == {5_001}
 
 
-def test_events_resume_after_the_line_that_came_last(browser: Browser, alice: ApiClient) -> None:
+def test_events_resume_after_the_line_that_came_last(window: Browser, alice: ApiClient) -> None:
     task = alice.start(claim=True)
     alice.append(task, "one", "two\ttab", "three")
     alice.report(task, status="complete")
     path = f"/tasks/{task['id']}/events"
-    with closing(browser.get(path)) as response:
+    with closing(window.get(path)) as response:
         assert response.mimetype == "text/event-stream"
         assert response.headers["X-Accel-Buffering"] == "no"
         found = re.findall(r"id: (\d)\nevent: log\ndata: (.*)\n", response.text)
@@ -1248,25 +1196,25 @@ def test_events_resume_after_the_line_that_came_last(browser: Browser, alice: Ap
         (str(number), {"at": at, "line": line})
         for number, at, line in zip((1, 2, 3), lines["times"], lines["logs"], strict=True)
     ]
-    resumed = browser.read(path, headers={"Last-Event-ID": "2"})
+    resumed = window.read(path, headers={"Last-Event-ID": "2"})
     assert re.findall(r"id: (\d)\n", resumed) == ["3"]
-    assert re.findall(r"id: (\d)\n", browser.read(f"{path}?after=1")) == ["2", "3"]
+    assert re.findall(r"id: (\d)\n", window.read(f"{path}?after=1")) == ["2", "3"]
 
 
 # --- behind a proxy ----------------------------------------------------------------------
 
 
 @one_database
-def test_everything_stays_below_a_prefix(config: Config) -> None:
-    app = create_app(Config(**{**config.__dict__, "PROXY_HOPS": 1}))
+def test_everything_stays_below_a_prefix(app_with: Callable[..., Flask]) -> None:
+    app = app_with(PROXY_HOPS=1)
     alice = add_user(app, "alice")
     task = alice.start(claim=True)
     asked = expect(alice.post(f"/task/{task['id']}/question", json={"message": "Go on?"}), 201)
     headers = {"X-Forwarded-Prefix": "/agents/one", "X-Forwarded-Proto": "https"}
-    browser = Browser(app, headers=headers, base_url="https://localhost")
-    first = browser.get(f"/tasks/{task['id']}")
+    window = Browser(app, headers=headers, base_url="https://localhost")
+    first = window.get(f"/tasks/{task['id']}")
     assert first.location.startswith("/agents/one/sign-in?next=")
-    cookie = browser.get("/sign-in").headers["Set-Cookie"]
+    cookie = window.get("/sign-in").headers["Set-Cookie"]
     assert "Path=/agents/one/" in cookie
     assert "Secure" in cookie
     entered = app.test_client(use_cookies=False)
@@ -1288,14 +1236,12 @@ def test_everything_stays_below_a_prefix(config: Config) -> None:
     data = {"token": token(page), "field.answer": "yes", "back": "/?status=running"}
     done = entered.post(path, data=data, headers=headers | {"Cookie": jar})
     assert done.location == "/agents/one/?status=running"
-    dispose(app)
 
 
 @one_database
-def test_services_on_one_host_have_cookies_of_their_own(config: Config) -> None:
+def test_services_on_one_host_have_cookies_of_their_own(app_with: Callable[..., Flask]) -> None:
     names = []
     for secret in ("the secret of the first one", "the secret of the other"):
-        app = create_app(Config(**{**config.__dict__, "SECRET_KEY": secret}))
+        app = app_with(SECRET_KEY=secret)
         names.append(Browser(app).cookies()[0].partition("=")[0])
-        dispose(app)
     assert names[0] != names[1]

@@ -11,14 +11,13 @@ from flask import Flask
 
 from taskservice.background.maintenance import Maintenance
 from taskservice.dashboard import questions
-from taskservice.database.transactions import reading
 from taskservice.schemas import answer_schema
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
 from tests.support.html_page import Page
-from tests.support.internals import reads
+from tests.support.internals import plan_of, reads
 from tests.support.marks import one_database
-from tests.support.plain_browser import Browser
+from tests.support.plain_browser import Browser, signed_in, text_of
 from tests.support.sample_data import HOSTILE
 
 Json = dict[str, Any]
@@ -47,20 +46,8 @@ ALL_KINDS: Json = {
 
 
 @pytest.fixture
-def window(app: Flask, alice: ApiClient) -> Browser:
-    """Alice's, signed in."""
-    return signed_in(app, alice.key)
-
-
-@pytest.fixture
 def task(alice: ApiClient) -> Json:
     return alice.start(name="Release", claim=True)
-
-
-def signed_in(app: Flask, key: str) -> Browser:
-    window = Browser(app)
-    assert window.sign_in(key).status_code == 303
-    return window
 
 
 def ask(person: ApiClient, task: Json, message: str = "Deploy?", **fields: Any) -> Json:
@@ -90,12 +77,6 @@ def now(person: ApiClient, task: Json, question: Json) -> Json:
 def answer(window: Browser, task: Json, question: Json, **content: str) -> Any:
     data = {f"field.{name}": text for name, text in content.items()}
     return window.send(path_of(task, question), **data)
-
-
-def text_of(window: Browser, path: str) -> str:
-    response = window.get(path)
-    assert response.status_code == 200, response.text
-    return response.text
 
 
 def title_of(text: str) -> str:
@@ -205,13 +186,10 @@ def test_error_is_shown_next_to_its_field_which_keeps_its_text(
         )
     }
     assert errors == {
-        "branch": "The value is shorter than 3 characters.",
-        "mail": "Must have the format email.",
-        "share": "The value is greater than the maximum of 1.",
-        "copies": "Not a number.",
-        "force": "Choose one.",
-        "size": "Choose from the list.",
-    }
+        "branch": "The value is shorter than 3 characters.", "mail": "Must have the format email.",
+        "share": "The value is greater than the maximum of 1.", "copies": "Not a number.",
+        "force": "Choose one.", "size": "Choose from the list.",
+    }  # fmt: skip
     check_form(response.text)
     found = fields(response.text)
     assert unescape(found["mail"]["value"]) == typed["mail"]
@@ -266,14 +244,6 @@ def test_question_is_declined_whatever_its_form_has(
     assert response.status_code == 303
     assert now(alice, task, question)["state"] == "declined"
     assert "Declined." in text_of(window, response.headers["Location"])
-
-
-@one_database
-def test_form_needs_the_token_of_its_session(window: Browser, alice: ApiClient, task: Json) -> None:
-    question = ask(alice, task)
-    response = window.post(path_of(task, question), {"field.answer": "yes", "token": "x"})
-    assert response.status_code == 403
-    assert now(alice, task, question)["state"] == "open"
 
 
 def test_hostile_names_and_texts_are_shown_as_text(
@@ -382,11 +352,6 @@ def test_question_that_was_stored_before_a_limit_can_be_answered_and_declined(
     assert "last" in text_of(window, f"/tasks/{task['id']}")
 
 
-def hidden_fields(text: str) -> dict[str, str]:
-    found = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', text)
-    return {name: unescape(value) for name, value in found}
-
-
 def test_list_has_the_forms_of_some_tasks_and_the_number_of_all(
     window: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,7 +372,7 @@ def test_list_shows_only_the_users_questions_to_keys_that_can_answer(
 ) -> None:
     question = ask(alice, task, "A secret?")
     for person in (bob, alice.agent_key()):
-        window = signed_in(app, person.key)
+        window = signed_in(person)
         assert "A secret?" not in text_of(window, "/")
         assert title_of(text_of(window, "/")) in ("Tasks · taskservice",
                                                   "1 running · Tasks · taskservice")  # fmt: skip
@@ -433,28 +398,21 @@ def test_tasks_that_ask_are_found_by_their_index(
     statements = reads(app, lambda: text_of(window, "/"))
     found = [each for each in statements if "questions <> '[]'" in each[0]]
     assert len(found) == 3
-    with app.app_context():
-        for sql, parameters in found:
-            plan = plan_of(sql, parameters)
-            looks = [step for step in plan if " tasks" in step]
-            assert looks, plan
-            assert all("INDEX tasks_asking (user_id=?" in step for step in looks), plan
-            # What needs attention sorts the few tasks that ask, by their oldest questions.
-            is_sorted = "min(questions.asked_at)" in sql
-            assert ("TEMP B-TREE" in " ".join(plan)) == is_sorted, plan
-
-
-def plan_of(sql: str, parameters: Any) -> list[str]:
-    with reading() as connection:
-        rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", parameters)
-        return [row.detail for row in rows]
+    for sql, parameters in found:
+        plan = plan_of(app, sql, parameters)
+        looks = [step for step in plan if " tasks" in step]
+        assert looks, plan
+        assert all("INDEX tasks_asking (user_id=?" in step for step in looks), plan
+        # What needs attention sorts the few tasks that ask, by their oldest questions.
+        is_sorted = "min(questions.asked_at)" in sql
+        assert ("TEMP B-TREE" in " ".join(plan)) == is_sorted, plan
 
 
 # --- how it ended --------------------------------------------------------------------------
 
 
 def test_page_of_a_task_shows_how_its_questions_ended(
-    window: Browser, alice: ApiClient, task: Json, app: Flask
+    window: Browser, alice: ApiClient, task: Json
 ) -> None:
     path = f"/tasks/{task['id']}"
     answered = ask(alice, task, "Which size?", schema=ALL_KINDS)
@@ -510,7 +468,7 @@ def test_expired_question_has_no_form_before_maintenance_either(
 def test_question_that_another_person_answered_is_shown_with_the_answer(
     app: Flask, window: Browser, alice: ApiClient, task: Json, subtests: pytest.Subtests
 ) -> None:
-    other = signed_in(app, alice.with_key("a colleague").key)
+    other = signed_in(alice.with_key("a colleague"))
     schema = choice("s", "m", enumNames=["Small", "Medium"])
     question = ask(alice, task, schema=schema)
     assert answer(other, task, question, choice='"m"').status_code == 303

@@ -6,7 +6,6 @@ from html import unescape
 from typing import Any
 
 import pytest
-from flask import Flask
 
 from tests.support.api_client import ApiClient, expect
 from tests.support.marks import one_database
@@ -31,14 +30,6 @@ SCHEMA: Json = {
         "Host": {"type": "string", "enum": ["a", "b"]},
     },
 }
-
-
-@pytest.fixture
-def window(app: Flask, alice: ApiClient) -> Browser:
-    """Alice's, signed in."""
-    window = Browser(app)
-    assert window.sign_in(alice.key).status_code == 303
-    return window
 
 
 def register(person: ApiClient, schema: Json = SCHEMA, agent_id: str = "backup") -> None:

@@ -12,22 +12,10 @@ from taskservice.services import search
 from tests.support.api_client import ApiClient
 from tests.support.html_page import Page
 from tests.support.marks import one_database
-from tests.support.plain_browser import Browser
+from tests.support.plain_browser import Browser, signed_in
 from tests.support.sample_data import HOSTILE
 
 Json = dict[str, Any]
-
-
-def signed_in(app: Flask, key: str) -> Browser:
-    browser = Browser(app)
-    assert browser.sign_in(key).status_code == 303
-    return browser
-
-
-@pytest.fixture
-def browser(app: Flask, alice: ApiClient) -> Browser:
-    """Alice's, signed in."""
-    return signed_in(app, alice.key)
 
 
 def with_log(person: ApiClient, *lines: str, **fields: Any) -> Json:
@@ -42,71 +30,71 @@ def failed(person: ApiClient, message: str, **fields: Any) -> Json:
     return task
 
 
-def found(browser: Browser, query: str) -> list[tuple[str, str]]:
+def found(window: Browser, query: str) -> list[tuple[str, str]]:
     """The id of the task and the number of each line that the page links to."""
-    html = browser.read(f"/search?{query}")
+    html = window.read(f"/search?{query}")
     return re.findall(r'<li><a href="/tasks/([0-9a-f-]{36})[^"#]*(?:#L(\d+))?"', html)
 
 
 def test_id_or_its_beginning_leads_to_the_task(
-    app: Flask, alice: ApiClient, bob: ApiClient, browser: Browser
+    app: Flask, alice: ApiClient, bob: ApiClient, window: Browser
 ) -> None:
     task = alice.start()
     id = task["id"]
     for text in (id, id.upper(), id[:-4], id.replace("-", ""), f" {id} "):
-        response = browser.get("/", query_string={"q": text, "status": "running"})
+        response = window.get("/", query_string={"q": text, "status": "running"})
         assert response.status_code == 303
         assert response.location.partition("?")[0] == f"/tasks/{id}"
     # Too short, two tasks, another user's, and no id.
     alice.start()
     for text in (id[:7], id[:8], bob.start()["id"], "f" * 33, f"{id}0", "-" * 36, "20261128"):
-        assert browser.get("/", query_string={"q": text}).status_code == 200
-    of_agent = signed_in(app, alice.agent_key("reader").key)
+        assert window.get("/", query_string={"q": text}).status_code == 200
+    of_agent = signed_in(alice.agent_key("reader"))
     assert of_agent.get(f"/?q={id}").status_code == 200
 
 
 def test_label_becomes_a_filter_if_a_task_has_it(
-    alice: ApiClient, bob: ApiClient, browser: Browser
+    alice: ApiClient, bob: ApiClient, window: Browser
 ) -> None:
     alice.start(labels={"env": "a=b c"})
     bob.start(labels={"team": "x"})
     named = alice.start(name="team=x")
-    response = browser.get("/?status=running&q=env%3Da%3Db+c&label=env:none")
+    response = window.get("/?status=running&q=env%3Da%3Db+c&label=env:none")
     assert response.status_code == 303
     assert response.location == "/?status=running&label=env:none&label=env:a%3Db+c"
-    assert browser.get("/?q=env:a%3Db+c").location == "/?label=env:a%3Db+c"
-    assert named["id"] in browser.read("/?q=team%3Dx")
+    assert window.get("/?q=env:a%3Db+c").location == "/?label=env:a%3Db+c"
+    assert named["id"] in window.read("/?q=team%3Dx")
     for text in ("=", "env=", "=a", "ENV=a=b c", "env=\0", f"env={'x' * 190}"):
-        assert browser.get("/", query_string={"q": text}).status_code == 200
+        assert window.get("/", query_string={"q": text}).status_code == 200
 
 
 def test_logs_are_searched_with_the_filters_of_the_list(
-    alice: ApiClient, bob: ApiClient, browser: Browser
+    alice: ApiClient, bob: ApiClient, window: Browser
 ) -> None:
     first = with_log(alice, "one", "Disk full", "\x1b[31mdisk\x1b[0m again", name="nightly")
     second = with_log(alice, "no disk", agent_id="reader")
     with_log(bob, "disk of bob")
     expected = [(second["id"], "1"), (first["id"], "2"), (first["id"], "3")]
-    assert found(browser, "q=disk") == expected
+    assert found(window, "q=disk") == expected
     form = "q=disk&agentId=summarizer&since=&callback=&sort=duration&status=running"
-    response = browser.get(f"/search?{form}")
+    response = window.get(f"/search?{form}")
     assert response.status_code == 303
-    assert found(browser, response.location.partition("?")[2]) == expected[1:]
-    html = browser.read("/search?q=DISK&agentId=summarizer")
+    assert found(window, response.location.partition("?")[2]) == expected[1:]
+    html = window.read("/search?q=DISK&agentId=summarizer")
     assert "<mark>Disk</mark> full" in html
     assert "<bdi><mark>disk</mark> again</bdi>" in html
     assert "nightly" in html
     assert " of bob" not in html
     assert "Searched all tasks that match." in html
-    assert "Nothing was found." in browser.read("/search?q=absent")
-    assert "Nothing was found" not in browser.read("/search")
+    assert "Nothing was found." in window.read("/search?q=absent")
+    assert "Nothing was found" not in window.read("/search")
     # An empty list leads here.
-    links = Page(browser.read("/?q=disk+full&status=running&sort=createdAt")).values("href")
+    links = Page(window.read("/?q=disk+full&status=running&sort=createdAt")).values("href")
     assert "/search?q=disk+full&status=running&where=logs" in links
 
 
 def test_search_continues_where_it_stopped(
-    alice: ApiClient, browser: Browser, monkeypatch: pytest.MonkeyPatch
+    alice: ApiClient, window: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = [with_log(alice, "hit", "miss", f"hit {name}", name=name) for name in "ab"]
     errors = [failed(alice, f"hit {name}") for name in "cd"]
@@ -120,19 +108,17 @@ def test_search_continues_where_it_stopped(
         if where == "logs":
             query = query.replace("&status=error", "")
         while query:
-            seen += found(browser, query)
-            html = browser.read(f"/search?{query}")
+            seen += found(window, query)
+            html = window.read(f"/search?{query}")
             following = re.search(r'href="\?([^"]+)" rel="next"', html)
             assert ("there may be more" in html) == bool(following)
             query = unescape(following[1]) if following else ""
         assert seen == expected
     monkeypatch.setattr(search, "MAX_ERRORS", 1)
-    assert "Nothing was found yet." in browser.read("/search?q=hit+c&where=errors")
+    assert "Nothing was found yet." in window.read("/search?q=hit+c&where=errors")
 
 
-def test_errors_are_searched(
-    app: Flask, alice: ApiClient, bob: ApiClient, browser: Browser
-) -> None:
+def test_errors_are_searched(app: Flask, alice: ApiClient, bob: ApiClient, window: Browser) -> None:
     message = "Traceback\n  line 1\nOSError: No Space left\nmore"
     task = failed(alice, message)
     other = failed(alice, "no space", agent_id="reader")
@@ -140,16 +126,16 @@ def test_errors_are_searched(
     failed(bob, "no space for bob")
     with_log(alice, "no space")
     expected = [(each["id"], "") for each in (late, other, task)]
-    assert found(browser, "q=no+space&where=errors") == expected
-    assert found(browser, "q=no+space&where=errors&agentId=summarizer&status=complete") == [
+    assert found(window, "q=no+space&where=errors") == expected
+    assert found(window, "q=no+space&where=errors&agentId=summarizer&status=complete") == [
         expected[0],
         expected[2],
     ]
-    html = browser.read("/search?q=no+space&where=errors")
+    html = window.read("/search?q=no+space&where=errors")
     assert "<bdi>OSError: <mark>No Space</mark> left</bdi>" in html
     assert f"<bdi>{'x' * 392}<mark>no space</mark></bdi>" in html
     assert " for bob" not in html
-    of_agent = signed_in(app, alice.agent_key("reader").key)
+    of_agent = signed_in(alice.agent_key("reader"))
     assert found(of_agent, "q=no+space&where=errors") == [(other["id"], "")]
 
 
@@ -158,39 +144,39 @@ def test_agent_key_finds_lines_of_its_agent_only(
 ) -> None:
     task = with_log(alice, "hit", agent_id="reader")
     with_log(alice, "hit")
-    browser = signed_in(app, alice.agent_key("reader").key)
-    assert found(browser, "q=hit") == [(task["id"], "1")]
-    assert found(browser, "q=hit&agentId=summarizer") == []
-    assert found(signed_in(app, bob.key), "q=hit") == []
+    window = signed_in(alice.agent_key("reader"))
+    assert found(window, "q=hit") == [(task["id"], "1")]
+    assert found(window, "q=hit&agentId=summarizer") == []
+    assert found(signed_in(bob), "q=hit") == []
 
 
 @one_database
-def test_hostile_text_is_shown_as_text(alice: ApiClient, browser: Browser) -> None:
+def test_hostile_text_is_shown_as_text(alice: ApiClient, window: Browser) -> None:
     with_log(alice, HOSTILE, name=HOSTILE)
     failed(alice, HOSTILE, name=HOSTILE)
     for where in ("logs", "errors"):
         for text in (HOSTILE, "<script>", "'\"{{", "</title>", "&amp;"):
-            html = browser.read(f"/search?q={quote(text)}&where={where}")
+            html = window.read(f"/search?q={quote(text)}&where={where}")
             assert "<mark>" in html, text
             assert "<script>document" not in html
             assert "<img src=x" not in html
             assert "982007569" not in html
             Page(html)
     for query in ("q=a%0Ab", f"q={'x' * 201}", "q=a&cursor=x", "q=a&status=x", "_anchor=x", "a=b"):
-        assert browser.get(f"/search?{query}").status_code == 422, query
-    assert browser.get("/search?q=a&where=nowhere").status_code == 200
-    assert browser.get("/search?q=%00").status_code == 200
-    assert browser.get("/?q=a%3Db&endpoint=x").status_code == 422
+        assert window.get(f"/search?{query}").status_code == 422, query
+    assert window.get("/search?q=a&where=nowhere").status_code == 200
+    assert window.get("/search?q=%00").status_code == 200
+    assert window.get("/?q=a%3Db&endpoint=x").status_code == 422
 
 
 @one_database
-def test_busy_search_says_so_and_offers_to_try_again(alice: ApiClient, browser: Browser) -> None:
+def test_busy_search_says_so_and_offers_to_try_again(alice: ApiClient, window: Browser) -> None:
     task = with_log(alice, "hit")
     with search.slots.hold(task["userId"]):
         for where in ("logs", "errors"):
-            response = browser.get(f"/search?q=hit&where={where}")
+            response = window.get(f"/search?q=hit&where={where}")
             assert response.status_code == 503
             assert response.headers["Retry-After"].isdigit()
             assert "Too many searches at once" in response.text
             assert f'href="/search?q=hit&amp;where={where}">Try again' in response.text
-    assert len(found(browser, "q=hit")) == 1
+    assert len(found(window, "q=hit")) == 1

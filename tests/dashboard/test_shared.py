@@ -3,10 +3,9 @@
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,9 +13,6 @@ import pytest
 from flask import Flask
 
 from taskservice import resources
-from taskservice.app import create_app
-from taskservice.config import Config
-from taskservice.database.engine import dispose
 from taskservice.database.watcher import WaitSlots
 from taskservice.operations.request_log import configure_logging
 from taskservice.schemas.tasks import SHARED_FIELDS, TASK_FIELDS
@@ -26,7 +22,7 @@ from tests.support.html_page import Page
 from tests.support.internals import rows
 from tests.support.maintenance import DAY
 from tests.support.marks import one_database
-from tests.support.plain_browser import Browser
+from tests.support.plain_browser import Browser, signed_in
 from tests.support.waiting import until
 
 Json = dict[str, Any]
@@ -47,12 +43,6 @@ def task(alice: ApiClient) -> Json:
     person.report(task, labels={"env": "prod"}, note="34 of 68")
     alice.append(task, "one", "two")
     return task
-
-
-@pytest.fixture
-def stranger(app: Flask) -> Browser:
-    """A browser without a session."""
-    return Browser(app)
 
 
 def link_to(person: ApiClient, task: Json, **fields: Any) -> tuple[Json, str]:
@@ -149,7 +139,7 @@ def test_link_shows_its_task_alone(
 
 
 def test_data_of_a_link_is_what_the_api_answers(
-    app: Flask, alice: ApiClient, task: Json, stranger: Browser
+    alice: ApiClient, task: Json, stranger: Browser
 ) -> None:
     _, path = link_to(alice, task)
     for query in ("", "?after=1&times=true", "?limit=1"):
@@ -333,8 +323,8 @@ def test_viewers_take_no_place_from_their_user(app: Flask, alice: ApiClient, tas
 
 
 @one_database
-def test_viewers_hold_at_most_a_quarter_of_the_waits(config: Config) -> None:
-    app = create_app(replace(config, WAITS=8))
+def test_viewers_hold_at_most_a_quarter_of_the_waits(app_with: Callable[..., Flask]) -> None:
+    app = app_with(WAITS=8)
     alice = add_user(app, "alice")
     task = alice.start(claim=True)
     paths = [link_to(alice, task)[1] for _ in range(2)]
@@ -344,7 +334,6 @@ def test_viewers_hold_at_most_a_quarter_of_the_waits(config: Config) -> None:
         expect(alice.delete(f"/task/{task['id']}"), 200)
         assert first.result()
         assert second.result()
-    dispose(app)
 
 
 @one_database
@@ -367,8 +356,8 @@ def test_no_token_of_a_link_reaches_the_log(
 
 
 @one_database
-def test_link_works_below_a_prefix(config: Config) -> None:
-    app = create_app(replace(config, PROXY_HOPS=1, PUBLIC_URL=""))
+def test_link_works_below_a_prefix(app_with: Callable[..., Flask]) -> None:
+    app = app_with(PROXY_HOPS=1, PUBLIC_URL="")
     alice = add_user(app, "alice")
     task = alice.start(claim=True)
     forwarded = {"X-Forwarded-Prefix": "/agents/one", "X-Forwarded-Host": "public.example",
@@ -381,7 +370,6 @@ def test_link_works_below_a_prefix(config: Config) -> None:
     page = Page(Browser(app, headers=forwarded).get(path).text)
     links = [link for link in page.values("href") if not link.startswith("#")]
     assert all(link.startswith("/agents/one/") for link in links)
-    dispose(app)
 
 
 # --- the page that makes links ---------------------------------------------------------------
@@ -391,8 +379,7 @@ def test_link_works_below_a_prefix(config: Config) -> None:
 def test_links_are_made_and_revoked_in_the_dashboard(
     app: Flask, alice: ApiClient, task: Json, stranger: Browser
 ) -> None:
-    browser = Browser(app)
-    browser.sign_in(alice.key)
+    browser = signed_in(alice)
     here = f"/tasks/{task['id']}/links"
     assert f'href="{here}"' in browser.get(f"/tasks/{task['id']}").text
     made = browser.send(here, days="30")
@@ -417,7 +404,6 @@ def test_other_keys_cannot_share_in_the_dashboard(
     app: Flask, alice: ApiClient, bob: ApiClient, task: Json
 ) -> None:
     for person, status in ((alice.read_key(), 403), (alice.agent_key(), 403), (bob, 404)):
-        browser = Browser(app)
-        browser.sign_in(person.key)
+        browser = signed_in(person)
         assert browser.get(f"/tasks/{task['id']}/links").status_code == status
         assert "Share…" not in browser.get(f"/tasks/{task['id']}").text

@@ -12,40 +12,26 @@ import pytest
 from flask import Flask
 from standardwebhooks import Webhook
 
-from taskservice.database.transactions import reading
 from taskservice.services import search
 from taskservice.webhooks.destinations import Destinations
 from tests.support import sample_data
 from tests.support.api_client import ApiClient, expect
-from tests.support.internals import Statement, before_reads, end_for_silence, rows
+from tests.support.internals import end_for_silence, plan_of, reads, rows
 from tests.support.marks import one_database
-from tests.support.plain_browser import Browser
+from tests.support.plain_browser import Browser, signed_in, text_of
 from tests.support.receiver import Receiver, answer, raw
 from tests.support.requirements import needs
 
 
-@pytest.fixture
-def browser(app: Flask, alice: ApiClient) -> Browser:
-    """Alice's, signed in."""
-    browser = Browser(app)
-    browser.sign_in(alice.key)
-    return browser
+def task_page(window: Browser, task: dict[str, Any]) -> str:
+    return unescape(text_of(window, f"/tasks/{task['id']}"))
 
 
-def text_of(browser: Browser, task: dict[str, Any]) -> str:
-    return unescape(browser.get(f"/tasks/{task['id']}").text)
-
-
-def plan_of(app: Flask, browser: Browser, path: str, condition: str) -> list[str]:
+def steps_on_tasks(app: Flask, window: Browser, path: str, condition: str) -> list[str]:
     """How SQLite finds the tasks of the page's statement that has this condition."""
-    statements: list[Statement] = []
-    with before_reads(app, lambda *statement: statements.append(statement)):
-        assert browser.get(path).status_code == 200
-    (statement,) = [each for each in statements if condition in each[0]]
-    sql, parameters = statement
-    with app.app_context(), reading() as connection:
-        rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", parameters)
-        return [row.detail for row in rows if " tasks " in row.detail]
+    statements = reads(app, lambda: text_of(window, path))
+    ((sql, parameters),) = [each for each in statements if condition in each[0]]
+    return [step for step in plan_of(app, sql, parameters) if " tasks " in step]
 
 
 def reruns(alice: ApiClient, task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -55,57 +41,57 @@ def reruns(alice: ApiClient, task: dict[str, Any]) -> list[dict[str, Any]]:
 # --- running it again --------------------------------------------------------------------
 
 
-def test_task_is_run_again_with_the_same_input(browser: Browser, alice: ApiClient) -> None:
+def test_task_is_run_again_with_the_same_input(window: Browser, alice: ApiClient) -> None:
     task = alice.start(name="nightly", input={"n": 12345678901234567890.5, "s": "a\r\nb"})
     path = f"/tasks/{task['id']}/rerun"
-    form = unescape(re.findall(r"<textarea.*?>\n(.*?)</textarea>", browser.get(path).text, re.S)[0])
+    form = unescape(re.findall(r"<textarea.*?>\n(.*?)</textarea>", window.get(path).text, re.S)[0])
     # As a browser sends it.
-    response = browser.send(path, input=form.replace("\n", "\r\n"))
+    response = window.send(path, input=form.replace("\n", "\r\n"))
     (again,) = reruns(alice, task)
     assert response.location == f"/tasks/{again['id']}"
     assert again["input"] == task["input"]
-    assert "Started a rerun of" in browser.get(response.location).text
+    assert "Started a rerun of" in window.get(response.location).text
 
 
-def test_task_is_run_again_with_other_labels(browser: Browser, alice: ApiClient) -> None:
+def test_task_is_run_again_with_other_labels(window: Browser, alice: ApiClient) -> None:
     task = alice.start(labels={"env": "prod", "note": " two\nlines"})
     path = f"/tasks/{task['id']}/rerun"
-    assert ">\nenv=prod\nnote= two\nlines</textarea>" in browser.get(path).text
-    browser.send(path, input="{}", labels="env=prod\r\nnote= two\r\nlines")
+    assert ">\nenv=prod\nnote= two\nlines</textarea>" in window.get(path).text
+    window.send(path, input="{}", labels="env=prod\r\nnote= two\r\nlines")
     assert reruns(alice, task)[0]["labels"] == task["labels"]
-    browser.send(path, input="{}", labels="env=test\r\n")
+    window.send(path, input="{}", labels="env=test\r\n")
     assert reruns(alice, task)[0]["labels"] == {"env": "test"}
-    refused = browser.send(path, input="{}", labels="env")
+    refused = window.send(path, input="{}", labels="env")
     assert refused.status_code == 422
     assert "“env” is not of the form key=value." in refused.text
     assert len(reruns(alice, task)) == 2
 
 
-def test_only_line_ends_separate_labels(browser: Browser, alice: ApiClient) -> None:
+def test_only_line_ends_separate_labels(window: Browser, alice: ApiClient) -> None:
     labels = {"a": "one\u2028b=two", "c": "three\x85\x0b\x1cfour", "d": "five\u00a0"}
     task = alice.start(labels=labels)
     typed = "\r\n".join(f"{key}={value}" for key, value in labels.items())
-    browser.send(f"/tasks/{task['id']}/rerun", input="{}", labels=f"{typed}\r\ne=six")
+    window.send(f"/tasks/{task['id']}/rerun", input="{}", labels=f"{typed}\r\ne=six")
     assert reruns(alice, task)[0]["labels"] == labels | {"e": "six"}
 
 
-def test_task_is_run_again_with_another_input(browser: Browser, alice: ApiClient) -> None:
+def test_task_is_run_again_with_another_input(window: Browser, alice: ApiClient) -> None:
     task = alice.start(input={"a": 1})
-    browser.send(f"/tasks/{task['id']}/rerun", input='{"a": 2, "text": "' + "é" * 300_000 + '"}')
+    window.send(f"/tasks/{task['id']}/rerun", input='{"a": 2, "text": "' + "é" * 300_000 + '"}')
     (again,) = reruns(alice, task)
     assert again["input"] == {"a": 2, "text": "é" * 300_000}
 
 
 @one_database
-def test_form_that_is_sent_twice_starts_one_task(browser: Browser, alice: ApiClient) -> None:
+def test_form_that_is_sent_twice_starts_one_task(window: Browser, alice: ApiClient) -> None:
     task = alice.start(input={"a": 1})
     path = f"/tasks/{task['id']}/rerun"
-    found = re.findall(r'name="(token|submission_id)" value="([^"]+)"', browser.get(path).text)
+    found = re.findall(r'name="(token|submission_id)" value="([^"]+)"', window.get(path).text)
     form = {**dict(found), "input": '{"a": 3}'}
-    locations = {browser.post(path, form).location for _ in range(2)}
+    locations = {window.post(path, form).location for _ in range(2)}
     assert len(locations) == len(reruns(alice, task)) == 1
     # A reader who went back to the form, and changed the text in it.
-    assert browser.post(path, {**form, "input": '{"a": 4}'}).status_code == 303
+    assert window.post(path, {**form, "input": '{"a": 4}'}).status_code == 303
     assert len(reruns(alice, task)) == 2
 
 
@@ -123,10 +109,10 @@ def test_form_that_is_sent_twice_starts_one_task(browser: Browser, alice: ApiCli
     ],
 )
 def test_unfit_input_is_a_sentence_in_the_form_and_starts_nothing(
-    browser: Browser, alice: ApiClient, text: str, sentence: str
+    window: Browser, alice: ApiClient, text: str, sentence: str
 ) -> None:
     task = alice.start(input={"a": 1})
-    response = browser.send(f"/tasks/{task['id']}/rerun", input=text)
+    response = window.send(f"/tasks/{task['id']}/rerun", input=text)
     assert response.status_code == 422
     assert sentence in response.text
     assert text in unescape(response.text)
@@ -135,12 +121,12 @@ def test_unfit_input_is_a_sentence_in_the_form_and_starts_nothing(
 
 @one_database
 def test_callback_that_is_no_longer_allowed_is_a_sentence_in_the_form(
-    app: Flask, browser: Browser, alice: ApiClient
+    app: Flask, window: Browser, alice: ApiClient
 ) -> None:
     app.config["CALLBACK_ALLOWED"] = Destinations.parse("loopback")
     task = alice.start(callback="http://127.0.0.1:9/hook")
     app.config["CALLBACK_ALLOWED"] = Destinations.parse("external")
-    response = browser.send(f"/tasks/{task['id']}/rerun", input="{}")
+    response = window.send(f"/tasks/{task['id']}/rerun", input="{}")
     assert response.status_code == 422
     assert "Nothing was started. Callback: " in response.text
     assert "loopback" in response.text
@@ -151,28 +137,27 @@ def test_callback_that_is_no_longer_allowed_is_a_sentence_in_the_form(
 def test_agent_key_runs_its_own_tasks_again_and_no_others(app: Flask, alice: ApiClient) -> None:
     agent = alice.agent_key()
     own, other = agent.start(), alice.start("translator")
-    browser = Browser(app)
-    browser.sign_in(agent.key)
-    browser.send(f"/tasks/{own['id']}/rerun", input="{}")
+    window = signed_in(agent)
+    window.send(f"/tasks/{own['id']}/rerun", input="{}")
     assert len(reruns(alice, own)) == 1
-    assert browser.get(f"/tasks/{other['id']}/rerun").status_code == 404
+    assert window.get(f"/tasks/{other['id']}/rerun").status_code == 404
 
 
 def test_page_and_form_of_a_task_say_that_it_was_run_again(
-    browser: Browser, alice: ApiClient
+    window: Browser, alice: ApiClient
 ) -> None:
     task = alice.start(name="nightly", claim=True)
     alice.report(task, status="error")
     paths = (f"/tasks/{task['id']}", f"/tasks/{task['id']}/rerun")
     main_button = re.compile('main"[^>]*>Run again')
-    pages = [browser.get(path).text for path in paths]
+    pages = [window.get(path).text for path in paths]
     assert not [page for page in pages if "Run again <time" in page]
     assert all(main_button.search(page) for page in pages)
-    browser.send(paths[1], input="{}")
+    window.send(paths[1], input="{}")
     first = reruns(alice, task)[0]
-    browser.send(paths[1], input='{"a": 1}')
+    window.send(paths[1], input='{"a": 1}')
     (newest,) = [each for each in reruns(alice, task) if each["id"] != first["id"]]
-    pages = [browser.get(path).text for path in paths]
+    pages = [window.get(path).text for path in paths]
     for page in pages:
         assert f'<a href="/tasks/{newest["id"]}">Run again <time' in page
         assert '<span class="pill waiting">waiting' in page
@@ -183,21 +168,21 @@ def test_page_and_form_of_a_task_say_that_it_was_run_again(
 # --- what the page shows -----------------------------------------------------------------
 
 
-def test_relatives_are_links(browser: Browser, alice: ApiClient) -> None:
+def test_relatives_are_links(window: Browser, alice: ApiClient) -> None:
     parent = alice.start(name="the whole night", claim=True)
     child = alice.start(name="one part", parentId=parent["id"], claim=True)
     alice.report(child, status="complete")
     alice.start(name="another part", parentId=parent["id"])
-    assert "Part of" not in text_of(browser, parent)
-    page = text_of(browser, parent)
+    assert "Part of" not in task_page(window, parent)
+    page = task_page(window, parent)
     assert page.index("one part") < page.index("another part")
     assert page.count("<rect") == 2
-    assert f'Part of <a href="/tasks/{parent["id"]}"><bdi>the whole night' in text_of(
-        browser, child
+    assert f'Part of <a href="/tasks/{parent["id"]}"><bdi>the whole night' in task_page(
+        window, child
     )
-    browser.send(f"/tasks/{child['id']}/rerun", input="{}")
+    window.send(f"/tasks/{child['id']}/rerun", input="{}")
     (again,) = reruns(alice, child)
-    assert f'href="/tasks/{child["id"]}"' in text_of(browser, again)
+    assert f'href="/tasks/{child["id"]}"' in task_page(window, again)
 
 
 @one_database
@@ -205,42 +190,41 @@ def test_agent_key_sees_no_relatives_of_other_agents(app: Flask, alice: ApiClien
     parent = alice.start("translator", name="secret parent")
     child = alice.start(name="own", parentId=parent["id"])
     alice.start("translator", name="secret child", parentId=child["id"])
-    browser = Browser(app)
-    browser.sign_in(alice.agent_key().key)
-    assert "secret" not in text_of(browser, child)
+    window = signed_in(alice.agent_key())
+    assert "secret" not in task_page(window, child)
 
 
 @one_database
-def test_many_children_are_cut_with_a_link_to_all(browser: Browser, alice: ApiClient) -> None:
+def test_many_children_are_cut_with_a_link_to_all(window: Browser, alice: ApiClient) -> None:
     parent = alice.start(name="parent")
     for number in range(51):
         alice.start(name=f"child {number}", parentId=parent["id"])
-    page = text_of(browser, parent)
+    page = task_page(window, parent)
     assert page.count("<rect") == 50
     (path,) = re.findall(r'href="(/\?parentId=[^"]+)"', page)
-    assert "child 50" in browser.get(path).text
+    assert "child 50" in window.get(path).text
 
 
 @one_database
-def test_labels_lead_to_the_list_with_that_label(browser: Browser, alice: ApiClient) -> None:
+def test_labels_lead_to_the_list_with_that_label(window: Browser, alice: ApiClient) -> None:
     labels = {"env": "a=b:c&d <b>", "run": "🎉" * 100}
     task = alice.start(name="labelled", labels=labels)
-    page = browser.get(f"/tasks/{task['id']}").text
+    page = window.get(f"/tasks/{task['id']}").text
     links = [unescape(link) for link in re.findall(r'href="/\?label=([^"]+)"', page)]
     assert list(map(unquote_plus, links)) == [f"{key}:{text}" for key, text in labels.items()]
 
 
 def test_waiting_task_says_if_no_worker_came_and_how_to_start_one(
-    browser: Browser, alice: ApiClient
+    window: Browser, alice: ApiClient
 ) -> None:
     hints = ("No worker has asked for work", "taskservice work --agent translator -- CMD")
     first, second = alice.start("translator"), alice.start("translator")
-    page = text_of(browser, first)
+    page = task_page(window, first)
     assert "Waiting for a worker of translator" in page
     assert all(hint in page for hint in hints)
     alice.post("/agent/translator/claim")
-    assert "Waiting for" not in text_of(browser, first)
-    page = text_of(browser, second)
+    assert "Waiting for" not in task_page(window, first)
+    page = task_page(window, second)
     assert "Waiting for a worker of translator" in page
     assert not any(hint in page for hint in hints)
     assert "<dt>Ended</dt>" not in page
@@ -248,69 +232,69 @@ def test_waiting_task_says_if_no_worker_came_and_how_to_start_one(
 
 @one_database
 def test_page_of_a_task_finds_other_tasks_by_their_indexes(
-    app: Flask, browser: Browser, alice: ApiClient
+    app: Flask, window: Browser, alice: ApiClient
 ) -> None:
     path = f"/tasks/{alice.start()['id']}"
     for sign in ("<", ">"):
         # Another path, since the page is kept for a while.
         condition = f"(tasks.created_at, tasks.id) {sign}"
-        (plan,) = plan_of(app, browser, f"{path}?{sign}", condition)
+        (plan,) = steps_on_tasks(app, window, f"{path}?{sign}", condition)
         assert "INDEX tasks_by_agent (user_id=? AND agent_id=? AND (created_at,id)" in plan
-    assert plan_of(app, browser, path, "tasks.rerun_of = ") == [
+    assert steps_on_tasks(app, window, path, "tasks.rerun_of = ") == [
         "SEARCH tasks USING INDEX tasks_by_rerun (rerun_of=?)"
     ]
 
 
 @one_database
 def test_running_task_shows_its_progress_and_the_time_left(
-    browser: Browser, alice: ApiClient
+    window: Browser, alice: ApiClient
 ) -> None:
     task = alice.start(claim=True)
-    assert 'class="progress"' not in text_of(browser, task)
+    assert 'class="progress"' not in task_page(window, task)
     alice.report(task, progress=0.299, note="3 of 10 <pages>")
-    page = text_of(browser, task)
+    page = task_page(window, task)
     assert '<progress value="0.299"' in page
     assert "29 %" in page
     assert "3 of 10 <pages>" in page
     assert 'data-show="left"' in page
     alice.report(task, progress=0.29)
-    assert "<b>29 %</b>" in text_of(browser, task)
+    assert "<b>29 %</b>" in task_page(window, task)
     alice.report(task, progress=0.999)
-    assert "<b>99 %</b>" in text_of(browser, task)
+    assert "<b>99 %</b>" in task_page(window, task)
     alice.report(task, progress=1e-300)
-    assert 'data-show="left"' not in text_of(browser, task)
+    assert 'data-show="left"' not in task_page(window, task)
     alice.report(task, status="complete")
-    assert 'class="progress"' not in text_of(browser, task)
+    assert 'class="progress"' not in task_page(window, task)
 
 
 @one_database
 def test_without_progress_the_usual_duration_tells_the_time_left(
-    browser: Browser, alice: ApiClient
+    window: Browser, alice: ApiClient
 ) -> None:
     alice.report(alice.start(claim=True), status="complete")
-    page = text_of(browser, alice.start(claim=True))
+    page = task_page(window, alice.start(claim=True))
     assert "estimate from earlier runs" in page
 
 
 @one_database
-def test_task_that_asks_has_no_expected_end(browser: Browser, alice: ApiClient) -> None:
+def test_task_that_asks_has_no_expected_end(window: Browser, alice: ApiClient) -> None:
     alice.report(alice.start(claim=True), status="complete")
     for progress in (0, 0.5):
         task = alice.start(claim=True)
         alice.report(task, progress=progress)
         path = f"/task/{task['id']}/question"
         asked = expect(alice.post(path, json={"message": "Deploy?"}), 201)
-        assert 'data-show="left"' not in text_of(browser, task)
+        assert 'data-show="left"' not in task_page(window, task)
         expect(alice.delete(f"{path}/{asked['id']}"), 200)
-        assert 'data-show="left"' in text_of(browser, task)
+        assert 'data-show="left"' in task_page(window, task)
 
 
 @one_database
-def test_reason_of_a_failure_stands_above_its_message(browser: Browser, alice: ApiClient) -> None:
+def test_reason_of_a_failure_stands_above_its_message(window: Browser, alice: ApiClient) -> None:
     task = alice.start(claim=True)
     message = "Traceback (most recent call last):\n  File x\nValueError: <b>no</b>\n"
     alice.report(task, status="error", error={"message": message})
-    page = text_of(browser, task)
+    page = task_page(window, task)
     assert '<p class="reason"><bdi>ValueError: <b>no</b></bdi>' in page
     assert page.index('id="log"') > page.index("Traceback")
     for word in ("Started", "Ended"):
@@ -320,26 +304,26 @@ def test_reason_of_a_failure_stands_above_its_message(browser: Browser, alice: A
 
 @one_database
 def test_error_has_one_colour_on_the_whole_page(
-    app: Flask, browser: Browser, alice: ApiClient
+    app: Flask, window: Browser, alice: ApiClient
 ) -> None:
     parent = alice.start(claim=True)
     silent = alice.start(claim=True, parentId=parent["id"])
     end_for_silence(app, silent)
-    page = text_of(browser, silent)
+    page = task_page(window, silent)
     assert '<span class="pill error timeout">' in page
     assert '<section class="failure timeout"' in page
     assert "<dt>Ended by</dt><dd>the service</dd>" in page
-    assert '<rect class="timeout"' in text_of(browser, parent)
+    assert '<rect class="timeout"' in task_page(window, parent)
 
 
 @one_database
-def test_complete_task_has_its_output_before_its_log(browser: Browser, alice: ApiClient) -> None:
+def test_complete_task_has_its_output_before_its_log(window: Browser, alice: ApiClient) -> None:
     task = alice.start(claim=True)
     alice.report(task, output={"sum": 15})
-    page = text_of(browser, task)
+    page = task_page(window, task)
     assert page.index('id="log"') < page.index('id="output"')
     alice.report(task, status="complete")
-    page = text_of(browser, task)
+    page = task_page(window, task)
     assert page.index('id="output"') < page.index('id="log"')
     assert page.count('id="output"') == 1
     assert json.loads(re.findall(r'<pre id="output-json".*?>(.*?)</pre>', page, re.S)[0]) == {
@@ -376,18 +360,17 @@ def end_with_callback(alice: ApiClient, receiver: Receiver, name: str = "done") 
 
 @one_database
 def test_answer_of_the_receiver_is_shown_to_user_keys_only(
-    app: Flask, browser: Browser, alice: ApiClient, receiver: Receiver
+    app: Flask, window: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
     receiver.answer = answer(503, body=b"<b>no</b> \0\xff \xe2\x80\xaetxt " + b"x" * 2_000)
     task = end_with_callback(alice, receiver)
-    page = text_of(browser, task)
+    page = task_page(window, task)
     assert "<b>no</b> \ufffd\ufffd \\u202etxt xxx" in page
-    assert "<b>no</b>" not in browser.get(f"/tasks/{task['id']}").text
+    assert "<b>no</b>" not in window.get(f"/tasks/{task['id']}").text
     (stored,) = rows(app)["attempts"]
     assert len(stored[-1].encode()) == 1024
-    own = Browser(app)
-    own.sign_in(alice.agent_key().key)
-    assert "x" * 20 not in text_of(own, task)
+    own = signed_in(alice.agent_key())
+    assert "x" * 20 not in task_page(own, task)
     assert own.get(f"/tasks/{task['id']}/webhook.sh").status_code == 403
 
 
@@ -422,10 +405,10 @@ def test_answer_that_breaks_off_is_kept_as_far_as_it_came(
 
 @one_database
 def test_webhook_as_a_command_sends_the_same_once_more(
-    browser: Browser, alice: ApiClient, receiver: Receiver
+    window: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
     task = end_with_callback(alice, receiver, "it's $HOME `id` \\n %s 🎉")
-    response = browser.get(f"/tasks/{task['id']}/webhook.sh")
+    response = window.get(f"/tasks/{task['id']}/webhook.sh")
     assert response.content_type == "text/plain; charset=utf-8"
     if not shutil.which("curl"):
         needs("curl", "install the package curl")
@@ -435,7 +418,7 @@ def test_webhook_as_a_command_sends_the_same_once_more(
     assert second.headers["webhook-id"] == first.headers["webhook-id"]
     secret = (alice.get("/callback-secret").json or {})["secret"]
     Webhook(secret).verify(second.body, second.headers)
-    assert browser.get(f"/tasks/{alice.start()['id']}/webhook.sh").status_code == 409
+    assert window.get(f"/tasks/{alice.start()['id']}/webhook.sh").status_code == 409
 
 
 # --- what is new in a failure ------------------------------------------------------------
@@ -448,7 +431,7 @@ def ended(person: ApiClient, status: str, *lines: str, **fields: Any) -> dict[st
 
 
 def test_failure_is_compared_with_the_last_good_run(
-    app: Flask, browser: Browser, alice: ApiClient, bob: ApiClient
+    app: Flask, window: Browser, alice: ApiClient, bob: ApiClient
 ) -> None:
     good = ended(alice, "complete", "page 1", input={"a": 1, "same": 5, "old": "x"})
     hostile = "<script>alert(1)</script>"
@@ -459,11 +442,11 @@ def test_failure_is_compared_with_the_last_good_run(
         input=changed, labels={"env": "prod"},
     )  # fmt: skip
     path = f"/tasks/{failed['id']}/new-lines"
-    page = browser.get(f"/tasks/{failed['id']}").text
+    page = window.get(f"/tasks/{failed['id']}").text
     assert page.index("New in this failure") < page.index('<div id="log"')
     assert f'<a href="{path}">Compare the runs</a>' in page
     assert f'href="/tasks/{good["id"]}">last good run</a>' in page
-    compared = browser.get(path).text
+    compared = window.get(path).text
     assert "<script>alert" not in compared
     assert f'{failed["id"]}#L2" aria-label="Line 2">2</a> <bdi>&lt;script&gt;' in compared
     assert '#L1"' not in compared
@@ -478,38 +461,36 @@ def test_failure_is_compared_with_the_last_good_run(
         f'Input a "{hostile}" 1', f'Input new "{"y" * 199}… –', 'Input old – "x"',
         'Labels env "prod" –', "Output n 2 1",
     ])  # fmt: skip
-    of_bob = Browser(app)
-    of_bob.sign_in(bob.key)
+    of_bob = signed_in(bob)
     assert of_bob.get(path).status_code == 404
-    of_agent = Browser(app)
-    of_agent.sign_in(alice.agent_key().key)
+    of_agent = signed_in(alice.agent_key())
     assert '#L2"' in of_agent.get(path).text
     # The same as the last good run, and while all places are taken.
     equal = {"input": good["input"], "labels": {}}
     again = alice.report(alice.start(claim=True, **equal), status="error", output={"n": 1})
     path = f"/tasks/{again['id']}/new-lines"
-    assert "No line of the log is new" in browser.get(path).text
-    assert "<table" not in browser.get(path).text
+    assert "No line of the log is new" in window.get(path).text
+    assert "<table" not in window.get(path).text
     with search.slots.hold(good["userId"]):
-        response = browser.get(path)
+        response = window.get(path)
     assert (response.status_code, "Try again" in response.text) == (503, True)
 
 
 def test_nothing_is_compared_without_a_failure_or_a_good_run(
-    browser: Browser, alice: ApiClient
+    window: Browser, alice: ApiClient
 ) -> None:
     first = ended(alice, "error", "one")
     complete = ended(alice, "complete", "one")
     cancelled = alice.start(claim=True)
     expect(alice.post(f"/task/{cancelled['id']}/cancel"), 200)
     for task in (first, complete, cancelled):
-        assert "New in this failure" not in browser.get(f"/tasks/{task['id']}").text
-    response = browser.get(f"/tasks/{first['id']}/new-lines")
+        assert "New in this failure" not in window.get(f"/tasks/{task['id']}").text
+    response = window.get(f"/tasks/{first['id']}/new-lines")
     assert response.location == f"/tasks/{first['id']}"
 
 
 def test_runs_before_and_after_are_linked(
-    app: Flask, browser: Browser, alice: ApiClient, bob: ApiClient
+    window: Browser, alice: ApiClient, bob: ApiClient
 ) -> None:
     bob.start()
     first, other, second, third = (
@@ -518,7 +499,7 @@ def test_runs_before_and_after_are_linked(
     for task_id, previous, following in (
         (first, None, second), (second, first, third), (third, second, None), (other, None, None),
     ):  # fmt: skip
-        page = browser.get(f"/tasks/{task_id}").text
+        page = window.get(f"/tasks/{task_id}").text
         found = re.findall(r'id="(previous|next)-run" href="/tasks/([^"]+)"', page)
         wanted = {"previous": previous, "next": following}
         assert dict(found) == {name: run for name, run in wanted.items() if run}
