@@ -18,6 +18,7 @@ import requests
 from tests.support.commands import run
 from tests.support.databases import Databases
 from tests.support.documents import ROOT, install_commands
+from tests.support.readiness import is_up
 from tests.support.requirements import needs
 from tests.support.service import free_port
 from tests.support.systemd import Machine
@@ -104,7 +105,7 @@ def test_service_says_when_it_is_ready_and_ends_in_time(machine: Machine) -> Non
         try:
             assert b"READY=1" in notices.recv(1000)
             url = f"http://127.0.0.1:{port}"
-            until(partial(is_ready, url))
+            until(partial(is_up, f"{url}/readyz"))
             headers = {"apikey": add_user(machine, unit)}
             assert requests.get(f"{url}/api/v1/user", headers=headers, timeout=60).ok
             began = time.monotonic()
@@ -116,13 +117,6 @@ def test_service_says_when_it_is_ready_and_ends_in_time(machine: Machine) -> Non
             process.wait()
     assert (machine.root / "var/lib/taskservice/taskservice.db").exists()
     assert "is not a known setting" not in (machine.root / "log").read_text()
-
-
-def is_ready(url: str) -> bool:
-    try:
-        return requests.get(f"{url}/readyz", timeout=60).ok
-    except requests.ConnectionError:
-        return False
 
 
 def add_user(machine: Machine, unit: str) -> str:

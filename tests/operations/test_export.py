@@ -565,7 +565,6 @@ def drop_log(app: Flask, task: Json) -> None:
 MEGABYTE = 1024 * 1024
 
 
-# Writes how much memory the command took at most, more than at its start, to a file.
 @both_ways
 def test_many_tasks_and_a_full_log_are_exported_and_imported_in_bounded_memory(
     here: Place, there: Place, tmp_path: Path

@@ -121,9 +121,6 @@ def test_what_is_due_is_found_by_index_on_postgresql(app: Flask) -> None:
                 if sql.startswith("SELECT")
             ]
     for condition in (
-        "(dropped_at < ",
-        "(leased_until > ",
-        "(next_attempt_at > ",
-        "(expires_at <= ",
-    ):
+        "(dropped_at < ", "(leased_until > ", "(next_attempt_at > ", "(expires_at <= ",
+    ):  # fmt: skip
         assert any(f"Index Cond: {condition}" in plan for plan in plans)

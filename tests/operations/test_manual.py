@@ -45,13 +45,10 @@ def typed(shell: Terminal, mark: str, **names: str) -> str:
 
 
 EXAMPLES = {
-    "other": "/srv/other",
-    "backup": "/backup/",
-    "today": "$(date +%F)",
-    "database": "instance/taskservice.db",
-    "replica": "/backup/replica",
+    "other": "/srv/other", "backup": "/backup/", "today": "$(date +%F)",
+    "database": "instance/taskservice.db", "replica": "/backup/replica",
     "postgresql": "postgresql://tasks@db.example.org/tasks",
-}
+}  # fmt: skip
 
 
 def test_backup_and_restore_work_as_printed(shell: Terminal, tmp_path: Path) -> None:

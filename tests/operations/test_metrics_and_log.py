@@ -29,7 +29,7 @@ from sqlalchemy import text, update
 from taskservice.app import create_app
 from taskservice.background.maintenance import Maintenance
 from taskservice.config import Config
-from taskservice.database import clock, migrations, transactions
+from taskservice.database import clock, migrations
 from taskservice.database.engine import dispose
 from taskservice.database.models import Delivery
 from taskservice.database.transactions import transaction
@@ -47,12 +47,13 @@ from taskservice.serving.settings import gunicorn_settings
 from tests.support.api_client import ApiClient, RemoteClient, expect, problem
 from tests.support.databases import Databases
 from tests.support.fork_server import ForkedPopen
-from tests.support.internals import run_sql, set_for_database
+from tests.support.internals import plan_of, run_sql, set_for_database
 from tests.support.maintenance import DAY, fall_silent
 from tests.support.marks import only_postgresql
 from tests.support.mcp import McpClient
 from tests.support.mounts import fill, read_only, small_disk
 from tests.support.plain_browser import hidden_text
+from tests.support.pseudo_terminal import NASTY, SHOWN, obeyed
 from tests.support.receiver import Receiver, answer
 from tests.support.service import COMMAND, Service
 from tests.support.waiting import until
@@ -252,9 +253,7 @@ def test_metrics_have_the_time_of_the_last_backup(app: Flask, data_folder: Path)
 
 @only_sqlite
 def test_counts_of_a_large_database_read_indexes_only(app: Flask) -> None:
-    with app.app_context(), transactions.reading() as connection:
-        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {_COUNTS}").all()
-    steps = [row[3] for row in plan]
+    steps = plan_of(app, str(_COUNTS))
     scans = [step for step in steps if step.startswith("SCAN") and "CONSTANT ROW" not in step]
     assert scans
     assert all("INDEX" in step for step in scans), steps
@@ -598,8 +597,7 @@ def test_server_whose_disk_fails_makes_unready(app: Flask, alice: ApiClient) -> 
     )
     for table in ("tasks", "service_heartbeat"):
         run_sql(
-            app,
-            f"CREATE TRIGGER fail BEFORE INSERT OR UPDATE ON {table} EXECUTE FUNCTION fail()",
+            app, f"CREATE TRIGGER fail BEFORE INSERT OR UPDATE ON {table} EXECUTE FUNCTION fail()"
         )
     problem(alice.patch(f"/task/{task['id']}", json={"name": "refused"}), 503)
     refused_as_unready(app)
@@ -759,12 +757,14 @@ def test_exception_forges_no_line_of_the_log(capsys: pytest.CaptureFixture[str])
     forged = "2026-01-01T00:00:00.000Z ERROR   forged"
     configure_logging("info", "text")
     try:
-        raise ValueError(f"no\n{forged}")
+        raise ValueError(f"no\n{forged}{NASTY}")
     except ValueError:
         logging.getLogger("taskservice").exception("Unhandled error in a request")
-    first, *more = capsys.readouterr().err.splitlines()
+    logged = capsys.readouterr().err
+    assert obeyed(logged) == []
+    first, *more = logged.splitlines()
     assert "ERROR   Unhandled error in a request" in first
-    assert [line for line in more if forged in line]
+    assert [line for line in more if f"{forged}{SHOWN}" in line]
     assert [line for line in more if not line.startswith(" ")] == []
 
 

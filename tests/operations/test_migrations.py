@@ -4,7 +4,6 @@ import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -12,23 +11,11 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, pool, text
 
-from taskservice.app import create_app
-from taskservice.config import Config
 from taskservice.database import migrations
-from taskservice.database.engine import dispose
 from taskservice.database.migrations import DatabaseError, upgrade
 from taskservice.database.types import db
-from taskservice.schemas import strict_json
-from taskservice.schemas.answer_schema import DEFAULT
-from taskservice.services import users as user_service
-from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.databases import Databases
 
-# An agent of each user, in any version.
-ADD_AGENT = (
-    "INSERT INTO agents (user_id, id, name, description, created_at) "
-    "SELECT id, 'summarizer', 'it', '', created_at FROM users"
-)
 OPTIONS = {
     "compare_type": True,
     # The tables of the index of names have no models.
@@ -137,189 +124,6 @@ def lock_users(connection: Connection, *_: Any) -> None:
     connection.execute(text("LOCK TABLE users"))
 
 
-def test_migrating_again_keeps_the_data(empty_url: str, tmp_path: Path) -> None:
-    app = create_app(
-        Config(
-            DATA=tmp_path, DATABASE_URL=empty_url, SECRET_KEY="a secret key for tests, long enough"
-        ).completed()
-    )
-    alice = add_user(app, "alice")
-    task = alice.start(callback="https://myapp.example/")
-    alice.append(task, "one", "two", writer="w")
-    child = alice.start(parentId=task["id"], labels={"env": "prod"})
-    again = expect(alice.post(f"/task/{task['id']}/rerun"), 201)
-    times = alice.get(f"/task/{task['id']}/logs?times=true").data
-    upgrade(empty_url)
-    assert alice.task(task)["logs"] == ["one", "two"]
-    assert [alice.task(child), alice.task(again)] == [child, again]
-    assert expect(alice.get("/task?label=env:prod"), 200) == [child]
-    assert alice.get(f"/task/{task['id']}/logs?times=true").data == times
-    dispose(app)
-
-
-def test_tasks_from_before_labels_and_times_are_read_and_changed(
-    empty_url: str, tmp_path: Path
-) -> None:
-    upgrade(empty_url, "0007")
-    engine = create_engine(empty_url, poolclass=pool.NullPool)
-    one_id = "01a20e6392c47f10b3a59e1d6c2f4b80"
-    statements = (
-        f"INSERT INTO users VALUES ('{one_id}', 'alice', '2026-01-01')",
-        ADD_AGENT,
-        "INSERT INTO tasks (id, user_id, agent_id, name, name_folded, status, input, output, "
-        "created_at, updated_at, last_heartbeat_at, finished_at, first_log, log_count, log_bytes, "
-        "version) SELECT id, id, 'summarizer', 'it', 'it', 'complete', '{}', '{}', "
-        "'2026-01-01', '2026-01-01', '2026-01-01', '2026-01-01', 1, 2, 8, 1 FROM users",
-        "INSERT INTO logs (id, task_id) SELECT 1, id FROM tasks",
-        "INSERT INTO log_chunks (log_id, last, count, text) VALUES (1, 2, 2, 'one\ntwo')",
-        "INSERT INTO log_writers VALUES ('{one_id}', 'w', 2)".replace("{one_id}", one_id),
-        "INSERT INTO deliveries (id, task_id, user_id, callback_url, host, state, created_at, "
-        "attempt_count) SELECT id, id, id, 'http://x/', 'x', 'delivered', created_at, 1 FROM users",
-        "INSERT INTO attempts (delivery_id, at, duration_ms, message) "
-        "SELECT id, created_at, 1, 'It went well.' FROM users",
-    )
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
-    app = create_app(
-        Config(
-            DATA=tmp_path, DATABASE_URL=empty_url, SECRET_KEY="a secret key for tests, long enough"
-        ).completed()
-    )
-    with app.app_context():
-        alice = ApiClient(app, "alice", user_service.add_key("alice", "key", None, None).text)
-    (task,) = expect(alice.get("/task"), 200)
-    assert task["logs"] == ["one", "two"]
-    new = ("labels", "progress", "note", "endedBy", "parentId", "rerunOf")
-    assert [task[name] for name in new] == [{}, None, None, None, None, None]
-    page = expect(alice.get(f"/task/{task['id']}/logs?times=true"), 200)
-    assert page["times"] == [None, None]
-    (delivery,) = expect(alice.get(f"/task/{task['id']}/deliveries"), 200)
-    assert delivery["attempts"][0]["message"] == "It went well."
-    (agent,) = expect(alice.get("/agent?expand=health"), 200)
-    assert [each["seconds"] for each in agent["health"]["recent"]] == [None]
-    assert (agent["inputSchema"], agent["tool"]) == ({"type": "object"}, True)
-    assert agent["annotations"]["destructiveHint"]
-    # It can have all that is new.
-    assert alice.report(task, labels={"env": "prod"})["labels"] == {"env": "prod"}
-    assert len(expect(alice.get("/task?label=env:prod"), 200)) == 1
-    child = alice.start(parentId=task["id"])
-    again = expect(alice.post(f"/task/{task['id']}/rerun"), 201)
-    assert again["labels"] == {"env": "prod"}
-    alice.register(inputSchema={"type": "object", "required": ["day"]})
-    problem(alice.post(f"/task/{task['id']}/rerun"), 422)
-    expect(alice.delete(f"/task/{task['id']}"), 200)
-    assert alice.task(child)["parentId"] is None
-    dispose(app)
-
-
-def test_tasks_and_questions_from_before_the_names_of_keys_have_null(
-    empty_url: str, tmp_path: Path
-) -> None:
-    upgrade(empty_url, "0011")
-    engine = create_engine(empty_url, poolclass=pool.NullPool)
-    one_id, question_id = "01a20e6392c47f10b3a59e1d6c2f4b80", str(UUID(int=1))
-    # A message that looks like the end of a question.
-    stored = {
-        "id": question_id, "message": 'a","answer":null}', "schema": DEFAULT, "state": "open",
-        "askedAt": "2026-01-01T00:00:00.000Z", "expiresAt": None, "answer": None,
-    }  # fmt: skip
-    columns = "id, task_id, message, schema, state, asked_at"
-    statements = (
-        f"INSERT INTO users VALUES ('{one_id}', 'alice', '2026-01-01')",
-        ADD_AGENT,
-        "INSERT INTO tasks (id, user_id, agent_id, name, name_folded, status, input, output, "
-        "created_at, updated_at, claimed_at, last_heartbeat_at, first_log, log_count, log_bytes, "
-        "version, questions) SELECT id, id, 'summarizer', 'it', 'it', 'running', '{}', '{}', "
-        "'2026-01-01', '2026-01-01', '2026-01-01', '2026-01-01', 1, 2, 8, 1, :questions FROM users",
-        "INSERT INTO logs (id, task_id) SELECT 1, id FROM tasks",
-        "INSERT INTO log_chunks (log_id, last, count, text) VALUES (1, 2, 2, 'one\ntwo')",
-        f"INSERT INTO questions ({columns}) SELECT '{UUID(question_id).hex}', id, :message, "
-        ":schema, 'open', '2026-01-01T00:00:00.000Z' FROM tasks",
-    )
-    values = {
-        "questions": strict_json.dumps([stored, stored]).decode(),
-        "message": stored["message"],
-        "schema": strict_json.dumps(DEFAULT).decode(),
-    }
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement), values)
-    app = create_app(
-        Config(
-            DATA=tmp_path, DATABASE_URL=empty_url, SECRET_KEY="a secret key for tests, long enough"
-        ).completed()
-    )
-    with app.app_context():
-        alice = ApiClient(app, "alice", user_service.add_key("alice", "key", None, None).text)
-    (task,) = expect(alice.get("/task"), 200)
-    asked = stored | {"answeredBy": None}
-    assert (task["startedBy"], task["questions"]) == (None, [asked, asked])
-    assert task["logs"] == ["one", "two"]
-    path = f"/task/{task['id']}/question/{question_id}"
-    assert expect(alice.get(path), 200) == asked
-    declined = expect(alice.post(f"{path}/answer", json={"action": "decline"}), 200)
-    assert declined == asked | {"state": "declined", "answeredBy": "key"}
-    dispose(app)
-
-
-def test_deliveries_of_an_older_database_learn_their_users_and_keep_their_attempts(
-    empty_url: str,
-) -> None:
-    upgrade(empty_url, "0003")
-    engine = create_engine(empty_url, poolclass=pool.NullPool)
-    one_id = "01a20e6392c47f10b3a59e1d6c2f4b80"
-    statements = (
-        f"INSERT INTO users VALUES ('{one_id}', 'alice', '2026-01-01')",
-        ADD_AGENT,
-        "INSERT INTO tasks (id, user_id, agent_id, name, name_folded, status, input, output, "
-        "created_at, updated_at, heard_at, finished_at, first_log, log_count, log_bytes, version) "
-        "SELECT id, id, 'summarizer', '', '', 'complete', '{}', '{}', "
-        "created_at, created_at, created_at, created_at, 1, 0, 0, 1 FROM users",
-        "INSERT INTO deliveries (id, task_id, callback_url, host, state, created_at, "
-        "attempt_count, next_attempt_at) "
-        "SELECT id, id, 'http://x/', 'x', 'pending', created_at, 1, created_at FROM users",
-        "INSERT INTO attempts (delivery_id, at, duration_ms, message) "
-        "SELECT id, created_at, 1, 'It failed.' FROM users",
-    )
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
-    upgrade(empty_url)
-    with engine.connect() as connection:
-        of_alice = "FROM deliveries JOIN users ON users.id = deliveries.user_id"
-        assert connection.scalar(text(f"SELECT count(*) {of_alice}")) == 1
-        assert connection.scalar(text("SELECT message FROM attempts")) == "It failed."
-
-
-def test_lines_that_were_sent_without_a_writer_stay_counted(empty_url: str) -> None:
-    upgrade(empty_url, "0006")
-    engine = create_engine(empty_url, poolclass=pool.NullPool)
-    ids = [f"01a20e6392c47f10b3a59e1d6c2f4b8{number}" for number in range(2)]
-    statements = (
-        f"INSERT INTO users VALUES ('{ids[0]}', 'alice', '2026-01-01')",
-        ADD_AGENT,
-        *(
-            "INSERT INTO tasks (id, user_id, agent_id, name, name_folded, status, input, output, "
-            "created_at, updated_at, last_heartbeat_at, first_log, log_count, log_bytes, version) "
-            f"SELECT '{task_id}', id, 'summarizer', '', '', 'running', '{{}}', '{{}}', "
-            "created_at, created_at, created_at, 1, 5, 10, 1 FROM users"
-            for task_id in ids
-        ),
-        f"INSERT INTO log_writers VALUES ('{ids[0]}', '', 3), ('{ids[0]}', 'a', 2)",
-        f"INSERT INTO log_writers VALUES ('{ids[1]}', 'b', 5)",
-    )
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
-    upgrade(empty_url)
-    with engine.connect() as connection:
-        counts = connection.scalars(text("SELECT default_writer_seq FROM tasks ORDER BY id"))
-        assert counts.all() == [3, 0]
-        writers = connection.execute(text("SELECT writer, seq FROM log_writers ORDER BY writer"))
-        assert writers.all() == [("a", 2), ("b", 5)]
-
-
 def test_subscriptions_are_removed_and_hooks_keep_what_is_pending(empty_url: str) -> None:
     upgrade(empty_url, "0018")
     engine = create_engine(empty_url, poolclass=pool.NullPool)
@@ -396,17 +200,6 @@ def test_database_of_another_program_is_refused_untouched(tmp_path: Path) -> Non
     with pytest.raises(DatabaseError, match="another program"):
         upgrade(f"sqlite:///{path}")
     assert path.read_bytes() == before
-
-
-def test_database_newer_than_the_code_is_refused_untouched(empty_url: str) -> None:
-    upgrade(empty_url)
-    engine = create_engine(empty_url, poolclass=pool.NullPool)
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(DatabaseError, match="newer than the code"):
-        upgrade(empty_url)
-    with engine.connect() as connection:
-        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,7 @@ EDITS = {
         '    labels = fields.labels("Labels to set;',
         '    host = fields.text("Its machine.", "one", allow_none=True, validate=Length(max=9))',
     ),
-    "client/task.py": (
-        '    "status,error,progress,',
-        '    "host,"',
-    ),
+    "client/task.py": ('    "status,error,progress,', '    "host,"'),
 }
 PROGRAM = """
 from taskservice.client import Client
@@ -114,10 +111,7 @@ def test_new_field_is_everywhere_when_the_recipe_is_followed(tmp_path: Path) -> 
         assert {"Task", "Report"} <= {
             name for name in schemas if "host" in properties(schemas, name)
         }
-        settings = {
-            "TASKSERVICE_URL": service.url,
-            "TASKSERVICE_APIKEY": str(headers["apikey"]),
-        }
+        settings = {"TASKSERVICE_URL": service.url, "TASKSERVICE_APIKEY": str(headers["apikey"])}
         ran = subprocess.run(
             [sys.executable, "-c", PROGRAM], env=service.environment | settings,
             capture_output=True, text=True, timeout=100, check=False,

@@ -1,6 +1,5 @@
 """PostgreSQL with other settings: defaults, an encoding, no driver."""
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,9 @@ from tests.support.api_client import add_user, expect, problem
 from tests.support.commands import one_line, run
 from tests.support.databases import Databases
 from tests.support.documents import table
-from tests.support.fork_server import run_forked
 from tests.support.maintenance import DAY
 from tests.support.postgresql_settings import SETTINGS, app_at, driven, work_at_once
-from tests.support.service import Service, environment
+from tests.support.service import Service
 from tests.support.waiting import until
 
 
@@ -157,27 +155,6 @@ def test_first_of_several_hosts_that_can_be_written_is_used_and_no_secret_is_sho
         bob = service.add_user("bob")
         task = bob.start()
         assert bob.request("GET", f"/task/{task['id']}").json() == task
-
-
-WITHOUT_DRIVER = """
-import sys
-from taskservice.cli import main
-
-# Importing one of these fails now.
-for name in [name for name in sys.modules if name.partition(".")[0] == "psycopg"]:
-    sys.modules[name] = None
-main(prog_name="taskservice")
-"""
-
-
-def test_missing_driver_is_one_line_that_names_its_extra(tmp_path: Path) -> None:
-    settings = environment(tmp_path / "data", DATABASE_URL="postgresql://localhost/tasks")
-    for command in (["serve"], ["db", "check"]):
-        result = run_forked(
-            [sys.executable, "-c", WITHOUT_DRIVER, *command], env=settings, capture_output=True,
-            text=True, timeout=60,
-        )  # fmt: skip
-        assert "[postgresql]'" in one_line(result, 2)
 
 
 # Two partitions of one log each, so that both are used.

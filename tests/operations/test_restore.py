@@ -108,9 +108,7 @@ def test_restore_replaces_a_database_only_with_force_and_keeps_it_aside(
     assert users(data / "taskservice.db") == ["bob", "carol"]
 
 
-def test_restore_is_refused_while_the_service_runs(
-    data: Path, backup: Path, tmp_path: Path
-) -> None:
+def test_restore_is_refused_while_the_service_runs(data: Path, backup: Path) -> None:
     with Service(data) as service:
         person = service.add_user("carol")
         line = one_line(service.run("db", "restore", str(backup), "--force"), 1)

@@ -25,12 +25,7 @@ from taskservice.database.types import database_now, db
 from taskservice.services import tasks as removal
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, add_user, expect, problem
-from tests.support.internals import (
-    before_writes,
-    copy_task,
-    end_for_silence,
-    reads,
-)
+from tests.support.internals import before_writes, copy_task, end_for_silence, plan_of, reads
 from tests.support.maintenance import DAY, count, end, fill, set_back_drops, until_gone
 from tests.support.receiver import Receiver
 from tests.support.waiting import until
@@ -271,7 +266,7 @@ def test_space_comes_back_to_the_disk(
 
 @on_sqlite
 def test_large_write_ahead_log_is_emptied_after_its_last_reader(
-    app: Flask, alice: ApiClient, maintenance: Maintenance, config: Config
+    alice: ApiClient, maintenance: Maintenance, config: Config
 ) -> None:
     log = config.DATA / "taskservice.db-wal"
     with reader(config):
@@ -297,13 +292,11 @@ def test_old_tasks_are_found_by_index(
     app: Flask, alice: ApiClient, maintenance: Maintenance
 ) -> None:
     statements = reads(app, maintenance.do_round)
-    with app.app_context(), reading() as connection:
-        plans = [
-            connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values).scalars(3).all()
-            for text, values in statements
-            if "FROM tasks" in text and "task_names" not in text
-        ]
-    assert [plan[0] for plan in plans] == [
+    assert [
+        plan_of(app, text, values)[0]
+        for text, values in statements
+        if "FROM tasks" in text and "task_names" not in text
+    ] == [
         "SEARCH tasks USING COVERING INDEX tasks_by_end (user_id=? AND finished_at<?)",
         "SEARCH tasks USING INDEX tasks_with_old_log (finished_at>? AND finished_at<?)",
     ]

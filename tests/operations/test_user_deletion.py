@@ -90,7 +90,7 @@ def test_nothing_of_the_user_remains_and_others_keep_everything(
 
 
 def test_user_is_deleted_after_the_name_was_typed(
-    app: Flask, alice: ApiClient, command: Callable[..., Any]
+    alice: ApiClient, command: Callable[..., Any]
 ) -> None:
     for typed in ("bob\n", "", "\n"):
         refused = command("user", "delete", "alice", stdin=typed)
