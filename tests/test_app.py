@@ -33,9 +33,7 @@ def test_database_keeps_the_teardowns_of_other_extensions(config: Config) -> Non
 
 
 @one_database
-def test_request_to_the_api_passes_no_code_of_mcp_and_the_dashboard(
-    app: Flask, alice: ApiClient
-) -> None:
+def test_request_to_the_api_passes_no_code_of_mcp_and_the_dashboard(alice: ApiClient) -> None:
     task = alice.start()
     passed = set()
 

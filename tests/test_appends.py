@@ -2,10 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
-from threading import Barrier
 from typing import Any
 
 import pytest
@@ -18,7 +16,8 @@ from taskservice.database.transactions import transaction
 from taskservice.services.logs import CHUNK_BYTES, CHUNK_LINES
 from taskservice.terms import MAX_LINE, MAX_WRITER, MAX_WRITERS
 from taskservice.web import request
-from tests.support.api_client import API, ApiClient, expect, problem
+from tests.support.api_client import API, ApiClient, check_invalid_fields, expect, problem
+from tests.support.concurrency import at_once
 from tests.support.internals import column, rows
 from tests.support.marks import one_database
 
@@ -31,10 +30,6 @@ def logs(task: Task) -> str:
 
 def append_text(person: ApiClient, task: Task, text: bytes, query: str = "") -> TestResponse:
     return person.post(logs(task) + query, data=text, content_type="text/plain")
-
-
-def append_json(person: ApiClient, task: Task, body: bytes) -> TestResponse:
-    return person.post(logs(task), data=body, content_type="application/json")
 
 
 def lines(person: ApiClient, task: Task) -> list[str]:
@@ -166,12 +161,6 @@ def test_strings_with_line_feeds_are_several_lines(alice: ApiClient) -> None:
     assert lines(alice, task) == ["a", "b", "", "c", "", "d", ""]
 
 
-def test_empty_strings_are_empty_lines(alice: ApiClient) -> None:
-    task = alice.start()
-    assert alice.append(task, "", "", "")["logCount"] == 3
-    assert lines(alice, task) == ["", "", ""]
-
-
 def test_invalid_utf8_is_replaced_in_text(alice: ApiClient) -> None:
     task = alice.start()
     expect(append_text(alice, task, b"a\xffb\n\xc3\n\xed\xa0\x80c\n\xf0\x9f\x98\nend\xe2\x82"), 201)
@@ -181,19 +170,10 @@ def test_invalid_utf8_is_replaced_in_text(alice: ApiClient) -> None:
 
 
 @one_database
-def test_invalid_text_is_400_in_json(alice: ApiClient, subtests: pytest.Subtests) -> None:
-    task = alice.start()
-    for line in (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\\ud800", b"\\udc00x", b"\0"):
-        with subtests.test(repr(line)):
-            problem(append_json(alice, task, b'{"logs":["fit","' + line + b'"]}'), 400)
-    assert lines(alice, task) == []
-
-
-@one_database
 def test_escapes_in_json_are_what_they_stand_for(alice: ApiClient) -> None:
     task = alice.start()
     body = rb'{"logs":["\u00fc\ud83d\ude00\u0000\\u0000\"\/\ta\nb"]}'
-    expect(append_json(alice, task, body), 201)
+    expect(alice.post(logs(task), data=body, content_type="application/json"), 201)
     assert lines(alice, task) == ['ü😀\ufffd\\u0000"/\ta', "b"]
 
 
@@ -303,43 +283,17 @@ def test_nul_in_a_writer_is_replaced_everywhere(alice: ApiClient) -> None:
     assert lines(alice, task) == ["1", "2", "3"]
 
 
-def test_each_task_counts_for_itself(alice: ApiClient) -> None:
-    first, second = alice.start(), alice.start()
-    alice.append(first, "1", seq=1)
-    response = alice.post(logs(second), json={"logs": ["2"], "seq": 2})
-    assert problem(response, 409)["expected"] == 1
-
-
 # --- what is unfit -----------------------------------------------------------------------
 
-UNFIT_BODIES: tuple[tuple[Any, str], ...] = (
-    ({}, "logs"),
-    ({"logs": None}, "logs"),
-    ({"logs": "a line"}, "logs"),
-    ({"logs": {"0": "x"}}, "logs"),
-    ({"logs": 5}, "logs"),
-    ({"logs": [5]}, "logs"),
-    ({"logs": [None]}, "logs"),
-    ({"logs": [True]}, "logs"),
-    ({"logs": ["fit", ["x"]]}, "logs"),
-    ({"logs": ["fit", "x" * (MAX_LINE + 1)]}, "logs"),
-    ({"logs": ["fit", "a\n" + "ü" * (MAX_LINE // 2) + "x\nb"]}, "logs"),
-    ({"logs": ["x"], "seq": 0}, "seq"),
-    ({"logs": ["x"], "seq": -1}, "seq"),
-    ({"logs": ["x"], "seq": 1.0}, "seq"),
-    ({"logs": ["x"], "seq": "1"}, "seq"),
-    ({"logs": ["x"], "seq": True}, "seq"),
-    ({"logs": ["x"], "seq": [1]}, "seq"),
-    ({"logs": ["x"], "seq": (1 << 53) + 1}, "seq"),
-    ({"logs": ["x"], "seq": 1 << 63}, "seq"),
-    ({"logs": ["x"], "seq": 10**30}, "seq"),
-    ({"logs": ["x"], "writer": "w" * (MAX_WRITER + 1)}, "writer"),
-    ({"logs": ["x"], "writer": 5}, "writer"),
-    ({"logs": ["x"], "writer": ["w"]}, "writer"),
-    ({"logs": ["x"], "nonsense": 1}, "nonsense"),
-    ({"logs": ["x"], "status": "complete"}, "status"),
-    ({"log": ["x"], "logs": ["x"]}, "log"),
-)
+INVALID: dict[str, list[Any]] = {
+    "logs": [
+        None, "a line", {"0": "x"}, 5, [5], [None], [True], ["fit", ["x"]],
+        ["fit", "x" * (MAX_LINE + 1)], ["fit", "a\n" + "ü" * (MAX_LINE // 2) + "x\nb"],
+    ],
+    "seq": [0, -1, 1.0, "1", True, [1], (1 << 53) + 1, 1 << 63, 10**30],
+    "writer": ["w" * (MAX_WRITER + 1), 5, ["w"]],
+    "nonsense": [1], "status": ["complete"], "log": [["x"]],
+}  # fmt: skip
 UNFIT_QUERIES = (
     ("seq=0", "seq"), ("seq=-1", "seq"), ("seq=+1", "seq"), ("seq=1.0", "seq"), ("seq=", "seq"),
     ("seq=x", "seq"), ("seq=%201", "seq"), ("seq=1_0", "seq"), ("seq=%D9%A1", "seq"),
@@ -355,10 +309,9 @@ def test_unfit_append_is_422_names_its_field_and_stores_nothing(
 ) -> None:
     task = alice.start()
     before = rows(app)
-    for body, field in UNFIT_BODIES:
-        with subtests.test(str(body)[:60]):
-            assert list(problem(alice.post(logs(task), json=body), 422)["errors"]) == [field]
-            assert rows(app) == before
+    check_invalid_fields(partial(alice.post, logs(task)), {"logs": ["x"]}, INVALID, subtests)
+    assert list(problem(alice.post(logs(task), json={}), 422)["errors"]) == ["logs"]
+    assert rows(app) == before
 
 
 @one_database
@@ -484,18 +437,6 @@ def test_finished_task_takes_no_lines(alice: ApiClient, app: Flask, ending: str)
         {"complete": None, "error": "failed", "cancelled": "cancelled"}[ending]
     )
     assert rows(app) == before
-
-
-def test_deleted_task_takes_no_lines(alice: ApiClient) -> None:
-    task = alice.start()
-    alice.append(task, "one")
-    expect(alice.delete(f"/task/{task['id']}"), 200)
-    for response in (
-        alice.post(logs(task), json={"logs": ["two"], "seq": 2}),
-        alice.post(logs(task), json={"logs": []}),
-        append_text(alice, task, b"two"),
-    ):
-        assert problem(response, 404)["detail"] == "Task's ID is not found"
 
 
 # --- long logs ---------------------------------------------------------------------------
@@ -629,19 +570,10 @@ def test_large_json_of_every_other_request_is_parsed_in_a_slot_too(
 
 # --- at once -----------------------------------------------------------------------------
 
-THREADS = 8
 
-
-def at_once(work: Callable[[int], object]) -> None:
+def in_threads(work: Callable[[int], object]) -> None:
     """Run `work` with the numbers 0 to 7 in threads that begin together."""
-    barrier = Barrier(THREADS)
-
-    def begin(number: int) -> None:
-        barrier.wait(timeout=30)
-        work(number)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(begin, range(THREADS)))
+    at_once([partial(work, number) for number in range(8)])
 
 
 def test_concurrent_writers_lose_and_duplicate_nothing(alice: ApiClient, app: Flask) -> None:
@@ -656,10 +588,10 @@ def test_concurrent_writers_lose_and_duplicate_nothing(alice: ApiClient, app: Fl
             # An answer that was lost on the way makes a client send again.
             person.append(task, *sent, seq=start + 1, writer=str(number))
 
-    at_once(write)
+    in_threads(write)
     stored = lines(alice, task)
-    assert len(stored) == len(set(stored)) == THREADS * 3 * rounds
-    for number in range(THREADS):
+    assert len(stored) == len(set(stored)) == 8 * 3 * rounds
+    for number in range(8):
         own = [line for line in stored if line.startswith(f"{number}:")]
         assert own == [f"{number}:{step}" for step in range(3 * rounds)]
 
@@ -672,19 +604,19 @@ def test_concurrent_appends_without_a_writer_lose_nothing(alice: ApiClient, app:
         for step in range(5):
             person.append(task, f"{number}:{step}:a\n{number}:{step}:b")
 
-    at_once(write)
+    in_threads(write)
     stored = lines(alice, task)
     pairs = list(zip(stored[::2], stored[1::2], strict=True))
     # The lines of one append stay together.
     assert all((a[:-1], a[-1], b[-1]) == (b[:-1], "a", "b") for a, b in pairs)
-    assert len(set(stored)) == THREADS * 5 * 2
+    assert len(set(stored)) == 8 * 5 * 2
     assert alice.append(task, "next", seq=len(stored) + 1)["logCount"] == len(stored) + 1
 
 
 def test_same_lines_sent_concurrently_are_stored_once(alice: ApiClient, app: Flask) -> None:
     task = alice.start()
     sent = [f"line {number}" for number in range(50)]
-    at_once(lambda _: ApiClient(app, "alice", alice.key).append(task, *sent, seq=1))
+    in_threads(lambda _: ApiClient(app, "alice", alice.key).append(task, *sent, seq=1))
     assert lines(alice, task) == sent
 
 
@@ -705,7 +637,7 @@ def test_concurrent_appends_add_no_line_after_the_end(alice: ApiClient, app: Fla
             expect(response, 201)
             taken.append(f"{number}:{step}")
 
-    at_once(work)
+    in_threads(work)
     ended = alice.task(task)
     assert ended["updatedAt"] == ended["finishedAt"]
     assert sorted(ended["logs"]) == sorted(taken)

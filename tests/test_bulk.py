@@ -96,16 +96,12 @@ def test_invalid_requests_change_nothing(alice: ApiClient) -> None:
     task = alice.start()
     ids = [task["id"]]
     bodies: list[Any] = [
-        {"action": "delete", "taskIds": []},
-        {"action": "delete"},
-        {"taskIds": ids},
-        {"action": "remove", "taskIds": ids},
-        {"action": "delete", "taskIds": [1]},
-        {"action": "delete", "taskIds": task["id"]},
-        {"action": "delete", "taskIds": [*ids, None]},
+        {"action": "delete", "taskIds": []}, {"action": "delete"}, {"taskIds": ids},
+        {"action": "remove", "taskIds": ids}, {"action": "delete", "taskIds": [1]},
+        {"action": "delete", "taskIds": task["id"]}, {"action": "delete", "taskIds": [*ids, None]},
         {"action": "delete", "taskIds": ids, "input": {}},
         {"action": "delete", "taskIds": ids * 1_001},
-    ]
+    ]  # fmt: skip
     for body in bodies:
         problem(alice.post("/task/bulk", json=body), 422)
     body = {"action": "delete", "taskIds": ids}

@@ -43,7 +43,7 @@ def app(config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_locked_database_is_503_and_nothing_is_half_written(
-    app: Flask, alice: ApiClient, data_folder: Path
+    alice: ApiClient, data_folder: Path
 ) -> None:
     task = alice.start()
     path = f"/task/{task['id']}"
@@ -70,7 +70,7 @@ def test_locked_database_is_503_and_nothing_is_half_written(
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_call_of_a_tool_is_503_while_the_database_is_locked(
-    app: Flask, alice: ApiClient, data_folder: Path
+    alice: ApiClient, data_folder: Path
 ) -> None:
     alice.register(tool=True)
     mcp = McpClient(alice, TASKS)
@@ -86,7 +86,7 @@ def test_call_of_a_tool_is_503_while_the_database_is_locked(
     assert len(expect(alice.get("/task"), 200)) == 1
 
 
-def test_lock_held_on_a_task_is_503(app: Flask, alice: ApiClient, database_url: str) -> None:
+def test_lock_held_on_a_task_is_503(app: Flask, alice: ApiClient) -> None:
     """PostgreSQL waits for the row, SQLite for its only writer."""
     task = alice.start()
     with app.app_context(), transactions.transaction() as connection:
@@ -104,7 +104,7 @@ def other_connection(url: str, name: str) -> Iterator[psycopg.Connection[Any]]:
 
 @only_postgresql
 def test_locked_table_is_503_for_readers_too_and_then_all_is_well(
-    app: Flask, alice: ApiClient, database_url: str
+    alice: ApiClient, database_url: str
 ) -> None:
     task = alice.start()
     with other_connection(database_url, "locks") as other:
@@ -197,13 +197,10 @@ def test_server_that_is_read_only_is_503_for_writers_alone(app: Flask, alice: Ap
     try:
         for method, where, body in (
             ("POST", "/task", {"agentId": "summarizer"}),
-            ("POST", f"{path}/logs", {"logs": ["a line"]}),
-            ("PATCH", path, {"status": "complete"}),
-            ("DELETE", path, None),
-            ("PUT", "/agent/other", {}),
-            ("POST", "/key", {"name": "other"}),
-            ("POST", "/callback-secret", None),
-        ):
+            ("POST", f"{path}/logs", {"logs": ["a line"]}), ("PATCH", path, {"status": "complete"}),
+            ("DELETE", path, None), ("PUT", "/agent/other", {}),
+            ("POST", "/key", {"name": "other"}), ("POST", "/callback-secret", None),
+        ):  # fmt: skip
             response = alice.request(method, where, json=body)
             assert int(response.headers["Retry-After"]) > 0
             problem(response, 503)
@@ -256,7 +253,7 @@ def backends(app: Flask, url: str) -> list[int]:
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_process_suspended_in_a_write_delays_others_only_briefly(
-    app: Flask, alice: ApiClient, data_folder: Path
+    alice: ApiClient, data_folder: Path
 ) -> None:
     task = alice.start()
     with open(data_folder / "taskservice.db-writers", "rb+") as queue:
@@ -273,7 +270,7 @@ def test_process_suspended_in_a_write_delays_others_only_briefly(
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_turn_that_comes_in_time_is_taken(
-    app: Flask, alice: ApiClient, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+    alice: ApiClient, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transactions, "BUSY_SECONDS", PATIENCE_SECONDS)
     task = alice.start()

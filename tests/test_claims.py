@@ -1,7 +1,6 @@
 """Claims: an agent gets its oldest unclaimed task, and no task is given twice."""
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -18,9 +17,9 @@ from taskservice.database.models import ApiKey
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import transaction
 from taskservice.database.watcher import Watcher
-from tests.support.api_client import ApiClient, expect, problem, problem_text
+from tests.support.api_client import ApiClient, expect, problem
 from tests.support.concurrency import at_once
-from tests.support.internals import column, end_for_silence, moment
+from tests.support.internals import column, end_for_silence, is_writer_waiting, moment
 from tests.support.waiting import until
 
 Task = dict[str, Any]
@@ -51,6 +50,7 @@ def test_claim_takes_the_oldest_waiting_task(alice: ApiClient) -> None:
         assert moment(taken["claimedAt"]) >= moment(task["createdAt"])
         assert taken == task | {name: taken[name] for name in ("claimedAt", "updatedAt")}
         assert alice.task(task) == taken
+    alice.start(claim=True)
     assert nothing_waits(alice)
 
 
@@ -78,14 +78,6 @@ def test_claim_returns_the_lines_that_came_before_it(alice: ApiClient) -> None:
     assert (taken["logs"], taken["logCount"]) == (["from the caller who started it", "two"], 2)
 
 
-def test_claimed_task_is_not_given_again(alice: ApiClient) -> None:
-    alice.start()
-    claim(alice)
-    assert nothing_waits(alice)
-    alice.start(claim=True)
-    assert nothing_waits(alice)
-
-
 def test_finished_tasks_are_never_given(alice: ApiClient, app: Flask) -> None:
     complete, failed, cancelled, silent, waiting = (alice.start() for _ in range(5))
     alice.report(complete, status="complete")
@@ -96,13 +88,6 @@ def test_finished_tasks_are_never_given(alice: ApiClient, app: Flask) -> None:
     assert claim(alice)["id"] == waiting["id"]
     assert nothing_waits(alice)
     assert [alice.task(task) for task in (complete, failed, cancelled, silent)] == before
-
-
-def test_deleted_task_is_never_given(alice: ApiClient) -> None:
-    gone, kept = alice.start(), alice.start()
-    expect(alice.delete(f"/task/{gone['id']}"), 200)
-    assert claim(alice)["id"] == kept["id"]
-    assert nothing_waits(alice)
 
 
 def test_task_that_was_worked_on_unclaimed_still_waits(alice: ApiClient) -> None:
@@ -143,17 +128,6 @@ def test_claim_for_an_agent_that_is_not_there_is_404(alice: ApiClient) -> None:
         problem(alice.post(f"/agent/{agent_id}/claim"), 404)
 
 
-def test_claim_for_an_agent_of_another_user_is_404(alice: ApiClient, bob: ApiClient) -> None:
-    task = alice.start("translator")
-    agent = alice.agent_key("summarizer")
-    unknown = bob.post("/agent/nobody/claim")
-    for stranger in (bob, agent, bob.agent_key("summarizer")):
-        response = stranger.post("/agent/translator/claim")
-        problem(response, 404)
-        assert problem_text(response) == problem_text(unknown)
-    assert alice.task(task) == task
-
-
 def test_claim_takes_no_parameters(alice: ApiClient) -> None:
     task = alice.start()
     problem(alice.post("/agent/summarizer/claim?wait=1"), 422)
@@ -192,9 +166,7 @@ def test_concurrent_claim_and_cancel_agree(alice: ApiClient, app: Flask) -> None
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_claim_waits_for_a_task_that_is_being_changed(
-    alice: ApiClient, app: Flask, database_url: str
-) -> None:
+def test_claim_waits_for_a_task_that_is_being_changed(alice: ApiClient, database_url: str) -> None:
     tasks = [alice.start(), alice.start()]
     with psycopg.connect(database_url) as other:
         # A report that changes the name holds the same lock.
@@ -222,8 +194,8 @@ def test_key_that_is_revoked_while_its_claim_waits_to_write_gets_no_task(
                 update(ApiKey).where(ApiKey.agent_id.is_not(None)).values(revoked_at=clock.now())
             )
             claimed = pool.submit(agent.post, "/agent/summarizer/claim")
-            # In nearly all runs the claim has checked its key by now and waits to write.
-            time.sleep(0.3)
+            # The claim has checked its key.
+            until(lambda: is_writer_waiting(app))
         problem(claimed.result(), 401)
     assert alice.task(task) == task
 
@@ -305,10 +277,3 @@ def test_deletion_frees_the_key_of_a_claim(alice: ApiClient) -> None:
     assert expect(claim_by_key(alice, "k"), 200)["id"] == first["id"]
     alice.delete(f"/task/{first['id']}")
     assert expect(claim_by_key(alice, "k"), 200)["id"] == second["id"]
-
-
-def test_key_of_a_claim_has_its_length(alice: ApiClient) -> None:
-    alice.start()
-    problem(claim_by_key(alice, ""), 422)
-    problem(claim_by_key(alice, "x" * 256), 422)
-    expect(claim_by_key(alice, "x" * 255), 200)

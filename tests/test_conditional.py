@@ -42,7 +42,7 @@ def test_etag_is_weak_and_stays_while_nothing_changes(alice: ApiClient, task: Ta
     assert etag(agent, task) == first
 
 
-def test_etag_changes_with_every_change(alice: ApiClient, app: Flask) -> None:
+def test_etag_changes_with_every_change(alice: ApiClient) -> None:
     alice.start(), alice.start()
     oldest = expect(alice.get("/task?sort=createdAt&limit=1"), 200)[0]
     path = f"/task/{oldest['id']}"
@@ -147,21 +147,10 @@ def test_known_task_is_304_without_a_body(alice: ApiClient, task: Task) -> None:
 
 
 HEADERS = (
-    ("{etag}", 304),
-    ("{strong}", 304),
-    ('"other", {etag}', 304),
-    ('{etag},W/"other"', 304),
-    ('"one" , "two" ,\t{etag}', 304),
-    ("*", 304),
-    ('"other"', 200),
-    ('W/"other", "another"', 200),
-    ('""', 200),
-    ("", 200),
-    ("nonsense", 200),
-    ('"', 200),
-    ("ü", 200),
-    ("," * 500, 200),
-)
+    ("{etag}", 304), ("{strong}", 304), ('"other", {etag}', 304), ('{etag},W/"other"', 304),
+    ('"one" , "two" ,\t{etag}', 304), ("*", 304), ('"other"', 200), ('W/"other", "another"', 200),
+    ('""', 200), ("", 200), ("nonsense", 200), ('"', 200), ("ü", 200), ("," * 500, 200),
+)  # fmt: skip
 
 
 def test_if_none_match_lists_what_is_known(
@@ -270,33 +259,12 @@ def test_task_that_a_key_may_not_see_is_404_whatever_version_is_meant(
 # --- HEAD and OPTIONS --------------------------------------------------------------------
 
 
-def test_head_is_get_without_its_body(alice: ApiClient, task: Task) -> None:
-    for path in (f"/task/{task['id']}", "/task", "/agent", "/agent/summarizer", "/user", "/key"):
-        head, get = alice.request("HEAD", path), alice.get(path)
-        assert (head.status_code, head.data) == (200, b"")
-        assert head.content_type == get.content_type
-        assert head.headers.get("ETag") == get.headers.get("ETag")
-        if "Content-Length" in head.headers:
-            assert head.headers["Content-Length"] == str(len(get.data))
-
-
 def test_head_of_a_known_task_is_304(alice: ApiClient, task: Task) -> None:
     known = etag(alice, task)
     path = f"/task/{task['id']}"
     head = alice.request("HEAD", path, headers={"If-None-Match": known})
     assert (head.status_code, head.data) == (304, b"")
     assert head.headers["ETag"] == known
-
-
-def test_head_of_a_missing_thing_is_404_without_a_body(alice: ApiClient, bob: ApiClient) -> None:
-    task = alice.start()
-    for response in (
-        bob.request("HEAD", f"/task/{task['id']}"),
-        bob.request("HEAD", "/nothing"),
-        bob.request("HEAD", "/agent/summarizer"),
-    ):
-        assert (response.status_code, response.data) == (404, b"")
-        assert response.content_type == "application/problem+json"
 
 
 def test_options_name_the_methods_of_every_route(
@@ -330,10 +298,5 @@ def test_answer_without_a_body_is_not_called_html(alice: ApiClient, task: Task) 
 def test_log_varies_by_the_type_that_is_asked_for(alice: ApiClient, task: Task) -> None:
     for kind in ("application/json", "text/plain"):
         response = alice.get(f"/task/{task['id']}/logs", headers={"Accept": kind})
-        assert expect_type(response) == kind
+        assert (response.status_code, response.mimetype) == (200, kind)
         assert "Accept" in ", ".join(response.headers.getlist("Vary")).split(", ")
-
-
-def expect_type(response: Any) -> str:
-    assert response.status_code == 200
-    return str(response.mimetype)

@@ -211,12 +211,7 @@ def test_setting_of_origins_is_checked() -> None:
     assert origins("vscode-webview://abc") == ("vscode-webview://abc",)
     assert origins("https://A.example, http://[::1]:80") == ("https://a.example", "http://[::1]:80")
     for wrong in (
-        "*",
-        "app.example",
-        "https://app.example/",
-        "https://a, b",
-        "https://u@a",
-        "null",
-    ):
+        "*", "app.example", "https://app.example/", "https://a, b", "https://u@a", "null",
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match="TASKSERVICE_MCP_ORIGINS: must be origins"):
             origins(wrong)

@@ -12,16 +12,9 @@ from tests.support.internals import end_for_silence
 from tests.support.marks import one_database
 
 NOTHING: dict[str, Any] = {
-    "recent": [],
-    "successRate": None,
-    "lastSuccessAt": None,
-    "medianSeconds": None,
-    "dueAt": None,
-    "lateSince": None,
-    "state": None,
-    "stateSince": None,
-    "workerSeenAt": None,
-}
+    "recent": [], "successRate": None, "lastSuccessAt": None, "medianSeconds": None, "dueAt": None,
+    "lateSince": None, "state": None, "stateSince": None, "workerSeenAt": None,
+}  # fmt: skip
 
 
 def health(alice: ApiClient, agent_id: str = "summarizer") -> dict[str, Any]:

@@ -15,13 +15,7 @@ from taskservice.cli.mcp_config import INTRODUCTION
 from taskservice.cli.options import Duration
 from taskservice.runner import saved_run
 from tests.support.commands import run
-from tests.support.documents import (
-    DOCUMENTS,
-    blocks,
-    code_lines,
-    install_commands,
-    table,
-)
+from tests.support.documents import DOCUMENTS, blocks, code_lines, install_commands, table
 from tests.support.requirements import needs
 from tests.support.service import COMMAND
 

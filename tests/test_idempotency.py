@@ -10,8 +10,6 @@ from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.receiver import Receiver
 
-Task = dict[str, Any]
-
 WISHES = {"agentId": "summarizer", "input": {"a": 1, "b": [2, None]}}
 
 
@@ -50,13 +48,9 @@ def test_body_may_be_written_another_way(alice: ApiClient) -> None:
 
 
 OTHER_WISHES: tuple[dict[str, Any], ...] = (
-    {"name": "x"},
-    {"input": {"a": 1, "b": [None, 2]}},
-    {"input": {}},
-    {"claim": True},
-    {"timeout": 60},
-    {"callback": "https://example.com/"},
-)
+    {"name": "x"}, {"input": {"a": 1, "b": [None, 2]}}, {"input": {}}, {"claim": True},
+    {"timeout": 60}, {"callback": "https://example.com/"},
+)  # fmt: skip
 
 
 def test_another_body_under_the_same_key_is_422(alice: ApiClient) -> None:

@@ -10,18 +10,10 @@ from hypothesis import strategies as st
 
 from taskservice.database import clock
 from tests.support.api_client import ApiClient, expect, problem
-from tests.support.internals import run_sql
+from tests.support.internals import moment, run_sql
 
 Task = dict[str, Any]
 TEXT = {"Accept": "text/plain"}
-
-
-def moment(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
-def written(at: datetime) -> str:
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def read(alice: ApiClient, task: Task, query: str = "") -> Any:
@@ -29,7 +21,7 @@ def read(alice: ApiClient, task: Task, query: str = "") -> Any:
 
 
 def after_start(task: Task, milliseconds: int) -> str:
-    return written(moment(task["createdAt"]) + timedelta(milliseconds=milliseconds))
+    return clock.rfc3339(moment(task["createdAt"]) + timedelta(milliseconds=milliseconds))
 
 
 @pytest.fixture
@@ -106,13 +98,10 @@ def test_resend_keeps_the_first_times(alice: ApiClient, task: Task) -> None:
 @pytest.mark.parametrize(
     ("at", "field"),
     [
-        (["2026-11-24T13:36:00Z"], "at"),
-        (["2026-11-24T13:36:01Z", "2026-11-24T13:36:00Z"], "at"),
-        ("yesterday", "at"),
-        (5, "at"),
-        ([None, None], "at"),
+        (["2026-11-24T13:36:00Z"], "at"), (["2026-11-24T13:36:01Z", "2026-11-24T13:36:00Z"], "at"),
+        ("yesterday", "at"), (5, "at"), ([None, None], "at"),
     ],
-)
+)  # fmt: skip
 def test_unfit_times_are_422_and_store_nothing(
     alice: ApiClient, task: Task, at: Any, field: str
 ) -> None:

@@ -6,10 +6,9 @@ from uuid import uuid4
 import pytest
 from flask import Flask
 
-from taskservice.database.transactions import reading
 from taskservice.services import new_lines, search
 from tests.support.api_client import ApiClient, expect, problem
-from tests.support.internals import Statement, before_reads
+from tests.support.internals import plan_of, reads
 from tests.support.marks import one_database
 
 GOOD = """\
@@ -70,17 +69,9 @@ def test_lines_of_a_failure_are_compared_with_the_last_good_run(alice: ApiClient
 def test_words_are_not_equal(alice: ApiClient, subtests: pytest.Subtests) -> None:
     good = run(alice, "read page 5 of a book\nabcdef\n/var/tmp1/x\nMonday\nMarker 5 failed\n")
     for line in (
-        "read page 5 of b book",
-        "abcdee",
-        "/var/tmp1/y",
-        "Sunday",
-        "Decoder 3 failed",
-        "5 failed",
-        "é",
-        "",
-        "%",
-        "\ufffd",
-    ):
+        "read page 5 of b book", "abcdee", "/var/tmp1/y", "Sunday", "Decoder 3 failed", "5 failed",
+        "é", "", "%", "\ufffd",
+    ):  # fmt: skip
         with subtests.test(line):
             task = run(alice, f"read page 6 of a book\n{line}\nend", "error")
             expected = [3] if line == "" else [2, 3]
@@ -123,16 +114,14 @@ def test_good_run_is_looked_for_in_the_last_tasks(
     for _ in range(2):
         run(alice, "two", "error")
     failed = run(alice, "two", "error")
-    statements: list[Statement] = []
-    with before_reads(app, lambda *statement: statements.append(statement)):
-        assert compared(alice, failed)["against"]["id"] == good["id"]
+    found: list[Any] = []
+    statements = reads(app, lambda: found.append(compared(alice, failed)))
+    assert found[0]["against"]["id"] == good["id"]
     (statement,) = [each for each in statements if "coalesce" in each[0]]
-    with app.app_context(), reading() as connection:
-        if connection.dialect.name == "sqlite":
-            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement[0]}", statement[1])
-            plan = [row.detail for row in rows]
-            assert len([each for each in plan if "INDEX tasks_by_agent_end" in each]) == 2, plan
-            assert not any("TEMP B-TREE" in each for each in plan), plan
+    if str(app.config["DATABASE_URL"]).startswith("sqlite"):
+        plan = plan_of(app, *statement)
+        assert len([step for step in plan if "INDEX tasks_by_agent_end" in step]) == 2, plan
+        assert not any("TEMP B-TREE" in step for step in plan), plan
     latest = run(alice, "two", "error")
     path = f"/task/{latest['id']}/new-lines"
     assert problem(alice.get(path), 404)["code"] == "no_good_run"

@@ -44,7 +44,7 @@ def test_idempotency_key_that_came_with_another_body_is_named_in_errors(alice: A
 @one_database
 def test_unfit_last_event_id_is_named_in_errors(alice: ApiClient) -> None:
     path = f"/task/{alice.start()['id']}/events"
-    for text in ("x", "-1", "1.5", "9" * 19):
+    for text in ("x", "-1", "1.5", "9" * 19, "٣".encode().decode("latin-1")):
         body = problem(alice.get(path, headers={"Last-Event-ID": text}), 422)
         assert list(body["errors"]) == ["Last-Event-ID"]
 
@@ -111,18 +111,6 @@ def test_problem_has_its_code(app: Flask, subtests: pytest.Subtests) -> None:
     for code, (status, refused) in REFUSED.items():
         with subtests.test(code):
             assert problem(refused(add_user(app, code)), status)["code"] == code
-
-
-@one_database
-def test_every_401_is_the_same_with_its_code(alice: ApiClient, app: Flask) -> None:
-    bodies = {
-        app.test_client().open(f"/api/v1{path}", method=method, headers=headers).data
-        for path in ("/task", "/nothing")
-        for method in ("GET", "POST")
-        for headers in ({}, {"apikey": "wrong"}, {"Authorization": "Bearer wrong"})
-    }
-    (body,) = bodies
-    assert b'"code":"invalid_key"' in body
 
 
 @one_database

@@ -14,7 +14,7 @@ from tests.support.html_page import Page
 from tests.support.internals import FITTING_BODIES, filled, rows, rules
 from tests.support.marks import one_database
 from tests.support.mcp import FORMS, TASKS, McpClient
-from tests.support.plain_browser import Browser
+from tests.support.plain_browser import Browser, signed_in
 
 PREFIX = "/api/v1"
 ENDED = {"status": "complete", "output": {"sum": 15}}
@@ -175,12 +175,6 @@ def test_read_key_of_an_agent_cannot_use_mcp(alice: ApiClient) -> None:
 # --- the dashboard ---------------------------------------------------------------------------
 
 
-def signed_in(app: Flask, key: ApiClient) -> Browser:
-    browser = Browser(app)
-    assert browser.sign_in(key.key).status_code == 303
-    return browser
-
-
 def check_offers(browser: Browser, page: TestResponse) -> None:
     """No form of a page changes anything, and each of its links works."""
     assert page.status_code == 200
@@ -219,7 +213,7 @@ def test_dashboard_of_a_read_key_offers_nothing_that_would_fail(
              f"/tasks/{asking['id']}/questions/{question['id']}",
              f"/notifications/{hook['id']}/test"]  # fmt: skip
     for name, reader in (("user", alice.read_key()), ("agent", alice.read_key("summarizer"))):
-        browser = signed_in(app, reader)
+        browser = signed_in(reader)
         before = rows(app)
         for path in pages if name == "user" else pages[:-2]:
             with subtests.test(f"{path} of {name}"):
@@ -236,10 +230,10 @@ def test_dashboard_of_a_read_key_offers_nothing_that_would_fail(
 
 @one_database
 def test_read_key_is_made_on_the_page_of_keys(app: Flask, alice: ApiClient) -> None:
-    browser = signed_in(app, alice)
+    browser = signed_in(alice)
     made = browser.send("/keys", name="wall", access="read")
     (key,) = set(re.findall(r"tsk_read_[0-9A-Za-z]{40,}", made.text))
     assert "everything, to read" in made.text
     screen = ApiClient(app, "alice", key)
     assert expect(screen.get("/user"), 200)["key"]["access"] == "read"
-    assert "Run again" not in signed_in(app, screen).get(f"/tasks/{alice.start()['id']}").text
+    assert "Run again" not in signed_in(screen).get(f"/tasks/{alice.start()['id']}").text

@@ -41,24 +41,13 @@ RELIABILITY = "docs/background/guarantees.md"
 # What looks like a path, and is built, or not ours.
 # Names of MCP look like paths too.
 NAMES_OF_MCP = (
-    "tools/",
-    "tasks/",
-    "server/",
-    "notifications/",
-    "io.modelcontextprotocol/",
+    "tools/", "tasks/", "server/", "notifications/", "io.modelcontextprotocol/",
     "taskservice/idempotencyKey",
-)
+)  # fmt: skip
 NO_PATHS = (
-    "build/",
-    "dist/",
-    "text/",
-    "application/",
-    "receiver/",
-    "vendor/",
-    ".venv/",
-    ".vscode/",
+    "build/", "dist/", "text/", "application/", "receiver/", "vendor/", ".venv/", ".vscode/",
     *NAMES_OF_MCP,
-)
+)  # fmt: skip
 
 
 def test_packages_to_install_are_those_of_ci() -> None:

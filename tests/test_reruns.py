@@ -24,7 +24,7 @@ def rerun(person: ApiClient, task: dict[str, Any], key: str = "", **options: Any
     return person.post(f"/task/{task['id']}/rerun", headers=headers, **options)
 
 
-def test_rerun_is_a_new_unclaimed_task_with_the_same_fields(alice: ApiClient, app: Flask) -> None:
+def test_rerun_is_a_new_unclaimed_task_with_the_same_fields(alice: ApiClient) -> None:
     labels = {"env": "prod"}
     task = alice.start(
         name="nightly", input={"a": [1]}, callback=CALLBACK, timeout=60, labels=labels, claim=True

@@ -2,12 +2,10 @@
 
 import json
 import string
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -37,70 +35,13 @@ steady = settings(database=None, deadline=None, derandomize=True)
 # --- rows --------------------------------------------------------------------------------
 
 
-def row_schemas(parent: type[RowSchema] = RowSchema) -> Iterator[type[RowSchema]]:
-    for child in parent.__subclasses__():
-        yield child
-        yield from row_schemas(child)
-
-
 def marshmallows_own(schema: RowSchema, row: Any) -> bytes:
     return strict_json.dumps(marshmallow.Schema.dump(schema, row))
-
-
-def sample(schema: marshmallow.Schema, empty: bool) -> SimpleNamespace:
-    """A row with all that a schema writes; where that can be null, null if `empty`."""
-    row = SimpleNamespace(error_message=None if empty else "out of paper")
-    for name, field in schema.dump_fields.items():
-        setattr(row, field.attribute or name, sample_value(field, empty))
-    return row
-
-
-def sample_value(field: Any, empty: bool) -> Any:
-    if isinstance(field, marshmallow.fields.Nested):
-        return sample(field.schema, empty)
-    if isinstance(field, fields.OpenQuestions):
-        # An expired question is left out, whatever else it has.
-        past = '[{"expiresAt":"2020-01-01T00:00:00.000Z"}]'
-        return "[]" if empty else past
-    if isinstance(field, fields.StoredNames):
-        return "[]" if empty else '["a","ü"]'
-    if isinstance(field, marshmallow.fields.List) and not isinstance(field, fields.Lines):
-        return [] if empty else [sample_value(field.inner, empty)]
-    if isinstance(field, fields.StoredJson):
-        return "{}" if empty else '{"a":[1,2.50,"ü"]}'
-    if isinstance(field, marshmallow.fields.Integer):
-        return 0 if empty else 1 << 40
-    if isinstance(field, fields.StoredNumber):
-        return None if empty else "0.25"
-    if isinstance(field, marshmallow.fields.Float):
-        return None if empty else 0.5
-    return None if empty else 'ü "\n'
-
-
-@pytest.mark.parametrize("schema", list(row_schemas()), ids=lambda schema: schema.__name__)
-@pytest.mark.parametrize("empty", [False, True], ids=["full", "empty"])
-def test_plan_writes_what_marshmallow_writes(schema: type[RowSchema], empty: bool) -> None:
-    row = sample(schema(), empty)
-    dumped = strict_json.dumps(schema().dump(row))
-    assert dumped == marshmallows_own(schema(), row)
-    assert strict_json.dumps(schema().dump([row, row], many=True)) == b"[%b,%b]" % (dumped, dumped)
-    assert strict_json.dumps(schema(many=True).dump([row])) == b"[%b]" % dumped
-    assert schema(many=True).dump([]) == []
 
 
 def test_every_field_of_a_task_names_its_column() -> None:
     written_otherwise = {"logs", "agent", "user"}
     assert TaskSchema().columns.keys() == TaskSchema().fields.keys() - written_otherwise
-
-
-def test_plan_follows_the_choice_of_fields(subtests: pytest.Subtests) -> None:
-    for name in TaskSchema().fields:
-        with subtests.test(name):
-            row = sample(TaskSchema(), empty=False)
-            for schema in (TaskSchema(only=[name]), TaskSchema(exclude=[name])):
-                assert strict_json.dumps(schema.dump(row)) == marshmallows_own(schema, row)
-            assert list(TaskSchema(only=[name]).dump(row)) == [name]
-            assert name not in TaskSchema(exclude=[name]).dump(row)
 
 
 class WithLogs:
@@ -122,14 +63,11 @@ def test_plan_writes_what_marshmallow_writes_of_real_rows(alice: ApiClient, app:
     end_for_silence(app, tasks[2])
     expect(alice.post(f"/task/{tasks[3]['id']}/cancel"), 200)
     alice.agent_key()
-    pairs: tuple[tuple[RowSchema, type[DeclarativeBase]], ...] = (
-        (task_schema, Task),
-        (Shape(fields=("id", "error")).schema, Task),
-        (agent_schema, Agent),
-        (user_schema, User),
-        (key_schema, ApiKey),
-        (callback_secret_schema, CallbackSecret),
-    )
+    pairs: list[tuple[RowSchema, type[DeclarativeBase]]] = [
+        (task_schema, Task), (Shape(fields=("id", "error")).schema, Task), (agent_schema, Agent),
+        (user_schema, User), (key_schema, ApiKey), (callback_secret_schema, CallbackSecret),
+    ]  # fmt: skip
+    pairs += [(TaskSchema(only=[name]), Task) for name in TaskSchema().columns]
     for schema, table in pairs:
         with app.app_context(), reading() as connection:
             rows = connection.execute(select(table.__table__)).all()
@@ -138,46 +76,17 @@ def test_plan_writes_what_marshmallow_writes_of_real_rows(alice: ApiClient, app:
             assert strict_json.dumps(schema.dump(row)) == marshmallows_own(schema, row)
 
 
-@steady
-@given(some.lists(some.text(some.characters(exclude_categories=["Cs"]))))
-def test_lines_take_the_place_that_was_kept_for_them(lines: list[str]) -> None:
-    row = sample(TaskSchema(), empty=False)
-    for schema in (task_schema, TaskSchema(only=["logs"]), TaskSchema(exclude=["input"])):
-        head, tail = fields.split_at_lines(schema.dump(row))
-        whole = json.loads(head + fields.dump_items(lines) + tail)
-        assert whole["logs"] == lines
-        assert list(whole) == list(schema.dump_fields)
-    head, tail = fields.split_at_lines(TaskSchema(only=["id"]).dump(row))
-    assert (json.loads(head), tail) == ({"id": 'ü "\n'}, b"")
-
-
-SPELLINGS = (
-    ("01a20e91-17f5-7dd4-9f26-d78f1b1c7336", "01a20e91-17f5-7dd4-9f26-d78f1b1c7336"),
-    ("01A20E91-17F5-7DD4-9F26-D78F1B1C7336", "01a20e91-17f5-7dd4-9f26-d78f1b1c7336"),
-    ("01a20e9117f57dd49f26d78f1b1c7336", None),
-    ("01a20e9117f57dd49f26d78f1b1c7336----", None),
-    ("----01a20e9117f57dd49f26d78f1b1c7336", None),
-    ("01a2-0e91-17f5-7dd4-9f26d78f1b1c7336", None),
-    ("{01a20e91-17f5-7dd4-9f26-d78f1b1c7336}", None),
-    ("{01a20e9117f57dd49f26d78f1b1c7336}--", None),
-    ("urn:01a20e9117f57dd49f26d78f1b1c7336", None),
-    ("uuid:01a20e9117f57dd49f26d78f1b1c733", None),
-    ("+1a20e91-17f5-7dd4-9f26-d78f1b1c7336", None),
-    ("01a20e91-17f5-7dd4-9f26-d78f1b1c733\n", None),
-    ("０1a20e91-17f5-7dd4-9f26-d78f1b1c7336", None),
-    ("urn:uuid:01a20e91-17f5-7dd4-9f26-d78f1b1c7336", None),
-    ("01a20e91-17f5-7dd4-9f26-d78f1b1c733", None),
-    ("01a20e91-17f5-7dd4-9f26-d78f1b1c733g", None),
-    ("", None),
-    ("x" * 36, None),
-    ("\0" * 36, None),
-)
-
-
-def test_ids_have_one_spelling(subtests: pytest.Subtests) -> None:
-    for text, parsed in SPELLINGS:
-        with subtests.test(repr(text)):
-            assert fields.parse_id(text) == parsed
+def test_ids_have_one_spelling() -> None:
+    text = "01a20e91-17f5-7dd4-9f26-d78f1b1c7336"
+    assert fields.parse_id(text) == fields.parse_id(text.upper()) == text
+    digits = text.replace("-", "")
+    for other in (
+        digits, f"{digits}----", f"----{digits}", f"01a2-0e91-17f5-7dd4-{digits[16:]}",
+        f"{{{text}}}", f"{{{digits}}}--", f"urn:{digits}", f"uuid:{digits[:-1]}", f"+{text[1:]}",
+        f"{text[:-1]}\n", f"０{text[1:]}", f"urn:uuid:{text}", text[:-1], f"{text[:-1]}g", "",
+        "x" * 36, "\0" * 36,
+    ):  # fmt: skip
+        assert fields.parse_id(other) is None, other
 
 
 @steady
@@ -204,19 +113,6 @@ def test_moments_are_utc_with_milliseconds(moment: datetime) -> None:
     assert text.endswith("Z")
     late = wanted - datetime.fromisoformat(text)
     assert timedelta(0) <= late < timedelta(milliseconds=1)
-
-
-def test_now_is_now_and_may_be_offset() -> None:
-    before = datetime.now(UTC) - timedelta(milliseconds=1)
-    now, later = (datetime.fromisoformat(clock.now(offset)) for offset in (0, 60))
-    assert before <= now <= datetime.now(UTC)
-    assert timedelta(seconds=59) < later - now < timedelta(seconds=61 + 30)
-
-
-def test_ids_ascend_strictly() -> None:
-    ids = [clock.new_id() for _ in range(20_000)]
-    assert all(first < second for first, second in pairwise(ids))
-    assert sorted(ids, key=UUID) == ids
 
 
 def test_ids_are_uuids_of_version_7_and_of_this_moment() -> None:
@@ -284,12 +180,6 @@ def test_random_text_is_not_a_key(text: str) -> None:
     assert not auth.is_well_formed(text)
     for prefix in (auth.USER_PREFIX, auth.AGENT_PREFIX):
         assert not auth.is_well_formed(prefix + text)
-
-
-def test_longer_or_shorter_text_is_not_a_key() -> None:
-    key = auth.new(for_agent=False)
-    for text in (key[:-1], key + "0", key + "\n", " " + key, key + " ", key * 2, f"{key},{key}"):
-        assert not auth.is_well_formed(text)
 
 
 def test_hint_shows_a_keys_kind_and_little_more() -> None:
@@ -366,15 +256,11 @@ def test_any_bytes_are_accepted_or_refused_without_a_crash(data: bytes) -> None:
 
 
 ESCAPES = (
-    (rb'"\u0000"', '"\ufffd"'),
-    (rb'"a\u0000\u0000b"', '"a\ufffd\ufffdb"'),
-    (rb'"\\u0000"', r'"\\u0000"'),
-    (rb'"\\\u0000"', '"\\\\\ufffd"'),
-    (rb'"\\\\u0000"', r'"\\\\u0000"'),
-    (rb'"\ud83d\ude00"', '"😀"'),
-    (rb'"\uFFFF\uffff"', '"\uffff\uffff"'),
-    (rb'"\\ud800"', r'"\\ud800"'),
-)
+    (rb'"\u0000"', '"\ufffd"'), (rb'"a\u0000\u0000b"', '"a\ufffd\ufffdb"'),
+    (rb'"\\u0000"', r'"\\u0000"'), (rb'"\\\u0000"', '"\\\\\ufffd"'),
+    (rb'"\\\\u0000"', r'"\\\\u0000"'), (rb'"\ud83d\ude00"', '"😀"'),
+    (rb'"\uFFFF\uffff"', '"\uffff\uffff"'), (rb'"\\ud800"', r'"\\ud800"'),
+)  # fmt: skip
 
 
 def test_escapes_are_what_they_stand_for(subtests: pytest.Subtests) -> None:

@@ -18,7 +18,7 @@ from tests.support.waiting import until
 
 
 def test_hot_paths_use_few_statements_and_one_connection(
-    app: Flask, alice: ApiClient, database_url: str, subtests: pytest.Subtests
+    app: Flask, alice: ApiClient, subtests: pytest.Subtests
 ) -> None:
     task = alice.start()
     alice.append(task, "one", "two")

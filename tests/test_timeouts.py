@@ -1,5 +1,6 @@
 """Timeouts: a claimed task with a silent agent ends once, unless the service was away."""
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -7,16 +8,21 @@ import pytest
 from flask import Flask
 from sqlalchemy import select
 
-from taskservice.app import create_app
 from taskservice.background.maintenance import Maintenance
-from taskservice.config import Config
-from taskservice.database.engine import dispose
 from taskservice.database.models import Delivery, ServiceHeartbeat
 from taskservice.database.transactions import reading
 from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.clocks import Clocks
 from tests.support.concurrency import at_once
-from tests.support.internals import Statement, before_writes, column, copy_task, moment, set_clock
+from tests.support.internals import (
+    Statement,
+    before_writes,
+    column,
+    copy_task,
+    moment,
+    plan_of,
+    set_clock,
+)
 from tests.support.maintenance import fall_silent, rounds
 from tests.support.receiver import Receiver
 
@@ -52,17 +58,6 @@ def test_silent_task_is_ended_with_a_plain_message(
     assert column(app, task, "version") == 3
 
 
-def test_etag_changes_when_a_task_is_ended(
-    app: Flask, alice: ApiClient, maintenance: Maintenance
-) -> None:
-    task = alice.start(claim=True)
-    etag = alice.get(f"/task/{task['id']}").headers["ETag"]
-    fall_silent(app, task, DAY + 1)
-    maintenance.do_round()
-    answer = alice.get(f"/task/{task['id']}", headers={"If-None-Match": etag})
-    assert answer.status_code == 200
-
-
 def test_timeout_of_its_own_counts_before_the_default(
     app: Flask, alice: ApiClient, maintenance: Maintenance
 ) -> None:
@@ -83,9 +78,9 @@ def test_timeout_of_its_own_counts_before_the_default(
 
 
 def test_default_of_zero_ends_only_tasks_with_a_timeout_of_their_own(
-    config: Config, no_grace: None
+    app_with: Callable[..., Flask], no_grace: None
 ) -> None:
-    app = create_app(Config(**{**config.__dict__, "TASK_TIMEOUT": 0.0}))
+    app = app_with(TASK_TIMEOUT=0.0)
     alice = add_user(app, "alice")
     own, default = alice.start(claim=True, timeout=90), alice.start(claim=True)
     for task in (own, default):
@@ -93,21 +88,18 @@ def test_default_of_zero_ends_only_tasks_with_a_timeout_of_their_own(
     Maintenance(app).do_round()
     assert alice.task(own)["error"]["message"].endswith("90 seconds")
     assert alice.task(default)["status"] == "running"
-    dispose(app)
 
 
-def test_new_default_counts_for_tasks_that_run_already(config: Config, no_grace: None) -> None:
-    app = create_app(config)
-    alice = add_user(app, "alice")
+def test_new_default_counts_for_tasks_that_run_already(
+    app: Flask, alice: ApiClient, maintenance: Maintenance, app_with: Callable[..., Flask]
+) -> None:
     task = alice.start(claim=True)
     fall_silent(app, task, 100)
-    Maintenance(app).do_round()
+    maintenance.do_round()
     assert alice.task(task)["status"] == "running"
-    dispose(app)
-    again = create_app(Config(**{**config.__dict__, "TASK_TIMEOUT": 60.0}))
+    again = app_with(TASK_TIMEOUT=60.0)
     Maintenance(again).do_round()
     assert ApiClient(again, "alice", alice.key).task(task)["error"]["type"] == "timeout"
-    dispose(again)
 
 
 def test_task_that_waits_for_an_agent_is_never_ended(
@@ -210,24 +202,22 @@ def test_webhook_of_a_timeout_is_due_without_a_lease(
 
 
 def test_several_loops_end_a_task_once_and_enqueue_one_webhook(
-    app: Flask, config: Config, alice: ApiClient, no_grace: None, receiver: Receiver
+    app: Flask, app_with: Callable[..., Flask], alice: ApiClient, no_grace: None, receiver: Receiver
 ) -> None:
     tasks = [alice.start(claim=True, callback=receiver.url) for _ in range(20)]
     for task in tasks:
         fall_silent(app, task, 2 * DAY)
-    apps = [app, *(create_app(config) for _ in range(3))]
+    apps = [app, *(app_with() for _ in range(3))]
     at_once([Maintenance(each).do_round for each in apps])
     assert [column(app, task, "version") for task in tasks] == [2] * len(tasks)
     assert [len(deliveries(app, task)) for task in tasks] == [1] * len(tasks)
-    for each in apps[1:]:
-        dispose(each)
 
 
 def test_task_is_either_kept_by_its_heartbeat_or_ended(
-    app: Flask, config: Config, alice: ApiClient, no_grace: None
+    app: Flask, app_with: Callable[..., Flask], alice: ApiClient, no_grace: None
 ) -> None:
     """A heartbeat that comes in between wins; whatever it was answered, that holds."""
-    other = create_app(config)
+    other = app_with()
     tasks = [alice.start(claim=True) for _ in range(20)]
     for task in tasks:
         fall_silent(app, task, 2 * DAY)
@@ -249,7 +239,6 @@ def test_task_is_either_kept_by_its_heartbeat_or_ended(
     for task, status in zip(reversed(tasks), said, strict=True):
         now = alice.task(task)["status"]
         assert status == now == "error" or status == "running" == now
-    dispose(other)
 
 
 # --- the late report -----------------------------------------------------------------------
@@ -381,13 +370,11 @@ def test_silent_tasks_are_found_by_index(
     statements: list[Statement] = []
     with before_writes(app, lambda *statement: statements.append(statement)):
         maintenance.do_round()
-    with app.app_context(), reading() as connection:
-        plans = [
-            connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values).scalars(3).all()
-            for text, values in statements
-            if "FROM tasks" in text and "heartbeat" in text
-        ]
-    assert [list(plan) for plan in plans] == [
+    assert [
+        plan_of(app, text, values)
+        for text, values in statements
+        if "FROM tasks" in text and "heartbeat" in text
+    ] == [
         ["SEARCH tasks USING INDEX tasks_claimed_with_timeout (heartbeat_deadline<?)"],
         ["SEARCH tasks USING INDEX tasks_claimed (last_heartbeat_at<?)"],
     ]

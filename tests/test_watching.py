@@ -115,14 +115,6 @@ def test_wrong_page_is_422(
             problem(alice.get(f"/task/{task['id']}/logs?{query}"), 422)
 
 
-def test_log_of_another_user_is_not_found(
-    alice: ApiClient, bob: ApiClient, task: dict[str, Any], subtests: pytest.Subtests
-) -> None:
-    for path in (f"/task/{task['id']}/logs", f"/task/{task['id']}/events", "/task/none/events"):
-        with subtests.test(path):
-            assert problem(bob.get(path), 404)["detail"] == "Task's ID is not found"
-
-
 # --- waiting -----------------------------------------------------------------------------
 
 
@@ -348,13 +340,6 @@ def test_user_who_holds_all_places_leaves_one_to_another(
 
 
 # --- following ---------------------------------------------------------------------------
-
-
-@one_database
-def test_cursor_that_is_no_number_is_422(alice: ApiClient, task: dict[str, Any]) -> None:
-    for cursor in ("x", "-1", "1.5", "٣", "9" * 30):
-        headers = {"Last-Event-ID": cursor.encode().decode("latin-1")}
-        problem(alice.get(f"/task/{task['id']}/events", headers=headers), 422)
 
 
 @one_database
