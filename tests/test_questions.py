@@ -8,14 +8,19 @@ from urllib.parse import urljoin
 
 import pytest
 from flask import Flask
+from sqlalchemy import select
 
 from taskservice.background.maintenance import Maintenance
+from taskservice.database import clock
+from taskservice.database.models import Question, Task
+from taskservice.database.transactions import transaction
+from taskservice.services import questions
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.clocks import Clocks
 from tests.support.concurrency import at_once
-from tests.support.internals import column, rows
+from tests.support.internals import column, is_waiting_for_a_lock, rows
 from tests.support.maintenance import fall_silent
-from tests.support.marks import one_database
+from tests.support.marks import one_database, only_postgresql
 from tests.support.waiting import until
 
 Json = dict[str, Any]
@@ -436,3 +441,25 @@ def test_task_does_not_time_out_while_its_question_is_open(
     fall_silent(app, task, 10 * 86_400)
     maintenance.do_round()
     assert alice.task(task)["status"] == "error"
+
+
+@only_postgresql
+def test_clock_correction_locks_a_task_before_its_question(app: Flask, alice: ApiClient) -> None:
+    task = alice.start(claim=True)
+    asked = expect(alice.post(f"/task/{task['id']}/question", json={"message": "Deploy?"}), 201)
+    this_task = select(Task.id).where(Task.id == task["id"])
+    this_question = select(Question.id).where(Question.id == asked["id"])
+
+    def correct() -> None:
+        with app.app_context():
+            questions.correct_future_times(clock.now(-3_600), clock.now())
+
+    with ThreadPoolExecutor() as pool:
+        with app.app_context(), transaction() as connection:
+            connection.execute(this_task.with_for_update())
+            correction = pool.submit(correct)
+            until(lambda: is_waiting_for_a_lock(app))
+            # Otherwise both would wait for each other.
+            connection.execute(this_question.with_for_update(nowait=True))
+        correction.result()
+    assert alice.task(task)["questions"][0]["askedAt"] != asked["askedAt"]

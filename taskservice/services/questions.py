@@ -222,6 +222,9 @@ def correct_future_times(ahead: str, now: str) -> None:
             seconds = clock.seconds_between(question.asked_at, question.expires_at)
             times["expires_at"] = clock.moved(now, seconds)
         with transaction() as connection:
+            # Before its question, as in every transaction that changes both.
+            this = select(Task.id).where(Task.id == question.task_id)
+            connection.execute(this.with_for_update())
             connection.execute(_CHANGE_OPEN.values(times), {"of_question_id": question.id})
             _store_open(connection, question.task_id)
 
