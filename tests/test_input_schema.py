@@ -238,6 +238,13 @@ def test_start_is_checked_by_the_schema_of_its_agent(alice: ApiClient) -> None:
     assert len(expect(alice.get("/task"), 200)) == 1
 
 
+def test_agent_without_input_says_what_is_too_much(alice: ApiClient) -> None:
+    alice.register(inputSchema={"type": "object", "additionalProperties": False})
+    unknown = ["Unknown field."]
+    assert faults(alice, {"a": 1, "b": 2}) == {"input.a": unknown, "input.b": unknown}
+    alice.start()
+
+
 def test_numbers_are_compared_as_doubles_and_stored_exactly(alice: ApiClient) -> None:
     alice.register(inputSchema=has(x={"maximum": 12345678901234567890123}, y={"multipleOf": 5}))
     for name, text in (
