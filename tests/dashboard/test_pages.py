@@ -1140,6 +1140,14 @@ def test_nul_and_absurd_numbers_are_no_failure(window: Browser, alice: ApiClient
 
 
 @one_database
+def test_last_user_key_stays(window: Browser) -> None:
+    (path,) = re.findall(r'href="(/keys/[^"]+/revoke)"', window.get("/keys").text)
+    response = window.send(path)
+    assert response.status_code == 409
+    assert "last user key" in response.text
+
+
+@one_database
 def test_callback_secret_is_shown_and_rotated(window: Browser, alice: ApiClient) -> None:
     before = alice.get("/callback-secret").json
     assert before is not None
