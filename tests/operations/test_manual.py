@@ -71,7 +71,7 @@ def test_move_works_as_printed(shell: Terminal, databases: Databases, tmp_path: 
 def test_export_and_import_work_as_printed(shell: Terminal, tmp_path: Path) -> None:
     other = tmp_path / "other"
     printed = typed(shell, "export", other=str(other))
-    assert "0 tasks imported, 0 already existed; 1 user and 0 agents added" in printed
+    assert "0 tasks imported, 0 already existed; 1 user, 0 agents and 0 hooks added" in printed
     assert "user alice has no key yet" in printed
 
 

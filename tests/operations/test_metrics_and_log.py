@@ -700,7 +700,7 @@ def test_refusal_of_the_server_itself_has_an_id_and_is_counted(tmp_path: Path) -
         (line,) = lines_of(service, refused["requestId"])
         assert "Refused" in line["message"]
         shown = requests.get(f"{service.url}/metrics", timeout=10).text
-        assert Scrape(shown).requests("other", "other", 400) == 1
+        assert Scrape(shown).requests("other", "GET", 400) == 1
 
 
 FORGED = 'x status=500 ms=9999 requestId=0 "y'
