@@ -46,40 +46,47 @@ MAX_AGENTS = 64
 # Maximum number of other agents whose ids are listed.
 MAX_OTHERS = 64
 MAX_NAME = 40
+# The characters of a digest in a name, with the `_` before it; and of what stands before them.
+DIGEST = 7
+BEGINNING = MAX_NAME - DIGEST
 # The characters of an id that a name can't have.
 _INVALID = re.compile("[^a-z0-9_]")
 
 
-def _agents_by_name() -> dict[str, str]:
-    """Name of a tool -> the id of its agent, for all agents of the caller.
+def _names(agents: Sequence[AgentRow]) -> dict[str, str]:
+    """The id of each of these agents -> the name of its tool, if it has one.
 
     Agents that are not listed have names too, or a name could pass to another agent, which a client
     with cached tools, or a prompt, would start. A name that two agents could have, with or without
     their digests, is the name of neither.
     """
-    plain = {agent_id: _INVALID.sub("_", agent_id) for agent_id in agent_service.ids(caller)}
-    hashed = {agent_id: _with_digest(name, agent_id) for agent_id, name in plain.items()}
-    claims = Counter([*plain.values(), *hashed.values(), *FIXED])
+    names = [name for agent in agents for name in _possible_names(agent.id)]
+    # Of other agents only those that could have one of these names: a user can have very many.
+    beginnings = {name[:length] for name in names for length in (BEGINNING, -DIGEST)}
+    ids = agent_service.ids_with_beginnings(caller, beginnings, BEGINNING)
+    claims = Counter([*FIXED, *(name for agent_id in ids for name in _possible_names(agent_id))])
     tools = {}
-    for agent_id in plain:
-        for name in (plain[agent_id], hashed[agent_id]):
+    for agent in agents:
+        for name in _possible_names(agent.id):
             if claims[name] == 1 and len(name) <= MAX_NAME:
-                tools[name] = agent_id
+                tools[agent.id] = name
                 break
     return tools
 
 
-def _with_digest(name: str, agent_id: str) -> str:
+def _possible_names(agent_id: str) -> tuple[str, str]:
+    """The name of an agent's tool without a digest, and with it."""
+    plain = _INVALID.sub("_", agent_id)
     digest = hashlib.sha256(agent_id.encode()).hexdigest()
-    return f"{name[: MAX_NAME - 7]}_{digest[:6]}"
+    return plain, f"{plain[:BEGINNING]}_{digest[: DIGEST - 1]}"
 
 
 def definitions() -> list[dict[str, Any]]:
     """The definitions of all tools, for `tools/list`."""
     if caller.access == READ:
         return [tool.definition for tool in FIXED.values() if tool.is_read_only]
-    names = {agent_id: name for name, agent_id in _agents_by_name().items()}
     agents = agent_service.list_tools(caller, MAX_AGENTS + MAX_OTHERS)
+    names = _names(agents[:MAX_AGENTS])
     tools = [agent for agent in agents[:MAX_AGENTS] if agent.id in names]
     tools.sort(key=attrgetter("id"))
     fixed = {name: dict(tool.definition) for name, tool in FIXED.items()}
@@ -137,8 +144,9 @@ def run(call: Call) -> Result:
 
 def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
     """Start a task, or continue with the task in the call's `requestState`, and wait for it."""
-    agent_id = _agents_by_name().get(name, "")
-    if agent_id not in [agent.id for agent in agent_service.list_tools(caller, MAX_AGENTS)]:
+    names = _names(agent_service.list_tools(caller, MAX_AGENTS))
+    agent_id = next((agent_id for agent_id in names if names[agent_id] == name), None)
+    if agent_id is None:
         raise RpcError(INVALID_PARAMS, f"Unknown tool: {name}")
     if "requestState" in call.params:
         task_id = _task_of_state(call, agent_id=agent_id)

@@ -150,6 +150,13 @@ def ids(caller: Caller, count: int | None = None) -> Sequence[str]:
     ]
 
 
+def ids_with_beginnings(caller: Caller, beginnings: Collection[str], length: int) -> Sequence[str]:
+    """The ids whose first `length` characters are one of `beginnings`, with `.` and `-` as `_`."""
+    plain = func.replace(func.replace(Agent.id, ".", "_"), "-", "_")
+    these = _AGENTS.with_only_columns(Agent.id).where(func.substr(plain, 1, length).in_(beginnings))
+    return [row.id for row in read_all(these, **caller.scope)]
+
+
 TOOL_SECONDS = 30 * 86_400  # how long an agent is a tool after a worker was seen
 
 
