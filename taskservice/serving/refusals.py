@@ -3,6 +3,7 @@
 import logging
 import re
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
@@ -81,6 +82,14 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, Problem):
         return error
     return Problem(*next(_REFUSALS[kind] for kind in type(error).__mro__ if kind in _REFUSALS))
+
+
+def checked_chunks(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The chunks of a request's body. Raises a Problem if they are malformed."""
+    try:
+        yield from chunks
+    except errors.ParseException as error:
+        raise problem_of(error) from None
 
 
 def as_response(problem: Problem, method: str | None, request_id: str) -> bytes:

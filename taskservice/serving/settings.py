@@ -16,16 +16,13 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config as GunicornConfig
 from gunicorn.glogging import Logger
-from gunicorn.http.errors import ParseException
 from gunicorn.sock import TCP6Socket, TCPSocket, UnixSocket
 from gunicorn.util import is_ipv6
 
 from taskservice import resources
 from taskservice.background.maintenance import join_loops, start_loops
 from taskservice.config import Config
-from taskservice.errors import respond
 from taskservice.operations import metrics, request_log
-from taskservice.serving.refusals import problem_of
 from taskservice.serving.worker import Worker
 from taskservice.terminal import exit_with_error
 
@@ -91,11 +88,10 @@ def return_freed_memory() -> None:
 
 
 def connect_application(worker: Worker) -> None:
-    """Let our application refuse malformed chunks; start its background loops."""
+    """Start the background loops of our application."""
     return_freed_memory()
     app = worker.app.wsgi()
     if isinstance(app, Flask) and resources.EXTENSION in app.extensions:
-        app.register_error_handler(ParseException, lambda error: respond(problem_of(error)))
         worker.background_threads = start_loops(app, serves=True)
 
 

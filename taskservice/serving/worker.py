@@ -20,6 +20,7 @@ from typing import Any
 from gunicorn import util
 from gunicorn.config import Config
 from gunicorn.http import get_parser
+from gunicorn.http.body import ChunkedReader
 from gunicorn.http.message import Request
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn, ThreadWorker
@@ -231,6 +232,8 @@ class Worker(ThreadWorker):
     def handle_request(self, req: Request, conn: Connection) -> bool:
         refusals.check_head(req)
         conn.reader.has_head = True
+        if isinstance(req.body.reader, ChunkedReader):
+            req.body.reader.parser = refusals.checked_chunks(req.body.reader.parser)
         try:
             is_kept: bool = super().handle_request(req, conn)
         except BlockingIOError as error:

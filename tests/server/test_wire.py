@@ -224,6 +224,24 @@ def test_malformed_http_is_refused(wire: Wire, subtests: pytest.Subtests) -> Non
             wire.is_well()
 
 
+def test_malformed_chunks_of_a_form_are_400(wire: Wire, subtests: pytest.Subtests) -> None:
+    for name, body in {
+        "no size": b"zz\r\n",
+        "no size of the second": b"5\r\ntoken\r\nzz\r\n",
+        "a trailer": b"5\r\ntoken\r\n0\r\nno header\r\n\r\n",
+    }.items():
+        with subtests.test(name):
+            assert wire.send(chunked_form(body))[0] == 400
+            wire.is_well()
+
+
+def chunked_form(body: bytes) -> bytes:
+    """The request that sends the sign-in form with this body of chunks."""
+    form = b"Content-Type: application/x-www-form-urlencoded"
+    lines = [b"POST /sign-in HTTP/1.1", b"Host: x", form, b"Transfer-Encoding: chunked"]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
 def test_malformed_host_header_never_causes_a_500(wire: Wire, subtests: pytest.Subtests) -> None:
     hosts = (b"xn--zzzzzzzzz99999", b"[.:.]", b"...", b"%zz", b"x:99999")
     for path, host in product((b"/sign-in", b"/", b"/nothing", b"/livez"), hosts):
