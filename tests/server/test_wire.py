@@ -235,6 +235,13 @@ def test_malformed_chunks_of_a_form_are_400(wire: Wire, subtests: pytest.Subtest
             wire.is_well()
 
 
+def test_chunked_form_past_the_limit_is_413(wire: Wire) -> None:
+    # It could store what fits as the whole of an answer.
+    for size, status in ((65_535, 403), (65_537, 413)):
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (size, b"token=".ljust(size, b"x"))
+        assert wire.send(chunked_form(body))[0] == status
+
+
 def chunked_form(body: bytes) -> bytes:
     """The request that sends the sign-in form with this body of chunks."""
     form = b"Content-Type: application/x-www-form-urlencoded"
