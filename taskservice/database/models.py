@@ -416,9 +416,11 @@ class Hook(Model):
     attempt_count: Mapped[int] = mapped_column(Integer, server_default="0")
     failed_since: Mapped[str | None] = mapped_column(Timestamp)
     last_error: Mapped[str | None]
-    # When a hook for people gets its next message, if something is pending for it; and before
-    # which time it gets no other one.
+    # When a hook for people gets its next message, if something is pending for it; for programs
+    # since when all that is pending is due, until it is.
     next_attempt_at: Mapped[str | None] = mapped_column(Timestamp)
+    # Before which time people get no other message; until when what is pending for programs waits
+    # while the hook is off.
     quiet_until: Mapped[str | None] = mapped_column(Timestamp)
     # Its deliveries are removed in batches, and then it.
     deleted_at: Mapped[str | None] = mapped_column(Timestamp)

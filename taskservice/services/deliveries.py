@@ -19,6 +19,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    literal,
     literal_column,
     or_,
     select,
@@ -40,12 +41,19 @@ from taskservice.database.models import (
 )
 from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import read_all, read_one, reading, transaction
-from taskservice.database.types import AnyRow, AnySelect, a_day_after, database_now, time_from_now
+from taskservice.database.types import (
+    AnyRow,
+    AnySelect,
+    Timestamp,
+    a_day_after,
+    database_now,
+    time_from_now,
+)
 from taskservice.errors import Problem, require
 from taskservice.event_kinds import TASK_ASKS
 from taskservice.schemas.tasks import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 from taskservice.services import tasks
-from taskservice.services.events import DAY_SECONDS, after_pause
+from taskservice.services.events import DAY_SECONDS, PAUSE_SECONDS, after_pause
 from taskservice.webhooks.circuit_breaker import Receiver, host_of
 from taskservice.webhooks.outcome import Outcome
 from taskservice.webhooks.retry_schedule import JITTER, LONGEST_DELAY_SECONDS, SCHEDULE
@@ -174,7 +182,9 @@ _FIRST_TIME: AnySelect = (
 _first_of_user = _FIRST_TIME.where(Delivery.user_id == User.id).scalar_subquery()
 # All that is pending for a hook for people is one message, whose schedule is the hook's.
 _is_active = Hook.state == terms.ACTIVE
-is_message_due = _is_active & (Hook.next_attempt_at <= database_now())
+_is_for_people = Hook.format.in_(terms.PEOPLE_FORMATS)
+_is_hook_due = _is_active & (Hook.next_attempt_at <= database_now())
+is_message_due = _is_hook_due & _is_for_people
 _USERS = (
     select(User.id, func.coalesce(_LEASES.c.count, 0).label("leases"), database_now().label("now"))
     .outerjoin(_LEASES, _LEASES.c.user_id == User.id)
@@ -185,7 +195,7 @@ _USERS = (
         )
     )
 )
-_is_told_at_once = _is_active & Hook.format.not_in(terms.PEOPLE_FORMATS)
+_is_told_at_once = _is_active & ~_is_for_people
 _DUE_OF_USER: AnySelect = (
     select(Delivery.id, Delivery.host, Delivery.next_attempt_at)
     .outerjoin(Hook, Hook.id == Delivery.hook_id)
@@ -270,10 +280,8 @@ class LeaseLost(Exception):
     """The delivery must no longer be posted: the reason as one sentence, its `Callback-Status`."""
 
 
-# A hook for people gets one message in PAUSE_SECONDS, and nothing that is older than a day: that is
-# the `next_attempt_at` of its deliveries, at which they expire. What is pending waits for a day,
-# too, for a hook that is off.
-PAUSE_SECONDS = 30.0
+# People are told nothing that is older than a day: the `next_attempt_at` of the deliveries of their
+# hook is when they expire. What is pending waits for a day, too, for a hook that is off.
 # A hook is turned off after as many deliveries in a row that failed permanently, or after a 410.
 MAX_LOST = 3
 GONE = 410
@@ -305,7 +313,7 @@ _of_message = (
     Delivery.hook_id == bindparam("of_hook_id"),
     is_pending,
     is_unleased,
-    Delivery.next_attempt_at > database_now(),
+    a_day_after(Delivery.created_at) > database_now(),
 )
 _FIRST_OF_MESSAGE = (
     select(Delivery.id)
@@ -392,12 +400,35 @@ def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
     receiver gets at most its free slots, so more may be due than are leased: call it again.
     """
     with transaction() as connection:
+        _restart(connection)
         due = due_deliveries(connection, limit, slots)
         chosen = list(islice((entry for entry in due if slots.acquire(entry.receiver)), limit))
         ids = [entry.delivery_id for entry in chosen if entry.delivery_id]
         leased = _claim(connection, is_due, ids)
         messages = (_lease_message(connection, entry.hook_id) for entry in chosen if entry.hook_id)
         return leased + list(filter(None, messages))
+
+
+def _restart(connection: Connection) -> None:
+    """Make due some of what is pending for a hook for programs that was turned on, or moved."""
+    this = select(Hook.id, Hook.next_attempt_at).where(_is_hook_due, ~_is_for_people).limit(1)
+    hook = connection.execute(this.with_for_update(skip_locked=True, key_share=True)).first()
+    if hook is None:
+        return
+    # What has failed since then has its new schedule already.
+    was_tried = (Attempt.delivery_id == Delivery.id, Attempt.at >= hook.next_attempt_at)
+    is_later = Delivery.next_attempt_at > database_now()
+    waiting = (
+        select(Delivery.id)
+        .where(Delivery.hook_id == hook.id, is_pending, is_later, ~exists().where(*was_tried))
+        .order_by(Delivery.next_attempt_at)
+        .limit(BATCH)
+    )
+    ids = connection.scalars(waiting.with_for_update()).all()
+    these = update(Delivery).where(Delivery.id.in_(ids))
+    connection.execute(these.values(next_attempt_at=database_now()))
+    if len(ids) < BATCH:
+        connection.execute(update(Hook).where(Hook.id == hook.id).values(next_attempt_at=None))
 
 
 def _claim(connection: Connection, which: Any, ids: Sequence[str]) -> list[Leased]:
@@ -471,7 +502,7 @@ def of_message(leased: Leased) -> tuple[Any, ...]:
     return (
         Delivery.hook_id == leased.hook_id,
         is_pending,
-        Delivery.next_attempt_at > leased.leased_at,
+        a_day_after(Delivery.created_at) > leased.leased_at,
         Event.position <= leased.last_position,
     )
 
@@ -569,7 +600,7 @@ def _schedule_message(connection: Connection, hook_id: str, delay: float | None)
         connection.execute(this.values(next_attempt_at=later))
         return
     is_left = exists().where(Delivery.hook_id == hook_id, is_pending)
-    connection.execute(this.where(is_left).values(next_attempt_at=Hook.quiet_until))
+    connection.execute(this.where(is_left).values(next_attempt_at=after_pause))
     connection.execute(this.where(~is_left).values(next_attempt_at=None))
 
 
@@ -592,11 +623,14 @@ def _record_outcome_of_hook(
         set_hook_state(connection, hook_id, terms.OFF, outcome.message)
 
 
+# By the index of leases, of which there are few: of one hook very many may be pending.
+leased_hook_id = case((Delivery.leased_until.is_not(None), Delivery.hook_id))
+has_lease = Delivery.leased_until > clock.EARLIEST
 # When a hook for people can get a message. The end of the attempt that is under way sets it again,
 # unless its process dies.
 _end_of_lease = (
     select(func.max(Delivery.leased_until))
-    .where(Delivery.hook_id == Hook.id, is_pending, ~is_unleased)
+    .where(leased_hook_id == Hook.id, has_lease, ~is_unleased)
     .scalar_subquery()
 )
 _next_message_at = func.coalesce(_end_of_lease, after_pause)
@@ -605,22 +639,17 @@ _next_message_at = func.coalesce(_end_of_lease, after_pause)
 def set_hook_state(
     connection: Connection, hook_id: str, state: str, reason: str | None = None
 ) -> None:
-    """Turn a hook on or off; what is pending is due, for people after their pause, or waits."""
-    is_on = state == terms.ACTIVE
-    is_for_people = Hook.format.in_(terms.PEOPLE_FORMATS)
+    """Turn a hook on or off; what is pending is due, for people after their pause, or waits.
+
+    No delivery is changed, since very many may be pending: `_restart` and `expire` do it.
+    """
     values: dict[str, Any] = {"state": state, "reason": reason, **_NO_FAILURES}
-    values["next_attempt_at"] = case((is_for_people, _next_message_at)) if is_on else None
-    this = update(Hook).where(Hook.id == hook_id).values(values)
-    if connection.scalar(this.returning(Hook.format)) not in terms.PEOPLE_FORMATS:
-        waiting = update(Delivery).where(Delivery.hook_id == hook_id, is_pending)
-        later = database_now(0.0 if is_on else DAY_SECONDS)
-        connection.execute(waiting.values(next_attempt_at=later))
-
-
-def expire_after_a_day(connection: Connection, hook_id: str) -> None:
-    """Let what is pending expire, for a hook that now is one for people."""
-    waiting = update(Delivery).where(Delivery.hook_id == hook_id, is_pending)
-    connection.execute(waiting.values(next_attempt_at=a_day_after(Delivery.created_at)))
+    if state == terms.ACTIVE:
+        values["next_attempt_at"] = case((_is_for_people, _next_message_at), else_=database_now())
+    else:
+        until = case((_is_for_people, Hook.quiet_until), else_=database_now(DAY_SECONDS))
+        values |= {"next_attempt_at": None, "quiet_until": until}
+    connection.execute(update(Hook).where(Hook.id == hook_id).values(values))
 
 
 def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None]:
@@ -639,32 +668,43 @@ def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None
 def expire() -> bool:
     """End some of what has waited for a day for a hook for people, or for one that is off.
 
-    Returns whether there may be more. What a hook for people did not get although it was tried
-    counts as lost.
+    What has not waited for a day yet is due when it has. Returns whether there may be more. What a
+    hook for people did not get although it was tried counts as lost.
     """
-    waits = or_(Hook.state == terms.OFF, Hook.format.in_(terms.PEOPLE_FORMATS))
-    expired = exists().where(Delivery.hook_id == Hook.id, is_due)
-    first = read_one(select(Hook.id).where(waits, expired).limit(1))
+    waits = (Hook.state == terms.OFF) | _is_for_people
+    of_hook = exists().where(Delivery.hook_id == Hook.id, is_due)
+    first = read_one(select(Hook.id).where(waits, of_hook).limit(1))
     if first is None:
         return False
-    hook_id = first.id
     with transaction() as connection:
-        this = select(Hook.__table__).where(Hook.id == hook_id)
+        # It may have been turned on.
+        this = select(Hook.__table__).where(Hook.id == first.id, waits)
         hook = connection.execute(this.with_for_update(key_share=True)).first()
-        which = select(Delivery.id).where(Delivery.hook_id == hook_id, is_due)
-        oldest = which.order_by(Delivery.next_attempt_at).limit(BATCH)
-        ids = connection.scalars(oldest.with_for_update(skip_locked=True)).all()
+        if hook is None:
+            return True
+        expires_at: Any = a_day_after(Delivery.created_at)
+        if hook.format not in terms.PEOPLE_FORMATS:
+            expires_at = literal(hook.quiet_until or clock.EARLIEST, Timestamp())
+        which = select(Delivery.id, (expires_at <= database_now()).label("has_expired"))
+        oldest = which.where(Delivery.hook_id == hook.id, is_due).order_by(Delivery.next_attempt_at)
+        due = connection.execute(oldest.limit(BATCH).with_for_update(skip_locked=True)).all()
+        expired = [row.id for row in due if row.has_expired]
+        waiting = update(Delivery).where(Delivery.id.in_([row.id for row in due]))
+        connection.execute(
+            waiting.where(Delivery.id.not_in(expired)).values(next_attempt_at=expires_at)
+        )
         # Otherwise this service was unavailable rather than the receiver.
-        is_lost = hook is not None and hook.state == terms.ACTIVE and hook.attempt_count >= MAX_LOST
+        is_lost = hook.state == terms.ACTIVE and hook.attempt_count >= MAX_LOST
         ended = {"state": terms.FAILED if is_lost else terms.CANCELLED, "next_attempt_at": None}
-        connection.execute(update(Delivery).where(Delivery.id.in_(ids)).values(ended | NO_LEASE))
-        if hook is not None and is_lost:
-            failures = hook.failures + len(ids)
-            lost = update(Hook).where(Hook.id == hook_id)
+        these = update(Delivery).where(Delivery.id.in_(expired))
+        connection.execute(these.values(ended | NO_LEASE))
+        if is_lost and expired:
+            failures = hook.failures + len(expired)
+            lost = update(Hook).where(Hook.id == hook.id)
             connection.execute(lost.values(failures=failures))
             if failures >= MAX_LOST:
-                set_hook_state(connection, hook_id, terms.OFF, hook.last_error)
-    return bool(ids)
+                set_hook_state(connection, hook.id, terms.OFF, hook.last_error)
+    return bool(due)
 
 
 def redeliver(caller: Caller, task_id: str) -> Any:
@@ -732,8 +772,8 @@ def make_due(connection: Connection, delivery_id: str) -> None:
 
 def make_message_due(connection: Connection, hook_id: str, delivery: AnyRow) -> None:
     """Tell people again after their pause. Raises 409 while they are being told."""
-    is_leased = is_pending & ~is_unleased
-    if connection.scalar(select(exists().where(Delivery.hook_id == hook_id, is_leased))):
+    is_leased = has_lease & ~is_unleased
+    if connection.scalar(select(exists().where(leased_hook_id == hook_id, is_leased))):
         raise _under_way()
     expires_at = clock.moved(delivery.created_at, DAY_SECONDS)
     this = update(Delivery).where(Delivery.id == delivery.id)

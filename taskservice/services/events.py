@@ -36,7 +36,7 @@ from taskservice.webhooks.circuit_breaker import host_of
 
 KEPT_SECONDS = 7 * 86_400.0
 DAY_SECONDS = 86_400.0  # people are not told of what is older
-BATCH = 200  # events that one transaction deletes
+BATCH = 200  # events, and deliveries of them, that one transaction deletes
 
 this_agent = (Agent.user_id == bindparam("of_user_id"), Agent.id == bindparam("of_agent_id"))
 _STATE = Statement[AgentRow](select(Agent.state, Agent.state_since).where(*this_agent))
@@ -100,8 +100,12 @@ _ENQUEUE = Statement[None](
     ),
     ["id", "task_id", "hook_id", "event_id", "user_id", "callback_url", "host", "created_at"],
 )
-# Now, or when a hook for people may get another message.
-after_pause = case((Hook.quiet_until > database_now(), Hook.quiet_until), else_=database_now())
+# A hook for people gets one message in PAUSE_SECONDS.
+PAUSE_SECONDS = 30.0
+# Now, or when a hook for people may get another message. A longer pause (by a second, since
+# PostgreSQL rounds) began before the clock was set back, or is none: the hook was for programs.
+_has_pause = Hook.quiet_until.between(database_now(), database_now(PAUSE_SECONDS + 1))
+after_pause = case((_has_pause, Hook.quiet_until), else_=database_now())
 # The next message of a hook for people. The row is locked even if it does not change: otherwise a
 # transaction that has just told everything could unset this.
 _SCHEDULE_MESSAGE = Statement[None](
@@ -270,7 +274,13 @@ def prune(now: str) -> bool:
     """Delete some old events with their deliveries; returns whether there may be more."""
     old = select(Event.id).where(Event.at < clock.moved(now, -KEPT_SECONDS)).limit(BATCH)
     ids = [row.id for row in read_all(old)]
-    if ids:
-        with transaction() as connection:
+    if not ids:
+        return False
+    # An event has a delivery for each of the hooks that were told.
+    is_told = (Delivery.event_id.in_(ids), Delivery.hook_id.is_not(None))
+    with transaction() as connection:
+        told = connection.scalars(select(Delivery.id).where(*is_told).limit(BATCH)).all()
+        connection.execute(delete(Delivery).where(Delivery.id.in_(told)))
+        if len(told) < BATCH:
             connection.execute(delete(Event).where(Event.id.in_(ids)))
-    return len(ids) == BATCH
+    return BATCH in (len(ids), len(told))

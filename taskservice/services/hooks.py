@@ -101,8 +101,6 @@ def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> HookRow:
         if values:
             connection.execute(update(Hook).where(Hook.id == hook_id).values(values))
         changed = _locked(connection, caller, hook_id)
-        if changed.format in terms.PEOPLE_FORMATS and before.format not in terms.PEOPLE_FORMATS:
-            deliveries.expire_after_a_day(connection, hook_id)
         is_moved = (changed.target, changed.format) != (before.target, before.format)
         # The failures so far were at the address before.
         if changed.state != before.state or (is_moved and changed.state == terms.ACTIVE):
@@ -177,7 +175,7 @@ def delete(caller: Caller, hook_id: str) -> HookRow:
         this = update(Hook).where(Hook.id == hook_id)
         connection.execute(this.values(state=terms.OFF, **gone))
         # What is about to be sent is not sent any more.
-        leased = (Delivery.hook_id == hook_id, Delivery.lease.is_not(None))
+        leased = (deliveries.leased_hook_id == hook_id, deliveries.has_lease)
         connection.execute(delete_from(Delivery).where(*leased))
     return hook
 

@@ -22,7 +22,7 @@ from taskservice.database.models import Attempt, Delivery, Event, EventStream, H
 from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now, db
 from taskservice.event_kinds import EVENTS, KINDS
-from taskservice.services import deliveries
+from taskservice.services import deliveries, events
 from taskservice.webhooks.destinations import Destinations
 from taskservice.webhooks.retry_schedule import JITTER, SCHEDULE
 from tests.support.api_client import ApiClient, expect, problem
@@ -434,7 +434,14 @@ def test_what_is_pending_waits_while_the_hook_is_off_but_at_most_a_day(
     assert deliveries_of(alice, hook)[0]["state"] == "pending"
     make_due(app)
     Maintenance(app).do_round()
-    assert deliveries_of(alice, hook)[0]["state"] == "cancelled"
+    # Off for less than a day.
+    assert deliveries_of(alice, hook)[0]["state"] == "pending"
+    change(app, created_at=database_now(-DAY - 1), next_attempt_at=database_now(-1))
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Hook).values(quiet_until=database_now(-1)))
+    Maintenance(app).do_round()
+    # It is now the oldest one.
+    assert deliveries_of(alice, hook)[-1]["state"] == "cancelled"
 
 
 @pytest.mark.parametrize(
@@ -620,6 +627,77 @@ def test_no_transaction_changes_more_than_a_few_hundred_deliveries_of_people(
     finally:
         sql_event.remove(engine, "after_cursor_execute", add)
     assert max(counts) <= 200
+
+
+CHANGES = {
+    "off and on": [{"state": "off"}, {"state": "active"}],
+    "off, moved and on": [{"state": "off"}, {"target": "moved"}, {"state": "active"}],
+    "moved": [{"target": "moved"}],
+    "for people": [{"format": "slack"}],
+    "off, for people, and on": [{"state": "off"}, {"format": "slack"}, {"state": "active"}],
+    "for people and back": [{"format": "slack"}, {"format": "standard"}],
+}
+
+
+@pytest.mark.parametrize("steps", CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.parametrize("is_killed", [False, True], ids=["finished", "killed"])
+def test_all_that_is_pending_of_a_changed_hook_is_told_once_and_in_batches(
+    app: Flask,
+    alice: ApiClient,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: list[dict[str, Any]],
+    is_killed: bool,
+) -> None:
+    monkeypatch.setattr(deliveries, "BATCH", 10)
+    hook = add_hook(alice, receiver.url, events=["task.ended"])
+    run(alice)
+    # As after some attempts that failed, and before any.
+    change(app, next_attempt_at=database_now(3_600), attempt_count=3)
+    repeat_event(app, 40)
+    change_half = update(Delivery).where(Delivery.id.in_(select(Delivery.id).limit(20)))
+    with app.app_context(), transaction() as connection:
+        connection.execute(change_half.values(next_attempt_at=database_now(), attempt_count=0))
+    counts: list[int] = []
+    with app.app_context():
+        engine = db.engine
+
+    def add(*call: Any) -> None:
+        counts.append(call[1].rowcount)
+
+    sql_event.listen(engine, "after_cursor_execute", add)
+    try:
+        for fields in steps:
+            target = {"target": receiver.url + "moved"} if "target" in fields else {}
+            expect(alice.patch(f"/hook/{hook['id']}", json=fields | target), 200)
+            if not is_killed:
+                Maintenance(app).do_round()
+                continue
+            # Its process is killed after the first batch of both jobs.
+            with app.app_context():
+                deliveries.expire()
+                deliveries.lease_due(0, deliveries.ReceiverSlots([], set()))
+        Maintenance(app).do_round()
+        make_message_due(app)
+        with looping(app):
+            until(lambda: set(columns(app, "state")) == {("delivered",)})
+    finally:
+        sql_event.remove(engine, "after_cursor_execute", add)
+    assert max(counts) <= 20
+    is_for_people = the_hook(alice, hook)["format"] == "slack"
+    ids = [request.headers.get("webhook-id") for request in receiver.requests]
+    assert len(ids) == len(set(ids)) == (1 if is_for_people else 41)
+
+
+def test_pause_that_began_before_the_clock_was_set_back_does_not_last(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, f"{receiver.url}slack", events=["task.ended"])
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Hook).values(quiet_until=database_now(3_600)))
+    run(alice)
+    with looping(app):
+        until(lambda: deliveries_of(alice, hook)[0]["state"] == "delivered")
 
 
 def test_deletion_of_a_task_cancels_what_is_pending(
@@ -993,6 +1071,29 @@ def test_people_are_not_told_what_is_older_than_a_day(
     Maintenance(app).do_round()
     assert deliveries_of(alice, hook)[1]["state"] == "cancelled"
     assert old["id"] != new["id"]
+
+
+def test_old_events_go_with_few_deliveries_in_a_transaction(
+    app: Flask,
+    alice: ApiClient,
+    receiver: Receiver,
+    no_grace: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(events, "BATCH", 10)
+    add_hook(alice, receiver.url, events=["task.ended"])
+    run(alice)
+    with app.app_context(), transaction() as connection:
+        delivery = connection.execute(select(Delivery.__table__)).one()._asdict()
+        copies = [delivery | {"id": clock.new_id()} for _ in range(24)]
+        connection.execute(insert(Delivery), copies)
+        connection.execute(update(Event).values(at=database_now(-7 * DAY - 1)))
+    left = []
+    for _ in range(3):
+        with app.app_context():
+            events.prune(clock.now())
+        left.append((count(app, Delivery), count(app, Event)))
+    assert left == [(15, 1), (5, 1), (0, 0)]
 
 
 def test_events_are_kept_for_seven_days(

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from flask import Flask
-from sqlalchemy import func, select, update
+from sqlalchemy import func, insert, select, update
 
 from taskservice.app import create_app
 from taskservice.background import removal as retention
@@ -56,6 +56,34 @@ def test_old_finished_task_goes_with_all_that_belongs_to_it(
     maintenance.do_round()
     for model in (TaskModel, Log, LogChunk, LogWriter, Delivery, Attempt):
         assert count(app, model) == 0
+
+
+def test_few_deliveries_go_with_tasks_in_a_transaction(
+    app: Flask,
+    alice: ApiClient,
+    maintenance: Maintenance,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retention, "DELIVERIES_PER_BATCH", 10)
+    for _ in range(5):
+        end(app, alice, alice.start(callback=receiver.url), days=30.1)
+    with app.app_context(), transaction() as connection:
+        for delivery in connection.execute(select(Delivery.__table__)).all():
+            copies = [delivery._asdict() | {"id": clock.new_id()} for _ in range(3)]
+            connection.execute(insert(Delivery), copies)
+    assert count(app, Delivery) == 20
+    batches: list[int] = []
+    remove = removal.remove
+
+    def count_and_remove(connection: Any, task_ids: Any, **options: Any) -> None:
+        batches.append(len(task_ids))
+        remove(connection, task_ids, **options)
+
+    monkeypatch.setattr(removal, "remove", count_and_remove)
+    maintenance.do_round()
+    assert batches == [2, 2, 1]
+    assert count(app, TaskModel) == count(app, Delivery) == 0
 
 
 def test_retention_counts_from_the_end_and_keeps_running_tasks(
