@@ -411,7 +411,9 @@ def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
 
 def _restart(connection: Connection) -> None:
     """Make due some of what is pending for a hook for programs that was turned on, or moved."""
-    this = select(Hook.id, Hook.next_attempt_at).where(_is_hook_due, ~_is_for_people).limit(1)
+    # Any, so that one with very many does not delay the others.
+    this = select(Hook.id, Hook.next_attempt_at).where(_is_hook_due, ~_is_for_people)
+    this = this.order_by(func.random()).limit(1)
     hook = connection.execute(this.with_for_update(skip_locked=True, key_share=True)).first()
     if hook is None:
         return
@@ -684,7 +686,9 @@ def expire() -> bool:
             return True
         expires_at: Any = a_day_after(Delivery.created_at)
         if hook.format not in terms.PEOPLE_FORMATS:
-            expires_at = literal(hook.quiet_until or clock.EARLIEST, Timestamp())
+            # If the clock was set back, this is too far ahead.
+            until = min(hook.quiet_until or clock.EARLIEST, clock.now(DAY_SECONDS))
+            expires_at = literal(until, Timestamp())
         which = select(Delivery.id, (expires_at <= database_now()).label("has_expired"))
         oldest = which.where(Delivery.hook_id == hook.id, is_due).order_by(Delivery.next_attempt_at)
         due = connection.execute(oldest.limit(BATCH).with_for_update(skip_locked=True)).all()

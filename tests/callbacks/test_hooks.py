@@ -689,6 +689,40 @@ def test_all_that_is_pending_of_a_changed_hook_is_told_once_and_in_batches(
     assert len(ids) == len(set(ids)) == (1 if is_for_people else 41)
 
 
+def test_hook_with_very_many_pending_does_not_delay_another_one_that_is_turned_on(
+    app: Flask, alice: ApiClient, bob: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "BATCH", 2)
+    add_hook(alice, "http://127.0.0.1:9", events=["task.ended"])
+    run(alice)
+    change(app, next_attempt_at=database_now(3_600))
+    repeat_event(app, 60)
+    hook = add_hook(bob, "http://127.0.0.1:9", events=["task.ended"])
+    run(bob)
+    change(app, next_attempt_at=database_now(3_600))
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Hook).values(next_attempt_at=database_now()))
+    with app.app_context():
+        for _ in range(25):
+            deliveries.lease_due(0, deliveries.ReceiverSlots([], set()))
+    assert deliveries_of(bob, hook)[0]["nextAttemptAt"] <= clock.now()
+
+
+def test_what_waits_for_a_hook_that_is_off_is_not_moved_again_after_a_clock_change(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, receiver.url, events=["task.ended"])
+    run(alice)
+    expect(alice.patch(f"/hook/{hook['id']}", json={"state": "off"}), 200)
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Hook).values(quiet_until=database_now(30 * DAY)))
+    times = []
+    for _ in range(2):
+        Maintenance(app).do_round()
+        times.append(deliveries_of(alice, hook)[0]["nextAttemptAt"])
+    assert times[0] == times[1] <= clock.now(DAY)
+
+
 def test_pause_that_began_before_the_clock_was_set_back_does_not_last(
     app: Flask, alice: ApiClient, receiver: Receiver
 ) -> None:
