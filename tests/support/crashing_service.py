@@ -109,7 +109,12 @@ def survives(scenario: Scenario, client: Client) -> bool:
     """Whether the service is alive at the end of it."""
     try:
         scenario(client)
-    except (requests.ConnectionError, ConnectionError):
+    except (
+        requests.ConnectionError,
+        # It died between the headers and the end of an answer.
+        requests.exceptions.ChunkedEncodingError,
+        ConnectionError,
+    ):
         return False
     # The service may have died with the last answer.
     process = client.service.process
