@@ -17,6 +17,7 @@ from tests.support.waiting import until
 AGENTS = [f"agent-{number:02}" for number in range(36)]
 SPECIAL = ["backup", "index", "mail", "deploy"]
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
+STEP_SECONDS = 50
 
 
 class Night:
@@ -29,7 +30,10 @@ class Night:
         self.seen: list[str] = []
 
     def pass_time(self, minutes: float) -> None:
-        self.clocks.go_on_with(self.maintenance, seconds=minutes * MINUTE)
+        for _ in range(0, round(minutes * MINUTE), STEP_SECONDS):
+            self.clocks.go_on_with(self.maintenance, seconds=STEP_SECONDS)
+            # Two steps are longer than a lease, after which an attempt would be made again.
+            until(lambda: all(lease is None for (lease,) in columns(self.app, "lease")))
 
     def run(self, agent_id: str, status: str = "complete", message: str = "") -> None:
         task = self.person.start(agent_id, claim=True)

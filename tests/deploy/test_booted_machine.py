@@ -13,6 +13,7 @@ from tests.support.deployed_caddy import needs_other_names
 from tests.support.documents import block_in
 from tests.support.packages import wheel
 from tests.support.requirements import needs
+from tests.support.waiting import until
 
 HOST = "tasks.example.org"
 # Of a root who lets others read nothing.
@@ -151,6 +152,8 @@ def prepare_caddy(machine: BootedMachine) -> None:
 
 def litestream_copies_the_database(machine: BootedMachine) -> None:
     machine.run(block_in("operate", "litestream unit"), CAREFUL, has_internet=True)
+    # One that stops earlier has copied nothing.
+    until(lambda: machine.run("find /replica -name '*.ltx'"))
     machine.run(f"{shell()}\ntaskservice user add carol")
     # It copies the rest before it ends.
     machine.run("systemctl stop taskservice-litestream")
