@@ -113,9 +113,9 @@ def _waits(run: Run, grown: Sequence[Grown]) -> dict[str, list[list[float]]]:
     figures = interleaved(
         run.rounds,
         {
-            f"{path} {number}": partial(each.p50, path, seconds)
+            f"{path} {number}": partial(service.p50, path, seconds)
             for path in (*OF_TASKS, *OF_LINES)
-            for number, each in enumerate(grown)
+            for number, service in enumerate(grown)
         },
     )
     return {
@@ -229,7 +229,7 @@ def requests_of(
         """Requests for the same page whose answers are not shared, as those of tabs are."""
         between = "&" if "?" in path else "?"
         pages = [f"{path}{between}createdAfter=2020-01-01T00:00:00.{n:03}Z" for n in range(SAMPLE)]
-        return [request("GET", each, Cookie=cookie) for each in pages]
+        return [request("GET", url, Cookie=cookie) for url in pages]
 
     return {
         GET: [one("GET", f"/task/{task_id}") for task_id in ids],

@@ -57,7 +57,7 @@ def run(command: list[str], environment: dict[str, str]) -> int:
     return usage.ru_maxrss * 1024
 
 
-def main(wanted: str = "") -> int:
+def main(part: str = "") -> int:
     is_over = False
     folder = Path(tempfile.mkdtemp())
     mark = folder / "mark"
@@ -69,7 +69,7 @@ def main(wanted: str = "") -> int:
         ours = {"TASKSERVICE_URL": service.url, "TASKSERVICE_APIKEY": key}
         environment = {**os.environ, **ours, "XDG_STATE_HOME": str(folder)}
         for name, program in PROGRAMS.items():
-            if wanted not in name:
+            if part not in name:
                 continue
             beside, below, memory = [], [], 0
             for _ in range(1 if "10 s" in name else ROUNDS):

@@ -150,8 +150,8 @@ def measured(run: Run, kinds: Sequence[str]) -> Figures:
     figures, folder = Figures(lines=scaled(LINES, run)), run.subfolder("scaling")
     keys = make_small(folder / "small")
     databases = Databases(folder, folder)
-    for number, wanted in enumerate(SIZES):
-        size = scaled(wanted, run)
+    for number, unscaled in enumerate(SIZES):
+        size = scaled(unscaled, run)
         data = folder / str(number)
         _note(f"making {size:,} tasks")
         database = grow(folder / "small", data, size)
@@ -162,18 +162,18 @@ def measured(run: Run, kinds: Sequence[str]) -> Figures:
                 store = _store(kind, databases, database)
                 _note(f"measuring {size:,} tasks on {kind}")
                 with _place(run, figures, store, data, keys, ids, size) as place:
-                    _measure(place, wanted, databases)
+                    _measure(place, unscaled, databases)
             except UNMEASURABLE as error:
                 figures.left_out[kind] = reason(error)
     return figures
 
 
-def _measure(place: Place, wanted: int, databases: Databases) -> None:
+def _measure(place: Place, unscaled: int, databases: Databases) -> None:
     """Measure what is measured of this number of tasks, before it is scaled."""
     _measure_waits(place)
-    if wanted == LISTED:
+    if unscaled == LISTED:
         _measure_list(place)
-    if wanted == SIZES[-1]:
+    if unscaled == SIZES[-1]:
         _measure_rates(place, databases)
         _measure_count(place)
         _measure_backup(place, databases)
@@ -323,15 +323,15 @@ def _measure_backup(place: Place, databases: Databases) -> None:
 
 def _measure_removal(place: Place) -> None:
     count = min(scaled(REMOVED, place.run), place.size // 10)
-    found = removal.measured(
+    removed = removal.measured(
         place.reader.server, place.store, place.writer, count, place.long_task,
         is_quick=place.run.scale < 1,
     )  # fmt: skip
-    place.add_waits("while nothing is removed", found.quiet)
-    place.add(RATE, found.rate, "tasks/s")
-    place.add_waits(TASKS_REMOVED, found.tasks)
-    place.add(LOG_SECONDS, found.log_seconds, "s")
-    place.add_waits(LOG_REMOVED, found.log)
+    place.add_waits("while nothing is removed", removed.quiet)
+    place.add(RATE, removed.rate, "tasks/s")
+    place.add_waits(TASKS_REMOVED, removed.tasks)
+    place.add(LOG_SECONDS, removed.log_seconds, "s")
+    place.add_waits(LOG_REMOVED, removed.log)
 
 
 def _plan(figures: Figures, size: int) -> plan.Measured:

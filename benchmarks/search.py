@@ -113,11 +113,11 @@ def main() -> None:
         before = forget_peak(service)
         began = time.perf_counter()
         path = f"/task/{failed['id']}/new-lines?against={good['id']}"
-        found = alice.request("GET", path).json()
+        comparison = alice.request("GET", path).json()
         took = time.perf_counter() - began
         cost = memory(service, "VmHWM") - before
-        print(f"two logs of 100 MB compared in {took:.2f} s: {len(found['lines'])} lines, "
-              f"cut: {found['cut']}; {cost} MB more memory")  # fmt: skip
+        print(f"two logs of 100 MB compared in {took:.2f} s: {len(comparison['lines'])} lines, "
+              f"cut: {comparison['cut']}; {cost} MB more memory")  # fmt: skip
 
 
 if __name__ == "__main__":

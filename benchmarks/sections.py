@@ -108,8 +108,8 @@ def reads(run: Run) -> list[Row]:
             )
     pairs = (("get", "bare"), ("304", "bare"), ("get", "naive get"), ("page", "naive page"))
     return [
-        row(goal, figures[own], figures[beside])
-        for goal, (own, beside) in zip(READS, pairs, strict=True)
+        row(goal, figures[ours], figures[beside])
+        for goal, (ours, beside) in zip(READS, pairs, strict=True)
     ]
 
 
@@ -198,8 +198,8 @@ def hooks(run: Run) -> list[Row]:
         p50 = interleaved(run.rounds * 2, {name: partial(reported, name) for name in people})
     # Where the difference is noise it can be negative, but no figure of the table can.
     pairs = zip(p50["hooks"], p50["none"], strict=True)
-    more = [max(own - other, 0.001) for own, other in pairs]
-    return [row(HOOKS[0], more)]
+    differences = [max(with_hooks - without, 0.001) for with_hooks, without in pairs]
+    return [row(HOOKS[0], differences)]
 
 
 # --- the whole list -----------------------------------------------------------------------

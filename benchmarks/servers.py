@@ -110,11 +110,11 @@ class Server:
     def pids(self) -> list[int]:
         """All of its processes."""
         assert self.process is not None
-        found = [self.process.pid]
-        for pid in found:
+        pids = [self.process.pid]
+        for pid in pids:
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-            found += [int(child) for child in children.split()]
-        return found
+            pids += [int(child) for child in children.split()]
+        return pids
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

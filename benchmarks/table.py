@@ -73,7 +73,7 @@ def row(goal: Goal, ours: Samples, beside: Samples = (), *, inverted: bool = Fal
     """The row of figures that were measured in turn; `inverted` for how many times as fast."""
     if not beside:
         return Row(goal, statistics.median(ours), rounds={"ours": list(ours)})
-    ratio = statistics.median(own / other for own, other in zip(ours, beside, strict=True))
+    ratio = statistics.median(figure / other for figure, other in zip(ours, beside, strict=True))
     return Row(
         goal,
         statistics.median(ours),
@@ -99,14 +99,14 @@ HEAD = ("path", "ours", "beside", "ratio", "goal", "reached")
 
 def cells(row: Row) -> list[str]:
     goal = row.goal
-    own = [" / ".join(filter(None, (goal.path, goal.beside))), figure_text(row.ours, goal.unit)]
+    columns = [" / ".join(filter(None, (goal.path, goal.beside))), figure_text(row.ours, goal.unit)]
     if row.left_out:
-        own[1] = f"left out: {row.left_out}"
+        columns[1] = f"left out: {row.left_out}"
     beside = "" if math.isnan(row.beside) else figure_text(row.beside, goal.unit)
     sign = "≤ " if goal.is_less_better else ""
     unit = goal.unit if goal.is_absolute else ""
     bound = "" if goal.at_least is None else sign + figure_text(goal.at_least, unit)
-    return [*own, beside, _number(row.ratio), bound, row.verdict]
+    return [*columns, beside, _number(row.ratio), bound, row.verdict]
 
 
 def figure_text(value: float | None, unit: str) -> str:

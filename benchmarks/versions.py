@@ -126,9 +126,9 @@ def main(commit: str) -> None:
             for server in servers:
                 server.environment |= setup.variables
             with running(*servers):
-                wanted = [requests_of(fill(server)) for server in servers]
+                by_server = [requests_of(fill(server)) for server in servers]
                 for name in setup.paths:
-                    compare(setup, name, servers, [each[name] for each in wanted])
+                    compare(setup, name, servers, [requests[name] for requests in by_server])
         servers = [ours(Path(path, "start-this")), ours(Path(path, "start-other"), other)]
         compare_starts(servers)
 

@@ -101,8 +101,8 @@ def create_app(database: str = "") -> Flask:
 
     @app.get("/api/v1/task/<task_id>")
     def get(task_id: str) -> ResponseReturnValue:
-        found = select(Task).where(Task.id == task_id, Task.user_id == g.user.id)
-        return jsonify(task_schema.dump(db.one_or_404(found)))
+        query = select(Task).where(Task.id == task_id, Task.user_id == g.user.id)
+        return jsonify(task_schema.dump(db.one_or_404(query)))
 
     @app.get("/api/v1/task")
     def list_all() -> ResponseReturnValue:

@@ -87,22 +87,22 @@ def now() -> str:
 def start() -> Response:
     body = orjson.loads(request.get_data())
     agent_id = body.get("agentId")
-    name, given = body.get("name") or agent_id, body.get("input") or {}
-    if not (isinstance(name, str) and isinstance(given, dict)):
+    name, input_ = body.get("name") or agent_id, body.get("input") or {}
+    if not (isinstance(name, str) and isinstance(input_, dict)):
         abort(422)
     task_id, moment = str(uuid4()), now()
     try:
         with transaction() as writer:
             writer.execute(
                 "INSERT INTO tasks VALUES (?, ?, ?, ?, 'running', ?, ?, ?, '{}', 0)",
-                [task_id, g.user_id, agent_id, name, moment, moment, orjson.dumps(given).decode()],
+                [task_id, g.user_id, agent_id, name, moment, moment, orjson.dumps(input_).decode()],
             )
     except sqlite3.IntegrityError:
         abort(422)
     return created({
         "id": task_id, "userId": g.user_id, "agentId": agent_id, "name": name,
         "status": "running", "createdAt": moment, "updatedAt": moment, "claimedAt": None,
-        "finishedAt": None, "input": given, "output": {}, "logs": [], "error": None,
+        "finishedAt": None, "input": input_, "output": {}, "logs": [], "error": None,
         "callback": None,
     })  # fmt: skip
 

@@ -71,9 +71,9 @@ def test_key_revoke_of_a_user_revokes_all_of_that_user(
         for name in ("alice", "bob"):
             run(tmp_path, "user", "add", name, **settings)
         run(tmp_path, "key", "add", "alice", "--name", "machine", **settings)
-        for said in ("2 keys revoked", "0 keys revoked"):
+        for message in ("2 keys revoked", "0 keys revoked"):
             revoked = run(tmp_path, "key", "revoke", "--user", "alice", **settings)
-            assert (revoked.returncode, revoked.stdout, revoked.stderr) == (0, f"{said}\n", "")
+            assert (revoked.returncode, revoked.stdout, revoked.stderr) == (0, f"{message}\n", "")
         listed = run(tmp_path, "key", "list", "--json", **settings).stdout.splitlines()
         keys = [(key["user"], key["revokedAt"] is None) for key in map(json.loads, listed)]
         assert keys == [("alice", False), ("alice", False), ("bob", True)]

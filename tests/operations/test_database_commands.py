@@ -131,8 +131,8 @@ def test_backup_names_the_secret_key(data: Path, tmp_path: Path) -> None:
     run(data, "db", "upgrade", SECRET_KEY="")
     kept = run(data, "db", "backup", str(tmp_path / "one.db"), SECRET_KEY="")
     assert str(data / "secret_key") in kept.stderr
-    given = run(data, "db", "backup", str(tmp_path / "two.db"))
-    assert (given.returncode, given.stderr) == (0, "")
+    result = run(data, "db", "backup", str(tmp_path / "two.db"))
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_backup_replaces_nothing_unless_told_to(data: Path, tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_backup_replaces_no_file_of_the_service_and_nothing_that_is_no_file(
     (tmp_path / "link").symlink_to(data / "taskservice.db-writers")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
-    own = ["secret_key", "taskservice.db", *(f"taskservice.db-{end}" for end in ENDS)]
-    targets = [*(data / name for name in own), *(tmp_path / name for name in NO_FILES)]
+    service_files = ["secret_key", "taskservice.db", *(f"taskservice.db-{end}" for end in ENDS)]
+    targets = [*(data / name for name in service_files), *(tmp_path / name for name in NO_FILES)]
     before = files(data)
     for target in targets:
         with subtests.test(target.name):
@@ -292,43 +292,43 @@ def grow(database: Path, megabytes: int) -> None:
 
 def revision(database: Path) -> str:
     connection = sqlite3.connect(database)
-    (found,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     connection.close()
-    return str(found)
+    return str(revision)
 
 
 # --- check -------------------------------------------------------------------------------
 
 
-def states(found: dict[str, dict[str, str]]) -> set[str]:
+def states(checks: dict[str, dict[str, str]]) -> set[str]:
     # This machine may have a SQLite with the known bug, or a disk with little space.
-    return {line["state"] for name, line in found.items() if name not in ("sqlite", "disk")}
+    return {line["state"] for name, line in checks.items() if name not in ("sqlite", "disk")}
 
 
 def test_sound_database_is_ok(data: Path) -> None:
-    found = check(data)
-    assert list(found) == ["sqlite", "file", "disk", "integrity", "revision", "deliveries"]
-    assert states(found) == {"ok"}
-    assert sqlite3.sqlite_version in found["sqlite"]["message"]
+    checks = check(data)
+    assert list(checks) == ["sqlite", "file", "disk", "integrity", "revision", "deliveries"]
+    assert states(checks) == {"ok"}
+    assert sqlite3.sqlite_version in checks["sqlite"]["message"]
     lines = run(data, "db", "check").stdout.splitlines()
-    assert len(lines) == len(found)
+    assert len(lines) == len(checks)
     assert all(line.split()[0] in ("ok", "warning") for line in lines)
 
 
 def test_sound_postgresql_is_ok(databases: Databases, tmp_path: Path) -> None:
-    found = check(tmp_path, DATABASE_URL=databases.empty_postgresql())
-    assert list(found) == ["server", "durability", "revision", "deliveries"]
+    checks = check(tmp_path, DATABASE_URL=databases.empty_postgresql())
+    assert list(checks) == ["server", "durability", "revision", "deliveries"]
     # The server of the tests may run without fsync.
-    del found["durability"]
-    assert states(found) == {"ok"}
+    del checks["durability"]
+    assert states(checks) == {"ok"}
 
 
 def test_full_disk_is_an_error(data: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         shutil.copy(data / "taskservice.db", disk)
         filler = fill(disk)
-        found = check(disk, 1)["disk"]
-        assert (found["state"], found["message"]) == ("error", "The disk is full: writes fail")
+        line = check(disk, 1)["disk"]
+        assert (line["state"], line["message"]) == ("error", "The disk is full: writes fail")
         filler.unlink()
         assert check(disk)["disk"]["state"] == "warning"
 
@@ -363,9 +363,9 @@ def corrupt(database: Path) -> None:
 
 def test_corrupted_page_is_found(data: Path) -> None:
     corrupt(data / "taskservice.db")
-    found = check(data, 1)
-    assert found["integrity"]["state"] == "error"
-    assert "deliveries" in found
+    checks = check(data, 1)
+    assert checks["integrity"]["state"] == "error"
+    assert "deliveries" in checks
 
 
 def test_reference_to_nothing_is_found(data: Path) -> None:
@@ -376,8 +376,8 @@ def test_reference_to_nothing_is_found(data: Path) -> None:
 
 def test_newer_revision_is_found_and_left_alone(data: Path) -> None:
     change(data, "UPDATE alembic_version SET version_num = '9999'")
-    found = check(data, 1)
-    assert "newer than the code" in found["revision"]["message"]
+    checks = check(data, 1)
+    assert "newer than the code" in checks["revision"]["message"]
     assert revision(data / "taskservice.db") == "9999"
 
 
@@ -405,9 +405,9 @@ def test_file_that_is_no_database_is_an_error(tmp_path: Path) -> None:
 
 def test_unreachable_server_is_an_error_without_its_password(tmp_path: Path) -> None:
     url = "postgresql://nobody:hidden-word@127.0.0.1:1/nowhere"
-    found = check(tmp_path, 1, DATABASE_URL=url)
-    assert found["connection"]["state"] == "error"
-    assert "hidden-word" not in json.dumps(found)
+    checks = check(tmp_path, 1, DATABASE_URL=url)
+    assert checks["connection"]["state"] == "error"
+    assert "hidden-word" not in json.dumps(checks)
 
 
 @pytest.mark.parametrize(("seconds", "state"), [(10, "ok"), (600, "warning")])
@@ -420,9 +420,9 @@ def test_unsent_webhooks_are_a_warning(data: Path, seconds: int, state: str) -> 
         "SELECT 'd', id, user_id, 'http://x/', 'x', 'pending', '2026', 0, "
         f"'{clock.now(-seconds)}' FROM tasks",
     )
-    found = check(data)["deliveries"]
-    assert found["state"] == state
-    assert ("taskservice background" in found["message"]) == (state != "ok")
+    line = check(data)["deliveries"]
+    assert line["state"] == state
+    assert ("taskservice background" in line["message"]) == (state != "ok")
 
 
 @pytest.mark.parametrize(
@@ -436,8 +436,8 @@ def test_unsent_webhooks_are_a_warning(data: Path, seconds: int, state: str) -> 
 def test_versions_of_sqlite_with_its_bug_are_known(
     version: tuple[int, int, int], state: str
 ) -> None:
-    found, message = database_check.sqlite_version(version)
-    assert found == state
+    version_state, message = database_check.sqlite_version(version)
+    assert version_state == state
     assert ("that taskservice avoids" in message) == (state == "warning")
     page = "docs/operate/postgresql.md#sqlite-files-and-versions"
     assert message.endswith(page) == (state == "warning")
@@ -493,8 +493,8 @@ def pruned(service: Service, *arguments: str, **settings: str) -> dict[str, Any]
         [*COMMAND, "prune", "--json", *arguments], env=service.environment | names,
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
+    counts: dict[str, Any] = json.loads(result.stdout)
+    return counts
 
 
 def test_prune_does_what_its_dry_run_says_while_the_service_runs(
@@ -506,16 +506,16 @@ def test_prune_does_what_its_dry_run_says_while_the_service_runs(
     alice = old_tasks(service, url)
     before = alice.request("GET", "/task").json()
     logs = {"LOG_RETENTION_DAYS": "7"}
-    said = pruned(service, "--dry-run", **logs)
-    assert (said["tasks"], said["logs"]) == (0, 2)
+    counts = pruned(service, "--dry-run", **logs)
+    assert (counts["tasks"], counts["logs"]) == (0, 2)
     assert alice.request("GET", "/task").json() == before
-    assert pruned(service, **logs) == said
+    assert pruned(service, **logs) == counts
     lines = [len(task["logs"]) for task in alice.request("GET", "/task").json()]
     assert lines == [1, 0, 0]
     both = {"RETENTION_DAYS": "30", **logs}
-    said = pruned(service, "--dry-run", **both)
-    assert (said["tasks"], said["logs"]) == (2, 0)
-    assert pruned(service, **both) == said
+    counts = pruned(service, "--dry-run", **both)
+    assert (counts["tasks"], counts["logs"]) == (2, 0)
+    assert pruned(service, **both) == counts
     assert alice.request("GET", "/task").json() == before[:1]
     assert pruned(service, **both) == {"tasks": 0, "logs": 0}
 
@@ -538,6 +538,6 @@ def test_prune_returns_the_space_immediately(data: Path) -> None:
         "UPDATE logs SET task_id = (SELECT id FROM tasks)",
     )
     assert database.stat().st_size > 30_000_000
-    said = run(data, "prune", RETENTION_DAYS="30").stdout
-    assert said == "1 task deleted\n"
+    printed = run(data, "prune", RETENTION_DAYS="30").stdout
+    assert printed == "1 task deleted\n"
     assert database.stat().st_size < 5_000_000

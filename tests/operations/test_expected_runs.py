@@ -303,9 +303,9 @@ def test_next_start_ends_lateness(
             assert told(alice, hook)[-2:] == [("agent.late", agent_id), ("agent.back", agent_id)]
             sent += 2
             (back,) = (
-                each["data"]
-                for each in messages(app, receiver, sent)[-2:]
-                if each["type"] == "agent.back"
+                message["data"]
+                for message in messages(app, receiver, sent)[-2:]
+                if message["type"] == "agent.back"
             )
             assert (back["task"]["id"], back["dueAt"]) == (task["id"], due_at)
             assert back["onTime"] is on_time
@@ -477,7 +477,7 @@ def test_late_agents_are_found_by_index(app: Flask, alice: ApiClient, no_grace: 
     statements: list[tuple[str, Any]] = []
     with before_writes(app, lambda *statement: statements.append(statement)):
         Maintenance(app).do_round()
-    ((text, values),) = [each for each in statements if "late_at" in each[0]]
+    ((text, values),) = [statement for statement in statements if "late_at" in statement[0]]
     assert plan_of(app, text, values) == [
         "SEARCH agents USING INDEX agents_due (late_at<?)",
         "CORRELATED SCALAR SUBQUERY 1",
@@ -502,7 +502,7 @@ def test_late_agents_are_found_by_index_on_postgresql(
     statements: list[tuple[str, Any]] = []
     with before_writes(app, lambda *statement: statements.append(statement)):
         Maintenance(app).do_round()
-    ((text, values),) = [each for each in statements if "late_at" in each[0]]
+    ((text, values),) = [statement for statement in statements if "late_at" in statement[0]]
     with app.app_context(), transaction() as connection:
         connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
         connection.exec_driver_sql("SET LOCAL enable_bitmapscan = off")

@@ -81,12 +81,12 @@ class Place:
 
 
 @pytest.fixture
-def here(app: Flask, config: Config, tmp_path: Path) -> Place:
+def source(app: Flask, config: Config, tmp_path: Path) -> Place:
     return Place(tmp_path, str(config.DATABASE_URL), app)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def there(
+def target(
     request: pytest.FixtureRequest,
     standard_config: Config,
     databases: Databases,
@@ -94,7 +94,7 @@ def there(
     tmp_path: Path,
 ) -> Iterator[Place]:
     """Another database, which is empty."""
-    with new_place(request.param, standard_config, databases, apps, tmp_path / "there") as place:
+    with new_place(request.param, standard_config, databases, apps, tmp_path / "target") as place:
         yield place
 
 
@@ -116,27 +116,27 @@ def parsed(lines: bytes) -> list[Json]:
 
 def with_line(lines: bytes, change: Callable[[Json], Any], kind: str) -> bytes:
     """The export with a change of its first line of a kind."""
-    found = parsed(lines)
-    change(next(line for line in found if line["type"] == kind))
-    return b"".join(json.dumps(line).encode() + b"\n" for line in found)
+    objects = parsed(lines)
+    change(next(line for line in objects if line["type"] == kind))
+    return b"".join(json.dumps(line).encode() + b"\n" for line in objects)
 
 
 both_ways = pytest.mark.parametrize(
-    ("database_url", "there"), [("sqlite", "postgresql"), ("postgresql", "sqlite")], indirect=True
+    ("database_url", "target"), [("sqlite", "postgresql"), ("postgresql", "sqlite")], indirect=True
 )
 
 
 # --- and back ----------------------------------------------------------------------------
 
 
-def test_export_comes_back_as_it_was(here: Place, there: Place, receiver: Receiver) -> None:
-    people = fill(here.app, receiver)
-    exported = here.export()
-    imported = there.add(exported)
-    assert imported["tasks"] == len(rows(here.app)["tasks"])
+def test_export_comes_back_as_it_was(source: Place, target: Place, receiver: Receiver) -> None:
+    people = fill(source.app, receiver)
+    exported = source.export()
+    imported = target.add(exported)
+    assert imported["tasks"] == len(rows(source.app)["tasks"])
     assert imported["existing_tasks"] == 0
     assert sorted(imported["users"]) == ["alice", "bob"]
-    again = there.export()
+    again = target.export()
     changed = [(a, b) for a, b in zip(parsed(exported), parsed(again), strict=True) if a != b]
     # Only a pending delivery differs, which is cancelled, and the hooks, which are off.
     assert {a["type"] for a, _ in changed} == {"delivery", "user"}
@@ -146,31 +146,31 @@ def test_export_comes_back_as_it_was(here: Place, there: Place, receiver: Receiv
     for before, after in ((a["hooks"], b["hooks"]) for a, b in changed if a["type"] == "user"):
         assert after == [hook | off for hook in before]
     for person in people:
-        assert answers(there.person(person.name)) == answers(person)
+        assert answers(target.person(person.name)) == answers(person)
 
 
 def answers(person: ApiClient) -> Any:
     """What the API says of tasks."""
     tasks = expect(person.get("/task?expand=agent,user"), 200)
-    found = [tasks, expect(person.get("/agent?expand=health"), 200)]
+    bodies = [tasks, expect(person.get("/agent?expand=health"), 200)]
     for task in tasks:
         path = f"/task/{task['id']}"
-        found.append(person.get(path).headers["ETag"])
-        found.append(expect(person.get(f"{path}/question"), 200))
-        found.append(expect(person.get(f"{path}/logs?times=true&limit=10000"), 200))
+        bodies.append(person.get(path).headers["ETag"])
+        bodies.append(expect(person.get(f"{path}/question"), 200))
+        bodies.append(expect(person.get(f"{path}/logs?times=true&limit=10000"), 200))
         deliveries = expect(person.get(f"{path}/deliveries"), 200)
         for delivery in deliveries:
             is_pending = delivery["state"] == "pending"
             delivery |= {"state": "cancelled", "nextAttemptAt": None} if is_pending else {}
-        found.append(deliveries)
+        bodies.append(deliveries)
     for query in ("label=env:prod", "q=%C4%B0", "sort=finishedAt"):
-        found.append(expect(person.get(f"/task?{query}"), 200))
-    return found
+        bodies.append(expect(person.get(f"/task?{query}"), 200))
+    return bodies
 
 
 @both_ways
-def test_state_of_an_agent_follows_from_its_imported_tasks(here: Place, there: Place) -> None:
-    alice = add_user(here.app, "alice")
+def test_state_of_an_agent_follows_from_its_imported_tasks(source: Place, target: Place) -> None:
+    alice = add_user(source.app, "alice")
     for agent_id, outcomes in {"broken": "+-+--x-", "ok": "--+-+x+", "new": "x"}.items():
         for outcome in outcomes:
             task = alice.start(agent_id, claim=True)
@@ -178,62 +178,62 @@ def test_state_of_an_agent_follows_from_its_imported_tasks(here: Place, there: P
                 expect(alice.post(f"/task/{task['id']}/cancel"), 200)
             else:
                 alice.report(task, status="complete" if outcome == "+" else "error")
-    exported = here.export()
-    there.add(exported)
-    imported = there.person("alice")
+    exported = source.export()
+    target.add(exported)
+    imported = target.person("alice")
     assert answers(imported) == answers(alice)
     attention = expect(imported.get("/attention"), 200)
-    assert [each["text"] for each in attention] == ["Failed 3 times in a row"]
+    assert [item["text"] for item in attention] == ["Failed 3 times in a row"]
     assert attention == expect(alice.get("/attention"), 200)
     # Tasks that exist already change nothing.
     imported.report(imported.start("broken", claim=True), status="complete")
-    there.add(exported)
+    target.add(exported)
     assert expect(imported.get("/attention"), 200) == []
 
 
 @both_ways
-def test_import_tells_no_hooks(here: Place, there: Place, receiver: Receiver) -> None:
-    alice = add_user(here.app, "alice")
+def test_import_tells_no_hooks(source: Place, target: Place, receiver: Receiver) -> None:
+    alice = add_user(source.app, "alice")
     alice.report(alice.start("backup", claim=True), status="complete")
-    there.add(here.export())
-    imported = there.person("alice")
+    target.add(source.export())
+    imported = target.person("alice")
     hook = expect(imported.post("/hook", json={"target": receiver.url, "events": EVENTS}), 201)
     task = alice.start("backup", claim=True)
     expect(alice.post(f"/task/{task['id']}/question", json={"message": "Go?"}), 201)
     alice.report(task, status="error")
-    there.add(here.export())
+    target.add(source.export())
     assert imported.task(task)["status"] == "error"
     # What happens next is told as if the imported tasks had ended here.
     imported.report(imported.start("backup", claim=True), status="complete")
     told = expect(imported.get(f"/hook/{hook['id']}/deliveries"), 200)
-    assert [each["event"] for each in told] == ["agent.fixed", "task.ended"]
+    assert [delivery["event"] for delivery in told] == ["agent.fixed", "task.ended"]
 
 
 @both_ways
 def test_export_of_an_import_has_the_same_bytes(
-    here: Place, there: Place, receiver: Receiver, standard_config: Config, databases: Databases,
+    source: Place, target: Place, receiver: Receiver, standard_config: Config, databases: Databases,
     apps: Apps, tmp_path: Path,
 ) -> None:  # fmt: skip
-    fill(here.app, receiver)
-    there.add(here.export())
-    once = there.export()
+    fill(source.app, receiver)
+    target.add(source.export())
+    once = target.export()
     with new_place("sqlite", standard_config, databases, apps, tmp_path / "third") as third:
         third.add(once)
         assert third.export() == once
 
 
 @both_ways
-def test_import_again_changes_nothing(here: Place, there: Place, receiver: Receiver) -> None:
-    fill(here.app, receiver, ("alice",))
-    exported = here.export()
-    first = there.add(exported)
-    before = rows(there.app)
-    second = there.add(exported)
+def test_import_again_changes_nothing(source: Place, target: Place, receiver: Receiver) -> None:
+    fill(source.app, receiver, ("alice",))
+    exported = source.export()
+    first = target.add(exported)
+    before = rows(target.app)
+    second = target.add(exported)
     assert second == {
         "tasks": 0, "existing_tasks": first["tasks"], "users": [], "agents": 0, "hooks": 0,
     }  # fmt: skip
-    assert rows(there.app) == before
-    shown = there.run("import", stdin=exported).stdout.decode()
+    assert rows(target.app) == before
+    shown = target.run("import", stdin=exported).stdout.decode()
     assert (
         f"0 tasks imported, {first['tasks']} already existed; 0 users, 0 agents and 0 hooks"
         in shown
@@ -242,42 +242,42 @@ def test_import_again_changes_nothing(here: Place, there: Place, receiver: Recei
 
 @both_ways
 def test_import_into_other_data_adds_what_is_missing_and_changes_nothing_else(
-    here: Place, there: Place, receiver: Receiver
+    source: Place, target: Place, receiver: Receiver
 ) -> None:
-    fill(here.app, receiver, ("alice",))
-    alice = add_user(there.app, "alice")
+    fill(source.app, receiver, ("alice",))
+    alice = add_user(target.app, "alice")
     alice.register("summarizer", name="Mine")
     headers = {"Idempotency-Key": "once"}
-    own = expect(alice.post("/task", json={"agentId": "summarizer"}, headers=headers), 201)
-    own = alice.report(own, name="mine too")
-    before = rows(there.app)
-    imported = there.add(here.export())
+    kept_task = expect(alice.post("/task", json={"agentId": "summarizer"}, headers=headers), 201)
+    kept_task = alice.report(kept_task, name="mine too")
+    before = rows(target.app)
+    imported = target.add(source.export())
     assert imported["users"] == []
     # The agent `idle` is new.
     assert imported["agents"] == 1
-    after = rows(there.app)
+    after = rows(target.app)
     # The state of an agent follows from all of its tasks.
     unchanged = before.keys() - {"agents"}
     assert all(set(before[name]) <= set(after[name]) for name in unchanged)
-    assert alice.task(own) == own
+    assert alice.task(kept_task) == kept_task
     assert expect(alice.get("/agent/summarizer"), 200)["name"] == "Mine"
     again = expect(alice.post("/task", json={"agentId": "summarizer"}, headers=headers), 201)
-    assert again["id"] == own["id"]
+    assert again["id"] == kept_task["id"]
     listed = expect(alice.get("/task"), 200)
-    assert {task["userId"] for task in listed} == {own["userId"]}
+    assert {task["userId"] for task in listed} == {kept_task["userId"]}
     assert len(listed) == imported["tasks"] + 1
 
 
 @both_ways
-def test_requests_can_be_repeated_after_an_import(here: Place, there: Place) -> None:
-    alice = add_user(here.app, "alice")
+def test_requests_can_be_repeated_after_an_import(source: Place, target: Place) -> None:
+    alice = add_user(source.app, "alice")
     alice.register("summarizer")
     body, headers = {"agentId": "summarizer", "input": {"a": 1}}, {"Idempotency-Key": "once"}
     task = expect(alice.post("/task", json=body, headers=headers), 201)
     expect(alice.post("/agent/summarizer/claim"), 200)
     alice.append(task, "one", "two", writer="w", seq=1)
-    there.add(here.export())
-    moved = there.person("alice")
+    target.add(source.export())
+    moved = target.person("alice")
     again = moved.post("/task", json=body, headers=headers)
     assert again.headers["Idempotency-Replayed"] == "true"
     assert expect(again, 201)["id"] == task["id"]
@@ -287,15 +287,15 @@ def test_requests_can_be_repeated_after_an_import(here: Place, there: Place) -> 
 
 @both_ways
 def test_pending_delivery_keeps_its_attempts_and_sends_nothing(
-    here: Place, there: Place, receiver: Receiver
+    source: Place, target: Place, receiver: Receiver
 ) -> None:
     receiver.answer = answer(503)
-    alice = add_user(here.app, "alice")
+    alice = add_user(source.app, "alice")
     task = alice.start(claim=True, callback=receiver.url)
     alice.report(task, status="complete")
     pending = the_delivery(alice, task)
-    there.add(here.export())
-    moved = there.person("alice")
+    target.add(source.export())
+    moved = target.person("alice")
     delivery = the_delivery(moved, task)
     assert delivery == pending | {"state": "cancelled", "nextAttemptAt": None}
     assert len(receiver.requests) == 1
@@ -304,12 +304,12 @@ def test_pending_delivery_keeps_its_attempts_and_sends_nothing(
     expect(moved.post(f"/task/{task['id']}/deliveries"), 202)
 
 
-def test_keys_and_secrets_are_not_exported(here: Place, receiver: Receiver) -> None:
-    (alice,) = fill(here.app, receiver, ("alice",))
-    exported = here.export().decode()
+def test_keys_and_secrets_are_not_exported(source: Place, receiver: Receiver) -> None:
+    (alice,) = fill(source.app, receiver, ("alice",))
+    exported = source.export().decode()
     secret = expect(alice.get("/callback-secret"), 200)["secret"]
-    digests = [str(row[4]) for row in rows(here.app)["api_keys"]]
-    assert not [each for each in (alice.key, secret, *digests) if each in exported]
+    digests = [str(row[4]) for row in rows(source.app)["api_keys"]]
+    assert not [hidden for hidden in (alice.key, secret, *digests) if hidden in exported]
     assert '"name":"expired"' not in exported
 
 
@@ -317,39 +317,39 @@ def test_keys_and_secrets_are_not_exported(here: Place, receiver: Receiver) -> N
 
 
 @both_ways
-def test_export_of_one_user_and_since_a_time(here: Place, there: Place) -> None:
-    alice, bob = add_user(here.app, "alice"), add_user(here.app, "bob")
+def test_export_of_one_user_and_since_a_time(source: Place, target: Place) -> None:
+    alice, bob = add_user(source.app, "alice"), add_user(source.app, "bob")
     old, new = alice.start(name="old"), alice.start(name="new")
     child = alice.start(name="child", parentId=old["id"])
     bob.start()
-    set_columns(here.app, old, updated_at="2026-01-01T00:00:00.000Z")
-    lines = parsed(here.export("--user", "alice", "--since", "2026-01-01T01:00:00.001+01:00"))
+    set_columns(source.app, old, updated_at="2026-01-01T00:00:00.000Z")
+    lines = parsed(source.export("--user", "alice", "--since", "2026-01-01T01:00:00.001+01:00"))
     assert [line["name"] for line in lines if line["type"] == "user"] == ["alice"]
     assert [line["id"] for line in lines if line["type"] == "task"] == [new["id"], child["id"]]
     assert lines[-1] == {"type": "end", "tasks": 2}
-    everything = parsed(here.export("--since", "2026-01-01T00:00:00Z"))
+    everything = parsed(source.export("--since", "2026-01-01T00:00:00Z"))
     assert len([line for line in everything if line["type"] == "task"]) == 4
     # Its parent is not there.
-    there.add(here.export("--since", "2026-02-01T00:00:00Z"))
-    assert there.person("alice").task(child)["parentId"] is None
+    target.add(source.export("--since", "2026-02-01T00:00:00Z"))
+    assert target.person("alice").task(child)["parentId"] is None
 
 
-def test_unknown_user_and_wrong_time_are_refused(here: Place) -> None:
-    done = here.run("export", "--user", "nobody")
+def test_unknown_user_and_wrong_time_are_refused(source: Place) -> None:
+    done = source.run("export", "--user", "nobody")
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"There is no user nobody" in done.stderr
-    done = here.run("export", "--since", "yesterday")
+    done = source.run("export", "--since", "yesterday")
     assert done.returncode == 2
     assert b"Must be a time in RFC 3339" in done.stderr
 
 
 @both_ways
-def test_exports_of_older_and_later_versions_are_imported(here: Place, there: Place) -> None:
-    alice = add_user(here.app, "alice")
+def test_exports_of_older_and_later_versions_are_imported(source: Place, target: Place) -> None:
+    alice = add_user(source.app, "alice")
     task = alice.start(claim=True)
     question = {"message": "Deploy?"}
     expect(alice.post(f"/task/{task['id']}/question", json=question), 201)
-    asking, lines = alice.task(task), here.export()
+    asking, lines = alice.task(task), source.export()
 
     def change(line: Json) -> None:
         line.pop("hooks", None)
@@ -359,38 +359,38 @@ def test_exports_of_older_and_later_versions_are_imported(here: Place, there: Pl
 
     for kind in ("user", "task", "question"):
         lines = with_line(lines, change, kind)
-    there.add(lines)
-    assert there.person("alice").task(task) == asking | {"startedBy": None}
+    target.add(lines)
+    assert target.person("alice").task(task) == asking | {"startedBy": None}
 
 
 @both_ways
-def test_expected_runs_count_from_the_import(here: Place, there: Place) -> None:
-    alice = add_user(here.app, "alice")
+def test_expected_runs_count_from_the_import(source: Place, target: Place) -> None:
+    alice = add_user(source.app, "alice")
     cron = {"cron": "0 2 * * *", "timeZone": "Europe/Berlin", "grace": 60}
     alice.register("nightly", expect=cron)
     alice.register("hourly", expect={"every": 3_600})
-    exported, before = here.export(), clock.now()
-    there.add(exported)
-    assert there.export() == exported
-    nightly = expect(there.person("alice").get("/agent/nightly?expand=health"), 200)
+    exported, before = source.export(), clock.now()
+    target.add(exported)
+    assert target.export() == exported
+    nightly = expect(target.person("alice").get("/agent/nightly?expand=health"), 200)
     assert nightly["expect"] == cron
     assert nightly["health"]["dueAt"] > before
-    hourly = expect(there.person("alice").get("/agent/hourly?expand=health"), 200)
+    hourly = expect(target.person("alice").get("/agent/hourly?expand=health"), 200)
     assert hourly["health"]["dueAt"] >= clock.moved(before, 3_600)
 
 
 @both_ways
-def test_export_of_an_empty_database_is_imported(here: Place, there: Place) -> None:
-    assert there.add(here.export())["tasks"] == 0
+def test_export_of_an_empty_database_is_imported(source: Place, target: Place) -> None:
+    assert target.add(source.export())["tasks"] == 0
 
 
-def test_lines_of_an_export_are_documented(here: Place, receiver: Receiver) -> None:
-    fill(here.app, receiver, ("alice",))
+def test_lines_of_an_export_are_documented(source: Place, receiver: Receiver) -> None:
+    fill(source.app, receiver, ("alice",))
     documented = {
         row[0].strip("`"): set(re.findall(r"`(\w+)`", re.sub(r" \([^)]*\)", "", row[1])))
         for row in table("docs/operate/export.md", "## Export format")
     }
-    exported = {line["type"]: line.keys() - {"type"} for line in parsed(here.export())}
+    exported = {line["type"]: line.keys() - {"type"} for line in parsed(source.export())}
     assert documented == exported | {"void": {"taskId"}}
     assert list(documented) == list(export_lines.LINES)
 
@@ -456,41 +456,41 @@ WRONG: dict[str, tuple[str, Callable[[Json], Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("there", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("target", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_wrong_line_is_named_and_nothing_is_imported(
-    here: Place, there: Place, receiver: Receiver, subtests: pytest.Subtests
+    source: Place, target: Place, receiver: Receiver, subtests: pytest.Subtests
 ) -> None:
-    fill(here.app, receiver, ("alice",))
-    exported = here.export()
+    fill(source.app, receiver, ("alice",))
+    exported = source.export()
     for name, (kind, change, reason) in WRONG.items():
         with subtests.test(name):
-            line = there.refuse(with_line(exported, change, kind))
-            number = next(n for n, each in enumerate(parsed(exported), 1) if each["type"] == kind)
+            line = target.refuse(with_line(exported, change, kind))
+            number = next(n for n, row in enumerate(parsed(exported), 1) if row["type"] == kind)
             assert f"Nothing was imported: line {number}: {reason}" in line
 
 
 @both_ways
-def test_file_that_is_cut_off_is_refused(here: Place, there: Place, receiver: Receiver) -> None:
-    fill(here.app, receiver, ("alice",))
-    exported = here.export()
+def test_file_that_is_cut_off_is_refused(source: Place, target: Place, receiver: Receiver) -> None:
+    fill(source.app, receiver, ("alice",))
+    exported = source.export()
     lines = exported.splitlines(keepends=True)
     cut = {
         "the end": lines[:-1], "half a line": [*lines[:-1], lines[-1][:9]], "all": [],
         "text": [b"task\n"], "more": [*lines, lines[2]],
     }  # fmt: skip
     for what, rest in cut.items():
-        assert "Nothing was imported: line " in there.refuse(b"".join(rest)), what
+        assert "Nothing was imported: line " in target.refuse(b"".join(rest)), what
     # What the database itself refuses: a user's ID that has another name.
     other = with_line(exported, lambda line: line.update(name="other"), "user")
-    there.add(exported)
-    assert REUSED in there.refuse(other)
+    target.add(exported)
+    assert REUSED in target.refuse(other)
 
 
-def test_export_ends_quietly_with_its_reader_and_import_needs_its_input(here: Place) -> None:
-    alice = add_user(here.app, "alice")
-    copy_task(here.app, alice.start(input={"text": "x" * 1_000}), 500)
-    settings = environment(here.folder, DATABASE_URL=here.url)
+def test_export_ends_quietly_with_its_reader_and_import_needs_its_input(source: Place) -> None:
+    alice = add_user(source.app, "alice")
+    copy_task(source.app, alice.start(input={"text": "x" * 1_000}), 500)
+    settings = environment(source.folder, DATABASE_URL=source.url)
     command = [*COMMAND, "export"]
     with ForkedPopen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
         assert run.stdout
@@ -508,24 +508,24 @@ def test_export_ends_quietly_with_its_reader_and_import_needs_its_input(here: Pl
 
 @both_ways
 def test_running_service_is_exported_and_imported_into(
-    database_url: str, tmp_path: Path, there: Place
+    database_url: str, tmp_path: Path, target: Place
 ) -> None:
     with Service(tmp_path / "data", DATABASE_URL=database_url) as service:
         alice = service.add_user("alice")
         task = alice.start(claim=True)
         exported = service.run("export").stdout.encode()
-        there.add(exported)
+        target.add(exported)
         alice.request("DELETE", f"/task/{task['id']}").raise_for_status()
-        other = Place(tmp_path, database_url, there.app)
+        other = Place(tmp_path, database_url, target.app)
         assert other.add(exported)["tasks"] == 1
         assert alice.request("GET", f"/task/{task['id']}").json() == task
 
 
-@pytest.mark.parametrize("there", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("target", ["sqlite"], indirect=True)
 def test_task_whose_log_goes_while_it_is_exported_is_exported_as_it_is_then(
-    here: Place, there: Place
+    source: Place, target: Place
 ) -> None:
-    alice = add_user(here.app, "alice")
+    alice = add_user(source.app, "alice")
     tasks = [alice.start(name=name, claim=True) for name in ("stays", "goes", "loses its log")]
     for task in tasks:
         alice.append(task, "one", *ODD_TEXTS)
@@ -535,19 +535,19 @@ def test_task_whose_log_goes_while_it_is_exported_is_exported_as_it_is_then(
         if "log_chunks" in statement:
             seen.append(statement)
             if len(seen) == 2:
-                drop_log(here.app, tasks[1])
+                drop_log(source.app, tasks[1])
                 expect(alice.delete(f"/task/{tasks[1]['id']}"), 200)
             elif len(seen) == 3:
-                drop_log(here.app, tasks[2])
+                drop_log(source.app, tasks[2])
 
-    with here.app.app_context(), before_reads(here.app, act):
+    with source.app.app_context(), before_reads(source.app, act):
         exported = b"".join(exports.lines())
     assert [line["type"] for line in parsed(exported)].count("void") == 2
-    assert there.add(exported)["tasks"] == 2
-    moved = there.person("alice")
+    assert target.add(exported)["tasks"] == 2
+    moved = target.person("alice")
     assert [task["name"] for task in expect(moved.get("/task"), 200)] == ["loses its log", "stays"]
     assert moved.task(tasks[2])["logs"] == []
-    assert there.export() == here.export()
+    assert target.export() == source.export()
 
 
 def drop_log(app: Flask, task: Json) -> None:
@@ -567,11 +567,11 @@ MEGABYTE = 1024 * 1024
 
 @both_ways
 def test_many_tasks_and_a_full_log_are_exported_and_imported_in_bounded_memory(
-    here: Place, there: Place, tmp_path: Path
+    source: Place, target: Place, tmp_path: Path
 ) -> None:
-    alice = add_user(here.app, "alice")
+    alice = add_user(source.app, "alice")
     task = alice.start(input={"text": "x" * 400}, labels={"env": "prod"})
-    copy_task(here.app, task, 300)
+    copy_task(source.app, task, 300)
     for _ in range(10):
         alice.append(task, *["x" * 99] * 100_000)
     large = {"text": "x" * (MEGABYTE - 20)}
@@ -579,22 +579,22 @@ def test_many_tasks_and_a_full_log_are_exported_and_imported_in_bounded_memory(
         alice.report(alice.start(input=large, claim=True), output=large)
     exported = tmp_path / "tasks.jsonl"
     with open(exported, "wb") as out:
-        cost = memory_of(here.folder, "export", database=here.url, stdout=out)
+        cost = memory_of(source.folder, "export", database=source.url, stdout=out)
     print(f"export {cost} MiB")
     assert exported.stat().st_size > 150 * MEGABYTE
     began = time.monotonic()
-    with open(exported, "rb") as given:
-        more = memory_of(there.folder, "import", database=there.url, stdin=given)
-    print(f"import {more} MiB, {time.monotonic() - began:.0f} s")
-    assert there.export() == exported.read_bytes()
+    with open(exported, "rb") as file:
+        import_cost = memory_of(target.folder, "import", database=target.url, stdin=file)
+    print(f"import {import_cost} MiB, {time.monotonic() - began:.0f} s")
+    assert target.export() == exported.read_bytes()
     assert cost < 100
-    assert more < 150
+    assert import_cost < 150
 
 
 def test_questions_with_large_answers_are_exported_in_bounded_memory(
-    here: Place, tmp_path: Path
+    source: Place, tmp_path: Path
 ) -> None:
-    alice = add_user(here.app, "alice")
+    alice = add_user(source.app, "alice")
     task = alice.start(claim=True)
     path = f"/task/{task['id']}/question"
     content = {"action": "accept", "content": {"answer": "x" * (MEGABYTE - 20)}}
@@ -603,6 +603,6 @@ def test_questions_with_large_answers_are_exported_in_bounded_memory(
         expect(alice.post(f"{path}/{question['id']}/answer", json=content), 200)
     exported = tmp_path / "tasks.jsonl"
     with open(exported, "wb") as out:
-        cost = memory_of(here.folder, "export", database=here.url, stdout=out)
+        cost = memory_of(source.folder, "export", database=source.url, stdout=out)
     assert exported.stat().st_size > 120 * (MEGABYTE - 20)
     assert cost < 50

@@ -204,8 +204,9 @@ class User:
             for part in ("?expand=agent,user", *parts):
                 self.call(of_task + part)
             parts = ("", "/log.txt", "/new-lines", "/rerun", "/lines?after=0")
-            pages += [f"/tasks/{task['id']}{part}" for part in parts]
-            pages += [f"/tasks/{task['id']}/questions/{each['id']}" for each in task["questions"]]
+            page = f"/tasks/{task['id']}"
+            pages += [page + part for part in parts]
+            pages += [f"{page}/questions/{question['id']}" for question in task["questions"]]
         for agent in self.call("/agent?expand=health"):
             self.call(f"/agent/{agent['id']}/numbers")
             pages += [f"/agents/{agent['id']}{part}" for part in ("", "/edit", "/run")]
@@ -359,7 +360,7 @@ def test_imported_hooks_are_off_until_their_user_turns_them_on(
     hooks = expect(alice.get("/hook"), 200)
     off = {"state": "off", "reason": imports.IMPORTED}
     assert hooks == [{**hook, **off} for hook in exported[1]["hooks"]]
-    assert [each["text"] for each in expect(alice.get("/attention"), 200)][-2:] == [
+    assert [item["text"] for item in expect(alice.get("/attention"), 200)][-2:] == [
         f"The hook {hook['name']} is off: {imports.IMPORTED}" for hook in hooks
     ]
     path = f"/hook/{hooks[0]['id']}"
@@ -383,7 +384,7 @@ def test_import_leaves_a_user_no_more_hooks_than_the_api(app: Flask, exported: l
 
 def test_import_takes_no_question_that_the_api_refuses(app: Flask, exported: list[Json]) -> None:
     number = next(n for n, line in enumerate(exported) if line["type"] == "question")
-    fields = {f"f{each}": {"type": "string"} for each in range(51)}
+    fields = {f"f{number}": {"type": "string"} for number in range(51)}
     schema = {"type": "object", "properties": fields}
     wide = altered(exported[number], ("schema",), schema)
     reason = load(app, to_bytes([*exported[:number], wide, *exported[number + 1 :]]))

@@ -358,9 +358,9 @@ def two_workers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Serv
 def test_server_without_our_settings_says_that_background_work_is_missing(tmp_path: Path) -> None:
     assert "webhooks are not retried" in NO_BACKGROUND_WORK
     assert "`taskservice background`" in NO_BACKGROUND_WORK
-    with OwnGunicorn(tmp_path / "data") as own:
-        until(lambda: readiness(own) == {"status": "ok"})
-    assert NO_BACKGROUND_WORK not in own.log.read_text()
+    with OwnGunicorn(tmp_path / "data") as server:
+        until(lambda: readiness(server) == {"status": "ok"})
+    assert NO_BACKGROUND_WORK not in server.log.read_text()
     with OtherServer(tmp_path / "data") as other:
         until(lambda: readiness(other) == {"status": "ok", "notice": NO_BACKGROUND_WORK})
         background = ForkedPopen([*COMMAND, "background"], env=other.environment)
@@ -657,8 +657,8 @@ def test_failed_probe_is_repeated(app: Flask) -> None:
 
 
 def test_problem_has_the_id_of_its_request(app: Flask, alice: ApiClient) -> None:
-    given = alice.get("/task/nothing", headers={"X-Request-Id": "mine-42"})
-    assert problem(given, 404)["requestId"] == given.headers["X-Request-Id"] == "mine-42"
+    response = alice.get("/task/nothing", headers={"X-Request-Id": "mine-42"})
+    assert problem(response, 404)["requestId"] == response.headers["X-Request-Id"] == "mine-42"
     made = alice.post("/task", data=b"{", content_type="application/json")
     assert problem(made, 400)["requestId"] == made.headers["X-Request-Id"] != ""
     response = app.test_client().post("/livez")
@@ -718,9 +718,9 @@ def test_value_of_a_client_forges_no_field_of_a_line_of_the_log(tmp_path: Path) 
             McpClient(alice).legacy(FORGED),
         ]
         ids = [answer.headers["X-Request-Id"] for answer in answers]
-        lines = {each["requestId"]: each for each in map(fields_of, request_lines(service))}
+        lines = {fields["requestId"]: fields for fields in map(fields_of, request_lines(service))}
     of_key, of_path, of_id, of_tool, of_method = (lines[request_id] for request_id in ids)
-    assert {each["status"] for each in (of_key, of_id, of_tool, of_method)} == {"200"}
+    assert {fields["status"] for fields in (of_key, of_id, of_tool, of_method)} == {"200"}
     assert of_path["status"] == "404"
     assert of_path["message"] == f"GET /api/v1/{FORGED}"
     assert of_key["key"] == of_tool["tool"] == of_method["method"] == FORGED
@@ -744,9 +744,9 @@ def fields_of(line: str) -> dict[str, str]:
     parsed = re.fullmatch(shape, line)
     assert parsed, line
     pairs = re.findall(r' (\w+)=("(?:[^"\\]|\\.)*"|\S+)', parsed[2])
-    found = {name: unquoted(value) for name, value in [("message", parsed[1]), *pairs]}
-    assert len(found) == len(pairs) + 1, line
-    return found
+    fields = {name: unquoted(value) for name, value in [("message", parsed[1]), *pairs]}
+    assert len(fields) == len(pairs) + 1, line
+    return fields
 
 
 def unquoted(value: str) -> str:
@@ -762,10 +762,10 @@ def test_exception_forges_no_line_of_the_log(capsys: pytest.CaptureFixture[str])
         logging.getLogger("taskservice").exception("Unhandled error in a request")
     logged = capsys.readouterr().err
     assert obeyed(logged) == []
-    first, *more = logged.splitlines()
+    first, *later_lines = logged.splitlines()
     assert "ERROR   Unhandled error in a request" in first
-    assert [line for line in more if f"{forged}{SHOWN}" in line]
-    assert [line for line in more if not line.startswith(" ")] == []
+    assert [line for line in later_lines if f"{forged}{SHOWN}" in line]
+    assert [line for line in later_lines if not line.startswith(" ")] == []
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -796,8 +796,8 @@ def test_line_of_each_request_names_its_user_and_its_key(
     lines = lines_by_id(log, form)
     for name, response in answers.items():
         line = lines[response.headers["X-Request-Id"]]
-        found = (line["user"], line["key"], line["keyId"])
-        assert found == ("alice of the line", "laptop", key["id"]), name
+        names = (line["user"], line["key"], line["keyId"])
+        assert names == ("alice of the line", "laptop", key["id"]), name
     for name, response in refused.items():
         line = lines[response.headers["X-Request-Id"]]
         assert line.keys() & {"user", "key", "keyId"} == set(), name
@@ -820,8 +820,8 @@ def signed_in(person: RemoteClient) -> requests.Session:
 def lines_by_id(log: str, form: str) -> dict[str, dict[str, Any]]:
     """Request id -> what the line of the request says."""
     lines = [line for line in log.splitlines() if "requestId" in line]
-    found = map(json.loads if form == "json" else fields_of, lines)
-    return {line["requestId"]: line for line in found}
+    fields = map(json.loads if form == "json" else fields_of, lines)
+    return {line["requestId"]: line for line in fields}
 
 
 def test_poll_without_news_is_logged_at_debug_alone(tmp_path: Path) -> None:

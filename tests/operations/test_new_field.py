@@ -83,9 +83,9 @@ def test_new_field_is_everywhere_when_the_recipe_is_followed(tmp_path: Path) -> 
         # A plain session: other clients of tests know the fields of this version only.
         headers = service.add_user("alice").session.headers
 
-        def call(method: str, path: str, **more: Any) -> requests.Response:
+        def call(method: str, path: str, **options: Any) -> requests.Response:
             url = f"{service.url}{API}{path}"
-            return requests.request(method, url, headers=headers, timeout=30, **more)
+            return requests.request(method, url, headers=headers, timeout=30, **options)
 
         call("PUT", "/agent/summarizer")
         body = {"agentId": "summarizer", "claim": True}
@@ -100,7 +100,7 @@ def test_new_field_is_everywhere_when_the_recipe_is_followed(tmp_path: Path) -> 
         assert call("PATCH", path, json={"host": "x" * 10}).status_code == 422
         assert call("PATCH", path, json={"host": "one"}).json()["host"] == "one"
         assert call("GET", path).json()["host"] == "one"
-        assert [each["host"] for each in call("GET", "/task").json()] == ["one"]
+        assert [task["host"] for task in call("GET", "/task").json()] == ["one"]
         short = [{"id": task["id"], "host": "one"}]
         assert call("GET", "/task?fields=id,host").json() == short
         with call("GET", f"{path}/events", stream=True) as events:

@@ -98,7 +98,7 @@ def listed(app: Flask) -> list[Any]:
     ]
     tasks = [expect(alice.get("/task", query_string=query), 200) for query in queries]
     return [
-        [[(task["name"], [*task["labels"]]) for task in found] for found in tasks],
+        [[(task["name"], [*task["labels"]]) for task in page] for page in tasks],
         [agent["id"] for agent in expect(alice.get("/agent"), 200)],
         [key["name"] for key in expect(alice.get("/key"), 200)],
     ]
@@ -118,7 +118,7 @@ def test_service_is_not_ready_when_its_database_is_replaced_by_one_that_is_not_u
     databases: Databases, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     url, other = databases.new_postgresql(), databases.new_postgresql("LATIN1")
-    name, other_name = (psycopg.conninfo.conninfo_to_dict(each)["dbname"] for each in (url, other))
+    name, other_name = (psycopg.conninfo.conninfo_to_dict(dsn)["dbname"] for dsn in (url, other))
     with app_at(url, tmp_path) as app:
         alice = add_user(app, "alice")
         dispose(app)
@@ -203,7 +203,7 @@ def test_document_lists_the_columns_of_each_unique_key(databases: Databases) -> 
         row[0].strip("`"): row[1:]
         for row in table("docs/background/scaling.md", "### Unique keys and partitioning")
     } == {
-        name: ["yes" if has_user else "no", ", ".join(f"`{each}`" for each in common) or "none"]
+        name: ["yes" if has_user else "no", ", ".join(f"`{column}`" for column in common) or "none"]
         for name, (has_user, common) in keys.items()
     }
 

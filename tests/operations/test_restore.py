@@ -64,8 +64,8 @@ def leave_log(database: Path, name: str) -> None:
 
 def replaced(folder: Path) -> Path:
     # With or without its log.
-    (found,) = folder.glob("taskservice.db.replaced-*Z")
-    return found
+    (replaced,) = folder.glob("taskservice.db.replaced-*Z")
+    return replaced
 
 
 def test_backup_is_restored_where_there_is_no_database(backup: Path, tmp_path: Path) -> None:
@@ -251,8 +251,8 @@ def test_restore_killed_at_any_point_leaves_the_old_or_the_new_database_complete
         raise AssertionError("It was never done")
     old = ["bob", "carol"] if has_log else ["bob"]
     assert moment > 5
-    assert [each for each in outcomes if each not in (old, ["alice"])] == []
-    assert outcomes == sorted(outcomes, key=lambda each: each == ["alice"])
+    assert [users for users in outcomes if users not in (old, ["alice"])] == []
+    assert outcomes == sorted(outcomes, key=lambda users: users == ["alice"])
     assert (outcomes[0], outcomes[-1]) == (old, ["alice"])
 
 

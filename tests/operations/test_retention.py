@@ -112,8 +112,8 @@ def test_late_line_that_waits_while_its_log_is_dropped_begins_a_new_log(
     is_waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     with ThreadPoolExecutor(1) as pool:
         with app.app_context(), transaction() as connection:
-            here = {"task_ids": [task["id"]], "now": clock.now()}
-            connection.execute(retention._EMPTY_LOG, here)
+            values = {"task_ids": [task["id"]], "now": clock.now()}
+            connection.execute(retention._EMPTY_LOG, values)
             late = pool.submit(alice.append, task, "late")
             with psycopg.connect(database_url, autocommit=True) as observer:
                 until(lambda: observer.execute(is_waiting).fetchone())

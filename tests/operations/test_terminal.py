@@ -115,7 +115,7 @@ def test_json_is_complete_and_has_no_control_characters(
     ):
         shown = on_terminal(command, place)
         assert obeyed(shown) == []
-        assert NASTY in {found["name"] for found in objects(shown)}
+        assert NASTY in {task["name"] for task in objects(shown)}
 
 
 def test_log_of_the_service_is_escaped(shared_service: Service) -> None:
@@ -249,7 +249,7 @@ def test_commands_write_by_the_one_module_that_escapes() -> None:
     for path in (ROOT / "taskservice").rglob("*.py"):
         if path.name != "terminal.py":
             calls = (
-                each for each in ast.walk(ast.parse(path.read_text())) if isinstance(each, ast.Call)
+                node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
             )
             names = {ast.unparse(call.func).split(".")[-1] for call in calls}
             assert not names & {"echo", "print"}, path

@@ -190,8 +190,8 @@ def schema(url: str) -> set[Any]:
     engine = create_engine(url, poolclass=pool.NullPool)
     with engine.connect() as connection:
         queries = SCHEMAS[engine.dialect.name]
-        found = [row for query in queries for row in connection.execute(text(query))]
-    return {tuple(_in_order(str(value)) for value in row) for row in found}
+        rows = [row for query in queries for row in connection.execute(text(query))]
+    return {tuple(_in_order(str(value)) for value in row) for row in rows}
 
 
 def _in_order(ddl: str) -> str:

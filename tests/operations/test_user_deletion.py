@@ -55,8 +55,8 @@ def names(app: Flask) -> set[str]:
                 return set()
             return set(connection.scalars(text("SELECT name_folded FROM task_names")))
         outdated = connection.scalars(text("SELECT name FROM task_names_outdated"))
-        found = text("SELECT count(*) FROM task_names WHERE task_names MATCH :trigrams")
-        count = connection.scalar(found, {"trigrams": name_index.trigram_query("alice")})
+        query = text("SELECT count(*) FROM task_names WHERE task_names MATCH :trigrams")
+        count = connection.scalar(query, {"trigrams": name_index.trigram_query("alice")})
         return {*outdated, *(["indexed"] if count else [])}
 
 
@@ -124,7 +124,7 @@ def test_deletion_while_the_user_works_ends_all_of_it(service: Service, receiver
             if statuses["starter"][201] > 100:
                 started.set()
 
-    threads = [threading.Thread(target=each, daemon=True) for each in (append, start, start)]
+    threads = [threading.Thread(target=target, daemon=True) for target in (append, start, start)]
     for thread in threads:
         thread.start()
     assert started.wait(60)
@@ -139,7 +139,7 @@ def test_deletion_while_the_user_works_ends_all_of_it(service: Service, receiver
     assert len(receiver.requests) == webhooks
     bob.request("POST", f"/task/{kept['id']}/logs", json={"logs": ["mine"]}).raise_for_status()
     with without_routes(Config.from_environment(service.environment)):
-        left = {table: len(found) for table, found in rows(current_app).items() if found}
+        left = {table: len(stored) for table, stored in rows(current_app).items() if stored}
     # It belongs to nobody.
     left.pop("service_heartbeat", None)
     assert left == {
@@ -214,7 +214,7 @@ def test_request_whose_user_is_deleted_before_it_writes_is_401(
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
     stream = _Body(app, body)
     problem(alice.request(method, path, input_stream=stream, headers=headers), 401)
-    assert not any(found for name, found in rows(app).items() if name != "service_heartbeat")
+    assert not any(stored for name, stored in rows(app).items() if name != "service_heartbeat")
 
 
 @pytest.mark.parametrize(

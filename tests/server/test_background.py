@@ -198,12 +198,12 @@ def test_receivers_that_hang_hold_up_neither_readers_nor_other_reports(tmp_path:
 
         with ThreadPoolExecutor(64) as pool:
             reports = [pool.submit(report, task) for task in tasks]
-            until(lambda: sum(each.done() for each in reports) >= 60)
+            until(lambda: sum(future.done() for future in reports) >= 60)
             for _ in range(10):
                 alice.request("GET", f"/task/{tasks[0]['id']}").raise_for_status()
-            assert not all(each.done() for each in reports)
+            assert not all(future.done() for future in reports)
             released.set()
-            assert {each.result() for each in reports} == {"pending"}
+            assert {future.result() for future in reports} == {"pending"}
 
 
 # --- by hand -----------------------------------------------------------------------------

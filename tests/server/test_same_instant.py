@@ -112,8 +112,8 @@ def test_rerun_with_one_key_at_the_same_instant_starts_one_task(two_workers: Ser
         asked = [(task, other)[number % 4 == 0] for number in range(len(people))]
         answers = at_once(
             [
-                partial(person.request, "POST", f"/task/{each['id']}/rerun", headers=key)
-                for person, each in zip(people, asked, strict=True)
+                partial(person.request, "POST", f"/task/{task['id']}/rerun", headers=key)
+                for person, task in zip(people, asked, strict=True)
             ]
         )
         started = [answer for answer in answers if answer.status_code == 201]
@@ -292,9 +292,9 @@ def test_concurrent_reports_on_a_large_output_lose_nothing(two_workers: Service)
 
     def report(person: RemoteClient, writer: int) -> list[int]:
         changes = [{"output": {f"{writer}": number}} for number in range(4)]
-        return [person.request("PATCH", path, json=each).status_code for each in changes]
+        return [person.request("PATCH", path, json=change).status_code for change in changes]
 
     reports = [partial(report, person, n) for n, person in enumerate(copies(alice, 4))]
     assert at_once(reports) == [[200] * 4] * 4
-    found = alice.request("GET", path).json()
-    assert found["output"] == large | {f"{writer}": 3 for writer in range(4)}
+    task = alice.request("GET", path).json()
+    assert task["output"] == large | {f"{writer}": 3 for writer in range(4)}

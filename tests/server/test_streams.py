@@ -323,7 +323,7 @@ def test_oldest_stream_of_a_user_who_holds_all_places_ends_for_another(tmp_path:
         task, his = alice.start(), bob.start()
         people = [(RemoteClient(service.url, key_of(alice)), task) for _ in range(2)]
         streams = [
-            events(stack.enter_context(open_stream(*each))) for each in [*people, (bob, his)]
+            events(stack.enter_context(open_stream(*pair))) for pair in [*people, (bob, his)]
         ]
         next(streams[0])
         assert list(streams[0]) == []
