@@ -39,9 +39,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session")
 def databases(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Databases]:
-    own = tmp_path_factory.getbasetemp()
+    folder = tmp_path_factory.getbasetemp()
     # With several test processes the folder above is the one that they share.
-    databases = Databases(own, own if worker_id == "master" else own.parent)
+    databases = Databases(folder, folder if worker_id == "master" else folder.parent)
     yield databases
     databases.close()
 
@@ -85,8 +85,8 @@ def config(standard_config: Config) -> Config:
 
 @pytest.fixture(scope="session")
 def apps(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Apps]:
-    own = tmp_path_factory.getbasetemp()
-    apps = Apps((own if worker_id == "master" else own.parent) / "templates")
+    folder = tmp_path_factory.getbasetemp()
+    apps = Apps((folder if worker_id == "master" else folder.parent) / "templates")
     yield apps
     apps.dispose()
 

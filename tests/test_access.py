@@ -298,9 +298,9 @@ def test_agent_of_another_user_is_as_one_that_does_not_exist(
     alice: ApiClient, bob: ApiClient
 ) -> None:
     alice.register("secret-agent")
-    for path, more in (("/task", {}), ("/key", {"name": "k"})):
-        taken = bob.post(path, json={"agentId": "secret-agent", **more})
-        unknown = bob.post(path, json={"agentId": "nobody", **more})
+    for path, fields in (("/task", {}), ("/key", {"name": "k"})):
+        taken = bob.post(path, json={"agentId": "secret-agent", **fields})
+        unknown = bob.post(path, json={"agentId": "nobody", **fields})
         assert list(problem(taken, 422)["errors"]) == ["agentId"]
         assert problem_text(taken) == problem_text(unknown)
 
@@ -324,9 +324,9 @@ def test_agent_key_does_the_work_of_its_agent(alice: ApiClient) -> None:
 
 def test_agent_key_sees_nothing_of_other_agents(alice: ApiClient) -> None:
     agent = alice.agent_key("summarizer")
-    own, other = alice.start("summarizer"), alice.start("translator")
-    assert [task["id"] for task in expect(agent.get("/task"), 200)] == [own["id"]]
-    assert [found["id"] for found in expect(agent.get("/agent"), 200)] == ["summarizer"]
+    visible, other = alice.start("summarizer"), alice.start("translator")
+    assert [task["id"] for task in expect(agent.get("/task"), 200)] == [visible["id"]]
+    assert [listed["id"] for listed in expect(agent.get("/agent"), 200)] == ["summarizer"]
     path = f"/task/{other['id']}"
     for response in (
         agent.get(path), agent.get(f"{path}?expand=agent,user"),

@@ -43,10 +43,10 @@ def test_request_to_the_api_passes_no_code_of_mcp_and_the_dashboard(alice: ApiCl
 
     sys.setprofile(note)
     try:
-        found = alice.get(f"/task/{task['id']}")
+        response = alice.get(f"/task/{task['id']}")
     finally:
         sys.setprofile(None)
-    assert found.status_code == 200
+    assert response.status_code == 200
     package = Path(taskservice.__file__).parent
     assert str(package / "api" / "tasks.py") in passed
     folders = (f"{package / 'mcp'}{os.sep}", f"{package / 'dashboard'}{os.sep}")
@@ -89,5 +89,5 @@ def test_rule_compiles_how_to_build_its_urls_when_it_builds_the_first(
     monkeypatch.setattr(rules, "compile", note, raising=False)
     with new_app(config) as app, app.test_request_context():
         assert compiled == []
-        urls = [url_for("dashboard.tasks.show", task_id=each, line=3) for each in ("a", "b")]
+        urls = [url_for("dashboard.tasks.show", task_id=task_id, line=3) for task_id in ("a", "b")]
         assert (urls, len(compiled)) == (["/tasks/a?line=3", "/tasks/b?line=3"], 1)

@@ -147,10 +147,10 @@ def test_lines_end_at_line_feeds_only(
                 answer = expect(append_text(alice, task, text.encode()), 201)
             else:
                 answer = alice.append(task, text)
-            wanted = as_text if form == "text" else as_json
+            expected = as_text if form == "text" else as_json
             new = expect(alice.get(f"{logs(task)}?after={after}"), 200)["logs"]
-            assert new == wanted
-            after += len(wanted)
+            assert new == expected
+            after += len(expected)
             assert answer["logCount"] == after
     assert len(lines(alice, task)) == after
 
@@ -361,12 +361,12 @@ def test_line_of_64_kib_is_fit_and_one_byte_more_is_not(alice: ApiClient, app: F
 def test_number_of_writers_of_a_task_is_limited(alice: ApiClient, app: Flask) -> None:
     task = alice.start()
     alice.append(task, "1", writer="first")
-    more = [
+    writers = [
         {"task_id": task["id"], "writer": f"writer {number}", "seq": 1}
         for number in range(MAX_WRITERS - 2)
     ]
     with app.app_context(), transaction() as connection:
-        connection.execute(insert(LogWriter), more)
+        connection.execute(insert(LogWriter), writers)
     alice.append(task, "2", writer="last")
     before = rows(app)
     refused = alice.post(logs(task), json={"logs": ["3"], "writer": "one more"})
@@ -592,8 +592,8 @@ def test_concurrent_writers_lose_and_duplicate_nothing(alice: ApiClient, app: Fl
     stored = lines(alice, task)
     assert len(stored) == len(set(stored)) == 8 * 3 * rounds
     for number in range(8):
-        own = [line for line in stored if line.startswith(f"{number}:")]
-        assert own == [f"{number}:{step}" for step in range(3 * rounds)]
+        of_writer = [line for line in stored if line.startswith(f"{number}:")]
+        assert of_writer == [f"{number}:{step}" for step in range(3 * rounds)]
 
 
 def test_concurrent_appends_without_a_writer_lose_nothing(alice: ApiClient, app: Flask) -> None:

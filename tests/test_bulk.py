@@ -23,7 +23,7 @@ def act(person: ApiClient, action: str, *tasks: Task | str, key: str = "") -> di
 
 
 def refusals(result: dict[str, Any]) -> dict[str, str]:
-    return {each["id"]: each["code"] for each in result["refused"]}
+    return {refusal["id"]: refusal["code"] for refusal in result["refused"]}
 
 
 def test_cancel_ends_each_task_as_its_own_route_does(alice: ApiClient) -> None:
@@ -73,14 +73,14 @@ def test_rerun_that_is_repeated_with_its_key_starts_nothing(alice: ApiClient) ->
 
 
 def test_others_tasks_and_what_is_no_task_are_not_found(alice: ApiClient, bob: ApiClient) -> None:
-    own, other = alice.start(), bob.start()
+    hers, his = alice.start(), bob.start()
     strange = [str(uuid4()), "no id", "", "\0", "x" * 1_000]
     for action in ("cancel", "rerun", "delete"):
-        result = act(alice, action, other, *strange, own)
+        result = act(alice, action, his, *strange, hers)
         assert result["done"] == 1
-        names = [other["id"], *(text.replace("\0", "\ufffd") for text in strange)]
+        names = [his["id"], *(text.replace("\0", "\ufffd") for text in strange)]
         assert refusals(result) == dict.fromkeys(names, "not_found")
-    assert bob.task(other) == other
+    assert bob.task(his) == his
 
 
 def test_duplicates_count_once(alice: ApiClient) -> None:
@@ -119,6 +119,6 @@ def test_loop_posts_the_webhooks(alice: ApiClient, app: Flask, receiver: Receive
         assert (delivery["state"], delivery["attempts"]) == ("pending", [])
     with looping(app):
         until(lambda: all(deliveries_of(alice, task)[0]["state"] == "delivered" for task in tasks))
-    assert {json.loads(each.body)["id"] for each in receiver.requests} == {
+    assert {json.loads(request.body)["id"] for request in receiver.requests} == {
         task["id"] for task in tasks
     }

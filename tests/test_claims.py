@@ -102,8 +102,8 @@ def test_task_that_was_worked_on_unclaimed_still_waits(alice: ApiClient) -> None
 
 
 def test_claim_gives_tasks_of_its_agent_only(alice: ApiClient) -> None:
-    other, own = alice.start("translator"), alice.start("summarizer")
-    assert claim(alice, "summarizer") == alice.task(own)
+    other, expected = alice.start("translator"), alice.start("summarizer")
+    assert claim(alice, "summarizer") == alice.task(expected)
     assert nothing_waits(alice, "summarizer")
     assert alice.task(other) == other
 

@@ -95,7 +95,7 @@ def test_write_that_waits_for_no_other_is_committed_at_once(
 def test_refused_write_undoes_nothing_of_the_others(app: Flask, alice: ApiClient) -> None:
     task, finished = alice.start(), alice.start()
     alice.report(finished, status="complete")
-    writers = [appending(alice, each, "a line") for each in [task, finished] * 5]
+    writers = [appending(alice, target, "a line") for target in [task, finished] * 5]
     error, answers = write_together(app, writers)
     assert error is None
     assert [answer.status_code for answer in answers] == [201, 409] * 5

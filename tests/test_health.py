@@ -42,22 +42,22 @@ def test_health_is_over_finished_tasks_the_first_to_end_first(alice: ApiClient, 
     end_for_silence(app, silent)
     for task in (cancelled, unclaimed):
         expect(alice.post(f"/task/{task['id']}/cancel"), 200)
-    found = health(alice)
-    ended = [alice.task(each) for each in (complete, failed, silent, cancelled, unclaimed)]
-    assert [each["id"] for each in found["recent"]] == [each["id"] for each in ended]
-    assert [each["status"] for each in found["recent"]] == ["complete"] + ["error"] * 4
-    assert [each["finishedAt"] for each in found["recent"]] == [
-        each["finishedAt"] for each in ended
+    facts = health(alice)
+    ended = [alice.task(task) for task in (complete, failed, silent, cancelled, unclaimed)]
+    assert [task["id"] for task in facts["recent"]] == [task["id"] for task in ended]
+    assert [task["status"] for task in facts["recent"]] == ["complete"] + ["error"] * 4
+    assert [task["finishedAt"] for task in facts["recent"]] == [
+        task["finishedAt"] for task in ended
     ]
-    assert [each["errorType"] for each in found["recent"]] == [
+    assert [task["errorType"] for task in facts["recent"]] == [
         None, "failed", "timeout", "cancelled", "cancelled",
     ]  # fmt: skip
-    seconds = [each["seconds"] for each in found["recent"]]
+    seconds = [task["seconds"] for task in facts["recent"]]
     assert seconds[4] is None
     assert seconds[0] == duration(ended[0])
-    assert found["successRate"] == 1 / 3
-    assert found["lastSuccessAt"] == ended[0]["finishedAt"]
-    assert found["medianSeconds"] == sorted(seconds[:3])[1]
+    assert facts["successRate"] == 1 / 3
+    assert facts["lastSuccessAt"] == ended[0]["finishedAt"]
+    assert facts["medianSeconds"] == sorted(seconds[:3])[1]
 
 
 def duration(task: dict[str, Any]) -> float:
@@ -69,9 +69,9 @@ def test_health_has_the_last_30(alice: ApiClient) -> None:
     tasks = [alice.start(claim=True) for _ in range(32)]
     for task in tasks:
         alice.report(task, status="complete")
-    found = health(alice)
-    assert [each["id"] for each in found["recent"]] == [task["id"] for task in tasks[2:]]
-    assert found["successRate"] == 1
+    facts = health(alice)
+    assert [task["id"] for task in facts["recent"]] == [task["id"] for task in tasks[2:]]
+    assert facts["successRate"] == 1
 
 
 def test_state_goes_by_the_last_task_that_was_not_cancelled(alice: ApiClient) -> None:
@@ -79,8 +79,8 @@ def test_state_goes_by_the_last_task_that_was_not_cancelled(alice: ApiClient) ->
         return alice.report(alice.start(claim=True), status=status)
 
     def state() -> tuple[str, str]:
-        found = health(alice)
-        return found["state"], found["stateSince"]
+        facts = health(alice)
+        return facts["state"], facts["stateSince"]
 
     first = end("complete")
     end("complete")

@@ -56,7 +56,7 @@ def test_groups_without_a_command_print_their_help(tmp_path: Path) -> None:
 
 def test_help_names_no_file_that_pip_does_not_install() -> None:
     helps = [cli.main.get_help(click.Context(cli.main))]
-    helps += [each.get_help(click.Context(each)) for each in commands().values()]
+    helps += [command.get_help(click.Context(command)) for command in commands().values()]
     assert not re.findall(r"\S*docs/\S*|\S+\.md\b", "\n".join([*helps, INTRODUCTION]))
 
 
@@ -94,18 +94,18 @@ def test_help_has_examples_that_the_command_takes(
     assert lines, "it has no example"
     for line in lines:
         first, *_ = re.split(r" (?:\||&&|<|>) ", line.strip())
-        given = shlex.split(first, comments=True)
-        while SETTING.match(given[0]):
-            del given[0]
-        assert given[: 1 + len(words.split())] == ["taskservice", *words.split()]
-        command.make_context(words, given[1 + len(words.split()) :]).close()
+        arguments = shlex.split(first, comments=True)
+        while SETTING.match(arguments[0]):
+            del arguments[0]
+        assert arguments[: 1 + len(words.split())] == ["taskservice", *words.split()]
+        command.make_context(words, arguments[1 + len(words.split()) :]).close()
 
 
 def test_skill_has_commands_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = list(filter(None, map(words_of_command, code_lines(SKILL))))
+    command_lines = list(filter(None, map(words_of_command, code_lines(SKILL))))
     taught = set()
-    for words in found:
+    for words in command_lines:
         name = " ".join(words[: 1 if words[0] in commands() else 2])
         commands()[name].make_context(name, words[len(name.split()) :])
         taught.add(name)

@@ -60,9 +60,9 @@ def doubled(levels: int) -> Json:
     return {**has(x={"$ref": "#/$defs/d0"}), "$defs": double | last}
 
 
-def faults(alice: ApiClient, given: Json) -> Json:
+def faults(alice: ApiClient, input_: Json) -> Json:
     """The errors of a start with this input, which must be refused."""
-    refused = problem(alice.post("/task", json={"agentId": "summarizer", "input": given}), 422)
+    refused = problem(alice.post("/task", json={"agentId": "summarizer", "input": input_}), 422)
     assert refused["code"] == "invalid"
     return dict(refused["errors"])
 
@@ -210,8 +210,8 @@ def test_no_schema_makes_the_service_fetch_anything(alice: ApiClient) -> None:
 
 def test_start_is_checked_by_the_schema_of_its_agent(alice: ApiClient) -> None:
     alice.register(inputSchema=MAIL)
-    given = {"mailbox": "office", "days": 7, "since": "2026-11-26", "kind": "long"}
-    assert alice.start(input=given)["input"] == given
+    fields = {"mailbox": "office", "days": 7, "since": "2026-11-26", "kind": "long"}
+    assert alice.start(input=fields)["input"] == fields
     assert faults(alice, {}) == {"input.mailbox": ["Missing."]}
     assert faults(alice, {"mailbox": 5, "days": 0.5}) == {
         "input.mailbox": ["Must be a string."],
@@ -337,13 +337,13 @@ LONG: tuple[tuple[Json, Json, str | None], ...] = (
 def test_long_input_is_checked_but_never_for_long(
     alice: ApiClient, subtests: pytest.Subtests
 ) -> None:
-    for schema, given, message in LONG:
+    for schema, input_, message in LONG:
         with subtests.test(json.dumps(schema)[:60]):
             alice.register(inputSchema=schema)
             if message is None:
-                alice.start(input=given)
+                alice.start(input=input_)
             else:
-                assert faults(alice, given) == {"input": [message]}
+                assert faults(alice, input_) == {"input": [message]}
 
 
 def test_schema_that_was_stored_before_a_limit_is_named(app: Flask, alice: ApiClient) -> None:
@@ -379,15 +379,15 @@ def test_long_check_is_made_by_the_schema_that_counts_in_the_end(alice: ApiClien
     """It happens outside the transaction, so the schema may change meanwhile."""
     alice.register(inputSchema=has(x={"items": {"type": "integer"}}))
     changes = [has(x={"items": {"maximum": 2}}), has(x={"items": {"maximum": 0}})]
-    given = {"x": [1] * 400_000}
+    input_ = {"x": [1] * 400_000}
 
     def check_and_change(schema: str, text: str) -> dict[str, list[str]]:
-        found = input_problems(schema, text)
+        problems = input_problems(schema, text)
         if changes:
             alice.register(inputSchema=changes.pop(0))
-        return found
+        return problems
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks, "input_problems", check_and_change)
-        assert faults(alice, given) == {"input": [DOES_NOT_MATCH]}
+        assert faults(alice, input_) == {"input": [DOES_NOT_MATCH]}
     assert expect(alice.get("/task"), 200) == []

@@ -44,8 +44,8 @@ def compared(person: ApiClient, task: dict[str, Any], query: str = "") -> dict[s
     return dict(expect(person.get(f"/task/{task['id']}/new-lines{query}"), 200))
 
 
-def numbers(found: dict[str, Any]) -> list[int]:
-    return [line["line"] for line in found["lines"]]
+def numbers(comparison: dict[str, Any]) -> list[int]:
+    return [line["line"] for line in comparison["lines"]]
 
 
 def test_lines_of_a_failure_are_compared_with_the_last_good_run(alice: ApiClient) -> None:
@@ -55,13 +55,13 @@ def test_lines_of_a_failure_are_compared_with_the_last_good_run(alice: ApiClient
     run(alice, "boom", "error")
     failed = run(alice, EQUAL + "\nboom\ntwo\nboom 2\n" + "x" * 500, "error")
     run(alice, "boom")
-    found = compared(alice, failed)
-    assert found["against"] == {"id": good["id"], "finishedAt": good["finishedAt"]}
-    assert [line["text"] for line in found["lines"]] == ["boom", "boom 2", "x" * 400]
-    assert numbers(found) == [10, 12, 13]
+    comparison = compared(alice, failed)
+    assert comparison["against"] == {"id": good["id"], "finishedAt": good["finishedAt"]}
+    assert [line["text"] for line in comparison["lines"]] == ["boom", "boom 2", "x" * 400]
+    assert numbers(comparison) == [10, 12, 13]
     times = expect(alice.get(f"/task/{failed['id']}/logs?times=true"), 200)["times"]
-    assert [line["at"] for line in found["lines"]] == [times[9], times[11], times[12]]
-    assert found["cut"] is False
+    assert [line["at"] for line in comparison["lines"]] == [times[9], times[11], times[12]]
+    assert comparison["cut"] is False
     assert numbers(compared(alice, failed, f"?against={failed['id']}")) == []
     assert numbers(compared(alice, good, f"?against={failed['id']}")) == []
 
@@ -81,8 +81,8 @@ def test_words_are_not_equal(alice: ApiClient, subtests: pytest.Subtests) -> Non
 def test_signs_and_exponents_are_part_of_numbers(alice: ApiClient) -> None:
     good = run(alice, "-7\nmoved by 3\n[1,-2,3] x=5 y=-5\nloss 1e-05, 2E+10 of 1e4\nleft-5 3 - 5")
     equal = "0.5\nmoved by -12\n[-1,2,+3] x=-5 y=5\nloss 12, 1e400 of 3e-7\nleft-7 1 - 2\n-1e-5"
-    found = compared(alice, run(alice, equal), f"?against={good['id']}")
-    assert [line["text"] for line in found["lines"]] == []
+    comparison = compared(alice, run(alice, equal), f"?against={good['id']}")
+    assert [line["text"] for line in comparison["lines"]] == []
     others = "left 5 3 - 5\nleft-5 3 5\nleft-5 3 -5\nmoved by e3\nmoved by --3\nmoved by 3e"
     assert numbers(compared(alice, run(alice, others), f"?against={good['id']}")) == [*range(1, 7)]
 
@@ -114,10 +114,10 @@ def test_good_run_is_looked_for_in_the_last_tasks(
     for _ in range(2):
         run(alice, "two", "error")
     failed = run(alice, "two", "error")
-    found: list[Any] = []
-    statements = reads(app, lambda: found.append(compared(alice, failed)))
-    assert found[0]["against"]["id"] == good["id"]
-    (statement,) = [each for each in statements if "coalesce" in each[0]]
+    comparisons: list[Any] = []
+    statements = reads(app, lambda: comparisons.append(compared(alice, failed)))
+    assert comparisons[0]["against"]["id"] == good["id"]
+    (statement,) = [read for read in statements if "coalesce" in read[0]]
     if str(app.config["DATABASE_URL"]).startswith("sqlite"):
         plan = plan_of(app, *statement)
         assert len([step for step in plan if "INDEX tasks_by_agent_end" in step]) == 2, plan
@@ -137,14 +137,14 @@ def test_long_log_is_compared_at_both_ends(
     task = alice.start(claim=True)
     for part in range(30):
         alice.append(task, *(f"line {'a' * part}" for _ in range(20)))
-    found = compared(alice, task, f"?against={good['id']}")
-    assert (numbers(found)[0], found["cut"]) == (1, True)
-    assert {1, 600} <= set(numbers(found))
-    assert 300 not in numbers(found)
+    comparison = compared(alice, task, f"?against={good['id']}")
+    assert (numbers(comparison)[0], comparison["cut"]) == (1, True)
+    assert {1, 600} <= set(numbers(comparison))
+    assert 300 not in numbers(comparison)
     monkeypatch.setattr(new_lines, "COMPARED_SECONDS", -1.0)
-    found = compared(alice, task, f"?against={good['id']}")
+    comparison = compared(alice, task, f"?against={good['id']}")
     # One chunk of each.
-    assert (numbers(found), found["cut"]) == ([*range(581, 601)], True)
+    assert (numbers(comparison), comparison["cut"]) == ([*range(581, 601)], True)
 
 
 @one_database
@@ -152,10 +152,10 @@ def test_at_most_200_new_lines_are_listed(alice: ApiClient) -> None:
     good = run(alice, "one")
     for count, is_cut in ((200, False), (201, True)):
         task = run(alice, "\n".join(["a", "one"] * count))
-        found = compared(alice, task, f"?against={good['id']}")
-        assert (len(found["lines"]), found["cut"]) == (200, is_cut)
+        comparison = compared(alice, task, f"?against={good['id']}")
+        assert (len(comparison["lines"]), comparison["cut"]) == (200, is_cut)
         # The last ones: the error is at the end.
-        assert numbers(found) == [*range(1, 2 * count, 2)][-200:]
+        assert numbers(comparison) == [*range(1, 2 * count, 2)][-200:]
 
 
 @one_database

@@ -78,7 +78,7 @@ def test_every_route_is_in_the_document_and_nothing_else(app: Flask, document: O
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
     # MCP describes itself, in its own protocol; links answer as the routes with a key do.
-    others = {each for each in routes if each[1].startswith(("/mcp", "/shared/"))}
+    others = {route for route in routes if route[1].startswith(("/mcp", "/shared/"))}
     assert documented == routes - others
 
 
@@ -141,8 +141,8 @@ def test_server_is_right_under_any_prefix(document: Object) -> None:
     (server,) = document["servers"]
     for base in ("http://localhost:8000", "https://example.com/some/prefix"):
         # Tools append the path to the server's URL without its last slash.
-        found = urljoin(f"{base}/openapi.json", server["url"]).rstrip("/")
-        assert found == base
+        server_url = urljoin(f"{base}/openapi.json", server["url"]).rstrip("/")
+        assert server_url == base
 
 
 def test_unchanged_document_is_304(app: Flask) -> None:

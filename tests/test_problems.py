@@ -17,8 +17,8 @@ from tests.support.marks import one_database
 # --- 422 ---------------------------------------------------------------------------------
 
 
-def start(alice: ApiClient, key: str, **more: Any) -> Any:
-    body = {"agentId": "summarizer", **more}
+def start(alice: ApiClient, key: str, **fields: Any) -> Any:
+    body = {"agentId": "summarizer", **fields}
     return alice.post("/task", json=body, headers={"Idempotency-Key": key})
 
 

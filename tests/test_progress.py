@@ -101,8 +101,7 @@ def test_ended_by_is_the_name_of_the_key(alice: ApiClient, task: dict[str, Any])
     expect(alice.post(f"/task/{cancelled['id']}/cancel"), 200)
     assert alice.task(cancelled)["endedBy"] == name
     by_agent = alice.agent_key()
-    own = by_agent.start()
-    assert by_agent.report(own, status="error")["endedBy"] == "agent"
+    assert by_agent.report(by_agent.start(), status="error")["endedBy"] == "agent"
 
 
 def test_late_report_ends_it_anew(alice: ApiClient, app: Flask) -> None:

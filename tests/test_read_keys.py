@@ -76,9 +76,9 @@ def test_read_key_reads_all_of_its_user_or_of_one_agent(alice: ApiClient, bob: A
     foreign = bob.start()
     screen, narrow = alice.read_key(), alice.read_key("summarizer")
     assert expect(alice.with_key("full").get("/user"), 200)["key"]["access"] == "full"
-    own = expect(screen.get("/user"), 200)["key"]
-    assert (own["access"], own["agentId"], own["login"]) == ("read", None, False)
-    assert own["hint"].startswith("tsk_read_")
+    shown = expect(screen.get("/user"), 200)["key"]
+    assert (shown["access"], shown["agentId"], shown["login"]) == ("read", None, False)
+    assert shown["hint"].startswith("tsk_read_")
     assert narrow.key.startswith("tsk_read_")
     assert [task["id"] for task in expect(screen.get("/task"), 200)] == [other["id"], mine["id"]]
     assert [task["id"] for task in expect(narrow.get("/task"), 200)] == [mine["id"]]
@@ -91,9 +91,9 @@ def test_read_key_reads_all_of_its_user_or_of_one_agent(alice: ApiClient, bob: A
         problem(key.get(f"/task/{foreign['id']}"), 404)
         new = expect(key.get(f"{path}/new-lines?against={mine['id']}"), 200)
         assert new["against"]["id"] == mine["id"]
-    for key, found in ((screen, [other, mine]), (narrow, [mine])):
+    for key, visible in ((screen, [other, mine]), (narrow, [mine])):
         hits = expect(key.get("/search?text=one"), 200)["hits"]
-        assert [hit["taskId"] for hit in hits] == [task["id"] for task in found]
+        assert [hit["taskId"] for hit in hits] == [task["id"] for task in visible]
     problem(narrow.get(f"/task/{other['id']}"), 404)
     problem(narrow.get(f"/task/{mine['id']}/new-lines?against={other['id']}"), 404)
     assert expect(screen.get("/hook"), 200) == []
@@ -107,8 +107,8 @@ def test_read_key_reads_all_of_its_user_or_of_one_agent(alice: ApiClient, bob: A
 
 def test_read_key_is_no_users_last_key(alice: ApiClient) -> None:
     screen = alice.read_key()
-    own = expect(alice.get("/user"), 200)["key"]
-    assert problem(alice.delete(f"/key/{own['id']}"), 409)["code"] == "last_user_key"
+    key = expect(alice.get("/user"), 200)["key"]
+    assert problem(alice.delete(f"/key/{key['id']}"), 409)["code"] == "last_user_key"
     shown = expect(screen.get("/user"), 200)["key"]
     assert expect(alice.delete(f"/key/{shown['id']}"), 200)["revokedAt"]
     problem(screen.get("/user"), 401)
@@ -138,27 +138,27 @@ def test_read_key_has_the_tools_of_mcp_that_only_read(alice: ApiClient) -> None:
     def call(name: str, **arguments: Any) -> Any:
         return screen.modern("tools/call", {"name": name, "arguments": arguments})
 
-    here = {"taskId": task["id"]}
+    of_task = {"taskId": task["id"]}
     assert call("list_tasks").result["structuredContent"]["tasks"][0]["taskId"] == task["id"]
-    assert call("read_log", **here).result["structuredContent"]["lines"] == ["a line"]
+    assert call("read_log", **of_task).result["structuredContent"]["lines"] == ["a line"]
     assert call("attention").result["structuredContent"]["items"][0]["kind"] == "question"
     (hit,) = call("search_logs", text="LINE").result["structuredContent"]["hits"]
     assert (hit["taskId"], hit["text"]) == (task["id"], "a line")
     # It gets the question as text, not as a form, whose answer would be refused.
-    waited = call("wait_task", **here).result
+    waited = call("wait_task", **of_task).result
     assert waited["structuredContent"]["questions"][0]["questionId"] == question["id"]
-    assert "inputRequests" not in screen.modern("tasks/get", here).result
+    assert "inputRequests" not in screen.modern("tasks/get", of_task).result
     answer = {question["id"]: {"action": "accept", "content": {"answer": "yes"}}}
     for response in (
         call("start_task", agentId="summarizer"),
-        call("rerun_task", **here),
+        call("rerun_task", **of_task),
         call("reader"),
-        call("cancel_task", **here),
-        call("answer_task", questionId=question["id"], decline=True, **here),
-        screen.modern("tools/call", {"name": "wait_task", "arguments": here,
+        call("cancel_task", **of_task),
+        call("answer_task", questionId=question["id"], decline=True, **of_task),
+        screen.modern("tools/call", {"name": "wait_task", "arguments": of_task,
                                      "inputResponses": answer}),
-        screen.modern("tasks/update", here | {"inputResponses": answer}),
-        screen.modern("tasks/cancel", here),
+        screen.modern("tasks/update", of_task | {"inputResponses": answer}),
+        screen.modern("tasks/cancel", of_task),
     ):  # fmt: skip
         assert refused(response), response
     assert rows(alice.app) == before
@@ -179,11 +179,11 @@ def check_offers(browser: Browser, page: TestResponse) -> None:
     """No form of a page changes anything, and each of its links works."""
     assert page.status_code == 200
     elements = Page(page.text).elements
-    posts = [each["action"] for name, each in elements
-             if name == "form" and each.get("method") == "post"]  # fmt: skip
+    posts = [attributes["action"] for name, attributes in elements
+             if name == "form" and attributes.get("method") == "post"]  # fmt: skip
     assert posts == ["/sign-out"]
-    for name, each in elements:
-        for link in (each.get("href"), each.get("data-copy")):
+    for name, attributes in elements:
+        for link in (attributes.get("href"), attributes.get("data-copy")):
             if name in ("a", "button") and link and not link.startswith(("#", "?")):
                 with browser.get(link, buffered=False) as response:
                     assert response.status_code in (200, 303), link
@@ -205,7 +205,7 @@ def test_dashboard_of_a_read_key_offers_nothing_that_would_fail(
     pages = ["/", "/agents", "/agents/summarizer", f"/tasks/{task['id']}",
              f"/tasks/{asking['id']}", f"/tasks/{asking['id']}/questions/{question['id']}",
              "/?callback=failed"]  # fmt: skip
-    forms = [f"/tasks/{task['id']}/{each}" for each in ("rerun", "cancel", "delete", "webhook.sh")]
+    forms = [f"/tasks/{task['id']}/{part}" for part in ("rerun", "cancel", "delete", "webhook.sh")]
     forms += ["/agents/summarizer/run", "/agents/summarizer/edit", "/keys", f"/keys/{key}/revoke",
               "/callback-secret/rotate", "/notifications", f"/notifications/{hook['id']}",
               f"/notifications/{hook['id']}/delete"]  # fmt: skip

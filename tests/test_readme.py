@@ -97,10 +97,10 @@ def test_generated_part_of_the_reference_is_up_to_date(page: str) -> None:
 @pytest.mark.parametrize("part", ["proxy", "receivers", "postgresql", "socket", "mail"])
 def test_documented_settings_are_accepted(part: str, tmp_path: Path) -> None:
     (block,) = blocks("docs/reference/configuration.md", f"configuration: {part}")
-    given = dict(line.split("=", 1) for line in shlex.split(block))
-    accepted = config.Config.from_environment({"TASKSERVICE_DATA": str(tmp_path)} | given, False)
-    assert config.unknown_names(given) == []
-    for name, text in given.items():
+    settings = dict(line.split("=", 1) for line in shlex.split(block))
+    accepted = config.Config.from_environment({"TASKSERVICE_DATA": str(tmp_path)} | settings, False)
+    assert config.unknown_names(settings) == []
+    for name, text in settings.items():
         default = next(row[1] for row in config.documented() if row[0] == name)
         assert text != default, f"{name} of the example is the default"
     assert accepted
@@ -135,12 +135,12 @@ def test_documented_time_of_a_server_that_does_not_answer_is_that_of_the_code() 
 def test_documented_files_are_those_of_a_service(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with Service(data, SECRET_KEY=""):
-        found = {path.name for path in data.iterdir()}
+        names = {path.name for path in data.iterdir()}
     _, _, rest = section("docs/operate/postgresql.md", "## SQLite files and versions").partition(
         "**Files.**"
     )
     text, _, _ = rest.partition("\n\n")
-    assert set(re.findall(r"`(taskservice\.db[\w-]*|secret_key)`", text)) == found
+    assert set(re.findall(r"`(taskservice\.db[\w-]*|secret_key)`", text)) == names
 
 
 def test_commands_need_no_newer_curl_than_old_systems_have() -> None:
@@ -164,8 +164,8 @@ def test_reference_of_the_client_has_every_name_that_it_exports() -> None:
     exported = {name: getattr(client, name) for name in client.__all__}
     assert errors | {"TaskServiceError"} == {
         name
-        for name, each in exported.items()
-        if isinstance(each, type) and issubclass(each, Exception)
+        for name, exported_type in exported.items()
+        if isinstance(exported_type, type) and issubclass(exported_type, Exception)
     }
     assert sorted(errors | {"TaskServiceError", *shown}) == sorted(exported)
 
@@ -278,8 +278,8 @@ def messages_of_the_code() -> list[str]:
     for path in (ROOT / "taskservice").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
-                parts = (getattr(each, "value", None) for each in node.values)
-                texts.append("".join(each if isinstance(each, str) else "…" for each in parts))
+                parts = (getattr(part, "value", None) for part in node.values)
+                texts.append("".join(part if isinstance(part, str) else "…" for part in parts))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)
     return texts + [path.read_text() for path in (ROOT / "taskservice").rglob("*.html")]
@@ -296,7 +296,7 @@ def test_every_message_that_is_explained_is_in_the_code() -> None:
     for message in shown:
         pattern = wildcards(message)
         is_there = any(pattern.search(text) for text in texts)
-        assert is_there or any(each.fullmatch(message) for each in long), message
+        assert is_there or any(pattern.fullmatch(message) for pattern in long), message
 
 
 def wildcards(text: str) -> re.Pattern[str]:
@@ -315,12 +315,12 @@ STILL_ODD = {
 @pytest.mark.parametrize("name", sorted(set(DOCUMENTS) - {"CHANGELOG.md"}))
 def test_document_has_plain_words(name: str) -> None:
     # What is quoted, where a link leads, and what the code says have their own words.
-    own = re.sub(
+    written = re.sub(
         f"{reference_pages.START}.*{reference_pages.END}", "", prose(name), flags=re.DOTALL
     )
-    text = re.sub(r"`[^`]*`|\]\([^)]*\)", "", own).replace("\n", " ")
-    found = ODD.findall(text)
-    assert len(found) <= STILL_ODD.get(name, 0), found
+    text = re.sub(r"`[^`]*`|\]\([^)]*\)", "", written).replace("\n", " ")
+    phrases = ODD.findall(text)
+    assert len(phrases) <= STILL_ODD.get(name, 0), phrases
 
 
 def test_make_targets_that_are_named_are_there() -> None:

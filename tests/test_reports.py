@@ -70,8 +70,8 @@ def test_error_ends_the_task_as_failed(alice: ApiClient) -> None:
 
 def test_error_without_a_message_gets_one(alice: ApiClient) -> None:
     forms: tuple[Task, ...] = ({}, {"error": None})
-    for more in forms:
-        ended = alice.report(alice.start(), status="error", **more)
+    for fields in forms:
+        ended = alice.report(alice.start(), status="error", **fields)
         assert ended["error"]["type"] == "failed"
         assert ended["error"]["message"]
 

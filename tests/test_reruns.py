@@ -41,7 +41,7 @@ def test_rerun_is_a_new_unclaimed_task_with_the_same_fields(alice: ApiClient) ->
     assert (again["progress"], again["note"], again["parentId"]) == (None, None, None)
     assert alice.task(again) == again
     labelled = expect(alice.get("/task?label=env:prod"), 200)
-    assert [each["id"] for each in labelled] == [again["id"], task["id"]]
+    assert [listed["id"] for listed in labelled] == [again["id"], task["id"]]
 
 
 def test_rerun_takes_another_input(alice: ApiClient) -> None:
@@ -111,7 +111,7 @@ def test_child_names_its_parent(alice: ApiClient) -> None:
     assert child["parentId"] == parent["id"]
     assert alice.task(child) == child
     children = expect(alice.get(f"/task?parentId={parent['id']}"), 200)
-    assert [each["id"] for each in children] == [child["id"]]
+    assert [listed["id"] for listed in children] == [child["id"]]
 
 
 @one_database
@@ -134,11 +134,11 @@ def test_deleted_task_is_no_parent_and_nothing_to_run_again(alice: ApiClient) ->
     parent = alice.start()
     child = alice.start(parentId=parent["id"])
     again = expect(rerun(alice, parent), 201)
-    before = [etag(alice, each) for each in (child, again)]
+    before = [etag(alice, started) for started in (child, again)]
     expect(alice.delete(f"/task/{parent['id']}"), 200)
     assert alice.task(child)["parentId"] is None
     assert alice.task(again)["rerunOf"] is None
-    after = [etag(alice, each) for each in (child, again)]
+    after = [etag(alice, started) for started in (child, again)]
     assert all(new != old for new, old in zip(after, before, strict=True))
     assert alice.task(child)["updatedAt"] >= child["updatedAt"]
 

@@ -31,7 +31,7 @@ def test_hot_paths_use_few_statements_and_one_connection(
     child = {"agentId": "summarizer", "parentId": task["id"], "labels": {"a": "1", "b": "2"}}
     alice.register("translator")
     # The first read of each request is that of the key.
-    for name, request, status, wanted in (
+    for name, request, status, counts in (
         ("one task", partial(alice.get, path), 200, (1, 2, 0)),
         ("its fields", partial(alice.get, f"{path}?fields=id,status"), 200, (1, 2, 0)),
         ("304", partial(alice.get, path, headers=same), 304, (1, 2, 0)),
@@ -48,7 +48,7 @@ def test_hot_paths_use_few_statements_and_one_connection(
     ):
         with subtests.test(name):
             answers: list[TestResponse] = []
-            assert used(app, lambda: answers.append(request())) == wanted  # noqa: B023
+            assert used(app, lambda: answers.append(request())) == counts  # noqa: B023
             expect(answers[0], status)
 
 
@@ -59,8 +59,8 @@ def test_no_connection_is_held_while_an_answer_waits_or_streams(
     path = f"/task/{task['id']}"
     alice.append(task, *["a line of this log " * 8] * 20_000)
     reads = resources.find(Database, app).reads
-    for each in (path, "/task", f"{path}/events"):
-        with subtests.test(each), alice.get(each, buffered=False) as response:
+    for url in (path, "/task", f"{path}/events"):
+        with subtests.test(url), alice.get(url, buffered=False) as response:
             next(response.iter_encoded())
             # The watcher has one of its own, which it takes from the pool at first.
             until(lambda: in_use(reads) == 0)

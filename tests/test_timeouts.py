@@ -82,11 +82,11 @@ def test_default_of_zero_ends_only_tasks_with_a_timeout_of_their_own(
 ) -> None:
     app = app_with(TASK_TIMEOUT=0.0)
     alice = add_user(app, "alice")
-    own, default = alice.start(claim=True, timeout=90), alice.start(claim=True)
-    for task in (own, default):
+    with_timeout, default = alice.start(claim=True, timeout=90), alice.start(claim=True)
+    for task in (with_timeout, default):
         fall_silent(app, task, 1000 * DAY)
     Maintenance(app).do_round()
-    assert alice.task(own)["error"]["message"].endswith("90 seconds")
+    assert alice.task(with_timeout)["error"]["message"].endswith("90 seconds")
     assert alice.task(default)["status"] == "running"
 
 
@@ -142,7 +142,7 @@ def test_heartbeat_keeps_a_task(app: Flask, alice: ApiClient, maintenance: Maint
         fall_silent(app, task, 2 * DAY)
         show_life(alice, task, sign)
     maintenance.do_round()
-    assert {each: alice.task(task)["status"] for each, task in tasks.items()} == dict.fromkeys(
+    assert {name: alice.task(task)["status"] for name, task in tasks.items()} == dict.fromkeys(
         tasks, "running"
     )
 
@@ -155,7 +155,7 @@ def test_silence_is_judged_by_one_clock_wherever_the_sign_of_life_was_taken(
     started, task = alice.start(claim=True), alice.start()
     assert expect(alice.post("/agent/summarizer/claim"), 200)["id"] == task["id"]
     maintenance.do_round()
-    assert [alice.task(each)["status"] for each in (started, task)] == ["running"] * 2
+    assert [alice.task(running)["status"] for running in (started, task)] == ["running"] * 2
     for sign in SIGNS_OF_LIFE:
         fall_silent(app, task, 2 * DAY)
         show_life(alice, task, sign)
@@ -208,7 +208,7 @@ def test_several_loops_end_a_task_once_and_enqueue_one_webhook(
     for task in tasks:
         fall_silent(app, task, 2 * DAY)
     apps = [app, *(app_with() for _ in range(3))]
-    at_once([Maintenance(each).do_round for each in apps])
+    at_once([Maintenance(application).do_round for application in apps])
     assert [column(app, task, "version") for task in tasks] == [2] * len(tasks)
     assert [len(deliveries(app, task)) for task in tasks] == [1] * len(tasks)
 
@@ -235,8 +235,8 @@ def test_task_is_either_kept_by_its_heartbeat_or_ended(
         Maintenance(other).do_round()
         return []
 
-    said, _ = at_once([live_all, end])
-    for task, status in zip(reversed(tasks), said, strict=True):
+    statuses, _ = at_once([live_all, end])
+    for task, status in zip(reversed(tasks), statuses, strict=True):
         now = alice.task(task)["status"]
         assert status == now == "error" or status == "running" == now
 

@@ -67,9 +67,9 @@ def test_turn_after_a_wait_in_vain_is_exclusive(tmp_path: Path) -> None:
 def test_threads_and_processes_that_give_up_leave_each_turn_to_one(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CROWD, str(tmp_path / "queue"), str(tmp_path / "witness"), "2"]
     crowds = [ForkedPopen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    said = [crowd.communicate(timeout=60)[0] for crowd in crowds]
+    printed = [crowd.communicate(timeout=60)[0] for crowd in crowds]
     assert [crowd.returncode for crowd in crowds] == [0, 0, 0]
-    assert all(int(turns) > 0 for turns in said)
+    assert all(int(turns) > 0 for turns in printed)
 
 
 def test_waiters_that_time_out_leave_no_files(tmp_path: Path) -> None:

@@ -180,8 +180,8 @@ class Api(RuleBasedStateMachine):
         if who == "stranger":
             user = next(other for other in self.users if other is not user)
         other_agent = next(other for other in AGENTS if other != agent_id)
-        wanted = {"its agent": agent_id, "other agent": other_agent}.get(who)
-        key = user.caller(wanted) or user.caller()
+        key_agent = {"its agent": agent_id, "other agent": other_agent}.get(who)
+        key = user.caller(key_agent) or user.caller()
         assert key is not None, "the last user key is never revoked"
         return key
 
@@ -211,8 +211,8 @@ class Api(RuleBasedStateMachine):
             assert expect(response, 200)["revokedAt"]
             other.valid = False
         keys = expect(self.caller(owner).person.get("/key"), 200)
-        found = {one["id"]: one["revokedAt"] is None for one in keys}
-        assert found == {one.id: one.valid for one in owner.keys}
+        is_valid = {one["id"]: one["revokedAt"] is None for one in keys}
+        assert is_valid == {one.id: one.valid for one in owner.keys}
 
     # --- agents
 
@@ -246,17 +246,17 @@ class Api(RuleBasedStateMachine):
             "createdAt": agent["createdAt"], "inputSchema": {"type": "object"}, "annotations": ANY,
             "tool": None, "expect": None,
         }  # fmt: skip
-        given: Json = {
+        changes: Json = {
             field: stored(text)
             for field, text in (("name", name), ("description", description))
             if text is not None
         }
         if schema is not None:
-            given["inputSchema"] = schema
-        assert agent == before | given
+            changes["inputSchema"] = schema
+        assert agent == before | changes
         key.user.agents[agent_id] = agent
-        own = [key.user.agents[one] for one in sorted(key.user.agents) if key.sees_agent(one)]
-        assert expect(key.person.get("/agent"), 200) == own
+        visible = [key.user.agents[one] for one in sorted(key.user.agents) if key.sees_agent(one)]
+        assert expect(key.person.get("/agent"), 200) == visible
 
     @rule(user=either, who=callers, agent_id=st.sampled_from(["0.a_b-c", "0.a_b-c", *AGENTS]))
     def delete_agent(self, user: int, who: str, agent_id: str) -> None:
@@ -281,7 +281,7 @@ class Api(RuleBasedStateMachine):
         user=either,
         who=callers,
         agent_id=agent_ids,
-        more=more_fields,
+        fields=more_fields,
         called_back=st.booleans(),
         idempotency_key=idempotency_keys,
     )
@@ -290,12 +290,12 @@ class Api(RuleBasedStateMachine):
         user: int,
         who: str,
         agent_id: str,
-        more: Json,
+        fields: Json,
         called_back: bool,
         idempotency_key: str | None,
     ) -> Any:
         key = self.caller(self.users[user], who, agent_id)
-        body = {"agentId": agent_id, **more}
+        body = {"agentId": agent_id, **fields}
         if called_back:
             body["callback"] = self.receiver.url
         return self.started(key, body, idempotency_key)
@@ -331,10 +331,10 @@ class Api(RuleBasedStateMachine):
         key.user.tasks.append(task)
         return task
 
-    def fits(self, key: Key, agent_id: str, given: Json | None) -> bool:
+    def fits(self, key: Key, agent_id: str, input_: Json | None) -> bool:
         """Whether an input fits the schema of its agent, which is one of `input_schemas`."""
         schema: Json = key.user.agents[agent_id]["inputSchema"]
-        return "maxProperties" not in schema or not given
+        return "maxProperties" not in schema or not input_
 
     def new_task(self, key: Key, body: Json, seen: Json) -> Json:
         moment = seen["createdAt"]
@@ -586,11 +586,11 @@ class Api(RuleBasedStateMachine):
             problem(page, 404)
             problem(text, 404)
             return
-        wanted = lines[after:][:limit]
-        end = max(after, after + len(wanted))
+        selected = lines[after:][:limit]
+        end = max(after, after + len(selected))
         status = task.json["status"]
-        assert expect(page, 200) == {"logs": wanted, "next": end, "status": status}
-        assert text.get_data() == "".join(f"{line}\n" for line in wanted).encode()
+        assert expect(page, 200) == {"logs": selected, "next": end, "status": status}
+        assert text.get_data() == "".join(f"{line}\n" for line in selected).encode()
 
     @rule(user=either, who=callers, names=shapes, expand=expansions)
     def list_shaped(self, user: int, who: str, names: list[str], expand: list[str]) -> None:

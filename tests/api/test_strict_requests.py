@@ -178,9 +178,9 @@ def test_numbers_are_kept_exactly(alice: ApiClient, subtests: pytest.Subtests) -
         with subtests.test(number[:40]):
             response = start_text(alice, number.encode())
             task = expect(response, 201)
-            wanted = b'"input":{"x":' + number.encode() + b"}"
+            expected = b'"input":{"x":' + number.encode() + b"}"
             for answer in (response, alice.get(f"/task/{task['id']}"), alice.get("/task")):
-                assert wanted in answer.data
+                assert expected in answer.data
 
 
 LOST_NUMBERS = (

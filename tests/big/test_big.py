@@ -178,7 +178,7 @@ def test_bodies_that_are_refused_cost_little_memory(
             data=body,
             headers={"Content-Type": JSON},
         )
-        answers = at_once([partial(send, each) for each in copies(remote_alice, 2)])
+        answers = at_once([partial(send, person) for person in copies(remote_alice, 2)])
         assert {answer.status_code for answer in answers} <= {400, 413}
         assert memory(sqlite_service, "VmHWM") - before < 100 * MEGABYTE
 
@@ -313,7 +313,7 @@ def test_reports_on_large_outputs_do_not_make_other_writers_wait(
     with ThreadPoolExecutor(1) as pool:
         appends = pool.submit(append)
         try:
-            reports = at_once([partial(report, *each) for each in zip(people, paths, strict=True)])
+            reports = at_once([partial(report, *pair) for pair in zip(people, paths, strict=True)])
         finally:
             is_done.set()
         waits = median(appends.result())

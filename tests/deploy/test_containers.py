@@ -92,8 +92,8 @@ def services() -> dict[str, Any]:
         "PUBLIC_URL": "https://tasks.example.org/tasks",
     }
 
-    def value(found: re.Match[str]) -> str:
-        return values.get(found[1]) or found[2]
+    def value(match: re.Match[str]) -> str:
+        return values.get(match[1]) or match[2]
 
     text = re.sub(r"\$\{(\w+)(?::-([\w.]*)|:\?[^}]*)\}", value, COMPOSE.read_text())
     assert "${" not in text
@@ -106,8 +106,8 @@ def test_compose_file_asks_for_its_secrets() -> None:
 
 
 def test_service_takes_the_settings_of_the_compose_file(services: dict[str, Any]) -> None:
-    given = services["taskservice"]["environment"]
-    environment = {name: str(value) for name, value in given.items()}
+    variables = services["taskservice"]["environment"]
+    environment = {name: str(value) for name, value in variables.items()}
     assert unknown_names(environment) == []
     address: Any = Config.from_environment(environment).DATABASE_URL
     database = services["database"]["environment"]
@@ -120,7 +120,7 @@ def test_service_takes_the_settings_of_the_compose_file(services: dict[str, Any]
 
 def test_data_is_in_volumes_and_only_this_machine_is_served(services: dict[str, Any]) -> None:
     service, database = services["taskservice"], services["database"]
-    mounted = [volume.split(":")[0] for each in (service, database) for volume in each["volumes"]]
+    mounted = [volume.split(":")[0] for part in (service, database) for volume in part["volumes"]]
     assert set(mounted) == yaml.safe_load(COMPOSE.read_text())["volumes"].keys()
     assert service["volumes"] == [f"data:{only('VOLUME')}"]
     assert service["ports"] == [f"127.0.0.1:8000:{only('EXPOSE')}"]

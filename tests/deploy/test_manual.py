@@ -88,7 +88,7 @@ class RootShell:
         for name, new in replaced.items():
             assert EXAMPLES[name] in block
             block = block.replace(EXAMPLES[name], new)
-        lines = self.machine.here(block).replace("&&\n", "&& ").splitlines()
+        lines = self.machine.below_root(block).replace("&&\n", "&& ").splitlines()
         # pip may have much to download.
         return self.terminal.run("\n".join(f"{line} || echo FAILED" for line in lines), 250)
 

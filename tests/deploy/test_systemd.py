@@ -55,7 +55,7 @@ def units(machine: Machine, tmp_path: Path) -> list[str]:
     (tmp_path / "units").mkdir()
     paths = [tmp_path / "units" / name for name in UNITS]
     for path in paths:
-        path.write_text(machine.here((DEPLOY / path.name).read_text()))
+        path.write_text(machine.below_root((DEPLOY / path.name).read_text()))
     return [str(path) for path in paths]
 
 

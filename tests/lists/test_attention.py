@@ -32,25 +32,25 @@ Item = dict[str, Any]
 
 def items(person: ApiClient, kind: str | None = None) -> list[Item]:
     """What needs attention, or that of one kind."""
-    found: list[Item] = expect(person.get("/attention"), 200)
-    return [each for each in found if kind in (None, each["kind"])]
+    entries: list[Item] = expect(person.get("/attention"), 200)
+    return [item for item in entries if kind in (None, item["kind"])]
 
 
 def kinds(person: ApiClient) -> list[str]:
-    return [each["kind"] for each in items(person)]
+    return [item["kind"] for item in items(person)]
 
 
 def task_ids(person: ApiClient, kind: str) -> list[str]:
-    return [each["taskId"] for each in items(person, kind)]
+    return [item["taskId"] for item in items(person, kind)]
 
 
 def ids(*tasks: Item) -> list[str]:
     return [task["id"] for task in tasks]
 
 
-def ask(person: ApiClient, task: Item, message: str = "Deploy?", **more: Any) -> Item:
+def ask(person: ApiClient, task: Item, message: str = "Deploy?", **fields: Any) -> Item:
     path = f"/task/{task['id']}/question"
-    return dict(expect(person.post(path, json={"message": message, **more}), 201))
+    return dict(expect(person.post(path, json={"message": message, **fields}), 201))
 
 
 def run(person: ApiClient, agent_id: str = "summarizer", status: str = "complete") -> Item:
@@ -90,35 +90,35 @@ def test_question_is_listed_until_it_is_closed(alice: ApiClient, clocks: Clocks)
     first, second = alice.start(claim=True), alice.start(claim=True)
     later = ask(alice, second, "Which\nbranch?")
     asked = [ask(alice, first, "x" * 300), ask(alice, first, timeout=60)]
-    assert [each["taskId"] for each in items(alice)] == ids(second, first, first)
-    found = items(alice)[0]
-    assert found == {
+    assert [item["taskId"] for item in items(alice)] == ids(second, first, first)
+    item = items(alice)[0]
+    assert item == {
         "kind": "question", "agentId": "summarizer", "taskId": second["id"],
         "since": later["askedAt"], "text": "Which branch?",
     }  # fmt: skip
     assert items(alice)[1]["text"] == "x" * 199 + "…"
     path = f"/task/{second['id']}/question/{later['id']}/answer"
     expect(alice.post(path, json={"action": "decline"}), 200)
-    assert [each["since"] for each in items(alice)] == [each["askedAt"] for each in asked]
+    assert [item["since"] for item in items(alice)] == [entry["askedAt"] for entry in asked]
     # Before maintenance stores it.
     clocks.go_on(61)
-    assert [each["since"] for each in items(alice)] == [asked[0]["askedAt"]]
+    assert [entry["since"] for entry in items(alice)] == [asked[0]["askedAt"]]
 
 
 def test_agent_is_broken_from_its_first_failure_to_its_next_success(alice: ApiClient) -> None:
     run(alice)
     first = run(alice, status="error")
-    (found,) = items(alice)
-    assert found == {
+    (item,) = items(alice)
+    assert item == {
         "kind": "broken", "agentId": "summarizer", "taskId": first["id"],
         "since": first["finishedAt"], "text": "The last task failed",
     }  # fmt: skip
     for _ in range(3):
         last = run(alice, status="error")
     expect(alice.post(f"/task/{alice.start()['id']}/cancel"), 200)
-    (found,) = items(alice)
-    assert (found["taskId"], found["since"]) == (last["id"], first["finishedAt"])
-    assert found["text"] == "Failed 4 times in a row"
+    (item,) = items(alice)
+    assert (item["taskId"], item["since"]) == (last["id"], first["finishedAt"])
+    assert item["text"] == "Failed 4 times in a row"
     run(alice)
     assert items(alice) == []
 
@@ -127,9 +127,9 @@ def test_late_agent_is_listed(alice: ApiClient, app: Flask) -> None:
     alice.register()
     since = clock.now()
     set_agent(app, "summarizer", late_since=since)
-    (found,) = items(alice)
-    assert (found["kind"], found["agentId"], found["taskId"]) == ("late", "summarizer", None)
-    assert found["since"] == since
+    (item,) = items(alice)
+    assert (item["kind"], item["agentId"], item["taskId"]) == ("late", "summarizer", None)
+    assert item["since"] == since
 
 
 def test_silent_task_that_runs_much_longer_than_usual_hangs(
@@ -147,10 +147,10 @@ def test_silent_task_that_runs_much_longer_than_usual_hangs(
     ask(alice, asking)
     clocks.go_on(2 * MINUTE)
     alice.append(lively, "still here")
-    (found,) = items(alice, "hanging")
-    assert (found["taskId"], found["agentId"]) == (hanging["id"], "summarizer")
-    assert found["since"].startswith(hanging["createdAt"][:16])
-    assert re.search(r"as usual \(5 min \d+ s\)$", found["text"])
+    (item,) = items(alice, "hanging")
+    assert (item["taskId"], item["agentId"]) == (hanging["id"], "summarizer")
+    assert item["since"].startswith(hanging["createdAt"][:16])
+    assert re.search(r"as usual \(5 min \d+ s\)$", item["text"])
     assert unknown["id"] not in task_ids(alice, "hanging")
     alice.append(hanging, "on we go")
     assert items(alice, "hanging") == []
@@ -165,9 +165,9 @@ def test_waiting_task_needs_a_worker_until_one_asks(
     assert items(alice) == []
     clocks.go_on(2 * MINUTE)
     assert task_ids(alice, "no_worker") == ids(oldest, other)
-    (found, _) = items(alice)
-    assert found["since"] == oldest["createdAt"]
-    assert found["text"] == "No worker has asked for work of this agent yet"
+    (item, _) = items(alice)
+    assert item["since"] == oldest["createdAt"]
+    assert item["text"] == "No worker has asked for work of this agent yet"
     task = claim(alice, "translator")
     assert task
     Maintenance(app).do_round()
@@ -175,7 +175,7 @@ def test_waiting_task_needs_a_worker_until_one_asks(
     alice.report(task, status="complete")
     waiting = alice.start("translator")
     clocks.go_on(3 * DAY)
-    assert [each["text"] for each in items(alice, "no_worker")] == [
+    assert [item["text"] for item in items(alice, "no_worker")] == [
         "No worker has asked for work of this agent yet",
         "No worker has asked for work of this agent for 3 d",
     ]
@@ -204,10 +204,10 @@ def test_failed_callback_is_listed_for_a_week_unless_it_is_delivered(
     tasks = [alice.start(callback=receiver.url, claim=True) for _ in range(2)]
     assert [finish(alice, task) for task in tasks] == ["failed"] * 2
     assert task_ids(alice, "callback_failed") == ids(*tasks)
-    found = items(alice)[0]
-    assert found["since"] == alice.task(tasks[0])["finishedAt"]
-    assert found["text"].startswith("The callback was not delivered: ")
-    assert "410" in found["text"]
+    item = items(alice)[0]
+    assert item["since"] == alice.task(tasks[0])["finishedAt"]
+    assert item["text"].startswith("The callback was not delivered: ")
+    assert "410" in item["text"]
     expect(alice.post(f"/task/{tasks[0]['id']}/deliveries"), 202)
     assert task_ids(alice, "callback_failed") == ids(tasks[1])
     receiver.answer = answer(200)
@@ -223,10 +223,10 @@ def test_hook_that_is_off_is_listed(alice: ApiClient, app: Flask, receiver: Rece
     hook = add_hook(alice, target=receiver.url, events=["task.ended"])
     run(alice)
     with looping(app):
-        (found,) = until(lambda: items(alice))
-    assert (found["kind"], found["agentId"], found["taskId"]) == ("hook_off", None, None)
-    assert found["since"] == hook["createdAt"]
-    assert found["text"].startswith("The hook phone is off: ")
+        (item,) = until(lambda: items(alice))
+    assert (item["kind"], item["agentId"], item["taskId"]) == ("hook_off", None, None)
+    assert item["since"] == hook["createdAt"]
+    assert item["text"].startswith("The hook phone is off: ")
     # Its deliveries are no callbacks.
     set_hook(alice, hook, "active")
     assert items(alice) == []
@@ -237,19 +237,19 @@ def test_hook_that_is_off_is_listed(alice: ApiClient, app: Flask, receiver: Rece
 def test_old_backup_is_listed_until_the_next_one(alice: ApiClient, data_folder: Path) -> None:
     marker = data_folder / "last_backup"
     made_at = make_backup_old(data_folder)
-    (found,) = items(alice)
-    assert found == {
+    (item,) = items(alice)
+    assert item == {
         "kind": "backup_old", "agentId": None, "taskId": None,
         "since": clock.from_milliseconds(made_at * 1000), "text": "The last backup is 3 d old",
     }  # fmt: skip
-    assert items(alice.read_key()) == [found]
+    assert items(alice.read_key()) == [item]
     marker.touch()
     assert items(alice) == []
     # As the nightly backup leaves it when no backup has succeeded.
     os.utime(marker, (0, 0))
-    (found,) = items(alice)
-    assert found["text"] == "No backup has succeeded yet"
-    assert found["since"] > clock.now(-DAY)
+    (item,) = items(alice)
+    assert item["text"] == "No backup has succeeded yet"
+    assert item["since"] > clock.now(-DAY)
 
 
 def make_backup_old(data: Path) -> int:
@@ -308,13 +308,13 @@ def test_agent_key_gets_what_concerns_its_agent(
     alice: ApiClient, troubled: Callable[[ApiClient], None]
 ) -> None:
     troubled(alice)
-    for found in items(alice):
-        agent_id = found["agentId"]
-        own = items(alice.agent_key(agent_id))
+    for item in items(alice):
+        agent_id = item["agentId"]
+        visible = items(alice.agent_key(agent_id))
         # It may read neither deliveries nor hooks.
-        hidden = found["kind"] in ("callback_failed", "hook_off")
-        assert (found in own) != hidden
-        assert {each["agentId"] for each in own} <= {agent_id}
+        hidden = item["kind"] in ("callback_failed", "hook_off")
+        assert (item in visible) != hidden
+        assert {entry["agentId"] for entry in visible} <= {agent_id}
 
 
 @one_database
@@ -326,15 +326,15 @@ def test_at_most_100_are_listed_oldest_first(alice: ApiClient, app: Flask, clock
         task = alice.start(claim=True)
         for _ in range(8):
             ask(alice, task)
-    found = items(alice)
-    assert [each["kind"] for each in found] == ["question"] * 64 + ["hanging"] * 36
-    for before, after in pairwise(found):
+    listed = items(alice)
+    assert [item["kind"] for item in listed] == ["question"] * 64 + ["hanging"] * 36
+    for before, after in pairwise(listed):
         assert before["since"] <= after["since"] or before["kind"] != after["kind"]
 
 
 def test_of_many_questions_the_oldest_are_listed(alice: ApiClient, app: Flask) -> None:
     oldest_task = alice.start(claim=True)
-    younger = [{"id": each} for each in copy_task(app, oldest_task, 100)]
+    younger = [{"id": task_id} for task_id in copy_task(app, oldest_task, 100)]
     for task in younger:
         ask(alice, task)
     ask(alice, oldest_task)
@@ -354,8 +354,8 @@ def test_of_many_late_agents_the_oldest_are_listed(alice: ApiClient, app: Flask)
             }
             late = update(Agent).where(Agent.id == f"agent-{number}")
             connection.execute(late.values(state="ok", **times))
-    found = [each["agentId"] for each in items(alice, "late")]
-    assert found == [f"agent-{number}" for number in range(100, 0, -1)]
+    agent_ids = [item["agentId"] for item in items(alice, "late")]
+    assert agent_ids == [f"agent-{number}" for number in range(100, 0, -1)]
 
 
 def test_reading_attention_writes_nothing(alice: ApiClient, app: Flask) -> None:

@@ -17,7 +17,7 @@ from tests.support.service import Service
 UNUSUAL = {"a": "=", "b": ":", "c": "k:v=w", "d": "🙂" * 256, "0._-z": " ", "e": "a&b#%\x7f"}
 
 
-def found(alice: ApiClient, *labels: str) -> list[str]:
+def names_with(alice: ApiClient, *labels: str) -> list[str]:
     query = "&".join(f"label={quote(label)}" for label in labels)
     names = [task["name"] for task in expect(alice.get(f"/task?{query}"), 200)]
     assert [task["name"] for task in in_pages(alice.get, f"{query}&limit=1")] == names
@@ -40,23 +40,23 @@ def test_every_label_finds_its_task(alice: ApiClient) -> None:
     alice.start(name="other", labels={key: f"{value[:200]}-" for key, value in UNUSUAL.items()})
     alice.start(name="wanted", labels=UNUSUAL)
     for key, value in UNUSUAL.items():
-        assert found(alice, f"{key}:{value}") == ["wanted"]
-    assert found(alice, *(f"{key}:{value}" for key, value in UNUSUAL.items())) == ["wanted"]
+        assert names_with(alice, f"{key}:{value}") == ["wanted"]
+    assert names_with(alice, *(f"{key}:{value}" for key, value in UNUSUAL.items())) == ["wanted"]
 
 
 def test_several_labels_must_all_fit(alice: ApiClient) -> None:
     alice.start(name="one", labels={"env": "prod", "team": "a"})
     alice.start(name="two", labels={"env": "prod", "team": "b"})
-    assert found(alice, "env:prod") == ["two", "one"]
-    assert found(alice, "env:prod", "team:a") == ["one"]
-    assert found(alice, "env:prod", "env:prod") == ["two", "one"]
-    assert found(alice, "env:prod", "env:test") == []
-    assert found(alice, "team:c") == []
+    assert names_with(alice, "env:prod") == ["two", "one"]
+    assert names_with(alice, "env:prod", "team:a") == ["one"]
+    assert names_with(alice, "env:prod", "env:prod") == ["two", "one"]
+    assert names_with(alice, "env:prod", "env:test") == []
+    assert names_with(alice, "team:c") == []
 
 
-def test_labels_of_others_are_not_found(alice: ApiClient, bob: ApiClient) -> None:
+def test_labels_of_others_are_not_names_with(alice: ApiClient, bob: ApiClient) -> None:
     bob.start(labels={"env": "prod"})
-    assert found(alice, "env:prod") == []
+    assert names_with(alice, "env:prod") == []
 
 
 def test_report_merges_labels_and_null_removes_one(alice: ApiClient, app: Flask) -> None:
@@ -64,9 +64,9 @@ def test_report_merges_labels_and_null_removes_one(alice: ApiClient, app: Flask)
     changed = alice.report(task, labels={"env": "prod", "team": None, "new": "1"})
     assert changed["labels"] == {"env": "prod", "new": "1"}
     assert alice.task(task) == changed
-    assert found(alice, "env:prod") == ["it"]
-    assert found(alice, "env:test") == []
-    assert found(alice, "team:a") == []
+    assert names_with(alice, "env:prod") == ["it"]
+    assert names_with(alice, "env:test") == []
+    assert names_with(alice, "team:a") == []
     assert len(rows(app)["task_labels"]) == 2
 
 
@@ -81,17 +81,17 @@ def test_labels_of_a_finished_task_stay_editable(alice: ApiClient) -> None:
     task = alice.start(name="it", labels={"env": "test"})
     alice.report(task, status="complete")
     assert alice.report(task, labels={"env": "prod"})["labels"] == {"env": "prod"}
-    assert found(alice, "env:prod") == ["it"]
+    assert names_with(alice, "env:prod") == ["it"]
     response = alice.patch(f"/task/{task['id']}", json={"labels": {"a": "b"}, "note": "n"})
     assert problem(response, 409)["code"] == "task_finished"
-    assert found(alice, "a:b") == []
+    assert names_with(alice, "a:b") == []
 
 
 def test_deleted_task_leaves_no_label(alice: ApiClient, app: Flask) -> None:
     task = alice.start(labels={"env": "prod"})
     expect(alice.delete(f"/task/{task['id']}"), 200)
     assert rows(app)["task_labels"] == []
-    assert found(alice, "env:prod") == []
+    assert names_with(alice, "env:prod") == []
 
 
 @pytest.mark.parametrize(

@@ -84,10 +84,11 @@ def tasks(alice: ApiClient) -> list[Task]:
     started: list[Task] = []
     for number in range(12):
         name = f"{'Nightly' if number % 3 else 'hourly'} run {number}"
-        more: dict[str, Any] = {"claim": True} if number % 4 == 1 else {}
+        fields: dict[str, Any] = {"claim": True} if number % 4 == 1 else {}
         if number % 5:
-            more |= {"parentId": started[0]["id"], "labels": {"env": "prod", "n": str(number % 2)}}
-        started.append(alice.start(("summarizer", "translator")[number % 2], name=name, **more))
+            labels = {"env": "prod", "n": str(number % 2)}
+            fields |= {"parentId": started[0]["id"], "labels": labels}
+        started.append(alice.start(("summarizer", "translator")[number % 2], name=name, **fields))
         alice.append(started[-1], "the start")
         # Apart by a millisecond, so that bounds lie between tasks.
         time.sleep(0.002)
@@ -148,9 +149,9 @@ def test_search_in_logs_has_the_filters_of_the_list(alice: ApiClient, tasks: lis
     }  # fmt: skip
     assert values.keys() == FILTERS.keys()
     for fields in ({}, values, *({name: value} for name, value in values.items())):
-        found = expect(alice.get("/search", query_string={"text": "the start", **fields}), 200)
+        results = expect(alice.get("/search", query_string={"text": "the start", **fields}), 200)
         fitting = ids(expected(tasks, fields))
-        assert [hit["taskId"] for hit in found["hits"]] == fitting, fields
+        assert [hit["taskId"] for hit in results["hits"]] == fitting, fields
         assert fitting == ids(listed(alice, **fields))
         assert bool(fitting) == (fields != values), fields
 
@@ -167,8 +168,8 @@ def test_search_that_stops_early_goes_on_with_the_next_page(
     of_agent = [task for task in tasks if task["agentId"] == "translator"]
     cut: list[list[Task]] = []
     for fields in SEARCHES:
-        for person, own in ((alice, tasks), (agent, of_agent)):
-            fitting = expected(own, fields)
+        for person, visible in ((alice, tasks), (agent, of_agent)):
+            fitting = expected(visible, fields)
             assert expect(person.get(f"/task?{query(**fields)}"), 200) == fitting, fields
             in_parts = list(pages(person.get, query(**fields, limit=3)))
             assert [task for page in in_parts for task in page] == fitting, fields
@@ -238,10 +239,10 @@ def test_q_finds_a_part_of_the_name_in_any_case(
     alice: ApiClient, subtests: pytest.Subtests
 ) -> None:
     alice.start(name="another")
-    for name, part, found in NAMES_AND_PARTS:
+    for name, part, is_part in NAMES_AND_PARTS:
         with subtests.test(f"{part[:20]} in {name[:20]}"):
             task = alice.start(name=name)
-            assert (task["id"] in ids(listed(alice, q=part))) == found
+            assert (task["id"] in ids(listed(alice, q=part))) == is_part
             assert "another" not in [task["name"] for task in listed(alice, q=part)]
 
 
@@ -266,18 +267,18 @@ def test_q_takes_wildcards_literally(alice: ApiClient) -> None:
     for name in ODD_NAMES:
         alice.start(name=name)
     for part in ODD_PARTS:
-        wanted = [name for name in ODD_NAMES if part.casefold() in name.casefold()]
-        found = [task["name"] for task in listed(alice, q=part, sort="createdAt")]
+        expected_names = [name for name in ODD_NAMES if part.casefold() in name.casefold()]
+        names = [task["name"] for task in listed(alice, q=part, sort="createdAt")]
         # NUL is kept as U+FFFD, and is looked for as that.
-        assert found == [name.replace("\0", "\ufffd") for name in wanted], part
+        assert names == [name.replace("\0", "\ufffd") for name in expected_names], part
 
 
 @one_database
 def test_links_keep_unusual_parts_as_they_are(alice: ApiClient) -> None:
     for part in ("%", "a&b=c#d", "<>", "ü", "+", " ", '"', "\0", ">; rel=next"):
         started = [alice.start(name=f"{part} {number}") for number in range(3)]
-        found = in_pages(alice.get, query(q=part, limit=1, sort="createdAt"))
-        assert ids(found)[-3:] == ids(started), part
+        listed_tasks = in_pages(alice.get, query(q=part, limit=1, sort="createdAt"))
+        assert ids(listed_tasks)[-3:] == ids(started), part
 
 
 # --- shapes and whole lists --------------------------------------------------------------
@@ -466,15 +467,15 @@ def test_task_deleted_with_its_agent_during_a_read_is_left_out(
 
 def test_agent_key_lists_its_own_agents_tasks_only(alice: ApiClient, tasks: list[Task]) -> None:
     agent = alice.agent_key("translator")
-    own = [task for task in tasks if task["agentId"] == "translator"]
+    visible = [task for task in tasks if task["agentId"] == "translator"]
     for sort in SORTS:
-        assert listed(agent, sort=sort) == in_order(own, sort)
-        assert in_pages(agent.get, query(sort=sort, limit=2)) == in_order(own, sort)
-    assert listed(agent, agentId="translator") == in_order(own, None)
+        assert listed(agent, sort=sort) == in_order(visible, sort)
+        assert in_pages(agent.get, query(sort=sort, limit=2)) == in_order(visible, sort)
+    assert listed(agent, agentId="translator") == in_order(visible, None)
     assert listed(agent, agentId="summarizer") == []
     assert in_pages(agent.get, "agentId=summarizer&limit=1") == []
     assert ids(listed(agent, q="nightly", status="complete")) == ids(
-        expected(own, {"q": "nightly", "status": "complete"})
+        expected(visible, {"q": "nightly", "status": "complete"})
     )
 
 
@@ -511,14 +512,14 @@ def test_links_hold_under_the_prefix_of_a_proxy(app_with: Callable[..., Flask]) 
         "X-Forwarded-Prefix": "/our/tasks",
     }
     url: str | None = f"{outside}/api/v1/task?limit=2"
-    found = []
+    task_ids = []
     while url:
         # What the proxy does: it takes its prefix away and passes the rest on.
         assert url.startswith(f"{outside}/api/v1/task?")
         response = alice.get(url.removeprefix(f"{outside}/api/v1"), headers=forwarded)
-        found += ids(expect(response, 200))
+        task_ids += ids(expect(response, 200))
         url = next_url(url, response)
-    assert found == ids(started)[::-1]
+    assert task_ids == ids(started)[::-1]
 
 
 # --- what does not fit -------------------------------------------------------------------
@@ -692,10 +693,10 @@ def test_cursor_of_any_structure_is_taken_or_refused(alice: ApiClient, tasks: li
 def test_cursor_of_another_user_shows_nothing_of_theirs(
     alice: ApiClient, bob: ApiClient, tasks: list[Task]
 ) -> None:
-    own = ids([bob.start() for _ in range(3)])
+    his = ids([bob.start() for _ in range(3)])
     for sort in SORTS:
-        found = expect(with_cursor(bob, cursor_of(alice, sort), sort), 200)
-        assert set(ids(found)) <= set(own)
+        page = expect(with_cursor(bob, cursor_of(alice, sort), sort), 200)
+        assert set(ids(page)) <= set(his)
 
 
 def test_cursor_may_change_its_limit_and_its_fields(alice: ApiClient, tasks: list[Task]) -> None:

@@ -45,7 +45,7 @@ def index_names(app: Flask) -> None:
         removal.index_names()
 
 
-def found(person: ApiClient, part: str) -> list[str]:
+def ids_matching(person: ApiClient, part: str) -> list[str]:
     query = {"q": part, "sort": "createdAt", "fields": "id"}
     tasks = expect(person.get("/task", query_string=query), 200)
     return [task["id"] for task in tasks]
@@ -82,8 +82,8 @@ class Tasks:
 
     def check(self) -> None:
         for part in PARTS:
-            wanted = [key for key, name in self.names.items() if part.casefold() in name.casefold()]
-            assert found(self.person, part) == wanted, part
+            keys = [key for key, name in self.names.items() if part.casefold() in name.casefold()]
+            assert ids_matching(self.person, part) == keys, part
 
 
 def test_index_finds_what_a_search_of_all_names_finds(
@@ -117,7 +117,7 @@ def test_index_of_postgresql_follows_the_names(
             others.change()
         tasks.check()
     others.check()
-    statements = [text for text, _ in reads(app, lambda: found(tasks.person, "nightly sum"))]
+    statements = [text for text, _ in reads(app, lambda: ids_matching(tasks.person, "nightly sum"))]
     assert any("FROM task_names" in text for text in statements)
     dispose(app)
 
@@ -127,7 +127,7 @@ def test_search_reads_the_candidates_of_the_index(app: Flask, alice: ApiClient) 
     for number in range(7):
         alice.start(name=f"nightly {number}")
     index_names(app)
-    statements = [text for text, _ in reads(app, lambda: found(alice, "nightly 3"))]
+    statements = [text for text, _ in reads(app, lambda: ids_matching(alice, "nightly 3"))]
     assert any("task_names MATCH" in text for text in statements)
     with app.app_context(), transaction() as connection:
         assert not name_index.is_behind(connection)

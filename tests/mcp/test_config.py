@@ -72,8 +72,8 @@ def test_odd_address_is_one_word_of_the_shell() -> None:
 
 def pre(page: str) -> dict[str, str]:
     """Id -> text of what can be copied from a page."""
-    found = re.findall(r'<pre id="mcp-([^"]+)">(.*?)</pre>', page, re.DOTALL)
-    return {name: unescape(text) for name, text in found}
+    texts = re.findall(r'<pre id="mcp-([^"]+)">(.*?)</pre>', page, re.DOTALL)
+    return {name: unescape(text) for name, text in texts}
 
 
 @one_database
@@ -81,9 +81,10 @@ def test_page_of_keys_shows_them_with_the_address_and_a_new_user_key(
     app: Flask, alice: ApiClient
 ) -> None:
     alice.register("backup")
-    browser = Browser(app, base_url="http://tasks.example:8080/below")
+    url = "http://tasks.example:8080/below"
+    browser = Browser(app, base_url=url)
     browser.sign_in(alice.key)
-    lines = {name: each.text("http://tasks.example:8080/below") for name, each in CLIENTS.items()}
+    lines = {name: client.text(url) for name, client in CLIENTS.items()}
     assert pre(browser.get("/keys").text) == {
         "key": "export TASKSERVICE_APIKEY=tsk_user_…",
         **lines,

@@ -41,7 +41,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
 }
 
 
-def each_with_odd_values(fields: dict[str, str]) -> Iterator[str]:
+def with_odd_values(fields: dict[str, str]) -> Iterator[str]:
     """The text of objects with these members, one of which is odd in each."""
     for odd_name in fields:
         for odd in ODD:
@@ -52,10 +52,10 @@ def each_with_odd_values(fields: dict[str, str]) -> Iterator[str]:
 def bodies(task_id: str) -> Iterator[tuple[str, str]]:
     """(method, params as JSON)."""
     for method, fields in PARAMETERS.items():
-        for params in each_with_odd_values(fields):
+        for params in with_odd_values(fields):
             yield method, params.replace(TASK, f'"{task_id}"')
     for name, fields in ARGUMENTS.items():
-        for arguments in each_with_odd_values(fields):
+        for arguments in with_odd_values(fields):
             params = f'{{"name":"{name}","arguments":{arguments}}}'
             yield "tools/call", params.replace(TASK, f'"{task_id}"')
 

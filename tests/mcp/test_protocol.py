@@ -109,7 +109,7 @@ def test_log_names_the_method_and_the_tool(
     mcp.modern("tools/call", {"name": "x" * 9_000})
     logged: Any = [record for record in caplog.records if record.name == "taskservice.request"]
     assert [record.getMessage() for record in logged] == ["POST /mcp"] * 3
-    named = [(each.details["method"], each.details.get("tool")) for each in logged]
+    named = [(record.details["method"], record.details.get("tool")) for record in logged]
     assert named == [
         ("tools/call", "list_tasks"),
         ("tools/list", None),
@@ -214,9 +214,9 @@ META_MISSING: dict[str, Json] = {
 }
 
 
-@pytest.mark.parametrize("more", META_MISSING.values(), ids=META_MISSING.keys())
-def test_modern_request_needs_its_version_and_capabilities(mcp: McpClient, more: Json) -> None:
-    body = {"jsonrpc": "2.0", "id": 3, "method": "server/discover"} | more
+@pytest.mark.parametrize("params", META_MISSING.values(), ids=META_MISSING.keys())
+def test_modern_request_needs_its_version_and_capabilities(mcp: McpClient, params: Json) -> None:
+    body = {"jsonrpc": "2.0", "id": 3, "method": "server/discover"} | params
     answer = mcp.post(body, MCP_Protocol_Version=MODERN, Mcp_Method="server/discover")
     assert answer.refused == (400, -32602)
     assert answer.json["id"] == 3

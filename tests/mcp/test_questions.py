@@ -272,7 +272,7 @@ def test_closed_form_ends_the_call_with_the_question_open(
     assert result["resultType"] == "complete"
     content = structured(result)
     assert content["status"] == "running"
-    assert [each["questionId"] for each in content["questions"]] == [question["id"]]
+    assert [asked["questionId"] for asked in content["questions"]] == [question["id"]]
     assert question_of(alice, task, question)["state"] == "open"
 
 

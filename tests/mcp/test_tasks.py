@@ -81,8 +81,8 @@ def test_client_without_the_extension_never_gets_a_task(
         alice.report(claimed(alice), status="complete", output={"text": "Done: ü"})
         result = call.result().result
     assert result["content"] == [{"type": "text", "text": "Done: ü"}]
-    more = {"resultType", "_meta"} if era == "modern" else set()
-    assert result.keys() == {"content", "structuredContent"} | more
+    era_keys = {"resultType", "_meta"} if era == "modern" else set()
+    assert result.keys() == {"content", "structuredContent"} | era_keys
 
 
 # --- tasks/get ---------------------------------------------------------------------------

@@ -459,8 +459,8 @@ def test_task_of_another_user_is_not_found_by_any_tool(bob: ApiClient, mcp: McpC
     assert structured(mcp.call("list_tasks")) == {"tasks": []}
 
 
-def read(mcp: McpClient, task: Json, **more: Any) -> Json:
-    return structured(mcp.call("read_log", {"taskId": task["id"], **more}))
+def read(mcp: McpClient, task: Json, **arguments: Any) -> Json:
+    return structured(mcp.call("read_log", {"taskId": task["id"], **arguments}))
 
 
 def test_read_log_has_the_last_hundred_lines_or_those_after_one(

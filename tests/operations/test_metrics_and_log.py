@@ -131,14 +131,14 @@ def test_requests_are_counted_by_rule_method_and_status(app: Flask, alice: ApiCl
     app.test_client().get("/api/v1/task")
     after = scrape(app)
 
-    def more(*labels: Any) -> float:
+    def counted(*labels: Any) -> float:
         return after.requests(*labels) - before.requests(*labels)
 
-    assert more("/api/v1/task/<task_id>", "GET", 200) == 3
-    assert more("/api/v1/task/<task_id>", "GET", 404) == 1
-    assert more("/api/v1/task", "GET", 422) == 1
-    assert more("/api/v1/task", "GET", 401) == 1
-    assert more("/metrics", "GET", 200) == 1
+    assert counted("/api/v1/task/<task_id>", "GET", 200) == 3
+    assert counted("/api/v1/task/<task_id>", "GET", 404) == 1
+    assert counted("/api/v1/task", "GET", 422) == 1
+    assert counted("/api/v1/task", "GET", 401) == 1
+    assert counted("/metrics", "GET", 200) == 1
     assert not any(task["id"] in str(labels) for _, labels in after.samples)
 
 

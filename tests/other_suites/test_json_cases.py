@@ -55,9 +55,9 @@ def start(owner: RemoteClient, text: bytes, around: tuple[bytes, bytes]) -> requ
 def test_what_is_no_json_is_400(cases: dict[str, bytes], owner: RemoteClient) -> None:
     invalid = {name: text for name, text in cases.items() if name.startswith("n_")}
     for around in (AS_VALUE, AS_BODY):
-        found = {name: start(owner, text, around).status_code for name, text in invalid.items()
+        statuses = {name: start(owner, text, around).status_code for name, text in invalid.items()
                  if text.join(around) != EMPTY}  # fmt: skip
-        assert {name: status for name, status in found.items() if status != 400} == {}
+        assert {name: status for name, status in statuses.items() if status != 400} == {}
 
 
 def test_valid_json_comes_back_as_it_was_sent(cases: dict[str, bytes], owner: RemoteClient) -> None:
@@ -76,18 +76,18 @@ def test_valid_json_comes_back_as_it_was_sent(cases: dict[str, bytes], owner: Re
 def test_valid_json_that_starts_no_task_is_422(
     cases: dict[str, bytes], owner: RemoteClient
 ) -> None:
-    found = {name: start(owner, text, AS_BODY).status_code for name, text in cases.items()
+    statuses = {name: start(owner, text, AS_BODY).status_code for name, text in cases.items()
              if name.startswith("y_") and name not in REFUSED}  # fmt: skip
-    assert set(found.values()) == {422}, found
+    assert set(statuses.values()) == {422}, statuses
 
 
 def test_json_of_which_opinions_differ_is_taken_or_refused(
     cases: dict[str, bytes], owner: RemoteClient
 ) -> None:
-    found = {name: start(owner, text, AS_VALUE) for name, text in cases.items()
+    answers = {name: start(owner, text, AS_VALUE) for name, text in cases.items()
              if name.startswith("i_")}  # fmt: skip
-    statuses = {name: response.status_code for name, response in found.items()}
+    statuses = {name: response.status_code for name, response in answers.items()}
     assert set(statuses.values()) == {201, 400, 422}, statuses
-    for name, response in found.items():
+    for name, response in answers.items():
         if response.status_code == 201:
             assert response.json()["input"] == {"value": json.loads(cases[name])}, name

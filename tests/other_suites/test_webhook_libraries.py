@@ -34,9 +34,9 @@ def folder(node_modules: Path, tmp_path: Path) -> Path:
 
 def verdicts(folder: Path, webhook: Received, secret: str) -> dict[str, str]:
     """Library -> the id of the task that it read in the webhook, or why it refused this."""
-    given = {"secret": secret, "headers": webhook.headers, "body": webhook.body.decode()}
+    received = {"secret": secret, "headers": webhook.headers, "body": webhook.body.decode()}
     done = subprocess.run(
-        ["node", PROGRAM.name], cwd=folder, input=json.dumps(given),
+        ["node", PROGRAM.name], cwd=folder, input=json.dumps(received),
         capture_output=True, text=True, timeout=100, check=True,
     )  # fmt: skip
     return dict(json.loads(done.stdout))
@@ -73,8 +73,8 @@ def test_libraries_for_node_verify_with_the_old_and_the_new_secret_after_a_rotat
     assert new != old
     task_id, received = webhook(owner, receiver)
     assert len(received.headers["webhook-signature"].split()) == 2
-    for each in (old, new):
-        assert verdicts(folder, received, each) == {"standardwebhooks": task_id, "svix": task_id}
+    for key in (old, new):
+        assert verdicts(folder, received, key) == {"standardwebhooks": task_id, "svix": task_id}
 
 
 def test_libraries_for_node_refuse_a_webhook_with_the_secret_of_another_user(
@@ -107,7 +107,7 @@ def test_documented_receiver_prints_what_is_signed_and_nothing_else(
     port = free_port()
     assert "9000" in f"{block} {command}"
     (tmp_path / file).write_text(block.replace("9000", str(port)))
-    command = [each.replace("9000", str(port)) for each in command]
+    command = [argument.replace("9000", str(port)) for argument in command]
     environment = os.environ | {"CALLBACK_SECRET": secret(owner)}
     url = f"http://127.0.0.1:{port}/"
     if language == "go":

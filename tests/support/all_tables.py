@@ -100,19 +100,19 @@ def _deliver(app: Flask, person: ApiClient, receiver: Receiver) -> None:
 def seen(person: ApiClient) -> dict[str, Any]:
     """Everything that the API says to this person."""
     tasks = expect(person.get("/task?expand=agent,user"), 200)
-    found = {path: expect(person.get(path), 200) for path in ("/agent?expand=health", "/key")}
-    found |= {path: expect(person.get(path), 200) for path in ("/user", "/callback-secret")}
-    found["/hook"] = hooks = expect(person.get("/hook"), 200)
+    answers = {path: expect(person.get(path), 200) for path in ("/agent?expand=health", "/key")}
+    answers |= {path: expect(person.get(path), 200) for path in ("/user", "/callback-secret")}
+    answers["/hook"] = hooks = expect(person.get("/hook"), 200)
     for hook in hooks:
         path = f"/hook/{hook['id']}/deliveries"
-        found[path] = expect(person.get(path), 200)
+        answers[path] = expect(person.get(path), 200)
     for task in tasks:
         for end in ("", "/deliveries", "/question", "/link", "/logs?times=true&limit=10000"):
             path = f"/task/{task['id']}{end}"
-            found[path] = expect(person.get(path), 200)
+            answers[path] = expect(person.get(path), 200)
     for query in ("sort=finishedAt", "label=env:prod", "q=%C4%B0", "status=error", "limit=3"):
-        found[query] = [task["id"] for task in expect(person.get(f"/task?{query}"), 200)]
-    return found | {"/task": tasks}
+        answers[query] = [task["id"] for task in expect(person.get(f"/task?{query}"), 200)]
+    return answers | {"/task": tasks}
 
 
 def as_before(app: Flask, person: ApiClient) -> ApiClient:

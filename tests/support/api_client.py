@@ -66,9 +66,9 @@ class ApiClient:
             self.register(agent_id)
         return dict(expect(self.post("/task", json={"agentId": agent_id, **fields}), 201))
 
-    def append(self, task: dict[str, Any], *lines: str, **more: Any) -> dict[str, Any]:
+    def append(self, task: dict[str, Any], *lines: str, **fields: Any) -> dict[str, Any]:
         path = f"/task/{task['id']}/logs"
-        return dict(expect(self.post(path, json={"logs": list(lines), **more}), 201))
+        return dict(expect(self.post(path, json={"logs": list(lines), **fields}), 201))
 
     def report(self, task: dict[str, Any], **changes: Any) -> dict[str, Any]:
         return dict(expect(self.patch(f"/task/{task['id']}", json=changes), 200))
@@ -198,8 +198,8 @@ class RemoteClient:
     def register(self, agent_id: str, **fields: Any) -> None:
         self.write("PUT", f"/agent/{agent_id}", **fields)
 
-    def append(self, task: Mapping[str, Any], *lines: str, **more: Any) -> None:
-        self.write("POST", f"/task/{task['id']}/logs", logs=lines, **more)
+    def append(self, task: Mapping[str, Any], *lines: str, **fields: Any) -> None:
+        self.write("POST", f"/task/{task['id']}/logs", logs=lines, **fields)
 
     def report(self, task: Mapping[str, Any], **changes: Any) -> None:
         self.write("PATCH", f"/task/{task['id']}", **changes)

@@ -92,5 +92,5 @@ def violations(page: Page, *without: str) -> list[str]:
     axe = Axe("0") if page.evaluate("'axe' in window") else Axe()
     rules = {rule: {"enabled": False} for rule in without}
     options = {"resultTypes": ["violations"], "rules": rules}
-    found = axe.run(page, options=options).response["violations"]
-    return [f"{rule['id']}: {node['html']}" for rule in found for node in rule["nodes"]]
+    broken_rules = axe.run(page, options=options).response["violations"]
+    return [f"{rule['id']}: {node['html']}" for rule in broken_rules for node in rule["nodes"]]

@@ -89,9 +89,9 @@ class Clocks:
         """SQLite asks the machine, so its function is replaced on each connection."""
         real = sqlite3.connect(":memory:", check_same_thread=False)
 
-        def strftime(form: str, moment: str, *more: str) -> str:
+        def strftime(form: str, moment: str, *modifiers: str) -> str:
             shifted = (f"{self._database} seconds",) if moment == "now" else ()
-            values = (form, moment, *shifted, *more)
+            values = (form, moment, *shifted, *modifiers)
             marks = ", ".join("?" * len(values))
             return str(real.execute(f"SELECT strftime({marks})", values).fetchone()[0])
 

@@ -104,8 +104,8 @@ def check_headers(told: str, documented: dict[str, Any], headers: AnyHeaders) ->
         if text is not None:
             value = int(text) if header["schema"]["type"] == "integer" else text
             validator(json.dumps(header["schema"])).validate(value)
-    more = set(map(str.lower, headers.keys())) - set(map(str.lower, documented))
-    assert more <= UNTOLD, f"{told} has {more - UNTOLD}"
+    undocumented = set(map(str.lower, headers.keys())) - set(map(str.lower, documented))
+    assert undocumented <= UNTOLD, f"{told} has {undocumented - UNTOLD}"
 
 
 def operation_of(method: str, path: str) -> dict[str, Any] | None:

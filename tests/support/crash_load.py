@@ -263,8 +263,8 @@ class Chat(Caller):
             structured = result["structuredContent"]
         return structured
 
-    def tool(self, name: str, arguments: Json, **more: Any) -> Json:
-        params = {"name": name, "arguments": arguments, **more}
+    def tool(self, name: str, arguments: Json, **fields: Any) -> Json:
+        params = {"name": name, "arguments": arguments, **fields}
         result: Json = self.rpc("tools/call", params)["result"]
         return result
 

@@ -99,7 +99,7 @@ class Client:
 
 def posts(receiver: Receiver) -> list[str]:
     """The ids of the tasks in all that came."""
-    return [json.loads(each.body)["id"] for each in list(receiver.requests)]
+    return [json.loads(request.body)["id"] for request in list(receiver.requests)]
 
 
 Scenario: TypeAlias = Callable[[Client], None]

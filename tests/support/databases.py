@@ -20,8 +20,8 @@ DATABASES = ("sqlite", "postgresql")
 class Databases:
     """Databases for one test process: migrated once, and empty for every test."""
 
-    def __init__(self, own: Path, shared: Path) -> None:
-        self._template = own / "template.db"
+    def __init__(self, folder: Path, shared: Path) -> None:
+        self._template = folder / "template.db"
         # Not below pytest's folder, which PostgreSQL's own user may not enter.
         self._postgresql = (
             Path(tempfile.gettempdir()) / f"postgresql-{shared.parent.name}-{shared.name}"

@@ -53,10 +53,10 @@ def deployed_caddy(
         command = ["bash", "-ec", block.replace("/etc/caddy/Caddyfile", str(path))]
         subprocess.run(command, check=True, timeout=60)
     command = [program, "run", "--adapter", "caddyfile", "--config", str(path)]
-    own = {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
+    variables = {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
     authority = folder / "caddy/pki/authorities/local/root.crt"
     with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | own)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | variables)
     try:
         until(partial(answers, process, folder / "log", url, authority))
         yield url, authority

@@ -58,8 +58,8 @@ def table(name: str, heading: str) -> list[list[str]]:
 
 def code_lines(name: str) -> list[str]:
     """The lines of all code blocks of a document."""
-    found = _FENCE.findall(DOCUMENTS[name])
-    return [line for block in found for line in block.splitlines()[1:-1]]
+    code_blocks = _FENCE.findall(DOCUMENTS[name])
+    return [line for block in code_blocks for line in block.splitlines()[1:-1]]
 
 
 def prose(name: str) -> str:

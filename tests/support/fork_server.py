@@ -148,7 +148,7 @@ class ForkedPopen(subprocess.Popen[Any]):
                 restore_signals, gid, gids, uid, umask, start_new_session, process_group,
             )  # fmt: skip
             return
-        files = [own if own != -1 else n for n, own in enumerate((p2cread, c2pwrite, errwrite))]
+        files = [fd if fd != -1 else n for n, fd in enumerate((p2cread, c2pwrite, errwrite))]
         self.pid = fork_server().fork(job, files)
         self._child_created = True
         self._close_pipe_fds(  # type: ignore[attr-defined]

@@ -88,9 +88,9 @@ class GunicornProcess:
         self.ask(HELLO)
 
     def _listening(self) -> re.Match[str] | None:
-        found = re.search(r"Listening at: \S+:(\d+)", self.log)
-        assert found or self.process.poll() is None, self.log
-        return found
+        match = re.search(r"Listening at: \S+:(\d+)", self.log)
+        assert match or self.process.poll() is None, self.log
+        return match
 
     def connect(self, data: bytes = b"", *, receive_buffer: int = 0) -> socket.socket:
         client = socket.socket()

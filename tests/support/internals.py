@@ -52,7 +52,7 @@ def is_page(rule: Rule) -> bool:
 
 def filled(rule: str, **values: str) -> str:
     """The path of a rule with these values in it, and unknown ids for all others."""
-    return re.sub(r"<(?:.*?:)?(.*?)>", lambda found: values.get(found[1], str(uuid4())), rule)
+    return re.sub(r"<(?:.*?:)?(.*?)>", lambda match: values.get(match[1], str(uuid4())), rule)
 
 
 def rows(app: Flask) -> dict[str, list[tuple[Any, ...]]]:

@@ -31,10 +31,10 @@ def fall_silent(app: Flask, task: dict[str, Any], seconds: float) -> None:
     of_its_own = TaskModel.timeout.is_not(None)
     moments = {"last_heartbeat_at": database_now(-seconds)}
     with app.app_context(), transaction() as connection:
-        here = update(TaskModel).where(TaskModel.id == task["id"])
-        connection.execute(here.values(moments))
+        of_task = update(TaskModel).where(TaskModel.id == task["id"])
+        connection.execute(of_task.values(moments))
         heartbeat_deadline = database_now(TaskModel.timeout - seconds)
-        connection.execute(here.where(of_its_own).values(heartbeat_deadline=heartbeat_deadline))
+        connection.execute(of_task.where(of_its_own).values(heartbeat_deadline=heartbeat_deadline))
 
 
 def rounds(

@@ -50,16 +50,16 @@ class McpClient:
 
     def __init__(self, person: ApiClient | RemoteClient, *declares: Json) -> None:
         self.person = person
-        self.declares: Json = {name: value for each in declares for name, value in each.items()}
+        self.declares: Json = {name: value for part in declares for name, value in part.items()}
         self._ids = count(1)
 
     def post(self, body: Any, **headers: str | None) -> Answer:
         """Send a body, as JSON unless it is bytes; `Mcp_Name="x"` is a header, None none."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        given = {"Content-Type": "application/json"} | {
+        fields = {"Content-Type": "application/json"} | {
             name.replace("_", "-"): value for name, value in headers.items()
         }
-        return self.send("POST", data, {k: v for k, v in given.items() if v is not None})
+        return self.send("POST", data, {k: v for k, v in fields.items() if v is not None})
 
     def send(self, method: str, data: bytes | None, headers: dict[str, str]) -> Answer:
         if isinstance(self.person, RemoteClient):
@@ -91,10 +91,10 @@ class McpClient:
         body = {"jsonrpc": "2.0", "id": next(self._ids), "method": method}
         return self.post(body | {"params": params | {"_meta": meta}}, **(fitting | headers))
 
-    def call(self, name: str, arguments: Json | None = None, **more: Any) -> Json:
+    def call(self, name: str, arguments: Json | None = None, **fields: Any) -> Json:
         """The result of a tool, in the modern era."""
         return self.modern(
-            "tools/call", {"name": name, "arguments": arguments or {}, **more}
+            "tools/call", {"name": name, "arguments": arguments or {}, **fields}
         ).result
 
     def state(self, task_id: str) -> Json:
@@ -107,11 +107,11 @@ class McpClient:
 
     @contextmanager
     def calling(
-        self, name: str, arguments: Json | None = None, **more: Any
+        self, name: str, arguments: Json | None = None, **fields: Any
     ) -> Iterator[Future[Json]]:
         """The result of a tool that waits, while the block does what it waits for."""
         with ThreadPoolExecutor(1) as pool:
-            yield pool.submit(self.call, name, arguments, **more)
+            yield pool.submit(self.call, name, arguments, **fields)
 
 
 def structured(result: Json) -> Json:

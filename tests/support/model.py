@@ -27,8 +27,8 @@ class User:
         """The task that was started under this key."""
         if idempotency_key is None:
             return None
-        found = (task for task in self.tasks if task.idempotency_key == idempotency_key)
-        return next(found, None)
+        matches = (task for task in self.tasks if task.idempotency_key == idempotency_key)
+        return next(matches, None)
 
     def caller(self, agent_id: str | None = None) -> "Key | None":
         """A valid key of the user, or one that is narrowed to this agent."""

@@ -56,10 +56,10 @@ def with_their_own(direct: dict[str, Requirement]) -> set[str]:
 
 def _needed_by(requirement: Requirement) -> Iterator[Requirement]:
     for line in requires(requirement.name) or []:
-        each = Requirement(line)
+        needed = Requirement(line)
         extras = requirement.extras or {""}
-        if each.marker is None or any(each.marker.evaluate({"extra": name}) for name in extras):
-            yield each
+        if needed.marker is None or any(needed.marker.evaluate({"extra": name}) for name in extras):
+            yield needed
 
 
 def new_environment(folder: Path) -> Path:

@@ -68,5 +68,5 @@ def hidden(response: TestResponse) -> dict[str, str]:
 
 
 def hidden_text(page: str) -> dict[str, str]:
-    found = re.findall(r'name="(token|submission_id)"(?: id="[^"]+")? value="([^"]+)"', page)
-    return dict(found)
+    inputs = re.findall(r'name="(token|submission_id)"(?: id="[^"]+")? value="([^"]+)"', page)
+    return dict(inputs)

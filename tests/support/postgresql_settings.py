@@ -49,8 +49,8 @@ def work_a_while(alice: ApiClient) -> None:
     for _ in range(2):
         task = alice.start(name=TEXT, input={"text": TEXT}, claim=True, timeout=60)
         alice.append(task, TEXT)
-        found = expect(alice.get("/task", query_string={"q": TEXT.upper()}), 200)
-        assert task["id"] in [each["id"] for each in found]
+        matches = expect(alice.get("/task", query_string={"q": TEXT.upper()}), 200)
+        assert task["id"] in [listed["id"] for listed in matches]
         done = alice.report(task, status="complete", output={"text": TEXT})
         assert (done["name"], done["logs"], done["output"]) == (TEXT, [TEXT], {"text": TEXT})
         assert done["createdAt"] == task["createdAt"]

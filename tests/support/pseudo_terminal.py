@@ -27,7 +27,7 @@ def on_terminal(
         os.close(its)
         while part := _read(ours):
             written += part
-            for prompt in [each for each in waiting if written.endswith(each.encode())]:
+            for prompt in [prompt for prompt in waiting if written.endswith(prompt.encode())]:
                 os.write(ours, f"{waiting.pop(prompt)}\n".encode())
     os.close(ours)
     return written.decode().replace("\r\n", "\n")

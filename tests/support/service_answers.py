@@ -41,9 +41,9 @@ def appended(count: int = 1) -> Behaviour:
     return answer(201, {"logCount": count, "status": "running"})
 
 
-def problem(status: int, detail: Any, **more: Any) -> Behaviour:
+def problem(status: int, detail: Any, **fields: Any) -> Behaviour:
     title = HTTPStatus(status).phrase
-    text = {"type": "about:blank", "title": title, "status": status, "detail": detail} | more
+    text = {"type": "about:blank", "title": title, "status": status, "detail": detail} | fields
     return play.answer(status, PROBLEM, json.dumps(text).encode())
 
 

@@ -21,14 +21,14 @@ class Machine:
         self.root = root
         self.units = root / "etc/systemd/system"
 
-    def here(self, text: str) -> str:
+    def below_root(self, text: str) -> str:
         return re.sub(r"(?<![\w.])/(?=opt/|var/lib/|etc/)", f"{self.root}/", text)
 
     def values(self, unit: str, name: str) -> list[str]:
-        text = self.here((self.units / unit).read_text())
+        text = self.below_root((self.units / unit).read_text())
         return re.findall(rf"^{name}=(.*)$", text, re.MULTILINE)
 
-    def environment(self, unit: str, **more: str) -> dict[str, str]:
+    def environment(self, unit: str, **variables: str) -> dict[str, str]:
         """What systemd gives the unit's command, with what the tests' interpreter needs."""
         lines = [word for line in self.values(unit, "Environment") for word in shlex.split(line)]
         (file,) = self.values(unit, "EnvironmentFile")
@@ -36,15 +36,15 @@ class Machine:
         if Path(file[1:]).exists():
             lines += re.findall(r"^(?!#).+=.*$", Path(file[1:]).read_text(), re.MULTILINE)
         settings = dict(line.split("=", 1) for line in lines)
-        return {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)} | settings | more
+        return {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)} | settings | variables
 
     def command(self, unit: str) -> list[str]:
         (command,) = self.values(unit, "ExecStart")
         return shlex.split(command)
 
-    def run(self, unit: str, **more: str) -> subprocess.CompletedProcess[str]:
+    def run(self, unit: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(unit), cwd="/", env=self.environment(unit, **more),
+            self.command(unit), cwd="/", env=self.environment(unit, **variables),
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
 

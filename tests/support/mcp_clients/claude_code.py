@@ -123,16 +123,16 @@ class ClaudeTerminal:
         """Press keys until it shows a text: it drops those that come while it draws."""
         times = count()
 
-        def found() -> int:
+        def position() -> int:
             if next(times) % CHECKS_PER_PRESS == 0:
                 os.write(self._ours, keys.encode())
             return self._find(shows)
 
-        self._until(found, shows)
+        self._until(position, shows)
 
-    def _until(self, found: Callable[[], int], text: str) -> None:
+    def _until(self, position: Callable[[], int], text: str) -> None:
         try:
-            self._read_up_to = until(found)
+            self._read_up_to = until(position)
         except AssertionError:
             raise AssertionError(f"It does not show {text!r}:\n{self.shown}") from None
 
