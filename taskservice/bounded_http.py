@@ -45,10 +45,10 @@ class Deadline:
 
     def remaining(self) -> float:
         """Seconds left, more than 0; raises TimeoutError if there are none."""
-        left = self._until - time.monotonic()
-        if left <= 0:
+        seconds = self._until - time.monotonic()
+        if seconds <= 0:
             raise TimeoutError
-        return left
+        return seconds
 
     def extend(self, received: int) -> None:
         extended = self._until + received / self._min_rate

@@ -84,15 +84,15 @@ def _sweep_batch() -> bool:
     if not log_ids:
         return False
     with transaction() as connection:
-        left = CHUNKS_PER_BATCH
+        limit = CHUNKS_PER_BATCH
         for log_id in log_ids:
             of_log = {"log_id": log_id}
-            chunks = connection.scalars(_FIRST_CHUNKS, {**of_log, "limit": left}).all()
+            chunks = connection.scalars(_FIRST_CHUNKS, {**of_log, "limit": limit}).all()
             if chunks:
                 first_last = {"first": chunks[0], "last": chunks[-1]}
                 connection.execute(_DELETE_CHUNKS, of_log | first_last)
-            left -= len(chunks)
-            if not left:
+            limit -= len(chunks)
+            if not limit:
                 break
             connection.execute(_DELETE_LOG, of_log)
     return True
@@ -266,7 +266,7 @@ def remove_user(name: str) -> int:
     with reading() as connection:
         user_id = users.get_id(connection, name)
     is_of_user = Task.user_id == user_id
-    left = select(Task.id).where(is_of_user).limit(TASKS_PER_BATCH)
+    batch = select(Task.id).where(is_of_user).limit(TASKS_PER_BATCH)
     remove = partial(tasks.remove, logs_dropped_ago=SWEEP_AFTER_SECONDS)
     count = 0
     while True:
@@ -282,10 +282,10 @@ def remove_user(name: str) -> int:
             connection.execute(agents.with_for_update())
             users.lock(connection, user_id)
             # Waiting for a task while the user is locked could be a deadlock.
-            unlocked = connection.scalars(left.with_for_update(skip_locked=True)).all()
+            unlocked = connection.scalars(batch.with_for_update(skip_locked=True)).all()
             remove(connection, unlocked)
             count += len(unlocked)
-            if connection.scalar(left) is None:
+            if connection.scalar(batch) is None:
                 # The agents, keys and callback secrets follow.
                 connection.execute(delete(User).where(User.id == user_id))
                 break

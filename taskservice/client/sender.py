@@ -294,8 +294,8 @@ class Outbox:
     def pause(self, seconds: float, _: TaskServiceError) -> None:
         """Wait before the next attempt; raise the reason to stop as soon as there is one."""
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, _POLL_SECONDS))
+        while (remaining := until - time.monotonic()) > 0:
+            time.sleep(min(remaining, _POLL_SECONDS))
             self.check()
 
     def finish(self, report: dict[str, Any] | None) -> None:

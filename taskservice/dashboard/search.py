@@ -38,14 +38,14 @@ def show() -> Response:
     """The lines of logs that contain `q`, or with `where=errors` the tasks whose error does."""
     if complete := without_empty_fields():
         return complete
-    kept = [pair for pair in request.args.items(multi=True) if pair[0] not in OF_PAGE]
+    filters = [pair for pair in request.args.items(multi=True) if pair[0] not in OF_PAGE]
     values = first_texts(request.args)
     text, where = values.pop("q", ""), values.pop("where", "logs")
     values.pop("sort", None)
     query, _, selection = load({**values, "text": text or "?"}, search_query)
     find = _in_errors if where == "errors" else _in_logs
     tasks, end = find(selection, query) if text else (None, None)
-    context: dict[str, Any] = {"where": where, "kept": kept, "arguments": arguments}
+    context: dict[str, Any] = {"where": where, "filters": filters, "arguments": arguments}
     if end:
         context |= {"next": responses.next_query(selection, end), "until": end[0]}
     return page("search.html", found=tasks, **context)

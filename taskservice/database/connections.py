@@ -68,9 +68,9 @@ class KeptConnections:
 
     def forget(self) -> None:
         """Close all kept connections, as when their server is probably lost."""
-        while kept := self._pop():
-            kept.invalidate()
-            kept.close()
+        while connection := self._pop():
+            connection.invalidate()
+            connection.close()
 
     def _pop(self) -> Connection | None:
         try:

@@ -340,11 +340,11 @@ def _outputs(
     caller: Caller, agent_id: str, count: int
 ) -> Iterator[tuple[EndedTaskRow, Mapping[str, str]]]:
     """The last ended tasks with their numbers by path, newest first, up to MAX_BYTES."""
-    left = MAX_BYTES
+    remaining = MAX_BYTES
     for task in reversed(runs(get(caller, agent_id), count)):
         size, numbers = _numbers(task.id, task.version)
-        left -= size
-        if left < 0:
+        remaining -= size
+        if remaining < 0:
             return
         yield task, numbers
 

@@ -168,25 +168,25 @@ def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
             break
     lines = "\n".join(reversed(texts)).split("\n")[-max_lines:] if texts else []
     sizes = accumulate(len(line.encode()) for line in reversed(lines))
-    kept = sum(1 for size in sizes if size <= max_bytes)
-    return lines[len(lines) - kept :]
+    fitting = sum(1 for size in sizes if size <= max_bytes)
+    return lines[len(lines) - fitting :]
 
 
 def ends_of(row: TaskRow, size: int) -> Iterator[Any]:
     """The chunks of a log's end, then of its start, of about `size` bytes. Raises LogDropped."""
-    until, left = row.log_count, size
+    until, remaining = row.log_count, size
     for chunk in _chunks_from_end(row):
         yield chunk
-        until, left = chunk.last - chunk.count, left - len(chunk.text)
-        if left <= 0:
+        until, remaining = chunk.last - chunk.count, remaining - len(chunk.text)
+        if remaining <= 0:
             break
-    left = size
+    remaining = size
     for page in pages(row, count=until):
         for chunk in page.chunks:
-            if left <= 0:
+            if remaining <= 0:
                 return
             yield chunk
-            left -= len(chunk.text)
+            remaining -= len(chunk.text)
 
 
 def _chunks_from_end(row: TaskRow) -> Iterator[Any]:
@@ -276,8 +276,8 @@ def without_first(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
     while rest and count >= rest[0].count:
         count -= rest.pop(0).count
     if rest and count:
-        text, left = rest[0].text.split("\n", count)[count], rest[0].count - count
-        rest[0] = Chunk(text, left, len(text.encode()) + 1, _part(rest[0].times, count, left))
+        text, lines = rest[0].text.split("\n", count)[count], rest[0].count - count
+        rest[0] = Chunk(text, lines, len(text.encode()) + 1, _part(rest[0].times, count, lines))
     return rest
 
 

@@ -86,10 +86,10 @@ def within(
                     result = read()
                     if is_enough(result):
                         break
-                left = ends_at - time.monotonic()
-                if left <= 0 or resources.stopping.is_set():
+                remaining = ends_at - time.monotonic()
+                if remaining <= 0 or resources.stopping.is_set():
                     break
-                watch.wait(since, min(left, CLIENT_CHECK_SECONDS))
+                watch.wait(since, min(remaining, CLIENT_CHECK_SECONDS))
                 # The next `read` may claim a task for a client that has left.
                 if not is_valid():
                     raise not_found("link") if caller.task_id else invalid_key()

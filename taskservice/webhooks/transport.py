@@ -229,13 +229,13 @@ def _outcome_of(response: http.client.HTTPResponse) -> Outcome:
 
 def _beginning(body: http.client.HTTPResponse) -> str | None:
     """Read a body up to the limits; returns at most KEPT_BYTES of text, None if it is empty."""
-    kept = b""
+    data = b""
     # A broken body, such as a chunk of -5 bytes, does not change the outcome.
     with contextlib.suppress(Exception), body:
         while part := body.read1(MAX_RESPONSE_BYTES):
-            kept += part[: KEPT_BYTES + LONGEST_CHARACTER - len(kept)]
+            data += part[: KEPT_BYTES + LONGEST_CHARACTER - len(data)]
     # Also without NUL, which PostgreSQL cannot store, and without a partial last character.
-    text = kept.decode(errors="replace").replace("\0", "\ufffd")
+    text = data.decode(errors="replace").replace("\0", "\ufffd")
     return text.encode()[:KEPT_BYTES].decode(errors="ignore") or None
 
 

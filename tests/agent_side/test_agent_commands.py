@@ -26,9 +26,9 @@ def test_add_takes_the_schema_of_the_input_and_the_hints_of_a_tool(machine: Agen
     machine.run("agent", "add", "checked", "--input-schema", file, "--no-tool")
     machine.run("agent", "add", "checked", "--annotations", '{"readOnlyHint": true}')
     (agent,) = (
-        each
-        for each in objects(machine.run("agent", "list", "--json").stdout)
-        if each["id"] == "checked"
+        agent
+        for agent in objects(machine.run("agent", "list", "--json").stdout)
+        if agent["id"] == "checked"
     )
     assert (agent["inputSchema"], agent["tool"]) == (schema, False)
     assert agent["annotations"]["readOnlyHint"]

@@ -8,8 +8,8 @@ from tests.support.agent_machine import AgentMachine, objects
 from tests.support.api_client import RemoteClient
 
 
-def ids(found: list[dict[str, Any]]) -> list[str]:
-    return [task["id"] for task in found]
+def ids(tasks: list[dict[str, Any]]) -> list[str]:
+    return [task["id"] for task in tasks]
 
 
 def fail(person: RemoteClient, task: dict[str, Any]) -> None:
@@ -26,7 +26,7 @@ def test_several_ids_are_changed(machine: AgentMachine) -> None:
     cancelled = machine.run("task", "cancel", *ids(named), "--yes")
     assert (cancelled.returncode, cancelled.stdout) == (0, "")
     assert cancelled.stderr == "taskservice: 3 of 3 tasks cancelled\n"
-    deleted = machine.run("task", "delete", *(each[:23] for each in ids(named)), "--yes", "--json")
+    deleted = machine.run("task", "delete", *(text[:23] for text in ids(named)), "--yes", "--json")
     assert objects(deleted.stdout) == [{"done": 3, "refused": [], "tasks": []}]
     assert ids(machine.user.tasks()) == again.stdout.split()[::-1]
 

@@ -43,8 +43,8 @@ def test_program_is_run_where_home_is_not_there(
     machine.settings = {"HOME": "/dev/null/home", "XDG_STATE_HOME": ""}
     ran = machine.run("run", "--agent", "a", "--", "echo", "from run", cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (0, "from run\n")
-    (said,) = ran.stderr.splitlines()
-    assert "can't write to the disk, log lines are queued in memory" in said
+    (notice,) = ran.stderr.splitlines()
+    assert "can't write to the disk, log lines are queued in memory" in notice
     alice.start("w")
     worker = machine.spawn("work", "--agent", "w", "--", "echo", "from work", cwd=tmp_path)
     until(lambda: {task["status"] for task in alice.tasks()} == {"complete"})
@@ -66,12 +66,12 @@ def test_command_that_meets_a_full_disk_of_the_service_is_one_line(
         "task rerun", "agent add b",
     ):  # fmt: skip
         with subtests.test(command):
-            more = [task["id"]] if command.split()[1] in ("cancel", "delete", "rerun") else []
-            failed = machine.run(*command.split(), *more)
+            task_ids = [task["id"]] if command.split()[1] in ("cancel", "delete", "rerun") else []
+            failed = machine.run(*command.split(), *task_ids)
             assert (failed.returncode, failed.stdout) == (1, "")
-            (said,) = failed.stderr.splitlines()
-            assert said.endswith("The database is busy, full or unavailable")
-    assert [each["status"] for each in alice.tasks()] == ["running"]
+            (message,) = failed.stderr.splitlines()
+            assert message.endswith("The database is busy, full or unavailable")
+    assert [started["status"] for started in alice.tasks()] == ["running"]
 
 
 def test_programs_go_on_while_the_disk_of_the_service_is_full(

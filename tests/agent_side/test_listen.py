@@ -56,9 +56,9 @@ def test_finished_tasks_come_as_the_webhooks_would(
         (theirs,) = callback.wait_for(1, 20)
     assert ours.body == theirs.body
     assert json.loads(ours.body)["firstLog"] == first
-    own = {"host", "webhook-id", "webhook-timestamp", "webhook-signature"}
-    assert {k: v for k, v in ours.headers.items() if k not in own} == {
-        k: v for k, v in theirs.headers.items() if k not in own
+    changing = {"host", "webhook-id", "webhook-timestamp", "webhook-signature"}
+    assert {k: v for k, v in ours.headers.items() if k not in changing} == {
+        k: v for k, v in theirs.headers.items() if k not in changing
     }
     Webhook(secret(machine.user)).verify(ours.body, ours.headers)
 
@@ -239,9 +239,9 @@ def status_of(url: str, request: bytes) -> int:
             sender.sendall(request)
         response = b"".join(iter(lambda: sender.recv(65_536), b""))
     # To a request that names no version of HTTP, the response has no status line.
-    found = re.search(rb"^HTTP/1.. ([0-9]{3})|Error code: ([0-9]{3})", response)
-    assert found is not None, response
-    return int(found[1] or found[2])
+    match = re.search(rb"^HTTP/1.. ([0-9]{3})|Error code: ([0-9]{3})", response)
+    assert match is not None, response
+    return int(match[1] or match[2])
 
 
 def test_unsigned_request_is_refused_and_not_shown(machine: AgentMachine) -> None:

@@ -24,8 +24,8 @@ GUIDE = "docs/guides/notifications.md"
 
 
 def block(part: str) -> str:
-    (found,) = blocks(GUIDE, f"notifications: {part}")
-    return found
+    (text,) = blocks(GUIDE, f"notifications: {part}")
+    return text
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_receiver_of_webhooks_receives_events_too(machine: AgentMachine) -> None
     (receiver,) = blocks("docs/guides/receivers.md", "receiver: python")
     lines, port = receiver.splitlines(), str(free_port())
     for name, line in zip(("verify(", "print("), block("receiver").splitlines(), strict=True):
-        (place,) = (number for number, each in enumerate(lines) if name in each)
+        (place,) = (number for number, text in enumerate(lines) if name in text)
         indent = lines[place][: len(lines[place]) - len(lines[place].lstrip())]
         lines[place] = indent + line.strip()
     program = "\n".join(lines).replace("9000", port)

@@ -74,8 +74,8 @@ def test_end_is_seen_where_very_many_files_are_open() -> None:
 
 
 def test_stop_reaches_a_child_in_another_process_group() -> None:
-    own = "import os, time; os.setpgid(0, 0); print('ready', flush=True); time.sleep(1000)"
-    process, reader = started(f'"{sys.executable}" -c "{own}"; exit 3')
+    program = "import os, time; os.setpgid(0, 0); print('ready', flush=True); time.sleep(1000)"
+    process, reader = started(f'"{sys.executable}" -c "{program}"; exit 3')
     process.stop(1000.0)
     process.wait()
     assert os.read(reader, 1) == b""
@@ -159,10 +159,10 @@ def test_other_signals_reach_the_program(machine: AgentMachine) -> None:
 
 @pytest.mark.skipif(shutil.which("ps") is None, reason="no ps: install the package procps")
 def test_ps_finds_the_same_as_proc() -> None:
-    own = os.getpid()
-    parent, group, *_ = dict(process_tree._from_ps())[own]
+    pid = os.getpid()
+    parent, group, *_ = dict(process_tree._from_ps())[pid]
     assert (parent, group) == (os.getppid(), os.getpgrp())
-    assert dict(process_tree._from_proc())[own][:2] == (parent, group)
+    assert dict(process_tree._from_proc())[pid][:2] == (parent, group)
 
 
 # What Python lacks on macOS, in whole or in part.

@@ -68,7 +68,7 @@ def asked(person: RemoteClient, task: Json) -> Json:
     """The open question, as soon as there is one."""
 
     def find() -> list[Json]:
-        return [each for each in questions(person, task) if each["state"] == "open"]
+        return [asked for asked in questions(person, task) if asked["state"] == "open"]
 
     return until(find)[0]
 
@@ -186,7 +186,7 @@ def test_signal_withdraws_the_question(
     asked(machine.user, task)
     printed, notices = process.end(number)
     assert (process.returncode, printed, len(notices.splitlines())) == (code, "", 1)
-    assert [each["state"] for each in questions(machine.user, task)] == ["withdrawn"]
+    assert [asked["state"] for asked in questions(machine.user, task)] == ["withdrawn"]
 
 
 def test_signal_before_the_service_has_answered_withdraws_the_question(
@@ -201,7 +201,7 @@ def test_signal_before_the_service_has_answered_withdraws_the_question(
         between.answer = passed_on
         process.end()
     assert process.returncode == 143
-    assert [each["state"] for each in questions(machine.user, task)] == ["withdrawn"]
+    assert [asked["state"] for asked in questions(machine.user, task)] == ["withdrawn"]
 
 
 def test_ask_is_one_question_though_answers_are_lost(machine: AgentMachine, task: Json) -> None:
@@ -308,7 +308,7 @@ def test_question_is_declined_or_accepted_without_values(machine: AgentMachine, 
     assert "--accept" in shown.stdout
     accepted = machine.run("task", "answer", task["id"], "--accept")
     assert (accepted.returncode, accepted.stdout) == (0, "answered\n")
-    states = [(each["state"], each["answer"]) for each in questions(machine.user, task)]
+    states = [(asked["state"], asked["answer"]) for asked in questions(machine.user, task)]
     assert states == [("declined", None), ("answered", {})]
 
 
@@ -345,7 +345,7 @@ def test_one_of_several_questions_is_chosen_by_its_id(machine: AgentMachine, tas
     assert f"--question {second['id']} <text>" in shown.stdout
     chosen = machine.run("task", "answer", task["id"], "--question", second["id"], "yes")
     assert chosen.returncode == 0
-    assert [each["state"] for each in questions(machine.user, task)] == ["open", "answered"]
+    assert [asked["state"] for asked in questions(machine.user, task)] == ["open", "answered"]
     again = machine.run("task", "answer", task["id"], "--question", second["id"], "no")
     was_yes = 'The question is answered by key first: {"answer": "yes"}'
     assert (again.returncode, again.stderr) == (1, f"taskservice: {was_yes}\n")
@@ -402,8 +402,8 @@ def test_show_and_list_have_open_questions(machine: AgentMachine, task: Json) ->
     shown = machine.run("task", "show", task["id"]).stdout.splitlines()
     command = f"answer: taskservice task answer {task['id'][:18]}"
     assert shown[-3:] == ["asks: Deploy it?", f"{command} yes", f"{command} no"]
-    (found,) = objects(machine.run("task", "list", "--json").stdout)
-    assert found["questions"] == questions(machine.user, task)
+    (listed,) = objects(machine.run("task", "list", "--json").stdout)
+    assert listed["questions"] == questions(machine.user, task)
     assert "asks: Deploy it?" in machine.run("task", "list").stdout
     machine.run("task", "answer", task["id"], "yes")
     assert "asks:" not in machine.run("task", "list").stdout
@@ -445,14 +445,14 @@ def test_client_asks_for_a_text_a_choice_or_an_object(remote_alice: RemoteClient
         )
         end(remote_alice, task.data, question, answer="no")
         assert choice.result(40) == "no"
-        wanted = threads.submit(task.ask, "What?", DEPLOY)
+        mapping = threads.submit(task.ask, "What?", DEPLOY)
         question = asked(remote_alice, task.data)
         assert task.refresh().questions == [question]
         with pytest.raises(Invalid, match="where"):
             task.answer(question["id"], {"deploy": True})
         content = {"deploy": True, "where": ["eu"]}
         assert task.answer(question["id"], content)["answer"] == content
-        assert wanted.result(40) == content
+        assert mapping.result(40) == content
     with pytest.raises(Conflict):
         task.decline(question["id"])
     with pytest.raises(ValueError, match="either a schema or choices"):
@@ -471,7 +471,7 @@ def test_client_tells_why_there_is_no_answer(remote_alice: RemoteClient, client:
 
     assert error(lambda task, question_id: task.decline(question_id)) is QuestionDeclined
     assert error(
-        lambda task, each: remote_alice.request("DELETE", f"/task/{task.id}/question/{each}")
+        lambda task, asked: remote_alice.request("DELETE", f"/task/{task.id}/question/{asked}")
     ) is QuestionWithdrawn  # fmt: skip
     assert error(lambda task, question_id: task.cancel()) is TaskCancelled
     assert error(lambda task, question_id: task.delete()) is NotFound
@@ -493,5 +493,5 @@ def test_interrupted_program_withdraws_its_question(machine: AgentMachine) -> No
     task = until(lambda: machine.user.read("/task"))[0]
     asked(machine.user, task)
     process.end(signal.SIGINT)
-    assert [each["state"] for each in questions(machine.user, task)] == ["withdrawn"]
+    assert [asked["state"] for asked in questions(machine.user, task)] == ["withdrawn"]
     assert machine.user.the_task()["error"]["message"] == "KeyboardInterrupt"

@@ -184,8 +184,8 @@ def test_disk_that_fills_up_is_reported_and_keeps_the_end(
     result = machine.run_script(script)
     assert result.returncode == 3
     assert "No space left on device" in result.stderr
-    said = re.search(r"([0-9,]+) lines were lost because the disk is full", result.stderr)
-    assert said is not None
+    notice = re.search(r"([0-9,]+) lines were lost because the disk is full", result.stderr)
+    assert notice is not None
     (tiny_disk / "filler").unlink()
     resent = machine.resend()
     assert (resent.returncode, resent.stderr) == (0, "")
@@ -193,7 +193,7 @@ def test_disk_that_fills_up_is_reported_and_keeps_the_end(
     assert task["error"]["message"] == "Exit status 3"
     marks = [line for line in task["logs"] if "left out here" in line]
     left_out = sum(int(mark.split()[1].replace(",", "")) for mark in marks)
-    assert left_out == int(said[1].replace(",", ""))
+    assert left_out == int(notice[1].replace(",", ""))
     assert left_out + len(task["logs"]) - len(marks) == 100_000
     assert machine.left_runs() == []
 
@@ -203,8 +203,8 @@ def test_program_gets_no_output_file_on_a_full_disk(machine: AgentMachine, tiny_
     fill(tiny_disk)
     script = "echo '{}' > ${TASKSERVICE_OUTPUT:-/dev/null}"
     result = machine.run_script(script)
-    (said,) = result.stderr.splitlines()
-    assert "can't write to the disk" in said
+    (notice,) = result.stderr.splitlines()
+    assert "can't write to the disk" in notice
     assert (result.returncode, machine.user.the_task()["status"]) == (0, "complete")
 
 
@@ -212,9 +212,9 @@ def test_concurrent_resends_send_each_run_once(machine: AgentMachine) -> None:
     for _ in range(20):
         run_without_a_task(machine)
     processes = [machine.spawn("run", "--resend") for _ in range(4)]
-    said = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, said
-    assert sum(printed.count("sent: 1 line and the exit status") for printed, _ in said) == 20
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, outputs
+    assert sum(printed.count("sent: 1 line and the exit status") for printed, _ in outputs) == 20
     assert [task["logs"] for task in machine.user.tasks()] == [["from afar"]] * 20
     assert machine.left_runs() == []
 

@@ -345,7 +345,7 @@ def test_heartbeats_come_while_the_program_is_silent(machine: AgentMachine) -> N
             "run", "--agent", "a", "--timeout", "1", "--", "sh", "-c", "read word",
             stdin=subprocess.PIPE,
         )  # fmt: skip
-        until(lambda: [each.body for each in receiver.requests].count(b'{"logs": []}') >= 2)
+        until(lambda: [request.body for request in receiver.requests].count(b'{"logs": []}') >= 2)
         process.communicate("go on\n", timeout=30)
     assert process.returncode == 0
 
@@ -561,8 +561,8 @@ def test_refused_fields_of_a_start_are_left_out(
 
 def test_input_is_that_of_the_task(machine: AgentMachine, tmp_path: Path) -> None:
     (tmp_path / "input.json").write_text('{"day": 1, "exact": 12345678901234567890}')
-    given = [f"@{tmp_path / 'input.json'}", "box=a=b", '{"day": 2}', "empty="]
-    result = machine.run_script("true", *[f"--input={each}" for each in given])
+    parts = [f"@{tmp_path / 'input.json'}", "box=a=b", '{"day": 2}', "empty="]
+    result = machine.run_script("true", *[f"--input={part}" for part in parts])
     assert quiet(result) == 0
     exact = {"day": 2, "exact": 12345678901234567890, "box": "a=b", "empty": ""}
     assert machine.user.the_task()["input"] == exact
@@ -582,12 +582,12 @@ def test_agent_that_requires_an_input_is_recorded_without_and_with_it(
 
 
 @pytest.mark.parametrize(
-    "given", ['{"a": ' * 70 + "1" + "}" * 70, '{"a": "' + "x" * (1024**2 - 100) + '"}']
+    "text", ['{"a": ' * 70 + "1" + "}" * 70, '{"a": "' + "x" * (1024**2 - 100) + '"}']
 )
 def test_input_that_the_service_refuses_is_left_out(
-    machine: AgentMachine, tmp_path: Path, given: str
+    machine: AgentMachine, tmp_path: Path, text: str
 ) -> None:
-    (tmp_path / "input.json").write_text(given)
+    (tmp_path / "input.json").write_text(text)
     options = [f"--input=@{tmp_path / 'input.json'}", "--input=more=" + "x" * 1_000]
     result = machine.run_script("exit 3", *options)
     assert result.returncode == 3
@@ -597,8 +597,8 @@ def test_input_that_the_service_refuses_is_left_out(
 
 
 def test_input_that_cannot_be_one_starts_nothing(machine: AgentMachine) -> None:
-    for given in ("word", "[1]", "=x", "@/not/there", '{"a": 1'):
-        result = machine.run_script("echo ran", f"--input={given}")
+    for text in ("word", "[1]", "=x", "@/not/there", '{"a": 1'):
+        result = machine.run_script("echo ran", f"--input={text}")
         assert (result.returncode, result.stdout) == (2, "")
         assert "'--input'" in result.stderr
     assert machine.user.tasks() == []

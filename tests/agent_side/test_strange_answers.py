@@ -164,9 +164,9 @@ def test_sender_continues_after_a_strange_answer(
         with remote_alice.client(between.url, patience=30).start("a") as task:
             task.log("one\ntwo")
             task.output["sum"] = 15
-    found = remote_alice.the_task()
-    assert (found["logs"], found["output"]) == (["one", "two"], {"sum": 15})
-    assert found["status"] == "complete"
+    stored = remote_alice.the_task()
+    assert (stored["logs"], stored["output"]) == (["one", "two"], {"sum": 15})
+    assert stored["status"] == "complete"
 
 
 def test_large_answers_of_the_service_are_read() -> None:

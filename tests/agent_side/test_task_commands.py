@@ -45,8 +45,8 @@ def test_show_has_everything_but_the_log(machine: AgentMachine) -> None:
     assert words["page"].split()[1] == f"{machine.user.url}/tasks/{task['id']}"
     assert words['"sum":'].strip() == '"sum": 15'
     as_json = machine.run("task", "show", str(task["id"]), "--json")
-    (found,) = objects(as_json.stdout)
-    assert found["input"] == {"day": 1}
+    (shown_task,) = objects(as_json.stdout)
+    assert shown_task["input"] == {"day": 1}
 
 
 def test_follow_prints_the_log_as_it_grows(machine: AgentMachine) -> None:
@@ -180,9 +180,9 @@ def test_start_takes_its_input_from_a_file_or_stdin(machine: AgentMachine, tmp_p
             (f"@{tmp_path / 'input.json'}", {}),
             ("@-", {"stdin": file}),
         )
-        for text, more in options:
+        for text, input_of in options:
             started = machine.run(
-                "task", "start", "--agent", "one", "--input", text, "--json", **more
+                "task", "start", "--agent", "one", "--input", text, "--json", **input_of
             )
             (task,) = objects(started.stdout)
             assert task["input"] == {"from": "a file", "exact": 12345678901234567890}
@@ -239,8 +239,8 @@ def test_rerun_prints_the_id_of_the_new_task(machine: AgentMachine) -> None:
     task = machine.user.start("one", name="first", input={"day": 1}, labels={"env": "prod"})
     machine.user.report(task, status="error", error={"message": "no"})
     again = machine.run("task", "rerun", str(task["id"])).stdout.strip()
-    found = machine.user.read(f"/task/{again}")
-    assert (found["rerunOf"], found["input"]) == (task["id"], {"day": 1})
+    rerun = machine.user.read(f"/task/{again}")
+    assert (rerun["rerunOf"], rerun["input"]) == (task["id"], {"day": 1})
     (other,) = objects(
         machine.run("task", "rerun", again, "--input", '{"day": 2}', "--json").stdout
     )
@@ -461,8 +461,8 @@ def test_beginning_of_an_id_will_do(machine: AgentMachine) -> None:
     machine.user.report(task, status="complete")
     task_id = str(task["id"])
     for beginning in (task_id[:18], task_id[:4], task_id[:-1], task_id.upper(), task_id[:13]):
-        (found,) = objects(machine.run("task", "show", beginning, "--json").stdout)
-        assert found["id"] == task_id
+        (shown,) = objects(machine.run("task", "show", beginning, "--json").stdout)
+        assert shown["id"] == task_id
     assert machine.run("task", "logs", task_id[:18]).stdout == "one\n"
     assert machine.run("task", "follow", task_id[:18]).stdout == "one\n"
     again = machine.run("task", "rerun", task_id[:18]).stdout.strip()

@@ -37,7 +37,7 @@ def stop(*workers: Command) -> list[tuple[str, str]]:
 
 def all_finished(person: RemoteClient, count: int) -> list[dict[str, Any]]:
     return until(
-        lambda: len(found := [t for t in person.tasks() if t["finishedAt"]]) == count and found
+        lambda: len(ended := [t for t in person.tasks() if t["finishedAt"]]) == count and ended
     )
 
 
@@ -59,10 +59,10 @@ def test_failure_of_one_task_does_not_end_the_worker(machine: AgentMachine) -> N
     machine.user.start("worker", input={"code": 3})
     machine.user.start("worker", input={"code": 0})
     worker = work(machine, "exit $(tr -dc 0-9)")
-    found = all_finished(machine.user, 2)
+    finished = all_finished(machine.user, 2)
     stop(worker)
-    assert [task["status"] for task in found] == ["complete", "error"]
-    assert found[1]["error"] == {"type": "failed", "message": "Exit status 3"}
+    assert [task["status"] for task in finished] == ["complete", "error"]
+    assert finished[1]["error"] == {"type": "failed", "message": "Exit status 3"}
 
 
 def test_threads_of_a_program_end_with_it(machine: AgentMachine) -> None:
@@ -92,12 +92,12 @@ def test_several_workers_do_each_task_once(machine: AgentMachine) -> None:
     program = "printf '%s\\n' \"$(cat)\"; sleep 0.2"
     workers = [work(machine, program) for _ in range(2)]
     workers.append(work(machine, program, "--parallel", "3"))
-    found = all_finished(machine.user, 12)
+    finished = all_finished(machine.user, 12)
     printed = "".join(out for out, _ in stop(*workers))
     assert Counter(line for line in printed.splitlines() if line) == Counter(
         f'{{"number": {number}}}' for number in range(12)
     )
-    assert all(task["status"] == "complete" for task in found)
+    assert all(task["status"] == "complete" for task in finished)
 
 
 def test_parallel_limits_concurrent_programs(machine: AgentMachine) -> None:
@@ -142,13 +142,13 @@ def test_worker_waits_for_a_service_that_is_away(tmp_path: Path) -> None:
 def test_worker_says_for_which_agent_it_waits(machine: AgentMachine) -> None:
     for agent_id in ("word-count", "backup"):
         machine.user.register(agent_id)
-    said = []
+    notices = []
     for lines in (2, 1):
         worker = machine.spawn("work", "--agent", "word-cuont", "--", "true")
-        said += [worker.read_error() for _ in range(lines)]
+        notices += [worker.read_error() for _ in range(lines)]
         ((_, rest),) = stop(worker)
         assert rest == ""
-    assert said == [
+    assert notices == [
         "taskservice: agent word-cuont was registered just now; did you mean word-count?\n",
         "taskservice: waiting for tasks of agent word-cuont\n",
         "taskservice: waiting for tasks of agent word-cuont\n",

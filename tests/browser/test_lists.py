@@ -47,18 +47,18 @@ def test_first_task_does_not_take_back_a_reader_on_the_way_to_another_page(
     visitor: Visitor, alice: RemoteClient
 ) -> None:
     page = visitor.go()
-    here = page.url
+    url = page.url
     refreshes: list[Route] = []
     next_pages: list[Route] = []
     page.route("**/agents", lambda route: next_pages.append(route))
-    page.route(here, lambda route: refreshes.append(route))
+    page.route(url, lambda route: refreshes.append(route))
     # The empty list reloads itself once there is a task.
     alice.start(name="First")
-    with page.expect_request(here):
+    with page.expect_request(url):
         pass
     with page.expect_request("**/agents"):
         page.get_by_role("link", name="Agents", exact=True).click(no_wait_after=True)
-    with page.expect_event("requestfinished", lambda request: request.url == here):
+    with page.expect_event("requestfinished", lambda request: request.url == url):
         refreshes[0].continue_()
     next_pages[0].continue_()
     expect(page).to_have_url(re.compile("/agents$"))
@@ -447,10 +447,10 @@ def test_many_open_tabs_each_ask_less_than_once_a_second_and_get_304(
     while min(map(len, answers.values())) < 4:
         with tabs[0].expect_response(lambda response: response.request.resource_type == "fetch"):
             pass
-    for found in answers.values():
-        assert min(after - before for (before, _), (after, _) in pairwise(found)) >= 1_000
+    for tab_answers in answers.values():
+        assert min(after - before for (before, _), (after, _) in pairwise(tab_answers)) >= 1_000
         # The first has no ETag yet.
-        statuses = [status for _, status in found[1:]]
+        statuses = [status for _, status in tab_answers[1:]]
         assert statuses.count(304) >= len(statuses) - (full_hours() - hours)
 
 

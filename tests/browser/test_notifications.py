@@ -57,7 +57,7 @@ def message(topic: str, number: int) -> dict[str, Any]:
     stream = requests.get(f"{topic}/json?since=all", stream=True, timeout=PATIENCE_SECONDS)
     with stream as response:
         told = (json.loads(line) for line in response.iter_lines(chunk_size=1))
-        messages = (each for each in told if each["event"] == "message")
+        messages = (event for event in told if event["event"] == "message")
         return dict(next(islice(messages, number - 1, None)))
 
 

@@ -215,10 +215,10 @@ def test_of_two_people_who_answer_at_once_one_is_told_the_answer_of_the_other(
             page.get_by_role("button", name=label).click(no_wait_after=True)
         for page in pages.values():
             page.wait_for_url(f"{service.url}/tasks/{task['id']}")
-        given = "Yes" if now(alice, task, question)["answer"]["delete"] else "No"
+        accepted = "Yes" if now(alice, task, question)["answer"]["delete"] else "No"
         for label, page in pages.items():
-            told = f"Answered: {label}" if label == given else (
-                f"Nothing was sent. The question is already answered by key “first”: {given}"
+            told = f"Answered: {label}" if label == accepted else (
+                f"Nothing was sent. The question is already answered by key “first”: {accepted}"
             )  # fmt: skip
             expect(page.locator("#notice")).to_contain_text(told)
         other.check()
@@ -263,7 +263,7 @@ def test_refused_answer_is_shown_with_its_reasons(visitor: Visitor, alice: Remot
     page.get_by_role("button", name="Answer").click()
     expect(page.locator("#notice")).to_contain_text("Answered: ")
     assert page.url == f"{visitor.url}/"
-    visitor.complaints = [each for each in visitor.complaints if "422" not in each]
+    visitor.complaints = [complaint for complaint in visitor.complaints if "422" not in complaint]
 
 
 def test_pages_with_questions_have_no_fault(visitor: Visitor, alice: RemoteClient) -> None:

@@ -176,13 +176,13 @@ LEVELS = {
 
 def test_level_of_a_line_follows_from_its_words(visitor: Visitor, site: Site) -> None:
     page = visitor.go()
-    lines = [line for each in LEVELS.values() for line in each]
-    found = page.evaluate(
+    lines = [line for level_lines in LEVELS.values() for line in level_lines]
+    shown = page.evaluate(
         "async lines => { const { levelOf } = await import('./static/levels.js');"
         " return lines.map(levelOf); }", lines
     )  # fmt: skip
-    levels = [level for level, each in LEVELS.items() for _ in each]
-    assert list(zip(lines, found, strict=True)) == list(zip(lines, levels, strict=True))
+    levels = [level for level, level_lines in LEVELS.items() for _ in level_lines]
+    assert list(zip(lines, shown, strict=True)) == list(zip(lines, levels, strict=True))
 
 
 def test_lines_have_links_and_the_colours_of_their_levels(visitor: Visitor, site: Site) -> None:
@@ -225,25 +225,25 @@ def test_search_counts_and_marks_its_matches(visitor: Visitor, site: Site) -> No
     task = start(site, name="Searched")
     noisy_log(site, task)
     page = open_task(visitor, task)
-    found, marked = page.locator("#log-found"), page.locator("#log .marked")
+    counter, marked = page.locator("#log-found"), page.locator("#log .marked")
     page.get_by_role("button", name="Start").click()
     page.get_by_label("Find in the log").fill("WARNING SLOW")
-    expect(found).to_have_text("50 found")
+    expect(counter).to_have_text("50 found")
     page.get_by_role("button", name="Next match").click()
-    expect(found).to_have_text("1 of 50")
+    expect(counter).to_have_text("1 of 50")
     expect(marked).to_contain_text("slow 30")
     page.get_by_role("button", name="Next match").click()
-    expect(found).to_have_text("2 of 50")
+    expect(counter).to_have_text("2 of 50")
     for _ in range(2):
         page.get_by_role("button", name="Previous match").click()
-    expect(found).to_have_text("50 of 50")
+    expect(counter).to_have_text("50 of 50")
     expect(marked).to_contain_text("slow 1500")
     # Also across the end of a colour.
     until(lambda: "WARNING slow" in highlighted(page, "found"))
     site.alice.append(task, "warning slow again")
-    expect(found).to_have_text("50 of 51")
+    expect(counter).to_have_text("50 of 51")
     page.get_by_label("Find in the log").press("Escape")
-    expect(found).to_be_empty()
+    expect(counter).to_be_empty()
     until(lambda: not highlighted(page, "found"))
     site.alice.report(task, status="complete")
 
@@ -281,7 +281,7 @@ def test_times_of_lines_are_shown_as_the_reader_likes(visitor: Visitor, site: Si
     begin = sample_data.shift(site.app, task, 86_400)
     seconds = [0, 1.5, 61.5, 62, 162.25]
     lines = [f"line {n}" for n in range(len(seconds))]
-    at = [rfc3339(begin + timedelta(seconds=each)) for each in seconds]
+    at = [rfc3339(begin + timedelta(seconds=offset)) for offset in seconds]
     site.alice.append(task, *lines, at=at)
     page = open_task(visitor, task)
     rows = page.locator("#log .line")
@@ -389,7 +389,7 @@ def test_output_is_shown_as_it_is_read(visitor: Visitor, site: Site) -> None:
     expect(view.locator("blockquote, pre, em")).to_have_count(3)
     link = view.get_by_role("link", name="the incident")
     expect(link).to_have_attribute("href", "https://status.example.org/214")
-    assert {each.get_attribute("rel") for each in view.locator("a").all()} == {
+    assert {element.get_attribute("rel") for element in view.locator("a").all()} == {
         "noopener noreferrer"
     }
     expect(page.locator("#output-json")).to_be_hidden()
@@ -598,9 +598,9 @@ def test_open_pages_of_a_task_learn_that_it_was_run_again(visitor: Visitor, site
     expect(page.locator(".button.main")).to_have_text("Run again…")
     again = site.alice.post(f"/task/{task['id']}/rerun").json or {}
     soon = re.compile(r"Run again (just now|\d+ s ago): waiting")
-    for each in (page, form):
-        expect(each.locator(".again")).to_have_text(soon)
-        expect(each.locator(".main", has_text="Run again")).to_have_count(0)
+    for tab in (page, form):
+        expect(tab.locator(".again")).to_have_text(soon)
+        expect(tab.locator(".main", has_text="Run again")).to_have_count(0)
     expect(form.get_by_label("Input, a JSON object")).to_have_value("{...")
     sample_data.shift(site.app, again, 150)
     expect(page.locator(".again")).to_have_text("Run again 2 min ago: running")

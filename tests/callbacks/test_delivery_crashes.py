@@ -91,17 +91,17 @@ def check_that_nothing_is_lost_or_invented(alice: ApiClient, receiver: Receiver)
     """Each finished task was posted as it now is; all else that came is of deleted ones."""
     tasks = {task["id"]: task for task in alice.get("/task?fields=id,status").json or []}
     last, ids = {}, defaultdict(set)
-    for each in list(receiver.requests):
-        body = json.loads(each.body)
+    for request in list(receiver.requests):
+        body = json.loads(request.body)
         last[body["id"]] = body["status"]
-        ids[body["id"]].add(each.headers["webhook-id"])
+        ids[body["id"]].add(request.headers["webhook-id"])
     finished = {task_id for task_id, task in tasks.items() if task["status"] != "running"}
     assert {task_id: last.get(task_id) for task_id in finished} == {
         task_id: tasks[task_id]["status"] for task_id in finished
     }
     assert not (last.keys() - finished) & tasks.keys()
     for task_id in finished:
-        assert ids[task_id] <= {each["id"] for each in deliveries_of(alice, tasks[task_id])}
+        assert ids[task_id] <= {delivery["id"] for delivery in deliveries_of(alice, tasks[task_id])}
 
 
 def crash_at(

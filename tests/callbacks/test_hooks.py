@@ -63,8 +63,8 @@ def told(person: ApiClient, hook: dict[str, Any]) -> list[str]:
 
 
 def the_hook(person: ApiClient, hook: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = expect(person.get(f"/hook/{hook['id']}"), 200)
-    return found
+    hook_json: dict[str, Any] = expect(person.get(f"/hook/{hook['id']}"), 200)
+    return hook_json
 
 
 def run(person: ApiClient, status: str = "complete", **fields: Any) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def test_user_has_at_most_50_hooks(alice: ApiClient, receiver: Receiver) -> None
         add_hook(alice, receiver.url)
     adding = partial(alice.post, "/hook", json={"target": receiver.url})
     responses = at_once([adding] * 4)
-    assert sorted(each.status_code for each in responses) == [201, 409, 409, 409]
+    assert sorted(response.status_code for response in responses) == [201, 409, 409, 409]
     assert problem(adding(), 409)["code"] == "too_many_hooks"
 
 
@@ -171,8 +171,8 @@ def test_every_field_of_a_hook_can_be_changed(
         "name": "phone", "target": f"{receiver.url}topic", "format": "ntfy", "answerLinks": True,
         "events": ["task.failed"], "agentId": "summarizer", "label": "env:prod",
     }  # fmt: skip
-    here = f"/hook/{hook['id']}"
-    changed = expect(alice.patch(here, json={**fields, "token": "tk_secret"}), 200)
+    path = f"/hook/{hook['id']}"
+    changed = expect(alice.patch(path, json={**fields, "token": "tk_secret"}), 200)
     assert changed == hook | fields == the_hook(alice, hook)
     with looping(app):
         run(alice, "error", labels={"env": "prod"})
@@ -180,7 +180,7 @@ def test_every_field_of_a_hook_can_be_changed(
         assert request.headers["authorization"] == "Bearer tk_secret"
         assert (request.path, json.loads(request.body)["topic"]) == ("/", "topic")
         until(lambda: the_hook(alice, hook)["lastDeliveredAt"])
-        expect(alice.patch(here, json={"token": None}), 200)
+        expect(alice.patch(path, json={"token": None}), 200)
         make_message_due(app)
         run(alice, "error", labels={"env": "prod"})
         assert "authorization" not in receiver.wait_for(2)[1].headers
@@ -236,7 +236,8 @@ def test_agent_breaks_once_and_is_fixed_once(alice: ApiClient, receiver: Receive
     assert told(alice, hook)[6:] == ["task.ended", "task.ended", "agent.fixed"]
     with looping(alice.app):
         receiver.wait_for(9)
-    sent = {json.loads(each.body)["type"]: json.loads(each.body) for each in receiver.requests}
+    bodies = [json.loads(request.body) for request in receiver.requests]
+    sent = {body["type"]: body for body in bodies}
     assert sent["agent.broken"]["data"]["task"]["id"] == first["id"]
     assert sent["agent.fixed"]["data"]["task"]["id"] == fixed["id"]
     assert sent["agent.fixed"]["data"]["brokenSince"] == first["finishedAt"]
@@ -278,7 +279,7 @@ def test_webhook_is_signed_and_has_the_task_as_a_callback_has_it(
         ended = alice.report(asked, status="complete", output={"sum": 3})
         receiver.wait_for(2)
     secret = expect(alice.get("/callback-secret"), 200)["secret"]
-    asks, end = (Webhook(secret).verify(each.body, each.headers) for each in receiver.requests)
+    asks, end = (Webhook(secret).verify(sent.body, sent.headers) for sent in receiver.requests)
     assert asks["type"] == "task.asks"
     assert asks["data"]["question"] == asked["question"]
     assert asks["data"]["task"]["id"] == asked["id"]
@@ -329,15 +330,15 @@ def test_event_is_sent_with_the_same_id_and_the_task_as_it_is_until_it_is_delive
     first, second = receiver.requests
     [delivery] = deliveries_of(alice, hook)
     assert first.headers["webhook-id"] == second.headers["webhook-id"] == delivery["id"]
-    assert [each["statusCode"] for each in delivery["attempts"]] == [503, 200]
-    names = [json.loads(each.body)["data"]["task"]["name"] for each in (first, second)]
+    assert [attempt["statusCode"] for attempt in delivery["attempts"]] == [503, 200]
+    names = [json.loads(request.body)["data"]["task"]["name"] for request in (first, second)]
     assert names == ["before", "after"]
     assert the_hook(alice, hook)["lastDeliveredAt"]
 
 
 def deliveries_of(person: ApiClient, hook: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = expect(person.get(f"/hook/{hook['id']}/deliveries"), 200)
-    return found
+    deliveries: list[dict[str, Any]] = expect(person.get(f"/hook/{hook['id']}/deliveries"), 200)
+    return deliveries
 
 
 def until_all_is_delivered(person: ApiClient, hook: dict[str, Any]) -> None:
@@ -364,7 +365,7 @@ def test_410_turns_a_hook_off_and_on_again_it_is_told_of_what_waited(
         until(lambda: the_hook(alice, hook)["state"] == "off")
     assert "410" in the_hook(alice, hook)["reason"]
     run(alice)
-    states = [each["state"] for each in deliveries_of(alice, hook)]
+    states = [delivery["state"] for delivery in deliveries_of(alice, hook)]
     assert len(states) == 2
     with app.app_context(), transaction() as connection:
         connection.execute(update(Delivery).values(state="pending", next_attempt_at=database_now()))
@@ -373,7 +374,7 @@ def test_410_turns_a_hook_off_and_on_again_it_is_told_of_what_waited(
     sent = len(receiver.requests)
     with looping(app):
         receiver.wait_for(sent + 2)
-    ids = {json.loads(each.body)["data"]["task"]["id"] for each in receiver.requests[sent:]}
+    ids = {json.loads(request.body)["data"]["task"]["id"] for request in receiver.requests[sent:]}
     assert ids == {first["id"], second["id"]}
     assert the_hook(alice, hook)["reason"] is None
 
@@ -474,15 +475,15 @@ def test_attempt_that_is_under_way_when_its_hook_is_turned_off_counts(
         if state == "pending":
             waits = moment(attempted["nextAttemptAt"]) - moment(attempted["attempts"][0]["at"])
             assert waits > timedelta(hours=23)
-    found = the_hook(alice, hook)
-    assert (found["state"], bool(found["reason"])) == ("off", is_gone)
-    assert bool(found["lastDeliveredAt"]) == (state == "delivered")
+    stored = the_hook(alice, hook)
+    assert (stored["state"], bool(stored["reason"])) == ("off", is_gone)
+    assert bool(stored["lastDeliveredAt"]) == (state == "delivered")
 
 
 def attempts_of(person: ApiClient, hook: dict[str, Any]) -> list[dict[str, Any]]:
     """The attempts of all deliveries of a hook, oldest first."""
     rows = deliveries_of(person, hook)
-    return sorted((each for row in rows for each in row["attempts"]), key=itemgetter("at"))
+    return sorted((attempt for row in rows for attempt in row["attempts"]), key=itemgetter("at"))
 
 
 def has_attempts(person: ApiClient, hook: dict[str, Any], count: int) -> bool:
@@ -780,7 +781,7 @@ def test_delivery_is_repeated_on_request(app: Flask, alice: ApiClient, receiver:
         again = alice.post(f"/hook/{hook['id']}/deliveries/{delivery['id']}")
         assert expect(again, 202)["id"] == delivery["id"]
         receiver.wait_for(2)
-    assert len({each.headers["webhook-id"] for each in receiver.requests}) == 1
+    assert len({request.headers["webhook-id"] for request in receiver.requests}) == 1
 
 
 def test_test_message_is_sent_and_its_outcome_told(alice: ApiClient, receiver: Receiver) -> None:
@@ -1086,7 +1087,7 @@ def test_many_failures_are_one_message_for_people_and_delay_no_other_user(
             assert len(receiver.requests) < 64 < FAILURES
             receiver.wait_for(FAILURES, PATIENCE_SECONDS + FAILURES / 10)
         told_ids = Counter(
-            json.loads(each.body)["data"]["task"]["id"] for each in receiver.requests
+            json.loads(request.body)["data"]["task"]["id"] for request in receiver.requests
         )
         assert told_ids == dict.fromkeys(failed, 1)
         assert len(phone.requests) == 1

@@ -45,10 +45,10 @@ def test_agent_shows_its_health_in_the_list_and_on_its_page(
 ) -> None:
     for path in ("/agents", "/agents/backup"):
         text = text_of(window, path)
-        said = facts(text)
-        assert said["Success"] == "33 % of 3"
-        assert said["Usual duration"].endswith(" s")
-        assert (said["Waiting"], said["Running"]) == ("1", "1")
+        values = facts(text)
+        assert values["Success"] == "33 % of 3"
+        assert values["Usual duration"].endswith(" s")
+        assert (values["Waiting"], values["Running"]) == ("1", "1")
         assert "The last 4 runs: " in text
         for outcome in ("complete", "failed", "cancelled", "timeout"):
             assert f"1 {outcome}" in text
@@ -340,9 +340,9 @@ def test_late_agent_is_marked(
     clocks.go_on_with(Maintenance(app), seconds=100)
     due_at = expect(alice.get("/agent/backup?expand=health"), 200)["health"]["dueAt"]
     for path in ("/agents", "/agents/backup"):
-        said = facts(text_of(window, path))["Next run"]
-        assert said.startswith("was due ")
-        assert said.endswith(" late")
+        next_run = facts(text_of(window, path))["Next run"]
+        assert next_run.startswith("was due ")
+        assert next_run.endswith(" late")
     assert times_due(text_of(window, "/agents/backup")) == [due_at]
     # A new name does not end its lateness, as a new expectation does.
     form = EMPTY | {"every": "60", "grace": "0"}

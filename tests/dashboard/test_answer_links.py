@@ -31,9 +31,9 @@ Json = dict[str, Any]
 CROSS_SITE = {"Origin": "https://chat.example", "Sec-Fetch-Site": "cross-site"}
 
 
-def choice(*options: str, **more: Any) -> Json:
+def choice(*options: str, **keywords: Any) -> Json:
     """A schema with one property that wants one of these."""
-    field = {"type": "string", "enum": [*options], **more}
+    field = {"type": "string", "enum": [*options], **keywords}
     return {"type": "object", "properties": {"choice": field}, "required": ["choice"]}
 
 
@@ -194,10 +194,10 @@ def test_wrong_and_foreign_tokens_get_the_same_page(
         f"{token}A", token[:-1], f"{token[:-3]}{flipped}{token[-2:]}", token.swapcase(),
         other["question"]["id"],
     ]  # fmt: skip
-    pages = {stranger.get(f"/answer/{each}").text for each in wrong}
+    pages = {stranger.get(f"/answer/{text}").text for text in wrong}
     assert len(pages) == 1
-    for each in wrong:
-        check_invalid(stranger, f"/answer/{each}")
+    for text in wrong:
+        check_invalid(stranger, f"/answer/{text}")
     assert the_question(alice, task)["state"] == "open"
     assert stranger.get(path).status_code == 200
 
@@ -303,7 +303,7 @@ def test_link_is_the_same_at_every_attempt(
         make_due(app)
         first, second = receiver.wait_for(2)
     secret = expect(alice.get("/callback-secret"), 200)["secret"]
-    one, two = (Webhook(secret).verify(each.body, each.headers) for each in (first, second))
+    one, two = (Webhook(secret).verify(sent.body, sent.headers) for sent in (first, second))
     assert one == two
     assert one["data"]["question"] == task["question"]
     assert one["data"]["answerUrl"].startswith("http://127.0.0.1:8000/answer/")
@@ -333,7 +333,7 @@ def test_ntfy_gets_a_button_for_each_choice(
     schema = choice("s", "l", enumNames=["Small", "Large & <big>"])
     task, message = asked_message(alice, receiver, schema=schema)
     sent = json.loads(message.body)
-    assert [each["label"] for each in sent["actions"]] == ["Small", "Large & <big>"]
+    assert [action["label"] for action in sent["actions"]] == ["Small", "Large & <big>"]
     second = sent["actions"][1]
     assert (second["action"], second["method"]) == ("http", "POST")
     assert second["url"] == sent["click"]
@@ -372,7 +372,7 @@ def test_only_few_choices_become_buttons(
     task, message = asked_message(alice, receiver, **fields)
     sent = json.loads(message.body)
     actions = sent.get("actions", [])
-    values = [value for each in actions for value in parse_qs(each["body"]).values()]
+    values = [value for action in actions for value in parse_qs(action["body"]).values()]
     assert values == [[body] for body in bodies]
     if actions:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}

@@ -33,8 +33,8 @@ def run(person: ApiClient, agent_id: str, status: str) -> dict[str, Any]:
 
 def cards(text: str) -> dict[str, str]:
     """The card of each agent, in the order of the page."""
-    found = re.findall(r'<section class="card" id="of-([\w-]+)"(.+?)</section>', text, re.DOTALL)
-    return dict(found)
+    sections = re.findall(r'<section class="card" id="of-([\w-]+)"(.+?)</section>', text, re.DOTALL)
+    return dict(sections)
 
 
 def test_each_kind_is_a_line_above_the_list(
@@ -51,7 +51,7 @@ def test_each_kind_is_a_line_above_the_list(
     expect(alice.post("/hook", json=hook), 201)
     run_sql(app, "UPDATE hooks SET state = 'off', reason = 'The receiver is gone.'")
     text = window.get("/").text
-    found = lines(text)
+    shown = lines(text)
     beginnings = (
         "nightly The last task failed",
         "nightly The expected run did not come",
@@ -59,13 +59,13 @@ def test_each_kind_is_a_line_above_the_list(
         "waits No worker has asked for work of this agent yet",
         "calls The callback was not delivered: ",
     )
-    assert len(found) == len(beginnings)
-    assert all(map(str.startswith, found, beginnings))
+    assert len(shown) == len(beginnings)
+    assert all(map(str.startswith, shown, beginnings))
     above = text.partition('class="attention"')[2].partition("</ul>")[0]
     assert all(f'href="/tasks/{task["id"]}"' in above for task in tasks)
     # The top of the page says that of the hook, but not to a key that can change nothing.
     screen = signed_in(alice.read_key())
-    assert lines(screen.get("/").text) == [*found, "The hook phone is off: The receiver is gone."]
+    assert lines(screen.get("/").text) == [*shown, "The hook phone is off: The receiver is gone."]
 
 
 def test_question_is_a_form_above_the_list_and_no_line(window: Browser, alice: ApiClient) -> None:
@@ -85,12 +85,12 @@ def test_agents_in_trouble_come_first_and_say_so(
     alice.register("late")
     late = "late_since = '2026-11-24T13:36:00Z', due_at = '2026-11-24T12:36:00Z'"
     run_sql(app, f"UPDATE agents SET {late} WHERE id = 'late'")
-    found = cards(window.get("/agents").text)
-    assert list(found) == ["broken", "late", "good"]
-    assert "Failed 5 times in a row, " in found["broken"]
-    assert f'<a href="/tasks/{newest["id"]}?back=/agents">since ' in found["broken"]
-    assert '<span class="low">late</span>' in found["late"]
-    assert 'class="trouble"' not in found["good"]
+    agents = cards(window.get("/agents").text)
+    assert list(agents) == ["broken", "late", "good"]
+    assert "Failed 5 times in a row, " in agents["broken"]
+    assert f'<a href="/tasks/{newest["id"]}?back=/agents">since ' in agents["broken"]
+    assert '<span class="low">late</span>' in agents["late"]
+    assert 'class="trouble"' not in agents["good"]
     assert "Failed 5 times in a row" in window.get("/agents/broken").text
     run(alice, "broken", "complete")
     assert list(cards(window.get("/agents").text)) == ["late", "broken", "good"]
@@ -116,7 +116,7 @@ def test_start_that_would_only_wait_is_warned_of(
     def warnings() -> set[str | None]:
         trouble = re.compile(r'class="trouble"[^>]*>(.+?)\.</p>')
         texts = [trouble.search(window.get(form).text) for form in forms]
-        return {found and found[1] for found in texts}
+        return {match and match[1] for match in texts}
 
     assert warnings() == {"No worker has asked for work of this agent yet"}
     expect(alice.post("/agent/backup/claim"), 204)

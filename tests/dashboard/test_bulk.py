@@ -33,7 +33,7 @@ def confirm(window: Browser, target: str, page: str) -> str:
     return str(response.location)
 
 
-def said(page: str) -> str:
+def main_text(page: str) -> str:
     return " ".join(re.sub("<[^>]+>", "", unescape(page.partition("<main")[2])).split())
 
 
@@ -47,7 +47,7 @@ def test_checked_tasks_are_deleted_after_a_page_that_says_which(
     one, two = alice.start("one", name="A & B"), alice.start("two", name="C", claim=True)
     alice.start("one", name="Third")
     target, page = ask(window, "/?sort=createdAt", "delete", one, two)
-    text = said(page)
+    text = main_text(page)
     assert "Delete 2 tasks?" in text
     assert "one (1), two (1) · started" in text
     assert "2 of them are still running" in text
@@ -65,9 +65,9 @@ def test_all_that_match_are_deleted_and_the_filters_stay(window: Browser, alice:
     for number in range(60):
         alice.start(name=f"Test {number}", labels={"env": "test"})
     other, late = alice.start(name="Other"), "?label=env:test&q=test"
-    assert "all 60 that match" in said(window.get(f"/{late}").text)
+    assert "all 60 that match" in main_text(window.get(f"/{late}").text)
     target, page = ask(window, f"/{late}", "delete", other, all="all")
-    assert "Delete 60 tasks?" in said(page)
+    assert "Delete 60 tasks?" in main_text(page)
     alice.start(name="Test later", labels={"env": "test"})
     assert confirm(window, target, page) == f"/{late}"
     assert left(alice) == {"Other", "Test later"}
@@ -80,8 +80,8 @@ def test_more_than_a_thousand_that_match_are_said(
     ids = [alice.start()["id"]]
     ids += copy_task(app, {"id": ids[0]}, 1_000)
     target, page = ask(window, "/", "delete", all="all")
-    assert "Delete 1,000 tasks?" in said(page)
-    assert "There are more: only 1,000 tasks are selected." in said(page)
+    assert "Delete 1,000 tasks?" in main_text(page)
+    assert "There are more: only 1,000 tasks are selected." in main_text(page)
     confirm(window, target, page)
     assert [task["id"] for task in expect(alice.get("/task"), 200)] == ids[:1]
     _, page = ask(window, "/", "delete", all="all")
@@ -103,7 +103,7 @@ def test_only_running_tasks_are_cancelled(window: Browser, alice: ApiClient) -> 
     alice.report(done, status="complete")
     for choice, data in (([running, done], {}), ([], {"all": "all"})):
         target, page = ask(window, "/", "cancel", *choice, **data)
-        assert "Cancel 1 task?" in said(page)
+        assert "Cancel 1 task?" in main_text(page)
     assert confirm(window, target, page) == "/"
     assert alice.task(running)["error"]["type"] == "cancelled"
     assert alice.task(done)["status"] == "complete"
@@ -114,8 +114,8 @@ def test_tasks_are_run_again_once(window: Browser, alice: ApiClient) -> None:
     target, page = ask(window, "/", "rerun", *tasks)
     for _ in range(2):
         confirm(window, target, page)
-    found = expect(alice.get("/task"), 200)
-    assert [task["rerunOf"] for task in found if task["rerunOf"]] == [
+    listed = expect(alice.get("/task"), 200)
+    assert [task["rerunOf"] for task in listed if task["rerunOf"]] == [
         task["id"] for task in tasks[::-1]
     ]
 

@@ -45,7 +45,7 @@ def add(window: Browser, kind: str, target: str, **fields: Any) -> Any:
     for name, value in values.items():
         texts = value if isinstance(value, list) else [value]
         data[f"field.{name}"] = [
-            each if name in ("name", "label", "token") else json.dumps(each) for each in texts
+            text if name in ("name", "label", "token") else json.dumps(text) for text in texts
         ]
     return window.send(PAGE, **data)
 
@@ -56,8 +56,8 @@ def add_hook(person: ApiClient, target: str, **fields: Any) -> Json:
 
 
 def hooks_of(person: ApiClient) -> list[Json]:
-    found: list[Json] = expect(person.get("/hook"), 200)
-    return found
+    hooks: list[Json] = expect(person.get("/hook"), 200)
+    return hooks
 
 
 def turn_off(app: Flask, hook: Json, reason: str | None = "The receiver is gone.") -> None:
@@ -231,8 +231,8 @@ def test_hostile_texts_are_shown_as_text(
 
 
 def deliveries_of(person: ApiClient, hook: Json) -> list[Json]:
-    found: list[Json] = expect(person.get(f"/hook/{hook['id']}/deliveries"), 200)
-    return found
+    deliveries: list[Json] = expect(person.get(f"/hook/{hook['id']}/deliveries"), 200)
+    return deliveries
 
 
 def test_test_says_in_a_sentence_what_happened(
@@ -263,7 +263,7 @@ def test_page_of_a_hook_has_each_attempt_and_delivers_again(
     path = f"{PAGE}/{hook['id']}"
     assert text_of(window, path).count("No attempt yet.") == 2
     with looping(app):
-        until(lambda: all(each["attempts"] for each in deliveries_of(alice, hook)))
+        until(lambda: all(row["attempts"] for row in deliveries_of(alice, hook)))
     text = text_of(window, path)
     for shown in ("task ends", "agent breaks", "The receiver responded with 503",
                   "the queue is full", f"/tasks/{task['id']}", "/agents/summarizer"):  # fmt: skip
@@ -274,7 +274,7 @@ def test_page_of_a_hook_has_each_attempt_and_delivers_again(
     done = window.send(path, again[0])
     assert done.location == f"{path}#deliveries"
     with looping(app):
-        until(lambda: "delivered" in [each["state"] for each in deliveries_of(alice, hook)])
+        until(lambda: "delivered" in [row["state"] for row in deliveries_of(alice, hook)])
     assert "The receiver responded with 200" in text_of(window, path)
 
 
@@ -367,6 +367,6 @@ def test_hooks_that_are_off_are_found_by_an_index(
     app: Flask, window: Browser, alice: ApiClient
 ) -> None:
     statements = reads(app, lambda: text_of(window, "/keys"))
-    [(sql, parameters)] = [each for each in statements if "FROM hooks" in each[0]]
+    [(sql, parameters)] = [read for read in statements if "FROM hooks" in read[0]]
     (step,) = plan_of(app, sql, parameters)
     assert step.startswith("SEARCH hooks USING INDEX hooks_user_id_created_at_id (")

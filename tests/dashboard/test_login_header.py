@@ -66,7 +66,7 @@ def test_person_whom_the_proxy_names_is_signed_in(app: Flask, alice: ApiClient) 
     assert done.send(f"/tasks/{task['id']}/cancel").status_code == 303
     assert alice.task(task)["endedBy"] == ANN
     keys = expect(alice.get("/key"), 200)
-    (key,) = [each for each in keys if each["name"] == ANN]
+    (key,) = [listed for listed in keys if listed["name"] == ANN]
     assert (key["login"], key["access"], key["hint"]) == (True, "full", "")
 
 
@@ -167,8 +167,8 @@ def test_login_key_has_no_other_use(app: Flask, alice: ApiClient) -> None:
     ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
     assert McpClient(alice).post(ping, **{HEADER: "nobody"}).result == {}
     # It is no user's last key.
-    own = expect(alice.get("/user"), 200)["key"]
-    assert problem(alice.delete(f"/key/{own['id']}"), 409)["code"] == "last_user_key"
+    her_key = expect(alice.get("/user"), 200)["key"]
+    assert problem(alice.delete(f"/key/{her_key['id']}"), 409)["code"] == "last_user_key"
     assert expect(alice.delete(f"/key/{key['id']}"), 200)["revokedAt"]
     assert list(problem(alice.post("/key", json={"name": "x", "login": True}), 422)["errors"]) == [
         "login"
@@ -201,7 +201,7 @@ def test_command_makes_login_keys_whose_names_are_taken_once(
 
     made = key("add", "alice", "--name", ANN, "--login", "--read")
     assert (made.returncode, made.stdout) == (0, f"{ANN} can sign in as alice\n"), made
-    (listed,) = [each for each in expect(alice.get("/key"), 200) if each["login"]]
+    (listed,) = [key for key in expect(alice.get("/key"), 200) if key["login"]]
     assert (listed["name"], listed["access"]) == (ANN, "read")
     for team in ("alice", "bob"):
         refused = key("add", team, "--name", ANN, "--login")

@@ -25,8 +25,8 @@ def end(person: ApiClient, output: str) -> dict[str, Any]:
 def charts(window: Browser) -> dict[str, str]:
     """Path -> what its chart says in text, in the order of the page."""
     page = window.get("/agents/summarizer").text
-    found = re.findall("<h3><bdi>(.*?)</bdi></h3>.*?<p>(.*?)</p></li>", page, re.DOTALL)
-    return {unescape(path): re.sub("<.+?>", "", text) for path, text in found}
+    texts = re.findall("<h3><bdi>(.*?)</bdi></h3>.*?<p>(.*?)</p></li>", page, re.DOTALL)
+    return {unescape(path): re.sub("<.+?>", "", text) for path, text in texts}
 
 
 def test_path_has_a_chart_from_three_numbers_on(window: Browser, alice: ApiClient) -> None:

@@ -113,13 +113,13 @@ def test_sign_in_is_what_a_password_manager_fills(app: Flask) -> None:
 def test_sign_in_leads_back_to_the_page_that_was_asked_for(
     app: Flask, alice: ApiClient, task: dict[str, Any]
 ) -> None:
-    for wanted in (f"/tasks/{task['id']}?x=%26", "/?status=error&q=%C3%A9"):
+    for path in (f"/tasks/{task['id']}?x=%26", "/?status=error&q=%C3%A9"):
         window = Browser(app)
-        response = window.get(wanted)
+        response = window.get(path)
         page = window.get(response.location)
         field = re.findall(r'name="next" value="([^"]+)"', page.text)[0]
         again = window.sign_in(alice.key, next=unescape(field))
-        assert again.location == wanted
+        assert again.location == path
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,9 @@ def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: ApiClient) 
     assert session is not None
     serializer = Sessions().get_signing_serializer(app)
     assert serializer is not None
-    said = serializer.loads(session.value)
-    assert set(said) == {"key", "until"}
-    assert alice.key[9:20] not in str(said)
+    values = serializer.loads(session.value)
+    assert set(values) == {"key", "until"}
+    assert alice.key[9:20] not in str(values)
 
 
 def test_revoked_and_expired_keys_end_their_sessions(app: Flask, alice: ApiClient) -> None:
@@ -594,8 +594,8 @@ def test_whole_day_is_named_by_its_date(window: Browser, alice: ApiClient) -> No
     day = "createdAfter=2026-11-01T23:59:59.999Z&createdBefore=2026-11-03T00:00:00Z"
     assert ">on 2 Nov 2026 (UTC)</span>" in window.get(f"/?{day}").text
     hours = "createdAfter=2026-11-02T11:59:59.999Z&createdBefore=2026-11-02T18:00:00Z"
-    said = ">from 2 Nov 2026, 12:00:00 UTC to 2 Nov 2026, 18:00:00 UTC</span>"
-    assert said in window.get(f"/?{hours}").text
+    days = ">from 2 Nov 2026, 12:00:00 UTC to 2 Nov 2026, 18:00:00 UTC</span>"
+    assert days in window.get(f"/?{hours}").text
 
 
 @one_database
@@ -608,10 +608,10 @@ def test_bar_of_the_chart_leads_to_its_tasks(window: Browser, alice: ApiClient) 
     started = alice.start(name="In the bar")
     text = window.get("/?since=1h&q=bar").text
     links = [unescape(link) for link in re.findall(r'<a href="([^"]+createdAfter[^"]+)"', text)]
-    found = [link for link in links if f"/tasks/{started['id']}" in window.get(link).text]
-    assert len(found) == 1
-    assert "q=bar" in found[0]
-    page = window.get(found[0]).text
+    of_task = [link for link in links if f"/tasks/{started['id']}" in window.get(link).text]
+    assert len(of_task) == 1
+    assert "q=bar" in of_task[0]
+    page = window.get(of_task[0]).text
     assert page.count('class="selected"') == 1
     assert "<b>1 task</b> started in the last hour" in page
 
@@ -694,8 +694,8 @@ def test_generic_message_is_followed_by_the_last_line_of_the_log(
     fail("Exit status of the disk: full", "not shown")
     fail("error in the plan", "not shown")
     end = '<span class="last-line">· <bdi>(.*?)</bdi>'
-    found = [unescape(line) for line in re.findall(end, window.get("/").text)]
-    *others, long = reversed(found)
+    last_lines = [unescape(line) for line in re.findall(end, window.get("/").text)]
+    *others, long = reversed(last_lines)
     assert others == [f"why {HOSTILE}"] * len(generic)
     assert len(long) <= 300
     assert "long long" in long
@@ -709,8 +709,8 @@ def test_ends_of_logs_are_read_by_one_statement_and_by_keys(
         task = alice.start(claim=True)
         alice.append(task, "why")
         alice.report(task, status="error")
-    found = reads(app, lambda: window.get("/"))
-    ((sql, parameters),) = (read for read in found if "log_chunks" in read[0])
+    statements = reads(app, lambda: window.get("/"))
+    ((sql, parameters),) = (read for read in statements if "log_chunks" in read[0])
     plan = [step for step in plan_of(app, sql, parameters) if "json_each" not in step]
     steps = [step for step in plan if re.search(" (tasks|logs|log_chunks)", step)]
     assert len(steps) == 3, plan
@@ -965,7 +965,7 @@ def test_end_of_a_task_leads_back_to_the_list_where_one_was(
     where = "/?sort=createdAt&label=t:%C3%A9+%26%3D1&q=run"
     (following,) = re.findall(r'href="(\?[^"]+)" rel="next"', window.get(where).text)
     where = f"/{unescape(following)}"
-    for task, word, said in (
+    for task, word, notice in (
         (tasks[50], "Cancel", "The task was cancelled."),
         (tasks[50], "Delete", "Deleted “run 50”."),
         (tasks[51], "Delete", "Deleted “run 51”."),
@@ -977,7 +977,7 @@ def test_end_of_a_task_leads_back_to_the_list_where_one_was(
         page = window.get(confirmation).text
         assert confirmation == action(word, window.get(link_to(task, page)).text)
         assert window.send(confirmation).location == where
-        assert said in window.get(where).text
+        assert notice in window.get(where).text
     rows = re.findall("<bdi>(run .+?)</bdi>", window.get(where).text.partition("<tbody")[2])
     assert rows == ["run 52"]
 
@@ -1169,10 +1169,10 @@ def test_lines_come_by_range(window: Browser, alice: ApiClient) -> None:
     path = f"/tasks/{task['id']}/lines"
     for after, limit in ((0, 1), (0, 10), (5, 100), (6, 1), (7, 7), (290, 100), (301, 5), (999, 5)):
         expected = [f"line {number}" for number in range(1, 302)][after : after + limit]
-        found = window.get(f"{path}?after={after}&limit={limit}").json
-        assert found is not None
-        assert found["lines"] == expected
-        assert len(found["times"]) == len(expected)
+        part = window.get(f"{path}?after={after}&limit={limit}").json
+        assert part is not None
+        assert part["lines"] == expected
+        assert len(part["times"]) == len(expected)
     assert window.get(path).json == NO_LINES
     assert window.get(f"{path}?after=-5&limit=x").json == NO_LINES
 
@@ -1182,9 +1182,9 @@ def test_long_lines_come_few_at_a_time_and_cut(window: Browser, alice: ApiClient
     task = alice.start(claim=True)
     for _ in range(60):
         alice.append(task, "x" * 64_000)
-    found = window.get(f"/tasks/{task['id']}/lines?after=0&limit=1000").json
-    assert found is not None
-    lines = found["lines"]
+    part = window.get(f"/tasks/{task['id']}/lines?after=0&limit=1000").json
+    assert part is not None
+    lines = part["lines"]
     assert 10 < len(lines) < 40
     assert {len(line) for line in lines} == {5_001}
 
@@ -1197,10 +1197,10 @@ def test_events_resume_after_the_line_that_came_last(window: Browser, alice: Api
     with closing(window.get(path)) as response:
         assert response.mimetype == "text/event-stream"
         assert response.headers["X-Accel-Buffering"] == "no"
-        found = re.findall(r"id: (\d)\nevent: log\ndata: (.*)\n", response.text)
+        events = re.findall(r"id: (\d)\nevent: log\ndata: (.*)\n", response.text)
     lines = alice.get(f"/task/{task['id']}/logs?times=true").json
     assert lines is not None
-    assert [(number, json.loads(data)) for number, data in found] == [
+    assert [(number, json.loads(data)) for number, data in events] == [
         (str(number), {"at": at, "line": line})
         for number, at, line in zip((1, 2, 3), lines["times"], lines["logs"], strict=True)
     ]
@@ -1233,9 +1233,9 @@ def test_everything_stays_below_a_prefix(app_with: Callable[..., Flask]) -> None
     assert done.location == f"/agents/one/tasks/{task['id']}"
     jar = done.headers["Set-Cookie"].partition(";")[0]
     for path in ("/", f"/tasks/{task['id']}", "/agents", "/keys", "/notifications"):
-        found = Page(entered.get(path, headers=headers | {"Cookie": jar}).text)
+        shown_page = Page(entered.get(path, headers=headers | {"Cookie": jar}).text)
         for name in ("href", "src", "action"):
-            for link in found.values(name):
+            for link in shown_page.values(name):
                 assert link.startswith(("/agents/one/", "#", "?")), link
     path = f"/tasks/{task['id']}/questions/{asked['id']}"
     page = entered.get(path, headers=headers | {"Cookie": jar})

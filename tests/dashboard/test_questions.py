@@ -57,11 +57,11 @@ def ask(person: ApiClient, task: Json, message: str = "Deploy?", **fields: Any) 
     return dict(expect(person.post(path, data=body, content_type="application/json"), 201))
 
 
-def choice(*options: str, **more: Any) -> Json:
+def choice(*options: str, **keywords: Any) -> Json:
     """A schema with one property that wants one of these."""
     return {
         "type": "object",
-        "properties": {"choice": {"type": "string", "enum": [*options], **more}},
+        "properties": {"choice": {"type": "string", "enum": [*options], **keywords}},
         "required": ["choice"],
     }
 
@@ -85,9 +85,9 @@ def title_of(text: str) -> str:
 
 def fields(text: str) -> dict[str, Json]:
     """The attributes of the fields of a page's form, by name; of radio buttons, the last one."""
-    found = re.findall(r'<(?:input|select|textarea)\b[^>]*\bname="field\.[^>]+>', text)
-    each = [dict(re.findall(r'(\S+?)="(.*?)"', tag)) for tag in found]
-    return {attributes["name"].removeprefix("field."): attributes for attributes in each}
+    tags = re.findall(r'<(?:input|select|textarea)\b[^>]*\bname="field\.[^>]+>', text)
+    elements = [dict(re.findall(r'(\S+?)="(.*?)"', tag)) for tag in tags]
+    return {attributes["name"].removeprefix("field."): attributes for attributes in elements}
 
 
 def check_form(text: str) -> None:
@@ -108,22 +108,22 @@ def test_form_has_the_right_control_for_each_kind_of_value(
 ) -> None:
     question = ask(alice, task, schema=ALL_KINDS)
     text = text_of(window, f"/tasks/{task['id']}")
-    found = fields(text)
-    assert list(found) == list(ALL_KINDS["properties"])
-    kinds = {name: found[name].get("type") for name in found}
+    shown = fields(text)
+    assert list(shown) == list(ALL_KINDS["properties"])
+    kinds = {name: shown[name].get("type") for name in shown}
     assert kinds == {
         "branch": "text", "mail": "email", "page": "url", "day": "date", "when": "datetime-local",
         "reason": None, "share": "number", "copies": "number", "force": "radio", "size": "radio",
         "colour": None, "hosts": "checkbox",
     }  # fmt: skip
-    branch = found["branch"]
+    branch = shown["branch"]
     assert (branch["minlength"], branch["maxlength"], branch["value"]) == ("3", "40", "main")
     assert branch["required"] == "required"
-    assert "required" not in found["mail"]
-    assert {name: found["copies"][name] for name in ("min", "max", "step")} == {
+    assert "required" not in shown["mail"]
+    assert {name: shown["copies"][name] for name in ("min", "max", "step")} == {
         "min": "1", "max": "9", "step": "1",
     }  # fmt: skip
-    assert found["share"]["step"] == "any"
+    assert shown["share"]["step"] == "any"
     hint = re.findall(f'id="{re.escape(branch["aria-describedby"])}"><bdi>(.+?)</bdi>', text)
     assert hint == ["Where it goes"]
     assert f'<label for="{branch["id"]}"><bdi>Branch</bdi></label>' in text
@@ -133,7 +133,7 @@ def test_form_has_the_right_control_for_each_kind_of_value(
     assert checked == [("field.size", ""), ("field.hosts", "&#34;b&#34;")]
     # It is on the list and on its own page, too.
     for path in ("/", path_of(task, question)):
-        assert fields(text_of(window, path)) == found
+        assert fields(text_of(window, path)) == shown
         check_form(text_of(window, path))
 
 
@@ -166,7 +166,7 @@ def test_several_options_can_be_chosen(window: Browser, alice: ApiClient, task: 
     schema: Json = {"type": "object", "properties": {"hosts": ALL_KINDS["properties"]["hosts"]}}
     for chosen in (["a", "c"], []):
         question = ask(alice, task, schema=schema | {"required": ["hosts"]})
-        data: Any = {"field.hosts": [f'"{each}"' for each in chosen]}
+        data: Any = {"field.hosts": [f'"{host}"' for host in chosen]}
         assert window.send(path_of(task, question), **data).status_code == 303
         assert now(alice, task, question)["answer"] == {"hosts": chosen}
 
@@ -191,13 +191,13 @@ def test_error_is_shown_next_to_its_field_which_keeps_its_text(
         "force": "Choose one.", "size": "Choose from the list.",
     }  # fmt: skip
     check_form(response.text)
-    found = fields(response.text)
-    assert unescape(found["mail"]["value"]) == typed["mail"]
-    assert found["copies"]["value"] == "many"
+    shown = fields(response.text)
+    assert unescape(shown["mail"]["value"]) == typed["mail"]
+    assert shown["copies"]["value"] == "many"
     assert ">\nkept\nlines</textarea>" in response.text
     for name in ("branch", "mail", "copies"):
-        assert found[name]["aria-invalid"] == "true"
-        assert found[name]["aria-describedby"].endswith(f"field.{name}-error")
+        assert shown[name]["aria-invalid"] == "true"
+        assert shown[name]["aria-describedby"].endswith(f"field.{name}-error")
     assert now(alice, task, question)["state"] == "open"
 
 
@@ -220,8 +220,8 @@ def test_few_short_options_answer_with_one_click(
             question = ask(alice, task, schema=schema)
             text = text_of(window, path_of(task, question))
             form = text.partition('<form class="answer"')[2].partition("</form>")[0]
-            found = re.findall(r"<button[^>]*>(?:<bdi>)?(.+?)(?:</bdi>)?</button>", form)
-            assert found == [*labels, "Decline"]
+            buttons = re.findall(r"<button[^>]*>(?:<bdi>)?(.+?)(?:</bdi>)?</button>", form)
+            assert buttons == [*labels, "Decline"]
             window.send(path_of(task, question), action="decline")
     question = ask(alice, task, schema=boolean)
     assert 'class="option main"><bdi>Yes</bdi>' in text_of(window, "/")
@@ -300,11 +300,11 @@ def test_list_shows_which_tasks_ask_and_its_title_counts_them(
 
 def test_list_distinguishes_tasks_with_the_same_name(window: Browser, alice: ApiClient) -> None:
     inputs: list[Json] = [{}, {"env": "prod <1>"}, {"text": "\u202e" + "é" * 80}]
-    for given in inputs:
-        ask(alice, alice.start("deploy", name="deploy", input=given, claim=True))
+    for input_ in inputs:
+        ask(alice, alice.start("deploy", name="deploy", input=input_, claim=True))
     text = unescape(text_of(window, "/"))
-    found = re.findall('<p class="faint">deploy · started <time datetime="[^>]+>(.*)</p>', text)
-    shown = [each.partition("</time>")[2] for each in found]
+    lines = re.findall('<p class="faint">deploy · started <time datetime="[^>]+>(.*)</p>', text)
+    shown = [line.partition("</time>")[2] for line in lines]
     assert shown == [
         "", ' · <bdi>{"env":"prod <1>"}</bdi>', ' · <bdi>{"text":"\\u202e' + "é" * 70 + "…</bdi>"
     ]  # fmt: skip
@@ -347,7 +347,7 @@ def test_question_that_was_stored_before_a_limit_can_be_answered_and_declined(
     assert window.send(path_of(task, asked[1]), action="decline").status_code == 303
     answer = {"action": "accept", "content": {"x": "first"}}
     expect(alice.post(f"/task/{task['id']}/question/{asked[2]['id']}/answer", json=answer), 200)
-    states = [each["state"] for each in expect(alice.get(f"/task/{task['id']}/question"), 200)]
+    states = [asked["state"] for asked in expect(alice.get(f"/task/{task['id']}/question"), 200)]
     assert states == ["answered", "declined", "answered"]
     assert "last" in text_of(window, f"/tasks/{task['id']}")
 
@@ -393,12 +393,12 @@ def test_tasks_that_ask_are_found_by_their_index(
     app: Flask, window: Browser, alice: ApiClient, task: Json, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(questions, "SHOWN_TASKS", 1)
-    for each in (task, alice.start(claim=True)):
-        ask(alice, each)
+    for asking in (task, alice.start(claim=True)):
+        ask(alice, asking)
     statements = reads(app, lambda: text_of(window, "/"))
-    found = [each for each in statements if "questions <> '[]'" in each[0]]
-    assert len(found) == 3
-    for sql, parameters in found:
+    by_index = [read for read in statements if "questions <> '[]'" in read[0]]
+    assert len(by_index) == 3
+    for sql, parameters in by_index:
         plan = plan_of(app, sql, parameters)
         looks = [step for step in plan if " tasks" in step]
         assert looks, plan
@@ -427,8 +427,8 @@ def test_page_of_a_task_shows_how_its_questions_ended(
     text = text_of(window, path)
     assert title_of(text) == "(1) running · Release · taskservice"
     history = text.partition('id="ended"')[2]
-    found = re.findall(r'<p class="message">(.+?)</p>\n<p class="outcome"><b[^>]*>(\w+)', history)
-    assert found == [("Never mind?", "withdrawn"), ("Delete it?", "declined"),
+    ended = re.findall(r'<p class="message">(.+?)</p>\n<p class="outcome"><b[^>]*>(\w+)', history)
+    assert ended == [("Never mind?", "withdrawn"), ("Delete it?", "declined"),
                      ("Which size?", "answered")]  # fmt: skip
     pairs = re.findall("<div><dt>([^<]+)</dt><dd>(.+?)</dd></div>", history)
     assert pairs == [("Branch", "main"), ("By force?", "Yes"), ("size", "Large"),

@@ -50,8 +50,8 @@ def send(window: Browser, path: str = "/agents/backup/run", **fields: Any) -> An
 
 
 def labels(text: str) -> list[str]:
-    found = re.findall(r"<(?:label for|legend).*?><bdi>(.+?)</bdi>", text)
-    return [unescape(label) for label in found]
+    texts = re.findall(r"<(?:label for|legend).*?><bdi>(.+?)</bdi>", text)
+    return [unescape(label) for label in texts]
 
 
 def json_text(text: str) -> Any:
@@ -60,8 +60,8 @@ def json_text(text: str) -> Any:
 
 
 def errors(text: str) -> dict[str, str]:
-    found = re.findall(r'field\.(\w+)-error"><bdi>(.+?)</bdi>', text)
-    return {name: unescape(message) for name, message in found if f'id="run-input-field.{name}'}
+    messages = re.findall(r'field\.(\w+)-error"><bdi>(.+?)</bdi>', text)
+    return {name: unescape(message) for name, message in messages if f'id="run-input-field.{name}'}
 
 
 def test_form_has_the_fields_of_the_schema_with_those_first_that_are_required(
@@ -112,8 +112,8 @@ def test_what_does_not_fit_is_said_beside_its_field_and_starts_nothing(
     assert errors(response.text) == {"folder": "Fill this in.", "options": "Must be an object."}
     data = {"as": "fields", "name": "n" * 201, "labels": "no sign", "field.folder": "srv"}
     text = unescape(window.send("/agents/backup/run", **data).text)
-    for said in ("Name: ", "is not of the form key=value.", "Must match ^/"):
-        assert said in text
+    for message in ("Name: ", "is not of the form key=value.", "Must match ^/"):
+        assert message in text
     assert tasks(alice) == []
 
 
@@ -136,12 +136,12 @@ def test_input_with_fields_may_be_typed_as_json(window: Browser, alice: ApiClien
     text = window.get(unescape(link)).text
     assert json_text(text) == {"note": None, "folder": "/srv", "days": 30, "dry": True}
     assert f'href="{path}">As a form<' in text
-    given = {"folder": "/b", "days": 3, "hosts": ["b"]}
-    assert window.send(path, input=json.dumps(given)).status_code == 303
-    assert tasks(alice)[0]["input"] == given
+    fields = {"folder": "/b", "days": 3, "hosts": ["b"]}
+    assert window.send(path, input=json.dumps(fields)).status_code == 303
+    assert tasks(alice)[0]["input"] == fields
     again = f"/tasks/{tasks(alice)[0]['id']}/rerun"
     assert f'href="{again}?json=1">As JSON<' in window.get(again).text
-    assert json_text(window.get(f"{again}?json=1").text) == given
+    assert json_text(window.get(f"{again}?json=1").text) == fields
 
 
 def test_json_that_does_not_fit_the_schema_is_said_above_it(
@@ -151,8 +151,8 @@ def test_json_that_does_not_fit_the_schema_is_said_above_it(
     response = window.send("/agents/backup/run", input='{"folder": "srv", "days": 0}')
     assert response.status_code == 422
     text = unescape(response.text)
-    for said in ("Input.folder: Must match ^/", "Input.days: ", "Input.hosts: Missing."):
-        assert said in text
+    for message in ("Input.folder: Must match ^/", "Input.days: ", "Input.hosts: Missing."):
+        assert message in text
     assert json_text(response.text) == {"folder": "srv", "days": 0}
     register(alice, SCHEMA | {"additionalProperties": False})
     response = window.send("/agents/backup/run", input='{"folder": "/b", "hosts": [], "x": 1}')

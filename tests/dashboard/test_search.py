@@ -30,7 +30,7 @@ def failed(person: ApiClient, message: str, **fields: Any) -> Json:
     return task
 
 
-def found(window: Browser, query: str) -> list[tuple[str, str]]:
+def links_of(window: Browser, query: str) -> list[tuple[str, str]]:
     """The id of the task and the number of each line that the page links to."""
     html = window.read(f"/search?{query}")
     return re.findall(r'<li><a href="/tasks/([0-9a-f-]{36})[^"#]*(?:#L(\d+))?"', html)
@@ -75,11 +75,11 @@ def test_logs_are_searched_with_the_filters_of_the_list(
     second = with_log(alice, "no disk", agent_id="reader")
     with_log(bob, "disk of bob")
     expected = [(second["id"], "1"), (first["id"], "2"), (first["id"], "3")]
-    assert found(window, "q=disk") == expected
+    assert links_of(window, "q=disk") == expected
     form = "q=disk&agentId=summarizer&since=&callback=&sort=duration&status=running"
     response = window.get(f"/search?{form}")
     assert response.status_code == 303
-    assert found(window, response.location.partition("?")[2]) == expected[1:]
+    assert links_of(window, response.location.partition("?")[2]) == expected[1:]
     html = window.read("/search?q=DISK&agentId=summarizer")
     assert "<mark>Disk</mark> full" in html
     assert "<bdi><mark>disk</mark> again</bdi>" in html
@@ -108,7 +108,7 @@ def test_search_continues_where_it_stopped(
         if where == "logs":
             query = query.replace("&status=error", "")
         while query:
-            seen += found(window, query)
+            seen += links_of(window, query)
             html = window.read(f"/search?{query}")
             following = re.search(r'href="\?([^"]+)" rel="next"', html)
             assert ("there may be more" in html) == bool(following)
@@ -125,9 +125,9 @@ def test_errors_are_searched(app: Flask, alice: ApiClient, bob: ApiClient, windo
     late = failed(alice, "first line\n" + "x" * 5_000 + "no space")
     failed(bob, "no space for bob")
     with_log(alice, "no space")
-    expected = [(each["id"], "") for each in (late, other, task)]
-    assert found(window, "q=no+space&where=errors") == expected
-    assert found(window, "q=no+space&where=errors&agentId=summarizer&status=complete") == [
+    expected = [(failed["id"], "") for failed in (late, other, task)]
+    assert links_of(window, "q=no+space&where=errors") == expected
+    assert links_of(window, "q=no+space&where=errors&agentId=summarizer&status=complete") == [
         expected[0],
         expected[2],
     ]
@@ -136,7 +136,7 @@ def test_errors_are_searched(app: Flask, alice: ApiClient, bob: ApiClient, windo
     assert f"<bdi>{'x' * 392}<mark>no space</mark></bdi>" in html
     assert " for bob" not in html
     of_agent = signed_in(alice.agent_key("reader"))
-    assert found(of_agent, "q=no+space&where=errors") == [(other["id"], "")]
+    assert links_of(of_agent, "q=no+space&where=errors") == [(other["id"], "")]
 
 
 def test_agent_key_finds_lines_of_its_agent_only(
@@ -145,9 +145,9 @@ def test_agent_key_finds_lines_of_its_agent_only(
     task = with_log(alice, "hit", agent_id="reader")
     with_log(alice, "hit")
     window = signed_in(alice.agent_key("reader"))
-    assert found(window, "q=hit") == [(task["id"], "1")]
-    assert found(window, "q=hit&agentId=summarizer") == []
-    assert found(signed_in(bob), "q=hit") == []
+    assert links_of(window, "q=hit") == [(task["id"], "1")]
+    assert links_of(window, "q=hit&agentId=summarizer") == []
+    assert links_of(signed_in(bob), "q=hit") == []
 
 
 @one_database
@@ -179,4 +179,4 @@ def test_busy_search_says_so_and_offers_to_try_again(alice: ApiClient, window: B
             assert response.headers["Retry-After"].isdigit()
             assert "Too many searches at once" in response.text
             assert f'href="/search?q=hit&amp;where={where}">Try again' in response.text
-    assert len(found(window, "q=hit")) == 1
+    assert len(links_of(window, "q=hit")) == 1

@@ -69,41 +69,41 @@ def test_link_is_made_listed_without_its_url_and_revoked(
     shown = {name: value for name, value in link.items() if name != "url"}
     assert shown.keys() == {"id", "createdAt", "expiresAt"}
     assert path.removeprefix("/shared/") not in str(rows(alice.app))
-    here = f"/task/{task['id']}/link"
-    assert expect(alice.get(here), 200) == [shown]
+    of_links = f"/task/{task['id']}/link"
+    assert expect(alice.get(of_links), 200) == [shown]
     other = alice.start()
     for person, code in ((bob, 404), (alice.agent_key(), 403), (alice.read_key(), 403)):
-        problem(person.post(here), code)
-        problem(person.delete(f"{here}/{link['id']}"), code)
-    problem(bob.get(here), 404)
+        problem(person.post(of_links), code)
+        problem(person.delete(f"{of_links}/{link['id']}"), code)
+    problem(bob.get(of_links), 404)
     problem(alice.delete(f"/task/{other['id']}/link/{link['id']}"), 404)
     assert stranger.get(path).status_code == 200
-    assert expect(alice.delete(f"{here}/{link['id']}"), 200) == shown
+    assert expect(alice.delete(f"{of_links}/{link['id']}"), 200) == shown
     check_invalid(stranger, path)
-    problem(alice.delete(f"{here}/{link['id']}"), 404)
-    assert expect(alice.get(here), 200) == []
+    problem(alice.delete(f"{of_links}/{link['id']}"), 404)
+    assert expect(alice.get(of_links), 200) == []
 
 
 def test_link_expires(alice: ApiClient, task: Json, stranger: Browser, clocks: Clocks) -> None:
-    here = f"/task/{task['id']}/link"
+    of_links = f"/task/{task['id']}/link"
     _, path = link_to(alice, task)
     for wrong in (task["createdAt"], "2020-01-01T00:00:00Z", "9999-01-01T00:00:00Z", "soon"):
-        refused = problem(alice.post(here, json={"expiresAt": wrong}), 422)
+        refused = problem(alice.post(of_links, json={"expiresAt": wrong}), 422)
         assert list(refused["errors"]) == ["expiresAt"]
     for days, status in ((90, 201), (91, 422)):
         at = datetime.now(UTC) + timedelta(days=days, minutes=-1)
-        made = alice.post(here, json={"expiresAt": at.isoformat()})
+        made = alice.post(of_links, json={"expiresAt": at.isoformat()})
         assert made.status_code == status
-    expect(alice.delete(f"{here}/{expect(alice.get(here), 200)[-1]['id']}"), 200)
+    expect(alice.delete(f"{of_links}/{expect(alice.get(of_links), 200)[-1]['id']}"), 200)
     clocks.go_on(7 * DAY - 60)
     assert stranger.get(path).status_code == 200
     clocks.go_on(61)
     check_invalid(stranger, path)
-    assert expect(alice.get(here), 200) == []
+    assert expect(alice.get(of_links), 200) == []
     # Expired links do not count.
     for _ in range(50):
         link_to(alice, task)
-    assert problem(alice.post(here), 409)["code"] == "too_many_links"
+    assert problem(alice.post(of_links), 409)["code"] == "too_many_links"
     assert len(rows(alice.app)["links"]) == 50
 
 
@@ -129,11 +129,11 @@ def test_link_shows_its_task_alone(
             text = stranger.read(path + part)
             assert "secret" not in text
             assert "alice" not in text
-            for each in (again["id"], task["parentId"], task["userId"]):
-                assert each not in text
+            for hidden in (again["id"], task["parentId"], task["userId"]):
+                assert hidden not in text
     # Nothing leads to what needs a key.
     elements = Page(stranger.get(path).text).elements
-    hrefs = [each["href"] or "" for _, each in elements if "href" in each]
+    hrefs = [attributes["href"] or "" for _, attributes in elements if "href" in attributes]
     assert {href for href in hrefs if not href.startswith(("/static/", "#"))} == {f"{path}/log.txt"}
     assert [name for name, _ in elements if name == "form"] == []
 
@@ -208,9 +208,9 @@ def test_wrong_links_get_the_same_page(alice: ApiClient, task: Json, stranger: B
     flipped = "A" if token[-1] != "A" else "B"
     wrong = ["é", "%00", "%FF", "A" * 32, "A" * 5_000, f"{token}/", f"{token}A", token[:-1],
              f"{token[:-1]}{flipped}", token.swapcase(), f"{token}/x", link["id"]]  # fmt: skip
-    for each in wrong:
-        shown = stranger.get(f"/shared/{each}")
-        assert (shown.status_code, "This link is not valid" in shown.text) == (404, True), each
+    for part in wrong:
+        shown = stranger.get(f"/shared/{part}")
+        assert (shown.status_code, "This link is not valid" in shown.text) == (404, True), part
     assert stranger.get(path).status_code == 200
     expect(alice.delete(f"/task/{task['id']}"), 200)
     check_invalid(stranger, path)
@@ -316,8 +316,8 @@ def test_viewers_take_no_place_from_their_user(app: Flask, alice: ApiClient, tas
         waited = Browser(app).get(f"{path}/task", headers={"Prefer": "wait=20"})
         assert "Preference-Applied" not in waited.headers
         # The user has the other place.
-        own = alice.get(f"/task/{task['id']}/logs?after=2", headers={"Prefer": "wait=1"})
-        assert "Preference-Applied" in own.headers
+        hers = alice.get(f"/task/{task['id']}/logs?after=2", headers={"Prefer": "wait=1"})
+        assert "Preference-Applied" in hers.headers
         alice.report(task, status="complete")
         assert events.result().count("event: task") == 2
 
@@ -380,19 +380,19 @@ def test_links_are_made_and_revoked_in_the_dashboard(
     app: Flask, alice: ApiClient, task: Json, stranger: Browser
 ) -> None:
     browser = signed_in(alice)
-    here = f"/tasks/{task['id']}/links"
-    assert f'href="{here}"' in browser.get(f"/tasks/{task['id']}").text
-    made = browser.send(here, days="30")
+    of_links = f"/tasks/{task['id']}/links"
+    assert f'href="{of_links}"' in browser.get(f"/tasks/{task['id']}").text
+    made = browser.send(of_links, days="30")
     assert made.status_code == 201
     (path,) = re.findall(rf"{BASE}(/shared/[\w-]+)", made.text)
     assert stranger.get(path).status_code == 200
-    page = browser.get(here).text
+    page = browser.get(of_links).text
     assert path not in page
     (link,) = expect(alice.get(f"/task/{task['id']}/link"), 200)
     assert link["expiresAt"] in page
-    assert browser.send(here, days="0").status_code == 422
-    assert browser.send(here, f"{here}/{link['id']}/revoke").status_code == 303
-    assert "Revoked" in browser.get(here).text
+    assert browser.send(of_links, days="0").status_code == 422
+    assert browser.send(of_links, f"{of_links}/{link['id']}/revoke").status_code == 303
+    assert "Revoked" in browser.get(of_links).text
     check_invalid(stranger, path)
     # Signed in too, a link shows what it shows to everyone.
     _, path = link_to(alice, task)

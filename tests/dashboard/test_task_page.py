@@ -30,12 +30,12 @@ def task_page(window: Browser, task: dict[str, Any]) -> str:
 def steps_on_tasks(app: Flask, window: Browser, path: str, condition: str) -> list[str]:
     """How SQLite finds the tasks of the page's statement that has this condition."""
     statements = reads(app, lambda: text_of(window, path))
-    ((sql, parameters),) = [each for each in statements if condition in each[0]]
+    ((sql, parameters),) = [read for read in statements if condition in read[0]]
     return [step for step in plan_of(app, sql, parameters) if " tasks " in step]
 
 
 def reruns(alice: ApiClient, task: dict[str, Any]) -> list[dict[str, Any]]:
-    return [each for each in alice.get("/task").json or [] if each["rerunOf"] == task["id"]]
+    return [rerun for rerun in alice.get("/task").json or [] if rerun["rerunOf"] == task["id"]]
 
 
 # --- running it again --------------------------------------------------------------------
@@ -86,8 +86,8 @@ def test_task_is_run_again_with_another_input(window: Browser, alice: ApiClient)
 def test_form_that_is_sent_twice_starts_one_task(window: Browser, alice: ApiClient) -> None:
     task = alice.start(input={"a": 1})
     path = f"/tasks/{task['id']}/rerun"
-    found = re.findall(r'name="(token|submission_id)" value="([^"]+)"', window.get(path).text)
-    form = {**dict(found), "input": '{"a": 3}'}
+    inputs = re.findall(r'name="(token|submission_id)" value="([^"]+)"', window.get(path).text)
+    form = {**dict(inputs), "input": '{"a": 3}'}
     locations = {window.post(path, form).location for _ in range(2)}
     assert len(locations) == len(reruns(alice, task)) == 1
     # A reader who went back to the form, and changed the text in it.
@@ -136,10 +136,10 @@ def test_callback_that_is_no_longer_allowed_is_a_sentence_in_the_form(
 @one_database
 def test_agent_key_runs_its_own_tasks_again_and_no_others(app: Flask, alice: ApiClient) -> None:
     agent = alice.agent_key()
-    own, other = agent.start(), alice.start("translator")
+    visible, other = agent.start(), alice.start("translator")
     window = signed_in(agent)
-    window.send(f"/tasks/{own['id']}/rerun", input="{}")
-    assert len(reruns(alice, own)) == 1
+    window.send(f"/tasks/{visible['id']}/rerun", input="{}")
+    assert len(reruns(alice, visible)) == 1
     assert window.get(f"/tasks/{other['id']}/rerun").status_code == 404
 
 
@@ -156,7 +156,7 @@ def test_page_and_form_of_a_task_say_that_it_was_run_again(
     window.send(paths[1], input="{}")
     first = reruns(alice, task)[0]
     window.send(paths[1], input='{"a": 1}')
-    (newest,) = [each for each in reruns(alice, task) if each["id"] != first["id"]]
+    (newest,) = [rerun for rerun in reruns(alice, task) if rerun["id"] != first["id"]]
     pages = [window.get(path).text for path in paths]
     for page in pages:
         assert f'<a href="/tasks/{newest["id"]}">Run again <time' in page
@@ -369,9 +369,9 @@ def test_answer_of_the_receiver_is_shown_to_user_keys_only(
     assert "<b>no</b>" not in window.get(f"/tasks/{task['id']}").text
     (stored,) = rows(app)["attempts"]
     assert len(stored[-1].encode()) == 1024
-    own = signed_in(alice.agent_key())
-    assert "x" * 20 not in task_page(own, task)
-    assert own.get(f"/tasks/{task['id']}/webhook.sh").status_code == 403
+    agent_window = signed_in(alice.agent_key())
+    assert "x" * 20 not in task_page(agent_window, task)
+    assert agent_window.get(f"/tasks/{task['id']}/webhook.sh").status_code == 403
 
 
 @one_database
@@ -500,6 +500,6 @@ def test_runs_before_and_after_are_linked(
         (first, None, second), (second, first, third), (third, second, None), (other, None, None),
     ):  # fmt: skip
         page = window.get(f"/tasks/{task_id}").text
-        found = re.findall(r'id="(previous|next)-run" href="/tasks/([^"]+)"', page)
-        wanted = {"previous": previous, "next": following}
-        assert dict(found) == {name: run for name, run in wanted.items() if run}
+        links = re.findall(r'id="(previous|next)-run" href="/tasks/([^"]+)"', page)
+        neighbours = {"previous": previous, "next": following}
+        assert dict(links) == {name: run for name, run in neighbours.items() if run}
