@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 from flask import Flask
 
-from taskservice.services import new_lines, search
+from taskservice.services import neighbours, new_lines, search
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.internals import plan_of, reads
 from tests.support.marks import one_database
@@ -66,6 +66,31 @@ def test_lines_of_a_failure_are_compared_with_the_last_good_run(alice: ApiClient
     assert numbers(compared(alice, good, f"?against={failed['id']}")) == []
 
 
+def test_good_run_is_one_of_the_same_kind(alice: ApiClient) -> None:
+    parent = alice.start(claim=True)
+    child = {"name": "orders", "parentId": parent["id"]}
+    acme, globex = ({"customer": name, "env": "prod"} for name in ("acme", "globex"))
+    top = run(alice, "one", name="orders", labels=acme)
+    older = run(alice, "one", **child, labels=acme)
+    run(alice, "one", **child, labels=globex)
+    newest = run(alice, "one", **child, labels=globex)
+    run(alice, "one", name="all orders", labels=acme)
+    run(alice, "one", parentId=parent["id"], labels=acme)
+    for fields, good in (
+        ({"name": "orders"}, top),
+        ({**child, "labels": acme | {"version": "2"}}, older),
+        # None has more equal labels: the latest.
+        ({**child, "labels": {"env": "prod"}}, newest),
+        ({**child, "labels": {"customer": "initech"}}, newest),
+        (child, newest),
+    ):
+        failed = run(alice, "boom", "error", **fields)
+        assert compared(alice, failed)["against"]["id"] == good["id"], fields
+    alone = run(alice, "boom", "error", name="others")
+    response = alice.get(f"/task/{alone['id']}/new-lines")
+    assert problem(response, 404)["code"] == "no_good_run"
+
+
 def test_words_are_not_equal(alice: ApiClient, subtests: pytest.Subtests) -> None:
     good = run(alice, "read page 5 of a book\nabcdef\n/var/tmp1/x\nMonday\nMarker 5 failed\n")
     for line in (
@@ -109,7 +134,7 @@ def test_run_without_a_good_one_has_no_new_lines(alice: ApiClient, bob: ApiClien
 def test_good_run_is_looked_for_in_the_last_tasks(
     alice: ApiClient, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(new_lines, "MAX_EARLIER", 3)
+    monkeypatch.setattr(neighbours, "SEARCHED", 3)
     good = run(alice, "one")
     for _ in range(2):
         run(alice, "two", "error")

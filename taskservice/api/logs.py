@@ -114,8 +114,9 @@ def follow(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
 def read_new_lines(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Read what is new in a log.
 
-    The lines of the task that another task does not have: `against`, by default the agent's latest
-    complete task that ended before this one started. Numbers, UUIDs, `0x...`, 16 or more
+    The lines of the task that another task does not have: `against`, by default a complete task of
+    the same agent and name that ended before this one started, the one with the most equal labels,
+    then the latest. Children are compared with children only. Numbers, UUIDs, `0x...`, 16 or more
     hexadecimal digits, dates, clock times and paths in /tmp are taken as equal. Only the first and
     last 8 MiB of a log are compared, for at most 2 s; `cut` says that something was left out.
     """

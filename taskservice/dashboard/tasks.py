@@ -32,6 +32,7 @@ from taskservice.services import (
     links,
     lists,
     logs,
+    neighbours,
     new_lines,
     reports,
     tasks,
@@ -97,9 +98,12 @@ def _seconds(since: str, until: str) -> float:
 def _differences(task: TaskRow, good: TaskRow) -> list[tuple[str, ...]]:
     """Where a task differs from the last good run: part, key, and both values as JSON, or ""."""
     differences = []
-    for part in ("Input", "Labels", "Output"):
+    for part in ("Labels", "Input", "Output"):
         of_task, of_good = (_values(getattr(run, part.lower())) for run in (task, good))
-        for key in of_task | of_good:
+        # A run that failed rarely has the whole output.
+        is_output = part == "Output"
+        keys = [key for key in of_task if key in of_good] if is_output else of_task | of_good
+        for key in keys:
             pair = of_task.get(key, ""), of_good.get(key, "")
             if pair[0] != pair[1]:
                 # Of long values, the part around the first difference.
@@ -193,7 +197,7 @@ def redirect_to_list() -> Response:
 def show(task_id: str) -> Response:
     task = tasks.get(caller, task_id)
     agent = agents.get(caller, task.agent_id)
-    previous, following = tasks.runs_beside(task)
+    previous, following = neighbours.runs_beside(task)
     has_failed = task.error_type in (terms.FAILED, terms.TIMEOUT)
     is_waiting = formatting.state_of(task) == lists.WAITING
     return page(
@@ -206,7 +210,7 @@ def show(task_id: str) -> Response:
         again=tasks.newest_rerun(caller, task.id),
         previous=previous,
         following=following,
-        good=new_lines.last_good_run(task) if has_failed else None,
+        good=neighbours.last_good_run(task) if has_failed else None,
         children=_waterfall(tasks.children(caller, task.id, MAX_CHILDREN + 1)),
         questions=questions.forms(task),
         ended_questions=questions.ended(task.id),
@@ -228,9 +232,10 @@ def lines(task_id: str) -> Response:
 def show_new_lines(task_id: str) -> Response:
     """What is new in a failure; page.js puts it into the page of the task."""
     task = tasks.get(caller, task_id)
-    good = new_lines.last_good_run(task)
-    if good is None:
+    nearest = neighbours.last_good_run(task)
+    if nearest is None:
         return redirect_to("tasks.show", task_id=task.id)
+    good = tasks.get(caller, nearest.id)
     try:
         compared, status = new_lines.lines_not_in(good, task), 200
     except Problem as problem:

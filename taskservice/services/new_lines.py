@@ -6,53 +6,28 @@ from operator import itemgetter
 from time import monotonic, sleep
 from typing import Any
 
-from sqlalchemy import bindparam, func, literal, select
-
 from taskservice.auth import Caller
-from taskservice.database import clock
-from taskservice.database.connections import Statement
-from taskservice.database.models import Task
 from taskservice.database.rows import TaskRow
-from taskservice.database.transactions import read_one
-from taskservice.database.types import Timestamp
 from taskservice.error_codes import NO_GOOD_RUN
 from taskservice.errors import Problem
-from taskservice.services import lists, logs, tasks
+from taskservice.services import logs, neighbours, tasks
 from taskservice.services.search import MAX_SHOWN_LINE, slots
-from taskservice.terms import COMPLETE
 
 MAX_NEW_LINES = 200
 # A comparison reads this much of the start of each log, and of its end, in at most this time.
 COMPARED_BYTES = 8 * 1024 * 1024
 COMPARED_SECONDS = 1.8
-# A good run is looked for among this many tasks of the agent, those that ended last.
-MAX_EARLIER = 5_000
-
-_earlier = (*tasks.of_this_agent, Task.finished_at < bindparam("before"))
-# Where the search ends, from the index alone.
-_end = select(Task.finished_at).where(*_earlier).order_by(Task.finished_at.desc()).limit(1)
-_nth_end = _end.offset(bindparam("skipped")).scalar_subquery()
-_is_near = Task.finished_at >= func.coalesce(_nth_end, literal(clock.EARLIEST, Timestamp()))
-_LAST_GOOD = Statement[TaskRow](
-    tasks.tasks_with_log_id.where(*_earlier, _is_near, lists.unindexed([Task.status == COMPLETE]))
-    .order_by(Task.finished_at.desc())
-    .limit(1)
-)
-
-
-def last_good_run(task: TaskRow) -> TaskRow | None:
-    """The agent's latest complete task that had ended when this task started."""
-    of_agent = {"user_id": task.user_id, "agent_id": task.agent_id}
-    return read_one(_LAST_GOOD, **of_agent, before=task.created_at, skipped=MAX_EARLIER - 1)
 
 
 def new_lines(caller: Caller, task_id: str, against_id: str | None) -> dict[str, Any]:
     """The new lines of a task, by default since the last good run. Raises 404 and 503."""
     task = tasks.get(caller, task_id)
-    good = last_good_run(task) if against_id is None else tasks.get(caller, against_id)
-    if good is None:
-        raise Problem(404, "No good run of the agent to compare with", code=NO_GOOD_RUN)
-    return lines_not_in(good, task)
+    if against_id is None:
+        good = neighbours.last_good_run(task)
+        if good is None:
+            raise Problem(404, "No good run of the agent to compare with", code=NO_GOOD_RUN)
+        against_id = good.id
+    return lines_not_in(tasks.get(caller, against_id), task)
 
 
 def lines_not_in(good: TaskRow, task: TaskRow) -> dict[str, Any]:

@@ -17,14 +17,13 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy import delete as sql_delete
 
 from taskservice import auth
 from taskservice.auth import Caller, is_of_agent, tasks_of_user, visible_agents, visible_tasks
-from taskservice.database import clock, types
+from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import INPUT_SCHEMA, Agent, ApiKey, Log, Task, TaskLabel
 from taskservice.database.rows import TaskRow
@@ -52,29 +51,22 @@ select_task = tasks_with_log_id.where(is_this_task)
 _SELECT_TASK = Statement[TaskRow](select_task)
 _VERSION = Statement[TaskRow](select(Task.version, Task.status, Task.questions).where(is_this_task))
 _TASK_BY_ID = Statement[TaskRow](tasks_with_log_id.where(Task.id == bindparam("task_id")))
-_RELATIVES = select(Task.id, Task.name, Task.agent_id, Task.status, Task.error_type).add_columns(
+relatives = select(Task.id, Task.name, Task.agent_id, Task.status, Task.error_type).add_columns(
     Task.created_at, Task.claimed_at, Task.finished_at, Task.seconds
 )
 _OLDEST_FIRST = (Task.created_at, Task.id)
 _NEWEST_FIRST = (Task.created_at.desc(), Task.id.desc())
 _CHILDREN = Statement[TaskRow](
-    _RELATIVES.where(Task.parent_id == bindparam("parent_id"), visible_tasks)
+    relatives.where(Task.parent_id == bindparam("parent_id"), visible_tasks)
     .order_by(*_OLDEST_FIRST)
     .limit(bindparam("count"))
 )
 _NEWEST_RERUN = Statement[TaskRow](
-    _RELATIVES.where(Task.rerun_of == bindparam("rerun_of"), visible_tasks)
+    relatives.where(Task.rerun_of == bindparam("rerun_of"), visible_tasks)
     .order_by(*_NEWEST_FIRST)
     .limit(1)
 )
 of_this_agent = (tasks_of_user, Task.agent_id == bindparam("agent_id"))
-_RUNS = _RELATIVES.where(*of_this_agent).limit(1)
-_STARTED = tuple_(*_OLDEST_FIRST)
-_THIS_START = tuple_(
-    bindparam("created_at", type_=types.Timestamp()), bindparam("task_id", type_=types.Identifier)
-)
-_PREVIOUS = Statement[TaskRow](_RUNS.where(_STARTED < _THIS_START).order_by(*_NEWEST_FIRST))
-_NEXT = Statement[TaskRow](_RUNS.where(_STARTED > _THIS_START).order_by(*_OLDEST_FIRST))
 
 
 def get(caller: Caller, task_id: str) -> TaskRow:
@@ -105,13 +97,6 @@ def children(caller: Caller, task_id: str, count: int) -> Sequence[TaskRow]:
 
 def newest_rerun(caller: Caller, task_id: str) -> TaskRow | None:
     return read_one(_NEWEST_RERUN, rerun_of=task_id, **caller.scope)
-
-
-def runs_beside(task: TaskRow) -> tuple[TaskRow | None, TaskRow | None]:
-    """The previous and the next task of the agent of a task that the caller may see."""
-    values = {"user_id": task.user_id, "agent_id": task.agent_id}
-    values |= {"created_at": task.created_at, "task_id": task.id}
-    return read_one(_PREVIOUS, **values), read_one(_NEXT, **values)
 
 
 # The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this

@@ -12,7 +12,7 @@ import pytest
 from flask import Flask
 from standardwebhooks import Webhook
 
-from taskservice.services import search
+from taskservice.services import neighbours, search
 from taskservice.webhooks.destinations import Destinations
 from tests.support import sample_data
 from tests.support.api_client import ApiClient, expect
@@ -235,11 +235,15 @@ def test_page_of_a_task_finds_other_tasks_by_their_indexes(
     app: Flask, window: Browser, alice: ApiClient
 ) -> None:
     path = f"/tasks/{alice.start()['id']}"
-    for sign in ("<", ">"):
+    for sign, other in (("<", ">"), (">", "<")):
         # Another path, since the page is kept for a while.
         condition = f"(tasks.created_at, tasks.id) {sign}"
-        (plan,) = steps_on_tasks(app, window, f"{path}?{sign}", condition)
-        assert "INDEX tasks_by_agent (user_id=? AND agent_id=? AND (created_at,id)" in plan
+        plan, end = steps_on_tasks(app, window, f"{path}?{sign}", condition)
+        # The search has two ends.
+        assert "INDEX tasks_by_agent (user_id=? AND agent_id=? AND " in plan
+        assert f"created_at{other}?" in plan
+        assert f"(created_at,id){sign}(?,?)" in plan
+        assert "COVERING INDEX tasks_by_agent " in end
     assert steps_on_tasks(app, window, path, "tasks.rerun_of = ") == [
         "SEARCH tasks USING INDEX tasks_by_rerun (rerun_of=?)"
     ]
@@ -489,17 +493,59 @@ def test_nothing_is_compared_without_a_failure_or_a_good_run(
     assert response.location == f"/tasks/{first['id']}"
 
 
-def test_runs_before_and_after_are_linked(
+def beside(window: Browser, task_id: str) -> dict[str, str]:
+    """The ids of the previous and the next run to which a task's page links."""
+    page = window.get(f"/tasks/{task_id}").text
+    return dict(re.findall(r'id="(previous|next)-run" href="/tasks/([^"]+)"', page))
+
+
+def test_runs_of_the_same_kind_before_and_after_are_linked(
     window: Browser, alice: ApiClient, bob: ApiClient
 ) -> None:
     bob.start()
     first, other, second, third = (
         alice.start(agent_id=agent)["id"] for agent in ("a", "b", "a", "a")
     )
+    # Neither its own child, nor one with another name.
+    child = alice.start("a", parentId=second)["id"]
+    named = alice.start("a", name="another")["id"]
+    fourth, sibling = alice.start("a")["id"], alice.start("a", parentId=third)["id"]
     for task_id, previous, following in (
-        (first, None, second), (second, first, third), (third, second, None), (other, None, None),
+        (first, None, second), (second, first, third), (third, second, fourth),
+        (fourth, third, None), (child, None, sibling), (sibling, child, None),
+        (other, None, None), (named, None, None),
     ):  # fmt: skip
-        page = window.get(f"/tasks/{task_id}").text
-        links = re.findall(r'id="(previous|next)-run" href="/tasks/([^"]+)"', page)
-        neighbours = {"previous": previous, "next": following}
-        assert dict(links) == {name: run for name, run in neighbours.items() if run}
+        runs = {"previous": previous, "next": following}
+        assert beside(window, task_id) == {name: run for name, run in runs.items() if run}
+
+
+@one_database
+def test_missing_output_of_a_failure_is_no_difference(window: Browser, alice: ApiClient) -> None:
+    for status, output in (
+        ("complete", {"orders": 418, "rows": [1], "same": 1}),
+        ("error", {"orders": 417, "same": 1, "new": 1}),
+    ):
+        task = alice.start(claim=True)
+        alice.report(task, status=status, output=output)
+    compared = window.get(f"/tasks/{task['id']}/new-lines").text
+    heads = re.findall(r'<th scope="row">(.*?)</th>', compared)
+    assert [re.sub("<.*?>", "", head) for head in heads] == ["Output orders"]
+
+
+@one_database
+def test_run_beside_a_task_is_looked_for_among_a_limited_number(
+    window: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "SEARCHED", 3)
+    first = alice.start()["id"]
+    near, far = (alice.start(name=name)["id"] for name in ("near", "far"))
+    for _ in range(2):
+        alice.start(name="x")
+    last_near, last_far = (alice.start(name=name)["id"] for name in ("near", "far"))
+    assert beside(window, first) == {}
+    assert beside(window, near) == {}
+    assert beside(window, last_far) == {}
+    alice.start(name="far")
+    assert "next" in beside(window, last_far)
+    assert "previous" not in beside(window, far)
+    assert last_near != near
