@@ -65,8 +65,11 @@ AGENT_STATES = (OK, BROKEN)
 
 # What needs attention, the most urgent first.
 QUESTION, LATE, HANGING, NO_WORKER = "question", "late", "hanging", "no_worker"
-CALLBACK_FAILED, HOOK_OFF, BACKUP_OLD = "callback_failed", "hook_off", "backup_old"
-ATTENTION = (QUESTION, BROKEN, LATE, HANGING, NO_WORKER, CALLBACK_FAILED, HOOK_OFF, BACKUP_OLD)
+CALLBACK_FAILED, BACKUP_OLD = "callback_failed", "backup_old"
+HOOK_FAILING, HOOK_OFF = "hook_failing", "hook_off"
+ATTENTION = (
+    QUESTION, BROKEN, LATE, HANGING, NO_WORKER, CALLBACK_FAILED, HOOK_FAILING, HOOK_OFF, BACKUP_OLD
+)  # fmt: skip
 
 # The orders of a list of tasks, the default first.
 Sort = Literal["-createdAt", "createdAt", "finishedAt"]

@@ -21,6 +21,7 @@ from taskservice.terminal import (
 from taskservice.terms import ACTIVE, HOOK_FORMATS
 
 HEADER = ("ID", "STATE", "FORMAT", "NAME", "EVENTS", "AGENT", "LABEL", "LAST DELIVERED", "REASON")
+COLOURS = {"failing": "31", "off": "31"}
 DELIVERY_HEADER = ("HAPPENED", "EVENT", "AGENT", "TASK", "STATE", "NEXT ATTEMPT", "LAST OUTCOME")
 
 hook_argument = click.argument("hook_id", type=options.text)
@@ -89,7 +90,7 @@ def add(target: str, agent_id: str | None, as_json: bool, **fields: Any) -> None
 @command.command("list")
 @options.json_lines
 def list_all(as_json: bool) -> None:
-    """List hooks, oldest first, with the reason why a hook was turned off."""
+    """List hooks, oldest first, with the reason why a hook fails or was turned off."""
     with service_client() as client:
         hooks = client.hooks()
     if as_json:
@@ -97,7 +98,7 @@ def list_all(as_json: bool) -> None:
             print_json(hook)
     else:
         length = id_length([hook["id"] for hook in hooks])
-        print_table([HEADER, *(_row(hook, length) for hook in hooks)])
+        print_table([HEADER, *(_row(hook, length) for hook in hooks)], colours=COLOURS)
 
 
 @command.command("show", "01a20e63-9249-713c")
@@ -166,7 +167,7 @@ def _row(hook: Hook, length: int) -> tuple[str, ...]:
     is_default = set(hook["events"]) == set(DEFAULT_EVENTS)
     return (
         hook["id"][:length],
-        hook["state"],
+        "failing" if hook.get("failingSince") else hook["state"],
         hook["format"],
         hook["name"],
         "default" if is_default else " ".join(hook["events"]),

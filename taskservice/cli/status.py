@@ -14,8 +14,8 @@ def command(as_json: bool) -> None:
     """Print what needs attention.
 
     These are open questions, agents whose last task failed, agents that are late, tasks that hang,
-    tasks that no worker claims, callbacks that failed in the last 7 days, hooks that are off, and
-    backups of the service that fail.
+    tasks that no worker claims, callbacks that failed in the last 7 days, hooks that fail or
+    are off, and backups of the service that fail.
     Exit codes: 0 nothing, 1 something, 2 wrong use or key, 69 the service is unavailable.
     """
     with service_client(failure=UNAVAILABLE) as client:

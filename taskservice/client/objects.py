@@ -42,8 +42,8 @@ class Attention(TypedDict):
     """Something that a person should look at now; `text` is one line.
 
     `kind` is "question", "broken", "late", "hanging", "no_worker", "callback_failed",
-    "hook_off" or "backup_old". `agentId` and `taskId` are None if it is not about one. `since` is
-    an RFC 3339 time.
+    "hook_failing", "hook_off" or "backup_old". `agentId` and `taskId` are None if it is not about
+    one. `since` is an RFC 3339 time.
     """
 
     kind: str
@@ -106,6 +106,7 @@ class Hook(TypedDict):
     createdAt: Timestamp
     state: str
     reason: str | None
+    failingSince: NotRequired[Timestamp | None]
     lastDeliveredAt: Timestamp | None
 
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
         # The newest start of a task; None without tasks.
         last_used_at: str | None
 
-    class HookRow(models.Hook, _Row): ...
+    class HookRow(models.Hook, _Row):
+        # Null unless it fails.
+        failing_since: str | None
 
     class KeyRow(models.ApiKey, _Row):
         user_name: str

@@ -36,7 +36,8 @@ from taskservice.webhooks.transport import KEPT_BYTES
 # does not cover raises the format.
 FORMAT = 1
 # The rows of each line. Logs, questions and attempts are not part of their task or delivery.
-hook_rows = HookSchema()
+# Whether a hook fails follows from attempts that are not exported.
+hook_rows = HookSchema(exclude=("failingSince",))
 user_rows = UserSchema()
 agent_rows = AgentSchema(exclude=AGENT_EXPANSIONS)
 task_rows = TaskSchema(exclude=(*TASK_EXPANSIONS, "logs", "questions"))

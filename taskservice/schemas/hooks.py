@@ -75,7 +75,7 @@ class HookSchema(HookFieldsSchema, fields.RowSchema):
         # All but the token.
         fields = (
             "id", "name", "target", "format", "events", "agentId", "label", "answerLinks",
-            "createdAt", "state", "reason", "lastDeliveredAt",
+            "createdAt", "state", "reason", "failingSince", "lastDeliveredAt",
         )  # fmt: skip
 
     id = fields.uuid("The hook's ID.", examples.HOOK)
@@ -87,9 +87,16 @@ class HookSchema(HookFieldsSchema, fields.RowSchema):
         terms.ACTIVE,
     )
     reason = fields.text(
-        "Why the service turned it off, in one sentence.",
+        "Why it fails, or why the service turned it off, in one sentence.",
         None,
         **fields.bytes_at_most(terms.MAX_MESSAGE),
+    )
+    failingSince = fields.time(
+        "When an attempt failed, if another one failed after it, and nothing was delivered for two "
+        "minutes or more.",
+        None,
+        attribute="failing_since",
+        allow_none=True,
     )
     lastDeliveredAt = fields.time("When it was last told of something.", None)
 

@@ -133,7 +133,7 @@ _FAILED_CALLBACKS = Statement[AnyRow](
 
 def list_all(caller: Caller) -> list[dict[str, Any]]:
     """Items as in AttentionSchema: in the order of ATTENTION, the oldest of a kind first."""
-    for_user_key = (_failed_callbacks, _hooks_off, _old_backup) if caller.agent_id is None else ()
+    for_user_key = (_failed_callbacks, _hooks, _old_backup) if caller.agent_id is None else ()
     now = database_time()
     values = {**caller.scope, "user_id": caller.user_id, "now": now}
     values["quiet_since"] = clock.moved(now, -QUIET_SECONDS)
@@ -214,11 +214,14 @@ def _failed_callbacks(values: dict[str, Any]) -> Items:
         yield terms.CALLBACK_FAILED, row.agent_id, row.task_id, row.created_at, reason
 
 
-def _hooks_off(values: dict[str, Any]) -> Items:
-    for hook in read_all(hooks.TURNED_OFF, **values):
-        reason = _line(f"The hook {hook.name} is off: {hook.reason}")
-        since = hook.last_delivered_at or hook.created_at
-        yield terms.HOOK_OFF, hook.agent_id, None, since, reason
+def _hooks(values: dict[str, Any]) -> Items:
+    for hook in read_all(hooks.IN_TROUBLE, **values):
+        kind, state, since = terms.HOOK_FAILING, "fails", hook.failing_since
+        if since is None:
+            kind, state = terms.HOOK_OFF, "is off"
+            since = hook.last_delivered_at or hook.created_at
+        reason = _line(f"The hook {hook.name} {state}: {hook.reason}")
+        yield kind, hook.agent_id, None, since, reason
 
 
 def _old_backup(_here: dict[str, Any]) -> Items:

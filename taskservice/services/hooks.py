@@ -7,7 +7,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from flask import current_app
-from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, case, func, insert, select, update
 from sqlalchemy import delete as delete_from
 
 from taskservice import error_codes, resources, terms
@@ -17,7 +17,7 @@ from taskservice.database.connections import Statement
 from taskservice.database.models import Delivery, Event, Hook, HookTest
 from taskservice.database.rows import HookRow
 from taskservice.database.transactions import read_all, read_one, retry_on_conflict, transaction
-from taskservice.database.types import AnySelect
+from taskservice.database.types import AnySelect, database_now
 from taskservice.errors import Problem, invalid, overloaded, require, stopping
 from taskservice.event_kinds import DEFAULT_EVENTS
 from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS, hook_schema
@@ -33,11 +33,28 @@ MAX_TESTS = 10
 MINUTE_SECONDS = 60.0
 TEST_SECONDS = 10.0
 _OWN = and_(Hook.user_id == bindparam("user_id"), Hook.deleted_at.is_(None))
-_HOOKS: AnySelect = select(Hook.__table__).where(_OWN).order_by(Hook.created_at, Hook.id)
+# A hook fails if two attempts did since it was last told of something, and this time in seconds
+# has passed since the first of them.
+FAILING_SECONDS = 120.0
+_is_failing = and_(
+    Hook.state == terms.ACTIVE,
+    Hook.attempt_count >= 2,
+    Hook.failed_since <= database_now(-FAILING_SECONDS),
+)
+_COLUMNS = [column for column in Hook.__table__.columns if column.name != Hook.reason.key]
+_HOOKS: AnySelect = (
+    select(
+        *_COLUMNS,
+        func.coalesce(Hook.reason, case((_is_failing, Hook.last_error))).label(Hook.reason.key),
+        case((_is_failing, Hook.failed_since)).label("failing_since"),
+    )
+    .where(_OWN)
+    .order_by(Hook.created_at, Hook.id)
+)
 _THIS = Hook.id == bindparam("hook_id")
 _HOOK = _HOOKS.where(_THIS)
-# The service turned them off, not their user.
-TURNED_OFF = Statement[HookRow](_HOOKS.where(Hook.state == terms.OFF, Hook.reason.is_not(None)))
+# They fail, or the service turned them off, not their user.
+IN_TROUBLE = Statement[HookRow](_HOOKS.where(Hook.reason.is_not(None) | _is_failing))
 _DELIVERIES: AnySelect = (
     select(*HOOK_DELIVERY_COLUMNS)
     .join(Event, Event.id == Delivery.event_id)
@@ -48,7 +65,8 @@ _DELIVERIES: AnySelect = (
 
 def turned_off(caller: Caller) -> Sequence[HookRow]:
     """The hooks of the user that the service has turned off."""
-    return read_all(TURNED_OFF, user_id=caller.user_id)
+    in_trouble = read_all(IN_TROUBLE, user_id=caller.user_id)
+    return [hook for hook in in_trouble if hook.state == terms.OFF]
 
 
 def list_all(caller: Caller) -> Sequence[HookRow]:
@@ -195,7 +213,7 @@ def remove_deleted() -> bool:
 
 
 def test(caller: Caller, hook_id: str) -> Outcome:
-    """Send a sample to a hook, whatever its state.
+    """Send a sample to a hook, whatever its state. One that arrives ends the hook's failure.
 
     Raises 404, 429, and 503 if too many are sent or the process stops.
     """
@@ -207,7 +225,17 @@ def test(caller: Caller, hook_id: str) -> Outcome:
         outcome = attempts.until_stop(partial(attempts.send, attempts.sample(hook)))
     if outcome is None:
         raise stopping()
+    if outcome.delivered and hook.failed_since is not None:
+        _restart(caller, hook_id)
     return outcome
+
+
+def _restart(caller: Caller, hook_id: str) -> None:
+    """Forget the failures of a hook whose address works again, and send what is pending."""
+    with transaction() as connection:
+        if _locked(connection, caller, hook_id).state == terms.ACTIVE:
+            deliveries.set_hook_state(connection, hook_id, terms.ACTIVE)
+    resources.find(deliveries.DueDeliveries).set()
 
 
 def _count_test(hook: HookRow) -> None:

@@ -397,6 +397,78 @@ def test_three_lost_deliveries_in_a_row_turn_a_hook_off(
     assert states == ["failed"] * 3 + ["delivered"] + ["failed"] * 2
 
 
+def fail(app: Flask, person: ApiClient, hook: dict[str, Any], receiver: Receiver) -> None:
+    """Let one more attempt fail of the only event that a hook is told of."""
+    # Until the test makes it due again.
+    receiver.answer = answer(503, {"Retry-After": "3600"})
+    count = len(deliveries_of(person, hook)[0]["attempts"])
+    make_due(app)
+    make_message_due(app)
+    with looping(app):
+        until(lambda: len(deliveries_of(person, hook)[0]["attempts"]) == count + 1)
+
+
+@pytest.mark.parametrize("path", ["", "slack"])
+def test_hook_fails_from_two_minutes_after_a_failure_to_its_next_success(
+    app: Flask, alice: ApiClient, clocks: Clocks, receiver: Receiver, path: str
+) -> None:
+    hook = add_hook(alice, receiver.url + path, events=["task.ended"])
+    run(alice)
+    for _ in range(2):
+        fail(app, alice, hook, receiver)
+    clocks.go_on(110)
+    assert the_hook(alice, hook)["failingSince"] is None
+    clocks.go_on(15)
+    failing = the_hook(alice, hook)
+    first = deliveries_of(alice, hook)[0]["attempts"][0]
+    assert abs(moment(failing["failingSince"]) - moment(first["at"])) < timedelta(seconds=10)
+    assert (failing["state"], failing["lastDeliveredAt"]) == ("active", None)
+    assert "503" in failing["reason"]
+    assert expect(alice.get("/hook"), 200) == [failing]
+    receiver.answer = answer()
+    make_due(app)
+    make_message_due(app)
+    with looping(app):
+        until_all_is_delivered(alice, hook)
+    works = the_hook(alice, hook)
+    assert (works["state"], works["failingSince"], works["reason"]) == ("active", None, None)
+
+
+@pytest.mark.parametrize("path", ["", "slack"])
+def test_one_failure_alone_says_little(
+    app: Flask, alice: ApiClient, clocks: Clocks, receiver: Receiver, path: str
+) -> None:
+    hook = add_hook(alice, receiver.url + path, events=["task.ended"])
+    run(alice)
+    fail(app, alice, hook, receiver)
+    clocks.go_on(150)
+    assert the_hook(alice, hook)["failingSince"] is None
+    fail(app, alice, hook, receiver)
+    assert the_hook(alice, hook)["failingSince"] is not None
+    # Its user gives it another address.
+    changed = alice.patch(f"/hook/{hook['id']}", json={"target": f"{receiver.url}new/{path}"})
+    assert expect(changed, 200)["failingSince"] is None
+
+
+@pytest.mark.parametrize("path", ["", "slack"])
+def test_test_that_arrives_ends_the_failure_and_sends_what_is_pending(
+    app: Flask, alice: ApiClient, clocks: Clocks, receiver: Receiver, path: str
+) -> None:
+    hook = add_hook(alice, receiver.url + path, events=["task.ended"])
+    run(alice)
+    for _ in range(2):
+        fail(app, alice, hook, receiver)
+    clocks.go_on(125)
+    assert not expect(alice.post(f"/hook/{hook['id']}/test"), 200)["delivered"]
+    assert the_hook(alice, hook)["failingSince"]
+    receiver.answer = answer()
+    clocks.go_on(15)
+    assert expect(alice.post(f"/hook/{hook['id']}/test"), 200)["delivered"]
+    assert the_hook(alice, hook)["failingSince"] is None
+    with looping(app):
+        until_all_is_delivered(alice, hook)
+
+
 @pytest.mark.parametrize("path", ["", "slack"])
 def test_what_is_pending_waits_while_the_hook_is_off_but_at_most_a_day(
     app: Flask, alice: ApiClient, receiver: Receiver, path: str

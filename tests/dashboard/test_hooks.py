@@ -12,6 +12,7 @@ from sqlalchemy import update
 
 from taskservice.database.models import Hook
 from taskservice.database.transactions import transaction
+from taskservice.database.types import database_now
 from taskservice.event_kinds import DEFAULT_EVENTS, EVENTS
 from taskservice.webhooks import destinations
 from tests.support.api_client import ApiClient, add_user, expect
@@ -333,6 +334,21 @@ def test_agent_key_has_no_notifications(app: Flask, alice: ApiClient, receiver: 
     text = text_of(window, "/")
     assert PAGE not in text
     assert "The receiver is gone." not in text
+
+
+def test_hook_that_fails_is_red_with_the_reason(
+    app: Flask, window: Browser, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, receiver.url)
+    reason = "The receiver responded with 503 Service Unavailable."
+    with app.app_context(), transaction() as connection:
+        failures = {"failed_since": database_now(-180), "attempt_count": 2, "last_error": reason}
+        connection.execute(update(Hook).where(Hook.id == hook["id"]).values(failures))
+    for path in (PAGE, f"{PAGE}/{hook['id']}"):
+        text = text_of(window, path)
+        assert '<span class="delivery-state failed">failing</span> since <time' in text
+        assert reason in text
+    assert f"The hook {hook['name']} fails: {reason}" in text_of(window, "/")
 
 
 # --- each page says which are off ----------------------------------------------------------

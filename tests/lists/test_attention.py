@@ -14,13 +14,13 @@ from sqlalchemy import update
 
 from taskservice.background.maintenance import Maintenance
 from taskservice.database import clock
-from taskservice.database.models import Agent
+from taskservice.database.models import Agent, Hook
 from taskservice.database.transactions import reading, transaction
 from taskservice.services.deliveries import set_hook_state
 from taskservice.terms import ATTENTION
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
-from tests.support.deliveries import finish, looping, the_delivery
+from tests.support.deliveries import columns, finish, looping, make_due, the_delivery
 from tests.support.internals import copy_task, plan_of, reads, run_sql
 from tests.support.marks import one_database, only_postgresql
 from tests.support.receiver import Receiver, answer
@@ -234,6 +234,28 @@ def test_hook_that_is_off_is_listed(alice: ApiClient, app: Flask, receiver: Rece
     assert items(alice) == []
 
 
+def test_hook_that_fails_is_listed_within_three_minutes(
+    alice: ApiClient, app: Flask, clocks: Clocks, receiver: Receiver
+) -> None:
+    receiver.answer = answer(503)
+    hook = add_hook(alice, target=receiver.url, events=["task.ended"])
+    run(alice)
+    for number in (1, 2):
+        make_due(app)
+        with looping(app):
+            receiver.wait_for(number)
+            until(lambda: columns(app, "lease") == [(None,)])
+    assert items(alice) == []
+    clocks.go_on(2 * MINUTE + 5)
+    (item,) = items(alice)
+    assert (item["kind"], item["agentId"], item["taskId"]) == ("hook_failing", None, None)
+    failing = expect(alice.get(f"/hook/{hook['id']}"), 200)
+    assert item["since"] == failing["failingSince"]
+    assert item["text"] == f"The hook phone fails: {failing['reason']}"
+    set_hook(alice, hook, "off")
+    assert items(alice) == []
+
+
 def test_old_backup_is_listed_until_the_next_one(alice: ApiClient, data_folder: Path) -> None:
     marker = data_folder / "last_backup"
     made_at = make_backup_old(data_folder)
@@ -280,11 +302,14 @@ def troubled(
         ask(person, person.start("asks", claim=True))
         user_id = expect(person.get("/user"), 200)["id"]
         person.register("is-late")
-        hook = add_hook(person, agentId="waits")
+        hook, failing = (add_hook(person, agentId="waits") for _ in range(2))
         with app.app_context(), transaction() as connection:
             late = update(Agent).where(Agent.user_id == user_id, Agent.id == "is-late")
             connection.execute(late.values(late_since=clock.now()))
             set_hook_state(connection, hook["id"], "off", "The receiver is gone.")
+            failures = {"failed_since": clock.now(-3 * MINUTE), "attempt_count": 2}
+            this = update(Hook).where(Hook.id == failing["id"])
+            connection.execute(this.values(failures | {"last_error": "The receiver is gone."}))
 
     return trouble
 
@@ -296,8 +321,8 @@ def test_kinds_come_in_the_order_of_their_urgency(
     assert items(bob) == []
     make_backup_old(data_folder)
     assert kinds(alice) == [
-        "question", "broken", "late", "hanging", "no_worker", "callback_failed", "hook_off",
-        "backup_old",
+        "question", "broken", "late", "hanging", "no_worker", "callback_failed", "hook_failing",
+        "hook_off", "backup_old",
     ]  # fmt: skip
     # It belongs to nobody.
     assert kinds(bob) == ["backup_old"]
@@ -312,7 +337,7 @@ def test_agent_key_gets_what_concerns_its_agent(
         agent_id = item["agentId"]
         visible = items(alice.agent_key(agent_id))
         # It may read neither deliveries nor hooks.
-        hidden = item["kind"] in ("callback_failed", "hook_off")
+        hidden = item["kind"] in ("callback_failed", "hook_failing", "hook_off")
         assert (item in visible) != hidden
         assert {entry["agentId"] for entry in visible} <= {agent_id}
 
