@@ -23,7 +23,7 @@ from taskservice.database.types import Identifier, Timestamp
 from taskservice.error_codes import READ_ONLY
 from taskservice.errors import Problem, invalid_key, require
 from taskservice.schemas.users import KEY_COLUMNS
-from taskservice.terms import FULL, LINK, READ
+from taskservice.terms import AGENT_PREFIX, FULL, LINK, READ
 
 
 class Caller(NamedTuple):
@@ -75,7 +75,6 @@ is_of_agent = and_(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
 # The text of an API key: how it is created, and checked without a look-up.
 
 USER_PREFIX = "tsk_user_"
-AGENT_PREFIX = "tsk_agent_"
 READ_PREFIX = "tsk_read_"
 
 _ALPHABET = string.digits + string.ascii_letters
@@ -102,11 +101,6 @@ def is_well_formed(text: str) -> bool:
 def digest(text: str) -> str:
     """SHA-256 in hexadecimal; only this is stored. 238 random bits need no slow hash."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def hint(text: str) -> str:
-    """The start and end of a key, so that its owner recognises it in a list."""
-    return f"{text[: text.rindex('_') + 1]}…{text[-4:]}"
 
 
 def _checksum(text: str) -> str:

@@ -92,6 +92,7 @@ BULK_ACTIONS: tuple[BulkAction, ...] = (CANCEL, DELETE, RERUN)
 
 LABEL_KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 AGENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+AGENT_PREFIX = "tsk_agent_"
 
 # Maximum lengths in characters.
 MAX_NAME = 200
@@ -132,6 +133,11 @@ DEFAULT_HITS = 100  # of a search
 # A webhook contains the last lines of the log: maximum number, and maximum bytes.
 WEBHOOK_LINES = 1_000
 WEBHOOK_LOG_BYTES = 256 * 1024
+
+
+def key_hint(key: str) -> str:
+    """The start and end of a key, so that its owner recognises it in a list."""
+    return f"{key[: key.rindex('_') + 1]}…{key[-4:]}"
 
 
 def label_problem(key: str, value: object) -> str | None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as some
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase
 
-from taskservice import auth
+from taskservice import auth, terms
 from taskservice.database import clock
 from taskservice.database.models import Agent, ApiKey, CallbackSecret, Task, User
 from taskservice.database.transactions import reading
@@ -178,14 +178,14 @@ def test_two_letters_in_the_wrong_order_are_noticed() -> None:
 @example("tsk_user_" + "٠" * 46)
 def test_random_text_is_not_a_key(text: str) -> None:
     assert not auth.is_well_formed(text)
-    for prefix in (auth.USER_PREFIX, auth.AGENT_PREFIX):
+    for prefix in (auth.USER_PREFIX, terms.AGENT_PREFIX):
         assert not auth.is_well_formed(prefix + text)
 
 
 def test_hint_shows_a_keys_kind_and_little_more() -> None:
     for for_agent, prefix in ((False, "tsk_user_"), (True, "tsk_agent_")):
         key = auth.new(for_agent=for_agent)
-        assert auth.hint(key) == f"{prefix}…{key[-4:]}"
+        assert terms.key_hint(key) == f"{prefix}…{key[-4:]}"
 
 
 # --- strict JSON -------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from taskservice.quantities import typed, typed_seconds
-from taskservice.terminal import escaped
+from taskservice.terminal import escaped, notice
 from taskservice.terms import MAX_OBJECT
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ def _json_or_member(value: str) -> dict[str, Any]:
 agent_option = partial(click.option, "--agent", type=known_agent)
 json_option = partial(click.option, type=json_input, metavar="JSON")
 limit_option = partial(click.option, "--limit", type=click.IntRange(1))
-task_input = click.option(
+task_input = partial(
+    click.option,
     "--input",
     type=_json_or_member,
     multiple=True,
@@ -191,17 +192,42 @@ agent_filter = agent_option(help="Only tasks of this agent.")
 label_filter = labels_option(help="Only tasks with this label. Repeat to require several.")
 
 
-def task_options(contact: str, timeout: Duration) -> Callable[[Any], Any]:
+class OptionOfRun(click.Option):
+    """An option whose wrong value keeps no program from running, unless --strict is given."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        try:
+            return super().process_value(ctx, value)
+        except click.BadParameter as error:
+            if ctx.params["is_strict"]:
+                raise
+            if self.multiple and len(value) > 1:
+                valid = [self.process_value(ctx, (text,)) for text in value]
+                return reduce(or_, filter(None, valid), {}) or None
+            error.param = error.param or self
+            notice(f"{error.format_message()}; the task is started without this option")
+            return None
+
+
+def task_options(
+    contact: str, timeout: Duration, cls: type[click.Option] = click.Option
+) -> Callable[[Any], Any]:
     """The options of a new task: its timeout is the time without contact to `contact`."""
     in_order = (
-        text_option("--name", help="Display name of the task (default: the agent's name)."),
-        task_input,
-        labels_option(help="Label of the task. Repeatable."),
         text_option(
-            "--callback", metavar="URL", help="Address that receives a webhook when the task ends."
+            "--name", cls=cls, help="Display name of the task (default: the agent's name)."
+        ),
+        task_input(cls=cls),
+        labels_option(cls=cls, help="Label of the task. Repeatable."),
+        text_option(
+            "--callback",
+            cls=cls,
+            metavar="URL",
+            help="Address that receives a webhook when the task ends.",
         ),
         click.option(
             "--timeout",
+            cls=cls,
             type=timeout,
             help=f"Time without contact to {contact} after which the service ends the task, such "
             "as 90 (seconds), 5m or 1h30m; 0 for no limit.",

@@ -1,16 +1,21 @@
 """`taskservice run`: any program becomes a task."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
 
 from taskservice.cli import options
-from taskservice.cli.service_client import service_client
+from taskservice.cli.service_client import PATIENCE_SECONDS, one_line_errors, service_client
+from taskservice.client import SettingError
 from taskservice.client.current_task import current_task_id
+from taskservice.client.http import Connection
 from taskservice.client.spool import now, rfc3339
 from taskservice.client.task import not_none
 from taskservice.runner.process import forward_signals
@@ -26,12 +31,19 @@ from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
     "--agent reader --input box=office --label env=prod -- python -u read.py",
     short_help="Run any program as a task.",
 )
-@options.agent_option(help="Agent of the task; registered if new.")
-@options.task_options("this command", options.Duration())
+@click.option(
+    "--agent",
+    type=replace(options.known_agent, parse=str),
+    help="Agent of the task; registered if new (default: the agent of an agent key, else the file "
+    "name of CMD).",
+)
+@options.task_options("this command", options.Duration(), options.OptionOfRun)
 @options.flag(
     "--tty", "is_tty", help="Give CMD a terminal, so that it prints line by line and in colour."
 )
-@options.flag("--strict", "is_strict", help="Do not run CMD if the task can't be started.")
+@options.flag(
+    "--strict", "is_strict", is_eager=True, help="Do not run CMD if the task can't be started."
+)
 @options.flag("--resend", "is_resend", help="Send the saved data of earlier runs, then exit.")
 @click.argument("command_line", metavar="-- CMD ...", nargs=-1, type=click.UNPROCESSED)
 def command(
@@ -54,34 +66,49 @@ def command(
 
     If the service is unavailable or refuses the task, CMD runs anyway, unless --strict is
     given, and unsent data stays on the disk for --resend. A callback, input, label, name,
-    parent, timeout or time of its start that the service refuses is left out. If the agent's id
-    is invalid, CMD runs without a task. A task started inside another task becomes its child.
+    parent, timeout or time of its start that the service refuses is left out, as is an option
+    with an invalid value. Without a usable address, key or agent's id, CMD runs without a task.
+    A task started inside another task becomes its child.
     """
     open_standard_files()
     if is_resend:
         _resend(agent, command_line)
-    if agent is None:
-        raise click.UsageError("Missing option '--agent'.")
     if not command_line:
-        raise click.UsageError("Missing the program: taskservice run --agent ID -- CMD ...")
-    if not AGENT_ID.fullmatch(agent):
-        problem = f"agentId: {agent} must match {AGENT_ID.pattern}"
-        if is_strict:
-            exit_with_error(problem)
-        notice(f"{problem}; the program runs without a task, and nothing is recorded")
-        become_program(command_line)
-    masker = Masker(os.environ)
-    valid = _valid_labels(masker.mask_json(labels or {}), is_strict)
-    fields |= {name: masker.mask_json(fields[name]) for name in ("name", "input")}
-    fields = not_none(**fields, labels=valid or None, parentId=current_task_id() or None)
-    with service_client() as client:
-        fields = {"agentId": agent, **fields, "claim": True, "claimedAt": rfc3339(now())}
-        run = Run(client.connection, command_line, fields, is_tty=is_tty)
+        raise click.UsageError("Missing the program: taskservice run -- CMD ...")
+    with one_line_errors():
+        try:
+            connection = Connection(patience=PATIENCE_SECONDS)
+            agent = _agent_id(agent, connection, command_line[0])
+        except SettingError as error:
+            if is_strict:
+                raise
+            notice(f"{error}; the program runs without a task, and nothing is recorded")
+            become_program(command_line)
+        masker = Masker(os.environ)
+        valid = _valid_labels(masker.mask_json(labels or {}), is_strict)
+        fields |= {name: masker.mask_json(fields[name]) for name in ("name", "input")}
+        fields |= {"agentId": agent, "labels": valid or None, "parentId": current_task_id() or None}
+        fields = not_none(**fields, claim=True, claimedAt=rfc3339(now()))
+        run = Run(connection, command_line, fields, is_tty=is_tty)
         forward_signals(run.forward)
         if is_tty:
             signal.signal(signal.SIGWINCH, lambda number, frame: run.resize())
         run.start(is_strict)
         sys.exit(run.execute())
+
+
+def _agent_id(agent: str | None, connection: Connection, program: str) -> str | None:
+    """The given agent, else the one of the program; None for the agent of an agent key."""
+    is_given = agent is not None
+    if not is_given and not connection.agent_key_hint:
+        file_name = Path(program).name
+        id_like = re.sub("[^a-z0-9._-]", "-", file_name.lower()).lstrip("._-")
+        agent = id_like[:64] or file_name
+    if agent is not None and not AGENT_ID.fullmatch(agent):
+        raise SettingError(f"agentId: {agent} must match {AGENT_ID.pattern}")
+    if agent is not None and not is_given:
+        notice(f"the agent is {agent}, after the program; --agent names another one")
+    return agent
 
 
 def _valid_labels(labels: Mapping[str, str], is_strict: bool) -> dict[str, str]:

@@ -290,7 +290,7 @@ def _change_all(
     "--agent summarizer --failed",
 )
 @partial(_for_tasks, terms.RERUN)
-@options.task_input
+@options.task_input()
 @follow_option
 @options.json_object
 def rerun(task: Task, input: dict[str, Any] | None, is_followed: bool, as_json: bool) -> None:

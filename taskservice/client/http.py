@@ -104,6 +104,12 @@ class Connection:
                     raise
                 pause(seconds, error)
 
+    @property
+    def agent_key_hint(self) -> str:
+        """The hint of the key if it is an agent's; empty for another key."""
+        is_of_agent = self._apikey.startswith(terms.AGENT_PREFIX)
+        return terms.key_hint(self._apikey) if is_of_agent else ""
+
     def seconds_before_repeat(self) -> float:
         """How long to wait before this thread repeats its last request that had a `wait`."""
         repeat_at: float = getattr(self._local, "repeat_at", 0.0)

@@ -88,7 +88,8 @@ class Run:
         is_tty: bool = False,
     ) -> None:
         self._connection, self._command = connection, command
-        self._saved = SavedRun(connection.url, fields or {}, task.data if task else None)
+        data, hint = task.data if task else None, connection.agent_key_hint
+        self._saved = SavedRun(connection.url, fields or {}, data, hint)
         timeout = self._saved.fields.get("timeout")
         self._heartbeat = CLAIMED_HEARTBEAT_SECONDS if task else heartbeat_for(timeout)
         self._stdin_text = task_input(task.json_text) if task else None
@@ -330,9 +331,10 @@ def become_program(command: Sequence[str]) -> NoReturn:
 
 
 def _without_task(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without the variables of an outer run."""
-    of_outer_run = ("TASKSERVICE_TASK_ID", "TASKSERVICE_TASK_URL", OUTPUT)
-    return {name: text for name, text in environment.items() if name not in of_outer_run}
+    """The environment without the variables of an outer run; an output is discarded."""
+    of_outer_run = ("TASKSERVICE_TASK_ID", "TASKSERVICE_TASK_URL")
+    inherited = {name: text for name, text in environment.items() if name not in of_outer_run}
+    return inherited | {OUTPUT: os.devnull}
 
 
 def _why_not_run(command: Sequence[str], error: OSError) -> tuple[int, str]:
@@ -411,15 +413,19 @@ def _resend_one(
             return False
         if run.url != connection.url:
             problem = f"a saved run belongs to {run.url}, but TASKSERVICE_URL is {connection.url}"
-        elif run.user_id not in (None, caller()["id"]) or (
-            caller()["key"].get("agentId") not in (None, run.agent_id)
-        ):
-            owner = f"a saved run belongs to agent {run.agent_id}"
-            problem = f"{owner}, but the key to another user or agent"
+        elif not _is_owner(caller(), run):
+            owner = f"{'key' if run.is_of_key else 'agent'} {run.agent_id}"
+            problem = f"a saved run belongs to {owner}, but the key to another user or agent"
         else:
             return _send_left(connection, run, spool)
         notice(f"{problem}; the run stays in {directory}")
         return False
+
+
+def _is_owner(user: Mapping[str, Any], run: SavedRun) -> bool:
+    key = user["key"]
+    owners = [key["hint"]] if run.is_of_key else [key.get("agentId") or run.agent_id]
+    return run.agent_id in owners and run.user_id in (None, user["id"])
 
 
 def _send_left(connection: Connection, run: SavedRun, spool: Spool) -> bool:

@@ -18,6 +18,7 @@ from taskservice.client.responses import Invalid, NotFound, TaskCancelled, TaskS
 from taskservice.client.spool import open_file
 from taskservice.client.task import start_task
 from taskservice.terminal import notice
+from taskservice.terms import AGENT_PREFIX
 
 _FILE = "run.json"
 _MAX_FILE_BYTES = 16 * 1024 * 1024
@@ -48,14 +49,21 @@ class SavedRun:
     """
 
     def __init__(
-        self, url: str, fields: Mapping[str, Any], task: Mapping[str, Any] | None = None
+        self,
+        url: str,
+        fields: Mapping[str, Any],
+        task: Mapping[str, Any] | None = None,
+        agent_key_hint: str = "",
     ) -> None:
-        """`task` is the JSON of an existing task; without it, `fields` start one."""
+        """`task` is the JSON of an existing task; without it, `fields` start one.
+
+        If the fields contain no agent, the task is one of the agent of the key with this hint.
+        """
         self.url = url
         self.fields = dict(fields)
         self.task_id: str | None = None
         self.user_id: str | None = None  # the owner; None until there is a task
-        self.agent_id = str(self.fields.get("agentId", ""))
+        self.agent_id = str(self.fields.get("agentId", agent_key_hint))
         self.idempotency_key = uuid4().hex  # a repeated start creates one task
         self.report: dict[str, Any] | None = None
         self.directory: Path | None = None
@@ -67,6 +75,11 @@ class SavedRun:
     def _set_task(self, task: Mapping[str, Any]) -> None:
         self.agent_id, self.user_id = str(task["agentId"]), str(task["userId"])
         self.task_id = str(task["id"])
+
+    @property
+    def is_of_key(self) -> bool:
+        """Whether the agent is the one of a key, and not known yet; `agent_id` is its hint."""
+        return self.agent_id.startswith(f"{AGENT_PREFIX}…")
 
     def is_cancelled_or_deleted(self, error: TaskServiceError | None) -> bool:
         """Whether this error means that the task was cancelled or deleted."""
@@ -82,6 +95,9 @@ class SavedRun:
         A field of OPTIONAL that the service refuses is left out, unless the start `is_strict`.
         Only a late one contains `claimedAt`, which is refused if this machine's clock is ahead.
         """
+        if self.task_id is None and "agentId" not in self.fields:  # an agent key names it
+            user = connection.call("GET", "/user", responses.USER, **options).data
+            self.fields["agentId"] = user["key"]["agentId"]
         while self.task_id is None:
             fields = {n: value for n, value in self.fields.items() if is_late or n != "claimedAt"}
             try:

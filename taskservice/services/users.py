@@ -21,7 +21,7 @@ from taskservice.errors import Problem, invalid, invalid_key, require
 from taskservice.schemas.users import KEY_COLUMNS, USER_COLUMNS
 from taskservice.services.agents import tool_since
 from taskservice.services.events import this_agent
-from taskservice.terms import FULL, MAX_NAME
+from taskservice.terms import FULL, MAX_NAME, key_hint
 from taskservice.webhooks import signing
 
 _USERS = select(*USER_COLUMNS)
@@ -244,7 +244,7 @@ def _insert_key(
         raise invalid({"agentId": ["No such agent; register it first."]})
     text = auth.new(for_agent=agent_id is not None, access=access)
     of_user = {"id": clock.new_id(), "user_id": user_id, "created_at": clock.now()}
-    secret = {"digest": auth.digest(text), "hint": "" if columns.get("login") else auth.hint(text)}
+    secret = {"digest": auth.digest(text), "hint": "" if columns.get("login") else key_hint(text)}
     key = {**of_user, "name": name, "agent_id": agent_id, "access": access, **secret, **columns}
     row = connection.execute(insert(ApiKey).returning(*KEY_COLUMNS), key).one()
     return SimpleNamespace(**row._asdict(), text=text)

@@ -67,15 +67,20 @@ def test_wrong_label_is_told_of_where_the_service_is_away(machine: AgentMachine)
     assert "Env" not in (folder / "run.json").read_text()
 
 
-def test_label_without_a_value_is_a_mistake_that_starts_nothing(
+def test_label_without_a_value_is_left_out_and_starts_no_strict_program(
     machine: AgentMachine, subtests: CheapSubtests
 ) -> None:
     for label in ("env", "=x", ""):
         with subtests.test(label):
+            options = ["--agent", "a", "--label=a=b", "--label", label, "--label=c=d"]
             assert "must be KEY=VALUE" in machine.fail(
-                "run", "--agent", "a", "--label", label, "--", "echo", "ran", code=2
+                "run", "--strict", *options, "--", "echo", "ran", code=2
             )
-    assert machine.user.tasks() == []
+            assert machine.user.tasks() == []
+            assert machine.run("run", *options, "--", "true").stderr.count("\n") == 1
+            task = machine.user.the_task()
+            assert task["labels"] == {"a": "b", "c": "d"}
+            machine.user.delete(task)
 
 
 # --- parents -----------------------------------------------------------------------------

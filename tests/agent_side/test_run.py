@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -458,17 +459,17 @@ def test_password_in_an_address_is_not_printed(
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "code", "sentence"),
     [
-        (["--agent", "A b"], "agentId"),
-        (["--agent", "a", "--callback", "ftp://x/"], "callback"),
-        (["--agent", "a", "--callback", "http://10.0.0.1/"], "callback"),
+        (["--agent", "A b"], 2, "agentId"),
+        (["--agent", "a", "--callback", "ftp://x/"], 1, "callback"),
+        (["--agent", "a", "--callback", "http://10.0.0.1/"], 1, "callback"),
     ],
 )
 def test_refused_start_does_not_run_a_strict_program(
-    machine: AgentMachine, options: list[str], sentence: str
+    machine: AgentMachine, options: list[str], code: int, sentence: str
 ) -> None:
-    assert sentence in machine.fail("run", "--strict", *options, "--", "echo", "x")
+    assert sentence in machine.fail("run", "--strict", *options, "--", "echo", "x", code=code)
     assert machine.left_runs() == []
 
 
@@ -596,9 +597,9 @@ def test_input_that_the_service_refuses_is_left_out(
     assert machine.left_runs() == []
 
 
-def test_input_that_cannot_be_one_starts_nothing(machine: AgentMachine) -> None:
+def test_input_that_cannot_be_one_starts_no_strict_program(machine: AgentMachine) -> None:
     for text in ("word", "[1]", "=x", "@/not/there", '{"a": 1'):
-        result = machine.run_script("echo ran", f"--input={text}")
+        result = machine.run_script("echo ran", "--strict", f"--input={text}")
         assert (result.returncode, result.stdout) == (2, "")
         assert "'--input'" in result.stderr
     assert machine.user.tasks() == []
@@ -614,8 +615,152 @@ def test_strict_program_does_not_run_without_the_service(machine: AgentMachine) 
 
 
 def test_usage_is_explained(machine: AgentMachine) -> None:
-    for arguments in (["--", "echo"], ["--agent", "a"], ["--resend", "--agent", "a"]):
+    for arguments in (["--agent", "a"], ["--no-such-option"], ["--resend", "--agent", "a"]):
         assert "Usage:" in machine.fail("run", *arguments, code=2)
+
+
+# --- without an agent, and without settings ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file_name", "agent"),
+    [
+        ("Nightly Backup.SH", "nightly-backup.sh"),
+        ("._-hidden_job", "hidden_job"),
+        ("job@ü\udcff" + "x" * 70, "job---" + "x" * 58),
+    ],
+)
+def test_agent_is_by_default_the_file_name_of_the_program(
+    machine: AgentMachine, tmp_path: Path, file_name: str, agent: str
+) -> None:
+    program = tmp_path / file_name
+    program.write_text("#!/bin/sh\necho told >&2; exit 7\n")
+    program.chmod(0o755)
+    result = machine.run("run", "--", str(program))
+    notice = f"taskservice: the agent is {agent}, after the program; --agent names another one\n"
+    assert (result.returncode, result.stderr) == (7, f"{notice}told\n")
+    assert machine.user.the_task()["agentId"] == agent
+    assert quiet(machine.run("run", "--agent", "b", "--", str(program))) == 7
+
+
+def test_agents_key_names_its_own_agent(machine: AgentMachine) -> None:
+    machine.user.register("backup")
+    user_key, machine.key = machine.key, machine.user.agent_key("backup")
+    assert machine.run("run", "--", "sh", "-c", "exit 7").stderr == ""
+    assert machine.user.the_task()["agentId"] == "backup"
+    machine.lose_service()
+    away = machine.run("run", "--", "sh", "-c", "echo later")
+    assert (away.returncode, away.stdout) == (0, "later\n")
+    agent_key, machine.key = machine.key, user_key
+    other = machine.resend()
+    assert other.returncode == 1
+    assert "a saved run belongs to key tsk_agent_…" in other.stderr
+    machine.key = agent_key
+    assert machine.resend().returncode == 0
+    assert [task["agentId"] for task in machine.user.tasks()] == ["backup"] * 2
+    assert machine.user.tasks()[0]["logs"] == ["later"]
+
+
+def _no_profiles(path: Path) -> None:
+    pass
+
+
+UNUSABLE_SETTINGS: dict[str, tuple[dict[str, str], Callable[[Path], object], str]] = {
+    "nothing": ({}, _no_profiles, "TASKSERVICE_URL is not set"),
+    "no key": ({"URL": "http://127.0.0.1:8000"}, _no_profiles, "TASKSERVICE_APIKEY is not set"),
+    "no address": ({"APIKEY": "tsk_user_x"}, _no_profiles, "TASKSERVICE_URL is not set"),
+    "a wrong address": ({"URL": "example.org", "APIKEY": "x"}, _no_profiles, "must be a URL"),
+    "an address in Latin 1": ({"URL": "http://\udcff", "APIKEY": "x"}, _no_profiles, "must be"),
+    "a key of two lines": (
+        {"URL": "http://127.0.0.1:8000", "APIKEY": "a\nb"}, _no_profiles, "not allowed"
+    ),
+    "an unknown profile": ({"PROFILE": "gone"}, _no_profiles, "gone is not a stored profile"),
+    "a truncated file": ({}, lambda path: path.write_text('{"profiles"'), "can't be read"),
+    "a binary file": ({}, lambda path: path.write_bytes(b"\xff\xfe"), "can't be read"),
+    "a directory": ({}, Path.mkdir, "can't be read"),
+    "another form": ({}, lambda path: path.write_text('{"profiles": [1]}'), "can't be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "make_file", "problem"), UNUSABLE_SETTINGS.values(), ids=UNUSABLE_SETTINGS
+)
+def test_program_runs_without_usable_settings(
+    machine: AgentMachine,
+    settings: dict[str, str],
+    make_file: Callable[[Path], object],
+    problem: str,
+) -> None:
+    """It is told of in one line before the program runs, and nothing stays on the disk."""
+    machine.url = machine.key = ""
+    machine.settings = {f"TASKSERVICE_{name}": text for name, text in settings.items()}
+    machine.settings["TASKSERVICE_TASK_ID"] = "of an outer run"
+    file = machine.home / "config" / "taskservice" / "profiles.json"
+    file.parent.mkdir(parents=True)
+    make_file(file)
+    writes = 'echo {} > "$TASKSERVICE_OUTPUT" || exit 1'
+    script = f"echo told >&2; {writes}; exit 7$TASKSERVICE_TASK_ID"
+    result = machine.run("run", "--name", "n", "--label", "a=b", "--", "sh", "-c", script)
+    assert (result.returncode, result.stdout) == (7, "")
+    line, told = result.stderr.splitlines()
+    assert line.startswith("taskservice: ")
+    assert problem in line
+    assert line.endswith("; the program runs without a task, and nothing is recorded")
+    assert told == "told"
+    assert problem in machine.fail("run", "--strict", "--", "echo", "ran", code=2)
+    assert machine.left_runs() == []
+    assert machine.user.tasks() == []
+
+
+def test_unknown_profile_of_the_command_line_keeps_no_program_from_running(
+    machine: AgentMachine,
+) -> None:
+    machine.url = machine.key = ""
+    result = machine.run("--profile", "gone", "run", "--", "sh", "-c", "exit 7")
+    assert result.returncode == 7
+    assert "TASKSERVICE_PROFILE: gone is not a stored profile (none)" in result.stderr
+
+
+def test_program_whose_name_gives_no_agent_runs_without_a_task(
+    machine: AgentMachine, tmp_path: Path
+) -> None:
+    program = tmp_path / "脚本"
+    program.write_text("#!/bin/sh\nexit 7\n")
+    program.chmod(0o755)
+    result = machine.run("run", "--", str(program))
+    assert result.returncode == 7
+    (line,) = result.stderr.splitlines()
+    assert "agentId: 脚本 must match" in line
+    assert line.endswith("; the program runs without a task, and nothing is recorded")
+    assert "agentId" in machine.fail("run", "--strict", "--", str(program), code=2)
+    assert machine.left_runs() == []
+    assert machine.user.tasks() == []
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ("--input=@/not/there", "'--input': /not/there can't be read: No such file or directory"),
+        ("--input=word", "'--input': is not JSON"),
+        ("--label=host", "'--label': must be KEY=VALUE"),
+        ("--label=host=\udcff", "'--label': must be text in UTF-8"),
+        ("--name=\udcff", "'--name': must be text in UTF-8"),
+        ("--callback=http://\udcff/", "'--callback': must be text in UTF-8"),
+        ("--timeout=soon", "'--timeout': 'soon' must be a duration"),
+    ],
+)
+def test_option_with_a_wrong_value_is_left_out(
+    machine: AgentMachine, option: str, problem: str
+) -> None:
+    result = machine.run_script("exit 7", option)
+    assert result.returncode == 7
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"taskservice: Invalid value for {problem}")
+    assert line.endswith("; the task is started without this option")
+    assert machine.user.the_task()["error"]["message"] == "Exit status 7"
+    strict = machine.run_script("echo ran", "--strict", option)
+    assert (strict.returncode, strict.stdout) == (2, "")
+    assert problem in strict.stderr
 
 
 # --- the service is away -----------------------------------------------------------------
