@@ -42,7 +42,7 @@ def command() -> None:
     "mailto:ann@example.org --event agent.broken --label env=prod",
 )
 @click.argument("target", type=options.text)
-@options.text_option("--name", help="Display name (default: the host, or the mail address).")
+@options.text_option("--name", help="Display name (default: the address without its secret part).")
 @click.option(
     "--format",
     type=click.Choice(HOOK_FORMATS),

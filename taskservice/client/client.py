@@ -352,7 +352,7 @@ class Client:
 
         Args:
             target: http(s) URL, or "mailto:ADDRESS".
-            name: Display name (default: the host, or the mail address).
+            name: Display name (default: the address without its secret part).
             format: "standard", "ntfy", "slack" or "mail" (default: it follows from the target).
             events: Names such as "agent.broken" (default: those that `taskservice hook add`
                 has by default).

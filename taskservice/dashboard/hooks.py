@@ -155,7 +155,7 @@ def _form_schema() -> Json:
         "events": _property(
             "When", type="array", items=_choice("", events), default=list(DEFAULT_EVENTS)
         ),
-        "name": _property("Name", "By default the host, or the mail address."),
+        "name": _property("Name", "By default the address without its secret part."),
         "agentId": _property("Only of the agent", enum=agents.ids(caller, agents.MAX_CHOICES)),
         "label": _property("Only of tasks with the label", "Such as env:prod."),
         "token": _property("Access token", "For an ntfy server that requires one."),

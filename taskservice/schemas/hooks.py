@@ -12,7 +12,10 @@ from taskservice.schemas.tasks import DeliverySchema
 class HookFieldsSchema(Schema):
     """A hook to create."""
 
-    name = fields.name("The name; by default the host or the mail address.", "Phone")
+    name = fields.name(
+        "The name; by default the target without its secret part, such as `ntfy.sh/alerts`.",
+        "Phone",
+    )
     target = fields.text(
         "A URL, which must be allowed as a callback's, or `mailto:ADDRESS`.",
         "https://ntfy.example/alerts",

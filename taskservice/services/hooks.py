@@ -22,7 +22,7 @@ from taskservice.errors import Problem, invalid, overloaded, require, stopping
 from taskservice.event_kinds import DEFAULT_EVENTS
 from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS, hook_schema
 from taskservice.services import attempts, deliveries, events
-from taskservice.webhooks import messages
+from taskservice.webhooks import hook_targets, messages
 from taskservice.webhooks.destinations import check_url, mail_address, read_url
 from taskservice.webhooks.outcome import Outcome
 
@@ -90,7 +90,7 @@ def _locked(connection: Connection, caller: Caller, hook_id: str) -> HookRow:
 def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -> Any:
     """Create a hook; None if there is one with the id `hook_id`. Raises 409 and 422."""
     defaults = {"events": DEFAULT_EVENTS, "answerLinks": False}
-    defaults |= _defaults(fields["target"])
+    defaults |= _defaults(fields["target"], fields.get("format"))
     new_id = hook_id or clock.new_id()
     new = {"id": new_id, "user_id": caller.user_id, "created_at": clock.now()}
     new |= _stored({**defaults, **fields, "state": terms.ACTIVE})
@@ -141,20 +141,14 @@ def _stored(fields: dict[str, Any]) -> dict[str, Any]:
     return hook_schema.stored(fields) | token
 
 
-def _defaults(target: str) -> dict[str, Any]:
-    """The fields that follow from a target. Raises 422 if it is not a URL."""
+def _defaults(target: str, kind: str | None) -> dict[str, Any]:
+    """The fields that follow from a target and a format. Raises 422 if it is not a URL."""
     try:
-        url = urlsplit(target)
+        kind = kind or hook_targets.format_of(target)
+        name = hook_targets.without_secret(target, kind)
     except ValueError:
         raise invalid({"target": ["Not a valid URL."]}) from None
-    kind = terms.NTFY if url.hostname == "ntfy.sh" else terms.STANDARD
-    if url.scheme.lower() == "mailto":
-        kind = terms.MAIL
-    elif url.hostname == "hooks.slack.com" or url.path.endswith("/slack"):
-        kind = terms.SLACK
-    # The host, or the mail address.
-    name = (url.hostname or url.path or target)[: terms.MAX_NAME]
-    return {"format": kind, "name": name}
+    return {"format": kind, "name": name[: terms.MAX_NAME]}
 
 
 def check_target(target: str, kind: str, check: Callable[[str], Any] = read_url) -> None:

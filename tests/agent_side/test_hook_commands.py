@@ -43,7 +43,8 @@ def test_added_hook_is_told_when_an_agent_breaks(machine: AgentMachine, receiver
     until(lambda: "delivered" in machine.run("hook", "show", hook_id).stdout.splitlines()[-1])
     header, row = machine.run("hook", "list").stdout.splitlines()
     assert header.split("  ")[0] == "ID"
-    assert row.split()[:5] == [hook_id[:13], "active", "standard", "127.0.0.1", "default"]
+    name = f"127.0.0.1:{receiver.port}/hook"
+    assert row.split()[:5] == [hook_id[:13], "active", "standard", name, "default"]
     (listed,) = objects(machine.run("hook", "list", "--json").stdout)
     assert listed["lastDeliveredAt"] is not None
 

@@ -92,7 +92,7 @@ def ask(person: ApiClient, message: str = "Deploy?") -> dict[str, Any]:
 def test_defaults_follow_from_the_target(alice: ApiClient, receiver: Receiver) -> None:
     hook = add_hook(alice, f"{receiver.url}some/path")
     assert hook["format"] == "standard"
-    assert hook["name"] == "127.0.0.1"
+    assert hook["name"] == f"127.0.0.1:{receiver.port}/some/path"
     assert hook["events"] == [
         "task.asks", "agent.broken", "agent.late", "agent.fixed", "agent.back",
     ]  # fmt: skip
@@ -101,6 +101,32 @@ def test_defaults_follow_from_the_target(alice: ApiClient, receiver: Receiver) -
     assert add_hook(alice, "https://ntfy.sh/alerts")["format"] == "ntfy"
     assert add_hook(alice, "https://hooks.slack.com/services/T/B/x")["format"] == "slack"
     assert expect(alice.get("/hook"), 200)[0]["id"] == hook["id"]
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "name"),
+    [
+        ("https://ntfy.sh/alerts", None, "ntfy.sh/alerts"),
+        ("https://ntfy.sh/alerts-2", None, "ntfy.sh/alerts-2"),
+        ("https://ntfy.sh/backups-7Kq2vX9mTz", None, "ntfy.sh/backups-…"),
+        ("https://ntfy.sh/Xq81LmPzR4", None, "ntfy.sh/Xq81L…"),
+        ("https://ntfy.example.org:8443/nights", "ntfy", "ntfy.example.org:8443/nights"),
+        ("https://hooks.slack.com/services/T024BE7LD/B024BE7LH/s3cReT", None,
+         "hooks.slack.com/B024BE7LH"),
+        ("https://discord.com/api/webhooks/116204/s3cReT/slack", None, "discord.com/116204"),
+        ("https://chat.example.org/hooks/s3cret", "slack", "chat.example.org/hooks"),
+        ("https://example.org/s3cReT/x", "slack", "example.org"),
+        ("https://example.org/v1/events?key=s3cret", None, "example.org/v1/events"),
+        ("https://example.org/hooks/s3cReT", None, "example.org/hooks/…"),
+        ("https://example.org", None, "example.org"),
+    ],
+)  # fmt: skip
+@one_database
+def test_default_name_tells_addresses_apart_without_their_secret(
+    alice: ApiClient, target: str, kind: str | None, name: str
+) -> None:
+    fields = {"format": kind} if kind else {}
+    assert add_hook(alice, target, **fields)["name"] == name
 
 
 @pytest.mark.parametrize(

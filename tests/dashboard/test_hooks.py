@@ -120,12 +120,13 @@ def test_form_that_is_sent_twice_adds_one_hook(
 def test_only_the_address_is_needed(
     window: Browser, alice: ApiClient, receiver: Receiver, subtests: pytest.Subtests
 ) -> None:
-    for kind in ("ntfy", "slack", "standard"):
+    host = f"127.0.0.1:{receiver.port}"
+    for kind, name in (("ntfy", f"{host}/x"), ("slack", host), ("standard", f"{host}/x")):
         with subtests.test(kind):
             assert add(window, kind, f" {receiver.url}x ").status_code == 303
             hook = hooks_of(alice)[-1]
             assert (hook["format"], hook["events"]) == (kind, list(DEFAULT_EVENTS))
-            assert (hook["target"], hook["name"]) == (f"{receiver.url}x", "127.0.0.1")
+            assert (hook["target"], hook["name"]) == (f"{receiver.url}x", name)
             assert (hook["agentId"], hook["label"]) == (None, None)
 
 
