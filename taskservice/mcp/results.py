@@ -106,7 +106,10 @@ SLOW_POLL_AFTER_SECONDS = 600.0
 
 WAITING = "waits for a worker"
 WAIT_NEXT = "Call wait_task with this taskId."
-NO_WORKER_NEXT = f"Tell your user that this agent needs a worker. {WAIT_NEXT}"
+NO_WORKER_NEXT = (
+    "Nobody works on this task. Tell your user that the agent needs a worker, which this command "
+    f"starts: taskservice work --agent {{}} -- CMD. {WAIT_NEXT}"
+)
 ASK_NEXT = (
     "Ask your user, then call answer_task with this taskId and the questionId. If somebody else "
     "will answer, call wait_task."
@@ -151,7 +154,7 @@ def _running_result(task: TaskRow, no_worker: str | None) -> dict[str, Any]:
         ]
     if no_worker:
         structured["noWorker"] = no_worker
-        return tool_result({**structured, "next": NO_WORKER_NEXT})
+        return tool_result({**structured, "next": NO_WORKER_NEXT.format(task.agent_id)})
     return tool_result({**structured, "next": ASK_NEXT if questions else WAIT_NEXT})
 
 

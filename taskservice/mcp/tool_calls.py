@@ -155,12 +155,17 @@ def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
     # The arguments can have a megabyte, and the wait can be long.
     arguments.clear()
     closed = _answered(call, task_id)
-    if not call.declares_tasks:
-        return _waited(call, task_id, MAX_SECONDS, closed)
-    task = _wait(task_id, SHORT_SECONDS, lambda seen: seen.status != RUNNING)
-    if task.status == RUNNING:
-        return {"resultType": "task", **results.working_state(task)}
-    return results.tool_result_of(task)
+    if call.declares_tasks:
+        task = _wait(task_id, SHORT_SECONDS, lambda seen: seen.status != RUNNING)
+        if task.status == RUNNING:
+            return {"resultType": "task", **results.working_state(task)}
+        return results.tool_result_of(task)
+    if attention_service.missing_worker(agent_service.get(caller, agent_id)):
+        # One that has just started takes the task immediately.
+        task = _wait(task_id, SHORT_SECONDS, lambda seen: seen.claimed_at is not None)
+        if task.claimed_at is None:
+            return _result_of(task)
+    return _waited(call, task_id, MAX_SECONDS, closed)
 
 
 def _start(call: Call, agent_id: str, arguments: Arguments) -> str:
@@ -187,7 +192,15 @@ def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -
     if questions and call.takes_forms and not call.declares_tasks:
         forms = {"inputRequests": results.as_forms(questions), "requestState": task.id}
         return {"resultType": "input_required", **forms}
-    return results.tool_result_of(task)
+    return _result_of(task)
+
+
+def _result_of(task: TaskRow) -> Result:
+    """The result of a tool for a task, with a notice if no worker would claim it."""
+    if task.status != RUNNING or task.claimed_at is not None:
+        return results.tool_result_of(task)
+    agent = agent_service.get(caller, task.agent_id)
+    return results.tool_result_of(task, attention_service.missing_worker(agent))
 
 
 def _wait(task_id: str, seconds: float, is_enough: Callable[[TaskRow], bool]) -> TaskRow:
@@ -283,7 +296,8 @@ def fixed_tool(
 )
 def start_task(call: Call, arguments: Arguments) -> Result:
     """Starts a task of any agent and returns immediately, with its taskId."""
-    return _started(_start(call, arguments["agentId"], arguments.get("input", {})))
+    task_id = _start(call, arguments["agentId"], arguments.get("input", {}))
+    return _result_of(task_service.get(caller, task_id))
 
 
 @fixed_tool(
@@ -306,16 +320,7 @@ def rerun_task(call: Call, arguments: Arguments) -> Result:
     fields = _rerun_schema.load(body)
     idempotency = Idempotency.of(_idempotency_key(call), arguments, rerun_of=task_id)
     task, _ = task_service.rerun(caller, task_id, fields, idempotency)
-    return _started(task.id)
-
-
-def _started(task_id: str) -> Result:
-    """The result of a tool that does not wait, with a notice if no worker would claim the task."""
-    task = task_service.get(caller, task_id)
-    if task.status != RUNNING or task.claimed_at is not None:
-        return results.tool_result_of(task)
-    agent = agent_service.get(caller, task.agent_id)
-    return results.tool_result_of(task, attention_service.missing_worker(agent))
+    return _result_of(task_service.get(caller, task.id))
 
 
 @fixed_tool(

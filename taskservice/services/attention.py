@@ -21,7 +21,12 @@ from taskservice.quantities import seconds_text
 from taskservice.schemas.fields import NO_QUESTIONS, open_questions
 from taskservice.services import hooks
 from taskservice.services.agents import usual_seconds
-from taskservice.services.tasks import is_claimed, is_unclaimed, of_this_agent
+from taskservice.services.tasks import (
+    is_claimed,
+    is_claimed_by_worker,
+    is_unclaimed,
+    of_this_agent,
+)
 from taskservice.terminal import shortened
 
 MAX_ITEMS = 100
@@ -78,7 +83,9 @@ _SILENT = Statement[AnyRow](
     .order_by(Task.claimed_at)
     .limit(bindparam("count"))
 )
-_IS_WORKING = Statement[AnyRow](select(Task.id).where(*of_this_agent, is_claimed).limit(1))
+_IS_WORKING = Statement[AnyRow](
+    select(Task.id).where(*of_this_agent, is_claimed_by_worker).limit(1)
+)
 
 
 def _first_task(condition: Any) -> Any:
@@ -99,7 +106,7 @@ _WITHOUT_WORKER = Statement[AnyRow](
         visible_agents,
         or_(Agent.worker_seen_at.is_(None), Agent.worker_seen_at < _quiet_since),
         _waiting.created_at < _quiet_since,
-        _first_task(is_claimed).is_(None),
+        _first_task(is_claimed_by_worker).is_(None),
     )
     .order_by(_waiting.created_at)
     .limit(MAX_ITEMS)

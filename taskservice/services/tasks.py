@@ -49,7 +49,9 @@ tasks_with_log_id = with_log_id(TASK_COLUMNS)
 is_this_task: ColumnElement[bool] = and_(Task.id == bindparam("task_id"), visible_tasks)
 select_task = tasks_with_log_id.where(is_this_task)
 _SELECT_TASK = Statement[TaskRow](select_task)
-_VERSION = Statement[TaskRow](select(Task.version, Task.status, Task.questions).where(is_this_task))
+_VERSION = Statement[TaskRow](
+    select(Task.version, Task.status, Task.claimed_at, Task.questions).where(is_this_task)
+)
 _TASK_BY_ID = Statement[TaskRow](tasks_with_log_id.where(Task.id == bindparam("task_id")))
 relatives = select(Task.id, Task.name, Task.agent_id, Task.status, Task.error_type).add_columns(
     Task.created_at, Task.claimed_at, Task.finished_at, Task.seconds
@@ -322,6 +324,8 @@ def insert_labels(connection: Connection, task: TaskRow) -> None:
 _is_running = Task.status == literal_column(f"'{RUNNING}'")
 is_unclaimed: ColumnElement[bool] = and_(_is_running, Task.claimed_at.is_(None))
 is_claimed: ColumnElement[bool] = and_(_is_running, Task.claimed_at.is_not(None))
+# A program that starts its own task, as `run` does, has claimed it when it is created.
+is_claimed_by_worker: ColumnElement[bool] = and_(_is_running, Task.claimed_at > Task.created_at)
 _AGENT_HAS_TASK = select(
     or_(
         exists().where(is_of_agent, is_unclaimed),

@@ -197,6 +197,15 @@ def test_worker_that_is_busy_is_not_missed(alice: ApiClient, clocks: Clocks) -> 
     assert len(items(alice, "no_worker")) == 1
 
 
+def test_run_of_an_agent_is_no_worker(alice: ApiClient, clocks: Clocks) -> None:
+    waiting = alice.start()
+    run = alice.start(claim=True)
+    clocks.go_on(20 * MINUTE)
+    assert task_ids(alice, "no_worker") == ids(waiting)
+    alice.report(run, status="complete")
+    assert task_ids(alice, "no_worker") == ids(waiting)
+
+
 def test_failed_callback_is_listed_for_a_week_unless_it_is_delivered(
     app: Flask, alice: ApiClient, clocks: Clocks, receiver: Receiver
 ) -> None:

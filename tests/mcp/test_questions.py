@@ -7,7 +7,15 @@ import pytest
 
 from tests.support.api_client import ApiClient, expect
 from tests.support.concurrency import at_once
-from tests.support.mcp import FORMS, TASKS, Answer, Json, McpClient, structured
+from tests.support.mcp import (
+    FORMS,
+    TASKS,
+    Answer,
+    Json,
+    McpClient,
+    register_served_tool,
+    structured,
+)
 
 SCHEMA = {
     "type": "object",
@@ -230,7 +238,7 @@ def claimed(person: ApiClient, mcp: McpClient) -> Json:
 
 
 def test_call_asks_and_goes_on_with_its_task(forms: McpClient, alice: ApiClient) -> None:
-    alice.register(tool=True)
+    register_served_tool(alice)
     arguments = {"mailbox": "office"}
     with forms.calling("summarizer", arguments) as call:
         task = claimed(alice, forms)

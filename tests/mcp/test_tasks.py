@@ -1,5 +1,6 @@
 """Calls that start tasks, and the extension by which clients follow them."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -11,11 +12,12 @@ from taskservice import resources
 from taskservice.config import Config
 from taskservice.database.engine import Database
 from taskservice.database.watcher import WaitSlots
+from taskservice.mcp import tool_calls
 from tests.support.api_client import ApiClient, expect
 from tests.support.internals import end_for_silence, in_use, set_columns
 from tests.support.marks import one_database
-from tests.support.mcp import FORMS, TASKS, Json, McpClient, structured
-from tests.support.waiting import until
+from tests.support.mcp import FORMS, TASKS, Json, McpClient, register_served_tool, structured
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def mcp(alice: ApiClient) -> McpClient:
 @pytest.fixture
 def plain(alice: ApiClient) -> McpClient:
     """A client that does neither."""
-    alice.register(tool=True)
+    register_served_tool(alice)
     return McpClient(alice)
 
 
@@ -83,6 +85,41 @@ def test_client_without_the_extension_never_gets_a_task(
     assert result["content"] == [{"type": "text", "text": "Done: ü"}]
     era_keys = {"resultType", "_meta"} if era == "modern" else set()
     assert result.keys() == {"content", "structuredContent"} | era_keys
+
+
+# --- without a worker --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_run", [False, True], ids=["nobody", "a run of the agent"])
+def test_call_for_an_agent_without_a_worker_is_answered_at_once(
+    alice: ApiClient, is_run: bool
+) -> None:
+    alice.register(tool=True)
+    if is_run:
+        alice.start(claim=True)
+    began = time.monotonic()
+    result = structured(McpClient(alice).call("summarizer"))
+    assert time.monotonic() - began < tool_calls.MAX_SECONDS
+    assert (result["agentId"], result["status"]) == ("summarizer", "running")
+    assert result["noWorker"] == "No worker has asked for work of this agent yet"
+    assert "taskservice work --agent summarizer -- CMD" in result["next"]
+    waited = structured(
+        McpClient(alice).call("wait_task", {"taskId": result["taskId"], "seconds": 0})
+    )
+    assert waited == result
+    task = claimed(alice)
+    assert task["id"] == result["taskId"]
+
+
+def test_worker_that_takes_the_task_is_waited_for(
+    alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has just started, so nothing is known of it yet."""
+    monkeypatch.setattr(tool_calls, "SHORT_SECONDS", PATIENCE_SECONDS)
+    alice.register(tool=True)
+    with McpClient(alice).calling("summarizer") as call:
+        alice.report(claimed(alice), status="complete", output={"sum": 15})
+        assert structured(call.result())["output"] == {"sum": 15}
 
 
 # --- tasks/get ---------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 from tests.support.api_client import RemoteClient
 from tests.support.concurrency import copies
@@ -19,6 +21,17 @@ from tests.support.waiting import until
 # The longest wait of a call, in seconds.
 WAIT = 45
 CALLERS = 100
+
+
+def user_with_served_tool(service: Service) -> RemoteClient:
+    """A user with an agent that is a tool, and whose worker was seen just now."""
+    alice = service.add_user("alice")
+    alice.request("PUT", "/agent/summarizer", json={"tool": True}).raise_for_status()
+    data = service.environment["TASKSERVICE_DATA"]
+    url = service.environment.get("TASKSERVICE_DATABASE_URL") or f"sqlite:///{data}/taskservice.db"
+    with create_engine(url, poolclass=NullPool).begin() as connection:
+        connection.execute(text("UPDATE agents SET worker_seen_at = created_at"))
+    return alice
 
 
 def request_of(person: RemoteClient, method: str, params: Json) -> bytes:
@@ -46,8 +59,7 @@ def answered(person: RemoteClient) -> int:
 
 def test_client_that_hangs_up_frees_its_thread_and_its_task_goes_on(tmp_path: Path) -> None:
     with Service(tmp_path / "data", WAITS="2") as service:
-        alice = service.add_user("alice")
-        alice.request("PUT", "/agent/summarizer", json={"tool": True}).raise_for_status()
+        alice = user_with_served_tool(service)
         began = time.monotonic()
         for count in (1, 2):
             with socket.create_connection(("127.0.0.1", service.port)) as client:
@@ -64,8 +76,7 @@ def test_client_that_hangs_up_frees_its_thread_and_its_task_goes_on(tmp_path: Pa
 
 def test_of_a_hundred_calls_eight_may_wait_and_the_rest_is_told_at_once(tmp_path: Path) -> None:
     with Service(tmp_path / "data", WAITS="8") as service:
-        alice = service.add_user("alice")
-        alice.request("PUT", "/agent/summarizer", json={"tool": True}).raise_for_status()
+        alice = user_with_served_tool(service)
         callers = [McpClient(person) for person in copies(alice, CALLERS)]
         with ThreadPoolExecutor(CALLERS) as pool:
             calls = [pool.submit(caller.call, "summarizer") for caller in callers]
@@ -81,8 +92,7 @@ def test_of_a_hundred_calls_eight_may_wait_and_the_rest_is_told_at_once(tmp_path
 
 
 def test_service_that_dies_between_start_and_answer_starts_nothing_twice(service: Service) -> None:
-    alice = service.add_user("alice")
-    alice.request("PUT", "/agent/summarizer", json={"tool": True}).raise_for_status()
+    alice = user_with_served_tool(service)
     call = partial(
         McpClient(alice).call, "summarizer", {"a": 1}, _meta={"taskservice/idempotencyKey": "k"}
     )
@@ -101,8 +111,7 @@ def test_service_that_dies_between_start_and_answer_starts_nothing_twice(service
 
 
 def test_task_of_a_client_survives_the_end_of_the_service(service: Service) -> None:
-    alice = service.add_user("alice")
-    alice.request("PUT", "/agent/summarizer", json={"tool": True}).raise_for_status()
+    alice = user_with_served_tool(service)
     follower = McpClient(alice, TASKS)
     task_id = follower.call("summarizer")["taskId"]
     service.kill()
@@ -112,8 +121,7 @@ def test_task_of_a_client_survives_the_end_of_the_service(service: Service) -> N
 
 def test_call_that_waits_is_answered_when_the_service_stops(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
-        alice = service.add_user("alice")
-        alice.request("PUT", "/agent/summarizer", json={"tool": True}).raise_for_status()
+        alice = user_with_served_tool(service)
         other = RemoteClient(service.url, str(alice.session.headers["apikey"]))
         with McpClient(alice).calling("summarizer") as call:
             until(lambda: tasks_of(other))

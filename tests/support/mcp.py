@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any, NamedTuple
 
+from taskservice.services import users
 from tests.support.api_client import ApiClient, RemoteClient
 
 Json = dict[str, Any]
@@ -112,6 +113,14 @@ class McpClient:
         """The result of a tool that waits, while the block does what it waits for."""
         with ThreadPoolExecutor(1) as pool:
             yield pool.submit(self.call, name, arguments, **fields)
+
+
+def register_served_tool(person: ApiClient) -> None:
+    """Register an agent as a tool, whose worker was seen just now."""
+    person.register(tool=True)
+    person.post("/agent/summarizer/claim")
+    with person.app.app_context():
+        users.record_last_uses()
 
 
 def structured(result: Json) -> Json:
