@@ -11,6 +11,7 @@ from taskservice.dashboard import (
     agents,
     formatting,
     hooks,
+    inbox,
     keys,
     pages,
     questions,
@@ -26,6 +27,7 @@ from taskservice.terms import documentation
 from taskservice.web.request import Sessions
 
 for blueprint in (
+    inbox.blueprint,
     tasks.blueprint,
     search.blueprint,
     sign_in.blueprint,

@@ -60,7 +60,6 @@ def list_all() -> Response:
             | {"recent_tasks": _last_tasks(agent.id, RECENT_TASKS)}
             for agent in used
         ],
-        attention=attention.list_all(caller),
         loads=agent_service.loads(caller, used, MAX_WAITING),
         max_waiting=MAX_WAITING,
         unused=[agent for agent in shown if agent not in used],
@@ -84,7 +83,6 @@ def show(agent_id: str) -> Response:
         loads=agent_service.loads(caller, [agent], MAX_WAITING),
         max_waiting=MAX_WAITING,
         last_tasks=_last_tasks(agent.id, LISTED_TASKS),
-        attention=attention.list_all(caller),
         plot=chart.plot(runs, facts["health"]["medianSeconds"]),
         plot_height=chart.PLOT_HEIGHT,
         series=[

@@ -13,7 +13,7 @@ from taskservice import errors
 from taskservice.auth import caller
 from taskservice.dashboard.sessions import check_form, resume_session
 from taskservice.errors import Problem
-from taskservice.services import hooks
+from taskservice.services import attention
 from taskservice.terms import API_PREFIX, PROBLEM_TYPE
 from taskservice.web import responses
 from taskservice.web.request import MAX_BODY_WITHOUT_KEY, canonical, ignore_dates, url_parts
@@ -34,7 +34,13 @@ ENTER, LEAVE = "dashboard.sign_in.enter", "dashboard.sign_in.leave"
 PUBLIC = {"dashboard.answer_links", "dashboard.shared"}
 LIST = "dashboard.tasks.list_all"
 # The pages that list tasks. Links to tasks contain the way back to the list, as `?back=`.
-LISTS = {LIST, "dashboard.search.show", "dashboard.agents.list_all", "dashboard.agents.show"}
+LISTS = {
+    LIST,
+    "dashboard.inbox.show",
+    "dashboard.search.show",
+    "dashboard.agents.list_all",
+    "dashboard.agents.show",
+}
 # A longer way back would make links that are too long.
 MAX_BACK = 2_000
 KEEP_BACK = {
@@ -125,10 +131,18 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
     """A page with an ETag; a GET that sends the same ETag gets 304."""
     # Whether the key of this session may cancel, delete and answer.
     can_manage = "signed_in" in g and caller.can_manage
-    # Hooks that are off; an error may mean that the database is unavailable.
-    hooks_off = hooks.turned_off(caller) if can_manage and status < 500 else ()
-    values |= {"signed_in": g.get("signed_in"), "can_manage": can_manage, "hooks_off": hooks_off}
+    # An error may mean that the database is unavailable.
+    items = attention_items() if "signed_in" in g and status < 500 else []
+    values |= {"signed_in": g.get("signed_in"), "can_manage": can_manage}
+    values |= {"attention": items, "inbox": attention.counts(items)}
     return html_response(render_template(f"dashboard/{template}", **values), status)
+
+
+def attention_items() -> list[dict[str, Any]]:
+    """What needs attention, read once for a page."""
+    if "attention" not in g:
+        g.attention = attention.list_all(caller, None)
+    return cast(list[dict[str, Any]], g.attention)
 
 
 def html_response(html: str | bytes, status: int = 200) -> Response:

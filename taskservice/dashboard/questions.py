@@ -24,14 +24,13 @@ from taskservice.terms import ACCEPT, ANSWERED, DECLINE, LINK, OPEN
 blueprint = Blueprint("questions", __name__)
 answers = Blueprint("answer_links", __name__, url_prefix="/answer")
 
-# The list of tasks shows the forms of the oldest SHOWN_TASKS, and counts up to MAX_TASKS.
+# The Inbox has the forms of this many tasks, the oldest ones.
 SHOWN_TASKS = 10
-MAX_TASKS = 100
 # The page of a task has this many questions that are no longer open.
 SHOWN_ENDED = 20
 # Maximum number and length of options that are shown as buttons.
 MAX_BUTTONS, MAX_BUTTON_LABEL = 4, 40
-# Maximum number of characters of a task's input in the list, with an ellipsis.
+# Maximum number of characters of a task's input in the Inbox, with an ellipsis.
 MAX_INPUT = 81
 
 
@@ -45,7 +44,7 @@ def answer(task_id: str, question_id: str) -> Response:
         content, errors = submitted(question, typed)
         if not errors or not is_open:
             _answer(task_id, question, content)
-            # The page with the form: the list, or by default the task's page.
+            # The page with the form: the Inbox, or by default the task's page.
             return redirect_to_page(request.form.get("back", ""), "tasks.show", task_id=task_id)
     elif not is_open:
         return redirect_to("tasks.show", task_id=task_id, _anchor="ended")
@@ -116,7 +115,7 @@ def loaded(row: QuestionRow) -> Json:
     return dict(strict_json.loads(strict_json.dumps(question_schema.dump(row))))
 
 
-# Questions as the API returns them, for the list of tasks and the page of a task. An open question
+# Questions as the API returns them, for the Inbox and the page of a task. An open question
 # has additional members: `taskId`, `fields` and `buttons`.
 
 
@@ -151,25 +150,18 @@ def ended(task_id: str) -> list[Json]:
     ]
 
 
-def asking(caller: Caller) -> Json:
-    """The caller's first tasks with open questions, and their number; none for an agent key."""
-    if caller.agent_id is not None:
-        return {"tasks": [], "count": 0}
-    rows = question_service.asking_tasks(caller, SHOWN_TASKS + 1, MAX_INPUT + 1)
-    tasks = [
+def asking(caller: Caller) -> list[Json]:
+    """The open questions of the caller's first tasks that ask, with the tasks; oldest first."""
+    asked = [
         {
-            "task": row,
-            "input": "" if row.input == "{}" else escaped(shortened(row.input, MAX_INPUT)),
-            "questions": questions,
+            "task": task,
+            "input": "" if task.input == "{}" else escaped(shortened(task.input, MAX_INPUT)),
+            "question": question,
         }
-        for row in rows
-        # The other questions have expired, but maintenance has not marked them yet.
-        if (questions := forms(row))
+        for task in question_service.asking_tasks(caller, SHOWN_TASKS, MAX_INPUT + 1)
+        for question in forms(task)
     ]
-    count = len(tasks)
-    if len(rows) > SHOWN_TASKS:
-        count = question_service.count_asking_tasks(caller, MAX_TASKS)
-    return {"tasks": tasks[:SHOWN_TASKS], "count": count, "is_more": count >= MAX_TASKS}
+    return sorted(asked, key=lambda entry: str(entry["question"]["askedAt"]))
 
 
 # A question and its form, for everyone who has a link that answers it.

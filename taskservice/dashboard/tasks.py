@@ -157,8 +157,6 @@ def list_all() -> Response:
     return page(
         "tasks.html",
         rows=rows,
-        attention=attention.list_all(caller),
-        asking=questions.asking(caller),
         following=following,
         stopped=stopped,
         states=delivery_service.states(rows) if caller.agent_id is None else {},

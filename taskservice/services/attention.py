@@ -1,7 +1,8 @@
 """What needs attention, read from indexes and from what is stored when it happens."""
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flask import current_app
@@ -30,6 +31,8 @@ from taskservice.services.tasks import (
 from taskservice.terminal import shortened
 
 MAX_ITEMS = 100
+# The troubles that an agent has, also several at a time.
+OF_AGENTS = (terms.BROKEN, terms.LATE, terms.HANGING, terms.NO_WORKER, terms.CALLBACK_FAILED)
 # Maximum number of characters of a text.
 MAX_TEXT = 200
 # For this time in seconds, a task may be silent, or wait while no worker is seen.
@@ -138,7 +141,7 @@ _FAILED_CALLBACKS = Statement[AnyRow](
 )
 
 
-def list_all(caller: Caller) -> list[dict[str, Any]]:
+def list_all(caller: Caller, count: int | None = MAX_ITEMS) -> list[dict[str, Any]]:
     """Items as in AttentionSchema: in the order of ATTENTION, the oldest of a kind first."""
     for_user_key = (_failed_callbacks, _hooks, _old_backup) if caller.agent_id is None else ()
     now = database_time()
@@ -148,7 +151,19 @@ def list_all(caller: Caller) -> list[dict[str, Any]]:
     items = [item for find in finders for item in find(values)]
     items.sort(key=lambda item: (terms.ATTENTION.index(item[0]), item[3]))
     names = ("kind", "agentId", "taskId", "since", "text")
-    return [dict(zip(names, item, strict=True)) for item in items[:MAX_ITEMS]]
+    return [dict(zip(names, item, strict=True)) for item in items[:count]]
+
+
+def counts(items: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How many questions, agents, hooks and backups these items are about."""
+    kinds = Counter(item["kind"] for item in items)
+    agents = {item["agentId"] for item in items if item["kind"] in OF_AGENTS}
+    return {
+        "question": kinds[terms.QUESTION],
+        "agent": len(agents),
+        "notification": kinds[terms.HOOK_FAILING] + kinds[terms.HOOK_OFF],
+        "backup": kinds[terms.BACKUP_OLD],
+    }
 
 
 def missing_worker(agent: AgentRow) -> str | None:

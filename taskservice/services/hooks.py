@@ -63,10 +63,9 @@ _DELIVERIES: AnySelect = (
 )
 
 
-def turned_off(caller: Caller) -> Sequence[HookRow]:
-    """The hooks of the user that the service has turned off."""
-    in_trouble = read_all(IN_TROUBLE, user_id=caller.user_id)
-    return [hook for hook in in_trouble if hook.state == terms.OFF]
+def list_in_trouble(caller: Caller) -> Sequence[HookRow]:
+    """The hooks of the user that fail, or that the service has turned off."""
+    return read_all(IN_TROUBLE, user_id=caller.user_id)
 
 
 def list_all(caller: Caller) -> Sequence[HookRow]:

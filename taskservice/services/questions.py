@@ -6,7 +6,7 @@ from typing import Any, cast
 from sqlalchemy import Connection, bindparam, case, func, insert, literal_column, select, update
 
 from taskservice import error_codes, event_kinds, terms
-from taskservice.auth import Caller
+from taskservice.auth import Caller, visible_tasks
 from taskservice.database import clock, transactions
 from taskservice.database.models import IS_ASKING, Question, Task
 from taskservice.database.rows import QuestionRow, TaskRow
@@ -80,14 +80,8 @@ def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[TaskRow]:
     """The oldest `count` tasks with open questions, with `length` characters of their input."""
     start = func.substr(Task.input, 1, length).label("input")
     asking = select(Task.id, Task.name, Task.agent_id, Task.created_at, start, Task.questions)
-    of_user = asking.where(Task.user_id == caller.user_id, IS_ASKING)
-    return read_all(of_user.order_by(Task.created_at, Task.id).limit(count))
-
-
-def count_asking_tasks(caller: Caller, maximum: int) -> int:
-    """The number of the caller's tasks with open questions, up to `maximum`."""
-    asking = select(Task.id).where(Task.user_id == caller.user_id, IS_ASKING).limit(maximum)
-    return len(read_all(asking))
+    visible = asking.where(visible_tasks, IS_ASKING)
+    return read_all(visible.order_by(Task.created_at, Task.id).limit(count), **caller.scope)
 
 
 BATCH = 50  # questions that one transaction expires

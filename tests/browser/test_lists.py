@@ -129,7 +129,8 @@ def test_keys_go_on_where_the_reader_was(visitor: Visitor, alice: RemoteClient) 
     expect(page.get_by_role("heading", name="Middle")).to_be_visible()
     page.keyboard.press("?")
     dialog = page.get_by_role("dialog", name="Keyboard shortcuts")
-    assert dialog.locator("kbd").all_text_contents() == ["u", "r", "p", "n", "/", "?"]
+    keys = ["u", "r", "p", "n", "/", "g", "i", "t", "a", "?"]
+    assert dialog.locator("kbd").all_text_contents() == keys
     assert violations(page) == []
     page.keyboard.press("Escape")
     for back in (page.go_back, lambda: page.keyboard.press("u")):
@@ -149,7 +150,7 @@ def test_keys_go_on_where_the_reader_was(visitor: Visitor, alice: RemoteClient) 
     expect(page.get_by_role("button", name="Run again")).to_be_visible()
     expect(page.locator("nav [aria-current]")).to_have_text("Tasks")
     page.keyboard.press("?")
-    expect(dialog.locator("kbd")).to_have_text(["?"])
+    expect(dialog.locator("kbd")).to_have_text(["g", "i", "t", "a", "?"])
 
 
 def test_deletion_leads_back_to_the_filtered_list(visitor: Visitor, alice: RemoteClient) -> None:
@@ -285,7 +286,7 @@ def test_title_and_icon_of_an_open_page_have_the_state(
     report(alice, task, status="error")
     expect(page).to_have_title("failed · Watched · taskservice")
     expect(icon).to_have_attribute("href", re.compile("icon-failed.svg"))
-    expect(other).to_have_title("Tasks · taskservice")
+    expect(other).to_have_title("(1) Tasks · taskservice")
     expect(other.locator("#icon")).to_have_attribute("href", re.compile("icon.svg"))
 
 

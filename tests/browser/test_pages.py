@@ -32,8 +32,8 @@ from tests.support.requirements import needs
 from tests.support.service import Service
 
 PAGES = (
-    "/", "/?status=error&q=nothing", "/?status=wrong", "/agents", "/keys", "/notifications",
-    "/callback-secret/rotate", "/tasks/nothing",
+    "/", "/?status=error&q=nothing", "/?status=wrong", "/inbox", "/agents", "/keys",
+    "/notifications", "/callback-secret/rotate", "/tasks/nothing",
 )  # fmt: skip
 
 
@@ -630,8 +630,8 @@ def test_hostile_content_does_nothing(chromium: Browser, site: Site) -> None:
     task = sample_data.make_hostile(mallory, f"{site.bad.url}hook")
     visitor = Visitor(chromium, site.url)
     visitor.sign_in(mallory.key)
-    for path in ("/", f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete", "/agents", "/keys",
-                 f"/?q={sample_data.HOSTILE[:60]}"):  # fmt: skip
+    for path in ("/", "/inbox", f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete", "/agents",
+                 "/keys", f"/?q={sample_data.HOSTILE[:60]}"):  # fmt: skip
         page = visitor.go(path)
         expect(page.locator("main")).to_contain_text("owned" if "q=" not in path else "Tasks")
         page.wait_for_timeout(100)

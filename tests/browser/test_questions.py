@@ -66,14 +66,14 @@ def test_question_appears_is_counted_in_the_title_and_answered_by_keyboard_only(
     visitor: Visitor, alice: RemoteClient
 ) -> None:
     task = alice.start(name="Notes", claim=True)
-    page = visitor.go()
-    expect(page).to_have_title("1 running · Tasks · taskservice")
+    page = visitor.go("/inbox")
+    expect(page).to_have_title("Inbox · taskservice")
     question = ask(alice, task, "Which term?", TERM)
-    expect(page).to_have_title("(1) Tasks · taskservice")
+    expect(page).to_have_title("(1) Inbox · taskservice")
     expect(page.locator("#icon")).to_have_attribute("href", re.compile("icon-asking"))
-    expect(page.get_by_role("heading", name="1 task asks something")).to_be_visible()
+    expect(page.get_by_role("heading", name="Questions")).to_be_visible()
     other = ask(alice, alice.start(name="Other", claim=True), "Really?", DELETE)
-    expect(page).to_have_title("(2) Tasks · taskservice")
+    expect(page).to_have_title("(2) Inbox · taskservice")
     form = form_of(page, question)
     # From the link to its task on.
     form.get_by_role("link", name="Notes").focus()
@@ -96,10 +96,10 @@ def test_question_appears_is_counted_in_the_title_and_answered_by_keyboard_only(
     assert now(alice, task, question)["answer"] == {
         "term": "facture r/u?jk", "gender": "m", "note": "two\nlines",
     }  # fmt: skip
-    expect(page).to_have_title("(1) Tasks · taskservice")
+    expect(page).to_have_title("(1) Inbox · taskservice")
     form_of(page, other).get_by_role("button", name="Yes").click()
-    expect(page.locator("#asking")).to_be_hidden()
-    expect(page).to_have_title("2 running · Tasks · taskservice")
+    expect(page.locator("#inbox-empty")).to_be_visible()
+    expect(page).to_have_title("Inbox · taskservice")
 
 
 def test_enter_in_a_text_answers(visitor: Visitor, alice: RemoteClient) -> None:
@@ -143,7 +143,7 @@ def test_form_that_is_filled_in_outlives_all_refreshes(
     task = alice.start(name="First", claim=True)
     before = ask(alice, task, "Before?")
     question = ask(alice, task, "Which term?", TERM)
-    for path in ("/", f"/tasks/{task['id']}"):
+    for path in ("/inbox", f"/tasks/{task['id']}"):
         page = visitor.go(path)
         form = form_of(page, question)
         field = form.get_by_label("French term")
@@ -169,7 +169,7 @@ def test_question_that_is_answered_while_somebody_types_says_so_in_its_form(
 ) -> None:
     task = alice.start(name="First", claim=True)
     for path, told in (
-        ("/", "This question is no longer open."),
+        ("/inbox", "This question is no longer open."),
         (f"/tasks/{task['id']}", "This question is no longer open: answered, Monday."),
     ):
         question = ask(alice, task, "When?")
@@ -230,13 +230,13 @@ def test_question_is_answered_without_javascript(
     task = alice.start(name="Notes", claim=True)
     question = ask(alice, task, "Which term?", TERM)
     with closing(window(chromium, service, alice, java_script_enabled=False)) as visitor:
-        page = visitor.page
+        page = visitor.go("/inbox")
         form = form_of(page, question)
         form.get_by_label("French term").fill("facture")
         form.get_by_label("feminine").check()
         form.get_by_role("button", name="Answer").click()
         page.get_by_text("Answered: ").wait_for()
-        assert page.url == f"{service.url}/"
+        assert page.url == f"{service.url}/inbox"
         visitor.check()
     assert now(alice, task, question)["answer"] == {"term": "facture", "gender": "f"}
 
@@ -244,7 +244,7 @@ def test_question_is_answered_without_javascript(
 def test_refused_answer_is_shown_with_its_reasons(visitor: Visitor, alice: RemoteClient) -> None:
     task = alice.start(claim=True)
     question = ask(alice, task, "Details?", MANY)
-    page = visitor.go()
+    page = visitor.go("/inbox")
     form = form_of(page, question)
     form.get_by_label("mail").fill("a@b")
     form.get_by_label("copies").fill("99")
@@ -262,7 +262,7 @@ def test_refused_answer_is_shown_with_its_reasons(visitor: Visitor, alice: Remot
     page.get_by_label("No", exact=True).check()
     page.get_by_role("button", name="Answer").click()
     expect(page.locator("#notice")).to_contain_text("Answered: ")
-    assert page.url == f"{visitor.url}/"
+    assert page.url == f"{visitor.url}/inbox"
     visitor.complaints = [complaint for complaint in visitor.complaints if "422" not in complaint]
 
 
@@ -276,7 +276,7 @@ def test_pages_with_questions_have_no_fault(visitor: Visitor, alice: RemoteClien
         ("Term?", TERM),
     ):
         ask(alice, task, message, schema)
-    for path in ("/", f"/tasks/{task['id']}"):
+    for path in ("/inbox", f"/tasks/{task['id']}"):
         page = visitor.go(path)
         expect(page.locator(".question")).to_have_count(3)
         check_accessible(page)

@@ -246,10 +246,7 @@ def test_pages_of_agents_read_few_tasks_by_their_indexes(
             is_sorted = "FROM agents" in sql or "FROM questions" in sql
             assert is_sorted or not looks or "TEMP B-TREE" not in " ".join(plan), plan
             searched |= looks
-        if path.endswith("/run"):
-            # The input of the newest task, and whether a worker is busy.
-            assert len(searched) == 2
-        else:
+        if not path.endswith("/run"):
             # Those that run are counted for all agents at once, up to a limit.
             assert any("tasks_by_status (user_id=? AND status=?)" in step for step in searched)
         indexes = ("tasks_unclaimed", "tasks_by_agent_end", "tasks_by_agent")

@@ -1,7 +1,6 @@
-"""What the dashboard says needs attention: lines above the list, marks, and missing workers."""
+"""What the dashboard says needs attention beside the Inbox: marks, and missing workers."""
 
 import re
-from html import unescape
 from typing import Any
 
 from flask import Flask
@@ -9,18 +8,10 @@ from flask import Flask
 from taskservice.background.maintenance import Maintenance
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
-from tests.support.deliveries import finish
 from tests.support.internals import run_sql
-from tests.support.plain_browser import Browser, signed_in
-from tests.support.receiver import Receiver, answer
+from tests.support.plain_browser import Browser
 
 MINUTE = 60.0
-
-
-def lines(text: str) -> list[str]:
-    """The lines above the list, without their markup."""
-    items = re.findall('<li class="(?:[a-z_]+)">(.+?) <small>', text, re.DOTALL)
-    return [unescape(re.sub("<.+?>", "", item)).strip() for item in items]
 
 
 def rows(text: str) -> list[str]:
@@ -35,45 +26,6 @@ def cards(text: str) -> dict[str, str]:
     """The card of each agent, in the order of the page."""
     sections = re.findall(r'<section class="card" id="of-([\w-]+)"(.+?)</section>', text, re.DOTALL)
     return dict(sections)
-
-
-def test_each_kind_is_a_line_above_the_list(
-    window: Browser, alice: ApiClient, app: Flask, clocks: Clocks, receiver: Receiver
-) -> None:
-    receiver.answer = answer(410)
-    assert finish(alice, alice.start("calls", callback=receiver.url, claim=True)) == "failed"
-    run(alice, "hangs", "complete")
-    tasks = [alice.start("hangs", claim=True), alice.start("waits")]
-    clocks.go_on(11 * MINUTE)
-    run(alice, "nightly", "error")
-    run_sql(app, "UPDATE agents SET late_since = '2026-11-24T13:36:00Z' WHERE id = 'nightly'")
-    hook = {"target": receiver.url, "name": "phone"}
-    expect(alice.post("/hook", json=hook), 201)
-    run_sql(app, "UPDATE hooks SET state = 'off', reason = 'The receiver is gone.'")
-    text = window.get("/").text
-    shown = lines(text)
-    beginnings = (
-        "nightly The last task failed",
-        "nightly The expected run did not come",
-        "hangs Silent, and runs over three times as long as usual",
-        "waits No worker has asked for work of this agent yet",
-        "calls The callback was not delivered: ",
-    )
-    assert len(shown) == len(beginnings)
-    assert all(map(str.startswith, shown, beginnings))
-    above = text.partition('class="attention"')[2].partition("</ul>")[0]
-    assert all(f'href="/tasks/{task["id"]}"' in above for task in tasks)
-    # The top of the page says that of the hook, but not to a key that can change nothing.
-    screen = signed_in(alice.read_key())
-    assert lines(screen.get("/").text) == [*shown, "The hook phone is off: The receiver is gone."]
-
-
-def test_question_is_a_form_above_the_list_and_no_line(window: Browser, alice: ApiClient) -> None:
-    task = alice.start("backup", claim=True)
-    expect(alice.post(f"/task/{task['id']}/question", json={"message": "Deploy?"}), 201)
-    text = window.get("/").text
-    assert text.count("Deploy?") == 1
-    assert lines(text) == []
 
 
 def test_agents_in_trouble_come_first_and_say_so(

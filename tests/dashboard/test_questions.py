@@ -131,8 +131,8 @@ def test_form_has_the_right_control_for_each_kind_of_value(
     # The default is chosen, and nothing else.
     checked = re.findall(r'name="(field\.\w+)" value="([^"]*)" checked', text)
     assert checked == [("field.size", ""), ("field.hosts", "&#34;b&#34;")]
-    # It is on the list and on its own page, too.
-    for path in ("/", path_of(task, question)):
+    # It is in the Inbox and on its own page, too.
+    for path in ("/inbox", path_of(task, question)):
         assert fields(text_of(window, path)) == shown
         check_form(text_of(window, path))
 
@@ -224,7 +224,7 @@ def test_few_short_options_answer_with_one_click(
             assert buttons == [*labels, "Decline"]
             window.send(path_of(task, question), action="decline")
     question = ask(alice, task, schema=boolean)
-    assert 'class="option main"><bdi>Yes</bdi>' in text_of(window, "/")
+    assert 'class="option main"><bdi>Yes</bdi>' in text_of(window, "/inbox")
     assert answer(window, task, question, deploy="false").status_code == 303
     assert now(alice, task, question)["answer"] == {"deploy": False}
 
@@ -260,7 +260,7 @@ def test_hostile_names_and_texts_are_shown_as_text(
         "required": names,
     }  # fmt: skip
     question = ask(alice, task, f"{HOSTILE}\n{'W' * 3_000}", schema=schema)
-    pages = [text_of(window, path) for path in ("/", f"/tasks/{task['id']}")]
+    pages = [text_of(window, path) for path in ("/inbox", f"/tasks/{task['id']}")]
     for text in (*pages, text_of(window, path_of(task, question))):
         assert "<img" not in text.partition("<main")[2]
         assert "<script>" not in text
@@ -277,52 +277,51 @@ def test_hostile_names_and_texts_are_shown_as_text(
 # --- on the list --------------------------------------------------------------------------
 
 
-def test_list_shows_which_tasks_ask_and_its_title_counts_them(
+def test_inbox_has_the_questions_and_its_title_counts_them(
     window: Browser, alice: ApiClient, task: Json
 ) -> None:
-    text = text_of(window, "/")
-    assert "ask something" not in text
-    assert ">asks<" not in text
+    assert 'class="question"' not in text_of(window, "/inbox")
+    assert ">asks<" not in text_of(window, "/")
     question = ask(alice, task, timeout=3600)
-    text = text_of(window, "/")
-    assert title_of(text) == "(1) Tasks · taskservice"
-    assert "1 task asks something" in text
-    assert '</span> <small class="status-detail">asks</small></td>' in text
-    assert f'<a href="/tasks/{task["id"]}"><bdi>Release</bdi></a> · asked <time' in text
+    text = text_of(window, "/inbox")
+    assert title_of(text) == "(1) Inbox · taskservice"
+    link = f'<a href="/tasks/{task["id"]}?back=/inbox"><bdi>Release</bdi></a>'
+    assert f"{link} · summarizer · asked <time" in text
     assert f'expires <time datetime="{question["expiresAt"]}"' in text
     assert 'data-state="asking"' in text
+    assert '</span> <small class="status-detail">asks</small></td>' in text_of(window, "/")
     ask(alice, alice.start(name="Other", claim=True), "Really?", timeout=0)
-    text = text_of(window, "/?status=complete")
-    assert title_of(text) == "(2) Tasks · taskservice"
-    assert "2 tasks ask something" in text
+    text = text_of(window, "/inbox")
+    assert title_of(text) == "(2) Inbox · taskservice"
     assert text.count("expires <time") == 1
+    assert title_of(text_of(window, "/?status=complete")) == "(2) Tasks · taskservice"
 
 
-def test_list_distinguishes_tasks_with_the_same_name(window: Browser, alice: ApiClient) -> None:
+def test_inbox_distinguishes_tasks_with_the_same_name(window: Browser, alice: ApiClient) -> None:
     inputs: list[Json] = [{}, {"env": "prod <1>"}, {"text": "\u202e" + "é" * 80}]
-    for input_ in inputs:
-        ask(alice, alice.start("deploy", name="deploy", input=input_, claim=True))
-    text = unescape(text_of(window, "/"))
-    lines = re.findall('<p class="faint">deploy · started <time datetime="[^>]+>(.*)</p>', text)
-    shown = [line.partition("</time>")[2] for line in lines]
-    assert shown == [
+    for sent in inputs:
+        ask(alice, alice.start("deploy", name="deploy", input=sent, claim=True), timeout=0)
+    text = unescape(text_of(window, "/inbox"))
+    lines = re.findall("· deploy · asked <time [^>]+>.+?</time>(.*)</p>", text)
+    assert lines == [
         "", ' · <bdi>{"env":"prod <1>"}</bdi>', ' · <bdi>{"text":"\\u202e' + "é" * 70 + "…</bdi>"
     ]  # fmt: skip
 
 
-def test_answer_on_the_list_leads_back_to_it(window: Browser, alice: ApiClient, task: Json) -> None:
+def test_answer_in_the_inbox_leads_back_to_it(
+    window: Browser, alice: ApiClient, task: Json
+) -> None:
     question = ask(alice, task)
-    where = "/?status=running&q=rel"
-    back = unescape(re.findall('name="back" value="([^"]+)"', text_of(window, where))[0])
-    assert back == where
+    back = re.findall('name="back" value="([^"]+)"', text_of(window, "/inbox"))[0]
+    assert back == "/inbox"
     data = {"back": back, "field.answer": ""}
     refused = window.send(path_of(task, question), **data)
     assert refused.status_code == 422
     # The form that it shows leads back too.
-    assert 'name="back" value="/?status=running&amp;q=rel"' in refused.text
+    assert 'name="back" value="/inbox"' in refused.text
     sent = window.send(path_of(task, question), **data | {"field.answer": "yes"})
-    assert sent.headers["Location"] == where
-    assert "Answered: yes" in text_of(window, where)
+    assert sent.headers["Location"] == "/inbox"
+    assert "Answered: yes" in text_of(window, "/inbox")
     other = ask(alice, task)
     outside = {"back": "https://example.org/", "field.answer": "yes"}
     sent = window.send(path_of(task, other), **outside)
@@ -340,7 +339,7 @@ def test_question_that_was_stored_before_a_limit_can_be_answered_and_declined(
         before.setattr(answer_schema, "MAX_PROPERTIES", 1_000)
         before.setattr(answer_schema, "MAX_PROPERTY_NAME", 1_000)
         asked = [ask(alice, task, schema=schema) for _ in range(3)]
-    for page in ("/", f"/tasks/{task['id']}", path_of(task, asked[0])):
+    for page in ("/inbox", f"/tasks/{task['id']}", path_of(task, asked[0])):
         assert f'name="field.{"x" * 217}"' in text_of(window, page)
     accepted = {f"field.{'x' * 217}": "last"}
     assert window.send(path_of(task, asked[0]), **accepted).status_code == 303
@@ -352,40 +351,41 @@ def test_question_that_was_stored_before_a_limit_can_be_answered_and_declined(
     assert "last" in text_of(window, f"/tasks/{task['id']}")
 
 
-def test_list_has_the_forms_of_some_tasks_and_the_number_of_all(
+def test_inbox_folds_all_but_three_questions_and_has_the_forms_of_some_tasks(
     window: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(questions, "SHOWN_TASKS", 2)
-    monkeypatch.setattr(questions, "MAX_TASKS", 4)
-    for number in range(1, 6):
+    monkeypatch.setattr(questions, "SHOWN_TASKS", 5)
+    for number in range(1, 7):
         ask(alice, alice.start(claim=True), f"Question {number}?")
-        text = text_of(window, "/")
-        count = "4+" if number >= 4 else str(number)
-        assert title_of(text) == f"({count}) Tasks · taskservice"
-        assert text.count('<article class="question"') == min(number, 2)
-        assert ("The other tasks appear here" in text) == (number > 2)
-        assert "Question 1?" in text
+        text = text_of(window, "/inbox")
+        assert title_of(text) == f"({number}) Inbox · taskservice"
+        outside, _, fold = text.partition('<details class="more-questions"')
+        assert outside.count('<article class="question"') == min(number, 3)
+        assert fold.count('<article class="question"') == max(0, min(number, 5) - 3)
+        assert (f"<summary>{number - 3} more question" in fold) == (number > 3)
+        assert ("The other questions appear here" in text) == (number > 5)
+        assert "Question 1?" in outside
 
 
-def test_list_shows_only_the_users_questions_to_keys_that_can_answer(
+def test_inbox_has_forms_only_for_keys_that_can_answer(
     app: Flask, alice: ApiClient, bob: ApiClient, task: Json
 ) -> None:
     question = ask(alice, task, "A secret?")
-    for person in (bob, alice.agent_key()):
+    for person, status in ((bob, 404), (alice.agent_key("translator"), 403)):
         window = signed_in(person)
-        assert "A secret?" not in text_of(window, "/")
-        assert title_of(text_of(window, "/")) in ("Tasks · taskservice",
-                                                  "1 running · Tasks · taskservice")  # fmt: skip
-        denied = {bob: 404}.get(person, 403)
-        assert window.get(path_of(task, question)).status_code == denied
-        window.get("/keys")
+        assert "A secret?" not in text_of(window, "/inbox")
+        assert title_of(text_of(window, "/inbox")) == "Inbox · taskservice"
+        assert window.get(path_of(task, question)).status_code == status
         data = {"token": re.findall('name="token" value="(.+?)"', window.get("/").text)[0]}
-        assert window.post(path_of(task, question), data).status_code == denied
+        assert window.post(path_of(task, question), data).status_code == status
+    window = signed_in(alice.agent_key())
+    assert window.get(path_of(task, question)).status_code == 403
     # It sees what its task asks, without a form.
-    text = text_of(window, f"/tasks/{task['id']}")
-    assert "A secret?" in text
-    assert "Sign in with a user key to answer." in text
-    assert "Decline" not in text
+    for path in ("/inbox", f"/tasks/{task['id']}"):
+        text = text_of(window, path)
+        assert "A secret?" in text
+        assert "Sign in with a user key to answer." in text
+        assert "Decline" not in text
 
 
 @one_database
@@ -395,9 +395,9 @@ def test_tasks_that_ask_are_found_by_their_index(
     monkeypatch.setattr(questions, "SHOWN_TASKS", 1)
     for asking in (task, alice.start(claim=True)):
         ask(alice, asking)
-    statements = reads(app, lambda: text_of(window, "/"))
+    statements = reads(app, lambda: text_of(window, "/inbox"))
     by_index = [read for read in statements if "questions <> '[]'" in read[0]]
-    assert len(by_index) == 3
+    assert len(by_index) == 2
     for sql, parameters in by_index:
         plan = plan_of(app, sql, parameters)
         looks = [step for step in plan if " tasks" in step]
@@ -455,7 +455,7 @@ def test_expired_question_has_no_form_before_maintenance_either(
 ) -> None:
     question = ask(alice, task, timeout=60)
     clocks.go_on(61)
-    assert "1 task asks" not in text_of(window, "/")
+    assert 'class="question"' not in text_of(window, "/inbox")
     assert title_of(text_of(window, "/")) == "1 running · Tasks · taskservice"
     text = text_of(window, f"/tasks/{task['id']}")
     assert 'class="state expired"' in text

@@ -1,14 +1,17 @@
 // Keyboard shortcuts; ? lists the shortcuts of the page.
 
-const ROWS = "#rows th > a:first-child, .agents h2 a";
+const ROWS = "#rows th > a:first-child, .agents h2 a, #inbox h3 a";
 // In this tab: the task or agent that was opened from a list.
 const OPENED = "opened";
+// The longest time between g and the letter of a page.
+const GO_MS = 1_500;
+let goesUntil = -Infinity;
 const help = document.getElementById("shortcuts");
 const button = document.getElementById("help");
 
 function move(step) {
   const links = [...document.querySelectorAll(ROWS)];
-  const row = document.activeElement.closest("#rows tr, .agents section");
+  const row = document.activeElement.closest("#rows tr, .agents section, #inbox .row");
   let current = links.findIndex((link) => row?.contains(link));
   if (current < 0)
     current = links.findIndex((link) => link.href === sessionStorage.getItem(OPENED));
@@ -23,8 +26,16 @@ function search() {
   field?.select();
 }
 
+// After g comes the first letter of a page's name.
+function go(key) {
+  goesUntil = -Infinity;
+  const links = [...document.querySelectorAll("header nav a")];
+  links.find((link) => link.textContent.trim()[0].toLowerCase() === key)?.click();
+}
+
 // The help lists the keys that work on this page.
 function actionOf(key) {
+  if (performance.now() < goesUntil) return () => go(key);
   const isListed = [...help.querySelectorAll("kbd")].some((shown) => shown.textContent === key);
   return isListed && Object.hasOwn(ACTIONS, key) ? ACTIONS[key] : null;
 }
@@ -40,6 +51,7 @@ const ACTIONS = {
   p: () => document.getElementById("previous-run")?.click(),
   n: () => document.getElementById("next-run")?.click(),
   u: toList,
+  g: () => (goesUntil = performance.now() + GO_MS),
   "/": search,
   "?": () => help.showModal(),
 };

@@ -37,6 +37,7 @@ const date = new Intl.DateTimeFormat(undefined, {
   minute: "2-digit",
   hourCycle: "h23",
 });
+const timeOfDay = new Intl.DateTimeFormat(undefined, { timeStyle: "short", hourCycle: "h23" });
 const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 
 function durationText(seconds) {
@@ -73,9 +74,23 @@ function nearest(seconds) {
   return Math.round(seconds / unit) * unit;
 }
 
+// How many days ago: 0 is today, 1 yesterday.
+function daysAgo(time) {
+  const [today, other] = [new Date(), new Date(time)].map((date) => date.setHours(0, 0, 0, 0));
+  return Math.round((today - other) / DAY);
+}
+
 function both(time) {
-  const whole = Math.abs(Date.now() - time) < DAY / 2 ? clock : full;
+  const whole = daysAgo(time) === 0 ? clock : full;
   return `${whole.format(time)} (${relative(time)})`;
+}
+
+// A time of another day has its date.
+function since(time) {
+  const days = daysAgo(time);
+  const minute = timeOfDay.format(time);
+  if (days === 0) return minute;
+  return days === 1 ? `yesterday ${minute}` : (days < 300 ? date : minutes).format(time);
 }
 
 // The time that is left until an expected end.
@@ -98,7 +113,14 @@ function ago(time) {
   return relative(time).replace(/^now$/, "just now");
 }
 
-const FORMATS = { age, ago, both, left, due: (time) => (time < Date.now() ? "now" : age(time)) };
+const FORMATS = {
+  age,
+  ago,
+  both,
+  left,
+  since,
+  due: (time) => (time < Date.now() ? "now" : age(time)),
+};
 
 function set(element, text) {
   if (element.textContent !== text) element.textContent = text;
@@ -167,17 +189,19 @@ function showCopyButtons() {
   for (const button of document.querySelectorAll("[data-copy]")) button.hidden = false;
 }
 
-// --- the menu ----------------------------------------------------------------------------
+// --- menus ----------------------------------------------------------------------------
 
-const menu = document.getElementById("menu");
+const openMenus = () => document.querySelectorAll(".menu[open]");
 
 addEventListener("click", ({ target }) => {
-  if (!menu?.contains(target)) menu?.removeAttribute("open");
+  for (const menu of openMenus()) if (!menu.contains(target)) menu.open = false;
 });
 addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || !menu?.open) return;
-  menu.open = false;
-  menu.firstElementChild.focus();
+  if (event.key !== "Escape") return;
+  for (const menu of openMenus()) {
+    menu.open = false;
+    menu.firstElementChild.focus();
+  }
 });
 
 // --- forms -------------------------------------------------------------------------------
@@ -439,8 +463,8 @@ function showState(fresh) {
 let nextRefresh = null;
 
 async function keepFresh() {
-  // Each page shows which hooks are off. Only for this, a page does not ask once a second.
-  const state = document.querySelector("[data-live]:not(#hooks-off)") ? await refresh() : "same";
+  // Each page shows how much needs attention. Only for this, a page does not ask once a second.
+  const state = document.querySelector("main [data-live]") ? await refresh() : "same";
   const pause = document.hidden ? HIDDEN_MS : REFRESH_MS;
   clearTimeout(nextRefresh);
   if (state !== "gone")
