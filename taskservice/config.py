@@ -212,7 +212,7 @@ class Config:
             )
         # Behind a proxy, people reach the service at an address that only they know.
         host = urlsplit(f"//{self.BIND}").hostname or ""
-        is_local = not self.PROXY_HOPS and re.fullmatch(r"localhost|127\..*|::1", host)
+        is_local = not self.PROXY_HOPS and is_loopback(host)
         public_url = self.PUBLIC_URL or (f"http://{self.BIND}" if is_local else "")
         key = self.SECRET_KEY or _stored_secret_key(self.secret_key_file, may_create)
         return replace(self, DATABASE_URL=url, PUBLIC_URL=public_url, SECRET_KEY=key)
@@ -221,6 +221,10 @@ class Config:
     def secret_key_file(self) -> Path:
         """The file with the secret key, used when the setting is unset."""
         return self.DATA / "secret_key"
+
+
+def is_loopback(host: str) -> bool:
+    return re.fullmatch(r"localhost|127\..*|::1", host) is not None
 
 
 def unknown_names(environ: Mapping[str, str] = os.environ) -> list[str]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, current_app, request
 from marshmallow import ValidationError
 
 from taskservice import terms
 from taskservice.auth import caller
+from taskservice.config import is_loopback
 from taskservice.dashboard import schema_form
 from taskservice.dashboard.page_cache import shared
 from taskservice.dashboard.pages import page, redirect_to, texts
@@ -35,9 +37,10 @@ FORMATS = {
         "Slack, Mattermost or Discord",
         "the URL of an incoming webhook there, for Discord with /slack at its end",
     ),
-    terms.MAIL: ("Mail", "", "the mail address"),
+    terms.MAIL: ("Email", "", "the email address"),
     terms.STANDARD: ("Program", "signed webhooks", "its URL"),
 }
+BY_ADDRESS = ""  # the choice of the format that follows from the address
 
 
 @blueprint.route("/notifications", methods=["GET", "POST"], strict_slashes=False)
@@ -58,6 +61,7 @@ def list_all() -> Response:
         422 if errors else 200,
         hooks=[_shown(hook) for hook in hooks.list_all(caller)],
         fields=schema_form.fields(schema, typed, errors),
+        link_warning=_link_warning(),
         event_kinds=KINDS,
         has_errors=bool(errors),
     )
@@ -65,10 +69,12 @@ def list_all() -> Response:
 
 def _create(content: Json) -> Response:
     """Add a hook by the content of the form. Raises 409, 422 and ValidationError."""
-    target = content["target"].strip()
-    if content["format"] == terms.MAIL and ":" not in target:
+    target, kind = content["target"].strip(), content["format"]
+    if kind in (terms.MAIL, BY_ADDRESS) and ":" not in target and "@" in target:
         target = f"mailto:{target}"
     body = {**content, "target": target}
+    if kind == BY_ADDRESS:
+        del body["format"]
     hook = create_once(lambda form_id: hooks.create(caller, create_hook_schema.load(body), form_id))
     if hook is None:
         return redirect_to("hooks.list_all")
@@ -140,18 +146,21 @@ def _shown(hook: HookRow) -> dict[str, Any]:
 def _form_schema() -> Json:
     """The form of a new hook, as a JSON Schema; its properties are named as in the API."""
     config = current_app.config
-    has_mail = bool(config["SMTP_URL"])
-    shown = {
-        name: of_format for name, of_format in FORMATS.items() if name != terms.MAIL or has_mail
-    }
-    formats = {name: f"{title} ({of})" if of else title for name, (title, of, _) in shown.items()}
+    shown, without_mail = dict(FORMATS), ""
+    if not config["SMTP_URL"]:
+        del shown[terms.MAIL]
+        without_mail = (
+            "Email is not offered: TASKSERVICE_SMTP_URL and TASKSERVICE_MAIL_FROM are not set."
+        )
+    formats = {BY_ADDRESS: "By the address"}
+    formats |= {name: f"{title} ({of})" if of else title for name, (title, of, _) in shown.items()}
     addresses = " ".join(f"{title}: {address}." for title, _, address in shown.values())
     kinds = sorted(KINDS.values(), key=lambda kind: not kind.is_default)
     events = {kind.name: f"{kind.label} ({kind.when})" for kind in kinds}
     answers = "Everyone who gets a message can answer its question with a link, without a key."
     properties: Json = {
-        "format": _choice("Send to", formats, default=terms.NTFY),
         "target": _property("Address", addresses),
+        "format": _choice("Send to", formats, without_mail, default=BY_ADDRESS),
         "events": _property(
             "When", type="array", items=_choice("", events), default=list(DEFAULT_EVENTS)
         ),
@@ -160,7 +169,7 @@ def _form_schema() -> Json:
         "label": _property("Only of tasks with the label", "Such as env:prod."),
         "token": _property("Access token", "For an ntfy server that requires one."),
     }
-    required = ["format", "target", "events"]
+    required = ["target", "format", "events"]
     if config["PUBLIC_URL"]:
         links = _property("Answer links", answers, type="boolean", default=False)
         properties["answerLinks"] = links
@@ -172,6 +181,16 @@ def _property(title: str, description: str = "", **keywords: Any) -> Json:
     return {"type": "string", "title": title, "description": description, **keywords}
 
 
-def _choice(title: str, titles: Mapping[str, str], **keywords: Any) -> Json:
+def _choice(title: str, titles: Mapping[str, str], description: str = "", **keywords: Any) -> Json:
     options = [{"const": value, "title": text} for value, text in titles.items()]
-    return _property(title, oneOf=options, **keywords)
+    return _property(title, description, oneOf=options, **keywords)
+
+
+def _link_warning() -> str:
+    """What is wrong with the links in messages, and what to set; empty if they are right."""
+    url: str = current_app.config["PUBLIC_URL"]
+    if url and not is_loopback(urlsplit(url).hostname or ""):
+        return ""
+    fault = f"Links in messages lead to {url}, which only this machine reaches."
+    remedy = "Set TASKSERVICE_PUBLIC_URL to the address at which phones reach this service."
+    return f"{fault if url else 'Messages have no links.'} {remedy}"

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, expect
 
 from tests.support.agent_machine import AgentMachine
 from tests.support.api_client import RemoteClient
-from tests.support.browser import Visitor
+from tests.support.browser import Visitor, check_accessible
 from tests.support.readiness import is_up
 from tests.support.requirements import needs
 from tests.support.service import Service, free_port
@@ -65,12 +65,37 @@ def add(visitor: Visitor, topic: str) -> None:
     """Add a notification of a phone, as a newcomer does: with an address and no documents."""
     page = visitor.page
     page.get_by_role("link", name="Notifications").click()
-    page.get_by_label("Address").fill(topic)
+    page.get_by_role("textbox", name="Address").fill(topic)
+    page.get_by_label("Phone").check()
     page.get_by_text("More:").click()
     page.get_by_role("group", name="Answer links").get_by_label("Yes").check()
     page.get_by_role("button", name="Add").click()
     page.get_by_role("button", name="Send a test").click()
     expect(page.get_by_text("The test was delivered.")).to_be_visible()
+
+
+def test_form_recognizes_the_format_while_the_address_is_typed(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    page = visitor.go("/notifications")
+    address = page.get_by_role("textbox", name="Address")
+    slack = "https://hooks.slack.com/services/T0/B0/x"
+    for text, kind in (
+        ("https://ntfy.sh/alerts", ": Phone (ntfy)"),
+        ("https://discord.com/api/webhooks/1/x/slack", ": Chat (Slack, Mattermost or Discord)"),
+        ("https://example.org/hook", ": Program (signed webhooks)"),
+        ("https://", ""),
+        # This service sends none.
+        ("ann@example.org", ""),
+        (slack, ": Chat (Slack, Mattermost or Discord)"),
+    ):
+        address.fill(text)
+        expect(page.get_by_label(f"By the address{kind}", exact=True)).to_be_checked()
+    check_accessible(page)
+    page.get_by_role("button", name="Add").click()
+    expect(page.get_by_role("heading", name="hooks.slack.com/B0")).to_be_visible()
+    (hook,) = alice.request("GET", "/hook").json()
+    assert (hook["format"], hook["target"]) == ("slack", slack)
 
 
 def test_phone_is_told_of_a_failure_and_answers_a_script(

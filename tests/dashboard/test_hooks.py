@@ -1,5 +1,6 @@
 """The page Notifications: hooks, their form, their tests and deliveries; and which ones are off."""
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -80,7 +81,42 @@ def test_form_begins_with_the_usual_events(window: Browser) -> None:
     assert {json.loads(unescape(value)) for value in values} == set(EVENTS)
     # The service sends no mail.
     formats = re.findall(r'name="field\.format" value="([^"]+)"', text)
-    assert [json.loads(unescape(value)) for value in formats] == ["ntfy", "slack", "standard"]
+    assert [json.loads(unescape(value)) for value in formats] == ["", "ntfy", "slack", "standard"]
+    unset = "TASKSERVICE_SMTP_URL and TASKSERVICE_MAIL_FROM are not set"
+    assert f"Email is not offered: {unset}." in text
+
+
+def test_form_recognizes_the_format_from_the_address(
+    window: Browser, alice: ApiClient, subtests: pytest.Subtests
+) -> None:
+    [chosen] = re.findall(r'name="field\.format" value="([^"]+)" checked', text_of(window))
+    for target, kind in (
+        ("https://hooks.slack.com/services/T0/B0/x", "slack"),
+        ("https://discord.com/api/webhooks/1/x/slack", "slack"),
+        ("https://ntfy.sh/alerts", "ntfy"),
+        ("https://example.org/hook", "standard"),
+    ):
+        with subtests.test(target):
+            assert add(window, json.loads(unescape(chosen)), target).status_code == 303
+            assert hooks_of(alice)[-1]["format"] == kind
+
+
+@one_database
+def test_form_says_where_the_links_of_messages_lead(
+    alice: ApiClient, app_with: Callable[..., Flask], subtests: pytest.Subtests
+) -> None:
+    for public_url, warning in (
+        ("https://tasks.example.org", None),
+        ("http://127.0.0.1:8000", "lead to http://127.0.0.1:8000, which only this machine reaches"),
+        ("http://[::1]:8000", "lead to http://[::1]:8000, which only this machine reaches"),
+        ("http://localhost:8000/tasks", "lead to http://localhost:8000/tasks, which only"),
+        ("", "Messages have no links"),
+    ):
+        with subtests.test(public_url):
+            app = app_with(BIND="0.0.0.0:8000", PUBLIC_URL=public_url)
+            text = text_of(signed_in(ApiClient(app, alice.name, alice.key)))
+            assert ("TASKSERVICE_PUBLIC_URL" in text) == bool(warning)
+            assert (warning or "") in text
 
 
 def test_hook_is_added_with_all_that_the_form_has(
@@ -137,8 +173,10 @@ def test_mail_is_offered_where_the_service_can_send_it(app_with: Callable[..., F
     app = app_with(**settings)
     alice = add_user(app, "alice")
     window = signed_in(alice)
-    for typed in ("ann@example.org", "mailto:ann@example.org"):
-        made = add(window, "mail", typed)
+    assert "Email is not offered" not in text_of(window)
+    typed_in = itertools.product(("mail", ""), ("ann@example.org", "mailto:ann@example.org"))
+    for kind, typed in typed_in:
+        made = add(window, kind, typed)
         assert made.status_code == 303
         hook = hooks_of(alice)[-1]
         assert (hook["target"], hook["format"]) == ("mailto:ann@example.org", "mail")
@@ -166,6 +204,8 @@ def test_without_an_own_address_no_answer_links_are_offered(
         ("ntfy", "https://ntfy.sh/", {}, "topic"),
         ("standard", "http://169.254.169.254/x", {}, "169.254.169.254"),
         ("slack", "http://[::1", {}, "valid URL"),
+        ("", "http://[::1", {}, "valid URL"),
+        ("", "ann@example.org", {}, "SMTP_URL"),
         ("mail", "ann@example.org", {}, "Choose from the list."),
         ("sms", "https://ntfy.sh/a", {}, "Choose from the list."),
         ("ntfy", "https://ntfy.sh/a", {"events": []}, "at least one event"),
