@@ -170,7 +170,7 @@ class Config:
         "Mail server for hooks: `smtp://` with STARTTLS (port 587), or `smtps://` (port 465).",
     )
     MAIL_FROM: str = _setting(
-        "", destinations.mail_sender, "Sender of mail; required with `SMTP_URL`."
+        "", destinations.check_sender, "Sender of mail; required with `SMTP_URL`."
     )
     LOG_LEVEL: str = _setting(
         "info", _choice("debug", "info", "warning", "error"), "Lowest level to log."

@@ -30,7 +30,11 @@ PAGES = (*COMMANDS, SETTINGS, ACCESS)
 START, END = "<!-- generated -->", "<!-- end of what is generated -->"
 _WIDTH = 118
 # What these settings accept is a sentence of their page, not of their check.
-_VALUES = {"DATA": "a path", "CALLBACK_ALLOWED": "a list, separated by commas"}
+_VALUES = {
+    "DATA": "a path",
+    "CALLBACK_ALLOWED": "a list, separated by commas",
+    "MAIL_FROM": "`tasks@example.org`, or with a name: `Tasks <tasks@example.org>`",
+}
 
 
 def written(page: str) -> str:

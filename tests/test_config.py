@@ -70,7 +70,11 @@ WRONG = {
     ],
     "MAIL_FROM": [
         "tasks", "tasks@", "@example.org", "a@example.org, b@example.org", "tasks@example.org\n",
-        "Tasks <tasks@example.org>", "tasks@bücher.example", "\udcff@example.org",
+        "Tasks <tasks>", "Tasks tasks@example.org", "tasks@bücher.example", "\udcff@example.org",
+        "Tasks <tasks@example.org> <a@example.org>", "a@example.org, Tasks <tasks@example.org>",
+        'Tasks "nightly" <tasks@example.org>', "\udcff <tasks@example.org>",
+        "Tasks\r\nBcc: a@example.org <tasks@example.org>",
+        "=?utf-8?q?a=0ABcc?= <tasks@example.org>",
     ],
 }  # fmt: skip
 TOO_SMALL_OR_LARGE = {

@@ -251,11 +251,24 @@ class MailServer:
         )
 
 
-def mail_sender(text: str) -> str:
-    """The address that mail comes from; raises ValueError."""
-    if not _MAIL_ADDRESS.fullmatch(text):
-        raise ValueError("must be a mail address such as tasks@example.org")
+# As RFC 5322 has it; a dot needs no quotes either.
+_NAME_AND_ADDRESS = re.compile(r'(?:([^()<>\[\]:;@,"\\]*)|"([^"\\]*)" ?)<([^<>]*)>')
+
+
+def check_sender(text: str) -> str:
+    """The text, if it is an address that mail can come from; raises ValueError."""
+    name, address = sender_parts(text)
+    # An encoded word can hide the end of a line.
+    if not name.isprintable() or "=?" in name or not _MAIL_ADDRESS.fullmatch(address):
+        raise ValueError("must be tasks@example.org, or with a name: Tasks <tasks@example.org>")
     return text
+
+
+def sender_parts(text: str) -> tuple[str, str]:
+    """The name, which may be empty, and the address of a sender of mail."""
+    if parts := _NAME_AND_ADDRESS.fullmatch(text):
+        return (parts[1] or parts[2] or "").strip(), parts[3]
+    return "", text
 
 
 def mail_address(target: str) -> str:

@@ -5,12 +5,13 @@ import smtplib
 from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
+from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
 from typing import Any
 
 from taskservice.bounded_http import Deadline, LimitedStream, Limits, TooLargeError
-from taskservice.webhooks.destinations import Destinations, MailServer
+from taskservice.webhooks.destinations import Destinations, MailServer, sender_parts
 from taskservice.webhooks.interrupt import Interrupt
 from taskservice.webhooks.outcome import Outcome
 from taskservice.webhooks.transport import Connection, NoResponseError, system_addresses
@@ -43,12 +44,13 @@ def send_mail(
     deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
     connection = Connection(server.at, _ANYWHERE, deadline, system_addresses, interrupt)
     content = mail(sender, recipient, subject, text, message_id)
+    _, address = sender_parts(sender)
     try:
         with closing(connection):
             connection.connect()
-            with closing(_Session(connection, deadline, sender.rpartition("@")[2])) as session:
+            with closing(_Session(connection, deadline, address.rpartition("@")[2])) as session:
                 _open(session, server)
-                outcome = _deliver(session, server, sender, recipient, content, confirm)
+                outcome = _deliver(session, server, address, recipient, content, confirm)
     except NoResponseError as error:
         outcome = Outcome(str(error))
     except smtplib.SMTPResponseException as error:
@@ -153,12 +155,13 @@ def _refusal(server: MailServer, what: str, code: int, reply: bytes | str) -> Ou
 def mail(sender: str, recipient: str, subject: str, text: str, message_id: str) -> bytes:
     """A mail of plain text; `message_id` is the part before the domain, which is the sender's."""
     message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
-    message["From"] = sender
+    name, address = sender_parts(sender)
+    message["From"] = Address(name, addr_spec=address)
     message["To"] = recipient
     # Python decodes `=?utf-8?q?a=0ABcc:_b?=`, and before 3.11.10 writes its line break as one.
     message["Subject"] = subject.replace("=?", "=\u200b?")
     message["Date"] = datetime.now(UTC)
-    message["Message-ID"] = f"<{message_id}@{sender.rpartition('@')[2]}>"
+    message["Message-ID"] = f"<{message_id}@{address.rpartition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(text)
     return message.as_bytes()

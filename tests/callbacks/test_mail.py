@@ -38,11 +38,12 @@ def deliver(
     seconds: float = LATE,
     subject: str = "nightly failed",
     text: str = "exit code 1\n",
+    sender: str = SENDER,
     interrupt: Interrupt | None = None,
     confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:
     return smtp.send_mail(
-        destinations.MailServer.parse(url), SENDER, RECIPIENT, subject, text,
+        destinations.MailServer.parse(url), sender, RECIPIENT, subject, text,
         message_id="0193", seconds=seconds, interrupt=interrupt, confirm=confirm,
     )  # fmt: skip
 
@@ -80,6 +81,29 @@ def test_mail_arrives_as_plain_text_from_a_program() -> None:
         "MIME-Version": "1.0",
     }
     assert got.text == "exit code 1\n"
+
+
+@pytest.mark.parametrize(
+    ("sender", "name"),
+    [
+        ("Tasks <tasks@example.org>", "Tasks"),
+        ("Tasks of Ann-Marie O'Neill Jr. <tasks@example.org>", "Tasks of Ann-Marie O'Neill Jr."),
+        ('"Tasks, Inc. (nightly) @ work" <tasks@example.org>', "Tasks, Inc. (nightly) @ work"),
+        ("Größe 😀 <tasks@example.org>", "Größe 😀"),
+        ("<tasks@example.org>", ""),
+    ],
+)
+def test_sender_can_have_a_name(sender: str, name: str, tmp_path: Path) -> None:
+    environ = {"TASKSERVICE_DATA": str(tmp_path), "TASKSERVICE_MAIL_FROM": sender}
+    config = Config.from_environment(environ)
+    with MailServer() as server:
+        assert deliver(server.url, sender=config.MAIL_FROM).delivered
+        [got] = server.wait_for(1)
+    assert got.sender == SENDER
+    [address] = got.message["From"].addresses
+    assert (address.display_name, address.addr_spec) == (name, SENDER)
+    assert got.message["Message-ID"] == "<0193@example.org>"
+    assert got.content.isascii()
 
 
 @pytest.mark.parametrize(
