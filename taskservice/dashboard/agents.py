@@ -12,7 +12,7 @@ from taskservice.auth import caller
 from taskservice.dashboard import chart, schema_form
 from taskservice.dashboard.formatting import outcome_of
 from taskservice.dashboard.page_cache import shared
-from taskservice.dashboard.pages import first_texts, page, redirect_to, texts
+from taskservice.dashboard.pages import attention_items, first_texts, page, redirect_to, texts
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
 from taskservice.database.rows import AgentRow, TaskRow
@@ -26,7 +26,16 @@ from taskservice.services import attention, lists, tasks
 from taskservice.services.expected_runs import due_times
 from taskservice.services.lists import Selection, TaskList
 from taskservice.services.tasks import Idempotency
-from taskservice.terms import BROKEN, CANCELLED, FAILED, TIMEOUT
+from taskservice.terms import (
+    BROKEN,
+    CALLBACK_FAILED,
+    CANCELLED,
+    FAILED,
+    HANGING,
+    LATE,
+    NO_WORKER,
+    TIMEOUT,
+)
 
 blueprint = Blueprint("agents", __name__)
 
@@ -34,7 +43,7 @@ _put_schema, _start_schema = PutAgentSchema(), StartSchema()
 
 PAGE_SIZE = 50
 MAX_PAGE = 1_000_000
-RECENT_TASKS = 3
+WORST_FIRST = (HANGING, BROKEN, LATE, NO_WORKER, CALLBACK_FAILED)
 # On the page of one agent: how many tasks it lists, and how many runs its plot has.
 LISTED_TASKS = 10
 PLOTTED_RUNS = 200
@@ -50,22 +59,25 @@ MAX_WAITING = 1_000
 @shared
 def list_all() -> Response:
     number = min(max(request.args.get("page", 1, int), 1), MAX_PAGE)
-    agents = agent_service.list_by_use(caller, (number - 1) * PAGE_SIZE, PAGE_SIZE + 1)
+    alarms = attention.by_agent(attention_items())
+    start, worst_first = (number - 1) * PAGE_SIZE, sorted(alarms, key=partial(_urgency, alarms))
+    agents = agent_service.list_by_use(caller, worst_first, start, PAGE_SIZE + 1)
     shown = agents[:PAGE_SIZE]
     used = [agent for agent in shown if agent.last_used_at or agent.late_since]
     return page(
         "agents.html",
-        agents=[
-            _facts(agent, agent_service.runs(agent))
-            | {"recent_tasks": _last_tasks(agent.id, RECENT_TASKS)}
-            for agent in used
-        ],
+        agents=[_facts(agent, agent_service.runs(agent)) for agent in used],
+        alarms=alarms,
         loads=agent_service.loads(caller, used, MAX_WAITING),
         max_waiting=MAX_WAITING,
         unused=[agent for agent in shown if agent not in used],
         is_first=number == 1,
         next=number + 1 if len(agents) > PAGE_SIZE else None,
     )
+
+
+def _urgency(alarms: attention.Alarms, agent_id: str) -> int:
+    return min(map(WORST_FIRST.index, alarms[agent_id]))
 
 
 @blueprint.get("/agents/<agent_id>")

@@ -7,7 +7,6 @@ from taskservice.dashboard import questions
 from taskservice.dashboard.formatting import is_generic
 from taskservice.dashboard.page_cache import shared
 from taskservice.dashboard.pages import attention_items, page
-from taskservice.dashboard.schema_form import Json
 from taskservice.services import agents, attention, hooks, lists, logs
 from taskservice.services.lists import Position
 from taskservice.terms import BROKEN
@@ -21,26 +20,17 @@ SHOWN_QUESTIONS = 3
 @blueprint.get("/inbox", strict_slashes=False)
 @shared
 def show() -> Response:
-    of_agents = _by_agent()
-    broken = [troubles[BROKEN][0] for troubles in of_agents.values() if BROKEN in troubles]
+    alarms = attention.by_agent(attention_items())
+    broken = [kinds[BROKEN][0] for kinds in alarms.values() if BROKEN in kinds]
     failures = [Position("", item["taskId"]) for item in broken if item["taskId"]]
     tasks = lists.summaries(caller, failures)
     return page(
         "inbox.html",
         asking=questions.asking(caller),
         shown_questions=SHOWN_QUESTIONS,
-        of_agents=of_agents,
-        agents=agents.by_id(caller.user_id, of_agents),
+        alarms=alarms,
+        agents=agents.by_id(caller.user_id, alarms),
         failures={task.id: task for task in tasks},
         hooks=hooks.list_in_trouble(caller) if caller.agent_id is None else [],
         log_ends=logs.ends([task.id for task in tasks if is_generic(task)]),
     )
-
-
-def _by_agent() -> dict[str, dict[str, list[Json]]]:
-    """Agent -> kind of trouble -> its items; the most urgent agent and kind first."""
-    by_agent: dict[str, dict[str, list[Json]]] = {}
-    for item in attention_items():
-        if item["kind"] in attention.OF_AGENTS:
-            by_agent.setdefault(item["agentId"], {}).setdefault(item["kind"], []).append(item)
-    return by_agent

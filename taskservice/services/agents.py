@@ -260,13 +260,14 @@ def seconds(task: TaskRow | AnyRow) -> float | None:
     return max(0.0, clock.seconds_between(task.claimed_at, task.finished_at))
 
 
-def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AgentRow]:
-    """Agents with `last_used_at`: broken ones first, then late ones, then the last used."""
+def list_by_use(caller: Caller, first: Sequence[str], start: int, count: int) -> Sequence[AgentRow]:
+    """Agents with `last_used_at`: those with the ids `first`, in this order, then the last used."""
     newest = select(func.max(Task.created_at)).where(is_of_agent)
     last_used_at = newest.scalar_subquery().label("last_used_at")
-    trouble = case((Agent.state == terms.BROKEN, 0), (Agent.late_since.is_not(None), 1), else_=2)
+    places = {agent_id: place for place, agent_id in enumerate(first)}
+    place = [case(places, value=Agent.id, else_=len(first))] if first else []
     agents = select(*AGENT_COLUMNS, last_used_at).where(visible_agents)
-    in_order = agents.order_by(trouble, last_used_at.desc().nulls_last(), Agent.id)
+    in_order = agents.order_by(*place, last_used_at.desc().nulls_last(), Agent.id)
     return read_all(in_order.offset(start).limit(count), **caller.scope)
 
 

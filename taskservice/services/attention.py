@@ -154,13 +154,25 @@ def list_all(caller: Caller, count: int | None = MAX_ITEMS) -> list[dict[str, An
     return [dict(zip(names, item, strict=True)) for item in items[:count]]
 
 
+# Agent -> kind of trouble -> its items.
+Alarms = dict[str, dict[str, list[dict[str, Any]]]]
+
+
+def by_agent(items: Sequence[dict[str, Any]]) -> Alarms:
+    """What these items say of agents, in their order."""
+    alarms: Alarms = {}
+    for item in items:
+        if item["kind"] in OF_AGENTS:
+            alarms.setdefault(item["agentId"], {}).setdefault(item["kind"], []).append(item)
+    return alarms
+
+
 def counts(items: Sequence[dict[str, Any]]) -> dict[str, int]:
     """How many questions, agents, hooks and backups these items are about."""
     kinds = Counter(item["kind"] for item in items)
-    agents = {item["agentId"] for item in items if item["kind"] in OF_AGENTS}
     return {
         "question": kinds[terms.QUESTION],
-        "agent": len(agents),
+        "agent": len(by_agent(items)),
         "notification": kinds[terms.HOOK_FAILING] + kinds[terms.HOOK_OFF],
         "backup": kinds[terms.BACKUP_OLD],
     }

@@ -37,7 +37,7 @@ def test_row_says_what_its_task_does_and_then_why_it_failed(
     expect(row.locator(".reason")).to_have_text(HOSTILE)
     expect(row.get_by_role("progressbar")).to_have_count(0)
     check_accessible(page)
-    page = visitor.go("/agents")
+    page = visitor.go("/agents/summarizer")
     page.set_viewport_size({"width": 1000, "height": 800})
     # A long reason leaves space for the name.
     expect(page.locator(".recent-tasks").get_by_text("Invoices")).to_be_in_viewport(ratio=1)

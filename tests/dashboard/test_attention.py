@@ -22,30 +22,36 @@ def run(person: ApiClient, agent_id: str, status: str) -> dict[str, Any]:
     return person.report(person.start(agent_id, claim=True), status=status)
 
 
-def cards(text: str) -> dict[str, str]:
-    """The card of each agent, in the order of the page."""
-    sections = re.findall(r'<section class="card" id="of-([\w-]+)"(.+?)</section>', text, re.DOTALL)
-    return dict(sections)
+def agent_rows(text: str) -> dict[str, str]:
+    """The row of each agent, in the order of the page."""
+    return dict(re.findall(r'<tr id="of-([\w-]+)">(.+?)</tr>', text, re.DOTALL))
 
 
 def test_agents_in_trouble_come_first_and_say_so(
-    window: Browser, alice: ApiClient, app: Flask
+    window: Browser, alice: ApiClient, app: Flask, clocks: Clocks
 ) -> None:
+    run(alice, "hangs", "complete")
+    alice.start("waits")
+    hanging = alice.start("hangs", claim=True)
+    clocks.go_on(11 * MINUTE)
     for _ in range(5):
         newest = run(alice, "broken", "error")
     run(alice, "good", "complete")
     alice.register("late")
     late = "late_since = '2026-11-24T13:36:00Z', due_at = '2026-11-24T12:36:00Z'"
     run_sql(app, f"UPDATE agents SET {late} WHERE id = 'late'")
-    agents = cards(window.get("/agents").text)
-    assert list(agents) == ["broken", "late", "good"]
-    assert "Failed 5 times in a row, " in agents["broken"]
-    assert f'<a href="/tasks/{newest["id"]}?back=/agents">since ' in agents["broken"]
-    assert '<span class="low">late</span>' in agents["late"]
-    assert 'class="trouble"' not in agents["good"]
+    agents = agent_rows(window.get("/agents").text)
+    assert list(agents) == ["hangs", "broken", "late", "waits", "good"]
+    for agent_id, word, task in (("hangs", "Hangs", hanging), ("broken", "Broken", newest)):
+        link = f'<a href="/tasks/{task["id"]}?back=/agents"><b>{word}</b></a> since <time'
+        assert link in agents[agent_id]
+    assert "Failed 5 times in a row" in agents["broken"]
+    assert "<b>Late</b> since <time" in agents["late"]
+    assert "was due <time" in agents["late"]
+    assert 'class="alarm' not in agents["good"]
     assert "Failed 5 times in a row" in window.get("/agents/broken").text
     run(alice, "broken", "complete")
-    assert list(cards(window.get("/agents").text)) == ["late", "broken", "good"]
+    assert list(agent_rows(window.get("/agents").text))[:3] == ["hangs", "late", "waits"]
 
 
 def test_hanging_task_is_marked_in_lists(window: Browser, alice: ApiClient, clocks: Clocks) -> None:
@@ -53,8 +59,7 @@ def test_hanging_task_is_marked_in_lists(window: Browser, alice: ApiClient, cloc
     hanging = alice.start("backup", claim=True)
     clocks.go_on(11 * MINUTE)
     alice.start("backup", claim=True)
-    for path in ("/agents", "/agents/backup"):
-        assert window.get(path).text.count(">hangs<") == 1
+    assert window.get("/agents/backup").text.count(">hangs<") == 1
     marked = [row for row in rows(window.get("/").text) if ">hangs<" in row]
     assert [hanging["id"] in row for row in marked] == [True]
 
@@ -78,6 +83,9 @@ def test_start_that_would_only_wait_is_warned_of(
     # Tabs share a page until something changes.
     alice.register("other")
     assert warnings() == {"No worker has asked for work of this agent for 3 d"}
-    # It works on a task.
-    alice.start("backup", claim=True)
+    # A worker that works on a task does not ask for another one.
+    alice.start("backup")
+    expect(alice.post("/agent/backup/claim"), 200)
+    clocks.go_on(11 * MINUTE)
+    alice.register("another")
     assert warnings() == {None}

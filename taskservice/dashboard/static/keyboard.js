@@ -1,6 +1,6 @@
 // Keyboard shortcuts; ? lists the shortcuts of the page.
 
-const ROWS = "#rows th > a:first-child, .agents h2 a, #inbox h3 a";
+const ROWS = "#rows th > a:first-child, #agents th > a, #inbox h3 a";
 // In this tab: the task or agent that was opened from a list.
 const OPENED = "opened";
 // The longest time between g and the letter of a page.
@@ -11,7 +11,7 @@ const button = document.getElementById("help");
 
 function move(step) {
   const links = [...document.querySelectorAll(ROWS)];
-  const row = document.activeElement.closest("#rows tr, .agents section, #inbox .row");
+  const row = document.activeElement.closest("#rows tr, #agents tr, #inbox .row");
   let current = links.findIndex((link) => row?.contains(link));
   if (current < 0)
     current = links.findIndex((link) => link.href === sessionStorage.getItem(OPENED));

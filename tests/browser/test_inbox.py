@@ -1,0 +1,155 @@
+"""The Inbox, the list below its line, and the page of agents, in a real browser."""
+
+import re
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.support.api_client import RemoteClient
+from tests.support.browser import Visitor, check_accessible
+from tests.support.receiver import Receiver, answer
+from tests.support.sample_data import DELETE, HOSTILE, TERM
+from tests.support.service import Service
+
+LONG = "Orders of all customers from all shops into the warehouse, nightly and by hand"
+NO_BREAK = "psycopg.errors.UniqueViolation: duplicate key value violates unique constraint"
+TIME_OF_DAY = re.compile(r"\d\d:\d\d")
+# Words that continue on the next line, though they fit on one.
+BROKEN_WORDS = """main => {
+  const walker = document.createTreeWalker(main, NodeFilter.SHOW_TEXT), broken = [];
+  while (walker.nextNode()) {
+    for (const { 0: word, index } of walker.currentNode.data.matchAll(/[\\w.,:'-]+/g)) {
+      const range = new Range();
+      range.setStart(walker.currentNode, index);
+      range.setEnd(walker.currentNode, index + word.length);
+      const tops = new Set([...range.getClientRects()].map(({ top }) => Math.round(top)));
+      if (tops.size > 1) broken.push(word);
+    }
+  }
+  return broken;
+}"""
+
+
+def fail(alice: RemoteClient, agent_id: str, message: str) -> None:
+    task = alice.start(agent_id, name=LONG, claim=True)
+    changes = {"status": "error", "error": {"message": message}}
+    alice.request("PATCH", f"/task/{task['id']}", json=changes).raise_for_status()
+
+
+def ask(alice: RemoteClient, message: str, schema: object = None) -> str:
+    """Ask a question; returns the path of its task in the API."""
+    task = alice.start("deploy", name=LONG, labels={"env": "prod"}, claim=True)
+    path = f"/task/{task['id']}"
+    question = {"message": message, "schema": schema}
+    alice.request("POST", f"{path}/question", json=question).raise_for_status()
+    return path
+
+
+@pytest.fixture
+def night(alice: RemoteClient) -> Iterator[RemoteClient]:
+    """Three questions, seven agents in trouble, a hook that is off, and long names."""
+    with Receiver(answer=answer(410)) as gone:
+        hook = {"target": gone.url, "name": LONG, "events": ["task.failed"]}
+        alice.request("POST", "/hook", json=hook).raise_for_status()
+        for number in range(7):
+            agent = {"name": f"{LONG} {number}"}
+            alice.request("PUT", f"/agent/agent-{number}", json=agent).raise_for_status()
+            fail(alice, f"agent-{number}", f"{NO_BREAK} {number}\nsecond line")
+        for message, schema in (("Delete 41 backups?", DELETE), ("Term?", TERM), ("Why?", None)):
+            ask(alice, message, schema)
+        gone.wait_for(1)
+        yield alice
+
+
+def phone(chromium: Browser, service: Service, alice: RemoteClient) -> Visitor:
+    size = {"width": 390, "height": 844}
+    visitor = Visitor(chromium, service.url, viewport=size, has_touch=True)
+    visitor.sign_in(str(alice.session.headers["apikey"]))
+    return visitor
+
+
+def expect_number(page: Page, number: str) -> None:
+    expect(page.locator("#badge-inbox")).to_have_text(number)
+
+
+def test_question_is_answered_with_one_tap_on_a_phone(
+    chromium: Browser, service: Service, night: RemoteClient
+) -> None:
+    with closing(phone(chromium, service, night)) as visitor:
+        page = visitor.go("/inbox")
+        expect_number(page, "11")
+        expect(page).to_have_title("(11) Inbox · taskservice")
+        assert page.locator("main").evaluate(BROKEN_WORDS) == []
+        page.get_by_role("button", name="Yes").tap()
+        expect(page.locator("#notice")).to_have_text("Answered: Yes")
+        expect(page).to_have_url(f"{service.url}/inbox")
+        expect(page.locator(".question")).to_have_count(2)
+        expect_number(page, "10")
+        check_accessible(page)
+        visitor.check()
+
+
+def test_inbox_and_its_number_renew_themselves(visitor: Visitor, alice: RemoteClient) -> None:
+    page = visitor.go("/inbox")
+    expect(page.locator("#inbox-empty")).to_be_visible()
+    expect_number(page, "")
+    fail(alice, "backup", "Disk full")
+    row = page.locator("#agent-backup")
+    expect(row).to_contain_text("The last task failed: Disk full")
+    expect(row.locator("time")).to_have_text(TIME_OF_DAY)
+    expect_number(page, "1")
+    expect(page).to_have_title("(1) Inbox · taskservice")
+    fail(alice, "backup", HOSTILE)
+    expect(row).to_contain_text("Failed 2 times in a row")
+    check_accessible(page)
+    page = visitor.go()
+    ask(alice, "Why?")
+    expect(page.locator("#attention")).to_have_text("1 question, 1 agent need attention")
+    page.locator("#attention a").click()
+    expect(page.get_by_role("heading", name="Inbox")).to_be_visible()
+
+
+def test_keys_lead_to_each_page_and_through_the_inbox(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    for agent_id in ("backup", "poll"):
+        fail(alice, agent_id, "Disk full")
+    page = visitor.go()
+    for key, path in (("i", "/inbox"), ("a", "/agents"), ("n", "/notifications"), ("t", "/")):
+        page.keyboard.press("g")
+        page.keyboard.press(key)
+        page.wait_for_url(f"{visitor.url}{path}")
+    # Only after g.
+    page.keyboard.press("i")
+    page.keyboard.press("g")
+    page.keyboard.press("i")
+    page.wait_for_url(f"{visitor.url}/inbox")
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    expect(page.locator("#agent-poll h3 a")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{visitor.url}/agents/poll")
+
+
+def test_twelve_agents_are_on_a_screen_the_worst_first(
+    chromium: Browser, service: Service, visitor: Visitor, night: RemoteClient
+) -> None:
+    for number in range(9):
+        night.register(f"fine-{number}", description=LONG)
+        task = night.start(f"fine-{number}", claim=True)
+        night.request("PATCH", f"/task/{task['id']}", json={"status": "complete"})
+    page = visitor.go("/agents")
+    page.set_viewport_size({"width": 1440, "height": 900})
+    rows = page.locator("#agents tr")
+    ends = rows.evaluate_all("rows => rows.map((row) => row.getBoundingClientRect().bottom)")
+    assert sum(end <= 900 for end in ends) >= 12
+    expect(rows.first).to_contain_text("Broken since ")
+    expect(rows.nth(7)).not_to_contain_text("Broken")
+    check_accessible(page)
+    with closing(phone(chromium, service, night)) as on_phone:
+        page = on_phone.go("/agents")
+        expect(page.locator("#agents tr").first).to_contain_text("The last task failed")
+        assert page.locator("main").evaluate(BROKEN_WORDS) == []
+        on_phone.check()
