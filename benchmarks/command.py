@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load import WRK
 from benchmarks.servers import pin_load
 from benchmarks.table import Run, markdown
 
@@ -56,12 +55,7 @@ def show(began: float, head: Sequence[str], lines: Sequence[Sequence[str]]) -> N
 
 
 def _machine() -> str:
-    model = platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    load = "wrk" if WRK else "benchmarks/load.py"
-    return (
-        f"{model}, Linux {platform.release()}, Python {platform.python_version()}, load by {load}"
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    model = next(models, platform.machine())
+    return f"{model}, Linux {platform.release()}, Python {platform.python_version()}"
