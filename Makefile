@@ -127,7 +127,7 @@ fix: $(VENV)/installed-test $(if $(NPM),$(BIOME)) ## Format the code, and mend w
 dev: install ## Serve on 127.0.0.1:8000 with a debugger, and restart on each change of the code
 	$(BIN)/flask --app taskservice.app run --debug --port 8000
 
-bench: $(VENV)/installed-test ## Compare with simpler programs that could be written instead, in ten minutes
+bench: $(VENV)/installed-test ## Compare with simpler programs that could be written instead, in five minutes
 	$(BIN)/python -m benchmarks $(BENCH)
 
 bench-more: $(VENV)/installed-test ## Measure webhooks, idle clients, long logs in a browser, `run`, searches
@@ -137,7 +137,7 @@ bench-more: $(VENV)/installed-test ## Measure webhooks, idle clients, long logs 
 	$(BIN)/python -m benchmarks.run_overhead
 	$(BIN)/python -m benchmarks.search
 
-bench-scaling: $(VENV)/installed-test ## Measure both databases with up to 1,000,000 tasks, in about 8 minutes
+bench-scaling: $(VENV)/installed-test ## Measure both databases with up to 1,000,000 tasks, in about 12 minutes
 	$(BIN)/python -m benchmarks.scaling $(BENCH)
 
 docs: $(VENV)/installed-docs ## Build the documents as a site in build/docs; warnings are errors

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from dataclasses import asdict
 
 from benchmarks.command import measuring, parser, show
 from benchmarks.sections import SECTIONS, measured
@@ -19,7 +20,7 @@ def main() -> None:
             rows += measured(name, run)
     show(began, HEAD, [cells(row) for row in rows])
     if options.json:
-        options.json.write_text(json.dumps([row.as_json() for row in rows], indent=1))
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,26 @@
 """What the servers hold: users with keys and tasks, made over HTTP or copied in the database."""
 
 import hashlib
+import shutil
 import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import requests
+from sqlalchemy import create_engine
 
 from benchmarks.load import request
-from benchmarks.servers import Server
+from benchmarks.servers import Server, ours
+from taskservice.database import name_index
 
 LINES = [f"line {number} of a task that is measured" for number in range(1, 6)]
 DAYS = 50
+AGENTS = 20
+SAMPLE = 200
 
 
 @dataclass
@@ -164,3 +170,54 @@ def _copy(connection: sqlite3.Connection, table: str, condition: str, **changed:
         f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(values)} "
         f"FROM copies JOIN {table} ON {condition} ORDER BY copies.rowid"
     )
+
+
+def make_small(folder: Path) -> tuple[str, str]:
+    """Make the data of a service with few tasks; returns the keys of its reader and its writer.
+
+    Each agent has two tasks, one of which has ended.
+    """
+    with ours(folder) as server:
+        reader, writer = add_person(server, "reader"), add_person(server, "writer")
+        for number in range(AGENTS):
+            agent = f"agent-{number}"
+            reader.call("PUT", f"/agent/{agent}")
+            reader.start(LINES, agentId=agent, name=f"nightly summary {number}")
+            ended = reader.start(LINES, agentId=agent, name=f"synopsis {number}")
+            report = {"status": "complete", "output": {"pages": number}}
+            reader.call("PATCH", f"/task/{ended['id']}", json=report)
+        return reader.key, writer.key
+
+
+def grow(small: Path, folder: Path, size: int) -> Path:
+    """Make the data of a service with `size` tasks of those in `small`; returns its database."""
+    shutil.copytree(small, folder)
+    database = folder / "taskservice.db"
+    multiply(database, size, numbered=True)
+    # What maintenance does in rounds.
+    with create_engine(f"sqlite:///{database}").begin() as connection:
+        while name_index.is_behind(connection):
+            name_index.update(connection)
+    return database
+
+
+def some_ids(database: Path, size: int) -> list[str]:
+    """The ids of up to SAMPLE tasks of the reader, far from one another."""
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+    step = max(size // SAMPLE, 1)
+    # The first task is the reader's, the last one the writer's.
+    of_reader = "user_id = (SELECT user_id FROM tasks WHERE rowid = 1)"
+    query = f"SELECT id FROM tasks WHERE rowid % {step} = 0 AND {of_reader} LIMIT {SAMPLE}"
+    ids = [str(UUID(task_id)) for (task_id,) in connection.execute(query)]
+    connection.close()
+    return ids
+
+
+def long_log(person: Person, size: int) -> str:
+    """The path of the log of a task with `size` lines."""
+    path = f"/task/{person.start([])['id']}/logs"
+    for first in range(1, size + 1, 100_000):
+        last = min(first + 100_000, size + 1)
+        body = "".join(f"line {number} of {size}\n" for number in range(first, last))
+        person.call("PUT", path, data=body.encode())
+    return path

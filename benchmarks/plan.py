@@ -3,8 +3,7 @@
 Each line of the table multiplies a measured figure: it is an extrapolation.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 TASKS = 100_000_000
 AGENTS = 10_000
@@ -17,41 +16,42 @@ WAIT_SECONDS = 60
 CONNECTIONS = 2 * (16 + 8)
 HEAD = ("100,000,000 tasks, 10,000 agents that send a line a second", "arithmetic", "result")
 
-
-@dataclass(frozen=True)
-class Measured:
-    """The figures of PostgreSQL that the plan multiplies, in the units of their table."""
-
-    task_bytes: float
-    index_bytes: float
-    line_bytes: float
-    append_wal: float
-    first_append_wal: float
-    node_appends: float
-    database_appends: float
-    removed_tasks: float
-    log_lines: float
-    log_seconds: float
-    backup_seconds: float
-    count_wait: float
-    # With how many tasks the last two were measured.
-    size: int
+# The names of the figures that it multiplies.
+TASK_BYTES = "a task with its 5 lines, on disk"
+LINE_BYTES = "a line that was sent alone, on disk"
+WAL = "write-ahead log of an append"
+FIRST_WAL = f"{WAL}, if it is the first to change its pages since a checkpoint"
+GROW = "append a line to one of 64 logs"
+ALONE = "appends by PostgreSQL alone"
+COUNT = "count of all tasks, as `/metrics` has it"
+BACKUP = "`db backup`, or `pg_dump -Fc`"
+RATE = "tasks removed by retention, without other writers"
+LOG_SECONDS = "removal of a log of 1,000,000 lines that were sent alone, with the minute before it"
 
 
-def lines(measured: Measured) -> Iterator[tuple[str, str, str]]:
-    m = measured
-    yield _product("tasks on disk, with five lines each", TASKS, "tasks", m.task_bytes, "bytes")
-    yield _product("of these, indexes of tasks", TASKS, "tasks", m.index_bytes, "bytes")
-    a_day = AGENTS * DAY
-    yield _product("lines a day, each sent alone", a_day, "lines", m.line_bytes, "bytes")
-    yield _product("write-ahead log a second", AGENTS, "appends", m.append_wal, "bytes")
+def lines(
+    figures: Mapping[str, float], index_bytes: float, log_lines: int, size: int
+) -> Iterator[tuple[str, str, str]]:
+    """The lines of the table, from the figures of PostgreSQL with `size` tasks, by name.
+
+    `index_bytes` are those of a task in the indexes; `log_lines` are those of the removed log.
+    """
+
+    def most(name: str) -> float:
+        return max(figure for key, figure in figures.items() if key.startswith(name))
+
+    task_bytes, line_bytes = figures[TASK_BYTES], figures[LINE_BYTES]
+    yield _product("tasks on disk, with five lines each", TASKS, "tasks", task_bytes, "bytes")
+    yield _product("of these, indexes of tasks", TASKS, "tasks", index_bytes, "bytes")
+    yield _product("lines a day, each sent alone", AGENTS * DAY, "lines", line_bytes, "bytes")
+    yield _product("write-ahead log a second", AGENTS, "appends", figures[WAL], "bytes")
     yield _product(
         "the same while each append changes pages for the first time since a checkpoint",
-        AGENTS, "appends", m.first_append_wal, "bytes",
+        AGENTS, "appends", figures[FIRST_WAL], "bytes",
     )  # fmt: skip
-    processes = AGENTS / m.node_appends
-    yield _quotient("processes of the service, fully busy", AGENTS, m.node_appends, "processes")
-    yield _quotient("processors of PostgreSQL", AGENTS, m.database_appends, "processors")
+    processes = AGENTS / most(GROW)
+    yield _quotient("processes of the service, fully busy", AGENTS, most(GROW), "processes")
+    yield _quotient("processors of PostgreSQL", AGENTS, most(ALONE), "processors")
     yield (
         "connections of twice these processes, without PgBouncer",
         f"2 × {processes:.1f} × {CONNECTIONS}",
@@ -65,37 +65,38 @@ def lines(measured: Measured) -> Iterator[tuple[str, str, str]]:
     )
     yield (
         "share of the time that their removal takes",
-        f"{ended:.1f} ÷ {m.removed_tasks:,.0f} tasks/s",
-        f"{ended / m.removed_tasks:.1%}",
+        f"{ended:.1f} ÷ {figures[RATE]:,.0f} tasks/s",
+        f"{ended / figures[RATE]:.1%}",
     )
-    swept = m.log_lines / max(m.log_seconds - WAIT_SECONDS, 1)
+    seconds = figures[LOG_SECONDS]
+    swept = log_lines / max(seconds - WAIT_SECONDS, 1)
     yield (
         "share of the time that the removal of single lines takes",
-        f"{AGENTS:,} ÷ ({m.log_lines:,.0f} lines ÷ ({m.log_seconds:.0f} - {WAIT_SECONDS}) s)",
+        f"{AGENTS:,} ÷ ({log_lines:,} lines ÷ ({seconds:.0f} - {WAIT_SECONDS}) s)",
         f"{AGENTS / swept:.0%}",
     )
-    times = TASKS / m.size
+    times = TASKS / size
     yield (
         "`pg_dump` of all tasks",
-        f"{times:,.0f} × {m.backup_seconds:.1f} s",
-        f"{times * m.backup_seconds / 3_600:.1f} h",
+        f"{times:,.0f} × {figures[BACKUP]:.1f} s",
+        f"{times * figures[BACKUP] / 3_600:.1f} h",
     )
     yield (
-        "count of all tasks, as `/metrics` has it",
-        f"{times:,.0f} × {m.count_wait:,.0f} ms",
-        f"{times * m.count_wait / 1_000:.1f} s",
+        COUNT,
+        f"{times:,.0f} × {figures[COUNT]:,.0f} ms",
+        f"{times * figures[COUNT] / 1_000:.1f} s",
     )
 
 
 def _product(name: str, count: float, what: str, figure: float, unit: str) -> tuple[str, str, str]:
-    return name, f"{count:,.0f} {what} × {figure:,.0f} {unit}", size(count * figure)
+    return name, f"{count:,.0f} {what} × {figure:,.0f} {unit}", size_text(count * figure)
 
 
 def _quotient(name: str, count: float, figure: float, unit: str) -> tuple[str, str, str]:
     return name, f"{count:,.0f}/s ÷ {figure:,.0f}/s", f"{count / figure:.1f} {unit}"
 
 
-def size(bytes_: float) -> str:
+def size_text(bytes_: float) -> str:
     for unit, power in (("TB", 12), ("GB", 9), ("MB", 6)):
         if bytes_ >= 10**power:
             return f"{bytes_ / 10**power:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""How fast much is removed from a running service, and how long a writer waits meanwhile."""
+"""The removal of many tasks and of a long log, and how long a writer waits meanwhile."""
 
 import json
 import os
@@ -9,18 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from threading import Event
 from typing import NamedTuple, TypeVar
 
-from benchmarks.contents import DAYS, Person
+from benchmarks.contents import Person
 from benchmarks.servers import Server, prepare_server
 from benchmarks.stores import Store
 from tests.support.api_client import RemoteClient
 from tests.support.quiet_writer import QuietWriter
 
 Result = TypeVar("Result")
-QUIET_SECONDS = 5.0
 # A failure, since two minutes are the goal.
 GIVE_UP_SECONDS = 900.0
 FILE_PAUSE_SECONDS = 0.02
@@ -32,34 +30,6 @@ class Waits(NamedTuple):
 
     writer: float
     disk: float
-
-
-@dataclass(frozen=True)
-class Removal:
-    """How many tasks are removed per second, and how many seconds a long log takes."""
-
-    quiet: Waits
-    rate: float
-    tasks: Waits
-    log_seconds: float
-    log: Waits
-
-
-def measured(
-    server: Server, store: Store, writer: Person, count: int, task_id: str, *, is_quick: bool
-) -> Removal:
-    """Remove twice a `count` of the tasks that ended first, and the log of this task.
-
-    The log waits for a minute first, for those who read it, unless this `is_quick`.
-    """
-    # Else the disk would still be busy with what was written before.
-    os.sync()
-    quiet, _ = with_writer(writer, lambda: time.sleep(QUIET_SECONDS))
-    finished = store.number("SELECT count(*) FROM tasks WHERE finished_at IS NOT NULL")
-    rate = _prune(server, DAYS * (1 - count / finished))
-    tasks, _ = with_writer(writer, lambda: _prune(server, DAYS * (1 - 2 * count / finished)))
-    log, seconds = with_writer(writer, lambda: _log_gone(store, writer, task_id, is_quick))
-    return Removal(quiet, rate, tasks, seconds, log)
 
 
 def with_writer(writer: Person, act: Callable[[], Result]) -> tuple[Waits, Result]:
@@ -92,14 +62,18 @@ def _plain_file(folder: str) -> Iterator[list[float]]:
         writing.result()
 
 
-def _prune(server: Server, days: float) -> float:
+def prune(server: Server, days: float) -> float:
     """Remove the tasks that ended this many days ago; returns how many a second, in all."""
     began = time.perf_counter()
     printed = command(server, "prune", "--json", RETENTION_DAYS=str(days))
     return float(json.loads(printed)["tasks"] / (time.perf_counter() - began))
 
 
-def _log_gone(store: Store, writer: Person, task_id: str, is_quick: bool) -> float:
+def remove_log(store: Store, writer: Person, task_id: str, is_quick: bool) -> float:
+    """Remove the log of this task; returns the seconds until it is off the disk.
+
+    It waits for a minute first, for those who read it, unless this `is_quick`.
+    """
     log_id = store.log_id(task_id)
     began = time.perf_counter()
     writer.call("DELETE", f"/task/{task_id}?fields=id")

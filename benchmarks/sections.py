@@ -13,7 +13,6 @@ from typing import TypeAlias
 
 from benchmarks.command import UNMEASURABLE, reason
 from benchmarks.contents import LINES, Contents, add_person, fill, multiply
-from benchmarks.growth import GROWTH, growth
 from benchmarks.load import load, load_once
 from benchmarks.servers import Server, ours, running, yardstick
 from benchmarks.stores import durable_postgresql
@@ -262,28 +261,6 @@ def streamed(port: int, data: bytes) -> tuple[float, float]:
     return total, first
 
 
-# --- start and memory ---------------------------------------------------------------------
-
-START = (
-    Goal("cold start of serve", "", "s", None),
-    Goal("idle memory (PSS), one worker", "", "MB", None),
-)
-
-
-def start(run: Run) -> list[Row]:
-    service = ours(run.subfolder("start") / "ours")
-    with service:
-        contents = fill(service)
-    service.first = contents.gets()[0]
-    seconds, memory = [], []
-    for _ in range(run.rounds * 2):
-        seconds.append(service.start())
-        time.sleep(min(1.0, run.seconds))
-        memory.append(service.megabytes())
-        service.stop()
-    return [row(goal, figures) for goal, figures in zip(START, (seconds, memory), strict=True)]
-
-
 # --- PostgreSQL ---------------------------------------------------------------------------
 
 POSTGRESQL = (
@@ -313,8 +290,6 @@ SECTIONS: dict[str, Section] = {
     "slow-disk": Section(WRITES_TO_SLOW_DISK, writes_to_slow_disk),
     "hooks": Section(HOOKS, hooks),
     "list": Section(LISTS, whole_list),
-    "growth": Section(GROWTH, growth),
-    "start": Section(START, start),
     "postgresql": Section(POSTGRESQL, postgresql),
 }
 

@@ -3,9 +3,8 @@
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 Samples = Sequence[float]
 
@@ -45,6 +44,12 @@ class Goal:
             return None
         return figure <= self.at_least if self.is_less_better else figure >= self.at_least
 
+    def bound_text(self) -> str:
+        if self.at_least is None:
+            return ""
+        sign = "≤" if self.is_less_better else "≥"
+        return f"{sign} {figure_text(self.at_least, self.unit if self.is_absolute else '')}"
+
 
 @dataclass
 class Row:
@@ -58,15 +63,9 @@ class Row:
     rounds: dict[str, list[float]] = field(default_factory=dict)
 
     @property
-    def judged(self) -> float:
-        return self.ours if self.goal.is_absolute else self.ratio
-
-    @property
     def verdict(self) -> str:
-        return {None: "", True: "yes", False: "NO"}[self.goal.is_reached(self.judged)]
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"verdict": self.verdict}
+        is_reached = self.goal.is_reached(self.ours if self.goal.is_absolute else self.ratio)
+        return {None: "", True: "yes", False: "NO"}[is_reached]
 
 
 def row(goal: Goal, ours: Samples, beside: Samples = (), *, inverted: bool = False) -> Row:
@@ -99,24 +98,21 @@ HEAD = ("path", "ours", "beside", "ratio", "goal", "reached")
 
 def cells(row: Row) -> list[str]:
     goal = row.goal
-    columns = [" / ".join(filter(None, (goal.path, goal.beside))), figure_text(row.ours, goal.unit)]
-    if row.left_out:
-        columns[1] = f"left out: {row.left_out}"
-    beside = "" if math.isnan(row.beside) else figure_text(row.beside, goal.unit)
-    sign = "≤ " if goal.is_less_better else ""
-    unit = goal.unit if goal.is_absolute else ""
-    bound = "" if goal.at_least is None else sign + figure_text(goal.at_least, unit)
-    return [*columns, beside, _number(row.ratio), bound, row.verdict]
+    return [
+        " / ".join(filter(None, (goal.path, goal.beside))),
+        f"left out: {row.left_out}" if row.left_out else figure_text(row.ours, goal.unit),
+        figure_text(row.beside, goal.unit),
+        figure_text(row.ratio),
+        goal.bound_text(),
+        row.verdict,
+    ]
 
 
-def figure_text(value: float | None, unit: str) -> str:
-    return f"{_number(value)} {unit}".strip() if value is not None else ""
-
-
-def _number(value: float | None) -> str:
+def figure_text(value: float | None, unit: str = "") -> str:
     if value is None or math.isnan(value):
         return ""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 20 else f"{value:.2f}"
+    number = f"{value:,.0f}" if value >= 100 else f"{value:.{1 if value >= 20 else 2}f}"
+    return f"{number} {unit}".strip()
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -56,7 +56,7 @@ def test_all_figures_of_both_databases_can_be_measured(tmp_path: Path) -> None:
             assert len(waits) == sizes
             assert all(wait > 0 for wait in waits.values())
         assert path in result.stdout
-    for name in (*scaling.GOALS, scaling.TASK_BYTES, scaling.LINE_BYTES, scaling.BACKUP):
+    for name in (*scaling.GOALS, plan.TASK_BYTES, plan.LINE_BYTES, plan.BACKUP):
         for kind in scaling.KINDS:
             figure, _ = figures["others"][name][kind]
             assert figure > 0
