@@ -1,28 +1,27 @@
 """How fast due webhooks are posted, and how much hanging receivers slow down GET requests."""
 
 import os
-import statistics
 import tempfile
-import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
+from benchmarks.contents import add_person
+from benchmarks.load import load, load_once
+from benchmarks.servers import ours, pin_load
 from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.webhooks.destinations import Destinations
 from tests.support import receiver as play
-from tests.support.api_client import RemoteClient, add_user
+from tests.support.api_client import add_user
 from tests.support.background_process import working
 from tests.support.deliveries import enqueue_many
 from tests.support.receiver import Receiver
-from tests.support.service import Service
 
 DUE = int(os.environ.get("DUE", "3000"))
 HANGING = 64
-GETS = 500
+GET_SECONDS = 5.0
 
 
 def seconds_to_post(folder: Path, processes: int) -> float:
@@ -40,47 +39,30 @@ def seconds_to_post(folder: Path, processes: int) -> float:
     return times[-1] - times[0]
 
 
-def percentile_95(alice: RemoteClient, path: str) -> float:
-    """Milliseconds in which 95 of 100 GETs, one after another, are answered."""
-    times = []
-    for _ in range(GETS):
-        began = time.perf_counter()
-        alice.request("GET", path).raise_for_status()
-        times.append(time.perf_counter() - began)
-    return statistics.quantiles(times, n=20)[-1] * 1000
-
-
 def quiet_and_beside_hanging(folder: Path) -> tuple[float, float]:
+    """The 95th percentile of a GET in milliseconds, alone and beside reports that wait."""
     with (
         Receiver(answer=play.silence) as hanging,
-        Service(folder / "data", THREADS="16") as service,
+        ours(folder / "data", THREADS="16", CALLBACK_ALLOWED="loopback") as server,
+        ThreadPoolExecutor(1) as pool,
     ):
-        alice = service.add_user()
-        tasks = [alice.start(callback=hanging.url) for _ in range(HANGING)]
-        path = f"/task/{tasks[0]['id']}"
-        quiet = percentile_95(alice, path)
-        key = str(alice.session.headers["apikey"])
-
-        def report(task: dict[str, Any]) -> None:
-            person = RemoteClient(service.url, key)
-            person.request("PATCH", f"/task/{task['id']}", json={"status": "complete"})
-
-        reports = [threading.Thread(target=report, args=(task,)) for task in tasks]
-        for thread in reports:
-            thread.start()
-        beside = percentile_95(alice, path)
-        for thread in reports:
-            thread.join()
+        alice = add_person(server, "alice")
+        paths = [f"/task/{alice.start([], callback=hanging.url)['id']}" for _ in range(HANGING)]
+        get = [alice.request("GET", paths[0])]
+        reports = [alice.request("PATCH", path, b'{"status":"complete"}') for path in paths]
+        quiet = load(server.port, get, GET_SECONDS, connections=1).p95
+        reporting = pool.submit(load_once, server.port, reports, HANGING)
+        beside = load(server.port, get, GET_SECONDS, connections=1).p95
+        reporting.result()
         return quiet, beside
 
 
 def main() -> None:
+    pin_load()
     folder = Path(tempfile.mkdtemp())
     for processes in (1, 3):
         rate = DUE / seconds_to_post(folder / str(processes), processes)
-        print(
-            f"{'webhooks':14} {rate:8.0f} a second, by {processes} background process(es) on SQLite"
-        )
+        print(f"{'webhooks':14} {rate:8.0f} a second, by {processes} process(es) on SQLite")
     quiet, beside = quiet_and_beside_hanging(folder)
     print(f"{'get one, p95':14} {quiet:8.1f} ms quiet, {beside:.1f} ms beside {HANGING} reports "
           "whose receivers hang")  # fmt: skip

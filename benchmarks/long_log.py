@@ -40,13 +40,8 @@ def make(alice: RemoteClient, count: int) -> dict[str, Any]:
     task = alice.start(name=f"{count:,} lines", claim=True)
     for first in range(1, count + 1, 10_000):
         last = min(first + 10_000, count + 1)
-        append(alice, task, [f"line {number} of {count}" for number in range(first, last)])
+        alice.append(task, *(f"line {number} of {count}" for number in range(first, last)))
     return task
-
-
-def append(alice: RemoteClient, task: dict[str, Any], lines: list[str]) -> None:
-    path = f"/task/{task['id']}/logs"
-    alice.request("POST", path, json={"logs": lines}).raise_for_status()
 
 
 def memory(page: Page, session: CDPSession) -> str:
@@ -89,7 +84,7 @@ def measure_live(visitor: Visitor, alice: RemoteClient) -> None:
     for number in range(LIVE_SECONDS * 10):
         began = time.perf_counter()
         first = number * LIVE_RATE // 10
-        append(alice, task, [f"line {first + n}" for n in range(1, LIVE_RATE // 10 + 1)])
+        alice.append(task, *(f"line {first + n}" for n in range(1, LIVE_RATE // 10 + 1)))
         page.evaluate(DRAWN, f"line {first + LIVE_RATE // 10}")
         delays.append(time.perf_counter() - began)
         time.sleep(max(0, 0.1 - delays[-1]))
@@ -103,7 +98,7 @@ def main() -> None:
     with Service(data, LOG_LEVEL="warning") as service, launched() as browser:
         alice = service.add_user()
         visitor = Visitor(browser, service.url, viewport={"width": 1280, "height": 860})
-        visitor.sign_in(str(alice.session.headers["apikey"]))
+        visitor.sign_in(alice.key)
         for count in COUNTS:
             measure(visitor, alice, count)
         measure_live(visitor, alice)

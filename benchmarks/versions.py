@@ -117,20 +117,17 @@ def main(commit: str) -> None:
     with tempfile.TemporaryDirectory() as path, worktree(commit, Path(path, "other")) as other:
         print(f"{'':36}{'other, ms':>10}{'this, ms':>10}{'ratio':>8}"
               f"{'other, /s':>10}{'this, /s':>10}{'ratio':>8}")  # fmt: skip
+        checkouts = (("this", None), ("other", other))
         for setup in setups(Path(path)):
             data, workers = Path(path, setup.name), str(setup.workers)
-            servers = [
-                ours(data / "this", WORKERS=workers),
-                ours(data / "other", other, WORKERS=workers),
-            ]
+            servers = [ours(data / name, checkout, WORKERS=workers) for name, checkout in checkouts]
             for server in servers:
                 server.environment |= setup.variables
             with running(*servers):
                 by_server = [requests_of(fill(server)) for server in servers]
                 for name in setup.paths:
                     compare(setup, name, servers, [requests[name] for requests in by_server])
-        servers = [ours(Path(path, "start-this")), ours(Path(path, "start-other"), other)]
-        compare_starts(servers)
+        compare_starts([ours(Path(path, "start", name), checkout) for name, checkout in checkouts])
 
 
 if __name__ == "__main__":

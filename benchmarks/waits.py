@@ -33,7 +33,6 @@ class Client:
 
     socket: socket.socket
     request: bytes
-    responses: int = 0
     pause_until: float = 0.0
 
     def send(self) -> None:
@@ -84,10 +83,8 @@ def cpu_share(server: Server, clients: Clients) -> str:
     before, began, claims = server.processor_seconds(), time.monotonic(), clients.claims
     time.sleep(SECONDS)
     seconds = time.monotonic() - began
-    used, repeated = (
-        (server.processor_seconds() - before) / seconds,
-        (clients.claims - claims) / seconds,
-    )
+    used = (server.processor_seconds() - before) / seconds
+    repeated = (clients.claims - claims) / seconds
     return f"{used:.1%} of a processor, {repeated:.1f} claims repeated a second"
 
 

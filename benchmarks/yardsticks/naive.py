@@ -82,9 +82,8 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
 
 def create_app(database: str = "") -> Flask:
     app = Flask(__name__, static_folder=None)
-    app.config["SQLALCHEMY_DATABASE_URI"] = (
-        f"sqlite:///{database or os.environ['YARDSTICK_DATABASE']}"
-    )
+    path = database or os.environ["YARDSTICK_DATABASE"]
+    app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{path}"
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"pool_size": 24}
     db.init_app(app)
     with app.app_context():
@@ -122,9 +121,7 @@ def store(
         db.session.execute(db.insert(User), [{"id": user} for user in set(keys.values())])
         rows = [{"digest": digest, "user_id": user} for digest, user in keys.items()]
         db.session.execute(db.insert(ApiKey), rows)
-        columns = {
-            name: field.attribute or name for name, field in task_schema.fields.items()
-        }  # fmt: skip
+        columns = {name: field.attribute or name for name, field in task_schema.fields.items()}
         originals = [{columns[name]: task[name] for name in columns} for task in tasks]
         for number in range(copies):
             db.session.execute(

@@ -61,7 +61,7 @@ def test_twenty_readers_see_every_task_once_while_twenty_writers_start_them(
     with Service(tmp_path / "data", DATABASE_URL=database_url, WORKERS="2") as service:
         alice = service.add_user()
         known = [alice.start()["id"] for _ in range(120)]
-        key = str(alice.session.headers["apikey"])
+        key = alice.key
         readers = [Reader(service, key, known, SORTS[number % 3]) for number in range(20)]
         writers = [Writer(service, key, known) for _ in range(20)]
         for thread in readers + writers:

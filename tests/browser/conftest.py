@@ -36,7 +36,7 @@ def alice(service: Service) -> RemoteClient:
 def visitor(chromium: Browser, service: Service, alice: RemoteClient) -> Iterator[Visitor]:
     """Alice's window, signed in; whatever it did, it must have done quietly."""
     visitor = Visitor(chromium, service.url)
-    visitor.sign_in(str(alice.session.headers["apikey"]))
+    visitor.sign_in(alice.key)
     yield visitor
     visitor.check()
     visitor.close()

@@ -250,7 +250,7 @@ def test_expected_runs_are_in_the_zone_of_the_person(
 ) -> None:
     alice.request("PUT", "/agent/backup").raise_for_status()
     visitor = Visitor(chromium, service.url, timezone_id="Asia/Kolkata", locale="en-GB")
-    visitor.sign_in(str(alice.session.headers["apikey"]))
+    visitor.sign_in(alice.key)
     page = visitor.go("/agents/backup")
     check_accessible(page)
     page.get_by_role("link", name="Set when it is expected").click()
@@ -385,7 +385,7 @@ def test_curl_commands_of_the_start_page_end_their_task(
         "python3 -m pip install path/to/taskservice"
     )
     check_accessible(page)
-    key = str(alice.session.headers["apikey"])
+    key = alice.key
     commands = str(page.locator("#start-curl").text_content()).replace("tsk_…", key)
     subprocess.run(["sh", "-ec", commands], check=True, timeout=60)
     expect(page.locator("#rows .pill")).to_have_text("complete")
@@ -400,7 +400,7 @@ def test_phone_has_buttons_for_fingers_and_room_for_the_user(
     task = alice.start(name="Without lines", claim=True)
     phone = {"has_touch": True, "is_mobile": True, "viewport": {"width": 390, "height": 844}}
     visitor = Visitor(chromium, service.url, **phone)
-    page = visitor.sign_in(str(alice.session.headers["apikey"]))
+    page = visitor.sign_in(alice.key)
     summary = page.locator("#menu summary bdi")
     assert summary.evaluate("node => node.scrollWidth <= node.clientWidth")
     visitor.go(f"/tasks/{task['id']}")

@@ -575,7 +575,7 @@ def test_service_needs_no_proxy(chromium: Browser, tmp_path: Path) -> None:
         alice = service.add_user("alice")
         task = alice.start(name="Without a proxy", claim=True)
         visitor = Visitor(chromium, service.url)
-        page = visitor.sign_in(str(alice.session.headers["apikey"]))
+        page = visitor.sign_in(alice.key)
         page.get_by_role("link", name="Without a proxy").click()
         expect(page.locator("#log-state")).to_have_text("live")
         alice.request("POST", f"/task/{task['id']}/logs", json={"logs": ["one line"]})

@@ -33,7 +33,7 @@ MANY: Json = {
 
 def window(chromium: Browser, service: Service, alice: RemoteClient, **options: Any) -> Visitor:
     visitor = Visitor(chromium, service.url, **options)
-    visitor.sign_in(str(alice.session.headers["apikey"]))
+    visitor.sign_in(alice.key)
     return visitor
 
 

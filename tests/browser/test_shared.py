@@ -20,7 +20,7 @@ def test_everyone_with_the_link_follows_the_task_until_it_is_revoked(
     task = alice.start(name="Nightly", claim=True)
     append(alice, task, "first line")
     owner = Visitor(chromium, service.url)
-    owner.sign_in(str(alice.session.headers["apikey"]))
+    owner.sign_in(alice.key)
     page = owner.go(f"/tasks/{task['id']}")
     page.get_by_role("link", name="Share").click()
     assert violations(page) == []

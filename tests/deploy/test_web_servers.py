@@ -83,7 +83,7 @@ def test_page_has_the_prefix_in_its_links(alice: RemoteClient) -> None:
         page = browser.get(f"{alice.url}/", timeout=60)
         (token,) = re.findall(r'name="token" value="([^"]*)"', page.text)
         assert f'action="{PREFIX}/sign-in"' in page.text
-        form = {"token": token, "next": "", "key": str(alice.session.headers["apikey"])}
+        form = {"token": token, "next": "", "key": alice.key}
         signed_in = browser.post(f"{alice.url}/sign-in", data=form, timeout=60)
         assert signed_in.status_code == 200, signed_in.text
         assert signed_in.url.startswith(f"{alice.url}/")
@@ -178,7 +178,7 @@ def test_browsers_are_served_over_http_2(alice: RemoteClient) -> None:
 
 
 def test_events_arrive_line_by_line_over_http_2(alice: RemoteClient) -> None:
-    task, key = alice.start(claim=True), str(alice.session.headers["apikey"])
+    task, key = alice.start(claim=True), alice.key
     command = [
         "curl", "--silent", "--show-error", "--no-buffer", "--http2", "--include",
         "--max-time", "60", "--cacert", str(alice.session.verify),

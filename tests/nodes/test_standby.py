@@ -80,7 +80,7 @@ def people(nodes: list[Service]) -> list[RemoteClient]:
     """The same user at each node."""
     alice = nodes[0].add_user("alice")
     alice.request("PUT", "/agent/worker").raise_for_status()
-    key = str(alice.session.headers["apikey"])
+    key = alice.key
     return [alice, *[RemoteClient(node.url, key) for node in nodes[1:]]]
 
 

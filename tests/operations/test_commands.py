@@ -262,7 +262,7 @@ def test_gunicorn_alone_serves_the_same(tmp_path: Path) -> None:
 def test_no_secret_reaches_the_log(tmp_path: Path) -> None:
     with Service(tmp_path / "data", LOG_FORMAT="json", LOG_LEVEL="debug") as service:
         alice = service.add_user()
-        key = str(alice.session.headers["apikey"])
+        key = alice.key
         with Receiver() as receiver:
             task = alice.start(callback=f"{receiver.url}?token=hidden")
             alice.request("GET", f"/task?apikey={key}")

@@ -86,7 +86,7 @@ def test_backup_made_while_others_write_serves_all_that_was_acknowledged(
     alice = service.add_user()
     copy = tmp_path / "restored" / "taskservice.db"
     copy.parent.mkdir()
-    writer = Writer(RemoteClient(service.url, str(alice.session.headers["apikey"])))
+    writer = Writer(RemoteClient(service.url, alice.key))
     writer.start()
     writer.wait_for(20)
     before = list(writer.acknowledged)

@@ -142,7 +142,7 @@ def test_package_alone_is_the_whole_agents_side(tmp_path: Path) -> None:
         alice = service.add_user()
         settings = {
             "TASKSERVICE_URL": service.url,
-            "TASKSERVICE_APIKEY": str(alice.session.headers["apikey"]),
+            "TASKSERVICE_APIKEY": alice.key,
             "XDG_STATE_HOME": str(tmp_path / "state"),
         }
         assert run("taskservice", "agent", "add", "count", **settings).returncode == 0
@@ -214,7 +214,7 @@ def test_script_beside_the_clone_imports_the_package(tmp_path: Path) -> None:
     clean = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
-        key = str(alice.session.headers["apikey"])
+        key = alice.key
         settings = {"TASKSERVICE_URL": service.url, "TASKSERVICE_APIKEY": key}
         for command in ("python agent.py", "python -m taskservice agent list"):
             result = subprocess.run(

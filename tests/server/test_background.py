@@ -189,7 +189,7 @@ def test_receivers_that_hang_hold_up_neither_readers_nor_other_reports(tmp_path:
     ):
         alice = service.add_user()
         tasks = [alice.start(callback=hanging.url) for _ in range(64)]
-        key = str(alice.session.headers["apikey"])
+        key = alice.key
 
         def report(task: dict[str, Any]) -> str:
             path, person = f"/task/{task['id']}", RemoteClient(service.url, key)

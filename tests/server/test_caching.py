@@ -51,7 +51,7 @@ def ask(site: Site, path: str, **headers: str) -> requests.Response:
 
 
 def key_of(person: RemoteClient) -> str:
-    return str(person.session.headers["apikey"])
+    return person.key
 
 
 def test_no_proxy_gives_an_answer_to_another_user_or_without_a_key(

@@ -98,7 +98,7 @@ def test_service_that_dies_between_start_and_answer_starts_nothing_twice(service
     )
     with ThreadPoolExecutor(1) as pool:
         lost = pool.submit(call)
-        until(lambda: tasks_of(RemoteClient(service.url, str(alice.session.headers["apikey"]))))
+        until(lambda: tasks_of(RemoteClient(service.url, alice.key)))
         service.kill()
         assert isinstance(lost.exception(), requests.ConnectionError)
         service.start()
@@ -122,7 +122,7 @@ def test_task_of_a_client_survives_the_end_of_the_service(service: Service) -> N
 def test_call_that_waits_is_answered_when_the_service_stops(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = user_with_served_tool(service)
-        other = RemoteClient(service.url, str(alice.session.headers["apikey"]))
+        other = RemoteClient(service.url, alice.key)
         with McpClient(alice).calling("summarizer") as call:
             until(lambda: tasks_of(other))
             assert service.stop() == 0

@@ -149,7 +149,7 @@ def test_session_with_curl_runs_as_printed(
     port = str(free_port())
     (tmp_path / "receiver.py").write_text(receiver.replace("9000", port))
     # Only what differs from machine to machine: the key, and the ports.
-    key = str(alice.session.headers["apikey"])
+    key = alice.key
     terminal.run(f"API={service.url}/api/v1\nKEY={key}")
     assert variables == "API=http://127.0.0.1:8000/api/v1\nKEY=tsk_user_...\n"
     terminal.run(installation(install, tmp_path))
@@ -197,7 +197,7 @@ def test_commands_on_the_page_of_the_api_run_as_printed(
         needs("curl", "install the package curl")
     alice = service.add_user()
     html = requests.get(f"{service.url}/docs", timeout=60).text
-    variables = {"URL": service.url, "KEY": str(alice.session.headers["apikey"])}
+    variables = {"URL": service.url, "KEY": alice.key}
     commands = [code for code in Page(html).codes if code.startswith("curl ")]
     assert len(commands) > 20
     for command in commands:

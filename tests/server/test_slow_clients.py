@@ -74,7 +74,7 @@ def test_reader_of_10_kb_a_second_is_not_cut_off(tmp_path: Path) -> None:
         ThreadPoolExecutor() as pool,
     ):
         alice = service.add_user()
-        key = str(alice.session.headers["apikey"])
+        key = alice.key
         path = task_with_log(alice)
         headers = "Accept: text/plain\r\nConnection: close\r\n\r\n"
 
@@ -175,7 +175,7 @@ def status_of(client: socket.socket, request: bytes) -> int:
 def test_upload_is_not_cut_off_by_silent_connections(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service, ExitStack() as stack:
         alice = service.add_user()
-        key = str(alice.session.headers["apikey"])
+        key = alice.key
         path = f"/api/v1/task/{alice.start()['id']}/logs"
         idle = [stack.enter_context(connect(service.port)) for _ in range(20)]
         for client in idle:
@@ -217,7 +217,7 @@ def test_pipelined_requests_are_all_answered_as_their_responses_are_read(tmp_pat
 
 
 def request_of(person: RemoteClient, method: str, path: str, *headers: str) -> bytes:
-    key = str(person.session.headers["apikey"])
+    key = person.key
     lines = [f"{method} /api/v1{path} HTTP/1.1", "Host: localhost", f"apikey: {key}", *headers]
     return "\r\n".join([*lines, "", ""]).encode()
 

@@ -44,12 +44,12 @@ SOON = 25.0
 
 
 def key_of(person: RemoteClient) -> str:
-    return str(person.session.headers["apikey"])
+    return person.key
 
 
 def append(person: RemoteClient, task: dict[str, Any], *lines: str) -> None:
     """On a connection of its own, which either process may answer."""
-    headers = {"apikey": str(person.session.headers["apikey"])}
+    headers = {"apikey": person.key}
     url = f"{person.url}{API}/task/{task['id']}/logs"
     requests.post(url, headers=headers, json={"logs": lines}, timeout=30).raise_for_status()
 
@@ -128,7 +128,7 @@ def test_deletion_ends_the_stream(two_workers: Service) -> None:
     with open_stream(person, task) as response:
         stream = events(response)
         next(stream)
-        headers = {"apikey": str(person.session.headers["apikey"])}
+        headers = {"apikey": person.key}
         requests.delete(f"{person.url}{API}/task/{task['id']}", headers=headers, timeout=30)
         assert list(stream) == []
 
@@ -163,7 +163,7 @@ def test_stop_of_the_service_ends_streams_and_waits(service: Service) -> None:
     answers: list[Any] = []
 
     def wait() -> None:
-        headers = {"Prefer": "wait=60", "apikey": str(person.session.headers["apikey"])}
+        headers = {"Prefer": "wait=60", "apikey": person.key}
         url = f"{person.url}{API}/task/{task['id']}/logs"
         answers.append(requests.get(url, headers=headers, timeout=30))
 
@@ -262,7 +262,7 @@ def test_follower_has_every_line_once_though_the_service_is_restarted(service: S
 def test_task_is_not_given_to_a_client_that_disconnected_while_waiting(service: Service) -> None:
     alice = service.add_user()
     alice.request("PUT", "/agent/summarizer").raise_for_status()
-    key = str(alice.session.headers["apikey"])
+    key = alice.key
     head = f"POST {API}/agent/summarizer/claim HTTP/1.1\r\nHost: x\r\napikey: {key}\r\n"
     for _ in range(3):
         with socket.create_connection(("127.0.0.1", service.port)) as waiting:
@@ -351,7 +351,7 @@ def test_each_change_of_a_question_is_an_event_in_every_process(two_workers: Ser
 
     def change(method: str, end: str, **body: Any) -> Json:
         """Make a request on a connection of its own, which either process may answer."""
-        other = RemoteClient(two_workers.url, str(person.session.headers["apikey"]))
+        other = RemoteClient(two_workers.url, person.key)
         answer = other.request(method, f"/task/{task['id']}{end}", json=body or None)
         answer.raise_for_status()
         return dict(answer.json())
@@ -395,7 +395,7 @@ def expire(question: Json) -> None:
 
 def test_waits_for_an_answer_end_in_every_process(two_workers: Service) -> None:
     person = two_workers.add_user()
-    key = str(person.session.headers["apikey"])
+    key = person.key
     task = person.start(claim=True)
     body = {"message": "Deploy?"}
     question = person.request("POST", f"/task/{task['id']}/question", json=body).json()

@@ -25,7 +25,7 @@ def at_once(deeds: Sequence[Callable[[], T]]) -> list[T]:
 
 def copies(person: RemoteClient, count: int) -> list[RemoteClient]:
     """This many clients of one user, each with an open connection."""
-    key = str(person.session.headers["apikey"])
+    key = person.key
     people = [RemoteClient(person.url, key) for _ in range(count)]
     for one in people:
         one.request("GET", "/user").raise_for_status()

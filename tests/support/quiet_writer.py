@@ -17,7 +17,7 @@ class QuietWriter:
 
     def __init__(self, person: RemoteClient) -> None:
         self._task = person.start()["id"]
-        self._arguments = [person.url, str(person.session.headers["apikey"]), self._task]
+        self._arguments = [person.url, person.key, self._task]
 
     def __enter__(self) -> "QuietWriter":
         command = [sys.executable, "-m", "tests.support.quiet_writer", *self._arguments]
