@@ -1,18 +1,14 @@
-"""`taskservice listen`: print webhooks, or post them to a local address."""
+"""`taskservice listen`: post webhooks of finished tasks to a local address."""
 
 import json
-import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
-from http.server import BaseHTTPRequestHandler
 from itertools import accumulate
-from socketserver import TCPServer
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 from uuid import UUID, uuid5
@@ -31,13 +27,9 @@ from taskservice.client.responses import (
     NotTheService,
     UnexpectedResponse,
 )
-from taskservice.terminal import exit_with_error, notice, print_line
+from taskservice.terminal import notice, print_line
 from taskservice.webhooks import signing
 
-HOST = "127.0.0.1"
-DEFAULT_PORT = 9000
-# Of a webhook in bytes.
-_LENGTH = re.compile("[0-9]{1,7}")
 POLL_SECONDS = 1.0
 # A task that ended shortly before another one can become visible after it.
 OVERLAP = timedelta(seconds=60)
@@ -53,42 +45,30 @@ _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
 
 @options.command(
     "taskservice listen",
-    "",
     "--forward http://127.0.0.1:3000/webhook",
     short_help="Receive webhooks on this machine.",
 )
 @options.text_option(
-    "--forward", metavar="URL", help="Post the webhook of each task that finishes to this address."
+    "--forward",
+    metavar="URL",
+    required=True,
+    help="Post the webhook of each task that finishes to this address.",
 )
-@click.option(
-    "--port", type=click.IntRange(1, 65535), help=f"Port to listen on (default: {DEFAULT_PORT})."
-)
-@options.flag("--json", "as_json", help="Print each webhook as JSON on one line.")
-def command(forward: str | None, port: int | None, as_json: bool) -> None:
-    """Receive webhooks on this machine, verify their signatures and print each.
+def command(forward: str) -> None:
+    """Receive webhooks on this machine, which the service does not need to reach.
 
-    Start a task with the callback http://127.0.0.1:9000/ and wait until it ends. The service
-    must be able to reach that address, and TASKSERVICE_CALLBACK_ALLOWED must contain `loopback`,
-    as it does with `make run`.
-
-    With --forward the service does not need to reach this machine: the command requests
-    finished tasks, with any callback, and posts them to the address as the service would,
-    signed with your callback secret. If the receiver does not return 2xx, the same webhook is
-    sent again, with the same webhook-id, up to six times.
+    The command requests finished tasks, with any callback, and posts them to the address as the
+    service would, signed with your callback secret. If the receiver does not return 2xx, the same
+    webhook is sent again, with the same webhook-id, up to six times.
     """
-    if forward is not None and (port or as_json):
-        raise click.UsageError("--forward can't be used with --port or --json.")
-    if forward is not None and not _is_url(forward):
+    if not _is_url(forward):
         raise click.BadParameter("must be a URL such as http://127.0.0.1:9000/", param_hint="URL")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
         with service_client() as client:
             _secret(client)  # fail now if the key cannot read it
-            if forward is None:
-                _receive(client, port or DEFAULT_PORT, bytes.decode if as_json else _described)
-            else:
-                Forwarder(client, forward).forward()
+            Forwarder(client, forward).forward()
     except KeyboardInterrupt:
         sys.exit(0)
 
@@ -107,75 +87,6 @@ def _secret(client: Client) -> str:
     if not signing.is_secret(secret):
         raise UnexpectedResponse("the service has no valid callback secret")
     return secret
-
-
-def _receive(client: Client, port: int, show: Callable[[bytes], str]) -> NoReturn:
-    """Receive webhooks, one at a time, and print each one with a valid signature."""
-    try:
-        receiver = Receiver((HOST, port), _Request)
-    except OSError as error:
-        problem = f"can't listen on {HOST}:{port}: {error.strerror}"
-        exit_with_error(f"{problem}; choose another port with --port")
-    with receiver:
-        receiver.client, receiver.received = client, []
-        notice(f"listening on http://{HOST}:{port}/")
-        while True:
-            receiver.handle_request()
-            while receiver.received:
-                print_line(show(receiver.received.pop()))
-
-
-class Receiver(TCPServer):
-    allow_reuse_address = True
-    client: Client
-    received: list[bytes]
-
-    def handle_error(self, *_: Any) -> None:
-        """Ignore a sender that closed the connection; raise any other error."""
-        if not isinstance(sys.exception(), OSError):
-            raise
-
-
-class _Request(BaseHTTPRequestHandler):
-    server: Receiver
-    timeout = ATTEMPT_SECONDS
-
-    def do_POST(self) -> None:
-        self.send_response(self._receive())
-        self.end_headers()
-
-    def _receive(self) -> HTTPStatus:
-        """Store a webhook with a valid signature; returns the status of the response."""
-        length = self.headers.get("content-length", "")
-        if not _LENGTH.fullmatch(length):
-            return HTTPStatus.BAD_REQUEST
-        body = self.rfile.read(int(length))
-        try:
-            # Read each time, because it can have been rotated.
-            secret = _secret(self.server.client)
-        except _UNAVAILABLE as error:
-            notice(str(error))
-            return HTTPStatus.SERVICE_UNAVAILABLE
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        if not signing.is_signed([secret], headers, body, time.time()):
-            notice("refused a request without a valid signature of your callback secret")
-            return HTTPStatus.BAD_REQUEST
-        self.server.received.append(body)
-        return HTTPStatus.NO_CONTENT
-
-    def log_message(self, *_: Any) -> None:
-        """Print no access log."""
-
-
-def _described(webhook: bytes) -> str:
-    """A task in one line: its id and name, and its outcome; or the event of a hook."""
-    task: dict[str, Any] = json.loads(webhook)
-    if "type" in task:
-        event = f"{task['timestamp']} {task['type']} {task['data']['url'] or '-'}"
-        return f"{event}, signature verified"
-    error, output = task.get("error"), json.dumps(task["output"], ensure_ascii=False)
-    result = f"{error['type']}: {error['message']}" if error else output
-    return f"{task['id']} {task['name']}: {task['status']} {result}, signature verified"
 
 
 class Forwarder:

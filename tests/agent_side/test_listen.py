@@ -1,25 +1,21 @@
-"""`taskservice listen`: webhooks for a developer, shown here or sent on to a local address."""
+"""`taskservice listen`: webhooks for a developer, sent on to a local address."""
 
 import json
-import re
 import signal
-import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import pytest
-import requests
 from standardwebhooks import Webhook
 
-from taskservice.webhooks.signing import new_secret, sign
 from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, Command, kill
 from tests.support.api_client import RemoteClient
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import Received, Receiver
-from tests.support.service import Service, free_port
+from tests.support.service import Service
 from tests.support.service_answers import passing_on
 
 
@@ -157,135 +153,3 @@ def test_wrong_use_is_one_line(machine: AgentMachine) -> None:
     narrow = machine.run("listen", "--forward", "http://127.0.0.1:9/")
     assert narrow.returncode == 1
     assert len(narrow.stderr.splitlines()) == 1
-    assert machine.run("listen", "--port", str(free_port())).returncode == 1
-
-
-# --- shown here --------------------------------------------------------------------------
-
-
-@contextmanager
-def receiving(machine: AgentMachine, *options: str) -> Iterator[tuple[Command, str]]:
-    """`listen` without --forward, and the callback that it shows."""
-    port = free_port()
-    process = machine.spawn("listen", "--port", str(port), *options)
-    url = f"http://127.0.0.1:{port}/"
-    assert f"listening on {url}" in process.read_error()
-    yield process, url
-    process.end(signal.SIGINT)
-    assert process.returncode == 0
-
-
-def test_callback_is_verified_and_shown(machine: AgentMachine) -> None:
-    with receiving(machine) as (process, url):
-        task = machine.user.start(name="nächtlich", callback=url)
-        changes = {"status": "complete", "output": {"sum": 15}}
-        ended = machine.user.request("PATCH", f"/task/{task['id']}", json=changes)
-        assert ended.headers["Callback-Status"] == "delivered"
-        assert process.read_line() == (
-            f'{task["id"]} nächtlich: complete {{"sum": 15}}, signature verified\n'
-        )
-        machine.user.write("POST", "/callback-secret")  # the listener verifies by the new one
-        task = machine.user.start(callback=url)
-        machine.user.report(task, status="error", error={"message": "two\nlines"})
-        assert f"{task['id']} " in (line := process.read_line())
-        assert "error failed: two" in line
-        assert line.endswith("lines, signature verified\n")
-
-
-def test_callback_is_shown_as_it_came(machine: AgentMachine) -> None:
-    with receiving(machine, "--json") as (process, url):
-        task = machine.user.start(callback=url, input={"a": 1.5})
-        machine.user.report(task, status="complete")
-        shown = json.loads(process.read_line())
-    assert shown == machine.user.read(f"/task/{task['id']}")
-
-
-def test_malformed_request_is_refused_and_the_listener_goes_on(
-    machine: AgentMachine, subtests: CheapSubtests
-) -> None:
-    with receiving(machine) as (process, url):
-        for request, status in {
-            "POST / HTTP/1.1\r\nContent-Length: " + "9" * 5_000: 400,
-            "POST / HTTP/1.1\r\nContent-Length: " + "0" * 5_000: 400,
-            "POST / HTTP/1.1\r\nContent-Length: -1": 400,
-            "POST / HTTP/1.1\r\nContent-Length: ten": 400,
-            "POST / HTTP/1.1\r\nContent-Length: \xb2": 400,
-            "POST / HTTP/1.1\r\nContent-Length:": 400,
-            "POST / HTTP/1.1\r\nX-Other: 1": 400,
-            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked": 400,
-            "POST / HTTP/1.1\r\nContent-Length: 0\r\nwebhook-timestamp: " + "9" * 5_000: 400,
-            "POST / HTTP/1.1\r\nContent-Length: 0\r\nwebhook-signature: \xff": 400,
-            "POST / HTTP/1.1\r\nno header": 400,
-            "POST / HTTP/1.1\r\n" + "X: 1\r\n" * 200 + "Y: 1": 431,
-            "POST / HTTP/1.1\r\nX: " + "x" * 70_000: 431,
-            "POST / HTTP/" + "9" * 5_000 + ".1": 400,
-            "POST / HTTP/\xb2.\xb2": 400,
-            "POST / HTTP/7.0": 505,
-            "POST " + "/" * 70_000 + " HTTP/1.1": 414,
-            "__class__ / HTTP/1.1": 501,
-            "\0\xff\0": 400,
-        }.items():
-            with subtests.test(repr(request[:50])):
-                assert status_of(url, request.encode("latin-1") + b"\r\n\r\n") == status
-        machine.user.report(machine.user.start(callback=url), status="complete")
-        assert "signature verified" in process.read_line()
-
-
-def status_of(url: str, request: bytes) -> int:
-    """The status of the response to these bytes."""
-    with socket.create_connection(("127.0.0.1", int(url.split(":")[2].strip("/"))), 30) as sender:
-        # The listener may close the connection before it has read all.
-        with suppress(BrokenPipeError, ConnectionResetError):
-            sender.sendall(request)
-        response = b"".join(iter(lambda: sender.recv(65_536), b""))
-    # To a request that names no version of HTTP, the response has no status line.
-    match = re.search(rb"^HTTP/1.. ([0-9]{3})|Error code: ([0-9]{3})", response)
-    assert match is not None, response
-    return int(match[1] or match[2])
-
-
-def test_unsigned_request_is_refused_and_not_shown(machine: AgentMachine) -> None:
-    with receiving(machine) as (process, url):
-        body = json.dumps({"id": "1", "name": "x", "status": "complete", "output": {}}).encode()
-        signed = sign([new_secret()], "0193", int(time.time()), body)
-        assert requests.post(url, data=body, timeout=10).status_code == 400
-        assert requests.post(url, data=body, headers=signed, timeout=10).status_code == 400
-        assert requests.get(url, timeout=10).status_code == 501
-        assert "refused a request without a valid signature" in process.read_error()
-        # A sender may close the connection in the middle of its body.
-        with socket.create_connection(("127.0.0.1", int(url.split(":")[2].strip("/")))) as half:
-            half.sendall(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nab")
-        task = machine.user.start(callback=url)
-        machine.user.report(task, status="complete")
-        assert process.read_line().startswith(task["id"])
-
-
-def test_callback_waits_while_the_listener_cannot_ask_for_the_secret(machine: AgentMachine) -> None:
-    machine.give_up_soon()
-    with Receiver() as proxy:
-        proxy.answer = passed_on = passing_on(machine.user)
-        machine.url = proxy.url
-        with receiving(machine) as (process, url):
-            for failure, message in (
-                (play.reset(), "cannot reach"),
-                (play.answer(503), "returned status 503"),
-                (play.answer(404, {"Content-Type": "text/plain"}, b"page"), "returned 404"),
-            ):
-                proxy.answer = failure
-                assert requests.post(url, data=b"{}", timeout=60).status_code == 503
-                assert message in process.read_error()
-            proxy.answer = passed_on
-            machine.user.report(machine.user.start(callback=url), status="complete")
-            assert "signature verified" in process.read_line()
-
-
-def test_port_that_is_taken_is_one_line(machine: AgentMachine) -> None:
-    with Receiver() as taken:
-        port = taken.port
-        result = machine.run("listen", "--port", str(port))
-    assert result.returncode == 1
-    assert f"can't listen on 127.0.0.1:{port}: " in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    both = machine.run("listen", "--forward", "http://127.0.0.1:9/", "--port", "9001")
-    assert both.returncode == 2
-    assert "--forward can't be used with" in both.stderr

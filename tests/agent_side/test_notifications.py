@@ -151,21 +151,17 @@ def test_documented_runs_are_expected(
 def test_program_is_told_as_the_guide_shows(
     machine: AgentMachine, agents_terminal: Terminal
 ) -> None:
-    port = free_port()
-    listener = machine.spawn("listen", "--port", str(port))
-    assert "listening on" in listener.read_error()
-    agents_terminal.run(block("program").replace("9000", str(port)))
-    run = ["run", "--agent", "backup", "--label", "env=prod"]
-    machine.run(*run, "--", "false")
-    page = f"{machine.user.url}/tasks/{machine.user.the_task()['id']}"
-    lines = [listener.read_line().split(maxsplit=1)[1] for _ in range(2)]
-    assert sorted(lines) == [
-        f"agent.broken {page}, signature verified\n",
-        f"task.ended {page}, signature verified\n",
-    ]
-    machine.run("run", "--agent", "other", "--", "false")
-    (hook,) = objects(machine.run("hook", "list", "--json").stdout)
-    (shown,) = objects(machine.run("hook", "show", hook["id"], "--json").stdout)
+    with Receiver() as local:
+        agents_terminal.run(block("program").replace("9000", str(local.port)))
+        machine.run("run", "--agent", "backup", "--label", "env=prod", "--", "false")
+        events = [json.loads(request.body) for request in local.wait_for(2)]
+        page = f"{machine.user.url}/tasks/{machine.user.the_task()['id']}"
+        assert {event["type"]: event["data"]["url"] for event in events} == {
+            "agent.broken": page, "task.ended": page,
+        }  # fmt: skip
+        machine.run("run", "--agent", "other", "--", "false")
+        (hook,) = objects(machine.run("hook", "list", "--json").stdout)
+        (shown,) = objects(machine.run("hook", "show", hook["id"], "--json").stdout)
     assert len(shown["deliveries"]) == 2
 
 

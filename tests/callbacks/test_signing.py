@@ -3,13 +3,11 @@
 import base64
 import json
 import time
-from datetime import UTC, datetime
-from itertools import product
 
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from taskservice.webhooks.signing import is_signed, new_secret, sign
+from taskservice.webhooks.signing import new_secret, sign
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 BODY = b'{"test": 2432232314}'
@@ -71,38 +69,3 @@ def test_invalid_secret_does_not_sign(secrets: list[str]) -> None:
 def test_id_with_a_full_stop_is_refused() -> None:
     with pytest.raises(ValueError, match="full stop"):
         sign([SECRET], "0193.1", 1, BODY)
-
-
-def test_standard_library_s_signature_is_verified() -> None:
-    now = datetime.now(UTC)
-    headers = {
-        "webhook-id": "0193",
-        "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": "v1a,other " + Webhook(SECRET).sign("0193", now, BODY.decode()),
-    }
-
-    assert is_signed([new_secret(), SECRET], headers, BODY, time.time())
-
-
-def test_changed_header_is_not_verified(subtests: pytest.Subtests) -> None:
-    for name, value in product(
-        ("webhook-id", "webhook-timestamp", "webhook-signature"),
-        (None, "", "1", "9" * 5000, "ü", "v1,AAAA"),
-    ):
-        with subtests.test(f"{name} {value!r:.20}"):
-            headers = sign([SECRET], "0193", int(time.time()), BODY)
-            others = {key: text for key, text in headers.items() if key != name}
-            changed = others if value is None else others | {name: value}
-
-            assert is_signed([SECRET], headers, BODY, time.time())
-            assert not is_signed([SECRET], changed, BODY, time.time())
-            assert not is_signed([SECRET], headers, BODY + b" ", time.time())
-            assert not is_signed([new_secret()], headers, BODY, time.time())
-
-
-@pytest.mark.parametrize("seconds", [-301, 301])
-def test_old_or_early_signature_is_not_verified(seconds: int) -> None:
-    headers = sign([SECRET], "0193", 1_000_000, BODY)
-
-    assert is_signed([SECRET], headers, BODY, 1_000_000 + seconds // 2)
-    assert not is_signed([SECRET], headers, BODY, 1_000_000 + seconds)
