@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 # C0, DEL and C1; characters that end or reorder a line; lone surrogates.
@@ -97,7 +98,8 @@ def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: 
         for row in rows:
             print_json(row)
         return
-    print_table([list(columns), *([_cell(name, row[name]) for name in columns] for row in rows)])
+    header = [re.sub("([A-Z])", r" \1", name).upper() for name in columns]
+    print_table([header, *([_cell(name, row[name]) for name in columns] for row in rows)])
 
 
 def _cell(name: str, value: Any) -> str:
@@ -105,24 +107,66 @@ def _cell(name: str, value: Any) -> str:
     return local_time(value, "seconds") if is_time else str(value or "-")
 
 
-def print_table(rows: Sequence[Sequence[str]], *, colours: Mapping[str, str] | None = None) -> None:
-    """Print rows with aligned columns.
+def print_table(
+    rows: Sequence[Sequence[str]],
+    *,
+    colours: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    optional: Sequence[str] | None = None,
+) -> None:
+    """Print rows with aligned columns; the first row has their names.
 
-    With `colours`, a terminal shows as much of a row as it is wide, and the first cell that is one
-    of its keys in this colour (the number of an escape sequence).
+    A terminal gets a cell in colour if `colours` has its first word, below the name of its column,
+    with the number of an escape sequence. With `optional` the table is at most as wide as the
+    terminal: if necessary without these columns, the first of them first, and with shorter cells.
     """
     table = [[escaped(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    if is_terminal and optional is not None:
+        table = _fitted(table, shutil.get_terminal_size().columns, optional)
+    if not is_terminal or "NO_COLOR" in os.environ:
+        colours = {}
+    widths = _widths(table)
     for row in table:
-        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        line = "  ".join(padded).rstrip()
-        if colours and sys.stdout.isatty():
-            line = shortened(line, shutil.get_terminal_size().columns)
-            pattern = rf"(?<=  )({'|'.join(colours)})(?=  |…?$)"
-            if "NO_COLOR" not in os.environ and (cell := re.search(pattern, line)):
-                word = f"\x1b[{colours[cell[0]]}m{cell[0]}{_PLAIN}"
-                line = line[: cell.start()] + word + line[cell.end() :]
-        _write(line)
+        line = ""
+        for name, cell, width in zip(table[0], row, widths, strict=True):
+            number = colours.get(name, {}).get(cell.partition(",")[0])
+            shown = f"\x1b[{number}m{cell}{_PLAIN}" if number else cell
+            line += shown + " " * (width - len(cell)) + "  "
+        _write(line.rstrip())
+
+
+# Cells of this length are not truncated, such as times; neither is the id in the first column.
+_SHORT_CELL, _SHORT_ID = 14, 18
+# With less than this, an optional column is left out instead.
+_READABLE_CELL = 28
+
+
+def _fitted(table: list[list[str]], columns: int, optional: Sequence[str]) -> list[list[str]]:
+    """The table in this width: without the current year in its times, and as `print_table` says."""
+    if _total(_widths(table)) > columns:
+        year = re.compile(rf"^{datetime.now().year}-(?=\d\d-\d\d \d\d:)")
+        table = [[year.sub("", cell) for cell in row] for row in table]
+    for name in optional:
+        readable = [min(width, _READABLE_CELL) for width in _widths(table)]
+        if name in table[0] and _total(readable) > columns:
+            place = table[0].index(name)
+            table = [row[:place] + row[place + 1 :] for row in table]
+    widths = _widths(table)
+    while _total(widths) > columns and len(widths) > 1:
+        excess = [widths[0] - _SHORT_ID, *(width - _SHORT_CELL for width in widths[1:])]
+        if max(excess) > 0:
+            widths[excess.index(max(excess))] -= 1
+        else:
+            widths.pop()
+    return [[shortened(cell, width) for cell, width in zip(row, widths)] for row in table]  # noqa: B905
+
+
+def _widths(table: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*table, strict=True)]
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + 2 * (len(widths) - 1)
 
 
 def open_standard_files() -> None:

@@ -10,9 +10,13 @@ from taskservice.client import Agent
 from taskservice.client.responses import NUMBERS
 from taskservice.quantities import percent, seconds_text
 from taskservice.terminal import local_time, print_json, print_line, print_table
-from taskservice.terms import CANCELLED, MAX_TIMEOUT
+from taskservice.terms import BROKEN, CANCELLED, HANGING, LATE, MAX_TIMEOUT
 
-HEADER = ("ID", "NAME", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY", "NEXT RUN")
+HEADER = ("ID", "NAME", "STATE", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY", "NEXT RUN")
+# Left out on a narrow terminal, the first of them first.
+OPTIONAL = ("OF", "USUALLY", "LAST SUCCESS", "NEXT RUN")
+# On a terminal: red, yellow and grey.
+COLOURS = {HANGING: "31", BROKEN: "31", LATE: "33", "muted": "90"}
 
 
 @click.group("agent", cls=options.Group)
@@ -28,7 +32,8 @@ def command() -> None:
 def list_all(as_json: bool) -> None:
     """List agents, with the success rate and the usual duration of their last 30 tasks.
 
-    Cancelled tasks do not count. The last column is the time of the next expected run. With --json,
+    STATE is "ok" or "broken" by the last task, and "hanging", "late" or "muted". Cancelled tasks
+    do not count. The last column is the time of the next expected run. With --json,
     `numbers` has the numbers in the outputs of each agent's last 100 tasks.
     """
     with service_client() as client:
@@ -39,7 +44,9 @@ def list_all(as_json: bool) -> None:
                 numbers = client.connection.call("GET", path, NUMBERS).data["paths"]
                 print_json({**agent, "numbers": numbers})
         else:
-            print_table([HEADER, *map(_row, agents)])
+            hanging = {item["agentId"] for item in client.attention() if item["kind"] == HANGING}
+            rows = (_row(agent, agent["id"] in hanging) for agent in agents)
+            print_table([HEADER, *rows], colours={"STATE": COLOURS}, optional=OPTIONAL)
 
 
 @command.command(
@@ -104,15 +111,22 @@ def delete(agent_id: str) -> None:
     print_line(f"{whole_id} is deleted")
 
 
-def _row(agent: Agent) -> tuple[str, ...]:
+def _row(agent: Agent, is_hanging: bool) -> tuple[str, ...]:
     health = agent["health"]
+    marks = {
+        "muted": agent.get("mutedUntil"),
+        HANGING: is_hanging,
+        BROKEN: health.get("state") == BROKEN,
+        LATE: health.get("lateSince"),
+    }
     rate, last, usual = health["successRate"], health["lastSuccessAt"], health["medianSeconds"]
     return (
         agent["id"],
         agent["name"],
+        ", ".join(mark for mark in marks if marks[mark]) or health.get("state") or "-",
         "-" if rate is None else percent(rate),
         str(sum(task.get("errorType") != CANCELLED for task in health["recent"])),
         local_time(last),
         "-" if usual is None else seconds_text(usual),
-        local_time(health.get("dueAt")) + (" late" if health.get("lateSince") else ""),
+        local_time(health.get("dueAt")),
     )

@@ -19,10 +19,17 @@ from taskservice.terminal import (
     with_offset,
 )
 from taskservice.terms import ACTIVE, HOOK_FORMATS
+from taskservice.webhooks.hook_targets import without_secret
 
-HEADER = ("ID", "STATE", "FORMAT", "NAME", "EVENTS", "AGENT", "LABEL", "LAST DELIVERED", "REASON")
+HEADER = (
+    "ID", "STATE", "ADDRESS", "NAME", "FORMAT", "EVENTS", "AGENT", "LABEL", "LAST DELIVERED",
+    "REASON",
+)  # fmt: skip
 COLOURS = {"failing": "31", "off": "31"}
+# Left out on a narrow terminal, the first of them first.
+OPTIONAL = ("LAST DELIVERED", "LABEL", "AGENT", "EVENTS", "FORMAT", "NAME")
 DELIVERY_HEADER = ("HAPPENED", "EVENT", "AGENT", "TASK", "STATE", "NEXT ATTEMPT", "LAST OUTCOME")
+DELIVERY_OPTIONAL = ("NEXT ATTEMPT", "TASK", "AGENT")
 
 hook_argument = click.argument("hook_id", type=options.text)
 
@@ -90,7 +97,10 @@ def add(target: str, agent_id: str | None, as_json: bool, **fields: Any) -> None
 @command.command("list")
 @options.json_lines
 def list_all(as_json: bool) -> None:
-    """List hooks, oldest first, with the reason why a hook fails or was turned off."""
+    """List hooks, oldest first, with the reason why a hook fails or was turned off.
+
+    The addresses are without their secrets. A name is only shown if it is another text.
+    """
     with service_client() as client:
         hooks = client.hooks()
     if as_json:
@@ -98,7 +108,8 @@ def list_all(as_json: bool) -> None:
             print_json(hook)
     else:
         length = id_length([hook["id"] for hook in hooks])
-        print_table([HEADER, *(_row(hook, length) for hook in hooks)], colours=COLOURS)
+        rows = (_row(hook, length) for hook in hooks)
+        print_table([HEADER, *rows], colours={"STATE": COLOURS}, optional=OPTIONAL)
 
 
 @command.command("show", "01a20e63-9249-713c")
@@ -117,7 +128,7 @@ def show(hook_id: str, as_json: bool) -> None:
         text = with_offset(value) if name.endswith("At") else value
         print_line(f"{name + ':':17}{text or '-'}")
     print_line()
-    print_table([DELIVERY_HEADER, *map(_delivery_row, deliveries[:10])])
+    print_table([DELIVERY_HEADER, *map(_delivery_row, deliveries[:10])], optional=DELIVERY_OPTIONAL)
 
 
 @command.command("test", "01a20e63-9249-713c")
@@ -165,11 +176,13 @@ def _find(client: Client, text: str) -> Hook:
 
 def _row(hook: Hook, length: int) -> tuple[str, ...]:
     is_default = set(hook["events"]) == set(DEFAULT_EVENTS)
+    address = without_secret(hook["target"], hook["format"])
     return (
         hook["id"][:length],
         "failing" if hook.get("failingSince") else hook["state"],
+        address,
+        "-" if hook["name"] == address else hook["name"],
         hook["format"],
-        hook["name"],
         "default" if is_default else " ".join(hook["events"]),
         hook["agentId"] or "-",
         hook["label"] or "-",

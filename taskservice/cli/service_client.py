@@ -99,10 +99,12 @@ def find_agent_id(client: Client, text: str, unknown: Callable[[str], object] = 
     return ids[0] if ids else text
 
 
-def registered_agent_id(client: Client, text: str) -> str:
-    """The id of the only agent with this prefix; exits with 1 if there is none."""
+def registered_agent_id(client: Client, text: str, not_found: int = 1) -> str:
+    """The id of the only agent with this prefix; exits with `not_found` if there is none."""
     problem = f"There is no agent {text}"
-    return find_agent_id(client, text, lambda similar: exit_with_error(problem + similar))
+    return find_agent_id(
+        client, text, lambda similar: exit_with_error(problem + similar, not_found)
+    )
 
 
 def did_you_mean(known: Sequence[str], agent_id: str) -> str:

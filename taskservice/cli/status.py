@@ -1,11 +1,17 @@
 """`taskservice status`: what needs attention."""
 
 import sys
-from typing import Any
 
 from taskservice.cli import options
 from taskservice.cli.service_client import UNAVAILABLE, service_client
-from taskservice.terminal import local_time, print_rows
+from taskservice.cli.task_text import id_length
+from taskservice.client import Attention
+from taskservice.terminal import local_time, print_json, print_table
+from taskservice.terms import ATTENTION, LATE, NO_WORKER, QUESTION
+
+HEADER = ("KIND", "SINCE", "AGENT", "TASK", "TEXT")
+# On a terminal: what waits for a person or a worker is yellow, what fails is red.
+COLOURS = dict.fromkeys(ATTENTION, "31") | dict.fromkeys((QUESTION, LATE, NO_WORKER), "33")
 
 
 @options.command("taskservice status", "", "--json | jq -r .agentId")
@@ -19,9 +25,17 @@ def command(as_json: bool) -> None:
     Exit codes: 0 nothing, 1 something, 2 wrong use or key, 69 the service is unavailable.
     """
     with service_client(failure=UNAVAILABLE) as client:
-        items: list[dict[str, Any]] = [{**item} for item in client.attention()]
-    for item in items if not as_json else ():
-        item["since"] = local_time(item["since"])
-    if items:
-        print_rows(items, ["kind", "since", "agentId", "taskId", "text"], as_json)
+        items = client.attention()
+    if as_json:
+        for item in items:
+            print_json(item)
+    elif items:
+        length = id_length({item["taskId"] or "" for item in items})
+        rows = (_row(item, length) for item in items)
+        print_table([HEADER, *rows], colours={"KIND": COLOURS}, optional=())
     sys.exit(1 if items else 0)
+
+
+def _row(item: Attention, length: int) -> tuple[str, ...]:
+    task_id, agent_id = (item["taskId"] or "-")[:length], item["agentId"] or "-"
+    return (item["kind"], local_time(item["since"]), agent_id, task_id, item["text"])

@@ -14,7 +14,7 @@ from taskservice import terms
 from taskservice.cli import options, questions, task_text
 from taskservice.cli.service_client import (
     UNAVAILABLE,
-    find_agent_id,
+    WRONG_USE,
     find_task_id,
     registered_agent_id,
     service_client,
@@ -412,21 +412,28 @@ def grep_command(
 ) -> None:
     """Search the logs of all tasks for TEXT.
 
-    Each line that contains TEXT is printed as ID:LINE: text, the newest task first. TEXT is taken
+    Each line that contains TEXT is printed as ID:LINE: text, the newest task first. A terminal
+    gets LINE: text, below a line with the id, the agent and the name of the task. TEXT is taken
     literally; ASCII letters match in any case. Exit codes: 0 found, 1 not found, 2 wrong use or
     key, 69 the service is unavailable.
     """
     query["limit"] = str(min(limit or terms.MAX_LIMIT, terms.MAX_LIMIT))
     query["label"] = [f"{key}:{value}" for key, value in (query.pop("labels") or {}).items()]
-    is_found = False
+    task_id = None
     with service_client(LONG_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
         if agent is not None:
-            query["agentId"] = find_agent_id(client, agent)
+            query["agentId"] = registered_agent_id(client, agent, WRONG_USE)
         for hit in islice(_hits(client, query, failed), limit):
-            is_found = True
-            line = f"{hit['taskId']}:{hit['line']}: {hit['text']}"
-            print_json(hit) if as_json else print_log_line(line)
-    sys.exit(0 if is_found else 1)
+            is_first, task_id = hit["taskId"] != task_id, hit["taskId"]
+            if as_json:
+                print_json(hit)
+            elif not sys.stdout.isatty():
+                print_log_line(f"{task_id}:{hit['line']}: {hit['text']}")
+            else:
+                if is_first:
+                    print_line(task_text.heading(hit))
+                print_log_line(f"{hit['line']:>7}: {hit['text']}")
+    sys.exit(0 if task_id else 1)
 
 
 def _hits(client: Client, query: dict[str, Any], failed: bool) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Tasks as text for a person, with times in this machine's time zone."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from taskservice.client import Task
 from taskservice.quantities import percent_done, seconds_text
@@ -16,10 +17,11 @@ ROW_FIELDS = (
     "id,name,agentId,createdAt,claimedAt,finishedAt,seconds,logCount,status,error,progress,note,labels,"
     "questions"
 )
-# A narrow terminal does not show the last ones.
 HEADER = ("ID", "STATUS", "STARTED", "TOOK", "LINES", "AGENT", "NAME", "NOTE", "LABELS")
 # Left out if no task has a value, or has only its agent's id as its name.
-OPTIONAL = ("NAME", "NOTE", "LABELS")
+OFTEN_EMPTY = ("NAME", "NOTE", "LABELS")
+# Left out on a narrow terminal, the first of them first.
+OPTIONAL = ("LABELS", "LINES", "TOOK")
 # On a terminal: green, blue, yellow, red and grey.
 COLOURS = {
     COMPLETE: "32", RUNNING: "34", WAITING: "33", FAILED: "31", TIMEOUT: "31", CANCELLED: "90"
@@ -33,12 +35,12 @@ def print_tasks(tasks: Sequence[Task]) -> None:
     """Print a table with a row for each task."""
     length = id_length([task.id for task in tasks])
     rows = [dict(zip(HEADER, _row(task, length), strict=True)) for task in tasks]
-    columns = [name for name in HEADER if name not in OPTIONAL or any(row[name] for row in rows)]
+    columns = [name for name in HEADER if name not in OFTEN_EMPTY or any(row[name] for row in rows)]
     cells = ([shortened(row[name], MAX_CELL) for name in columns] for row in rows)
-    print_table([columns, *cells], colours=COLOURS)
+    print_table([columns, *cells], colours={"STATUS": COLOURS}, optional=OPTIONAL)
 
 
-def id_length(ids: Sequence[str]) -> int:
+def id_length(ids: Collection[str]) -> int:
     """How many characters of each id a table shows."""
     is_short_unique = len({task_id[:SHORT_ID] for task_id in ids}) == len(ids)
     return SHORT_ID if is_short_unique else LONGER_ID
@@ -57,6 +59,12 @@ def _row(task: Task, length: int) -> tuple[str, ...]:
     name = "" if task.name == task.agent_id else task.name
     took, labels = duration(task), labels_text(task)
     return (task.id[:length], state(task), started, took, lines, task.agent_id, name, note, labels)
+
+
+def heading(hit: Mapping[str, Any]) -> str:
+    """A line about the task of a hit of a search, above its lines."""
+    name = "" if hit["name"] == hit["agentId"] else f"  {hit['name']}"
+    return f"{hit['taskId'][:LONGER_ID]}  {hit['agentId']}{name}  {hit['status']}"
 
 
 def details(task: Task) -> Iterator[str]:

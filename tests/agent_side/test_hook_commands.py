@@ -44,7 +44,7 @@ def test_added_hook_is_told_when_an_agent_breaks(machine: AgentMachine, receiver
     header, row = machine.run("hook", "list").stdout.splitlines()
     assert header.split("  ")[0] == "ID"
     name = f"127.0.0.1:{receiver.port}/hook"
-    assert row.split()[:5] == [hook_id[:13], "active", "standard", name, "default"]
+    assert row.split()[:6] == [hook_id[:13], "active", name, "-", "standard", "default"]
     (listed,) = objects(machine.run("hook", "list", "--json").stdout)
     assert listed["lastDeliveredAt"] is not None
 
