@@ -1,126 +1,14 @@
-"""The chart above the list of tasks: how many were started over time, by status."""
+"""The charts of an agent's page: the durations of its runs, and the numbers in its outputs."""
 
 import math
-import time
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from functools import lru_cache
-from itertools import pairwise
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
-from taskservice.auth import Caller
 from taskservice.dashboard import formatting
-from taskservice.database import clock
 from taskservice.database.rows import EndedTaskRow
-from taskservice.services import lists
 from taskservice.services.agents import Number, seconds
-from taskservice.services.lists import Selection
-from taskservice.terms import COMPLETE, ERROR, RUNNING
-
-# From the bottom of a bar to its top.
-STATUSES = (COMPLETE, ERROR, RUNNING)
-# The height of the chart and the minimum height of a part, in pixels.
-HEIGHT = 56
-MIN_HEIGHT = 2.0
-MILLISECOND = 0.001
-# A chart is cached for this many times as long as it took to count.
-CACHE_FACTOR = 20.0
-CACHE_SIZE = 200
-
-
-class Period(NamedTuple):
-    """A period until now; `label` completes "started in the ..."."""
-
-    label: str
-    seconds: int
-    bars: int
-
-    @property
-    def boundaries(self) -> list[str]:
-        """The start of each bar and the end of the last one, at whole multiples of its length."""
-        # One bar more than the period has, since the first and the last one reach beyond it.
-        step = self.seconds // self.bars
-        end = (int(time.time()) // step + 1) * step
-        return [
-            clock.from_milliseconds((end - step * index) * 1000)
-            for index in range(self.bars + 1, -1, -1)
-        ]
-
-    @property
-    def since(self) -> str:
-        """The filter, exclusive as in the API, that lists the tasks of all bars."""
-        return clock.moved(self.boundaries[0], -MILLISECOND)
-
-
-PERIODS = {
-    "1h": Period("last hour", 3_600, 30),
-    "24h": Period("last 24 hours", 86_400, 24),
-    "7d": Period("last 7 days", 7 * 86_400, 28),
-    "30d": Period("last 30 days", 30 * 86_400, 30),
-}
-DEFAULT = "24h"
-
-
-def bar_start(created_after: str) -> str:
-    """The start of the bar with this bound: the bound itself if there is no later time."""
-    try:
-        return clock.moved(created_after, MILLISECOND)
-    except OverflowError:
-        return created_after
-
-
-# The chart of a list, and until when it is shown.
-_cached = lru_cache(CACHE_SIZE)(lambda *_key: SimpleNamespace(chart=None, expires=0.0))
-
-
-def count(caller: Caller, selection: Selection, name: str) -> dict[str, Any]:
-    """The chart of a list in the period `name`, a key of PERIODS, in place of the list's own."""
-    selection = selection._replace(createdAfter=None, createdBefore=None)
-    # Counting a million tasks takes long, and every open page requests it once a second.
-    cached = _cached(caller.user_id, caller.agent_id, selection, name)
-    began = time.monotonic()
-    if began >= cached.expires:
-        cached.chart = _count(caller, selection, PERIODS[name])
-        ended = time.monotonic()
-        cached.expires = ended + CACHE_FACTOR * (ended - began)
-    chart: dict[str, Any] = cached.chart
-    return chart
-
-
-def _count(caller: Caller, selection: Selection, period: Period) -> dict[str, Any]:
-    boundaries = period.boundaries
-    only = ERROR if selection.errorType else selection.status
-    statuses = tuple(status for status in STATUSES if only in (None, status))
-    of_bars, is_complete = lists.count_by_start(caller, selection, boundaries, statuses)
-    highest = max(map(sum, of_bars))
-    return {
-        "period": period,
-        "bars": [
-            _bar(*bounds, dict(zip(statuses, counts, strict=True)), highest)
-            for bounds, counts in zip(pairwise(boundaries), of_bars, strict=True)
-        ],
-        "highest": highest,
-        "totals": dict(zip(statuses, map(sum, zip(*of_bars, strict=True)), strict=True)),
-        "is_complete": is_complete,
-    }
-
-
-def _bar(since: str, until: str, counts: dict[str, int], highest: int) -> dict[str, Any]:
-    """The tasks that were started in one part of the period, of which `highest` fill the chart."""
-    # (status, top, height) in pixels.
-    parts, top = [], float(HEIGHT)
-    for status, number in counts.items():
-        if number:
-            height = round(max(MIN_HEIGHT, number / highest * (HEIGHT - 3 * MIN_HEIGHT)), 2)
-            top = round(top - height, 2)
-            parts.append((status, top, height))
-    # The filters, exclusive as in the API, that list exactly these tasks.
-    bounds = {"createdAfter": clock.moved(since, -MILLISECOND), "createdBefore": until}
-    total = sum(counts.values())
-    return {"since": since, "bounds": bounds, "counts": counts, "total": total, "parts": parts}
-
 
 # The plot of an agent's last runs: how long each took, by when it ended.
 

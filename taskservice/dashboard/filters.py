@@ -10,17 +10,47 @@ from marshmallow import Schema
 
 from taskservice import terms
 from taskservice.auth import caller
-from taskservice.dashboard.chart import PERIODS
 from taskservice.dashboard.pages import first_texts, see_other, texts
+from taskservice.database import clock
 from taskservice.errors import invalid
+from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import ListQuerySchema
 from taskservice.services import lists
 from taskservice.services.lists import WAITING, Selection, TaskList
 from taskservice.terms import CANCELLED, COMPLETE, FAILED, PENDING, RUNNING, TIMEOUT
 from taskservice.web import responses
 
+# When a task was started -> how the page says it, the bound that it sets, and its age in seconds.
+DAY = 86_400
+STARTED = {
+    "1h": ("in the last hour", "createdAfter", 3_600),
+    "24h": ("in the last 24 hours", "createdAfter", DAY),
+    "7d": ("in the last 7 days", "createdAfter", 7 * DAY),
+    "30d": ("in the last 30 days", "createdAfter", 30 * DAY),
+    "before-24h": ("older than 24 hours", "createdBefore", DAY),
+    "before-7d": ("older than 7 days", "createdBefore", 7 * DAY),
+    "before-30d": ("older than 30 days", "createdBefore", 30 * DAY),
+    "before-90d": ("older than 90 days", "createdBefore", 90 * DAY),
+    "before-1y": ("older than a year", "createdBefore", 365 * DAY),
+}
 # The filters that the API's list does not have, and their values.
-OWN_FILTERS = {"since": tuple(PERIODS), "callback": (PENDING, FAILED)}
+OWN_FILTERS = {"started": tuple(STARTED), "callback": (PENDING, FAILED)}
+# Filter -> its name on the page.
+WORDS = {
+    "q": "Name",
+    "agentId": "Agent",
+    "label": "Label",
+    "parentId": "Started by",
+    "status": "Status",
+    "errorType": "Error",
+    "claimed": "Claimed",
+    "asking": "Asks",
+    "callback": "Callback",
+    "started": "Started",
+    "createdAfter": "Started after",
+    "createdBefore": "Started before",
+    "finishedAfter": "Ended after",
+}
 # An order that the API's list does not have.
 LONGEST_FIRST = "duration"
 PAGE_SIZE = 50
@@ -36,7 +66,9 @@ TABS: dict[str, dict[str, str]] = {
 }
 OF_TABS = ("status", "errorType", "claimed")
 # The fields of the filter's form; it keeps the other filters as they are.
-IN_FORM = ("q", "agentId", "since", "callback", "sort")
+IN_FORM = ("q", "agentId", "started", "callback", "sort")
+# Where the reader is in the list: the page, and the tasks whose children are shown.
+OF_PLACE = ("cursor", "open")
 
 list_query_schema = ListQuerySchema()
 
@@ -52,6 +84,7 @@ def load(
     values: dict[str, Any] = {"limit": str(PAGE_SIZE), **sent}
     if "label" in values:
         values["label"] = labels()
+    values.pop("open", None)
     page_filters = {name: values.pop(name) for name in OWN_FILTERS if name in values}
     if values.get("sort") == LONGEST_FIRST:
         del values["sort"]
@@ -61,9 +94,9 @@ def load(
             raise invalid({name: ["Must be one of: " + ", ".join(OWN_FILTERS[name]) + "."]})
     if "callback" in page_filters:
         caller.require_user_key()
-    if "since" in page_filters:
-        # A bar of the chart selects a part of the period.
-        query.setdefault("createdAfter", PERIODS[page_filters["since"]].since)
+    if "started" in page_filters:
+        _, bound, seconds = STARTED[page_filters["started"]]
+        query.setdefault(bound, clock.now(-seconds))
     return (
         query,
         page_filters,
@@ -78,7 +111,25 @@ def labels() -> list[str]:
 
 def list_url(**changes: Any) -> str:
     """The first page of this list with other filters; None or an empty list removes one."""
-    return url_for("dashboard.tasks.list_all", **arguments(**changes, cursor=None))
+    place = dict.fromkeys(OF_PLACE)
+    return url_for("dashboard.tasks.list_all", **arguments(**place | changes))
+
+
+def opened() -> list[str]:
+    """The ids of the tasks whose children the page shows."""
+    return [task_id for text in request.args.getlist("open") if (task_id := parse_id(text))]
+
+
+def url_of_children(task_id: str) -> str:
+    """This page with the children of one more task, or without them."""
+    ids = [other for other in opened() if other != task_id]
+    ids += [task_id] if len(ids) == len(opened()) else []
+    return list_url(cursor=request.args.get("cursor"), open=ids)
+
+
+def is_folded(selection: Selection) -> bool:
+    """Whether the list shows children with their parents only: if no filter may leave out these."""
+    return caller.agent_id is None and selection == Selection(sort=selection.sort)
 
 
 def arguments(**changes: Any) -> dict[str, Any]:
@@ -110,14 +161,22 @@ def label_url(label: str, **changes: Any) -> str:
     return list_url(**changes, label=list(dict.fromkeys([*labels(), label])))
 
 
-def url_without_label(label: str) -> str:
-    return list_url(label=[other for other in labels() if other != label])
+def chosen() -> list[tuple[str, str, str]]:
+    """The filters that are not of a tab: each one's key of WORDS, its text, the list without it."""
+    is_of_tab = any(map(is_tab, TABS))
+    filters = []
+    for name, texts_of_name in texts(request.args).items():
+        if name in WORDS and not (is_of_tab and name in OF_TABS):
+            for text in dict.fromkeys(texts_of_name):
+                others = [other for other in texts_of_name if other != text]
+                filters.append((name, text, list_url(**{name: others})))
+    return filters
 
 
 def hidden_filters() -> list[tuple[str, str]]:
     """The filters that the form keeps without showing them."""
     pairs = request.args.items(multi=True)
-    return [(name, text) for name, text in pairs if name not in (*IN_FORM, "cursor")]
+    return [(name, text) for name, text in pairs if name not in (*IN_FORM, *OF_PLACE)]
 
 
 # The beginning of a task's id, without hyphens.

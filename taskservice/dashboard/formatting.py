@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -70,14 +70,6 @@ def number(value: int) -> str:
 def utc_text(text: str) -> str:
     """24 Nov 2026, 13:36:05 UTC; page.js shows it in local time."""
     return datetime.fromisoformat(text).astimezone(UTC).strftime("%-d %b %Y, %H:%M:%S UTC")
-
-
-def period_text(since: str, until: str) -> str:
-    """`on 24 Nov 2026 (UTC)`, or `from ... to ...`; page.js shows it in local time."""
-    start, end = (datetime.fromisoformat(text).astimezone(UTC) for text in (since, until))
-    if end - start == timedelta(days=1) and start.time() == time():
-        return f"on {start:%-d %b %Y} (UTC)"
-    return f"from {utc_text(since)} to {utc_text(until)}"
 
 
 def state_of(row: Any) -> str:

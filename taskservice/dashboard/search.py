@@ -8,7 +8,7 @@ from flask import Blueprint, Response, request
 
 from taskservice.auth import caller
 from taskservice.dashboard import formatting
-from taskservice.dashboard.filters import arguments, load, without_empty_fields
+from taskservice.dashboard.filters import WORDS, arguments, load, without_empty_fields
 from taskservice.dashboard.pages import first_texts, page
 from taskservice.database.rows import TaskRow
 from taskservice.schemas.requests import SearchQuerySchema
@@ -45,7 +45,8 @@ def show() -> Response:
     query, _, selection = load({**values, "text": text or "?"}, search_query)
     find = _in_errors if where == "errors" else _in_logs
     tasks, end = find(selection, query) if text else (None, None)
-    context: dict[str, Any] = {"where": where, "filters": filters, "arguments": arguments}
+    context: dict[str, Any] = {"where": where, "filters": filters, "words": WORDS}
+    context["arguments"] = arguments
     if end:
         context |= {"next": responses.next_query(selection, end), "until": end[0]}
     return page("search.html", found=tasks, **context)

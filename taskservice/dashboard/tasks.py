@@ -3,7 +3,7 @@
 import hashlib
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import takewhile
 from operator import eq
@@ -13,7 +13,7 @@ from flask import Blueprint, Response, flash, request
 
 from taskservice import error_codes, terms
 from taskservice.auth import caller
-from taskservice.dashboard import chart, filters, formatting, questions, schema_form, sessions
+from taskservice.dashboard import filters, formatting, questions, schema_form, sessions
 from taskservice.dashboard.agents import start_form
 from taskservice.dashboard.page_cache import shared
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, see_other, way_back
@@ -147,29 +147,44 @@ MAX_LINE_LENGTH = 5_000
 def list_all() -> Response:
     if complete := filters.without_empty_fields():
         return complete
-    query, page_filters, selection = filters.load()
+    query, _, selection = filters.load()
     if url := filters.destination():
         return see_other(url)
-    positions, following, stopped = _found(selection, query)
+    is_folded = filters.is_folded(selection)
+    listed = selection._replace(is_top_level=True) if is_folded else selection
+    positions, following, stopped = _found(listed, query)
     agent_ids, chosen = agents.ids(caller, agents.MAX_CHOICES), request.args.get("agentId")
     rows = lists.summaries(caller, positions)
+    if is_folded:
+        rows = list(_with_children(rows, filters.opened()))
     counts, all_are_counted = lists.count_by_state(caller, selection, MAX_COUNT)
     return page(
         "tasks.html",
         rows=rows,
+        is_folded=is_folded,
+        children=lists.children_of(rows) if is_folded else {},
+        max_counted_children=lists.MAX_CHILDREN,
+        max_shown_children=MAX_CHILDREN,
         following=following,
         stopped=stopped,
         states=delivery_service.states(rows) if caller.agent_id is None else {},
         log_ends=logs.ends([row.id for row in rows if formatting.is_generic(row)]),
         agent_ids=[*agent_ids, chosen] if chosen and chosen not in agent_ids else agent_ids,
         filters=filters,
-        chart_height=chart.HEIGHT,
-        bar_start=chart.bar_start,
         counts=counts,
         all_are_counted=all_are_counted,
         max_count=MAX_COUNT,
-        chart=chart.count(caller, selection, page_filters.get("since", chart.DEFAULT)),
     )
+
+
+def _with_children(rows: Sequence[TaskRow], opened: Sequence[str]) -> Iterator[TaskRow]:
+    """These tasks; after each one of `opened` its first children, and theirs."""
+    for row in rows:
+        yield row
+        if row.id in opened:
+            children = tasks.children(caller, row.id, MAX_CHILDREN)
+            positions = [Position(child.created_at, child.id) for child in children]
+            yield from _with_children(lists.summaries(caller, positions), opened)
 
 
 def _found(
@@ -428,8 +443,10 @@ def _confirm(back: str) -> Response:
         positions, end = TaskList(caller, selection).positions(None, terms.MAX_LIMIT)
         has_more = end is not None
     else:
-        ids = map(parse_id, request.form.getlist("taskId")[: terms.MAX_LIMIT])
-        positions = [Position("", task_id) for task_id in ids if task_id]
+        # The box of a whole page has all its ids.
+        ids = map(parse_id, " ".join(request.form.getlist("taskId")).split())
+        chosen = list(dict.fromkeys(task_id for task_id in ids if task_id))
+        positions = [Position("", task_id) for task_id in chosen[: terms.MAX_LIMIT]]
     rows = lists.summaries(caller, positions)
     if action == terms.CANCEL:
         rows = [row for row in rows if row.status == terms.RUNNING]

@@ -1,10 +1,9 @@
 """Reads of many tasks: whole lists, pages, the rows of a table, and counts."""
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from heapq import nlargest
-from itertools import groupby, pairwise
+from itertools import groupby
 from operator import ge, gt, le, lt
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
@@ -28,6 +27,7 @@ from sqlalchemy import (
     tuple_,
     type_coerce,
 )
+from sqlalchemy.orm import aliased
 
 from taskservice.auth import Caller, tasks_of_user, visible_tasks
 from taskservice.database import clock, name_index, types
@@ -42,7 +42,16 @@ from taskservice.services.logs import TEXT_OF_LOG
 from taskservice.services.questions import can_be_answered
 from taskservice.services.task_json import Shape
 from taskservice.services.tasks import with_log_id
-from taskservice.terms import ERROR_TYPES, FAILED, MAX_LABELS, PENDING, RUNNING, SORTS, STATUSES
+from taskservice.terms import (
+    CANCELLED,
+    ERROR_TYPES,
+    FAILED,
+    MAX_LABELS,
+    PENDING,
+    RUNNING,
+    SORTS,
+    STATUSES,
+)
 
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
 LATEST, HIGHEST_ID = "9999-12-31T23:59:59.999Z", "ffffffff-ffff-ffff-ffff-ffffffffffff"
@@ -76,6 +85,7 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     "asking": _is_asking,
     "not_asking": ~_is_asking,
     "parentId": Task.parent_id == bindparam("parentId"),
+    "top_level": Task.parent_id.is_(None),
     "q": types.position_in_text(Task.name_folded, bindparam("q", type_=Text())) > 0,
     **{
         name: exists(_delivery.where(Delivery.state == state)) for name, state in _CALLBACKS.items()
@@ -146,6 +156,8 @@ class Selection(NamedTuple):
     finishedAfter: str | None = None
     # Only tasks with a delivery in this state, pending or failed.
     delivery: str | None = None
+    # Only tasks without a parent.
+    is_top_level: bool = False
     sort: str = NEWEST_FIRST
 
 
@@ -163,6 +175,7 @@ def _parameters(caller: Caller, selection: Selection) -> dict[str, Any]:
         "unclaimed": selection.claimed is False,
         WAITING: selection.claimed is False and selection.status == RUNNING,
         "not_asking": selection.asking is False,
+        "top_level": selection.is_top_level,
         f"callback_{selection.delivery}": selection.delivery,
         **dict(zip(LABELS, dict.fromkeys(selection.label), strict=False)),
     }
@@ -402,6 +415,34 @@ def summaries(caller: Caller, positions: Sequence[Position]) -> list[TaskRow]:
     return TaskList(caller, Selection()).read(ids, _summaries_statement)
 
 
+# The maximum number of children of a task that are counted.
+MAX_CHILDREN = 100
+
+
+def children_of(rows: Sequence[TaskRow]) -> dict[str, AnyRow]:
+    """Task id -> the `count` of its children, up to a limit, and how many of these `failed`."""
+    ids = [row.id for row in rows]
+    return {row.id: row for row in read_all(_CHILDREN, task_ids=ids) if row.count}
+
+
+_other = aliased(Task)
+_children = select(_other.error_type).where(_other.parent_id == Task.id).limit(MAX_CHILDREN)
+_counted = _children.correlate(Task).subquery()
+_counts = {
+    "count": func.count(),
+    "failed": func.count().filter(_counted.c.error_type != CANCELLED),
+}
+_CHILDREN = Statement[AnyRow](
+    select(
+        Task.id,
+        *(
+            select(count).select_from(_counted).scalar_subquery().label(name)
+            for name, count in _counts.items()
+        ),
+    ).where(types.is_among(Task.id, "task_ids"))
+)
+
+
 def _indexed_filters(filters: Filters, sort: str) -> Filters:
     """The filter that the index in this order covers: it skips the tasks that do not match."""
     names = () if sort == BY_END else _IN_AN_INDEX
@@ -563,13 +604,13 @@ def _summaries_statement(filters: Filters) -> Statement[TaskRow]:
     columns = [column for column in TASK_COLUMNS if column.key not in large]
     start = func.substr(Task.error_message, 1, 4_000).label("error_message")
     asks = (Task.questions != NO_QUESTIONS).label("asks")
-    return Statement(select(*columns, start, asks).where(*still_match(filters)))
+    parent = select(_other.name).where(_other.id == Task.parent_id).correlate(Task)
+    names = parent.scalar_subquery().label("parent_name")
+    return Statement(select(*columns, start, asks, names).where(*still_match(filters)))
 
 
-# How many of the newest tasks are checked against the filters: for the tabs, which are counted for
-# each page, and for the chart, which is cached.
+# How many of the newest tasks are checked against the filters and counted.
 MAX_COUNTED = 5_000
-MAX_COUNTED_FOR_CHART = 10_000
 CLAIMED = "claimed"
 # A status, an error's type, or whether an agent has claimed a running task -> its condition.
 STATES: dict[str, ColumnElement[bool]] = {
@@ -616,44 +657,3 @@ def _counts_statement(scan: Scan) -> Statement[AnyRow]:
     # With GROUP BY, SQLite would read all tasks of the user in the order of their status.
     counts = [func.count().filter(is_in_state) for is_in_state in STATES.values()]
     return Statement(select(*counts).where(*_conditions_of(scan)))
-
-
-def count_by_start(
-    caller: Caller, selection: Selection, times: Sequence[str], statuses: tuple[str, ...]
-) -> tuple[list[Sequence[int]], bool]:
-    """How many tasks of each status were started in each interval, and whether all were counted."""
-    # The bounds of a selection are exclusive.
-    since = clock.moved(times[0], -0.001)
-    of_times = selection._replace(createdAfter=since, createdBefore=times[-1], sort=NEWEST_FIRST)
-    tasks = TaskList(caller, of_times)
-    if tasks.filters <= {"status"}:
-        bounds = {f"time{number}": time for number, time in enumerate(times)}
-        statement = _interval_counts_statement(statuses, len(times))
-        [row] = read_all(statement, user_id=caller.user_id, **bounds)
-        size = len(statuses)
-        return [row[start : start + size] for start in range(0, len(row), size)], True
-    rows, end = tasks.newest(_starts_statement, MAX_COUNTED_FOR_CHART)
-    counts = [[0] * len(statuses) for _ in pairwise(times)]
-    for row in rows:
-        counts[bisect_right(times, row.created_at) - 1][statuses.index(row.status)] += 1
-    return [*counts], end is None
-
-
-@lru_cache
-def _interval_counts_statement(statuses: tuple[str, ...], times: int) -> Statement[AnyRow]:
-    bounds: list[Any] = [bindparam(f"time{number}") for number in range(times)]
-    # Each count reads a part of one index.
-    counts = [
-        select(func.count())
-        .where(tasks_of_user, Task.status == status)
-        .where(Task.created_at >= since, Task.created_at < until)
-        .scalar_subquery()
-        for since, until in pairwise(bounds)
-        for status in statuses
-    ]
-    return Statement(select(*counts))
-
-
-@lru_cache(maxsize=STATEMENTS)
-def _starts_statement(scan: Scan) -> Statement[AnyRow]:
-    return Statement(select(Task.created_at, Task.status).where(*_conditions_of(scan)))

@@ -76,7 +76,7 @@ def test_logs_are_searched_with_the_filters_of_the_list(
     with_log(bob, "disk of bob")
     expected = [(second["id"], "1"), (first["id"], "2"), (first["id"], "3")]
     assert links_of(window, "q=disk") == expected
-    form = "q=disk&agentId=summarizer&since=&callback=&sort=duration&status=running"
+    form = "q=disk&agentId=summarizer&started=&callback=&sort=duration&status=running"
     response = window.get(f"/search?{form}")
     assert response.status_code == 303
     assert links_of(window, response.location.partition("?")[2]) == expected[1:]

@@ -38,7 +38,6 @@ const date = new Intl.DateTimeFormat(undefined, {
   hourCycle: "h23",
 });
 const timeOfDay = new Intl.DateTimeFormat(undefined, { timeStyle: "short", hourCycle: "h23" });
-const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 
 function durationText(seconds) {
   const parts = [
@@ -99,16 +98,6 @@ function left(time) {
   return seconds > 0 ? `about ${durationText(seconds)} left` : "taking longer than expected";
 }
 
-// A whole day, or from when to when.
-function period(from, until) {
-  const next = new Date(from.getFullYear(), from.getMonth(), from.getDate() + 1);
-  const isDay = from.getHours() + from.getMinutes() === 0 && next.getTime() === until.getTime();
-  const format = [from, until].every((time) => time % 60_000 === 0) ? minutes : full;
-  return isDay
-    ? `on ${day.format(from)}`
-    : `from ${format.format(from)} to ${format.format(until)}`;
-}
-
 function ago(time) {
   return relative(time).replace(/^now$/, "just now");
 }
@@ -135,9 +124,6 @@ function showTimes() {
   for (const element of document.querySelectorAll("title[data-time]")) {
     const time = new Date(element.dataset.time);
     set(element, `${full.format(time)}: ${element.dataset.count}`);
-  }
-  for (const element of document.querySelectorAll("[data-until]")) {
-    set(element, period(new Date(element.dataset.from), new Date(element.dataset.until)));
   }
   // A page whose task is deleted no longer counts its duration.
   for (const element of isGone ? [] : document.querySelectorAll("[data-since]")) {
@@ -220,38 +206,15 @@ for (const field of document.querySelectorAll("[data-zone]")) {
   field.value ||= Intl.DateTimeFormat().resolvedOptions().timeZone;
 }
 
-// Filters apply immediately and keep the focus.
-const search = document.getElementById("search");
-
-function applyFilters() {
-  const filled = [...new FormData(search)].filter(([, text]) => text);
-  const query = new URLSearchParams(filled).toString();
-  if (location.search === (query && `?${query}`)) return;
-  history.pushState(null, "", query ? `?${query}` : location.pathname);
-  shownSearch = location.search;
-  etag = null;
-  refresh();
-}
-
-search?.addEventListener("change", applyFilters);
-search?.addEventListener("submit", (event) => {
-  if (event.submitter?.hasAttribute("formaction")) return;
-  event.preventDefault();
-  applyFilters();
-});
-let shownSearch = location.search;
-addEventListener("popstate", () => {
-  // Links to a part of the page fire this event too.
-  if (search && location.search !== shownSearch) location.reload();
-});
-
 // A new key is shown once: reloading or coming back must not send the form again.
 if (document.querySelector("[data-once]")) history.replaceState(null, "", location.href);
 
 // --- refresh --------------------------------------------------------------------------
 
 let isGone = false;
+// Of the last response, and the address that it was for.
 let etag = null;
+let shownAddress = location.href;
 // Part -> its HTML as the server sent it, before the page changed it.
 const original = new WeakMap();
 
@@ -306,7 +269,7 @@ function replaceRows(part, fresh) {
   }
 }
 
-function showNotice(text, link) {
+export function showNotice(text, link) {
   const box = document.getElementById("notice");
   if (box.dataset.message === text) return;
   box.dataset.message = text;
@@ -370,8 +333,8 @@ for (const type of ["click", "auxclick", "pointercancel", "dragstart", "contextm
 // Fetches this page again; returns "same", "changed", "unreachable" or "gone".
 export async function refresh() {
   if (isGone) return "gone";
-  const headers = etag ? { "If-None-Match": etag } : {};
   const address = location.href;
+  const headers = etag && address === shownAddress ? { "If-None-Match": etag } : {};
   let response, body;
   try {
     response = await fetch(address, { headers, redirect: "manual", cache: "no-store" });
@@ -387,7 +350,7 @@ export async function refresh() {
   }
   if (
     response.type === "opaqueredirect" &&
-    search &&
+    document.getElementById("search") &&
     new URLSearchParams(location.search).has("q")
   ) {
     // The text is the ID of a task, or a label: it leads to another page.
@@ -408,7 +371,7 @@ export async function refresh() {
   }
   // The reader has changed the filters since.
   if (address !== location.href) return "same";
-  etag = response.headers.get("ETag");
+  [etag, shownAddress] = [response.headers.get("ETag"), address];
   const fresh = new DOMParser().parseFromString(htmlPolicy.createHTML(body), "text/html");
   for (const part of document.querySelectorAll("[data-live]")) {
     const other = fresh.getElementById(part.id);

@@ -1,0 +1,109 @@
+// The list of tasks: filters and pages replace it in place, and tasks are selected in ranges.
+
+import { refresh, showNotice } from "./page.js";
+
+let shownSearch = location.search;
+const list = document.getElementById("list");
+const search = document.getElementById("search");
+const pageBox = () => document.getElementById("page-box");
+const boxes = () => [...document.querySelectorAll("#rows [name=taskId]")];
+
+// --- filters and pages ---------------------------------------------------------------------
+
+async function show(address) {
+  history.pushState(null, "", address);
+  await showAddress();
+}
+
+// The list in the address, where the reader is: at its top, if that is above the window.
+async function showAddress() {
+  shownSearch = location.search;
+  showNotice("");
+  await refresh();
+  fillForm();
+  if (list.getBoundingClientRect().top < 0) document.getElementById("filters").scrollIntoView();
+  // What had the focus may be on this page no longer.
+  if (document.activeElement === document.body) list.focus({ preventScroll: true });
+  document.getElementById("shown").textContent = `${boxes().length} tasks`;
+}
+
+// A link may have removed a filter of the form.
+function fillForm() {
+  const values = new URLSearchParams(location.search);
+  for (const field of search.querySelectorAll(":scope > :is(input, select)")) {
+    if (field !== document.activeElement) field.value = values.get(field.name) ?? "";
+  }
+}
+
+function applyFilters() {
+  const filled = [...new FormData(search)].filter(([, text]) => text);
+  const query = new URLSearchParams(filled).toString();
+  if (location.search !== (query && `?${query}`)) show(query ? `?${query}` : location.pathname);
+}
+
+search?.addEventListener("change", applyFilters);
+search?.addEventListener("submit", (event) => {
+  if (event.submitter?.hasAttribute("formaction")) return;
+  event.preventDefault();
+  applyFilters();
+});
+
+addEventListener("click", (event) => {
+  const link = event.target.closest?.("main a");
+  const isPlain = !(event.ctrlKey || event.metaKey || event.shiftKey || event.altKey);
+  if (!search || !link || !isPlain || link.pathname !== location.pathname) return;
+  event.preventDefault();
+  show(link.href);
+});
+
+addEventListener("popstate", () => {
+  // Links to a part of the page fire this event too.
+  if (search && location.search !== shownSearch) showAddress();
+});
+
+// --- the selection -------------------------------------------------------------------------
+
+let lastClicked = "";
+
+// Shift selects all between this box and the one before.
+function selectRange(box) {
+  const all = boxes();
+  const ends = [all.findIndex(({ value }) => value === lastClicked), all.indexOf(box)];
+  if (ends[0] < 0) return;
+  const [from, to] = ends.sort((one, other) => one - other);
+  for (const between of all.slice(from, to + 1)) between.checked = box.checked;
+}
+
+function showSelection() {
+  const count = boxes().filter((box) => box.checked).length;
+  pageBox().checked = count > 0 && count === boxes().length;
+  pageBox().indeterminate = count > 0 && !pageBox().checked;
+  const text = document.getElementById("selected-count");
+  if (text) text.textContent = count ? `${count} selected` : "";
+}
+
+if (pageBox()) {
+  addEventListener("click", ({ target, shiftKey }) => {
+    if (!target.matches?.("#rows [name=taskId]")) return;
+    if (shiftKey) selectRange(target);
+    lastClicked = target.value;
+    showSelection();
+  });
+  addEventListener("change", ({ target }) => {
+    if (target !== pageBox()) return;
+    for (const box of boxes()) box.checked = target.checked;
+    showSelection();
+  });
+  document.addEventListener("refreshed", showSelection);
+  addEventListener("pageshow", showSelection);
+}
+
+// After a change of the selected tasks, the list is again where it was.
+const PLACE = "place";
+document.addEventListener("submit", ({ target }) => {
+  if (target.id === "selected")
+    sessionStorage.setItem(PLACE, JSON.stringify([location.search, scrollY]));
+});
+const [place, y] = JSON.parse(sessionStorage.getItem(PLACE) ?? "[]");
+sessionStorage.removeItem(PLACE);
+if (place === location.search) scrollTo(0, y);
