@@ -490,7 +490,7 @@ def test_selected_tasks_stay_selected_while_they_change(
 ) -> None:
     one, two, other = (alice.start(name=name, claim=True) for name in ("One", "Two", "Other"))
     page = visitor.go("/?status=running&claimed=true")
-    page.set_viewport_size({"width": 1280, "height": 420})
+    page.set_viewport_size({"width": 1280, "height": 260})
     boxes = [page.locator(f"#task-{task['id']} input") for task in (one, two, other)]
     expect(page.get_by_role("button", name="Delete…")).not_to_be_in_viewport()
     for box in boxes[:2]:

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import update
 
 from taskservice.config import Config
@@ -17,11 +17,6 @@ from tests.support.browser import Visitor, check_accessible
 from tests.support.service import Service
 
 PHONE = {"has_touch": True, "is_mobile": True, "viewport": {"width": 390, "height": 844}}
-
-
-def top(place: Locator) -> float:
-    """How far below the upper edge of the window it is."""
-    return float(place.evaluate("node => node.getBoundingClientRect().top"))
 
 
 def scroll(page: Page, pixels: int) -> None:
@@ -79,7 +74,7 @@ def test_list_stays_where_it_was_after_filters_and_pages(visitor: Visitor) -> No
     label.nth(17).click()
     expect(names).to_have_text([f"Task {number:02}" for number in range(59, 0, -2)])
     expect(names.first).to_be_in_viewport()
-    assert abs(top(filters)) < 1
+    page.wait_for_function("Math.abs(filters.getBoundingClientRect().top) < 1")
     page.get_by_role("link", name="Remove the filter Label env:prod").click()
     expect(names).to_have_count(50)
     page.get_by_role("link", name="Show all tasks").click()

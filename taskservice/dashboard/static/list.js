@@ -5,6 +5,7 @@ import { refresh, showNotice } from "./page.js";
 let shownSearch = location.search;
 const list = document.getElementById("list");
 const search = document.getElementById("search");
+const fields = document.querySelectorAll("#search > :is(input, select)");
 const pageBox = () => document.getElementById("page-box");
 const boxes = () => [...document.querySelectorAll("#rows [name=taskId]")];
 
@@ -30,14 +31,19 @@ async function showAddress() {
 // A link may have removed a filter of the form.
 function fillForm() {
   const values = new URLSearchParams(location.search);
-  for (const field of search.querySelectorAll(":scope > :is(input, select)")) {
+  for (const field of fields) {
     if (field !== document.activeElement) field.value = values.get(field.name) ?? "";
   }
 }
 
 function applyFilters() {
-  const filled = [...new FormData(search)].filter(([, text]) => text);
-  const query = new URLSearchParams(filled).toString();
+  const values = new URLSearchParams(location.search);
+  for (const name of ["cursor", "open"]) values.delete(name);
+  for (const field of fields) {
+    if (field.value) values.set(field.name, field.value);
+    else values.delete(field.name);
+  }
+  const query = values.toString();
   if (location.search !== (query && `?${query}`)) show(query ? `?${query}` : location.pathname);
 }
 
