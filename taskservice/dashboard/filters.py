@@ -75,8 +75,8 @@ list_query_schema = ListQuerySchema()
 
 def load(
     sent: Mapping[str, str] | None = None, schema: Schema = list_query_schema
-) -> tuple[dict[str, Any], dict[str, str], Selection]:
-    """The filters of the query string: for the API's list, from OWN_FILTERS, and as a selection.
+) -> tuple[dict[str, Any], Selection]:
+    """The filters of the query string: for the API's list, and as a selection.
 
     `sent` replaces the query string, `schema` the schema of the list. Raises 403 and 422.
     """
@@ -97,11 +97,8 @@ def load(
     if "started" in page_filters:
         _, bound, seconds = STARTED[page_filters["started"]]
         query.setdefault(bound, clock.now(-seconds))
-    return (
-        query,
-        page_filters,
-        responses.selection(query)._replace(delivery=page_filters.get("callback")),
-    )
+    selection = responses.selection(query)._replace(delivery=page_filters.get("callback"))
+    return query, selection
 
 
 def labels() -> list[str]:

@@ -90,6 +90,12 @@ def reason(row: Any) -> str:
     return error_reason(row.error_message or "")[:MAX_LINE]
 
 
+def repeats_agent(row: Any) -> bool:
+    """Whether the name of a task has the same letters as the id of its agent."""
+    name, agent_id = (re.sub(r"[\W_]", "", text).lower() for text in (row.name, row.agent_id))
+    return name == agent_id
+
+
 def label_texts(row: Any) -> list[str]:
     """The labels of a task, each as `key:value`."""
     return [f"{key}:{value}" for key, value in orjson.loads(row.labels).items()]

@@ -42,7 +42,7 @@ def show() -> Response:
     values = first_texts(request.args)
     text, where = values.pop("q", ""), values.pop("where", "logs")
     values.pop("sort", None)
-    query, _, selection = load({**values, "text": text or "?"}, search_query)
+    query, selection = load({**values, "text": text or "?"}, search_query)
     find = _in_errors if where == "errors" else _in_logs
     tasks, end = find(selection, query) if text else (None, None)
     context: dict[str, Any] = {"where": where, "filters": filters, "words": WORDS}

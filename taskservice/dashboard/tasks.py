@@ -147,7 +147,7 @@ MAX_LINE_LENGTH = 5_000
 def list_all() -> Response:
     if complete := filters.without_empty_fields():
         return complete
-    query, _, selection = filters.load()
+    query, selection = filters.load()
     if url := filters.destination():
         return see_other(url)
     is_folded = filters.is_folded(selection)
@@ -434,7 +434,7 @@ def change_selected() -> Response:
 
 
 def _confirm(back: str) -> Response:
-    _, _, selection = filters.load()
+    _, selection = filters.load()
     action, has_more = request.form.get("action", ""), False
     if "all" in request.form:
         # Of those that the action can change.
