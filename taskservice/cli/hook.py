@@ -1,6 +1,8 @@
-"""`taskservice hook`: the addresses that are notified of events: add, list, show, test, delete."""
+"""`taskservice hook`: the addresses that are notified of events."""
 
 import sys
+from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import click
@@ -18,7 +20,7 @@ from taskservice.terminal import (
     print_table,
     with_offset,
 )
-from taskservice.terms import ACTIVE, HOOK_FORMATS
+from taskservice.terms import ACTIVE, HOOK_FORMATS, OFF
 from taskservice.webhooks.hook_targets import without_secret
 
 HEADER = (
@@ -31,7 +33,7 @@ OPTIONAL = ("LAST DELIVERED", "LABEL", "AGENT", "EVENTS", "FORMAT", "NAME")
 DELIVERY_HEADER = ("HAPPENED", "EVENT", "AGENT", "TASK", "STATE", "NEXT ATTEMPT", "LAST OUTCOME")
 DELIVERY_OPTIONAL = ("NEXT ATTEMPT", "TASK", "AGENT")
 
-hook_argument = click.argument("hook_id", type=options.text)
+hook_argument = click.argument("hook_id", type=options.known_hook)
 
 
 @click.group("hook", cls=options.Group)
@@ -42,6 +44,65 @@ def command() -> None:
     """
 
 
+def _fields(function: Any) -> Any:
+    """The options of `hook add` and `hook edit`, under the names of their fields in the API."""
+    in_order = (
+        options.text_option(
+            "--name", help="Display name (default: the address without its secret part)."
+        ),
+        click.option(
+            "--format",
+            type=click.Choice(HOOK_FORMATS),
+            help="Form of the messages (default: `mail` for mailto:, `slack` for hooks.slack.com "
+            "and paths that end in /slack, `ntfy` for ntfy.sh, otherwise `standard`, a signed "
+            "webhook).",
+        ),
+        click.option(
+            "--event",
+            "events",
+            type=click.Choice(EVENTS),
+            multiple=True,
+            callback=lambda ctx, param, events: events or None,
+            help=f"Event to notify of. Repeatable. By default {', '.join(DEFAULT_EVENTS)}.",
+        ),
+        options.agent_option("agentId", help="Only events of this agent; '' for all agents."),
+        click.option(
+            "--label",
+            type=replace(options.known_label, parse=_label),
+            help="Only events of tasks with this label; '' for all tasks.",
+        ),
+        click.option(
+            "--token-file",
+            "token",
+            type=click.File(errors="replace"),
+            callback=lambda ctx, param, file: file and file.read().strip(),
+            metavar="FILE",
+            help="File with the access token of an ntfy server; - reads stdin.",
+        ),
+        click.option(
+            "--answer-links/--no-answer-links",
+            "answerLinks",
+            default=None,
+            help="Whether the message of a question has a link, with which anyone who has it can "
+            "answer (default: no).",
+        ),
+    )
+    return reduce(lambda inner, add: add(inner), reversed(in_order), function)
+
+
+def _label(text: str) -> str:
+    return text and ":".join(options.known_label.parse(text))
+
+
+def _named(client: Client, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields whose options are named; the agent's id can be a prefix."""
+    named = {name: value for name, value in fields.items() if value is not None}
+    if agent_id := named.get("agentId"):
+        warning = f"no agent {agent_id} is registered yet"
+        named["agentId"] = find_agent_id(client, agent_id, lambda text: notice(warning + text))
+    return named | {name: None for name in ("agentId", "label") if named.get(name) == ""}
+
+
 @command.command(
     "add",
     "https://ntfy.sh/my-secret-topic",
@@ -49,49 +110,41 @@ def command() -> None:
     "mailto:ann@example.org --event agent.broken --label env=prod",
 )
 @click.argument("target", type=options.text)
-@options.text_option("--name", help="Display name (default: the address without its secret part).")
-@click.option(
-    "--format",
-    type=click.Choice(HOOK_FORMATS),
-    help="Form of the messages (default: `mail` for mailto:, `slack` for hooks.slack.com and "
-    "paths that end in /slack, `ntfy` for ntfy.sh, otherwise `standard`, a signed webhook).",
-)
-@click.option(
-    "--event",
-    "events",
-    type=click.Choice(EVENTS),
-    multiple=True,
-    help=f"Event to notify of. Repeatable. By default {', '.join(DEFAULT_EVENTS)}.",
-)
-@options.agent_option("agent_id", help="Only events of this agent.")
-@click.option("--label", type=options.known_label, help="Only events of tasks with this label.")
-@click.option(
-    "--token-file",
-    type=click.File(errors="replace"),
-    metavar="FILE",
-    help="File with the access token of an ntfy server; - reads stdin.",
-)
-@options.flag(
-    "--answer-links",
-    help="Add a link to the message of a question, with which anyone who has it can answer.",
-)
+@_fields
 @options.json_object
-def add(target: str, agent_id: str | None, as_json: bool, **fields: Any) -> None:
+def add(target: str, as_json: bool, **fields: Any) -> None:
     """Add a hook, and print its id.
 
     TARGET is the URL of an ntfy topic, of an incoming webhook of Slack, Mattermost or Discord,
     or of a program; or mailto:ADDRESS.
     """
-    token_file, label = fields.pop("token_file"), fields.pop("label")
-    fields["token"] = token_file.read().strip() if token_file else None
-    fields |= {"label": label and ":".join(label), "events": fields["events"] or None}
     with service_client() as client:
-        if agent_id is not None:
-            warning = f"no agent {agent_id} is registered yet"
-            agent_id = find_agent_id(client, agent_id, lambda similar: notice(warning + similar))
-        hook = client.add_hook(target, agent_id=agent_id, **fields)
+        named = _named(client, fields)
+        of_client = {"agent_id": named.pop("agentId", None)}
+        of_client["answer_links"] = named.pop("answerLinks", False)
+        hook = client.add_hook(target, **named, **of_client)
     print_json(hook) if as_json else print_line(hook["id"])
     notice(f"send a test with: taskservice hook test {hook['id']}")
+
+
+@command.command(
+    "edit", "01a20e63-9249-713c --event agent.broken --agent ''", "01a20e63-9249-713c --name Phone"
+)
+@hook_argument
+@options.text_option("--target", help="Address, as of `hook add`. The format stays as it is.")
+@_fields
+@options.json_object
+def edit(hook_id: str, as_json: bool, **fields: Any) -> None:
+    """Change what the options name of a hook, and nothing else.
+
+    The access token is forgotten if the host or the format changes, unless it is given again.
+    """
+    with service_client() as client:
+        changes = _named(client, fields)
+        if not changes:
+            raise click.UsageError("needs at least one option")
+        hook = client.change_hook(_find(client, hook_id)["id"], **changes)
+    print_json(hook) if as_json else print_line(f"{hook['id']} is changed")
 
 
 @command.command("list")
@@ -151,9 +204,21 @@ def test(hook_id: str, as_json: bool) -> None:
 @options.json_object
 def turn_on(hook_id: str, as_json: bool) -> None:
     """Turn on a hook that was turned off; it also gets what has been pending for up to a day."""
+    _set_state(hook_id, as_json, ACTIVE, "on")
+
+
+@command.command("off", "01a20e63-9249-713c")
+@hook_argument
+@options.json_object
+def turn_off(hook_id: str, as_json: bool) -> None:
+    """Turn off a hook; what is pending waits for up to a day."""
+    _set_state(hook_id, as_json, OFF, "off")
+
+
+def _set_state(hook_id: str, as_json: bool, state: str, word: str) -> None:
     with service_client() as client:
-        hook = client.change_hook(_find(client, hook_id)["id"], state=ACTIVE)
-    print_json(hook) if as_json else print_line(f"{hook['id']} is on")
+        hook = client.change_hook(_find(client, hook_id)["id"], state=state)
+    print_json(hook) if as_json else print_line(f"{hook['id']} is {word}")
 
 
 @command.command("delete", "01a20e63-9249-713c")

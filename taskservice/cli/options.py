@@ -115,6 +115,12 @@ known_task = Known(
     "task_id",
     lambda client: ((task.id, f"{task.name}: {task.status}") for task in _newest_tasks(client)),
 )
+known_hook = Known(
+    "hook_id", lambda client: ((hook["id"], hook["name"]) for hook in client.hooks())
+)
+known_hook = Known(
+    "hook_id", lambda client: ((hook["id"], hook["name"]) for hook in client.hooks())
+)
 known_label = Known("K=V", _labels, _label)
 flag = partial(click.option, is_flag=True)
 text_option = partial(click.option, type=text)

@@ -1,7 +1,8 @@
-"""`taskservice hook`: hooks added, listed, shown, tested, turned on and deleted."""
+"""`taskservice hook`: hooks added, listed, shown, changed, tested and deleted."""
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from standardwebhooks import Webhook
@@ -168,3 +169,46 @@ def test_hook_is_found_by_the_beginning_of_its_id(
     assert left["id"] == second
     (deleted,) = objects(machine.run("hook", "delete", second, "--json").stdout)
     assert deleted == left
+
+
+def test_hook_is_turned_off_and_on(machine: AgentMachine, receiver: Receiver) -> None:
+    hook_id = add(machine, f"{receiver.url}hook")
+    assert machine.run("hook", "off", hook_id[:18]).stdout == f"{hook_id} is off\n"
+    assert machine.user.read(f"/hook/{hook_id}")["state"] == "off"
+    (hook,) = objects(machine.run("hook", "on", hook_id, "--json").stdout)
+    assert hook["state"] == "active"
+    (hook,) = objects(machine.run("hook", "off", hook_id, "--json").stdout)
+    assert (hook["state"], hook["reason"]) == ("off", None)
+
+
+def test_only_what_is_named_is_edited(machine: AgentMachine, receiver: Receiver) -> None:
+    for agent_id in ("reader", "reviewer"):
+        machine.user.register(agent_id)
+    options = ["--name", "Phone", "--format", "ntfy", "--event", "task.ended", "--answer-links"]
+    hook_id = add(machine, f"{receiver.url}alerts", *options, "--agent", "read", "--label", "a=b")
+
+    def edit(*arguments: str, **settings: str) -> dict[str, Any]:
+        """The hook before and after, without what has not changed."""
+        before = machine.user.read(f"/hook/{hook_id}")
+        edited = machine.run("hook", "edit", hook_id[:18], *arguments, **settings)
+        assert edited.stdout == f"{hook_id} is changed\n", edited.stderr
+        after = machine.user.read(f"/hook/{hook_id}")
+        return {name: value for name, value in after.items() if before[name] != value}
+
+    assert edit("--name", "Ann's phone") == {"name": "Ann's phone"}
+    events = ["agent.broken", "task.asks"]
+    assert edit("--event", events[0], "--event", events[1]) == {"events": events}
+    assert edit("--agent", "revi", "--label", "a=c") == {"agentId": "reviewer", "label": "a:c"}
+    assert edit("--agent", "", "--label", "") == {"agentId": None, "label": None}
+    assert edit("--no-answer-links") == {"answerLinks": False}
+    assert edit("--target", f"{receiver.url}nights") == {"target": f"{receiver.url}nights"}
+    assert edit("--token-file", "-", input="tk_new\n") == {}
+    assert machine.run("hook", "test", hook_id).returncode == 0
+    *_, request = receiver.requests
+    assert request.headers["authorization"] == "Bearer tk_new"
+    assert json.loads(request.body)["topic"] == "nights"
+    assert edit("--format", "standard") == {"format": "standard"}
+    assert "at least one option" in machine.run("hook", "edit", hook_id).stderr
+    assert "target: " in machine.fail(
+        "hook", "edit", hook_id, "--target", "http://169.254.169.254/"
+    )

@@ -448,6 +448,8 @@ def test_shell_completes_ids_and_labels(machine: AgentMachine) -> None:
     assert completed("task", "list", "--agent", "nigh") == ["plain,nightly-import"]
     assert completed("agent", "delete", "nigh") == ["plain,nightly-import"]
     assert completed("task", "list", "--label", "en") == ["plain,env=prod"]
+    hook = machine.user.request("POST", "/hook", json={"target": "https://ntfy.sh/alerts"}).json()
+    assert completed("hook", "off", hook["id"][:4]) == [f"plain,{hook['id']}"]
     machine.key = "wrong"
     assert completed("task", "show", "0") in ([], [""])
 
