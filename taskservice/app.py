@@ -44,7 +44,7 @@ def create_app(config: Config | None = None, may_create: bool = True) -> Flask:
     is false.
     """
     config = config or Config.from_environment(may_create=may_create)
-    # Flask's default instance folder can lie inside the virtual environment.
+    # Flask's default instance directory can lie inside the virtual environment.
     app = Service(__name__, instance_path=str(config.DATA), static_folder=None)
     app.request_class = Request
     app.response_class = FastResponse

@@ -105,7 +105,7 @@ def _setting(default: Any, parse: Callable[[str], Any], help: str) -> Any:
 class Config:
     """The settings, under their names in the environment without the prefix."""
 
-    DATA: Path = _setting(Path("instance"), Path, "Folder for the database and the secrets.")
+    DATA: Path = _setting(Path("instance"), Path, "Directory for the database and the secrets.")
     DATABASE_URL: str | URL = _setting(
         "", address.parse, "`postgresql://...`; unset: an SQLite file in `DATA`."
     )

@@ -31,7 +31,7 @@ def shown(address: URL) -> str:
     if address.get_backend_name() == "sqlite":
         return address.database or ""
     host, port = address.query.get("host", address.host), address.query.get("port", address.port)
-    # IPv6, or a name; the folder of a socket has a / in it.
+    # IPv6, or a name; the directory of a socket has a / in it.
     hosts = [f"[{name}]" if ":" in name else _quoted(name) for name in str(host or "").split(",")]
     pairs = zip_longest(hosts, str(port or "").split(","), fillvalue="")
     shown_hosts = ",".join(host + (port and f":{port}") for host, port in pairs)

@@ -1,4 +1,4 @@
-"""Makes files and folders that only their owner can read and that survive a power failure."""
+"""Makes files and directories that only their owner can read and that survive a power failure."""
 
 import errno
 import fcntl
@@ -28,7 +28,7 @@ def keep_owner_permissions() -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file to read; raises OSError for a device, a folder and a pipe, which could block."""
+    """Open a file to read; raises OSError for a device, directory or pipe, which could block."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file")
     return open(path, "rb")
@@ -56,7 +56,7 @@ def lock(path: Path | str, seconds: float, flags: int = os.O_RDONLY) -> int:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a lock between processes on this folder; raises OSError after LOCK_SECONDS."""
+    """Hold a lock between processes on this directory; raises OSError after LOCK_SECONDS."""
     descriptor = lock(folder, LOCK_SECONDS, os.O_DIRECTORY)
     try:
         yield
@@ -65,9 +65,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder that only its owner may enter, unless it exists."""
+    """Make a directory that only its owner may enter, unless it exists."""
     if os.path.lexists(path) and not path.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, f"{path} is not a folder")
+        raise NotADirectoryError(errno.ENOTDIR, f"{path} is not a directory")
     if not path.is_dir():
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         sync(path.parent)
@@ -107,7 +107,7 @@ def last_backup(data: Path) -> os.stat_result | None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the list of names in a folder, is on the disk."""
+    """Wait until a file, or the list of names in a directory, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -96,7 +96,7 @@ def _check(database: Path, secret_key: Path, target: Path, replace: bool) -> Non
     if not database.exists():
         raise BackupError(f"There is no database at {database}")
     if target.is_dir():
-        raise BackupError(f"{target} is a folder; give the path of a file")
+        raise BackupError(f"{target} is a directory; give the path of a file")
     own_files = [secret_key, *(Path(f"{database}{suffix}") for suffix in OWN_SUFFIXES)]
     if target in [Path(os.path.realpath(file)) for file in own_files]:
         raise BackupError(f"{target} belongs to the database itself")

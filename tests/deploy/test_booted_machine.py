@@ -88,7 +88,7 @@ def backup_is_made(machine: BootedMachine) -> None:
 
 
 def backup_is_made_in_a_folder_of_its_own(machine: BootedMachine) -> None:
-    machine.run(block_in("operate", "backup folder"))
+    machine.run(block_in("operate", "backup directory"))
     names = machine.run("ls /backup").split()
     assert [name.partition("-2")[0] for name in names] == ["secret_key", "taskservice"]
 

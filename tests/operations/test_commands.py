@@ -307,9 +307,9 @@ def test_folder_that_cannot_be_used_is_one_line(tmp_path: Path, subtests: pytest
     for name in ("file", "link", "loop"):
         with subtests.test(name):
             line = one_line(run(tmp_path / name, "db", "upgrade", SECRET_KEY=""), 2)
-            assert line.endswith(f"{name} is not a folder")
+            assert line.endswith(f"{name} is not a directory")
             line = one_line(run(tmp_path / name, "db", "upgrade"), 1)
-            assert line.endswith(f"{name} is not a folder")
+            assert line.endswith(f"{name} is not a directory")
 
 
 def test_serve_leaves_gunicorn_no_settings_of_its_own(tmp_path: Path) -> None:
