@@ -1,4 +1,4 @@
-"""Measures the service beside what could be written instead, and prints one table."""
+"""Measures the service and what could be written instead, and prints one table."""
 
 import json
 import sys

@@ -40,7 +40,7 @@ def seconds_to_post(folder: Path, processes: int) -> float:
 
 
 def quiet_and_beside_hanging(folder: Path) -> tuple[float, float]:
-    """The 95th percentile of a GET in milliseconds, alone and beside reports that wait."""
+    """The 95th percentile of a GET in milliseconds, alone and while reports wait."""
     with (
         Receiver(answer=play.silence) as hanging,
         ours(folder / "data", THREADS="16", CALLBACK_ALLOWED="loopback") as server,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import cycle
 
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-# A few failures are no failure of the measurement.
+# A few failures do not spoil the measurement.
 TOLERATED = 0.01
 
 

@@ -34,7 +34,7 @@ def lines(
 ) -> Iterator[tuple[str, str, str]]:
     """The lines of the table, from the figures of PostgreSQL with `size` tasks, by name.
 
-    `index_bytes` are those of a task in the indexes; `log_lines` are those of the removed log.
+    `index_bytes` is the size of a task in the indexes; `log_lines` counts the removed log.
     """
 
     def most(name: str) -> float:

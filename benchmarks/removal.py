@@ -1,4 +1,4 @@
-"""The removal of many tasks and of a long log, and how long a writer waits meanwhile."""
+"""The removal of many tasks and of a long log, and how long a writer waits during it."""
 
 import json
 import os
@@ -33,7 +33,7 @@ class Waits(NamedTuple):
 
 
 def with_writer(writer: Person, act: Callable[[], Result]) -> tuple[Waits, Result]:
-    """The longest waits beside `act`, and what that returns."""
+    """The longest waits during `act`, and what that returns."""
     quiet = QuietWriter(RemoteClient(writer.server.url, writer.key))
     with _plain_file(writer.server.environment["TASKSERVICE_DATA"]) as waits, quiet:
         result = act()

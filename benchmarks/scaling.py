@@ -32,7 +32,7 @@ LINES = 1_000_000
 LISTED = 100_000
 REMOVED = 20_000
 QUIET_SECONDS = 5.0
-# Tasks that grow beside one another, as those of several agents.
+# Tasks that grow at the same time, as several agents' tasks do.
 GROWING = 64
 # Agents that send lines to PostgreSQL without a service.
 SENDING = 10_000
@@ -123,7 +123,7 @@ def measured(run: Run, kinds: Sequence[str]) -> Figures:
         _note(f"making {size:,} tasks")
         database = contents.grow(folder / "small", data, size)
         ids = contents.some_ids(database, size)
-        # PostgreSQL first: its rows are those of the file, which the service will change.
+        # PostgreSQL first: its rows come from the file, which the service will change.
         for kind in sorted(kinds):
             try:
                 store = _store(kind, databases, database)

@@ -113,7 +113,7 @@ class Store:
         """
         self.execute("CHECKPOINT")
         first = self._wal_of_appends(count)
-        # Another checkpoint may begin meanwhile.
+        # Another checkpoint can begin during it.
         return first, min(self._wal_of_appends(count) for _ in range(3))
 
     def _wal_of_appends(self, count: int) -> float:
@@ -156,7 +156,7 @@ def appends_alone(pgbench: Path, url: str, agents: int, clients: int, count: int
 
 
 def durable_postgresql(databases: Databases) -> str:
-    """The URL of a database whose server syncs, which that of the tests does not."""
+    """The URL of a database whose server syncs, which the tests' server does not."""
     url = databases.new_postgresql()
     with psycopg.connect(url, autocommit=True) as connection:
         for setting in ("fsync", "full_page_writes"):

@@ -1,4 +1,4 @@
-"""The table: each path of ours beside a yardstick, and whether it is as fast as it should be."""
+"""The table: each path of ours and a yardstick, and whether it is as fast as it should be."""
 
 import math
 import statistics
@@ -27,7 +27,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Goal:
-    """A path, what it is measured beside, and the ratio that it should reach.
+    """A path, what it is compared with, and the ratio that it should reach.
 
     Where `is_absolute`, `at_least` is a figure of ours in `unit`, not a ratio.
     """

@@ -70,7 +70,7 @@ def test_bug_reaches_the_debugger_and_tests(
     app.config[setting] = True
     with pytest.raises(LookupError, match="a bug"):
         app.test_client().get(path)
-    # What is no bug is still a response.
+    # What is not a bug is still a response.
     assert app.test_client().get("/api/v1/user").status_code == 401
     app.config["PROPAGATE_EXCEPTIONS"] = False
     assert app.test_client().get(path).status_code == 500

@@ -149,7 +149,7 @@ def test_claims_in_one_process_share_nothing(alice: ApiClient, app: Flask) -> No
 
 
 def test_concurrent_claim_and_cancel_agree(alice: ApiClient, app: Flask) -> None:
-    """Whichever comes first: what was claimed says so, and is cancelled all the same."""
+    """Whichever comes first: what was claimed has `claimedAt`, and is cancelled all the same."""
     agent, user = (ApiClient(app, alice.name, alice.key) for _ in range(2))
     for _ in range(10):
         task = alice.start()

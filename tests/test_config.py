@@ -25,7 +25,7 @@ def test_defaults_are_those_of_the_contract(
     assert (config.LOG_LEVEL, config.LOG_FORMAT) == ("info", "text")
 
 
-# For a number in decimal digits, with no sign, blank, exponent or unit.
+# For a number in decimal digits, with no sign, space, exponent or unit.
 ODD_NUMBERS = [
     "1e9", "1e1", "٣", "１６", "²", " 5 ", "5\n", "0x10", "1_0", "-1", "-16", "+5", "inf", "nan",
     ".", "5.", "1.5.0", "many", "10MB", "\udcff", str(10**400), "9" * 5_000,

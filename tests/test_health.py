@@ -97,7 +97,7 @@ def test_worker_is_seen_when_it_asks_even_in_vain(alice: ApiClient, app: Flask) 
     alice.start(claim=True)
     alice.register("translator")
     Maintenance(app).do_round()
-    # A start of one's own is no claim.
+    # An agent that starts its own task has not claimed one.
     assert health(alice)["workerSeenAt"] is None
     before = clock.now()
     expect(alice.post("/agent/summarizer/claim"), 204)

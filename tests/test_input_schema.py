@@ -127,7 +127,7 @@ UNFIT: tuple[tuple[Json, str], ...] = (
         for target in ("#/nowhere", "http://x.example/", DIALECT, "other.json")
     ),
     (has(x={"$ref": 5}), "properties.x.$ref: Must be a string."),
-    # What is data is no schema.
+    # Data is not a schema.
     (has(x={"$ref": "#/properties/y/default"}, y={"default": {}}), "properties.x: $ref must be"),
     (has(x={"$ref": "#"}), "must not lead back to itself."),
     (has(x={"items": {"$ref": "#/properties/x"}}), "must not lead back to itself."),
@@ -376,7 +376,7 @@ def test_pattern_takes_time_in_proportion_to_the_text(alice: ApiClient) -> None:
 
 
 def test_long_check_is_made_by_the_schema_that_counts_in_the_end(alice: ApiClient) -> None:
-    """It happens outside the transaction, so the schema may change meanwhile."""
+    """It happens outside the transaction, so the schema can change during it."""
     alice.register(inputSchema=has(x={"items": {"type": "integer"}}))
     changes = [has(x={"items": {"maximum": 2}}), has(x={"items": {"maximum": 0}})]
     input_ = {"x": [1] * 400_000}

@@ -195,7 +195,7 @@ def test_expiry_in_the_past_is_422(alice: ApiClient) -> None:
         "2020-01-01T00:00:00Z",
         "0001-01-01T00:00:00Z",
         clock.now(-0.001),
-        # In its own time zone the hour is later than here, but the moment is past.
+        # In its own time zone the hour is later than here, but the time is past.
         (now - timedelta(minutes=1)).isoformat(),
     ):
         response = alice.post("/key", json={"name": "k", "expiresAt": past})
@@ -262,7 +262,7 @@ def test_key_may_revoke_itself_while_there_is_another(alice: ApiClient) -> None:
 
 
 def is_the_last(person: ApiClient, key: Key) -> None:
-    """Revoking `key` is refused, and it goes on working."""
+    """Revoking `key` is refused, and it still works."""
     before = listed(person)
     assert "last user key" in problem(revoke(person, key), 409)["detail"]
     assert listed(person) == before
@@ -310,7 +310,7 @@ def test_one_key_is_left_when_many_revoke_themselves_concurrently(alice: ApiClie
 
 
 class SlowBody(BytesIO):
-    """The body of a request that takes long: meanwhile something else happens."""
+    """The body of a request that takes long, while something else happens."""
 
     def __init__(self, body: bytes, meanwhile: Callable[[], Any]) -> None:
         super().__init__(body)

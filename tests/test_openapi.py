@@ -395,7 +395,7 @@ def test_events_are_sent_as_documented(alice: ApiClient, document: Object) -> No
 
 
 def test_webhooks_have_a_tag_of_their_own(document: Object) -> None:
-    """Generators make a class of each tag: the webhooks' class would replace that of the paths."""
+    """Generators make a class of each tag: the webhooks' class would replace the paths' class."""
     webhooks = [
         operation for methods in document["webhooks"].values() for operation in methods.values()
     ]

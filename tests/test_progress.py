@@ -62,7 +62,7 @@ def test_finished_task_takes_no_progress(alice: ApiClient, task: dict[str, Any])
     alice.report(task, progress=0.5, status="complete")
     for change in ({"progress": 0.6}, {"note": "late"}, {"progress": None}):
         problem(alice.patch(f"/task/{task['id']}", json=change), 409)
-    # What changes nothing is no report.
+    # What changes nothing does not count as a report.
     assert alice.report(task, progress=0.5)["progress"] == 0.5
 
 

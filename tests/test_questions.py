@@ -1,4 +1,4 @@
-"""Questions: an agent asks, a person answers, and the task goes on."""
+"""Questions: an agent asks, a person answers, and the task continues."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -434,7 +434,7 @@ def test_task_does_not_time_out_while_its_question_is_open(
     fall_silent(app, task, 10 * 86_400)
     maintenance.do_round()
     assert alice.task(task)["status"] == "running"
-    # Afterwards the silence is counted anew.
+    # Afterwards the silence is counted from the start.
     expect(answer(alice, task, question, answer="yes"), 200)
     maintenance.do_round()
     assert alice.task(task)["status"] == "running"

@@ -1,4 +1,4 @@
-"""Pure functions: dumped rows, ids and moments, key texts, and strict JSON."""
+"""Pure functions: dumped rows, IDs and times, key texts, and strict JSON."""
 
 import json
 import string
@@ -96,7 +96,7 @@ def test_accepted_id_is_a_lower_case_uuid(text: str) -> None:
     assert parsed is None or str(UUID(parsed)) == parsed == text.lower()
 
 
-# --- moments and ids ---------------------------------------------------------------------
+# --- times and IDs -----------------------------------------------------------------------
 
 
 @steady
@@ -136,7 +136,7 @@ def test_ids_of_several_threads_are_unique_and_ascend_in_each() -> None:
 
 
 def test_ids_cannot_be_guessed_from_one_another() -> None:
-    """Random bits behind the moment, also within one millisecond."""
+    """Random bits after the time, even within one millisecond."""
     steps = [UUID(clock.new_id()).int & ((1 << 62) - 1) for _ in range(1_000)]
     assert len({second - first for first, second in pairwise(steps)}) > 990
 

@@ -30,7 +30,7 @@ def test_hot_paths_use_few_statements_and_one_connection(
     start = partial(alice.post, "/task", json={"agentId": "summarizer"})
     child = {"agentId": "summarizer", "parentId": task["id"], "labels": {"a": "1", "b": "2"}}
     alice.register("translator")
-    # The first read of each request is that of the key.
+    # The first read of each request is for the key.
     for name, request, status, counts in (
         ("one task", partial(alice.get, path), 200, (1, 2, 0)),
         ("its fields", partial(alice.get, f"{path}?fields=id,status"), 200, (1, 2, 0)),

@@ -337,7 +337,7 @@ def test_background_process_ends_no_task_while_no_process_serves(
         loop.do_round()
     clocks.go_on_with(serve, background, seconds=310)
     assert alice.task(early)["error"]["type"] == "timeout"
-    # The background process continues, and a serving process is back after more than a minute.
+    # The background process continues, and a serving process starts after more than a minute.
     clocks.go_on_with(background, seconds=70)
     fall_silent(app, late, 2 * DAY)
     serve = Maintenance(app)

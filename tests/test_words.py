@@ -4,7 +4,7 @@ import ast
 import io
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -47,8 +47,14 @@ def comments(source: str) -> Iterator[str]:
             lines = []
 
 
-def odd_phrases(path: Path) -> list[str]:
-    texts = (re.sub(r"\s+", " ", re.sub(r"`[^`]*`", "", text)) for text in prose(path))
+def docstrings(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef):
+            yield ast.get_docstring(node) or ""
+
+
+def odd_phrases(texts: Iterable[str]) -> list[str]:
+    texts = (re.sub(r"\s+", " ", re.sub(r"`[^`]*`", "", text)) for text in texts)
     return [match[0] for text in texts for match in ODD.finditer(text)]
 
 
@@ -57,9 +63,22 @@ def test_code_has_plain_words() -> None:
     phrases_of = {
         str(path.relative_to(PACKAGE)): phrases
         for path in files
-        if path.parent.name != "versions" and (phrases := odd_phrases(path))
+        if path.parent.name != "versions" and (phrases := odd_phrases(prose(path)))
     }
     assert phrases_of == {}
+
+
+def test_comments_of_tests_have_plain_words() -> None:
+    sources = {
+        str(path.relative_to(ROOT)): path.read_text()
+        for folder in ("tests", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {
+        name: phrases
+        for name, source in sources.items()
+        if (phrases := odd_phrases([*comments(source), *docstrings(source)]))
+    } == {}
 
 
 def assigned_names(source: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from tests.support.concurrency import is_free
 from tests.support.fork_server import ForkedPopen
 
 # Takes turns in a few threads; some wait so briefly that they give up. While it has its turn
-# each makes a file that may not be there yet.
+# each makes a file that must not be there yet.
 CROWD = """
 import os, sys, threading, time
 from random import uniform

@@ -156,7 +156,7 @@ def test_hook_is_found_by_the_beginning_of_its_id(
     machine: AgentMachine, receiver: Receiver
 ) -> None:
     first, second = (add(machine, f"{receiver.url}{name}") for name in ("one", "two"))
-    # The first digits are those of the time.
+    # It begins with the digits of the time.
     assert f"Several hooks match {first[:4]}, such as {first} and {second}" in machine.fail(
         "hook", "delete", first[:4], code=2
     )

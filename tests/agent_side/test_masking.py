@@ -140,7 +140,7 @@ def test_secret_that_two_writes_print_is_found(machine: AgentMachine) -> None:
 
 
 def test_secret_is_shown_and_neither_stored_nor_sent(machine: AgentMachine) -> None:
-    """While the service is away its lines and output are on the disk."""
+    """While the service is unavailable, its lines and output are on the disk."""
     machine.settings["DB_PASSWORD"] = SECRET
     machine.lose_service()
     script = """
@@ -187,7 +187,7 @@ def test_secret_in_the_name_of_a_program_that_is_not_there_is_not_sent(
 
 
 def test_secret_in_the_options_of_a_run_is_not_stored(machine: AgentMachine) -> None:
-    """While the service is away they are on the disk."""
+    """While the service is unavailable, they are on the disk."""
     machine.settings["DB_PASSWORD"] = SECRET
     machine.lose_service()
     options = [f"--name=of {SECRET}", f"--label=db={SECRET}", f"--label=key-{SECRET}=x"]

@@ -25,7 +25,7 @@ CHILD_IGNORES_TERM = "(trap '' TERM; echo ready; exec sleep 1000) & wait"
 
 
 def started(script: str) -> tuple[Process, int]:
-    """A program that has printed its first line, and where it goes on to print."""
+    """A program that has printed its first line, and where it continues to print."""
     reader, writer = os.pipe()
     with open(os.devnull) as nothing:
         program = ["sh", "-c", script]

@@ -137,7 +137,7 @@ def test_resend_gives_up_a_deleted_task(machine: AgentMachine) -> None:
 def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
     shared_service: Service, tmp_path: Path
 ) -> None:
-    """The service is away at the start, and then makes no task for this key."""
+    """The service is unavailable at the start, and then creates no task for this key."""
     machine = AgentMachine(tmp_path / "home", shared_service.add_user("carol"))
     with Receiver() as receiver:
         receiver.answer = play.answer(503)

@@ -254,7 +254,7 @@ def test_program_knows_its_task(machine: AgentMachine) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_reaches_all_of_the_program(machine: AgentMachine, number: signal.Signals) -> None:
-    # The shell's own child, too: it would go on alone.
+    # The shell's own child, too: it would continue alone.
     script = "sleep 1000 & echo $!; wait"
     process = machine.spawn(
         "run", "--agent", "a", "--", sys.executable, "-c",
@@ -404,7 +404,7 @@ def test_signal_after_the_end_waits_no_longer_for_a_reader(machine: AgentMachine
     time.sleep(0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    # Without the signal it would wait for ever.
+    # Without the signal it would never end.
     assert process.wait(PATIENCE_SECONDS) == 0
     process.communicate()
 
@@ -763,7 +763,7 @@ def test_option_with_a_wrong_value_is_left_out(
     assert problem in strict.stderr
 
 
-# --- the service is away -----------------------------------------------------------------
+# --- the service is unavailable ----------------------------------------------------------
 
 
 def test_without_the_service_the_program_runs_and_its_task_comes_later(

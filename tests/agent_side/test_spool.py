@@ -112,7 +112,7 @@ def text_of(lines: Iterable[tuple[bytes, int]]) -> bytes:
 
 
 def drained(spool: Spool, most: int = 100_000) -> Lines:
-    """All lines, as they would be sent; their numbers must be those of a writer that counts."""
+    """All lines, as they would be sent; their numbers must ascend by one."""
     lines: Lines = []
     expected = None
     while (batch := spool.peek(most)) is not None:

@@ -156,7 +156,7 @@ def test_worker_says_for_which_agent_it_waits(machine: AgentMachine) -> None:
 
 
 def test_worker_continues_after_another_programs_page(machine: AgentMachine) -> None:
-    """A proxy answers while its service is away; at first, the URL would be wrong.
+    """A proxy answers while its service is unavailable; at first, the URL would be wrong.
 
     The connection breaks before.
     """

@@ -14,7 +14,7 @@ from tests.support.service import Service
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "30"))
 
 # All that it can check, but that what fits a schema is accepted: that an agent exists,
-# or that a moment lies ahead, no schema can say.
+# or that a time lies in the future, no schema can say.
 NOT_CHECKED = "positive_data_acceptance"
 
 

@@ -303,7 +303,7 @@ def test_reader_pauses_and_resumes_at_new_lines(visitor: Visitor, site: Site) ->
     page = visitor.go(f"/tasks/{task['id']}")
     last = page.locator("#log .line").last
     expect(last).to_have_text("300line 300")
-    # At the very moment at which the page scrolls for a new line.
+    # Just when the page scrolls for a new line.
     page.evaluate(
         "() => new MutationObserver((_, observer) => { observer.disconnect();"
         " document.getElementById('log-follow').click(); })"

@@ -1,4 +1,4 @@
-"""Forms made from a schema in a real browser: those of questions, and those that run an agent."""
+"""Forms made from a schema in a real browser: of questions, and for the run of an agent."""
 
 import re
 from contextlib import closing

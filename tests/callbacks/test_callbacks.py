@@ -152,7 +152,7 @@ def test_outcome_is_recorded_and_the_report_is_200(
 def test_failure_in_the_service_itself_counts_as_an_attempt(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
-    """Uncounted, it would be repeated for ever."""
+    """Uncounted, it would be repeated without end."""
     task = alice.start(callback=receiver.url)
     expect(alice.get("/callback-secret"), 200)
     with app.app_context(), transaction() as connection:

@@ -53,7 +53,7 @@ def cancel(client: Client) -> None:
 
 
 def send_a_late_report(client: Client) -> None:
-    """The loop owes the webhook of its silence; that of its end takes its place, wherever it is."""
+    """The webhook of its end replaces the pending one of its silence, wherever it is."""
     path = client.start(claim=True, timeout=1)
     client.until_posted(path, 1)
     client.call("PATCH", path, json={"status": "complete"})

@@ -183,7 +183,7 @@ def test_killed_at_any_moment_each_event_is_told_under_one_id(
 
 
 def failing_each_second_time() -> play.Behaviour:
-    """Every second message is answered 500."""
+    """Every second message gets 500."""
     known: list[None] = []
 
     def behave(exchange: Exchange) -> None:

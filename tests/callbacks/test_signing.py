@@ -1,4 +1,4 @@
-"""Signatures are those of Standard Webhooks 1.0."""
+"""Signatures as Standard Webhooks 1.0 defines them."""
 
 import base64
 import json

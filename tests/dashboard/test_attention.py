@@ -1,4 +1,4 @@
-"""What the dashboard says needs attention beside the Inbox: marks, and missing workers."""
+"""What needs attention outside the Inbox: marks in the dashboard, and missing workers."""
 
 import re
 from typing import Any

@@ -408,7 +408,7 @@ def test_every_page_says_how_many_hooks_the_service_turned_off(
              f"{PAGE}/{second['id']}", "/callback-secret/rotate", "/tasks/nothing")  # fmt: skip
 
     def mark(browser: Browser, path: str = "/") -> str:
-        """What the navigation says beside the name of the page."""
+        """What the navigation says after the name of the page."""
         text = browser.get(path).text
         return str(re.findall('id="badge-hooks" data-live>(.*?)</b>', text)[0])
 

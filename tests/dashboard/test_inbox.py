@@ -25,7 +25,7 @@ def rows(text: str) -> dict[str, str]:
 
 
 def number(browser: Browser, path: str = "/") -> str:
-    """What the navigation of a page says beside "Inbox"."""
+    """What the navigation of a page says after "Inbox"."""
     return str(re.findall('id="badge-inbox" data-live>(.*?)</b>', browser.get(path).text)[0])
 
 

@@ -166,7 +166,7 @@ def test_login_key_has_no_other_use(app: Flask, alice: ApiClient) -> None:
     assert expect(alice.get("/user", headers={HEADER: ANN}), 200)["key"]["name"] == "first"
     ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
     assert McpClient(alice).post(ping, **{HEADER: "nobody"}).result == {}
-    # It is no user's last key.
+    # It does not count as the last key of its user.
     her_key = expect(alice.get("/user"), 200)["key"]
     assert problem(alice.delete(f"/key/{her_key['id']}"), 409)["code"] == "last_user_key"
     assert expect(alice.delete(f"/key/{key['id']}"), 200)["revokedAt"]

@@ -955,7 +955,7 @@ def test_end_of_a_task_leads_back_to_the_list_where_one_was(
         page = window.get(link_to(task, window.get(where).text)).text
         assert f'<link rel="up" href="{where}">' in unescape(page)
         confirmation = action(word, page)
-        # Whoever changes their mind keeps the way back too.
+        # The way back is also kept when the action is not confirmed.
         page = window.get(confirmation).text
         assert confirmation == action(word, window.get(link_to(task, page)).text)
         assert window.send(confirmation).location == where

@@ -1,4 +1,4 @@
-"""Questions in the dashboard: their forms, what is said beside a field, and their history."""
+"""Questions in the dashboard: their forms, what is said next to a field, and their history."""
 
 import json
 import re

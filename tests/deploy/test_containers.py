@@ -148,7 +148,7 @@ def succeeds(*command: str) -> bool:
     return subprocess.run(command, capture_output=True, timeout=250).returncode == 0
 
 
-# What a machine needs to build an image, beside the engine.
+# What a machine needs to build an image, except the engine.
 BUILD_FLAGS = os.environ.get("BUILD_FLAGS", "")
 
 

@@ -155,7 +155,7 @@ def test_installation_lives_as_the_manual_says(
 
 @contextmanager
 def new_database(root: RootShell, databases: Databases) -> Iterator[str]:
-    """The database that the manual makes; its role is no superuser."""
+    """The database that the manual makes; its role is not a superuser."""
     parts = conninfo_to_dict(databases.new_postgresql())
     server = f"export PGHOST='{parts['host']}' PGUSER={parts['user']}"
     root.terminal.run(f"PATH={databases.programs}:$PATH; {server}")

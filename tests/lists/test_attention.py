@@ -31,7 +31,7 @@ Item = dict[str, Any]
 
 
 def items(person: ApiClient, kind: str | None = None) -> list[Item]:
-    """What needs attention, or that of one kind."""
+    """What needs attention, all of it or of one kind."""
     entries: list[Item] = expect(person.get("/attention"), 200)
     return [item for item in entries if kind in (None, item["kind"])]
 
@@ -236,7 +236,7 @@ def test_hook_that_is_off_is_listed(alice: ApiClient, app: Flask, receiver: Rece
     assert (item["kind"], item["agentId"], item["taskId"]) == ("hook_off", None, None)
     assert item["since"] == hook["createdAt"]
     assert item["text"].startswith("The hook phone is off: ")
-    # Its deliveries are no callbacks.
+    # Its deliveries do not count as callbacks.
     set_hook(alice, hook, "active")
     assert items(alice) == []
     set_hook(alice, hook, "off")

@@ -69,7 +69,7 @@ FILTERS: dict[str, Callable[[Task, str], bool]] = {
 
 
 def expected(tasks: list[Task], fields: Mapping[str, str | None]) -> list[Task]:
-    """Those of `tasks` that the list has to have, in its order."""
+    """The part of `tasks` that the list has to have, in its order."""
     chosen = [
         task
         for task in tasks
@@ -344,7 +344,7 @@ ODD_TEXTS = (
 def test_list_has_the_same_bytes_as_each_task_alone(
     alice: ApiClient, app: Flask, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
 ) -> None:
-    """The database writes the JSON of a list, and the schema that of one task."""
+    """The database writes the JSON of a list, and the schema the JSON of one task."""
     monkeypatch.setattr(list_queries, "TASKS_PER_READ", 7)
     odd_tasks(alice)
     large_tasks(alice)

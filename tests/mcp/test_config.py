@@ -1,4 +1,4 @@
-"""The lines that connect a client of MCP: the same in the document, the command and the page."""
+"""The lines that connect an MCP client: the same in the document, the command and the page."""
 
 import json
 import os

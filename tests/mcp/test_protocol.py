@@ -196,7 +196,7 @@ def test_version_in_the_header_must_be_that_of_the_body(mcp: McpClient) -> None:
         answer = mcp.modern("tools/list", MCP_Protocol_Version=header)
         assert answer.refused == (400, -32020)
         assert isinstance(answer.json["id"], int)
-    # One that is no text differs from every header.
+    # One that is not a text differs from every header.
     for version in (None, 5, [MODERN]):
         answer = mcp.modern("tools/list", {"_meta": {VERSION_KEY: version}})
         assert answer.refused == (400, -32020)

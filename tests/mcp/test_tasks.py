@@ -1,4 +1,4 @@
-"""Calls that start tasks, and the extension by which clients follow them."""
+"""Calls that start tasks, and the extension for clients that follow them."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -239,7 +239,7 @@ def test_call_that_waits_holds_no_connection(
         until(lambda: len(resources.find(WaitSlots, app)._held) == 1)
         with app.app_context():
             reads = resources.find(Database).reads
-            # Between two looks at the database, that of the watcher aside.
+            # Between two looks at the database, not counting the watcher's.
             until(lambda: in_use(reads) == 0)
         alice.report(task, status="complete")
         assert structured(call.result())["status"] == "complete"

@@ -144,7 +144,7 @@ def test_name_never_passes_to_an_agent_with_another_id(alice: ApiClient, mcp: Mc
     assert runs("deploy_prod") is None
     assert runs(hashed("deploy_prod", "deploy_prod")) == "deploy_prod"
     assert runs(hashed("deploy-prod", "deploy_prod")) == "deploy-prod"
-    # Nor does an agent that is no tool leave its name to another.
+    # Nor does an agent without a tool leave its name to another.
     alice.register("clean-up", tool=True)
     assert runs("clean_up") == "clean-up"
     alice.register("clean.up", tool=False)
@@ -205,7 +205,7 @@ def test_agents_that_were_tools_first_stay(
     assert list(tools) == first + FIXED
     assert tools["start_task"]["description"].endswith("of their own: 0, old.")
     assert mcp.modern("tools/call", {"name": "old"}).refused == (200, -32602)
-    # One that was no tool for a time comes after those that were.
+    # One that was not a tool for a time comes after the others.
     alice.register("agent-00", tool=False)
     assert list(mcp.tools()) == ["0", *first[1:], *FIXED]
     alice.register("agent-00", tool=True)

@@ -78,7 +78,7 @@ def test_form_on_the_terminal_answers_the_question_of_a_task(
             terminal.until_it_shows("Status: input required · asks: Delete old.txt?")
             terminal.until_it_shows("Enter to answer")
             terminal.press(ENTER, "Esc to answer later")
-            # The form stays open meanwhile.
+            # The form stays open until then.
             mcp_service.stop()
             mcp_service.start()
             accept(terminal)

@@ -24,7 +24,7 @@ from tests.support.service import Service
 from tests.support.waiting import until
 
 CLIENTS = 4
-# All goes on by itself within this time, without a restart of a node.
+# All continues by itself within this time, without a restart of a node.
 RECOVERY_SECONDS = 60.0
 IS_STREAMING = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
 # Whether the standby has all that has been written.
@@ -100,7 +100,7 @@ def listed(person: RemoteClient) -> list[str]:
 
 
 def recover(nodes: list[Service], people: list[RemoteClient]) -> list[str]:
-    """Wait until each node answers writes and says so; returns the tasks."""
+    """Wait until each node is ready and answers writes; returns the tasks."""
     began = time.monotonic()
     keys = [str(uuid4()) for _ in people]
     with ThreadPoolExecutor() as pool:

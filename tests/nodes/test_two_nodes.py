@@ -104,7 +104,7 @@ def database_is_away(installation: Installation) -> None:
 
 
 def lose_node(installation: Installation) -> None:
-    """Its own process and its workers; the other node serves all meanwhile."""
+    """Its own process and its workers, while the other node serves all."""
     lost, other = installation.nodes
     lost.kill()
     for _ in range(5):

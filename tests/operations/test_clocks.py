@@ -210,7 +210,7 @@ def test_clocks_that_are_set_back_a_day_spoil_no_order(
     after = [alice.start(name=f"after {number}", claim=True) for number in range(2)]
     alice.append(before[0], "two")
     maintenance.do_round()
-    # A page goes on where it was: nothing is left out, and nothing comes twice.
+    # A page continues where it was: nothing is left out, and nothing comes twice.
     second = expect_page(alice, first.headers["Link"].partition(">")[0].lstrip("<"))
     listed = [task["id"] for task in [*first.json, *second.json]]
     assert [task_id for task_id in listed if task_id in ids(before)] == ids(before)[::-1]

@@ -104,7 +104,7 @@ def test_backup_made_while_others_write_serves_all_that_was_acknowledged(
         listed = {task["id"]: task for task in alice.request("GET", "/task").json()}
         assert set(before) <= set(listed)
         assert all(listed[task_id]["logCount"] == 1 for task_id in before)
-        # It goes on from there.
+        # It continues from there.
         alice.start()
         assert restored.run("db", "check").returncode == 0
 

@@ -1,4 +1,4 @@
-"""`db copy`: all of a database into an empty one, both ways, also when it is broken off."""
+"""`db copy`: all of a database into an empty one, both ways, even after an interruption."""
 
 import json
 import os
@@ -39,7 +39,7 @@ from tests.support.waiting import until
 
 TABLES = [table.name for table in db.metadata.sorted_tables]
 KILLED = -signal.SIGKILL
-# The moments from one kill to the next.
+# The steps from one kill to the next.
 STEP = int(os.environ.get("COPY_STEP", "31"))
 AGE_HEARTBEAT = (
     "UPDATE service_heartbeat SET since = '2026-01-01T00:00:00.000Z', "

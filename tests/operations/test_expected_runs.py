@@ -1,4 +1,4 @@
-"""Expected runs: when the next one is due, who is late without it, and who is back with it."""
+"""Expected runs: when the next one is due, who is late without it, and who runs again."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ EVERY = {"every": 60, "grace": 0}
 
 @pytest.fixture
 def hook(alice: ApiClient, receiver: Receiver) -> dict[str, Any]:
-    """Alice's, which is told who is late and who is back."""
+    """Alice's, which is told who is late and who runs again."""
     body = {"target": receiver.url, "events": ["agent.late", "agent.back"]}
     return dict(expect(alice.post("/hook", json=body), 201))
 
@@ -143,7 +143,7 @@ def test_next_run_counts_from_the_expectation_and_then_from_each_start(alice: Ap
     assert due(alice) == after(rerun["createdAt"], 90_000)
     waiting = alice.start()
     assert due(alice) == after(waiting["createdAt"], 90_000)
-    # A claim is no start.
+    # A claim is not a start.
     expect(alice.post("/agent/summarizer/claim"), 200)
     assert due(alice) == after(waiting["createdAt"], 90_000)
 
@@ -345,7 +345,7 @@ def test_agent_that_works_on_a_claimed_task_is_not_late(
 ) -> None:
     alice.register(expect=EVERY)
     task = alice.start(claim=True)
-    # Those of others, and those that only wait, do not count.
+    # Tasks of others, and tasks that only wait, do not count.
     bob.start(claim=True)
     alice.start("another", claim=True)
     clocks.go_on_with(maintenance, seconds=200)

@@ -83,7 +83,7 @@ def test_postgresql_without_its_driver_says_which_extra_it_lacks(
 
 
 def test_postgresql_with_a_broken_driver_says_what_is_wrong(tmp_path: Path) -> None:
-    # It has its own libpq, or looks for that of the system.
+    # It has its own libpq, or looks for the system's.
     broken = "psycopg_binary,psycopg_c,ctypes.util"
     url = "postgresql://localhost/tasks"
     code, stderr = run_without(broken, tmp_path, "user", "list", DATABASE_URL=url)

@@ -98,7 +98,7 @@ def is_ready(app: Flask) -> bool:
 
 
 def refused_as_unready(app: Flask) -> dict[str, Any]:
-    """The problem of a service that lives but is not ready; it says so soon, in its metrics too."""
+    """The problem of a service that lives but is not ready, as its metrics soon say too."""
     client = app.test_client()
     began = time.monotonic()
     response = client.get("/readyz")
@@ -391,7 +391,7 @@ def test_background_process_ends_silent_tasks_while_a_server_without_our_setting
         fall_silent(app, early, 2 * DAY)
         background.do_round()
         assert status(early) == "error"
-    # Its killed processes can live for a moment longer.
+    # Its killed processes can live a little longer.
     until(lambda: not is_running(tmp_path / "data" / SERVER_LOCK))
     fall_silent(app, late, 2 * DAY)
     # As if it had ended more than a minute ago.

@@ -74,7 +74,7 @@ def test_partial_indexes_have_the_rows_that_the_models_say(empty_url: str) -> No
     with engine.connect() as connection:
         migrated = set(connection.execute(query).all())
         assert {name for name, _ in migrated} == {index.name for index in partial}
-        # PostgreSQL spells a condition in its own way: so it reads those of the models too.
+        # PostgreSQL spells a condition in its own way: so it reads the models' conditions too.
         for index, where in partial.items():
             connection.execute(text(f"DROP INDEX {index.name}"))
             table, column = index.table, index.columns[0].name

@@ -1,4 +1,4 @@
-"""Upgrades of databases that older versions have filled, also when they are killed midway."""
+"""Upgrades of databases that older versions have filled, even if they are killed midway."""
 
 import itertools
 import os
@@ -47,7 +47,7 @@ def new_app(apps: Apps, config: Config) -> Iterator[Flask]:
 
 @dataclass
 class Filled:
-    """A database of today with data in all tables; its rows are those of `path`."""
+    """A database of today with data in all tables: the rows of `path`."""
 
     path: Path
     people: list[ApiClient]
@@ -130,7 +130,7 @@ def test_upgraded_database_has_its_data_and_the_schema_of_a_new_one(
     migrations.upgrade(url)
     with new_app(apps, replace(filled.config, DATABASE_URL=url)) as app:
         assert contents(app, filled.people) == expected
-        # It goes on as any other.
+        # It continues as any other.
         alice = as_before(app, filled.people[0])
         parent = expect(alice.get("/task?limit=1"), 200)[0]
         task = alice.start(claim=True, parentId=parent["id"], labels={"env": "prod"})
@@ -201,12 +201,12 @@ def _in_order(ddl: str) -> str:
 # --- killed ------------------------------------------------------------------------------
 
 KILLED = -signal.SIGKILL
-# The moments from one kill to the next.
+# The steps from one kill to the next.
 STEP = int(os.environ.get("UPGRADE_STEP", "61"))
 
 
 def kill_upgrades(url: str, folder: Path, step: int) -> int:
-    """Kill upgrades at later and later moments, until one is not killed; returns the kills.
+    """Kill upgrades later and later, until one is not killed; returns the kills.
 
     After each the database is whole, and as it was before.
     """
@@ -311,7 +311,7 @@ def test_running_process_is_unavailable_where_a_newer_version_renamed_a_column(
 # --- newer than the code -----------------------------------------------------------------
 
 UNKNOWN = "01a216a7-c830-724c-bcad-01ab0fc06783"
-# Each command on the server, with arguments; those of `db` that need a file come in the test.
+# Each command on the server, with arguments, but for the ones of `db` that need a file.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "serve": (), "background": (), "user add": ("carol",), "user list": (),
     "user delete": ("alice", "--yes"),

@@ -1,4 +1,4 @@
-"""`user delete`: nothing of a user remains, whatever happens meanwhile, and others keep theirs."""
+"""`user delete`: nothing of a user remains, whatever happens at the time; others keep theirs."""
 
 import io
 import subprocess

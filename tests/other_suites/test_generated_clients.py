@@ -33,7 +33,7 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "python": {},
     "typescript-fetch": {"additionalProperties": {"importFileExtension": ".js"}},
 }
-# Of webhooks it makes a class that is no valid Python, as docs/guides/http.md says.
+# Of webhooks it makes a class that is invalid Python, as docs/guides/http.md says.
 WITHOUT_WEBHOOKS = {"python"}
 
 

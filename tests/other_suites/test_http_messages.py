@@ -17,7 +17,7 @@ TEXT = {"Content-Type": "text/plain"}
 STREAM = b"Content-Type: text/event-stream"
 COMPLAINTS = (levels.WARN, levels.BAD)
 HTML = {"Accept": "text/html"}
-# (method, last part of the path, note) -> why it is no defect.
+# (method, last part of the path, note) -> why it is not a defect.
 SAME_URL = "what is created is at the URL of the request"
 EXCUSED = {
     ("PUT", "linted", "CREATED_WITHOUT_LOCATION"): SAME_URL,

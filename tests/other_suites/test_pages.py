@@ -31,7 +31,7 @@ ROUTES = {
     "/tasks/<task_id>/links", "/tasks/<task_id>/new-lines",
     "/tasks/<task_id>/questions/<question_id>", "/tasks/<task_id>/rerun",
 }  # fmt: skip
-# Beginning of a message -> why it is no defect.
+# Beginning of a message -> why it is not a defect.
 EXCUSED = {"Article lacks heading": "a question is named by its message, a text of any length"}
 BROKEN = "<!doctype html><html lang=en><title>Broken</title><p><div></p></div></html>"
 

@@ -1,4 +1,4 @@
-"""No file descriptors are left to the running service: 503, and then it goes on."""
+"""No file descriptors are left to the running service: 503, and then it continues."""
 
 import os
 import resource
@@ -59,7 +59,7 @@ def test_lost_database_is_not_reached_without_a_file_descriptor_and_then_it_is(
     with Service(tmp_path / "data", DATABASE_URL=url) as service:
         writes = EveryWrite(service.add_user())
         (worker,) = service.workers()
-        # Those of the lost connections, which are free then, are past the limit too.
+        # The descriptors of the lost connections, then free, are past the limit too.
         with limited(resource.RLIMIT_NOFILE, worker, 3):
             end_connections(url)
             for name, (method, path, body) in writes.requests().items():
@@ -72,7 +72,7 @@ def test_lost_database_is_not_reached_without_a_file_descriptor_and_then_it_is(
 
 
 def end_connections(url: str) -> None:
-    """End those of the service, as a restart of PostgreSQL does."""
+    """End the service's connections, as a restart of PostgreSQL does."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity "

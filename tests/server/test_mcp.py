@@ -83,7 +83,7 @@ def test_of_a_hundred_calls_eight_may_wait_and_the_rest_is_told_at_once(tmp_path
             finished = as_completed(calls)
             at_once = [next(finished).result() for _ in range(CALLERS - 8)]
             assert {structured(result)["status"] for result in at_once} == {"running"}
-            # Ordinary requests are served meanwhile.
+            # Ordinary requests are still served.
             for task in tasks_of(alice):
                 alice.request("PATCH", f"/task/{task['id']}", json={"status": "complete"})
             waited = [call.result() for call in finished]

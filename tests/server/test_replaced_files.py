@@ -40,7 +40,7 @@ def wait_until_open(service: Service, database: Path) -> None:
 def open_files(pid: int) -> set[str]:
     files = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
+        with suppress(FileNotFoundError):  # just closed
             files.add(os.readlink(link))
     return files
 

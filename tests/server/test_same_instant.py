@@ -276,7 +276,7 @@ def test_report_and_cancel_at_the_same_instant_send_one_callback(
                 for number, one in enumerate(people)
             ]
         )
-        # One kind comes first: its four requests are answered 200, the others 409.
+        # One kind comes first: its four requests get 200, the others 409.
         assert Counter(answer.status_code for answer in answers) == {200: 4, 409: 4}
         good = [answer for answer in answers if answer.status_code == 200]
         assert callback_statuses(good) == {"delivered": 1, "none": 3}

@@ -220,7 +220,7 @@ def test_answer_to_an_unread_body_arrives(server: GunicornProcess) -> None:
             assert read_bodies(client) == [b"no"]
 
 
-# What is no valid request is refused as problem+json.
+# An invalid request is refused as problem+json.
 
 
 REFUSED = {

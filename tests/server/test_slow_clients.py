@@ -199,7 +199,7 @@ def test_idle_connections_close_no_new_client(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service, ExitStack() as stack:
         key = str(service.add_user().session.headers["apikey"])
         request = get("/api/v1/user", key)
-        # More than a process has, with those of its waits and streams.
+        # More than a process has, with its waits and streams.
         for _ in range(720):
             client = stack.enter_context(connect(service.port))
             assert status_of(client, request) == 200
@@ -246,7 +246,7 @@ def test_200_workers_and_100_followers_leave_the_threads_to_others(tmp_path: Pat
         assert early.startswith(b"HTTP/1.1 204 ")
         assert b"\r\nRetry-After: " in early
         assert bob.request("GET", "/user").status_code == 200
-        # And another user gets a place, that of a worker.
+        # And another user gets the place of a worker.
         seen = bob.start()
         follow = request_of(bob, "GET", f"/task/{seen['id']}/events")
         clients.append(stack.enter_context(connect(service.port)))

@@ -16,7 +16,7 @@ class CheapSubtests:
     def test(self, name: str) -> Iterator[None]:
         try:
             yield
-        # What `pytest.fail` and `pytest.raises` raise is no Exception.
+        # What `pytest.fail` and `pytest.raises` raise is not an Exception.
         except (Exception, pytest.fail.Exception):
             with self._subtests.test(name):
                 raise

@@ -30,7 +30,7 @@ CREATE FUNCTION shifted.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLAT
 
 
 class Clocks:
-    """Real clocks, and the seconds by which each is ahead."""
+    """Real clocks, and how many seconds each is ahead."""
 
     def __init__(self, app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
         self._app, self._monkeypatch = app, monkeypatch

@@ -95,7 +95,7 @@ class Caller(threading.Thread):
 class Client(Caller):
     """One user's program: starts tasks, adds lines, reports, lists, deletes."""
 
-    # Those of a task with a callback are checked by its receiver.
+    # The reports of a task with a callback are checked by its receiver.
     callback: str | None = None
     # What a DELETE that is not repeated here may be told: nginx may have repeated it.
     gone: int = 0
@@ -224,7 +224,7 @@ class Worker(Agent):
 
 
 class Chat(Caller):
-    """A client of MCP: calls a tool again and again; every second one does not know of tasks."""
+    """An MCP client: calls a tool again and again; every second one does not know of tasks."""
 
     def run(self) -> None:
         follows = self.number % 2 == 0

@@ -45,7 +45,7 @@ class CrashingService(Service):
 
 
 def failing_at_first() -> play.Behaviour:
-    """Each webhook is answered 500 once, and 204 from then on."""
+    """Each webhook gets 500 once, and 204 from then on."""
     known = set()
 
     def behave(exchange: Exchange) -> None:

@@ -22,7 +22,7 @@ class Databases:
 
     def __init__(self, folder: Path, shared: Path) -> None:
         self._template = folder / "template.db"
-        # Not below pytest's folder, which PostgreSQL's own user may not enter.
+        # Not below pytest's directory, which PostgreSQL's own user can't enter.
         self._postgresql = (
             Path(tempfile.gettempdir()) / f"postgresql-{shared.parent.name}-{shared.name}"
         )

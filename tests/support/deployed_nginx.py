@@ -38,7 +38,7 @@ def answers(process: "subprocess.Popen[bytes]", log: Path, url: str, authority: 
 class DeployedNginx:
     """nginx with this text of deploy/nginx.conf, in front of the nodes on these ports.
 
-    Without ports the nodes are those of the text.
+    Without ports the nodes are the ones in the text.
     """
 
     def __init__(

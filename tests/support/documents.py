@@ -88,7 +88,7 @@ class Terminal:
     """A shell that is typed into, block by block, as a person would; ended by `with`."""
 
     def __init__(self, folder: Path) -> None:
-        # A pipe, not a file: `tee /dev/stderr` would open the file anew, and empty it.
+        # A pipe, not a file: `tee /dev/stderr` would open the file again, and empty it.
         self._shell = subprocess.Popen(
             ["sh"], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True,

@@ -62,7 +62,7 @@ class EveryWrite:
         }
 
     def are_refused(self) -> None:
-        """All at once, each is 503 as the contract says; reads go on, and nothing has changed."""
+        """All at once, each returns 503, as the contract says; reads work, nothing has changed."""
         before = self.state()
         with ThreadPoolExecutor(20) as pool:
             sent = {

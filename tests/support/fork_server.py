@@ -112,7 +112,7 @@ def startup_variables(environ: Mapping[str, str]) -> dict[str, str]:
 class ForkedPopen(subprocess.Popen[Any]):
     """A process by the fork server where that is the same, else a new one.
 
-    `closed` are those of its three standard files that it does not have.
+    `closed` are the standard files, of three, that it does not have.
     """
 
     def __init__(

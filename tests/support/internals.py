@@ -80,7 +80,7 @@ def set_columns(app: Flask, task: dict[str, Any], **values: Any) -> None:
 
 
 def in_use(connections: KeptConnections) -> int:
-    """How many of them are used at this moment."""
+    """How many of them are used now."""
     assert isinstance(connections.engine.pool, QueuePool)
     return connections.engine.pool.checkedout() - len(connections._kept)
 

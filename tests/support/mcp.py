@@ -1,4 +1,4 @@
-"""A client of MCP that sends what a test gives it, in either era."""
+"""An MCP client that sends what a test gives it, in either era."""
 
 import json
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 
     @property
     def code(self) -> int:
-        """The code of an error of JSON-RPC."""
+        """The code of a JSON-RPC error."""
         return int(self.json["error"]["code"])
 
     @property

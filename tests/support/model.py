@@ -136,7 +136,7 @@ def lines_of(texts: Iterable[str]) -> list[str]:
 
 
 def fresh_lines(task: Task, lines: list[str], writer: str, seq: int | None) -> list[str] | None:
-    """Those of `lines` that are new; None where some before them are missing."""
+    """The new ones of `lines`; None where some before them are missing."""
     if seq is None:
         return lines
     known = task.writers.get(writer, 0)
@@ -146,7 +146,7 @@ def fresh_lines(task: Task, lines: list[str], writer: str, seq: int | None) -> l
 
 
 def reported(task: Task, changes: Json) -> Json | None:
-    """The task after a report; None where it may not be changed like this any more."""
+    """The task after a report; None where it can't be changed like this any more."""
     was = task.json
     now = was | {"output": was["output"] | changes.get("output", {})}
     status = changes.get("status")

@@ -127,7 +127,7 @@ class PostgresqlServer:
 def postgresql_server(programs: Path) -> Iterator[PostgresqlServer]:
     """A server that is not there yet, in a folder that is removed at the end.
 
-    It is not below pytest's folder, which the user of PostgreSQL may not enter.
+    It is not below pytest's directory, which the user of PostgreSQL can't enter.
     """
     folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
     if os.geteuid() == 0:

@@ -14,7 +14,7 @@ def is_up(url: str) -> bool:
 
 
 def is_ready(node: Service) -> bool:
-    """Whether /readyz says so, while /livez says that the process lives."""
+    """Whether it is ready by /readyz, while /livez says that the process lives."""
     assert requests.get(f"{node.url}/livez", timeout=30).ok
     status = requests.get(f"{node.url}/readyz", timeout=30).status_code
     assert status in (200, 503)

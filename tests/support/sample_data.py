@@ -299,7 +299,7 @@ def shift(
 
 
 def end(app: Flask, task: dict[str, Any], moment: datetime) -> None:
-    """Make a task that has ended look as if that was at this moment."""
+    """Make a task that has ended look as if it had ended at this time."""
     set_columns(app, task, finished_at=rfc3339(moment))
 
 

@@ -15,7 +15,7 @@ from tests.support.waiting import has_ended, until
 
 
 class Machine:
-    """The units in a folder, with paths below it in the place of those of a machine."""
+    """The units in a directory, with paths below it instead of a machine's."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

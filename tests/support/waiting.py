@@ -21,7 +21,7 @@ def until(happened: Callable[[], Result | Literal[False] | None]) -> Result:
 
 
 def has_ended(process_id: int) -> bool:
-    """Whether a process has ended, also if no process has waited for it."""
+    """Whether a process has ended, even if no process has waited for it."""
     try:
         stat = Path(f"/proc/{process_id}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

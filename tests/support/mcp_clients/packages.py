@@ -37,7 +37,7 @@ def node_packages(versions: dict[str, str] = VERSIONS["npm"]) -> Path:
 
 
 def python_environment(name: str, versions: dict[str, str] | None = None) -> Path:
-    """The Python of an environment with these packages; by default those of one client."""
+    """The Python of an environment with these packages; by default the ones of one client."""
     versions = versions or VERSIONS["pypi"][name]
     with _folder(name, versions) as (folder, is_installed):
         python = folder / "bin" / "python"

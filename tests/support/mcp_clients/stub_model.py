@@ -70,7 +70,7 @@ class StubModel:
         with self._lock:
             self.requests.append(request)
             if not request.get("tools"):
-                # A remark in passing, for example a title for the conversation.
+                # Something in passing, for example a title for the conversation.
                 return {"type": "text", "text": "A title"}
             self.results = list(_results(request["messages"]))
             turn = next(self._turns, "Nothing is left to say.")
