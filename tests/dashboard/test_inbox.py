@@ -9,6 +9,7 @@ from flask import Flask
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
 from tests.support.deliveries import finish
+from tests.support.documents import ROOT
 from tests.support.internals import run_sql
 from tests.support.plain_browser import Browser, signed_in, text_of
 from tests.support.receiver import Receiver, answer
@@ -107,3 +108,11 @@ def test_line_above_the_list_leads_to_the_inbox(window: Browser, alice: ApiClien
     assert '<a class="attention" href="/inbox">' in text_of(window, "/")
     run(alice, "nightly", "complete")
     assert line(window) == ""
+
+
+def test_each_icon_is_used() -> None:
+    folder = ROOT / "taskservice" / "dashboard" / "templates" / "dashboard"
+    templates = "".join(path.read_text() for path in folder.glob("*.html"))
+    icons = {path.stem for path in folder.glob("icons/*.svg")}
+    assert {icon for icon in icons if f'"{icon}"' not in templates} == set()
+    assert "Lucide" in (folder / "icons" / "LICENSE").read_text()

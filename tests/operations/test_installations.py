@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from packaging.requirements import Requirement
@@ -27,6 +28,7 @@ from tests.support.service import Service, environment
 
 # `make test` installs the clone so.
 IN_CLONE = f"pip install -e '{ROOT}"
+ICONS_LICENCE = "taskservice/dashboard/templates/dashboard/icons/LICENSE"
 WITHOUT = """
 import sys
 packages, *sys.argv[1:] = sys.argv[1:]
@@ -105,6 +107,9 @@ def test_package_alone_is_the_whole_agents_side(tmp_path: Path) -> None:
     python = new_environment(tmp_path / "venv")
     folder = python.parent
     file = wheel(tmp_path)
+    # The licence of the package, and that of the icons in it.
+    licences = [name for name in ZipFile(file).namelist() if ".dist-info/licenses/" in name]
+    assert [name.rpartition("licenses/")[2] for name in licences] == ["LICENSE", ICONS_LICENCE]
     install(python, str(file))
     assert installed(python) == with_their_own(dependencies()) | {"taskservice"}
 
