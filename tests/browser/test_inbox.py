@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from tests.support.api_client import RemoteClient
 from tests.support.browser import Visitor, check_accessible
@@ -16,6 +16,8 @@ from tests.support.service import Service
 LONG = "Orders of all customers from all shops into the warehouse, nightly and by hand"
 NO_BREAK = "psycopg.errors.UniqueViolation: duplicate key value violates unique constraint"
 TIME_OF_DAY = re.compile(r"\d\d:\d\d")
+# The top of the first row of a list, from the top of the page.
+TOP = "row => row.getBoundingClientRect().top + scrollY"
 # Words that continue on the next line, though they fit on one.
 BROKEN_WORDS = """main => {
   const walker = document.createTreeWalker(main, NodeFilter.SHOW_TEXT), broken = [];
@@ -64,7 +66,7 @@ def night(alice: RemoteClient) -> Iterator[RemoteClient]:
 
 
 def phone(chromium: Browser, service: Service, alice: RemoteClient) -> Visitor:
-    size = {"width": 390, "height": 844}
+    size = ViewportSize(width=390, height=844)
     visitor = Visitor(chromium, service.url, viewport=size, has_touch=True)
     visitor.sign_in(str(alice.session.headers["apikey"]))
     return visitor
@@ -72,6 +74,24 @@ def phone(chromium: Browser, service: Service, alice: RemoteClient) -> Visitor:
 
 def expect_number(page: Page, number: str) -> None:
     expect(page.locator("#badge-inbox")).to_have_text(number)
+
+
+def test_list_begins_at_the_same_height_whatever_needs_attention(
+    chromium: Browser, service: Service, visitor: Visitor, night: RemoteClient
+) -> None:
+    filters = f"label=env:prod&q={LONG[:30]}&started=24h&status=running&claimed=true"
+    with closing(phone(chromium, service, night)) as on_phone:
+        for window, size, highest in (
+            (visitor, ViewportSize(width=1440, height=900), 360),
+            (on_phone, ViewportSize(width=390, height=844), 420),
+        ):
+            for query in ("", filters):
+                page = window.go(f"/?{query}")
+                page.set_viewport_size(size)
+                expect(page.locator("#attention")).to_contain_text("3 questions, 7 agents")
+                assert page.locator("#rows tr").first.evaluate(TOP) <= highest, query
+        on_phone.check()
+    check_accessible(visitor.page)
 
 
 def test_question_is_answered_with_one_tap_on_a_phone(
