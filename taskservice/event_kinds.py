@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 from taskservice.terms import COMPLETE, ERROR, RUNNING, Status
 
+# In the test of a hook: why it happened.
+SAMPLE_TEXT = "This is a test: nothing happened."
+
 
 class EventKind(NamedTuple):
     """What is said of an event; what happened is recorded by `services/events.py`."""
@@ -20,8 +23,10 @@ class EventKind(NamedTuple):
     when: str
     is_default: bool = True  # a hook is told of it unless its events are chosen
     is_urgent: bool = False  # for ntfy
-    # It is a new state of an agent: its data has the agent, and people are told the last one only.
+    # It is a new state of an agent, or of a task: its data has the agent, and people are told the
+    # last one only.
     is_of_agent: bool = False
+    is_of_task: bool = False
     # The field of its data that is the beginning of this state, and the line that shows it with
     # the time that passed since then.
     since: str | None = None
@@ -29,6 +34,10 @@ class EventKind(NamedTuple):
     # In the test of a hook: the status of the task, which some events do not have, and more data.
     sample_status: Status | None = COMPLETE
     sample_data: Mapping[str, Any] = {}
+
+    @property
+    def has_agent(self) -> bool:
+        return self.is_of_agent or self.is_of_task
 
 
 KINDS: dict[str, EventKind] = {}
@@ -94,6 +103,21 @@ AGENT_LATE = _add(
         sample_status=None,
     )
 )
+TASK_HANGS = _add(
+    EventKind(
+        "task.hangs",
+        title="{} hangs",
+        several="{} tasks hang",
+        tag="hourglass_flowing_sand",
+        label="task hangs",
+        when="it runs for too long, or is silent for too long",
+        is_urgent=True,
+        is_of_task=True,
+        since="hangingSince",
+        sample_status=RUNNING,
+        sample_data={"reason": SAMPLE_TEXT},
+    )
+)
 AGENT_FIXED = _add(
     EventKind(
         "agent.fixed",
@@ -120,6 +144,20 @@ AGENT_BACK = _add(
         since_line="Due {since}, {length} late",
         sample_status=RUNNING,
         sample_data={"onTime": False},
+    )
+)
+TASK_RECOVERED = _add(
+    EventKind(
+        "task.recovered",
+        title="{} no longer hangs",
+        several="{} tasks no longer hang",
+        tag="white_check_mark",
+        label="hanging task recovers",
+        when="it printed a line, asked or ended",
+        is_of_task=True,
+        since="hangingSince",
+        since_line="Hung since {since}, for {length}",
+        sample_data={**TASK_HANGS.sample_data, "seconds": 3_600.0},
     )
 )
 TASK_ENDED = _add(

@@ -123,6 +123,8 @@ MAX_LINK_DAYS = 90
 MAX_LABELS = 16
 # Maximum timeout of a task and of a question, and the default one of a question, in seconds.
 MAX_TIMEOUT = 366 * 86_400
+# How long a run may take: `maxDuration` of what is expected of its agent, in seconds.
+MIN_DURATION, MAX_DURATION = 60, 30 * 86_400
 QUESTION_TIMEOUT = 86_400
 # Maximum number of tasks on one page of the list, and of one request that changes many.
 MAX_LIMIT = 1_000

@@ -12,8 +12,17 @@ from taskservice import resources
 from taskservice.background import removal, timeouts
 from taskservice.background.delivery_loop import STOP_SECONDS, DeliveryLoop
 from taskservice.background.removal import in_batches
+from taskservice.database import clock
 from taskservice.operations import health
-from taskservice.services import deliveries, events, expected_runs, hooks, questions, users
+from taskservice.services import (
+    deliveries,
+    events,
+    expected_runs,
+    hanging,
+    hooks,
+    questions,
+    users,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +69,14 @@ class Maintenance(threading.Thread):
             expire_questions,
             self._clock.read_clocks,
             self._end_silent,
+            self._find_hanging,
             self._find_late,
             self._prune,
         )
 
     def run(self) -> None:
+        # What is claimed from now on could always report.
+        self._do([self._record_heartbeat, self._clock.read_clocks])
         pause = ROUND_SECONDS
         while not resources.stopping.wait(pause):
             began = time.monotonic()
@@ -74,9 +86,12 @@ class Maintenance(threading.Thread):
 
     def do_round(self) -> bool:
         """Run each job, a failed one again next time; returns whether one is not finished."""
+        return self._do([*self._first_jobs, *JOBS])
+
+    def _do(self, jobs: Iterable[Callable[[], bool | None]]) -> bool:
         has_more = False
         with self._app.app_context():
-            for job in (*self._first_jobs, *JOBS):
+            for job in jobs:
                 try:
                     has_more |= bool(job())
                 except Exception:
@@ -91,12 +106,22 @@ class Maintenance(threading.Thread):
         if self._clock.now is not None:
             if self._clock.is_first:
                 timeouts.correct_future_times(self._clock.now)
-            if timeouts.was_serving():
+            if timeouts.was_serving(self._clock.now):
                 timeouts.time_out_tasks(self._clock.now)
 
     def _find_late(self) -> None:
-        if self._clock.now is not None and timeouts.was_serving():
+        if self._clock.now is not None and timeouts.was_serving(self._clock.now):
             in_batches(partial(expected_runs.find_late, self._clock.now))
+
+    def _find_hanging(self) -> None:
+        serving_since = timeouts.serving_since()
+        if serving_since is None:
+            return
+        now, since = self._clock.time, max(serving_since, self._clock.steady_since)
+        # A task that was claimed since then could report all the time.
+        if clock.seconds_between(since, now) >= timeouts.GRACE_SECONDS:
+            since = clock.EARLIEST
+        in_batches(partial(hanging.check, now, since))
 
     def _prune(self) -> bool:
         now = self._clock.now

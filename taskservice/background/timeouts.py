@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import cast
 
 from flask import current_app
-from sqlalchemy import bindparam, exists, select, update
+from sqlalchemy import bindparam, select, update
 
 from taskservice.background.removal import in_batches
 from taskservice.database import clock
@@ -21,13 +21,13 @@ from taskservice.database.models import (
     Task,
 )
 from taskservice.database.rows import TaskRow
-from taskservice.database.transactions import current_time, database_time, read_all, transaction
+from taskservice.database.transactions import current_time, database_time, read_one, transaction
 from taskservice.database.types import AnySelect, database_now
-from taskservice.operations.health import IS_CURRENT, MAX_GAP_SECONDS, seconds_ago
+from taskservice.operations.health import IS_CURRENT, MAX_GAP_SECONDS
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.services import deliveries as delivery_service
-from taskservice.services import events, expected_runs, questions
-from taskservice.services.tasks import HEARTBEAT
+from taskservice.services import events, expected_runs, hanging, questions
+from taskservice.services.tasks import HEARTBEAT, NOT_HANGING
 from taskservice.terms import ERROR, SERVICE, TIMEOUT
 
 logger = logging.getLogger(__name__)
@@ -40,10 +40,11 @@ MAX_DRIFT_SECONDS = 2.0
 BATCH = 50
 
 
-_WAS_SERVING = select(exists().where(IS_CURRENT, ServiceHeartbeat.since <= seconds_ago("grace")))
+_SERVING_SINCE = select(ServiceHeartbeat.since).where(IS_CURRENT)
 # An agent that waits for a person is not silent.
 _ASKING_NOTHING = (
     select(Task.id, Task.user_id, Task.agent_id, Task.labels, Task.callback_url, Task.timeout)
+    .add_columns(Task.hanging_since, Task.hanging_reason)
     .where(Task.questions == NO_QUESTIONS)
     .limit(BATCH)
     # A locked task is being written to, so it is not silent.
@@ -67,6 +68,7 @@ _END = (
         updated_at=bindparam("at"),
         finished_at=bindparam("at"),
         version=Task.version + 1,
+        **NOT_HANGING,
     )
 )
 
@@ -77,6 +79,8 @@ class ClockMonitor:
     def __init__(self) -> None:
         self.now: str | None = None  # of the database; None until the clocks were steady for long
         self.is_first = False  # whether `now` is the first time since they were unsteady
+        # Of the database: the last time that was read, and since when the clocks are steady.
+        self.time = self.steady_since = clock.EARLIEST
         # The database's clock, this machine's, and the monotonic one, read together.
         self._last: tuple[str, str, float] | None = None
         self._steady_since = 0.0
@@ -102,7 +106,8 @@ class ClockMonitor:
                     passed, *jumps, GRACE_SECONDS,
                 )  # fmt: skip
         if not is_steady:
-            was_steady, self._steady_since = False, monotonic
+            was_steady, self._steady_since, self.steady_since = False, monotonic, database
+        self.time = database
         self._last = (database, machine, monotonic)
         if monotonic - self._steady_since >= GRACE_SECONDS:
             self.now, self.is_first = database, not was_steady
@@ -122,12 +127,19 @@ def correct_future_times(now: str) -> None:
             )
     questions.correct_future_times(ahead, now)
     expected_runs.correct_future_times(now)
+    hanging.correct_future_times(ahead, now)
 
 
-def was_serving() -> bool:
+def serving_since() -> str | None:
+    """Since when agents could reach the service without a gap; None if they cannot."""
+    row = read_one(_SERVING_SINCE, max_gap=MAX_GAP_SECONDS)
+    return row and row.since
+
+
+def was_serving(now: str) -> bool:
     """Whether agents could reach the service for as long as GRACE_SECONDS."""
-    [(was_serving,)] = read_all(_WAS_SERVING, max_gap=MAX_GAP_SECONDS, grace=GRACE_SECONDS)
-    return bool(was_serving)
+    since = serving_since()
+    return since is not None and since <= clock.moved(now, -GRACE_SECONDS)
 
 
 def time_out_tasks(now: str) -> None:

@@ -54,7 +54,7 @@ def list_all(as_json: bool) -> None:
     "summarizer",
     'summarizer --name Summarizer --description "Sums up the mail."',
     "summarizer --input-schema @input.json",
-    "backup --every 25h",
+    "backup --every 25h --max-duration 2h",
     'backup --cron "0 2 * * 1-5" --time-zone Europe/Berlin --grace 30m',
 )
 @click.argument("agent_id", metavar="ID", type=options.text)
@@ -85,15 +85,24 @@ def list_all(as_json: bool) -> None:
     type=options.Duration(),
     help="Time until the agent is late without the expected task (default: 1h).",
 )
+@click.option(
+    "--max-duration",
+    "maxDuration",
+    type=options.Duration(),
+    help="Time after which a running task hangs, such as 2h (default: it follows from --every, "
+    "--cron, and how long tasks usually take).",
+)
 def add(agent_id: str, **fields: Any) -> None:
     """Register an agent, or update the given fields of an existing one.
 
     The input schema is used to validate each unclaimed start and each rerun, and to build forms
     in the dashboard and in MCP clients.
 
-    An agent that is expected by --every or --cron, and starts no task in time, is late.
+    An agent that is expected by --every or --cron, and starts no task in time, is late. These and
+    --max-duration replace each other: give all that are to hold.
     """
-    values = {name: fields.pop(name) for name in ("every", "cron", "timeZone", "grace")}
+    names = ("every", "cron", "timeZone", "grace", "maxDuration")
+    values = {name: fields.pop(name) for name in names}
     if expect := {name: value for name, value in values.items() if value is not None}:
         fields["expect"] = {} if expect == {"every": 0} else expect
     with service_client() as client:

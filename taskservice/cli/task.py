@@ -42,6 +42,7 @@ DELETED = 5
 # Filters of `list` with their own options.
 STATES: dict[str, dict[str, Any]] = {
     "asking": {"asking": True},
+    "hanging": {"hanging": True},
     "waiting": {"status": terms.RUNNING, "claimed": False},
     **{kind: {"error_type": kind} for kind in terms.ERROR_TYPES},
 }
@@ -94,6 +95,7 @@ def start(agent: str, is_followed: bool, as_json: bool, **fields: Any) -> None:
 )
 @options.flag("--waiting", help="Only tasks that no worker has claimed.")
 @options.flag("--asking", help="Only tasks that ask a person something.")
+@options.flag("--hanging", help="Only tasks that run, or are silent, for too long.")
 @options.flag("--failed", help="Only tasks that failed.")
 @options.flag("--cancelled", help="Only tasks that were cancelled.")
 @options.flag("--timeout", help="Only tasks that timed out.")

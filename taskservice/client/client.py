@@ -174,6 +174,7 @@ class Client:
         error_type: ErrorType | None = None,
         claimed: bool | None = None,
         asking: bool | None = None,
+        hanging: bool | None = None,
         agent_id: str | None = None,
         parent_id: str | None = None,
         labels: Mapping[str, str] | None = None,
@@ -195,6 +196,7 @@ class Client:
             error_type: "failed", "cancelled" or "timeout".
             claimed: True for claimed tasks, False for waiting tasks.
             asking: True for tasks with open questions, False for all others.
+            hanging: True for tasks that run or are silent for too long, False for all others.
             agent_id: The agent of the tasks.
             parent_id: The parent of the tasks.
             labels: Pairs that a task must have, all of them.
@@ -218,7 +220,8 @@ class Client:
         query: dict[str, Any] = {"status": status, "errorType": error_type, "q": q, "sort": sort}
         query |= {"agentId": agent_id, "parentId": parent_id, "createdAfter": created_after}
         query |= {"createdBefore": created_before, "finishedAfter": finished_after}
-        for name, value in not_none(claimed=claimed, asking=asking).items():
+        flags = not_none(claimed=claimed, asking=asking, hanging=hanging)
+        for name, value in flags.items():
             query[name] = str(value).lower()
         query["label"] = [f"{key}:{value}" for key, value in (labels or {}).items()]
         query |= {"fields": fields, "limit": str(page or PAGE_TASKS)}
@@ -304,7 +307,8 @@ class Client:
             tool: Whether MCP clients get a tool for this agent; by default while a worker was seen
                 in the last 30 days.
             expect: When its tasks are expected to start, such as `{"every": 90_000}` or
-                `{"cron": "0 2 * * *", "timeZone": "Europe/Berlin"}`; `{}` for no expectation.
+                `{"cron": "0 2 * * *", "timeZone": "Europe/Berlin"}`, and how long they may run,
+                such as `{"maxDuration": 7_200}`; `{}` for no expectation.
 
         Raises:
             Invalid: The ID, the schema or another value was rejected; see `errors`.

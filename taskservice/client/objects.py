@@ -54,17 +54,18 @@ class Attention(TypedDict):
 
 
 class Expect(TypedDict, total=False):
-    """When an agent's tasks are expected to start: either `every` or `cron`.
+    """When an agent's tasks are expected to start, by `every` or `cron`, and how long they may run.
 
     `every` is the maximum number of seconds from one start to the next. `cron` has five fields;
     `timeZone` is the name of its time zone (default: UTC). An agent is late `grace` seconds after
-    the expected time (default: 3600).
+    the expected time (default: 3600). A task hangs that runs for more than `maxDuration` seconds.
     """
 
     every: int
     cron: str
     timeZone: str
     grace: int
+    maxDuration: int
 
 
 class Annotations(TypedDict, total=False):

@@ -265,7 +265,7 @@ _TYPES: dict[str, Any] = {
         ("callback", "endedBy", "note", "parentId", "rerunOf", "startedBy"), str | None
     ),
     **dict.fromkeys(("createdAt", "updatedAt"), Timestamp),
-    **dict.fromkeys(("claimedAt", "finishedAt", "expiresAt"), Timestamp | None),
+    **dict.fromkeys(("claimedAt", "finishedAt", "expiresAt", "hangingSince"), Timestamp | None),
     **dict.fromkeys(("done", "firstLog", "line", "logCount", "next"), int),
     **dict.fromkeys(("input", "output"), dict[str, Any]),
     **dict.fromkeys(("cut", "delivered"), bool),

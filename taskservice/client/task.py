@@ -33,7 +33,8 @@ from taskservice.terms import Status
 # The fields of a task that the client reads: all but the log, which can be long.
 SHORT_FIELDS = (
     "id,name,agentId,userId,createdAt,updatedAt,claimedAt,finishedAt,firstLog,logCount,input,output,"
-    "status,error,progress,seconds,labels,questions,startedBy,endedBy,note,parentId,rerunOf,callback"
+    "status,error,progress,seconds,labels,questions,startedBy,endedBy,hangingSince,note,parentId,"
+    "rerunOf,callback"
 )
 SHORT = {"fields": SHORT_FIELDS}
 SHORT_TASK = Object(SHORT_FIELDS)

@@ -51,6 +51,8 @@ PLOTTED_RUNS = 200
 MAX_EXAMPLE = 8_000
 # An agent fails often if its success rate is below LOW_SUCCESS, counted over ENOUGH_RUNS or more.
 LOW_SUCCESS, ENOUGH_RUNS = 0.8, 5
+# The fields of `expect` that are typed as durations.
+_DURATIONS = ("every", "grace", "maxDuration")
 # From this number on a page shows "1,000+" waiting tasks.
 MAX_WAITING = 1_000
 
@@ -102,7 +104,7 @@ def show(agent_id: str) -> Response:
             for path, numbers in agent_service.numbers_by_path(caller, agent.id).items()
             if len(numbers) >= chart.MIN_NUMBERS
         ],
-        is_by_cron="cron" in (expect or {}),
+        expect=expect or {},
         due_times=[agent.due_at, *due_times(expect, agent.due_at, 2)]
         if expect and agent.due_at
         else [],
@@ -132,7 +134,7 @@ def edit(agent_id: str) -> Response:
         expect = stored or {}
         form = {"name": agent.name, "description": agent.description}
         form |= {"cron": expect.get("cron", ""), "zone": expect.get("timeZone", "")}
-        form |= {name: typed(expect[name]) for name in ("every", "grace") if name in expect}
+        form |= {name: typed(expect[name]) for name in _DURATIONS if name in expect}
     return page("edit_agent.html", 422 if fault else 200, agent=agent, form=form, fault=fault)
 
 
@@ -198,17 +200,19 @@ def _stored_expect(agent: AgentRow) -> Any:
 
 def _expect(form: dict[str, str]) -> dict[str, Any] | None:
     """The expected runs in a form, or None. Raises ValidationError."""
-    every, cron, zone, grace = (form[name].strip() for name in ("every", "cron", "zone", "grace"))
-    if not every and not cron:
-        return None
+    cron, zone = form["cron"].strip(), form["zone"].strip()
     # The browser fills in a time zone without a cron expression too.
     expect: dict[str, Any] = {"cron": cron, "timeZone": zone if cron else ""}
-    for name, text in (("every", every), ("grace", grace)):
+    for name in _DURATIONS:
+        text = form[name].strip()
         expect[name] = text and typed_seconds(text)
         if expect[name] is None:
             message = f"“{text[:80]}” is not a duration such as 25h."
             raise ValidationError({"expect": {name: [message]}})
-    return {name: value for name, value in expect.items() if value != ""}
+    if not expect["every"] and not cron:
+        # It may be left from before.
+        expect["grace"] = ""
+    return {name: value for name, value in expect.items() if value != ""} or None
 
 
 def _facts(agent: AgentRow, recent: Sequence[TaskRow]) -> dict[str, Any]:

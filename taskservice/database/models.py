@@ -142,6 +142,8 @@ CLAIMED = text("status = 'running' AND claimed_at IS NOT NULL AND timeout IS NUL
 CLAIMED_WITH_TIMEOUT = text("status = 'running' AND claimed_at IS NOT NULL AND timeout > 0")
 WITH_OLD_LOG = text("finished_at IS NOT NULL AND first_log <= log_count")
 IS_ASKING = text("questions <> '[]'")
+IS_CLAIMED = text("status = 'running' AND claimed_at IS NOT NULL")
+IS_HANGING = text("hanging_since IS NOT NULL")
 
 
 class Task(Model):
@@ -189,11 +191,12 @@ class Task(Model):
             "user_id, agent_id, created_at, id",
             "status = 'running' AND claimed_at IS NULL",
         ),
-        # For the tasks that hang, and the agents without a worker.
+        # For the agents that are late, and those without a worker.
+        partial_index("tasks_claimed_by_agent", "user_id, agent_id, claimed_at", IS_CLAIMED),
+        # For the tasks that hang, and those that may.
+        partial_index("tasks_hanging", "user_id, created_at, id", IS_HANGING),
         partial_index(
-            "tasks_claimed_by_agent",
-            "user_id, agent_id, claimed_at",
-            "status = 'running' AND claimed_at IS NOT NULL",
+            "tasks_to_check", "hang_check_at", f"hang_check_at IS NOT NULL AND {IS_CLAIMED}"
         ),
         partial_index("tasks_asking", "user_id, created_at, id", IS_ASKING),
         # For timeouts: the longest silence, or the next deadline, first.
@@ -238,6 +241,13 @@ class Task(Model):
     last_heartbeat_at: Mapped[str] = mapped_column(Timestamp)
     # When the task's own timeout expires, unless its agent reports.
     heartbeat_deadline: Mapped[str | None] = mapped_column(Timestamp)
+    # Since when it hangs, and why, as one sentence.
+    hanging_since: Mapped[str | None] = mapped_column(Timestamp)
+    hanging_reason: Mapped[str | None]
+    # When maintenance looks next whether the claimed task hangs. While it does, this is
+    # `hanging_since` if the next line ends that, and null if no line does; a question, or a changed
+    # `expect` of its agent, makes it due.
+    hang_check_at: Mapped[str | None] = mapped_column(Timestamp)
     finished_at: Mapped[str | None] = mapped_column(Timestamp)
     first_log: Mapped[int] = mapped_column(BigInteger)
     log_count: Mapped[int] = mapped_column(BigInteger)

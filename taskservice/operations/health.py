@@ -105,6 +105,7 @@ _COUNTS = sa.text("""
         (SELECT coalesce(sum((
             SELECT count(*) FROM tasks WHERE user_id = users.id AND status = 'error'
         )), 0) FROM users) AS error,
+        (SELECT count(*) FROM tasks WHERE hanging_since IS NOT NULL) AS hanging,
         (SELECT count(*) FROM deliveries) AS deliveries,
         (SELECT count(*) FROM deliveries WHERE state = 'pending') AS pending,
         (SELECT count(*) FROM deliveries
@@ -260,6 +261,7 @@ def _metrics() -> list[str]:
     deliveries["delivered"] = counts.deliveries - sum(deliveries.values())
     return [
         gauge("tasks", tasks, "status"),
+        gauge("tasks_hanging", counts.hanging),
         gauge("agents", agents, "state"),
         gauge("deliveries", deliveries, "state"),
         gauge("oldest_due_delivery_age_seconds", age),

@@ -49,6 +49,7 @@ HELP = {
     "request_duration_seconds": "Seconds until the first byte of the response, by route.",
     "requests_total": "Requests by route, method and status.",
     "tasks": "Tasks by status.",
+    "tasks_hanging": "Number of running tasks that hang.",
     "waits": "Number of open streams and waits.",
     "waits_limit": "Maximum number of streams and waits.",
 }

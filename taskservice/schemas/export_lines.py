@@ -40,7 +40,8 @@ FORMAT = 1
 hook_rows = HookSchema(exclude=("failingSince",))
 user_rows = UserSchema()
 agent_rows = AgentSchema(exclude=AGENT_EXPANSIONS)
-task_rows = TaskSchema(exclude=(*TASK_EXPANSIONS, "logs", "questions"))
+# Whether an imported task hangs is checked again.
+task_rows = TaskSchema(exclude=(*TASK_EXPANSIONS, "logs", "questions", "hangingSince"))
 question_rows = QuestionSchema()
 delivery_rows = DeliverySchema(exclude=("attempts",))
 attempt_rows = AttemptSchema()

@@ -204,13 +204,17 @@ class AnnotationsSchema(Schema):
 
 
 class ExpectSchema(Schema):
-    """When a task of an agent is expected to start: regularly, or by a cron expression."""
+    """When tasks of an agent are expected to start, regularly or by cron, and how long they run."""
 
     # `check_kind` in JSON Schema.
     rule: ClassVar = {
         "if": {"required": ["cron"]},
         "then": {"not": {"required": ["every"]}},
-        "else": {"required": ["every"], "not": {"required": ["timeZone"]}},
+        "else": {
+            "not": {"required": ["timeZone"]},
+            "if": {"not": {"required": ["every"]}},
+            "then": {"required": ["maxDuration"], "not": {"required": ["grace"]}},
+        },
     }
 
     every = fields.integer(
@@ -225,22 +229,34 @@ class ExpectSchema(Schema):
     )
     timeZone = fields.text("The time zone of `cron`; UTC by default.", "Europe/Berlin")
     grace = fields.integer(
-        "Seconds until an agent without a run is late.",
+        "Seconds until an agent without a run is late; 3600 by default.",
         3_600,
-        load_default=3_600,
         validate=Range(0, 30 * 86_400),
+    )
+    maxDuration = fields.integer(
+        "Seconds from the claim of a task until it hangs, alone or with `every` or `cron`; without "
+        "it, a task hangs that runs when the next one is overdue, or that is silent and runs much "
+        "longer than usual.",
+        7_200,
+        validate=Range(terms.MIN_DURATION, terms.MAX_DURATION),
     )
 
     @validates_schema
     def check_kind(self, data: dict[str, Any], **kwargs: Any) -> None:
-        if ("every" in data) == ("cron" in data):
-            raise ValidationError("Either every or cron is required.", "every")
-        if "timeZone" in data and "every" in data:
+        if not data.keys() & {"every", "cron", "maxDuration"}:
+            raise ValidationError("One of every, cron and maxDuration is required.", "every")
+        if "every" in data and "cron" in data:
+            raise ValidationError("Not allowed with cron.", "every")
+        if "timeZone" in data and "cron" not in data:
             raise ValidationError("Only allowed with cron.", "timeZone")
+        if "grace" in data and not data.keys() & {"every", "cron"}:
+            raise ValidationError("Only allowed with every or cron.", "grace")
 
     @post_load
-    def add_time_zone(self, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        return {"timeZone": "UTC", **data} if "cron" in data else data
+    def add_defaults(self, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        zone = {"timeZone": "UTC"} if "cron" in data else {}
+        grace = {"grace": 3_600} if data.keys() & {"every", "cron"} else {}
+        return {**zone, **grace, **data}
 
 
 class PutAgentSchema(fields.RequestSchema):
@@ -345,6 +361,7 @@ class FilterQuerySchema(Schema):
     errorType = fields.choice("Only tasks that ended as `error` of this type.", terms.ERROR_TYPES)
     claimed = fields.flag("`true`: only claimed tasks; `false`: only unclaimed tasks.")
     asking = fields.flag("`true`: only tasks with open questions; `false`: only others.")
+    hanging = fields.flag("`true`: only tasks that hang; `false`: only others.")
     agentId = fields.agent_id("Only tasks of this agent.")
     parentId = fields.uuid("Only child tasks of this task.")
     label = fields.label_texts(

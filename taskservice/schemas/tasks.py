@@ -99,6 +99,11 @@ class TaskSchema(fields.RowSchema):
     endedBy = fields.key_name(
         f"The name of the key that ended the task; `{terms.SERVICE}` for a timeout.", None
     )
+    hangingSince = fields.time(
+        "Since when the task hangs; null unless it does. It runs for longer than it should, or is "
+        "silent for longer than usual.",
+        None,
+    )
     progress = fields.StoredNumber("Progress from 0 to 1, as reported.", 0.5, minimum=0, maximum=1)
     note = fields.text("The progress in words.", "34 of 68 pages", maxLength=terms.MAX_NOTE)
     seconds = fields.StoredNumber(
@@ -278,7 +283,10 @@ expanded_task_schema = TaskSchema()
 link_schema = LinkSchema()
 link_with_url_schema = LinkWithUrlSchema()
 # The columns that reads select: for responses, and for the code.
-TASK_COLUMNS = (*task_schema.columns.values(), Task.error_message, Task.log_bytes, Task.version)
+TASK_COLUMNS = (
+    *task_schema.columns.values(),
+    *(Task.error_message, Task.hanging_reason, Task.log_bytes, Task.version),
+)
 LINK_COLUMNS = tuple(link_schema.columns.values())
 QUESTION_COLUMNS = (*question_schema.columns.values(), Question.task_id)
 

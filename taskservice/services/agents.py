@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     and_,
     bindparam,
     case,
@@ -30,17 +31,19 @@ from taskservice.database.connections import Statement
 from taskservice.database.models import ANNOTATIONS, Agent, Task
 from taskservice.database.rows import AgentRow, EndedTaskRow, TaskRow
 from taskservice.database.transactions import read_all, read_one, reading, transaction
-from taskservice.database.types import AnyRow
+from taskservice.database.types import AnyRow, database_now
 from taskservice.errors import Problem, invalid, not_found, require
 from taskservice.schemas import strict_json
 from taskservice.schemas.strict_json import fragment
 from taskservice.schemas.users import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS, agent_schema
 from taskservice.services import expected_runs
-from taskservice.services.tasks import is_unclaimed, of_this_agent
+from taskservice.services.tasks import is_claimed, is_of_this_agent, is_unclaimed, of_this_agent
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
 _THIS = (visible_agents, Agent.id == bindparam("agent_id"))
 _AGENT = select(*AGENT_COLUMNS).where(*_THIS)
+# Of each task that may hang, or does: what is expected changes.
+_CHECK_TASKS = update(Task).where(is_of_this_agent, is_claimed).values(hang_check_at=database_now())
 
 
 @transactions.retry_on_conflict
@@ -59,6 +62,11 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
     values, now = columns(changes), clock.now()
     this_agent = {"agent_id": agent_id, **caller.scope}
     with transaction() as connection:
+        if "expect" in changes:
+            # Before the agent, as the end of a task does.
+            connection.execute(
+                _CHECK_TASKS, {"of_user_id": caller.user_id, "of_agent_id": agent_id}
+            )
         since = {"tool_since": tool_since(now)} if "tool" in changes else {}
         change = update(Agent).where(*_THIS).values(values | since).returning(*AGENT_COLUMNS)
         changed = connection.execute(change if values else _AGENT, this_agent).one_or_none()
@@ -97,6 +105,7 @@ def delete(caller: Caller, agent_id: str) -> Any:
 AGENTS_PER_READ = 50  # each has up to 20 KB
 MAX_CHOICES = 1_000  # agents that a page offers
 RECENT = 30  # finished tasks from which an agent's health is computed
+MIN_USUAL = 3  # complete ones of these, from which follows how long a task usually takes
 MAX_RUNNING = 2_000  # running tasks of a user that are counted by agent
 _RUNS = Statement[EndedTaskRow](
     select(Task.id, Task.name, Task.status, Task.error_type, Task.version)
@@ -228,7 +237,7 @@ def health(agent: AgentRow, recent: Sequence[TaskRow]) -> dict[str, Any]:
         ],
         "successRate": len(complete) / len(counted) if counted else None,
         "lastSuccessAt": complete[-1].finished_at if complete else None,
-        "medianSeconds": _median_seconds(recent),
+        "medianSeconds": _median_seconds(counted),
         "state": agent.state,
         "stateSince": agent.state_since,
         "workerSeenAt": agent.worker_seen_at,
@@ -237,17 +246,18 @@ def health(agent: AgentRow, recent: Sequence[TaskRow]) -> dict[str, Any]:
     }
 
 
-def usual_seconds(user_id: str, agent_id: str) -> float | None:
-    """The usual duration of an agent's tasks, `medianSeconds` of its health."""
-    return _median_seconds(read_all(_RUNS, user_id=user_id, agent_id=agent_id, count=RECENT))
+def usual_seconds(connection: Connection, user_id: str, agent_id: str) -> float | None:
+    """The usual duration of an agent's tasks, if at least MIN_USUAL of the last are complete."""
+    recent = _RUNS.all(connection, user_id=user_id, agent_id=agent_id, count=RECENT)
+    complete = [task for task in recent if task.status == terms.COMPLETE]
+    return _median_seconds(complete) if len(complete) >= MIN_USUAL else None
 
 
-def _median_seconds(recent: Sequence[TaskRow]) -> float | None:
-    counted = [task for task in recent if task.error_type != terms.CANCELLED]
+def _median_seconds(tasks: Sequence[TaskRow]) -> float | None:
     # Imported here, since few requests need it.
     from statistics import median
 
-    durations = [lasted for task in counted if (lasted := seconds(task)) is not None]
+    durations = [lasted for task in tasks if (lasted := seconds(task)) is not None]
     return round(median(durations), 3) if durations else None
 
 

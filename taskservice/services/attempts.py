@@ -19,7 +19,7 @@ from taskservice.database.models import Delivery, Event, Hook
 from taskservice.database.rows import HookRow, TaskRow
 from taskservice.database.transactions import end_shared_reading, reading
 from taskservice.database.types import AnyRow
-from taskservice.event_kinds import KINDS
+from taskservice.event_kinds import KINDS, SAMPLE_TEXT, TASK_HANGS
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import question_schema
 from taskservice.schemas.users import agent_of_task_schema
@@ -230,7 +230,7 @@ def sample(hook: HookRow) -> Message:
     event, agent, task, question = samples.sample(hook)
     message_id, url = clock.new_id(), page("")
     if hook.format == STANDARD:
-        body = task and task_json.with_lines(task, task_json.WHOLE, [samples.TEXT])
+        body = task and task_json.with_lines(task, task_json.WHOLE, [SAMPLE_TEXT])
         data = _data_of(hook, event, agent, body, question) | {"url": url}
         return _for_program(hook, message_id, event.name, event.at, data, test=True)
     return _for_people(hook, message_id, [_notice(hook, event)._replace(url=url)], 1)
@@ -264,7 +264,7 @@ def page(path: str) -> str | None:
 
 
 def _data(hook: HookRow, event: AnyRow) -> dict[str, Any]:
-    ids = [event.agent_id] if KINDS[event.name].is_of_agent else []
+    ids = [event.agent_id] if KINDS[event.name].has_agent else []
     agent = agents.by_id(event.user_id, ids).get(event.agent_id)
     task = event.task_id and task_json.webhook_body(_task(event.task_id))
     question = event.question_id and questions.find_by_id(event.question_id)
@@ -276,7 +276,7 @@ def _data_of(
 ) -> dict[str, Any]:
     """What a program is told of an event, with its agent, the JSON of its task, its question."""
     data: dict[str, Any] = {}
-    if KINDS[event.name].is_of_agent:
+    if KINDS[event.name].has_agent:
         data["agent"] = agent and agent_of_task_schema.dump(agent)
     if task is not None:
         data["task"] = strict_json.fragment(task)
@@ -298,6 +298,7 @@ def _answer_url(event: AnyRow) -> str | None:
 
 def _notice(hook: HookRow, event: AnyRow) -> Notice:
     kind, details = KINDS[event.name], strict_json.loads(event.details.encode())
+    reason = details["reason"] if kind == TASK_HANGS else event.question or event.error_message
     answer_url, choices = None, []
     if hook.answer_links and event.question_state == OPEN and (answer_url := _answer_url(event)):
         choices = links.choices(strict_json.loads(event.question_schema.encode()))
@@ -306,7 +307,7 @@ def _notice(hook: HookRow, event: AnyRow) -> Notice:
         event.at,
         event.agent_name or event.agent_id,
         task=event.task_name,
-        reason=event.question or event.error_message,
+        reason=reason,
         seconds=agents.seconds(event),
         since=details[kind.since] if kind.since else None,
         on_time=details.get("onTime"),

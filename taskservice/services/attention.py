@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flask import current_app
-from sqlalchemy import and_, bindparam, case, exists, func, or_, select, text, tuple_
+from sqlalchemy import bindparam, case, exists, func, or_, select, text, tuple_
 from sqlalchemy.orm import aliased
 
 from taskservice import terms
@@ -19,11 +19,9 @@ from taskservice.database.rows import AgentRow
 from taskservice.database.transactions import database_time, read_all, read_one
 from taskservice.database.types import AnyRow
 from taskservice.quantities import seconds_text
-from taskservice.schemas.fields import NO_QUESTIONS, open_questions
+from taskservice.schemas.fields import open_questions
 from taskservice.services import hooks
-from taskservice.services.agents import usual_seconds
 from taskservice.services.tasks import (
-    is_claimed,
     is_claimed_by_worker,
     is_unclaimed,
     of_this_agent,
@@ -35,7 +33,7 @@ MAX_ITEMS = 100
 OF_AGENTS = (terms.BROKEN, terms.LATE, terms.HANGING, terms.NO_WORKER, terms.CALLBACK_FAILED)
 # Maximum number of characters of a text.
 MAX_TEXT = 200
-# For this time in seconds, a task may be silent, or wait while no worker is seen.
+# For this time in seconds, a task may wait while no worker is seen.
 QUIET_SECONDS = 600.0
 # For this time in seconds, a callback that failed is shown.
 CALLBACK_SECONDS = 7 * 86_400.0
@@ -74,17 +72,11 @@ _finished = (
 _NEWEST_FAILURE = Statement[AnyRow](
     select(_finished.c.id).where(_finished.c.error_type != terms.CANCELLED).limit(1)
 )
-_is_silent = and_(
-    is_claimed,
-    Task.claimed_at < bindparam("claimed_before"),
-    Task.last_heartbeat_at < _quiet_since,
-    Task.questions == NO_QUESTIONS,
-)
-_SILENT = Statement[AnyRow](
-    select(Task.id, Task.last_heartbeat_at)
-    .where(*of_this_agent, _is_silent)
-    .order_by(Task.claimed_at)
-    .limit(bindparam("count"))
+_HANGING = Statement[AnyRow](
+    select(Task.id, Task.agent_id, Task.hanging_since, Task.hanging_reason)
+    .where(visible_tasks, models.IS_HANGING)
+    .order_by(Task.hanging_since)
+    .limit(MAX_ITEMS)
 )
 _IS_WORKING = Statement[AnyRow](
     select(Task.id).where(*of_this_agent, is_claimed_by_worker).limit(1)
@@ -98,9 +90,6 @@ def _first_task(condition: Any) -> Any:
     return ids.order_by(*order).limit(1).correlate(Agent).scalar_subquery()
 
 
-_WITH_SILENT_TASK = Statement[AnyRow](
-    select(Agent.id).where(visible_agents, _first_task(_is_silent).is_not(None)).limit(MAX_ITEMS)
-)
 _waiting = aliased(Task)
 _WITHOUT_WORKER = Statement[AnyRow](
     select(Agent.id, Agent.worker_seen_at, _waiting.id.label("task_id"), _waiting.created_at)
@@ -213,17 +202,9 @@ def _in_trouble(values: dict[str, Any]) -> Items:
 
 
 def _hanging(values: dict[str, Any]) -> Items:
-    agents = read_all(_WITH_SILENT_TASK, **values, claimed_before=values["quiet_since"])
-    # An agent of many has a share of the list, at least ten, so that few of their tasks are read.
-    count = max(10, MAX_ITEMS // max(len(agents), 1))
-    for agent in agents:
-        usual = usual_seconds(values["user_id"], agent.id)
-        if usual is not None:
-            reason = f"Silent, and runs over three times as long as usual ({seconds_text(usual)})"
-            before = clock.moved(values["now"], -max(QUIET_SECONDS, 3 * usual))
-            of_agent = {"agent_id": agent.id, "claimed_before": before, "count": count}
-            for task in read_all(_SILENT, **values, **of_agent):
-                yield terms.HANGING, agent.id, task.id, task.last_heartbeat_at, reason
+    for task in read_all(_HANGING, **values):
+        reason = task.hanging_reason[0].upper() + task.hanging_reason[1:]
+        yield terms.HANGING, task.agent_id, task.id, task.hanging_since, reason
 
 
 def _without_worker(values: dict[str, Any]) -> Items:

@@ -170,11 +170,23 @@ def lock_ends(connection: Connection, tasks: Iterable[Any], status: str) -> None
 
 
 def record_ends(connection: Connection, tasks: Iterable[Any], is_late: bool = False) -> None:
-    """Record the ends of tasks, and the states of their agents; `is_late`: by a late report."""
+    """Record the ends of tasks, and the states of their agents; `is_late`: by a late report.
+
+    The row of a task that hung until now has its `hanging_since` and `hanging_reason`.
+    """
     ordered = sorted(tasks, key=attrgetter("user_id", "agent_id"))
-    record_events(
-        connection, [event for task in ordered for event in _ends(connection, task, is_late)]
-    )
+    ends = [event for task in ordered for event in _ends(connection, task, is_late)]
+    recovered = [recovery(task, task.finished_at) for task in ordered if task.hanging_since]
+    record_events(connection, [*ends, *recovered])
+
+
+def recovery(task: Any, at: str) -> NewEvent:
+    """The event that a task, which is still as it hung, no longer hangs."""
+    since, reason = task.hanging_since, task.hanging_reason
+    details = {"hangingSince": since, "reason": reason}
+    # The clock may have been set back.
+    details["seconds"] = max(0.0, clock.seconds_between(since, at))
+    return NewEvent.of_task(task, at, event_kinds.TASK_RECOVERED, **details)
 
 
 def _ends(connection: Connection, task: Any, is_late: bool) -> list[NewEvent]:

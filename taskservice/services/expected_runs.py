@@ -52,7 +52,7 @@ _LATE = (
 def columns(expect: Mapping[str, Any] | None, since: str) -> dict[str, str | None]:
     """The columns of an agent whose runs are expected after a time, and not late. Raises 422."""
     due_at = late_at = None
-    if expect is not None:
+    if expect is not None and expect.keys() & {"every", "cron"}:
         due_at = due_times(expect, since, 1)[0]
         late_at = clock.moved(due_at, expect["grace"])
     return {"due_at": due_at, "late_at": late_at, "late_since": None}

@@ -84,6 +84,8 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     WAITING: IS_WAITING,
     "asking": _is_asking,
     "not_asking": ~_is_asking,
+    "hanging": Task.hanging_since.is_not(None),
+    "not_hanging": Task.hanging_since.is_(None),
     "parentId": Task.parent_id == bindparam("parentId"),
     "top_level": Task.parent_id.is_(None),
     "q": types.position_in_text(Task.name_folded, bindparam("q", type_=Text())) > 0,
@@ -95,7 +97,7 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
 # The names of the given filters; a statement is compiled once for each set of them.
 Filters: TypeAlias = frozenset[str]
 # The filters with an index of their own in the order of creation; the most selective first.
-_IN_AN_INDEX = ("asking", "own_agent_id", "agentId", "errorType", "status")
+_IN_AN_INDEX = ("hanging", "asking", "own_agent_id", "agentId", "errorType", "status")
 # The maximum number of tasks that are read by their ids, and sorted, for one page.
 MAX_CANDIDATES = 5_000
 _user_id = bindparam("user_id", type_=Identifier)
@@ -147,6 +149,7 @@ class Selection(NamedTuple):
     errorType: str | None = None
     claimed: bool | None = None
     asking: bool | None = None
+    hanging: bool | None = None
     agentId: str | None = None
     parentId: str | None = None
     label: tuple[str, ...] = ()
@@ -175,6 +178,7 @@ def _parameters(caller: Caller, selection: Selection) -> dict[str, Any]:
         "unclaimed": selection.claimed is False,
         WAITING: selection.claimed is False and selection.status == RUNNING,
         "not_asking": selection.asking is False,
+        "not_hanging": selection.hanging is False,
         "top_level": selection.is_top_level,
         f"callback_{selection.delivery}": selection.delivery,
         **dict(zip(LABELS, dict.fromkeys(selection.label), strict=False)),

@@ -11,7 +11,7 @@ from taskservice.database import clock, transactions
 from taskservice.database.models import IS_ASKING, Question, Task
 from taskservice.database.rows import QuestionRow, TaskRow
 from taskservice.database.transactions import read_all, read_one, reading, transaction
-from taskservice.database.types import AnySelect, is_among, time_from_now
+from taskservice.database.types import AnySelect, database_now, is_among, time_from_now
 from taskservice.errors import Problem, invalid, require
 from taskservice.schemas import answer_schema, strict_json
 from taskservice.schemas.tasks import QUESTION_COLUMNS, question_schema
@@ -193,6 +193,8 @@ def _get(connection: Connection, task_id: str, question_id: str) -> QuestionRow:
 def _store_open(connection: Connection, task_id: str) -> None:
     """Store the open questions in the task, and restart its inactivity timeout."""
     values = {
+        # A task that asks does not hang.
+        "hang_check_at": database_now(),
         "questions": open_json(connection, task_id),
         "updated_at": clock.now(),
         "version": Task.version + 1,

@@ -133,6 +133,7 @@ def _change(
         values |= {"updated_at": now, "version": task.version + 1}
     if ends:
         values |= {"finished_at": now, "questions": NO_QUESTIONS, "ended_by": caller.key_name}
+        values |= tasks.NOT_HANGING
     if "name" in values:
         values["name_folded"] = values["name"].casefold()
     # SQL, so it does not belong into the row that is returned.
@@ -150,7 +151,9 @@ def _change(
         tasks.insert_labels(connection, changed)
     if not ends:
         return changed, None
-    events.record_ends(connection, [changed], is_late=task.error_type == terms.TIMEOUT)
+    hung = {name: getattr(task, name) for name in tasks.NOT_HANGING}
+    ended = SimpleNamespace(**task._asdict() | values | hung)
+    events.record_ends(connection, [ended], is_late=task.error_type == terms.TIMEOUT)
     return changed, deliveries.enqueue_webhook(connection, changed, now)
 
 

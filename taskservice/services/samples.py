@@ -7,12 +7,11 @@ from taskservice import terms
 from taskservice.database import clock
 from taskservice.database.models import Agent, Question, Task
 from taskservice.database.rows import HookRow, TaskRow
-from taskservice.event_kinds import KINDS, TASK_ASKS, EventKind
+from taskservice.event_kinds import KINDS, SAMPLE_TEXT, TASK_ASKS, EventKind
 from taskservice.schemas import strict_json
 from taskservice.services import agents
 from taskservice.services.events import WITH_TASKS
 
-TEXT = "This is a test: nothing happened."
 HOUR_SECONDS = 3_600.0
 RUN_SECONDS = 42.0
 # With a button for each choice, where the format has buttons.
@@ -37,7 +36,11 @@ def sample(hook: HookRow) -> Sample:
     since = {kind.since: earlier} if kind.since else {}
     event: dict[str, Any] = {column.key or "": None for column in WITH_TASKS.selected_columns}
     event |= {"name": kind.name, "at": now, "user_id": hook.user_id}
-    event |= {"agent_id": agent.id, "agent_name": f"Test: {agent.name}", "error_message": TEXT}
+    event |= {
+        "agent_id": agent.id,
+        "agent_name": f"Test: {agent.name}",
+        "error_message": SAMPLE_TEXT,
+    }
     event["details"] = strict_json.dumps({**since, **kind.sample_data}).decode()
     if task is not None:
         event |= {"task_id": task.id, "task_name": task.name}
@@ -63,7 +66,7 @@ def _agent(hook: HookRow, created_at: str) -> Any:
         Agent,
         id=agent_id,
         name=agent_id,
-        description=TEXT,
+        description=SAMPLE_TEXT,
         user_id=hook.user_id,
         created_at=created_at,
     )
@@ -82,7 +85,7 @@ def _task(hook: HookRow, agent_id: str, status: terms.Status, now: str) -> TaskR
         name="test",
         status=status,
         error_type=terms.FAILED if has_failed else None,
-        error_message=TEXT if has_failed else None,
+        error_message=SAMPLE_TEXT if has_failed else None,
         input="{}",
         output="{}",
         labels=strict_json.dumps({key: value} if key else {}).decode(),
@@ -93,7 +96,7 @@ def _task(hook: HookRow, agent_id: str, status: terms.Status, now: str) -> TaskR
         finished_at=None if is_running else now,
         first_log=1,
         log_count=1,
-        log_bytes=len(TEXT) + 1,
+        log_bytes=len(SAMPLE_TEXT) + 1,
         version=1,
     )
     return task
@@ -103,7 +106,7 @@ def _question(now: str) -> Any:
     return _row(
         Question,
         id=clock.new_id(),
-        message=TEXT,
+        message=SAMPLE_TEXT,
         schema=strict_json.dumps(YES_OR_NO | {"required": ["answer"]}).decode(),
         state=terms.OPEN,
         asked_at=now,

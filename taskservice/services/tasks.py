@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import delete as sql_delete
 
-from taskservice import auth
+from taskservice import auth, terms
 from taskservice.auth import Caller, is_of_agent, tasks_of_user, visible_agents, visible_tasks
 from taskservice.database import clock
 from taskservice.database.connections import Statement
@@ -104,6 +104,8 @@ def newest_rerun(caller: Caller, task_id: str) -> TaskRow | None:
 # The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this
 # machine's clock may differ.
 HEARTBEAT = {"last_heartbeat_at": database_now(), "heartbeat_deadline": database_now(Task.timeout)}
+# The columns that the end of a task changes too.
+NOT_HANGING = {"hanging_since": None, "hanging_reason": None}
 _LOCK = Statement[Any](select(Task.id).where(is_this_task).with_for_update())
 
 
@@ -182,10 +184,13 @@ class Idempotency(NamedTuple):
 
 # The columns that an INSERT of a task sets in addition to TASK_COLUMNS and NEW_TASK.
 MORE_COLUMNS = {"name_folded", "timeout", "idempotency_key", "idempotency_digest"}
+# No task hangs before it has run for this time: the shortest `maxDuration`.
+_FIRST_CHECK = {"hang_check_at": database_now(float(terms.MIN_DURATION))}
 # The inactivity timeout starts.
 NEW_TASK = insert(Task).values(
     last_heartbeat_at=database_now(),
     heartbeat_deadline=database_now(bindparam("own_timeout", type_=Integer())),
+    **_FIRST_CHECK,
 )
 _START = Statement[None](NEW_TASK, {column.key for column in TASK_COLUMNS} | MORE_COLUMNS)
 _NEW_LABEL = Statement[None](insert(TaskLabel), ("task_id", "label", "user_id"))
@@ -332,11 +337,14 @@ _AGENT_HAS_TASK = select(
         exists().where(is_of_agent, Task.claim_key == bindparam("claim_key")),
     )
 ).where(visible_agents, Agent.id == bindparam("agent_id"))
-_OF_THIS_AGENT = and_(
+is_of_this_agent = and_(
     Task.user_id == bindparam("of_user_id"), Task.agent_id == bindparam("of_agent_id")
 )
 _OLDEST_UNCLAIMED = (
-    select(Task.id).where(_OF_THIS_AGENT, is_unclaimed).order_by(Task.created_at, Task.id).limit(1)
+    select(Task.id)
+    .where(is_of_this_agent, is_unclaimed)
+    .order_by(Task.created_at, Task.id)
+    .limit(1)
 )
 
 
@@ -346,6 +354,7 @@ def _claim_of(oldest: Any) -> Any:
         .where(Task.id == oldest.scalar_subquery(), Task.claimed_at.is_(None))
         .values(
             **HEARTBEAT,
+            **_FIRST_CHECK,
             claimed_at=bindparam("now"),
             claim_key=bindparam("key"),
             updated_at=bindparam("now"),
@@ -359,7 +368,7 @@ def _claim_of(oldest: Any) -> Any:
 _CLAIM = _claim_of(_OLDEST_UNCLAIMED.with_for_update(skip_locked=True))
 # Another change than a claim may lock a task: if no other task is left, wait for the lock.
 _CLAIM_LOCKED = _claim_of(_OLDEST_UNCLAIMED.with_for_update())
-_CLAIMED = select(Task.id).where(_OF_THIS_AGENT, Task.claim_key == bindparam("key"))
+_CLAIMED = select(Task.id).where(is_of_this_agent, Task.claim_key == bindparam("key"))
 _VALID_KEY = select(ApiKey.id).where(ApiKey.id == bindparam("key_id"), *auth.KEY_IS_VALID)
 _LOCK_KEY = _VALID_KEY.with_for_update(read=True)
 

@@ -60,7 +60,7 @@ class Notice(NamedTuple):
     answer_url: str | None = None
     choices: Sequence[tuple[str, str]] = ()  # of each button: label, form-encoded body of its POST
     task_id: str | None = None  # of its events at one time, only the most important is told
-    agent_id: str = ""  # of the states of one agent, only the last is told
+    agent_id: str = ""  # of the states of one agent, or one task, only the last is told
 
 
 class Message(NamedTuple):
@@ -160,8 +160,9 @@ def _distinct(notices: Sequence[Notice]) -> list[Notice]:
     """The notices to tell, the most important first, with names that fit into a line."""
     latest: dict[object, Notice] = {}
     for index, notice in enumerate(sorted(notices, key=attrgetter("at"))):
-        is_state = notice.kind.is_of_agent
-        latest[notice.agent_id or notice.agent if is_state else index] = notice
+        state = notice.agent_id or notice.agent if notice.kind.is_of_agent else None
+        state = notice.task_id if notice.kind.is_of_task else state
+        latest[index if state is None else state] = notice
     distinct: dict[object, Notice] = {}
     ordered = sorted(latest.values(), key=lambda notice: EVENTS.index(notice.kind.name))
     for index, notice in enumerate(ordered):
@@ -219,7 +220,7 @@ def _texts(
 
 def _details(notice: Notice) -> Iterator[str]:
     """Since when and for how long; then the task, its time and its duration."""
-    if notice.since:
+    if notice.since and notice.kind.since_line:
         since = _time(notice.since)
         passed = datetime.fromisoformat(notice.at) - datetime.fromisoformat(notice.since)
         length = quantities.seconds_text(passed.total_seconds())

@@ -58,11 +58,12 @@ def test_add_takes_when_runs_are_expected(machine: AgentMachine) -> None:
     machine.run("agent", "add", "expected", "--name", "Still expected")
     assert expected() is not None
     cron = ("--cron", "0 2 * * 1-5", "--time-zone", "Europe/Berlin", "--grace", "30m")
-    machine.run("agent", "add", "expected", *cron)
-    assert expected() == {"cron": "0 2 * * 1-5", "timeZone": "Europe/Berlin", "grace": 1_800}
+    zone = {"timeZone": "Europe/Berlin", "grace": 1_800}
+    machine.run("agent", "add", "expected", *cron, "--max-duration", "2h")
+    assert expected() == {"cron": "0 2 * * 1-5", **zone, "maxDuration": 7_200}
     for wrong, message in (
         ("--cron", "expect: cron: Not a cron expression of five fields: Wrong number of fields."),
-        ("--time-zone", "expect: every: Either every or cron is required."),
+        ("--time-zone", "expect: every: One of every, cron and maxDuration is required."),
     ):
         refused = machine.run("agent", "add", "expected", wrong, "daily")
         assert (refused.returncode, refused.stdout) == (1, "")

@@ -357,6 +357,7 @@ class Api(RuleBasedStateMachine):
             "error": None,
             "startedBy": "first" if key is key.user.keys[0] else "k",
             "endedBy": None,
+            "hangingSince": None,
             "progress": None,
             "seconds": None,
             "note": None,

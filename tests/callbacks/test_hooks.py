@@ -94,7 +94,8 @@ def test_defaults_follow_from_the_target(alice: ApiClient, receiver: Receiver) -
     assert hook["format"] == "standard"
     assert hook["name"] == f"127.0.0.1:{receiver.port}/some/path"
     assert hook["events"] == [
-        "task.asks", "agent.broken", "agent.late", "agent.fixed", "agent.back",
+        "task.asks", "agent.broken", "agent.late", "task.hangs", "agent.fixed", "agent.back",
+        "task.recovered",
     ]  # fmt: skip
     assert (hook["state"], hook["answerLinks"]) == ("active", False)
     assert add_hook(alice, f"{receiver.url}abc/slack")["format"] == "slack"
@@ -900,6 +901,8 @@ FIELDS = {
     "agent.fixed": {"agent", "task", "brokenSince"},
     "agent.late": {"agent", "dueAt"},
     "agent.back": {"agent", "task", "dueAt", "onTime"},
+    "task.hangs": {"agent", "task", "hangingSince", "reason"},
+    "task.recovered": {"agent", "task", "hangingSince", "reason", "seconds"},
 }
 
 

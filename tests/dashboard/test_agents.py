@@ -244,8 +244,10 @@ def test_pages_of_agents_read_few_tasks_by_their_indexes(
             # The alias is joined by its id.
             looks = {step for step in plan if " tasks " in step}
             assert all(step.startswith("SEARCH tasks USING") for step in looks), plan
-            # Agents are sorted by their last task, and the few tasks that ask by their questions.
-            is_sorted = "FROM agents" in sql or "FROM questions" in sql
+            # Agents are sorted by their last task, and the few tasks that ask or hang by the time.
+            is_sorted = any(
+                name in sql for name in ("FROM agents", "FROM questions", "BY tasks.hanging")
+            )
             assert is_sorted or not looks or "TEMP B-TREE" not in " ".join(plan), plan
             searched |= looks
         if not path.endswith("/run"):
@@ -258,7 +260,7 @@ def test_pages_of_agents_read_few_tasks_by_their_indexes(
 
 # --- expected runs -------------------------------------------------------------------------
 
-EMPTY = {"every": "", "cron": "", "zone": "", "grace": ""}
+EMPTY = {"every": "", "cron": "", "zone": "", "grace": "", "maxDuration": ""}
 
 
 def times_due(text: str) -> list[str]:
@@ -283,15 +285,17 @@ def test_expected_runs_are_set_in_the_form_of_the_agent(window: Browser, alice: 
     assert times_due(text) == []
     assert "Next run" not in facts(text)
     every = EMPTY | {"every": " 25h ", "zone": "Europe/Berlin", "grace": "0"}
+    every |= {"maxDuration": "2h"}
     assert send_expected(window, every).status_code == 303
     agent = expect(alice.get("/agent/backup?expand=health"), 200)
-    assert agent["expect"] == {"every": 90_000, "grace": 0}
+    assert agent["expect"] == {"every": 90_000, "grace": 0, "maxDuration": 7_200}
     text = text_of(window, "/agents/backup")
     first, *_ = due = times_due(text)
     assert first == agent["health"]["dueAt"]
     assert due == due_times(agent["expect"], clock.moved(first, -90_000), 3)
     assert facts(text)["Next run"].startswith("due ")
-    assert typed(window) == ["25h", "", "", "0s"]
+    assert typed(window) == ["25h", "", "", "0s", "2h"]
+    assert "A run hangs after 2 h." in re.sub(r"\s+", " ", text)
 
 
 def test_expected_runs_by_cron_are_in_the_zone_of_the_form(
@@ -301,10 +305,13 @@ def test_expected_runs_by_cron_are_in_the_zone_of_the_form(
     cron = EMPTY | {"cron": "0 2 * * *", "zone": "Asia/Kolkata"}
     assert send_expected(window, cron).status_code == 303
     text = text_of(window, "/agents/backup")
-    assert typed(window) == ["", "0 2 * * *", "Asia/Kolkata", "1h"]
+    assert typed(window) == ["", "0 2 * * *", "Asia/Kolkata", "1h", ""]
     assert [time[10:] for time in times_due(text)] == ["T20:30:00.000Z"] * 3
-    assert send_expected(window, cron | {"cron": ""}).status_code == 303
+    assert send_expected(window, cron | {"cron": "", "grace": "1h"}).status_code == 303
     assert expect(alice.get("/agent/backup"), 200)["expect"] is None
+    alone = EMPTY | {"grace": "1h", "maxDuration": "2h"}
+    assert send_expected(window, alone).status_code == 303
+    assert expect(alice.get("/agent/backup"), 200)["expect"] == {"maxDuration": 7_200}
 
 
 def test_wrong_expectation_keeps_what_was_typed(window: Browser, alice: ApiClient) -> None:
@@ -312,7 +319,7 @@ def test_wrong_expectation_keeps_what_was_typed(window: Browser, alice: ApiClien
     for typed, fault in (
         ({"cron": "0 0 30 2 *"}, "Cron: Not a cron expression of five fields: Bad day-of-month."),
         ({"every": "daily"}, "Every: “daily” is not a duration such as 25h."),
-        ({"every": "1h", "cron": "0 2 * * *"}, "Every: Either every or cron is required."),
+        ({"every": "1h", "cron": "0 2 * * *"}, "Every: Not allowed with cron."),
         (
             {"cron": "0 2 * * *", "zone": "<b>"},
             "TimeZone: No such time zone; one is Europe/Berlin.",

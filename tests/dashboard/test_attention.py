@@ -8,7 +8,7 @@ from flask import Flask
 from taskservice.background.maintenance import Maintenance
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
-from tests.support.internals import run_sql
+from tests.support.internals import hang, run_sql
 from tests.support.plain_browser import Browser
 
 MINUTE = 60.0
@@ -30,9 +30,9 @@ def agent_rows(text: str) -> dict[str, str]:
 def test_agents_in_trouble_come_first_and_say_so(
     window: Browser, alice: ApiClient, app: Flask, clocks: Clocks
 ) -> None:
-    run(alice, "hangs", "complete")
     alice.start("waits")
     hanging = alice.start("hangs", claim=True)
+    hang(app, hanging)
     clocks.go_on(11 * MINUTE)
     for _ in range(5):
         newest = run(alice, "broken", "error")
@@ -54,14 +54,20 @@ def test_agents_in_trouble_come_first_and_say_so(
     assert list(agent_rows(window.get("/agents").text))[:3] == ["hangs", "late", "waits"]
 
 
-def test_hanging_task_is_marked_in_lists(window: Browser, alice: ApiClient, clocks: Clocks) -> None:
-    run(alice, "backup", "complete")
+def test_hanging_task_is_marked_in_lists_and_its_page_says_why(
+    window: Browser, alice: ApiClient, app: Flask
+) -> None:
     hanging = alice.start("backup", claim=True)
-    clocks.go_on(11 * MINUTE)
+    hang(app, hanging)
     alice.start("backup", claim=True)
     assert window.get("/agents/backup").text.count(">hangs<") == 1
     marked = [row for row in rows(window.get("/").text) if ">hangs<" in row]
     assert [hanging["id"] in row for row in marked] == [True]
+    page = window.get(f"/tasks/{hanging['id']}").text
+    assert page.index("This task hangs") < page.index("<dt>Agent</dt>")
+    assert "runs for 3 h, longer than its maximum of 1 h." in page
+    alice.report(hanging, status="complete")
+    assert "This task hangs" not in window.get(f"/tasks/{hanging['id']}").text
 
 
 def test_start_that_would_only_wait_is_warned_of(

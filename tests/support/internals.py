@@ -169,6 +169,12 @@ def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
         events.record_ends(connection, connection.execute(ended.returning(Task.__table__)).all())
 
 
+def hang(app: Flask, task: dict[str, Any]) -> None:
+    """What maintenance does to a task that hangs, without its events."""
+    reason = "runs for 3 h, longer than its maximum of 1 h"
+    set_columns(app, task, hanging_since=clock.now(), hanging_reason=reason)
+
+
 def expire(app: Flask, key: dict[str, Any]) -> None:
     """Let a key have expired a second ago."""
     with app.app_context(), transaction() as connection:

@@ -38,6 +38,10 @@ NOT_KEPT_BEFORE = {
     "0017": ["DELETE FROM hook_tests"],
     "0019": ["UPDATE tasks SET seconds = NULL"],
     "0018": ["UPDATE agents SET tool = coalesce(tool, true), tool_since = NULL"],
+    "0021": [
+        "UPDATE tasks SET hanging_since = NULL, hanging_reason = NULL, "
+        "hang_check_at = CASE status WHEN 'running' THEN claimed_at END"
+    ],
     "0012": ["UPDATE tasks SET started_by = NULL", "UPDATE questions SET answered_by = NULL"],
 }
 TABLES_BEFORE = {"0005": {"service_heartbeat": "presence"}}
