@@ -81,7 +81,7 @@ def test_every_filter_shows_the_children_that_match(
         assert 'class="chip children"' not in html
     # Each names its parent.
     assert f'in <a href="/tasks/{parent["id"]}' in window.read("/?errorType=failed")
-    # An order is no filter.
+    # An order is not a filter.
     assert names(window.read("/?sort=createdAt")) == ["Parent", "Single"]
 
 
