@@ -107,7 +107,7 @@ def test_package_alone_is_the_whole_agents_side(tmp_path: Path) -> None:
     python = new_environment(tmp_path / "venv")
     folder = python.parent
     file = wheel(tmp_path)
-    # The licence of the package, and that of the icons in it.
+    # The licences of the package and of the icons in it.
     licences = [name for name in ZipFile(file).namelist() if ".dist-info/licenses/" in name]
     assert [name.rpartition("licenses/")[2] for name in licences] == ["LICENSE", ICONS_LICENCE]
     install(python, str(file))
