@@ -52,8 +52,10 @@ STEP_SECONDS = 10
 # The differences of two tasks that are shown, and the characters of a value.
 MAX_DIFFERENCES = 50
 MAX_VALUE = 200
-# The last new lines are shown at once; earlier ones are in a fold.
+# The last new lines are shown at once; earlier ones are in a fold. So are those at the end of the
+# log, which the page shows above: between these are at most a few lines that are not new.
 SHOWN_LINES = 20
+MAX_KNOWN_BETWEEN = 3
 # A task that would take longer, in seconds, has no expected end: a year.
 LONGEST = 366 * 86_400
 
@@ -224,12 +226,18 @@ def show(task_id: str) -> Response:
         previous=previous,
         following=following,
         good=neighbours.last_good_run(task) if has_failed else None,
+        log_end=_log_end(task),
         children=_waterfall(tasks.children(caller, task.id, MAX_CHILDREN + 1)),
         questions=questions.forms(task),
         ended_questions=questions.ended(task.id),
         no_worker=attention.missing_worker(agent) if is_waiting else None,
         expected=_expected_end(agent, task),
     )
+
+
+def _log_end(task: TaskRow) -> str:
+    """The end of a failed task's log, which often has the reason; else empty."""
+    return logs.ends([task.id]).get(task.id, "") if task.error_type == terms.FAILED else ""
 
 
 @blueprint.get("/tasks/<task_id>/lines")
@@ -260,9 +268,21 @@ def show_new_lines(task_id: str) -> Response:
         "task": task,
         "good": good,
         "found": compared,
+        "count_before_end": _count_before_end(compared["lines"], task) if compared else 0,
         "differences": _differences(task, good),
     }
     return page("new_lines.html", status, **values, **sizes)
+
+
+def _count_before_end(new: list[dict[str, Any]], task: TaskRow) -> int:
+    """How many of the new lines come before those that are the end of the log."""
+    following = task.log_count + 1
+    for count in range(len(new), 0, -1):
+        number = new[count - 1]["line"]
+        if following - number > MAX_KNOWN_BETWEEN + 1:
+            return count
+        following = number
+    return 0
 
 
 @blueprint.get("/tasks/<task_id>/events")
@@ -364,7 +384,13 @@ public.before_request(require_link)
 @shared
 def show_by_link(task_id: str) -> Response:
     task = tasks.get(caller, task_id)
-    return page("task.html", task=task, is_shared=True, questions=questions.forms(task))
+    return page(
+        "task.html",
+        task=task,
+        is_shared=True,
+        questions=questions.forms(task),
+        log_end=_log_end(task),
+    )
 
 
 public.get("/<token>/live")(events)

@@ -20,7 +20,7 @@ from taskservice.database.engine import dispose
 from taskservice.webhooks.destinations import Destinations
 from tests.support import sample_data
 from tests.support.api_client import ApiClient, add_user
-from tests.support.browser import Visitor, check_accessible, violations
+from tests.support.browser import Visitor, check_accessible, log_menu, violations
 from tests.support.internals import end_for_silence
 from tests.support.receiver import Receiver, answer
 from tests.support.service import Service
@@ -126,7 +126,7 @@ def test_failed_task_shows_the_end_of_its_log_within_the_window(
         assert box
         assert box["y"] + box["height"] <= height
     marked = page.locator("#log .marked")
-    page.get_by_role("button", name="Last error").click()
+    log_menu(page).get_by_role("button", name="Go to the last error").click()
     expect(marked).to_contain_text(TRACEBACK[-1])
     page.get_by_role("button", name="First error").click()
     expect(marked).to_contain_text("first of all")
@@ -134,12 +134,113 @@ def test_failed_task_shows_the_end_of_its_log_within_the_window(
     check_accessible(page)
 
 
+# The words of a text that a line break splits, of short words outside of code.
+BROKEN_WORDS = """() => {
+  const broken = [];
+  const walker = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    if (node.parentElement.closest("pre, code, #log, .new-lines")) continue;
+    for (const { index, 0: word } of node.data.matchAll(/\\p{L}{2,20}/gu)) {
+      const range = new Range();
+      range.setStart(node, index);
+      range.setEnd(node, index + word.length);
+      if (new Set(Array.from(range.getClientRects(), ({ top }) => top)).size > 1) broken.push(word);
+    }
+  }
+  return broken;
+}"""
+
+
+def long_failure(site: Site) -> tuple[dict[str, Any], list[str]]:
+    """A good run, and one with other labels that fails with a traceback of 30 lines in its log."""
+    lines = [f"INFO order {n}: 3 items" for n in range(400)]
+    frames = [f'  File "/srv/etl/step{"x" * n}.py", line {n}, in load' for n in range(28)]
+    traceback = [TRACEBACK[0], *frames, TRACEBACK[-1]]
+    good = start(site, labels={"version": "4.1", "customer": "acme"}, input={"batch": 200})
+    site.alice.append(good, *lines[:30])
+    site.alice.report(good, status="complete", output={"orders": 30, "rows": list(range(99))})
+    failed = start(site, labels={"version": "4.2", "customer": "acme"}, input={"batch": 500})
+    site.alice.append(failed, *lines, "WARN no currency", *lines[:20], *traceback)
+    error = {"message": "\n".join(traceback)}
+    return site.alice.report(failed, status="error", error=error), traceback
+
+
+def test_failed_task_shows_each_part_once_and_its_message_first(
+    visitor: Visitor, site: Site
+) -> None:
+    task, traceback = long_failure(site)
+    for width, height in ((1440, 900), (390, 844)):
+        visitor.page.set_viewport_size({"width": width, "height": height})
+        page = open_task(visitor, task)
+        expect(page.locator("#new-lines table")).to_be_visible()
+        expect(page.locator("#log .line").last).to_contain_text(traceback[-1])
+        tops = [
+            page.locator(part).evaluate("part => part.getBoundingClientRect().top")
+            for part in ("#failure", "#log", "#new", "#new-lines table")
+        ]
+        assert tops == sorted(tops)
+        assert tops[1] <= 500
+        frame = page.get_by_text(traceback[-2])
+        assert [text.is_visible() for text in frame.all()].count(True) == 1
+        expect(page.locator("#new-lines li").first).to_contain_text("WARN no currency")
+        expect(page.locator("#new-end summary")).to_have_text(
+            "30 lines at the end of the log, from line 422 on"
+        )
+        assert page.evaluate(BROKEN_WORDS) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.locator("#message summary").click()
+    expect(page.get_by_label("Error message")).to_contain_text(traceback[1])
+    check_accessible(page)
+
+
+def test_message_that_is_not_in_the_log_is_open(visitor: Visitor, site: Site) -> None:
+    task = start(site)
+    site.alice.append(task, "one line")
+    site.alice.report(task, status="error", error={"message": "\n".join(TRACEBACK)})
+    page = open_task(visitor, task)
+    expect(page.locator(".reason")).to_have_text(TRACEBACK[-1])
+    expect(page.get_by_label("Error message")).to_be_visible()
+
+
+def test_few_controls_of_a_log_are_in_one_row(visitor: Visitor, site: Site) -> None:
+    task = start(site)
+    site.alice.append(task, *(f"line {n}" for n in range(100)))
+    controls = "#log-card .head :is(button, select, input, summary, a):visible"
+    for width, height in ((1440, 900), (390, 844)):
+        visitor.page.set_viewport_size({"width": width, "height": height})
+        page = open_task(visitor, task)
+        expect(page.get_by_role("button", name="Pause")).to_be_visible()
+        for text in ("", "line 7"):
+            page.get_by_label("Find in the log").fill(text)
+            expect(page.get_by_role("button", name="Next match")).to_be_visible(visible=bool(text))
+            boxes = [control.bounding_box() for control in page.locator(controls).all()]
+            middles = [box["y"] + box["height"] / 2 for box in boxes if box]
+            assert len(middles) <= 5
+            assert max(middles) - min(middles) < 3
+    # The menu works by keyboard.
+    menu = page.locator("#log-menu")
+    menu.locator("summary").focus()
+    page.keyboard.press("Enter")
+    expect(menu.get_by_label("Wrap long lines")).to_be_visible()
+    check_accessible(page)
+    page.keyboard.press("Tab")
+    expect(menu.get_by_role("button", name="Go to the last error")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(menu.get_by_label("Wrap long lines")).to_be_hidden()
+    expect(menu.locator("summary")).to_be_focused()
+    log_menu(page).get_by_role("button", name="Go to the start").click()
+    expect(menu.get_by_label("Wrap long lines")).to_be_hidden()
+    expect(page.locator("#log")).to_be_focused()
+    site.alice.post(f"/task/{task['id']}/cancel")
+
+
 def test_log_without_an_error_says_so(visitor: Visitor, site: Site) -> None:
     task = start(site, name="Fine")
     site.alice.append(task, "0 errors", "no error", "error_count = 0", "errors: none")
     site.alice.report(task, status="complete")
     page = open_task(visitor, task)
-    for button in ("First error", "Last error"):
+    log_menu(page)
+    for button in ("Go to the last error", "First error"):
         page.get_by_role("button", name=button).click()
         expect(page.locator("#log-found")).to_have_text("No error found")
 
@@ -226,7 +327,7 @@ def test_search_counts_and_marks_its_matches(visitor: Visitor, site: Site) -> No
     noisy_log(site, task)
     page = open_task(visitor, task)
     counter, marked = page.locator("#log-found"), page.locator("#log .marked")
-    page.get_by_role("button", name="Start").click()
+    log_menu(page).get_by_role("button", name="Go to the start").click()
     page.get_by_label("Find in the log").fill("WARNING SLOW")
     expect(counter).to_have_text("50 found")
     page.get_by_role("button", name="Next match").click()
@@ -253,22 +354,24 @@ def test_levels_filter_the_log(visitor: Visitor, site: Site) -> None:
     noisy_log(site, task)
     page = open_task(visitor, task)
     count, rows = page.locator("#log-count"), page.locator("#log .line")
-    page.get_by_role("button", name="Errors").click()
+    errors, warnings = (log_menu(page).get_by_label(name) for name in ("Errors", "Warnings"))
+    errors.check()
     expect(count).to_have_text("6 of 1,500 lines")
     expect(rows).to_have_count(6)
     assert rows.locator("a").all_text_contents() == ["100", "800", "1401", "1402", "1403", "1404"]
     site.alice.append(task, "info fine", "FATAL no more")
     expect(count).to_have_text("7 of 1,502 lines")
     expect(rows.last).to_contain_text("FATAL no more")
-    page.get_by_role("button", name="Warnings").click()
+    warnings.check()
     expect(count).to_have_text("57 of 1,502 lines")
     page.get_by_label("Find in the log").fill("slow 6")
     expect(page.locator("#log-found")).to_have_text("5 found")
-    page.get_by_role("button", name="Errors").click()
-    page.get_by_role("button", name="Warnings").click()
+    log_menu(page)
+    errors.uncheck()
+    warnings.uncheck()
     expect(count).to_have_text("1,502 lines")
     # A line that the filter leaves out is shown all the same when it is asked for.
-    page.get_by_role("button", name="Errors").click()
+    errors.check()
     expect(rows).to_have_count(7)
     page.evaluate("location.hash = 'L1234'")
     expect(page.locator("#log .marked")).to_contain_text("info line 1234")
@@ -290,7 +393,7 @@ def test_times_of_lines_are_shown_as_the_reader_likes(visitor: Visitor, site: Si
     assert [text.get_attribute("data-pause") for text in texts.all()] == [
         None, None, "1 min 0 s", None, "1 min 40 s",
     ]  # fmt: skip
-    choice, times = page.get_by_label("Times of the lines"), page.locator("#log .line > time")
+    choice, times = log_menu(page).get_by_label("Times"), page.locator("#log .line > time")
     assert times.all_text_contents() == [""] * 5
     choice.select_option("Since the start")
     expect(times.last).to_have_text("2:42.250")
@@ -312,6 +415,35 @@ def test_times_of_lines_are_shown_as_the_reader_likes(visitor: Visitor, site: Si
     assert page.evaluate("localStorage.times") == "clock"
     check_accessible(page)
     site.alice.report(task, status="complete")
+
+
+# For each pace of a log, the seconds between its lines, and the places of the marked pauses.
+PACES: dict[str, tuple[list[float], list[int]]] = {
+    "a steady one": ([37] * 20, []),
+    "several lines at each of its rounds": ([0, 0, 0.1, 60] * 6, []),
+    "steady until it waits": ([37] * 20 + [400.0] + [37] * 3, [21]),
+    "fast until it waits": ([0.2] * 30 + [38, 0.2, 31], [31, 33]),
+    "two lines": ([60], [1]),
+    "too short a pause": ([0.1] * 10 + [29], []),
+}
+
+
+def test_pause_is_marked_that_is_long_for_its_log(
+    visitor: Visitor, site: Site, subtests: pytest.Subtests
+) -> None:
+    for name, (pauses, marked) in PACES.items():
+        with subtests.test(name):
+            task = start(site, name=name)
+            begin = sample_data.shift(site.app, task, sum(pauses) + 1)
+            texts = [f"line {n}" for n in range(len(pauses) + 1)]
+            sample_data.append_over(site.alice, task, texts, begin, [0, *pauses])
+            site.alice.report(task, status="complete")
+            page = open_task(visitor, task)
+            expect(page.locator("#log .line")).to_have_count(len(texts))
+            places = page.locator("#log .line").evaluate_all(
+                "all => all.flatMap((line, n) => line.lastElementChild.dataset.pause ? [n] : [])"
+            )
+            assert places == marked
 
 
 def test_silence_before_the_end_of_a_task_is_marked(visitor: Visitor, site: Site) -> None:
@@ -347,27 +479,31 @@ def test_log_without_lines_of_a_level_says_so(visitor: Visitor, site: Site) -> N
     site.alice.report(task, status="error", error={"message": "exit status 255"})
     page = open_task(visitor, task)
     rows, copy = page.locator("#log .line"), page.get_by_role("button", name="Copy line 2")
-    expect(page.locator(".more time").first).to_have_text(re.compile(r"^\d\d:\d\d:\d\d \("))
+    expect(page.locator("#details time").first).to_have_text(re.compile(r"^\d\d:\d\d:\d\d \("))
     # A failed task shows when each line came, in the same form.
-    expect(page.get_by_label("Times of the lines")).to_have_value("clock")
+    expect(page.locator("#log-times")).to_have_value("clock")
     expect(rows.locator("time").first).to_have_text(re.compile(r"\d\d:\d\d:\d\d\.\d{3}"))
     rows.nth(1).get_by_role("link").click()
     expect(copy).to_be_visible()
-    page.get_by_role("button", name="Errors").click()
+    errors, warnings = (log_menu(page).get_by_label(name) for name in ("Errors", "Warnings"))
+    errors.check()
     expect(page.locator("#log-no-lines")).to_contain_text("No error lines")
     expect(copy).to_be_hidden()
     check_accessible(page)
-    page.get_by_role("button", name="Warnings").click()
+    log_menu(page)
+    warnings.check()
     expect(rows).to_have_count(1)
     expect(page.locator("#log-no-lines")).to_be_hidden()
-    page.get_by_role("button", name="Warnings").click()
+    warnings.uncheck()
+    page.keyboard.press("Escape")
+    expect(page.locator("#log-menu summary")).to_be_focused()
     page.get_by_role("button", name="Show all").click()
     expect(rows).to_have_count(3)
     expect(copy).to_be_visible()
-    expect(page.get_by_role("button", name="Errors")).to_have_attribute("aria-pressed", "false")
-    page.get_by_label("Times of the lines").select_option("Hide times")
+    expect(errors).not_to_be_checked()
+    log_menu(page).get_by_label("Times").select_option("Hide")
     page.reload()
-    expect(page.get_by_label("Times of the lines")).to_have_value("")
+    expect(page.locator("#log-times")).to_have_value("")
 
 
 # --- the output --------------------------------------------------------------------------
@@ -650,7 +786,8 @@ def test_new_lines_come_after_the_page_and_lead_into_the_log(visitor: Visitor, s
     page.get_by_role("link", name="Try again").click()
     line = page.get_by_role("link", name="Line 301")
     expect(page.locator("#new-lines li")).to_contain_text("<b>boom</b>")
-    expect(page.locator("#new-lines")).to_contain_text("What differs from the last good run")
+    expect(page.locator("#new-lines")).to_contain_text("What differs")
+    page.get_by_text("1 line at the end of the log").click()
     check_accessible(page)
     line.click()
     expect(page).to_have_url(re.compile("#L301$"))

@@ -426,7 +426,7 @@ def test_page_of_a_task_shows_how_its_questions_ended(
     ask(alice, task, "Still open?")
     text = text_of(window, path)
     assert title_of(text) == "(1) running · Release · taskservice"
-    history = text.partition('id="ended"')[2]
+    history = text.partition('id="ended"')[2].partition("</section>")[0]
     ended = re.findall(r'<p class="message">(.+?)</p>\n<p class="outcome"><b[^>]*>(\w+)', history)
     assert ended == [("Never mind?", "withdrawn"), ("Delete it?", "declined"),
                      ("Which size?", "answered")]  # fmt: skip

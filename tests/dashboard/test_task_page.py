@@ -443,11 +443,13 @@ def test_failure_is_compared_with_the_last_good_run(
     lines = [f"line {'a' * n}" for n in range(1, 23)]
     failed = ended(
         alice, "error", "page 2", f"\x1b[31m{hostile}\x1b[0m", *lines,
+        *["page 3"] * 4, "Traceback", *["page 4"] * 3, "boom", "page 5",
         input=changed, labels={"env": "prod"},
     )  # fmt: skip
     path = f"/tasks/{failed['id']}/new-lines"
     page = window.get(f"/tasks/{failed['id']}").text
-    assert page.index("New in this failure") < page.index('<div id="log"')
+    parts = ('id="failure"', '<div id="log"', "New in this failure")
+    assert sorted(parts, key=page.index) == list(parts)
     assert f'<a href="{path}">Compare the runs</a>' in page
     assert f'href="/tasks/{good["id"]}">last good run</a>' in page
     compared = window.get(path).text
@@ -459,6 +461,10 @@ def test_failure_is_compared_with_the_last_good_run(
     assert ('#L4"' in fold, '#L5"' in fold, '#L5"' in shown, '#L24"' in shown) == (
         True, False, True, True,
     )  # fmt: skip
+    # The log above shows its end already.
+    end = shown.partition('<details id="new-end">')[2]
+    assert "<summary>2 lines at the end of the log, from line 29 on</summary>" in end
+    assert ('#L24"' in end, '#L29"' in end, '#L33"' in end) == (False, True, True)
     cells = re.findall(r"<tr><th.*?</tr>", compared, re.S)
     rows = [unescape(re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", cell))).strip() for cell in cells]
     assert sorted(rows) == sorted([

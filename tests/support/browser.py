@@ -8,7 +8,15 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Locator,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 
 # The first, which has no window to draw, takes half of the CPU time.
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser")
@@ -84,6 +92,14 @@ class Visitor:
 
     def close(self) -> None:
         self.context.close()
+
+
+def log_menu(page: Page) -> Locator:
+    """The menu of a task's log, open."""
+    menu = page.locator("#log-menu")
+    if menu.get_attribute("open") is None:
+        menu.locator("summary").click()
+    return menu
 
 
 def violations(page: Page, *without: str) -> list[str]:

@@ -10,6 +10,8 @@ const MAX_LENGTH = 5_000;
 const here = location.pathname;
 // Number of a block -> its lines, each with its time; missing ones are holes.
 const blocks = new Map();
+// How many lines have been stored, dropped ones too.
+export let storedCount = 0;
 
 export function blockOf(number) {
   return Math.floor((number - 1) / BLOCK);
@@ -41,7 +43,20 @@ export function store(number, text, time) {
     blocks.set(index, block);
   }
   const shown = text.length > MAX_LENGTH ? `${text.slice(0, MAX_LENGTH)} … truncated` : text;
+  storedCount++;
   block[(number - 1) % BLOCK] = { text: shown, at: time ? Date.parse(time) : null };
+}
+
+// The times between the loaded lines, in milliseconds.
+export function pauses() {
+  const known = [];
+  for (const block of blocks.values()) {
+    for (let place = 1; place < BLOCK; place++) {
+      const [before, at] = [block[place - 1]?.at, block[place]?.at];
+      if (typeof before === "number" && typeof at === "number") known.push(at - before);
+    }
+  }
+  return known;
 }
 
 export function dropDistant(number) {

@@ -1,9 +1,13 @@
 // The time of a line, in the chosen format; and marks for pauses.
 
-import { timeOf } from "./line_cache.js";
+import { pauses, storedCount, timeOf } from "./line_cache.js";
 
-// A pause of this length is marked.
+// The shortest pause that is marked in a log that has no pace yet. Otherwise it is FACTOR times as
+// long as all but a few of the loaded pauses: but one in RARE, or MAX_LONG in a short log.
 const PAUSE_MS = 30_000;
+const FACTOR = 3;
+const RARE = 20;
+const MAX_LONG = 4;
 const MINUTE = 60_000;
 
 const clock = new Intl.DateTimeFormat("en-GB", {
@@ -52,10 +56,23 @@ export function timeText(kind, number, start) {
   return typeof at === "number" && FORMATS[kind] ? FORMATS[kind](number, at, start) : "";
 }
 
+let shortest = PAUSE_MS;
+let countedLines = 0;
+
+function shortestMarked() {
+  // Sorting is slow for each of many new lines.
+  if (storedCount <= countedLines * 1.1) return shortest;
+  countedLines = storedCount;
+  const known = pauses().sort((a, b) => b - a);
+  const usual = known[Math.max(MAX_LONG, Math.floor(known.length / RARE))] ?? known.at(-1);
+  shortest = known.length > 1 ? Math.max(PAUSE_MS, FACTOR * usual) : PAUSE_MS;
+  return shortest;
+}
+
 // The text of a pause that is marked; else empty.
 export function pauseBetween(before, at) {
-  if (typeof at !== "number" || typeof before !== "number" || at - before < PAUSE_MS) return "";
-  return spanText(at - before);
+  const isTimed = typeof at === "number" && typeof before === "number";
+  return isTimed && at - before >= shortestMarked() ? spanText(at - before) : "";
 }
 
 // The pause before a line.

@@ -40,7 +40,7 @@ const list = get("log-lines");
 const state = get("log-state");
 const emptyNote = get("log-none");
 const buttons = Object.fromEntries(
-  ["follow", "start", "end", "wrap", "copy", "new"].map((name) => [name, get(`log-${name}`)]),
+  ["follow", "start", "end", "copy", "new"].map((name) => [name, get(`log-${name}`)]),
 );
 
 let first = Number(box.dataset.first);
@@ -382,8 +382,16 @@ buttons.new.addEventListener("click", () => {
   follow(true);
   box.focus({ preventScroll: true });
 });
-buttons.start.addEventListener("click", toStart);
-buttons.end.addEventListener("click", toEnd);
+for (const [name, go] of Object.entries({ start: toStart, end: toEnd })) {
+  buttons[name].addEventListener("click", go);
+}
+// These lead to another place of the log.
+for (const button of [buttons.start, buttons.end, get("log-last-error")]) {
+  button.addEventListener("click", () => {
+    get("log-menu").open = false;
+    box.focus({ preventScroll: true });
+  });
+}
 addEventListener("hashchange", showHash);
 document.addEventListener("selectionchange", () => {
   if (following && selected()) follow(false);
@@ -501,12 +509,14 @@ function keep(name, choice) {
 
 // --- long lines --------------------------------------------------------------------------
 
+const wrapBox = get("log-wrap");
+
 function wrap(enabled) {
   const { place, above } = anchor();
   const wasAtEnd = isAtEnd();
   wrapped = enabled;
   card.classList.toggle("wrapped", wrapped);
-  buttons.wrap.setAttribute("aria-pressed", wrapped);
+  wrapBox.checked = wrapped;
   forgetHeights();
   list.style.minWidth = "";
   widest = 0;
@@ -523,16 +533,18 @@ function prefersWrap() {
   return matchMedia("(max-width: 48rem)").matches;
 }
 
-buttons.wrap.addEventListener("click", () => {
-  wrap(!wrapped);
+wrapBox.addEventListener("change", () => {
+  wrap(wrapBox.checked);
   keep("wrap", wrapped ? "yes" : "no");
 });
 
-// The log ends at the end of the window, unless the output of a complete task stands above it.
+// The log ends at the end of the window, unless the output of a complete task stands above it. What
+// is new in a failure begins below it.
 function fit() {
   const above = box.getBoundingClientRect().top + scrollY;
   const isFirst = box.dataset.status !== "complete";
-  box.style.maxHeight = isFirst ? `max(12rem, calc(100vh - ${above + 12}px))` : "";
+  const below = get("new") ? 80 : 12;
+  box.style.maxHeight = isFirst ? `max(12rem, calc(100vh - ${above + below}px))` : "";
 }
 
 addEventListener("resize", fit);
@@ -652,7 +664,7 @@ document.addEventListener("refreshed", ({ detail: page }) => {
   draw();
 });
 
-for (const name of ["follow", "wrap"]) buttons[name].hidden = false;
+buttons.follow.hidden = false;
 initSearch({
   range: () => ({ first, count }),
   top: () => numberAt(visible().top) ?? first,

@@ -9,7 +9,7 @@ const DELAY_MS = 250;
 const get = (id) => document.getElementById(id);
 const field = get("log-find");
 const found = get("log-found");
-const chips = [...document.querySelectorAll("[data-level]")];
+const boxes = [...document.querySelectorAll("[data-level]")];
 const noLines = get("log-no-lines");
 const steps = { [-1]: get("log-previous"), 1: get("log-next") };
 const ends = { 1: get("log-first-error"), [-1]: get("log-last-error") };
@@ -99,6 +99,7 @@ export function grow() {
 
 function showState() {
   for (const button of Object.values(steps)) button.hidden = !needle;
+  ends[1].hidden = needle !== "";
   noLines.hidden = !levels.size || shown.length > 0 || (isScanning && noLines.hidden);
   const [level] = levels;
   set(noLines.firstElementChild, levels.size === 1 ? `No ${level} lines` : "No such lines");
@@ -239,20 +240,16 @@ function position(element, offset) {
 
 // --- the controls ------------------------------------------------------------------------
 
-function toggle(chip) {
-  const isPressed = chip.getAttribute("aria-pressed") === "true";
-  chip.setAttribute("aria-pressed", !isPressed);
-  const pressed = chips.filter((each) => each.getAttribute("aria-pressed") === "true");
-  levels = new Set(pressed.map((each) => each.dataset.level));
+function chooseLevels() {
+  levels = new Set(boxes.filter((box) => box.checked).map((box) => box.dataset.level));
   restart();
 }
 
 // Shows all lines again.
 export function showAllLevels() {
   if (!levels.size) return;
-  for (const chip of chips) chip.setAttribute("aria-pressed", false);
-  levels = new Set();
-  restart();
+  for (const box of boxes) box.checked = false;
+  chooseLevels();
 }
 
 export function init(functions) {
@@ -277,11 +274,10 @@ export function init(functions) {
     steps[direction].addEventListener("click", () => step(direction));
     ends[direction].addEventListener("click", () => showError(direction));
   }
-  for (const chip of chips) chip.addEventListener("click", () => toggle(chip));
+  for (const box of boxes) box.addEventListener("change", chooseLevels);
   get("log-all-lines").addEventListener("click", () => {
     showAllLevels();
     get("log").focus({ preventScroll: true });
   });
-  field.hidden = false;
-  get("log-bar").hidden = false;
+  for (const part of ["log-finder", "log-bar", "log-first-error"]) get(part).hidden = false;
 }
