@@ -63,6 +63,7 @@ def pages(visitor: Visitor, key: str) -> list[tuple[str, str]]:
         ("rerun", f"{failed}/rerun"),
         ("cancel", f"{running}/cancel"),
         ("delete", f"{done}/delete"),
+        ("inbox", "/inbox"),
         ("agents", "/agents"),
         ("agent", "/agents/invoice-reader"),
         ("keys", "/keys"),
@@ -106,7 +107,8 @@ def take_all(
     for name, path in pages(visitor, keys[0]):
         take(visitor.go(path), folder / f"{name}-{ending}", printer)
     visitor.context.clear_cookies()
-    page = visitor.sign_in(keys[1])
+    visitor.sign_in(keys[1])
+    page = visitor.go("/inbox")
     take(page, folder / f"questions-{ending}", printer)
     page.get_by_role("link", name="Tidy up of old backups").first.click()
     take(page, folder / f"asking-{ending}", printer)
