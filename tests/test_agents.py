@@ -17,7 +17,8 @@ def test_put_registers_an_agent(alice: ApiClient) -> None:
     response = alice.put("/agent/summarizer", json=fields)
     agent = expect(response, 201)
     described = {"id", "name", "description", "userId", "createdAt"}
-    assert agent.keys() == described | {"inputSchema", "annotations", "tool", "expect"}
+    others = {"inputSchema", "annotations", "tool", "expect", "mutedUntil", "mutedBy"}
+    assert agent.keys() == described | others
     assert (agent["id"], agent["name"]) == ("summarizer", "The summarizer")
     assert agent["description"] == "Sums up what it is given."
     assert agent["userId"] == expect(alice.get("/user"), 200)["id"]

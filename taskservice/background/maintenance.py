@@ -20,6 +20,7 @@ from taskservice.services import (
     expected_runs,
     hanging,
     hooks,
+    mutes,
     questions,
     users,
 )
@@ -70,6 +71,7 @@ class Maintenance(threading.Thread):
             self._clock.read_clocks,
             self._end_silent,
             self._find_hanging,
+            self._end_mutes,
             self._find_late,
             self._prune,
         )
@@ -122,6 +124,10 @@ class Maintenance(threading.Thread):
         if clock.seconds_between(since, now) >= timeouts.GRACE_SECONDS:
             since = clock.EARLIEST
         in_batches(partial(hanging.check, now, since))
+
+    def _end_mutes(self) -> None:
+        if self._clock.now is not None:
+            in_batches(partial(mutes.end_due, self._clock.now))
 
     def _prune(self) -> bool:
         now = self._clock.now

@@ -26,7 +26,7 @@ from taskservice.database.types import AnySelect, database_now
 from taskservice.operations.health import IS_CURRENT, MAX_GAP_SECONDS
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.services import deliveries as delivery_service
-from taskservice.services import events, expected_runs, hanging, questions
+from taskservice.services import events, expected_runs, hanging, mutes, questions
 from taskservice.services.tasks import HEARTBEAT, NOT_HANGING
 from taskservice.terms import ERROR, SERVICE, TIMEOUT
 
@@ -126,6 +126,7 @@ def correct_future_times(now: str) -> None:
                 update(column.class_).where(column > ahead).values({column: database_now()})
             )
     questions.correct_future_times(ahead, now)
+    mutes.correct_future_times(ahead, now)
     expected_runs.correct_future_times(now)
     hanging.correct_future_times(ahead, now)
 

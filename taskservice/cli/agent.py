@@ -1,5 +1,7 @@
 """`taskservice agent`: the programs that work on tasks."""
 
+import json
+import time
 from typing import Any
 
 import click
@@ -7,11 +9,14 @@ import click
 from taskservice.cli import options
 from taskservice.cli.service_client import registered_agent_id, service_client
 from taskservice.client import Agent
-from taskservice.client.responses import NUMBERS
+from taskservice.client.responses import AGENT, NUMBERS
+from taskservice.client.spool import rfc3339
+from taskservice.client.task import path_to, register_agent
 from taskservice.quantities import percent, seconds_text
-from taskservice.terminal import local_time, print_json, print_line, print_table
-from taskservice.terms import BROKEN, CANCELLED, HANGING, LATE, MAX_TIMEOUT
+from taskservice.terminal import local_time, print_json, print_line, print_table, with_offset
+from taskservice.terms import BROKEN, CANCELLED, HANGING, LATE, MAX_MUTE_DAYS, MAX_TIMEOUT
 
+DAY_SECONDS = 86_400
 HEADER = ("ID", "NAME", "STATE", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY", "NEXT RUN")
 # Left out on a narrow terminal, the first of them first.
 OPTIONAL = ("OF", "USUALLY", "LAST SUCCESS", "NEXT RUN")
@@ -108,6 +113,57 @@ def add(agent_id: str, **fields: Any) -> None:
     with service_client() as client:
         client.register(agent_id, **fields)
     print_line(f"{agent_id} is registered")
+
+
+@command.command("show", "summarizer")
+@click.argument("agent_id", type=options.known_agent)
+@options.json_object
+def show(agent_id: str, as_json: bool) -> None:
+    """Show an agent, with its health, and until when and by whom it is muted."""
+    with service_client() as client:
+        path = path_to("agent", registered_agent_id(client, agent_id))
+        agent = client.connection.call("GET", path, AGENT, params={"expand": "health"}).data
+    if as_json:
+        print_json(agent)
+        return
+    health = agent.pop("health")
+    del health["recent"]
+    for name, value in (agent | health).items():
+        text = value
+        if value and name.endswith(("At", "Since", "Until")):
+            text = with_offset(value)
+        elif isinstance(value, dict):
+            text = json.dumps(value, ensure_ascii=False)
+        print_line(f"{name + ':':15}{'-' if text in (None, '') else text}")
+
+
+@command.command("mute", "summarizer 8h")
+@click.argument("agent_id", type=options.known_agent)
+@click.argument(
+    "duration",
+    type=options.Duration(minimum=1, maximum=MAX_MUTE_DAYS * DAY_SECONDS, needs_unit=True),
+)
+def mute(agent_id: str, duration: int) -> None:
+    """Keep messages about an agent from people for DURATION, such as 1h, 8h or 7d.
+
+    Its questions are still sent, and programs get all events. What is still wrong when the time is
+    over, and began in it, is sent then.
+    """
+    until = rfc3339(round((time.time() + duration) * 1000))
+    with service_client() as client:
+        whole_id = registered_agent_id(client, agent_id)
+        register_agent(client.connection, whole_id, {"mutedUntil": until})
+    print_line(f"{whole_id} is muted until {local_time(until)}")
+
+
+@command.command("unmute", "summarizer")
+@click.argument("agent_id", type=options.known_agent)
+def unmute(agent_id: str) -> None:
+    """Send messages about an agent again, and now what is still wrong and was not sent."""
+    with service_client() as client:
+        whole_id = registered_agent_id(client, agent_id)
+        register_agent(client.connection, whole_id, {"mutedUntil": None})
+    print_line(f"{whole_id} is not muted")
 
 
 @command.command("delete", "summarizer")

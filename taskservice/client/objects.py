@@ -90,6 +90,8 @@ class Agent(TypedDict):
     annotations: Annotations
     tool: bool | None
     expect: NotRequired[Expect | None]
+    mutedUntil: NotRequired[Timestamp | None]
+    mutedBy: NotRequired[str | None]
     health: NotRequired[Health]
 
 

@@ -12,7 +12,14 @@ from taskservice.auth import caller
 from taskservice.dashboard import chart, schema_form
 from taskservice.dashboard.formatting import outcome_of
 from taskservice.dashboard.page_cache import shared
-from taskservice.dashboard.pages import attention_items, first_texts, page, redirect_to, texts
+from taskservice.dashboard.pages import (
+    attention_items,
+    first_texts,
+    page,
+    redirect_to,
+    redirect_to_page,
+    texts,
+)
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
 from taskservice.database.rows import AgentRow, TaskRow
@@ -136,6 +143,17 @@ def edit(agent_id: str) -> Response:
         form |= {"cron": expect.get("cron", ""), "zone": expect.get("timeZone", "")}
         form |= {name: typed(expect[name]) for name in _DURATIONS if name in expect}
     return page("edit_agent.html", 422 if fault else 200, agent=agent, form=form, fault=fault)
+
+
+@blueprint.post("/agents/<agent_id>/mute")
+def mute(agent_id: str) -> Response:
+    """Mute an agent for the duration in the form, or end this if it has none."""
+    form = first_texts(request.form)
+    seconds = typed_seconds(form["duration"])
+    muted_until = clock.now(seconds) if seconds else None
+    agent_service.get(caller, agent_id)
+    agent_service.put(caller, agent_id, {"mutedUntil": muted_until})
+    return redirect_to_page(form["back"], "agents.show", agent_id=agent_id)
 
 
 @blueprint.route("/agents/<agent_id>/run", methods=["GET", "POST"])

@@ -141,7 +141,7 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
 def attention_items() -> list[dict[str, Any]]:
     """What needs attention, read once for a page."""
     if "attention" not in g:
-        g.attention = attention.list_all(caller, None)
+        g.attention = attention.items(caller)
     return cast(list[dict[str, Any]], g.attention)
 
 

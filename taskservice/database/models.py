@@ -62,6 +62,7 @@ class CallbackSecret(Model):
 
 
 IN_TROUBLE = text("state = 'broken' OR late_since IS NOT NULL")
+IS_MUTED = text("muted_until IS NOT NULL")
 
 
 class Agent(Model):
@@ -72,6 +73,7 @@ class Agent(Model):
         # For the agents that become late, and for those that need attention.
         partial_index("agents_due", "late_at", "late_at IS NOT NULL AND late_since IS NULL"),
         partial_index("agents_in_trouble", "user_id", IN_TROUBLE),
+        partial_index("agents_muted", "user_id, muted_until", IS_MUTED),
     )
 
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
@@ -90,6 +92,8 @@ class Agent(Model):
     state: Mapped[str | None]
     state_since: Mapped[str | None] = mapped_column(Timestamp)
     failures: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    # The ids of the hooks that were told that it is broken, as a JSON array.
+    told_hooks: Mapped[str] = mapped_column(server_default="[]")
     # The last claim by a worker, to the minute.
     worker_seen_at: Mapped[str | None] = mapped_column(Timestamp)
     # JSON text of the expected runs; when the next one is due, when the agent is late without it,
@@ -98,6 +102,11 @@ class Agent(Model):
     due_at: Mapped[str | None] = mapped_column(Timestamp)
     late_at: Mapped[str | None] = mapped_column(Timestamp)
     late_since: Mapped[str | None] = mapped_column(Timestamp)
+    # Until when no message for people tells of it, since when, and the name of the key that muted
+    # it; null while it is not muted.
+    muted_until: Mapped[str | None] = mapped_column(Timestamp)
+    muted_at: Mapped[str | None] = mapped_column(Timestamp)
+    muted_by: Mapped[str | None]
 
 
 class ApiKey(Model):

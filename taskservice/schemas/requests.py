@@ -284,6 +284,11 @@ class PutAgentSchema(fields.RequestSchema):
         True,
     )
     expect = Nested(ExpectSchema())
+    mutedUntil = fields.timestamp(
+        "Until when no message for people tells of the agent, except for its questions: up to "
+        f"{terms.MAX_MUTE_DAYS} days ahead; null ends this.",
+        None,
+    )
 
 
 class CreateKeySchema(fields.RequestSchema):

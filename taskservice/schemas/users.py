@@ -146,6 +146,8 @@ class AgentSchema(AgentOfTaskSchema):
         None,
         anyOf=[{"$ref": "#/components/schemas/Expect"}, {"type": "null"}],
     )
+    mutedUntil = fields.time("Until when no message for people tells of it.", None)
+    mutedBy = fields.key_name("The name of the key that muted it.", None)
     health = Nested(HealthOfAgentSchema())
 
 

@@ -36,7 +36,7 @@ from taskservice.errors import Problem, invalid, not_found, require
 from taskservice.schemas import strict_json
 from taskservice.schemas.strict_json import fragment
 from taskservice.schemas.users import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS, agent_schema
-from taskservice.services import expected_runs
+from taskservice.services import expected_runs, mutes
 from taskservice.services.tasks import is_claimed, is_of_this_agent, is_unclaimed, of_this_agent
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
@@ -53,12 +53,14 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
         raise invalid({"agentId": [f"Must match {terms.AGENT_ID.pattern}"]})
     if caller.agent_id not in (None, agent_id):
         raise not_found("agent")
-    # Null leaves a field as it is, but ends the expectation of runs, and resets what is a tool.
+    # Null leaves a field as it is, but ends the expectation of runs and the mute, and resets what
+    # is a tool.
     changes = {
         name: value
         for name, value in fields.items()
-        if value is not None or name in ("expect", "tool")
+        if value is not None or name in ("expect", "tool", "mutedUntil")
     }
+    is_mute, muted_until = "mutedUntil" in changes, changes.pop("mutedUntil", None)
     values, now = columns(changes), clock.now()
     this_agent = {"agent_id": agent_id, **caller.scope}
     with transaction() as connection:
@@ -70,11 +72,15 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
         since = {"tool_since": tool_since(now)} if "tool" in changes else {}
         change = update(Agent).where(*_THIS).values(values | since).returning(*AGENT_COLUMNS)
         changed = connection.execute(change if values else _AGENT, this_agent).one_or_none()
-        if changed is not None:
-            return changed, False
-        identity = {"user_id": caller.user_id, "id": agent_id, "created_at": now}
-        new = {"name": agent_id, "description": "", **values, **identity}
-        return connection.execute(insert(Agent).returning(*AGENT_COLUMNS), new).one(), True
+        is_new = changed is None
+        if is_new:
+            identity = {"user_id": caller.user_id, "id": agent_id, "created_at": now}
+            new = {"name": agent_id, "description": "", **values, **identity}
+            changed = connection.execute(insert(Agent).returning(*AGENT_COLUMNS), new).one()
+        if is_mute:
+            mutes.change(connection, caller, agent_id, muted_until)
+            changed = connection.execute(_AGENT, this_agent).one()
+    return changed, is_new
 
 
 def columns(fields: dict[str, Any]) -> dict[str, Any]:
@@ -86,6 +92,8 @@ def columns(fields: dict[str, Any]) -> dict[str, Any]:
     values = agent_schema.stored(fields)
     if "expect" in fields:
         values |= expected_runs.columns(fields["expect"], clock.now())
+    if fields.get("mutedUntil") is not None:
+        values["muted_at"] = clock.now()
     return values
 
 

@@ -20,8 +20,9 @@ from taskservice.database.transactions import database_time, read_all, read_one
 from taskservice.database.types import AnyRow
 from taskservice.quantities import seconds_text
 from taskservice.schemas.fields import open_questions
-from taskservice.services import hooks
+from taskservice.services import hooks, mutes
 from taskservice.services.tasks import (
+    NEWEST_FAILURE,
     is_claimed_by_worker,
     is_unclaimed,
     of_this_agent,
@@ -60,17 +61,6 @@ _IN_TROUBLE = Statement[AnyRow](
     .where(visible_agents, text(f"({models.IN_TROUBLE.text})"))
     .order_by(_is_late_alone, case((_is_late_alone, Agent.late_since), else_=Agent.state_since))
     .limit(MAX_ITEMS)
-)
-_finished = (
-    select(Task.id, Task.error_type)
-    .where(*of_this_agent, Task.finished_at.is_not(None))
-    .order_by(Task.finished_at.desc())
-    .limit(1_000)
-    .subquery()
-)
-# Of the last 1,000. Both databases read the subquery in its order, and stop at the first failure.
-_NEWEST_FAILURE = Statement[AnyRow](
-    select(_finished.c.id).where(_finished.c.error_type != terms.CANCELLED).limit(1)
 )
 _HANGING = Statement[AnyRow](
     select(Task.id, Task.agent_id, Task.hanging_since, Task.hanging_reason)
@@ -130,17 +120,33 @@ _FAILED_CALLBACKS = Statement[AnyRow](
 )
 
 
-def list_all(caller: Caller, count: int | None = MAX_ITEMS) -> list[dict[str, Any]]:
-    """Items as in AttentionSchema: in the order of ATTENTION, the oldest of a kind first."""
+def list_all(caller: Caller) -> list[dict[str, Any]]:
+    """Items as in AttentionSchema."""
+    listed = items(caller)[:MAX_ITEMS]
+    for item in listed:
+        if muted := item.pop("muted"):
+            item["text"] += f"; {mutes.sentence(muted)}"
+    return listed
+
+
+def items(caller: Caller) -> list[dict[str, Any]]:
+    """Items in the order of ATTENTION, the oldest of a kind first, those that are `muted` last.
+
+    `muted` has until when and by whom the item's agent is muted; None if it is not.
+    """
     for_user_key = (_failed_callbacks, _hooks, _old_backup) if caller.agent_id is None else ()
     now = database_time()
     values = {**caller.scope, "user_id": caller.user_id, "now": now}
     values["quiet_since"] = clock.moved(now, -QUIET_SECONDS)
     finders = (_questions, _in_trouble, _hanging, _without_worker, *for_user_key)
-    items = [item for find in finders for item in find(values)]
-    items.sort(key=lambda item: (terms.ATTENTION.index(item[0]), item[3]))
     names = ("kind", "agentId", "taskId", "since", "text")
-    return [dict(zip(names, item, strict=True)) for item in items[:count]]
+    attention = [dict(zip(names, item, strict=True)) for find in finders for item in find(values)]
+    muted = mutes.of_user(caller)
+    for item in attention:
+        item["muted"] = muted.get(item["agentId"]) if item["kind"] in OF_AGENTS else None
+    urgency = terms.ATTENTION.index
+    attention.sort(key=lambda item: (bool(item["muted"]), urgency(item["kind"]), item["since"]))
+    return attention
 
 
 # Agent -> kind of trouble -> its items.
@@ -157,11 +163,11 @@ def by_agent(items: Sequence[dict[str, Any]]) -> Alarms:
 
 
 def counts(items: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """How many questions, agents, hooks and backups these items are about."""
+    """How many questions, agents that are not muted, hooks and backups these items are about."""
     kinds = Counter(item["kind"] for item in items)
     return {
         "question": kinds[terms.QUESTION],
-        "agent": len(by_agent(items)),
+        "agent": len(by_agent([item for item in items if not item["muted"]])),
         "notification": kinds[terms.HOOK_FAILING] + kinds[terms.HOOK_OFF],
         "backup": kinds[terms.BACKUP_OLD],
     }
@@ -194,7 +200,7 @@ def _questions(values: dict[str, Any]) -> Items:
 def _in_trouble(values: dict[str, Any]) -> Items:
     for agent in read_all(_IN_TROUBLE, **values):
         if agent.state == terms.BROKEN:
-            newest = read_one(_NEWEST_FAILURE, **values, agent_id=agent.id)
+            newest = read_one(NEWEST_FAILURE, **values, agent_id=agent.id)
             reason = failures_text(agent.failures)
             yield terms.BROKEN, agent.id, newest and newest.id, agent.state_since, reason
         if agent.late_since is not None:

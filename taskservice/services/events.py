@@ -26,7 +26,16 @@ from sqlalchemy import (
 from taskservice import event_kinds, terms
 from taskservice.database import clock
 from taskservice.database.connections import Statement
-from taskservice.database.models import Agent, Delivery, Event, EventStream, Hook, Question, Task
+from taskservice.database.models import (
+    IS_MUTED,
+    Agent,
+    Delivery,
+    Event,
+    EventStream,
+    Hook,
+    Question,
+    Task,
+)
 from taskservice.database.rows import AgentRow, HookRow
 from taskservice.database.transactions import read_all, transaction
 from taskservice.database.types import AnyRow, Timestamp, database_now, position_in_text
@@ -39,7 +48,9 @@ DAY_SECONDS = 86_400.0  # people are not told of what is older
 BATCH = 200  # events, and deliveries of them, that one transaction deletes
 
 this_agent = (Agent.user_id == bindparam("of_user_id"), Agent.id == bindparam("of_agent_id"))
-_STATE = Statement[AgentRow](select(Agent.state, Agent.state_since).where(*this_agent))
+_STATE = Statement[AgentRow](
+    select(Agent.state, Agent.state_since, Agent.failures, Agent.told_hooks).where(*this_agent)
+)
 # On PostgreSQL, completions of an agent share a lock, which a failure has alone: otherwise a
 # completion would not see a failure that is not committed yet.
 _agent_hash = func.hashtextextended(bindparam("agent"), 0)
@@ -57,12 +68,18 @@ _BREAK = (
         state_since=case((_was_broken, Agent.state_since), else_=_at),
         failures=case((_was_broken, Agent.failures + 1), else_=1),
     )
-    .returning(Agent.failures)
+    .returning(Agent.state_since, Agent.failures, Agent.told_hooks)
 )
 _FIX = (
     update(Agent)
     .where(*this_agent, Agent.state.is_distinct_from(terms.OK))
-    .values(state=terms.OK, state_since=_at, failures=0)
+    .values(state=terms.OK, state_since=_at, failures=0, told_hooks="[]")
+)
+_TOLD = update(Agent).where(*this_agent).values(told_hooks=bindparam("hook_ids"))
+MUTED = Statement[AgentRow](
+    select(Agent.id, Agent.muted_until, Agent.muted_by).where(
+        Agent.user_id == bindparam("user_id"), IS_MUTED
+    )
 )
 _STREAM = Statement[AnyRow](
     # Locked, since no hook must be deleted before what it is told is stored.
@@ -145,7 +162,10 @@ WITH_TASKS = (
 
 
 class NewEvent(NamedTuple):
-    """An event to record; `labels` are its task's, as they are stored."""
+    """An event to record; `labels` are its task's, as they are stored.
+
+    `agent` is the state of an agent that breaks or is fixed: its failures, its `told_hooks`.
+    """
 
     kind: EventKind
     at: str
@@ -155,11 +175,15 @@ class NewEvent(NamedTuple):
     labels: str = "{}"
     question_id: str | None = None
     details: Mapping[str, Any] = {}
+    agent: Any = None
+    is_for_people: bool = False  # programs were told already
 
     @classmethod
-    def of_task(cls, task: Any, at: str, kind: EventKind, **details: Any) -> "NewEvent":
+    def of_task(
+        cls, task: Any, at: str, kind: EventKind, agent: Any = None, **details: Any
+    ) -> "NewEvent":
         of_task = (task.user_id, task.agent_id, task.id, task.labels)
-        return cls(kind, at, *of_task, details=details)
+        return cls(kind, at, *of_task, details=details, agent=agent)
 
 
 def lock_ends(connection: Connection, tasks: Iterable[Any], status: str) -> None:
@@ -201,31 +225,58 @@ def _ends(connection: Connection, task: Any, is_late: bool) -> list[NewEvent]:
         is_changed = before.state != terms.OK and connection.execute(_FIX, agent_ids | at).rowcount
         if not is_changed or before.state is None:
             return [ended]
-        return [ended, event(event_kinds.AGENT_FIXED, brokenSince=before.state_since)]
+        return [ended, event(event_kinds.AGENT_FIXED, before, brokenSince=before.state_since)]
     failed = [ended, event(event_kinds.TASK_FAILED)]
     if is_late and _STATE.scalar(connection, **agent_ids) == terms.BROKEN:
         # This failure was counted when the task timed out.
         return failed
-    is_first = connection.scalar(_BREAK, agent_ids | at) == 1
-    return [*failed, event(event_kinds.AGENT_BROKEN)] if is_first else failed
+    agent = connection.execute(_BREAK, agent_ids | at).one()
+    return [*failed, event(event_kinds.AGENT_BROKEN, agent)]
 
 
 def record_events(connection: Connection, events: Iterable[NewEvent]) -> None:
     """Record the events that a hook of their user is told of."""
     of_user = attrgetter("user_id")
     for user_id, events_of_user in groupby(sorted(events, key=of_user), of_user):
-        if _STREAM.one_or_none(connection, user_id=user_id) is None:
+        if not has_stream(connection, user_id):
             continue
         happened = list(events_of_user)
         names = tuple(sorted({event.kind.name for event in happened}))
         hooks = _hooks(names).all(connection, user_id=user_id)
-        with_hooks = [
-            (event, hooks_of_event)
-            for event in happened
-            if (hooks_of_event := [hook for hook in hooks if _concerns(hook, event)])
-        ]
+        with_hooks = _with_hooks(connection, happened, hooks)
         if with_hooks:
             _store_events(connection, user_id, with_hooks)
+
+
+def has_stream(connection: Connection, user_id: str) -> bool:
+    """Whether the user has, or had, a hook: if so, no other transaction records events now."""
+    return _STREAM.one_or_none(connection, user_id=user_id) is not None
+
+
+def _with_hooks(
+    connection: Connection, events: Sequence[NewEvent], hooks: Sequence[HookRow]
+) -> list[tuple[NewEvent, list[HookRow]]]:
+    """The events of one user that hooks are told of, each with these hooks."""
+    with_hooks = []
+    muted: set[str] | None = None
+    told: dict[str, list[str]] = {}
+    for event in events:
+        if event.agent is not None and event.agent_id not in told:
+            told[event.agent_id] = strict_json.loads(event.agent.told_hooks.encode())
+        told_hooks = told.get(event.agent_id, [])
+        concerned = [hook for hook in hooks if _concerns(hook, event, told_hooks)]
+        if muted is None and any(hook.format in terms.PEOPLE_FORMATS for hook in concerned):
+            muted = {agent.id for agent in MUTED.all(connection, user_id=event.user_id)}
+        if event.agent_id in (muted or ()) and event.kind != event_kinds.TASK_ASKS:
+            concerned = [hook for hook in concerned if hook.format not in terms.PEOPLE_FORMATS]
+        if concerned:
+            with_hooks.append((event, concerned))
+        if concerned and event.kind == event_kinds.AGENT_BROKEN:
+            told_hooks += [hook.id for hook in concerned]
+            values = {"of_user_id": event.user_id, "of_agent_id": event.agent_id}
+            values["hook_ids"] = strict_json.dumps(told_hooks).decode()
+            connection.execute(_TOLD, values)
+    return with_hooks
 
 
 def _store_events(
@@ -237,6 +288,7 @@ def _store_events(
     for position, (event, hooks) in enumerate(with_hooks, last - len(with_hooks) + 1):
         columns = event._asdict() | {"id": clock.new_id(), "position": position}
         columns["name"] = columns.pop("kind").name
+        del columns["agent"], columns["is_for_people"]
         columns["details"] = strict_json.dumps(event.details).decode()
         _INSERT.run(connection, **columns)
         for hook in hooks:
@@ -273,13 +325,28 @@ def lock_stream(connection: Connection, user_id: str) -> None:
         connection.execute(insert(EventStream), {"user_id": user_id, "position": 0})
 
 
-def _concerns(hook: HookRow, event: NewEvent) -> bool:
+def _concerns(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> bool:
+    """`told_hooks` were told that the agent is broken."""
     key, _, value = (hook.label or "").partition(":")
     return (
         f'"{event.kind.name}"' in hook.events
         and hook.agent_id in (None, event.agent_id)
         and (not key or strict_json.loads(event.labels.encode()).get(key) == value)
+        and (hook.format in terms.PEOPLE_FORMATS or not event.is_for_people)
+        and (event.kind != event_kinds.AGENT_BROKEN or _is_new_break(hook, event, told_hooks))
+        and (event.kind != event_kinds.AGENT_FIXED or _knows_break(hook, told_hooks))
     )
+
+
+def _is_new_break(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> bool:
+    # What broke before there was the hook is nothing new.
+    is_old = event.agent.failures > 1 and event.agent.state_since <= hook.created_at
+    return hook.id not in told_hooks and not is_old
+
+
+def _knows_break(hook: HookRow, told_hooks: Sequence[str]) -> bool:
+    """Whether the hook was told of the break, or is told of none."""
+    return hook.id in told_hooks or f'"{event_kinds.AGENT_BROKEN.name}"' not in hook.events
 
 
 def prune(now: str) -> bool:

@@ -14,7 +14,7 @@ from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Task
 from taskservice.database.rows import TaskRow
-from taskservice.database.transactions import read_all, transaction
+from taskservice.database.transactions import current_time, read_all, transaction
 from taskservice.database.types import AnyRow
 from taskservice.errors import invalid
 from taskservice.event_kinds import AGENT_BACK, AGENT_LATE
@@ -123,9 +123,11 @@ def find_late(now: str) -> bool:
     with transaction() as connection:
         late_agents = sorted(connection.execute(_LATE, {"now": now}).all())
         late = []
+        # Read while they are locked: what a mute hides begins after it.
+        at = current_time(connection)
         for user_id, agent_id, due_at in late_agents:
             ids = {"of_user_id": user_id, "of_agent_id": agent_id}
-            connection.execute(_SET, ids | {"late_since": now})
-            late.append(NewEvent(AGENT_LATE, now, user_id, agent_id, details={"dueAt": due_at}))
+            connection.execute(_SET, ids | {"late_since": at})
+            late.append(NewEvent(AGENT_LATE, at, user_id, agent_id, details={"dueAt": due_at}))
         events.record_events(connection, late)
     return len(late_agents) == BATCH

@@ -36,7 +36,7 @@ from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.schemas.input_schema import input_problems
 from taskservice.schemas.tasks import TASK_COLUMNS, task_schema
 from taskservice.services import expected_runs
-from taskservice.terms import RUNNING
+from taskservice.terms import CANCELLED, RUNNING
 from taskservice.webhooks.destinations import check_url
 
 
@@ -69,6 +69,17 @@ _NEWEST_RERUN = Statement[TaskRow](
     .limit(1)
 )
 of_this_agent = (tasks_of_user, Task.agent_id == bindparam("agent_id"))
+_finished = (
+    select(Task.id, Task.user_id, Task.agent_id, Task.labels, Task.error_type)
+    .where(*of_this_agent, Task.finished_at.is_not(None))
+    .order_by(Task.finished_at.desc())
+    .limit(1_000)
+    .subquery()
+)
+# Of the last 1,000. Both databases read the subquery in its order, and stop at the first failure.
+NEWEST_FAILURE = Statement[TaskRow](
+    select(_finished).where(_finished.c.error_type != CANCELLED).limit(1)
+)
 
 
 def get(caller: Caller, task_id: str) -> TaskRow:

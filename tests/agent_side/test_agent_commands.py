@@ -2,7 +2,8 @@
 
 import json
 
-from taskservice.terminal import local_time
+from taskservice.database import clock
+from taskservice.terminal import local_time, with_offset
 from tests.support.agent_machine import AgentMachine, objects
 from tests.support.pseudo_terminal import NASTY, SHOWN, obeyed, on_terminal
 
@@ -70,6 +71,28 @@ def test_add_takes_when_runs_are_expected(machine: AgentMachine) -> None:
         assert refused.stderr == f"taskservice: {message}\n"
     machine.run("agent", "add", "expected", "--every", "0")
     assert expected() is None
+
+
+def test_agent_is_muted_shown_and_unmuted(machine: AgentMachine) -> None:
+    machine.user.write("PUT", "/agent/loud-agent", name=NASTY)
+    muted = machine.run("agent", "mute", "loud", "8h")
+    agent = machine.user.read("/agent/loud-agent")
+    assert (muted.returncode, muted.stderr) == (0, "")
+    assert muted.stdout == f"loud-agent is muted until {local_time(agent['mutedUntil'])}\n"
+    assert clock.now(7.9 * 3_600) < agent["mutedUntil"] <= clock.now(8 * 3_600)
+    lines = machine.run("agent", "show", "loud").stdout.splitlines()
+    shown = dict(line.split(":", 1) for line in lines)
+    assert shown["mutedUntil"].strip() == with_offset(agent["mutedUntil"])
+    assert shown["mutedBy"].strip() == agent["mutedBy"]
+    assert shown["name"].strip() == SHOWN
+    assert shown["state"].strip() == "-"
+    (as_json,) = objects(machine.run("agent", "show", "loud", "--json").stdout)
+    assert as_json == machine.user.read("/agent/loud-agent?expand=health")
+    assert machine.run("agent", "unmute", "loud").stdout == "loud-agent is not muted\n"
+    assert machine.user.read("/agent/loud-agent")["mutedUntil"] is None
+    for wrong in ("0s", "91d", "8", "soon"):
+        assert machine.run("agent", "mute", "loud", wrong).returncode == 2
+    assert machine.run("agent", "mute", "unknown", "8h").returncode == 1
 
 
 def test_list_says_how_the_last_tasks_went(machine: AgentMachine) -> None:

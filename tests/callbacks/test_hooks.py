@@ -338,7 +338,7 @@ def test_hook_is_told_of_nothing_before_it_was_created(
     run(alice, "error")
     assert told(alice, hook) == []
     run(alice)
-    assert told(alice, hook) == ["agent.fixed"]
+    assert told(alice, hook) == []
 
 
 def test_event_is_sent_with_the_same_id_and_the_task_as_it_is_until_it_is_delivered(

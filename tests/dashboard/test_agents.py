@@ -354,3 +354,21 @@ def test_late_agent_is_marked(
     assert facts(text_of(window, "/agents/backup"))["Next run"].endswith(" late")
     assert send_expected(window, form | {"every": "25h"}).status_code == 303
     assert not facts(text_of(window, "/agents/backup"))["Next run"].endswith(" late")
+
+
+def test_agent_is_muted_and_unmuted_on_its_page(alice: ApiClient, window: Browser) -> None:
+    alice.register("backup")
+    page = "/agents/backup"
+    assert window.send(page, f"{page}/mute", duration="8h", back="/agents").location == "/agents"
+    agent = expect(alice.get("/agent/backup"), 200)
+    assert clock.now(7.9 * 3_600) < agent["mutedUntil"] <= clock.now(8 * 3_600)
+    text = text_of(window, page)
+    assert "Muted until" in text
+    assert f"by <bdi>{agent['mutedBy']}</bdi>" in text
+    assert window.send(page, f"{page}/mute").location == page
+    assert expect(alice.get("/agent/backup"), 200)["mutedUntil"] is None
+    assert "Muted until" not in text_of(window, page)
+    assert window.send(page, "/agents/unknown/mute", duration="1h").status_code == 404
+    reader = signed_in(alice.read_key())
+    assert reader.send("/agents", f"{page}/mute", duration="1h").status_code == 403
+    assert f'action="{page}/mute"' not in text_of(reader, page)

@@ -43,6 +43,12 @@ NOT_KEPT_BEFORE = {
         "hang_check_at = CASE status WHEN 'running' THEN claimed_at END"
     ],
     "0012": ["UPDATE tasks SET started_by = NULL", "UPDATE questions SET answered_by = NULL"],
+    "0022": [
+        "UPDATE agents SET muted_until = NULL, muted_at = NULL, muted_by = NULL",
+        "UPDATE agents SET told_hooks = (SELECT json_group_array(printf('%s-%s-%s-%s-%s', "
+        "substr(id, 1, 8), substr(id, 9, 4), substr(id, 13, 4), substr(id, 17, 4), substr(id, 21)))"
+        " FROM hooks WHERE hooks.user_id = agents.user_id) WHERE state = 'broken'",
+    ],
 }
 TABLES_BEFORE = {"0005": {"service_heartbeat": "presence"}}
 COLUMNS_BEFORE = {"0005": {"last_heartbeat_at": "heard_at", "heartbeat_deadline": "silent_at"}}
