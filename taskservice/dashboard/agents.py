@@ -109,7 +109,7 @@ def show(agent_id: str) -> Response:
         series=[
             chart.series(path, numbers)
             for path, numbers in agent_service.numbers_by_path(caller, agent.id).items()
-            if len(numbers) >= chart.MIN_NUMBERS
+            if len(numbers) >= chart.MIN_DOTS
         ],
         expect=expect or {},
         due_times=[agent.due_at, *due_times(expect, agent.due_at, 2)]

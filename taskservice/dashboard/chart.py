@@ -12,8 +12,10 @@ from taskservice.services.agents import Number, seconds
 
 # The plot of an agent's last runs: how long each took, by when it ended.
 
+# Fewer dots than this say nothing new.
+MIN_DOTS = 3
 # In pixels.
-PLOT_HEIGHT = 200
+PLOT_HEIGHT = 160
 # The lines of the scale, in seconds; it is logarithmic, since durations differ by magnitudes.
 TICKS = {
     0.01: "0.01 s", 0.1: "0.1 s", 1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3_600: "1 h",
@@ -22,9 +24,9 @@ TICKS = {
 
 
 def plot(runs: Sequence[EndedTaskRow], usual: float | None) -> dict[str, Any] | None:
-    """The plot of finished tasks, oldest first; None if no agent claimed any of them."""
+    """The plot of finished tasks, oldest first; None if few of them were ever claimed."""
     lasted = [(task, duration) for task in runs if (duration := seconds(task)) is not None]
-    if not lasted:
+    if len(lasted) < MIN_DOTS:
         return None
     durations = [duration for _, duration in lasted]
     # The ticks below and above all durations.
@@ -52,14 +54,12 @@ def _share(value: float, first: float, last: float) -> float:
 
 # The charts of the numbers in an agent's outputs.
 
-# A path with fewer numbers has no chart.
-MIN_NUMBERS = 3
 # The size of a chart, in units of its own, and the space for half a dot.
 SERIES_WIDTH, SERIES_HEIGHT, DOT = 300, 60, 5
 
 
 def series(path: str, numbers: Sequence[Number]) -> dict[str, Any]:
-    """The chart of at least MIN_NUMBERS numbers, oldest first; `points` are (number, x, y)."""
+    """The chart of at least MIN_DOTS numbers, oldest first; `points` are (number, x, y)."""
     # Imported here, since few requests need it.
     from statistics import median
 
@@ -72,7 +72,7 @@ def series(path: str, numbers: Sequence[Number]) -> dict[str, Any]:
         share = float((value - low) / (high - low)) if high - low else 0.5
         y = DOT + (SERIES_HEIGHT - 2 * DOT) * (1 - share)
         points.append((number, round(DOT + index * step, 1), round(y, 1)))
-    about = {"last": values[-1], "median": median(values), "total": Decimal(sum(values))}
+    about = {"last": values[-1], "median": median(values), "low": low, "high": high}
     texts = {name: _amount(value) for name, value in about.items()}
     return {"path": path, "points": points, **texts}
 

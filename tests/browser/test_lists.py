@@ -319,14 +319,23 @@ def test_browser_notifies_of_the_end_of_a_task_if_asked_to(
 
 
 def test_agent_is_run_and_edited(visitor: Visitor, alice: RemoteClient) -> None:
-    task = alice.start("backup", name="First", claim=True)
-    report(alice, task, status="complete")
+    for size in (0.25, 0.5, 1_200):
+        task = alice.start("backup", name="First", claim=True)
+        report(alice, task, status="complete", output={"size": size})
     page = visitor.go("/agents")
     check_accessible(page)
     page.get_by_role("link", name="backup", exact=True).first.click()
-    expect(page.locator(".plot .point")).to_have_count(1)
+    expect(page.locator(".plot .point")).to_have_count(3)
+    # Each axis has a value at both ends, as high as the dots of these values.
+    ends = page.locator("#numbers .ends > span")
+    expect(ends).to_have_text(["1,200", "0.25"])
+    dots = page.locator("#numbers circle")
+    for end, dot in ((0, 2), (1, 0)):
+        boxes = [place.bounding_box() for place in (ends.nth(end), dots.nth(dot))]
+        middles = [box["y"] + box["height"] / 2 for box in boxes if box]
+        assert abs(middles[0] - middles[1]) < 8
     page.locator("#durations summary").click()
-    expect(page.locator("#durations-table td", has_text="complete")).to_be_visible()
+    expect(page.locator("#durations-table td", has_text="complete").first).to_be_visible()
     check_accessible(page)
     page.get_by_role("link", name="Edit…").click()
     check_accessible(page)

@@ -116,10 +116,20 @@ def test_plot_has_a_point_and_a_row_of_its_table_for_each_run(
     assert f"usual: {facts(text)['Usual duration']}".replace("<", "&lt;") in text
 
 
+def test_plot_is_drawn_from_three_runs_on(window: Browser, alice: ApiClient) -> None:
+    for count in (1, 2, 3):
+        alice.report(alice.start("backup", claim=True), status="complete")
+        alice.report(alice.start("unclaimed"), status="complete")
+        # Another path, since the page is kept for a while.
+        text = text_of(window, f"/agents/backup?{count}")
+        assert text.count('class="point complete"') == (3 if count == 3 else 0)
+    assert 'id="durations"' not in text_of(window, "/agents/unclaimed")
+
+
 def test_agent_without_runs_has_a_page(window: Browser, alice: ApiClient) -> None:
     alice.register("new")
     text = text_of(window, "/agents/new")
-    assert "No finished run yet." in text
+    assert 'id="durations"' not in text
     assert facts(text)["Success"] == "–"
     assert "/agents/new" in text_of(window, "/agents")
     assert window.get("/agents/nothing").status_code == 404

@@ -34,7 +34,7 @@ def test_path_has_a_chart_from_three_numbers_on(window: Browser, alice: ApiClien
     ended = [end(alice, output) for output in outputs[:2]]
     assert charts(window) == {}
     ended.append(end(alice, outputs[2]))
-    assert charts(window) == {"cost": "last 1,200 · median 0.5 · sum of 3 1,200.75"}
+    assert charts(window) == {"cost": "last 1,200 · median 0.5 of 3 runs, from 0.25 to 1,200"}
     drawn = window.get("/agents/summarizer").text.partition('id="numbers"')[2]
     dots = re.findall(r'href="/tasks/([^?"]+)[^>]+><title[^>]+>[^<]+: ([^<]+)</title>', drawn)
     ids = [task["id"] for task in ended]
@@ -49,8 +49,8 @@ def test_extreme_numbers_are_drawn(window: Browser, alice: ApiClient) -> None:
     for output in (f'{{"n": {huge}, "<b>": 1e-400}}', '{"n": -1, "<b>": 7}', '{"n": 0, "<b>": 7}'):
         end(alice, output)
     assert charts(window) == {
-        "n": "last 0 · median 0 · sum of 3 1.000e+400",
-        "<b>": "last 7 · median 7 · sum of 3 14",
+        "n": "last 0 · median 0 of 3 runs, from -1 to 1.000e+400",
+        "<b>": "last 7 · median 7 of 3 runs, from 1e-400 to 7",
     }
 
 
