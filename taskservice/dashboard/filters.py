@@ -17,7 +17,7 @@ from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import ListQuerySchema
 from taskservice.services import lists
 from taskservice.services.lists import WAITING, Selection, TaskList
-from taskservice.terms import CANCELLED, COMPLETE, FAILED, PENDING, RUNNING, TIMEOUT
+from taskservice.terms import CANCELLED, COMPLETE, FAILED, HANGING, PENDING, RUNNING, TIMEOUT
 from taskservice.web import responses
 
 # When a task was started -> how the page says it, the bound that it sets, and its age in seconds.
@@ -45,6 +45,7 @@ WORDS = {
     "errorType": "Error",
     "claimed": "Claimed",
     "asking": "Asks",
+    "hanging": "Hangs",
     "callback": "Callback",
     "started": "Started",
     "createdAfter": "Started after",
@@ -57,6 +58,7 @@ PAGE_SIZE = 50
 # Tab -> the filters that it sets; it removes the filters of other tabs.
 TABS: dict[str, dict[str, str]] = {
     "all": {},
+    HANGING: {"hanging": "true"},
     RUNNING: {"status": RUNNING, "claimed": "true"},
     WAITING: {"status": RUNNING, "claimed": "false"},
     COMPLETE: {"status": COMPLETE},
@@ -64,7 +66,7 @@ TABS: dict[str, dict[str, str]] = {
     CANCELLED: {"errorType": CANCELLED},
     TIMEOUT: {"errorType": TIMEOUT},
 }
-OF_TABS = ("status", "errorType", "claimed")
+OF_TABS = ("status", "errorType", "claimed", "hanging")
 # The fields of the filter's form; it keeps the other filters as they are.
 IN_FORM = ("q", "agentId", "started", "callback", "sort")
 # Where the reader is in the list: the page, and the tasks whose children are shown.

@@ -46,6 +46,7 @@ from taskservice.terms import (
     CANCELLED,
     ERROR_TYPES,
     FAILED,
+    HANGING,
     MAX_LABELS,
     PENDING,
     RUNNING,
@@ -616,11 +617,12 @@ def _summaries_statement(filters: Filters) -> Statement[TaskRow]:
 # How many of the newest tasks are checked against the filters and counted.
 MAX_COUNTED = 5_000
 CLAIMED = "claimed"
-# A status, an error's type, or whether an agent has claimed a running task -> its condition.
+# A status, an error's type, whether an agent has claimed a task, or it hangs -> its condition.
 STATES: dict[str, ColumnElement[bool]] = {
     **{status: Task.status == status for status in STATUSES},
     WAITING: IS_WAITING,
     CLAIMED: and_(Task.status == RUNNING, Task.claimed_at.is_not(None)),
+    HANGING: CONDITIONS[HANGING],
     **{error_type: Task.error_type == error_type for error_type in ERROR_TYPES},
 }
 
@@ -634,7 +636,9 @@ def count_by_state(
     `maximum` running ones. Other filters are applied to the newest MAX_COUNTED tasks, or to a set
     of candidates; the second value is whether these are all.
     """
-    of_all_states = selection._replace(status=None, errorType=None, claimed=None, sort=NEWEST_FIRST)
+    of_all_states = selection._replace(
+        status=None, errorType=None, claimed=None, hanging=None, sort=NEWEST_FIRST
+    )
     tasks, end = TaskList(caller, of_all_states), None
     if tasks.filters:
         [row], end = tasks.newest(_counts_statement, MAX_COUNTED)

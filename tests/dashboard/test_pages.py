@@ -560,6 +560,24 @@ def test_tabs_count_the_filtered_tasks(window: Browser, alice: ApiClient) -> Non
     assert tabs(window.get("/?agentId=other").text)["all"] == "0"
 
 
+def test_task_that_hangs_has_a_tab_and_its_reason_in_the_list(
+    app: Flask, window: Browser, alice: ApiClient
+) -> None:
+    tasks = [alice.start(name=f"Task {number}", claim=True) for number in range(3)]
+    assert "tab-hanging" not in window.get("/").text
+    for task in tasks[:2]:
+        set_columns(app, task, hanging_since=timestamps.now(), hanging_reason="runs for 3 h")
+    for query in ("", "?q=task"):
+        text = window.get(f"/{query}").text
+        assert tabs(text)["hanging"] == "2"
+        assert text.count('<p class="reason failed">Runs for 3 h</p>') == 2
+    (link,) = re.findall('id="tab-hanging" href="([^"]+)"', text)
+    hanging = window.get(unescape(link)).text
+    assert re.findall("<bdi>(Task .)</bdi>", hanging) == ["Task 1", "Task 0"]
+    assert tabs(hanging)["running"] == "3"
+    assert "tab-hanging" in window.get("/?hanging=true&q=absent").text
+
+
 @one_database
 def test_list_has_the_tasks_of_a_period_and_those_that_are_older(
     app: Flask, window: Browser, alice: ApiClient
