@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -15,6 +16,7 @@ from sqlalchemy.engine import make_url
 
 from taskservice import bounded_http
 from taskservice.background import timeouts
+from taskservice.background.maintenance import Maintenance
 from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.operations import health
@@ -120,6 +122,11 @@ def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def maintenance(app: Flask, no_grace: None) -> Maintenance:
+    return Maintenance(app)
+
+
+@pytest.fixture
 def patient_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """`/readyz` waits for the database as long as a busy machine needs."""
     monkeypatch.setattr(health, "READY_SECONDS", PATIENCE_SECONDS)
@@ -137,6 +144,12 @@ def clocks(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clocks]:
 def alice(app: Flask) -> ApiClient:
     """A user who owns things."""
     return add_user(app, "alice")
+
+
+@pytest.fixture
+def task(alice: ApiClient) -> dict[str, Any]:
+    """A task that nobody has claimed, where a file has no task of its own."""
+    return alice.start()
 
 
 @pytest.fixture

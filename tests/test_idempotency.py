@@ -7,7 +7,7 @@ from uuid import uuid4
 from flask import Flask
 
 from tests.support import receiver as play
-from tests.support.api_client import ApiClient, expect, problem
+from tests.support.api_client import ApiClient, expect, is_replay, problem
 from tests.support.receiver import Receiver
 
 WISHES = {"agentId": "summarizer", "input": {"a": 1, "b": [2, None]}}
@@ -15,11 +15,6 @@ WISHES = {"agentId": "summarizer", "input": {"a": 1, "b": [2, None]}}
 
 def start(person: ApiClient, key: str, **fields: Any) -> Any:
     return person.post("/task", json=WISHES | fields, headers={"Idempotency-Key": key})
-
-
-def is_replay(response: Any) -> bool:
-    assert response.headers.get("Idempotency-Replayed") in (None, "true")
-    return "Idempotency-Replayed" in response.headers
 
 
 def test_replay_is_the_task_as_it_now_is(alice: ApiClient) -> None:

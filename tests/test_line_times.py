@@ -24,11 +24,6 @@ def after_start(task: Task, milliseconds: int) -> str:
     return clock.rfc3339(moment(task["createdAt"]) + timedelta(milliseconds=milliseconds))
 
 
-@pytest.fixture
-def task(alice: ApiClient) -> Task:
-    return alice.start()
-
-
 def wait_until(task: Task, milliseconds: int) -> None:
     """Wait until a task is this old, so that times up to there are not after now."""
     until = moment(task["createdAt"]) + timedelta(milliseconds=milliseconds)

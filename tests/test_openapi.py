@@ -237,11 +237,6 @@ def answer(status: int, body: Any, **headers: str) -> requests.Response:
     return response
 
 
-@pytest.fixture
-def task(alice: ApiClient) -> Object:
-    return alice.start()
-
-
 def test_answer_as_documented_is_fit(task: Object) -> None:
     part = answer(200, {"id": task["id"]})
     conformance.check("GET", f"{API_PREFIX}/task/{task['id']}?fields=id", part)

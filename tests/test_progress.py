@@ -12,11 +12,6 @@ from tests.support.internals import end_for_silence
 from tests.support.marks import one_database
 
 
-@pytest.fixture
-def task(alice: ApiClient) -> dict[str, Any]:
-    return alice.start()
-
-
 @pytest.mark.parametrize("progress", [0, 1, 0.5, 1 / 3, 0.1 + 0.2, 5e-324, 1e-7, None])
 def test_progress_is_answered_as_it_was_sent(
     alice: ApiClient, task: dict[str, Any], progress: float | None

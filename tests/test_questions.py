@@ -41,11 +41,6 @@ def task(alice: ApiClient) -> Json:
     return alice.start(claim=True)
 
 
-@pytest.fixture
-def maintenance(app: Flask, no_grace: None) -> Maintenance:
-    return Maintenance(app)
-
-
 def path(task: Json, question: Json | None = None) -> str:
     return f"/task/{task['id']}/question" + (f"/{question['id']}" if question else "")
 

@@ -29,11 +29,6 @@ from tests.support.receiver import Receiver
 DAY = 86_400.0
 
 
-@pytest.fixture
-def maintenance(app: Flask, no_grace: None) -> Maintenance:
-    return Maintenance(app)
-
-
 def deliveries(app: Flask, task: dict[str, Any]) -> list[Any]:
     """The deliveries of a task, oldest first."""
     of_task = select(Delivery).where(Delivery.task_id == task["id"]).order_by(Delivery.id)

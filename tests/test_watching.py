@@ -28,11 +28,6 @@ def logs(person: ApiClient, task: dict[str, Any], query: str = "", **options: An
     return expect(person.get(f"/task/{task['id']}/logs{query}", **options), 200)
 
 
-@pytest.fixture
-def task(alice: ApiClient) -> dict[str, Any]:
-    return alice.start()
-
-
 # --- pages of a log ----------------------------------------------------------------------
 
 

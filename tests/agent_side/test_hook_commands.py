@@ -1,22 +1,14 @@
 """`taskservice hook`: hooks added, listed, shown, changed, tested and deleted."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from standardwebhooks import Webhook
 
 from taskservice.event_kinds import DEFAULT_EVENTS
 from tests.support.agent_machine import AgentMachine, objects
 from tests.support.receiver import Receiver, answer, in_turn
 from tests.support.waiting import until
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as receiver:
-        yield receiver
 
 
 def add(machine: AgentMachine, *arguments: str, **options: str) -> str:

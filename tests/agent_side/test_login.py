@@ -23,12 +23,8 @@ def laptop(machine: AgentMachine) -> AgentMachine:
     return machine
 
 
-def key_of(person: RemoteClient) -> str:
-    return person.key
-
-
 def log_in(laptop: AgentMachine, person: RemoteClient, *options: str) -> Any:
-    return laptop.run("login", person.url, *options, input=f"{key_of(person)}\n")
+    return laptop.run("login", person.url, *options, input=f"{person.key}\n")
 
 
 def kept_file(laptop: AgentMachine) -> Path:
@@ -41,7 +37,7 @@ def test_kept_key_serves_commands_and_the_python_client(laptop: AgentMachine) ->
     kept = log_in(laptop, laptop.user)
     assert kept.returncode == 0, kept.stderr
     assert f"is logged in to {laptop.user.url} (key first)" in kept.stdout
-    assert key_of(laptop.user) not in kept.stdout + kept.stderr
+    assert laptop.user.key not in kept.stdout + kept.stderr
     assert laptop.run("run", "--agent", "nightly", "--", "true").returncode == 0
     with laptop.python("from taskservice.client import Client\nClient().start('two').complete()"):
         pass
@@ -51,7 +47,7 @@ def test_kept_key_serves_commands_and_the_python_client(laptop: AgentMachine) ->
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     assert laptop.run("logout").stdout == f"Logged out of {laptop.user.url}\n"
-    assert key_of(laptop.user) not in file.read_text()
+    assert laptop.user.key not in file.read_text()
     assert laptop.run("task", "list").returncode == 2
     assert "Profile to remove" in laptop.run("logout", "--help").stdout
     again = laptop.run("logout")
@@ -63,10 +59,10 @@ def test_kept_key_serves_commands_and_the_python_client(laptop: AgentMachine) ->
 
 def test_terminal_asks_for_the_key_and_does_not_show_it(laptop: AgentMachine) -> None:
     command = [*laptop.command, "login", laptop.user.url]
-    typed = {f"API key for {laptop.user.url}: ": key_of(laptop.user)}
+    typed = {f"API key for {laptop.user.url}: ": laptop.user.key}
     shown = on_terminal(command, laptop.environment, typed)
     assert "is logged in" in shown
-    assert key_of(laptop.user) not in shown
+    assert laptop.user.key not in shown
     assert laptop.run("task", "list").returncode == 0
 
 
@@ -84,7 +80,7 @@ def test_what_does_not_work_is_not_kept(laptop: AgentMachine) -> None:
 
 def test_address_of_the_environment_is_the_default(laptop: AgentMachine) -> None:
     laptop.url = laptop.user.url
-    kept = laptop.run("login", input=f"{key_of(laptop.user)}\n")
+    kept = laptop.run("login", input=f"{laptop.user.key}\n")
     assert f"is logged in to {laptop.user.url}" in kept.stdout
     assert "while TASKSERVICE_URL is set, nothing that was stored is used" in kept.stderr
 
@@ -111,7 +107,7 @@ def test_environment_wins_and_a_kept_key_goes_nowhere_else(
     log_in(laptop, laptop.user)
     bob = shared_service.add_user()
     bob.start("of-bob")
-    laptop.url, laptop.key = bob.url, key_of(bob)
+    laptop.url, laptop.key = bob.url, bob.key
     (listed,) = objects(laptop.run("task", "list", "--json").stdout)
     assert listed["agentId"] == "of-bob"
     with Receiver() as stranger:
@@ -119,7 +115,7 @@ def test_environment_wins_and_a_kept_key_goes_nowhere_else(
         refused = laptop.run("task", "list")
         assert (refused.returncode, stranger.requests) == (2, [])
     assert "TASKSERVICE_APIKEY is not set" in refused.stderr
-    laptop.url, laptop.key = "", key_of(bob)
+    laptop.url, laptop.key = "", bob.key
     assert "TASKSERVICE_URL is not set" in laptop.run("task", "list").stderr
 
 

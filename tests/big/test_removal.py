@@ -20,11 +20,6 @@ def app(app: Flask) -> Flask:
     return app
 
 
-@pytest.fixture
-def maintenance(app: Flask, no_grace: None) -> Maintenance:
-    return Maintenance(app)
-
-
 class Writer(threading.Thread):
     """Appends line after line; a line that is refused, after 5 s, is an error of the test."""
 

@@ -15,11 +15,6 @@ pytestmark = one_database
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 
 
-@pytest.fixture
-def mcp(alice: ApiClient) -> McpClient:
-    return McpClient(alice)
-
-
 def check_problem(answer: Answer, status: int, code: str) -> None:
     assert answer.status == status
     assert answer.headers["Content-Type"] == "application/problem+json"

@@ -23,11 +23,6 @@ FIXED = ["start_task", "rerun_task", *READING, "answer_task", "cancel_task"]
 NAME = re.compile("[a-z0-9_]{1,40}")
 
 
-@pytest.fixture
-def mcp(alice: ApiClient) -> McpClient:
-    return McpClient(alice)
-
-
 def hashed(agent_id: str, beginning: str) -> str:
     return f"{beginning}_{hashlib.sha256(agent_id.encode()).hexdigest()[:6]}"
 

@@ -39,11 +39,6 @@ def app(app: Flask) -> Flask:
     return app
 
 
-@pytest.fixture
-def maintenance(app: Flask, no_grace: None) -> Maintenance:
-    return Maintenance(app)
-
-
 def test_old_finished_task_goes_with_all_that_belongs_to_it(
     app: Flask, alice: ApiClient, maintenance: Maintenance, receiver: Receiver
 ) -> None:

@@ -50,10 +50,6 @@ def ask(site: Site, path: str, **headers: str) -> requests.Response:
     return requests.get(site.url + API + path, headers=headers, timeout=30)
 
 
-def key_of(person: RemoteClient) -> str:
-    return person.key
-
-
 def test_no_proxy_gives_an_answer_to_another_user_or_without_a_key(
     cached_site: Site, subtests: pytest.Subtests
 ) -> None:
@@ -65,12 +61,12 @@ def test_no_proxy_gives_an_answer_to_another_user_or_without_a_key(
         with subtests.test(path):
             # An answer without a key must not reach alice either.
             assert ask(cached_site, path).status_code == 401
-            hers = ask(cached_site, path, apikey=key_of(cached_site.alice))
+            hers = ask(cached_site, path, apikey=cached_site.alice.key)
             assert hers.status_code in (200, 404)
-            his = ask(cached_site, path, apikey=key_of(cached_site.bob))
+            his = ask(cached_site, path, apikey=cached_site.bob.key)
             assert comparable(his) != comparable(hers) or path == "/nothing"
             assert comparable(
-                ask(cached_site, path, Authorization=f"Bearer {key_of(cached_site.bob)}")
+                ask(cached_site, path, Authorization=f"Bearer {cached_site.bob.key}")
             ) == (comparable(his))
             assert ask(cached_site, path).status_code == 401
 
@@ -100,7 +96,7 @@ def sign_in(site: Site, person: RemoteClient) -> requests.Session:
     browser = requests.Session()
     token = re.search('name="token" value="(.*?)"', browser.get(f"{site.url}/sign-in").text)
     assert token
-    form = {"token": token[1], "key": key_of(person)}
+    form = {"token": token[1], "key": person.key}
     assert browser.post(f"{site.url}/sign-in", data=form).ok
     return browser
 

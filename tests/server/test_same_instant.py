@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.support.api_client import RemoteClient
+from tests.support.api_client import RemoteClient, is_replay
 from tests.support.concurrency import at_once, copies
 from tests.support.receiver import Receiver
 from tests.support.service import Service
@@ -20,11 +20,6 @@ WISHES = {"agentId": "summarizer", "input": {"a": 1, "b": [2, None]}}
 def start_remotely(person: RemoteClient, key: str, **fields: Any) -> Any:
     headers = {"Idempotency-Key": key}
     return person.request("POST", "/task", json=WISHES | fields, headers=headers)
-
-
-def is_replay(response: Any) -> bool:
-    assert response.headers.get("Idempotency-Replayed") in (None, "true")
-    return "Idempotency-Replayed" in response.headers
 
 
 # --- starts ------------------------------------------------------------------------------

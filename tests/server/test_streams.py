@@ -43,10 +43,6 @@ Json = dict[str, Any]
 SOON = 25.0
 
 
-def key_of(person: RemoteClient) -> str:
-    return person.key
-
-
 def append(person: RemoteClient, task: dict[str, Any], *lines: str) -> None:
     """On a connection of its own, which either process may answer."""
     headers = {"apikey": person.key}
@@ -281,7 +277,7 @@ def test_wait_ends_for_another_user_before_an_older_stream_does(tmp_path: Path) 
         assert next(stream).kind == "task"
         with ThreadPoolExecutor(1) as pool:
             path, prefer = f"/task/{task['id']}", {"Prefer": "wait=60"}
-            person = RemoteClient(service.url, key_of(alice))
+            person = RemoteClient(service.url, alice.key)
             wait = pool.submit(person.request, "GET", path, headers=prefer)
             until(lambda: open_waits(service) == 2)
             followed = events(stack.enter_context(open_stream(bob, his)))
@@ -299,7 +295,7 @@ def test_stream_takes_the_place_of_a_wait_of_its_user_and_else_is_503(tmp_path: 
         assert next(first).kind == "task"
         with ThreadPoolExecutor(1) as pool:
             path, prefer = f"/task/{task['id']}", {"Prefer": "wait=60"}
-            person = RemoteClient(service.url, key_of(alice))
+            person = RemoteClient(service.url, alice.key)
             wait = pool.submit(person.request, "GET", path, headers=prefer)
             until(lambda: open_waits(service) == 2)
             second = events(stack.enter_context(open_stream(alice, task)))
@@ -321,7 +317,7 @@ def test_oldest_stream_of_a_user_who_holds_all_places_ends_for_another(tmp_path:
     with Service(tmp_path / "data", WAITS="2") as service, ExitStack() as stack:
         alice, bob = service.add_user("alice"), service.add_user("bob")
         task, his = alice.start(), bob.start()
-        people = [(RemoteClient(service.url, key_of(alice)), task) for _ in range(2)]
+        people = [(RemoteClient(service.url, alice.key), task) for _ in range(2)]
         streams = [
             events(stack.enter_context(open_stream(*pair))) for pair in [*people, (bob, his)]
         ]

@@ -101,6 +101,11 @@ def expect(response: TestResponse, *statuses: int) -> Any:
     return response.json
 
 
+def is_replay(response: Any) -> bool:
+    assert response.headers.get("Idempotency-Replayed") in (None, "true")
+    return "Idempotency-Replayed" in response.headers
+
+
 def of_task(agent: dict[str, Any]) -> dict[str, Any]:
     """What a task with `expand=agent` has of its agent."""
     return {name: agent[name] for name in ("id", "name", "description", "userId", "createdAt")}
