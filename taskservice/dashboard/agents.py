@@ -85,8 +85,11 @@ def list_all() -> Response:
     )
 
 
-def _urgency(alarms: attention.Alarms, agent_id: str) -> int:
-    return min(map(WORST_FIRST.index, alarms[agent_id]))
+def _urgency(alarms: attention.Alarms, agent_id: str) -> tuple[bool, int]:
+    """The place of an agent among those in trouble; muted ones come last."""
+    kinds = alarms[agent_id]
+    worst = min(kinds, key=WORST_FIRST.index)
+    return bool(kinds[worst][0]["muted"]), WORST_FIRST.index(worst)
 
 
 @blueprint.get("/agents/<agent_id>")

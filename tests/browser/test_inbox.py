@@ -15,6 +15,7 @@ from tests.support.service import Service
 
 LONG = "Orders of all customers from all shops into the warehouse, nightly and by hand"
 NO_BREAK = "psycopg.errors.UniqueViolation: duplicate key value violates unique constraint"
+MUTED = re.compile(r"Muted until (tomorrow )?\d\d:\d\d by first")
 TIME_OF_DAY = re.compile(r"\d\d:\d\d")
 # The top of the first row of a list, from the top of the page.
 TOP = "row => row.getBoundingClientRect().top + scrollY"
@@ -129,6 +130,21 @@ def test_inbox_and_its_number_renew_themselves(visitor: Visitor, alice: RemoteCl
     expect(page.locator("#attention")).to_have_text("1 question, 1 agent need attention")
     page.locator("#attention a").click()
     expect(page.get_by_role("heading", name="Inbox")).to_be_visible()
+
+
+def test_agent_is_muted_with_one_click(visitor: Visitor, alice: RemoteClient) -> None:
+    for agent_id in ("backup", "poll"):
+        fail(alice, agent_id, "Disk full")
+    page = visitor.go("/inbox")
+    page.get_by_role("button", name="Mute backup for 1 h").click()
+    row = page.locator("#agent-backup")
+    expect(row).to_contain_text(MUTED)
+    expect(page.locator("#inbox .row").last).to_have_id("agent-backup")
+    expect_number(page, "1")
+    check_accessible(page)
+    row.get_by_role("button", name="Unmute backup").click()
+    expect(row).not_to_contain_text("Muted")
+    expect_number(page, "2")
 
 
 def test_keys_lead_to_each_page_and_through_the_inbox(

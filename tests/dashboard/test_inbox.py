@@ -11,7 +11,7 @@ from tests.support.clocks import Clocks
 from tests.support.deliveries import finish
 from tests.support.documents import ROOT
 from tests.support.internals import run_sql
-from tests.support.plain_browser import Browser, signed_in, text_of
+from tests.support.plain_browser import Browser, hidden, signed_in, text_of
 from tests.support.receiver import Receiver, answer
 
 MINUTE = 60.0
@@ -19,7 +19,7 @@ MINUTE = 60.0
 
 def rows(text: str) -> dict[str, str]:
     """The rows of the Inbox without their markup, by name."""
-    articles = re.findall('<article class="row"[^>]*>(.+?)</article>', text, re.DOTALL)
+    articles = re.findall('<article class="row[^>]*>(.+?)</article>', text, re.DOTALL)
     texts = [unescape(re.sub("<.+?>", " ", article)).split() for article in articles]
     names = re.findall("<h3[^>]*>(?:<a [^>]+>)?(?:<bdi>)?(.+?)<", text)
     return dict(zip(names, map(" ".join, texts), strict=True))
@@ -100,6 +100,31 @@ def test_number_counts_questions_agents_hooks_and_the_backup(
     reader = signed_in(alice.read_key())
     assert number(reader) == "4"
     assert "Open" not in rows(text_of(reader, "/inbox"))["phone"]
+
+
+def test_muted_agent_comes_last_and_is_not_counted(window: Browser, alice: ApiClient) -> None:
+    for agent_id in ("first", "second"):
+        run(alice, agent_id, "error")
+    page = hidden(window.get("/inbox"))
+    mute = {**page, "duration": "8h", "back": "/inbox"}
+    assert window.post("/agents/first/mute", mute).location == "/inbox"
+    text = text_of(window, "/inbox")
+    shown = rows(text)
+    assert list(shown) == ["second", "first"]
+    assert "Muted until" in shown["first"]
+    assert "by first Unmute" in shown["first"]
+    assert "Mute 1 h 8 h 7 d" in shown["second"]
+    assert number(window) == "1"
+    assert line(window) == "1 agent needs attention"
+    agents = text_of(window, "/agents").partition('<tr id="of-second"')[2]
+    assert '<tr id="of-first" class="muted">' in agents
+    assert "Muted until" in agents
+    window.post("/agents/second/mute", mute)
+    assert number(window) == line(window) == ""
+    # A mute ends by hand, or when its time has passed.
+    window.post("/agents/second/mute", {**page, "back": "/inbox"})
+    assert list(rows(text_of(window, "/inbox"))) == ["second", "first"]
+    assert number(window) == "1"
 
 
 def test_line_above_the_list_leads_to_the_inbox(window: Browser, alice: ApiClient) -> None:

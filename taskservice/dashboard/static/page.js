@@ -73,7 +73,7 @@ function nearest(seconds) {
   return Math.round(seconds / unit) * unit;
 }
 
-// How many days ago: 0 is today, 1 yesterday.
+// How many days ago: 0 is today, 1 yesterday, -1 tomorrow.
 function daysAgo(time) {
   const [today, other] = [new Date(), new Date(time)].map((date) => date.setHours(0, 0, 0, 0));
   return Math.round((today - other) / DAY);
@@ -85,11 +85,11 @@ function both(time) {
 }
 
 // A time of another day has its date.
-function since(time) {
+function at(time) {
   const days = daysAgo(time);
-  const minute = timeOfDay.format(time);
-  if (days === 0) return minute;
-  return days === 1 ? `yesterday ${minute}` : (days < 300 ? date : minutes).format(time);
+  const word = { 1: "yesterday ", 0: "", [-1]: "tomorrow " }[days];
+  if (word !== undefined) return word + timeOfDay.format(time);
+  return (Math.abs(days) < 300 ? date : minutes).format(time);
 }
 
 // The time that is left until an expected end.
@@ -107,7 +107,7 @@ const FORMATS = {
   ago,
   both,
   left,
-  since,
+  at,
   due: (time) => (time < Date.now() ? "now" : age(time)),
 };
 
