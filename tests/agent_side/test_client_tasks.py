@@ -91,6 +91,8 @@ def test_filters_find_what_they_name(client: Client) -> None:
     assert [task.id for task in list_tasks(claimed=False)] == [waiting.id]
     assert [task.id for task in list_tasks(asking=True)] == []
     assert len(list(list_tasks(asking=False))) == 3
+    assert list(list_tasks(hanging=True)) == []
+    assert len(list(list_tasks(hanging=False))) == 3
 
 
 # --- progress and steps ------------------------------------------------------------------

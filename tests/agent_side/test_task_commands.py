@@ -281,6 +281,7 @@ def test_list_has_filters_for_what_a_person_looks_for(
     assert len(shown_ids(machine, "--status", "running")) == 2
     assert len(shown_ids(machine, "--status", "error")) == 3
     assert shown_ids(machine, "--asking") == [child]
+    assert shown_ids(machine, "--hanging") == []
     assert shown_ids(machine, "--label", "env=prod", "--label", "team=a=b") == [waiting["id"]]
     assert shown_ids(machine, "--label", "env=prod", "--failed") == [failed["id"]]
     assert shown_ids(machine, "--parent", str(waiting["id"])) == [child]

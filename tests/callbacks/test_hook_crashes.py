@@ -29,6 +29,7 @@ from tests.support.crashing_service import (
     survives,
     wait_until_all_is_delivered,
 )
+from tests.support.internals import set_columns
 from tests.support.mail_server import MailServer
 from tests.support.maintenance import DAY, fall_silent
 from tests.support.receiver import Exchange, Receiver
@@ -46,7 +47,7 @@ def config(standard_config: Config, mail_server: MailServer) -> Config:
 
 
 def live(app: Flask, client: Client) -> None:
-    """Tasks fail and time out, an agent is late and comes back, one task asks and completes."""
+    """Tasks fail, time out and hang, an agent is late and comes back, one asks and completes."""
     task = client.start(claim=True, callback=None)
     error = {"message": f"Error {uuid4()}"}
     client.call("PATCH", task, json={"status": "error", "error": error})
@@ -59,6 +60,11 @@ def live(app: Flask, client: Client) -> None:
     nightly = "/agent/nightly?expand=health"
     client.until(lambda: client.call("GET", nightly)["health"]["lateSince"])
     client.start(agentId="nightly", callback=None)
+    stuck = client.start(agentId="stuck", claim=True, callback=None)
+    long_ago = {"claimed_at": clock.now(-120), "hang_check_at": clock.now(-60)}
+    set_columns(app, {"id": stuck.removeprefix("/task/")}, **long_ago)
+    client.until(lambda: client.call("GET", stuck)["hangingSince"])
+    client.call("PATCH", stuck, json={"status": "complete"})
     task = client.start(claim=True, callback=None)
     client.call("POST", f"{task}/question", json={"message": f"Question {uuid4()}"})
     client.call("PATCH", task, json={"status": "complete"})
@@ -67,15 +73,21 @@ def live(app: Flask, client: Client) -> None:
 
 
 def settle(app: Flask) -> None:
-    """Wait until maintenance finds nothing that is silent or late, and all is delivered."""
+    """Wait until maintenance finds nothing that is silent, late or hangs, and all is delivered."""
     silent = select(Task.id).where(
         Task.status == "running", Task.last_heartbeat_at < clock.now(-DAY)
     )
     late = select(Agent.id).where(Agent.late_at < clock.now(), Agent.late_since.is_(None))
+    stuck = select(Task.id).where(
+        Task.agent_id == "stuck", Task.status == "running", Task.hanging_since.is_(None),
+        Task.claimed_at < clock.now(-60),
+    )  # fmt: skip
 
     def is_over() -> bool:
         with app.app_context(), reading() as connection:
-            return not any(connection.execute(statement).first() for statement in (silent, late))
+            return not any(
+                connection.execute(statement).first() for statement in (silent, late, stuck)
+            )
 
     until(is_over)
     wait_until_all_is_delivered(app)
@@ -90,20 +102,25 @@ def made(app: Flask) -> list[Any]:
 def expected(app: Flask) -> Counter[tuple[str, str]]:
     """The events that must be there for the tasks and questions that are."""
     counted: Counter[tuple[str, str]] = Counter()
-    is_broken = False
+    broken: set[str] = set()
     with app.app_context(), reading() as connection:
         for task in connection.execute(select(Task.__table__).order_by(Task.finished_at)):
+            if task.agent_id == "stuck":
+                # It ends only when it hangs.
+                counted["task.hangs", task.id] += bool(task.finished_at or task.hanging_since)
+                counted["task.recovered", task.id] += task.finished_at is not None
             if task.finished_at is None:
                 continue
             counted["task.ended", task.id] += 1
             if task.status == "error":
                 counted["task.failed", task.id] += 1
-            if is_broken != (task.status == "error"):
-                is_broken = not is_broken
+            if (task.agent_id in broken) != (task.status == "error"):
+                broken ^= {task.agent_id}
+                is_broken = task.agent_id in broken
                 counted["agent.broken" if is_broken else "agent.fixed", task.id] += 1
         for question in connection.execute(select(Question.task_id)):
             counted["task.asks", question.task_id] += 1
-    return counted
+    return +counted
 
 
 def check(app: Flask, program: Receiver, people: Receiver, mail_server: MailServer) -> None:
@@ -142,6 +159,7 @@ def test_killed_at_any_moment_each_event_is_told_under_one_id(
 ) -> None:
     alice.register("worker")
     alice.register("nightly", expect={"every": 86_400, "grace": 0})
+    alice.register("stuck", expect={"maxDuration": 60})
     receiver.answer = failing_at_first()
     with Receiver() as people:
         people.answer = failing_each_second_time()

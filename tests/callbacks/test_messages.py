@@ -17,6 +17,8 @@ from taskservice.event_kinds import (
     TASK_ASKS,
     TASK_ENDED,
     TASK_FAILED,
+    TASK_HANGS,
+    TASK_RECOVERED,
 )
 from taskservice.webhooks import messages
 from taskservice.webhooks.messages import Notice
@@ -36,6 +38,10 @@ ASKS = Notice(
     choices=[("yes", "ok=true"), ("no", "ok=false")],
 )  # fmt: skip
 LATE = Notice(AGENT_LATE, AT, "backup", since=EARLIER, url=PAGE)
+HANGS = Notice(
+    TASK_HANGS, AT, "backup", task="nightly", since=AT, task_id="0193", url=PAGE,
+    reason="runs for 3 h 10 min, 7 times as long as usual; no line for 36 min",
+)  # fmt: skip
 
 # What a name, an error or a question can try.
 HOSTILE = [
@@ -115,6 +121,9 @@ def test_failure_says_who_why_when_how_long_and_where() -> None:
          "backup ran again", "Due 28 Nov 10:16 UTC, 3 h 20 min late\n28 Nov 13:36 UTC", 3),
         (Notice(AGENT_BACK, AT, "backup", since=EARLIER, on_time=True), "backup ran again",
          "Due 28 Nov 10:16 UTC; it ran on time, and reported late\n28 Nov 13:36 UTC", 3),
+        (HANGS, "backup hangs", f"{HANGS.reason}\nTask nightly, 28 Nov 13:36 UTC", 4),
+        (HANGS._replace(kind=TASK_RECOVERED, since=EARLIER, reason=None), "backup no longer hangs",
+         "Hung since 28 Nov 10:16 UTC, for 3 h 20 min\nTask nightly, 28 Nov 13:36 UTC", 3),
         (Notice(TASK_ENDED, AT, "x"), "x ended", "28 Nov 13:36 UTC", 3),
     ],
 )  # fmt: skip
@@ -216,6 +225,20 @@ def test_end_of_a_task_is_told_once() -> None:
     assert slack(*end) == slack(FAILED)
     late_report = FAILED._replace(kind=AGENT_FIXED, task_id="0193", at=LATER)
     assert slack(*end, late_report).count("\n- ") == 2
+
+
+def test_last_state_of_each_task_that_hung_is_told() -> None:
+    other = HANGS._replace(task_id="0194")
+    assert ntfy(HANGS, other)["title"] == "2 tasks hang: backup"
+    recovered = HANGS._replace(kind=TASK_RECOVERED, since=AT, at=LATER)
+    assert ntfy(HANGS, other, recovered)["title"] == "backup hangs; backup no longer hangs"
+    # Its end is told once, as what it is.
+    failed = FAILED._replace(agent="backup", agent_id="backup", task_id="0193", at=LATER)
+    assert ntfy(HANGS, recovered, failed)["title"] == "backup failed"
+    fixed = failed._replace(kind=AGENT_FIXED, since=EARLIER)
+    assert ntfy(HANGS, recovered, fixed)["title"] == "backup works again"
+    ended = failed._replace(kind=TASK_ENDED)
+    assert ntfy(HANGS, recovered, ended)["title"] == "backup no longer hangs"
 
 
 def test_message_without_public_url_has_no_link() -> None:

@@ -25,7 +25,14 @@ from taskservice.database.transactions import transaction
 from taskservice.services import lists as list_queries
 from taskservice.web.responses import LongListSlots
 from tests.support.api_client import ApiClient, add_user, expect, of_task, problem
-from tests.support.internals import Statement, before_reads, end_for_silence, plan_of, reads
+from tests.support.internals import (
+    Statement,
+    before_reads,
+    end_for_silence,
+    hang,
+    plan_of,
+    reads,
+)
 from tests.support.marks import one_database
 from tests.support.paging import ROOT, Task, in_pages, next_url, pages
 
@@ -63,6 +70,7 @@ FILTERS: dict[str, Callable[[Task, str], bool]] = {
     "errorType": lambda task, value: (task["error"] or {}).get("type") == value,
     "claimed": lambda task, value: (task["claimedAt"] is not None) == (value == "true"),
     "asking": lambda task, value: bool(task["questions"]) == (value == "true"),
+    "hanging": lambda task, value: bool(task["hangingSince"]) == (value == "true"),
     "parentId": lambda task, value: task["parentId"] == value,
     "label": lambda task, value: value in map(":".join, task["labels"].items()),
 }
@@ -79,7 +87,7 @@ def expected(tasks: list[Task], fields: Mapping[str, str | None]) -> list[Task]:
 
 
 @pytest.fixture
-def tasks(alice: ApiClient) -> list[Task]:
+def tasks(alice: ApiClient, app: Flask) -> list[Task]:
     """A dozen tasks of two agents in every status, in the order of their creation."""
     started: list[Task] = []
     for number in range(12):
@@ -101,6 +109,8 @@ def tasks(alice: ApiClient) -> list[Task]:
     alice.append(started[5], "one", "two")
     for number in (5, 9):
         expect(alice.post(f"/task/{started[number]['id']}/question", json={"message": "?"}), 201)
+    for number in (5, 9, 11):
+        hang(app, started[number])
     # test_tasks.py compares the tasks of the list with each task read alone.
     tasks = listed(alice, sort="createdAt")
     assert ids(tasks) == ids(started)
@@ -125,6 +135,7 @@ def test_every_filter_alone_and_with_all_others_in_every_order(
         "finishedAfter": [None, tasks[1]["finishedAt"]], "errorType": [None, None, None, "failed"],
         "claimed": [None, None, None, "true", "false"],
         "asking": [None, None, None, "true", "false"],
+        "hanging": [None, None, None, "true", "false"],
         "parentId": [None, None, None, tasks[0]["id"]],
         "label": [None, None, None, "env:prod", "n:1"], "sort": [None, "createdAt", "finishedAt"],
     }  # fmt: skip
@@ -144,7 +155,8 @@ def test_search_in_logs_has_the_filters_of_the_list(alice: ApiClient, tasks: lis
         "status": "error", "agentId": "translator", "q": "NIGHTLY",
         "createdAfter": tasks[2]["createdAt"], "createdBefore": tasks[9]["createdAt"],
         "finishedAfter": tasks[1]["finishedAt"],
-        "errorType": "cancelled", "claimed": "false", "asking": "true", "parentId": tasks[0]["id"],
+        "errorType": "cancelled", "claimed": "false", "asking": "true", "hanging": "true",
+        "parentId": tasks[0]["id"],
         "label": "n:1",
     }  # fmt: skip
     assert values.keys() == FILTERS.keys()
@@ -546,7 +558,7 @@ UNFIT = (
     ("agentId", ""), ("agentId", "No Agent"), ("agentId", "x" * 65), ("agentId", "a\n"),
     ("q", ""), ("q", "x" * 201),
     ("errorType", "error"), ("errorType", ""), ("claimed", "yes"), ("claimed", "True"),
-    ("asking", "yes"), ("asking", ""),
+    ("asking", "yes"), ("asking", ""), ("hanging", "1"),
     ("parentId", ""), ("parentId", "no-uuid"), ("label", "env"), ("label", ":prod"),
     ("label", "env:"), ("label", "Env:prod"), ("label", f"env:{'x' * 257}"),
     ("sort", "name"), ("sort", ""), ("sort", "-finishedAt"), ("sort", "createdat"),
@@ -815,6 +827,7 @@ LISTS: tuple[dict[str, str], ...] = (
     *({"sort": sort, "errorType": "cancelled"} for sort in SORTS[:2]),
     *({"sort": sort, "errorType": "failed", "agentId": "translator"} for sort in SORTS),
     *({"sort": sort, "asking": "true"} for sort in SORTS[:2]),
+    *({"sort": sort, "hanging": "true"} for sort in SORTS[:2]),
     {"createdAfter": "2020-01-01T00:00:00Z"},
     {"createdBefore": "2120-01-01T00:00:00Z", "sort": "createdAt"},
     {"finishedAfter": "2020-01-01T00:00:00Z", "sort": "finishedAt"},
@@ -829,6 +842,7 @@ SELECTIVE: dict[str, dict[str, str]] = {
     "tasks_unclaimed": {"status": "running", "claimed": "false"},
     "tasks_by_error": {"errorType": "cancelled"},
     "tasks_asking": {"asking": "true"},
+    "tasks_hanging": {"hanging": "true"},
 }
 
 

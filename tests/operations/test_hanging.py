@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +13,24 @@ from flask import Flask
 from taskservice.background.maintenance import Maintenance
 from taskservice.database import clock
 from taskservice.database.transactions import transaction
-from tests.support.api_client import ApiClient, expect
+from tests.support.agent_machine import AgentMachine
+from tests.support.api_client import ApiClient, RemoteClient, expect
 from tests.support.clocks import Clocks
 from tests.support.concurrency import at_once
+from tests.support.crashing_service import CrashingService
 from tests.support.deliveries import looping
-from tests.support.internals import before_writes, column, copy_task, plan_of, run_sql
+from tests.support.internals import (
+    before_writes,
+    column,
+    copy_task,
+    plan_of,
+    run_sql,
+    set_columns,
+)
 from tests.support.maintenance import fall_silent
 from tests.support.marks import one_database, only_postgresql
 from tests.support.receiver import Receiver
+from tests.support.waiting import until
 
 MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
 Task = dict[str, Any]
@@ -411,6 +422,39 @@ def test_more_than_a_batch_hangs_in_one_round(
     clocks.go_on_with(maintenance, seconds=100)
     assert len(hanging(alice)) == len(copies) + 1
     assert len(attention(alice)) == 100
+
+
+def test_stuck_program_reaches_a_phone_although_its_client_sends_heartbeats(
+    app: Flask, alice: ApiClient, receiver: Receiver, tmp_path: Path
+) -> None:
+    target = {"target": f"{receiver.url}topic", "format": "ntfy"}
+    expect(alice.post("/hook", json=target), 201)
+    for _ in range(3):
+        run(alice, 2, "poll")
+    service = CrashingService(app, tmp_path, lease=1.0)
+    service.start()
+    machine = AgentMachine(tmp_path / "home", RemoteClient(service.url, alice.key))
+    machine.beat_often()
+    try:
+        script = ("sh", "-c", "echo reading; sleep 9000")
+        command = machine.spawn("run", "--agent", "poll", "--", *script)
+        task = until(lambda: expect(alice.get("/task?status=running"), 200))[0]
+        until(lambda: alice.task(task)["logs"] == ["reading"])
+        times = {"claimed_at": clock.now(-3_000), "updated_at": clock.now(-2_400)}
+        set_columns(app, task, **times, hang_check_at=clock.now(-1))
+        before = column(app, task, "last_heartbeat_at")
+        until(lambda: column(app, task, "last_heartbeat_at") > before)
+        (request,) = receiver.wait_for(1)
+        message = json.loads(request.body)
+        assert message["title"] == "poll hangs"
+        reason = message["message"].split("\n")[0]
+        assert reason.startswith("runs for 50 min ")
+        assert " times as long as usual; no line for 40 min " in reason
+        command.end()
+        assert alice.task(task)["hangingSince"] is None
+    finally:
+        machine.kill_left()
+        service.kill()
 
 
 # --- whom nobody blames ----------------------------------------------------------------------

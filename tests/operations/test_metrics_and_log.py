@@ -47,7 +47,7 @@ from taskservice.serving.settings import gunicorn_settings
 from tests.support.api_client import ApiClient, RemoteClient, expect, problem
 from tests.support.databases import Databases
 from tests.support.fork_server import ForkedPopen
-from tests.support.internals import plan_of, run_sql, set_for_database
+from tests.support.internals import hang, plan_of, run_sql, set_for_database
 from tests.support.maintenance import DAY, fall_silent
 from tests.support.marks import only_postgresql
 from tests.support.mcp import McpClient
@@ -192,6 +192,12 @@ def test_agents_are_counted_by_state(app: Flask, alice: ApiClient) -> None:
     run_sql(app, "UPDATE agents SET late_since = '2026-11-24T13:36:00Z' WHERE id = 'bad'")
     until(lambda: scrape(app).by("state", "taskservice_agents")
           == {"ok": 1, "broken": 2, "late": 1})  # fmt: skip
+
+
+def test_tasks_that_hang_are_counted(app: Flask, alice: ApiClient) -> None:
+    for _ in range(2):
+        hang(app, alice.start(claim=True))
+    until(lambda: scrape(app).get("taskservice_tasks_hanging") == 2)
 
 
 def set_state(app: Flask, state: str, count: int) -> None:

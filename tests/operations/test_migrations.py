@@ -1,5 +1,6 @@
 """Migrations: of an empty database, concurrent, with child rows, and refused when unsafe."""
 
+import json
 import sqlite3
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ from sqlalchemy import Connection, create_engine, pool, text
 from taskservice.database import migrations
 from taskservice.database.migrations import DatabaseError, upgrade
 from taskservice.database.types import db
+from taskservice.event_kinds import DEFAULT_EVENTS
 from tests.support.databases import Databases
 
 OPTIONS = {
@@ -159,6 +161,30 @@ def test_subscriptions_are_removed_and_hooks_keep_what_is_pending(empty_url: str
         assert kept_of_hooks(connection) == [rows[:2] for rows in before]
         position = connection.execute(text("SELECT user_id, position FROM event_streams"))
         assert position.all() == [(connection.scalar(text("SELECT id FROM users")), 3)]
+
+
+def test_hooks_with_the_former_default_events_are_told_which_tasks_hang(empty_url: str) -> None:
+    upgrade(empty_url, "0020")
+    engine = create_engine(empty_url, poolclass=pool.NullPool)
+    default = ["agent.back", "task.asks", "agent.broken", "agent.late", "agent.fixed"]
+    chosen = ["task.asks", "agent.broken"]
+    user_id, *hook_ids = [f"01a20e6392c47f10b3a59e1d6c2f4b8{number}" for number in range(3)]
+    with engine.begin() as connection:
+        connection.execute(text(f"INSERT INTO users VALUES ('{user_id}', 'alice', '2026-01-01')"))
+        for hook_id, events in zip(hook_ids, (default, chosen), strict=True):
+            row = {"id": hook_id, "user_id": user_id, "events": json.dumps(events)}
+            hook = (
+                "INSERT INTO hooks (id, user_id, name, target, format, events, answer_links, "
+                "created_at, state) VALUES (:id, :user_id, 'it', 'http://x/', 'ntfy', :events, "
+                "false, '2026-01-01', 'active')"
+            )
+            connection.execute(text(hook), row)
+    upgrade(empty_url)
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT events FROM hooks ORDER BY id")).scalars()
+        first, second = (json.loads(events) for events in rows)
+    assert set(first) == {*default, "task.hangs", "task.recovered"} == set(DEFAULT_EVENTS)
+    assert second == chosen
 
 
 def kept_of_hooks(connection: Connection) -> list[Any]:

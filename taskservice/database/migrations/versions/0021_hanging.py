@@ -5,7 +5,7 @@ import json
 import sqlalchemy as sa
 from alembic import op
 
-from taskservice.database.types import Timestamp
+from taskservice.database.types import Identifier, Timestamp
 
 revision = "0021"
 down_revision = "0020"
@@ -32,7 +32,7 @@ def upgrade() -> None:
     ):
         condition = sa.text(where)
         op.create_index(name, "tasks", columns, sqlite_where=condition, postgresql_where=condition)
-    hooks = sa.table("hooks", sa.column("id"), sa.column("events"))
+    hooks = sa.table("hooks", sa.column("id", Identifier), sa.column("events", sa.String()))
     connection = op.get_bind()
     for hook in connection.execute(sa.select(hooks)).all():
         if sorted(json.loads(hook.events)) == sorted(DEFAULT_EVENTS):
