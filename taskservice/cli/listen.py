@@ -18,7 +18,7 @@ import click
 from taskservice import terms
 from taskservice.bounded_http import Limits, Session
 from taskservice.cli import options
-from taskservice.cli.service_client import service_client
+from taskservice.cli.service_client import program_client
 from taskservice.client import Client, NotFound
 from taskservice.client.responses import (
     CALLBACK_SECRET,
@@ -66,7 +66,7 @@ def command(forward: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
-        with service_client() as client:
+        with program_client() as client:
             _secret(client)  # fail now if the key cannot read it
             Forwarder(client, forward).forward()
     except KeyboardInterrupt:

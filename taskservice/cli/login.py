@@ -37,7 +37,7 @@ def command(url: str, profile: str | None) -> None:
     Python client. If TASKSERVICE_URL or TASKSERVICE_APIKEY is set, nothing that was stored is used.
     """
     name = profile or http.chosen_profile()
-    with service_client.one_line_errors():
+    with service_client.one_line_errors(unavailable=service_client.UNAVAILABLE):
         profiles = http.load_profiles()
         url = url or os.environ.get("TASKSERVICE_URL") or profiles.get(name, {}).get("url", "")
         url = url or "http://127.0.0.1:8000"
@@ -45,7 +45,7 @@ def command(url: str, profile: str | None) -> None:
             key = click.prompt(f"API key for {url}", hide_input=True, err=True).strip()
         else:
             key = sys.stdin.readline().strip()
-        connection = http.Connection(url, key, service_client.PATIENCE_SECONDS)
+        connection = service_client.PersonConnection(url, key)
         user = connection.call("GET", "/user", responses.USER).data
         _save({**profiles, name: {"url": connection.url, "apikey": key}})
     print_line(f"{user['name']} is logged in to {connection.url} (key {user['key']['name']})")

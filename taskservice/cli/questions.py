@@ -14,7 +14,13 @@ from typing import Any, NoReturn
 import click
 
 from taskservice.cli import options
-from taskservice.cli.service_client import UNAVAILABLE, WRONG_USE, find_task_id, service_client
+from taskservice.cli.service_client import (
+    UNAVAILABLE,
+    WRONG_USE,
+    find_task_id,
+    program_client,
+    service_client,
+)
 from taskservice.cli.task_text import LONGER_ID, asks
 from taskservice.client import Client, Question, Task, responses
 from taskservice.client.current_task import require_task_id
@@ -268,7 +274,7 @@ def ask_command(
     masker = Masker(os.environ)
     message = masker.mask_text(message)
     answer_schema = masker.mask_json(schema_of_choices(choices) if choices else schema)
-    with service_client(seconds_open(timeout), failure=UNAVAILABLE) as client:
+    with program_client(seconds_open(timeout), failure=UNAVAILABLE) as client:
         question = _answered(client, message, answer_schema, timeout)
     answer = question["answer"] or {}
     if len(question["schema"]["properties"]) != 1:
@@ -331,5 +337,5 @@ def progress_command(share: float, note: str | None) -> None:
     it in up to 200 characters; without NOTE, the old note stays.
     """
     noted = {} if note is None else {"note": Masker(os.environ).mask_text(note)}
-    with service_client() as client:
+    with program_client() as client:
         Task(client.connection, {"id": require_task_id()}).report(progress=share, **noted)

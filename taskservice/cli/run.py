@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from taskservice.cli import options
-from taskservice.cli.service_client import PATIENCE_SECONDS, one_line_errors, service_client
+from taskservice.cli.service_client import PATIENCE_SECONDS, one_line_errors, program_client
 from taskservice.client import SettingError
 from taskservice.client.current_task import current_task_id
 from taskservice.client.http import Connection
@@ -130,7 +130,7 @@ def _valid_labels(labels: Mapping[str, str], is_strict: bool) -> dict[str, str]:
 def _resend(agent: str | None, command_line: tuple[str, ...]) -> None:
     if agent is not None or command_line:
         raise click.UsageError("--resend takes no other arguments.")
-    with service_client() as client:
+    with program_client() as client:
         try:
             is_done = resend(client.connection)
         except OSError as error:

@@ -4,37 +4,96 @@ import io
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import islice
+from typing import Any
 
 from taskservice.client import Client, SettingError, TaskServiceError, responses
+from taskservice.client.http import CONNECT_SECONDS, Connection
 from taskservice.client.spool import rfc3339
-from taskservice.terminal import exit_with_error
+from taskservice.terminal import exit_with_error, notice
 from taskservice.terms import KEY_VARIABLE, MAX_LIMIT
 
-# How long a command retries while the service is unavailable.
+# How long a command that a program starts retries while the service is unavailable.
 PATIENCE_SECONDS = 5.0
+# A person is told after the first time that the service does not respond, and waits for the second.
+NOTICE_SECONDS = 1.5
+PERSON_SECONDS = 10.0
 # The exit code for a wrong setting or an ambiguous ID, as click has it for wrong arguments.
 WRONG_USE = 2
 # The exit code of commands whose other codes have a meaning.
 UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
 
 
-@contextmanager
-def service_client(patience: float | None = None, failure: int = 1) -> Iterator[Client]:
-    """A client with the settings of the environment or of `login`; its errors become one line.
+class PersonConnection(Connection):
+    """A connection for a person who waits: it waits PERSON_SECONDS for a response."""
 
-    The exit code is 2 for a wrong setting or key, otherwise `failure`; if that is UNAVAILABLE, it
-    is 2 for an invalid value too. A call is retried for `patience` seconds.
+    def __init__(self, url: str | None = None, apikey: str | None = None) -> None:
+        super().__init__(url, apikey, PERSON_SECONDS)
+        self._problem = f"{self.url} does not respond"
+        self._is_told = False
+        self._timer: threading.Timer | None = None  # runs until there is a response
+        self._until = 0.0
+
+    def once(self, *arguments: Any, **options: Any) -> Any:
+        if self._timer is None:
+            self._until = time.monotonic() + self.patience
+            # In a thread, since a request and the pause after it can be long.
+            self._timer = threading.Timer(NOTICE_SECONDS, self._tell)
+            self._timer.daemon = True
+            self._timer.start()
+        seconds = max(self._until - time.monotonic(), 0.1)
+        has_response = True
+        try:
+            timeout = (min(CONNECT_SECONDS, seconds), seconds)
+            return super().once(*arguments, **{"timeout": timeout} | options)
+        except responses.RETRYABLE as error:
+            self._problem, has_response = str(error), False
+            raise
+        finally:
+            if has_response:
+                self._timer.cancel()
+                self._timer = None
+
+    def _tell(self) -> None:
+        if not self._is_told:
+            self._is_told = True
+            notice(f"{self._problem}; retrying for {self.patience:.0f} s")
+
+
+class _PersonClient(Client):
+    def __init__(self) -> None:
+        self.connection = PersonConnection()
+
+
+@contextmanager
+def service_client(failure: int = 1) -> Iterator[Client]:
+    """A client for a command that a person types; its errors become one line.
+
+    It has the settings of the environment or of `login`. The exit code is 2 for a wrong setting or
+    key, UNAVAILABLE without the service, otherwise `failure`; if that is UNAVAILABLE, it is 2 for
+    an invalid value too.
+    """
+    with one_line_errors(failure, UNAVAILABLE):
+        yield _PersonClient()
+
+
+@contextmanager
+def program_client(patience: float | None = None, failure: int = 1) -> Iterator[Client]:
+    """Like `service_client`, for a command that a program starts, or that follows a task.
+
+    A call is retried for `patience` seconds; then the exit code is `failure`.
     """
     with one_line_errors(failure):
         yield Client(patience=PATIENCE_SECONDS if patience is None else patience)
 
 
 @contextmanager
-def one_line_errors(failure: int = 1) -> Iterator[None]:
+def one_line_errors(failure: int = 1, unavailable: int | None = None) -> Iterator[None]:
     """Turn an error of the client into one line and an exit code, as `service_client` does."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -51,8 +110,13 @@ def one_line_errors(failure: int = 1) -> Iterator[None]:
         source = name if name in os.environ else "taskservice login"
         exit_with_error(f"{source}: {error}", WRONG_USE)
     except TaskServiceError as error:
-        is_wrong_use = isinstance(error, responses.Invalid) and failure == UNAVAILABLE
-        exit_with_error(str(error), WRONG_USE if is_wrong_use else failure)
+        code = failure
+        if isinstance(error, responses.Invalid) and failure == UNAVAILABLE:
+            code = WRONG_USE
+        # With 429 the service refuses what is done too often.
+        elif isinstance(error, responses.RETRYABLE) and getattr(error, "status", 0) != 429:
+            code = failure if unavailable is None else unavailable
+        exit_with_error(str(error), code)
 
 
 # A prefix of a task's id; a whole id has 36 characters.

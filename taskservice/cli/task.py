@@ -16,6 +16,7 @@ from taskservice.cli.service_client import (
     UNAVAILABLE,
     WRONG_USE,
     find_task_id,
+    program_client,
     registered_agent_id,
     service_client,
 )
@@ -34,7 +35,7 @@ from taskservice.terminal import (
 
 # How many tasks the table of `list` contains by default.
 ROWS = 20
-# How long `follow` and each part of a `grep` are retried; the service restarts in less time.
+# How long `follow` retries; the service restarts in less time.
 LONG_PATIENCE_SECONDS = 60.0
 # The exit codes of `follow`, by the type of error; click uses 2 for wrong arguments.
 OUTCOMES = {terms.FAILED: 1, terms.CANCELLED: 3, terms.TIMEOUT: 4}
@@ -380,7 +381,7 @@ class _Lines(NamedTuple):
 
 
 def _follow(task_id: str, shown: _Lines) -> NoReturn:
-    with service_client(LONG_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
+    with program_client(LONG_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
         try:
             task = client.task(find_task_id(client, task_id, DELETED))
         except NotFound as error:
@@ -422,7 +423,7 @@ def grep_command(
     query["limit"] = str(min(limit or terms.MAX_LIMIT, terms.MAX_LIMIT))
     query["label"] = [f"{key}:{value}" for key, value in (query.pop("labels") or {}).items()]
     task_id = None
-    with service_client(LONG_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
+    with service_client(failure=UNAVAILABLE) as client:
         if agent is not None:
             query["agentId"] = registered_agent_id(client, agent, WRONG_USE)
         for hit in islice(_hits(client, query, failed), limit):

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from taskservice.cli import options
-from taskservice.cli.service_client import did_you_mean, service_client
+from taskservice.cli.service_client import did_you_mean, program_client
 from taskservice.client import responses
 from taskservice.client.http import PATIENCE_SECONDS, Connection
 from taskservice.client.responses import NotFound, TaskServiceError
@@ -41,7 +41,7 @@ def command(agent: str, parallel: int, command_line: tuple[str, ...]) -> None:
     programs, and ends when they have ended.
     """
     open_standard_files()
-    with service_client(PATIENCE_SECONDS) as client:
+    with program_client(PATIENCE_SECONDS) as client:
         worker = Worker(client.connection, agent, command_line, parallel)
         forward_signals(worker.stop)
         worker.work()

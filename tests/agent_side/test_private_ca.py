@@ -45,6 +45,6 @@ def test_client_refuses_an_unknown_ca(machine: AgentMachine, authority: Authorit
     with Receiver(tls=authority.server("127.0.0.1"), answer=played.answer(200, [])) as service:
         machine.url = service.url
         refused = machine.run("task", "list")
-        assert refused.returncode == 1
+        assert refused.returncode == 69
         assert "TLS failed" in refused.stderr
         assert service.requests == []
