@@ -21,7 +21,7 @@ from taskservice.webhooks.destinations import Destinations
 from tests.support import sample_data
 from tests.support.api_client import ApiClient, add_user
 from tests.support.browser import Visitor, check_accessible, log_menu, violations
-from tests.support.internals import end_for_silence
+from tests.support.internals import end_for_silence, hang
 from tests.support.receiver import Receiver, answer
 from tests.support.service import Service
 from tests.support.waiting import until
@@ -191,6 +191,23 @@ def test_failed_task_shows_each_part_once_and_its_message_first(
     page.locator("#message summary").click()
     expect(page.get_by_label("Error message")).to_contain_text(traceback[1])
     check_accessible(page)
+
+
+def test_task_that_hangs_says_so_first(visitor: Visitor, site: Site) -> None:
+    task = start(site, name="Stuck")
+    site.alice.append(task, "one line")
+    site.alice.report(task, progress=0.5)
+    hang(site.app, task)
+    page = open_task(visitor, task)
+    expect(page.locator("#hangs")).to_contain_text("This task hangs")
+    tops = [
+        page.locator(part).evaluate("part => part.getBoundingClientRect().top")
+        for part in ("h1", "#hangs", "#progress", "#log")
+    ]
+    assert tops == sorted(tops)
+    check_accessible(page)
+    site.alice.report(task, status="complete")
+    expect(page.locator("#hangs")).to_have_count(0)
 
 
 def test_message_that_is_not_in_the_log_is_open(visitor: Visitor, site: Site) -> None:

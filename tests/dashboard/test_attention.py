@@ -64,7 +64,7 @@ def test_hanging_task_is_marked_in_lists_and_its_page_says_why(
     marked = [row for row in rows(window.get("/").text) if ">hangs<" in row]
     assert [hanging["id"] in row for row in marked] == [True]
     page = window.get(f"/tasks/{hanging['id']}").text
-    assert page.index("This task hangs") < page.index("<dt>Agent</dt>")
+    assert page.index("This task hangs") < page.index('id="log"')
     assert "runs for 3 h, longer than its maximum of 1 h." in page
     alice.report(hanging, status="complete")
     assert "This task hangs" not in window.get(f"/tasks/{hanging['id']}").text
