@@ -1,7 +1,6 @@
 """The agent's side where HOME is not there, and where the disk of the service is full."""
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -91,7 +90,7 @@ def test_programs_go_on_while_the_disk_of_the_service_is_full(
     until(mark.exists)
     assert alice.tasks() == before
     filler.unlink()
-    until(partial(is_complete, alice, waiting["id"]))
+    until(lambda: alice.read(f"/task/{waiting['id']}")["status"] == "complete")
     question = until(lambda: alice.read(f"/task/{asker['id']}/question"))[0]
     answer = {"action": "accept", "content": {"answer": "yes"}}
     path = f"/task/{asker['id']}/question/{question['id']}/answer"
@@ -103,7 +102,3 @@ def test_programs_go_on_while_the_disk_of_the_service_is_full(
     logs = {task["agentId"]: task["logs"] for task in alice.tasks()}
     assert logs["runner"] == [str(number) for number in range(1, 1001)]
     assert logs["worker"] == ["worked"]
-
-
-def is_complete(alice: RemoteClient, task_id: str) -> bool:
-    return bool(alice.read(f"/task/{task_id}")["status"] == "complete")

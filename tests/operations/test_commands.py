@@ -276,15 +276,11 @@ def test_no_secret_reaches_the_log(tmp_path: Path) -> None:
 # --- files that are none, and rights that are missing --------------------------------------
 
 
-def make_fifo(path: Path) -> None:
-    os.mkfifo(path)
-
-
 def make_device(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("make", [make_fifo, make_device, Path.mkdir])
+@pytest.mark.parametrize("make", [os.mkfifo, make_device, Path.mkdir])
 def test_file_of_the_service_that_is_no_regular_file_is_one_line(
     tmp_path: Path, make: Callable[[Path], None], subtests: pytest.Subtests
 ) -> None:

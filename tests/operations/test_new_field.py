@@ -109,7 +109,7 @@ def test_new_field_is_everywhere_when_the_recipe_is_followed(tmp_path: Path) -> 
         schemas = requests.get(f"{service.url}/openapi.json", timeout=30).json()
         schemas = schemas["components"]["schemas"]
         assert {"Task", "Report"} <= {
-            name for name in schemas if "host" in properties(schemas, name)
+            name for name, schema in schemas.items() if "host" in schema.get("properties", {})
         }
         settings = {"TASKSERVICE_URL": service.url, "TASKSERVICE_APIKEY": str(headers["apikey"])}
         ran = subprocess.run(
@@ -132,10 +132,6 @@ def test_new_field_is_everywhere_when_the_recipe_is_followed(tmp_path: Path) -> 
     run(old, "db", "upgrade")
     assert "2 tasks imported" in run(old, "import", stdin=exported)
     assert "host" not in run(old, "export")
-
-
-def properties(schemas: Any, name: str) -> Any:
-    return schemas[name].get("properties", {})
 
 
 def run(variables: dict[str, str], *arguments: str, stdin: str = "") -> str:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from tests.support.api_client import RemoteClient
 from tests.support.documents import blocks
 from tests.support.receiver import Received, Receiver
 from tests.support.requirements import needs
-from tests.support.service import Service, free_port
+from tests.support.service import Service, free_port, is_port_free
 from tests.support.waiting import until
 
 PROGRAM = Path(__file__).parent / "programs" / "verify.mjs"
@@ -121,7 +120,7 @@ def test_documented_receiver_prints_what_is_signed_and_nothing_else(
         ) as receiving,
     ):  # fmt: skip
         try:
-            until(lambda: is_listening(port))
+            until(lambda: not is_port_free(port))
             task = owner.start(name="sum", callback=url)
             report = {"status": "complete", "output": {"sum": 15}}
             ended = owner.request("PATCH", f"/task/{task['id']}", json=report)
@@ -136,8 +135,3 @@ def test_documented_receiver_prints_what_is_signed_and_nothing_else(
         finally:
             # `go run` and its child.
             os.killpg(receiving.pid, signal.SIGTERM)
-
-
-def is_listening(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

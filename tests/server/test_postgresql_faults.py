@@ -51,10 +51,6 @@ def is_refused(url: str, stack: ExitStack) -> bool:
     return False
 
 
-def names_of(alice: RemoteClient) -> set[str]:
-    return {task["name"] for task in alice.request("GET", "/task").json()}
-
-
 def test_service_goes_on_after_all_connections_were_taken(
     primary: PostgresqlServer, tmp_path: Path
 ) -> None:
@@ -87,7 +83,8 @@ def test_service_goes_on_after_all_connections_were_taken(
             assert 503 in answers.values()
             assert "connection slots" in service.log.read_text()
         started = {name for name, status in answers.items() if status == 201}
-        assert names_of(alice) == started | {pending["name"]}
+        names = {task["name"] for task in alice.request("GET", "/task").json()}
+        assert names == started | {pending["name"]}
         until(lambda: requests.get(f"{service.url}/readyz", timeout=30).ok)
         for number, one in enumerate(people):
             assert one.start(name=f"after {number}")["status"] == "running"

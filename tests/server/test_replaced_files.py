@@ -58,10 +58,6 @@ def remove_index(database: Path) -> None:
     Path(f"{database}-shm").unlink()
 
 
-def remove_database(database: Path) -> None:
-    database.unlink()
-
-
 def replace_database(database: Path) -> None:
     """As a restore does that forgot to stop the service."""
     copy = database.with_suffix(".copy")
@@ -102,7 +98,7 @@ def refused(person: RemoteClient, task: dict[str, str]) -> None:
         ),
         (remove_log, ("taskservice.db-wal was removed",)),
         (remove_index, ("taskservice.db-shm was removed",)),
-        (remove_database, ("taskservice.db was removed",)),
+        (Path.unlink, ("taskservice.db was removed",)),
         (replace_database, ("taskservice.db was replaced",)),
         (replace_log, ("taskservice.db-wal was replaced",)),
     ],

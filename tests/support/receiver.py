@@ -164,7 +164,8 @@ class Receiver:
         self._listener.close()
         with self._changed:
             for connection in self._open:
-                _shut(connection)
+                with contextlib.suppress(OSError):  # it may be gone already
+                    connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def port(self) -> int:
@@ -239,11 +240,6 @@ def unused_port() -> int:
     """A port of 127.0.0.1 on which no program listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
-
-
-def _shut(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it may be gone already
-        connection.shutdown(socket.SHUT_RDWR)
 
 
 def in_turn(*behaviours: Behaviour) -> Behaviour:
