@@ -6,7 +6,7 @@ from werkzeug.exceptions import MethodNotAllowed
 from taskservice.auth import caller
 from taskservice.mcp import access, protocol
 from taskservice.mcp.methods import result_of
-from taskservice.mcp.protocol import Call, RpcError
+from taskservice.mcp.protocol import RpcError
 from taskservice.operations import request_log
 from taskservice.terms import MCP_PATH, READ
 from taskservice.web import responses
@@ -27,7 +27,9 @@ blueprint.after_request(access.add_headers)
 def handle() -> Response:
     message_id = None
     try:
-        call = _read_call()
+        data = json_bytes()
+        with large_json_slot(data):
+            call = protocol.read_call(data)
         # All requests have the same path: the log names the method and the tool.
         name = call.params.get("name")
         tool = {"tool": name[:MAX_LOGGED]} if isinstance(name, str) else {}
@@ -47,12 +49,6 @@ def handle() -> Response:
     except RpcError as error:
         refusal = {"jsonrpc": "2.0", "id": message_id, "error": error.json}
         return responses.json(refusal, error.status)
-
-
-def _read_call() -> Call:
-    data = json_bytes()
-    with large_json_slot(data):
-        return protocol.read_call(data)
 
 
 @blueprint.route(MCP_PATH, methods=OTHER_METHODS, provide_automatic_options=False)

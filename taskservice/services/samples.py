@@ -7,7 +7,7 @@ from taskservice import terms
 from taskservice.database import clock
 from taskservice.database.models import Agent, Question, Task
 from taskservice.database.rows import HookRow, TaskRow
-from taskservice.event_kinds import KINDS, SAMPLE_TEXT, TASK_ASKS, EventKind
+from taskservice.event_kinds import KINDS, SAMPLE_TEXT, TASK_ASKS
 from taskservice.schemas import strict_json
 from taskservice.services import agents
 from taskservice.services.events import WITH_TASKS
@@ -29,7 +29,8 @@ class Sample(NamedTuple):
 
 def sample(hook: HookRow) -> Sample:
     """The first of the hook's events, as if it had just happened."""
-    kind, now, earlier = _first_kind(hook), clock.now(), clock.now(-HOUR_SECONDS)
+    kind = KINDS[strict_json.loads(hook.events.encode())[0]]
+    now, earlier = clock.now(), clock.now(-HOUR_SECONDS)
     agent = _agent(hook, earlier)
     task = _task(hook, agent.id, kind.sample_status, now) if kind.sample_status else None
     question = _question(now) if kind == TASK_ASKS else None
@@ -49,10 +50,6 @@ def sample(hook: HookRow) -> Sample:
         event |= {"question_id": question.id, "question": question.message}
         event |= {"question_schema": question.schema, "question_state": question.state}
     return Sample(SimpleNamespace(**event), agent, task, question)
-
-
-def _first_kind(hook: HookRow) -> EventKind:
-    return KINDS[strict_json.loads(hook.events.encode())[0]]
 
 
 def _row(model: Any, **values: Any) -> Any:
