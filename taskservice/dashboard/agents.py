@@ -151,6 +151,7 @@ def edit(agent_id: str) -> Response:
 @blueprint.post("/agents/<agent_id>/mute")
 def mute(agent_id: str) -> Response:
     """Mute an agent for the duration in the form, or end this if it has none."""
+    caller.require_full_user_key()
     form = first_texts(request.form)
     seconds = typed_seconds(form["duration"])
     muted_until = clock.now(seconds) if seconds else None
