@@ -162,7 +162,7 @@ def test_same_key_in_both_headers_counts(alice: ApiClient, bob: ApiClient, app: 
 
 
 @one_database
-def test_header_without_a_key_is_ignored_beside_the_other(alice: ApiClient, app: Flask) -> None:
+def test_header_without_a_key_is_ignored_if_the_other_has_one(alice: ApiClient, app: Flask) -> None:
     """openapi-generator's client for Ruby sends `Bearer` alone if only `apikey` is set."""
     for apikey, bearer in (
         (alice.key, "Bearer"),
@@ -176,7 +176,7 @@ def test_header_without_a_key_is_ignored_beside_the_other(alice: ApiClient, app:
 
 
 @one_database
-def test_another_scheme_is_ignored_beside_the_header_apikey(alice: ApiClient) -> None:
+def test_another_scheme_is_ignored_where_the_header_apikey_is_sent(alice: ApiClient) -> None:
     """A proxy that requires a password passes it on."""
     for text in ("Basic YTpi", 'Digest username="a, b", realm="c"', "Negotiate YTpi", ""):
         expect(alice.get("/user", headers={"Authorization": text}), 200)

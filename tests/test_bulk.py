@@ -72,7 +72,7 @@ def test_rerun_that_is_repeated_with_its_key_starts_nothing(alice: ApiClient) ->
     problem(alice.post("/task/bulk", json=body, headers=too_long), 422)
 
 
-def test_others_tasks_and_what_is_no_task_are_not_found(alice: ApiClient, bob: ApiClient) -> None:
+def test_tasks_of_others_and_unknown_ids_are_not_found(alice: ApiClient, bob: ApiClient) -> None:
     hers, his = alice.start(), bob.start()
     strange = [str(uuid4()), "no id", "", "\0", "x" * 1_000]
     for action in ("cancel", "rerun", "delete"):

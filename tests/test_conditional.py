@@ -237,7 +237,7 @@ def test_star_matches_every_task_that_exists(alice: ApiClient, app: Flask) -> No
     problem(alice.request("PATCH", f"/task/{task['id']}", json=[], headers={"If-Match": "*"}), 422)
 
 
-def test_task_that_a_key_may_not_see_is_404_whatever_version_is_meant(
+def test_task_that_a_key_cannot_see_is_404_whatever_version_is_meant(
     alice: ApiClient, bob: ApiClient, app: Flask, task: Task
 ) -> None:
     for method, rule in changing_routes(app):

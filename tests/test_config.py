@@ -11,9 +11,7 @@ from taskservice.config import Config, ConfigError, unknown_names
 from taskservice.database import address
 
 
-def test_defaults_are_those_of_the_contract(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_defaults_are_as_the_contract_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = Config.from_environment({})
     assert tmp_path / "instance" == config.DATA

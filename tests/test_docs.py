@@ -73,7 +73,7 @@ def test_page_loads_its_own_style_and_script_and_nothing_else(app: Flask, html: 
     assert {"default-src 'none'", "style-src 'self'"} <= set(policy.split("; "))
 
 
-def test_text_of_the_document_is_no_markup(html: str) -> None:
+def test_text_of_the_document_is_not_markup(html: str) -> None:
     assert "<code>apikey: &lt;key&gt;</code>" in html
     assert "{{" not in html
     assert "Undefined" not in html

@@ -167,7 +167,7 @@ def test_lost_connection_is_told_and_the_others_write(app: Flask, alice: ApiClie
     assert alice.task(task)["logs"] == ["a line"] * 3
 
 
-def test_writers_that_give_up_at_any_moment_leave_nothing_half_done(
+def test_writers_that_give_up_at_any_time_leave_nothing_half_done(
     app: Flask, alice: ApiClient
 ) -> None:
     database = resources.find(Database, app)

@@ -183,7 +183,7 @@ def test_expiry_at_either_end_of_time_is_read_wherever_the_server_is(
         set_for_database(app, "timezone", "'UTC'")
 
 
-def test_expiry_that_is_no_time_is_422(alice: ApiClient, subtests: pytest.Subtests) -> None:
+def test_expiry_that_is_not_a_time_is_422(alice: ApiClient, subtests: pytest.Subtests) -> None:
     post = partial(alice.post, "/key")
     check_invalid_fields(post, {"name": "k"}, {"expiresAt": NO_TIMES}, subtests)
     assert len(listed(alice)) == 1

@@ -31,7 +31,7 @@ def wait_until(task: Task, milliseconds: int) -> None:
         pass
 
 
-def test_lines_without_a_time_have_that_of_their_append(alice: ApiClient, task: Task) -> None:
+def test_lines_without_a_time_have_the_time_of_their_append(alice: ApiClient, task: Task) -> None:
     alice.append(task, "one", "two")
     page = read(alice, task)
     assert page["logs"] == ["one", "two"]
@@ -106,7 +106,7 @@ def test_unfit_times_are_422_and_store_nothing(
     assert alice.task(task)["logCount"] == 0
 
 
-def test_text_has_a_time_and_a_blank_before_each_line(alice: ApiClient, task: Task) -> None:
+def test_text_has_a_time_and_a_space_before_each_line(alice: ApiClient, task: Task) -> None:
     alice.append(task, "one", "", "two words")
     times = read(alice, task)["times"]
     response = alice.get(f"/task/{task['id']}/logs?times=true", headers=TEXT)
@@ -153,6 +153,6 @@ def test_times_are_decoded_as_they_were_encoded(milliseconds: list[int]) -> None
     assert clock.decode(at, times, len(milliseconds)) == milliseconds
 
 
-def test_lines_of_one_moment_take_no_room_each() -> None:
+def test_lines_of_one_time_share_its_storage() -> None:
     same = [(line, 1_795_000_000_000) for line in range(4_096)]
     assert clock.encode(same)[1] is None

@@ -120,7 +120,7 @@ def test_every_operation_has_its_errors(document: Object) -> None:
                 assert list(answer["content"]) == ["application/problem+json"], told
 
 
-def test_only_operations_without_a_key_say_so(document: Object) -> None:
+def test_only_operations_without_a_key_have_no_security(document: Object) -> None:
     assert document["security"] == [{"apikey": []}, {"bearer": []}]
     bearer = document["components"]["securitySchemes"]["bearer"]
     assert bearer == {"type": "http", "scheme": "bearer"}
@@ -130,7 +130,7 @@ def test_only_operations_without_a_key_say_so(document: Object) -> None:
         assert (operation.get("security") == []) == (not path.startswith(API_PREFIX))
 
 
-def test_where_unknown_fields_are_refused_the_schema_says_so(document: Object) -> None:
+def test_schema_says_where_unknown_fields_are_refused(document: Object) -> None:
     for _, _, operation in operations(document):
         for kind, body in operation.get("requestBody", {}).get("content", {}).items():
             if kind == "application/json":

@@ -42,7 +42,7 @@ def test_invalid_progress_note_or_duration_is_422(
     assert alice.task(task) == task
 
 
-def test_reported_duration_is_that_of_the_task_and_counts_for_its_agent(alice: ApiClient) -> None:
+def test_reported_duration_is_the_task_s_and_counts_for_its_agent(alice: ApiClient) -> None:
     task = alice.start(claim=True)
     ended = alice.report(task, status="complete", seconds=12.5)
     assert ended["seconds"] == alice.task(task)["seconds"] == 12.5
@@ -99,7 +99,7 @@ def test_ended_by_is_the_name_of_the_key(alice: ApiClient, task: dict[str, Any])
     assert by_agent.report(by_agent.start(), status="error")["endedBy"] == "agent"
 
 
-def test_late_report_ends_it_anew(alice: ApiClient, app: Flask) -> None:
+def test_late_report_ends_it_again(alice: ApiClient, app: Flask) -> None:
     task = alice.start(claim=True)
     end_for_silence(app, task)
     assert alice.task(task)["endedBy"] == "service"

@@ -105,7 +105,7 @@ def test_read_key_reads_all_of_its_user_or_of_one_agent(alice: ApiClient, bob: A
     assert problem(narrow.get("/key"), 403)["code"] == "user_key_required"
 
 
-def test_read_key_is_no_users_last_key(alice: ApiClient) -> None:
+def test_read_key_does_not_count_as_the_last_key_of_its_user(alice: ApiClient) -> None:
     screen = alice.read_key()
     key = expect(alice.get("/user"), 200)["key"]
     assert problem(alice.delete(f"/key/{key['id']}"), 409)["code"] == "last_user_key"
@@ -122,7 +122,7 @@ def refused(answer: Any) -> bool:
 
 
 @one_database
-def test_read_key_has_the_tools_of_mcp_that_only_read(alice: ApiClient) -> None:
+def test_read_key_has_the_mcp_tools_that_only_read(alice: ApiClient) -> None:
     alice.register("reader", annotations={"readOnlyHint": True})
     task = alice.start(claim=True)
     alice.append(task, "a line")

@@ -50,7 +50,7 @@ NO_PATHS = (
 )  # fmt: skip
 
 
-def test_packages_to_install_are_those_of_ci() -> None:
+def test_packages_to_install_are_the_same_in_ci() -> None:
     named, installed = (
         {
             word
@@ -123,7 +123,7 @@ def test_documented_retry_schedule_is_the_schedule() -> None:
     assert documented in text
 
 
-def test_documented_time_of_a_server_that_does_not_answer_is_that_of_the_code() -> None:
+def test_documented_time_of_a_server_that_does_not_answer_is_in_the_code() -> None:
     *_, (cause, seconds) = table(
         "docs/operate/monitoring.md", "## When the database is unavailable"
     )
@@ -132,7 +132,7 @@ def test_documented_time_of_a_server_that_does_not_answer_is_that_of_the_code() 
     assert seconds == f"{once:g} s once, then {engine.BUSY_SECONDS:g} s"
 
 
-def test_documented_files_are_those_of_a_service(tmp_path: Path) -> None:
+def test_documented_files_are_in_the_data_directory(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with Service(data, SECRET_KEY=""):
         names = {path.name for path in data.iterdir()}
@@ -150,7 +150,7 @@ def test_commands_need_no_newer_curl_than_old_systems_have() -> None:
         assert not re.findall(r".*--json ['\"$].*", text)
 
 
-def test_documented_depth_of_an_output_is_that_of_a_body_without_the_report() -> None:
+def test_documented_depth_of_an_output_is_the_code_s() -> None:
     text = " ".join(DOCUMENTS["docs/guides/run-programs.md"].split())
     assert f"if it is nested deeper than {strict_json.MAX_DEPTH - 1} levels." in text
 

@@ -226,7 +226,7 @@ def test_output_is_measured_after_merging(alice: ApiClient) -> None:
 
 
 @one_database
-def test_blanks_of_the_body_do_not_count(alice: ApiClient) -> None:
+def test_spaces_of_the_body_do_not_count(alice: ApiClient) -> None:
     body = b'{"output": {"a":' + b" " * MAX_OBJECT + b"1}}"
     assert expect(report_text(alice, alice.start(), body), 200)["output"] == {"a": 1}
 

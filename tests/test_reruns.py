@@ -130,7 +130,7 @@ def etag(alice: ApiClient, task: dict[str, Any]) -> str:
     return str(alice.get(f"/task/{task['id']}").headers["ETag"])
 
 
-def test_deleted_task_is_no_parent_and_nothing_to_run_again(alice: ApiClient) -> None:
+def test_deleted_task_is_not_a_parent_and_cannot_run_again(alice: ApiClient) -> None:
     parent = alice.start()
     child = alice.start(parentId=parent["id"])
     again = expect(rerun(alice, parent), 201)
@@ -144,7 +144,7 @@ def test_deleted_task_is_no_parent_and_nothing_to_run_again(alice: ApiClient) ->
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_child_that_is_deleted_meanwhile_leaves_no_other_with_its_parent(
+def test_child_that_is_deleted_in_between_leaves_no_other_with_its_parent(
     alice: ApiClient, app: Flask
 ) -> None:
     """On PostgreSQL a row may go between its selection and its update."""

@@ -100,7 +100,7 @@ def test_accepted_id_is_a_lower_case_uuid(text: str) -> None:
 @given(some.datetimes(timezones=some.timezones()))
 @example(datetime(2026, 11, 24, 14, 36, 0, 123999, timezone(timedelta(hours=1))))
 @example(datetime(2026, 1, 1, tzinfo=UTC))
-def test_moments_are_utc_with_milliseconds(moment: datetime) -> None:
+def test_times_are_utc_with_milliseconds(moment: datetime) -> None:
     try:
         in_utc = moment.astimezone(UTC)
     except OverflowError:  # the first or the last day of the calendar
@@ -112,7 +112,7 @@ def test_moments_are_utc_with_milliseconds(moment: datetime) -> None:
     assert timedelta(0) <= late < timedelta(milliseconds=1)
 
 
-def test_ids_are_uuids_of_version_7_and_of_this_moment() -> None:
+def test_ids_are_uuids_of_version_7_and_of_this_time() -> None:
     for _ in range(1_000):
         text = clock.new_id()
         number = UUID(text)

@@ -233,7 +233,7 @@ def test_deleted_task_is_returned_and_gone(alice: ApiClient) -> None:
     assert [task["id"] for task in expect(alice.get("/task"), 200)] == [other["id"]]
 
 
-def test_id_that_is_no_uuid_is_404(alice: ApiClient, subtests: pytest.Subtests) -> None:
+def test_id_that_is_not_a_uuid_is_404(alice: ApiClient, subtests: pytest.Subtests) -> None:
     for text in ("taskid123", "0", "%00", "ü", "{}", "x" * 3000, "a" * 36):
         with subtests.test(text[:40]):
             assert problem(alice.get(f"/task/{text}"), 404)["detail"] == "Task's ID is not found"

@@ -345,7 +345,7 @@ def test_head_of_a_stream_takes_no_place(alice: ApiClient, task: dict[str, Any])
 
 
 @one_database
-def test_stream_that_is_quiet_says_so(
+def test_quiet_stream_sends_comments(
     alice: ApiClient, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(task_events, "COMMENT_SECONDS", 0.5)

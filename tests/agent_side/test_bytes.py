@@ -19,7 +19,7 @@ REFUSED = (
 LOGS_TO_CURRENT = "from taskservice.client import current\nwith current() as task: task.log('own')"
 
 
-def test_argument_that_is_no_text_is_refused_before_anything_starts(
+def test_argument_that_is_not_text_is_refused_before_anything_starts(
     machine: AgentMachine, subtests: CheapSubtests
 ) -> None:
     for command in REFUSED:
@@ -55,7 +55,7 @@ def test_program_may_get_any_bytes(machine: AgentMachine, subtests: CheapSubtest
         assert newest["error"]["message"] == "./? can't be run: No such file or directory"
 
 
-def test_variable_that_is_no_text_is_one_sentence(
+def test_variable_that_is_not_text_is_one_sentence(
     machine: AgentMachine, subtests: CheapSubtests
 ) -> None:
     for name in ("URL", "APIKEY"):

@@ -98,7 +98,7 @@ def test_exit_of_the_program_is_told_apart(remote_alice: RemoteClient) -> None:
 NO_JSON = (datetime.now(), float("nan"), b"x", {"a": {1}}, "\ud800")
 
 
-def test_output_that_is_no_json_is_refused_where_it_is_set(remote_alice: RemoteClient) -> None:
+def test_output_that_is_not_json_is_refused_where_it_is_set(remote_alice: RemoteClient) -> None:
     with remote_alice.client().start("summarizer") as task:
         task.output["good"] = 1
         for value in NO_JSON:
@@ -250,7 +250,9 @@ def test_error_goes_to_other_processes(error: TaskServiceError) -> None:
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
-def test_program_does_not_wait_long_for_a_service_that_is_away(machine: AgentMachine) -> None:
+def test_program_does_not_wait_long_for_an_unavailable_service(
+    machine: AgentMachine,
+) -> None:
     program = (
         "from taskservice.client import Client, sender; sender.EXIT_SECONDS = 0.5\n"
         "Client().start('short').log('one\\ntwo')"
@@ -452,7 +454,7 @@ def test_follow_continues_after_a_restart(own_service: Service, own_machine: Age
     assert list(lines) == []
 
 
-def test_follow_and_claim_go_on_where_a_proxy_cuts_off_long_requests(
+def test_follow_and_claim_continue_where_a_proxy_cuts_off_long_requests(
     remote_alice: RemoteClient, client: Client
 ) -> None:
     def waits(request: Received) -> bool:
@@ -577,7 +579,7 @@ def test_wrong_settings_say_which_and_how(
         Client(url, key)
 
 
-def test_url_may_be_that_of_the_api(remote_alice: RemoteClient) -> None:
+def test_url_may_be_the_one_of_the_api(remote_alice: RemoteClient) -> None:
     assert list(Client(f"{remote_alice.url}/api/v1/", remote_alice.key).tasks()) == []
 
 

@@ -69,7 +69,7 @@ def test_parent_is_the_task_of_the_program(client: Client, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("unseen", ["nonsense", "00000000-0000-7000-8000-000000000000"])
-def test_task_of_the_program_that_the_key_may_not_see_is_no_parent(
+def test_task_of_the_program_that_the_key_cannot_see_is_not_its_parent(
     client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, unseen: str
 ) -> None:
     monkeypatch.setenv("TASKSERVICE_TASK_ID", unseen)
@@ -205,7 +205,7 @@ def test_step_says_how_long_it_took(remote_alice: RemoteClient) -> None:
     assert re.fullmatch(r"read the mail took \d+\.\d\d s", line)
 
 
-def test_step_that_fails_says_so(remote_alice: RemoteClient) -> None:
+def test_failed_step_is_in_the_log(remote_alice: RemoteClient) -> None:
     with remote_alice.client().start("one") as task:
         with pytest.raises(KeyError), task.step("read the mail"):
             raise KeyError("subject")
@@ -319,6 +319,6 @@ def test_objects_show_what_they_are_and_no_key(client: Client) -> None:
     assert repr(pickle.loads(pickle.dumps(task))) == repr(task)
 
 
-def test_page_url_is_that_of_the_dashboard(remote_alice: RemoteClient) -> None:
+def test_page_url_leads_to_the_dashboard(remote_alice: RemoteClient) -> None:
     task = remote_alice.client().start("one")
     assert task.page_url == f"{remote_alice.url}/tasks/{task.id}"

@@ -74,7 +74,7 @@ def test_command_that_meets_a_full_disk_of_the_service_is_one_line(
     assert [started["status"] for started in alice.tasks()] == ["running"]
 
 
-def test_programs_go_on_while_the_disk_of_the_service_is_full(
+def test_programs_continue_while_the_disk_of_the_service_is_full(
     alice: RemoteClient, machine: AgentMachine, disk: Path, tmp_path: Path
 ) -> None:
     asker, waiting = alice.start("asker", claim=True), alice.start("worker")

@@ -59,9 +59,7 @@ def interrupted_at(point: int, deed: Callable[[], object]) -> bool:
     return False
 
 
-def test_line_may_be_interrupted_at_any_moment(
-    remote_alice: RemoteClient, client_task: Task
-) -> None:
+def test_line_may_be_interrupted_at_any_time(remote_alice: RemoteClient, client_task: Task) -> None:
     point = 1
     while interrupted_at(point, partial(client_task.log, point)):
         point += 1
@@ -76,7 +74,7 @@ def test_line_may_be_interrupted_at_any_moment(
 
 
 @pytest.mark.parametrize("point", range(1, 60, 3))
-def test_end_may_be_interrupted_at_any_moment(
+def test_end_may_be_interrupted_at_any_time(
     remote_alice: RemoteClient, client_task: Task, point: int
 ) -> None:
     if interrupted_at(point, client_task.complete):

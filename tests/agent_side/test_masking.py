@@ -64,7 +64,7 @@ def test_value_of_8_characters_is_hidden() -> None:
     assert masked("<äöüäöüäö>", PASSWORD="äöüäöüäö") == "<***>"
 
 
-def test_blanks_around_a_value_need_not_be_printed() -> None:
+def test_spaces_around_a_value_need_not_be_printed() -> None:
     assert masked(f"<{SECRET}> <  {SECRET} >", A_KEY=f"  {SECRET} ") == "<***> <  *** >"
     assert masked("<secret> <  secret>", A_KEY="  secret") == "<secret> <***>"
 

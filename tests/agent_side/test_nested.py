@@ -59,7 +59,7 @@ def test_label_past_the_limit_is_left_out(machine: AgentMachine) -> None:
     assert machine.user.the_task()["labels"] == labels
 
 
-def test_wrong_label_is_told_of_where_the_service_is_away(machine: AgentMachine) -> None:
+def test_wrong_label_is_reported_while_the_service_is_unavailable(machine: AgentMachine) -> None:
     machine.lose_service()
     done = machine.run("run", "--agent", "a", "--label=Env=x", "--", "true")
     assert "labels: Env: The key must match" in done.stderr.splitlines()[0]
@@ -113,7 +113,7 @@ def test_task_inside_the_program_of_a_worker_has_its_task_as_its_parent(
 
 
 @pytest.mark.parametrize("inner", ["run", "client"])
-def test_parent_that_the_key_may_not_see_is_left_out(machine: AgentMachine, inner: str) -> None:
+def test_parent_that_the_key_cannot_see_is_left_out(machine: AgentMachine, inner: str) -> None:
     parent = machine.user.start("outer")
     machine.key = machine.user.agent_key("inner")
     machine.settings["TASKSERVICE_TASK_ID"] = parent["id"]
@@ -130,7 +130,9 @@ def test_parent_that_the_key_may_not_see_is_left_out(machine: AgentMachine, inne
     assert (child["agentId"], child["parentId"]) == ("inner", None)
 
 
-def test_parent_that_is_no_id_is_left_out(machine: AgentMachine, subtests: CheapSubtests) -> None:
+def test_parent_that_is_not_an_id_is_left_out(
+    machine: AgentMachine, subtests: CheapSubtests
+) -> None:
     for wrong in ("no id", "\udcff", NO_TASK):
         with subtests.test(ascii(wrong)):
             machine.settings["TASKSERVICE_TASK_ID"] = wrong
@@ -179,7 +181,7 @@ def test_command_outside_of_a_task_is_one_line(machine: AgentMachine, command: l
     assert "this program was not started by `taskservice run`" in done.stderr
 
 
-def test_progress_in_a_run_without_a_service_says_so(machine: AgentMachine) -> None:
+def test_progress_in_a_run_without_a_service_says_why_it_fails(machine: AgentMachine) -> None:
     machine.lose_service()
     done = machine.run("run", "--agent", "a", "--", *machine.command, "progress", "0.5")
     assert done.returncode == 2

@@ -81,7 +81,7 @@ def test_run_that_is_sent_later_took_as_long_as_its_program(machine: AgentMachin
     assert re.match(r"(< )?[0-9.]+ s ", row[header.index("TOOK") :]), row
 
 
-def test_run_is_sent_without_its_lock_and_beside_a_file_that_is_no_run(
+def test_run_is_sent_without_its_lock_and_next_to_a_file_that_is_not_a_run(
     machine: AgentMachine,
 ) -> None:
     """As a run that was copied."""
@@ -111,7 +111,7 @@ def test_callback_that_is_refused_is_left_out(machine: AgentMachine) -> None:
     assert (task["logs"], task["callback"]) == (["from afar"], None)
 
 
-def test_not_found_is_no_deletion_of_a_task_that_was_never_made(machine: AgentMachine) -> None:
+def test_not_found_is_not_the_deletion_of_a_task_that_was_never_made(machine: AgentMachine) -> None:
     folder = run_without_a_task(machine)
     with Receiver() as receiver:
         receiver.answer = played.problem(404, "No such agent", code="not_found")
@@ -134,7 +134,7 @@ def test_resend_gives_up_a_deleted_task(machine: AgentMachine) -> None:
     assert machine.left_runs() == []
 
 
-def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
+def test_agent_that_the_key_cannot_see_does_not_stop_the_program(
     shared_service: Service, tmp_path: Path
 ) -> None:
     """The service is unavailable at the start, and then creates no task for this key."""

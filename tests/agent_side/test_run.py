@@ -83,7 +83,7 @@ def test_program_that_does_not_exist_is_an_error_too(
     assert machine.user.the_task()["error"]["message"] == sentence
 
 
-def test_exit_status_is_known_where_that_of_children_is_not_wanted(machine: AgentMachine) -> None:
+def test_exit_status_is_known_where_sigchld_is_ignored(machine: AgentMachine) -> None:
     """As started by a program that ignores SIGCHLD, so that it need not wait for its children."""
     machine.command = ["bash", "-c", "trap '' CHLD; exec \"$@\"", "bash", *machine.command]
     result = machine.run_script("echo ran; exit 3")
@@ -198,7 +198,7 @@ def test_last_line_that_is_nested_too_deep_is_a_line(machine: AgentMachine) -> N
     ],
     ids=["no JSON", "FIFO", "folder", "link to a device", "link to a file", "socket"],
 )
-def test_output_that_is_no_regular_file_is_not_read(machine: AgentMachine, make: str) -> None:
+def test_output_that_is_not_a_regular_file_is_not_read(machine: AgentMachine, make: str) -> None:
     (machine.home / "elsewhere").write_text('{"secret": 1}')
     # Where the name of a socket may be no longer than 108 bytes.
     script = f'cd "$(dirname "$TASKSERVICE_OUTPUT")"; {make} "$(basename "$TASKSERVICE_OUTPUT")"'
@@ -560,7 +560,9 @@ def test_refused_fields_of_a_start_are_left_out(
 # --- its input ---------------------------------------------------------------------------
 
 
-def test_input_is_that_of_the_task(machine: AgentMachine, tmp_path: Path) -> None:
+def test_input_of_a_run_becomes_the_input_of_its_task(
+    machine: AgentMachine, tmp_path: Path
+) -> None:
     (tmp_path / "input.json").write_text('{"day": 1, "exact": 12345678901234567890}')
     parts = [f"@{tmp_path / 'input.json'}", "box=a=b", '{"day": 2}', "empty="]
     result = machine.run_script("true", *[f"--input={part}" for part in parts])

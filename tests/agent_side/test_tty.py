@@ -133,7 +133,7 @@ def test_ctrl_c_reaches_the_program_and_leaves_nothing_unsent(
     assert machine.left_runs() == []
 
 
-def test_later_ctrl_c_ends_the_wait_for_a_service_that_is_away(
+def test_later_ctrl_c_ends_the_wait_for_a_service_that_is_unavailable(
     machine: AgentMachine, at_terminal: AtTerminal
 ) -> None:
     machine.url = f"http://127.0.0.1:{unused_port()}"

@@ -124,7 +124,7 @@ def test_cancel_stops_the_program_and_not_the_worker(machine: AgentMachine) -> N
     assert (oldest["error"]["type"], newest["status"]) == ("cancelled", "complete")
 
 
-def test_worker_waits_for_a_service_that_is_away(tmp_path: Path) -> None:
+def test_worker_waits_for_a_service_that_is_unavailable(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
         worker = work(AgentMachine(tmp_path / "home", alice), "echo done")

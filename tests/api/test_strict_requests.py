@@ -212,7 +212,7 @@ def test_text_is_kept_whatever_its_script(alice: ApiClient) -> None:
 
 
 @one_database
-def test_blanks_around_json_do_not_matter(alice: ApiClient) -> None:
+def test_spaces_around_json_do_not_matter(alice: ApiClient) -> None:
     alice.register()
     for data in (
         b' \t\r\n{ "agentId" :\n"summarizer" } \r\n',
@@ -495,7 +495,7 @@ QUERIES_OF_NO_UTF8 = (b"\xff", b"\xff=1", b"fields=\xff", b"\xed\xa0\x80=1", b"\
 
 
 @one_database
-def test_query_that_is_no_utf8_is_refused(alice: ApiClient, subtests: pytest.Subtests) -> None:
+def test_query_that_is_not_utf8_is_refused(alice: ApiClient, subtests: pytest.Subtests) -> None:
     for query in QUERIES_OF_NO_UTF8:
         with subtests.test(repr(query)):
             environ = {"QUERY_STRING": query.decode("latin-1")}
@@ -505,7 +505,7 @@ def test_query_that_is_no_utf8_is_refused(alice: ApiClient, subtests: pytest.Sub
 
 
 @one_database
-def test_empty_query_is_no_filter(alice: ApiClient) -> None:
+def test_empty_query_is_not_a_filter(alice: ApiClient) -> None:
     for query in ("&", "&&", ""):
         assert expect(alice.get(f"/task?{query}"), 200) == []
 

@@ -197,7 +197,7 @@ def test_no_connection_is_held_while_the_receiver_answers(
     assert held == [(0, 0)]
 
 
-def test_task_deleted_while_its_callback_is_posted_is_no_failure(
+def test_task_deleted_while_its_callback_is_posted_is_not_a_failure(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     def delete(exchange: Exchange) -> None:

@@ -539,7 +539,7 @@ def test_attempt_that_cannot_be_recorded_fails_no_report_and_is_repeated(
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
 
 
-def test_task_that_is_deleted_while_its_attempt_is_recorded_is_no_error(
+def test_task_that_is_deleted_while_its_attempt_is_recorded_is_not_an_error(
     alice: ApiClient, app: Flask, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     task = alice.start(callback=receiver.url)

@@ -130,7 +130,7 @@ def crash_at(
     [("postgresql", finish_and_redeliver), *(("sqlite", scenario) for scenario in SCENARIOS)],
     indirect=["database_url"],
 )
-def test_killed_at_any_moment_no_webhook_is_lost_or_invented(
+def test_killed_at_any_time_no_webhook_is_lost_or_invented(
     app: Flask, alice: ApiClient, receiver: Receiver, tmp_path: Path, scenario: Scenario
 ) -> None:
     alice.register("worker")

@@ -123,7 +123,7 @@ def test_host_pattern_never_matches_an_address_in_disguise() -> None:
         check_url("http://127.0.0.0xa/", allowed)
 
 
-def test_blank_entries_are_skipped_and_an_empty_list_allows_nothing() -> None:
+def test_empty_entries_are_skipped_and_an_empty_list_allows_nothing() -> None:
     assert Destinations.parse(" External ,, private,") == Destinations.parse("external,private")
     assert Destinations.parse("").refusal("hooks.example", ip_address("8.8.8.8"))
 
@@ -224,7 +224,7 @@ ODD_URLS = (
 )  # fmt: skip
 
 
-def test_url_that_is_no_plain_one_is_refused(subtests: pytest.Subtests) -> None:
+def test_url_that_is_not_a_plain_one_is_refused(subtests: pytest.Subtests) -> None:
     for url in ODD_URLS:
         with subtests.test(url[:40]):
             with pytest.raises(RefusedError) as caught:

@@ -154,7 +154,7 @@ def check(app: Flask, program: Receiver, people: Receiver, mail_server: MailServ
 
 
 @pytest.mark.timeout(600)
-def test_killed_at_any_moment_each_event_is_told_under_one_id(
+def test_killed_at_any_time_each_event_is_told_under_one_id(
     app: Flask, alice: ApiClient, receiver: Receiver, mail_server: MailServer, tmp_path: Path
 ) -> None:
     alice.register("worker")

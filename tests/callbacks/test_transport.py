@@ -360,7 +360,7 @@ def test_body_does_not_matter_once_the_head_has_come(receiver: Receiver, body: b
     ],
 )
 @pytest.mark.parametrize("ending", [raw, reset])
-def test_answer_that_ends_in_its_head_is_no_answer(
+def test_answer_that_ends_in_its_head_is_not_one(
     receiver: Receiver, data: bytes, ending: Callable[[bytes], Behaviour]
 ) -> None:
     receiver.answer = ending(data)
@@ -476,7 +476,7 @@ def tls(request: pytest.FixtureRequest, authority: Authority, trusted: None) -> 
     ],
     ids=["silence", "status line", "header", "100", "103"],
 )
-def test_no_whole_head_by_the_deadline_is_no_answer(behaviour: Behaviour, tls: Any) -> None:
+def test_no_whole_head_by_the_deadline_is_not_an_answer(behaviour: Behaviour, tls: Any) -> None:
     with Receiver(tls=tls, answer=behaviour) as receiver:
         outcome = deliver(receiver.url, deadline=SOON)
 
@@ -817,7 +817,7 @@ def test_environment_of_requests_does_not_add_an_authority(
     assert not deliver_securely(authority.server("hooks.example"))[0].delivered
 
 
-def test_public_authorities_are_trusted_beside_a_private_one(trusted: None) -> None:
+def test_public_authorities_are_trusted_like_a_private_one(trusted: None) -> None:
     assert len(bounded_http.tls_context().get_ca_certs()) > 50
 
 

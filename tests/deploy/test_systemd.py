@@ -125,7 +125,7 @@ def add_user(machine: Machine, unit: str) -> str:
     return subprocess.check_output(command, env=environment, text=True, timeout=60).strip()
 
 
-def test_wrong_setting_is_no_reason_to_start_again(machine: Machine) -> None:
+def test_wrong_setting_does_not_start_it_again(machine: Machine) -> None:
     (code,) = machine.values("taskservice.service", "RestartPreventExitStatus")
     (machine.root / "etc/taskservice.env").write_text("TASKSERVICE_THREADS=none\n")
     result = machine.run("taskservice.service")

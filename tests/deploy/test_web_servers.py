@@ -247,7 +247,7 @@ def test_nginx_repeats_no_request_that_may_have_added_something(
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PATCH", "DELETE"])
-def test_nginx_asks_another_node_when_one_is_away(method: str, tmp_path: Path) -> None:
+def test_nginx_asks_another_node_when_one_is_unavailable(method: str, tmp_path: Path) -> None:
     with (
         Receiver(answer=answer(204, {"Connection": "close"})) as node,
         DeployedNginx(tmp_path, [unused_port(), node.port]) as nginx,

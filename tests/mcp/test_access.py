@@ -55,7 +55,7 @@ def test_no_oauth_is_offered(app: Flask, name: str) -> None:
         assert app.test_client().get(path).status_code == 404
 
 
-def test_agent_key_may_not_call(alice: ApiClient) -> None:
+def test_agent_key_cannot_call(alice: ApiClient) -> None:
     client = McpClient(alice.agent_key())
     for method in ("ping", "initialize", "server/discover", "tools/list", "tools/call"):
         answer = client.post(PING | {"method": method})
@@ -76,12 +76,12 @@ def test_loopback_host_and_origin_may_call(mcp: McpClient, host: str) -> None:
 
 
 @pytest.mark.parametrize("host", OUTSIDE)
-def test_other_host_may_not_call_a_service_on_loopback(mcp: McpClient, host: str) -> None:
+def test_other_host_cannot_call_a_service_on_loopback(mcp: McpClient, host: str) -> None:
     check_problem(mcp.post(PING, Host=host), 403, "foreign_origin")
 
 
 @pytest.mark.parametrize("host", [*OUTSIDE, "", "null"])
-def test_page_from_elsewhere_may_not_call(mcp: McpClient, host: str) -> None:
+def test_page_from_elsewhere_cannot_call(mcp: McpClient, host: str) -> None:
     for origin in (f"http://{host}", f"https://{host}", host):
         answer = mcp.post(PING, Origin=origin)
         check_problem(answer, 403, "foreign_origin")

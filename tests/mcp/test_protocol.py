@@ -191,7 +191,7 @@ def test_unsupported_version_gets_the_supported_ones(mcp: McpClient) -> None:
         assert data == {"supported": [MODERN, *LEGACY], "requested": version}
 
 
-def test_version_in_the_header_must_be_that_of_the_body(mcp: McpClient) -> None:
+def test_version_in_the_header_must_match_the_body(mcp: McpClient) -> None:
     for header in ("2025-11-25", "v999.0.0", None, f"{MODERN}, {MODERN}"):
         answer = mcp.modern("tools/list", MCP_Protocol_Version=header)
         assert answer.refused == (400, -32020)
@@ -223,7 +223,7 @@ def test_modern_request_needs_its_version_and_capabilities(mcp: McpClient, param
 
 
 @pytest.mark.parametrize("header", [None, "tools/call", "TOOLS/LIST", "", "tools/list,tools/list"])
-def test_method_in_the_header_must_be_that_of_the_body(mcp: McpClient, header: str | None) -> None:
+def test_method_in_the_header_must_match_the_body(mcp: McpClient, header: str | None) -> None:
     assert mcp.modern("tools/list", Mcp_Method=header).refused == (400, -32020)
 
 
@@ -237,7 +237,7 @@ WRONG_NAMES = [
 ]  # fmt: skip
 
 
-def test_name_in_the_header_must_be_that_of_the_tool(mcp: McpClient) -> None:
+def test_name_in_the_header_must_match_the_tool(mcp: McpClient) -> None:
     call = {"name": "list_tasks", "arguments": {}}
     for header in WRONG_NAMES:
         assert mcp.modern("tools/call", call, Mcp_Name=header).refused == (400, -32020), header
@@ -325,7 +325,7 @@ def test_unknown_tool_is_invalid(mcp: McpClient, alice: ApiClient, name: Any) ->
     assert mcp.legacy("tools/call", call).refused == (200, -32602)
 
 
-def test_arguments_that_are_no_object_are_invalid(mcp: McpClient) -> None:
+def test_arguments_that_are_not_an_object_are_invalid(mcp: McpClient) -> None:
     wrong: list[Any] = [[], "text", 5, True]
     for arguments in wrong:
         call = {"name": "list_tasks", "arguments": arguments}

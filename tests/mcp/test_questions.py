@@ -179,7 +179,7 @@ def test_response_that_does_not_fit_is_invalid(
     assert question_of(alice, task, question)["state"] == "open"
 
 
-def test_responses_that_fit_count_beside_one_that_does_not(
+def test_responses_that_fit_count_with_one_that_does_not(
     follower: McpClient, alice: ApiClient, task: Json
 ) -> None:
     first, second = ask(alice, task, "First?"), ask(alice, task, "Second?")
@@ -237,7 +237,7 @@ def claimed(person: ApiClient, mcp: McpClient) -> Json:
     return dict(expect(response, 200))
 
 
-def test_call_asks_and_goes_on_with_its_task(forms: McpClient, alice: ApiClient) -> None:
+def test_call_asks_and_continues_with_its_task(forms: McpClient, alice: ApiClient) -> None:
     register_served_tool(alice)
     arguments = {"mailbox": "office"}
     with forms.calling("summarizer", arguments) as call:

@@ -297,7 +297,7 @@ def test_key_that_is_too_long_is_refused(mcp: McpClient, alice: ApiClient) -> No
     assert expect(alice.get("/task"), 200) == []
 
 
-def test_same_key_goes_on_with_the_same_task(plain: McpClient, alice: ApiClient) -> None:
+def test_same_key_continues_with_the_same_task(plain: McpClient, alice: ApiClient) -> None:
     for _ in range(2):
         with plain.calling("summarizer", {}, _meta={KEY: "k"}) as call:
             if not expect(alice.get("/task?status=complete"), 200):

@@ -70,7 +70,7 @@ def test_tool_has_the_schema_and_the_hints_of_its_agent(alice: ApiClient, mcp: M
     assert expect(alice.get("/task"), 200) == []
 
 
-def test_agent_that_is_no_tool_is_started_by_id_alone(alice: ApiClient, mcp: McpClient) -> None:
+def test_agent_that_is_not_a_tool_is_started_by_id_alone(alice: ApiClient, mcp: McpClient) -> None:
     alice.register("hidden", tool=False)
     assert list(mcp.tools()) == FIXED
     assert mcp.modern("tools/call", {"name": "hidden"}).refused == (200, -32602)
@@ -92,7 +92,9 @@ def test_fixed_tools_say_what_they_do_and_take(mcp: McpClient) -> None:
     assert reads == READING
 
 
-def test_agent_of_another_user_is_no_tool(alice: ApiClient, bob: ApiClient, mcp: McpClient) -> None:
+def test_no_agent_of_another_user_is_a_tool(
+    alice: ApiClient, bob: ApiClient, mcp: McpClient
+) -> None:
     bob.register("secret", tool=True)
     assert "secret" not in mcp.tools()
     assert mcp.modern("tools/call", {"name": "secret"}).refused == (200, -32602)
@@ -396,7 +398,7 @@ def test_rerun_checks_the_input_by_the_schema_of_the_agent(
 
 
 @pytest.mark.parametrize("tool", ["start_task", "rerun_task"])
-def test_task_that_no_worker_would_claim_says_so_at_once(
+def test_task_without_a_worker_starts_with_a_warning(
     alice: ApiClient, mcp: McpClient, tool: str
 ) -> None:
     task = alice.start("backup")
@@ -567,7 +569,7 @@ def test_list_tasks_knows_what_failed_and_what_waits(
     assert mcp.call("search_logs", {"text": "a", "status": "failed"})["isError"] is True
 
 
-def test_list_tasks_goes_on_where_a_search_stops(
+def test_list_tasks_continues_where_a_search_stops(
     alice: ApiClient, mcp: McpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lists, "FIRST_SEARCHED", 1)

@@ -88,7 +88,7 @@ def test_form_on_the_terminal_answers_the_question_of_a_task(
     assert '"output":{"filename":"old.txt","deleted":true}' in told
 
 
-def test_task_outlives_its_session_and_a_restart_of_the_service(
+def test_task_survives_its_session_and_a_restart_of_the_service(
     node: Path, owner: RemoteClient, mcp_service: Service, tmp_path: Path
 ) -> None:
     turns = [tool("confirm_delete", filename="old.txt"), "It will ask.", "It is gone."]

@@ -281,7 +281,7 @@ def make_device(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, make_device, Path.mkdir])
-def test_file_of_the_service_that_is_no_regular_file_is_one_line(
+def test_file_of_the_service_that_is_not_a_regular_file_is_one_line(
     tmp_path: Path, make: Callable[[Path], None], subtests: pytest.Subtests
 ) -> None:
     make(tmp_path / "secret_key")

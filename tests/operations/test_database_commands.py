@@ -148,7 +148,7 @@ def test_backup_replaces_nothing_unless_told_to(data: Path, tmp_path: Path) -> N
     assert link.is_symlink()
 
 
-def test_backup_replaces_no_file_of_the_service_and_nothing_that_is_no_file(
+def test_backup_replaces_no_file_of_the_service_and_only_regular_files(
     data: Path, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
     (data / "secret_key").write_text("k" * 32)
@@ -260,7 +260,7 @@ def test_backup_that_is_interrupted_leaves_nothing(
     assert list(tmp_path.iterdir()) == [data]
 
 
-def test_command_on_a_full_disk_says_so(data: Path, tmp_path: Path) -> None:
+def test_command_on_a_full_disk_names_the_reason(data: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         shutil.copy(data / "taskservice.db", disk)
         fill(disk)
@@ -398,7 +398,7 @@ def test_missing_file_is_an_error_and_stays_missing(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_file_that_is_no_database_is_an_error(tmp_path: Path) -> None:
+def test_file_that_is_not_a_database_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "taskservice.db").write_text("no database" * 1_000)
     assert check(tmp_path, 1)["integrity"]["message"] == "file is not a database"
 

@@ -86,7 +86,7 @@ def test_command_on_a_full_disk_changes_nothing(
     assert run(disk, "user", "add", "bob").returncode == 0
 
 
-def test_command_beside_a_service_on_a_full_disk_changes_nothing(
+def test_command_next_to_a_service_on_a_full_disk_changes_nothing(
     source: Path, disk: Path, subtests: pytest.Subtests
 ) -> None:
     shutil.copy(source / "taskservice.db", disk)
@@ -143,7 +143,7 @@ def test_restore_on_a_disk_that_fills_up_leaves_the_old_or_the_new_database(
     assert names(disk) == ["alice"]
 
 
-def test_copy_to_a_disk_that_fills_up_goes_on_with_space(source: Path, disk: Path) -> None:
+def test_copy_to_a_disk_that_fills_up_continues_with_space(source: Path, disk: Path) -> None:
     target = disk / "taskservice.db"
     copy = ("db", "copy", str(source / "taskservice.db"), str(target))
     filler, failures = fill(disk), 0

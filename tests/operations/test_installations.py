@@ -94,7 +94,7 @@ def test_postgresql_with_a_broken_driver_says_what_is_wrong(tmp_path: Path) -> N
     assert stderr.count("\n") == 1
 
 
-def test_error_in_a_module_of_our_own_is_no_missing_extra(tmp_path: Path) -> None:
+def test_error_in_a_module_of_our_own_is_not_a_missing_extra(tmp_path: Path) -> None:
     code, printed = run_without("taskservice.cli.serve", tmp_path, "serve")
     assert code == 1
     assert "ModuleNotFoundError" in printed
@@ -206,7 +206,7 @@ def test_archive_without_git_is_the_version_before_all_commits(tmp_path: Path) -
     assert build(sources, tmp_path).name.startswith(f"taskservice-{shown}-")
 
 
-def test_script_beside_the_clone_imports_the_package(tmp_path: Path) -> None:
+def test_script_next_to_the_clone_imports_the_package(tmp_path: Path) -> None:
     """The clone has the name of the package, and is in the folder of the script."""
     clone = copy_sources(tmp_path / "taskservice")
     # As `make install` does it.
@@ -251,7 +251,7 @@ def test_requirements_are_what_the_server_needs() -> None:
             assert pinned.version in needed.specifier
 
 
-def test_requirements_of_the_tests_fit_those_of_the_server() -> None:
+def test_requirements_of_the_tests_fit_the_server_s() -> None:
     pins, of_server = (
         {normalized(pin.name): pin for pin in map(Requirement, lines)}
         for lines in (

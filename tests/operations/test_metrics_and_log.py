@@ -268,7 +268,7 @@ def test_counts_of_a_large_database_read_indexes_only(app: Flask) -> None:
 
 
 @only_sqlite
-def test_metrics_without_a_database_are_those_of_the_process(
+def test_metrics_without_a_database_are_only_of_the_process(
     app: Flask, alice: ApiClient, data_folder: Path
 ) -> None:
     assert scrape(app).get("taskservice_database_up") == 1
@@ -469,7 +469,7 @@ def has_two_others(service: Service, gone: set[int]) -> bool:
     return len(set(service.workers()) - gone) == 2
 
 
-def test_counts_are_of_all_workers_and_outlive_them(two_workers: Service) -> None:
+def test_counts_are_of_all_workers_and_survive_them(two_workers: Service) -> None:
     service, watcher = two_workers, Watcher(two_workers)
     assert service.process is not None
     ask(service, 60)

@@ -106,7 +106,7 @@ def test_processes_that_start_concurrently_migrate_once(empty_url: str) -> None:
 @pytest.mark.parametrize(
     "lock", ["SELECT pg_advisory_xact_lock(1952543595)", "LOCK TABLE users IN EXCLUSIVE MODE"]
 )
-def test_migration_does_not_wait_for_ever(
+def test_migration_waits_for_a_limited_time(
     databases: Databases, monkeypatch: pytest.MonkeyPatch, lock: str
 ) -> None:
     """For another migration, or for a lock that another program holds."""
@@ -209,7 +209,7 @@ def test_sqlite_file_has_the_pragmas_that_the_promises_need(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", [b"this is no database at all", b"SQLite format 3\0broken"])
-def test_file_that_is_no_database_is_refused_untouched(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_not_a_database_is_refused_untouched(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "taskservice.db"
     path.write_bytes(content * 100)
     with pytest.raises(DatabaseError, match=r"database"):

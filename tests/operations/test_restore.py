@@ -165,7 +165,7 @@ def test_backup_of_any_released_revision_is_restored_and_migrated(
     assert check(tmp_path / "new")["revision"]["state"] == "ok"
 
 
-def test_what_is_no_sound_backup_is_refused_and_changes_nothing(
+def test_unusable_backup_is_refused_and_changes_nothing(
     data: Path, backup: Path, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
     before = {path.name for path in data.iterdir()}

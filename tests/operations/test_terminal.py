@@ -220,7 +220,7 @@ def test_follow_prints_colours_and_no_other_control_characters(
     assert piped.decode() == "".join(f"{line}\n" for line in lines)
 
 
-def test_remarks_of_run_work_and_listen_are_escaped(
+def test_notices_of_run_work_and_listen_are_escaped(
     nasty: RemoteClient, machine: AgentMachine, tmp_path: Path
 ) -> None:
     program = str(tmp_path / NASTY.replace("/", "-"))
@@ -255,7 +255,7 @@ def test_commands_write_by_the_one_module_that_escapes() -> None:
             assert not names & {"echo", "print"}, path
 
 
-def test_remark_is_one_write(tmp_path: Path) -> None:
+def test_notice_is_one_write(tmp_path: Path) -> None:
     """A program that `run` has started writes to the same stderr: no line of it cuts a notice."""
     # Each write arrives as a packet of its own.
     ours, stderr = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

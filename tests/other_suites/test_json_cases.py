@@ -52,7 +52,7 @@ def start(owner: RemoteClient, text: bytes, around: tuple[bytes, bytes]) -> requ
     return owner.request("POST", "/task", data=text.join(around), headers=headers)
 
 
-def test_what_is_no_json_is_400(cases: dict[str, bytes], owner: RemoteClient) -> None:
+def test_invalid_json_is_400(cases: dict[str, bytes], owner: RemoteClient) -> None:
     invalid = {name: text for name, text in cases.items() if name.startswith("n_")}
     for around in (AS_VALUE, AS_BODY):
         statuses = {name: start(owner, text, around).status_code for name, text in invalid.items()

@@ -41,7 +41,7 @@ def service(disk: Path, databases: Databases) -> Iterator[Service]:
         yield service
 
 
-def test_every_write_on_a_full_disk_is_503_and_goes_on_with_space(
+def test_every_write_on_a_full_disk_is_503_and_continues_with_space(
     service: Service, disk: Path
 ) -> None:
     writes = EveryWrite(service.add_user())

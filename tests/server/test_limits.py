@@ -37,7 +37,7 @@ def _free_descriptor(pid: int) -> int:
 
 
 @one_database
-def test_writes_without_a_file_descriptor_are_503_and_go_on_with_one(service: Service) -> None:
+def test_writes_without_a_file_descriptor_are_503_and_continue_with_one(service: Service) -> None:
     writes = EveryWrite(service.add_user())
     (worker,) = service.workers()
     # The connection of this client is open already, and those to the database.

@@ -73,7 +73,7 @@ def test_many_writers_at_a_lock_are_answered_in_time_and_keep_no_other_waiting(
 
 
 @one_database
-def test_every_write_at_a_lock_is_503_and_goes_on_without_it(
+def test_every_write_at_a_lock_is_503_and_continues_without_it(
     service: Service, database_url: str
 ) -> None:
     writes = EveryWrite(service.add_user())

@@ -42,7 +42,7 @@ def writes_to(task: dict[str, Any]) -> dict[str, Write]:
     }
 
 
-def test_each_moment_is_503_and_each_write_is_done_once(
+def test_connection_lost_at_any_time_is_503_and_each_write_is_done_once(
     alice: ApiClient, connections: CutConnections, receiver: Receiver
 ) -> None:
     task = alice.start(callback=receiver.url)

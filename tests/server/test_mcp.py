@@ -57,7 +57,7 @@ def answered(person: RemoteClient) -> int:
     return sum(int(line.rpartition(" ")[2]) for line in counts)
 
 
-def test_client_that_hangs_up_frees_its_thread_and_its_task_goes_on(tmp_path: Path) -> None:
+def test_client_that_hangs_up_frees_its_thread_and_its_task_continues(tmp_path: Path) -> None:
     with Service(tmp_path / "data", WAITS="2") as service:
         alice = user_with_served_tool(service)
         began = time.monotonic()

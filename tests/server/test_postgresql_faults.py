@@ -51,7 +51,7 @@ def is_refused(url: str, stack: ExitStack) -> bool:
     return False
 
 
-def test_service_goes_on_after_all_connections_were_taken(
+def test_service_continues_after_all_connections_were_taken(
     primary: PostgresqlServer, tmp_path: Path
 ) -> None:
     url = url_of(primary)

@@ -60,7 +60,7 @@ def test_two_bodies_under_one_key_at_the_same_instant_start_one_task(
         assert [is_replay(answer) for answer in started].count(False) == 1
 
 
-def test_deletion_meanwhile_frees_the_key_and_fails_no_request(two_workers: Service) -> None:
+def test_deletion_at_that_time_frees_the_key_and_fails_no_request(two_workers: Service) -> None:
     """Each task that was ever started was answered to exactly one caller as new."""
     times = 20
     alice = two_workers.add_user()

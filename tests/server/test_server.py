@@ -207,7 +207,7 @@ def test_client_that_has_closed_its_side_still_gets_the_answer(server: GunicornP
     assert server.ask(b"GET /sleep?0.2 HTTP/1.1\r\nHost: x\r\n\r\n").endswith(b"slept")
 
 
-def test_client_that_asks_before_it_sends_is_told_to_go_on(server: GunicornProcess) -> None:
+def test_client_that_asks_before_it_sends_is_told_to_continue(server: GunicornProcess) -> None:
     with server.connect(post(b"", "Expect: 100-continue", length=4)) as client:
         assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         client.sendall(b"body")
@@ -461,7 +461,7 @@ def test_second_ctrl_c_is_not_needed_for_a_request_that_hangs(fresh: GunicornPro
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
-def test_worker_that_ends_is_replaced_while_others_go_on(tmp_path: Path, signum: int) -> None:
+def test_worker_that_ends_is_replaced_while_others_continue(tmp_path: Path, signum: int) -> None:
     with started(tmp_path, TASKSERVICE_WORKERS="2") as server:
         workers = until(lambda: two_workers(server))
         os.kill(workers[0], signum)

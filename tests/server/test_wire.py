@@ -369,7 +369,7 @@ def test_wrong_key_is_401_before_a_large_body_comes(
     wire.is_well()
 
 
-def test_large_bodies_of_one_user_leave_room_for_those_of_others(wire: Wire) -> None:
+def test_large_bodies_of_one_user_leave_room_for_others(wire: Wire) -> None:
     bob = wire.service.add_user("bob")
     key = str(bob.session.headers["apikey"]).encode()
     task = wire.alice.start()
@@ -395,7 +395,7 @@ def test_form_that_needs_no_key_is_small(wire: Wire) -> None:
     wire.is_well()
 
 
-def test_right_key_is_told_to_go_on_with_a_large_body(wire: Wire) -> None:
+def test_right_key_is_told_to_continue_with_a_large_body(wire: Wire) -> None:
     task = wire.alice.start()
     head = large_append(wire, 70_000, b"Expect: 100-continue")
     with connect(wire, head.replace(wire.task["id"].encode(), task["id"].encode())) as client:
