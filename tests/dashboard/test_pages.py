@@ -499,6 +499,10 @@ def test_invisible_name_is_still_a_link(window: Browser, alice: ApiClient, name:
     for path, back in (("/", ""), ("/agents/blank", "?back=/agents/blank")):
         link = f'<a href="/tasks/{task["id"]}{back}"><span class="faint">unnamed</span></a>'
         assert link in window.get(path).text
+    assert (
+        '<a href="/agents/blank"><span class="faint">unnamed</span></a>'
+        in window.get("/agents").text
+    )
     assert "<title>waiting · unnamed" in window.get(f"/tasks/{task['id']}").text
     assert "unnamed" in window.get("/keys").text
 
@@ -1004,10 +1008,13 @@ def test_way_back_outlives_reruns_relatives_questions_and_redeliveries(
 
 @one_database
 def test_task_of_an_agents_page_leads_back_to_that_page(window: Browser, alice: ApiClient) -> None:
-    where, task = "/agents/summarizer", alice.start()
-    page = window.get(link_to(task, window.get(where).text)).text
-    assert window.send(action("Delete", page)).location == where
-    assert "Deleted “" in window.get(where).text
+    for where in ("/agents/summarizer", "/agents", "/inbox"):
+        task = alice.start(claim=True)
+        if where != "/agents/summarizer":
+            alice.report(task, status="error")
+        page = window.get(link_to(task, window.get(where).text)).text
+        assert window.send(action("Delete", page)).location == where
+        assert "Deleted “" in window.get(where).text
 
 
 @pytest.mark.parametrize(
