@@ -50,8 +50,10 @@ def list_all(as_json: bool) -> None:
                 print_json({**agent, "numbers": numbers})
         else:
             hanging = {item["agentId"] for item in client.attention() if item["kind"] == HANGING}
-            rows = (_row(agent, agent["id"] in hanging) for agent in agents)
-            print_table([HEADER, *rows], colours={"STATE": COLOURS}, optional=OPTIONAL)
+            table = [HEADER, *(_row(agent, agent["id"] in hanging) for agent in agents)]
+            if all(agent["name"] == agent["id"] for agent in agents):
+                table = [row[:1] + row[2:] for row in table]
+            print_table(table, colours={"STATE": COLOURS}, optional=OPTIONAL)
 
 
 @command.command(

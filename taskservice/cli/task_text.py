@@ -8,14 +8,14 @@ from typing import Any
 from taskservice.client import Task
 from taskservice.quantities import percent_done, seconds_text
 from taskservice.terminal import local_time, print_table, shortened, with_offset
-from taskservice.terms import CANCELLED, COMPLETE, FAILED, RUNNING, TIMEOUT
+from taskservice.terms import CANCELLED, COMPLETE, FAILED, HANGING, RUNNING, TIMEOUT
 
 WAITING = "waiting"
 
 # The fields in the table; an output could be long.
 ROW_FIELDS = (
     "id,name,agentId,createdAt,claimedAt,finishedAt,seconds,logCount,status,error,progress,note,labels,"
-    "questions"
+    "questions,hangingSince"
 )
 HEADER = ("ID", "STATUS", "STARTED", "TOOK", "LINES", "AGENT", "NAME", "NOTE", "LABELS")
 # Left out if no task has a value, or has only its agent's id as its name.
@@ -24,7 +24,8 @@ OFTEN_EMPTY = ("NAME", "NOTE", "LABELS")
 OPTIONAL = ("LABELS", "LINES", "TOOK")
 # On a terminal: green, blue, yellow, red and grey.
 COLOURS = {
-    COMPLETE: "32", RUNNING: "34", WAITING: "33", FAILED: "31", TIMEOUT: "31", CANCELLED: "90"
+    COMPLETE: "32", RUNNING: "34", WAITING: "33", FAILED: "31", TIMEOUT: "31", HANGING: "31",
+    CANCELLED: "90",
 }  # fmt: skip
 # Lengths of the shown prefixes of ids: the milliseconds; the milliseconds and 12 random bits.
 SHORT_ID, LONGER_ID = 13, 18
@@ -80,6 +81,7 @@ def details(task: Task) -> Iterator[str]:
         ("created", with_offset(data["createdAt"])),
         ("claimed", with_offset(data["claimedAt"])),
         ("finished", with_offset(data["finishedAt"])),
+        ("hanging", with_offset(data.get("hangingSince"))),
         ("took", duration(task)),
         ("started by", data["startedBy"]),
         ("ended by", data["endedBy"]),
@@ -103,7 +105,9 @@ def outcome(task: Task) -> str:
 
 
 def state(task: Task) -> str:
-    """The status in one word; `waiting` for an unclaimed task, and the type of an error."""
+    """The status in one word, of an error its type, of a running task whether it waits or hangs."""
+    if task.data.get("hangingSince"):
+        return HANGING
     if task.status == RUNNING and task.data["claimedAt"] is None:
         return WAITING
     return task.error["type"] if task.error else task.status

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from tests.support.agent_machine import AgentMachine, objects
+from tests.support.agent_machine import AgentMachine, change_rows, objects
 from tests.support.pseudo_terminal import on_terminal
+from tests.support.service import Service
 
 WIDTHS = (80, 100, 200)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -76,11 +77,34 @@ def test_status_has_short_ids_and_its_texts(night: AgentMachine) -> None:
     assert objects(night.run("status", "--json").stdout) == night.user.read("/attention")
 
 
+def test_what_hangs_is_late_or_muted_is_marked(
+    night: AgentMachine, shared_service: Service
+) -> None:
+    task = night.user.start("poll", claim=True)
+    hangs = "SET hanging_since = updated_at, hanging_reason = 'hangs' WHERE agent_id = 'poll'"
+    change_rows(shared_service, f"UPDATE tasks {hangs}")
+    late = "SET late_since = created_at WHERE id IN ('poll', 'backup')"
+    change_rows(shared_service, f"UPDATE agents {late}")
+    night.run("agent", "mute", "backup", "8h")
+    shown = on_terminal([*night.command, "agent", "list"], night.environment)
+    assert "\x1b[31mhanging, late\x1b[0m" in shown
+    assert "\x1b[90mmuted, broken, late\x1b[0m" in shown
+    (row,) = [line for line in at_width(night, 80, "task", "list") if "poll" in line]
+    assert row.split()[1] == "hanging"
+    details = night.run("task", "show", task["id"][:13]).stdout
+    assert re.search("^status +hanging$", details, re.M)
+    assert re.search("^hanging +20", details, re.M)
+    assert [line.split()[0] for line in at_width(night, 80, "status") if "  poll  " in line] == [
+        "late",
+        "hanging",
+    ]
+
+
 def test_list_of_agents_marks_what_is_wrong(night: AgentMachine) -> None:
     for width in WIDTHS:
         header, *rows = at_width(night, width, "agent", "list")
-        assert header.split()[:3] == ["ID", "NAME", "STATE"]
-        states = {row.split()[0]: row.split()[2] for row in rows}
+        assert header.split()[:2] == ["ID", "STATE"]
+        states = {row.split()[0]: row.split()[1] for row in rows}
         assert states == {"backup": "broken", "etl-orders": "broken", "release": "-"}
     shown = on_terminal([*night.command, "agent", "list"], night.environment)
     assert shown.count("\x1b[31mbroken\x1b[0m") == 2

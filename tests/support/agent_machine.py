@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -200,11 +200,16 @@ def objects(text: str) -> list[Any]:
 
 def end_for_silence(service: Service) -> None:
     """What maintenance does to running tasks whose machine sleeps, without the wait for it."""
-    path = Path(service.environment["TASKSERVICE_DATA"]) / "taskservice.db"
-    connection = sqlite3.connect(path, timeout=20)
-    connection.execute(
+    change_rows(
+        service,
         "UPDATE tasks SET status = 'error', error_type = 'timeout', error_message = 'silent', "
-        "finished_at = updated_at, version = version + 1 WHERE status = 'running'"
+        "finished_at = updated_at, version = version + 1 WHERE status = 'running'",
     )
-    connection.commit()
-    connection.close()
+
+
+def change_rows(service: Service, statement: str) -> None:
+    """Do in the database what maintenance does after a long time."""
+    path = Path(service.environment["TASKSERVICE_DATA"]) / "taskservice.db"
+    with closing(sqlite3.connect(path, timeout=20)) as connection:
+        connection.execute(statement)
+        connection.commit()
