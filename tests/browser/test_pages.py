@@ -246,7 +246,7 @@ def test_first_agent_and_first_task_appear_by_themselves(chromium: Browser, site
     expect(agents.locator("#unused")).to_contain_text("counter")
     expect(other.locator("#agent-choice-counter")).to_be_attached()
     task = newcomer.start("counter", name="The first one")
-    expect(agents.locator("#agents")).to_contain_text("The first one")
+    expect(agents.locator("#agents")).to_contain_text("1 waiting")
     expect(page.locator(f"#task-{task['id']}")).to_be_visible()
     newcomer.register("second")
     expect(page.locator("#agent-choice-second")).to_be_attached()
