@@ -55,7 +55,7 @@ search?.addEventListener("submit", (event) => {
 });
 
 addEventListener("click", (event) => {
-  const link = event.target.closest?.("main a");
+  const link = event.target.closest?.("main a:not(#notice a)");
   const isPlain = !(event.ctrlKey || event.metaKey || event.shiftKey || event.altKey);
   if (!search || !link || !isPlain || link.pathname !== location.pathname) return;
   event.preventDefault();
