@@ -250,9 +250,7 @@ def test_error_goes_to_other_processes(error: TaskServiceError) -> None:
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
-def test_program_does_not_wait_long_for_an_unavailable_service(
-    machine: AgentMachine,
-) -> None:
+def test_program_does_not_wait_long_for_an_unavailable_service(machine: AgentMachine) -> None:
     program = (
         "from taskservice.client import Client, sender; sender.EXIT_SECONDS = 0.5\n"
         "Client().start('short').log('one\\ntwo')"

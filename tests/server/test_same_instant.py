@@ -38,9 +38,7 @@ def test_same_key_at_the_same_instant_starts_one_task(two_workers: Service) -> N
     assert len(alice.request("GET", "/task").json()) == 3
 
 
-def test_two_bodies_under_one_key_at_the_same_instant_start_one_task(
-    two_workers: Service,
-) -> None:
+def test_two_bodies_under_one_key_at_the_same_instant_start_one_task(two_workers: Service) -> None:
     alice = two_workers.add_user()
     alice.request("PUT", "/agent/summarizer")
     people = copies(alice, CALLERS)

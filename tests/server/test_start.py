@@ -54,9 +54,7 @@ def test_garbage_is_collected_again_when_a_command_is_loaded() -> None:
     assert gc.isenabled()
 
 
-def test_processes_that_start_concurrently_make_one_private_secret_key(
-    tmp_path: Path,
-) -> None:
+def test_processes_that_start_concurrently_make_one_private_secret_key(tmp_path: Path) -> None:
     program = (
         "import sys; from taskservice.config import Config; sys.stdin.read(); "
         "print(Config.from_environment().SECRET_KEY)"
