@@ -69,7 +69,7 @@ def test_follow_prints_the_log_as_it_grows(machine: AgentMachine) -> None:
     assert last["status"] == "complete"
 
 
-def test_terminal_that_lacks_a_character_is_no_failure(machine: AgentMachine) -> None:
+def test_terminal_that_lacks_a_character_is_not_a_failure(machine: AgentMachine) -> None:
     machine.user.start("one", name="nächtlich ☾")
     command = [*machine.command, "task", "list"]
     environment = {**machine.environment, "PYTHONIOENCODING": "latin-1"}
@@ -98,7 +98,7 @@ def test_follow_exits_by_the_outcome(machine: AgentMachine, shared_service: Serv
         assert result.stderr.startswith("error: ")
 
 
-def test_follow_of_a_task_that_is_deleted_says_so(machine: AgentMachine) -> None:
+def test_follow_says_that_the_task_was_deleted(machine: AgentMachine) -> None:
     task = machine.user.start("one")
     machine.user.append(task, "one")
     process = machine.spawn("task", "follow", str(task["id"]))
@@ -145,7 +145,7 @@ def test_refusals_are_one_line(machine: AgentMachine) -> None:
         assert sentence in machine.fail("task", *arguments)
 
 
-def test_closed_output_is_no_failure_of_ours(machine: AgentMachine) -> None:
+def test_closed_output_is_not_a_failure_of_ours(machine: AgentMachine) -> None:
     for _ in range(3):
         machine.user.start("one")
     process = machine.spawn("task", "list")
@@ -458,7 +458,7 @@ def test_shell_completes_ids_and_labels(machine: AgentMachine) -> None:
 # --- beginnings of ids -------------------------------------------------------------------
 
 
-def test_beginning_of_an_id_will_do(machine: AgentMachine) -> None:
+def test_prefix_of_an_id_is_enough(machine: AgentMachine) -> None:
     task = machine.user.start("one")
     machine.user.append(task, "one")
     machine.user.report(task, status="complete")
@@ -474,7 +474,7 @@ def test_beginning_of_an_id_will_do(machine: AgentMachine) -> None:
     assert machine.run("task", "delete", again[:23]).stdout == f"{again} is deleted\n"
 
 
-def test_beginning_that_fits_several_tasks_or_none_says_so(machine: AgentMachine) -> None:
+def test_prefix_of_several_tasks_or_none_is_refused(machine: AgentMachine) -> None:
     ids = [str(machine.user.start("one")["id"]) for _ in range(3)]
     for command in ("show", "logs", "follow", "rerun", "cancel", "delete"):
         several = machine.run("task", command, ids[0][:6])

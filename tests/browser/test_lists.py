@@ -121,7 +121,7 @@ def test_keys_move_search_and_help_but_not_in_a_field(
     page.wait_for_url(re.compile("/tasks/"))
 
 
-def test_keys_go_on_where_the_reader_was(visitor: Visitor, alice: RemoteClient) -> None:
+def test_keys_continue_where_the_reader_was(visitor: Visitor, alice: RemoteClient) -> None:
     tasks = {name: alice.start(name=name) for name in ("Oldest", "Middle", "Newest", "Other")}
     page = visitor.go("/?q=e&sort=createdAt")
     page.get_by_role("link", name="Middle", exact=True).click()

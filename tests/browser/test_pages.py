@@ -147,7 +147,7 @@ def test_open_page_looks_again_well_within_two_seconds(visitor: Visitor) -> None
     assert 0 < min(pauses) < 1_750
 
 
-def test_404_of_a_proxy_is_no_deletion(visitor: Visitor, site: Site) -> None:
+def test_404_of_a_proxy_is_not_a_deletion(visitor: Visitor, site: Site) -> None:
     task = start(site, name="Still here")
     page = visitor.go(f"/tasks/{task['id']}")
     pattern = re.compile(f"/tasks/{task['id']}$")
@@ -472,7 +472,7 @@ def test_restart_under_an_open_page_loses_and_doubles_no_line(visitor: Visitor, 
 
 
 @pytest.mark.parametrize("running", [True, False])
-def test_open_page_of_a_task_deleted_elsewhere_says_so(
+def test_open_page_says_that_its_task_was_deleted_elsewhere(
     visitor: Visitor, site: Site, running: bool
 ) -> None:
     task = start(site, name="Deleted elsewhere")
@@ -486,7 +486,7 @@ def test_open_page_of_a_task_deleted_elsewhere_says_so(
     visitor.complaints[:] = [text for text in visitor.complaints if "404" not in text]
 
 
-def test_open_page_of_a_session_that_ended_says_so(chromium: Browser, site: Site) -> None:
+def test_open_page_says_that_its_session_ended(chromium: Browser, site: Site) -> None:
     key = answered(site.alice.post("/key", json={"name": "guest"}), 201)
     guest = Visitor(chromium, site.url)
     page = guest.sign_in(key["key"])

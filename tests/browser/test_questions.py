@@ -137,7 +137,7 @@ def test_browser_checks_what_is_typed_first(visitor: Visitor, alice: RemoteClien
     }  # fmt: skip
 
 
-def test_form_that_is_filled_in_outlives_all_refreshes(
+def test_form_that_is_filled_in_survives_all_refreshes(
     visitor: Visitor, alice: RemoteClient
 ) -> None:
     task = alice.start(name="First", claim=True)
@@ -164,7 +164,7 @@ def test_form_that_is_filled_in_outlives_all_refreshes(
     expect(page.locator("#ended")).to_contain_text("facture")
 
 
-def test_question_that_is_answered_while_somebody_types_says_so_in_its_form(
+def test_form_says_that_its_question_was_answered_while_somebody_types(
     visitor: Visitor, alice: RemoteClient
 ) -> None:
     task = alice.start(name="First", claim=True)

@@ -193,7 +193,7 @@ def test_failed_task_shows_each_part_once_and_its_message_first(
     check_accessible(page)
 
 
-def test_task_that_hangs_says_so_first(visitor: Visitor, site: Site) -> None:
+def test_page_says_first_that_its_task_hangs(visitor: Visitor, site: Site) -> None:
     task = start(site, name="Stuck")
     site.alice.append(task, "one line")
     site.alice.report(task, progress=0.5)
@@ -251,7 +251,7 @@ def test_few_controls_of_a_log_are_in_one_row(visitor: Visitor, site: Site) -> N
     site.alice.post(f"/task/{task['id']}/cancel")
 
 
-def test_log_without_an_error_says_so(visitor: Visitor, site: Site) -> None:
+def test_log_says_that_it_has_no_error(visitor: Visitor, site: Site) -> None:
     task = start(site, name="Fine")
     site.alice.append(task, "0 errors", "no error", "error_count = 0", "errors: none")
     site.alice.report(task, status="complete")
@@ -490,7 +490,7 @@ def test_silence_before_the_end_of_a_task_is_marked(visitor: Visitor, site: Site
     check_accessible(page)
 
 
-def test_log_without_lines_of_a_level_says_so(visitor: Visitor, site: Site) -> None:
+def test_log_says_that_it_has_no_lines_of_a_level(visitor: Visitor, site: Site) -> None:
     task = start(site, name="Harmless")
     site.alice.append(task, "info one", "info two", "warning three")
     site.alice.report(task, status="error", error={"message": "exit status 255"})

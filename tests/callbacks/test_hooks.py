@@ -1123,7 +1123,7 @@ def test_people_have_their_pause_whatever_a_user_does(
         receiver.wait_for(2)
 
 
-def test_message_whose_first_task_is_deleted_meanwhile_is_sent_once(
+def test_message_whose_first_task_is_deleted_in_between_is_sent_once(
     app: Flask, alice: ApiClient, receiver: Receiver
 ) -> None:
     hook = add_hook(alice, f"{receiver.url}slack", events=["task.ended"])

@@ -218,7 +218,7 @@ def test_wrong_password_is_the_operators_fault(
     assert "hidden" not in caplog.text
 
 
-def test_server_without_logins_is_no_place_for_a_password(tls: ssl.SSLContext) -> None:
+def test_server_without_logins_gets_no_password(tls: ssl.SSLContext) -> None:
     with MailServer(tls=tls, replies={"EHLO": "250-x\r\n250 STARTTLS"}) as server:
         outcome = deliver(server.url.replace("//", "//tasks:hidden@"))
     assert outcome.message.endswith(" refused the login in TASKSERVICE_SMTP_URL.")
@@ -258,7 +258,7 @@ def test_refusal_says_what_is_refused(
 
 
 @pytest.mark.parametrize("greeting", ["554 No service", "421 Busy", "HTTP/1.1 400 Bad Request"])
-def test_server_that_takes_no_mail_says_so(greeting: str) -> None:
+def test_server_that_takes_no_mail_is_explained(greeting: str) -> None:
     with MailServer(replies={"GREETING": greeting}) as server:
         outcome = deliver(server.url)
     assert outcome.message == f"127.0.0.1 on port {server.port} accepts no mail now."

@@ -163,7 +163,9 @@ def test_question_leads_to_its_answer() -> None:
     ],
     ids=("four", "blank", "long", "none"),
 )
-def test_choices_that_ntfy_would_refuse_are_no_buttons(choices: Sequence[tuple[str, str]]) -> None:
+def test_choices_that_ntfy_would_refuse_do_not_become_buttons(
+    choices: Sequence[tuple[str, str]],
+) -> None:
     assert "actions" not in ntfy(ASKS._replace(choices=choices))
 
 

@@ -27,7 +27,7 @@ def agent_rows(text: str) -> dict[str, str]:
     return dict(re.findall(r'<tr id="of-([\w-]+)">(.+?)</tr>', text, re.DOTALL))
 
 
-def test_agents_in_trouble_come_first_and_say_so(
+def test_agents_in_trouble_come_first_with_the_reason(
     window: Browser, alice: ApiClient, app: Flask, clocks: Clocks
 ) -> None:
     alice.start("waits")

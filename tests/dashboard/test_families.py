@@ -120,7 +120,7 @@ def test_many_children_are_counted_up_to_a_limit_and_have_a_list(
 
 
 @one_database
-def test_agent_key_sees_children_of_parents_that_it_may_not_see(
+def test_agent_key_sees_children_of_parents_that_it_cannot_see(
     alice: ApiClient, parent: Task
 ) -> None:
     html = signed_in(alice.agent_key("other")).read("/")

@@ -40,7 +40,7 @@ def run(person: ApiClient, agent_id: str, status: str, **fields: Any) -> dict[st
     return person.report(person.start(agent_id, claim=True), status=status, **fields)
 
 
-def test_inbox_that_is_empty_says_so_in_one_sentence(window: Browser) -> None:
+def test_empty_inbox_has_one_sentence(window: Browser) -> None:
     assert "Nothing needs you." in text_of(window, "/inbox")
     assert rows(text_of(window, "/inbox")) == {}
     assert number(window) == ""

@@ -78,7 +78,7 @@ def test_name_may_end_in_any_letter(app: Flask, alice: ApiClient, name: str) -> 
     assert named(app, f" \t{name}\t ").get("/").status_code == 200
 
 
-def test_rights_are_those_of_the_key(app: Flask, alice: ApiClient, bob: ApiClient) -> None:
+def test_key_decides_on_the_rights(app: Flask, alice: ApiClient, bob: ApiClient) -> None:
     login(app, access="read")
     login(app, "bert", team="bob")
     login(app, "carl", agent=alice.register("idle")["id"])

@@ -297,7 +297,7 @@ def test_form_of_a_session_that_has_ended_leads_to_the_sign_in_and_back(
 
 
 @one_database
-def test_old_sign_in_form_is_no_dead_end(app: Flask, window: Browser, alice: ApiClient) -> None:
+def test_old_sign_in_form_is_not_a_dead_end(app: Flask, window: Browser, alice: ApiClient) -> None:
     assert window.get("/sign-in").location == "/"
     assert window.get("/sign-in?next=/agents").location == "/agents"
     assert window.post("/sign-in", {"token": "old", "key": alice.key}).location == "/"
@@ -478,7 +478,7 @@ def test_page_of_a_deleted_task_says_that_it_was_deleted(
 
 
 @one_database
-def test_cancel_of_a_finished_task_says_so(
+def test_cancel_says_that_the_task_has_finished(
     window: Browser, alice: ApiClient, task: dict[str, Any]
 ) -> None:
     path = f"/tasks/{task['id']}"
@@ -507,7 +507,7 @@ def test_invisible_name_is_still_a_link(window: Browser, alice: ApiClient, name:
     assert "unnamed" in window.get("/keys").text
 
 
-def test_filters_and_pages_are_those_of_the_api(window: Browser, alice: ApiClient) -> None:
+def test_filters_and_pages_are_as_in_the_api(window: Browser, alice: ApiClient) -> None:
     started = [alice.start(name=f"Task {number:02}") for number in range(55)]
     alice.report(started[3], status="error")
     alice.start("translator", name="Other")
@@ -618,7 +618,7 @@ def test_filters_are_named_and_each_can_be_removed(window: Browser, alice: ApiCl
 
 
 @one_database
-def test_last_moment_there_is_may_bound_the_list(window: Browser) -> None:
+def test_last_time_there_is_may_bound_the_list(window: Browser) -> None:
     last = "9999-12-31T23:59:59.999Z"
     assert window.get(f"/?createdAfter={last}&createdBefore={last}").status_code == 200
 
@@ -987,7 +987,7 @@ def test_end_of_a_task_leads_back_to_the_list_where_one_was(
 
 
 @one_database
-def test_way_back_outlives_reruns_relatives_questions_and_redeliveries(
+def test_way_back_survives_reruns_relatives_questions_and_redeliveries(
     window: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
     parent = alice.start(name="parent", claim=True, callback=receiver.url)
@@ -1129,7 +1129,7 @@ def test_key_that_does_not_fit_says_why(window: Browser, alice: ApiClient) -> No
         assert "<b>" in response.text
 
 
-def test_nul_and_absurd_numbers_are_no_failure(window: Browser, alice: ApiClient) -> None:
+def test_nul_and_absurd_numbers_are_not_a_failure(window: Browser, alice: ApiClient) -> None:
     task = alice.start()
     alice.report(task, status="complete")
     assert "No task matches the filters" in window.get("/?q=a%00b").text

@@ -93,7 +93,7 @@ def test_form_starts_a_task_with_what_is_filled_in(window: Browser, alice: ApiCl
     }  # fmt: skip
 
 
-def test_what_does_not_fit_is_said_beside_its_field_and_starts_nothing(
+def test_what_does_not_fit_is_said_next_to_its_field_and_starts_nothing(
     window: Browser, alice: ApiClient
 ) -> None:
     register(alice)

@@ -170,7 +170,7 @@ def test_hostile_text_is_shown_as_text(alice: ApiClient, window: Browser) -> Non
 
 
 @one_database
-def test_busy_search_says_so_and_offers_to_try_again(alice: ApiClient, window: Browser) -> None:
+def test_busy_search_offers_to_try_again(alice: ApiClient, window: Browser) -> None:
     task = with_log(alice, "hit")
     with search.slots.hold(task["userId"]):
         for where in ("logs", "errors"):

@@ -526,7 +526,7 @@ def test_runs_of_the_same_kind_before_and_after_are_linked(
 
 
 @one_database
-def test_missing_output_of_a_failure_is_no_difference(window: Browser, alice: ApiClient) -> None:
+def test_missing_output_of_a_failure_is_not_a_difference(window: Browser, alice: ApiClient) -> None:
     for status, output in (
         ("complete", {"orders": 418, "rows": [1], "same": 1}),
         ("error", {"orders": 417, "same": 1, "new": 1}),
@@ -539,7 +539,7 @@ def test_missing_output_of_a_failure_is_no_difference(window: Browser, alice: Ap
 
 
 @one_database
-def test_run_beside_a_task_is_looked_for_among_a_limited_number(
+def test_neighbour_of_a_task_is_looked_for_among_a_limited_number(
     window: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(neighbours, "SEARCHED", 3)

@@ -185,7 +185,7 @@ def test_worker_that_is_busy_is_not_missed(alice: ApiClient, clocks: Clocks) -> 
     assert len(items(alice, "no_worker")) == 1
 
 
-def test_run_of_an_agent_is_no_worker(alice: ApiClient, clocks: Clocks) -> None:
+def test_run_of_an_agent_is_not_a_worker(alice: ApiClient, clocks: Clocks) -> None:
     waiting = alice.start()
     run = alice.start(claim=True)
     clocks.go_on(20 * MINUTE)

@@ -169,7 +169,7 @@ def test_search_in_logs_has_the_filters_of_the_list(alice: ApiClient, tasks: lis
 
 
 @pytest.mark.parametrize("few", [0, 4, 100])
-def test_search_that_stops_early_goes_on_with_the_next_page(
+def test_search_that_stops_early_continues_with_the_next_page(
     alice: ApiClient, tasks: list[Task], monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
     """As among very many tasks: a page may have fewer tasks than its limit, even none."""
@@ -609,7 +609,7 @@ def refused(response: Any) -> None:
 
 
 @one_database
-def test_garbage_is_no_cursor(alice: ApiClient, subtests: pytest.Subtests) -> None:
+def test_garbage_is_not_a_cursor(alice: ApiClient, subtests: pytest.Subtests) -> None:
     for cursor in (
         "", "x", "abc", "%", "====", "ü", "\0", "bnVsbA==", "W10=", "e30=", "MQ==", "WzEsMl0=",
         "gICA", "x" * 5000, "[]", "' OR 1=1 --",

@@ -170,7 +170,7 @@ def test_search_that_took_its_time_continues(
     assert lines(alice, "hit")[1:] == [(task["id"], 1) for task in reversed(tasks)]
 
 
-def test_log_that_changes_meanwhile_is_searched_on(
+def test_search_continues_in_a_log_that_changes(
     alice: ApiClient, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, task, newest = (with_log(alice, *["hit"] * 4) for _ in range(3))
