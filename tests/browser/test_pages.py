@@ -605,7 +605,7 @@ def test_every_page_keeps_the_rules_of_accessibility(visitor: Visitor, site: Sit
     check_accessible(page)
     page = visitor.go("/notifications")
     page.get_by_label("Program").check()
-    page.get_by_label("Address").fill(f"{site.bad.url}notifications")
+    page.get_by_role("textbox", name="Address").fill(f"{site.bad.url}notifications")
     page.get_by_role("button", name="Add").click()
     page.get_by_role("button", name="Send a test").click()
     expect(page.locator("#notice")).to_contain_text("The receiver responded with 503")
