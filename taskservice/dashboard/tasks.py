@@ -62,8 +62,10 @@ LONGEST = 366 * 86_400
 
 def _expected_end(agent: AgentRow, task: TaskRow) -> str | None:
     """The expected end of a running task: from its progress, or its agent's usual duration."""
-    if task.status != terms.RUNNING or task.claimed_at is None or open_questions(task.questions):
-        # Nobody knows how long a person takes to answer.
+    if task.status != terms.RUNNING or task.claimed_at is None:
+        return None
+    if open_questions(task.questions) or task.hanging_since:
+        # Nobody knows how long a person takes to answer, or what the task waits for.
         return None
     progress = float(task.progress or 0)
     if progress > 0:

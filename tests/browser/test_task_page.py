@@ -200,6 +200,7 @@ def test_page_says_first_that_its_task_hangs(visitor: Visitor, site: Site) -> No
     hang(site.app, task)
     page = open_task(visitor, task)
     expect(page.locator("#hangs")).to_contain_text("This task hangs")
+    expect(page.locator("#progress time")).to_have_count(0)
     tops = [
         page.locator(part).evaluate("part => part.getBoundingClientRect().top")
         for part in ("h1", "#hangs", "#progress", "#log")

@@ -21,7 +21,7 @@ pytestmark = one_database
 VNU = "vnu-jar/build/dist/vnu.jar"
 HTML = {"Accept": "text/html"}
 # How many pages of one route are read.
-ENOUGH = 3
+ENOUGH = 4
 STARTS = ("/", "/sign-in", "/docs", "/tasks/nowhere")
 ROUTES = {
     "/", "/docs", "/sign-in", "/agents", "/agents/<agent_id>", "/agents/<agent_id>/edit",
@@ -84,7 +84,8 @@ def test_pages_have_no_error_and_no_warning(
         ]
         for person in people:
             person.post("/hook", json={"target": receiver.url, "events": ["task.ended"]})
-            person.report(person.start(claim=True), status="complete")
+            for status in ("complete", "error"):
+                person.report(person.start(claim=True), status=status)
         paths: dict[str, str] = {}
         for person in people:
             for path, html in pages(app, person):

@@ -191,10 +191,19 @@ def _special(app: Flask, person: ApiClient, good_url: str, bad_url: str) -> None
     append_over(person, lost, UNREACHABLE, start, [0.1, 0.8, 40.0])
     person.report(lost, status="error", error={"message": "exit status 255"}, output={"files": 0})
     end(app, lost, start + timedelta(seconds=41))
-    failed = person.start(
-        name="Support mailbox digest", claim=True, callback=bad_url, input=INPUT,
-        labels={"env": "prod", "mailbox": "support@example.org"},
-    )  # fmt: skip
+    labels = {"env": "prod", "mailbox": "support@example.org"}
+    earlier = INPUT | {"since": "2026-11-22"}
+    digest: dict[str, Any] = {
+        "name": "Support mailbox digest",
+        "claim": True,
+        "callback": bad_url,
+    }
+    good = person.start(**digest, input=earlier, labels=labels | {"version": "4.1"})
+    start = shift(app, good, 86_400)
+    append_over(person, good, [*lines(40)], start, [0.2] * 40)
+    person.report(good, status="complete", output={"read": 40})
+    end(app, good, start + timedelta(seconds=9))
+    failed = person.start(**digest, input=INPUT, labels=labels | {"version": "4.2"})
     start = shift(app, failed, 340)
     # It hangs before it fails.
     append_over(person, failed, [*lines(214), *TRACEBACK], start, [0.2] * 214 + [100.0] + [0.0] * 3)

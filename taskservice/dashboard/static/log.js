@@ -679,7 +679,8 @@ initSearch({
 });
 if (!running) finish();
 fit();
-if (prefersWrap()) wrap(true);
+wrapBox.checked = prefersWrap();
+if (wrapBox.checked) wrap(true);
 // The last lines of a failed task show why it failed.
 if (box.dataset.status === "error") scrollToEnd();
 showTimes();

@@ -274,7 +274,11 @@ export function init(functions) {
     steps[direction].addEventListener("click", () => step(direction));
     ends[direction].addEventListener("click", () => showError(direction));
   }
-  for (const box of boxes) box.addEventListener("change", chooseLevels);
+  for (const box of boxes) {
+    // A browser that reloads a page may keep it checked.
+    box.checked = false;
+    box.addEventListener("change", chooseLevels);
+  }
   get("log-all-lines").addEventListener("click", () => {
     showAllLevels();
     get("log").focus({ preventScroll: true });
