@@ -117,7 +117,8 @@ def print_table(
 
     A terminal gets a cell in colour if `colours` has its first word, below the name of its column,
     with the number of an escape sequence. With `optional` the table is at most as wide as the
-    terminal: if necessary without these columns, the first of them first, and with shorter cells.
+    terminal: if necessary without empty columns and these, the first of them first, and with
+    shorter cells.
     """
     table = [[escaped(cell) for cell in row] for row in rows]
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
@@ -142,10 +143,12 @@ _READABLE_CELL = 28
 
 
 def _fitted(table: list[list[str]], columns: int, optional: Sequence[str]) -> list[list[str]]:
-    """The table in this width: without the current year in its times, and as `print_table` says."""
+    """The table in this width: first without the current year in its times, and empty columns."""
     if _total(_widths(table)) > columns:
         year = re.compile(rf"^{datetime.now().year}-(?=\d\d-\d\d \d\d:)")
         table = [[year.sub("", cell) for cell in row] for row in table]
+        filled = [cells for cells in zip(*table, strict=True) if set(cells[1:]) != {"-"}]
+        table = [list(row) for row in zip(*filled, strict=True)]
     for name in optional:
         readable = [min(width, _READABLE_CELL) for width in _widths(table)]
         if name in table[0] and _total(readable) > columns:

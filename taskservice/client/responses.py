@@ -271,7 +271,7 @@ _TYPES: dict[str, Any] = {
     **dict.fromkeys(("cut", "delivered"), bool),
     "against": "id",
     "error": Failure | None,
-    "hits": ["taskId,line,text"],
+    "hits": ["taskId,agentId,name,status,line,text"],
     "info": "version",
     "key": "name",
     "labels": dict[str, str],

@@ -424,7 +424,7 @@ def _resend_one(
 
 def _is_owner(user: Mapping[str, Any], run: SavedRun) -> bool:
     key = user["key"]
-    owners = [key["hint"]] if run.is_of_key else [key.get("agentId") or run.agent_id]
+    owners = [key.get("hint")] if run.is_of_key else [key.get("agentId") or run.agent_id]
     return run.agent_id in owners and run.user_id in (None, user["id"])
 
 

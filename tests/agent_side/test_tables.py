@@ -143,6 +143,11 @@ def test_grep_names_the_agent_and_the_task_on_a_terminal(night: AgentMachine) ->
     assert "There is no agent etl-order-s; did you mean etl-orders?" in unknown.stderr
 
 
+def test_table_without_rows_is_its_header(machine: AgentMachine) -> None:
+    header = on_terminal([*machine.command, "hook", "list"], machine.environment)
+    assert header.startswith("ID  STATE  ADDRESS")
+
+
 @pytest.mark.parametrize("width", [20, 40, 60])
 def test_narrow_terminal_gets_the_first_columns(night: AgentMachine, width: int) -> None:
     for command in ("task", "agent", "hook"):
