@@ -63,6 +63,9 @@ HOOK_FORMATS = (STANDARD, *PEOPLE_FORMATS)
 OK, BROKEN = "ok", "broken"
 AGENT_STATES = (OK, BROKEN)
 
+# Of a task that failed without one.
+NO_MESSAGE = "The agent reported an error"
+
 # What needs attention, the most urgent first.
 QUESTION, LATE, HANGING, NO_WORKER = "question", "late", "hanging", "no_worker"
 CALLBACK_FAILED, BACKUP_OLD = "callback_failed", "backup_old"

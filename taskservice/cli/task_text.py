@@ -7,6 +7,7 @@ from typing import Any
 
 from taskservice.client import Task
 from taskservice.quantities import percent_done, seconds_text
+from taskservice.reasons import is_generic, reason_line
 from taskservice.terminal import local_time, print_table, shortened, with_offset
 from taskservice.terms import CANCELLED, COMPLETE, FAILED, HANGING, RUNNING, TIMEOUT
 
@@ -30,12 +31,19 @@ COLOURS = {
 # Lengths of the shown prefixes of ids: the milliseconds; the milliseconds and 12 random bits.
 SHORT_ID, LONGER_ID = 13, 18
 MAX_CELL = 60
+# Of as many tasks that failed without a reason the last lines are read.
+MAX_LOGS, END_LINES = 20, 100
 
 
 def print_tasks(tasks: Sequence[Task]) -> None:
     """Print a table with a row for each task."""
     length = id_length([task.id for task in tasks])
-    rows = [dict(zip(HEADER, _row(task, length), strict=True)) for task in tasks]
+    generic = [task for task in tasks if task.error and is_generic(task.error["message"])]
+    log_ends = {task.id: _log_end(task) for task in generic[:MAX_LOGS]}
+    rows = [
+        dict(zip(HEADER, _row(task, length, log_ends.get(task.id, "")), strict=True))
+        for task in tasks
+    ]
     columns = [name for name in HEADER if name not in OFTEN_EMPTY or any(row[name] for row in rows)]
     cells = ([shortened(row[name], MAX_CELL) for name in columns] for row in rows)
     print_table([columns, *cells], colours={"STATUS": COLOURS}, optional=OPTIONAL)
@@ -47,10 +55,15 @@ def id_length(ids: Collection[str]) -> int:
     return SHORT_ID if is_short_unique else LONGER_ID
 
 
-def _row(task: Task, length: int) -> tuple[str, ...]:
+def _log_end(task: Task) -> str:
+    lines = task.lines(after=max(task.data["logCount"] - END_LINES, 0))
+    return "\n".join(line.text for line in lines)
+
+
+def _row(task: Task, length: int, log_end: str) -> tuple[str, ...]:
     data = task.data
     if task.error:
-        note = task.error["message"].strip().partition("\n")[0]
+        note = reason_line(task.error["message"], log_end)
     elif task.questions:
         note = asks(task.questions[0]["message"])
     else:

@@ -249,7 +249,7 @@ class Client:
             >>> with client.start("reader", name="nightly") as task:
             ...     task.fail("The disk is full")
             >>> [(item["kind"], item["text"]) for item in client.attention()]
-            [('broken', 'The last task failed')]
+            [('broken', 'The last task failed: The disk is full')]
         """
         return self.connection.call("GET", "/attention", _ATTENTION).data
 

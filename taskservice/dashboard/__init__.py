@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Flask
 
-from taskservice import quantities
+from taskservice import quantities, reasons
 from taskservice.dashboard import (
     agents,
     formatting,
@@ -45,10 +45,13 @@ for blueprint in (
 FUNCTIONS: dict[str, Any] = {
     **dict(getmembers(formatting, isfunction) + getmembers(quantities, isfunction)),
     "documentation": documentation,
+    "error_reason": reasons.error_reason,
     "form_token": sessions.form_token,
+    "log_reason": reasons.log_reason,
     "seconds_between": clock.seconds_between,
     "submission_id": sessions.submission_id,
     "way_back": pages.way_back,
+    "without_escapes": reasons.without_escapes,
 }
 dashboard.app_context_processor(lambda: FUNCTIONS)
 

@@ -7,20 +7,13 @@ from typing import Any
 
 import orjson
 
+from taskservice import reasons
 from taskservice.database import clock
+from taskservice.reasons import reason_line
 from taskservice.schemas import strict_json
 from taskservice.services.lists import WAITING
 from taskservice.terminal import escaped_lines
 from taskservice.terms import FAILED, RUNNING
-
-# Terminal escape sequences, such as colours.
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[^\[\]])")
-# Messages without a reason.
-_GENERIC = re.compile(
-    r"(?:the agent reported an error|killed by signal .*|(?:failed|error)?:?\s*"
-    r"(?:exit|exited|exited with)?\s*(?:status|code)?:?\s*\d*)\.?",
-    re.IGNORECASE,
-)
 
 # The maximum number of characters of a line in a table.
 MAX_LINE = 300
@@ -36,30 +29,6 @@ def is_blank(text: str) -> bool:
     """Whether a name has no visible character."""
     # Separators and control characters; U+115F and U+3164 are letters without a glyph.
     return all(unicodedata.category(c)[0] in "ZC" or c in "\u115f\u3164" for c in text)
-
-
-def error_reason(message: str) -> str:
-    """The most useful line of an error message: the first, or the last of a traceback."""
-    lines = [line.strip() for line in message.split("\n") if line.strip()]
-    if not lines:
-        return ""
-    return lines[-1] if lines[0].startswith("Traceback (most recent call last)") else lines[0]
-
-
-def is_generic(row: Any) -> bool:
-    """Whether a task failed with a message that contains no reason."""
-    is_short = row.error_type == FAILED and len(row.error_message) < 100
-    return is_short and bool(_GENERIC.fullmatch(error_reason(row.error_message)))
-
-
-def without_escapes(text: str) -> str:
-    return _ESCAPES.sub("", text)
-
-
-def last_line(text: str) -> str:
-    """The last line with visible text, as a terminal without colours would leave it."""
-    lines = [line.split("\r")[-1].strip() for line in without_escapes(text).split("\n")]
-    return next((line[:MAX_LINE] for line in reversed(lines) if line), "")
 
 
 def number(value: int) -> str:
@@ -83,11 +52,16 @@ def outcome_of(row: Any) -> str:
     return str(row.error_type or state_of(row))
 
 
-def reason(row: Any) -> str:
+def reason(row: Any, log_end: str = "") -> str:
     """One line for a table: why a task failed, or the note of a running task; else empty."""
     if row.status == RUNNING:
         return row.note or ""
-    return error_reason(row.error_message or "")[:MAX_LINE]
+    return reason_line(row.error_message or "", log_end)[:MAX_LINE]
+
+
+def is_generic(row: Any) -> bool:
+    """Whether a task failed with a message that contains no reason."""
+    return row.error_type == FAILED and reasons.is_generic(row.error_message)
 
 
 def repeats_agent(row: Any) -> bool:

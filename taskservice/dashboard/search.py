@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 from flask import Blueprint, Response, request
 
 from taskservice.auth import caller
-from taskservice.dashboard import formatting
 from taskservice.dashboard.filters import WORDS, arguments, load, without_empty_fields
 from taskservice.dashboard.pages import first_texts, page
 from taskservice.database.rows import TaskRow
+from taskservice.reasons import without_escapes
 from taskservice.schemas.requests import SearchQuerySchema
 from taskservice.services import lists, search
 from taskservice.services import tasks as task_service
@@ -83,7 +83,7 @@ def _lines_of_error(row: TaskRow, text: str) -> list[tuple[int | None, list[str]
 def _pieces(line: str, text: str) -> list[str]:
     pattern = _pattern(text)
     pieces = re.split(f"({pattern.pattern})", line, flags=pattern.flags)
-    return [formatting.without_escapes(piece) for piece in pieces]
+    return [without_escapes(piece) for piece in pieces]
 
 
 def _pattern(text: str) -> re.Pattern[str]:

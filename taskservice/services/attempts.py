@@ -13,7 +13,7 @@ from flask import Flask, current_app
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from taskservice import resources
+from taskservice import reasons, resources
 from taskservice.database import clock
 from taskservice.database.models import Delivery, Event, Hook
 from taskservice.database.rows import HookRow, TaskRow
@@ -27,6 +27,7 @@ from taskservice.services import (
     agents,
     deliveries,
     links,
+    logs,
     questions,
     samples,
     task_json,
@@ -222,7 +223,13 @@ def _message_to_hook(leased: deliveries.Leased) -> Message:
     if hook.format == STANDARD:
         event = events[0]
         return _for_program(hook, leased.id, event.name, event.at, _data(hook, event))
-    return _for_people(hook, leased.id, [_notice(hook, event) for event in events], count)
+    log_ends = logs.ends([event.task_id for event in events if _needs_log(event)])
+    notices = [_notice(hook, event, log_ends.get(event.task_id, "")) for event in events]
+    return _for_people(hook, leased.id, notices, count)
+
+
+def _needs_log(event: AnyRow) -> bool:
+    return event.error_message is not None and reasons.is_generic(event.error_message)
 
 
 def sample(hook: HookRow) -> Message:
@@ -296,9 +303,11 @@ def _answer_url(event: AnyRow) -> str | None:
     return page(f"answer/{links.token_of(event.question_id)}")
 
 
-def _notice(hook: HookRow, event: AnyRow) -> Notice:
+def _notice(hook: HookRow, event: AnyRow, log_end: str = "") -> Notice:
     kind, details = KINDS[event.name], strict_json.loads(event.details.encode())
-    reason = details["reason"] if kind == TASK_HANGS else event.question or event.error_message
+    reason = details["reason"] if kind == TASK_HANGS else event.question
+    if reason is None and event.error_message is not None:
+        reason = reasons.reason(event.error_message, log_end)
     answer_url, choices = None, []
     if hook.answer_links and event.question_state == OPEN and (answer_url := _answer_url(event)):
         choices = links.choices(strict_json.loads(event.question_schema.encode()))

@@ -19,8 +19,9 @@ from taskservice.database.rows import AgentRow
 from taskservice.database.transactions import database_time, read_all, read_one
 from taskservice.database.types import AnyRow
 from taskservice.quantities import seconds_text
+from taskservice.reasons import is_generic, reason_line
 from taskservice.schemas.fields import open_questions
-from taskservice.services import hooks, mutes
+from taskservice.services import hooks, logs, mutes
 from taskservice.services.tasks import (
     NEWEST_FAILURE,
     is_claimed_by_worker,
@@ -198,11 +199,18 @@ def _questions(values: dict[str, Any]) -> Items:
 
 
 def _in_trouble(values: dict[str, Any]) -> Items:
-    for agent in read_all(_IN_TROUBLE, **values):
+    agents = read_all(_IN_TROUBLE, **values)
+    broken = [agent.id for agent in agents if agent.state == terms.BROKEN]
+    newest = {id_: read_one(NEWEST_FAILURE, **values, agent_id=id_) for id_ in broken}
+    tasks = list(filter(None, newest.values()))
+    log_ends = logs.ends([task.id for task in tasks if is_generic(task.error_message)])
+    for agent in agents:
         if agent.state == terms.BROKEN:
-            newest = read_one(NEWEST_FAILURE, **values, agent_id=agent.id)
-            reason = failures_text(agent.failures)
-            yield terms.BROKEN, agent.id, newest and newest.id, agent.state_since, reason
+            task, reason = newest[agent.id], failures_text(agent.failures)
+            why = task and reason_line(task.error_message, log_ends.get(task.id, ""))
+            if why and why != terms.NO_MESSAGE:
+                reason = _line(f"{reason}: {why}")
+            yield terms.BROKEN, agent.id, task and task.id, agent.state_since, reason
         if agent.late_since is not None:
             yield terms.LATE, agent.id, None, agent.late_since, "The expected run did not come"
 

@@ -71,14 +71,16 @@ _is_after, _is_until = LogChunk.last > bindparam("after"), LogChunk.last <= bind
 _CHUNKS = Statement[Any](_of_log.where(_is_after).order_by(LogChunk.last))
 _LAST_CHUNKS = Statement[Any](_of_log.where(_is_until).order_by(LogChunk.last.desc()))
 # How many characters of a log `ends` reads.
-MAX_END = 2_000
+MAX_END = 8_000
+END_LINES = 100  # for which the last chunks are read
 _LENGTH = func.length(LogChunk.text)
 _END = func.substr(LogChunk.text, _LENGTH - MAX_END + 1)
 _ENDS = Statement[AnyRow](
     select(Task.id, case((_LENGTH > MAX_END, _END), else_=LogChunk.text).label("text"))
     .join(Log, Log.task_id == Task.id)
-    .join(LogChunk, (LogChunk.log_id == Log.id) & (LogChunk.last == Task.log_count))
+    .join(LogChunk, (LogChunk.log_id == Log.id) & (LogChunk.last > Task.log_count - END_LINES))
     .where(types.is_among(Task.id, "task_ids"))
+    .order_by(LogChunk.last)
 )
 
 
@@ -210,8 +212,11 @@ def _line_count(chunks: Sequence[Any]) -> int:
 
 
 def ends(task_ids: Collection[str]) -> dict[str, str]:
-    """Task id -> the end of the last chunk of its log; tasks without lines are left out."""
-    return {row.id: row.text for row in read_all(_ENDS, task_ids=list(task_ids))}
+    """Task id -> the end of its log; tasks without lines are left out."""
+    texts: dict[str, list[str]] = {}
+    for row in read_all(_ENDS, task_ids=list(task_ids)) if task_ids else ():
+        texts.setdefault(row.id, []).append(row.text)
+    return {task_id: "\n".join(texts[task_id])[-MAX_END:] for task_id in texts}
 
 
 # Splits new lines into chunks of bounded size, without an object for each line.

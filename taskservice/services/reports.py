@@ -117,7 +117,7 @@ def _columns_of_end(task: TaskRow, status: str, failure: dict[str, Any] | None) 
         return {"status": status, "error_type": None, "error_message": None}
     if failure is None and task.status == terms.ERROR and task.error_type != terms.TIMEOUT:
         return {"status": terms.ERROR}
-    message = "The agent reported an error" if failure is None else failure["message"]
+    message = terms.NO_MESSAGE if failure is None else failure["message"]
     return {"status": terms.ERROR, "error_type": terms.FAILED, "error_message": message}
 
 

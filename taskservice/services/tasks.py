@@ -71,6 +71,7 @@ _NEWEST_RERUN = Statement[TaskRow](
 of_this_agent = (tasks_of_user, Task.agent_id == bindparam("agent_id"))
 _finished = (
     select(Task.id, Task.user_id, Task.agent_id, Task.labels, Task.error_type)
+    .add_columns(Task.error_message)
     .where(*of_this_agent, Task.finished_at.is_not(None))
     .order_by(Task.finished_at.desc())
     .limit(1_000)

@@ -21,7 +21,7 @@ def test_status_prints_what_needs_attention(machine: AgentMachine) -> None:
     assert header.split() == ["KIND", "SINCE", "AGENT", "TASK", "TEXT"]
     assert asks.split()[0] == "question"
     assert broken.split()[0] == "broken"
-    assert broken.endswith(f"  report  {str(failed['id'])[:13]}  The last task failed")
+    assert broken.endswith(f"  report  {str(failed['id'])[:13]}  The last task failed: no")
     as_json = machine.run("status", "--json")
     assert as_json.returncode == 1
     assert objects(as_json.stdout) == machine.user.read("/attention")

@@ -698,16 +698,18 @@ def test_generic_message_is_followed_by_the_last_line_of_the_log(
     fail("Exit status 2")
     fail("Exit status of the disk: full", "not shown")
     fail("error in the plan", "not shown")
-    end = '<span class="last-line">· <bdi>(.*?)</bdi>'
-    last_lines = [unescape(line) for line in re.findall(end, window.get("/").text)]
-    *others, long = reversed(last_lines)
-    assert others == [f"why {HOSTILE}"] * len(generic)
+    shown = re.findall('<p class="reason failed"><bdi>(.*?)</bdi>', window.get("/").text)
+    *others, long, alone, disk, plan = reversed([unescape(reason) for reason in shown])
+    messages = [message or "The agent reported an error" for message in generic]
+    assert others == [f"{message}: why {HOSTILE}" for message in messages]
     assert len(long) <= 300
     assert "long long" in long
+    assert (alone, plan) == ("Exit status 2", "error in the plan")
+    assert disk == "Exit status of the disk: full"
 
 
 @one_database
-def test_ends_of_logs_are_read_by_one_statement_and_by_keys(
+def test_ends_of_logs_are_read_together_and_by_keys(
     app: Flask, window: Browser, alice: ApiClient
 ) -> None:
     for _ in range(3):
@@ -715,11 +717,14 @@ def test_ends_of_logs_are_read_by_one_statement_and_by_keys(
         alice.append(task, "why")
         alice.report(task, status="error")
     statements = reads(app, lambda: window.get("/"))
-    ((sql, parameters),) = (read for read in statements if "log_chunks" in read[0])
-    plan = [step for step in plan_of(app, sql, parameters) if "json_each" not in step]
-    steps = [step for step in plan if re.search(" (tasks|logs|log_chunks)", step)]
-    assert len(steps) == 3, plan
-    assert all(step.startswith("SEARCH") for step in steps), plan
+    # One for the list, and one for the agent that needs attention.
+    of_logs = [read for read in statements if "log_chunks" in read[0]]
+    assert len(of_logs) == 2
+    for sql, parameters in of_logs:
+        plan = [step for step in plan_of(app, sql, parameters) if "json_each" not in step]
+        steps = [step for step in plan if re.search(" (tasks|logs|log_chunks)", step)]
+        assert len(steps) == 3, plan
+        assert all(step.startswith("SEARCH") for step in steps), plan
 
 
 def test_longest_tasks_of_the_filters_come_first(window: Browser, alice: ApiClient) -> None:
