@@ -10,11 +10,11 @@ from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect, is_replay, problem
 from tests.support.receiver import Receiver
 
-WISHES = {"agentId": "summarizer", "input": {"a": 1, "b": [2, None]}}
+FIELDS = {"agentId": "summarizer", "input": {"a": 1, "b": [2, None]}}
 
 
 def start(person: ApiClient, key: str, **fields: Any) -> Any:
-    return person.post("/task", json=WISHES | fields, headers={"Idempotency-Key": key})
+    return person.post("/task", json=FIELDS | fields, headers={"Idempotency-Key": key})
 
 
 def test_replay_is_the_task_as_it_now_is(alice: ApiClient) -> None:

@@ -119,7 +119,7 @@ def test_documented_retry_schedule_is_the_schedule() -> None:
 
     *others, last = map(spoken, SCHEDULE)
     text = " ".join(section("docs/guides/webhooks.md", "## Retry schedule").split())
-    documented = f"after {', '.join(others)} and {last}, each plus or minus {JITTER * 100:g} %."
+    documented = f"after {', '.join(others)} and {last}, each plus or minus {JITTER * 100:g}%."
     assert documented in text
 
 

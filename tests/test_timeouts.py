@@ -189,10 +189,10 @@ def test_webhook_of_a_timeout_is_due_without_a_lease(
     task = alice.start(claim=True, callback=receiver.url)
     fall_silent(app, task, 2 * DAY)
     maintenance.do_round()
-    (owed,) = deliveries(app, task)
-    assert (owed.state, owed.lease, owed.leased_until) == ("pending", None, None)
-    assert owed.attempt_count == 0
-    between = moment(owed.next_attempt_at) - moment(alice.task(task)["finishedAt"])
+    (delivery,) = deliveries(app, task)
+    assert (delivery.state, delivery.lease, delivery.leased_until) == ("pending", None, None)
+    assert delivery.attempt_count == 0
+    between = moment(delivery.next_attempt_at) - moment(alice.task(task)["finishedAt"])
     assert abs(between.total_seconds()) < 30
 
 

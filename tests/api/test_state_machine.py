@@ -473,11 +473,11 @@ class Api(RuleBasedStateMachine):
 
     def is_called_back(self, response: Any, task: Task, ended: bool) -> None:
         """The callback of a task that ended now was called once, and otherwise was not."""
-        owed = ended and task.json["callback"] is not None
-        assert response.headers["Callback-Status"] == ("delivered" if owed else "none")
-        self.posted += owed
+        has_webhook = ended and task.json["callback"] is not None
+        assert response.headers["Callback-Status"] == ("delivered" if has_webhook else "none")
+        self.posted += has_webhook
         assert len(self.receiver.requests) == self.posted
-        if owed:
+        if has_webhook:
             assert json.loads(self.receiver.requests[-1].body) == task.json
             self.is_signed_by_the_newest(task)
             # A new delivery replaces the pending one.

@@ -42,7 +42,7 @@ def ids(alice: ApiClient) -> dict[str, str]:
     }  # fmt: skip
 
 
-def doors(alice: ApiClient) -> list[tuple[str, str]]:
+def body_routes(alice: ApiClient) -> list[tuple[str, str]]:
     """Every way in for JSON."""
     task = alice.start()
     return [
@@ -61,7 +61,7 @@ def start_text(alice: ApiClient, text: bytes) -> TestResponse:
 # --- JSON, read strictly -----------------------------------------------------------------
 
 UNREADABLE: dict[str, list[bytes]] = {
-    "a blank body": [b" \n"],
+    "a body of spaces": [b" \n"],
     "a body that is not UTF-8": [
         '{"name":"x"}'.encode("utf-16"), '{"name":"x"}'.encode("utf-16-le"),
         '{"name":"x"}'.encode("utf-32"), '{"name":"ü"}'.encode("latin-1"),
@@ -125,7 +125,7 @@ def test_invalid_json_is_refused(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests,
     bodies: dict[str, list[bytes]], status: int,
 ) -> None:  # fmt: skip
-    ways, before = doors(alice), rows(app)
+    ways, before = body_routes(alice), rows(app)
     for group, texts in bodies.items():
         for data in texts:
             with subtests.test(f"{group}: {data[:40]!r}"):
@@ -236,7 +236,7 @@ OTHER_TYPES = (
 def test_other_content_types_are_415(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
-    ways, before = doors(alice), rows(app)
+    ways, before = body_routes(alice), rows(app)
     fit = b'{"agentId":"summarizer","name":"x","logs":["x"]}'
     for content_type in OTHER_TYPES:
         with subtests.test(content_type[:40]):
@@ -287,7 +287,7 @@ class Untouchable:
 
 @one_database
 def test_body_that_says_it_is_too_large_is_413_unread(alice: ApiClient, config: Config) -> None:
-    for method, path in doors(alice):
+    for method, path in body_routes(alice):
         largest = config.MAX_BODY if path.endswith("/logs") else 2 * MAX_OBJECT
         for size in (largest + 1, 10 * 1024**3, 1 << 63):
             response = alice.request(
@@ -302,10 +302,10 @@ def test_body_that_says_it_is_too_large_is_413_unread(alice: ApiClient, config: 
 @one_database
 def test_body_that_turns_out_too_large_is_413(alice: ApiClient) -> None:
     task = alice.start()
-    blanks = b" " * (2 * MAX_OBJECT - 2)
-    assert expect(send_chunked(alice, task, b"{}" + blanks), 200) == task
-    problem(send_chunked(alice, task, b"{}" + blanks + b" "), 413)
-    problem(send_chunked(alice, task, b'{"name":"x"}' + blanks + b" " * 1024 * 1024), 413)
+    spaces = b" " * (2 * MAX_OBJECT - 2)
+    assert expect(send_chunked(alice, task, b"{}" + spaces), 200) == task
+    problem(send_chunked(alice, task, b"{}" + spaces + b" "), 413)
+    problem(send_chunked(alice, task, b'{"name":"x"}' + spaces + b" " * 1024 * 1024), 413)
     assert alice.task(task) == task
 
 
@@ -322,10 +322,10 @@ def send_chunked(alice: ApiClient, task: dict[str, Any], data: bytes) -> TestRes
 @one_database
 def test_largest_body_is_fit(alice: ApiClient, config: Config) -> None:
     task = alice.start()
-    path, blanks = f"/task/{task['id']}", b" " * (2 * MAX_OBJECT - 2)
-    assert expect(alice.patch(path, data=b"{}" + blanks, content_type=JSON), 200) == task
-    problem(alice.patch(path, data=b"{}" + blanks + b" ", content_type=JSON), 413)
-    problem(alice.delete(path, data=b"{}" + blanks + b" ", content_type=JSON), 413)
+    path, spaces = f"/task/{task['id']}", b" " * (2 * MAX_OBJECT - 2)
+    assert expect(alice.patch(path, data=b"{}" + spaces, content_type=JSON), 200) == task
+    problem(alice.patch(path, data=b"{}" + spaces + b" ", content_type=JSON), 413)
+    problem(alice.delete(path, data=b"{}" + spaces + b" ", content_type=JSON), 413)
     # Only an append may be larger.
     assert config.MAX_BODY == 10 * MAX_OBJECT
     path, body = f"{path}/logs", b'{"logs":[]}'
@@ -419,7 +419,7 @@ EXCLUDING = (
 def test_accept_that_excludes_json_is_406(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
-    ways = [*doors(alice), ("GET", "/task"), ("GET", "/agent"), ("GET", "/user")]
+    ways = [*body_routes(alice), ("GET", "/task"), ("GET", "/agent"), ("GET", "/user")]
     ways += [("DELETE", "/agent/summarizer"), ("POST", "/callback-secret")]
     before = rows(app)
     for accept in EXCLUDING:
@@ -512,7 +512,7 @@ def test_empty_query_is_not_a_filter(alice: ApiClient) -> None:
 
 @one_database
 def test_body_that_is_coded_is_415(alice: ApiClient, app: Flask, subtests: pytest.Subtests) -> None:
-    ways = doors(alice)
+    ways = body_routes(alice)
     before = rows(app)
     for method, path in ways:
         for coding in ("gzip", "GZIP", "deflate", "br", "zstd", "identity, gzip", "nonsense"):

@@ -696,7 +696,7 @@ def test_of_a_megabyte_only_the_beginning_is_drawn(visitor: Visitor, site: Site)
     outputs: dict[str, dict[str, Any]] = {
         "one string": {"text": "x" * size}, "one line of words": {"text": "word " * (size // 5)},
         "Markdown": {"text": "# Title\n\n" + item * 22_000}, "stars": {"text": "**" * (size // 2)},
-        "brackets": {"text": "[" * size}, "blanks": {"text": "# " + " " * (size - 10) + "x"},
+        "brackets": {"text": "[" * size}, "spaces": {"text": "# " + " " * (size - 10) + "x"},
         "line feeds": {"text": "\n" * (size // 2)}, "numbers": {"list": list(range(140_000))},
         "rows": {"rows": [{"a": n, **row} for n in range(16_000)]},
         "fields": {f"field {n}": n for n in range(50_000)},

@@ -505,7 +505,7 @@ def test_lease_that_runs_out_wakes_the_loop(
 def test_webhook_is_due_by_the_clock_of_the_database(
     alice: ApiClient, app: Flask, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also one that a node owes whose own clock is an hour ahead."""
+    """Also one that is pending at a node whose own clock is an hour ahead."""
     set_clock(monkeypatch, 3600)
     receiver.answer = play.answer(500)
     for _ in range(MAX_FAILURES):

@@ -61,7 +61,7 @@ def send_a_late_report(client: Client) -> None:
 
 
 def finish_and_delete(client: Client) -> None:
-    """While its webhook is owed, or just being posted by the loop."""
+    """While its webhook is pending, or just being posted by the loop."""
     path = client.start()
     client.call("PATCH", path, json={"status": "complete"})
     client.until_posted(path, 1)
@@ -77,7 +77,7 @@ SCENARIOS: dict[Scenario, int] = {
 
 
 def wait_until_all_is_put_right(alice: ApiClient) -> None:
-    """What a crash has left: agents that are silent, and webhooks that are owed."""
+    """What a crash has left: agents that are silent, and pending webhooks."""
 
     def unheard() -> list[str]:
         tasks = alice.get("/task?status=running&fields=id,claimedAt").json or []

@@ -14,12 +14,12 @@ from tests.support.service import Service
 from tests.support.waiting import PATIENCE_SECONDS
 
 CALLERS = 24
-WISHES = {"agentId": "summarizer", "input": {"a": 1, "b": [2, None]}}
+FIELDS = {"agentId": "summarizer", "input": {"a": 1, "b": [2, None]}}
 
 
 def start_remotely(person: RemoteClient, key: str, **fields: Any) -> Any:
     headers = {"Idempotency-Key": key}
-    return person.request("POST", "/task", json=WISHES | fields, headers=headers)
+    return person.request("POST", "/task", json=FIELDS | fields, headers=headers)
 
 
 # --- starts ------------------------------------------------------------------------------

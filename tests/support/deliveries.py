@@ -109,14 +109,14 @@ def enqueue_each(app: Flask, person: ApiClient, urls: Iterable[str]) -> None:
         row = connection.execute(select(Task.__table__).where(Task.id == task["id"])).one()
     now = clock.now()
     ended = {**row._asdict(), "status": COMPLETE, "finished_at": now}
-    owed = {"user_id": row.user_id, "state": PENDING, "created_at": now, "attempt_count": 0,
-            "next_attempt_at": now}  # fmt: skip
+    pending = {"user_id": row.user_id, "state": PENDING, "created_at": now, "attempt_count": 0,
+               "next_attempt_at": now}  # fmt: skip
     tasks, deliveries = [], []
     for url in urls:
         task_id = clock.new_id()
         tasks.append({**ended, "id": task_id, "callback_url": url})
         place = {"task_id": task_id, "callback_url": url, "host": urlsplit(url).netloc}
-        deliveries.append({**owed, **place, "id": clock.new_id()})
+        deliveries.append({**pending, **place, "id": clock.new_id()})
     with app.app_context(), transaction() as connection:
         connection.execute(insert(Task), tasks)
         connection.execute(insert(Delivery), deliveries)
