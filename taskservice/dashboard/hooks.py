@@ -20,7 +20,7 @@ from taskservice.errors import Problem
 from taskservice.event_kinds import DEFAULT_EVENTS, KINDS
 from taskservice.schemas import strict_json
 from taskservice.schemas.hooks import change_hook_schema, create_hook_schema
-from taskservice.services import agents, hooks
+from taskservice.services import agents, attempts, hooks
 
 blueprint = Blueprint("hooks", __name__)
 blueprint.before_request(lambda: caller.require_full_user_key())
@@ -86,14 +86,22 @@ def _create(content: Json) -> Response:
 @shared
 def show(hook_id: str) -> Response:
     hook = hooks.get(caller, hook_id)
-    deliveries = hooks.list_deliveries(caller, hook.id)
+    deliveries, waiting = hooks.list_sent(hook)
     return page(
         "hook.html",
         hook=_shown(hook),
         event_kinds=KINDS,
         deliveries=deliveries,
-        is_truncated=len(deliveries) == hooks.MAX_LISTED,
+        waiting=waiting,
+        is_truncated=len(deliveries) == hooks.MAX_SHOWN,
     )
+
+
+@blueprint.get("/notifications/<hook_id>/deliveries/<delivery_id>")
+def show_body(hook_id: str, delivery_id: str) -> Response:
+    """What a program is told, with its task as it is now."""
+    body = attempts.body_of(hooks.get(caller, hook_id), delivery_id)
+    return Response(body, content_type="application/json")
 
 
 @blueprint.post("/notifications/<hook_id>/test")

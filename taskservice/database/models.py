@@ -523,6 +523,8 @@ class Attempt(Model):
     message: Mapped[str]
     # The start of the body of the receiver's response.
     answer: Mapped[str | None]
+    # What people were told, without links.
+    text: Mapped[str | None]
 
 
 class ServiceHeartbeat(Model):

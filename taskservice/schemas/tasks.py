@@ -339,7 +339,9 @@ class DeliverySchema(fields.RowSchema):
 attempt_schema = AttemptSchema()
 delivery_schema = DeliverySchema()
 DELIVERY_COLUMNS = (*delivery_schema.columns.values(), Delivery.task_id)
-ATTEMPT_COLUMNS = (*attempt_schema.columns.values(), Attempt.delivery_id, Attempt.answer)
+ATTEMPT_COLUMNS = (
+    *attempt_schema.columns.values(), Attempt.delivery_id, Attempt.answer, Attempt.text
+)  # fmt: skip
 
 
 class HealthSchema(fields.ResponseSchema):

@@ -17,8 +17,9 @@ from taskservice import reasons, resources
 from taskservice.database import clock
 from taskservice.database.models import Delivery, Event, Hook
 from taskservice.database.rows import HookRow, TaskRow
-from taskservice.database.transactions import end_shared_reading, reading
+from taskservice.database.transactions import end_shared_reading, read_one, reading
 from taskservice.database.types import AnyRow
+from taskservice.errors import require
 from taskservice.event_kinds import KINDS, SAMPLE_TEXT, TASK_HANGS
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import question_schema
@@ -154,7 +155,8 @@ def _send(leased: deliveries.Leased, interrupt: Interrupt) -> Outcome:
             message = webhook_of(_task(leased.task_id), leased)
         else:
             message = _message_to_hook(leased)
-        return send(message, interrupt, partial(deliveries.require_lease, leased))
+        outcome = send(message, interrupt, partial(deliveries.require_lease, leased))
+        return outcome._replace(text=message.text)
     except (SQLAlchemyError, Interrupted, deliveries.LeaseLost):
         raise  # these errors are not the receiver's
     except Exception:
@@ -232,6 +234,14 @@ def _needs_log(event: AnyRow) -> bool:
     return event.error_message is not None and reasons.is_generic(event.error_message)
 
 
+def body_of(hook: HookRow, delivery_id: str) -> bytes:
+    """What a program is told by this delivery. Raises 404."""
+    this = (Delivery.hook_id == hook.id, Delivery.id == delivery_id)
+    told = WITH_TASKS.join(Delivery, Delivery.event_id == Event.id).where(*this)
+    event = require(read_one(told), "delivery")
+    return _for_program(hook, delivery_id, event.name, event.at, _data(hook, event)).body
+
+
 def sample(hook: HookRow) -> Message:
     """A message that shows how this hook is told of one of its events, marked as a test."""
     event, agent, task, question = samples.sample(hook)
@@ -254,7 +264,8 @@ def _for_program(
 def _for_people(hook: HookRow, message_id: str, notices: Sequence[Notice], count: int) -> Message:
     message = messages.FORMATS[hook.format](hook.target, notices, count)
     headers = {"authorization": f"Bearer {hook.token}"} if hook.token else {}
-    return message._replace(id=message_id, headers=headers, hook=hook)
+    text = messages.plain(notices, count)
+    return message._replace(id=message_id, headers=headers, hook=hook, text=text)
 
 
 def _task(task_id: str | None) -> TaskRow:

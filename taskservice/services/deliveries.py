@@ -528,7 +528,7 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
     state, delay = _next_state(outcome, leased.attempt_count)
     if leased.last_position is not None and state != terms.PENDING:
         _settle_message(leased, state)
-    stored = ("duration_ms", "status_code", "message", "answer")
+    stored = ("duration_ms", "status_code", "message", "answer", "text")
     attempt = {"at": started, **{name: getattr(outcome, name) for name in stored}}
     values: dict[str, Any] = {"state": state, **NO_LEASE}
     values["attempt_count"] = Delivery.attempt_count + 1

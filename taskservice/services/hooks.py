@@ -7,14 +7,14 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from flask import current_app
-from sqlalchemy import Connection, and_, bindparam, case, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, case, exists, func, insert, select, update
 from sqlalchemy import delete as delete_from
 
 from taskservice import error_codes, resources, terms
 from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.connections import Statement
-from taskservice.database.models import Delivery, Event, Hook, HookTest
+from taskservice.database.models import Attempt, Delivery, Event, Hook, HookTest
 from taskservice.database.rows import HookRow
 from taskservice.database.transactions import read_all, read_one, retry_on_conflict, transaction
 from taskservice.database.types import AnySelect, database_now
@@ -27,6 +27,7 @@ from taskservice.webhooks.destinations import check_url, mail_address, read_url
 from taskservice.webhooks.outcome import Outcome
 
 MAX_LISTED = 100  # deliveries, the newest
+MAX_SHOWN = 20  # of these on a page
 # How often a user can send a test, and how often to one address. What it says of a receiver would
 # otherwise be a way to search a network, and its mails could flood a mailbox.
 MAX_TESTS = 10
@@ -268,6 +269,23 @@ def _too_many_tests(sent: str, since: str, seconds: float, now: str) -> Problem:
 def list_deliveries(caller: Caller, hook_id: str) -> list[Any]:
     """The newest MAX_LISTED deliveries of a hook, each with its `attempts`. Raises 404."""
     return _with_attempts(get(caller, hook_id), _DELIVERIES.limit(MAX_LISTED))
+
+
+def list_sent(hook: HookRow) -> tuple[list[Any], int]:
+    """The newest MAX_SHOWN deliveries for a page, and how many wait that it leaves out.
+
+    One message for people can tell many events. It has the attempts of the first one.
+    """
+    if hook.format not in terms.PEOPLE_FORMATS:
+        return _with_attempts(hook, _DELIVERIES.limit(MAX_SHOWN)), 0
+    was_tried = exists().where(Attempt.delivery_id == Delivery.id)
+    is_lost = Delivery.state.in_((terms.FAILED, terms.CANCELLED))
+    sent = _with_attempts(hook, _DELIVERIES.where(was_tried | is_lost).limit(MAX_SHOWN))
+    waiting = select(func.count().label("count")).where(
+        Delivery.hook_id == hook.id, deliveries.is_pending, ~was_tried
+    )
+    row = read_one(waiting)
+    return sent, row.count if row else 0
 
 
 def _with_attempts(hook: HookRow, which: AnySelect) -> list[Any]:

@@ -73,6 +73,7 @@ class Message(NamedTuple):
     headers: Mapping[str, str] = {}
     secrets: Sequence[str] | None = None  # of a webhook, which is signed when it is sent
     hook: Any = None  # its row; None for a callback
+    text: str | None = None  # what people read, without links
 
     def headers_now(self) -> dict[str, str]:
         headers = {"content-type": "application/json", **self.headers}
@@ -132,6 +133,13 @@ def mail(target: str, notices: Sequence[Notice], count: int) -> Message:
     reason = notices[0].reason if len(notices) + unlisted == 1 else None
     subject = f"{title}: {_line(reason, TITLE_LENGTH)}" if reason else title
     return Message(target, f"{title}\n\n{text}\n".encode(), shortened(subject, TITLE_LENGTH))
+
+
+def plain(notices: Sequence[Notice], count: int) -> str:
+    """The title and the text without links, as they are kept."""
+    notices, unlisted = _distinct(notices), count - len(notices)
+    text = next(_texts(notices, unlisted, has_links=False))
+    return f"{_title(notices, unlisted)}\n{text}".rstrip()
 
 
 FORMATS = {terms.NTFY: ntfy, terms.SLACK: slack, terms.MAIL: mail}

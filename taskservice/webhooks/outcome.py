@@ -11,3 +11,4 @@ class Outcome(NamedTuple):
     retry_after: float | None = None  # seconds that the receiver asks for, at most a day
     duration_ms: int = 0
     answer: str | None = None  # the first KiB of the response's body
+    text: str | None = None  # what people were told, without links

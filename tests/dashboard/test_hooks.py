@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import update
+from sqlalchemy import select, update
 
-from taskservice.database.models import Hook
-from taskservice.database.transactions import transaction
+from taskservice.database.models import Attempt, Hook
+from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
 from taskservice.event_kinds import DEFAULT_EVENTS, EVENTS
 from taskservice.webhooks import destinations
 from tests.support.api_client import ApiClient, add_user, expect
-from tests.support.deliveries import looping
+from tests.support.deliveries import looping, make_message_due
 from tests.support.html_page import Page
 from tests.support.internals import plan_of, reads
 from tests.support.marks import one_database
@@ -318,6 +318,75 @@ def test_page_of_a_hook_has_each_attempt_and_delivers_again(
     with looping(app):
         until(lambda: "delivered" in [row["state"] for row in deliveries_of(alice, hook)])
     assert "The receiver responded with 200" in text_of(window, path)
+
+
+def fail(person: ApiClient, agent_id: str, message: str) -> Json:
+    error = {"type": "failed", "message": message}
+    return person.report(person.start(agent_id, claim=True), status="error", error=error)
+
+
+def test_page_of_a_hook_shows_the_messages_that_people_got(
+    app: Flask, window: Browser, alice: ApiClient, receiver: Receiver
+) -> None:
+    receiver.answer = answer(200, body=b"the receiver repeats it")
+    hook = add_hook(alice, f"{receiver.url}slack", events=["agent.broken", "task.asks"])
+    path = f"{PAGE}/{hook['id']}"
+    for agent_id in ("backup", "reports"):
+        fail(alice, agent_id, f"No {agent_id} disk")
+    assert "2 events wait" in text_of(window, path)
+    with looping(app):
+        until(lambda: {row["state"] for row in deliveries_of(alice, hook)} == {"delivered"})
+        text = text_of(window, path)
+        assert text.count('<div class="delivery">') == 1
+        assert "2 agents broke: backup, reports" in text
+        for agent_id in ("backup", "reports"):
+            assert f"- {agent_id} failed: No {agent_id} disk (" in unescape(text)
+        assert "events wait" not in text
+        assert "the receiver repeats it" not in text
+        # One alone leads to its task.
+        receiver.answer = answer(503, body=b"the queue is full")
+        task = fail(alice, "cleanup", "No space")
+        make_message_due(app)
+        until(lambda: deliveries_of(alice, hook)[0]["attempts"])
+    text = text_of(window, path)
+    assert text.count('<div class="delivery">') == 2
+    for shown in ("cleanup failed", "No space", f'href="/tasks/{task["id"]}', "the queue is full"):
+        assert shown in text
+
+
+@one_database
+def test_page_of_a_hook_stores_no_answer_link(
+    app: Flask, window: Browser, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, f"{receiver.url}alerts", format="ntfy", events=["task.asks"],
+                    answerLinks=True)  # fmt: skip
+    path = f"/task/{alice.start(claim=True)['id']}/question"
+    expect(alice.post(path, json={"message": "Deploy to production?"}), 201)
+    with looping(app):
+        until(lambda: deliveries_of(alice, hook)[0]["state"] == "delivered")
+    assert "/answer/" in receiver.requests[0].body.decode()
+    with app.app_context(), reading() as connection:
+        [(stored,)] = connection.execute(select(Attempt.text)).all()
+    assert stored is not None
+    assert "Deploy to production?" in stored
+    assert "/answer/" not in stored
+    assert "Deploy to production?" in text_of(window, f"{PAGE}/{hook['id']}")
+
+
+def test_page_of_a_hook_leads_to_what_a_program_got(
+    app: Flask, window: Browser, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, receiver.url)
+    alice.report(alice.start(claim=True), status="complete")
+    with looping(app):
+        until(lambda: deliveries_of(alice, hook)[0]["state"] == "delivered")
+    [delivery] = deliveries_of(alice, hook)
+    path = f"{PAGE}/{hook['id']}/deliveries/{delivery['id']}"
+    assert f'href="{path}"' in text_of(window, f"{PAGE}/{hook['id']}")
+    shown = window.get(path)
+    assert shown.headers["Content-Type"] == "application/json"
+    assert shown.get_data() == receiver.requests[0].body
+    assert window.get(f"{path[:-1]}x").status_code == 404
 
 
 def test_hook_is_turned_off_and_on(window: Browser, alice: ApiClient, receiver: Receiver) -> None:
