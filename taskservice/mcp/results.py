@@ -147,6 +147,8 @@ def _running_result(task: TaskRow, no_worker: str | None) -> dict[str, Any]:
     structured = {**task_header(task), "log": _last_lines(task, LINES_WHILE_RUNNING)}
     if note := task.note or (None if task.claimed_at or task.log_count else WAITING):
         structured["note"] = note
+    if task.hanging_since:
+        structured["hangingSince"] = task.hanging_since
     if questions := open_questions(task.questions):
         structured["questions"] = [
             {"questionId": row["id"], "message": row["message"], "schema": row["schema"]}
@@ -185,6 +187,7 @@ def summary(task: TaskRow) -> dict[str, Any]:
     """A task in a list."""
     fields = {"name": task.name, "createdAt": task.created_at, "finishedAt": task.finished_at}
     optional = {"note": task.note, "error": error_of(task, MAX_SHOWN_LINE)}
+    optional["hangingSince"] = task.hanging_since
     present = {name: value for name, value in optional.items() if value}
     return {**task_header(task), **fields, **present}
 

@@ -27,6 +27,7 @@ from taskservice.terms import (
     ACCEPT,
     DECLINE,
     FAILED,
+    HANGING,
     MAX_LABELS,
     MAX_SEARCHED_TEXT,
     READ,
@@ -377,6 +378,7 @@ _LISTS: dict[str | None, Sequence[dict[str, Any]]] = {
     **{status: [{"status": status}] for status in STATUSES},
     FAILED: [{"errorType": FAILED}, {"errorType": TIMEOUT}],
     lists.WAITING: [{"status": RUNNING, "claimed": False}],
+    HANGING: [{"hanging": True}],
 }
 
 
@@ -387,7 +389,7 @@ _LISTS: dict[str | None, Sequence[dict[str, Any]]] = {
     status=_argument(
         "string",
         "Only tasks with this status; failed: those that failed or timed out; waiting: those that "
-        "no worker has claimed.",
+        "no worker has claimed; hanging: those that run, or are silent, for too long.",
         enum=[status for status in _LISTS if status],
     ),
     limit=_limit(MAX_TASKS, TASKS, "Maximum number of tasks."),

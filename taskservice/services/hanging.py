@@ -1,9 +1,10 @@
 """Hanging tasks: claimed ones that run for too long, or are silent for too long."""
 
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from functools import cache, partial
 
-from sqlalchemy import Connection, and_, bindparam, case, literal, or_, select, update
+from sqlalchemy import BigInteger, and_, bindparam, case, literal, or_, select, update
 
 from taskservice.auth import is_of_agent
 from taskservice.database import clock
@@ -43,7 +44,16 @@ _DUE = (
     # A locked task is being changed: it is checked in the next round.
     .with_for_update(skip_locked=True, of=Task)
 )
-_CHANGE = update(Task).where(Task.id == bindparam("of_task_id"))
+_CHANGE = (
+    update(Task)
+    .where(Task.id == bindparam("of_task_id"))
+    .values(
+        hanging_since=bindparam("since"),
+        hanging_reason=bindparam("reason"),
+        hang_check_at=bindparam("check_at"),
+        version=Task.version + bindparam("changes", type_=BigInteger()),
+    )
+)
 
 
 def check(now: str, since: str) -> bool:
@@ -54,20 +64,26 @@ def check(now: str, since: str) -> bool:
     """
     with transaction() as connection:
         due = connection.execute(_DUE, {"now": now, "since": since}).all()
-        changed = []
+        usual = cache(partial(agents.usual_seconds, connection))
+        changes, happened = [], []
         for task in due:
-            reason, check_at = _state(connection, task, now)
-            values: dict[str, Any] = {"hanging_reason": reason, "hang_check_at": check_at}
-            if (reason is None) != (task.hanging_since is None):
-                values |= {"hanging_since": reason and now, "version": Task.version + 1}
+            reason, check_at = _state(task, now, usual)
+            is_changed = (reason is None) != (task.hanging_since is None)
+            hanging_since = (reason and now) if is_changed else task.hanging_since
+            change = {"of_task_id": task.id, "since": hanging_since, "reason": reason}
+            changes.append({**change, "check_at": check_at, "changes": int(is_changed)})
+            if is_changed:
                 hangs = NewEvent.of_task(task, now, TASK_HANGS, hangingSince=now, reason=reason)
-                changed.append(hangs if reason else events.recovery(task, now))
-            connection.execute(_CHANGE.values(values), {"of_task_id": task.id})
-        events.record_events(connection, changed)
+                happened.append(hangs if reason else events.recovery(task, now))
+        if changes:
+            connection.execute(_CHANGE, changes)
+        events.record_events(connection, happened)
     return len(due) == BATCH
 
 
-def _state(connection: Connection, task: AnyRow, now: str) -> tuple[str | None, str | None]:
+def _state(
+    task: AnyRow, now: str, usual_seconds: Callable[[str, str], float | None]
+) -> tuple[str | None, str | None]:
     """Why a task hangs, if it does, and its next `hang_check_at`."""
     times = [clock.moved(now, MAX_WAIT_SECONDS)]
     if task.questions != NO_QUESTIONS:
@@ -88,13 +104,14 @@ def _state(connection: Connection, task: AnyRow, now: str) -> tuple[str | None, 
     silent_at = clock.moved(task.updated_at, SILENT_SECONDS)
     if silent_at > now:
         return None, min(*times, silent_at)
-    usual = agents.usual_seconds(connection, task.user_id, task.agent_id)
+    usual = usual_seconds(task.user_id, task.agent_id)
     if usual is None:
         return None, min(times)
     if ran >= TIMES_AS_LONG * usual:
         silence = seconds_text(clock.seconds_between(task.updated_at, now))
         factor = int(ran / max(usual, 0.1))
-        return f"{runs}, {factor:,} times as long as usual; no line for {silence}", now
+        reason = f"{runs}, {factor:,} times as long as usual; no line for {silence}"
+        return reason, task.hanging_since or now
     return None, min(*times, clock.moved(task.claimed_at, TIMES_AS_LONG * usual))
 
 

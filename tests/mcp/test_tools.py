@@ -13,7 +13,7 @@ from taskservice.services import lists, search
 from taskservice.terms import MAX_LABELS
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
-from tests.support.internals import end_for_silence
+from tests.support.internals import end_for_silence, hang
 from tests.support.marks import one_database
 from tests.support.mcp import TASKS, Json, McpClient, structured
 
@@ -562,6 +562,11 @@ def test_list_tasks_knows_what_failed_and_what_waits(
     end_for_silence(app, silent)
     expect(alice.post(f"/task/{cancelled['id']}/cancel"), 200)
     assert listed(mcp, status="waiting") == [waiting["id"]]
+    assert listed(mcp, status="hanging") == []
+    hang(app, running)
+    assert listed(mcp, status="hanging") == [running["id"]]
+    state = structured(mcp.call("wait_task", {"taskId": running["id"], "seconds": 0}))
+    assert state["hangingSince"] == alice.task(running)["hangingSince"]
     assert listed(mcp, status="running") == [running["id"], waiting["id"]]
     assert listed(mcp, status="failed") == [failed_later["id"], silent["id"], failed["id"]]
     assert listed(mcp, status="failed", limit=2) == [failed_later["id"], silent["id"]]
