@@ -1,9 +1,9 @@
 """Compares this version with another commit, in turns: `python -m benchmarks.versions COMMIT`.
 
 Each path is measured in ROUNDS turns, because a machine that is faster for a minute must not favour
-one of them. Both serve on one processor, one at a time, and the load
-comes from another. The processor time of a request is the steadier figure where other programs use
-the machine too. At the end, both start in turns, and their idle memory is measured.
+one of them. Both serve on one processor, one at a time, and the load comes from another. Processor
+time is steadier where other programs use the machine too. At the end, both start in turns, and
+their idle memory is measured.
 """
 
 import os

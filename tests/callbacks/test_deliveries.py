@@ -502,14 +502,19 @@ def test_lease_that_runs_out_wakes_the_loop(
         assert until_attempts(alice, task, 2)["state"] == "delivered"
 
 
+def fail_often(alice: ApiClient, receiver: Receiver) -> None:
+    """Let the receiver fail until its host is left to the loop."""
+    receiver.answer = play.answer(500)
+    for _ in range(MAX_FAILURES):
+        finish(alice, alice.start(callback=receiver.url))
+
+
 def test_webhook_is_due_by_the_clock_of_the_database(
     alice: ApiClient, app: Flask, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also one that is pending at a node whose own clock is an hour ahead."""
     set_clock(monkeypatch, 3600)
-    receiver.answer = play.answer(500)
-    for _ in range(MAX_FAILURES):
-        finish(alice, alice.start(callback=receiver.url))
+    fail_often(alice, receiver)
     task = alice.start(callback=receiver.url)
     assert finish(alice, task) == "pending"
     receiver.answer = play.answer(204)
@@ -632,9 +637,7 @@ def test_late_report_takes_the_place_of_a_pending_delivery(
 def test_host_that_keeps_failing_is_left_to_the_loop_until_it_answers(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
-    receiver.answer = play.answer(500)
-    for _ in range(MAX_FAILURES):
-        finish(alice, alice.start(callback=receiver.url))
+    fail_often(alice, receiver)
     task = alice.start(callback=receiver.url)
     assert finish(alice, task) == "pending"
     assert the_delivery(alice, task)["attempts"] == []
@@ -650,9 +653,7 @@ def test_host_that_keeps_failing_is_left_to_the_loop_until_it_answers(
 def test_unsent_attempt_does_not_reset_the_circuit_breaker(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
-    receiver.answer = play.answer(500)
-    for _ in range(MAX_FAILURES):
-        finish(alice, alice.start(callback=receiver.url))
+    fail_often(alice, receiver)
     refused, task = (alice.start(callback=receiver.url) for _ in range(2))
     allowed = app.config["CALLBACK_ALLOWED"]
     app.config["CALLBACK_ALLOWED"] = Destinations.parse("external")
