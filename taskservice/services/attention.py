@@ -10,7 +10,7 @@ from sqlalchemy import bindparam, case, exists, func, or_, select, text, tuple_
 from sqlalchemy.orm import aliased
 
 from taskservice import terms
-from taskservice.auth import Caller, is_of_agent, visible_agents, visible_tasks
+from taskservice.auth import Caller, is_of_agent, visible_agents, visible_tasks, worker_claims
 from taskservice.database import clock, models
 from taskservice.database.connections import Statement
 from taskservice.database.files import last_backup
@@ -177,7 +177,9 @@ def counts(items: Sequence[dict[str, Any]]) -> dict[str, int]:
 def missing_worker(agent: AgentRow) -> str | None:
     """One sentence if a task that is started for this agent would only wait."""
     now = database_time()
-    is_seen = (agent.worker_seen_at or "") >= clock.moved(now, -QUIET_SECONDS)
+    # One that has just started is not stored yet.
+    seen_at = worker_claims.get((agent.user_id, agent.id), agent.worker_seen_at) or ""
+    is_seen = seen_at >= clock.moved(now, -QUIET_SECONDS)
     if is_seen or read_one(_IS_WORKING, user_id=agent.user_id, agent_id=agent.id):
         return None
     return _no_worker(agent.worker_seen_at, now)

@@ -114,7 +114,7 @@ def test_call_for_an_agent_without_a_worker_is_answered_at_once(
 def test_worker_that_takes_the_task_is_waited_for(
     alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has just started, so nothing is known of it yet."""
+    """It has just started, so this process knows nothing of it yet."""
     monkeypatch.setattr(tool_calls, "SHORT_SECONDS", PATIENCE_SECONDS)
     alice.register(tool=True)
     with McpClient(alice).calling("summarizer") as call:
