@@ -485,6 +485,7 @@ def _confirm(back: str) -> Response:
         "bulk.html",
         action=action,
         rows=rows,
+        have_children=bool(lists.children_of(rows)),
         agents=Counter(row.agent_id for row in rows).most_common(),
         since=min(row.created_at for row in rows),
         until=max(row.created_at for row in rows),

@@ -56,7 +56,7 @@ def test_list_stays_where_it_was_after_filters_and_pages(visitor: Visitor) -> No
     page.wait_for_url(re.compile(r"\?errorType=failed$"))
     expect(tab).to_have_attribute("aria-current", "true")
     expect(tab).to_be_focused()
-    expect(page.locator("#shown")).to_have_text("50 tasks")
+    expect(page.locator("#shown")).to_have_text("Tasks on this page: 50")
     page.get_by_label("Started").select_option("24h")
     page.wait_for_url(re.compile("started=24h"))
     expect(page.locator("#tab-all")).to_have_attribute("href", re.compile("started=24h"))

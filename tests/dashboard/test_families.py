@@ -12,7 +12,7 @@ from taskservice.services import lists
 from tests.support.api_client import ApiClient
 from tests.support.internals import copy_task, plan_of, reads
 from tests.support.marks import one_database
-from tests.support.plain_browser import Browser, signed_in
+from tests.support.plain_browser import Browser, hidden, signed_in
 
 Task = dict[str, Any]
 
@@ -83,6 +83,16 @@ def test_every_filter_shows_the_children_that_match(
     assert f'in <a href="/tasks/{parent["id"]}' in window.read("/?errorType=failed")
     # An order is not a filter.
     assert names(window.read("/?sort=createdAt")) == ["Parent", "Single"]
+
+
+@one_database
+def test_deletion_of_a_folded_parent_leaves_its_children(
+    window: Browser, alice: ApiClient, parent: Task
+) -> None:
+    form: Any = {**hidden(window.get("/")), "action": "delete", "taskId": parent["id"]}
+    assert "Their children stay" in window.post("/tasks/selected", form).text
+    single = next(task for task in alice.get("/task").json or () if task["name"] == "Single")
+    assert "children" not in window.post("/tasks/selected", {**form, "taskId": single["id"]}).text
 
 
 @one_database

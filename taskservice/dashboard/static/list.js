@@ -14,18 +14,18 @@ const boxes = () => [...document.querySelectorAll("#rows [name=taskId]")];
 async function show(address) {
   history.pushState(null, "", address);
   await showAddress();
+  // The list stays where the reader is. Its beginning comes into view if it is above the window.
+  if (list.getBoundingClientRect().top < 0) document.getElementById("filters").scrollIntoView();
 }
 
-// The list in the address, where the reader is: at its top, if that is above the window.
 async function showAddress() {
   shownSearch = location.search;
   showNotice("");
   await refresh();
   fillForm();
-  if (list.getBoundingClientRect().top < 0) document.getElementById("filters").scrollIntoView();
   // What had the focus may be on this page no longer.
   if (document.activeElement === document.body) list.focus({ preventScroll: true });
-  document.getElementById("shown").textContent = `${boxes().length} tasks`;
+  document.getElementById("shown").textContent = `Tasks on this page: ${boxes().length}`;
 }
 
 // A link may have removed a filter of the form.
