@@ -124,6 +124,21 @@ def test_list_of_hooks_has_addresses_without_secrets(night: AgentMachine) -> Non
         assert ("the phone of ann" in phone) == ("NAME" in header)
 
 
+def test_hook_that_fails_is_red_with_its_reason(
+    night: AgentMachine, shared_service: Service
+) -> None:
+    (hook, _) = night.user.read("/hook")
+    failures = "attempt_count = 2, last_error = 'The receiver responded with 503.'"
+    since = "failed_since = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-180 seconds')"
+    is_this = f"id = '{hook['id'].replace('-', '')}'"
+    change_rows(shared_service, f"UPDATE hooks SET {failures}, {since} WHERE {is_this}")
+    shown = on_terminal([*night.command, "hook", "list"], night.environment)
+    _, failing, works = shown.splitlines()
+    assert "\x1b[31mfailing\x1b[0m" in failing
+    assert "The receiver" in failing
+    assert "\x1b[31m" not in works
+
+
 def test_grep_names_the_agent_and_the_task_on_a_terminal(night: AgentMachine) -> None:
     backup, orders = (
         night.user.tasks(agentId="backup")[0],

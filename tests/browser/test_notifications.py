@@ -17,6 +17,7 @@ from tests.support.agent_machine import AgentMachine
 from tests.support.api_client import RemoteClient
 from tests.support.browser import Visitor, check_accessible
 from tests.support.readiness import is_up
+from tests.support.receiver import Receiver, answer
 from tests.support.requirements import needs
 from tests.support.service import Service, free_port
 from tests.support.waiting import PATIENCE_SECONDS, until
@@ -128,3 +129,20 @@ def test_phone_is_told_of_a_failure_and_answers_a_script(
     assert script.returncode == 0
     assert printed.splitlines()[-1] == "yes"
     visitor.close()
+
+
+def test_page_of_a_hook_is_short_on_a_phone(visitor: Visitor, alice: RemoteClient) -> None:
+    with Receiver(answer=answer(500, body=b"The queue is full. " * 60)) as receiver:
+        fields = {"target": receiver.url, "events": ["task.ended"]}
+        hook = alice.request("POST", "/hook", json=fields).json()
+        for number in range(30):
+            task = alice.start(f"import-of-the-orders-of-the-night-{number}", claim=True)
+            alice.report(task, status="error", error={"message": "The disk is full. " * 30})
+        path = f"/hook/{hook['id']}/deliveries"
+        until(lambda: all(row["attempts"] for row in alice.request("GET", path).json()))
+    page = visitor.page
+    page.set_viewport_size({"width": 390, "height": 844})
+    visitor.go(f"/notifications/{hook['id']}")
+    expect(page.get_by_text("10 older")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollHeight") < 6_000
+    check_accessible(page)
