@@ -222,7 +222,7 @@ def test_waiting_task_says_if_no_worker_came_and_how_to_start_one(
 ) -> None:
     hints = ("No worker has asked for work", "taskservice work --agent translator -- CMD")
     first, second = alice.start("translator"), alice.start("translator")
-    # The program of a `run` is no worker.
+    # The program of a `run` does not count as a worker.
     alice.start("translator", claim=True)
     page = task_page(window, first)
     assert "Waiting for a worker of translator" in page
