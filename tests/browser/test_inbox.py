@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from playwright.sync_api import Browser, Page, ViewportSize, expect
@@ -16,7 +17,10 @@ from tests.support.service import Service
 LONG = "Orders of all customers from all shops into the warehouse, nightly and by hand"
 NO_BREAK = "psycopg.errors.UniqueViolation: duplicate key value violates unique constraint"
 MUTED = re.compile(r"Muted until (tomorrow )?\d\d:\d\d by first")
-TIME_OF_DAY = re.compile(r"\d\d:\d\d")
+# Times as they are shown.
+TIME_OF_DAY = re.compile(r"^\d\d:\d\d$")
+YESTERDAY = re.compile(r"^yesterday \d\d:\d\d$")
+DATE = re.compile(r"^[A-Z][a-z]{2} \d+, \d\d:\d\d$")
 # The top of the first row of a list, from the top of the page.
 TOP = "row => row.getBoundingClientRect().top + scrollY"
 # Words that continue on the next line, though they fit on one.
@@ -130,6 +134,33 @@ def test_inbox_and_its_number_renew_themselves(visitor: Visitor, alice: RemoteCl
     expect(page.locator("#attention")).to_have_text("1 question, 1 agent need attention")
     page.locator("#attention a").click()
     expect(page.get_by_role("heading", name="Inbox")).to_be_visible()
+
+
+def test_time_of_another_day_has_its_date(visitor: Visitor, alice: RemoteClient) -> None:
+    fail(alice, "backup", "Disk full")
+    for days, shown in ((0, TIME_OF_DAY), (1, YESTERDAY), (3, DATE)):
+        # Later in the browser alone.
+        visitor.page.clock.set_fixed_time(datetime.now(UTC) + timedelta(days=days))
+        page = visitor.go("/inbox")
+        expect(page.locator("#agent-backup time")).to_have_text(shown)
+
+
+def test_form_in_the_fold_is_kept_while_other_questions_end(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    paths = [ask(alice, f"Question {number}?") for number in range(1, 6)]
+    page = visitor.go("/inbox")
+    page.get_by_text("2 more questions").click()
+    last = page.locator(".question").last
+    last.get_by_role("textbox").press_sequentially("kept")
+    for path, left in ((paths[0], 4), (paths[3], 3)):
+        (question,) = alice.read(path)["questions"]
+        alice.write("DELETE", f"{path}/question/{question['id']}")
+        expect(page.locator(".question")).to_have_count(left)
+        expect(last.get_by_role("textbox")).to_have_value("kept")
+        expect(last.get_by_role("textbox")).to_be_focused()
+    last.get_by_role("button", name="Answer").click()
+    expect(page.locator("#notice")).to_have_text("Answered: kept")
 
 
 def test_agent_is_muted_with_one_click(visitor: Visitor, alice: RemoteClient) -> None:

@@ -264,7 +264,12 @@ function replaceRows(part, fresh) {
     let place = before ? before.nextElementSibling : part.firstElementChild;
     // A row that is moved loses the focus: one that is left from before stays where it is.
     while (place && !ids.has(place.id)) place = place.nextElementSibling;
-    if (place !== old) part.insertBefore(old, place);
+    if (place !== old) {
+      // A question that comes out of its fold is moved too.
+      const focused = old.contains(document.activeElement) ? document.activeElement : null;
+      part.insertBefore(old, place);
+      focused?.focus({ preventScroll: true });
+    }
     before = replace(old, row);
   }
 }
