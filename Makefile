@@ -18,10 +18,10 @@ PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 2 ))
 PYTEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-lists test-dashboard test-browser test-callbacks test-server \
+.PHONY: help install run demo test test-lists test-dashboard test-browser test-callbacks test-server \
 	test-agent test-operations test-mcp test-deploy test-nodes test-crash test-api test-big test-all lint \
 	lint-python lint-js fix dev \
-	bench bench-more bench-scaling docs docs-links reference screenshots dist image clean
+	bench bench-more bench-scaling docs help-pages docs-links reference screenshots dist image clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
@@ -30,21 +30,24 @@ help: ## List the targets
 install: $(VENV)/installed ## Create .venv with taskservice and its dependencies
 
 $(VENV)/installed: requirements.txt setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable '.[server]'
+	@echo "Installing taskservice and its packages into $(VENV): about half a minute..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable '.[server]'
 	@touch $@
 
 run: install ## Install, create a first user, and serve on 127.0.0.1:8000 or TASKSERVICE_BIND
-	@$(BIN)/taskservice user list --json 2>/dev/null | grep -q . && \
-		echo "The dashboard is at http://$(BIND)" || { \
-		key=$$($(BIN)/taskservice user add $(USER_NAME)) && \
-		echo "Open http://$(BIND) and sign in with this key, which is shown only once:" && \
-		echo "  $$key" && \
-		echo "Or try, while this runs:" && \
-		echo "  curl -H 'apikey: $$key' http://$(BIND)/api/v1/user"; }
-	@TASKSERVICE_BIND=$(BIND) \
-		TASKSERVICE_CALLBACK_ALLOWED=$${TASKSERVICE_CALLBACK_ALLOWED:-external,loopback} \
-		$(BIN)/taskservice serve
+	@export TASKSERVICE_BIND=$(BIND) \
+		TASKSERVICE_CALLBACK_ALLOWED=$${TASKSERVICE_CALLBACK_ALLOWED:-external,loopback}; \
+	users=$$($(BIN)/taskservice user list --json 2>/dev/null); \
+	test -n "$$users" || key=$$($(BIN)/taskservice user add $(USER_NAME)) || exit; \
+	link=$$($(BIN)/taskservice sign-in-link $(USER_NAME) 2>/dev/null) || link=http://$(BIND); \
+	echo "Open $$link"; \
+	test -z "$$key" && echo "For another API key: $(BIN)/taskservice key add $(USER_NAME) --name laptop" || \
+		echo "API key for programs, shown only once: $$key"; \
+	exec $(BIN)/taskservice serve
+
+demo: install ## Install, and serve made-up tasks and agents, to look at
+	@$(BIN)/taskservice demo --port $(lastword $(subst :, ,$(BIND)))
 
 # It takes a tenth of the time that pip takes.
 $(VENV)/uv: $(VENV)/installed tests/requirements.txt
@@ -145,6 +148,11 @@ docs: $(VENV)/installed-docs ## Build the documents as a site in build/docs; war
 	@! grep -rE 'https?://[^" ]+\.(m?js|css)\b' build/docs --include='*.html' # loads nothing from other sites
 	@echo "Open build/docs/index.html"
 
+help-pages: docs ## Put the documents into the package, as `dist` and `image` do
+	rm -rf taskservice/help
+	cp -r build/docs taskservice/help
+	rm -rf taskservice/help/.doctrees taskservice/help/_sources
+
 docs-links: $(VENV)/installed-docs ## Check the links of the documents that lead to other sites
 	$(BIN)/python -m sphinx -q -c docs -b linkcheck . build/docs-links
 
@@ -158,10 +166,10 @@ $(VENV)/installed-release: $(VENV)/uv
 	$(UV_INSTALL) --editable '.[release]'
 	@touch $@
 
-dist: $(VENV)/installed-release ## Build a release in dist/, and try it on each installed Python
+dist: $(VENV)/installed-release help-pages ## Build a release in dist/, and try it on each installed Python
 	.ci/dist
 
-image: ## Build the container image, with podman or docker
+image: help-pages ## Build the container image, with podman or docker
 	.ci/image
 
 clean: ## Remove .venv and the caches of the tools; the data stays

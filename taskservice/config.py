@@ -15,6 +15,7 @@ from sqlalchemy.engine import URL, make_url
 from taskservice.database import address
 from taskservice.database.address import check_host
 from taskservice.database.files import locked, make_folder, open_regular, sync
+from taskservice.terms import MAX_NAME
 from taskservice.webhooks import destinations
 from taskservice.webhooks.destinations import Destinations
 
@@ -87,6 +88,12 @@ def _header(text: str) -> str:
     # gunicorn drops headers with an underscore, which could pass for others.
     if not re.fullmatch("[A-Za-z0-9-]+", text):
         raise ValueError("must be the name of a header, such as X-Remote-User")
+    return text
+
+
+def _user_name(text: str) -> str:
+    if len(text) > MAX_NAME or "\0" in text:
+        raise ValueError(f"must be a name of at most {MAX_NAME} characters")
     return text
 
 
@@ -171,6 +178,11 @@ class Config:
     )
     MAIL_FROM: str = _setting(
         "", destinations.check_sender, "Sender of mail; required with `SMTP_URL`."
+    )
+    FIRST_USER: str = _setting(
+        "",
+        _user_name,
+        "User that `serve` adds to an empty database; it prints a sign-in link and the API key.",
     )
     LOG_LEVEL: str = _setting(
         "info", _choice("debug", "info", "warning", "error"), "Lowest level to log."

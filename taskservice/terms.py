@@ -15,9 +15,9 @@ PROBLEM_TYPE = "application/problem+json"
 DOCUMENTATION_URL = ""
 
 
-def documentation(page: str) -> str:
-    """The address of a page such as `docs/tutorial.md#let-it-fail`, or its path without one."""
-    return DOCUMENTATION_URL + page.replace(".md", ".html") if DOCUMENTATION_URL else page
+def documentation(page: str, url: str = DOCUMENTATION_URL) -> str:
+    """The address of a page such as `docs/tutorial.md#let-it-fail`, or its path without a URL."""
+    return url + page.replace(".md", ".html") if url else page
 
 
 def see_documentation(page: str) -> str:

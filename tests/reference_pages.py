@@ -12,6 +12,7 @@ import click
 from flask import Flask
 
 from taskservice import api, cli, config
+from taskservice.api.access import ALSO_FOR_READ_KEYS
 from taskservice.cli.commands import CLIENT_COMMANDS, SERVER_COMMANDS
 from taskservice.openapi.document import openapi_path
 from taskservice.terms import API_PREFIX
@@ -67,10 +68,11 @@ def _settings() -> str:
 KINDS = ("user key", "agent key", "read key", "read key of an agent")
 
 
-def allowed(operation: Operation, method: str) -> tuple[bool, ...]:
+def allowed(operation: Operation, method: str, rule: str) -> tuple[bool, ...]:
     """Whether each of KINDS can call an operation."""
     is_for_agents = not operation.user_key
     can_read = method == "GET" and not operation.full_access
+    can_read = can_read or (method, rule) in ALSO_FOR_READ_KEYS
     return True, is_for_agents, can_read, is_for_agents and can_read
 
 
@@ -82,7 +84,7 @@ def operations() -> Iterator[tuple[str, str, tuple[bool, ...]]]:
         if rule.rule.startswith(API_PREFIX):
             view: Any = app.view_functions[rule.endpoint]
             for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
-                yield method, rule.rule, allowed(view.operation, method)
+                yield method, rule.rule, allowed(view.operation, method, rule.rule)
 
 
 def _access() -> str:

@@ -2,6 +2,8 @@
 
 import re
 from collections import Counter
+from contextlib import closing
+from pathlib import Path
 from urllib.parse import urljoin
 
 import pytest
@@ -9,6 +11,7 @@ from flask import Flask
 
 from tests.support.api_client import expect
 from tests.support.html_page import Page
+from tests.support.plain_browser import Browser
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -77,3 +80,28 @@ def test_text_of_the_document_is_not_markup(html: str) -> None:
     assert "<code>apikey: &lt;key&gt;</code>" in html
     assert "{{" not in html
     assert "Undefined" not in html
+
+
+# --- the documents, as the service shows them ----------------------------------------------------
+
+
+def test_documents_are_shown_where_they_are_installed(
+    app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    help_pages = app.blueprints["help"]
+    monkeypatch.setattr(help_pages, "static_folder", tmp_path / "none")
+    browser = Browser(app)
+    path = "<code>docs/guides/troubleshooting.md#i-lost-the-key</code>"
+    assert path in browser.get("/sign-in").text
+    assert browser.get("/help/index.html").status_code == 404
+    (tmp_path / "docs/guides").mkdir(parents=True)
+    for path in ("index.html", "docs/guides/troubleshooting.html"):
+        (tmp_path / path).write_text("<h1>Help</h1>")
+    monkeypatch.setattr(help_pages, "static_folder", tmp_path)
+    assert browser.get("/help").headers["Location"] == "/help/index.html"
+    link = re.search(r'href="(/help/[^"#]+)#i-lost-the-key"', browser.get("/sign-in").text)
+    assert link
+    with closing(browser.get(link[1])) as page:
+        assert page.text == "<h1>Help</h1>"
+        assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    assert browser.get("/help/../setup.cfg").status_code == 404

@@ -61,7 +61,8 @@ def test_read_key_changes_nothing_by_any_method_on_any_path(alice: ApiClient) ->
     for key in keys:
         calls = [*rules(alice.app), ("POST", "/nothing"), ("TRACE", "/task"), ("DELETE", "/user")]
         for method, rule in calls:
-            if method not in ("GET", "HEAD"):
+            # A link gives only the rights that the key has.
+            if method not in ("GET", "HEAD") and rule != "/sign-in-link":
                 body = FITTING_BODIES.get((method, rule))
                 refused = key.request(method, path_of(rule, task), json=body)
                 assert problem(refused, 403)["code"] == "read_only"

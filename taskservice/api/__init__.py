@@ -27,5 +27,5 @@ for kind in ERRORS_OF_DELETED_USER:
 
 
 def init_app(app: Flask) -> None:
-    for blueprint in (api, shared.blueprint, service.operators, service.docs):
+    for blueprint in (api, shared.blueprint, service.operators, service.docs, service.help_pages):
         app.register_blueprint(blueprint)

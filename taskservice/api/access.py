@@ -8,6 +8,8 @@ from taskservice.http_request import request
 from taskservice.terms import API_PREFIX
 
 BELOW_PREFIX = f"{API_PREFIX}/"
+# What a read key may do besides reading.
+ALSO_FOR_READ_KEYS = {("POST", f"{API_PREFIX}/sign-in-link")}
 
 
 def require_key() -> None:
@@ -15,7 +17,8 @@ def require_key() -> None:
     this = request.itself
     if _is_below_prefix(this.path):
         caller = authenticate(this.environ)
-        if this.method not in ("GET", "HEAD"):
+        is_read = this.method in ("GET", "HEAD")
+        if not is_read and (this.method, this.path) not in ALSO_FOR_READ_KEYS:
             caller.require_full_access()
 
 

@@ -2,8 +2,9 @@
 
 from functools import cache
 from inspect import getmembers, isfunction
+from pathlib import Path
 
-from flask import Blueprint, Response, current_app, render_template, request
+from flask import Blueprint, Response, current_app, render_template, request, url_for
 
 from taskservice.operations import health, metrics
 from taskservice.schemas import strict_json
@@ -69,6 +70,17 @@ docs = Blueprint(
 )
 docs.before_request(ignore_dates)
 
+# The built documents, in a wheel or an image; in a clone after `make docs`.
+_package = Path(__file__).parents[1]
+_in_clone = _package.parent / "build/docs"
+help_pages = Blueprint(
+    "help",
+    __name__,
+    static_folder=_in_clone if _in_clone.is_dir() else _package / "help",
+    static_url_path="/help",
+)
+help_pages.before_request(ignore_dates)
+
 HTML = "text/html"
 
 # The page loads its own style, script and icon, and nothing else.
@@ -76,6 +88,26 @@ POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
+
+# Sphinx writes scripts and styles into its pages.
+HELP_POLICY = (
+    "default-src 'none'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; font-src 'self'; connect-src 'self'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'"
+)
+
+
+@help_pages.get("/help")
+@help_pages.get("/help/")
+def show_help() -> Response:
+    """The start of the documents, from where their links work."""
+    return Response(status=303, headers={"Location": url_for("help.static", filename="index.html")})
+
+
+@help_pages.after_request
+def restrict_help(response: Response) -> Response:
+    response.headers["Content-Security-Policy"] = HELP_POLICY
+    return trust_media_type(response)
 
 
 @docs.get("/openapi.json")

@@ -264,7 +264,7 @@ def create_link(caller: Caller, task_id: str, body: dict[str, Any]) -> Response:
     and questions, live. Only this response contains the URL.
     """
     link = link_service.create(caller, task_id, body.get("expiresAt"))
-    link.url = responses.shared_url(link.token)
+    link.url = responses.page_url(f"shared/{link.token}")
     return responses.dump(link_with_url_schema, link, 201)
 
 

@@ -7,15 +7,16 @@ from flask import Blueprint, Response
 from taskservice.auth import Caller
 from taskservice.error_codes import LAST_USER_KEY, TOO_MANY_REQUESTS
 from taskservice.schemas import examples
-from taskservice.schemas.requests import CreateKeySchema
+from taskservice.schemas.requests import CreateKeySchema, CreateSignInLinkSchema
 from taskservice.schemas.users import (
     WhoAmISchema,
     callback_secret_schema,
     key_schema,
     key_with_secret_schema,
+    sign_in_link_schema,
     user_schema,
 )
-from taskservice.services import users
+from taskservice.services import sign_in_links, users
 from taskservice.web import responses
 from taskservice.web.request import operation
 
@@ -72,6 +73,25 @@ def revoke(caller: Caller, key_id: str) -> Response:
     From now on, requests with it are rejected. The last user key can only be revoked on the server.
     """
     return responses.dump(key_schema, users.revoke_key(caller, key_id))
+
+
+@keys.post("/sign-in-link")
+@operation(
+    "createSignInLink",
+    responses={201: sign_in_link_schema},
+    user_key=True,
+    body=CreateSignInLinkSchema(),
+)
+def create_sign_in_link(caller: Caller, body: dict[str, Any]) -> Response:
+    """Create a sign-in link.
+
+    The first person who opens the URL within 15 minutes, and confirms, is signed in to the
+    dashboard with the rights of the key. A user's newest 5 links are valid. A read key can create a
+    link for itself.
+    """
+    link = sign_in_links.create(caller, body.get("keyName"))
+    link.url = responses.page_url(f"sign-in/{link.token}")
+    return responses.dump(sign_in_link_schema, link, 201)
 
 
 @keys.get("/callback-secret")

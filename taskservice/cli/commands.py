@@ -32,10 +32,12 @@ CLIENT_COMMANDS = {
     "mcp-config": "taskservice.cli.mcp_config",
 }
 SERVER_COMMANDS = {
+    "demo": "taskservice.cli.demo",
     "serve": "taskservice.cli.serve",
     "background": "taskservice.cli.serve",
     "user": "taskservice.cli.user",
     "key": "taskservice.cli.user",
+    "sign-in-link": "taskservice.cli.sign_in_link",
     "callback": "taskservice.cli.callback",
     "delivery": "taskservice.cli.callback",
     "db": "taskservice.cli.db",

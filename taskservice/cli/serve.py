@@ -3,9 +3,10 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import click
+from flask import current_app
 from sqlalchemy.exc import DBAPIError
 
 from taskservice import resources
@@ -20,7 +21,8 @@ from taskservice.database.migrations import DatabaseError
 from taskservice.errors import Problem
 from taskservice.operations import health
 from taskservice.operations.request_log import configure_logging
-from taskservice.terminal import exit_with_error, notice, open_standard_files
+from taskservice.services import sign_in_links, users
+from taskservice.terminal import exit_with_error, notice, open_standard_files, print_line
 
 
 def prepare_files() -> None:
@@ -66,6 +68,30 @@ def service_app(may_create: bool = False) -> Iterator[None]:
         dispose(app)
 
 
+def page_url(path: str) -> str:
+    """The URL of a page of this service: on this machine, unless PUBLIC_URL is set."""
+    config = current_app.config
+    host, _, port = config["BIND"].rpartition(":")
+    host = "127.0.0.1" if host in ("0.0.0.0", "[::]") else host  # noqa: S104 - it is compared
+    local_url = (
+        "http://localhost" if config["BIND"].startswith("unix:") else f"http://{host}:{port}"
+    )
+    return f"{config['PUBLIC_URL'] or local_url}/{path}"
+
+
+def add_first_user(config: Config) -> None:
+    """Add FIRST_USER to a database without users, and print how to sign in."""
+    app = create_app(config)
+    # Another node may do so at the same time.
+    with app.app_context(), suppress(Problem):
+        if not users.list_all():
+            key = users.add(config.FIRST_USER)
+            link = sign_in_links.create_for(config.FIRST_USER)
+            print_line(f"Sign in within 15 minutes: {page_url(f'sign-in/{link.token}')}")
+            print_line(f"API key, shown only once: {key.text}")
+    dispose(app)
+
+
 SETTINGS = "".join(f"\n  {name}={default}\n      {text}" for name, default, text in documented())
 
 
@@ -80,6 +106,8 @@ def command() -> None:
     config = load_config(may_create=True)
     configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
     with one_line_errors():
+        if config.FIRST_USER:
+            add_first_user(config)
         # It has no open connection, so the server processes can inherit it.
         app = create_app(config)
     # gunicorn reads these when it is imported, and fails if one is invalid; we have our own.

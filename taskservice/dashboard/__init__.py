@@ -23,7 +23,6 @@ from taskservice.dashboard import (
 from taskservice.dashboard.pages import dashboard, unknown_page
 from taskservice.dashboard.sessions import LIFETIME
 from taskservice.database import clock
-from taskservice.terms import documentation
 from taskservice.web.request import Sessions
 
 for blueprint in (
@@ -38,13 +37,14 @@ for blueprint in (
     tasks.managed,
     tasks.public,
     questions.answers,
+    sign_in.links,
 ):
     dashboard.register_blueprint(blueprint)
 
 # What every template can call.
 FUNCTIONS: dict[str, Any] = {
     **dict(getmembers(formatting, isfunction) + getmembers(quantities, isfunction)),
-    "documentation": documentation,
+    "documentation": pages.documentation,
     "error_reason": reasons.error_reason,
     "form_token": sessions.form_token,
     "log_reason": reasons.log_reason,

@@ -10,8 +10,10 @@ from taskservice.dashboard.sessions import create_once
 from taskservice.database import clock
 from taskservice.errors import invalid
 from taskservice.schemas.requests import CreateKeySchema
-from taskservice.services import agents, users
+from taskservice.services import agents, sign_in_links, users
 from taskservice.terms import CLIENTS, KEY_VARIABLE
+from taskservice.web import responses
+from taskservice.web.request import is_loopback, url_parts
 
 blueprint = Blueprint("keys", __name__)
 blueprint.before_request(lambda: caller.require_full_user_key())
@@ -49,6 +51,19 @@ def list_all() -> Response:
         mcp_clients=CLIENTS.values(),
         mcp_key_variable=KEY_VARIABLE,
     )
+
+
+@blueprint.post("/keys/sign-in-link")
+def sign_in_elsewhere() -> Response:
+    """Create a link for another device; no redirect, since only this response shows it."""
+    # Imported here, since few people need it.
+    import segno
+
+    link = sign_in_links.create(caller)
+    url = responses.page_url(f"sign-in/{link.token}")
+    code = segno.make(url).svg_inline(omitsize=True, dark="#000", light="#fff")
+    is_local = is_loopback(url_parts(url).hostname)
+    return page("sign_in_elsewhere.html", 201, link=link, url=url, code=code, is_local=is_local)
 
 
 @blueprint.route("/keys/<key_id>/revoke", methods=["GET", "POST"])

@@ -1,5 +1,6 @@
 """Shared by all pages: who sees them, security headers, templates, errors, and the way back."""
 
+import os
 from collections import defaultdict
 from contextlib import suppress
 from typing import Any, cast
@@ -9,7 +10,7 @@ from flask import Blueprint, Response, current_app, flash, g, render_template, r
 from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import HTTPException
 
-from taskservice import errors
+from taskservice import errors, terms
 from taskservice.auth import caller
 from taskservice.dashboard.sessions import check_form, resume_session
 from taskservice.errors import Problem
@@ -31,7 +32,7 @@ STATIC = "dashboard.static"
 ICON = "dashboard.icon"
 ENTER, LEAVE = "dashboard.sign_in.enter", "dashboard.sign_in.leave"
 # What everyone sees who has a link, without a session.
-PUBLIC = {"dashboard.answer_links", "dashboard.shared"}
+PUBLIC = {"dashboard.answer_links", "dashboard.shared", "dashboard.sign_in_links"}
 LIST = "dashboard.tasks.list_all"
 # The pages that list tasks. Links to tasks contain the way back to the list, as `?back=`.
 LISTS = {
@@ -114,7 +115,7 @@ def unknown_page(error: HTTPException) -> Response:
     if media_type != "text/html" or request.path.startswith(API_PREFIX):
         return errors.respond(errors.from_exception(error))
     # Paths of links need no session, so that a proxy may leave them out of its sign-in.
-    if not request.path.startswith(("/shared/", "/answer/")):
+    if not request.path.startswith(("/shared/", "/answer/", "/sign-in/")):
         # Someone whom the proxy names without a key is not signed in either.
         with suppress(Problem):
             resume_session()
@@ -197,6 +198,13 @@ def redirect_to_page(path: str, endpoint: str, **values: Any) -> Response:
     if not endpoint_of(path):
         return redirect_to(endpoint, **values)
     return see_other(f"{request.script_root}{path}")
+
+
+def documentation(page: str) -> str:
+    """The address of a page of the documents, or its path where there are none."""
+    has_pages = os.path.isdir(current_app.blueprints["help"].static_folder or "")
+    url = flask.url_for("help.static", filename="") if has_pages else ""
+    return terms.documentation(page, terms.DOCUMENTATION_URL or url)
 
 
 def way_back() -> str:

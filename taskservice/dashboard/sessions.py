@@ -88,13 +88,20 @@ def check_form() -> None:
         raise Problem(403, f"This form is out of date, or cookies are disabled: {remedy}")
 
 
-def begin_session() -> None:
-    """Sign this browser in with the key in the form. Raises 401, and 403 behind a proxy."""
+def form_key() -> KeyRow:
+    """The key in the form. Raises 401, always the same, unless it is valid."""
+    return valid_key(request.form.get("key", "").strip(), clock.now())
+
+
+def require_own_sign_in() -> None:
+    """Raises 403 where a proxy signs people in."""
     if current_app.config["LOGIN_HEADER"]:
-        raise Problem(403, "Sign in at the proxy: this service accepts no keys here")
-    now = clock.now()
-    key = valid_key(request.form.get("key", "").strip(), now)
-    set_caller(key, now)
+        raise Problem(403, "Sign in at the proxy: this service signs nobody in")
+
+
+def begin_session(key: KeyRow) -> None:
+    """Sign this browser in with the rights of a key."""
+    set_caller(key, clock.now())
     session.clear()
     session["key"] = key.id
     # The cookie is renewed with each change of the session; this end stays.

@@ -1,12 +1,19 @@
-"""The sign-in page, and the sign-out."""
+"""The sign-in page, the links that sign in, and the sign-out."""
 
 from flask import Blueprint, Response, g, request, session
 
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page
-from taskservice.dashboard.sessions import begin_session, check_form
+from taskservice.dashboard.sessions import (
+    begin_session,
+    check_form,
+    form_key,
+    require_own_sign_in,
+)
 from taskservice.errors import Problem
+from taskservice.services import sign_in_links
 
 blueprint = Blueprint("sign_in", __name__)
+links = Blueprint("sign_in_links", __name__, url_prefix="/sign-in")
 
 
 @blueprint.route("/sign-in", methods=["GET", "POST"])
@@ -15,7 +22,8 @@ def enter() -> Response:
     if request.method == "POST":
         try:
             check_form()
-            begin_session()
+            require_own_sign_in()
+            begin_session(form_key())
             return redirect_to_page(path, "tasks.list_all")
         except Problem as error:
             problem = error
@@ -25,6 +33,18 @@ def enter() -> Response:
     response = page("sign_in.html", problem.status if problem else 200, next=path, problem=problem)
     response.headers.update(problem.headers if problem else {})
     return response
+
+
+@links.route("/<path:token>", methods=["GET", "POST"])
+def enter_by_link(token: str) -> Response:
+    """The POST of the page signs in, so that previews of the link do not use it up."""
+    require_own_sign_in()
+    if request.method == "POST":
+        # The token of the form is in a cookie, which a form of another site is sent without.
+        check_form()
+        begin_session(sign_in_links.use(token))
+        return redirect_to("tasks.list_all")
+    return page("sign_in_link.html", link=sign_in_links.find(token))
 
 
 @blueprint.post("/sign-out")

@@ -364,7 +364,7 @@ def show_links(task_id: str) -> Response:
     if request.method == "POST":
         days = min(max(request.form.get("days", terms.LINK_DAYS, int), 0), terms.MAX_LINK_DAYS)
         link = links.create(caller, task_id, clock.now(days * 86_400))
-        status, url = 201, responses.shared_url(link.token)
+        status, url = 201, responses.page_url(f"shared/{link.token}")
     return page("links.html", status, task=task, links=links.list_all(caller, task_id), url=url)
 
 

@@ -137,6 +137,19 @@ class ApiKey(Model):
     revoked_at: Mapped[str | None] = mapped_column(Timestamp)
 
 
+class SignInLink(Model):
+    """The digest of a link that signs a person in with a key, once."""
+
+    __tablename__ = "sign_in_links"
+
+    id: Mapped[str] = mapped_column(Identifier, primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), index=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey(ApiKey.id, ondelete="CASCADE"), index=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[str] = mapped_column(Timestamp)
+    expires_at: Mapped[str] = mapped_column(Timestamp)
+
+
 def _json_object(column: str) -> tuple[CheckConstraint, CheckConstraint]:
     """Check that the column holds a JSON object, in the SQL of each database."""
     sqlite = CheckConstraint(

@@ -20,7 +20,7 @@ from taskservice.terminal import escaped, escaped_lines
 
 logger = logging.getLogger("taskservice.request")
 
-_SECRET = re.compile(r"(tsk_[a-z]+_|whsec_|/answer/|/shared/)[0-9A-Za-z+/=_%-]+")
+_SECRET = re.compile(r"(tsk_[a-z]+_|whsec_|/answer/|/shared/|/sign-in/)[0-9A-Za-z+/=_%-]+")
 # Text that could be read as more than one value, or as a value with its name.
 _AMBIGUOUS = re.compile(r"""[\s="\\]|^$""")
 

@@ -304,6 +304,15 @@ class CreateKeySchema(fields.RequestSchema):
     expiresAt = fields.timestamp("When the key expires; never by default.", "2126-11-24T13:36:00Z")
 
 
+class CreateSignInLinkSchema(fields.RequestSchema):
+    """A link that signs a person in."""
+
+    keyName = fields.text(
+        "The name of a user key, whose rights the link gives; by default the key of the request.",
+        "first",
+    )
+
+
 class CreateLinkSchema(fields.RequestSchema):
     """A link to create."""
 

@@ -3,7 +3,7 @@
 from marshmallow.fields import Nested
 
 from taskservice import terms
-from taskservice.database.models import Agent, ApiKey, CallbackSecret, User
+from taskservice.database.models import Agent, ApiKey, CallbackSecret, SignInLink, User
 from taskservice.schemas import examples, fields
 from taskservice.terms import AGENT_STATES, ATTENTION, BROKEN, COMPLETE, ERROR, ERROR_TYPES
 
@@ -48,6 +48,18 @@ class KeyWithSecretSchema(KeySchema):
     )
 
 
+class SignInLinkSchema(fields.RowSchema):
+    """A new link that signs a person in, once."""
+
+    model = SignInLink
+    url = fields.text(
+        "The URL; no other response contains it.",
+        "https://tasks.example.org/sign-in/q3Yz0Jt8sVn5bL",
+        format="uri",
+    )
+    expiresAt = fields.time("When the link expires.", examples.LATER)
+
+
 class CallbackSecretSchema(fields.RowSchema):
     """The secret that signs a user's webhooks."""
 
@@ -67,6 +79,7 @@ class WhoAmISchema(UserSchema):
 user_schema = UserSchema()
 key_schema = KeySchema()
 key_with_secret_schema = KeyWithSecretSchema()
+sign_in_link_schema = SignInLinkSchema()
 callback_secret_schema = CallbackSecretSchema()
 # The columns that reads select.
 USER_COLUMNS = tuple(user_schema.columns.values())

@@ -63,7 +63,7 @@ def lock(connection: Connection, user_id: str) -> None:
     connection.execute(select(User.id).where(User.id == user_id).with_for_update())
 
 
-def _lock_user_of(connection: Connection, caller: Caller) -> None:
+def lock_user_of(connection: Connection, caller: Caller) -> None:
     """Lock the caller's user. Raises 401 if the caller's key is no longer valid."""
     lock(connection, caller.user_id)
     # A key that a revoked key creates now would survive the revocation.
@@ -115,7 +115,7 @@ def create_key(caller: Caller, fields: dict[str, Any], key_id: str | None = None
     if expires_at is not None and expires_at <= clock.now():
         raise invalid({"expiresAt": ["Must be in the future."]})
     with transaction() as connection:
-        _lock_user_of(connection, caller)
+        lock_user_of(connection, caller)
         if key_id and connection.scalar(select(ApiKey.id).where(ApiKey.id == key_id)):
             return None
         return _insert_key(
@@ -133,7 +133,7 @@ def revoke_key(caller: Caller, key_id: str) -> KeyRow:
     """Revoke a key of the caller's user. Raises 401, 404, and 409 for the last user key."""
     with transaction() as connection:
         # The lock keeps two requests from revoking the last two user keys.
-        _lock_user_of(connection, caller)
+        lock_user_of(connection, caller)
         _key(connection, key_id, caller)
         values = {**caller.scope, "now": clock.now()}
         others = _USER_KEYS.where(ApiKey.id != key_id, *KEY_IS_VALID).limit(1)
@@ -262,7 +262,7 @@ def rotate(caller: Caller) -> Any:
     """Create a callback secret; the replaced one signs for 24 h more. Raises 401 and 429."""
     of_user = CallbackSecret.user_id == caller.user_id
     with transaction() as connection:
-        _lock_user_of(connection, caller)
+        lock_user_of(connection, caller)
         since = clock.now(-OVERLAP_SECONDS)
         replaced_at = CallbackSecret.replaced_at
         recent = select(replaced_at).where(of_user, replaced_at > since).order_by(replaced_at)

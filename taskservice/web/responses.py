@@ -92,10 +92,10 @@ def task(
     return stream(task_json.task(row, shape), status, headers)
 
 
-def shared_url(token: str) -> str:
-    """The URL of a link with this token."""
+def page_url(path: str) -> str:
+    """The URL of a page, for a person."""
     base = current_app.config["PUBLIC_URL"] or request.url_root.rstrip("/")
-    return f"{base}/shared/{token}"
+    return f"{base}/{path}"
 
 
 def replayed_header(replayed: bool) -> dict[str, str]:

@@ -57,6 +57,7 @@ def _fill_for(app: Flask, person: ApiClient, receiver: Receiver) -> None:
     revoked = expect(person.post("/key", json={"name": "revoked"}), 201)
     expect(person.delete(f"/key/{revoked['id']}"), 200)
     expect(person.post("/callback-secret"), 201)
+    expect(person.post("/sign-in-link"), 201)
 
 
 def _tell(person: ApiClient) -> None:

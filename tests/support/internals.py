@@ -47,7 +47,7 @@ def rules(app: Flask) -> Iterator[tuple[str, str]]:
 
 def is_page(rule: Rule) -> bool:
     """Whether a rule is for a person's browser, not for a program."""
-    return str(rule.endpoint).startswith(("dashboard.", "docs.static"))
+    return str(rule.endpoint).startswith(("dashboard.", "docs.static", "help."))
 
 
 def filled(rule: str, **values: str) -> str:

@@ -1,0 +1,333 @@
+"""Two months of eight agents, as the lines of an export; the same numbers each time."""
+
+import random
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import update
+
+from taskservice import __version__
+from taskservice.database.clock import rfc3339
+from taskservice.database.models import Agent, Task
+from taskservice.database.transactions import transaction
+from taskservice.schemas import strict_json
+from taskservice.schemas.export_lines import FORMAT
+from taskservice.terms import RUNNING
+
+DAYS = 60
+LONG_LOG_LINES = 100_000
+LINES_PER_CHUNK = 1_000
+KEY_NAME = "first"
+
+BACKUP, INVOICES, REPORT, VIDEO = (
+    "nightly-backup",
+    "invoice-import",
+    "report-mailer",
+    "video-encoder",
+)
+RELEASE, PRICES, SITE, RESEARCH = "release-manager", "price-watcher", "site-check", "researcher"
+AGENTS = {
+    BACKUP: ("Nightly backup", "Copies the database to the NAS, every night at two."),
+    INVOICES: ("Invoice import", "Reads new invoices from the mailbox into the accounts."),
+    REPORT: ("Report mailer", "Sends the sales report, every morning at seven."),
+    VIDEO: ("Video encoder", "Encodes the recordings of the day for the website."),
+    RELEASE: ("Release manager", "Builds a release, and asks before it deploys."),
+    PRICES: ("Price watcher", "Compares our prices with the prices of three suppliers."),
+    SITE: ("Site check", "Opens the pages of the shop that must never fail."),
+    RESEARCH: ("Researcher", "An LLM agent that reads sources and writes a summary."),
+}
+EXPECTED: dict[str, Any] = {
+    BACKUP: {"cron": "0 2 * * *", "timeZone": "UTC", "grace": 3_600, "maxDuration": 3_600},
+    REPORT: {"cron": "0 7 * * *", "timeZone": "UTC", "grace": 1_800},
+}
+TABLES = ("customers", "orders", "order_lines", "products", "prices", "events")
+PAGES = ("/", "/search", "/cart", "/checkout", "/account")
+DUPLICATE = """\
+Traceback (most recent call last):
+  File "/srv/invoices/importer.py", line 88, in import_invoice
+    cursor.execute(INSERT, invoice.columns())
+  File "/usr/lib/python3/dist-packages/psycopg/cursor.py", line 97, in execute
+    raise ex.with_traceback(None)
+psycopg.errors.UniqueViolation: duplicate key value violates unique constraint "invoices_number_key"
+DETAIL:  Key (number)=(2026-4711) already exists."""
+QUESTION = """\
+Two sources disagree about the price of the small plan:
+
+- the website says **12 €** a month
+- the price list of November says **14 €** a month
+
+Which one is right?"""
+SUMMARY = """\
+## Summary
+
+Of {count} sources, {used} were useful.
+
+1. The market grew by **{percent}%** in a year.
+2. Three competitors have raised their prices.
+
+> Self-hosted products are named more often than a year ago."""
+
+
+class History:
+    """The lines of the past until `now`, for a user."""
+
+    def __init__(self, user_id: str, now: datetime) -> None:
+        self._user_id, self._now = user_id, now
+        self._random = random.Random(8)  # noqa: S311 - the same numbers each time
+        self._tasks: list[tuple[str, list[bytes]]] = []
+
+    def lines(self) -> Iterator[bytes]:
+        """All lines of the export, in order."""
+        began = self._now - timedelta(days=DAYS)
+        yield _line("export", format=FORMAT, version=__version__)
+        of_user = {"name": "demo", "createdAt": rfc3339(began)}
+        yield _line("user", id=self._user_id, hooks=[], **of_user)
+        for agent_id, (name, description) in AGENTS.items():
+            texts = {"id": agent_id, "name": name, "description": description}
+            of_agent = {"userId": self._user_id, "createdAt": rfc3339(began)}
+            yield _line("agent", **texts, **of_agent, expect=EXPECTED.get(agent_id))
+        for day in range(DAYS, -1, -1):
+            self._add_day(datetime.combine(self._now - timedelta(days=day), time(), UTC))
+        self._add_today()
+        for _, lines in sorted(self._tasks):
+            yield from lines
+        yield _line("end", tasks=len(self._tasks))
+
+    def set_states(self) -> None:
+        """After the import: the report is late, and the backup hangs."""
+        due, began = self.last(7), self.last(2)
+        late = rfc3339(due + timedelta(seconds=EXPECTED[REPORT]["grace"]))
+        longest = timedelta(seconds=EXPECTED[BACKUP]["maxDuration"])
+        reason = "runs for over an hour, longer than its maximum of 1 h; no line since 61%"
+        hangs = {"hanging_since": rfc3339(began + longest), "hanging_reason": reason}
+        with transaction() as connection:
+            connection.execute(
+                update(Agent)
+                .where(Agent.user_id == self._user_id, Agent.id == REPORT)
+                .values(due_at=rfc3339(due), late_at=late, late_since=late)
+            )
+            connection.execute(
+                update(Task)
+                .where(Task.agent_id == BACKUP, Task.status == RUNNING)
+                .values(hangs | {"hang_check_at": None})
+            )
+
+    def last(self, hour: int) -> datetime:
+        """The last time at this hour, at least two hours ago."""
+        at = datetime.combine(self._now, time(hour), UTC)
+        return at if self._now - at >= timedelta(hours=2) else at - timedelta(days=1)
+
+    def _add_day(self, day: datetime) -> None:
+        self._add_backup(day + timedelta(hours=2))
+        self._add_report(day + timedelta(hours=7))
+        for hour in range(0, 24, 3):
+            self._add_invoices(day + timedelta(hours=hour, minutes=5))
+        for hour in range(1, 24, 6):
+            self._add_prices(day + timedelta(hours=hour))
+            self._add_site_check(day + timedelta(hours=hour, minutes=30))
+        for hour in (9, 15):
+            self._add_video(day + timedelta(hours=hour, minutes=self._random.randrange(50)))
+        self._add_research(day + timedelta(hours=10, minutes=self._random.randrange(60)))
+        if day.weekday() in (1, 3):
+            self._add_release(day + timedelta(hours=14, minutes=20))
+
+    def _add_today(self) -> None:
+        """The present: a backup that hangs, a question, and a very long log of yesterday."""
+        self._add_backup(self.last(2), hangs=True)
+        self._add_question(self._now - timedelta(minutes=18))
+        pages = [
+            f"GET /standards/{number:06}.html 200 {self._random.randrange(2_000, 90_000)} bytes"
+            for number in range(1, LONG_LOG_LINES + 1)
+        ]
+        began, count = self._now - timedelta(hours=20), f"{LONG_LOG_LINES:,}"
+        self._add(
+            RESEARCH, began, 5_400, "Crawl of the standards archive", pages,
+            {"pages": LONG_LOG_LINES}, labels={"customer": "globex"}, progress=1.0,
+            note=f"{count} of {count} pages",
+        )  # fmt: skip
+
+    def _add_question(self, asked: datetime) -> None:
+        log = ["Reading 14 sources", "Comparing prices", "2 sources disagree"]
+        task_id = self._add(
+            RESEARCH, asked - timedelta(minutes=4), 240, "Prices of our competitors", log,
+            {}, status="running", labels={"customer": "acme"}, progress=0.6, note="9 of 14 sources",
+        )  # fmt: skip
+        price = {"type": "string", "enum": ["12 €", "14 €", "neither"]}
+        question = {
+            "id": self._id(asked),
+            "taskId": task_id,
+            "message": QUESTION,
+            "schema": {"type": "object", "properties": {"price": price}, "required": ["price"]},
+            "state": "open",
+            "askedAt": rfc3339(asked),
+            "expiresAt": None,
+            "answer": None,
+            "answeredBy": None,
+        }
+        # After the line of its task.
+        self._tasks[-1][1].insert(1, _line("question", **question))
+
+    def _add_backup(self, began: datetime, hangs: bool = False) -> None:
+        if began >= self.last(2) and not hangs:
+            return
+        rows = [self._random.randrange(10_000, 900_000) for _ in TABLES]
+        log = ["Backup of shop to nas.lan:/backup"]
+        log += [
+            f"dumped {table}: {count:,} rows" for table, count in zip(TABLES, rows, strict=True)
+        ]
+        if hangs:
+            log[-1] = f"dumping {TABLES[-1]}: 61%"
+            self._add(BACKUP, began, 400, "", log, {}, status="running", progress=0.94,
+                      note=f"table {len(TABLES)} of {len(TABLES)}")  # fmt: skip
+            return
+        megabytes = sum(rows) // 4_000
+        log += [f"wrote {megabytes} MB", "checksum is right"]
+        seconds = self._random.uniform(640, 800)
+        self._add(BACKUP, began, seconds, "", log, {"rows": sum(rows), "megabytes": megabytes})
+
+    def _add_report(self, began: datetime) -> None:
+        # The last one did not come.
+        if began < self.last(7):
+            orders = self._random.randrange(180, 420)
+            log = [
+                "Reading the sales of yesterday",
+                f"{orders} orders",
+                "Sent to sales@example.org",
+            ]
+            output = {"orders": orders, "revenue": round(orders * self._random.uniform(38, 52), 2)}
+            self._add(REPORT, began, self._random.uniform(8, 20), "Sales report", log, output)
+
+    def _add_invoices(self, began: datetime) -> None:
+        if began >= self._now:
+            return
+        count = self._random.randrange(3, 9)
+        first = 2026_0000 + int(began.timestamp() // 3_600) % 9_000
+        log = [f"{count} new invoices in the mailbox"]
+        log += [f"imported invoice {first + number}" for number in range(count)]
+        if self._now - began < timedelta(hours=14):
+            # Since then, each run meets the same invoice again.
+            log = [log[0], log[1], *DUPLICATE.split("\n")]
+            self._add(INVOICES, began, 4.2, "", log, {}, error=DUPLICATE)
+            return
+        amount = round(sum(self._random.uniform(40, 900) for _ in range(count)), 2)
+        self._add(INVOICES, began, count * 1.4, "", log, {"invoices": count, "amount": amount})
+
+    def _add_prices(self, began: datetime) -> None:
+        if began >= self._now - timedelta(hours=1):
+            return
+        log = ["supplier-a.example: 120 prices", "supplier-b.example: 96 prices"]
+        if self._random.random() < 0.06:
+            log.append("supplier-c.example: HTTP 503 Service Unavailable")
+            self._add(PRICES, began, 31, "", log, {}, error="supplier-c.example: HTTP 503")
+            return
+        changed = self._random.randrange(0, 14)
+        log += ["supplier-c.example: 102 prices", f"{changed} prices have changed"]
+        self._add(PRICES, began, self._random.uniform(9, 16), "", log,
+                  {"products": 318, "changed": changed})  # fmt: skip
+
+    def _add_site_check(self, began: datetime) -> None:
+        if began >= self._now - timedelta(hours=1):
+            return
+        times = [round(self._random.uniform(80, 400)) for _ in PAGES]
+        log = [f"{page} 200 in {ms} ms" for page, ms in zip(PAGES, times, strict=True)]
+        seconds = sum(times) / 1_000 + 2
+        parent_id = self._add(SITE, began, seconds, "Shop", log, {"slowest_ms": max(times)})
+        for number, (page, ms) in enumerate(zip(PAGES, times, strict=True)):
+            at = began + timedelta(seconds=0.2 + number / 5)
+            log = [f"GET https://shop.example.org{page}", f"200 in {ms} ms"]
+            self._add(SITE, at, ms / 1_000, f"Shop {page}", log, {"ms": ms}, parent=parent_id)
+
+    def _add_video(self, began: datetime) -> None:
+        if began >= self._now - timedelta(hours=1):
+            return
+        minutes = self._random.randrange(8, 42)
+        log = [f"recording of {minutes} minutes", "pass 1 of 2", "pass 2 of 2", "uploaded"]
+        output = {"minutes": minutes, "megabytes": minutes * self._random.randrange(18, 26)}
+        self._add(VIDEO, began, minutes * 34, f"Recording {began:%d %B}", log, output)
+
+    def _add_release(self, began: datetime) -> None:
+        if began >= self._now - timedelta(hours=1):
+            return
+        number = f"4.{(began - self._now).days + 70}"
+        log = [f"building {number}", "1,204 tests passed", "deploying to production", "healthy"]
+        labels = {"env": "production", "version": number}
+        self._add(RELEASE, began, self._random.uniform(300, 500), f"Release {number}", log,
+                  {"version": number}, labels=labels)  # fmt: skip
+
+    def _add_research(self, began: datetime) -> None:
+        if began >= self._now - timedelta(hours=1):
+            return
+        count = self._random.randrange(8, 22)
+        used = count - self._random.randrange(1, 5)
+        log = [f"reading source {number} of {count}" for number in range(1, count + 1)]
+        text = SUMMARY.format(count=count, used=used, percent=self._random.randrange(4, 19))
+        tokens = {"input_tokens": count * 5_210, "output_tokens": used * 96}
+        output = {"summary": text, "total_cost_usd": round(count * 0.0174, 4), "usage": tokens}
+        labels = {"customer": self._random.choice(["acme", "globex"])}
+        self._add(RESEARCH, began, count * 21, "Market summary", log, output, labels=labels)
+
+    def _id(self, at: datetime) -> str:
+        """A time-ordered UUID."""
+        milliseconds = int(at.timestamp() * 1_000)
+        bits = (milliseconds << 80) | 7 << 76 | self._random.getrandbits(12) << 64
+        return str(UUID(int=bits | 2 << 62 | self._random.getrandbits(62)))
+
+    def _add(
+        self,
+        agent_id: str,
+        began: datetime,
+        seconds: float,
+        name: str,
+        log: Sequence[str],
+        output: dict[str, Any],
+        *,
+        status: str = "complete",
+        error: str | None = None,
+        labels: dict[str, str] | None = None,
+        parent: str | None = None,
+        progress: float | None = None,
+        note: str | None = None,
+    ) -> str:
+        """Add a task that was active for some seconds, with lines at an even pace."""
+        ended = began + timedelta(seconds=seconds)
+        is_running = status == "running"
+        task_id = self._id(began)
+        task = {
+            "id": task_id,
+            "userId": self._user_id,
+            "agentId": agent_id,
+            "name": name or AGENTS[agent_id][0],
+            "createdAt": rfc3339(began),
+            "claimedAt": rfc3339(began),
+            "updatedAt": rfc3339(ended),
+            "finishedAt": None if is_running else rfc3339(ended),
+            "input": {},
+            "output": output,
+            "status": "error" if error else status,
+            "error": {"type": "failed", "message": error} if error else None,
+            "startedBy": KEY_NAME,
+            "endedBy": None if is_running else KEY_NAME,
+            "progress": progress,
+            "note": note,
+            "labels": labels or {},
+            "parentId": parent,
+            "firstLog": 1,
+            "logCount": len(log),
+            "logBytes": sum(len(line.encode()) + 1 for line in log),
+            "version": 3,
+            "writers": {"": len(log)},
+        }
+        lines = [_line("task", **task)]
+        step = timedelta(seconds=seconds / (len(log) + 1))
+        for start in range(0, len(log), LINES_PER_CHUNK):
+            chunk = log[start : start + LINES_PER_CHUNK]
+            at = [rfc3339(began + step * (start + number)) for number in range(1, len(chunk) + 1)]
+            lines.append(_line("log", taskId=task_id, first=start + 1, lines=chunk, at=at))
+        self._tasks.append((task_id, lines))
+        return task_id
+
+
+def _line(kind: str, **content: Any) -> bytes:
+    return strict_json.dumps({"type": kind, **content}) + b"\n"

@@ -1,0 +1,81 @@
+"""Three agents that live while the demo runs: one progresses, one asks, one fails now and then."""
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+
+from taskservice.client import Client, Task, TaskServiceError
+from taskservice.demo.history import PRICES, RELEASE, VIDEO
+
+FRAMES, FRAMES_PER_STEP = 4_800, 80
+QUESTION_SECONDS = 3_600
+
+
+class LiveAgents:
+    """The agents, each in a thread that ends with the program."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._random = random.Random()  # noqa: S311 - it protects nothing
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        for work in (self._encode, self._release, self._watch_prices):
+            threading.Thread(target=self._repeat, args=[work], daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def _repeat(self, work: Callable[[int], None]) -> None:
+        number = 0
+        while not self._stopping.is_set():
+            number += 1
+            try:
+                work(number)
+            except TaskServiceError:
+                # Somebody has cancelled or deleted the task, or the service ends.
+                self._stopping.wait(5)
+
+    def _seconds(self, count: int, seconds: float) -> Iterator[int]:
+        """Numbers from 1 to `count`, with a pause after each one."""
+        for number in range(1, count + 1):
+            yield number
+            if self._stopping.wait(seconds):
+                return
+
+    def _start(self, agent_id: str, name: str | None = None, **labels: str) -> Task:
+        return self._client.start(agent_id, name=name, labels=labels)
+
+    def _encode(self, number: int) -> None:
+        with self._start(VIDEO, f"Recording of the morning, part {number}") as task:
+            for step in self._seconds(FRAMES // FRAMES_PER_STEP, 1):
+                frames = step * FRAMES_PER_STEP
+                speed = self._random.uniform(70, 90)
+                task.log(f"frame {frames:5} of {FRAMES}  {speed:.1f} frames/s")
+                task.progress(frames, FRAMES, f"{frames:,} of {FRAMES:,} frames")
+            task.complete(frames=FRAMES, megabytes=212)
+
+    def _release(self, number: int) -> None:
+        version = f"4.70.{number}"
+        with self._start(RELEASE, f"Release {version}", env="production", version=version) as task:
+            for line in (f"building {version}", "1,204 tests passed", "waiting for an answer"):
+                task.log(line)
+                self._stopping.wait(1)
+            question = f"Deploy **{version}** to production? 12 changes, all tests pass."
+            answer = task.ask(question, choices=["yes", "no"], timeout=QUESTION_SECONDS)
+            task.log("deployed" if answer == "yes" else "not deployed")
+            task.complete(version=version, deployed=answer == "yes")
+        self._stopping.wait(60)
+
+    def _watch_prices(self, number: int) -> None:
+        with self._start(PRICES) as task:
+            for supplier in "abc":
+                self._stopping.wait(3)
+                if supplier == "c" and number % 3 == 0:
+                    task.log("supplier-c.example: HTTP 503 Service Unavailable")
+                    task.fail("supplier-c.example: HTTP 503")
+                    break
+                task.log(f"supplier-{supplier}.example: {self._random.randrange(90, 120)} prices")
+            else:
+                task.complete(products=318, changed=self._random.randrange(14))
+        self._stopping.wait(20)
