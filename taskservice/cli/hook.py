@@ -20,7 +20,7 @@ from taskservice.terminal import (
     print_table,
     with_offset,
 )
-from taskservice.terms import ACTIVE, HOOK_FORMATS, OFF
+from taskservice.terms import ACTIVE, HOOK_FORMATS, MAX_AFTER, OFF
 from taskservice.webhooks.hook_targets import without_secret
 
 HEADER = (
@@ -85,6 +85,12 @@ def _fields(function: Any) -> Any:
             default=None,
             help="Whether the message of a question has a link, with which anyone who has it can "
             "answer (default: no).",
+        ),
+        click.option(
+            "--after",
+            type=click.IntRange(1, MAX_AFTER),
+            metavar="N",
+            help="Notify that an agent is broken only after N failures in a row (default: 1).",
         ),
     )
     return reduce(lambda inner, add: add(inner), reversed(in_order), function)

@@ -349,6 +349,7 @@ class Client:
         label: str | None = None,
         token: str | None = None,
         answer_links: bool = False,
+        after: int | None = None,
     ) -> Hook:
         """Create a hook: an address that is notified of events of agents from now on.
 
@@ -364,6 +365,7 @@ class Client:
             label: Only events of tasks with this label, as "key:value".
             token: The access token of an ntfy server.
             answer_links: Whether the message of a question has a link that answers it.
+            after: How many failures in a row break an agent for this hook (default: 1).
 
         Raises:
             Invalid: A value was rejected; `errors` maps each field to messages.
@@ -375,7 +377,7 @@ class Client:
             'active'
         """
         fields = not_none(target=target, name=name, format=format, events=events, agentId=agent_id)
-        fields |= not_none(label=label, token=token, answerLinks=answer_links)
+        fields |= not_none(label=label, token=token, answerLinks=answer_links, after=after)
         return self.connection.once("POST", "/hook", _HOOK, json=fields).data
 
     def change_hook(self, hook_id: str, **changes: Any) -> Hook:

@@ -106,6 +106,7 @@ class Hook(TypedDict):
     agentId: str | None
     label: str | None
     answerLinks: bool
+    after: NotRequired[int]
     createdAt: Timestamp
     state: str
     reason: str | None

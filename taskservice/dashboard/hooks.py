@@ -172,6 +172,14 @@ def _form_schema() -> Json:
         "events": _property(
             "When", type="array", items=_choice("", events), default=list(DEFAULT_EVENTS)
         ),
+        "after": _property(
+            "Failures in a row",
+            "Until an agent is broken.",
+            type="integer",
+            default=1,
+            minimum=1,
+            maximum=terms.MAX_AFTER,
+        ),
         "name": _property("Name", "By default the address without its secret part."),
         "agentId": _property("Only of the agent", enum=agents.ids(caller, agents.MAX_CHOICES)),
         "label": _property("Only of tasks with the label", "Such as env:prod."),

@@ -437,6 +437,8 @@ class Hook(Model):
     label: Mapped[str | None]
     token: Mapped[str | None]
     answer_links: Mapped[bool]
+    # How many failures in a row it takes until it is told that an agent is broken.
+    after: Mapped[int] = mapped_column(Integer, server_default="1")
     created_at: Mapped[str] = mapped_column(Timestamp)
     state: Mapped[str]
     # Why it is off, as one sentence.

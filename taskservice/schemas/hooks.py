@@ -57,6 +57,12 @@ class HookFieldsSchema(Schema):
     answerLinks = fields.StrictBoolean(
         "Whether the message of a question has a link that answers it without a key.", False
     )
+    after = fields.integer(
+        "The number of failures in a row after which `agent.broken` is told, and later "
+        "`agent.fixed`; by default 1.",
+        1,
+        validate=validate.Range(1, terms.MAX_AFTER),
+    )
 
 
 class ChangeHookSchema(HookFieldsSchema):
@@ -78,7 +84,7 @@ class HookSchema(HookFieldsSchema, fields.RowSchema):
         # All but the token.
         fields = (
             "id", "name", "target", "format", "events", "agentId", "label", "answerLinks",
-            "createdAt", "state", "reason", "failingSince", "lastDeliveredAt",
+            "after", "createdAt", "state", "reason", "failingSince", "lastDeliveredAt",
         )  # fmt: skip
 
     id = fields.uuid("The hook's ID.", examples.HOOK)

@@ -334,19 +334,22 @@ def _concerns(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> bool
         and (not key or strict_json.loads(event.labels.encode()).get(key) == value)
         and (hook.format in terms.PEOPLE_FORMATS or not event.is_for_people)
         and (event.kind != event_kinds.AGENT_BROKEN or _is_new_break(hook, event, told_hooks))
-        and (event.kind != event_kinds.AGENT_FIXED or _knows_break(hook, told_hooks))
+        and (event.kind != event_kinds.AGENT_FIXED or _knows_break(hook, event, told_hooks))
     )
 
 
 def _is_new_break(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> bool:
+    failures, since = event.agent.failures, event.agent.state_since
     # What broke before there was the hook is nothing new.
-    is_old = event.agent.failures > 1 and event.agent.state_since <= hook.created_at
-    return hook.id not in told_hooks and not is_old
+    is_old = failures > hook.after and since <= hook.created_at
+    return failures >= hook.after and hook.id not in told_hooks and not is_old
 
 
-def _knows_break(hook: HookRow, told_hooks: Sequence[str]) -> bool:
-    """Whether the hook was told of the break, or is told of none."""
-    return hook.id in told_hooks or f'"{event_kinds.AGENT_BROKEN.name}"' not in hook.events
+def _knows_break(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> bool:
+    """Whether the hook was told of the break, or would have been if it was told of any."""
+    if f'"{event_kinds.AGENT_BROKEN.name}"' in hook.events:
+        return hook.id in told_hooks
+    return bool(event.agent.failures >= hook.after)
 
 
 def prune(now: str) -> bool:

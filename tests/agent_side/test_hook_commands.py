@@ -47,6 +47,7 @@ def test_options_say_what_is_told_and_how(machine: AgentMachine, receiver: Recei
         machine.user.register(agent_id)
     options = ["--name", "Phone", "--format", "ntfy", "--event", "task.ended", "--event"]
     options += ["task.asks", "--agent", "read", "--label", "env=prod", "--answer-links", "--json"]
+    options += ["--after", "3"]
     target = f"{receiver.url}alerts"
     (hook,) = objects(add(machine, target, *options, "--token-file", "-", input="tk_from_stdin\n"))
     (shown,) = objects(machine.run("hook", "show", hook["id"], "--json").stdout)
@@ -54,6 +55,7 @@ def test_options_say_what_is_told_and_how(machine: AgentMachine, receiver: Recei
     fields = {
         "name": "Phone", "target": target, "format": "ntfy", "events": ["task.ended", "task.asks"],
         "agentId": "reader", "label": "env:prod", "answerLinks": True,
+        "after": 3,
     }  # fmt: skip
     assert hook | fields == hook
     file = machine.home / "token.txt"

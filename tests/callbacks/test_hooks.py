@@ -145,6 +145,9 @@ def test_default_name_tells_addresses_apart_without_their_secret(
         ({"target": "https://ntfy.sh/a", "token": "a\r\nb"}, "token"),
         ({"target": "https://ntfy.sh/a", "format": "sms"}, "format"),
         ({"target": "https://ntfy.sh/a", "state": "off"}, "state"),
+        ({"target": "https://ntfy.sh/a", "after": 0}, "after"),
+        ({"target": "https://ntfy.sh/a", "after": 11}, "after"),
+        ({"target": "https://ntfy.sh/a", "after": "3"}, "after"),
         ({}, "target"),
     ],
 )
@@ -339,6 +342,64 @@ def test_hook_is_told_of_nothing_before_it_was_created(
     assert told(alice, hook) == []
     run(alice)
     assert told(alice, hook) == []
+
+
+def test_hook_is_told_of_a_break_after_as_many_failures_in_a_row(
+    alice: ApiClient, receiver: Receiver
+) -> None:
+    first, third = add_hook(alice, receiver.url), add_hook(alice, receiver.url, after=3)
+    assert (first["after"], third["after"]) == (1, 3)
+    fixed = add_hook(alice, receiver.url, after=3, events=["agent.fixed"])
+    for status in ("error", "error", "complete"):
+        run(alice, status)
+    assert told(alice, first) == ["agent.broken", "agent.fixed"]
+    assert told(alice, third) == told(alice, fixed) == []
+    for _ in range(5):
+        run(alice, "error")
+        expect(alice.post(f"/task/{alice.start()['id']}/cancel"), 200)
+    assert told(alice, first)[2:] == told(alice, third) == ["agent.broken"]
+    run(alice)
+    assert told(alice, third) == ["agent.broken", "agent.fixed"]
+    assert told(alice, fixed) == ["agent.fixed"]
+
+
+def test_number_of_failures_can_change_while_an_agent_is_broken(
+    alice: ApiClient, receiver: Receiver
+) -> None:
+    lowered, raised = add_hook(alice, receiver.url, after=9), add_hook(alice, receiver.url)
+    for _ in range(3):
+        run(alice, "error")
+    for hook, number in ((lowered, 2), (raised, 5)):
+        changed = expect(alice.patch(f"/hook/{hook['id']}", json={"after": number}), 200)
+        assert changed["after"] == number
+    for _ in range(3):
+        run(alice, "error")
+    assert told(alice, lowered) == told(alice, raised) == ["agent.broken"]
+    run(alice)
+    assert told(alice, lowered) == told(alice, raised) == ["agent.broken", "agent.fixed"]
+
+
+def test_late_report_of_a_failure_is_not_a_second_one(
+    app: Flask, no_grace: None, alice: ApiClient, receiver: Receiver
+) -> None:
+    hook = add_hook(alice, receiver.url, after=2)
+    late = time_out(app, alice)
+    alice.report(late, status="error")
+    assert told(alice, hook) == []
+    run(alice, "error")
+    assert told(alice, hook) == ["agent.broken"]
+
+
+def test_failures_that_end_at_once_are_told_once(
+    app: Flask, no_grace: None, alice: ApiClient, receiver: Receiver
+) -> None:
+    first, third = add_hook(alice, receiver.url), add_hook(alice, receiver.url, after=3)
+    tasks = [alice.start(claim=True) for _ in range(5)]
+    for task in tasks:
+        fall_silent(app, task, DAY + 1)
+    Maintenance(app).do_round()
+    assert {alice.task(task)["status"] for task in tasks} == {"error"}
+    assert told(alice, first) == told(alice, third) == ["agent.broken"]
 
 
 def test_event_is_sent_with_the_same_id_and_the_task_as_it_is_until_it_is_delivered(

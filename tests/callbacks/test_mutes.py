@@ -178,6 +178,16 @@ def test_what_was_told_before_a_mute_is_not_told_again(
     assert told(alice, phone) == ["agent.broken", "agent.fixed"]
 
 
+def test_failures_before_a_mute_count(alice: ApiClient, receiver: Receiver) -> None:
+    hook = add_hook(alice, target=f"{receiver.url}phone", format="ntfy", after=2)
+    run(alice, "error")
+    mute(alice)
+    run(alice, "error")
+    assert told(alice, hook) == []
+    unmute(alice)
+    assert told(alice, hook) == ["agent.broken"]
+
+
 def test_break_that_ended_during_a_mute_is_never_told(
     alice: ApiClient, phone: dict[str, Any]
 ) -> None:

@@ -125,7 +125,8 @@ def test_hook_is_added_with_all_that_the_form_has(
     alice.register("backup")
     url = f"{receiver.url}alerts"
     fields = {"name": "Ann's phone", "agentId": "backup", "label": "env:prod", "token": "tk_1",
-              "answerLinks": True, "events": ["task.failed", "task.asks"]}  # fmt: skip
+              "answerLinks": True, "events": ["task.failed", "task.asks"],
+              "after": 3}  # fmt: skip
     made = add(window, "ntfy", url, **fields)
     [hook] = hooks_of(alice)
     assert (made.status_code, made.location) == (303, f"{PAGE}/{hook['id']}")
@@ -134,7 +135,14 @@ def test_hook_is_added_with_all_that_the_form_has(
     assert (hook["target"], hook["format"]) == (url, "ntfy")
     page = text_of(window, made.location)
     assert "Added. Send a test" in page
-    for shown in (url, "task fails, task asks", "backup", "env:prod", "with answer links"):
+    for shown in (
+        url,
+        "task fails, task asks",
+        "backup",
+        "env:prod",
+        "with answer links",
+        "after 3 failures",
+    ):
         assert shown in page
     assert "tk_1" not in page + text_of(window)
     assert "Ann&#39;s phone" in text_of(window)
