@@ -172,6 +172,11 @@ def chosen() -> list[tuple[str, str, str]]:
     return filters
 
 
+def text_of(name: str, text: str) -> str:
+    """The text of a filter on the page, after its name in WORDS."""
+    return STARTED[text][0] if name == "started" else text
+
+
 def hidden_filters() -> list[tuple[str, str]]:
     """The filters that the form keeps without showing them."""
     pairs = request.args.items(multi=True)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from flask import Blueprint, Response, request
 
 from taskservice.auth import caller
-from taskservice.dashboard.filters import WORDS, arguments, load, without_empty_fields
+from taskservice.dashboard.filters import WORDS, arguments, load, text_of, without_empty_fields
 from taskservice.dashboard.pages import first_texts, page
 from taskservice.database.rows import TaskRow
 from taskservice.reasons import without_escapes
@@ -46,7 +46,7 @@ def show() -> Response:
     find = _in_errors if where == "errors" else _in_logs
     tasks, end = find(selection, query) if text else (None, None)
     context: dict[str, Any] = {"where": where, "filters": filters, "words": WORDS}
-    context["arguments"] = arguments
+    context |= {"text_of": text_of, "arguments": arguments}
     if end:
         context |= {"next": responses.next_query(selection, end), "until": end[0]}
     return page("search.html", found=tasks, **context)

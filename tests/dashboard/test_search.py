@@ -80,7 +80,8 @@ def test_logs_are_searched_with_the_filters_of_the_list(
     response = window.get(f"/search?{form}")
     assert response.status_code == 303
     assert links_of(window, response.location.partition("?")[2]) == expected[1:]
-    html = window.read("/search?q=DISK&agentId=summarizer")
+    html = window.read("/search?q=DISK&agentId=summarizer&started=24h")
+    assert 'Agent <bdi>summarizer</bdi></span><span class="chip">Started <bdi>in the last' in html
     assert "<mark>Disk</mark> full" in html
     assert "<bdi><mark>disk</mark> again</bdi>" in html
     assert "nightly" in html
