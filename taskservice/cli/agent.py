@@ -2,13 +2,14 @@
 
 import json
 import time
+from collections.abc import Collection
 from typing import Any
 
 import click
 
 from taskservice.cli import options
 from taskservice.cli.service_client import registered_agent_id, service_client
-from taskservice.client import Agent
+from taskservice.client import Agent, Client
 from taskservice.client.responses import AGENT, NUMBERS
 from taskservice.client.spool import rfc3339
 from taskservice.client.task import path_to, register_agent
@@ -105,16 +106,30 @@ def add(agent_id: str, **fields: Any) -> None:
     The input schema is used to validate each unclaimed start and each rerun, and to build forms
     in the dashboard and in MCP clients.
 
-    An agent that is expected by --every or --cron, and starts no task in time, is late. These and
-    --max-duration replace each other: give all that are to hold.
+    An agent that is expected by --every or --cron, and starts no task in time, is late. --every 0
+    also ends --max-duration.
     """
     names = ("every", "cron", "timeZone", "grace", "maxDuration")
     values = {name: fields.pop(name) for name in names}
-    if expect := {name: value for name, value in values.items() if value is not None}:
-        fields["expect"] = {} if expect == {"every": 0} else expect
+    expect = {name: value for name, value in values.items() if value is not None}
     with service_client() as client:
+        if expect == {"every": 0}:
+            fields["expect"] = {}
+        elif expect:
+            fields["expect"] = _kept(client, agent_id, expect) | expect
         client.register(agent_id, **fields)
     print_line(f"{agent_id} is registered")
+
+
+def _kept(client: Client, agent_id: str, changes: Collection[str]) -> dict[str, Any]:
+    """What is expected of the agent now, and stays: without it nobody would be told of late runs.
+
+    Another schedule replaces all of the earlier one.
+    """
+    agents = {agent["id"]: agent.get("expect") or {} for agent in client.agents()}
+    has_schedule = "every" in changes or "cron" in changes
+    expect = agents.get(agent_id, {}).items()
+    return {name: value for name, value in expect if name == "maxDuration" or not has_schedule}
 
 
 @command.command("show", "summarizer")

@@ -62,9 +62,14 @@ def test_add_takes_when_runs_are_expected(machine: AgentMachine) -> None:
     zone = {"timeZone": "Europe/Berlin", "grace": 1_800}
     machine.run("agent", "add", "expected", *cron, "--max-duration", "2h")
     assert expected() == {"cron": "0 2 * * 1-5", **zone, "maxDuration": 7_200}
+    # Each of the two keeps the other.
+    machine.run("agent", "add", "expected", "--max-duration", "1h")
+    assert expected() == {"cron": "0 2 * * 1-5", **zone, "maxDuration": 3_600}
+    machine.run("agent", "add", "expected", "--every", "25h")
+    assert expected() == {"every": 90_000, "grace": 3_600, "maxDuration": 3_600}
     for wrong, message in (
         ("--cron", "expect: cron: Not a cron expression of five fields: Wrong number of fields."),
-        ("--time-zone", "expect: every: One of every, cron and maxDuration is required."),
+        ("--time-zone", "expect: timeZone: Only allowed with cron."),
     ):
         refused = machine.run("agent", "add", "expected", wrong, "daily")
         assert (refused.returncode, refused.stdout) == (1, "")
