@@ -23,9 +23,10 @@ from taskservice.cli.service_client import (
 )
 from taskservice.cli.task_text import LONGER_ID, asks
 from taskservice.client import Client, Question, Task, responses
-from taskservice.client.current_task import require_task_id
+from taskservice.client.current_task import current_task_id, require_task_id
 from taskservice.client.task import (
     ask,
+    ask_alone,
     list_questions,
     schema_of_choices,
     seconds_open,
@@ -256,15 +257,25 @@ INTERRUPTED = 128 + signal.SIGINT
     type=options.Duration(maximum=MAX_TIMEOUT),
     help=f"Time until the question expires (default: {QUESTION_TIMEOUT // 3600}h); 0 for never.",
 )
+@options.text_option(
+    "--agent",
+    help="Agent of the task that is started for the question, outside of a task (default: ask).",
+)
 def ask_command(
-    message: str, choices: tuple[str, ...], schema: dict[str, Any] | None, timeout: int | None
+    message: str,
+    choices: tuple[str, ...],
+    schema: dict[str, Any] | None,
+    timeout: int | None,
+    agent: str | None,
 ) -> None:
-    """Ask a person, in a program that `run` or `work` started, and print the answer.
+    """Ask a person, and print the answer.
 
-    If the answer has one field, its value is printed, otherwise the answer as JSON. Exit codes:
-    0 answered, 1 declined, 3 no answer in time, 4 the task has ended or the question was
-    withdrawn, 69 the service stayed unavailable or refused the question. The command keeps
-    waiting during an outage. A signal withdraws the question.
+    In a program that `run` or `work` started, its task asks. Elsewhere a task is started for the
+    question, and ends with the answer. If the answer has one field, its value is printed, otherwise
+    the answer as JSON. Exit codes: 0 answered, 1 declined, 3 no answer in time, 4 the task has
+    ended or the question was withdrawn, 69 the service stayed unavailable or refused the question.
+    The command keeps waiting during an outage. A signal withdraws the question, or cancels the
+    task that was started for it.
     """
     if choices and schema is not None:
         raise click.UsageError("--choice can't be used with --schema.")
@@ -275,7 +286,7 @@ def ask_command(
     message = masker.mask_text(message)
     answer_schema = masker.mask_json(schema_of_choices(choices) if choices else schema)
     with program_client(seconds_open(timeout), failure=UNAVAILABLE) as client:
-        question = _answered(client, message, answer_schema, timeout)
+        question = _answered(client, agent, message, answer_schema, timeout)
     answer = question["answer"] or {}
     if len(question["schema"]["properties"]) != 1:
         print_json(answer)
@@ -286,19 +297,34 @@ def ask_command(
 
 
 def _answered(
-    client: Client, message: str, schema: dict[str, Any] | None, timeout: int | None
+    client: Client,
+    agent: str | None,
+    message: str,
+    schema: dict[str, Any] | None,
+    timeout: int | None,
 ) -> Question:
     """The answered question; without an answer the command exits."""
-    task_id = require_task_id()
-    notice(f"{asks(message)} (answer at {client.connection.url}/tasks/{task_id})")
     print_once = cache(notice)
+
+    def announce(task_id: str) -> None:
+        notice(f"{asks(message)} (answer at {client.connection.url}/tasks/{task_id})")
 
     def pause(seconds: float, error: responses.TaskServiceError) -> None:
         print_once(f"{error}; retrying")
         time.sleep(seconds)
 
+    arguments = (message, schema, timeout)
     try:
-        return ask(client.connection, task_id, message, schema, timeout, pause=pause)
+        if task_id := current_task_id():
+            announce(task_id)
+            return ask(client.connection, task_id, *arguments, pause=pause)
+        return ask_alone(
+            client.connection,
+            *arguments,
+            agent_id=agent,
+            on_start=lambda task: announce(task.id),
+            pause=pause,
+        )
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except responses.QuestionNotAnswered as error:

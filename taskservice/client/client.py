@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 from uuid import uuid4
 
 from taskservice.client.current_task import current_task_id
@@ -22,6 +22,8 @@ from taskservice.client.sender import heartbeat_for
 from taskservice.client.task import (
     SHORT_FIELDS,
     Task,
+    answer_schema,
+    ask_alone,
     claim_task,
     not_none,
     pages,
@@ -130,6 +132,68 @@ class Client:
             logger.warning("Started without a parent: the key has no access to task %s", parent)
             data = start_task(self.connection, fields, uuid4().hex)
         return Task(self.connection, data, heartbeat=heartbeat_for(timeout))
+
+    @overload
+    def ask(
+        self,
+        message: str,
+        *,
+        timeout: int | None = None,
+        choices: Sequence[str] | None = None,
+        agent_id: str | None = None,
+    ) -> str: ...
+
+    @overload
+    def ask(
+        self,
+        message: str,
+        schema: Mapping[str, Any],
+        timeout: int | None = None,
+        *,
+        agent_id: str | None = None,
+    ) -> dict[str, Any]: ...
+
+    def ask(
+        self,
+        message: str,
+        schema: Mapping[str, Any] | None = None,
+        timeout: int | None = None,
+        *,
+        choices: Sequence[str] | None = None,
+        agent_id: str | None = None,
+    ) -> str | dict[str, Any]:
+        """Ask a person a question, in a task of its own, and wait for the answer.
+
+        Takes and returns what `Task.ask` does. The task ends with the answer as its output, or as
+        an error if there is none. An exception that interrupts the wait, such as
+        KeyboardInterrupt, cancels it.
+
+        Args:
+            message: The question, 1 to 4,000 characters; its first line is the task's name.
+            schema: JSON Schema of an object with simple properties.
+            timeout: Seconds until the question expires (default: one day); 0 for never.
+            choices: The allowed answers.
+            agent_id: The agent of the task (default: "ask", with an agent key its agent).
+
+        Raises:
+            QuestionDeclined, QuestionExpired, QuestionWithdrawn: There is no answer.
+            TaskCancelled, TaskFinished, NotFound: The task was ended or deleted by somebody.
+            Invalid: The question or its schema was rejected.
+
+        Example:
+            >>> client.ask("Delete 34 files?", choices=["yes", "no"], timeout=3600)
+            'yes'
+        """
+        question = ask_alone(
+            self.connection,
+            message,
+            answer_schema(schema, choices),
+            timeout,
+            agent_id=agent_id,
+            parent_id=current_task_id(),
+        )
+        answer = question["answer"] or {}
+        return answer if schema is not None else str(answer["answer"])
 
     def claim(self, agent_id: str, wait: float = WAIT_SECONDS) -> Task | None:
         """Claim the oldest waiting task of an agent, to do its work; None if there is none.

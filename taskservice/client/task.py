@@ -26,7 +26,12 @@ from taskservice.client.responses import (
     T,
     TaskServiceError,
 )
-from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, HEARTBEAT_SECONDS, Outbox
+from taskservice.client.sender import (
+    CLAIMED_HEARTBEAT_SECONDS,
+    HEARTBEAT_SECONDS,
+    Outbox,
+    heartbeat_for,
+)
 from taskservice.quantities import seconds_text
 from taskservice.terms import Status
 
@@ -120,6 +125,15 @@ _QUESTION: Expected[Question] = Expected(Question)
 _QUESTIONS: Expected[list[Question]] = Expected(Question, is_list=True)
 
 
+def answer_schema(
+    schema: Mapping[str, Any] | None, choices: Sequence[str] | None
+) -> Mapping[str, Any] | None:
+    """The schema of an answer; raises ValueError if both are given."""
+    if schema is not None and choices is not None:
+        raise ValueError("a question has either a schema or choices")
+    return schema if choices is None else schema_of_choices(choices)
+
+
 def schema_of_choices(choices: Sequence[str]) -> dict[str, Any]:
     """The schema for an answer that is one of these strings."""
     choice = {"type": "string", "enum": list(dict.fromkeys(choices))}
@@ -164,6 +178,65 @@ def ask(
         raise
     if question["state"] != terms.ANSWERED:
         _raise_reason(connection, task_id, question)
+    return question
+
+
+# Without a sign of life of the asking program, its task ends after this time in seconds.
+ASKING_TIMEOUT = 600
+
+
+def ask_alone(
+    connection: Connection,
+    message: str,
+    schema: Mapping[str, Any] | None = None,
+    timeout: int | None = None,
+    *,
+    agent_id: str | None = None,
+    parent_id: str | None = None,
+    on_start: Callable[["Task"], object] = lambda task: None,
+    **options: Any,
+) -> Question:
+    """Ask in a task of its own, which ends with the answer; otherwise as `ask`.
+
+    The agent is `ask` by default, for an agent key its own.
+    """
+    # Nobody waits much longer for a question that can't even be asked.
+    options_of_start = {**options, "patience": min(seconds_open(timeout), PATIENCE_SECONDS)}
+    if agent_id is None and connection.agent_key_hint:
+        user = connection.call("GET", "/user", responses.USER, **options_of_start).data
+        agent_id = user["key"]["agentId"]
+    name = message.strip().partition("\n")[0][: terms.MAX_NAME]
+    fields = not_none(name=name or None, parentId=parent_id or None)
+    fields |= {"agentId": agent_id or "ask", "claim": True, "timeout": ASKING_TIMEOUT}
+    data = start_task(connection, fields, uuid4().hex, **options_of_start)
+    question: Question | None = None
+    try:
+        with Task(connection, data, heartbeat=heartbeat_for(ASKING_TIMEOUT)) as task:
+            on_start(task)
+            question = _ask_and_end(connection, task, message, schema, timeout, **options)
+    except TaskServiceError:
+        # An answer is returned although the end of its task could not be reported.
+        if question is None or question["state"] != terms.ANSWERED:
+            raise
+    return question
+
+
+def _ask_and_end(connection: Connection, task: "Task", *arguments: Any, **options: Any) -> Question:
+    try:
+        question = ask(connection, task.id, *arguments, **options)
+    except responses.QuestionNotAnswered as error:
+        with suppress(TaskServiceError):
+            task.fail(error.question["state"])
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        # An agent key cannot cancel.
+        try:
+            task.cancel()
+        except TaskServiceError:
+            with suppress(TaskServiceError):
+                task.fail("interrupted")
+        raise
+    task.output.update(question["answer"] or {})
     return question
 
 
@@ -487,11 +560,13 @@ class Task:
             >>> task.ask("Delete 34 files?", choices=["yes", "no"], timeout=3600)
             'yes'
         """
-        if schema is not None and choices is not None:
-            raise ValueError("a question has either a schema or choices")
-        answer_schema = schema_of_choices(choices) if choices is not None else schema
         question = ask(
-            self._connection, self.id, message, answer_schema, timeout, pause=self._outbox.pause
+            self._connection,
+            self.id,
+            message,
+            answer_schema(schema, choices),
+            timeout,
+            pause=self._outbox.pause,
         )
         answer = question["answer"] or {}
         return answer if schema is not None else str(answer["answer"])

@@ -28,7 +28,7 @@ from tests.support import receiver as play
 from tests.support.agent_machine import AgentMachine, kill, objects
 from tests.support.api_client import RemoteClient
 from tests.support.cheap_subtests import CheapSubtests
-from tests.support.receiver import Receiver, in_turn
+from tests.support.receiver import Receiver, in_turn, unused_port
 from tests.support.service import Service
 from tests.support.service_answers import losing
 from tests.support.waiting import until
@@ -147,6 +147,88 @@ def test_ask_exits_by_the_outcome(machine: AgentMachine) -> None:
     assert outcome(method="POST", end="/cancel") == finished
     assert outcome(method="DELETE") == (4, "Task's ID is not found")
     assert outcome(method="DELETE", end="/question/{}") == (4, "The question was withdrawn")
+
+
+@pytest.mark.parametrize(
+    ("method", "end", "body", "code", "result"),
+    [
+        (
+            "POST",
+            "/question/{}/answer",
+            {"action": "accept", "content": {"answer": "yes"}},
+            0,
+            None,
+        ),
+        ("POST", "/question/{}/answer", {"action": "decline"}, 1, "declined"),
+        ("", "", {}, 3, "expired"),
+        ("POST", "/cancel", {}, 4, "Cancelled by its user"),
+        ("DELETE", "/question/{}", {}, 4, "withdrawn"),
+    ],
+)
+def test_ask_outside_of_a_task_starts_one_that_ends_with_the_answer(
+    machine: AgentMachine, method: str, end: str, body: Json, code: int, result: str | None
+) -> None:
+    options = ["--timeout", "1h" if method else "1s", "--choice", "yes", "--choice", "no"]
+    process = machine.spawn("ask", "  Deploy?\nAll tests pass.", *options)
+    task = until(lambda: machine.user.read("/task"))[0]
+    if method:
+        path = f"/task/{task['id']}{end.format(asked(machine.user, task)['id'])}"
+        machine.user.write(method, path, **body)
+    printed, _ = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (code, "" if code else "yes\n")
+    ended = machine.user.the_task()
+    assert (ended["agentId"], ended["name"], ended["questions"]) == ("ask", "Deploy?", [])
+    assert ended["output"] == ({} if code else {"answer": "yes"})
+    assert (ended["error"] or {}).get("message") == result
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_cancels_the_task_that_was_started_for_a_question(
+    machine: AgentMachine, number: int, code: int
+) -> None:
+    process = machine.spawn("ask", "Deploy?", "--agent", "release")
+    task = until(lambda: machine.user.read("/task"))[0]
+    asked(machine.user, task)
+    printed, _ = process.end(number)
+    assert (process.returncode, printed) == (code, "")
+    ended = machine.user.the_task()
+    assert (ended["agentId"], ended["error"]["type"]) == ("release", "cancelled")
+    assert [question["state"] for question in questions(machine.user, task)] == ["withdrawn"]
+
+
+def test_agent_key_asks_as_its_own_agent(machine: AgentMachine) -> None:
+    machine.user.write("PUT", "/agent/one")
+    key = machine.user.write("POST", "/key", name="machine", agentId="one")["key"]
+    machine.settings["TASKSERVICE_APIKEY"] = key
+    process = machine.spawn("ask", "Deploy?")
+    task = until(lambda: machine.user.read("/task"))[0]
+    asked(machine.user, task)
+    process.end(signal.SIGTERM)
+    ended = machine.user.the_task()
+    assert (ended["agentId"], ended["error"]["message"]) == ("one", "interrupted")
+
+
+def test_ask_without_a_service_exits_with_69(machine: AgentMachine) -> None:
+    machine.url = f"http://127.0.0.1:{unused_port()}"
+    assert machine.run("ask", "Deploy?", "--timeout", "1s").returncode == 69
+
+
+def test_answer_arrives_though_the_service_was_restarted(
+    own_service: Service, own_machine: AgentMachine
+) -> None:
+    user = own_machine.user
+    process = own_machine.spawn("ask", "Deploy?")
+    task = until(lambda: user.read("/task"))[0]
+    question = asked(user, task)
+    kill(own_service)
+    process.read_error()
+    assert "cannot reach" in process.read_error()
+    own_service.start()
+    end(user, task, question, answer="yes")
+    printed, _ = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (0, "yes\n")
+    assert until(lambda: user.the_task()["status"] != "running")
+    assert user.the_task()["output"] == {"answer": "yes"}
 
 
 def test_task_that_has_ended_asks_nothing(machine: AgentMachine, task: Json) -> None:
@@ -457,6 +539,22 @@ def test_client_asks_for_a_text_a_choice_or_an_object(remote_alice: RemoteClient
         task.decline(question["id"])
     with pytest.raises(ValueError, match="either a schema or choices"):
         task.ask("What?", DEPLOY, choices=["yes"])  # type: ignore[call-overload]
+
+
+def test_client_asks_in_a_task_of_its_own(remote_alice: RemoteClient) -> None:
+    client = remote_alice.client()
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(client.ask, "Sure?", choices=["yes", "no"], agent_id="cleaner")
+        task = until(lambda: remote_alice.read("/task"))[0]
+        end(remote_alice, task, asked(remote_alice, task), answer="yes")
+        assert answer.result(40) == "yes"
+        ended = remote_alice.the_task()
+        assert (ended["agentId"], ended["output"]) == ("cleaner", {"answer": "yes"})
+        declined = threads.submit(client.ask, "What?", DEPLOY)
+        task = until(lambda: remote_alice.read("/task?status=running"))[0]
+        end(remote_alice, task, asked(remote_alice, task))
+        with pytest.raises(QuestionDeclined):
+            declined.result(40)
 
 
 def test_client_tells_why_there_is_no_answer(remote_alice: RemoteClient, client: Client) -> None:
