@@ -63,9 +63,9 @@ def test_each_agent_in_trouble_is_one_row_with_its_reasons(
     shown = rows(text)
     assert list(shown) == ["nightly", "poll", "waits", "calls"]
     for name, words in {
-        "nightly": ("Broken since ", "Failed 2 times in a row : Disk <full>",
+        "nightly": ("Broken since ", "Failed 2 times in a row: Disk <full>",
                     "Late since 24 Nov 2026, 13:36:00 UTC", "The expected run did not come"),
-        "poll": ("The last task failed : exit status 3 · Connection refused",),
+        "poll": ("The last task failed: exit status 3: Connection refused",),
         "waits": ("No worker since ", "No worker has asked for work of this agent yet"),
         "calls": ("Callback failed since ", "The callback was not delivered: "),
     }.items():  # fmt: skip
