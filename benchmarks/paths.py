@@ -21,6 +21,7 @@ TAB_SECONDS = 1.0
 GET = "GET one task"
 PAGE = "page of 50 tasks"
 ATTENTION = "what needs attention"
+HANGING = "page of 50 tasks that hang"
 FINISHED = "page of 50, finishedAfter"
 ENDED = "page of 50, q in the order of their end"
 RARE = "page of 50, q with one match"
@@ -36,8 +37,8 @@ START = "start a task"
 APPEND = "append a line to a long log"
 TAIL = "last 100 lines of a long log"
 PATHS = (
-    GET, PAGE, ATTENTION, FINISHED, ENDED, RARE, SEARCH, AGENT_SEARCH, SHORT_SEARCH, LIST_PAGE,
-    FAILED_PAGE, SEARCH_PAGE, AGENTS_PAGE, TASK_PAGE, START, APPEND, TAIL,
+    GET, PAGE, ATTENTION, HANGING, FINISHED, ENDED, RARE, SEARCH, AGENT_SEARCH, SHORT_SEARCH,
+    LIST_PAGE, FAILED_PAGE, SEARCH_PAGE, AGENTS_PAGE, TASK_PAGE, START, APPEND, TAIL,
 )  # fmt: skip
 PAGES = (LIST_PAGE, FAILED_PAGE, SEARCH_PAGE, AGENTS_PAGE, TASK_PAGE)
 
@@ -45,7 +46,7 @@ PAGES = (LIST_PAGE, FAILED_PAGE, SEARCH_PAGE, AGENTS_PAGE, TASK_PAGE)
 WAIT_GOALS = {path: Goal(path, "", "ms", 1.15, True) for path in (GET, PAGE)} | {
     path: Goal(path, "", "ms", milliseconds, True, True)
     for milliseconds, paths in (
-        (20, [ATTENTION]),
+        (20, [ATTENTION, HANGING]),
         (50, [FINISHED, ENDED, RARE, LIST_PAGE, FAILED_PAGE, AGENTS_PAGE, TASK_PAGE, APPEND, TAIL]),
         (100, [SEARCH, AGENT_SEARCH, SHORT_SEARCH, SEARCH_PAGE]),
     )
@@ -68,6 +69,7 @@ def reads_of(reader: Person, ids: Sequence[str], size: int) -> dict[str, list[by
         GET: [one("GET", f"/task/{task_id}") for task_id in ids],
         PAGE: [one("GET", "/task?limit=50")],
         ATTENTION: [one("GET", "/attention")],
+        HANGING: [one("GET", "/task?limit=50&hanging=true")],
         FINISHED: [one("GET", f"/task?limit=50&finishedAfter={after:%Y-%m-%dT%H:%M:%SZ}")],
         ENDED: [one("GET", "/task?limit=50&sort=finishedAt&q=synopsis+19")],
         RARE: [one("GET", f"/task?limit=50&q=+{size // 2}")],
