@@ -53,12 +53,8 @@ Traceback (most recent call last):
 psycopg.errors.UniqueViolation: duplicate key value violates unique constraint "invoices_number_key"
 DETAIL:  Key (number)=(2026-4711) already exists."""
 QUESTION = """\
-Two sources disagree about the price of the small plan:
-
-- the website says **12 €** a month
-- the price list of November says **14 €** a month
-
-Which one is right?"""
+Two sources disagree about the price of the small plan. The website says 12 € a month, the price \
+list of November 14 €. Which one is right?"""
 SUMMARY = """\
 ## Summary
 
@@ -203,9 +199,9 @@ class History:
         if began >= self._now:
             return
         count = self._random.randrange(3, 9)
-        first = 2026_0000 + int(began.timestamp() // 3_600) % 9_000
+        first = 1_000 + int(began.timestamp() // 3_600) % 3_000
         log = [f"{count} new invoices in the mailbox"]
-        log += [f"imported invoice {first + number}" for number in range(count)]
+        log += [f"imported invoice 2026-{first + number}" for number in range(count)]
         if self._now - began < timedelta(hours=14):
             # Since then, each run meets the same invoice again.
             log = [log[0], log[1], *DUPLICATE.split("\n")]

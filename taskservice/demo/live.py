@@ -52,7 +52,7 @@ class LiveAgents:
                 frames = step * FRAMES_PER_STEP
                 speed = self._random.uniform(70, 90)
                 task.log(f"frame {frames:5} of {FRAMES}  {speed:.1f} frames/s")
-                task.progress(frames, FRAMES, f"{frames:,} of {FRAMES:,} frames")
+                task.progress(frames, FRAMES, "frames")
             task.complete(frames=FRAMES, megabytes=212)
 
     def _release(self, number: int) -> None:
@@ -61,7 +61,7 @@ class LiveAgents:
             for line in (f"building {version}", "1,204 tests passed", "waiting for an answer"):
                 task.log(line)
                 self._stopping.wait(1)
-            question = f"Deploy **{version}** to production? 12 changes, all tests pass."
+            question = f"Deploy {version} to production? 12 changes, all tests pass."
             answer = task.ask(question, choices=["yes", "no"], timeout=QUESTION_SECONDS)
             task.log("deployed" if answer == "yes" else "not deployed")
             task.complete(version=version, deployed=answer == "yes")
