@@ -2,8 +2,10 @@
 
 import re
 import subprocess
+import sys
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, Response, Route, expect
@@ -11,7 +13,7 @@ from playwright.sync_api import Browser, Page, Response, Route, expect
 from tests.support.api_client import RemoteClient
 from tests.support.browser import Visitor, check_accessible, violations
 from tests.support.sample_data import HOSTILE
-from tests.support.service import Service
+from tests.support.service import Service, environment
 
 
 def report(alice: RemoteClient, task: dict[str, str], **changes: object) -> None:
@@ -380,20 +382,23 @@ def test_page_of_the_api_has_the_header_copies_and_folds_on_a_phone(visitor: Vis
     page.wait_for_url(f"{visitor.url}/agents")
 
 
-def test_curl_commands_of_the_start_page_end_their_task(
-    visitor: Visitor, alice: RemoteClient, service: Service
+def test_commands_of_the_start_page_work_as_they_stand(
+    visitor: Visitor, alice: RemoteClient, service: Service, tmp_path: Path
 ) -> None:
     page = visitor.go()
-    expect(page.locator("#start-install")).to_have_text(
-        "python3 -m pip install path/to/taskservice"
-    )
+    expect(page.locator("#start-where")).to_have_text(f"taskservice login {service.url}")
+    expect(page.locator("#start-demo")).to_be_hidden()
     check_accessible(page)
-    key = alice.key
-    commands = str(page.locator("#start-curl").text_content()).replace("tsk_…", key)
-    subprocess.run(["sh", "-ec", commands], check=True, timeout=60)
-    expect(page.locator("#rows .pill")).to_have_text("complete")
-    (task,) = alice.request("GET", "/task").json()
-    assert (task["logs"], task["output"]) == (["one", "two"], {"count": 2})
+    command = str(page.locator("#start-run").text_content())
+    curl = str(page.locator("#start-curl").text_content()).replace("tsk_…", alice.key)
+    variables = environment(tmp_path, URL=service.url, APIKEY=alice.key)
+    variables["PATH"] = f"{Path(sys.executable).parent}:{variables['PATH']}"
+    for text in (command, curl):
+        subprocess.run(["sh", "-ec", text], env=variables, check=True, timeout=60)
+    expect(page.locator("#rows .pill")).to_have_text(["complete", "complete"])
+    counted, printed = alice.request("GET", "/task").json()
+    assert (counted["logs"], counted["output"]) == (["one", "two"], {"count": 2})
+    assert (printed["agentId"], printed["logCount"]) == ("sh", 5)
 
 
 def test_phone_has_buttons_for_fingers_and_room_for_the_user(
