@@ -111,7 +111,7 @@ def test_expand_embeds_agent_and_user(alice: ApiClient) -> None:
     task = alice.start()
     agent = expect(alice.get("/agent/summarizer"), 200)
     # What only tools need is not in each task.
-    for name in ("inputSchema", "annotations", "tool", "expect"):
+    for name in ("inputSchema", "annotations", "tool", "expect", "mutedUntil", "mutedBy"):
         del agent[name]
     user = expect(alice.get("/user"), 200)
     del user["key"]

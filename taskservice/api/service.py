@@ -2,7 +2,6 @@
 
 from functools import cache
 from inspect import getmembers, isfunction
-from pathlib import Path
 
 from flask import Blueprint, Response, current_app, render_template, request, url_for
 
@@ -70,15 +69,8 @@ docs = Blueprint(
 )
 docs.before_request(ignore_dates)
 
-# The built documents, in a wheel or an image; in a clone after `make docs`.
-_package = Path(__file__).parents[1]
-_in_clone = _package.parent / "build/docs"
-help_pages = Blueprint(
-    "help",
-    __name__,
-    static_folder=_in_clone if _in_clone.is_dir() else _package / "help",
-    static_url_path="/help",
-)
+# The built documents, which a wheel and an image contain.
+help_pages = Blueprint("help", __name__, static_folder="../help", static_url_path="/help")
 help_pages.before_request(ignore_dates)
 
 HTML = "text/html"

@@ -47,7 +47,12 @@ def rules(app: Flask) -> Iterator[tuple[str, str]]:
 
 def is_page(rule: Rule) -> bool:
     """Whether a rule is for a person's browser, not for a program."""
-    return str(rule.endpoint).startswith(("dashboard.", "docs.static", "help."))
+    return str(rule.endpoint).startswith(("dashboard.", "docs.static"))
+
+
+def is_document(rule: Rule) -> bool:
+    """Whether a rule is for the built documents."""
+    return str(rule.endpoint).startswith("help.")
 
 
 def filled(rule: str, **values: str) -> str:
