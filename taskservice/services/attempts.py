@@ -20,7 +20,7 @@ from taskservice.database.rows import HookRow, TaskRow
 from taskservice.database.transactions import end_shared_reading, read_one, reading
 from taskservice.database.types import AnyRow
 from taskservice.errors import require
-from taskservice.event_kinds import KINDS, SAMPLE_TEXT, TASK_HANGS
+from taskservice.event_kinds import AGENT_BROKEN, KINDS, SAMPLE_TEXT, TASK_HANGS
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import question_schema
 from taskservice.schemas.users import agent_of_task_schema
@@ -322,9 +322,11 @@ def _notice(hook: HookRow, event: AnyRow, log_end: str = "") -> Notice:
     answer_url, choices = None, []
     if hook.answer_links and event.question_state == OPEN and (answer_url := _answer_url(event)):
         choices = links.choices(strict_json.loads(event.question_schema.encode()))
+    # What a mute hid is told later than it happened.
+    broke_at = event.finished_at if kind == AGENT_BROKEN else None
     return Notice(
         kind,
-        event.at,
+        min(event.at, broke_at or event.at),
         event.agent_name or event.agent_id,
         task=event.task_name,
         reason=reason,

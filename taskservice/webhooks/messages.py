@@ -167,9 +167,15 @@ def _buttons(notice: Notice) -> list[dict[str, object]]:
 def _distinct(notices: Sequence[Notice]) -> list[Notice]:
     """The notices to tell, the most important first, with names that fit into a line."""
     latest: dict[object, Notice] = {}
+    state: object
     for index, notice in enumerate(sorted(notices, key=attrgetter("at"))):
         state = notice.agent_id or notice.agent if notice.kind.is_of_agent else None
         state = notice.task_id if notice.kind.is_of_task else state
+        if notice.kind == AGENT_LATE:
+            # It is as broken as before.
+            state = (state, AGENT_LATE.name)
+        elif notice.kind.is_of_agent:
+            latest.pop((state, AGENT_LATE.name), None)
         latest[index if state is None else state] = notice
     distinct: dict[object, Notice] = {}
     ordered = sorted(latest.values(), key=lambda notice: EVENTS.index(notice.kind.name))

@@ -1,5 +1,6 @@
 """Muted agents: what people are not told, what programs are, and what is told when it ends."""
 
+import json
 from datetime import datetime
 from typing import Any
 
@@ -252,6 +253,28 @@ def test_task_that_hangs_since_its_agent_was_muted_is_told_when_the_mute_ends(
     for agent_id in ("stuck", "recovered"):
         unmute(alice, agent_id)
     assert told(alice, phone) == ["task.hangs"]
+
+
+def test_agent_that_is_broken_and_late_is_told_as_both(
+    app: Flask,
+    alice: ApiClient,
+    phone: dict[str, Any],
+    receiver: Receiver,
+    clocks: Clocks,
+    maintenance: Maintenance,
+) -> None:
+    alice.register("backup", expect={"every": 60, "grace": 0})
+    mute(alice, "backup")
+    failed = run(alice, "error", "backup")
+    clocks.go_on_with(maintenance, seconds=150)
+    unmute(alice, "backup")
+    assert told(alice, phone) == ["agent.broken", "agent.late"]
+    with looping(app):
+        (request,) = receiver.wait_for(1)
+    message = json.loads(request.body)
+    assert message["title"] == "backup failed; backup is late"
+    ended = datetime.fromisoformat(failed["finishedAt"])
+    assert f"{ended:%H:%M} UTC" in message["message"].splitlines()[0]
 
 
 def test_longer_mute_still_counts_from_its_beginning(

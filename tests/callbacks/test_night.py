@@ -11,11 +11,11 @@ from taskservice.database import clock
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
 from tests.support.deliveries import columns, looping
-from tests.support.receiver import Receiver
+from tests.support.receiver import Receiver, unused_port
 from tests.support.waiting import until
 
-AGENTS = [f"agent-{number:02}" for number in range(36)]
-SPECIAL = ["backup", "index", "mail", "deploy"]
+AGENTS = [f"agent-{number:02}" for number in range(33)]
+SPECIAL = ["backup", "index", "mail", "deploy", "import", "sync", "loud"]
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
 STEP_SECONDS = 50
 
@@ -26,6 +26,9 @@ class Night:
     def __init__(self, app: Flask, person: ApiClient, phone: Receiver, clocks: Clocks) -> None:
         self.app, self.person, self.phone, self.clocks = app, person, phone, clocks
         self.maintenance = Maintenance(app)
+        target = f"{phone.url}night"
+        body = {"target": target, "format": "ntfy"}
+        self.hook: dict[str, Any] = expect(person.post("/hook", json=body), 201)
         # The titles of the messages so far.
         self.seen: list[str] = []
 
@@ -54,7 +57,8 @@ class Night:
         until(lambda: len(self.titles()) >= len(expected))
         assert self.titles() == expected
         # If the clocks went on before its outcome is stored, its lease would run out.
-        until(lambda: ("pending",) not in columns(self.app, "state"))
+        of_phone = (self.hook["id"], "pending")
+        until(lambda: of_phone not in columns(self.app, "hook_id", "state"))
         self.seen = expected
 
 
@@ -66,12 +70,22 @@ def test_person_is_told_each_thing_of_a_night_once(
     for agent_id in AGENTS + SPECIAL:
         alice.register(agent_id, expect={"every": DAY, "grace": HOUR})
         night.run(agent_id)
-    expect(alice.post("/hook", json={"target": f"{receiver.url}night", "format": "ntfy"}), 201)
-    with looping(app):
+    alice.register("import", expect={"every": DAY, "grace": HOUR, "maxDuration": HOUR})
+    # Nobody listens there.
+    dead = {"target": f"http://127.0.0.1:{unused_port()}/", "format": "slack", "name": "chat"}
+    expect(alice.post("/hook", json=dead), 201)
+    with looping(app, stop_seconds=0):
         tell(night, alice)
         # Nothing more, when all is told.
         night.pass_time(60)
         assert night.titles() == night.seen
+    attention = expect(alice.get("/attention"), 200)
+    assert [(item["kind"], item["agentId"]) for item in attention] == [
+        ("question", "deploy"),
+        ("broken", "loud"),
+        ("hanging", "import"),
+        ("hook_failing", None),
+    ]
     for request in receiver.requests:
         body = json.loads(request.body)
         print(f"{body['title']}\n    " + body["message"].replace("\n", "\n    "))
@@ -80,6 +94,8 @@ def test_person_is_told_each_thing_of_a_night_once(
 def tell(night: Night, alice: ApiClient) -> None:
     # At ten in the evening; each agent ran last at midnight.
     night.clocks.go_on(22 * HOUR)
+    alice.register("loud", mutedUntil=clock.now(4.5 * HOUR))
+    alice.start("import", claim=True)
     night.pass_time(10)
     for agent_id in AGENTS[:12]:
         night.run(agent_id)
@@ -88,12 +104,22 @@ def tell(night: Night, alice: ApiClient) -> None:
     night.pass_time(30)
     night.run("index", "error", "Out of memory")
     night.gets("index failed")
-    night.pass_time(30)
+    # Nothing is told of what a mute hides.
+    for status in ("error", "complete", "error"):
+        night.run("loud", status, "no answer" if status == "error" else "")
+    night.pass_time(25)
+    night.gets("import hangs")
+    night.pass_time(5)
     night.run("index")
     night.gets("index works again")
     for agent_id in AGENTS[12:24]:
         night.run(agent_id)
     night.run("deploy")
+    night.run("sync")
+    night.run("sync")
+    stuck = alice.start("sync", claim=True)
+    night.pass_time(15)
+    night.gets("sync hangs")
     # An outage of two hours, in which the other agents ran; what they did is reported afterwards.
     began = clock.now()
     night.clocks.go_on(2 * HOUR)
@@ -117,3 +143,7 @@ def tell(night: Night, alice: ApiClient) -> None:
     night.run("backup", "error", "pg_dump: connection to server failed")
     night.run("backup")
     night.gets("backup works again")
+    alice.report(stuck, status="complete")
+    night.gets("sync no longer hangs")
+    night.pass_time(60)
+    night.gets("loud failed")

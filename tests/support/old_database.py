@@ -42,6 +42,7 @@ NOT_KEPT_BEFORE = {
         "UPDATE tasks SET hanging_since = NULL, hanging_reason = NULL, "
         "hang_check_at = CASE status WHEN 'running' THEN claimed_at END"
     ],
+    "0024": ["DELETE FROM sign_in_links"],
     "0025": ["UPDATE hooks SET after = 1"],
     "0012": ["UPDATE tasks SET started_by = NULL", "UPDATE questions SET answered_by = NULL"],
     "0022": [
