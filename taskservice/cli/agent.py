@@ -117,7 +117,7 @@ def add(agent_id: str, **fields: Any) -> None:
             fields["expect"] = {}
         elif expect:
             fields["expect"] = _kept(client, agent_id, expect) | expect
-        client.register(agent_id, **fields)
+        client.register_agent(agent_id, **fields)
     print_line(f"{agent_id} is registered")
 
 

@@ -149,7 +149,7 @@ def edit(hook_id: str, as_json: bool, **fields: Any) -> None:
         changes = _named(client, fields)
         if not changes:
             raise click.UsageError("needs at least one option")
-        hook = client.change_hook(_find(client, hook_id)["id"], **changes)
+        hook = client.update_hook(_find(client, hook_id)["id"], **changes)
     print_json(hook) if as_json else print_line(f"{hook['id']} is changed")
 
 
@@ -223,7 +223,7 @@ def turn_off(hook_id: str, as_json: bool) -> None:
 
 def _set_state(hook_id: str, as_json: bool, state: str, word: str) -> None:
     with service_client() as client:
-        hook = client.change_hook(_find(client, hook_id)["id"], state=state)
+        hook = client.update_hook(_find(client, hook_id)["id"], state=state)
     print_json(hook) if as_json else print_line(f"{hook['id']} is {word}")
 
 

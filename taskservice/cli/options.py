@@ -89,7 +89,7 @@ class Known(click.ParamType[Any]):
         from taskservice.client import Client, TaskServiceError
 
         try:
-            values = list(self.values(Client(patience=0)))
+            values = list(self.values(Client(retry_timeout=0)))
         except TaskServiceError:
             return []
         return [

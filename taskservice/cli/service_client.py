@@ -89,7 +89,7 @@ def program_client(patience: float | None = None, failure: int = 1) -> Iterator[
     A call is retried for `patience` seconds; then the exit code is `failure`.
     """
     with one_line_errors(failure):
-        yield Client(patience=PATIENCE_SECONDS if patience is None else patience)
+        yield Client(retry_timeout=PATIENCE_SECONDS if patience is None else patience)
 
 
 @contextmanager
@@ -138,7 +138,9 @@ def find_task_id(client: Client, text: str, not_found: int = 1) -> str:
     first, last = (int(digits.ljust(_TIME_DIGITS, filler), 16) for filler in "0f")
     bounds = (first - _MARGIN_MS, last + _MARGIN_MS)
     after, before = (rfc3339(min(max(bound, 0), _MAX_MS)) for bound in bounds)
-    tasks = client.tasks(created_after=after, created_before=before, fields="id", page=MAX_LIMIT)
+    tasks = client.tasks(
+        created_after=after, created_before=before, fields="id", page_size=MAX_LIMIT
+    )
     ids = list(islice((task.id for task in tasks if task.id.startswith(prefix)), 2))
     return only_match(ids, "task", text, not_found)
 

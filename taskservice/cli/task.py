@@ -118,13 +118,13 @@ def list_all(
             filters["parent_id"] = find_task_id(client, parent)
         if as_json:
             page = min(limit or PAGE_TASKS, PAGE_TASKS)
-            for task in islice(client.tasks(**filters, fields=SHORT_FIELDS, page=page), limit):
+            for task in islice(client.tasks(**filters, fields=SHORT_FIELDS, page_size=page), limit):
                 print_json(task.data)
         else:
             # One more row than the table has, to know whether there are more.
             rows = limit or ROWS
             page = min(rows + 1, PAGE_TASKS)
-            newest = client.tasks(**filters, fields=task_text.ROW_FIELDS, page=page)
+            newest = client.tasks(**filters, fields=task_text.ROW_FIELDS, page_size=page)
             tasks = list(islice(newest, rows + 1))
             task_text.print_tasks(tasks[:rows])
             if len(tasks) > rows:
@@ -259,7 +259,7 @@ def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Calla
                 return
             if not ids:
                 running = {"status": terms.RUNNING} if action == terms.CANCEL else {}
-                tasks = client.tasks(**running | filters, fields="id", page=terms.MAX_LIMIT)
+                tasks = client.tasks(**running | filters, fields="id", page_size=terms.MAX_LIMIT)
                 ids = [task.id for task in tasks]
             _change_all(client, action, ids, yes, as_json)
 

@@ -48,26 +48,29 @@ class Client:
     """Connects to a taskservice server with one API key.
 
     Threads can share a client, and forked children can use it. Creating one sends nothing.
-    Each call blocks until the service has responded, and is retried for up to `patience`
+    Each call blocks until the service has responded, and is retried for up to `retry_timeout`
     seconds while the service is unreachable or busy; a repeated call has no second effect.
 
     Args:
         url: Address of the service, such as "https://tasks.example.org"
             (default: the environment variable TASKSERVICE_URL).
         apikey: A user key or an agent key (default: TASKSERVICE_APIKEY).
-        patience: Seconds to keep retrying a call (default: 60).
+        retry_timeout: Seconds to keep retrying a call (default: 60).
 
     Raises:
         SettingError: The address or the key is missing or malformed.
 
-    All calls can also raise Unreachable or Unavailable after `patience` seconds, NotTheService
+    All calls can also raise Unreachable or Unavailable after `retry_timeout` seconds, NotTheService
     if something else responds at the address, and InvalidKey if the key is not valid.
     """
 
     def __init__(
-        self, url: str | None = None, apikey: str | None = None, patience: float = PATIENCE_SECONDS
+        self,
+        url: str | None = None,
+        apikey: str | None = None,
+        retry_timeout: float = PATIENCE_SECONDS,
     ) -> None:
-        self.connection = Connection(url, apikey, patience)
+        self.connection = Connection(url, apikey, retry_timeout)
 
     def __repr__(self) -> str:
         return f"<Client of {self.connection.url}>"
@@ -248,7 +251,7 @@ class Client:
         finished_after: str | None = None,
         sort: Sort | None = None,
         fields: str = SHORT_FIELDS,
-        page: int | None = None,
+        page_size: int | None = None,
     ) -> Iterator[Task]:
         """Iterate over the tasks that the key has access to, without their logs.
 
@@ -270,7 +273,7 @@ class Client:
                 lists finished tasks only.
             fields: Fields to read, separated by commas, with "id" among them (default: all
                 except the log). Properties of the other fields raise KeyError.
-            page: Tasks per request, 1 to 1,000 (default: 100).
+            page_size: Tasks per request, 1 to 1,000 (default: 100).
 
         Raises:
             Invalid: A filter is invalid; raised by the iteration.
@@ -288,7 +291,7 @@ class Client:
         for name, value in flags.items():
             query[name] = str(value).lower()
         query["label"] = [f"{key}:{value}" for key, value in (labels or {}).items()]
-        query |= {"fields": fields, "limit": str(page or PAGE_TASKS)}
+        query |= {"fields": fields, "limit": str(page_size or PAGE_TASKS)}
         responses = pages(self.connection, "/task", query, Objects(fields, is_list=True))
         return (Task(self.connection, data) for response in responses for data in response.data)
 
@@ -299,7 +302,7 @@ class Client:
             health: Include `health`, statistics on the last 30 finished tasks of each agent.
 
         Example:
-            >>> client.register("reader", name="Reader")
+            >>> client.register_agent("reader", name="Reader")
             >>> [agent["name"] for agent in client.agents() if agent["id"] == "reader"]
             ['Reader']
         """
@@ -349,7 +352,7 @@ class Client:
             total["tasks"] += part.get("tasks", [])
         return total
 
-    def register(
+    def register_agent(
         self,
         agent_id: str,
         name: str | None = None,
@@ -380,7 +383,7 @@ class Client:
 
         Example:
             >>> schema = {"type": "object", "properties": {"pages": {"type": "integer"}}}
-            >>> client.register("reader", description="Reads pages.", input_schema=schema)
+            >>> client.register_agent("reader", description="Reads pages.", input_schema=schema)
         """
         fields = not_none(name=name, description=description, tool=tool, annotations=annotations)
         fields |= not_none(inputSchema=input_schema)
@@ -444,12 +447,12 @@ class Client:
         fields |= not_none(label=label, token=token, answerLinks=answer_links, after=after)
         return self.connection.once("POST", "/hook", _HOOK, json=fields).data
 
-    def change_hook(self, hook_id: str, **changes: Any) -> Hook:
+    def update_hook(self, hook_id: str, **changes: Any) -> Hook:
         """Change fields of a hook, by their names in the API; `state="active"` turns it on.
 
         Example:
             >>> hook = client.add_hook("http://127.0.0.1:2586/alerts", format="ntfy")
-            >>> client.change_hook(hook["id"], agentId="reader", state="active")["agentId"]
+            >>> client.update_hook(hook["id"], agentId="reader", state="active")["agentId"]
             'reader'
         """
         return self.connection.call("PATCH", path_to("hook", hook_id), _HOOK, json=changes).data

@@ -40,7 +40,7 @@ def current(connection: Connection | None = None) -> Task:
     Raises:
         SettingError: The program was not started by `run` or `work`, or a setting is missing.
         NotFound: The task was deleted.
-        Unreachable, Unavailable: The service did not respond within `patience` seconds.
+        Unreachable, Unavailable: The service did not respond within `retry_timeout` seconds.
     """
     task_id = require_task_id()
     connection = connection or Connection()

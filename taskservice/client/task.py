@@ -611,7 +611,7 @@ class Task:
 
         Raises:
             TaskCancelled, TaskFinished, NotFound: The task has already ended, or was deleted.
-            Unreachable, Unavailable: Not everything was sent within `patience` seconds.
+            Unreachable, Unavailable: Not everything was sent within `retry_timeout` seconds.
             TypeError, ValueError: The output cannot be represented in JSON.
 
         Example:
@@ -629,7 +629,7 @@ class Task:
 
         Raises:
             TaskCancelled, TaskFinished, NotFound: The task has already ended, or was deleted.
-            Unreachable, Unavailable: Not everything was sent within `patience` seconds.
+            Unreachable, Unavailable: Not everything was sent within `retry_timeout` seconds.
 
         Example:
             >>> task.fail("The disk is full")

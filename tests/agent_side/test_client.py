@@ -269,7 +269,7 @@ def test_lines_that_could_not_be_sent_are_counted(headers: dict[str, str]) -> No
     with Receiver() as receiver:
         receiver.paths["/api/v1/task"] = played.task(201)
         receiver.answer = play.answer(503, headers)
-        task = Client(receiver.url, "key", patience=1).start("summarizer")
+        task = Client(receiver.url, "key", retry_timeout=1).start("summarizer")
         task.log("one\ntwo")
         with pytest.raises(Unavailable, match="2 lines not sent"):
             task.complete()
@@ -370,7 +370,7 @@ CHATTY = """
 import logging
 from taskservice.client import Client, TaskHandler
 
-with Client(patience=10).start("agent") as task:
+with Client(retry_timeout=10).start("agent") as task:
     handler = TaskHandler(task)
     logging.basicConfig(level=logging.DEBUG, handlers=[handler])
     for number in range(400):
@@ -386,7 +386,7 @@ def test_more_is_logged_than_can_wait_while_the_sender_logs_too(machine: AgentMa
 
 
 def test_claim_takes_what_was_started_for_an_agent(client: Client) -> None:
-    client.register("summarizer", description="Sums up")
+    client.register_agent("summarizer", description="Sums up")
     assert client.claim("summarizer", wait=0) is None
     first = client.start("summarizer", input={"n": 1}, claim=False)
     client.start("summarizer", input={"n": 2}, claim=False)
@@ -399,7 +399,7 @@ def test_claim_takes_what_was_started_for_an_agent(client: Client) -> None:
 
 
 def test_claim_waits_for_a_task(client: Client) -> None:
-    client.register("summarizer")
+    client.register_agent("summarizer")
     began = time.monotonic()
     assert client.claim("summarizer", wait=1) is None
     assert time.monotonic() - began >= 0.9
@@ -438,7 +438,7 @@ def test_follow_gives_each_line_once_until_the_end(client: Client) -> None:
 
 
 def test_follow_continues_after_a_restart(own_service: Service, own_machine: AgentMachine) -> None:
-    client = own_machine.user.client(patience=60)
+    client = own_machine.user.client(retry_timeout=60)
     with client.start("summarizer") as task:
         lines = client.task(task.id).follow()
         task.log("one")
@@ -458,12 +458,12 @@ def test_follow_and_claim_continue_where_a_proxy_cuts_off_long_requests(
     def waits(request: Received) -> bool:
         return "prefer" in request.headers
 
-    client.register("agent")
+    client.register_agent("agent")
     cut_off = play.answer(504, {"Connection": "close"})
     with Receiver() as between, ThreadPoolExecutor() as threads:
         between.answer = passing_on(remote_alice, waits, cut_off)
-        assert remote_alice.client(between.url, patience=0).claim("agent", wait=1) is None
-        behind = remote_alice.client(between.url, patience=3)
+        assert remote_alice.client(between.url, retry_timeout=0).claim("agent", wait=1) is None
+        behind = remote_alice.client(between.url, retry_timeout=3)
         claimed = threads.submit(behind.claim, "agent", wait=60)
         until(lambda: sum(map(waits, between.requests)) > 3)
         assert not claimed.done()
@@ -489,7 +489,7 @@ def test_follow_continues_after_another_programs_page(remote_alice: RemoteClient
     page = play.answer(404, {"Content-Type": "text/plain"}, b"404 page not found")
     with Receiver() as between:
         between.answer = passing_on(remote_alice, is_away, page)
-        behind = remote_alice.client(between.url, patience=20)
+        behind = remote_alice.client(between.url, retry_timeout=20)
         lines = behind.task(task.id).follow()
         task.log("first")
         assert next(lines) == Line(1, "first")
@@ -552,7 +552,7 @@ def test_one_exception_for_each_problem(remote_alice: RemoteClient, client: Clie
     with pytest.raises(Forbidden):
         narrow.task(task.id).cancel()
     with pytest.raises(Unreachable, match="Connection refused"):
-        next(Client(f"http://127.0.0.1:{unused_port()}", "key", patience=0).tasks())
+        next(Client(f"http://127.0.0.1:{unused_port()}", "key", retry_timeout=0).tasks())
     with pytest.raises(TaskServiceError, match="not JSON"):
         client.start("summarizer", input={"x": float("nan")})
 
@@ -602,7 +602,7 @@ GOOD = played.answer(200, [played.a_task()])
 def test_passing_failures_are_tried_again(failure: Behaviour) -> None:
     with Receiver() as receiver:
         receiver.answer = in_turn(failure, failure, GOOD)
-        (task,) = Client(receiver.url, "key", patience=20).tasks()
+        (task,) = Client(receiver.url, "key", retry_timeout=20).tasks()
     assert task.id == "1"
     assert len(receiver.requests) == 3
 
@@ -610,11 +610,11 @@ def test_passing_failures_are_tried_again(failure: Behaviour) -> None:
 def test_retry_after_is_honoured() -> None:
     with Receiver() as receiver:
         receiver.answer = in_turn(play.answer(503, {"Retry-After": "2"}), GOOD)
-        list(Client(receiver.url, "key", patience=20).tasks())
+        list(Client(receiver.url, "key", retry_timeout=20).tasks())
         first, second = receiver.requests
         receiver.answer = play.answer(503, {"Retry-After": "1000"})
         with pytest.raises(Unavailable) as unavailable:
-            list(Client(receiver.url, "key", patience=20).tasks())
+            list(Client(receiver.url, "key", retry_timeout=20).tasks())
     assert second.at - first.at >= 2
     assert unavailable.value.retry_after == 1_000
 
@@ -652,7 +652,7 @@ def test_error_says_why_a_request_cannot_be_made(
     for name, text in environment.items():
         monkeypatch.setenv(name, text)
     with pytest.raises(Unreachable, match=reason):
-        Client(url, "key", patience=0).task("x")
+        Client(url, "key", retry_timeout=0).task("x")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422])
@@ -661,7 +661,7 @@ def test_permanent_errors_are_not_retried(status: int) -> None:
         code = error_codes.default(status)
         receiver.answer = played.problem(status, "Task's ID is not found", code=code)
         with pytest.raises(TaskServiceError, match="Task's ID is not found") as refused:
-            list(Client(receiver.url, "key", patience=20).tasks())
+            list(Client(receiver.url, "key", retry_timeout=20).tasks())
     assert len(receiver.requests) == 1
     assert refused.type is not TaskServiceError
 
@@ -683,7 +683,7 @@ def test_answers_lost_at_appends_double_nothing(remote_alice: RemoteClient) -> N
     """A proxy between client and service loses every third answer."""
     with Receiver() as between:
         between.answer = losing(remote_alice, lambda number: number % 3 == 0)
-        with remote_alice.client(between.url, patience=30).start("relayed") as task:
+        with remote_alice.client(between.url, retry_timeout=30).start("relayed") as task:
             for number in range(8):
                 task.log(f"line {number}")
                 # Each line is sent in a separate request.
@@ -698,14 +698,14 @@ def test_answer_lost_at_a_claim_loses_no_task(remote_alice: RemoteClient) -> Non
     first, second = remote_alice.start("lossy"), remote_alice.start("lossy")
     with Receiver() as between:
         between.answer = losing(remote_alice, lambda number: number == 1)
-        client = remote_alice.client(between.url, patience=30)
+        client = remote_alice.client(between.url, retry_timeout=30)
         claimed = [client.claim("lossy", wait=0) for _ in range(3)]
     assert [task.id if task else None for task in claimed] == [first["id"], second["id"], None]
     assert len(between.requests) == 4
 
 
 def test_service_that_stays_away_is_raised_and_does_not_hang(own_service: Service) -> None:
-    client = own_service.add_user().client(patience=1)
+    client = own_service.add_user().client(retry_timeout=1)
 
     def work() -> None:
         with client.start("summarizer") as task:

@@ -269,7 +269,7 @@ def test_rerun_has_the_same_input_and_labels_or_others(client: Client) -> None:
 def test_lost_answer_starts_one_task(remote_alice: RemoteClient) -> None:
     with Receiver() as between:
         between.answer = losing(remote_alice, lambda number: number == 2)
-        client = remote_alice.client(between.url, patience=20)
+        client = remote_alice.client(between.url, retry_timeout=20)
         task = client.task(str(remote_alice.start("one")["id"]))
         again = task.rerun()
         assert len(between.requests) == 3
@@ -290,7 +290,7 @@ def test_lines_come_with_their_times(remote_alice: RemoteClient) -> None:
 
 def test_agents_are_listed_with_their_health_and_deleted(client: Client) -> None:
     client.start("healthy").complete()
-    client.register("idle-agent", "Idle", "Does nothing.")
+    client.register_agent("idle-agent", "Idle", "Does nothing.")
     agents = {agent["id"]: agent for agent in client.agents(health=True)}
     assert agents["healthy"]["health"]["successRate"] == 1
     assert agents["healthy"]["health"]["recent"][-1]["status"] == "complete"

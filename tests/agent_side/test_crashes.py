@@ -60,7 +60,7 @@ from taskservice.client import Client, Line, Task, TaskCancelled
 
 
 def main() -> None:
-    client = Client(patience=30)
+    client = Client(retry_timeout=30)
     with client.start("c", name="typed", input={"a": 1}, timeout=60) as task:
         task.log("one")
         task.output["sum"] = 15

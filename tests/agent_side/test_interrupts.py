@@ -23,7 +23,7 @@ POINTS = ("call", "return", "c_return")
 @pytest.fixture
 def client_task(remote_alice: RemoteClient) -> Iterator[Task]:
     # A sender that waits for a lock does not wait for the service.
-    client = remote_alice.client(patience=5)
+    client = remote_alice.client(retry_timeout=5)
     with client.start("agent") as task:
         task.log("first")
         yield task

@@ -20,7 +20,7 @@ def test_report_with_a_later_retry_raises_soon(remote_alice: RemoteClient) -> No
     busy = play.answer(503, {"Retry-After": "60"})
     with Receiver() as between, ThreadPoolExecutor() as threads:
         between.answer = passing_on(remote_alice, is_report, busy)
-        task = remote_alice.client(between.url, patience=90).start("a")
+        task = remote_alice.client(between.url, retry_timeout=90).start("a")
         task.log("one")
         reporting = threads.submit(task.report, name="new")
         until(lambda: any(map(is_report, between.requests)))

@@ -97,7 +97,7 @@ CALLS: dict[str, Callable[[Client], object]] = {
     "follow": lambda client: list(a_task(client).follow(times=True)),
     "cancel": lambda client: a_task(client).cancel(),
     "delete": lambda client: a_task(client).delete(),
-    "register": lambda client: client.register("a"),
+    "register_agent": lambda client: client.register_agent("a"),
     "rerun": lambda client: a_task(client).rerun(),
     "ask": lambda client: ask(client.connection, "1", "x", timeout=1),
     "answer": lambda client: a_task(client).answer("1", {"answer": "x"}),
@@ -112,7 +112,7 @@ def test_strange_answer_is_one_sentence(call: Callable[[Client], object]) -> Non
     # Deep inside the parser of a nested answer, the sockets of others' garbage could not be closed.
     gc.collect()
     with Receiver() as receiver:
-        client = Client(receiver.url, "key", patience=0)
+        client = Client(receiver.url, "key", retry_timeout=0)
         for name, receiver.answer in STRANGE.items():
             with pytest.raises(TaskServiceError) as error:
                 call(client)
@@ -142,7 +142,7 @@ def test_member_of_another_type_is_an_error(call: str, value: Any) -> None:
     with Receiver() as receiver:
         receiver.answer = played.answer(200, value)
         with pytest.raises(TaskServiceError, match="not from taskservice"):
-            CALLS[call](Client(receiver.url, "key", patience=0))
+            CALLS[call](Client(receiver.url, "key", retry_timeout=0))
 
 
 @strange_answers
@@ -161,7 +161,7 @@ def test_sender_continues_after_a_strange_answer(
 
     with Receiver() as between:
         between.answer = passing_on(remote_alice, is_first, strange)
-        with remote_alice.client(between.url, patience=30).start("a") as task:
+        with remote_alice.client(between.url, retry_timeout=30).start("a") as task:
             task.log("one\ntwo")
             task.output["sum"] = 15
     stored = remote_alice.the_task()
@@ -172,7 +172,7 @@ def test_sender_continues_after_a_strange_answer(
 def test_large_answers_of_the_service_are_read() -> None:
     text = "x" * 10 * 2**20
     with Receiver() as receiver:
-        client = Client(receiver.url, "key", patience=20)
+        client = Client(receiver.url, "key", retry_timeout=20)
         receiver.answer = played.task(output={"text": text[: 3 * 2**20]})
         task = client.task("1")
         assert task.output == {"text": text[: 3 * 2**20]}
@@ -230,7 +230,7 @@ def test_retry_after_is_read_or_left(text: str, seconds: float | None) -> None:
     with Receiver() as receiver:
         receiver.answer = play.answer(503, {"Retry-After": text})
         with pytest.raises(Unavailable) as unavailable:
-            Client(receiver.url, "key", patience=0).task("1")
+            Client(receiver.url, "key", retry_timeout=0).task("1")
     assert unavailable.value.retry_after == seconds
 
 
@@ -241,7 +241,7 @@ def test_sender_continues_after_any_text_in_retry_after(remote_alice: RemoteClie
     with Receiver() as between:
         between.answer = in_turn(passed_on, *busy, passed_on)
         remote_alice.register("a")
-        with remote_alice.client(between.url, patience=60).start("a") as task:
+        with remote_alice.client(between.url, retry_timeout=60).start("a") as task:
             task.log("one")
     assert remote_alice.the_task()["logs"] == ["one"]
 

@@ -162,9 +162,9 @@ class RemoteClient:
     def key(self) -> str:
         return str(self.session.headers["apikey"])
 
-    def client(self, url: str = "", patience: float = 20) -> Client:
+    def client(self, url: str = "", retry_timeout: float = 20) -> Client:
         """The Python client with the same key; a proxy can be at the `url`."""
-        return Client(url or self.url, self.key, patience)
+        return Client(url or self.url, self.key, retry_timeout)
 
     def copy(self) -> "RemoteClient":
         """The same person with connections of their own, for another thread."""
