@@ -145,7 +145,7 @@ def test_documented_runs_are_expected(
 ) -> None:
     agents_terminal.run(block("late"))
     backup, report = remote_alice.read("/agent?expand=health")
-    assert backup["expect"] == {"every": 90_000, "grace": 3_600}
+    assert backup["expect"] == {"every": 90_000, "grace": 3_600, "maxDuration": 7_200}
     cron = {"cron": "0 2 * * 1-5", "timeZone": "Europe/Berlin", "grace": 1_800}
     assert report["expect"] == cron
     assert backup["health"]["dueAt"] is not None
