@@ -23,6 +23,7 @@ CLIENT_COMMANDS = {
     "work": "taskservice.cli.work",
     "progress": "taskservice.cli.questions",
     "ask": "taskservice.cli.questions",
+    "approve": "taskservice.cli.approve",
     "task": "taskservice.cli.task",
     "agent": "taskservice.cli.agent",
     "grep": "taskservice.cli.task",

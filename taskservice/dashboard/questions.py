@@ -9,6 +9,7 @@ from taskservice.auth import Caller, caller
 from taskservice.dashboard import schema_form
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, texts
 from taskservice.dashboard.schema_form import CHOICE, Choice, Errors, Field, Json, Texts
+from taskservice.database import clock
 from taskservice.database.rows import QuestionRow
 from taskservice.error_codes import QUESTION_CLOSED
 from taskservice.errors import Problem
@@ -178,7 +179,7 @@ def answer_by_link(token: str) -> Response:
         if not errors:
             links.answer(row, DECLINE if content is None else ACCEPT, content)
             request_log.add_details(user=row.user_name, key=LINK)
-            return page("answer_link.html", outcome=outcome_text(question, content))
+            return page("answer_link.html", outcome=outcome_text(question, content), at=clock.now())
     return page(
         "answer_link.html",
         422 if errors else 200,

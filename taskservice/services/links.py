@@ -128,10 +128,15 @@ def answer(question: QuestionRow, action: str, content: dict[str, Any] | None) -
 
 
 def choices(schema: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Label and form of each answer to a question with one field and 1 to 3 choices, else none."""
-    if len(schema["properties"]) != 1:
+    """Label and form of each answer to a question whose only field has 1 to 3 choices, else none.
+
+    Next to a required field, optional ones do not count: an answer can be without them.
+    """
+    fields = schema["properties"]
+    names = list(fields) if len(fields) == 1 else schema.get("required", [])
+    if len(names) != 1:
         return []
-    [(name, field)] = schema["properties"].items()
+    [name], field = names, fields[names[0]]
     options = [] if field["type"] == "array" else answer_schema.options(field)
     if len(options) > 3:
         return []

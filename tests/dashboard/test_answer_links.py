@@ -96,6 +96,7 @@ def test_link_answers_its_question_once(
     done = stranger.post(path, {"action": "accept", "field.answer": "yes"}, headers=CROSS_SITE)
     assert done.status_code == 200
     assert "Answered: yes" in done.text
+    assert re.search(r'<p><time datetime="[^"]+Z?"[^>]*>[^<]+</time>', done.text)
     question = the_question(alice, task)
     assert (question["state"], question["answer"]) == ("answered", {"answer": "yes"})
     assert question["answeredBy"] == "link"
@@ -361,6 +362,10 @@ def test_ntfy_gets_a_button_for_each_choice(
             "type": "string", "enum": ["a", "b"]}}}}, []),
         ({"type": "object", "properties": {"a": {"type": "boolean"}, "b": {"type": "boolean"}}},
          []),
+        ({"type": "object", "properties": {"a": {"type": "boolean"}, "b": {"type": "string"}},
+          "required": ["a"]}, ["true", "false"]),
+        ({"type": "object", "properties": {"a": {"type": "boolean"}, "b": {"type": "boolean"}},
+          "required": ["a", "b"]}, []),
     ],
 )  # fmt: skip
 @one_database

@@ -1,0 +1,197 @@
+"""`taskservice approve`: answers the permission prompts of Claude Code and Codex."""
+
+import difflib
+import json
+import os
+import re
+import select
+import signal
+import threading
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import PurePath
+from typing import Any, NoReturn
+
+import click
+
+from taskservice.cli import options
+from taskservice.client import Client, TaskServiceError, responses
+from taskservice.client.task import ask_alone
+from taskservice.exact_json import is_deeper
+from taskservice.runner.program_output import Masker
+from taskservice.terminal import exit_with_error, print_json, shortened
+from taskservice.terms import MAX_TIMEOUT
+
+# https://code.claude.com/docs/en/hooks and https://developers.openai.com/codex/hooks describe it;
+# Codex has schemas, in codex-rs/hooks/schema/generated/permission-request.command.*.schema.json.
+EVENT = "PermissionRequest"
+FIELDS = {"tool_name": str, "cwd": str, "session_id": str, "tool_input": dict}
+MAX_INPUT = 5 * 1024 * 1024  # in bytes
+MAX_MESSAGE = 4_000
+LONGEST_RUN = 16  # of backticks; others are escaped, so that the fence of a code block is short
+# Categories of Unicode: control, format (such as right-to-left marks), surrogates, line ends.
+UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# How long an unavailable service keeps the agent from asking in its own terminal, in seconds.
+REACH_SECONDS = 10.0
+DECISION = {"type": "string", "title": "Decision", "enum": ["allow", "deny"]}
+REASON = {"type": "string", "title": "Reason", "description": "Sent to the agent with deny."}
+PROPERTIES = {"decision": DECISION, "reason": REASON}
+SCHEMA = {"type": "object", "properties": PROPERTIES, "required": ["decision"]}
+
+
+class _DeniesNothing(click.Command):
+    """A command whose usage errors exit with 1: both agents take 2 for a denial."""
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **options)
+        except click.UsageError as error:
+            raise click.ClickException(error.format_message()) from None
+
+
+@options.command("taskservice approve", "< prompt.json", cls=_DeniesNothing)
+@options.text_option("--agent", help="Agent that asks (default: claude-code or codex).")
+@click.option(
+    "--timeout",
+    type=options.Duration(minimum=1, maximum=MAX_TIMEOUT),
+    default="9m",  # both agents end a hook after ten minutes by default
+    help="Time until the question expires, shorter than the hook's own timeout (default: 9m).",
+)
+def command(agent: str | None, timeout: int) -> None:
+    """Answer the permission prompt of a coding agent.
+
+    It is a command for the hook PermissionRequest of Claude Code and Codex, which call it with the
+    prompt as JSON on stdin. It starts a task that asks a person, and prints the decision.
+    Without an answer (expired, declined, no service or key, a signal) it prints nothing and exits
+    with 0, and the agent asks in its own terminal. Other input and wrong options exit with 1.
+    """
+    _on_signals(_interrupted)
+    try:
+        prompt = _prompt()
+        if prompt["tool_name"] == "AskUserQuestion":
+            _no_answer("only it has the choices")
+        threading.Thread(target=_watch_stdout, daemon=True).start()
+        connection = Client().connection
+        connection.call("GET", "/user", responses.USER, patience=REACH_SECONDS)
+        agent = agent or (None if connection.agent_key_hint else _caller(prompt))
+        question = ask_alone(connection, _message(prompt), SCHEMA, timeout, agent_id=agent)
+    except KeyboardInterrupt:
+        _no_answer("interrupted")
+    except TaskServiceError as error:
+        _no_answer(str(error))
+    _on_signals(signal.SIG_IGN)
+    answer = question["answer"] or {}
+    decision = {"behavior": "allow"}
+    if answer.get("decision") != "allow":
+        reason = str(answer.get("reason", "")).strip()
+        decision = {"behavior": "deny", "message": reason or "A person denied this."}
+    print_json({"hookSpecificOutput": {"hookEventName": EVENT, "decision": decision}})
+
+
+def _no_answer(reason: str) -> NoReturn:
+    exit_with_error(f"no decision, so the agent asks in its terminal: {reason}", 0)
+
+
+def _interrupted(number: int, frame: object) -> NoReturn:
+    # A second signal must not end the withdrawal of the question.
+    _on_signals(signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _on_signals(handler: Callable[[int, Any], NoReturn] | signal.Handlers) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _watch_stdout() -> None:
+    """End the command when nobody can read its decision any more: the agent was killed."""
+    poll = select.poll()
+    poll.register(1, 0)
+    poll.poll()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _prompt() -> dict[str, Any]:
+    """The prompt on stdin, with secrets masked; otherwise exits with 1."""
+    with open(0, "rb", closefd=False) as file:
+        data = file.read(MAX_INPUT + 1)
+    try:
+        prompt = json.loads(data) if len(data) <= MAX_INPUT else None
+    except (ValueError, RecursionError):
+        prompt = None
+    if (
+        not isinstance(prompt, dict)
+        or prompt.get("hook_event_name") != EVENT
+        or not all(isinstance(prompt.get(name), kind) for name, kind in FIELDS.items())
+        or is_deeper(prompt, 100)
+    ):
+        exit_with_error(f"stdin must have the JSON of a {EVENT} hook, at most 5 MiB")
+    return dict(Masker(os.environ).mask_json(prompt))
+
+
+def _caller(prompt: Mapping[str, Any]) -> str:
+    """The agent of what called this command: only Codex has turns."""
+    if "turn_id" in prompt:
+        return "codex"
+    return "claude-code" if {"CLAUDE_PROJECT_DIR", "CLAUDECODE"} & os.environ.keys() else "approve"
+
+
+def _message(prompt: Mapping[str, Any]) -> str:
+    """The question: folder, session and tool in a line of ours, the rest in a code block."""
+    folder = _visible(shortened(PurePath(prompt["cwd"]).name or "/", 100), kept="")
+    session = re.sub(r"[^\w-]", "", prompt["session_id"], flags=re.ASCII)[-8:]
+    tool = re.sub(r"[^\w.:/-]", "_", prompt["tool_name"][:100], flags=re.ASCII)
+    first_line = f"“{re.sub('[“”`]', '_', folder)}”, session {session}: {tool}\n"
+    details = "\n".join(_details(prompt["tool_input"]))
+    return first_line + _fenced(details, MAX_MESSAGE - len(first_line))
+
+
+def _details(tool_input: Mapping[str, Any]) -> Iterator[str]:
+    """The input of the tool: a command, or a file with its change; all other input as JSON."""
+    texts = {name: text for name, text in tool_input.items() if isinstance(text, str)}
+    shown = {"command", "file_path"} & texts.keys()
+    yield from (texts[name] for name in sorted(shown))
+    if {"old_string", "new_string"} <= texts.keys():
+        shown |= {"old_string", "new_string"}
+        yield from _change(texts["old_string"], texts["new_string"])
+    elif {"file_path", "content"} <= texts.keys():
+        shown |= {"content"}
+        yield from _change("", texts["content"])
+    if others := {name: value for name, value in tool_input.items() if name not in shown}:
+        text = json.dumps(others, ensure_ascii=False)
+        # Indented, deep JSON could become very long.
+        yield json.dumps(others, ensure_ascii=False, indent=2) if len(text) < MAX_MESSAGE else text
+
+
+def _change(old: str, new: str) -> Iterator[str]:
+    """The lines of a change, each with what happens to it."""
+    before, after = (text.split("\n") if text else [] for text in (old, new))
+    if len(old) + len(new) > 2 * MAX_MESSAGE:  # comparing them could take long
+        return iter([f"-{line}" for line in before] + [f"+{line}" for line in after])
+    # Without the names of the files and the line numbers.
+    return islice(difflib.unified_diff(before, after, n=len(before), lineterm=""), 3, None)
+
+
+def _fenced(text: str, room: int) -> str:
+    """The text in a code block; if it does not fit, its two ends, with our line between them."""
+    if len(text) <= room and len(block := _block(_visible(text))) <= room:
+        return block
+    mark = f"(cut here: {len(text):,} characters in all, the middle is not shown)"
+    half = (room - len(mark) - 4 * (LONGEST_RUN + 2)) // 2
+    head, tail = _visible(text[:half])[:half], _visible(text[-half:])[-half:]
+    return f"{_block(head)}\n{mark}\n{_block(tail)}"
+
+
+def _block(text: str) -> str:
+    """A code block that nothing in the text can end."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _visible(text: str, kept: str = "\n\t") -> str:
+    """The text with its control characters, and those that reorder or hide text, as escapes."""
+    unsafe = {char for char in set(text) - set(kept) if unicodedata.category(char) in UNSAFE}
+    visible = text.translate({ord(char): json.dumps(char)[1:-1] for char in unsafe})
+    return re.sub(f"`{{{LONGEST_RUN},}}", lambda run: r"\u0060" * len(run[0]), visible)
