@@ -21,7 +21,7 @@ PYTEST ?=
 .PHONY: help install run demo test test-lists test-dashboard test-browser test-callbacks test-server \
 	test-agent test-operations test-mcp test-deploy test-nodes test-crash test-api test-big test-all lint \
 	lint-python lint-js fix dev \
-	bench bench-more bench-scaling docs help-pages docs-links reference screenshots dist image clean
+	bench bench-more bench-scaling docs docs-links reference screenshots dist image clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
@@ -148,11 +148,6 @@ docs: $(VENV)/installed-docs ## Build the documents as a site in build/docs; war
 	@! grep -rE 'https?://[^" ]+\.(m?js|css)\b' build/docs --include='*.html' # loads nothing from other sites
 	@echo "Open build/docs/index.html"
 
-help-pages: docs ## Put the documents into the package, as `dist` and `image` do
-	rm -rf taskservice/help
-	cp -r build/docs taskservice/help
-	rm -rf taskservice/help/.doctrees taskservice/help/_sources
-
 docs-links: $(VENV)/installed-docs ## Check the links of the documents that lead to other sites
 	$(BIN)/python -m sphinx -q -c docs -b linkcheck . build/docs-links
 
@@ -166,10 +161,10 @@ $(VENV)/installed-release: $(VENV)/uv
 	$(UV_INSTALL) --editable '.[release]'
 	@touch $@
 
-dist: $(VENV)/installed-release help-pages ## Build a release in dist/, and try it on each installed Python
+dist: $(VENV)/installed-release docs ## Build a release in dist/, and try it on each installed Python
 	.ci/dist
 
-image: help-pages ## Build the container image, with podman or docker
+image: docs ## Build the container image, with podman or docker
 	.ci/image
 
 clean: ## Remove .venv and the caches of the tools; the data stays

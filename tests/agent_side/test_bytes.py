@@ -8,8 +8,7 @@ from tests.support.agent_machine import AgentMachine
 from tests.support.cheap_subtests import CheapSubtests
 
 REFUSED = (
-    "run --agent \udcff -- true", "run --agent a --name \udcff -- true",
-    "run --agent a --callback http://\udcff/ -- true", "work --agent \udcff -- true",
+    "work --agent \udcff -- true",
     "task show \udcff", "task follow \udcff", "task cancel \udcff", "task delete \udcff",
     "task list --agent \udcff", "task list --q \udcff",
     "task list --label a=\udcff", "task start --agent \udcff", "task start --agent a --name \udcff",

@@ -244,7 +244,7 @@ class Api(RuleBasedStateMachine):
         before = known or {
             "id": agent_id, "description": "", "userId": key.user.id,
             "createdAt": agent["createdAt"], "inputSchema": {"type": "object"}, "annotations": ANY,
-            "tool": None, "expect": None,
+            "tool": None, "expect": None, "mutedUntil": None, "mutedBy": None,
         }  # fmt: skip
         changes: Json = {
             field: stored(text)

@@ -533,7 +533,7 @@ def test_body_that_is_coded_is_415(alice: ApiClient, app: Flask, subtests: pytes
 def routes_without_a_body(app: Flask) -> list[tuple[str, str]]:
     taken = {("PUT", "/agent/<agent_id>"), ("PATCH", "/task/<task_id>"), *FITTING_BODIES}
     taken |= {("POST", "/task"), ("POST", "/task/<task_id>/rerun"), ("POST", "/key")}
-    taken |= {("POST", "/task/bulk"), ("POST", "/task/<task_id>/link")}
+    taken |= {("POST", "/task/bulk"), ("POST", "/task/<task_id>/link"), ("POST", "/sign-in-link")}
     taken |= {("POST", "/hook"), ("PATCH", "/hook/<hook_id>")}
     return [
         (method, rule)

@@ -10,7 +10,6 @@ from functools import partial
 from html import unescape
 from importlib import import_module
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlencode
 
@@ -833,15 +832,8 @@ def documents(window: Browser, path: str) -> list[str]:
 
 @one_database
 def test_pages_name_the_document_that_a_reader_needs_there(
-    app: Flask,
-    window: Browser,
-    alice: ApiClient,
-    receiver: Receiver,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    app: Flask, window: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
-    # In a clone that `make dist` has built, there are documents to link to.
-    monkeypatch.setattr(app.blueprints["help"], "static_folder", tmp_path / "none")
     assert documents(Browser(app), "/sign-in") == ["docs/guides/troubleshooting.md#i-lost-the-key"]
     assert documents(window, "/") == ["docs/tutorial.md#run-a-program-as-a-task"]
     waiting = f"/tasks/{alice.start()['id']}"
