@@ -118,9 +118,6 @@ known_task = Known(
 known_hook = Known(
     "hook_id", lambda client: ((hook["id"], hook["name"]) for hook in client.hooks())
 )
-known_hook = Known(
-    "hook_id", lambda client: ((hook["id"], hook["name"]) for hook in client.hooks())
-)
 known_label = Known("K=V", _labels, _label)
 flag = partial(click.option, is_flag=True)
 text_option = partial(click.option, type=text)
