@@ -40,7 +40,7 @@ func main() { panic("the disk is full") }
 # Of each language: the command, the file with its program, and the reason.
 PROGRAMS = {
     "python": ([sys.executable, "job.py"], PYTHON, "UniqueViolation: duplicate key"),
-    "shell": (["sh", "-ex", "job.sh"], "echo starting\nls /nowhere\necho never\n", "ls: "),
+    "shell": (["sh", "-ex", "job.sh"], "echo starting >&2\nls /nowhere\necho never\n", "ls: "),
     "node": (["node", "job.js"], NODE, "Error: connect ECONNREFUSED"),
     "java": (["java", "Job.java"], JAVA, "java.io.IOException: the disk is full"),
     "go": (["go", "run", "job.go"], GO, "panic: the disk is full"),
