@@ -124,8 +124,6 @@ def test_packages_are_doors() -> None:
     defined = {
         f"{path.parent.relative_to(ROOT)}: {node.name}"
         for path in PACKAGE.rglob("__init__.py")
-        # The folder in which Alembic looks for the migrations.
-        if path.parent.name != "migrations"
         for node in tree(path).body
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name != "init_app"
     }
@@ -278,7 +276,7 @@ def overridden_names() -> set[str]:
     """The private methods of other libraries that a class of ours replaces."""
     overridden = set()
     for path in PACKAGE.rglob("*.py"):
-        if "migrations" in path.parts or path.stem in ("__main__", "gunicorn_config"):
+        if "alembic" in path.parts or path.stem in ("__main__", "gunicorn_config"):
             continue
         module = importlib.import_module(module_name(path))
         for kind in vars(module).values():

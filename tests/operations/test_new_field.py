@@ -57,7 +57,7 @@ print(task.data["host"], [each.data["host"] for each in client.tasks()])
 
 def with_new_field(folder: Path) -> dict[str, str]:
     package = copy_package(folder)
-    (package / f"database/migrations/versions/{REVISION}_host.py").write_text(MIGRATION)
+    (package / f"database/alembic/versions/{REVISION}_host.py").write_text(MIGRATION)
     for name, (before, line) in EDITS.items():
         text = (package / name).read_text()
         assert text.count(f"\n{before}") == 1, name
@@ -69,9 +69,9 @@ def test_recipe_of_a_new_field_names_the_files_that_it_needs() -> None:
     text = (ROOT / "docs" / "recipes-for-changes.md").read_text()
     recipe = text.partition("## A new field of a task")[2].partition("To show it to people")[0]
     code = re.findall(
-        r"^\d\. `taskservice/([a-z_/]+\.py|database/migrations/versions/)`", recipe, re.M
+        r"^\d\. `taskservice/([a-z_/]+\.py|database/alembic/versions/)`", recipe, re.M
     )
-    assert sorted(code) == sorted([*EDITS, "database/migrations/versions/"])
+    assert sorted(code) == sorted([*EDITS, "database/alembic/versions/"])
     assert len(code) <= 5
 
 

@@ -31,7 +31,7 @@ def upgrade() -> None:
 def install_next_version(folder: Path) -> dict[str, str]:
     """Install it; returns the environment in which Python finds it."""
     package = copy_package(folder)
-    versions = package / "database" / "migrations" / "versions"
+    versions = package / "database" / "alembic" / "versions"
     (versions / f"{REVISION}_next.py").write_text(_MIGRATION)
     return python_path(folder)
 

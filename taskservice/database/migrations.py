@@ -19,7 +19,7 @@ from taskservice.database.writer_queue import WriterQueue
 
 logger = logging.getLogger(__name__)
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).with_name("alembic")
 MIGRATION_SECONDS = 60
 # The PostgreSQL advisory lock that lets one process at a time migrate; the number is arbitrary.
 _ADVISORY_LOCK = 0x7461736B
