@@ -2,5 +2,5 @@
 
 try:
     from taskservice._version import __version__ as __version__
-except ModuleNotFoundError:  # sources that nothing has built
+except ModuleNotFoundError:  # the package is not built
     __version__ = "0.1.0.dev0"

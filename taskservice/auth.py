@@ -68,7 +68,7 @@ visible_agents = (Agent.user_id == _user_id) & (_agent_id.is_(None) | (Agent.id 
 visible_keys: ColumnElement[bool] = ApiKey.user_id == _user_id
 # For lists, together with a filter by agent: the `OR` above would keep SQLite from using an index.
 tasks_of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
-# For joins: an agent's id is unique for its user only.
+# For joins: an agent's ID is unique for its user only.
 is_of_agent = and_(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
 
 
@@ -115,7 +115,7 @@ KEY_IS_VALID = (
 )
 _user_name = User.name.label("user_name")
 _KEYS = select(*KEY_COLUMNS, _user_name).join(User, User.id == ApiKey.user_id).where(*KEY_IS_VALID)
-# Of each request: it has only what becomes the caller.
+# Runs for each request, so it reads only what the caller needs.
 _KEY = Statement[KeyRow](
     select(ApiKey.id, ApiKey.user_id, ApiKey.agent_id, ApiKey.name, ApiKey.access, _user_name)
     .join(User, User.id == ApiKey.user_id)
@@ -143,18 +143,18 @@ KEY_HEADERS = "apikey, Authorization"
 BEARER = "bearer"
 # The errors of a read or a write if the user of the request was deleted in between.
 ERRORS_OF_DELETED_USER = (IntegrityError, NoResultFound)
-MINUTE = len("2026-11-24T13:36")  # of a time as text, up to the minute
+MINUTE = len("2026-11-24T13:36")  # the length of a time as text, up to the minute
 T = TypeVar("T")
 
 
-# Id of a key -> the time of its last use. Maintenance stores it, so that no GET writes.
+# The ID of a key -> the time of its last use. Maintenance stores it, so that no GET writes.
 key_uses: dict[str, str] = {}
 # User and agent -> the time of the last claim of a worker.
 worker_claims: dict[tuple[str, str], str] = {}
 
 
 def take_minutes(uses: dict[T, str]) -> dict[T, str]:
-    """Empty `uses`, while others add to it and none takes; return the times cut to the minute."""
+    """Empty `uses`, to which other threads can add; return the times without their seconds."""
     return {used: f"{uses.pop(used)[:MINUTE]}:00.000Z" for used in list(uses)}
 
 

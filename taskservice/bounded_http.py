@@ -59,11 +59,11 @@ class Deadline:
 class Limits:
     """The maximum size and time of each response of a connection, with its headers and framing.
 
-    A change holds from the next response on.
+    A change applies from the next response on.
     """
 
     max_bytes: int
-    deadline: Deadline | None = None  # without one, the timeout of the socket is for all of it
+    deadline: Deadline | None = None  # if None, the socket's timeout applies
     min_rate: float = math.inf
 
     def apply(self, connection: http.client.HTTPConnection) -> None:
@@ -80,7 +80,7 @@ class _Response(HTTPResponse):
         """Read the headers after all interim responses; the base class skips only status 100."""
         super().begin()
         while 101 < self.status < 200:
-            self.headers = cast(HTTPMessage, None)  # as before the first headers
+            self.headers = cast(HTTPMessage, None)  # the state before the first headers
             super().begin()
         self._limited.in_headers = False
 
@@ -148,7 +148,7 @@ class _Adapter(HTTPAdapter):
         return host, pool
 
     def build_response(self, request: Any, response: Any) -> requests.Response:
-        # The limit is for the bytes that arrive, of which each could become a thousand.
+        # The limit is for the bytes that arrive; decompressed, each could become a thousand.
         if response.headers.get("Content-Encoding", "identity") != "identity":
             response.close()
             raise requests.RequestException("the response is compressed")

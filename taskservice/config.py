@@ -1,4 +1,4 @@
-"""The settings, each with its name, default, check and one line of help."""
+"""The settings, each with its name, default, check and help text."""
 
 import os
 import re
@@ -208,7 +208,7 @@ class Config:
 
     def completed(self, may_create: bool = True) -> "Config":
         """These settings with the URLs and the secret key, which is created if `may_create`."""
-        # Built from parts: in a URL's text, ? and % of the path would need escapes.
+        # Built from parts: in the text of a URL, ? and % in the path would need escapes.
         url = self.DATABASE_URL or URL.create("sqlite", database=str(self.DATA / "taskservice.db"))
         if make_url(url).get_backend_name() == "postgresql" and not self.SECRET_KEY:
             raise ConfigError(
@@ -222,7 +222,7 @@ class Config:
                 f"{PREFIX}LOGIN_HEADER: requires {PREFIX}PROXY_HOPS of 1 or more: without a proxy, "
                 "everyone could send this header"
             )
-        # Behind a proxy, people reach the service at an address that only they know.
+        # Behind a proxy, the service does not know the address at which people reach it.
         host = urlsplit(f"//{self.BIND}").hostname or ""
         is_local = not self.PROXY_HOPS and is_loopback(host)
         public_url = self.PUBLIC_URL or (f"http://{self.BIND}" if is_local else "")
@@ -279,7 +279,8 @@ def _create_secret_key(path: Path) -> None:
     with locked(path.parent):
         if path.exists():
             return
-        # It gets its name when it is on the disk; a killed process may have left a draft.
+        # The file gets its name when it is on the disk; a killed process may have left a temporary
+        # one.
         draft = path.with_name(f"{path.name}.new")
         draft.unlink(missing_ok=True)
         try:

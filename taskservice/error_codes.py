@@ -1,4 +1,4 @@
-"""The error codes of the API, each with its status and its meaning."""
+"""The error codes of the API, each with its status and meaning."""
 
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ LAST_USER_KEY = _code("last_user_key", 409, "The last user key can only be revok
 NO_DELIVERY = _code(
     "no_delivery", 409, "The task has no delivery: it is running, or has no callback."
 )
-DELIVERY_UNDER_WAY = _code("delivery_under_way", 409, "The delivery is being sent right now.")
+DELIVERY_UNDER_WAY = _code("delivery_under_way", 409, "The delivery is being sent now.")
 NOT_CLAIMED = _code("not_claimed", 409, "The task is not claimed, so it can't ask questions.")
 TOO_MANY_QUESTIONS = _code("too_many_questions", 409, "The task has too many open questions.")
 QUESTION_CLOSED = _code("question_closed", 409, "The question is no longer open; see `question`.")

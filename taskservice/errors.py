@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
 RETRY_SECONDS = 2
-# No file can be opened: this process, or the machine, has too many open, or a disk is full.
+# No file can be opened: this process or the machine has too many open files, or a disk is full.
 NO_MORE_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
 # PostgreSQL error codes for problems that the operator can fix: no connection, read-only, no disk
 # or memory, a lock timeout, an intervention; a missing right, column or table.
@@ -31,12 +31,12 @@ UNAVAILABLE_STATES = ("08", "25", "53", "55P03", "57", "42501", "42703", "42P01"
 
 @dataclass(eq=False)
 class Problem(Exception):
-    """An error of a request: its status, and one sentence that the caller can act on."""
+    """An error of a request: its status, and a reason that the caller can act on."""
 
     status: int
     detail: str
     _: KW_ONLY
-    code: str = ""  # one of `error_codes.CODES`, by default the first of the status
+    code: str = ""  # one of `error_codes.CODES`, by default the first with the status
     # Additional members of the JSON.
     members: Mapping[str, Any] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -83,7 +83,7 @@ def overloaded(detail: str, seconds: int = RETRY_SECONDS) -> Problem:
 
 
 def stopping() -> Problem:
-    """503: this process ends; another one can take the request."""
+    """503: this process is ending; another one can handle the request."""
     headers = {"Retry-After": str(RETRY_SECONDS)}
     return Problem(503, "The service is stopping", code=error_codes.STOPPING, headers=headers)
 

@@ -1,37 +1,37 @@
-"""The kinds of events that hooks are told of: one row for each, and all else follows from it."""
+"""The kinds of events that hooks are notified of, with all properties of each."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from taskservice.terms import COMPLETE, ERROR, RUNNING, Status
 
-# In the test of a hook: why it happened.
+# In the test of a hook: the reason for the event.
 SAMPLE_TEXT = "This is a test: nothing happened."
 
 
 class EventKind(NamedTuple):
-    """What is said of an event; what happened is recorded by `services/events.py`."""
+    """The texts and properties of an event; `services/events.py` records events."""
 
     name: str
-    # The title of a message for people about one event, with the agent's name, and about several,
-    # with their number.
+    # The titles of messages for people about one event, with the agent's name, and about several
+    # events, with their number.
     title: str
     several: str
-    tag: str  # of ntfy, which shows it as an emoji
-    # In the form of a new hook: what it is called, and when it happens.
+    tag: str  # for ntfy, which shows it as an emoji
+    # In the form of a new hook: the name of the event, and when it happens.
     label: str
     when: str
-    is_default: bool = True  # a hook is told of it unless its events are chosen
+    is_default: bool = True  # whether a hook is notified of it by default
     is_urgent: bool = False  # for ntfy
-    # It is a new state of an agent, or of a task: its data has the agent, and people are told the
-    # last one only.
+    # Whether the event is a new state of an agent, or of a task: its data contains the agent, and a
+    # message for people contains only the last state.
     is_of_agent: bool = False
     is_of_task: bool = False
-    # The field of its data that is the beginning of this state, and the line that shows it with
-    # the time that passed since then.
+    # The field of its data with the start of this state, and the line that shows this time and the
+    # time since then.
     since: str | None = None
     since_line: str = ""
-    # In the test of a hook: the status of the task, which some events do not have, and more data.
+    # In the test of a hook: the status of the task, if the event has a task, and more data.
     sample_status: Status | None = COMPLETE
     sample_data: Mapping[str, Any] = {}
 
@@ -48,7 +48,7 @@ def _add(kind: EventKind) -> EventKind:
     return kind
 
 
-# The most important first, as messages for people tell them.
+# The most important first, which is their order in messages for people.
 
 TASK_ASKS = _add(
     EventKind(

@@ -1,4 +1,4 @@
-"""What a strict reader of JSON checks, alike in the service and in `taskservice run`."""
+"""The checks of strict JSON that the service and `taskservice run` share."""
 
 import math
 from decimal import Decimal, InvalidOperation

@@ -1,4 +1,4 @@
-"""The class of all requests: what each one has, and how its headers and forms are parsed."""
+"""The class of all requests, and how their headers and forms are parsed."""
 
 import io
 import random
@@ -17,7 +17,7 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def request_id(requested: str) -> str:
-    """The id of a request: its `X-Request-Id` if that is valid, else a random one."""
+    """The ID of a request: its `X-Request-Id` if that is valid, else a random one."""
     # It is not secret, so it needs no secure random bits, which take 5 µs to read.
     is_valid = requested and _REQUEST_ID.fullmatch(requested)
     return requested if is_valid else f"{random.getrandbits(128):032x}"
@@ -46,7 +46,7 @@ class FormParser(FormDataParser):
         return super().parse(io.BytesIO(data), mimetype, content_length, *arguments)
 
 
-# A longer `Accept` counts as none, as RFC 9110 allows; a browser's has some 140 characters.
+# A longer `Accept` is ignored, as RFC 9110 allows; a browser's has about 140 characters.
 MAX_ACCEPT = 1_000
 
 
@@ -62,7 +62,7 @@ class Request(flask.Request):
 
     @property
     def itself(self) -> "Request":
-        """This object: each attribute of Flask's `request` takes half a microsecond to look up."""
+        """This object itself: each look-up in Flask's `request` takes half a microsecond."""
         return self
 
     @cached_property

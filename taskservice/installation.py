@@ -8,7 +8,7 @@ from urllib.request import url2pathname
 
 
 def install_command(extra: str) -> str:
-    """The command of pip, from where the package was installed: a clone, a wheel or an index."""
+    """The pip command for the source of this installation: a clone, a wheel or an index."""
     files = (
         distribution.read_text("direct_url.json")
         for distribution in distributions(name="taskservice")

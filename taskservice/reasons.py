@@ -1,4 +1,4 @@
-"""Why a task failed, in one line: of its error message, or of the end of its log."""
+"""Why a task failed, in one line: from its error message, or from the end of its log."""
 
 import re
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ EXTENSION = "taskservice"
 
 
 def replace_thread() -> None:
-    """Start a thread of the server instead of this request's; the server provides how."""
+    """Start a server thread that replaces this request's thread; set by the server."""
 
 
 def provide(app: Flask, resource: object) -> None:
@@ -53,7 +53,7 @@ def start_future(name: str, run: Callable[[], T]) -> Future[T]:
     return result
 
 
-# Set once, by `begin_stop`; streams, long polls and background loops end then.
+# Set once, by `begin_stop`, to end streams, long polls and background loops.
 stopping = threading.Event()
 _callbacks: list[Callable[[], None]] = []
 

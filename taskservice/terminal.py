@@ -19,7 +19,7 @@ _CONTROL_CHARACTERS = (
 )
 _UNSAFE = re.compile(f"[{_CONTROL_CHARACTERS}]")
 _UNSAFE_IN_LINES = re.compile(f"(?![\t\n])[{_CONTROL_CHARACTERS}]")
-# The first group has the escape sequences that change only the look of text, such as its colour.
+# The first group matches escape sequences that change only the look of text, such as its colour.
 _COLOUR_OR_UNSAFE = re.compile(rf"(\x1b\[[0-9;:]*m)|{_UNSAFE_IN_LINES.pattern}")
 _PLAIN = "\x1b[0m"
 
@@ -30,7 +30,7 @@ def escaped(text: str) -> str:
 
 
 def escaped_lines(text: str) -> str:
-    """Like `escaped`, but tabs and line feeds stay."""
+    """Like `escaped`, but tabs and line feeds are preserved."""
     return _UNSAFE_IN_LINES.sub(_escape, text)
 
 
@@ -115,10 +115,10 @@ def print_table(
 ) -> None:
     """Print rows with aligned columns; the first row has their names.
 
-    A terminal gets a cell in colour if `colours` has its first word, below the name of its column,
-    with the number of an escape sequence. With `optional` the table is at most as wide as the
-    terminal: if necessary without empty columns and these, the first of them first, and with
-    shorter cells.
+    On a terminal a cell has a colour if `colours` maps its first word, under the name of its
+    column, to the number of an escape sequence. With `optional` the table is at most as wide as the
+    terminal: if necessary, empty columns and then these are left out, in this order, and cells are
+    shortened.
     """
     table = [[escaped(cell) for cell in row] for row in rows]
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
@@ -136,14 +136,14 @@ def print_table(
         _write(line.rstrip())
 
 
-# Cells of this length are not truncated, such as times; neither is the id in the first column.
+# Cells of this length are not truncated, such as times; neither is the ID in the first column.
 _SHORT_CELL, _SHORT_ID = 14, 18
-# With less than this, an optional column is left out instead.
+# Below this width of a cell, an optional column is left out instead.
 _READABLE_CELL = 28
 
 
 def _fitted(table: list[list[str]], columns: int, optional: Sequence[str]) -> list[list[str]]:
-    """The table in this width: first without the current year in its times, and empty columns."""
+    """The table in this width; the first step removes the current year and empty columns."""
     if _total(_widths(table)) > columns:
         year = re.compile(rf"^{datetime.now().year}-(?=\d\d-\d\d \d\d:)")
         table = [[year.sub("", cell) for cell in row] for row in table]
@@ -173,7 +173,7 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def open_standard_files() -> None:
-    """Open /dev/null as each closed standard file, whose number the next socket would get."""
+    """Open /dev/null for each closed standard stream, whose number the next file would get."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -200,7 +200,8 @@ def _write(line: str, *, err: bool = False) -> None:
         # If stderr is closed or on a full disk, the command continues without its messages.
         with suppress(OSError):
             if sys.stderr is not None:
-                # In one write, unlike `print`: a running program may write to it too.
+                # In one write, unlike `print`, since a running program may write to the same
+                # stream.
                 sys.stderr.write(f"{line}\n")
                 sys.stderr.flush()
         return

@@ -1,4 +1,4 @@
-"""The names and limits of the API that the service and its clients share."""
+"""Names and limits of the API that the service and its clients share."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def documentation(page: str, url: str = DOCUMENTATION_URL) -> str:
 
 
 def see_documentation(page: str) -> str:
-    """The end of a message that names a page; empty where an installation has no such page."""
+    """The end of a message that names a page; empty if the installation has no such page."""
     clone = Path(__file__).parent.parent
     is_readable = DOCUMENTATION_URL or (clone / page.partition("#")[0]).is_file()
     return f"; see {documentation(page)}" if is_readable else ""
@@ -49,7 +49,7 @@ DELIVERY_STATES = (PENDING, DELIVERED, FAILED, CANCELLED)
 OPEN, ANSWERED, DECLINED = "open", "answered", "declined"
 EXPIRED, WITHDRAWN = "expired", "withdrawn"
 QUESTION_STATES = (OPEN, ANSWERED, DECLINED, EXPIRED, WITHDRAWN)
-# The actions of a person who is asked.
+# The responses of a person to a question.
 ACCEPT, DECLINE = "accept", "decline"
 
 # A hook's state, and its formats: the last three are messages for people.
@@ -63,7 +63,7 @@ HOOK_FORMATS = (STANDARD, *PEOPLE_FORMATS)
 OK, BROKEN = "ok", "broken"
 AGENT_STATES = (OK, BROKEN)
 
-# Of a task that failed without one.
+# The message of a task that failed without a message.
 NO_MESSAGE = "The agent reported an error"
 
 # What needs attention, the most urgent first.
@@ -82,8 +82,8 @@ SORTS: tuple[str, ...] = get_args(Sort)
 FULL, READ = "full", "read"
 ACCESSES = (FULL, READ)
 
-# The name that `endedBy` has for the service itself, and `answeredBy` for an answer link.
-# In the log, a link to a task has it too.
+# The name of the service in `endedBy`, and of an answer link in `answeredBy`. In the service's log,
+# a link to a task has that name too.
 SERVICE, LINK = "service", "link"
 
 # What can be done with many tasks at once.
@@ -117,7 +117,7 @@ MAX_OBJECT = 1024 * 1024
 # Maximum number of writers of one task: one transaction deletes the rows of all of them.
 MAX_WRITERS = 1_000
 MAX_OPEN_QUESTIONS = 8
-MAX_ATTEMPTS = 50  # that are stored for a delivery: the newest ones
+MAX_ATTEMPTS = 50  # the newest attempts, which are stored for a delivery
 MAX_HOOKS = 50
 # Maximum number of links to a task, and for how many days they are valid.
 MAX_LINKS = 50
@@ -128,7 +128,7 @@ MAX_AFTER = 10  # failures in a row until a hook is told
 MAX_LABELS = 16
 # Maximum timeout of a task and of a question, and the default one of a question, in seconds.
 MAX_TIMEOUT = 366 * 86_400
-# How long a run may take: `maxDuration` of what is expected of its agent, in seconds.
+# Limits of `maxDuration` in the expectations of an agent, in seconds.
 MIN_DURATION, MAX_DURATION = 60, 30 * 86_400
 QUESTION_TIMEOUT = 86_400
 # Maximum number of tasks on one page of the list, and of one request that changes many.
@@ -143,7 +143,7 @@ WEBHOOK_LOG_BYTES = 256 * 1024
 
 
 def key_hint(key: str) -> str:
-    """The start and end of a key, so that its owner recognises it in a list."""
+    """The start and end of a key, so that its owner can recognize it in a list."""
     return f"{key[: key.rindex('_') + 1]}…{key[-4:]}"
 
 
@@ -164,7 +164,7 @@ def http_date(text: str) -> datetime | None:
     try:
         time = parsedate_to_datetime(text)
         return time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC)
-    except (ValueError, OverflowError):  # the second for a year of many digits
+    except (ValueError, OverflowError):  # OverflowError for a year of many digits
         return None
 
 

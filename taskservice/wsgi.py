@@ -1,4 +1,4 @@
-"""The WSGI application for other servers than `taskservice serve`: `taskservice.wsgi:app`."""
+"""The WSGI application for servers other than `taskservice serve`: `taskservice.wsgi:app`."""
 
 import logging
 import sys

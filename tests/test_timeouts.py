@@ -45,7 +45,7 @@ def test_silent_task_is_ended_with_a_plain_message(
     fall_silent(app, task, DAY + 1)
     maintenance.do_round()
     ended = alice.task(task)
-    message = "Nothing was heard from its agent for 24 hours"
+    message = "Its agent sent nothing for 24 hours"
     assert ended["error"] == {"type": "timeout", "message": message}
     assert ended["finishedAt"] == ended["updatedAt"] > before["updatedAt"]
     changes = {name: ended[name] for name in ("error", "updatedAt", "finishedAt")}
@@ -61,7 +61,7 @@ def test_timeout_of_its_own_counts_before_the_default(
     for task in (short, long, endless):
         fall_silent(app, task, 61)
     maintenance.do_round()
-    message = "Nothing was heard from its agent for 1 minute"
+    message = "Its agent sent nothing for 1 minute"
     assert alice.task(short)["error"] == {"type": "timeout", "message": message}
     fall_silent(app, long, DAY + 1)
     fall_silent(app, endless, 1000 * DAY)

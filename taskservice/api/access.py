@@ -1,4 +1,4 @@
-"""Before and after each request: the key below `/api/v1`, and headers against caches."""
+"""Checks the key of requests under `/api/v1`, and keeps responses out of caches."""
 
 from flask import Response
 
@@ -8,7 +8,7 @@ from taskservice.http_request import request
 from taskservice.terms import API_PREFIX
 
 BELOW_PREFIX = f"{API_PREFIX}/"
-# What a read key may do besides reading.
+# The requests of a read key that do more than read.
 ALSO_FOR_READ_KEYS = {("POST", f"{API_PREFIX}/sign-in-link")}
 
 
@@ -23,7 +23,7 @@ def require_key() -> None:
 
 
 def refuse_deleted_user(error: Exception) -> Response:
-    """401 to a request whose user was deleted since it came; other errors are as elsewhere."""
+    """Respond with 401 if the user was deleted during the request, else with the error itself."""
     return respond(from_exception(error) if still_valid() else invalid_key())
 
 

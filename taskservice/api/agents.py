@@ -76,8 +76,8 @@ def put(caller: Caller, agent_id: str, body: dict[str, Any]) -> Response:
 def claim(caller: Caller, agent_id: str, query: dict[str, Any]) -> Response:
     """Claim a task.
 
-    Claims the oldest unclaimed running task of the agent; 204 if there is none. Each task is given
-    to one caller only. A claimed task times out if its agent sends nothing for the task's
+    Claims the oldest unclaimed running task of the agent; returns 204 if there is none. Each task
+    is given to one caller only. A claimed task times out if its agent sends nothing for the task's
     `timeout`. With `Prefer: wait`, the request waits for a task. With an `Idempotency-Key`, a claim
     whose response was lost can be repeated and returns the same task.
     """

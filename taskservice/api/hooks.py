@@ -61,7 +61,7 @@ def get(caller: Caller, hook_id: str) -> Response:
 def change(caller: Caller, hook_id: str, body: dict[str, Any]) -> Response:
     """Change a hook.
 
-    Changes the given fields. The state `active` turns a hook on that was turned off.
+    Changes the given fields. The state `active` turns on a hook that was turned off.
     """
     return responses.dump(hook_schema, hooks.change(caller, hook_id, body))
 

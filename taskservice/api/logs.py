@@ -47,8 +47,8 @@ def append(caller: Caller, task_id: str, query: dict[str, Any], data: bytes) -> 
     becomes its start, and a time in the future becomes now.
 
     With `seq`, an append is safe to repeat: `seq` is the number of the first line sent, counted
-    from 1 for each `writer`. Lines that are stored already are skipped. A gap is 409, and
-    `expected` is the next number. A finished task is 409, with its state in `task`. An agent must
+    from 1 for each `writer`. Lines that are stored already are skipped. A gap returns 409, with the
+    next number in `expected`. A finished task returns 409, with its state in `task`. An agent must
     stop on 404, or if the `error` in `task` has the type `cancelled`; not on any other error.
     """
     fields = _append_fields(query, data)
@@ -156,7 +156,7 @@ def _last_event_id() -> int:
 
 
 def _append_fields(query: dict[str, Any], data: bytes) -> dict[str, Any]:
-    """The fields of an append, from its text and query or from its JSON, and `chunks` of lines."""
+    """The fields of an append, as text with a query or as JSON; its lines become `chunks`."""
     # `curl -T log.txt` sends PUT and names no type.
     if request.mimetype == TEXT or (request.method == "PUT" and not request.content_type):
         return query | {"chunks": logs.from_text(data, query.get("at"))}

@@ -61,7 +61,7 @@ def get(caller: Caller, task_id: str, question_id: str) -> Response:
 
 
 def _ended(caller: Caller, task_id: str, question_id: str) -> Any:
-    """The question; with `Prefer: wait` as soon as it is closed, even if only time closes it."""
+    """The question; with `Prefer: wait` as soon as it is answered, withdrawn or expired."""
     return waiting.until(
         lambda: question_service.get(caller, task_id, question_id),
         lambda question: bool(question.state != terms.OPEN),

@@ -55,7 +55,7 @@ def show_metrics() -> Response:
     """Metrics.
 
     The metrics of all server processes together, in the Prometheus text format. If the database
-    cannot be read, only the metrics that do not need it.
+    cannot be read, the response contains only the metrics that do not need it.
     """
     limit = current_app.config["WAITS"] * current_app.config["WORKERS"]
     of_processes = [metrics.BUILD, *metrics.requests.metrics(limit)]
@@ -92,7 +92,7 @@ HELP_POLICY = (
 @help_pages.get("/help")
 @help_pages.get("/help/")
 def show_help() -> Response:
-    """The start of the documents, from where their links work."""
+    """Redirect to the first page of the documents, whose links are relative."""
     return Response(status=303, headers={"Location": url_for("help.static", filename="index.html")})
 
 

@@ -121,9 +121,9 @@ def report(caller: Caller, task_id: str, query: dict[str, Any], body: dict[str, 
     sent to its callback before the response. The response is 200 whatever the receiver responds;
     `Callback-Status` is the outcome.
 
-    A finished task keeps its result: a report that changes more than the name and the labels is
-    409; a report that changes nothing is 200 and sends no webhook. The exception is the late
-    report: after a `timeout`, the agent can still report the outcome.
+    A finished task keeps its result: a report that changes more than the name and the labels
+    returns 409; a report that changes nothing returns 200 and sends no webhook. The exception is
+    the late report: after a `timeout`, the agent can still report the outcome.
     """
     task, status = reports.report(caller, task_id, body)
     return responses.task(task, responses.shape(caller, query), headers={"Callback-Status": status})
@@ -148,7 +148,7 @@ def cancel(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Cancel a task.
 
     A running task ends with an `error` of type `cancelled`, and a webhook is sent to its callback.
-    Cancelling it again is 200 and changes nothing.
+    Cancelling it again returns 200 and changes nothing.
     """
     task, status = reports.cancel(caller, task_id)
     return responses.task(task, responses.shape(caller, query), headers={"Callback-Status": status})
@@ -190,9 +190,9 @@ def rerun(
 def change_many(caller: Caller, body: dict[str, Any]) -> Response:
     """Cancel, delete or rerun many tasks.
 
-    Does with each task what its own route does, one after the other: if one is refused, the others
-    are changed. Webhooks are sent after the response. An `Idempotency-Key` makes reruns safe to
-    repeat; the other actions are safe without one.
+    Applies the action to one task after the other, as the route of a single task does. If one is
+    refused, the others are still changed. Webhooks are sent after the response. An
+    `Idempotency-Key` makes reruns safe to repeat; the other actions are safe without one.
     """
     result = reports.change_many(caller, body["action"], body["taskIds"], idempotency_key())
     return responses.json(result)
@@ -201,7 +201,7 @@ def change_many(caller: Caller, body: dict[str, Any]) -> Response:
 @blueprint.delete("/task/<task_id>")
 @operation("deleteTask", expanded_task_schema, user_key=True, query=task_query)
 def delete(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
-    """Delete a task for good.
+    """Delete a task permanently.
 
     Deletes its log and its deliveries too, and sends no webhook. The response is the deleted
     task.

@@ -25,9 +25,11 @@ MAX_RUNNING = 64
 SLOW_SECONDS = 1.0
 # The maximum sleep between two polls for due deliveries, which other processes can add.
 ROUND_SECONDS = 1.0
-FAILURE_SECONDS = 5.0  # the sleep after a failure of the database
-STOP_SECONDS = 1.0  # for running attempts to finish at a stop; then they are interrupted
-INTERRUPT_SECONDS = 0.3  # for those to end, before their leases are released
+FAILURE_SECONDS = 5.0  # the sleep after a database error
+# At a stop, running attempts have STOP_SECONDS to finish. Then they are interrupted, and have
+# INTERRUPT_SECONDS to end before their leases are released.
+STOP_SECONDS = 1.0
+INTERRUPT_SECONDS = 0.3
 
 
 class _RunningAttempt(NamedTuple):
@@ -68,7 +70,8 @@ class DeliveryLoop(threading.Thread):
                 recent = [attempt.started for attempt in self._running if attempt.started > since]
                 count = min(MAX_RECENT - len(recent), MAX_RUNNING - len(self._running))
                 if count <= 0:
-                    # Until the first of these counts as slow. One that finishes wakes the loop.
+                    # Until the first of these attempts counts as slow. An attempt that finishes
+                    # wakes the loop.
                     is_full = len(self._running) >= MAX_RUNNING
                     return ROUND_SECONDS if is_full else min(recent) - since
                 seconds = delivery_service.seconds_until_due()
@@ -88,7 +91,7 @@ class DeliveryLoop(threading.Thread):
             return 0.0
 
     def _start_attempt(self, leased: Leased) -> None:
-        """Raises RuntimeError without a thread: it is due again when its lease runs out."""
+        """Raises RuntimeError without a thread; the delivery is due when its lease runs out."""
         interrupt, started = Interrupt(), time.monotonic()
         result = resources.start_future("attempt", partial(self._send, leased, interrupt))
         self._running.append(_RunningAttempt(leased, interrupt, started, result))

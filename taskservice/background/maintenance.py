@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # From the start of a round to the start of the next one, however long its jobs take. If a job is
 # not finished, the next round starts immediately.
 ROUND_SECONDS = 20.0
-WRITE_SECONDS = 3.0  # for the loops to finish their writes at a stop
+WRITE_SECONDS = 3.0  # the time for the loops to finish their writes at a stop
 
 
 def expire_questions() -> None:
@@ -45,7 +45,7 @@ def remove_deleted_hooks() -> bool:
     return in_batches(hooks.remove_deleted)
 
 
-# A job that returns true is not finished.
+# A job returns whether it has more work.
 JOBS: tuple[Callable[[], bool | None], ...] = (
     deliveries.make_far_due,
     users.record_last_uses,
@@ -77,7 +77,7 @@ class Maintenance(threading.Thread):
         )
 
     def run(self) -> None:
-        # What is claimed from now on could always report.
+        # The agents of tasks that are claimed from now on can report all the time.
         self._do([self._record_heartbeat, self._clock.read_clocks])
         pause = ROUND_SECONDS
         while not resources.stopping.wait(pause):
@@ -120,7 +120,7 @@ class Maintenance(threading.Thread):
         if serving_since is None:
             return
         now, since = self._clock.time, max(serving_since, self._clock.steady_since)
-        # A task that was claimed since then could report all the time.
+        # The agent of a task that was claimed since then could report all the time.
         if clock.seconds_between(since, now) >= timeouts.GRACE_SECONDS:
             since = clock.EARLIEST
         in_batches(partial(hanging.check, now, since))

@@ -21,9 +21,9 @@ from taskservice.terms import PENDING
 
 # How many tasks or chunks of logs one transaction removes, for which other writers wait.
 TASKS_PER_BATCH = 100
-DELIVERIES_PER_BATCH = 1_000  # of these tasks; one task may have more
+DELIVERIES_PER_BATCH = 1_000  # the deliveries of these tasks; one task may have more
 CHUNKS_PER_BATCH = 1_000
-JOB_SECONDS = 1.9  # of one call in a round: a round of 20 s has eight calls
+JOB_SECONDS = 1.9  # the maximum time of one call: a round of 20 s has eight calls
 
 
 def in_batches(batch: Callable[[], bool], seconds: float = JOB_SECONDS) -> bool:
@@ -98,8 +98,8 @@ def _sweep_batch() -> bool:
     return True
 
 
-SPARE_BYTES = 1024 * 1024  # free space that stays in the file for the next writes
-STEP_PAGES = 250  # that one step gives back
+SPARE_BYTES = 1024 * 1024  # free space that remains in the file for the next writes
+STEP_PAGES = 250  # the pages that one step releases
 # SQLite empties its write-ahead log by itself, but does not shorten the file.
 LARGE_LOG_BYTES = 8 * 1024 * 1024
 CHECKPOINT_MILLISECONDS = 50  # how long writers wait for the last reader of the log
@@ -115,12 +115,12 @@ def shrink(seconds: float = JOB_SECONDS) -> bool:
     is_shorter = False
 
     def shorten() -> bool:
-        """Give back some free pages; returns whether there are more."""
+        """Release some free pages; returns whether there are more."""
         nonlocal is_shorter
         if _pragma(connection, "freelist_count") <= spare_pages:
             return False
         with write_lock():
-            # `execute` would run only the first step, and give back a single page.
+            # `execute` would run only the first step, which releases a single page.
             connection.executescript(f"PRAGMA incremental_vacuum({STEP_PAGES})")
         is_shorter = True
         return True
@@ -158,7 +158,7 @@ def bounds(now: str) -> tuple[str | None, str | None]:
     return of_tasks, of_logs
 
 
-# A task with a pending webhook is kept, with everything that the webhook will contain.
+# A task with a pending webhook is retained, with everything that the webhook will contain.
 _ENDED = and_(
     Task.finished_at < bindparam("before"),
     ~exists().where(Delivery.task_id == Task.id, Delivery.state == PENDING),
@@ -236,12 +236,12 @@ def _in_task_batches(
             rows = connection.execute(_DELIVERIES, {"task_ids": old}).all()
         if not old:
             return False
-        # Each event of a task has a delivery for each hook that was told.
+        # A task has a delivery for each of its events and each hook that it notifies.
         counts = {row.task_id: row.deliveries for row in rows}
         totals = accumulate(counts.get(task_id, 0) for task_id in old)
         old = old[: max(1, sum(total <= DELIVERIES_PER_BATCH for total in totals))]
         with transaction() as connection:
-            # On PostgreSQL the lock is a statement of its own: a statement that locks a row has
+            # On PostgreSQL the lock needs a separate statement: a statement that locks a row has
             # read the other tables before, and would miss a delivery that was just redelivered.
             locked = connection.scalars(_LOCK, {"task_ids": old}).all()
             among = {**values, "task_ids": locked}
@@ -254,7 +254,7 @@ def _in_task_batches(
     return count, has_more
 
 
-PAUSE_SECONDS = 0.1  # until other requests have released the tasks that they change
+PAUSE_SECONDS = 0.1  # the pause while other requests change the remaining tasks
 
 
 def remove_user(name: str) -> int:
@@ -270,10 +270,10 @@ def remove_user(name: str) -> int:
     remove = partial(tasks.remove, logs_dropped_ago=SWEEP_AFTER_SECONDS)
     count = 0
     while True:
-        # Without this limit, tasks that keep being started would keep the removal from ever ending.
+        # Without this limit, the removal would never end while new tasks are being started.
         until_now = and_(is_of_user, Task.id <= clock.new_id())
         count += _in_task_batches(until_now, {}, remove)[0]
-        # While the user exists, so that a command that is killed here can be repeated.
+        # Before the user is removed, so that a command that is killed here can be repeated.
         _sweep_all()
         with transaction() as connection:
             # From here on no task, agent or key is added. Locked in the order in which a new task's

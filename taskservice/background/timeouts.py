@@ -77,9 +77,10 @@ class ClockMonitor:
     """Measures how long the clocks have been steady, so that old tasks may be ended or removed."""
 
     def __init__(self) -> None:
-        self.now: str | None = None  # of the database; None until the clocks were steady for long
-        self.is_first = False  # whether `now` is the first time since they were unsteady
-        # Of the database: the last time that was read, and since when the clocks are steady.
+        # The database's time; None until the clocks have been steady for GRACE_SECONDS.
+        self.now: str | None = None
+        self.is_first = False  # whether `now` was None in the previous round
+        # The database's time at the last reading, and when the clocks became steady.
         self.time = self.steady_since = clock.EARLIEST
         # The database's clock, this machine's, and the monotonic one, read together.
         self._last: tuple[str, str, float] | None = None
@@ -114,7 +115,7 @@ class ClockMonitor:
 
 
 def correct_future_times(now: str) -> None:
-    """Count from now on what began in the future: else nothing would end or be due until then."""
+    """Move start times in the future to now: otherwise nothing would end or be due until then."""
     ahead = clock.moved(now, MAX_DRIFT_SECONDS)
     with transaction() as connection:
         for claimed in (CLAIMED, CLAIMED_WITH_TIMEOUT):
@@ -174,4 +175,4 @@ def _message(timeout: float) -> str:
     units = ((3_600, "hour"), (60, "minute"), (1, "second"))
     size, unit = next((size, unit) for size, unit in units if size == 1 or timeout % size == 0)
     plural = "" if timeout == size else "s"
-    return f"Nothing was heard from its agent for {timeout / size:g} {unit}{plural}"
+    return f"Its agent sent nothing for {timeout / size:g} {unit}{plural}"

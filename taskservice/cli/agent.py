@@ -122,9 +122,9 @@ def add(agent_id: str, **fields: Any) -> None:
 
 
 def _kept(client: Client, agent_id: str, changes: Collection[str]) -> dict[str, Any]:
-    """What is expected of the agent now, and stays: without it nobody would be told of late runs.
+    """The present expectations that remain: without them nobody would be notified of late runs.
 
-    Another schedule replaces all of the earlier one.
+    A new schedule replaces the present one.
     """
     agents = {agent["id"]: agent.get("expect") or {} for agent in client.agents()}
     has_schedule = "every" in changes or "cron" in changes

@@ -29,10 +29,11 @@ EVENT = "PermissionRequest"
 FIELDS = {"tool_name": str, "cwd": str, "session_id": str, "tool_input": dict}
 MAX_INPUT = 5 * 1024 * 1024  # in bytes
 MAX_MESSAGE = 4_000
-LONGEST_RUN = 16  # of backticks; others are escaped, so that the fence of a code block is short
+# A longer run of backticks is escaped, so that the fence of a code block is short.
+LONGEST_RUN = 16
 # Categories of Unicode: control, format (such as right-to-left marks), surrogates, line ends.
 UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-# How long an unavailable service keeps the agent from asking in its own terminal, in seconds.
+# Seconds until the agent asks in its own terminal if the service is unavailable.
 REACH_SECONDS = 10.0
 DECISION = {"type": "string", "title": "Decision", "enum": ["allow", "deny"]}
 REASON = {"type": "string", "title": "Reason", "description": "Sent to the agent with deny."}
@@ -132,18 +133,18 @@ def _prompt() -> dict[str, Any]:
 
 
 def _caller(prompt: Mapping[str, Any]) -> str:
-    """The agent of what called this command: only Codex has turns."""
+    """The agent that called this command: only Codex has turns."""
     if "turn_id" in prompt:
         return "codex"
     return "claude-code" if {"CLAUDE_PROJECT_DIR", "CLAUDECODE"} & os.environ.keys() else "approve"
 
 
 def _message(prompt: Mapping[str, Any]) -> str:
-    """The question: folder, session and tool in a line of ours, the rest in a code block."""
-    folder = _visible(shortened(PurePath(prompt["cwd"]).name or "/", 100), kept="")
+    """The question: directory, session and tool in its first line, the rest in a code block."""
+    directory = _visible(shortened(PurePath(prompt["cwd"]).name or "/", 100), kept="")
     session = re.sub(r"[^\w-]", "", prompt["session_id"], flags=re.ASCII)[-8:]
     tool = re.sub(r"[^\w.:/-]", "_", prompt["tool_name"][:100], flags=re.ASCII)
-    first_line = f"“{re.sub('[“”`]', '_', folder)}”, session {session}: {tool}\n"
+    first_line = f"“{re.sub('[“”`]', '_', directory)}”, session {session}: {tool}\n"
     details = "\n".join(_details(prompt["tool_input"]))
     return first_line + _fenced(details, MAX_MESSAGE - len(first_line))
 
@@ -166,7 +167,7 @@ def _details(tool_input: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _change(old: str, new: str) -> Iterator[str]:
-    """The lines of a change, each with what happens to it."""
+    """The lines of a change, each marked as added, removed or unchanged."""
     before, after = (text.split("\n") if text else [] for text in (old, new))
     if len(old) + len(new) > 2 * MAX_MESSAGE:  # comparing them could take long
         return iter([f"-{line}" for line in before] + [f"+{line}" for line in after])
@@ -175,7 +176,7 @@ def _change(old: str, new: str) -> Iterator[str]:
 
 
 def _fenced(text: str, room: int) -> str:
-    """The text in a code block; if it does not fit, its two ends, with our line between them."""
+    """The text in a code block; if it is too long, its start and end with a notice between them."""
     if len(text) <= room and len(block := _block(_visible(text))) <= room:
         return block
     mark = f"(cut here: {len(text):,} characters in all, the middle is not shown)"
@@ -185,7 +186,7 @@ def _fenced(text: str, room: int) -> str:
 
 
 def _block(text: str) -> str:
-    """A code block that nothing in the text can end."""
+    """A code block with a fence that is longer than any in the text."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}\n{text}\n{fence}"
 

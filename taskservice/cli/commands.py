@@ -59,7 +59,7 @@ def _escaped_errors() -> Iterator[None]:
     try:
         yield
     except NoArgsIsHelpError:
-        raise  # the help is of several lines, and quotes nothing
+        raise  # a help text has several lines, and quotes nothing
     except click.ClickException as error:
         vars(error)["message"] = escaped(error.message)
         raise
@@ -109,7 +109,7 @@ def _load(name: str) -> click.Command:
             add_help_option=False,
             context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         )
-    # Only a command that is not in a file of its name has a name of its own.
+    # A module is named after its command, unless it has several.
     command: click.Command = getattr(module, f"{name}_command", None) or module.command
     return command
 

@@ -88,7 +88,7 @@ def restore_(file: Path, force: bool) -> None:
         replaced = restore(make_url(config.DATABASE_URL), file, force)
     print_line(f"{database}: {database.stat().st_size} bytes, revision {migrations.head()}")
     if replaced:
-        notice(f"the previous database was kept as {replaced}")
+        notice(f"the previous database was saved as {replaced}")
     if not config.SECRET_KEY:
         notice(
             f"copy the secret_key of the backup to {config.secret_key_file}; "

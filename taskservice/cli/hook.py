@@ -101,7 +101,7 @@ def _label(text: str) -> str:
 
 
 def _named(client: Client, fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields whose options are named; the agent's id can be a prefix."""
+    """The fields whose options are named; the agent's ID can be a prefix."""
     named = {name: value for name, value in fields.items() if value is not None}
     if agent_id := named.get("agentId"):
         warning = f"no agent {agent_id} is registered yet"
@@ -239,7 +239,7 @@ def delete(hook_id: str, as_json: bool) -> None:
 
 
 def _find(client: Client, text: str) -> Hook:
-    """The only hook whose id has this prefix."""
+    """The only hook whose ID has this prefix."""
     hooks = {hook["id"]: hook for hook in client.hooks()}
     ids = [hook_id for hook_id in hooks if text and hook_id.startswith(text.lower())]
     return hooks[only_match(ids, "hook", text)]

@@ -33,7 +33,7 @@ from taskservice.webhooks import signing
 POLL_SECONDS = 1.0
 # A task that ended shortly before another one can become visible after it.
 OVERLAP = timedelta(seconds=60)
-# Seconds after each failure until the same webhook is posted again.
+# The delay in seconds after each failure, until the same webhook is posted again.
 RETRY_DELAYS = (1, 2, 5, 10, 30, 60)
 ATTEMPT_SECONDS = 10.0
 MAX_RESPONSE_BYTES = 64 * 1024
@@ -104,7 +104,7 @@ class Forwarder:
         # The clock of this machine can differ, and a proxy can have removed or damaged the header.
         self._since = terms.http_date(response.headers.get("Date", "")) or datetime.now(UTC)
         self._seen: dict[str, datetime] = {}
-        # By webhook-id: the time of the next attempt, the number of failures, and the task's id.
+        # By webhook-id: the time of the next attempt, the number of failures, and the task's ID.
         self._due: dict[str, tuple[float, int, str]] = {}
 
     def forward(self) -> NoReturn:

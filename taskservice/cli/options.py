@@ -1,4 +1,4 @@
-"""Options that several commands share: durations, text, ids, labels, JSON, and --json."""
+"""Options that several commands share: durations, text, IDs, labels, JSON, and --json."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -73,7 +73,7 @@ def _label(value: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Known(click.ParamType[Any]):
-    """A value that a shell completes with what the service knows, each with a word about it."""
+    """A value that a shell completes from the service, each with a short description."""
 
     name: str
     values: Callable[["Client"], Iterable[tuple[str, str]]]
@@ -196,7 +196,7 @@ label_filter = labels_option(help="Only tasks with this label. Repeat to require
 
 
 class OptionOfRun(click.Option):
-    """An option whose wrong value keeps no program from running, unless --strict is given."""
+    """An option that is ignored if its value is wrong, unless --strict is given."""
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         try:

@@ -231,7 +231,7 @@ def _converted(key: str, kind: str, texts: Sequence[str]) -> Any:
     return parsed["number"]
 
 
-# The exit codes; click uses 2 for wrong arguments.
+# The exit statuses; click uses 2 for wrong arguments.
 EXIT_CODES = {responses.QuestionDeclined: 1, responses.QuestionExpired: 3}
 TASK_ENDED = 4
 INTERRUPTED = 128 + signal.SIGINT

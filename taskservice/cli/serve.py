@@ -26,7 +26,7 @@ from taskservice.terminal import exit_with_error, notice, open_standard_files, p
 
 
 def prepare_files() -> None:
-    """Let no file take the place of stdin, stdout or stderr, or be for others than its owner."""
+    """Open closed standard streams, so that no file gets their numbers; make new files private."""
     open_standard_files()
     keep_owner_permissions()
 
@@ -82,7 +82,7 @@ def page_url(path: str) -> str:
 def add_first_user(config: Config) -> None:
     """Add FIRST_USER to a database without users, and print how to sign in."""
     app = create_app(config)
-    # Another node may do so at the same time.
+    # Another node may add the user at the same time.
     with app.app_context(), suppress(Problem):
         if not users.list_all():
             key = users.add(config.FIRST_USER)

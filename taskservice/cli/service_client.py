@@ -20,12 +20,13 @@ from taskservice.terms import KEY_VARIABLE, MAX_LIMIT
 
 # How long a command that a program starts retries while the service is unavailable.
 PATIENCE_SECONDS = 5.0
-# A person is told after the first time that the service does not respond, and waits for the second.
+# A command of a person prints a message after NOTICE_SECONDS without a response, and fails after
+# PERSON_SECONDS.
 NOTICE_SECONDS = 1.5
 PERSON_SECONDS = 10.0
-# The exit code for a wrong setting or an ambiguous ID, as click has it for wrong arguments.
+# The exit status for a wrong setting or an ambiguous ID, as for click's wrong arguments.
 WRONG_USE = 2
-# The exit code of commands whose other codes have a meaning.
+# The exit status, without the service, of commands that also exit with 1 for a result.
 UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
 
 
@@ -74,9 +75,9 @@ class _PersonClient(Client):
 def service_client(failure: int = 1) -> Iterator[Client]:
     """A client for a command that a person types; its errors become one line.
 
-    It has the settings of the environment or of `login`. The exit code is 2 for a wrong setting or
-    key, UNAVAILABLE without the service, otherwise `failure`; if that is UNAVAILABLE, it is 2 for
-    an invalid value too.
+    It has the settings of the environment or of `login`. The exit status is 2 for a wrong setting
+    or key, UNAVAILABLE without the service, otherwise `failure`; if that is UNAVAILABLE, it is 2
+    for an invalid value too.
     """
     with one_line_errors(failure, UNAVAILABLE):
         yield _PersonClient()
@@ -86,7 +87,7 @@ def service_client(failure: int = 1) -> Iterator[Client]:
 def program_client(patience: float | None = None, failure: int = 1) -> Iterator[Client]:
     """Like `service_client`, for a command that a program starts, or that follows a task.
 
-    A call is retried for `patience` seconds; then the exit code is `failure`.
+    A call is retried for `patience` seconds; then the exit status is `failure`.
     """
     with one_line_errors(failure):
         yield Client(retry_timeout=PATIENCE_SECONDS if patience is None else patience)
@@ -94,7 +95,7 @@ def program_client(patience: float | None = None, failure: int = 1) -> Iterator[
 
 @contextmanager
 def one_line_errors(failure: int = 1, unavailable: int | None = None) -> Iterator[None]:
-    """Turn an error of the client into one line and an exit code, as `service_client` does."""
+    """Turn an error of the client into one line and an exit status, as `service_client` does."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A character that the terminal cannot encode must not end the command.
@@ -113,27 +114,27 @@ def one_line_errors(failure: int = 1, unavailable: int | None = None) -> Iterato
         code = failure
         if isinstance(error, responses.Invalid) and failure == UNAVAILABLE:
             code = WRONG_USE
-        # With 429 the service refuses what is done too often.
+        # With 429 the service is available, but refuses too many requests.
         elif isinstance(error, responses.RETRYABLE) and getattr(error, "status", 0) != 429:
             code = failure if unavailable is None else unavailable
         exit_with_error(str(error), code)
 
 
-# A prefix of a task's id; a whole id has 36 characters.
+# A prefix of a task's ID; a whole ID has 36 characters.
 _PREFIX = re.compile(r"[0-9a-f][0-9a-f-]{0,34}")
-# A task's id begins with the milliseconds of its start, in this many hexadecimal digits.
+# A task's ID begins with the milliseconds of its start, in this many hexadecimal digits.
 _TIME_DIGITS = 12
-# The id is created shortly before the time of the start, and the clock can be set in between.
+# The ID is created shortly before the time of the start, and the clock can be set in between.
 _MARGIN_MS = 60_000
 # Python has no time after the year 9999.
 _MAX_MS = 253_402_214_400_000
 
 
 def find_task_id(client: Client, text: str, not_found: int = 1) -> str:
-    """The id of the only task with this prefix; exits with `not_found` if there is none."""
+    """The ID of the only task with this prefix; exits with `not_found` if there is none."""
     prefix = text.lower()
     if not _PREFIX.fullmatch(prefix):
-        return text  # a whole id or not an id: the service decides
+        return text  # a whole ID or not an ID: the service decides
     digits = prefix.replace("-", "")[:_TIME_DIGITS]
     first, last = (int(digits.ljust(_TIME_DIGITS, filler), 16) for filler in "0f")
     bounds = (first - _MARGIN_MS, last + _MARGIN_MS)
@@ -146,7 +147,7 @@ def find_task_id(client: Client, text: str, not_found: int = 1) -> str:
 
 
 def only_match(ids: Sequence[str], noun: str, text: str, not_found: int = 1) -> str:
-    """The only one of the ids that a prefix matches; exits if there is none, or more than one."""
+    """The only one of the IDs that a prefix matches; exits if there is none, or more than one."""
     if not ids:
         exit_with_error(f"No {noun} matches {text}", not_found)
     if len(ids) > 1:
@@ -155,7 +156,7 @@ def only_match(ids: Sequence[str], noun: str, text: str, not_found: int = 1) -> 
 
 
 def find_agent_id(client: Client, text: str, unknown: Callable[[str], object] = str) -> str:
-    """The id of the only agent with this prefix; else the text, once `unknown` was called."""
+    """The ID of the only agent with this prefix; else the text, once `unknown` was called."""
     known = [agent["id"] for agent in client.agents()]
     ids = [text] if text in known else [name for name in known if text and name.startswith(text)]
     if len(ids) > 1:
@@ -166,7 +167,7 @@ def find_agent_id(client: Client, text: str, unknown: Callable[[str], object] = 
 
 
 def registered_agent_id(client: Client, text: str, not_found: int = 1) -> str:
-    """The id of the only agent with this prefix; exits with `not_found` if there is none."""
+    """The ID of the only agent with this prefix; exits with `not_found` if there is none."""
     problem = f"There is no agent {text}"
     return find_agent_id(
         client, text, lambda similar: exit_with_error(problem + similar, not_found)
@@ -174,6 +175,6 @@ def registered_agent_id(client: Client, text: str, not_found: int = 1) -> str:
 
 
 def did_you_mean(known: Sequence[str], agent_id: str) -> str:
-    """The agents with a similar id, as the end of a sentence; empty without any."""
+    """The agents with a similar ID, as the end of a sentence; empty without any."""
     similar = get_close_matches(agent_id, known)
     return f"; did you mean {' or '.join(similar)}?" if similar else ""

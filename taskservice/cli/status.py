@@ -10,7 +10,7 @@ from taskservice.terminal import local_time, print_json, print_table
 from taskservice.terms import ATTENTION, LATE, NO_WORKER, QUESTION
 
 HEADER = ("KIND", "SINCE", "AGENT", "TASK", "TEXT")
-# On a terminal: what waits for a person or a worker is yellow, what fails is red.
+# On a terminal: waiting for a person or a worker is yellow, failures are red.
 COLOURS = dict.fromkeys(ATTENTION, "31") | dict.fromkeys((QUESTION, LATE, NO_WORKER), "33")
 
 

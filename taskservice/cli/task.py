@@ -37,7 +37,7 @@ from taskservice.terminal import (
 ROWS = 20
 # How long `follow` retries; the service restarts in less time.
 LONG_PATIENCE_SECONDS = 60.0
-# The exit codes of `follow`, by the type of error; click uses 2 for wrong arguments.
+# The exit statuses of `follow`, by the type of error; click uses 2 for wrong arguments.
 OUTCOMES = {terms.FAILED: 1, terms.CANCELLED: 3, terms.TIMEOUT: 4}
 DELETED = 5
 # Filters of `list` with their own options.
@@ -346,7 +346,7 @@ def link(task_id: str, expires: int | None, as_json: bool) -> None:
 
 
 def _announce(task: Task, is_followed: bool, as_json: bool) -> None:
-    """Print the id of a started task, or follow the task."""
+    """Print the ID of a started task, or follow the task."""
     if is_followed:
         notice(f"task {task.id}: {task.page_url}")
         _follow(task.id, _Lines(times=False, as_json=as_json))
@@ -447,5 +447,5 @@ def _hits(client: Client, query: dict[str, Any], failed: bool) -> Iterator[dict[
             yield from page.data["hits"]
 
     kinds = (terms.FAILED, terms.TIMEOUT) if failed else (None,)
-    # The ids of tasks sort by their start.
+    # The IDs of tasks sort by their start.
     return merge(*map(search, kinds), key=itemgetter("taskId"), reverse=True)

@@ -19,7 +19,7 @@ ROW_FIELDS = (
     "questions,hangingSince"
 )
 HEADER = ("ID", "STATUS", "STARTED", "TOOK", "LINES", "AGENT", "NAME", "NOTE", "LABELS")
-# Left out if no task has a value, or has only its agent's id as its name.
+# Left out if no task has a value, or has only its agent's ID as its name.
 OFTEN_EMPTY = ("NAME", "NOTE", "LABELS")
 # Left out on a narrow terminal, the first of them first.
 OPTIONAL = ("LABELS", "LINES", "TOOK")
@@ -28,10 +28,11 @@ COLOURS = {
     COMPLETE: "32", RUNNING: "34", WAITING: "33", FAILED: "31", TIMEOUT: "31", HANGING: "31",
     CANCELLED: "90",
 }  # fmt: skip
-# Lengths of the shown prefixes of ids: the milliseconds; the milliseconds and 12 random bits.
+# Lengths of the shown prefixes of IDs: the milliseconds; the milliseconds and 12 random bits.
 SHORT_ID, LONGER_ID = 13, 18
 MAX_CELL = 60
-# Of as many tasks that failed without a reason the last lines are read.
+# The maximum number of tasks whose last lines are read, since their error has no reason; and of
+# lines.
 MAX_LOGS, END_LINES = 20, 100
 
 
@@ -50,7 +51,7 @@ def print_tasks(tasks: Sequence[Task]) -> None:
 
 
 def id_length(ids: Collection[str]) -> int:
-    """How many characters of each id a table shows."""
+    """How many characters of each ID a table shows."""
     is_short_unique = len({task_id[:SHORT_ID] for task_id in ids}) == len(ids)
     return SHORT_ID if is_short_unique else LONGER_ID
 
@@ -118,7 +119,7 @@ def outcome(task: Task) -> str:
 
 
 def state(task: Task) -> str:
-    """The status in one word, of an error its type, of a running task whether it waits or hangs."""
+    """The status: for an error its type, for a running task also whether it waits or hangs."""
     if task.data.get("hangingSince"):
         return HANGING
     if task.status == RUNNING and task.data["claimedAt"] is None:
@@ -127,7 +128,7 @@ def state(task: Task) -> str:
 
 
 def duration(task: Task) -> str:
-    """The reported time, else that from the claim to the end or until now; `-` if unclaimed."""
+    """The reported duration, or the time from the claim to the end or to now; `-` if unclaimed."""
     claimed, finished = task.data["claimedAt"], task.data["finishedAt"]
     if claimed is None:
         return "-"

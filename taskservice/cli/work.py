@@ -88,7 +88,8 @@ class Worker:
         try:
             if not self._is_registered:
                 self._register(**retries)
-            # Held for 2 s at most: no signal interrupts it, and a task in its response still runs.
+            # A claim waits 2 s at most: no signal interrupts it, and a task in its response still
+            # runs.
             task = claim_task(self._connection, self._agent_id, 2, **retries)
         except NotFound:  # the agent was deleted
             self._is_registered = False
@@ -101,7 +102,7 @@ class Worker:
         return task
 
     def _register(self, **retries: Any) -> None:
-        """Print the agent whose tasks it claims; register a new agent and print similar ids."""
+        """Print the agent whose tasks it claims; register a new agent and print similar IDs."""
         # A person should soon see whether the first request works.
         retries["timeout"] = (2.0, 3.0)
         agents = self._connection.call("GET", "/agent", responses.AGENTS, **retries).data
@@ -135,7 +136,7 @@ class Worker:
         except (OSError, RuntimeError) as error:
             text = f"The worker could not start the program: {error}"
             notice(f"task {task.id}: {text}")
-            # No other worker would take the task.
+            # The task is claimed, so no other worker would run it.
             with contextlib.suppress(TaskServiceError):
                 task.report(**failed(text))
         finally:

@@ -310,7 +310,7 @@ class Client:
         return self.connection.call("GET", "/agent", _AGENTS, params=query).data
 
     def attention(self) -> list[Attention]:
-        """Return what a person should look at now, the most urgent first, at most 100.
+        """Return the items that need a person's attention, the most urgent first, at most 100.
 
         Example:
             >>> with client.start("reader", name="nightly") as task:

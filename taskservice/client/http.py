@@ -24,12 +24,12 @@ from taskservice.terms import API_PREFIX, KEY_VARIABLE, PROFILE_VARIABLE
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
-READ_AFTER_WAIT = 30.0  # in addition to the wait of a request
+READ_AFTER_WAIT = 30.0  # in addition to the time that a request asks the service to wait
 MIN_RATE = 16 * 1024  # a response with more bytes per second never times out
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
 MAX_PAUSE = 3600.0  # whatever `Retry-After` says
-WAIT_SECONDS = 30  # how long the service usually waits for a change
+WAIT_SECONDS = 30  # how long a request asks the service to wait for a change
 # The service may respond to a waiting request immediately: the next one is sent after this time.
 REPEAT_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0  # how long a call is retried before it fails, by default
@@ -41,7 +41,7 @@ class Connection:
     def __init__(
         self, url: str | None = None, apikey: str | None = None, patience: float = PATIENCE_SECONDS
     ) -> None:
-        """By default of the environment, or what `login` stored. Raises SettingError."""
+        """The defaults are from the environment, or stored by `login`. Raises SettingError."""
         default_url, default_key = ("", "") if url and apikey else stored_settings(url)
         self.url = checked_url(url or default_url)
         self.patience = patience
@@ -91,7 +91,7 @@ class Connection:
                 # responded, it comes from a proxy whose service is unavailable.
                 is_known = self._has_responded and isinstance(error, responses.NotTheService)
                 is_temporary = is_known or isinstance(error, responses.RETRYABLE)
-                # Another version remains for longer than most callers wait.
+                # The version of the service seldom changes while a caller waits.
                 is_final = isinstance(error, responses.OtherVersion) and patience < math.inf
                 if is_final or not is_temporary:
                     raise
@@ -135,7 +135,7 @@ class Connection:
         return response
 
     def _compare_versions(self, is_too_old: bool) -> None:
-        """Raise OtherVersion if the service `is_too_old`, or has not the version of this client."""
+        """Raise OtherVersion if the service `is_too_old`, or differs from this client."""
         try:
             received = self._receive("GET", "/openapi.json", responses.VERSION)
             version = responses.read(received, responses.VERSION).data["info"]["version"]
@@ -255,13 +255,13 @@ def _reason(error: Exception) -> str:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """The original error, inside the errors of requests and urllib3."""
+    """The original error that the errors of requests and urllib3 wrap."""
     inner = next((part for part in error.args if isinstance(part, BaseException)), None)
     inner = getattr(error, "reason", None) or inner
     return _innermost(inner) if isinstance(inner, BaseException) else error
 
 
-# What `taskservice login` stores: the address and key of each profile, in a file of mode 0600.
+# The file of `taskservice login`: the address and key of each profile, with mode 0600.
 
 DEFAULT_PROFILE = "default"
 

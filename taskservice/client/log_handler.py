@@ -39,8 +39,8 @@ class TaskHandler(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Like Handler.handle, without the lock: waiting for space must block no other thread."""
-        # Adding a record about sending would cause another one, and a sender would wait for itself
-        # if there is no space.
+        # A record about sending lines would add another line to send, and without space the sender
+        # would wait for itself.
         is_of_request = record.name.startswith(("urllib3", "requests"))
         is_minor = is_of_request and record.levelno < logging.WARNING
         if is_minor or isinstance(current_thread(), Sender):

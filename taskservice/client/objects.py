@@ -39,7 +39,7 @@ class Health(TypedDict):
 
 
 class Attention(TypedDict):
-    """Something that a person should look at now; `text` is one line.
+    """An item that needs a person's attention; `text` is one line.
 
     `kind` is "question", "broken", "late", "hanging", "no_worker", "callback_failed",
     "hook_failing", "hook_off" or "backup_old". `agentId` and `taskId` are None if it is not about
@@ -119,7 +119,7 @@ class Attempt(TypedDict):
 
 
 class Delivery(TypedDict):
-    """A delivery of a hook, as far as the commands read it."""
+    """A delivery of a hook, with the members that the commands read."""
 
     event: str
     agentId: str

@@ -1,4 +1,4 @@
-"""Checks the responses of the service, and raises what it refused as errors."""
+"""Checks the responses of the service, and raises an error if a request was refused."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -60,7 +60,7 @@ class UnexpectedResponse(NotTheService):
 
 
 class UnknownPath(NotTheService):
-    """The server has no such path, as an older service or another program has it."""
+    """The server has no such path: it is an older service or another program."""
 
 
 class OtherVersion(UnexpectedResponse):
@@ -71,7 +71,7 @@ class Refused(TaskServiceError):
     """The service refused a request.
 
     `status` is the HTTP status, `problem` the JSON of the response (RFC 9457), and `detail` its
-    sentence.
+    text.
     """
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
@@ -106,7 +106,7 @@ class Conflict(Refused):
 
 
 class TaskFinished(Conflict):
-    """HTTP 409: the task has ended; `task` contains its id, status and error."""
+    """HTTP 409: the task has ended; `task` contains its ID, status and error."""
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
         super().__init__(status, problem)
@@ -321,7 +321,7 @@ def _has_members(value: Any, members: Mapping[str, Any], required: Collection[st
 
 
 def _is_time(text: str) -> bool:
-    """Whether this is a time with its offset, which each time zone can show."""
+    """Whether this is a time with an offset that can be converted to any time zone."""
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
@@ -367,7 +367,7 @@ class _FinishedTask(TypedDict):
 
 
 class _Problem(TypedDict):
-    """What a refusal contains, by RFC 9457, with the members that some codes add to it."""
+    """The JSON of a refusal (RFC 9457), with the members that some error codes add."""
 
     title: str
     status: int
@@ -423,7 +423,7 @@ def _error(received: requests.Response) -> TaskServiceError:
     if status == 429 or status >= 500:
         retry_after = terms.seconds(received.headers.get("Retry-After", ""))
         return Unavailable(status, problem, retry_after)
-    if status == 413:  # also by the limit of a proxy
+    if status == 413:  # a proxy can have a smaller limit
         return TooLarge(413, problem)
     # A 404 stops a program, so it must be certain: for an unknown path the service, and other
     # programs that send problems, use another code.

@@ -1,4 +1,4 @@
-"""Sends one task's lines, its progress and then its final report to the service, each once."""
+"""Sends a task's lines, its progress and its final report to the service, each once."""
 
 import atexit
 import logging
@@ -31,7 +31,7 @@ PROGRESS_INTERVAL = 1.0
 HEARTBEAT_SECONDS = 5.0
 # The JSON of a claimed task does not contain its timeout: less than the shortest, 1 s.
 CLAIMED_HEARTBEAT_SECONDS = 0.8
-_NOTE_BYTES = 200  # what stays free in a log for the marker that it is full
+_NOTE_BYTES = 200  # space that is reserved in a log for the marker that it is full
 
 
 def heartbeat_for(timeout: int | None) -> float:
@@ -42,7 +42,7 @@ def heartbeat_for(timeout: int | None) -> float:
 class Sender(threading.Thread):
     """Sends lines in batches, heartbeats while there are none, and finally the report.
 
-    Its thread calls `task_id` before each request, which may have to start the task; `on_stop` when
+    Its thread calls `task_id`, which can start the task, before each request; `on_stop` when
     nothing more can be sent; `on_outage` with the error when the service becomes unavailable, and
     with None when it is reachable again.
     """
@@ -73,8 +73,8 @@ class Sender(threading.Thread):
         self._last_request_at = 0.0
         self._report: dict[str, Any] | None = None
         self._closing, self._abandoned = InterruptSafeEvent(), InterruptSafeEvent()
-        self._progress: dict[str, Any] = {}  # what is unsent of it
-        self._progress_at = -math.inf  # when it was last sent
+        self._progress: dict[str, Any] = {}  # the unsent progress
+        self._progress_at = -math.inf  # when the progress was last sent
         self._lock = threading.Lock()
         # Held while the progress is sent, so that no older value arrives later.
         self._sending_progress = threading.Lock()
@@ -193,7 +193,7 @@ class Sender(threading.Thread):
                 raise
             self.spool.renumber(error.expected)
         except responses.TooLarge as error:
-            # For the service, for a proxy, or for the rest of the log.
+            # Too large for the service, for a proxy, or for the rest of the log.
             if batch.lines > 1:
                 self._batch_bytes = batch.size // 2
             elif error.problem.get("code") == LOG_FULL:
@@ -232,15 +232,15 @@ class Sender(threading.Thread):
         return True
 
 
-MAX_BYTES = 16 * 1024 * 1024  # while this much is waiting in memory, the program waits too
+MAX_BYTES = 16 * 1024 * 1024  # the program waits while this many bytes are waiting in memory
 EXIT_SECONDS = 5.0  # how long a program, or a child, waits at its exit for its lines to be sent
-_POLL_SECONDS = 0.2  # how often a program that waits for its sender checks whether to keep waiting
+_POLL_SECONDS = 0.2  # how often a program that waits for its sender checks for a reason to stop
 # Outboxes with lines that may be unsent, even if the program no longer uses them.
 _outboxes: set["Outbox"] = set()
 
 
 class Outbox:
-    """Sends for one task, in a thread from the first line on; a copy in a child has no lines."""
+    """Sends the lines of one task, in a thread; a copy in a child process has no lines."""
 
     def __init__(self, connection: Connection, task_id: str, writer: str, heartbeat: float) -> None:
         self._connection, self._task_id = connection, task_id
@@ -349,7 +349,7 @@ class Outbox:
 
 @cache
 def _register_exit(process_id: int) -> None:
-    """Once in each child of multiprocessing, which does not run the handlers of atexit."""
+    """Send the lines at the exit of a multiprocessing child, which ignores atexit handlers."""
     if util := sys.modules.get("multiprocessing.util"):
         util.Finalize(None, _send_rest, exitpriority=10)
 

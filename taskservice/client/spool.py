@@ -32,7 +32,7 @@ def rfc3339(milliseconds: int) -> str:
 
 # Lines of this size always fit: NUL or a byte that is not UTF-8 becomes a character of three bytes.
 _ALWAYS_FITS = MAX_LINE // 3
-_MARKER_BYTES = 100  # what stays free for the marker in a truncated line
+_MARKER_BYTES = 100  # space that is reserved in a truncated line for the marker
 
 
 def note(text: str) -> bytes:
@@ -47,7 +47,7 @@ def as_lines(text: str) -> bytes:
 
 
 def truncate_line(line: bytes, size: int | None = None) -> bytes:
-    """The line or, if it is too long, its first part; `size` is the size of all of it."""
+    """The line or, if it is too long, its first part; `size` is the size of the whole line."""
     if size is None and len(line) <= _ALWAYS_FITS:
         return line
     text = line.decode(errors="replace").replace("\0", "\ufffd").encode()
@@ -74,7 +74,7 @@ LONGEST_STORED = _TIME_BYTES + MAX_LINE + 1
 
 
 def timed(text: bytes, at: int) -> bytes:
-    """Whole lines as they wait to be sent, each with the time before it."""
+    """Whole lines in the form of the spool, each after its time."""
     time_of_line = b"%013d " % at
     return time_of_line + text[:-1].replace(b"\n", b"\n" + time_of_line) + b"\n"
 
@@ -110,7 +110,7 @@ class Batch(NamedTuple):
 
 
 class InterruptSafeEvent:
-    """Like threading.Event, which can stay locked for all threads if Ctrl-C interrupts one."""
+    """Like threading.Event, which Ctrl-C in one thread can leave locked for all threads."""
 
     def __init__(self) -> None:
         self.is_set = False
@@ -161,7 +161,7 @@ class Spool:
         self.sent_bytes = 0
         self._seq = 1
         self._batch: Batch | None = None
-        # Unlike a Condition, it can't stay locked if Ctrl-C interrupts a thread that adds lines.
+        # Unlike a Condition, Ctrl-C in a thread that adds lines can't leave it locked.
         self._lock = threading.RLock()
         self._is_open = True
         self._on_full, self._max_memory = on_full, max_memory
@@ -214,7 +214,7 @@ class Spool:
             with suppress(OSError):
                 self._write_position()
                 if self._end and self._start == self._end:
-                    # After the position: of an empty file nothing counts as confirmed.
+                    # After the position, whose number of confirmed bytes is 0 for an empty file.
                     self._empty_file()
                     self._write_position()
 
@@ -240,7 +240,7 @@ class Spool:
             return lines
 
     def close(self) -> tuple[int, int]:
-        """Sync the lines to the disk and close the files; returns how many are there, and lost."""
+        """Sync the lines to the disk and close the files; returns how many are stored, and lost."""
         with self._lock:
             self._is_open = False
             in_memory = bytes(self.memory)
@@ -284,7 +284,7 @@ class Spool:
 
     def _store_on_disk(self, stored: bytes) -> bool:
         """Append whole lines; returns whether there was space."""
-        # Lines in memory are sent first, so the order stays.
+        # Lines in memory are sent first, which keeps the order.
         if self._file < 0 or self.memory:
             return False
         if self._end - self._start + len(stored) > MAX_SPOOL_BYTES:

@@ -1,4 +1,4 @@
-"""A task for Python programs: does its work, or watches it."""
+"""A task for Python programs, which do its work or watch it."""
 
 import json
 import math
@@ -89,7 +89,7 @@ def claim_task(
 def pages(
     connection: Connection, path: str, query: dict[str, Any] | str, expected: Expected[T]
 ) -> Iterator[responses.Response[T]]:
-    """The pages of a list or a search, each by the `Link` of the one before."""
+    """The pages of a list or a search; the `Link` of each page is the URL of the next."""
     while True:
         response = connection.call("GET", path, expected, params=query)
         yield response
@@ -112,7 +112,7 @@ def not_none(**fields: Any) -> dict[str, Any]:
 
 
 def path_to(*names: str) -> str:
-    """The path of these names and IDs; text that would change the path becomes an unknown ID."""
+    """The path of these names and IDs; an ID that would change the path becomes an unknown one."""
     texts = [text.replace("/", "-") if text.strip(".") else "-" for text in names]
     return "".join(["/" + quote(text, safe="", errors="replace") for text in texts])
 
@@ -181,7 +181,7 @@ def ask(
     return question
 
 
-# Without a sign of life of the asking program, its task ends after this time in seconds.
+# If the asking program is silent for this time in seconds, its task ends.
 ASKING_TIMEOUT = 600
 
 
@@ -196,11 +196,11 @@ def ask_alone(
     on_start: Callable[["Task"], object] = lambda task: None,
     **options: Any,
 ) -> Question:
-    """Ask in a task of its own, which ends with the answer; otherwise as `ask`.
+    """Ask in a separate task, which ends with the answer; otherwise like `ask`.
 
-    The agent is `ask` by default, for an agent key its own.
+    The default agent is `ask`, or the agent of an agent key.
     """
-    # Nobody waits much longer for a question that can't even be asked.
+    # The time limit for the start of the task, without which nothing can be asked.
     options_of_start = {**options, "patience": min(seconds_open(timeout), PATIENCE_SECONDS)}
     if agent_id is None and connection.agent_key_hint:
         user = connection.call("GET", "/user", responses.USER, **options_of_start).data
@@ -215,7 +215,7 @@ def ask_alone(
             on_start(task)
             question = _ask_and_end(connection, task, message, schema, timeout, **options)
     except TaskServiceError:
-        # An answer is returned although the end of its task could not be reported.
+        # The answer is returned even if the end of its task could not be reported.
         if question is None or question["state"] != terms.ANSWERED:
             raise
     return question
@@ -241,7 +241,7 @@ def _ask_and_end(connection: Connection, task: "Task", *arguments: Any, **option
 
 
 def seconds_open(timeout: int | None) -> float:
-    """How long a question can be open."""
+    """The seconds until a question expires; infinite for a timeout of 0."""
     return math.inf if timeout == 0 else timeout or terms.QUESTION_TIMEOUT
 
 
@@ -437,12 +437,12 @@ class Task:
             TaskCancelled: The task was cancelled. Stop working.
             NotFound: The task was deleted. Stop working.
             Unreachable: 16 MiB are waiting, and the service has not responded for `patience`
-                seconds. The waiting lines are kept and sent later.
+                seconds. The waiting lines are sent later.
         """
         self.log_at(spool.now(), " ".join(map(str, values)))
 
     def log_at(self, milliseconds: int, text: str) -> None:
-        """Add the lines of a text, like `log`, with a time of your own.
+        """Add the lines of a text, like `log`, with a given time.
 
         Args:
             milliseconds: When the text was printed, since 1970-01-01 UTC. The service replaces
@@ -573,7 +573,7 @@ class Task:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """A context manager that logs how long its block took, or that it failed.
+        """A context manager that logs the duration of its block, or its failure.
 
         The line is "NAME took 2.13 s", or "NAME failed after 2.13 s: ERROR"; an exception is
         raised again. Can raise the errors of `log`.
@@ -864,7 +864,7 @@ _copies: WeakValueDictionary[str, Task] = WeakValueDictionary()
 
 
 def _unpickle(kind: type[Task], state: dict[str, Any]) -> Task:
-    """A task from another process: one object and one sender here for all of its copies."""
+    """A task from another process; all of its copies in this process are one object."""
     task = kind.__new__(kind)
     task.__dict__ |= state
     return _copies.setdefault(state["_copy_id"], task)

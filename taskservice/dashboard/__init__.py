@@ -41,7 +41,7 @@ for blueprint in (
 ):
     dashboard.register_blueprint(blueprint)
 
-# What every template can call.
+# The functions that every template can call.
 FUNCTIONS: dict[str, Any] = {
     **dict(getmembers(formatting, isfunction) + getmembers(quantities, isfunction)),
     "documentation": pages.documentation,

@@ -1,4 +1,4 @@
-"""The page of all agents, the page of one, and its forms."""
+"""The list of agents, the agent page, and its forms."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -51,16 +51,16 @@ _put_schema, _start_schema = PutAgentSchema(), StartSchema()
 PAGE_SIZE = 50
 MAX_PAGE = 1_000_000
 WORST_FIRST = (HANGING, BROKEN, LATE, NO_WORKER, CALLBACK_FAILED)
-# On the page of one agent: how many tasks it lists, and how many runs its plot has.
+# The agent page: how many tasks it lists, and how many runs its plot shows.
 LISTED_TASKS = 10
 PLOTTED_RUNS = 200
-# The form that runs an agent has the input of its newest task up to this number of characters.
+# The form that runs an agent contains the input of its newest task if it is not longer.
 MAX_EXAMPLE = 8_000
 # An agent fails often if its success rate is below LOW_SUCCESS, counted over ENOUGH_RUNS or more.
 LOW_SUCCESS, ENOUGH_RUNS = 0.8, 5
 # The fields of `expect` that are typed as durations.
 _DURATIONS = ("every", "grace", "maxDuration")
-# From this number on a page shows "1,000+" waiting tasks.
+# For this number of waiting tasks and more, a page shows "1,000+".
 MAX_WAITING = 1_000
 
 
@@ -86,7 +86,7 @@ def list_all() -> Response:
 
 
 def _urgency(alarms: attention.Alarms, agent_id: str) -> tuple[bool, int]:
-    """The place of an agent among those in trouble; muted ones come last."""
+    """The sort key of an agent that needs attention; muted agents are last."""
     kinds = alarms[agent_id]
     worst = min(kinds, key=WORST_FIRST.index)
     return bool(kinds[worst][0]["muted"]), WORST_FIRST.index(worst)
@@ -132,7 +132,7 @@ def edit(agent_id: str) -> Response:
             names = {name: form[name] for name in ("name", "description")}
             fields = _put_schema.load({**names, "expect": _expect(form)})
             if fields["expect"] == stored:
-                # Setting it again would end the lateness of the agent.
+                # Setting the same expectation again would end the agent's lateness.
                 del fields["expect"]
             agent_service.put(caller, agent.id, fields)
             return redirect_to("agents.show", "Saved.", agent_id=agent.id)
@@ -183,7 +183,7 @@ def start_form(
     empty: str = "",
     **values: Any,
 ) -> Response:
-    """The form that starts a task: as `begun`, or as refused; `empty` replaces an empty text."""
+    """The form that starts a task, as `begun` or with errors; `empty` replaces an empty text."""
     input_form, fault = begun, ""
     if request.method == "POST":
         input_form = schema_form.from_request(agent.input_schema, texts(request.form), empty)
@@ -197,7 +197,7 @@ def start_form(
 
 
 def _start(agent: AgentRow, input_form: InputForm) -> Response:
-    """Start one task, however often the form is sent; errors, 422, are of all fields."""
+    """Start one task, even if the form is sent twice. Raises 422 with the errors of all fields."""
     form = first_texts(request.form)
     body: dict[str, Any] = {"agentId": agent.id, "name": form["name"] or None}
     errors: dict[str, Any] = {}
@@ -232,7 +232,7 @@ def _expect(form: dict[str, str]) -> dict[str, Any] | None:
             message = f"“{text[:80]}” is not a duration such as 25h."
             raise ValidationError({"expect": {name: [message]}})
     if not expect["every"] and not cron:
-        # It may be left from before.
+        # The form may still contain the grace of an earlier expectation.
         expect["grace"] = ""
     return {name: value for name, value in expect.items() if value != ""} or None
 

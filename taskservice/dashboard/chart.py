@@ -1,4 +1,4 @@
-"""The charts of an agent's page: the durations of its runs, and the numbers in its outputs."""
+"""The charts of the agent page: the durations of its runs, and the numbers in its outputs."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from taskservice.dashboard import formatting
 from taskservice.database.rows import EndedTaskRow
 from taskservice.services.agents import Number, seconds
 
-# The plot of an agent's last runs: how long each took, by when it ended.
+# The plot of an agent's last runs: the duration of each, by the time of its end.
 
-# Fewer dots than this say nothing new.
+# With fewer dots there is no plot.
 MIN_DOTS = 3
 # In pixels.
 PLOT_HEIGHT = 160
@@ -29,7 +29,7 @@ def plot(runs: Sequence[EndedTaskRow], usual: float | None) -> dict[str, Any] | 
     if len(lasted) < MIN_DOTS:
         return None
     durations = [duration for _, duration in lasted]
-    # The ticks below and above all durations.
+    # The nearest ticks below and above all durations.
     low = max((tick for tick in TICKS if tick <= min(durations)), default=min(TICKS))
     high = min((tick for tick in TICKS if tick > max(durations)), default=max(TICKS))
 
@@ -54,7 +54,7 @@ def _share(value: float, first: float, last: float) -> float:
 
 # The charts of the numbers in an agent's outputs.
 
-# The size of a chart, in units of its own, and the space for half a dot.
+# The size of a chart, in SVG units, and the space for half a dot.
 SERIES_WIDTH, SERIES_HEIGHT, DOT = 300, 60, 5
 
 
@@ -63,7 +63,7 @@ def series(path: str, numbers: Sequence[Number]) -> dict[str, Any]:
     # Imported here, since few requests need it.
     from statistics import median
 
-    # Not as floats: an integer may be larger than these.
+    # Not as floats, since an integer may be larger.
     values = [Decimal(number.text) for number in numbers]
     low, high = min(values), max(values)
     step = (SERIES_WIDTH - 2 * DOT) / (len(values) - 1)

@@ -20,7 +20,7 @@ from taskservice.services.lists import WAITING, Selection, TaskList
 from taskservice.terms import CANCELLED, COMPLETE, FAILED, HANGING, PENDING, RUNNING, TIMEOUT
 from taskservice.web import responses
 
-# When a task was started -> how the page says it, the bound that it sets, and its age in seconds.
+# The choices for the start of a task -> the text on the page, the filter, and the age in seconds.
 DAY = 86_400
 STARTED = {
     "1h": ("in the last hour", "createdAfter", 3_600),
@@ -67,9 +67,9 @@ TABS: dict[str, dict[str, str]] = {
     TIMEOUT: {"errorType": TIMEOUT},
 }
 OF_TABS = ("status", "errorType", "claimed", "hanging")
-# The fields of the filter's form; it keeps the other filters as they are.
+# The fields of the filter form, which does not change the other filters.
 IN_FORM = ("q", "agentId", "started", "callback", "sort")
-# Where the reader is in the list: the page, and the tasks whose children are shown.
+# The position in the list: the page, and the tasks whose children are shown.
 OF_PLACE = ("cursor", "open")
 
 list_query_schema = ListQuerySchema()
@@ -115,7 +115,7 @@ def list_url(**changes: Any) -> str:
 
 
 def opened() -> list[str]:
-    """The ids of the tasks whose children the page shows."""
+    """The IDs of the tasks whose children the page shows."""
     return [task_id for text in request.args.getlist("open") if (task_id := parse_id(text))]
 
 
@@ -127,7 +127,7 @@ def url_of_children(task_id: str) -> str:
 
 
 def is_folded(selection: Selection) -> bool:
-    """Whether the list shows children with their parents only: if no filter may leave out these."""
+    """Whether the list shows children only with their parents: filters could hide the parents."""
     return caller.agent_id is None and selection == Selection(sort=selection.sort)
 
 
@@ -138,7 +138,7 @@ def arguments(**changes: Any) -> dict[str, Any]:
 
 
 def without_empty_fields() -> Response | None:
-    """A redirect to this page without the empty fields that its form has sent; None without any."""
+    """A redirect to this page without the empty fields of its form; None if there are none."""
     pairs = list(request.args.items(multi=True))
     filled = [pair for pair in pairs if pair[1]]
     if filled == pairs:
@@ -161,7 +161,7 @@ def label_url(label: str, **changes: Any) -> str:
 
 
 def chosen() -> list[tuple[str, str, str]]:
-    """The filters that are not of a tab: each one's key of WORDS, its text, the list without it."""
+    """The filters that no tab sets: the key in WORDS, the text, the URL of the list without it."""
     is_of_tab = any(map(is_tab, TABS))
     filters = []
     for name, texts_of_name in texts(request.args).items():
@@ -178,17 +178,17 @@ def text_of(name: str, text: str) -> str:
 
 
 def hidden_filters() -> list[tuple[str, str]]:
-    """The filters that the form keeps without showing them."""
+    """The filters that the form sends without showing them."""
     pairs = request.args.items(multi=True)
     return [(name, text) for name, text in pairs if name not in (*IN_FORM, *OF_PLACE)]
 
 
-# The beginning of a task's id, without hyphens.
+# A prefix of a task's ID, without hyphens.
 _DIGITS = re.compile("[0-9a-f]{8,32}")
 
 
 def destination() -> str | None:
-    """The URL to which the text in the list's search box leads; None if it is part of a name."""
+    """The URL of the task or label in the list's search box; None if the text is part of a name."""
     text = first_texts(request.args).get("q", "").strip()
     digits = text.lower().replace("-", "")
     if _DIGITS.fullmatch(digits):

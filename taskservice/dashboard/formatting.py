@@ -1,4 +1,4 @@
-"""The functions that each template has: JSON, numbers, times, durations, states."""
+"""Functions for the templates: JSON, numbers, times, durations, states."""
 
 import re
 import unicodedata
@@ -48,7 +48,7 @@ def state_of(row: Any) -> str:
 
 
 def outcome_of(row: Any) -> str:
-    """The state of a task in one word: for one that ended in an error, its type."""
+    """The state of a task: its status, or the type of its error."""
     return str(row.error_type or state_of(row))
 
 
@@ -65,7 +65,7 @@ def is_generic(row: Any) -> bool:
 
 
 def repeats_agent(row: Any) -> bool:
-    """Whether the name of a task has the same letters as the id of its agent."""
+    """Whether the name of a task has the same letters as the ID of its agent."""
     name, agent_id = (re.sub(r"[\W_]", "", text).lower() for text in (row.name, row.agent_id))
     return name == agent_id
 

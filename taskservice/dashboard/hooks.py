@@ -1,4 +1,4 @@
-"""The page Notifications: hooks, a form that adds one, and what each was told."""
+"""The page Notifications: hooks, the form that adds a hook, and the deliveries of each."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ from taskservice.services import agents, attempts, hooks
 blueprint = Blueprint("hooks", __name__)
 blueprint.before_request(lambda: caller.require_full_user_key())
 
-# What a hook with this format is, in one word and in more, and its address.
+# The kind of receiver of a format, examples of it, and its address.
 FORMATS = {
     terms.NTFY: (
         "Phone",
@@ -46,7 +46,7 @@ BY_ADDRESS = ""  # the choice of the format that follows from the address
 @blueprint.route("/notifications", methods=["GET", "POST"], strict_slashes=False)
 @shared
 def list_all() -> Response:
-    """The form that adds one too; what is refused is shown again with the reasons."""
+    """List the hooks, or add one; a refused form is shown again with the errors."""
     schema, typed, errors = _form_schema(), None, Errors()
     if request.method == "POST":
         typed = texts(request.form)
@@ -99,7 +99,7 @@ def show(hook_id: str) -> Response:
 
 @blueprint.get("/notifications/<hook_id>/deliveries/<delivery_id>")
 def show_body(hook_id: str, delivery_id: str) -> Response:
-    """What a program is told, with its task as it is now."""
+    """The body that a program receives, with the current state of its task."""
     body = attempts.body_of(hooks.get(caller, hook_id), delivery_id)
     return Response(body, content_type="application/json")
 
@@ -203,7 +203,7 @@ def _choice(title: str, titles: Mapping[str, str], description: str = "", **keyw
 
 
 def _link_warning() -> str:
-    """What is wrong with the links in messages, and what to set; empty if they are right."""
+    """The problem with the links in messages, and the remedy; empty if they work."""
     url: str = current_app.config["PUBLIC_URL"]
     if url and not is_loopback(urlsplit(url).hostname or ""):
         return ""

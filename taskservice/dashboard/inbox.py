@@ -10,7 +10,7 @@ from taskservice.services import agents, attention, hooks
 
 blueprint = Blueprint("inbox", __name__)
 
-# The forms of later questions are in a fold.
+# The forms of later questions are folded.
 SHOWN_QUESTIONS = 3
 
 

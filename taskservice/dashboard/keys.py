@@ -1,4 +1,4 @@
-"""The page of a user's keys and callback secret, and its forms."""
+"""The Keys page: a user's keys and callback secret, and its forms."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ blueprint.before_request(lambda: caller.require_full_user_key())
 
 create_key_schema = CreateKeySchema()
 
-# Choice in the form -> days.
+# The choices for the expiry of a key, in days.
 EXPIRIES = {"": 0, "7 days": 7, "30 days": 30, "90 days": 90, "1 year": 365}
 # Maximum number of valid keys, and of invalid keys, on the page.
 MAX_KEYS = 500
@@ -28,7 +28,7 @@ MAX_KEYS = 500
 
 @blueprint.route("/keys", methods=["GET", "POST"], strict_slashes=False)
 def list_all() -> Response:
-    """Create a key too; no redirect, since only this response shows it."""
+    """List the keys, or create one; without a redirect, since only this response shows it."""
     new = None
     if request.method == "POST":
         new = create_once(

@@ -17,27 +17,27 @@ from taskservice.database.watcher import change_marker
 
 # The maximum age of a page in seconds, since some of it, such as the chart, depends on the time.
 MAX_AGE = 2.0
-# How long a request waits, in seconds, for another one that makes the page: it holds a thread.
+# How long a request waits, in seconds, while another one renders the page: it holds a thread.
 MAX_WAIT = 2.0
 CACHE_SIZE = 50
-MAX_CACHED = 1024 * 1024  # bytes; each tab has a larger page made for itself
+MAX_CACHED = 1024 * 1024  # bytes; a larger page is rendered for each tab
 
-# A page, and the `change_marker` and the time before it was made, by the request with the lock.
+# A page, with the `change_marker` and the time before the request with the lock rendered it.
 _page = lru_cache(CACHE_SIZE)(
     lambda *_key: SimpleNamespace(lock=Lock(), html=b"", marker=None, began=0.0)
 )
 
 
 def shared(view: Callable[..., Response]) -> Callable[..., Response]:
-    """Let the view make its page once for all tabs of a session, or viewers of a link.
+    """Let the view render its page once for all tabs of a session, or viewers of a link.
 
-    The page is made again after any commit to the database; forms are never shared. Raises 503.
+    The page is rendered again after any commit to the database; forms are never shared. Raises 503.
     """
 
     @wraps(view)
     def respond(**values: Any) -> Response:
         if request.method == "POST" or ("signed_in" in g and "_flashes" in session):
-            # A page with a message, or with what a form refused, must appear once.
+            # A page with a message, or with the errors of a form, must appear once.
             return view(**values)
         token = form_token() if "signed_in" in g else ""
         page = _page(request.script_root, request.full_path, caller.key_id, token)
@@ -48,7 +48,7 @@ def shared(view: Callable[..., Response]) -> Callable[..., Response]:
             marker, began = change_marker(), time.monotonic()
             if not page.html or page.marker != marker or began - page.began > MAX_AGE:
                 response = view(**values)
-                # A 304 has the page too; it is left out when the response is sent.
+                # A 304 contains the page too, which is not sent.
                 html = response.get_data()
                 if response.status_code not in (200, 304) or len(html) > MAX_CACHED:
                     return response

@@ -1,4 +1,4 @@
-"""Shared by all pages: who sees them, security headers, templates, errors, and the way back."""
+"""Shared by all pages: access, security headers, templates, errors, and links back to a list."""
 
 import os
 from collections import defaultdict
@@ -31,10 +31,10 @@ dashboard.before_request(ignore_dates)
 STATIC = "dashboard.static"
 ICON = "dashboard.icon"
 ENTER, LEAVE = "dashboard.sign_in.enter", "dashboard.sign_in.leave"
-# What everyone sees who has a link, without a session.
+# The pages of links, which need no session.
 PUBLIC = {"dashboard.answer_links", "dashboard.shared", "dashboard.sign_in_links"}
 LIST = "dashboard.tasks.list_all"
-# The pages that list tasks. Links to tasks contain the way back to the list, as `?back=`.
+# The pages that list tasks. Links from there to tasks contain the URL of the list, as `?back=`.
 LISTS = {
     LIST,
     "dashboard.inbox.show",
@@ -42,7 +42,7 @@ LISTS = {
     "dashboard.agents.list_all",
     "dashboard.agents.show",
 }
-# A longer way back would make links that are too long.
+# A longer URL of the list would make these links too long.
 MAX_BACK = 2_000
 KEEP_BACK = {
     "dashboard.tasks.show",
@@ -66,7 +66,7 @@ POLICY = (
 
 @dashboard.before_request
 def require_session() -> Response | None:
-    """Send visitors who are not signed in to sign in; check the token of forms, and ids."""
+    """Send visitors who are not signed in to sign in; check the token of forms, and IDs."""
     is_public = request.endpoint in (STATIC, ICON) or request.blueprint in PUBLIC
     if is_public or not resume_session():
         request.max_content_length = MAX_BODY_WITHOUT_KEY
@@ -116,7 +116,7 @@ def unknown_page(error: HTTPException) -> Response:
         return errors.respond(errors.from_exception(error))
     # Paths of links need no session, so that a proxy may leave them out of its sign-in.
     if not request.path.startswith(("/shared/", "/answer/", "/sign-in/")):
-        # Someone whom the proxy names without a key is not signed in either.
+        # A person whom the proxy names and who has no key is not signed in either.
         with suppress(Problem):
             resume_session()
     return set_security_headers(error_page(error))
@@ -140,7 +140,7 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
 
 
 def attention_items() -> list[dict[str, Any]]:
-    """What needs attention, read once for a page."""
+    """The items that need attention, read once for a page."""
     if "attention" not in g:
         g.attention = attention.items(caller)
     return cast(list[dict[str, Any]], g.attention)
@@ -182,8 +182,8 @@ def first_texts(values: MultiDict[str, str]) -> dict[str, str]:
 
 
 def endpoint_of(path: str) -> str:
-    """The endpoint of the dashboard at `path`, without the prefix and with its query, else ""."""
-    # The routes match whatever slashes a path begins with; a browser takes //agents for a host.
+    """The endpoint of the dashboard at `path`, which has no prefix but its query; else empty."""
+    # The routes match a path with any number of slashes; for a browser, //agents is a host.
     if not path.isprintable() or not path.startswith("/") or path.startswith("//"):
         return ""
     try:
@@ -194,7 +194,7 @@ def endpoint_of(path: str) -> str:
 
 
 def redirect_to_page(path: str, endpoint: str, **values: Any) -> Response:
-    """A redirect to `path` if it is in the dashboard, else to this page of it."""
+    """A redirect to `path` if it is in the dashboard, else to the page of `endpoint`."""
     if not endpoint_of(path):
         return redirect_to(endpoint, **values)
     return see_other(f"{request.script_root}{path}")
@@ -208,7 +208,7 @@ def documentation(page: str) -> str:
 
 
 def way_back() -> str:
-    """The list from which the reader came, or this list, with its query; empty for all tasks."""
+    """The URL of the list that led to this page, or of this list; empty for all tasks."""
     is_list = request.endpoint in LISTS
     path = request.full_path.rstrip("?") if is_list else request.args.get("back", "")
     is_valid = path != "/" and len(path) <= MAX_BACK and endpoint_of(path) in LISTS
@@ -217,7 +217,7 @@ def way_back() -> str:
 
 @dashboard.url_defaults
 def keep_way_back(endpoint: str, values: dict[str, Any]) -> None:
-    """Let links from a list to a task, and from there on, remember the list."""
+    """Add the list to its links to tasks, and to the links that follow."""
     if endpoint in KEEP_BACK and (path := way_back()):
         values.setdefault("back", path)
 
@@ -226,7 +226,7 @@ def _to_sign_in() -> Response:
     path = request.full_path.rstrip("?")
     if request.method == "POST":
         flash("Nothing was changed because you were signed out. Sign in and try again.")
-        # The page that had the form.
+        # The page with the form.
         referrer = url_parts(request.referrer or "")
         query = f"?{referrer.query}" if referrer.query else ""
         path = f"{referrer.path.removeprefix(request.script_root)}{query}"

@@ -27,7 +27,7 @@ answers = Blueprint("answer_links", __name__, url_prefix="/answer")
 
 # The Inbox has the forms of this many tasks, the oldest ones.
 SHOWN_TASKS = 10
-# The page of a task has this many questions that are no longer open.
+# The task page shows this many questions that are no longer open.
 SHOWN_ENDED = 20
 # Maximum number and length of options that are shown as buttons.
 MAX_BUTTONS, MAX_BUTTON_LABEL = 4, 40
@@ -45,7 +45,7 @@ def answer(task_id: str, question_id: str) -> Response:
         content, errors = submitted(question, typed)
         if not errors or not is_open:
             _answer(task_id, question, content)
-            # The page with the form: the Inbox, or by default the task's page.
+            # The page with the form: the Inbox, or by default the task page.
             return redirect_to_page(request.form.get("back", ""), "tasks.show", task_id=task_id)
     elif not is_open:
         return redirect_to("tasks.show", task_id=task_id, _anchor="ended")
@@ -59,7 +59,7 @@ def answer(task_id: str, question_id: str) -> Response:
 
 
 def _answer(task_id: str, question: Json, content: Json | None) -> None:
-    """Answer the question, or decline it with None, and tell the outcome, or how it had ended."""
+    """Answer the question, or decline it with None, and show the result, or its earlier outcome."""
     try:
         action = DECLINE if content is None else ACCEPT
         question_service.answer(caller, task_id, question["id"], action, content)
@@ -116,14 +116,14 @@ def loaded(row: QuestionRow) -> Json:
     return dict(strict_json.loads(strict_json.dumps(question_schema.dump(row))))
 
 
-# Questions as the API returns them, for the Inbox and the page of a task. An open question
-# has additional members: `taskId`, `fields` and `buttons`.
+# Questions as the API returns them, for the Inbox and the task page. An open question has
+# additional members: `taskId`, `fields` and `buttons`.
 
 
 def form(
     question: Json, task_id: str | None, typed: Texts | None = None, errors: Errors | None = None
 ) -> Json:
-    """The form of an open question; without `task_id`, one that is sent to its answer link."""
+    """The form of an open question; without `task_id`, the form of its answer link."""
     fields = schema_form.fields(question["schema"], typed, errors)
     return {**question, "taskId": task_id, "fields": fields, "buttons": _buttons(fields)}
 
@@ -143,7 +143,7 @@ def forms(task: Any) -> list[Json]:
 
 
 def ended(task_id: str) -> list[Json]:
-    """The last questions of a task that are no longer open, newest first; answers in words."""
+    """The last questions of a task that are no longer open, newest first; answers as text."""
     questions = map(loaded, question_service.ended(task_id, SHOWN_ENDED))
     return [
         {**question, "answer": _in_words(question, question["answer"] or {})}
@@ -152,7 +152,7 @@ def ended(task_id: str) -> list[Json]:
 
 
 def asking(caller: Caller) -> list[Json]:
-    """The open questions of the caller's first tasks that ask, with the tasks; oldest first."""
+    """The open questions of the caller's oldest asking tasks, with the tasks; oldest first."""
     asked = [
         {
             "task": task,
@@ -165,12 +165,12 @@ def asking(caller: Caller) -> list[Json]:
     return sorted(asked, key=lambda entry: str(entry["question"]["askedAt"]))
 
 
-# A question and its form, for everyone who has a link that answers it.
+# The page of an answer link: a question and its form.
 
 
 @answers.route("/<path:token>", methods=["GET", "POST"])
 def answer_by_link(token: str) -> Response:
-    """The token replaces a session and the token of forms; link previews get the form too."""
+    """The link's token replaces a session and the CSRF token; link previews get the form too."""
     row = links.find_question(token)
     question, typed, errors = loaded(row), None, Errors()
     if request.method == "POST":

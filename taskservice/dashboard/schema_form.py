@@ -28,7 +28,7 @@ Errors: TypeAlias = dict[str, list[str]]
 # The kinds of fields. Values that no other kind can show are typed as JSON.
 TEXT, LONG_TEXT, NUMBER = "text", "long", "number"
 CHOICE, CHOICES, JSON = "choice", "choices", "json"
-# A text that can have more characters than this gets several lines.
+# A text with a larger maximum length gets a field of several lines.
 LONG = 200
 # Maximum length of a chain of references.
 MAX_REFERENCES = 8
@@ -37,7 +37,7 @@ _INPUT_TYPES = {"email": "email", "uri": "url", "date": "date", "date-time": "da
 
 
 class Choice(NamedTuple):
-    """One of several values: as JSON, which the form sends, and in words."""
+    """One of several values: as JSON, which the form sends, and as a label."""
 
     value: str
     label: str
@@ -58,7 +58,7 @@ class Field:
 
     @property
     def key(self) -> str:
-        """Its name in the form, which is also used in HTML ids."""
+        """Its name in the form, which is also used in HTML IDs."""
         return field_name(self.name)
 
     @property
@@ -124,7 +124,7 @@ class Field:
         return bool(self.schema.get("format") == "date-time")
 
     def content(self) -> Json:
-        """The property with its typed or chosen value; empty if left out. Raises ValueError."""
+        """The property with its typed or chosen value; empty if omitted. Raises ValueError."""
         if texts := [text for text in self.texts if text]:
             return {self.name: self._value(texts)}
         if not self.is_required:
@@ -210,7 +210,7 @@ def content_of(schema: Json, texts: Texts) -> tuple[Json, Errors]:
 
 def by_property(schema: Json, errors: Errors, prefix: str) -> tuple[Errors, Errors]:
     """Splits errors by path, such as `content.name`, into errors by property and others."""
-    # Longer names first, since a name can contain a point.
+    # Longer names first, since a name can contain a full stop.
     names = sorted((field.name for field in fields(schema)), key=len, reverse=True)
     of_fields, others = Errors(), Errors()
     for path, messages in errors.items():
@@ -265,7 +265,7 @@ def _text(value: Any) -> str:
 
 
 def _number(text: str) -> Any:
-    """A number of a form, which JSON can write differently: 07 and .5 are 7 and 0.5."""
+    """A number of a form, which JSON may write differently: 07 is 7, and .5 is 0.5."""
     try:
         return _loads(str(Decimal(text)))
     except InvalidOperation:
@@ -346,7 +346,7 @@ class InputForm:
         return content
 
     def refused(self, error: Exception) -> tuple["InputForm", str]:
-        """The form with errors next to its fields, and the others in words; raises other errors."""
+        """The form with its fields' errors, and a message with the rest; raises other errors."""
         of_fields: Errors = {}
         others = errors_of(error)
         if self.text is None:

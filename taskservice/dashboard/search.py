@@ -26,8 +26,8 @@ OF_PAGE = ("q", "where", "sort", "cursor")
 MAX_LINES = 3
 
 
-# The found tasks, each with its lines, and where a search continues. A line has its number, None in
-# an error message, and its pieces: every second one is the text that was searched for.
+# The tasks of the hits, each with its lines, and where a search continues. A line has its number,
+# None in an error message, and its pieces: every second piece is the text that was searched for.
 Found: TypeAlias = tuple[
     list[tuple[TaskRow, list[tuple[int | None, list[str]]]]], search.End | None
 ]
@@ -72,7 +72,7 @@ def _in_errors(selection: Selection, query: dict[str, Any]) -> Found:
 def _lines_of_error(row: TaskRow, text: str) -> list[tuple[int | None, list[str]]]:
     """The first lines of an error message that contain the text."""
     message, pattern = row.error_message or "", _pattern(text)
-    # A summary has the start of a long message.
+    # A summary contains only the start of a long message.
     if not pattern.search(message) and (task := task_service.find(caller, row.id)):
         message = task.error_message or ""
     searched = ((line, pattern.search(line)) for line in message.split("\n"))
@@ -87,5 +87,5 @@ def _pieces(line: str, text: str) -> list[str]:
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    """What the database finds, in Python."""
+    """A pattern for the text by the rules of the database: only ASCII letters in any case."""
     return re.compile(re.escape(text), re.ASCII | re.IGNORECASE)

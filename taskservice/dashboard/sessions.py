@@ -37,7 +37,8 @@ def resume_session() -> bool:
 
 def _of_proxy(now: str) -> KeyRow | None:
     """The key of the person in the proxy's header; None if the header is empty. Raises 403."""
-    # WSGI gives the bytes of a header as Latin-1. One that is sent twice is joined by a comma.
+    # WSGI decodes a header as Latin-1. The values of a header that is sent twice have a comma
+    # between them.
     sent = request.headers.get(current_app.config["LOGIN_HEADER"], "").strip(SPACE)
     name = sent.encode("latin-1").decode(errors="replace")
     key = find(KEY_OF_LOGIN, name, now) if name and "," not in name else None
@@ -60,14 +61,14 @@ def form_token() -> str:
 
 
 def submission_id() -> str:
-    """The id in a form that can be sent only once; it changes after each submission."""
+    """The ID in a form that can be sent only once; it changes after each submission."""
     return str(session.setdefault("submission_id", clock.new_id()))
 
 
 def create_once(create: Callable[[str], Any]) -> Any:
-    """What `create` makes of the form and its id; None, with a message, if it was sent before.
+    """The result of `create` with the form's ID; None, with a message, if the form was sent before.
 
-    The new row gets this id: if two forms are sent at once, `create` returns None for one of them.
+    The new row gets this ID: if two forms are sent at once, `create` returns None for one of them.
     """
     submitted = request.form.get("submission_id", "").encode()
     is_first = secrets.compare_digest(submitted, submission_id().encode())
@@ -104,5 +105,5 @@ def begin_session(key: KeyRow) -> None:
     set_caller(key, clock.now())
     session.clear()
     session["key"] = key.id
-    # The cookie is renewed with each change of the session; this end stays.
+    # The cookie is renewed with each change of the session, but not its end.
     session["until"] = clock.now(LIFETIME.total_seconds())

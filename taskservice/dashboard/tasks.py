@@ -1,4 +1,4 @@
-"""The list of tasks; the page of one task, also by a link; its forms and its links."""
+"""The list of tasks; the task page, also for links; its forms and its links."""
 
 import hashlib
 import shlex
@@ -45,18 +45,18 @@ from taskservice.web import responses, waiting
 from taskservice.web.request import TEXT, require_link
 
 MAX_CHILDREN = 50
-# The width of the waterfall, in units of its own.
+# The width of the waterfall, in SVG units.
 WIDTH = 1_000
 # A running bar grows in steps, so that the page of a long task seldom changes.
 STEP_SECONDS = 10
 # The differences of two tasks that are shown, and the characters of a value.
 MAX_DIFFERENCES = 50
 MAX_VALUE = 200
-# The last new lines are shown at once; earlier ones are in a fold. So are those at the end of the
-# log, which the page shows above: between these are at most a few lines that are not new.
+# The last new lines are shown, earlier ones are folded. Folded as well are those at the end of the
+# log, which the page shows above: they have at most a few other lines between them.
 SHOWN_LINES = 20
 MAX_KNOWN_BETWEEN = 3
-# A task that would take longer, in seconds, has no expected end: a year.
+# A task that would take longer than this, in seconds, has no expected end.
 LONGEST = 366 * 86_400
 
 
@@ -100,7 +100,7 @@ def _seconds(since: str, until: str) -> float:
 
 
 def _differences(task: TaskRow, good: TaskRow) -> list[tuple[str, ...]]:
-    """Where a task differs from the last good run: part, key, and both values as JSON, or ""."""
+    """How a task differs from the last good run: part, key, and both values as JSON or empty."""
     differences = []
     for part in ("Labels", "Input", "Output"):
         of_task, of_good = (_values(getattr(run, part.lower())) for run in (task, good))
@@ -131,14 +131,14 @@ def _values(text: str) -> dict[str, str]:
 
 
 blueprint = Blueprint("tasks", __name__)
-# What needs a user key that may change things.
+# The pages that need a user key with full access.
 managed = Blueprint("managed", __name__)
 managed.before_request(lambda: caller.require_full_user_key())
 
 rerun_schema, bulk_schema = RerunSchema(), BulkSchema()
 TOO_LATE = "The task has already ended."
 
-# From this number on the tabs show "1,000+".
+# For this number of tasks and more, a tab shows "1,000+".
 MAX_COUNT = 1_000
 # Maximum number of log lines in one response.
 MAX_LINES = 1_000
@@ -194,7 +194,7 @@ def _with_children(rows: Sequence[TaskRow], opened: Sequence[str]) -> Iterator[T
 def _found(
     selection: Selection, query: dict[str, Any]
 ) -> tuple[list[Position], str | None, Position | None]:
-    """The positions of a page, the query of the next one, and where one that is not full ends."""
+    """The positions of a page, the query of the next one, and the end of a page with space left."""
     tasks, limit = TaskList(caller, selection), query["limit"]
     if request.args.get("sort") == filters.LONGEST_FIRST:
         positions, end = tasks.longest(limit)
@@ -220,7 +220,7 @@ def show(task_id: str) -> Response:
     return page(
         "task.html",
         task=task,
-        # An agent key sees none.
+        # An agent key has no access to deliveries.
         deliveries=[] if caller.agent_id else delivery_service.list_of_task(caller, task.id),
         parent=tasks.find(caller, task.parent_id) if task.parent_id else None,
         original=tasks.find(caller, task.rerun_of) if task.rerun_of else None,
@@ -253,7 +253,7 @@ def lines(task_id: str) -> Response:
 
 @blueprint.get("/tasks/<task_id>/new-lines")
 def show_new_lines(task_id: str) -> Response:
-    """What is new in a failure; page.js puts it into the page of the task."""
+    """The new lines of a failure, which page.js inserts into the task page."""
     task = tasks.get(caller, task_id)
     nearest = neighbours.last_good_run(task)
     if nearest is None:
@@ -277,7 +277,7 @@ def show_new_lines(task_id: str) -> Response:
 
 
 def _count_before_end(new: list[dict[str, Any]], task: TaskRow) -> int:
-    """How many of the new lines come before those that are the end of the log."""
+    """The number of new lines before those at the end of the log."""
     following = task.log_count + 1
     for count in range(len(new), 0, -1):
         number = new[count - 1]["line"]
@@ -375,7 +375,7 @@ def revoke_link(task_id: str, link_id: str) -> Response:
     return redirect_to("managed.show_links", message, task_id=task_id)
 
 
-# What everyone sees who has a link to a task.
+# The page of a link to a task.
 
 public = Blueprint("shared", __name__, url_prefix="/shared")
 public.before_request(require_link)
@@ -439,14 +439,14 @@ def _label_lines(task: TaskRow) -> list[str]:
     return schema_form.lines_of("\n".join(f"{key}={value}" for key, value in pairs))
 
 
-# The page that says which tasks of a list are cancelled, deleted or run again, and does it.
+# The page that confirms and carries out an action on many tasks of a list.
 
 PARTICIPLES = {terms.CANCEL: "cancelled", terms.DELETE: "deleted", terms.RERUN: "started again"}
 
 
 @blueprint.post("/tasks/selected")
 def change_selected() -> Response:
-    """Without `ids`, the page that says what is selected; its form has the ids of these tasks."""
+    """Without `ids`, the page that shows the selected tasks; its form contains their IDs."""
     caller.require_user_key()
     back = "/?" + request.query_string.decode(errors="replace")
     if "ids" not in request.form:
@@ -465,13 +465,13 @@ def _confirm(back: str) -> Response:
     _, selection = filters.load()
     action, has_more = request.form.get("action", ""), False
     if "all" in request.form:
-        # Of those that the action can change.
+        # The IDs of the tasks that the action can change.
         if action == terms.CANCEL and selection.status is None:
             selection = selection._replace(status=terms.RUNNING)
         positions, end = TaskList(caller, selection).positions(None, terms.MAX_LIMIT)
         has_more = end is not None
     else:
-        # The box of a whole page has all its ids.
+        # The checkbox for a whole page contains all its IDs.
         ids = map(parse_id, " ".join(request.form.getlist("taskId")).split())
         chosen = list(dict.fromkeys(task_id for task_id in ids if task_id))
         positions = [Position("", task_id) for task_id in chosen[: terms.MAX_LIMIT]]

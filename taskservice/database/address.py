@@ -63,7 +63,7 @@ def _postgresql(text: str) -> URL:
     if not all(re.fullmatch("[0-9]{0,5}", port) and 1 <= int(port or 1) <= 65535 for port in ports):
         raise ValueError("must have ports from 1 to 65535, and %2F for a / in its password")
     if any(ports):
-        # libpq takes one port for all hosts; SQLAlchemy wants one for each.
+        # libpq accepts one port for all hosts; SQLAlchemy requires one for each.
         ports = ports * len(hosts) if len(ports) == 1 else ports
         if len(ports) != len(hosts):
             raise ValueError("must have one port for all hosts, or one for each")

@@ -1,4 +1,4 @@
-"""Times as the API writes them, and ids that sort by the time of their creation."""
+"""Times as the API writes them, and IDs that sort by the time of their creation."""
 
 import secrets
 import threading
@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TypeAlias
 
-# Before all others in any order of times and ids.
+# The minimum in any order of times and IDs.
 EARLIEST = "0001-01-01T00:00:00.000Z"
 LOWEST_ID = "00000000-0000-0000-0000-000000000000"
 
@@ -52,7 +52,7 @@ def rfc3339(aware: datetime) -> str:
 
 
 def new_id() -> str:
-    """A new UUID of version 7 (RFC 9562, 6.2, method 2); ids of one process strictly ascend."""
+    """A new UUID of version 7 (RFC 9562, 6.2, method 2); IDs of one process strictly ascend."""
     global _last_id
     number = time.time_ns() // 1_000_000 << 74 | secrets.randbits(74)
     with _lock:
@@ -70,12 +70,12 @@ def hyphenated(digits: str) -> str:
 
 
 # Times of lines, stored as two columns: a few bytes for each append, not for each line. An entry is
-# the index of a line, and the time in milliseconds since 1970 of this line and later ones.
+# the index of a line, and the time of this line and the following ones, in milliseconds since 1970.
 Times: TypeAlias = Sequence[tuple[int, int]]
 
 
 def encode(of_lines: Times) -> tuple[int, str | None]:
-    """The time of line 0, the first entry, and how the times of the others differ from it.
+    """The time of line 0, from the first entry, and the differences of the other lines.
 
     The text has `line:milliseconds` for each line whose time differs from the line before: its
     index, and the difference to the first line. It is None if all lines have the same time.

@@ -1,4 +1,4 @@
-"""Connections that stay checked out of their pool between two uses, and compiled statements."""
+"""Connections that remain checked out of their pool between two uses; compiled statements."""
 
 from collections import deque, namedtuple
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -13,22 +13,22 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 
 class KeptConnections:
-    """Connections of an engine, of which up to `max_kept` are kept for the next uses.
+    """Connections of an engine, of which up to `max_kept` remain open for the next uses.
 
     The engine's pool takes 40 µs to check a connection out and in, more than a read of a task.
-    `is_usable` gets the driver's connection before it is used again; its errors are passed on.
+    `is_usable` checks the driver's connection before each use; its errors are raised.
     """
 
     def __init__(self, engine: Engine, is_usable: Callable[[Any], bool], max_kept: int) -> None:
         self.engine = engine
         self.is_usable = is_usable
         self._max_kept = max_kept
-        # The connection that was used last is used next.
+        # The most recently used connection is used next.
         self._kept: deque[Connection] = deque()
 
     @contextmanager
     def use(self) -> Iterator[Connection]:
-        """A connection for a block; after an error it is not kept."""
+        """A connection for a block; after an error it is closed."""
         connection = self.acquire()
         try:
             yield connection
@@ -52,7 +52,7 @@ class KeptConnections:
         return self.engine.connect()
 
     def release(self, connection: Connection) -> None:
-        """Keep a connection for the next use, or close it if it is broken or not needed."""
+        """Reserve a connection for the next use, or close it if it is broken or not needed."""
         if connection.in_transaction():
             connection.rollback()
         if connection.invalidated or len(self._kept) >= self._max_kept:
@@ -61,13 +61,13 @@ class KeptConnections:
             self._kept.append(connection)
 
     def discard(self, connection: Connection) -> None:
-        """Close a connection; if it was lost, close all kept ones, which are probably lost too."""
+        """Close a connection; if it was lost, close unused ones too, which are probably lost."""
         if connection.invalidated:
             self.forget()
         connection.close()
 
     def forget(self) -> None:
-        """Close all kept connections, as when their server is probably lost."""
+        """Close all unused connections, for example when the server is probably lost."""
         while connection := self._pop():
             connection.invalidate()
             connection.close()

@@ -28,11 +28,12 @@ sqlite3 = _sqlite3
 
 # A request whose write waits longer than this for the write lock gets 503.
 BUSY_SECONDS = 5.0
-# The time limit of a statement on PostgreSQL, as a multiple of BUSY_SECONDS; ours are much faster.
+# The time limit of a statement on PostgreSQL, as a multiple of BUSY_SECONDS; the service's own are
+# much faster.
 STATEMENT_FACTOR = 2
 # SERIALIZABLE, which may be the database's default, would make most concurrent writes fail. A
-# commit waits for the disk, even if the database's default is not to. All settings end with the
-# transaction: behind a pooler, the next one on the connection may be another client's.
+# commit waits for the disk, even if the database's default differs. All settings end with the
+# transaction: behind a pooler, the next transaction on the connection can be another client's.
 _BEGIN = (
     "BEGIN ISOLATION LEVEL READ COMMITTED; "
     "SELECT set_config('lock_timeout', '{}', true), "
@@ -61,7 +62,7 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
         "pool_size": threads + 8,
         "max_overflow": 8,
         "pool_timeout": BUSY_SECONDS,
-        # Most uses take a connection that is kept outside of the pool, for which this is too slow.
+        # A ping is too slow for most uses, which take a connection from outside of the pool.
         "pool_pre_ping": not is_sqlite,
     }
     autocommit = {"isolation_level": "AUTOCOMMIT"}
@@ -84,12 +85,12 @@ def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
     path = writer.url.database or ""
 
     def connect() -> Any:
-        # If the file is missing, no new one may be created before the old one is restored.
+        # A missing file must not be created: the old one may be restored later.
         try:
             connection = sqlite3.connect(sqlite_uri(Path(path)), uri=True, check_same_thread=False)
             prepare_sqlite_connection(connection)
         except sqlite3.Error as error:
-            # As SQLAlchemy raises it for a connection of its own.
+            # SQLAlchemy would raise this error for its own connections.
             raise OperationalError("connect", None, error) from error
         return connection
 
@@ -101,8 +102,8 @@ def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
     event.listen(
         reader, "connect", lambda connection, _: connection.execute("PRAGMA query_only = ON")
     )
-    # A transaction that reads first and then writes fails as busy, immediately and with any
-    # timeout, if another has written in between.
+    # Otherwise a transaction that reads and then writes would fail as busy, without a wait, if
+    # another one has written in between.
     event.listen(
         writer, "begin", lambda connection: statements.execute(connection, "BEGIN IMMEDIATE")
     )
@@ -133,7 +134,7 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
         if context.sqlalchemy_exception is not None:
             statements.redact_details(context.original_exception, context.sqlalchemy_exception)
         if context.is_disconnect:
-            # Otherwise a request waits twice for a server that hangs.
+            # Otherwise a request would wait twice for a server that hangs.
             reads.forget()
             writes.forget()
 
@@ -152,8 +153,8 @@ def engine_arguments(address: URL) -> dict[str, Any]:
     """The arguments of `create_engine` that every engine of this database shares."""
     if address.get_backend_name() == "sqlite":
         return {"module": sqlite3, "connect_args": {"timeout": BUSY_SECONDS}}
-    # Prepared statements do not work behind a pooler in transaction mode. The encoding is set
-    # with the connection, so that it also holds for the server's first messages.
+    # Prepared statements do not work behind a pooler in transaction mode. The encoding is an
+    # argument of the connection, so that it also applies to the server's first messages.
     return {
         "connect_args": {
             "prepare_threshold": None,
@@ -165,14 +166,14 @@ def engine_arguments(address: URL) -> dict[str, Any]:
             "keepalives_count": 3,
             "tcp_user_timeout": 30_000,
         },
-        # Sent with each BEGIN, except by the engines of an app, which begin in their own way.
-        # SERIALIZABLE, which may be the database's default, would make most concurrent writes fail.
+        # Sent with each BEGIN, except by the engines of an app, which use `_BEGIN`. SERIALIZABLE,
+        # which may be the database's default, would make most concurrent writes fail.
         "isolation_level": "READ COMMITTED",
     }
 
 
 def command_engine(address: URL) -> Engine:
-    """An engine that keeps no connection; one to SQLite has the driver's defaults."""
+    """An engine without a pool; on SQLite, its connections have the driver's defaults."""
     engine = create_engine(address, poolclass=pool.NullPool, **engine_arguments(address))
     if engine.dialect.name == "postgresql":
         event.listen(engine, "connect", _prepare_postgresql_connection, insert=True)
@@ -209,8 +210,8 @@ def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None
             "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
         )
         raise OperationalError("connect", None, error)
-    # A pooler keeps these settings separate for each client. Times and ids are read as texts of the
-    # API, which is faster.
+    # A pooler stores these settings for each client. Times and IDs are read as the API's texts,
+    # which is faster.
     connection.execute("SET DateStyle = 'ISO'; SET TIME ZONE 'UTC'")
     connection.commit()
     connection.adapters.register_loader("timestamptz", TimestampLoader)
@@ -220,7 +221,7 @@ def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None
 def _has_server(connection: Any) -> bool:
     """Whether the server has not ended this idle connection, as it does when it restarts."""
     # Asking the server, as `pool_pre_ping` does, would take as long as a read. An idle connection
-    # has something to read only when the server has ended it, or its keepalive probes have failed.
+    # is readable only if the server has ended it, or its keepalive probes have failed.
     if connection.closed:
         return False
     waiting = select.poll()

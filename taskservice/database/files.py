@@ -18,12 +18,12 @@ from sqlalchemy.exc import OperationalError
 # SQLite creates an index of this size next to a database.
 FULL_DISK_BYTES = 32 * 1024
 LOCK_SECONDS = 10.0
-# The bytes that each connection to a database in WAL mode keeps locked, by SQLite's file format.
+# The bytes that each connection to a database in WAL mode locks, by SQLite's file format.
 _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 
 
 def keep_owner_permissions() -> None:
-    """Let the owner use all files that this process creates, with any umask."""
+    """Give the owner access to all files that this process creates, with any umask."""
     os.umask(os.umask(0) & 0o077)
 
 
@@ -45,7 +45,7 @@ def lock(path: Path | str, seconds: float, flags: int = os.O_RDONLY) -> int:
                 return descriptor
             except BlockingIOError:
                 if time.monotonic() > until:
-                    message = f"another program keeps {path} locked"
+                    message = f"another program has locked {path}"
                     raise TimeoutError(errno.ETIMEDOUT, message) from None
                 # flock itself has no timeout.
                 time.sleep(0.001)
@@ -55,9 +55,9 @@ def lock(path: Path | str, seconds: float, flags: int = os.O_RDONLY) -> int:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
     """Hold a lock between processes on this directory; raises OSError after LOCK_SECONDS."""
-    descriptor = lock(folder, LOCK_SECONDS, os.O_DIRECTORY)
+    descriptor = lock(directory, LOCK_SECONDS, os.O_DIRECTORY)
     try:
         yield
     finally:
@@ -74,7 +74,7 @@ def make_folder(path: Path) -> None:
 
 
 def full_disk(path: Path) -> str:
-    """What to add to an SQLite error, which can call a full disk an I/O error; else empty."""
+    """The text to add to an SQLite error if the disk is full, which can appear as an I/O error."""
     with suppress(OSError):
         if shutil.disk_usage(path.parent).free < FULL_DISK_BYTES:
             return "; its disk is full"
@@ -127,10 +127,10 @@ RECENT_SECONDS = 0.02
 class DatabaseFiles:
     """The database, its write-ahead log and the log's index, as this process has them open."""
 
-    # A connection keeps writing to the files that it has open, even if their names now belong to
-    # others: its writes are then lost at the next start. SQLite removes the log when the last
-    # connection closes, so one is kept open from the first use on: while it is open, the kernel
-    # does not reuse the inode numbers.
+    # A connection writes to the files that it has opened, even if their names now belong to other
+    # files: the next start would not find these writes. SQLite removes the log when the last
+    # connection closes, so one connection remains open from the first use on: while it is open, the
+    # kernel does not reuse the inode numbers.
 
     def __init__(self, path: str, connect: Callable[[], Any]) -> None:
         self._paths = (path, f"{path}-wal", f"{path}-shm")
@@ -142,7 +142,7 @@ class DatabaseFiles:
         self._recent_until = 0.0
 
     def keep_open(self) -> None:
-        """Call it before anything else opens the database; raises the same errors as `check`."""
+        """Open the files, before anything else opens the database; raises the errors of `check`."""
         with self._lock:
             if self._kept is None:
                 self._kept = self._connect()
@@ -169,7 +169,7 @@ class DatabaseFiles:
         raise OperationalError("stat", None, error)
 
     def check_recently(self, _connection: object) -> bool:
-        """The same for reads, for which a check of up to 20 ms ago is enough."""
+        """Like `check`, for reads, for which a check within the last RECENT_SECONDS is enough."""
         now = time.monotonic()
         if now >= self._recent_until:
             self.check()
@@ -186,7 +186,7 @@ class DatabaseFiles:
             return version
 
     def close(self) -> None:
-        """Call it when all other connections of this process are closed."""
+        """Close the files, after all other connections of this process are closed."""
         with self._lock:
             if self._kept is not None:
                 self._kept.close()
@@ -196,7 +196,7 @@ class DatabaseFiles:
         return [_identity(path) for path in self._paths]
 
     def _save(self, named: list[tuple[int, int] | None]) -> None:
-        """Save the writes of a removed log, unless another program may have started a new one."""
+        """Save the writes of a removed log, unless another program may have started a new log."""
         with self._lock:
             if self._is_saved or named != [self._opened[0], None, None] or self._kept is None:
                 return

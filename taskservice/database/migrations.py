@@ -1,4 +1,4 @@
-"""Brings the database up to date with Alembic, one process at a time."""
+"""Migrates the database with Alembic, one process at a time."""
 
 import logging
 import time
@@ -24,7 +24,7 @@ MIGRATION_SECONDS = 60
 # The PostgreSQL advisory lock that lets one process at a time migrate; the number is arbitrary.
 _ADVISORY_LOCK = 0x7461736B
 _LOCK_NOT_AVAILABLE = "55P03"
-# The table that a database has until `db copy` has filled it.
+# The table that marks a database until `db copy` has filled it.
 COPY_PROGRESS = "copy_progress"
 
 
@@ -93,7 +93,7 @@ def reason(error: Exception, file: Path | None = None) -> str:
     """A database error in one line; with SQLite's `file`, it also mentions a full disk."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     if getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
-        return f"another program has kept it locked for {MIGRATION_SECONDS} s"
+        return f"another program has locked it for {MIGRATION_SECONDS} s"
     text = str(cause).strip().partition("\n")[0]
     return text + full_disk(file) if file else text
 
@@ -156,7 +156,7 @@ def _run(connection: Connection, target: str, step_log: _StepLog) -> None:
     config = Config()
     # Alembic treats a single % as a reference to another option.
     config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
-    # In the transaction that is already open: all migrations take effect, or none.
+    # All migrations run in the open transaction, so that all take effect, or none.
     config.attributes["connection"] = connection
     config.attributes["step_log"] = step_log
     command.upgrade(config, target)
@@ -180,7 +180,7 @@ def _check_file(path: Path, may_create: bool) -> None:
         if not may_create and not path.exists():
             raise NoDatabase(path)
         make_folder(path.parent)
-        # It contains secrets; SQLite gives its other files the same mode.
+        # The file contains secrets; SQLite gives its other files the same mode.
         path.touch(mode=0o600)
         with open_regular(path) as file:
             magic = file.read(16)

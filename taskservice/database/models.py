@@ -50,7 +50,7 @@ class User(Model):
 
 
 class CallbackSecret(Model):
-    """A secret that signs a user's webhooks; the newest is current, older ones sign for a day."""
+    """A secret that signs a user's webhooks; a replaced one also signs for another day."""
 
     __tablename__ = "callback_secrets"
 
@@ -66,7 +66,7 @@ IS_MUTED = text("muted_until IS NOT NULL")
 
 
 class Agent(Model):
-    """A program that runs tasks; its user chose its id."""
+    """A named program or workflow, whose executions are tasks; its user chose its ID."""
 
     __tablename__ = "agents"
     __table_args__ = (
@@ -84,26 +84,26 @@ class Agent(Model):
     # JSON text, returned as it was stored.
     input_schema: Mapped[str] = mapped_column(server_default=INPUT_SCHEMA)
     annotations: Mapped[str] = mapped_column(server_default=ANNOTATIONS)
-    # Whether the agent is an MCP tool; null: while a worker was seen. And since when, if that is
-    # not `created_at`.
+    # Whether the agent is an MCP tool; null: while a worker was seen. `tool_since` is null if it
+    # has been one since `created_at`.
     tool: Mapped[bool | None]
     tool_since: Mapped[str | None] = mapped_column(Timestamp)
-    # `ok` or `broken` by its last task that ended, since when, and how many failed in a row.
+    # `ok` or `broken` by its last ended task, the start of this state, and the failures in a row.
     state: Mapped[str | None]
     state_since: Mapped[str | None] = mapped_column(Timestamp)
     failures: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    # The ids of the hooks that were told that it is broken, as a JSON array.
+    # The IDs of the hooks that were notified that it is broken, as a JSON array.
     told_hooks: Mapped[str] = mapped_column(server_default="[]")
     # The last claim by a worker, to the minute.
     worker_seen_at: Mapped[str | None] = mapped_column(Timestamp)
-    # JSON text of the expected runs; when the next one is due, when the agent is late without it,
-    # and since when it is late.
+    # JSON text of the expected runs; when the next one is due, when the agent becomes late without
+    # it, and since when it is late.
     expect: Mapped[str | None]
     due_at: Mapped[str | None] = mapped_column(Timestamp)
     late_at: Mapped[str | None] = mapped_column(Timestamp)
     late_since: Mapped[str | None] = mapped_column(Timestamp)
-    # Until when no message for people tells of it, since when, and the name of the key that muted
-    # it; null while it is not muted.
+    # The end and the start of the mute, and the name of the key that muted it; null while it is not
+    # muted.
     muted_until: Mapped[str | None] = mapped_column(Timestamp)
     muted_at: Mapped[str | None] = mapped_column(Timestamp)
     muted_by: Mapped[str | None]
@@ -126,7 +126,7 @@ class ApiKey(Model):
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
     agent_id: Mapped[str | None]
     access: Mapped[str] = mapped_column(server_default=terms.FULL)
-    # Whether it has no text, and signs in the person whom a proxy calls by its name.
+    # Whether the key has no text, and signs in the person whom a proxy calls by its name.
     login: Mapped[bool] = mapped_column(server_default=false())
     name: Mapped[str]
     digest: Mapped[str] = mapped_column(String(64), unique=True)
@@ -159,7 +159,7 @@ def _json_object(column: str) -> tuple[CheckConstraint, CheckConstraint]:
     return sqlite.ddl_if(dialect="sqlite"), postgresql.ddl_if(dialect="postgresql")
 
 
-# Tasks that can time out: after the default timeout, or after a timeout of their own.
+# Tasks that can time out: after the default timeout, or after their own.
 CLAIMED = text("status = 'running' AND claimed_at IS NOT NULL AND timeout IS NULL")
 CLAIMED_WITH_TIMEOUT = text("status = 'running' AND claimed_at IS NOT NULL AND timeout > 0")
 WITH_OLD_LOG = text("finished_at IS NOT NULL AND first_log <= log_count")
@@ -232,7 +232,7 @@ class Task(Model):
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
     agent_id: Mapped[str]
     name: Mapped[str]
-    # The name case-folded: neither database can do that for all scripts.
+    # The case-folded name: neither database can fold the case of all scripts.
     name_folded: Mapped[str]
     status: Mapped[str]
     error_type: Mapped[str | None]
@@ -247,7 +247,7 @@ class Task(Model):
     # A JSON number as text, so that both databases return it as it was sent.
     progress: Mapped[str | None]
     note: Mapped[str | None]
-    # How long the work took, as its agent measured it: a number too.
+    # The duration of the work, as its agent measured it: a number too.
     seconds: Mapped[str | None]
     # Its open questions as a JSON array, oldest first, so that a read needs no other table.
     questions: Mapped[str] = mapped_column(server_default="[]")
@@ -263,12 +263,12 @@ class Task(Model):
     last_heartbeat_at: Mapped[str] = mapped_column(Timestamp)
     # When the task's own timeout expires, unless its agent reports.
     heartbeat_deadline: Mapped[str | None] = mapped_column(Timestamp)
-    # Since when it hangs, and why, as one sentence.
+    # Since when the task hangs, and the reason.
     hanging_since: Mapped[str | None] = mapped_column(Timestamp)
     hanging_reason: Mapped[str | None]
-    # When maintenance looks next whether the claimed task hangs. While it does, this is
-    # `hanging_since` if the next line ends that, and null if no line does; a question, or a changed
-    # `expect` of its agent, makes it due.
+    # When maintenance next checks whether the claimed task hangs. While it hangs, this is
+    # `hanging_since` if a new line ends the state, and null if not; a question, or a changed
+    # `expect` of its agent, makes the check due.
     hang_check_at: Mapped[str | None] = mapped_column(Timestamp)
     finished_at: Mapped[str | None] = mapped_column(Timestamp)
     first_log: Mapped[int] = mapped_column(BigInteger)
@@ -281,7 +281,7 @@ class Task(Model):
     version: Mapped[int] = mapped_column(BigInteger)
     idempotency_key: Mapped[str | None]
     idempotency_digest: Mapped[str | None] = mapped_column(String(64))
-    # The idempotency key of the claim: a repeated claim with this key gets this task again.
+    # The idempotency key of the claim: a repeated claim with this key returns this task.
     claim_key: Mapped[str | None]
 
 
@@ -359,7 +359,7 @@ class Log(Model):
 
 
 class LogChunk(Model):
-    """Lines of a log that arrived together: `count` of them, ending with number `last`."""
+    """Lines of a log that arrived together: `count` lines, of which the last has number `last`."""
 
     __tablename__ = "log_chunks"
     __table_args__ = (CheckConstraint("count BETWEEN 1 AND last", "count"),)
@@ -386,10 +386,10 @@ class LogWriter(Model):
 
 
 class EventStream(Model):
-    """The position of a user's last event; from the first hook on, a user has one."""
+    """The position of a user's last event; created with the user's first hook."""
 
-    # The row is locked by each transaction that makes an event, so that the order of positions is
-    # the order of commits.
+    # Each transaction that records an event locks the row, so that positions are in the order of
+    # commits.
     __tablename__ = "event_streams"
 
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
@@ -397,7 +397,7 @@ class EventStream(Model):
 
 
 class Event(Model):
-    """Something that a hook is told; kept for some days."""
+    """An event that hooks are notified of; stored for some days."""
 
     __tablename__ = "events"
     __table_args__ = (UniqueConstraint("user_id", "position"),)
@@ -411,12 +411,12 @@ class Event(Model):
     task_id: Mapped[str | None] = mapped_column(ForeignKey(Task.id, ondelete="CASCADE"), index=True)
     # Not a foreign key: questions are deleted with their task only.
     question_id: Mapped[str | None] = mapped_column(Identifier)
-    # A JSON object: what is known only when the event is made.
+    # A JSON object with the values at the time of the event.
     details: Mapped[str] = mapped_column(server_default="{}")
 
 
 class Hook(Model):
-    """An address that is told about a user's agents."""
+    """An address that is notified of events of a user's agents."""
 
     __tablename__ = "hooks"
     __table_args__ = (
@@ -437,44 +437,44 @@ class Hook(Model):
     label: Mapped[str | None]
     token: Mapped[str | None]
     answer_links: Mapped[bool]
-    # How many failures in a row it takes until it is told that an agent is broken.
+    # The number of failures in a row after which it is notified that an agent is broken.
     after: Mapped[int] = mapped_column(Integer, server_default="1")
     created_at: Mapped[str] = mapped_column(Timestamp)
     state: Mapped[str]
-    # Why it is off, as one sentence.
+    # The reason why it is off.
     reason: Mapped[str | None]
     # How many deliveries in a row have failed permanently.
     failures: Mapped[int] = mapped_column(Integer, server_default="0")
     last_delivered_at: Mapped[str | None] = mapped_column(Timestamp)
-    # How many attempts have failed since then, since when, and why the last one did.
+    # The number of failed attempts since then, the time of the first, and the error of the last.
     attempt_count: Mapped[int] = mapped_column(Integer, server_default="0")
     failed_since: Mapped[str | None] = mapped_column(Timestamp)
     last_error: Mapped[str | None]
-    # When a hook for people gets its next message, if something is pending for it; for programs
-    # since when all that is pending is due, until it is.
+    # For people: when the next message is sent, if something is pending. For programs: since when
+    # everything pending is due, until each of its deliveries is.
     next_attempt_at: Mapped[str | None] = mapped_column(Timestamp)
-    # Before which time people get no other message; until when what is pending for programs waits
-    # while the hook is off.
+    # For people: the end of the pause after a message. For programs: the time until which pending
+    # deliveries wait while the hook is off.
     quiet_until: Mapped[str | None] = mapped_column(Timestamp)
-    # Its deliveries are removed in batches, and then it.
+    # The deliveries of a deleted hook are removed in batches, then the hook.
     deleted_at: Mapped[str | None] = mapped_column(Timestamp)
 
 
 class HookTest(Model):
-    """A test of a hook in the last minute; it stays if the hook is deleted, since it counts."""
+    """A test of a hook in the last minute; it counts even if the hook is deleted."""
 
     __tablename__ = "hook_tests"
     __table_args__ = (Index(None, "user_id", "at"),)
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
-    # Not a foreign key.
+    # Not a foreign key, since the hook may be deleted.
     hook_id: Mapped[str] = mapped_column(Identifier)
     at: Mapped[str] = mapped_column(Timestamp)
 
 
 class Delivery(Model):
-    """One webhook for a callback or a hook; its id is the `webhook-id` of every attempt."""
+    """One webhook for a callback or a hook; its ID is the `webhook-id` of every attempt."""
 
     __tablename__ = "deliveries"
     __table_args__ = (
@@ -499,20 +499,20 @@ class Delivery(Model):
         partial_index("deliveries_due_of_user", "user_id, next_attempt_at", "state = 'pending'"),
         partial_index("deliveries_leased", "leased_until", "leased_until IS NOT NULL"),
         partial_index("deliveries_in_vain", "state", "state IN ('failed', 'cancelled')"),
-        # For the tasks whose webhook failed: their list, and the last ones.
+        # For the list of tasks whose webhook failed, and for the newest of them.
         partial_index("deliveries_failed", "user_id, created_at, task_id", "state = 'failed'"),
     )
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)
     # Null for the event of a late agent, which has no task.
     task_id: Mapped[str | None] = mapped_column(ForeignKey(Task.id, ondelete="CASCADE"))
-    # The hook that is told, and of which event; both are null for a callback.
+    # The hook and the event that it is notified of; both are null for a callback.
     hook_id: Mapped[str | None] = mapped_column(ForeignKey(Hook.id, ondelete="CASCADE"))
     event_id: Mapped[str | None] = mapped_column(ForeignKey(Event.id, ondelete="CASCADE"))
     # The task's user, copied here for the index.
     user_id: Mapped[str] = mapped_column(Identifier)
     callback_url: Mapped[str]
-    # The host and port of the URL, so that no host delays the others.
+    # The host and port of the URL, so that a slow host does not delay the others.
     host: Mapped[str]
     state: Mapped[str]
     created_at: Mapped[str] = mapped_column(Timestamp)
@@ -525,7 +525,7 @@ class Delivery(Model):
 
 
 class Attempt(Model):
-    """One attempt of a delivery, with its outcome as one sentence."""
+    """One attempt of a delivery, with its outcome as a message."""
 
     __tablename__ = "attempts"
     __table_args__ = (Index(None, "delivery_id", "id"),)
@@ -538,7 +538,7 @@ class Attempt(Model):
     message: Mapped[str]
     # The start of the body of the receiver's response.
     answer: Mapped[str | None]
-    # What people were told, without links.
+    # The message for people, without links.
     text: Mapped[str | None]
 
 
@@ -553,5 +553,5 @@ class ServiceHeartbeat(Model):
     until: Mapped[str] = mapped_column(Timestamp)
 
 
-# Here, so that worker processes share the result.
+# Stored, so that worker processes share the result.
 configure_mappers()

@@ -1,8 +1,8 @@
 """A trigram index for parts of tasks' names: which tasks have which three letters in a row."""
 
-# On PostgreSQL it needs the extension pg_trgm, and names have a table of their own: in an index of
-# `tasks`, each append would add all trigrams of the name again, as it writes a new row version.
-# On SQLite maintenance fills it in batches: alone, adding one name takes a third of the time of a
+# On PostgreSQL it needs the extension pg_trgm, and names have their own table: in an index of
+# `tasks`, each append would add all trigrams of the name again, since it writes a new row version.
+# On SQLite, maintenance fills it in batches: adding a single name takes a third of the time of a
 # request that starts a task; in a batch, a hundredth of that. It covers the tasks up to the row
 # number in `task_names_indexed`. Later tasks, and tasks in `task_names_outdated`, are always
 # candidates. A list checks all candidates: there may be too many, but not too few.
@@ -31,7 +31,7 @@ _DEFINITIONS: tuple[str, ...] = (
     "DROP TABLE IF EXISTS task_names",
     "DROP TABLE IF EXISTS task_names_indexed",
     "DROP TABLE IF EXISTS task_names_outdated",
-    # Without the names themselves, and without the positions of the trigrams in them.
+    # The index contains neither the names nor the positions of their trigrams.
     "CREATE VIRTUAL TABLE task_names USING fts5(name, content='', columnsize=0, detail=none, "
     "tokenize='trigram case_sensitive 1')",
     "CREATE TABLE task_names_indexed (last INTEGER NOT NULL)",

@@ -9,15 +9,15 @@ from typing import Any
 from psycopg import Connection, Error, InternalError, OperationalError
 from psycopg.adapt import Loader
 
-# The seconds that a server has to confirm that it cancelled a statement.
+# The time limit in seconds for a server to confirm that it cancelled a statement.
 CANCEL_SECONDS = 1.0
 
 
 class TimedConnection(Connection[Any]):
     """A connection that is closed when a statement or commit takes over `statement_seconds`.
 
-    It then fails with OperationalError. The statement is cancelled, so that the server does not
-    keep its locks; a commit is not.
+    It then fails with OperationalError. The statement is cancelled, so that the server releases its
+    locks; a commit is not.
     """
 
     # While a commit waits for a standby, a cancel would make it succeed without the standby, and
@@ -25,7 +25,7 @@ class TimedConnection(Connection[Any]):
     #
     # The client measures the time: behind a pooler in transaction mode, `SET statement_timeout`
     # would apply to other clients' transactions, and a transaction for each read would take half as
-    # long again. Nor would a server respond in time whose processes are stopped.
+    # long again. A server whose processes are stopped would not respond in time either.
     statement_seconds = inf
     _is_committing = False
 
@@ -46,7 +46,7 @@ class TimedConnection(Connection[Any]):
             raise OperationalError("the server has ended the connection") from error
 
     def _within_limit(self, steps: Any) -> Generator[Any, Any, Any]:
-        """Pass on psycopg's steps, which come at least every tenth of a second."""
+        """Forward psycopg's steps, which occur at least every tenth of a second."""
         until = time.monotonic() + self.statement_seconds
         try:
             step = next(steps)

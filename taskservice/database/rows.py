@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from taskservice.database import models
 
     class _Row:
-        """A named tuple, or a namespace with the same names: some columns, and what is added."""
+        """A named tuple, or a namespace with the same names: columns, and additional values."""
 
         def _asdict(self) -> dict[str, Any]: ...
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     class KeyRow(models.ApiKey, _Row):
         user_name: str
-        # Only of a link, which acts as a key.
+        # Only for a link, which acts as a key.
         task_id: str
 
     class LinkRow(models.Link, _Row): ...

@@ -100,7 +100,7 @@ def read_one(statement: Any, /, **values: Any) -> Any | None:
 def in_pages(
     rows: AnySelect, order: Sequence[Any], count: int, values: Mapping[str, Any] | None = None
 ) -> Iterator[Sequence[Any]]:
-    """All rows in the order of these columns, which they have; `count` at a time, each a read."""
+    """All rows, sorted by these of their columns, in separate reads of `count` rows."""
     page = rows.order_by(None).order_by(*order).limit(count)
     after = page
     while page_rows := read_all(after, **(values or {})):
@@ -117,7 +117,7 @@ def share_reading() -> None:
 
 
 def end_shared_reading(error: BaseException | None = None) -> None:
-    """Release the shared connection, before anything that may take long."""
+    """Release the shared connection, before an operation that may take long."""
     shared: SharedReading | None = g.pop("reading", None)
     if shared is not None:
         shared.end(error)

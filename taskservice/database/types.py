@@ -120,12 +120,12 @@ class database_now(_Function):
 
 
 def time_from_now(seconds: Any = 0.0) -> Any:
-    """The same for comparisons, computed once, so that PostgreSQL can use an index."""
+    """Like `database_now`, but computed once, so that PostgreSQL can use an index to compare."""
     return select(database_now(seconds)).scalar_subquery()
 
 
 def _function(kind: TypeEngine[Any], sqlite: str, postgresql: str) -> type[_Function]:
-    """A class of its own: SQLAlchemy keeps compiled statements by the classes of their parts."""
+    """A separate class, since SQLAlchemy caches compiled statements by the parts' classes."""
     attributes = {"inherit_cache": True, "type": kind, "sqlite": sqlite, "postgresql": postgresql}
     return type("_Function", (_Function,), attributes)
 
@@ -161,7 +161,7 @@ _time_text = _function(Text(), "{0}", """to_char({0}, 'YYYY-MM-DD"T"HH24:MI:SS.M
 
 
 def api_text(column: Any) -> _Function:
-    """SQL for an id or a time as the API writes it."""
+    """SQL for an ID or a time as the API writes it."""
     return _id_text(column) if isinstance(column.type, _Identifier) else _time_text(column)
 
 

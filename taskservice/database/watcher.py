@@ -18,7 +18,7 @@ from taskservice.database.transactions import reading
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
-# Added for each watching thread: after a change all of them read, which delays others.
+# Added for each watching thread: after a change all of them read, which delays other requests.
 POLL_SECONDS_EACH = 0.001
 # The pause after a failed poll.
 PAUSE_SECONDS = 5.0
@@ -50,7 +50,7 @@ class Watcher:
         self._changed = threading.Condition()
         self._watching = 0
         self._thread: threading.Thread | None = None
-        # How many polls have found a change.
+        # The number of polls that found a change.
         self.changes = 0
         resources.on_stop(self.wake)
 
@@ -83,7 +83,7 @@ class Watcher:
         while self._is_wanted():
             try:
                 with self._engine.connect() as connection:
-                    # It is held for long, so it must not use up a connection of the pool.
+                    # It is used for long, so it must not reduce the connections of the pool.
                     connection.detach()
                     self._poll(connection)
             except Exception as error:
@@ -113,7 +113,7 @@ class Watcher:
 
 @dataclass(eq=False)
 class WaitSlot:
-    """A slot that a user's stream or wait holds; once `is_over`, another one has it."""
+    """A slot that a user's stream or wait holds; once `is_over`, another one holds it."""
 
     user_id: str
     is_stream: bool = False
@@ -128,7 +128,7 @@ class WaitSlots:
     One user may hold all slots while no other user wants one. If none is free, a user with fewer
     slots gets one from the user with the most, and a stream gets one from a wait of its own user:
     a wait that ends early is just repeated. The oldest wait loses its slot, or the oldest stream
-    if there is no wait. `wake` makes the loser notice. Viewers of links hold at most a quarter of
+    if there is no wait. `wake` notifies the loser. Viewers of links hold at most a quarter of
     the slots, at least one. They share these in the same way, by user and then by link, and take
     none from others.
     """
@@ -181,7 +181,7 @@ def _of_most(
     """The slots of the owner with the most; none if the owner of `new_slot` has about as many."""
     counts = Counter(map(owner, slots))
     most = max(counts.values(), default=0)
-    # Otherwise two owners would keep taking the last slot from each other.
+    # Otherwise two owners would take the last slot from each other repeatedly.
     if most <= counts[owner(new_slot)] + 1:
         return []
     return [slot for slot in slots if counts[owner(slot)] == most]

@@ -24,19 +24,19 @@ BLOCKED_SECONDS = 0.5
 class WriterQueue:
     """The queue of all threads and processes that want to write to one SQLite file.
 
-    With SQLite's own waiting, a writer sleeps and retries, and others can overtake it for seconds.
+    In SQLite's own wait, a writer sleeps and retries, and others can overtake it for seconds.
     Here threads wait for a lock, and the process whose turn it is holds a lock on a file. A write
     mostly waits for its commit, so a writer leaves its transaction open for a writer that waits
     already; the last one commits for all of them, and each gets the outcome of this commit.
 
-    While another process keeps the database locked, at most half of the `threads` of this process
-    wait for it, so that the others can read.
+    While another process locks the database, at most half of the `threads` of this process wait for
+    it, so that the others can read.
     """
 
     def __init__(self, database: str | None, threads: int = 16) -> None:
         self._path = f"{database}-writers"
         self._threads = threading.Lock()
-        # Guards the two below.
+        # Guards the next two attributes.
         self._lock = threading.Lock()
         self._waiting = 0
         self._left_open: _Group | None = None
@@ -46,7 +46,7 @@ class WriterQueue:
 
     @contextmanager
     def turn(self, seconds: float) -> Iterator[None]:
-        """Hold the turn to write; raises OperationalError if it does not come within `seconds`."""
+        """Hold the turn to write; raises OperationalError if that takes over `seconds`."""
         until = time.monotonic() + seconds
         group = self._acquire(seconds)
         try:
@@ -63,7 +63,7 @@ class WriterQueue:
 
     @contextmanager
     def transaction(self, connections: KeptConnections, seconds: float) -> Iterator[Connection]:
-        """A connection in a write transaction. Raises OperationalError if late."""
+        """A connection in a write transaction. Raises OperationalError after `seconds`."""
         until = time.monotonic() + seconds
         group = self._acquire(seconds)
         try:
@@ -87,7 +87,7 @@ class WriterQueue:
         has_turn = self._await_turn(seconds)
         with self._lock:
             self._waiting -= 1
-            # The group may have been left open for this very thread.
+            # The previous writer may have left its group open for this thread.
             if not has_turn and not self._threads.acquire(blocking=False):
                 error = TimeoutError("other writers took too long")
                 raise OperationalError("BEGIN IMMEDIATE", None, error)
@@ -95,7 +95,7 @@ class WriterQueue:
             return group
 
     def _await_turn(self, seconds: float) -> bool:
-        """Wait for the turn of this thread; gives up early if too many threads wait in vain."""
+        """Wait for the turn of this thread; false at once if too many threads wait already."""
         if not self._is_blocked():
             soon = min(seconds, 2 * BLOCKED_SECONDS)
             if self._threads.acquire(timeout=soon):
@@ -120,7 +120,7 @@ class WriterQueue:
             self._attempt_began = math.inf
 
     def _is_blocked(self) -> bool:
-        """Whether another process has kept the database locked for a while."""
+        """Whether another process has locked the database for more than BLOCKED_SECONDS."""
         return time.monotonic() - self._attempt_began > BLOCKED_SECONDS
 
     def _leave(self, group: "_Group") -> None:
@@ -183,7 +183,7 @@ class _Group:
             raise
 
     def end(self) -> None:
-        """Commit, and tell all writers the outcome."""
+        """Commit, and report the outcome to all writers."""
         try:
             try:
                 if self._is_sound:
@@ -216,6 +216,6 @@ class _Group:
         """Return when everything is committed; raises OperationalError if the commit failed."""
         self._ended.wait()
         if self._error is not None:
-            # Each writer gets an error of its own, since several threads raise it.
+            # Each writer gets its own error, since several threads raise it.
             cause = getattr(self._error, "orig", None) or self._error
             raise OperationalError("COMMIT", None, cause) from self._error

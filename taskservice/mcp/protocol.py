@@ -44,7 +44,7 @@ NAMED_BY |= dict.fromkeys(("tasks/get", "tasks/update", "tasks/cancel"), "taskId
 
 
 class Call(NamedTuple):
-    """A request, or without an id a notification, which gets no response."""
+    """A request, or without an ID a notification, which gets no response."""
 
     method: str
     params: dict[str, Any]

@@ -43,7 +43,7 @@ _answer_schema = AnswerQuestionSchema()
 
 
 def as_forms(questions: list[dict[str, Any]]) -> dict[str, Any]:
-    """Id of a question -> the form that a client shows for it (elicitation)."""
+    """The ID of a question -> the form that a client shows for it (elicitation)."""
     return {
         question["id"]: {
             "method": "elicitation/create",
@@ -64,9 +64,9 @@ def answer(task_id: str, question_id: str, fields: dict[str, Any]) -> QuestionRo
 
 
 def answer_forms(task_id: str, responses: Any) -> set[str]:
-    """Answer the questions of a task by id; returns those whose form was closed unanswered.
+    """Answer the questions of a task by ID; returns those whose form was closed unanswered.
 
-    Ids that the task does not have are ignored. Raises 404, and 422 if some answers are rejected:
+    IDs that the task does not have are ignored. Raises 404, and 422 if some answers are rejected:
     the others are accepted nevertheless.
     """
     if not isinstance(responses, dict):

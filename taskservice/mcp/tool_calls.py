@@ -44,18 +44,18 @@ Result = dict[str, Any]
 
 # Clients send all tools to their model with each request; `start_task` starts the other agents.
 MAX_AGENTS = 64
-# Maximum number of other agents whose ids are listed.
+# Maximum number of other agents whose IDs are listed.
 MAX_OTHERS = 64
 MAX_NAME = 40
 # The characters of a digest in a name, with the `_` before it; and of what stands before them.
 DIGEST = 7
 BEGINNING = MAX_NAME - DIGEST
-# The characters of an id that a name can't have.
+# The characters of an ID that a name can't have.
 _INVALID = re.compile("[^a-z0-9_]")
 
 
 def _names(agents: Sequence[AgentRow]) -> dict[str, str]:
-    """The id of each of these agents -> the name of its tool, if it has one.
+    """The ID of each of these agents -> the name of its tool, if it has one.
 
     Agents that are not listed have names too, or a name could pass to another agent, which a client
     with cached tools, or a prompt, would start. A name that two agents could have, with or without

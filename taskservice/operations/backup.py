@@ -18,7 +18,7 @@ from taskservice.database.migrations import DatabaseError
 from taskservice.database.writer_queue import WriterQueue
 from taskservice.operations import database_check
 
-# The size of the steps between which a check or a backup can be interrupted.
+# A check or a backup can be interrupted between steps of this size.
 STEP_INSTRUCTIONS = 100_000
 STEP_PAGES = 1_000
 
@@ -49,10 +49,10 @@ def _draft_of(target: Path) -> Iterator[Path]:
 
 
 def _verified(file: Path) -> str:
-    """The revision of a file that nobody changes; raises DatabaseError if it is damaged."""
+    """The revision of a file that no program changes; raises DatabaseError if it is damaged."""
 
     def connect() -> Any:
-        # Immutable, so that SQLite creates no other files.
+        # Opened as immutable, so that SQLite creates no other files.
         connection = sqlite3.connect(files.sqlite_uri(file, "mode=ro&immutable=1"), uri=True)
         # So that Python handles signals during the check.
         connection.set_progress_handler(lambda: 0, STEP_INSTRUCTIONS)
@@ -80,7 +80,7 @@ def backup(database: Path, secret_key: Path, target: Path, replace: bool = False
     BackupError, with nothing changed.
     """
     with _one_line_errors("backup", database):
-        # A symbolic link is kept, and the file that it points to is written.
+        # A symbolic link is preserved: the file that it points to is written.
         target = Path(os.path.realpath(target))
         _check(database, secret_key, target, replace)
         with _draft_of(target) as draft:
@@ -134,7 +134,7 @@ def restore(address: URL, backup: Path, replace: bool = False) -> Path | None:
     old one, None if there was none. Raises BackupError, with nothing changed, if the backup is
     damaged, the database is in use, or it exists and `replace` is false.
     """
-    # A symbolic link is kept, and the file that it points to is replaced.
+    # A symbolic link is preserved: the file that it points to is replaced.
     database = Path(os.path.realpath(address.database or ""))
     with _one_line_errors("restore", database):
         files.make_folder(database.parent)
@@ -160,7 +160,7 @@ def _check_restore(database: Path, backup: Path, replace: bool) -> None:
             raise BackupError(f"{file} is not a regular file")
         # On a full disk a command leaves an empty file.
         if not replace and file.stat().st_size:
-            raise BackupError(f"{file} exists; --force replaces it and keeps the old one")
+            raise BackupError(f"{file} exists; --force replaces it and saves the old one")
 
 
 def _existing_files(database: Path) -> list[Path]:
@@ -197,7 +197,7 @@ def _closed(database: Path) -> Iterator[None]:
     with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
         connection.isolation_level = None
         try:
-            # Write the log into the database, so that it is one file, and keep the lock on it.
+            # Write the log into the database, so that it is one file, which remains locked.
             connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
@@ -205,7 +205,7 @@ def _closed(database: Path) -> Iterator[None]:
                 raise
             raise BackupError(f"{database} {_IN_USE}") from None
         except sqlite3.DatabaseError:
-            pass  # A damaged database is kept unchanged, with its log.
+            pass  # A damaged database is saved unchanged, with its log.
         yield
 
 

@@ -64,7 +64,7 @@ def findings(config: Config) -> Iterator[Finding]:
 
 
 def sqlite_version(version: tuple[int, int, int]) -> Verdict:
-    """Whether this version of SQLite has the rare bug with several connections."""
+    """The verdict on a version of SQLite, which can have a rare bug with several connections."""
     shown = f"SQLite {'.'.join(map(str, version))}"
     fixed = {release[:2]: release for release in FIXED_VERSIONS}
     if version >= fixed.get(version[:2], FIXED_VERSIONS[0]):

@@ -75,7 +75,7 @@ def _check_addresses(source: URL, target: URL) -> None:
 
 
 def _in_use(address: URL) -> DatabaseError:
-    # On PostgreSQL it is known when a process last served the database, not whether one does now.
+    # On PostgreSQL, only the time at which a process last served the database is known.
     wait = "" if sqlite_file(address) else f", and wait for {MAX_AGE_SECONDS:.0f} s"
     return DatabaseError(
         f"{shown(address)} is in use: stop the service, and every other command, first{wait}"

@@ -40,7 +40,7 @@ MAX_GAP_SECONDS = 60.0
 
 
 def seconds_ago(parameter: str) -> database_now:
-    """SQL for the time that is as many seconds ago as the parameter has."""
+    """SQL for the time that was a number of seconds ago, which the parameter contains."""
     return database_now(-sa.bindparam(parameter, type_=sa.Float()))
 
 
@@ -95,8 +95,8 @@ _READ_ONLY = sa.text("SELECT current_setting('transaction_read_only') = 'on'")
 _REVISION = sa.text("SELECT version_num FROM alembic_version")
 # Each fails if its table is locked, or if the table or a column is missing or can't be read.
 _ALL_COLUMNS = [sa.select(*table.columns).where(sa.false()) for table in db.metadata.sorted_tables]
-# Each count reads an index, and all but two of them a small part of it: with a million tasks and
-# a million deliveries this takes 50 ms, where GROUP BY takes a second.
+# Each count reads an index, and all but two counts a small part of it: with a million tasks and a
+# million deliveries this takes 50 ms, where GROUP BY takes a second.
 _COUNTS = sa.text("""
     SELECT (SELECT count(*) FROM tasks) AS tasks,
         (SELECT coalesce(sum((
@@ -200,7 +200,7 @@ def require_usable() -> None:
 
 
 def database_metrics() -> list[str]:
-    """Whether the database can be read and written, and metrics of what can be read of it."""
+    """Metrics of the database: whether it can be used, and its contents if they can be read."""
     contents: list[str] = []
     try:
         contents = resources.find(Probes).metrics.result(METRICS_SECONDS)

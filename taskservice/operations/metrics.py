@@ -32,7 +32,7 @@ _BUCKETS = len(BOUNDS) + 1
 _RECORD = _LABELS + _BUCKETS + 1
 # The start of a slot: how many records it has, and how many streams and waits are open.
 _HEAD = 2
-# The extra record is never read: it takes the counts when no record is free.
+# The extra record is never read: it receives the counts when no record is free.
 _SLOT = _HEAD + (RECORDS + 1) * _RECORD
 
 
@@ -90,11 +90,11 @@ class RequestCounts:
         self.use_free_slot(())
 
     def use_free_slot(self, taken: Collection[int]) -> int:
-        """Use a free slot from now on, and return it; living processes have the slots `taken`."""
+        """Use a free slot from now on, and return it; living processes use the slots `taken`."""
         slot = next(slot for slot in range(SLOTS + 1) if slot not in taken or slot == SLOTS)
         self._start = slot * _SLOT
         self._offsets = dict(self._records(self._start))
-        # The waits of a process that died ended with it.
+        # The waits of a dead process have ended.
         self._words[self._start + 1] = 0
         return slot
 
@@ -107,7 +107,7 @@ class RequestCounts:
             self._words[offset + _BUCKETS] += int(seconds * 1_000_000)
 
     def add_wait(self, change: int) -> None:
-        """Count a stream or wait that begins (1) or ends (-1)."""
+        """Count a stream or wait at its start (1) and at its end (-1)."""
         with self._lock:
             self._words[self._start + 1] += change
 
@@ -123,7 +123,7 @@ class RequestCounts:
                 requests[labels] += sum(numbers[:_BUCKETS])
                 before = durations.get(labels[0], [0] * len(numbers))
                 durations[labels[0]] = list(map(add, before, numbers))
-        # The duration of requests without a route means nothing.
+        # The duration of requests without a route is meaningless.
         durations.pop(OTHER, None)
         counts = {
             f'{{route="{route}",method="{method}",status="{status}"}}': count

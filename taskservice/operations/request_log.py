@@ -1,4 +1,4 @@
-"""Gives each request an id, a line in the log, and a count in the metrics."""
+"""Gives each request an ID, a line in the log, and a count in the metrics."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from taskservice.terminal import escaped, escaped_lines
 logger = logging.getLogger("taskservice.request")
 
 _SECRET = re.compile(r"(tsk_[a-z]+_|whsec_|/answer/|/shared/|/sign-in/)[0-9A-Za-z+/=_%-]+")
-# Text that could be read as more than one value, or as a value with its name.
+# Text that could be mistaken for several values, or for a value with its name.
 _AMBIGUOUS = re.compile(r"""[\s="\\]|^$""")
 
 
@@ -82,7 +82,7 @@ def configure_logging(level: str, form: str, *others: str) -> None:
 
 
 def log_extra(headers: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
-    """The `extra` for a log line outside of a request, with the id in the headers, or a new one."""
+    """The `extra` for a log line outside of a request, with the ID in the headers, or a new one."""
     named = (value for name, value in headers if name.lower() == "x-request-id")
     return {"details": {"requestId": request_id(next(named, ""))}}
 
@@ -102,7 +102,7 @@ def _end(response: Response) -> Response:
     response.headers.add("X-Request-Id", this.id)
     seconds = time.perf_counter() - this.began
     metrics.requests.add(rule.rule if rule else None, method, response.status_code, seconds)
-    # An open page and an idle worker poll every few seconds, and mostly get these.
+    # An open page and an idle worker poll every few seconds, and mostly get these statuses.
     level = logging.DEBUG if response.status_code in (204, 304) else logging.INFO
     if logger.isEnabledFor(level):
         details: dict[str, Any] = {"status": response.status_code, "ms": round(seconds * 1000, 1)}

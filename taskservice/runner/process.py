@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 
 class FoundProcess(NamedTuple):
-    """A running process; `started` distinguishes it from a later one with the same id."""
+    """A running process; `started` distinguishes it from a later process with the same ID."""
 
     parent: int
     group: int
@@ -25,7 +25,7 @@ class FoundProcess(NamedTuple):
 
 
 def processes() -> dict[int, FoundProcess]:
-    """All processes of this machine except zombies, by id."""
+    """All processes of this machine except zombies, by ID."""
     return dict(_from_proc() if Path("/proc/self/stat").exists() else _from_ps())
 
 
@@ -37,7 +37,7 @@ def _from_proc() -> Iterator[tuple[int, FoundProcess]]:
             text = Path("/proc", name, "stat").read_text(errors="replace")
         except OSError:  # it has just ended
             continue
-        # The name before, in brackets, may contain brackets and spaces.
+        # The fields follow the name, which is in brackets and may contain brackets and spaces.
         state, parent, group, *rest = text.rpartition(")")[2].split()
         if state not in "ZX":
             yield int(name), FoundProcess(int(parent), int(group), rest[16], state in "Tt")
@@ -52,13 +52,13 @@ def _from_ps() -> Iterator[tuple[int, FoundProcess]]:
             yield int(pid), FoundProcess(int(parent), int(group), started, state[0] in "Tt")
 
 
-# For Ctrl-C and the like, a terminal sends these to all of its foreground processes.
+# Signals that a terminal sends to all of its foreground processes, for example for Ctrl-C.
 _TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 # Signals whose meaning each program defines; macOS has none.
 REAL_TIME = range(getattr(signal, "SIGRTMIN", 0), getattr(signal, "SIGRTMAX", -1) + 1)
-# Sent only to the program: they kill a process that does not handle them.
+# These are sent to the program only, since they kill a process that does not handle them.
 PROGRAM_ONLY = (signal.SIGUSR1, signal.SIGUSR2, *REAL_TIME)
-# Python ignores these, and a child inherits that.
+# Python ignores these signals; a child would inherit that.
 RESET_TO_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
 JOIN_SECONDS = 0.2  # how often signal handlers can run while a thread is waited for
 _POLL_SECONDS = 0.02  # how often to check for the program's end, if the system does not signal it
@@ -68,8 +68,9 @@ _KILL_SECONDS = 2.0  # how long the kernel can take to end a process after SIGKI
 class Process:
     """A running program.
 
-    At a terminal it stays in our process group, so that it can read from the terminal and
-    receives Ctrl-C as usual; else it gets its own group. Signals go to its descendants too.
+    At a terminal it remains in our process group, so that it can read from the terminal and
+    receives Ctrl-C as usual; otherwise it gets its own group. Signals are sent to its descendants
+    too.
     """
 
     def __init__(
@@ -86,10 +87,11 @@ class Process:
         moves += [(os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
         options: dict[str, Any] = {"setpgroup": os.getpgrp() if self.at_terminal else 0}
         if stdin is not None:
-            # In the background of our terminal it would be stopped when it reads from the terminal.
+            # A new session: a process in the background of our terminal is stopped when it reads
+            # from it.
             options = {"setsid": True}
         self.id = _spawn(list(command), dict(environment), file_actions=moves, **options)
-        self._seen: dict[int, FoundProcess] = {}  # what `_members` last found
+        self._seen: dict[int, FoundProcess] = {}  # the last result of `_members`
         # A signal handler that interrupts `wait` can call `send_signal`.
         self._lock = threading.RLock()
         self.has_ended = False
@@ -100,10 +102,11 @@ class Process:
         """Wait until it ends; returns the exit status, or minus the signal that killed it."""
         ended, poll, seconds = 0, select.poll(), _POLL_SECONDS
         with ExitStack() as opened:
-            with suppress(AttributeError, OSError):  # not on each system
+            with suppress(AttributeError, OSError):  # Linux only
                 file = os.pidfd_open(self.id)
                 opened.callback(os.close, file)
-                # Unlike `select`, it takes any file number: `work --parallel` can open many files.
+                # Unlike `select`, `poll` takes any file number: `work --parallel` can open many
+                # files.
                 poll.register(file, select.POLLIN)
                 seconds = JOIN_SECONDS
             while not ended:
@@ -126,7 +129,7 @@ class Process:
     def send_signal(self, number: int, is_from_terminal: bool = False) -> None:
         """Send it a signal, unless it has ended or got the same signal from the terminal."""
         is_for_both = is_from_terminal and self.at_terminal and number in _TERMINAL_SIGNALS
-        # None: the terminal has just hung up.
+        # None if the terminal was just closed.
         if is_for_both and _foreground_group() in (os.getpgrp(), None):
             return
         with self._lock:
@@ -138,7 +141,7 @@ class Process:
                 self._signal_all(number)
             else:
                 _kill([-self.id], number)
-                # A paused program gets these only when it continues.
+                # A paused program receives these signals only when it continues.
                 if number in (signal.SIGTERM, signal.SIGHUP):
                     _kill([-self.id], signal.SIGCONT)
 
@@ -161,23 +164,23 @@ class Process:
             self._killed_at = time.monotonic()
 
     def _signal_all(self, number: int) -> None:
-        """Send a signal to each process of the program, and to none that starts later."""
+        """Send a signal to each process of the program, but to no process that starts later."""
         with self._lock:
             if self.has_ended:
                 return
             self._pause()
             ids = list(self._seen)
             if not self.at_terminal:
-                # The group in one call, which a process that is just being created can't miss.
+                # One call signals the whole group, also a process that is just being created.
                 ids = [-self.id, *(pid for pid in ids if self._seen[pid].group != self.id)]
             _kill(ids, number)
             _kill(ids, signal.SIGCONT)
 
     def _pause(self) -> None:
-        """Pause all processes, so that none starts one between the listing and the signal."""
+        """Pause all processes, so that they start no others between the listing and the signal."""
         signalled, were_paused = set[int](), False
-        # Before it is paused, each can still start another one: list until none is new.
-        # Some are never paused: another user's, and one in vfork that waits for its child.
+        # Until it is paused, a process can start others: list them again until none is new. Some
+        # can't be paused: another user's processes, and one in vfork that waits for its child.
         for _ in range(50):
             new = self._members() - signalled
             if were_paused and not new:
@@ -188,7 +191,7 @@ class Process:
             time.sleep(0.01)
 
     def _members(self) -> set[int]:
-        """The ids of the program, its group, and its descendants, also after a parent has ended."""
+        """The IDs of the program, its group, and its descendants, also after a parent has ended."""
         running = processes()
         ids = {
             pid
@@ -204,9 +207,9 @@ class Process:
 
 
 def _spawn(command: list[str], environment: dict[str, str], **options: Any) -> int:
-    # We block signals and wait for them; the program must not inherit that.
+    # Our threads block signals; the program must not inherit that.
     options |= {"setsigmask": (), "setsigdef": RESET_TO_DEFAULT}
-    if not command[0]:  # to posix_spawn, a wrong argument
+    if not command[0]:  # posix_spawn would report a wrong argument
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     try:
         return os.posix_spawnp(command[0], command, environment, **options)
@@ -219,9 +222,9 @@ def _spawn(command: list[str], environment: dict[str, str], **options: Any) -> i
 
 
 def _kill(ids: Iterable[int], number: int) -> None:
-    """Send a signal to processes, or to groups by their negative ids."""
+    """Send a signal to processes, or to groups by their negative IDs."""
     for process_id in ids:
-        # It may have just ended, or have become another user's.
+        # The process may have just ended, or have become another user's.
         with suppress(ProcessLookupError, PermissionError):
             os.kill(process_id, number)
 
@@ -236,7 +239,7 @@ def _foreground_group() -> int | None:
 
 
 def describe(status: int, received: Sequence[int]) -> str:
-    """The exit of a failed program, in one sentence."""
+    """How a program failed, as the message of an error."""
     killed = f"Killed by signal {-status} ({signal_name(-status)})"
     text = killed if status < 0 else f"Exit status {status}"
     others = [signal_name(number) for number in received if number != -status]
@@ -247,7 +250,7 @@ def signal_name(number: int) -> str:
     return next((known.name for known in signal.Signals if known == number), f"signal {number}")
 
 
-# Each signal that by default ends a process, except those that a process raises by its own fault.
+# Each signal that ends a process by default, except those for faults of the process itself.
 _ENDING = (
     "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2",
     "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGXCPU", "SIGIO", "SIGPWR", "SIGSTKFLT",
@@ -258,13 +261,13 @@ FORWARDED = (*(getattr(signal, name) for name in _ENDING if hasattr(signal, name
 def forward_signals(forward: Callable[[int, bool], None]) -> None:
     """Call `forward` with the number of each signal, and whether it came from the terminal.
 
-    What was ignored stays so, as with nohup. Call this before other threads start.
+    Signals that were ignored remain ignored, as with nohup. Call this before other threads start.
     """
-    # If our parent ignores SIGCHLD, so do we, and then the kernel discards exit statuses.
+    # A parent that ignores SIGCHLD makes us ignore it; then the kernel discards exit statuses.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     numbers = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
     if not hasattr(signal, "sigwaitinfo"):
-        # On macOS: treat each signal as the terminal's.
+        # On macOS the sender is unknown: treat each signal as the terminal's.
         for number in numbers:
             signal.signal(number, lambda received, frame: forward(received, True))
         return

@@ -35,7 +35,7 @@ class Masker:
         self.longest = len(self._secrets[0]) if secrets else 0
 
     def mask(self, text: bytes) -> bytes:
-        """The text with each secret replaced; its line feeds stay."""
+        """The text with each secret replaced, but not its line feeds."""
         for secret in self._secrets:
             text = text.replace(secret, b"***")
         return text
@@ -117,7 +117,7 @@ class LineSplitter:
         if text.endswith(b"\r\n"):
             text = text.replace(b"\r\n", b"\n")  # fast if all lines end like this
         if b"\r" in text:
-            # A progress bar draws its line repeatedly: store the last one.
+            # A progress bar draws its line repeatedly: store the last version.
             lines = text.split(b"\n")
             text = b"\n".join([line.rstrip(b"\r").rpartition(b"\r")[2] for line in lines])
         # Before truncation, which could leave the first part of a secret.
@@ -125,9 +125,9 @@ class LineSplitter:
 
 
 def last_line(text: bytes) -> bytes:
-    """The text from its last line that is not empty on; of a very long one only the end."""
+    """The text from the start of its last line that is not empty; only the end of a long line."""
     printed = text.rstrip()
-    # A progress bar that draws its line for hours would make each block slow.
+    # A progress bar that extends its line for hours would make each block slow.
     start = max(printed.rfind(b"\n"), printed.rfind(b"\r")) + 1
     return text[max(start, len(text) - 2 * MAX_OBJECT) :]
 
@@ -135,7 +135,7 @@ def last_line(text: bytes) -> bytes:
 def open_terminal() -> tuple[int, int]:
     """The ends of a pseudo-terminal, as of a pipe; as wide as our terminal. Raises OSError."""
     reader, writer = os.openpty()
-    # The text stays as it was printed: our own terminal converts the line ends.
+    # The text is not changed: our own terminal converts the line ends.
     attributes = termios.tcgetattr(writer)
     attributes[1] &= ~termios.OPOST
     termios.tcsetattr(writer, termios.TCSANOW, attributes)
@@ -150,16 +150,16 @@ def copy_size(terminal: int) -> None:
         with contextlib.suppress(OSError):
             sizes.append(os.get_terminal_size(descriptor))
     columns, lines = next(size for size in reversed(sizes) if all(size))
-    with contextlib.suppress(OSError, termios.error):  # it may have been closed
+    with contextlib.suppress(OSError, termios.error):  # the terminal may have been closed
         termios.tcsetwinsize(terminal, (lines, columns))
 
 
-MAX_BUFFER_BYTES = 16 * 1024 * 1024  # with more, the program waits, as with a pipe
+MAX_BUFFER_BYTES = 16 * 1024 * 1024  # with more unread bytes, the program waits, as with a pipe
 SECONDS_AFTER_END = 1.0  # a background process of the program may keep its output open forever
 
 
 class Stream:
-    """A program's pipe or pseudo-terminal, and our own output, whose reader may be slow or end."""
+    """A program's pipe or pseudo-terminal, and our own output, whose reader can be slow or exit."""
 
     def __init__(self, out: int, is_tty: bool) -> None:
         self.reader, self.writer = open_terminal() if is_tty else os.pipe()
@@ -181,7 +181,7 @@ class Stream:
         return self._queued - self._written
 
     def forward_all(self) -> None:
-        """Write the blocks of `forward` as they come, until the last one."""
+        """Write the blocks of `forward` in their order, until the last one."""
         is_open = True
         while block := self._blocks.get():
             rest = memoryview(block)
@@ -200,12 +200,13 @@ class OutputReader:
     """Reads a program's output until it ends, in bounded memory and without delay.
 
     If our stdout and stderr are the same file, as at a terminal, so are the program's, and the log
-    has its lines in exactly their order. Otherwise it has the lines as they arrive.
+    contains its lines in exactly their order. Otherwise it contains them in the order of their
+    arrival.
     """
 
     def __init__(self, store: Callable[[bytes, int], None], masker: Masker, is_tty: bool) -> None:
         """`store` gets whole lines, and when they were read. Raises OSError, with no file open."""
-        self.last_line = b""  # of stdout: it can become the task's output
+        self.last_line = b""  # the last line of stdout, which can become the task's output
         self._store, self._masker = store, masker
         self._has_ended = threading.Event()
         # Held from the read of a block until it is stored, so that no later block overtakes it.
@@ -219,7 +220,7 @@ class OutputReader:
                 os.close(stream.reader)
             self.close_writers()
             raise
-        # What the program writes to.
+        # The descriptors that the program writes to.
         self.stdout, self.stderr = self._streams[0].writer, self._streams[-1].writer
         for stream in self._streams:
             threading.Thread(target=stream.forward_all, name="forwarder", daemon=True).start()
@@ -259,7 +260,7 @@ class OutputReader:
 
     def _read_all(self, stream: Stream) -> None:
         lines = LineSplitter(self._masker)
-        # When the program has ended, more output than what is unread comes from another process.
+        # After the program's end, more bytes than are unread now were written by another process.
         read_at, unread, done_at = 0, 0, 0.0
         with selectors.DefaultSelector() as selector:
             selector.register(stream.reader, selectors.EVENT_READ)
@@ -276,7 +277,8 @@ class OutputReader:
                         with contextlib.suppress(OSError):  # the end of a terminal on Linux
                             block = os.read(stream.reader, 256 * 1024)
                         read_at, unread = now() if block else read_at, unread - len(block)
-                        # First in the log, which has each line of the terminal even after a crash.
+                        # The log is written first, so that after a crash it has each line that was
+                        # shown.
                         self._store(lines.feed(block), read_at)
                     if not block:
                         break

@@ -32,7 +32,7 @@ from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import MAX_OBJECT
 
 
-# By default deeper than the service accepts, whose own message is better.
+# The default is more than the service accepts, so that its own message appears.
 def parse_object(text: bytes, max_depth: int = responses.MAX_DEPTH) -> dict[str, Any] | None:
     """The JSON object in a text; None for any other text, or if a number would change."""
     if not text.strip().startswith(b"{") or len(text) > MAX_OBJECT:
@@ -45,7 +45,7 @@ def parse_object(text: bytes, max_depth: int = responses.MAX_DEPTH) -> dict[str,
 
 
 def task_input(task: str) -> bytes:
-    """The input in a task's JSON, with each number exactly as it is written there."""
+    """The input in a task's JSON; each number remains exactly as it is written there."""
     # NUL marks the numbers: no string of the service contains it.
     value = json.loads(task, parse_float=lambda number: f"\0{number}\0")["input"]
     return re.sub(r'"\\u0000([^"\\]*)\\u0000"', r"\1", json.dumps(value)).encode()
@@ -64,10 +64,11 @@ _decoder = json.JSONDecoder(
 
 WRITER = "run"
 START_SECONDS = 3.0  # how long the start of the task can delay the program
-# How long the service can be silent before the run gives up, and how long at least since its end.
+# How long the service can be silent before the run saves its data and exits, and the minimum time
+# after the program's end.
 SILENCE_SECONDS = 30.0
 MIN_SILENCE_SECONDS = 5.0
-LATE_SIGNAL_SECONDS = 1.0  # how late a signal that has ended the program can be noticed here
+LATE_SIGNAL_SECONDS = 1.0  # the delay after which a signal that ended the program can arrive here
 _OUTAGE_PAGE = "docs/guides/run-programs.md#when-the-service-is-unreachable"
 OUTPUT = "TASKSERVICE_OUTPUT"
 _OUTPUT_FILE = "output.json"
@@ -101,7 +102,7 @@ class Run:
         self._received: list[int] = []
         self._stop_waiting = threading.Event()
         self._notice_once = cache(notice)
-        self._start_refusal = ""  # the error of a refused start
+        self._start_refusal = ""  # the error if the start was refused
 
     def forward(self, number: int, is_from_terminal: bool = False) -> None:
         """Forward a signal; after the program's end, stop waiting for the service instead."""
@@ -163,7 +164,7 @@ class Run:
         return next(iter(reasons), None)
 
     def execute(self) -> int:
-        """Run the program and report its exit; returns the exit code."""
+        """Run the program and report its exit; returns the exit status."""
         try:
             self._spool = Spool(self._saved.directory, self._on_full_disk)
         except OSError as error:
@@ -217,11 +218,11 @@ class Run:
         report: dict[str, Any] = {"status": terms.COMPLETE}
         if status:
             report = failed(describe(status, self._received))
-        # The report may be sent hours later.
+        # Measured here, since the report may be sent hours later.
         report["seconds"] = round(self._ended_at - began, 3)
         if output := self._output(reader):
             report["output"] = self._masker.mask_json(output)
-        # As shells give it: 128 + n for a program killed by signal n.
+        # As in shells: 128 + n for a program that was killed by signal n.
         return status if status >= 0 else 128 - status, report
 
     def _spawn(self, reader: OutputReader) -> Process:
@@ -248,7 +249,7 @@ class Run:
             return Process(self._command, environment, stdin, reader.stdout, reader.stderr)
 
     def _start_task(self, **options: Any) -> str:
-        """The task's id; starts the task, unless that was done."""
+        """The task's ID; starts the task, unless that was done."""
         is_new = self._saved.task_id is None
         task_id = self._saved.ensure_task(self._connection, **options)
         if is_new and sys.stderr.isatty():
@@ -278,7 +279,7 @@ class Run:
         directory = self._saved.directory
         text = None if directory is None else _take_output_file(directory / _OUTPUT_FILE)
         if text is None:
-            # As deep as the service accepts it; a deeper last line stays in the log.
+            # The maximum depth of an output; a deeper last line is only in the log.
             return parse_object(reader.last_line.strip(), max_depth=63)
         output = parse_object(text)
         if output is None:
@@ -320,7 +321,7 @@ class Run:
 
 
 def become_program(command: Sequence[str]) -> NoReturn:
-    """Run a program without a task, in place of this process."""
+    """Replace this process by a program that runs without a task."""
     for number in RESET_TO_DEFAULT:
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -331,14 +332,14 @@ def become_program(command: Sequence[str]) -> NoReturn:
 
 
 def _without_task(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without the variables of an outer run; an output is discarded."""
+    """The environment without the variables of an outer run; an output file is discarded."""
     of_outer_run = ("TASKSERVICE_TASK_ID", "TASKSERVICE_TASK_URL")
     inherited = {name: text for name, text in environment.items() if name not in of_outer_run}
     return inherited | {OUTPUT: os.devnull}
 
 
 def _why_not_run(command: Sequence[str], error: OSError) -> tuple[int, str]:
-    """The exit code for a program that can't be run, as shells give it, and the reason."""
+    """The exit status for a program that can't be run, as in shells, and the reason."""
     code = 127 if isinstance(error, FileNotFoundError) else 126
     return code, f"{command[0]} can't be run: {error.strerror}"
 
@@ -380,7 +381,7 @@ def failed(text: str) -> dict[str, Any]:
 
 
 def resend(connection: Connection) -> bool:
-    """Send all saved runs, oldest first; false if one is left. Raises OSError."""
+    """Send all saved runs, oldest first; false if a run is not sent. Raises OSError."""
     runs = saved_run.runs_directory()
     if not runs.exists():
         return True
@@ -399,7 +400,7 @@ def resend(connection: Connection) -> bool:
 def _resend_one(
     connection: Connection, directory: Path, caller: Callable[[], dict[str, Any]]
 ) -> bool:
-    """Send the run in this directory, and print the result; false if it stays there."""
+    """Send the run in this directory, and print the result; false if it could not be sent."""
     with contextlib.ExitStack() as opened:
         try:
             run = SavedRun.load(directory)
@@ -418,7 +419,7 @@ def _resend_one(
             problem = f"a saved run belongs to {owner}, but the key to another user or agent"
         else:
             return _send_left(connection, run, spool)
-        notice(f"{problem}; the run stays in {directory}")
+        notice(f"{problem}; the run remains in {directory}")
         return False
 
 
@@ -441,6 +442,6 @@ def _send_left(connection: Connection, run: SavedRun, spool: Spool) -> bool:
     else:
         notice(
             f"{run.task_id or 'a task'}: {sender.stop_reason or sender.outage}; "
-            f"the run stays in {run.directory}; remove that directory to discard it"
+            f"the run remains in {run.directory}; remove that directory to discard it"
         )
     return is_done

@@ -22,7 +22,7 @@ from taskservice.terms import AGENT_PREFIX
 
 _FILE = "run.json"
 _MAX_FILE_BYTES = 16 * 1024 * 1024
-_RESERVED_BYTES = 16 * 1024  # so that the report can be written when the disk is full
+_RESERVED_BYTES = 16 * 1024  # space that is reserved for the report, in case the disk is full
 # Optional fields: if the service refuses one, the task is started without it.
 OPTIONAL = {"callback", "claimedAt", "input", "labels", "name", "parentId", "timeout"}
 # The members of the file, and the attribute of each.
@@ -57,7 +57,7 @@ class SavedRun:
     ) -> None:
         """`task` is the JSON of an existing task; without it, `fields` start one.
 
-        If the fields contain no agent, the task is one of the agent of the key with this hint.
+        If the fields contain no agent, it is the agent of the key with this hint.
         """
         self.url = url
         self.fields = dict(fields)
@@ -78,7 +78,7 @@ class SavedRun:
 
     @property
     def is_of_key(self) -> bool:
-        """Whether the agent is the one of a key, and not known yet; `agent_id` is its hint."""
+        """Whether the agent is the agent of a key, but unknown; `agent_id` is the key's hint."""
         return self.agent_id.startswith(f"{AGENT_PREFIX}…")
 
     def is_cancelled_or_deleted(self, error: TaskServiceError | None) -> bool:
@@ -90,12 +90,12 @@ class SavedRun:
     def ensure_task(
         self, connection: Connection, is_strict: bool = False, is_late: bool = True, **options: Any
     ) -> str:
-        """Start the task unless there is one; returns its id. Raises TaskServiceError.
+        """Start the task unless there is one; returns its ID. Raises TaskServiceError.
 
         A field of OPTIONAL that the service refuses is left out, unless the start `is_strict`.
-        Only a late one contains `claimedAt`, which is refused if this machine's clock is ahead.
+        Only a late start contains `claimedAt`, which is refused if this machine's clock is ahead.
         """
-        if self.task_id is None and "agentId" not in self.fields:  # an agent key names it
+        if self.task_id is None and "agentId" not in self.fields:  # the key determines the agent
             user = connection.call("GET", "/user", responses.USER, **options).data
             self.fields["agentId"] = user["key"]["agentId"]
         while self.task_id is None:
@@ -109,7 +109,7 @@ class SavedRun:
                     # The task was started in time, but the response was lost.
                     is_late = False
                     continue
-                # Only an input can be too large, or nested too deeply.
+                # The input is the only field that can be too large or nested too deeply.
                 named = error.errors.keys() if isinstance(error, Invalid) else {"input"}
                 refused = named & self.fields.keys() & OPTIONAL
                 if is_strict or not refused:
@@ -187,7 +187,7 @@ class SavedRun:
         """Remove the run from the disk."""
         if self.directory is not None:
             with contextlib.suppress(OSError):
-                # The file first: without it, the rest of the directory is not a run.
+                # The file first: without it, the directory is not a saved run.
                 (self.directory / _FILE).unlink(missing_ok=True)
                 # Hidden, because a process that searches for runs would create the lock file again.
                 self.directory = self.directory.rename(

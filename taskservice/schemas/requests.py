@@ -343,7 +343,7 @@ class TaskQuerySchema(Schema):
 
 
 def _cursor(note: str = "", sorts: Sequence[str] = terms.SORTS, max_lines: int = 0) -> Raw:
-    """The end of a page: the sort, a time, a task's id, and in a search the last line's number."""
+    """The end of a page: the sort, a time, a task's ID, and in a search the last line's number."""
 
     def load(text: str) -> tuple[Any, ...]:
         # A forged cursor can contain any JSON.

@@ -156,19 +156,19 @@ class Load(NamedTuple):
 
 
 def list_all(caller: Caller) -> Iterator[Sequence[AgentRow]]:
-    """All agents that the caller may see, ordered by id, some at a time."""
+    """All agents that the caller may see, ordered by ID, some at a time."""
     return transactions.in_pages(_AGENTS, (Agent.id,), AGENTS_PER_READ, caller.scope)
 
 
 def ids(caller: Caller, count: int | None = None) -> Sequence[str]:
-    """The ids of the first `count` agents that the caller may see, or of all, in order."""
+    """The IDs of the first `count` agents that the caller may see, or of all, in order."""
     return [
         row.id for row in read_all(_AGENTS.with_only_columns(Agent.id).limit(count), **caller.scope)
     ]
 
 
 def ids_with_beginnings(caller: Caller, beginnings: Collection[str], length: int) -> Sequence[str]:
-    """The ids whose first `length` characters are one of `beginnings`, with `.` and `-` as `_`."""
+    """The IDs whose first `length` characters are one of `beginnings`, with `.` and `-` as `_`."""
     plain = func.replace(func.replace(Agent.id, ".", "_"), "-", "_")
     these = _AGENTS.with_only_columns(Agent.id).where(func.substr(plain, 1, length).in_(beginnings))
     return [row.id for row in read_all(these, **caller.scope)]
@@ -213,7 +213,7 @@ def newest_task(agent: AgentRow, max_input: int) -> TaskRow | None:
 
 
 def loads(caller: Caller, agents: Sequence[AgentRow], maximum: int) -> dict[str, Load]:
-    """Agent id -> load, for agents of the caller's user."""
+    """Agent ID -> load, for agents of the caller's user."""
     user_id = caller.user_id
     with reading() as connection:
         tasks = _RUNNING.all(connection, user_id=user_id)
@@ -279,7 +279,7 @@ def seconds(task: TaskRow | AnyRow) -> float | None:
 
 
 def list_by_use(caller: Caller, first: Sequence[str], start: int, count: int) -> Sequence[AgentRow]:
-    """Agents with `last_used_at`: those with the ids `first`, in this order, then the last used."""
+    """Agents with `last_used_at`: those with the IDs `first`, in this order, then the last used."""
     newest = select(func.max(Task.created_at)).where(is_of_agent)
     last_used_at = newest.scalar_subquery().label("last_used_at")
     places = {agent_id: place for place, agent_id in enumerate(first)}

@@ -124,7 +124,7 @@ def read_with_attempts(connection: Connection, deliveries: AnySelect, **values: 
 
 
 def states(rows: Sequence[TaskRow]) -> dict[str, str]:
-    """Task id -> the state of its newest delivery, for the tasks of `rows` that have one."""
+    """Task ID -> the state of its newest delivery, for the tasks of `rows` that have one."""
     of_these = _STATES.where(Delivery.task_id.in_([row.id for row in rows]))
     return {row.task_id: row.state for row in read_all(of_these)}
 
@@ -726,7 +726,7 @@ def redeliver(caller: Caller, task_id: str) -> Any:
 
 
 def redeliver_any(delivery_id: str) -> None:
-    """Redeliver a delivery of any user by its own id. Raises 404 and 409."""
+    """Redeliver a delivery of any user by its own ID. Raises 404 and 409."""
     with transaction() as connection:
         of_delivery = select(Delivery.task_id).where(Delivery.id == delivery_id, is_of_callback)
         task_id = connection.scalar(of_delivery)

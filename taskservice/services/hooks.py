@@ -88,7 +88,7 @@ def _locked(connection: Connection, caller: Caller, hook_id: str) -> HookRow:
 
 @retry_on_conflict
 def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -> Any:
-    """Create a hook; None if there is one with the id `hook_id`. Raises 409 and 422."""
+    """Create a hook; None if there is one with the ID `hook_id`. Raises 409 and 422."""
     defaults = {"events": DEFAULT_EVENTS, "answerLinks": False}
     defaults |= _defaults(fields["target"], fields.get("format"))
     new_id = hook_id or clock.new_id()

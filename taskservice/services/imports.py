@@ -136,10 +136,10 @@ class _Importer:
         self._connection = connection
         self.imported = ImportResult()
         self.number = 0  # of the line that is added, or is invalid
-        self.changed_agents: set[tuple[str, str]] = set()  # user and id, if they have new tasks
+        self.changed_agents: set[tuple[str, str]] = set()  # user and ID, if they have new tasks
         self.is_complete = False  # whether the last line was the end
-        self._users: dict[str, str] = {}  # ids of users in the file -> in the database
-        self._agents: set[tuple[str, str]] = set()  # user and id
+        self._users: dict[str, str] = {}  # IDs of users in the file -> in the database
+        self._agents: set[tuple[str, str]] = set()  # user and ID
         self._count = 0  # tasks of the file
         self._task: _FileTask | None = None  # that the next lines can belong to
 

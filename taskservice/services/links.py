@@ -76,7 +76,7 @@ def revoke(caller: Caller, task_id: str, link_id: str) -> LinkRow:
 
 # Links that each answer one question, once, without a key; nothing is stored for them.
 
-# A token has the id of the question, and a code of 128 bits that proves that this service made it.
+# A token has the ID of the question, and a code of 128 bits that proves that this service made it.
 _ID_BYTES, _CODE_BYTES = 16, 16
 
 _QUESTION = (

@@ -99,7 +99,7 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
 Filters: TypeAlias = frozenset[str]
 # The filters with an index of their own in the order of creation; the most selective first.
 _IN_AN_INDEX = ("hanging", "asking", "own_agent_id", "agentId", "errorType", "status")
-# The maximum number of tasks that are read by their ids, and sorted, for one page.
+# The maximum number of tasks that are read by their IDs, and sorted, for one page.
 MAX_CANDIDATES = 5_000
 _user_id = bindparam("user_id", type_=Identifier)
 _deliveries = select(Delivery.task_id).where(
@@ -128,7 +128,7 @@ def _by_name_statement(ids_by_name: Any, aggregate: Any) -> Statement[AnyRow]:
 
 
 # Dialect -> the tasks whose names may match, and the condition that a task is one of these
-# `candidates`: row numbers on SQLite, ids on PostgreSQL.
+# `candidates`: row numbers on SQLite, IDs on PostgreSQL.
 _BY_NAME = {
     "sqlite": (
         _by_name_statement(name_index.CANDIDATES, func.json_group_array),
@@ -298,7 +298,7 @@ class TaskList:
                 yield from (self.read([str(UUID(row.id))], statement) for row in group)
 
     def read(self, ids: Sequence[str], make_statement: Callable[[Filters], Any]) -> list[Any]:
-        """The tasks with these ids, in this order, by a statement whose WHERE is `still_match`."""
+        """The tasks with these IDs, in this order, by a statement whose WHERE is `still_match`."""
         statement = make_statement(self._all_filters)
         rows = {row.id: row for row in read_all(statement, **self.values, task_ids=ids)}
         return [rows[task_id] for task_id in ids if task_id in rows]
@@ -408,7 +408,7 @@ def _size(rows: Sequence[TaskRow]) -> int:
 
 
 def ids_with_prefix(caller: Caller, digits: str) -> list[str]:
-    """The ids, at most two, of tasks that begin with these hexadecimal digits (without hyphens)."""
+    """The IDs, at most two, of tasks that begin with these hexadecimal digits (without hyphens)."""
     is_between = Task.id.between(digits.ljust(32, "0"), digits.ljust(32, "f"))
     ids = select(Task.id).where(is_between, unindexed([visible_tasks])).limit(2)
     return [row.id for row in read_all(ids, **caller.scope)]
@@ -425,7 +425,7 @@ MAX_CHILDREN = 100
 
 
 def children_of(rows: Sequence[TaskRow]) -> dict[str, AnyRow]:
-    """Task id -> the `count` of its children, up to a limit, and how many of these `failed`."""
+    """Task ID -> the `count` of its children, up to a limit, and how many of these `failed`."""
     ids = [row.id for row in rows]
     return {row.id: row for row in read_all(_CHILDREN, task_ids=ids) if row.count}
 
@@ -477,7 +477,7 @@ def _nth_position_statement(scan: Scan) -> Statement[AnyRow]:
 
 @lru_cache(maxsize=STATEMENTS)
 def _listed_statement(shape: Shape, scan: Scan) -> Statement[TaskRow]:
-    # The id is as the database stores it, since few are used.
+    # The ID is as the database stores it, since few are used.
     columns = (_sort_column(scan.sort).label("time"), type_coerce(Task.id, Text))
     statement = in_order(scan).with_only_columns(*columns, *_listed_columns(shape))
     return Statement(statement.limit(bindparam("count")))
@@ -529,7 +529,7 @@ MAX_TEXT_LENGTH = 4 * 1024
 
 
 def _listed_columns(shape: Shape) -> list[Any]:
-    """The columns of a list: a task's JSON, and the ids of the objects that `shape` embeds."""
+    """The columns of a list: a task's JSON, and the IDs of the objects that `shape` embeds."""
     text = _task_as_json(shape.schema).label("json")
     return [Task.user_id, Task.agent_id, text] if shape.expand else [text]
 
@@ -565,9 +565,9 @@ def _value(schema: TaskSchema, name: str, field: fields.Field[Any]) -> tuple[str
         return "%s", func.coalesce(column, "null"), true()
     if not isinstance(column.type, Uuid | Timestamp):
         return "%s", types.json_string(column), true()
-    # All tasks of a list have the same user, so this id is formatted once, as a constant.
+    # All tasks of a list have the same user, so this ID is formatted once, as a constant.
     text = types.api_text(_user_id if column is Task.user_id else column)
-    # An id or a time has no characters that JSON escapes.
+    # An ID or a time has no characters that JSON escapes.
     if not column.nullable:
         return '"%s"', text, true()
     return "%s", case((column.is_(None), "null"), else_=types.json_string(text)), true()

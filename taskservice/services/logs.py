@@ -212,7 +212,7 @@ def _line_count(chunks: Sequence[Any]) -> int:
 
 
 def ends(task_ids: Collection[str]) -> dict[str, str]:
-    """Task id -> the end of its log; tasks without lines are left out."""
+    """Task ID -> the end of its log; tasks without lines are left out."""
     texts: dict[str, list[str]] = {}
     for row in read_all(_ENDS, task_ids=list(task_ids)) if task_ids else ():
         texts.setdefault(row.id, []).append(row.text)

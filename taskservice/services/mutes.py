@@ -67,7 +67,7 @@ _UNTOLD: AnySelect = (
 
 
 def of_user(caller: Caller) -> dict[str, AgentRow]:
-    """Agent id -> `muted_until` and `muted_by`, of the agents of the user that are muted."""
+    """Agent ID -> `muted_until` and `muted_by`, of the agents of the user that are muted."""
     return {agent.id: agent for agent in read_all(events.MUTED, user_id=caller.user_id)}
 
 

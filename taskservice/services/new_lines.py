@@ -94,7 +94,7 @@ _SPACES = re.compile(rb"  (?<! {3}) *+(?=0)")
 
 
 def _without_values(text: str) -> bytes:
-    """The lines, with one zero for each number, id, time and temporary path."""
+    """The lines, with one zero for each number, ID, time and temporary path."""
     # Replacing bytes is several times as fast as one pattern for all of these.
     # Other threads get their turn.
     sleep(0.0001)

@@ -49,7 +49,7 @@ def pages(questions: AnySelect, task_id: str) -> Iterator[Sequence[QuestionRow]]
 
 
 def ids_among(caller: Caller, task_id: str, question_ids: Collection[str]) -> Sequence[str]:
-    """The ids of this task's questions among `question_ids`, oldest first. Raises 404."""
+    """The IDs of this task's questions among `question_ids`, oldest first. Raises 404."""
     tasks.get_version(caller, task_id)
     ids = OF_TASK.with_only_columns(Question.id)
     among = ids.where(is_among(Question.id, "question_ids"))

@@ -150,7 +150,7 @@ def _joined(texts: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
 
 
 def _embedded(rows: Sequence[TaskRow], shape: Shape) -> dict[str, dict[str, Any]]:
-    """Agent id -> the objects that `shape` embeds in its tasks; deleted agents are left out."""
+    """Agent ID -> the objects that `shape` embeds in its tasks; deleted agents are left out."""
     agent_ids = {row.agent_id for row in rows}
     if not shape.expand:
         return {key: {} for key in agent_ids}

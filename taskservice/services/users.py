@@ -51,7 +51,7 @@ def list_all() -> Sequence[UserRow]:
 
 
 def get_id(connection: Connection, name: str) -> str:
-    """The id of the user with this name. Raises 404."""
+    """The ID of the user with this name. Raises 404."""
     user_id = connection.scalar(select(User.id).where(User.name == name))
     if user_id is None:
         raise Problem(404, f"No such user: {name}")

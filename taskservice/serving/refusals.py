@@ -1,4 +1,4 @@
-"""The responses of the server itself to requests that do not reach the application, or fail."""
+"""The responses of the server to requests that fail or do not reach the application."""
 
 import logging
 import re
@@ -26,7 +26,7 @@ _INTERNAL = (500, "Internal error; see the service's log")
 _BAD_HEADER = (400, "A header is malformed, missing, duplicated or contradictory")
 _BAD_CHUNK = (400, "The chunks of the request's body are malformed")
 
-# By gunicorn's error: a status, and a fixed sentence, so that it can't echo a secret.
+# gunicorn's error -> a status and a fixed text, which can't repeat a secret.
 _REFUSALS: dict[type[BaseException], tuple[int, str]] = {
     errors.ParseException: (400, "The request is not valid HTTP"),
     errors.InvalidRequestLine: (400, "The request line is malformed"),
@@ -51,7 +51,7 @@ _REFUSALS: dict[type[BaseException], tuple[int, str]] = {
 
 
 def check_head(request: Request) -> None:
-    """Raises gunicorn's ParseException for what gunicorn accepts without understanding it."""
+    """Raises gunicorn's ParseException for headers that gunicorn accepts but does not interpret."""
     host = None
     for name, value in request.headers:
         if name == "HOST":

@@ -33,7 +33,7 @@ M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def gunicorn_settings(config: Config) -> dict[str, object]:
-    """Setting -> value; all others keep gunicorn's defaults."""
+    """Setting -> value; all others have gunicorn's defaults."""
 
     def pre_fork(arbiter: Arbiter, worker: Worker) -> None:
         # Otherwise garbage collection would write to the memory that the processes share.
@@ -64,7 +64,8 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "post_worker_init": connect_application,
         "worker_exit": lambda _arbiter, worker: join_loops(worker.background_threads),
         "on_starting": listen,
-        # Longer than nginx keeps idle connections (60 s), so that it never uses a closing one.
+        # More than the 60 s after which nginx closes idle connections, so that it never uses a
+        # closing one.
         "keepalive": 75,
         # For requests in progress at a stop; systemd and Docker kill the service after 10 s.
         "graceful_timeout": 8,
@@ -73,7 +74,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         # Two services of one user would share one socket.
         "control_socket_disable": True,
         "limit_request_line": 8190,
-        # X-Forwarded-* is for the application alone, which counts PROXY_HOPS.
+        # Only the application reads X-Forwarded-*, since it knows PROXY_HOPS.
         "forwarded_allow_ips": "",
         "secure_scheme_headers": {},
         "forwarder_headers": "",
@@ -81,8 +82,8 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
 
 
 def return_freed_memory() -> None:
-    """Let the memory of large bodies go back to the system, instead of staying in each thread."""
-    # Only glibc has it. A threshold that is set does not grow with what was freed.
+    """Return the memory of large bodies to the system, instead of reserving it for each thread."""
+    # Only glibc has this function. A fixed threshold does not grow with the freed memory.
     with suppress(AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 256 * 1024)
 
@@ -98,7 +99,8 @@ def connect_application(worker: Worker) -> None:
 def listen(arbiter: Arbiter) -> None:
     """Open the listening sockets, or print one line with the reason and exit.
 
-    The exit code is 2 for a host without an address, else 1. gunicorn itself would try five times.
+    The exit status is 2 for a host without an address, else 1. gunicorn itself would try five
+    times.
     """
     if arbiter.master_pid or "LISTEN_FDS" in os.environ:
         # systemd, or the process that this one replaces, passes its sockets on.

@@ -29,14 +29,15 @@ from taskservice import resources
 from taskservice.serving import refusals
 
 # The kernel's buffer for a response; Linux doubles the number. On loopback it would grow to 2.6 MB,
-# of which a third must be free: a steady reader of 10 KB/s would seem stuck for over a minute.
+# of which a third must be free before more is sent: a steady reader of 10 KB/s would seem to read
+# nothing for over a minute.
 SEND_BUFFER = 128 * 1024
-# How often a thread that waits for the bytes of a request looks at the clock.
+# How often a thread that waits for the bytes of a request checks its deadline.
 READ_SECONDS = 0.25
 # All threads count as held up when none has begun a request for this time.
 HELD_UP_SECONDS = 0.25
-# What a client may still send after its response, and for how long: a close before its end would
-# reset the connection, and the client could not read the response.
+# The bytes that a client may still send after its response, and the time for them: closing the
+# connection earlier would reset it, and the client could not read the response.
 MAX_UNREAD = 64 * 1024 * 1024
 UNREAD_SECONDS = 2.0
 PIECE = 64 * 1024
@@ -45,7 +46,7 @@ PIECE = 64 * 1024
 class ThreadPool:
     """Daemon threads for requests: `size`, and up to `max_extra` while these are all held up.
 
-    A request that waits for a change brings a thread of its own.
+    A request that waits for a change gets a separate thread.
     """
 
     def __init__(self, size: int, max_extra: int) -> None:
@@ -62,7 +63,7 @@ class ThreadPool:
         return future
 
     def shutdown(self, *, wait: bool) -> None:
-        """gunicorn calls this at its end, with which the threads end too."""
+        """Do nothing: gunicorn calls this at its exit, which ends the threads."""
 
     def replace_thread(self) -> None:
         """Start a thread instead of the current one, which ends after its request."""
@@ -125,7 +126,7 @@ class Connection(TConn):
 
     def __init__(self, send_seconds: float, *arguments: Any) -> None:
         super().__init__(*arguments)
-        # A timeout of Python's would also make it wait for data that is only looked for.
+        # With a timeout of Python's, a look whether data has arrived would wait for it.
         for option, seconds in (
             (socket.SO_RCVTIMEO, READ_SECONDS), (socket.SO_SNDTIMEO, send_seconds),
         ):  # fmt: skip
@@ -136,25 +137,26 @@ class Connection(TConn):
         self.parser.unreader = self.reader = RequestReader(self.sock)
 
     def wait_for_data(self, timeout: float) -> bool:
-        # gunicorn would keep a thread waiting for a client that sends nothing.
+        # In gunicorn, a thread would wait for a client that sends nothing.
         return bool(super().wait_for_data(0))
 
     def close(self, graceful: bool = False) -> None:
-        # gunicorn would wait for the client, in the loop; `Worker.handle` has done so.
+        # gunicorn would wait for the client in the loop; `Worker.handle` has waited already.
         super().close()
 
 
 class Worker(ThreadWorker):
-    """Serves requests in THREADS threads, and those that wait in a thread of their own each.
+    """Serves requests in THREADS threads, and each request that waits in a separate thread.
 
     The attributes are fixed, except in tests.
     """
 
-    # Signals from before this process has its own handlers: its parent's handlers put them here.
+    # Signals that arrive before this process has its own handlers: its parent's handlers add them
+    # here.
     early_signals: SimpleQueue[int] = SimpleQueue()
     # Where the metrics of this process are stored; no two living workers share one.
     slot = 0
-    # The maximum number of threads beyond THREADS, for requests that are held up.
+    # The maximum number of threads in addition to THREADS, for requests that are held up.
     more_threads = 200
     background_threads: Sequence[Thread] = ()
     request_seconds = 30.0
@@ -201,7 +203,7 @@ class Worker(ThreadWorker):
         """The loop calls this after each event, at least once a second, until it has stopped."""
         super().notify()
         self.tpool.relieve()
-        # Without its parent, it stops too.
+        # A worker without its parent stops too.
         self.alive = self.alive and self.ppid == os.getppid()
         if self.alive and not all(thread.is_alive() for thread in self.background_threads):
             # gunicorn starts a new worker.
@@ -209,7 +211,7 @@ class Worker(ThreadWorker):
             self.alive = False
         if not self.alive and not resources.stopping.is_set():
             resources.begin_stop()
-            # Those that have sent no request get as much time as all others have in gunicorn.
+            # Connections without a request get the same time as gunicorn gives to all others.
             until = time.monotonic() + 0.5
             for connection in [*self.keepalived_conns, *self.pending_conns]:
                 connection.timeout = min(connection.timeout, until)
@@ -238,7 +240,8 @@ class Worker(ThreadWorker):
             is_kept: bool = super().handle_request(req, conn)
         except BlockingIOError as error:
             raise ConnectionResetError(errno.ECONNRESET, "the client reads nothing") from error
-        # gunicorn would read less of what the application left, and refuse the rest a second time.
+        # gunicorn would read less of the bytes that the application has not read, and refuse the
+        # rest again.
         conn.reader.deadline = time.monotonic() + UNREAD_SECONDS
         with suppress(Exception):
             while is_kept and req.body.read(PIECE):

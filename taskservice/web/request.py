@@ -46,8 +46,8 @@ def is_loopback(host: str | None) -> bool:
         return host is not None and (host == "localhost" or host.endswith(".localhost"))
 
 
-# What may surround the value of a header: its letters are UTF-8 in Latin-1, so that their bytes
-# A0 and 85 would count as spaces too.
+# The spaces around the value of a header. Its letters are UTF-8 decoded as Latin-1, so `strip()`
+# would remove their bytes A0 and 85 too.
 SPACE = " \t"
 
 WsgiApplication: TypeAlias = Callable[..., Iterable[bytes]]
@@ -87,12 +87,12 @@ Content: TypeAlias = Body | tuple[Body, ...] | Mapping[str, Schema] | None
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of the API, without what all share; `name` is its name in generated clients."""
+    """One operation of the API; `name` is its name in generated clients."""
 
     name: str
     query: Schema = field(default_factory=EmptySchema)
-    # `body` is loaded and passed to the view; `reads` is what the view reads by itself, up to
-    # the setting MAX_BODY instead of MAX_SMALL_BODY.
+    # `body` is loaded and passed to the view; the view itself loads `reads`, which can have
+    # MAX_BODY bytes instead of MAX_SMALL_BODY.
     body: Schema | None = None
     reads: Content = None
     # Names of request headers that are read, and of headers of successful responses.
@@ -113,7 +113,7 @@ class Operation:
 
 
 def is_optional(schema: Schema) -> bool:
-    """Whether a request can leave this body or query out: none of its fields is required."""
+    """Whether a request can omit this body or query: none of its fields is required."""
     return not any(field.required for field in schema.fields.values())
 
 
@@ -138,8 +138,8 @@ _RESPONSE_HEADERS = {"If-None-Match": ["ETag"], "Prefer": ["Preference-Applied",
 
 
 def ignore_dates() -> None:
-    """Ignore what Werkzeug reads dates for, since it fails at some, such as one of a huge year."""
-    # Without its `If-Range`, a range is not wanted either.
+    """Ignore the headers with dates, since Werkzeug fails at some, such as huge years."""
+    # Without its `If-Range`, a range is ignored too.
     for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_RANGE", "HTTP_RANGE"):
         request.environ.pop(name, None)
 
@@ -153,7 +153,7 @@ MAX_BODY_WITHOUT_KEY = 64 * 1024
 LARGE_BODY = 640 * 1024
 _TOO_MANY = "Too many large requests at once; try again later"
 large_body_slots = UserSlots(2, 3.0, _TOO_MANY)
-# For large bodies that arrive.
+# For large bodies while they arrive.
 _arriving_slots = UserSlots(16, 3.0, _TOO_MANY, per_user=8)
 
 
@@ -170,12 +170,12 @@ def _slot(is_large: bool, slots: UserSlots = large_body_slots) -> AbstractContex
 
 
 class Endpoint:
-    """A view that is called with the arguments that its operation declares, from the request.
+    """A view with the arguments that its operation declares, from the request.
 
-    The view gets the `caller`, the ids of its path, and `query` and `body` where its operation has
+    The view gets the `caller`, the IDs of its path, and `query` and `body` where its operation has
     schemas for them; also `sent`, the body before it was loaded, if the response can be a replayed
-    one, and `data`, the body as received, if its operation only describes what the view `reads`.
-    Raises 400, 403, 404, 406, 412, 413, 415, 422 and 503.
+    one, and `data`, the body as received, if its operation has `reads`. Raises 400, 403, 404, 406,
+    412, 413, 415, 422 and 503.
     """
 
     def __init__(self, operation: Operation, view: View) -> None:
@@ -258,9 +258,9 @@ def operation(name: str, content: Content = None, **fields: Any) -> Callable[[Vi
 
 
 def canonical(path: Mapping[str, str]) -> dict[str, str]:
-    """The ids of a path in their canonical form; raises 404 for text that is not a UUID."""
+    """The IDs of a path in their canonical form; raises 404 for text that is not a UUID."""
     return {
-        # An agent's id is chosen by its user, and PostgreSQL cannot store NUL.
+        # An agent's ID is chosen by its user, and PostgreSQL cannot store NUL.
         name: text.replace("\0", "\ufffd")
         if name == "agent_id"
         else require_id(name.removesuffix("_id"), text)
@@ -269,14 +269,14 @@ def canonical(path: Mapping[str, str]) -> dict[str, str]:
 
 
 def require_link() -> None:
-    """For the routes of a link: take the task from it, instead of from the path. Raises 404."""
+    """For the routes of a link: get the task from the link instead of the path. Raises 404."""
     path = request.view_args or {}
     authenticate_link(path.pop("token"))
     path["task_id"] = caller.task_id
 
 
 def require_id(thing: str, text: str) -> str:
-    """The id in its canonical form; raises 404 for text that is not a UUID."""
+    """The ID in its canonical form; raises 404 for text that is not a UUID."""
     return require(parse_id(text), thing)
 
 
@@ -373,7 +373,7 @@ def _received() -> bytes:
         this.max_content_length = limit + 1
     elif size > limit:
         raise RequestEntityTooLarge
-    # The body can take as long as a request.
+    # The body has the same time limit as a whole request.
     end_shared_reading()
     with _slot(is_chunked or size > LARGE_BODY, _arriving_slots):
         data = this.get_data(cache=False)
@@ -405,7 +405,7 @@ class Sessions(SecureCookieSessionInterface):
     """Flask's sessions, in a cookie for this service alone; requests to the API have none."""
 
     def open_session(self, app: Flask, request: flask.Request) -> SecureCookieSession | None:
-        # The API should not pay for what only pages use.
+        # Requests to the API need no session.
         is_api = request.path.startswith(f"{API_PREFIX}/")
         return _NO_SESSION if is_api else super().open_session(app, request)
 

@@ -25,7 +25,7 @@ from taskservice.services.task_json import WHOLE, Shape
 from taskservice.user_slots import UserSlots
 from taskservice.web.request import JSON
 
-# The headers of a response whose path is a secret: no other site and no search engine gets it.
+# The headers of a response whose path is a secret: other sites and search engines must not get it.
 PRIVATE = {"Referrer-Policy": "no-referrer", "X-Robots-Tag": "noindex"}
 
 # Minimum size of a piece of text that is sent.
@@ -35,7 +35,7 @@ PIECE_BYTES = 64 * 1024
 class FastResponse(Response):
     """A response whose headers are not copied if they are complete, or if it is a 304."""
 
-    # A response without a body has no type.
+    # A response without a body has no content type.
     default_mimetype = None
 
     def get_wsgi_headers(self, environ: dict[str, Any]) -> Headers:
@@ -104,7 +104,7 @@ def replayed_header(replayed: bool) -> dict[str, str]:
 
 
 def is_conditional(shape: Shape) -> bool:
-    """Whether `If-None-Match` contains a version that the caller has."""
+    """Whether `If-None-Match` applies, so that the caller may already have the version."""
     # Embedded objects have no version.
     return "HTTP_IF_NONE_MATCH" in request.environ and not shape.expand
 
@@ -130,7 +130,7 @@ def versioned_task(row: TaskRow, shape: Shape) -> Response:
 
 
 def _version_headers(seen: TaskRow, shape: Shape) -> Headers:
-    # Werkzeug would take longer to make them of a dictionary.
+    # Werkzeug would take longer to create them from a dictionary.
     headers = Headers()
     headers.add("ETag", quote_etag(_etag(seen, shape), weak=True))
     headers.add("Cache-Control", "private, no-cache")
@@ -159,7 +159,7 @@ def stream(
     held = ExitStack()
     if slots is not None:
         held.enter_context(slots.hold(caller.user_id))
-    # A failure midway breaks the connection, so that no client takes a part for the whole.
+    # A failure midway breaks the connection, so that no client mistakes a part for the whole.
     rest = stream_with_context(chain((first, second), pieces))
     response = Response(rest, status, headers, mimetype=media_type)
     response.call_on_close(held.close)
@@ -167,7 +167,7 @@ def stream(
 
 
 def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
-    """The same text in fewer, larger pieces: each one sent costs a system call."""
+    """The same text in fewer, larger pieces, since sending a piece takes a system call."""
     waiting, size = [], 0
     for text in texts:
         waiting.append(text)
@@ -182,7 +182,7 @@ def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def shape(caller: Caller, query: dict[str, Any]) -> Shape:
-    """The shape that a request asks for. Raises 422 for what a link does not show."""
+    """The shape that a request asks for. Raises 422 for fields that a link does not show."""
     if caller.task_id:
         names = query.get("fields", SHARED_FIELDS)
         if "expand" in query or not set(names) <= set(SHARED_FIELDS):

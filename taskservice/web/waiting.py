@@ -29,17 +29,17 @@ from taskservice.web.request import EVENTS
 T = TypeVar("T")
 
 MAX_SECONDS = 60
-# How often a waiting request checks that its client is still there.
+# How often a waiting request checks that its client is still connected.
 CLIENT_CHECK_SECONDS = 2.0
 # Of several preferences with the same name, the first counts.
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?([0-9]+)"?\s*(?:[,;]|$)', re.IGNORECASE)
-# Seconds before a wait without a slot is repeated: a hundred clients take 1 % of a processor.
+# Seconds before a wait without a slot is repeated: a hundred clients take 1% of a CPU.
 RETRY_SECONDS = 15
 
 
 def until(read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: bool = False) -> T:
     """The result of `read`: immediately, or with `Prefer: wait` as soon as it `is_enough`."""
-    # An invalid preference is ignored. Python refuses to read a number of thousands of digits.
+    # An invalid preference is ignored. Python refuses to parse a number of thousands of digits.
     wait = _WAIT.search(request.environ.get("HTTP_PREFER", ""))
     seconds = min(int(wait[1].lstrip("0")[:9] or 0), MAX_SECONDS) if wait else 0
     if not seconds:
@@ -99,7 +99,7 @@ def within(
 
 
 def _key_check() -> Callable[[], bool]:
-    """A check whether this request's key is still valid; reads it after changes of the database."""
+    """A check whether this request's key is still valid; reads the key after database changes."""
     watch = resources.find(Watcher)
     since, expires_at = None, ""
 
@@ -117,7 +117,7 @@ def _key_check() -> Callable[[], bool]:
 
 @contextmanager
 def _slot(*, is_stream: bool = False) -> Iterator[WaitSlot | None]:
-    """A slot and a thread of its own for this request; None if there is no slot."""
+    """A slot and a separate thread for this request; None if there is no slot."""
     slots = resources.find(WaitSlots)
     slot = WaitSlot(caller.user_id, is_stream, caller.key_id if caller.task_id else "")
     if not slots.acquire(slot):
@@ -164,12 +164,12 @@ def is_client_connected() -> bool:
 COMMENT_SECONDS = 15.0
 COMMENT = b":\n\n"
 
-# Columns that never change, or with an append: a follower gets no `task` for them.
+# Columns that never change, or only with an append: a follower gets no `task` for them.
 _UNNOTICED = {"input", "first_log", "log_count", "log_bytes", "updated_at", "version"}
 _state = attrgetter(*(it.key for it in TASK_COLUMNS if it.key not in _UNNOTICED))
 
 WITHOUT_LOGS = Shape(fields=tuple(name for name in TASK_FIELDS if name != "logs"))
-# What the viewers of a link get.
+# The columns that the viewers of a link get.
 SHARED = Shape(fields=tuple(name for name in SHARED_FIELDS if name != "logs"))
 
 
@@ -185,7 +185,7 @@ def follow(
     *,
     has_times: bool = False,
 ) -> Response:
-    """A task as it changes, while the key is valid and `is_allowed` returns true. Raises 503."""
+    """A stream of a task's changes, while the key is valid and `is_allowed()`. Raises 503."""
     if request.method == "HEAD":
         # An iterator, since an empty string would set Content-Length.
         return Response(iter(()), headers=HEADERS, content_type=EVENTS)
@@ -202,7 +202,7 @@ def follow(
 def _text(
     events: Iterator[bytes | None], slot: WaitSlot, is_allowed: Callable[[], bool]
 ) -> Iterator[bytes]:
-    """The events, while the client may have them, with comments while nothing changes."""
+    """The events, while the client has access, with comments while nothing changes."""
     is_key_valid = _key_check()
     sent_at = checked_at = time.monotonic()
     for event in events:
@@ -243,7 +243,8 @@ def _events(task_id: str, after: int, has_times: bool) -> Iterator[bytes | None]
                 # A number past the end would hide the next lines.
                 after = min(after, row.log_count)
             begin = after = max(after, row.first_log - 1)
-            # Retention or a deletion removed the log: the next read of the task shows which.
+            # Retention or a deletion removed the log: the next read of the task shows which of
+            # them.
             with suppress(LogDropped):
                 for page in logs.pages(row, after):
                     lines = page.timed_lines()

@@ -5,20 +5,22 @@ import time
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-MAX_FAILURES = 3  # in a row; then it is open
-OPEN_SECONDS = 60.0  # since the last failure
-MAX_RECEIVERS = 1_000  # that are counted; the receiver whose last failure is the oldest goes first
+MAX_FAILURES = 3  # in a row, after which the circuit is open
+OPEN_SECONDS = 60.0  # the time after the last failure until the circuit closes
+# Maximum number of receivers whose failures are counted. The one that failed the longest time ago
+# is removed first.
+MAX_RECEIVERS = 1_000
 
 
 class Receiver(NamedTuple):
-    """A host in one user's callbacks: at the same host, another user's callbacks may work."""
+    """A host in one user's callbacks, since another user's callbacks may work at the same host."""
 
     user_id: str
     host: str  # with the port, as in the URL
 
 
 def host_of(url: str) -> str:
-    """The host of a URL with its port, in lower case; empty for a mail address."""
+    """The host of a URL with its port, in lower case; empty for an email address."""
     return urlsplit(url).netloc.lower()
 
 
@@ -27,7 +29,7 @@ class CircuitBreaker:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # How many in a row, and when the last one was; in the order of these times.
+        # The failures in a row, and the time of the last one; in the order of these times.
         self._failures: dict[Receiver, tuple[int, float]] = {}
 
     def is_open(self, receiver: Receiver) -> bool:

@@ -1,4 +1,4 @@
-"""Where webhooks and mail go: which URLs are valid, and which addresses are allowed."""
+"""The destinations of webhooks and email: valid URLs, and allowed addresses."""
 
 import re
 import socket
@@ -20,7 +20,7 @@ def _networks(*texts: str) -> list[Network]:
     return [ip_network(network) for text in texts for network in text.split()]
 
 
-# The first kind that matches counts, so small and dangerous networks come first.
+# The first match decides, so small and dangerous networks are listed first.
 _KINDS = {
     # Alibaba Cloud, Azure, most clouds, Oracle Cloud; AWS, Oracle Cloud, Scaleway, Google Cloud.
     "metadata": _networks(
@@ -36,7 +36,7 @@ _KINDS = {
         "192.0.2.0/24 198.51.100.0/24 203.0.113.0/24 2001:db8::/32 3fff::/20"
     ),
     "benchmarking": _networks("198.18.0.0/15 2001:2::/48"),
-    # A gateway translates these to an IPv4 address; which machine that is is unknown.
+    # A gateway translates these to the IPv4 address of an unknown machine.
     "NAT64": _networks("64:ff9b::/96 64:ff9b:1::/48"),
     "6to4": _networks("2002::/16 192.88.99.0/24"),
     "Teredo": _networks("2001::/32"),
@@ -102,7 +102,7 @@ _MAPPED = IPv6Network("::ffff:0:0/96")
 
 
 class RefusedError(ValueError):
-    """The destination is not allowed; the text is one sentence with the reason."""
+    """The destination is not allowed; the text is the reason."""
 
 
 class Target(NamedTuple):
@@ -123,7 +123,7 @@ class Destinations:
 
     @classmethod
     def parse(cls, text: str) -> "Destinations":
-        """Read KINDS, networks and hosts such as `*.lan`, between commas; raises ValueError."""
+        """Read KINDS, networks and hosts such as `*.lan`, with commas; raises ValueError."""
         kinds, networks, hosts = set(), [], []
         for entry in filter(None, (part.strip().lower() for part in text.split(","))):
             if entry in KINDS:
@@ -173,8 +173,8 @@ def _network(entry: str) -> Network | None:
 
 
 def check_url(url: str, allowed: Destinations) -> Target:
-    """Where `url` points, if a webhook may go there; raises RefusedError."""
-    # The transport checks a host that is a name at each attempt, when it is resolved.
+    """The target of `url`, if webhooks are allowed there; raises RefusedError."""
+    # The transport checks the addresses of a host name at each attempt.
     target = read_url(url)
     if target.literal and (reason := allowed.refusal(target.host, target.literal)):
         raise RefusedError(reason)
@@ -182,7 +182,7 @@ def check_url(url: str, allowed: Destinations) -> Target:
 
 
 def read_url(url: str) -> Target:
-    """Split a URL as requests does; raises RefusedError for what others could read differently."""
+    """Split a URL as `requests` does; raises RefusedError for an ambiguous one."""
     # The settings need this module, but only tasks with a callback need urllib3.
     from urllib3.exceptions import LocationParseError
     from urllib3.util import parse_url
@@ -213,7 +213,7 @@ def read_url(url: str) -> Target:
         raise RefusedError("The URL's host is not a valid address.") from error
 
 
-# Mail: its addresses, and the URL of the server that takes it.
+# Email: addresses, and the URL of the server that sends it.
 
 _MAIL_PORTS = {"smtp": 587, "smtps": 465}
 _MAIL_URL = re.compile(r"(smtps?)://(?:([^:/?#@]+):([^/?#@]+)@)?([^/?#@]+)/?", re.IGNORECASE)
@@ -234,7 +234,7 @@ class MailServer:
 
     @classmethod
     def parse(cls, text: str) -> "MailServer":
-        """Raises ValueError, whose text contains nothing of the URL."""
+        """Raises ValueError, whose text contains no part of the URL."""
         if parts := _MAIL_URL.fullmatch(text):
             scheme, user, password, host = (part or "" for part in parts.groups())
             port = "" if re.search(r":[0-9]+\Z", host) else f":{_MAIL_PORTS[scheme.lower()]}"
@@ -251,12 +251,12 @@ class MailServer:
         )
 
 
-# As RFC 5322 has it; a dot needs no quotes either.
+# By RFC 5322, except that a name with a dot needs no quotes.
 _NAME_AND_ADDRESS = re.compile(r'(?:([^()<>\[\]:;@,"\\]*)|"([^"\\]*)" ?)<([^<>]*)>')
 
 
 def check_sender(text: str) -> str:
-    """The text, if it is an address that mail can come from; raises ValueError."""
+    """The text, if it is a valid sender of email; raises ValueError."""
     name, address = sender_parts(text)
     # An encoded word can hide the end of a line.
     if not name.isprintable() or "=?" in name or not _MAIL_ADDRESS.fullmatch(address):
@@ -265,18 +265,18 @@ def check_sender(text: str) -> str:
 
 
 def sender_parts(text: str) -> tuple[str, str]:
-    """The name, which may be empty, and the address of a sender of mail."""
+    """The name, which may be empty, and the address of a sender of email."""
     if parts := _NAME_AND_ADDRESS.fullmatch(text):
         return (parts[1] or parts[2] or "").strip(), parts[3]
     return "", text
 
 
 def mail_address(target: str) -> str:
-    """The address of `mailto:ADDRESS`; raises ValueError with one sentence."""
+    """The address of `mailto:ADDRESS`; raises ValueError with the reason."""
     scheme, _, text = target.partition(":")
     address = unquote(text)
     if scheme.lower() != "mailto" or {"?", "#"} & set(text) or not _MAIL_ADDRESS.fullmatch(address):
         raise ValueError(
-            "The target is not mailto: with one mail address in ASCII and without parameters."
+            "The target is not mailto: with one email address in ASCII and without parameters."
         )
     return address

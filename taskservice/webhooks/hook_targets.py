@@ -1,11 +1,12 @@
-"""What the address of a hook says: the format of its messages, and a name without its secret."""
+"""Reads the address of a hook: the format of its messages, and a name without its secret."""
 
 import re
 from urllib.parse import urlsplit
 
 from taskservice import terms
 
-# What people write, such as `alerts-2` or `v1`: letters that are not random, short numbers.
+# Text that a person has chosen, such as `alerts-2` or `v1`: letters that are not random, short
+# numbers.
 _WORD = r"(?:[A-Za-z][a-z]{0,11}\d{0,2}|\d{1,4})"
 _WORDS = re.compile(rf"{_WORD}(?:[-_.]{_WORD})*")
 # The number of a webhook: of Slack, such as `B024BE7LH`, or of Discord.
@@ -37,7 +38,8 @@ def without_secret(target: str, kind: str) -> str:
         parts = [part for part in parts if part != "slack"][-2:-1]
         shown = [part for part in parts if _WORDS.fullmatch(part) or _NUMBER.fullmatch(part)]
     elif kind == terms.NTFY:
-        # A topic that nobody guesses is a secret. Its beginning tells it from the others.
+        # A topic that can't be guessed is a secret. Its first characters distinguish it from
+        # others.
         shown = [part if _WORDS.fullmatch(part) else _beginning(part) for part in parts]
     else:
         shown = [part if _WORDS.fullmatch(part) else _HIDDEN for part in parts]

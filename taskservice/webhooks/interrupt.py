@@ -1,4 +1,4 @@
-"""Another thread ends an attempt before the receiver responds."""
+"""Lets another thread end an attempt before the receiver responds."""
 
 import contextlib
 import socket
@@ -23,7 +23,7 @@ class Interrupt:
             self._is_set = True
             if self._socket is not None:
                 with contextlib.suppress(OSError):  # the receiver may have closed it
-                    # Not SSLSocket.shutdown, after which the socket would send in the clear.
+                    # Not SSLSocket.shutdown, after which the socket would send without encryption.
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""What is sent: events for people by ntfy, Slack and compatible services, or mail; webhooks."""
+"""Messages: events for people, by ntfy, Slack and compatible services, or email; webhooks."""
 
 import json
 import re
@@ -22,8 +22,8 @@ REASON_LENGTHS = (500, 120, 40)
 LINE_REASON_LENGTH = 120
 MAX_LINES = 20  # events that a message lists
 LABEL_LENGTH = 40
-# ntfy makes an attachment of a message above 4,096 bytes, refuses a body above twice that, and
-# passes 4,000 bytes on to phones. This limits the whole body, of which its buttons get a part.
+# ntfy turns a message above 4,096 bytes into an attachment, refuses a body above twice that, and
+# sends up to 4,000 bytes to phones. This limits the whole body, of which buttons may use a part.
 NTFY_BYTES = 4_000
 NTFY_BUTTONS_BYTES = 1_500
 NTFY_BUTTONS = 3
@@ -34,9 +34,9 @@ _NTFY_TOPIC = re.compile("[-_A-Za-z0-9]{1,64}")
 
 
 # Slack escapes three characters as HTML does. Discord and Mattermost undo this, and then read
-# Markdown and mentions, so an invisible space breaks what begins or joins one: `@here`, `<#1>`,
-# `[text](url)`, `~channel`. A code block would hide the links behind it. All three also make links
-# of `https://example.com`, and some of `example.com`.
+# Markdown and mentions, so an invisible space follows each character that begins or joins these:
+# `@here`, `<#1>`, `[text](url)`, `~channel`. A code block would hide the links after it. All three
+# also turn `https://example.com` into a link, and some `example.com`.
 _SPACE = "\u200b"
 _SLACK_ESCAPES: dict[int, str] = str.maketrans(
     {"&": "&amp;", "<": f"&lt;{_SPACE}", ">": "&gt;", "`": "'"}
@@ -46,34 +46,34 @@ _JOINTS_OF_LINKS = re.compile(r":(?=//)|\.(?=[^\W\d_])")
 
 
 class Notice(NamedTuple):
-    """One event, as a person is told of it."""
+    """One event in a message for a person."""
 
     kind: EventKind
     at: str  # RFC 3339
-    agent: str  # its name, or else its id
+    agent: str  # its name, or else its ID
     task: str | None = None  # the name of the task
     reason: str | None = None  # the whole text of the error or of the question
     seconds: float | None = None  # how long the task ran
     since: str | None = None  # see `EventKind.since`
-    on_time: bool | None = None  # back: the run was not late, only its report
-    url: str | None = None  # the page of the task or agent
+    on_time: bool | None = None  # agent.back: the run was on time, only its report was late
+    url: str | None = None  # the task or agent page
     answer_url: str | None = None
     choices: Sequence[tuple[str, str]] = ()  # of each button: label, form-encoded body of its POST
-    task_id: str | None = None  # of its events at one time, only the most important is told
-    agent_id: str = ""  # of the states of one agent, or one task, only the last is told
+    task_id: str | None = None  # only its most important event at one time is listed
+    agent_id: str = ""  # only the last state of one agent, or of one task, is listed
 
 
 class Message(NamedTuple):
-    """What is sent: for people JSON to a URL, or a mail; else a webhook."""
+    """A message: for people, JSON for a URL or an email; else a webhook."""
 
     url: str
     body: bytes
-    subject: str = ""  # of a mail, of which the body is the text
+    subject: str = ""  # of an email, whose text is the body
     id: str = ""
     headers: Mapping[str, str] = {}
-    secrets: Sequence[str] | None = None  # of a webhook, which is signed when it is sent
+    secrets: Sequence[str] | None = None  # for a webhook, which is signed when it is sent
     hook: Any = None  # its row; None for a callback
-    text: str | None = None  # what people read, without links
+    text: str | None = None  # the text for people, without links
 
     def headers_now(self) -> dict[str, str]:
         headers = {"content-type": "application/json", **self.headers}
@@ -83,7 +83,7 @@ class Message(NamedTuple):
 
 
 def ntfy_address(target: str) -> tuple[str, str]:
-    """The URL to post to, and the topic, of the URL of a topic; raises ValueError."""
+    """The URL to post to and the topic, from the URL of a topic; raises ValueError."""
     parts = urlsplit(target)
     root, _, topic = parts.path.rstrip("/").rpartition("/")
     if not _NTFY_TOPIC.fullmatch(topic):
@@ -136,7 +136,7 @@ def mail(target: str, notices: Sequence[Notice], count: int) -> Message:
 
 
 def plain(notices: Sequence[Notice], count: int) -> str:
-    """The title and the text without links, as they are kept."""
+    """The title and the text without links, which are stored."""
     notices, unlisted = _distinct(notices), count - len(notices)
     text = next(_texts(notices, unlisted, has_links=False))
     return f"{_title(notices, unlisted)}\n{text}".rstrip()
@@ -165,14 +165,14 @@ def _buttons(notice: Notice) -> list[dict[str, object]]:
 
 
 def _distinct(notices: Sequence[Notice]) -> list[Notice]:
-    """The notices to tell, the most important first, with names that fit into a line."""
+    """The notices to list, the most important first, with names that fit into a line."""
     latest: dict[object, Notice] = {}
     state: object
     for index, notice in enumerate(sorted(notices, key=attrgetter("at"))):
         state = notice.agent_id or notice.agent if notice.kind.is_of_agent else None
         state = notice.task_id if notice.kind.is_of_task else state
         if notice.kind == AGENT_LATE:
-            # It is as broken as before.
+            # A late agent can still be broken.
             state = (state, AGENT_LATE.name)
         elif notice.kind.is_of_agent:
             latest.pop((state, AGENT_LATE.name), None)
@@ -192,7 +192,7 @@ def _distinct(notices: Sequence[Notice]) -> list[Notice]:
 
 
 def _title(notices: Sequence[Notice], unlisted: int) -> str:
-    """Such as `nightly failed`, or `2 agents broke: nightly, weekly; backup is late; 5 more`."""
+    """A title such as `nightly failed` or `2 agents broke: nightly, weekly; 5 more`."""
     parts = []
     for kind, of_kind in groupby(notices, attrgetter("kind")):
         names = [notice.agent for notice in of_kind]
@@ -233,7 +233,7 @@ def _texts(
 
 
 def _details(notice: Notice) -> Iterator[str]:
-    """Since when and for how long; then the task, its time and its duration."""
+    """The start and length of the state; then the task, its time and its duration."""
     if notice.since and notice.kind.since_line:
         since = _time(notice.since)
         passed = datetime.fromisoformat(notice.at) - datetime.fromisoformat(notice.since)
@@ -254,5 +254,5 @@ def _time(text: str) -> str:
 
 
 def _line(text: str, length: int) -> str:
-    """The text as one line without control characters, so that it stays where it is put."""
+    """The text as one line without control characters, which can't change the text around it."""
     return shortened(escaped(" ".join(text.split())), length)

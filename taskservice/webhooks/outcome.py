@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 
 class Outcome(NamedTuple):
-    message: str  # one sentence for a person, without secrets and without path or query
+    message: str  # for a person, without secrets, and without the path and query of the URL
     delivered: bool = False  # the response was 2xx
     permanent: bool = False  # do not try again: the URL is refused, or the response was 410
     status_code: int | None = None  # None without a response
     retry_after: float | None = None  # seconds that the receiver asks for, at most a day
     duration_ms: int = 0
     answer: str | None = None  # the first KiB of the response's body
-    text: str | None = None  # what people were told, without links
+    text: str | None = None  # the text for people, without links

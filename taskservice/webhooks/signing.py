@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from secrets import token_bytes
 
 PREFIX = "whsec_"
-SECRET_BYTES = 32  # the specification asks for 24 to 64
+SECRET_BYTES = 32  # the specification requires 24 to 64
 
 
 def new_secret() -> str:
@@ -28,7 +28,7 @@ def sign(secrets: Sequence[str], webhook_id: str, timestamp: int, body: bytes) -
     """The three headers of a webhook, signed by each of `secrets`, newest first.
 
     `timestamp` is the time of this attempt in seconds since 1970; `webhook_id` is the same at every
-    attempt. Raises ValueError without a secret, for an invalid secret, and for an id with a full
+    attempt. Raises ValueError without a secret, for an invalid secret, and for an ID with a full
     stop, which would let one signature match two messages.
     Source: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
     """

@@ -1,4 +1,4 @@
-"""Sends one mail once, and describes the outcome in one sentence."""
+"""Sends one email once, and describes the outcome."""
 
 import io
 import smtplib
@@ -36,10 +36,10 @@ def send_mail(
     interrupt: Interrupt | None = None,
     confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Send a mail of plain text within `seconds`; failures of the server are outcomes.
+    """Send an email of plain text within `seconds`; failures of the server are outcomes.
 
     Raises Interrupted when `interrupt` was set before the server had decided. `confirm` is called
-    once, before the mail itself is sent. Its errors end the attempt and are raised here.
+    once, before the email itself is sent. Its errors end the attempt and are raised here.
     """
     deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
     connection = Connection(server.at, _ANYWHERE, deadline, system_addresses, interrupt)
@@ -54,11 +54,13 @@ def send_mail(
     except NoResponseError as error:
         outcome = Outcome(str(error))
     except smtplib.SMTPResponseException as error:
-        outcome = _refusal(server, "the mail", error.smtp_code, error.smtp_error)
+        outcome = _refusal(server, "the email", error.smtp_code, error.smtp_error)
     except (TooLargeError, smtplib.SMTPException, OSError) as error:
         is_late = TimeoutError in (type(error), type(error.__context__))
-        how = f"did not accept the mail within {seconds:g} s" if is_late else "ended the connection"
-        outcome = Outcome(f"{server.at.host} {how}.")
+        reason = "ended the connection"
+        if is_late:
+            reason = f"did not accept the email within {seconds:g} s"
+        outcome = Outcome(f"{server.at.host} {reason}.")
     if outcome.status_code is None:
         interrupt.check()
     return outcome._replace(duration_ms=round(deadline.elapsed() * 1000))
@@ -68,7 +70,7 @@ class _Session(smtplib.SMTP):
     """SMTP on an open connection, with one deadline for all replies."""
 
     def __init__(self, connection: Connection, deadline: Deadline, domain: str) -> None:
-        # The domain is what we call ourselves; the default is looked up, without a deadline.
+        # The domain is our own name; by default it would be looked up, without a deadline.
         super().__init__(local_hostname=domain)
         self._connection, self._deadline = connection, deadline
         self.sock = connection.sock
@@ -90,7 +92,7 @@ class _Session(smtplib.SMTP):
         code, reply = self.docmd("STARTTLS")
         if code != 220 or self.file is None:
             raise smtplib.SMTPResponseException(code, reply)
-        # What has already arrived was not encrypted, so it does not count.
+        # Data that has already arrived was not encrypted, so it is discarded.
         self.file.close()
         self.file = None
         self._connection.start_tls()
@@ -99,10 +101,10 @@ class _Session(smtplib.SMTP):
 
 
 def _open(session: _Session, server: MailServer) -> None:
-    """Encrypt and log in as the server asks for it; raises NoResponseError."""
+    """Encrypt and log in, as the server supports; raises NoResponseError."""
     place = f"{server.at.host} on port {server.at.port}"
     if session.getreply()[0] != 220:
-        raise NoResponseError(f"{place} accepts no mail now.")
+        raise NoResponseError(f"{place} accepts no email now.")
     session.ehlo_or_helo_if_needed()
     if server.at.scheme == "smtp":
         if session.has_extn("starttls"):
@@ -136,10 +138,10 @@ def _deliver(
     confirm()
     code, reply = session.data(content)
     if code != 250:
-        return _refusal(server, "the mail", code, reply)
+        return _refusal(server, "the email", code, reply)
     with suppress(smtplib.SMTPException, OSError):
         session.putcmd("quit")
-    return Outcome(f"{server.at.host} accepted the mail.", delivered=True, status_code=code)
+    return Outcome(f"{server.at.host} accepted the email.", delivered=True, status_code=code)
 
 
 def _refusal(server: MailServer, what: str, code: int, reply: bytes | str) -> Outcome:
@@ -153,12 +155,12 @@ def _refusal(server: MailServer, what: str, code: int, reply: bytes | str) -> Ou
 
 
 def mail(sender: str, recipient: str, subject: str, text: str, message_id: str) -> bytes:
-    """A mail of plain text; `message_id` is the part before the domain, which is the sender's."""
+    """An email of plain text; `message_id` is the part before the domain of the sender."""
     message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
     name, address = sender_parts(sender)
     message["From"] = Address(name, addr_spec=address)
     message["To"] = recipient
-    # Python decodes `=?utf-8?q?a=0ABcc:_b?=`, and before 3.11.10 writes its line break as one.
+    # Python decodes `=?utf-8?q?a=0ABcc:_b?=`; before 3.11.10 it writes the line break unchanged.
     message["Subject"] = subject.replace("=?", "=\u200b?")
     message["Date"] = datetime.now(UTC)
     message["Message-ID"] = f"<{message_id}@{address.rpartition('@')[2]}>"

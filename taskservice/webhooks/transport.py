@@ -1,4 +1,4 @@
-"""Sends one webhook once, and describes the outcome in one sentence."""
+"""Sends one webhook once, and describes the outcome."""
 
 import contextlib
 import errno
@@ -39,11 +39,11 @@ _lookups = threading.BoundedSemaphore(MAX_LOOKUPS)
 
 
 class NoResponseError(Exception):
-    """The receiver did not respond; the text is one sentence with the reason."""
+    """The receiver did not respond; the text is the reason."""
 
 
 class Connection(http.client.HTTPConnection):
-    """HTTP or HTTPS to a target, with checked addresses and one deadline for all that it does."""
+    """HTTP or HTTPS to a target, with checked addresses and one deadline for all steps."""
 
     def __init__(
         self,
@@ -182,8 +182,8 @@ def post_once(
     """POST `body` to `url` within `seconds`; failures of the receiver are outcomes.
 
     Status and headers decide; a slow or broken body only adds to the duration. Raises Interrupted
-    when `interrupt` was set before the response, and the errors of `confirm`, which is called when
-    the connection is made, which may take long, and before anything is sent.
+    when `interrupt` was set before the response, and the errors of `confirm`, which is called
+    between the connect, which may take long, and the request.
     """
     deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
     try:

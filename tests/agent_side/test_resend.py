@@ -51,7 +51,7 @@ def test_run_of_another_user_or_agent_is_kept(
     machine: AgentMachine, shared_service: Service
 ) -> None:
     folder = killed_run(machine)
-    sentence = f"but the key to another user or agent; the run stays in {folder}"
+    sentence = f"but the key to another user or agent; the run remains in {folder}"
     for key in (shared_service.add_user("bob").key, machine.user.agent_key("other")):
         machine.key = key
         refused = machine.run("run", "--resend")
@@ -98,7 +98,7 @@ def test_run_that_is_refused_says_how_to_forget_it(machine: AgentMachine) -> Non
     folder = run_without_a_task(machine, "A b")
     refused = machine.run("run", "--resend")
     assert refused.returncode == 1
-    assert f"the run stays in {folder}; remove that directory to discard it" in refused.stderr
+    assert f"the run remains in {folder}; remove that directory to discard it" in refused.stderr
     assert machine.left_runs() == [folder]
 
 

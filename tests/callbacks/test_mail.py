@@ -64,7 +64,7 @@ def test_mail_arrives_as_plain_text_from_a_program() -> None:
         [got] = server.wait_for(1)
     assert outcome.delivered
     assert outcome.status_code == 250
-    assert outcome.message == "127.0.0.1 accepted the mail."
+    assert outcome.message == "127.0.0.1 accepted the email."
     assert (got.sender, got.recipients, got.is_encrypted) == (SENDER, [RECIPIENT], False)
     message = got.message
     date = message["Date"].datetime
@@ -234,9 +234,9 @@ def test_server_without_logins_gets_no_password(tls: ssl.SSLContext) -> None:
         ("RCPT", "450 4.2.0 Greylisted", "refused the recipient for now with 450.", False),
         ("RCPT", "421 Busy", "refused the recipient for now with 421.", False),
         ("MAIL", "553 5.7.1 No", "refused the sender in TASKSERVICE_MAIL_FROM with 553.", False),
-        ("DATA", "451 Later", "refused the mail for now with 451.", False),
-        ("END", "554 5.7.1 Spam", "refused the mail with 554.", False),
-        ("END", "452 4.3.1 Full", "refused the mail for now with 452.", False),
+        ("DATA", "451 Later", "refused the email for now with 451.", False),
+        ("END", "554 5.7.1 Spam", "refused the email with 554.", False),
+        ("END", "452 4.3.1 Full", "refused the email for now with 452.", False),
     ],
 )
 def test_refusal_says_what_is_refused(
@@ -261,7 +261,7 @@ def test_refusal_says_what_is_refused(
 def test_server_that_takes_no_mail_is_explained(greeting: str) -> None:
     with MailServer(replies={"GREETING": greeting}) as server:
         outcome = deliver(server.url)
-    assert outcome.message == f"127.0.0.1 on port {server.port} accepts no mail now."
+    assert outcome.message == f"127.0.0.1 on port {server.port} accepts no email now."
     assert (outcome.permanent, outcome.status_code) == (False, None)
 
 
@@ -298,7 +298,7 @@ def test_endless_reply_ends_the_attempt() -> None:
 def test_dripping_server_does_not_outlast_the_deadline() -> None:
     with MailServer(drips=True, replies={"GREETING": "220 " + "x" * 500}) as server:
         outcome = deliver(server.url, seconds=SOON)
-    assert outcome.message == "127.0.0.1 did not accept the mail within 0.4 s."
+    assert outcome.message == "127.0.0.1 did not accept the email within 0.4 s."
     assert outcome.duration_ms < OVERDUE_MS
     assert not outcome.permanent
 
@@ -307,7 +307,7 @@ def test_dripping_server_does_not_outlast_the_deadline() -> None:
 def test_silent_server_does_not_outlast_the_deadline(tls: ssl.SSLContext, command: str) -> None:
     with MailServer(tls=tls if command == "STARTTLS" else None, held=command) as server:
         outcome = deliver(server.url, seconds=SOON)
-    assert outcome.message == "127.0.0.1 did not accept the mail within 0.4 s."
+    assert outcome.message == "127.0.0.1 did not accept the email within 0.4 s."
     assert not outcome.permanent
 
 
@@ -388,9 +388,9 @@ def test_hook_sends_mail(
     alice.report(task, error={"message": "exit code 1"}, status="error")
     with looping(app):
         [got] = mail_server.wait_for(1)
-        until(lambda: "accepted the mail" in caplog.text)
+        until(lambda: "accepted the email" in caplog.text)
     # The domain tells operators enough; an address is a person's.
-    assert " to example.net: 127.0.0.1 accepted the mail." in caplog.text
+    assert " to example.net: 127.0.0.1 accepted the email." in caplog.text
     assert RECIPIENT not in caplog.text
     assert (got.sender, got.recipients) == (SENDER, [RECIPIENT])
     assert got.message["Subject"] == "summarizer failed: exit code 1"

@@ -117,7 +117,7 @@ def test_migration_waits_for_a_limited_time(
     engine = create_engine(url, poolclass=pool.NullPool)
     with engine.begin() as other:
         other.execute(text(lock))
-        with pytest.raises(DatabaseError, match="another program has kept it locked for 1 s"):
+        with pytest.raises(DatabaseError, match="another program has locked it for 1 s"):
             upgrade(url)
 
 

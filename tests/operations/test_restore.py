@@ -94,12 +94,12 @@ def test_restore_replaces_a_database_only_with_force_and_keeps_it_aside(
 ) -> None:
     leave_log(data / "taskservice.db", "carol")
     line = one_line(run(data, "db", "restore", str(backup)), 1)
-    assert line.endswith("taskservice.db exists; --force replaces it and keeps the old one")
+    assert line.endswith("taskservice.db exists; --force replaces it and saves the old one")
     restored = run(data, "db", "restore", str(backup), "--force")
     assert restored.returncode == 0, restored
     assert users(data / "taskservice.db") == ["alice"]
     aside = replaced(data)
-    assert f"the previous database was kept as {aside}" in restored.stderr
+    assert f"the previous database was saved as {aside}" in restored.stderr
     assert users(aside) == ["bob", "carol"]
     assert check(data)["integrity"]["state"] == "ok"
     # Nothing else is left, and it can be restored in turn.

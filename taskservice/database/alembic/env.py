@@ -1,4 +1,4 @@
-"""Alembic runs this for each command: migrate the connection it was given."""
+"""Alembic runs this for each command: migrate the given connection."""
 
 from alembic import context
 
