@@ -13,8 +13,8 @@ project = "taskservice"
 copyright = "the authors of taskservice"
 # Some pages are outside of docs/, so the sources begin at the top.
 root_doc = "docs/index"
-include_patterns = ["docs/**/*.md", "docs/*.md", "examples/*.md", "*.md"]
-exclude_patterns = [".*", "build", "taskservice", "tests", "benchmarks"]
+include_patterns = ["docs/**/*.md", "docs/*.md", "examples/*.md", "CHANGELOG.md", "SECURITY.md"]
+exclude_patterns = ["docs/contributing"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxcontrib.mermaid"]
 # Links lead to headings as on a code host.
 myst_heading_anchors = 4
@@ -36,8 +36,8 @@ html_search_scorer = str(Path(__file__).with_name("search_scorer.js"))
 
 def prepare(app: Sphinx, name: str, source: list[str]) -> None:
     """The lists of the index become the navigation; on a code host they are only lists."""
-    if name in ("CHANGELOG", "CONTRIBUTING", "docs/recipes-for-changes"):
-        # They would have a part in the result of each search.
+    if name == "CHANGELOG":
+        # It would have a part in the result of each search.
         source[0] = f"---\nnosearch: true\n---\n{source[0]}"
     if name == root_doc:
         for heading, links in re.findall(r"^## (.*)\n\n((?:- .*\n)+)", source[0], re.MULTILINE):

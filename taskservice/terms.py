@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple, get_args
 API_PREFIX = "/api/v1"
 PROBLEM_TYPE = "application/problem+json"
 
-# The address of the built documents, with a slash at the end, or empty: see docs/releasing.md.
+# The address of the built documents, with a slash at the end, or empty: CONTRIBUTING.md has more.
 DOCUMENTATION_URL = ""
 
 

@@ -39,8 +39,8 @@ ALLOWED_IN_VIEWS = {
 
 
 def order() -> list[str]:
-    """The packages and modules in the order of docs/background/architecture.md, top to bottom."""
-    cells = [row[0] for row in table("docs/background/architecture.md", "## Packages")]
+    """The packages and modules in the order of docs/contributing/architecture.md, top to bottom."""
+    cells = [row[0] for row in table("docs/contributing/architecture.md", "## Packages")]
     return [name for cell in cells for name in re.findall(r"`(\w+)(?:\.py|/)`", cell)]
 
 
@@ -298,7 +298,7 @@ def test_private_parts_of_other_libraries_are_decided() -> None:
     used = (private_names(trees) | overridden_names()) - DOCUMENTED
     cells = [
         row[0]
-        for row in table("docs/background/decisions.md", "## Private parts of other libraries")
+        for row in table("docs/contributing/decisions.md", "## Private parts of other libraries")
     ]
     assert used == {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
 

@@ -68,5 +68,5 @@ def test_all_figures_of_both_databases_can_be_measured(tmp_path: Path) -> None:
 
 
 def test_document_names_every_section() -> None:
-    rows = table("docs/background/performance.md", "## What is measured")
+    rows = table("benchmarks/README.md", "## What is measured")
     assert [row[0].strip("`") for row in rows] == list(SECTIONS)

@@ -66,7 +66,7 @@ def with_new_field(folder: Path) -> dict[str, str]:
 
 
 def test_recipe_of_a_new_field_names_the_files_that_it_needs() -> None:
-    text = (ROOT / "docs" / "recipes-for-changes.md").read_text()
+    text = (ROOT / "docs/contributing/recipes-for-changes.md").read_text()
     recipe = text.partition("## A new field of a task")[2].partition("To show it to people")[0]
     code = re.findall(
         r"^\d\. `taskservice/([a-z_/]+\.py|database/alembic/versions/)`", recipe, re.M

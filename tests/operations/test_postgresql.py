@@ -201,7 +201,7 @@ def test_document_lists_the_columns_of_each_unique_key(databases: Databases) -> 
         keys = {name: unique_keys(connection, name) for name in tables(connection)}
     assert {
         row[0].strip("`"): row[1:]
-        for row in table("docs/background/scaling.md", "### Unique keys and partitioning")
+        for row in table("docs/contributing/scaling.md", "## Unique keys and partitioning")
     } == {
         name: ["yes" if has_user else "no", ", ".join(f"`{column}`" for column in common) or "none"]
         for name, (has_user, common) in keys.items()

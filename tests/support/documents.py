@@ -13,9 +13,15 @@ ROOT = Path(__file__).parent.parent.parent
 # Every document of the repository, by its path.
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text()
-    for pattern in ("*.md", "docs/**/*.md", "examples/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "examples/*.md", "benchmarks/*.md")
     for path in sorted(ROOT.glob(pattern))
 }
+# Those on the site, as docs/conf.py includes them; the others are for contributors.
+SITE = {
+    name
+    for name in DOCUMENTS
+    if name.startswith(("docs/", "examples/")) or name in ("CHANGELOG.md", "SECURITY.md")
+} - {name for name in DOCUMENTS if name.startswith("docs/contributing/")}
 
 _FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -76,6 +82,14 @@ def command_lines(name: str) -> list[str]:
 
 def links(name: str) -> list[str]:
     return _LINK.findall(prose(name))
+
+
+def linked(name: str) -> set[str]:
+    """The documents that a document links to, by their paths in the repository."""
+    folder = (ROOT / name).parent
+    paths = (link.partition("#")[0] for link in links(name) if "://" not in link)
+    targets = {(folder / path).resolve() for path in paths if path.endswith(".md")}
+    return {str(path.relative_to(ROOT)) for path in targets}
 
 
 def anchors(name: str) -> set[str]:
