@@ -1,4 +1,4 @@
-"""The guide "Be told": each of its recipes tells a stand-in for a phone, a chat or a mailbox."""
+"""The guide to notifications: its commands notify a stand-in for a phone, chat or mailbox."""
 
 import json
 import re
@@ -207,6 +207,6 @@ def test_documented_body_of_an_event_is_what_is_sent(
 
 
 def test_table_has_every_event_those_told_by_default_first() -> None:
-    documented = [row[0].strip("`") for row in table(GUIDE, "## What is told, and when")]
+    documented = [row[0].strip("`") for row in table(GUIDE, "## Events")]
     assert set(documented) == set(EVENTS)
     assert set(documented[: len(DEFAULT_EVENTS)]) == set(DEFAULT_EVENTS)
