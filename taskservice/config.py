@@ -119,22 +119,24 @@ class Config:
     SECRET_KEY: str = _setting(
         "",
         _secret_key,
-        "Key that signs dashboard sessions, 32 bytes or more; unset: created in `DATA`; "
-        "required with PostgreSQL.",
+        "Key that signs dashboard sessions; unset: created in `DATA`; required with PostgreSQL.",
     )
     BIND: str = _setting("127.0.0.1:8000", _bind, "Listen address: `HOST:PORT` or `unix:PATH`.")
     WORKERS: int = _setting(1, _number(1, 64), "Server processes; one is best with SQLite.")
     THREADS: int = _setting(16, _number(4, 256), "Threads of each server process.")
     WAITS: int = _setting(
-        200, _number(1, 1000), "Streams and waits of each server process, in addition to `THREADS`."
+        200,
+        _number(1, 1000),
+        "Slots for streams and waits of each server process, besides `THREADS`.",
     )
     PROXY_HOPS: int = _setting(
-        0, _number(0, 10), "Trusted reverse proxies in front; 0 ignores `X-Forwarded-*`."
+        0, _number(0, 10), "Number of trusted reverse proxies; 0 ignores `X-Forwarded-*`."
     )
     LOGIN_HEADER: str = _setting(
         "",
         _header,
-        "Header in which the proxy names who is signed in to the dashboard; needs `PROXY_HOPS`.",
+        "Header with the name of the person whom the proxy signs in to the dashboard; needs "
+        "`PROXY_HOPS`.",
     )
     CALLBACK_ALLOWED: Destinations = _setting(
         Destinations.parse("external"),
@@ -150,12 +152,12 @@ class Config:
         "Seconds of silence after which a claimed task times out; 0: never.",
     )
     RETENTION_DAYS: float = _setting(
-        0.0, _number(0, 36_500, "days"), "Days to keep finished tasks; 0: forever."
+        0.0, _number(0, 36_500, "days"), "Days to store finished tasks; 0: forever."
     )
     LOG_RETENTION_DAYS: float = _setting(
         0.0,
         _number(0, 36_500, "days"),
-        "Days to keep the logs of finished tasks; 0: as long as the tasks.",
+        "Days to store the logs of finished tasks; 0: as long as the tasks.",
     )
     MAX_BODY: int = _setting(
         10 * 1024 * 1024,
@@ -177,7 +179,7 @@ class Config:
         "Mail server for hooks: `smtp://` with STARTTLS (port 587), or `smtps://` (port 465).",
     )
     MAIL_FROM: str = _setting(
-        "", destinations.check_sender, "Sender of mail; required with `SMTP_URL`."
+        "", destinations.check_sender, "Sender of emails; required with `SMTP_URL`."
     )
     FIRST_USER: str = _setting(
         "",

@@ -108,58 +108,78 @@ def _refusal(parse: object) -> str:
     raise AssertionError("it accepts anything")
 
 
+# An option as the help shows it, and its meaning.
+Option = tuple[str, str]
+# From this number on, options that an earlier command has too are not described again.
+_MANY = 4
+
+
 def _commands(names: Iterable[str]) -> str:
     top = click.Context(cli.main, info_name="taskservice")
-    leaves = [leaf for name in names for leaf in _leaves(cli.main, name, top)]
-    overview = [
-        (
-            f"[`{context.command_path}`](#{context.command_path.replace(' ', '-')})",
-            command.get_short_help_str(_WIDTH),
-        )
-        for command, context in leaves
-    ]
-    sections = [_section(command, context) for command, context in leaves]
+    overview, sections = [], []
+    described: dict[Option, str] = {}
+    for name in names:
+        command, context = _command(cli.main, name, top)
+        leaves = [(command, context)]
+        cell = _link(context.command_path, context.command_path)
+        if isinstance(command, click.Group):
+            leaves = [_command(command, inner, context) for inner in command.list_commands(context)]
+            links = (_link(str(leaf.info_name), leaf.command_path) for _, leaf in leaves)
+            cell = f"`{context.command_path}`: {', '.join(links)}"
+        overview.append((cell, command.get_short_help_str(_WIDTH)))
+        sections += [_section(*leaf, described) for leaf in leaves]
     return "\n\n".join([_table(("command", "does"), overview), *sections])
 
 
-def _leaves(
+def _command(
     group: click.Group, name: str, parent: click.Context
-) -> Iterator[tuple[click.Command, click.Context]]:
+) -> tuple[click.Command, click.Context]:
     command = group.get_command(parent, name)
     assert command is not None
-    context = click.Context(command, info_name=name, parent=parent)
-    if isinstance(command, click.Group):
-        for inner in command.list_commands(context):
-            yield from _leaves(command, inner, context)
-    else:
-        yield command, context
+    return command, click.Context(command, info_name=name, parent=parent)
 
 
-def _section(command: click.Command, context: click.Context) -> str:
-    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-    records = [
-        parameter.get_help_record(context)
-        for parameter in command.params
-        if isinstance(parameter, click.Option)
-    ]
-    options = [
-        (f"`{names}`", _marked(" ".join(help.split()))) for names, help in filter(None, records)
-    ]
-    parts = [f"### {context.command_path}", f"```text\n{usage}\n```"]
-    parts += [
-        textwrap.fill(
-            _marked(" ".join(paragraph.split())),
-            _WIDTH,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for paragraph in (command.help or "").split("\n\n")
-    ]
-    if options:
-        parts.append(_table(("option", "meaning"), options))
+def _link(text: str, path: str) -> str:
+    return f"[`{text}`](#{path.replace(' ', '-')})"
+
+
+def _section(command: click.Command, context: click.Context, described: dict[Option, str]) -> str:
+    """The text about a command; `described` maps the options of earlier ones to the first."""
+    options = _options(command, context)
+    # The page describes --json once.
+    others = [option for option in options if option[0] != "`--json`"]
+    _, *arguments = command.collect_usage_pieces(context)
+    words = ["[OPTIONS]"] * bool(others) + ["[--json]"] * (len(options) - len(others))
+    parts = [f"### {context.command_path}"]
+    if words or arguments:
+        parts.append(f"`{' '.join([context.command_path, *words, *arguments])}`")
+    for paragraph in (command.help or "").split("\n\n"):
+        parts.append(_filled(_marked(" ".join(paragraph.split()))))
+    shared = [option for option in others if option in described]
+    if len(shared) >= _MANY:
+        others = [option for option in others if option not in shared]
+        names = ", ".join(f"{name.split()[0].rstrip('`')}`" for name, _ in shared)
+        path = described[shared[0]]
+        parts.append(f"{names}: as for {_link(path, path)}.")
+    if others:
+        parts.append("\n".join(f"- {names}: {meaning}" for names, meaning in others))
+    for option in options:
+        described.setdefault(option, context.command_path)
     *_, examples = re.split(r"Examples?:\n", command.epilog or "")
-    parts.append(f"```sh\n{textwrap.dedent(examples).strip()}\n```")
+    lines = textwrap.dedent(examples).strip()
+    if lines != context.command_path:
+        parts.append(f"```sh\n{lines}\n```")
     return "\n\n".join(parts)
+
+
+def _options(command: click.Command, context: click.Context) -> list[Option]:
+    options = (option for option in command.params if isinstance(option, click.Option))
+    records = filter(None, (option.get_help_record(context) for option in options))
+    return [(f"`{names}`", _marked(" ".join(help.split()))) for names, help in records]
+
+
+def _filled(paragraph: str) -> str:
+    return textwrap.fill(paragraph, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _marked(text: str) -> str:

@@ -27,20 +27,22 @@ COLOURS = {HANGING: "31", BROKEN: "31", LATE: "33", "muted": "90"}
 
 @click.group("agent", cls=options.Group)
 def command() -> None:
-    """Manage agents: the programs that work on tasks.
+    """Register, list, mute and delete agents.
 
-    AGENT_ID can be any unambiguous prefix of an agent's id.
+    An agent is a named program or workflow; each execution of it is a task. AGENT_ID can be any
+    unique prefix of an agent's ID.
     """
 
 
 @command.command("list")
 @options.json_lines
 def list_all(as_json: bool) -> None:
-    """List agents, with the success rate and the usual duration of their last 30 tasks.
+    """List agents, with the outcomes of their last 30 tasks.
 
-    STATE is "ok" or "broken" by the last task, and "hanging", "late" or "muted". Cancelled tasks
-    do not count. The last column is the time of the next expected run. With --json,
-    `numbers` has the numbers in the outputs of each agent's last 100 tasks.
+    STATE is "ok", or one or more of "muted", "hanging", "broken" (the last task failed or timed
+    out) and "late". SUCCESS is the success rate, OF the number of tasks without cancelled ones,
+    USUALLY the median duration, and NEXT RUN the time of the next expected task. With --json,
+    `numbers` contains the numbers in the outputs of the agent's last 100 tasks.
     """
     with service_client() as client:
         agents = client.agents(health=True)
@@ -60,13 +62,13 @@ def list_all(as_json: bool) -> None:
 @command.command(
     "add",
     "summarizer",
-    'summarizer --name Summarizer --description "Sums up the mail."',
+    'summarizer --name Summarizer --description "Summarizes email."',
     "summarizer --input-schema @input.json",
     "backup --every 25h --max-duration 2h",
     'backup --cron "0 2 * * 1-5" --time-zone Europe/Berlin --grace 30m',
 )
 @click.argument("agent_id", metavar="ID", type=options.text)
-@options.text_option("--name", help="Display name (default: the id).")
+@options.text_option("--name", help="Display name (default: the ID).")
 @options.text_option("--description", help="Description for people and for MCP clients.")
 @options.json_option(
     "--input-schema",
@@ -78,26 +80,26 @@ def list_all(as_json: bool) -> None:
 @click.option(
     "--tool/--no-tool",
     default=None,
-    help="Whether the agent gets its own MCP tool (default: while a worker was seen in the last "
-    "30 days).",
+    help="Whether MCP clients get a tool for the agent (default: while a worker was seen in the "
+    "last 30 days).",
 )
 @click.option(
     "--every",
     type=options.Duration(maximum=MAX_TIMEOUT),
-    help="Maximum time from one start of a task to the next, such as 25h; 0 expects none.",
+    help="Maximum time from one start of a task to the next, such as 25h; 0 to expect none.",
 )
-@options.text_option("--cron", help="When tasks are expected, in the five fields of cron.")
+@options.text_option("--cron", help="Cron expression with five fields: when tasks are expected.")
 @options.text_option("--time-zone", "timeZone", help="Time zone of --cron (default: UTC).")
 @click.option(
     "--grace",
     type=options.Duration(),
-    help="Time until the agent is late without the expected task (default: 1h).",
+    help="Time from an expected start until the agent is late (default: 1h).",
 )
 @click.option(
     "--max-duration",
     "maxDuration",
     type=options.Duration(),
-    help="Time after which a running task hangs, such as 2h (default: it follows from --every, "
+    help="Time after which a running task hangs, such as 2h (default: computed from --every, "
     "--cron, and how long tasks usually take).",
 )
 def add(agent_id: str, **fields: Any) -> None:
@@ -106,8 +108,8 @@ def add(agent_id: str, **fields: Any) -> None:
     The input schema is used to validate each unclaimed start and each rerun, and to build forms
     in the dashboard and in MCP clients.
 
-    An agent that is expected by --every or --cron, and starts no task in time, is late. --every 0
-    also ends --max-duration.
+    With --every or --cron, an agent that starts no task in time is late. --every 0 also ends
+    --max-duration.
     """
     names = ("every", "cron", "timeZone", "grace", "maxDuration")
     values = {name: fields.pop(name) for name in names}
@@ -136,7 +138,7 @@ def _kept(client: Client, agent_id: str, changes: Collection[str]) -> dict[str, 
 @click.argument("agent_id", type=options.known_agent)
 @options.json_object
 def show(agent_id: str, as_json: bool) -> None:
-    """Show an agent, with its health, and until when and by whom it is muted."""
+    """Show an agent, its health, and until when it is muted."""
     with service_client() as client:
         path = path_to("agent", registered_agent_id(client, agent_id))
         agent = client.connection.call("GET", path, AGENT, params={"expand": "health"}).data
@@ -161,26 +163,30 @@ def show(agent_id: str, as_json: bool) -> None:
     type=options.Duration(minimum=1, maximum=MAX_MUTE_DAYS * DAY_SECONDS, needs_unit=True),
 )
 def mute(agent_id: str, duration: int) -> None:
-    """Keep messages about an agent from people for DURATION, such as 1h, 8h or 7d.
+    """Send people no messages about an agent for a time.
 
-    Its questions are still sent, and programs get all events. What is still wrong when the time is
-    over, and began in it, is sent then.
+    DURATION is a time with a unit, such as 8h or 7d. Questions are still sent, and programs get all
+    events. A problem that begins in this time, and still exists at its end, is sent then.
     """
-    until = rfc3339(round((time.time() + duration) * 1000))
-    with service_client() as client:
-        whole_id = registered_agent_id(client, agent_id)
-        register_agent(client.connection, whole_id, {"mutedUntil": until})
-    print_line(f"{whole_id} is muted until {local_time(until)}")
+    _set_muted(agent_id, rfc3339(round((time.time() + duration) * 1000)))
 
 
 @command.command("unmute", "summarizer")
 @click.argument("agent_id", type=options.known_agent)
 def unmute(agent_id: str) -> None:
-    """Send messages about an agent again, and now what is still wrong and was not sent."""
+    """Send messages about an agent again.
+
+    Messages about problems that still exist, and were not sent, are sent now.
+    """
+    _set_muted(agent_id, None)
+
+
+def _set_muted(agent_id: str, until: str | None) -> None:
     with service_client() as client:
         whole_id = registered_agent_id(client, agent_id)
-        register_agent(client.connection, whole_id, {"mutedUntil": None})
-    print_line(f"{whole_id} is not muted")
+        register_agent(client.connection, whole_id, {"mutedUntil": until})
+    state = f"muted until {local_time(until)}" if until else "not muted"
+    print_line(f"{whole_id} is {state}")
 
 
 @command.command("delete", "summarizer")

@@ -62,8 +62,8 @@ class _DeniesNothing(click.Command):
 def command(agent: str | None, timeout: int) -> None:
     """Answer the permission prompt of a coding agent.
 
-    It is a command for the hook PermissionRequest of Claude Code and Codex, which call it with the
-    prompt as JSON on stdin. It starts a task that asks a person, and prints the decision.
+    Claude Code and Codex call this command from their hook PermissionRequest, with the prompt as
+    JSON on stdin. It starts a task that asks a person, and prints the decision.
     Without an answer (expired, declined, no service or key, a signal) it prints nothing and exits
     with 0, and the agent asks in its own terminal. Other input and wrong options exit with 1.
     """

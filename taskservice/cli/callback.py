@@ -39,9 +39,9 @@ def command() -> None:
 @click.argument("url", type=options.text)
 @options.text_option("--user", help="Sign with this user's secret instead of a temporary one.")
 def test(url: str, user: str | None) -> None:
-    """Send a sample webhook to URL and print the result in one sentence.
+    """Send a sample webhook to URL, and print the result.
 
-    The exit code is 0 if the receiver returned 2xx, otherwise 1.
+    The exit status is 0 if the receiver returned 2xx, otherwise 1.
     """
     with service_app():
         secrets = [signing.new_secret()]
@@ -65,7 +65,7 @@ def delivery_command() -> None:
 
 @delivery_command.command("list", "--state failed")
 @click.option("--state", type=click.Choice(DELIVERY_STATES), help="Only deliveries in this state.")
-@options.limit_option(default=100, show_default=True, help="Maximum number.")
+@options.limit_option(default=100, show_default=True, help="Maximum number of deliveries.")
 @options.json_lines
 def list_all(state: str | None, limit: int, as_json: bool) -> None:
     """List the deliveries of all users, newest first."""
@@ -97,7 +97,10 @@ def show(delivery_id: str, as_json: bool) -> None:
 @delivery_command.command("redeliver", "01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80")
 @click.argument("delivery_id", metavar="ID")
 def redeliver(delivery_id: str) -> None:
-    """Make a delivery due now; `serve` or `background` posts it within a few seconds."""
+    """Make a delivery due now.
+
+    `serve` or `background` posts it within a few seconds.
+    """
     with service_app():
         delivery_service.redeliver_any(_parse_id(delivery_id))
 

@@ -131,10 +131,10 @@ def _choose_profile(ctx: click.Context, param: click.Parameter, name: str | None
     metavar="NAME",
     expose_value=False,
     callback=_choose_profile,
-    help=f"Use what `login --profile NAME` stored (default: {PROFILE_VARIABLE}).",
+    help=f"Profile that `login --profile NAME` stored (default: {PROFILE_VARIABLE}).",
 )
 def main() -> None:
-    """Record the runs of agents with live logs, and send a signed webhook when each one ends.
+    """Record each run of an agent with its live log, and send a signed webhook when it ends.
 
     Settings are environment variables; `taskservice serve --help` lists the settings of the server.
     `taskservice COMMAND --help` shows examples.

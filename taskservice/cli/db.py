@@ -36,7 +36,10 @@ def command() -> None:
 
 @command.command("upgrade")
 def upgrade() -> None:
-    """Migrate the database to the newest revision, and print the revision."""
+    """Migrate the database to the newest revision.
+
+    The revision is printed.
+    """
     with service_app(may_create=True):
         print_line(migrations.head())
 
@@ -46,7 +49,7 @@ def upgrade() -> None:
 def check(as_json: bool) -> None:
     """Check the database without changing it.
 
-    The exit code is 1 if there is an error; warnings do not change it.
+    The exit status is 1 if there is an error; warnings do not change it.
     """
     states = set()
     for finding in database_check.findings(load_config()):
@@ -77,11 +80,11 @@ def back_up(file: Path, force: bool) -> None:
 
 @command.command("restore", "/backup/taskservice.db")
 @click.argument("file", type=click.Path(path_type=Path))
-@options.flag("--force", help="Replace an existing database; it is kept as a file next to it.")
+@options.flag("--force", help="Replace an existing database; it is saved as a file next to it.")
 def restore_(file: Path, force: bool) -> None:
     """Replace the SQLite database by the backup FILE. Stop the service first.
 
-    FILE is verified before, and migrated to the newest revision afterwards.
+    FILE is verified first, and migrated to the newest revision afterwards.
     """
     config, database = _sqlite_file("use pg_restore for PostgreSQL")
     with one_line_errors():
@@ -105,10 +108,10 @@ def restore_(file: Path, force: bool) -> None:
 @click.argument("target", metavar="TO", type=_address)
 @options.json_lines
 def copy_(source: URL, target: URL, as_json: bool) -> None:
-    """Copy the whole database FROM into the empty database TO, and compare both.
+    """Copy a database into an empty one, and compare both.
 
-    Each is an SQLite file or a postgresql:// URL. Neither may be in use. If the copy is
-    interrupted, run the same command again to resume it.
+    FROM and TO are an SQLite file or a postgresql:// URL each. Neither may be in use. If the copy
+    is interrupted, run the same command again to resume it.
     """
     prepare_files()
     with one_line_errors():

@@ -36,10 +36,17 @@ USER = "demo"
     "--no-browser",
     short_help="Try the service with made-up data.",
 )
-@click.option("--port", type=click.IntRange(1, 65_535), default=8000, show_default=True)
-@click.option("--no-browser", is_flag=True, help="Only print the link, and open no browser.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65_535),
+    metavar="PORT",
+    default=8000,
+    show_default=True,
+    help="Port to listen on.",
+)
+@click.option("--no-browser", is_flag=True, help="Print the link, and open no browser.")
 def command(port: int, no_browser: bool) -> None:
-    """Serve eight agents with two months of tasks, three of them live, to look at.
+    """Serve made-up data: eight agents with tasks of two months, three of them running now.
 
     The data are in a temporary directory, which is removed at the end. Settings in the environment
     are ignored.

@@ -54,10 +54,10 @@ def command(user: str | None, since: str | None) -> None:
 @options.command("taskservice import", "< tasks.jsonl")
 @options.json_object
 def import_command(as_json: bool) -> None:
-    """Add what an export on stdin has: all of it or nothing.
+    """Import an export from stdin: all of it or nothing.
 
-    Tasks and hooks keep their ids, and those that already exist are skipped. Nobody is notified,
-    and hooks are off. The error names the line that the API would refuse.
+    Tasks and hooks retain their IDs, and those that already exist are skipped. Nobody is notified,
+    and imported hooks are off. The error names the line that the API would refuse.
     """
     with service_app():
         try:

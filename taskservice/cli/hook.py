@@ -38,9 +38,10 @@ hook_argument = click.argument("hook_id", type=options.known_hook)
 
 @click.group("hook", cls=options.Group)
 def command() -> None:
-    """Manage hooks: phones, chats, mailboxes and programs that are notified of events.
+    """Manage hooks: addresses that are notified of events.
 
-    HOOK_ID can be any unambiguous prefix of a hook's id.
+    An address is a phone, a chat, a mailbox or a program. HOOK_ID can be any unique prefix of a
+    hook's ID.
     """
 
 
@@ -83,8 +84,8 @@ def _fields(function: Any) -> Any:
             "--answer-links/--no-answer-links",
             "answerLinks",
             default=None,
-            help="Whether the message of a question has a link, with which anyone who has it can "
-            "answer (default: no).",
+            help="Whether the message of a question contains a link; anyone who has it can answer "
+            "(default: no).",
         ),
         click.option(
             "--after",
@@ -119,7 +120,7 @@ def _named(client: Client, fields: dict[str, Any]) -> dict[str, Any]:
 @_fields
 @options.json_object
 def add(target: str, as_json: bool, **fields: Any) -> None:
-    """Add a hook, and print its id.
+    """Add a hook, and print its ID.
 
     TARGET is the URL of an ntfy topic, of an incoming webhook of Slack, Mattermost or Discord,
     or of a program; or mailto:ADDRESS.
@@ -137,13 +138,13 @@ def add(target: str, as_json: bool, **fields: Any) -> None:
     "edit", "01a20e63-9249-713c --event agent.broken --agent ''", "01a20e63-9249-713c --name Phone"
 )
 @hook_argument
-@options.text_option("--target", help="Address, as of `hook add`. The format stays as it is.")
+@options.text_option("--target", help="Address, as for `hook add`. The format stays the same.")
 @_fields
 @options.json_object
 def edit(hook_id: str, as_json: bool, **fields: Any) -> None:
-    """Change what the options name of a hook, and nothing else.
+    """Change the given fields of a hook.
 
-    The access token is forgotten if the host or the format changes, unless it is given again.
+    The access token is removed if the host or the format changes, unless it is given again.
     """
     with service_client() as client:
         changes = _named(client, fields)
@@ -156,9 +157,9 @@ def edit(hook_id: str, as_json: bool, **fields: Any) -> None:
 @command.command("list")
 @options.json_lines
 def list_all(as_json: bool) -> None:
-    """List hooks, oldest first, with the reason why a hook fails or was turned off.
+    """List hooks, oldest first, and why a hook fails or was turned off.
 
-    The addresses are without their secrets. A name is only shown if it is another text.
+    Addresses are shown without their secrets, and names only if they differ from the address.
     """
     with service_client() as client:
         hooks = client.hooks()
@@ -194,10 +195,10 @@ def show(hook_id: str, as_json: bool) -> None:
 @hook_argument
 @options.json_object
 def test(hook_id: str, as_json: bool) -> None:
-    """Send one of its events, marked as a test, and print the outcome in one sentence.
+    """Send a test to a hook, and print the outcome.
 
-    One address gets at most one test in 10 s, and a user can send ten a minute. The exit code is 1
-    if it was not delivered.
+    The test is one of the hook's events, marked as a test. One address gets at most one test in
+    10 s, and a user can send ten a minute. The exit status is 1 if the test was not delivered.
     """
     with service_client() as client:
         outcome = client.test_hook(_find(client, hook_id)["id"])
@@ -209,7 +210,10 @@ def test(hook_id: str, as_json: bool) -> None:
 @hook_argument
 @options.json_object
 def turn_on(hook_id: str, as_json: bool) -> None:
-    """Turn on a hook that was turned off; it also gets what has been pending for up to a day."""
+    """Turn on a hook that was turned off.
+
+    Messages that have been pending for less than a day are sent.
+    """
     _set_state(hook_id, as_json, ACTIVE, "on")
 
 
@@ -217,7 +221,7 @@ def turn_on(hook_id: str, as_json: bool) -> None:
 @hook_argument
 @options.json_object
 def turn_off(hook_id: str, as_json: bool) -> None:
-    """Turn off a hook; what is pending waits for up to a day."""
+    """Turn off a hook. Pending messages wait for a day."""
     _set_state(hook_id, as_json, OFF, "off")
 
 
@@ -231,7 +235,7 @@ def _set_state(hook_id: str, as_json: bool, state: str, word: str) -> None:
 @hook_argument
 @options.json_object
 def delete(hook_id: str, as_json: bool) -> None:
-    """Delete a hook, and send nothing more to it."""
+    """Delete a hook. Pending messages are discarded."""
     with service_client() as client:
         hook = _find(client, hook_id)
         client.delete_hook(hook["id"])

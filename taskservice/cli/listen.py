@@ -52,14 +52,14 @@ _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
     "--forward",
     metavar="URL",
     required=True,
-    help="Post the webhook of each task that finishes to this address.",
+    help="Address to which the webhook of each finished task is posted.",
 )
 def command(forward: str) -> None:
     """Receive webhooks on this machine, which the service does not need to reach.
 
-    The command requests finished tasks, with any callback, and posts them to the address as the
-    service would, signed with your callback secret. If the receiver does not return 2xx, the same
-    webhook is sent again, with the same webhook-id, up to six times.
+    The command requests tasks as they finish, with any callback or none, and posts a webhook for
+    each as the service would, signed with your callback secret. If the receiver does not return
+    2xx, the webhook is sent again, with the same webhook-id, up to six times.
     """
     if not _is_url(forward):
         raise click.BadParameter("must be a URL such as http://127.0.0.1:9000/", param_hint="URL")

@@ -27,14 +27,14 @@ def _profile_option(action: str) -> Callable[[Any], Any]:
 @click.argument("url", type=options.text, default="")
 @_profile_option("store")
 def command(url: str, profile: str | None) -> None:
-    """Keep the address URL and an API key.
+    """Store the URL of the service and an API key.
 
-    The command asks for the key, without showing it, and tries it. Without a terminal, it reads
-    the key from stdin. The default address is TASKSERVICE_URL, or the one that was stored
-    before, or else http://127.0.0.1:8000.
+    The command asks for the key, without showing it, and tries it. Without a terminal, it reads the
+    key from stdin. The default URL is TASKSERVICE_URL, else the one that was stored before, else
+    http://127.0.0.1:8000.
 
-    Both are stored in a file that only its owner can read, and used by the client commands and the
-    Python client. If TASKSERVICE_URL or TASKSERVICE_APIKEY is set, nothing that was stored is used.
+    Both are stored in a file that only its owner can read. The client commands and the Python
+    client use them, unless TASKSERVICE_URL or TASKSERVICE_APIKEY is set.
     """
     name = profile or http.chosen_profile()
     with service_client.one_line_errors(unavailable=service_client.UNAVAILABLE):

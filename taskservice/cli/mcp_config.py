@@ -28,8 +28,8 @@ INTRODUCTION = f"""\
 def command(name: str | None) -> None:
     """Print the configuration with which an MCP client can call each agent as a tool.
 
-    The address is TASKSERVICE_URL, or was stored by `taskservice login`. The key itself is not
-    printed.
+    The URL of the service is TASKSERVICE_URL, else the one that `taskservice login` stored. The key
+    is not printed.
     """
     with one_line_errors():
         url = checked_url(stored_settings()[0])

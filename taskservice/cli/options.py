@@ -169,7 +169,7 @@ def _json_or_member(value: str) -> dict[str, Any]:
 
 agent_option = partial(click.option, "--agent", type=known_agent)
 json_option = partial(click.option, type=json_input, metavar="JSON")
-limit_option = partial(click.option, "--limit", type=click.IntRange(1))
+limit_option = partial(click.option, "--limit", type=click.IntRange(1), metavar="N")
 task_input = partial(
     click.option,
     "--input",

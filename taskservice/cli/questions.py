@@ -272,10 +272,10 @@ def ask_command(
 
     In a program that `run` or `work` started, its task asks. Elsewhere a task is started for the
     question, and ends with the answer. If the answer has one field, its value is printed, otherwise
-    the answer as JSON. Exit codes: 0 answered, 1 declined, 3 no answer in time, 4 the task has
-    ended or the question was withdrawn, 69 the service stayed unavailable or refused the question.
-    The command keeps waiting during an outage. A signal withdraws the question, or cancels the
-    task that was started for it.
+    the answer as JSON. During an outage of the service, the command continues to wait. A signal
+    withdraws the question, or cancels the task that was started for it. Exit status: 0 answered,
+    1 declined, 3 no answer in time, 4 the task has ended or the question was withdrawn, 69 the
+    service stayed unavailable or refused the question.
     """
     if choices and schema is not None:
         raise click.UsageError("--choice can't be used with --schema.")

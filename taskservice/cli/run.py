@@ -58,16 +58,16 @@ def command(
     """Run CMD as a task: its output becomes the log, its exit status the outcome.
 
     The JSON object that CMD writes to the file $TASKSERVICE_OUTPUT becomes the task's output.
-    If there is none, the last line of CMD does, if it is a JSON object. The exit code is the
-    exit code of CMD, or 128 + n if signal n killed it. The environment of CMD contains
-    TASKSERVICE_TASK_ID, TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. Its stdout is a pipe, to
-    which many programs print in blocks; with --tty it is a terminal. The values of variables
-    with secrets, such as $API_KEY, are stored and sent as ***.
+    If there is none, the last line of CMD does, if it is a JSON object. The command
+    exits with the exit status of CMD, or 128 + n if signal n killed CMD. The environment of CMD
+    contains TASKSERVICE_TASK_ID, TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. Its stdout is a
+    pipe, to which many programs print in blocks; with --tty it is a terminal. The values of
+    variables with secrets, such as $API_KEY, are stored and sent as ***.
 
     If the service is unavailable or refuses the task, CMD runs anyway, unless --strict is
     given, and unsent data stays on the disk for --resend. A callback, input, label, name,
     parent, timeout or time of its start that the service refuses is left out, as is an option
-    with an invalid value. Without a usable address, key or agent's id, CMD runs without a task.
+    with an invalid value. Without a usable URL, key or agent's ID, CMD runs without a task.
     A task started inside another task becomes its child.
     """
     open_standard_files()

@@ -15,7 +15,9 @@ from taskservice.terminal import notice, print_line
     short_help="Print a link that signs a user in, once.",
 )
 @click.argument("user", type=options.text)
-@options.text_option("--key", help="The user key whose rights the link gives (default: the first).")
+@options.text_option(
+    "--key", help="Name of the user key whose rights the link gives (default: the first)."
+)
 def command(user: str, key: str | None) -> None:
     """Print a link that signs USER in to the dashboard, once, within 15 minutes."""
     with service_app():

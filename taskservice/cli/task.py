@@ -59,7 +59,7 @@ follow_option = options.flag(
 def command() -> None:
     """Start, list, follow and manage tasks.
 
-    TASK_ID can be any unambiguous prefix of a task's id.
+    TASK_ID can be any unique prefix of a task's ID.
     """
 
 
@@ -76,7 +76,7 @@ command.add_command(questions.answer_command)
 @follow_option
 @options.json_object
 def start(agent: str, is_followed: bool, as_json: bool, **fields: Any) -> None:
-    """Start a task for a worker, and print its id.
+    """Start a task for a worker, and print its ID.
 
     The task waits until a worker of the agent claims it.
     """
@@ -91,8 +91,7 @@ def start(agent: str, is_followed: bool, as_json: bool, **fields: Any) -> None:
     "--status",
     type=click.Choice([*terms.STATUSES, *STATES]),
     metavar="STATUS",
-    help=f"Only tasks with this status: {', '.join(terms.STATUSES)}, or one of the following "
-    "options.",
+    help=f"Only tasks with this status: {', '.join([*terms.STATUSES, *STATES])}.",
 )
 @options.flag("--waiting", help="Only tasks that no worker has claimed.")
 @options.flag("--asking", help="Only tasks that ask a person something.")
@@ -104,7 +103,7 @@ def start(agent: str, is_followed: bool, as_json: bool, **fields: Any) -> None:
 @click.option("--parent", type=options.known_task, help="Only children of this task.")
 @options.text_option("--q", help="Only tasks whose name contains this text.")
 @options.since_option("created_after", help="Only tasks started within this time, such as 12h.")
-@options.limit_option(help=f"Maximum number (default: {ROWS}, with --json all).")
+@options.limit_option(help=f"Maximum number of tasks (default: {ROWS}; with --json, all).")
 @options.json_lines
 def list_all(
     agent: str | None, parent: str | None, limit: int | None, as_json: bool, **others: Any
@@ -161,13 +160,18 @@ def show(task_id: str, as_json: bool) -> None:
 )
 @task_argument
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
-@options.since_option(help="Only lines of this time, such as 10m.")
+@options.since_option(help="Only lines printed within this time, such as 10m.")
 @options.text_option("--grep", "text", help="Only lines with this text, in any case.")
 @times_option
-@options.flag("-f", "--follow", "is_followed", help="Continue as `follow` does.")
+@options.flag(
+    "-f",
+    "--follow",
+    "is_followed",
+    help="Also print new lines until the task ends, as `follow` does.",
+)
 @options.json_lines
 def logs(task_id: str, is_followed: bool, **others: Any) -> None:
-    """Print the current log."""
+    """Print the log of a task."""
     shown = _Lines(**others)
     if is_followed:
         _follow(task_id, shown)
@@ -188,7 +192,7 @@ def logs(task_id: str, is_followed: bool, **others: Any) -> None:
 def new_lines(task_id: str, against: str | None, as_json: bool) -> None:
     """Print the lines that the last good run did not have.
 
-    Numbers, times, IDs and temporary paths are taken as equal. Exit codes: 0 compared, 1 no such
+    Numbers, times, IDs and temporary paths are taken as equal. Exit status: 0 compared, 1 no such
     task or no good run, 2 wrong use or key, 69 the service is unavailable.
     """
     with service_client(failure=UNAVAILABLE) as client:
@@ -216,7 +220,7 @@ def new_lines(task_id: str, against: str | None, as_json: bool) -> None:
 def follow(task_id: str, times: bool, as_json: bool) -> None:
     """Print the log as it grows, until the task ends.
 
-    Open questions are printed on stderr, with the commands that answer them. Exit codes:
+    Open questions are printed on stderr, with the commands that answer them. Exit status:
     0 complete, 1 failed, 3 cancelled, 4 timeout, 5 deleted or unknown, 69 the service is
     unavailable.
     """
@@ -297,10 +301,11 @@ def _change_all(
 @follow_option
 @options.json_object
 def rerun(task: Task, input: dict[str, Any] | None, is_followed: bool, as_json: bool) -> None:
-    """Start tasks again, and print the ids of the new tasks.
+    """Start tasks again, and print the IDs of the new tasks.
 
     A new task has the same agent, name, callback, timeout and labels, and the same input unless
-    --input is given. It waits for a worker. --input and --follow are for one TASK_ID.
+    --input is given. It waits for a worker. --input and --follow need exactly one TASK_ID. Without
+    TASK_ID, all tasks that match the options are started again.
     """
     _announce(task.rerun(input), is_followed, as_json)
 
@@ -311,7 +316,7 @@ def rerun(task: Task, input: dict[str, Any] | None, is_followed: bool, as_json: 
 def cancel(task: Task, as_json: bool) -> None:
     """Cancel tasks and stop their programs.
 
-    Options instead of TASK_ID choose among the running tasks.
+    Without TASK_ID, all running tasks that match the options are cancelled.
     """
     task.cancel()
     print_json(task.data) if as_json else print_line(task_text.outcome(task))
@@ -321,7 +326,10 @@ def cancel(task: Task, as_json: bool) -> None:
 @partial(_for_tasks, terms.DELETE)
 @options.json_object
 def delete(task: Task, as_json: bool) -> None:
-    """Delete tasks permanently, with their logs."""
+    """Delete tasks permanently, with their logs.
+
+    Without TASK_ID, all tasks that match the options are deleted.
+    """
     task.delete()
     print_json(task.data) if as_json else print_line(f"{task.id} is deleted")
 
@@ -336,9 +344,10 @@ def delete(task: Task, as_json: bool) -> None:
 )
 @options.json_object
 def link(task_id: str, expires: int | None, as_json: bool) -> None:
-    """Print a link with which everyone can look at a task, without a key.
+    """Print a link to a task that works without a key.
 
-    The task's page in the dashboard lists and revokes its links.
+    Anyone who has the link can look at the task. The task page in the dashboard lists and revokes
+    links.
     """
     with service_client() as client:
         created = client.task(find_task_id(client, task_id)).link(expires)
@@ -415,10 +424,10 @@ def grep_command(
 ) -> None:
     """Search the logs of all tasks for TEXT.
 
-    Each line that contains TEXT is printed as ID:LINE: text, the newest task first. A terminal
-    gets LINE: text, below a line with the id, the agent and the name of the task. TEXT is taken
-    literally; ASCII letters match in any case. Exit codes: 0 found, 1 not found, 2 wrong use or
-    key, 69 the service is unavailable.
+    Each line that contains TEXT is printed as ID:LINE: text, the newest task first. On a terminal,
+    it is LINE: text under the ID, the agent and the name of its task. TEXT is taken literally;
+    ASCII letters match in any case. Exit status: 0 found, 1 not found, 2 wrong use or key, 69 the
+    service is unavailable.
     """
     query["limit"] = str(min(limit or terms.MAX_LIMIT, terms.MAX_LIMIT))
     query["label"] = [f"{key}:{value}" for key, value in (query.pop("labels") or {}).items()]

@@ -71,13 +71,15 @@ def key_command() -> None:
     "alice --name ann@example.org --login",
 )
 @click.argument("user", type=options.text)
-@options.text_option("--name", required=True, help="The person or program that uses the key.")
+@options.text_option(
+    "--name", required=True, help="Name of the person or program that uses the key."
+)
 @options.text_option("--agent", help="Limit the key to the tasks of this agent.")
-@options.flag("--read", help="The key can only read.")
+@options.flag("--read", help="Create a key that can only read.")
 @options.flag(
     "--login",
-    help="No key to send, but the right to sign in for the person whom the proxy calls by this "
-    "name: see TASKSERVICE_LOGIN_HEADER.",
+    help="Print no key, but let the person whom the proxy calls by this name sign in to the "
+    "dashboard: see TASKSERVICE_LOGIN_HEADER.",
 )
 @click.option(
     "--expires",

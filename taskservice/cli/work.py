@@ -28,13 +28,17 @@ from taskservice.terminal import notice, open_standard_files
 )
 @options.agent_option(required=True, help="Agent whose tasks to claim; registered if new.")
 @click.option(
-    "--parallel", default=1, type=click.IntRange(1, 256), help="Maximum number of tasks at a time."
+    "--parallel",
+    default=1,
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Maximum number of tasks at a time (default: 1).",
 )
 @click.argument(
     "command_line", metavar="-- CMD ...", nargs=-1, required=True, type=click.UNPROCESSED
 )
 def command(agent: str, parallel: int, command_line: tuple[str, ...]) -> None:
-    """Claim the tasks of an agent as they come, and run CMD for each, as `run` does.
+    """Claim the tasks of an agent as they arrive, and run CMD for each, as `run` does.
 
     CMD reads the task's input as JSON from stdin. Any number of workers can run, on any
     machines: each task is given to only one of them. The worker forwards signals to its running
