@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from taskservice.cli import options
+from taskservice.cli.watchdog import ended_if_killed
 from taskservice.client import Client, TaskServiceError, responses
 from taskservice.client.task import ask_alone
 from taskservice.exact_json import is_deeper
@@ -72,11 +73,13 @@ def command(agent: str | None, timeout: int) -> None:
         prompt = _prompt()
         if prompt["tool_name"] == "AskUserQuestion":
             _no_answer("only it has the choices")
-        threading.Thread(target=_watch_stdout, daemon=True).start()
         connection = Client().connection
         connection.call("GET", "/user", responses.USER, patience=REACH_SECONDS)
         agent = agent or (None if connection.agent_key_hint else _caller(prompt))
-        question = ask_alone(connection, _message(prompt), SCHEMA, timeout, agent_id=agent)
+        with ended_if_killed(connection, timeout) as on_start:
+            threading.Thread(target=_watch_stdout, daemon=True).start()
+            asking: Any = {"agent_id": agent, "on_start": on_start}
+            question = ask_alone(connection, _message(prompt), SCHEMA, timeout, **asking)
     except KeyboardInterrupt:
         _no_answer("interrupted")
     except TaskServiceError as error:

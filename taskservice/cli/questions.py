@@ -22,6 +22,7 @@ from taskservice.cli.service_client import (
     service_client,
 )
 from taskservice.cli.task_text import LONGER_ID, asks
+from taskservice.cli.watchdog import ended_if_killed
 from taskservice.client import Client, Question, Task, responses
 from taskservice.client.current_task import current_task_id, require_task_id
 from taskservice.client.task import (
@@ -318,13 +319,15 @@ def _answered(
         if task_id := current_task_id():
             announce(task_id)
             return ask(client.connection, task_id, *arguments, pause=pause)
-        return ask_alone(
-            client.connection,
-            *arguments,
-            agent_id=agent,
-            on_start=lambda task: announce(task.id),
-            pause=pause,
-        )
+        with ended_if_killed(client.connection, seconds_open(timeout)) as watch:
+
+            def on_start(task: Task) -> None:
+                watch(task)
+                announce(task.id)
+
+            return ask_alone(
+                client.connection, *arguments, agent_id=agent, on_start=on_start, pause=pause
+            )
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except responses.QuestionNotAnswered as error:

@@ -229,15 +229,20 @@ def _ask_and_end(connection: Connection, task: "Task", *arguments: Any, **option
             task.fail(error.question["state"])
         raise
     except (KeyboardInterrupt, SystemExit):
-        # An agent key cannot cancel.
-        try:
-            task.cancel()
-        except TaskServiceError:
-            with suppress(TaskServiceError):
-                task.fail("interrupted")
+        end_interrupted(task)
         raise
     task.output.update(question["answer"] or {})
     return question
+
+
+def end_interrupted(task: "Task") -> None:
+    """End a task whose program was interrupted, if the service is available."""
+    # An agent key cannot cancel.
+    try:
+        task.cancel()
+    except TaskServiceError:
+        with suppress(TaskServiceError):
+            task.fail("interrupted")
 
 
 def seconds_open(timeout: int | None) -> float:

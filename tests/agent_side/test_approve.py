@@ -178,14 +178,32 @@ def test_killed_agent_leaves_no_question_open(machine: AgentMachine) -> None:
     assert machine.user.the_task()["questions"] == []
 
 
-def test_killed_command_can_be_allowed_no_longer_than_it_would_have_waited(
-    machine: AgentMachine,
+@pytest.mark.parametrize("kind", ["user", "agent"])
+def test_killed_command_leaves_no_question_open(machine: AgentMachine, kind: str) -> None:
+    """Its pipes close at once, and what it has started ends its task."""
+    if kind == "agent":
+        machine.user.write("PUT", "/agent/one")
+        machine.key = machine.user.write("POST", "/key", name="machine", agentId="one")["key"]
+    process = start(machine)
+    task, question = asked(machine.user)
+    process.kill()
+    code, printed, notices = ended(process)
+    assert (code, printed, notices) == (-signal.SIGKILL, "", [])
+    until(lambda: machine.user.the_task()["status"] == "error")
+    with pytest.raises(AssertionError, match="409"):
+        answer_to(machine.user, task, question, decision="allow")
+
+
+def test_killed_command_withdraws_its_question_from_a_service_that_was_away(
+    own_service: Service, own_machine: AgentMachine
 ) -> None:
-    process = start(machine, CLAUDE, "--timeout", "2s")
-    asked(machine.user)
+    process = start(own_machine)
+    asked(own_machine.user)
+    kill(own_service)
     process.kill()
     ended(process)
-    assert until(lambda: not machine.user.the_task()["questions"])
+    own_service.start()
+    until(lambda: own_machine.user.the_task()["status"] == "error")
 
 
 def test_declined_and_expired_questions_are_no_decision(machine: AgentMachine) -> None:

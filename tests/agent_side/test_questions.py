@@ -196,6 +196,16 @@ def test_signal_cancels_the_task_that_was_started_for_a_question(
     assert [question["state"] for question in questions(machine.user, task)] == ["withdrawn"]
 
 
+def test_killed_ask_leaves_no_question_open(machine: AgentMachine) -> None:
+    process = machine.spawn("ask", "Deploy?")
+    task = until(lambda: machine.user.read("/task"))[0]
+    asked(machine.user, task)
+    process.kill()
+    process.communicate(timeout=60)
+    until(lambda: questions(machine.user, task)[0]["state"] == "withdrawn")
+    assert machine.user.the_task()["error"]["type"] == "cancelled"
+
+
 def test_agent_key_asks_as_its_own_agent(machine: AgentMachine) -> None:
     machine.user.write("PUT", "/agent/one")
     key = machine.user.write("POST", "/key", name="machine", agentId="one")["key"]
