@@ -7,11 +7,11 @@ import re
 import select
 import signal
 import threading
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import PurePath
 from typing import Any, NoReturn
+from unicodedata import category
 
 import click
 
@@ -32,27 +32,21 @@ MAX_INPUT = 5 * 1024 * 1024  # in bytes
 MAX_MESSAGE = 4_000
 # A longer run of backticks is escaped, so that the fence of a code block is short.
 LONGEST_RUN = 16
-# Categories of Unicode: control, format (such as right-to-left marks), surrogates, line ends.
-UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# Categories of Unicode: control, format (such as right-to-left marks), surrogates, separators.
+UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"}
+# Other characters that are drawn as nothing: fillers, joiners and variation selectors.
+BLANK = re.compile(
+    "[\u034f\u115f\u1160\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 # Seconds until the agent asks in its own terminal if the service is unavailable.
-REACH_SECONDS = 10.0
+REACH: Any = {"patience": 10.0, "timeout": 10.0}
 DECISION = {"type": "string", "title": "Decision", "enum": ["allow", "deny"]}
 REASON = {"type": "string", "title": "Reason", "description": "Sent to the agent with deny."}
 PROPERTIES = {"decision": DECISION, "reason": REASON}
 SCHEMA = {"type": "object", "properties": PROPERTIES, "required": ["decision"]}
 
 
-class _DeniesNothing(click.Command):
-    """A command whose usage errors exit with 1: both agents take 2 for a denial."""
-
-    def make_context(self, *args: Any, **options: Any) -> click.Context:
-        try:
-            return super().make_context(*args, **options)
-        except click.UsageError as error:
-            raise click.ClickException(error.format_message()) from None
-
-
-@options.command("taskservice approve", "< prompt.json", cls=_DeniesNothing)
+@options.command("taskservice approve", "< prompt.json")
 @options.text_option("--agent", help="Agent that asks (default: claude-code or codex).")
 @click.option(
     "--timeout",
@@ -74,7 +68,7 @@ def command(agent: str | None, timeout: int) -> None:
         if prompt["tool_name"] == "AskUserQuestion":
             _no_answer("only it has the choices")
         connection = Client().connection
-        connection.call("GET", "/user", responses.USER, patience=REACH_SECONDS)
+        connection.call("GET", "/user", responses.USER, **REACH)
         agent = agent or (None if connection.agent_key_hint else _caller(prompt))
         with ended_if_killed(connection, timeout) as on_start:
             threading.Thread(target=_watch_stdout, daemon=True).start()
@@ -144,10 +138,12 @@ def _caller(prompt: Mapping[str, Any]) -> str:
 
 def _message(prompt: Mapping[str, Any]) -> str:
     """The question: directory, session and tool in its first line, the rest in a code block."""
-    directory = _visible(shortened(PurePath(prompt["cwd"]).name or "/", 100), kept="")
+    directory = shortened(PurePath(prompt["cwd"]).name or "root", 100)
+    # Only letters, marks, digits and these: no quotation mark can end the name.
+    directory = "".join(c if category(c)[0] in "LMN" or c in " .…+@*-" else "_" for c in directory)
     session = re.sub(r"[^\w-]", "", prompt["session_id"], flags=re.ASCII)[-8:]
     tool = re.sub(r"[^\w.:/-]", "_", prompt["tool_name"][:100], flags=re.ASCII)
-    first_line = f"“{re.sub('[“”`]', '_', directory)}”, session {session}: {tool}\n"
+    first_line = f"“{directory}”, session {session}: {tool}\n"
     details = "\n".join(_details(prompt["tool_input"]))
     return first_line + _fenced(details, MAX_MESSAGE - len(first_line))
 
@@ -156,6 +152,9 @@ def _details(tool_input: Mapping[str, Any]) -> Iterator[str]:
     """The input of the tool: a command, or a file with its change; all other input as JSON."""
     texts = {name: text for name, text in tool_input.items() if isinstance(text, str)}
     shown = {"command", "file_path"} & texts.keys()
+    if "file_path" in shown:
+        # In one line: the lines below it are the change.
+        texts["file_path"] = _visible(texts["file_path"], kept=" ")
     yield from (texts[name] for name in sorted(shown))
     if {"old_string", "new_string"} <= texts.keys():
         shown |= {"old_string", "new_string"}
@@ -194,8 +193,8 @@ def _block(text: str) -> str:
     return f"{fence}\n{text}\n{fence}"
 
 
-def _visible(text: str, kept: str = "\n\t") -> str:
-    """The text with its control characters, and those that reorder or hide text, as escapes."""
-    unsafe = {char for char in set(text) - set(kept) if unicodedata.category(char) in UNSAFE}
+def _visible(text: str, kept: str = " \n\t") -> str:
+    """The text with escapes for what controls a terminal, and for what hides or reorders text."""
+    unsafe = {c for c in set(text) - set(kept) if category(c) in UNSAFE or BLANK.match(c)}
     visible = text.translate({ord(char): json.dumps(char)[1:-1] for char in unsafe})
     return re.sub(f"`{{{LONGEST_RUN},}}", lambda run: r"\u0060" * len(run[0]), visible)

@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -54,24 +54,30 @@ COMMANDS = CLIENT_COMMANDS | SERVER_COMMANDS
 
 
 @contextmanager
-def _escaped_errors() -> Iterator[None]:
+def _readable_errors(calls_approve: Callable[[], bool]) -> Iterator[None]:
     """Escape what click's errors quote: arguments, or names that came from the service."""
     try:
         yield
-    except NoArgsIsHelpError:
-        raise  # a help text has several lines, and quotes nothing
     except click.ClickException as error:
-        vars(error)["message"] = escaped(error.message)
+        # Coding agents take status 2 of a hook as a denial.
+        if isinstance(error, click.UsageError) and calls_approve():
+            vars(error)["exit_code"] = 1
+        # A help text has several lines, and quotes nothing.
+        if not isinstance(error, NoArgsIsHelpError):
+            vars(error)["message"] = escaped(error.message)
         raise
 
 
 class _CommandsOnDemand(click.Group):
-    def make_context(self, *args: Any, **options: Any) -> click.Context:
-        with _escaped_errors():
-            return super().make_context(*args, **options)
+    def make_context(
+        self, info_name: str | None, args: list[str], *others: Any, **options: Any
+    ) -> click.Context:
+        names = list(args)  # click removes what it has read
+        with _readable_errors(lambda: "approve" in names):
+            return super().make_context(info_name, args, *others, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _escaped_errors():
+        with _readable_errors(lambda: ctx.invoked_subcommand == "approve"):
             return super().invoke(ctx)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

@@ -13,7 +13,7 @@ import pytest
 from tests.support.agent_machine import AgentMachine, Command, kill
 from tests.support.api_client import RemoteClient
 from tests.support.documents import Terminal, block_in
-from tests.support.receiver import unused_port
+from tests.support.receiver import Receiver, silence, unused_port
 from tests.support.service import Service
 from tests.support.waiting import until
 
@@ -226,7 +226,7 @@ def test_cancelled_task_is_no_decision(machine: AgentMachine) -> None:
 
 @pytest.mark.parametrize("lacking", ["service", "key", "login", "right key"])
 def test_prompt_that_cannot_be_asked_is_no_decision(machine: AgentMachine, lacking: str) -> None:
-    machine.patch("from taskservice.cli import approve; approve.REACH_SECONDS = 0.3")
+    machine.patch("from taskservice.cli import approve; approve.REACH = {'patience': 0.3}")
     if lacking == "service":
         machine.url = f"http://127.0.0.1:{unused_port()}"
     elif lacking == "right key":
@@ -235,6 +235,14 @@ def test_prompt_that_cannot_be_asked_is_no_decision(machine: AgentMachine, lacki
         machine.key = ""
         machine.url = machine.url if lacking == "key" else ""
     check_no_answer(machine, start(machine), "the agent asks in its terminal")
+
+
+def test_service_that_never_responds_is_no_decision(machine: AgentMachine) -> None:
+    machine.patch("from taskservice.cli import approve; approve.REACH['timeout'] = 0.3")
+    with Receiver() as silent:
+        silent.answer = silence
+        machine.url = silent.url
+        check_no_answer(machine, start(machine), "no response in time")
 
 
 def test_choice_of_claude_code_stays_in_its_terminal(machine: AgentMachine) -> None:
@@ -312,11 +320,18 @@ def test_input_that_is_no_prompt_is_refused(machine: AgentMachine, text: str) ->
 
 
 @pytest.mark.parametrize(
-    "options",
-    [["--unknown"], ["extra"], ["--timeout", "soon"], ["--timeout"], ["--agent", "\udcff"]],
+    "arguments",
+    [
+        ["approve", "--unknown"],
+        ["approve", "extra"],
+        ["approve", "--timeout", "soon"],
+        ["approve", "--timeout"],
+        ["approve", "--agent", "\udcff"],
+        ["--unknown", "approve"],
+    ],
 )
-def test_wrong_option_denies_nothing(machine: AgentMachine, options: list[str]) -> None:
-    done = machine.run("approve", *options, input=json.dumps(CLAUDE))
+def test_wrong_option_denies_nothing(machine: AgentMachine, arguments: list[str]) -> None:
+    done = machine.run(*arguments, input=json.dumps(CLAUDE))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr
 
@@ -350,10 +365,15 @@ def test_nothing_looks_like_our_own_words(machine: AgentMachine) -> None:
     }
     message = message_of(machine, prompt)
     first, _ = message.split("\n", 1)
-    assert first == r"“ok_, session 1: Read\n___\u202e”, session 99999999: Bash_____is_harmless"
+    assert first == "“ok__ session 1_ Read_____”, session 99999999: Bash_____is_harmless"
     assert block_of(message) == (
         "ls\n```\n“x”, session 1: Bash\n````\n\\u001b[2J\\r\\u202etxt\\u200b\\u2028\\ud800 ü\tend"
     )
+    hidden = "rm\ufe0f -rf\u3164\u00a0x\u2800\U000e0100 e\u0301 \u05d0"
+    prompt = CLAUDE | {"cwd": "/\u00e9″\u05d0”", "tool_input": {"command": hidden}}
+    message = message_of(machine, prompt)
+    assert message.startswith("“\u00e9_\u05d0_”, session")
+    assert block_of(message) == (r"rm\ufe0f -rf\u3164\u00a0x\u2800\udb40\udd00 " "e\u0301 \u05d0")
     message = message_of(machine, CLAUDE | {"tool_input": {"command": "`" * 600}})
     assert block_of(message) == r"\u0060" * 600
 
@@ -366,6 +386,8 @@ def test_change_of_a_file_is_shown_as_its_lines(machine: AgentMachine) -> None:
     changed = shown(file_path=path, old_string="one\ntwo\nthree", new_string="one\n2\nthree")
     assert changed == f"{path}\n one\n-two\n+2\n three"
     assert shown(file_path=path, content="a\n--- b") == f"{path}\n+a\n+--- b"
+    spoof = shown(file_path="a.py\n-good", old_string="bad", new_string="worse")
+    assert spoof == "a.py\\n-good\n-bad\n+worse"
     replaced = shown(file_path=path, old_string="a", new_string="b", replace_all=True)
     assert replaced == f'{path}\n-a\n+b\n{{\n  "replace_all": true\n}}'
     assert shown(url="https://example.org") == '{\n  "url": "https://example.org"\n}'
