@@ -1,6 +1,5 @@
 """`taskservice demo`: the service with made-up data, in a directory that is removed at the end."""
 
-import io
 import os
 import signal
 import socket
@@ -10,9 +9,9 @@ import tempfile
 import time
 import webbrowser
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
@@ -22,12 +21,12 @@ from taskservice.cli.serve import one_line_errors, page_url, prepare_files
 from taskservice.client import Client
 from taskservice.config import PREFIX, Config
 from taskservice.database.engine import dispose
-from taskservice.demo.history import History
+from taskservice.demo.history import USER, History
 from taskservice.demo.live import LiveAgents
-from taskservice.services import imports, sign_in_links, users
+from taskservice.services import sign_in_links, users
 from taskservice.terminal import print_line
 
-USER = "demo"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @options.command(
@@ -52,9 +51,21 @@ def command(port: int, no_browser: bool) -> None:
     are ignored.
     """
     prepare_files()
+    _handle_signals(_exit)
     with tempfile.TemporaryDirectory(prefix="taskservice-demo-") as path, one_line_errors():
         key, link = _fill(Config(DATA=Path(path), BIND=f"127.0.0.1:{port}").completed())
         raise SystemExit(_serve(path, port, key, link, opens_browser=not no_browser))
+
+
+def _handle_signals(handler: Any) -> None:
+    for number in SIGNALS:
+        signal.signal(number, handler)
+
+
+def _exit(number: int, _frame: FrameType | None) -> NoReturn:
+    """End the program by an exception, so that the directory is removed."""
+    _handle_signals(signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _fill(config: Config) -> tuple[str, str]:
@@ -62,9 +73,7 @@ def _fill(config: Config) -> tuple[str, str]:
     app = create_app(config)
     with app.app_context():
         key = users.add(USER)
-        past = History(key.user_id, datetime.now(UTC))
-        imports.import_from(io.BytesIO(b"".join(past.lines())))
-        past.set_states()
+        History(key.user_id).store()
         link = page_url(f"sign-in/{sign_in_links.create_for(USER).token}")
     dispose(app)
     return key.text, link
@@ -76,22 +85,25 @@ def _serve(path: str, port: int, key: str, link: str, *, opens_browser: bool) ->
     settings = {"DATA": path, "BIND": f"127.0.0.1:{port}", "LOG_LEVEL": "warning"}
     environment |= {PREFIX + name: text for name, text in settings.items()}
     arguments = [sys.executable, "-m", "taskservice", "serve"]
+    # An exception before `Popen` returns would leave the service running.
+    signals: list[int] = []
+    _handle_signals(lambda number, _frame: signals.append(number))
     service = subprocess.Popen(arguments, env=environment, start_new_session=True)  # noqa: S603
+    agents = LiveAgents(Client(f"http://127.0.0.1:{port}", key))
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
+    def stop(*_: object) -> None:
+        agents.stop()
         service.terminate()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    _handle_signals(stop)
+    if signals:
+        stop()
     if _is_ready(service, port):
-        agents = LiveAgents(Client(f"http://127.0.0.1:{port}", key))
         agents.start()
         print_line(f"Open {link}")
         print_line(f"API key of this demo: {key}")
         if opens_browser:
             webbrowser.open(link)
-        service.wait()
-        agents.stop()
     return service.wait()
 
 

@@ -1,5 +1,6 @@
 """Two months of eight agents, as the lines of an export; the same numbers each time."""
 
+import io
 import random
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, time, timedelta
@@ -14,12 +15,14 @@ from taskservice.database.models import Agent, Task
 from taskservice.database.transactions import transaction
 from taskservice.schemas import strict_json
 from taskservice.schemas.export_lines import FORMAT
-from taskservice.terms import RUNNING
+from taskservice.services import imports
+from taskservice.services.reports import CANCELLED_MESSAGE
+from taskservice.terms import CANCELLED, FAILED, RUNNING, SERVICE, TIMEOUT
 
 DAYS = 60
 LONG_LOG_LINES = 100_000
 LINES_PER_CHUNK = 1_000
-KEY_NAME = "first"
+USER, KEY_NAME = "demo", "first"
 
 BACKUP, INVOICES, REPORT, VIDEO = (
     "nightly-backup",
@@ -43,15 +46,14 @@ EXPECTED: dict[str, Any] = {
     REPORT: {"cron": "0 7 * * *", "timeZone": "UTC", "grace": 1_800},
 }
 TABLES = ("customers", "orders", "order_lines", "products", "prices", "events")
+SUPPLIERS = {"supplier-a.example": 120, "supplier-b.example": 96, "supplier-c.example": 102}
+UNAVAILABLE = "supplier-c.example: HTTP 503 Service Unavailable"
 PAGES = ("/", "/search", "/cart", "/checkout", "/account")
 DUPLICATE = """\
 Traceback (most recent call last):
   File "/srv/invoices/importer.py", line 88, in import_invoice
-    cursor.execute(INSERT, invoice.columns())
-  File "/usr/lib/python3/dist-packages/psycopg/cursor.py", line 97, in execute
-    raise ex.with_traceback(None)
-psycopg.errors.UniqueViolation: duplicate key value violates unique constraint "invoices_number_key"
-DETAIL:  Key (number)=(2026-4711) already exists."""
+    database.execute(INSERT, invoice.columns())
+sqlite3.IntegrityError: UNIQUE constraint failed: invoices.number"""
 QUESTION = """\
 Two sources disagree about the price of the small plan. The website says 12 € a month, the price \
 list of November 14 €. Which one is right?"""
@@ -67,36 +69,42 @@ Of {count} sources, {used} were useful.
 
 
 class History:
-    """The lines of the past until `now`, for a user."""
+    """The past of a user until now."""
 
-    def __init__(self, user_id: str, now: datetime) -> None:
-        self._user_id, self._now = user_id, now
+    def __init__(self, user_id: str, days: int = DAYS, long_log: int = LONG_LOG_LINES) -> None:
+        self._user_id, self._now = user_id, datetime.now(UTC)
+        self._days, self._long_log = days, long_log
         self._random = random.Random(8)  # noqa: S311 - the same numbers each time
         self._tasks: list[tuple[str, list[bytes]]] = []
 
-    def lines(self) -> Iterator[bytes]:
-        """All lines of the export, in order."""
-        began = self._now - timedelta(days=DAYS)
+    def store(self) -> None:
+        """Store all of it, with an agent that is late and a task that hangs."""
+        imports.import_from(io.BytesIO(b"".join(self._lines())))
+        self._set_states()
+
+    def _lines(self) -> Iterator[bytes]:
+        """The lines of an export, in order."""
+        began = self._now - timedelta(days=self._days)
         yield _line("export", format=FORMAT, version=__version__)
-        of_user = {"name": "demo", "createdAt": rfc3339(began)}
+        of_user = {"name": USER, "createdAt": rfc3339(began)}
         yield _line("user", id=self._user_id, hooks=[], **of_user)
         for agent_id, (name, description) in AGENTS.items():
             texts = {"id": agent_id, "name": name, "description": description}
             of_agent = {"userId": self._user_id, "createdAt": rfc3339(began)}
             yield _line("agent", **texts, **of_agent, expect=EXPECTED.get(agent_id))
-        for day in range(DAYS, -1, -1):
+        for day in range(self._days, -1, -1):
             self._add_day(datetime.combine(self._now - timedelta(days=day), time(), UTC))
         self._add_today()
         for _, lines in sorted(self._tasks):
             yield from lines
         yield _line("end", tasks=len(self._tasks))
 
-    def set_states(self) -> None:
+    def _set_states(self) -> None:
         """After the import: the report is late, and the backup hangs."""
-        due, began = self.last(7), self.last(2)
+        due, began = self._last(7), self._last(2)
         late = rfc3339(due + timedelta(seconds=EXPECTED[REPORT]["grace"]))
         longest = timedelta(seconds=EXPECTED[BACKUP]["maxDuration"])
-        reason = "runs for over an hour, longer than its maximum of 1 h; no line since 61%"
+        reason = "runs for 1 h 4 s, longer than its maximum of 1 h"
         hangs = {"hanging_since": rfc3339(began + longest), "hanging_reason": reason}
         with transaction() as connection:
             connection.execute(
@@ -106,11 +114,15 @@ class History:
             )
             connection.execute(
                 update(Task)
-                .where(Task.agent_id == BACKUP, Task.status == RUNNING)
+                .where(
+                    Task.user_id == self._user_id,
+                    Task.agent_id == BACKUP,
+                    Task.status == RUNNING,
+                )
                 .values(hangs | {"hang_check_at": None})
             )
 
-    def last(self, hour: int) -> datetime:
+    def _last(self, hour: int) -> datetime:
         """The last time at this hour, at least two hours ago."""
         at = datetime.combine(self._now, time(hour), UTC)
         return at if self._now - at >= timedelta(hours=2) else at - timedelta(days=1)
@@ -131,16 +143,16 @@ class History:
 
     def _add_today(self) -> None:
         """The present: a backup that hangs, a question, and a very long log of yesterday."""
-        self._add_backup(self.last(2), hangs=True)
+        self._add_backup(self._last(2), hangs=True)
         self._add_question(self._now - timedelta(minutes=18))
         pages = [
             f"GET /standards/{number:06}.html 200 {self._random.randrange(2_000, 90_000)} bytes"
-            for number in range(1, LONG_LOG_LINES + 1)
+            for number in range(1, self._long_log + 1)
         ]
-        began, count = self._now - timedelta(hours=20), f"{LONG_LOG_LINES:,}"
+        began, count = self._now - timedelta(hours=20), f"{self._long_log:,}"
         self._add(
             RESEARCH, began, 5_400, "Crawl of the standards archive", pages,
-            {"pages": LONG_LOG_LINES}, labels={"customer": "globex"}, progress=1.0,
+            {"pages": self._long_log}, labels={"customer": "globex"}, progress=1.0,
             note=f"{count} of {count} pages",
         )  # fmt: skip
 
@@ -148,7 +160,8 @@ class History:
         log = ["Reading 14 sources", "Comparing prices", "2 sources disagree"]
         task_id = self._add(
             RESEARCH, asked - timedelta(minutes=4), 240, "Prices of our competitors", log,
-            {}, status="running", labels={"customer": "acme"}, progress=0.6, note="9 of 14 sources",
+            {}, status="running", labels={"customer": "acme"},
+            progress=9 / 14, note="9 of 14 sources",
         )  # fmt: skip
         price = {"type": "string", "enum": ["12 €", "14 €", "neither"]}
         question = {
@@ -166,7 +179,7 @@ class History:
         self._tasks[-1][1].insert(1, _line("question", **question))
 
     def _add_backup(self, began: datetime, hangs: bool = False) -> None:
-        if began >= self.last(2) and not hangs:
+        if began >= self._last(2) and not hangs:
             return
         rows = [self._random.randrange(10_000, 900_000) for _ in TABLES]
         log = ["Backup of shop to nas.lan:/backup"]
@@ -185,7 +198,7 @@ class History:
 
     def _add_report(self, began: datetime) -> None:
         # The last one did not come.
-        if began < self.last(7):
+        if began < self._last(7):
             orders = self._random.randrange(180, 420)
             log = [
                 "Reading the sales of yesterday",
@@ -204,7 +217,7 @@ class History:
         log += [f"imported invoice 2026-{first + number}" for number in range(count)]
         if self._now - began < timedelta(hours=14):
             # Since then, each run meets the same invoice again.
-            log = [log[0], log[1], *DUPLICATE.split("\n")]
+            log = [log[0], "importing invoice 2026-0815"]
             self._add(INVOICES, began, 4.2, "", log, {}, error=DUPLICATE)
             return
         amount = round(sum(self._random.uniform(40, 900) for _ in range(count)), 2)
@@ -213,15 +226,14 @@ class History:
     def _add_prices(self, began: datetime) -> None:
         if began >= self._now - timedelta(hours=1):
             return
-        log = ["supplier-a.example: 120 prices", "supplier-b.example: 96 prices"]
+        log = [f"{supplier}: {products} prices" for supplier, products in SUPPLIERS.items()]
         if self._random.random() < 0.06:
-            log.append("supplier-c.example: HTTP 503 Service Unavailable")
-            self._add(PRICES, began, 31, "", log, {}, error="supplier-c.example: HTTP 503")
+            self._add(PRICES, began, 31, "", log[:-1], {}, error=UNAVAILABLE)
             return
         changed = self._random.randrange(0, 14)
-        log += ["supplier-c.example: 102 prices", f"{changed} prices have changed"]
+        log.append(f"{changed} prices have changed")
         self._add(PRICES, began, self._random.uniform(9, 16), "", log,
-                  {"products": 318, "changed": changed})  # fmt: skip
+                  {"products": sum(SUPPLIERS.values()), "changed": changed})  # fmt: skip
 
     def _add_site_check(self, began: datetime) -> None:
         if began >= self._now - timedelta(hours=1):
@@ -241,7 +253,13 @@ class History:
         minutes = self._random.randrange(8, 42)
         log = [f"recording of {minutes} minutes", "pass 1 of 2", "pass 2 of 2", "uploaded"]
         output = {"minutes": minutes, "megabytes": minutes * self._random.randrange(18, 26)}
-        self._add(VIDEO, began, minutes * 34, f"Recording {began:%d %B}", log, output)
+        name = f"Recording {began:%d %B}"
+        if self._random.random() < 0.03:
+            # The computer went to sleep.
+            silence = "Nothing was heard from its agent for 15 minutes"
+            self._add(VIDEO, began, 1_020, name, log[:2], {}, error=silence, error_type=TIMEOUT)
+            return
+        self._add(VIDEO, began, minutes * 34, name, log, output)
 
     def _add_release(self, began: datetime) -> None:
         if began >= self._now - timedelta(hours=1):
@@ -249,6 +267,10 @@ class History:
         number = f"4.{(began - self._now).days + 70}"
         log = [f"building {number}", "1,204 tests passed", "deploying to production", "healthy"]
         labels = {"env": "production", "version": number}
+        if self._random.random() < 0.2:
+            self._add(RELEASE, began, 95, f"Release {number}", log[:1], {}, labels=labels,
+                      error=CANCELLED_MESSAGE, error_type=CANCELLED)  # fmt: skip
+            return
         self._add(RELEASE, began, self._random.uniform(300, 500), f"Release {number}", log,
                   {"version": number}, labels=labels)  # fmt: skip
 
@@ -281,15 +303,20 @@ class History:
         *,
         status: str = "complete",
         error: str | None = None,
+        error_type: str = FAILED,
         labels: dict[str, str] | None = None,
         parent: str | None = None,
         progress: float | None = None,
         note: str | None = None,
     ) -> str:
-        """Add a task that was active for some seconds, with lines at an even pace."""
+        """Add a task that was active for some seconds.
+
+        Its lines have an even pace, and a failure is printed at its end.
+        """
         ended = began + timedelta(seconds=seconds)
         is_running = status == "running"
         task_id = self._id(began)
+        log = [*log, *(error.split("\n") if error and error_type == FAILED else [])]
         task = {
             "id": task_id,
             "userId": self._user_id,
@@ -302,9 +329,9 @@ class History:
             "input": {},
             "output": output,
             "status": "error" if error else status,
-            "error": {"type": "failed", "message": error} if error else None,
+            "error": {"type": error_type, "message": error} if error else None,
             "startedBy": KEY_NAME,
-            "endedBy": None if is_running else KEY_NAME,
+            "endedBy": None if is_running else SERVICE if error_type == TIMEOUT else KEY_NAME,
             "progress": progress,
             "note": note,
             "labels": labels or {},

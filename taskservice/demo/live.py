@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from taskservice.client import Client, Task, TaskServiceError
-from taskservice.demo.history import PRICES, RELEASE, VIDEO
+from taskservice.demo.history import PRICES, RELEASE, SUPPLIERS, UNAVAILABLE, VIDEO
 
 FRAMES, FRAMES_PER_STEP = 4_800, 80
 QUESTION_SECONDS = 3_600
@@ -18,13 +18,20 @@ class LiveAgents:
         self._client = client
         self._random = random.Random()  # noqa: S311 - it protects nothing
         self._stopping = threading.Event()
+        works = (self._encode, self._release, self._watch_prices)
+        self._threads = [
+            threading.Thread(target=self._repeat, args=[work], daemon=True) for work in works
+        ]
 
     def start(self) -> None:
-        for work in (self._encode, self._release, self._watch_prices):
-            threading.Thread(target=self._repeat, args=[work], daemon=True).start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
+        """Let the agents send their last lines; an agent that asks does not end."""
         self._stopping.set()
+        for thread in filter(threading.Thread.is_alive, self._threads):
+            thread.join(1)
 
     def _repeat(self, work: Callable[[int], None]) -> None:
         number = 0
@@ -60,7 +67,8 @@ class LiveAgents:
         with self._start(RELEASE, f"Release {version}", env="production", version=version) as task:
             for line in (f"building {version}", "1,204 tests passed", "waiting for an answer"):
                 task.log(line)
-                self._stopping.wait(1)
+                if self._stopping.wait(1):
+                    return
             question = f"Deploy {version} to production? 12 changes, all tests pass."
             answer = task.ask(question, choices=["yes", "no"], timeout=QUESTION_SECONDS)
             task.log("deployed" if answer == "yes" else "not deployed")
@@ -69,13 +77,15 @@ class LiveAgents:
 
     def _watch_prices(self, number: int) -> None:
         with self._start(PRICES) as task:
-            for supplier in "abc":
+            for supplier, products in SUPPLIERS.items():
                 self._stopping.wait(3)
-                if supplier == "c" and number % 3 == 0:
-                    task.log("supplier-c.example: HTTP 503 Service Unavailable")
-                    task.fail("supplier-c.example: HTTP 503")
+                if supplier in UNAVAILABLE and number % 3 == 0:
+                    task.log(UNAVAILABLE)
+                    task.fail(UNAVAILABLE)
                     break
-                task.log(f"supplier-{supplier}.example: {self._random.randrange(90, 120)} prices")
+                task.log(f"{supplier}: {products} prices")
             else:
-                task.complete(products=318, changed=self._random.randrange(14))
+                changed = self._random.randrange(14)
+                task.log(f"{changed} prices have changed")
+                task.complete(products=sum(SUPPLIERS.values()), changed=changed)
         self._stopping.wait(20)
