@@ -1,122 +1,151 @@
-"""Pictures of every page, light and dark, wide and narrow: `make screenshots`."""
+"""The pictures of the documents, taken of `taskservice demo`: `make screenshots`."""
 
 import base64
+import os
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
-from taskservice.app import create_app
-from taskservice.config import Config
-from taskservice.database.engine import dispose
-from taskservice.webhooks.destinations import Destinations
-from tests.support import sample_data
-from tests.support.api_client import add_user
-from tests.support.browser import Visitor, launched
-from tests.support.receiver import Receiver, answer
-from tests.support.service import Service
+from tests.support.api_client import RemoteClient
+from tests.support.browser import Visitor, launched, log_menu
+from tests.support.demo import running_demo
+from tests.support.service import environment
+from tests.support.waiting import until
 
-SIZES = {"wide": (1280, 860), "narrow": (390, 844)}
+WIDE, PHONE, OVERVIEW = (1280, 940), (390, 844), (960, 600)
+USUAL_URL = "http://127.0.0.1:8000"
 # Playwright makes PNG only; the browser itself makes something smaller of it.
-TO_WEBP = """async (png) => {
+TO_WEBP = """async ([png, quality]) => {
   const image = await createImageBitmap(await (await fetch("data:image/png;base64," + png)).blob());
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [image.width, image.height];
   canvas.getContext("2d").drawImage(image, 0, 0);
-  return canvas.toDataURL("image/webp", 0.6).split(",")[1];
+  return canvas.toDataURL("image/webp", quality).split(",")[1];
 }"""
+# The lower end of the last part that is whole in the window, with a margin below a card.
+END = """() => Math.max(...[...document.querySelectorAll("main :is(tr, section, article)")]
+  .map((part) => part.getBoundingClientRect().bottom + 20 * part.matches("section, article"))
+  .filter((end) => end <= innerHeight))"""
+REPLACE_URL = """([from, to]) => document.querySelectorAll("#log .line a").forEach(
+  (link) => { link.textContent = link.textContent.replace(from, to); })"""
+
+COMMAND = "taskservice run --agent deploy -- ./deploy.sh"
+DEPLOY = """\
+#!/bin/sh
+echo "building shop 4.71"
+echo "compiled 214 modules in 6.1 s"
+echo "1,204 tests passed"
+echo "pushed shop:4.71, 38 MB"
+taskservice ask "Deploy shop 4.71 to production?" --choice yes --choice no
+"""
 
 
-def prepare(data: Path, good: Receiver, bad: Receiver) -> tuple[str, str, str]:
-    """Fill a database; returns the keys of who has much, who is asked, and who has nothing yet."""
-    config = Config(
-        DATA=data,
-        SECRET_KEY="a secret key for tests, long enough",
-        CALLBACK_ALLOWED=Destinations.parse("loopback"),
-    ).completed()
-    app = create_app(config)
-    alice = sample_data.make(app, "alice", f"{good.url}hooks/mail", f"{bad.url}hooks/wiki")
-    carol = sample_data.make_asking(app, "carol")
-    newcomer = add_user(app, "newcomer")
-    dispose(app)
-    return alice.key, carol.key, newcomer.key
+def pages(client: RemoteClient) -> list[tuple[str, str, tuple[int, int], str]]:
+    """The name, path, size and colour scheme of each picture of a page."""
 
+    def path_of(**filters: str) -> str:
+        return f"/tasks/{client.read('/task', limit='1', **filters)[0]['id']}"
 
-def pages(visitor: Visitor, key: str) -> list[tuple[str, str]]:
-    """(name, path) of the pages to take, signed in on the way."""
-    page = visitor.sign_in(key)
-
-    def path_of(name: str) -> str:
-        link = page.get_by_role("link", name=name).first
-        return str(link.get_attribute("href"))
-
-    running, done = path_of("November invoices"), path_of("Morning synopsis")
-    failed, parent = path_of("Support mailbox digest"), path_of("Check of all our sites")
     return [
-        ("tasks", "/"),
-        ("running", running),
-        ("complete", done),
-        ("error", failed),
-        ("waiting", path_of("Release notes 4.3 to Greek")),
-        ("parent", parent),
-        ("rerun", f"{failed}/rerun"),
-        ("cancel", f"{running}/cancel"),
-        ("delete", f"{done}/delete"),
-        ("inbox", "/inbox"),
-        ("agents", "/agents"),
-        ("agent", "/agents/invoice-reader"),
-        ("keys", "/keys"),
-        ("missing", "/tasks/nothing"),
+        ("tasks", "/", WIDE, "light"),
+        ("inbox", "/inbox", WIDE, "light"),
+        ("failed", path_of(agentId="invoice-import", status="error"), WIDE, "light"),
+        ("complete", path_of(agentId="researcher", q="Market"), WIDE, "light"),
+        ("running", path_of(agentId="video-encoder", status="running"), PHONE, "dark"),
     ]
 
 
-def take(page: Page, path: Path, printer: Page) -> None:
-    page.wait_for_timeout(400)
-    png = page.screenshot()
-    if path.suffix == ".png":
-        path.write_bytes(png)
-    else:
-        small = printer.evaluate(TO_WEBP, base64.b64encode(png).decode())
-        path.write_bytes(base64.b64decode(small))
-
-
-def main(folder: Path, kind: str = "webp") -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as data, Receiver() as good, Receiver() as bad:
-        bad.answer = answer(503, body=b'{"error": "The queue is full", "retry": "in 5 minutes"}')
-        keys = prepare(Path(data) / "data", good, bad)
-        with Service(Path(data) / "data") as service, launched() as browser:
-            for scheme in ("light", "dark"):
-                for size, (width, height) in SIZES.items():
-                    take_all(browser, service.url, keys, folder, f"{scheme}-{size}.{kind}", {
-                        "color_scheme": scheme, "viewport": {"width": width, "height": height},
-                    })  # fmt: skip
-
-
-def take_all(
-    browser: Browser,
-    url: str,
-    keys: tuple[str, str, str],
-    folder: Path,
-    ending: str,
-    options: dict[str, object],
-) -> None:
-    visitor, printer = Visitor(browser, url, **options), browser.new_page()
-    take(visitor.go("/sign-in"), folder / f"sign-in-{ending}", printer)
-    for name, path in pages(visitor, keys[0]):
-        take(visitor.go(path), folder / f"{name}-{ending}", printer)
-    visitor.context.clear_cookies()
-    visitor.sign_in(keys[1])
-    page = visitor.go("/inbox")
-    take(page, folder / f"questions-{ending}", printer)
-    page.get_by_role("link", name="Tidy up of old backups").first.click()
-    take(page, folder / f"asking-{ending}", printer)
-    visitor.context.clear_cookies()
-    take(visitor.sign_in(keys[2]), folder / f"start-{ending}", printer)
-    printer.close()
+@contextmanager
+def window(
+    browser: Browser, client: RemoteClient, size: tuple[int, int], scheme: str, scale: float = 1
+) -> Iterator[Visitor]:
+    viewport = {"width": size[0], "height": size[1]}
+    options = {"viewport": viewport, "color_scheme": scheme, "device_scale_factor": scale}
+    visitor = Visitor(browser, client.url, **options)
+    visitor.sign_in(client.key)
+    yield visitor
     visitor.close()
 
 
+def photographed(page: Page, size: tuple[int, int]) -> str:
+    """The upper part of a page as PNG in base64, without a part that is cut off."""
+    page.wait_for_timeout(1_000)
+    height = size[1] if size == PHONE else page.evaluate(END)
+    clip: Any = {"x": 0, "y": 0, "width": size[0], "height": height}
+    return base64.b64encode(page.screenshot(clip=clip)).decode()
+
+
+def save(browser: Browser, png: str, path: Path, quality: float) -> None:
+    page = browser.new_page()
+    path.write_bytes(base64.b64decode(page.evaluate(TO_WEBP, [png, quality])))
+    page.close()
+
+
+def take_pages(browser: Browser, client: RemoteClient, folder: Path) -> None:
+    for name, path, size, scheme in pages(client):
+        with window(browser, client, size, scheme) as visitor:
+            save(browser, photographed(visitor.go(path), size), folder / f"{name}.webp", 0.6)
+
+
+def take_overview(browser: Browser, client: RemoteClient, folder: Path, data: Path) -> None:
+    """A terminal where a program asks, above the page of its task."""
+    (data / "deploy.sh").write_text(DEPLOY)
+    (data / "deploy.sh").chmod(0o755)
+    variables = environment(data / "unused", URL=client.url, APIKEY=client.key)
+    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
+    with subprocess.Popen(
+        COMMAND.split(), cwd=data, env=variables, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        assert process.stdout
+        lines = [f"$ {COMMAND}\n", *takewhile(lambda line: "Deploy" not in line, process.stdout)]
+        [task] = until(lambda: client.read("/task", agentId="deploy", asking="true"))
+        for scheme in ("light", "dark"):
+            with window(browser, client, OVERVIEW, scheme, scale=2) as visitor:
+                page = visitor.go(f"/tasks/{task['id']}")
+                log_menu(page).get_by_label("Wrap long lines").check()
+                page.keyboard.press("Escape")
+                page.locator("#log-menu summary").blur()
+                expect(page.locator("#log .line")).to_have_count(len(lines))
+                page.evaluate(REPLACE_URL, [client.url, USUAL_URL])
+                png = photographed(page, OVERVIEW)
+            log = client.read(f"/task/{task['id']}")["logs"]
+            text = "".join([*lines, log[-1]]).replace(client.url, USUAL_URL)
+            whole = composed(browser, scheme, text, png)
+            save(browser, whole, folder / f"overview-{scheme}.webp", 0.8)
+        client.write("DELETE", f"/task/{task['id']}")
+
+
+def composed(browser: Browser, scheme: Any, text: str, png: str) -> str:
+    page = browser.new_page(color_scheme=scheme, device_scale_factor=2)
+    page.set_content((Path(__file__).parent / "support" / "overview.html").read_text())
+    page.locator("pre").evaluate("(element, text) => { element.textContent = text; }", text)
+    page.locator("img").evaluate(
+        "(image, url) => { image.src = url; return image.decode(); }",
+        f"data:image/png;base64,{png}",
+    )
+    whole = page.locator("#stage").screenshot(omit_background=True)
+    page.close()
+    return base64.b64encode(whole).decode()
+
+
+def main(folder: Path) -> None:
+    with (
+        tempfile.TemporaryDirectory() as data,
+        launched() as browser,
+        running_demo(Path(data)) as demo,
+    ):
+        until(lambda: len(demo.client.read("/task", asking="true")) == 2)
+        take_pages(browser, demo.client, folder)
+        take_overview(browser, demo.client, folder, Path(data))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main(Path(sys.argv[1]))
