@@ -14,7 +14,7 @@ import requests
 
 from taskservice.webhooks.signing import new_secret, sign
 from tests.support.api_client import RemoteClient
-from tests.support.documents import blocks
+from tests.support.documents import ROOT, blocks
 from tests.support.receiver import Received, Receiver
 from tests.support.requirements import needs
 from tests.support.service import Service, free_port, is_port_free
@@ -102,10 +102,13 @@ def test_documented_receiver_prints_what_is_signed_and_nothing_else(
     file, command, package = RECEIVERS[language]
     if shutil.which(command[0]) is None:
         needs(command[0], f"install the package {package}")
-    (block,) = blocks("docs/guides/receivers.md", f"receiver: {language}")
+    if language == "python":
+        (program,) = blocks("docs/guides/receivers.md", "receiver: python")
+    else:
+        program = (ROOT / "examples" / file).read_text()
     port = free_port()
-    assert "9000" in f"{block} {command}"
-    (tmp_path / file).write_text(block.replace("9000", str(port)))
+    assert "9000" in f"{program} {command}"
+    (tmp_path / file).write_text(program.replace("9000", str(port)))
     command = [argument.replace("9000", str(port)) for argument in command]
     environment = os.environ | {"CALLBACK_SECRET": secret(owner)}
     url = f"http://127.0.0.1:{port}/"
