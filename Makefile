@@ -71,7 +71,7 @@ test-lists: $(VENV)/installed-test ## Test lists: filters, cursors, labels, sear
 test-dashboard: $(VENV)/installed-test ## Test the pages of the dashboard over HTTP
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/dashboard
 
-test-browser: $(VENV)/installed-test ## Test the dashboard in a real browser
+test-browser: $(VENV)/installed-test $(VENV)/installed-docs ## Test the dashboard, and the search of the documents, in a real browser
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/browser
 
 test-callbacks: $(VENV)/installed-test ## Test webhooks, also while the service is killed at critical points
@@ -106,7 +106,7 @@ test-api: $(VENV)/installed-test ## Strict and generated requests, types, client
 test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, much that is removed, `bench`
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/big
 
-test-all: $(VENV)/installed-test ## All but the core in one run, which takes less than one target after the other
+test-all: $(VENV)/installed-test $(VENV)/installed-docs ## All but the core in one run, which takes less than one target after the other
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal --durations=12 $(PYTEST) $(sort $(dir $(wildcard tests/*/test_*.py)))
 
 lint: lint-python lint-js ## Check style and types; of JavaScript too, where npm is installed
