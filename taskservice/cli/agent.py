@@ -1,4 +1,4 @@
-"""`taskservice agent`: the programs that work on tasks."""
+"""`taskservice agent`: named programs and workflows."""
 
 import json
 import time

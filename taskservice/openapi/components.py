@@ -40,7 +40,7 @@ TAGS = {
     "questions": "Questions that agents ask people before they continue.",
     "deliveries": "The webhooks of finished tasks, and the attempts to send them.",
     "links": "Links with which everyone can look at one task.",
-    "agents": "The programs that do the work.",
+    "agents": "Named programs and workflows, whose executions are tasks.",
     "attention": "Questions, and trouble with agents, tasks, callbacks and hooks.",
     "hooks": "Addresses that are told about what happens to agents.",
     "users": "The person or team that owns tasks, agents and keys.",

@@ -137,7 +137,7 @@ class AgentOfTaskSchema(fields.RowSchema):
 
 
 class AgentSchema(AgentOfTaskSchema):
-    """A program that works on tasks; `health` is present only if `expand` names it."""
+    """A named program or workflow; `health` is present only if `expand` names it."""
 
     optional = AGENT_EXPANSIONS
 
