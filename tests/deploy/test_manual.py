@@ -122,6 +122,9 @@ def test_installation_lives_as_the_manual_says(
     watched = root.types("watch", port=str(port))
     assert "FAILED" not in watched
     assert "ok       integrity" in watched
+    sizes = root.types("sizes", port=str(port))
+    assert 'taskservice_database_size_bytes{part="database"}' in sizes
+    assert 'taskservice_tasks{status="running"} 1' in sizes
 
     installed = [machine.units / SERVICE, machine.root / "opt/taskservice/bin/taskservice-backup"]
     for path in installed:
