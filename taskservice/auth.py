@@ -66,7 +66,8 @@ _agent_id = bindparam("caller_agent_id", type_=Text())
 visible_tasks = (Task.user_id == _user_id) & (_agent_id.is_(None) | (Task.agent_id == _agent_id))
 visible_agents = (Agent.user_id == _user_id) & (_agent_id.is_(None) | (Agent.id == _agent_id))
 visible_keys: ColumnElement[bool] = ApiKey.user_id == _user_id
-# For lists, together with a filter by agent: the `OR` above would keep SQLite from using an index.
+# For lists, together with a filter by agent: the `OR` above would prevent SQLite from using an
+# index.
 tasks_of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
 # For joins: an agent's ID is unique for its user only.
 is_of_agent = and_(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)

@@ -125,12 +125,12 @@ class Session(requests.Session):
             self.mount(scheme, _Adapter(limits))
 
     def get_redirect_target(self, response: requests.Response) -> None:
-        # Otherwise the body of a redirect would be read, even if it must not be followed.
+        # Otherwise the body of a redirect would be read, although it is not followed.
         return None
 
 
 class _Adapter(HTTPAdapter):
-    """All connections come from here, including those through a proxy of the environment."""
+    """Create every connection, including those through a proxy of the environment."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__()

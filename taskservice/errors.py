@@ -126,7 +126,7 @@ def from_exception(error: Exception) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, ValidationError):
-        # A frame of marshmallow refers to its error, and would keep the body in memory.
+        # A frame of marshmallow refers to its error, and so would hold the body in memory.
         error.__traceback__ = None
         messages = error.messages
         return invalid(messages if isinstance(messages, dict) else {"_schema": messages})

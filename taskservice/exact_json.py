@@ -18,7 +18,7 @@ def exact_double(text: str) -> float | None:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError("a number is too large for a double")
-    # A double keeps 15 significant digits; with more, the number can change.
+    # A double preserves 15 significant digits; with more, the number can change.
     if len(text) <= 16 and "e" not in text.lower():
         return value
     try:

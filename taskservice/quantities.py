@@ -17,12 +17,12 @@ def plural(count: int, noun: str, plural_noun: str = "") -> str:
 
 def percent(share: float) -> str:
     """A share, from 0 to 1, to the nearest percent: 2 of 3 are `67%`."""
-    return f"{floor(share * 100 + 0.5)} %"
+    return f"{floor(share * 100 + 0.5)}%"
 
 
 def percent_done(progress: str | float) -> str:
     """A task's progress, a number from 0 to 1 or its text, rounded down: `100%` only for 1."""
-    return f"{int(Decimal(str(progress)) * 100)} %"
+    return f"{int(Decimal(str(progress)) * 100)}%"
 
 
 def seconds_text(seconds: float) -> str:

@@ -124,7 +124,7 @@ MAX_LINKS = 50
 LINK_DAYS = 7
 MAX_LINK_DAYS = 90
 MAX_MUTE_DAYS = 90  # of an agent
-MAX_AFTER = 10  # failures in a row until a hook is told
+MAX_AFTER = 10  # failures in a row until a hook is notified
 MAX_LABELS = 16
 # Maximum timeout of a task and of a question, and the default one of a question, in seconds.
 MAX_TIMEOUT = 366 * 86_400

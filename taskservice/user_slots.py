@@ -9,7 +9,7 @@ from taskservice.errors import overloaded
 
 
 class UserSlots:
-    """Slots for requests that do the same costly work; a user holds `per_user` at a time.
+    """Slots for requests that do the same costly work; a user holds at most `per_user` of them.
 
     Since a waiting request holds a thread, only one of each user waits for a slot.
     """

@@ -234,7 +234,7 @@ def test_read_key_is_made_on_the_page_of_keys(app: Flask, alice: ApiClient) -> N
     browser = signed_in(alice)
     made = browser.send("/keys", name="wall", access="read")
     (key,) = set(re.findall(r"tsk_read_[0-9A-Za-z]{40,}", made.text))
-    assert "everything, to read" in made.text
+    assert "everything, read only" in made.text
     screen = ApiClient(app, "alice", key)
     assert expect(screen.get("/user"), 200)["key"]["access"] == "read"
     assert "Run again" not in signed_in(screen).get(f"/tasks/{alice.start()['id']}").text

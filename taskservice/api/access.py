@@ -1,4 +1,4 @@
-"""Checks the key of requests under `/api/v1`, and keeps responses out of caches."""
+"""Checks the key of requests under `/api/v1`, and prevents caching of responses."""
 
 from flask import Response
 

@@ -131,10 +131,11 @@ def search_all(caller: Caller, query: dict[str, Any]) -> Response:
     """Search in logs.
 
     The lines that contain `text`, in the logs of all tasks that match the filters. The newest task
-    comes first; the lines of one task are in their order. ASCII letters match in any case unless
+    is first; the lines of one task are in their order. ASCII letters match in any case unless
     `case` is true. One request reads at most 64 MiB of logs, for about 1 s. While there is more,
     `Link` is the URL that continues, even if there are no hits yet. A process runs two searches at
-    a time, one for each user. Another one waits for up to 1 s, then it is 503, with `Retry-After`.
+    a time, one for each user. Another one waits for up to 1 s, then it returns 503, with
+    `Retry-After`.
     """
     selection = responses.selection(query)
     result = search.search(

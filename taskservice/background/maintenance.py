@@ -58,7 +58,7 @@ JOBS: tuple[Callable[[], bool | None], ...] = (
 
 
 class Maintenance(threading.Thread):
-    """Runs all jobs at least every 20 s until the process stops, and then once more."""
+    """Runs all jobs at least every 20 s until the process stops, and a last time then."""
 
     def __init__(self, app: Flask, *, serves: bool = True) -> None:
         super().__init__(name="maintenance", daemon=True)

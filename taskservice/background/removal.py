@@ -260,8 +260,8 @@ PAUSE_SECONDS = 0.1  # the pause while other requests change the remaining tasks
 def remove_user(name: str) -> int:
     """Remove a user with all of the user's data; returns the number of tasks.
 
-    The tasks come first, since an agent stops when its task is deleted; keys work until no task is
-    left. Called again after an interruption, it continues. Raises 404.
+    The tasks are removed first, since an agent stops when its task is deleted; keys work until no
+    task is left. Called again after an interruption, it continues. Raises 404.
     """
     with reading() as connection:
         user_id = users.get_id(connection, name)

@@ -104,7 +104,7 @@ def _on_signals(handler: Callable[[int, Any], NoReturn] | signal.Handlers) -> No
 
 
 def _watch_stdout() -> None:
-    """End the command when nobody can read its decision any more: the agent was killed."""
+    """End the command when its decision can no longer be read: the agent was killed."""
     poll = select.poll()
     poll.register(1, 0)
     poll.poll()

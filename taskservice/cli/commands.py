@@ -55,7 +55,7 @@ COMMANDS = CLIENT_COMMANDS | SERVER_COMMANDS
 
 @contextmanager
 def _readable_errors(calls_approve: Callable[[], bool]) -> Iterator[None]:
-    """Escape what click's errors quote: arguments, or names that came from the service."""
+    """Escape the quoted parts of click's errors: arguments, or names from the service."""
     try:
         yield
     except click.ClickException as error:

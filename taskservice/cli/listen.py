@@ -38,7 +38,7 @@ RETRY_DELAYS = (1, 2, 5, 10, 30, 60)
 ATTEMPT_SECONDS = 10.0
 MAX_RESPONSE_BYTES = 64 * 1024
 _HEADERS = {"Content-Type": "application/json", "User-Agent": "taskservice", "Connection": "close"}
-# The command reached the service at its start, so other programs' responses come from a proxy.
+# The command reached the service at its start, so a response of another program is a proxy's.
 _UNAVAILABLE = (*RETRYABLE, NotTheService)
 _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
 

@@ -44,7 +44,7 @@ def load_config(may_create: bool = False) -> Config:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an error of the database or the service into one line and a nonzero exit code."""
+    """Turn an error of the database or the service into one line and a nonzero exit status."""
     try:
         yield
     except DatabaseError as error:

@@ -148,6 +148,6 @@ def asks(message: str) -> str:
 
 
 def _progress(task: Task) -> str:
-    """The progress and the note, such as `50 % 34 of 68 pages`; empty without both."""
+    """The progress and the note, such as `50% 34 of 68 pages`; empty without both."""
     share, note = task.data["progress"], task.data["note"]
     return " ".join(([] if share is None else [percent_done(share)]) + ([note] if note else []))

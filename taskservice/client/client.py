@@ -165,7 +165,7 @@ class Client:
         choices: Sequence[str] | None = None,
         agent_id: str | None = None,
     ) -> str | dict[str, Any]:
-        """Ask a person a question, in a task of its own, and wait for the answer.
+        """Ask a person a question, in a separate task, and wait for the answer.
 
         Takes and returns what `Task.ask` does. The task ends with the answer as its output, or as
         an error if there is none. An exception that interrupts the wait, such as
@@ -180,7 +180,7 @@ class Client:
 
         Raises:
             QuestionDeclined, QuestionExpired, QuestionWithdrawn: There is no answer.
-            TaskCancelled, TaskFinished, NotFound: The task was ended or deleted by somebody.
+            TaskCancelled, TaskFinished, NotFound: Another key has ended or deleted the task.
             Invalid: The question or its schema was rejected.
 
         Example:

@@ -88,7 +88,7 @@ class Connection:
                 return response
             except TaskServiceError as error:
                 # At first the response of another program means a wrong URL. Once the service has
-                # responded, it comes from a proxy whose service is unavailable.
+                # responded, it is from a proxy whose service is unavailable.
                 is_known = self._has_responded and isinstance(error, responses.NotTheService)
                 is_temporary = is_known or isinstance(error, responses.RETRYABLE)
                 # The version of the service seldom changes while a caller waits.

@@ -284,7 +284,7 @@ class Spool:
 
     def _store_on_disk(self, stored: bytes) -> bool:
         """Append whole lines; returns whether there was space."""
-        # Lines in memory are sent first, which keeps the order.
+        # Lines in memory are sent first, so that the order is preserved.
         if self._file < 0 or self.memory:
             return False
         if self._end - self._start + len(stored) > MAX_SPOOL_BYTES:

@@ -390,7 +390,7 @@ class Task:
 
     @property
     def page_url(self) -> str:
-        """The address of the task's page in the dashboard."""
+        """The address of the task page in the dashboard."""
         return f"{self._connection.url}/tasks/{self.id}"
 
     @property

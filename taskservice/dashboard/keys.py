@@ -79,7 +79,7 @@ def rotate() -> Response:
     if request.method != "POST":
         return page("rotate.html")
     users.rotate(caller)
-    message = "The callback secret was rotated. The old secret stays valid for one day."
+    message = "The callback secret was rotated. The old secret is valid for one more day."
     return redirect_to("keys.list_all", message, _anchor="secret")
 
 

@@ -83,7 +83,7 @@ def require_session() -> Response | None:
 
 @dashboard.after_request
 def set_security_headers(response: Response) -> Response:
-    """Keep pages from being cached, and from running or being framed by foreign code."""
+    """Prevent caching of pages, foreign code in them, and frames around them."""
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers.setdefault("Referrer-Policy", "same-origin")

@@ -81,7 +81,7 @@ def create_once(create: Callable[[str], Any]) -> Any:
 
 
 def check_form() -> None:
-    """Raises Problem 403 unless this form comes from a page of this session."""
+    """Raises Problem 403 unless this form is from a page of this session."""
     submitted = request.form.get("token", "").encode()
     is_foreign = request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
     if is_foreign or not secrets.compare_digest(submitted, form_token().encode()):

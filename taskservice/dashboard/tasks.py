@@ -65,7 +65,7 @@ def _expected_end(agent: AgentRow, task: TaskRow) -> str | None:
     if task.status != terms.RUNNING or task.claimed_at is None:
         return None
     if open_questions(task.questions) or task.hanging_since:
-        # Nobody knows how long a person takes to answer, or what the task waits for.
+        # The time until a person answers, or until the task no longer hangs, is unknown.
         return None
     progress = float(task.progress or 0)
     if progress > 0:

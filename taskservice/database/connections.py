@@ -160,7 +160,7 @@ class _Plan:
 
 
 def _converters(processors: Any) -> list[tuple[Any, Callable[[Any], Any]]]:
-    """The pairs of a column and SQLAlchemy's processor of its values, without None."""
+    """The pairs of a column and SQLAlchemy's function for its values, without None."""
     return [(column, convert) for column, convert in processors if convert is not None]
 
 
@@ -198,7 +198,7 @@ def _failure(connection: Connection, sql: str, error: Any) -> BaseException:
 
 
 def redact_details(error: BaseException, failure: BaseException) -> None:
-    """Keep only the first message of a PostgreSQL error: its details quote whole rows."""
+    """Reduce a PostgreSQL error to its first message, since its details quote whole rows."""
     diagnosis = getattr(error, "diag", None)
     if diagnosis is not None and diagnosis.message_primary:
         text = f"{diagnosis.sqlstate} {diagnosis.message_primary}"

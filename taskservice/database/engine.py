@@ -143,7 +143,7 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
     event.listen(writer, "begin", begin)
     for engine in (writer, reader):
         event.listen(engine, "do_connect", connect)
-        # First, since SQLAlchemy runs queries of its own when it connects.
+        # First, since SQLAlchemy runs its own queries when it connects.
         event.listen(engine, "connect", prepare, insert=True)
         event.listen(engine, "handle_error", handle_error)
     return Database(reads, writes)
@@ -182,7 +182,7 @@ def command_engine(address: URL) -> Engine:
 
 def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
     """Set the pragmas of a connection; their order matters, see the comments."""
-    # Keeps pysqlite from beginning transactions itself.
+    # Prevents pysqlite from beginning transactions itself.
     connection.isolation_level = None
     # First, so that the switch to WAL also waits for a lock.
     connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")

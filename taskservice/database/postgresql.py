@@ -21,7 +21,7 @@ class TimedConnection(Connection[Any]):
     """
 
     # While a commit waits for a standby, a cancel would make it succeed without the standby, and
-    # others would see its writes. PostgreSQL keeps waiting after the client has disconnected.
+    # others would see its writes. PostgreSQL waits even after the client has disconnected.
     #
     # The client measures the time: behind a pooler in transaction mode, `SET statement_timeout`
     # would apply to other clients' transactions, and a transaction for each read would take half as

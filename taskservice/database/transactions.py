@@ -63,7 +63,7 @@ class SharedReading:
         return self._connection
 
     def __exit__(self, *_error: object) -> None:
-        """Keep the connection for the next read."""
+        """Reserve the connection for the next read."""
 
     def end(self, error: BaseException | None) -> None:
         """Release the connection; close it after an error, since it may be unusable."""
@@ -85,7 +85,7 @@ def reading() -> AbstractContextManager[Connection]:
 
 
 def read_all(statement: Any, /, **values: Any) -> Sequence[Any]:
-    """The rows of a select, or of a `Statement`, in a block of its own."""
+    """The rows of a select, or of a `Statement`, in a separate block."""
     with reading() as connection:
         if isinstance(statement, Statement):
             return statement.all(connection, **values)

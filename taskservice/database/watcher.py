@@ -126,11 +126,11 @@ class WaitSlots:
     """Limits the number of threads that streams and waits use.
 
     One user may hold all slots while no other user wants one. If none is free, a user with fewer
-    slots gets one from the user with the most, and a stream gets one from a wait of its own user:
-    a wait that ends early is just repeated. The oldest wait loses its slot, or the oldest stream
-    if there is no wait. `wake` notifies the loser. Viewers of links hold at most a quarter of
-    the slots, at least one. They share these in the same way, by user and then by link, and take
-    none from others.
+    slots gets one from the user with the most, and a stream gets one from a wait of the same user:
+    a wait that ends early is just repeated. The oldest wait loses its slot, or the oldest stream if
+    there is no wait. `wake` notifies the loser. Viewers of links hold at most a quarter of the
+    slots, at least one. They share these in the same way, by user and then by link, and take none
+    from others.
     """
 
     def __init__(self, count: int, wake: Callable[[], None]) -> None:

@@ -197,7 +197,7 @@ class History:
         self._add(BACKUP, began, seconds, "", log, {"rows": sum(rows), "megabytes": megabytes})
 
     def _add_report(self, began: datetime) -> None:
-        # The last one did not come.
+        # The last run did not start.
         if began < self._last(7):
             orders = self._random.randrange(180, 420)
             log = [
@@ -216,7 +216,7 @@ class History:
         log = [f"{count} new invoices in the mailbox"]
         log += [f"imported invoice 2026-{first + number}" for number in range(count)]
         if self._now - began < timedelta(hours=14):
-            # Since then, each run meets the same invoice again.
+            # Since then, each run fails at the same invoice.
             log = [log[0], "importing invoice 2026-0815"]
             self._add(INVOICES, began, 4.2, "", log, {}, error=DUPLICATE)
             return

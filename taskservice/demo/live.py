@@ -1,4 +1,4 @@
-"""Three agents that live while the demo runs: one progresses, one asks, one fails now and then."""
+"""Three live agents of the demo: one progresses, one asks, and one sometimes fails."""
 
 import random
 import threading
@@ -40,7 +40,7 @@ class LiveAgents:
             try:
                 work(number)
             except TaskServiceError:
-                # Somebody has cancelled or deleted the task, or the service ends.
+                # The task was cancelled or deleted, or the service is ending.
                 self._stopping.wait(5)
 
     def _seconds(self, count: int, seconds: float) -> Iterator[int]:

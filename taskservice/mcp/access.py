@@ -1,4 +1,4 @@
-"""Who may call `/mcp`: its hosts, its origins and its keys; the headers for web pages."""
+"""Access to `/mcp`: hosts, origins and keys; the headers for web pages."""
 
 from flask import Response, current_app, request
 

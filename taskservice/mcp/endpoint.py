@@ -30,7 +30,7 @@ def handle() -> Response:
         data = json_bytes()
         with large_json_slot(data):
             call = protocol.read_call(data)
-        # All requests have the same path: the log names the method and the tool.
+        # All requests have the same path, so the log contains the method and the tool.
         name = call.params.get("name")
         tool = {"tool": name[:MAX_LOGGED]} if isinstance(name, str) else {}
         request_log.add_details(method=call.method[:MAX_LOGGED], **tool)
@@ -43,7 +43,7 @@ def handle() -> Response:
         message_id = call.id
         call = protocol.with_era(call, request.headers)
         if caller.access == READ:
-            # It can't answer questions, so it gets no forms.
+            # A read key can't answer questions, so it gets no forms.
             call = call._replace(capabilities={**call.capabilities, "elicitation": None})
         return responses.json({"jsonrpc": "2.0", "id": message_id, "result": result_of(call)})
     except RpcError as error:

@@ -1,4 +1,4 @@
-"""The methods of the Model Context Protocol, by the era of the client."""
+"""The methods of the Model Context Protocol, by the version of the client."""
 
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +50,7 @@ def update_task(call: Call) -> dict[str, Any]:
 
 
 def cancel_task(call: Call) -> dict[str, Any]:
-    """Cancel a task; one that has ended stays as it is."""
+    """Cancel a task; one that has ended is not changed."""
     try:
         reports.cancel(caller, _task_id(call))
     except Problem as problem:

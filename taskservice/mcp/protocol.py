@@ -51,7 +51,7 @@ class Call(NamedTuple):
     id: Any
     is_notification: bool
     is_modern: bool = False
-    # Of the client; known for modern calls only.
+    # The client's capabilities, which only modern calls contain.
     capabilities: Mapping[str, Any] = {}
 
     @property
@@ -64,7 +64,7 @@ class Call(NamedTuple):
 
     @property
     def takes_forms(self) -> bool:
-        """Whether the client shows forms to a person; without modes, it means forms."""
+        """Whether the client shows forms to a person; an empty capability means forms."""
         modes = self.capabilities.get("elicitation")
         return isinstance(modes, dict) and (not modes or "form" in modes)
 
@@ -84,14 +84,14 @@ def read_call(data: bytes) -> Call:
         and value.get("jsonrpc") == "2.0"
         and isinstance(value.get("method"), str)
         and isinstance(value.get("params", {}), dict)
-        # A number that Python would round is kept as its text.
+        # A number that Python would round is passed on as its text.
         and isinstance(value.get("id", ""), str | int | float | orjson.Fragment)
         and not isinstance(value.get("id"), bool)
     ):
         raise RpcError(INVALID_REQUEST, "The body must be one JSON-RPC 2.0 request")
     params = value.get("params", {})
     others = {name: params[name] for name in params if name not in ("arguments", "inputResponses")}
-    # They stay in memory while the call waits.
+    # All other members remain in memory while the call waits.
     if len(strict_json.dumps(value | {"params": others})) > MAX_KEPT:
         raise RpcError(INVALID_REQUEST, "Only arguments and inputResponses can be this large")
     return Call(value["method"], params, value.get("id"), "id" not in value)
@@ -137,7 +137,7 @@ def _decoded(value: str | None) -> str | None:
     try:
         return base64.b64decode(match[1], validate=True).decode()
     except ValueError:
-        # Not a valid name: no name contains NUL.
+        # An invalid name, since no name contains NUL.
         return "\0"
 
 

@@ -91,9 +91,9 @@ def answer_forms(task_id: str, responses: Any) -> set[str]:
     return closed
 
 
-# In bytes: of an output, and of a page of a log.
+# Maximum bytes of an output, and of a page of a log.
 MAX_TEXT = 32 * 1024
-# In characters: of a line and of an error in a result, and of a status message.
+# Maximum characters of a line and of an error in a result, and of a status message.
 MAX_SHOWN_LINE = 1_000
 MAX_SHOWN_ERROR = 8_000
 MAX_STATUS_MESSAGE = 200
@@ -107,12 +107,12 @@ SLOW_POLL_AFTER_SECONDS = 600.0
 WAITING = "waits for a worker"
 WAIT_NEXT = "Call wait_task with this taskId."
 NO_WORKER_NEXT = (
-    "Nobody works on this task. Tell your user that the agent needs a worker, which this command "
-    f"starts: taskservice work --agent {{}} -- CMD. {WAIT_NEXT}"
+    "No worker has claimed this task. Tell your user that the agent needs a worker, which this "
+    f"command starts: taskservice work --agent {{}} -- CMD. {WAIT_NEXT}"
 )
 ASK_NEXT = (
-    "Ask your user, then call answer_task with this taskId and the questionId. If somebody else "
-    "will answer, call wait_task."
+    "Ask your user, then call answer_task with this taskId and the questionId. If another "
+    "person will answer, call wait_task."
 )
 
 
@@ -129,7 +129,7 @@ def tool_result(
 def tool_result_of(task: TaskRow, no_worker: str | None = None) -> dict[str, Any]:
     """The result of the tool that started a task, or that waited for it.
 
-    `no_worker` says in one sentence that no worker would claim it.
+    `no_worker` is a message if no worker would claim it.
     """
     if task.status == RUNNING:
         return _running_result(task, no_worker)
@@ -196,7 +196,7 @@ def task_state(call: Call, task: TaskRow) -> dict[str, Any]:
     if task.error_type == CANCELLED:
         return {**_polling(task), "status": "cancelled", "statusMessage": task.error_message}
     if task.status != RUNNING:
-        # Even if the task failed: `failed` would mean that the call itself failed.
+        # A failed task is completed too: `failed` would mean that the call itself failed.
         result = {"resultType": "complete", **tool_result_of(task)}
         return {**_polling(task), "status": "completed", "result": result}
     questions = open_questions(task.questions) if call.takes_forms else []

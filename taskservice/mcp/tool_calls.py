@@ -47,7 +47,7 @@ MAX_AGENTS = 64
 # Maximum number of other agents whose IDs are listed.
 MAX_OTHERS = 64
 MAX_NAME = 40
-# The characters of a digest in a name, with the `_` before it; and of what stands before them.
+# The characters of a digest in a name, with the `_` before it; and of the part before that.
 DIGEST = 7
 BEGINNING = MAX_NAME - DIGEST
 # The characters of an ID that a name can't have.
@@ -59,10 +59,11 @@ def _names(agents: Sequence[AgentRow]) -> dict[str, str]:
 
     Agents that are not listed have names too, or a name could pass to another agent, which a client
     with cached tools, or a prompt, would start. A name that two agents could have, with or without
-    their digests, is the name of neither.
+    their digests, is not used.
     """
     names = [name for agent in agents for name in _possible_names(agent.id)]
-    # Of other agents only those that could have one of these names: a user can have very many.
+    # Only the other agents that could have one of these names, since a user can have very many
+    # agents.
     beginnings = {name[:length] for name in names for length in (BEGINNING, -DIGEST)}
     ids = agent_service.ids_with_beginnings(caller, beginnings, BEGINNING)
     claims = Counter([*FIXED, *(name for agent_id in ids for name in _possible_names(agent_id))])
@@ -92,19 +93,19 @@ def definitions() -> list[dict[str, Any]]:
     tools.sort(key=attrgetter("id"))
     fixed = {name: dict(tool.definition) for name, tool in FIXED.items()}
     if others := ", ".join(sorted(agent.id for agent in agents if agent not in tools)):
-        fixed["start_task"]["description"] += f" These agents have no tool of their own: {others}."
+        fixed["start_task"]["description"] += f" These agents have no separate tool: {others}."
     return [*(_definition(names[agent.id], agent) for agent in tools), *fixed.values()]
 
 
 def _definition(name: str, agent: AgentRow) -> dict[str, Any]:
     hints: dict[str, Any] = strict_json.loads(agent.annotations.encode())
     if hints.get("readOnlyHint"):
-        # The default of this hint is meant for tools that change something.
+        # The default of this hint is for tools that change something.
         hints.pop("destructiveHint", None)
     return {
         "name": name,
         "title": agent.name,
-        # Some models reject a tool without one.
+        # Some models reject a tool without a description.
         "description": agent.description or f"Starts a task of the agent {agent.id}.",
         "inputSchema": strict_json.fragment(agent.input_schema),
         "annotations": hints,
@@ -115,7 +116,7 @@ MAX_SECONDS = 45
 # How long a client that can follow tasks waits for one that ends immediately.
 SHORT_SECONDS = 0.5
 
-# Of each task that a tool starts.
+# The label of each task that a tool starts.
 LABELS = {"via": "mcp"}
 
 _start_schema = StartSchema()
@@ -153,7 +154,7 @@ def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
         task_id = _task_of_state(call, agent_id=agent_id)
     else:
         task_id = _start(call, agent_id, arguments)
-    # The arguments can have a megabyte, and the wait can be long.
+    # The arguments can take a megabyte, and the wait can be long.
     arguments.clear()
     closed = _answered(call, task_id)
     if call.declares_tasks:
@@ -162,7 +163,7 @@ def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
             return {"resultType": "task", **results.working_state(task)}
         return results.tool_result_of(task)
     if attention_service.missing_worker(agent_service.get(caller, agent_id)):
-        # One that has just started takes the task immediately.
+        # A worker that has just started claims the task immediately.
         task = _wait(task_id, SHORT_SECONDS, lambda seen: seen.claimed_at is not None)
         if task.claimed_at is None:
             return _result_of(task)
@@ -188,7 +189,7 @@ def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -
         seconds,
         lambda seen: seen.status != RUNNING or bool(open_questions(seen.questions)),
     )
-    # A client that shows forms gets the forms of all questions but the `closed` ones.
+    # A client that shows forms gets the forms of all questions except the `closed` ones.
     questions = [row for row in open_questions(task.questions) if row["id"] not in closed]
     if questions and call.takes_forms and not call.declares_tasks:
         forms = {"inputRequests": results.as_forms(questions), "requestState": task.id}
@@ -224,7 +225,7 @@ def _task_of_state(call: Call, **expected: str) -> str:
     return str(task.id)
 
 
-# The tools that every user has, for tasks of all agents. Models read their docstrings.
+# The tools of every user, for tasks of all agents. Models read their docstrings.
 
 LAST_LINES, MAX_LINES = 100, 1_000
 TASKS, MAX_TASKS = 20, 50
@@ -314,7 +315,7 @@ def rerun_task(call: Call, arguments: Arguments) -> Result:
     """
     task_id = require_id("task", arguments["taskId"])
     labels = strict_json.loads(task_service.get(caller, task_id).labels.encode())
-    # One with all the labels that a task can have keeps them.
+    # A task with the maximum number of labels does not get it.
     body = {"labels": labels | LABELS if len(labels) < MAX_LABELS else labels}
     if "input" in arguments:
         body["input"] = arguments["input"]
@@ -458,8 +459,9 @@ def search_logs(call: Call, arguments: Arguments) -> Result:
 
 @fixed_tool("List what needs attention", [])
 def attention(call: Call, arguments: Arguments) -> Result:
-    """Lists what a person should look at, the most urgent kind first: open questions, agents that
-    fail or are late, tasks that hang or that no worker claims, callbacks and hooks that fail.
+    """Lists the items that need a person's attention, the most urgent kind first: open questions,
+    agents that fail or are late, tasks that hang or that no worker claims, callbacks and hooks
+    that fail.
     """
     return results.tool_result({"items": attention_service.list_all(caller)})
 
@@ -489,11 +491,11 @@ def answer_task(call: Call, arguments: Arguments) -> Result:
 
 @fixed_tool("Cancel a task", ["taskId"], CHANGES | {"idempotentHint": True}, taskId=_TASK_ID)
 def cancel_task(call: Call, arguments: Arguments) -> Result:
-    """Cancels a running task: its program is told to stop."""
+    """Cancels a running task and asks its program to stop."""
     task, _ = reports.cancel(caller, require_id("task", arguments["taskId"]))
     return results.tool_result(results.task_header(task) | {"error": results.error_of(task)})
 
 
 def _number(arguments: Arguments, name: str, default: int) -> float:
-    # A number that Python would round is kept as its text.
+    # A number that Python would round is passed on as its text.
     return float(strict_json.dumps(arguments.get(name, default)))

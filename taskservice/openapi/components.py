@@ -1,4 +1,4 @@
-"""What the operations of the OpenAPI document share: introduction, parameters, headers, errors."""
+"""Shared parts of the OpenAPI document: introduction, parameters, headers, errors."""
 
 from typing import Any, TypeAlias
 
@@ -16,8 +16,8 @@ Every request to a path below `/api/v1` needs an API key, in the header `apikey:
 `Authorization: Bearer <key>`; if both are sent, the keys must be equal. A *user key* has full
 access to its user's data. An *agent key* is limited to one agent and its tasks; an operation that
 needs a user key returns 403. A *read key* can only read: GET and HEAD, except of the callback
-secret; all other methods return 403. A resource that the key has no access to is 404, as if it did
-not exist.
+secret; all other methods return 403. A resource that the key has no access to returns 404, as if it
+did not exist.
 
 Bodies are JSON in UTF-8, read strictly: unknown fields, duplicate keys, NaN, and nesting deeper
 than 64 levels are rejected. NUL in a string, `\\u0000` in JSON, becomes U+FFFD. An operation
@@ -26,9 +26,9 @@ is rejected, so that a misspelt filter does not return everything. Times are RFC
 milliseconds. `Location` and `Link` are relative to the URL of the request.
 
 Every error is `application/problem+json` (RFC 9457); `detail` is a sentence for people, `code` is
-for programs. In addition to the listed errors, a method that the path does not support is 405 with
-`Allow`, an unsupported expectation is 417, and an unsupported transfer encoding is 501. Every path
-with GET supports HEAD, and every path supports OPTIONS.
+for programs. In addition to the listed errors, a method that the path does not support returns 405
+with `Allow`, an unsupported expectation returns 417, and an unsupported transfer encoding returns
+501. Every path with GET supports HEAD, and every path supports OPTIONS.
 
 Every response has an `X-Request-Id`: the value that the request sent, if it has at most 128 visible
 ASCII characters, else a new one. Errors and the service's log contain it too.
@@ -42,7 +42,7 @@ TAGS = {
     "links": "Links with which everyone can look at one task.",
     "agents": "Named programs and workflows, whose executions are tasks.",
     "attention": "Questions, and trouble with agents, tasks, callbacks and hooks.",
-    "hooks": "Addresses that are told about what happens to agents.",
+    "hooks": "Addresses that are notified of events of agents.",
     "users": "The person or team that owns tasks, agents and keys.",
     "keys": "The API keys of a user, and the secret that signs webhooks.",
     "operations": "Health and metrics, for operators. No key is needed.",
@@ -72,7 +72,7 @@ REQUEST_HEADERS = {
     "Idempotency-Key": value(
         "Makes the request safe to repeat: a repetition with the same key and body creates and "
         "claims nothing, and returns the current state of the first result. The same key with "
-        "another body is 422. Deleting the task frees the key.",
+        "another body returns 422. Deleting the task frees the key.",
         "nightly 2026-11-24",
         minLength=1,
         maxLength=terms.MAX_IDEMPOTENCY_KEY,

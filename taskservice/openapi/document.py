@@ -63,7 +63,7 @@ def document(app: Flask, secured: str) -> Object:
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         servers=[{"url": "."}],  # relative to the document's own URL: it holds under any prefix
-        security=[{"apikey": []}, {"bearer": []}],  # either of them
+        security=[{"apikey": []}, {"bearer": []}],  # one of the two
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
         webhooks=webhooks(example_of(task_schema)),
     )
@@ -129,7 +129,7 @@ def _operation(view: Any, rule: Rule, method: str, *, needs_key: bool) -> Object
         "description": description or summary,
         "parameters": [
             *({"in": "path", "name": name, **PATH_PARAMETERS[name]} for name in arguments),
-            # The plugin turns each field of the schema into a parameter.
+            # The plugin converts each field of the schema to a parameter.
             {"in": "query", "schema": declared.query},
             *({"in": "header", "name": name, **REQUEST_HEADERS[name]} for name in headers),
         ],
@@ -165,7 +165,7 @@ def _refusals(statuses: Sequence[int], codes: Sequence[str]) -> Object:
     return dict(sorted(responses.items()))
 
 
-# Members of an error's example that differ from the meaning of its code.
+# Members of an error's example, where they differ from the meaning of its code.
 EXAMPLES: dict[str, Object] = {
     "invalid_key": {"detail": "API key is invalid"},
     error_codes.NOT_FOUND: {"detail": "Task's ID is not found"},

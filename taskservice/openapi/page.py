@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from taskservice.openapi.components import ALWAYS_REFUSED, REFUSALS, Object
 
-MAX_PATTERN = 40  # a longer one is left out: the description says the same
+MAX_PATTERN = 40  # a longer pattern is left out, since the description contains it in words
 
 _MARK = re.compile(r"`(.+?)`|\*(.+?)\*")
 

@@ -1,4 +1,4 @@
-"""The section `webhooks` of the OpenAPI document: what the service sends to receivers."""
+"""The section `webhooks` of the OpenAPI document: the requests to receivers."""
 
 from taskservice import terms
 from taskservice.openapi.components import Object, value

@@ -212,7 +212,7 @@ def _closed(database: Path) -> Iterator[None]:
 def _keep_aside(database: Path) -> Path | None:
     """Give the files of the old database a second name, and remove the log's original names.
 
-    The database keeps its name until it is replaced. SQLite would apply an old log to a new one.
+    The database has its name until it is replaced. SQLite would apply an old log to a new one.
     """
     aside = Path(f"{database}.replaced-{clock.now().replace(':', '')}")
     existing = _existing_files(database)

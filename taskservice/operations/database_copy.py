@@ -84,7 +84,7 @@ def _in_use(address: URL) -> DatabaseError:
 
 @contextmanager
 def _reading(address: URL) -> Iterator[sa.Connection]:
-    """A transaction that reads a snapshot of the database and keeps others from writing to it."""
+    """A transaction that reads a snapshot of the database and prevents writes to it."""
     with _engine(address).connect() as connection:
         current, head = migrations.revision(connection), migrations.head()
         if current is None:

@@ -259,7 +259,7 @@ FORWARDED = (*(getattr(signal, name) for name in _ENDING if hasattr(signal, name
 
 
 def forward_signals(forward: Callable[[int, bool], None]) -> None:
-    """Call `forward` with the number of each signal, and whether it came from the terminal.
+    """Call `forward` with the number of each signal, and whether the terminal sent it.
 
     Signals that were ignored remain ignored, as with nohup. Call this before other threads start.
     """

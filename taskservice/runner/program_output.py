@@ -144,7 +144,7 @@ def open_terminal() -> tuple[int, int]:
 
 
 def copy_size(terminal: int) -> None:
-    """Give a terminal the size of ours, or 80 by 24 without one."""
+    """Give a terminal the size of our terminal, or 80 by 24 without one."""
     sizes = [os.terminal_size((80, 24))]
     for descriptor in (0, 2, 1):
         with contextlib.suppress(OSError):
@@ -155,7 +155,7 @@ def copy_size(terminal: int) -> None:
 
 
 MAX_BUFFER_BYTES = 16 * 1024 * 1024  # with more unread bytes, the program waits, as with a pipe
-SECONDS_AFTER_END = 1.0  # a background process of the program may keep its output open forever
+SECONDS_AFTER_END = 1.0  # a background process of the program may hold its output open forever
 
 
 class Stream:
@@ -232,7 +232,7 @@ class OutputReader:
             reader.start()
 
     def resize(self) -> None:
-        """Give the program's terminals the size of ours."""
+        """Give the program's terminals the size of our terminal."""
         for stream in self._streams:
             copy_size(stream.reader)
 

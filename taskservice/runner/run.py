@@ -115,7 +115,7 @@ class Run:
             self._process.send_signal(number, is_from_terminal)
 
     def resize(self) -> None:
-        """Give the program's terminal the new size of ours."""
+        """Give the program's terminal the new size of our terminal."""
         if self._reader is not None and self._process is not None and not self._process.has_ended:
             self._reader.resize()
             self._process.resize()

@@ -1,4 +1,4 @@
-"""The JSON Schema of the answers to a question: which ones are allowed, and what matches."""
+"""The JSON Schema of the answers to a question: allowed schemas, and matching answers."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +9,7 @@ from marshmallow import ValidationError
 from taskservice.schemas import strict_json
 from taskservice.schemas.input_schema import check_input_schema, problems
 
-# The schema of a question without one: a single text.
+# The default schema of a question: a single text.
 DEFAULT: dict[str, Any] = {
     "type": "object",
     "properties": {"answer": {"type": "string"}},
@@ -126,5 +126,5 @@ def options(schema: dict[str, Any]) -> list[tuple[Any, str]]:
 
 
 def plain(value: Any) -> str:
-    """A value for a person: a text itself, or else JSON."""
+    """A value for a person: a string itself, other values as JSON."""
     return value if isinstance(value, str) else strict_json.dumps(value).decode()

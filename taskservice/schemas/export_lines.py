@@ -32,11 +32,11 @@ from taskservice.schemas.users import AGENT_EXPANSIONS, AgentSchema, UserSchema
 from taskservice.webhooks.destinations import RefusedError, read_url
 from taskservice.webhooks.transport import KEPT_BYTES
 
-# An import ignores unknown fields, and gives missing ones their default: only a change that this
-# does not cover raises the format.
+# An import ignores unknown fields, and gives missing ones their default: only a change beyond that
+# increments the format.
 FORMAT = 1
-# The rows of each line. Logs, questions and attempts are not part of their task or delivery.
-# Whether a hook fails follows from attempts that are not exported.
+# The rows of each line. Logs, questions and attempts have separate lines. Whether a hook fails
+# follows from attempts that are not exported.
 hook_rows = HookSchema(exclude=("failingSince",))
 user_rows = UserSchema()
 agent_rows = AgentSchema(exclude=AGENT_EXPANSIONS)
@@ -48,15 +48,15 @@ attempt_rows = AttemptSchema()
 
 
 class LineSchema(Schema):
-    """The fields that only an export has; `of_rows` adds the fields of rows."""
+    """Fields that exist only in an export; `of_rows` adds the fields of rows."""
 
     class Meta:
-        # A later version can have more.
+        # A later version can add fields.
         unknown = EXCLUDE
 
     @classmethod
     def of_rows(cls, rows: fields.RowSchema, *requests: Schema) -> Schema:
-        """Load what `rows` dumps: a field as the first request that has it loads it."""
+        """Load what `rows` dumps: each field like the first request schema that contains it."""
         loaders: dict[str, Field[Any]] = {}
         declared = cls().fields
         for name, column in rows.columns.items():
@@ -71,7 +71,7 @@ class LineSchema(Schema):
 
 
 def _check_url(url: str) -> None:
-    # Not whether this service may call it: that is checked at each attempt.
+    # Whether this service may call it is checked at each attempt.
     try:
         read_url(url)
     except RefusedError as error:
@@ -127,7 +127,7 @@ class TaskLineSchema(LineSchema):
         _require(has_ended != is_running, "finishedAt", "Must be a time if the task has ended.")
         _require((data["error"] is not None) == has_failed, "error", "Must belong to the status.")
         _require(data["firstLog"] <= data["logCount"] + 1, "firstLog", "Is after the last line.")
-        # A line has at least its line feed.
+        # Each line has at least a line feed.
         _require(data["logCount"] <= data["logBytes"], "logCount", "Is more than logBytes.")
 
 
@@ -175,7 +175,7 @@ class LogLineSchema(LineSchema):
 
 
 class VoidLineSchema(LineSchema):
-    """The task before it does not count."""
+    """The task on the line before is not imported."""
 
     taskId = fields.uuid(required=True)
 

@@ -16,7 +16,7 @@ from taskservice.database import clock
 from taskservice.schemas import strict_json
 
 T = TypeVar("T")
-# The options of marshmallow's fields; what else describes a field is only documented.
+# The options of marshmallow's fields; all others are only for the documentation.
 _OPTIONS = {
     "allow_none", "attribute", "data_key", "load_default", "post_load", "required", "validate",
 }  # fmt: skip
@@ -153,7 +153,7 @@ def in_utc(value: Any, shift: timedelta = timedelta(0)) -> str:
         raise ValidationError(f"Must be a time in RFC 3339, such as {example}.") from None
 
 
-# Stored times have milliseconds: they are truncated, or with 999 µs more rounded up.
+# Stored times have milliseconds: they are truncated, or rounded up by adding 999 µs.
 timestamp = partial(raw, post_load=in_utc, type="string", format="date-time")
 upper_bound = partial(timestamp, post_load=partial(in_utc, shift=timedelta(microseconds=999)))
 
@@ -223,7 +223,7 @@ agent_id = partial(
 )
 strings = partial(_Strings, items=fields.String(), required=True)
 timeout = partial(integer, validate=validate.Range(0, terms.MAX_TIMEOUT))
-# Of a key that did something.
+# The name of a key.
 key_name = partial(text, validate=validate.Length(max=terms.MAX_NAME))
 time = partial(text, post_load=in_utc, format="date-time")
 

@@ -1,4 +1,4 @@
-"""The schemas of hooks: what is told to whom, and the log of their deliveries."""
+"""The schemas of hooks, and of the log of their deliveries."""
 
 from marshmallow import Schema, validate
 from marshmallow.fields import String
@@ -30,7 +30,7 @@ class HookFieldsSchema(Schema):
         terms.NTFY,
     )
     events = fields.StoredNames(
-        "The events to tell; by default broken, fixed, asks, late and back.",
+        "The events to notify of; by default broken, fixed, asks, late and back.",
         list(event_kinds.DEFAULT_EVENTS),
         items=String(validate=validate.OneOf(event_kinds.EVENTS)),
         validate=validate.Length(min=1, error="Must have at least one event."),
@@ -58,7 +58,7 @@ class HookFieldsSchema(Schema):
         "Whether the message of a question has a link that answers it without a key.", False
     )
     after = fields.integer(
-        "The number of failures in a row after which `agent.broken` is told, and later "
+        "The number of failures in a row that cause `agent.broken`, and later "
         "`agent.fixed`; by default 1.",
         1,
         validate=validate.Range(1, terms.MAX_AFTER),
@@ -76,12 +76,12 @@ class ChangeHookSchema(HookFieldsSchema):
 
 
 class HookSchema(HookFieldsSchema, fields.RowSchema):
-    """An address that is told about a user's agents."""
+    """An address that is notified of events of a user's agents."""
 
     model = Hook
 
     class Meta(fields.RowSchema.Meta):
-        # All but the token.
+        # All fields except the token.
         fields = (
             "id", "name", "target", "format", "events", "agentId", "label", "answerLinks",
             "after", "createdAt", "state", "reason", "failingSince", "lastDeliveredAt",
@@ -90,13 +90,13 @@ class HookSchema(HookFieldsSchema, fields.RowSchema):
     id = fields.uuid("The hook's ID.", examples.HOOK)
     createdAt = fields.time("When it was created.", examples.TIME)
     state = fields.choice(
-        "While it is `off`, it is told of nothing. Three deliveries in a row that failed for good "
-        "turn it off, and a response of 410.",
+        "While it is `off`, nothing is sent. Three deliveries in a row that failed permanently "
+        "turn it off, as does a response of 410.",
         terms.HOOK_STATES,
         terms.ACTIVE,
     )
     reason = fields.text(
-        "Why it fails, or why the service turned it off, in one sentence.",
+        "Why it fails, or why the service turned it off.",
         None,
         **fields.bytes_at_most(terms.MAX_MESSAGE),
     )
@@ -107,11 +107,11 @@ class HookSchema(HookFieldsSchema, fields.RowSchema):
         attribute="failing_since",
         allow_none=True,
     )
-    lastDeliveredAt = fields.time("When it was last told of something.", None)
+    lastDeliveredAt = fields.time("When something was last delivered.", None)
 
 
 class HookDeliverySchema(DeliverySchema):
-    """One event that a hook is told of."""
+    """One event that a hook is notified of."""
 
     event = fields.text("The event.", event_kinds.AGENT_BROKEN.name, column=Event.name)
     agentId = fields.text("The agent's ID.", "summarizer", column=Event.agent_id)
@@ -129,7 +129,7 @@ class TestedHookSchema(fields.ResponseSchema):
         attribute="status_code",
         allow_none=True,
     )
-    message = fields.text("The outcome in one sentence.", "The receiver responded with 200 OK.")
+    message = fields.text("The outcome, for people.", "The receiver responded with 200 OK.")
 
 
 create_hook_schema = HookFieldsSchema()

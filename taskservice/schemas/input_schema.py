@@ -1,4 +1,4 @@
-"""The JSON Schema of an agent's input: which ones are allowed, and whether a value matches."""
+"""The JSON Schema of an agent's input: allowed schemas, and matching values."""
 
 import json
 import math
@@ -25,13 +25,13 @@ MAX_DEPTH = 16
 # Maximum numbers of values and of patterns in a schema, with each `$ref` replaced by its target.
 MAX_VALUES = 4_000
 MAX_PATTERNS = 50
-# A compiled pattern takes memory, and for each byte of a text time, in proportion to its size in
-# bytes. It is known only to be one of these, which are tried.
+# A compiled pattern takes memory, and time for each byte of a text, in proportion to its size in
+# bytes. The size can only be found by trying these limits.
 _PATTERN_SIZES = (4 << 10, 32 << 10, 128 << 10)
 MAX_PATTERN_SIZE = _PATTERN_SIZES[-1]
-# With more memory for its cache a pattern is hardly faster.
+# More memory for its cache makes a pattern hardly faster.
 _PATTERN_CACHE = 64 << 10
-# Such as those in `\d`. The validator replaces these one by one, in quadratic time.
+# Classes such as `\d`, which the validator replaces one by one, in quadratic time.
 MAX_BACKSLASHES = 500
 
 # MCP clients drop a tool that has one of these at the root.
@@ -41,7 +41,7 @@ _NOT_AT_ROOT = ("oneOf", "anyOf", "allOf", "not", "if", "enum", "$ref")
 _NOWHERE = {
     "$id", "$anchor", "$dynamicAnchor", "$dynamicRef", "$recursiveAnchor", "$recursiveRef",
     "$schema", "$vocabulary", "dependencies", "x-mcp-header",
-    # The validator takes twice as long for each level of them.
+    # The validator takes twice as long for each level of these keywords.
     "unevaluatedItems", "unevaluatedProperties",
 }  # fmt: skip
 # Keywords that have one schema, a list of them, or an object of them; all others have data.
@@ -72,7 +72,7 @@ def check_input_schema(schema: dict[str, Any]) -> None:
 
 
 def _reason(error: "jsonschema_rs.ValidationError") -> str:
-    """Why the validator does not take a schema."""
+    """Why the validator rejects a schema."""
     place = ".".join(map(str, error.instance_path))
     if error.instance_path[-1:] == ["type"]:
         return f"{place}: must be one or several of {', '.join(TYPES)}."
@@ -86,17 +86,17 @@ def _reason(error: "jsonschema_rs.ValidationError") -> str:
     return f"{place}: {sentence(error)}"
 
 
-# The validator keeps the interpreter's lock, so its time is bounded in steps of about 20 ns: one
-# for each value of the input and each value of the schema, or SLOW where one that is compared is
-# a fraction or a very large number.
+# The validator holds the interpreter's lock, so its time is bounded in steps of about 20 ns: one
+# for each value of the input and each value of the schema, or SLOW where one that is compared is a
+# fraction or a very large number.
 SLOW = 150
 _SLOW_KEYWORDS = {"multipleOf", "uniqueItems"}
 # For each byte of the input.
 FORMAT_STEPS = 4
 PATTERN_SIZE_OF_STEP = 400
 MAX_STEPS = 20_000_000
-# Up to this number of steps errors are named: there may be one for every other step, and each has
-# a copy of the value that is wrong.
+# Up to this number of steps errors are listed: there may be one for every second step, and each
+# contains a copy of the wrong value.
 MAX_NAMED = 100_000
 BYTES_COPIED_IN_STEP = 100
 # Larger numbers than these are compared digit by digit, as are fractions.
@@ -129,7 +129,7 @@ def problems(place: str, schema: str, text: str, name: str) -> dict[str, list[st
 
 
 class Weight(NamedTuple):
-    """What a schema has, with each `$ref` replaced by its target."""
+    """The weight of a schema, with each `$ref` replaced by its target."""
 
     values: int
     numbers: int
@@ -141,7 +141,7 @@ class Weight(NamedTuple):
 
 def _compiled(schema: str) -> "tuple[jsonschema_rs.Draft202012Validator, Weight]":
     """The validator, and the weight of the schema. Raises ValidationError."""
-    # Here, since few requests need it.
+    # Imported here, since few requests need it.
     import jsonschema_rs
 
     root, _ = _loads(schema)
@@ -254,7 +254,7 @@ def _is_slow(number: Any) -> bool:
 
 
 def _loads(text: str) -> tuple[Any, int]:
-    """JSON that was checked before, with the numbers that the validator gets; and its slow ones."""
+    """JSON that was checked before, with numbers for the validator; and its number of slow ones."""
     slow_numbers = 0
 
     def number(digits: str) -> int | float:
@@ -267,7 +267,7 @@ def _loads(text: str) -> tuple[Any, int]:
 
 
 def _number(text: str) -> int | float:
-    """A whole number if it is one of a double, or has up to 18 digits; else the nearest double."""
+    """A whole number of up to 18 digits, or equal to a double; else the nearest double."""
     if len(text) <= 18 and text.lstrip("-").isdigit():
         return int(text)
     value = float(text)

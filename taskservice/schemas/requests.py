@@ -285,7 +285,7 @@ class PutAgentSchema(fields.RequestSchema):
     )
     expect = Nested(ExpectSchema())
     mutedUntil = fields.timestamp(
-        "Until when no message for people tells of the agent, except for its questions: up to "
+        "Until when people are not notified of the agent, except of its questions: up to "
         f"{terms.MAX_MUTE_DAYS} days ahead; null ends this.",
         None,
     )

@@ -57,7 +57,7 @@ def named(
 def _fault(
     instance: Any, error: "jsonschema_rs.ValidationError"
 ) -> tuple[Iterable[Sequence[str]], str]:
-    """The ends of the paths of the properties that an error is about, or `()`; and the message."""
+    """The last parts of the paths of the properties of an error, or `()`; and the message."""
     kind: Any = error.kind
     if kind.name == "required":
         return [(kind.value,)], "Missing."

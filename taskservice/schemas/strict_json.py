@@ -1,4 +1,4 @@
-"""JSON by RFC 8259 and RFC 7493: read strictly, written compactly."""
+"""JSON by RFC 8259 and RFC 7493, parsed strictly and written compactly."""
 
 import json
 import re
@@ -11,17 +11,17 @@ from taskservice.exact_json import exact_double, is_deeper, unique_members
 
 MAX_DEPTH = 64
 MAX_NUMBER = 1_000
-# Of a request: as many as fit into the largest input or output. An object takes up to 230 bytes of
-# memory, another value with its key up to 190.
+# Limits of a request: as many as fit into the largest input or output. An object takes up to 230
+# bytes of memory, another value with its key up to 190.
 MAX_CONTAINERS = 350_000
 MAX_VALUES = 700_000
 # Parsing text with fewer takes little memory for its size.
 FEW_CONTAINERS = 50_000
 
-# A string, up to the end of the text if it has no end, or what counts.
+# A string, which may have no end, or a character that is counted.
 _STRING_OR_COUNTED = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{\[,]', re.DOTALL)
 
-# The escape of NUL, but not a backslash followed by the letters u0000.
+# The escape of NUL, but not of a backslash before the letters u0000.
 _ESCAPED_NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 
 
@@ -35,7 +35,7 @@ class UnsupportedNumber(ValueError):
 
 def loads_request(data: bytes, max_containers: int = MAX_CONTAINERS) -> Any:
     """Like `loads`, for text of a client; raises NotJson also for too many values."""
-    # Before they are parsed, since that is what takes the memory.
+    # Checked before parsing, since parsing takes the memory.
     _check_counts(data, max_containers)
     return loads(data)
 
@@ -54,7 +54,7 @@ def loads(data: bytes) -> Any:
     than 1,000 characters.
     """
     if rb"\u0000" in data:
-        # Only in this case, since it takes longer than everything below.
+        # Only in this case, since it takes longer than all other checks.
         data = _ESCAPED_NUL.sub(rb"\1\\ufffd", data)
     try:
         text = data.decode()
@@ -81,7 +81,7 @@ def loads(data: bytes) -> Any:
 # A value as compact JSON in UTF-8; the text is equal for equal values if it is `canonical`.
 dumps = orjson.dumps
 canonical = partial(orjson.dumps, option=orjson.OPT_SORT_KEYS)
-# JSON text that `dumps` writes as it is.
+# JSON text that `dumps` writes unchanged.
 fragment = orjson.Fragment
 
 
@@ -89,7 +89,7 @@ def _check_counts(data: bytes, max_containers: int) -> None:
     containers = data.count(b"{") + data.count(b"[")
     if containers <= max_containers and containers + data.count(b",") <= MAX_VALUES:
         return
-    # Most may be inside of strings.
+    # Most of the characters may be inside strings.
     containers = values = 0
     for match in _STRING_OR_COUNTED.finditer(data):
         containers += match[0] in (b"{", b"[")

@@ -1,4 +1,4 @@
-"""Tasks, from whose fields reads, lists, webhooks and exports follow; questions; deliveries."""
+"""Tasks, whose fields define reads, lists, webhooks and exports; questions; deliveries."""
 
 from typing import Any
 
@@ -76,7 +76,7 @@ class TaskSchema(fields.RowSchema):
         "The lines of the log, in order of arrival.",
         ["Synopsis: Running"],
         items=String(),
-        # Most rows have only their size.
+        # Most rows contain only the size of the lines.
         attribute="log_bytes",
     )
     firstLog = fields.integer(
@@ -154,7 +154,7 @@ class PartialTaskSchema(TaskSchema):
 
 
 TASK_FIELDS = tuple(name for name in TaskSchema().fields if name not in TASK_EXPANSIONS)
-# What a link does not show.
+# The fields that a link does not show.
 _NOT_SHARED = ("userId", "input", "callback", "startedBy", "endedBy", "parentId", "rerunOf")
 SHARED_FIELDS = tuple(name for name in TASK_FIELDS if name not in _NOT_SHARED)
 
@@ -305,7 +305,7 @@ class AttemptSchema(fields.RowSchema):
         validate=validate.Range(0, 999),
     )
     message = fields.text(
-        "The outcome in one sentence.",
+        "The outcome, for people.",
         "No response within 10 s.",
         **fields.bytes_at_most(terms.MAX_MESSAGE),
     )
@@ -366,7 +366,7 @@ class ProblemSchema(fields.ResponseSchema):
     type = fields.text("The type of the problem, a URI.", "about:blank")
     title = fields.text("The status in words.", "Not Found")
     status = fields.integer("The HTTP status.", 404)
-    detail = fields.text("The problem, in one sentence.", "Task's ID is not found")
+    detail = fields.text("The problem, for people.", "Task's ID is not found")
     code = fields.choice(
         "The kind of error, for programs. "
         + " ".join(

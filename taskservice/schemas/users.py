@@ -159,17 +159,17 @@ class AgentSchema(AgentOfTaskSchema):
         None,
         anyOf=[{"$ref": "#/components/schemas/Expect"}, {"type": "null"}],
     )
-    mutedUntil = fields.time("Until when no message for people tells of it.", None)
+    mutedUntil = fields.time("Until when people are not notified of it.", None)
     mutedBy = fields.key_name("The name of the key that muted it.", None)
     health = Nested(HealthOfAgentSchema())
 
 
 class NumberPathSchema(fields.ResponseSchema):
-    """A place in the outputs of an agent that has numbers."""
+    """A path in the outputs of an agent at which there are numbers."""
 
     path = fields.text("The key, or two keys with a dot between them.", "usage.output_tokens")
     last = fields.StoredNumber("The newest number.", 1843)
-    count = fields.integer("The number of outputs that have it.", 100, minimum=1)
+    count = fields.integer("The number of outputs that contain it.", 100, minimum=1)
 
 
 class NumberPathsSchema(fields.ResponseSchema):
@@ -187,14 +187,14 @@ class OutputNumberSchema(fields.ResponseSchema):
 
 
 class AttentionSchema(fields.ResponseSchema):
-    """One thing that needs a person's attention."""
+    """An item that needs a person's attention."""
 
     kind = fields.choice("The kind.", ATTENTION, BROKEN)
     agentId = fields.text(
         "The agent; null for a hook of all agents, and for a backup.", "summarizer", allow_none=True
     )
     taskId = fields.text("The task.", examples.TASK, format="uuid", allow_none=True)
-    since = fields.time("The start of the trouble.", examples.TIME)
+    since = fields.time("When the problem began.", examples.TIME)
     text = fields.text("One line for a person.", "Failed 5 times in a row")
 
 

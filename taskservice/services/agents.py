@@ -42,19 +42,19 @@ from taskservice.services.tasks import is_claimed, is_of_this_agent, is_unclaime
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
 _THIS = (visible_agents, Agent.id == bindparam("agent_id"))
 _AGENT = select(*AGENT_COLUMNS).where(*_THIS)
-# Of each task that may hang, or does: what is expected changes.
+# For each task that hangs or may hang, since the expectations change.
 _CHECK_TASKS = update(Task).where(is_of_this_agent, is_claimed).values(hang_check_at=database_now())
 
 
 @transactions.retry_on_conflict
 def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, bool]:
-    """Register or change an agent; returns it, and whether it is new. Raises 404 and 422."""
+    """Register or change an agent; returns it, and true for a new one. Raises 404 and 422."""
     if not terms.AGENT_ID.fullmatch(agent_id):
         raise invalid({"agentId": [f"Must match {terms.AGENT_ID.pattern}"]})
     if caller.agent_id not in (None, agent_id):
         raise not_found("agent")
-    # Null leaves a field as it is, but ends the expectation of runs and the mute, and resets what
-    # is a tool.
+    # Null leaves a field unchanged, but ends the expectation of runs and the mute, and resets
+    # `tool`.
     changes = {
         name: value
         for name, value in fields.items()
@@ -65,7 +65,7 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
     this_agent = {"agent_id": agent_id, **caller.scope}
     with transaction() as connection:
         if "expect" in changes:
-            # Before the agent, as the end of a task does.
+            # Before the agent, in the order of a transaction that ends a task.
             connection.execute(
                 _CHECK_TASKS, {"of_user_id": caller.user_id, "of_agent_id": agent_id}
             )
@@ -84,7 +84,7 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
 
 
 def columns(fields: dict[str, Any]) -> dict[str, Any]:
-    """Column -> value, of an agent with these fields. Raises 422."""
+    """Column -> value for an agent with these fields. Raises 422."""
     if "annotations" in fields:
         # An omitted hint gets its default, even if the agent had another value.
         hints = strict_json.loads(ANNOTATIONS.encode()) | fields["annotations"]
@@ -112,8 +112,8 @@ def delete(caller: Caller, agent_id: str) -> Any:
 
 AGENTS_PER_READ = 50  # each has up to 20 KB
 MAX_CHOICES = 1_000  # agents that a page offers
-RECENT = 30  # finished tasks from which an agent's health is computed
-MIN_USUAL = 3  # complete ones of these, from which follows how long a task usually takes
+RECENT = 30  # finished tasks that an agent's health considers
+MIN_USUAL = 3  # the minimum of complete tasks among these for a usual duration
 MAX_RUNNING = 2_000  # running tasks of a user that are counted by agent
 _RUNS = Statement[EndedTaskRow](
     select(Task.id, Task.name, Task.status, Task.error_type, Task.version)
@@ -185,13 +185,13 @@ def list_tools(caller: Caller, count: int) -> Sequence[AgentRow]:
 
 
 def is_tool(now: str) -> ColumnElement[bool]:
-    # A tool that no worker serves only waits.
+    # A call of a tool without a worker would only wait.
     is_served = Agent.worker_seen_at >= clock.moved(now, -TOOL_SECONDS)
     return or_(Agent.tool.is_(True), and_(Agent.tool.is_(None), is_served))
 
 
 def tool_since(now: str) -> ColumnElement[Any]:
-    """When an agent that is a tool from now on became one."""
+    """The new value of `Agent.tool_since` for an agent that is a tool from now on."""
     return case((is_tool(now), Agent.tool_since), else_=literal(now, Agent.tool_since.type))
 
 
@@ -279,7 +279,7 @@ def seconds(task: TaskRow | AnyRow) -> float | None:
 
 
 def list_by_use(caller: Caller, first: Sequence[str], start: int, count: int) -> Sequence[AgentRow]:
-    """Agents with `last_used_at`: those with the IDs `first`, in this order, then the last used."""
+    """Agents with `last_used_at`: the IDs `first`, in this order, then the most recently used."""
     newest = select(func.max(Task.created_at)).where(is_of_agent)
     last_used_at = newest.scalar_subquery().label("last_used_at")
     places = {agent_id: place for place, agent_id in enumerate(first)}
@@ -299,11 +299,11 @@ def by_id(user_id: str, agent_ids: Collection[str]) -> dict[str, AgentRow]:
 SEARCHED = 100  # tasks whose outputs are searched for paths
 MAX_PATHS = 50
 MAX_PATH = 200  # characters
-# The first numbers of an output count, as long as they and their paths have this many bytes.
+# Only the first numbers of an output count, up to this number of bytes with their paths.
 MAX_PER_OUTPUT = 100
 MAX_NUMBERS_BYTES = 8 * 1024
-MAX_BYTES = 4 * 1024 * 1024  # of outputs that one call reads
-CACHE_SIZE = 1_000  # outputs whose numbers a process keeps, each in up to 50 KB
+MAX_BYTES = 4 * 1024 * 1024  # the bytes of outputs that one call reads
+CACHE_SIZE = 1_000  # outputs whose numbers a process caches, each in up to 50 KB
 
 _OUTPUT = Statement[TaskRow](select(Task.output).where(Task.id == bindparam("task_id")))
 
@@ -314,7 +314,8 @@ class _Number(str):
     __slots__ = ()
 
 
-# A list of very many numbers, none of which counts; inside of a string it does not matter either.
+# A list of very many numbers, which are ignored; text in a string that looks like it is ignored
+# too.
 _LONG_LIST = re.compile(r"\[[-+.,0-9eE]{200,}\]")
 _decoder = json.JSONDecoder(parse_int=_Number, parse_float=_Number)
 
@@ -389,7 +390,7 @@ def _numbers(task_id: str, version: int) -> tuple[int, Mapping[str, str]]:
 
 
 def _values(output: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The values of an output by their paths: a key with a dot comes before a nested one."""
+    """The values of an output by their paths: a key with a dot is before a nested one."""
     yield from output.items()
     for key, value in output.items():
         if isinstance(value, dict) and len(key) <= MAX_PATH:

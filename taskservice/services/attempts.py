@@ -1,4 +1,4 @@
-"""Attempts: one POST or mail, by the request that ended the task or by the loop; what each says."""
+"""Attempts: one POST or email, by the request that ended the task or by the loop; its content."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# A first attempt notices within STOP_CHECK_SECONDS that the process stops. Its receiver then has
+# A first attempt detects within STOP_CHECK_SECONDS that the process stops. Its receiver then has
 # STOP_SECONDS to respond. Then the attempt is interrupted, and has INTERRUPT_SECONDS to end.
 STOP_CHECK_SECONDS = 0.1
 STOP_SECONDS = 0.5
@@ -56,7 +56,7 @@ INTERRUPT_SECONDS = 0.2
 
 
 class FirstAttemptSlots:
-    """Limits the threads that wait for receivers; the last slot is for a user without one."""
+    """Limits the threads that wait for receivers; the last slot is for a user who holds none."""
 
     def __init__(self, count: int) -> None:
         self._lock = Lock()
@@ -89,7 +89,7 @@ def first_attempt(leased: deliveries.Leased | None) -> str:
     """Post a webhook in the request that ended its task; call it with no transaction open.
 
     Returns the `Callback-Status`. The loop gets the delivery if no slot is free, the last attempts
-    at its receiver failed, or the process stops. Never raises: the task has ended already.
+    at its receiver failed, or the process stops. Never raises, since the task has already ended.
     """
     if leased is None:
         return "none"
@@ -104,8 +104,8 @@ def first_attempt(leased: deliveries.Leased | None) -> str:
 def until_stop(attempt: Callable[[Interrupt], T]) -> T | None:
     """The result of `attempt`; None if the process stops first: then nothing more is sent."""
     interrupt = Interrupt()
-    # A look-up or a connect cannot be interrupted, only abandoned: so the attempt has a thread
-    # of its own, in the context of this request.
+    # A look-up or a connect cannot be interrupted, only abandoned: so the attempt has a separate
+    # thread, in the context of this request.
     run = partial(copy_context().run, attempt, interrupt)
     try:
         result = resources.start_future("first attempt", run)
@@ -133,7 +133,7 @@ def attempt_delivery(leased: deliveries.Leased, interrupt: Interrupt) -> str:
         outcome = _send(leased, interrupt)
         logger.info("Delivery %s to %s: %s", leased.id, leased.destination, outcome.message)
         is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
-        # A destination that was refused says nothing about its receiver.
+        # A refused destination is not a failure of the receiver.
         if is_well or not outcome.permanent:
             resources.find(CircuitBreaker).record(leased.receiver, has_failed=not is_well)
         return deliveries.record_attempt(leased, started, outcome)
@@ -144,7 +144,7 @@ def attempt_delivery(leased: deliveries.Leased, interrupt: Interrupt) -> str:
         logger.info("Delivery %s to %s is not posted: %s", leased.id, leased.destination, reason)
         return str(state)
     except Exception:
-        logger.exception("Delivery %s stays pending", leased.id)
+        logger.exception("Delivery %s remains pending", leased.id)
         return PENDING
 
 
@@ -184,7 +184,7 @@ def send(
 
     webhook = (message.url, message.headers_now(), message.body)
     outcome = transport.post_once(*webhook, allowed=config["CALLBACK_ALLOWED"], **attempt)
-    # The response of ntfy repeats the message, and an answer link must not be stored.
+    # ntfy's response repeats the message, and an answer link must not be stored.
     is_secret = hook is not None and hook.answer_links
     return outcome._replace(answer=None) if is_secret else outcome
 
@@ -193,13 +193,13 @@ def _leave_to_loop(leased: deliveries.Leased) -> str:
     try:
         deliveries.release([leased])
     except Exception:
-        logger.exception("Delivery %s stays pending", leased.id)
+        logger.exception("Delivery %s remains pending", leased.id)
     return PENDING
 
 
-# What is told: the webhook of a callback; and to a hook a webhook, or one message for people.
+# The messages: the webhook of a callback; for a hook a webhook, or one message for people.
 
-# Events whose agents one message counts; of the others it tells the number.
+# The maximum number of events that a message describes; it only counts the others.
 MAX_DESCRIBED = 200
 
 
@@ -235,7 +235,7 @@ def _needs_log(event: AnyRow) -> bool:
 
 
 def body_of(hook: HookRow, delivery_id: str) -> bytes:
-    """What a program is told by this delivery. Raises 404."""
+    """The body of a delivery to a program. Raises 404."""
     this = (Delivery.hook_id == hook.id, Delivery.id == delivery_id)
     told = WITH_TASKS.join(Delivery, Delivery.event_id == Event.id).where(*this)
     event = require(read_one(told), "delivery")
@@ -243,7 +243,7 @@ def body_of(hook: HookRow, delivery_id: str) -> bytes:
 
 
 def sample(hook: HookRow) -> Message:
-    """A message that shows how this hook is told of one of its events, marked as a test."""
+    """A message as this hook gets it for one of its events, marked as a test."""
     event, agent, task, question = samples.sample(hook)
     message_id, url = clock.new_id(), page("")
     if hook.format == STANDARD:
@@ -276,7 +276,7 @@ def _task(task_id: str | None) -> TaskRow:
 
 
 def page(path: str) -> str | None:
-    """The address of a page of the dashboard; None if the service does not know its own."""
+    """The URL of a page of the dashboard; None if the service does not know its own URL."""
     public_url: str = current_app.config["PUBLIC_URL"]
     return f"{public_url.rstrip('/')}/{path}" if public_url else None
 
@@ -292,7 +292,7 @@ def _data(hook: HookRow, event: AnyRow) -> dict[str, Any]:
 def _data_of(
     hook: HookRow, event: AnyRow, agent: Any, task: bytes | None, question: Any
 ) -> dict[str, Any]:
-    """What a program is told of an event, with its agent, the JSON of its task, its question."""
+    """The data of an event for a program: its agent, the JSON of its task, its question."""
     data: dict[str, Any] = {}
     if KINDS[event.name].has_agent:
         data["agent"] = agent and agent_of_task_schema.dump(agent)
@@ -322,7 +322,7 @@ def _notice(hook: HookRow, event: AnyRow, log_end: str = "") -> Notice:
     answer_url, choices = None, []
     if hook.answer_links and event.question_state == OPEN and (answer_url := _answer_url(event)):
         choices = links.choices(strict_json.loads(event.question_schema.encode()))
-    # What a mute hid is told later than it happened.
+    # An event that was muted has a later time than the failure.
     broke_at = event.finished_at if kind == AGENT_BROKEN else None
     return Notice(
         kind,

@@ -1,4 +1,4 @@
-"""What needs attention, read from indexes and from what is stored when it happens."""
+"""The items that need attention, read from indexes and from columns that are set in time."""
 
 import time
 from collections import Counter
@@ -31,15 +31,15 @@ from taskservice.services.tasks import (
 from taskservice.terminal import shortened
 
 MAX_ITEMS = 100
-# The troubles that an agent has, also several at a time.
+# The kinds that concern an agent, which can have several.
 OF_AGENTS = (terms.BROKEN, terms.LATE, terms.HANGING, terms.NO_WORKER, terms.CALLBACK_FAILED)
 # Maximum number of characters of a text.
 MAX_TEXT = 200
-# For this time in seconds, a task may wait while no worker is seen.
+# How long, in seconds, a task may wait without a worker that asks for tasks.
 QUIET_SECONDS = 600.0
-# For this time in seconds, a callback that failed is shown.
+# How long, in seconds, a failed callback is listed.
 CALLBACK_SECONDS = 7 * 86_400.0
-# After this time in seconds, the next backup is missing; one is made each night.
+# The age, in seconds, above which the last backup is too old; one is made each night.
 BACKUP_SECONDS = 2 * 86_400.0
 
 _quiet_since: Any = bindparam("quiet_since")
@@ -133,7 +133,7 @@ def list_all(caller: Caller) -> list[dict[str, Any]]:
 def items(caller: Caller) -> list[dict[str, Any]]:
     """Items in the order of ATTENTION, the oldest of a kind first, those that are `muted` last.
 
-    `muted` has until when and by whom the item's agent is muted; None if it is not.
+    `muted` contains the end of the agent's mute and the name of its key; None without a mute.
     """
     for_user_key = (_failed_callbacks, _hooks, _old_backup) if caller.agent_id is None else ()
     now = database_time()
@@ -155,7 +155,7 @@ Alarms = dict[str, dict[str, list[dict[str, Any]]]]
 
 
 def by_agent(items: Sequence[dict[str, Any]]) -> Alarms:
-    """What these items say of agents, in their order."""
+    """The items of each agent by their kind, in their order."""
     alarms: Alarms = {}
     for item in items:
         if item["kind"] in OF_AGENTS:
@@ -164,7 +164,7 @@ def by_agent(items: Sequence[dict[str, Any]]) -> Alarms:
 
 
 def counts(items: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """How many questions, agents that are not muted, hooks and backups these items are about."""
+    """The numbers of questions, agents that are not muted, hooks and backups in these items."""
     kinds = Counter(item["kind"] for item in items)
     return {
         "question": kinds[terms.QUESTION],
@@ -175,9 +175,9 @@ def counts(items: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 
 def missing_worker(agent: AgentRow) -> str | None:
-    """One sentence if a task that is started for this agent would only wait."""
+    """A message if a task that is started for this agent would only wait; else None."""
     now = database_time()
-    # One that has just started is not stored yet.
+    # The claims of a worker that has just started are not stored yet.
     seen_at = worker_claims.get((agent.user_id, agent.id), agent.worker_seen_at) or ""
     is_seen = seen_at >= clock.moved(now, -QUIET_SECONDS)
     if is_seen or read_one(_IS_WORKING, user_id=agent.user_id, agent_id=agent.id):
@@ -189,7 +189,7 @@ def failures_text(failures: int) -> str:
     return "The last task failed" if failures == 1 else f"Failed {failures:,} times in a row"
 
 
-# What needs attention: the kind, the agent, the task, since when, and why.
+# Each item: the kind, the agent, the task, the start, and the reason.
 Items = Iterator[tuple[str, str | None, str | None, str, str]]
 
 
@@ -214,7 +214,7 @@ def _in_trouble(values: dict[str, Any]) -> Items:
                 reason = _line(f"{reason}: {why}")
             yield terms.BROKEN, agent.id, task and task.id, agent.state_since, reason
         if agent.late_since is not None:
-            yield terms.LATE, agent.id, None, agent.late_since, "The expected run did not come"
+            yield terms.LATE, agent.id, None, agent.late_since, "The expected run did not start"
 
 
 def _hanging(values: dict[str, Any]) -> Items:
@@ -233,7 +233,7 @@ def _no_worker(seen_at: str | None, now: str) -> str:
     sentence = "No worker has asked for work of this agent"
     if seen_at is None:
         return f"{sentence} yet"
-    # To the minute, as it is stored.
+    # In minutes, since `worker_seen_at` has no seconds.
     seconds = clock.seconds_between(seen_at, now) // 60 * 60
     return f"{sentence} for {seconds_text(max(seconds, 60))}"
 

@@ -64,8 +64,8 @@ logger = logging.getLogger(__name__)
 is_pending = Delivery.state == literal_column(f"'{terms.PENDING}'")
 # While a lease lasts, only its holder may post; an attempt is much shorter.
 LEASE_SECONDS = 60.0
-# A lease that ends later than a new one would (plus a second, since PostgreSQL rounds) was taken
-# before the clock was set back.
+# A lease that ends later than a new one would (plus a second, since PostgreSQL rounds) began before
+# the clock was set back.
 is_unleased = (
     Delivery.leased_until.is_(None)
     | (Delivery.leased_until <= database_now())
@@ -131,15 +131,15 @@ def states(rows: Sequence[TaskRow]) -> dict[str, str]:
 
 # Chooses the deliveries to send next: users take turns, and each receiver has a few slots.
 
-# Maximum concurrent attempts of one user at one host in a process, so that a slow host leaves most
-# of them to others.
+# Maximum concurrent attempts of one user at one host in a process, so that a slow host does not
+# delay other deliveries.
 MAX_PER_RECEIVER = 4
 # A receiver whose circuit breaker is open has one slot; all such receivers share this number.
 MAX_TO_FAILING = 8
 
 
 class ReceiverSlots:
-    """How many attempts may start at each receiver while others run in this process."""
+    """The free slots of each receiver, while attempts run in this process."""
 
     def __init__(self, running: Iterable[Receiver], failing: Set[Receiver]) -> None:
         self._used = Counter(running)
@@ -166,7 +166,7 @@ class ReceiverSlots:
         return not self._used[receiver] and self._left_to_failing > 0
 
 
-# These statements read few index entries, except entries of hosts without a free slot.
+# These statements read few index entries, apart from entries of hosts without a free slot.
 _LEASES = (
     select(Delivery.user_id, func.count().label("count"))
     .where(Delivery.leased_until > time_from_now())
@@ -180,7 +180,7 @@ _FIRST_TIME: AnySelect = (
     .limit(1)
 )
 _first_of_user = _FIRST_TIME.where(Delivery.user_id == User.id).scalar_subquery()
-# All that is pending for a hook for people is one message, whose schedule is the hook's.
+# All pending deliveries of a hook for people become one message, with the hook's schedule.
 _is_active = Hook.state == terms.ACTIVE
 _is_for_people = Hook.format.in_(terms.PEOPLE_FORMATS)
 _is_hook_due = _is_active & (Hook.next_attempt_at <= database_now())
@@ -209,7 +209,7 @@ _DUE_OF_USER: AnySelect = (
     )
     .order_by(Delivery.next_attempt_at)
     .limit(bindparam("limit"))
-    # PostgreSQL: skip what another process is leasing, rather than wait for it.
+    # PostgreSQL: skip deliveries that another process is leasing, instead of waiting.
     .with_for_update(skip_locked=True, of=Delivery)
 )
 _DUE_HOOKS_OF_USER = select(Hook.id, Hook.target, Hook.next_attempt_at).where(
@@ -227,7 +227,7 @@ class _Due(NamedTuple):
 
 
 def due_deliveries(connection: Connection, limit: int, slots: ReceiverSlots) -> list[_Due]:
-    """What is due, at most `limit` deliveries of each user, in the order in which to send it."""
+    """At most `limit` due deliveries of each user, in the order in which to send them."""
     ranked: list[tuple[int, str, _Due]] = []
     for user in connection.execute(_USERS).all():
         values = {"of_user_id": user.id, "now": user.now, "limit": limit}
@@ -250,7 +250,7 @@ class DueDeliveries(Flag):
 
 
 class Leased(NamedTuple):
-    """A delivery that only the holder of this lease may post, until the lease runs out."""
+    """A delivery with a lease, whose holder alone may post it until the lease runs out."""
 
     id: str
     lease: str
@@ -259,10 +259,10 @@ class Leased(NamedTuple):
     callback_url: str
     host: str  # with the port, as in the URL
     attempt_count: int
-    hook_id: str | None = None  # the hook that is told of an event; both are None for a callback
+    hook_id: str | None = None  # None for a callback, which has no event either
     event_id: str | None = None
-    # A message for people: when it was leased, and the position of the last event that it tells.
-    # Without a position it tells this event only.
+    # For people: when the message was leased, and the position of the last event in it. Without a
+    # position it contains this event only.
     leased_at: str | None = None
     last_position: int | None = None
 
@@ -272,17 +272,17 @@ class Leased(NamedTuple):
 
     @property
     def destination(self) -> str:
-        """The host, or the domain of a mail address."""
+        """The host, or the domain of an email address."""
         return self.host or self.callback_url.rpartition("@")[2]
 
 
 class LeaseLost(Exception):
-    """The delivery must no longer be posted: the reason as one sentence, its `Callback-Status`."""
+    """The delivery must no longer be posted: the reason, and the `Callback-Status`."""
 
 
-# People are told nothing that is older than a day: the `next_attempt_at` of the deliveries of their
-# hook is when they expire. What is pending waits for a day, too, for a hook that is off.
-# A hook is turned off after as many deliveries in a row that failed permanently, or after a 410.
+# People are not notified of events that are older than a day: the `next_attempt_at` of deliveries
+# for people is their expiry. Deliveries of a hook that is off also wait for a day at most. A hook
+# is turned off after MAX_LOST deliveries in a row that failed permanently, or after a 410.
 MAX_LOST = 3
 GONE = 410
 _NO_FAILURES = {"failures": 0, "attempt_count": 0, "failed_since": None, "last_error": None}
@@ -322,7 +322,7 @@ _FIRST_OF_MESSAGE = (
     .limit(1)
     .with_for_update(skip_locked=True)
 )
-# A question is a message of its own, as long as it is open: its buttons answer it.
+# An open question gets a separate message, whose buttons answer it.
 _FIRST_QUESTION = (
     select(Delivery.id, Event.position)
     .join(Event, Event.id == Delivery.event_id)
@@ -331,14 +331,14 @@ _FIRST_QUESTION = (
         *_of_message,
         Event.name == TASK_ASKS.name,
         Question.state == literal_column(f"'{terms.OPEN}'"),
-        # So that the databases find it by the few open questions, not by all that is pending.
+        # So that the databases start from the few open questions, not from all pending deliveries.
         Delivery.task_id == Question.task_id,
     )
     .order_by(Event.position)
     .limit(1)
     .with_for_update(skip_locked=True, of=Delivery)
 )
-# It comes first, but not before news that has waited for this time: an agent may ask all day.
+# It has priority, except over events that have waited for this time: an agent may ask all day.
 WAIT_SECONDS = 300.0
 _FIRST_BEFORE_QUESTION = (
     select(Delivery.id)
@@ -363,7 +363,7 @@ def cancel(connection: Connection, *which: Any) -> int:
 def enqueue_webhook(
     connection: Connection, task: TaskRow, now: str, *, for_loop: bool = False
 ) -> Leased | None:
-    """Enqueue the webhook of a task that ends in this transaction, in place of a pending one.
+    """Enqueue the webhook of a task that ends in this transaction; it replaces a pending one.
 
     It is leased to this request, unless `for_loop`. Returns None for a task without callback.
     """
@@ -410,14 +410,14 @@ def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
 
 
 def _restart(connection: Connection) -> None:
-    """Make due some of what is pending for a hook for programs that was turned on, or moved."""
-    # Any, so that one with very many does not delay the others.
+    """Make due some deliveries of a hook for programs that was turned on or has a new target."""
+    # Any hook, so that one with very many deliveries does not delay the others.
     this = select(Hook.id, Hook.next_attempt_at).where(_is_hook_due, ~_is_for_people)
     this = this.order_by(func.random()).limit(1)
     hook = connection.execute(this.with_for_update(skip_locked=True, key_share=True)).first()
     if hook is None:
         return
-    # What has failed since then has its new schedule already.
+    # Deliveries that failed since then already have a new schedule.
     was_tried = (Attempt.delivery_id == Delivery.id, Attempt.at >= hook.next_attempt_at)
     is_later = Delivery.next_attempt_at > database_now()
     waiting = (
@@ -442,7 +442,7 @@ def _claim(connection: Connection, which: Any, ids: Sequence[str]) -> list[Lease
 def _lease_message(connection: Connection, hook_id: str) -> Leased | None:
     """Lease the first delivery of a message for people, and start the pause of its hook.
 
-    Returns None if another process did, or if nothing is left to tell.
+    Returns None if another process has leased it, or if nothing is pending.
     """
     this = (Hook.id == hook_id, is_message_due)
     due = select(Hook.target, Hook.attempt_count, Hook.user_id, database_now().label("now"))
@@ -480,7 +480,7 @@ def _lease_message(connection: Connection, hook_id: str) -> Leased | None:
 
 
 def release(leased: Collection[Leased]) -> None:
-    """End leases early, with no attempt counted, so that another process may post."""
+    """End leases early, without counting an attempt, so that another process may post."""
     if leased:
         with transaction() as connection:
             for lease in leased:
@@ -498,7 +498,7 @@ def held(leased: Leased) -> tuple[Any, ...]:
 
 
 def of_message(leased: Leased) -> tuple[Any, ...]:
-    """The deliveries that a message for people tells, in a statement with their events."""
+    """The deliveries that a message for people combines, in a statement with their events."""
     if leased.last_position is None:
         return (Delivery.id == leased.id,)
     return (
@@ -516,10 +516,10 @@ def require_lease(leased: Leased) -> None:
     if now is None:
         raise LeaseLost("The task was deleted.", terms.FAILED)
     if now.state == terms.CANCELLED:
-        # By a late report.
+        # A late report has replaced it.
         raise LeaseLost("A newer delivery has replaced it.", terms.FAILED)
     if not now.holds:
-        # While this machine was suspended; another process may have it.
+        # This machine may have been suspended; another process may hold the new lease.
         raise LeaseLost("Its lease has run out.", now.state)
 
 
@@ -544,11 +544,11 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
             hook = connection.execute(row.with_for_update(key_share=True)).one_or_none()
             is_waiting = hook and (hook.state == terms.OFF or hook.format in terms.PEOPLE_FORMATS)
             if not leased.leased_at and state == terms.PENDING and is_waiting:
-                # It was turned off, or made one for people, during the attempt: this waits like all
-                # that is pending for it.
+                # The hook was turned off, or changed to a format for people, during the attempt:
+                # this delivery waits like its others.
                 values["next_attempt_at"] = database_now(DAY_SECONDS)
-        # The attempt of a deleted delivery is not stored; PostgreSQL waits for its deletion. A
-        # delivery keeps an attempt even if its lease has passed to another holder.
+        # The attempt of a deleted delivery is not stored; PostgreSQL waits for its deletion. An
+        # attempt is stored even if another holder has the lease.
         attempted = select(Delivery.id).where(Delivery.id == leased.id)
         is_deleted = connection.scalar(attempted.with_for_update()) is None
         if not is_deleted:
@@ -557,7 +557,7 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
         older = newest_first.order_by(Attempt.id.desc()).offset(terms.MAX_ATTEMPTS)
         connection.execute(delete(Attempt).where(Attempt.id.in_(older)))
         changed = connection.execute(update(Delivery).where(*held(leased)).values(values))
-        # A message for people also told the others.
+        # A message for people also contained the others.
         is_current = changed.rowcount or (leased.leased_at and is_deleted)
         if hook and leased.hook_id and is_current:
             if leased.leased_at:
@@ -589,13 +589,13 @@ def _settle_message(leased: Leased, state: str) -> None:
         # Fewer have changed if some were deleted in between.
         has_more = len(ids) == BATCH and changed.rowcount > 0
         if has_more:
-            # So that writers wait for one batch at most.
+            # A pause, so that writers wait for one batch at most.
             time.sleep(time.monotonic() - began)
 
 
 def _schedule_message(connection: Connection, hook_id: str, delay: float | None) -> None:
-    """Set when a hook for people gets its next message: never if nothing is pending for it."""
-    # Its form may have changed during the attempt.
+    """Set when a hook for people gets its next message; null if nothing is pending."""
+    # Its format may have changed during the attempt.
     this = update(Hook).where(Hook.id == hook_id, Hook.format.in_(terms.PEOPLE_FORMATS))
     if delay is not None:
         later = database_now(max(delay, PAUSE_SECONDS))
@@ -609,7 +609,7 @@ def _schedule_message(connection: Connection, hook_id: str, delay: float | None)
 def _record_outcome_of_hook(
     connection: Connection, hook_id: str, state: str, outcome: Outcome
 ) -> None:
-    """Turn off a hook whose address is gone, or at which MAX_LOST deliveries in a row failed."""
+    """Turn off a hook after a 410, or after MAX_LOST failed deliveries in a row."""
     this = update(Hook).where(Hook.id == hook_id)
     if state == terms.DELIVERED:
         connection.execute(this.values(_NO_FAILURES | {"last_delivered_at": database_now()}))
@@ -625,11 +625,11 @@ def _record_outcome_of_hook(
         set_hook_state(connection, hook_id, terms.OFF, outcome.message)
 
 
-# By the index of leases, of which there are few: of one hook very many may be pending.
+# By the index of leases, since these are few, while a hook may have very many pending deliveries.
 leased_hook_id = case((Delivery.leased_until.is_not(None), Delivery.hook_id))
 has_lease = Delivery.leased_until > clock.EARLIEST
-# When a hook for people can get a message. The end of the attempt that is under way sets it again,
-# unless its process dies.
+# When a hook for people can get a message. The end of a running attempt sets this again, unless its
+# process dies.
 _end_of_lease = (
     select(func.max(Delivery.leased_until))
     .where(leased_hook_id == Hook.id, has_lease, ~is_unleased)
@@ -641,7 +641,7 @@ _next_message_at = func.coalesce(_end_of_lease, after_pause)
 def set_hook_state(
     connection: Connection, hook_id: str, state: str, reason: str | None = None
 ) -> None:
-    """Turn a hook on or off; what is pending is due, for people after their pause, or waits.
+    """Turn a hook on or off; its deliveries become due (for people after the pause) or wait.
 
     No delivery is changed, since very many may be pending: `_restart` and `expire` do it.
     """
@@ -660,18 +660,18 @@ def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None
         return terms.DELIVERED, None
     if outcome.permanent or attempt_count >= len(SCHEDULE):
         return terms.FAILED, None
-    # Spread out, so that a receiver that was down is not flooded.
+    # The random part spreads attempts, so that a receiver is not flooded after an outage.
     delay = SCHEDULE[attempt_count] * random.uniform(1 - JITTER, 1 + JITTER)
-    # Neither before `Retry-After` nor before the schedule: a receiver that always asks for a second
-    # must not use up all attempts within seconds.
+    # Neither before `Retry-After` nor before the schedule: a receiver that always asks for 1 s must
+    # not use up all attempts within seconds.
     return terms.PENDING, max(delay, outcome.retry_after or 0)
 
 
 def expire() -> bool:
-    """End some of what has waited for a day for a hook for people, or for one that is off.
+    """End some deliveries that have waited for a day, for people or for a hook that is off.
 
-    What has not waited for a day yet is due when it has. Returns whether there may be more. What a
-    hook for people did not get although it was tried counts as lost.
+    Other deliveries become due after a day. Returns whether there may be more. A delivery for
+    people that was attempted, but not delivered, counts as lost.
     """
     waits = (Hook.state == terms.OFF) | _is_for_people
     of_hook = exists().where(Delivery.hook_id == Hook.id, is_due)
@@ -679,7 +679,7 @@ def expire() -> bool:
     if first is None:
         return False
     with transaction() as connection:
-        # It may have been turned on.
+        # The hook may have been turned on.
         this = select(Hook.__table__).where(Hook.id == first.id, waits)
         hook = connection.execute(this.with_for_update(key_share=True)).first()
         if hook is None:
@@ -697,7 +697,7 @@ def expire() -> bool:
         connection.execute(
             waiting.where(Delivery.id.not_in(expired)).values(next_attempt_at=expires_at)
         )
-        # Otherwise this service was unavailable rather than the receiver.
+        # Without an attempt, this service was unavailable rather than the receiver.
         is_lost = hook.state == terms.ACTIVE and hook.attempt_count >= MAX_LOST
         ended = {"state": terms.FAILED if is_lost else terms.CANCELLED, "next_attempt_at": None}
         these = update(Delivery).where(Delivery.id.in_(expired))
@@ -748,7 +748,7 @@ def _newest(connection: Connection, task_id: str) -> str | None:
 
 
 def make_far_due() -> bool:
-    """Make due what is too far ahead; returns whether there may be more."""
+    """Make deliveries due whose time is too far ahead; returns whether there may be more."""
     # Later than any delay: the clock was set back in between.
     limit = time_from_now(LONGEST_DELAY_SECONDS + 60)
     of_people = select(Hook.id).where(Hook.format.in_(terms.PEOPLE_FORMATS))
@@ -775,7 +775,7 @@ def make_due(connection: Connection, delivery_id: str) -> None:
 
 
 def make_message_due(connection: Connection, hook_id: str, delivery: AnyRow) -> None:
-    """Tell people again after their pause. Raises 409 while they are being told."""
+    """Send people the message again after the pause. Raises 409 while it is being sent."""
     is_leased = has_lease & ~is_unleased
     if connection.scalar(select(exists().where(leased_hook_id == hook_id, is_leased))):
         raise _under_way()

@@ -1,7 +1,7 @@
-"""Events: recorded in the transaction that makes them, with the deliveries of their hooks."""
+"""Events: recorded in the transaction that causes them, with the deliveries to hooks."""
 
-# A transaction that concerns several agents changes all their rows before it records events, so
-# that two transactions cannot wait for each other.
+# A transaction about several agents changes all their rows before it records events, so that two
+# transactions cannot wait for each other.
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
@@ -44,15 +44,15 @@ from taskservice.schemas import strict_json
 from taskservice.webhooks.circuit_breaker import host_of
 
 KEPT_SECONDS = 7 * 86_400.0
-DAY_SECONDS = 86_400.0  # people are not told of what is older
+DAY_SECONDS = 86_400.0  # people are not notified of older events
 BATCH = 200  # events, and deliveries of them, that one transaction deletes
 
 this_agent = (Agent.user_id == bindparam("of_user_id"), Agent.id == bindparam("of_agent_id"))
 _STATE = Statement[AgentRow](
     select(Agent.state, Agent.state_since, Agent.failures, Agent.told_hooks).where(*this_agent)
 )
-# On PostgreSQL, completions of an agent share a lock, which a failure has alone: otherwise a
-# completion would not see a failure that is not committed yet.
+# On PostgreSQL, completions of an agent share a lock, and a failure holds it exclusively: otherwise
+# a completion would not see a failure that is not committed yet.
 _agent_hash = func.hashtextextended(bindparam("agent"), 0)
 _END_LOCKS = {
     terms.COMPLETE: Statement[Any](select(func.pg_advisory_xact_lock_shared(_agent_hash))),
@@ -82,7 +82,7 @@ MUTED = Statement[AgentRow](
     )
 )
 _STREAM = Statement[AnyRow](
-    # Locked, since no hook must be deleted before what it is told is stored.
+    # Locked, so that no hook is deleted before its deliveries are stored.
     select(EventStream.position)
     .where(EventStream.user_id == bindparam("user_id"))
     .with_for_update()
@@ -91,8 +91,8 @@ _STREAM = Statement[AnyRow](
 
 @cache
 def _hooks(names: tuple[str, ...]) -> Statement[HookRow]:
-    """Selects the hooks of a user that are told of events with one of these names."""
-    # Of fifty hooks most are told of none of these.
+    """Selects the hooks of a user that are notified of events with one of these names."""
+    # Most hooks are not notified of any of these events.
     is_told = (position_in_text(Hook.events, literal(f'"{name}"', Text())) > 0 for name in names)
     return Statement(
         select(Hook.__table__).where(
@@ -119,12 +119,12 @@ _ENQUEUE = Statement[None](
 )
 # A hook for people gets one message in PAUSE_SECONDS.
 PAUSE_SECONDS = 30.0
-# Now, or when a hook for people may get another message. A longer pause (by a second, since
-# PostgreSQL rounds) began before the clock was set back, or is none: the hook was for programs.
+# Now, or the end of the pause of a hook for people. A longer pause (by a second, since PostgreSQL
+# rounds) began before the clock was set back, or dates from when the hook was for programs.
 _has_pause = Hook.quiet_until.between(database_now(), database_now(PAUSE_SECONDS + 1))
 after_pause = case((_has_pause, Hook.quiet_until), else_=database_now())
 # The next message of a hook for people. The row is locked even if it does not change: otherwise a
-# transaction that has just told everything could unset this.
+# transaction that has just sent everything could unset this.
 _SCHEDULE_MESSAGE = Statement[None](
     update(Hook)
     .where(Hook.id == bindparam("this_hook_id"))
@@ -135,7 +135,7 @@ _SCHEDULE_MESSAGE = Statement[None](
     )
 )
 
-# Events with what their messages tell of the agent, the task and the question.
+# Events with the columns of the agent, the task and the question for their messages.
 WITH_TASKS = (
     select(
         *Event.__table__.columns,
@@ -162,7 +162,7 @@ WITH_TASKS = (
 
 
 class NewEvent(NamedTuple):
-    """An event to record; `labels` are its task's, as they are stored.
+    """An event to record; `labels` are the stored labels of its task.
 
     `agent` is the state of an agent that breaks or is fixed: its failures, its `told_hooks`.
     """
@@ -176,7 +176,7 @@ class NewEvent(NamedTuple):
     question_id: str | None = None
     details: Mapping[str, Any] = {}
     agent: Any = None
-    is_for_people: bool = False  # programs were told already
+    is_for_people: bool = False  # programs were notified already
 
     @classmethod
     def of_task(
@@ -187,16 +187,16 @@ class NewEvent(NamedTuple):
 
 
 def lock_ends(connection: Connection, tasks: Iterable[Any], status: str) -> None:
-    """Before `finishedAt` is read: let the ends of tasks change their agents in its order."""
+    """Let ends of tasks change agents in the order of `finishedAt`; call it before that is read."""
     if connection.dialect.name == "postgresql":
         for agent in sorted({f"{task.user_id} {task.agent_id}" for task in tasks}):
             _END_LOCKS[status].run(connection, agent=agent)
 
 
 def record_ends(connection: Connection, tasks: Iterable[Any], is_late: bool = False) -> None:
-    """Record the ends of tasks, and the states of their agents; `is_late`: by a late report.
+    """Record the ends of tasks, and the states of their agents; `is_late` for a late report.
 
-    The row of a task that hung until now has its `hanging_since` and `hanging_reason`.
+    The row of a task that was hanging contains its `hanging_since` and `hanging_reason`.
     """
     ordered = sorted(tasks, key=attrgetter("user_id", "agent_id"))
     ends = [event for task in ordered for event in _ends(connection, task, is_late)]
@@ -205,7 +205,7 @@ def record_ends(connection: Connection, tasks: Iterable[Any], is_late: bool = Fa
 
 
 def recovery(task: Any, at: str) -> NewEvent:
-    """The event that a task, which is still as it hung, no longer hangs."""
+    """The event for a task that no longer hangs; the row still has the values of the hang."""
     since, reason = task.hanging_since, task.hanging_reason
     details = {"hangingSince": since, "reason": reason}
     # The clock may have been set back.
@@ -235,7 +235,7 @@ def _ends(connection: Connection, task: Any, is_late: bool) -> list[NewEvent]:
 
 
 def record_events(connection: Connection, events: Iterable[NewEvent]) -> None:
-    """Record the events that a hook of their user is told of."""
+    """Record the events that a hook of their user is notified of."""
     of_user = attrgetter("user_id")
     for user_id, events_of_user in groupby(sorted(events, key=of_user), of_user):
         if not has_stream(connection, user_id):
@@ -256,7 +256,7 @@ def has_stream(connection: Connection, user_id: str) -> bool:
 def _with_hooks(
     connection: Connection, events: Sequence[NewEvent], hooks: Sequence[HookRow]
 ) -> list[tuple[NewEvent, list[HookRow]]]:
-    """The events of one user that hooks are told of, each with these hooks."""
+    """The events of one user that hooks are notified of, each with these hooks."""
     with_hooks = []
     muted: set[str] | None = None
     told: dict[str, list[str]] = {}
@@ -282,7 +282,7 @@ def _with_hooks(
 def _store_events(
     connection: Connection, user_id: str, with_hooks: Sequence[tuple[NewEvent, Sequence[HookRow]]]
 ) -> None:
-    """Store events of one user, each with a delivery for each hook that is told of it."""
+    """Store events of one user, each with a delivery for each hook that it notifies."""
     next_positions = {"of_user_id": user_id, "count": len(with_hooks)}
     last = connection.execute(_NEXT_POSITION, next_positions).scalar_one()
     for position, (event, hooks) in enumerate(with_hooks, last - len(with_hooks) + 1):
@@ -311,13 +311,13 @@ def _enqueue_for_hook(
         callback_url=hook.target,
         host=host_of(hook.target),
         created_at=event.at,
-        # For people this is when it expires.
+        # For people this is the expiry.
         seconds=DAY_SECONDS if is_for_people else 0.0,
     )
 
 
 def lock_stream(connection: Connection, user_id: str) -> None:
-    """Keep other transactions from recording events of the user.
+    """Prevent other transactions from recording events of the user.
 
     From the first call on, events are recorded for hooks.
     """
@@ -326,7 +326,7 @@ def lock_stream(connection: Connection, user_id: str) -> None:
 
 
 def _concerns(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> bool:
-    """`told_hooks` were told that the agent is broken."""
+    """Whether a hook is notified of an event; `told_hooks` know that the agent is broken."""
     key, _, value = (hook.label or "").partition(":")
     return (
         f'"{event.kind.name}"' in hook.events
@@ -340,13 +340,13 @@ def _concerns(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> bool
 
 def _is_new_break(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> bool:
     failures, since = event.agent.failures, event.agent.state_since
-    # What broke before there was the hook is nothing new.
+    # The agent broke before the hook was created.
     is_old = failures > hook.after and since <= hook.created_at
     return failures >= hook.after and hook.id not in told_hooks and not is_old
 
 
 def _knows_break(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> bool:
-    """Whether the hook was told of the break, or would have been if it was told of any."""
+    """Whether the hook was notified of the break, or would have been if it had that event."""
     if f'"{event_kinds.AGENT_BROKEN.name}"' in hook.events:
         return hook.id in told_hooks
     return bool(event.agent.failures >= hook.after)
@@ -358,7 +358,7 @@ def prune(now: str) -> bool:
     ids = [row.id for row in read_all(old)]
     if not ids:
         return False
-    # An event has a delivery for each of the hooks that were told.
+    # An event has a delivery for each hook that it notified.
     is_told = (Delivery.event_id.in_(ids), Delivery.hook_id.is_not(None))
     with transaction() as connection:
         told = connection.scalars(select(Delivery.id).where(*is_told).limit(BATCH)).all()

@@ -36,7 +36,7 @@ _NEXT = select(Agent.user_id, Agent.id, Agent.expect, Agent.due_at).where(
     Agent.due_at > bindparam("now"), Agent.late_since.is_(None)
 )
 _is_running = Task.status == literal_column(f"'{RUNNING}'")
-# A locked agent is being changed: it is found in the next round.
+# A locked agent is being changed: the next round finds it.
 _LATE = (
     select(Agent.user_id, Agent.id, Agent.due_at)
     .where(
@@ -50,7 +50,7 @@ _LATE = (
 
 
 def columns(expect: Mapping[str, Any] | None, since: str) -> dict[str, str | None]:
-    """The columns of an agent whose runs are expected after a time, and not late. Raises 422."""
+    """The columns of an agent that is not late, with the next run after a time. Raises 422."""
     due_at = late_at = None
     if expect is not None and expect.keys() & {"every", "cron"}:
         due_at = due_times(expect, since, 1)[0]
@@ -59,7 +59,7 @@ def columns(expect: Mapping[str, Any] | None, since: str) -> dict[str, str | Non
 
 
 def due_times(expect: Mapping[str, Any], since: str, count: int) -> list[str]:
-    """When the next runs after a time are due. Raises 422 for what is invalid or never comes."""
+    """The times of the next runs after a time. Raises 422 for a schedule without runs."""
     if "every" in expect:
         return [clock.moved(since, expect["every"] * number) for number in range(1, count + 1)]
     # Imported here, since few agents need them.
@@ -71,18 +71,18 @@ def due_times(expect: Mapping[str, Any], since: str, count: int) -> list[str]:
         raise invalid({"expect": {"timeZone": ["No such time zone; one is Europe/Berlin."]}})
     start = datetime.fromisoformat(since)
     try:
-        # It would take a sixth field for seconds.
+        # CronSim accepts a sixth field for seconds.
         if len(expect["cron"].split()) != 5:
             raise CronSimError("Wrong number of fields")
         ticks = CronSim(expect["cron"], start.astimezone(ZoneInfo(expect["timeZone"])))
     except CronSimError as error:
         reason = f"Not a cron expression of five fields: {error}."
         raise invalid({"expect": {"cron": [reason]}}) from None
-    # In the hour that a clock repeats in autumn, it starts with times of the first pass.
+    # In the hour that clocks repeat in autumn, CronSim starts with times of the first pass.
     later = (tick for tick in ticks if tick.astimezone(UTC) > start)
     times = [clock.rfc3339(tick) for tick in islice(later, count)]
     if not times:
-        raise invalid({"expect": {"cron": ["Never comes."]}})
+        raise invalid({"expect": {"cron": ["No date matches."]}})
     return times
 
 
@@ -108,10 +108,10 @@ def run_started(connection: Connection, task: TaskRow) -> None:
 
 
 def correct_future_times(now: str) -> None:
-    """Expect the runs after now of the agents whose latest one, or `expect`, is of the future."""
+    """Expect runs from now on if the latest run, or the change of `expect`, is in the future."""
     for agent in read_all(_NEXT, now=now):
         from_now = columns(strict_json.loads(agent.expect.encode()), now)
-        # A run of the past is followed by one that is due then, or earlier.
+        # After a run in the past, the next one is due at this time or earlier.
         if agent.due_at > str(from_now["due_at"]):
             ids = {"of_user_id": agent.user_id, "of_agent_id": agent.id}
             with transaction() as connection:
@@ -119,11 +119,11 @@ def correct_future_times(now: str) -> None:
 
 
 def find_late(now: str) -> bool:
-    """Record some agents as late that work on no task; returns whether there may be more."""
+    """Record as late some agents without a running task; returns whether there may be more."""
     with transaction() as connection:
         late_agents = sorted(connection.execute(_LATE, {"now": now}).all())
         late = []
-        # Read while they are locked: what a mute hides begins after it.
+        # Read while the agents are locked: a mute applies only to later events.
         at = current_time(connection)
         for user_id, agent_id, due_at in late_agents:
             ids = {"of_user_id": user_id, "of_agent_id": agent_id}

@@ -45,9 +45,9 @@ _HOOKS: AnySelect = (
 def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
     """Users with their agents, hooks and tasks; one user; or tasks updated at or after a time.
 
-    Tasks come in the order of their IDs, each with its questions, deliveries and log. This is not
-    a snapshot: changes during the export may be missing. But each task is consistent; its
-    questions are read a little later. Raises 422 for an unknown user.
+    Tasks are in the order of their IDs, each with its questions, deliveries and log. This is not a
+    snapshot: changes during the export may be missing. But each task is consistent; its questions
+    are read slightly later. Raises 422 for an unknown user.
     """
     users = read_all(select(*USER_COLUMNS).order_by(User.id))
     people = [row for row in users if user in (None, row.name)]

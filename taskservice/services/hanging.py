@@ -20,11 +20,11 @@ from taskservice.services.events import NewEvent
 
 BATCH = 50  # tasks in one transaction
 SILENT_SECONDS = 600.0
-TIMES_AS_LONG = 3  # as usual
-# The longest time between two checks of a task. What is usual may change in between.
+TIMES_AS_LONG = 3  # as long as usual
+# The longest time between two checks of a task, since its usual duration may change.
 MAX_WAIT_SECONDS = 600.0
 
-# See `Task.hang_check_at`. A task that does not hang yet is blamed only if it was claimed `since`.
+# See `Task.hang_check_at`. A task that does not hang yet counts only if it was claimed `since`.
 _DUE = (
     select(Task.id, Task.user_id, Task.agent_id, Task.labels, Task.questions, Task.claimed_at)
     .add_columns(Task.updated_at, Task.hanging_since, Task.hanging_reason)
@@ -57,7 +57,7 @@ _CHANGE = (
 
 
 def check(now: str, since: str) -> bool:
-    """Check some tasks that are due, and record which hang or no longer do.
+    """Check some due tasks, and record which of them hang or no longer hang.
 
     Tasks that were claimed before `since` may have been unable to report. Returns whether there may
     be more.
@@ -120,7 +120,7 @@ def _length(seconds: int) -> str:
 
 
 def correct_future_times(ahead: str, now: str) -> None:
-    """Count from now on the tasks that were claimed, or hang, since a time after `ahead`."""
+    """Move times after `ahead`, of the claim or hang of tasks, to now."""
     latest = clock.moved(ahead, MAX_WAIT_SECONDS)
     times = (Task.claimed_at, Task.updated_at, Task.hanging_since, Task.hang_check_at)
     values = {time: case((time > ahead, literal(now, Timestamp())), else_=time) for time in times}

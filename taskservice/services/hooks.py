@@ -1,4 +1,4 @@
-"""Hooks: created, changed, tested and deleted by their user, and the log of what they were told."""
+"""Hooks: created, changed, tested and deleted by their user, and the log of their deliveries."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -27,15 +27,15 @@ from taskservice.webhooks.destinations import check_url, mail_address, read_url
 from taskservice.webhooks.outcome import Outcome
 
 MAX_LISTED = 100  # deliveries, the newest
-MAX_SHOWN = 20  # of these on a page
-# How often a user can send a test, and how often to one address. What it says of a receiver would
-# otherwise be a way to search a network, and its mails could flood a mailbox.
+MAX_SHOWN = 20  # deliveries on a page
+# How often a user can send a test, and how often to one address. Otherwise outcomes of tests could
+# be used to scan a network, and emails could flood a mailbox.
 MAX_TESTS = 10
 MINUTE_SECONDS = 60.0
 TEST_SECONDS = 10.0
 _OWN = and_(Hook.user_id == bindparam("user_id"), Hook.deleted_at.is_(None))
-# A hook fails if two attempts did since it was last told of something, and this time in seconds
-# has passed since the first of them.
+# A hook fails if two attempts have failed since its last delivery, the first of them at least this
+# time in seconds ago.
 FAILING_SECONDS = 120.0
 _is_failing = and_(
     Hook.state == terms.ACTIVE,
@@ -54,7 +54,7 @@ _HOOKS: AnySelect = (
 )
 _THIS = Hook.id == bindparam("hook_id")
 _HOOK = _HOOKS.where(_THIS)
-# They fail, or the service turned them off, not their user.
+# Hooks that fail, or that the service, not the user, has turned off.
 IN_TROUBLE = Statement[HookRow](_HOOKS.where(Hook.reason.is_not(None) | _is_failing))
 _DELIVERIES: AnySelect = (
     select(*HOOK_DELIVERY_COLUMNS)
@@ -88,7 +88,7 @@ def _locked(connection: Connection, caller: Caller, hook_id: str) -> HookRow:
 
 @retry_on_conflict
 def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -> Any:
-    """Create a hook; None if there is one with the ID `hook_id`. Raises 409 and 422."""
+    """Create a hook; None if the ID `hook_id` exists. Raises 409 and 422."""
     defaults = {"events": DEFAULT_EVENTS, "answerLinks": False}
     defaults |= _defaults(fields["target"], fields.get("format"))
     new_id = hook_id or clock.new_id()
@@ -109,7 +109,7 @@ def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -
 
 
 def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> HookRow:
-    """Change fields of a hook; its format stays unless it is named. Raises 404 and 422."""
+    """Change fields of a hook; its format changes only if it is given. Raises 404 and 422."""
     values = _stored(fields)
     with transaction() as connection:
         before = _locked(connection, caller, hook_id)
@@ -129,7 +129,7 @@ def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> HookRow:
 
 
 def _is_elsewhere(hook: HookRow, values: dict[str, Any]) -> bool:
-    """Whether these changes send the hook's token to another host, or in another form."""
+    """Whether these changes would send the hook's token to another host, or in another format."""
     before, after = urlsplit(hook.target), urlsplit(values.get("target", hook.target))
     is_same = (before.scheme, before.netloc.lower()) == (after.scheme, after.netloc.lower())
     return not is_same or values.get("format", hook.format) != hook.format
@@ -168,7 +168,7 @@ def _check(hook: dict[str, Any]) -> None:
     check_target(hook["target"], hook["format"], is_allowed)
     is_mail = hook["format"] == terms.MAIL
     if is_mail and not (config["SMTP_URL"] and config["MAIL_FROM"]):
-        detail = "This service sends no mail: its SMTP_URL and MAIL_FROM are not set."
+        detail = "This service sends no email: its SMTP_URL and MAIL_FROM are not set."
         raise invalid({"target": [detail]})
     if hook["answer_links"] and not config["PUBLIC_URL"]:
         raise invalid({"answerLinks": ["This service does not know its own PUBLIC_URL."]})
@@ -186,7 +186,7 @@ def delete(caller: Caller, hook_id: str) -> HookRow:
         gone = {"deleted_at": clock.now(), "reason": None, "next_attempt_at": None}
         this = update(Hook).where(Hook.id == hook_id)
         connection.execute(this.values(state=terms.OFF, **gone))
-        # What is about to be sent is not sent any more.
+        # Deliveries that are about to be sent are no longer sent.
         leased = (deliveries.leased_hook_id == hook_id, deliveries.has_lease)
         connection.execute(delete_from(Delivery).where(*leased))
     return hook
@@ -207,7 +207,7 @@ def remove_deleted() -> bool:
 
 
 def test(caller: Caller, hook_id: str) -> Outcome:
-    """Send a sample to a hook, whatever its state. One that arrives ends the hook's failure.
+    """Send a sample to a hook in any state. A delivered one ends the hook's failure.
 
     Raises 404, 429, and 503 if too many are sent or the process stops.
     """
@@ -225,7 +225,7 @@ def test(caller: Caller, hook_id: str) -> Outcome:
 
 
 def _restart(caller: Caller, hook_id: str) -> None:
-    """Forget the failures of a hook whose address works again, and send what is pending."""
+    """Reset the failures of a hook whose address works again, and send its pending deliveries."""
     with transaction() as connection:
         if _locked(connection, caller, hook_id).state == terms.ACTIVE:
             deliveries.set_hook_state(connection, hook_id, terms.ACTIVE)
@@ -233,7 +233,7 @@ def _restart(caller: Caller, hook_id: str) -> None:
 
 
 def _count_test(hook: HookRow) -> None:
-    """Raises 429 if this user, or this address, was sent a test not long ago."""
+    """Count a test; raises 429 if this user or this address has reached its limit."""
     now = clock.now()
     recent = (
         select(HookTest.at, HookTest.hook_id, Hook.target)
@@ -244,7 +244,7 @@ def _count_test(hook: HookRow) -> None:
     with transaction() as connection:
         # No other transaction counts a test of this user at the same time.
         events.lock_stream(connection, hook.user_id)
-        # One of the future was sent before the clock was set back.
+        # A test in the future was sent before the clock was set back.
         is_recent = HookTest.at.between(clock.moved(now, -MINUTE_SECONDS), now)
         connection.execute(delete_from(HookTest).where(~is_recent))
         tests = connection.execute(recent).all()
@@ -272,9 +272,9 @@ def list_deliveries(caller: Caller, hook_id: str) -> list[Any]:
 
 
 def list_sent(hook: HookRow) -> tuple[list[Any], int]:
-    """The newest MAX_SHOWN deliveries for a page, and how many wait that it leaves out.
+    """The newest MAX_SHOWN deliveries for a page, and the number of others that wait.
 
-    One message for people can tell many events. It has the attempts of the first one.
+    A message for people can contain many events; it shows the attempts of the first one.
     """
     if hook.format not in terms.PEOPLE_FORMATS:
         return _with_attempts(hook, _DELIVERIES.limit(MAX_SHOWN)), 0
@@ -289,7 +289,7 @@ def list_sent(hook: HookRow) -> tuple[list[Any], int]:
 
 
 def _with_attempts(hook: HookRow, which: AnySelect) -> list[Any]:
-    """Deliveries of a hook; what is pending for people is sent when their next message is."""
+    """Deliveries of a hook; pending ones for people are due with the next message."""
     rows = deliveries.with_attempts(which, hook_id=hook.id)
     if hook.format in terms.PEOPLE_FORMATS:
         next_attempt_at = hook.next_attempt_at if hook.state == terms.ACTIVE else None
@@ -308,7 +308,7 @@ def redeliver(caller: Caller, hook_id: str, delivery_id: str) -> Any:
             raise Problem(409, "The hook is off; turn it on first")
         if hook.format in terms.PEOPLE_FORMATS:
             if delivery.created_at < clock.now(-events.DAY_SECONDS):
-                raise Problem(409, "People are not told what is older than a day")
+                raise Problem(409, "People are not notified of events that are older than a day")
             deliveries.make_message_due(connection, hook_id, delivery)
         else:
             deliveries.make_due(connection, delivery_id)

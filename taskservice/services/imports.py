@@ -35,7 +35,7 @@ from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.services import agents, hooks, logs, questions, tasks
 from taskservice.services.users import insert_secret
 
-# Of a line that other programs have written, with more escapes: three times of what an export has.
+# Three times the longest line of an export, since other programs may write more escapes.
 MAX_LINE_BYTES = 16 * 1024 * 1024
 IMPORTED = "It was imported; turn it on to be notified."
 _OWNERS = {
@@ -82,7 +82,7 @@ class InvalidExport(Exception):
 
 @dataclass
 class ImportResult:
-    """What an import added, and the number of skipped tasks."""
+    """The additions of an import, and the number of skipped tasks."""
 
     tasks: int = 0
     existing_tasks: int = 0
@@ -92,7 +92,7 @@ class ImportResult:
 
 
 def import_from(file: BinaryIO) -> ImportResult:
-    """Import the tasks that are not there yet. Raises InvalidExport, with nothing changed."""
+    """Import the tasks that do not exist yet. Raises InvalidExport, with nothing changed."""
     with transaction() as connection:
         importer = _Importer(connection)
         try:
@@ -118,10 +118,10 @@ def import_from(file: BinaryIO) -> ImportResult:
 
 @dataclass
 class _FileTask:
-    """A task of the file, and what has been read of its lines."""
+    """A task of the file, and the state of its lines."""
 
     fields: dict[str, Any]
-    number: int  # of its line in the file
+    number: int  # the number of its line in the file
     is_new: bool  # whether the database does not have it yet
     last: int  # number of the last line of its log
     size: int = 0  # bytes of its log
@@ -135,13 +135,13 @@ class _Importer:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.imported = ImportResult()
-        self.number = 0  # of the line that is added, or is invalid
+        self.number = 0  # the number of the line that is being added, or is invalid
         self.changed_agents: set[tuple[str, str]] = set()  # user and ID, if they have new tasks
         self.is_complete = False  # whether the last line was the end
         self._users: dict[str, str] = {}  # IDs of users in the file -> in the database
         self._agents: set[tuple[str, str]] = set()  # user and ID
         self._count = 0  # tasks of the file
-        self._task: _FileTask | None = None  # that the next lines can belong to
+        self._task: _FileTask | None = None  # the task to which the next lines can belong
 
     def add(self, line: bytes) -> None:
         """Write a line. Raises ValidationError, Problem, ValueError and IntegrityError."""
@@ -180,7 +180,7 @@ class _Importer:
             self._add_hook(user_id, hook)
 
     def _add_hook(self, user_id: str, fields: dict[str, Any]) -> None:
-        """An active hook is off: nobody is told anything by an import, and its token is missing."""
+        """An active hook becomes off: an import notifies nobody, and the token is missing."""
         hooks.check_target(fields["target"], fields["format"])
         if not self._is_new(Hook, fields["id"], user_id):
             return
@@ -225,7 +225,7 @@ class _Importer:
         }
         if key := _key(fields):
             of_key = Task.idempotency_key == key["idempotency_key"]
-            # A key that another task already uses is left out.
+            # An idempotency key that another task already uses is left out.
             is_used = select(exists().where(Task.user_id == user_id, of_key))
             values |= {} if self._connection.scalar(is_used) else key
         self._insert(Task, values, own_timeout=fields["timeout"])
@@ -322,10 +322,10 @@ class _Importer:
         return self._users[fields["userId"]]
 
     def _is_new(self, model: type[Hook] | type[Task], row_id: str, user_id: str) -> bool:
-        """Whether nobody has a row with this ID. Raises 422 if another user has it."""
+        """Whether this ID is unused. Raises 422 if it belongs to another user."""
         owner = _OWNERS[model].scalar(self._connection, row_id=row_id)
         if owner not in (None, user_id):
-            raise invalid({"id": ["Another user has it."]})
+            raise invalid({"id": ["Belongs to another user."]})
         return owner is None
 
     def _insert(self, model: type[DeclarativeBase], values: dict[str, Any], **others: Any) -> None:

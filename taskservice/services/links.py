@@ -64,7 +64,7 @@ def list_all(caller: Caller, task_id: str) -> Sequence[LinkRow]:
 
 
 def revoke(caller: Caller, task_id: str, link_id: str) -> LinkRow:
-    """Delete a link to a task; what shows the task by it ends soon. Raises 404."""
+    """Delete a link to a task; pages and streams that use it end soon. Raises 404."""
     with transaction() as connection:
         tasks.get_locked(connection, caller, task_id)
         this_link = (Link.task_id == task_id, Link.id == link_id)
@@ -74,9 +74,9 @@ def revoke(caller: Caller, task_id: str, link_id: str) -> LinkRow:
     return cast(LinkRow, require(link, "link"))
 
 
-# Links that each answer one question, once, without a key; nothing is stored for them.
+# Answer links: each answers one question, once, without a key. They are not stored.
 
-# A token has the ID of the question, and a code of 128 bits that proves that this service made it.
+# A token contains the ID of the question, and a code of 128 bits that only this service can create.
 _ID_BYTES, _CODE_BYTES = 16, 16
 
 _QUESTION = (
@@ -93,14 +93,14 @@ _QUESTION = (
     .join(Agent, is_of_agent)
     .where(
         Question.id == bindparam("question_id"),
-        # A link is valid for a week, if its question stays open.
+        # A link is valid for a week, while its question is open.
         Question.asked_at > time_from_now(-7 * _DAY_SECONDS),
     )
 )
 
 
 def token_of(question_id: str) -> str:
-    """The token in the answer link of a question, always the same."""
+    """The token in the answer link of a question; it is always the same."""
     id_bytes = UUID(question_id).bytes
     key = str(current_app.config["SECRET_KEY"]).encode()
     code = hmac.digest(key, b"answer link " + id_bytes, "sha256")[:_CODE_BYTES]

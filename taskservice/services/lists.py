@@ -56,7 +56,7 @@ from taskservice.terms import (
 
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
 LATEST, HIGHEST_ID = "9999-12-31T23:59:59.999Z", "ffffffff-ffff-ffff-ffff-ffffffffffff"
-# Each label of a selection is a filter of its own, and all must match.
+# Each label of a selection is a separate filter, and all must match.
 LABELS = tuple(f"label{number}" for number in range(MAX_LABELS))
 _CALLBACKS = {f"callback_{state}": state for state in (PENDING, FAILED)}
 _is_asking = and_(IS_ASKING, exists(select(1).where(Question.task_id == Task.id, can_be_answered)))
@@ -70,7 +70,7 @@ IS_WAITING: Any = text(
 )
 # Filter -> its condition.
 CONDITIONS: dict[str, ColumnElement[bool]] = {
-    # Together with `tasks_of_user` the same as `visible_tasks`, whose OR would keep SQLite from
+    # Together with `tasks_of_user` the same as `visible_tasks`, whose OR would prevent SQLite from
     # using the index of an agent.
     "own_agent_id": Task.agent_id == bindparam("own_agent_id"),
     "agentId": Task.agent_id == bindparam("agentId"),
@@ -97,7 +97,7 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
 }
 # The names of the given filters; a statement is compiled once for each set of them.
 Filters: TypeAlias = frozenset[str]
-# The filters with an index of their own in the order of creation; the most selective first.
+# The filters with an index in the order of creation; the most selective first.
 _IN_AN_INDEX = ("hanging", "asking", "own_agent_id", "agentId", "errorType", "status")
 # The maximum number of tasks that are read by their IDs, and sorted, for one page.
 MAX_CANDIDATES = 5_000
@@ -166,7 +166,7 @@ class Selection(NamedTuple):
 
 
 def _parameters(caller: Caller, selection: Selection) -> dict[str, Any]:
-    """Parameter -> value; the given filters are among them, those without a value as True."""
+    """Parameter -> value, including the given filters; True for filters without a value."""
     values = selection._asdict() | {
         "user_id": caller.user_id,
         "own_agent_id": caller.agent_id,
@@ -208,7 +208,7 @@ MAX_SEARCHED = 20_000
 # searches at once.
 TASKS_PER_READ = 100
 POSITIONS_PER_READ = 1_000
-# The number of compiled statements that are kept of each kind.
+# The number of compiled statements of each kind that are cached.
 STATEMENTS = 256
 
 
@@ -220,12 +220,12 @@ class Position(NamedTuple):
     id: str
 
 
-# Positions in a list, and the end of these if there may be more after it.
+# Positions in a list, and the last of them if there may be more.
 Positions: TypeAlias = tuple[list[Position], Position | None]
 
 
 class Scan(NamedTuple):
-    """All that the SQL of a list depends on; without candidates, an index in its order is read."""
+    """The parameters of a list's SQL; without candidates, an index in its order is read."""
 
     filters: Filters
     sort: str
@@ -235,8 +235,8 @@ class Scan(NamedTuple):
 class TaskList:
     """The tasks of a selection that the caller may see, in its order.
 
-    Each read is one of its own, so that a slow reader holds no transaction. A task that was deleted
-    or no longer matches the selection is left out.
+    Each part is a separate read, so that a slow reader holds no transaction. A task that was
+    deleted or no longer matches the selection is left out.
     """
 
     def __init__(self, caller: Caller, selection: Selection) -> None:
@@ -275,7 +275,7 @@ class TaskList:
         if limit > TASKS_PER_READ or not self._is_indexed:
             positions, end = self.positions(after, limit)
             return self._tasks_at(positions, shape), end
-        # One task more than fits shows whether there is a next page.
+        # One more task shows whether there is a next page.
         rows: list[Any] = self.run(partial(_listed_statement, shape), after, count=limit + 1)
         last = rows[limit - 1] if len(rows) > limit else None
         return self._parts(rows[:limit], shape), last and Position(last.time, str(UUID(last.id)))
@@ -306,7 +306,7 @@ class TaskList:
     def positions(self, after: Position | None, limit: int) -> Positions:
         """The next `limit` positions; fewer at the end of the list, or if the search stopped."""
         if self._sort == BY_END and self.values.get("status") == RUNNING:
-            # A search for the next one would read all finished tasks.
+            # A search for the next task would read all finished tasks.
             return [], None
         positions, stopped = self._search(after, limit + 1)
         return (
@@ -352,8 +352,8 @@ class TaskList:
 
     def position(self, after: Position | None, number: int) -> Position | None:
         """The position `number` tasks later in the index in this order, if there is one."""
-        # A search finds its end before it starts: if a task were deleted in between, it would
-        # otherwise stop too late, and skip a task.
+        # A search determines its end before it starts: otherwise a deletion in between would move
+        # the end, and a task would be skipped.
         rows = self.run(_nth_position_statement, after, skipped=number - 1)
         return Position(*rows[0]) if rows else None
 
@@ -490,7 +490,7 @@ def _runs_statement(scan: Scan) -> Statement[AnyRow]:
 
 
 def in_order(scan: Scan, *conditions: ColumnElement[bool]) -> Any:
-    """SELECT the positions of the tasks for which `more` is true too, in their order."""
+    """SELECT the positions of the tasks that also match `more`, in their order."""
     column = _sort_column(scan.sort)
     order = (column.desc(), Task.id.desc()) if scan.sort == NEWEST_FIRST else (column, Task.id)
     return select(column, Task.id).where(*_conditions_of(scan), *conditions).order_by(*order)
@@ -522,8 +522,8 @@ def _sort_column(sort: str) -> Any:
 
 # Tasks as JSON that the database writes: Python would make lists much slower.
 
-# A task above one of these limits is read alone: the size of its log in bytes; the length of its
-# input, output or error message in characters.
+# A task above one of these limits is read separately: the size of its log in bytes; the length of
+# its input, output or error message in characters.
 MAX_LOG_BYTES = 8 * 1024
 MAX_TEXT_LENGTH = 4 * 1024
 
@@ -578,8 +578,9 @@ _ERROR = types.formatted(
     types.json_string(Task.error_type),
     types.json_string(Task.error_message),
 )
-# All lines become one JSON string, in which the border between two strings then replaces each `\n`.
-# Before that, `\1`, which JSON does not contain, replaces `\\`: `\\n` is not a line feed.
+# All lines become one JSON string, in which each `\n` is then replaced by the border between two
+# strings. Before that, each `\\` is replaced by `\1`, which JSON does not contain: `\\n` is not a
+# line feed.
 _STRING = types.json_string(TEXT_OF_LOG)
 _STRINGS = func.replace(func.replace(func.replace(_STRING, r"\\", "\1"), r"\n", '","'), "\1", r"\\")
 _LINES = select(_STRINGS).scalar_subquery()
@@ -597,7 +598,7 @@ def _tasks_at_statement(shape: Shape, filters: Filters) -> Statement[TaskRow]:
 
 @lru_cache(maxsize=STATEMENTS)
 def _large_task_statement(shape: Shape, filters: Filters) -> Statement[TaskRow]:
-    # Without the texts, of up to a megabyte, that this shape leaves out.
+    # Without the texts of up to a megabyte that this shape does not contain.
     left_out = {"input", "output"} - shape.schema.columns.keys()
     columns = [column for column in TASK_COLUMNS if column.key not in left_out]
     return Statement(with_log_id([*columns, null().label("json")]).where(*still_match(filters)))

@@ -70,9 +70,9 @@ _of_log = (
 _is_after, _is_until = LogChunk.last > bindparam("after"), LogChunk.last <= bindparam("until")
 _CHUNKS = Statement[Any](_of_log.where(_is_after).order_by(LogChunk.last))
 _LAST_CHUNKS = Statement[Any](_of_log.where(_is_until).order_by(LogChunk.last.desc()))
-# How many characters of a log `ends` reads.
+# How many of the last characters and lines of a log `ends` reads.
 MAX_END = 8_000
-END_LINES = 100  # for which the last chunks are read
+END_LINES = 100
 _LENGTH = func.length(LogChunk.text)
 _END = func.substr(LogChunk.text, _LENGTH - MAX_END + 1)
 _ENDS = Statement[AnyRow](
@@ -125,12 +125,12 @@ def times_of(chunk: Any) -> list[str | None]:
 def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Page]:
     """At most `count` lines of a task after number `after`, in pages of about a megabyte.
 
-    Each page is a read of its own. Lines that arrived after `row` was read are left out. Raises
+    Each page is a separate read. Lines that arrived after `row` was read are left out. Raises
     LogDropped if some are dropped while they are read.
     """
     after = max(after, row.first_log - 1)
     until = row.log_count if count is None else min(row.log_count, after + count)
-    # At most one row for each line that is left, since each row has a line or more.
+    # At most one row for each remaining line, since each row has a line or more.
     limit = 4096 if row.log_bytes <= types.PAGE_BYTES else 16
     while after < until:
         start = {"log_id": row.log_id, "after": after, "limit": min(limit, until - after)}
@@ -427,13 +427,13 @@ def _store(connection: Connection, task: TaskRow, chunks: Sequence[Chunk]) -> No
     """Store chunks, whose lines the task already counts, in its log; create the log if needed."""
     last = task.log_count - _line_count(chunks)
     # On PostgreSQL RETURNING reads the other tables as they were before it waited for the task.
-    # Since then, retention may have dropped the log, or another request may have created it.
+    # During the wait, retention may have dropped the log, or another request may have created it.
     log_id = (
         (task.log_id if task.first_log <= last else None)
         or _LOG.scalar(connection, task_id=task.id)
         or NEW_LOG.scalar(connection, task_id=task.id)
     )
-    # Times lie between the task's start or claim and now. The clock may have been set back since.
+    # Times are between the task's start or claim and now. The clock may have been set back since.
     earliest = clock.milliseconds(min(task.created_at, task.claimed_at or task.created_at))
     latest = max(earliest, clock.milliseconds(clock.now()))
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""Muted agents: people are told nothing of them, and at the end what began and still holds."""
+"""Muted agents: people are notified only at the end, of states that began and still hold."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -40,7 +40,7 @@ _THIS = _AGENTS.where(*this_agent).with_for_update(key_share=True)
 _ENDED = (
     _AGENTS.where(Agent.muted_until <= bindparam("now"))
     .limit(BATCH)
-    # A locked agent is being changed: it is found in the next round.
+    # A locked agent is being changed: the next round finds it.
     .with_for_update(key_share=True, skip_locked=True)
 )
 _HANGING = Statement[TaskRow](
@@ -51,7 +51,7 @@ _HANGING = Statement[TaskRow](
     .limit(BATCH)
 )
 _CHANGE = update(Agent).where(*this_agent)
-# What people are yet to be told of an agent; a question is not muted.
+# The pending deliveries to people about an agent; questions are not muted.
 _UNTOLD: AnySelect = (
     select(Delivery.id)
     .join(Hook, Hook.id == Delivery.hook_id)
@@ -72,7 +72,7 @@ def of_user(caller: Caller) -> dict[str, AgentRow]:
 
 
 def sentence(agent: AgentRow) -> str:
-    """Such as `muted until 24 Nov 13:36 UTC by laptop`."""
+    """A text such as `muted until 24 Nov 13:36 UTC by laptop`."""
     until = datetime.fromisoformat(str(agent.muted_until))
     return f"muted until {until.day} {until:%b %H:%M} UTC by {agent.muted_by}"
 
@@ -85,7 +85,7 @@ def change(connection: Connection, caller: Caller, agent_id: str, until: str | N
         if agent.muted_at is not None:
             _end(connection, [agent])
         return
-    # Read while the agent is locked, as the time of what it becomes is.
+    # Read while the agent is locked, like the times of its other states.
     now = current_time(connection)
     if not now < until <= clock.moved(now, terms.MAX_MUTE_DAYS * DAY_SECONDS):
         raise invalid({"mutedUntil": [f"Must be within the next {terms.MAX_MUTE_DAYS} days."]})
@@ -117,7 +117,7 @@ def _end(connection: Connection, agents: Sequence[Any]) -> None:
 
 
 def _missed(connection: Connection, agent: AgentRow, now: str) -> Iterator[NewEvent]:
-    """What still holds of an agent, and people were not told while it was muted."""
+    """The states of an agent that began during its mute, and still hold."""
     ids: dict[str, Any] = {"user_id": agent.user_id, "agent_id": agent.id}
     if not events.has_stream(connection, agent.user_id):
         return
@@ -134,7 +134,7 @@ def _missed(connection: Connection, agent: AgentRow, now: str) -> Iterator[NewEv
 
 
 def correct_future_times(ahead: str, now: str) -> None:
-    """Let mutes that began after `ahead` last from now on as long as they were meant to."""
+    """Let mutes that began after `ahead` begin now, with the same length."""
     begun = select(Agent.user_id, Agent.id, Agent.muted_at, Agent.muted_until)
     for agent in read_all(begun.where(Agent.muted_at > ahead)):
         seconds = clock.seconds_between(agent.muted_at, agent.muted_until)

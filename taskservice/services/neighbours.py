@@ -16,7 +16,7 @@ from taskservice.services import lists
 from taskservice.services.tasks import of_this_agent, relatives
 from taskservice.terms import COMPLETE
 
-# They are looked for among this many runs of the agent.
+# The maximum number of runs of the agent that are searched.
 SEARCHED = 500
 # The number of good runs whose labels are compared.
 MAX_GOOD = 100
@@ -28,7 +28,7 @@ _is_on_same_level = Task.parent_id.is_not(None) == bindparam("is_child")
 def _nearest(
     order: Sequence[Any], is_beyond: Any, *only: ColumnElement[bool], is_before: bool
 ) -> AnySelect:
-    """The runs of the same kind beyond some place in this order, the nearest first."""
+    """The runs of the same kind on one side of a task in this order, the nearest first."""
     first = order[0]
     in_order = [column.desc() if is_before else column for column in order]
     # Where the search ends, from the index alone.
@@ -69,7 +69,7 @@ def runs_beside(task: TaskRow) -> tuple[TaskRow | None, TaskRow | None]:
 
 
 def last_good_run(task: TaskRow) -> TaskRow | None:
-    """Of the runs that were complete when a task started, the last with the most equal labels."""
+    """The complete run before a task with the most equal labels; of several, the latest."""
     labels = _labels(task)
     return max(
         read_all(_GOOD, **_like(task)),

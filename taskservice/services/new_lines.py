@@ -86,7 +86,7 @@ _MONTH = re.compile(
 _WEEKDAY = re.compile(
     rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)" + _IS_WHOLE + rb"(?:day|sday|nesday|rsday|urday)?,? +(?=0)"
 )
-# What comes before a sign, and which parts of numbers become one zero.
+# The bytes before a sign, and the parts of numbers that become one zero.
 _SIGNS = [f"{before}{sign}0".encode() for before in "\n\t =:,([" for sign in "-+"]
 _NUMBERS = (b"00", b"0.0", b"0:0", b"0,0", b"0e0", b"0e-0", b"0e+0", b"0E0", b"0E-0", b"0E+0")
 # Spaces that align numbers; each series of spaces is looked at once.
@@ -95,9 +95,8 @@ _SPACES = re.compile(rb"  (?<! {3}) *+(?=0)")
 
 def _without_values(text: str) -> bytes:
     """The lines, with one zero for each number, ID, time and temporary path."""
+    sleep(0.0001)  # lets other threads run
     # Replacing bytes is several times as fast as one pattern for all of these.
-    # Other threads get their turn.
-    sleep(0.0001)
     data = f"\n{text}".encode().translate(_DIGITS)
     if b"h" * 12 in data.translate(_HEX):
         data = _LONG_HEX.sub(b"0", data)

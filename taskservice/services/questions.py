@@ -21,7 +21,7 @@ QUESTIONS_PER_READ = 4  # each answer may have a megabyte
 # A literal, as in the conditions of the indexes, so that the database uses them.
 _is_open = Question.state == literal_column(f"'{terms.OPEN}'")
 has_expired = _is_open & (Question.expires_at <= time_from_now())
-# Reads show an open question past its expiry as expired; maintenance stores that later.
+# Reads show an open question after its expiry as expired; maintenance stores that later.
 _STATE = case((has_expired, terms.EXPIRED), else_=Question.state).label("state")
 COLUMNS = tuple(_STATE if column is Question.state else column for column in QUESTION_COLUMNS)
 OF_TASK = (
@@ -210,7 +210,7 @@ def open_json(connection: Connection, task_id: str) -> str:
 
 
 def correct_future_times(ahead: str, now: str) -> None:
-    """Let open questions that were asked after `ahead` expire as if they were asked now."""
+    """Let open questions that were asked after `ahead` expire as if they had been asked now."""
     begun = select(Question.id, Question.task_id, Question.asked_at, Question.expires_at)
     for question in read_all(begun.where(_is_open, Question.asked_at > ahead)):
         times = {"asked_at": now}

@@ -1,4 +1,4 @@
-"""Reports on tasks; cancels them; and one action on many, each as if it were the only one."""
+"""Reports on tasks, cancels them, and applies an action to many tasks separately."""
 
 import hashlib
 from collections.abc import Iterable
@@ -136,7 +136,7 @@ def _change(
         values |= tasks.NOT_HANGING
     if "name" in values:
         values["name_folded"] = values["name"].casefold()
-    # SQL, so it does not belong into the row that is returned.
+    # These values are SQL expressions, so the returned row does not contain them.
     heartbeat = tasks.HEARTBEAT if task.status == terms.RUNNING else {}
     if values or heartbeat:
         connection.execute(_CHANGE.values(values | heartbeat), {"of_task_id": task.id})
@@ -157,8 +157,8 @@ def _change(
     return changed, deliveries.enqueue_webhook(connection, changed, now)
 
 
-# Tasks between two pauses. In a pause another process gets its turn to write: one that waits asks
-# once a millisecond.
+# Tasks between two pauses. In a pause another process can write: a waiting process tries once a
+# millisecond.
 BATCH = 10
 PAUSE_SECONDS = 0.01
 
@@ -168,8 +168,8 @@ def change_many(
 ) -> dict[str, Any]:
     """Cancel, delete or rerun tasks; returns the result, as in BulkResultSchema.
 
-    Each task has a transaction of its own. The loop sends the webhooks. A rerun that is repeated
-    with the same idempotency `key` starts nothing.
+    Each task has a separate transaction. The loop sends the webhooks. A rerun that is repeated with
+    the same idempotency `key` starts no task.
     """
     named = {parse_id(text) or text: text for text in task_ids}
     refused, started, webhooks = [], [], []

@@ -1,4 +1,4 @@
-"""What a test of a hook tells: one of its own events, with all data, of a task that never was."""
+"""The event in the test of a hook: one of its own events, with made-up data."""
 
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,12 +14,12 @@ from taskservice.services.events import WITH_TASKS
 
 HOUR_SECONDS = 3_600.0
 RUN_SECONDS = 42.0
-# With a button for each choice, where the format has buttons.
+# A question that gets a button for each choice, if the format has buttons.
 YES_OR_NO = {"type": "object", "properties": {"answer": {"type": "boolean"}}}
 
 
 class Sample(NamedTuple):
-    """Rows as the database has them of an event."""
+    """The rows of an event, in the form of database rows."""
 
     event: Any
     agent: Any
@@ -28,7 +28,7 @@ class Sample(NamedTuple):
 
 
 def sample(hook: HookRow) -> Sample:
-    """The first of the hook's events, as if it had just happened."""
+    """The first of the hook's events, with the current time."""
     kind = KINDS[strict_json.loads(hook.events.encode())[0]]
     now, earlier = clock.now(), clock.now(-HOUR_SECONDS)
     agent = _agent(hook, earlier)

@@ -23,20 +23,20 @@ from taskservice.user_slots import UserSlots
 
 slots = UserSlots(2, 1.0, "Too many searches at once; try again later")
 # A search ends after this time, and after this many bytes of logs. At most 64 MiB are read, since
-# the sizes of the next chunks of a large log, CHUNKS_PER_READ of them, may have been read too.
+# the next CHUNKS_PER_READ chunks of a large log may have been read too, for their sizes.
 SEARCH_SECONDS = 1.0
 SEARCH_BYTES = 48 * types.PAGE_BYTES
-# How many tasks one statement reads at most.
+# Maximum number of tasks that one statement reads.
 TASKS_PER_READ = 400
-# How many tasks a search in error messages reads at most.
+# Maximum number of tasks that a search in error messages reads.
 MAX_ERRORS = 5_000
-# A longer line is cut, around the text that was found.
+# A longer line is truncated, around the text that was found.
 MAX_SHOWN_LINE = 400
 # No line has a higher number.
 LAST_LINE = (1 << 63) - 1
 
 _part: Any = bindparam("part", type_=Text())
-# Searches take turns at it, so that other requests have a processor.
+# One search at a time uses the CPU, so that other requests can use the others.
 _turn = Lock()
 _chunks = select(LogChunk.log_id, *logs.CHUNK_COLUMNS).where(
     types.is_among(LogChunk.log_id, "log_ids"),
@@ -44,7 +44,7 @@ _chunks = select(LogChunk.log_id, *logs.CHUNK_COLUMNS).where(
     LogChunk.last <= bindparam("until"),
 )
 _contains = types.position_in_text(types.ascii_lower(LogChunk.text), types.ascii_lower(_part)) > 0
-# The database searches: Python would keep other requests of the process waiting.
+# The database searches, since Python would block other requests of the process.
 _CHUNKS = Statement[Any](_chunks.where(_contains))
 _EXACT_CHUNKS = Statement[Any](_chunks.where(types.position_in_text(LogChunk.text, _part) > 0))
 _next_chunks = (
@@ -63,8 +63,8 @@ _RANGE = Statement[Any](
 )
 
 
-# Where a search has stopped: at the position of a task, with the number of the last line that was
-# read if there are more.
+# Where a search has stopped: the position of a task, and the number of the last line that was read
+# if there are more.
 End: TypeAlias = Sequence[Any]
 
 
@@ -83,7 +83,7 @@ class Found(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Chunks of some logs from one line to another; a search that has read it has reached `end`."""
+    """Chunks of some logs from one line to another, after which a search has reached `end`."""
 
     tasks: Sequence[TaskRow]
     after: int
@@ -210,7 +210,7 @@ def _hits(part: _Part, text: str, *, is_exact: bool) -> Iterator[tuple[TaskRow, 
     for row in part.tasks:
         after = max(part.after, row.first_log - 1)
         for chunk in chunks.get(row.log_id, ()):
-            # Other threads get their turn.
+            # Let other threads run.
             sleep(0.0001)
             hits = _hits_in(chunk, text, row, after, is_exact=is_exact)
             yield from ((row, hit) for hit in hits)
@@ -221,7 +221,7 @@ def _hits_in(
 ) -> Iterator[dict[str, Any]]:
     first = number = chunk.last - chunk.count + 1
     times: list[int] | None = None
-    # `lower` of bytes, as of the database, knows ASCII alone; it is many times as fast as a
+    # `bytes.lower` changes only ASCII letters, like the database; it is many times as fast as a
     # regular expression, during which no other thread runs.
     data, part = chunk.text.encode(), text.encode()
     searched, part = (data, part) if is_exact else (data.lower(), part.lower())
@@ -249,6 +249,6 @@ def _hits_in(
 
 
 def excerpt(line: str, start: int, end: int) -> str:
-    """A line, or the part of a long one that has its characters from `start` in the middle."""
+    """A line, or the part of a long line around the character at `start`."""
     begin = max(0, min((start + end - MAX_SHOWN_LINE) // 2, len(line) - MAX_SHOWN_LINE))
     return line[begin : begin + MAX_SHOWN_LINE]

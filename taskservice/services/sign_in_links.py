@@ -19,7 +19,7 @@ from taskservice.services import users
 from taskservice.terms import FULL
 
 VALID_SECONDS = 900.0
-# A user's older links end when there are more.
+# The maximum number of a user's valid links; older links end.
 MAX_VALID = 5
 
 _is_valid = SignInLink.expires_at > bindparam("now", type_=Timestamp())
@@ -94,12 +94,12 @@ def _insert(connection: Connection, user_id: str, key_id: str) -> Any:
 
 
 def find(token: str) -> Any:
-    """The link, with the `name` of its key and its `user_name`. Raises 404."""
+    """The link, with its `user_name` and the `name` of its key. Raises 404."""
     return require(read_one(_LINK, digest=auth.digest(token), now=clock.now()), "link")
 
 
 def use(token: str) -> KeyRow:
-    """The key to sign in with; the link is not valid any more. Raises 404."""
+    """The key to sign in with; afterwards the link is invalid. Raises 404."""
     now = clock.now()
     with transaction() as connection:
         used = _USE.returning(SignInLink.key_id)

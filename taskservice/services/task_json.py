@@ -72,7 +72,7 @@ def array(pages: Iterable[Sequence[Any]]) -> Iterator[bytes]:
 
 def log_page(row: TaskRow, after: int, count: int, *, has_times: bool = False) -> Iterator[bytes]:
     """At most `count` lines after number `after` as JSON, in parts, with the next `after`."""
-    # A page keeps them small.
+    # Within a page, parts are small.
     times: list[str | None] = []
 
     def texts() -> Iterator[list[bytes]]:
@@ -91,7 +91,7 @@ def log_page(row: TaskRow, after: int, count: int, *, has_times: bool = False) -
 def log_text(
     row: TaskRow, after: int, count: int | None, *, has_times: bool = False
 ) -> Iterator[bytes]:
-    """Lines after number `after` as UTF-8 with a line feed each, and their times if wanted."""
+    """Lines after number `after` as UTF-8, each with a line feed and, if requested, its time."""
     for page in logs.pages(row, after, count):
         lines = page.lines()
         if has_times:
@@ -126,7 +126,7 @@ def _texts(rows: Sequence[TaskRow], shape: Shape) -> Iterator[Iterable[bytes]]:
         if row.agent_id in embedded:
             agent_json = embedded[row.agent_id]
             if row.json:
-                # The text of a JSON object, with more fields.
+                # A JSON object as text, with additional fields.
                 yield [row.json[:-1] + b"," + strict_json.dumps(agent_json)[1:]]
             else:
                 yield _task_text(row, shape, agent_json)

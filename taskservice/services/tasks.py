@@ -77,7 +77,8 @@ _finished = (
     .limit(1_000)
     .subquery()
 )
-# Of the last 1,000. Both databases read the subquery in its order, and stop at the first failure.
+# Among the last 1,000. Both databases read the subquery in its order, and stop at the first
+# failure.
 NEWEST_FAILURE = Statement[TaskRow](
     select(_finished).where(_finished.c.error_type != CANCELLED).limit(1)
 )
@@ -116,7 +117,7 @@ def newest_rerun(caller: Caller, task_id: str) -> TaskRow | None:
 # The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this
 # machine's clock may differ.
 HEARTBEAT = {"last_heartbeat_at": database_now(), "heartbeat_deadline": database_now(Task.timeout)}
-# The columns that the end of a task changes too.
+# The columns that the end of a task also changes.
 NOT_HANGING = {"hanging_since": None, "hanging_reason": None}
 _LOCK = Statement[Any](select(Task.id).where(is_this_task).with_for_update())
 
@@ -130,7 +131,7 @@ def get_locked(
 ) -> TaskRow:
     """The task, locked until this transaction ends, as `statement` reads it. Raises 404."""
     this_task = {"task_id": task_id, **caller.scope}
-    # On SQLite the transaction itself keeps other writers out.
+    # On SQLite the transaction itself excludes other writers.
     if connection.dialect.name == "postgresql":
         # A SELECT that waits for a lock reads joined rows as they were before: so lock first.
         _LOCK.run(connection, **this_task)
@@ -146,7 +147,7 @@ def finished_problem(task: TaskRow) -> Problem:
 
 
 def delete(caller: Caller, task_id: str) -> TaskRow:
-    """Delete a task; returns it, and its log can be read until the sweep. Raises 404."""
+    """Delete a task; returns it. Its log can be read until the sweep. Raises 404."""
     with transaction() as connection:
         task = get_locked(connection, caller, task_id)
         remove(connection, [task.id])
@@ -183,7 +184,7 @@ class Idempotency(NamedTuple):
         return cls(key, hashlib.sha256(strict_json.canonical(asked)).hexdigest())
 
     def replayed(self, connection: Connection, with_key: AnySelect, **values: str) -> Any:
-        """The row that this key made; None if there is none. Raises 422 for another request."""
+        """The row that this key created; None if there is none. Raises 422 for another request."""
         if self.idempotency_key is None:
             return None
         values["idempotency_key"] = self.idempotency_key
@@ -196,7 +197,7 @@ class Idempotency(NamedTuple):
 
 # The columns that an INSERT of a task sets in addition to TASK_COLUMNS and NEW_TASK.
 MORE_COLUMNS = {"name_folded", "timeout", "idempotency_key", "idempotency_digest"}
-# No task hangs before it has run for this time: the shortest `maxDuration`.
+# The shortest `maxDuration`, before which no task hangs.
 _FIRST_CHECK = {"hang_check_at": database_now(float(terms.MIN_DURATION))}
 # The inactivity timeout starts.
 NEW_TASK = insert(Task).values(
@@ -268,7 +269,7 @@ def _start(
     *,
     is_claimed: bool,
 ) -> tuple[TaskRow, bool]:
-    """Start a task with the columns that `load` returns, with a row of its agent's columns."""
+    """Start a task with the columns that `load` returns for a row with its agent's columns."""
     valid_for = INPUT_SCHEMA
     while True:
         with transaction() as connection:
@@ -282,7 +283,7 @@ def _start(
             # Locked, so that it is not deleted before this transaction ends.
             if parent["task_id"] is not None and _PARENT.one_or_none(connection, **parent) is None:
                 raise invalid({"parentId": ["No such task."]})
-            # The program of a claimed task already runs: its work must be recorded.
+            # The program of a claimed task is already running, and its work must be recorded.
             if is_claimed or agent.input_schema == valid_for:
                 caller_columns = {"user_id": caller.user_id, "started_by": caller.key_name}
                 task = _insert(
@@ -378,7 +379,7 @@ def _claim_of(oldest: Any) -> Any:
 
 # On PostgreSQL, concurrent claims take the next task instead of waiting.
 _CLAIM = _claim_of(_OLDEST_UNCLAIMED.with_for_update(skip_locked=True))
-# Another change than a claim may lock a task: if no other task is left, wait for the lock.
+# A change other than a claim may lock a task: if no other task is left, wait for the lock.
 _CLAIM_LOCKED = _claim_of(_OLDEST_UNCLAIMED.with_for_update())
 _CLAIMED = select(Task.id).where(is_of_this_agent, Task.claim_key == bindparam("key"))
 _VALID_KEY = select(ApiKey.id).where(ApiKey.id == bindparam("key_id"), *auth.KEY_IS_VALID)
@@ -386,7 +387,7 @@ _LOCK_KEY = _VALID_KEY.with_for_update(read=True)
 
 
 def has_task_for_claim(caller: Caller, agent_id: str, key: str | None) -> bool:
-    """Whether a claim with this key would return a task, maybe an earlier one. Raises 404."""
+    """Whether a claim with this key would return a task, even the same one again. Raises 404."""
     has_task = read_one(_AGENT_HAS_TASK, agent_id=agent_id, claim_key=key, **caller.scope)
     return bool(require(has_task, "agent")[0])
 

@@ -66,7 +66,7 @@ def lock(connection: Connection, user_id: str) -> None:
 def lock_user_of(connection: Connection, caller: Caller) -> None:
     """Lock the caller's user. Raises 401 if the caller's key is no longer valid."""
     lock(connection, caller.user_id)
-    # A key that a revoked key creates now would survive the revocation.
+    # Otherwise a revoked key could still create a key.
     is_valid = select(ApiKey.id).where(ApiKey.id == caller.key_id, *KEY_IS_VALID)
     if connection.scalar(is_valid, {"now": clock.now()}) is None:
         raise invalid_key()
@@ -132,7 +132,7 @@ def create_key(caller: Caller, fields: dict[str, Any], key_id: str | None = None
 def revoke_key(caller: Caller, key_id: str) -> KeyRow:
     """Revoke a key of the caller's user. Raises 401, 404, and 409 for the last user key."""
     with transaction() as connection:
-        # The lock keeps two requests from revoking the last two user keys.
+        # The lock prevents two requests from revoking the last two user keys.
         lock_user_of(connection, caller)
         _key(connection, key_id, caller)
         values = {**caller.scope, "now": clock.now()}
@@ -177,7 +177,7 @@ def record_last_uses() -> None:
         {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
         for (user_id, agent_id), time in sorted(workers.items())
     ]
-    # An agent with a worker can be a tool from now on.
+    # An agent becomes a tool when a worker is seen.
     since = {"tool_since": tool_since(clock.now())}
     _store_last_uses(of_workers, Agent.worker_seen_at, and_(*this_agent), since)
 
@@ -252,7 +252,7 @@ def _insert_key(
 
 # Callback secrets, which are rotated with a day of overlap.
 
-# A replaced secret also signs for a day, so that receivers can change to the new one.
+# A replaced secret also signs for a day, so that receivers can switch to the new one.
 OVERLAP_SECONDS = 86_400.0
 # Each secret that signs adds 48 bytes to a header; receivers accept headers of a few KiB.
 MAX_SIGNING = 10

@@ -45,7 +45,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         worker.early_signals = arbiter.SIG_QUEUE
 
     class OwnLogger(Logger):
-        """gunicorn's logger, in the format of our own log."""
+        """gunicorn's logger, in the format of the service's log."""
 
         def setup(self, cfg: GunicornConfig) -> None:
             super().setup(cfg)

@@ -160,7 +160,7 @@ def is_client_connected() -> bool:
 
 # The changes of a task as they happen, as Server-Sent Events.
 
-# A comment after this time without an event keeps proxies from closing the stream.
+# A comment after this time without an event prevents proxies from closing the stream.
 COMMENT_SECONDS = 15.0
 COMMENT = b":\n\n"
 
@@ -222,7 +222,7 @@ def _text(
 def _events(task_id: str, after: int, has_times: bool) -> Iterator[bytes | None]:
     """Yields the task, its lines after number `after`, and each change, until the task ends.
 
-    The task comes first, after each change of more than its log, and last; None if nothing changes
+    The task is first, after each change of more than its log, and last; None if nothing changes
     between two checks of the client. A deletion or the end of the process ends the iterator too.
     """
     shown: tuple[object, ...] | None = None

@@ -6,7 +6,7 @@ from typing import NamedTuple
 class Outcome(NamedTuple):
     message: str  # for a person, without secrets, and without the path and query of the URL
     delivered: bool = False  # the response was 2xx
-    permanent: bool = False  # do not try again: the URL is refused, or the response was 410
+    permanent: bool = False  # not tried again: the URL is refused, or the receiver returned 410
     status_code: int | None = None  # None without a response
     retry_after: float | None = None  # seconds that the receiver asks for, at most a day
     duration_ms: int = 0

@@ -309,7 +309,7 @@ def test_list_shows_labels_and_how_far_a_task_is(machine: AgentMachine) -> None:
     assert words.keys() == {"failed", "running", "waiting"}
     assert "x" * 59 + "…  first line" in words["failed"]
     assert "second" not in words["failed"]
-    assert words["running"].endswith("  50 % 34 of 68 pages  env=prod")
+    assert words["running"].endswith("  50% 34 of 68 pages  env=prod")
     started = datetime.fromisoformat(str(waiting["createdAt"])).astimezone(ZoneInfo("Asia/Kolkata"))
     assert started.strftime("%Y-%m-%d %H:%M") in words["waiting"]
     # Each column begins at the same place.
@@ -379,7 +379,7 @@ def test_show_has_the_fields_that_tell_where_a_task_comes_from(machine: AgentMac
     machine.user.report(task, status="complete")
     lines = machine.run("task", "show", str(task["id"])).stdout.splitlines()
     words = {line[:10].strip(): line[12:] for line in lines}
-    assert words["progress"] == "25 % a quarter"
+    assert words["progress"] == "25% a quarter"
     assert words["labels"] == "env=prod"
     assert words["parent"] == parent["id"]
     assert words["started by"] == words["ended by"] == "first"

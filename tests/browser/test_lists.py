@@ -166,7 +166,7 @@ def test_deletion_leads_back_to_the_filtered_list(visitor: Visitor, alice: Remot
         page.get_by_role("link", name="Delete…").click()
         expect(page.locator(".confirm")).to_contain_text("waiting · summarizer · started")
         check_accessible(page)
-        page.get_by_role("button", name="Delete for good").click()
+        page.get_by_role("button", name="Delete permanently").click()
         page.wait_for_url(f"{visitor.url}/?sort=createdAt")
         expect(page.locator("#notice")).to_have_text(f"Deleted “{name}”.")
     page = visitor.go("/agents/summarizer")
@@ -518,7 +518,7 @@ def test_selected_tasks_stay_selected_while_they_change(
     page.get_by_role("button", name="Delete…").click()
     expect(page.get_by_role("heading")).to_have_text("Delete 2 tasks?")
     check_accessible(page)
-    page.get_by_role("button", name="Delete for good").click()
+    page.get_by_role("button", name="Delete permanently").click()
     expect(page.locator("#rows tr")).to_have_count(1)
     assert page.url.endswith("/?status=running&claimed=true")
     assert [task["id"] for task in alice.request("GET", "/task").json()] == [other["id"]]

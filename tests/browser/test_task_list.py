@@ -94,7 +94,7 @@ def test_list_stays_where_it_was_after_a_change_of_tasks(visitor: Visitor) -> No
     place = page.evaluate("scrollY")
     assert place > 800
     page.get_by_role("button", name="Delete…").click()
-    page.get_by_role("button", name="Delete for good").click()
+    page.get_by_role("button", name="Delete permanently").click()
     expect(page.get_by_role("row", name="Task 39")).to_be_in_viewport()
     assert page.evaluate("scrollY") == place
     expect(page.get_by_text("2 tasks deleted.")).to_be_in_viewport(ratio=1)
@@ -136,7 +136,7 @@ def test_old_tasks_are_deleted_with_four_clicks(
     page.get_by_label("Select this page").check()
     page.get_by_role("button", name="Delete…").click()
     expect(page.get_by_role("heading")).to_have_text("Delete 30 tasks?")
-    page.get_by_role("button", name="Delete for good").click()
+    page.get_by_role("button", name="Delete permanently").click()
     expect(page.locator("#no-match")).to_be_visible()
     assert [task["name"] for task in alice.request("GET", "/task").json()] == ["New"]
 

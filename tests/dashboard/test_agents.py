@@ -47,7 +47,7 @@ def test_agent_shows_its_health_in_the_list_and_on_its_page(
     for path in ("/agents", "/agents/backup"):
         text = text_of(window, path)
         values = facts(text)
-        assert values["Success"] == "33 % of 3"
+        assert values["Success"] == "33% of 3"
         assert values["Usual duration"].endswith(" s")
         assert values["Now"] == "1 running, 1 waiting"
         assert "The last 4 runs: " in text
@@ -82,7 +82,7 @@ def test_success_rate_is_rounded_to_the_nearest_percent(window: Browser, alice: 
         alice.report(alice.start("backup", claim=True), status=status)
     alice.post(f"/task/{alice.start('backup')['id']}/cancel")
     for path in ("/agents", "/agents/backup"):
-        assert facts(text_of(window, path))["Success"] == "67 % of 3"
+        assert facts(text_of(window, path))["Success"] == "67% of 3"
 
 
 def test_agent_that_fails_often_is_marked_in_words(window: Browser, alice: ApiClient) -> None:

@@ -90,7 +90,7 @@ def test_deletion_of_a_folded_parent_leaves_its_children(
     window: Browser, alice: ApiClient, parent: Task
 ) -> None:
     form: Any = {**hidden(window.get("/")), "action": "delete", "taskId": parent["id"]}
-    assert "Their children stay" in window.post("/tasks/selected", form).text
+    assert "Their children are not deleted" in window.post("/tasks/selected", form).text
     single = next(task for task in alice.get("/task").json or () if task["name"] == "Single")
     assert "children" not in window.post("/tasks/selected", {**form, "taskId": single["id"]}).text
 

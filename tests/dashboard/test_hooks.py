@@ -74,7 +74,7 @@ def turn_off(app: Flask, hook: Json, reason: str | None = "The receiver is gone.
 
 def test_form_begins_with_the_usual_events(window: Browser) -> None:
     text = text_of(window)
-    assert "Nobody is told of anything yet" in text
+    assert "No notifications yet" in text
     chosen = re.findall(r'name="field\.events" value="([^"]+)" checked', text)
     assert [json.loads(unescape(value)) for value in chosen] == list(DEFAULT_EVENTS)
     values = re.findall(r'name="field\.events" value="([^"]+)"', text)

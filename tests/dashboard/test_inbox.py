@@ -41,7 +41,7 @@ def run(person: ApiClient, agent_id: str, status: str, **fields: Any) -> dict[st
 
 
 def test_empty_inbox_has_one_sentence(window: Browser) -> None:
-    assert "Nothing needs you." in text_of(window, "/inbox")
+    assert "Nothing needs your attention." in text_of(window, "/inbox")
     assert rows(text_of(window, "/inbox")) == {}
     assert number(window) == ""
     assert line(window) == ""
@@ -64,7 +64,7 @@ def test_each_agent_in_trouble_is_one_row_with_its_reasons(
     assert list(shown) == ["nightly", "poll", "waits", "calls"]
     for name, words in {
         "nightly": ("Broken since ", "Failed 2 times in a row: Disk <full>",
-                    "Late since 24 Nov 2026, 13:36:00 UTC", "The expected run did not come"),
+                    "Late since 24 Nov 2026, 13:36:00 UTC", "The expected run did not start"),
         "poll": ("The last task failed: exit status 3: Connection refused",),
         "waits": ("No worker since ", "No worker has asked for work of this agent yet"),
         "calls": ("Callback failed since ", "The callback was not delivered: "),

@@ -163,7 +163,7 @@ def test_agents_whose_digests_are_the_same_are_started_by_id_alone(
     (name,) = {hashed(agent_id, "a" * 33) for agent_id in agents}
     tools = mcp.tools()
     assert list(tools) == FIXED
-    assert tools["start_task"]["description"].endswith(f"of their own: {', '.join(agents)}.")
+    assert tools["start_task"]["description"].endswith(f"no separate tool: {', '.join(agents)}.")
     assert mcp.modern("tools/call", {"name": name}).refused == (200, -32602)
 
 
@@ -200,7 +200,7 @@ def test_agents_that_were_tools_first_stay(
     alice.register("agent-63", tool=True)
     tools = mcp.tools()
     assert list(tools) == first + FIXED
-    assert tools["start_task"]["description"].endswith("of their own: 0, old.")
+    assert tools["start_task"]["description"].endswith("no separate tool: 0, old.")
     assert mcp.modern("tools/call", {"name": "old"}).refused == (200, -32602)
     # One that was not a tool for a time comes after the others.
     alice.register("agent-00", tool=False)

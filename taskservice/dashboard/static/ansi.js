@@ -109,7 +109,7 @@ function textNodes(nodes, state) {
   return [span];
 }
 
-// A progress bar overwrites itself; a terminal shows what it wrote last.
+// A progress bar overwrites itself; a terminal shows the last version.
 function lastOverwrite(line) {
   const shown = line.replace(/\r+$/, "");
   return shown.slice(shown.lastIndexOf("\r") + 1);

@@ -1,8 +1,8 @@
-// The form of a new hook says which format follows from the address, as the service decides it.
+// The form of a new hook shows which format follows from the address, by the rules of the service.
 
 const form = document.querySelector(".hook-form form");
 const address = form.elements["field.target"];
-// By its value, which is JSON, as of the other fields.
+// The value of a choice is JSON, as in all fields.
 const labelOf = (format) => form.querySelector(`[name="field.format"][value='"${format}"'] + bdi`);
 const byAddress = labelOf("");
 const { textContent: title } = byAddress;

@@ -26,7 +26,7 @@ function search() {
   field?.select();
 }
 
-// After g comes the first letter of a page's name.
+// The keys after g: the first letter of a page's name.
 function go(key) {
   goesUntil = -Infinity;
   const links = [...document.querySelectorAll("header nav a")];

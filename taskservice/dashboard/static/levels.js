@@ -2,7 +2,7 @@
 
 export const LEVELS = ["error", "warning", "info", "debug"];
 
-// Longer lines are judged by their beginning.
+// Of a longer line, only this many characters count.
 const MAX_LENGTH = 500;
 const WORDS = {
   error: "error|err|fatal|critical|crit|panic|severe|emerg(?:ency)?|alert",
@@ -10,7 +10,7 @@ const WORDS = {
   info: "info|notice",
   debug: "debug|trace|verbose",
 };
-// At the beginning, perhaps after a time, brackets and the name of the program.
+// At the start, perhaps after a time, brackets and the name of the program.
 const PREFIX = "^[\\s\\d\\-:.,/+TZ\\[\\](){}<>|*#=]*(?:[\\w.\\-/]{1,40}[:\\]]\\s*)?";
 const PATTERNS = LEVELS.map((level) => {
   const word = WORDS[level];
@@ -37,7 +37,7 @@ const FAULT = new RegExp(
     "\\bcore dumped\\b",
   ].join("|"),
 );
-// Errors that programs print without a word for the level.
+// Errors that programs print without the name of a level.
 const REASON = new RegExp(
   [
     "\\b(?:timed[ -]out|refused|denied|aborted|aborting|fatal (?:error|exception|signal))\\b",
@@ -49,7 +49,7 @@ const REASON = new RegExp(
     .join("|"),
   "gi",
 );
-// Before such words: it did not happen, as in "0 requests timed out".
+// Words before these that deny the error, as in "0 requests timed out".
 const NEGATION = /\b(?:0|zero|no|not|non|never|nothing|none|without)[\s-]+(?:\w+\s+)?$/i;
 
 function hasReason(text) {

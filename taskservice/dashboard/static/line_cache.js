@@ -1,4 +1,4 @@
-// The lines of a log that have been loaded; others are fetched when they come into view.
+// The lines of a log that have been loaded; others are loaded when they become visible.
 
 export const BLOCK = 200;
 // The server's maximum for one response.
@@ -10,7 +10,7 @@ const MAX_LENGTH = 5_000;
 const here = location.pathname;
 // Number of a block -> its lines, each with its time; missing ones are holes.
 const blocks = new Map();
-// How many lines have been stored, dropped ones too.
+// The number of lines that have been stored, including dropped ones.
 export let storedCount = 0;
 
 export function blockOf(number) {
@@ -21,7 +21,8 @@ export function line(number) {
   return entry(number)?.text;
 }
 
-// When its agent printed a line, in milliseconds; null if it has no time, undefined if it is not loaded.
+// When the agent printed a line, in milliseconds; null without a time, undefined if it is not
+// loaded.
 export function timeOf(number) {
   return entry(number)?.at;
 }
@@ -34,7 +35,7 @@ export function isBlockLoaded(number) {
   return blocks.has(blockOf(number));
 }
 
-// `time` is as the server sends it: text, or null.
+// `time` is a text or null, as the server sends it.
 export function store(number, text, time) {
   const index = blockOf(number);
   let block = blocks.get(index);
@@ -78,7 +79,7 @@ async function fetchTimed(after, limit) {
     });
     return response.ok ? await response.json() : null;
   } catch {
-    // The event stream reports it.
+    // The event stream reports the error.
     return null;
   }
 }
@@ -92,7 +93,7 @@ export async function loadAround(number, first) {
   if (!found) return false;
   storeAll(from, found);
   if (from + found.lines.length > number) return true;
-  // Long lines filled the response before this one, or it has been deleted.
+  // Long lines have filled the response before this line, or it was deleted.
   const more = await fetchTimed(number - 1, BLOCK);
   if (!more) return false;
   storeAll(number, more);

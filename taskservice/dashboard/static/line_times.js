@@ -2,8 +2,8 @@
 
 import { pauses, storedCount, timeOf } from "./line_cache.js";
 
-// The shortest pause that is marked in a log that has no pace yet. Otherwise it is FACTOR times as
-// long as all but a few of the loaded pauses: but one in RARE, or MAX_LONG in a short log.
+// The shortest pause that is marked in a log with few lines. In others it is FACTOR times as long
+// as most of the loaded pauses: all except one in RARE, or except MAX_LONG in a short log.
 const PAUSE_MS = 30_000;
 const FACTOR = 3;
 const RARE = 20;
@@ -69,7 +69,7 @@ function shortestMarked() {
   return shortest;
 }
 
-// The text of a pause that is marked; else empty.
+// The text of a marked pause; else empty.
 export function pauseBetween(before, at) {
   const isTimed = typeof at === "number" && typeof before === "number";
   return isTimed && at - before >= shortestMarked() ? spanText(at - before) : "";

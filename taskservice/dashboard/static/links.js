@@ -1,16 +1,16 @@
-// Foreign text as nodes: text stays text, and only http and https links become links.
+// Untrusted text as nodes: only http and https links become links, all else remains text.
 
 const LINK = /\bhttps?:\/\/[^\s<>"'`\\^{|}\u0000-\u001f\u202a-\u202e\u2066-\u2069]{1,2000}/g;
-// The end of a sentence is not part of the link in it.
+// The punctuation after a link is not part of it.
 const END = /[.,:;!?)\]*_~]+$/;
-// These change the direction of text and so can disguise it.
+// Characters that change the direction of text, and so can disguise it.
 const DIRECTION_MARKS = /[\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 
 export function shown(text) {
   return text.replace(DIRECTION_MARKS, (mark) => `\\u${mark.codePointAt(0).toString(16)}`);
 }
 
-// A link to another place, or its text where that is not http or https.
+// A link to an http or https address, or its text for any other address.
 export function link(address, label = document.createTextNode(shown(address))) {
   let url;
   try {
@@ -28,7 +28,7 @@ export function link(address, label = document.createTextNode(shown(address))) {
   return anchor;
 }
 
-// The addresses in a text, with their places.
+// The addresses in a text, with their positions.
 export function addressesIn(text) {
   return [...text.matchAll(LINK)].map(({ 0: found, index }) => {
     const address = withoutEnd(found);
@@ -36,7 +36,8 @@ export function addressesIn(text) {
   });
 }
 
-// Text with its links; of a part of a text, which begins at `offset`, with the addresses of the whole.
+// Text with its links; a part of a text begins at `offset`, and gets the addresses of the whole
+// text.
 export function linked(text, addresses = addressesIn(text), offset = 0) {
   const nodes = [];
   const node = (from, to) => document.createTextNode(shown(text.slice(from, to)));

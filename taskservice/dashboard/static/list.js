@@ -1,4 +1,5 @@
-// The list of tasks: filters and pages replace it in place, and tasks are selected in ranges.
+// The list of tasks: filters and pages replace it without a new page, and tasks are selected in
+// ranges.
 
 import { refresh, showNotice } from "./page.js";
 
@@ -14,7 +15,7 @@ const boxes = () => [...document.querySelectorAll("#rows [name=taskId]")];
 async function show(address) {
   history.pushState(null, "", address);
   await showAddress();
-  // The list stays where the reader is. Its beginning comes into view if it is above the window.
+  // The scroll position remains, unless the start of the list is above the window.
   if (list.getBoundingClientRect().top < 0) document.getElementById("filters").scrollIntoView();
 }
 
@@ -23,7 +24,7 @@ async function showAddress() {
   showNotice("");
   await refresh();
   fillForm();
-  // What had the focus may be on this page no longer.
+  // The element with the focus may no longer be on this page.
   if (document.activeElement === document.body) list.focus({ preventScroll: true });
   document.getElementById("shown").textContent = `Tasks on this page: ${boxes().length}`;
 }
@@ -71,7 +72,7 @@ addEventListener("popstate", () => {
 
 let lastClicked = "";
 
-// Shift selects all between this box and the one before.
+// Shift selects all boxes between this one and the previous one.
 function selectRange(box) {
   const all = boxes();
   const ends = [all.findIndex(({ value }) => value === lastClicked), all.indexOf(box)];
@@ -104,7 +105,7 @@ if (pageBox()) {
   addEventListener("pageshow", showSelection);
 }
 
-// After a change of the selected tasks, the list is again where it was.
+// After an action on the selected tasks, the scroll position is restored.
 const PLACE = "place";
 document.addEventListener("submit", ({ target }) => {
   if (target.id === "selected")

@@ -19,7 +19,7 @@ import { copyText, refresh, released } from "./page.js";
 
 // Rows that are drawn above and below the visible ones, for smooth scrolling.
 const OVERSCAN = 15;
-// Selected rows stay in the page up to this many lines from the visible ones.
+// Selected rows remain in the page up to this many lines from the visible ones.
 const SELECTED_OVERSCAN = 1_000;
 // Browsers limit the height of an element; scrolling is scaled for a longer log.
 const MAX_HEIGHT = 8_000_000;
@@ -29,7 +29,7 @@ const MAX_RECONNECT_MS = 2_000;
 // After a 503, when all streams are in use. Until then the page updates every second.
 const REFUSED_MS = 5_000;
 const MAX_REFUSED_MS = 30_000;
-// A window without focus gives its stream to others after this time.
+// A window without focus closes its stream after this time, so that others can have one.
 const BLUR_MS = 10_000;
 
 const get = (id) => document.getElementById(id);
@@ -63,7 +63,7 @@ function set(element, text) {
 
 // --- the visible part ------------------------------------------------------------------------
 
-// A line has a number, and a place among the lines that are shown.
+// A line has a number, and a row number among the lines that are shown.
 const firstPlace = () => (filtered ? 1 : first);
 const lastPlace = () => (filtered ? filtered.length : count);
 const numberAt = (place) => (filtered ? filtered[place - 1] : place);
@@ -107,7 +107,7 @@ function isAtEnd() {
   return box.scrollTop + box.clientHeight >= height() - LINE / 2;
 }
 
-// The first and last place to draw, and the first visible one.
+// The first and last row to draw, and the first visible one.
 function visible() {
   const pixel = topPixel();
   const top = placeAt(pixel);
@@ -124,7 +124,7 @@ function visible() {
   return { from, to, top };
 }
 
-// The places of the lines that are selected, wholly or in part.
+// The rows of the lines that are selected, wholly or in part.
 function selected() {
   const selection = getSelection();
   if (selection.isCollapsed || !selection.rangeCount) return null;
@@ -168,7 +168,7 @@ function row(number) {
   const content = document.createElement("span");
   if (text !== undefined) {
     content.append(...painted(text));
-    // A program with colours has coloured its levels itself.
+    // A program that prints colours has coloured its levels.
     if (!text.includes("\x1b")) content.className = `level-${levelOf(plain(text))}`;
   }
   element.append(link, time, content);
@@ -231,7 +231,7 @@ function drawRows(from, to) {
   highlight(rows.values());
 }
 
-// Measures the drawn rows and keeps the reading position.
+// Measures the drawn rows, without a change of the reading position.
 function measureRows() {
   const wasAtEnd = isAtEnd();
   const { place, above } = anchor();
@@ -245,7 +245,7 @@ function measureRows() {
   draw();
 }
 
-// The place of a visible line, preferably the marked one, and how far below the top it begins.
+// The row of a visible line, preferably the marked one, and its distance from the top.
 function anchor() {
   const pixel = topPixel();
   const top = placeAt(pixel);
@@ -329,7 +329,7 @@ function show(from, to) {
   const clamp = (number) => Math.min(Math.max(number, first), count);
   marked = { from: clamp(from), to: clamp(to) };
   if (filtered && numberAt(placeOf(marked.from)) !== marked.from) showAllLevels();
-  // Its button can move the lines.
+  // The button for it can move the lines.
   updateControls();
   if (isInView(marked.from) || isInView(marked.to)) return;
   card.scrollIntoView({ block: "nearest" });
@@ -385,7 +385,7 @@ buttons.new.addEventListener("click", () => {
 for (const [name, go] of Object.entries({ start: toStart, end: toEnd })) {
   buttons[name].addEventListener("click", go);
 }
-// These lead to another place of the log.
+// These lead to another position in the log.
 for (const button of [buttons.start, buttons.end, get("log-last-error")]) {
   button.addEventListener("click", () => {
     get("log-menu").open = false;
@@ -423,7 +423,7 @@ buttons.copy.addEventListener("click", async () => {
 
 // --- filter ------------------------------------------------------------------------------
 
-// Shows these lines only, or all of them; the first visible line stays where it is.
+// Shows only these lines, or all; the first visible line does not move.
 function filter(numbers) {
   if (!numbers && !filtered) return;
   const top = numberAt(visible().top) ?? first;
@@ -469,7 +469,7 @@ const ENDS = {
   complete: "complete",
 };
 
-// After the last line: the time without output, which is known when the line is in view.
+// After the last line: the time without output, which is known when the line is loaded.
 function showSilence() {
   const text = count < first ? "" : silenceText(timeOf(count));
   if (silence.textContent === text) return;
@@ -538,8 +538,8 @@ wrapBox.addEventListener("change", () => {
   keep("wrap", wrapped ? "yes" : "no");
 });
 
-// The log ends at the end of the window, unless the output of a complete task stands above it. What
-// is new in a failure begins below it.
+// The log ends at the end of the window, unless the output of a complete task is above it. The new
+// lines of a failure are below it.
 function fit() {
   const above = box.getBoundingClientRect().top + scrollY;
   const isFirst = box.dataset.status !== "complete";
@@ -595,7 +595,7 @@ function connect() {
 function addLine(number, { line: text, at }) {
   if (number <= count) return;
   count = number;
-  // Lines out of view are not stored: they are fetched when they come into view.
+  // Lines out of view are not stored: they are loaded when they become visible.
   if (following || isBlockLoaded(number)) store(number, text, at);
   if (following) dropDistant(number);
   draw();

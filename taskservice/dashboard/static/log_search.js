@@ -14,10 +14,10 @@ const noLines = get("log-no-lines");
 const steps = { [-1]: get("log-previous"), 1: get("log-next") };
 const ends = { 1: get("log-first-error"), [-1]: get("log-last-error") };
 
-// The current search: for one text, in the lines of some levels.
+// The current search: a text, and the levels of its lines.
 let needle = "";
 let levels = new Set();
-// The numbers of the lines that contain the text, and of the lines of the levels.
+// The numbers of the lines that contain the text, and of the lines with the levels.
 let matches = [];
 let shown = [];
 let current = null;
@@ -35,7 +35,7 @@ function set(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// The place of the first of ascending numbers that is at least `number`.
+// The index of the first of ascending numbers that is at least `number`.
 export function lowerBound(numbers, number) {
   let [low, high] = [0, numbers.length];
   while (low < high) {
@@ -216,7 +216,7 @@ export function highlight(rows) {
 function rangesIn(element) {
   const text = element.textContent.toLowerCase();
   const ranges = [];
-  // A few letters get longer in lower case, which moves the text after them.
+  // A few letters are longer in lower case, which moves the text after them.
   if (text.length !== element.textContent.length) return ranges;
   for (let at = text.indexOf(needle); at >= 0; at = text.indexOf(needle, at + needle.length)) {
     const range = new Range();
@@ -275,7 +275,7 @@ export function init(functions) {
     ends[direction].addEventListener("click", () => showError(direction));
   }
   for (const box of boxes) {
-    // A browser that reloads a page may keep it checked.
+    // After a reload, a browser may restore the checked boxes.
     box.checked = false;
     box.addEventListener("change", chooseLevels);
   }

@@ -1,10 +1,10 @@
-// A subset of Markdown as nodes: there is no HTML in it, and no image is loaded.
+// A subset of Markdown as nodes: HTML remains text, and no image is loaded.
 
 import { link, linked } from "./links.js";
 
-// Deeper lists and quotes stay at this depth.
+// Deeper lists and quotes are shown at this depth.
 const MAX_DEPTH = 6;
-// A longer line is a paragraph, whatever it looks like.
+// A longer line is always a paragraph.
 const MAX_LINE = 2_000;
 const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*$/;
 const FENCE = /^ {0,3}(`{3,}|~{3,})/;
@@ -74,11 +74,11 @@ function block(lines, at, depth) {
   return paragraph(lines, at);
 }
 
-// The level of the heading before; the page has headings of its own above them.
+// The level of the previous heading; the headings of the page are above them.
 let lastLevel = 2;
 
 function headingOf(level, text) {
-  // A screen reader expects no level to be left out.
+  // For a screen reader, no level is skipped.
   lastLevel = Math.min(level + 2, lastLevel + 1, 6);
   return element(`h${lastLevel}`, ...inline(text));
 }
@@ -174,6 +174,6 @@ function styled([whole, code, bold, star, underscore, label, address]) {
   if (bold !== undefined) return element("strong", ...linked(bold));
   if (label === undefined) return element("em", ...linked(star ?? underscore));
   const anchor = link(address, element("span", ...linked(label).map((node) => node.textContent)));
-  // Anything but a link is shown as it was written.
+  // Anything except a link is shown unchanged.
   return anchor.localName === "a" ? anchor : element("span", ...linked(whole));
 }

@@ -36,7 +36,7 @@ function notify(state, page) {
   notification.addEventListener("click", () => window.focus());
 }
 
-// Browsers have no notifications without TLS, but on localhost.
+// Without TLS, browsers have notifications only on localhost.
 if (button && globalThis.Notification && isSecureContext) {
   button.hidden = false;
   button.addEventListener("click", toggle);

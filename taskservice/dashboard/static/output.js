@@ -1,10 +1,10 @@
-// The output of a task as people read it: text and Markdown, tables that sort, and folds.
-// It is made of text nodes only, out of the JSON that the page has.
+// The output of a task for people: text and Markdown, sortable tables, and folded parts. It is
+// built from text nodes only, from the JSON in the page.
 
 import { linked, shown } from "./links.js";
 import { isMarkdown, markdown } from "./markdown.js";
 
-// The parts that are drawn first; a button draws as much again.
+// The number of parts that are drawn first; a button draws the same number again.
 const TEXT_PART = 20_000;
 const CELL_PART = 300;
 const ROWS = 50;
@@ -12,7 +12,7 @@ const ITEMS = 50;
 const MAX_COLUMNS = 30;
 // Deeper values are folded.
 const OPEN_DEPTH = 2;
-// The characters from which a text is judged.
+// The first characters of a text, which determine how it is shown.
 const SAMPLE = 20_000;
 const SEARCH_MS = 250;
 // In a long text, a search shows AROUND characters on both sides of the first MAX_PASSAGES matches.
@@ -20,13 +20,13 @@ const AROUND = 200;
 const MAX_PASSAGES = 100;
 const MAX_HIGHLIGHTS = 1_000;
 
-// SVG is left out: it is a document, with links and styles of its own. No output is larger than 1 MiB.
+// SVG is left out: it is a document with its own links and styles. No output is larger than 1 MiB.
 const IMAGE = /^data:image\/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}$/;
 
 const numbers = new Intl.NumberFormat("en");
 const collator = new Intl.Collator(undefined, { numeric: true });
 
-// A number that JavaScript would round, as it is written.
+// A number that JavaScript would round, as its text.
 class Exact {
   constructor(text) {
     this.text = text;
@@ -98,7 +98,7 @@ function nested(value, depth) {
   return value.every(isObject) ? table(value, depth) : items(value, depth);
 }
 
-// A part that is made when it is opened.
+// A part that is drawn when it is opened.
 function fold(text, make) {
   const made = element("details", "fold", element("summary", "", text));
   const open = () => {
@@ -110,7 +110,7 @@ function fold(text, make) {
   return made;
 }
 
-// Appends what `render` makes of the first values, and a button for the next ones.
+// Appends the first values, drawn by `render`, and a button for the next ones.
 function growing(box, count, size, noun, render) {
   const more = button("", () => next());
   const line = element("p", "more-line", more);
@@ -178,7 +178,7 @@ function textView(text, size) {
   return box;
 }
 
-// Columns that are aligned by spaces need letters of one width.
+// Columns that are aligned by spaces need a monospace font.
 function isPreformatted(text) {
   return /\n/.test(text) && /^\t|^ {4}|\S {3,}\S/m.test(text);
 }
@@ -226,7 +226,7 @@ function table(rows, depth) {
   return outer;
 }
 
-// Whether the first rows have numbers in a column, and nothing else.
+// Whether a column of the first rows contains only numbers.
 function isNumeric(rows, column) {
   const values = rows
     .slice(0, 1_000)
@@ -241,14 +241,14 @@ function head(column, numeric) {
   return cell;
 }
 
-// The rows in the order of a column, which turns round at the second click.
+// The rows in the order of a column, which is reversed at the second click.
 function sortBy(rows, column, heads, cell) {
   const isDescending = cell.getAttribute("aria-sort") === "ascending";
   for (const other of heads) other.removeAttribute("aria-sort");
   cell.setAttribute("aria-sort", isDescending ? "descending" : "ascending");
   const known = rows.filter((row) => (row[column] ?? null) !== null);
   known.sort((one, other) => compare(one[column], other[column]) * (isDescending ? -1 : 1));
-  // Those without a value come last.
+  // Rows without a value are last.
   return [...known, ...rows.filter((row) => (row[column] ?? null) === null)];
 }
 
@@ -293,7 +293,7 @@ function countIn(text) {
   return count;
 }
 
-// The parts of a value that have the text, and how often; undefined where nothing has it.
+// The parts of a value that contain the text, and how often; undefined if no part does.
 function matching(value) {
   if (typeof value === "string") return matchingText(value);
   if (isArray(value)) return matchingItems(value);
@@ -332,7 +332,7 @@ function matchingItems(value) {
   };
 }
 
-// A row of a table keeps its other fields.
+// A row of a table is shown with its other fields.
 function matchingFields(value, isRow) {
   const part = {};
   let count = 0;
@@ -380,7 +380,7 @@ function highlight() {
   CSS.highlights.set("current-in-output", marked);
 }
 
-// Goes to the next or the previous match; after the last comes the first.
+// Goes to the next or previous match; the first one follows the last.
 function step(direction) {
   if (!ranges.length) return;
   const from = current < 0 && direction < 0 ? 0 : current;

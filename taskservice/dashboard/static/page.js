@@ -2,9 +2,9 @@
 
 const DAY = 86_400_000;
 const REFRESH_MS = 1_000;
-// For a page in the background, whose title still shows the state.
+// The interval of a page in the background, whose title still shows the state.
 const HIDDEN_MS = 10_000;
-// As long as the next page may take to come.
+// How long the next page may take to arrive.
 const LEAVING_MS = 10_000;
 // The longest press, and the longest time from its end to its click.
 const PRESS_MS = 10_000;
@@ -84,7 +84,7 @@ function both(time) {
   return `${whole.format(time)} (${relative(time)})`;
 }
 
-// A time of another day has its date.
+// A time on another day is shown with its date.
 function at(time) {
   const days = daysAgo(time);
   const word = { 1: "yesterday ", 0: "", [-1]: "tomorrow " }[days];
@@ -92,7 +92,7 @@ function at(time) {
   return (Math.abs(days) < 300 ? date : minutes).format(time);
 }
 
-// The time that is left until an expected end.
+// The remaining time until an expected end.
 function left(time) {
   const seconds = Math.round((time - Date.now()) / 1000);
   return seconds > 0 ? `about ${durationText(seconds)} left` : "taking longer than expected";
@@ -137,7 +137,7 @@ export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Without TLS browsers have no clipboard API, but they copy a selection.
+    // Without TLS, browsers have no clipboard API, but can copy a selection.
     const before = document.activeElement;
     const field = document.createElement("textarea");
     field.className = "visually-hidden";
@@ -192,7 +192,7 @@ addEventListener("keydown", (event) => {
 
 // --- forms -------------------------------------------------------------------------------
 
-// A double click sends a form once.
+// A double click sends a form only once.
 const sentForms = new Set();
 
 addEventListener("submit", (event) => {
@@ -206,13 +206,13 @@ for (const field of document.querySelectorAll("[data-zone]")) {
   field.value ||= Intl.DateTimeFormat().resolvedOptions().timeZone;
 }
 
-// A new key is shown once: reloading or coming back must not send the form again.
+// A new key is shown once: a reload or a return to the page must not send the form again.
 if (document.querySelector("[data-once]")) history.replaceState(null, "", location.href);
 
 // --- refresh --------------------------------------------------------------------------
 
 let isGone = false;
-// Of the last response, and the address that it was for.
+// The ETag of the last response, and its address.
 let etag = null;
 let shownAddress = location.href;
 // Part -> its HTML as the server sent it, before the page changed it.
@@ -224,7 +224,7 @@ function rememberOriginals() {
   }
 }
 
-// Whether the reader is filling in a form of this part, which must then stay.
+// Whether the reader is filling in a form of this part, which must then not change.
 const isInUse = (part) =>
   part.querySelector("form.answer:is([data-typed], :focus-within)") !== null;
 
@@ -262,10 +262,10 @@ function replaceRows(part, fresh) {
       original.set(old, row.outerHTML);
     }
     let place = before ? before.nextElementSibling : part.firstElementChild;
-    // A row that is moved loses the focus: one that is left from before stays where it is.
+    // A row that is moved loses the focus: rows that already exist are not moved.
     while (place && !ids.has(place.id)) place = place.nextElementSibling;
     if (place !== old) {
-      // A question that comes out of its fold is moved too.
+      // A question that leaves its fold is moved too.
       const focused = old.contains(document.activeElement) ? document.activeElement : null;
       part.insertBefore(old, place);
       focused?.focus({ preventScroll: true });
@@ -308,7 +308,7 @@ addEventListener("beforeunload", () => {
 });
 const isLeaving = () => performance.now() - leftAt < LEAVING_MS;
 
-// While something is pressed that takes a click, the page stays as it is: if it were replaced or
+// While a clickable element is pressed, the page does not change: if the element were replaced or
 // moved, the click would be lost.
 export let released = Promise.resolve();
 let release = null;
@@ -329,7 +329,7 @@ addEventListener("pointerdown", ({ button, target }) => {
   if (!release) released = new Promise((resolve) => (release = resolve));
   releaseIn(PRESS_MS);
 });
-// On a touch screen, the click comes some time after this event.
+// On a touch screen, the click follows some time after this event.
 addEventListener("pointerup", () => releaseIn(CLICK_MS));
 for (const type of ["click", "auxclick", "pointercancel", "dragstart", "contextmenu"]) {
   addEventListener(type, () => releaseIn(0));
@@ -364,7 +364,7 @@ export async function refresh() {
   }
   if (response.type === "opaqueredirect") return endPage("You are signed out.", "sign-in");
   if (response.headers.has("Task-Gone")) return endPage("This task was deleted.");
-  // Of a link, whose page has no header: this shows that it is no longer valid.
+  // The page of a link has no header: a link that is no longer valid.
   if (response.status === 404 && !document.querySelector("header")) location.reload();
   if (response.status === 304 || response.ok) {
     if (document.getElementById("notice").dataset.message) showNotice("");
@@ -393,7 +393,7 @@ export async function refresh() {
   return "changed";
 }
 
-// Loads the parts that a page leaves out since they take long: each has a link to a page with it.
+// Loads the slow parts that a page leaves out: each contains a link to a page with the part.
 function loadParts() {
   for (const part of document.querySelectorAll("[data-load]")) {
     part.removeAttribute("data-load");
@@ -406,7 +406,7 @@ async function load(part, address) {
   const text = htmlPolicy.createHTML(await answer.catch(() => ""));
   const fresh = new DOMParser().parseFromString(text, "text/html").getElementById(part.id);
   await released;
-  // The link stays if there is no such part.
+  // Without such a part, the link remains.
   if (!fresh) return;
   for (const link of fresh.querySelectorAll("a[href*='#']")) link.setAttribute("href", link.hash);
   part.replaceChildren(...fresh.childNodes);
@@ -431,7 +431,8 @@ function showState(fresh) {
 let nextRefresh = null;
 
 async function keepFresh() {
-  // Each page shows how much needs attention. Only for this, a page does not ask once a second.
+  // Each page shows the number of items that need attention; that alone is not requested each
+  // second.
   const state = document.querySelector("main [data-live]") ? await refresh() : "same";
   const pause = document.hidden ? HIDDEN_MS : REFRESH_MS;
   clearTimeout(nextRefresh);

@@ -1,4 +1,4 @@
-// Answer forms: typed text is kept, and a question that is no longer open shows a message in its
+// Answer forms: typed text remains, and a question that is no longer open shows a message in its
 // form.
 
 addEventListener("input", ({ target }) => {
@@ -20,7 +20,7 @@ document.addEventListener("refreshed", ({ detail: page }) => {
   }
 });
 
-// How the question ended, from the page of its task; the list of tasks does not contain it.
+// How the question ended, from the task page; the list of tasks does not contain it.
 function endText(ended) {
   if (!ended) return "This question is no longer open.";
   const answers = [...ended.querySelectorAll("dd")].map(({ textContent }) => textContent);
