@@ -1,10 +1,10 @@
 #!/bin/sh
-# Packs a folder. To run it as a task:
+# Packs a directory. To run it as a task:
 #
-#   taskservice run --agent backup -- examples/backup.sh FOLDER ARCHIVE
+#   taskservice run --agent backup -- examples/backup.sh DIRECTORY ARCHIVE
 #
-# The script does not use the service: its output becomes the log, its exit status the outcome,
-# and its last line, a JSON object, the task's output.
+# The script does not use the service: its output becomes the log of the task, its exit status the
+# outcome, and its last line, a JSON object, the output.
 set -eu
 
 echo "Packing $1"

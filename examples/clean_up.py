@@ -1,12 +1,12 @@
-"""An MCP tool that deletes old files in a folder, after asking a person for approval.
+"""An MCP tool that deletes old files of a directory, if a person allows it.
 
     taskservice agent add clean-up --input-schema @examples/clean_up.json \
-        --description "Deletes old files of a folder. It asks before it deletes."
+        --description "Deletes old files of a directory. It asks first."
     taskservice work --agent clean-up -- python examples/clean_up.py
 
-An MCP client that is connected to the service now has the tool `clean_up`. Without one:
+An MCP client that is connected to the service now has the tool `clean_up`. Without a client:
 
-    taskservice task start --agent clean-up --input '{"folder": "/tmp/reports"}' --follow
+    taskservice task start --agent clean-up --input '{"directory": "/tmp/reports"}' --follow
 """
 
 import json
@@ -21,18 +21,20 @@ CHOICES = ["delete", "keep"]
 SHOWN = 20
 
 
-def old_files(folder: Path, days: float) -> list[Path]:
-    """The files of a folder that are older than `days`, without links and folders."""
+def old_files(directory: Path, days: float) -> list[Path]:
+    """The files that have not changed for `days`, without links and directories."""
     limit = time.time() - days * 86_400
-    files = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.is_symlink())
+    files = (
+        path for path in sorted(directory.iterdir()) if path.is_file() and not path.is_symlink()
+    )
     return [path for path in files if path.lstat().st_mtime <= limit]
 
 
-def is_approved(task: Task, folder: Path, files: list[Path]) -> bool:
+def is_approved(task: Task, directory: Path, files: list[Path]) -> bool:
     names = [path.name for path in files[:SHOWN]]
     if len(files) > SHOWN:
         names.append(f"and {len(files) - SHOWN} more")
-    message = "\n".join([f"Delete {len(files)} files of {folder}?", *names])
+    message = "\n".join([f"Delete {len(files)} files of {directory}?", *names])
     try:
         return task.ask(message, choices=CHOICES, timeout=3600) == "delete"
     except QuestionNotAnswered as reason:
@@ -42,14 +44,14 @@ def is_approved(task: Task, folder: Path, files: list[Path]) -> bool:
 
 def main() -> None:
     task_input = json.load(sys.stdin)
-    folder = Path(task_input["folder"])
-    if not folder.is_dir():
-        sys.exit(f"{folder} is not a folder")
-    files = old_files(folder, task_input.get("days", 30))
-    print(f"{folder} has {len(files)} old files", flush=True)
+    directory = Path(task_input["directory"])
+    if not directory.is_dir():
+        sys.exit(f"{directory} is not a directory")
+    files = old_files(directory, task_input.get("days", 30))
+    print(f"{directory} has {len(files)} old files", flush=True)
     with current() as task:
         task.output["deleted"] = 0
-        if files and is_approved(task, folder, files):
+        if files and is_approved(task, directory, files):
             for number, path in enumerate(files, 1):
                 path.unlink(missing_ok=True)
                 task.output["deleted"] = number

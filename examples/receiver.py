@@ -1,4 +1,4 @@
-"""A receiver of webhooks in Flask, which accepts only requests that the service has signed.
+"""A receiver of webhooks with Flask, which accepts only requests that the service has signed.
 
     pip install flask standardwebhooks
     CALLBACK_SECRET=whsec_... python examples/receiver.py 9000
@@ -15,7 +15,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 app = Flask(__name__)
 webhook = Webhook(os.environ["CALLBACK_SECRET"])
-seen: set[str] = set()  # a real receiver keeps it in its database
+seen: set[str] = set()  # a real receiver stores these in its database
 
 
 @app.post("/")

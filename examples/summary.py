@@ -1,9 +1,10 @@
 """Counts the words of text files, and reports the result as a task.
 
-    TASKSERVICE_URL=... TASKSERVICE_APIKEY=... python examples/summary.py FILE ...
+    taskservice login
+    python examples/summary.py FILE ...
 
-An exception becomes the task's error, with the traceback in the log. After a cancellation, the
-next line raises TaskCancelled.
+An exception becomes the error of the task, with the traceback in the log. After a cancellation,
+the next `task.log` raises TaskCancelled.
 """
 
 import sys

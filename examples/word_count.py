@@ -1,4 +1,4 @@
-"""A program for a worker: reads the input as JSON from stdin, and prints the output last.
+"""A program for a worker: reads the input as JSON from stdin, and prints the output as JSON.
 
     taskservice work --agent word-count -- python examples/word_count.py
 

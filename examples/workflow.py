@@ -1,9 +1,10 @@
 """A workflow of three steps with a language model: outline, draft, review.
 
-    TASKSERVICE_URL=... TASKSERVICE_APIKEY=... python examples/workflow.py "a topic"
+    taskservice login
+    python examples/workflow.py "a topic"
 
-Each step appears in the log as it happens, and in the output when it is done, so that a
-person can watch the progress. `Model` is a fake: replace it with a real one.
+Each step appears in the log while it runs, and in the output when it has ended, so a person can
+watch the progress. `Model` is a fake: replace it with a real one.
 """
 
 import logging

@@ -82,8 +82,8 @@ def test_worker_that_asks_before_it_deletes(machine: AgentMachine, tmp_path: Pat
     schema = EXAMPLES / "clean_up.json"
     added = machine.run("agent", "add", "clean-up", "--input-schema", f"@{schema}")
     assert added.returncode == 0, added.stderr
-    task_input = {"folder": str(tmp_path / "folder"), "days": 10}
-    refused = machine.run("task", "start", "--agent", "clean-up", "--input", '{"folder": 1}')
+    task_input = {"directory": str(tmp_path / "folder"), "days": 10}
+    refused = machine.run("task", "start", "--agent", "clean-up", "--input", '{"directory": 1}')
     assert (refused.returncode, refused.stdout) == (1, "")
     old, kept = ["one.txt", "two.txt"], ["folder", "link", "new.txt"]
     folder = tmp_path / "folder"
