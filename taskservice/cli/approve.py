@@ -8,6 +8,7 @@ import select
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import PurePath
 from typing import Any, NoReturn
@@ -16,12 +17,12 @@ from unicodedata import category
 import click
 
 from taskservice.cli import options
-from taskservice.cli.watchdog import ended_if_killed
+from taskservice.cli.watchdog import SIGNALS, ended_if_killed
 from taskservice.client import Client, TaskServiceError, responses
 from taskservice.client.task import ask_alone
 from taskservice.exact_json import is_deeper
 from taskservice.runner.program_output import Masker
-from taskservice.terminal import exit_with_error, print_json, shortened
+from taskservice.terminal import exit_with_error, notice, print_json, shortened
 from taskservice.terms import MAX_TIMEOUT
 
 # https://code.claude.com/docs/en/hooks and https://developers.openai.com/codex/hooks describe it;
@@ -62,23 +63,23 @@ def command(agent: str | None, timeout: int) -> None:
     Without an answer (expired, declined, no service or key, a signal) it prints nothing and exits
     with 0, and the agent asks in its own terminal. Other input and wrong options exit with 1.
     """
-    _on_signals(_interrupted)
+    # A thread waits for them, since the exception of a handler can be lost.
+    signals = {number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
-        prompt = _prompt()
-        if prompt["tool_name"] == "AskUserQuestion":
-            _no_answer("only it has the choices")
         connection = Client().connection
-        connection.call("GET", "/user", responses.USER, **REACH)
-        agent = agent or (None if connection.agent_key_hint else _caller(prompt))
         with ended_if_killed(connection, timeout) as on_start:
-            threading.Thread(target=_watch_stdout, daemon=True).start()
+            for wait in (partial(signal.sigwait, signals), _wait_until_nobody_reads):
+                threading.Thread(target=_end_after, args=[wait], daemon=True).start()
+            prompt = _prompt()
+            if prompt["tool_name"] == "AskUserQuestion":
+                _no_answer("only it has the choices")
+            connection.call("GET", "/user", responses.USER, **REACH)
+            agent = agent or (None if connection.agent_key_hint else _caller(prompt))
             asking: Any = {"agent_id": agent, "on_start": on_start}
             question = ask_alone(connection, _message(prompt), SCHEMA, timeout, **asking)
-    except KeyboardInterrupt:
-        _no_answer("interrupted")
     except TaskServiceError as error:
         _no_answer(str(error))
-    _on_signals(signal.SIG_IGN)
     answer = question["answer"] or {}
     decision = {"behavior": "allow"}
     if answer.get("decision") != "allow":
@@ -88,27 +89,21 @@ def command(agent: str | None, timeout: int) -> None:
 
 
 def _no_answer(reason: str) -> NoReturn:
-    exit_with_error(f"no decision, so the agent asks in its terminal: {reason}", 0)
+    """Exit at once, in any thread: another process ends the task."""
+    notice(f"no decision, so the agent asks in its terminal: {reason}")
+    os._exit(0)
 
 
-def _interrupted(number: int, frame: object) -> NoReturn:
-    # A second signal must not end the withdrawal of the question.
-    _on_signals(signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-def _on_signals(handler: Callable[[int, Any], NoReturn] | signal.Handlers) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)
-
-
-def _watch_stdout() -> None:
-    """End the command when its decision can no longer be read: the agent was killed."""
+def _wait_until_nobody_reads() -> None:
+    """Wait until the agent has closed the pipe for the decision, or was killed."""
     poll = select.poll()
     poll.register(1, 0)
     poll.poll()
-    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _end_after(wait: Callable[[], object]) -> NoReturn:
+    wait()
+    _no_answer("interrupted")
 
 
 def _prompt() -> dict[str, Any]:

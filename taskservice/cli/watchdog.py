@@ -1,6 +1,7 @@
 """Ends the task of a question even if the command that asks is killed."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
@@ -9,14 +10,17 @@ from taskservice.client import Task
 from taskservice.client.http import Connection
 from taskservice.client.task import end_interrupted
 
+# What ends a session, a terminal or all processes of a service.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ENDED = b"."
 
 
 @contextmanager
 def ended_if_killed(connection: Connection, patience: float) -> Iterator[Callable[[Task], object]]:
-    """Yield a function to call with the task, which then ends even after SIGKILL.
+    """Yield a function to call with the task, which ends unless the `with` block succeeds.
 
-    A process waits for the end of this one, and then tries for `patience` seconds to end the task.
+    After SIGKILL too: a process waits for the end of this one, and then tries for `patience`
+    seconds to end the task.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -29,15 +33,17 @@ def ended_if_killed(connection: Connection, patience: float) -> Iterator[Callabl
         os.waitpid(child, 0)
     try:
         yield lambda task: os.write(writer, task.id.encode())
-    finally:
         with suppress(BrokenPipeError):
             os.write(writer, _ENDED)
+    finally:
         os.close(writer)
 
 
 def _watch(connection: Connection, reader: int) -> NoReturn:
-    """In a child: end the task whose ID arrives, unless its end is reported after it."""
+    """In a child: end the task whose ID arrives, unless it has ended well."""
     try:
+        _handle_signals(signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         # What kills a process group or the children of a process does not reach the grandchild.
         os.setsid()
         if os.fork():
@@ -48,7 +54,13 @@ def _watch(connection: Connection, reader: int) -> NoReturn:
             os.dup2(null, number)
         with open(reader, "rb") as pipe:
             task_id = pipe.read()
+        _handle_signals(signal.SIG_DFL)
         if task_id and not task_id.endswith(_ENDED):
             end_interrupted(Task(connection, {"id": task_id.decode()}))
     finally:
         os._exit(0)
+
+
+def _handle_signals(handler: signal.Handlers) -> None:
+    for number in SIGNALS:
+        signal.signal(number, handler)
