@@ -88,14 +88,16 @@ def operations() -> Iterator[tuple[str, str, tuple[bool, ...]]]:
 
 
 def _access() -> str:
+    """A row for all operations that the same kinds of keys can call."""
+    operations_of: dict[tuple[bool, ...], list[str]] = {}
+    for method, rule, kinds in operations():
+        path = openapi_path(rule).removeprefix(API_PREFIX)
+        operations_of.setdefault(kinds, []).append(f"{method} `{path}`")
     rows = [
-        (
-            f"{method} `{openapi_path(rule)}`",
-            *("yes" if is_allowed else "no" for is_allowed in kinds),
-        )
-        for method, rule, kinds in operations()
+        (*("yes" if is_allowed else "no" for is_allowed in kinds), ", ".join(names))
+        for kinds, names in operations_of.items()
     ]
-    return _table(("operation", *KINDS), rows)
+    return _table((*KINDS, "operations"), rows)
 
 
 def _refusal(parse: object) -> str:
