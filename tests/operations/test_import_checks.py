@@ -324,9 +324,9 @@ def test_ids_of_another_user_are_refused(app: Flask, exported: list[Json]) -> No
     hook = expect(bob.post("/hook", json={"target": CLOSED}), 201)
     text = to_bytes(exported).decode()
     of_task = text.replace(of_kind(exported, "task")["id"], task["id"])
-    assert ": id: Another user has it." in str(load(app, of_task.encode()))
+    assert ": id: Belongs to another user." in str(load(app, of_task.encode()))
     of_hook = text.replace(exported[1]["hooks"][0]["id"], hook["id"])
-    assert load(app, of_hook.encode()) == "line 2: id: Another user has it."
+    assert load(app, of_hook.encode()) == "line 2: id: Belongs to another user."
 
 
 def test_parent_of_another_user_is_left_out(app: Flask, exported: list[Json]) -> None:
