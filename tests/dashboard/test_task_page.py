@@ -15,7 +15,6 @@ from standardwebhooks import Webhook
 from taskservice.database.models import Attempt
 from taskservice.services import neighbours, search
 from taskservice.webhooks.destinations import Destinations
-from tests.support import sample_data
 from tests.support.api_client import ApiClient, expect
 from tests.support.internals import end_for_silence, plan_of, reads, rows
 from tests.support.marks import one_database
@@ -338,25 +337,6 @@ def test_complete_task_has_its_output_before_its_log(window: Browser, alice: Api
     assert json.loads(re.findall(r'<pre id="output-json".*?>(.*?)</pre>', page, re.S)[0]) == {
         "sum": 15
     }
-
-
-@one_database
-def test_lines_of_the_sample_data_come_while_their_task_runs(
-    app: Flask, receiver: Receiver
-) -> None:
-    app.config["CALLBACK_ALLOWED"] = Destinations.parse("loopback")
-    person = sample_data.make(app, "carol", receiver.url, receiver.url, count=40)
-    failed = 0
-    for task in person.get("/task?fields=id,createdAt,finishedAt,error,output,logCount").json or []:
-        times = (person.get(f"/task/{task['id']}/logs?times=true").json or {})["times"]
-        assert len(times) == task["logCount"] or len(times) == 1_000
-        assert times == sorted(times)
-        assert all(task["createdAt"] <= at <= (task["finishedAt"] or at) for at in times), task
-        if task["error"] and task["error"]["type"] == "failed":
-            failed += 1
-            assert times
-            assert task["output"]
-    assert failed > 3
 
 
 # --- the callback ------------------------------------------------------------------------

@@ -4,13 +4,18 @@ import re
 import signal
 import subprocess
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import requests
+from flask import Flask
 
+from taskservice.database.clock import rfc3339
 from taskservice.demo.history import LONG_LOG_LINES
-from tests.support.demo import DEMO, demo_environment, running_demo
+from tests.support.api_client import expect
+from tests.support.demo import DEMO, demo_environment, demo_user, running_demo
+from tests.support.marks import one_database
 from tests.support.waiting import until
 
 
@@ -39,6 +44,25 @@ def test_demo_has_a_full_world_and_leaves_nothing_behind(tmp_path: Path) -> None
         assert demo.process.wait(30) == 0
         assert "could not be sent" not in str(demo.process.stderr and demo.process.stderr.read())
     assert list(tmp_path.iterdir()) == []
+
+
+@one_database
+def test_numbers_of_the_demo_fit(app: Flask) -> None:
+    person = demo_user(app, days=30)
+    outcomes: Counter[str] = Counter()
+    for task in expect(person.get("/task?limit=1000"), 200):
+        lines = expect(person.get(f"/task/{task['id']}/logs?times=true"), 200)
+        assert lines["times"] == sorted(lines["times"])
+        end = task["finishedAt"] or rfc3339(datetime.now(UTC))
+        assert all(task["createdAt"] <= at <= end for at in lines["times"]), task
+        error = task["error"] or {"type": task["status"], "message": ""}
+        outcomes[error["type"]] += 1
+        if error["type"] == "failed":
+            assert "\n".join(lines["logs"]).endswith(error["message"])
+        if count := re.match(r"([\d,]+) of ([\d,]+) ", task["note"] or ""):
+            done, total = (int(number.replace(",", "")) for number in count.groups())
+            assert task["progress"] == pytest.approx(done / total)
+    assert min(outcomes[kind] for kind in ("failed", "cancelled", "timeout", "running")) > 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

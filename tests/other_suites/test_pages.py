@@ -9,8 +9,8 @@ from urllib.parse import urldefrag, urljoin, urlsplit
 
 from flask import Flask
 
-from tests.support import sample_data
 from tests.support.api_client import ApiClient
+from tests.support.demo import demo_user
 from tests.support.html_page import Page
 from tests.support.marks import one_database
 from tests.support.plain_browser import Browser
@@ -78,20 +78,15 @@ def test_pages_have_no_error_and_no_warning(
     folder = tmp_path / "pages"
     folder.mkdir()
     with Receiver(answer=answer(500)) as failing:
-        people = [
-            sample_data.make(app, "carol", receiver.url, failing.url, 40),
-            sample_data.make_asking(app, "dave"),
-        ]
-        for person in people:
-            person.post("/hook", json={"target": receiver.url, "events": ["task.ended"]})
-            for status in ("complete", "error"):
-                person.report(person.start(claim=True), status=status)
+        person = demo_user(app)
+        person.post("/hook", json={"target": receiver.url, "events": ["task.ended"]})
+        for url, status in ((receiver.url, "complete"), (failing.url, "error")):
+            person.report(person.start(claim=True, callback=url), status=status)
         paths: dict[str, str] = {}
-        for person in people:
-            for path, html in pages(app, person):
-                name = f"{len(paths)}.html"
-                (folder / name).write_text(html)
-                paths[name] = path
+        for path, html in pages(app, person):
+            name = f"{len(paths)}.html"
+            (folder / name).write_text(html)
+            paths[name] = path
     assert {route(app, path) for path in paths.values()} == ROUTES
     # The program must find what is wrong with this one.
     (folder / "broken.html").write_text(BROKEN)

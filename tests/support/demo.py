@@ -1,4 +1,4 @@
-"""`taskservice demo`, as a user starts it."""
+"""`taskservice demo`, as a user starts it, and its data in an app of a test."""
 
 import subprocess
 from collections.abc import Iterator
@@ -6,7 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.api_client import RemoteClient
+from flask import Flask
+
+from taskservice.demo.history import USER, History
+from tests.support.api_client import ApiClient, RemoteClient, add_user, expect
 from tests.support.service import COMMAND, environment, free_port
 
 DEMO = (*COMMAND, "demo", "--no-browser")
@@ -40,3 +43,11 @@ def running_demo(folder: Path, **settings: str) -> Iterator[Demo]:
             yield Demo(process, link, RemoteClient(link.partition("/sign-in/")[0], key))
         finally:
             process.terminate()
+
+
+def demo_user(app: Flask, days: int = 1) -> ApiClient:
+    """A new user with the last days of the demo's history."""
+    person = add_user(app, USER)
+    with app.app_context():
+        History(expect(person.get("/user"), 200)["id"], days, long_log=1_000).store()
+    return person
