@@ -7,15 +7,12 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.support.api_client import RemoteClient
-from tests.support.browser import CHROMIUM, Visitor, launched
-from tests.support.requirements import needs
+from tests.support.browser import Visitor, launched
 from tests.support.service import Service
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        needs("Chromium", "install the package chromium")
     with launched() as browser:
         yield browser
 

@@ -1,4 +1,4 @@
-"""The HTML of each page, as the checker of the W3C and the WHATWG (vnu) reads it."""
+"""Pages as checkers read them: of the W3C and the WHATWG (vnu), and HTML_CodeSniffer."""
 
 import json
 import subprocess
@@ -9,15 +9,20 @@ from urllib.parse import urldefrag, urljoin, urlsplit
 
 from flask import Flask
 
-from tests.support.api_client import ApiClient
+from tests.support.api_client import ApiClient, RemoteClient
+from tests.support.browser import launched
 from tests.support.demo import demo_user
 from tests.support.html_page import Page
 from tests.support.marks import one_database
 from tests.support.plain_browser import Browser
 from tests.support.receiver import Receiver, answer
+from tests.support.service import Service
 
-pytestmark = one_database
-
+CODE_SNIFFER = "html_codesniffer/build/HTMLCS.js"
+# Errors and warnings, without what only a person can check.
+SNIFF = """() => new Promise((done, fail) => HTMLCS.process("WCAG2AA", document, () => done(
+  HTMLCS.getMessages().filter((message) => message.type !== HTMLCS.NOTICE)
+    .map((message) => `${message.msg} ${message.element.outerHTML}`)), fail, "en"))"""
 VNU = "vnu-jar/build/dist/vnu.jar"
 HTML = {"Accept": "text/html"}
 # How many pages of one route are read.
@@ -72,6 +77,7 @@ def route(app: Flask, path: str) -> str:
     return rule.rule
 
 
+@one_database
 def test_pages_have_no_error_and_no_warning(
     app: Flask, node_modules: Path, java: str, receiver: Receiver, tmp_path: Path
 ) -> None:
@@ -105,3 +111,19 @@ def test_pages_have_no_error_and_no_warning(
     assert [(path, text) for path, text in messages if text not in excused] == []
     # An excuse that is no longer needed goes.
     assert len(excused) == len(EXCUSED)
+
+
+def test_sign_in_pages_follow_the_rules_of_accessibility(
+    shared: Service, owner: RemoteClient, node_modules: Path
+) -> None:
+    link = owner.write("POST", "/sign-in-link")["url"]
+    with launched() as browser:
+        # The pages allow no scripts of others.
+        page = browser.new_page(bypass_csp=True)
+        for url in (f"{shared.url}/sign-in", link):
+            page.goto(url)
+            page.add_script_tag(path=node_modules / CODE_SNIFFER)
+            assert page.evaluate(SNIFF) == []
+        # It must find what is wrong with this one.
+        page.locator("h1").evaluate("(heading) => { heading.replaceChildren(); }")
+        assert page.evaluate(SNIFF)

@@ -18,6 +18,8 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from tests.support.requirements import needs
+
 # The first, which has no window to draw, takes half of the CPU time.
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -34,6 +36,8 @@ expect.set_options(timeout=TIMEOUT_MS)
 
 @contextmanager
 def launched() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        needs("Chromium", "install the package chromium")
     options = OPTIONS + (["--no-sandbox"] if os.geteuid() == 0 else [])
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
