@@ -1,6 +1,6 @@
 // Sphinx scores a page by the best of its words, so that most pages tie. Here each word of the query
-// that is in the title counts, and half as much in the best heading of the page. Guides come before
-// reference pages, and these before reasons.
+// that is in the title counts, and half as much in the best heading of the page. Guides are before
+// reference pages, and these before reasons and the names of the Python client.
 const wordsOf = (text) => text.toLowerCase().match(/\w{3,}/g) ?? [];
 const queried = wordsOf(new URLSearchParams(location.search).get("q") ?? "");
 const count = (title) =>
@@ -20,8 +20,10 @@ const rank = (page) => {
 };
 
 var Scorer = {
-  score: ([page, title, anchor, , score]) =>
-    score + 10 * count(title) + 5 * bestHeading(page) + rank(page) + (anchor ? 10 : 0),
+  score: ([page, title, anchor, , score, , kind]) =>
+    kind === "object"
+      ? score
+      : score + 10 * count(title) + 5 * bestHeading(page) + rank(page) + (anchor ? 10 : 0),
   // These are Sphinx's own.
   objNameMatch: 11,
   objPartialMatch: 6,
