@@ -193,6 +193,8 @@ since_option = partial(
 )
 agent_filter = agent_option(help="Only tasks of this agent.")
 label_filter = labels_option(help="Only tasks with this label. Repeat to require several.")
+failed_filter = flag("--failed", help="Only tasks that failed or timed out.")
+failed_filter = flag("--failed", help="Only tasks that failed or timed out.")
 
 
 class OptionOfRun(click.Option):

@@ -1,11 +1,11 @@
 """`taskservice task`: start, list, show, follow, rerun, cancel, share and delete; `grep`."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial, wraps
 from heapq import merge
 from itertools import islice
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, NoReturn
 
 import click
@@ -24,6 +24,7 @@ from taskservice.client import Client, NotFound, Refused, Task
 from taskservice.client.client import PAGE_TASKS
 from taskservice.client.responses import FOUND, NEW_LINES
 from taskservice.client.task import SHORT_FIELDS, Line, not_none, pages, path_to
+from taskservice.quantities import plural
 from taskservice.terminal import (
     exit_with_error,
     local_time,
@@ -40,12 +41,16 @@ LONG_PATIENCE_SECONDS = 60.0
 # The exit statuses of `follow`, by the type of error; click uses 2 for wrong arguments.
 OUTCOMES = {terms.FAILED: 1, terms.CANCELLED: 3, terms.TIMEOUT: 4}
 DELETED = 5
+# The types of error that `--failed` chooses.
+FAILURES = (terms.FAILED, terms.TIMEOUT)
 # Filters of `list` with their own options.
 STATES: dict[str, dict[str, Any]] = {
     "asking": {"asking": True},
     "hanging": {"hanging": True},
     "waiting": {"status": terms.RUNNING, "claimed": False},
-    **{kind: {"error_type": kind} for kind in terms.ERROR_TYPES},
+    terms.FAILED: {"error_types": FAILURES},
+    terms.CANCELLED: {"error_types": (terms.CANCELLED,)},
+    terms.TIMEOUT: {"error_types": (terms.TIMEOUT,)},
 }
 
 task_argument = click.argument("task_id", type=options.known_task)
@@ -96,7 +101,7 @@ def start(agent: str, is_followed: bool, as_json: bool, **fields: Any) -> None:
 @options.flag("--waiting", help="Only tasks that no worker has claimed.")
 @options.flag("--asking", help="Only tasks that ask a person something.")
 @options.flag("--hanging", help="Only tasks that run, or are silent, for too long.")
-@options.flag("--failed", help="Only tasks that failed.")
+@options.failed_filter
 @options.flag("--cancelled", help="Only tasks that were cancelled.")
 @options.flag("--timeout", help="Only tasks that timed out.")
 @options.label_filter
@@ -117,16 +122,17 @@ def list_all(
             filters["parent_id"] = find_task_id(client, parent)
         if as_json:
             page = min(limit or PAGE_TASKS, PAGE_TASKS)
-            for task in islice(client.tasks(**filters, fields=SHORT_FIELDS, page_size=page), limit):
+            tasks = _tasks(client, **filters, fields=SHORT_FIELDS, page_size=page)
+            for task in islice(tasks, limit):
                 print_json(task.data)
         else:
             # One more row than the table has, to know whether there are more.
             rows = limit or ROWS
             page = min(rows + 1, PAGE_TASKS)
-            newest = client.tasks(**filters, fields=task_text.ROW_FIELDS, page_size=page)
-            tasks = list(islice(newest, rows + 1))
-            task_text.print_tasks(tasks[:rows])
-            if len(tasks) > rows:
+            tasks = _tasks(client, **filters, fields=task_text.ROW_FIELDS, page_size=page)
+            newest = list(islice(tasks, rows + 1))
+            task_text.print_tasks(newest[:rows])
+            if len(newest) > rows:
                 notice(f"these are the newest {rows}; use --limit N for more, or --json for all")
 
 
@@ -137,6 +143,15 @@ def _filters(values: dict[str, Any]) -> dict[str, Any]:
     if len(states) > 1:
         raise click.UsageError(f"--{states[0]} can't be used with another status.")
     return values | (STATES.get(states[0], {"status": states[0]}) if states else {})
+
+
+def _tasks(
+    client: Client, error_types: Iterable[terms.ErrorType | None] = (None,), **filters: Any
+) -> Iterator[Task]:
+    """The tasks that match, newest first; of several lists, since each has one type of error."""
+    lists = (client.tasks(error_type=kind, **filters) for kind in error_types)
+    # The IDs of tasks sort by their start.
+    return merge(*lists, key=attrgetter("id"), reverse=True)
 
 
 @command.command("show", "01a20e63-9249-713c")
@@ -227,7 +242,7 @@ def follow(task_id: str, times: bool, as_json: bool) -> None:
     _follow(task_id, _Lines(times, as_json))
 
 
-CHOICES = ("agent_id", "status", "failed", "labels", "created_before")
+CHOICES = ("agent", "status", "failed", "labels", "created_before")
 PARTICIPLES = {terms.CANCEL: "cancelled", terms.DELETE: "deleted", terms.RERUN: "started again"}
 
 
@@ -235,23 +250,24 @@ def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Calla
     """The command is called for the one task that is named; otherwise, all chosen are changed."""
 
     @click.argument("task_ids", metavar="[TASK_ID]...", type=options.known_task, nargs=-1)
-    @options.agent_option("agent_id", help="All tasks of this agent (its whole id).")
-    @click.option("--status", type=click.Choice(terms.STATUSES), help="All tasks with this status.")
-    @options.flag("--failed", help="All tasks that failed.")
-    @options.labels_option(help="All tasks with this label. Repeat to require several.")
+    @options.agent_filter
+    @click.option(
+        "--status", type=click.Choice(terms.STATUSES), help="Only tasks with this status."
+    )
+    @options.failed_filter
+    @options.label_filter
     @click.option(
         "--before",
         "created_before",
         type=options.Duration(maximum=options.A_CENTURY, needs_unit=True),
         callback=options.time_before,
-        help="All tasks started longer ago than this, such as 30d.",
+        help="Only tasks started longer ago than this, such as 30d.",
     )
     @options.flag("--yes", help="Do not ask before several tasks are changed.")
     @wraps(function)
     def command(task_ids: tuple[str, ...], yes: bool, as_json: bool, **others: Any) -> None:
-        filters = _filters({name: others.pop(name) for name in CHOICES})
-        # An empty text is a filter too, which no task matches.
-        filters = not_none(**filters)
+        # An empty text is a filter too, which no agent matches.
+        filters = not_none(**_filters({name: others.pop(name) for name in CHOICES}))
         if bool(task_ids) == bool(filters):
             raise click.UsageError("Name tasks by TASK_ID, or choose them by options.")
         if len(task_ids) != 1 and any(value not in (None, False) for value in others.values()):
@@ -261,20 +277,29 @@ def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Calla
             if len(ids) == 1:
                 function(client.task(ids[0]), as_json=as_json, **others)
                 return
+            of_agent = ""
+            if "agent" in filters:
+                filters["agent_id"] = registered_agent_id(client, filters.pop("agent"))
+                of_agent = f" of agent {filters['agent_id']}"
             if not ids:
                 running = {"status": terms.RUNNING} if action == terms.CANCEL else {}
-                tasks = client.tasks(**running | filters, fields="id", page_size=terms.MAX_LIMIT)
+                tasks = _tasks(client, **running | filters, fields="id", page_size=terms.MAX_LIMIT)
                 ids = [task.id for task in tasks]
-            _change_all(client, action, ids, yes, as_json)
+            _change_all(client, action, ids, of_agent, yes, as_json)
 
     return command
 
 
 def _change_all(
-    client: Client, action: terms.BulkAction, ids: list[str], yes: bool, as_json: bool
+    client: Client,
+    action: terms.BulkAction,
+    ids: list[str],
+    of_agent: str,
+    yes: bool,
+    as_json: bool,
 ) -> NoReturn:
     """Change tasks after a question, and exit: with 1 if any of them is refused."""
-    count = f"{len(ids)} task{'' if len(ids) == 1 else 's'}"
+    count = plural(len(ids), "task") + of_agent
     if ids and not yes:
         if not sys.stdin.isatty():
             raise click.UsageError(f"{count}: --yes is needed without a terminal.")
@@ -415,7 +440,7 @@ def _follow(task_id: str, shown: _Lines) -> NoReturn:
 @click.argument("text", type=options.text)
 @options.agent_filter
 @options.label_filter
-@options.flag("--failed", help="Only tasks that failed or timed out.")
+@options.failed_filter
 @options.since_option("createdAfter", help="Only tasks started within this time, such as 7d.")
 @options.limit_option(help="Maximum number of lines (default: all).")
 @options.json_lines
@@ -455,6 +480,6 @@ def _hits(client: Client, query: dict[str, Any], failed: bool) -> Iterator[dict[
         for page in pages(client.connection, "/search", query | {"errorType": kind}, FOUND):
             yield from page.data["hits"]
 
-    kinds = (terms.FAILED, terms.TIMEOUT) if failed else (None,)
+    kinds = FAILURES if failed else (None,)
     # The IDs of tasks sort by their start.
     return merge(*map(search, kinds), key=itemgetter("taskId"), reverse=True)

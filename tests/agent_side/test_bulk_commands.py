@@ -47,7 +47,6 @@ def test_options_choose_tasks(machine: AgentMachine) -> None:
     nothing = machine.run("task", "delete", "--before", "1d", "--status", "error", "--yes")
     assert nothing.stderr == "taskservice: 0 of 0 tasks deleted\n"
     assert nothing.returncode == 0
-    machine.run("task", "delete", "--agent", "o", "--yes")
     assert len(machine.user.tasks()) == 5
     machine.run("task", "delete", "--before", "0d", "--agent", "one", "--yes")
     assert set(ids(machine.user.tasks())) == {labelled["id"], other["id"]}
@@ -69,8 +68,8 @@ def test_refused_tasks_are_said(machine: AgentMachine) -> None:
 def test_several_are_not_changed_unasked(machine: AgentMachine) -> None:
     for _ in range(2):
         machine.user.start("one")
-    for choice in (ids(machine.user.tasks()), ["--agent", "one"]):
-        assert "2 tasks: --yes is needed without a terminal" in machine.fail(
+    for choice, words in ((ids(machine.user.tasks()), ""), (["--agent", "o"], " of agent one")):
+        assert f"2 tasks{words}: --yes is needed without a terminal" in machine.fail(
             "task", "delete", *choice, code=2
         )
     assert len(machine.user.tasks()) == 2
@@ -83,7 +82,7 @@ def test_terminal_is_asked(machine: AgentMachine) -> None:
         ours, its = pty.openpty()
         os.write(ours, f"{answer}\n".encode())
         shown = machine.run("task", "delete", "--agent", "one", stdin=its)
-        assert "Delete 2 tasks? [y/N]" in shown.stderr
+        assert "Delete 2 tasks of agent one? [y/N]" in shown.stderr
         assert shown.returncode == (1 if left else 0)
         assert len(machine.user.tasks()) == left
         os.close(ours)

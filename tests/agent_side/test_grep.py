@@ -4,10 +4,10 @@ from typing import Any
 from uuid import uuid4
 
 from tests.support import receiver as play
-from tests.support.agent_machine import AgentMachine, end_for_silence, objects
+from tests.support.agent_machine import AgentMachine, objects
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Exchange, Receiver
-from tests.support.service import Service, free_port
+from tests.support.service import free_port
 from tests.support.service_answers import PROBLEM
 
 
@@ -66,19 +66,6 @@ def test_grep_continues_and_waits_while_too_many_search(
     assert (shown.returncode, len(receiver.requests)) == (0, 3)
     expected = [f"{task}:{number}: hit {number}" for number in range(1, 1_102)]
     assert shown.stdout.splitlines() == expected
-
-
-def test_failed_are_those_that_timed_out_too(
-    machine: AgentMachine, shared_service: Service
-) -> None:
-    silent = with_log(machine.user, "disk")
-    end_for_silence(shared_service)
-    failed = with_log(machine.user, "disk", **FAILED)
-    with_log(machine.user, "disk", status="complete")
-    cancelled = with_log(machine.user, "disk")
-    machine.user.request("POST", f"/task/{cancelled}/cancel").raise_for_status()
-    shown = machine.run("grep", "disk", "--failed")
-    assert shown.stdout.splitlines() == [f"{failed}:1: disk", f"{silent}:1: disk"]
 
 
 def test_grep_has_exit_codes(machine: AgentMachine) -> None:
