@@ -98,7 +98,9 @@ def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: 
         for row in rows:
             print_json(row)
         return
-    header = [re.sub("([A-Z])", r" \1", name).upper() for name in columns]
+    # `AGENT` and `CREATED`, as in the other tables.
+    names = (re.sub("(?:Id|At)$", "", name) for name in columns)
+    header = [re.sub("([A-Z])", r" \1", name).upper() for name in names]
     print_table([header, *([_cell(name, row[name]) for name in columns] for row in rows)])
 
 

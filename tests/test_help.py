@@ -3,7 +3,6 @@
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
 from itertools import dropwhile, takewhile
 from pathlib import Path
 
@@ -14,26 +13,10 @@ from taskservice import cli, config
 from taskservice.cli.mcp_config import INTRODUCTION
 from taskservice.cli.options import Duration
 from taskservice.runner import saved_run
-from tests.support.commands import run
+from tests.support.commands import all_commands, run
 from tests.support.documents import DOCUMENTS, blocks, code_lines, install_commands, table
 from tests.support.requirements import needs
 from tests.support.service import COMMAND
-
-
-def commands() -> dict[str, click.Command]:
-    """Every command but the groups, by its words."""
-
-    def below(command: click.Command, words: str) -> Iterator[tuple[str, click.Command]]:
-        if not isinstance(command, click.Group):
-            yield words, command
-            return
-        context = click.Context(command)
-        for name in command.list_commands(context):
-            inner = command.get_command(context, name)
-            assert inner is not None
-            yield from below(inner, f"{words} {name}".strip())
-
-    return dict(below(cli.main, ""))
 
 
 def test_help_has_two_groups_as_the_documents_have(tmp_path: Path) -> None:
@@ -56,18 +39,18 @@ def test_groups_without_a_command_print_their_help(tmp_path: Path) -> None:
 
 def test_help_names_no_file_that_pip_does_not_install() -> None:
     helps = [cli.main.get_help(click.Context(cli.main))]
-    helps += [command.get_help(click.Context(command)) for command in commands().values()]
+    helps += [command.get_help(click.Context(command)) for command in all_commands().values()]
     assert not re.findall(r"\S*docs/\S*|\S+\.md\b", "\n".join([*helps, INTRODUCTION]))
 
 
 def test_help_of_serve_has_each_setting_with_its_default() -> None:
-    serve = commands()["serve"]
+    serve = all_commands()["serve"]
     lines = [line.strip() for line in serve.get_help(click.Context(serve)).splitlines()]
     assert {f"{name}={default}" for name, default, _ in config.documented()} <= set(lines)
 
 
 def test_help_of_run_names_all_that_a_refused_start_leaves_out() -> None:
-    text = " ".join((commands()["run"].help or "").split())
+    text = " ".join((all_commands()["run"].help or "").split())
     _, _, rest = text.partition("stays on the disk for --resend. A ")
     named, _, _ = rest.partition(" that the service refuses")
     words = {"parentId": "parent", "labels": "label", "claimedAt": "time of its start"}
@@ -80,14 +63,14 @@ SKILL = "examples/SKILL.md"
 SETTING = re.compile(r"[A-Z_]+=\S*$")
 
 
-@pytest.mark.parametrize("words", commands())
+@pytest.mark.parametrize("words", all_commands())
 def test_help_has_examples_that_the_command_takes(
     words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("input.json", "schema.json", "token.txt"):
         Path(name).write_text("{}")
-    command = commands()[words]
+    command = all_commands()[words]
     context = click.Context(command, info_name=f"taskservice {words}")
     _, _, examples = command.get_help(context).partition("Example")
     lines = examples.splitlines()[1:]
@@ -106,8 +89,8 @@ def test_skill_has_commands_that_are_there(tmp_path: Path, monkeypatch: pytest.M
     command_lines = list(filter(None, map(words_of_command, code_lines(SKILL))))
     taught = set()
     for words in command_lines:
-        name = " ".join(words[: 1 if words[0] in commands() else 2])
-        commands()[name].make_context(name, words[len(name.split()) :])
+        name = " ".join(words[: 1 if words[0] in all_commands() else 2])
+        all_commands()[name].make_context(name, words[len(name.split()) :])
         taught.add(name)
     assert {"run", "progress", "ask", "task follow", "task answer"} <= taught
 

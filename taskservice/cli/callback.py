@@ -10,11 +10,10 @@ from taskservice.cli.serve import service_app
 from taskservice.database import clock
 from taskservice.database.transactions import reading
 from taskservice.schemas import strict_json
-from taskservice.schemas.fields import parse_id
 from taskservice.schemas.tasks import delivery_schema
 from taskservice.services import attempts, users
 from taskservice.services import deliveries as delivery_service
-from taskservice.terminal import exit_with_error, print_json, print_line, print_rows, with_offset
+from taskservice.terminal import print_json, print_line, print_rows, with_offset
 from taskservice.terms import DELIVERY_STATES
 from taskservice.webhooks import signing
 from taskservice.webhooks.messages import Message
@@ -60,7 +59,10 @@ LIST_COLUMNS = ("id", "state", "user", "taskId", "callback", "createdAt", "nextA
 
 @click.group("delivery", cls=options.Group)
 def delivery_command() -> None:
-    """List, show and repeat the deliveries of webhooks."""
+    """List, show and repeat the deliveries of webhooks.
+
+    ID can be any unique prefix of a delivery's ID.
+    """
 
 
 @delivery_command.command("list", "--state failed")
@@ -80,10 +82,7 @@ def list_all(state: str | None, limit: int, as_json: bool) -> None:
 def show(delivery_id: str, as_json: bool) -> None:
     """Show a delivery with each attempt to post it."""
     with service_app():
-        row = delivery_service.find(_parse_id(delivery_id))
-        if row is None:
-            exit_with_error(f"No such delivery: {delivery_id}")
-        delivery = _dump(row)
+        delivery = _dump(delivery_service.find(_whole_id(delivery_id)))
     if as_json:
         print_json(delivery)
         return
@@ -102,12 +101,12 @@ def redeliver(delivery_id: str) -> None:
     `serve` or `background` posts it within a few seconds.
     """
     with service_app():
-        delivery_service.redeliver_any(_parse_id(delivery_id))
+        delivery_service.redeliver_any(_whole_id(delivery_id))
 
 
 def _dump(row: Any) -> dict[str, Any]:
     return {**delivery_schema.dump(row), "taskId": row.task_id, "user": row.user_name}
 
 
-def _parse_id(delivery_id: str) -> str:
-    return parse_id(delivery_id) or exit_with_error(f"No such delivery: {delivery_id}")
+def _whole_id(prefix: str) -> str:
+    return options.only_match(delivery_service.matching_ids(prefix), "delivery", prefix)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from taskservice.cli import options
-from taskservice.cli.service_client import find_agent_id, only_match, service_client
+from taskservice.cli.service_client import find_agent_id, service_client
 from taskservice.cli.task_text import SHORT_ID, id_length
 from taskservice.client import Client, Hook
 from taskservice.event_kinds import DEFAULT_EVENTS, EVENTS
@@ -246,7 +246,7 @@ def _find(client: Client, text: str) -> Hook:
     """The only hook whose ID has this prefix."""
     hooks = {hook["id"]: hook for hook in client.hooks()}
     ids = [hook_id for hook_id in hooks if text and hook_id.startswith(text.lower())]
-    return hooks[only_match(ids, "hook", text)]
+    return hooks[options.only_match(ids, "hook", text)]
 
 
 def _row(hook: Hook, length: int) -> tuple[str, ...]:

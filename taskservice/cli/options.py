@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from taskservice.quantities import typed, typed_seconds
-from taskservice.terminal import escaped, notice
+from taskservice.terminal import escaped, exit_with_error, notice
 from taskservice.terms import MAX_OBJECT
 
 if TYPE_CHECKING:
@@ -61,6 +61,15 @@ def text(value: str) -> str:
     except UnicodeEncodeError:
         raise click.BadParameter("must be text in UTF-8") from None
     return value
+
+
+def only_match(ids: Sequence[str], noun: str, prefix: str, not_found: int = 1) -> str:
+    """The only one of the IDs that a prefix matches; exits if there is none, or more than one."""
+    if not ids:
+        exit_with_error(f"No {noun} matches {prefix}", not_found)
+    if len(ids) > 1:
+        exit_with_error(f"Several IDs match {prefix}, such as {' and '.join(ids[:2])}", 2)
+    return ids[0]
 
 
 def _label(value: str) -> tuple[str, str]:

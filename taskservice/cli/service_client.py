@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
+from taskservice.cli.options import only_match
 from taskservice.client import Client, SettingError, TaskServiceError, responses
 from taskservice.client.http import CONNECT_SECONDS, Connection
 from taskservice.client.spool import rfc3339
@@ -144,15 +145,6 @@ def find_task_id(client: Client, text: str, not_found: int = 1) -> str:
     )
     ids = list(islice((task.id for task in tasks if task.id.startswith(prefix)), 2))
     return only_match(ids, "task", text, not_found)
-
-
-def only_match(ids: Sequence[str], noun: str, text: str, not_found: int = 1) -> str:
-    """The only one of the IDs that a prefix matches; exits if there is none, or more than one."""
-    if not ids:
-        exit_with_error(f"No {noun} matches {text}", not_found)
-    if len(ids) > 1:
-        exit_with_error(f"Several {noun}s match {text}, such as {' and '.join(ids[:2])}", WRONG_USE)
-    return ids[0]
 
 
 def find_agent_id(client: Client, text: str, unknown: Callable[[str], object] = str) -> str:

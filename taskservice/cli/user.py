@@ -60,7 +60,10 @@ KEY_COLUMNS = (
 
 @click.group("key", cls=options.Group)
 def key_command() -> None:
-    """Manage API keys."""
+    """Add, list and revoke API keys.
+
+    KEY_ID can be any unique prefix of a key's ID.
+    """
 
 
 @key_command.command(
@@ -115,7 +118,8 @@ def revoke(key_id: str | None, user: str | None) -> None:
         raise click.UsageError("Give KEY_ID or --user.")
     with service_app():
         if key_id is not None:
-            user_service.revoke_any_key(key_id)
+            ids = user_service.matching_key_ids(key_id)
+            user_service.revoke_any_key(options.only_match(ids, "key", key_id))
         elif user is not None:
             count = user_service.revoke_keys(user)
             print_line(f"{count} key{'' if count == 1 else 's'} revoked")

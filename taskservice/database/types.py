@@ -1,11 +1,25 @@
 """The base of all tables, and our own column types and SQL functions."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import orjson
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import ARRAY, Integer, MetaData, Row, Select, String, Text, Uuid, bindparam, select
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Integer,
+    MetaData,
+    Row,
+    Select,
+    String,
+    Text,
+    Uuid,
+    bindparam,
+    false,
+    select,
+)
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
@@ -46,6 +60,16 @@ class _Identifier(Uuid[str]):
 
 
 Identifier = _Identifier()
+
+
+def has_prefix(column: Any, prefix: str) -> ColumnElement[bool]:
+    """Whether the UUID in a column begins with these digits, with hyphens or without."""
+    digits = prefix.replace("-", "").lower()
+    if not re.fullmatch("[0-9a-f]{1,32}", digits):
+        return false()
+    first, last = (hyphenated(digits.ljust(32, filler)) for filler in "0f")
+    condition: ColumnElement[bool] = column.between(first, last)
+    return condition
 
 
 class ListParameter(TypeDecorator[Sequence[Any]]):

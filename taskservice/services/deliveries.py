@@ -47,6 +47,7 @@ from taskservice.database.types import (
     Timestamp,
     a_day_after,
     database_now,
+    has_prefix,
     time_from_now,
 )
 from taskservice.errors import Problem, require
@@ -98,9 +99,17 @@ def list_of_task(caller: Caller, task_id: str) -> list[Any]:
     return with_attempts(_OF_TASK, task_id=task_id, **caller.scope)
 
 
-def find(delivery_id: str) -> Any | None:
+def matching_ids(prefix: str) -> Sequence[str]:
+    """The IDs of callbacks' deliveries of any user that begin with this prefix, at most two."""
+    with reading() as connection:
+        matching = select(Delivery.id).where(has_prefix(Delivery.id, prefix), is_of_callback)
+        return connection.scalars(matching.limit(2)).all()
+
+
+def find(delivery_id: str) -> Any:
     """A delivery of any user, with its `attempts`, oldest first."""
-    return next(iter(with_attempts(_DELIVERIES.where(Delivery.id == delivery_id))), None)
+    (delivery,) = with_attempts(_DELIVERIES.where(Delivery.id == delivery_id))
+    return delivery
 
 
 def list_all(state: str | None, limit: int) -> list[Any]:

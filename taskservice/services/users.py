@@ -15,7 +15,7 @@ from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, ApiKey, CallbackSecret, User
 from taskservice.database.rows import KeyRow, UserRow
 from taskservice.database.transactions import read_all, reading, retry_on_conflict, transaction
-from taskservice.database.types import AnyRow
+from taskservice.database.types import AnyRow, has_prefix
 from taskservice.error_codes import LAST_USER_KEY
 from taskservice.errors import Problem, invalid, invalid_key, require
 from taskservice.schemas.users import KEY_COLUMNS, USER_COLUMNS
@@ -143,6 +143,13 @@ def revoke_key(caller: Caller, key_id: str) -> KeyRow:
             raise Problem(409, detail, code=LAST_USER_KEY)
         _revoke(connection, ApiKey.id == key_id)
         return _key(connection, key_id)
+
+
+def matching_key_ids(prefix: str) -> Sequence[str]:
+    """The IDs of keys of any user that begin with this prefix, at most two."""
+    with reading() as connection:
+        matching = select(ApiKey.id).where(has_prefix(ApiKey.id, prefix)).limit(2)
+        return connection.scalars(matching).all()
 
 
 def revoke_any_key(key_id: str) -> KeyRow:

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.support.agent_machine import AgentMachine, end_for_silence, objects
+from tests.support.commands import all_commands
 from tests.support.service import Service
-from tests.test_help import commands
 
 FAILED_COMMANDS = ("grep", "task cancel", "task delete", "task list", "task rerun")
 # These register an agent or wait for one: they take its whole ID.
@@ -16,7 +16,7 @@ OTHERS_OF_AN_AGENT = {"hook add", "hook edit", "task start"}
 def commands_with(option: str) -> set[str]:
     return {
         words
-        for words, command in commands().items()
+        for words, command in all_commands().items()
         if any(option in parameter.opts for parameter in command.params)
     }
 

@@ -151,7 +151,7 @@ def test_hook_is_found_by_the_beginning_of_its_id(
 ) -> None:
     first, second = (add(machine, f"{receiver.url}{name}") for name in ("one", "two"))
     # It begins with the digits of the time.
-    assert f"Several hooks match {first[:4]}, such as {first} and {second}" in machine.fail(
+    assert f"Several IDs match {first[:4]}, such as {first} and {second}" in machine.fail(
         "hook", "delete", first[:4], code=2
     )
     for unknown in ("ffff", "no-id", ""):

@@ -480,7 +480,7 @@ def test_prefix_of_several_tasks_or_none_is_refused(machine: AgentMachine) -> No
         several = machine.run("task", command, ids[0][:6])
         assert (several.returncode, several.stdout) == (2, "")
         assert several.stderr == (
-            f"taskservice: Several tasks match {ids[0][:6]}, such as {ids[2]} and {ids[1]}\n"
+            f"taskservice: Several IDs match {ids[0][:6]}, such as {ids[2]} and {ids[1]}\n"
         )
         none = machine.run("task", command, "ffff")
         assert (none.returncode, none.stdout) == (5 if command == "follow" else 1, "")

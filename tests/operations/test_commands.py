@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -59,9 +60,42 @@ def test_key_add_list_and_revoke(tmp_path: Path) -> None:
     assert added.stdout.strip() not in listed.stdout
     revoked = run(tmp_path, "key", "revoke", keys["machine"]["id"])
     assert (revoked.returncode, revoked.stdout, revoked.stderr) == (0, "", "")
-    assert "No such key" in one_line(run(tmp_path, "key", "revoke", "nonsense"), 1)
+    assert "No key matches nonsense" in one_line(run(tmp_path, "key", "revoke", "nonsense"), 1)
     table = run(tmp_path, "key", "list").stdout
     assert "machine" in table
+
+
+def test_headers_of_tables_are_words_in_capitals(tmp_path: Path) -> None:
+    run(tmp_path, "user", "add", "alice")
+    headers = {
+        name: re.split("  +", run(tmp_path, name, "list").stdout.splitlines()[0])
+        for name in ("user", "key", "delivery")
+    }
+    assert headers == {
+        "user": ["NAME", "ID", "CREATED"],
+        "key": [
+            "USER", "NAME", "HINT", "AGENT", "ACCESS", "LOGIN", "ID", "CREATED", "EXPIRES",
+            "LAST USED", "REVOKED",
+        ],
+        "delivery": ["ID", "STATE", "USER", "TASK", "CALLBACK", "CREATED", "NEXT ATTEMPT"],
+    }  # fmt: skip
+
+
+def test_prefix_of_a_key_is_enough(databases: Databases, tmp_path: Path) -> None:
+    for settings in ({}, {"DATABASE_URL": databases.new_postgresql()}):
+        for name in ("alice", "bob"):
+            run(tmp_path, "user", "add", name, **settings)
+
+        def revoked(of_settings: dict[str, str] = settings) -> dict[str, bool]:
+            listed = run(tmp_path, "key", "list", "--json", **of_settings).stdout.splitlines()
+            return {key["id"]: bool(key["revokedAt"]) for key in map(json.loads, listed)}
+
+        several = run(tmp_path, "key", "revoke", "0", **settings)
+        assert "Several IDs match 0, such as " in one_line(several, 2)
+        first, second = revoked()
+        for prefix in (first[:-1], second[:-1].upper()):
+            assert run(tmp_path, "key", "revoke", prefix, **settings).returncode == 0
+        assert revoked() == {first: True, second: True}
 
 
 def test_key_revoke_of_a_user_revokes_all_of_that_user(

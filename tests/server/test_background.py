@@ -229,12 +229,13 @@ def test_delivery_list_show_and_redeliver(
     assert newest["id"] not in only.stdout
     assert len(run(data, "delivery", "list", "--limit", "1", "--json").stdout.splitlines()) == 1
 
-    shown = run(data, "delivery", "show", oldest["id"])
+    shown = run(data, "delivery", "show", oldest["id"][:-1])
     assert "The receiver responded with 410 Gone." in shown.stdout
     assert receiver.url in shown.stdout
     assert json.loads(run(data, "delivery", "show", oldest["id"], "--json").stdout) == oldest
 
-    again = run(data, "delivery", "redeliver", oldest["id"])
+    assert "Several IDs match 0, such as " in one_line(run(data, "delivery", "show", "0"), 2)
+    again = run(data, "delivery", "redeliver", oldest["id"][:-1])
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert the_delivery(alice, failed)["state"] == "pending"
 
@@ -245,7 +246,7 @@ def test_unknown_delivery_is_one_line(tmp_path: Path, subtests: pytest.Subtests)
         for name in ("nonsense", "01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80"):
             with subtests.test(f"{verb} {name}"):
                 line = one_line(run(tmp_path, "delivery", verb, name), 1)
-                assert line == f"taskservice: No such delivery: {name}"
+                assert line == f"taskservice: No delivery matches {name}"
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -1,13 +1,33 @@
-"""The commands on the server, run as processes."""
+"""All commands, and those on the server, run as processes."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
+
+from taskservice import cli
 from tests.support.fork_server import run_forked
 from tests.support.service import COMMAND, environment
+
+
+def all_commands() -> dict[str, click.Command]:
+    """Every command but the groups, by its words."""
+
+    def below(command: click.Command, words: str) -> Iterator[tuple[str, click.Command]]:
+        if not isinstance(command, click.Group):
+            yield words, command
+            return
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from below(inner, f"{words} {name}".strip())
+
+    return dict(below(cli.main, ""))
 
 
 def run(data: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
