@@ -1,4 +1,4 @@
-"""What the commands that measure share: their options, their folder, and how they print."""
+"""What the commands that measure share: their options, their directory, and how they print."""
 
 import argparse
 import platform
@@ -31,7 +31,7 @@ def parser(program: str, description: str | None, parts: Iterable[str]) -> argpa
 
 @contextmanager
 def measuring(options: argparse.Namespace) -> Iterator[Run]:
-    """A run in a temporary folder, with the load on another processor than the servers."""
+    """A run in a temporary directory, with the load on another CPU than the servers."""
     pin_load()
     folder = Path(tempfile.mkdtemp(prefix="benchmarks-"))
     # PostgreSQL runs as another user.

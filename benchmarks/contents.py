@@ -105,7 +105,7 @@ class Contents:
 
 
 def fill(server: Server) -> Contents:
-    """Make the users and tasks of a running service of ours."""
+    """Create the users and tasks of a running service."""
     reader, writer = add_person(server, "reader"), add_person(server, "writer")
     tasks = [reader.start(LINES) for _ in range(50)]
     growing = [writer.start([]) for _ in range(16)]
@@ -137,7 +137,7 @@ def multiply(database: Path, count: int, numbered: bool = False) -> None:
     """Copy the tasks of this SQLite file, with their lines, until there are `count`.
 
     The copies were started at any time of the last DAYS days. Over HTTP this would take minutes.
-    The service must not run. If they are `numbered`, each has a name of its own, and some have
+    The service must not run. If they are `numbered`, each has its own name, and some have
     deliveries.
     """
     connection = sqlite3.connect(database)

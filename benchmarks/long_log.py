@@ -1,4 +1,4 @@
-"""The page of a task with a long log in a real browser: until it can be used, and its memory.
+"""The task page with a long log in a real browser: until it can be used, and its memory.
 
 Memory is the heap of the page's scripts after a collection, and the number of its elements.
 """

@@ -87,7 +87,7 @@ def remove_log(store: Store, writer: Person, task_id: str, is_quick: bool) -> fl
 
 
 def command(server: Server, *arguments: str, **settings: str) -> str:
-    """What a command of the service prints, run with its settings and on its processor."""
+    """What a command of the service prints, run with its settings and on its CPU."""
     result = subprocess.run(
         [sys.executable, "-m", "taskservice", *arguments],
         env=server.environment | {f"TASKSERVICE_{name}": text for name, text in settings.items()},

@@ -1,7 +1,8 @@
 """How much slower a program is below `taskservice run` than in a pipe to cat, and its memory.
 
 The program's own time counts, until it has written everything. Each figure is the median of
-interleaved rounds. Over a ratio of 1.2 or 100 MB of memory, the exit code is 1, except for EXTREME.
+interleaved rounds. Above a ratio of 1.2 or 100 MB of memory, the exit status is 1, except for
+EXTREME.
 """
 
 import os
@@ -60,7 +61,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp())
     mark = folder / "mark"
     with Service(folder / "data", LOG_LEVEL="warning") as service:
-        # It stands in for another machine, and should not take a processor from this one.
+        # It stands in for another machine, and should not take a CPU from this one.
         for process in [service.process.pid, *service.workers()] if service.process else []:
             os.setpriority(os.PRIO_PROCESS, process, 19)
         environment = os.environ | {

@@ -46,7 +46,7 @@ def search_forever(server: Server, key: str) -> None:
 
 @contextmanager
 def searching(server: Server, *keys: str) -> Iterator[None]:
-    """Each in a process of its own, so that its client takes no time of another."""
+    """Each in a separate process, so that its client takes no time of another."""
     searchers = [Process(target=search_forever, args=(server, key)) for key in keys]
     for searcher in searchers:
         searcher.start()

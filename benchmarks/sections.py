@@ -1,4 +1,4 @@
-"""What `make bench` measures, each section on servers of its own, ours and others in turn."""
+"""What `make bench` measures, each section on separate servers, ours and others in turn."""
 
 import shutil
 import socket
@@ -270,7 +270,7 @@ POSTGRESQL = (
 
 
 def postgresql(run: Run) -> list[Row]:
-    """The server of the tests, with its syncs; on the processor of the load."""
+    """The server of the tests, with its syncs; on the CPU of the load."""
     folder = run.subfolder("postgresql")
     databases = Databases(folder, folder)
     url, raw_url = durable_postgresql(databases), databases.new_postgresql()

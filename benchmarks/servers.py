@@ -1,4 +1,4 @@
-"""Servers under test: pinned to one processor, timed until their first answer, and measured."""
+"""Servers under test: pinned to one CPU, timed until their first answer, and measured."""
 
 import contextlib
 import ctypes
@@ -23,7 +23,7 @@ _libc = ctypes.CDLL(None)
 
 
 def pin_load() -> None:
-    """Keep this process, which makes the load, off the processor of the servers."""
+    """Exclude this process, which makes the load, from the CPU of the servers."""
     if IS_PINNED:
         os.sched_setaffinity(0, {1})
 
@@ -51,7 +51,7 @@ class Server:
         # What it must answer before it counts as started.
         self.first = first
         self.command = command
-        # The folder of another version, whose modules it imports.
+        # The directory of another version, whose modules it imports.
         self.checkout = checkout
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the server is used
         self.process: subprocess.Popen[bytes] | None = None
@@ -121,7 +121,7 @@ class Server:
             os.killpg(self.process.pid, signal.SIGCONT)
 
     def processor_seconds(self) -> float:
-        """The processor time of all its processes."""
+        """The CPU time of all its processes."""
         stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2] for pid in self.pids()]
         ticks = sum(int(stat.split()[place]) for stat in stats for place in (11, 12))
         return ticks / os.sysconf("SC_CLK_TCK")
@@ -157,7 +157,7 @@ def exchange(port: int, data: bytes) -> bytes:
 
 
 def ours(data: Path, checkout: Path | None = None, **settings: str) -> Server:
-    """`taskservice serve`, of another version in `checkout`, with its data in this folder."""
+    """`taskservice serve`, of another version in `checkout`, with its data in this directory."""
     port = free_port()
     variables = environment(data, BIND=f"127.0.0.1:{port}", LOG_LEVEL="warning", **settings)
     command = [sys.executable, "-m", "taskservice", "serve"]

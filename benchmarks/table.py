@@ -1,4 +1,4 @@
-"""The table: each path of ours and a yardstick, and whether it is as fast as it should be."""
+"""The table: each of our paths and a yardstick, and whether it is as fast as it should be."""
 
 import math
 import statistics
@@ -11,7 +11,7 @@ Samples = Sequence[float]
 
 @dataclass(frozen=True)
 class Run:
-    """How long and how often to measure, and in which folder."""
+    """How long and how often to measure, and in which directory."""
 
     folder: Path
     seconds: float
@@ -29,7 +29,7 @@ class Run:
 class Goal:
     """A path, what it is compared with, and the ratio that it should reach.
 
-    Where `is_absolute`, `at_least` is a figure of ours in `unit`, not a ratio.
+    Where `is_absolute`, `at_least` is our figure in `unit`, not a ratio.
     """
 
     path: str

@@ -1,9 +1,9 @@
 """Compares this version with another commit, in turns: `python -m benchmarks.versions COMMIT`.
 
 Each path is measured in ROUNDS turns, because a machine that is faster for a minute must not favour
-one of them. Both serve on one processor, one at a time, and the load comes from another. Processor
-time is steadier where other programs use the machine too. At the end, both start in turns, and
-their idle memory is measured.
+one of them. Both serve on one CPU, one at a time, and the load comes from another. CPU time is
+steadier where other programs use the machine too. At the end, both start in turns, and their idle
+memory is measured.
 """
 
 import os
@@ -74,7 +74,7 @@ def requests_of(contents: Contents) -> dict[str, list[bytes]]:
 
 
 def measure(server: Server, requests: list[bytes], clients: int) -> tuple[float, float]:
-    """Milliseconds of processor time of a request, and requests a second."""
+    """Milliseconds of CPU time of a request, and requests a second."""
     before = server.processor_seconds()
     rate = load(server.port, requests, SECONDS, clients).rate
     return (server.processor_seconds() - before) / (rate * SECONDS) * 1000, rate

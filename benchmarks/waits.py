@@ -40,7 +40,7 @@ class Client:
 
 
 class Clients(threading.Thread):
-    """All workers and followers; a worker repeats its claim after the pause that it is told."""
+    """All workers and followers; a worker repeats its claim after the requested pause."""
 
     def __init__(self, port: int, claim: bytes, follow: bytes) -> None:
         super().__init__(daemon=True)

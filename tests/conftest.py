@@ -42,7 +42,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(scope="session")
 def databases(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Databases]:
     folder = tmp_path_factory.getbasetemp()
-    # With several test processes the folder above is the one that they share.
+    # With several test processes the directory above is the one that they share.
     databases = Databases(folder, folder if worker_id == "master" else folder.parent)
     yield databases
     databases.close()
@@ -50,7 +50,7 @@ def databases(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Itera
 
 @pytest.fixture
 def data_folder(tmp_path: Path) -> Path:
-    """The folder of the app's data.
+    """The directory of the app's data.
 
     It is another one for each test: the last connection to a database removes the logs of that
     name when it is closed, and a thread of an earlier test may close one late.
@@ -148,7 +148,7 @@ def alice(app: Flask) -> ApiClient:
 
 @pytest.fixture
 def task(alice: ApiClient) -> dict[str, Any]:
-    """A task that nobody has claimed, where a file has no task of its own."""
+    """A task that nobody has claimed, for files without their own task."""
     return alice.start()
 
 

@@ -30,7 +30,7 @@ ACCESS = "docs/background/security-model.md"
 PAGES = (*COMMANDS, SETTINGS, ACCESS)
 START, END = "<!-- generated -->", "<!-- end of what is generated -->"
 _WIDTH = 118
-# What these settings accept is a sentence of their page, not of their check.
+# The values of these settings are described on their page, not by their check.
 _VALUES = {
     "DATA": "a path",
     "CALLBACK_ALLOWED": "a list, separated by commas",

@@ -95,7 +95,7 @@ def take_pages(browser: Browser, client: RemoteClient, folder: Path) -> None:
 
 
 def take_overview(browser: Browser, client: RemoteClient, folder: Path, data: Path) -> None:
-    """A terminal where a program asks, above the page of its task."""
+    """A terminal where a program asks, above its task page."""
     (data / "deploy.sh").write_text(DEPLOY)
     (data / "deploy.sh").chmod(0o755)
     variables = environment(data / "unused", URL=client.url, APIKEY=client.key)

@@ -24,7 +24,7 @@ UNKNOWN_PATHS = (
     "/%00", "/ü", "/%ff", "/..", "/task/../user", "/agent/a/b", "/" + "x" * 4000,
 )  # fmt: skip
 
-# All that the contract lets an agent key do; everything else is 403 to it.
+# All that the contract lets an agent key do; everything else returns 403.
 MAY_DO = {
     ("GET", "/task"), ("POST", "/task"),
     ("GET", "/task/<task_id>"), ("PATCH", "/task/<task_id>"),
@@ -253,7 +253,7 @@ def test_everything_of_another_user_is_404_and_stays_as_it_is(
 ) -> None:
     hers, before = belongings(alice), rows(app)
     for method, rule in rules(app):
-        # A PUT of an agent makes an agent of one's own.
+        # A PUT of an agent creates the caller's own.
         if "<" in rule and (method, rule) != ("PUT", "/agent/<agent_id>") and method != "OPTIONS":
             with subtests.test(f"{method} {rule}"):
                 fields = FITTING_BODIES.get((method, rule))

@@ -153,7 +153,7 @@ def test_secret_key_is_on_the_disk_before_it_has_its_name(
     synced: list[tuple[str, list[bytes]]] = []
 
     def look(descriptor: int) -> None:
-        """What is synced, and what is in the folder by then under the key's name."""
+        """What is synced, and what is in the directory by then under the key's name."""
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         there = [file.read_bytes() for file in folder.glob("secret_key")]
         synced.append((path.name.partition(".")[0], there))

@@ -43,7 +43,7 @@ def config(standard_config: Config) -> Config:
 
 
 def seconds_for(app: Flask, method: str, path: str, headers: dict[str, str]) -> float:
-    """The processor time of this thread, which other programs of a busy machine don't change."""
+    """The CPU time of this thread, which other programs of a busy machine don't change."""
     environ = create_environ(path, method=method, data=b"a=b" if method == "POST" else None)
     for name, value in headers.items():
         prefix = "" if name == "Content-Type" else "HTTP_"

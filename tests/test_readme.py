@@ -264,7 +264,7 @@ def test_every_guarantee_names_a_test_that_is_there() -> None:
 
 
 def messages_of_the_code() -> list[str]:
-    """Every text in the package and its pages, with … in place of each value."""
+    """Every text in the package and its pages, with … instead of each value."""
     texts = []
     for path in (ROOT / "taskservice").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -280,7 +280,7 @@ def test_every_message_that_is_explained_is_in_the_code() -> None:
     shown = re.findall(r"^### `(.*)`$", DOCUMENTS["docs/guides/troubleshooting.md"], re.MULTILINE)
     assert len(shown) > 40
     texts = messages_of_the_code()
-    # A text with a value in its place, such as the name of a setting.
+    # A text that contains a value, such as the name of a setting.
     long = [wildcards(text) for text in texts if len(text.replace("…", "")) >= 12]
     for message in shown:
         pattern = wildcards(message)
@@ -289,7 +289,7 @@ def test_every_message_that_is_explained_is_in_the_code() -> None:
 
 
 def wildcards(text: str) -> re.Pattern[str]:
-    """The text with anything in place of each …"""
+    """The text with anything instead of each …"""
     return re.compile(".*".join(map(re.escape, text.split("…"))), re.DOTALL)
 
 

@@ -62,7 +62,7 @@ def test_no_connection_is_held_while_an_answer_waits_or_streams(
     for url in (path, "/task", f"{path}/events"):
         with subtests.test(url), alice.get(url, buffered=False) as response:
             next(response.iter_encoded())
-            # The watcher has one of its own, which it takes from the pool at first.
+            # The watcher has its own connection, which it takes from the pool at first.
             until(lambda: in_use(reads) == 0)
     has_read = threading.Event()
 

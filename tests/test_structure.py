@@ -79,7 +79,7 @@ def imported(tree: ast.Module) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             modules = [name for name in names if is_module(name)]
-            # A package's own module counts only where something of its own is imported.
+            # A package's own module counts only where one of its names is imported.
             yield from modules
             if len(modules) < len(names):
                 yield node.module
@@ -222,14 +222,14 @@ def test_tests_import_no_other_test_module() -> None:
 def test_each_folder_of_tests_has_one_target_and_ci_runs_each_target() -> None:
     text = (ROOT / "Makefile").read_text()
     rules = dict(re.findall(r"^(test[a-z-]*):.*\n((?:\t.*\n)+)", text, re.MULTILINE))
-    # All folders at once, whatever their names are.
+    # All directories at once, whatever their names are.
     all_folders = rules.pop("test-all")
     assert all_folders.endswith(" $(sort $(dir $(wildcard tests/*/test_*.py)))\n")
     commands = "".join(rules.values())
     files = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")]
     folders = {str(path.parent) for path in files} - {"tests"}
     assert Counter(re.findall(r"\btests/\S+", commands)) == Counter(folders)
-    # The folder alone says what runs; without one it is what plain `pytest` runs.
+    # The directory alone says what runs; without one it is what plain `pytest` runs.
     assert not re.search(r"pytest .*( -m| -k|--ignore|--deselect)", commands)
     assert "\ntestpaths = tests/test_*.py\n" in (ROOT / "setup.cfg").read_text()
     for file, targets in (
@@ -267,13 +267,14 @@ def private_names(trees: list[ast.Module]) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith("taskservice"):
             used |= {alias.name for alias in node.names}
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            # Without a value it is another class's, which only the type checker is told of.
+            # Without a value it belongs to another class, and is declared for the type checker
+            # only.
             (defined if node.value else declared).add(node.target.id)
     return {name for name in used - defined | declared if re.match(r"_[a-z]", name)}
 
 
 def overridden_names() -> set[str]:
-    """The private methods of other libraries that a class of ours replaces."""
+    """The private methods of other libraries that one of our classes replaces."""
     overridden = set()
     for path in PACKAGE.rglob("*.py"):
         if "alembic" in path.parts or path.stem in ("__main__", "gunicorn_config"):
@@ -288,7 +289,7 @@ def overridden_names() -> set[str]:
 
 
 def is_function(value: object) -> bool:
-    """Whether it is a function of our own source: libraries add some to their subclasses."""
+    """Whether it is a function in our source: libraries add some to their subclasses."""
     code = getattr(value, "__code__", None)
     return code is not None and str(PACKAGE) in code.co_filename
 

@@ -114,7 +114,7 @@ def test_wrong_page_is_422(
 
 
 def waiting(person: ApiClient, path: str, seconds: int = 20, method: str = "GET") -> Any:
-    """Ask, and prefer to wait, from a thread of its own; returns how to get the answer.
+    """Ask, and prefer to wait, from a separate thread; returns how to get the answer.
 
     It is asked when this returns: it waits, or its answer has come.
     """

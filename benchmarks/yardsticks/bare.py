@@ -7,7 +7,7 @@ from flask import Flask, Response
 
 def create_app() -> Flask:
     app = Flask(__name__, static_folder=None)
-    # As long as a task of ours with five lines.
+    # As long as a task with five lines.
     body = os.environ.get("YARDSTICK_BODY", "{}").encode()
 
     @app.get("/api/v1/task/<task_id>")

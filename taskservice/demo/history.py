@@ -256,7 +256,7 @@ class History:
         name = f"Recording {began:%d %B}"
         if self._random.random() < 0.03:
             # The computer went to sleep.
-            silence = "Nothing was heard from its agent for 15 minutes"
+            silence = "Its agent sent nothing for 15 minutes"
             self._add(VIDEO, began, 1_020, name, log[:2], {}, error=silence, error_type=TIMEOUT)
             return
         self._add(VIDEO, began, minutes * 34, name, log, output)

@@ -87,7 +87,7 @@ REQUEST_HEADERS = {
         "`*`: change the task only if it exists. Its ETag is weak and never matches.", "*"
     ),
     "If-None-Match": value(
-        "ETags of earlier responses: the response is 304 if one is still current.", 'W/"3-0"'
+        "ETags of earlier responses: the request returns 304 if one is still current.", 'W/"3-0"'
     ),
 }
 

@@ -165,7 +165,7 @@ def test_program_ends_although_the_service_holds_its_progress() -> None:
         command = [sys.executable, "-c", program, receiver.url]
         with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
             until(lambda: reports(receiver))
-            process.communicate(timeout=30)  # the promise is 5 s
+            process.communicate(timeout=30)  # the limit is 5 s
     assert process.returncode == 0
 
 

@@ -159,7 +159,7 @@ def test_plain_installation_in_an_empty_environment_is_enough(
 ) -> None:
     folder = tmp_path / "venv"
     python = new_environment(folder)
-    # An installation builds in the folder that it is given.
+    # An installation builds in the directory that it is given.
     source = shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".*"))
     install(python, str(source))
     own_machine.command = [str(folder / "bin" / "taskservice")]

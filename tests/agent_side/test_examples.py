@@ -97,7 +97,7 @@ def test_worker_that_asks_before_it_deletes(machine: AgentMachine, tmp_path: Pat
     worker = machine.spawn("work", "--agent", "clean-up", "--", *program)
 
     def run(*answer: str) -> tuple[Any, list[str]]:
-        """The output of a task whose question is answered so, and what is in the folder."""
+        """The output of a task whose question is answered so, and what is in the directory."""
         task = machine.user.start("clean-up", input=task_input)
         (question,) = until(lambda: machine.user.tasks()[0]["questions"])
         assert question["message"].splitlines() == [f"Delete 2 files of {folder}?", *old]
@@ -331,7 +331,7 @@ def scripts_of(recipe: str) -> list[str]:
 
 @pytest.fixture
 def home(machine: AgentMachine, tmp_path: Path) -> Path:
-    """A home folder with the settings, the client, and the programs of the recipes."""
+    """A home directory with the settings, the client, and the programs of the recipes."""
     home = tmp_path / "home of recipes"
     for folder in ("taskservice-client/bin", "client/bin"):
         install_commands(home / folder)

@@ -1,4 +1,4 @@
-"""`taskservice grep` and `taskservice task new-lines`: what they print, and their exit codes."""
+"""`taskservice grep` and `taskservice task new-lines`: what they print, and their exit statuses."""
 
 from typing import Any
 from uuid import uuid4

@@ -136,7 +136,7 @@ def test_hook_that_was_turned_off_says_why_and_is_turned_on(
     assert " task.failed " in shown[-1]
     assert " failed " in shown[-1]
     assert "410" in shown[-1]
-    # Nothing is told while it is off.
+    # Nothing is sent while it is off.
     fail(machine, "gone")
     assert machine.run("hook", "on", hook_id).stdout == f"{hook_id} is on\n"
     fail(machine, "gone")

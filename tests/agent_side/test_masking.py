@@ -120,7 +120,7 @@ def test_line_that_is_cut_shows_no_part_of_a_secret(size: int, is_in_blocks: boo
 
 
 def test_long_line_of_many_secrets_shows_no_part_of_one() -> None:
-    """Masked, what is kept of it is shorter than the limit of a line."""
+    """Masked, the stored part is shorter than the limit of a line."""
     line = f"{SECRET} , " * 20_000
     (kept,) = split([line[at : at + 10_000].encode() for at in range(0, len(line), 10_000)],
                     A_KEY=SECRET)  # fmt: skip

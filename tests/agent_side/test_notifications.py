@@ -31,7 +31,7 @@ def block(part: str) -> str:
 
 @pytest.fixture
 def stand_in() -> Iterator[Receiver]:
-    """In place of the servers of ntfy and of the chats; their formats have their own tests."""
+    """Instead of the servers of ntfy and of the chats; their formats have their own tests."""
     with Receiver() as receiver:
         yield receiver
 

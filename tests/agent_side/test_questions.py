@@ -126,7 +126,7 @@ def test_one_value_is_printed_bare_and_others_as_json(
 
 def test_ask_exits_by_the_outcome(machine: AgentMachine) -> None:
     def outcome(*options: str, method: str = "", end: str = "", **body: Any) -> tuple[int, str]:
-        """The exit code and the notice of an `ask` that is ended by a request."""
+        """The exit status and the notice of an `ask` that is ended by a request."""
         task = machine.user.start("one", claim=True)
         machine.settings["TASKSERVICE_TASK_ID"] = task["id"]
         process = machine.spawn("ask", "Deploy?", *options)

@@ -26,7 +26,7 @@ from tests.support.waiting import until
 
 
 def killed_run(machine: AgentMachine) -> Path:
-    """The folder of a run whose task is made, and that was killed before its end."""
+    """The directory of a run whose task is made, and that was killed before its end."""
     process = machine.spawn_script("echo ready; sleep 1000")
     until(lambda: machine.user.the_log() == ["ready"])
     process.end(signal.SIGKILL)
@@ -35,7 +35,7 @@ def killed_run(machine: AgentMachine) -> Path:
 
 
 def run_without_a_task(machine: AgentMachine, agent_id: str = "a", **fields: object) -> Path:
-    """The folder of a run that ended while the service was away."""
+    """The directory of a run that ended while the service was away."""
     run = SavedRun(machine.url, {"agentId": agent_id, "claim": True, **fields})
     run.report = {"status": "complete"}
     run.create_directory(machine.home / "state" / "taskservice" / "runs")
@@ -244,7 +244,7 @@ def _give_away(path: Path) -> None:
 
 
 LINES = "lines"
-# What stands in place of a file, which gets its path and a file elsewhere.
+# Replacements of a file, which get its path and a file elsewhere.
 REPLACEMENTS: tuple[Callable[[Path, Path], object], ...] = (
     lambda path, _: os.mkfifo(path),
     lambda path, _: path.mkdir(),

@@ -40,7 +40,7 @@ pipe_or_terminal = pytest.mark.parametrize("options", [[], ["--tty"]], ids=["pip
 
 
 def quiet(result: subprocess.CompletedProcess[str]) -> int:
-    """The exit code of a run of which we had nothing to say."""
+    """The exit status of a run of which we had nothing to say."""
     assert "taskservice:" not in result.stderr
     return result.returncode
 
@@ -512,7 +512,7 @@ def test_program_runs_whatever_the_service_says(
 def test_program_of_an_agent_id_that_none_can_have_runs_without_a_task(
     machine: AgentMachine,
 ) -> None:
-    """It is told of before the program runs, and nothing stays on the disk."""
+    """It is reported before the program runs, and nothing remains on the disk."""
     machine.settings["TASKSERVICE_TASK_ID"] = "of an outer run"
     script = "echo told >&2; echo ${TASKSERVICE_TASK_ID-none}; exit 7"
     result = machine.run("run", "--agent", "A b", "--tty", "--", "sh", "-c", script)
@@ -693,7 +693,7 @@ def test_program_runs_without_usable_settings(
     make_file: Callable[[Path], object],
     problem: str,
 ) -> None:
-    """It is told of in one line before the program runs, and nothing stays on the disk."""
+    """It is reported in one line before the program runs, and nothing remains on the disk."""
     machine.url = machine.key = ""
     machine.settings = {f"TASKSERVICE_{name}": text for name, text in settings.items()}
     machine.settings["TASKSERVICE_TASK_ID"] = "of an outer run"

@@ -1,4 +1,4 @@
-"""`taskservice status`: what needs attention, and the exit codes for it."""
+"""`taskservice status`: what needs attention, and the exit statuses for it."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Answers that are not from this service: nothing is lost, and the error is one sentence."""
+"""Answers that are not from this service: nothing is lost, and the error is one line."""
 
 import gc
 import gzip

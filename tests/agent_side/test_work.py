@@ -29,7 +29,7 @@ def work(machine: AgentMachine, script: str, *options: str) -> Command:
 
 
 def stop(*workers: Command) -> list[tuple[str, str]]:
-    """What the workers have printed, after they were told to stop."""
+    """What the workers have printed, after they were stopped."""
     for worker in workers:
         worker.send_signal(signal.SIGTERM)
     return [worker.communicate(timeout=40) for worker in workers]
@@ -169,7 +169,7 @@ def test_worker_continues_after_another_programs_page(machine: AgentMachine) -> 
         receiver.answer = play.in_turn(play.reset(), page)
         worker = work(machine, "true")
         assert "waiting for tasks" in worker.read_error()
-        # A first connection that breaks is told only if the next one breaks too.
+        # A first connection that breaks is reported only if the next one breaks too.
         while "not from taskservice; retrying" not in (line := worker.read_error()):
             assert "retrying" in line
         stop(worker)

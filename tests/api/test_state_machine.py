@@ -130,7 +130,7 @@ expansions = st.lists(st.sampled_from(["agent", "user"]), max_size=2, unique=Tru
 
 
 def kept(value: Any) -> Any:
-    """A JSON value as it is kept."""
+    """A JSON value as it is stored."""
     return json.loads(json.dumps(value, ensure_ascii=False).replace("\\u0000", "\ufffd"))
 
 
@@ -491,7 +491,7 @@ class Api(RuleBasedStateMachine):
 
     @rule(task=tasks)
     def fall_silent(self, task: Task) -> None:
-        """What the service does to a running task whose agent is not heard of any more."""
+        """What the service does to a running task whose agent is silent."""
         if task.running:
             end_for_silence(self.app, task.json)
             error = {"type": "timeout", "message": ANY}

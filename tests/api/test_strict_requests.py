@@ -680,7 +680,7 @@ def test_unusual_requests_never_cause_a_500(
 
 
 def check_answer(response: TestResponse) -> None:
-    """An answer of ours in JSON, or a problem that tells what is wrong with the request."""
+    """A response in JSON, or a problem that describes the error in the request."""
     data, status = response.get_data(), response.status_code
     assert status < 500, data
     if status == 204:

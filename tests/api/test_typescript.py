@@ -69,7 +69,7 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the TypeScript compiler and openapi-typescript, from their npm packages."""
+    """A directory with the TypeScript compiler and openapi-typescript, from their npm packages."""
     if not (shutil.which("node") and shutil.which("npm")):
         needs("Node.js with npm", "install the packages nodejs and npm")
     folder = tmp_path_factory.mktemp("typescript")
@@ -89,7 +89,7 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def folder(service: Service, tools: Path) -> Path:
-    """The same folder with the types of the running service."""
+    """The same directory with the types of the running service."""
     document = f"{service.url}/openapi.json"
     made = run(tools, "node_modules/.bin/openapi-typescript", document, "-o", "taskservice.ts")
     assert made.returncode == 0, made.stdout + made.stderr

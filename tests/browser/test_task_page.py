@@ -1,4 +1,4 @@
-"""The page of one task in a real browser: its log, its output, and running it again."""
+"""The task page in a real browser: its log, its output, and running it again."""
 
 import json
 import re

@@ -236,7 +236,7 @@ def test_task_that_is_deleted_between_claim_and_post_is_not_posted(
 
 @pytest.fixture
 def slow_receiver(authority: Authority, trusted: None) -> Iterator[Receiver]:
-    """A receiver over TLS, which takes connections and shakes no hands until it is told to."""
+    """A receiver over TLS, which takes connections and starts the handshake only on request."""
     with Receiver(tls=authority.server("127.0.0.1")) as receiver:
         receiver.shakes_hands.clear()
         yield receiver

@@ -1,4 +1,4 @@
-"""Kills the service at each critical point while hooks are told: no event is lost or doubled."""
+"""Kills the service at each critical point of notifications: no event is lost or doubled."""
 
 import json
 import os
@@ -124,7 +124,7 @@ def expected(app: Flask) -> Counter[tuple[str, str]]:
 
 
 def check(app: Flask, program: Receiver, people: Receiver, mail_server: MailServer) -> None:
-    """All that happened was told, to the program under one id each; nothing else was."""
+    """All events were sent, to the program with one ID each, and nothing else."""
     events = made(app)
     of_tasks = [event for event in events if event.name not in LATENESS]
     assert Counter((event.name, event.task_id) for event in of_tasks) == expected(app)

@@ -1,4 +1,4 @@
-"""Hooks: which events are told to whom, when, and how often."""
+"""Hooks: which events they are notified of, when, and how often."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def add_hook(person: ApiClient, target: str, **fields: Any) -> dict[str, Any]:
 
 
 def told(person: ApiClient, hook: dict[str, Any]) -> list[str]:
-    """The events that a hook is told of, oldest first."""
+    """The events that a hook is notified of, oldest first."""
     rows = expect(person.get(f"/hook/{hook['id']}/deliveries"), 200)
     return [row["event"] for row in reversed(rows)]
 
@@ -486,7 +486,7 @@ def test_three_lost_deliveries_in_a_row_turn_a_hook_off(
 
 
 def fail(app: Flask, person: ApiClient, hook: dict[str, Any], receiver: Receiver) -> None:
-    """Let one more attempt fail of the only event that a hook is told of."""
+    """Let one more attempt fail of the only event that a hook is notified of."""
     # Until the test makes it due again.
     receiver.answer = answer(503, {"Retry-After": "3600"})
     count = len(deliveries_of(person, hook)[0]["attempts"])

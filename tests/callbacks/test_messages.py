@@ -234,7 +234,7 @@ def test_last_state_of_each_task_that_hung_is_told() -> None:
     assert ntfy(HANGS, other)["title"] == "2 tasks hang: backup"
     recovered = HANGS._replace(kind=TASK_RECOVERED, since=AT, at=LATER)
     assert ntfy(HANGS, other, recovered)["title"] == "backup hangs; backup no longer hangs"
-    # Its end is told once, as what it is.
+    # Its end is listed once, as its own kind of event.
     failed = FAILED._replace(agent="backup", agent_id="backup", task_id="0193", at=LATER)
     assert ntfy(HANGS, recovered, failed)["title"] == "backup failed"
     fixed = failed._replace(kind=AGENT_FIXED, since=EARLIER)

@@ -1,4 +1,4 @@
-"""Muted agents: what people are not told, what programs are, and what is told when it ends."""
+"""Muted agents: what people and programs get during a mute, and what people get at its end."""
 
 import json
 from datetime import datetime
@@ -45,7 +45,7 @@ def maintenance(app: Flask, no_grace: None) -> Maintenance:
 
 
 def told(person: ApiClient, hook: dict[str, Any]) -> list[str]:
-    """The events that a hook is told of, oldest first, without those that were cancelled."""
+    """The events that a hook is notified of, oldest first, without those that were cancelled."""
     rows = expect(person.get(f"/hook/{hook['id']}/deliveries"), 200)
     return [row["event"] for row in reversed(rows) if row["state"] != "cancelled"]
 
@@ -143,7 +143,7 @@ def test_what_waits_to_be_told_when_an_agent_is_muted_is_not_told(
     assert told(alice, phone) == ["agent.broken", "agent.broken"]
 
 
-# --- what is told when it ends ---------------------------------------------------------------
+# --- notifications at the end of a mute ------------------------------------------------------
 
 
 def test_what_began_during_a_mute_and_holds_is_told_once_when_it_ends(

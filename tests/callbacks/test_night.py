@@ -21,7 +21,7 @@ STEP_SECONDS = 50
 
 
 class Night:
-    """Agents that run once a day, and a person who is told by ntfy what happens to them."""
+    """Agents that run once a day, and a person who is notified by ntfy."""
 
     def __init__(self, app: Flask, person: ApiClient, phone: Receiver, clocks: Clocks) -> None:
         self.app, self.person, self.phone, self.clocks = app, person, phone, clocks
@@ -76,7 +76,7 @@ def test_person_is_told_each_thing_of_a_night_once(
     expect(alice.post("/hook", json=dead), 201)
     with looping(app, stop_seconds=0):
         tell(night, alice)
-        # Nothing more, when all is told.
+        # Nothing more, after all is sent.
         night.pass_time(60)
         assert night.titles() == night.seen
     attention = expect(alice.get("/attention"), 200)
@@ -104,7 +104,7 @@ def tell(night: Night, alice: ApiClient) -> None:
     night.pass_time(30)
     night.run("index", "error", "Out of memory")
     night.gets("index failed")
-    # Nothing is told of what a mute hides.
+    # Nothing is sent about muted events.
     for status in ("error", "complete", "error"):
         night.run("loud", status, "no answer" if status == "error" else "")
     night.pass_time(25)

@@ -840,7 +840,7 @@ def test_receiver_that_does_not_speak_tls_is_explained() -> None:
     assert not outcome.permanent
 
 
-# What is told.
+# The messages of outcomes.
 
 
 @pytest.mark.parametrize(

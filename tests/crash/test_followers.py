@@ -1,4 +1,4 @@
-"""Followers of a log while a worker of theirs is killed."""
+"""Followers of a log while one of their workers is killed."""
 
 import os
 import signal
@@ -34,5 +34,5 @@ def test_ten_followers_have_every_line_once_though_workers_are_killed(two_worker
         follower.join(PATIENCE_SECONDS)
         assert follower.lines == expected
         assert follower.states[-1]["status"] == "complete"
-    # Otherwise no client was cut off, and the test proves nothing.
+    # Otherwise no client was cut off, and the test shows nothing.
     assert sum(follower.connections for follower in followers) > len(followers)

@@ -120,7 +120,7 @@ def test_plot_is_drawn_from_three_runs_on(window: Browser, alice: ApiClient) -> 
     for count in (1, 2, 3):
         alice.report(alice.start("backup", claim=True), status="complete")
         alice.report(alice.start("unclaimed"), status="complete")
-        # Another path, since the page is kept for a while.
+        # Another path, since the page is cached for a while.
         text = text_of(window, f"/agents/backup?{count}")
         assert text.count('class="point complete"') == (3 if count == 3 else 0)
     assert 'id="durations"' not in text_of(window, "/agents/unclaimed")
@@ -274,7 +274,7 @@ EMPTY = {"every": "", "cron": "", "zone": "", "grace": "", "maxDuration": ""}
 
 
 def times_due(text: str) -> list[str]:
-    """The next times that the page of an agent shows."""
+    """The next times that the agent page shows."""
     shown = text[text.index('id="due-times"') :].partition("</p>")[0]
     return re.findall('datetime="(.+?)" data-show="both"', shown)
 

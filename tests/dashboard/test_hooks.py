@@ -79,7 +79,7 @@ def test_form_begins_with_the_usual_events(window: Browser) -> None:
     assert [json.loads(unescape(value)) for value in chosen] == list(DEFAULT_EVENTS)
     values = re.findall(r'name="field\.events" value="([^"]+)"', text)
     assert {json.loads(unescape(value)) for value in values} == set(EVENTS)
-    # The service sends no mail.
+    # The service sends no email.
     formats = re.findall(r'name="field\.format" value="([^"]+)"', text)
     assert [json.loads(unescape(value)) for value in formats] == ["", "ntfy", "slack", "standard"]
     unset = "TASKSERVICE_SMTP_URL and TASKSERVICE_MAIL_FROM are not set"

@@ -1,4 +1,4 @@
-"""The page of one task over HTTP: its relatives, its progress, and running it again."""
+"""The task page over HTTP: its relatives, its progress, and running it again."""
 
 import json
 import re
@@ -240,7 +240,7 @@ def test_page_of_a_task_finds_other_tasks_by_their_indexes(
 ) -> None:
     path = f"/tasks/{alice.start()['id']}"
     for sign, other in (("<", ">"), (">", "<")):
-        # Another path, since the page is kept for a while.
+        # Another path, since the page is cached for a while.
         condition = f"(tasks.created_at, tasks.id) {sign}"
         plan, end = steps_on_tasks(app, window, f"{path}?{sign}", condition)
         # The search has two ends.
@@ -485,7 +485,7 @@ def test_nothing_is_compared_without_a_failure_or_a_good_run(
 
 
 def beside(window: Browser, task_id: str) -> dict[str, str]:
-    """The ids of the previous and the next run to which a task's page links."""
+    """The ids of the previous and the next run to which a task page links."""
     page = window.get(f"/tasks/{task_id}").text
     return dict(re.findall(r'id="(previous|next)-run" href="/tasks/([^"]+)"', page))
 

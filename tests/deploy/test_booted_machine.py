@@ -146,7 +146,7 @@ def prepare_caddy(machine: BootedMachine) -> None:
     machine.run("install -m 644 deploy/Caddyfile /etc/caddy/Caddyfile")
     if needs_other_names(machine.run("caddy version")):
         machine.run(block_in("operate", "caddy before 2.6.3"))
-    # Nobody outside can prove the name of this machine.
+    # No authority outside can confirm the name of this machine.
     machine.run(f"sed -i 's/^{HOST} {{/&\\n\\ttls internal/' /etc/caddy/Caddyfile")
 
 

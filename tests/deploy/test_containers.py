@@ -239,7 +239,7 @@ def serves_as_any_user_of_the_group_0_and_on_a_unix_socket(engine: str, image: s
 def test_image_serves_on_postgresql_by_the_compose_file(
     engine: str, image: str, tmp_path: Path
 ) -> None:
-    """By podman-compose, in the folder of the file, with the image that it would build."""
+    """By podman-compose, in the directory of the file, with the image that it would build."""
     program = shutil.which("podman-compose")
     if program is None or not engine.endswith("podman"):
         needs("podman-compose", "install the packages podman and podman-compose")

@@ -24,7 +24,7 @@ from tests.support.service import free_port
 from tests.support.systemd import Machine
 
 SERVICE = "taskservice.service"
-# What only root may do, or systemd does, in a folder.
+# What only root may do, or systemd does, in a directory.
 PROGRAMS = {
     "useradd": "exit 0",
     "runuser": 'test "$1 $2 $3" = "-u taskservice --" && shift 3 && exec "$@"',
@@ -81,7 +81,7 @@ class RootShell:
         )
 
     def types(self, mark: str, **replaced: str) -> str:
-        """Type a block, with a test's names in place of those in it; returns what it printed."""
+        """Type a block, with a test's names instead of those in it; returns what it printed."""
         block = block_in("operate", mark)
         for old, new in self.replaced.items():
             block = block.replace(old, new)

@@ -281,7 +281,7 @@ def test_q_takes_wildcards_literally(alice: ApiClient) -> None:
     for part in ODD_PARTS:
         expected_names = [name for name in ODD_NAMES if part.casefold() in name.casefold()]
         names = [task["name"] for task in listed(alice, q=part, sort="createdAt")]
-        # NUL is kept as U+FFFD, and is looked for as that.
+        # NUL is stored as U+FFFD, and is searched for as that.
         assert names == [name.replace("\0", "\ufffd") for name in expected_names], part
 
 

@@ -316,7 +316,7 @@ def test_large_log_is_read_in_parts(alice: ApiClient, app: Flask) -> None:
 def test_search_reads_at_most_64_mib_of_uneven_logs(
     alice: ApiClient, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All sizes in bytes are a 1,024th of what they are; each line is a chunk of its own."""
+    """All sizes in bytes are a 1,024th of what they are; each line is a separate chunk."""
     assert (types.PAGE_BYTES, logs.CHUNK_BYTES) == (1024 * 1024, 64 * 1024)
     monkeypatch.setattr(search, "SEARCH_BYTES", search.SEARCH_BYTES // 1024)
     monkeypatch.setattr(search, "SEARCH_SECONDS", PATIENCE_SECONDS)

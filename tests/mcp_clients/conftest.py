@@ -29,7 +29,7 @@ def owner(mcp_service: Service, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="session")
 def node() -> Path:
-    """The folder `node_modules` with the clients for Node.js."""
+    """The directory `node_modules` with the clients for Node.js."""
     return node_packages()
 
 

@@ -1,4 +1,4 @@
-"""The official Python client, and fastmcp with its tasks, each in an environment of its own."""
+"""The official Python client, and fastmcp with its tasks, each in a separate environment."""
 
 import json
 import subprocess

@@ -38,7 +38,7 @@ def shell_at(server: PostgresqlServer, folder: Path) -> Iterator[Terminal]:
 def typed(
     terminal: Terminal, server: PostgresqlServer, mark: str, **hosts: PostgresqlServer
 ) -> None:
-    """Type a block with the test's folder and hosts; each line must succeed."""
+    """Type a block with the test's directory and hosts; each line must succeed."""
     block = block_in("operate", mark)
     block = block.replace(DATA, str(server.data))
     for name, host in hosts.items():

@@ -270,7 +270,7 @@ def questions(person: RemoteClient, ledger: Ledger) -> list[dict[str, Any]]:
 
 
 def check_lines(writer: Writer, followers: list[Follower], task: dict[str, Any]) -> None:
-    """Each line is there once, in its place, and came to each follower once, in order."""
+    """Each line is there once, at its position, and each follower got it once, in order."""
     lines = [f"line {number}" for number in range(1, writer.lines + 1)]
     assert task["status"] == "complete"
     assert task["logs"] == lines

@@ -44,7 +44,7 @@ on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 @pytest.fixture
 def data(tmp_path: Path, databases: Databases) -> Path:
-    """A folder with a database in it."""
+    """A directory with a database in it."""
     databases.copy_sqlite(tmp_path / "data")
     (tmp_path / "data").chmod(0o700)
     return tmp_path / "data"

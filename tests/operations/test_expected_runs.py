@@ -27,13 +27,13 @@ EVERY = {"every": 60, "grace": 0}
 
 @pytest.fixture
 def hook(alice: ApiClient, receiver: Receiver) -> dict[str, Any]:
-    """Alice's, which is told who is late and who runs again."""
+    """Alice's, which is notified of agents that are late and that run again."""
     body = {"target": receiver.url, "events": ["agent.late", "agent.back"]}
     return dict(expect(alice.post("/hook", json=body), 201))
 
 
 def told(person: ApiClient, hook: dict[str, Any]) -> list[tuple[str, str]]:
-    """The events that a hook is told of, oldest first, each with its agent."""
+    """The events that a hook is notified of, oldest first, each with its agent."""
     rows = expect(person.get(f"/hook/{hook['id']}/deliveries"), 200)
     return [(row["event"], row["agentId"]) for row in reversed(rows)]
 

@@ -23,7 +23,7 @@ KIB = 1024
 
 @pytest.fixture
 def source(tmp_path: Path, databases: Databases) -> Path:
-    """A folder with the database of alice, on a disk with space."""
+    """A directory with the database of alice, on a disk with space."""
     databases.copy_sqlite(tmp_path / "source")
     assert run(tmp_path / "source", "user", "add", "alice").returncode == 0
     return tmp_path / "source"

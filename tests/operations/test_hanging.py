@@ -1,4 +1,4 @@
-"""Hanging tasks: why one hangs, what ends that, who is told, and what it costs."""
+"""Hanging tasks: why one hangs, what ends that, who is notified, and the cost."""
 
 import json
 from collections.abc import Callable
@@ -46,13 +46,13 @@ def maintenance(app: Flask, no_grace: None) -> Maintenance:
 
 @pytest.fixture
 def hook(alice: ApiClient, receiver: Receiver) -> Task:
-    """Alice's, which is told which tasks hang and which no longer do."""
+    """Alice's, which is notified of tasks that hang and that no longer hang."""
     body = {"target": receiver.url, "events": ["task.hangs", "task.recovered"]}
     return dict(expect(alice.post("/hook", json=body), 201))
 
 
 def told(person: ApiClient, hook: Task) -> list[tuple[str, str]]:
-    """The events that a hook is told of, oldest first, each with its task."""
+    """The events that a hook is notified of, oldest first, each with its task."""
     rows = expect(person.get(f"/hook/{hook['id']}/deliveries"), 200)
     return [(row["event"].removeprefix("task."), row["taskId"]) for row in reversed(rows)]
 
@@ -118,7 +118,7 @@ def test_task_that_runs_longer_than_its_maximum_hangs(
     assert item["since"] == now["hangingSince"]
     assert item["text"].startswith("Runs for 10 min ")
     assert item["text"].endswith(" s, longer than its maximum of 10 min")
-    # Lines do not end this, and it is told once.
+    # Lines do not end this, and there is one notification.
     alice.append(task, "a line")
     clocks.go_on_with(maintenance, seconds=200)
     assert alice.task(task)["hangingSince"] == now["hangingSince"]
@@ -212,7 +212,7 @@ def test_silent_task_that_runs_much_longer_than_usual_hangs(
     assert data["seconds"] == pytest.approx(
         clock.milliseconds(recovered["timestamp"]) / 1_000 - clock.milliseconds(since) / 1_000
     )
-    # It can hang again, and is told again.
+    # It can hang again, with another notification.
     clocks.go_on_with(maintenance, seconds=700)
     of_silent = [name for name, task_id in told(alice, hook) if task_id == silent["id"]]
     assert of_silent == ["hangs", "recovered", "hangs"]
@@ -293,7 +293,7 @@ def test_changed_expectation_is_checked_in_the_next_round(
     clocks.go_on_with(maintenance, seconds=300)
     for expectation, hangs in (
         ({"maxDuration": 200}, True),
-        # Still too long: nobody is told again.
+        # Still too long: without another notification.
         ({"maxDuration": 100}, True),
         ({"maxDuration": 7_200}, False),
         (ONE_MINUTE, True),
@@ -364,7 +364,7 @@ def test_each_end_of_a_task_ends_it_in_the_same_transaction(
 def test_people_are_told_of_an_end_once(
     app: Flask, alice: ApiClient, clocks: Clocks, maintenance: Maintenance, receiver: Receiver
 ) -> None:
-    """A task that hung and failed is told as failed."""
+    """A task that hung and failed is reported as failed."""
     alice.register(expect=ONE_MINUTE)
     for name in ("slack", "topic"):
         fields = {"format": "ntfy"} if name == "topic" else {}
@@ -377,7 +377,7 @@ def test_people_are_told_of_an_end_once(
     assert all("Disk full" in text for text in texts)
 
 
-# --- who is told -----------------------------------------------------------------------------
+# --- notifications ---------------------------------------------------------------------------
 
 
 def test_hooks_are_told_by_default_and_people_read_why(
@@ -476,7 +476,7 @@ def test_task_of_before_an_absence_is_not_blamed_for_five_minutes(
     assert hanging(alice) == [after["id"]]
     clocks.go_on_with(maintenance, seconds=150)
     assert set(hanging(alice)) == {before["id"], after["id"]}
-    # The machine sleeps. What no longer hangs is told at once.
+    # The machine sleeps. A task that no longer hangs is reported at once.
     expect(alice.post(f"/task/{before['id']}/cancel"), 200)
     asleep = alice.start(claim=True)
     clocks.go_on(7_200)

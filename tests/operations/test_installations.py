@@ -39,7 +39,7 @@ main(prog_name="taskservice")
 
 
 def run_without(packages: str, data: Path, *arguments: str, **settings: str) -> tuple[int, str]:
-    """The exit code and the stderr of a command where these packages are not installed."""
+    """The exit status and the stderr of a command where these packages are not installed."""
     command = [sys.executable, "-c", WITHOUT, packages, *arguments]
     result = subprocess.run(
         command, env=environment(data, **settings), capture_output=True, text=True, timeout=60
@@ -207,7 +207,7 @@ def test_archive_without_git_is_the_version_before_all_commits(tmp_path: Path) -
 
 
 def test_script_next_to_the_clone_imports_the_package(tmp_path: Path) -> None:
-    """The clone has the name of the package, and is in the folder of the script."""
+    """The clone has the name of the package, and is in the directory of the script."""
     clone = copy_sources(tmp_path / "taskservice")
     # As `make install` does it.
     python = str(new_environment(clone / ".venv"))

@@ -31,7 +31,7 @@ def settings_of(data: Path, folder: Path) -> str:
 
 
 def documented(mark: str, **names: str) -> str:
-    """A block of the manual, with the test's names in place of those in it."""
+    """A block of the manual, with the test's names instead of those in it."""
     block = block_in("operate", mark)
     for old, new in names.items():
         assert EXAMPLES[old] in block

@@ -426,7 +426,7 @@ def count_by(service: Service) -> float:
 
 
 def ask(service: Service, times: int) -> None:
-    """So many answers, each on a connection of its own, so that both workers give some.
+    """So many answers, each on a separate connection, so that both workers give some.
 
     A connection that the kernel gave to a worker that was killed is broken, and counts nothing.
     """
@@ -441,7 +441,7 @@ def ask(service: Service, times: int) -> None:
 
 
 class Watcher(threading.Thread):
-    """Scrapes all the time; a count that is less than one before it is kept in `fallen`."""
+    """Scrapes all the time; a count that is less than an earlier one is added to `fallen`."""
 
     def __init__(self, service: Service) -> None:
         super().__init__()

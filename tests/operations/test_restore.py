@@ -23,7 +23,7 @@ REVISIONS = sorted(path.name[:4] for path in (migrations.FOLDER / "versions").gl
 
 @pytest.fixture
 def data(tmp_path: Path, databases: Databases) -> Path:
-    """A folder with the database of bob."""
+    """A directory with the database of bob."""
     databases.copy_sqlite(tmp_path / "data")
     (tmp_path / "data").chmod(0o700)
     name_user(tmp_path / "data" / "taskservice.db", "bob")

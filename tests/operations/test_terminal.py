@@ -258,7 +258,7 @@ def test_commands_write_by_the_one_module_that_escapes() -> None:
 
 def test_notice_is_one_write(tmp_path: Path) -> None:
     """A program that `run` has started writes to the same stderr: no line of it cuts a notice."""
-    # Each write arrives as a packet of its own.
+    # Each write arrives as a separate packet.
     ours, stderr = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, stderr:
         command = [*COMMAND, "progress", "1/2"]

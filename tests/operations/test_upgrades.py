@@ -342,7 +342,7 @@ def test_no_command_uses_a_database_of_a_newer_version(
     )
     migrations.upgrade(parse(database_url))
     # `db check` says it too, among other findings.
-    # `demo` makes a database of its own.
+    # `demo` makes a separate database.
     others = WITH_FILES | {"db check", "demo"}
     assert set(commands_on_the_server()) == COMMANDS.keys() | others
     engine = create_engine(parse(database_url), poolclass=pool.NullPool)

@@ -133,7 +133,7 @@ def test_deletion_while_the_user_works_ends_all_of_it(service: Service, receiver
     assert (deleted.returncode, deleted.stderr) == (0, ""), deleted
     for thread in threads:
         thread.join(60)
-    # An agent is told that its task is gone, before its key is.
+    # An agent learns that its task is deleted before its key is.
     assert set(statuses["agent"]) == {201, 404, 401}, statuses
     assert set(statuses["starter"]) - {422} == {201, 401}, statuses
     assert len(receiver.requests) == webhooks

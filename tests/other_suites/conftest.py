@@ -42,7 +42,7 @@ def owner(shared: Service) -> RemoteClient:
 
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
-    """The folder with the packages of npm."""
+    """The directory with the packages of npm."""
     return node_packages(VERSIONS["npm"])
 
 

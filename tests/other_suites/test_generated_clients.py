@@ -23,7 +23,7 @@ from tests.support.service import Service
 
 PROGRAMS = Path(__file__).parent / "programs"
 GENERATOR = "openapi-generator.jar"
-# Generator -> options of its own.
+# Generator -> its options.
 GENERATORS: dict[str, dict[str, Any]] = {
     "go": {"gitHost": "example.com", "gitUserId": "taskservice", "gitRepoId": "client"},
     "java": {
@@ -66,7 +66,7 @@ def run(folder: Path, *command: str, **variables: str) -> str:
 
 @pytest.fixture(scope="module")
 def clients(shared: Service, java: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the client of each generator, made by one run of the program."""
+    """A directory with the client of each generator, made by one run of the program."""
     folder = tmp_path_factory.mktemp("clients")
     document = requests.get(f"{shared.url}/openapi.json", timeout=60).json()
     for name, options in GENERATORS.items():
@@ -196,7 +196,7 @@ def test_client_of_openapi_python_client_takes_a_task_through_its_life(
         got = call("tasks.get_task", task.id, expand="agent").parsed
         assert (got.status, got.output["sum"], got.logs) == ("complete", 15, ["one", "two"])
         assert got.agent.name == "The counter"
-        # What is narrowed has a type of its own.
+        # Values with other limits have their own type.
         url = f"{API_PREFIX}/task/{task.id}"
         part = client.get_httpx_client().get(url, params={"fields": "status"}).json()
         assert models.PartialTask.from_dict(part).status == "complete"

@@ -20,7 +20,7 @@ AS_VALUE = (b'{"agentId": "reader", "input": {"value": ', b"}}")
 AS_BODY = (b"", b"")
 # No body at all.
 EMPTY = b""
-# The service keeps U+FFFD in place of NUL, which PostgreSQL does not store.
+# The service keeps U+FFFD instead of NUL, which PostgreSQL does not store.
 WITHOUT_NUL = {
     "y_object_escaped_null_in_key.json": {"foo\ufffdbar": 42},
     "y_string_null_escape.json": ["\ufffd"],

@@ -146,7 +146,7 @@ def test_recipe_for_openai_agents_logs_each_tool_and_asks(
 
 # --- validators --------------------------------------------------------------------------
 
-# Folder and recipe -> the program that reads it, with its arguments.
+# Directory and recipe -> the program that reads it, with its arguments.
 VALIDATORS = {
     ("guides", "github"): "check-jsonschema --builtin-schema vendor.github-workflows",
     ("guides", "gitlab"): "check-jsonschema --builtin-schema vendor.gitlab-ci",
@@ -178,7 +178,7 @@ def test_systemd_reads_the_units_of_the_recipe(tmp_path: Path) -> None:
         needs("systemd-analyze", "install the package systemd")
     for name in ("backup.service", "backup.timer"):
         text = block_in("guides", f"recipe: {name}")
-        # A program that is there, in place of the client's.
+        # A program that is there, instead of the client's.
         (tmp_path / name).write_text(text.replace("/opt/taskservice/bin/taskservice", "/bin/true"))
     done = subprocess.run(
         [program, "verify", "--man=no", *map(str, sorted(tmp_path.iterdir()))],

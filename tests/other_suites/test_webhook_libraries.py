@@ -25,7 +25,7 @@ PROGRAM = Path(__file__).parent / "programs" / "verify.mjs"
 
 @pytest.fixture
 def folder(node_modules: Path, tmp_path: Path) -> Path:
-    """A folder with the program and, as it finds them, the libraries."""
+    """A directory with the program and, as it finds them, the libraries."""
     shutil.copy(PROGRAM, tmp_path)
     (tmp_path / "node_modules").symlink_to(node_modules)
     return tmp_path

@@ -21,7 +21,7 @@ def full() -> Iterator[IO[str]]:
 
 
 def run_with(data: Path, *arguments: str, **streams: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command with these standard files; what it writes to the others is kept."""
+    """Run a command with these standard files; what it writes to the others is returned."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
     return run_forked(
         [*COMMAND, *arguments], env=environment(data), text=True, timeout=60, **options

@@ -68,7 +68,7 @@ def test_service_continues_after_all_connections_were_taken(
                 run(tmp_path, "user", "list", DATABASE_URL=url), 1
             )
             # Those reserved for superusers are left. While it holds the lock, each thread of the
-            # service needs a connection of its own.
+            # service needs a separate connection.
             with psycopg.connect(primary.url("tasks")) as operator:
                 operator.execute("LOCK TABLE tasks IN EXCLUSIVE MODE")
                 starts = {

@@ -111,7 +111,7 @@ def test_writes_are_refused_until_a_restart(
         wait_until_open(stopped_service, database)
         alice = stopped_service.add_user()
         task = alice.start()
-        # As long after the last change: then only the folder is looked at.
+        # As long after the last change: then only the directory is looked at.
         os.utime(database.parent, (0, 0))
         assert alice.request("GET", f"/task/{task['id']}").status_code == 200
         damage(database)

@@ -196,7 +196,7 @@ def shown_by(script: str, environment: dict[str, str]) -> str:
 
 
 def fitting(command: str, person: RemoteClient) -> str:
-    """The command, with things that are there in place of those in the example."""
+    """The command, with things that are there instead of those in the example."""
     person.request("PUT", "/agent/summarizer")
     if examples.TASK in command:
         if "/new-lines" in command:

@@ -240,7 +240,7 @@ def test_200_workers_and_100_followers_leave_the_threads_to_others(tmp_path: Pat
         until(lambda: metric(service, "waits") == metric(service, "waits_limit") == 200)
         for client in clients[:100]:
             client.sendall(follow)
-        # The workers whose places the followers take are told to come back later.
+        # The workers whose slots the followers take get `Retry-After`.
         until(lambda: sum(is_readable(client) for client in clients[100:]) == 100)
         early = next(client for client in clients[100:] if is_readable(client)).recv(2000)
         assert early.startswith(b"HTTP/1.1 204 ")

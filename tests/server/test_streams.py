@@ -44,7 +44,7 @@ SOON = 25.0
 
 
 def append(person: RemoteClient, task: dict[str, Any], *lines: str) -> None:
-    """On a connection of its own, which either process may answer."""
+    """On a separate connection, which either process may answer."""
     headers = {"apikey": person.key}
     url = f"{person.url}{API}/task/{task['id']}/logs"
     requests.post(url, headers=headers, json={"logs": lines}, timeout=30).raise_for_status()
@@ -341,12 +341,12 @@ def test_each_change_of_a_question_is_an_event_in_every_process(two_workers: Ser
     expected: list[list[str]] = []
 
     def seen(*questions: Json) -> None:
-        """Wait until each follower has heard that these are open."""
+        """Wait until each follower knows that these are open."""
         expected.append([question["id"] for question in questions])
         until(lambda: all(opened(follower)[-1:] == expected[-1:] for follower in followers))
 
     def change(method: str, end: str, **body: Any) -> Json:
-        """Make a request on a connection of its own, which either process may answer."""
+        """Make a request on a separate connection, which either process may answer."""
         other = RemoteClient(two_workers.url, person.key)
         answer = other.request(method, f"/task/{task['id']}{end}", json=body or None)
         answer.raise_for_status()

@@ -86,7 +86,7 @@ class AgentMachine:
         self.command = [sys.executable, "-c", COMMAND.format(statements)]
 
     def beat_often(self) -> None:
-        """From now on its commands hear sooner of a cancel."""
+        """From now on its commands notice a cancel sooner."""
         self.patch("from taskservice.client import sender; sender.HEARTBEAT_SECONDS = 0.3")
 
     def give_up_soon(self) -> None:
@@ -166,7 +166,7 @@ class AgentMachine:
                     pass
 
     def left_runs(self) -> list[Path]:
-        """The runs that are kept on the disk, alive or left."""
+        """The runs that are saved on the disk, running or ended."""
         return sorted((self.home / "state").glob("taskservice/runs/*"))
 
 
@@ -179,7 +179,7 @@ def _has_report(record: Path) -> bool:
     try:
         return '"report": null' not in record.read_text()
     except FileNotFoundError:
-        # Its folder got its final name, or was removed.
+        # Its directory got its final name, or was removed.
         return False
 
 

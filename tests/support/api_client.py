@@ -130,7 +130,7 @@ def check_invalid_fields(
     invalid: dict[str, list[Any]],
     subtests: pytest.Subtests,
 ) -> None:
-    """A body that is valid but for one field is a 422 that names it, for each of these values."""
+    """A body with one invalid field gets a 422 that names it, for each of these values."""
     for name, values in invalid.items():
         for value in values:
             with subtests.test(f"{name}: {value!r}"[:60]):
@@ -167,7 +167,7 @@ class RemoteClient:
         return Client(url or self.url, self.key, retry_timeout)
 
     def copy(self) -> "RemoteClient":
-        """The same person with connections of their own, for another thread."""
+        """The same person with separate connections, for another thread."""
         other = RemoteClient(self.url, self.key)
         other.session.verify = self.session.verify
         return other

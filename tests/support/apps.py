@@ -44,14 +44,14 @@ class Apps:
     """Apps as `create_app` makes them: to register all routes again costs more than most tests."""
 
     def __init__(self, templates: Path) -> None:
-        """`templates` is a folder for compiled templates, which other processes may share."""
+        """`templates` is a directory for compiled templates, which other processes may share."""
         templates.mkdir(exist_ok=True)
         self._templates = FileSystemBytecodeCache(str(templates))
         self._models: list[tuple[Config, Flask]] = []
         self._shared: dict[str, Flask] = {}
 
     def new(self, config: Config) -> Flask:
-        """An app of its own, which the caller disposes of; the database is migrated already."""
+        """A separate app, which the caller disposes of; the database is migrated already."""
         model = self._model(config)
         app = copy.copy(model)
         app.instance_path = str(config.DATA)
@@ -80,7 +80,7 @@ class Apps:
             engine.dispose(app)
 
     def _model(self, config: Config) -> Flask:
-        """An app with these settings, but another folder or database; it is never used."""
+        """An app with these settings, but another directory or database; it is never used."""
         for settings, app in self._models:
             if replace(settings, DATA=config.DATA, DATABASE_URL=config.DATABASE_URL) == config:
                 return app

@@ -1,4 +1,4 @@
-"""A machine with its own systemd: the programs of this one, and nothing written is kept."""
+"""A machine with its own systemd: the programs of this one, and nothing written remains."""
 
 import os
 import shlex
@@ -12,7 +12,7 @@ from tests.support.requirements import needs
 from tests.support.waiting import child_ids, until
 
 SYSTEMD = Path("/usr/lib/systemd/systemd")
-# The test's folder, in the machine.
+# The test's directory, in the machine.
 SHARED = Path("/mnt")
 # Only the journal is started, and nothing that this machine is configured to do.
 _BOOT = """

@@ -42,7 +42,7 @@ def run(data: Path, *arguments: str, **settings: str) -> subprocess.CompletedPro
 
 
 def one_line(result: subprocess.CompletedProcess[str], code: int) -> str:
-    """The one line on stderr of a command that must have failed with this exit code."""
+    """The one line on stderr of a command that must have failed with this exit status."""
     assert result.returncode == code, result
     assert not result.stdout
     (line,) = result.stderr.splitlines()

@@ -21,13 +21,13 @@ INVALID_PARAMS = -32602
 
 @dataclass
 class Ledger:
-    """What the clients were told, to be compared with what the service has afterwards."""
+    """The responses that the clients got, to be compared with the service afterwards."""
 
     lines: dict[str, list[str]] = field(default_factory=dict)
     finished: dict[str, str] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
-    # Of the questions, by their ids: as they were asked, as they ended for their agent, and what
-    # people were told that their answers count.
+    # Of the questions, by their ids: as they were asked, as they ended for their agent, and the
+    # answers that people saw accepted.
     asked: dict[str, str] = field(default_factory=dict)
     ended: dict[str, dict[str, Any]] = field(default_factory=dict)
     accepted: dict[str, dict[str, Any] | None] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Caller(threading.Thread):
     def call(
         self, method: str, path: str, repeated: int = 0, refused: int = 0, **options: Any
     ) -> requests.Response:
-        """Call until there is an answer; `repeated` is what a second call may be told.
+        """Call until there is an answer; `repeated` is the possible response to a second call.
 
         `refused` is a status of answers that are right too.
         """
@@ -97,7 +97,7 @@ class Client(Caller):
 
     # The reports of a task with a callback are checked by its receiver.
     callback: str | None = None
-    # What a DELETE that is not repeated here may be told: nginx may have repeated it.
+    # The possible responses to a DELETE that is not repeated here: nginx may have repeated it.
     gone: int = 0
 
     def run(self) -> None:
@@ -299,7 +299,7 @@ def check_tasks(ledger: Ledger, stored: dict[str, dict[str, Any]]) -> None:
 
 
 def check_questions(ledger: Ledger, stored: Sequence[dict[str, Any]]) -> None:
-    """None is lost, none was asked twice, and the answer that a person was told of counts."""
+    """None is lost, none was asked twice, and the answer that a person saw accepted counts."""
     assert {question["id"]: question["message"] for question in stored} == ledger.asked
     assert len({question["message"] for question in stored}) == len(stored)
     assert {question["id"]: question for question in stored} == ledger.ended

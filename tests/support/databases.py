@@ -78,7 +78,7 @@ class Databases:
 
     @property
     def programs(self) -> Path:
-        """The folder with `pg_dump` and the other programs of PostgreSQL."""
+        """The directory with `pg_dump` and the other programs of PostgreSQL."""
         return Path(self._server().bin_path)
 
     def _server(self) -> Any:

@@ -25,7 +25,7 @@ class Demo:
 
 
 def demo_environment(folder: Path, **settings: str) -> dict[str, str]:
-    """An environment in which a demo has its data in this folder."""
+    """An environment in which a demo has its data in this directory."""
     return environment(folder / "unused", **settings) | {"TMPDIR": str(folder)}
 
 

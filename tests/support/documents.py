@@ -36,7 +36,7 @@ def blocks(name: str, mark: str) -> list[str]:
 
 
 def block_in(folder: str, mark: str) -> str:
-    """The one code block in the documents of a folder that follows this mark."""
+    """The one code block in the documents of a directory that follows this mark."""
     names = [name for name in DOCUMENTS if name.startswith(f"docs/{folder}/")]
     (block,) = [block for name in names for block in blocks(name, mark)]
     return block
@@ -151,7 +151,7 @@ class Terminal:
 
 
 def install_commands(folder: Path) -> Path:
-    """A folder with `taskservice` and `python` as an installation has them, for the path."""
+    """A directory with `taskservice` and `python` as an installation has them, for the path."""
     folder.mkdir(parents=True)
     for name, command in (("taskservice", "-m taskservice"), ("python", "")):
         path = folder / name

@@ -67,7 +67,7 @@ def wait_for_nothing(
 def mean_any_version(
     context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, Any]
 ) -> None:
-    """Every other `If-Match` is 412, and nothing behind it would be tried."""
+    """Every other `If-Match` gets 412, and nothing after this check would be tested."""
     if case.headers and "If-Match" in case.headers:
         case.headers["If-Match"] = "*"
 
@@ -88,7 +88,7 @@ def keep_to_methods_of_bulk(
 
 @schemathesis.hook("filter_case")
 def send_bodies(context: schemathesis.HookContext, case: schemathesis.Case[Any]) -> bool:
-    """No body, and null, are accepted where a body is optional; that has tests of its own."""
+    """No body, and null, are accepted where a body is optional; other tests cover that."""
     fits = case.meta is None or case.meta.generation.mode.is_positive
     has_body = isinstance(case.body, dict | list | str | int | float)
     return fits or has_body or not list(case.operation.body)

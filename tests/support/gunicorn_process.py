@@ -103,7 +103,7 @@ class GunicornProcess:
         return client
 
     def ask(self, data: bytes) -> bytes:
-        """All that the server sends until it closes; it is told that no more comes after `data`."""
+        """All that the server sends until it closes; nothing is sent after `data`."""
         with self.connect(data) as client:
             # A server that resets the connection may have done so already.
             with suppress(OSError):
@@ -161,7 +161,7 @@ def unready(
     settings: Mapping[str, object] | None = None,
     **environ: str,
 ) -> GunicornProcess:
-    """A server that has just been told to start, and must be waited for or killed."""
+    """A server that is starting, and must be waited for or killed."""
     (folder / "serve.py").write_text(SERVE.format(root=str(ROOT)))
     text = SETTINGS.format(root=str(ROOT), attributes=attributes or {}, settings=settings or {})
     (folder / "settings.py").write_text(text)

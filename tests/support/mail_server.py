@@ -5,9 +5,9 @@
         [mail] = server.wait_for(1)
         mail.message["Subject"]
 
-It accepts every mail until told otherwise: `server.replies["RCPT"] = "550 No such user"` is its
+It accepts every email by default: `server.replies["RCPT"] = "550 No such user"` is its
 reply to a command, and `server.held = "RCPT"` the command that it leaves without a reply. The
-greeting counts as a command, `GREETING`, and the end of the mail as `END`.
+greeting counts as a command, `GREETING`, and the end of the email as `END`.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ DRIP_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Mail:
-    """A mail as the server got it."""
+    """An email as the server got it."""
 
     sender: str
     recipients: list[str]
@@ -88,7 +88,7 @@ class MailServer:
         return f"smtp{'s' if self.is_smtps else ''}://{user}127.0.0.1:{self.port}"
 
     def wait_for(self, count: int, timeout: float = PATIENCE_SECONDS) -> list[Mail]:
-        """The mails, as soon as there are `count`; AssertionError after `timeout` seconds."""
+        """The emails, as soon as there are `count`; AssertionError after `timeout` seconds."""
         self._wait(lambda: len(self.mails) >= count, timeout)
         return list(self.mails)
 

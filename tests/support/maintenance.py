@@ -27,7 +27,7 @@ def end(app: Flask, person: ApiClient, task: dict[str, Any], days: float) -> Non
 
 
 def fall_silent(app: Flask, task: dict[str, Any], seconds: float) -> None:
-    """Set back when the task was last heard of."""
+    """Set back the last heartbeat of the task."""
     of_its_own = TaskModel.timeout.is_not(None)
     moments = {"last_heartbeat_at": database_now(-seconds)}
     with app.app_context(), transaction() as connection:

@@ -118,7 +118,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def stored(text: str) -> str:
-    """Text as it is kept."""
+    """Text as it is stored."""
     return text.replace("\0", "\ufffd")
 
 

@@ -22,7 +22,7 @@ def unmount(folder: Path) -> None:
 
 @contextmanager
 def small_disk(folder: Path, size: str = "2m") -> Iterator[Path]:
-    """This folder, made as a disk of that size in memory."""
+    """This directory, made as a disk of that size in memory."""
     folder.mkdir()
     mount("-t", "tmpfs", "-o", f"mode=700,size={size}", "tmpfs", str(folder))
     try:
@@ -33,7 +33,7 @@ def small_disk(folder: Path, size: str = "2m") -> Iterator[Path]:
 
 @contextmanager
 def failing_disk(folder: Path) -> Iterator[Callable[[], None]]:
-    """This folder on a disk of its own; what is given makes it read-only, as a broken disk gets.
+    """This directory on a separate disk; what is given makes it read-only, as a broken disk gets.
 
     Files may be open for writing then, which a plain remount would refuse.
     """
@@ -70,7 +70,7 @@ def empty_log(data: Path) -> None:
 def failing_writes(folder: Path) -> dict[str, str]:
     """The environment of a service whose writes or syncs fail while a file exists.
 
-    The files are `writes` and `syncs` in the folder.
+    The files are `writes` and `syncs` in the directory.
     """
     compiler = shutil.which("cc")
     if compiler is None:
@@ -88,7 +88,7 @@ def failing_writes(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """The folder, as if it were on a read-only disk."""
+    """The directory, as if it were on a read-only disk."""
     mount("--bind", str(folder), str(folder))
     try:
         mount("-o", "remount,bind,ro", str(folder))

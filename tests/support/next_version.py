@@ -1,4 +1,4 @@
-"""The next version of the service: this one, in a folder of its own, and one more migration."""
+"""The next version of the service: this one, in a separate directory, and one more migration."""
 
 import shutil
 from pathlib import Path
@@ -37,7 +37,7 @@ def install_next_version(folder: Path) -> dict[str, str]:
 
 
 def copy_package(folder: Path) -> Path:
-    """A copy of the package in a folder."""
+    """A copy of the package in a directory."""
     package = folder / "taskservice"
     shutil.copytree(
         Path(taskservice.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
@@ -46,6 +46,6 @@ def copy_package(folder: Path) -> Path:
 
 
 def python_path(folder: Path) -> dict[str, str]:
-    """The environment in which Python finds the copy in this folder."""
-    # Without the current folder, which has this version.
+    """The environment in which Python finds the copy in this directory."""
+    # Without the current directory, which has this version.
     return {"PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}

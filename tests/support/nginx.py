@@ -59,8 +59,8 @@ CACHING_ALL = f"{CACHING}  proxy_ignore_headers Cache-Control Expires;\n"
 
 
 def settings(folder: Path, http: str) -> str:
-    """The text of an nginx.conf that keeps everything in this folder; `http` is its own part."""
-    # By default its workers run as the user `nobody`, who can't write into a test's folder.
+    """The text of an nginx.conf that keeps everything in this directory; `http` is its own part."""
+    # By default its workers run as the user `nobody`, who can't write into a test's directory.
     user = "user root;" if os.geteuid() == 0 else ""
     return _FRAME.format(user=user, folder=folder, http=http)
 

@@ -121,7 +121,7 @@ def _add(
 
 
 def _count_lines_as_before(connection: Connection, tasks: list[dict[str, Any]]) -> None:
-    """The writer without a name had a row as the others have, and timeouts a time of their own."""
+    """The writer without a name had a row like the others, and timeouts a separate time."""
     types = db.metadata.tables["log_writers"].columns
     writers = table(
         "log_writers", *(column(target_column.name, target_column.type) for target_column in types)

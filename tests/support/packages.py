@@ -63,7 +63,7 @@ def _needed_by(requirement: Requirement) -> Iterator[Requirement]:
 
 
 def new_environment(folder: Path) -> Path:
-    """The Python of a new environment, without a pip of its own, which would take seconds."""
+    """The Python of a new environment, without its own pip, which would take seconds."""
     venv.create(folder, symlinks=True)
     return folder / "bin" / "python"
 
@@ -103,7 +103,7 @@ def copy_sources(folder: Path) -> Path:
 
 
 def build(sources: Path, folder: Path) -> Path:
-    """The wheel of these sources, in this folder."""
+    """The wheel of these sources, in this directory."""
     folder.mkdir(exist_ok=True)
     before = set(folder.glob("*.whl"))
     python = ["--python", sys.executable]

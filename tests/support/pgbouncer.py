@@ -31,7 +31,7 @@ server_round_robin = 1
 
 
 class PgBouncer:
-    """It has this many connections to the database at `url`, whose host is a socket's folder."""
+    """It has this many connections to the database at `url`, whose host is a socket's directory."""
 
     def __init__(self, folder: Path, url: str, connections: int) -> None:
         assert PGBOUNCER

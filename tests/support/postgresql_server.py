@@ -1,4 +1,4 @@
-"""A PostgreSQL server of its own, which a test may stop, kill, promote and copy to a standby."""
+"""A separate PostgreSQL server, which a test may stop, kill, promote and copy to a standby."""
 
 import os
 import pwd
@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 class PostgresqlServer:
-    """A cluster in a folder; all its programs run as the owner of the folder."""
+    """A cluster in a directory; all its programs run as the owner of the directory."""
 
     def __init__(self, folder: Path, programs: Path) -> None:
         self.folder, self.programs = folder, programs
@@ -42,7 +42,7 @@ class PostgresqlServer:
         return f"postgresql://postgres@{self.host}/{database}"
 
     def command(self, program: str) -> list[str]:
-        """The command for one of PostgreSQL's programs, as the owner of the folder."""
+        """The command for one of PostgreSQL's programs, as the owner of the directory."""
         owner = self.folder.stat().st_uid
         # Only root may run a program as another user.
         other = (
@@ -125,7 +125,7 @@ class PostgresqlServer:
 
 @contextmanager
 def postgresql_server(programs: Path) -> Iterator[PostgresqlServer]:
-    """A server that is not there yet, in a folder that is removed at the end.
+    """A server that is not there yet, in a directory that is removed at the end.
 
     It is not below pytest's directory, which the user of PostgreSQL can't enter.
     """

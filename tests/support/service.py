@@ -29,7 +29,7 @@ START_SECONDS = 100
 
 
 def environment(data: Path, **settings: str) -> dict[str, str]:
-    """An environment with these settings and no other of ours."""
+    """An environment with these settings and no others of the service."""
     clean = {name: value for name, value in os.environ.items() if "TASKSERVICE" not in name}
     # An installed service starts from kept bytecode.
     clean.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -67,7 +67,7 @@ class Service:
     command: Sequence[str] = (*COMMAND, "serve")
     # What answers when it has started; `/livez` where the database takes no writes.
     ready_path = "/readyz"
-    # Whether the service finds a database of its own version; else it makes it, as a user's does.
+    # Whether the service finds a database of this version; else it creates one, as a user's does.
     has_database = True
 
     def __init__(self, data: Path, **settings: str) -> None:
@@ -77,7 +77,7 @@ class Service:
         self.environment = environment(
             data, **{"BIND": f"127.0.0.1:{self.port}", "CALLBACK_ALLOWED": "loopback"} | settings
         )
-        # In place of the log, as `subprocess` has them.
+        # Instead of the log, as `subprocess` has them.
         self.streams: dict[str, Any] = {}
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -1,4 +1,4 @@
-"""A folder in the place of a machine's `/`, and a `systemctl` for its services without systemd."""
+"""A directory that stands for `/`, and a `systemctl` for its services without systemd."""
 
 import os
 import re

@@ -18,7 +18,7 @@ from tests.support.waiting import until
 
 PROGRAM = "@anthropic-ai/claude-code-linux-x64/claude"
 SERVER = "taskservice"
-# Only its end is kept with a person's consent to use it.
+# A person's consent to use it is stored with its end.
 MODEL_KEY = "sk-ant-stub-0123456789abcdefghij"
 ROWS, COLUMNS = 50, 120
 PRINT_SECONDS = 120

@@ -26,7 +26,7 @@ NPM_INSTALL = (
 
 
 def node_packages(versions: dict[str, str] = VERSIONS["npm"]) -> Path:
-    """The folder `node_modules` with these packages; by default the clients and Node.js itself."""
+    """The `node_modules` with these packages; by default the clients and Node.js itself."""
     if not shutil.which("npm"):
         needs("npm", "install the packages nodejs and npm")
     with _folder("npm", versions) as (folder, is_installed):
@@ -53,7 +53,7 @@ def _pinned(versions: Mapping[str, str], separator: str) -> list[str]:
 
 @contextmanager
 def _folder(name: str, versions: Mapping[str, str]) -> Iterator[tuple[Path, bool]]:
-    """The folder of these versions, and whether they are installed; for one process at a time."""
+    """The directory of these versions, and whether they are installed; for one process only."""
     digest = hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:8]
     folder = CACHE / f"{name}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
