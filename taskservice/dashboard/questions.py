@@ -1,6 +1,8 @@
 """Questions as pages and answer links show them: a form while open, then how it ended."""
 
+import re
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from flask import Blueprint, Response, flash, request
@@ -31,6 +33,8 @@ SHOWN_TASKS = 10
 SHOWN_ENDED = 20
 # Maximum number and length of options that are shown as buttons.
 MAX_BUTTONS, MAX_BUTTON_LABEL = 4, 40
+# A code block of Markdown: only its own fence ends it.
+CODE = re.compile(r"\n?^(`{3,})[^`\n]*\n(?:(.*?)\n)?\1$\n?", re.MULTILINE | re.DOTALL)
 # Maximum number of characters of a task's input in the Inbox, with an ellipsis.
 MAX_INPUT = 81
 
@@ -125,7 +129,14 @@ def form(
 ) -> Json:
     """The form of an open question; without `task_id`, the form of its answer link."""
     fields = schema_form.fields(question["schema"], typed, errors)
-    return {**question, "taskId": task_id, "fields": fields, "buttons": _buttons(fields)}
+    extra = {"taskId": task_id, "fields": fields, "buttons": _buttons(fields)}
+    return {**question, **extra, "parts": _parts(question["message"])}
+
+
+def _parts(message: str) -> list[tuple[str, str | None]]:
+    """The texts of a message, each with the code block after it, if there is one."""
+    pieces = CODE.split(message)
+    return list(zip_longest(pieces[::3], pieces[2::3]))
 
 
 def _buttons(fields: Sequence[Field]) -> list[Choice]:
@@ -146,7 +157,11 @@ def ended(task_id: str) -> list[Json]:
     """The last questions of a task that are no longer open, newest first; answers as text."""
     questions = map(loaded, question_service.ended(task_id, SHOWN_ENDED))
     return [
-        {**question, "answer": _in_words(question, question["answer"] or {})}
+        {
+            **question,
+            "answer": _in_words(question, question["answer"] or {}),
+            "parts": _parts(question["message"]),
+        }
         for question in questions
     ]
 

@@ -100,6 +100,21 @@ def check_form(text: str) -> None:
         assert set(" ".join(page.values(attribute)).split()) <= set(ids)
 
 
+def test_code_block_of_a_message_ends_only_at_its_fence(alice: ApiClient, task: Json) -> None:
+    code = "ls  -l\n```\n“website”: Read\n```\n\nrm x</pre>"
+    ask(alice, task, f"Run this?\n````sh\n{code}\n````\nAnd `that`:\n```\n\n```\n```\nopen")
+    browser = signed_in(alice)
+    for path in ("/inbox", f"/tasks/{task['id']}"):
+        page = browser.get(path).text
+        (message,) = re.findall(r'<div class="message"[^>]*>(.*?)</div>', page, re.DOTALL)
+        parts = [(kind, unescape(text)) for kind, text, _ in re.findall(
+            r"<(p|pre)>(.*?)</(p|pre)>", message, re.DOTALL)]  # fmt: skip
+        assert parts == [
+            ("p", "Run this?"), ("pre", code),
+            ("p", "And `that`:"), ("pre", ""), ("p", "```\nopen"),
+        ]  # fmt: skip
+
+
 # --- the form ----------------------------------------------------------------------------
 
 
@@ -427,7 +442,9 @@ def test_page_of_a_task_shows_how_its_questions_ended(
     text = text_of(window, path)
     assert title_of(text) == "(1) running · Release · taskservice"
     history = text.partition('id="ended"')[2].partition("</section>")[0]
-    ended = re.findall(r'<p class="message">(.+?)</p>\n<p class="outcome"><b[^>]*>(\w+)', history)
+    ended = re.findall(
+        r'<div class="message"><p>(.+?)</p></div>\n<p class="outcome"><b[^>]*>(\w+)', history
+    )
     assert ended == [("Never mind?", "withdrawn"), ("Delete it?", "declined"),
                      ("Which size?", "answered")]  # fmt: skip
     pairs = re.findall("<div><dt>([^<]+)</dt><dd>(.+?)</dd></div>", history)
