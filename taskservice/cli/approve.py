@@ -40,7 +40,7 @@ BLANK = re.compile(
     "[\u034f\u115f\u1160\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 # Seconds until the agent asks in its own terminal if the service is unavailable.
-REACH: Any = {"patience": 10.0, "timeout": 10.0}
+REACH: Any = {"retry_timeout": 10.0, "timeout": 10.0}
 DECISION = {"type": "string", "title": "Decision", "enum": ["allow", "deny"]}
 REASON = {"type": "string", "title": "Reason", "description": "Sent to the agent with deny."}
 PROPERTIES = {"decision": DECISION, "reason": REASON}

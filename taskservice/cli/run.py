@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from taskservice.cli import options
-from taskservice.cli.service_client import PATIENCE_SECONDS, one_line_errors, program_client
+from taskservice.cli.service_client import PROGRAM_SECONDS, one_line_errors, program_client
 from taskservice.client import SettingError
 from taskservice.client.current_task import current_task_id
 from taskservice.client.http import Connection
@@ -77,7 +77,7 @@ def command(
         raise click.UsageError("Missing the program: taskservice run -- CMD ...")
     with one_line_errors():
         try:
-            connection = Connection(patience=PATIENCE_SECONDS)
+            connection = Connection(retry_timeout=PROGRAM_SECONDS)
             agent = _agent_id(agent, connection, command_line[0])
         except SettingError as error:
             if is_strict:

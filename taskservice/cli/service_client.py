@@ -20,7 +20,7 @@ from taskservice.terminal import exit_with_error, notice
 from taskservice.terms import KEY_VARIABLE, MAX_LIMIT
 
 # How long a command that a program starts retries while the service is unavailable.
-PATIENCE_SECONDS = 5.0
+PROGRAM_SECONDS = 5.0
 # A command of a person prints a message after NOTICE_SECONDS without a response, and fails after
 # PERSON_SECONDS.
 NOTICE_SECONDS = 1.5
@@ -43,7 +43,7 @@ class PersonConnection(Connection):
 
     def once(self, *arguments: Any, **options: Any) -> Any:
         if self._timer is None:
-            self._until = time.monotonic() + self.patience
+            self._until = time.monotonic() + self.retry_timeout
             # In a thread, since a request and the pause after it can be long.
             self._timer = threading.Timer(NOTICE_SECONDS, self._tell)
             self._timer.daemon = True
@@ -64,7 +64,7 @@ class PersonConnection(Connection):
     def _tell(self) -> None:
         if not self._is_told:
             self._is_told = True
-            notice(f"{self._problem}; retrying for {self.patience:.0f} s")
+            notice(f"{self._problem}; retrying for {self.retry_timeout:.0f} s")
 
 
 class _PersonClient(Client):
@@ -85,13 +85,13 @@ def service_client(failure: int = 1) -> Iterator[Client]:
 
 
 @contextmanager
-def program_client(patience: float | None = None, failure: int = 1) -> Iterator[Client]:
+def program_client(retry_timeout: float | None = None, failure: int = 1) -> Iterator[Client]:
     """Like `service_client`, for a command that a program starts, or that follows a task.
 
-    A call is retried for `patience` seconds; then the exit status is `failure`.
+    A call is retried for `retry_timeout` seconds; then the exit status is `failure`.
     """
     with one_line_errors(failure):
-        yield Client(retry_timeout=PATIENCE_SECONDS if patience is None else patience)
+        yield Client(retry_timeout=PROGRAM_SECONDS if retry_timeout is None else retry_timeout)
 
 
 @contextmanager

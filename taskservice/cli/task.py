@@ -37,7 +37,7 @@ from taskservice.terminal import (
 # How many tasks the table of `list` contains by default.
 ROWS = 20
 # How long `follow` retries; the service restarts in less time.
-LONG_PATIENCE_SECONDS = 60.0
+FOLLOW_SECONDS = 60.0
 # The exit statuses of `follow`, by the type of error; click uses 2 for wrong arguments.
 OUTCOMES = {terms.FAILED: 1, terms.CANCELLED: 3, terms.TIMEOUT: 4}
 DELETED = 5
@@ -415,7 +415,7 @@ class _Lines(NamedTuple):
 
 
 def _follow(task_id: str, shown: _Lines) -> NoReturn:
-    with program_client(LONG_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
+    with program_client(FOLLOW_SECONDS, failure=UNAVAILABLE) as client:
         try:
             task = client.task(find_task_id(client, task_id, DELETED))
         except NotFound as error:

@@ -16,17 +16,19 @@ _ENDED = b"."
 
 
 @contextmanager
-def ended_if_killed(connection: Connection, patience: float) -> Iterator[Callable[[Task], object]]:
+def ended_if_killed(
+    connection: Connection, retry_timeout: float
+) -> Iterator[Callable[[Task], object]]:
     """Yield a function to call with the task, which ends unless the `with` block succeeds.
 
-    After SIGKILL too: a process waits for the end of this one, and then tries for `patience`
+    After SIGKILL too: a process waits for the end of this one, and then tries for `retry_timeout`
     seconds to end the task.
     """
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         os.close(writer)
-        connection.patience = patience
+        connection.retry_timeout = retry_timeout
         _watch(connection, reader)
     os.close(reader)
     with suppress(ChildProcessError):  # if SIGCHLD is ignored

@@ -12,7 +12,7 @@ import click
 from taskservice.cli import options
 from taskservice.cli.service_client import did_you_mean, program_client
 from taskservice.client import responses
-from taskservice.client.http import PATIENCE_SECONDS, Connection
+from taskservice.client.http import RETRY_SECONDS, Connection
 from taskservice.client.responses import NotFound, TaskServiceError
 from taskservice.client.task import Task, claim_task, register_agent
 from taskservice.runner.process import PROGRAM_ONLY, forward_signals
@@ -45,7 +45,7 @@ def command(agent: str, parallel: int, command_line: tuple[str, ...]) -> None:
     programs, and ends when they have ended.
     """
     open_standard_files()
-    with program_client(PATIENCE_SECONDS) as client:
+    with program_client(RETRY_SECONDS) as client:
         worker = Worker(client.connection, agent, command_line, parallel)
         forward_signals(worker.stop)
         worker.work()
@@ -88,7 +88,7 @@ class Worker:
                 pass  # signal handlers run between the attempts
 
     def _claim(self) -> Task | None:
-        retries: dict[str, Any] = {"patience": math.inf, "pause": self._pause}
+        retries: dict[str, Any] = {"retry_timeout": math.inf, "pause": self._pause}
         try:
             if not self._is_registered:
                 self._register(**retries)

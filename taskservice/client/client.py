@@ -8,7 +8,7 @@ from typing import Any, overload
 from uuid import uuid4
 
 from taskservice.client.current_task import current_task_id
-from taskservice.client.http import PATIENCE_SECONDS, REPEAT_SECONDS, WAIT_SECONDS, Connection
+from taskservice.client.http import REPEAT_SECONDS, RETRY_SECONDS, WAIT_SECONDS, Connection
 from taskservice.client.objects import (
     Agent,
     Annotations,
@@ -68,7 +68,7 @@ class Client:
         self,
         url: str | None = None,
         apikey: str | None = None,
-        retry_timeout: float = PATIENCE_SECONDS,
+        retry_timeout: float = RETRY_SECONDS,
     ) -> None:
         self.connection = Connection(url, apikey, retry_timeout)
 

@@ -32,19 +32,22 @@ MAX_PAUSE = 3600.0  # whatever `Retry-After` says
 WAIT_SECONDS = 30  # how long a request asks the service to wait for a change
 # The service may respond to a waiting request immediately: the next one is sent after this time.
 REPEAT_SECONDS = 1.0
-PATIENCE_SECONDS = 60.0  # how long a call is retried before it fails, by default
+RETRY_SECONDS = 60.0  # how long a call is retried before it fails, by default
 
 
 class Connection:
     """A connection to the service with one API key; threads may share it."""
 
     def __init__(
-        self, url: str | None = None, apikey: str | None = None, patience: float = PATIENCE_SECONDS
+        self,
+        url: str | None = None,
+        apikey: str | None = None,
+        retry_timeout: float = RETRY_SECONDS,
     ) -> None:
         """The defaults are from the environment, or stored by `login`. Raises SettingError."""
         default_url, default_key = ("", "") if url and apikey else stored_settings(url)
         self.url = checked_url(url or default_url)
-        self.patience = patience
+        self.retry_timeout = retry_timeout
         self._apikey = _checked_key(apikey or default_key)
         self._has_responded = False
         # A session of `requests` must not be shared by threads.
@@ -63,17 +66,17 @@ class Connection:
         expected: Expected[T],
         *,
         wait: int = 0,
-        patience: float | None = None,
+        retry_timeout: float | None = None,
         pause: Callable[[float, TaskServiceError], None] = lambda seconds, _: time.sleep(seconds),
         **options: Any,
     ) -> Response[T]:
-        """Make a request that may be repeated, and retry it for `patience` seconds.
+        """Make a request that may be repeated, and retry it for `retry_timeout` seconds.
 
         The service may take `wait` seconds to respond. `pause` waits for the next attempt, and may
-        raise an error. Raises TaskServiceError; a temporary one only after `patience`.
+        raise an error. Raises TaskServiceError; a temporary one only after `retry_timeout`.
         """
-        patience = self.patience if patience is None else patience
-        until = time.monotonic() + patience
+        retry_timeout = self.retry_timeout if retry_timeout is None else retry_timeout
+        until = time.monotonic() + retry_timeout
         has_wait = wait > 0
         if has_wait:
             self._local.repeat_at = time.monotonic() + REPEAT_SECONDS
@@ -92,12 +95,12 @@ class Connection:
                 is_known = self._has_responded and isinstance(error, responses.NotTheService)
                 is_temporary = is_known or isinstance(error, responses.RETRYABLE)
                 # The version of the service seldom changes while a caller waits.
-                is_final = isinstance(error, responses.OtherVersion) and patience < math.inf
+                is_final = isinstance(error, responses.OtherVersion) and retry_timeout < math.inf
                 if is_final or not is_temporary:
                     raise
                 if wait:
                     # The service may be reachable: many proxies cut off a request that takes long.
-                    until, wait = time.monotonic() + patience, 0
+                    until, wait = time.monotonic() + retry_timeout, 0
                     continue
                 seconds = pause_after(error, next(pauses))
                 if time.monotonic() + seconds > until:

@@ -320,7 +320,7 @@ class Outbox:
         """Raise the reason to stop waiting for the sender, if there is one."""
         if sender.stop_reason is not None:
             raise sender.stop_reason
-        if time.monotonic() - max(sender.last_response_at, began) > self._connection.patience:
+        if time.monotonic() - max(sender.last_response_at, began) > self._connection.retry_timeout:
             raise sender.outage or responses.Unreachable(f"{self._connection.url} does not respond")
 
     def drop(self) -> None:

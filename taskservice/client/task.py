@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 from taskservice import terms
 from taskservice.client import responses, spool
-from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
+from taskservice.client.http import RETRY_SECONDS, WAIT_SECONDS, Connection
 from taskservice.client.responses import (
     Expected,
     Failure,
@@ -162,9 +162,9 @@ def ask(
         question = post(**options).data
         while question["state"] == terms.OPEN:
             path = path_to("task", task_id, "question", question["id"])
-            patience = max(until - time.monotonic(), PATIENCE_SECONDS)
+            retry_timeout = max(until - time.monotonic(), RETRY_SECONDS)
             question = connection.call(
-                "GET", path, _QUESTION, wait=WAIT_SECONDS, patience=patience, **options
+                "GET", path, _QUESTION, wait=WAIT_SECONDS, retry_timeout=retry_timeout, **options
             ).data
             if question["state"] == terms.OPEN:
                 time.sleep(connection.seconds_before_repeat())
@@ -172,9 +172,9 @@ def ask(
         raise
     except BaseException:
         with suppress(TaskServiceError):
-            opened = post(patience=WITHDRAW_SECONDS).data
+            opened = post(retry_timeout=WITHDRAW_SECONDS).data
             path = path_to("task", task_id, "question", opened["id"])
-            connection.call("DELETE", path, _QUESTION, patience=WITHDRAW_SECONDS)
+            connection.call("DELETE", path, _QUESTION, retry_timeout=WITHDRAW_SECONDS)
         raise
     if question["state"] != terms.ANSWERED:
         _raise_reason(connection, task_id, question)
@@ -201,7 +201,7 @@ def ask_alone(
     The default agent is `ask`, or the agent of an agent key.
     """
     # The time limit for the start of the task, without which nothing can be asked.
-    options_of_start = {**options, "patience": min(seconds_open(timeout), PATIENCE_SECONDS)}
+    options_of_start = {**options, "retry_timeout": min(seconds_open(timeout), RETRY_SECONDS)}
     if agent_id is None and connection.agent_key_hint:
         user = connection.call("GET", "/user", responses.USER, **options_of_start).data
         agent_id = user["key"]["agentId"]
@@ -441,7 +441,7 @@ class Task:
         Raises:
             TaskCancelled: The task was cancelled. Stop working.
             NotFound: The task was deleted. Stop working.
-            Unreachable: 16 MiB are waiting, and the service has not responded for `patience`
+            Unreachable: 16 MiB are waiting, and the service has not responded for `retry_timeout`
                 seconds. The waiting lines are sent later.
         """
         self.log_at(spool.now(), " ".join(map(str, values)))
@@ -721,7 +721,7 @@ class Task:
         """Iterate over the lines as they arrive, until the task ends. Blocks between the lines.
 
         Resumes after a lost connection or a restart of the service that lasts for up to
-        `patience` seconds; no line is skipped or repeated. Afterwards `status`, `error` and
+        `retry_timeout` seconds; no line is skipped or repeated. Afterwards `status`, `error` and
         `output` are final.
 
         Args:

@@ -150,7 +150,7 @@ class Run:
         ]
 
         def start_task() -> None:
-            limits = {"patience": START_SECONDS, "timeout": (2.0, 3.0)}
+            limits = {"retry_timeout": START_SECONDS, "timeout": (2.0, 3.0)}
             try:
                 self._start_task(is_strict=is_strict, is_late=False, **limits)
                 reasons.clear()
@@ -171,7 +171,7 @@ class Run:
             self._on_full_disk(error)
             self._spool = Spool(None)
         sender = Sender(
-            self._connection, self._spool, WRITER, partial(self._start_task, patience=0),
+            self._connection, self._spool, WRITER, partial(self._start_task, retry_timeout=0),
             heartbeat=self._heartbeat, on_stop=self._on_stop, on_outage=self._on_outage,
         )  # fmt: skip
         if self._saved.task_id is not None:
@@ -431,7 +431,9 @@ def _is_owner(user: Mapping[str, Any], run: SavedRun) -> bool:
 
 def _send_left(connection: Connection, run: SavedRun, spool: Spool) -> bool:
     lines = plural(spool.count(), "line")
-    sender = Sender(connection, spool, WRITER, partial(run.ensure_task, connection, patience=0))
+    sender = Sender(
+        connection, spool, WRITER, partial(run.ensure_task, connection, retry_timeout=0)
+    )
     sender.start()
     unknown = failed("The exit status is unknown: `taskservice run` was killed")
     is_done = deliver(sender, run, run.report or unknown, threading.Event())

@@ -227,7 +227,7 @@ def test_cancelled_task_is_no_decision(machine: AgentMachine) -> None:
 
 @pytest.mark.parametrize("lacking", ["service", "key", "login", "right key"])
 def test_prompt_that_cannot_be_asked_is_no_decision(machine: AgentMachine, lacking: str) -> None:
-    machine.patch("from taskservice.cli import approve; approve.REACH = {'patience': 0.3}")
+    machine.patch("from taskservice.cli import approve; approve.REACH = {'retry_timeout': 0.3}")
     if lacking == "service":
         machine.url = f"http://127.0.0.1:{unused_port()}"
     elif lacking == "right key":

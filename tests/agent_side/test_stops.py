@@ -25,7 +25,7 @@ def test_report_with_a_later_retry_raises_soon(remote_alice: RemoteClient) -> No
         reporting = threads.submit(task.report, name="new")
         until(lambda: any(map(is_report, between.requests)))
         remote_alice.cancel(task.data)
-        # After its own patience of 90 s it would raise Unavailable.
+        # After 90 s of retries it would raise Unavailable.
         assert isinstance(reporting.exception(PATIENCE_SECONDS), TaskCancelled)
 
 

@@ -32,12 +32,12 @@ GIVE_UP_SOON = """
 from taskservice.cli import service_client, task
 from taskservice.runner import run
 
-service_client.PATIENCE_SECONDS = service_client.PERSON_SECONDS = 0.3
-task.LONG_PATIENCE_SECONDS = run.MIN_SILENCE_SECONDS = 0.3
+service_client.PROGRAM_SECONDS = service_client.PERSON_SECONDS = 0.3
+task.FOLLOW_SECONDS = run.MIN_SILENCE_SECONDS = 0.3
 
 def start_task(self, original=run.Run._start_task, **options):
     # Limits only the retries: a slow response is still waited for.
-    return original(self, **options | {"patience": min(options["patience"], 0.3)})
+    return original(self, **options | {"retry_timeout": min(options["retry_timeout"], 0.3)})
 
 run.Run._start_task = start_task
 """
