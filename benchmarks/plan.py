@@ -51,7 +51,7 @@ def lines(
     )  # fmt: skip
     processes = AGENTS / most(GROW)
     yield _quotient("processes of the service, fully busy", AGENTS, most(GROW), "processes")
-    yield _quotient("processors of PostgreSQL", AGENTS, most(ALONE), "processors")
+    yield _quotient("CPUs of PostgreSQL", AGENTS, most(ALONE), "CPUs")
     yield (
         "connections of twice these processes, without PgBouncer",
         f"2 × {processes:.1f} × {CONNECTIONS}",
