@@ -93,7 +93,7 @@ def interleaved(
     return figures
 
 
-HEAD = ("path", "ours", "beside", "ratio", "goal", "reached")
+HEAD = ("path", "ours", "yardstick", "ratio", "goal", "reached")
 
 
 def cells(row: Row) -> list[str]:

@@ -26,13 +26,11 @@ from tests.support.documents import (
     linked,
     links,
     paths,
-    prose,
     section,
     table,
 )
 from tests.support.packages import EXTRAS, dependencies
 from tests.support.service import Service
-from tests.support.words import ODD
 
 README = "README.md"
 CLIENT = "docs/reference/python-client.md"
@@ -293,23 +291,6 @@ def test_every_message_that_is_explained_is_in_the_code() -> None:
 def wildcards(text: str) -> re.Pattern[str]:
     """The text with anything instead of each …"""
     return re.compile(".*".join(map(re.escape, text.split("…"))), re.DOTALL)
-
-
-# How many of them a document from before this rule has at most; a number may only shrink.
-STILL_ODD = {
-    "benchmarks/README.md": 2,
-}
-
-
-@pytest.mark.parametrize("name", sorted(set(DOCUMENTS) - {"CHANGELOG.md"}))
-def test_document_has_plain_words(name: str) -> None:
-    # What is quoted, where a link leads, and what the code says have their own words.
-    written = re.sub(
-        f"{reference_pages.START}.*{reference_pages.END}", "", prose(name), flags=re.DOTALL
-    )
-    text = re.sub(r"`[^`]*`|\]\([^)]*\)", "", written).replace("\n", " ")
-    phrases = ODD.findall(text)
-    assert len(phrases) <= STILL_ODD.get(name, 0), phrases
 
 
 def test_make_targets_that_are_named_are_there() -> None:

@@ -11,7 +11,8 @@ import click
 from flask import Flask
 
 from taskservice import cli
-from tests.support.documents import ROOT
+from tests.support import documents
+from tests.support.documents import DOCUMENTS, ROOT
 from tests.support.marks import one_database
 from tests.support.words import FILLERS, ODD
 
@@ -78,6 +79,15 @@ def test_comments_of_tests_have_plain_words() -> None:
         name: phrases
         for name, source in sources.items()
         if (phrases := odd_phrases([*comments(source), *docstrings(source)]))
+    } == {}
+
+
+def test_documents_have_plain_words() -> None:
+    # Without the addresses of links, and comments.
+    omitted = re.compile(r"(?<=\])\([^)]*\)|<!--.*?-->", re.DOTALL)
+    texts_of = {name: omitted.sub("", documents.prose(name)) for name in DOCUMENTS}
+    assert {
+        name: phrases for name, text in texts_of.items() if (phrases := odd_phrases([text]))
     } == {}
 
 
