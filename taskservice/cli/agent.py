@@ -88,7 +88,9 @@ def list_all(as_json: bool) -> None:
     type=options.Duration(maximum=MAX_TIMEOUT),
     help="Maximum time from one start of a task to the next, such as 25h; 0 to expect none.",
 )
-@options.text_option("--cron", help="Cron expression with five fields: when tasks are expected.")
+@options.text_option(
+    "--cron", help="When tasks are expected, as a cron expression with five fields."
+)
 @options.text_option("--time-zone", "timeZone", help="Time zone of --cron (default: UTC).")
 @click.option(
     "--grace",

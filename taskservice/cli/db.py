@@ -36,10 +36,7 @@ def command() -> None:
 
 @command.command("upgrade")
 def upgrade() -> None:
-    """Migrate the database to the newest revision.
-
-    The revision is printed.
-    """
+    """Migrate the database to the newest revision, and print it."""
     with service_app(may_create=True):
         print_line(migrations.head())
 
@@ -80,7 +77,7 @@ def back_up(file: Path, force: bool) -> None:
 
 @command.command("restore", "/backup/taskservice.db")
 @click.argument("file", type=click.Path(path_type=Path))
-@options.flag("--force", help="Replace an existing database; it is saved as a file next to it.")
+@options.flag("--force", help="Replace an existing database, which is saved as a file next to it.")
 def restore_(file: Path, force: bool) -> None:
     """Replace the SQLite database by the backup FILE. Stop the service first.
 
@@ -110,7 +107,7 @@ def restore_(file: Path, force: bool) -> None:
 def copy_(source: URL, target: URL, as_json: bool) -> None:
     """Copy a database into an empty one, and compare both.
 
-    FROM and TO are an SQLite file or a postgresql:// URL each. Neither may be in use. If the copy
+    FROM and TO each are an SQLite file or a postgresql:// URL. Neither may be in use. If the copy
     is interrupted, run the same command again to resume it.
     """
     prepare_files()

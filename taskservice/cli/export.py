@@ -57,7 +57,7 @@ def import_command(as_json: bool) -> None:
     """Import an export from stdin: all of it or nothing.
 
     Tasks and hooks retain their IDs, and those that already exist are skipped. Nobody is notified,
-    and imported hooks are off. The error names the line that the API would refuse.
+    and imported hooks are off. An error names the line of the export.
     """
     with service_app():
         try:

@@ -84,8 +84,8 @@ def _fields(function: Any) -> Any:
             "--answer-links/--no-answer-links",
             "answerLinks",
             default=None,
-            help="Whether the message of a question contains a link; anyone who has it can answer "
-            "(default: no).",
+            help="Whether messages of questions contain a link with which anyone can answer, "
+            "without a key (default: no).",
         ),
         click.option(
             "--after",
@@ -221,7 +221,7 @@ def turn_on(hook_id: str, as_json: bool) -> None:
 @hook_argument
 @options.json_object
 def turn_off(hook_id: str, as_json: bool) -> None:
-    """Turn off a hook. Pending messages wait for a day."""
+    """Turn off a hook. Pending messages wait for up to a day."""
     _set_state(hook_id, as_json, OFF, "off")
 
 

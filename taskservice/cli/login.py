@@ -63,7 +63,7 @@ def _save(profiles: Mapping[str, Mapping[str, str]]) -> None:
 @options.command("taskservice logout", "", "--profile team")
 @_profile_option("remove")
 def logout_command(profile: str | None) -> None:
-    """Remove the stored address and key. The key itself stays valid until it is revoked."""
+    """Remove the stored URL and key. The key itself stays valid until it is revoked."""
     name = profile or http.chosen_profile()
     with service_client.one_line_errors():
         profiles = http.load_profiles()

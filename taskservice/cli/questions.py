@@ -271,12 +271,12 @@ def ask_command(
 ) -> None:
     """Ask a person, and print the answer.
 
-    In a program that `run` or `work` started, its task asks. Elsewhere a task is started for the
-    question, and ends with the answer. If the answer has one field, its value is printed, otherwise
-    the answer as JSON. During an outage of the service, the command continues to wait. A signal
-    withdraws the question, or cancels the task that was started for it. Exit status: 0 answered,
-    1 declined, 3 no answer in time, 4 the task has ended or the question was withdrawn, 69 the
-    service stayed unavailable or refused the question.
+    In a program that `run` or `work` started, the task of the program asks. Elsewhere a task is
+    started for the question, and ends with the answer. If the answer has one field, its value
+    is printed, otherwise the answer as JSON. During an outage of the service, the command
+    continues to wait. A signal withdraws the question, or cancels the task that was started for
+    it. Exit status: 0 answered, 1 declined, 3 no answer in time, 4 the task has ended or the
+    question was withdrawn, 69 the service stayed unavailable or refused the question.
     """
     if choices and schema is not None:
         raise click.UsageError("--choice can't be used with --schema.")
@@ -363,7 +363,7 @@ def progress_command(share: float, note: str | None) -> None:
     """Report the progress of the current task, in a program that `run` or `work` started.
 
     DONE is a fraction (34/68), a percentage (50%) or a number from 0 to 1 (0.5). NOTE describes
-    it in up to 200 characters; without NOTE, the old note stays.
+    the progress in up to 200 characters. Without NOTE, the note does not change.
     """
     noted = {} if note is None else {"note": Masker(os.environ).mask_text(note)}
     with program_client() as client:

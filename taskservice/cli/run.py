@@ -57,12 +57,12 @@ def command(
 ) -> None:
     """Run CMD as a task: its output becomes the log, its exit status the outcome.
 
-    The JSON object that CMD writes to the file $TASKSERVICE_OUTPUT becomes the task's output.
-    If there is none, the last line of CMD does, if it is a JSON object. The command
-    exits with the exit status of CMD, or 128 + n if signal n killed CMD. The environment of CMD
-    contains TASKSERVICE_TASK_ID, TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. Its stdout is a
-    pipe, to which many programs print in blocks; with --tty it is a terminal. The values of
-    variables with secrets, such as $API_KEY, are stored and sent as ***.
+    The task's output is the JSON object that CMD writes to the file $TASKSERVICE_OUTPUT, else the
+    last line that CMD prints, if it is a JSON object. The command exits with the exit status of
+    CMD, or 128 + n if signal n killed CMD. The environment of CMD contains TASKSERVICE_TASK_ID,
+    TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. Its stdout is a pipe, to which many programs print
+    in blocks; with --tty it is a terminal. The values of variables with secrets, such as $API_KEY,
+    are stored and sent as ***.
 
     If the service is unavailable or refuses the task, CMD runs anyway, unless --strict is
     given, and unsent data stays on the disk for --resend. A callback, input, label, name,

@@ -19,10 +19,10 @@ COLOURS = dict.fromkeys(ATTENTION, "31") | dict.fromkeys((QUESTION, LATE, NO_WOR
 def command(as_json: bool) -> None:
     """Print what needs attention.
 
-    That is: open questions, agents whose last task failed or timed out, late agents, tasks that
-    hang, tasks that no worker claims, callbacks that failed in the last 7 days, hooks that fail or
-    are off, and an old backup of the service. Exit status: 0 nothing, 1 something, 2 wrong use or
-    key, 69 the service is unavailable.
+    This includes open questions, agents whose last task failed or timed out, late agents, tasks
+    that hang, tasks that no worker claims, callbacks that failed in the last 7 days, hooks that
+    fail or are off, and an old backup of the service. Exit status: 0 nothing, 1 something, 2
+    wrong use or key, 69 the service is unavailable.
     """
     with service_client(failure=UNAVAILABLE) as client:
         items = client.attention()

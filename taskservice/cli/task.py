@@ -205,10 +205,10 @@ def logs(task_id: str, is_followed: bool, **others: Any) -> None:
 )
 @options.json_object
 def new_lines(task_id: str, against: str | None, as_json: bool) -> None:
-    """Print the lines that the last good run did not have.
+    """Print the lines that are new since the last good run.
 
-    Numbers, times, IDs and temporary paths are taken as equal. Exit status: 0 compared, 1 no such
-    task or no good run, 2 wrong use or key, 69 the service is unavailable.
+    Different numbers, times, IDs and temporary paths do not make a line new. Exit status:
+    0 compared, 1 no such task or no good run, 2 wrong use or key, 69 the service is unavailable.
     """
     with service_client(failure=UNAVAILABLE) as client:
         path = path_to("task", find_task_id(client, task_id), "new-lines")
@@ -450,9 +450,9 @@ def grep_command(
     """Search the logs of all tasks for TEXT.
 
     Each line that contains TEXT is printed as ID:LINE: text, the newest task first. On a terminal,
-    it is LINE: text under the ID, the agent and the name of its task. TEXT is taken literally;
-    ASCII letters match in any case. Exit status: 0 found, 1 not found, 2 wrong use or key, 69 the
-    service is unavailable.
+    it is printed as LINE: text, under a heading with the ID, the agent and the name of the task.
+    TEXT is taken literally; ASCII letters match in any case. Exit status: 0 found, 1 not found,
+    2 wrong use or key, 69 the service is unavailable.
     """
     query["limit"] = str(min(limit or terms.MAX_LIMIT, terms.MAX_LIMIT))
     query["label"] = [f"{key}:{value}" for key, value in (query.pop("labels") or {}).items()]

@@ -113,7 +113,7 @@ def list_keys(as_json: bool) -> None:
 @click.argument("key_id", type=options.text, required=False)
 @options.text_option("--user", metavar="NAME", help="Revoke all keys of this user.")
 def revoke(key_id: str | None, user: str | None) -> None:
-    """Revoke a key, or all keys of a user. The next request with it is refused."""
+    """Revoke a key, or all keys of a user. Requests with a revoked key are refused."""
     if (key_id is None) == (user is None):
         raise click.UsageError("Give KEY_ID or --user.")
     with service_app():
