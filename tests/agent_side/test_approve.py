@@ -4,55 +4,21 @@ import json
 import signal
 import subprocess
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jsonschema_rs
 import pytest
 
 from tests.support.agent_machine import AgentMachine, Command, kill
 from tests.support.api_client import RemoteClient
 from tests.support.documents import Terminal, block_in
-from tests.support.receiver import Receiver, silence, unused_port
+from tests.support.permission_prompts import CLAUDE, CODEX, decision
+from tests.support.receiver import Behaviour, Receiver, drip, silence, unused_port
 from tests.support.service import Service
 from tests.support.waiting import until
 
 Json = dict[str, Any]
-BASH = {"command": "rm -rf build", "description": "Remove the build"}
-# As Claude Code documents it: https://code.claude.com/docs/en/hooks.
-CLAUDE = {
-    "session_id": "abc123de-0000-4000-8000-00000000beef",
-    "transcript_path": "/home/ann/.claude/projects/website/abc123.jsonl",
-    "cwd": "/home/ann/website", "permission_mode": "default",
-    "hook_event_name": "PermissionRequest", "tool_name": "Bash", "tool_input": BASH,
-    "permission_suggestions": [{"type": "toolAlwaysAllow", "tool": "Bash"}],
-}  # fmt: skip
-# All that the schema of Codex requires.
-CODEX = {
-    "session_id": "01a20e63-9249-7000-8000-00000000cafe", "turn_id": "7",
-    "transcript_path": None, "cwd": "/home/ann/website", "permission_mode": "default",
-    "hook_event_name": "PermissionRequest", "model": "any", "tool_name": "Bash",
-    "tool_input": BASH,
-}  # fmt: skip
-# What Codex takes: the fields of permission-request.command.output.schema.json in its repository
-# (Apache-2.0), without those that deny at once, for which it has no meaning yet.
-OUTPUT = {
-    "type": "object", "additionalProperties": False, "required": ["hookSpecificOutput"],
-    "properties": {"hookSpecificOutput": {
-        "type": "object", "additionalProperties": False,
-        "required": ["hookEventName", "decision"],
-        "properties": {
-            "hookEventName": {"const": "PermissionRequest"},
-            "decision": {
-                "type": "object", "additionalProperties": False, "required": ["behavior"],
-                "properties": {
-                    "behavior": {"enum": ["allow", "deny"]},
-                    "message": {"type": "string", "minLength": 1},
-                },
-            },
-        },
-    }},
-}  # fmt: skip
 
 
 def start(machine: AgentMachine, prompt: Json | str = CLAUDE, *options: str) -> Command:
@@ -78,12 +44,6 @@ def answer_to(person: RemoteClient, task: Json, question: Json, **content: Any) 
 def ended(process: Command) -> tuple[int, str, list[str]]:
     printed, notices = process.communicate(timeout=60)
     return process.returncode, printed, notices.splitlines()
-
-
-def decision(printed: str) -> Json:
-    output = json.loads(printed)
-    jsonschema_rs.validate(OUTPUT, output)
-    return dict(output["hookSpecificOutput"]["decision"])
 
 
 def check_no_answer(machine: AgentMachine, process: Command, reason: str) -> None:
@@ -238,11 +198,13 @@ def test_prompt_that_cannot_be_asked_is_no_decision(machine: AgentMachine, lacki
     check_no_answer(machine, start(machine), "the agent asks in its terminal")
 
 
-def test_service_that_never_responds_is_no_decision(machine: AgentMachine) -> None:
+@pytest.mark.parametrize("behaviour", [silence, drip(b"HTTP/1.1 200 OK\r\n" * 99, every=0.1)])
+def test_service_that_never_responds_is_no_decision(
+    machine: AgentMachine, behaviour: Behaviour
+) -> None:
     machine.patch("from taskservice.cli import approve; approve.REACH['timeout'] = 0.3")
-    with Receiver() as silent:
-        silent.answer = silence
-        machine.url = silent.url
+    with Receiver(answer=behaviour) as slow:
+        machine.url = slow.url
         check_no_answer(machine, start(machine), "no response in time")
 
 
@@ -427,15 +389,28 @@ def test_large_prompt_takes_little_memory(machine: AgentMachine) -> None:
     assert decision(ended(process)[1])["behavior"] == "deny"
 
 
-@pytest.mark.parametrize(("part", "prompt"), [("settings.json", CLAUDE), ("hooks.json", CODEX)])
+@pytest.mark.parametrize(
+    ("part", "prompt"),
+    [
+        ("approvals: settings.json", CLAUDE),
+        ("approvals: hooks.json", CODEX),
+        ("recipe: night", CLAUDE),
+    ],
+)
 def test_documented_hook(
     agents_terminal: Terminal, machine: AgentMachine, tmp_path: Path, part: str, prompt: Json
 ) -> None:
-    [group] = json.loads(block_in("guides", f"approvals: {part}"))["hooks"]["PermissionRequest"]
+    [group] = json.loads(block_in("guides", part))["hooks"]["PermissionRequest"]
     [hook] = group["hooks"]
-    assert (hook["type"], hook["timeout"]) == ("command", 600)
     (tmp_path / "prompt.json").write_text(json.dumps(prompt))
     agents_terminal.run(f"({hook['command']}) < {tmp_path}/prompt.json > {tmp_path}/out.json &")
-    answer_to(machine.user, *asked(machine.user), decision="allow")
+    task, question = asked(machine.user)
+    asked_at, expires_at = (
+        datetime.fromisoformat(question[name]) for name in ("askedAt", "expiresAt")
+    )
+    # The question expires a little before the agent ends the hook.
+    assert hook["type"] == "command"
+    assert 30 <= hook["timeout"] - (expires_at - asked_at).total_seconds() <= 60
+    answer_to(machine.user, task, question, decision="allow")
     agents_terminal.run("wait")
     assert decision((tmp_path / "out.json").read_text()) == {"behavior": "allow"}

@@ -13,9 +13,10 @@ import pytest
 import requests
 from playwright.sync_api import Browser, expect
 
-from tests.support.agent_machine import AgentMachine
+from tests.support.agent_machine import AgentMachine, Command
 from tests.support.api_client import RemoteClient
 from tests.support.browser import Visitor, check_accessible
+from tests.support.permission_prompts import CLAUDE, CODEX, decision
 from tests.support.readiness import is_up
 from tests.support.receiver import Receiver, answer
 from tests.support.requirements import needs
@@ -129,6 +130,62 @@ def test_phone_is_told_of_a_failure_and_answers_a_script(
     assert script.returncode == 0
     assert printed.splitlines()[-1] == "yes"
     visitor.close()
+
+
+def prompted(machine: AgentMachine, prompt: dict[str, Any], *options: str) -> Command:
+    """The hook of a coding agent that shows this permission prompt."""
+    machine.settings["CLAUDECODE"] = "1"
+    process = machine.spawn("approve", *options, stdin=subprocess.PIPE)
+    process.stdin.write(json.dumps(prompt))
+    process.stdin.close()
+    process.stdin = None  # type: ignore[assignment]
+    return process
+
+
+def notify_of_questions(person: RemoteClient, topic: str) -> None:
+    hook = {"format": "ntfy", "answerLinks": True, "events": ["task.asks"]}
+    person.write("POST", "/hook", target=topic, **hook)
+
+
+def tap(button: dict[str, Any]) -> requests.Response:
+    """What the app does when somebody taps a button of a message."""
+    return requests.request(
+        button["method"], button["url"], headers=button["headers"], data=button["body"]
+    )
+
+
+@pytest.mark.parametrize(("agent", "prompt"), [("claude-code", CLAUDE), ("codex", CODEX)])
+def test_tap_on_the_phone_answers_a_coding_agent(
+    alice: RemoteClient, machine: AgentMachine, ntfy: str, agent: str, prompt: dict[str, Any]
+) -> None:
+    topic = f"{ntfy}/{agent}"
+    notify_of_questions(alice, topic)
+    process = prompted(machine, prompt)
+    question = message(topic, 1)
+    assert question["title"] == f"{agent} asks"
+    assert "rm -rf build" in question["message"]
+    allow, deny = question["actions"]
+    assert (allow["label"], deny["label"]) == ("allow", "deny")
+    assert tap(allow).ok
+    printed, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert decision(printed) == {"behavior": "allow"}
+    assert tap(deny).status_code == 404
+
+
+def test_tap_after_the_timeout_allows_nothing(
+    alice: RemoteClient, machine: AgentMachine, ntfy: str
+) -> None:
+    notify_of_questions(alice, f"{ntfy}/late")
+    # Time enough for the message, whose buttons exist only while the question is open.
+    process = prompted(machine, CLAUDE, "--timeout", "10s")
+    allow, _ = message(f"{ntfy}/late", 1)["actions"]
+    printed, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, printed) == (0, "")
+    tapped = tap(allow)
+    assert tapped.status_code == 404
+    assert "It has expired" in tapped.text
+    (task,) = alice.tasks()
+    assert (task["status"], task["output"]) == ("error", {})
 
 
 def test_page_of_a_hook_is_short_on_a_phone(visitor: Visitor, alice: RemoteClient) -> None:

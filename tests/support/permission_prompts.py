@@ -1,0 +1,50 @@
+"""The permission prompts of coding agents, as their hooks get them, and what they take."""
+
+import json
+from typing import Any
+
+import jsonschema_rs
+
+Json = dict[str, Any]
+BASH = {"command": "rm -rf build", "description": "Remove the build"}
+# As Claude Code documents it: https://code.claude.com/docs/en/hooks.
+CLAUDE = {
+    "session_id": "abc123de-0000-4000-8000-00000000beef",
+    "transcript_path": "/home/ann/.claude/projects/website/abc123.jsonl",
+    "cwd": "/home/ann/website", "permission_mode": "default",
+    "hook_event_name": "PermissionRequest", "tool_name": "Bash", "tool_input": BASH,
+    "permission_suggestions": [{"type": "toolAlwaysAllow", "tool": "Bash"}],
+}  # fmt: skip
+# All that the schema of Codex requires.
+CODEX = {
+    "session_id": "01a20e63-9249-7000-8000-00000000cafe", "turn_id": "7",
+    "transcript_path": None, "cwd": "/home/ann/website", "permission_mode": "default",
+    "hook_event_name": "PermissionRequest", "model": "any", "tool_name": "Bash",
+    "tool_input": BASH,
+}  # fmt: skip
+# What Codex takes: the fields of permission-request.command.output.schema.json in its repository
+# (Apache-2.0), without those that deny at once, for which it has no meaning yet.
+OUTPUT = {
+    "type": "object", "additionalProperties": False, "required": ["hookSpecificOutput"],
+    "properties": {"hookSpecificOutput": {
+        "type": "object", "additionalProperties": False,
+        "required": ["hookEventName", "decision"],
+        "properties": {
+            "hookEventName": {"const": "PermissionRequest"},
+            "decision": {
+                "type": "object", "additionalProperties": False, "required": ["behavior"],
+                "properties": {
+                    "behavior": {"enum": ["allow", "deny"]},
+                    "message": {"type": "string", "minLength": 1},
+                },
+            },
+        },
+    }},
+}  # fmt: skip
+
+
+def decision(printed: str) -> Json:
+    """The decision in what a hook has printed."""
+    output = json.loads(printed)
+    jsonschema_rs.validate(OUTPUT, output)
+    return dict(output["hookSpecificOutput"]["decision"])
