@@ -50,7 +50,7 @@ WRITER_WAIT = "longest wait of a writer"
 DISK_WAIT = "longest wait of a plain file on the same disk"
 TASKS_REMOVED = "while tasks are removed"
 LOG_REMOVED = "while this log is removed"
-BESIDE_TABS = f"95th percentile of a GET beside {paths.TABS} tabs, to that without"
+BESIDE_TABS = f"95th percentile of a GET with {paths.TABS} open tabs, to that without tabs"
 GOALS = {
     goal.path: goal
     for goal in (
