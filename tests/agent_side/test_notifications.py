@@ -207,6 +207,6 @@ def test_documented_body_of_an_event_is_what_is_sent(
 
 
 def test_table_has_every_event_those_told_by_default_first() -> None:
-    documented = [row[0].strip("`") for row in table(GUIDE, "## Events")]
+    documented = [row[0].strip("`") for row in table(GUIDE, "## Events of a hook")]
     assert set(documented) == set(EVENTS)
     assert set(documented[: len(DEFAULT_EVENTS)]) == set(DEFAULT_EVENTS)
