@@ -65,7 +65,7 @@ def exit_with_error(message: str, code: int = 1) -> NoReturn:
 
 
 def print_log_line(text: str) -> None:
-    """Print a line of a log: with its colours, reset at its end, on a terminal; else unchanged."""
+    """Print a line of a log: on a terminal with its colours, reset at its end; else unchanged."""
     if sys.stdout.isatty():
         text = _COLOUR_OR_UNSAFE.sub(lambda match: match[1] or _escape(match), text)
         if "\x1b" in text and not text.endswith(_PLAIN):

@@ -42,8 +42,8 @@ def list_all(caller: Caller) -> Response:
 def create(caller: Caller, body: dict[str, Any]) -> Response:
     """Create a hook.
 
-    The target gets a signed webhook for each event from now on, or messages in a format for
-    people: one message for all that happened at one time, and at most one in 30 s.
+    The target gets a signed webhook for each event from now on, or messages in a format for people:
+    events of the same time become one message, with at most one message in 30 s.
     """
     hook = hooks.create(caller, body)
     return responses.dump(hook_schema, hook, 201, headers={"Location": f"hook/{hook.id}"})

@@ -94,7 +94,8 @@ class Forwarder:
 
     def __init__(self, client: Client, url: str) -> None:
         self._client, self._url = client, url
-        # One for all: Python loses a signal that arrives while a session is being finalized.
+        # One session for all requests: Python loses a signal that arrives while one is being
+        # finalized.
         self._session = Session(Limits(MAX_RESPONSE_BYTES))
         # Like the service: without the proxies and passwords of the environment, and cookies.
         self._session.trust_env = False

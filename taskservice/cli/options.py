@@ -50,7 +50,7 @@ A_CENTURY = 36_600 * 86_400  # in seconds, rounded up to whole days
 
 
 def time_before(ctx: click.Context, param: click.Parameter, seconds: int | None) -> str | None:
-    """The time that was as long ago as a Duration; None without one."""
+    """The time that was this Duration ago; None without one."""
     return None if seconds is None else (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
 
 

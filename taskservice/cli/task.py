@@ -399,7 +399,7 @@ class _Lines(NamedTuple):
     text: str | None = None
 
     def to_read(self, task: Task) -> tuple[int, bool]:
-        """The number of the last line before the ones to read, and whether to read their times."""
+        """The number of the line before the first one to read, and whether to read times."""
         after = 0 if self.tail is None else max(task.data["logCount"] - self.tail, 0)
         return after, self.times or self.as_json or self.since is not None
 

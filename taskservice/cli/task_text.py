@@ -31,8 +31,7 @@ COLOURS = {
 # Lengths of the shown prefixes of IDs: the milliseconds; the milliseconds and 12 random bits.
 SHORT_ID, LONGER_ID = 13, 18
 MAX_CELL = 60
-# The maximum number of tasks whose last lines are read, since their error has no reason; and of
-# lines.
+# If errors have no reason: how many tasks are searched for one, and in how many of the last lines.
 MAX_LOGS, END_LINES = 20, 100
 
 

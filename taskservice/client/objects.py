@@ -42,8 +42,8 @@ class Attention(TypedDict):
     """An item that needs a person's attention; `text` is one line.
 
     `kind` is "question", "broken", "late", "hanging", "no_worker", "callback_failed",
-    "hook_failing", "hook_off" or "backup_old". `agentId` and `taskId` are None if it is not about
-    one. `since` is an RFC 3339 time.
+    "hook_failing", "hook_off" or "backup_old". `agentId` and `taskId` are None if the item has
+    none. `since` is an RFC 3339 time.
     """
 
     kind: str

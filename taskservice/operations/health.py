@@ -40,7 +40,7 @@ MAX_GAP_SECONDS = 60.0
 
 
 def seconds_ago(parameter: str) -> database_now:
-    """SQL for the time that was a number of seconds ago, which the parameter contains."""
+    """SQL for the time some seconds ago; the parameter contains their number."""
     return database_now(-sa.bindparam(parameter, type_=sa.Float()))
 
 

@@ -56,7 +56,7 @@ HELP = {
 
 
 def metric(kind: str, name: str, samples: Mapping[str, float]) -> str:
-    """A metric in Prometheus' text format, 0.0.4; `samples`: what follows its name -> its value."""
+    """A metric in Prometheus' text format, 0.0.4; `samples`: the text after its name -> a value."""
     lines = [f"# HELP taskservice_{name} {HELP[name]}", f"# TYPE taskservice_{name} {kind}"]
     lines += [f"taskservice_{name}{suffix} {value}" for suffix, value in samples.items()]
     return "\n".join([*lines, ""])

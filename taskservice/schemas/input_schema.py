@@ -36,8 +36,8 @@ MAX_BACKSLASHES = 500
 
 # MCP clients drop a tool that has one of these at the root.
 _NOT_AT_ROOT = ("oneOf", "anyOf", "allOf", "not", "if", "enum", "$ref")
-# They would change the target of a `$ref`, belong to other drafts, or let an MCP client repeat a
-# value in a header, which the service would have to compare.
+# Keywords that would change the target of a `$ref`, belong to other drafts, or let an MCP client
+# repeat a value in a header, which the service would have to compare.
 _NOWHERE = {
     "$id", "$anchor", "$dynamicAnchor", "$dynamicRef", "$recursiveAnchor", "$recursiveRef",
     "$schema", "$vocabulary", "dependencies", "x-mcp-header",

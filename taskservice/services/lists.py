@@ -204,8 +204,7 @@ def unindexed(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
 # MAX_SEARCHED more are not enough either, the page ends, and the next page continues from there.
 FIRST_SEARCHED = 500
 MAX_SEARCHED = 20_000
-# Maximum number of tasks of one read, of up to 100 kB each, and of positions that a whole list
-# searches at once.
+# Maximum numbers of one read: of tasks, of up to 100 kB each, and of positions for a whole list.
 TASKS_PER_READ = 100
 POSITIONS_PER_READ = 1_000
 # The number of compiled statements of each kind that are cached.

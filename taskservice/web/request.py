@@ -102,7 +102,7 @@ class Operation:
     responses: Mapping[int, Content] = field(default_factory=dict)
     # The error codes that only some operations have.
     errors: Sequence[str] = ()
-    # Whether it needs no key, and its view no `caller`.
+    # Whether the operation needs no key; its view then gets no `caller`.
     is_public: bool = False
     # Whether agent keys are rejected.
     user_key: bool = False
@@ -146,7 +146,7 @@ def ignore_dates() -> None:
 
 # Maximum size of a body in bytes, unless its operation takes a large one: twice the largest input.
 MAX_SMALL_BODY = 2 * 1024 * 1024
-# The same for a body that needs no key.
+# The same for a request that needs no key.
 MAX_BODY_WITHOUT_KEY = 64 * 1024
 
 # Parsing a larger body takes up to 25 times its size. A batch of `taskservice run` is smaller.

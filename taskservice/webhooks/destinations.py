@@ -60,7 +60,7 @@ def kind_of(address: Address) -> str:
 
 
 def read_address(text: str) -> Address:
-    """The address as systems connect to it: a mapped one is IPv4. Raises ValueError."""
+    """The address that systems connect to: IPv4 for a mapped one. Raises ValueError."""
     address = ip_address(text)
     return getattr(address, "ipv4_mapped", None) or address
 

@@ -9,7 +9,7 @@ from taskservice import terms
 # numbers.
 _WORD = r"(?:[A-Za-z][a-z]{0,11}\d{0,2}|\d{1,4})"
 _WORDS = re.compile(rf"{_WORD}(?:[-_.]{_WORD})*")
-# The number of a webhook: of Slack, such as `B024BE7LH`, or of Discord.
+# The number of a webhook of Slack, such as `B024BE7LH`, or of Discord.
 _NUMBER = re.compile(r"[A-Z][A-Z0-9]{1,11}|\d{1,20}")
 _HIDDEN = "…"
 

@@ -364,7 +364,7 @@ export async function refresh() {
   }
   if (response.type === "opaqueredirect") return endPage("You are signed out.", "sign-in");
   if (response.headers.has("Task-Gone")) return endPage("This task was deleted.");
-  // The page of a link has no header: a link that is no longer valid.
+  // Without the header: the page of a link that is no longer valid.
   if (response.status === 404 && !document.querySelector("header")) location.reload();
   if (response.status === 304 || response.ok) {
     if (document.getElementById("notice").dataset.message) showNotice("");
