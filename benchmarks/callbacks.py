@@ -64,7 +64,7 @@ def main() -> None:
         rate = DUE / seconds_to_post(folder / str(processes), processes)
         print(f"{'webhooks':14} {rate:8.0f} a second, by {processes} process(es) on SQLite")
     quiet, beside = quiet_and_beside_hanging(folder)
-    print(f"{'get one, p95':14} {quiet:8.1f} ms quiet, {during:.1f} ms beside {HANGING} reports "
+    print(f"{'get one, p95':14} {quiet:8.1f} ms quiet, {beside:.1f} ms during {HANGING} reports "
           "whose receivers hang")  # fmt: skip
 
 
