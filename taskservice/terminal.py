@@ -98,10 +98,29 @@ def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: 
         for row in rows:
             print_json(row)
         return
-    # `AGENT` and `CREATED`, as in the other tables.
-    names = (re.sub("(?:Id|At)$", "", name) for name in columns)
-    header = [re.sub("([A-Z])", r" \1", name).upper() for name in names]
+    header = [_words(name).upper() for name in columns]
     print_table([header, *([_cell(name, row[name]) for name in columns] for row in rows)])
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """Print each field of an object on a line, with its time in this machine's time zone."""
+    width = max(len(_words(name)) for name in fields)
+    for name, value in fields.items():
+        text = value
+        if value in (None, ""):
+            text = "-"
+        elif isinstance(value, bool):
+            text = "yes" if value else "no"
+        elif isinstance(value, dict):
+            text = json.dumps(value, ensure_ascii=False)
+        elif name.endswith(("At", "Since", "Until")):
+            text = with_offset(value)
+        print_line(f"{_words(name):{width}}  {text}")
+
+
+def _words(name: str) -> str:
+    """`agentId` is `agent`, and `lastUsedAt` is `last used`."""
+    return re.sub("([A-Z])", r" \1", re.sub("(?:Id|At)$", "", name)).lower()
 
 
 def _cell(name: str, value: Any) -> str:

@@ -1,6 +1,5 @@
 """`taskservice agent`: named programs and workflows."""
 
-import json
 import time
 from collections.abc import Collection
 from typing import Any
@@ -14,7 +13,7 @@ from taskservice.client.responses import AGENT, NUMBERS
 from taskservice.client.spool import rfc3339
 from taskservice.client.task import path_to, register_agent
 from taskservice.quantities import percent, seconds_text
-from taskservice.terminal import local_time, print_json, print_line, print_table, with_offset
+from taskservice.terminal import local_time, print_fields, print_json, print_line, print_table
 from taskservice.terms import BROKEN, CANCELLED, HANGING, LATE, MAX_MUTE_DAYS, MAX_TIMEOUT
 
 DAY_SECONDS = 86_400
@@ -149,13 +148,7 @@ def show(agent_id: str, as_json: bool) -> None:
         return
     health = agent.pop("health")
     del health["recent"]
-    for name, value in (agent | health).items():
-        text = value
-        if value and name.endswith(("At", "Since", "Until")):
-            text = with_offset(value)
-        elif isinstance(value, dict):
-            text = json.dumps(value, ensure_ascii=False)
-        print_line(f"{name + ':':15}{'-' if text in (None, '') else text}")
+    print_fields(agent | health)
 
 
 @command.command("mute", "summarizer 8h")

@@ -13,7 +13,7 @@ from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import delivery_schema
 from taskservice.services import attempts, users
 from taskservice.services import deliveries as delivery_service
-from taskservice.terminal import print_json, print_line, print_rows, with_offset
+from taskservice.terminal import print_fields, print_json, print_line, print_rows
 from taskservice.terms import DELIVERY_STATES
 from taskservice.webhooks import signing
 from taskservice.webhooks.messages import Message
@@ -86,9 +86,7 @@ def show(delivery_id: str, as_json: bool) -> None:
     if as_json:
         print_json(delivery)
         return
-    for name in LIST_COLUMNS:
-        value = with_offset(delivery[name]) if name.endswith("At") else delivery[name]
-        print_line(f"{name + ':':15}{value or '-'}")
+    print_fields({name: delivery[name] for name in LIST_COLUMNS})
     print_line()
     print_rows(delivery["attempts"], ("at", "durationMs", "statusCode", "message"), as_json=False)
 

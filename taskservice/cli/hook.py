@@ -15,10 +15,10 @@ from taskservice.event_kinds import DEFAULT_EVENTS, EVENTS
 from taskservice.terminal import (
     local_time,
     notice,
+    print_fields,
     print_json,
     print_line,
     print_table,
-    with_offset,
 )
 from taskservice.terms import ACTIVE, HOOK_FORMATS, MAX_AFTER, OFF
 from taskservice.webhooks.hook_targets import without_secret
@@ -183,10 +183,7 @@ def show(hook_id: str, as_json: bool) -> None:
     if as_json:
         print_json({**hook, "deliveries": deliveries})
         return
-    fields: dict[str, Any] = {**hook, "events": " ".join(hook["events"])}
-    for name, value in fields.items():
-        text = with_offset(value) if name.endswith("At") else value
-        print_line(f"{name + ':':17}{text or '-'}")
+    print_fields({**hook, "events": " ".join(hook["events"])})
     print_line()
     print_table([DELIVERY_HEADER, *map(_delivery_row, deliveries[:10])], optional=DELIVERY_OPTIONAL)
 

@@ -1,6 +1,7 @@
 """`taskservice agent`: agents listed, registered and deleted."""
 
 import json
+import re
 
 from taskservice.database import clock
 from taskservice.terminal import local_time, with_offset
@@ -86,11 +87,11 @@ def test_agent_is_muted_shown_and_unmuted(machine: AgentMachine) -> None:
     assert muted.stdout == f"loud-agent is muted until {local_time(agent['mutedUntil'])}\n"
     assert clock.now(7.9 * 3_600) < agent["mutedUntil"] <= clock.now(8 * 3_600)
     lines = machine.run("agent", "show", "loud").stdout.splitlines()
-    shown = dict(line.split(":", 1) for line in lines)
-    assert shown["mutedUntil"].strip() == with_offset(agent["mutedUntil"])
-    assert shown["mutedBy"].strip() == agent["mutedBy"]
-    assert shown["name"].strip() == SHOWN
-    assert shown["state"].strip() == "-"
+    shown = dict(re.split("  +", line, maxsplit=1) for line in lines)
+    assert shown["muted until"] == with_offset(agent["mutedUntil"])
+    assert shown["muted by"] == agent["mutedBy"]
+    assert shown["name"] == SHOWN
+    assert shown["state"] == "-"
     (as_json,) = objects(machine.run("agent", "show", "loud", "--json").stdout)
     assert as_json == machine.user.read("/agent/loud-agent?expand=health")
     assert machine.run("agent", "unmute", "loud").stdout == "loud-agent is not muted\n"
